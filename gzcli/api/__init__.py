@@ -129,8 +129,8 @@ def load(
     if precision not in (None, *PRECISIONS):
         raise UsageError(f"there is no precision `{precision}`", hint=f"it is one of {', '.join(PRECISIONS)}")
     run = find_run(f"{PREFIX}{what}" if pretrained else str(what), data=data)
-    where = torch.device(device) if device else pick_device(LaunchSection())
-    return LoadedRun(load_trained(run, where, str(checkpoint), precision))
+    torch_device = torch.device(device) if device else pick_device(LaunchSection())
+    return LoadedRun(load_trained(run, torch_device, str(checkpoint), precision))
 
 
 def datasets() -> list[dict[str, Any]]:
@@ -185,7 +185,7 @@ class LoadedRun:
     @cached_property
     def data(self) -> Data:
         """The data set that it was trained on, at the size of its training."""
-        return open_pack(self.trained.part.data.name, **self.trained.wanted)
+        return open_pack(self.trained.part.data.name, **self.trained.form)
 
     def sample(
         self,
@@ -213,8 +213,8 @@ class LoadedRun:
             raise UsageError(f"`{self.trained.name}` was not trained with labels")
         y = None if labels is None else self._labels(labels, n)
         texts, keywords = {"prompt": list(prompts)} if prompts else {}, self._options("sample", options)
-        how: dict[str, Any] = {"given": texts, "options": keywords, "progress": progress}
-        return sampler.draw(self.trained, n, seed=seed, labels=y, **how)
+        settings: dict[str, Any] = {"given": texts, "options": keywords, "progress": progress}
+        return sampler.draw(self.trained, n, seed=seed, labels=y, **settings)
 
     def log_prob(
         self, images: np.ndarray, labels: Labels | None = None, *, seed: int = 0, **options: Any
@@ -291,13 +291,15 @@ class LoadedRun:
         if labels is not None:
             keywords["labels"] = self._labels(labels, len(images)).to(self.trained.device)
         if mask is not None:
-            seen = seen_mask(torch.from_numpy(np.asarray(mask, np.float32))[None, None], self.trained)
-            keywords["mask"] = seen.expand(len(images), -1, -1, -1)
+            mask_of_model = seen_mask(
+                torch.from_numpy(np.asarray(mask, np.float32))[None, None], self.trained
+            )
+            keywords["mask"] = mask_of_model.expand(len(images), -1, -1, -1)
         noise = ImageNoise(seed, range(len(images)), self.trained.device)
         with self.trained.applying():
-            made = method(x, noise=noise, progress=progress, **group_options(method, keywords))
-            made.images = self.trained.shown(made.images)
-        return to_uint8(made.images).cpu().numpy()
+            applied = method(x, noise=noise, progress=progress, **group_options(method, keywords))
+            applied.images = self.trained.decode(applied.images)
+        return to_uint8(applied.images).cpu().numpy()
 
     def judge(
         self,
@@ -322,14 +324,14 @@ class LoadedRun:
 
         Raises UsageError for scores or maps that the model does not have, and for too few held-out images.
         """
-        where = Path(folder) if folder else self.path / "ood" / f"input-{os.urandom(4).hex()}"
-        where.mkdir(parents=True, exist_ok=True)
+        target = Path(folder) if folder else self.path / "ood" / f"input-{os.urandom(4).hex()}"
+        target.mkdir(parents=True, exist_ok=True)
         data, path = self.trained.part.data.name, str(Path(pictures).expanduser().absolute())
         names = None if scores is None else tuple(scores)
         job = AlarmJob(
             *(str(self.path), data, path, fpr), checkpoint="last", scores=names, n=n, seed=seed, maps=maps
         )
-        return alarm.run(job, where, self.trained.device, Log(mode="quiet"))
+        return alarm.run(job, target, self.trained.device, Log(mode="quiet"))
 
     def __repr__(self) -> str:
         model, step = self.trained.part.model, self.trained.step

@@ -156,8 +156,8 @@ class Page:
         self._follow(sampler, offered)
         self.sampling = [sampler, prompt, *sliders]
 
-        def draw(name: str, n: int, seed: int, label: str, *rest: Any) -> Iterator[Any]:
-            yield from self._shown(self.studio.draw(self._request(name, n, seed, label, *rest)))
+        def draw(name: str, n: int, seed: int, label: str, *settings: Any) -> Iterator[Any]:
+            yield from self._shown(self.studio.draw(self._request(name, n, seed, label, *settings)))
 
         inputs = [self.run, n, seed, label, *self.sampling]
         event: dict[str, Any] = {"fn": _in_words(draw), "inputs": inputs, "outputs": outputs}
@@ -190,10 +190,11 @@ class Page:
         outputs = [_picture("way"), *_code()]
 
         def way(
-            name: str, a: int, a_label: str, b: int, b_label: str, frames: int, *rest: Any
+            name: str, a: int, a_label: str, b: int, b_label: str, frames: int, *settings: Any
         ) -> Iterator[Any]:
-            first, last = self._request(name, 1, a, a_label, *rest), self._request(name, 1, b, b_label, *rest)
-            yield from self._shown(self.studio.between(first, last, int(frames)))
+            first = self._request(name, 1, a, a_label, *settings)
+            last = self._request(name, 1, b, b_label, *settings)
+            yield from self._shown(self.studio.interpolate(first, last, int(frames)))
 
         inputs = [self.run, seed, label, last_seed, last_label, frames, *self.sampling]
         go.click(_in_words(way), inputs, outputs)
@@ -233,8 +234,8 @@ class Page:
             layers = [layer[..., 3] > 0 for layer in drawing["layers"]] or [np.zeros((1, 1), bool)]
             background = drawing["background"][..., :3]
             request = Request(name, 1, int(seed), _class(label))
-            for shown in self._shown(self.studio.inpaint(request, background, np.any(layers, 0))):
-                yield *shown, [str(self.studio.folder / file) for file in ("picture.png", "mask.png")]
+            for state in self._shown(self.studio.inpaint(request, background, np.any(layers, 0))):
+                yield *state, [str(self.studio.folder / file) for file in ("picture.png", "mask.png")]
 
         start.click(_in_words(canvas), [self.run, seed, label], editor)
         go.click(_in_words(fill), [self.run, editor, seed, label], outputs)
@@ -254,8 +255,8 @@ class Page:
         def judge(name: str, picture: np.ndarray | None, n: int) -> Iterator[Any]:
             if picture is None:
                 raise gr.Error("drop a picture first", print_exception=False)
-            result, shown, code = self.studio.judge(name, picture, int(n))
-            yield _verdict(result), self.studio.file(shown), *code
+            result, sheet, code = self.studio.judge(name, picture, int(n))
+            yield _verdict(result), self.studio.file(sheet), *code
 
         go.click(_in_words(judge), [self.run, dropped, n], outputs)
 
@@ -313,15 +314,15 @@ def _verdict(result: dict[str, Any]) -> str:
     """The result of `gz ood --input` for one picture, in words."""
     (row,) = result["files"]
     (score, value), n = next(iter(row["scores"].items())), result["compared"]["n"]
-    said = "is **none of them**" if row["flagged"] else "could be **one of them**"
+    verdict = "is **none of them**" if row["flagged"] else "could be **one of them**"
     spread = f" ± {row['spread'][score]:.2g}" if result["seeds"] > 1 and value is not None else ""
-    measured = "not finite, beyond all of theirs" if value is None else f"{value:.4g}{spread}"
+    value_text = "not finite, beyond all of theirs" if value is None else f"{value:.4g}{spread}"
     low = result["thresholds_low"][score]
     below = f"below {low:.4g} or " if low is not None else ""
     return (
-        f"### This picture {said}\n\n"
+        f"### This picture {verdict}\n\n"
         f"p = {row['p']:.3g}: of {n:,} held-out images of `{result['in']}`, {row['p'] * (n + 1) - 1:.0f} are "
-        f"at least as strange. Its `{score}` is {measured}; {below}above {result['threshold']:.4g} a "
+        f"at least as strange. Its `{score}` is {value_text}; {below}above {result['threshold']:.4g} a "
         f"picture is flagged, which {100 * result['fpr']:.3g} % of ordinary ones are."
     )
 

@@ -1,4 +1,4 @@
-"""What `gz demo` does: the models to choose from, and for each request pictures with the code of them."""
+"""The work of `gz demo`: the models to choose from, and for each request pictures with their code."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from gzcli.store import pretrained, runs
 from gzcli.store.png import save_png
 from gzcli.store.run_folder import Run
 
-OPENS = "cfm"  # of the models that come with gz the one that draws best
-NUMBERS = ("steps", "guidance", "temperature")  # options that have a slider, where the sampler takes them
+OPENS = "cfm"  # the model that comes with gz and draws best
+NUMBERS = ("steps", "guidance", "temperature")  # options with a slider, if the sampler takes them
 WIDE = 900  # pixels to which pictures are enlarged
-MOST = 48  # states that are shown of one sampling
-PAUSE = 0.05  # seconds from one state to the next, at least: a fast sampler would be over before one sees it
+MOST = 48  # most states shown of one sampling
+PAUSE = 0.05  # least seconds between two states, so that a fast sampler can be watched
 
 
 class Code(NamedTuple):
-    """What makes the pictures on the page: lines for a shell, and lines of Python."""
+    """The code that reproduces the pictures on the page, for a shell and in Python."""
 
     shell: str
     python: str
@@ -61,8 +61,8 @@ class Choice(NamedTuple):
 
 
 def choices(named: Sequence[Run] = ()) -> list[Choice]:
-    """The choices in the order of the menu: the runs that were named, else every run of the store that has
-    weights, newest first, and then the models that come with gz."""
+    """The choices in the order of the menu: the named runs, else every run of the store with weights, newest
+    first, followed by the models that come with gz."""
     menu = []
     for run in named or [run for run in runs.all_runs() if run.weights is not None]:
         status = run.serving.status()
@@ -72,22 +72,24 @@ def choices(named: Sequence[Run] = ()) -> list[Choice]:
         name = run.id if runs.by_name(run.id) else str(run.status().get("from") or run.path)
         menu.append(Choice(name, title))
     if not named:
-        shipped = sorted(pretrained.every(), key=lambda one: (*pretrained.FIRST, one.data).index(one.data))
+        shipped = sorted(
+            pretrained.every(), key=lambda model: (*pretrained.FIRST, model.data).index(model.data)
+        )
         title = "{0.model} on {0.data}, comes with gz"
-        menu += [Choice(pretrained.PREFIX + one.name, title.format(one)) for one in shipped]
+        menu += [Choice(pretrained.PREFIX + model.name, title.format(model)) for model in shipped]
     return menu
 
 
 def opening(choices: Sequence[Choice]) -> str:
-    """The name of the choice that the page opens with: a model that comes with gz, where one is offered. The
-    newest run may have trained for three steps, and draw noise."""
+    """The name of the choice that the page opens with: preferably a model that comes with gz, as the newest
+    run may have trained for three steps."""
     best = pretrained.PREFIX + pretrained.file_of(pretrained.PREFIX + OPENS).stem
     return best if any(choice.name == best for choice in choices) else choices[0].name
 
 
 @dataclass(frozen=True)
 class Controls:
-    """What the page offers for a run, by the signatures of its model and the values of its recipe."""
+    """The controls of the page for a run, by the signatures of its model and the values of its recipe."""
 
     classes: tuple[str, ...]  # that can be asked for; () without
     numbers: Mapping[str, float]  # the options of NUMBERS that the sampler takes, with the recipe's values
@@ -128,7 +130,7 @@ class Controls:
 
 @dataclass(frozen=True)
 class Request:
-    """What a person set for a drawing."""
+    """The settings of a drawing."""
 
     run: str
     n: int = 16
@@ -138,7 +140,7 @@ class Request:
 
 
 class Studio:
-    """The run that is on the page: it is loaded once, and does one thing at a time. Its `folder` is removed
+    """The run on the page, which is loaded once and serves one request at a time. Its `folder` is removed
     with it, or when the program ends."""
 
     def __init__(self) -> None:
@@ -175,8 +177,8 @@ class Studio:
 
         yield from self._pictures(run, work, drawing(request, words), request.n)
 
-    def between(self, first: Request, last: Request, frames: int) -> Iterator[Shown]:
-        """The way from an image of one seed to that of another."""
+    def interpolate(self, first: Request, last: Request, frames: int) -> Iterator[Shown]:
+        """The interpolation from the image of one seed to that of another."""
         run, words = self.open(first.run)[0], [self.words(end) for end in (first, last)]
 
         def work(progress: Progress) -> np.ndarray:
@@ -219,8 +221,8 @@ class Studio:
             place = Path(tempfile.mkdtemp(prefix="judged-", dir=self.folder))
             save_png(place / "picture.png", picture)
             result = run.judge(place / "picture.png", n=n, maps=can.maps, folder=place)
-            seen = shown_pictures(run.trained, place / "picture.png", run.info.shape[0], 1)
-        pictures = [seen.repeat(3, 1) if seen.shape[1] == 1 else seen]
+            prepared = shown_pictures(run.trained, place / "picture.png", run.info.shape[0], 1)
+        pictures = [prepared.repeat(3, 1) if prepared.shape[1] == 1 else prepared]
         for path in (result["outputs"].get("maps") or {}).values():
             pictures.append(np.asarray(Image.open(path)).transpose(2, 0, 1)[None])
         return result, sheet(np.concatenate(pictures), len(pictures)), judging(name, n, can.maps)
@@ -243,7 +245,7 @@ class Studio:
                 return work(progress)
 
         last: np.ndarray | None = None
-        for last in watched(locked, lambda x: to_uint8(run.trained.shown(x)).cpu().numpy()):
+        for last in watched(locked, lambda x: to_uint8(run.trained.decode(x)).cpu().numpy()):
             if len(last) == n:
                 yield sheet(last, columns), None
         assert last is not None
@@ -260,18 +262,18 @@ class Studio:
         return shown_pictures(run.trained, path, channels, 1)
 
 
-def watched(work: Work, shown: Callable[[Tensor], np.ndarray]) -> Iterator[np.ndarray]:
+def watched(work: Work, to_images: Callable[[Tensor], np.ndarray]) -> Iterator[np.ndarray]:
     """The states of `work`, which runs in a thread, as images uint8 [n, C, H, W], at most MOST; then its
     result. Raises what `work` raises."""
     states: queue.Queue[np.ndarray | BaseException | None] = queue.Queue()
     result: list[np.ndarray] = []
-    seen = -1
+    last_state = -1
 
     def progress(i: float, n: float, x: Tensor | None = None) -> None:
-        nonlocal seen
-        if x is not None and int(MOST * i / n) > seen:
-            seen = int(MOST * i / n)
-            states.put(shown(x))
+        nonlocal last_state
+        if x is not None and int(MOST * i / n) > last_state:
+            last_state = int(MOST * i / n)
+            states.put(to_images(x))
 
     def run() -> None:
         try:

@@ -114,13 +114,12 @@ class Page:
     costs: tuple[Mapping[str, str], ...]  # what its trainings cost, by set and scale
 
 
-def page_of(what: str) -> Page:
-    """The page of a model, or of the one in a file. Raises UsageError, with the nearest name, where there is
-    none."""
-    if model_files.is_file(what):
-        find(what)  # makes its model known
-        what = Path(what).stem
-    card = catalog.card(what)
+def page_of(name_or_file: str) -> Page:
+    """The page of a model by its name or file. Raises UsageError with the nearest name for an unknown one."""
+    if model_files.is_file(name_or_file):
+        find(name_or_file)  # makes its model known
+        name_or_file = Path(name_or_file).stem
+    card = catalog.card(name_or_file)
     name = spelling(card.name)
     recipe, stage = (name, "") if name in recipe_names() else trained_in(name) or (name, "")
     chain, _ = read_chain(recipe)
@@ -145,13 +144,13 @@ def page_of(what: str) -> Page:
         groups=_groups(card, serving, chain, recipe, stage),
         remarks=() if alone else remarks,
         references=tuple(
-            Reference(data, scale, each, curve)
+            Reference(data, scale, part, curve)
             for data, scale in measured.places()
-            for each in ([stage] if alone else list(stages) or [""])
-            if (curve := measured.ReferenceRun(recipe, data, scale, each).curve)
+            for part in ([stage] if alone else list(stages) or [""])
+            if (curve := measured.ReferenceRun(recipe, data, scale, part).curve)
         ),
         drawn=tuple(place for place in measured.places() if measured.picture(recipe, *place).is_file()),
-        ready=tuple(one for one in every() if one.model == recipe),
+        ready=tuple(model for model in every() if model.model == recipe),
         places=tuple(
             (data, scale, row)
             for data, scale in measured.places()
@@ -185,20 +184,20 @@ def _head(path: Path) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
     """The commands in the comment that a recipe begins with, each with its remark, and the comment's other
     lines but the first."""
     head = list(takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines()))
-    commands, rest = [], []
+    commands, remarks = [], []
     for line in head[1:]:
         if not line.startswith("#   "):
-            rest.append(line[1:].strip())
+            remarks.append(line[1:].strip())
             continue
         remark = _REMARK.search(line)
         for part in re.split(r"\s{2,}then\s{2,}", line[4 : remark.start()] if remark else line[4:]):
             commands.append((part.strip(), remark[1] if remark else ""))
-    return tuple(commands), tuple(rest)
+    return tuple(commands), tuple(remarks)
 
 
 def _can(card: ModelCard, serving: ModelCard, name: str, stage: str) -> tuple[tuple[str, str], ...]:
-    """What the recipe `name` can do, each with its command. `card` is the model, which may be a first stage;
-    `serving` that of the last stage, called `stage`, which draws and scores."""
+    """The capabilities of the recipe `name`, each with its command. `card` is the model, which may be a first
+    stage. `serving` is that of the last stage, called `stage`, which samples and scores."""
     can, key = serving.can, f"stages.{stage}.model.conditional" if stage else "model.conditional"
     always = "conditional" in can and serving.params["conditional"].default is True
     first = "" if always or "conditional" not in can else f", after `--set {key}=true` in training"
@@ -209,8 +208,8 @@ def _can(card: ModelCard, serving: ModelCard, name: str, stage: str) -> tuple[tu
         ("conditional" in can, f"gz sample {name} --label 3", f"samples of a class{first}"),
         ("prompt" in can, f'gz sample {name} --prompt "a red door"', "samples of a text"),
         *(
-            (True, f"gz sample {name} --do {do}", what + (first if do in serving.unlabelled_lack else ""))
-            for do, what in does.items()
+            (True, f"gz sample {name} --do {do}", meaning + (first if do in serving.unlabelled_lack else ""))
+            for do, meaning in does.items()
         ),
         ("ood" in can, f"gz ood {name} {sets}", "how well it tells foreign images"),
         ("map" in can, f"gz ood {name} --in mnist --input DIR --map", "where pictures are strange"),
@@ -222,14 +221,14 @@ def _can(card: ModelCard, serving: ModelCard, name: str, stage: str) -> tuple[tu
         ("latent" in card.can, f"gz train fm --set data.latent={name}", "a model of its latents"),
         ("export" in can, f"gz runs export {name} --to diffusers", "a folder that diffusers loads"),
     ]
-    return tuple((command, what) for holds, command, what in rows if holds)
+    return tuple((command, meaning) for holds, command, meaning in rows if holds)
 
 
 def _scores(card: ModelCard) -> tuple[tuple[str, str], ...]:
     """The model's own scores, and in one row those that every likelihood gives."""
-    own = [(name, catalog.first_words(card, f"score_{name}")) for name in card.scores]
+    rows = [(name, catalog.first_words(card, f"score_{name}")) for name in card.scores]
     general = ", ".join(name for name in score_names(card) if name not in card.scores)
-    return (*own, (general, "made of its likelihood, as of every model's")) if general else tuple(own)
+    return (*rows, (general, "made of its likelihood, as of every model's")) if general else tuple(rows)
 
 
 def _groups(
@@ -255,18 +254,18 @@ def _groups(
         rows.append((f"`{do}`", f"gz sample {name} --do {do} --KEY VALUE", new, texts[do], None))
     rows.append(("Scores", f"gz ood {name} --KEY VALUE", scored, texts["ood"], values.get("ood")))
     groups = []
-    for title, how, params, meanings, of_recipe in rows:
+    for title, command, params, meanings, of_recipe in rows:
         defaults = lists({key: param.default for key, param in params.items()}) | dict(of_recipe or {})
         options = [
             Option(key, defaults[key], words(parse(param.annotation)), meanings.get(key, ""))
             for key, param in params.items()
         ]
-        groups += [Group(title, how, tuple(options))] if options else []
+        groups += [Group(title, command, tuple(options))] if options else []
     return tuple(groups)
 
 
 def written(name: str) -> Written | None:
-    """What is written about a model, by the name that a user types; None: nothing is."""
+    """The hand-written text about a model, by the name that a user types; None without one."""
     path = ROOT / "models" / f"{name}.md"
     if not path.is_file():
         return None
@@ -339,9 +338,9 @@ def picture_name(recipe: str, data: str, scale: str) -> str:
     return f"samples/{data}-{scale}-{recipe}.png"
 
 
-def ready_picture(one: Pretrained) -> str:
+def ready_picture(model: Pretrained) -> str:
     """The path of the picture of a pretrained model on the site."""
-    return f"pretrained/{one.name}.png"
+    return f"pretrained/{model.name}.png"
 
 
 def mathml(tex: str) -> str:
@@ -368,9 +367,9 @@ def short(cell: str) -> str:
 
 def folded(command: str) -> str:
     """A command in lines that a shell joins again, broken before options."""
-    first, *rest = re.split(r" (?=--?\w)", command)
+    first, *remainder = re.split(r" (?=--?\w)", command)
     lines = [first]
-    for part in rest:
+    for part in remainder:
         if len(lines[-1]) + len(part) > COLUMNS - 3:
             lines.append(f"    {part}")
         else:

@@ -52,7 +52,7 @@ def write(folder: Path, commands: str) -> list[Any]:
     files |= {"models/index": models_index(pages), "commands": commands}
     files["pretrained"] = rendered("pretrained", ready=ready)
     if leagues:
-        facts = [(*at, measured.about(*at), measured.standings(*at)) for at in leagues]
+        facts = [(*place, measured.about(*place), measured.standings(*place)) for place in leagues]
         files["league"] = rendered("league", leagues=facts)
     for name, text in files.items():
         (folder / f"{name}.md").write_text(text)
@@ -60,22 +60,22 @@ def write(folder: Path, commands: str) -> list[Any]:
         for place in page.drawn:
             picture = measured.picture(page.recipe or name, *place)
             shutil.copyfile(picture, folder / "models" / picture_name(page.recipe or name, *place))
-    for one in ready:
-        (folder / ready_picture(one)).write_bytes(one.preview)
+    for model in ready:
+        (folder / ready_picture(model)).write_bytes(model.preview)
 
-    def named(names: Iterable[str], titles: Mapping[str, str] = titles, under: str = "") -> list[Any]:
+    def navigation(names: Iterable[str], titles: Mapping[str, str] = titles, under: str = "") -> list[Any]:
         return [{titles[name]: f"{under}{name}.md"} for name in names]
 
     further = {"league": "Leagues", "pretrained": "Pretrained models", "commands": "Commands"}
-    guides = [*named(manual.GUIDES), *named((name for name in further if name in files), further)]
+    guides = [*navigation(manual.GUIDES), *navigation((name for name in further if name in files), further)]
     families = [
-        {family: named((page.name for page in some), {page.name: page.name for page in some}, "models/")}
+        {family: navigation((page.name for page in some), {page.name: page.name for page in some}, "models/")}
         for family, some in by_family(pages).items()
     ]
     models = ["models/index.md", *families]
     return [
         {"gz": "index.md"},
-        {"Tutorials": named(manual.TUTORIALS)},
+        {"Tutorials": navigation(manual.TUTORIALS)},
         {"Guides": guides},
         {"Models": models},
     ]

@@ -74,7 +74,7 @@ def main(folder: Path) -> int:
         if rank == 0:
             claims.tidy(run)
         try:
-            with recorded(run, log):
+            with record_status(run, log):
                 devices.check_planned()
                 job = jobs.read(run.path)
                 train(run, log) if job is None else work(run, job, log)
@@ -89,16 +89,16 @@ def main(folder: Path) -> int:
 
 
 @contextlib.contextmanager
-def recorded(run: Run, log: Log) -> Iterator[None]:
-    """Records in `status.json` that the block runs, then how it ended."""
+def record_status(run: Run, log: Log) -> Iterator[None]:
+    """Records in `status.json` that the block is running, then how it ended."""
     before, since = run.work, time.process_time()
 
     def ended() -> dict[str, float]:
         return {"ended": time.time(), "work": before + time.process_time() - since}
 
     if log.main:
-        # `seconds`, `work`: of earlier starts; the last one, if it was killed, would seem to last, as the run
-        # is held again by now
+        # `seconds` and `work` are those of earlier starts. `run.seconds` would count a killed start as
+        # running still, as this process holds the run's lock.
         seconds = run.seconds if run.status().get("ended") else run.status().get("seconds", 0.0)
         parent = int(os.environ.get("GZ_PARENT", "0"))
         nothing = dict.fromkeys(("ended", "error", "code", "lost", "too_large"))
@@ -109,10 +109,10 @@ def recorded(run: Run, log: Log) -> Iterator[None]:
     except BaseException as e:
         log.record(traceback.format_exc())
         if not log.main and run.status().get("error"):
-            raise  # the first error stands: this one may only say that another rank is gone
+            raise  # keep the first error: this one may only report that another rank is gone
         error = explain(e)
-        said = {"kind": error.kind, "message": error.message, "hint": error.hint}
-        run.update(state=STATES.get(type(error), "failed"), code=error.code, error=said, **ended())
+        fields = {"kind": error.kind, "message": error.message, "hint": error.hint}
+        run.update(state=STATES.get(type(error), "failed"), code=error.code, error=fields, **ended())
         raise
     if log.main:
         run.update(state="finished", code=0, error=None, **ended())
@@ -132,8 +132,8 @@ def explain(e: BaseException) -> GzError:
     if error := system_error(e):
         return error
     if "timed out" in str(e).lower() and (silent := ranks.unresponsive()):
-        named = ", ".join(f"rank {rank} (process {pid})" for rank, pid in silent.items())
-        return DeviceError(f"{named} does not answer", hint="`launch.timeout` says for how long others wait")
+        names = ", ".join(f"rank {rank} (process {pid})" for rank, pid in silent.items())
+        return DeviceError(f"{names} does not answer", hint="`launch.timeout` says for how long others wait")
     return GzError(
         f"{type(e).__name__}: {e}", hint="the traceback is in the run's `log.txt`; `GZ_DEBUG=1` shows it"
     )
@@ -155,19 +155,19 @@ def train(run: Run, log: Log) -> None:
             continue
         part = Log(stage.path, rank=log.rank, stage=stage.path.name)
         part.info(f"stage `{stage.path.name}`", sparse=True)
-        with recorded(stage, part):
+        with record_status(stage, part):
             accelerator = train_one(stage, part)
     if not run.stages:
         accelerator = train_one(run, log)
     steps = part_of(run.serving.tree()).train.steps
-    log.event("done", run=run.id, path=str(run.path), step=steps, **made(run.serving))
+    log.event("done", run=run.id, path=str(run.path), step=steps, **results_of(run.serving))
     if accelerator is not None:
         ranks.wait()  # gloo aborts a rank whose partner has gone before it
         accelerator.end_training()
 
 
-def made(run: Run) -> dict[str, Any]:
-    """The results of a finished run: last picture, last and best validation; None for what is missing."""
+def results_of(run: Run) -> dict[str, Any]:
+    """The last picture and the last and best validation of a finished run; None for each that is missing."""
     pictures = sorted(run.samples_folder.glob("*.png"))
     figures = [{k: v for k, v in line.items() if k.startswith("val_")} for line in metric_lines(run.path)]
     return {
@@ -209,7 +209,7 @@ def train_one(run: Run, log: Log) -> Accelerator:
     if log.main:
         run.update(steps=trainer.steps, params=sum(p.numel() for p in trainer.model.parameters()))
     try:
-        with fitting(trainer):
+        with note_out_of_memory(trainer):
             trainer.fit()
     finally:
         if trainer.history.trackers:
@@ -221,13 +221,13 @@ def train_one(run: Run, log: Log) -> Accelerator:
 
 
 def steps_of_minutes(trial: Trainer, began: float, clock: Callable[[], float]) -> dict[str, Any]:
-    """The keys of `train` by which a run takes `train.minutes`, as steps of a trial show."""
+    """The keys of `train` that make a run take `train.minutes`, from the timed steps of a trial."""
     minutes, since = trial.train.minutes or 0.0, clock()
     trial.begin()
-    again = clock() - since  # the run begins as this trial of it does
+    preparation = clock() - since  # the run begins as this trial of it does
     trial.get_net()
-    ready = clock() - began + again
-    with fitting(trial):
+    ready = clock() - began + preparation
+    with note_out_of_memory(trial):
         steps = ranks.agree(count_steps(trial.step, trial.phases, minutes, clock() - ready, clock))
     if ready > (1 - LEAST - KEPT) * 60 * minutes:
         trial.log.warn(f"getting ready took {duration(ready)} of the {duration(60 * minutes)}")
@@ -237,9 +237,9 @@ def steps_of_minutes(trial: Trainer, began: float, clock: Callable[[], float]) -
 
 
 @contextlib.contextmanager
-def fitting(trainer: Trainer) -> Iterator[None]:
-    """Notes in the status where a training runs out of a GPU's memory before it has done a step: `gz` then
-    starts it again with smaller parts of its batch."""
+def note_out_of_memory(trainer: Trainer) -> Iterator[None]:
+    """Notes in the status if a training runs out of GPU memory before its first step: `gz` then restarts it
+    with smaller micro-batches."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -254,7 +254,7 @@ def work(run: Run, job: jobs.Job, log: Log) -> None:
     if "RANK" in os.environ:
         from accelerate import PartialState  # which a process alone does not wait for
 
-        # rank 0 alone judges what all have made, which may take longer than NCCL's ten minutes
+        # rank 0 judges the images of all ranks alone, which may take longer than NCCL's ten minutes
         state = PartialState(cpu=job.launch.cpu, timeout=timedelta(hours=2))
     device = state.device if state else devices.pick_device(job.launch)
     if job.launch.threads:

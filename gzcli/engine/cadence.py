@@ -1,11 +1,9 @@
-"""What of a training depends on time: how many steps fit in `--minutes`, how many lie between two pauses, and
-when it is stopped.
+"""The timing of a training: the steps that fit in `--minutes`, the steps between two pauses, and stopping.
 
-Each validation, checkpoint and grid of samples is a pause. Where the recipe leaves the number of steps
-between two of a kind open, it follows from how long the first one takes, and is written into the recipe for a
-resume. As times differ and the best checkpoint is one of the validations, it is rounded to a coarse series:
-1, 2, 5, 10 …
-"""
+Each validation, checkpoint and grid of samples is a pause. If the recipe leaves the interval of a kind open,
+it is derived from the duration of the first pause and written into the recipe for a resume. It is rounded to
+the coarse series 1, 2, 5, 10 … as durations vary from run to run, and the best checkpoint depends on the
+interval."""
 
 from __future__ import annotations
 
@@ -28,8 +26,8 @@ from gzcli.store.run_folder import Run
 FIRST = 60.0  # seconds until the first pause, which then comes at the next step of the series
 LONGEST = 600.0  # seconds from one pause to the next, as far as its share of the time allows
 SHARE = 0.05  # share of the time for pauses of one kind
-QUICK = 10.0  # seconds that a pause may take before a signal to end is heard
-UNTIMED = 2  # first steps that are not timed: they compile and choose kernels
+QUICK = 10.0  # longest pause in seconds after which a signal is still answered in time
+UNTIMED = 2  # first steps, which are not timed as they compile and choose kernels
 SERIES = (1, 2, 5)  # times powers of ten
 EARLIEST = 10  # step before which no clock is read
 # kind → key of `train`
@@ -37,7 +35,7 @@ KEYS = {"eval": "eval_every", "checkpoint": "checkpoint_every", "sample": "sampl
 KINDS = frozenset(KEYS)
 WARM_UP, TIMED = 5, 50  # steps; the first ones choose kernels and compile
 KEPT = 0.1  # share of the time for pictures and validation
-LEAST = 0.5  # share that is trained in, however long it took to get ready: a model of a step draws nothing
+LEAST = 0.5  # least share of the time for training, however long the preparation took
 AGREE_EVERY = 10  # steps between two agreements of the ranks, which cost a collective; 1 where steps are slow
 SLOW = 0.1  # seconds
 LOOK_EVERY = 1.0  # seconds between looks at the parent
@@ -65,7 +63,7 @@ class Cadence:
         self.mark = (0, self.began, 0.0)  # steps, clock and pauses when the timing of steps began
 
     def due(self, step: int) -> set[str]:
-        """The kinds that are due after `step` steps; asked by every rank after every step."""
+        """The kinds that are due after `step` steps. A call of every rank after every step."""
         self.steps += 1
         if self.steps <= UNTIMED:
             self.mark = (self.steps, self.clock(), self.paused)
@@ -78,26 +76,27 @@ class Cadence:
 
     @contextlib.contextmanager
     def timed(self, kind: str | None = None) -> Iterator[None]:
-        """Times the pause inside; the first one of a kind decides how often that kind comes. Work done once
-        has no kind, and counts neither for a kind nor for steps."""
+        """Times a pause. The first one of a kind determines the kind's interval. One-time work has no kind,
+        and is not counted as time of steps either."""
         since, (step, start, paused) = self.clock(), self.mark
-        each = (since - start - (self.paused - paused)) / max(self.steps - step, 1)  # seconds a step
+        step_seconds = (since - start - (self.paused - paused)) / max(self.steps - step, 1)
         yield
         took = self.clock() - since
         self.paused += took
         if kind is None:
             return
-        each, self.took[kind] = self.agree([max(each, 1e-4), took])
+        step_seconds, self.took[kind] = self.agree([max(step_seconds, 1e-4), took])
         if self.every[kind] is None:
-            wanted = max(min(self.usual[kind], LONGEST / each), self.took[kind] / (SHARE * each))
-            self.every[kind] = in_proportion(self.usual[kind], wanted)
+            least = self.took[kind] / (SHARE * step_seconds)
+            interval = max(min(self.usual[kind], LONGEST / step_seconds), least)
+            self.every[kind] = in_proportion(self.usual[kind], interval)
 
     def slow(self, kinds: Set[str]) -> bool:
         """Whether pauses of these kinds may take longer than schedulers wait between SIGTERM and SIGKILL."""
         return any(self.took.get(kind, math.inf) > QUICK for kind in kinds)
 
-    def found(self) -> dict[str, int]:
-        """The numbers of steps known so far, as keys of a recipe's `train` section."""
+    def intervals(self) -> dict[str, int]:
+        """The intervals in steps that are known so far, as keys of a recipe's `train` section."""
         return {KEYS[kind]: every for kind, every in self.every.items() if every is not None}
 
 
@@ -106,9 +105,9 @@ def in_series(step: int) -> bool:
     return step >= EARLIEST and int(str(step).rstrip("0")) in SERIES
 
 
-def in_proportion(usual: int, wanted: float) -> int:
-    """`usual`, multiplied or divided by the number of the series that brings it nearest to `wanted`."""
-    ratio = max(wanted, 1) / usual
+def in_proportion(usual: int, interval: float) -> int:
+    """`usual`, multiplied or divided by the number of the series that brings it nearest to `interval`."""
+    ratio = max(interval, 1) / usual
     large = max(ratio, 1 / ratio)
     power = 10 ** int(math.log10(large))
     by = min((number * power for number in (*SERIES, 10)), key=lambda n: abs(math.log(large / n)))
@@ -125,33 +124,33 @@ def count_steps(
     began: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
-    """How many steps fit in the time, of which a tenth is kept for pictures and validation; in half of it
-    where less is left. 50 steps are timed, from the start of late phases on too, for a tenth of the time at
-    most. A call of every rank."""
+    """The number of steps that fit in the time without the tenth for pictures and validation, or in half of
+    the time if less remains. 50 steps are timed at the start, and 50 from the start of late phases on, for at
+    most a tenth of the time each. A call of every rank."""
     late = max(phase.start for phase in phases)
     cycle = math.lcm(*(phase.every for phase in phases))
     limit = 6 * minutes / (1 + bool(late))
-    each = [_seconds(step, first, limit, cycle, clock) for first in sorted({0, late})]
-    left = max(LEAST * 60 * minutes, (1 - KEPT) * 60 * minutes - (clock() - began))
-    early = min(late, int(left / each[0]))
-    return max(1, early + int((left - early * each[0]) / each[-1]))
+    seconds = [_seconds(step, first, limit, cycle, clock) for first in sorted({0, late})]
+    budget = max(LEAST * 60 * minutes, (1 - KEPT) * 60 * minutes - (clock() - began))
+    early = min(late, int(budget / seconds[0]))
+    return max(1, early + int((budget - early * seconds[0]) / seconds[-1]))
 
 
 def _seconds(
     step: Callable[[int], object], first: int, limit: float, cycle: int, clock: Callable[[], float]
 ) -> float:
-    """The seconds of one step, as an average."""
+    """The mean seconds of a step."""
     began, until = clock(), time.monotonic() + limit
     for i in range(WARM_UP):
         step(first + i)
-    since, done = clock(), 0
-    # of one mind: a rank that did a step less than another would leave it waiting
-    while done < TIMED and (done == 0 or ranks.agree(time.monotonic() < until)):
-        step(first + WARM_UP + done)
-        done += 1
-    if done < cycle:  # with the first steps, or a phase might be left out
-        since, done = began, done + WARM_UP
-    return (clock() - since) / done
+    since, count = clock(), 0
+    # the ranks agree: one that took fewer steps would leave the others waiting
+    while count < TIMED and (count == 0 or ranks.agree(time.monotonic() < until)):
+        step(first + WARM_UP + count)
+        count += 1
+    if count < cycle:  # with the first steps, or a phase might be left out
+        since, count = began, count + WARM_UP
+    return (clock() - since) / count
 
 
 # ---------------------------------------------------------------------------- when it is stopped
@@ -159,8 +158,8 @@ def _seconds(
 
 @contextlib.contextmanager
 def listening(run: Run) -> Iterator[None]:
-    """While the block runs, a signal does not end the process, but is kept until the next step. The status of
-    the run says so: `gz` then waits for a checkpoint, and else ends the process at once."""
+    """Within the block, a signal does not end the process but is recorded for the next step. The status of
+    the run says so: `gz` then waits for a checkpoint instead of ending the process at once."""
     owner, main = run.owner, ranks.rank() == 0
     if main:
         owner.update(stepping=True)
@@ -174,32 +173,32 @@ def listening(run: Run) -> Iterator[None]:
 
 
 class Stop:
-    """Asked once a step; every rank gets the same answer at the same step."""
+    """Tells after each step whether to stop. Every rank gets the same answer at the same step."""
 
     def __init__(self, folder: Path, *, world: int, device: torch.device):
         self.file, self.world, self.device = Run(folder).stop_file, world, device
         # the step of the ranks' next agreement; step and time of the last one
         self.next, self.last = 0, (0, time.monotonic())
-        self.looked = 0.0  # when the parent was looked at last
+        self.looked = 0.0  # time of the last look at the parent
         self.parent: psutil.Process | None = None
         if pid := int(os.environ.get("GZ_PARENT", "0")):
             with contextlib.suppress(psutil.NoSuchProcess):  # it is dead already
                 self.parent = psutil.Process(pid)
 
-    def asked(self, step: int) -> int:
+    def signal(self, step: int) -> int:
         """The number of the signal to stop for, or 0."""
         if self.world == 1:
-            return self._here()
+            return self._local_signal()
         if step < self.next:
             return 0
         since, now = self.last, time.monotonic()
         slow = now - since[1] > SLOW * (step - since[0])
-        flags = torch.tensor([self._here(), int(slow)], device=self.device)
+        flags = torch.tensor([self._local_signal(), int(slow)], device=self.device)
         signum, slow = ranks.maximum(flags).tolist()
         self.next, self.last = step + (1 if slow else AGREE_EVERY), (step, now)
         return signum
 
-    def _here(self) -> int:
+    def _local_signal(self) -> int:
         if _heard:
             return _heard[0]
         if self.file.exists():

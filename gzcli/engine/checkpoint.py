@@ -1,7 +1,7 @@
 """Checkpoints: written beside and renamed, with sizes and sha256; the last few and the best are kept.
 
-A run that has finished goes on from its last checkpoint, and its best one is sampled only: that keeps no
-more than the averaged weights. `checkpoints/00001000/` holds
+A finished run can resume from its last checkpoint. Its best one is only sampled, and keeps the averaged
+weights alone. `checkpoints/00001000/` holds
   model.safetensors   the weights that are trained
   ema.safetensors     the averaged weights, which are sampled, with recipe and data's description as metadata
   train.pt            optimizers, scaler, counters, each rank's extra state and losses not yet logged
@@ -30,16 +30,16 @@ from gzcli.store import files, runs
 from gzcli.store.run_folder import CheckpointFolder, Run, steps_of
 from gzcli.version import __version__
 
-KEPT, KEPT_AT_THE_END = 2, 1  # newest checkpoints of a run that trains and of a finished one, if none is said
-SAMPLED = CheckpointFolder.averaged.name  # what is left of the best checkpoint of a finished run
-FILES = (CheckpointFolder.weights.name, SAMPLED, CheckpointFolder.training.name)  # whose checksums `meta` has
+KEPT, KEPT_AT_THE_END = 2, 1  # default number of newest checkpoints of a training and of a finished run
+SAMPLED = CheckpointFolder.averaged.name  # the file that the best checkpoint of a finished run keeps
+FILES = (CheckpointFolder.weights.name, SAMPLED, CheckpointFolder.training.name)  # with checksums in `meta`
 OTHER = "remove the folder: the run then goes on from the checkpoint before it"
 ALONE = "it holds the averaged weights alone"
 EXTRA = "_extra_state"  # nn.Module.get_extra_state: per-rank state
 
 
 def weights_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a state dict, on the CPU and apart from each other, as safetensors wants them."""
+    """The tensors of a state dict, on the CPU and without shared storage, as safetensors requires."""
     return {
         k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.items() if not k.endswith(EXTRA)
     }
@@ -57,30 +57,30 @@ class SpaceRecord:
     digest: str  # sha256 of the autoencoder's weights
     shape: list[int]  # of the images, [C, H, W]
     levels: int | None  # grey levels of the images
-    shift: list[float]  # what is subtracted from each of the c channels of a latent
-    scale: list[float]  # by which each channel is multiplied then
+    shift: list[float]  # subtracted from each of the c channels of a latent
+    scale: list[float]  # factor of each channel after that
 
 
 @dataclass
 class Saved:
-    """Weights with all that is needed to sample from them; one safetensors file holds it."""
+    """Weights with all that is needed to sample from them, as one safetensors file holds them."""
 
     weights: dict[str, Tensor]  # of the model's state dict
-    part: Part  # the recipe that they were trained by
+    part: Part  # the recipe of their training
     info: DataInfo  # of the data that the model was built for
     step: int  # number of steps that they were trained for
     # sha256 of the weights of each stage that the model is built on, by the stage's name
     built_on: Mapping[str, str] = field(default_factory=dict)
-    space: SpaceRecord | None = None  # that the model lives in; None: pixels
+    space: SpaceRecord | None = None  # latent space of the model; None: pixels
 
 
 def save_weights(path: Path, saved: Saved) -> None:
-    """Writes a safetensors file: tensors of the weights, all else as JSON in its metadata."""
+    """Writes a safetensors file with everything but the weights as JSON in its metadata."""
     save_file(saved.weights, path, metadata=metadata_of(saved))
 
 
 def metadata_of(saved: Saved) -> dict[str, str]:
-    """All but the weights, as JSON in the metadata of a safetensors file has it."""
+    """Everything but the weights, as the metadata of a safetensors file."""
     return {
         "gz": __version__,
         "recipe": json.dumps(saved.part.tree()),
@@ -115,7 +115,7 @@ def read_weights(path: Path) -> Saved:
 
 @dataclass
 class Checkpoint:
-    """The state that a training goes on from."""
+    """The state that a training resumes from."""
 
     weights: dict[str, Tensor]  # that are trained
     averaged: Saved  # averaged weights, which are sampled
@@ -156,16 +156,16 @@ def read(path: Path) -> Checkpoint:
 
 
 def with_zero_inputs(
-    weights: dict[str, Tensor], own: Mapping[str, Any]
+    weights: dict[str, Tensor], present: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights that fit convolutions with more input channels, which start at zero, and the names of these: a
-    model that sees a condition beside the image begins as the model without it."""
+    """Weights padded with zeros for convolutions with more input channels, and the names of the padded ones.
+    A model with a condition as further channels thus begins as the model without it."""
     wider = {}
     for name, value in weights.items():
-        wanted = own[name].shape if name in own else value.shape
-        more = wanted[1] - value.shape[1] if value.ndim == 4 and len(wanted) == 4 else 0
-        if more > 0 and (wanted[0], *wanted[2:]) == (value.shape[0], *value.shape[2:]):
-            wider[name] = torch.cat([value, value.new_zeros(len(value), more, *value.shape[2:])], 1)
+        shape = present[name].shape if name in present else value.shape
+        missing = shape[1] - value.shape[1] if value.ndim == 4 and len(shape) == 4 else 0
+        if missing > 0 and (shape[0], *shape[2:]) == (value.shape[0], *value.shape[2:]):
+            wider[name] = torch.cat([value, value.new_zeros(len(value), missing, *value.shape[2:])], 1)
     return weights | wider, list(wider)
 
 
@@ -205,8 +205,8 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def prune(folder: Path, keep: int, *, finished: bool = False) -> None:
-    """Removes all but the last `keep` checkpoints and the best, of which only what is sampled stays where the
-    run has finished."""
+    """Removes all but the last `keep` checkpoints and the best. Of the best checkpoint of a finished run only
+    the averaged weights stay."""
     try:
         best = files.read_object(folder.parent / Run.best_file).get("step")
     except DamagedError:
@@ -220,7 +220,7 @@ def prune(folder: Path, keep: int, *, finished: bool = False) -> None:
 
 
 def strip(path: Path) -> None:
-    """Leaves of a checkpoint what is sampled. One that is damaged stays as it is."""
+    """Removes all but the averaged weights of a checkpoint. A damaged one is left alone."""
     if damage(path) is None:
         meta = files.read_object(path / CheckpointFolder.meta)
         files.write_json(path / CheckpointFolder.meta, meta | {"files": {SAMPLED: meta["files"][SAMPLED]}})
@@ -234,8 +234,8 @@ def strip(path: Path) -> None:
 
 
 def load(model: nn.Module, values: Mapping[str, Any]) -> None:
-    """Gives a model its whole state, of which each rank takes its part. Raises RuntimeError if it does not
-    fit."""
+    """Loads an unsharded state into a model, of which each rank takes its part. Raises RuntimeError if it
+    does not fit."""
     present = model.state_dict()
     model.load_state_dict({name: ranks.part_like(v, present.get(name)) for name, v in values.items()})
 
@@ -278,19 +278,20 @@ def finish(run: Run, keep: int | None) -> None:
 
 
 def restore(optimizer: Optimizer, values: dict[str, Any]) -> None:
-    """Gives an optimizer its state. What has the shape of a parameter is shared out as the parameter is, and
-    gets its order in memory, which fused kernels want: a checkpoint may come from a device where convolutions
-    lie otherwise."""
+    """Loads the state of an optimizer. A tensor with a parameter's shape is sharded as the parameter is, and
+    takes its memory format, as fused kernels require: a checkpoint may come from a device with another
+    one."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
 
     def part(value: Any, p: Tensor) -> Any:
         return ranks.part_like(value, p) if isinstance(value, Tensor) and value.shape == p.shape else value
 
     state = {
-        i: {key: part(value, params[i]) for key, value in of.items()} for i, of in values["state"].items()
+        i: {key: part(value, params[i]) for key, value in entries.items()}
+        for i, entries in values["state"].items()
     }
     optimizer.load_state_dict(values | {"state": state})
-    for p, of in optimizer.state.items():
-        for key, value in of.items():
+    for p, entries in optimizer.state.items():
+        for key, value in entries.items():
             if isinstance(value, Tensor) and value.shape == p.shape and value.stride() != p.stride():
-                of[key] = torch.empty_like(p, dtype=value.dtype).copy_(value)
+                entries[key] = torch.empty_like(p, dtype=value.dtype).copy_(value)

@@ -16,30 +16,30 @@ from gzcli.core.types import Batch
 
 
 class EMA:
-    """Averages the parameters of `model`; with decay 0 the average is the model. A model that has `calibrate`
-    finds the buffers that describe training images, as those of batch norm, anew for its averaged weights.
-    Where the parameters are shared out among ranks, each of which averages its part, `whole` is another model
-    with whole weights, which samples and scores."""
+    """Averages the parameters of `model`; with decay 0 the average is the model. A model with `calibrate`
+    recomputes buffers such as those of batch norm for its averaged weights. If the parameters are sharded,
+    each rank averages its part, and `unsharded` is another model with whole weights, which samples and
+    scores."""
 
     def __init__(
         self,
         model: nn.Module,
         decay: float,
         images: Callable[[], Iterable[Batch]] = tuple,
-        whole: nn.Module | None = None,
+        unsharded: nn.Module | None = None,
     ):
-        self.whole = whole
+        self.unsharded = unsharded
         self.model, self.decay, self.updates = model, decay, 0
-        named = dict(model.named_parameters()) if decay else {}
-        self.names, self.of = list(named), list(named.values())
-        self.params = [ranks.part_of(p.detach()) for p in self.of]
+        parameters = dict(model.named_parameters()) if decay else {}
+        self.names, self.sources = list(parameters), list(parameters.values())
+        self.params = [ranks.part_of(p.detach()) for p in self.sources]
         self.shadow = [p.clone() for p in self.params]
         self.images = images
         self.calibrate: Callable[[Iterable[Batch]], None] | None = getattr(model, "calibrate", None)
         self.fitting: dict[str, Tensor] | None = None  # buffers that fit the average; None: not known yet
 
     def restart(self) -> None:
-        """Sets the average to the present weights of the model."""
+        """Sets the average to the current weights of the model."""
         for shadow, p in zip(self.shadow, self.params, strict=True):
             shadow.copy_(p)
 
@@ -54,15 +54,15 @@ class EMA:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Inside, the model that samples has the averaged weights, and buffers that fit them. A call of every
+        """Within the block, the sampled model has the averaged weights and their buffers. A call of every
         rank."""
-        if self.whole is not None:
+        if self.unsharded is not None:
             values = dict(self.model.named_parameters()) | self.state_dict()
             with torch.no_grad():
-                for name, p in self.whole.named_parameters():
+                for name, p in self.unsharded.named_parameters():
                     p.copy_(ranks.whole(values[name]))
                 for name, b in self.model.named_buffers():
-                    self.whole.get_buffer(name).copy_(b)
+                    self.unsharded.get_buffer(name).copy_(b)
             yield
             return
         self._swap()
@@ -84,9 +84,9 @@ class EMA:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Inside, the model is as verbs have it: averaged weights, in eval mode, without gradients."""
+        """Within the block, the model has its averaged weights, in eval mode, without gradients."""
         with self.swapped():
-            (self.model if self.whole is None else self.whole).eval()
+            (self.model if self.unsharded is None else self.unsharded).eval()
             try:
                 with torch.inference_mode():
                     yield
@@ -114,10 +114,10 @@ class EMA:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Parameter name → average, shared out among ranks where the parameter is."""
-        pairs = zip(self.shadow, self.of, strict=True)
+        pairs = zip(self.shadow, self.sources, strict=True)
         return dict(zip(self.names, (ranks.put_together(s, p) for s, p in pairs), strict=True))
 
     def load_state_dict(self, state: dict[str, Tensor], updates: int) -> None:
         self.updates, self.fitting = updates, None
-        for name, shadow, p in zip(self.names, self.shadow, self.of, strict=True):
+        for name, shadow, p in zip(self.names, self.shadow, self.sources, strict=True):
             shadow.copy_(ranks.part_of(ranks.part_like(state[name], p)))

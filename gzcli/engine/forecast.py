@@ -1,8 +1,8 @@
-"""What a training step of a recipe costs: its floating-point operations, counted on tensors without values,
+"""The cost of a training step of a recipe: its floating-point operations, counted on tensors without values,
 and the time and memory of a real step on this machine.
 
-Nothing is read of the data set, whose images are noise here. Without values a net of a billion parameters
-takes no memory, and no weights are read.
+The images are noise: the data set is not read. Without values a net of a billion parameters takes no memory,
+and no weights are read.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str
             result["params"] = params_of(part, info, stages)
             result["flops"] = flops_of(part, info, stages)
             if row["timed"] and not (device.type == "cpu" and result["params"] > LARGE):
-                result |= tried(part, info, stages, result["flops"], device)
+                result |= try_step(part, info, stages, result["flops"], device)
         except GzError as e:
             result["error"] = e.message
             if isinstance(e, UsageError):
@@ -85,22 +85,22 @@ def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str
 
 
 def on_data(part: Part, tree: Mapping[str, Any]) -> PartOnData:
-    """A part, and what its model sees of the data set that `TrialJob.info` describes."""
+    """A part with its model's input, for the data set that `TrialJob.info` describes."""
     shape, levels = tuple(tree["shape"]), part.data.levels or tree["levels"]
     info = DataInfo(shape, levels, tuple(tree["classes"]), tree["multilabel"], tree["n"], part.train.steps)
     return PartOnData(part, on_latents(part, info))
 
 
 def build(part: Part, info: DataInfo, stages: Stages) -> Model:
-    """The model, in training mode, on earlier stages as they begin."""
+    """The model, in training mode, built on freshly initialised earlier stages."""
     names = catalog.card(part.model).stages
-    earlier = {name: build(*stages[name], stages).eval().requires_grad_(False) for name in names}
-    few = {key: 1 for key in PREPARING if key in part.options}
-    return build_model(replace(part, options={**part.options, **few}), info, earlier).train()
+    stage_models = {name: build(*stages[name], stages).eval().requires_grad_(False) for name in names}
+    short = {key: 1 for key in PREPARING if key in part.options}
+    return build_model(replace(part, options={**part.options, **short}), info, stage_models).train()
 
 
 def check_stages(run: Run) -> None:
-    """Builds the models of all stages of a run, so that a wrong option is told before an earlier stage is
+    """Builds the models of all stages of a run, so that a wrong option is reported before any stage is
     trained. A stage that cannot be built for another reason ends the check."""
     stages: dict[str, PartOnData] = {}
     for stage in run.stages:
@@ -197,8 +197,8 @@ class Trial:
         self.half = devices.half(precision(part)) if real else None
 
     def step(self, read: Callable[[], float]) -> tuple[float, float]:
-        """Takes every phase once. Returns what `read` counts meanwhile: in losses with their gradients, and
-        in updates, each phase by the share of the run's steps at which it runs."""
+        """Takes every phase once. Returns the increments of the counter `read`, of losses with gradients and
+        of updates. Each phase is weighted by its share of the run's steps."""
         params = {id(p): p for phase in self.phases for p in phase.parameters()}.values()
         loss, update, steps = 0.0, 0.0, self.part.train.steps
         for phase in self.phases:
@@ -225,11 +225,11 @@ class Trial:
         return loss, update + read() - start
 
 
-def tried(
+def try_step(
     part: Part, info: DataInfo, stages: Stages, flops: float | None, device: torch.device
 ) -> dict[str, Any]:
-    """`seconds` and `bytes` of a step of the global batch, as a step of few images shows them. A step that
-    runs out of a GPU's memory is tried with half the images."""
+    """`seconds` and `bytes` of a step of the global batch, extrapolated from a step of few images. The number
+    of images is halved while the step runs out of GPU memory."""
     prepare_torch(part)
     share = micro_batch(part)
     batch = share * pieces_of(part)
@@ -242,23 +242,23 @@ def tried(
             trial = Trial(model, part, batch_of(model, images, noise))
             with torch.no_grad():
                 model.on_start(trial.batch)
-            return measured(trial, share / images, device)
+            return measure_steps(trial, share / images, device)
         except torch.OutOfMemoryError:
             if images <= 1:
                 raise
             images //= 2
 
 
-def measured(trial: Trial, times: float, device: torch.device) -> dict[str, Any]:
-    """`seconds` and `bytes` of a step whose micro-batch has so many times the images of the trial. The
-    fastest of some steps counts: what else delays one is not the model's."""
+def measure_steps(trial: Trial, times: float, device: torch.device) -> dict[str, Any]:
+    """`seconds` and `bytes` of a step whose micro-batch has `times` the images of the trial. The fastest of
+    several steps counts, as any further delay is not the model's."""
     # of one thread on a CPU its work is timed, so that other programs on the machine do not count
     clock = partial(devices.clock, device, "cpu" if torch.get_num_threads() == 1 else "wall")
     before = devices.memory_now(device)
     trial.step(clock)
     states = [item for optimizer in trial.optimizers.values() for item in optimizer.state.items()]
-    kept = [t for p, values in states for t in (p, *values.values())]  # the gradient is as large as p
-    state = sum(t.nbytes for t in kept if isinstance(t, torch.Tensor))
+    tensors = [t for p, values in states for t in (p, *values.values())]  # the gradient is as large as p
+    state = sum(t.nbytes for t in tensors if isinstance(t, torch.Tensor))
     peak, since = devices.peak_memory(device), devices.clock(device)
     steps: list[tuple[float, float]] = []
     while len(steps) < TIMED or (len(steps) < MOST and devices.clock(device) - since < ENOUGH):
@@ -269,18 +269,18 @@ def measured(trial: Trial, times: float, device: torch.device) -> dict[str, Any]
 
 
 def speed_of(model: Model, batch: Batch, part: Part, accelerator: Accelerator, log: Log) -> Speed:
-    """What a step of a run does: its images and, where they can be counted, its floating-point operations."""
+    """The images of a step of a run and, if they can be counted, its floating-point operations."""
     images = part.train.batch_size
     if part.train.steps < SHORT or not log.main:
         return Speed(images)
     try:
-        blank, whole, mode = without_values(model, batch)
+        blank, fake, mode = without_values(model, batch)
         with ranks.alone(), shapes_only(mode):
-            flops = operations(blank.train(), whole.rows(slice(micro_batch(part)), whole.noise), part)
+            flops = operations(blank.train(), fake.rows(slice(micro_batch(part)), fake.noise), part)
     except Exception as e:  # a figure that cannot be found must not end a training
         log.record(f"the operations of a step are not known: {type(e).__name__}: {e}")
         return Speed(images)
     plain = "fp32" if part.train.deterministic else "tf32"
     kind = {"no": plain}.get(accelerator.mixed_precision, accelerator.mixed_precision)
-    each = devices.peak(accelerator.device, kind)
-    return Speed(images, flops, each and each * ranks.world())
+    peak = devices.peak(accelerator.device, kind)
+    return Speed(images, flops, peak and peak * ranks.world())

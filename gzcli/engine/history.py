@@ -1,5 +1,4 @@
-"""The losses and figures of a run, which are recorded in `metrics.jsonl`, as events, and in trackers, which
-accelerate knows by name."""
+"""The losses and figures of a run, recorded in `metrics.jsonl`, as events, and in accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -24,11 +23,11 @@ from gzcli.store.metrics import every_line, metric_lines
 from gzcli.store.paths import user_dir
 from gzcli.store.runs import Run, has_shipped_loss
 
-PATIENCE = 5  # bad steps in a row, before the run is stopped
-EXPLODED = 1e6  # times the loss of the first step, and times 1, from which a step is bad too
-WATCHED = ("loss", "grad_norm")  # what must be finite
-PROJECT = "gz"  # under which a service lists the runs
-# What to do where a tracker does not start: no key, no network, no server.
+PATIENCE = 5  # bad steps in a row after which the run is stopped
+EXPLODED = 1e6  # factor of the first loss (at least 1) beyond which a step is bad
+WATCHED = ("loss", "grad_norm")  # figures that must be finite
+PROJECT = "gz"  # project of the runs at a tracking service
+# Hints for a tracker that does not start: no key, no network, no server.
 HINTS = {
     "wandb": "`wandb login` once, or `WANDB_MODE=offline`, and `wandb sync` later",
     "trackio": "`TRACKIO_DIR` and `HF_TOKEN` set where it writes; without a space it stays on this machine",
@@ -44,9 +43,9 @@ class History:
 
     def __init__(self, run: Run, log: Log, device: torch.device):
         self.run, self.log = run, log
-        self.sums: dict[str, Tensor] = {}  # of each loss since it was logged last
-        self.counts: dict[str, int] = {}  # how many are in the sum
-        self.first: dict[str, Tensor] = {}  # size of each loss at the first step, at least 1
+        self.sums: dict[str, Tensor] = {}  # of each loss since the last log
+        self.counts: dict[str, int] = {}  # number of terms of each sum
+        self.first: dict[str, Tensor] = {}  # absolute value of each loss at the first step, at least 1
         self.bad = torch.zeros((), device=device)  # steps in a row whose loss or gradient was bad
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
@@ -62,22 +61,22 @@ class History:
         self.bad = torch.where(good, 0.0, self.bad + 1)
 
     def not_finite(self) -> int:
-        """How many of the last steps in a row were bad, on the worst rank; a call of every rank."""
+        """The number of bad steps in a row by now, on the worst rank. A call of every rank."""
         return int(ranks.maximum(self.bad))
 
     def check_finite(self, step: int, steps: int) -> None:
-        """Raises DivergedError where the loss or gradient was not finite, or had exploded, at this and the
-        steps before, `PATIENCE` in all. At the last step, that step alone counts. A call of every rank."""
+        """Raises DivergedError if the last `PATIENCE` steps, or the final one, had a loss or gradient that
+        was not finite or had exploded. A call of every rank."""
         if self.not_finite() >= (1 if step == steps else PATIENCE):
-            what = "the loss or its gradient is not finite, or a million times what it was"
-            raise self.diverged(what, step)
+            reason = "the loss or its gradient is not finite, or a million times what it was"
+            raise self.diverged(reason, step)
 
-    def diverged(self, what: str, step: int) -> DivergedError:
+    def diverged(self, reason: str, step: int) -> DivergedError:
         """The error of a run that cannot go on."""
         have = self.run.saved_steps
         good = f"the last good checkpoint is of step {have[-1]}" if have else "there is no checkpoint yet"
         return DivergedError(
-            f"{what} at step {step}; {good}",
+            f"{reason} at step {step}; {good}",
             hint="lower `optim.lr`, raise `optim.warmup`, set `train.clip`, or `train.precision=fp32`",
         )
 
@@ -110,13 +109,13 @@ class History:
         return ReferenceRun(owner.model, owner.data, part.scale, part.stage).stood_at(step, metric)
 
     def pending(self) -> dict[str, Any]:
-        """The sums for the next line of losses, which a checkpoint between two lines must keep."""
+        """The sums for the next line of losses, which a checkpoint must save."""
         sums = {name: value.cpu() for name, value in self.sums.items()}
         first = {name: value.cpu() for name, value in self.first.items()}
         return {"sums": sums, "first": first, "counts": dict(self.counts)}
 
     def resume(self, step: int, pending: Mapping[str, Any] | None) -> None:
-        """Goes on from the checkpoint of `step`: takes its sums, and drops lines that were logged later."""
+        """Resumes from the checkpoint of `step`: restores its sums, and drops later lines."""
         if pending:
             device = self.bad.device
             self.sums = {name: total.to(device) for name, total in pending["sums"].items()}
@@ -125,21 +124,21 @@ class History:
             self.counts = dict(pending["counts"])
         path = self.run.metrics_file
         if ranks.rank() == 0 and path.exists():
-            earlier = (line for line in every_line(self.run.path) if line["step"] <= step)
-            files.write_atomic(path, "".join(json.dumps(line) + "\n" for line in earlier))
+            lines = (line for line in every_line(self.run.path) if line["step"] <= step)
+            files.write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 # ---------------------------------------------------------------------------- trackers
 
 
 class Trackers:
-    """The trackers of a run. One that fails is named in a warning and left: it stops no training."""
+    """The trackers of a run. One that fails is dropped with a warning, and does not stop the training."""
 
     def __init__(
         self, names: Sequence[str], run: Run, config: Mapping[str, Any], log: Log, *, start: int = 0
     ):
         self.log = log
-        self.open = {name: started(name, run, config, start) for name in names}
+        self.open = {name: start_tracker(name, run, config, start) for name in names}
 
     def figures(self, step: int, values: Mapping[str, float]) -> None:
         """Logs figures of a step."""
@@ -150,7 +149,7 @@ class Trackers:
         self._each(lambda name, tracker: show(name, tracker, step, path))
 
     def close(self) -> None:
-        """Ends the runs of the trackers, which send what is left."""
+        """Ends the trackers' runs, which sends pending figures."""
         self._each(lambda name, tracker: tracker.finish())
         self.open = {}
 
@@ -164,8 +163,8 @@ class Trackers:
                 self.log.warn(f"`{name}` does not track any more: {first_line(e)}")
 
 
-def started(name: str, run: Run, config: Mapping[str, Any], start: int) -> Any:
-    """accelerate's tracker of this name, which has stored the recipe."""
+def start_tracker(name: str, run: Run, config: Mapping[str, Any], start: int) -> Any:
+    """Starts accelerate's tracker of this name, and stores the recipe in it."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     if name not in LOGGER_TYPE_TO_CLASS:
@@ -178,9 +177,9 @@ def started(name: str, run: Run, config: Mapping[str, Any], start: int) -> Any:
             place = user_dir(name)
             place.mkdir(parents=True, exist_ok=True)
             os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'runs.db'}")
-            earlier = files.read_json(run.tracker_file) if start else None
-            which = {"run_id": earlier["run_id"]} if earlier else {"run_name": id_}
-            tracker = make(PROJECT, logging_dir=place.as_uri(), **which)
+            record = files.read_json(run.tracker_file) if start else None
+            identity = {"run_id": record["run_id"]} if record else {"run_name": id_}
+            tracker = make(PROJECT, logging_dir=place.as_uri(), **identity)
         else:
             project = os.environ.get(f"{name.upper()}_PROJECT", PROJECT)
             options = {"id": id_, "dir": run.path} if name == "wandb" else {}

@@ -69,7 +69,7 @@ class Log:
 
     @contextmanager
     def bar(self, title: str) -> Iterator[Progress]:
-        """A progress bar on a terminal, a line ever less often elsewhere; yields progress(i, n, x=None)."""
+        """A bar on a terminal, elsewhere lines at growing intervals. Yields progress(i, n, x=None)."""
         streams.stop_spinner()
         if not self.main or self.mode != "human":
             yield no_progress
@@ -118,11 +118,11 @@ class Log:
         if self._bar is not None:
             self._bar.console.print(printable(text), markup=False, highlight=False)
         else:
-            erase = streams.ERASE if self.fancy else ""  # what a spinner has drawn there
+            erase = streams.ERASE if self.fancy else ""  # erases a spinner
             print(erase + printable(text), file=sys.stderr, flush=True)
 
     def record(self, text: str) -> None:
-        """A line of `log.txt`. Beyond FULL bytes it goes on in a new one; `log.1.txt` is the one before."""
+        """A line of `log.txt`, which is renamed to `log.1.txt` beyond FULL bytes."""
         if self.folder and self.folder.is_dir():
             path = Run(self.folder).log_file
             with open(path, "a") as f:
@@ -135,11 +135,11 @@ class Log:
 class TrainBar:
     """The progress of a training run, as a bar or, without a terminal, as a few lines."""
 
-    speed: Speed | None = None  # what a step does; None: only steps a second are shown
+    speed: Speed | None = None  # work of a step; None: only steps per second are shown
 
     def __init__(self, log: Log, bar: Any, start: int, steps: int, lines: int = LINES):
         self.log, self.bar, self.start, self.steps, self.lines = log, bar, start, steps, lines
-        self.part = -1  # of `lines`, in which the last line stood
+        self.part = -1  # of the run's `lines` parts, the one of the last line
         self.since, self.at = time.monotonic(), start
         self.task = bar.add_task(log.stage or "train", total=steps, completed=start, note="") if bar else None
 
@@ -150,21 +150,21 @@ class TrainBar:
 
     def show(self, step: int, values: dict[str, float]) -> dict[str, float]:
         """Shows the losses at every `log_every` steps. Returns the speed since the last call: steps a second
-        (`it_s`), and what `Speed.at` finds."""
+        (`it_s`), and what `Speed.rates_at` finds."""
         now = time.monotonic()
         rate = (step - self.at) / max(now - self.since, 1e-9)
         self.since, self.at = now, step
-        speeds = self.speed.at(rate) if self.speed else {}
-        shown = {key: f"{key} {value:.4g}" for key, value in values.items()}
-        losses = "  ".join(shown.values())
+        speeds = self.speed.rates_at(rate) if self.speed else {}
+        texts = {key: f"{key} {value:.4g}" for key, value in values.items()}
+        losses = "  ".join(texts.values())
         if self.bar:  # only these fit in a line beside the bar
-            few = "  ".join(text for key, text in shown.items() if key.rsplit(".")[-1] in ("loss", "bpd"))
-            note = with_room(f"{rate:.1f} it/s  {few}", in_words(speeds), self.bar.console.width - BAR)
+            main = "  ".join(text for key, text in texts.items() if key.rsplit(".")[-1] in ("loss", "bpd"))
+            note = with_room(f"{rate:.1f} it/s  {main}", in_words(speeds), self.bar.console.width - BAR)
             self.bar.update(self.task, note=note)
         elif self.log.main and self.log.mode == "human" and self.is_due(step):
-            left = time.strftime("%H:%M:%S", time.gmtime((self.steps - step) / max(rate, 1e-9)))
+            remaining = time.strftime("%H:%M:%S", time.gmtime((self.steps - step) / max(rate, 1e-9)))
             stage = f"{self.log.stage}: " if self.log.stage else ""
-            line = f"{stage}step {step}/{self.steps}  {rate:.1f} it/s  {left} left  {losses}"
+            line = f"{stage}step {step}/{self.steps}  {rate:.1f} it/s  {remaining} left  {losses}"
             if self.log.validated:
                 line = f"{line}  {self.log.validated}"
             self.log.say(with_room(line, in_words(speeds), WIDTH))
@@ -172,16 +172,16 @@ class TrainBar:
         return {"it_s": round(rate, 3), **speeds}
 
     def is_due(self, step: int) -> bool:
-        """Whether a line is printed where there is no terminal: the first, and one in each part of the run.
-        At the end the last validation has its own."""
+        """Whether to print a line without a terminal: the first, and one in each part of the run. There is
+        none at the end, as the last validation has its own."""
         part = (step - self.start) * self.lines // (self.steps - self.start)
         due, self.part = part > self.part, part
         return due and not (step == self.steps and self.log.validated)
 
 
-def with_room(line: str, more: Sequence[str], width: int) -> str:
-    """The line, and of `more` what fits in so many columns."""
-    for text in more:
+def with_room(line: str, extras: Sequence[str], width: int) -> str:
+    """The line, with those of `extras` that fit in `width` columns."""
+    for text in extras:
         if len(line) + 2 + len(text) <= width:
             line = f"{line}  {text}"
     return line
@@ -192,13 +192,13 @@ def with_room(line: str, more: Sequence[str], width: int) -> str:
 
 @dataclass(frozen=True)
 class Speed:
-    """What a step does, by which its rate becomes other rates; None: not known."""
+    """The work of a step, which converts its rate into other rates; None: not known."""
 
     images: int
     flops: float | None = None  # floating-point operations
     peak: float | None = None  # FLOP/s of all devices together
 
-    def at(self, rate: float) -> dict[str, float]:
+    def rates_at(self, rate: float) -> dict[str, float]:
         """`images_s`, and where they are known `tflops` and `mfu`, a share of 1."""
         rates = {"images_s": self.images * rate}
         if self.flops:
@@ -209,6 +209,6 @@ class Speed:
 
 
 def in_words(values: Mapping[str, float]) -> list[str]:
-    """The figures of `Speed.at` as a line shows them, those first that tell more."""
-    shown = {"mfu": "MFU {:.0%}", "tflops": "{:.3g} TFLOP/s", "images_s": "{:.3g} images/s"}
-    return [text.format(values[name]) for name, text in shown.items() if name in values]
+    """The figures of `Speed.rates_at` as a line shows them, the most telling first."""
+    formats = {"mfu": "MFU {:.0%}", "tflops": "{:.3g} TFLOP/s", "images_s": "{:.3g} images/s"}
+    return [text.format(values[name]) for name, text in formats.items() if name in values]

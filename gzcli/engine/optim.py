@@ -27,7 +27,7 @@ RMS = 0.2  # root mean square of an update by AdamW, roughly (Liu 2025, section 
 
 
 def settings(section: OptimSection, phases: list[Phase]) -> dict[str, OptimSection]:
-    """The settings of each phase: those of the section, some replaced by the keys under the phase's name."""
+    """The settings of each phase: those of the section, overridden by the keys under the phase's name."""
     names = [phase.name for phase in phases]
     for name in section.phases:
         if name not in names:
@@ -70,17 +70,17 @@ def adamw8bit(groups: list[dict[str, Any]], **options: Any) -> Optimizer:
 
 def factor(conf: OptimSection, step: int, steps: int) -> float:
     """The factor of the learning rate at `step` of `steps`: linear warm-up, then the schedule. The warm-up
-    takes at most half of the run. Where that cuts it, the rate rises as steeply as in a long run and so stays
-    below the full one, at which a flow diverges from its first steps."""
+    takes at most half of the run. If that cuts it, the slope stays that of a long run, so the peak is lower:
+    at the full rate a flow diverges in its first steps."""
     warmup = min(conf.warmup, max(steps // 2, 1))
     if step < warmup:
         return (step + 1) / conf.warmup
     peak = warmup / conf.warmup if warmup else 1.0
-    done = (step - warmup) / max(steps - warmup, 1)
+    progress = (step - warmup) / max(steps - warmup, 1)
     schedules = {
-        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
-        "linear": 1 - done,
-        "late_linear": min(1.0, 2 * (1 - done)),  # constant over the first half
+        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+        "linear": 1 - progress,
+        "late_linear": min(1.0, 2 * (1 - progress)),  # constant over the first half
     }
     return peak * schedules.get(conf.schedule, 1.0)
 
@@ -118,7 +118,7 @@ class Muon(Optimizer):
         eps: float,
         model: nn.Module | None = None,
     ):
-        parts = list(halves(groups, matrices_of(model) if model else None))
+        parts = list(split_groups(groups, matrices_of(model) if model else None))
         fused = kind_of(parts[0]["params"][0].device).fused
         super().__init__(parts, {"betas": betas, "eps": eps, "fused": fused})
 
@@ -162,8 +162,8 @@ class Muon(Optimizer):
         return state[name]
 
 
-def halves(groups: list[dict[str, Any]], counts: Mapping[int, int] | None) -> Iterator[dict[str, Any]]:
-    """Each group in two, of `wide` parameters and of others, with the number of `matrices` in each."""
+def split_groups(groups: list[dict[str, Any]], counts: Mapping[int, int] | None) -> Iterator[dict[str, Any]]:
+    """Splits each group into `wide` parameters and others, with the number of `matrices` in each."""
     for group in groups:
         count = {id(p): 1 if counts is None else counts.get(id(p), 0) for p in group["params"]}
         for wide in (True, False):

@@ -86,24 +86,24 @@ def score_bins(sides: Sequence[np.ndarray], count: int = 50) -> tuple[np.ndarray
 
 
 def _apart(ticks: Sequence[float], forward: Callable[[Any], Any], bins: np.ndarray) -> list[float]:
-    """The ticks whose labels do not overlap on an axis over the bins; of two that do, the first stays."""
+    """The ticks whose labels do not overlap on an axis over the bins; the first of two that do stays."""
     chosen: list[float] = []
     least = 0.18 * (forward(bins[-1]) - forward(bins[0]))
     for tick in (*ticks, bins[0], bins[-1]):
-        if all(abs(forward(tick) - forward(other)) > least for other in chosen):
+        if all(abs(forward(tick) - forward(taken)) > least for taken in chosen):
             chosen.append(float(tick))
     return chosen
 
 
 def sample_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
     """Writes a figure of rows (title, images uint8 [N, C, H, W]), of which the first 16 are shown."""
-    shown = 16
+    limit = 16
     figure, axes = pyplot().subplots(
-        len(rows), 1, figsize=(0.6 * shown, 0.95 * len(rows)), squeeze=False, layout="constrained"
+        len(rows), 1, figsize=(0.6 * limit, 0.95 * len(rows)), squeeze=False, layout="constrained"
     )
     for ax, (title, images) in zip(axes.flat, rows, strict=True):
         strip = np.concatenate(
-            [np.pad(image, ((0, 0), (1, 1), (1, 1)), constant_values=255) for image in images[:shown]], 2
+            [np.pad(image, ((0, 0), (1, 1), (1, 1)), constant_values=255) for image in images[:limit]], 2
         )
         strip = strip.transpose(1, 2, 0)
         ax.imshow(strip.repeat(3, 2) if strip.shape[2] == 1 else strip, interpolation="bicubic")
@@ -113,8 +113,7 @@ def sample_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
 
 
 def training_speed(folder: Path) -> dict[str, float]:
-    """How fast a run was trained, by the medians of what it has recorded: `it_s`, `images_s`, and where they
-    are known `tflops` and `mfu`."""
+    """The median recorded speed of a training: `it_s`, `images_s`, and if known `tflops` and `mfu`."""
     lines = metric_lines(folder)
     rates = {name: [line[name] for line in lines if name in line] for name in RATES}
     return {name: statistics.median(values) for name, values in rates.items() if values}
@@ -122,18 +121,18 @@ def training_speed(folder: Path) -> dict[str, float]:
 
 def loss_curve(folder: Path) -> None:
     """Draws loss.png from metrics.jsonl: losses by the left axis, validation as dots by the right one."""
-    figure, left = pyplot().subplots(figsize=(7, 4), constrained_layout=True)
+    figure, axes = pyplot().subplots(figsize=(7, 4), constrained_layout=True)
     right = None
     for i, (name, points) in enumerate(curves(metric_lines(folder)).items()):
         if name.startswith("val_"):
-            right = right or left.twinx()
+            right = right or axes.twinx()
             right.plot(*zip(*points, strict=True), "o-", color=f"C{i}", label=name, markersize=3)
             right.set_ylabel(name)
         else:
-            left.plot(*zip(*points, strict=True), color=f"C{i}", label=name, linewidth=1)
-    left.set_xlabel("step")
-    left.set_ylabel("loss")
-    figure.legend(loc="upper right", bbox_to_anchor=(1, 1), bbox_transform=left.transAxes)
+            axes.plot(*zip(*points, strict=True), color=f"C{i}", label=name, linewidth=1)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    figure.legend(loc="upper right", bbox_to_anchor=(1, 1), bbox_transform=axes.transAxes)
     save_figure(figure, Run(folder).losses_picture, dpi=100)
 
 
@@ -142,9 +141,9 @@ def pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot as found
+    from matplotlib import pyplot
 
-    return found
+    return pyplot
 
 
 def save_figure(figure: Any, path: Path, dpi: int = 110) -> None:
@@ -153,7 +152,7 @@ def save_figure(figure: Any, path: Path, dpi: int = 110) -> None:
     from matplotlib.text import Text
 
     numbers = {label for tick in figure.findobj(Tick) for label in (tick.label1, tick.label2)}
-    for text in set(figure.findobj(Text)) - numbers:  # a stranger's names are no formulas, and are seen
+    for text in set(figure.findobj(Text)) - numbers:  # names are no formulas, and may not be printable
         if content := text.get_text():
             text.set_parse_math(False)
             text.set_text(printable(content))

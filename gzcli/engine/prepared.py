@@ -1,13 +1,13 @@
-"""What frozen models make of every image, computed once and not in every epoch.
+"""The outputs of frozen models for every image, computed once and not in every epoch.
 
 With `data.latent` a model is trained on latents of an autoencoder in place of pixels (Rombach et al. 2022,
-arXiv:2112.10752): each image is encoded once into the cache, and what the model samples is decoded. The
+arXiv:2112.10752): each image is encoded once into the cache, and samples of the model are decoded. The
 autoencoder is a run whose model has `to_latent` and `from_latent`, or an `AutoencoderKL` of diffusers, by
 folder or id. A latent of an `AutoencoderKL` is the mode of its posterior; with `data.latent_draw: sample`, as
 DiT trains, each training and validation image has one draw of it instead.
 
-What the model of a stage makes of each training image (`Model.prepare`: codes, latents, embeddings) comes in
-`batch.extra`; it is kept in the run.
+The output of a stage's model for each training image (`Model.prepare`: codes, latents, embeddings) comes in
+`batch.extra`, and is stored in the run.
 """
 
 from __future__ import annotations
@@ -69,22 +69,22 @@ def train_images(
 
 
 def prepare(model: Model, images: TrainImages, run: Run, log: Log) -> dict[str, np.ndarray]:
-    """What a model prepares of training images: memory-maps {key: [N, …]}; {} where it prepares nothing. They
-    lie in `RUN/prepared/<key>.npy`. All ranks make them now where they are not there."""
+    """The outputs of `Model.prepare` for the training images, as memory maps {key: [N, …]}; {} without that
+    method. All ranks write them into `RUN/prepared/<key>.npy` if they are missing."""
     folder = run.path / "prepared"
     if not hasattr(model, "prepare"):
         return {}
     if not is_whole(folder, log):
         model.eval()
         with full_fp32(images.device):  # so nearly tied codes are chosen as the verbs choose them
-            how: dict[str, Any] = {"batch_size": PREPARE_BATCH, "log": log, "title": "prepare"}
-            write_maps(folder, images, ("train",), lambda _, batch: model.prepare(batch), **how)
+            options: dict[str, Any] = {"batch_size": PREPARE_BATCH, "log": log, "title": "prepare"}
+            write_maps(folder, images, ("train",), lambda _, batch: model.prepare(batch), **options)
         model.train()
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
 
 
 def with_prepared(model: Model, batch: Batch) -> Batch:
-    """The batch with what the model prepares of its images, which is made now."""
+    """The batch with the outputs of `Model.prepare` for its images, computed now."""
     if hasattr(model, "prepare"):
         batch.extra |= model.prepare(batch)
     return batch
@@ -105,7 +105,7 @@ class LatentPack(Pack):
 
 
 def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, log: Log) -> LatentPack:
-    """The latents of the training and validation images, made now by all ranks where they are not cached. A
+    """The latents of the training and validation images, which all ranks encode if they are not cached. A
     training image is augmented by one draw before it is encoded."""
     if draw and not isinstance(space.autoencoder, DiffusersVAE):
         raise UsageError(
@@ -169,8 +169,8 @@ def _measure(
 
 
 def on_latents(part: Part, info: DataInfo) -> DataInfo:
-    """The description of what the part's model sees: that of its latents, where it is trained on latents.
-    Raises MissingError where their shape is not known before the autoencoder is here."""
+    """The description of the input of the part's model: of its latents, if it is trained on latents. Raises
+    MissingError if their shape is not known without the autoencoder."""
     if not (name := part.data.latent):
         return info
     if run := runs.by_name(name):
@@ -195,17 +195,17 @@ def on_latents(part: Part, info: DataInfo) -> DataInfo:
     return replace(info, shape=shape, levels=None)
 
 
-# ---------------------------------------------------------------------------- arrays of a row an image
+# ---------------------------------------------------------------------------- arrays of a row per image
 
 
 def is_whole(folder: Path, log: Log) -> bool:
     """Whether there is a folder of maps; a damaged one is removed with a line. A call of every rank."""
-    there = folder.exists()
-    if ranks.rank() == 0 and there and not all(is_array(file) for file in folder.glob("*.npy")):
+    exists = folder.exists()
+    if ranks.rank() == 0 and exists and not all(is_array(file) for file in folder.glob("*.npy")):
         log.warn(f"`{folder}` is damaged; it is made again")
         remove_tree(folder)
-        there = False
-    return ranks.agree(there)
+        exists = False
+    return ranks.agree(exists)
 
 
 def write_maps(
@@ -218,8 +218,8 @@ def write_maps(
     log: Log,
     title: str,
 ) -> None:
-    """Writes `folder/<key>.npy` [N, …] of what `make` makes of the images; a call of every rank. Each rank
-    fills its rows of shared files, and the folder is there when all are done."""
+    """Writes the outputs of `make` for the images into `folder/<key>.npy` [N, …]. A call of every rank: each
+    fills its rows of shared files, and the folder appears when all are done."""
     main = ranks.rank() == 0
     maps: dict[str, np.memmap] = {}
     if main:
@@ -240,12 +240,12 @@ def write_maps(
                 continue
             with log.bar(title) as progress:
                 for batch in read(share):
-                    where = batch.index.cpu().numpy()
+                    rows = batch.index.cpu().numpy()
                     for key, value in make(split, batch).items():
                         if key not in maps:
                             maps[key] = open_memmap(part / f"{key}.npy", "r+")
-                        maps[key][where] = value.cpu().numpy()
-                    progress(int(where[-1]) + 1 - share.start, len(share))
+                        maps[key][rows] = value.cpu().numpy()
+                    progress(int(rows[-1]) + 1 - share.start, len(share))
         for array in maps.values():
             array.flush()
         ranks.wait()

@@ -21,8 +21,8 @@ from gzcli.engine.trained import Trained
 from gzcli.models.base import group_options
 from gzcli.models.nn import spread_labels
 
-BATCH_SIZE = 256  # images of VALUES values that are drawn together, of the usual device
-VALUES = 3 * 64 * 64  # values of an image up to which a batch is full; it holds fewer of larger images
+BATCH_SIZE = 256  # images of VALUES values in a batch on a usual device
+VALUES = 3 * 64 * 64  # values of the largest image of a full batch; a batch holds fewer of larger images
 
 
 def draw(
@@ -44,22 +44,23 @@ def draw(
     rank, world = ranks.rank(), ranks.world()
     share = math.ceil(n / world)
     start, end = min(rank * share, n), min((rank + 1) * share, n)
-    size, parts, at = batch_size(trained, options), [np.zeros((0, *trained.images.shape), np.uint8)], start
-    while at < end:
-        rows = range(at, min(at + size, end))
+    size, position = batch_size(trained, options), start
+    parts = [np.zeros((0, *trained.images.shape), np.uint8)]
+    while position < end:
+        rows = range(position, min(position + size, end))
         chunk = None if labels is None else labels[rows.start : rows.stop].to(trained.device)
         inputs = {key: cycled(values, rows, trained.device) for key, values in given.items()}
-        done, batch = at - start, len(rows)
+        before, batch = position - start, len(rows)
 
-        def report(i: float, n: float, x: Tensor | None = None, done: int = done, batch: int = batch) -> None:
-            progress(done + batch * i / n, end - start, x)
+        def report(i: float, n: float, x: Any = None, before: int = before, batch: int = batch) -> None:
+            progress(before + batch * i / n, end - start, x)
 
         keywords = group_options(trained.model.sample, {**options, **inputs})
         try:
             with torch.inference_mode(), trained.sampling():
                 noise = ImageNoise(seed, rows, trained.device)
                 x = trained.model.sample(len(rows), labels=chunk, noise=noise, progress=report, **keywords)
-                x = trained.shown(x)
+                x = trained.decode(x)
         except torch.OutOfMemoryError as e:
             if size == 1:
                 raise DeviceError("not enough memory for one image") from e
@@ -67,7 +68,7 @@ def draw(
             devices.empty_cache(trained.device)
             continue
         parts.append(to_uint8(x).cpu().numpy())
-        at += len(rows)
+        position += len(rows)
     return ranks.gather(ranks.joined(parts))
 
 

@@ -1,4 +1,4 @@
-"""Sheets of images: rows with their names, columns with their classes, below them a line on what they are."""
+"""Sheets of images in named rows and columns, with a caption below."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Row:
     images: Sequence[np.ndarray] | np.ndarray  # its images, uint8 [C, H, W] each, or [n, C, H, W]
     marks: Sequence[str] = ()  # headings above the images
     exact: bool = False  # whether each pixel is shown as a square, as in masks and maps
-    under: Sequence[Sequence[str]] = ()  # lines of text below each image, as many below each
+    under: Sequence[Sequence[str]] = ()  # lines of text below each image, the same number for all
 
 
 def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
     """One picture uint8 [H, W, C], C = 1 or 3, of blocks of rows of images, which are all of one size."""
     from PIL import Image, ImageDraw
 
-    # names may be a stranger's: texts become such that can be drawn
+    # names may come from data: replace characters that cannot be drawn
     blocks = [
         [replace(r, name=in_a_line(r.name), marks=tuple(map(in_a_line, r.marks))) for r in block]
         for block in blocks
@@ -56,7 +56,7 @@ def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
     names = max(round(font.getlength(row.name)) for row in rows)
     left = MARGIN + (names + MARGIN if names else 0)
     across = left + max(len(row.images) for row in rows) * wide - GAP + MARGIN
-    lines = wrapped(caption, across - 2 * MARGIN) if caption else []
+    lines = wrap_text(caption, across - 2 * MARGIN) if caption else []
     texts = sum(HEAD for row in rows if row.marks) + sum(under(row) for row in rows)
     down = 2 * MARGIN + texts + len(rows) * high - GAP + (len(blocks) - 1) * BETWEEN
     size = (across, down + len(lines) * HEAD)
@@ -68,14 +68,14 @@ def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
             if row.marks:
                 for j, mark in enumerate(row.marks[: len(row.images)]):
                     middle = left + j * wide + (wide - GAP) // 2
-                    draw.text((middle, y + FONT), fitting(mark, wide - GAP), "black", font, "ms")
+                    draw.text((middle, y + FONT), fit_text(mark, wide - GAP), "black", font, "ms")
                 y += HEAD
             draw.text((left - MARGIN, y + (high - GAP) // 2), row.name, "black", font, "rm")
             for j, image in enumerate(row.images):
                 canvas.paste(enlarged(image, scale, exact=row.exact), (left + j * wide, y))
                 for i, line in enumerate(row.under[j] if row.under else ()):
                     place = (left + j * wide + (wide - GAP) // 2, y + high + (i + 1) * LINE - GAP)
-                    draw.text(place, fitting(line, wide - GAP, end=True), "black", small, "ms")
+                    draw.text(place, fit_text(line, wide - GAP, end=True), "black", small, "ms")
             y += high + under(row)
         y += BETWEEN
     for i, line in enumerate(lines):
@@ -85,7 +85,7 @@ def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
 
 
 def enlarged(image: np.ndarray, scale: int, *, exact: bool = False) -> Any:
-    """An image uint8 [C, H, W] as Pillow's, larger by a whole number."""
+    """An image uint8 [C, H, W] as a Pillow image, enlarged by the integer `scale`."""
     from PIL import Image
 
     pixels = image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
@@ -107,7 +107,7 @@ def of_samples(images: np.ndarray, labels: Tensor | None, classes: Sequence[str]
     turn = turn_of(labels, n)
     if labels is not None and turn > BAND:
         broad = math.ceil(turn / math.ceil(turn / BAND))
-        names = [named(label, classes) for label in labels[:turn]]
+        names = [label_name(label, classes) for label in labels[:turn]]
         bands = []
         for first in range(0, turn, broad):
             last = min(first + broad, turn)
@@ -135,18 +135,18 @@ def by_class(labels: Tensor | None, n: int, about: int, classes: Sequence[str]) 
     once = 2 * turn > n and n > about  # no turns at all, unless every image is of another class
     if labels is None or columns > 3 * about or (once and len(labels[:turn].unique(dim=0)) < turn):
         return min(about, n), ()
-    return columns, [named(label, classes) for label in labels[:columns]]
+    return columns, [label_name(label, classes) for label in labels[:columns]]
 
 
-def named(label: Tensor, classes: Sequence[str]) -> str:
-    """The name of a label, [] or [K]; of several classes at once all names."""
+def label_name(label: Tensor, classes: Sequence[str]) -> str:
+    """The name of a label, [] or [K]; the names of all classes of a multi-label one."""
     if label.ndim == 0:
         return classes[int(label)]
-    return " + ".join(name for name, there in zip(classes, label.tolist(), strict=True) if there) or "none"
+    return " + ".join(name for name, bit in zip(classes, label.tolist(), strict=True) if bit) or "none"
 
 
 def turn_of(labels: Tensor | None, n: int) -> int:
-    """After how many of n images their labels, [n] or [n, K], repeat; n without labels."""
+    """The period of the labels, [n] or [n, K], of n images; n without labels."""
     if labels is None:
         return n
     return next(k for k in range(1, n + 1) if (labels[k:] == labels[: n - k]).all())
@@ -155,7 +155,7 @@ def turn_of(labels: Tensor | None, n: int) -> int:
 def caption_of(
     trained: Trained, do: str | None, seed: int, options: Mapping[str, Any], step: int | None = None
 ) -> str:
-    """What made a picture: model, set, length of the training, seed, and what was asked for."""
+    """The origin of a picture: model, set, length of the training, application, seed and options."""
     words = [trained.name, trained.part.data.name.rpartition("/")[2], f"step {step or trained.step:,}"]
     words += [f"{duration(seconds)} of training"] if (seconds := trained.run.owner.seconds) else []
     words += [do] if do else []
@@ -163,7 +163,7 @@ def caption_of(
 
 
 def columns_of(n: int, ratio: float) -> int:
-    """The number of images in a row of a picture of n that is about square."""
+    """The number of images in a row such that a picture of n images is about square."""
     ideal = math.sqrt(n * ratio)
     full = [k for k in range(1, n + 1) if n % k == 0 and 0.69 <= k / ideal <= 1.45]
     far = {k: round(abs(math.log(k / ideal)), 9) for k in full}  # of two that are equally far the wider one
@@ -175,17 +175,17 @@ def under(row: Row) -> int:
     return len(row.under[0]) * LINE + MARGIN // 2 if row.under else 0
 
 
-def fitting(text: str, width: int, *, end: bool = False) -> str:
+def fit_text(text: str, width: int, *, end: bool = False) -> str:
     """The text, cut short with `…` where it is wider than `width` pixels."""
     length = font_of(FONT).getlength
     if length(text) <= width:
         return text
     shorter = [f"…{text[-k:]}" if end else f"{text[:k]}…" for k in range(len(text) - 1, 0, -1)]
-    return next((each for each in shorter if length(each) <= width), shorter[-1] if shorter else text)
+    return next((cut for cut in shorter if length(cut) <= width), shorter[-1] if shorter else text)
 
 
-def wrapped(text: str, width: int) -> list[str]:
-    """The lines of a text of parts between ` · `, none wider than `width` pixels unless a part alone is."""
+def wrap_text(text: str, width: int) -> list[str]:
+    """A text broken into lines at ` · `, none wider than `width` pixels unless a single part is."""
     lines: list[str] = []
     for part in text.split(" · "):
         longer = f"{lines[-1]} · {part}" if lines else part

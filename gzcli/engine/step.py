@@ -1,9 +1,8 @@
 """The training step: a model's loss, in one process or in several, compiled where that gains.
 
-A compiled step is one graph for each phase, since its random numbers are drawn before it. Which numbers a
-loss draws is found by a run of a copy of the model on tensors that have a shape and no values (torch's
-FakeTensorMode), which costs no memory and changes nothing. A loss whose draws or branches depend on values
-ends that run; it stays eager.
+A compiled step is one graph for each phase, as its random numbers are drawn before it. To find the draws of a
+loss, a copy of the model runs on tensors without values (torch's FakeTensorMode), which takes no memory. A
+loss whose draws or branches depend on values fails in that run, and stays eager.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 LONG = 2_000  # steps of a run that gains from `torch.compile`: a U-Net takes about a minute to compile
 LONG_MINUTES = 10.0  # the same of a run whose length is given in minutes
 SMALL = 200e6  # parameters up to which a step may be bound by the launches of its kernels
-FOR_EVER = 1 << 40  # a number of steps after which nothing anneals any more
+FOR_EVER = 1 << 40  # number of steps after which all annealing has ended
 BACKEND = "inductor"
 Draw = tuple[str, tuple[int, ...], int | None]  # method, shape and bound of `Noise._draw`
 
@@ -72,7 +71,7 @@ def accelerate(part: Part) -> Accelerator:
 
 
 class Step(nn.Module):
-    """What DDP and FSDP wrap, so that they see every forward."""
+    """The module that DDP and FSDP wrap, so that every loss goes through their `forward`."""
 
     def __init__(self, model: Model, graphs: Compiled | None = None):
         super().__init__()
@@ -84,12 +83,11 @@ class Step(nn.Module):
         return self.compiled(batch, phase)
 
 
-def wrapped(
+def wrap_step(
     accelerator: Accelerator, model: Model, part: Part, log: Log, *, first: Batch | None = None
 ) -> nn.Module:
-    """The step of a model, compiled where the recipe asks for it or it is known to gain, and wrapped for the
-    processes of the run. Where weights are shared out, the model's parameters are other objects from then
-    on."""
+    """The step of a model, compiled by `train.compile`, and wrapped for the processes of the run. FSDP
+    replaces the parameters of the model by other objects."""
     graphs, device = None, accelerator.device
     if ranks.world() > 1:
         shared_batch_norm.share_batch_norm(model)
@@ -118,13 +116,13 @@ def wrapped(
 
 
 def is_shared_out(part: Part) -> bool:
-    """Whether the weights are shared out among processes (`launch.strategy: fsdp`)."""
+    """Whether the weights are sharded over processes (`launch.strategy: fsdp`)."""
     return part.launch.strategy == "fsdp" and ranks.world() > 1
 
 
 def trains_all(model: Model, first: Batch) -> bool:
-    """Whether one phase trains all that can be trained, and each step gives all of it a gradient whatever the
-    values are. It may not where that depends on values, or on the step."""
+    """Whether a single phase trains all trainable parameters, and every step gives each of them a gradient.
+    False if that depends on values or on the step."""
     phases = model.phases()
     trainable = {id(p) for p in model.parameters() if p.requires_grad}
     if len(phases) > 1 or trainable != {id(p) for p in phases[0].parameters()}:
@@ -141,7 +139,7 @@ def trains_all(model: Model, first: Batch) -> bool:
 
 
 def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
-    """The repeated blocks of a net, outermost: what stands in lists of modules and has parameters."""
+    """The outermost repeated blocks of a net: elements of module lists that have parameters."""
     for child in model.children():
         if isinstance(child, nn.ModuleList) and len(child) > 1:
             yield from (block for block in child if any(True for _ in block.parameters()))
@@ -150,25 +148,25 @@ def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def twin(model: Model) -> Model:
-    """A copy of a model. Frozen modules that share nothing with what is trained belong to both."""
+    """A copy of a model, which shares attached frozen modules with it."""
     trained = set(map(id, model.modules()))
     attached = vars(model).get("attached", {}).values()
-    shared = {id(m): m for m in attached if trained.isdisjoint(map(id, m.modules()))}
-    return copy.deepcopy(model, shared).requires_grad_(False)
+    shared_modules = {id(m): m for m in attached if trained.isdisjoint(map(id, m.modules()))}
+    return copy.deepcopy(model, shared_modules).requires_grad_(False)
 
 
 # ---------------------------------------------------------------------------- compiled steps
 
 
 def compiles(part: Part, model: Model, device: torch.device) -> bool:
-    """Whether the steps of a run are compiled: as `train.compile` says; `auto` means on a GPU, in a run that
-    is long enough to earn the time of compiling, of a model of one phase."""
+    """Whether the steps of a run are compiled, by `train.compile`. `auto` compiles models of one phase on a
+    GPU, in runs that are long enough to amortise it."""
     if part.train.compile != "auto":
         return part.train.compile
     minutes = part.train.minutes
     long = minutes >= LONG_MINUTES if minutes else part.train.steps >= LONG
-    one = part.launch.strategy == "ddp" and len(model.phases()) == 1
-    return devices.kind_of(device).compiled and long and one and not part.train.deterministic
+    is_single_phase = part.launch.strategy == "ddp" and len(model.phases()) == 1
+    return devices.kind_of(device).compiled and long and is_single_phase and not part.train.deterministic
 
 
 def mode_of(part: Part, model: Model, device: torch.device) -> str | None:
@@ -180,7 +178,7 @@ def mode_of(part: Part, model: Model, device: torch.device) -> str | None:
 
 
 class GivenNoise(Noise):
-    """Noise whose draws were made before."""
+    """Noise that returns draws from a list."""
 
     def __init__(self, draws: Sequence[Tensor], total: int, start: Tensor):
         # `start` as a number would be a constant of the graph, and each micro-batch would have its own graph
@@ -193,8 +191,8 @@ class GivenNoise(Noise):
 
 
 class Compiled:
-    """The losses of a model, compiled where that is possible. While `on_step` changes numbers that the model
-    holds, each step would be compiled anew: the model is compiled from the step on from which they stay."""
+    """The losses of a model, compiled if possible. Each change of a number of the model by `on_step` would
+    compile it again, so it stays eager until these numbers are final."""
 
     def __init__(
         self,
@@ -210,8 +208,8 @@ class Compiled:
         self.model, self.say = model, log.warn if loud else log.record
         self.graph = torch.compile(losses, dynamic=False, backend=backend or BACKEND, mode=mode)
         self.final = numbers_after(model, steps)
-        self.draws: dict[Any, list[Draw] | None] = {}  # of each phase and shape of batch; None: it is eager
-        self.tried: set[Any] = set()  # those whose graph has run
+        self.draws: dict[Any, list[Draw] | None] = {}  # of each phase and shape of batch; None: eager
+        self.tried: set[Any] = set()  # keys whose graph has run
 
     def __call__(self, batch: Batch, phase: str) -> dict[str, Tensor]:
         """The losses of a phase by name."""
@@ -225,15 +223,15 @@ class Compiled:
                 self.draws[key] = draws_of(self.model, replace(batch, extra=tensors), phase)
             except Exception as e:  # whatever a model does with tensors that have no values
                 self.leave_eager(key, e)
-        if (wanted := self.draws[key]) is None:
+        if (draws := self.draws[key]) is None:
             return named_losses(self.model, batch, phase)
         noise: Any = batch.noise
         fresh = copy.copy(noise)
         start = torch.full((), noise.start, dtype=torch.int64, device=batch.x.device)
-        given = {"x": batch.x, "y": batch.y, "index": batch.index, "start": start, "extra": tensors}
+        inputs = {"x": batch.x, "y": batch.y, "index": batch.index, "start": start, "extra": tensors}
         try:
             values = self.graph(
-                self.model, phase, given, [noise._draw(*draw) for draw in wanted], noise.total
+                self.model, phase, inputs, [noise._draw(*draw) for draw in draws], noise.total
             )
         except RuntimeError as e:  # what torch cannot compile: no compiler, a gradient of a gradient
             if key in self.tried:
@@ -250,11 +248,11 @@ class Compiled:
 
 
 def losses(
-    model: Model, phase: str, given: dict[str, Any], draws: list[Tensor], total: int
+    model: Model, phase: str, batch: dict[str, Any], draws: list[Tensor], total: int
 ) -> dict[str, Tensor]:
-    """The losses of a phase by name, where all random numbers are arguments: what is compiled."""
-    noise = GivenNoise(draws, total, given["start"])
-    return named_losses(model, Batch(given["x"], given["y"], given["index"], noise, given["extra"]), phase)
+    """The function that is compiled: the losses of a phase by name, with all random numbers as arguments."""
+    noise = GivenNoise(draws, total, batch["start"])
+    return named_losses(model, Batch(batch["x"], batch["y"], batch["index"], noise, batch["extra"]), phase)
 
 
 def draws_of(model: Model, batch: Batch, phase: str) -> list[Draw]:
@@ -267,12 +265,12 @@ def draws_of(model: Model, batch: Batch, phase: str) -> list[Draw]:
 
 
 def numbers(model: Model) -> dict[str, float]:
-    """The numbers that a model holds beside its modules and tensors, which are constants of a graph."""
+    """The plain numbers among a model's attributes, which are constants of a graph."""
     return {k: v for k, v in vars(model).items() if isinstance(v, int | float) and k != "training"}
 
 
 def numbers_after(model: Model, steps: int) -> dict[str, float]:
-    """The numbers that a model holds after the last step; the model stays as it is."""
+    """The `numbers` of a model after the last step. The model is not changed."""
     if type(model).on_step is Model.on_step:
         return numbers(model)
     later, buffers = copy.copy(model), [b.clone() for b in model.buffers()]
@@ -287,7 +285,7 @@ def numbers_after(model: Model, steps: int) -> dict[str, float]:
 
 
 class Arrays(TorchFunctionMode):
-    """Gives the host arrays of one half in the place of tensors without values."""
+    """Lets `Tensor.numpy` of tensors without values return arrays of one half."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.numpy, Tensor.__array__) and isinstance(args[0], FakeTensor):
@@ -296,7 +294,7 @@ class Arrays(TorchFunctionMode):
 
 
 class RecordedNoise(Noise):
-    """Noise that writes down what is drawn; its draws are zero, or have no values."""
+    """Noise that records its draws, which are zero or have no values."""
 
     def __init__(self, total: int, start: Tensor):
         self.total, self.start, self.device = total, start, start.device
@@ -310,7 +308,7 @@ class RecordedNoise(Noise):
 
 @contextmanager
 def shapes_only(mode: FakeTensorMode | None = None) -> Iterator[None]:
-    """Inside, every new tensor has a shape alone."""
+    """Within the block, new tensors have shapes but no values."""
     rng = torch.get_rng_state()
     try:
         with warnings.catch_warnings(), mode or FakeTensorMode(allow_non_fake_inputs=True), Arrays():

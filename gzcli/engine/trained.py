@@ -32,13 +32,13 @@ from gzcli.store.hub import repository
 from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run
 
-USUAL = 16_384  # up to which numbers of a recipe are taken as they are
+USUAL = 16_384  # largest number of a recipe that needs no check against its weights
 
 
 def build_model(
     part: Part, info: DataInfo, stages: Mapping[str, Model] | None = None, card: ModelCard | None = None
 ) -> Model:
-    """The model of a recipe on the CPU: so its weights are a function of the seed on every device."""
+    """The model of a recipe, on the CPU so that its weights depend on the seed alone, not on the device."""
     cls = catalog.load_class(card or catalog.card(part.model))
     torch.manual_seed(part.seed)
     return cls.of(info, **part.options, **(stages or {}))
@@ -67,11 +67,13 @@ def load_model(run: Run, device: torch.device | str, checkpoint: str = "finished
                 f"`{run.id}` was trained with another stage `{stage}` than `{run.owner.stage(stage).path}`",
                 hint=f"gz train {run.owner.model} --data {run.owner.data}",
             )
-    model = restored(saved, stages_for(run, card, device), card)
-    return placed(model, device).eval().requires_grad_(False), saved
+    model = restore_model(saved, stages_for(run, card, device), card)
+    return to_device(model, device).eval().requires_grad_(False), saved
 
 
-def restored(saved: Saved, stages: Mapping[str, Model] | None = None, card: ModelCard | None = None) -> Model:
+def restore_model(
+    saved: Saved, stages: Mapping[str, Model] | None = None, card: ModelCard | None = None
+) -> Model:
     """The model of saved weights, on the CPU."""
     _check_sizes(saved)
     try:
@@ -84,10 +86,10 @@ def restored(saved: Saved, stages: Mapping[str, Model] | None = None, card: Mode
         raise DamagedError(message, hint="use another checkpoint, or the file as it was written") from e
     # per-rank extra state is not part of the weights
     missing = [name for name in keys.missing_keys if not name.endswith("_extra_state")]
-    if amiss := [*missing, *keys.unexpected_keys]:
-        more = f" and {len(amiss) - 1:,} more" if len(amiss) > 1 else ""
+    if wrong := [*missing, *keys.unexpected_keys]:
+        others = f" and {len(wrong) - 1:,} more" if len(wrong) > 1 else ""
         raise DamagedError(
-            f"the weights of `{saved.part.model}` are of another version of it: `{amiss[0]}`{more} "
+            f"the weights of `{saved.part.model}` are of another version of it: `{wrong[0]}`{others} "
             f"{'missing' if missing else 'unknown'}",
             hint="use the version of gz that wrote them, or train it again",
         )
@@ -101,7 +103,7 @@ def restored(saved: Saved, stages: Mapping[str, Model] | None = None, card: Mode
 
 
 def _check_sizes(saved: Saved) -> None:
-    """Raises DamagedError for a number that no model with these weights has: it would take all memory."""
+    """Raises DamagedError for a number too large for a model with these weights: it would take all memory."""
     shapes = [tensor.shape for tensor in saved.weights.values()]
     most = max(USUAL, len(shapes), *(side for shape in shapes for side in shape))
     numbers = [*tree_leaves(saved.part.options), *saved.info.shape, len(saved.info.classes)]
@@ -112,9 +114,9 @@ def _check_sizes(saved: Saved) -> None:
         )
 
 
-def placed(model: Model, device: torch.device | str) -> Model:
-    """The model on its device. On a GPU, weights of convolutions lie with channels last, as its matrix units
-    read them."""
+def to_device(model: Model, device: torch.device | str) -> Model:
+    """The model on its device. On a GPU, weights of convolutions are in channels-last format, which its
+    matrix units read."""
     model = model.to(device)
     if devices.kind_of(device).channels_last:
         for module in model.modules():
@@ -161,7 +163,7 @@ class LatentSpace:
 
     @torch.no_grad()
     def encode(self, x: Tensor, noise: Noise | None = None) -> Tensor:
-        """Latents [B, c, h, w] of images x [B, C, H, W]; with `noise` draws, of a `DiffusersVAE` alone."""
+        """Latents [B, c, h, w] of images x [B, C, H, W]; drawn with `noise`, for a `DiffusersVAE` only."""
         z = self.autoencoder.to_latent(x, *([] if noise is None else [noise]))
         return (z - self.shift.to(z)) * self.scale.to(z)
 
@@ -178,7 +180,7 @@ class LatentSpace:
 
 
 class DiffusersVAE(nn.Module):
-    """An `AutoencoderKL` of diffusers, by the mode of its posterior or by draws of it."""
+    """An `AutoencoderKL` of diffusers, which encodes to the mode of its posterior or to a draw from it."""
 
     def __init__(self, vae: Any):
         super().__init__()
@@ -228,45 +230,44 @@ def autoencoder_run(name: str) -> Run | None:
     raise UsageError(message, hint="gz list models --can latent")
 
 
-# ---------------------------------------------------------------------------- what samples and scores
+# ---------------------------------------------------------------------------- trained models
 
 
 @dataclass
 class Trained:
-    """A model that samples and scores, with its recipe, on its device; in eval mode with its averaged
-    weights. The trainer's own is so only while it validates and draws (`EMA.evaluating`)."""
+    """A model that samples and scores, with its recipe, on its device, in eval mode with its averaged
+    weights. The trainer's is in this state only within `EMA.evaluating`."""
 
     run: Run  # the run, or the stage of a run, of the model
     model: Model
     info: DataInfo  # of the images or latents that the model was built for
     part: Part
     device: torch.device
-    step: int  # number of steps that it was trained for; 0 while it is being trained
+    step: int  # number of steps of its training; 0 during the training
     space: LatentSpace | None = None  # None: pixels
-    # the precision that a verb asks for; None: samples have that of the training, scores fp32. Likelihoods
-    # are in fp32 whatever is asked.
-    asked: str | None = None
+    # None: the precision of the training for samples, fp32 for scores. Likelihoods are always in fp32.
+    requested_precision: str | None = None
 
     @property
     def precision(self) -> str:
-        """fp32, bf16 or fp16: that of samples. fp16, which a CPU does not have, is `auto` there."""
-        asked, kind = self.asked or self.part.train.precision, self.device.type
-        lacks = asked == "fp16" and not devices.kind_of(kind).fp16
-        return devices.chosen_precision("auto" if lacks else asked, kind)
+        """The precision of samples: fp32, bf16 or fp16. On a CPU, which lacks fp16, that becomes `auto`."""
+        requested, kind = self.requested_precision or self.part.train.precision, self.device.type
+        lacks = requested == "fp16" and not devices.kind_of(kind).fp16
+        return devices.chosen_precision("auto" if lacks else requested, kind)
 
     def sampling(self) -> AbstractContextManager[None]:
-        """A context in which samples are drawn, in the precision of the training unless asked otherwise."""
+        """The autocast of samples, in the precision of the training unless another is requested."""
         return self._autocast(self.precision)
 
     def applying(self) -> AbstractContextManager[None]:
-        """The same for applications. A model with an exact likelihood computes them in fp32, as a flow goes
-        to its latents and back."""
+        """The autocast of applications. That of a model with an exact likelihood is fp32, as a flow must
+        invert its latents."""
         return self._autocast("fp32" if self.model.likelihood == "exact" else self.precision)
 
     def scoring(self) -> AbstractContextManager[None]:
-        """A context in which images are scored, in fp32 unless asked otherwise: scores are compared over
-        devices, and bf16 moves some by 3 %."""
-        return self._autocast(self.precision if self.asked else "fp32")
+        """The autocast of scores, fp32 unless another is requested: scores are compared over devices, and
+        bf16 changes some by 3 %."""
+        return self._autocast(self.precision if self.requested_precision else "fp32")
 
     def _autocast(self, precision: str) -> AbstractContextManager[None]:
         half = devices.half(precision)
@@ -280,19 +281,19 @@ class Trained:
         return replace(self.info, shape=tuple(self.space.record.shape), levels=self.space.record.levels)
 
     @property
-    def wanted(self) -> PackOptions:
-        """The form in which other images come to the model: that of the images it was trained on."""
+    def form(self) -> PackOptions:
+        """The form of the training images, in which other images are read for the model."""
         channels, *sides = self.images.shape
         data, patch = self.part.data, patch_of(self.part.data.augment)
         size = data.size if patch else as_size(*sides)
         return PackOptions(size=size, channels=channels, fit=data.fit, patch=patch)
 
-    def seen(self, batch: Batch) -> Batch:
-        """A batch of images as the model sees it."""
+    def encode(self, batch: Batch) -> Batch:
+        """A batch of images in the model's space: of latents if it has a latent space."""
         return batch if self.space is None else replace(batch, x=self.space.encode(batch.x))
 
-    def shown(self, x: Tensor) -> Tensor:
-        """The images [B, C, H, W] in [-1, 1] of what the model made: latents are decoded."""
+    def decode(self, x: Tensor) -> Tensor:
+        """The images [B, C, H, W] in [-1, 1] of an output of the model, decoded if it has a latent space."""
         return x if self.space is None else self.space.decode(x)
 
     @property
@@ -310,8 +311,8 @@ def load_trained(
     model, saved = load_model(run, device, checkpoint)
     space = None
     if saved.space is not None:
-        beside = run.owner.latent_folder  # a run that came as one file brings its autoencoder
-        name = str(beside) if beside.is_dir() else str(saved.part.data.latent)
+        bundled = run.owner.latent_folder  # a run that came as one file brings its autoencoder
+        name = str(bundled) if bundled.is_dir() else str(saved.part.data.latent)
         autoencoder, _, digest = find_autoencoder(name, device)
         if digest != saved.space.digest:
             message = f"`data.latent`: `{name}` is not the autoencoder that this run was trained with"

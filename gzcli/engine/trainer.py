@@ -28,8 +28,8 @@ from gzcli.engine.history import History, Trackers
 from gzcli.engine.log import Log, TrainBar
 from gzcli.engine.pictures import loss_curve
 from gzcli.engine.prepared import prepare, train_images, with_prepared
-from gzcli.engine.step import is_shared_out, twin, wrapped
-from gzcli.engine.trained import Trained, build_model, built_on, placed, stages_for
+from gzcli.engine.step import is_shared_out, twin, wrap_step
+from gzcli.engine.trained import Trained, build_model, built_on, stages_for, to_device
 from gzcli.launch.plan import write_train
 from gzcli.metrics import generated
 from gzcli.metrics.features import LeNetFeatures, lenet
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
 GRID, LAST_GRID = 36, 64  # samples of a picture during training, and at its end
 VALIDATION = 2000  # validation images that figures are computed of, at most
 EVAL_BATCH = 100  # images of a batch of them
-CHECK = 50  # steps between two checks whether the loss is finite, where each has to wait for others or a GPU
-SOME, MANY = 1_000, 10_000  # images that `EMA` calibrates on during training, and at its ends
+CHECK = 50  # steps between two checks whether the loss is finite, if a check waits for other ranks or a GPU
+SOME, MANY = 1_000, 10_000  # images that `EMA` calibrates on during training, and at its start and end
 
 
 class Trainer:
@@ -61,23 +61,23 @@ class Trainer:
         self.images, self.info, self.space = train_images(part, pack, self.device, run, log)
         card = card_of(run, part.model)
         model = build_model(part, self.info, stages_for(run, card, self.device), card)
-        self.model = placed(model, self.device).train()
-        made = prepare(self.model, self.images, run, log)
-        inputs: dict[str, Any] = {"n": part.data.n, "prepared": made, "needs": self.model.needs}
+        self.model = to_device(model, self.device).train()
+        prepared = prepare(self.model, self.images, run, log)
+        inputs: dict[str, Any] = {"n": part.data.n, "prepared": prepared, "needs": self.model.needs}
         inputs |= {"rank": self.rank, "world": self.world}
         self.batches = TrainBatches(self.images, self.train.batch_size, **inputs)
-        whole = twin(self.model) if is_shared_out(part) else None
-        # a model from outside may leave parameters out at steps that its first batch does not show
+        unsharded = twin(self.model) if is_shared_out(part) else None
+        # a third-party model may leave out parameters at later steps that its first batch does not reveal
         first = self.batches.at(0) if card.family != OUTSIDE and self.world > 1 else None
-        self.wrapped = wrapped(accelerator, self.model, part, log, first=first)
+        self.wrapped = wrap_step(accelerator, self.model, part, log, first=first)
         self.phases: list[Phase] = self.model.phases()
         self.params = {phase.name: phase.parameters() for phase in self.phases}
         self.trainable = list({id(p): p for params in self.params.values() for p in params}.values())
         self.settings = optim.settings(part.optim, self.phases)
         self.optimizers = {p.name: optim.build(p, self.settings[p.name], self.model) for p in self.phases}
-        self.ema = EMA(self.model, self.train.ema, self.some_images, whole)
+        self.ema = EMA(self.model, self.train.ema, self.some_images, unsharded)
         self.history = History(run, log, self.device)
-        self.trained = Trained(run, whole or self.model, self.info, part, self.device, 0, self.space)
+        self.trained = Trained(run, unsharded or self.model, self.info, part, self.device, 0, self.space)
         self.built_on = built_on(run, card)  # sha256 of the weights of each stage below this one
         self.metric = best_metric(self.model, self.train.best, pack)
         self.net: LeNetFeatures | None = None  # its features are compared by the metric `fd`
@@ -113,7 +113,7 @@ class Trainer:
             bar.speed = speed
             for step in range(self.start, self.steps):
                 self.record(self.step(step), step + 1, bar)
-                if signum := stop.asked(step + 1):
+                if signum := stop.signal(step + 1):
                     self.save(step + 1)
                     raise Interrupted(
                         f"stopped at step {step + 1} of {self.steps}, checkpoint saved",
@@ -140,8 +140,8 @@ class Trainer:
         self.seed_global(step)
         batch = self.batches.at(step)
         if hasattr(self.model, "on_batch"):
-            whole = batch.rows(slice(None), self.noise(step, "batch", self.rank * len(batch)))
-            batch.extra |= self.model.on_batch(whole)
+            local_batch = batch.rows(slice(None), self.noise(step, "batch", self.rank * len(batch)))
+            batch.extra |= self.model.on_batch(local_batch)
         losses: dict[str, Tensor] = {}
         for phase in self.phases:
             if phase.due(step):
@@ -178,8 +178,8 @@ class Trainer:
         return BatchNoise(self.part.seed, step, key, total=total, start=start, device=self.device)
 
     def update(self, step: int, phase: Phase) -> dict[str, Tensor]:
-        """Takes one optimizer step, and clears all gradients. On a CPU a step whose clipped gradient is not
-        finite is left out, so that one bad batch does not end a run."""
+        """Takes one optimizer step, and clears all gradients. On a CPU a step with a gradient norm that is
+        not finite is skipped, so that one bad batch does not end a run."""
         optimizer, scaler = self.optimizers[phase.name], self.accelerator.scaler
         optim.set_lr(optimizer, self.settings[phase.name], step, self.steps)
         if scaler is not None:
@@ -223,7 +223,7 @@ class Trainer:
 
     def pause(self, done: int, due: Set[str]) -> None:
         """Validates, saves and draws, as far as it is due after `done` steps. Each is timed."""
-        last, before = done == self.steps, self.cadence.found()
+        last, before = done == self.steps, self.cadence.intervals()
         if self.cadence.slow(due & {"eval", "sample"}) and not self.history.not_finite():
             self.save(done)  # no step is lost if it is killed while it validates or draws
         if "eval" in due and self.metric:
@@ -237,7 +237,7 @@ class Trainer:
         if "sample" in due:
             with self.cadence.timed("sample"):
                 self.picture(done, LAST_GRID if last else GRID)
-        if self.rank == 0 and (every := self.cadence.found()) != before:
+        if self.rank == 0 and (every := self.cadence.intervals()) != before:
             write_train(self.run, every)
         if last:
             checkpoint.finish(self.run, self.train.keep)
@@ -245,12 +245,12 @@ class Trainer:
             loss_curve(self.run.path)
 
     def catch_up(self) -> None:
-        """Does what was due at the step at which the run was stopped, and was left out then."""
+        """Does the pauses that were due at the step of the resumed checkpoint, if they were left out."""
         every, start = self.cadence.every, self.start
         due = {kind for kind, steps in every.items() if start and steps and start % steps == 0}
-        there = self.history.validated(start), self.run.samples_picture(start).exists()
-        validated, drawn = ranks.agree(there)
-        self.pause(start, due - ({"eval"} if validated else set()) - ({"sample"} if drawn else set()))
+        results = self.history.validated(start), self.run.samples_picture(start).exists()
+        validated, has_picture = ranks.agree(results)
+        self.pause(start, due - ({"eval"} if validated else set()) - ({"sample"} if has_picture else set()))
 
     def save(self, step: int) -> None:
         """Saves a checkpoint of `step` steps, unless there is one. A call of every rank; rank 0 writes."""
@@ -263,8 +263,8 @@ class Trainer:
         optimizers = ranks.gathered({name: o.state_dict() for name, o in self.optimizers.items()})
         of_ranks = ranks.everyone((checkpoint.extra_of(values), self.history.pending()))
         weights = checkpoint.weights_of(values) if ranks.rank() == 0 else {}
-        named = [name for name, _ in self.model.named_parameters() if name in weights]
-        broken = [name for name in named if not torch.isfinite(weights[name]).all()]
+        trained_names = [name for name, _ in self.model.named_parameters() if name in weights]
+        broken = [name for name in trained_names if not torch.isfinite(weights[name]).all()]
         if broken := ranks.agree(broken):
             raise self.history.diverged(f"the weights `{broken[0]}` are not finite", step)
         if ranks.rank() == 0:
@@ -295,8 +295,8 @@ class Trainer:
                 checkpoint.prune(self.run.checkpoints_folder, self.train.keep or checkpoint.KEPT)
 
     def resume(self) -> int:
-        """Restores the newest whole checkpoint and returns its step. Without one the training begins, from
-        `train.init` if the recipe has it, and 0 is returned."""
+        """Restores the newest undamaged checkpoint and returns its step. Without one, returns 0 and loads
+        `train.init` if the recipe has it."""
         path = checkpoint.newest(self.run.checkpoints_folder, self.log.warn)
         if path is None:
             self.history.resume(0, None)
@@ -322,8 +322,8 @@ class Trainer:
         return meta["step"]
 
     def evaluate(self, done: int, metric: str) -> None:
-        """Validates, saves a checkpoint if it is the best so far, and records the figures last: a run that
-        goes on validates again where they are missing."""
+        """Validates, saves a checkpoint if it is the best so far, and records the figures last: a resumed run
+        validates again if they are missing."""
         with self.ema.evaluating():
             values = validate(self.trained, metric, pack=self.pack, data=self.images.pack, net=self.net)
         spread_out = "distance" in values and 4 * done >= self.steps  # not yet at the first steps
@@ -332,20 +332,20 @@ class Trainer:
         self.save_best(done, metric, values[metric])
         self.history.record("eval", done, {f"val_{name}": value for name, value in values.items()})
         self.log.validated = "validation " + "  ".join(f"{k} {v:.4g}" for k, v in values.items())
-        between = done < self.steps
+        unfinished = done < self.steps
         of_stage = f"{self.log.stage}: " if self.log.stage else ""
-        self.log.info(f"{of_stage}step {done}  {self.log.validated}", sparse=between)
+        self.log.info(f"{of_stage}step {done}  {self.log.validated}", sparse=unfinished)
         if reference := self.history.reference(self.part, done, metric):
-            self.log.info(reference, sparse=between)
+            self.log.info(reference, sparse=unfinished)
 
     def get_net(self) -> None:
-        """Gets the net of `fd`, which is trained once for each data set, in more time than a validation."""
+        """Loads the net of `fd`, or trains it on its first use for a data set, which takes a while."""
         if self.metric == "fd" and self.net is None and self.rank == 0:
             self.net = lenet(self.pack, device=self.device, say=self.log.info)
 
     def picture(self, done: int, n: int) -> None:
-        """Writes samples/<done>.png of `train.samples` or about n samples, as many of each class and always
-        with the same noise; every rank draws its share."""
+        """Writes samples/<done>.png with `train.samples` or about n samples, equally many of each class,
+        always of the same noise. Every rank draws its share."""
         trained = self.trained
         classes = trained.info.classes if trained.model.conditional else ()
         n = self.train.samples or in_turns(n, len(classes))
@@ -370,7 +370,7 @@ class Trainer:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What must be the same at a resume, so that it goes on bit for bit."""
+    """The facts of a machine that must stay the same for a bit-exact resume."""
     threads, version = torch.get_num_threads(), torch.__version__
     return {"world": ranks.world(), "threads": threads, "torch": version, "device": device.type}
 
@@ -378,14 +378,14 @@ def machine(device: torch.device) -> dict[str, Any]:
 # ---------------------------------------------------------------------------- figures of validation
 
 
-def best_metric(model: Model, asked: str, pack: Pack) -> str | None:
-    """The figure that chooses the best checkpoint: "bpd", "fd" or "loss"; None where none does. "auto" is bpd
-    where `log_prob` is exact or a bound, fd for GANs, and else the validation loss."""
+def best_metric(model: Model, choice: str, pack: Pack) -> str | None:
+    """The figure that selects the best checkpoint: "bpd", "fd", "loss" or None. "auto" is bpd if `log_prob`
+    is exact or a bound, fd for GANs, else the validation loss."""
     n = len(pack.images("val"))
-    if asked == "none" or n == 0:
+    if choice == "none" or n == 0:
         return None
     usual = "bpd" if model.likelihood in ("exact", "bound") else "loss"
-    metric = next(name for name in (asked, model.best, usual) if name != "auto")
+    metric = next(name for name in (choice, model.best, usual) if name != "auto")
     return None if metric == "fd" and n < 2 else metric
 
 
@@ -428,13 +428,13 @@ def distances(trained: Trained, pack: Pack, net: LeNetFeatures | None) -> dict[s
     images = sampler.draw(trained, len(real))
     if net is None:
         return {"fd": 0.0}
-    several = trained.info.multilabel
-    made, true = net.features(images), net.features(real)
-    predicted, classes = (np.zeros(len(x), int) if several else net.predict(x) for x in (images, real))
+    is_multilabel = trained.info.multilabel
+    fake, real_features = net.features(images), net.features(real)
+    predicted, classes = (np.zeros(len(x), int) if is_multilabel else net.predict(x) for x in (images, real))
     figures = {
-        "fd": float(generated.frechet_distance(true, made)),
-        "distance": generated.diversity(made, predicted, true, classes),
+        "fd": float(generated.frechet_distance(real_features, fake)),
+        "distance": generated.diversity(fake, predicted, real_features, classes),
     }
-    if not net.rotations and not several:
+    if not net.rotations and not is_multilabel:
         figures["classes"] = generated.coverage(predicted, classes)
     return figures

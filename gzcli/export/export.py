@@ -1,7 +1,7 @@
-"""`gz runs export`: a trained model in the format of another library, or as one safetensors file with all
-that it needs, and its card.
+"""`gz runs export`: a trained model in the format of another library, or as one self-contained safetensors
+file, and its card.
 
-What belongs to this machine alone — paths, processes, names of other runs — is left out of the recipes.
+Recipes are exported without the facts of this machine: paths, processes, names of other runs.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ def run(job: ExportJob, folder: Path, device: torch.device, log: Log) -> dict[st
     if job.to == "file":
         return facts | {"card": write(trained, job)}
     if job.to in ("onnx", "torch"):
-        made = portable.write(trained, job.to, Path(job.out))
-        log.info(f"images within {made['differs']} of 255 of gz's; files: {', '.join(made['files'])}")
-        return facts | made
+        export = portable.write(trained, job.to, Path(job.out))
+        log.info(f"images within {export['differs']} of 255 of gz's; files: {', '.join(export['files'])}")
+        return facts | export
     return facts | to_diffusers(trained, job.out, log)
 
 
@@ -94,7 +94,7 @@ def write(trained: Trained, job: ExportJob) -> dict[str, Any]:
     """Writes the file `job.out`. Returns the card."""
     dtype = HALVES[job.dtype]
     owner, parts = trained.run.owner, _parts(trained)
-    several = len(parts) > 1
+    has_parts = len(parts) > 1
     tensors: dict[str, Tensor] = {}
     texts: dict[str, dict[str, str]] = {}
     for name, run in parts.items():
@@ -102,7 +102,7 @@ def write(trained: Trained, job: ExportJob) -> dict[str, Any]:
         saved = read_weights(weights_file(run, job.checkpoint if serves else "finished"))
         model = trained.model if serves else load_model(run, "cpu")[0]
         short = _rounded(model, saved.weights, dtype)
-        tensors |= {f"{name}:{key}" if several else key: value for key, value in short.items()}
+        tensors |= {f"{name}:{key}" if has_parts else key: value for key, value in short.items()}
         texts[name] = metadata_of(replace(saved, part=_shared(saved.part, owner.data, LATENT in parts)))
     with torch.no_grad():  # the preview is drawn with the weights of the file
         for p in (p for p in trained.model.parameters() if p.dtype == torch.float32):
@@ -110,7 +110,7 @@ def write(trained: Trained, job: ExportJob) -> dict[str, Any]:
     serving = next(name for name, run in parts.items() if run.path == trained.run.path)
     card = card_of(trained, job)
     metadata = texts[serving] | {"format": FORMAT, "card": json.dumps(card)}
-    if several:
+    if has_parts:
         metadata |= {"parts": json.dumps(texts), "recipe": json.dumps(_whole(owner, texts))}
         metadata["built_on"] = "{}"
     if picture := preview(trained):
@@ -136,8 +136,8 @@ def _parts(trained: Trained) -> dict[str, Run]:
     parts: dict[str, Run] = {}
     outside = {"model.base": part.options.get("base")}
     if trained.space is not None and (name := part.data.latent):
-        beside = Run(owner.path / LATENT)
-        if autoencoder := beside if beside.path.is_dir() else autoencoder_run(name):
+        bundled = Run(owner.path / LATENT)
+        if autoencoder := bundled if bundled.path.is_dir() else autoencoder_run(name):
             parts[LATENT] = autoencoder
         else:
             outside["data.latent"] = name
@@ -150,7 +150,7 @@ def _parts(trained: Trained) -> dict[str, Run]:
 
 
 def _shared(part: Part, data: str, with_latent: bool) -> Part:
-    """A recipe without what belongs to this machine."""
+    """A recipe without the facts of this machine."""
     latent = LATENT if with_latent and part.data.latent else part.data.latent
     section = replace(part.data, name=data, latent=latent)
     train, ood = replace(part.train, init=None), replace(part.ood, background=None)
@@ -176,8 +176,7 @@ def _rounded(model: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype
 
 
 def card_of(trained: Trained, job: ExportJob) -> dict[str, Any]:
-    """What a person wants to know of a run before using it; of its data set too, which is a known one with
-    licence and source, or the user's own pictures."""
+    """The facts of a run for its users, with those of its data set: licence and source of a known one."""
     owner, name, images = trained.run.owner, trained.part.model, trained.images
     env = files.read_json(owner.environment_file) or {}
     model, noted, parts = catalog.card_of(trained.run, name), env.get("data") or {}, owner.stages or [owner]
@@ -212,30 +211,30 @@ def card_of(trained: Trained, job: ExportJob) -> dict[str, Any]:
 
 
 def _command(words: list[str]) -> str:
-    """A command line with the last part of each path alone, and without what only its output needs."""
+    """A command line with paths shortened to their last parts, and without options for its output."""
     words = [word for word in words if word not in ("--json", "--quiet", "-q")]
     return " ".join(Path(word).name if "/" in word or "\\" in word else word for word in words)
 
 
 def figures(trained: Trained) -> list[dict[str, Any]]:
-    """What was measured of the run: by the newest `gz bench` of it, and on validation images at the end of
-    its training, [{name, value, on, n, from}]."""
+    """The figures of the run by its newest `gz bench` and by the last validation of its training,
+    [{name, value, on, n, from}]."""
     owner, step = trained.run.owner, trained.step
     benched: tuple[dict[str, Any], dict[str, Any]] = {}, {}
     for file in sorted(user_dir("bench").glob("*/result.json"), key=lambda f: f.stat().st_mtime):
         result = files.read_json(file)
         for row in result.get("rows") or ():
             if row.get("run") == owner.id and row.get("step") == step:
-                where = {"on": f"{result['data']} (test)", "n": row["n"], "from": "gz bench"}
-                benched = row["metrics"], where
+                origin = {"on": f"{result['data']} (test)", "n": row["n"], "from": "gz bench"}
+                benched = row["metrics"], origin
     last: dict[str, Any] = {}
     for line in metric_lines(trained.run.path):
         if line.get("step") == step:
             last |= {k.removeprefix("val_"): v for k, v in line.items() if k.startswith("val_")}
     trained_on = {"on": f"{owner.data} (validation)", "n": None, "from": "gz train"}
     return [
-        {"name": name, "value": float(value), **where}
-        for values, where in (benched, (last, trained_on))
+        {"name": name, "value": float(value), **origin}
+        for values, origin in (benched, (last, trained_on))
         for name, value in values.items()
         if isinstance(value, int | float) and np.isfinite(value)
     ]
@@ -251,16 +250,16 @@ def contact_sheet(images: np.ndarray) -> np.ndarray:
 
 
 def preview(trained: Trained) -> bytes | None:
-    """A PNG of samples. Of a model that makes images from pictures or texts it is the last of its training;
-    None where there is none."""
+    """A PNG of samples; for a model of pictures or texts the last one of its training, or None without
+    one."""
     from PIL import Image
 
     card = catalog.card_of(trained.run, trained.part.model)
     if card.inputs or "prompt" in card.can or hasattr(trained.model, "sources"):
-        drawn = sorted(trained.run.samples_folder.glob("*.png"))
-        if not drawn:
+        pictures = sorted(trained.run.samples_folder.glob("*.png"))
+        if not pictures:
             return None
-        image: Image.Image = Image.open(drawn[-1])
+        image: Image.Image = Image.open(pictures[-1])
         image.thumbnail((SIDE, SIDE))
     else:
         sheet = contact_sheet(sampler.draw(trained, SHOWN))

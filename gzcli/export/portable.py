@@ -1,10 +1,10 @@
 """`gz runs export --to onnx|torch`: the network of a model as a graph, and a sampler that needs neither gz
 nor torch.
 
-GANs, VAEs and flows make an image of its noise at once: the exported network is the whole sampler. Denoisers
-and flow models walk from noise to image by calls of a network, and every solver combines the noise and the
-outputs of the calls linearly. So the solver is run once on unit vectors in their place, and the factors of
-the combinations come out; the exported network is that of one call.
+GANs, VAEs and flows make an image in one pass: the exported network is the whole sampler. The samplers of
+denoisers and flow models call a network repeatedly, and combine the noise and its outputs linearly. So the
+solver is run once on unit vectors instead of these, which yields the coefficients of the combinations; the
+exported network is that of one call.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from gzcli.models.denoising.process import SDE, Level
 from gzcli.models.denoising.samplers import Estimate
 from gzcli.models.nn import spread_labels
 
-CHECKED = 4  # images that the export is tried on
+CHECKED = 4  # images that the export is tested on
 TOLERANCE = 1  # grey levels of 255 by which the exported sampler may differ
 ELSE = "`--to file` takes every run; `--to diffusers` what `gz list models --can export` shows"
 BATCH = 3  # images of the example that a graph is traced with
@@ -51,7 +51,7 @@ def write(trained: Trained, to: str, folder: Path) -> dict[str, Any]:
         raise MissingError(f"`--to onnx` needs {', '.join(missing)}", hint='pip install "gzcli[onnx]"')
     folder.mkdir(parents=True, exist_ok=True)
     options = group_options(trained.model.sample, trained.part.sample)
-    trained.asked = "fp32"
+    trained.requested_precision = "fp32"
     try:
         spec, step, example = step_of(trained, options)
     except Unportable as e:
@@ -109,21 +109,21 @@ def networks(folder: Path) -> portable_sampler.Call:
         if name not in nets:
             nets[name] = torch.export.load(folder / f"{name}.pt2").module()
         tensors: dict[str, Any] = {key: torch.from_numpy(np.asarray(value)) for key, value in feeds.items()}
-        if several := [tensors.pop(key) for key in list(tensors) if key.startswith("noise_")]:
-            tensors = {"noise": several, **tensors}
+        if noises := [tensors.pop(key) for key in list(tensors) if key.startswith("noise_")]:
+            tensors = {"noise": noises, **tensors}
         with torch.no_grad():
-            made = nets[name](**tensors)
-        return [value.numpy() for value in (made if isinstance(made, tuple) else (made,))]
+            outputs = nets[name](**tensors)
+        return [value.numpy() for value in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
     return call
 
 
 def check(trained: Trained, spec: Mapping[str, Any], folder: Path, to: str) -> int:
-    """How far what was written draws from what gz draws, in grey levels of 255. Raises UsageError where that
-    is more than `TOLERANCE`."""
+    """The largest difference between images of the export and of gz, in grey levels of 255. Raises UsageError
+    if it exceeds `TOLERANCE`."""
     call = (portable_sampler.networks if to == "onnx" else networks)(folder)
-    theirs = portable_sampler.draw(spec, call, CHECKED).transpose(0, 3, 1, 2)
-    differs = int(np.abs(theirs.astype(int) - sampler.draw(trained, CHECKED).astype(int)).max())
+    exported = portable_sampler.draw(spec, call, CHECKED).transpose(0, 3, 1, 2)
+    differs = int(np.abs(exported.astype(int) - sampler.draw(trained, CHECKED).astype(int)).max())
     if differs > TOLERANCE:
         raise UsageError(
             f"what was exported draws other images than `{trained.name}`, by up to {differs} of 255",
@@ -136,7 +136,7 @@ def check(trained: Trained, spec: Mapping[str, Any], folder: Path, to: str) -> i
 
 
 class DrawnNoise(Noise):
-    """Noise whose draws were made before."""
+    """Noise that returns draws from a list."""
 
     def __init__(self, values: list[Tensor]):
         self.values, self.device = iter(values), values[0].device
@@ -146,7 +146,7 @@ class DrawnNoise(Noise):
 
 
 class RecordedNoise(ImageNoise):
-    """Noise that writes down what is drawn for an image."""
+    """Noise that records the draws for an image."""
 
     def __init__(self, n: int):
         super().__init__(0, range(n))
@@ -190,7 +190,7 @@ class UnitVectors(Noise):
         return self.unit()
 
     def call(self, x: Tensor, **scalars: float) -> None:
-        """Notes a call of the network at x, a combination of what came before."""
+        """Records a call of the network at x, a combination of earlier draws and outputs."""
         self.program.append({"do": "call", "x": terms(x), **scalars})
 
 
@@ -201,7 +201,7 @@ def terms(x: Tensor) -> list[list[float]]:
 
 
 class Sampler(nn.Module):
-    """A sampler that makes images at once: the graph of `sample`."""
+    """A sampler that makes images in one pass: the graph of `sample`."""
 
     def __init__(self, model: Model, options: Mapping[str, Any]):
         super().__init__()
@@ -215,17 +215,17 @@ class Sampler(nn.Module):
 class Denoise(nn.Module):
     """One call of a denoiser: (x_0, ε) of x [B, C, H, W] at times t [B] with the levels α, σ [1]."""
 
-    def __init__(self, model: Any, how: Mapping[str, Any]):
+    def __init__(self, model: Any, settings: Mapping[str, Any]):
         super().__init__()
-        self.model, self.scale = model, how.get("guidance", 1.0)
-        self.clip, self.dynamic = how["clip"] and model.data.levels is not None, how["dynamic"]
+        self.model, self.scale = model, settings.get("guidance", 1.0)
+        self.clip, self.dynamic = settings["clip"] and model.data.levels is not None, settings["dynamic"]
 
     def forward(
         self, x: Tensor, t: Tensor, alpha: Tensor, sigma: Tensor, y: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         model, process = self.model, self.model.process
-        at = process.levels_at(t) if isinstance(process, SDE) else Level(t, alpha, sigma)
-        x0, eps = model.split(model.output(x, at, y, self.scale), x, at)
+        level = process.levels_at(t) if isinstance(process, SDE) else Level(t, alpha, sigma)
+        x0, eps = model.split(model.output(x, level, y, self.scale), x, level)
         if self.clip:
             x0 = model.into_range(x0, self.dynamic)
             eps = (x - alpha * x0) / sigma
@@ -235,9 +235,9 @@ class Denoise(nn.Module):
 class Velocity(nn.Module):
     """One call of a velocity of x [B, C, H, W] at times t [B]."""
 
-    def __init__(self, model: Any, how: Mapping[str, Any]):
+    def __init__(self, model: Any, settings: Mapping[str, Any]):
         super().__init__()
-        self.model, self.scale = model, how.get("guidance", 1.0)
+        self.model, self.scale = model, settings.get("guidance", 1.0)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         return self.model.velocity(y, self.scale)(x, t)
@@ -249,7 +249,7 @@ class Decode(nn.Module):
     def __init__(self, trained: Trained):
         super().__init__()
         self.autoencoder: Any = trained.space and trained.space.autoencoder
-        self.shown = trained.shown
+        self.shown = trained.decode
 
     def forward(self, x: Tensor) -> Tensor:
         return self.shown(x)
@@ -272,41 +272,41 @@ def step_of(trained: Trained, options: Mapping[str, Any]) -> tuple[dict[str, Any
             model.sample(BATCH, labels=y, noise=recorded, progress=no_progress, **options)
         spec = {"program": [*recorded.program, {"do": "make"}], "result": [[0, 1.0]]}
         return spec, Sampler(model, options), {"noise": recorded.values} | labels
-    program, result, how = walk(model, options)
+    program, result, settings = trace_sampler(model, options)
     spec = {"program": program, "result": result}
     example = {"x": torch.zeros(BATCH, *trained.info.shape), "t": torch.full((BATCH,), 0.5)}
-    if how["kind"] == "velocity":
-        return spec, Velocity(model, how), example | labels
+    if settings["kind"] == "velocity":
+        return spec, Velocity(model, settings), example | labels
     example |= {"alpha": torch.full((1,), 0.8), "sigma": torch.full((1,), 0.6)}
-    return spec, Denoise(model, how), example | labels
+    return spec, Denoise(model, settings), example | labels
 
 
-def walk(
+def trace_sampler(
     model: Any, options: Mapping[str, Any]
 ) -> tuple[list[dict[str, Any]], list[list[float]], dict[str, Any]]:
-    """The program of a sampler, its result as a combination, and what it asks of the network."""
+    """The program of a sampler, its result as a combination, and its settings for the network's calls."""
     size = 1
     for _ in range(2):  # the first time counts
         units = UnitVectors(size)
-        how: dict[str, Any] = {}
-        with in_place(model, units, how):
+        settings: dict[str, Any] = {}
+        with unit_outputs(model, units, settings):
             result = model.sample(1, noise=units, progress=no_progress, **options)
         size = units.count
-    if not how:
+    if not settings:
         raise Unportable("it calls its network in a way of its own")
-    if tuple(how.get("interval", (0.0, 1.0))) != (0.0, 1.0):
+    if tuple(settings.get("interval", (0.0, 1.0))) != (0.0, 1.0):
         raise Unportable("its guidance acts within an interval of times alone")
-    return units.program, terms(result), how
+    return units.program, terms(result), settings
 
 
 @contextmanager
-def in_place(model: Any, units: UnitVectors, how: dict[str, Any]) -> Iterator[None]:
-    """Inside, unit vectors stand for the outputs of the model's network, and nothing is clipped to the range
-    of images."""
+def unit_outputs(model: Any, units: UnitVectors, settings: dict[str, Any]) -> Iterator[None]:
+    """Within the block, the outputs of the model's network are unit vectors, and nothing is clipped to the
+    range of images."""
 
     def denoiser(y: Tensor | None = None, options: WalkOptions = AS_TRAINED, guide: Any = None) -> Any:
         guidance = model.guidance_scale(options.guidance)
-        how.update(asdict(options) | {"guidance": guidance, "kind": "denoise"})
+        settings.update(asdict(options) | {"guidance": guidance, "kind": "denoise"})
 
         def denoise(x: Tensor, t: float) -> Estimate:
             level = model.process.level(t)
@@ -316,7 +316,7 @@ def in_place(model: Any, units: UnitVectors, how: dict[str, Any]) -> Iterator[No
         return denoise
 
     def velocity(y: Tensor | None = None, guidance: float = 1.0, interval: Any = (0.0, 1.0)) -> Any:
-        how.update(guidance=guidance, interval=interval, kind="velocity")
+        settings.update(guidance=guidance, interval=interval, kind="velocity")
 
         def f(x: Tensor, t: Tensor) -> Tensor:
             units.call(x, t=float(t.flatten()[0]))

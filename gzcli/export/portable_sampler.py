@@ -119,10 +119,10 @@ def main() -> None:
     parser.add_argument("--label", type=int, action="append", help="number of a class; may be repeated")
     parser.add_argument("--out", type=Path, default=Path("images"), help="a folder")
     options = parser.parse_args()
-    here = Path(__file__).resolve().parent
-    spec = json.loads((here / "model.json").read_text())
+    folder = Path(__file__).resolve().parent
+    spec = json.loads((folder / "model.json").read_text())
     options.out.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(draw(spec, networks(here), options.n, options.seed, options.label)):
+    for i, image in enumerate(draw(spec, networks(folder), options.n, options.seed, options.label)):
         Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(options.out / f"{i:06d}.png")
     print(options.out)
 

@@ -40,21 +40,21 @@ SHOWN, COLUMNS = 16, 8  # pictures of each kind on the sheet, and in a row of it
 
 def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """Writes `alarm.csv`, `alarm.png`, `alarm.json` and maps into `folder`. Returns the JSON of `gz ood
-    --input` on rank 0, {} on others. Pictures and held-out images, on which no score was fitted, are
-    scored by one rule: the mean over the same draws of noise, which go by an image's pixels."""
+    --input` on rank 0, {} on others. The score of a picture or of a held-out image is the mean over several
+    draws of noise, seeded by its pixels. No score was fitted on these held-out images."""
     began = time.monotonic()
     scoring = Scoring(job, device, log)
     trained, home, names = scoring.trained, scoring.home, scoring.names
     shows = map_of(trained.model, names, trained.name) if job.maps else None
     held_out, fitted = split_held_out(home)
-    needed = conformal.fewest(job.fpr, len(names))
-    check_enough(len(held_out.index), job, needed, names)
+    least_images = conformal.fewest(job.fpr, len(names))
+    check_enough(len(held_out.index), job, least_images, names)
     source = OwnSet(Path(job.input), form=Form(skip_bad=True, layout="flat"))
-    pictures = open_pack(source, **trained.wanted, foreign=True, say=log.info)
+    pictures = open_pack(source, **trained.form, foreign=True, say=log.info)
     every = Pick(pictures, "test", np.arange(pictures.meta.counts["test"]), by_content=True, unbounded=True)
 
     def picks(n: int | None) -> dict[str, Pick]:
-        index = np.sort(held_out.index[: None if n is None else max(n, needed)])
+        index = np.sort(held_out.index[: None if n is None else max(n, least_images)])
         return {"compared": replace(held_out, index=index), "pictures": every}
 
     scoring.score(picks, fitted)
@@ -84,7 +84,7 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
         "thresholds_low": low,
         "flagged": sum(verdict.flagged for verdict in verdicts),
         "unreadable": list(pictures.meta.skipped),
-        "compared": {"split": held_out.split, "n": n, "needed": needed},
+        "compared": {"split": held_out.split, "n": n, "needed": least_images},
         "notes": notes(job, verdicts, thresholds, n) + treatment({"input": pictures}, trained.images.levels),
         "files": [verdict.row() for verdict in verdicts],
         "map": shows,
@@ -96,9 +96,9 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
 
 
 def split_held_out(home: Pack) -> tuple[Pick, np.ndarray | None]:
-    """The held-out images that pictures are compared with, in the order in which they are taken, and the
-    positions of 500 or a quarter that are kept for fits; test images and None where a tiny set has no
-    validation split. Raises UsageError for a set without either."""
+    """The held-out images that pictures are compared with, in random order, and the positions of those that
+    scores are fitted on: 500, or a quarter. Test images and None for a tiny set without a validation split.
+    Raises UsageError for a set without either."""
     split = "val" if home.meta.counts["val"] else "test"
     total = home.meta.counts[split]
     if not total:
@@ -109,29 +109,29 @@ def split_held_out(home: Pack) -> tuple[Pick, np.ndarray | None]:
     return Pick(home, split, order[k:], by_content=True), np.sort(order[:k]) if split == "val" else None
 
 
-def check_enough(total: int, job: AlarmJob, needed: int, names: Sequence[str]) -> None:
-    """Raises UsageError where there are fewer images to compare with than a rate of false alarms needs."""
+def check_enough(total: int, job: AlarmJob, least_images: int, names: Sequence[str]) -> None:
+    """Raises UsageError if there are too few held-out images for the false-alarm rate."""
     n = total if job.n is None else min(job.n, total)
-    if n >= needed:
+    if n >= least_images:
         return
     by, fewer = (f" by {len(names)} scores", "one score with `--score`, or ") if len(names) > 1 else ("", "")
-    more = "a larger `-n`, or " if total >= needed else ""
+    larger = "a larger `-n`, or " if total >= least_images else ""
     percent = np.ceil(1000 * len(names) / (total + 1)) / 10
     rate = f"a false-alarm rate of {100 * job.fpr:.3g} %{by}"
-    message = f"{n:,} held-out images are too few for {rate}: it needs {needed:,}"
-    raise UsageError(message, hint=f"{fewer}{more}`--fpr {percent:g}%` or more")
+    message = f"{n:,} held-out images are too few for {rate}: it needs {least_images:,}"
+    raise UsageError(message, hint=f"{fewer}{larger}`--fpr {percent:g}%` or more")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is found of a picture by its scores among those of held-out images."""
+    """The outcome for one picture, by the ranks of its scores among those of held-out images."""
 
-    i: int  # its number
+    i: int  # position among the pictures
     file: str
     scores: dict[str, float]  # infinite where the model overflows
-    spread: dict[str, float]  # their deviations between draws of the noise; {} of one draw
-    p: float  # p-value, of all scores together
-    low: bool  # whether the score that decides is lower than usual, not higher
+    spread: dict[str, float]  # standard deviations over the draws of noise; {} of one draw
+    p: float  # p-value of all scores together
+    low: bool  # whether the deciding score is unusually low, not high
     flagged: bool
 
     def row(self) -> dict[str, Any]:
@@ -147,9 +147,8 @@ def finite(values: Mapping[str, float]) -> dict[str, float | None]:
 def verdicts_of(
     scoring: Scoring, fpr: float, labels: Sequence[str]
 ) -> tuple[list[Verdict], dict[str, tuple[float, float]]]:
-    """The pictures, the strangest first, at a false-alarm rate; and the thresholds of each score, below and
-    above which it flags by itself. A score that is not finite counts as higher than any: no held-out image
-    has one."""
+    """The verdicts at a false-alarm rate, the strangest picture first, and the lower and upper threshold of
+    each score alone. A score that is not finite counts as higher than any: no held-out image has one."""
     (held_out, _), (means, spread) = map(scoring.over_seeds, ("compared", "pictures"))
     scores = {name: np.where(np.isnan(values), np.inf, values) for name, values in means.items()}
     p, low, thresholds, beyond = [], [], {}, []
@@ -162,16 +161,16 @@ def verdicts_of(
         beyond += [(ends[0] - values) / unit, (values - ends[1]) / unit]
     of_each = np.stack(p)
     together = conformal.bonferroni(of_each)
-    decides = np.take_along_axis(np.stack(low), of_each.argmin(0)[None], 0)[0]
+    is_low = np.take_along_axis(np.stack(low), of_each.argmin(0)[None], 0)[0]
     flagged = conformal.flagged(together, fpr)
 
     def verdict(i: int) -> Verdict:
-        here, around = (
+        value, deviation = (
             {name: float(values[i]) for name, values in table.items()} for table in (scores, spread)
         )
-        return Verdict(i, labels[i], here, around, float(together[i]), bool(decides[i]), bool(flagged[i]))
+        return Verdict(i, labels[i], value, deviation, float(together[i]), bool(is_low[i]), bool(flagged[i]))
 
-    # by p, equal ones by the largest distance of a score to its threshold, in deviations
+    # sorted by p, ties by the largest distance of a score beyond its threshold, in standard deviations
     return [verdict(i) for i in np.lexsort((-np.max(beyond, 0), together)).tolist()], thresholds
 
 
@@ -199,51 +198,53 @@ def notes(
 
 
 def map_of(model: Model, scores: Sequence[str], name: str) -> str:
-    """The map of the first score that has one, `nll` for those made of the likelihood, else the first map."""
-    maps = sorted(each.removeprefix("map_") for each in dir(type(model)) if each.startswith("map_"))
+    """The map of the first score that has one, else the first map. Likelihood scores have that of `nll`."""
+    maps = sorted(
+        attribute.removeprefix("map_") for attribute in dir(type(model)) if attribute.startswith("map_")
+    )
     if not maps:
         hint = "gz list models --can map"
         raise UsageError(f"`{name}` does not say where a picture is anomalous", hint=hint)
-    wanted = ["nll" if score in SCORES or score == "waic" else score for score in scores]
-    return next((score for score in wanted if score in maps), maps[0])
+    preferred = ["nll" if score in SCORES or score == "waic" else score for score in scores]
+    return next((score for score in preferred if score in maps), maps[0])
 
 
 def heat_maps(
     trained: Trained, name: str, job: AlarmJob, pictures: Pick, usual: Pick
 ) -> dict[int, np.ndarray]:
-    """The maps of the strangest pictures by their number, or with `--png` of all, in false colours, uint8
-    [3, H, W] each in the pictures' own size, beside which those of `usual` images stay dark. Each process
-    makes its share."""
+    """The maps of the strangest pictures, or of all with `--png`, by their position: false colours, uint8
+    [3, H, W], in the pictures' size. Colours are scaled so that maps of `usual` images stay dark. Each
+    process computes its share."""
     method = getattr(trained.model, f"map_{name}")
     options, parameters = {**trained.part.ood.options, **job.options}, flat_defaults(method)
     keywords = group_options(method, {key: value for key, value in options.items() if key in parameters})
 
     def work(batch: Batch) -> dict[str, np.ndarray]:
-        seen = trained.seen(batch)
+        batch = trained.encode(batch)
         with trained.scoring(), torch.no_grad():
-            maps = method(seen.x, noise=fresh_noise(job.seed, seen), **keywords)[:, None].float()
-        whole = torch.nn.functional.interpolate(maps, trained.images.shape[1:], mode="nearest")
-        return {"map": whole[:, 0].cpu().numpy()}
+            maps = method(batch.x, noise=fresh_noise(job.seed, batch), **keywords)[:, None].float()
+        pixels = torch.nn.functional.interpolate(maps, trained.images.shape[1:], mode="nearest")
+        return {"map": pixels[:, 0].cpu().numpy()}
 
-    def of(pick: Pick) -> np.ndarray:
+    def maps_of(pick: Pick) -> np.ndarray:
         order = np.argsort(pick.index, kind="stable")
         images = batches_of(replace(pick, index=pick.index[order]), trained, job.seed)
         return ranks.over(images, work)["map"][np.argsort(order, kind="stable")]
 
     chosen = pictures if job.png else replace(pictures, index=pictures.index[:SHOWN])
-    bright = float(quantiles(of(usual)).mean())
-    return dict(zip(chosen.index.tolist(), heat(of(chosen), bright), strict=True))
+    bright = float(quantiles(maps_of(usual)).mean())
+    return dict(zip(chosen.index.tolist(), heat(maps_of(chosen), bright), strict=True))
 
 
 def quantiles(maps: np.ndarray) -> np.ndarray:
-    """The upper value of each of some maps [N, H, W]."""
+    """The `BRIGHT` quantile of each map of [N, H, W]."""
     return np.quantile(maps.reshape(len(maps), -1), BRIGHT, axis=1)
 
 
 def heat(maps: np.ndarray, usual: float) -> np.ndarray:
     """Maps [N, H, W] as pictures in false colours, uint8 [N, 3, H, W]. Black is 0 or less. The brightest
-    colour stands for the upper values of the map itself, or values that are not finite, but never for less
-    than `usual`, so that maps of ordinary pictures stay dark."""
+    colour is the `BRIGHT` quantile of the map or `usual`, whichever is larger, and any value that is not
+    finite."""
     from matplotlib import colormaps
 
     finite = np.isfinite(maps)
@@ -258,10 +259,10 @@ def overview(pictures: Pack, verdicts: Sequence[Verdict], maps: Mapping[int, np.
     blocks = []
     for kind in ("flagged", "not flagged"):
         every = [verdict for verdict in verdicts if verdict.flagged == (kind == "flagged")]
-        rows, shown = [], every[:SHOWN]
-        count = f"{len(shown)} of {len(every):,}" if len(every) > SHOWN else f"{len(every)}"
-        for start in range(0, len(shown), COLUMNS):
-            some = shown[start : start + COLUMNS]
+        rows, listed = [], every[:SHOWN]
+        count = f"{len(listed)} of {len(every):,}" if len(every) > SHOWN else f"{len(every)}"
+        for start in range(0, len(listed), COLUMNS):
+            some = listed[start : start + COLUMNS]
             images = pictures.images("test")[np.array([verdict.i for verdict in some])]
             if maps and images.shape[1] == 1:  # maps are in colour
                 images = images.repeat(3, 1)

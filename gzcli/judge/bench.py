@@ -1,5 +1,5 @@
-"""`gz bench`: trained models and images from anywhere side by side on one data set, by image quality,
-likelihood, class balance and speed."""
+"""`gz bench`: trained models and other images compared on one data set, by image quality, likelihood, class
+balance and speed."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ from gzcli.store.runs import Run
 SHOWN = 16  # images of a contestant in the picture of all
 COPIES = 10  # samples of a contestant in the picture of those nearest to a training image
 SMALL = 10_000  # number of images below which FID is biased upwards
-BANK = 50_000  # training images among which copies are looked for, at most
-LPIPS_SIDE = 16  # pixels of a side at least, which VGG16 halves four times
+BANK = 50_000  # most training images that are searched for copies
+LPIPS_SIDE = 16  # shortest side in pixels, as VGG16 halves it four times
 GIVEN_LABELS = "columns `|y` are of log p(x | y), the label given: not to be compared with those of log p(x)"
 MARGINAL = "log p(x) of a conditional model is log Σ p(y) p(x | y), classes as frequent as in training"
 VERSIONS = ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")
@@ -62,7 +62,7 @@ VERSIONS = ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")
 def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """Writes samples, `bench.json` and `bench.png` into `folder`, and `neighbours.png` if `memory` is
     among the metrics. Rank 0 alone compares: it returns the JSON of `gz bench`, the others {}. All runs
-    must have images of one size and fit, to which the other images are brought."""
+    must have images of one size and fit. Other images are resized to these."""
     choose(job.metrics)
     variants = job.variants or ({},) * len(job.runs)
     models = []
@@ -74,13 +74,13 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
         check_unchanged(trained.run.owner.path, pack.meta)
     judge = Judge(pack, choose(job.metrics, pack), job, device, log)
     contestants = [sampled(trained, pack, job, folder, log) for trained in models]
-    for trained, one, variant in zip(models, contestants, variants, strict=True):
+    for trained, entry, variant in zip(models, contestants, variants, strict=True):
         since = time.monotonic()
-        one.figures = judge.of_model(one, sampler_only=bool(variant.get("quick")))
+        entry.figures = judge.of_model(entry, sampler_only=bool(variant.get("quick")))
         if job.variants and not ranks.rank():
-            one.facts["calls"] = count_calls(trained)
-        one.facts["seconds"] = time.monotonic() - since + (one.seconds or 0.0)
-    contestants += [read(what, pack, common_form(models, pack), job.n, log) for what in job.images]
+            entry.facts["calls"] = count_calls(trained)
+        entry.facts["seconds"] = time.monotonic() - since + (entry.seconds or 0.0)
+    contestants += [read(source, pack, common_form(models, pack), job.n, log) for source in job.images]
     tell_apart(contestants)
     rank, processes = ranks.rank(), ranks.world()
     judge.prepare(contestants)
@@ -91,17 +91,16 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
 
 
 def choose(names: Sequence[str] | None, pack: Pack | None = None) -> list[str]:
-    """The metrics that are named, `nats` being `bpd`, else those that need no fetched weights and little
-    time."""
-    known = metrics()
+    """The named metrics, where `nats` means `bpd`; without names the cheap ones that need no download."""
+    table = metrics()
     if names is None:
         colour = pack is not None and pack.meta.shape[0] == 3 and pretrained.is_installed()
         ways = ("always", "colour") if colour else ("always",)
-        return [name for way in ways for name, metric in known.items() if metric.default == way]
+        return [name for way in ways for name, metric in table.items() if metric.default == way]
     names = ["bpd" if name == "nats" else name for name in names]
     for name in names:
-        if name not in known:
-            hint = did_you_mean(name, known) or f"metrics: {', '.join(known)}"
+        if name not in table:
+            hint = did_you_mean(name, table) or f"metrics: {', '.join(table)}"
             raise UsageError(f"there is no metric `{name}`", hint=hint)
     return list(dict.fromkeys(names))
 
@@ -120,33 +119,33 @@ class Judge:
         self.pack, self.job, self.device, self.log, self.say = pack, job, device, log, log.info
         self.seed, self.named = job.seed, job.metrics is not None
         self.real = RealImages(pack, job.split, self.say)
-        self.values = int(np.prod(pack.meta.shape))  # of an image
+        self.values = int(np.prod(pack.meta.shape))  # number of values of an image
         self.remembers = "memory" in names
-        needed = {metric.features for metric in self.metrics}
+        spaces = {metric.features for metric in self.metrics}
         if self.remembers:
-            needed.add("lite" if pack.meta.shape[0] == 3 and pretrained.is_installed() else "lenet")
+            spaces.add("lite" if pack.meta.shape[0] == 3 and pretrained.is_installed() else "lenet")
         opened: dict[str, Callable[[], Space]] = {
             "inception": partial(pretrained.inception, job.weights, device),
             "lite": partial(pretrained.lite, device),
             "dinov2": partial(pretrained.dinov2, device),
             "clip": partial(pretrained.clip, device),
         }
-        self.large = {name: space() for name, space in opened.items() if name in needed}
+        self.large = {name: space() for name, space in opened.items() if name in spaces}
         self.lenet = None
-        if "lenet" in needed:
+        if "lenet" in spaces:
             streams.change_spinner("preparing the feature network")
             self.lenet = lenet(pack, device=device, say=self.say)
         self.memory_space: Space | None = self.large.get("lite", self.lenet)
         self.levels: set[int | None] = set()  # grey levels of the models so far
-        self.floor_draws: dict[int, dict[str, list[float]]] = {}  # by how many images are stood in for
+        self.floor_draws: dict[int, dict[str, list[float]]] = {}  # by the number of samples
         self.stats: tuple[Metric, Moments] | None = None  # of other real images, for a Fréchet distance
         self.stats_facts: dict[str, Any] | None = None
         if job.stats:
             metric = self.stats_metric()
-            known, self.stats_facts = read_statistics(Path(job.stats), metric, self.space_of(metric))
-            self.stats = metric, known
+            statistics, self.stats_facts = read_statistics(Path(job.stats), metric, self.space_of(metric))
+            self.stats = metric, statistics
         if "lpips" in names:
-            self.lpips  # noqa: B018 -- absent weights are told before the work
+            self.lpips  # noqa: B018 -- absent weights are reported before the work
 
     # ------------------------------------------------------------------------ what metrics read
 
@@ -177,13 +176,13 @@ class Judge:
         return training_speed(trained.run.path)
 
     def mark(self, levels: int | None) -> str:
-        """The ending of figures at other grey levels than the data set has, as `@32`."""
+        """The suffix of figures at other grey levels than the data set's, as `@32`."""
         return "" if levels in (None, self.pack.meta.levels) else f"@{levels}"
 
     # ------------------------------------------------------------------------ figures
 
     def __call__(self, images: ImageSet, levels: int | None) -> Figures:
-        """The figures of images; of a binary model, with no real images to compare with."""
+        """The figures of images. Those of a binary model are not compared with real images."""
         if levels == 2:
             figures = self._of_images(images, "draws")
         else:
@@ -205,19 +204,18 @@ class Judge:
             images, "draws"
         )
 
-    def of_model(self, one: Contestant, *, sampler_only: bool) -> Figures:
+    def of_model(self, contestant: Contestant, *, sampler_only: bool) -> Figures:
         """The figures of a contestant's model itself, on the first rank. A call of every rank."""
         figures: Figures = {}
         for metric in self.metrics:
-            wanted = (metric.shared or not ranks.rank()) and (metric.of_sampler or not sampler_only)
-            if metric.of_model and wanted:
-                figures |= metric.of_model(self, one)
+            applies = (metric.distributed or not ranks.rank()) and (metric.of_sampler or not sampler_only)
+            if metric.of_model and applies:
+                figures |= metric.of_model(self, contestant)
         return figures
 
     def floor(self, n: int) -> Figures:
-        """The figures of n real images in place of samples, at all grey levels of the models so far. One draw
-        of 2,000 digits may have twice the Fréchet distance of another, so that each figure is a mean over
-        draws."""
+        """The figures of n real images in place of samples, at all grey levels of the models so far. Each is
+        a mean over draws: the Fréchet distances of two draws of 2,000 digits may differ twofold."""
         figures: Figures = {}
         values = self.floor_draws.setdefault(n, {})
         for levels in sorted(self.levels, key=str):
@@ -225,7 +223,7 @@ class Judge:
             if draws := [self.compared(fake, real, intervals=len(pairs) == 1) for fake, real in pairs]:
                 figures |= self._marked(mean_of_draws(draws), levels)
                 of_draws = {name: [draw[name].value for draw in draws] for name in draws[0]}
-                values |= {name + self.mark(levels): each for name, each in of_draws.items()}
+                values |= {name + self.mark(levels): numbers for name, numbers in of_draws.items()}
         for split in ("test", "train"):
             if any(metric.of_images and metric.floor == split for metric in self.metrics):
                 figures |= self._of_images(some(self.real.of(split), n), split)
@@ -242,7 +240,7 @@ class Judge:
         return figures
 
     def _pairs(self, n: int, levels: int | None) -> list[tuple[ImageSet, ImageSet]]:
-        """The draws of real images in place of n samples: one, where features take long."""
+        """The draws of real images in place of n samples: only one if features are expensive."""
         pairs = self.real.pairs(self.floor_size(n), levels)
         return pairs[:1] if self.large else pairs
 
@@ -250,7 +248,7 @@ class Judge:
         return {name + self.mark(levels): value for name, value in figures.items()}
 
     def _named(self, name: str) -> str:
-        """A figure's name, of a LeNet that tells rotations apart with the ending `_rot`."""
+        """A figure's name, with the suffix `_rot` if its LeNet was trained to classify rotations."""
         of_lenet = name in ("fd", "fd_inf") or name.endswith("_lenet")
         rotated = of_lenet and self.lenet and self.lenet.rotations
         return f"{name.removesuffix('_lenet')}_rot" if rotated else name
@@ -258,50 +256,50 @@ class Judge:
     # ------------------------------------------------------------------------ features
 
     def prepare(self, contestants: Sequence[Contestant]) -> None:
-        """Computes the features of the contestants' images, and of the real images that they and the floor
-        are compared with: each process those of a share. A call of every rank."""
+        """Computes the features of the contestants' and of the real images, each process those of a share. A
+        call of every rank."""
         memory = [self.memory_space] if self.remembers else []
         for images in (self.train_images, self.real.of("test")) if memory else ():
             self._compute("the data set", images, memory)
         compared = [metric for metric in self.metrics if metric.compare]
         spaces = [self.space_of(metric) for metric in compared]
-        for one in {one.name: one for one in contestants}.values():
-            self._compute(f"`{one.name}`", one.images, [*(spaces if one.levels != 2 else ()), *memory])
-        # of the real images behind statistics no more is known
+        for entry in {entry.name: entry for entry in contestants}.values():
+            self._compute(f"`{entry.name}`", entry.images, [*(spaces if entry.levels != 2 else ()), *memory])
+        # with `--stats`, the real images of that metric are known by their moments alone
         of_real = [self.space_of(m) for m in compared if not self.stats or m is not self.stats[0]]
-        for levels in sorted({one.levels for one in contestants if one.levels != 2}, key=str):
+        for levels in sorted({entry.levels for entry in contestants if entry.levels != 2}, key=str):
             self._compute("the data set", self.real.reference(levels), of_real)
-            for n in sorted({len(one) for one in contestants}):
+            for n in sorted({len(entry) for entry in contestants}):
                 for fake, real in self._pairs(n, levels):
                     self._compute("the floor", fake, spaces)
                     self._compute("the data set", real, of_real)
 
     def _compute(self, name: str, images: ImageSet, spaces: Sequence[Space | None]) -> None:
-        what = f"features of {len(images):,} images of {name}"
+        work = f"features of {len(images):,} images of {name}"
         if self.large and not all(space is None or images.knows(space) for space in spaces):
-            self.say(what)
+            self.say(work)
         since = time.monotonic()
         for space in spaces:
             if space is not None:
                 images.features(space)
         if (seconds := time.monotonic() - since) >= 1:
             by = f" on {ranks.world()} processes" if ranks.world() > 1 else ""
-            self.say(f"{what}: {seconds:.1f} s{by}")
+            self.say(f"{work}: {seconds:.1f} s{by}")
 
     # ------------------------------------------------------------------------ the result
 
     def compare_all(self, contestants: Sequence[Contestant], folder: Path, processes: int) -> dict[str, Any]:
-        """The JSON of `gz bench`, whose files are written."""
+        """Writes the files of `gz bench` and returns its JSON."""
         rows, lines, meta = [], [], self.pack.meta
-        for one in contestants:
-            rows.append(self.row_of(one))
-            figures, images = brief(rows[-1]["metrics"]), one.images.images
-            self.say(f"{one.name}: {figures}")
+        for entry in contestants:
+            rows.append(self.row_of(entry))
+            figures, images = brief(rows[-1]["metrics"]), entry.images.images
+            self.say(f"{entry.name}: {figures}")
             # images of a folder often lie in the order of their classes
             n, rng = len(images), np.random.default_rng(0)
-            order = np.arange(n) if one.trained else rng.permutation(n)
-            lines.append((f"{one.name}   {figures}", images[order[:SHOWN]]))
-        sizes = sorted({len(one) for one in contestants}, reverse=True)
+            order = np.arange(n) if entry.trained else rng.permutation(n)
+            lines.append((f"{entry.name}   {figures}", images[order[:SHOWN]]))
+        sizes = sorted({len(entry) for entry in contestants}, reverse=True)
         floors = {n: self.floor(n) for n in sizes}
         floor = floors[sizes[0]]
         if self.job.export_stats:
@@ -334,46 +332,46 @@ class Judge:
         files.write_json(Run(folder).bench_file, result)
         return result
 
-    def row_of(self, one: Contestant) -> dict[str, Any]:
-        since, trained = time.monotonic(), one.trained
-        figures = self(one.images, one.levels) | one.figures
-        row: dict[str, Any] = {"name": one.name, "model": None, "run": None, "step": None, "params": None}
+    def row_of(self, entry: Contestant) -> dict[str, Any]:
+        since, trained = time.monotonic(), entry.trained
+        figures = self(entry.images, entry.levels) | entry.figures
+        row: dict[str, Any] = {"name": entry.name, "model": None, "run": None, "step": None, "params": None}
         if trained:
             row |= {"model": trained.name, "run": trained.run.owner.id, "step": trained.step}
             row["params"] = sum(p.numel() for p in trained.model.parameters())
         return {
             **row,
-            "path": one.path,
-            "samples": one.file,
-            "n": len(one),
+            "path": entry.path,
+            "samples": entry.file,
+            "n": len(entry),
             **json_figures("metrics", figures),
             "sample": dict(trained.part.sample) if trained else {},
             "precision": trained.precision if trained else None,
-            "conditional": one.images.labels is not None,
-            "levels": one.levels,
-            **one.facts,
-            "seconds": round(one.facts.get("seconds", 0.0) + time.monotonic() - since, 1),
+            "conditional": entry.images.labels is not None,
+            "levels": entry.levels,
+            **entry.facts,
+            "seconds": round(entry.facts.get("seconds", 0.0) + time.monotonic() - since, 1),
         }
 
     def copies(self, contestants: Sequence[Contestant]) -> np.ndarray:
-        """A sheet of the samples, and test images, nearest to a training image, above this, by features
-        and pixels."""
+        """A sheet of the samples and test images that are nearest to a training image, each above its
+        neighbours by features and by pixels."""
         train, space, blocks = self.train_images, self.memory_space, []
-        sets = {one.name: one.images for one in contestants} | {"test images": self.real.of("test")}
+        sets = {entry.name: entry.images for entry in contestants} | {"test images": self.real.of("test")}
         for name, images in sets.items():
             distances, places = nearest(images.features(space), train.features(space))
             rows = np.argsort(distances[:, 0], kind="stable")[:COPIES]
-            shown = np.asarray(images.images[np.sort(rows)])[np.argsort(np.argsort(rows))]
-            by_pixels = nearest(shown, np.asarray(train.images[:]))[1][:, 0]
+            samples = np.asarray(images.images[np.sort(rows)])[np.argsort(np.argsort(rows))]
+            by_pixels = nearest(samples, np.asarray(train.images[:]))[1][:, 0]
             neighbours = {"nearest by features": places[rows, 0], "nearest by pixels": by_pixels}
             of_train = [
                 Row(kind, [train.images[int(i)] for i in index]) for kind, index in neighbours.items()
             ]
-            blocks.append([Row(name, list(shown)), *of_train])
+            blocks.append([Row(name, list(samples)), *of_train])
         return sheet(blocks)
 
     def biased(self, n: int) -> list[str]:
-        """The raw Fréchet distances of n samples that have fewer than two a feature."""
+        """The raw Fréchet distances that have fewer than two of n samples for each feature."""
         least = min(n, len(self.real.reference(None)))
         return [
             self._named(metric.name) for metric in self.metrics if metric.width and least < 2 * metric.width
@@ -382,22 +380,22 @@ class Judge:
     def notes(
         self, contestants: Sequence[Contestant], rows: Sequence[Mapping[str, Any]], sizes: Sequence[int]
     ) -> list[str]:
-        """Notes without which the figures of contestants of these numbers of images could be misread."""
+        """Notes on what could be misread in the figures of contestants with these numbers of images."""
         lines, names = [], {metric.name for metric in self.metrics}
         for n in sizes:
             if biased := self.biased(n):
-                few = (
+                reason = (
                     "fewer images than twice the features, a raw Fréchet distance then sees their number more"
                 )
-                hold = "than their quality; `kid…` and `…_pca` hold at this n"
-                lines.append(f"`{'~`, `'.join(biased)}~`: {few} {hold}")
+                remedy = "than their quality; `kid…` and `…_pca` hold at this n"
+                lines.append(f"`{'~`, `'.join(biased)}~`: {reason} {remedy}")
             elif n < SMALL and "fid" in names:
                 lines.append(
                     f"FID of {n} images is biased upwards: compare it at the same n only, or use `kid`"
                 )
-        binary = any(one.levels == 2 for one in contestants)
+        binary = any(entry.levels == 2 for entry in contestants)
         lines += treatment({self.pack.meta.name: self.pack}, 2 if binary else None)
-        lines += [note for one in contestants for note in one.notes]
+        lines += [note for entry in contestants for note in entry.notes]
         if len(sizes) > 1:
             counts = ", ".join(f"{n:,}" for n in sizes)
             lines.append(
@@ -409,7 +407,7 @@ class Judge:
         for n in sizes:
             if (real := self.floor_size(n)) < n:
                 lines.append(f"the floor of {n:,} samples is of {real:,} real images, as there are no more")
-        unlabelled = [one.name for one in contestants if one.images.labels is None]
+        unlabelled = [entry.name for entry in contestants if entry.images.labels is None]
         if unlabelled and "worth" in names:
             lines.append(f"`worth` needs labels, which there are none of with `{'`, `'.join(unlabelled)}`")
         likelihoods = [row["likelihood"] for row in rows if "likelihood" in row]
@@ -443,7 +441,7 @@ class Judge:
     # ------------------------------------------------------------------------ statistics of real images
 
     def stats_metric(self) -> Metric:
-        """The Fréchet distance whose statistics are meant: there must be exactly one."""
+        """The metric for statistics of real images. Raises UsageError unless there is exactly one."""
         distances = [metric for metric in self.metrics if metric.width]
         if len(distances) != 1:
             hint = "`--metrics fid` for files of pytorch-fid and clean-fid, `fd` for the features of the set"
@@ -461,8 +459,8 @@ class Judge:
 
 
 def read_statistics(path: Path, metric: Metric, space: Space | None) -> tuple[Moments, dict[str, Any]]:
-    """`mu` and `sigma` of an npz, and what it says of its images and features. Raises UsageError for a file
-    that is none, or of other features."""
+    """`mu` and `sigma` of an npz, and its file, number of images and features. Raises UsageError for another
+    kind of file, or other features."""
     width = metric.width
     try:
         arrays = files.read_arrays(path, "mu", "sigma")
@@ -477,12 +475,12 @@ def read_statistics(path: Path, metric: Metric, space: Space | None) -> tuple[Mo
     if mu.shape != (width,) or sigma.shape != (width, width):
         shapes = f"`mu` of shape {mu.shape} and `sigma` of {sigma.shape}"
         raise UsageError(f"`{path}` has {shapes}: `{metric.name}` has {width} features")
-    theirs = str(arrays["features"]) if "features" in arrays else None
-    if theirs and space and theirs != space.hash:
-        other = f"({theirs[:8]}, not {space.hash[:8]})"
+    features = str(arrays["features"]) if "features" in arrays else None
+    if features and space and features != space.hash:
+        hashes = f"({features[:8]}, not {space.hash[:8]})"
         hint = "a LeNet is of one data set: compare on the same `--data`, or by `fid`"
-        raise UsageError(f"`{path}` is of other features than `{metric.name}` has here {other}", hint=hint)
-    return Moments(mu, sigma), {"file": str(path), "n": n, "features": theirs}
+        raise UsageError(f"`{path}` is of other features than `{metric.name}` has here {hashes}", hint=hint)
+    return Moments(mu, sigma), {"file": str(path), "n": n, "features": features}
 
 
 def json_figures(name: str, figures: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""The images that a bench compares, with their features: samples of runs, each drawn in one or several ways,
-images from anywhere, and the real images of the data set."""
+"""The images that a bench compares, with their features: samples of runs, other images, and the real images
+of the data set. A run may be sampled in several ways."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class ImageSet:
 
     images: Any  # uint8 [N, C, H, W]
     labels: np.ndarray | None = None  # int64 [N] or [N, K] where there are any
-    key: str | None = None  # names the features in the cache, where those of real images are kept
+    key: str | None = None  # name of real images' features in the cache; None: not cached
     say: Say = field(default=silent, repr=False)
     _features: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
@@ -64,8 +64,8 @@ class ImageSet:
         return len(self.images)
 
     def features(self, space: Space | None) -> np.ndarray:
-        """float64 [N, D] in a space, by a call of every rank where they are not known yet; without one the
-        pixels, uint8 [N, C·H·W]."""
+        """float64 [N, D] in a space, or the pixels, uint8 [N, C·H·W], without one. Every rank must call this
+        if the features are not computed yet."""
         if space is None:
             return np.asarray(self.images[:]).reshape(len(self), -1)
         if not self.knows(space):
@@ -81,7 +81,7 @@ class ImageSet:
         return ImageSet(self.images[rows], labels, _features=features)
 
     def _cached(self, space: Space) -> np.ndarray:
-        """The features by way of a file, in single precision, in which networks compute."""
+        """The features by way of the cache, in single precision as networks compute them."""
         path = cache_dir("features", "real") / f"{self.key}-{space.hash[:16]}-{space.device.type}.npy"
 
         def read(path: Path) -> np.ndarray:
@@ -123,7 +123,7 @@ class RealImages:
         return self.of(self.split, levels)
 
     def of(self, split: str, levels: int | None = None) -> ImageSet:
-        """The images of a split at as few grey levels."""
+        """The images of a split, quantised to a number of grey levels."""
         meta = self.pack.meta
         levels = None if levels in (2, meta.levels) else levels
         if (split, levels) not in self._sets:
@@ -146,9 +146,9 @@ class RealImages:
         return total // 2 if self.split == "all" else total
 
     def pairs(self, n: int, levels: int | None) -> list[tuple[ImageSet, ImageSet]]:
-        """Real images that stand in place of n samples, and those that they are compared with, in up to five
-        disjoint random draws. Training images are compared with the test split, test images with the training
-        split, and of all images n with the others."""
+        """Up to five disjoint random draws of n real images in place of samples, each with the images that it
+        is compared with: training images with the test split, test images with the training split, and n of
+        all images with the remaining ones."""
         if (n, levels) not in self._pairs:
             # without labels, as the LeNet was trained on them
             source = replace(self.of(OTHER[self.split], levels), labels=None)
@@ -166,17 +166,17 @@ class RealImages:
 
 @dataclass
 class Contestant:
-    """Images that are compared with real ones, and the model that drew them, if one did."""
+    """Images that are compared with real ones, and the model that generated them, if any."""
 
     name: str
-    images: ImageSet  # with the labels by which they were drawn
+    images: ImageSet  # with the labels that they were conditioned on
     path: str  # of the run, or of the images
     trained: Trained | None = None
-    seconds: float | None = None  # that drawing them took
-    file: str | None = None  # of what the model drew
+    seconds: float | None = None  # duration of sampling
+    file: str | None = None  # npz of the samples
     notes: list[str] = field(default_factory=list)  # what was done to the images
     figures: Figures = field(default_factory=dict)  # of the model itself
-    facts: dict[str, Any] = field(default_factory=dict)  # what its row says besides
+    facts: dict[str, Any] = field(default_factory=dict)  # further columns of its row
 
     @property
     def levels(self) -> int | None:
@@ -188,8 +188,8 @@ class Contestant:
 
 
 def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log) -> Contestant:
-    """`job.n` samples of a model, also in a file; a conditional one draws them by the labels of as many
-    training images."""
+    """`job.n` samples of a model, which are written to a file too. Those of a conditional model have the
+    labels of random training images."""
     labels, chosen = pack.labels("train") if trained.model.conditional else None, None
     if labels is not None:
         rows = np.random.default_rng(0).permutation(len(labels))
@@ -200,38 +200,38 @@ def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log)
         images = draw(trained, job.n, seed=job.seed, labels=chosen, progress=progress)
     synchronise(trained.device)
     seconds = time.perf_counter() - since
-    facts = json.dumps([trained.step, dict(trained.part.sample)], default=str)  # which variants differ in
+    facts = json.dumps([trained.step, dict(trained.part.sample)], default=str)  # differs between variants
     path = Run(folder).samples_folder / f"{owner.id}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}.npz"
     if not ranks.rank():
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path, samples=images.transpose(0, 2, 3, 1), seconds=seconds)
-    drawn = ImageSet(images, None if chosen is None else chosen.numpy())
-    return Contestant(trained.name, drawn, str(owner.path), trained, seconds, str(path))
+    image_set = ImageSet(images, None if chosen is None else chosen.numpy())
+    return Contestant(trained.name, image_set, str(owner.path), trained, seconds, str(path))
 
 
-def read(what: str, pack: Pack, form: PackOptions, n: int, log: Log) -> Contestant:
-    """n images of a folder, an archive, an npz or a set, or all where they are fewer, in the others' form."""
-    source = locate(what)
-    theirs = open_pack(source, **form, foreign=True, say=log.info)
-    total = theirs.meta.counts["test"]
+def read(name: str, pack: Pack, form: PackOptions, n: int, log: Log) -> Contestant:
+    """At most n images of a folder, an archive, an npz or a set, in the form of the other contestants."""
+    source = locate(name)
+    images_pack = open_pack(source, **form, foreign=True, say=log.info)
+    total = images_pack.meta.counts["test"]
     if total < FEWEST:
-        raise UsageError(f"`{what}` holds {total} images", hint=f"at least {FEWEST} can be compared")
-    channels, height, width = theirs.meta.shape
+        raise UsageError(f"`{name}` holds {total} images", hint=f"at least {FEWEST} can be compared")
+    channels, height, width = images_pack.meta.shape
     text = f"taken as {total:,} {'grey' if channels == 1 else 'colour'} pictures of {width}×{height}"
-    if theirs.meta.resized and (before := facts_of(source)):
+    if images_pack.meta.resized and (before := facts_of(source)):
         text += f", resized from {before.width}×{before.height}"
-    if theirs.meta.source_channels != channels:
+    if images_pack.meta.source_channels != channels:
         text += ", made grey" if channels == 1 else ", made RGB"
     if total > n:
         text += f"; {n:,} of them are compared"
     elif total < n:
         text += f"; fewer than the {n:,} of `-n`, so that the floor is drawn at {total:,} too"
-    labels = theirs.labels("test")
+    labels = images_pack.labels("test")
     if labels is not None and (
         pack.meta.multilabel or labels.ndim > 1 or labels.max() >= len(pack.meta.classes)
     ):
         labels = None  # classes of another set
-    images = some(ImageSet(theirs.images("test"), labels), n)
+    images = some(ImageSet(images_pack.images("test"), labels), n)
     images = ImageSet(images.images[:], images.labels)
     note = f"`{source.shown}`: {text}"
     return Contestant(Path(source.reference).name, images, source.reference, notes=[note])
@@ -243,33 +243,34 @@ def common_form(models: list[Trained], pack: Pack | None = None) -> PackOptions:
         channels, *sides = pack.meta.shape if pack else (None,)
         return PackOptions(size=as_size(*sides) if sides else None, channels=channels, fit="crop", patch=None)
     first, *others = models
-    for other in others:
-        theirs, ours = (by_sides(run.images.shape) for run in (other, first))
-        why, what = f"`{other.run.id}` has images of {theirs}, `{first.run.id}` of {ours}", "size"
-        if other.images.shape == first.images.shape:
-            theirs, ours = (run.part.data.fit for run in (other, first))
-            came = f"pictures came to `{other.run.id}` by `data.fit: {theirs}`"
-            why, what = f"{came}, to `{first.run.id}` by `{ours}`", "fit"
-        if other.wanted != first.wanted:
-            hint = f"run `gz bench` once for each {what}"
+    for run in others:
+        size, first_size = by_sides(run.images.shape), by_sides(first.images.shape)
+        why, criterion = f"`{run.run.id}` has images of {size}, `{first.run.id}` of {first_size}", "size"
+        if run.images.shape == first.images.shape:
+            came = f"pictures came to `{run.run.id}` by `data.fit: {run.part.data.fit}`"
+            why, criterion = f"{came}, to `{first.run.id}` by `{first.part.data.fit}`", "fit"
+        if run.form != first.form:
+            hint = f"run `gz bench` once for each {criterion}"
             raise UsageError(f"{why}: their figures are not comparable", hint=hint)
-    return first.wanted
+    return first.form
 
 
 def tell_apart(contestants: list[Contestant]) -> None:
-    """Gives contestants of one name their alias, id or more of their path, and a number where that is not
-    enough."""
-    names = Counter(one.name for one in contestants)
-    for one in contestants:
-        if names[one.name] > 1 and one.trained:
-            one.name = one.trained.run.owner.alias or one.trained.run.owner.id
-        elif names[one.name] > 1:
-            one.name = short_paths({c.path for c in contestants if Path(c.path).name == one.name})[one.path]
-    seen: Counter[str] = Counter()
-    for one in contestants:
-        seen[one.name] += 1
-        if seen[one.name] > 1:
-            one.name = f"{one.name} ({seen[one.name]})"
+    """Renames contestants of equal names to their alias, id or a longer part of their path, and numbers
+    those that are still equal."""
+    names = Counter(contestant.name for contestant in contestants)
+    for contestant in contestants:
+        if names[contestant.name] > 1 and contestant.trained:
+            contestant.name = contestant.trained.run.owner.alias or contestant.trained.run.owner.id
+        elif names[contestant.name] > 1:
+            contestant.name = short_paths(
+                {c.path for c in contestants if Path(c.path).name == contestant.name}
+            )[contestant.path]
+    counts: Counter[str] = Counter()
+    for contestant in contestants:
+        counts[contestant.name] += 1
+        if counts[contestant.name] > 1:
+            contestant.name = f"{contestant.name} ({counts[contestant.name]})"
 
 
 # ---------------------------------------------------------------------------- samplers at equal network calls
@@ -284,20 +285,20 @@ def varied(trained: Trained, variant: Mapping[str, Any]) -> Trained:
 
 
 def steps_for(trained: Trained, calls: int) -> int | None:
-    """The most `steps` of the model's sampler whose calls are `calls` at most, but 1 at least; None where it
-    has no steps. The calls of a solver are a line in its steps (Euler s, midpoint 2 s, Heun 2 s − 1): two
-    counts give it."""
+    """The largest number of `steps` (at least 1) of the model's sampler that takes at most `calls` network
+    calls; None for a sampler without steps. Calls are linear in the steps (Euler s, midpoint 2 s, Heun
+    2 s − 1), so two counts determine them."""
     if "steps" not in flat_defaults(trained.model.sample):
         return None
-    few, more = count_calls(trained, {"steps": 2}), count_calls(trained, {"steps": 4})
-    slope = (more - few) / 2
-    return max(1, int(2 + (calls - few) / slope) if slope > 0 else calls)
+    calls_of_2, calls_of_4 = count_calls(trained, {"steps": 2}), count_calls(trained, {"steps": 4})
+    slope = (calls_of_4 - calls_of_2) / 2
+    return max(1, int(2 + (calls - calls_of_2) / slope) if slope > 0 else calls)
 
 
 def count_calls(trained: Trained, options: Mapping[str, Any] | None = None) -> int:
-    """The network calls of one image, found by drawing it: as many as the layers run that have half of the
-    parameters, so that the large network of several counts. Guidance doubles the batch, which counts as
-    two. Pixel models, which keep every value past their layers' `forward`, count one for each value drawn."""
+    """The network calls of one image, counted while sampling it: those of the layers that hold half of the
+    parameters, so the largest of several networks counts. Guidance doubles the batch and counts as two calls.
+    Pixel models cache activations and bypass `forward`: they count one call for each value."""
     model = trained.model
     keywords = group_options(model.sample, {**trained.part.sample, **(options or {})})
     if "naive" in flat_defaults(model.sample):

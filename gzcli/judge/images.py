@@ -1,4 +1,4 @@
-"""The images of a split that a verb reads: which, how many in a given time, and how they were changed."""
+"""The images of a split that a verb reads: their choice, their number within a budget, their treatment."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ from gzcli.metrics.interval import subset
 
 FEWEST, MOST = 500, 10_000  # images of a split that a budget of seconds pays for
 FIT = FEWEST  # held-out images that scores are fitted on: as many as the smallest budget pays for
-BANK = 10_000  # training images that scores are fitted on, or among which neighbours are looked for, at most
+BANK = 10_000  # most training images that scores are fitted on or search for neighbours
 
 
 @dataclass(frozen=True)
 class Pick:
-    """Some images of a split, which can be read several times: in batches, at a run's grey levels and on its
-    device, after `batches`. A slice `pick[i:j]` holds the batches i … j − 1."""
+    """Some images of a split, as batches that can be read several times. `batches` sets grey levels and
+    device to a run's. A slice `pick[i:j]` holds the batches i … j − 1."""
 
     pack: Pack
     split: str  # "train", "val" or "test"
     index: np.ndarray  # positions in the split, [N]
-    by_content: bool = False  # whether an image's noise goes by its pixels, not by its position
-    unbounded: bool = False  # whether their scores may be infinite
+    by_content: bool = False  # whether an image's noise is seeded by its pixels, not by its position
+    unbounded: bool = False  # whether scores may be infinite
     size: int = 1  # number of images of a batch
     levels: int | None = None  # number of grey levels; None: latents
     device: torch.device | str = "cpu"
     seed: int = 0
 
     def batches(self, run: Trained, *, size: int, seed: int) -> Pick:
-        """Batches of `size` images, or of fewer where each process else had no share."""
+        """Batches of `size` images, or of fewer so that every process has a share."""
         size = min(size, max(1, math.ceil(len(self.index) / ranks.world())))
         return replace(self, size=size, levels=run.images.levels, device=run.device, seed=seed)
 
     def __len__(self) -> int:
         return math.ceil(len(self.index) / self.size)
 
-    def __getitem__(self, which: slice) -> Pick:
-        start, stop, _ = which.indices(len(self))
+    def __getitem__(self, batches: slice) -> Pick:
+        start, stop, _ = batches.indices(len(self))
         return replace(self, index=self.index[start * self.size : stop * self.size])
 
     def __iter__(self) -> Iterator[Batch]:
-        how: dict[str, Any] = {"levels": self.levels, "device": self.device, "seed": self.seed}
+        options: dict[str, Any] = {"levels": self.levels, "device": self.device, "seed": self.seed}
         read = scan_by_content if self.by_content else scan
-        return read(self.pack, self.split, batch_size=self.size, index=self.index, **how)
+        return read(self.pack, self.split, batch_size=self.size, index=self.index, **options)
 
 
 def held_out_split(pack: Pack) -> str:
@@ -82,11 +82,11 @@ def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -
     lines = []
     for name, pack in packs.items():
         channels, height, width = pack.meta.shape
-        done = [f"resized to {width}×{height}"] if pack.meta.resized else []
+        changes = [f"resized to {width}×{height}"] if pack.meta.resized else []
         if channels != pack.meta.source_channels:
-            done.append("made grey" if channels == 1 else "made RGB")
-        if done:
-            lines.append(f"figures of `{name}` are of its images {' and '.join(done)}")
+            changes.append("made grey" if channels == 1 else "made RGB")
+        if changes:
+            lines.append(f"figures of `{name}` are of its images {' and '.join(changes)}")
     if levels == 2:
         draw = "figures of a binary model are of binarised images, one draw with a fixed seed"
         lines.append(f"{draw}; {but}" if but else draw)
@@ -94,7 +94,7 @@ def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -
 
 
 def affordable(seconds: float, budget: float, sets: int) -> int:
-    """How many images of each split a budget pays for: 500 … 10,000, in steps of 100."""
+    """The number of images of each split that a budget pays for: 500 … 10,000, in steps of 100."""
     return int(np.clip(budget / max(seconds * sets, 1e-9) // 100 * 100, FEWEST, MOST))
 
 
@@ -108,12 +108,12 @@ def timed(function: Callable[[], Any], device: torch.device) -> float:
 
 
 def short_paths(names: Iterable[str]) -> dict[str, str]:
-    """A short name for each path or set: of a path its last parts, as many as no other path ends in."""
+    """A short name for each path or set: the shortest ending of a path that no other path has."""
     parts = {name: Path(name).parts for name in names}
     short = {}
-    for name, mine in parts.items():
-        others, depth = [theirs for key, theirs in parts.items() if key != name], 1
-        while depth < len(mine) and any(mine[-depth:] == theirs[-depth:] for theirs in others):
+    for name, path in parts.items():
+        others, depth = [other for key, other in parts.items() if key != name], 1
+        while depth < len(path) and any(path[-depth:] == other[-depth:] for other in others):
             depth += 1
-        short[name] = str(Path(*mine[-depth:])) if mine else name
+        short[name] = str(Path(*path[-depth:])) if path else name
     return short

@@ -1,7 +1,7 @@
 """A league: models that are each trained for the same time on one set, with several seeds, and judged alike.
 
-A run is found again by the fingerprint of what was asked for, so a league goes on where it was stopped, and
-leagues share their runs.
+Runs are identified by the fingerprint of their request, so a league resumes where it stopped, and leagues
+share runs.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from gzcli.version import __version__
 
 STEPS = (1, 2, 5, 10, 20, 50)  # of samplers, for the curve of quality against them
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of the training, for the curve of quality against its time
-KEPT = 100  # checkpoints that a run keeps for that curve; by itself the trainer makes about ten
-SHORTEST = 3.0  # seconds, as of `gz train --minutes`
+KEPT = 100  # checkpoints that a run keeps for that curve, instead of the trainer's ten
+SHORTEST = 3.0  # seconds, the least of `gz train --minutes` too
 EXTRA = {"caption": "captions", "before": "pictures", "second_domain": "pictures"}  # what samples start from
 MARKERS = "osD^vP*X"
 Point = tuple[float, float, float | None]  # x, mean over seeds, standard deviation over seeds
@@ -47,9 +47,9 @@ class Terms:
     budget: float  # seconds of training of each model and seed, over all of its stages
     models: tuple[str, ...] | None
     seeds: tuple[int, ...]
-    job: BenchJob  # how runs are judged, without the runs
-    calls: int  # network calls an image at which samplers with `steps` are compared too; 0: they are not
-    curves: tuple[str, ...] = ()  # "steps", "time", or both: what quality is drawn against
+    job: BenchJob  # the job that judges a run, without the run
+    calls: int  # network calls per image at which samplers with `steps` are compared too; 0: not compared
+    curves: tuple[str, ...] = ()  # "steps", "time", or both: x axes of the curves of quality
 
     @property
     def key(self) -> str:
@@ -63,18 +63,18 @@ class Entry:
 
     model: str  # name of the model, or of the recipe's file
     seed: int
-    asked: Request  # what is asked of the trainer
-    recipe: Recipe  # the recipe with what its data set decides
+    request: Request
+    recipe: Recipe  # the request's recipe, resolved for its data set
     plan: Plan
 
     def run(self) -> Run | None:
-        """The run of this training: a finished one if there is one, else the newest that has begun."""
+        """The finished run of this training, else the newest that has begun."""
         key = fingerprint(self.recipe, self.plan)
-        model, data = self.asked.recipe.card.name, self.asked.recipe.key
-        same = [run for run in runs.all_runs(model=model, data=data) if run.status().get("asked") == key]
-        done = (run for run in same if run.state == "finished")
-        begun = (run for run in same if run.has_begun or run.state == "running")
-        return next(done, None) or next(begun, None)
+        model, data = self.request.recipe.card.name, self.request.recipe.key
+        matching = [run for run in runs.all_runs(model=model, data=data) if run.status().get("asked") == key]
+        finished = (run for run in matching if run.state == "finished")
+        started = (run for run in matching if run.has_begun or run.state == "running")
+        return next(finished, None) or next(started, None)
 
     def train(self, say: Say = silent) -> Run:
         run = self.run()
@@ -83,14 +83,14 @@ class Entry:
         if run and run.state == "diverged":
             message = (run.status().get("error") or {}).get("message", "the loss is not finite")
             raise DivergedError(message, hint=f"`gz runs remove {run.id}` lets it be tried again")
-        start = Start(self.asked, self.plan, run)
+        start = Start(self.request, self.plan, run)
         return start.train(start.recipe() if run else self.recipe, say=say)
 
 
 def entries_of(
     terms: Terms, *, say: Say = silent, progress: Report = unreported
 ) -> tuple[list[Entry], dict[str, str]]:
-    """The trainings of a league, one seed after the other, and why models were left out, by name."""
+    """The trainings of a league, seed by seed, and the reason for each model that is left out, by name."""
     names = terms.models or recipe_names()
     labels = {name: Path(name).stem if Path(name).suffix else spelling(name) for name in names}
     entries, left_out = [], {}
@@ -108,8 +108,8 @@ def entries_of(
 
 
 def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progress: Report) -> Entry:
-    """One training. The budget is split over the models that it trains, its stages. Raises UsageError where
-    that leaves too little, or the model does not fit the set."""
+    """One training. The budget is split over its stages. Raises UsageError if that leaves a stage too little,
+    or if the model does not fit the set."""
     section = terms.job.launch
     flags: dict[str, Any] = {"seed": seed, "launch.gpus": section.gpus, "launch.cpu": section.cpu or None}
     flags |= {"launch.processes": section.processes, "train.keep": KEPT if "time" in terms.curves else None}
@@ -125,29 +125,29 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
         raise UsageError(f"`{label}` needs {EXTRA[needs[0]]} to draw from, so its samples are not compared")
     flags["train.clock"] = "cpu"  # the work of cores: the machine may be busy
     flags["train.minutes"] = minutes(terms.budget / len(parts))
-    asked = planning.ask(name, terms.data, (), flags)
-    if asked.earlier:
+    request = planning.ask(name, terms.data, (), flags)
+    if request.earlier:
         raise UsageError(f"`{name}` is a run, and a league trains models", hint=f"gz bench {name}")
-    plan = launcher.plan(asked.recipe.launch, every_gpu=True)
+    plan = launcher.plan(request.recipe.launch, every_gpu=True)
     if len(parts) > 1:
-        budgets = [minutes(share * terms.budget) for share in shares_of(asked, plan, say)]
+        budgets = [minutes(share * terms.budget) for share in shares_of(request, plan, say)]
         pairs = zip(parts, budgets, strict=True)
         sets = [f"stages.{part.stage}.train.minutes={budget:.4g}" for part, budget in pairs]
-        asked = planning.ask(name, terms.data, sets, flags)
-    return Entry(label, seed, asked, Start(asked, plan).recipe(say=say, progress=progress), plan)
+        request = planning.ask(name, terms.data, sets, flags)
+    return Entry(label, seed, request, Start(request, plan).recipe(say=say, progress=progress), plan)
 
 
-def shares_of(asked: Request, plan: Plan, say: Say) -> list[float]:
-    info, measure = forecast.of_data(asked.recipe)[0].info(), partial(forecast.measured, say=say)
-    return forecast.shares(forecast.expect(asked.recipe, plan, info, measure=measure, timed=False)[0])
+def shares_of(request: Request, plan: Plan, say: Say) -> list[float]:
+    info, measure = forecast.of_data(request.recipe)[0].info(), partial(forecast.measured, say=say)
+    return forecast.shares(forecast.expect(request.recipe, plan, info, measure=measure, timed=False)[0])
 
 
 # ---------------------------------------------------------------------------- how a run is judged
 
 
 def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, Any]]]]:
-    """The jobs that judge a run, by what they are for, each with a description of its rows in order: "main",
-    the run's own sampler, and if that has `steps` at `terms.calls`; "steps" and "time", the curves."""
+    """The jobs that judge a run, by kind, each with descriptions of its rows in order. "main" judges the
+    run's sampler, also at `terms.calls` if that has `steps`; "steps" and "time" are the curves."""
     rows: dict[str, list[dict[str, Any]]] = {"main": [{"setting": "default", "variant": {}}]}
     if "steps" in catalog.card_of(run, run.serving.tree()["model"]["name"]).sample:
         if terms.calls:
@@ -157,8 +157,8 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
             taken = {n: {"sample": {"steps": n}, "quick": True} for n in STEPS}
             rows["steps"] = [{"setting": "steps", "steps": n, "variant": v} for n, v in taken.items()]
     if "time" in terms.curves:
-        kept = ((seconds, {"checkpoint": str(step), "quick": True}) for step, seconds in kept_steps(run))
-        rows["time"] = [{"setting": "time", "seconds": seconds, "variant": v} for seconds, v in kept]
+        saved = ((seconds, {"checkpoint": str(step), "quick": True}) for step, seconds in kept_steps(run))
+        rows["time"] = [{"setting": "time", "seconds": seconds, "variant": v} for seconds, v in saved]
     jobs = {}
     for kind, settings in rows.items():
         if settings:
@@ -169,17 +169,17 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
 
 
 def judgement(run: Run, job: BenchJob) -> tuple[str, Path | None]:
-    """A name for the job's folder below the run's `bench`, and the folder where this gz did it before."""
+    """The name of the job's folder in the run's `bench`, and a folder with a result of this gz, if any."""
     terms = {key: value for key, value in asdict(job).items() if key not in ("launch", "runs")}
     weights = run.serving.model_file
     key = _hash([terms, weights.stat().st_mtime_ns if weights.exists() else 0, __version__], 12)
-    done = sorted((run.path / "bench").glob(f"{key}-*/{Run.result_file}"))
-    return key, done[-1].parent if done else None
+    results = sorted((run.path / "bench").glob(f"{key}-*/{Run.result_file}"))
+    return key, results[-1].parent if results else None
 
 
 def kept_steps(run: Run) -> list[tuple[int, float]]:
-    """The steps of the kept checkpoints that are nearest to the SHARES of a training, at most a factor of √2
-    away, each with the seconds of training until then, those of earlier stages included."""
+    """The steps of the checkpoints nearest to the SHARES of a training, at most a factor of √2 away, each
+    with the seconds of training until then. These include earlier stages."""
     last = run.serving
     steps = int(last.status()["step"])
     checkpoints = [int(folder.name) for folder in last.checkpoints]
@@ -194,14 +194,14 @@ def kept_steps(run: Run) -> list[tuple[int, float]]:
 
 
 def training_seconds(run: Run) -> float:
-    """Seconds of training of all stages of a run, of work where that is what its budget counts."""
+    """Seconds of training over all stages of a run: CPU time if the budget counts that, else wall time."""
     parts = run.stages or [run]
     worked = all(part.tree().get("train", {}).get("clock") == "cpu" for part in parts)
     return sum(part.work if worked else part.seconds for part in parts)
 
 
 def facts_of(run: Run) -> dict[str, Any]:
-    """What a run is and took: parameters and peak memory in bytes over its stages, seconds and steps."""
+    """Parameters, peak memory in bytes, seconds and steps of a run, over all of its stages."""
     parts = [part.status() for part in run.stages or [run]]
     return {
         "run": run.id,
@@ -234,7 +234,7 @@ def draw(folder: Path, result: dict[str, Any]) -> None:
 
 
 def draw_curves(path: Path, curves: Mapping[str, Sequence[Point]], *, x: str, y: str, title: str) -> None:
-    """Writes a figure of a line for each model on logarithmic axes; real images are at 1."""
+    """Writes a figure with a line for each model, on logarithmic axes. Real images are at 1."""
     from matplotlib.ticker import LogLocator
 
     from gzcli.engine.pictures import pyplot, save_figure

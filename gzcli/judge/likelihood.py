@@ -22,10 +22,10 @@ from gzcli.judge.images import Pick, affordable, timed
 from gzcli.models.base import Model, flat_defaults, group_options
 from gzcli.models.nn import full_fp32
 
-BATCH_SIZE = 100  # test images that are read together, of the usual device
-MOST = 10_000  # test images that a likelihood is computed of
+BATCH_SIZE = 100  # test images of a batch on a usual device
+MOST = 10_000  # most test images that a likelihood is computed on
 MOST_BY_ODE = 500  # the same by an ODE, which takes hundreds of network calls for each image
-CHECKED = 8  # images of a batch on which the solver is checked, at most
+CHECKED = 8  # most images that the solver is checked on
 NOTABLE = 0.01  # bits a dimension: the last digit in which tables give bpd
 
 
@@ -42,24 +42,24 @@ def likelihood(
     device, model = trained.device, trained.model
     budget, by_ode = trained.part.ood.budget, model.likelihood == "ode"
     trial = next(iter(test_images(trained, devices.batch_of(BATCH_SIZE, device))))
-    each = timed(lambda: given_label(model, trial), device) / len(trial) / ranks.world()
-    n = min(affordable(each, budget, 1), MOST_BY_ODE if by_ode else MOST, pack.meta.counts["test"])
+    seconds_each = timed(lambda: given_label(model, trial), device) / len(trial) / ranks.world()
+    n = min(affordable(seconds_each, budget, 1), MOST_BY_ODE if by_ode else MOST, pack.meta.counts["test"])
     labels, frequencies, passes = pack.labels("train"), None, 1
     if labels is not None and model.conditional and not pack.meta.multilabel:
         counts = np.bincount(labels, minlength=len(pack.meta.classes))
         frequencies, passes = torch.from_numpy(counts / len(labels)), 1 + len(counts)
-    n, passes = ranks.agree((n, 1 if by_ode or each * n * passes > budget else passes))
-    log.info(f"likelihood of {n:,} test images by {trained.name}, about {about(each * n * passes)}")
-    done = 0
+    n, passes = ranks.agree((n, 1 if by_ode or seconds_each * n * passes > budget else passes))
+    log.info(f"likelihood of {n:,} test images by {trained.name}, about {about(seconds_each * n * passes)}")
+    count = 0
     with log.bar(f"likelihood of {trained.name}") as progress:
 
         def work(batch: Batch) -> dict[str, np.ndarray]:
-            nonlocal done
+            nonlocal count
             values = {"nats": -given_label(model, batch)}
             if passes > 1 and frequencies is not None:
                 values["marginal"] = -log_marginal(model, batch, frequencies, seed)
-            done += len(batch)
-            progress(done, n / ranks.world())
+            count += len(batch)
+            progress(count, n / ranks.world())
             return {name: nats.numpy() for name, nats in values.items()}
 
         values = ranks.over(test_images(trained, n), work)

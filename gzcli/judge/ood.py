@@ -85,7 +85,7 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
 def open_sets(scoring: Scoring, job: OodJob) -> dict[str, Pack]:
     """The sets whose test images are scored by name, the in-distribution one first."""
     home = scoring.home
-    foreign = partial(open_pack, **scoring.trained.wanted, foreign=True, say=scoring.log.info)
+    foreign = partial(open_pack, **scoring.trained.form, foreign=True, say=scoring.log.info)
     if job.imglists and job.benchmark:
         listed = partial(listed_images, Path(job.imglists), find_benchmark(job.benchmark))
         sets = {name: foreign(listed(name)) for name in (job.ins, *job.outs)}

@@ -1,5 +1,4 @@
-"""`gz sample`: images from a trained model, or one of its applications to pictures (`--do inpaint --input
-PATH`)."""
+"""`gz sample`: images from a trained model, or an application to pictures (`--do inpaint --input PATH`)."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ from gzcli.store.files import checksum
 from gzcli.store.png import FORMATS, save_png
 from gzcli.store.runs import Run
 
-PNG_LIMIT = 256  # number of images up to which single PNGs are written without being asked for
+PNG_LIMIT = 256  # number of images up to which single PNGs are written by default
 COLUMNS = 10  # approximate number of single images side by side
 HIDDEN = 127  # grey level of pixels that a model did not see
 
@@ -42,16 +41,15 @@ HIDDEN = 127  # grey level of pixels that a model did not see
 @dataclass
 class Output:
     images: np.ndarray  # uint8 [n, C, H, W]
-    labels: np.ndarray | None  # by which they were drawn, or of an application's outputs, [n] or [n, K]
-    sheet: np.ndarray  # picture of the images, beside their inputs if there are any, uint8 [H, W, C]
+    labels: np.ndarray | None  # [n] or [n, K] that samples are conditioned on, or those of the outputs
+    sheet: np.ndarray  # picture of the images and of any inputs, uint8 [H, W, C]
     applied: Applied | None = None
 
 
 def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Does the job and writes its files into `folder`: `grid.png`, and what else the job asks for. Returns
-    the JSON of `gz sample`."""
+    """Writes `grid.png` and the other files of a job into `folder`. Returns the JSON of `gz sample`."""
     trained = load_trained(Run(Path(job.run)), device, job.checkpoint, job.precision)
-    since, frames = time.monotonic(), Frames(trained.shown) if job.animate else None
+    since, frames = time.monotonic(), Frames(trained.decode) if job.animate else None
     with log.bar(job.do or "sample") as bar:
         progress = frames.watch(bar) if frames else bar
         if job.do:
@@ -77,10 +75,10 @@ def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[st
         result |= {"figures": dict(applied.figures)} | ({} if labels is None else {"labels": labels.tolist()})
     if ranks.rank():
         return result
-    made = origin(trained, job, len(images))
-    save_png(place.sheet_picture, output.sheet, made)
+    source = origin(trained, job, len(images))
+    save_png(place.sheet_picture, output.sheet, source)
     for name in {*job.formats, *(["png"] if len(images) <= PNG_LIMIT else [])}:
-        result[FORMATS[name].key] = FORMATS[name].write(place, images, labels, made)
+        result[FORMATS[name].key] = FORMATS[name].write(place, images, labels, source)
     if frames:
         result["animation"] = str(place.animation_file)
         frames.save(place.animation_file, images)
@@ -88,7 +86,7 @@ def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[st
 
 
 def origin(trained: Trained, job: SampleJob, n: int) -> dict[str, Any]:
-    """What made the n images of a job, as their pictures say it: by this `gz sample --like` draws again."""
+    """The origin of a job's n images, stored in their PNGs: `gz sample --like` repeats the job from it."""
     return {
         "verb": job.verb,
         "run": trained.run.owner.id,
@@ -115,8 +113,8 @@ class Frames:
 
     FIRST, MOST, MS = 16, 60, 80  # images, frames, milliseconds of a frame
 
-    def __init__(self, shown: Callable[[Tensor], Tensor]):
-        self.shown = shown
+    def __init__(self, decode: Callable[[Tensor], Tensor]):
+        self.shown = decode
         self.seen: list[np.ndarray] = []
 
     def watch(self, bar: Progress) -> Progress:
@@ -128,39 +126,40 @@ class Frames:
         return progress
 
     def save(self, path: Path, images: np.ndarray) -> None:
-        """Writes a GIF of about 60 frames, the last of which, the result, stays longer."""
+        """Writes a GIF of about 60 frames. The result stays longer."""
         from PIL import Image
 
         chosen = self.seen[:: max(1, len(self.seen) // self.MOST)]
-        shown = [sheets.grid(x, 4).squeeze() for x in [*chosen, *[images[: self.FIRST]] * 10]]
-        first, *rest = [Image.fromarray(picture) for picture in shown]
-        first.save(path, save_all=True, append_images=rest, duration=self.MS, loop=0)
+        grids = [sheets.grid(x, 4).squeeze() for x in [*chosen, *[images[: self.FIRST]] * 10]]
+        first, *others = [Image.fromarray(picture) for picture in grids]
+        first.save(path, save_all=True, append_images=others, duration=self.MS, loop=0)
 
 
 # ---------------------------------------------------------------------------- samples
 
 
 def samples(trained: Trained, job: SampleJob, progress: Progress, say: Say = silent) -> Output:
-    """Samples by the job's labels, prompts and input pictures, which the images take in turn. The sheet shows
-    them below the pictures that they were made from, or in columns of one class."""
-    given: dict[str, Any] = {"prompt": job.prompts} if job.prompts else {}
+    """Samples that take the job's labels, prompts and input pictures in turn. The sheet shows them below
+    their input pictures, or in a column for each class."""
+    conditions: dict[str, Any] = {"prompt": job.prompts} if job.prompts else {}
     inputs, noise = None, None
     if job.input_as:
         size = {**trained.part.sample, **job.options}.get("size")
         inputs, _ = read_inputs(trained, job.input, job.n, size, say)
         noise = ImageNoise(job.seed, range(len(inputs)))
-        given[job.input_as] = quantise(torch.from_numpy(inputs), trained.images.levels, noise)
-    n, labels = job.n or max(map(len, given.values())), None
+        conditions[job.input_as] = quantise(torch.from_numpy(inputs), trained.images.levels, noise)
+    n, labels = job.n or max(map(len, conditions.values())), None
     if job.labels:
         labels = sampler.parse_labels(job.labels, n, trained.info)
     elif trained.model.conditional:
         labels = spread_labels(None, n, trained.info, torch.device("cpu"))
-    how: dict[str, Any] = {"seed": job.seed, "options": job.options, "progress": progress}
-    images = sampler.draw(trained, n, labels=labels, given=given, **how)
+    images = sampler.draw(
+        trained, n, seed=job.seed, labels=labels, given=conditions, options=job.options, progress=progress
+    )
     if hasattr(trained.model, "sources"):
         method, device = trained.model.sources, trained.device
         options = {**trained.part.sample, **job.options}
-        options |= {key: sampler.cycled(values, range(n), device) for key, values in given.items()}
+        options |= {key: sampler.cycled(values, range(n), device) for key, values in conditions.items()}
         taken = {key: value for key, value in options.items() if key in flat_defaults(method)}
         with torch.inference_mode(), trained.sampling():
             sources = method(n, noise=ImageNoise(job.seed, range(n), device), **group_options(method, taken))
@@ -198,10 +197,10 @@ def apply(trained: Trained, do: str, job: SampleJob, progress: Progress, say: Sa
     if input_labels is not None and "y" in parameters:
         options["y"] = torch.from_numpy(input_labels).to(device)
     noise = ImageNoise(job.seed, range(n), device)
-    seen = x if trained.space is None else trained.space.encode(x)
+    encoded = x if trained.space is None else trained.space.encode(x)
     with trained.applying():
-        applied: Applied = method(seen, noise=noise, progress=progress, **group_options(method, options))
-        images = to_bytes(trained.shown(applied.images))
+        applied: Applied = method(encoded, noise=noise, progress=progress, **group_options(method, options))
+        images = to_bytes(trained.decode(applied.images))
     applied = replace(applied, of=applied.of or tuple((i,) for i in range(len(images))))
     if images.shape[1:] != inputs.shape[1:]:
         raise UsageError(f"`--do {do}` returned images of another shape")
@@ -213,25 +212,25 @@ def apply(trained: Trained, do: str, job: SampleJob, progress: Progress, say: Sa
 
 
 def sheet_of(trained: Trained, applied: Applied, images: np.ndarray, x: Tensor, caption: str) -> np.ndarray:
-    """The sheet [H, W, C] of outputs and of their inputs x. Outputs of single inputs lie below these and
-    what the model saw of them, outputs in rows between the first and the last input of the row."""
-    of, inputs = applied.of, to_bytes(x)
+    """The sheet [H, W, C] of outputs and of their inputs x. The output of a single input lies below the input
+    and the condition made of it. A row of outputs lies between its first and its last input."""
+    sources, inputs = applied.of, to_bytes(x)
     if applied.columns is not None:
         rows = []
-        headings = ["source", *applied.marks, *["source"] * (len(of[0]) - 1)]
-        for i, (name, ends) in enumerate(zip(applied.rows, of, strict=True)):
+        headings = ["source", *applied.marks, *["source"] * (len(sources[0]) - 1)]
+        for i, (name, ends) in enumerate(zip(applied.rows, sources, strict=True)):
             first, *last = (inputs[k] for k in ends)
             row = [first, *images[i * applied.columns : (i + 1) * applied.columns], *last]
             rows.append(Row(name, row, () if i else headings))
         return sheet([rows], caption)
-    firsts = inputs[[i for i, *_ in of]]
+    firsts = inputs[[i for i, *_ in sources]]
     kinds = [Row("source", firsts)]
     if applied.given is not None:  # small pictures, edges, …
-        shown = F.interpolate(applied.given, size=trained.info.shape[1:], mode="nearest")
-        kinds.append(Row(applied.how, to_bytes(trained.shown(shown)), exact=True))
+        condition = F.interpolate(applied.given, size=trained.info.shape[1:], mode="nearest")
+        kinds.append(Row(applied.how, to_bytes(trained.decode(condition)), exact=True))
     elif applied.known is not None:
-        known = F.interpolate(applied.known.float(), size=x.shape[2:], mode="nearest").cpu().numpy() > 0.5
-        kinds.append(Row(applied.how, np.where(known, firsts, np.uint8(HIDDEN)), exact=True))
+        visible = F.interpolate(applied.known.float(), size=x.shape[2:], mode="nearest").cpu().numpy() > 0.5
+        kinds.append(Row(applied.how, np.where(visible, firsts, np.uint8(HIDDEN)), exact=True))
     labels = None if applied.labels is None else applied.labels.cpu()
     columns, marks = sheets.by_class(labels, len(images), COLUMNS, trained.info.classes)
     kinds.append(Row(applied.rows[0], images))
@@ -247,7 +246,7 @@ def read_inputs(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     if path is not None:
         return shown_pictures(trained, Path(path), trained.images.shape[0], n, size, say), None
-    pack = open_pack(trained.part.data.name, **trained.wanted)
+    pack = open_pack(trained.part.data.name, **trained.form)
     check_unchanged(trained.run.owner.path, pack.meta)
     labels = pack.labels("test")
     return pack.images("test")[:n], None if labels is None else np.asarray(labels[:n])
@@ -256,14 +255,14 @@ def read_inputs(
 def shown_pictures(
     trained: Trained, path: Path, channels: int, n: int | None, size: Size | None = None, say: Say = silent
 ) -> np.ndarray:
-    """At most n pictures at a path, uint8, brought to their size as the run's images were."""
-    form = trained.wanted
+    """At most n pictures at a path, uint8, resized as the run's images were."""
+    form = trained.form
     patch, size = None if size else form["patch"], size or form["size"]
     return read_pictures(path, size=size, channels=channels, limit=n, fit=form["fit"], patch=patch, say=say)
 
 
 def seen_mask(mask: Tensor, trained: Trained) -> Tensor:
-    """A mask [1, 1, H, W], 1 where images are kept, as the model sees it: a latent is kept where all its
+    """A mask [1, 1, H, W], 1 for the pixels to keep, in the model's space: a latent is kept if all of its
     pixels are."""
     if trained.space is not None:
         _, h, w = trained.info.shape

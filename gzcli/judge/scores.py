@@ -10,8 +10,8 @@ Several runs together give
               arXiv:1810.01392, eq. 1
   any other   mean over the runs of (score − mean) / deviation, both of held-out images
 
-Runs are made comparable by means and deviations: their ranks among held-out images would be equal for all
-images that are stranger than every held-out one.
+Scores of runs are standardised by mean and deviation. Ranks among the held-out images would be equal for all
+images that score higher than every held-out one.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from gzcli.store import files
 from gzcli.store.runs import Run, find
 
 BATCH_SIZE = 128  # images that are scored together, of the usual device
-DRAWS = 4  # of the noise, whose mean is the score of a picture
+DRAWS = 4  # draws of the noise that a picture's score is averaged over
 TRIAL = 16  # held-out images on which scores are timed, and the likelihood by an ODE is checked
 REFERENCE = "held-out"  # the pick of the images by which the runs of an ensemble are made comparable
 WAIC = "waic"
@@ -113,7 +113,7 @@ def no_gradient(trained: Trained) -> UsageError:
 
 
 class Scorer:
-    """Computes scores of batches. `fit` must see in-distribution batches first, all of them on every rank."""
+    """Computes scores of batches. Call `fit` first, on every rank, with all in-distribution batches."""
 
     def __init__(
         self,
@@ -149,13 +149,13 @@ class Scorer:
             if (score := SCORES.get(name)) and score.fit:
 
                 def facts(batch: Batch, name: str = name) -> Table:
-                    return self.facts(self.trained.seen(batch), [name])
+                    return self.facts(self.trained.encode(batch), [name])
 
                 self.fitted[name] = score.fit(ranks.over(held_out, facts))
 
     def values(self, batch: Batch) -> Table:
         """float64 [B] of each score, finite or not."""
-        batch, values = self.trained.seen(batch), {}
+        batch, values = self.trained.encode(batch), {}
         facts = self.facts(batch, self.names)
         for name in self.names:
             score, fit = SCORES.get(name), self.fitted.get(name)
@@ -172,8 +172,8 @@ class Scorer:
         return values
 
     def facts(self, batch: Batch, names: Sequence[str]) -> Table:
-        """What likelihood scores of these names read of a batch; `statistics` are the NLL, the code length
-        and the cheap scores of the model."""
+        """The inputs of these likelihood scores for a batch. `statistics` are the NLL, the code length and
+        the cheap scores of the model."""
         facts, statistics = {}, read(names, "statistics")
         if read(names, "nll"):
             facts["nll"] = self._nll(self.model, batch)
@@ -202,14 +202,14 @@ class Scorer:
         self.model.requires_grad_(True)
         try:
             ones = (batch.rows(slice(i, i + 1), batch.noise) for i in range(len(batch)))
-            return torch.stack([self._log_norm(one) for one in ones]).cpu().double().numpy()
+            return torch.stack([self._log_norm(image) for image in ones]).cpu().double().numpy()
         finally:
             for p, requires in zip(self.model.parameters(), required, strict=True):
                 p.requires_grad_(requires)
 
-    def _log_norm(self, one: Batch) -> Tensor:
+    def _log_norm(self, image: Batch) -> Tensor:
         with torch.enable_grad():
-            value = log_prob(self.model, one, self.seed).sum()
+            value = log_prob(self.model, image, self.seed).sum()
             if not value.requires_grad:
                 raise no_gradient(self.trained)
             gradients = torch.autograd.grad(value, list(self.model.parameters()), allow_unused=True)
@@ -234,7 +234,7 @@ class SeenBatches:
     batches: Iterable[Batch]
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(self.trained.seen, self.batches)
+        return map(self.trained.encode, self.batches)
 
 
 def log_prob(model: Model, batch: Batch, seed: int) -> Tensor:
@@ -252,18 +252,18 @@ def fresh_noise(seed: int, batch: Batch) -> ImageNoise:
 
 
 def check_background(trained: Trained, background: Trained | None) -> None:
-    """Raises MissingError without a background model, UsageError where it is for other images."""
+    """Raises MissingError without a background model, UsageError if it models images of another form."""
     if background is None:
         run, data = trained.run, trained.part.data.name
         stages = (f"stages.{stage.path.name}={run.owner.id}" for stage in run.owner.stages[:-1])
-        sets = " ".join(f"--set {each}" for each in (f"{run.in_owner}data.augment=[mutate]", *stages))
+        sets = " ".join(f"--set {option}" for option in (f"{run.in_owner}data.augment=[mutate]", *stages))
         train = f"`gz train {trained.name} --data {data} {sets} --name background`"
         hint = f"{train}, then `--background background`"
         raise MissingError("the score `ratio` needs a background run", hint=hint)
-    one, other = ((run.info.shape, run.info.levels) for run in (trained, background))
-    if one != other:
-        theirs, ours = f"{other[0]} and {other[1]} levels", f"{one[0]} and {one[1]}"
-        raise UsageError(f"the background run has images of {theirs}, this one of {ours}")
+    form, background_form = ((run.info.shape, run.info.levels) for run in (trained, background))
+    if form != background_form:
+        shapes = f"{background_form[0]} and {background_form[1]} levels, this one of {form[0]} and {form[1]}"
+        raise UsageError(f"the background run has images of {shapes}")
 
 
 # ---------------------------------------------------------------------------- several runs and seeds
@@ -275,7 +275,7 @@ class Scoring:
     def __init__(self, job: ScoreJob, device: torch.device, log: Log):
         self.job, self.device, self.log = job, device, log
         self.trained = self._load(job.run)
-        self.home = open_pack(job.ins, **self.trained.wanted, say=log.info)
+        self.home = open_pack(job.ins, **self.trained.form, say=log.info)
         check_unchanged(self.trained.run.owner.path, self.home.meta)
         self.names = scores_of(self.trained, job)
         self.picks: dict[str, Pick] = {}
@@ -287,8 +287,8 @@ class Scoring:
     def score(
         self, picks: Callable[[int | None], dict[str, Pick]], held_out: np.ndarray | None = None
     ) -> None:
-        """Scores picked images by every run, with every seed: at most so many of each set as `picks` is
-        asked for. Scores are fitted, and runs made comparable, by the images at the positions `held_out`."""
+        """Scores images by every run, with every seed. `picks(n)` returns at most n images of each set.
+        Scores are fitted and standardised on the images at the positions `held_out`."""
         job, home, first, log = self.job, self.home, self.trained, self.log
         models = [first, *map(self._other, job.others)]
         fitted_on = fitting_index(home) if held_out is None else held_out
@@ -296,12 +296,12 @@ class Scoring:
         self.background = scorer.background.run.owner.id if scorer.background else None
         since = time.perf_counter()
         self._fit(scorer, fitted_on)
-        left = first.part.ood.budget - (time.perf_counter() - since)
+        budget = first.part.ood.budget - (time.perf_counter() - since)
         some = Pick(home, held_out_split(home), fitting_index(home)[:TRIAL])
         trial = next(iter(some.batches(first, size=TRIAL, seed=job.seed)))
         seeds, n = job.seeds or draws(scorer, trial), job.n
         if n is None and not job.full:
-            n = ranks.agree(afford(scorer, trial, left, len(picks(1)) * len(models) * seeds, log))
+            n = ranks.agree(afford(scorer, trial, budget, len(picks(1)) * len(models) * seeds, log))
         self.gap = solver_gap(first, trial) if read(scorer.names, "nll") else None
         if self.gap:
             log.info(str(self.gap))
@@ -322,14 +322,14 @@ class Scoring:
         return load_trained(Run(Path(path)), self.device, self.job.checkpoint, self.job.precision)
 
     def _other(self, path: str) -> Trained:
-        """A further run. Raises UsageError where it is of other images."""
-        first, other = self.trained, self._load(path)
-        one, two = ((run.images.shape, run.images.levels) for run in (first, other))
-        if one != two:
-            theirs = f"`{other.run.owner.id}` has images of {two[0]} and {two[1]} levels"
-            message = f"{theirs}, `{first.run.owner.id}` of {one[0]} and {one[1]}"
+        """A further run. Raises UsageError if its images have another form."""
+        first, run = self.trained, self._load(path)
+        form, other_form = ((each.images.shape, each.images.levels) for each in (first, run))
+        if form != other_form:
+            detail = f"`{run.run.owner.id}` has images of {other_form[0]} and {other_form[1]} levels"
+            message = f"{detail}, `{first.run.owner.id}` of {form[0]} and {form[1]}"
             raise UsageError(message, hint="an ensemble is of runs of the same images")
-        return other
+        return run
 
     def _scorer(self, trained: Trained, seed: int) -> Scorer:
         job, section, background = self.job, trained.part.ood, None
@@ -351,19 +351,19 @@ class Scoring:
         """Fits the scores on fixed numbers of held-out images or, where a score says so, of training
         images."""
         size = devices.batch_of(BATCH_SIZE, self.device)
-        both = fitting_images(scorer.trained, self.home, size=size, seed=scorer.seed, held_out=held_out)
+        picks = fitting_images(scorer.trained, self.home, size=size, seed=scorer.seed, held_out=held_out)
         if scorer.is_fitted():
             on_train = [name in scorer.model.fitted_on_train for name in scorer.fits] or [False]
-            most = max(len(both[i].index) for i in on_train)
+            most = max(len(picks[i].index) for i in on_train)
             self.log.info(f"fitting the scores on {most:,} images of `{self.home.meta.name}`")
-        scorer.fit(*both)
+        scorer.fit(*picks)
 
     def over_seeds(self, pick: str) -> tuple[Table, Table]:
         """The means of a pick's scores over the seeds, and their deviations, {} of a single seed."""
         tables = [tables[pick] for tables in self.tables]
         stacked = {name: np.stack([table[name] for table in tables]) for name in tables[0]}
-        spread = {name: each.std(0, ddof=1) for name, each in stacked.items() if len(tables) > 1}
-        return {name: each.mean(0) for name, each in stacked.items()}, spread
+        spread = {name: values.std(0, ddof=1) for name, values in stacked.items() if len(tables) > 1}
+        return {name: values.mean(0) for name, values in stacked.items()}, spread
 
     def facts(self) -> dict[str, Any]:
         job = self.job
@@ -383,25 +383,25 @@ class Scoring:
 
 
 def scores_of(trained: Trained, job: ScoreJob) -> list[str]:
-    """The names of the scores of a job: those asked for, `all` that the model has, else the recipe's, of
-    which an alarm takes the first."""
-    asked = job.scores or ()
-    if asked == ("all",):
+    """The scores of a job: those requested, every score of the model for `all`, else the recipe's. An alarm
+    takes the first of the recipe's."""
+    requested = job.scores or ()
+    if requested == ("all",):
         background = job.background or trained.part.ood.background
         names = computable(trained, background=background is not None)
         return [*names, WAIC] if job.others and "nll" in names else names
-    names = choose(trained, [name for name in asked if name != WAIC] or None)
-    if WAIC not in asked:
-        return names[:1] if job.verb == "alarm" and not asked else names
+    names = choose(trained, [name for name in requested if name != WAIC] or None)
+    if WAIC not in requested:
+        return names[:1] if job.verb == "alarm" and not requested else names
     if not job.others:
         raise UsageError(f"`{WAIC}` is a score of several runs", hint="gz ood RUN RUN2 RUN3 --score waic")
     choose(trained, ["nll"])
-    return list(asked)
+    return list(requested)
 
 
 def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
-    """Gives a model whose scores compare images LPIPS, or the LeNet's distance without its weights; its
-    name."""
+    """Sets the perceptual distance of a model whose scores compare images: LPIPS, or the LeNet's distance if
+    its weights are absent. Returns the name of the distance."""
     if not trained.model.perceptual_scores or trained.space is not None:
         return None
     try:
@@ -414,16 +414,16 @@ def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
 
 
 def draws(scorer: Scorer, trial: Batch) -> int:
-    """Over how many seeds the scores of a picture are averaged: one where they do not depend on noise."""
-    again = copy(scorer)
-    again.seed += 1
-    one, two = scorer(trial), again(trial)
-    same = all(np.allclose(one[name], two[name], rtol=conformal.TIE) for name in one)
-    return ranks.agree(1 if same else DRAWS)
+    """The number of seeds to average scores over: one if they do not depend on noise."""
+    reseeded = copy(scorer)
+    reseeded.seed += 1
+    scores, other_scores = scorer(trial), reseeded(trial)
+    equal = all(np.allclose(scores[name], other_scores[name], rtol=conformal.TIE) for name in scores)
+    return ranks.agree(1 if equal else DRAWS)
 
 
 def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> int:
-    """How many images of each set can be scored within a budget, by all processes together."""
+    """The number of images of each set that all processes together can score within a budget."""
     seconds = timed(lambda: scorer(trial), trial.x.device) / len(trial) / ranks.world()
     n = affordable(seconds, budget, sets)
     if (expected := seconds * sets * n) > 1.5 * budget:
@@ -437,20 +437,20 @@ def batches_of(pick: Pick, trained: Trained, seed: int) -> Pick:
 
 
 def score_pick(scorer: Scorer, pick: Pick, log: Log) -> Table:
-    """The scores of picked images. Where they may be unbounded, one that is not finite is NaN, which every
-    mean over seeds and runs keeps; else it raises DivergedError."""
+    """The scores of picked images. A score that is not finite raises DivergedError; for an `unbounded` pick
+    it becomes NaN, which means over seeds and runs keep."""
     images = batches_of(pick, scorer.trained, scorer.seed)
-    done, share = 0, math.ceil(len(images.index) / ranks.world())
+    count, share = 0, math.ceil(len(images.index) / ranks.world())
     with log.bar(f"score {pick.pack.meta.name}") as progress:
 
         def work(batch: Batch) -> Table:
-            nonlocal done
+            nonlocal count
             try:
                 scores = scorer.values(batch) if pick.unbounded else scorer(batch)
             except DivergedError as e:
                 raise DivergedError(f"{e.message} of `{pick.pack.meta.name}`", hint=e.hint) from e
-            done += len(batch)
-            progress(done, share)
+            count += len(batch)
+            progress(count, share)
             return {name: np.where(np.isfinite(v), v, np.nan) for name, v in scores.items()}
 
         return ranks.over(images, work)
@@ -476,7 +476,7 @@ def combined(
 
 
 def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
-    """Writes a table; its floats as `repr` has them."""
+    """Writes a table, with floats as by `repr`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

@@ -64,11 +64,11 @@ def _png(image: np.ndarray) -> int:
     return _encoded(image, one_bit=black_or_white, format="PNG", optimize=True)
 
 
-def _encoded(image: np.ndarray, *, one_bit: bool = False, **how: Any) -> int:
+def _encoded(image: np.ndarray, *, one_bit: bool = False, **options: Any) -> int:
     from PIL import Image
 
     buffer = io.BytesIO()
     picture = Image.fromarray(image[0] if len(image) == 1 else np.ascontiguousarray(image.transpose(1, 2, 0)))
     picture = picture.convert("1", dither=Image.Dither.NONE) if one_bit else picture
-    picture.save(buffer, **how)
+    picture.save(buffer, **options)
     return buffer.tell()

@@ -30,7 +30,7 @@ from gzcli.data.packs.stream import Pictures
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
-RECIPE = "lenet-1"  # part of the cache's key; to be changed with any change that changes the weights
+RECIPE = "lenet-1"  # part of the cache's key; must change with any change of the weights
 WIDTHS = (16, 32, 64, 64)
 FEATURES = 64
 STEPS, EPOCHS, BATCH = 1500, 30, 128  # 1500 steps, or 30 epochs of a small set
@@ -126,8 +126,7 @@ def lenet(pack: Pack, *, device: torch.device | str = "cpu", say: Say = silent) 
 def trained(
     images: np.ndarray | Pictures, labels: np.ndarray | None, outputs: int, *, steps: int, seed: int = 0
 ) -> LeNet:
-    """A LeNet whose weights are a function of what is given: trained on one CPU thread, by draws of its
-    own."""
+    """A LeNet trained reproducibly: on one CPU thread, with its own random numbers."""
     rng, order = np.random.default_rng(seed), np.empty(0, np.int64)
     with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(seed)
@@ -160,7 +159,7 @@ def _task(pack: Pack) -> dict[str, Any]:
 
 
 def _load(path: Path, pack: Pack, device: torch.device) -> LeNetFeatures:
-    """The network in a file. Raises DamagedError for another content than `lenet` writes for this set."""
+    """The network in a file. Raises DamagedError unless `lenet` wrote the file for this set."""
     state, texts = files.read_tensors(path)
     with files.reading(path):
         meta, task = json.loads(texts["lenet"]), _task(pack)

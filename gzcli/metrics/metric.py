@@ -36,33 +36,33 @@ Figures = dict[str, Interval]
 
 @dataclass(frozen=True)
 class Column:
-    """A figure of a metric, as tables show it. A name that ends in `*` stands for all that begin so."""
+    """A figure of a metric, as tables show it. A name that ends in `*` is a prefix of several figures."""
 
     name: str
-    better: Literal["down", "up"] | None = None  # where better values lie; None: neither way
-    keep: int = 10  # the column with the least leaves a narrow table first
+    better: Literal["down", "up"] | None = None  # direction of better values; None: neither
+    keep: int = 10  # priority in a narrow table, which drops the column with the least first
     rank: int | None = None  # its place among the figures that a league is ranked by
     signed: bool = False  # whether it is unbiased and may be below 0
-    cost: bool = False  # whether it says what a model costs, not how good it is
+    cost: bool = False  # whether it is a cost of a model, not a quality
     meaning: str = ""  # for the page of a shared model
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What one name of `--metrics` computes: `compare` of features of samples [N, D] and of real images
-    [M, D], and whether intervals that take time are wanted; `of_images` of the judge and a set of images;
-    `of_model` of the judge and a contestant with a model."""
+    """The functions behind one name of `--metrics`. `compare` takes features of samples [N, D], those of real
+    images [M, D], and whether to compute expensive intervals; `of_images` takes the judge and a set of
+    images; `of_model` takes the judge and a contestant with a model."""
 
     name: str
     order: int  # its place in lists
     columns: tuple[Column, ...]
-    features: str = ""  # the space in which images are compared: that of a network, or "pixels"
+    features: str = ""  # the space for comparing images: that of a network, or "pixels"
     width: int | None = None  # number of features of a raw Fréchet distance
-    weights: str = ""  # fetched weights that it needs besides those of its features
-    default: Literal["", "always", "colour"] = ""  # for which sets it is computed where no metric is named
+    weights: str = ""  # downloaded weights besides those of its features
+    default: Literal["", "always", "colour"] = ""  # the sets for which it is a default metric
     floor: Literal["draws", "test", "train"] = "draws"  # real images that stand in place of samples
     of_sampler: bool = False  # whether `of_model` depends on the sampler
-    shared: bool = False  # whether every rank computes a share of `of_model`, not the first one all
+    distributed: bool = False  # whether every rank computes a share of `of_model`, not the first one all
     compare: Callable[[Array, Array, bool], Figures] | None = None
     of_images: Callable[[Any, Any], Figures] | None = None
     of_model: Callable[[Any, Any], Figures] | None = None
@@ -87,16 +87,16 @@ def columns() -> dict[str, Column]:
 
 
 def column_of(figure: str) -> Column:
-    """The column of a figure: of `fd@32` that of `fd`, of a LeNet that tells rotations apart (`kid_rot`) that
-    of `kid_lenet`; one without any facts for the figures of a model itself."""
-    name, known = re.split(r"[@/]", figure)[0], columns()
+    """The column of a figure: that of `fd` for `fd@32`, that of `kid_lenet` for `kid_rot` of a LeNet trained
+    on rotations; an empty one for figures of a model itself."""
+    name, table = re.split(r"[@/]", figure)[0], columns()
     base = name.partition("|")[0]
     plain = base.removesuffix("_rot")
     for key in (name, base, *((plain, f"{plain}_lenet") if plain != base else ())):
-        if key in known:
-            return known[key]
-    begun = (column for key, column in known.items() if key[-1] == "*" and base.startswith(key[:-1]))
-    return next(begun, Column(figure))
+        if key in table:
+            return table[key]
+    patterns = (column for key, column in table.items() if key[-1] == "*" and base.startswith(key[:-1]))
+    return next(patterns, Column(figure))
 
 
 def ranking() -> list[str]:
@@ -118,7 +118,7 @@ def help_text() -> str:
 
 
 def meanings() -> dict[str, str]:
-    """What the figures on the page of a shared model say, by their names."""
+    """Explanations of the figures on the page of a shared model, by their names."""
     ways = {"down": "; less is better", "up": "; more is better", None: ""}
     texts = {name: c.meaning + ways[c.better] for name, c in columns().items() if c.meaning}
     return texts | {"loss": "training loss on unseen images; less is better"}

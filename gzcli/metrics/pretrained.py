@@ -43,8 +43,8 @@ class Features:
     def features(self, images: np.ndarray | Pictures) -> np.ndarray:
         """float64 [N, D] of uint8 [N, C, H, W]; grey images are repeated to three channels."""
         batches = (images[i : i + self.batch] for i in range(0, len(images), self.batch))
-        made = [self.net(torch.from_numpy(np.array(batch))).double().cpu().numpy() for batch in batches]
-        return np.concatenate(made)
+        features = [self.net(torch.from_numpy(np.array(batch))).double().cpu().numpy() for batch in batches]
+        return np.concatenate(features)
 
 
 # ---------------------------------------------------------------------------- Inception
@@ -124,22 +124,22 @@ class Lite0(nn.Module):
 
     def __init__(self, state: State):
         super().__init__()
-        rest = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+        weights = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
         blocks = [(stride if i == 0 else 1, i > 0, wide) for n, stride, wide in STAGES for i in range(n)]
         try:
-            layers = [folded(rest, "_conv_stem", "_bn0", stride=2)]
+            layers = [folded(weights, "_conv_stem", "_bn0", stride=2)]
             for number, (stride, residual, expansion) in enumerate(blocks):
-                at = f"_blocks.{number}."
-                wider = [folded(rest, at + "_expand_conv", at + "_bn0")] if expansion > 1 else []
-                depthwise = folded(rest, at + "_depthwise_conv", at + "_bn1", stride=stride)
-                project = folded(rest, at + "_project_conv", at + "_bn2", relu=False)
+                prefix = f"_blocks.{number}."
+                wider = [folded(weights, prefix + "_expand_conv", prefix + "_bn0")] if expansion > 1 else []
+                depthwise = folded(weights, prefix + "_depthwise_conv", prefix + "_bn1", stride=stride)
+                project = folded(weights, prefix + "_project_conv", prefix + "_bn2", relu=False)
                 layers.append(Block([*wider, depthwise, project], residual))
-            self.layers = nn.Sequential(*layers, folded(rest, "_conv_head", "_bn1"))
-            weight, bias = rest.pop("_fc.weight"), rest.pop("_fc.bias")
+            self.layers = nn.Sequential(*layers, folded(weights, "_conv_head", "_bn1"))
+            weight, bias = weights.pop("_fc.weight"), weights.pop("_fc.bias")
         except KeyError as e:
             raise UsageError(f"the weights of EfficientNet-Lite0 lack {e}") from e
-        if rest:
-            raise UsageError(f"`{min(rest)}` is no weight of EfficientNet-Lite0")
+        if weights:
+            raise UsageError(f"`{min(weights)}` is no weight of EfficientNet-Lite0")
         self.head = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
         self.head.load_state_dict({"weight": weight, "bias": bias}, assign=True)
 
@@ -256,13 +256,13 @@ def dinov2_of(state: State) -> nn.Module:
         parts = [f"attention.attention.{word}" for word in ("query", "key", "value")] + [
             "attention.output.dense"
         ]
-    at = {"patch_embed.proj": "embeddings.patch_embeddings.projection", "norm": "layernorm"}
-    at |= {name: f"embeddings.{name}" for name in ("cls_token", "mask_token")}
-    at |= {"pos_embed": "embeddings.position_embeddings"}
+    names = {"patch_embed.proj": "embeddings.patch_embeddings.projection", "norm": "layernorm"}
+    names |= {name: f"embeddings.{name}" for name in ("cls_token", "mask_token")}
+    names |= {"pos_embed": "embeddings.position_embeddings"}
     renamed: dict[str, Tensor] = {}
     for name, value in state.items():
         stem, _, kind = name.rpartition(".")
-        name = at[name] if name in at else f"{at[stem]}.{kind}" if stem in at else name
+        name = names[name] if name in names else f"{names[stem]}.{kind}" if stem in names else name
         name = name.replace("blocks.", "encoder.layer.").replace("attn.proj", parts[3])
         for i in (1, 2):
             name = name.replace(f"ls{i}.gamma", f"layer_scale{i}.lambda1")
@@ -277,11 +277,11 @@ def dinov2_of(state: State) -> nn.Module:
 
 def positions(table: Tensor, side: int) -> Tensor:
     """The table of positions [1, 1 + n, D] for side × side patches, resized as its authors do."""
-    first, rest = table[:, :1], table[0, 1:]
-    now = round(len(rest) ** 0.5)
+    first, patches = table[:, :1], table[0, 1:]
+    now = round(len(patches) ** 0.5)
     if now == side:
         return table
-    grid = rest.T.unflatten(1, (now, now))[None]
+    grid = patches.T.unflatten(1, (now, now))[None]
     grid = F.interpolate(grid, scale_factor=(side + OFFSET) / now, mode="bicubic")
     return torch.cat([first, grid[0].flatten(1).T[None]], 1)
 

@@ -18,10 +18,12 @@ NUMBERS = ("params", "train_seconds", "train_steps", "sample_seconds", "steps", 
 FACTS = ("model", "seed", "setting", "run", *NUMBERS)  # `sample_seconds` are of an image
 
 
-def ranking_metric(rows: Sequence[Row], asked: Sequence[str] | None) -> str | None:
-    """The metric that models are ranked by: one that was asked for, else the first that a row has."""
-    there, ranked = {base(name) for row in rows for name in row["metrics"]}, ranking()
-    return next((name for name in (*(asked or ()), *ranked) if name in ranked and name in there), None)
+def ranking_metric(rows: Sequence[Row], requested: Sequence[str] | None) -> str | None:
+    """The metric that models are ranked by: the first requested one, else the first one, that a row has."""
+    available, ranked = {base(name) for row in rows for name in row["metrics"]}, ranking()
+    return next(
+        (name for name in (*(requested or ()), *ranked) if name in ranked and name in available), None
+    )
 
 
 def base(name: str) -> str:
@@ -30,8 +32,8 @@ def base(name: str) -> str:
 
 
 def comparable(rows: Sequence[Row], metric: str, floor: Mapping[str, Any]) -> list[list[Row]]:
-    """The rows in groups whose values of a metric may be compared, the largest group first: a distance of few
-    images is larger than that of many, so rows are of one number of images where real images have it too."""
+    """The rows in groups with comparable values of a metric, the largest group first. Distances are larger
+    for fewer images, so the rows of a group have one number of images if the metric has a floor."""
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.get("n") if metric in floor else None, []).append(row)
@@ -50,8 +52,8 @@ def value_of(row: Row, metric: str) -> float | None:
 
 
 def times_floor(row: Row, metric: str) -> float | None:
-    """The value as a multiple of the floor at the same grey levels, in which all rows are comparable; where
-    the floor is not above 0, as that of an unbiased KID may be, the value itself."""
+    """The value as a multiple of the floor at the same grey levels, which makes all rows comparable. It is
+    the value itself if the floor is not above 0, as that of an unbiased KID may be."""
     if (name := name_of(row, metric)) is None:
         return None
     value, floor = row["metrics"][name], row["floor"].get(name)
@@ -77,23 +79,23 @@ def ranks(rows: Sequence[Row], metric: str) -> dict[tuple[str, int], float]:
 
 def summary(rows: Sequence[Row], metric: str | None) -> list[dict[str, Any]]:
     """A row for each model, the best first: NUMBERS, metrics and rank as means over its seeds, standard
-    deviations (None for one seed), its place, and how many seeds are whole and how many failed."""
+    deviations (None for one seed), its place, and the numbers of complete and failed seeds."""
     by_rank = ranks(rows, metric) if metric else {}
     summaries = []
     for model in dict.fromkeys(row["model"] for row in rows):
         of_model = [row for row in rows if row["model"] == model]
-        whole = [row for row in of_model if row["metrics"]]
-        names = dict.fromkeys(name for row in whole for name in row["metrics"])
-        values = {name: present(row["metrics"].get(name) for row in whole) for name in names}
+        complete = [row for row in of_model if row["metrics"]]
+        names = dict.fromkeys(name for row in complete for name in row["metrics"])
+        values = {name: present(row["metrics"].get(name) for row in complete) for name in names}
         summaries.append(
             {
                 "model": model,
-                "seeds": len(whole),
-                "failed": len(of_model) - len(whole),
-                **{key: mean(present(row.get(key) for row in whole)) for key in NUMBERS},
-                "metrics": {name: fmean(each) for name, each in values.items() if each},
-                "deviations": {name: deviation(each) for name, each in values.items() if each},
-                "times_floor": mean(present(times_floor(row, metric) for row in whole) if metric else []),
+                "seeds": len(complete),
+                "failed": len(of_model) - len(complete),
+                **{key: mean(present(row.get(key) for row in complete)) for key in NUMBERS},
+                "metrics": {name: fmean(samples) for name, samples in values.items() if samples},
+                "deviations": {name: deviation(samples) for name, samples in values.items() if samples},
+                "times_floor": mean(present(times_floor(row, metric) for row in complete) if metric else []),
                 "rank": mean([rank for (name, _), rank in by_rank.items() if name == model]),
             }
         )
@@ -124,14 +126,14 @@ def curve(rows: Sequence[Row], metric: str, key: str) -> dict[str, list[tuple[fl
             if row["model"] == model and (value := times_floor(row, metric)) is not None:
                 lines.setdefault(row["seed"], []).append((row[key], value))
         longest = max(map(len, lines.values()), default=0)
-        whole = [sorted(line) for line in lines.values() if len(line) == longest]
-        points = [tuple(zip(*at, strict=True)) for at in zip(*whole, strict=True)]
+        complete = [sorted(line) for line in lines.values() if len(line) == longest]
+        points = [tuple(zip(*column, strict=True)) for column in zip(*complete, strict=True)]
         curves[model] = [(fmean(x), fmean(y), deviation(y)) for x, y in points]
     return {model: points for model, points in curves.items() if points}
 
 
 def of_one_size(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows; those of another image size than most have it in their metrics' names (`fd/64×64`)."""
+    """The rows. An image size other than the most frequent one is added to metrics' names (`fd/64×64`)."""
     shapes = [tuple(row["shape"]) for row in rows if row.get("shape")]
     usual = mode(shapes) if shapes else None
 
@@ -151,10 +153,10 @@ def agreement(rows: Sequence[Row], metric: str) -> dict[str, float] | None:
     correlations = []
     for pair in combinations(dict.fromkeys(row["seed"] for row in rows), 2):
         first, second = (of_seed(rows, seed, metric) for seed in pair)
-        both = [model for model in first if model in second]
-        order = ranks([row for row in rows if row["model"] in both and row["seed"] in pair], metric)
-        if len(both) > 2:
-            a, b = ([order[model, seed] for model in both] for seed in pair)
+        common = [model for model in first if model in second]
+        order = ranks([row for row in rows if row["model"] in common and row["seed"] in pair], metric)
+        if len(common) > 2:
+            a, b = ([order[model, seed] for model in common] for seed in pair)
             varied = len(set(a)) > 1 and len(set(b)) > 1
             correlations.append(correlation(a, b) if varied else 0.0)
     return {"mean": fmean(correlations), "min": min(correlations)} if correlations else None
@@ -171,7 +173,7 @@ def table_of(rows: Sequence[Row], *extra: str) -> str:
         line = {key: row.get(key) for key in (*FACTS, *extra)}
         for name in names:
             line[name] = row["metrics"].get(name)
-            if any(name in other.get("intervals", {}) for other in rows):
+            if any(name in any_row.get("intervals", {}) for any_row in rows):
                 line[f"{name}_low"], line[f"{name}_high"] = row.get("intervals", {}).get(name) or (None, None)
             line[f"{name}_floor"] = row["floor"].get(name)
         lines.append(line | {"error": row.get("error")})

@@ -1,4 +1,4 @@
-"""The report of a `gz bench`, and what a league adds to it: standings over seeds, equal network calls,
+"""The report of a `gz bench`, with the additions for a league: standings over seeds, equal network calls,
 curves."""
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from gzcli.report import document as doc
 from gzcli.report.document import Cell, Chart, Column, Dots, Estimate, Picture, Section, Series, Table
 from gzcli.report.results import Results, Row, facts_of, rows_of, words
 
-GRID, COLUMNS = 32, 8  # samples of a model that are shown, in a row
-DOTTED = 9  # figures that are drawn at most
+GRID, COLUMNS = 32, 8  # samples of a model, and in a row
+DOTTED = 9  # most figures that are drawn
 # keys of a row that are no costs
 OTHERS = ("model", "name", "run", "path", "error", "precision", "conditional", "levels")
 # (key of a row, name of the axis) of each curve
@@ -54,15 +54,15 @@ def document(results: Results) -> doc.Document:
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
-    """The names of the rows; in a league, where each model has a row a seed, its model, with the seed where
-    there are several. Of equal names each later one has its number."""
+    """The names of the rows, those of the models in a league, with seeds if there are several. Equal names
+    are numbered."""
     seeds = [row.get("seed") for row in rows]
     keys = ("name", "model", "run") if None in seeds else ("model", "name", "run")
     names = [str(next((row[key] for key in keys if row.get(key)), "?")) for row in rows]
     if len(set(seeds)) > 1:
         names = [f"{name}, seed {seed}" for name, seed in zip(names, seeds, strict=True)]
-    earlier = [names[:i].count(name) for i, name in enumerate(names)]
-    return [f"{name} ({n + 1})" if n else name for name, n in zip(names, earlier, strict=True)]
+    repeats = [names[:i].count(name) for i, name in enumerate(names)]
+    return [f"{name} ({n + 1})" if n else name for name, n in zip(names, repeats, strict=True)]
 
 
 class Figures:
@@ -85,7 +85,7 @@ class Figures:
         self.names = [name for name in dict.fromkeys([*with_floor, *names]) if not column_of(name).cost]
 
     def direction(self, name: str) -> doc.Direction | None:
-        """Where better values of a figure lie; `fd@32` lies as `fd`."""
+        """The direction of better values of a figure; that of `fd` for `fd@32`."""
         way = self.directions.get(name, self.directions.get(name.partition("@")[0]))
         return way if way in ("down", "up") else None
 
@@ -118,8 +118,8 @@ class Figures:
                 cells.append(Cell(doc.number(value), ends, value, is_best))
             columns.append(Column(name, cells, self.direction(name)))
         foot = [
-            [Cell(title), *(Cell(doc.number(of.get(n)), doc.brackets(ends.get(n))) for n in self.names)]
-            for title, of, ends in self.foot
+            [Cell(title), *(Cell(doc.number(figures.get(n)), doc.brackets(ends.get(n))) for n in self.names)]
+            for title, figures, ends in self.foot
         ]
         caption = "Below stands the floor: real images in place of samples. "
         if self.directions:
@@ -129,7 +129,7 @@ class Figures:
 
     def dots(self) -> list[Dots]:
         """Drawings of the figures that have a floor, one for each number of images."""
-        drawn, titles = [], {id(row): title for title, row in self.titled}
+        charts, titles = [], {id(row): title for title, row in self.titled}
         for name in self.names:
             groups = self.groups(name)
             for group, best in groups:
@@ -141,10 +141,10 @@ class Figures:
                     low, high = doc.interval((row.get("intervals") or {}).get(name)) or (None, None)
                     value = row["metrics"][name]
                     rows.append(Estimate(titles[id(row)], value, low, high, value == best))
-                several = len(groups) > 1 and n is not None
-                file, title = (f"{name}-{n}", f"{name}, {n:,} images") if several else (name, name)
-                drawn.append(Dots(file, title, rows, floor, self.direction(name)))
-        return drawn[:DOTTED]
+                with_number = len(groups) > 1 and n is not None
+                file, title = (f"{name}-{n}", f"{name}, {n:,} images") if with_number else (name, name)
+                charts.append(Dots(file, title, rows, floor, self.direction(name)))
+        return charts[:DOTTED]
 
     def winner(self) -> str:
         """The best contestant by the first figure that has a direction, in a sentence."""
@@ -162,8 +162,8 @@ class Figures:
 
 
 def grids(results: Results, figures: Figures) -> list[Picture]:
-    """Samples of each contestant, in a league of each model, the best first; and the sheet that `gz bench`
-    drew."""
+    """Samples of each contestant, or of each model of a league, the best first; and the sheet of `gz
+    bench`."""
     drawings = []
     for title, row in standing(results.result, figures.rows) or figures.titled:
         samples = results.samples(row)
@@ -207,11 +207,11 @@ def agreement(result: Row) -> str:
 def standing(result: Row, rows: Sequence[Row]) -> list[tuple[str, Row]]:
     """The first row with figures of each model of a league, the best first, with its place and name."""
     first_rows = []
-    for one in rows_of(result, "summary"):
-        rows_of_model = (row for row in rows if row.get("model") == one.get("model") and row.get("metrics"))
+    for entry in rows_of(result, "summary"):
+        rows_of_model = (row for row in rows if row.get("model") == entry.get("model") and row.get("metrics"))
         if row := next(rows_of_model, None):
-            place = f"{one['place']}. " if one.get("place") else ""
-            first_rows.append((f"{place}{one.get('model')}", row))
+            place = f"{entry['place']}. " if entry.get("place") else ""
+            first_rows.append((f"{place}{entry.get('model')}", row))
     return first_rows
 
 
@@ -248,11 +248,11 @@ def curves(result: Row) -> list[Chart]:
             continue
         key, axis = AXES[kind]
         lines: dict[str, list[tuple[float, float]]] = {}
-        several = len({row.get("seed") for row in rows}) > 1
+        with_seed = len({row.get("seed") for row in rows}) > 1
         for row in rows:
             x, y = row.get(key), (row.get("metrics") or {}).get(metric)
             if doc.is_number(x) and doc.is_number(y) and x > 0:
-                name = f"{row.get('model')}, seed {row.get('seed')}" if several else str(row.get("model"))
+                name = f"{row.get('model')}, seed {row.get('seed')}" if with_seed else str(row.get("model"))
                 lines.setdefault(name, []).append((float(x), float(y)))
         series = [Series(name, sorted(points)) for name, points in lines.items()]
         charts.append(Chart(f"curve-{kind}: {metric}", f"{metric} over {axis}", axis, str(metric), series))

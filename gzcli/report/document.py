@@ -161,8 +161,8 @@ def interval(ends: Any) -> tuple[float, float] | None:
 
 def brackets(ends: Any) -> str:
     """An interval as text: `[1.2, 1.5]`; empty where it is not known."""
-    both = interval(ends)
-    return f"[{number(both[0])}, {number(both[1])}]" if both else ""
+    bounds = interval(ends)
+    return f"[{number(bounds[0])}, {number(bounds[1])}]" if bounds else ""
 
 
 def best_of(values: Sequence[float], direction: Direction | None) -> float | None:
@@ -173,7 +173,7 @@ def best_of(values: Sequence[float], direction: Direction | None) -> float | Non
 
 
 def texts(name: str, values: Sequence[str], small: Sequence[str] = ()) -> Column:
-    """A column of texts, with what stands beside them in small letters."""
+    """A column of texts, with further texts beside them in small letters."""
     cells = [Cell(*pair) for pair in zip(values, small or [""] * len(values), strict=True)]
     return Column(name, cells, numeric=False)
 
@@ -188,7 +188,7 @@ def numbers(
     """A column of numbers, of which the best is marked."""
     best = best_of([value for value in values if is_number(value)], direction)
     cells = [
-        Cell(text(value), beside, value, value is not None and value == best)
-        for value, beside in zip(values, small or [""] * len(values), strict=True)
+        Cell(text(value), small_text, value, value is not None and value == best)
+        for value, small_text in zip(values, small or [""] * len(values), strict=True)
     ]
     return Column(name, cells, direction)

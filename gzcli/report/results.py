@@ -1,5 +1,5 @@
 """The folder of a `gz bench` or `gz ood`: its JSON, scores, samples and pictures, and the runs in it; and the
-sections that the reports of both verbs make of them."""
+sections that the reports of both verbs share."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from gzcli.store.runs import by_name
 # one of them holds the results
 FILES = (Run.bench_file, Run.ood_file, Run.league_file, Run.alarm_file, Run.result_file)
 NOT_SCORES = ("set", "role", "index", "file")  # the other columns of `scores.csv`
-POINTS = 240  # of a curve at most
-VALIDATED = 2  # figures of validation that are drawn of a run
-CURVES = 36  # charts of training at most
+POINTS = 240  # most points of a curve
+VALIDATED = 2  # most figures of validation in the charts of a run
+CURVES = 36  # most charts of training
 # keys of a job → options of its command, in the order in which they are written
 OPTIONS = {"data": "--data", "ins": "--in", "outs": "--out", "metrics": "--metrics", "n": "-n"}
 OPTIONS |= {"scores": "--score", "benchmark": "--benchmark", "checkpoint": "--checkpoint"}
@@ -43,7 +43,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Results:
-    """What a job left in its folder."""
+    """The results of a job in its folder."""
 
     folder: Path
     result: dict[str, Any]  # the JSON that the verb printed
@@ -73,8 +73,8 @@ class Results:
         run, file = str(row.get("run") or row.get("name") or ""), row.get("samples")
         samples = Run(self.folder).samples_folder
         places = [Path(file), samples / Path(file).name] if file else []
-        kept = sorted(samples.glob("*.npz"))
-        places += [path for path in kept if path.name.startswith(f"{run}-") or path.stem == run]
+        archives = sorted(samples.glob("*.npz"))
+        places += [path for path in archives if path.name.startswith(f"{run}-") or path.stem == run]
         path = next(filter(Path.is_file, places), None)
         return files.read_arrays(path, "samples")["samples"].transpose(0, 3, 1, 2) if path else None
 
@@ -102,7 +102,7 @@ class Results:
         }
 
     def command(self) -> str:
-        """The command that makes the results again, by the job; empty where that is lost."""
+        """The command that reproduces the results, by the job; empty if that is lost."""
         if command := self.result.get("command") or (self.result.get("provenance") or {}).get("command"):
             return redacted(command if isinstance(command, str) else shlex.join(command))
         job, script = self.job, self.folder / "command.sh"
@@ -127,11 +127,11 @@ class Results:
     def document(
         self, title: str, lead: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section]
     ) -> Document:
-        """The report of these sections, and of those that every report ends with."""
+        """The report with these sections, followed by those common to all reports."""
         day = datetime.fromtimestamp(self.time).strftime("%Y-%m-%d %H:%M")
-        shown = [section for section in (*sections, self.training(), self.behind()) if section.items]
+        nonempty = [section for section in (*sections, self.training(), self.behind()) if section.items]
         notes = [str(note) for note in self.result.get("notes") or []]
-        return Document(self.verb, title, lead, [*facts, ("made", day)], notes, shown, self.command())
+        return Document(self.verb, title, lead, [*facts, ("made", day)], notes, nonempty, self.command())
 
     def training(self) -> Section:
         """The losses of every run, and the first figures of its validations."""
@@ -158,14 +158,14 @@ class Results:
             facts = files.read_object(run.environment_file)
             others = {key: facts[key] for key in ("python", "platform", "processes", "gpus") if key in facts}
             texts[f"Versions that trained {name}"] = aligned((facts.get("packages") or {}) | others)
-        rest = {key: value for key, value in provenance.items() if value not in (None, {}, [])}
-        texts["Provenance"] = aligned(rest)
+        filled = {key: value for key, value in provenance.items() if value not in (None, {}, [])}
+        texts["Provenance"] = aligned(filled)
         return Section("Recipes and versions", [Text(title, text) for title, text in texts.items() if text])
 
-    def other_pictures(self, *shown: str) -> list[Picture]:
+    def other_pictures(self, *excluded: str) -> list[Picture]:
         """The PNGs of the folder, but for those that the report shows elsewhere."""
         pngs = self.pictures().items()
-        return [Picture(stem, words(stem), png, wide=True) for stem, png in pngs if stem not in shown]
+        return [Picture(stem, words(stem), png, wide=True) for stem, png in pngs if stem not in excluded]
 
 
 def read(place: Path) -> Results:

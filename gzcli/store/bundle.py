@@ -43,11 +43,11 @@ def extract(
     specs = [(name, spec) for name, spec in header.items() if name.startswith(f"{part}:")]
     specs.sort(key=lambda item: item[1]["data_offsets"])
     head: dict[str, Any] = {"__metadata__": dict(metadata)}
-    at = 0
+    position = 0
     for name, spec in specs:
         first, last = spec["data_offsets"]
-        head[name.removeprefix(f"{part}:")] = spec | {"data_offsets": [at, at + last - first]}
-        at += last - first
+        head[name.removeprefix(f"{part}:")] = spec | {"data_offsets": [position, position + last - first]}
+        position += last - first
     text = json.dumps(head).encode()
     text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
     with file.open("rb") as source, target.open("wb") as out:

@@ -18,7 +18,7 @@ from gzcli.store import files
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import RUN_ID, Run
 
-PATIENCE = 1.0  # seconds in which a process with a new claim writes down its number
+PATIENCE = 1.0  # seconds to wait for the process number of a new claim
 CLAIM = Run.claim_file.name
 # Files that a job writes about itself. A folder that holds no others is left over from a failed attempt.
 _MARKS = Run.mark_file, Run.claim_file, Run.lock_file, Run.status_file
@@ -27,14 +27,14 @@ _RECORDS = {place.name for place in (*_MARKS, Run.stop_file, Run.job_file, Run.l
 
 @contextlib.contextmanager
 def claimed(run: Run) -> Iterator[None]:
-    """Keeps all others from training, changing or removing a run and its stages in the block. Raises
-    UsageError where another process has it, MissingError where it is gone."""
+    """Keeps other processes from training, changing or removing a run and its stages within the block. Raises
+    UsageError if another process has it, MissingError if it is gone."""
     owner = run.owner
     gone = MissingError(f"the run `{owner.id}` is gone", hint="gz runs list")
     if not owner.path.is_dir():
         raise gone
-    with files.lock(owner.claim_file, wait=False) as got:
-        if not got or files.is_locked(owner.lock):
+    with files.lock(owner.claim_file, wait=False) as acquired:
+        if not acquired or files.is_locked(owner.lock):
             raise in_use(owner)
         if not any(file.name != CLAIM for file in owner.path.glob("*")):  # it was removed meanwhile
             with contextlib.suppress(OSError):
@@ -50,7 +50,7 @@ def sign(run: Run) -> None:
 
 
 def in_use(run: Run) -> UsageError:
-    """The error for a run that another process has, with that process's number."""
+    """The error for a run that another process has claimed, with that process's number."""
     import psutil
 
     deadline = time.monotonic() + PATIENCE
@@ -120,8 +120,8 @@ def claimed_folder(folder: Path) -> Iterator[None]:
     it."""
     if not _is_left_over(folder):
         check_empty(folder)
-    with files.lock(folder / CLAIM, wait=False) as got:
-        if not got or files.is_locked(Run(folder).lock_file):
+    with files.lock(folder / CLAIM, wait=False) as acquired:
+        if not acquired or files.is_locked(Run(folder).lock_file):
             message = f"the folder `{folder}` is in use by another `gz`"
             raise UsageError(message, hint="name another one")
         if _is_left_over(folder):

@@ -1,4 +1,4 @@
-"""Files that are complete or absent: atomic writes, reads that tell damage, locks between processes."""
+"""Files that are complete or absent: atomic writes, reads that detect damage, locks between processes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LARGEST = 256_000_000  # bytes of a text that gz reads: captions of a large set; recipes have a few kB
-PROBED = 0.5  # seconds to try for a lock without waiting: `is_locked` elsewhere takes it for a moment
+LARGEST = 256_000_000  # most bytes of a text that gz reads: captions of a large set; recipes have a few kB
+PROBED = 0.5  # seconds of trying for a lock without `wait`: another `is_locked` may hold it for a moment
 LONGEST_HEADER = 100_000_000  # bytes of a safetensors header, as the library has it
 DAY = 86_400.0
 AGAIN = "remove it: it is made again"
@@ -36,15 +36,14 @@ _parts = itertools.count()
 
 
 def part_path(path: Path) -> Path:
-    """A new name beside `path` to write under until the file or folder is whole and renamed to `path`. It
-    names the machine and the process, by which `sweep` recognises leftovers."""
+    """A temporary name beside `path`, for a file or folder that is renamed to `path` when complete. `sweep`
+    recognises leftovers by the machine and process in it."""
     return path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.{next(_parts)}.part")
 
 
 def sweep(*folders: Path) -> None:
-    """Removes the parts that killed processes left right in these folders; the caller holds the lock of what
-    is written there. Processes of another machine cannot be seen: their parts count as leftovers a day after
-    their last change."""
+    """Removes the temporary files of killed processes directly in these folders, whose lock the caller holds.
+    Those of other machines, whose processes cannot be seen, are removed a day after their last change."""
     for folder in folders:
         for part in folder.glob(".*.part") if folder.is_dir() else ():
             if (match := _PART.fullmatch(part.name)) and _is_left_over(part, *match.groups()):
@@ -52,7 +51,7 @@ def sweep(*folders: Path) -> None:
 
 
 def _is_left_over(part: Path, machine: str | None, pid: str) -> bool:
-    """Whether the process that wrote a part is gone, or another process has its number now."""
+    """Whether the process that wrote a part is gone, also if another process has reused its number."""
     import psutil
 
     try:
@@ -78,7 +77,7 @@ def _machine() -> str:
 
 
 def write_atomic(path: Path, content: str | bytes, *, mode: int = 0o666) -> None:
-    """Writes a file whole, on the disk: a reader sees the old file or the new one, never a part of it."""
+    """Writes a file atomically and flushes it to the disk: readers see the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = part_path(path)
     try:
@@ -97,7 +96,7 @@ def write_json(path: Path, value: Any, *, mode: int = 0o666) -> None:
 
 
 def read_text(path: Path) -> str | None:
-    """The text of a file; None where it is missing. Raises DamagedError for what is no text or too large."""
+    """The text of a file; None if it is missing. Raises DamagedError if it is no text or too large."""
     try:
         if path.stat().st_size > LARGEST:
             raise DamagedError(f"`{path}` is damaged: it has more than {LARGEST / 1e6:.0f} MB")
@@ -111,7 +110,7 @@ def read_text(path: Path) -> str | None:
 
 
 def read_json(path: Path) -> Any:
-    """The parsed file, or None where it is missing. Raises DamagedError where it is no JSON."""
+    """The parsed file, or None if it is missing. Raises DamagedError if it is no JSON."""
     if (text := read_text(path)) is None:
         return None
     try:
@@ -121,7 +120,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object of a file; empty where the file is missing. Raises DamagedError for anything else."""
+    """The JSON object of a file; empty if the file is missing. Raises DamagedError for any other content."""
     value = read_json(path)
     if not isinstance(value, dict | None):
         raise DamagedError(f"`{path}` is damaged: it is no JSON object")
@@ -137,7 +136,7 @@ def whole_object(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def reading(path: Path, hint: str | None = AGAIN) -> Iterator[None]:
-    """Raises DamagedError for whatever goes wrong in the block, which reads a file and tests its content."""
+    """Turns any error of the block, which reads and validates a file, into DamagedError."""
     try:
         yield
     except FileNotFoundError as e:
@@ -162,8 +161,8 @@ def read_tensors(path: Path, hint: str | None = AGAIN) -> tuple[dict[str, Tensor
 
 def safetensors_header(file: Path) -> dict[str, Any]:
     """The header of a safetensors file: `__metadata__`, and dtype, shape and offsets of each tensor. Raises
-    ValueError for any other file, and unless the tensors fill the rest of the file one after the other: a
-    small file could hold any number of tensors that share bytes."""
+    ValueError for any other file, and unless the tensors fill the rest of the file without overlap: a small
+    file could otherwise hold any number of tensors that share bytes."""
     size = file.stat().st_size - 8
     with file.open("rb") as f:
         length = int.from_bytes(f.read(8), "little")
@@ -173,17 +172,17 @@ def safetensors_header(file: Path) -> dict[str, Any]:
     try:
         head = json.loads(text)
         spans = sorted(spec["data_offsets"] for name, spec in head.items() if name != "__metadata__")
-        whole = all(isinstance(at, int) for first, last in spans for at in (first, last))
+        are_integers = all(isinstance(position, int) for first, last in spans for position in (first, last))
     except RecursionError as e:
         raise ValueError("its header is nested too deeply") from e
     except (AttributeError, KeyError, TypeError, ValueError) as e:
         raise ValueError("its header does not say where the tensors are") from e
-    at = 0
+    position = 0
     for first, last in spans:
-        if not whole or first != at or last < first:
+        if not are_integers or first != position or last < first:
             raise ValueError("its tensors overlap, or leave bytes between them")
-        at = last
-    if at != size - length:
+        position = last
+    if position != size - length:
         raise ValueError("its tensors do not end where the file ends")
     return head
 
@@ -213,8 +212,8 @@ def read_arrays(path: Path, *names: str, hint: str | None = AGAIN) -> dict[str, 
 
 
 def read_cached(path: Path, read: Callable[[Path], T], say: Callable[[str], None]) -> T | None:
-    """The value that `read` makes of a file of the cache; None where there is none. A damaged one is removed,
-    and `say` gets a line."""
+    """The value of `read` for a file of the cache; None without one. A damaged file is removed, and `say`
+    gets a line."""
     if not path.exists():
         return None
     try:
@@ -226,7 +225,7 @@ def read_cached(path: Path, read: Callable[[Path], T], say: Callable[[str], None
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Makes `target` the same file as `source`, or a copy of it where links do not work."""
+    """Makes `target` a hard link to `source`, or a copy of it if links do not work."""
     try:
         os.link(source, target)
     except OSError:  # another disk, or a file system without hard links
@@ -236,7 +235,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 @contextmanager
 def new_dir(path: Path, *, keep: bool = False) -> Iterator[Path]:
     """Yields a temporary folder that is renamed to `path` at the end of the block, and removed if it raises.
-    With `keep` a folder that another process has put there meanwhile stays."""
+    With `keep` an existing folder, of a concurrent process, is not replaced."""
     part = part_path(path)
     part.mkdir(parents=True)
     try:
@@ -257,7 +256,7 @@ def new_dir(path: Path, *, keep: bool = False) -> Iterator[Path]:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder at once: a process that is killed here leaves no half of it. Raises OSError."""
+    """Removes a folder atomically: no part of it stays under its name if this is killed. Raises OSError."""
     part = part_path(path)
     os.replace(path, part)
     try:
@@ -269,8 +268,8 @@ def remove_tree(path: Path) -> None:
 
 @contextmanager
 def lock(path: Path, *, wait: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
-    """An exclusive lock between processes, which the system frees when its holder dies. Yields whether it was
-    acquired, always True with `wait`; `on_wait` is called once before waiting."""
+    """An exclusive lock between processes, which the system releases when its holder dies. Yields whether it
+    was acquired, always True with `wait`. `on_wait` is called once before waiting."""
     path.parent.mkdir(parents=True, exist_ok=True)
     holder = _acquired(path, 0.0 if wait else PROBED)
     if holder is None and wait:
@@ -286,7 +285,7 @@ def lock(path: Path, *, wait: bool = True, on_wait: Callable[[], None] | None = 
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock; a lock that we may not read or write counts as held."""
+    """Whether a living process holds the lock. A lock without permission to read or write counts as held."""
     if not path.exists():
         return False
     try:
@@ -309,7 +308,7 @@ def is_locked(path: Path) -> bool:
 
 
 def _acquired(path: Path, patience: float = 0.0) -> BaseFileLock | None:
-    """The lock, by flock on Unix and msvcrt on Windows, where nobody has it, not even this process."""
+    """The lock, by flock on Unix and msvcrt on Windows; None if any process holds it, even this one."""
     from filelock import FileLock, Timeout
 
     holder = FileLock(path)

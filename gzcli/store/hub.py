@@ -68,16 +68,16 @@ def data_repository(name: str) -> Path:
     return _snapshot(name, f"the data set `{name}` of the hub is", hint, ["*.parquet"], "dataset")
 
 
-def _snapshot(name: str, what: str, hint: str, files: Sequence[str], kind: str) -> Path:
+def _snapshot(name: str, subject: str, hint: str, files: Sequence[str], kind: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    wanted: dict[str, Any] = {"allow_patterns": list(files), "local_files_only": offline()}
+    options: dict[str, Any] = {"allow_patterns": list(files), "local_files_only": offline()}
     try:
-        return Path(snapshot_download(name, repo_type=kind, **wanted))
+        return Path(snapshot_download(name, repo_type=kind, **options))
     except (HfHubHTTPError, HFValidationError, OSError) as e:
         why = "`GZ_OFFLINE` is set" if offline() else f"the hub does not give it ({type(e).__name__})"
-        raise MissingError(f"{what} not at hand, and {why}", hint=hint) from e
+        raise MissingError(f"{subject} not at hand, and {why}", hint=hint) from e
 
 
 def is_id(name: str) -> bool:
@@ -117,9 +117,9 @@ def fetched(ref: str) -> Path:
     from huggingface_hub import hf_hub_download
 
     parsed = _parsed(ref)
-    where: dict[str, Any] = {"endpoint": endpoint(), "local_files_only": offline()}
+    options: dict[str, Any] = {"endpoint": endpoint(), "local_files_only": offline()}
     with explained(parsed["name"]):
-        return Path(hf_hub_download(parsed["name"], FILE, revision=parsed["revision"], **where))
+        return Path(hf_hub_download(parsed["name"], FILE, revision=parsed["revision"], **options))
 
 
 def push(folder: Path, name: str, *, private: bool) -> str:
@@ -146,7 +146,7 @@ def endpoint() -> str | None:
 
 @contextmanager
 def explained(name: str) -> Iterator[None]:
-    """Turns the errors of the hub's library for a repository into MissingError."""
+    """Turns errors of the hub's library within the block into MissingError."""
     from huggingface_hub import errors
 
     absent = "`GZ_OFFLINE` is set" if offline() else "the hub cannot be reached"
@@ -170,9 +170,9 @@ def explained(name: str) -> Iterator[None]:
         text = next((text for kind, text in texts.items() if isinstance(e, kind)), None)
         if text is None and isinstance(e, errors.HfHubHTTPError):
             status = e.response.status_code if e.response is not None else None
-            said = str(e.server_message or "") or type(e).__name__
+            reason = str(e.server_message or "") or type(e).__name__
             rights = "the token may not write there: https://huggingface.co/settings/tokens"
-            refused = f"the hub refuses `{name}`: {said} ({status})"
+            refused = f"the hub refuses `{name}`: {reason} ({status})"
             text = refused, rights if status in (401, 403) else "try again"
         message, hint = text or (f"the hub cannot be reached ({type(e).__name__})", "try again")
         raise MissingError(message, hint=hint) from e

@@ -89,13 +89,13 @@ def survey(folder: Path, records: Container[str]) -> tuple[Marks, int]:
     files in bytes, where a file with two names counts once."""
     marks: Marks = {}
     sizes: dict[int, int] = {}  # by inode
-    for at, _, names in os.walk(folder):
-        place = os.path.relpath(at, folder)
-        marks[place] = mark(at)
+    for subfolder, _, names in os.walk(folder):
+        place = os.path.relpath(subfolder, folder)
+        marks[place] = mark(subfolder)
         for name in names:
             with contextlib.suppress(OSError):  # removed meanwhile
-                of_file = os.lstat(f"{at}/{name}")
+                of_file = os.lstat(f"{subfolder}/{name}")
                 sizes[of_file.st_ino] = of_file.st_size
             if name in records:
-                marks[f"{place}/{name}"] = mark(f"{at}/{name}")
+                marks[f"{place}/{name}"] = mark(f"{subfolder}/{name}")
     return marks, sum(sizes.values())

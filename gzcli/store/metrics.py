@@ -50,8 +50,8 @@ class Curve:
 
 
 def metric_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, without any that a kill has cut short; of a large file some of
-    them, since nobody waits for a million lines to see a curve."""
+    """The lines of a run's `metrics.jsonl`, without any cut short by a kill. A large file is subsampled, as a
+    million lines take long to parse."""
     path = Run(folder).metrics_file
     lines = path.read_bytes().splitlines() if path.is_file() else []
     if (n := len(lines)) > LARGE:
@@ -62,7 +62,7 @@ def metric_lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def every_line(folder: Path) -> Iterator[dict[str, Any]]:
-    """All lines of a run's `metrics.jsonl`, without any that a kill has cut short."""
+    """All lines of a run's `metrics.jsonl`, without any cut short by a kill."""
     path = Run(folder).metrics_file
     if path.is_file():
         with open(path, "rb") as file:
@@ -98,10 +98,10 @@ def curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, floa
 
 
 def curve_of(run: Run) -> Curve | None:
-    """The curve of the figure that a run, or its newest stage that has begun, is judged by; of its loss where
-    that has fewer than ENOUGH points; None where neither was recorded."""
-    begun = [stage for stage in run.stages if stage.metrics_file.exists()]
-    part = begun[-1] if begun else run
+    """The curve of the figure that selects the best checkpoint of a run, or of its newest started stage. It
+    is that of the loss if the figure has fewer than ENOUGH points; None without either."""
+    started = [stage for stage in run.stages if stage.metrics_file.exists()]
+    part = started[-1] if started else run
     points, best = curves(metric_lines(part.path)), part.best
     losses = [key for key in points if not key.startswith("val_")]
     keys = [*([f"val_{best.metric}"] if best else []), *losses[:1]]

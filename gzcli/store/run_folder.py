@@ -41,8 +41,8 @@ class CheckpointFolder:
 
     path: Path
 
-    weights = Place("model.safetensors")  # that are trained
-    averaged = Place("ema.safetensors")  # which are sampled; recipe and data are in the metadata
+    weights = Place("model.safetensors")  # the trained weights
+    averaged = Place("ema.safetensors")  # the averaged weights, with recipe and data in the metadata
     training = Place("train.pt")  # optimizers, scaler, counters, per-rank state, losses not yet logged
     meta = Place("meta.json")  # step, processes, threads, torch, device, checksums of the other files
 
@@ -181,12 +181,12 @@ class Run:
     def checkpoints(self) -> list[Path]:
         """The folders of the checkpoints, oldest first; of a run in stages those of all stages."""
         folders = sorted(self.checkpoints_folder.glob("[0-9]*"))
-        whole = [folder for folder in folders if CheckpointFolder(folder).averaged.exists()]
-        return [path for stage in self.stages for path in stage.checkpoints] or whole
+        complete = [folder for folder in folders if CheckpointFolder(folder).averaged.exists()]
+        return [path for stage in self.stages for path in stage.checkpoints] or complete
 
     @property
     def saved_steps(self) -> list[int]:
-        """The steps that have a checkpoint, oldest first; a run in stages has none of its own."""
+        """The steps with a checkpoint, oldest first; none for a run in stages itself."""
         return steps_of(self.checkpoints_folder)
 
     def checkpoint(self, step: int) -> CheckpointFolder:
@@ -215,14 +215,14 @@ class Run:
 
     @property
     def shortfalls(self) -> list[str]:
-        """What the run lacks of its plan, as `60 of 700 steps`; empty for a complete run."""
+        """The parts of its plan that the run lacks, as `60 of 700 steps`; empty for a complete run."""
         lacking = []
         for part in self.stages or [self]:
             status = part.status()
-            planned, done = (status.get("recipe") or {}).get("steps"), status.get("step", 0)
-            if planned and done < planned:
+            planned, steps = (status.get("recipe") or {}).get("steps"), status.get("step", 0)
+            if planned and steps < planned:
                 of_stage = "" if part is self else f" of `{part.path.name}`"
-                lacking.append(f"{done:,} of {planned:,} steps{of_stage}")
+                lacking.append(f"{steps:,} of {planned:,} steps{of_stage}")
         status = self.status()
         size, planned_size = status.get("size"), (status.get("recipe") or {}).get("size")
         if size and planned_size and size != planned_size:
@@ -239,7 +239,7 @@ class Run:
 
     @property
     def work(self) -> float:
-        """Seconds of its first process's cores over all its starts, except starts that were killed."""
+        """CPU seconds of its first process over all its starts, except starts that were killed."""
         return float(self.status().get("work", 0.0))
 
     @property
@@ -252,11 +252,11 @@ class Run:
         return None
 
     def survey(self) -> tuple[index.Marks, int]:
-        """The marks of all that decides what a run is, and the size of its files in bytes."""
+        """The index marks of the run's folders and records, and the size of its files in bytes."""
         return index.survey(self.path, RECORDS)
 
     def status(self) -> dict[str, Any]:
-        """The content of `status.json`; empty where there is none, with the state "damaged" where it is."""
+        """The content of `status.json`; empty if it is missing, with the state "damaged" if it is damaged."""
         if (status := index.recall(self.path, "status")) is not None:
             return dict(status)
         marks: index.Marks = {self.status_file.name: index.mark(str(self.status_file))}
@@ -304,9 +304,9 @@ class Run:
             raise DamagedError(f"`{path}` is damaged: {first_line(e)}", hint=hint) from e
         staged = isinstance(tree, dict) and STAGES in tree
         parts = tree[STAGES] if staged else {"only": tree}
-        named = isinstance(parts, dict) and all(is_name(str(name)) for name in parts)
+        has_names = isinstance(parts, dict) and all(is_name(str(name)) for name in parts)
         # a stage that is taken from another run is that run's id
-        if not named or not all(isinstance(part, str) or _is_recipe(part) for part in parts.values()):
+        if not has_names or not all(isinstance(part, str) or _is_recipe(part) for part in parts.values()):
             raise DamagedError(f"`{path}` is damaged: it is no recipe", hint=hint)
         return tree
 

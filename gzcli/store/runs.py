@@ -1,7 +1,6 @@
 """The store of runs, a folder each as `glow-celeba-20260131-142501-ab12`; lookup by id, alias, path or model.
-A run in stages holds a run for each in `stages/<name>/`, with the id `vqgan-mnist-…/stages/tokenizer`; the
-last one is sampled and scored. A model's name means its newest finished run that was not cut short: see
-`choose`."""
+A run in stages holds a run for each in `stages/<name>/`, with the id `vqgan-mnist-…/stages/tokenizer`. The
+last one is sampled and scored. The name of a model stands for its newest complete run: see `choose`."""
 
 from __future__ import annotations
 
@@ -28,9 +27,9 @@ _STAMP = "%Y%m%d-%H%M%S"
 
 
 def create(model: str, data: str, *, alias: str | None = None, held: ExitStack | None = None) -> Run:
-    """A new, empty run folder, which `held` keeps claimed until it is closed. `order` of its status numbers
-    the runs, so that the newest is known even where the clock was set back. Raises UsageError for an alias
-    that is taken or is a model's name."""
+    """A new, empty run folder, claimed until `held` is closed. `order` in its status numbers the runs, so
+    that the newest is known even if the clock was set back. Raises UsageError for an alias that is taken or
+    is a model's name."""
     model, root = spelling(model), user_dir("runs")
     with _store_lock():
         runs = all_runs()
@@ -62,18 +61,18 @@ def _store_lock() -> contextlib.AbstractContextManager[bool]:
 
 
 def time_of_id(root: Path) -> str:
-    """The time in the id of a new run: later than in all others, even where the clock was set back. A time
-    more than a day ahead was made under a wrong clock, and does not count."""
+    """The time in the id of a new run, later than in all others even if the clock was set back. Times more
+    than a day ahead, of a wrong clock, are ignored."""
     now = latest = datetime.fromtimestamp(int(time.time()))
     for parts in filter(None, (RUN_ID.fullmatch(path.name) for path in root.iterdir())):
         with contextlib.suppress(ValueError):
-            at = datetime.strptime(parts[2], _STAMP)
-            latest = max(latest, at + timedelta(seconds=1)) if at - now < timedelta(days=1) else latest
+            start = datetime.strptime(parts[2], _STAMP)
+            latest = max(latest, start + timedelta(seconds=1)) if start - now < timedelta(days=1) else latest
     return f"{latest:{_STAMP}}"
 
 
 def short_name(id: str) -> str:
-    """A run's id without its time, `glow-celeba-ab12`, which means the run where no other has the same."""
+    """A run's id without its time, `glow-celeba-ab12`, which identifies the run if it is unique."""
     parts = RUN_ID.fullmatch(id)
     return f"{parts[1]}-{parts[3]}" if parts else id
 
@@ -119,15 +118,15 @@ def all_runs(*, model: str | None = None, data: str | None = None) -> list[Run]:
     statuses = {run: status for name in names if (status := _status(run := Run(folder / name)))}
     index.save(folder, "status", (run.path.name for run in statuses))
     newest_first = sorted(statuses.items(), key=lambda item: _age(item[1]), reverse=True)
-    wanted = [(key, canonical(name)) for key, name in (("model", model), ("data", data)) if name is not None]
-    return [run for run, s in newest_first if all(canonical(s.get(key, "?")) == name for key, name in wanted)]
+    terms = [(key, canonical(name)) for key, name in (("model", model), ("data", data)) if name is not None]
+    return [run for run, s in newest_first if all(canonical(s.get(key, "?")) == name for key, name in terms)]
 
 
 def _status(run: Run) -> dict[str, Any]:
-    """The status of a run; empty where the folder is none: other programs write such files too."""
+    """The status of a run; empty if the folder is no run, as other programs write such files too."""
     status = run.status()
-    whole = "model" in status and status.get("state") != "damaged"
-    return status if whole or run.is_marked("run") else {}
+    is_valid = "model" in status and status.get("state") != "damaged"
+    return status if is_valid or run.is_marked("run") else {}
 
 
 def _age(status: Mapping[str, Any]) -> tuple[int, float]:
@@ -157,28 +156,28 @@ def by_name(ref: str) -> Run | None:
 
 def short_names(runs: Iterable[Run], everything: Iterable[Run] | None = None) -> dict[str, str]:
     """The short name of each run by its id; the id where two runs share the name."""
-    shared = Counter(short_name(run.id) for run in (all_runs() if everything is None else everything))
+    counts = Counter(short_name(run.id) for run in (all_runs() if everything is None else everything))
     names = {run.id: short_name(run.id) for run in runs}
-    return {id: short if shared[short] < 2 else id for id, short in names.items()}
+    return {id: short if counts[short] < 2 else id for id, short in names.items()}
 
 
 def choose(finished: list[Run]) -> Run | None:
-    """The run that a model's name means: of its finished runs the newest complete one, else the newest. So a
-    quick trial does not replace a run that was trained for a night."""
+    """The run that stands for a model: its newest complete run, else its newest finished one. So a quick
+    trial does not replace a run that was trained for a night."""
     return next((run for run in finished if not run.shortfalls), finished[0] if finished else None)
 
 
 def find(ref: str, *, data: str | None = None) -> Run:
-    """The run of an id, an alias or a path, or the one that `choose` takes for a model on this data set.
-    Raises MissingError with the `gz train` line for a model without such a run, UsageError for an unknown
+    """The run of an id, an alias or a path, or the one that `choose` selects for a model on this data set.
+    Raises MissingError with a `gz train` line for a model without finished run, UsageError for an unknown
     name."""
     if run := by_name(ref):
         if (state := run.state) == "damaged":
             error = run.status()["error"]
             raise DamagedError(error["message"], hint=error["hint"])
         if state != "finished" and run.weights is None:
-            begun = state == "running"
-            hint = "its first checkpoint is still to come" if begun else f"gz train {ref} --resume"
+            is_running = state == "running"
+            hint = "its first checkpoint is still to come" if is_running else f"gz train {ref} --resume"
             raise MissingError(f"`{run.id}` is {state} and has no weights yet", hint=hint)
         return run
     model = spelling(ref)
@@ -256,8 +255,8 @@ def remove(run: Run) -> None:
 
 
 def give_up(run: Run, *, keep: bool) -> bool:
-    """Cleans up after a start that failed, unless something was trained; returns whether the run is gone.
-    With `keep` the folder stays for its `log.txt`, as after a bug in gz, and the run loses its alias."""
+    """Removes a run whose start failed, unless something was trained; returns whether it was removed. With
+    `keep`, as after a bug in gz, the folder stays for its `log.txt`, and the run loses its alias."""
     if run.has_begun or run.state == "running":
         return False
     if keep:
@@ -270,9 +269,9 @@ def give_up(run: Run, *, keep: bool) -> bool:
 
 
 def outdated(keep: int) -> list[Run]:
-    """The finished runs that are neither among the `keep` newest of their model and data set, where complete
-    runs come first, nor their best: that of the least validation result for each metric, image size and
-    number of grey levels, of equal ones the newest. With 0 the best is not kept either."""
+    """The finished runs to remove: all but the `keep` newest of each model and data set, complete runs first,
+    and the best for each metric, image size and number of grey levels, the newest of equal ones. With 0 the
+    best is not kept either."""
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in all_runs():
         if run.state == "finished":

@@ -1,6 +1,5 @@
-"""The contract that every model keeps: a case, which is a model small enough to be checked in seconds; the
-steps that the checks share; and the checks, each of which raises Broken with a sentence that says what is
-wrong."""
+"""The contract that every model keeps: cases, which are models small enough to be checked in seconds; shared
+steps of the checks; and the checks, which raise Broken with a sentence on the fault."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ from gzcli.models.nn import ClassEmbedding
 
 SEED = 0
 CPU = torch.device("cpu")
-# Of a likelihood that is integrated, and of scores: a check asks what they depend on, not what they are.
+# Few steps suffice for integrated likelihoods and for scores: the checks test dependences, not values.
 ODE_STEPS = 4
 FEW = {"steps": 3, "times": 3, "starts": 2}
 FALL = 0.10  # share by which a phase's loss on one batch must fall
@@ -115,7 +114,7 @@ def require(condition: object, sentence: str) -> None:
 
 
 def fault_of(check: Callable[[Case], None], case: Case) -> str | None:
-    """The fault that a check finds, in a sentence; None where the model passes."""
+    """The fault that a check finds, in a sentence; None if the model passes."""
     try:
         check(case)
     except Broken as e:
@@ -166,16 +165,16 @@ def draw(model: Model, case: Case, seed: int = 0, n: int = 4, labels: Tensor | N
 
 def log_likelihood(model: Model, x: Tensor, labels: Tensor | None = None, *, noise: Noise) -> Tensor:
     """The model's `log_prob` of images, [B] nats; over few steps where it integrates an equation."""
-    few = (
+    short = (
         {"steps": ODE_STEPS} if model.likelihood == "ode" and "steps" in flat_defaults(model.log_prob) else {}
     )
-    return model.log_prob(x, labels, noise=noise, **group_options(model.log_prob, few))
+    return model.log_prob(x, labels, noise=noise, **group_options(model.log_prob, short))
 
 
 def quick(method: Callable[..., Any]) -> Callable[..., Any]:
-    """The method with few steps, in place of as many as it takes by itself."""
-    few = {key: value for key, value in FEW.items() if key in flat_defaults(method)}
-    return partial(method, **group_options(method, few))
+    """The method with few steps instead of its default number."""
+    options = {key: value for key, value in FEW.items() if key in flat_defaults(method)}
+    return partial(method, **group_options(method, options))
 
 
 def held_out(pack: Pack, model: Model, split: str, n: int, count: int | None = None) -> Iterator[Batch]:
@@ -197,9 +196,9 @@ def each_phase_learns_alone(case: Case) -> None:
         optimizer, losses = torch.optim.Adam(params, lr=case.lr), []
         for _ in range(STEPS + 1):
             loss = loss_of(model, fixed_noise(batch, phase.name), phase.name)
-            of = f"`loss` of phase `{phase.name}`"
-            require(loss.ndim == 0, f"{of} is of shape {tuple(loss.shape)}, not a scalar")
-            require(loss.requires_grad, f"{of} has no gradient")
+            loss_name = f"`loss` of phase `{phase.name}`"
+            require(loss.ndim == 0, f"{loss_name} is of shape {tuple(loss.shape)}, not a scalar")
+            require(loss.requires_grad, f"{loss_name} has no gradient")
             losses.append(float(loss.detach()))
             loss.backward()
             _check_gradients(model, phase.name, solved=losses[-1] == 0, params=params)
@@ -228,16 +227,16 @@ def _check_gradients(model: Model, phase: str, *, solved: bool, params: list[tor
 def the_loss_is_a_mean(case: Case) -> None:
     """Twice the images, each twice, give the same loss and not twice the loss."""
     model, batch = started(case)
-    again = batch.rows(slice(None), batch.noise)
-    again.x, again.index = torch.cat([batch.x, batch.x]), torch.cat([batch.index, batch.index])
-    again.y = None if batch.y is None else torch.cat([batch.y, batch.y])
-    again.extra = {
+    doubled = batch.rows(slice(None), batch.noise)
+    doubled.x, doubled.index = torch.cat([batch.x, batch.x]), torch.cat([batch.index, batch.index])
+    doubled.y = None if batch.y is None else torch.cat([batch.y, batch.y])
+    doubled.extra = {
         key: torch.cat([value, value]) if isinstance(value, Tensor) else [*value, *value]
         for key, value in batch.extra.items()
     }
     for phase in model.phases():
         only(model, phase)
-        once, twice = (sum(_value(model, b, phase.name, i) for i in range(4)) / 4 for b in (batch, again))
+        once, twice = (sum(_value(model, b, phase.name, i) for i in range(4)) / 4 for b in (batch, doubled))
         require(
             abs(twice - once) <= abs(twice - 2 * once) or abs(once) < 1e-3,
             f"the loss of phase `{phase.name}` is a sum over the batch and not a mean: {len(batch)} images "
@@ -259,10 +258,10 @@ def the_loss_depends_on_the_batch_alone(case: Case) -> None:
             f"the loss of phase `{phase.name}` changes with torch's global generator ({values[0]:.6g}, "
             f"{values[1]:.6g}); draw from `batch.noise`",
         )
-        other = _value(model, batch, phase.name, step=1)
+        other_value = _value(model, batch, phase.name, step=1)
         quiet = case.quiet or (model.likelihood == "exact" and model.data.levels is not None)
         idle = f"`batch.noise` has no effect on the loss of phase `{phase.name}`"
-        require(other != values[0] or quiet, idle)
+        require(other_value != values[0] or quiet, idle)
 
 
 def _value(model: Model, batch: Batch, phase: str, step: int = 0) -> float:
@@ -281,16 +280,16 @@ def samples_are_images(case: Case) -> None:
     require(torch.isfinite(x).all(), "`sample` returns values that are not finite")
     low, high = float(x.min()), float(x.max())
     require(low >= -1 and high <= 1, f"`sample` leaves [-1, 1]: {low:.3g} … {high:.3g}")
-    again, other, few = draw(model, case), draw(model, case, seed=1), draw(model, case, n=2)
-    require(torch.equal(x, again), "`sample` draws other images with the same noise; use `noise` alone")
-    require(not torch.equal(x, other), "`sample` draws the same images with other noise")
-    alike = torch.allclose(x[:2], few, atol=2 / 255)
+    repeated, with_seed_1, first_two = draw(model, case), draw(model, case, seed=1), draw(model, case, n=2)
+    require(torch.equal(x, repeated), "`sample` draws other images with the same noise; use `noise` alone")
+    require(not torch.equal(x, with_seed_1), "`sample` draws the same images with other noise")
+    alike = torch.allclose(x[:2], first_two, atol=2 / 255)
     require(alike, "image i depends on how many images are drawn beside it")
     if model.conditional:
         for table in (m.table for m in model.modules() if isinstance(m, ClassEmbedding)):
             torch.nn.init.normal_(table.weight, generator=torch.Generator().manual_seed(2))
-        one, other = (draw(model, case, labels=torch.full((4,), y)) for y in (0, 1))
-        require(not torch.equal(one, other), "`sample` draws the same images with other labels")
+        one, with_seed_1 = (draw(model, case, labels=torch.full((4,), y)) for y in (0, 1))
+        require(not torch.equal(one, with_seed_1), "`sample` draws the same images with other labels")
 
 
 def weights_come_back(case: Case) -> None:
@@ -299,14 +298,14 @@ def weights_come_back(case: Case) -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_file(weights_of(model.state_dict()), Path(folder) / "w.safetensors")
         weights = load_file(Path(folder) / "w.safetensors")
-    other = case.build(model.data, 99)
-    vars(other).update({name: vars(model)[name] for name in case.stages})  # a stage has a file of its own
-    missing, unexpected = other.load_state_dict(weights, strict=False)
+    loaded = case.build(model.data, 99)
+    vars(loaded).update({name: vars(model)[name] for name in case.stages})  # a stage has a file of its own
+    missing, unexpected = loaded.load_state_dict(weights, strict=False)
     lost = [key for key in missing if not key.endswith("_extra_state")]
     require(not unexpected and not lost, f"a saved model does not load: {', '.join([*unexpected, *lost])}")
-    same = torch.equal(draw(model.eval(), case), draw(other.eval(), case))
+    is_equal = torch.equal(draw(model.eval(), case), draw(loaded.eval(), case))
     lost_state = "something that `sample` uses is neither parameter nor buffer"
-    require(same, f"a loaded model draws other images: {lost_state}")
+    require(is_equal, f"a loaded model draws other images: {lost_state}")
 
 
 def capabilities_tell_the_truth(case: Case) -> None:
@@ -359,8 +358,8 @@ def goodness(model: Model, batch: Batch) -> float:
             return -float(loss_of(model, with_prepared(model, fixed_noise(batch, "main")), "main"))
         if hasattr(model, "log_prob"):
             return float(log_likelihood(model, batch.x, noise=noise).mean())
-        again = model.reconstruct(batch.x, noise=noise, progress=no_progress).images
-        return -float((again - batch.x).square().mean())
+        rebuilt = model.reconstruct(batch.x, noise=noise, progress=no_progress).images
+        return -float((rebuilt - batch.x).square().mean())
 
 
 def scores_know_nothing_of_their_batch(case: Case) -> None:
@@ -422,13 +421,13 @@ def _takes(case: Case, kind: str) -> None:
     info = DataInfo(shape, case.levels or 256, classes, kind == "multi-label", n=64, steps=100)
     model = case.build(info, SEED).train()
     u8 = torch.randint(256, (N, *shape), generator=torch.Generator().manual_seed(SEED), dtype=torch.uint8)
-    several = torch.tensor([[0, 0, 0], [1, 0, 1], [1, 1, 1]] * 2).byte()
-    y = {"rgb": torch.arange(N) % 3, "multi-label": several}.get(kind)
+    multi_labels = torch.tensor([[0, 0, 0], [1, 0, 1], [1, 1, 1]] * 2).byte()
+    y = {"rgb": torch.arange(N) % 3, "multi-label": multi_labels}.get(kind)
     noise = BatchNoise(SEED, 0, "main", total=N)
     x = quantise(u8, info.levels, noise)
     extra = {"second_domain": x.flip(0), "before": x.flip(0), "caption": ["a handwritten seven"] * N}
-    needed = {key: extra[key] for key in model.needs if key in extra}
-    batch = with_prepared(model, Batch(x, y, torch.arange(N), noise, needed))
+    inputs = {key: extra[key] for key in model.needs if key in extra}
+    batch = with_prepared(model, Batch(x, y, torch.arange(N), noise, inputs))
     with torch.no_grad():
         model.fit([batch])
         model.on_start(batch)
@@ -440,11 +439,11 @@ def _takes(case: Case, kind: str) -> None:
         infinite = f"{on} the loss of phase `{phase.name}`, or a gradient, is not finite"
         require(torch.isfinite(loss) and finite, infinite)
     model.eval()
-    drawn = tuple(draw(model, case, n=3).shape)
-    require(drawn == (3, *shape), f"{on} `sample(3)` returns {drawn}, not {(3, *shape)}")
+    result = tuple(draw(model, case, n=3).shape)
+    require(result == (3, *shape), f"{on} `sample(3)` returns {result}, not {(3, *shape)}")
     if case.conditional and kind == "multi-label":
-        drawn = tuple(draw(model, case, n=3, labels=several[:3].float()).shape)
-        require(drawn == (3, *shape), f"{on} `sample(3)` with labels returns {drawn}")
+        result = tuple(draw(model, case, n=3, labels=multi_labels[:3].float()).shape)
+        require(result == (3, *shape), f"{on} `sample(3)` with labels returns {result}")
     if hasattr(model, "log_prob"):
         with torch.no_grad():
             labels = y if case.conditional else None

@@ -47,8 +47,8 @@ class Template(Model):
         """The mean squared error of the velocity; all randomness is drawn from `batch.noise`."""
         x1 = batch.x  # [B, C, H, W] in [-1, 1]
         x0, t = batch.noise.randn(*x1.shape), batch.noise.rand(len(batch))
-        at = t[:, None, None, None]
-        return F.mse_loss(self.velocity((1 - at) * x0 + at * x1, t), x1 - x0)
+        time = t[:, None, None, None]
+        return F.mse_loss(self.velocity((1 - time) * x0 + time * x1, t), x1 - x0)
 
     def sample(
         self, n: int, *, labels: Tensor | None = None, noise: Noise, progress: Progress, steps: int = 50

@@ -79,7 +79,7 @@ def test_samples_become_and_the_code_makes_the_same(studio):
 def test_the_way_between_two_seeds(studio):
     show, name = studio("vae")
     ends = Request(name, 1, 0), Request(name, 1, 1)
-    *_, (last, made) = show.between(*ends, 3)
+    *_, (last, made) = show.interpolate(*ends, 3)
     assert (sheet(made_by(made.python)["images"], 3) == last).all()
     assert made.shell.splitlines()[-1] == f"gz sample {name} --do interpolate --input ends --frames 3"
 

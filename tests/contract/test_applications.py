@@ -252,7 +252,7 @@ def test_sheets_and_their_columns():
     assert (named[:, : MARGIN + 30] < 128).any() and (named[:21] < 128).any()  # letters
     big = sheet([[Row("", [np.zeros((1, 256, 256), np.uint8)])]])
     assert big.shape == (256 + 2 * MARGIN, 256 + 2 * MARGIN, 1)
-    assert sheets.fitting("ankle boot", 300) == "ankle boot" and sheets.fitting("ankle boot", 40).endswith(
+    assert sheets.fit_text("ankle boot", 300) == "ankle boot" and sheets.fit_text("ankle boot", 40).endswith(
         "…"
     )
     half = np.repeat(np.array([0, 255], np.uint8), 8)[None, :, None].repeat(16, 2)

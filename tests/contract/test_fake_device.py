@@ -214,7 +214,7 @@ class Paths:
     def measure(self) -> None:
         index = subset(self.t.pack.meta.counts["test"], model_figures.IMAGES)
         images = Pick(self.t.pack, "test", index).batches(self.trained, size=50, seed=0)
-        model_figures.own(SimpleNamespace(test_images=lambda *_: images), self)
+        model_figures.measured_figures(SimpleNamespace(test_images=lambda *_: images), self)
 
     def of_scores(self) -> Iterator[tuple[str, dict[str, str], Callable[[], None]]]:
         scores.perceive(self.trained, self.t.pack, self.t.log)
@@ -259,7 +259,7 @@ class Paths:
             return method(batch.x, noise=batch.noise, **group_options(method, cheap))
 
     def map(self, name: str) -> None:
-        seen = self.trained.seen(self.batch)
+        seen = self.trained.encode(self.batch)
         with self.trained.scoring():
             found = self.cheaply(getattr(self.model, name), seen)
         assert found.shape == (len(seen), *seen.x.shape[2:])

@@ -13,7 +13,7 @@ from zoo import FIRST
 from gzcli.core.errors import Interrupted, MissingError
 from gzcli.core.sections import OptimSection, TrainSection
 from gzcli.engine import optim, sampler
-from gzcli.engine.__main__ import made
+from gzcli.engine.__main__ import results_of
 from gzcli.engine.cadence import KEYS, Cadence, Stop, in_proportion, in_series
 from gzcli.metrics import generated
 
@@ -33,7 +33,7 @@ class Life:
                 with cadence.timed(kind):
                     self.now += costs[kind]
                 self.seen.append((kind, step, self.now))
-        self.found, self.cadence = cadence.found(), cadence
+        self.found, self.cadence = cadence.intervals(), cadence
 
     def steps(self, kind: str) -> list[int]:
         return [step for found, step, _ in self.seen if found == kind]
@@ -105,7 +105,7 @@ def test_ranks_go_by_the_clock_of_rank_0():
             for cadence in (first, other):
                 with cadence.timed(kind):
                     pass
-    assert first.found() == other.found() and len(first.found()) == 3
+    assert first.intervals() == other.intervals() and len(first.intervals()) == 3
 
 
 @pytest.mark.parametrize(("model", "best"), [("vae", "auto"), ("vqvae", "loss")])
@@ -123,7 +123,7 @@ def test_what_was_found_is_in_the_recipe():
     t = fit(recipe(FIRST["vae"], steps=6, sets=tuple(keys.split())))
     found = t.run.tree()["train"]
     assert all(found[key] >= 1 for key in KEYS.values())
-    out = made(t.run)
+    out = results_of(t.run)
     assert out["picture"].endswith("00000006.png") and out["figures"].keys() == {"val_bpd"}
     assert out["best"]["metric"] == "bpd"
 
@@ -134,9 +134,9 @@ def test_a_run_that_is_stopped_between_two_lines_and_at_a_validation(monkeypatch
     tree = recipe(FIRST["vae"], steps=10, sets=sets)
     whole, broken = trainer(tree), trainer(tree)
     whole.fit()
-    monkeypatch.setattr(Stop, "asked", lambda self, done: 15 if done == 5 else 0)
+    monkeypatch.setattr(Stop, "signal", lambda self, done: 15 if done == 5 else 0)
     refused("", broken.fit, error=Interrupted)
-    monkeypatch.setattr(Stop, "asked", lambda self, done: 0)
+    monkeypatch.setattr(Stop, "signal", lambda self, done: 0)
     with open(broken.run.path / "metrics.jsonl", "a") as file:
         file.write('{"step": 6, "lo')  # as a kill leaves it
     fit(tree, broken.run)

@@ -106,7 +106,7 @@ def test_a_trial_finds_size_time_and_memory_by_few_images(home, tmp_path, monkey
 
     monkeypatch.setattr(forecast, "Trial", Fixed)
     for flops, few in ((1e6, 256), (8 * devices.KINDS["cpu"].flops, 32), (1e18, 1)):
-        result = forecast.tried(part, own.info, {}, flops, CPU)
+        result = forecast.try_step(part, own.info, {}, flops, CPU)
         assert images[-1] == few and result["seconds"] == pytest.approx(0.5 * 256 / few + 0.1)
 
 

@@ -113,26 +113,26 @@ def test_a_signal_between_two_stages_stops_the_next_one(heard, tmp_path):
             os.kill(os.getpid(), signum)
         assert own.status()["stepping"]
     assert not own.status()["stepping"] and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    assert stop(tmp_path).asked(1) == signal.SIGHUP
+    assert stop(tmp_path).signal(1) == signal.SIGHUP
 
 
 def test_the_stop_file_and_the_death_of_gz(tmp_path, monkeypatch):
     asked = stop(tmp_path)
-    assert asked.asked(1) == 0
+    assert asked.signal(1) == 0
     (tmp_path / "stop").write_text("2")
-    assert asked.asked(2) == 2
+    assert asked.signal(2) == 2
     (tmp_path / "stop").unlink()
     monkeypatch.setattr(cadence, "LOOK_EVERY", 0.0)
     child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     monkeypatch.setenv("GZ_PARENT", str(child.pid))
     asked = stop(tmp_path)
-    assert asked.asked(3) == 0
+    assert asked.signal(3) == 0
     child.stdin.close()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
-    assert asked.asked(4) == signal.SIGTERM
+    assert asked.signal(4) == signal.SIGTERM
     child.wait()
     again = stop(tmp_path)
-    assert asked.asked(5) == again.asked(6) == signal.SIGTERM
+    assert asked.signal(5) == again.signal(6) == signal.SIGTERM
 
 
 @pytest.fixture
@@ -309,7 +309,7 @@ def test_ranks_with_slow_steps_agree_at_each(heard, tmp_path, monkeypatch):
     asked = stop(tmp_path, world=2)
     for step in range(1, 41):
         now[0] += 0.01 if step < 22 else 60.0
-        asked.asked(step)
+        asked.signal(step)
     assert agreed == [1, 11, 21, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40]
     heard.append(15)
-    assert asked.asked(41) == 15
+    assert asked.signal(41) == 15

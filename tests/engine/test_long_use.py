@@ -106,7 +106,7 @@ def test_fifty_resumes_are_one_unbroken_run(monkeypatch):
     run, starts = None, []
     for k in range(51):
         until = 3 * (k + 1) + k % 2
-        monkeypatch.setattr(Stop, "asked", lambda self, done, at=until: 15 if done == at and at < 153 else 0)
+        monkeypatch.setattr(Stop, "signal", lambda self, done, at=until: 15 if done == at and at < 153 else 0)
         broken = trainer(tree, run)
         run = broken.run
         if k < 50:

@@ -65,7 +65,7 @@ def test_a_program_draws_what_gz_draws(name):
         return [value.numpy() for value in (made if isinstance(made, tuple | list) else [made])]
 
     theirs = portable_sampler.draw(spec, call, 2, seed=4).transpose(0, 3, 1, 2)
-    trained.asked = "fp32"
+    trained.requested_precision = "fp32"
     ours = sampler.draw(trained, 2, seed=4, options=options)
     assert np.abs(theirs.astype(int) - ours.astype(int)).max() <= 1
 
@@ -83,7 +83,7 @@ def test_the_written_sampler_runs_by_itself(dcgan, tmp_path):
     portable.write(dcgan, "onnx", tmp_path)
     words = [sys.executable, "-I", str(tmp_path / "sample.py"), "-n", "3", "--seed", "5", "--label", "2"]
     subprocess.run([*words, "--out", str(tmp_path / "drawn")], check=True, cwd=tmp_path)
-    dcgan.asked = "fp32"
+    dcgan.requested_precision = "fp32"
     ours = sampler.draw(dcgan, 3, seed=5, labels=torch.full((3,), 2))
     for i, image in enumerate(ours):
         drawn = np.asarray(Image.open(tmp_path / "drawn" / f"{i:06d}.png")).astype(int)

@@ -16,7 +16,7 @@ from gzcli.core.sections import OptimSection, part_of
 from gzcli.core.types import ImageNoise
 from gzcli.engine import optim, sampler
 from gzcli.engine.checkpoint import restore
-from gzcli.engine.trained import Trained, load_trained, placed
+from gzcli.engine.trained import Trained, load_trained, to_device
 from gzcli.models.nn.layers import GroupNorm, LayerNorm
 from gzcli.models.nn.unet import ResBlock
 from gzcli.store.runs import Run
@@ -37,7 +37,7 @@ def trained(case: Any, precision: str, asked: str | None = None) -> Trained:
     tree = recipe(case, steps=1)
     tree["train"]["precision"] = precision
     tree["sample"] = dict(case.sample)
-    return Trained(None, model.eval(), model.data, part_of(tree), CPU, 1, asked=asked)  # type: ignore[arg-type]
+    return Trained(None, model.eval(), model.data, part_of(tree), CPU, 1, requested_precision=asked)  # type: ignore[arg-type]
 
 
 def autocast_in(context: Any) -> torch.dtype | None:
@@ -69,7 +69,7 @@ def test_which_precision_is_used(monkeypatch):
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda fast=fast: fast)
         tree["train"]["precision"] = precision
         model = SimpleNamespace(likelihood=None, conditional=False)
-        of = Trained(None, model, None, part_of(tree), CPU, 1, asked=asked)  # type: ignore[arg-type]
+        of = Trained(None, model, None, part_of(tree), CPU, 1, requested_precision=asked)  # type: ignore[arg-type]
         found = [autocast_in(context) for context in (of.sampling(), of.applying(), of.scoring())]
         assert found == [sampled, sampled, scored], (precision, asked, fast)
         model.likelihood = "exact"
@@ -80,12 +80,12 @@ def test_samples_in_bf16_and_likelihoods_in_fp32(monkeypatch):
     from gzcli.judge.scores import Scorer
 
     half = trained(GLOW, "bf16", asked="bf16")
-    full = Trained(**{**vars(half), "asked": "fp32"})
+    full = Trained(**{**vars(half), "requested_precision": "fp32"})
     batch = GLOW.batches().at(0)
     nll = [Scorer(each, ["nll"])(batch)["nll"] for each in (half, full)]
     assert (nll[0] == nll[1]).all()
     half = trained(FM, "bf16")
-    full = Trained(**{**vars(half), "asked": "fp32"})
+    full = Trained(**{**vars(half), "requested_precision": "fp32"})
     whole, other = sampler.draw(half, 6).astype(int), sampler.draw(full, 6).astype(int)
     monkeypatch.setattr(sampler, "BATCH_SIZE", 2)
     alone = sampler.draw(half, 6).astype(int)
@@ -142,7 +142,7 @@ def test_channels_last_changes_no_result(monkeypatch):
     model, batch = started(FM)
     other = copy.deepcopy(model)
     monkeypatch.setattr(devices, "kind_of", lambda device: devices.KINDS["cuda"])
-    placed(other, CPU)
+    to_device(other, CPU)
     weights = [m.weight for m in other.modules() if isinstance(m, nn.Conv2d)]
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
     states = []

@@ -15,7 +15,7 @@ import gzcli.core.ranks as of_one
 from gzcli.core.errors import DivergedError, GzError, MissingError
 from gzcli.core.jobs import AlarmJob, BenchJob, OodJob
 from gzcli.data.packs.open import open_pack
-from gzcli.engine.__main__ import recorded
+from gzcli.engine.__main__ import record_status
 from gzcli.engine.log import Log
 from gzcli.judge import alarm, bench, ood, scores
 from gzcli.metrics.features import lenet
@@ -180,13 +180,13 @@ def test_what_a_rank_records(tmp_path):
     """A rank whose partner has gone must not write its broken connection over the partner's error."""
     run = Run(tmp_path)
     for rank, error in ((0, MissingError("no weights")), (1, RuntimeError("Connection closed by peer"))):
-        with pytest.raises(type(error)), recorded(run, Log(tmp_path, rank=rank)):
+        with pytest.raises(type(error)), record_status(run, Log(tmp_path, rank=rank)):
             raise error
     assert run.status()["error"]["message"] == "no weights" and run.status()["code"] == 3
     hour = time.time() - 3600
     for ended, earlier in ((None, 5.0), (hour + 60, 65.0)):
         run.update(state="running", started=hour, ended=ended, seconds=5.0, work=3.0)
-        with files.lock(run.lock), recorded(run, Log(tmp_path)):
+        with files.lock(run.lock), record_status(run, Log(tmp_path)):
             assert run.state == "running"
         assert earlier <= run.seconds < earlier + 10 and 3.0 <= run.work < 13
 

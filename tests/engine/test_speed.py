@@ -52,12 +52,12 @@ def test_peaks_and_rates_and_what_of_them_fits_in_a_line(tmp_path, capsys):
         assert peak_of(name, precision) == float(tera) * 1e12, line
     for name in NO_PEAKS.replace("\n", "; ").split("; "):
         assert peak_of(name, "bf16") is None, name
-    found = Speed(128, 1e12, 500e12).at(40.0)
+    found = Speed(128, 1e12, 500e12).rates_at(40.0)
     assert found == {"images_s": 5120.0, "tflops": 40.0, "mfu": 0.08}
     assert in_words(found) == ["MFU 8%", "40 TFLOP/s", "5.12e+03 images/s"]
-    assert Speed(128).at(2.0) == {"images_s": 256.0}
+    assert Speed(128).rates_at(2.0) == {"images_s": 256.0}
     assert peak(CPU, "bf16") is None
-    assert Speed(8, 2e9, None).at(3.0) == {"images_s": 24.0, "tflops": 0.006}
+    assert Speed(8, 2e9, None).rates_at(3.0) == {"images_s": 24.0, "tflops": 0.006}
     rows = [{"step": 1, "it_s": 9.0, "tflops": 0.5}, {"step": 2, "it_s": 1.0}, {"step": 3, "it_s": 2.0}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert training_speed(tmp_path) == {"it_s": 2.0, "tflops": 0.5}

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.data.packs.batches import scan
 from gzcli.data.packs.open import open_pack
-from gzcli.engine.__main__ import main, recorded, train_one
+from gzcli.engine.__main__ import main, record_status, train_one
 from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
 from gzcli.launch import launcher
@@ -159,7 +159,7 @@ def test_broken_off_in_any_stage_it_goes_on_as_if_it_were_not(trained, path):
         assert main(run.path) == 143 and run.state == stage.state == "interrupted"
         assert stage.status()["step"] == 1
         if stage != run.serving:
-            with recorded(stage, Log(stage.path)):
+            with record_status(stage, Log(stage.path)):
                 train_one(stage, Log(stage.path))
     assert main(run.path) == 0
     for stage, whole in zip(run.stages, trained.stages, strict=True):

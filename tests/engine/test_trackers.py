@@ -80,10 +80,10 @@ def test_what_is_missing_is_told_first_and_what_fails_stops_nothing(monkeypatch,
     refused("no tracker is called `tensorbord`", options.check_trackers, ["tensorbord"], wandb=False)
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingError, match="needs the package `wandb`"):
-        history.started("wandb", SimpleNamespace(id="run", path=None), {}, 0)
+        history.start_tracker("wandb", SimpleNamespace(id="run", path=None), {}, 0)
     said: list[str] = []
     broken = SimpleNamespace(log=lambda *a, **b: 1 / 0, finish=lambda: said.append("finish"))
-    monkeypatch.setattr(history, "started", lambda *words: broken)
+    monkeypatch.setattr(history, "start_tracker", lambda *words: broken)
     some = history.Trackers(["mlflow"], None, {}, SimpleNamespace(warn=said.append))
     some.figures(1, {"loss": 1.0})
     some.figures(2, {"loss": 1.0})

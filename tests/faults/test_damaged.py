@@ -28,7 +28,7 @@ from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import prepared
 from gzcli.engine.checkpoint import init_from
 from gzcli.engine.log import Log
-from gzcli.engine.trained import restored
+from gzcli.engine.trained import restore_model
 from gzcli.launch import forecast, launcher
 from gzcli.launch.from_file import run_of
 from gzcli.store import runs
@@ -192,7 +192,7 @@ def test_any_value_in_the_recipe_of_a_weights_file_is_met(run, place, value):
     texts = {"gz": "1", "recipe": json.dumps({**whole.part.tree(), **tree}), "step": "4"}
     save_file(whole.weights, file, metadata=texts | {"data": json.dumps(vars(whole.info))})
     with contextlib.suppress(GzError):
-        restored(checkpoints.read_weights(file))
+        restore_model(checkpoints.read_weights(file))
     file.unlink()
 
 
@@ -204,11 +204,11 @@ def test_weights_that_are_not_the_models_are_not_taken(run, tmp_path):
     unknown = {**whole.weights, "of_another_version": torch.zeros(1)}
     for weights, name in ((lacking, first), (unknown, "of_another_version")):
         with pytest.raises(GzError, match=re.escape(name)):
-            restored(replace(whole, weights=weights))
+            restore_model(replace(whole, weights=weights))
     for number in ("inf", "nan"):
         broken = replace(whole, weights={**whole.weights, first: whole.weights[first] * float(number)})
         with pytest.raises(DamagedError, match=f"`{re.escape(first)}`.*not finite"):
-            restored(broken)
+            restore_model(broken)
         checkpoints.save_weights(file, broken)
     with pytest.raises(DamagedError, match=f"`{re.escape(first)}` holds NaN"):
         checkpoints.read_weights(file)
@@ -243,7 +243,7 @@ def test_train_init_of_a_file_of_something_else_is_told(run, tmp_path):
         if content is not None:
             file.write_bytes(content)
         with pytest.raises(GzError, match=r"train\.init|no model or run") as e:
-            init_from(restored(whole), str(file), run, Log(tmp_path, rank=0))
+            init_from(restore_model(whole), str(file), run, Log(tmp_path, rank=0))
         assert e.value.code in (2, 3), how
 
 

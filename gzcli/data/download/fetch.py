@@ -18,7 +18,7 @@ from gzcli.core.errors import GzError, MissingError, UsageError
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import size as size_in_words
 from gzcli.data.download import http
-from gzcli.data.download.http import DISK, Refused, joined, size_of, split, wrong_size
+from gzcli.data.download.http import DISK, Refused, join_url, size_of, split, wrong_size
 from gzcli.data.readers.hub import parquet_files
 from gzcli.data.sets.registry import (
     HUB,
@@ -79,8 +79,8 @@ def _fetch_missing(
     after = sum(file.size for file in missing)
     refused: dict[str, str] = {}
 
-    def report(done: int, total: int) -> None:
-        progress(before + done, before + total + after)
+    def report(received: int, total: int) -> None:
+        progress(before + received, before + total + after)
 
     for file in missing:
         after -= file.size
@@ -92,9 +92,9 @@ def _fetch_missing(
                 break
         before += size_of(folder / file.name)
     if refused:
-        kept = sum(http.held(_part(folder / name)) for name in refused)
+        received = sum(http.held(_part(folder / name)) for name in refused)
         online = any(is_url(address) for name in refused for address in places[name])
-        raise _unobtainable(spec, refused, kept, online)
+        raise _unobtainable(spec, refused, received, online)
     progress(before, before)
 
 
@@ -111,24 +111,24 @@ def _say_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: in
     need_space(folder, need + max(joining, pack_size))
 
 
-def _unobtainable(spec: DataSpec, refused: dict[str, str], kept: int, online: bool) -> MissingError:
+def _unobtainable(spec: DataSpec, refused: dict[str, str], received: int, online: bool) -> MissingError:
     """The error for files that no address served, with the ways to get them."""
     names, hints = ", ".join(f"`{name}`" for name in refused), []
-    again = f"gz data download {spec.name}"
+    command = f"gz data download {spec.name}"
     if spec.size != SPECS.get(spec.name, spec).size:  # the set in another of its publisher's sizes
-        again += f" --size {spec.size}"
+        command += f" --size {spec.size}"
     if spec.page:
-        hints.append(f"get {names} at {spec.page} with a browser, then `{again} --from DIR`")
+        hints.append(f"get {names} at {spec.page} with a browser, then `{command} --from DIR`")
     if spec.linked:
         hints.append("DIR may instead hold `train` and `val`, folders of class folders")
         if spec.hub:
-            hints.append(f"`{again} --from {HUB_SCHEME}{spec.hub}` takes the hub's copy, with `HF_TOKEN`")
-    if kept:
-        hints.append(f"`{again}` goes on from the {kept / 1e6:,.1f} MB that came")
+            hints.append(f"`{command} --from {HUB_SCHEME}{spec.hub}` takes the hub's copy, with `HF_TOKEN`")
+    if received:
+        hints.append(f"`{command}` goes on from the {received / 1e6:,.1f} MB that came")
     elif not spec.page and online:
-        hints.append(f"`{again}` tries again; `--from DIR` or `GZ_MIRROR` take the file from elsewhere")
+        hints.append(f"`{command}` tries again; `--from DIR` or `GZ_MIRROR` take the file from elsewhere")
     elif not spec.page:
-        hints.append(f"`{again}` takes `--from DIR`, a folder with the publisher's {names}")
+        hints.append(f"`{command}` takes `--from DIR`, a folder with the publisher's {names}")
     reasons = "; ".join(dict.fromkeys(refused.values()))
     return MissingError(f"{names} of `{spec.name}` could not be had: {reasons}", hint="; ".join(hints))
 
@@ -166,9 +166,9 @@ def _addresses_of(spec: DataSpec, file: DataFile, source: str | None) -> list[st
     if source is None:
         addresses = _addresses(spec.name, file)
         if not addresses and (file.urls or os.environ.get("GZ_MIRROR")):
-            again = f"`gz data download {spec.name}`; or `--from DIR` with `{file.name}`"
+            command = f"`gz data download {spec.name}`; or `--from DIR` with `{file.name}`"
             message = f"`{spec.name}` is not in the cache and `GZ_OFFLINE` is set"
-            raise MissingError(message, hint=f"unset `GZ_OFFLINE`, then {again}")
+            raise MissingError(message, hint=f"unset `GZ_OFFLINE`, then {command}")
         return addresses
     source = local_path(source)
     if is_url(source):
@@ -182,8 +182,8 @@ def _addresses_of(spec: DataSpec, file: DataFile, source: str | None) -> list[st
     else:
         raise MissingError(f"there is no `{source}`", hint="`--from` takes a folder, a file or a URL")
     if is_folder:
-        both = [_join(source, file.name), _join(source, spec.name, file.name)]
-        return both if is_url(source) else [next(filter(os.path.exists, both), both[0])]
+        local_names = [_join(source, file.name), _join(source, spec.name, file.name)]
+        return local_names if is_url(source) else [next(filter(os.path.exists, local_names), local_names[0])]
     if last != file.name and len(spec.files) > 1:
         every = ", ".join(f"`{f.name}`" for f in spec.files)
         hint = f"give the folder of {every}"
@@ -192,7 +192,7 @@ def _addresses_of(spec: DataSpec, file: DataFile, source: str | None) -> list[st
 
 
 def _join(base: str, *parts: str) -> str:
-    return joined(base, *parts) if is_url(base) else "/".join([base.rstrip("/"), *parts])
+    return join_url(base, *parts) if is_url(base) else "/".join([base.rstrip("/"), *parts])
 
 
 # --- one file ---
@@ -225,7 +225,7 @@ def _copy(address: str, file: DataFile, path: Path, report: Report, say: Say) ->
     """Brings a file into the cache, where it appears once it is complete and its checksum is right."""
     part = _part(path)
     http.clear(part)
-    kept = http.held(part)
+    received = http.held(part)
     while True:
         if is_url(address):
             http.download(address, part, file.size, exact=file.exact, report=report, say=say)
@@ -240,9 +240,9 @@ def _copy(address: str, file: DataFile, path: Path, report: Report, say: Say) ->
             break
         except _Wrong:
             http.drop(part)
-            if not kept:
+            if not received:
                 raise
-            kept = 0  # it held bytes of an earlier try, perhaps of another file: once more, from zero
+            received = 0  # it held bytes of an earlier try, perhaps of another file: once more, from zero
     fsync(part)
     os.replace(part, path)
     http.drop(part)
@@ -336,9 +336,9 @@ class Weights:
     otherwise: str = ""  # what else a user may do, for the hint
 
 
-def _weights(name: str, *, urls: list[str], size: int, sha256: str, **more: str) -> Weights:
+def _weights(name: str, *, urls: list[str], size: int, sha256: str, **further: str) -> Weights:
     """The file of this name that an entry of `weights.json` describes."""
-    return Weights(DataFile(name, tuple(urls), size, sha256=sha256), **more)
+    return Weights(DataFile(name, tuple(urls), size, sha256=sha256), **further)
 
 
 _ROWS = json.loads(Path(__file__).with_name("weights.json").read_bytes())

@@ -1,9 +1,8 @@
-"""Bytes over HTTP into a file: resumed by range, over several connections where that helps, tried again
-with back-off.
+"""Downloads over HTTP: resumed by range, over several connections if that helps, retried with back-off.
 
-A file on its way is `NAME.part`. In pieces that is the first of them; `NAME.part1` and so on lie beside
-it, each resumed from its own size, and are appended when all are whole. The caller's checksum says
-whether the bytes are right.
+An incomplete file is `NAME.part`. Of a file in pieces that is the first one, and `NAME.part1` and so on are
+the others. Each is resumed from its own size, and they are appended when all are complete. The caller
+verifies the checksum.
 """
 
 from __future__ import annotations
@@ -50,18 +49,18 @@ class Again(Exception):
 
 
 class BadRange(Again):
-    """The server's file lacks the bytes that were asked for."""
+    """The server's file lacks the requested bytes."""
 
 
 def request(url: str, method: str = "GET") -> urllib.request.Request:
     """A request to an address. `https://USER:PASSWORD@host/…` becomes basic authentication (RFC 7617), which
     no redirection carries to another host and no exception shows."""
     parts = urllib.parse.urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
+    user, separator, host = parts.netloc.rpartition("@")
     request_ = urllib.request.Request(
         parts._replace(netloc=host).geturl(), headers={"User-Agent": "gz"}, method=method
     )
-    if at:
+    if separator:
         token = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
         request_.add_unredirected_header("Authorization", f"Basic {token}")
     return request_
@@ -69,14 +68,14 @@ def request(url: str, method: str = "GET") -> urllib.request.Request:
 
 @contextmanager
 def answer(url: str, byte_range: str | None) -> Iterator[http.client.HTTPResponse]:
-    """The answer to a request. Faults become Refused or Again, also those that come while it is read."""
+    """The response to a request. Faults, also those while it is read, become Refused or Again."""
     try:
         try:
-            asked = request(url)
-            asked.add_header("Accept-Encoding", "identity")
+            http_request = request(url)
+            http_request.add_header("Accept-Encoding", "identity")
             if byte_range:
-                asked.add_header("Range", byte_range)
-            response = urllib.request.urlopen(asked, timeout=TIMEOUT)
+                http_request.add_header("Range", byte_range)
+            response = urllib.request.urlopen(http_request, timeout=TIMEOUT)
         except ValueError:  # as for `http://[::1`; its text may hold a password
             raise Refused("is no address, or leads to one that is none") from None
         with response:
@@ -111,11 +110,11 @@ def content_range(response: http.client.HTTPResponse) -> tuple[int | None, int |
     return int(range_[1]), None if range_[2] == "*" else int(range_[2])
 
 
-def joined(base: str, *parts: str) -> str:
-    """An address below another one, whose query, which may hold a token, stays at the end."""
-    whole = split(base)
-    path = "/".join([whole.path.rstrip("/"), *map(urllib.parse.quote, parts)])
-    return whole._replace(path=path).geturl()
+def join_url(base: str, *parts: str) -> str:
+    """An address below another one. The query, which may hold a token, stays at the end."""
+    address = split(base)
+    path = "/".join([address.path.rstrip("/"), *map(urllib.parse.quote, parts)])
+    return address._replace(path=path).geturl()
 
 
 def split(address: str) -> urllib.parse.SplitResult:
@@ -128,7 +127,7 @@ def split(address: str) -> urllib.parse.SplitResult:
 
 
 class _NoRanges(Exception):
-    """The server sends the whole file whatever is asked."""
+    """The server ignores ranges and sends the whole file."""
 
 
 class _Stopped(Exception):
@@ -137,20 +136,20 @@ class _Stopped(Exception):
 
 @dataclass(frozen=True)
 class _Piece:
-    """A range of a file on its way."""
+    """A range of a file being downloaded."""
 
-    path: Path  # where its bytes go
+    path: Path  # file of its bytes
     start: int  # bytes of the file before it
     end: int | None  # bytes of the file up to its end; None where the server does not say
     total: int | None  # bytes of the file; None where the server does not say
 
     @property
-    def got(self) -> int:
+    def size(self) -> int:
         return size_of(self.path)
 
     @property
     def is_whole(self) -> bool:
-        return self.end is not None and self.got == self.end - self.start
+        return self.end is not None and self.size == self.end - self.start
 
     @property
     def is_file(self) -> bool:
@@ -159,27 +158,27 @@ class _Piece:
 
     @property
     def byte_range(self) -> str | None:
-        """The range that is missing; None: the file from its beginning."""
-        if self.total is None or (self.is_file and not self.got):
+        """The missing range; None: the file from its beginning."""
+        if self.total is None or (self.is_file and not self.size):
             return None
         last = "" if self.end is None or self.end == self.total else self.end - 1
-        return f"bytes={self.start + self.got}-{last}"
+        return f"bytes={self.start + self.size}-{last}"
 
 
 def download(url: str, part: Path, size: int, *, exact: bool, report: Report, say: Say) -> None:
-    """Downloads about `size` bytes into `part`, from where an earlier try ended. Raises Refused."""
+    """Downloads about `size` bytes into `part`, resuming an earlier attempt. Raises Refused."""
     if exact and size_of(part) == size:
         return
     total, ranges = size if exact else None, False
     if size >= LARGE or not exact:
-        seen, ranges = _patiently(url, lambda: _look(url), lambda: 0, threading.Event(), say)
-        if exact and seen is not None and seen != size:
-            raise Refused(wrong_size(seen, size))
-        total = seen or total
+        found_size, ranges = _patiently(url, lambda: _look(url), lambda: 0, threading.Event(), say)
+        if exact and found_size is not None and found_size != size:
+            raise Refused(wrong_size(found_size, size))
+        total = found_size or total
     pieces = _pieces(part, total, PIECES if ranges and (total or 0) >= LARGE else 1)
 
-    def report_all(done: int, total: int) -> None:
-        report(done, max(done, total or size))
+    def report_all(received: int, total: int) -> None:
+        report(received, max(received, total or size))
 
     try:
         _fill(url, pieces, report_all, say)
@@ -190,18 +189,18 @@ def download(url: str, part: Path, size: int, *, exact: bool, report: Report, sa
 
 
 def held(part: Path) -> int:
-    """The bytes that have come so far, in all pieces."""
+    """The number of bytes received so far, in all pieces."""
     return sum(map(size_of, part.parent.glob(f"{part.name}*")))
 
 
 def drop(part: Path) -> None:
-    """Removes what has come so far, in all pieces."""
+    """Removes all pieces received so far."""
     for piece in part.parent.glob(f"{part.name}*"):
         piece.unlink()
 
 
 def clear(part: Path) -> None:
-    """Removes folders and broken links from where a file on its way, or a piece of it, will lie."""
+    """Removes folders and broken links from the paths of an incomplete file and its pieces."""
     for piece in part.parent.glob(f"{part.name}*"):
         if piece.is_dir() and not piece.is_symlink():
             shutil.rmtree(piece)
@@ -218,7 +217,7 @@ def wrong_size(size: int, expected: int) -> str:
 
 
 def _look(url: str) -> tuple[int | None, bool]:
-    """The size of the file, if the server says, and whether it serves ranges: the first byte is asked for."""
+    """The size of the file, if known, and whether the server supports ranges, by a request of one byte."""
     with answer(url, "bytes=0-0") as response:
         if response.status != 206:
             return response.length, False
@@ -227,11 +226,11 @@ def _look(url: str) -> tuple[int | None, bool]:
 
 
 def _pieces(part: Path, total: int | None, count: int) -> list[_Piece]:
-    """The file in `count` equal ranges, the last a little shorter; those that `part` covers already are one.
+    """The file in `count` equal ranges, the last a little shorter. Those that `part` covers already are one.
 
-    `part` reaches into a later range in two cases. If that range lies beside it whole, appending it was
-    interrupted: `part` is cut back to where the range begins. Else a single connection came so far, and goes
-    on to the end of that range.
+    `part` reaches into a later range in two cases. If the file of that range is complete, appending it was
+    interrupted: `part` is truncated to the start of the range. Else a single connection wrote `part`, and
+    continues to the end of that range.
     """
     if size_of(part) > (total or 0):
         part.unlink()  # of another file, or of one whose size is not known and that cannot be resumed
@@ -241,7 +240,7 @@ def _pieces(part: Path, total: int | None, count: int) -> list[_Piece]:
     ends = [*starts[1:], total]
     rows = [_Piece(path, start, end, total) for path, start, end in zip(paths, starts, ends, strict=True)]
     for row in rows[1:]:
-        if row.end is not None and row.got > row.end - row.start:
+        if row.end is not None and row.size > row.end - row.start:
             row.path.unlink()
     reached = max(0, -(-size_of(part) // step) - 1) if step else 0
     if reached and rows[reached].is_whole:
@@ -251,8 +250,8 @@ def _pieces(part: Path, total: int | None, count: int) -> list[_Piece]:
 
 
 def _join(pieces: list[_Piece]) -> None:
-    """Appends the pieces to the first. Each goes only when its bytes are on the disk: killed in the middle,
-    it is appended again (see `_pieces`)."""
+    """Appends the pieces to the first. Each is removed only when its bytes are on the disk: if this is
+    killed, the piece is appended again (see `_pieces`)."""
     first, *others = pieces
     for piece in others:
         with open(piece.path, "rb") as src, open(first.path, "r+b") as out:
@@ -264,7 +263,7 @@ def _join(pieces: list[_Piece]) -> None:
 
 
 def _fill(url: str, pieces: list[_Piece], report: Report, say: Say) -> None:
-    """Fetches all pieces at once; if the server refuses so many connections, one after the other."""
+    """Fetches all pieces at once, or one after the other if the server refuses several connections."""
     try:
         _together(url, pieces, pieces, report, say)
     except (Refused, _NoRanges) as e:
@@ -281,7 +280,7 @@ def _together(url: str, some: list[_Piece], pieces: list[_Piece], report: Report
 
     def work(piece: _Piece) -> None:
         try:
-            _patiently(url, lambda: _attempt(url, piece, stop), lambda: piece.got, stop, say)
+            _patiently(url, lambda: _attempt(url, piece, stop), lambda: piece.size, stop, say)
         except BaseException as e:
             errors.append(e)
 
@@ -292,7 +291,7 @@ def _together(url: str, some: list[_Piece], pieces: list[_Piece], report: Report
         for thread in threads:
             while thread.is_alive():
                 thread.join(0.1)
-                report(sum(piece.got for piece in pieces), pieces[0].total or 0)
+                report(sum(piece.size for piece in pieces), pieces[0].total or 0)
     except BaseException:
         # Ctrl-C. A thread that hangs in a read is left behind: it sees `stop` before it writes again.
         stop.set()
@@ -331,7 +330,7 @@ def _attempt(url: str, piece: _Piece, stop: threading.Event) -> None:
             resumed = byte_range is not None and response.status == 206
             if resumed:
                 start, total = content_range(response)
-                if start != piece.start + piece.got:
+                if start != piece.start + piece.size:
                     raise BadRange("sent another range than asked for")
             elif piece.is_file:
                 total = response.length
@@ -345,7 +344,7 @@ def _attempt(url: str, piece: _Piece, stop: threading.Event) -> None:
         piece.path.unlink(missing_ok=True)
         raise
     if piece.end is not None and not piece.is_whole:
-        raise Again(f"cut off after {piece.start + piece.got:,} of {piece.total:,} bytes")
+        raise Again(f"cut off after {piece.start + piece.size:,} of {piece.total:,} bytes")
 
 
 def _pour(response: http.client.HTTPResponse, out: Any, size: int | None, stop: threading.Event) -> None:

@@ -71,13 +71,12 @@ class Augmentation(NamedTuple):
 
     # (images uint8 [B, C, H, W], noise, number) → changed images uint8 [B, C, H, W]
     step: Callable[[Tensor, Noise, float], Tensor]
-    default: float  # the number where a recipe gives none
-    most: float  # the greatest number that is allowed
-    what: str  # what the number is, for messages
-    whole: bool = False  # whether the number is whole
-    # whether pixels only change their places; then maps (MAPS) are changed as their images
-    moves: bool = False
-    least: float = 0  # the least number that is allowed
+    default: float  # the number if a recipe gives none
+    most: float  # the largest allowed number
+    what: str  # meaning of the number, for messages
+    whole: bool = False  # whether the number is an integer
+    moves: bool = False  # whether it only moves pixels, and so applies to maps (MAPS) too
+    least: float = 0  # the least allowed number
 
 
 AUGMENTS = {
@@ -113,7 +112,7 @@ def parse_augment(names: Iterable[str]) -> tuple[tuple[str, float], ...]:
 
 
 def patch_of(names: Iterable[str]) -> int | None:
-    """The side in pixels of the patches that are trained on; None: whole images are."""
+    """The side in pixels of the training patches; None: whole images."""
     return next((int(number) for name, number in parse_augment(names) if name == "patch"), None)
 
 

@@ -30,16 +30,16 @@ from gzcli.data.readers.pictures import (
 from gzcli.data.sets.registry import Form, extras_in_words
 from gzcli.store.files import checksum, need_space, write_json
 
-LARGEST = 512  # pixels a side that are packed without being asked for by `data.size`
-NAMED = 5  # pictures that a message names
+LARGEST = 512  # largest side in pixels that is packed without `data.size`
+NAMED = 5  # most pictures that a message names
 
 Shape = tuple[int, int, int]  # (C, H, W)
 Sides = dict[
     str, np.ndarray
 ]  # by official split: int32 [N, 2], width and height of each image before packing
 Bad = dict[tuple[str, int], MissingError]  # pictures that did not decode, by (official split, number in it)
-# For each official split, of each of its images: the number of its packed split in SPLITS, int8 [N]; −1: left
-# out. Images keep their order in the packed split.
+# By official split, the index in SPLITS of each image's packed split, int8 [N]; −1: left out. Images keep
+# their order in the packed split.
 Plan = dict[str, np.ndarray]
 
 
@@ -52,9 +52,9 @@ def build(
     limit: int | None = None,
     progress: Report = unreported,
 ) -> None:
-    """Writes the files of a `PackFolder`, with the keys of `extra` in its `meta.json`. Of more than `limit`
-    bytes, and of images of several sizes, an index of the places of the pictures (`stream.py`) is written in
-    place of pixels."""
+    """Writes the files of a `PackFolder`, with the keys of `extra` in its `meta.json`. For more than `limit`
+    bytes or images of several sizes, it writes an index of the pictures' places (`stream.py`) instead of
+    pixels."""
     files = PackFolder(folder)
     plan = foreign_plan(images.counts) if form.foreign else split_plan(images.title, images.counts)
     images = _of_plan(images, plan) if form.foreign else images
@@ -121,7 +121,7 @@ def _write_values(images: RawImages, sizes: Sides, plan: Plan, files: PackFolder
 
 
 def _in_plan(values: Mapping[str, np.ndarray], plan: Plan) -> dict[str, np.ndarray]:
-    """Values of images by official split, brought to the packed splits."""
+    """Values of images by official split, rearranged by packed split."""
     return {
         split: np.concatenate([values[official][target == code] for official, target in plan.items()])
         for code, split in enumerate(SPLITS if values else ())
@@ -132,8 +132,8 @@ def _in_plan(values: Mapping[str, np.ndarray], plan: Plan) -> dict[str, np.ndarr
 
 
 def split_plan(title: str, counts: Mapping[str, int]) -> Plan:
-    """The plan of a set to train on. Without an official validation split min(2000, 10 %) of train become it,
-    without a test split 10 %, in their order, by a stream of RandomState's, which is frozen."""
+    """The plan of a set to train on. A missing validation split is min(2000, 10 %) of train, a missing test
+    split 10 %. They are drawn by RandomState, whose stream is frozen, and keep their order."""
     n = counts.get("train", 0)
     target = np.zeros(n, np.int8)
     order = np.random.RandomState(0).permutation(n)
@@ -172,24 +172,24 @@ def _places(plan: Plan) -> dict[str, np.ndarray]:
 
 
 def _native(images: RawImages, form: Form, note: Say) -> Shape:
-    """The shape before packing: the size of the first of a few images, three channels if any has colour."""
+    """The shape before packing: the size of the first of a few images, with 3 channels if any has colour."""
     if images.shape:
         return images.shape
     if images.probe is None:
         if form.size is None or form.channels is None:
             raise ValueError(f"`{images.title}` is packed in a size and channels that must be asked for")
         return form.channels, *sides(form.size)
-    seen, problem = [], None
+    shapes, problem = [], None
     for name, data in images.probe():
         try:
-            seen.append(look(data, name, note))
+            shapes.append(look(data, name, note))
         except MissingError as e:  # packing names every one of them
             problem = e
-    if not seen:
+    if not shapes:
         message = f"none of the pictures of `{images.title}` decodes that were looked at: {problem}"
         raise MissingError(message) from problem
-    height, width, _ = seen[0]
-    return 3 if any(colour for _, _, colour in seen) else 1, height, width
+    height, width, _ = shapes[0]
+    return 3 if any(colour for _, _, colour in shapes) else 1, height, width
 
 
 def _sides_in(images: RawImages) -> Sides:
@@ -205,7 +205,7 @@ def _sides_in(images: RawImages) -> Sides:
 
 
 def _must_stay_mixed(sizes: Sides, planes: int, limit: int | None) -> bool:
-    """Whether images, of so many channels together, have several sizes or are too large to pack."""
+    """Whether images with `planes` channels in total have several sizes or are too large to pack."""
     every = np.concatenate(list(sizes.values()))  # [N, 2]
     width, height = every[0].tolist()
     too_many = limit is not None and planes * width * height > limit
@@ -213,7 +213,7 @@ def _must_stay_mixed(sizes: Sides, planes: int, limit: int | None) -> bool:
 
 
 def _target(images: RawImages, native: Shape, form: Form, mixed: bool) -> tuple[Shape, Decoding]:
-    """The packed shape, and the decoding that leads to it. Raises UsageError where a size must be given."""
+    """The packed shape, and the decoding to it. Raises UsageError if a size must be given."""
     c, h, w = native
     if not form.size and not mixed and max(h, w) > LARGEST:
         hint = "`--set data.size=64` resizes them once, when they are packed"
@@ -224,7 +224,7 @@ def _target(images: RawImages, native: Shape, form: Form, mixed: bool) -> tuple[
 
 
 def _crop_hint(native: Shape) -> str:
-    """Proposes a usual size that these images fill."""
+    """Proposes a usual size that is not larger than these images."""
     size = next((s for s in (64, 32) if s <= min(native[1:])), 16)
     return f"`--set data.size={size}` resizes them, cropped to squares"
 
@@ -235,21 +235,21 @@ class Fitted(NamedTuple):
     split: str  # official split
     start: int  # number of the first image in it
     name: str  # file that held it, for messages
-    images: np.ndarray | MissingError  # uint8 [n, C, H, W], or why there is none
+    images: np.ndarray | MissingError  # uint8 [n, C, H, W], or the reason why there are none
     resized: bool = False
-    sides: tuple[int, int] = (0, 0)  # (width, height) before, in pixels; (0, 0) where they were not measured
-    notes: tuple[str, ...] = ()  # choices that its reading needed, as `pictures.decode` notes them
+    sides: tuple[int, int] = (0, 0)  # original (width, height) in pixels; (0, 0) if not measured
+    notes: tuple[str, ...] = ()  # choices in reading it, as `pictures.decode` notes them
 
 
 @dataclass(frozen=True)
 class Fit:
     """The function Block → Fitted, which can be pickled."""
 
-    title: str  # what messages call the set
+    title: str  # name of the set in messages
     shape: Shape
     decoding: Decoding
-    hint: str  # what to do about pictures of mixed sizes
-    with_sides: bool  # whether the sides that a picture has before are measured
+    hint: str  # remedy for pictures of mixed sizes
+    with_sides: bool  # whether the original sides of a picture are measured
 
     def __call__(self, block: Block) -> Fitted:
         split, start, data, name = block
@@ -274,8 +274,8 @@ class Fit:
 
 
 class RowFile:
-    """A `.npy` file of n uint8 rows that come in any order. They are written, not mapped, so that resident
-    memory does not grow with the file."""
+    """A `.npy` file of n uint8 rows, written in any order. It is not mapped, so that resident memory does not
+    grow with the file."""
 
     def __init__(self, path: Path, n: int, shape: tuple[int, ...]):
         self.row = int(np.prod(shape))
@@ -287,7 +287,7 @@ class RowFile:
         self.file.truncate(self.start + n * self.row)
         self.file.flush()
 
-    def put(self, row: int, image: np.ndarray) -> None:
+    def write_row(self, row: int, image: np.ndarray) -> None:
         os.pwrite(self.file.fileno(), np.ascontiguousarray(image).tobytes(), self.start + int(row) * self.row)
         self.seen[row] = True
 
@@ -295,48 +295,48 @@ class RowFile:
 def _write_images(
     images: RawImages, plan: Plan, files: PackFolder, fit: Fit, report: Callable[[int], None]
 ) -> tuple[Bad, bool, list[str]]:
-    """Writes the images, then their further pictures by the same crop. Returns those that did not decode,
-    whether any image was resized, and how pictures were read."""
-    each = sum(images.counts.values())
-    work = each if images.shape != fit.shape else 0  # number of images that are decoded or resized
+    """Writes the images, then their further pictures with the same crop. Returns those that did not decode,
+    whether any image was resized, and notes on reading pictures."""
+    count = sum(images.counts.values())
+    work = count if images.shape != fit.shape else 0  # number of images that are decoded or resized
     sizes: Sides = {split: np.zeros((n, 2), np.int32) for split, n in images.counts.items()}
     bad: Bad = {}
     notes: Counter[str] = Counter()
     any_resized, places = False, _places(plan)
     for i, (kind, blocks) in enumerate({"": images.blocks, **images.further}.items()):
         row_files = {s: RowFile(files.array(s, kind), n, fit.shape) for s, n in rows_of(plan).items()}
-        done = i * each
+        progress = i * count
         try:
-            for one in mapped(fit, blocks(), work):
-                notes.update(one.notes)
-                any_resized |= one.resized and not kind
-                target, row = plan[one.split], places[one.split]
-                if isinstance(one.images, MissingError):
-                    bad.setdefault((one.split, one.start), one.images)
-                    row_files[SPLITS[target[one.start]]].seen[row[one.start]] = True
+            for block in mapped(fit, blocks(), work):
+                notes.update(block.notes)
+                any_resized |= block.resized and not kind
+                target, row = plan[block.split], places[block.split]
+                if isinstance(block.images, MissingError):
+                    bad.setdefault((block.split, block.start), block.images)
+                    row_files[SPLITS[target[block.start]]].seen[row[block.start]] = True
                     continue
                 if kind:
-                    _check_sides(one, sizes[one.split][one.start].tolist())
+                    _check_sides(block, sizes[block.split][block.start].tolist())
                 else:
-                    sizes[one.split][one.start : one.start + len(one.images)] = one.sides
-                for k, image in enumerate(one.images, one.start):
-                    row_files[SPLITS[target[k]]].put(row[k], image)
-                done += len(one.images)
-                report(done)
+                    sizes[block.split][block.start : block.start + len(block.images)] = block.sides
+                for k, image in enumerate(block.images, block.start):
+                    row_files[SPLITS[target[k]]].write_row(row[k], image)
+                progress += len(block.images)
+                report(progress)
         finally:
             for file in row_files.values():
                 file.file.close()
         for split, file in row_files.items():
             if missing := int((~file.seen).sum()):
-                what = f"`{kind}` pictures" if kind else "images"
-                raise MissingError(f"{missing} {what} of the {split} split are missing in `{images.title}`")
+                name = f"`{kind}` pictures" if kind else "images"
+                raise MissingError(f"{missing} {name} of the {split} split are missing in `{images.title}`")
         # a map may be smaller than its image
         fit = replace(fit, decoding=replace(fit.decoding, size=as_size(*fit.shape[1:])))
     return bad, any_resized, notes_in_words(notes)
 
 
 def _check_sides(further: Fitted, image: list[int]) -> None:
-    """Raises UsageError where a further picture, cropped as its image, would show another place."""
+    """Raises UsageError if the aspect ratio of a further picture is not that of its image."""
     (w, h), (w0, h0) = further.sides, image
     if w0 and h0:  # else the image did not decode
         slack = max(0.02, 1 / min(w, h, w0, h0))  # a pixel may be lost to rounding
@@ -346,14 +346,14 @@ def _check_sides(further: Fitted, image: list[int]) -> None:
 
 
 def _leave_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, files: PackFolder) -> None:
-    """Removes pictures that did not decode from plan and files, or raises MissingError that names them."""
+    """Removes pictures that did not decode from plan and files, or raises MissingError with their names."""
     title = images.title
     if not skip_bad:
         messages = [e.message for e in bad.values()]
-        shown = "; ".join(messages[:NAMED]) + ("; …" if len(messages) > NAMED else "")
+        listed = "; ".join(messages[:NAMED]) + ("; …" if len(messages) > NAMED else "")
         count = f"{len(messages):,} pictures of `{title}` do not decode: " if len(messages) > 1 else ""
         hint = "replace them or take them out; `gz data import PATH --name NAME --skip-bad` leaves them out"
-        raise MissingError(count + shown, hint=hint)
+        raise MissingError(count + listed, hint=hint)
     targets = {split: target.copy() for split, target in plan.items()}
     for split, i in bad:
         targets[split][i] = -1
@@ -369,25 +369,25 @@ def _leave_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, files: P
             old, part = np.load(path, mmap_mode="r"), path.with_suffix(".part")
             file = RowFile(part, int(stays.sum()), old.shape[1:])
             for to, row in enumerate(np.flatnonzero(stays)):
-                file.put(to, old[row])
+                file.write_row(to, old[row])
             file.file.close()
             os.replace(part, path)
     plan.update(targets)
 
 
 def _write_index(images: RawImages, plan: Plan, folder: Path, mixed: bool) -> None:
-    """Writes the places of the pictures instead of pixels. Raises UsageError where there are none."""
+    """Writes the places of the pictures instead of pixels. Raises UsageError if they have no places."""
     why = f"`{images.title}` is larger than `GZ_PACK_LIMIT` allows to pack, and"
-    more, less = "set `GZ_PACK_LIMIT` to more bytes", "`data.size` to fewer pixels"
+    first_remedy, second_remedy = "set `GZ_PACK_LIMIT` to more bytes", "`data.size` to fewer pixels"
     if mixed:
         why = f"`{images.title}` has large or mixed sizes, and"
-        more, less = "set `data.size`", "leave them out"
+        first_remedy, second_remedy = "set `data.size`", "leave them out"
     if images.further:
         message = f"{why} {extras_in_words(images.further)} are not streamed"
-        raise UsageError(message, hint=f"{more}, or {less}")
+        raise UsageError(message, hint=f"{first_remedy}, or {second_remedy}")
     if images.spans is None:
         ways = "bring the images as files: a folder, a zip or a plain tar"
-        raise UsageError(f"{why} cannot be streamed", hint=f"{more}, or {ways}")
+        raise UsageError(f"{why} cannot be streamed", hint=f"{first_remedy}, or {ways}")
     spans = images.spans()
     for code, split in enumerate(SPLITS):
         pairs = (pair for s, target in plan.items() for pair in zip(spans[s], target, strict=True))

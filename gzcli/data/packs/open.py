@@ -1,5 +1,5 @@
-"""From a data set to its pack: found in the cache, or fetched and packed now; and what a set is taken to be,
-by which models take their settings. No heavy import at the top."""
+"""From a data set to its pack, found in the cache or fetched and packed now; and the facts of a set that
+determine the settings of models. No heavy import at the top."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 
     from gzcli.data.readers.images import RawImages
 
-FETCHED_UNASKED = 200_000_000  # bytes: larger sets are downloaded only by `gz data download`
+FETCHED_UNASKED = 200_000_000  # bytes of a set, beyond which only `gz data download` downloads it
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-NAMED = 5  # classes that a message names at most
-RECORDED = ("name", "digest", "shape", "classes", "counts", "extras")  # of a run's data
+NAMED = 5  # most classes that a message names
+RECORDED = ("name", "digest", "shape", "classes", "counts", "extras")  # keys of a run's data record
 
 # Shape classes above 32 pixels, with the side up to which one reaches: the geometric mean of it and the next.
 CLASSES = {"64px": 90, "128px": 181, "256px": math.inf}
@@ -58,8 +58,8 @@ class PackOptions(TypedDict):
 
     size: Size | None  # of the images; None: the set's own
     channels: int | None  # 1 or 3; None: the set's own
-    fit: Fit  # how pictures of another shape come to the size
-    patch: int | None  # side of the patches of the images that are used; None: whole images are
+    fit: Fit  # how pictures of another shape are resized
+    patch: int | None  # side of the patches of images; None: whole images
 
 
 def pack_options(data: DataSection) -> PackOptions:
@@ -68,7 +68,7 @@ def pack_options(data: DataSection) -> PackOptions:
 
 
 def size_of(data: DataSection) -> Size | None:
-    """The size of the images that a model sees: that of the patches, where it is trained on patches."""
+    """The size of a model's images: that of the patches if it is trained on patches."""
     return patch_of(data.augment) or data.size
 
 
@@ -80,7 +80,7 @@ def peek(
     fit: Fit = "crop",
     patch: int | None = None,
 ) -> PackMeta | None:
-    """What the pack of a set holds, from its JSON alone; None where there is none of the present files."""
+    """The metadata of a set's pack, from its JSON alone; None without a pack of the current files."""
     data = locate(what).sized(size := size and canonical_size(size))
     pack = find_pack(data, data.form.with_options(size, channels, fit, patch))
     return Pack(pack.folder, pack.meta, patch).meta if pack else None
@@ -97,15 +97,15 @@ def open_pack(
     say: Say = silent,
     progress: Report = unreported,
 ) -> Pack:
-    """The pack of a set, made now if need be: fetched (up to 200 MB) and packed, under a lock. A set that
+    """The pack of a set, which is fetched (up to 200 MB) and packed if necessary, under a lock. A set that
     would be larger than `GZ_PACK_LIMIT` is streamed instead. Several processes may call it at once. Raises
     UsageError (mixed sizes, size out of range, images smaller than the patch) and MissingError.
 
     size, channels: of the images, 4 … 1024 pixels a side, and 1 or 3; None: the set's own.
-    fit: how pictures of another shape come to the size.
-    patch: side of the patches of the images that are used: random ones are trained on, elsewhere the middle
-      one stands for the image. Without a size the images may then have any. None: whole images are used.
-    foreign: the user's own set is scored only: its `test` split is its own or, where it has none, all images.
+    fit: how pictures of another shape are resized.
+    patch: side of the patches of images: random ones in training, elsewhere the middle one. Without a size
+      the images may have mixed sizes. None: whole images.
+    foreign: the user's own set is only scored: without a `test` split of its own, all images are in it.
     """
     if channels not in (None, 1, 3):
         raise UsageError(f"`data.channels` is 1 (grey) or 3 (RGB), not {channels}")
@@ -129,7 +129,7 @@ def open_pack(
 
 
 def _pack_now(data: DataSet, form: Form, say: Say, progress: Report) -> tuple[Pack, bool]:
-    """The pack of a set that was just made, and whether this process made it: another one may have."""
+    """The new pack of a set, and whether this process made it, not a concurrent one."""
     folder, is_new = pack_dir(data, form), False
     waiting = f"another process packs `{data.shown}`: waiting"
     try:
@@ -151,7 +151,7 @@ def _pack_now(data: DataSet, form: Form, say: Say, progress: Report) -> tuple[Pa
 
 
 def _make(data: DataSet, folder: Path, form: Form, say: Say, progress: Report) -> None:
-    """Packs a set into `folder`, which appears there whole or not at all."""
+    """Packs a set into `folder`, atomically."""
     from gzcli.data.packs.build import build
 
     if isinstance(data, DataSpec) and not data.embedded:
@@ -174,7 +174,7 @@ def _make(data: DataSet, folder: Path, form: Form, say: Say, progress: Report) -
 
 
 def _fetch_files(spec: DataSpec, say: Say) -> None:
-    """Fetches missing files unless they are large, and checks all: a bit may have changed since."""
+    """Fetches missing files unless they are large, and verifies the checksums of all."""
     megabytes = f"{spec.download_size / 1e6:,.0f} MB"
     if not is_fetched(spec):
         from gzcli.data.download.fetch import fetch, has_local_mirror
@@ -203,7 +203,7 @@ def is_here(data: DataSet) -> bool:
 
 
 def ways_to_fetch(spec: DataSpec) -> str:
-    """How a user has the files of a known set fetched."""
+    """The commands that fetch the files of a known set."""
     if spec.linked:
         ways = f"`gz data download {spec.name} --from DIR`, where DIR has the files of {spec.page}"
         return ways + (f", or `--from {HUB_SCHEME}{spec.hub}` with `HF_TOKEN`" if spec.hub else "")
@@ -230,13 +230,13 @@ def _read_known(spec: DataSpec) -> RawImages:
         raise MissingError(f"the files of `{spec.name}` cannot be read: {e}", hint=hint) from e
 
 
-# --- what decides a model's settings for a set: its shape class, and whether it has few images ---
-# Known sets are described; the user's own images are measured, once, when they are packed.
+# --- the facts that determine a model's settings for a set: shape class, and whether there are few images ---
+# Those of known sets are declared; the user's own images are measured once, when they are packed.
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What decides the settings of a set."""
+    """The facts of a set that determine its settings."""
 
     height: int  # of an image, in pixels
     width: int  # of an image, in pixels
@@ -254,7 +254,7 @@ class Facts:
 
     @property
     def traits(self) -> tuple[str, ...]:
-        """The sections beside that of the shape class that hold for the set."""
+        """The sections of settings for the set besides that of its shape class."""
         return (FEW_IMAGES,) if self.n <= FEW else ()
 
     @property
@@ -265,7 +265,7 @@ class Facts:
 
 
 def settings_lines(data: DataSet, facts: Facts | None) -> list[str]:
-    """What a set was taken to be, by which its settings are chosen, in lines; [] where that is not known."""
+    """Lines on the facts of a set and the settings chosen by them; [] if they are not known."""
     if facts is None or (isinstance(data, DataSpec) and data.embedded):
         return []
     settings = " ".join((facts.shape_class, *facts.traits))
@@ -283,7 +283,7 @@ def facts_of(
     n: int | None = None,
     patch: int | None = None,
 ) -> Facts | None:
-    """The facts of a set, which need not be packed; None where its files are gone or not readable."""
+    """The facts of a set, packed or not; None if its files are gone or not readable."""
     if isinstance(data, DataSpec):
         spec = data.sized(size)
         facts = Facts(spec.size, spec.size, spec.channels, spec.n_train)
@@ -292,15 +292,15 @@ def facts_of(
 
         metas = [meta for pack in packs_of(data) if (meta := PackMeta.read(pack, data)) and meta.facts]
         now = fingerprint(data) if metas else None
-        measured = next((meta.facts for meta in metas if now in (meta.fingerprint, None)), None)
+        values = next((meta.facts for meta in metas if now in (meta.fingerprint, None)), None)
         try:
-            if not measured and (few := measure(open_path(data.path, data.form))):
-                measured = vars(few)
+            if not values and (result := measure(open_path(data.path, data.form))):
+                values = vars(result)
         except GzError:  # packing says what is wrong with them
             return None
-        if not measured:
+        if not values:
             return None
-        facts = Facts(**{key: measured[key] for key in Facts.__dataclass_fields__})
+        facts = Facts(**{key: values[key] for key in Facts.__dataclass_fields__})
         size, channels = size or data.size, channels or data.channels
     size = patch or size
     height, width = (facts.height, facts.width) if size is None else sides(size)
@@ -309,7 +309,7 @@ def facts_of(
 
 
 def measure(images: RawImages) -> Facts | None:
-    """The facts of images before they are packed, by a few of them; None where none can be read."""
+    """The facts of images before packing, measured on a few of them; None if none can be read."""
     import numpy as np
 
     from gzcli.data.packs.build import rows_of, split_plan
@@ -351,7 +351,7 @@ def record_data(folder: Path, meta: PackMeta) -> None:
 
 
 def check_unchanged(folder: Path, meta: PackMeta) -> None:
-    """Raises MissingError that says what has changed in a set since the run in `folder` recorded it."""
+    """Raises MissingError with the changes of a set since the run in `folder` recorded it."""
     before = read_object(Run(folder).environment_file).get("data")
     if before is None or before["name"] != meta.name or before["digest"] == meta.digest:
         return
@@ -362,14 +362,14 @@ def check_unchanged(folder: Path, meta: PackMeta) -> None:
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What differs between two records, for people."""
+    """The differences between two records, for people."""
     changes = []
     gone = [name for name in before["classes"] if name not in now["classes"]]
     added = [name for name in now["classes"] if name not in before["classes"]]
-    for what, names, end in (("no class", gone, " any more"), ("a new class", added, "")):
+    for change, names, end in (("no class", gone, " any more"), ("a new class", added, "")):
         if names:
-            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            changes.append(f"{what} {' '.join(f'`{name}`' for name in names[:NAMED])}{more}{end}")
+            others = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            changes.append(f"{change} {' '.join(f'`{name}`' for name in names[:NAMED])}{others}{end}")
     for split in SPLITS:
         if before["counts"][split] != now["counts"][split]:
             changes.append(f"{now['counts'][split]:,} {split} images instead of {before['counts'][split]:,}")

@@ -1,4 +1,4 @@
-"""Packs: data sets as uint8 memory-maps in the cache; how they are read, found there, and kept from removal.
+"""Packs: data sets as uint8 memory maps in the cache; how they are read, found, and protected from removal.
 No heavy import at the top."""
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ class PackFolder:
 
 @dataclass(frozen=True)
 class PackMeta:
-    """What a pack holds, as its `meta.json` says."""
+    """The content of a pack, as in its `meta.json`."""
 
     name: str  # the set's key
     title: str  # what it shows, or the path of the user's own
-    fingerprint: str  # of what it was made of, as `fingerprint` has it
+    fingerprint: str  # of its sources, by `fingerprint`
     shape: tuple[int, int, int]  # (C, H, W) of an image; of images of several sizes the least H and W
     classes: tuple[str, ...]  # their names; () without labels
     multilabel: bool  # whether an image may have any number of the classes
@@ -81,16 +81,16 @@ class PackMeta:
     digest: str  # hash of the content
     source_channels: int  # before packing
     fit: Fit = "crop"  # how images were resized
-    streamed: dict[str, Any] | None = None  # the `Decoding` of a pack that only says where the pictures lie
+    streamed: dict[str, Any] | None = None  # the `Decoding` of a pack that holds only the places of pictures
     skipped: tuple[str, ...] = ()  # messages of pictures that do not decode
-    extras: tuple[str, ...] = ()  # what comes with each image, of EXTRAS
-    notes: tuple[str, ...] = ()  # what else was left out of the set, and why
+    extras: tuple[str, ...] = ()  # companions of each image, of EXTRAS
+    notes: tuple[str, ...] = ()  # further omissions from the set, with reasons
     mixed: bool = False  # whether the images have several sizes
-    facts: dict[str, Any] | None = None  # what decides the settings of the user's own set (`open.Facts`)
+    facts: dict[str, Any] | None = None  # `open.Facts` of the user's own set
 
     @classmethod
     def read(cls, pack: PackFolder, data: DataSet) -> PackMeta | None:
-        """What a pack of the set holds; None where it is damaged. Older packs lack some of the keys."""
+        """The content of a set's pack; None if it is damaged. Older packs lack some of the keys."""
         try:
             meta = read_object(pack.meta_file)
             if not all(isinstance(meta[key], kind) for key, kind in META_TYPES.items()):
@@ -111,9 +111,10 @@ class PackMeta:
     def words(self) -> str:
         """For people: `216 train, 24 val, 80 test; 10 classes airplane to truck; 4 files … skipped`."""
         splits = ", ".join(f"{n:,} {split}" for split, n in self.counts.items() if n)
-        few = ", ".join(self.classes) if len(self.classes) < 4 else f"{self.classes[0]} to {self.classes[-1]}"
+        is_short = len(self.classes) < 4
+        names = ", ".join(self.classes) if is_short else f"{self.classes[0]} to {self.classes[-1]}"
         kind = "attributes" if self.multilabel else "classes" if len(self.classes) != 1 else "class"
-        classes = f"{len(self.classes):,} {kind} {few}" if self.classes else "no classes"
+        classes = f"{len(self.classes):,} {kind} {names}" if self.classes else "no classes"
         bad = [f"{counted(len(self.skipped), 'unreadable picture')} left out"] if self.skipped else []
         extras = [f"with {extras_in_words(self.extras)}"] if self.extras else []
         return "; ".join([splits, classes, *extras, *self.notes, *bad])
@@ -128,7 +129,7 @@ class Pack:
     meta: what it holds.
     """
 
-    use: object = None  # what keeps the set from being removed for as long as the pack is there
+    use: object = None  # protects the set from removal for the lifetime of the pack
 
     def __init__(self, folder: Path, meta: PackMeta, patch: int | None = None):
         self.folder, self.meta, self.patch = folder, meta, patch
@@ -159,9 +160,9 @@ class Pack:
     def images(self, split: str = "train", *, uncut: bool = False) -> np.ndarray | Pictures:
         """The images of "train", "val" or "test", uint8 [N, C, H, W].
 
-        Changes are not written back. Those of a streamed set are decoded as rows of them are read.
+        Changes are not written back. Images of a streamed set are decoded when their rows are read.
 
-        uncut: whether images are whole of which patches are used; those of a streamed set never are.
+        uncut: whether to return whole images instead of patches; ignored for a streamed set.
         """
         if self.meta.streamed is None:
             return self._load(split) if uncut else self._cut(self._load(split))
@@ -171,7 +172,7 @@ class Pack:
         return Pictures(self.folder, split, self.meta.shape, Decoding(**self.meta.streamed), self.patch)
 
     def labels(self, split: str = "train") -> np.ndarray | None:
-        """int64 [N], uint8 [N, K] where several classes hold at once, or None."""
+        """int64 [N], or uint8 [N, K] of a multi-label set, or None."""
         return self._load(split, "labels") if self.meta.classes else None
 
     def captions(self, split: str) -> list[str] | None:
@@ -188,7 +189,7 @@ class Pack:
         return arrays if uncut else {kind: self._cut(images) for kind, images in arrays.items()}
 
     def info(self, levels: int | None = None, steps: int = 0) -> DataInfo:
-        """The description of the data that a model is built for, by default with the levels of the source."""
+        """The description of the data for building a model, by default with the grey levels of the source."""
         m = self.meta
         return DataInfo(m.shape, levels or m.levels, m.classes, m.multilabel, m.counts["train"], steps)
 
@@ -200,24 +201,24 @@ class Pack:
         return images[:, :, y, x]
 
     def _refuse_smaller(self, patch: int) -> None:
-        """Raises UsageError that names an image smaller than the patch."""
+        """Raises UsageError with the name of an image smaller than the patch."""
         _, height, width = self.meta.shape
         least = min(height, width)
         if patch <= least:
             return
-        what = f"the images of `{self.meta.title}` are {width}×{height}"
+        problem = f"the images of `{self.meta.title}` are {width}×{height}"
         for split in SPLITS if self.meta.mixed else ():
             sides, names = self._load(split, "sides"), self.names(split)
             small = (sides < patch).any(1).nonzero()[0]
             if len(small) and names is not None:
                 width, height = sides[small[0]].tolist()
-                more = (
+                others = (
                     f", and {len(small) - 1:,} more of the {split} split are small" if small[1:].size else ""
                 )
-                what = f"`{names[small[0]]}` of `{self.meta.title}` is {width}×{height}{more}"
+                problem = f"`{names[small[0]]}` of `{self.meta.title}` is {width}×{height}{others}"
                 break
         hint = f"`--set 'data.augment=[patch={least}]'`, or `--set data.size={patch}`, which enlarges them"
-        raise UsageError(f"{what}: smaller than the patch of {patch}×{patch}", hint=hint)
+        raise UsageError(f"{problem}: smaller than the patch of {patch}×{patch}", hint=hint)
 
     def _load(self, split: str, kind: str = "") -> np.ndarray:
         import numpy as np
@@ -259,10 +260,10 @@ def pack_limit() -> int:
 
 
 def find_pack(data: DataSet, form: Form | None = None) -> Pack | None:
-    """The pack of a form, if one was made of the present files.
+    """The pack of a form, if there is one of the current files.
 
-    A pack that was made without a size or channels serves a form with those that it has, and one whose images
-    were not resized serves every fit.
+    A pack made without a size or channels also serves forms that ask for its own, and one without resized
+    images serves every fit.
     """
     form = form or data.form
     fits: tuple[Fit, ...] = (form.fit, "crop")
@@ -273,13 +274,13 @@ def find_pack(data: DataSet, form: Form | None = None) -> Pack | None:
         for fit in fits
         for mixed in (form.mixed, False)
     )
-    packs = [PackFolder(folder) for folder in dict.fromkeys(pack_dir(data, each) for each in forms)]
+    packs = [PackFolder(folder) for folder in dict.fromkeys(pack_dir(data, variant) for variant in forms)]
     metas = [(pack.path, meta) for pack in packs if (meta := PackMeta.read(pack, data))]
     now = fingerprint(data) if metas else None
     for folder, meta in metas:
         # `gz data verify` reads every byte of the arrays
-        whole = all(is_array(folder / name) for name in meta.sha256 if name.endswith(".npy"))
-        if now in (meta.fingerprint, None) and _serves(meta, form) and whole:
+        is_complete = all(is_array(folder / name) for name in meta.sha256 if name.endswith(".npy"))
+        if now in (meta.fingerprint, None) and _serves(meta, form) and is_complete:
             return Pack(folder, meta)
     return None
 
@@ -297,10 +298,10 @@ def _serves(meta: PackMeta, form: Form) -> bool:
 
 
 def is_array(file: Path) -> bool:
-    """Whether a file has the length that the head of its array says.
+    """Whether the length of a `.npy` file agrees with its header.
 
-    numpy itself is not loaded, which light verbs do without: its format is its name, the version in two
-    bytes, the length of a Python literal that has the type, as `|u1` or `<i8`, and the shape.
+    This parses the header without numpy, which is slow to import: magic string, version in two bytes, and
+    length of a Python literal with the type, as `|u1` or `<i8`, and the shape.
     """
     try:
         with file.open("rb") as f:
@@ -316,10 +317,10 @@ def is_array(file: Path) -> bool:
 
 
 def fingerprint(data: DataSet) -> str | None:
-    """A hash of what a pack is made of: the version of packing, and the checksums of a known set's files, or
-    the names, sizes and times of the user's files and their layout.
+    """A hash of a pack's sources: the version of packing, and the checksums of a known set's files, or the
+    names, sizes and times of the user's files and their layout.
 
-    None where the path of an imported set is gone: then its pack is used as it is.
+    None if the path of an imported set is gone: its pack is then used unchecked.
     """
     digest = hashlib.sha256(str(RULE if isinstance(data, DataSpec) else OWN_RULE).encode())
     if isinstance(data, DataSpec):
@@ -340,8 +341,8 @@ def fingerprint(data: DataSet) -> str | None:
 
 
 # --- uses: a set is not removed while a process reads or packs it ---
-# Each is a file `packs/.NAME.PID.N.used` that its process keeps locked, and that the next process removes
-# where this one was killed. These files are made and looked at under a lock of the set, its gate.
+# A use is a file `packs/.NAME.PID.N.used`, locked by its process. The next process removes files of killed
+# ones. These files are made and inspected under a lock of the set, its gate.
 
 
 class Use:
@@ -349,10 +350,10 @@ class Use:
 
     def __init__(self, data: DataSet):
         self._held = contextlib.ExitStack()
-        # `__del__` might find the modules gone that it needs, or not be called, where the interpreter ends
+        # at the end of the interpreter `__del__` might not be called, or miss modules that it needs
         self.end = weakref.finalize(self, _end_use, self._held, os.getpid())
         file = cache_dir("packs", f".{data.key}.{os.getpid()}.{next(_uses)}.used")
-        with contextlib.suppress(OSError), lock(_gate(data)):  # where nothing can be written, nothing can go
+        with contextlib.suppress(OSError), lock(_gate(data)):  # on a read-only disk nothing can be removed
             _other_users(data)
             self._held.callback(file.unlink, missing_ok=True)
             self._held.enter_context(lock(file, wait=False))
@@ -361,7 +362,7 @@ class Use:
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
-        """Ends the use where the block has failed."""
+        """Ends the use if the block has failed."""
         if kind:
             self.end()
 
@@ -375,7 +376,7 @@ def _end_use(held: contextlib.ExitStack, pid: int) -> None:
 
 @contextlib.contextmanager
 def alone(data: DataSet) -> Iterator[None]:
-    """While the block runs, no other process uses the set. Raises UsageError that names one."""
+    """Keeps other processes from using the set within the block. Raises UsageError if one uses it already."""
     raw = cache_dir("raw", f".{data.key}.lock") if isinstance(data, DataSpec) else None
     with lock(_gate(data)):
         if others := _other_users(data):

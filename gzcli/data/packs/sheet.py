@@ -23,11 +23,10 @@ Row = tuple[str, str, np.ndarray]  # name, a remark below it, images uint8 [n, C
 
 
 def draw(pack: Pack, path: Path) -> Path:
-    """Writes the sheet of a set as a PNG at `path`. Rows are classes of the training images, or splits where
-    there are no classes. Below them stand rows of images with their further pictures (`before`,
-    `control`)."""
+    """Writes the sheet of a set as a PNG at `path`. Rows are classes of the training images, or splits
+    without classes, followed by rows of images and their further pictures (`before`, `control`)."""
     every = list(_rows(pack))
-    rows, more = every[:ROWS], len(every) - ROWS
+    rows, omitted = every[:ROWS], len(every) - ROWS
     channels, high, wide = pack.meta.shape
     scale = max(1, round(SIDE / max(high, wide)))
     cell = wide * scale + PAD
@@ -36,7 +35,7 @@ def draw(pack: Pack, path: Path) -> Path:
     width = margin + COLUMNS * cell
     letters = int(width / font.getlength("n"))
     titles = textwrap.wrap(in_a_line(f"{Path(pack.meta.title).name}: {pack.meta.words}"), letters)
-    if more > 0:
+    if omitted > 0:
         titles.append(f"the first {ROWS} rows of {len(every)}")
     top = len(titles) * (TEXT + PAD) + 2 * PAD
     height = max(high * scale + PAD, 2 * TEXT + 2 * PAD)

@@ -1,5 +1,5 @@
-"""Worker processes that decode pictures: blocks of a set while it is packed, and batches of one that is too
-large to pack, of which an index says where its pictures lie."""
+"""Worker processes that decode pictures: blocks of a set while it is packed, and batches of a set that is too
+large to pack, by an index of its pictures' places."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Index = Sequence[int] | np.ndarray
 
-FEW = 4000  # images up to which starting processes would take longer than packing here
-CHUNK = 64  # blocks that are sent to a worker at a time
-CHUNK_BYTES = 1 << 22  # bytes from which fewer blocks are sent
+FEW = 4000  # images up to which packing in this process is faster than starting others
+CHUNK = 64  # most blocks of a chunk for a worker
+CHUNK_BYTES = 1 << 22  # bytes at which a chunk is complete earlier
 CHUNKS_AHEAD = 3  # chunks in flight for each worker
 MOST_WORKERS = 8  # of one process
-BATCHES_AHEAD = 2  # batches that each worker may decode before they are asked for
-# Modules that workers need, which are imported once for all of them.
+BATCHES_AHEAD = 2  # batches that each worker decodes ahead
+# modules of the workers, which are imported once for all of them
 PRELOADED = ["torch", "torch.utils.data", "PIL.Image", "gzcli.data.packs.stream"]
 _main_hidden = threading.Lock()
 
@@ -100,8 +100,8 @@ def _apply(f: Callable[[Block], T], chunk: list[Block]) -> list[T]:
 
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """Hides the main module from processes that start meanwhile: they would import it anew. A user's script
-    without `if __name__ == "__main__"` would run again in each, and wait for the set that this one packs."""
+    """Hides the main module from processes started within the block, which would import it. A user's script
+    without `if __name__ == "__main__"` would run again in each, and wait for the set being packed."""
     with _main_hidden:
         main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
         try:
@@ -137,12 +137,11 @@ def write_index(folder: Path, split: str, spans: Sequence[Span]) -> None:
 
 
 class Pictures:
-    """The images of a split as an array uint8 [N, C, H, W], each read and decoded when its row is.
+    """The images of a split as an array uint8 [N, C, H, W], decoded when a row is read.
 
-    Rows are numbers [B], of whole pictures or of middle patches, or [B, 3] of numbers and two large random
-    numbers each that place a patch. A row raises MissingError where its picture cannot be read, UsageError
-    where it has another size than `shape`.
-    """
+    An index [B] gives whole pictures or middle patches. One of [B, 3] gives patches, placed by two large
+    random numbers each. Raises MissingError for an unreadable picture, UsageError for one of another size
+    than `shape`."""
 
     dtype = np.dtype(np.uint8)
 
@@ -177,7 +176,7 @@ class Pictures:
         return out
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the memory-maps, which a pickle would copy whole: the other process opens them itself."""
+        """The state without memory maps, which a pickle would copy: the other process opens them itself."""
         return {key: value for key, value in vars(self).items() if key not in ("_spans", "_containers")}
 
     @cached_property
@@ -208,7 +207,7 @@ class Pictures:
 
 
 def worker_count() -> int:
-    """Worker processes for this one: its share of the cores, 1 to 8, or what `GZ_WORKERS` says."""
+    """Worker processes for this one: `GZ_WORKERS`, or its share of the cores, 1 to 8."""
     if (count := number_in("GZ_WORKERS", "processes")) is not None:
         return count
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # training processes on this machine

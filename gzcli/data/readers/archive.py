@@ -53,18 +53,18 @@ _FOREIGN = {
 _BESIDE = {"broken": "broken link", "special": "pipe or device file", "repeated": "link"}
 
 
-def open_members(path: Path, wanted: Callable[[str], bool]) -> Members:
+def open_members(path: Path, accepts: Callable[[str], bool]) -> Members:
     """The members of a folder, zip or tar for which `wanted(name)`."""
     if not is_regular(path):
         raise UsageError(f"`{path}` is no regular file", hint="give a folder, a zip, a tar or an npz")
     if path.is_dir():
-        return open_folder(path, wanted)
+        return open_folder(path, accepts)
     refuse_foreign(path)
     name = path.name.lower()
     if zipfile.is_zipfile(path) or name.endswith(".zip"):
-        return Zip(path, wanted)
+        return Zip(path, accepts)
     if re.search(r"\.(tar|tgz|tar\.\w+)$", name) or tarfile.is_tarfile(path):
-        return Tar(path, wanted)
+        return Tar(path, accepts)
     raise UsageError(f"`{path}` is not a set of images", hint="give a folder, a zip, a tar or an npz")
 
 
@@ -134,20 +134,20 @@ class Files:
             raise MissingError(f"`{e.filename}` cannot be read: {e.strerror}") from e
 
 
-def open_folder(path: Path, wanted: Callable[[str], bool]) -> Files:
+def open_folder(path: Path, accepts: Callable[[str], bool]) -> Files:
     """The wanted regular files below a folder; `notes` count what is no regular file."""
     names, others = walk(path)
     notes = []
     for kind, odd in others.items():
-        more = " to folders that are read" if kind == "repeated" else ""
-        notes.append(f"{counted(len(odd), _BESIDE[kind])}{more} skipped (`{odd[0]}`)")
-    return Files(path, [name for name in names if wanted(name)], notes)
+        place = " to folders that are read" if kind == "repeated" else ""
+        notes.append(f"{counted(len(odd), _BESIDE[kind])}{place} skipped (`{odd[0]}`)")
+    return Files(path, [name for name in names if accepts(name)], notes)
 
 
 class Zip:
     """The wanted members of a zip."""
 
-    def __init__(self, path: Path, wanted: Callable[[str], bool]):
+    def __init__(self, path: Path, accepts: Callable[[str], bool]):
         self.path, self.notes = path, list[str]()
         self._infos: dict[str, zipfile.ZipInfo] = {}
         with self.opened() as archive:
@@ -159,7 +159,7 @@ class Zip:
                     raise refused(path, f"`{info.filename}` is a link")
                 if info.flag_bits & 1:
                     raise MissingError(f"`{path}` is encrypted", hint="unpack it and give the folder")
-                if wanted(name := _clean(info.filename)):
+                if accepts(name := _clean(info.filename)):
                     self._infos[name] = info
         self.names = list(self._infos)
 
@@ -195,7 +195,7 @@ class Zip:
 class Tar:
     """The wanted members of a tar with any compression, read from its front to its end."""
 
-    def __init__(self, path: Path, wanted: Callable[[str], bool]):
+    def __init__(self, path: Path, accepts: Callable[[str], bool]):
         self.path, self.notes = path, list[str]()
         names: dict[str, None] = {}
         total, packed = 0, path.stat().st_size
@@ -210,7 +210,7 @@ class Tar:
                     raise refused(path, f"`{member.name}` is a sparse file")
                 total += member.size
                 refuse_bomb(path, total, packed)
-                if member.isfile() and wanted(_clean(member.name)):
+                if member.isfile() and accepts(_clean(member.name)):
                     names[_clean(member.name)] = None
             # tarfile takes any block that is no header for the end. Reading on checks that the end is there,
             # and a compressed file's checksum.

@@ -1,5 +1,5 @@
-"""The user's own images at a path, and what the folders around pictures mean: splits and classes. Ambiguous
-folders are refused, with a message that names them."""
+"""The user's own images at a path, and the meaning of their folders: splits and classes. Ambiguous folders
+are refused by name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from gzcli.data.readers.npz import npz
 from gzcli.data.readers.pictures import Decoding, decode, notes_in_words
 from gzcli.data.sets.registry import CAPTIONS, TARGETS, Form, further_of
 
-LAYOUTS = ("flat", "classes", "splits", "class-splits")  # what `--layout` takes
+LAYOUTS = ("flat", "classes", "splits", "class-splits")  # values of `--layout`
 ASK = "`gz data import PATH --name NAME --layout flat|classes|splits|class-splits` says what is meant"
 HINT = "a set is a flat folder, class folders, `train` and `test` of these, or `trainA trainB testA testB`"
 HINT += f"; {ASK}"
@@ -47,8 +47,8 @@ KINDS_HINT = f"pictures are files of these kinds: {PICTURE_KINDS}"
 _IMAGES = re.compile(r"(images?|imgs?|pictures?|photos?|jpe?g(images)?|rgb|png)", re.IGNORECASE)
 _MARKS = re.compile(r"(ground_?truth|gt|masks?|segmentations?|annotations?|labels?)", re.IGNORECASE)
 
-Folders = dict[str, tuple[str, ...]]  # by the name of a picture, the folders in which it lies
-Places = dict[str, tuple[str, str | None]]  # by the name of a picture, its split and its class, if any
+Folders = dict[str, tuple[str, ...]]  # name of a picture → its folders, the outermost first
+Places = dict[str, tuple[str, str | None]]  # name of a picture → its split and its class, if any
 
 
 def open_path(path: Path, form: Form | None = None) -> RawImages:
@@ -81,8 +81,8 @@ def read_pictures(
     patch: int | None = None,
     say: Say = silent,
 ) -> np.ndarray:
-    """The first `limit` pictures at a path that is no data set, or their middle patches, in order of their
-    names: uint8 [n, C, H, W]."""
+    """The first `limit` pictures at a path, or their middle patches, in order of their names: uint8
+    [n, C, H, W]."""
     if not path.exists():
         hint = "give a picture, or a folder, zip or tar of pictures"
         raise MissingError(f"there is no `{path}`", hint=hint)
@@ -116,10 +116,10 @@ def pictures(title: str, members: Members, form: Form) -> RawImages:
     """The encoded pictures among the members of a folder or an archive.
 
     Files beside a picture may describe it:
-    - a line of a `metadata.jsonl`, {"file_name": …, "text": …}, whose names are relative to it. It may name
-      further pictures ("control": …, "before": …), which then are no images of the set themselves.
+    - a line of a `metadata.jsonl`, {"file_name": …, "text": …}, with names relative to it. Further pictures
+    in   it ("control": …, "before": …) are no images of the set themselves.
     - `NAME.txt`, a caption
-    - `NAME.cls`, a label in the place of what the folders say
+    - `NAME.cls`, a label, which overrides the folders
     """
     names = [name for name in members.names if is_picture(name)]
     if not names:
@@ -140,7 +140,7 @@ def pictures(title: str, members: Members, form: Form) -> RawImages:
     if form.foreign and form.layout != "flat":
         layout, notes = scored(names), list[str]()
     else:  # with `flat`, images that are scored are all of them, whatever their folders say
-        layout, notes = placed(title, names, form.layout, {} if labels else _annotated(members))
+        layout, notes = places_of(title, names, form.layout, {} if labels else _annotated(members))
     layout = {name: (split, labels.get(name, label)) for name, (split, label) in layout.items()}
     classes, number = _numbered({label for _, label in layout.values() if label is not None}, bool(labels))
     places = {name: (split, number.get(label)) for name, (split, label) in layout.items()}
@@ -157,8 +157,8 @@ def pictures(title: str, members: Members, form: Form) -> RawImages:
 
 
 def _numbered(labels: set[str], in_files: bool) -> tuple[tuple[str, ...], dict[str | None, int]]:
-    """The classes that labels make, and the number of each label. In label files, numbers of up to five
-    digits mean themselves."""
+    """The classes of these labels, and the number of each label. Labels in files that are numbers of up to
+    five digits are class numbers."""
     if in_files and all(label.isdecimal() and len(label) < 6 for label in labels):
         return tuple(map(str, range(max(map(int, labels)) + 1))), {label: int(label) for label in labels}
     classes = tuple(sorted(labels))
@@ -166,7 +166,7 @@ def _numbered(labels: set[str], in_files: bool) -> tuple[tuple[str, ...], dict[s
 
 
 def _texts(members: Members, names: list[str]) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of some members; an archive is not opened for none."""
+    """(name, bytes) of some members. An archive is not opened for an empty list."""
     return members.read(names) if names else iter(())
 
 
@@ -230,13 +230,13 @@ def _descriptions(title: str, members: Members, names: list[str]) -> tuple[dict[
 
 
 def _metadata_line(line: str, place: str) -> _Line:
-    """A line of `metadata.jsonl`, read. Keys may end in `_file_name`, as the `datasets` library has it. A key
-    of FURTHER whose value names no picture, as {"source": "flickr"}, says nothing."""
+    """Parses a line of `metadata.jsonl`. Keys may end in `_file_name`, as in the `datasets` library. A key of
+    FURTHER is ignored if its value names no picture, as {"source": "flickr"}."""
     hint = 'each line is like {"file_name": "0001.png", "text": "a red door"}'
     try:
         row = {key.removesuffix("_file_name"): value for key, value in json.loads(line).items()}
-        named = {k: v for k, v in row.items() if isinstance(v, str) and may_be_picture(v)}
-        targets = [named[key] for key in TARGETS if key in named]
+        pictures = {k: v for k, v in row.items() if isinstance(v, str) and may_be_picture(v)}
+        targets = [pictures[key] for key in TARGETS if key in pictures]
         picture = str(row["file_name"]) if "file_name" in row or not targets else targets[0]
         caption = next(row[key] for key in CAPTIONS if isinstance(row.get(key), str))
     except (ValueError, KeyError, StopIteration, AttributeError, RecursionError) as e:
@@ -246,7 +246,7 @@ def _metadata_line(line: str, place: str) -> _Line:
         hint = f"the image before an instruction is `before`, as in {example}"
         raise UsageError(f"{place} names two images, `{picture}` and `{targets[-1]}`", hint=hint)
     further: dict[str, str] = {}
-    for key, value in named.items():
+    for key, value in pictures.items():
         if kind := further_of(key):
             further.setdefault(kind, value)
     return _Line(picture, caption, further)
@@ -255,11 +255,11 @@ def _metadata_line(line: str, place: str) -> _Line:
 # --- layouts ---
 
 
-def placed(
+def places_of(
     title: str, names: Iterable[str], layout: str | None = None, annotated: Mapping[str, str] | None = None
 ) -> tuple[Places, list[str]]:
-    """The splits and classes of pictures by their folders or by TinyImageNet's lists, and notes of what was
-    left out. Raises UsageError that names a folder which is ambiguous."""
+    """The splits and classes of pictures by their folders or by TinyImageNet's lists, and notes on omissions.
+    Raises UsageError with the name of an ambiguous folder."""
     folders = _without_outer(names, layout)
     layout = layout or _layout_of(title, folders)
     if layout == "flat":
@@ -285,7 +285,7 @@ def placed(
 
 
 def scored(names: Iterable[str]) -> Places:
-    """The splits of pictures that are only scored, by their folders where all but masks lie in splits."""
+    """The splits of pictures that are only scored, by their folders if all but masks are in split folders."""
     folders = _without_outer(names, None)
     heads = {name: f[0] if f else "" for name, f in folders.items()}
     splits = {name: split_of(head) for name, head in heads.items() if not _MARKS.fullmatch(head)}
@@ -295,7 +295,7 @@ def scored(names: Iterable[str]) -> Places:
 
 
 def _without_outer(names: Iterable[str], layout: str | None) -> Folders:
-    """The folders of each picture without outer ones that hold all pictures."""
+    """The folders of each picture, without outer folders common to all."""
     folders = {name: PurePosixPath(name).parts[:-1] for name in names}
     while True:
         heads = {f[0] if f else None for f in folders.values()}
@@ -311,7 +311,6 @@ def _without_outer(names: Iterable[str], layout: str | None) -> Folders:
 
 
 def _layout_of(title: str, folders: Folders) -> str:
-    """The layout of the folders."""
     heads = sorted({f[0] for f in folders.values() if f})
     splits = [head for head in heads if split_of(head)]
     marks = [head for head in heads if _MARKS.fullmatch(head)]
@@ -351,8 +350,8 @@ def _by_split(title: str, folders: Folders, annotated: Mapping[str, str]) -> tup
     splits = {head: split for head in sorted(inside) if (split := split_of(head))}
     folder_of: dict[tuple[str, str], str] = {}
     for head, split in splits.items():
-        if (other := folder_of.setdefault(split, head)) != head:
-            message = f"`{title}` has `{other}` and `{head}`, which are one split"
+        if (first_head := folder_of.setdefault(split, head)) != head:
+            message = f"`{title}` has `{first_head}` and `{head}`, which are one split"
             raise UsageError(message, hint="put them into one folder")
     inside = _without_meaningless(inside)
     of_train = (f for head in inside for f in inside[head].values() if splits[head][0] == "train")
@@ -370,15 +369,14 @@ def _by_split(title: str, folders: Folders, annotated: Mapping[str, str]) -> tup
 
 
 def _without_meaningless(inside: dict[str, Folders]) -> dict[str, Folders]:
-    """Folders by split without two kinds that mean nothing: one of the same name in every split that holds
-    all pictures (`train/images test/images`), and a split's own name inside it
-    (`training_set/training_set`)."""
+    """Folders by split without two meaningless kinds: a folder of all pictures with the same name in every
+    split (`train/images test/images`), and a repeated split name (`training_set/training_set`)."""
     while True:
         heads = {head: {f[0] if f else None for f in rows.values()} for head, rows in inside.items()}
         single = {head: next(iter(firsts)) for head, firsts in heads.items() if len(firsts) == 1}
         lone = {head: first for head, first in single.items() if first}
-        same = len(lone) == len(heads) and len(set(lone.values())) == 1
-        strip = {head for head, first in lone.items() if same or split_of(first) == split_of(head)}
+        is_shared = len(lone) == len(heads) and len(set(lone.values())) == 1
+        strip = {head for head, first in lone.items() if is_shared or split_of(first) == split_of(head)}
         if not strip:
             return inside
         for head in strip:
@@ -388,7 +386,7 @@ def _without_meaningless(inside: dict[str, Folders]) -> dict[str, Folders]:
 def _of_split(
     title: str, head: str, classes: dict[str, str | None], train: set[str | None]
 ) -> tuple[dict[str, str | None], str]:
-    """The classes of the pictures in a split's folder that train has too, and a note of those left out."""
+    """The classes of a split's pictures that train has too, and a note on those left out."""
     labels = set(classes.values())
     if None in labels and len(labels) > 1:
         loose = next(name for name, label in sorted(classes.items()) if label is None)
@@ -405,6 +403,6 @@ def _of_split(
         message = f"`{head}/{unknown[0]}` of `{title}` is a class that `train` has not"
         raise UsageError(message, hint=f"take it out, or name it as in `train`; {ASK}")
     used = {name: label for name, label in classes.items() if label in train}
-    named = f"`{head}/{unknown[0]}`" + (f" and {len(unknown) - 1} others" if len(unknown) > 1 else "")
+    classes_text = f"`{head}/{unknown[0]}`" + (f" and {len(unknown) - 1} others" if len(unknown) > 1 else "")
     left_out = counted(len(classes) - len(used), "picture")
-    return used, f"{left_out} of {named} skipped: `train` has only `{next(iter(train))}`"
+    return used, f"{left_out} of {classes_text} skipped: `train` has only `{next(iter(train))}`"

@@ -1,5 +1,5 @@
-"""A data set of the hub, read where it lies: parquet files, or the Arrow files that `save_to_disk` of the
-`datasets` library wrote."""
+"""A data set of the hub, read in place: parquet files, or Arrow files by `save_to_disk` of the `datasets`
+library."""
 
 from __future__ import annotations
 
@@ -125,16 +125,16 @@ class Rows:
             for cell in self._cells(file, group, column):
                 yield self._picture(file, cell)
 
-    def some(self, column: str, n: int) -> Iterator[tuple[int, bytes | None]]:
+    def spread_rows(self, column: str, n: int) -> Iterator[tuple[int, bytes | None]]:
         """(row, encoded picture) of about n rows that lie apart: the first of as many groups of rows."""
         groups, first = [], 0
         for file, group, rows in self._groups():
             groups.append((first, file, group))
             first += rows
-        few = groups[:: max(1, len(groups) // n)][:n]
-        for first, file, group in few:
+        chosen = groups[:: max(1, len(groups) // n)][:n]
+        for first, file, group in chosen:
             cells = self._cells(file, group, column)
-            for i, cell in zip(range(max(1, n // len(few))), cells, strict=False):
+            for i, cell in zip(range(max(1, n // len(chosen))), cells, strict=False):
                 yield first + i, self._picture(file, cell)
 
     def _groups(self) -> Iterator[tuple[int, int, int]]:
@@ -212,17 +212,17 @@ def dataset_folder(path: Path) -> RawImages:
     splits = {split: rows for split, rows in splits.items() if not labels or split in labels}
     caption = next((name for name in CAPTIONS if name in kinds), None)
 
-    def named(column: str, split: str, i: int, picture: bytes | None) -> tuple[str, bytes]:
-        where = f"{split if column == image else f'{split}.{column}'}[{i}]"
+    def checked_picture(column: str, split: str, i: int, picture: bytes | None) -> tuple[str, bytes]:
+        place = f"{split if column == image else f'{split}.{column}'}[{i}]"
         if picture is None:
-            raise UsageError(f"`{path}` has no picture in `{where}`", hint="take the row out, or the column")
-        return where, picture
+            raise UsageError(f"`{path}` has no picture in `{place}`", hint="take the row out, or the column")
+        return place, picture
 
     def blocks_of(column: str) -> Blocks:
         def blocks() -> Iterator[Block]:
             for split, rows in splits.items():
                 for i, cell in enumerate(rows.pictures(column)):
-                    name, picture = named(column, split, i, cell)
+                    name, picture = checked_picture(column, split, i, cell)
                     yield Block(split, i, picture, name)
 
         return blocks
@@ -233,7 +233,9 @@ def dataset_folder(path: Path) -> RawImages:
         {split: len(rows) for split, rows in splits.items()},
         labels,
         blocks_of(image),
-        probe=lambda: (named(image, "train", i, cell) for i, cell in splits["train"].some(image, PROBES)),
+        probe=lambda: (
+            checked_picture(image, "train", i, cell) for i, cell in splits["train"].spread_rows(image, PROBES)
+        ),
         captions={s: [text or "" for text in rows.values(caption)] for s, rows in splits.items()}
         if caption
         else {},
@@ -245,8 +247,8 @@ def dataset_folder(path: Path) -> RawImages:
 def _labels(path: Path, splits: dict[str, Rows]) -> tuple[tuple[str, ...], dict[str, np.ndarray], list[str]]:
     """The classes, the labels int64 [N] of each split, and what was left out."""
     kinds = splits["train"].kinds
-    named = next((name for name, kind in kinds.items() if kind == "class"), None)
-    column = named or next((name for name in LABELS if kinds.get(name) in ("int", "text")), None)
+    labelled = next((name for name, kind in kinds.items() if kind == "class"), None)
+    column = labelled or next((name for name in LABELS if kinds.get(name) in ("int", "text")), None)
     if column is None:
         return (), {}, []
     values = {split: rows.values(column) for split, rows in splits.items()}
@@ -265,7 +267,7 @@ def _labels(path: Path, splits: dict[str, Rows]) -> tuple[tuple[str, ...], dict[
         classes = tuple(sorted(every))
         number = {label: i for i, label in enumerate(classes)}
         values = {split: [number[label] for label in y] for split, y in values.items()}
-    elif named:
+    elif labelled:
         classes = splits["train"].classes[column]
     else:
         classes = tuple(map(str, range(min(max(every, default=0) + 1, MOST_CLASSES))))

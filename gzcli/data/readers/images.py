@@ -1,5 +1,5 @@
-"""What readers share: the files below a folder and what their names say, and the images of a set before they
-are packed. No heavy import at the top."""
+"""Shared parts of readers: the files below a folder, the meaning of their names, and the images of a set
+before packing. No heavy import at the top."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _SPLIT = re.compile(r"(train|val|test)(ing|id|idation)?(set|images?|imgs?|data|s
 
 
 def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """Names of the regular files below a folder (POSIX, relative, sorted), and of everything else by what it
-    is: "broken" links, "special" files, and "repeated": links to folders that are read already.
+    """Names of the regular files below a folder (POSIX, relative, sorted), and of all others by kind:
+    "broken" links, "special" files, and "repeated": links to folders that are read already.
 
     Links are followed. Each folder is read once, by its own name rather than a link's, so that a circle of
     links has an end. Names that begin with a dot are left out.
@@ -148,9 +148,9 @@ class PictureFilter:
         if not (n := sum(self.others.values())):
             return []
         kinds = [kind for kind, _ in self.others.most_common(4)]
-        named = " ".join([*kinds, *(["…"] if len(self.others) > len(kinds) else [])])
+        examples = " ".join([*kinds, *(["…"] if len(self.others) > len(kinds) else [])])
         plural = "s" if len(self.others) > 1 else ""
-        return [f"{counted(n, 'file')} of unknown kind{plural} skipped ({named})"]
+        return [f"{counted(n, 'file')} of unknown kind{plural} skipped ({examples})"]
 
 
 def split_of(folder: str | None) -> tuple[str, str] | None:

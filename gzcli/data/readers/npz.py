@@ -113,14 +113,14 @@ class _Npz:
         """The format of an array of images. Raises UsageError for other arrays and for ambiguous ones."""
         with self._opened(name) as (_, shape, fortran, dtype):
             pass
-        what = f"`{name}` in `{self.path}` is {dtype} of shape {shape}"
+        description = f"`{name}` in `{self.path}` is {dtype} of shape {shape}"
         last, first = (len(shape) == 4 and shape[axis] in (1, 3) for axis in (3, 1))
         if dtype not in (np.uint8, np.uint16) or not (len(shape) == 3 or last or first):
             hint = "; bring others to 0 … 255 and to uint8" if dtype.kind in "fi" else ""
-            raise UsageError(what, hint=HINT + hint)
+            raise UsageError(description, hint=HINT + hint)
         if last and first:
             hint = "put them last, or leave an axis of 1 out"
-            raise UsageError(f"{what}: channels first or last?", hint=hint)
+            raise UsageError(f"{description}: channels first or last?", hint=hint)
         n, *sides = shape
         c, h, w = (1, *sides) if len(sides) == 2 else (sides[2], *sides[:2]) if last else sides
         return Header(n, (c, h, w), first, fortran, dtype)
@@ -178,8 +178,8 @@ class _Npz:
     @contextmanager
     def _opened(self, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, np.dtype]]:
         """The file of an array after its header, with shape, whether the order is Fortran's, and dtype.
-        Raises MissingError where the header makes no sense or claims more than the file has: before that is
-        known, nothing is allocated."""
+        Raises MissingError, before anything is allocated, for a malformed header or one that claims more than
+        the file has."""
         with self.zip.opened() as archive, archive.open(f"{name}.npy") as f:
             try:
                 version = np.lib.format.read_magic(f)

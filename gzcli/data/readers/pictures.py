@@ -34,24 +34,24 @@ class Decoding:
     fit: Fit = "crop"  # how a picture of another shape comes to the size
 
 
-def decode(data: bytes, name: str, how: Decoding, note: Say = silent) -> tuple[np.ndarray, bool]:
-    """An encoded picture as uint8 [C, H, W], and whether it had another size; `note` takes each choice that
-    its reading needed, for `notes_in_words`.
+def decode(data: bytes, name: str, decoding: Decoding, note: Say = silent) -> tuple[np.ndarray, bool]:
+    """An encoded picture as uint8 [C, H, W], and whether it had another size. `note` gets each choice in its
+    reading, for `notes_in_words`.
 
-    EXIF rotation is applied; transparency is laid over white, or over black where all that can be seen would
-    be white on white; palettes become RGB; grey of more than 8 bits is scaled from the range that `white_of`
-    says; RGB → grey is ITU-R 601 luma; of several frames the first is taken.
+    EXIF rotation is applied; transparency is laid over white, or over black if the picture would be white on
+    white; palettes become RGB; grey of more than 8 bits is scaled from the range of `white_of`; RGB → grey is
+    ITU-R 601 luma; of several frames the first is taken.
 
-    Raises MissingError if it does not decode, UsageError if it has colour though only grey may come.
+    Raises MissingError if it does not decode, UsageError if it has colour where only grey is allowed.
     """
     try:
         image = _plain(data, note)
-        if how.grey_only and is_colour(image):
+        if decoding.grey_only and is_colour(image):
             hint = "`--set data.channels=3` keeps the colours, `--set data.channels=1` drops them"
             raise UsageError(f"`{name}` has colour, the first images have none", hint=hint)
-        height, width = sides(how.size) if how.size else (image.height, image.width)
+        height, width = sides(decoding.size) if decoding.size else (image.height, image.width)
         resized = image.size != (width, height)
-        return _fitted(image, (how.channels, height, width), how.fit, how.rule), resized
+        return _fitted(image, (decoding.channels, height, width), decoding.fit, decoding.rule), resized
     except GzError:
         raise
     except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, DecompressionBombError, …
@@ -88,15 +88,15 @@ def fit_array(images: np.ndarray, shape: tuple[int, int, int], fit: Fit) -> np.n
 
 
 def notes_in_words(notes: Iterable[str] | Mapping[str, int]) -> list[str]:
-    """How often `decode` noted each choice: `24 pictures of 12 bits, read as 0 … 4,095`."""
-    return [f"{counted(n, 'picture')} {how}" for how, n in Counter(notes).most_common()]
+    """The counts of `decode`'s notes in words: `24 pictures of 12 bits, read as 0 … 4,095`."""
+    return [f"{counted(n, 'picture')} {note}" for note, n in Counter(notes).most_common()]
 
 
 def undecodable(name: str, e: Exception) -> MissingError:
     """The error for a picture that does not decode."""
-    what = str(e) if "cannot identify" not in str(e) else "not a picture that can be read"
+    reason = str(e) if "cannot identify" not in str(e) else "not a picture that can be read"
     hint = "replace it or take it out"
-    return MissingError(f"`{name}` does not decode: {what or type(e).__name__}", hint=hint)
+    return MissingError(f"`{name}` does not decode: {reason or type(e).__name__}", hint=hint)
 
 
 def is_colour(image: Any) -> bool:

@@ -82,8 +82,8 @@ def glyphs(spec: DataSpec) -> RawImages:
                 continue
             form, high, wide = _glyph(name, character)
             scale = np.array([min(CAPITAL / high, WIDEST / wide), CAPITAL / high])
-            drawn = pictures(form, maps[rows] * scale, center[rows], bolder[rows], spec.size)
-            images[rows, 0] = np.rint(255 * drawn)
+            glyph_images = pictures(form, maps[rows] * scale, center[rows], bolder[rows], spec.size)
+            images[rows, 0] = np.rint(255 * glyph_images)
     return _halved(spec, images, label)
 
 
@@ -97,8 +97,8 @@ def _glyph(face: str, character: str) -> tuple[np.ndarray, float, float]:
     font = ImageFont.truetype(path, LETTERS, layout_engine=ImageFont.Layout.BASIC)
     left, top, right, bottom = font.getbbox(character)
     canvas = Image.new("L", (SIDE, SIDE))
-    at = ((SIDE - left - right) / 2, (SIDE - top - bottom) / 2)
-    ImageDraw.Draw(canvas).text(at, character, 255, font)
+    corner = ((SIDE - left - right) / 2, (SIDE - top - bottom) / 2)
+    ImageDraw.Draw(canvas).text(corner, character, 255, font)
     inside = np.asarray(canvas) > 127
     return distance(inside), (bottom - top) * 2 / SIDE, (right - left) * 2 / SIDE
 

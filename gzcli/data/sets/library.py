@@ -60,12 +60,12 @@ def listing() -> list[dict[str, Any]]:
 
 
 def _own_row(name: str, line: dict[str, Any]) -> dict[str, Any]:
-    """The row of an imported set: what its newest pack holds, whatever has become of its files since."""
-    own = own_set(name, line)
-    newest = max(packs_of(own), key=lambda pack: pack.meta_file.stat().st_mtime, default=None)
+    """The row of an imported set, by its newest pack, even if its files have changed since."""
+    own_images = own_set(name, line)
+    newest = max(packs_of(own_images), key=lambda pack: pack.meta_file.stat().st_mtime, default=None)
     row = {key: line.get(key, value) for key, value in _ROW.items()}
-    row |= {"name": name, "title": line["path"], "lost": not own.path.exists()}
-    if newest and (meta := PackMeta.read(newest, own)):
+    row |= {"name": name, "title": line["path"], "lost": not own_images.path.exists()}
+    if newest and (meta := PackMeta.read(newest, own_images)):
         row |= {"classes": len(meta.classes), "channels": meta.shape[0], "size": as_size(*meta.shape[1:])}
         row |= {"n_train": meta.counts["train"] + meta.counts["val"], "n_val": 0}
         row |= {"n_test": meta.counts["test"], "cached": True}
@@ -153,8 +153,8 @@ def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
         for part, digest in read_object(pack.meta_file).get("sha256", {}).items():
             file = pack.path / part
             if not file.exists() or checksum(file) != digest:
-                again = f"`gz data remove {name}` drops it; the next use packs it again"
-                raise MissingError(f"the pack `{file}` is damaged", hint=again)
+                remedy = f"`gz data remove {name}` drops it; the next use packs it again"
+                raise MissingError(f"the pack `{file}` is damaged", hint=remedy)
     if not files and not packs:
         hint = f"`gz data download {name}`"
         if isinstance(data, OwnSet):

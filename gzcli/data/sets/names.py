@@ -1,4 +1,4 @@
-"""Finds the data set that a name or a path means, and the classes that `--label` names. No heavy import."""
+"""Finds data sets by name or path, and classes by the names of `--label`. No heavy import."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class OwnSet:
     """The user's own images."""
 
     path: Path  # their absolute path
-    name: str | None = None  # the name that they were imported under; None for a path
-    form: Form = field(default_factory=Form)  # how they are packed by default, as their import said
+    name: str | None = None  # the name of their import; None for a path
+    form: Form = field(default_factory=Form)  # their default form, set by the import
 
     @property
     def key(self) -> str:
@@ -38,12 +38,12 @@ class OwnSet:
 
     @property
     def reference(self) -> str:
-        """The text that means this set from any folder."""
+        """The name or absolute path of the set, valid in any folder."""
         return self.name or str(self.path)
 
     @property
     def shown(self) -> str:
-        """What messages call it."""
+        """Its name in messages."""
         return str(self.path)
 
     title = shown
@@ -70,7 +70,7 @@ def slug(text: str) -> str:
 
 
 def locate(what: DataSet | str | Path) -> DataSet:
-    """The set that `what` means: itself, a known name, an imported name, else a path; others are refused."""
+    """The set of a known name, an imported name, or else a path. Raises UsageError or MissingError."""
     if isinstance(what, DataSet):
         return what
     text = str(what)
@@ -127,15 +127,15 @@ def own_set(name: str, line: dict[str, Any]) -> OwnSet:
 
 
 def local(text: str) -> Path:
-    """The absolute path that was typed. Raises UsageError for a URL."""
+    """The absolute path of a typed one. Raises UsageError for a URL."""
     if "://" in text:
         raise UsageError(f"`{text}` is a URL", hint="download it yourself, then give the path of what came")
     return Path(text).expanduser().absolute()
 
 
 def class_numbers(text: str, classes: Sequence[str]) -> list[int]:
-    """The numbers of the classes that a text names: `cat`, `3`, or a list `cat,"x,y"` as in CSV. A word means
-    the class of that name, else one whose name differs in capitals, `-` and `_` alone, else a number."""
+    """The class numbers of a text: `cat`, `3`, or a list `cat,"x,y"` as in CSV. A word is the name of a
+    class, else one up to capitals, `-` and `_`, else a number."""
     if not classes:
         raise UsageError("`--label` needs a data set with classes")
     if text in classes:
@@ -145,7 +145,7 @@ def class_numbers(text: str, classes: Sequence[str]) -> list[int]:
 
 
 def in_turns(n: int, classes: int) -> int:
-    """About n images, as many of each class; n where there are more classes."""
+    """The multiple of `classes` nearest to n; n itself if there are more classes."""
     return n if not 0 < classes <= n else classes * round(n / classes)
 
 
@@ -160,7 +160,7 @@ def _number(word: str, classes: Sequence[str]) -> int:
         return alike[0]
     if word.isascii() and word.isdecimal() and int(word) < len(classes):
         return int(word)
-    whole = next((name for name in classes if "," in name and word in name.split(",")), None)
-    quoted = f"""quote a name that holds a comma: `--label '"{whole}"'`""" if whole and word else None
+    match = next((name for name in classes if "," in name and word in name.split(",")), None)
+    quoted = f"""quote a name that holds a comma: `--label '"{match}"'`""" if match and word else None
     hint = quoted or did_you_mean(word, classes) or f"labels: {', '.join(classes[:20])}"
     raise UsageError(f"no label `{word}` among {len(classes)} classes", hint=hint)

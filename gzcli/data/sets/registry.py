@@ -1,5 +1,5 @@
-"""The data sets known by name: what they show, the files they come in, and where these lie in the cache.
-No heavy import.
+"""The data sets known by name: their content, their files, and the places of these in the cache. No heavy
+import.
 
 Adding a set is one entry in `sets.json` and one reader of the same name in `readers/publishers.py` or
 `embedded.py`.
@@ -20,9 +20,9 @@ from gzcli.core.units import Size, sides
 from gzcli.store.files import checksum
 from gzcli.store.paths import cache_dir
 
-# What may come with an image beside its label, by the names of keys in `metadata.jsonl` or of columns; of
-# several the first counts. `control` is a map that the image follows (edges, depth, a pose), `before` the
-# image that an instruction, the caption, changed into this one.
+# Companions of an image besides its label, by keys of `metadata.jsonl` or columns, the first of which counts.
+# `control` is a map that the image follows (edges, depth, a pose), `before` the image that an instruction,
+# the caption, changed into this one.
 CAPTIONS = ("text", "caption", "edit_prompt", "instruction")
 FURTHER = {
     "control": ("control", "conditioning_image", "conditioning"),
@@ -47,15 +47,13 @@ def extras_in_words(extras: Iterable[str]) -> str:
 class Form:
     """How the images of a set are read and packed."""
 
-    size: Size | None = None  # to which the images are resized; None: as they are
-    channels: int | None = None  # 1 (grey) or 3 (RGB) to which they are converted; None: as they are
-    skip_bad: bool = False  # whether pictures that do not decode are left out; if not, they are an error
-    # what the folders of pictures mean, of LAYOUTS of the folder reader; None: what their names say
-    layout: str | None = None
-    # whether the images are scored only: one split `test`, in whatever folders, without classes
-    foreign: bool = False
-    fit: Fit = "crop"  # how pictures of another shape come to the size
-    mixed: bool = False  # whether the images may have any sizes, as patches of them are used
+    size: Size | None = None  # size of the packed images; None: their own
+    channels: int | None = None  # channels of the packed images, 1 (grey) or 3 (RGB); None: their own
+    skip_bad: bool = False  # whether pictures that do not decode are left out instead of raising an error
+    layout: str | None = None  # meaning of the folders, of the folder reader's LAYOUTS; None: by their names
+    foreign: bool = False  # whether images are only scored: one split `test`, any folders, no classes
+    fit: Fit = "crop"  # how pictures of another shape are resized
+    mixed: bool = False  # whether the images may have several sizes, for patches
 
     def with_options(
         self, size: Size | None, channels: int | None, fit: Fit = "crop", patch: int | None = None
@@ -83,8 +81,7 @@ class DataSpec:
 
     name: str  # what `--data` takes
     title: str  # what it shows, in a line
-    # names of the classes, or how many there are where the files tell the names; () without labels
-    classes: tuple[str, ...] | int
+    classes: tuple[str, ...] | int  # names, or their number if the files hold the names; () without labels
     channels: int  # 1 (grey) or 3 (RGB)
     size: int  # pixels a side; pictures of many sizes are packed to it unless `data.size` asks for another
     n_train: int  # images of the official training split
@@ -101,8 +98,7 @@ class DataSpec:
     embedded: bool = False  # whether it is made from an installed package, without a download
     page: str = ""  # where a browser gets the files, if their host may refuse a program
     hub: str = ""  # its id on the Hugging Face hub, where it may be had by agreement
-    # whether the user's own files are used where they lie; `--from` then makes links, no copies
-    linked: bool = False
+    linked: bool = False  # whether `--from` links the user's files instead of copying them
 
     @property
     def key(self) -> str:
@@ -190,8 +186,8 @@ def check_files(spec: DataSpec, say: Say) -> list[Path]:
         say(f"checking `{path}`")
         kind = "sha256" if file.sha256 else "md5"
         if not is_there(spec, file) or checksum(path, kind) != (file.sha256 or file.md5):
-            again = f"`gz data remove {spec.name}`, then `gz data download {spec.name}"
-            hint = f"{again}{' --from DIR`' if spec.linked else '`'} fetches it anew"
+            command = f"`gz data remove {spec.name}`, then `gz data download {spec.name}"
+            hint = f"{command}{' --from DIR`' if spec.linked else '`'} fetches it anew"
             raise MissingError(f"`{path}` is damaged: its {kind} is not the publisher's", hint=hint)
         paths.append(path)
     return paths

@@ -1,4 +1,4 @@
-"""The classes of samples: `classes`, whether they are those that they should be, by the set's LeNet; and
+"""The classes of samples: `classes`, their frequencies and agreement with labels by the set's LeNet; and
 `is`, the inception score (Salimans et al. 2016, arXiv:1606.03498, §4)."""
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ T = 2.262  # Student's t of nine degrees of freedom
 
 
 def of_images(judge: Any, images: Any) -> Figures:
-    """`tv`, by how much the classes differ from those of training images, and the share of images that the
-    LeNet takes for their label's class; {} of a set without classes."""
+    """`tv`, the total variation between the classes of these and of training images, and the share of images
+    whose class by the LeNet is their label; {} for a set without classes."""
     import numpy as np
 
     from gzcli.metrics.interval import half_samples, not_negative, share
@@ -22,19 +22,19 @@ def of_images(judge: Any, images: Any) -> Figures:
     labels, net, meta = judge.pack.labels("train"), judge.lenet, judge.pack.meta
     if labels is None or net is None or net.rotations or meta.multilabel:
         return {}
-    seen = net.predict(images.images)
+    predicted = net.predict(images.images)
     distance = partial(total_variation, labels=labels, classes=len(meta.classes))
-    figures = {"tv": not_negative(half_samples(distance, seen))}
+    figures = {"tv": not_negative(half_samples(distance, predicted))}
     if images.labels is not None:
-        figures["label_accuracy"] = share(float(np.mean(seen == images.labels)), len(seen))
+        figures["label_accuracy"] = share(float(np.mean(predicted == images.labels)), len(predicted))
     return figures
 
 
-def total_variation(seen: Array, labels: Array, classes: int) -> float:
+def total_variation(predicted: Array, labels: Array, classes: int) -> float:
     """½ Σ |p − q| of the class frequencies of `seen` [N] and of `labels` [M]."""
     import numpy as np
 
-    p, q = (np.bincount(np.asarray(y), minlength=classes)[:classes] / len(y) for y in (seen, labels))
+    p, q = (np.bincount(np.asarray(y), minlength=classes)[:classes] / len(y) for y in (predicted, labels))
     return float(0.5 * np.abs(p - q).sum())
 
 

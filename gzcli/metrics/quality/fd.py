@@ -1,5 +1,5 @@
-"""`fd…` and `fid`: the Fréchet distance of Gaussians that are fitted to two sets of features (Heusel et al.
-2017, arXiv:1706.08500, eq. 6), and two forms of it that hold where there are few images."""
+"""`fd…` and `fid`: the Fréchet distance of Gaussians fitted to two sets of features (Heusel et al. 2017,
+arXiv:1706.08500, eq. 6), and two forms of it for few images."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ INFINITY_DRAWS = 20
 
 
 def pca_frechet(fake: Array, real: Array, *, dims: int = 64) -> float:
-    """The Fréchet distance in the first principal components of the real features. The noise of a
-    covariance grows with its width: that of 1,280 features hides what differs where there are fewer
-    images."""
+    """The Fréchet distance in the first principal components of the real features. The noise of a covariance
+    grows with its width: with fewer images than features it hides the differences."""
     import numpy as np
     from scipy.linalg import eigh
 
@@ -65,8 +64,8 @@ def compare(
 
 
 def to_moments(metric: Metric, real: Moments, fake: Array) -> Figures:
-    """The distance of features [N, D] to a mean and a covariance, of the real images of which no more is
-    known. Its interval is that of the samples alone."""
+    """The distance of features [N, D] to given moments of real images. Its interval is that of the samples
+    alone."""
     from gzcli.metrics.interval import half_samples, not_negative
 
     fake = fake[:, : metric.width]
@@ -76,16 +75,16 @@ def to_moments(metric: Metric, real: Moments, fake: Array) -> Figures:
 
 
 def metric(
-    name: str, order: int, features: str, width: int, rank: int | None, distance: Any, **more: Any
+    name: str, order: int, features: str, width: int, rank: int | None, distance: Any, **options: Any
 ) -> Metric:
     draws = INFINITY_DRAWS if name == "fd_inf" else FEW_DRAWS if width >= WIDE else DRAWS
     keep, signed, meaning = 18 if name == "fid" else 19, name == "fd_inf", MEANINGS.get(name, "")
     columns = [Column(name, "down", keep=keep, rank=rank, signed=signed, meaning=meaning)]
     if name == "fd":
         columns.append(Column("fd_rot", "down", keep=19, rank=2))
-    how = partial(compare, name, distance, width, draws)
+    compare_features = partial(compare, name, distance, width, draws)
     raw = width if distance is frechet_distance else None
-    return Metric(name, order, tuple(columns), features, raw, compare=how, **more)
+    return Metric(name, order, tuple(columns), features, raw, compare=compare_features, **options)
 
 
 MEANINGS = {"fd": "Fréchet distance in features of the set's own LeNet", "fid": "Fréchet Inception distance"}

@@ -31,25 +31,25 @@ def kid(fake: Array, real: Array, *, subsets: int = 100, size: int = 1000, seed:
         raise UsageError("a kernel distance needs at least four images on each side")
     size = min(size, n // 2)
     rng = np.random.RandomState(seed)
-    drawn = [[rng.choice(len(f), size, replace=False) for f in (fake, real)] for _ in range(subsets)]
+    draws = [[rng.choice(len(f), size, replace=False) for f in (fake, real)] for _ in range(subsets)]
     # All subsets share one kernel matrix where it is smaller than theirs together, else each has its own.
     groups = 1 if len(fake) * len(real) <= subsets * size**2 else subsets
-    values = np.concatenate([_mmd2(fake, real, drawn[i::groups]) for i in range(groups)])
+    values = np.concatenate([_mmd2(fake, real, draws[i::groups]) for i in range(groups)])
     value = values.mean()
     low, high = value + (np.quantile(values, LEVELS) - value) * np.sqrt(size / (n - size))
     return Interval(float(value), float(low), float(high))
 
 
-def _mmd2(fake: Array, real: Array, drawn: list[list[Array]]) -> Array:
+def _mmd2(fake: Array, real: Array, draws: list[list[Array]]) -> Array:
     """The unbiased estimate of MMD² (Gretton et al. 2012, JMLR 13, eq. 3) of each of S subsets, [S]."""
     import numpy as np
 
-    m = len(drawn[0][0])
+    m = len(draws[0][0])
     sides = []
     for i, features in enumerate((fake, real)):
-        rows = np.unique([subset[i] for subset in drawn])  # that some subset uses
-        uses = np.zeros((len(drawn), len(rows)))  # which of them each uses, 0 or 1
-        for line, subset in zip(uses, drawn, strict=True):
+        rows = np.unique([subset[i] for subset in draws])  # that some subset uses
+        uses = np.zeros((len(draws), len(rows)))  # which of them each uses, 0 or 1
+        for line, subset in zip(uses, draws, strict=True):
             line[np.searchsorted(rows, subset[i])] = 1
         sides.append((features[rows], uses))
     within = sum(
@@ -79,10 +79,10 @@ def compare(name: str, subsets: int, fake: Array, real: Array, intervals: bool) 
     return {name: kid(fake[:, :WIDTH], real[:, :WIDTH], subsets=subsets, seed=SEED)}
 
 
-def metric(name: str, order: int, features: str, rank: int, *, subsets: int = 40, **more: Any) -> Metric:
+def metric(name: str, order: int, features: str, rank: int, *, subsets: int = 40, **options: Any) -> Metric:
     meaning = "kernel Inception distance" if name == "kid" else ""
     column = Column(name, "down", keep=17, rank=rank, signed=True, meaning=meaning)
-    return Metric(name, order, (column,), features, compare=partial(compare, name, subsets), **more)
+    return Metric(name, order, (column,), features, compare=partial(compare, name, subsets), **options)
 
 
 METRICS = (

@@ -1,5 +1,5 @@
-"""`lpips`: how far reconstructions look from their images, and samples from each other (Zhang et al. 2018,
-arXiv:1801.03924)."""
+"""`lpips`: the perceptual distance of reconstructions to their images, and between samples (Zhang et al.
+2018, arXiv:1801.03924)."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from gzcli.core.types import Batch, ImageNoise, no_progress
 from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
-REBUILT = 200  # test images that are reconstructed: of a GAN each takes a search
-PAIRS = 500  # of samples
+REBUILT = 200  # test images that are reconstructed, which takes a search for each with a GAN
+PAIRS = 500  # pairs of samples
 BATCH = 50  # pairs in a forward pass
 
 
 def reconstruction(judge: Any, contestant: Any) -> Figures:
-    """`lpips_recon`, the mean over test images of the distance to what the model rebuilds of them, as
-    `gz sample --do reconstruct` does; {} of a model that reconstructs nothing."""
+    """`lpips_recon`, the mean distance of test images to their reconstructions, as by `gz sample --do
+    reconstruct`; {} for a model without reconstructions."""
     import torch
 
     from gzcli.core import ranks
@@ -25,19 +25,19 @@ def reconstruction(judge: Any, contestant: Any) -> Figures:
     method = getattr(trained.model, "reconstruct", None)
     if method is None:
         return {}
-    images, done = judge.test_images(trained, REBUILT, BATCH), 0
+    images, count = judge.test_images(trained, REBUILT, BATCH), 0
     labelled = "labels" in inspect.signature(method).parameters and trained.model.conditional
     with judge.log.bar(f"reconstruct by {trained.name}") as progress:
 
         def work(batch: Batch) -> dict[str, Array]:
-            nonlocal done
+            nonlocal count
             labels = {"labels": batch.y} if labelled else {}
             with trained.applying():
                 noise = ImageNoise(judge.seed, batch.index, batch.x.device)  # from its first draw on
-                applied = method(trained.seen(batch).x, noise=noise, progress=no_progress, **labels)
-                rebuilt = trained.shown(applied.images)
-            done += len(batch)
-            progress(done, len(images.index) / ranks.world())
+                applied = method(trained.encode(batch).x, noise=noise, progress=no_progress, **labels)
+                rebuilt = trained.decode(applied.images)
+            count += len(batch)
+            progress(count, len(images.index) / ranks.world())
             with torch.no_grad():
                 return {"distance": judge.lpips(batch.x, rebuilt.float()).cpu().numpy()}
 
@@ -83,4 +83,4 @@ def mean(values: Array) -> Interval:
 
 RECON = (Column("lpips_recon", "down"),)
 HOW: dict[str, Any] = {"of_images": diversity, "of_model": reconstruction}
-METRICS = (Metric("lpips", 330, RECON, weights="vgg16", floor="train", shared=True, **HOW),)
+METRICS = (Metric("lpips", 330, RECON, weights="vgg16", floor="train", distributed=True, **HOW),)

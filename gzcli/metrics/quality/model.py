@@ -1,4 +1,4 @@
-"""Figures of a model itself: `bpd`, the likelihood of test images; `own`, what it measures of itself; and
+"""Figures of a model itself: `bpd`, the likelihood of test images; `own`, those of its method `measure`; and
 `speed`."""
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from typing import Any
 
 from gzcli.metrics.metric import Column, Figures, Interval, Metric
 
-IMAGES = 10_000  # test images that a model measures itself on, at most
+IMAGES = 10_000  # most test images for `measure`
 
 
 def bpd(judge: Any, contestant: Any) -> Figures:
-    """The likelihood, in nats of binary images; that of log p(x | y) ends in `|y`. Latents have none of
-    pixels; an ODE, which takes long, gives it only where metrics are named."""
+    """The likelihood, in nats for binary images. Models of latents have none of pixels; the expensive one by
+    an ODE is computed only if metrics are named."""
     trained = contestant.trained
     kind = None if trained.space else trained.model.likelihood
     if kind not in ("exact", "bound") and not (kind == "ode" and judge.named):
@@ -24,23 +24,23 @@ def bpd(judge: Any, contestant: Any) -> Figures:
 
 
 def likelihood_figures(likelihood: Mapping[str, Any], mark: str, values: int, *, binary: bool) -> Figures:
-    """The figures of a likelihood of images of so many values, of binary ones in nats: that of log p(x | y)
-    ends in `|y`, that of log p(x) is named by the unit."""
+    """The figures of a likelihood of images with `values` values, in nats for binary ones. The name of
+    log p(x | y) ends in `|y`, that of log p(x) is the unit."""
     import numpy as np
 
     unit, mark = ("nats", "") if binary else ("bpd", mark)
 
-    def of(part: Mapping[str, float]) -> Interval:
+    def interval(part: Mapping[str, float]) -> Interval:
         half = 1.96 * part["se"] / (1 if binary else values * np.log(2))
         return Interval(part[unit], part[unit] - half, part[unit] + half)
 
     if not likelihood["given_labels"]:
-        return {unit + mark: of(likelihood)}
+        return {unit + mark: interval(likelihood)}
     marginal = likelihood["marginal"]
-    return {f"{unit}|y{mark}": of(likelihood)} | ({unit + mark: of(marginal)} if marginal else {})
+    return {f"{unit}|y{mark}": interval(likelihood)} | ({unit + mark: interval(marginal)} if marginal else {})
 
 
-def own(judge: Any, contestant: Any) -> Figures:
+def measured_figures(judge: Any, contestant: Any) -> Figures:
     """The figures of the model's `measure`; {} of a model without one."""
     import torch
 
@@ -48,12 +48,12 @@ def own(judge: Any, contestant: Any) -> Figures:
     if not hasattr(trained.model, "measure"):
         return {}
     with torch.inference_mode():
-        figures = trained.model.measure(map(trained.seen, judge.test_images(trained, IMAGES)))
+        figures = trained.model.measure(map(trained.encode, judge.test_images(trained, IMAGES)))
     return {name: Interval(value) for name, value in figures.items()}
 
 
 def speed(judge: Any, contestant: Any) -> Figures:
-    """Samples a second, and what is known of the training's use of the machine."""
+    """Samples per second, and the recorded speed of the training."""
     if not contestant.seconds:
         return {}
     rates = contestant.facts["train"] = judge.training_speed(contestant.trained)
@@ -69,7 +69,7 @@ BPD = (
 )
 SPEED = (Column("samples_per_s", "up", keep=7, cost=True), Column("train_*", "up", keep=1, cost=True))
 METRICS = (
-    Metric("bpd", 80, BPD, default="always", shared=True, of_model=bpd),
-    Metric("own", 90, (), default="always", of_model=own),
+    Metric("bpd", 80, BPD, default="always", distributed=True, of_model=bpd),
+    Metric("own", 90, (), default="always", of_model=measured_figures),
     Metric("speed", 100, SPEED, default="always", of_sampler=True, of_model=speed),
 )

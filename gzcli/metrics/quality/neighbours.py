@@ -10,7 +10,7 @@ from typing import Any
 from gzcli.core.errors import UsageError
 from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
-NEAR, FAR = 3, 5  # whose distance is the radius: of precision and recall, of density and coverage
+NEAR, FAR = 3, 5  # neighbour whose distance is the radius of precision and recall, of density and coverage
 DRAWS = 12  # halves of the images for the interval of the density
 KEEP = {"precision": 16, "recall": 15, "coverage": 6, "density": 3}
 CLOSE = 0.01  # the share of held-out images that count as duplicates of training images
@@ -19,8 +19,8 @@ CELLS = 2**24  # distances that are held in memory at once
 
 
 def compare(features: str, fake: Array, real: Array, intervals: bool) -> Figures:
-    """Both sides are taken in equal numbers, on which these figures depend. Three are shares of the images,
-    whose intervals take the neighbours as given; that of the density is by halves of the images."""
+    """Compares equal numbers of images, as these figures depend on them. Three are shares of the images, with
+    intervals for fixed neighbours; the interval of the density is by halves of the images."""
     from gzcli.metrics.interval import half_samples, not_negative, share, subset
 
     n = min(len(fake), len(real))
@@ -35,14 +35,13 @@ def compare(features: str, fake: Array, real: Array, intervals: bool) -> Figures
 
 
 def memory(judge: Any, images: Any) -> Figures:
-    """`authenticity`, the share of samples that are farther from a training image than it is from the next,
-    and `duplicates`, the share as close to one as 1 % of the test images are, which are the floor."""
+    """`authenticity` and `duplicates` of samples. The floor of `duplicates` is 1 %, that of test images."""
     from gzcli.metrics.interval import share
 
     sets = (images, judge.train_images, judge.real.of("test"))
-    made, train, held_out = (each.features(judge.memory_space) for each in sets)
-    values = {"authenticity": authenticity(made, train), "duplicates": duplicates(made, train, held_out)}
-    return {name: share(value, len(made)) for name, value in values.items()}
+    fake, train, held_out = (images_of_set.features(judge.memory_space) for images_of_set in sets)
+    values = {"authenticity": authenticity(fake, train), "duplicates": duplicates(fake, train, held_out)}
+    return {name: share(value, len(fake)) for name, value in values.items()}
 
 
 def prdc(fake: Array, real: Array, *, k: int = 5) -> dict[str, float]:
@@ -71,7 +70,7 @@ def prdc(fake: Array, real: Array, *, k: int = 5) -> dict[str, float]:
 
 
 def nearest(queries: Array, bank: Array, *, k: int = 1) -> tuple[Array, Array]:
-    """Euclidean distances [N, k], from the nearest on, and the numbers of these rows, int64 [N, k]."""
+    """Euclidean distances [N, k] to the nearest rows in ascending order, and their numbers, int64 [N, k]."""
     import numpy as np
 
     queries, bank = paired(queries, bank)
@@ -133,9 +132,9 @@ def _blocks(queries: Array, bank: Array) -> Iterator[tuple[slice, Array]]:
         yield slice(i, i + size), np.sqrt(squared.clip(0))
 
 
-def metric(order: int, features: str, **more: Any) -> Metric:
+def metric(order: int, features: str, **options: Any) -> Metric:
     columns = tuple(Column(f"{figure}_{features}", "up", keep=keep) for figure, keep in KEEP.items())
-    return Metric(f"prc_{features}", order, columns, features, compare=partial(compare, features), **more)
+    return Metric(f"prc_{features}", order, columns, features, compare=partial(compare, features), **options)
 
 
 MEMORY = (Column("authenticity", "up"), Column("duplicates", "down"))

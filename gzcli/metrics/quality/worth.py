@@ -73,13 +73,13 @@ def worth(
     return figures
 
 
-def filling(real: Array, made: Array, classes: int) -> Array:
+def filling(real: Array, samples: Array, classes: int) -> Array:
     """The samples that fill up the rarest class of `real` to the size of the largest, as far as there are
     any."""
     import numpy as np
 
     counts = np.bincount(real, minlength=classes)
-    return np.flatnonzero(made == counts.argmin())[: counts.max() - counts.min()]
+    return np.flatnonzero(samples == counts.argmin())[: counts.max() - counts.min()]
 
 
 def _mean(rows: Array) -> float:
@@ -105,9 +105,9 @@ def _interval(average: Callable[[Array], float], values: Array, classes: Array, 
     from gzcli.metrics.interval import LEVELS, bootstrap
 
     images = bootstrap(average, np.stack([values.mean(0), classes], 1))
-    each, spread = [average(np.stack([row, classes], 1)) for row in values], 0.0
-    if len(each) > 1:
-        spread = t.ppf(LEVELS[1], len(each) - 1) * np.std(each, ddof=1) / np.sqrt(len(each))
+    averages, spread = [average(np.stack([row, classes], 1)) for row in values], 0.0
+    if len(averages) > 1:
+        spread = t.ppf(LEVELS[1], len(averages) - 1) * np.std(averages, ddof=1) / np.sqrt(len(averages))
     below, above = np.hypot(np.array([images.low, images.high], np.float64) - images.value, spread)
     return Interval(
         images.value, float(max(images.value - below, least)), float(min(images.value + above, 1))
