@@ -1,28 +1,14 @@
-"""Trainings of a few steps, as who tries a setting starts them: each is to end, with finite figures.
-
-python tests/tools/few_steps.py [--steps 1,2,5,10] [--data SET,…] [MODEL …]
-
-trains recipes, all stages, as `gz train` does, validates each once and draws two pictures. It prints a table:
-a row for each recipe, a column for each set and number of steps. Without `--data` the sets are all embedded
-ones and `colour.zip`, which is made here. A dash: the recipe does not train on the set. Models that need
-weights from the internet are left out.
-"""
+"""Trainings of a few steps, as someone who tries a setting starts them: each ends, with finite figures."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import math
 import os
-import sys
-import tempfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it finds the helpers of the tests
-
-from forks import Zygote, zygote
+from forks import Zygote
 from helpers import lines
 
 from gzcli.data.sets.registry import SPECS
@@ -31,7 +17,6 @@ from gzcli.store import runs
 from gzcli.store.paths import recipe_names
 
 EMBEDDED = [name for name, spec in SPECS.items() if spec.embedded]
-ZIP = "colour.zip"
 REFUSED = 2  # exit code where a recipe does not train on a set
 
 
@@ -78,44 +63,3 @@ def faults(forks: Zygote, model: str, data: str, steps: int) -> tuple[str, dict[
             if bad := [key for key, value in line.items() if value is None or not math.isfinite(value)]:
                 return f"{prefix}{bad[0]} at step {line['step']}", figures
     return "", figures
-
-
-def shown(figures: dict[str, float]) -> str:
-    """Losses and figures of validation, of the last stage."""
-    last = {key: value for key, value in figures.items() if "." not in key} or {
-        key.rpartition(".")[2]: value for key, value in figures.items()
-    }
-    return ", ".join(f"{k} {v:.3g}" for k, v in last.items() if k == "loss" or k.startswith("val_"))
-
-
-def rows(forks: Zygote, models: list[str], sets: list[str], counts: list[int]) -> Iterator[list[str]]:
-    """The rows of the table."""
-    for model in models:
-        row = [model]
-        for data in sets:
-            for steps in counts:
-                found = faults(forks, model, data, steps)
-                row.append("–" if found is None else found[0] or shown(found[1]))
-        yield row
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", default="1,2,5,10")
-    parser.add_argument("--data", default=",".join([*EMBEDDED, ZIP]))
-    parser.add_argument("models", nargs="*")
-    asked = parser.parse_args()
-    counts = [int(n) for n in asked.steps.split(",")]
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {"GZ_HOME": f"{folder}/home", "GZ_OFFLINE": "1", "GZ_TRIAL": "0", "COLUMNS": "200"}
-        made = str(colour_zip(Path(folder) / ZIP))
-        sets = [made if name == ZIP else name for name in asked.data.split(",")]
-        head = ["model", *(f"{Path(name).name} × {n}" for name in sets for n in counts)]
-        print("| " + " | ".join(head) + " |\n|" + "---|" * len(head), flush=True)
-        with zygote(Path(folder)) as forks:
-            for row in rows(forks, asked.models or offline(), sets, counts):
-                print("| " + " | ".join(row) + " |", flush=True)
-
-
-if __name__ == "__main__":
-    main()

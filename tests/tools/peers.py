@@ -1,5 +1,5 @@
 """Parts of `make bench`: a step of ours against other packages' on equal nets. They are of `pip install -e
-'.[peers]'`. As a program it trains the packages' own examples beside ours: see `equal_time.py`."""
+'.[peers]'`."""
 
 from __future__ import annotations
 
@@ -286,9 +286,3 @@ def stepper(model, loss: Callable) -> Step:
         optimizer.zero_grad(set_to_none=True)
 
     return step
-
-
-if __name__ == "__main__":
-    from equal_time import main
-
-    main()
