@@ -302,21 +302,14 @@ def test_links_between_pages_lead_somewhere():
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
-@pytest.mark.parametrize("target", ["demo", "test"])
-def test_an_installation_shows_what_it_fetches(target, tmp_path):
-    """By what pip and the program write; a Python of this test stands in for that of the environment."""
-    fake = tmp_path / "python"
-    venv = '[ "$2" = venv ] && mkdir -p "$3/bin" && cp "$0" "$3/bin/" && exit'
-    fake.write_text(f'#!/bin/sh\n{venv}\necho "ran: $*"\n')
-    fake.chmod(0o755)
-    gz = tmp_path / "new" / "bin" / "gz"
-    gz.parent.mkdir(parents=True)
-    gz.symlink_to(fake)
-    words = ["make", target, f"VENV={tmp_path / 'new'}", f"PYTHON={fake}"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env={"PATH": os.environ["PATH"]})
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.index("0.4 GB are fetched") < done.stdout.index("ran: -m pip install")
-    assert not re.search(r"ran: -m pip .*(--quiet|-q\b)", done.stdout)
+def test_an_installation_shows_what_it_fetches(tmp_path):
+    """By what pip and the program write: `make -n` shows the lines."""
+    for target in ("demo", "test"):
+        words = ["make", "-n", target, f"VENV={tmp_path / 'new'}"]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.index("0.4 GB are fetched") < done.stdout.index(" -m pip install")
+        assert not re.search(r" -m pip .*(--quiet|-q\b)", done.stdout)
 
 
 def scripts(text: str) -> list[str]:

@@ -34,9 +34,6 @@ pytestmark = pytest.mark.usefixtures("home")
 TWO = LaunchSection(machines=2, machine_rank=0, main_ip="10.0.0.1", cpu=True)
 
 
-# ---------------------------------------------------------------------------- ports
-
-
 def port(section: LaunchSection = TWO, job: tuple[object, ...] = ("vae", "mnist")) -> int | None:
     return launcher.plan(section, every_gpu=True, job=job).main_port
 
@@ -77,9 +74,6 @@ def test_slurm_fills_in_what_is_left_open(monkeypatch, fake):
         launcher.plan(LaunchSection(cpu=True), every_gpu=True)
 
 
-# ---------------------------------------------------------------------------- one run
-
-
 def test_other_machines_wait_for_the_run_of_machine_0(home):
     """One of another job, one of an earlier start and one that has ended are none."""
     lines: list[str] = []
@@ -106,9 +100,6 @@ def test_other_machines_wait_for_the_run_of_machine_0(home):
 def test_the_interface_of_an_address():
     assert launcher.interface_to("127.0.0.1") == "lo"
     assert launcher.interface_to("no.such.host.example") is None
-
-
-# ---------------------------------------------------------------------------- SLURM
 
 
 @pytest.fixture
@@ -387,9 +378,6 @@ def test_places_where_no_folder_can_be_made(gz, home, tmp_path, monkeypatch):
             assert code == 0 and "/costs` cannot be written (" in " ".join(stdout.split())
     assert file.read_text() == "mine"
     assert explain(NotADirectoryError(20, "Not a directory", "/a/b")).code == 3
-
-
-# ---------------------------------------------------------------------------- GPUs that torch cannot use
 
 
 @pytest.fixture

@@ -75,9 +75,6 @@ def planned(monkeypatch):
     return found
 
 
-# --- what is told before a start ---
-
-
 def test_the_first_lines_of_a_dry_run_and_its_plan_for_scripts(gz, dry_run, planned):
     jobs = planned()
     words = ("ddpm", "--data", "cifar10", "--cpu")
@@ -260,9 +257,6 @@ def test_a_common_time_is_split_over_stages_by_their_operations():
     assert forecast.shares([forecast.Forecast(parts[0]), equal[1]]) == [0.5, 0.5]  # one is not known
 
 
-# --- memory ---
-
-
 def test_a_hint_where_it_does_not_fit(gz, planned, monkeypatch):
     planned()
     words = ("train", "vae", "--dry-run", "--cpu", "--set", "train.batch_size=64")
@@ -323,9 +317,6 @@ def test_the_memory_of_gpus_is_that_of_the_smallest_visible(tmp_path, monkeypatc
         assert forecast.gpu_memory() == (mebibytes and mebibytes << 20), visible
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
     assert forecast.gpu_memory() is None and forecast.host_memory() > 1 << 28
-
-
-# --- what a model needs of its data ---
 
 
 def test_what_a_set_lacks_is_told_with_the_sets_that_have_it():

@@ -32,9 +32,6 @@ def made(steps: int = 700, *, of: int | None = 700, size: int = 16, best: float 
     return run
 
 
-# --- which run ---
-
-
 def test_a_toy_does_not_stand_in_for_the_whole_run(home):
     toy = made(20, seconds=100.0)
     last = made(10)
@@ -168,9 +165,6 @@ def test_a_model_that_is_only_a_stage_is_told_as_one(call):
         assert code == 2 and f"`{name}` is no model of its own" in stderr and f"gz sample {recipe}" in stderr
 
 
-# --- what is told of them ---
-
-
 def test_lists_show_what_a_run_is_worth(call, monkeypatch):
     monkeypatch.setenv("TZ", "Europe/Berlin")
     time.tzset()
@@ -203,9 +197,6 @@ def test_a_list_of_what_there_is_not_is_refused(call):
     assert gone.id in call("runs", "list", "--data", "gone")[1]
     code, _, stderr = call("runs", "list", "--data", "mnist", "--model", "vae")
     assert code == 0 and "hint: `gz train vae --data mnist` makes one" in stderr
-
-
-# --- which are pruned ---
 
 
 def test_prune_keeps_the_whole_and_the_best(call):
@@ -243,9 +234,6 @@ def test_the_version_for_scripts(call):
     for words in (("--version", "--json"), ("--json", "-V")):
         assert json.loads(call(*words)[1]) == {"schema": 1, "version": __version__}
     assert json.loads(call("--json", "runs", "list")[1]) == {"schema": 1, "runs": []}
-
-
-# --- failed starts ---
 
 
 def test_a_start_that_failed_leaves_no_run_and_no_name_taken(call, monkeypatch):

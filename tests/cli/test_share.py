@@ -97,9 +97,6 @@ def staged(_home, tmp_path_factory) -> runs.Run:
     return run
 
 
-# --- one file ---
-
-
 @pytest.mark.usefixtures("run", "on_latents", "staged")  # which are made on the first machine
 @pytest.mark.parametrize("name", ["run", "on_latents", "staged"])
 def test_a_file_draws_as_its_run_on_another_machine(name, request, gz, tmp_path, elsewhere, monkeypatch):
@@ -201,9 +198,6 @@ def test_tensors_that_do_not_fill_the_file_once_are_refused(run, gz, tmp_path, e
         assert not [path for path in elsewhere.rglob("*") if path.is_file()], what
 
 
-# --- the hub ---
-
-
 @pytest.fixture
 def server(monkeypatch, tmp_path):
     from huggingface_hub import constants
@@ -265,9 +259,6 @@ def test_what_the_hub_does_not_give_is_told(run, server, gz, monkeypatch):
     assert len(server.requests) == count
 
 
-# --- models that come with gz ---
-
-
 @pytest.mark.parametrize("one", QUICK + SLOW, ids=lambda one: one.name)
 def test_a_pretrained_model_loads_and_draws(one, elsewhere):
     found = gzcli.load(f"pretrained:{one.name}", device="cpu")
@@ -307,9 +298,6 @@ def test_the_recorded_figures_of_pretrained_models_stand(gz, home):
         assert code == 0, err
         (row,) = json.loads(out)["rows"]
         assert row["metrics"]["fd"] == pytest.approx(told["value"], rel=0.25), one.name
-
-
-# --- pictures ---
 
 
 @pytest.fixture
