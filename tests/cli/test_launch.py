@@ -49,6 +49,8 @@ def test_the_port_follows_from_the_job(monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "18")
     assert port() != first
     assert launcher.plan(LaunchSection(cpu=True, processes=2), every_gpu=True).main_port is None
+    assert launcher.interface_to("127.0.0.1") == "lo"
+    assert launcher.interface_to("no.such.host.example") is None
 
 
 def test_machines_that_are_not_there():
@@ -95,11 +97,6 @@ def test_other_machines_wait_for_the_run_of_machine_0(home):
     later = threading.Timer(0.2, lambda: run.update(state="planned", job=first.job, launched=time.time()))
     later.start()
     assert made_by_machine_0(second, lines.append, patience=20) == run
-
-
-def test_the_interface_of_an_address():
-    assert launcher.interface_to("127.0.0.1") == "lo"
-    assert launcher.interface_to("no.such.host.example") is None
 
 
 @pytest.fixture
@@ -249,22 +246,17 @@ def test_a_start_is_of_a_new_run_or_one_that_goes_on(home):
     assert planning.prepare(joined, resume=True).run is None
 
 
-def test_threads_are_the_first_number_of_a_list(monkeypatch):
+def test_variables_of_launchers_are_read_told_and_not_the_engines(monkeypatch):
     found = {"3": 3, "2,1": 2, " 4 ": 4, "": None, "0": None, "x": None, "²": None}
-    for text, threads in found.items():
+    for text, threads in found.items():  # the first number of a list
         monkeypatch.setenv("OMP_NUM_THREADS", text)
         assert units.threads_wanted() == threads, text
         assert launcher.plan(LaunchSection(cpu=True, threads=None), every_gpu=True).threads >= 1
-
-
-def test_a_variable_that_is_no_number_is_told(monkeypatch):
     for variable in ("SLURM_NNODES", "SLURM_STEP_NUM_NODES", "GZ_MAX_ARCHIVE"):
         monkeypatch.setenv(variable, "many")
         with pytest.raises(UsageError, match=f"`{variable}` is a number of .*, not `many`"):
             units.number_in(variable, "nodes")
-
-
-def test_ranks_of_an_outer_launcher_are_not_the_engines(monkeypatch):
+        monkeypatch.delenv(variable)
     for variable in ("PMI_SIZE", "OMPI_COMM_WORLD_RANK", "RANK", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_CPU"):
         monkeypatch.setenv(variable, "4")
     env = launcher.environment(Plan(gpus=1), "quiet")

@@ -119,19 +119,15 @@ def test_a_file_draws_as_its_run_on_another_machine(name, request, gz, tmp_path,
     assert gz("sample", str(file), "-n", "2", "--out", str(tmp_path / "o"))[0] == 0
 
 
-def test_half_the_size_is_nearly_the_same_picture(run, gz, tmp_path):
+def test_half_the_size_is_nearly_the_same_picture_and_what_cannot_be_a_file_is_refused(run, gz, tmp_path):
     places = {dtype: tmp_path / f"{dtype}.safetensors" for dtype in ("fp32", "bf16")}
     for dtype, place in places.items():
         assert gz("runs", "export", "mine", "--dtype", dtype, "--out", str(place))[0] == 0
     assert {value.dtype for value in load_file(places["bf16"]).values()} == {torch.bfloat16}
     a, b = (gzcli.load(place, device="cpu").sample(4) for place in places.values())
     assert 0 < np.abs(a.astype(int) - b).max() < 30
-
-
-def test_what_cannot_be_a_file_is_refused(run, gz, tmp_path):
-    (tmp_path / "it.safetensors").write_bytes(b"")
     for words, told in (
-        (("--out", str(tmp_path / "it.safetensors")), "already"),
+        (("--out", str(places["fp32"])), "already"),
         (("--out", str(tmp_path / "it.bin")), "must end in `.safetensors`"),
         (("--to", "diffusers", "--dtype", "bf16"), "`--dtype` goes with `--to file`"),
     ):

@@ -147,9 +147,7 @@ def test_ids_are_in_order_and_the_newest_is_the_last_one_made_whatever_the_clock
     assert runs.all_runs()[0] == made[-1]
     monkeypatch.setattr(time, "time", lambda: 1_600_000_000.0)  # the others are of a clock that was wrong
     assert runs.create("vae", "digits").id < ids[0] and runs.all_runs()[-1] == made[0]
-    for run, created in zip(
-        runs.all_runs()[1:], (1.0, 2.0, 3.0), strict=True
-    ):
+    for run, created in zip(runs.all_runs()[1:], (1.0, 2.0, 3.0), strict=True):
         run.update(created=created, order=0)  # as before they were numbered
     assert [run.status()["created"] for run in runs.all_runs()][1:] == [3.0, 2.0, 1.0]
 

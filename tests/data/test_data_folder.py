@@ -296,9 +296,9 @@ BAD_ARRAYS = [
 def test_bad_npz(tmp_path):
     for arrays, named in BAD_ARRAYS:
         np.savez(tmp_path / "a.npz", **arrays)
-        with pytest.raises((UsageError, MissingError), match=named):
+        with pytest.raises((UsageError, MissingError), match=named) as e:
             open_pack(tmp_path / "a.npz")
-        assert nothing_half_written()
+        assert nothing_half_written() and ("float64" not in named or "uint8" in e.value.hint)
 
 
 def evil_tar(path: Path, **fields) -> Path:
@@ -586,7 +586,7 @@ def arrays(tmp_path, **given) -> Path:
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 8, 9, 3), np.uint8)
 
 
-def test_keras_names(tmp_path):
+def test_keras_names_and_class_names(tmp_path):
     lower = "x_train y_train x_test y_test"
     for names in (lower, "X_train Y_train X_test Y_test", "train_x train_y test_x test_y"):
         x, y, x1, y1 = names.split()
@@ -594,9 +594,6 @@ def test_keras_names(tmp_path):
         source = open_path(arrays(tmp_path, **given))
         assert source.counts == {"train": 12, "test": 6} and source.classes == ("0", "1", "2"), names
         assert source.labels["test"].tolist() == [0, 1, 2, 0, 1, 2]
-
-
-def test_class_names(tmp_path):
     given = {"images": PIXELS, "labels": np.arange(12) % 3}
     source = open_path(arrays(tmp_path, **given, class_names=np.array(["ant", "bee", "cow"])))
     assert source.classes == ("ant", "bee", "cow") and source.notes == []
@@ -612,9 +609,6 @@ def test_channels_first_or_last_and_what_is_not_clear(tmp_path):
         assert source.shape == (3, 8, 9) and (got == first).all()
     with pytest.raises(UsageError, match="channels first or last"):
         open_path(arrays(tmp_path, images=np.zeros((4, 3, 8, 3), np.uint8)))
-    with pytest.raises(UsageError, match="float32 of shape") as e:
-        open_path(arrays(tmp_path, images=np.zeros((4, 8, 8), np.float32)))
-    assert "uint8" in e.value.hint
     source = open_path(arrays(tmp_path, images=PIXELS, embedding=np.zeros((12, 2))))
     assert source.notes == ["1 array skipped (`embedding`)"]
 

@@ -22,10 +22,17 @@ def batch_of(n: int, shape: tuple[int, ...], *, binary: bool = False):
     return Batch(x, None, torch.arange(n), BatchNoise(0, 0, "main", total=n))
 
 
-def ours() -> dict[str, Step]:
-    """Our side of `peers`: a step of each model."""
+def peers() -> None:
+    """A training step against the peers' packages with equal nets (`pip install 'gzcli[peers]'`)."""
+    import normflows
+    import torch
+    from nflows import flows, transforms
+    from nflows.distributions.normal import StandardNormal
+    from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
+
     from gzcli.core.types import DataInfo
     from gzcli.models import catalog
+    from gzcli.models.normalizing_flow.realnvp import ResNet
 
     def step(name: str, n: int, side: int, **options) -> Step:
         batch = batch_of(n, (1, side, side))
@@ -34,23 +41,10 @@ def ours() -> dict[str, Step]:
         model.on_start(batch)
         return stepper(model, lambda: model.loss(batch)["loss"])
 
-    couplings = {"scales": 1, "couplings": 7, "hidden": 32, "blocks": 2, "batch_norm": False, "logit": 0.0}
+    small = {"scales": 1, "couplings": 7, "hidden": 32, "blocks": 2, "batch_norm": False, "logit": 0.0}
     tokenizer = catalog.load("vqvae").of(DataInfo((1, 32, 32)), hidden=32, down=2, codes=128, dim=16)
-    gpt = {"tokenizer": tokenizer, "width": 128, "layers": 4, "heads": 4}
-    return {
-        "glow": step("glow", 32, 28, logit=1e-6),
-        "realnvp": step("realnvp", 32, 28, **couplings),
-        "transformer": step("transformer", 64, 32, **gpt),
-    }
-
-
-def peers() -> None:
-    """A training step against the peers' packages with equal nets (`pip install 'gzcli[peers]'`)."""
-    import torch
-
-    from gzcli.models.normalizing_flow.realnvp import ResNet
-
-    mine, images = ours(), torch.rand(32, 1, 28, 28)
+    prior = {"tokenizer": tokenizer, "width": 128, "layers": 4, "heads": 4}
+    images = torch.rand(32, 1, 28, 28)
 
     class Unconditional(torch.nn.Module):
         """A net as nflows calls it: with a context, which is None."""
@@ -62,11 +56,6 @@ def peers() -> None:
         def forward(self, x, context=None):
             return self.net(x)
 
-    import normflows
-    from nflows import flows, transforms
-    from nflows.distributions.normal import StandardNormal
-    from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
-
     levels, merges, priors = [], [], []
     for i, (channels, side) in enumerate(((8, 7), (4, 14))):  # from the latents to the data
         blocks = [normflows.flows.GlowBlock(channels, 64, split_mode="channel", scale=True) for _ in range(8)]
@@ -77,7 +66,7 @@ def peers() -> None:
         )
     glow = normflows.MultiscaleFlow(priors, levels, merges, transform=normflows.transforms.Logit(1e-6))
     theirs = stepper(glow, lambda: -glow.log_prob(images, None).mean())
-    compare("glow, 2 × 8 steps, 64 channels: normflows", mine["glow"], theirs)
+    compare("glow, 2 × 8 steps, 64 channels: normflows", step("glow", 32, 28, logit=1e-6), theirs)
 
     couplings = [transforms.SqueezeTransform()]
     for k in range(8):
@@ -87,7 +76,7 @@ def peers() -> None:
         )
     net = flows.Flow(transforms.CompositeTransform(couplings), StandardNormal([4, 14, 14]))
     theirs = stepper(net, lambda: -net.log_prob(images).mean())
-    compare("realnvp, 8 couplings: nflows", mine["realnvp"], theirs)
+    compare("realnvp, 8 couplings: nflows", step("realnvp", 32, 28, **small), theirs)
 
     gpt = AutoregressiveWrapper(
         TransformerWrapper(
@@ -96,15 +85,20 @@ def peers() -> None:
     )
     codes = torch.randint(128, (64, 65))
     theirs = stepper(gpt, lambda: gpt(codes))
-    compare("transformer, 64 × 64 codes: x-transformers", mine["transformer"], theirs)
+    compare("transformer, 64 × 64 codes: x-transformers", step("transformer", 64, 32, **prior), theirs)
 
 
-def ours_of_pythae() -> dict[str, Step]:
-    """Our side of `pythae`: a step of each model, of all its phases."""
+def pythae() -> None:
+    """A step of vae and aae against pythae's on the same networks, each with its own optimizers."""
     import torch
+    from pythae.models import VAE, Adversarial_AE, Adversarial_AE_Config, VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseDiscriminator, BaseEncoder
+    from torch import nn
 
     from gzcli.core.types import DataInfo
     from gzcli.models import catalog
+    from gzcli.models.vae.base import MLPDecoder, MLPEncoder
 
     batch = batch_of(128, SHAPE, binary=True)
 
@@ -124,19 +118,7 @@ def ours_of_pythae() -> dict[str, Step]:
 
         return step
 
-    return {"vae": step("vae"), "aae": step("aae", posterior="gaussian", code_weight=1.0)}
-
-
-def pythae() -> None:
-    """A step of vae and aae against pythae's on the same networks, each with its own optimizers."""
-    import torch
-    from pythae.models import VAE, Adversarial_AE, Adversarial_AE_Config, VAEConfig
-    from pythae.models.base.base_utils import ModelOutput
-    from pythae.models.nn import BaseDecoder, BaseDiscriminator, BaseEncoder
-
-    from gzcli.models.vae.base import MLPDecoder, MLPEncoder
-
-    mine, x = ours_of_pythae(), torch.rand(128, *SHAPE).round()
+    x = torch.rand(128, *SHAPE).round()
 
     class Encode(BaseEncoder):
         def __init__(self):
@@ -158,14 +140,8 @@ def pythae() -> None:
     class Judge(BaseDiscriminator):
         def __init__(self):
             super().__init__()
-            self.net = torch.nn.Sequential(
-                torch.nn.Linear(LATENT, 256),
-                torch.nn.GELU(),
-                torch.nn.Linear(256, 256),
-                torch.nn.GELU(),
-                torch.nn.Linear(256, 1),
-                torch.nn.Sigmoid(),
-            )
+            widths = ((LATENT, 256, nn.GELU), (256, 256, nn.GELU), (256, 1, nn.Sigmoid))
+            self.net = nn.Sequential(*(layer for a, b, f in widths for layer in (nn.Linear(a, b), f())))
 
         def forward(self, z):
             return ModelOutput(embedding=self.net(z))
@@ -186,27 +162,13 @@ def pythae() -> None:
 
     config = {"input_dim": SHAPE, "latent_dim": LATENT, "reconstruction_loss": "bce"}
     model = VAE(VAEConfig(**config), Encode(), Decode())
-    compare("vae: pythae", mine["vae"], theirs(model, {"loss": list(model.parameters())}))
+    compare("vae: pythae", step("vae"), theirs(model, {"loss": list(model.parameters())}))
     model = Adversarial_AE(Adversarial_AE_Config(**config), Encode(), Decode(), Judge())
     parts = {
         "autoencoder_loss": [*model.encoder.parameters(), *model.decoder.parameters()],
         "discriminator_loss": list(model.discriminator.parameters()),
     }
-    compare("aae: pythae", mine["aae"], theirs(model, parts))
-
-
-def ours_of_diffusion():
-    """Our side of `diffusion`: the model, its batch, and a step."""
-    import torch
-
-    from gzcli.core.types import DataInfo
-    from gzcli.models import catalog
-
-    batch = batch_of(16, SHAPE)
-    model = catalog.load("ddpm").of(DataInfo(SHAPE), prediction="eps", schedule="linear")
-    for p in model.parameters():  # off the start at zero
-        p.data += 0.02 * torch.randn_like(p)
-    return model, batch, stepper(model, lambda: model.loss(batch)["loss"])
+    compare("aae: pythae", step("aae", posterior="gaussian", code_weight=1.0), theirs(model, parts))
 
 
 def diffusion() -> None:
@@ -221,7 +183,11 @@ def diffusion() -> None:
     from gzcli.models import catalog
     from gzcli.models.base import grouped
 
-    model, batch, mine = ours_of_diffusion()
+    batch = batch_of(16, SHAPE)
+    model = catalog.load("ddpm").of(DataInfo(SHAPE), prediction="eps", schedule="linear")
+    for p in model.parameters():  # off the start at zero
+        p.data += 0.02 * torch.randn_like(p)
+    mine = stepper(model, lambda: model.loss(batch)["loss"])
     x, n = batch.x, len(batch)
     pipeline: DDPMPipeline = model.to_diffusers()
     pipeline.set_progress_bar_config(disable=True)
