@@ -59,19 +59,10 @@ class Place:
         self.work.mkdir()
         stand_ins(self.work)
         self.normal = Normal({str(self.home): "<home>", str(root): "<scratch>", str(gz.parents[2]): "<gz>"})
-        kept = {
-            key: value for key, value in os.environ.items() if key in ("PATH", "TMPDIR", "LD_LIBRARY_PATH")
-        }
-        self.environment = kept | {
-            "HOME": str(root.parent / "user"),
-            "GZ_HOME": str(self.home),
-            "GZ_OFFLINE": "1",
-            "OMP_NUM_THREADS": "1",
-            "COLUMNS": "80",
-            "NO_COLOR": "1",
-            "LANG": "C.UTF-8",
-            "TZ": "UTC",
-        }
+        kept = {key: os.environ[key] for key in ("PATH", "TMPDIR", "LD_LIBRARY_PATH") if key in os.environ}
+        same = "GZ_OFFLINE=1 OMP_NUM_THREADS=1 COLUMNS=80 NO_COLOR=1 LANG=C.UTF-8 TZ=UTC"
+        self.environment = kept | dict(pair.split("=") for pair in same.split())
+        self.environment |= {"HOME": str(root.parent / "user"), "GZ_HOME": str(self.home)}
         self.seen = self.stats()
 
     def stats(self) -> dict[Path, tuple[int, int]]:
@@ -82,30 +73,18 @@ class Place:
     def words(self, line: str) -> list[str]:
         for short, flags in SHORT.items():
             line = line.replace(short, flags)
-        return [
-            self.newest(word[1:]) if word.startswith("@") else word
-            for word in shlex.split(line.lstrip("^~ "))
-        ]
+        words = shlex.split(line.lstrip("^~ "))
+        return [self.newest(word[1:]) if word.startswith("@") else word for word in words]
 
     def newest(self, pattern: str) -> str:
-        return str(
-            max(
-                self.home.glob(pattern), key=lambda path: path.stat().st_mtime_ns, default=self.home / pattern
-            )
-        )
+        found = self.home.glob(pattern)
+        return str(max(found, key=lambda path: path.stat().st_mtime_ns, default=self.home / pattern))
 
     def run(self, words: list[str], interrupted: bool) -> tuple[int | str, str, str]:
         """The exit code of a command, or a text if it hung, and what it printed."""
-        process = subprocess.Popen(
-            [str(self.gz), *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=self.work,
-            env=self.environment,
-            start_new_session=True,
-            encoding="utf-8",
-        )
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        how = {"cwd": self.work, "env": self.environment, "start_new_session": True, "encoding": "utf-8"}
+        process = subprocess.Popen([str(self.gz), *words], **pipes, **how)
         try:
             while interrupted and process.poll() is None:
                 if list(self.home.glob("runs/*/checkpoints/*/meta.json")):
@@ -158,15 +137,13 @@ def stand_ins(folder: Path) -> None:
     (folder / "scans").mkdir()
     for i in range(60):
         coarse = rng.integers(0, 256, (6, 6), dtype=np.uint8)
-        Image.fromarray(coarse).resize((16, 16), Image.Resampling.BICUBIC).save(
-            folder / "scans" / f"{i:02}.png"
-        )
+        scan = Image.fromarray(coarse).resize((16, 16), Image.Resampling.BICUBIC)
+        scan.save(folder / "scans" / f"{i:02}.png")
     mask = np.full((16, 16), 255, np.uint8)
     mask[4:12, 4:12] = 0
     Image.fromarray(mask).save(folder / "mask.png")
-    (folder / "small.yaml").write_text(
-        "extends: vae\nmodel: {latent: 4}\nfor: {digits: {model: {hidden: [8, 16]}}}\n"
-    )
+    small = "extends: vae\nmodel: {latent: 4}\nfor: {digits: {model: {hidden: [8, 16]}}}\n"
+    (folder / "small.yaml").write_text(small)
     (folder / "bad.yaml").write_text("extends: vae\nmodel: {latnt: 4}\ntrain: {steps: many}\n")
 
 
@@ -190,16 +167,12 @@ def commands(text: str) -> dict[str, list[str]]:
 
 def record(gz: Path, out: Path, only: str, jobs: int) -> None:
     groups = commands(COMMANDS.read_text())
-    chosen = [
-        name for name, group in groups.items() if any(re.search(only, f"{name}: {line}") for line in group)
-    ]
+    chosen = [name for name in groups if any(re.search(only, f"{name}: {line}") for line in groups[name])]
     scratch = Path(tempfile.mkdtemp(prefix="gz-"))  # its name has always the same length: texts wrap alike
     (scratch / "user").mkdir()
 
     def run(name: str) -> None:
-        place = Place(
-            gz, scratch / name
-        )  # a folder a group, so that groups can be recorded alone or side by side
+        place = Place(gz, scratch / name)  # so that groups can be recorded alone or side by side
         records = []
         for line in groups[name]:
             records.append(place.record(line))
@@ -252,16 +225,10 @@ def verdict(before: dict[str, Any] | None, after: dict[str, Any] | None) -> tupl
     if before["command"].startswith(("^", "~")):
         return "same exit code", figures + messages, False
     if figures:
-        return (
-            f"figures differ ({len(figures)})",
-            figures + messages,
-            before["command"].split()[0] in PROMISED,
-        )
-    return (
-        (f"same but for messages ({len(messages)} lines)" if messages else "same to the bit"),
-        messages,
-        False,
-    )
+        promised = before["command"].split()[0] in PROMISED
+        return f"figures differ ({len(figures)})", figures + messages, promised
+    said = f"same but for messages ({len(messages)} lines)" if messages else "same to the bit"
+    return said, messages, False
 
 
 def compare(before: Path, after: Path, verbose: bool) -> int:
@@ -273,9 +240,8 @@ def compare(before: Path, after: Path, verbose: bool) -> int:
         sides = []
         for folder in (before, after):
             path = folder / f"{name}.json"
-            sides.append(
-                {one["command"]: one for one in (json.loads(path.read_text()) if path.exists() else [])}
-            )
+            records = json.loads(path.read_text()) if path.exists() else []
+            sides.append({one["command"]: one for one in records})
         for line in dict.fromkeys([*sides[0], *sides[1]]):
             said, lines, breaks = verdict(sides[0].get(line), sides[1].get(line))
             broken += breaks
