@@ -119,14 +119,14 @@ def changed(draw: Callable, data: bytes) -> bytes:
 
 
 @contextmanager
-def patient() -> Iterator[None]:
-    """The block takes less than PATIENCE, and raises nothing but gz's own errors."""
+def patient(seconds: float = PATIENCE, what: object = "") -> Iterator[None]:
+    """The block takes less CPU-seconds, and raises nothing but gz's own errors."""
     since = time.process_time()
     try:
         yield
     except GzError as e:
         assert e.code != 1, e
-    assert time.process_time() - since < PATIENCE
+    assert time.process_time() - since < seconds, what
 
 
 def no_engine(*given: object, **more: object) -> None:
@@ -236,10 +236,8 @@ def test_bombs_are_refused_at_once(tmp_path):
     path = tmp_path / "bomb.tar"
     for name, content in BOMBS.items():
         path.write_bytes(content)
-        since = time.process_time()
-        with contextlib.suppress(GzError):
+        with patient(5, name):
             assert not list(open_members(path, is_picture).read()), f"nothing in {name} is a picture"
-        assert time.process_time() - since < 5, name
 
 
 DTYPES = st.sampled_from(["F32", "F16", "F64", "I64", "U8", "BOOL", "F8_E4M3", "C64", "X9", "", 5, None])
@@ -327,12 +325,11 @@ def test_any_command_line_is_met(place, tmp_path, monkeypatch):
     monkeypatch.setattr(launcher, "run", no_engine)
 
     def each(words: list[str]) -> None:
-        since = time.process_time()
         try:
-            assert app.run(words) != 1
+            with patient():
+                assert app.run(words) != 1
         finally:
             out.configure(json=False, quiet=False, lenient=False)
-        assert time.process_time() - since < PATIENCE
 
     before = below(place / "in")
     generated(30)(given(words=NAMED)(each))()
@@ -375,11 +372,10 @@ HEADS = {
 
 def test_an_array_s_head_is_read_before_anything_is_allocated(tmp_path):
     for name, (content, message) in HEADS.items():
-        since = time.process_time()
         for arrays in ({"x_train": content}, {"x_train": IMAGES, "y_train": content}):
-            with pytest.raises(GzError, match=message if len(arrays) == 1 else "y_train"):
+            named = message if len(arrays) == 1 else "y_train"
+            with patient(1, name), pytest.raises(GzError, match=named):
                 open_pack(npz(tmp_path / "set.npz", **arrays))
-        assert time.process_time() - since < 2, name
 
 
 @generated(160)
@@ -398,9 +394,8 @@ def test_metadata_nested_without_end_and_a_recipe_of_many_megabytes(tmp_path):
         open_pack(tmp_path)
     path = tmp_path / "big.yaml"
     path.write_text("extends: vae\nabout: |\n" + "  x y z\n" * 200_000)
-    since = time.process_time()
-    assert "a recipe 1 MB at most" in check(str(path))[0]
-    assert time.process_time() - since < 0.5
+    with patient(0.5):
+        assert "a recipe 1 MB at most" in check(str(path))[0]
 
 
 LIMITS = {
