@@ -55,8 +55,6 @@ def gz_json(gz):
     return call
 
 
-# --- errors, word for word ---
-
 HELP = "`gz {} --help` shows what it takes"
 ERRORS = [
     ("tran", 2, "no such command `tran`", "did you mean `train`?"),
@@ -156,20 +154,14 @@ def test_a_closed_pipe_is_quiet():
     assert (done.returncode, done.stderr) == (141, b"")
 
 
-# --- help ---
-
-
-def test_version_and_help(gz):
+def test_version_and_help(gz, monkeypatch):
     assert gz("--version") == (0, f"gz {__version__}\n", "")
     code, stdout, stderr = gz("--help")
     assert (code, stderr) == (0, "") and gz()[:2] == (0, stdout) == gz("-h")[:2]
     assert all(f"│ {verb} " in stdout for verb in app.VERBS)
     examples = [line.strip() for line in stdout.splitlines()[-6:] if line.strip()]
     assert examples == ["gz train vae", "gz ood ddpm --in mnist --out fashionmnist"]
-
-
-def test_it_calls_itself_what_the_user_called_it(gz, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/somewhere/gzcli"])
+    monkeypatch.setattr(sys, "argv", ["/somewhere/gzcli"])  # it calls itself what the user called it
     assert "Usage: gzcli list" in gz("list", "--help")[1]
     assert "`gzcli list --help`" in gz("list", "--zzz")[2]
 
@@ -188,16 +180,8 @@ def test_every_command_has_json_quiet_and_a_line_of_help():
         first = command.help.splitlines()[0]
         assert 10 < len(first) <= 100 and first[0].isupper() and first.endswith("."), name
         assert all(param.help.endswith((".", "…")) for param in command.params if param.help), name
-
-
-def test_one_verb_alone_is_built_for_its_line():
-    assert set(app.build(["list", "data"]).commands) == {"list"}
-    assert set(app.build(["lst"]).commands) == set(app.VERBS)
     for verb, command in app.build().commands.items():
         assert command.help.splitlines()[0] == app.VERBS[verb][1], "its line in `gz --help`"
-
-
-# --- out ---
 
 
 class Terminal(io.StringIO):
@@ -264,9 +248,6 @@ def test_help_of_a_verb_names_what_the_model_adds(gz, home, monkeypatch):
         assert all(text in stdout for text in texts), line
     plain = gz("sample", "--help")[1]
     assert gz("sample", "no-such-model", "--help")[1] == plain
-
-
-# --- list, data, recipe ---
 
 
 def test_list_models(gz, gz_json):
@@ -344,26 +325,13 @@ def test_data_of_your_own(gz, gz_json, home, tmp_path):
     assert gz("data", "import", str(file), "--name", "mnist")[0] == 2
 
 
-def test_download_takes_from_a_folder_and_verify_finds_damage(gz, gz_json, home, shared_data):
-    source = str(shared_data / "mirror")
-    code, value = gz_json("data", "download", "fashionmnist", "--from", source)
-    assert code == 0 and value["data"][0]["counts"] == {"train": 58000, "val": 2000, "test": 10000}
-    assert gz_json("data", "verify")[1]["data"][0]["name"] == "fashionmnist"
-    damaged = next((home / "raw" / "fashionmnist").glob("t10k-labels*"))
-    content = damaged.read_bytes()
-    damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    code, _, stderr = gz("data", "verify", "fashionmnist")
-    assert code == 3 and str(damaged) in stderr and "hint: `gz data remove fashionmnist`" in stderr
-
-
 def test_recipes(gz, gz_json, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (recipes_dir() / "vae.yaml").read_text().rstrip() + "\n"
     shown = gz("recipe", "show", "vae")[1]
     assert shown.startswith(text), "the file, and below it each key with its text"
-    blank, *told = shown.removeprefix(text).splitlines()
-    assert blank == "" and all(line.startswith("#") for line in told)
-    assert all(len(line) <= 80 for line in told if not line.startswith("# about:"))
+    told = shown.removeprefix(text).strip().splitlines()
+    assert all(line.startswith("#") and (len(line) <= 80 or "# about:" in line) for line in told)
     assert any(line.startswith("#   batch_size: 64 ") and "# images of one step" in line for line in told)
     shown = gz_json("recipe", "show", "vae", "--data", "mnist", "--set", "train.steps=7")[1]
     assert shown["tree"]["train"]["steps"] == 7 and shown["origin"]["train.steps"] == "--set"
@@ -375,9 +343,6 @@ def test_recipes(gz, gz_json, tmp_path, monkeypatch):
     code, stdout, stderr = gz("recipe", "check", "./vae.yaml")
     assert (code, stdout) == (0, "1 recipe, no mistake\n") and "next: gz train ./vae.yaml --dry-run" in stderr
     assert {row["name"] for row in gz_json("list", "recipes")[1]["recipes"]} == set(recipe_names())
-
-
-# --- runs ---
 
 
 @pytest.fixture
@@ -433,9 +398,6 @@ def test_runs_are_not_removed_unasked(gz, trained, busy, monkeypatch):
     assert gz("runs", "remove", "keep-me")[0] == 0 and trained["named"].path.exists()
     code, stdout, stderr = gz("runs", "remove", "keep-me")
     assert code == 0 and not trained["named"].path.exists() and "removed 1 run" in stderr
-
-
-# --- doctor ---
 
 
 def test_doctor(gz, gz_json, home, monkeypatch, tmp_path):

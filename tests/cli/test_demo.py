@@ -185,33 +185,32 @@ OWN = {**PAGE, "sec-fetch-site": "same-origin"}
 LINK = {**PAGE, "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
 
 
-def asked_of(guard: Guard, headers=OWN, *, path="/", query="", method="GET", kind="http", chunks=(b"",)):
-    """What a guard answers a request, by the types of its messages; the app behind it answers 200."""
-    sent = []
+def answered(headers=OWN, *, path="/", query="", method="GET", kind="http", chunks=(b"",), **guarded):
+    """The status that a guard answers a request with, and its headers; the app behind it answers 200."""
+    sent, parts = {}, list(chunks)
+
+    async def app(scope, receive, send):
+        while scope["type"] == "http" and (await receive())["more_body"]:
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": []})
 
     async def receive():
         body = parts.pop(0)
         return {"type": "http.request", "body": body, "more_body": bool(parts)}
 
     async def send(message):
-        sent.append(message)
+        sent[message["type"]] = message
 
-    parts = list(chunks)
     pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
     scope = {"type": kind, "path": path, "method": method, "query_string": query.encode(), "headers": pairs}
-    asyncio.run(guard(scope, receive, send))
-    return {message["type"]: message for message in sent}
-
-
-def status(*args, token=None, addresses=(), **kwargs) -> int:
-    async def app(scope, receive, send):
-        while scope["type"] == "http" and (await receive())["more_body"]:
-            pass
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-
-    sent = asked_of(Guard(app, addresses=set(addresses), token=token), *args, **kwargs)
+    asyncio.run(Guard(app, **{"addresses": set(), "token": None, **guarded})(scope, receive, send))
     assert ("websocket.close" in sent) != ("http.response.start" in sent)
-    return 403 if "websocket.close" in sent else sent["http.response.start"]["status"]
+    start = sent.get("http.response.start", {"status": 403, "headers": []})
+    return start["status"], dict(start["headers"])
+
+
+def status(*args, **more) -> int:
+    return answered(*args, **more)[0]
 
 
 FOREIGN = (
@@ -257,7 +256,7 @@ def test_a_body_that_is_too_large_is_not_read():
 
 
 def test_beyond_this_machine_every_request_has_the_token():
-    public = {"addresses": ["https://abc.gradio.live"], "token": "s3cret"}
+    public = {"addresses": {"https://abc.gradio.live"}, "token": "s3cret"}
     own = {"host": "abc.gradio.live", "origin": "https://abc.gradio.live"}
     for headers in (own, OWN):
         assert status(headers, **public) == status(headers, **public, query="token=wrong&token=") == 401
@@ -269,14 +268,10 @@ def test_beyond_this_machine_every_request_has_the_token():
     for headers in (own | {"host": "abd.gradio.live"}, own | {"origin": "https://abd.gradio.live"}):
         assert status(headers, **public, query="token=s3cret") == 403
 
-    async def app(scope, receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-
-    guard = Guard(app, addresses=set(public["addresses"]), token="s3cret")
-    head = dict(asked_of(guard, own, query="token=s3cret")["http.response.start"]["headers"])
+    _, head = answered(own, **public, query="token=s3cret")
     assert head[b"set-cookie"] == b"gz-demo=s3cret; Path=/; HttpOnly; SameSite=Strict; Secure"
     assert head[b"content-security-policy"] == POLICY.encode() and "frame-ancestors 'none'" in POLICY
-    head = dict(asked_of(guard, own, query="token=wrong")["http.response.start"]["headers"])
+    _, head = answered(own, **public, query="token=wrong")
     assert b"set-cookie" not in head and head[b"content-security-policy"] == POLICY.encode()
 
 

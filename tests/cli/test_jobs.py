@@ -1,20 +1,34 @@
-"""What the command line hands to the engine: a typed job, which is read back as it was written; and where it
-writes: into a folder of its own, or one that the user gave and that holds nothing."""
+"""Jobs of the engine: what the command line hands over, where they write, and which prompts and pictures each
+image of each rank is made from."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
+from gzcli.cli import app
 from gzcli.cli.jobs import do_job, new_folder
 from gzcli.core import jobs
 from gzcli.core.errors import GzError, Interrupted, UsageError
 from gzcli.core.jobs import AlarmJob, BenchJob, ExportJob, OodJob, SampleJob
-from gzcli.core.sections import LaunchSection
+from gzcli.core.ranks import gather, joined
+from gzcli.core.sections import DataSection, LaunchSection, Part
+from gzcli.core.types import Applied, DataInfo
+from gzcli.engine import sampler
+from gzcli.engine.log import Log
+from gzcli.engine.trained import Trained
+from gzcli.judge import sample
 from gzcli.launch import launcher
 from gzcli.models import catalog
+from gzcli.models.base import Model
+from gzcli.models.catalog import Param
 from gzcli.store import claims, files, runs
 from gzcli.store.run_folder import Run
 
@@ -68,15 +82,37 @@ def asked(call, monkeypatch):
     return ask
 
 
-def test_sample(asked, tmp_path):
+def test_what_is_typed_becomes_a_job(asked, tmp_path, monkeypatch):
     job, run = asked("sample", "mine", "-n", "6", "--label", "3", "--temperature", "0.5", "--npz", "--cpu")
-    options = {"temperature": 0.5}
-    path = str(run.path)
+    path, options = str(run.path), {"temperature": 0.5}
     assert job == SampleJob(path, 6, "3", checkpoint="last", options=options, formats=("npz",), launch=PLAIN)
     (tmp_path / "in").mkdir()
     job, _ = asked("sample", "mine", "--do", "reconstruct", "--input", str(tmp_path / "in"), "--gpus", "all")
     assert (job.do, job.input, job.input_as, job.n) == ("reconstruct", str(tmp_path / "in"), None, 64)
     assert job.launch == LaunchSection(gpus="all")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a, b").mkdir()
+    words = ["--score", "ELBO", "--k", "3", "--background", "mine", "--seed", "4"]
+    job, _ = asked("ood", "mine", "--out", "FashionMNIST,a, b", *words)
+    more = {"scores": ("elbo",), "seed": 4, "options": {"k": 3}, "background": path}
+    assert job == OodJob(path, "digits", ("fashionmnist", str(tmp_path / "a, b")), checkpoint="last", **more)
+    assert asked("ood", "mine", "--in", "Digits", "--out", "mnist", "--full")[0].ins == "digits"
+    job, _ = asked("bench", "--data", "Digits", "--metrics", "fd,bpd", "--checkpoint", "best")
+    assert job == BenchJob((path,), "digits", ("fd", "bpd"), checkpoint="best")
+    job, _ = asked("bench", "mine", "patches", "--split", "train")
+    more = {"checkpoint": "last", "images": ("patches",), "split": "train"}
+    assert job == BenchJob((path,), "digits", **more)
+    to = ("runs", "export", "mine")
+    job, _ = asked(*to, "--to", "diffusers", "--out", str(tmp_path / "it"))
+    assert job == ExportJob(path, "diffusers", str(tmp_path / "it"), "last", launch=PLAIN)
+    file = str(run.path / "export" / f"{run.id}.safetensors")
+    assert asked(*to, "--dtype", "bf16")[0] == ExportJob(path, "file", file, "last", "bf16", launch=PLAIN)
+    (tmp_path / "mine").mkdir()  # `--input` is a path, whatever a run is called
+    job, _ = asked("ood", "mine", "--input", "mine", "--fpr", "5%", "--map", "--score", "all", "--k", "9")
+    more = {"checkpoint": "last", "scores": ("all",), "maps": True, "options": {"k": 9}}
+    assert job == AlarmJob(path, "digits", str(tmp_path / "mine"), 0.05, **more)
+    for words, fpr in ((("--fpr", "0.02"), 0.02), ((), 0.01)):
+        assert asked("ood", "mine", "--input", "mine", *words)[0].fpr == fpr
 
 
 def test_a_job_that_failed_without_output_leaves_no_folder(home, tmp_path, monkeypatch):
@@ -103,44 +139,6 @@ def test_samples_of_classes_fill_whole_rows(call, monkeypatch):
     for more in ((), ("-n", "64"), ("--label", "A,B,C"), ("--do", "reconstruct"), ("--label", "no such")):
         call(*words, *more)
     assert found == [72, 64, 63, 64, 64], "of `glyphs`, which have 36 classes"
-
-
-def test_ood(asked, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a, b").mkdir()
-    words = ["--score", "ELBO", "--k", "3", "--background", "mine", "--seed", "4"]
-    job, run = asked("ood", "mine", "--out", "FashionMNIST,a, b", *words)
-    path, outs = str(run.path), ("fashionmnist", str(tmp_path / "a, b"))
-    more = {"scores": ("elbo",), "seed": 4, "options": {"k": 3}, "background": path}
-    assert job == OodJob(path, "digits", outs, checkpoint="last", **more)
-    assert asked("ood", "mine", "--in", "Digits", "--out", "mnist", "--full")[0].ins == "digits"
-
-
-def test_bench(asked):
-    job, run = asked("bench", "--data", "Digits", "--metrics", "fd,bpd", "--checkpoint", "best")
-    assert job == BenchJob((str(run.path),), "digits", ("fd", "bpd"), checkpoint="best")
-    job, _ = asked("bench", "mine", "patches", "--split", "train")
-    more = {"checkpoint": "last", "images": ("patches",), "split": "train"}
-    assert job == BenchJob((str(run.path),), "digits", **more)
-
-
-def test_export(asked, tmp_path):
-    to = ("runs", "export", "mine")
-    job, run = asked(*to, "--to", "diffusers", "--out", str(tmp_path / "it"))
-    assert job == ExportJob(str(run.path), "diffusers", str(tmp_path / "it"), "last", launch=PLAIN)
-    job, run = asked(*to, "--dtype", "bf16")
-    file = str(run.path / "export" / f"{run.id}.safetensors")
-    assert job == ExportJob(str(run.path), "file", file, "last", "bf16", launch=PLAIN)
-
-
-def test_alarms(asked, tmp_path):
-    (tmp_path / "here" / "mine").mkdir()
-    job, run = asked("ood", "mine", "--input", "mine", "--fpr", "5%", "--map", "--score", "all", "--k", "9")
-    path = str(tmp_path / "here" / "mine")
-    more = {"checkpoint": "last", "scores": ("all",), "maps": True, "options": {"k": 9}}
-    assert job == AlarmJob(str(run.path), "digits", path, 0.05, **more)
-    for words, fpr in ((("--fpr", "0.02"), 0.02), ((), 0.01)):
-        assert asked("ood", "mine", "--input", "mine", *words)[0].fpr == fpr
 
 
 def test_a_flagged_picture_is_an_exit_code_on_demand(asked, call, monkeypatch):
@@ -182,20 +180,14 @@ MISTAKES = [
 ]
 
 
-def test_mistakes_of_ood_are_told(asked, call):
+def test_mistakes_of_ood_are_told(asked, call, monkeypatch):
     for words, code, message in MISTAKES:
         found, _, err = call("ood", "mine", *words.split())
         assert found == code and message in err, words
-
-
-def test_a_model_without_maps_names_those_that_make_some(asked, call, monkeypatch):
-    card = catalog.card("vae")
-    monkeypatch.setattr(catalog, "card_of", lambda *given: replace(card, maps=()))
+    card = replace(catalog.card("vae"), maps=())
+    monkeypatch.setattr(catalog, "card_of", lambda *given: card)
     code, _, err = call("ood", "mine", "--input", ".", "--map")
-    assert code == 2 and "does not say where" in err and "pixelcnn" in err and "glow" in err
-
-
-# ---------------------------------------------------------------------------- where jobs write
+    assert code == 2 and all(text in err for text in ("does not say where", "pixelcnn", "glow"))
 
 
 @pytest.fixture
@@ -251,16 +243,15 @@ def test_a_folder_that_holds_anything_is_never_written_into(call, run, engine, t
 
 
 def test_after_a_failed_attempt_the_folder_is_free_again(call, run, engine, tmp_path):
-    words = ("sample", "mine", "--out", str(tmp_path / "out"))
+    words, out = ("sample", "mine", "--out", str(tmp_path / "out")), tmp_path / "out"
     engine.append(GzError("no memory"))  # a bug, whose log stays
-    assert call(*words)[0] == 1 and (tmp_path / "out" / "log.txt").exists()
-    (tmp_path / "out" / "notes.txt").write_text("mine")
+    assert call(*words)[0] == 1 and (out / "log.txt").exists()
+    (out / "notes.txt").write_text("mine")
     assert call(*words)[0] == 2
-    (tmp_path / "out" / "notes.txt").unlink()
-    with files.lock(tmp_path / "out" / ".lock"):
+    (out / "notes.txt").unlink()
+    with files.lock(out / ".lock"):
         assert call(*words)[0] == 2
-    assert call(*words)[0] == 0
-    assert call(*words)[0] == 2
+    assert call(*words)[0] == 0 and call(*words)[0] == 2
 
 
 def test_one_folder_is_claimed_by_one(tmp_path):
@@ -274,3 +265,235 @@ def test_one_folder_is_claimed_by_one(tmp_path):
     Run(tmp_path / "raced").mark("job")
     with pytest.raises(FileExistsError):
         Run(tmp_path / "raced").mark("job")
+
+
+OPTIONS = {
+    "prompt": Param("prompt", "str | list[str] | None", None, False),
+    "negative": Param("negative", "str", "", False),
+    "guidance": Param("guidance", "float", 7.5, False),
+    "size": Param("size", "int | None", None, False),
+    "edges": Param("edges", "bool", False, False),
+}
+EDIT = {"edit": {"prompt": OPTIONS["prompt"]}}
+READS = replace(catalog.card("vae"), sample=OPTIONS, inputs=("control",), do=EDIT)
+
+
+class Reader(Model):
+    """Draws flat images; their brightness is the prompt's length plus the input's brightness plus noise."""
+
+    paper = "none"
+
+    def sample(
+        self, n, *, noise, progress, labels=None, control=None, prompt=None, negative="", guidance=1.0,
+        size=None, edges=False
+    ):  # fmt: skip
+        assert prompt is None or (len(prompt) == n and all(isinstance(text, str) for text in prompt))
+        self.seen = [*getattr(self, "seen", []), (n, prompt, control, negative, edges)]
+        side = size or self.data.shape[1]
+        x = torch.zeros(n, 1, side, side) + 0.01 * noise.rand(n, 1, 1, 1)
+        if prompt:
+            x += torch.tensor([len(text) / 100 for text in prompt])[:, None, None, None]
+        return x if control is None else x + control.mean((1, 2, 3), keepdim=True) / 2
+
+    def edit(self, x, *, noise, progress, prompt=None):
+        self.seen = [prompt]
+        return Applied(x)
+
+
+@pytest.fixture
+def trained(home, monkeypatch):
+    """A run of a model that takes prompts, as the engine loads it; the command line takes it for a `vae`."""
+    run = runs.create("vae", "digits", alias="reader")
+    run.update(state="finished")
+    run.recipe_file.write_text("model: {name: vae}\ndata: {name: digits, size: 16, channels: 1}\n")
+    (run.path / "model.safetensors").write_bytes(b"x")
+    info = DataInfo((1, 16, 16))
+    part = Part("vae", sample={"prompt": None, "size": None}, data=DataSection(size=16, channels=1))
+    found = Trained(run, Reader(info), info, part, torch.device("cpu"), 1)
+    monkeypatch.setattr(sample, "load_trained", lambda *args: found)
+    monkeypatch.setattr(catalog, "card", lambda name: READS)
+    return found
+
+
+@pytest.fixture
+def gz(trained, capsys, monkeypatch):
+    """gz("--prompt", "x") → (exit code, the result or the error of `gz sample reader … --json`); the engine
+    runs in this process."""
+
+    def here(folder: Path, job: SampleJob) -> dict:
+        jobs.write(folder, job)
+        return sample.run(jobs.read(folder), folder, torch.device("cpu"), Log())
+
+    monkeypatch.setattr("gzcli.cli.jobs.do_job", here)
+
+    def call(*words: str) -> tuple[int, dict]:
+        code = app.run(["sample", "reader", *words, "--json"])
+        value = json.loads(capsys.readouterr().out)
+        return code, value.get("error", value)
+
+    return call
+
+
+def flat_pictures(path: Path, **brightness: int) -> Path:
+    path.mkdir()
+    for name, value in brightness.items():
+        Image.fromarray(np.full((40, 30), value, np.uint8)).save(path / f"{name}.png")
+    return path
+
+
+def test_prompts_are_cycled_and_are_as_many_as_the_images(gz, trained):
+    """Those of the line come first, or the recipe's, or none."""
+    words = ("--prompt", "a red door", "--prompt", "three")
+    code, result = gz(*words, "--negative", "3", "--guidance", "7", "--seed", "1")
+    assert (code, result["n"], result["prompts"]) == (0, 2, ["a red door", "three"])
+    code, result = gz("--prompt", "a", "--prompt", "bb", "-n", "5")
+    assert (code, result["n"], result["prompts"]) == (0, 5, ["a", "bb"]) and len(result["files"]) == 5
+    assert trained.model.seen[-1][:2] == (5, ["a", "bb", "a", "bb", "a"])
+    assert gz()[1]["n"] == 64 and trained.model.seen[-1][1] is None and gz()[1]["prompts"] == []
+    for own, words, drawn in (
+        ("of the recipe", "-n 2", ["of the recipe"] * 2),
+        (["x", "y"], "-n 3", ["x", "y", "x"]),
+        (["x", "y"], "--prompt mine -n 2", ["mine", "mine"]),
+    ):
+        trained.part.sample["prompt"] = own
+        gz(*words.split())
+        assert trained.model.seen[-1][1] == drawn
+
+
+def test_prompts_of_a_file_come_after_those_of_the_line(gz, trained, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text('\ufeff# doors\na red door, "open"\n\n  ein grüner   \n# none\n', encoding="utf-8")
+    code, result = gz("--prompts", str(file), "--prompt", "first")
+    assert (code, result["n"], result["prompts"]) == (0, 3, ["first", 'a red door, "open"', "ein grüner"])
+    assert trained.model.seen[-1][1] == result["prompts"]
+
+
+def test_wrong_words(gz, tmp_path, monkeypatch):
+    """Also of a model that reads no prompts, or takes no pictures."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("# nothing\n\n")
+    (tmp_path / "latin.txt").write_bytes(b"gr\xfcn\n")
+    flat_pictures(tmp_path / "maps", a=3)
+    silent = replace(READS, sample={}, inputs=(), do={"edit": {}})
+    plain = replace(silent, do={}, can=("sample",))
+    for card, words, message, hint in (
+        (READS, "--prompts none.txt", "none.txt", ""),
+        (READS, "--prompts empty.txt", "holds no prompts", "one a line"),
+        (READS, "--prompts latin.txt", "not UTF-8 text", "one a line"),
+        (READS, "--promt x", "no such option `--promt`", "did you mean `--prompt`?"),
+        (READS, "--guidance much", "`--guidance` must be a number", ""),
+        (READS, "--mask empty.txt", "`--mask` goes with `--do`", "can: edit"),
+        (READS, "--input maps -n 2 --sise 8", "no such option `--sise`", "did you mean `--size`?"),
+        (plain, "--prompt x", "`vae` takes no prompts", "--can prompt"),
+        (silent, "--prompt x --do edit", "`--do edit` takes no prompts", "--label"),
+        (silent, "--input maps", "`--input` goes with `--do`", "can: edit"),
+    ):
+        monkeypatch.setattr(catalog, "card", lambda name, card=card: card)
+        code, error = gz(*words.split())
+        assert code == 2 and message in error["message"] and hint in (error["hint"] or ""), words
+
+
+def test_an_application_gets_them_too(gz, trained, tmp_path):
+    folder = str(flat_pictures(tmp_path / "p", a=3, b=4, c=5))
+    code, _ = gz("--do", "edit", "--input", folder, "--prompt", "x", "--prompt", "y")
+    assert code == 0 and trained.model.seen == [["x", "y", "x"]]
+
+
+def test_pictures_are_given_to_sample(gz, trained, tmp_path):
+    folder = flat_pictures(tmp_path / "maps", a=0, b=255)
+    code, result = gz("--input", str(folder), "--edges", "--npz")
+    assert (code, result["n"]) == (0, 2) and "from-input" in result["grid"]
+    n, prompt, control, _, edges = trained.model.seen[-1]
+    assert (n, prompt, edges, control.shape) == (2, None, True, (2, 1, 16, 16))
+    assert control[0].unique().tolist() == [-1] and control[1].unique().tolist() == [1]
+    # maps above, images below, each six times as large, with names beside and a caption below
+    width, height = Image.open(result["grid"]).size
+    assert height > 2 * (96 + 3) + 16 and width > 2 * (96 + 3) + 16
+    bright = np.load(result["npz"])["samples"].mean((1, 2, 3))
+    assert bright[0] < 70 and bright[1] > 185 and len(result["files"]) == 2
+    code, result = gz("--input", str(folder), "--prompt", "1", "--prompt", "22", "--prompt", "333")
+    assert result["n"] == 3 and trained.model.seen[-1][2][:, 0, 0, 0].tolist() == [-1, 1, -1]
+    code, result = gz("--input", str(folder / "b.png"), "-n", "3")
+    assert result["n"] == 3 and trained.model.seen[-1][2][:, 0, 0, 0].tolist() == [1, 1, 1]
+    assert gz("--input", str(folder), "-n", "1")[1]["n"] == 1
+
+
+def test_pictures_and_images_of_another_size(gz, trained, tmp_path):
+    words = ("--input", str(flat_pictures(tmp_path / "maps", a=0, b=255, c=9)), "--npz")
+    for of_the_recipe, more in ((None, ("--size", "24")), (24, ())):
+        trained.part.sample["size"] = of_the_recipe
+        code, result = gz(*words, *more)
+        assert code == 0 and trained.model.seen[-1][2].shape == (3, 1, 24, 24)
+        assert np.load(result["npz"])["samples"].shape == (3, 24, 24, 1)
+        assert Image.open(result["files"][0]).size == (24, 24)
+
+
+@pytest.fixture
+def ranks(monkeypatch):
+    """ranks(world, draw) → what all ranks draw together, each its own share."""
+
+    def all_of(world: int, draw) -> np.ndarray:
+        parts = []
+        monkeypatch.setattr("gzcli.core.ranks.gather", lambda rows: rows)
+        monkeypatch.setattr("gzcli.core.ranks.world", lambda: world)
+        for rank in range(world):
+            monkeypatch.setattr("gzcli.core.ranks.rank", lambda rank=rank: rank)
+            parts.append(draw())
+        return joined(parts)
+
+    return all_of
+
+
+def test_ranks_and_batches_share_prompts_and_pictures(trained, ranks, monkeypatch):
+    prompts = ["x" * (3 * i) for i in range(1, 6)]
+    control = torch.linspace(-1, 1, 4)[:, None, None, None].expand(-1, 1, 16, 16)
+    given, usual = {"prompt": prompts, "control": control}, sampler.BATCH_SIZE
+    for size, world in product((None, 24), (2, 3, 7)):
+
+        def draw(size=size) -> np.ndarray:
+            return sampler.draw(trained, 6, seed=3, given=given, options={"size": size})
+
+        monkeypatch.setattr(sampler, "BATCH_SIZE", usual)
+        whole = ranks(1, draw)
+        assert whole.shape == (6, 1, size or 16, size or 16) and trained.model.seen[-1][0] == 6
+        # with seven ranks the last has nothing, and does not know the size
+        assert (ranks(world, draw) == whole).all(), (size, world)
+        monkeypatch.setattr(sampler, "BATCH_SIZE", 8)
+        assert (ranks(world, draw) == whole).all(), (size, world)
+        assert trained.model.seen[-1][1] == [prompts[i % 5] for i in rows_of_last(world)]
+
+
+def rows_of_last(world: int) -> range:
+    """The images of the last batch of the last rank that has any; batches are of four at most."""
+    share = -(-6 // world)
+    start = (5 // share) * share
+    return range(start, min(start + 4, 6)) if share <= 4 else range(4, 6)
+
+
+def test_gathering_skips_who_had_nothing(monkeypatch):
+    def gathered(parts, rows):
+        parts[:] = [rows, np.zeros((0, 1, 16, 16), np.uint8)]
+
+    monkeypatch.setattr("gzcli.core.ranks.world", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gathered)
+    assert gather(np.ones((2, 1, 8, 8), np.uint8)).shape == (2, 1, 8, 8)
+    assert joined([np.zeros((0, 3, 4, 4), np.uint8)]).shape == (0, 3, 4, 4)
+
+
+def test_large_images_come_in_smaller_batches(trained):
+    for device, shape, size, images in (
+        ("cuda", (1, 28, 28), None, 512),
+        ("cuda", (3, 64, 64), None, 512),
+        ("cuda", (3, 512, 512), None, 8),
+        ("cpu", (3, 64, 64), 512, 2),
+        ("cpu", (3, 512, 512), 64, 128),
+        ("cpu", (3, 1024, 1024), None, 1),
+    ):
+        asked = replace(trained, info=DataInfo(shape), device=torch.device(device))
+        assert sampler.batch_size(asked, {"size": size}) == images, (device, shape, size)
+
+
+def test_the_card_tells_of_prompts_and_pictures():
+    card = catalog.card("instructpix2pix")
+    assert card.inputs == ("before",) and "before" not in card.sample
+    assert card.sample["prompt"] and "prompt" in card.can and card.needs == ("caption", "before")

@@ -48,14 +48,11 @@ def fault(path: Path, check: str) -> str | None:
     return fault_of(CHECKS[check], Case(model_files.add(path), SMALL, lr=3e-3))
 
 
-def test_a_file_of_an_earlier_template_is_a_model(write):
-    path = write("earlier", ("Model, Noise, Progress", "Model\nfrom gzcli.types import Noise, Progress"))
-    assert mistakes(path) == [] and fault(path, "each_phase_learns_alone") is None
-
-
-def test_the_template_keeps_the_contract(write):
+def test_the_template_keeps_the_contract_and_an_earlier_one_is_a_model(write):
     assert mistakes(path := write()) == []
     assert {check: fault(path, check) for check in CHECKS} == dict.fromkeys(CHECKS)
+    path = write("earlier", ("Model, Noise, Progress", "Model\nfrom gzcli.types import Noise, Progress"))
+    assert mistakes(path) == [] and fault(path, "each_phase_learns_alone") is None
 
 
 DEPENDS = "the_loss_depends_on_the_batch_alone"
@@ -103,14 +100,6 @@ def test_an_option_that_no_recipe_can_hold_is_refused_with_its_line(write):
         (found,) = mistakes(path)
         line = path.read_text().split("def __init__")[0].count("\n") + 1
         assert told in found and found.startswith(f"{path}:{line}:"), signature
-
-
-def test_options_have_a_text(write):
-    model_files.add(write("maf"))
-    assert {name: p.default for name, p in catalog.card("maf").params.items()} == {"hidden": 32, "layers": 3}
-    told = catalog.option_texts(catalog.card("maf"))
-    assert told["model"]["hidden"] == "channels of its inner layers."
-    assert told["sample"]["steps"] == "evaluations of the network."
 
 
 def test_what_is_no_model_is_told(write, tmp_path, call):

@@ -25,7 +25,6 @@ from gzcli.models import catalog
 from gzcli.recipe.recipe import check_data
 from gzcli.recipe.resolve import resolve
 from gzcli.store import runs
-from gzcli.store.paths import recipe_names
 
 
 @pytest.fixture
@@ -74,9 +73,6 @@ def planned(monkeypatch):
         return jobs
 
     return found
-
-
-# --- what is told before a start ---
 
 
 def test_the_first_lines_of_a_dry_run_and_its_plan_for_scripts(gz, dry_run, planned):
@@ -261,9 +257,6 @@ def test_a_common_time_is_split_over_stages_by_their_operations():
     assert forecast.shares([forecast.Forecast(parts[0]), equal[1]]) == [0.5, 0.5]  # one is not known
 
 
-# --- memory ---
-
-
 def test_a_hint_where_it_does_not_fit(gz, planned, monkeypatch):
     planned()
     words = ("train", "vae", "--dry-run", "--cpu", "--set", "train.batch_size=64")
@@ -290,8 +283,6 @@ def test_ways_to_save_are_those_that_the_model_has():
 
 
 def test_stable_diffusion_plans_for_weights_that_are_absent(dry_run, tmp_path, monkeypatch):
-    if "sd-lora" not in recipe_names():
-        pytest.skip("needs the models of Stable Diffusion")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
 
     def fetched(base: str) -> list[str]:
@@ -324,9 +315,6 @@ def test_the_memory_of_gpus_is_that_of_the_smallest_visible(tmp_path, monkeypatc
         assert forecast.gpu_memory() == (mebibytes and mebibytes << 20), visible
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
     assert forecast.gpu_memory() is None and forecast.host_memory() > 1 << 28
-
-
-# --- what a model needs of its data ---
 
 
 def test_what_a_set_lacks_is_told_with_the_sets_that_have_it():

@@ -97,9 +97,6 @@ def staged(_home, tmp_path_factory) -> runs.Run:
     return run
 
 
-# --- one file ---
-
-
 @pytest.mark.usefixtures("run", "on_latents", "staged")  # which are made on the first machine
 @pytest.mark.parametrize("name", ["run", "on_latents", "staged"])
 def test_a_file_draws_as_its_run_on_another_machine(name, request, gz, tmp_path, elsewhere, monkeypatch):
@@ -122,19 +119,15 @@ def test_a_file_draws_as_its_run_on_another_machine(name, request, gz, tmp_path,
     assert gz("sample", str(file), "-n", "2", "--out", str(tmp_path / "o"))[0] == 0
 
 
-def test_half_the_size_is_nearly_the_same_picture(run, gz, tmp_path):
+def test_half_the_size_is_nearly_the_same_picture_and_what_cannot_be_a_file_is_refused(run, gz, tmp_path):
     places = {dtype: tmp_path / f"{dtype}.safetensors" for dtype in ("fp32", "bf16")}
     for dtype, place in places.items():
         assert gz("runs", "export", "mine", "--dtype", dtype, "--out", str(place))[0] == 0
     assert {value.dtype for value in load_file(places["bf16"]).values()} == {torch.bfloat16}
     a, b = (gzcli.load(place, device="cpu").sample(4) for place in places.values())
     assert 0 < np.abs(a.astype(int) - b).max() < 30
-
-
-def test_what_cannot_be_a_file_is_refused(run, gz, tmp_path):
-    (tmp_path / "it.safetensors").write_bytes(b"")
     for words, told in (
-        (("--out", str(tmp_path / "it.safetensors")), "already"),
+        (("--out", str(places["fp32"])), "already"),
         (("--out", str(tmp_path / "it.bin")), "must end in `.safetensors`"),
         (("--to", "diffusers", "--dtype", "bf16"), "`--dtype` goes with `--to file`"),
     ):
@@ -201,9 +194,6 @@ def test_tensors_that_do_not_fill_the_file_once_are_refused(run, gz, tmp_path, e
         assert not [path for path in elsewhere.rglob("*") if path.is_file()], what
 
 
-# --- the hub ---
-
-
 @pytest.fixture
 def server(monkeypatch, tmp_path):
     from huggingface_hub import constants
@@ -265,9 +255,6 @@ def test_what_the_hub_does_not_give_is_told(run, server, gz, monkeypatch):
     assert len(server.requests) == count
 
 
-# --- models that come with gz ---
-
-
 @pytest.mark.parametrize("one", QUICK + SLOW, ids=lambda one: one.name)
 def test_a_pretrained_model_loads_and_draws(one, elsewhere):
     found = gzcli.load(f"pretrained:{one.name}", device="cpu")
@@ -309,9 +296,6 @@ def test_the_recorded_figures_of_pretrained_models_stand(gz, home):
         found = json.loads(out)
         assert found["rows"][0]["metrics"]["fd"] == pytest.approx(told["value"], rel=0.25), one.name
         assert found["floor"]["fd"] == pytest.approx(told["floor"], rel=0.25), one.name
-
-
-# --- pictures ---
 
 
 @pytest.fixture

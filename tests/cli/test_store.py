@@ -1,5 +1,4 @@
-"""The store: what it makes and removes lies inside it, its names are no paths, its locks hold on every
-system."""
+"""The store: what it makes and removes lies inside it, its locks hold, its index sees every change."""
 
 from __future__ import annotations
 
@@ -13,11 +12,13 @@ from pathlib import Path
 import pytest
 from torch import nn
 
+from gzcli.cli.app import build
+from gzcli.cli.completion import candidates
 from gzcli.core.errors import DamagedError, UsageError
 from gzcli.engine import checkpoint
 from gzcli.engine.log import Log
 from gzcli.recipe.resolve import check
-from gzcli.store import files, paths, runs
+from gzcli.store import files, index, paths, runs
 from gzcli.store.runs import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -135,17 +136,20 @@ def test_a_run_is_read_wherever_it_lies_and_no_weights_by_a_path_that_is_none(ca
     assert call("runs", "remove", str(moved), "--yes")[0] == 2 and Run(moved).state == "finished"
 
 
-def test_the_newest_is_the_last_one_made_whatever_the_clock_says(home, monkeypatch):
+def test_ids_are_in_order_and_the_newest_is_the_last_one_made_whatever_the_clock_says(home, monkeypatch):
     made = []
-    for clock in (3000.0, 2000.0, 1000.0):  # set back twice
-        monkeypatch.setattr(time, "time", lambda clock=clock: clock)
+    for clock in (1_700_000_000, 1_700_000_000, 1_699_996_400, 1_700_000_001):  # an hour back
+        monkeypatch.setattr(time, "time", lambda clock=clock: float(clock))
         made.append(runs.create("vae", "digits"))
-    assert runs.all_runs() == made[::-1]
-    runs.remove(made[2])
-    assert runs.all_runs()[0] == made[1] and runs.create("vae", "digits") == runs.all_runs()[0]
-    for run, created in zip(runs.all_runs()[1:], (1.0, 2.0), strict=True):  # of before they were numbered
-        run.update(created=created, order=0)
-    assert [run.status()["created"] for run in runs.all_runs()][1:] == [2.0, 1.0]
+    ids = [run.id for run in made]
+    assert ids == sorted(ids) and len({name[:26] for name in ids}) == 4 and runs.all_runs() == made[::-1]
+    runs.remove(made.pop())
+    assert runs.all_runs()[0] == made[-1]
+    monkeypatch.setattr(time, "time", lambda: 1_600_000_000.0)  # the others are of a clock that was wrong
+    assert runs.create("vae", "digits").id < ids[0] and runs.all_runs()[-1] == made[0]
+    for run, created in zip(runs.all_runs()[1:], (1.0, 2.0, 3.0), strict=True):
+        run.update(created=created, order=0)  # as before they were numbered
+    assert [run.status()["created"] for run in runs.all_runs()][1:] == [3.0, 2.0, 1.0]
 
 
 HOLD = """
@@ -200,3 +204,118 @@ def test_without_fcntl(home):
     words = [sys.executable, "-c", WINDOWS]
     done = subprocess.run(words, capture_output=True, text=True, cwd=ROOT, env=os.environ)
     assert done.returncode == 0 and "here  killed" in done.stdout, done.stderr
+
+
+MANY = 40
+opened: list[str] | None = None  # files of the store, where they are counted
+
+
+def hear(event: str, given: tuple) -> None:
+    if event == "open" and opened is not None and isinstance(given[0], str) and "/runs/" in given[0]:
+        opened.append(given[0])
+
+
+sys.addaudithook(hear)
+
+
+@pytest.fixture
+def store(home, monkeypatch) -> list[Run]:
+    """Finished runs, whose files count as settled at once."""
+    monkeypatch.setattr(index, "SETTLED", 0)
+    monkeypatch.setattr(index, "_open", {})
+    made = []
+    for i in range(MANY):
+        run = Run(home / "runs" / f"vae-digits-20260101-0000{i % 60:02}-{i:04x}")
+        run.checkpoints_folder.mkdir(parents=True)
+        status = {"state": "finished", "model": "vae", "data": "digits", "order": i, "step": 4, "steps": 4}
+        run.status_file.write_text(json.dumps(status | {"alias": f"own{i}"}))
+        run.mark_file.write_text('{"kind": "run"}')
+        run.best_file.write_text(f'{{"metric": "bpd", "value": {i}, "step": 4}}')
+        run.metrics_file.write_text('{"step": 1, "loss": 3}\n{"step": 2, "loss": 2}\n')
+        made.append(run)
+    return made
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """counted(work) → what `work` returns as in a new process, and how many files of the store it opens."""
+
+    def counted(work) -> tuple:
+        global opened
+        monkeypatch.setattr(index, "_open", {})
+        opened = []
+        result = work()
+        count, opened = len(opened), None
+        return result, count
+
+    return counted
+
+
+@pytest.fixture
+def listed(call, counted):
+    """listed() → the rows of `gz runs list --json` by id, and how many files of the store it opens."""
+
+    def listed() -> tuple[dict[str, dict], int]:
+        (code, text, _), count = counted(lambda: call("runs", "list", "--json"))
+        assert code == 0
+        return {row["run"]: row for row in json.loads(text)["runs"]}, count
+
+    return listed
+
+
+def test_a_list_of_many_opens_few_files(store, listed, call, counted):
+    first, all_of_them = listed()
+    again, few = listed()
+    assert first == again and len(first) == MANY and all_of_them > 3 * MANY and few == 2
+    for ref in ("own7", store[7].id):
+        (_, text, _), count = counted(lambda ref=ref: call("runs", "path", ref))
+        assert text.strip() == str(store[7].path) and count <= 2
+    show = build(["runs"])
+    names, count = counted(lambda: candidates(show, ["runs", "show"], "own1"))
+    assert len(names) == 11 and count <= 1
+
+
+def test_what_others_change_is_seen(store, listed):
+    listed()
+    store[3].update(state="interrupted", step=2)  # renamed into place
+    path = store[4].status_file
+    path.write_text(path.read_text().replace("own4", "new4"))  # in place
+    os.utime(path, ns=(0, 0))
+    files.write_json(store[5].best_file, {"metric": "bpd", "value": 9, "step": 4})
+    with open(store[6].metrics_file, "a") as f:
+        f.write('{"step": 3, "loss": 1}\n')
+    files.write_atomic(store[7].samples_picture(1), bytes(5000))
+    runs.remove(store[8])
+    new = runs.create("vae", "digits")
+    before, (rows, _) = listed()[0], listed()
+    assert before == rows and len(rows) == MANY and store[8].id not in rows
+    assert rows[new.id]["state"] == "planned"
+    assert (rows[store[3].id]["state"], rows[store[3].id]["step"]) == ("interrupted", 2)
+    assert rows[store[4].id]["alias"] == "new4" and rows[store[5].id]["best"]["value"] == 9
+    assert rows[store[6].id]["curve"]["values"] == [3, 2, 1] and rows[store[7].id]["bytes"] > 5000
+    assert next(iter(rows)) == new.id  # numbered after the newest that is known
+
+
+def test_an_index_that_is_damaged_or_gone_is_made_again_in_silence(store, listed, call):
+    rows, _ = listed()
+    for how in (None, b"", b"[]", b"gz 1 00000000\n{}", bytes(9), "cut", "changed"):
+        for path in (store[0].path.parent / index.NAME.format(kind) for kind in ("status", "summary")):
+            whole = path.read_bytes()
+            changed = {"cut": whole[: len(whole) // 2], "changed": whole.replace(b"finished", b"diverged")}
+            path.unlink() if how is None else path.write_bytes(changed.get(how, how))
+        assert listed()[0] == rows and listed() == (rows, 2), how
+    assert call("runs", "list")[2] == ""
+
+
+def test_a_store_that_may_only_be_read_and_a_file_of_this_moment(store, listed, monkeypatch):
+    """A second change within the clock's tick could leave time and size of a file as they are."""
+
+    def refuse(path: Path, content: str) -> None:
+        raise PermissionError(13, "no", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_atomic", refuse)
+        assert listed()[0] == listed()[0]
+    monkeypatch.setattr(index, "SETTLED", 3600e9)
+    listed()
+    assert listed()[1] > MANY

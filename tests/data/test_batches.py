@@ -77,22 +77,18 @@ def test_a_subset_is_fixed_and_mixed_and_ranks_share_a_batch(pack):
     assert "train.batch_size=30" in e.value.hint
 
 
-def test_quantise():
+def test_quantise(request):
     u8 = torch.arange(256, dtype=torch.uint8)
     for levels in (3, 8, 17, 32, 256):
         x = quantise(u8, levels)
         k = to_levels(x, levels)
-        assert k.tolist() == [i * levels // 256 for i in range(256)] and torch.equal(
-            x, from_levels(k, levels)
-        )
+        assert k.tolist() == [i * levels // 256 for i in range(256)]
+        assert torch.equal(x, from_levels(k, levels))
         assert x.min() == -1 and x.max() == 1 and len(k.unique()) == levels
     assert torch.equal(to_uint8(x), u8)
     assert to_uint8(torch.tensor([-3.0, -1, 0, 1, 3])).tolist() == [0, 0, 128, 255, 255]
-    torch.set_default_dtype(torch.float64)
-    try:
-        assert quantise(torch.tensor([128], dtype=torch.uint8), 256).item() == 2 * 128 / 255 - 1
-    finally:
-        torch.set_default_dtype(torch.float32)
+    request.getfixturevalue("fp64")  # from here on
+    assert quantise(torch.tensor([128], dtype=torch.uint8), 256).item() == 2 * 128 / 255 - 1
 
 
 def test_binary_images_are_drawn_anew_in_training_and_once_in_a_scan(pack):

@@ -1,12 +1,16 @@
-"""Downloads against a server that stalls, cuts off, redirects, refuses ranges, answers 503 and lies."""
+"""Downloads of sets and of weights against a server that stalls, cuts off, redirects, refuses ranges, and
+lies; passwords in addresses are shown nowhere."""
 
 from __future__ import annotations
 
+import base64
 import errno
 import hashlib
+import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +18,7 @@ import threading
 import time
 import urllib.request
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -22,12 +27,18 @@ from pictures import write
 from server import serve
 
 from gzcli.__main__ import main
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.cli.app import run
+from gzcli.core.errors import GzError, MissingError, UsageError, redacted
 from gzcli.data.download import fetch as fetching
 from gzcli.data.download import http
-from gzcli.data.download.fetch import fetch
-from gzcli.data.sets.library import data_path, remove, verify
+from gzcli.data.download.fetch import WEIGHTS, fetch, fetch_weights
+from gzcli.data.sets.library import data_path, import_set, remove, verify
+from gzcli.data.sets.names import locate
 from gzcli.data.sets.registry import SPECS, DataFile, is_fetched, raw_dir
+from gzcli.launch import launcher
+from gzcli.metrics.metric import metrics, weights_of
+from gzcli.store import files, runs
+from gzcli.store.hub import INCEPTION
 from gzcli.store.paths import cache_dir
 
 DATA = random.Random(0).randbytes(100_000)
@@ -53,8 +64,8 @@ def spec_at(*urls: str):
     return replace(SPECS["mnist"], name="toy", files=(file,))
 
 
-def left_over() -> list[str]:
-    return sorted(path.name for path in cache_dir("raw", "toy").glob("*"))
+def left_over(*where: str) -> list[str]:
+    return sorted(path.name for path in cache_dir(*(where or ("raw", "toy"))).glob("[!.]*"))
 
 
 def is_fetched_whole() -> bool:
@@ -108,7 +119,8 @@ def test_a_connection_that_falls_silent_is_resumed(site, monkeypatch):
     assert len(said) == 2 and all("stalled for" in text for text in said)
 
 
-def test_bad_answers_are_named_and_leave_nothing(site):
+@pytest.mark.parametrize("large", [10**9, 50_000], ids=["whole", "in pieces"], indirect=True)
+def test_bad_answers_are_named_and_leave_nothing(site, large):
     """Also a page of the right size under another type than HTML."""
     for fault, named in (
         ("html", "an HTML page"),
@@ -125,27 +137,20 @@ def test_bad_answers_are_named_and_leave_nothing(site):
             fetch(spec_at(server.url))
         assert e.value.code == 3 and "`a.bin`" in e.value.message and "gz data download toy" in e.value.hint
         assert left_over() == [], fault
+        if large < len(DATA) and fault in ("html", "long", "404", "503"):  # refused at the first look
+            assert {asked for _, asked in server.requests} == {FIRST}, fault
 
 
-def test_a_download_goes_on_whatever_an_earlier_try_has_left(site, monkeypatch):
-    monkeypatch.setattr(http, "LARGE", 50_000)
+def test_what_is_no_file_where_a_part_should_be_gives_way(site, large):
     part = raw_dir(spec_at()) / "a.bin.part"
     part.parent.mkdir(parents=True)
-    sizes = {"half": 50_000, "all": 100_000, "more": 100_001, "a piece": 10}
+    makers = ((Path.mkdir,), (Path.symlink_to, "/nowhere/a.bin"), (Path.write_bytes, DATA * 2))
     with serve(site) as server:
-        for source in (None, str(site)):
-            for left in (*sizes, "a folder", "a lost link"):
-                if left == "a folder":
-                    part.mkdir()
-                elif left == "a lost link":
-                    part.symlink_to("/nowhere/a.bin")
-                else:
-                    part.write_bytes(b"x" * sizes[left])
-                if left == "a piece":
-                    part.with_name("a.bin.part1").write_bytes(b"x" * 25_000)
-                fetch(spec_at(server.url), source=source)
-                assert is_fetched_whole(), (source, left)
-                forget()
+        for source, (make, *given) in product((None, str(site)), makers):
+            make(part, *given)
+            fetch(spec_at(server.url), source=source)
+            assert is_fetched_whole(), (source, make)
+            forget()
 
 
 def test_a_server_that_sends_other_ranges_is_given_up(site):
@@ -193,21 +198,19 @@ def test_next_address_mirror_and_source(site, tmp_path, monkeypatch):
 
 
 def test_bad_sources(site, tmp_path, monkeypatch):
-    for content, source, named in (
-        (DATA, tmp_path / "none", "there is no"),
-        (DATA[:-1], site, "wrong size"),
-        (DATA[:-1] + b"?", site, "wrong checksum"),
+    at, no_address = str(site), "http://[::1"
+    for content, spec, source, error, named in (
+        (DATA, spec_at(), str(tmp_path / "none"), MissingError, "there is no"),
+        (DATA[:-1], spec_at(), at, MissingError, "wrong size"),
+        (DATA[:-1] + b"?", spec_at(), at, MissingError, "wrong checksum"),
+        (DATA, "mnist", str(site / "a.bin"), UsageError, "4 files"),
+        (DATA, spec_at(), no_address, UsageError, r"`http://\[::1` is no address"),
+        (DATA, spec_at(no_address), None, MissingError, "is no address"),
     ):
         (site / "a.bin").write_bytes(content)
-        with pytest.raises(MissingError, match=named):
-            fetch(spec_at(), source=str(source))
-    with pytest.raises(UsageError, match="4 files"):
-        fetch("mnist", source=str(site / "a.bin"))
-    with pytest.raises(UsageError, match=r"`http://\[::1` is no address"):
-        fetch(spec_at(), source="http://[::1")
-    with pytest.raises(MissingError, match="is no address"):
-        fetch(spec_at("http://[::1"))
-    monkeypatch.setenv("GZ_MIRROR", "http://[::1")
+        with pytest.raises(error, match=named):
+            fetch(spec, source=source)
+    monkeypatch.setenv("GZ_MIRROR", no_address)
     with pytest.raises(UsageError, match="is no address"):
         fetch(spec_at())
     assert left_over() == []
@@ -271,8 +274,10 @@ FIRST = "bytes=0-0"  # asked for to see whether ranges are served
 
 
 @pytest.fixture
-def large(monkeypatch):
-    monkeypatch.setattr(http, "LARGE", 50_000)
+def large(monkeypatch, request):
+    size = getattr(request, "param", 50_000)
+    monkeypatch.setattr(http, "LARGE", size)
+    return size
 
 
 def ranges(server) -> list[str | None]:
@@ -281,10 +286,14 @@ def ranges(server) -> list[str | None]:
     return [first, *sorted(others, key=lambda asked: int(asked.split("=")[1].split("-")[0]) if asked else -1)]
 
 
-def asked_bytes(server) -> int:
-    """How many bytes the requests that followed the first asked for."""
+def resumed(server, kept: int) -> None:
+    """Fetches what is missing, and only that: the first request sees whether ranges are served."""
+    server.faults.clear()
+    server.requests.clear()
+    fetch(spec_at(server.url))
     spans = [asked.removeprefix("bytes=").split("-") for asked in ranges(server)[1:]]
-    return sum(int(last or len(DATA) - 1) + 1 - int(first) for first, last in spans)
+    assert sum(int(last or len(DATA) - 1) + 1 - int(first) for first, last in spans) == len(DATA) - kept
+    assert is_fetched_whole()
 
 
 def test_a_large_file_comes_in_pieces(site, large):
@@ -326,13 +335,6 @@ def test_pieces_recover(site, large):
         forget()
 
 
-def test_a_large_file_is_refused_at_the_first_look(site, large):
-    for fault, named in (("html", "an HTML page"), ("long", "wrong size"), ("404", "404"), ("503", "503")):
-        with serve(site, *[fault] * 10) as server, pytest.raises(MissingError, match=named):
-            fetch(spec_at(server.url))
-        assert {asked for _, asked in server.requests} == {FIRST} and left_over() == []
-
-
 def test_a_piece_that_fails_leaves_the_others_for_a_resume(site, large, monkeypatch):
     monkeypatch.setattr(http, "TRIES", 1)
     with serve(site, "ok", *["cut"] * 4, *["503"] * 8) as server:
@@ -340,34 +342,24 @@ def test_a_piece_that_fails_leaves_the_others_for_a_resume(site, large, monkeypa
             fetch(spec_at(server.url))
         kept = http.held(raw_dir(spec_at()) / "a.bin.part")
         assert f"goes on from the {kept / 1e6:,.1f} MB" in e.value.hint and kept >= 12_500
-        server.faults.clear()
-        server.requests.clear()
-        fetch(spec_at(server.url))
-        assert asked_bytes(server) == len(DATA) - kept and is_fetched_whole()
+        resumed(server, kept)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGINT])
-def test_pieces_interrupted_then_resumed(site, large, signum):
+def test_pieces_killed_then_resumed(site, large):
     """Three connections hang in a read that would never end."""
     raw = cache_dir("raw", "toy")
     with serve(site, "ok", "ok", *["hold"] * 3) as server:
         process = child(server.url, large=50_000)
         wait_for(lambda: len(left_over()) == 4 and all(map(http.size_of, raw.glob("a.bin.part*"))))
-        process.send_signal(signum)
-        assert process.wait(PATIENCE) != 0
-        assert signum == signal.SIGKILL or b"KeyboardInterrupt" in process.stderr.read()
+        process.kill()
+        assert process.wait(PATIENCE) == -signal.SIGKILL
         kept = http.held(raw / "a.bin.part")
         assert left_over() == ["a.bin.part", "a.bin.part1", "a.bin.part2", "a.bin.part3"]
         assert 0 < kept < len(DATA)
-        server.requests.clear()
-        server.faults.clear()
-        fetch(spec_at(server.url))
-        assert asked_bytes(server) == len(DATA) - kept and is_fetched_whole()
+        resumed(server, kept)
 
 
-def test_an_interrupt_ends_every_connection(site, large):
-    """Each of which has brought its half."""
-
+def test_an_interrupt_ends_every_connection_and_keeps_its_half(site, large):
     def interrupt(done, total):
         if done and server.busy == 4:
             raise KeyboardInterrupt
@@ -377,7 +369,9 @@ def test_an_interrupt_ends_every_connection(site, large):
             fetch(spec_at(server.url), progress=interrupt)
         server.released.set()
         wait_for(lambda: not any("(work)" in thread.name for thread in threading.enumerate()))
-    assert 0 < http.held(raw_dir(spec_at()) / "a.bin.part") <= len(DATA) // 2
+        kept = http.held(raw_dir(spec_at()) / "a.bin.part")
+        assert 0 < kept <= len(DATA) // 2
+        resumed(server, kept)
 
 
 COPYING = """import os, signal
@@ -632,3 +626,149 @@ def test_download_takes_a_size_and_channels(monkeypatch, capsys):
     assert main(["data", "download", "mnist", "--channels", "2"]) == 2 and len(seen) == 3
     assert main(["data", "download", "digits", "--size", "8", "--channels", "3", "--json"]) == 0
     assert '"shape": [3, 8, 8]' in capsys.readouterr().out
+
+
+BYTES = random.Random(1).randbytes(60_000)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A folder that is served: it has the file of Inception as a mirror and as its publisher."""
+    return write(tmp_path / "site", {f"weights/{INCEPTION}": BYTES, f"there/{INCEPTION}": BYTES})
+
+
+def published(monkeypatch, url: str) -> None:
+    checksum = hashlib.sha256(BYTES).hexdigest()
+    file = DataFile(INCEPTION, (f"{url}/there/{INCEPTION}",), len(BYTES), sha256=checksum)
+    monkeypatch.setitem(WEIGHTS, "inception", replace(WEIGHTS["inception"], file=file))
+
+
+def test_a_cut_download_is_resumed_and_said(weights, monkeypatch):
+    told = []
+    with serve(weights, "cut", "503") as server:
+        published(monkeypatch, server.url)
+        place = fetch_weights("inception", say=told.append)
+        assert place == cache_dir("weights", INCEPTION) and place.read_bytes() == BYTES
+        assert server.requests[-1] == (f"/there/{INCEPTION}", f"bytes={len(BYTES) // 2}-")
+        count = len(server.requests)
+        assert fetch_weights("inception", say=told.append) == place and len(server.requests) == count
+    what, where = "60 kB, licence: Apache-2.0", f"from {server.url}/there/{INCEPTION}"
+    assert what in told[0] and where in told[0] and "InceptionV3" in told[0]
+    assert left_over("weights") == [INCEPTION]
+
+
+def test_other_bytes_and_no_network_leave_nothing_but_advice(weights, monkeypatch):
+    with serve(weights, "wrong") as server:
+        published(monkeypatch, server.url)
+        with pytest.raises(MissingError, match="has the wrong checksum") as error:
+            fetch_weights("inception")
+    place = cache_dir("weights", INCEPTION)
+    assert error.value.hint == f"put that file at `{place}` or name it with `--weights FILE`"
+    assert left_over("weights") == []
+    monkeypatch.setattr(http, "TRIES", 1)
+    with pytest.raises(MissingError, match="cannot be read"):  # nobody listens there any more
+        fetch_weights("inception")
+
+
+def test_a_mirror_comes_first_and_alone_when_offline(weights, monkeypatch, tmp_path):
+    with serve(weights) as server:
+        published(monkeypatch, server.url)
+        monkeypatch.setenv("GZ_OFFLINE", "1")
+        monkeypatch.setenv("GZ_MIRROR", server.url)
+        assert fetch_weights("inception") is None and not server.requests
+        monkeypatch.delenv("GZ_OFFLINE")
+        fetch_weights("inception")
+        assert [path for path, _ in server.requests] == [f"/weights/{INCEPTION}"]
+        shutil.rmtree(cache_dir("weights"))
+        monkeypatch.setenv("GZ_OFFLINE", "1")
+        monkeypatch.setenv("GZ_MIRROR", os.fspath(weights))
+        assert fetch_weights("inception").read_bytes() == BYTES and len(server.requests) == 1
+
+
+def test_the_metrics_that_fetch_are_those_that_need_it():
+    assert weights_of(("fd", "kid")) == ["inception"] and weights_of(("fd", "kid_lenet")) == []
+    assert set(weights_of(metrics())) <= set(WEIGHTS)
+    for known in WEIGHTS.values():  # at least the smallest network's bytes
+        if named := re.search(r"-([0-9a-f]{8})\.", known.file.name):  # by how the checksum begins
+            assert known.file.sha256.startswith(named[1])
+        assert known.file.size > 50_000_000 and all(url.startswith("https://") for url in known.file.urls)
+
+
+def test_bench_fetches_what_its_metric_needs_before_it_starts(call, weights, monkeypatch):
+    run = runs.create("vae", "digits", alias="mine")
+    run.update(state="finished", step=60)
+    (run.path / "run.yaml").write_text("model: {name: vae}\n")
+    (run.path / "model.safetensors").touch()
+    result = {"rows": [], "floor": {}, "notes": []}
+
+    def work(folder, plan, **options):
+        files.write_json(folder / "result.json", result)
+
+    monkeypatch.setattr(launcher, "run", work)
+    monkeypatch.setattr("gzcli.cli.bench.table", lambda *_, **__: None)
+    with serve(weights) as server:
+        published(monkeypatch, server.url)
+        assert call("bench", "mine", "--data", "digits", "--metrics", "fd")[0] == 0 and not server.requests
+        own = cache_dir().parent / "own.pth"
+        own.touch()
+        words = ("bench", "mine", "--data", "digits", "--metrics", "fd,fid")
+        assert call(*words, "--weights", str(own))[0] == 0 and not server.requests
+        code, _, stderr = call(*words)
+        assert code == 0 and "fetching InceptionV3" in stderr and cache_dir("weights", INCEPTION).exists()
+
+
+REDACTED = {
+    "`https://ann:pa55@host/a.zip` answers 404": "`https://…@host/a.zip` answers 404",
+    "https://host/a?token=S3cret&x=1: cut off": "https://host/a?… cut off",
+    "see https://host:8080/a/b, or not": "see https://host:8080/a/b, or not",
+    "http://ann:pa/55@host/x": "http://…@host/x",  # a password that should have been quoted
+    "/here/https:/ann:pa55@host/x.zip": "/here/https:/…@host/x.zip",  # a URL taken for a path
+    "https://host/x#access_token=S3cret": "https://host/x#…",
+    "`file:///data/a@b?c` and C:/a@b": "`file:///data/a@b?c` and C:/a@b",
+}
+
+
+def test_redacted():
+    for text, shown in REDACTED.items():
+        assert redacted(text) == GzError(text).message == GzError("", hint=text).hint == shown
+
+
+def test_user_and_password_are_sent_and_not_shown(site):
+    said: list[str] = []
+    with serve(site, "503", "404", "404") as server:
+        secret = server.url.replace("://", "://ann:pa%2355@")
+        with pytest.raises(GzError) as e:
+            fetch(spec_at(), source=f"{secret}?token=S3cret", say=said.append)
+        told = " ".join([*said, e.value.message, e.value.hint or ""])
+        assert "trying again" in told and "404" in told
+        assert not [word for word in ("ann", "pa%2355", "pa#55", "S3cret") if word in told]
+        fetch(spec_at(), source=f"{secret}?token=S3cret")
+        assert is_fetched_whole()
+        assert "/a.bin?token=S3cret" in {path for path, _ in server.requests}
+    asked = http.request(secret)
+    got = asked.get_header("Authorization") or asked.unredirected_hdrs["Authorization"]
+    assert base64.b64decode(got.removeprefix("Basic ")) == b"ann:pa#55"
+    assert http.request(secret).full_url == server.url  # and not in what an exception would show
+
+
+def test_a_url_where_a_path_is_wanted(home):
+    for make in (locate, lambda url: import_set(url, "mine")):
+        with pytest.raises(UsageError, match="is a URL") as e:
+            make("https://ann:pa55@host/photos.zip?token=S3cret")
+        assert "pa55" not in str(e.value.message) and "S3cret" not in e.value.message and e.value.hint
+
+
+def test_doctor_and_download_show_no_secrets(home, monkeypatch, capsys):
+    monkeypatch.setenv("GZ_MIRROR", "http://ann:pa55@127.0.0.1:9/data?token=S3cret")
+    monkeypatch.setattr(http, "BACKOFF", 0.0)
+    monkeypatch.setenv("GZ_API_TOKEN", "T0ken")
+    run(["doctor", "--json"])
+    shown = capsys.readouterr().out
+    checks = {check["name"]: check for check in json.loads(shown)["checks"]}
+    assert checks["GZ_MIRROR"]["detail"] == "http://…@127.0.0.1:9/data?…"
+    assert checks["GZ_API_TOKEN"]["detail"] == "set"
+    assert "not reachable" in checks["mirror"]["detail"]
+    words = ("--json", "--from", "http://ann:pa55@127.0.0.1:9/x?token=S3cret")
+    assert run(["data", "download", "horse2zebra", *words]) == 3
+    shown += "".join(capsys.readouterr())
+    assert not [word for word in ("pa55", "S3cret", "T0ken") if word in shown]

@@ -1,30 +1,37 @@
-"""Packs: embedded sets, splits, the cache and what is told of it, memory."""
+"""Packs: embedded sets, splits, the cache, memory, and what `gz data show` and `import` tell of them."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
 from dataclasses import replace
+from functools import cache
 from shutil import rmtree as remove_tree
 
 import numpy as np
 import pytest
 from helpers import ROOT
-from pictures import BLUE, LAYOUTS, RED, SPLITS, as_zip, nothing_half_written, png, write
+from pictures import BLUE, COLOURS, LAYOUTS, RED, SPLITS, as_zip, nothing_half_written, png, write
+from PIL import Image
 
 from gzcli.cli.app import run
 from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.types import DataInfo
 from gzcli.data.packs import build
 from gzcli.data.packs import open as opening
 from gzcli.data.packs.build import rows_of, split_plan
 from gzcli.data.packs.open import open_pack, peek
 from gzcli.data.readers.images import Block, RawImages
+from gzcli.data.sets import embedded
+from gzcli.data.sets.embedded import MAKERS, SIDE, distance, matrices, pictures
 from gzcli.data.sets.library import data_path, import_set, listing, remove, verify
-from gzcli.data.sets.names import data_key, names
+from gzcli.data.sets.names import class_numbers, data_key, names
 from gzcli.data.sets.registry import SPECS, Form, find
+from gzcli.engine.sampler import parse_labels
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -188,17 +195,6 @@ def test_import_list_verify_remove(tmp_path):
     assert "my-set" not in names() and not opened.folder.exists() and path.exists()
 
 
-def test_an_imported_set_outlives_its_files(tmp_path):
-    path = as_zip(tmp_path / "a.zip", LAYOUTS["classes"][0])
-    import_set(path, "kept")
-    import_set(path, "lost")
-    open_pack("kept")
-    path.unlink()
-    assert open_pack("kept").meta.counts["train"] and listing()
-    with pytest.raises(MissingError, match="is gone"):
-        open_pack("lost")
-
-
 def test_a_size_is_packed_once_whether_channels_are_asked_for_or_told(tmp_path):
     """`gz train` asks for the size alone, its engine for what came of it."""
     grey = {f"{i}.png": png(90 + i, mode="L", size=(9, 9)) for i in range(20)}
@@ -223,6 +219,9 @@ def test_sets_that_died_are_shown_and_harm_none(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("gzcli.data.packs.pack.walk", lambda *_: pytest.fail("a set's files are looked at"))
     assert run(["data", "list"]) == run(["data", "verify"]) == run(["train", "vae", "--dry-run"]) == 0
     folder.rename(tmp_path / "elsewhere")
+    assert open_pack("kept").meta.counts["train"], "an imported set outlives its files"
+    with pytest.raises(MissingError, match="is gone"):
+        open_pack("lost")
     capsys.readouterr()
     assert run(["data", "list", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["data"]}
@@ -275,3 +274,199 @@ def test_memory_is_bounded(tmp_path):
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
     assert np.load(tmp_path / "out" / "train.npy", mmap_mode="r")[-1].max() == 99
+
+
+FEW = {name: replace(SPECS[name], n_train=144, n_test=72) for name in ("glyphs", "shapes", "shapes-factors")}
+
+
+@cache
+def made(name):
+    """The few images of a set, uint8 [216, C, H, W], and what was read."""
+    raw = MAKERS[name](FEW[name])
+    return np.concatenate([block.data for block in raw.blocks()]), raw
+
+
+def test_they_are_made_alike_each_time():
+    for name in FEW:
+        images, raw = made(name)
+        again = np.concatenate([block.data for block in MAKERS[name](FEW[name]).blocks()])
+        assert images.shape == (216, *SPECS[name].shape) and (images == again).all(), name
+        assert raw.counts == {"train": 144, "test": 72} and raw.classes == SPECS[name].class_names, name
+
+
+def test_glyphs_are_told_apart_by_their_class():
+    """Each class has as many images in each split; the mean glyph of its class is nearest to most of them, in
+    pixels."""
+    images, raw = made("glyphs")
+    labels = np.concatenate(list(raw.labels.values()))
+    counts = {split: set(np.bincount(y, minlength=36)) for split, y in raw.labels.items()}
+    assert counts == {"train": {4}, "test": {2}}
+    ink = images.reshape(len(images), -1) / 255
+    assert 0.08 < ink.mean() < 0.25 and (ink.max(1) > 0.9).all() and (images[:, :, [0, -1]] < 60).all()
+    means = np.stack([ink[labels == k].mean(0) for k in range(36)])
+    nearest = ((ink[:, None] - means) ** 2).sum(2).argmin(1)
+    assert (nearest == labels).mean() > 0.7
+
+
+def test_shapes_are_what_their_factors_say():
+    """The form has its colour, its middle lies where it should, its area is as large as its radius says."""
+    images, raw = made("shapes")
+    known = embedded.factors(216)
+    ink = np.array(list(embedded.COLOURS.values()))[known.colour]
+    inside = np.abs(images.astype(int) - ink[:, :, None, None]).max(1) < 12
+    assert inside.reshape(216, -1).any(1).all() and raw.labels["train"].tolist() == known.kind[:144].tolist()
+    at = np.arange(32) - 15.5
+    area = inside.sum((1, 2))
+    center = np.stack([(inside * at).sum((1, 2)), (inside * at[:, None]).sum((1, 2))], 1) / area[:, None]
+    symmetric = ("circle", "square", "cross", "star")
+    whole = np.isin(known.kind, [embedded.KINDS.index(kind) for kind in symmetric])
+    assert np.abs(center - known.center)[whole].max() < 0.5
+    round_ = known.kind == embedded.KINDS.index("circle")
+    assert np.abs(np.sqrt(area[round_] / np.pi) - known.radius[round_]).max() < 1.0
+    assert set(raw.captions["train"][0].split()) >= {"red", "circle"}
+
+
+def test_factors_are_labels_of_the_same_images():
+    images, raw = made("shapes-factors")
+    assert (images == made("shapes")[0]).all()
+    known, labels = embedded.factors(216), np.concatenate(list(raw.labels.values()))
+    assert labels.shape == (216, len(embedded.FACTORS))
+    assert SPECS["shapes-factors"].class_names == embedded.FACTORS
+    kinds, colours = len(embedded.KINDS), len(embedded.COLOURS)
+    assert (labels[:, :kinds].argmax(1) == known.kind).all()
+    assert (labels[:, kinds : kinds + colours].argmax(1) == known.colour).all()
+    left = labels[:, embedded.FACTORS.index("left")] == 1
+    assert (known.center[left, 0] < 0).all() and left.any()
+
+
+def test_a_form_is_turned_enlarged_and_made_bolder():
+    """A bar 10 pixels wide and 2 high: turned by a quarter it stands; a pixel bolder it is 12 by 4."""
+    drawing = np.zeros((SIDE, SIDE), bool)
+    drawing[SIDE // 2 - 8 : SIDE // 2 + 8, SIDE // 2 - 40 : SIDE // 2 + 40] = True
+    turns, size = np.array([0.0, np.pi / 2, 0.0]), np.full((3, 2), 8.0)
+    forms = matrices(turns, np.zeros(3), size)
+    found = pictures(distance(drawing), forms, np.zeros((3, 2)), np.array([0.0, 0, 1]), 20)
+    assert found.sum((1, 2)) == pytest.approx([20, 20, 48], rel=0.06)
+    assert np.abs(found[1] - found[0].T).max() < 0.02
+    assert (found[0, :8].max(), found[0, 9:11, 6:14].min()) == (0, 1)
+
+
+@pytest.fixture
+def gz(home, capsys):
+    def call(*words: str) -> tuple[int, str, str]:
+        code = run(["data", *words])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_classes_are_counted_and_drawn_under_their_names(gz, tmp_path):
+    folder = write(tmp_path / "p", LAYOUTS["splits"][0] | {"a.heic": b"x"})
+    code, stdout, stderr = gz("show", str(folder))
+    *rows, path = stdout.splitlines()
+    assert code == 0 and [row.split()[0] for row in rows] == ["class", "blue", "green", "red", "images"]
+    assert rows[-1].split()[1:] == ["17", "1", "18"] and "1 file of unknown kind skipped (.heic)" in stderr
+    assert "8×8 pixels, RGB, 256 levels" in stderr
+    sheet = np.asarray(Image.open(path))
+    bottom = len(sheet)
+    rows = [set(map(tuple, sheet[bottom - 67 * (2 - i) - 40])) for i in range(3)]
+    seen = [row & set(COLOURS.values()) for row in rows]
+    # a row for each class, in the table's order, with its name
+    assert seen == [{COLOURS[name]} for name in ("blue", "green", "red")]
+    assert all((sheet[bottom - 67 * (3 - i) : bottom - 67 * (2 - i), :40] < 128).any() for i in range(3))
+    told = json.loads(gz("show", str(folder), "--json")[1])
+    assert told["counts"] == {"train": 17, "val": 1, "test": 18} and told["sheet"] == path
+    counted = [(c["name"], c["train"] + c["val"], c["test"]) for c in told["classes"]]
+    assert counted == [("blue", 6, 6), ("green", 6, 6), ("red", 6, 6)]
+    assert told["notes"] == ["1 file of unknown kind skipped (.heic)"]
+
+
+@pytest.mark.parametrize("name", ["mnist", "celeba", "imagenet", "chestmnist"])
+def test_a_set_that_is_not_here_is_described_and_not_fetched(name, gz, home, monkeypatch):
+    monkeypatch.delenv("GZ_OFFLINE")
+    monkeypatch.setattr("gzcli.data.download.fetch.fetch", lambda *a, **k: pytest.fail("it was fetched"))
+    spec = SPECS[name]
+    code, stdout, stderr = gz("show", name)
+    assert code == 0 and stdout.splitlines()[-1].split()[:2] == [name, str(spec.n_train)]
+    size, classes = f"{spec.size}×{spec.size} pixels", f"{spec.n_classes:,} "
+    assert not [told for told in (size, classes, spec.licence, "their settings for") if told not in stderr]
+    assert f"`gz data download {name}" in stderr and not (home / "packs" / name).exists()
+    row = json.loads(gz("show", name, "--size", "100", "--json")[1])
+    assert row["shape"] == [spec.channels, 100, 100] and len(row["classes"]) == spec.n_classes
+    assert row["sheet"] is None and row["counts"]["test"] == spec.n_test and row["download"]
+
+
+def test_sets_without_classes_with_many_attributes_or_further_pictures(gz, tmp_path):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (40, 8, 8), np.uint8), rng.integers(0, 2, (40, 3))
+    np.savez(tmp_path / "many.npz", images=images, labels=labels, class_names=list("xyz"))
+    told = json.loads(gz("show", str(tmp_path / "many.npz"), "--json")[1])
+    assert told["multilabel"] and [c["name"] for c in told["classes"]] == list("xyz")
+    assert sum(c["train"] + c["val"] + c["test"] for c in told["classes"]) == labels.sum()
+    flat = write(tmp_path / "flat", {f"{i}.png": png(RED) for i in range(9)})
+    code, stdout, _ = gz("show", str(flat))
+    assert code == 0 and len(stdout.splitlines()) == 3
+    code, stdout, _ = gz("show", "digits-edited", "-q")
+    assert code == 0 and min(Image.open(stdout.splitlines()[-1]).size) > 300
+
+
+def test_hints_can_be_followed(gz, tmp_path):
+    sizes = {f"{i}.png": png(BLUE, (90 + i, 80)) for i in range(9)}
+    wide = write(tmp_path / "wide", sizes)
+    code, _, stderr = gz("show", str(wide))
+    assert code == 2 and "`--size 64`" in stderr and "--set" not in stderr
+    code, stdout, stderr = gz("import", str(wide), "--name", "wide")
+    assert code == 0 and stdout == "wide\n"
+    assert "import it again with `--size 64`" in stderr
+    assert "gz train fm --data wide --set data.size=64  a" in stderr
+    flag = re.search(r"`--size (\d+)`", stderr)[1]
+    assert gz("import", str(wide), "--name", "wide", "--size", flag)[0] == 0
+    assert run(["train", "vae", "--data", "wide", "--set", "data.size=64", "--dry-run"]) == 0
+    files = {f"{c}/{i}.png": png(RED) for c in ("bus", "train") for i in range(4)}
+    words = ("import", str(write(tmp_path / "vehicles", files)), "--name", "vehicles")
+    code, _, stderr = gz(*words)
+    assert code == 2 and "--layout flat|classes|splits|class-splits" in stderr
+    assert gz(*words, "--layout", "classes")[0] == 0
+    code, _, stderr = gz(*words, "--layout", "class")
+    assert code == 2 and "did you mean `classes`?" in stderr
+    assert gz(*words, "--layout", "flat", "--channels", "2")[0] == 2
+
+
+FOUND = [
+    ("A", ("a", "A"), [1]),
+    ("a", ("A", "a"), [1]),
+    ("B", ("a", "b"), [1]),
+    ("sea-lion", ("sea_lion", "seal"), [0]),
+    ("1", ("7", "1"), [1]),  # a name before a number
+    ("0", ("7", "1"), [0]),
+    ("x,y", ("x", "x,y"), [1]),  # the whole text is a name
+    ("x,y", ("x", "y"), [0, 1]),
+    ('"x,y",x', ("x", "x,y"), [1, 0]),
+    ('x, "x,y"', ("x", "x,y"), [0, 1]),
+    ('"x,y"', ("x", "x,y"), [1]),
+]
+
+
+def test_names_as_they_are_spelt_come_first():
+    for text, classes, numbers in FOUND:
+        assert class_numbers(text, classes) == numbers, text
+        labels = parse_labels(text, 2 * len(numbers), DataInfo((1, 8, 8), 256, classes))
+        assert labels.tolist() == numbers * 2, text
+
+
+REFUSED = [
+    ("Á", ("a", "A"), "no label `Á`", "labels: a, A"),
+    ("sea lion", ("sea-lion", "sea_lion"), "no label", "sea"),
+    ("SEA-lion", ("sea-lion", "sea_lion"), "may be `sea-lion` or `sea_lion`", "as it is spelt"),
+    ("x", ("x,y", "z,w"), "no label `x`", """`--label '"x,y"'`"""),
+    ("2", ("a", "b"), "no label `2` among 2", "a, b"),
+    ("", ("a",), "no label ``", "a"),
+    ("cat", (), "needs a data set with classes", ""),
+]
+
+
+def test_labels_that_are_none_or_two():
+    for text, classes, named, hint in REFUSED:
+        with pytest.raises(UsageError, match=named) as e:
+            class_numbers(text, classes)
+        assert hint in (e.value.hint or ""), text

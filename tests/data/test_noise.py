@@ -73,17 +73,20 @@ def test_the_first_images_and_the_rest_share_no_number():
     assert ImageNoise(0, range(2)).rand(2).shape == (2,)
     assert ImageNoise(0, range(2)).rand(2, 0, 3).shape == (2, 0, 3)
     assert torch.equal(ImageNoise(1, torch.tensor([3, 8])).rand(2, 5), ImageNoise(1, [3, 8]).rand(2, 5))
+    many, one = ImageNoise(0, [4, 7, 9]), ImageNoise(0, [7])
+    assert torch.equal(ImageNoise(0, [4, 7, 9]).first(2).rand(2, 5), ImageNoise(0, [4, 7]).rand(2, 5))
+    for _ in range(2):  # alone and in a batch, also in a later draw
+        assert torch.equal(many.randn(3, 2, 2)[1:2], one.randn(1, 2, 2))
+    with pytest.raises(ValueError, match="noise for 3 images, asked for 2"):
+        many.randn(2, 4)
 
 
-def test_numbers_have_their_type_and_bits():
+def test_numbers_have_their_type_and_bits(request):
     u = ImageNoise(0, range(8)).rand(8, 4096)
     assert torch.equal((u * 2**24).frac(), torch.zeros_like(u)) and u.min() >= 0 and u.max() < 1
     single = ImageNoise(0, range(2)).randn(2, 9)
-    torch.set_default_dtype(torch.float64)
-    try:
-        double = ImageNoise(0, range(2)).randn(2, 9)
-    finally:
-        torch.set_default_dtype(torch.float32)
+    request.getfixturevalue("fp64")  # from here on
+    double = ImageNoise(0, range(2)).randn(2, 9)
     assert double.dtype == torch.float64 and torch.equal(double.float(), single)
     ends = torch.tensor([0, 255, 256, FULL])
     assert all(torch.isfinite(z).all() for z in philox.normal((ends, ends.flip(0), ends, ends)))
@@ -161,12 +164,3 @@ def test_a_micro_batch_sees_its_rows_of_the_draw_for_the_global_batch():
     for shape in ((3, 4), (3,)):
         assert torch.equal(whole.randn(6, *shape[1:])[2:5], part.randn(*shape))
     assert not torch.equal(BatchNoise(1, 3, total=6).randn(6), BatchNoise(1, 2, total=6).randn(6))
-
-
-def test_an_image_has_the_same_noise_alone_and_in_a_batch():
-    many, one = ImageNoise(0, [4, 7, 9]), ImageNoise(0, [7])
-    for _ in range(2):  # also a later draw
-        assert torch.equal(many.randn(3, 2, 2)[1:2], one.randn(1, 2, 2))
-    assert torch.equal(ImageNoise(0, [4, 7, 9]).first(2).rand(2, 5), ImageNoise(0, [4, 7]).rand(2, 5))
-    with pytest.raises(ValueError, match="noise for 3 images, asked for 2"):
-        many.randn(2, 4)

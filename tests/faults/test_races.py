@@ -257,16 +257,6 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path, monkey
     assert sorted(tmp_path.iterdir()) == sorted({*mine} - {day, parent})
 
 
-def test_ids_are_in_order_whatever_the_clock_says(home, monkeypatch):
-    made = []
-    for clock in (1_700_000_000, 1_700_000_000, 1_699_996_400, 1_700_000_001):  # an hour back
-        monkeypatch.setattr(time, "time", lambda clock=clock: float(clock))
-        made.append(runs.create("vae", "digits").id)
-    assert made == sorted(made) and len({name[:26] for name in made}) == 4
-    monkeypatch.setattr(time, "time", lambda: 1_600_000_000.0)  # the others are of a clock that was wrong
-    assert runs.create("vae", "digits").id < made[0] and runs.all_runs()[-1].id == made[0]
-
-
 SAVES = """
 import os, sys, time
 from pathlib import Path

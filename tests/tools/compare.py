@@ -19,15 +19,133 @@ import argparse
 import difflib
 import itertools
 import json
+import math
+import os
 import re
 import resource
+import shlex
 import shutil
+import signal
+import subprocess
 import tempfile
+import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from place import Place
+import numpy as np
+from digests import Normal, digest
+from PIL import Image
+
+# a figure a step; what gz would choose by the time that a step takes is given, too
+LOGGED = "--cpu --set train.samples=4 --set train.log_every=1 --set train.sample_every=3"
+FEW = f"--steps 6 --set train.eval_every=6 --set train.checkpoint_every=6 {LOGGED}"
+SHORT = {
+    "<few>": FEW,
+    "<digits>": f"--data digits {FEW}",
+    "<logged>": LOGGED,
+    "<tiny>": "--set model.mult=[1,2] --set model.attention=[]",
+}
+LIMIT = 300  # seconds that a command may take
+
+
+class Place:
+    """A GZ_HOME and a working folder for one group of commands."""
+
+    def __init__(self, gz: Path, root: Path) -> None:
+        self.gz, self.home, self.work = gz, root / "home", root / "work"
+        self.home.mkdir(parents=True)
+        self.work.mkdir()
+        stand_ins(self.work)
+        self.normal = Normal({str(self.home): "<home>", str(root): "<scratch>", str(gz.parents[2]): "<gz>"})
+        kept = {key: os.environ[key] for key in ("PATH", "TMPDIR", "LD_LIBRARY_PATH") if key in os.environ}
+        same = "GZ_OFFLINE=1 OMP_NUM_THREADS=1 COLUMNS=80 NO_COLOR=1 LANG=C.UTF-8 TZ=UTC"
+        self.environment = kept | dict(pair.split("=") for pair in same.split())
+        self.environment |= {"HOME": str(root.parent / "user"), "GZ_HOME": str(self.home)}
+        self.seen = self.stats()
+
+    def stats(self) -> dict[Path, tuple[int, int]]:
+        files = [path for top in (self.home, self.work) for path in top.rglob("*") if path.is_file()]
+        files = [path for path in files if not path.name.startswith(".index-")]  # caches of what others hold
+        return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in files}
+
+    def words(self, line: str) -> list[str]:
+        for short, flags in SHORT.items():
+            line = line.replace(short, flags)
+        words = shlex.split(line.lstrip("^~ "))
+        return [self.newest(word[1:]) if word.startswith("@") else word for word in words]
+
+    def newest(self, pattern: str) -> str:
+        found = self.home.glob(pattern)
+        return str(max(found, key=lambda path: path.stat().st_mtime_ns, default=self.home / pattern))
+
+    def run(self, words: list[str], interrupted: bool) -> tuple[int | str, str, str]:
+        """The exit code of a command, or a text if it hung, and what it printed."""
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        how = {"cwd": self.work, "env": self.environment, "start_new_session": True, "encoding": "utf-8"}
+        process = subprocess.Popen([str(self.gz), *words], **pipes, **how)
+        try:
+            while interrupted and process.poll() is None:
+                if list(self.home.glob("runs/*/checkpoints/*/meta.json")):
+                    process.send_signal(signal.SIGTERM)  # a shell in the background has SIGINT ignored
+                    break
+                time.sleep(0.05)
+            out, err = process.communicate(timeout=LIMIT)
+            return process.returncode, out, err
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            return f"hung for {LIMIT} s", *process.communicate()
+
+    def record(self, line: str) -> dict[str, Any]:
+        """Runs one command. Returns what is kept of it."""
+        started = time.monotonic()
+        code, out, err = self.run(self.words(line), line.startswith("^"))
+        before, self.seen = self.seen, self.stats()
+        new = sorted(path for path, stat in self.seen.items() if before.get(path) != stat)
+        for path in new:
+            self.normal(str(path))  # so that the short names of new runs are known
+        # tensors first, in the order in which they were written: others hold their sums
+        new.sort(key=lambda path: self.seen[path][0] if path.suffix == ".safetensors" else math.inf)
+        files: dict[str, Any] = {}
+        for path in new:
+            name = self.normal(str(path))
+            files[name if name not in files else f"{name} ({len(files)})"] = digest(path, self.normal)
+        return {
+            "command": line,
+            "code": code,
+            "seconds": round(time.monotonic() - started, 1),
+            "stdout": self.normal.json_lines(out),
+            "stderr": self.normal.messages(err),
+            "files": files,
+            "removed": sorted(self.normal(str(path)) for path in before.keys() - self.seen.keys()),
+        }
+
+
+def stand_ins(folder: Path) -> None:
+    """Pictures and recipes that commands are given, the same each time."""
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        kind, cells = ("cat", 4) if i % 2 else ("dog", 32)
+        coarse = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+        path = folder / "photos" / kind / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(coarse).resize((32, 32), Image.Resampling.BICUBIC).save(path)
+    with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
+        for path in sorted((folder / "photos").rglob("*.png")):
+            archive.write(path, str(path.relative_to(folder / "photos")))
+    (folder / "scans").mkdir()
+    for i in range(60):
+        coarse = rng.integers(0, 256, (6, 6), dtype=np.uint8)
+        scan = Image.fromarray(coarse).resize((16, 16), Image.Resampling.BICUBIC)
+        scan.save(folder / "scans" / f"{i:02}.png")
+    mask = np.full((16, 16), 255, np.uint8)
+    mask[4:12, 4:12] = 0
+    Image.fromarray(mask).save(folder / "mask.png")
+    small = "extends: vae\nmodel: {latent: 4}\nfor: {digits: {model: {hidden: [8, 16]}}}\n"
+    (folder / "small.yaml").write_text(small)
+    (folder / "bad.yaml").write_text("extends: vae\nmodel: {latnt: 4}\ntrain: {steps: many}\n")
+
 
 COMMANDS = Path(__file__).with_name("commands.txt")
 PROMISED = {"train", "sample", "ood", "bench"}  # to the bit
@@ -49,16 +167,12 @@ def commands(text: str) -> dict[str, list[str]]:
 
 def record(gz: Path, out: Path, only: str, jobs: int) -> None:
     groups = commands(COMMANDS.read_text())
-    chosen = [
-        name for name, group in groups.items() if any(re.search(only, f"{name}: {line}") for line in group)
-    ]
+    chosen = [name for name in groups if any(re.search(only, f"{name}: {line}") for line in groups[name])]
     scratch = Path(tempfile.mkdtemp(prefix="gz-"))  # its name has always the same length: texts wrap alike
     (scratch / "user").mkdir()
 
     def run(name: str) -> None:
-        place = Place(
-            gz, scratch / name
-        )  # a folder a group, so that groups can be recorded alone or side by side
+        place = Place(gz, scratch / name)  # so that groups can be recorded alone or side by side
         records = []
         for line in groups[name]:
             records.append(place.record(line))
@@ -111,16 +225,10 @@ def verdict(before: dict[str, Any] | None, after: dict[str, Any] | None) -> tupl
     if before["command"].startswith(("^", "~")):
         return "same exit code", figures + messages, False
     if figures:
-        return (
-            f"figures differ ({len(figures)})",
-            figures + messages,
-            before["command"].split()[0] in PROMISED,
-        )
-    return (
-        (f"same but for messages ({len(messages)} lines)" if messages else "same to the bit"),
-        messages,
-        False,
-    )
+        promised = before["command"].split()[0] in PROMISED
+        return f"figures differ ({len(figures)})", figures + messages, promised
+    said = f"same but for messages ({len(messages)} lines)" if messages else "same to the bit"
+    return said, messages, False
 
 
 def compare(before: Path, after: Path, verbose: bool) -> int:
@@ -132,9 +240,8 @@ def compare(before: Path, after: Path, verbose: bool) -> int:
         sides = []
         for folder in (before, after):
             path = folder / f"{name}.json"
-            sides.append(
-                {one["command"]: one for one in (json.loads(path.read_text()) if path.exists() else [])}
-            )
+            records = json.loads(path.read_text()) if path.exists() else []
+            sides.append({one["command"]: one for one in records})
         for line in dict.fromkeys([*sides[0], *sides[1]]):
             said, lines, breaks = verdict(sides[0].get(line), sides[1].get(line))
             broken += breaks

@@ -34,13 +34,9 @@ SCREENS: list[tuple[str | None, str]] = [
     ("compare", "gz runs compare vae cvae"),
     ("error", "gz train glow --set model.dpeth=4"),
 ]
-WINDOW, LETTERS, RED, GREEN = (30, 33, 40), (220, 223, 228), (240, 113, 120), (152, 195, 121)
-YELLOW = (229, 192, 123)
-BLUE = (97, 175, 239)
-MAGENTA = (198, 120, 221)
-CYAN = (86, 182, 194)
-DIM = (110, 117, 130)
-COLOURS = [DIM, RED, GREEN, YELLOW, BLUE, MAGENTA, CYAN, LETTERS]
+WINDOW, LETTERS = (30, 33, 40), (220, 223, 228)
+COLOURS = [(110, 117, 130), (240, 113, 120), (152, 195, 121), (229, 192, 123), (97, 175, 239)]
+COLOURS += [(198, 120, 221), (86, 182, 194), LETTERS]  # grey, red, green, yellow, blue, magenta, cyan
 THEME = TerminalTheme(WINDOW, LETTERS, COLOURS, COLOURS)
 # An opaque window, which reads well on a light page and on a dark one; letters of the reader's own machine.
 FORMAT = """\

@@ -1,0 +1,159 @@
+"""The ways in: the wheel, the container files, the conda environment, examples for CI; what gz is built of is
+pinned, and what it writes has the rights that it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import ROOT
+
+from gzcli.cli.doctor import folders
+from gzcli.launch.launcher import Plan, environment
+from gzcli.store import files, model_files
+from gzcli.store.paths import user_dir
+
+
+def run(*words: object, **options) -> str:
+    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, **options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_wheel_works_away_from_the_checkout(tmp_path):
+    copy = tmp_path / "source"
+    subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{ROOT}", copy], check=True)
+    run("-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, copy)
+    (wheel,) = tmp_path.glob("gzcli-*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    others = [*(ROOT / "gzcli/report/templates").iterdir(), *(ROOT / "gzcli/docs").rglob("*.*")]
+    for path in (*(ROOT / "gzcli").rglob("*.py"), *(path for path in others if path.suffix != ".pyc")):
+        assert (tmp_path / "site" / path.relative_to(ROOT)).exists(), path
+    assert (tmp_path / "site" / "gzcli" / "py.typed").exists()
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    where = "import gzcli, gzcli.store.paths as p; print(gzcli.__file__, p.recipes_dir())"
+    package, recipes = run("-c", where, env=env, cwd=tmp_path).split()
+    assert package.startswith(str(tmp_path)) and recipes.startswith(str(tmp_path))
+    shown = run("-m", "gzcli", "list", "recipes", env=env, cwd=tmp_path)
+    for path in (ROOT / "recipes").glob("*.yaml"):
+        assert path.stem in shown
+    assert "model.hidden" in run("-m", "gzcli", "train", "glow", "--dry-run", "--keys", env=env, cwd=tmp_path)
+
+
+def test_the_workflow_runs_what_is_there():
+    flow = yaml.safe_load((ROOT / ".github/workflows/check.yml").read_text())
+    steps = [step for job in flow["jobs"].values() for step in job["steps"]]
+    assert all("uses" in step or "run" in step for step in steps)
+    runs = [step["run"] for step in steps if "run" in step]
+    scripts = [ROOT / line for line in runs if line.startswith(".ci/")]
+    assert len(scripts) == 2 and all(os.access(script, os.X_OK) for script in scripts)
+    (job,) = [step for step in steps if step.get("run", "").endswith("check.sh")]
+    text = (ROOT / ".ci/examples/check.sh").read_text()
+    assert all(f"{name}=${{{name}:-" in text for name in job["env"])
+
+
+def test_containers_and_the_conda_environment_install_this_clone():
+    """Every path that is copied is there, all that the package is built from is copied, and the image runs as
+    nobody special."""
+    for name, line in (("Dockerfile", r"^COPY (.*) \S+$"), (".ci/apptainer.def", r"^ {4}(\S+) /opt/gz/$")):
+        paths = set(" ".join(re.findall(line, (ROOT / name).read_text(), re.M)).split())
+        needed = {"pyproject.toml", "README.md", "LICENSE", "gzcli", "recipes"}
+        assert paths - {".ci/lock.txt"} == needed and all((ROOT / path).exists() for path in paths), name
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    assert [line.split()[-1] for line in lines if line.startswith("FROM")] == ["base", "cpu", "cuda"]
+    assert lines.count("USER gz") == 2
+    assert 'VOLUME ["/cache", "/data"]' in lines and 'ENTRYPOINT ["gz"]' in lines
+    found = yaml.safe_load((ROOT / ".ci/environment.yml").read_text())
+    (pip,) = [part["pip"] for part in found["dependencies"] if isinstance(part, dict)]
+    assert [(ROOT / ".ci" / path).resolve() for path in pip] == [ROOT]
+
+
+@pytest.mark.slow  # three processes of the engine
+def test_the_script_for_ci_passes_and_fails(tmp_path):
+    """As it stands, and with a bar that no model clears."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "gz").write_text(f'#!/bin/sh\nexec {sys.executable} -m gzcli "$@"\n')
+    (tools / "gz").chmod(0o755)
+    env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "STEPS": "60"}
+    for worst, code in (("100000", 0), ("0.1", 1)):
+        own = env | {"WORST": worst, "OUT": f"out{code}"}
+        words = [ROOT / ".ci/examples/check.sh"]
+        done = subprocess.run(words, env=own, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == code, done.stdout + done.stderr
+        assert f"at most {worst} is allowed" in done.stdout
+    assert (tmp_path / "out0/samples/grid.png").is_file()
+    assert json.loads(Path(tmp_path / "out0/bench.json").read_text())["rows"]
+
+
+LINE = re.compile(r"([a-z0-9-]+)==\S+ --hash=sha256:[0-9a-f]{64}")
+
+
+def test_the_lock_pins_all_that_gz_needs_with_checksums():
+    lines = (ROOT / ".ci" / "lock.txt").read_text().splitlines()[1:]
+    pinned = {found[1] for line in lines if (found := LINE.fullmatch(line))}
+    assert len(pinned) == len(lines)
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
+    assert {re.split(r"[<>=\[]", name)[0] for name in needed} <= pinned
+
+
+def test_an_audit_that_nobody_answers_is_none():
+    verdict = runpy.run_path(str(ROOT / ".ci" / "audit.py"))["verdict"]
+    clean = {"name": "rich", "version": "1", "vulns": []}
+    bad = {"name": "pillow", "version": "9", "vulns": [{"id": "CVE-1"}]}
+    skipped = {"name": "torch", "skip_reason": "not found"}
+    for answer, said, code, told in (
+        ("", "trouble\nno route to the host\n", 3, "cannot be asked: no route to the host"),
+        ("", "", 3, "no answer"),
+        ({"dependencies": [skipped, skipped, clean]}, "", 3, "1 of 3"),
+        ({"dependencies": [clean, clean, skipped]}, "", 0, "no fault is known of 2 packages"),
+        ({"dependencies": [clean, bad]}, "", 1, "pillow 9: CVE-1"),
+    ):
+        text, found = verdict(json.dumps(answer) if answer else "", said)
+        assert found == code and told in text
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_rights_follow_the_umask_and_what_decides_on_code_is_private(home, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        files.write_json(home / "a" / "b.json", {})
+        with files.new_dir(home / "c") as part:
+            (part / "d").write_text("")
+        with files.lock(home / "e.lock"):
+            pass
+        (tmp_path / "maf.py").write_text("")
+        model_files.trust(tmp_path / "maf.py")
+    finally:
+        os.umask(before)
+    found = {path: stat.S_IMODE(path.stat().st_mode) for path in home.rglob("*")}
+    assert found.pop(user_dir(model_files.TRUSTED)) == 0o600
+    assert len(found) > 5
+    for path, mode in found.items():
+        full = 0o777 if path.is_dir() else 0o666
+        assert mode == full & ~umask or (path.suffix == ".lock" and not mode & umask)
+
+
+def test_compiled_code_lies_in_gz_s_cache(home, monkeypatch, capsys):
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    env = environment(Plan(), "human")
+    assert env["TORCHINDUCTOR_CACHE_DIR"] == str(home / "kernels")
+    assert env["TRITON_CACHE_DIR"] == str(home / "kernels" / "triton")
+    (home / "kernels").mkdir(parents=True)
+    (home / "kernels" / "a.so").write_bytes(bytes(5_000_000))
+    assert any(c.name == "kernels" and f"{home / 'kernels'}, 5 MB" in c.detail for c in folders())
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/my/own")
+    assert environment(Plan(), "human")["TORCHINDUCTOR_CACHE_DIR"] == "/my/own"
+    assert any(c.name == "kernels" and "/my/own, empty" in c.detail for c in folders())
