@@ -18,6 +18,7 @@ from gzcli.__main__ import main
 from gzcli.cli import app, out
 from gzcli.core.errors import DivergedError, GzError, UsageError, canonical
 from gzcli.store import runs
+from gzcli.store.files import lock, write_json
 from gzcli.store.paths import recipe_names, recipes_dir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,6 +157,9 @@ def test_a_closed_pipe_is_quiet():
 
 def test_version_and_help(gz, monkeypatch):
     assert gz("--version") == (0, f"gz {__version__}\n", "")
+    for words in (("--version", "--json"), ("--json", "-V")):
+        assert json.loads(gz(*words)[1]) == {"schema": 1, "version": __version__}
+    assert json.loads(gz("--json", "runs", "list")[1]).keys() == {"schema", "runs"}
     code, stdout, stderr = gz("--help")
     assert (code, stderr) == (0, "") and gz()[:2] == (0, stdout) == gz("-h")[:2]
     assert all(f"│ {verb} " in stdout for verb in app.VERBS)
@@ -361,8 +365,6 @@ def trained(home):
 
 @pytest.fixture
 def busy(trained):
-    from gzcli.store.files import lock
-
     with lock(trained["busy"].lock):
         yield trained["busy"]
 
@@ -393,6 +395,9 @@ def test_runs_are_not_removed_unasked(gz, trained, busy, monkeypatch):
     assert (code, stdout) == (2, "") and "`--yes`" in stderr and trained["named"].path.exists()
     assert gz("runs", "remove", "vae", "--yes")[0] == 2  # a model is not a run
     assert gz("runs", "remove", busy.id, "--yes")[0] == 2 and busy.path.exists()
+    write_json(runs.user_dir("data.json"), {"mine": {"path": ".", "size": None, "channels": None}})
+    assert "needs `--yes` where nobody can be asked" in gz("data", "remove", "mine")[2]
+    assert gz("data", "remove", "mine", "nope", "--yes")[0] == 2 == gz("data", "remove", "mine")[0]
     answers = Terminal("n\ny\n")
     monkeypatch.setattr(sys, "stdin", answers)
     assert gz("runs", "remove", "keep-me")[0] == 0 and trained["named"].path.exists()

@@ -10,7 +10,6 @@ from itertools import product
 
 import pytest
 
-from gzcli import __version__
 from gzcli.cli import bench, jobs, out, train
 from gzcli.cli.out import table_lines, wrapped
 from gzcli.core.errors import MissingError
@@ -220,22 +219,6 @@ def test_figures_of_other_images_are_not_compared(home):
     assert outdated(1) == [newest, here]
 
 
-def test_data_sets_are_not_removed_unasked_either(call, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
-    mine = {"path": str(tmp_path), "size": None, "channels": None}
-    files.write_json(runs.user_dir("data.json"), {"mine": mine})
-    code, _, stderr = call("data", "remove", "mine")
-    assert code == 2 and "needs `--yes` where nobody can be asked" in stderr
-    assert call("data", "remove", "mine", "nope", "--yes")[0] == 2
-    assert json.loads(call("data", "remove", "mine", "--yes", "--json")[1])["removed"] == ["mine"]
-
-
-def test_the_version_for_scripts(call):
-    for words in (("--version", "--json"), ("--json", "-V")):
-        assert json.loads(call(*words)[1]) == {"schema": 1, "version": __version__}
-    assert json.loads(call("--json", "runs", "list")[1]) == {"schema": 1, "runs": []}
-
-
 def test_a_start_that_failed_leaves_no_run_and_no_name_taken(call, monkeypatch):
     def failed(error: BaseException) -> tuple[int, str]:
         def run(folder, *args, **options):
@@ -278,12 +261,10 @@ def test_a_table_wraps_between_words_and_lets_columns_go():
     assert " ".join(line[5:].strip() for line in lines[1:-1]) == WORDS  # whole words, in order
     lines, left = table(room=10)  # as narrow as its longest word, and no narrower
     assert max(map(len, lines)) == len("name  terminal")
-
-
-def test_a_column_without_values_leaves_without_a_word():
-    table = partial(table_lines, ("a", "none", "b"), [("x" * 10, None, "y" * 10)], ("none", "b"))
-    assert table(room=25) == (["a           b", f"{'x' * 10}  {'y' * 10}"], [])
-    assert "none" in table(room=80)[0][0]
+    bare = partial(table_lines, ("a", "none", "b"), [("x" * 10, None, "y" * 10)], ("none", "b"))
+    narrow = ["a           b", f"{'x' * 10}  {'y' * 10}"]  # without the column of no values
+    assert bare(room=25) == (narrow, [])
+    assert "none" in bare(room=80)[0][0]
 
 
 def test_what_fits_is_asked_of_the_stream(monkeypatch, capsys):
@@ -345,7 +326,7 @@ def test_compare_shows_what_differs(call, monkeypatch):
     assert code == 2 and "needs two runs or more" in stderr
 
 
-def test_the_end_of_a_verb(home, capsys, monkeypatch):
+def test_the_end_of_a_verb(home, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "60")
     jobs.end(["12s", None, "3 MB"], [("gz sample vae", "pictures"), ("gz bench vae", "x" * 50)])
     assert capsys.readouterr().err == "done: 12s, 3 MB\nnext: gz sample vae  pictures\n      gz bench vae\n"
@@ -360,9 +341,7 @@ def test_the_end_of_a_verb(home, capsys, monkeypatch):
     out.configure(quiet=False, json=True)
     train.after_training(second)
     assert capsys.readouterr().err == ""
-
-
-def test_the_end_of_bench_names_the_best(home, capsys, tmp_path):
+    out.configure(quiet=False, json=False)
     figures = {"a": {"fd": 3.0, "own": 1.0}, "b": {"fd": 2.0, "own": 1.0}}
     rows = [{"name": name, "run": None, "metrics": metrics} for name, metrics in figures.items()]
     bench.ended({"rows": rows, "floor": {}, "directions": {"fd": "down"}}, tmp_path, "5s")

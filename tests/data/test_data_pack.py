@@ -101,10 +101,7 @@ def test_validation_is_carved_from_train_by_a_fixed_seed(tmp_path):
     for split, rows in ids.items():
         assert opened.labels(split).tolist() == [i % 5 for i in rows]
     assert ids["test"] == [2, 10, 11, 28, 41]  # the carving must never change: scores would not compare
-
-
-def test_what_is_left_to_train_on_is_known_before_packing():
-    for spec in SPECS.values():
+    for spec in SPECS.values():  # what is left to train on is known before packing
         if spec.n_train < 100_000:
             counts = {"train": spec.n_train, "val": spec.n_val, "test": spec.n_test}
             assert rows_of(split_plan(spec.name, counts))["train"] == spec.trained_on, spec.name
@@ -147,7 +144,7 @@ def test_repacked_when_the_files_change(tmp_path, monkeypatch):
     assert open_pack(folder, size=8).meta.resized and open_pack(folder).meta.shape == (3, 4, 4)
 
 
-def test_keys(tmp_path, monkeypatch):
+def test_names_and_keys(tmp_path, monkeypatch):
     for parent in ("a", "b"):
         write(tmp_path / parent / "My Photos", LAYOUTS["flat"][0])
     opened = open_pack(tmp_path / "a" / "My Photos")  # asked for by what it is, it is not packed again
@@ -157,14 +154,10 @@ def test_keys(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "a")
     assert data_key("./My Photos") in keys and data_key("MNIST") == "mnist"
     assert data_key("digits_ab") == "digits-ab"
-
-
-def test_names_that_are_not_there():
-    with pytest.raises(UsageError, match="no data set `mnits`") as e:
-        open_pack("mnits")
-    assert "`mnist`" in e.value.hint
-    with pytest.raises(UsageError):
-        find("mnits")
+    for look in (open_pack, find):
+        with pytest.raises(UsageError, match="no data set `mnits`") as e:
+            look("mnits")
+        assert "`mnist`" in e.value.hint
     with pytest.raises(MissingError, match="there is no"):
         open_pack("./nowhere/photos.zip")
     with pytest.raises(UsageError, match=r"1 \(grey\) or 3"):
