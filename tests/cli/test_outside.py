@@ -23,7 +23,7 @@ from gzcli.store.run_folder import Run
 from gzcli.testing import CHECKS, Case, fault_of
 
 TEMPLATE = (Path(testing.__file__).parent / "template.py").read_text()
-LOSS = "return F.mse_loss(self.velocity((1 - at) * x0 + at * x1, t), x1 - x0)"
+LOSS = "return F.mse_loss(self.velocity((1 - time) * x0 + time * x1, t), x1 - x0)"
 SMALL = {"hidden": 8, "layers": 1}
 
 

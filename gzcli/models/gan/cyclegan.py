@@ -238,14 +238,14 @@ class CycleGAN(Model):
             return self.a_to_b(x) if from_a else self.b_to_a(x)
         return torch.where(from_a[:, None, None, None], self.a_to_b(x), self.b_to_a(x))
 
-    def round_trip(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
+    def there_and_back(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
         """Each image translated to the other domain and back, [B, C, H, W]."""
         back = not from_a if isinstance(from_a, bool) else ~from_a
         return self.to_other_domain(self.to_other_domain(x, from_a), back)
 
     def cycle_error(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
         """Mean absolute difference of each image and its translation there and back, [B]."""
-        return (self.round_trip(x, from_a) - x).abs().flatten(1).mean(1)
+        return (self.there_and_back(x, from_a) - x).abs().flatten(1).mean(1)
 
     def is_from_a(self, x: Tensor, y: Labels) -> Tensor:
         """Whether each image is of A, [B], by its label y. Without labels, an image is of A if the translator
@@ -319,7 +319,7 @@ class CycleGAN(Model):
             rows = rows[(y == 0) == from_a]
         if not len(rows):
             raise UsageError(f"none of these images can go {direction}", hint="`--direction auto` takes all")
-        x = (self.round_trip if back else self.to_other_domain)(x[rows], from_a)
+        x = (self.there_and_back if back else self.to_other_domain)(x[rows], from_a)
         progress(1, 1, x)
         to_b = torch.zeros_like(rows) + from_a  # class 1, which is B, for an image of A
         name, labels = ("there and back", 1 - to_b) if back else ("translation", to_b)
@@ -351,5 +351,5 @@ class CycleGAN(Model):
 
     def map_cycle(self, x: Tensor, *, noise: Noise) -> Tensor:
         """The error of the cycle at each pixel [B, H, W], the mean over channels, in the same direction."""
-        a, b = ((self.round_trip(x, from_a) - x).abs().mean(1) for from_a in (True, False))
+        a, b = ((self.there_and_back(x, from_a) - x).abs().mean(1) for from_a in (True, False))
         return torch.where((a.mean((1, 2)) < b.mean((1, 2)))[:, None, None], a, b)
