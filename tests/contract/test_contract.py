@@ -2,14 +2,13 @@
 
 import pytest
 import torch
-from draws import only, squares
+from draws import only, squares, train_batches
 from refused import refused
 from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import CASES, FIRST, Case
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
-from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.open import open_pack
 from gzcli.models import catalog
 from gzcli.models.autoregressive import tokenizer
@@ -172,12 +171,12 @@ def test_a_start_and_a_step_wait_for_no_number_of_the_device(case):
     pack = open_pack(case.data)
     info, needs = pack.info(levels=case.levels, steps=10), catalog.card(case.model).needs
     model = case.build(info).train()
-    batch = TrainBatches(pack, seed=0, batch_size=4, levels=info.levels, device="cpu", needs=needs).at(0)
+    batch = train_batches(pack, seed=0, batch_size=4, levels=info.levels, needs=needs).at(0)
     with Seen() as seen:
         with torch.no_grad():
             model.on_start(batch)
         for phase in model.phases():
             model.loss(batch, phase.name)
         if case.model == "cyclegan":
-            model.translated(batch.x, batch.y == 0)
+            model.to_other_domain(batch.x, batch.y == 0)
     assert not seen.names & WAITS

@@ -119,10 +119,10 @@ def test_a_compiled_run_resumes_bit_for_bit(quick):
 def test_what_stays_eager_and_when_has_the_same_numbers():
     """It would be compiled anew at every step."""
     model, batch = started(replace(VAE, options={**VAE.options, "kl_warmup": 3}))
-    before = copy.deepcopy(vars(model)["warm"])
+    before = copy.deepcopy(vars(model)["kl_factor"])
     graphs = Graphs()
     ours, counts = Compiled(model, LONG, Said(), backend=graphs), []
-    assert vars(model)["warm"] == before, "to look at the end changes nothing"
+    assert vars(model)["kl_factor"] == before, "to look at the end changes nothing"
     for step in range(5):
         ours(micro_batch(batch, 0, step), "main")
         model.on_step(step)
