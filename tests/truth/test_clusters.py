@@ -173,7 +173,7 @@ def test_a_prior_is_told_the_cluster_of_the_image_and_draws_one_by_its_share(cls
     assert torch.equal(told[-1], model.clusters(x))
     model.eval().sample(30, noise=noise(30, 3), progress=no_progress)
     assert torch.equal(told[-1], model.clusters.draw(30, noise(30, 3)).repeat(2)), "guided"
-    assert model.strength(None) == GUIDANCE
+    assert model.guidance_scale(None) == GUIDANCE
 
 
 def test_codes_and_clusters_have_probabilities_by_which_completions_draw():

@@ -136,9 +136,9 @@ def test_guidance_goes_from_the_null_label_through_the_class():
         torch.testing.assert_close(guided, without + 2.5 * (with_label - without))
     draw = lambda **how: model.sample(2, labels=y, noise=noise(2), options=FillOptions(**how))  # noqa: E731
     assert torch.equal(draw(), draw()) and not torch.equal(draw(), draw(guidance=4.0))
-    refused("guidance", build().sample, 2, noise=noise(2), how=FillOptions(guidance=2.0))
+    refused("guidance", build().sample, 2, noise=noise(2), options=FillOptions(guidance=2.0))
     for bad in ({"temperature": 0.0}, {"steps": 0}):
-        refused("", model.sample, 2, noise=noise(2), how=FillOptions(**bad))
+        refused("", model.sample, 2, noise=noise(2), options=FillOptions(**bad))
 
 
 def test_inpainting_keeps_the_known_pixels_and_knows_nothing_of_the_hidden():
