@@ -31,8 +31,9 @@ from gzcli.engine.prepared import prepare, train_images, with_prepared
 from gzcli.engine.step import is_shared_out, twin, wrap_step
 from gzcli.engine.trained import Trained, build_model, built_on, stages_for, to_device
 from gzcli.launch.plan import write_train
-from gzcli.metrics import generated
+from gzcli.metrics import collapse
 from gzcli.metrics.features import LeNetFeatures, lenet
+from gzcli.metrics.frechet import frechet_distance
 from gzcli.models.base import Model, Phase, named_losses
 from gzcli.models.catalog import OUTSIDE, card_of
 from gzcli.models.nn import double, full_fp32, spread_labels
@@ -327,7 +328,7 @@ class Trainer:
         with self.ema.evaluating():
             values = validate(self.trained, metric, pack=self.pack, data=self.images.pack, net=self.net)
         spread_out = "distance" in values and 4 * done >= self.steps  # not yet at the first steps
-        if spread_out and (text := generated.warning(values["distance"], values.get("classes"))):
+        if spread_out and (text := collapse.warning(values["distance"], values.get("classes"))):
             self.log.warn(text)
         self.save_best(done, metric, values[metric])
         self.history.record("eval", done, {f"val_{name}": value for name, value in values.items()})
@@ -432,9 +433,9 @@ def distances(trained: Trained, pack: Pack, net: LeNetFeatures | None) -> dict[s
     fake, real_features = net.features(images), net.features(real)
     predicted, classes = (np.zeros(len(x), int) if is_multilabel else net.predict(x) for x in (images, real))
     figures = {
-        "fd": float(generated.frechet_distance(real_features, fake)),
-        "distance": generated.diversity(fake, predicted, real_features, classes),
+        "fd": float(frechet_distance(real_features, fake)),
+        "distance": collapse.diversity(fake, predicted, real_features, classes),
     }
     if not net.rotations and not is_multilabel:
-        figures["classes"] = generated.coverage(predicted, classes)
+        figures["classes"] = collapse.coverage(predicted, classes)
     return figures

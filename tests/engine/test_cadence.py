@@ -15,7 +15,7 @@ from gzcli.core.sections import OptimSection, TrainSection
 from gzcli.engine import optim, sampler
 from gzcli.engine.__main__ import results_of
 from gzcli.engine.cadence import KEYS, Cadence, Stop, in_proportion, in_series
-from gzcli.metrics import generated
+from gzcli.metrics import collapse
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 OPEN = TrainSection()  # whose numbers of steps are to be found
@@ -163,7 +163,7 @@ def test_a_generator_that_has_just_begun_has_not_collapsed(monkeypatch):
     t = trainer(recipe(FIRST["wgan"], steps=4, sets=("train.eval_every=0", "train.best=auto")))
     said = []
     monkeypatch.setattr(t.log, "warn", said.append)
-    monkeypatch.setattr(generated, "warning", lambda distance, classes: "collapsed")
+    monkeypatch.setattr(collapse, "warning", lambda distance, classes: "collapsed")
     images = t.pack.images("val")[:20]
     monkeypatch.setattr(sampler, "draw", lambda trained, n: images)
     t.steps, t.net = (100, SimpleNamespace(features=lambda x: x.reshape(len(x), -1)[:, ::16], rotations=True))
@@ -174,7 +174,7 @@ def test_a_generator_that_has_just_begun_has_not_collapsed(monkeypatch):
         counts.append(len(said))
     assert counts == [0, 0, 1, 2]
     monkeypatch.undo()
-    text = generated.warning(1.0, generated.coverage(np.zeros(9, int), np.arange(9)))
+    text = collapse.warning(1.0, collapse.coverage(np.zeros(9, int), np.arange(9)))
     assert text.endswith("is 0% of the real images'"), "no share is less than nothing"
 
 

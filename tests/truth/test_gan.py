@@ -13,7 +13,7 @@ from draws import noise
 from refused import refused
 
 from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
-from gzcli.metrics import generated
+from gzcli.metrics import collapse
 from gzcli.models.gan.base import Generator, GeneratorOptions, Search, diff_augment
 from gzcli.models.gan.cgan import CGAN
 from gzcli.models.gan.dcgan import DCGAN
@@ -134,15 +134,15 @@ def test_collapse_is_seen():
     real = rng.normal(size=(2000, 8))
     one = np.zeros(2000, int)
     apart = np.sqrt(np.square(real[:1000] - real[1000:]).sum(1).mean())
-    assert generated.spread(real, one) == pytest.approx(apart, rel=0.05)
-    assert generated.diversity(0.3 * real, one, real, one) == pytest.approx(0.3)
+    assert collapse.spread(real, one) == pytest.approx(apart, rel=0.05)
+    assert collapse.diversity(0.3 * real, one, real, one) == pytest.approx(0.3)
     apart = np.arange(2000) % 2  # two classes far apart, each of one picture
-    found = generated.diversity(9.0 * apart[:, None] + 0.1 * real, apart, real, one)
+    found = collapse.diversity(9.0 * apart[:, None] + 0.1 * real, apart, real, one)
     assert found == pytest.approx(0.1, rel=0.01)
     labels = np.arange(2000) % 10
-    assert generated.coverage(labels % 5, labels) == pytest.approx(math.log(5) / math.log(10))
-    assert generated.warning(1.0, 1.0) is None and generated.warning(1.0, None) is None
-    assert "classes is 50%" in generated.warning(1.0, 0.5) and "images is 30%" in generated.warning(0.3, 1.0)
+    assert collapse.coverage(labels % 5, labels) == pytest.approx(math.log(5) / math.log(10))
+    assert collapse.warning(1.0, 1.0) is None and collapse.warning(1.0, None) is None
+    assert "classes is 50%" in collapse.warning(1.0, 0.5) and "images is 30%" in collapse.warning(0.3, 1.0)
 
 
 class Painter(torch.nn.Module):

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from gzcli.core.errors import UsageError
-from gzcli.metrics.generated import (
+from gzcli.metrics.frechet import (
     Moments,
     check_widths,
     frechet_distance,

@@ -1,6 +1,5 @@
-"""Generated images beside real ones, by rows of features: the Fréchet distance (Heusel et al. 2017,
-arXiv:1706.08500, eq. 6), and whether the generator has collapsed: the diversity of its images as a share of
-that of real ones. No heavy import at the top."""
+"""The Fréchet distance of Gaussians that are fitted to two sets of features (Heusel et al. 2017,
+arXiv:1706.08500, eq. 6). Training reads it too, and waits for no metric: no heavy import at the top."""
 
 from __future__ import annotations
 
@@ -10,9 +9,6 @@ from gzcli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from gzcli.metrics.metric import Array
-
-FEW_CLASSES = 0.7  # a smaller share of the entropy of classes is a collapse; five of ten classes have 0.7
-CLOSE = 0.5  # a smaller share of the distance between images is a collapse
 
 
 class Moments(NamedTuple):
@@ -72,41 +68,3 @@ def frechet_distance(f1: Array, f2: Array) -> float:
     difference = f1.mean(0) - f2.mean(0)
     cross = np.linalg.svd(a1 @ a2.T, compute_uv=False).sum()
     return float(difference @ difference + np.square(a1).sum() + np.square(a2).sum() - 2 * cross)
-
-
-def entropy(classes: Array) -> float:
-    """The entropy of the frequencies of integers [N], nats."""
-    import numpy as np
-
-    p = np.bincount(classes) / len(classes)
-    return float((p[p > 0] * np.log(1 / p[p > 0])).sum())  # one class gives 0, not −0
-
-
-def spread(features: Array, classes: Array) -> float:
-    """The root mean square distance of two rows of one class, √(2 tr Cov)."""
-    import numpy as np
-
-    groups = [features[classes == k] for k in np.unique(classes)]
-    variances = (len(g) * np.asarray(g, np.float64).var(0).sum() for g in groups)
-    return float(np.sqrt(2 * sum(variances) / len(features)))
-
-
-def diversity(features: Array, classes: Array, real: Array, real_classes: Array) -> float:
-    """The distance between generated images of one class as a share of that between real ones: a
-    conditional generator may have collapsed to one picture for each class."""
-    return spread(features, classes) / max(spread(real, real_classes), 1e-12)
-
-
-def coverage(classes: Array, real: Array) -> float:
-    return entropy(classes) / max(entropy(real), 1e-12)
-
-
-def warning(distance: float, classes: float | None) -> str | None:
-    """A warning that the generator may have collapsed; None if neither share is small."""
-    if classes is not None and classes < FEW_CLASSES:
-        what = f"the entropy of its classes is {classes:.0%} of the real images'"
-    elif distance < CLOSE:
-        what = f"the distance between its images is {distance:.0%} of that of real ones"
-    else:
-        return None
-    return f"the generator may have collapsed: {what}"

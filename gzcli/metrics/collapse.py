@@ -1,0 +1,43 @@
+"""Whether a generator has collapsed: the diversity of its images as a share of that of real ones. Apart from
+the trainer, its one caller, because it knows features alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+FEW_CLASSES = 0.7  # a smaller share of the entropy of classes is a collapse; five of ten classes have 0.7
+CLOSE = 0.5  # a smaller share of the distance between images is a collapse
+
+
+def entropy(classes: np.ndarray) -> float:
+    """The entropy of the frequencies of integers [N], nats."""
+    p = np.bincount(classes) / len(classes)
+    return float((p[p > 0] * np.log(1 / p[p > 0])).sum())  # one class gives 0, not −0
+
+
+def spread(features: np.ndarray, classes: np.ndarray) -> float:
+    """The root mean square distance of two rows of one class, √(2 tr Cov)."""
+    groups = [features[classes == k] for k in np.unique(classes)]
+    variances = (len(g) * np.asarray(g, np.float64).var(0).sum() for g in groups)
+    return float(np.sqrt(2 * sum(variances) / len(features)))
+
+
+def diversity(features: np.ndarray, classes: np.ndarray, real: np.ndarray, real_classes: np.ndarray) -> float:
+    """The distance between generated images of one class as a share of that between real ones: a
+    conditional generator may have collapsed to one picture for each class."""
+    return spread(features, classes) / max(spread(real, real_classes), 1e-12)
+
+
+def coverage(classes: np.ndarray, real: np.ndarray) -> float:
+    return entropy(classes) / max(entropy(real), 1e-12)
+
+
+def warning(distance: float, classes: float | None) -> str | None:
+    """A warning that the generator may have collapsed; None if neither share is small."""
+    if classes is not None and classes < FEW_CLASSES:
+        what = f"the entropy of its classes is {classes:.0%} of the real images'"
+    elif distance < CLOSE:
+        what = f"the distance between its images is {distance:.0%} of that of real ones"
+    else:
+        return None
+    return f"the generator may have collapsed: {what}"
