@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, wraps
 from glob import escape
 from pathlib import Path
+from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gzcli.core.errors import MissingError, UsageError, canonical, did_you_mean
@@ -44,6 +45,9 @@ _SHAPE = re.compile(r"^\[B\]: | \[[A-Z1, ]+\]")  # as in `images [B, C, H, W]`
 # ---------------------------------------------------------------------------- files
 
 
+PARSING = RLock()  # Python's parser counts its depth for all threads together (python/cpython#106905)
+
+
 def modification_time(path: Path) -> int:
     """The time in ns when a file outside the package was changed; 0 for a file of the package."""
     return 0 if str(path).startswith(f"{ROOT}/") else path.stat().st_mtime_ns
@@ -60,8 +64,9 @@ def cached_by_file(function: Callable[[Path], T]) -> Callable[[Path], T]:
     def cached(path: Path) -> T:
         try:
             key = path, modification_time(path)
-            if key not in values:
-                values[key] = function(path)
+            with PARSING:
+                if key not in values:
+                    values[key] = function(path)
             return values[key]
         except SyntaxError as e:
             raise UsageError(f"{path}:{e.lineno or 1}: {e.msg}") from e
