@@ -42,6 +42,7 @@ ARROWS = {"down": "↓", "up": "↑"}
 LATE = 1.25  # times the budget from which it is told that a training took longer
 DAY = 86_400  # seconds of training after which it is asked whether to start
 KEEP = {"seconds": 2, "params": 5}  # as `Column.keep`, of what is no figure of a metric
+OF_BENCH, OF_LEAGUE = 2000, 10_000  # samples of each model
 BY_NEIGHBOURS = ("precision", "recall", "density", "coverage")
 
 
@@ -56,7 +57,8 @@ _Data = Annotated[str | None, option("--data NAME|PATH", _DATA_HELP, complete=a_
 _SPLIT_HELP = "Which of the real images; papers on CIFAR-10 take `train`."
 _Split = Annotated[Literal["test", "train", "all"], option("--split", _SPLIT_HELP)]
 _Metrics = Annotated[str | None, option("--metrics M[,M…]", help_text(), complete=metrics())]
-_N = Annotated[int, option("-n N", "Samples drawn of each model; images taken at most.", min=50)]
+_N_HELP = "Samples drawn of each model, images taken at most: 2,000, or 10,000 where models are trained."
+_N = Annotated[int | None, option("-n N", _N_HELP, min=50)]
 _WEIGHTS_HELP = "File of Inception's weights."
 _Weights = Annotated[Path | None, option("--weights FILE", _WEIGHTS_HELP, exists=True, resolve_path=True)]
 _STATS_HELP = "`mu` and `sigma` of real images for the Fréchet distance, as pytorch-fid has them."
@@ -82,7 +84,7 @@ def bench(
     data: _Data = None,
     split: _Split = "test",
     metrics: _Metrics = None,
-    n: _N = 2000,
+    n: _N = None,
     weights: _Weights = None,
     real_stats: _Stats = None,
     export_stats: _Export = None,
@@ -111,11 +113,12 @@ def bench(
     from gzcli.core.jobs import BenchJob
 
     check_report(report)
+    league = train_missing or budget or models or curve
     job = BenchJob(
         (),
         data or "",
         tuple(opt.split(metrics)) or None,
-        n,
+        n or (OF_LEAGUE if league else OF_BENCH),
         str(weights) if weights else None,
         seed=seed,
         checkpoint=checkpoint,
@@ -126,7 +129,7 @@ def bench(
         export_stats=str(export_stats) if export_stats else None,
     )
     networks = [] if weights else weights_of(job.metrics or ())
-    if train_missing or budget or models or curve:
+    if league:
         names = opt.split(models) if models else contestants
         terms = terms_of(job, names, seeds, calls, curve, budget, train_missing=train_missing)
         if submit or slurm:
@@ -151,20 +154,36 @@ def bench(
 
 
 def ended(result: Mapping[str, Any], folder: Path, time: str) -> None:
-    """The end of `gz bench`: who is best by the first figure, and a page of it."""
-    ranked = [name for row in result["rows"] for name in row["metrics"] if result["directions"].get(name)]
-    then = [(f"gz report {quoted(folder)}", "a page of it")]
-    facts, rows, first = [time], [], next(iter(ranked), "")
-    if first:
-        having = [row for row in result["rows"] if row["metrics"].get(first) is not None]
-        rows = standings.comparable(having, first, result["floor"])[0]
-    if len(rows) > 1:
-        sign = -1 if result["directions"][first] == "up" else 1
-        best = min(rows, key=lambda row: sign * row["metrics"][first])
-        facts = [f"best by {first}: {best['name']}, {figure(best['metrics'][first])}", time]
-        if run := by_name(best.get("run") or ""):
+    """The end of `gz bench`: what the judges say of the order, who is best, and a page of it."""
+    then, facts, metric = [(f"gz report {quoted(folder)}", "a page of it")], [time], result["metric"]
+    out.info(judges(result["provenance"]))
+    best = [row for row in result["rows"] if result["places"].get(row["name"], "").startswith("1")]
+    if len(result["places"]) > 1:
+        facts = [f"best by {metric}: {' and '.join(row['name'] for row in best)}", time]
+        if len(best) == 1 and (run := by_name(best[0].get("run") or "")):
             then.append((f"gz sample {name_of(run)}", "more of its pictures"))
+    for line in disagreement(result):
+        out.info(line)
     end(facts, then)
+
+
+def judges(provenance: Mapping[str, Any]) -> str:
+    """How well the networks do that features are of."""
+    titles = {"features_accuracy": "first judge", "second_accuracy": "second"}
+    parts = [f"{title} {provenance[key]:.1%}" for key, title in titles.items() if provenance.get(key)]
+    return f"accuracy on real test images: {', '.join(parts)}" if parts else ""
+
+
+def disagreement(result: Mapping[str, Any]) -> list[str]:
+    """How far the second judge agrees with the order of the first."""
+    if not (second := result.get("second")):
+        return []
+    metric, lines = result["metric"], []
+    lines.append(f"order by {metric} and {second['metric']}: rank correlation {second['spearman']:.3f}")
+    if second["apart"]:
+        apart = (f"{name} ({first}, {other})" for name, first, other in second["apart"])
+        lines += out.fitted(", ".join(apart), "places that disagree: ")
+    return lines
 
 
 # ---------------------------------------------------------------------------- who takes part
@@ -239,11 +258,14 @@ def data_of(run: Run) -> str:
 def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
     """Prints a line for each contestant and for real images; the figures that can be spared leave first."""
     floors, directions = result["floors"], result["directions"]
-    several = len(floors) > 1 or any(floor["images"] < floor["n"] for floor in floors)
+    several = len({floor["n"] for floor in floors}) > 1 or any(
+        floor["images"] < floor["n"] for floor in floors
+    )
     lines = list(result["rows"])
     for floor in floors:
-        count = f", {floor['images']:,}" if several else ""
-        lines.append({**floor, "name": f"(real images{count})"})
+        count = f", {floor['images']:,}" if len(sizes) > 1 else ""
+        evenly = "" if floor["drawn"] == "random" else f", by {floor['drawn']}"
+        lines.append({**floor, "name": f"(real images{count}{evenly})"})
     names = list(dict.fromkeys(name for line in lines for name in line["metrics"]))
     params, seconds = (
         [key] * any(line.get(key) is not None for line in lines) for key in ("params", "seconds")
@@ -409,7 +431,7 @@ def play(entries: Sequence[Entry], terms: Terms, folder: Path, heard: Sequence[i
             failed = {"setting": "default", "metrics": {}, "floor": {}, "error": error.message}
             judged = [facts_of(entry, entry.run()) | failed]
         rows += judged
-        metric = standings.ranking_metric(rows, terms.job.metrics)
+        metric = standings.ranking_metric(rows, terms.job.metrics, facts["directions"])
         out.info(f"{head}: {in_short(judged[0], metric)}, {duration(time.monotonic() - since)}")
         result = write(folder, standings.of_one_size(rows), metric, facts)
         if heard:
@@ -464,7 +486,6 @@ def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[d
                 "calls": row.get("calls"),
                 "steps": row["sample"].get("steps"),
                 "sample_seconds": 1 / rate if rate else None,
-                "floor": result["floor"],
                 "shape": result["provenance"]["shape"],
             }
             rows.append({**row, **facts_of(entry, run), **of_setting})
@@ -493,6 +514,7 @@ def write(
     spearman = standings.agreement(main, metric) if metric else None
     result = facts | {"metric": metric, "rows": main, "equal_calls": equal, "curves": curves}
     result |= {"summary": best_first, "spearman": spearman, "folder": str(folder)}
+    result["second"] = standings.second_of(best_first, metric) if metric else None
     return result | {"results": list(map(str, files_of)), "pictures": []}
 
 
@@ -506,8 +528,9 @@ def in_short(row: dict[str, Any], metric: str | None) -> str:
     value = standings.value_of(row, metric) if metric else None
     if metric is None or value is None:
         return "judged"
-    relative = short(standings.times_floor(row, metric))
-    return f"{metric} {value:.4g}, {relative} × floor, {counted(row['calls'], 'call')} an image"
+    excess = standings.excess_of(row, metric)
+    over = f"{short(excess.value)} ± {short(excess.half, 2)} above real images" if excess else ""
+    return f"{metric} {value:.4g}, {over}, {counted(row['calls'], 'call')} an image"
 
 
 def show_league(result: dict[str, Any]) -> None:
@@ -516,28 +539,75 @@ def show_league(result: dict[str, Any]) -> None:
     if metric and result["equal_calls"]:
         equal = {row["model"]: row for row in standings.summary(result["equal_calls"], metric)}
     at = [f"at {result['equal_calls'][0]['setting']}"] if equal else []
-    head = ["", "model", metric or "", "× floor", *at, "params", "calls", "s/image"]
+    beside = [name for name in columns_beside(result) if name != metric]
+    head = [
+        "",
+        "model",
+        metric or "",
+        "excess",
+        *map(short_heading, beside),
+        *at,
+        "params",
+        "calls",
+        "s/image",
+    ]
     lines = []
     for row in result["summary"]:
-        line = [row["place"], row["model"], with_deviation(row, metric), short(row["times_floor"])]
+        line = [row["place"], row["model"], with_deviation(row, metric), with_interval(row, metric)]
+        line += [short(mean_of(row, name)) for name in beside]
         if equal:
-            line.append(short((equal.get(row["model"]) or {}).get("times_floor")))
+            line.append(with_interval(equal.get(row["model"]) or {}, metric))
         params = count(row["params"]) if row["params"] else None
         lines.append([*line, params, short(row["calls"]), short(row["sample_seconds"], 2)])
-    floor = result.get("floor", {}).get(metric)
-    lines.append([None, "(real images)", short(floor), *[None] * (len(head) - 3)])
-    out.table(head, lines, spare=("calls", "s/image", "params"), elsewhere="`--json` has them")
+    for title, floor in floors_of(result["rows"]).items():
+        real = [short(floor.get(name)) for name in beside]
+        lines.append([None, title, short(floor.get(metric)), None, *real, *[None] * (len(at) + 3)])
+    spare = ("s/image", "calls", "params", *at, *reversed(titles))
+    out.table(head, lines, spare=spare, elsewhere="`--json` has them")
     for row in result["rows"]:
         if row.get("error"):
             out.info(f"failed: {row['model']}, seed {row['seed']}: {row['error']}")
     if order := result["spearman"]:
         out.info(f"order over seeds: rank correlation {order['mean']:.3f}, {order['min']:.3f} at least")
     notes = [line for note in result["notes"] for line in out.fitted(note, "note: ")]
-    for text in (*notes, f"files: {result['folder']}"):
+    judged = [judges(result.get("provenance") or {})]
+    for text in (*disagreement(result), *judged, *notes, f"files: {result['folder']}"):
         out.info(text)
-    first = result["summary"][0] if result["summary"] else None
-    facts = [f"best: {first['model']}, {metric} {with_deviation(first, metric)}"] if first and metric else []
+    best = [row["model"] for row in result["summary"] if (row["place"] or "").startswith("1")]
+    facts = [f"best by {metric}: {' and '.join(best)}"] if best else []
     end(facts, [(f"gz report {quoted(result['folder'])}", "a page of it")])
+
+
+def floors_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, float]]:
+    """The floors of a league's rows by how their images were drawn, those of the most images."""
+    floors = {}
+    for row in sorted(rows, key=lambda row: row.get("n") or 0):
+        if row["floor"]:
+            evenly = "" if row.get("drawn", "random") == "random" else f", by {row['drawn']}"
+            floors[f"(real images{evenly})"] = row["floor"]
+    return floors
+
+
+def columns_beside(result: Mapping[str, Any]) -> list[str]:
+    """The figures that stand beside the one that a league is ranked by, the least to spare first."""
+    names = {standings.base(name) for row in result["summary"] for name in row["metrics"]}
+    names = {name for name in names if column_of(name).beside}
+    return sorted(names, key=lambda name: -column_of(name).keep)
+
+
+def short_heading(name: str) -> str:
+    return name.removesuffix("_lenet")
+
+
+def mean_of(row: Mapping[str, Any], metric: str) -> float | None:
+    values = {standings.base(name): value for name, value in row["metrics"].items()}
+    return values.get(metric)
+
+
+def with_interval(row: Mapping[str, Any], metric: str | None) -> str | None:
+    """The excess over the floor with half of its interval."""
+    excess = row.get("excess", {}).get(metric)
+    return None if excess is None else f"{short(excess[0])} ± {short(excess[1], 2)}"
 
 
 def with_deviation(row: dict[str, Any], metric: str | None) -> str | None:

@@ -3,13 +3,16 @@ balance and speed."""
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,27 +28,26 @@ from gzcli.engine.sheets import Row, sheet
 from gzcli.engine.trained import Trained, load_trained
 from gzcli.judge.contestants import (
     Contestant,
-    ImageSet,
-    RealImages,
-    Space,
     common_form,
     count_calls,
     read,
     sampled,
-    some,
     tell_apart,
     varied,
 )
 from gzcli.judge.images import Pick, treatment
 from gzcli.judge.likelihood import BATCH_SIZE, likelihood
-from gzcli.metrics import pretrained
-from gzcli.metrics.features import lenet
-from gzcli.metrics.interval import mean_of_draws, subset
+from gzcli.judge.real import ImageSet, RealImages, Space, Strata
+from gzcli.metrics import pretrained, standings
+from gzcli.metrics.features import LeNetFeatures, lenet
+from gzcli.metrics.interval import excess, mean_of_draws, subset
 from gzcli.metrics.metric import Figures, Metric, column_of, metrics
 from gzcli.metrics.quality.fd import Moments, moments, to_moments
 from gzcli.metrics.quality.neighbours import nearest
+from gzcli.metrics.second import second
 from gzcli.models.nn.perceptual import LPIPS
 from gzcli.store import files
+from gzcli.store.paths import cache_dir
 from gzcli.store.png import save_png
 from gzcli.store.runs import Run
 
@@ -53,9 +55,13 @@ SHOWN = 16  # images of a contestant in the picture of all
 COPIES = 10  # samples of a contestant in the picture of those nearest to a training image
 SMALL = 10_000  # number of images below which FID is biased upwards
 BANK = 50_000  # most training images that are searched for copies
+OF_SET = ("lenet", "second")  # features of networks of the data set itself
 LPIPS_SIDE = 16  # shortest side in pixels, as VGG16 halves it four times
 GIVEN_LABELS = "columns `|y` are of log p(x | y), the label given: not to be compared with those of log p(x)"
 MARGINAL = "log p(x) of a conditional model is log Σ p(y) p(x | y), classes as frequent as in training"
+# suffixes of a judge's name in the provenance, and the facts that they stand for
+JUDGE_FACTS = {"": "hash", "_accuracy": "accuracy", "_rotations": "rotations", "_alive": "alive"}
+VERSION = 1  # of the floors in the cache
 VERSIONS = ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")
 
 
@@ -109,6 +115,18 @@ def brief(values: Mapping[str, float]) -> str:
     return "   ".join(f"{k} {v:.4g}" for k, v in values.items() if k.startswith(("fd", "bpd", "nats")))
 
 
+@dataclass
+class Floor:
+    """The figures of real images in place of samples."""
+
+    n: int  # of the samples
+    images: int  # of the real ones, which may be fewer
+    drawn: str  # "random", or evenly by "label" or "cluster"
+    figures: Figures = field(default_factory=dict)
+    draws: dict[str, list[float]] = field(default_factory=dict)  # of each figure that has many
+    levels: list[int | None] = field(default_factory=list)  # grey levels so far
+
+
 class Judge:
     """The judge of a bench: the figures of images, and of the models that drew them, by the chosen metrics
     against a data set's real images; and its floor, the same figures of real images in place of samples.
@@ -121,23 +139,25 @@ class Judge:
         self.real = RealImages(pack, job.split, self.say)
         self.values = int(np.prod(pack.meta.shape))  # number of values of an image
         self.remembers = "memory" in names
-        spaces = {metric.features for metric in self.metrics}
+        names_of_spaces = {metric.features for metric in self.metrics} - {"", "pixels"}
         if self.remembers:
-            spaces.add("lite" if pack.meta.shape[0] == 3 and pretrained.is_installed() else "lenet")
+            names_of_spaces.add("lite" if pack.meta.shape[0] == 3 and pretrained.is_installed() else "lenet")
         opened: dict[str, Callable[[], Space]] = {
             "inception": partial(pretrained.inception, job.weights, device),
             "lite": partial(pretrained.lite, device),
             "dinov2": partial(pretrained.dinov2, device),
             "clip": partial(pretrained.clip, device),
+            "lenet": partial(lenet, pack, device=device, say=self.say),
+            "second": partial(second, pack, device=device, say=self.say),
         }
-        self.large = {name: space() for name, space in opened.items() if name in spaces}
-        self.lenet = None
-        if "lenet" in spaces:
-            streams.change_spinner("preparing the feature network")
-            self.lenet = lenet(pack, device=device, say=self.say)
-        self.memory_space: Space | None = self.large.get("lite", self.lenet)
-        self.levels: set[int | None] = set()  # grey levels of the models so far
-        self.floor_draws: dict[int, dict[str, list[float]]] = {}  # by the number of samples
+        streams.change_spinner("preparing the feature networks")
+        self.spaces = {name: space() for name, space in opened.items() if name in names_of_spaces}
+        self.large = self.spaces.keys() - set(OF_SET)
+        self.judges: dict[str, LeNetFeatures] = {n: self.spaces[n] for n in OF_SET if n in self.spaces}
+        self.lenet = self.judges.get("lenet")
+        self.memory_space = self.spaces.get("lite", self.lenet)
+        self.floors: dict[tuple[int, str], Floor] = {}  # by number of images and what they lie evenly over
+        self.first_draws: dict[tuple[int, int | None, str], tuple[ImageSet, ImageSet]] = {}
         self.stats: tuple[Metric, Moments] | None = None  # of other real images, for a Fréchet distance
         self.stats_facts: dict[str, Any] | None = None
         if job.stats:
@@ -150,11 +170,11 @@ class Judge:
     # ------------------------------------------------------------------------ what metrics read
 
     def space_of(self, metric: Metric) -> Space | None:
-        return self.lenet if metric.features == "lenet" else self.large.get(metric.features)
+        return self.spaces.get(metric.features)
 
     @cached_property
     def train_images(self) -> ImageSet:
-        return some(self.real.of("train"), BANK)
+        return self.real.of("train").first(BANK)
 
     @cached_property
     def lpips(self) -> LPIPS:
@@ -186,23 +206,27 @@ class Judge:
         if levels == 2:
             figures = self._of_images(images, "draws")
         else:
-            self.levels.add(levels)
-            figures = self._marked(self.compared(images, self.real.reference(levels)), levels)
+            figures = self._marked(self.compared(images, self.real.reference(levels), self.metrics), levels)
         return figures | self._of_images(images, "test", "train")
 
-    def compared(self, images: ImageSet, real: ImageSet, *, intervals: bool = True) -> Figures:
+    def compared(
+        self, images: ImageSet, real: ImageSet, chosen: Sequence[Metric], *, intervals: bool = True
+    ) -> Figures:
         figures: Figures = {}
-        for metric in self.metrics:
-            if metric.compare is None:
+        for metric in chosen:
+            if metric.compare is None and metric.within is None:
                 continue
             fake = images.features(space := self.space_of(metric))
             if self.stats and metric is self.stats[0]:
                 figures |= to_moments(*self.stats, fake)
-            else:
+            elif metric.compare:
                 figures |= metric.compare(fake, real.features(space), intervals)
-        return {self._named(name): value for name, value in figures.items()} | self._of_images(
-            images, "draws"
-        )
+            elif metric.within and self.lenet and self.lenet.classifies:
+                sides = fake, real.features(space)
+                classes = (self.lenet.logits_of(side).argmax(1) for side in sides)
+                figures |= metric.within(*sides, *classes, intervals)
+        figures = {self._named(name): value for name, value in figures.items()}
+        return figures | self._of_images(images, "draws", chosen=chosen)
 
     def of_model(self, contestant: Contestant, *, sampler_only: bool) -> Figures:
         """The figures of a contestant's model itself, on the first rank. A call of every rank."""
@@ -213,45 +237,74 @@ class Judge:
                 figures |= metric.of_model(self, contestant)
         return figures
 
-    def floor(self, n: int) -> Figures:
-        """The figures of n real images in place of samples, at all grey levels of the models so far. Each is
-        a mean over draws: the Fréchet distances of two draws of 2,000 digits may differ twofold."""
+    def _of_images(self, images: ImageSet, *floors: str, chosen: Sequence[Metric] | None = None) -> Figures:
         figures: Figures = {}
-        values = self.floor_draws.setdefault(n, {})
-        for levels in sorted(self.levels, key=str):
-            pairs = self._pairs(n, levels)
-            if draws := [self.compared(fake, real, intervals=len(pairs) == 1) for fake, real in pairs]:
-                figures |= self._marked(mean_of_draws(draws), levels)
-                of_draws = {name: [draw[name].value for draw in draws] for name in draws[0]}
-                values |= {name + self.mark(levels): numbers for name, numbers in of_draws.items()}
-        for split in ("test", "train"):
-            if any(metric.of_images and metric.floor == split for metric in self.metrics):
-                figures |= self._of_images(some(self.real.of(split), n), split)
-        return figures
-
-    def floor_size(self, n: int) -> int:
-        return min(n, self.real.at_most)
-
-    def _of_images(self, images: ImageSet, *floors: str) -> Figures:
-        figures: Figures = {}
-        for metric in self.metrics:
+        for metric in self.metrics if chosen is None else chosen:
             if metric.of_images and metric.floor in floors:
                 figures |= metric.of_images(self, images)
         return figures
-
-    def _pairs(self, n: int, levels: int | None) -> list[tuple[ImageSet, ImageSet]]:
-        """The draws of real images in place of n samples: only one if features are expensive."""
-        pairs = self.real.pairs(self.floor_size(n), levels)
-        return pairs[:1] if self.large else pairs
 
     def _marked(self, figures: Figures, levels: int | None) -> Figures:
         return {name + self.mark(levels): value for name, value in figures.items()}
 
     def _named(self, name: str) -> str:
-        """A figure's name, with the suffix `_rot` if its LeNet was trained to classify rotations."""
-        of_lenet = name in ("fd", "fd_inf") or name.endswith("_lenet")
-        rotated = of_lenet and self.lenet and self.lenet.rotations
+        """A figure's name, with the suffix `_rot` if its network was trained to classify rotations."""
+        plain = name.removesuffix("_inf")
+        of = "second" if plain == "fd_second" else "lenet" if plain == "fd" or name.endswith("_lenet") else ""
+        rotated = of in self.judges and self.judges[of].rotations
         return f"{name.removesuffix('_lenet')}_rot" if rotated else name
+
+    # ------------------------------------------------------------------------ the floor
+
+    def floor(self, entry: Contestant) -> Floor:
+        """The figures of real images that were drawn as those of a contestant, at the grey levels of all
+        contestants so far that were drawn so."""
+        n, strata, levels = len(entry), entry.strata, entry.levels
+        key = n, strata.name + strata.key if strata else ""
+        if key not in self.floors:
+            images, drawn = min(n, self.real.at_most), strata.name if strata else "random"
+            self.floors[key] = floor = Floor(n, images, drawn)
+            for split in ("test", "train"):
+                if any(metric.of_images and metric.floor == split for metric in self.metrics):
+                    floor.figures |= self._of_images(self.real.of(split).first(n), split)
+        floor = self.floors[key]
+        if levels not in floor.levels and levels != 2:
+            floor.levels.append(levels)
+            dear = [metric for metric in self.metrics if not metric.cheap]
+            single = self.compared(*self.first_draw(entry), dear) if dear else {}
+            draws = self._draws(floor.images, levels, strata)
+            if min(map(len, draws.values()), default=0) < 2:
+                cheap = [metric for metric in self.metrics if metric.cheap]
+                draws, single = {}, single | self.compared(*self.first_draw(entry), cheap)
+            means = {name: mean_of_draws(v, signed=column_of(name).signed) for name, v in draws.items()}
+            floor.figures |= self._marked(single | means, levels)
+            floor.draws |= {name + self.mark(levels): values for name, values in draws.items()}
+        return floor
+
+    def first_draw(self, entry: Contestant) -> tuple[ImageSet, ImageSet]:
+        key = len(entry), entry.levels, entry.strata.name + entry.strata.key if entry.strata else ""
+        if key not in self.first_draws:
+            n = min(len(entry), self.real.at_most)
+            self.first_draws[key] = next(self.real.draws(n, entry.levels, entry.strata))
+        return self.first_draws[key]
+
+    def _draws(self, n: int, levels: int | None, strata: Strata | None) -> dict[str, list[float]]:
+        """The cheap figures of many draws of n real images. They are cached, as every run of a league needs
+        them and those of many images take minutes."""
+        cheap = [metric for metric in self.metrics if metric.cheap]
+        nets = [judge.hash for judge in self.judges.values()]
+        of = strata and [strata.name, strata.key, strata.shares.tolist()]
+        names = [metric.name for metric in cheap]
+        terms = [VERSION, self.real.bank(n, levels).key, len(self.real.reference(levels)), n, nets, of, names]
+        digest = hashlib.sha256(json.dumps(terms).encode()).hexdigest()[:16]
+        path = cache_dir("features", "floors") / f"{digest}.json"
+        if cached := files.read_cached(path, files.read_json, self.say):
+            return cached
+        pairs = self.real.draws(n, levels, strata)
+        drawn = [self.compared(fake, real, cheap, intervals=False) for fake, real in pairs]
+        draws = {name: [figures[name].value for figures in drawn] for name in drawn[0]}
+        files.write_json(path, draws)
+        return draws
 
     # ------------------------------------------------------------------------ features
 
@@ -261,7 +314,7 @@ class Judge:
         memory = [self.memory_space] if self.remembers else []
         for images in (self.train_images, self.real.of("test")) if memory else ():
             self._compute("the data set", images, memory)
-        compared = [metric for metric in self.metrics if metric.compare]
+        compared = [metric for metric in self.metrics if metric.compare or metric.within]
         spaces = [self.space_of(metric) for metric in compared]
         for entry in {entry.name: entry for entry in contestants}.values():
             self._compute(f"`{entry.name}`", entry.images, [*(spaces if entry.levels != 2 else ()), *memory])
@@ -269,8 +322,11 @@ class Judge:
         of_real = [self.space_of(m) for m in compared if not self.stats or m is not self.stats[0]]
         for levels in sorted({entry.levels for entry in contestants if entry.levels != 2}, key=str):
             self._compute("the data set", self.real.reference(levels), of_real)
-            for n in sorted({len(entry) for entry in contestants}):
-                for fake, real in self._pairs(n, levels):
+            for entry in contestants:
+                n = min(len(entry), self.real.at_most)
+                self._compute("the floor", self.real.bank(n, levels), list(self.judges.values()))
+                if self.large and entry.levels == levels:
+                    fake, real = self.first_draw(entry)
                     self._compute("the floor", fake, spaces)
                     self._compute("the data set", real, of_real)
 
@@ -299,42 +355,52 @@ class Judge:
             n, rng = len(images), np.random.default_rng(0)
             order = np.arange(n) if entry.trained else rng.permutation(n)
             lines.append((f"{entry.name}   {figures}", images[order[:SHOWN]]))
-        sizes = sorted({len(entry) for entry in contestants}, reverse=True)
-        floors = {n: self.floor(n) for n in sizes}
-        floor = floors[sizes[0]]
+        floors = sorted(self.floors.values(), key=lambda floor: -floor.n)
         if self.job.export_stats:
             self.write_stats(Path(self.job.export_stats))
         picture, neighbours = folder / "bench.png", folder / "neighbours.png"
         real = self.real.reference(None).images
-        of_real = brief({f"{name} (floor)": value.value for name, value in floor.items()})
+        of_real = brief({f"{name} (floor)": value.value for name, value in floors[0].figures.items()})
         title = f"real images of {meta.name}   {of_real}"
         sample_rows(picture, [*lines, (title, real[subset(len(real), SHOWN)])])
         if self.remembers:
             save_png(neighbours, self.copies(contestants))
-        every = [*(row["metrics"] for row in rows), *floors.values()]
+        every = [*(row["metrics"] for row in rows), *(floor.figures for floor in floors)]
         result = {
             "data": meta.name,
             "rows": rows,
-            **json_figures("floor", floor),
+            **json_figures("floor", floors[0].figures),
             "floors": [
-                {"n": n, "images": self.floor_size(n), "draws": self.floor_draws[n]}
-                | json_figures("metrics", values)
-                for n, values in floors.items()
+                {"n": floor.n, "images": floor.images, "drawn": floor.drawn, "draws": floor.draws}
+                | json_figures("metrics", floor.figures)
+                for floor in floors
             ],
-            "directions": {name: column_of(name).better for part in every for name in part},
-            "biased": {str(n): self.biased(n) for n in sizes},
+            "directions": {name: self.direction(name) for part in every for name in part},
+            "biased": {str(floor.n): self.biased(floor.n) for floor in floors},
             "provenance": self.provenance(processes),
-            "notes": self.notes(contestants, rows, sizes),
+            "notes": self.notes(contestants, rows, floors),
             "picture": str(picture),
             "neighbours": str(neighbours) if self.remembers else None,
             "stats": self.job.export_stats,
         }
+        result |= standings.two_judges(rows, self.job.metrics, result["directions"])
         files.write_json(Run(folder).bench_file, result)
         return result
 
+    def direction(self, name: str) -> Literal["down", "up"] | None:
+        """The direction of better values of a figure; None of one by a judge that is dead."""
+        dead = {metric.features for metric in self.metrics if not self.lives(metric)}
+        column, table = column_of(name), metrics().values()
+        of = next((metric.features for metric in table if column in metric.columns), "")
+        return None if of in dead else column.better
+
+    def lives(self, metric: Metric) -> bool:
+        judge = self.judges.get(metric.features)
+        return judge is None or judge.alive
+
     def row_of(self, entry: Contestant) -> dict[str, Any]:
         since, trained = time.monotonic(), entry.trained
-        figures = self(entry.images, entry.levels) | entry.figures
+        figures, floor = self(entry.images, entry.levels) | entry.figures, self.floor(entry)
         row: dict[str, Any] = {"name": entry.name, "model": None, "run": None, "step": None, "params": None}
         if trained:
             row |= {"model": trained.name, "run": trained.run.owner.id, "step": trained.step}
@@ -345,6 +411,9 @@ class Judge:
             "samples": entry.file,
             "n": len(entry),
             **json_figures("metrics", figures),
+            "drawn": floor.drawn,
+            "floor": {name: value.value for name, value in floor.figures.items()},
+            "excess": self.excesses(figures, floor),
             "sample": dict(trained.part.sample) if trained else {},
             "precision": trained.precision if trained else None,
             "conditional": entry.images.labels is not None,
@@ -352,6 +421,15 @@ class Judge:
             **entry.facts,
             "seconds": round(entry.facts.get("seconds", 0.0) + time.monotonic() - since, 1),
         }
+
+    def excesses(self, figures: Figures, floor: Floor) -> dict[str, list[float | None]]:
+        """How much worse than its floor each figure is, with its interval."""
+        differences = {
+            name: excess(figure, floor.figures[name], way)
+            for name, figure in figures.items()
+            if name in floor.figures and (way := self.direction(name))
+        }
+        return {name: [figure.value, figure.low, figure.high] for name, figure in differences.items()}
 
     def copies(self, contestants: Sequence[Contestant]) -> np.ndarray:
         """A sheet of the samples and test images that are nearest to a training image, each above its
@@ -378,10 +456,17 @@ class Judge:
         ]
 
     def notes(
-        self, contestants: Sequence[Contestant], rows: Sequence[Mapping[str, Any]], sizes: Sequence[int]
+        self, contestants: Sequence[Contestant], rows: Sequence[Mapping[str, Any]], floors: Sequence[Floor]
     ) -> list[str]:
-        """Notes on what could be misread in the figures of contestants with these numbers of images."""
+        """Notes on what could be misread in the figures."""
         lines, names = [], {metric.name for metric in self.metrics}
+        sizes = list(dict.fromkeys(floor.n for floor in floors))
+        for name, judge in self.judges.items():
+            if not judge.alive:
+                what = f"accuracy {judge.accuracy:.0%} on test images, {judge.chance:.0%} by chance"
+                lines.append(
+                    f"the judge `{name}` tells nothing apart ({what}): nobody is ranked by its figures"
+                )
         for n in sizes:
             if biased := self.biased(n):
                 reason = (
@@ -404,9 +489,9 @@ class Judge:
         if self.stats and self.stats_facts:
             name, file = self.stats[0].name, self.stats_facts["file"]
             lines.append(f"`{name}` is the distance to the mean and covariance in `{file}`")
-        for n in sizes:
-            if (real := self.floor_size(n)) < n:
-                lines.append(f"the floor of {n:,} samples is of {real:,} real images, as there are no more")
+        for n, images in dict.fromkeys((floor.n, floor.images) for floor in floors):
+            if images < n:
+                lines.append(f"the floor of {n:,} samples is of {images:,} real images, as there are no more")
         unlabelled = [entry.name for entry in contestants if entry.images.labels is None]
         if unlabelled and "worth" in names:
             lines.append(f"`worth` needs labels, which there are none of with `{'`, `'.join(unlabelled)}`")
@@ -416,7 +501,12 @@ class Judge:
         return list(dict.fromkeys(lines))
 
     def provenance(self, processes: int) -> dict[str, Any]:
-        meta, job, net = self.pack.meta, self.job, self.lenet
+        meta, job, floors = self.pack.meta, self.job, list(self.floors.values())
+        of_judges = {
+            {"lenet": "features"}.get(name, name) + mark: getattr(judge, fact)
+            for name, judge in self.judges.items()
+            for mark, fact in JUDGE_FACTS.items()
+        }
         return {
             "n_real": len(self.real.reference(None)),
             "n_fake": job.n,
@@ -428,13 +518,11 @@ class Judge:
             "seed": job.seed,
             "checkpoint": job.checkpoint,
             "processes": processes,
-            "features": net and net.hash,
-            "features_accuracy": net and net.accuracy,
-            "features_rotations": net and net.rotations,
-            **dict.fromkeys(("lite", "inception")),
-            **{name: space.hash for name, space in self.large.items()},
+            **dict.fromkeys(("features", "lite", "inception")),
+            **of_judges,
+            **{name: self.spaces[name].hash for name in self.large},
             "stats": self.stats_facts,
-            "floor_draws": self.floor_draws[max(self.floor_draws)] if self.floor_draws else {},
+            "floor_draws": max(floors, key=lambda floor: floor.n).draws if floors else {},
             "versions": {name: version(name) for name in VERSIONS},
         }
 

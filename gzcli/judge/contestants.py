@@ -1,10 +1,9 @@
-"""The images that a bench compares, with their features: samples of runs, other images, and the real images
-of the data set. A run may be sampled in several ways."""
+"""The contestants of a bench: samples of runs, and images from elsewhere. A run may be sampled in several
+ways."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
 import time
@@ -17,15 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gzcli.core import ranks
 from gzcli.core.devices import synchronise
 from gzcli.core.errors import UsageError
 from gzcli.core.jobs import BenchJob
-from gzcli.core.types import ImageNoise, Say, no_progress, silent
+from gzcli.core.types import ImageNoise, Progress, no_progress
 from gzcli.core.units import as_size, by_sides
-from gzcli.data.packs.batches import quantise, to_uint8
 from gzcli.data.packs.open import PackOptions, facts_of, open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.data.sets.names import locate
@@ -33,135 +31,14 @@ from gzcli.engine.log import Log
 from gzcli.engine.sampler import draw
 from gzcli.engine.trained import Trained
 from gzcli.judge.images import short_paths
-from gzcli.metrics.features import LeNetFeatures
-from gzcli.metrics.interval import subset
+from gzcli.judge.real import ImageSet, Strata, by_cluster, by_label
 from gzcli.metrics.metric import Figures
-from gzcli.metrics.pretrained import Features
 from gzcli.models.base import flat_defaults, group_options
 from gzcli.models.nn import spread_labels
-from gzcli.store import files
-from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run
 
 FEWEST = 50  # images of a contestant
-DRAWS = 5  # of real images over which the floor is averaged
-# The split whose images stand in place of samples, by the one that they are compared with.
-OTHER = {"test": "train", "train": "test", "all": "all"}
-Space = Features | LeNetFeatures
-
-
-@dataclass
-class ImageSet:
-    """Images, with their labels and features. Features are computed once and shared by the metrics."""
-
-    images: Any  # uint8 [N, C, H, W]
-    labels: np.ndarray | None = None  # int64 [N] or [N, K] where there are any
-    key: str | None = None  # name of real images' features in the cache; None: not cached
-    say: Say = field(default=silent, repr=False)
-    _features: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def features(self, space: Space | None) -> np.ndarray:
-        """float64 [N, D] in a space, or the pixels, uint8 [N, C·H·W], without one. Every rank must call this
-        if the features are not computed yet."""
-        if space is None:
-            return np.asarray(self.images[:]).reshape(len(self), -1)
-        if not self.knows(space):
-            self._features[space.hash] = self._cached(space) if self.key else self._computed(space)
-        return self._features[space.hash]
-
-    def knows(self, space: Space) -> bool:
-        return space.hash in self._features
-
-    def take(self, rows: np.ndarray) -> ImageSet:
-        labels = None if self.labels is None else self.labels[rows]
-        features = {name: values[rows] for name, values in self._features.items()}
-        return ImageSet(self.images[rows], labels, _features=features)
-
-    def _cached(self, space: Space) -> np.ndarray:
-        """The features by way of the cache, in single precision as networks compute them."""
-        path = cache_dir("features", "real") / f"{self.key}-{space.hash[:16]}-{space.device.type}.npy"
-
-        def read(path: Path) -> np.ndarray:
-            features = files.read_array(path)
-            with files.reading(path):
-                if features.ndim != 2 or len(features) != len(self) or not np.isfinite(features).all():
-                    raise ValueError("these are not the features of the set")
-            return features.astype(np.float64)
-
-        features = files.read_cached(path, read, self.say) if ranks.rank() == 0 else None
-        if ranks.agree(features is not None):
-            return read(path) if features is None else features
-        features, file = self._computed(space), io.BytesIO()
-        if ranks.rank() == 0:
-            np.save(file, features.astype(np.float32))
-            files.write_atomic(path, file.getvalue())
-        return features
-
-    def _computed(self, space: Space) -> np.ndarray:
-        def work(start: int) -> dict[str, np.ndarray]:
-            return {"features": space.features(self.images[start : start + space.batch])}
-
-        return ranks.over(range(0, len(self), space.batch), work)["features"]
-
-
-def some(images: ImageSet, n: int) -> ImageSet:
-    return images if len(images) <= n else images.take(subset(len(images), n))
-
-
-class RealImages:
-    """The images of a data set that samples are compared with, at the grey levels of the samples."""
-
-    def __init__(self, pack: Pack, split: str = "test", say: Say = silent):
-        self.pack, self.split, self.say = pack, split, say
-        self._sets: dict[tuple[str, int | None], ImageSet] = {}
-        self._pairs: dict[tuple[int, int | None], list[tuple[ImageSet, ImageSet]]] = {}
-
-    def reference(self, levels: int | None) -> ImageSet:
-        return self.of(self.split, levels)
-
-    def of(self, split: str, levels: int | None = None) -> ImageSet:
-        """The images of a split, quantised to a number of grey levels."""
-        meta = self.pack.meta
-        levels = None if levels in (2, meta.levels) else levels
-        if (split, levels) not in self._sets:
-            names = ("train", "val", "test") if split == "all" else (split,)
-            parts = [name for name in names if meta.counts[name]]
-            images = [self.pack.images(part) for part in parts]
-            labels = [y for part in parts if (y := self.pack.labels(part)) is not None]
-            joined = images[0] if len(images) == 1 else np.concatenate([part[:] for part in images])
-            if levels is not None:
-                joined = to_uint8(quantise(torch.from_numpy(np.array(joined)), levels)).numpy()
-            classes = np.concatenate(labels) if len(labels) == len(parts) else None
-            shape = "x".join(map(str, meta.shape))  # a pack may be cut into patches
-            key = f"{meta.digest}-{shape}-{split}-{levels or meta.levels}"
-            self._sets[split, levels] = ImageSet(joined, classes, key, self.say)
-        return self._sets[split, levels]
-
-    @property
-    def at_most(self) -> int:
-        total = len(self.of(OTHER[self.split]))
-        return total // 2 if self.split == "all" else total
-
-    def pairs(self, n: int, levels: int | None) -> list[tuple[ImageSet, ImageSet]]:
-        """Up to five disjoint random draws of n real images in place of samples, each with the images that it
-        is compared with: training images with the test split, test images with the training split, and n of
-        all images with the remaining ones."""
-        if (n, levels) not in self._pairs:
-            # without labels, as the LeNet was trained on them
-            source = replace(self.of(OTHER[self.split], levels), labels=None)
-            total, reference = len(source), self.reference(levels)
-            order = np.random.default_rng(0).permutation(total)
-            draws = [np.sort(order[i * n : (i + 1) * n]) for i in range(min(DRAWS, total // n) if n else 0)]
-            every = self.split == "all"
-            others = [source.take(np.setdiff1d(order, rows)) if every else reference for rows in draws]
-            self._pairs[n, levels] = list(zip(map(source.take, draws), others, strict=True))
-        return self._pairs[n, levels]
-
-
-# ---------------------------------------------------------------------------- contestants
+FEW = 2000  # samples of a model that needs longer for those of a job than for its training
 
 
 @dataclass
@@ -177,6 +54,7 @@ class Contestant:
     notes: list[str] = field(default_factory=list)  # what was done to the images
     figures: Figures = field(default_factory=dict)  # of the model itself
     facts: dict[str, Any] = field(default_factory=dict)  # further columns of its row
+    strata: Strata | None = None  # what the images lie evenly over; None: drawn at random
 
     @property
     def levels(self) -> int | None:
@@ -189,24 +67,61 @@ class Contestant:
 
 def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log) -> Contestant:
     """`job.n` samples of a model, which are written to a file too. Those of a conditional model have the
-    labels of random training images."""
-    labels, chosen = pack.labels("train") if trained.model.conditional else None, None
-    if labels is not None:
-        rows = np.random.default_rng(0).permutation(len(labels))
-        chosen = torch.from_numpy(np.asarray(labels[np.resize(rows, job.n)]))
-        chosen = chosen.float() if pack.meta.multilabel else chosen
-    since, owner = time.perf_counter(), trained.run.owner
+    classes of training images, in the same shares. `FEW` samples are drawn of a model that needs longer for
+    more than `job.patience`."""
+    n, owner = job.n, trained.run.owner
+    strata, labels = strata_of(trained, pack), sample_labels(trained, pack, n)
+    notes, few = [], min(FEW, n)
     with log.bar(f"sample {trained.name}") as progress:
-        images = draw(trained, job.n, seed=job.seed, labels=chosen, progress=progress)
-    synchronise(trained.device)
-    seconds = time.perf_counter() - since
+        images, seconds = timed_draw(trained, few, job.seed, labels, progress)
+        longer = ranks.agree(job.patience is not None and seconds * n / few > job.patience)
+        if longer and few < n:
+            n = few
+            notes.append(f"`{trained.name}` has {n:,} samples: more take longer than its training")
+        elif few < n:
+            images, seconds = timed_draw(trained, n, job.seed, labels, progress)
     facts = json.dumps([trained.step, dict(trained.part.sample)], default=str)  # differs between variants
     path = Run(folder).samples_folder / f"{owner.id}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}.npz"
     if not ranks.rank():
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path, samples=images.transpose(0, 2, 3, 1), seconds=seconds)
-    image_set = ImageSet(images, None if chosen is None else chosen.numpy())
-    return Contestant(trained.name, image_set, str(owner.path), trained, seconds, str(path))
+    image_set = ImageSet(images, None if labels is None else labels[:n].numpy())
+    return Contestant(
+        trained.name, image_set, str(owner.path), trained, seconds, str(path), notes, strata=strata
+    )
+
+
+def timed_draw(
+    trained: Trained, n: int, seed: int, labels: Tensor | None, progress: Progress
+) -> tuple[np.ndarray, float]:
+    since = time.perf_counter()
+    images = draw(trained, n, seed=seed, labels=None if labels is None else labels[:n], progress=progress)
+    synchronise(trained.device)
+    return images, time.perf_counter() - since
+
+
+def strata_of(trained: Trained, pack: Pack) -> Strata | None:
+    """What the samples of a model lie evenly over; None for random ones."""
+    if getattr(trained.model, "clusters", None) is not None:
+        return by_cluster(trained)
+    labels = pack.labels("train")
+    if not trained.model.conditional or labels is None or labels.ndim > 1:
+        return None
+    return by_label(labels, len(pack.meta.classes))
+
+
+def sample_labels(trained: Trained, pack: Pack, n: int) -> Tensor | None:
+    """The labels of n samples of a conditional model: classes in the shares of the training images, however
+    many of the samples are taken; of a multi-label set the labels of random training images."""
+    labels = pack.labels("train") if trained.model.conditional else None
+    if labels is None:
+        return None
+    if pack.meta.multilabel:
+        rows = np.random.default_rng(0).permutation(len(labels))
+        return torch.from_numpy(np.asarray(labels[np.resize(rows, n)])).float()
+    ends = np.cumsum(np.bincount(labels, minlength=len(pack.meta.classes))) / len(labels)
+    # Kronecker's sequence of √2, as clusters follow that of the golden ratio
+    return torch.from_numpy(np.searchsorted(ends, (0.5 + np.arange(n) * 2**0.5) % 1, side="right"))
 
 
 def read(name: str, pack: Pack, form: PackOptions, n: int, log: Log) -> Contestant:
@@ -231,7 +146,7 @@ def read(name: str, pack: Pack, form: PackOptions, n: int, log: Log) -> Contesta
         pack.meta.multilabel or labels.ndim > 1 or labels.max() >= len(pack.meta.classes)
     ):
         labels = None  # classes of another set
-    images = some(ImageSet(images_pack.images("test"), labels), n)
+    images = ImageSet(images_pack.images("test"), labels).first(n)
     images = ImageSet(images.images[:], images.labels)
     note = f"`{source.shown}`: {text}"
     return Contestant(Path(source.reference).name, images, source.reference, notes=[note])

@@ -163,7 +163,8 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
     for kind, settings in rows.items():
         if settings:
             variants = tuple(row["variant"] for row in settings)
-            job = replace(terms.job, runs=(str(run.path),) * len(settings), variants=variants)
+            paths, patience = (str(run.path),) * len(settings), training_seconds(run)
+            job = replace(terms.job, runs=paths, variants=variants, patience=patience)
             jobs[kind] = job, settings
     return jobs
 
@@ -229,12 +230,15 @@ def draw(folder: Path, result: dict[str, Any]) -> None:
             curves = {
                 row["model"]: points[row["model"]] for row in result["summary"] if row["model"] in points
             }
-            draw_curves(path, curves, x=x, y=f"{metric} (× that of real images)", title=title)
+            floor = result["floor"].get(metric)
+            draw_curves(path, curves, x=x, y=metric, floor=floor, title=title)
             result["pictures"].append(str(path))
 
 
-def draw_curves(path: Path, curves: Mapping[str, Sequence[Point]], *, x: str, y: str, title: str) -> None:
-    """Writes a figure with a line for each model, on logarithmic axes. Real images are at 1."""
+def draw_curves(
+    path: Path, curves: Mapping[str, Sequence[Point]], *, x: str, y: str, floor: float | None, title: str
+) -> None:
+    """Writes a figure with a line for each model, on logarithmic axes, and one for real images."""
     from matplotlib.ticker import LogLocator
 
     from gzcli.engine.pictures import pyplot, save_figure
@@ -246,7 +250,8 @@ def draw_curves(path: Path, curves: Mapping[str, Sequence[Point]], *, x: str, y:
         style = {"color": colours[i % len(colours)], "marker": MARKERS[i // len(colours) % len(MARKERS)]}
         style |= {"markersize": 5, "linewidth": 1.3, "capsize": 2}
         axes.errorbar(xs, ys, yerr=[d or 0.0 for d in deviations], label=model, **style)
-    axes.axhline(1.0, color="0.4", linestyle="--", linewidth=1, label="real images")
+    if floor and floor > 0:
+        axes.axhline(floor, color="0.4", linestyle="--", linewidth=1, label="real images")
     axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y, title=title)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))

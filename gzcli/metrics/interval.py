@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from gzcli.core.errors import UsageError
-from gzcli.metrics.metric import Figures, Interval, column_of
+from gzcli.metrics.metric import Interval
 
 LEVELS = (0.025, 0.975)  # the quantiles that bound an interval
 Function = Callable[..., float]
@@ -69,21 +69,22 @@ def subset(total: int, n: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(total)[:n])
 
 
-def mean_of_draws(draws: Sequence[Mapping[str, Interval]]) -> Figures:
-    """The mean of each figure over several draws of images, with Student's interval of that mean, which is no
-    narrower than that of a draw where this is known; of a single draw the figures themselves."""
+def mean_of_draws(draws: Sequence[float], *, signed: bool = False) -> Interval:
+    """The mean of a figure over several draws of images, with Student's interval of that mean."""
     from scipy.stats import t
 
-    if len(draws) == 1:
-        return dict(draws[0])
-    means, n = {}, len(draws)
-    for name in draws[0]:
-        figures = [draw[name] for draw in draws]
-        values = np.array([figure.value for figure in figures])
-        half = float(t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n))
-        of_draws = [(f.high - f.low) / 2 for f in figures if f.low is not None and f.high is not None]
-        half = max([half, *of_draws])  # all draws are compared with the same real images
-        mean = float(values.mean())
-        figure = Interval(mean, mean - half, mean + half)
-        means[name] = figure if column_of(name).signed else not_negative(figure)
-    return means
+    values, n = np.asarray(draws, np.float64), len(draws)
+    mean, half = float(values.mean()), float(t.ppf(LEVELS[1], n - 1) * values.std(ddof=1) / np.sqrt(n))
+    figure = Interval(mean, mean - half, mean + half)
+    return figure if signed else not_negative(figure)
+
+
+def excess(figure: Interval, floor: Interval, better: Literal["down", "up"]) -> Interval:
+    """How much worse a figure is than the floor. Both are compared with the same real images, so that their
+    errors are those of the drawn images, and independent."""
+    sign, squares = (1 if better == "down" else -1), 0.0
+    for side in (figure, floor):
+        ends = (side.low, side.high) if side.low is not None and side.high is not None else [side.value] * 2
+        squares += max(side.value - ends[0], ends[1] - side.value) ** 2
+    value, half = sign * (figure.value - floor.value), float(np.sqrt(squares))
+    return Interval(value, value - half, value + half)

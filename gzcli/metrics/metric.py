@@ -43,6 +43,7 @@ class Column:
     keep: int = 10  # priority in a narrow table, which drops the column with the least first
     rank: int | None = None  # its place among the figures that a league is ranked by
     signed: bool = False  # whether it is unbiased and may be below 0
+    beside: bool = False  # whether it stands in the table of a league beside the figure of the places
     cost: bool = False  # whether it is a cost of a model, not a quality
     meaning: str = ""  # for the page of a shared model
 
@@ -64,8 +65,15 @@ class Metric:
     of_sampler: bool = False  # whether `of_model` depends on the sampler
     distributed: bool = False  # whether every rank computes a share of `of_model`, not the first one all
     compare: Callable[[Array, Array, bool], Figures] | None = None
+    # as `compare`, with the predicted classes of both sides, [N] and [M], before the last argument
+    within: Callable[[Array, Array, Array, Array, bool], Figures] | None = None
     of_images: Callable[[Any, Any], Figures] | None = None
     of_model: Callable[[Any, Any], Figures] | None = None
+
+    @property
+    def cheap(self) -> bool:
+        """Whether the floor is averaged over many draws: by features of the set's own networks, or none."""
+        return self.features in ("", "pixels", "lenet", "second") and not self.weights
 
     @property
     def fetches(self) -> str:

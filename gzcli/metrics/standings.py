@@ -1,26 +1,32 @@
-"""The standings of a league: ranks for each seed, means and deviations over seeds, how well seeds agree, and
-tables of them as CSV. Nothing here knows of runs."""
+"""The standings of a bench or a league: places by the excess over the floor, means and deviations over seeds,
+how well seeds and judges agree, and tables of them as CSV. Nothing here knows of runs."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
-from statistics import correlation, fmean, mode, stdev
-from typing import Any
+from statistics import fmean, mode, stdev
+from typing import Any, NamedTuple
 
-from gzcli.metrics.metric import ranking
+from gzcli.metrics.metric import column_of, ranking
 
 Row = Mapping[str, Any]
+SECOND = "fd_second"  # the figure of the second judge
 
 NUMBERS = ("params", "train_seconds", "train_steps", "sample_seconds", "steps", "calls", "peak_memory")
-FACTS = ("model", "seed", "setting", "run", *NUMBERS)  # `sample_seconds` are of an image
+FACTS = ("model", "seed", "setting", "run", "n", "drawn", *NUMBERS)  # `sample_seconds` are of an image
 
 
-def ranking_metric(rows: Sequence[Row], requested: Sequence[str] | None) -> str | None:
-    """The metric that models are ranked by: the first requested one, else the first one, that a row has."""
-    available, ranked = {base(name) for row in rows for name in row["metrics"]}, ranking()
+def ranking_metric(
+    rows: Sequence[Row], requested: Sequence[str] | None, directions: Mapping[str, Any]
+) -> str | None:
+    """The metric that models are ranked by: the first requested one, else the first one, that a row has and
+    whose judge is alive."""
+    names = [name for row in rows for name in row["metrics"]]
+    available, ranked = {base(name) for name in names if directions.get(name)}, ranking()
     return next(
         (name for name in (*(requested or ()), *ranked) if name in ranked and name in available), None
     )
@@ -51,57 +57,168 @@ def value_of(row: Row, metric: str) -> float | None:
     return None if name is None else row["metrics"][name]
 
 
-def times_floor(row: Row, metric: str) -> float | None:
-    """The value as a multiple of the floor at the same grey levels, which makes all rows comparable. It is
-    the value itself if the floor is not above 0, as that of an unbiased KID may be."""
+def excess_of(row: Row, metric: str) -> Excess | None:
+    """How much worse a row is than real images that were drawn alike, which makes all rows comparable; the
+    value itself of a metric without a floor."""
     if (name := name_of(row, metric)) is None:
         return None
-    value, floor = row["metrics"][name], row["floor"].get(name)
-    return value / floor if floor and floor > 0 else value
+    if name in row.get("excess", {}):
+        value, low, high = row["excess"][name]
+        return Excess(value, (high - low) / 2)
+    sign = -1 if column_of(name).better == "up" else 1
+    return Excess(sign * (row["metrics"][name] - (row.get("floor", {}).get(name) or 0.0)), 0.0)
+
+
+class Excess(NamedTuple):
+    """An excess over the floor, and half of its 95 % interval."""
+
+    value: float
+    half: float
+
+    @property
+    def size(self) -> float:
+        """The excess, and 0 below the floor: nothing is nearer to real images than these are."""
+        return max(0.0, self.value)
+
+    def differs(self, other: Excess) -> bool:
+        return abs(self.size - other.size) > math.hypot(self.half, other.half)
+
+
+def over_seeds(excesses: Sequence[Excess]) -> Excess:
+    """The mean over trainings, whose interval is by their spread (Student's t) and no narrower than that of
+    their images."""
+    from scipy.stats import t
+
+    n = len(excesses)
+    half = math.sqrt(sum(excess.half**2 for excess in excesses)) / n
+    if n > 1:
+        spread = stdev(excess.value for excess in excesses)
+        half = max(half, float(t.ppf(0.975, n - 1)) * spread / math.sqrt(n))
+    return Excess(fmean(excess.value for excess in excesses), half)
+
+
+def places(excesses: Mapping[str, Excess]) -> dict[str, str]:
+    """The place of each model by its excess, `2–4` for one that cannot be told from its neighbours."""
+    spans = {}
+    for name, excess in excesses.items():
+        apart = [other for other in excesses.values() if excess.differs(other)]
+        better = sum(other.size < excess.size for other in apart)
+        worse = len(apart) - better
+        first, last = better + 1, len(excesses) - worse
+        spans[name] = f"{first}" if first == last else f"{first}–{last}"
+    return spans
+
+
+def second_order(excesses: Mapping[str, Mapping[str, Excess]], metric: str) -> dict[str, Any] | None:
+    """The order of models by the second judge beside that by the first: Spearman's rank correlation, and the
+    models whose places by the two do not overlap. None with fewer than three models that both have judged."""
+    first, second = (
+        {name: by[judge] for name, by in excesses.items() if metric in by and SECOND in by}
+        for judge in (metric, SECOND)
+    )
+    if metric == SECOND or len(first) < 3:
+        return None
+    by_first, by_second = places(first), places(second)
+    apart = [
+        [name, by_first[name], by_second[name]] for name in first if _apart(by_first[name], by_second[name])
+    ]
+    sizes = ([excess.size for excess in order.values()] for order in (first, second))
+    return {"metric": SECOND, "spearman": spearman(*sizes), "apart": apart}
+
+
+def _apart(place: str, other: str) -> bool:
+    (first, *_, last), (other_first, *_, other_last) = (
+        2 * list(map(int, text.split("–"))) for text in (place, other)
+    )
+    return last < other_first or other_last < first
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's rank correlation (1904); 0 where all values of a side are equal."""
+    from scipy.stats import spearmanr
+
+    varied = len(set(a)) > 1 and len(set(b)) > 1
+    return float(spearmanr(a, b).statistic) if varied else 0.0
+
+
+def two_judges(
+    rows: Sequence[Row], requested: Sequence[str] | None, directions: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The metric by which contestants are ranked, their places, and the order of the second judge."""
+    metric = ranking_metric(rows, requested, directions)
+    if metric is None:
+        return {"metric": None, "places": {}, "second": None}
+    both = {row["name"]: excesses_of(row, (metric, SECOND)) for row in rows}
+    of_metric = {name: by[metric] for name, by in both.items() if metric in by}
+    return {"metric": metric, "places": places(of_metric), "second": second_order(both, metric)}
+
+
+def second_of(summaries: Sequence[Row], metric: str) -> dict[str, Any] | None:
+    """`second_order` of the rows of a summary."""
+    tables = {row["model"]: row["excess"] for row in summaries}
+    return second_order(
+        {name: {key: Excess(*pair) for key, pair in table.items()} for name, table in tables.items()}, metric
+    )
+
+
+def excesses_of(row: Row, names: Iterable[str]) -> dict[str, Excess]:
+    return {name: excess for name in names if (excess := excess_of(row, name)) is not None}
 
 
 def of_seed(rows: Sequence[Row], seed: int, metric: str) -> dict[str, float]:
-    values = {row["model"]: times_floor(row, metric) for row in rows if row["seed"] == seed}
-    return {model: value for model, value in values.items() if value is not None}
+    values = {row["model"]: excess_of(row, metric) for row in rows if row["seed"] == seed}
+    return {model: excess.size for model, excess in values.items() if excess is not None}
 
 
 def ranks(rows: Sequence[Row], metric: str) -> dict[tuple[str, int], float]:
     """The rank of each (model, seed) among the models of its seed, 1 for the best; equal values share the
     mean of their ranks. Rows without the metric have none."""
-    places: dict[tuple[str, int], float] = {}
+    orders: dict[tuple[str, int], float] = {}
     for seed in dict.fromkeys(row["seed"] for row in rows):
         values = of_seed(rows, seed, metric)
         ordered = sorted(values.values())
         for model, value in values.items():
-            places[model, seed] = ordered.index(value) + (ordered.count(value) + 1) / 2
-    return places
+            orders[model, seed] = ordered.index(value) + (ordered.count(value) + 1) / 2
+    return orders
 
 
 def summary(rows: Sequence[Row], metric: str | None) -> list[dict[str, Any]]:
     """A row for each model, the best first: NUMBERS, metrics and rank as means over its seeds, standard
-    deviations (None for one seed), its place, and the numbers of complete and failed seeds."""
+    deviations (None for one seed), excesses with their intervals, its place, and the numbers of complete and
+    failed seeds."""
     by_rank = ranks(rows, metric) if metric else {}
-    summaries = []
+    summaries, of_metric = [], {}
     for model in dict.fromkeys(row["model"] for row in rows):
         of_model = [row for row in rows if row["model"] == model]
         complete = [row for row in of_model if row["metrics"]]
         names = dict.fromkeys(name for row in complete for name in row["metrics"])
         values = {name: present(row["metrics"].get(name) for row in complete) for name in names}
+        with_floor = dict.fromkeys(base(name) for row in complete for name in row.get("excess", {}))
+        excesses = {
+            name: over_seeds([excess for row in complete if (excess := excess_of(row, name))])
+            for name in dict.fromkeys([*([metric] if metric else []), *with_floor])
+            if any(name_of(row, name) for row in complete)
+        }
+        if metric in excesses:
+            of_metric[model] = excesses[metric]
         summaries.append(
             {
                 "model": model,
                 "seeds": len(complete),
                 "failed": len(of_model) - len(complete),
+                "n": min((row["n"] for row in complete if row.get("n")), default=None),
                 **{key: mean(present(row.get(key) for row in complete)) for key in NUMBERS},
                 "metrics": {name: fmean(samples) for name, samples in values.items() if samples},
                 "deviations": {name: deviation(samples) for name, samples in values.items() if samples},
-                "times_floor": mean(present(times_floor(row, metric) for row in complete) if metric else []),
+                "excess": {name: list(excess) for name, excess in excesses.items()},
                 "rank": mean([rank for (name, _), rank in by_rank.items() if name == model]),
             }
         )
-    summaries.sort(key=lambda row: (row["times_floor"] is None, row["times_floor"] or 0.0))
-    for place, row in enumerate(summaries, 1):
-        row["place"] = None if row["times_floor"] is None else place
+    of_place = places(of_metric)
+    for row in summaries:
+        row["place"] = of_place.get(row["model"])
+    last = (True, 0.0)
+    summaries.sort(key=lambda row: (False, of_metric[row["model"]].value) if row["place"] else last)
     return summaries
 
 
@@ -118,12 +235,12 @@ def deviation(values: Sequence[float]) -> float | None:
 
 
 def curve(rows: Sequence[Row], metric: str, key: str) -> dict[str, list[tuple[float, float, float | None]]]:
-    """The points of each model's curve: x, mean and deviation over seeds of the multiple of the floor."""
+    """The points of each model's curve: x, mean and deviation over seeds of the metric."""
     curves = {}
     for model in dict.fromkeys(row["model"] for row in rows):
         lines: dict[int, list[tuple[float, float]]] = {}
         for row in rows:
-            if row["model"] == model and (value := times_floor(row, metric)) is not None:
+            if row["model"] == model and (value := value_of(row, metric)) is not None:
                 lines.setdefault(row["seed"], []).append((row[key], value))
         longest = max(map(len, lines.values()), default=0)
         complete = [sorted(line) for line in lines.values() if len(line) == longest]
@@ -148,17 +265,15 @@ def of_one_size(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def agreement(rows: Sequence[Row], metric: str) -> dict[str, float] | None:
-    """How well the orders of any two seeds agree: Spearman's rank correlation (1904), {"mean", "min"} over
-    the pairs, each over the models that both have. None where no two seeds have three models in common."""
+    """How well the orders of any two seeds agree: Spearman's rank correlation, {"mean", "min"} over the
+    pairs, each over the models that both have. None where no two seeds have three models in common."""
     correlations = []
     for pair in combinations(dict.fromkeys(row["seed"] for row in rows), 2):
         first, second = (of_seed(rows, seed, metric) for seed in pair)
         common = [model for model in first if model in second]
-        order = ranks([row for row in rows if row["model"] in common and row["seed"] in pair], metric)
         if len(common) > 2:
-            a, b = ([order[model, seed] for model in common] for seed in pair)
-            varied = len(set(a)) > 1 and len(set(b)) > 1
-            correlations.append(correlation(a, b) if varied else 0.0)
+            a, b = ([first[model] for model in common], [second[model] for model in common])
+            correlations.append(spearman(a, b))
     return {"mean": fmean(correlations), "min": min(correlations)} if correlations else None
 
 
@@ -166,7 +281,8 @@ def agreement(rows: Sequence[Row], metric: str) -> dict[str, float] | None:
 
 
 def table_of(rows: Sequence[Row], *extra: str) -> str:
-    """Rows as CSV: facts, then each metric with the ends of its interval, where it has one, and its floor."""
+    """Rows as CSV: facts, then each metric with the ends of its interval, where it has one, its floor and its
+    excess over that."""
     names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
     lines = []
     for row in rows:
@@ -176,18 +292,24 @@ def table_of(rows: Sequence[Row], *extra: str) -> str:
             if any(name in any_row.get("intervals", {}) for any_row in rows):
                 line[f"{name}_low"], line[f"{name}_high"] = row.get("intervals", {}).get(name) or (None, None)
             line[f"{name}_floor"] = row["floor"].get(name)
+            if any(name in any_row.get("excess", {}) for any_row in rows):
+                line[f"{name}_excess"] = (row.get("excess", {}).get(name) or [None])[0]
         lines.append(line | {"error": row.get("error")})
     return as_csv(lines)
 
 
 def summary_table(rows: Sequence[Row]) -> str:
-    """Rows of `summary` as CSV: each metric with its standard deviation over seeds."""
+    """Rows of `summary` as CSV: each metric with its standard deviation over seeds, and its excess with half
+    of the interval."""
     names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
-    lines = []
+    tables, lines = ("place", "metrics", "deviations", "excess"), []
     for row in rows:
-        line = {key: value for key, value in row.items() if key not in ("place", "metrics", "deviations")}
+        line = {key: value for key, value in row.items() if key not in tables}
         for name in names:
             line[name], line[f"{name}_sd"] = row["metrics"].get(name), row["deviations"].get(name)
+            if any(base(name) in any_row["excess"] for any_row in rows):
+                excess = row["excess"].get(base(name)) or (None, None)
+                line[f"{name}_excess"], line[f"{name}_excess_half"] = excess
         lines.append({"place": row["place"], **line})
     return as_csv(lines)
 

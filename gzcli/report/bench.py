@@ -12,7 +12,7 @@ from PIL import Image
 
 from gzcli.engine.sheets import grid
 from gzcli.metrics.metric import column_of
-from gzcli.metrics.standings import comparable
+from gzcli.metrics.standings import base, comparable
 from gzcli.report import document as doc
 from gzcli.report.document import Cell, Chart, Column, Dots, Estimate, Picture, Section, Series, Table
 from gzcli.report.results import Results, Row, facts_of, rows_of, words
@@ -24,7 +24,13 @@ OTHERS = ("model", "name", "run", "path", "error", "precision", "conditional", "
 # (key of a row, name of the axis) of each curve
 AXES = {"steps": ("steps", "steps of the sampler"), "time": ("at_seconds", "seconds of training")}
 # keys of a standing before its figures
-FIRST = ("place", "seeds", "failed", "times_floor", "rank")
+FIRST = ("seeds", "failed", "n", "rank")
+
+CAPTION = (
+    "Means over seeds, ± one standard deviation. An excess is what a figure has above the floor, real images that "
+    "were drawn alike, ± half of its 95 % interval: places are by it, and shared where the intervals do not tell "
+    "models apart."
+)
 
 
 def document(results: Results) -> doc.Document:
@@ -40,6 +46,7 @@ def document(results: Results) -> doc.Document:
     title = f"At {equal[0].get('setting', 'equal calls')}" if equal else ""
     sections = [
         Section("League", [standings(summary, figures)] if summary else [], agreement(result)),
+        Section("Second judge", [], second_judge(result)),
         Section("Curves", curves(result)),
         Section("Figures", [figures.table("Figures")], f"Failed: {failed}." if failed else ""),
         Section(title, [Figures(result, equal).table(title)] if equal else []),
@@ -49,7 +56,7 @@ def document(results: Results) -> doc.Document:
         Section("Costs", costs(figures)),
     ]
     facts += facts_of(result.get("provenance") or {}, titles)
-    lead = league_winner(result) or figures.winner()
+    lead = league_winner(result) or figures.winner(result)
     return results.document(f"{'League' if summary else 'Benchmark'} on {data}", lead, facts, sections)
 
 
@@ -71,12 +78,11 @@ class Figures:
     def __init__(self, result: Row, rows: Sequence[Row]):
         self.rows, self.titled = rows, list(zip(labels(rows), rows, strict=True))
         self.floor: Row = result.get("floor") or {}
-        floors = rows_of(result, "floors")
-        self.by_number = {floor.get("n"): floor.get("metrics") or {} for floor in floors}
         self.foot = [("real images", self.floor, result.get("floor_intervals") or {})] if self.floor else []
-        if len(floors) > 1:  # contestants of fewer images have their own
+        floors = rows_of(result, "floors")
+        if len(floors) > 1:  # contestants of fewer images, or drawn otherwise, have their own
             self.foot = [
-                (f"real images, {floor.get('n')}", floor.get("metrics") or {}, floor.get("intervals") or {})
+                (title_of(floor), floor.get("metrics") or {}, floor.get("intervals") or {})
                 for floor in floors
             ]
         self.directions: Row = result.get("directions") or {}
@@ -94,11 +100,11 @@ class Figures:
         rows = [row for row in self.rows if doc.is_number((row.get("metrics") or {}).get(name))]
         way = self.direction(name)
         groups = comparable(rows, name, self.floor)
-        return [(group, doc.best_of([row["metrics"][name] for row in group], way)) for group in groups]
+        return [(group, doc.best_of([possible(name, row) for row in group], way)) for group in groups]
 
     def floor_of(self, row: Row, name: str) -> float | None:
-        """The figure of as many real images as a row has; None where it is not known."""
-        value = self.by_number.get(row.get("n"), self.floor).get(name)
+        """The figure of real images that were drawn as those of a row; None where it is not known."""
+        value = (row.get("floor") or self.floor).get(name)
         return value if doc.is_number(value) else None
 
     def table(self, title: str) -> Table:
@@ -114,7 +120,7 @@ class Figures:
             for row in self.rows:
                 value = row["metrics"][name] if id(row) in best else None
                 ends = "" if value is None else doc.brackets((row.get("intervals") or {}).get(name))
-                is_best = value is not None and value == best[id(row)]
+                is_best = value is not None and possible(name, row) == best[id(row)]
                 cells.append(Cell(doc.number(value), ends, value, is_best))
             columns.append(Column(name, cells, self.direction(name)))
         foot = [
@@ -123,7 +129,9 @@ class Figures:
         ]
         caption = "Below stands the floor: real images in place of samples. "
         if self.directions:
-            of_one = ", of those of one number of images," if len(self.by_number) > 1 else ""
+            of_one = (
+                ", of those of one number of images," if len({row.get("n") for row in self.rows}) > 1 else ""
+            )
             caption += f"Brackets hold 95 % intervals; the best of a column{of_one} is bold."
         return Table(title, columns, foot, caption)
 
@@ -140,25 +148,30 @@ class Figures:
                 for row in group:
                     low, high = doc.interval((row.get("intervals") or {}).get(name)) or (None, None)
                     value = row["metrics"][name]
-                    rows.append(Estimate(titles[id(row)], value, low, high, value == best))
+                    rows.append(Estimate(titles[id(row)], value, low, high, possible(name, row) == best))
                 with_number = len(groups) > 1 and n is not None
                 file, title = (f"{name}-{n}", f"{name}, {n:,} images") if with_number else (name, name)
                 charts.append(Dots(file, title, rows, floor, self.direction(name)))
         return charts[:DOTTED]
 
-    def winner(self) -> str:
-        """The best contestant by the first figure that has a direction, in a sentence."""
-        for name in self.names:
-            group, best = next(iter(self.groups(name)), ([], None))
-            if best is not None:
-                row = next(row for row in group if row["metrics"][name] == best)
-                title = next(title for title, candidate in self.titled if candidate is row)
-                floor = self.floor_of(row, name) if name.startswith("f") else None
-                times = (
-                    f", {best / floor:.2f} × the floor of {doc.number(floor)}" if floor and floor > 0 else ""
-                )
-                return f"Best `{name}`: {title}, {doc.number(best)}{times}."
-        return f"{len(self.rows)} contestants side by side."
+    def winner(self, result: Row) -> str:
+        """The contestants that are nearest to real images, in a sentence."""
+        places = {key: place for key, place in (result.get("places") or {}).items() if str(place)[:1] == "1"}
+        if not places or len(self.rows) < 2:
+            return f"{len(self.rows)} contestants side by side."
+        tied = "Not to be told apart as the best" if len(places) > 1 else "Best"
+        return f"{tied} by `{result.get('metric')}`: {', '.join(places)}."
+
+
+def possible(name: str, row: Row) -> float:
+    """The value of a figure by which rows are compared: an estimate below 0 is not told apart from 0."""
+    value = row["metrics"][name]
+    return max(value, 0.0) if column_of(name).signed else value
+
+
+def title_of(floor: Row) -> str:
+    evenly = "" if floor.get("drawn", "random") == "random" else f", evenly by {floor['drawn']}"
+    return f"real images, {floor.get('n')}{evenly}"
 
 
 def grids(results: Results, figures: Figures) -> list[Picture]:
@@ -217,17 +230,28 @@ def standing(result: Row, rows: Sequence[Row]) -> list[tuple[str, Row]]:
 
 def league_winner(result: Row) -> str:
     """The first of a league, in a sentence; empty where there is none."""
-    for row in rows_of(result, "summary"):
-        if row.get("place") == 1 and doc.is_number(row.get("times_floor")):
-            times, metric = doc.number(row["times_floor"]), result.get("metric")
-            return f"First: {row.get('model')}, {times} × the floor of `{metric}`."
-    return ""
+    best = [row for row in rows_of(result, "summary") if str(row.get("place") or "").startswith("1")]
+    names = ", ".join(str(row.get("model")) for row in best)
+    return f"First by `{result.get('metric')}`: {names}." if best else ""
+
+
+def second_judge(result: Row) -> str:
+    """How far the second judge agrees with the order of the first; empty where that is not known."""
+    second = result.get("second") or {}
+    if not doc.is_number(second.get("spearman")):
+        return ""
+    text = (
+        f"The orders by `{result.get('metric')}` and `{second.get('metric')}` agree by a rank correlation of "
+    )
+    text += doc.number(second["spearman"])
+    apart = [f"{name} ({first} and {other})" for name, first, other in second.get("apart") or ()]
+    return f"{text}. Places that disagree: {', '.join(apart)}." if apart else f"{text}."
 
 
 def standings(summary: Sequence[Row], of_rows: Figures) -> Table:
     """A row for each model, the best first, with the standard deviation over its seeds beside each mean."""
     numbers = dict.fromkeys(key for row in summary for key, value in row.items() if doc.is_number(value))
-    columns = [doc.texts("model", [str(row.get("model", "?")) for row in summary])]
+    columns = [doc.texts(key, [str(row.get(key) or "–") for row in summary]) for key in ("model", "place")]
     columns += [cost_column(key, summary) for key in FIRST if key in numbers]
     for name in dict.fromkeys(name for row in summary for name in row.get("metrics") or {}):
         values, spreads = (
@@ -236,8 +260,12 @@ def standings(summary: Sequence[Row], of_rows: Figures) -> Table:
         small = [f"± {doc.number(spread)}" if doc.is_number(spread) else "" for spread in spreads]
         way = of_rows.direction(name) if name in of_rows.names else None
         columns.append(doc.numbers(name, values, way, small))
+        pairs = [(row.get("excess") or {}).get(base(name)) or (None, None) for row in summary]
+        if any(doc.is_number(value) for value, _ in pairs):
+            halves = [f"± {doc.number(half)}" if doc.is_number(half) else "" for _, half in pairs]
+            columns.append(doc.numbers(f"{name}, excess", [value for value, _ in pairs], None, halves))
     columns += [cost_column(key, summary) for key in numbers if key not in FIRST]
-    return Table("League", columns, caption="Means over seeds, ± one standard deviation.")
+    return Table("League", columns, caption=CAPTION)
 
 
 def curves(result: Row) -> list[Chart]:
