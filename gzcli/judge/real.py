@@ -1,0 +1,216 @@
+"""The real images of a data set, and draws of them in place of samples: the floor of figures.
+
+Samples of a model with labels or clusters lie evenly over these. Real images that do are nearer to the test
+split than random ones, digits by a Fréchet distance of 4.9 in place of 5.9: each contestant has the floor of
+images that were drawn as its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gzcli.core import ranks
+from gzcli.core.types import Say, silent
+from gzcli.data.packs.batches import quantise, to_uint8
+from gzcli.data.packs.pack import Pack
+from gzcli.engine.trained import Trained
+from gzcli.metrics.features import LeNetFeatures
+from gzcli.metrics.interval import subset
+from gzcli.metrics.pretrained import Features
+from gzcli.store import files
+from gzcli.store.paths import cache_dir
+
+DRAWS = 20  # of real images over which the floor is averaged
+BANK = 50_000  # most real images from which they are drawn
+BATCH_SIZE = 1000  # images whose clusters are found at once
+TIMES = 10  # the same for fewer samples: so many times their number
+# The split whose images stand in place of samples, by the one that they are compared with.
+OTHER = {"test": "train", "train": "test", "all": "all"}
+Space = Features | LeNetFeatures
+
+
+@dataclass
+class ImageSet:
+    """Images, with their labels and features. Features are computed once and shared by the metrics."""
+
+    images: Any  # uint8 [N, C, H, W]
+    labels: np.ndarray | None = None  # int64 [N] or [N, K] where there are any
+    key: str | None = None  # name of real images' features in the cache; None: not cached
+    say: Say = field(default=silent, repr=False)
+    _features: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def features(self, space: Space | None) -> np.ndarray:
+        """float64 [N, D] in a space, or the pixels, uint8 [N, C·H·W], without one. Every rank must call this
+        if the features are not computed yet."""
+        if space is None:
+            return np.asarray(self.images[:]).reshape(len(self), -1)
+        if not self.knows(space):
+            self._features[space.hash] = self._cached(space) if self.key else self._computed(space)
+        return self._features[space.hash]
+
+    def knows(self, space: Space) -> bool:
+        return space.hash in self._features
+
+    def take(self, rows: np.ndarray) -> ImageSet:
+        labels = None if self.labels is None else self.labels[rows]
+        features = {name: values[rows] for name, values in self._features.items()}
+        return ImageSet(self.images[rows], labels, _features=features)
+
+    def first(self, n: int) -> ImageSet:
+        """At most n of the images, always the same, whose features are cached too."""
+        if len(self) <= n:
+            return self
+        return replace(self.take(subset(len(self), n)), key=self.key and f"{self.key}-{n}", say=self.say)
+
+    def _cached(self, space: Space) -> np.ndarray:
+        """The features by way of the cache, in single precision as networks compute them."""
+        path = cache_dir("features", "real") / f"{self.key}-{space.hash[:16]}-{space.device.type}.npy"
+
+        def read(path: Path) -> np.ndarray:
+            features = files.read_array(path)
+            with files.reading(path):
+                if features.ndim != 2 or len(features) != len(self) or not np.isfinite(features).all():
+                    raise ValueError("these are not the features of the set")
+            return features.astype(np.float64)
+
+        features = files.read_cached(path, read, self.say) if ranks.rank() == 0 else None
+        if ranks.agree(features is not None):
+            return read(path) if features is None else features
+        features, file = self._computed(space), io.BytesIO()
+        if ranks.rank() == 0:
+            np.save(file, features.astype(np.float32))
+            files.write_atomic(path, file.getvalue())
+        return features
+
+    def _computed(self, space: Space) -> np.ndarray:
+        def work(start: int) -> dict[str, np.ndarray]:
+            return {"features": space.features(self.images[start : start + space.batch])}
+
+        return ranks.over(range(0, len(self), space.batch), work)["features"]
+
+
+@dataclass(frozen=True)
+class Strata:
+    """The classes or clusters that samples lie evenly over."""
+
+    name: str  # "label" or "cluster"
+    shares: np.ndarray  # of the samples, [K]
+    assign: Callable[[ImageSet], np.ndarray]  # the stratum of each of some images, [N]
+    key: str = ""  # of the clusters
+
+    def quotas(self, n: int) -> np.ndarray:
+        """The numbers of n samples in each stratum, [K], by largest remainders."""
+        expected = n * self.shares / self.shares.sum()
+        counts = expected.astype(np.int64)
+        rest = np.argsort(counts - expected, kind="stable")[: n - counts.sum()]
+        counts[rest] += 1
+        return counts
+
+    def draw(self, strata: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+        """n of images in these strata [N], without repetition. Random ones of the other images stand in for
+        those that a stratum lacks."""
+        order, rows = rng.permutation(len(strata)), []
+        for stratum, count in enumerate(self.quotas(n)):
+            rows.append(order[strata[order] == stratum][:count])
+        drawn = np.concatenate(rows)
+        rest = order[~np.isin(order, drawn)]
+        return np.sort(np.concatenate([drawn, rest[: n - len(drawn)]]))
+
+
+def by_label(labels: np.ndarray, classes: int) -> Strata:
+    """The classes of training images with labels [N]."""
+
+    def assign(images: ImageSet) -> np.ndarray:
+        return np.zeros(len(images), np.int64) if images.labels is None else images.labels
+
+    return Strata("label", np.bincount(labels, minlength=classes) / len(labels), assign)
+
+
+def by_cluster(trained: Trained) -> Strata:
+    """The clusters of a model; those of a conditional one lie within the classes."""
+    clusters: Any = trained.model.clusters
+
+    def assign(images: ImageSet) -> np.ndarray:
+        parts = []
+        for start in range(0, len(images), BATCH_SIZE):
+            u8 = torch.from_numpy(np.array(images.images[start : start + BATCH_SIZE])).to(trained.device)
+            y = None
+            if trained.model.conditional and images.labels is not None:
+                y = torch.from_numpy(images.labels[start : start + BATCH_SIZE])
+            x = quantise(u8, 256)
+            x = x if trained.space is None else trained.space.encode(x)
+            parts.append(clusters(x, None if y is None else y.to(x.device)).cpu().numpy())
+        return np.concatenate(parts)
+
+    shares = clusters.shares.double().cpu().numpy()
+    digest = hashlib.sha256(clusters.centres.cpu().numpy().tobytes() + shares.tobytes())
+    return Strata("cluster", shares, assign, digest.hexdigest()[:16])
+
+
+class RealImages:
+    """The images of a data set that samples are compared with, at the grey levels of the samples."""
+
+    def __init__(self, pack: Pack, split: str = "test", say: Say = silent):
+        self.pack, self.split, self.say = pack, split, say
+        self._sets: dict[tuple[str, int | None], ImageSet] = {}
+
+    def reference(self, levels: int | None) -> ImageSet:
+        return self.of(self.split, levels)
+
+    def of(self, split: str, levels: int | None = None) -> ImageSet:
+        """The images of a split, quantised to a number of grey levels."""
+        meta = self.pack.meta
+        levels = None if levels in (2, meta.levels) else levels
+        if (split, levels) not in self._sets:
+            names = ("train", "val", "test") if split == "all" else (split,)
+            parts = [name for name in names if meta.counts[name]]
+            images = [self.pack.images(part) for part in parts]
+            labels = [y for part in parts if (y := self.pack.labels(part)) is not None]
+            joined = images[0] if len(images) == 1 else np.concatenate([part[:] for part in images])
+            if levels is not None:
+                joined = to_uint8(quantise(torch.from_numpy(np.array(joined)), levels)).numpy()
+            classes = np.concatenate(labels) if len(labels) == len(parts) else None
+            shape = "x".join(map(str, meta.shape))  # a pack may be cut into patches
+            key = f"{meta.digest}-{shape}-{split}-{levels or meta.levels}"
+            self._sets[split, levels] = ImageSet(joined, classes, key, self.say)
+        return self._sets[split, levels]
+
+    @property
+    def at_most(self) -> int:
+        total = len(self.of(OTHER[self.split]))
+        return total // 2 if self.split == "all" else total
+
+    def bank(self, n: int, levels: int | None) -> ImageSet:
+        """The images from which n are drawn in place of samples."""
+        source = self.of(OTHER[self.split], levels)
+        return source if self.split == "all" else source.first(min(BANK, max(TIMES * n, BANK // 5)))
+
+    def draws(
+        self, n: int, levels: int | None, strata: Strata | None = None
+    ) -> Iterator[tuple[ImageSet, ImageSet]]:
+        """Draws of n real images in place of samples, each with the images that it is compared with: training
+        images with the test split, test images with the training split, and n of all images with the
+        remaining ones. A single draw where n is all that there are."""
+        bank, reference = self.bank(n, levels), self.reference(levels)
+        of_bank = None if strata is None else strata.assign(bank)
+        for i in range(DRAWS if n < len(bank) else 1):
+            rng = np.random.default_rng([0, i])
+            if strata is None or of_bank is None:
+                rows = np.sort(rng.permutation(len(bank))[:n])
+            else:
+                rows = strata.draw(of_bank, n, rng)
+            # without labels, as the judges were trained on them
+            fake = replace(bank.take(rows), labels=None)
+            others = bank.take(np.setdiff1d(np.arange(len(bank)), rows)) if self.split == "all" else reference
+            yield fake, others
