@@ -258,9 +258,7 @@ def data_of(run: Run) -> str:
 def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
     """Prints a line for each contestant and for real images; the figures that can be spared leave first."""
     floors, directions = result["floors"], result["directions"]
-    several = len({floor["n"] for floor in floors}) > 1 or any(
-        floor["images"] < floor["n"] for floor in floors
-    )
+    sizes = {floor["n"] for floor in floors} | {floor["images"] for floor in floors}
     lines = list(result["rows"])
     for floor in floors:
         count = f", {floor['images']:,}" if len(sizes) > 1 else ""
@@ -540,17 +538,8 @@ def show_league(result: dict[str, Any]) -> None:
         equal = {row["model"]: row for row in standings.summary(result["equal_calls"], metric)}
     at = [f"at {result['equal_calls'][0]['setting']}"] if equal else []
     beside = [name for name in columns_beside(result) if name != metric]
-    head = [
-        "",
-        "model",
-        metric or "",
-        "excess",
-        *map(short_heading, beside),
-        *at,
-        "params",
-        "calls",
-        "s/image",
-    ]
+    titles = list(map(short_heading, beside))
+    head = ["", "model", metric or "", "excess", *titles, *at, "params", "calls", "s/image"]
     lines = []
     for row in result["summary"]:
         line = [row["place"], row["model"], with_deviation(row, metric), with_interval(row, metric)]

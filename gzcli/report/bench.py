@@ -27,9 +27,9 @@ AXES = {"steps": ("steps", "steps of the sampler"), "time": ("at_seconds", "seco
 FIRST = ("seeds", "failed", "n", "rank")
 
 CAPTION = (
-    "Means over seeds, ± one standard deviation. An excess is what a figure has above the floor, real images that "
-    "were drawn alike, ± half of its 95 % interval: places are by it, and shared where the intervals do not tell "
-    "models apart."
+    "Means over seeds, ± one standard deviation. An excess is what a figure has above that of real images which "
+    "were drawn alike, ± half of its 95 % interval. Places are by the excess, and shared by models that the "
+    "intervals do not tell apart."
 )
 
 
