@@ -39,7 +39,8 @@ from gzcli.judge.images import Pick, treatment
 from gzcli.judge.likelihood import BATCH_SIZE, likelihood
 from gzcli.judge.real import ImageSet, RealImages, Space, Strata
 from gzcli.metrics import pretrained, standings
-from gzcli.metrics.features import LeNetFeatures, lenet
+from gzcli.metrics.classifier import NetFeatures
+from gzcli.metrics.features import lenet
 from gzcli.metrics.interval import excess, mean_of_draws, subset
 from gzcli.metrics.metric import Figures, Metric, column_of, metrics
 from gzcli.metrics.quality.fd import Moments, moments, to_moments
@@ -55,7 +56,6 @@ SHOWN = 16  # images of a contestant in the picture of all
 COPIES = 10  # samples of a contestant in the picture of those nearest to a training image
 SMALL = 10_000  # number of images below which FID is biased upwards
 BANK = 50_000  # most training images that are searched for copies
-OF_SET = ("lenet", "second")  # features of networks of the data set itself
 LPIPS_SIDE = 16  # shortest side in pixels, as VGG16 halves it four times
 GIVEN_LABELS = "columns `|y` are of log p(x | y), the label given: not to be compared with those of log p(x)"
 MARGINAL = "log p(x) of a conditional model is log Σ p(y) p(x | y), classes as frequent as in training"
@@ -152,8 +152,10 @@ class Judge:
         }
         streams.change_spinner("preparing the feature networks")
         self.spaces = {name: space() for name, space in opened.items() if name in names_of_spaces}
-        self.large = self.spaces.keys() - set(OF_SET)
-        self.judges: dict[str, LeNetFeatures] = {n: self.spaces[n] for n in OF_SET if n in self.spaces}
+        self.judges: dict[str, NetFeatures] = {
+            name: space for name, space in self.spaces.items() if isinstance(space, NetFeatures)
+        }
+        self.large = self.spaces.keys() - self.judges.keys()
         self.lenet = self.judges.get("lenet")
         self.memory_space = self.spaces.get("lite", self.lenet)
         self.floors: dict[tuple[int, str], Floor] = {}  # by number of images and what they lie evenly over
@@ -221,10 +223,10 @@ class Judge:
                 figures |= to_moments(*self.stats, fake)
             elif metric.compare:
                 figures |= metric.compare(fake, real.features(space), intervals)
-            elif metric.within and self.lenet and self.lenet.classifies:
+            elif metric.within and (net := self.judges[metric.features]).alive and not net.rotations:
                 sides = fake, real.features(space)
-                classes = (self.lenet.logits_of(side).argmax(1) for side in sides)
-                figures |= metric.within(*sides, *classes, intervals)
+                one, other = (net.logits_of(side).argmax(1) for side in sides)
+                figures |= metric.within(*sides, one, other, intervals)
         figures = {self._named(name): value for name, value in figures.items()}
         return figures | self._of_images(images, "draws", chosen=chosen)
 

@@ -22,7 +22,7 @@ from gzcli.core.types import Say, silent
 from gzcli.data.packs.batches import quantise, to_uint8
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.trained import Trained
-from gzcli.metrics.features import LeNetFeatures
+from gzcli.metrics.classifier import NetFeatures
 from gzcli.metrics.interval import subset
 from gzcli.metrics.pretrained import Features
 from gzcli.store import files
@@ -34,7 +34,7 @@ BATCH_SIZE = 1000  # images whose clusters are found at once
 TIMES = 10  # the same for fewer samples: so many times their number
 # The split whose images stand in place of samples, by the one that they are compared with.
 OTHER = {"test": "train", "train": "test", "all": "all"}
-Space = Features | LeNetFeatures
+Space = Features | NetFeatures
 
 
 @dataclass

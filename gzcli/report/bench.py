@@ -27,8 +27,8 @@ AXES = {"steps": ("steps", "steps of the sampler"), "time": ("at_seconds", "seco
 FIRST = ("seeds", "failed", "n", "rank")
 
 CAPTION = (
-    "Means over seeds, ± one standard deviation. An excess is what a figure has above that of real images which "
-    "were drawn alike, ± half of its 95 % interval. Places are by the excess, and shared by models that the "
+    "Means over seeds, ± one standard deviation. An excess is what a figure has above that of real images "
+    "which were drawn alike, ± half of its 95 % interval. Places are by the excess, and shared by models that the "
     "intervals do not tell apart."
 )
 
