@@ -156,11 +156,13 @@ def bench(
 def ended(result: Mapping[str, Any], folder: Path, time: str) -> None:
     """The end of `gz bench`: what the judges say of the order, who is best, and a page of it."""
     then, facts, metric = [(f"gz report {quoted(folder)}", "a page of it")], [time], result["metric"]
-    out.info(judges(result["provenance"]))
-    best = [row for row in result["rows"] if result["places"].get(row["name"], "").startswith("1")]
+    if text := judges(result["provenance"]):
+        out.info(text)
+    best = standings.first_of(result["places"])
     if len(result["places"]) > 1:
-        facts = [f"best by {metric}: {' and '.join(row['name'] for row in best)}", time]
-        if len(best) == 1 and (run := by_name(best[0].get("run") or "")):
+        facts = [f"best by {metric}: {' and '.join(best)}", time]
+        runs = {row["name"]: row["run"] for row in result["rows"] if row.get("run")}
+        if len(best) == 1 and (run := by_name(runs.get(best[0], ""))):
             then.append((f"gz sample {name_of(run)}", "more of its pictures"))
     for line in disagreement(result):
         out.info(line)
@@ -559,10 +561,11 @@ def show_league(result: dict[str, Any]) -> None:
     if order := result["spearman"]:
         out.info(f"order over seeds: rank correlation {order['mean']:.3f}, {order['min']:.3f} at least")
     notes = [line for note in result["notes"] for line in out.fitted(note, "note: ")]
-    judged = [judges(result.get("provenance") or {})]
-    for text in (*disagreement(result), *judged, *notes, f"files: {result['folder']}"):
-        out.info(text)
-    best = [row["model"] for row in result["summary"] if (row["place"] or "").startswith("1")]
+    judged = judges(result.get("provenance") or {})
+    for text in (*disagreement(result), judged, *notes, f"files: {result['folder']}"):
+        if text:
+            out.info(text)
+    best = standings.first_of({row["model"]: row["place"] for row in result["summary"]})
     facts = [f"best by {metric}: {' and '.join(best)}"] if best else []
     end(facts, [(f"gz report {quoted(result['folder'])}", "a page of it")])
 
@@ -571,7 +574,7 @@ def floors_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, float
     """The floors of a league's rows by how their images were drawn, those of the most images."""
     floors = {}
     for row in sorted(rows, key=lambda row: row.get("n") or 0):
-        if row["floor"]:
+        if row.get("floor"):
             evenly = "" if row.get("drawn", "random") == "random" else f", by {row['drawn']}"
             floors[f"(real images{evenly})"] = row["floor"]
     return floors

@@ -109,6 +109,11 @@ def places(excesses: Mapping[str, Excess]) -> dict[str, str]:
     return spans
 
 
+def first_of(places: Mapping[str, str | None]) -> list[str]:
+    """The models that share the first place."""
+    return [name for name, place in places.items() if place and place.split("–")[0] == "1"]
+
+
 def second_order(excesses: Mapping[str, Mapping[str, Excess]], metric: str) -> dict[str, Any] | None:
     """The order of models by the second judge beside that by the first: Spearman's rank correlation, and the
     models whose places by the two do not overlap. None with fewer than three models that both have judged."""

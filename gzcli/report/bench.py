@@ -12,7 +12,7 @@ from PIL import Image
 
 from gzcli.engine.sheets import grid
 from gzcli.metrics.metric import column_of
-from gzcli.metrics.standings import base, comparable
+from gzcli.metrics.standings import base, comparable, excess_of, first_of
 from gzcli.report import document as doc
 from gzcli.report.document import Cell, Chart, Column, Dots, Estimate, Picture, Section, Series, Table
 from gzcli.report.results import Results, Row, facts_of, rows_of, words
@@ -28,8 +28,8 @@ FIRST = ("seeds", "failed", "n", "rank")
 
 CAPTION = (
     "Means over seeds, ± one standard deviation. An excess is what a figure has above that of real images "
-    "which were drawn alike, ± half of its 95 % interval. Places are by the excess, and shared by models that the "
-    "intervals do not tell apart."
+    "which were drawn alike, ± half of its 95 % interval. Places are by the excess; models that the "
+    "intervals do not tell apart share theirs."
 )
 
 
@@ -43,12 +43,12 @@ def document(results: Results) -> doc.Document:
     facts = [("data", data), ("contestants", str(len(figures.rows)))]
     titles = {"n_fake": "samples of each", "n_real": "real images", "seed": "seed"}
     failed = ", ".join(title for title, row in figures.titled if row.get("error"))
+    failed = f"Failed: {failed}." if failed else ""
     title = f"At {equal[0].get('setting', 'equal calls')}" if equal else ""
     sections = [
         Section("League", [standings(summary, figures)] if summary else [], agreement(result)),
-        Section("Second judge", [], second_judge(result)),
         Section("Curves", curves(result)),
-        Section("Figures", [figures.table("Figures")], f"Failed: {failed}." if failed else ""),
+        Section("Figures", [figures.table("Figures")], f"{failed} {second_judge(result)}".strip()),
         Section(title, [Figures(result, equal).table(title)] if equal else []),
         Section("Against the floor", figures.dots()),
         Section("Samples", grids(results, figures)),
@@ -56,7 +56,7 @@ def document(results: Results) -> doc.Document:
         Section("Costs", costs(figures)),
     ]
     facts += facts_of(result.get("provenance") or {}, titles)
-    lead = league_winner(result) or figures.winner(result)
+    lead = league_winner(result) or figures.winner()
     return results.document(f"{'League' if summary else 'Benchmark'} on {data}", lead, facts, sections)
 
 
@@ -86,6 +86,7 @@ class Figures:
                 for floor in floors
             ]
         self.directions: Row = result.get("directions") or {}
+        self.places, self.metric = result.get("places") or {}, str(result.get("metric"))
         names = dict.fromkeys(name for row in rows for name in row.get("metrics") or {})
         with_floor = [name for name in self.floor if name in names]  # these compare images, the rest models
         self.names = [name for name in dict.fromkeys([*with_floor, *names]) if not column_of(name).cost]
@@ -114,6 +115,12 @@ class Figures:
             run = str(row.get("run") or "")
             small.append(f"failed: {row['error']}" if row.get("error") else run * (run != name))
         columns = [doc.texts("model", names, small)]
+        if len(self.places) > 1:
+            columns.append(doc.texts("place", [str(self.places.get(name, "–")) for name in names]))
+            over = [excess_of(row, self.metric) for row in self.rows]
+            halves = ["" if each is None else f"± {doc.number(each.half)}" for each in over]
+            values = [each and each.value for each in over]
+            columns.append(doc.numbers(f"{self.metric}, excess", values, None, halves))
         for name in self.names:
             best = {id(row): value for group, value in self.groups(name) for row in group}
             cells = []
@@ -124,7 +131,8 @@ class Figures:
                 cells.append(Cell(doc.number(value), ends, value, is_best))
             columns.append(Column(name, cells, self.direction(name)))
         foot = [
-            [Cell(title), *(Cell(doc.number(figures.get(n)), doc.brackets(ends.get(n))) for n in self.names)]
+            [Cell(title), *[Cell("")] * (len(columns) - len(self.names) - 1)]
+            + [Cell(doc.number(figures.get(n)), doc.brackets(ends.get(n))) for n in self.names]
             for title, figures, ends in self.foot
         ]
         caption = "Below stands the floor: real images in place of samples. "
@@ -154,13 +162,13 @@ class Figures:
                 charts.append(Dots(file, title, rows, floor, self.direction(name)))
         return charts[:DOTTED]
 
-    def winner(self, result: Row) -> str:
+    def winner(self) -> str:
         """The contestants that are nearest to real images, in a sentence."""
-        places = {key: place for key, place in (result.get("places") or {}).items() if str(place)[:1] == "1"}
-        if not places or len(self.rows) < 2:
+        best = first_of(self.places)
+        if not best or len(self.places) < 2:
             return f"{len(self.rows)} contestants side by side."
-        tied = "Not to be told apart as the best" if len(places) > 1 else "Best"
-        return f"{tied} by `{result.get('metric')}`: {', '.join(places)}."
+        tied = "Not to be told apart as the best" if len(best) > 1 else "Best"
+        return f"{tied} by `{self.metric}`: {', '.join(best)}."
 
 
 def possible(name: str, row: Row) -> float:
@@ -230,9 +238,8 @@ def standing(result: Row, rows: Sequence[Row]) -> list[tuple[str, Row]]:
 
 def league_winner(result: Row) -> str:
     """The first of a league, in a sentence; empty where there is none."""
-    best = [row for row in rows_of(result, "summary") if str(row.get("place") or "").startswith("1")]
-    names = ", ".join(str(row.get("model")) for row in best)
-    return f"First by `{result.get('metric')}`: {names}." if best else ""
+    best = first_of({str(row.get("model")): row.get("place") for row in rows_of(result, "summary")})
+    return f"First by `{result.get('metric')}`: {', '.join(best)}." if best else ""
 
 
 def second_judge(result: Row) -> str:

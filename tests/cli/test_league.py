@@ -78,6 +78,7 @@ def judged(monkeypatch):
         log.append(job)
         figure = FD[run.model, int(run.tree()["seed"])]
         facts = {"intervals": {"fd": [figure - 1, figure + 1]}, "calls": 20, "sample": {"steps": 10}}
+        facts |= {"floor": {"fd": 10.0}, "excess": {"fd": [figure - 10, figure - 12, figure - 8]}, "n": job.n}
         rows = [
             {"model": run.model, "metrics": {"fd": figure + i, "samples_per_s": 50.0}, **facts}
             for i in range(len(job.variants))
@@ -101,8 +102,9 @@ def test_every_model_is_a_row_and_the_best_is_first(call, home, trained, judged,
     code, shown, said = call(*WORDS, "--models", "vae,fm,wgan", "--seeds", "2", "-n", "100")
     assert code == 0 and trained == [(m, s, False) for s in (0, 1) for m in ("vae", "fm", "wgan")]
     first = [line.split()[:2] for line in shown.splitlines()[1:4]]
-    assert first == [["1", "fm"], ["2", "wgan"], ["3", "vae"]]
-    assert "22 ± 2.8" in shown and all(len(line) <= 80 or "/" in line for line in (shown + said).splitlines())
+    assert first == [["1–3", "fm"], ["1–3", "wgan"], ["1–3", "vae"]], "Student's interval of two seeds"
+    assert "22 ± 2.8" in shown and "12 ± 25" in shown
+    assert all(len(line) <= 80 or "/" in line for line in (shown + said).splitlines())
     assert "6 to train, 0 there" in said and "rank correlation 1.000" in said
     rows = table(home, "league")
     figures = [(row["model"], row["seed"], float(row["fd"])) for row in rows]
@@ -112,7 +114,7 @@ def test_every_model_is_a_row_and_the_best_is_first(call, home, trained, judged,
     assert {key: rows[0][key] for key in wanted} == wanted
     assert [row["model"] for row in table(home, "equal_calls")] == ["fm", "fm"]  # it alone has steps
     (best, *_) = table(home, "summary")
-    assert (best["model"], best["place"], float(best["times_floor"])) == ("fm", "1", pytest.approx(2.2))
+    assert (best["model"], best["place"], float(best["fd_excess"])) == ("fm", "1–3", pytest.approx(12))
     # the budget of a run without stages is its own, and figures of likelihood are found once
     assert [job.variants for job in judged[:2]] == [({},), ({}, {"calls": 20, "quick": True})]
 
@@ -233,7 +235,7 @@ def row(model, seed, fd, floor=10.0, name="fd", **facts):
 
 
 def test_ranks_and_their_agreement_are_those_of_scipy():
-    values = np.random.default_rng(0).integers(1, 8, (3, 9)).astype(float)  # with ties
+    values = np.random.default_rng(0).integers(11, 18, (3, 9)).astype(float)  # with ties
     rows = [row(f"m{i}", seed, fd) for seed, line in enumerate(values) for i, fd in enumerate(line)]
     order = standings.ranks(rows, "fd")
     for seed, line in enumerate(values):
@@ -248,20 +250,19 @@ def test_ranks_and_their_agreement_are_those_of_scipy():
 
 def test_other_grey_levels_compare_by_their_own_floor_and_other_sizes_do_not():
     rows = [row("a", 0, 30.0, shape=[1, 28, 28]), row("c", 0, 1.0, shape=[1, 64, 64])]
-    rows.insert(1, row("b", 0, 20.0, floor=4.0, name="fd@32", shape=[1, 28, 28]))
+    rows.insert(1, row("b", 0, 28.0, floor=4.0, name="fd@32", shape=[1, 28, 28]))
     rows = standings.of_one_size(rows)
     assert standings.ranks(rows, "fd") == {("a", 0): 1, ("b", 0): 2}
     assert rows[2]["metrics"] == {"fd/64×64": 1.0}
-    assert [line["place"] for line in standings.summary(rows, "fd")] == [1, 2, None]
+    assert [line["place"] for line in standings.summary(rows, "fd")] == ["1", "2", None]
 
 
 def test_curves_are_means_over_seeds_and_drawn(tmp_path):
     rows = [row("a", s, 10.0 * n + s, steps=n) for s in (0, 2) for n in (5, 1)] + [row("b", 0, None, steps=1)]
     (points,) = standings.curve(rows, "fd", "steps").values()
-    spread = pytest.approx(2**0.5 / 10)
-    assert points == [(1, pytest.approx(1.1), spread), (5, 5.1, spread)]
+    assert points == [(1, 11, 2**0.5), (5, 51, 2**0.5)]
     points = {"a": [(1, 9.0, 1.0), (50, 2.0, None)]}
-    draw_curves(tmp_path / "c.png", points, x="steps", y="fd", title="")
+    draw_curves(tmp_path / "c.png", points, x="steps", y="fd", floor=1.0, title="")
     pixels = np.asarray(Image.open(tmp_path / "c.png").convert("RGB"))
     blue = (np.abs(pixels.astype(int) - (31, 119, 180)).sum(-1) < 40).nonzero()  # the first colour of tab10
     assert len(blue[0]) > 300 and np.ptp(blue[1]) > pixels.shape[1] / 2

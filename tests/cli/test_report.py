@@ -34,13 +34,22 @@ def bench_json(**changes) -> dict:
     """A result of `gz bench`, of a run, a folder of images and a contestant that failed."""
     floor = {"fd": 10.0, "recall": 0.9}
     rows = [
-        {"model": "vae", "run": "vae-digits-1", "params": 1_230_000, "seconds": 4.5, "step": 60}
-        | {"metrics": {"fd": 40.0, "recall": 0.25, "samples_per_s": 90.5}, "intervals": {"fd": [38.0, 43.0]}},
+        {
+            "name": "vae",
+            "model": "vae",
+            "run": "vae-digits-1",
+            "params": 1_230_000,
+            "seconds": 4.5,
+            "step": 60,
+        }
+        | {"metrics": {"fd": 40.0, "recall": 0.25, "samples_per_s": 90.5}, "intervals": {"fd": [38.0, 43.0]}}
+        | {"excess": {"fd": [30.0, 27.0, 33.0]}},
         {"name": EVIL, "run": None, "metrics": {"fd": 25.0, "recall": 0.125}},
         {"name": "dcgan", "error": "diverged at `step 5`", "metrics": {}},
     ]
     made = {"data": "digits", "rows": rows, "floor": floor, "floor_intervals": {"fd": [9.0, 11.0]}}
     made |= {"directions": {"fd": "down", "recall": "up"}, "notes": [f"mind `fd` of {EVIL}"]}
+    made |= {"metric": "fd", "places": {"vae": "2", EVIL: "1"}, "second": None}
     made |= {"provenance": {"n_fake": 200, "shape": [1, 16, 16], "versions": {"torch": EVIL}}}
     return made | changes
 
@@ -175,11 +184,11 @@ def test_figures_come_with_floor_interval_and_direction(call, bench):
     texts = written(call, bench)
     page = Page(texts["report.html"])
     cells = [cell.strip() for cell in page.cells]
-    assert {"fd↓", "recall↑", "40[38, 43]", "25", "10[9, 11]", "0.25", "1.23M", "90.5"} <= set(cells)
+    assert {"fd↓", "recall↑", "40[38, 43]", "25", "10[9, 11]", "0.25", "1.23M", "90.5", "30± 3"} <= set(cells)
     best = re.findall(r'<td class="num best"[^>]*><span>([^<]*)', texts["report.html"])
     assert best == ["0.25", "25"]  # the least distance, the highest recall
     assert "**25**" in texts["report.md"] and "\\textbf{25}" in texts["report.tex"]
-    assert "2.50 × the floor of 10" in texts["report.html"]
+    assert "Best by \\`fd\\`: " in texts["report.md"], "the name in this sentence is escaped as a whole"
     assert "diverged at" in texts["report.html"]
     assert "gz bench vae-digits-1 --data digits -n 200" in texts["report.md"]
     names = {path.name for path in (bench.parent / "out" / "figures").iterdir()}
@@ -230,18 +239,20 @@ def test_a_league_has_standings_and_curves(call, tmp_path):
         for seed in (0, 1)
         for steps in (5, 2)
     ]
-    summary = {"model": "fm", "seeds": 2, "place": 1, "rank": 1.0, "times_floor": 2.05}
+    summary = {"model": "fm", "seeds": 2, "place": "1", "rank": 1.0, "excess": {"fd": [10.5, 1.5]}}
     summary |= {"metrics": {"fd": 20.5}, "deviations": {"fd": 0.5}}
     made = {"metric": "fd", "summary": [summary], "spearman": {"mean": 0.95, "min": 0.9}}
     made |= {"directions": {"fd": "down"}, "rows": [rows[2], rows[0] | {"samples": str(kept)}]}
+    made |= {"second": {"metric": "fd_second", "spearman": 0.75, "apart": [["fm", "1", "3–4"]]}}
     made |= {"curves": {"steps": rows, "time": []}, "equal_calls": [rows[0] | {"setting": "20 calls"}]}
     files.write_json(league / "league.json", made)
     (league / "command.sh").write_text("cd /\ngz bench --train-missing --budget 8m\n")
     texts = written(call, league)
     cells = {cell.strip() for cell in Page(texts["report.html"]).cells}
-    assert {"fm", "fm, seed 0", "fm, seed 1", "20.5± 0.5", "fd↓", "place", "rank"} <= cells
+    assert {"fm", "fm, seed 0", "fm, seed 1", "20.5± 0.5", "10.5± 1.5", "fd↓", "place", "rank"} <= cells
     for text in (
-        "First: fm, 2.05 × the floor of `fd`.",
+        "First by `fd`: fm.",
+        "`fd` and `fd_second` agree by a rank correlation of 0.75. Places that disagree: fm (1 and 3–4).",
         "correlation of 0.95 on average, 0.9 at least",
         "gz bench --train-missing --budget 8m",
     ):
@@ -262,21 +273,22 @@ def test_only_contestants_of_as_many_images_are_compared(call, tmp_path, capsys)
     no images that are drawn."""
     values = {"a": (500, 20.0, 1.5), "b": (500, 25.0, 1.25), "c": (500, 30.0, 2.0), "d": (100, 12.0, 1.0)}
     rows = [
-        {"model": name, "name": name, "n": n, "metrics": {"fd": fd, "bpd": bpd}}
+        {"model": name, "name": name, "n": n, "metrics": {"fd": fd, "bpd": bpd}, "floor": {"fd": 10.0}}
         for name, (n, fd, bpd) in values.items()
     ]
     floors = [{"n": n, "images": n, "metrics": {"fd": fd}} for n, fd in ((500, 10.0), (100, 40.0))]
     made = bench_json(rows=rows, floor={"fd": 10.0}, floors=floors, directions={"fd": "down", "bpd": "down"})
+    made["places"] = {"a": "1–2", "b": "3", "c": "4", "d": "1–2"}
     files.write_json(tmp_path / "bench" / "bench.json", made)
     texts = written(call, tmp_path / "bench")
     best = re.findall(r'<td class="num best"[^>]*><span>([^<]*)', texts["report.html"])
     assert sorted(best) == ["1", "20"] and "those of one number of images" in texts["report.md"]
-    assert "Best `fd`: a, 20, 2.00 × the floor of 10." in texts["report.md"]
+    assert "Not to be told apart as the best by `fd`: a, d." in texts["report.md"]
     (dots,) = [item for item in items_of(tmp_path / "bench") if isinstance(item, Dots)]
     assert (dots.name, dots.title, dots.floor) == ("fd-500", "fd, 500 images", 10.0)
     assert [(one.name, one.best) for one in dots.rows] == [("a", True), ("b", False), ("c", False)]
     ended(made, tmp_path / "bench", "1s")
-    assert "best by fd: a, 20" in capsys.readouterr().err
+    assert "best by fd: a and d" in capsys.readouterr().err
 
 
 def test_a_drawing_shows_names_as_they_are_and_is_the_same_each_time():

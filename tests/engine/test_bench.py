@@ -51,7 +51,7 @@ def test_two_models_side_by_side(load, tmp_path):
     result = run(tmp_path, "plain", "classes")
     plain, classes = result["rows"]
     neighbours = {f"{name}_lenet" for name in ("precision", "recall", "density", "coverage")}
-    of_images = {"fd", "kid_lenet", "swd", "tv"} | neighbours
+    of_images = {"fd", "fd_second", "fd_class", "kid_lenet", "swd", "tv", "legible"} | neighbours
     common = of_images | {"bpd", "samples_per_s"}
     assert set(plain["metrics"]) == common and set(classes["metrics"]) == common | {"label_accuracy", "bpd|y"}
     assert [row["run"] for row in result["rows"]] == ["plain", "classes"]
@@ -69,7 +69,16 @@ def test_two_models_side_by_side(load, tmp_path):
     known = {"n_real": 355, "n_fake": 200, "split": "test", "shape": [1, 16, 16], "seed": 0}
     assert known.items() <= made.items()
     assert result["floor"]["fd"] == pytest.approx(np.mean(made["floor_draws"]["fd"]))
-    assert len(made["floor_draws"]["fd"]) == 5
+    assert len(made["floor_draws"]["fd"]) == 20
+    assert [(row["drawn"], row["n"]) for row in result["rows"]] == [("random", 200), ("label", 200)]
+    assert [floor["drawn"] for floor in result["floors"]] == ["random", "label"]
+    for row in result["rows"]:
+        value, low, high = row["excess"]["fd"]
+        assert value == pytest.approx(row["metrics"]["fd"] - row["floor"]["fd"]) and low < value < high
+        assert (
+            row["excess"]["recall_lenet"][0] == row["floor"]["recall_lenet"] - row["metrics"]["recall_lenet"]
+        )
+    assert result["places"] == {"plain": "2", "classes": "1"} and result["second"] is None
     assert made["features"] == lenet(open_pack("digits")).hash and made["versions"]["torch-fidelity"]
     assert json.loads((tmp_path / "bench.json").read_text()) == json.loads(json.dumps(result))
     assert min(Image.open(tmp_path / "bench.png").size) > 100
@@ -128,7 +137,7 @@ def test_other_grey_levels_stand_in_columns_of_their_own_and_binary_models_have_
     trained = load("binary", levels=2)
     result = run(tmp_path, "binary")
     metrics = result["rows"][0]["metrics"]
-    assert set(metrics) == {"tv", "nats", "samples_per_s"} and result["floor"] == {}
+    assert set(metrics) == {"tv", "legible", "nats", "samples_per_s"} and result["floor"] == {}
     pack, total = open_pack("digits"), 0.0
     for batch in scan(pack, "test", batch_size=355, levels=2, device="cpu"):
         total -= float(trained.model.log_prob(batch.x, noise=None).sum())

@@ -21,7 +21,8 @@ from gzcli.data.packs.open import open_pack
 from gzcli.engine.log import Log
 from gzcli.judge import bench
 from gzcli.judge.bench import json_figures
-from gzcli.judge.contestants import Contestant, ImageSet, RealImages, tell_apart
+from gzcli.judge.contestants import Contestant, tell_apart
+from gzcli.judge.real import ImageSet
 from gzcli.metrics.features import lenet
 from gzcli.metrics.interval import Interval
 from gzcli.metrics.metric import column_of
@@ -102,10 +103,6 @@ def test_the_real_side_is_a_split_or_all_or_statistics(paths, digits, tmp_path):
         features = net.features(train)
         assert held["mu"] == pytest.approx(features.mean(0)) and held["n"] == len(train)
         assert held["sigma"] == pytest.approx(np.cov(features, rowvar=False))
-    everything = RealImages(digits, "all")
-    pairs = everything.pairs(300, None)
-    assert len(everything.reference(None)) == sum(digits.meta.counts.values()) and len(pairs) == 5
-    assert {len(fake) + len(rest) for fake, rest in pairs} == {len(everything.reference(None))}
     np.savez(tmp_path / "wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     refused("`fd` has 64 features", run, tmp_path, paths / "same.npz", stats=str(tmp_path / "wide.npz"))
     np.savez(tmp_path / "other.npz", mu=np.zeros(64), sigma=np.eye(64), features="another")
@@ -174,7 +171,7 @@ def test_the_table_fits_and_names_what_it_leaves_out(capsys, monkeypatch):
     values = {name: 1234.5678 + i for i, name in enumerate(names)}
     ends = {name: [value - 2, value + 2] for name, value in values.items()}
     row = {"name": "a-name", "metrics": values, "intervals": ends, "params": 12345, "seconds": 3.0}
-    floor = {"n": 200, "images": 150, "metrics": {"fd_lite": 1.0}, "intervals": {}}
+    floor = {"n": 200, "images": 150, "metrics": {"fd_lite": 1.0}, "intervals": {}, "drawn": "random"}
     way = {name: column_of(name).better for name in names}
     result = {"rows": [row], "floors": [floor], "directions": way, "biased": {"200": ["fd_lite"]}}
     bench_verb.table(result)

@@ -1,5 +1,4 @@
-"""The floor of figures, on classes of Gaussian features whose distances are known, and the places by the excess
-over it."""
+"""The floor of figures, on classes of Gaussian features, and the places by the excess over it."""
 
 import numpy as np
 import pytest
