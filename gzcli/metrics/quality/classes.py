@@ -1,5 +1,6 @@
-"""The classes of samples: `classes`, their frequencies and agreement with labels by the set's LeNet; and
-`is`, the inception score (Salimans et al. 2016, arXiv:1606.03498, §4)."""
+"""The classes of samples: `classes`, their frequencies and agreement with labels by the set's LeNet;
+`legible`, whether it is sure of them; and `is`, the inception score (Salimans et al. 2016, arXiv:1606.03498,
+§4)."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import Any
 from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
 SPLITS = 10  # parts of the samples over which the inception score is averaged, as torch-fidelity does
+UNSURE = 0.05  # the share of real images that are less sure than what counts as legible
 T = 2.262  # Student's t of nine degrees of freedom
 
 
@@ -19,15 +21,45 @@ def of_images(judge: Any, images: Any) -> Figures:
 
     from gzcli.metrics.interval import half_samples, not_negative, share
 
-    labels, net, meta = judge.pack.labels("train"), judge.lenet, judge.pack.meta
-    if labels is None or net is None or net.rotations or meta.multilabel:
+    if (net := of_classes(judge)) is None:
         return {}
-    predicted = net.predict(images.images)
-    distance = partial(total_variation, labels=labels, classes=len(meta.classes))
+    predicted, labels = logits(images, net).argmax(1), judge.pack.labels("train")
+    distance = partial(total_variation, labels=labels, classes=len(judge.pack.meta.classes))
     figures = {"tv": not_negative(half_samples(distance, predicted))}
     if images.labels is not None:
         figures["label_accuracy"] = share(float(np.mean(predicted == images.labels)), len(predicted))
     return figures
+
+
+def legible(judge: Any, images: Any) -> Figures:
+    """The share of images of whose class the LeNet is as sure as of 95 % of the real test images."""
+    import numpy as np
+
+    from gzcli.metrics.interval import share
+
+    if (net := of_classes(judge)) is None:
+        return {}
+    sure, real = (sureness(logits(side, net)) for side in (images, judge.real.of("test")))
+    return {"legible": share(float(np.mean(sure >= np.quantile(real, UNSURE))), len(sure))}
+
+
+def of_classes(judge: Any) -> Any:
+    """The judge's LeNet if it tells apart the classes, one an image; else None."""
+    net = judge.lenet
+    return net if net and net.alive and not net.rotations and not judge.pack.meta.multilabel else None
+
+
+def logits(images: Any, net: Any) -> Array:
+    """[N, K], by way of the features where they have been computed."""
+    return net.logits_of(images.features(net) if images.knows(net) else net.features(images.images))
+
+
+def sureness(logits: Array) -> Array:
+    """The logarithm of the largest class probability [N]: probabilities near 1 would be rounded to it."""
+    import numpy as np
+
+    rest = np.sort(logits - logits.max(1, keepdims=True), 1)[:, :-1]
+    return -np.log1p(np.exp(rest).sum(1))
 
 
 def total_variation(predicted: Array, labels: Array, classes: int) -> float:
@@ -52,7 +84,9 @@ def inception_score(fake: Array, real: Array, intervals: bool) -> Figures:
 
 
 COLUMNS = (Column("tv", "down", keep=12), Column("label_accuracy", "up", keep=11))
+LEGIBLE = (Column("legible", "up", keep=14, meaning="share of samples of a sure class, of real images 0.95"),)
 METRICS = (
     Metric("classes", 70, COLUMNS, "lenet", default="always", of_images=of_images),
+    Metric("legible", 75, LEGIBLE, "lenet", default="always", of_images=legible),
     Metric("is", 320, (Column("is", "up"),), "inception", compare=inception_score),
 )

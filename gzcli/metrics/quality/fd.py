@@ -1,5 +1,5 @@
 """`fd…` and `fid`: the Fréchet distance of Gaussians fitted to two sets of features (Heusel et al. 2017,
-arXiv:1706.08500, eq. 6), and two forms of it for few images."""
+arXiv:1706.08500, eq. 6), two forms of it for few images, and one within classes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gzcli.metrics.metric import Array, Column, Figures, Metric
 
 WIDE = 256  # features from which an interval has fewer draws: each takes about a second
 DRAWS, FEW_DRAWS = 50, 12  # halves of the images for the interval
-INFINITY_DRAWS = 20
+INFINITY_DRAWS = CLASS_DRAWS = 20
 
 
 def pca_frechet(fake: Array, real: Array, *, dims: int = 64) -> float:
@@ -52,6 +52,37 @@ def frechet_infinity(fake: Array, real: Array, *, points: int = 15, seed: int = 
         for share in shares
     ]
     return float(np.polynomial.polynomial.polyfit(1 / shares, distances, 1)[0])
+
+
+def within_classes(fake: Array, real: Array, fake_classes: Array, real_classes: Array) -> float:
+    """Σ_k share_k · FD(samples of class k, real images of class k), with the shares of the real images, so
+    that an even draw of the classes gains nothing. A class with fewer than two samples is compared with all
+    samples; one with fewer than two real images has no distance, and no share."""
+    import numpy as np
+
+    total, count = 0.0, 0
+    for k, size in zip(*np.unique(real_classes, return_counts=True), strict=True):
+        if size < 2:
+            continue
+        samples = fake[fake_classes == k]
+        samples = samples if len(samples) > 1 else fake
+        total += size * frechet_distance(samples, real[real_classes == k])
+        count += size
+    if not count:
+        raise UsageError("no class has two real images")
+    return float(total / count)
+
+
+def within(fake: Array, real: Array, fake_classes: Array, real_classes: Array, intervals: bool) -> Figures:
+    import numpy as np
+
+    from gzcli.metrics.interval import halves, not_negative
+
+    def distance(a: Array, b: Array) -> float:  # rows with their classes in the last column
+        return within_classes(a[:, :-1], b[:, :-1], a[:, -1], b[:, -1])
+
+    sides = (np.column_stack(side) for side in ((fake, fake_classes), (real, real_classes)))
+    return {"fd_class": not_negative(halves(distance, *sides, draws=CLASS_DRAWS, intervals=intervals))}
 
 
 def compare(
@@ -87,13 +118,20 @@ def metric(
     return Metric(name, order, tuple(columns), features, raw, compare=compare_features, **options)
 
 
-MEANINGS = {"fd": "Fréchet distance in features of the set's own LeNet", "fid": "Fréchet Inception distance"}
+MEANINGS = {
+    "fd": "Fréchet distance in features of the set's own LeNet",
+    "fd_second": "Fréchet distance in features of a second network, by which no recipe was chosen",
+    "fid": "Fréchet Inception distance",
+}
+FD_CLASS = Column("fd_class", "down", keep=5, meaning="Fréchet distance within predicted classes")
 METRICS = (
     metric("fd", 10, "lenet", 64, 1, frechet_distance, default="always"),
+    metric("fd_second", 15, "second", 64, 3, frechet_distance, default="always"),
     metric("fd_inf", 20, "lenet", 64, None, frechet_infinity),
-    metric("fd_lite", 210, "lite", 1280, 11, frechet_distance),
+    Metric("fd_class", 25, (FD_CLASS,), "lenet", default="always", within=within),
+    metric("fd_lite", 210, "lite", 1280, 12, frechet_distance),
     metric("fd_lite_pca", 220, "lite", 1280, None, pca_frechet),
-    metric("fid", 300, "inception", 2048, 3, frechet_distance),
-    metric("fd_dinov2", 400, "dinov2", 1024, 4, frechet_distance),
-    metric("fd_clip", 500, "clip", 512, 5, frechet_distance),
+    metric("fid", 300, "inception", 2048, 4, frechet_distance),
+    metric("fd_dinov2", 400, "dinov2", 1024, 5, frechet_distance),
+    metric("fd_clip", 500, "clip", 512, 6, frechet_distance),
 )

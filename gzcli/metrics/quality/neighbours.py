@@ -15,6 +15,7 @@ DRAWS = 12  # halves of the images for the interval of the density
 KEEP = {"precision": 16, "recall": 15, "coverage": 6, "density": 3}
 CLOSE = 0.01  # the share of held-out images that count as duplicates of training images
 INSIDE = 1 - 1e-9  # rows on a ball's surface are outside, however their distances were rounded
+MOST = 5000  # images of a side: the distances of all pairs are computed
 CELLS = 2**24  # distances that are held in memory at once
 
 
@@ -23,14 +24,13 @@ def compare(features: str, fake: Array, real: Array, intervals: bool) -> Figures
     intervals for fixed neighbours; the interval of the density is by halves of the images."""
     from gzcli.metrics.interval import half_samples, not_negative, share, subset
 
-    n = min(len(fake), len(real))
+    n = min(len(fake), len(real), MOST)
     fake, real = (rows[subset(len(rows), n)] for rows in (fake, real))
-    near, far = prdc(fake, real, k=NEAR), prdc(fake, real, k=FAR)
-    shares = {"precision": near["precision"], "recall": near["recall"], "coverage": far["coverage"]}
-    figures = {f"{figure}_{features}": share(value, n) for figure, value in shares.items()}
-    density = Interval(far["density"])
+    values = prdc(fake, real)
+    density = Interval(values.pop("density"))
+    figures = {f"{figure}_{features}": share(value, n) for figure, value in values.items()}
     if intervals:
-        density = half_samples(lambda a, b: prdc(a, b, k=FAR)["density"], fake, real, draws=DRAWS)
+        density = half_samples(lambda a, b: prdc(a, b)["density"], fake, real, draws=DRAWS)
     return figures | {f"density_{features}": not_negative(density)}
 
 
@@ -44,27 +44,30 @@ def memory(judge: Any, images: Any) -> Figures:
     return {name: share(value, len(fake)) for name, value in values.items()}
 
 
-def prdc(fake: Array, real: Array, *, k: int = 5) -> dict[str, float]:
-    """Precision and recall (Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 1–3), density and coverage (Naeem
-    et al. 2020, arXiv:2002.09797, eq. 3 and 5), each a share but density, which may exceed 1."""
+def prdc(fake: Array, real: Array, *, near: int = NEAR, far: int = FAR) -> dict[str, float]:
+    """Precision and recall by the `near` neighbour (Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 1–3), and
+    density and coverage by the `far` one (Naeem et al. 2020, arXiv:2002.09797, eq. 3 and 5), each a share but
+    density, which may exceed 1."""
     import numpy as np
 
     fake, real = paired(fake, real)
-    if min(len(fake), len(real)) <= k:
-        raise UsageError(f"precision and recall need more than {k} images on each side")
-    # the first of k + 1 neighbours of a row is the row itself
-    real_radii, fake_radii = (nearest(rows, rows, k=k + 1)[0][:, -1] * INSIDE for rows in (real, fake))
-    inside = np.empty(len(fake), np.int64)  # of how many real rows' balls
+    most = max(near, far)
+    if min(len(fake), len(real)) <= most:
+        raise UsageError(f"precision and recall need more than {most} images on each side")
+    # the first of its neighbours is a row itself
+    of_real, of_fake = (nearest(rows, rows, k=most + 1)[0] * INSIDE for rows in (real, fake))
+    precise, inside = np.zeros(len(fake), bool), np.empty(len(fake), np.int64)  # the balls that hold a sample
     recalled, covered = np.zeros(len(real), bool), np.zeros(len(real), bool)
     for rows, distances in _blocks(fake, real):
-        in_real = distances < real_radii
-        inside[rows] = in_real.sum(1)
-        covered |= in_real.any(0)
-        recalled |= (distances < fake_radii[rows, None]).any(0)
+        in_far = distances < of_real[:, far]
+        precise[rows] = (distances < of_real[:, near]).any(1)
+        inside[rows] = in_far.sum(1)
+        covered |= in_far.any(0)
+        recalled |= (distances < of_fake[rows, near, None]).any(0)
     return {
-        "precision": float((inside > 0).mean()),
+        "precision": float(precise.mean()),
         "recall": float(recalled.mean()),
-        "density": float(inside.mean() / k),
+        "density": float(inside.mean() / far),
         "coverage": float(covered.mean()),
     }
 

@@ -39,5 +39,5 @@ def sliced_wasserstein(fake: Array, real: Array, *, projections: int = 512, seed
     return float(np.sqrt((width @ np.square(a[start // m] - b[start // n])).mean()))
 
 
-SWD = (Column("swd", "down", keep=4, rank=12),)
+SWD = (Column("swd", "down", keep=4, rank=13),)
 METRICS = (Metric("swd", 50, SWD, "pixels", default="always", compare=compare),)

@@ -4,6 +4,7 @@ that is trained with them (Ravuri & Vinyals 2019, arXiv:1905.10887)."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from gzcli.core.errors import UsageError
@@ -43,7 +44,8 @@ def worth(
     import numpy as np
     import torch
 
-    from gzcli.metrics.features import LeNetFeatures, trained
+    from gzcli.metrics.classifier import NetFeatures, trained
+    from gzcli.metrics.features import LENET
 
     for images, labels in (real, samples, test):
         if not len(images) or np.shape(labels) != (len(images),):
@@ -62,8 +64,9 @@ def worth(
     right = {}  # of each classifier and test image, float64 [seeds, K]
     for name, (x, y) in sets.items():
         say(f"training {seeds} classifiers on {len(x)} images ({name})")
-        nets = (trained(x, y, classes, steps=steps, seed=seed) for seed in range(seeds))
-        guesses = [LeNetFeatures(n, "", 0.0, False, torch.device("cpu")).predict(test_x) for n in nets]
+        ways = [replace(LENET, augment=None, steps=steps, seed=seed) for seed in range(seeds)]
+        nets = (trained(x, y, classes, way) for way in ways)
+        guesses = [NetFeatures(n, "", 0.0, False, torch.device("cpu")).predict(test_x) for n in nets]
         right[name] = np.array([guess == test_y for guess in guesses], np.float64)
     gains = {name: hits - right["real"] for name, hits in right.items() if name != "real"}
     figures: Figures = {}

@@ -1,0 +1,263 @@
+"""Small classifiers of the data set itself, in whose features samples are compared: trained once, cached,
+checked.
+
+Features of an ImageNet network say little about grey 28×28 digits, and its weights must be downloaded. For a
+set without labels, or with labels that cannot be learned, a network classifies four rotations (Gidaris et al.
+2018, arXiv:1803.07728); of images that are not square the two that keep their shape.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Say, silent
+from gzcli.core.units import Size, as_size, sides
+from gzcli.data.packs.pack import Pack
+from gzcli.data.packs.stream import Pictures
+from gzcli.store import files
+from gzcli.store.paths import cache_dir
+
+FEATURES = 64
+STEPS, BATCH = 1500, 128
+EPOCHS, SMALLEST = 30, 32  # a small set has smaller batches: of about so many epochs, but not below
+WARMUP = 0.07  # share of the steps
+SKILL = 0.25  # what a living network has learned, of what there is to learn beyond chance
+
+
+class Classifier(nn.Module):
+    """Images [B, C, H, W] in [0, 1] to 64 features, and these to logits."""
+
+    def __init__(self, size: Size):
+        super().__init__()
+        height, width = sides(size)
+        if min(height, width) < 8:
+            small = f"images of {width}×{height} are too small"
+            raise UsageError(f"{small} for the feature network, it needs 8×8")
+
+    def features(self, x: Tensor) -> Tensor:
+        """[B, 64]"""
+        raise NotImplementedError
+
+    def logits(self, features: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.logits(self.features(x))
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is built and trained. `recipe` must change with any change of the weights: it is part of
+    the cache's key."""
+
+    recipe: str
+    network: Callable[[int, Size, int], Classifier]  # of channels, size, number of outputs
+    optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
+    augment: Callable[[Tensor], Tensor] | None
+    smoothing: float = 0.0  # of the labels
+    steps: int = STEPS
+    batch: int = BATCH
+    seed: int = 0
+
+    def sized(self, images: int) -> Training:
+        return replace(self, batch=min(self.batch, max(SMALLEST, EPOCHS * images // self.steps)))
+
+
+@dataclass
+class NetFeatures:
+    """A trained network. Figures in the features of different networks are not comparable."""
+
+    net: Classifier
+    hash: str  # of the weights; it names the feature space
+    accuracy: float  # on the test split: of the classes, or the rotations; balanced, of attributes
+    rotations: bool  # whether it classifies rotations
+    device: torch.device
+    batch: int = field(default=500, repr=False)  # number of images in a forward pass
+    chance: float = 0.0  # accuracy without any skill: the share of the largest class
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has learned its task. The features of a dead network tell nothing apart."""
+        return self.accuracy - self.chance >= SKILL * (1 - self.chance)
+
+    @torch.no_grad()
+    def features(self, images: np.ndarray | Pictures) -> np.ndarray:
+        """float64 [N, 64] of uint8 [N, C, H, W]."""
+        batches = (images[i : i + self.batch] for i in range(0, len(images), self.batch))
+        parts = [self.net.features(_to_input(batch).to(self.device)).cpu() for batch in batches]
+        return torch.cat(parts).double().numpy()
+
+    @torch.no_grad()
+    def logits_of(self, features: np.ndarray) -> np.ndarray:
+        """float64 [N, K] of features [N, 64]."""
+        rows = torch.from_numpy(np.asarray(features, np.float32)).to(self.device)
+        return self.net.logits(rows).cpu().double().numpy()
+
+    def predict(self, images: np.ndarray | Pictures) -> np.ndarray:
+        """int64 [N]: the predicted classes (or rotations) of uint8 [N, C, H, W]."""
+        return self.logits_of(self.features(images)).argmax(1)
+
+
+def once(
+    pack: Pack, training: Training, *, device: torch.device | str = "cpu", say: Say = silent
+) -> NetFeatures:
+    """The network of a data set, from the cache, or trained on one CPU thread, so that equal machines get
+    equal weights, and so equal hashes."""
+    from safetensors.torch import save
+
+    channels, *shape = pack.meta.shape
+    text = f"{training.recipe}:{pack.meta.digest}:{as_size(*shape)}:{channels}"
+    kind, key = training.recipe.partition("-")[0], hashlib.sha256(text.encode()).hexdigest()[:16]
+    path = cache_dir("features") / f"{kind}-{key}.safetensors"
+
+    read = partial(_load, pack=pack, training=training, device=torch.device(device))
+    waiting = f"waiting for another process that trains the feature network `{kind}`"
+    with files.lock(path.with_suffix(".lock"), on_wait=lambda: say(waiting)):
+        if cached := files.read_cached(path, read, say):
+            return cached
+        files.sweep(path.parent)
+        say(f"training the feature network `{kind}` of `{pack.meta.name}` once, about a minute")
+        net = _living(pack, training, say)
+        meta = _task(pack, net.rotations) | {"accuracy": net.accuracy, "chance": net.chance}
+        files.write_atomic(path, save(net.net.state_dict(), metadata={"judge": json.dumps(meta)}))
+        return read(path)
+
+
+def _living(pack: Pack, training: Training, say: Say) -> NetFeatures:
+    """A network of the classes, or of rotations if it learns no classes, on the CPU."""
+    images, labels = pack.images("train"), pack.labels("train")
+    training, classes = training.sized(len(images)), len(pack.meta.classes) > 1 and labels is not None
+    for rotations in (False, True) if classes else (True,):
+        outputs = _task(pack, rotations)["outputs"]
+        with _one_thread():
+            net = trained(images, None if rotations else labels, outputs, training)
+            judge = NetFeatures(net, "", 0.0, rotations, torch.device("cpu"))
+            judge.accuracy, judge.chance = _skill(judge, pack)
+        if judge.alive:
+            break
+        task, score = "rotations" if rotations else "classes", f"accuracy {judge.accuracy:.0%}"
+        say(f"the feature network cannot tell the {task} apart: {score}, by chance {judge.chance:.0%}")
+    return judge
+
+
+def trained(
+    images: np.ndarray | Pictures, labels: np.ndarray | None, outputs: int, training: Training
+) -> Classifier:
+    """A network trained reproducibly, of rotations without labels: on one CPU thread, with its own random
+    numbers."""
+    rng, order = np.random.default_rng(training.seed), np.empty(0, np.int64)
+    with torch.random.fork_rng(devices=[]), _one_thread():
+        torch.manual_seed(training.seed)
+        net = training.network(images.shape[1], as_size(*images.shape[2:]), outputs)
+        optimizer = training.optimizer(net.parameters())
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps=training.steps))
+        for _ in range(training.steps):
+            while len(order) < training.batch:
+                order = np.concatenate([order, rng.permutation(len(images))])
+            rows, order = np.sort(order[: training.batch]), order[training.batch :]
+            x = _to_input(images[rows])
+            x, y = _rotated(x) if labels is None else (x, torch.from_numpy(np.asarray(labels[rows])))
+            loss = _loss(net(training.augment(x) if training.augment else x), y, training.smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return net.eval()
+
+
+def _rate(step: int, steps: int) -> float:
+    """The learning rate's factor: a warm-up, and half a cosine."""
+    return min(1, (step + 1) / (WARMUP * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def _loss(logits: Tensor, y: Tensor, smoothing: float) -> Tensor:
+    if y.ndim == 2:  # attributes
+        targets = y.float() * (1 - smoothing) + smoothing / 2
+        return nn.functional.binary_cross_entropy_with_logits(logits, targets)
+    return nn.functional.cross_entropy(logits, y, label_smoothing=smoothing)
+
+
+def _task(pack: Pack, rotations: bool) -> dict[str, Any]:
+    channels, *shape = pack.meta.shape
+    outputs = len(turns(shape)) if rotations else len(pack.meta.classes)
+    return {"channels": channels, "size": as_size(*shape), "outputs": outputs, "rotations": rotations}
+
+
+def _load(path: Path, pack: Pack, training: Training, device: torch.device) -> NetFeatures:
+    """The network in a file. Raises DamagedError unless `once` wrote the file for this set."""
+    state, texts = files.read_tensors(path)
+    with files.reading(path):
+        meta = json.loads(texts["judge"])
+        accuracy, chance = float(meta.pop("accuracy")), float(meta.pop("chance"))
+        task = _task(pack, bool(meta["rotations"]))
+        if meta != json.loads(json.dumps(task)):
+            raise ValueError("it is of other images")
+        with torch.device("meta"):  # no draw from the global generator
+            net = training.network(task["channels"], task["size"], task["outputs"])
+        expected = {name: (value.shape, value.dtype) for name, value in net.state_dict().items()}
+        if {name: (value.shape, value.dtype) for name, value in state.items()} != expected:
+            raise ValueError("its weights are of another network")
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(state[name].numpy().tobytes())
+    net.load_state_dict(state, assign=True)
+    net.eval().requires_grad_(False).to(device)
+    return NetFeatures(net, digest.hexdigest()[:16], accuracy, task["rotations"], device, chance=chance)
+
+
+def _to_input(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.asarray(images).astype(np.float32)) / 255
+
+
+def turns(shape: Sequence[int]) -> tuple[int, ...]:
+    """The rotations that keep the shape (H, W) of images, in quarter turns."""
+    height, width = shape
+    return (0, 1, 2, 3) if height == width else (0, 2)
+
+
+def _rotated(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Images [B, C, H, W], each rotated by a random one of `turns`, and the numbers of these [B]."""
+    quarters = turns(x.shape[2:])
+    y = torch.randint(len(quarters), (len(x),))
+    return torch.stack([torch.rot90(image, quarters[i], (1, 2)) for image, i in zip(x, y, strict=True)]), y
+
+
+def _skill(net: NetFeatures, pack: Pack) -> tuple[float, float]:
+    """The accuracy on the test split, and that by chance. Of attributes it is the mean of the shares found of
+    those present and of those absent, ½ by chance, over the attributes of which there are both: most images
+    lack most attributes, and a network that finds none would be right about these."""
+    images, labels = pack.images("test"), pack.labels("test")
+    if net.rotations or labels is None:
+        quarters, upright = turns(images.shape[2:]), np.asarray(images)
+        right = [net.predict(np.rot90(upright, k, (2, 3))) == i for i, k in enumerate(quarters)]
+        return float(np.mean(right)), 1 / len(quarters)
+    labels, logits = np.asarray(labels), net.logits_of(net.features(images))
+    if labels.ndim == 1:
+        return float(np.mean(logits.argmax(1) == labels)), float(np.bincount(labels).max() / len(labels))
+    present, hits = labels > 0, (logits > 0) == (labels > 0)
+    both = present.any(0) & ~present.all(0)
+    shares = [(hits & side).sum(0)[both] / side.sum(0)[both] for side in (present, ~present)]
+    return float(np.mean(shares)) if both.any() else 0.0, 0.5
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
