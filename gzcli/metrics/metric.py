@@ -52,7 +52,8 @@ class Column:
 class Metric:
     """The functions behind one name of `--metrics`. `compare` takes features of samples [N, D], those of real
     images [M, D], and whether to compute expensive intervals; `of_images` takes the judge and a set of
-    images; `of_model` takes the judge and a contestant with a model."""
+    images; `of_model` takes the judge and a contestant with a model. `within` is `compare` with two more
+    arguments before the last, the predicted classes of the samples [N] and of the real images [M]."""
 
     name: str
     order: int  # its place in lists
@@ -65,7 +66,6 @@ class Metric:
     of_sampler: bool = False  # whether `of_model` depends on the sampler
     distributed: bool = False  # whether every rank computes a share of `of_model`, not the first one all
     compare: Callable[[Array, Array, bool], Figures] | None = None
-    # as `compare`, with the predicted classes of both sides, [N] and [M], before the last argument
     within: Callable[[Array, Array, Array, Array, bool], Figures] | None = None
     of_images: Callable[[Any, Any], Figures] | None = None
     of_model: Callable[[Any, Any], Figures] | None = None

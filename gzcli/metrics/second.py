@@ -1,5 +1,5 @@
 """The second judge, the feature space of the metric `fd_second`: another network than the first, trained in
-another way. It is no part of a choice of any recipe, so that it can contradict the first."""
+another way. No recipe may be chosen by it, so that it can contradict the first."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from gzcli.metrics.classifier import FEATURES, Classifier, NetFeatures, Training
 WIDTH = 24  # of the first block; the second has FEATURES
 SIDE = 16  # from this on the stem halves images
 BATCH = 64  # a step takes twice as long as the LeNet's
-LR, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 5e-4
-SHIFT, HOLE = 0.08, 0.3  # shares of the sides: of the largest shift, and of the square that is erased
+LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
+SHIFT, HOLE = 0.08, 0.35  # shares of the sides: the largest shift, and the square that is erased
+ERASED = 0.5  # share of the images with one
 
 
 def convolution(channels: int, filters: int, stride: int = 1) -> nn.Sequential:
@@ -26,8 +27,8 @@ def convolution(channels: int, filters: int, stride: int = 1) -> nn.Sequential:
 
 
 class Residual(nn.Module):
-    """x + f(x) of two convolutions (He et al. 2016, arXiv:1512.03385); the shortcut of a narrower, larger x is
-    averaged and convolved."""
+    """x + f(x) of two convolutions (He et al. 2016, arXiv:1512.03385). The shortcut of a larger x with fewer
+    channels is averaged and convolved."""
 
     def __init__(self, channels: int, filters: int, stride: int):
         super().__init__()
@@ -42,8 +43,8 @@ class Residual(nn.Module):
 
 
 class ResNet(Classifier):
-    """A stem that halves the image down to a side of at most 16, two residual blocks, and the mean of each map
-    as a feature."""
+    """A stem that halves the image down to a side of at most 16, two residual blocks, and the mean of each
+    map as a feature."""
 
     def __init__(self, channels: int, size: Size, outputs: int):
         super().__init__(size)
@@ -66,21 +67,17 @@ class ResNet(Classifier):
 
 
 def erased(x: Tensor) -> Tensor:
-    """Images [B, C, H, W], each shifted by whole pixels, with a square of one random brightness in it (Zhong et
-    al. 2020, arXiv:1708.04896). The border is continued."""
-    b, _, height, width = x.shape
-    places = []
-    for side in (height, width):
+    """Images [B, C, H, W], each shifted by whole pixels, half of them with a square of one random brightness
+    (Zhong et al. 2020, arXiv:1708.04896). The border is continued."""
+    b, axes, holes = len(x), [], []
+    for side in x.shape[2:]:
         most = max(1, round(SHIFT * side))
-        places.append((torch.arange(side) + torch.randint(-most, most + 1, (b, 1))).clamp(0, side - 1))
-    rows, columns = places
-    image = torch.arange(b)[:, None, None]
+        axes.append((torch.arange(side) + torch.randint(-most, most + 1, (b, 1))).clamp(0, side - 1))
+        holes.append((torch.arange(side) - side * torch.rand(b, 1)).abs() < HOLE * side / 2)
+    (rows, columns), image = axes, torch.arange(b)[:, None, None]
     x = x.permute(0, 2, 3, 1)[image, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2)
-    middle = [
-        (torch.arange(side) - side * torch.rand(b, 1)).abs() < HOLE * side / 2 for side in (height, width)
-    ]
-    hole = (middle[0][:, :, None] & middle[1][:, None])[:, None]
-    return torch.where(hole, torch.rand(b, 1, 1, 1), x)
+    hole = holes[0][:, :, None] & holes[1][:, None] & (torch.rand(b, 1, 1) < ERASED)
+    return torch.where(hole[:, None], torch.rand(b, 1, 1, 1), x)
 
 
 SGD = partial(torch.optim.SGD, lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)

@@ -41,7 +41,9 @@ from gzcli.data.sets.names import locate
 from gzcli.data.sets.registry import SPECS
 from gzcli.engine.sheets import columns_of, grid
 from gzcli.engine.trainer import best_metric
-from gzcli.metrics.features import LeNet, turns
+from gzcli.metrics.classifier import turns
+from gzcli.metrics.features import LeNet
+from gzcli.metrics.second import ResNet
 from gzcli.models import catalog
 from gzcli.recipe.recipe import check_batch_of, check_data
 from gzcli.recipe.resolve import resolve
@@ -291,11 +293,11 @@ def test_figures_of_images_that_are_not_square():
     wide = np.zeros((16, 3, 32, 48), np.uint8)
     high, broad, _ = grid(wide).shape
     assert 0.5 < high / broad < 2
-    net = LeNet(3, "48x32", 5)
-    assert net(torch.rand(2, 3, 32, 48)).shape == (2, 5)
+    for network in (LeNet, ResNet):
+        assert network(3, "48x32", 5)(torch.rand(2, 3, 32, 48)).shape == (2, 5)
+        with pytest.raises(UsageError, match="images of 48×7"):
+            network(3, "48x7", 5)
     assert turns((32, 32)) == (0, 1, 2, 3) and turns((32, 48)) == (0, 2)
-    with pytest.raises(UsageError, match="images of 48×7"):
-        LeNet(3, "48x7", 5)
     columns = {(64, 1): 8, (64, 2 / 3): 8, (20, 1): 5, (36, 1.5): 9, (17, 1): 5, (7, 1.5): 4, (2, 1): 2}
     for (n, ratio), wanted in (columns | {(1, 3): 1}).items():
         assert columns_of(n, ratio) == wanted, "about square, in full rows"

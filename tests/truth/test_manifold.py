@@ -39,12 +39,12 @@ def test_prdc_equals_counting_by_its_definitions_and_its_authors_package(rows, m
         "density": np.sum(inside) / (4 * len(fake)),
         "coverage": np.mean(np.any(inside, 0)),
     }
-    assert prdc(fake, real, k=4) == pytest.approx(expected, abs=1e-12)
+    assert prdc(fake, real, near=4, far=4) == pytest.approx(expected, abs=1e-12)
     assert 0.2 < expected["recall"] < expected["precision"] < 1
 
     peer = pytest.importorskip("prdc")  # the package of its authors
     for k in (1, 5):
-        assert prdc(*rows, k=k) == pytest.approx(peer.compute_prdc(rows[1], rows[0], k), abs=1e-12)
+        assert prdc(*rows, near=k, far=k) == pytest.approx(peer.compute_prdc(rows[1], rows[0], k), abs=1e-12)
 
 
 def test_prdc_of_a_set_with_itself_and_of_one_far_away():

@@ -1,13 +1,16 @@
 """The worth of samples: duplicates of real images gain nothing, fresh ones what they gain elsewhere."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from refused import refused
 from sklearn.metrics import balanced_accuracy_score
 
-from gzcli.metrics import features
-from gzcli.metrics.features import LeNetFeatures, trained
+from gzcli.metrics import classifier, features
+from gzcli.metrics.classifier import NetFeatures, trained
+from gzcli.metrics.features import LENET
 from gzcli.metrics.quality import worth as module
 from gzcli.metrics.quality.worth import filling, worth
 
@@ -16,7 +19,7 @@ STEPS, CLASSES = 30, 4
 
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch):
-    monkeypatch.setattr(features, "BATCH", 64)
+    monkeypatch.setattr(features, "LENET", replace(LENET, batch=64))
 
 
 def noisy(rng, n):
@@ -40,8 +43,9 @@ def test_fresh_real_images_gain_what_they_gain_and_duplicates_gain_nothing(sides
     assert doubled["both_gain"].low <= 0 <= doubled["both_gain"].high
     assert abs(doubled["both_gain"].value) < 0.03
     both = [np.concatenate(pair) for pair in zip(few, many, strict=True)]
-    nets = [trained(*data, CLASSES, steps=STEPS, seed=11) for data in (both, few)]
-    judges = [LeNetFeatures(net, "", 0, False, torch.device("cpu")) for net in nets]
+    way = replace(LENET, augment=None, batch=64, steps=STEPS, seed=11)
+    nets = [trained(*data, CLASSES, way) for data in (both, few)]
+    judges = [NetFeatures(net, "", 0, False, torch.device("cpu")) for net in nets]
     others = [(judge.predict(test[0]) == test[1]).mean() for judge in judges]
     assert 0 < fresh["both_gain"].low <= others[0] - others[1] <= fresh["both_gain"].high
     for found in (doubled, fresh):
@@ -70,11 +74,11 @@ def test_the_filled_set_has_the_real_images_and_those_samples(sides, monkeypatch
     (x, y), (more, labels), test = sides
     sets = []
 
-    def training(images, classes, outputs, **how):
+    def training(images, classes, outputs, way):
         sets.append((images, classes))
-        return trained(images, classes, outputs, steps=1, seed=how["seed"])
+        return trained(images, classes, outputs, replace(way, steps=1))
 
-    monkeypatch.setattr(features, "trained", training)
+    monkeypatch.setattr(classifier, "trained", training)
     found = worth((x[1:], y[1:]), (more, labels), test, CLASSES, seeds=1)
     assert {"filled", "filled_gain", "filled_balanced"} <= found.keys()
     images, classes = sets[-1]

@@ -1,5 +1,6 @@
 """The classes of samples: `classes`, their frequencies and agreement with labels by the set's LeNet;
-`legible`, whether it is sure of them; and `is`, the inception score (Salimans et al. 2016, arXiv:1606.03498, §4)."""
+`legible`, whether it is sure of them; and `is`, the inception score (Salimans et al. 2016, arXiv:1606.03498,
+§4)."""
 
 from __future__ import annotations
 
