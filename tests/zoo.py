@@ -116,7 +116,7 @@ CASES = [
     denoiser("fm", FM, lr=5e-3, steps=3),
     denoiser("fm", FM | LABELS | {"time_sampling": "uniform", "sigma_min": 0.01}, lr=5e-3, steps=3),
     denoiser("fm", FM | {"clusters": 5}, lr=5e-3, steps=3, guidance=2.0),
-    denoiser("cfm", FM | {"coupling": "ot"}, lr=5e-3, steps=3, guidance=2.0),
+    denoiser("cfm", FM | {"coupling": "ot", "clusters": 20}, lr=5e-3, steps=3, guidance=2.0),
     RF,
     RF_LABELS,
     denoiser("reflow", {"pair_steps": 4}, stages={"teacher": RF}, steps=2, sampler="euler"),
@@ -134,7 +134,7 @@ CASES = [
         for more in ({}, LABELS, {"clusters": 5, "label_dropout": 0.1})
     ),
     Case("maskgit", PRIOR, lr=3e-3, sample={"steps": 4}, stages={"tokenizer": VQVAE}),
-    Case("maskgit", PRIOR | LABELS, lr=3e-3, sample={"steps": 4}, stages={"tokenizer": VQVAE}),
+    Case("maskgit", PRIOR | LABELS | {"clusters": 20}, lr=3e-3, sample={"steps": 4}, stages={"tokenizer": VQVAE}),
     tuner("sd_lora", {"rank": 8}, lr=1e-2),
     tuner("sd_lora", {"text_lora": True}, lr=1e-2, base="sdxl"),
     tuner("controlnet", {"cache": False}, lr=3e-3),
