@@ -99,16 +99,17 @@ class Clusters(nn.Module):
         """
         grid = min(self.grid[0], x.shape[2]), min(self.grid[1], x.shape[3])
         centres = self.points(self.centres.unflatten(1, (x.shape[1], *self.grid)), grid)
-        with full_fp32(x.device):
+        # no inference tensor, which an embedding cannot keep where a gradient is taken
+        with torch.inference_mode(False), torch.no_grad(), full_fp32(x.device):
             # Σ known (x − c)² without known x², which all clusters share
             if known is None:
                 distance = centres.square().sum(1) - 2 * self.points(x, grid) @ centres.mT
             else:
                 weight = self.points(known.to(x).expand_as(x), grid)
                 distance = weight @ centres.square().mT - 2 * self.points(known * x, grid) @ centres.mT
-        if y is not None:
-            distance = distance.masked_fill(self.outside(y), torch.inf)
-        return distance.argmin(1)
+            if y is not None:
+                distance = distance.masked_fill(self.outside(y), torch.inf)
+            return distance.argmin(1)
 
     def outside(self, y: Tensor) -> Tensor:
         """Whether each cluster is of another class than y [B]: [B, count]."""
