@@ -196,7 +196,7 @@ def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log)
         chosen = torch.from_numpy(np.asarray(labels[np.resize(rows, job.n)]))
         chosen = chosen.float() if pack.meta.multilabel else chosen
     since, owner = time.perf_counter(), trained.run.owner
-    with log.bar(f"sample {trained.name}") as progress:
+    with log.bar(f"sample {trained.title}") as progress:
         images = draw(trained, job.n, seed=job.seed, labels=chosen, progress=progress)
     synchronise(trained.device)
     seconds = time.perf_counter() - since
@@ -206,7 +206,7 @@ def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log)
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path, samples=images.transpose(0, 2, 3, 1), seconds=seconds)
     image_set = ImageSet(images, None if chosen is None else chosen.numpy())
-    return Contestant(trained.name, image_set, str(owner.path), trained, seconds, str(path))
+    return Contestant(trained.title, image_set, str(owner.path), trained, seconds, str(path))
 
 
 def read(name: str, pack: Pack, form: PackOptions, n: int, log: Log) -> Contestant:

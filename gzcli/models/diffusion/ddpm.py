@@ -349,7 +349,7 @@ class DDPM(Diffusion):
 
     def to_diffusers(self) -> Any:
         """A `DDPMPipeline` with the same weights and schedule, equivalent to `sample` by dpmpp on trailing
-        steps. With labels or clusters only its parts can be used."""
+        steps. With labels only its parts can be used."""
         from diffusers import DDPMPipeline
 
         if self.factor:
