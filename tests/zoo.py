@@ -54,7 +54,7 @@ PIXELS = {"hidden": 16, "head": 16, "dilations": (1, 2, 1)}
 PIXELSPP = {"hidden": 16, "blocks": (0, 1), "mixture": 3}
 FLOW = {"depth": 2, "hidden": 16, "blocks": 1}
 LABELS = {"conditional": True}
-CODES, GUIDED = {"steps": 3, "code_steps": 4}, {"guidance": 2.0}
+STEPS, CODES, GUIDED = {"steps": 4}, {"steps": 3, "code_steps": 4}, {"guidance": 2.0}
 GUIDED_PAIRS = {"pair_steps": 4, "pair_guidance": 2.0}
 AAE_CONV = {"hidden": (16, 32), "latent": 8, "disc_hidden": (32,), "image_weight": 1.0, "image_width": 8}
 R1 = {"r1": 1.0, "r1_every": 1, "augment": ("color", "cutout")}
@@ -116,7 +116,7 @@ CASES = [
     denoiser("fm", FM, lr=5e-3, steps=3),
     denoiser("fm", FM | LABELS | {"time_sampling": "uniform", "sigma_min": 0.01}, lr=5e-3, steps=3),
     denoiser("fm", FM | {"clusters": 5}, lr=5e-3, steps=3, guidance=2.0),
-    denoiser("cfm", FM | {"coupling": "ot"}, lr=5e-3, steps=3, guidance=2.0),
+    denoiser("cfm", FM | {"coupling": "ot", "clusters": 20}, lr=5e-3, steps=3, guidance=2.0),
     RF,
     RF_LABELS,
     denoiser("reflow", {"pair_steps": 4}, stages={"teacher": RF}, steps=2, sampler="euler"),
@@ -134,7 +134,7 @@ CASES = [
         for more in ({}, LABELS, {"clusters": 5, "label_dropout": 0.1})
     ),
     Case("maskgit", PRIOR, lr=3e-3, sample={"steps": 4}, stages={"tokenizer": VQVAE}),
-    Case("maskgit", PRIOR | LABELS, lr=3e-3, sample={"steps": 4}, stages={"tokenizer": VQVAE}),
+    Case("maskgit", PRIOR | LABELS | {"clusters": 20}, lr=3e-3, sample=STEPS, stages={"tokenizer": VQVAE}),
     tuner("sd_lora", {"rank": 8}, lr=1e-2),
     tuner("sd_lora", {"text_lora": True}, lr=1e-2, base="sdxl"),
     tuner("controlnet", {"cache": False}, lr=3e-3),

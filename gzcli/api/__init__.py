@@ -334,8 +334,8 @@ class LoadedRun:
         return alarm.run(job, target, self.trained.device, Log(mode="quiet"))
 
     def __repr__(self) -> str:
-        model, step = self.trained.part.model, self.trained.step
-        return f"<gzcli.Run {self.id}: {model}, {by_sides(self.info.shape)}, step {step:,}>"
+        name, step = self.trained.title, self.trained.step
+        return f"<gzcli.Run {self.id}: {name}, {by_sides(self.info.shape)}, step {step:,}>"
 
     # ------------------------------------------------------------------------------------------ helpers
 

@@ -265,7 +265,8 @@ def table_of_runs(
     for name, row in zip(names_of(chosen, wide=wide, to_stderr=to_stderr), rows, strict=True):
         step, steps = row["step"], row["steps"]
         unfinished = row["state"] != "finished" and step is not None and steps
-        cells = {**row, **in_words(row), "run": name, "name": row["alias"]}
+        added = row["name"].removeprefix(row["model"]).strip()
+        cells = {**row, **in_words(row), "run": name, "name": " ".join(filter(None, (row["alias"], added)))}
         cells["step"] = f"{step}/{steps}" if unfinished else step
         lines.append([cells[column] for column in COLUMNS])
     out.table(COLUMNS, lines, spare=SPARE, wide=wide, to_stderr=to_stderr)

@@ -13,6 +13,7 @@ from typing import Any
 
 from gzcli.cli import out
 from gzcli.core.errors import UsageError
+from gzcli.core.sections import additions
 from gzcli.core.units import about, count, counted, sides, size
 from gzcli.launch import forecast
 from gzcli.launch.forecast import DataFacts, Forecast, together
@@ -205,7 +206,12 @@ def in_short(outlook: Outlook) -> list[str]:
         model.append(f"{sum(one.part.train.steps for one in outlook.models):,} steps")
     times = [f"about {about(here)} here", *_in_paper(outlook)] if here else []
     words = ": ".join(filter(None, [", ".join(model), "; ".join(times)]))
-    return [scale + _set(outlook), *(line for line in out.fitted(words) if line)]
+    added = [
+        f"{part.model} {text}: `--set {part.in_recipe}model.{key}=0` goes without"
+        for part in outlook.recipe.parts
+        for key, text in additions(part.options).items()
+    ]
+    return [scale + _set(outlook), *(line for line in out.fitted(words) if line), *added]
 
 
 def in_lines(outlook: Outlook, there: int | None) -> Iterator[tuple[str, str]]:
@@ -248,11 +254,11 @@ def _set(outlook: Outlook) -> str:
 def _model(one: Forecast) -> str:
     train = one.part.train
     if one.params is None:
-        return f"{one.part.model}: not known: {one.lacking or 'no step is tried here (GZ_TRIAL=0)'}"
+        return f"{one.part.title}: not known: {one.lacking or 'no step is tried here (GZ_TRIAL=0)'}"
     steps = f"--minutes {train.minutes:g}" if train.minutes else f"{train.steps:,} steps"
     giga = (one.flops or 0) / 1e9
     cost = f" at {giga:{',.0f' if giga >= 100 else '.3g'}} GFLOP" if giga else ""
-    return f"{one.part.model}, {count(one.params)} parameters, {steps} of {train.batch_size}{cost}"
+    return f"{one.part.title}, {count(one.params)} parameters, {steps} of {train.batch_size}{cost}"
 
 
 def _time(one: Forecast) -> str:

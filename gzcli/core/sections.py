@@ -275,6 +275,15 @@ def lists(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
+# options that add to the method of a model's name, and what its name for people then says
+ADDITIONS = {"clusters": "+{} clusters", "image_weight": "+image discriminator"}
+
+
+def additions(options: Mapping[str, Any]) -> dict[str, str]:
+    """What a model with these options adds to its method, by the option."""
+    return {key: text.format(options[key]) for key, text in ADDITIONS.items() if options.get(key)}
+
+
 @dataclass(frozen=True)
 class Part:
     """What one model is trained by, and then sampled and scored by.
@@ -314,6 +323,11 @@ class Part:
     def in_recipe(self) -> str:
         """What its keys begin with in a recipe: `stages.prior.`, or nothing."""
         return f"stages.{self.stage}." if self.stage else ""
+
+    @property
+    def title(self) -> str:
+        """The model's name for people: `fm +100 clusters`."""
+        return " ".join((self.model, *additions(self.options).values()))
 
     def tree(self) -> dict[str, Any]:
         """The part as YAML and JSON have it; `part_of` reads it back."""

@@ -67,7 +67,7 @@ def choices(named: Sequence[Run] = ()) -> list[Choice]:
     for run in named or [run for run in runs.all_runs() if run.weights is not None]:
         status = run.serving.status()
         step = f", {status['step']:,} steps" if status.get("step") else ""
-        title = f"{run.alias or run.model} on {run.data}{step} ({run.id.rsplit('-', 1)[-1]})"
+        title = f"{run.alias or run.title} on {run.data}{step} ({run.id.rsplit('-', 1)[-1]})"
         # a run outside the store by its origin or its folder
         name = run.id if runs.by_name(run.id) else str(run.status().get("from") or run.path)
         menu.append(Choice(name, title))

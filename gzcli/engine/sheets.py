@@ -156,7 +156,7 @@ def caption_of(
     trained: Trained, do: str | None, seed: int, options: Mapping[str, Any], step: int | None = None
 ) -> str:
     """The origin of a picture: model, set, length of the training, application, seed and options."""
-    words = [trained.name, trained.part.data.name.rpartition("/")[2], f"step {step or trained.step:,}"]
+    words = [trained.title, trained.part.data.name.rpartition("/")[2], f"step {step or trained.step:,}"]
     words += [f"{duration(seconds)} of training"] if (seconds := trained.run.owner.seconds) else []
     words += [do] if do else []
     return " · ".join([*words, f"seed {seed}", *(f"{key} {value}" for key, value in options.items())])

@@ -301,6 +301,12 @@ class Trained:
         """The name of the model; of a stage the name of the whole run's model."""
         return self.run.owner.status().get("model") or self.part.model
 
+    @property
+    def title(self) -> str:
+        """The name of the model for people: `fm +100 clusters`."""
+        owner = self.run.owner
+        return owner.title if owner.status().get("model") else self.part.title
+
 
 def load_trained(
     run: Run, device: torch.device | str, checkpoint: str = "finished", precision: str | None = None

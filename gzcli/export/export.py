@@ -68,16 +68,20 @@ def to_diffusers(trained: Trained, out: str, log: Log) -> dict[str, Any]:
     not its class's `from_pretrained`; and `usage`, what to call next. Both are printed, and written into the
     folder's README.md.
 
-    Raises UsageError for a model without the method.
+    Raises UsageError for a model without the method, and for one with clusters, which no pipeline draws.
     """
     if not hasattr(trained.model, "to_diffusers"):
         message = f"`{trained.name}` has no counterpart in diffusers"
         raise UsageError(message, hint="gz list models --can export")
+    if getattr(trained.model, "clusters", None) is not None:
+        message = f"no pipeline of diffusers draws clusters, from which `{trained.title}` makes its images"
+        hint = "`--to torch` and `--to onnx` draw them; or train with `--set model.clusters=0`"
+        raise UsageError(message, hint=hint)
     pipeline = trained.model.to_diffusers()
     pipeline.save_pretrained(out)
     name, usage = type(pipeline).__name__, getattr(pipeline, "usage", None)
     loaded_by = getattr(pipeline, "loaded_by", f"{name}.from_pretrained")
-    readme = [f"# {trained.name}, {trained.run.owner.id}"]
+    readme = [f"# {trained.title}, {trained.run.owner.id}"]
     readme += [f"Weights after {trained.step} steps, for diffusers:", f"    pipeline = {loaded_by}(FOLDER)"]
     log.info(f"diffusers loads it by `{loaded_by}({out!r})`")
     if usage:

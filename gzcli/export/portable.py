@@ -326,7 +326,7 @@ def unit_outputs(model: Any, units: UnitVectors, settings: dict[str, Any]) -> It
 
     def draw_labels(*_: Any) -> None:
         if model.clusters is not None:
-            units.program.append({"do": "cluster", "shares": model.clusters.shares.tolist()})
+            units.program.append({"do": "cluster", "shares": model.clusters.class_shares.tolist()})
 
     fakes: dict[str, Any] = {"denoiser": denoiser, "velocity": velocity, "draw_labels": draw_labels}
     fakes["into_range"] = lambda x, *_: x

@@ -77,10 +77,12 @@ def draw(spec: Mapping[str, Any], call: Call, n: int, seed: int = 0, labels: Any
         if step["do"] == "draw":
             arrays.append(noise(step["kind"], step["shape"], n, seed, draws))
             draws += 1
-        elif step["do"] == "cluster":  # in place of a class, as often as among the training images
-            ends = np.cumsum(step["shares"], dtype=np.float32)
-            u = spread(n, seed, draws) * ends[-1]
-            condition["y"] = np.searchsorted(ends, u, "right").clip(max=len(ends) - 1)
+        elif step["do"] == "cluster":  # within the class, as often as among the training images
+            y = condition.get("y", np.zeros(n, np.int64))
+            ends = np.cumsum(step["shares"], axis=1, dtype=np.float32)[y]  # a row for each class
+            u = spread(n, seed, draws) * ends[:, -1]
+            place = (ends <= u[:, None]).sum(1).clip(max=ends.shape[1] - 1)
+            condition["y"] = y * ends.shape[1] + place
             draws += 1
         elif step["do"] == "call":  # of a network that makes an image step by step
             x = combined(step["x"], arrays)

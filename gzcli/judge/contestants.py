@@ -72,12 +72,12 @@ def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log)
     n, owner = job.n, trained.run.owner
     strata, labels = strata_of(trained, pack), sample_labels(trained, pack, n)
     notes, few = [], min(FEW, n)
-    with log.bar(f"sample {trained.name}") as progress:
+    with log.bar(f"sample {trained.title}") as progress:
         images, seconds = timed_draw(trained, few, job.seed, labels, progress)
         longer = ranks.agree(job.patience is not None and seconds * n / few > job.patience)
         if longer and few < n:
             n = few
-            notes.append(f"`{trained.name}` has {n:,} samples: more take longer than its training")
+            notes.append(f"`{trained.title}` has {n:,} samples: more take longer than its training")
         elif few < n:
             images, seconds = timed_draw(trained, n, job.seed, labels, progress)
     facts = json.dumps([trained.step, dict(trained.part.sample)], default=str)  # differs between variants
@@ -87,7 +87,7 @@ def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log)
         np.savez_compressed(path, samples=images.transpose(0, 2, 3, 1), seconds=seconds)
     image_set = ImageSet(images, None if labels is None else labels[:n].numpy())
     return Contestant(
-        trained.name, image_set, str(owner.path), trained, seconds, str(path), notes, strata=strata
+        trained.title, image_set, str(owner.path), trained, seconds, str(path), notes, strata=strata
     )
 
 

@@ -49,9 +49,9 @@ def likelihood(
         counts = np.bincount(labels, minlength=len(pack.meta.classes))
         frequencies, passes = torch.from_numpy(counts / len(labels)), 1 + len(counts)
     n, passes = ranks.agree((n, 1 if by_ode or seconds_each * n * passes > budget else passes))
-    log.info(f"likelihood of {n:,} test images by {trained.name}, about {about(seconds_each * n * passes)}")
+    log.info(f"likelihood of {n:,} test images by {trained.title}, about {about(seconds_each * n * passes)}")
     count = 0
-    with log.bar(f"likelihood of {trained.name}") as progress:
+    with log.bar(f"likelihood of {trained.title}") as progress:
 
         def work(batch: Batch) -> dict[str, np.ndarray]:
             nonlocal count

@@ -369,6 +369,7 @@ class Scoring:
         job = self.job
         return {
             "run": self.trained.run.owner.id,
+            "name": self.trained.title,
             "runs": [Run(Path(path)).id for path in (job.run, *job.others)],
             "in": job.ins,
             "seed": job.seed,

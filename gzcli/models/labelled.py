@@ -1,11 +1,12 @@
 """Models conditioned on the label of an image, or on its cluster — Bao 2022, "Why Are Conditional
 Generative Models Better Than Unconditional Ones?", arXiv:2212.00362.
 
-    p(x) = Σ_c p(c) p(x | c)
+    p(x) = Σ_c p(c) p(x | c),   p(x | y) = Σ_c p(c | y) p(x | c)
 
 The clusters c are found by k-means of the pixels before training; Bao clusters features of a self-supervised
-network. The network learns p(x | c) and, where the cluster is hidden, p(x). Samples draw c by its share of
-the training images.
+network. Those of a conditional model lie within the classes y. Samples draw c by its share of the training
+images. An existing image has the nearest cluster, so likelihoods are of log p(c) + log p(x | c), a lower
+bound of the mixture. Guidance alone needs the network without a cluster, which is learned where it is hidden.
 """
 
 from __future__ import annotations
@@ -48,72 +49,127 @@ class LabelOptions:
 
 @dataclass(frozen=True)
 class ClusterOptions(LabelOptions):
-    """`LabelOptions`, and clusters in place of missing labels.
+    """`LabelOptions`, and clusters of images.
 
-    clusters: number of clusters of images, by k-means of their pixels; 0: none. An unconditional model is
-      conditioned on the cluster in place of a label (Bao 2022, arXiv:2212.00362). Likelihoods and scores of
-      denoisers hide it, as training does for the share `label_dropout`.
+    clusters: number of clusters of images, by k-means of their pixels, on which the model is conditioned (Bao
+      2022, arXiv:2212.00362); 0: none. A conditional model has equally many in each class, at least one.
     """
 
     clusters: int = 0
 
     def count(self, data: DataInfo) -> int:
-        """The number of classes or clusters on which the model is conditioned. Raises UsageError below 0."""
+        """The number of classes or clusters on which the model is conditioned. Raises UsageError below 0, and
+        for clusters within the classes of multi-label data."""
         at_least(0, clusters=self.clusters)
-        return len(data.classes) if self.conditional else self.clusters
+        if self.conditional and self.clusters and data.multilabel:
+            hint = "set `model.clusters` to 0"
+            raise UsageError("images of several classes have no clusters within one class", hint=hint)
+        classes = len(data.classes) if self.conditional else 0
+        return max(self.clusters, classes) if self.clusters else classes
 
 
 class Clusters(nn.Module):
-    """Clusters of images; before `fit` all images are in the first one.
+    """Clusters of images, `each` within every class, in the order of the classes. Before `fit` all images of
+    a class are in its first one.
 
     shape: (C, H, W) of images.
-    count: number of clusters.
+    count: number of clusters; those beyond `each` · `classes` are never used.
+    classes: number of classes; 1 for an unconditional model.
     """
 
     centres: Tensor  # [count, dim]
     shares: Tensor  # [count], of the training images
 
-    def __init__(self, shape: tuple[int, ...], count: int):
+    def __init__(self, shape: tuple[int, ...], count: int, classes: int = 1):
         super().__init__()
         c, h, w = shape
         self.grid = (min(h, SIDE), min(w, SIDE))
+        self.classes, self.each = classes, count // classes
         self.register_buffer("centres", torch.zeros(count, c * self.grid[0] * self.grid[1]))
         self.register_buffer("shares", torch.full((count,), 1 / count))
 
     def __len__(self) -> int:
         return len(self.shares)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The cluster of each image x [B, C, H, W], [B] int64."""
-        with full_fp32(x.device):
-            # ‖x − c‖² without ‖x‖², which all clusters share
-            return (self.centres.square().sum(1) - 2 * self.points(x) @ self.centres.mT).argmin(1)
+    def forward(self, x: Tensor, y: Tensor | None = None, known: Tensor | None = None) -> Tensor:
+        """The cluster of each image, [B] int64: the nearest one, of those of class y [B] if it is given.
 
-    def points(self, x: Tensor) -> Tensor:
+        x: images [B, C, H, W], or smaller ones, with which the block means of the centres are compared.
+        known: mask [B, 1, H, W] of the pixels that are compared; None: all.
+        """
+        grid = min(self.grid[0], x.shape[2]), min(self.grid[1], x.shape[3])
+        centres = self.points(self.centres.unflatten(1, (x.shape[1], *self.grid)), grid)
+        # no inference tensor, which an embedding cannot keep where a gradient is taken
+        with torch.inference_mode(False), torch.no_grad(), full_fp32(x.device):
+            # Σ known (x − c)² without known x², which all clusters share
+            if known is None:
+                distance = centres.square().sum(1) - 2 * self.points(x, grid) @ centres.mT
+            else:
+                weight = self.points(known.to(x).expand_as(x), grid)
+                distance = weight @ centres.square().mT - 2 * self.points(known * x, grid) @ centres.mT
+            if y is not None:
+                distance = distance.masked_fill(self.outside(y), torch.inf)
+            return distance.argmin(1)
+
+    def outside(self, y: Tensor) -> Tensor:
+        """Whether each cluster is of another class than y [B]: [B, count]."""
+        return torch.arange(len(self), device=y.device) // self.each != y[:, None]
+
+    def points(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """The vectors that k-means compares: pixels, [B, dim]."""
-        return F.adaptive_avg_pool2d(to_fp32(x), self.grid).flatten(1)
+        return F.adaptive_avg_pool2d(to_fp32(x), grid or self.grid).flatten(1)
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Fits the clusters to images by k-means: at most one for every `MIN_CLUSTER` images. Clusters beyond
-        that number are never drawn."""
-        from sklearn.cluster import KMeans
-
-        points = torch.cat([self.points(batch.x) for batch in batches]).cpu().numpy()
-        count = min(len(self), max(1, len(points) // MIN_CLUSTER))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # equal images are one cluster
-            kmeans = KMeans(count, n_init=1, max_iter=ROUNDS, random_state=0).fit(points)
-        centres, shares = np.zeros(self.centres.shape, np.float32), np.zeros(len(self), np.float32)
-        centres[:count], centres[count:] = kmeans.cluster_centers_, kmeans.cluster_centers_[0]
-        shares[:count] = np.bincount(kmeans.labels_, minlength=count) / len(points)
-        centres, shares = ranks.agree((centres, shares))  # threads may round differently elsewhere
+        """Fits the clusters to images by k-means within each class: at most one for every `MIN_CLUSTER`
+        images. Clusters beyond that number are never drawn. A class without images has their mean."""
+        rows = [
+            (self.points(batch.x), batch.x.new_zeros(len(batch)) if self.classes == 1 else batch.y)
+            for batch in batches
+        ]
+        points, labels = (torch.cat(part).cpu().numpy() for part in zip(*rows, strict=True))
+        centres, counts = np.zeros(self.centres.shape, np.float32), np.zeros(len(self), np.float64)
+        for k in range(self.classes):
+            part = points[labels == k]
+            found, of_each = k_means(part if len(part) else points.mean(0, keepdims=True), self.each)
+            first = k * self.each
+            centres[first : first + self.each] = found[0]
+            centres[first : first + len(found)] = found
+            counts[first : first + len(found)] = of_each
+        centres[self.classes * self.each :] = centres[0]
+        # threads may round differently elsewhere
+        centres, shares = ranks.agree((centres, (counts / counts.sum()).astype(np.float32)))
         self.centres.copy_(torch.from_numpy(centres))
         self.shares.copy_(torch.from_numpy(shares))
 
-    def draw(self, n: int, noise: Noise) -> Tensor:
-        """n clusters [n] int64 in proportion to their shares, by stratified draws."""
-        ends = self.shares.cumsum(0)
-        return torch.searchsorted(ends, noise.spread(n) * ends[-1], right=True).clamp(max=len(self) - 1)
+    @property
+    def class_shares(self) -> Tensor:
+        """The shares of the clusters of each class, [classes, each]."""
+        return self.shares[: self.classes * self.each].unflatten(0, (self.classes, self.each))
+
+    def log_prob(self, c: Tensor, y: Tensor | None = None) -> Tensor:
+        """log p(c) of clusters c [B], or log p(c | y) if their class y is given."""
+        log_p = self.shares[c].log()
+        return log_p if y is None else log_p - self.class_shares.sum(1)[y].log()
+
+    def draw(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
+        """n clusters [n] int64 in proportion to their shares, of classes y [n] for a conditional model, by
+        stratified draws."""
+        u, ends = noise.spread(n), self.class_shares.cumsum(1)
+        y = torch.zeros(n, dtype=torch.long, device=u.device) if y is None else y
+        ends = ends[y]
+        place = torch.searchsorted(ends, (u * ends[:, -1])[:, None], right=True)[:, 0]
+        return y * self.each + place.clamp(max=self.each - 1)
+
+
+def k_means(points: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The centres of at most `count` clusters of points [n, dim], and how many points each has."""
+    from sklearn.cluster import KMeans
+
+    count = min(count, max(1, len(points) // MIN_CLUSTER))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # equal images are one cluster
+        kmeans = KMeans(count, n_init=1, max_iter=ROUNDS, random_state=0).fit(points)
+    return kmeans.cluster_centers_, np.bincount(kmeans.labels_, minlength=count)
 
 
 class Labelled(Model):
@@ -126,9 +182,10 @@ class Labelled(Model):
             hint = "set `model.conditional` to `false`; gz list data"
             raise UsageError("a conditional model of data without labels", hint=hint)
         self.conditional, self.label_dropout = labels.conditional, labels.label_dropout
-        self.labelled = labels.count(data) > 0  # whether it is conditioned on labels or clusters
-        clustered = self.labelled and not labels.conditional
-        self.clusters = Clusters(data.shape, labels.clusters) if clustered else None
+        count = labels.count(data)
+        self.labelled = count > 0  # whether it is conditioned on labels or clusters
+        classes = len(data.classes) if labels.conditional else 1
+        self.clusters = Clusters(data.shape, count, classes) if labels.clusters else None
 
     def fit(self, batches: Iterable[Batch]) -> None:
         if self.clusters is not None:
@@ -145,29 +202,39 @@ class Labelled(Model):
 
     def condition(self, batch: Batch) -> Tensor | None:
         """The labels or clusters of training images; None for a model without a condition."""
-        if self.clusters is not None:
-            return self.clusters(batch.x)
-        return batch.y if self.conditional else None
+        y = batch.y if self.conditional else None
+        return y if self.clusters is None else self.clusters(batch.x, y)
 
     def draw_labels(self, labels: Tensor | None, n: int, noise: Noise) -> Tensor | None:
-        """The labels of n samples: `requested_labels`, or clusters, drawn where `labels` is None."""
-        if self.clusters is None:
-            return self.requested_labels(labels, n)
-        return self.clusters.draw(n, noise) if labels is None else labels.to(self.device)
+        """The labels of n samples: `requested_labels`, or clusters drawn within them."""
+        y = self.requested_labels(labels, n)
+        return y if self.clusters is None else self.clusters.draw(n, noise, y)
 
     def requested_labels(self, labels: Tensor | None, n: int) -> Tensor | None:
         """The labels of n samples, by default spread over the classes; None for an unconditional model."""
         return spread_labels(labels, n, self.data, self.device) if self.conditional else None
 
-    def image_labels(self, labels: Tensor | None) -> Tensor | None:
-        """The labels of given images; None where they are unknown.
+    def image_condition(
+        self, x: Tensor, labels: Tensor | None = None, known: Tensor | None = None
+    ) -> Tensor | None:
+        """The condition of existing images x: their nearest clusters, as `Clusters.forward` says, or their
+        labels; None where these are unknown.
 
         Raises UsageError for unknown labels if training never hid any.
         """
+        labels = labels if self.conditional else None
+        if self.clusters is not None:
+            return self.clusters(x, labels, known)
         if self.labelled and labels is None and not self.label_dropout:
             hint = "name them with `--label`, or set `model.label_dropout` and train"
             raise UsageError("a model trained without label dropout needs labels", hint=hint)
-        return labels if self.conditional else None
+        return labels
+
+    def condition_log_prob(self, condition: Tensor | None, labels: Tensor | None) -> Tensor | float:
+        """log p(c) of the clusters `condition`, or log p(c | labels), [B]; 0 without clusters."""
+        if self.clusters is None or condition is None:
+            return 0.0
+        return self.clusters.log_prob(condition, labels if self.conditional else None)
 
     def guidance_scale(self, guidance: float | None) -> float:
         """The guidance of samples, by default 1, or `GUIDANCE` towards clusters."""

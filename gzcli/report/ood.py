@@ -23,7 +23,7 @@ def document(results: Results) -> doc.Document:
     rows, pictures = rows_of(result, "results"), rows_of(result, "files")
     names = {str(key): str(value) for key, value in (result.get("names") or {}).items()}
     inside = names.get(str(result.get("in")), str(result.get("in", "?")))
-    facts = [("run", str(result.get("run", "?"))), ("in-distribution", inside)]
+    facts = [*((key, str(result.get(key, "?"))) for key in ("run", "name")), ("in-distribution", inside)]
     titles = {"step": "step", "seed": "seed", "likelihood": "likelihood", "fpr": "FPR asked"}
     of_files = isinstance(result.get("files"), list)
     sections = [

@@ -144,6 +144,7 @@ def _facts(run: Run) -> dict[str, Any]:
         "run": run.id,
         "alias": run.alias,
         "model": run.model,
+        "name": run.title,
         "data": run.data,
         "state": run.state,
         "stage": None if current is run else current.path.name,

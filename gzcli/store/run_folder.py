@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import DamagedError, UsageError, first_line
+from gzcli.core.sections import additions
 from gzcli.store import files, index
 from gzcli.store.paths import inside, is_name
 
@@ -149,6 +150,16 @@ class Run:
     @property
     def model(self) -> str:
         return self.status().get("model", "?")
+
+    @property
+    def title(self) -> str:
+        """The model's name for people: `fm +100 clusters`."""
+        added: dict[str, None] = {}
+        # a verb that needs the recipe reads it again, and says what is wrong with it
+        with contextlib.suppress(DamagedError, UsageError):
+            for part in self.stages or [self]:
+                added |= dict.fromkeys(additions(part.tree()["model"]).values())
+        return " ".join((self.model, *added))
 
     @property
     def data(self) -> str:

@@ -408,8 +408,9 @@ def evaluation_waits_for_no_other_process(case: Case) -> None:
 
 def every_kind_of_set(case: Case) -> None:
     """The model takes RGB images, several labels at once, and none."""
+    refused = ("label-free", *(("multi-label",) if case.options.get("clusters") else ()))
     for kind in KINDS:
-        if kind != "label-free" or not case.conditional:  # a conditional model is refused such a set
+        if kind not in refused or not case.conditional:  # a conditional model is refused such sets
             _takes(case, kind)
 
 

@@ -18,6 +18,7 @@ from gzcli.core.types import ImageNoise
 from gzcli.engine import sampler
 from gzcli.engine.trained import Trained, load_trained
 from gzcli.export import portable, portable_sampler
+from gzcli.export.export import to_diffusers
 from gzcli.models import catalog
 from gzcli.models.base import group_options
 
@@ -51,23 +52,37 @@ def test_noise_is_written_down():
         np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["fm", "ddpm", "sgm"])
-def test_a_program_draws_what_gz_draws(name):
-    trained = made(Case(name, SMALL, lr=1e-3, batch=8))
+@pytest.mark.parametrize(
+    ("name", "clusters"), [("fm", 0), ("ddpm", 0), ("sgm", 0), ("fm", 3), ("ddpm", 3), ("cfm", 20)]
+)
+def test_a_program_draws_what_gz_draws(name, clusters):
+    trained = made(Case(name, SMALL | {"clusters": clusters}, lr=1e-3, batch=8))
     options = HEUN if name == "fm" else {**trained.part.sample, "steps": 3}
     spec, step, _ = portable.step_of(trained, group_options(trained.model.sample, options))
-    spec = json.loads(json.dumps(spec)) | {"classes": [], "multilabel": False, "decode": False}
-    assert name != "fm" or [part["do"] for part in spec["program"]] == ["draw", *["call"] * 6]
+    classes = trained.info.classes if trained.model.conditional else []
+    spec = json.loads(json.dumps(spec)) | {"classes": classes, "multilabel": False, "decode": False}
+    steps = ["draw", *(["cluster"] if clusters else []), *["call"] * 6]
+    assert name != "fm" or [part["do"] for part in spec["program"]] == steps
+
+    told = []
 
     def call(_, feeds):
+        told.append(feeds.get("y"))
         with torch.no_grad():
             made = step(**{key: torch.from_numpy(np.asarray(value)) for key, value in feeds.items()})
         return [value.numpy() for value in (made if isinstance(made, tuple | list) else [made])]
 
-    theirs = portable_sampler.draw(spec, call, 2, seed=4).transpose(0, 3, 1, 2)
+    theirs = portable_sampler.draw(spec, call, 12, seed=4).transpose(0, 3, 1, 2)
     trained.requested_precision = "fp32"
-    ours = sampler.draw(trained, 2, seed=4, options=options)
+    ours = sampler.draw(trained, 12, seed=4, options=options)
     assert np.abs(theirs.astype(int) - ours.astype(int)).max() <= 1
+    if clusters:
+        draws = ImageNoise(4, range(12))
+        draws.randn(12, *trained.info.shape)
+        assert told[-1].tolist() == trained.model.draw_labels(None, 12, draws).tolist()
+        assert len(set(told[-1].tolist())) > 2
+    if name == "ddpm" and clusters:
+        refused("no pipeline", to_diffusers, trained, "", None, hint="model.clusters=0")
 
 
 @pytest.mark.slow

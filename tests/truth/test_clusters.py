@@ -1,6 +1,8 @@
 """Clusters in place of labels, against k-means of scikit-learn and counts."""
 
 import itertools
+import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,8 +14,8 @@ from refused import refused
 from sklearn.cluster import KMeans
 from torch import nn
 
-from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, ImageNoise, no_progress
+from gzcli.judge.likelihood import log_marginal
 from gzcli.models import catalog
 from gzcli.models.autoregressive.maskgit import MaskGIT
 from gzcli.models.autoregressive.transformer import Transformer
@@ -131,12 +133,172 @@ def test_guidance_goes_towards_clusters_where_there_are_some():
     guided(clusters=3)
     refused("conditional", guided, clusters=0)
     refused("label dropout", guided, conditional=True, label_dropout=0.0)
-    with pytest.raises(UsageError, match="label dropout"):
-        build(clusters=3, label_dropout=0.0).log_prob(torch.zeros(2, *SHAPE), noise=noise(2))
     labelled = build(clusters=3, conditional=True)
-    assert labelled.clusters is None and labelled.net.label.classes == 2
+    assert (labelled.clusters.each, labelled.net.label.classes) == (1, 3)
+    sets = replace(INFO, multilabel=True)
+    refused("several classes", catalog.load("fm").of, sets, conditional=True, clusters=3)
     for name in ("fm", "rf", "ncsnv2", "zigma"):
         refused("clusters", catalog.load(name).of, INFO, clusters=-3)
+
+
+def of_classes(counts: tuple[int, ...] = (90, 60, 30), number: int = 7, classes: int = 3):
+    """Clusters of three classes that overlap, with their images and labels."""
+    y = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    x = torch.cat([images((n // 3, n - n // 3), seed=k) for k, n in enumerate(counts)])
+    clusters = Clusters(SHAPE, number, classes)
+    clusters.fit([Batch(x, y, torch.arange(len(x)), ImageNoise(0, range(len(x))))])
+    return clusters, x, y
+
+
+def test_clusters_of_a_class_are_its_own_and_drawn_by_their_shares_within_it():
+    clusters, x, y = of_classes()
+    assert (clusters.each, clusters.shares[6]) == (2, 0), "two in each class, one is left"
+    for k in range(3):
+        theirs = KMeans(2 if k < 2 else 1, n_init=10, random_state=1).fit(x[y == k].flatten(1).numpy())
+        distance = torch.cdist(torch.tensor(theirs.cluster_centers_), clusters.centres[2 * k : 2 * k + 2])
+        assert distance.min(1).values.max() < 1e-5
+    c = clusters(x, y)
+    assert torch.equal(c // 2, y) and clusters.shares.numpy() == pytest.approx(
+        torch.bincount(c, minlength=7).numpy() / len(x), abs=1e-6
+    )
+    of_class = torch.stack(
+        [clusters.log_prob(torch.arange(2 * k, 2 * k + 2), torch.tensor([k, k])).exp() for k in range(3)]
+    )
+    torch.testing.assert_close(of_class.sum(1), torch.ones(3))
+    torch.testing.assert_close(clusters.log_prob(c), clusters.shares[c].log())
+    for labels in (torch.arange(900) % 3, torch.full((900,), 1)):
+        drawn = clusters.draw(900, ImageNoise(3, range(900)), labels)
+        assert torch.equal(drawn // 2, labels)
+        for k in labels.unique():
+            counts = torch.bincount(drawn[labels == k] - 2 * k, minlength=2)
+            assert counts.numpy() == pytest.approx((counts.sum() * of_class[k]).numpy(), abs=4)
+        assert torch.equal(clusters.draw(50, ImageNoise(3, range(100, 150)), labels[100:150]), drawn[100:150])
+    clusters, x, y = of_classes((40, 40), 1 * 4, classes=4)  # two classes have no images
+    assert clusters.shares.isfinite().all() and clusters.log_prob(torch.tensor([3]), torch.tensor([3])) == 0
+    assert (
+        catalog.load("fm")
+        .of(replace(INFO, classes=tuple("abcd")), clusters=3, conditional=True, **SMALL)
+        .clusters.each
+        == 1
+    )
+
+
+def test_the_nearest_cluster_is_that_of_what_is_known():
+    clusters, x, _ = of_classes()
+    centres = clusters.centres.view(-1, *SHAPE)
+    mask = (torch.rand(len(x), 1, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.4).float()
+    known = ((x[:, None] - centres) * mask[:, None]).square().flatten(2).sum(2).argmin(1)
+    hidden = torch.where(mask > 0, x, 9.0)
+    assert torch.equal(clusters(hidden, known=mask), known) and torch.equal(
+        clusters(x, known=mask * 0 + 1), clusters(x)
+    )
+    pool = nn.functional.avg_pool2d
+    small = torch.cdist(pool(x, 2).flatten(1), pool(centres, 2).flatten(1)).argmin(1)
+    assert torch.equal(clusters(pool(x, 2)), small) and small.unique().numel() > 2
+
+
+MEANS = torch.tensor([-0.7, -0.5, 0.5, 0.6])  # of clusters: the first two of class 0, the others of class 1
+
+
+class Gaussians(nn.Module):
+    """The velocity of N(mean, .1²) by pixel given the cluster."""
+
+    def __init__(self):
+        super().__init__()
+        self.means = nn.Parameter(MEANS.double())
+
+    def forward(self, x, t, y=None, drop=None):
+        t, std = t[:, None, None, None] / 1000, 0.1
+        mean, variance = self.means[y][:, None, None, None], (1 - t) ** 2 + (t * std) ** 2
+        return mean + (t * std**2 - (1 - t)) / variance * (x - t * mean)
+
+
+def gaussians(means: torch.Tensor, conditional: bool) -> nn.Module:
+    """A flow of four Gaussian clusters with exact velocities."""
+    model = catalog.load("fm").of(
+        DataInfo((1, 2, 2), 256, ("a", "b")), clusters=4, conditional=conditional, **SMALL
+    )
+    model.net = Gaussians()
+    model.net.means.data = means.double()
+    model.clusters.centres.copy_(means[:, None].expand(-1, 4))
+    model.clusters.shares.copy_(torch.tensor([0.1, 0.3, 0.2, 0.4]))
+    return model.double().eval()
+
+
+@pytest.mark.parametrize("means", [MEANS, torch.tensor([-0.9, -0.3, 0.3, 0.9])])
+def test_a_likelihood_is_a_bound_of_the_mixture_and_equal_where_clusters_are_apart(means):
+    """Against the mixture of Gaussians; σ/α of data is that of dequantisation."""
+    model, labelled = gaussians(means, False), gaussians(means, True)
+    std, n, c = 0.1, 64, torch.arange(64) % 4
+    x = means[c][:, None, None, None].double() + std * ImageNoise(9, range(n)).randn(n, 1, 2, 2).double()
+    dequantised = x + 2 / 255 * (noise(n).rand(n, 1, 2, 2).double() - 0.5)
+    law = torch.distributions.Normal(means.double(), math.hypot(std, 1 / 255 / 3**0.5))
+    log_p = (
+        law.log_prob(dequantised.flatten(1)[..., None]).sum(1)
+        + 4 * math.log(2 / 255)
+        + model.clusters.shares.log()
+    )
+    found, nearest = model.log_prob(x, noise=noise(n)), model.clusters(x)
+    torch.testing.assert_close(found, log_p[torch.arange(n), nearest], atol=2e-3, rtol=0)
+    gap = log_p.logsumexp(1) - found
+    assert gap.min() > -2e-3
+    assert (gap.max() > 0.1) if means is MEANS else (gap.max() < 2e-2)
+    of_class = log_p.unflatten(1, (2, 2))
+    given = torch.stack([labelled.log_prob(x, torch.full((n,), k), noise=noise(n)) for k in range(2)], 1)
+    p_y = torch.tensor([0.4, 0.6]).double()
+    excess = given + p_y.log() - of_class.logsumexp(2)
+    assert (excess / given.abs()).max() < 1e-3, "a relative error of the solver far from the data"
+    torch.testing.assert_close(
+        labelled.log_prob(x, noise=noise(n)), (given + p_y.log())[torch.arange(n), nearest // 2]
+    )
+    batch = Batch(x, nearest // 2, torch.arange(n), noise(n))
+    marginal = log_marginal(labelled, batch, p_y, seed=0)
+    torch.testing.assert_close(marginal, (given + p_y.log()).logsumexp(1))
+    assert (log_p.logsumexp(1) - marginal).min() > -2e-3
+
+
+@pytest.mark.parametrize("name", ["fm", "ddpm"])
+def test_what_is_made_of_an_image_is_told_its_cluster(name):
+    clusters, x, y = of_classes((60, 60), 4, classes=2)
+    build = lambda **options: catalog.load(name).of(INFO, clusters=4, **SMALL, **options).eval()  # noqa: E731
+    model, labelled, x, y = build(), build(conditional=True), x[::20], y[::20]
+    for m in (model, labelled):
+        m.net = Heard()
+        m.clusters.load_state_dict(clusters.state_dict())
+    n, scores = len(x), ("score_recon", "log_prob", "score_denoise" if name == "ddpm" else "path_statistics")
+
+    def told(m, verb, **how):
+        m.net.told.clear()
+        flat(getattr(m, verb))(x, **how)
+        return m.net.told
+
+    for m, verb in itertools.product((model, labelled), ("reconstruct", "interpolate", "inpaint", *scores)):
+        how = {"inpaint": {"mask": torch.ones(n, 1, 4, 4)}, "interpolate": {"frames": 2}}.get(verb, {})
+        heard = told(m, verb, **({"steps": 2} if verb == "path_statistics" else {"noise": noise(n)}), **how)
+        assert all(torch.equal(rows, clusters(x)) for rows in heard), verb
+    for verb, how in {"edit": {"labels": 1 - y}, "log_prob": {"labels": 1 - y}}.items():
+        assert all(
+            torch.equal(rows, clusters(x, 1 - y)) for rows in told(labelled, verb, noise=noise(n), **how)
+        )
+    way = told(labelled, "translate", labels=1 - y, y=y, noise=noise(n))
+    assert torch.equal(way[0], clusters(x, y)) and torch.equal(way[-1], clusters(x, 1 - y))
+    heard = told(labelled, "classify", times=1, noise=noise(n))
+    assert all(torch.equal(rows, clusters(x, torch.full((n,), k))) for k, rows in enumerate(heard))
+    assert torch.equal(labelled.edit(x, labels=1 - y, noise=noise(n)).labels, 1 - y)
+
+
+def test_noise_is_paired_within_the_cluster():
+    """So that the noise of a cluster is N(0, I): n |mean|² / dim is 1, and more where pairs cross them."""
+    model = catalog.load("fm").of(INFO, clusters=3, coupling="ot", **SMALL)
+    x = images((300, 200, 100))
+    model.fit(batches(x))
+    starts = torch.stack(
+        [model.noise_and_images(Batch(x, None, torch.arange(600), noise(600, seed)))[0] for seed in range(20)]
+    )
+    for k in range(3):
+        mean = starts[:, model.clusters(x) == k].mean(1)
+        of_each = (model.clusters(x) == k).sum() * mean.square().flatten(1).mean(1)
+        assert float(of_each.mean()) == pytest.approx(1, abs=5 * (2 / 16 / 20) ** 0.5)
 
 
 def test_reflow_is_told_the_clusters_of_its_teacher():
@@ -193,8 +355,33 @@ def test_codes_and_clusters_have_probabilities_by_which_completions_draw():
     with torch.no_grad():
         joint = torch.stack([(-model.nll(kept, torch.tensor([k]))).exp() for k in range(3)], 1)
         expected = (joint * model.clusters.shares)[0]
-        drawn, first = (model.draw_cluster(kept.expand(n, 2)[:, :k], noise(n)) for k in (2, 0))
+        drawn, first = (
+            model.draw_cluster(model.clusters, kept.expand(n, 2)[:, :k], None, noise(n)) for k in (2, 0)
+        )
     for found, shares in ((drawn, expected / expected.sum()), (first, model.clusters.shares)):
         counts = torch.bincount(found, minlength=3) / n
         assert counts.numpy() == pytest.approx(shares.numpy(), abs=4 * 0.5 / n**0.5)
     assert model.complete(coded_images(4), noise=noise(4)).images.shape == (4, 1, 12, 8)
+
+
+@pytest.mark.parametrize("cls", [Transformer, MaskGIT])
+def test_a_prior_of_classes_with_clusters_is_told_a_cluster_of_the_class(cls):
+    x, y = coded_images(80), torch.arange(80) % 2
+    model = prior(cls, clusters=4, label_dropout=0.1, classes=("a", "b"))
+    model.fit([Batch(x, y, torch.arange(80), noise(80))])
+    codes, c = model.tokenizer.encode(x).flatten(1), model.clusters(x)
+    assert (model.clusters.each, (model.clusters.shares > 0).sum()) == (2, 4)
+    with torch.no_grad():
+        nll = model.nll(codes, c, noise(80)) - model.clusters.shares[c].log()
+        torch.testing.assert_close(model.score_nll(x, noise=noise(80)), nll)
+        given = model.joint_nll(codes, x, y, noise(80))
+        own = c // 2 == y
+        torch.testing.assert_close(given[own] + math.log(2), nll[own])
+    told = []
+    hear = lambda module, given, *_: told.append(given[0])  # noqa: E731
+    model.label.register_forward_pre_hook(hear)
+    how, verb = ({"rows": 4}, "complete") if cls is Transformer else ({}, "inpaint")
+    for labels in (y, None):
+        done = getattr(model, verb)(x, labels=labels, noise=noise(80), **how)
+        assert told[-1].max() == 3 and (labels is None or torch.equal(told[-1] // 2, y))
+        assert done.labels is None or torch.equal(told[-1] // 2, done.labels)

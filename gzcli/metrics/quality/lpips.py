@@ -27,7 +27,7 @@ def reconstruction(judge: Any, contestant: Any) -> Figures:
         return {}
     images, count = judge.test_images(trained, REBUILT, BATCH), 0
     labelled = "labels" in inspect.signature(method).parameters and trained.model.conditional
-    with judge.log.bar(f"reconstruct by {trained.name}") as progress:
+    with judge.log.bar(f"reconstruct by {trained.title}") as progress:
 
         def work(batch: Batch) -> dict[str, Array]:
             nonlocal count

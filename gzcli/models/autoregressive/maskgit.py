@@ -151,19 +151,20 @@ class MaskGIT(Prior):
         given the remaining codes.
 
         Without a mask the middle is hidden, half as high and wide as the image. A conditional model without
-        labels uses its null label.
+        labels uses its null label, or with clusters the nearest one by the known pixels.
         """
         hidden = (centre_mask(x) if mask is None else mask.to(x)) < 0.5
         guidance = 1.0 if options.guidance is None else options.guidance
-        labelled = guidance != 1 or labels is not None
-        labels = self.requested_labels(labels, len(x)) if labelled else self.image_labels(None)
-        self.check_guidance(guidance, labels)
+        if labels is not None or (guidance != 1 and self.clusters is None):
+            labels = self.requested_labels(labels, len(x))
+        condition = self.image_condition(x, labels, ~hidden)
+        self.check_guidance(guidance, condition)
         # hidden pixels would leak into neighbouring codes: the encoder gets the mean of known ones instead
         visible = (~hidden).expand_as(x).sum((1, 2, 3), keepdim=True).clamp(min=1)
         mean = (x * ~hidden).sum((1, 2, 3), keepdim=True) / visible
         codes = self.tokenizer.encode(torch.where(hidden, mean, x)).flatten(1)
         masked = F.adaptive_max_pool2d(hidden.to(x), self.grid).flatten(1) > 0
-        codes = self._fill(codes, masked, labels, noise, progress, options)
+        codes = self._fill(codes, masked, condition, noise, progress, options)
         inpainted = torch.where(hidden, self.images(codes), x)
         return Applied(inpainted, rows=("inpainted",), known=(~hidden).to(x), how="masked", labels=labels)
 

@@ -195,16 +195,15 @@ class Prior(Labelled):
         """−log p(codes of x) [B] in nats; for a conditional model under the mixture of its classes, with
         clusters an upper bound by the cluster of x."""
         codes = self.tokenizer.encode(x).flatten(1)
-        if not self.conditional:
-            return self.joint_nll(codes, x, noise)
+        if self.clusters is not None or not self.conditional:
+            return self.joint_nll(codes, x, None, noise)
         return math.log(len(self.data.classes)) - self.class_log_prob(codes, noise).logsumexp(1)
 
-    def joint_nll(self, codes: Tensor, x: Tensor, noise: Noise) -> Tensor:
-        """−log p(codes, c) [B] in nats, with the clusters c of images x; without clusters −log p(codes)."""
-        if self.clusters is None:
-            return self.nll(codes, None, noise)
-        c = self.clusters(x)
-        return self.nll(codes, c, noise) - self.clusters.shares[c].log()
+    def joint_nll(self, codes: Tensor, x: Tensor, labels: Labels, noise: Noise) -> Tensor:
+        """−log p(codes | labels) [B] in nats, or with the clusters c of images x −log p(codes, c | labels);
+        labels None: without the condition on labels."""
+        c = self.clusters(x, labels) if self.clusters is not None else labels
+        return self.nll(codes, c, noise) - self.condition_log_prob(c, labels)
 
     def class_log_prob(self, codes: Tensor, noise: Noise) -> Tensor:
         """log p(codes | class), or a lower bound of it, for every class or cluster: [B, K]."""
@@ -230,10 +229,7 @@ class Prior(Labelled):
         figures, nats, n = Figures(self.tokenizer), 0.0, 0
         for batch in batches:
             codes = figures.add(batch.x).flatten(1)
-            if self.conditional:
-                nll = self.nll(codes, batch.y, batch.noise)
-            else:
-                nll = self.joint_nll(codes, batch.x, batch.noise)
+            nll = self.joint_nll(codes, batch.x, batch.y if self.conditional else None, batch.noise)
             nats += float(nll.cpu().double().sum())
             n += codes.numel()
         return figures.as_dict() | {"entropy": figures.entropy, "nats": nats / n}

@@ -16,7 +16,7 @@ from gzcli.models.autoregressive.base import first_rows
 from gzcli.models.autoregressive.prior import Prior, TransformerOptions
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.base import Model
-from gzcli.models.labelled import ClusterOptions
+from gzcli.models.labelled import ClusterOptions, Clusters
 from gzcli.models.nn import Labels, spread_labels, to_fp32
 
 
@@ -108,7 +108,7 @@ class Transformer(Prior):
         """x [B, C, H, W] with its first rows kept, and the rest sampled given their codes.
 
         A conditional model without labels takes the class that makes the kept codes most probable. With
-        clusters, one is drawn given these codes.
+        clusters, one is drawn given these codes, of the class if it is given.
 
         rows: how many rows of pixels are kept, a multiple of the rows that a code covers; null: about half.
         """
@@ -121,21 +121,24 @@ class Transformer(Prior):
         last = x[:, :, max(rows - 1, 0) : max(rows, 1)].expand(-1, -1, height - rows, -1)
         visible = torch.cat([x[:, :, :rows], last], 2)
         codes = self.tokenizer.encode(visible).flatten(1)[:, :first]
-        if self.conditional:
-            if labels is None and first:
+        labels = labels if self.conditional else None
+        if self.clusters is None:
+            if self.conditional and labels is None and first:
                 best = self.class_log_prob(codes, noise).argmax(1)
                 labels = spread_labels(None, len(self.data.classes), self.data, x.device)[best]
-            labels = spread_labels(labels, len(x), self.data, x.device)
-        condition = labels if self.conditional else self.draw_cluster(codes, noise)
+            condition = labels = self.requested_labels(labels, len(x))
+        else:
+            condition = self.draw_cluster(self.clusters, codes, labels, noise)
+            labels = condition // self.clusters.each if self.conditional else None
         completed = self.images(self._generate(codes, condition, noise, progress, options, 1.0))
         completed = torch.cat([x[:, :, :rows], completed[:, :, rows:]], 2)
         return Applied(completed, rows=("completed",), known=first_rows(x, rows), how="kept", labels=labels)
 
-    def draw_cluster(self, codes: Tensor, noise: Noise) -> Tensor | None:
-        """A cluster [B] drawn from p(c | codes) given the first codes of images; None without clusters."""
-        if self.clusters is None:
-            return None
-        joint = self.clusters.shares.log().expand(len(codes), -1)
+    def draw_cluster(self, clusters: Clusters, codes: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
+        """A cluster [B] drawn from p(c | codes, labels) given the first codes of images."""
+        joint = clusters.shares.log().expand(len(codes), -1)
+        if labels is not None:
+            joint = joint.masked_fill(clusters.outside(labels), -math.inf)
         if codes.shape[1]:
             joint = joint + self.class_log_prob(codes, noise)
         return draw(joint.softmax(1), noise.rand(len(codes)))

@@ -96,7 +96,7 @@ class Applications(Denoiser):
         most `steps` steps given labels y (SDEdit, Meng 2022, arXiv:2108.01073)."""
         path, randn = self.path(steps, start=strength), partial(noise.randn, *x.shape)
         x_t = path[0].alpha * x + path[0].sigma * randn()
-        return x_t, self.denoise_path(x_t, path, self.image_labels(y), guidance, randn, progress)
+        return x_t, self.denoise_path(x_t, path, self.image_condition(x, y), guidance, randn, progress)
 
     @torch.no_grad()
     def reconstruct(
@@ -158,10 +158,11 @@ class Applications(Denoiser):
           network calls each, or of score models 10 Runge–Kutta steps of four.
         """
         at_least(1, steps=steps)
-        y, steps = self.image_labels(None), steps or self.ode_solver[1]
         at_least(2, frames=frames)
-        z = interpolate_images(self.to_noise(complete_pairs(x), y, steps, progress), frames, slerp)
-        return as_interpolations(self.into_range(self.to_data(z, y, steps, 1.0, progress)), frames)
+        x, steps = complete_pairs(x), steps or self.ode_solver[1]
+        z = self.to_noise(x, self.image_condition(x), steps, progress)
+        z, c = interpolate_images(z, frames, slerp), self.image_condition(interpolate_images(x, frames))
+        return as_interpolations(self.into_range(self.to_data(z, c, steps, 1.0, progress)), frames)
 
     # ---- images from measurements
 
@@ -187,16 +188,17 @@ class Applications(Denoiser):
         at_least(1, steps=options.steps, resample=options.resample, jump=options.jump)
         at_least(1, iterations=options.iterations)
         mask = centre_mask(x) if mask is None else mask.to(x)
-        y = self.requested_labels(labels, len(x)) if labels is not None else self.image_labels(None)
+        y = None if labels is None else self.requested_labels(labels, len(x))
+        c = self.image_condition(x, y, mask)
         randn = partial(noise.randn, *x.shape)
         z = self.process.prior_std * randn()
         if method == "moments":
             measurement = Measurement(*[lambda image: mask * image] * 3)
-            denoise = self.denoiser(y, WalkOptions(options.guidance, clip=False))
+            denoise = self.denoiser(c, WalkOptions(options.guidance, clip=False))
             denoise = self.condition_on(denoise, mask * x, measurement, options.iterations)
             images = samplers.dpmpp(denoise, z, self.path(steps, spacing="logsnr"), progress=progress)
         else:
-            denoise = self.denoiser(y, WalkOptions(options.guidance))
+            denoise = self.denoiser(c, WalkOptions(options.guidance))
             path = samplers.repeat_stretches(self.path(steps), options.resample, options.jump)
             images = samplers.repaint(denoise, z, path, image=x, mask=mask, randn=randn, progress=progress)
         inpainted = torch.lerp(self.into_range(images), x, mask)
@@ -223,7 +225,7 @@ class Applications(Denoiser):
         """
         at_least(1, factor=factor, steps=steps, iterations=iterations)
         small, ratio = downscale(x, factor, self.data.shape[1:])
-        denoise = self.denoiser(self.image_labels(None), UNCLIPPED)
+        denoise = self.denoiser(self.image_condition(small), UNCLIPPED)
         denoise = self.condition_on(denoise, small, block_means(ratio), iterations)
         z = self.process.prior_std * noise.randn(len(x), *self.data.shape)
         images = samplers.dpmpp(denoise, z, self.path(steps, spacing="logsnr"), progress=progress)
@@ -287,7 +289,7 @@ class Applications(Denoiser):
     ) -> Tensor:
         """[B, K]: the error given each class, with the same noise for every class (Li 2023, "Your Diffusion
         Model is Secretly a Zero-Shot Classifier", arXiv:2303.16203)."""
-        classes = every_label(self.data, len(x), x.device)
+        classes = [self.image_condition(x, y) for y in every_label(self.data, len(x), x.device)]
         total = x.new_zeros(len(x), len(classes))
         for i in range(times):
             eps, level = noise.randn(*x.shape), self.process.level_at((i + 0.5) / times)
@@ -344,8 +346,9 @@ class Applications(Denoiser):
         if y is None and not self.data.multilabel:
             y = self.class_errors(x, noise).argmin(1)
         target_labels = self.requested_labels(labels, len(x))
-        z = self.to_noise(x, self.image_labels(y), steps, progress)
-        images = self.into_range(self.to_data(z, target_labels, steps, guidance, progress))
+        z = self.to_noise(x, self.image_condition(x, y), steps, progress)
+        target = self.image_condition(x, target_labels)
+        images = self.into_range(self.to_data(z, target, steps, guidance, progress))
         return Applied(images, rows=("translated",), labels=target_labels)
 
     def check_conditional(self, verb: str) -> None:
@@ -411,7 +414,7 @@ class NoiseApplications(Applications):
 
         times: noise levels that the error is averaged over, evenly from data to noise.
         """
-        return self.errors(x, self.image_labels(None), noise, times)
+        return self.errors(x, self.image_condition(x), noise, times)
 
 
 def centre_mask(x: Tensor) -> Tensor:

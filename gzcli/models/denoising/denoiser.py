@@ -295,7 +295,7 @@ class LikelihoodByODE(Denoiser):
         ode: LikelihoodOptions = LikelihoodOptions(),
     ) -> Tensor:
         """[B] nats of the discrete image by the change of density along the ODE to noise (Song 2021,
-        arXiv:2011.13456, eq. 39). Raises UsageError for latents.
+        arXiv:2011.13456, eq. 39), with clusters jointly with that of x. Raises UsageError for latents.
 
         Grey levels are dequantised uniformly, so the value is a bound. The dequantised images replace α x + σ
         ε at the time where σ/α is the deviation of the uniform noise, or at the nearest time of the model.
@@ -304,7 +304,8 @@ class LikelihoodByODE(Denoiser):
         """
         n, size, width = len(x), x[0].numel(), 2 / (self.grey_levels - 1)  # of a grey level
         path = self.process.likelihood_path(1 / (self.grey_levels - 1) / math.sqrt(3), ode.steps)
-        f, times = self.velocity(self.image_labels(labels)), [level.t for level in path]
+        c = self.image_condition(x, labels)
+        f, times = self.velocity(c), [level.t for level in path]
         alpha, std = path[0].alpha, self.process.prior_std
         x = alpha * (x + width * (noise.rand(*x.shape) - 0.5))
         total = x.new_zeros(())
@@ -315,4 +316,5 @@ class LikelihoodByODE(Denoiser):
             z, gained = double(state[:, :-1]) / std, size * double(state[:, -1])
             # from data to noise log p changes by `gained`, to the log density of the noise
             total = total - 0.5 * z.square().sum(1) - size * math.log(std * math.sqrt(2 * math.pi)) - gained
-        return (total / ode.probes + size * math.log(alpha * width)).to(x)
+        log_p = (total / ode.probes + size * math.log(alpha * width)).to(x)
+        return log_p + self.condition_log_prob(c, labels)

@@ -201,13 +201,14 @@ class Diffusion(NoiseApplications):
     ) -> Tensor:
         """[B] nats: the variational bound (Ho 2020, eq. 5), by `terms` + 1 network calls. L_T and L_0 are
         exact; of the T − 1 other terms one is drawn from each of `terms` strata and weighted by the stratum's
-        width. Raises UsageError for latents.
+        width. With clusters the bound is of x and its cluster. Raises UsageError for latents.
 
         terms: number of strata; T − 1 or more: the whole sum.
         variance: of p(x_{t−1} | x_t): β̃ (small), the tighter bound for images with flat parts, such as
           digits; or β (large), for data that are smooth at the scale of one grey level.
         """
-        levels, n, y, process = self.grey_levels, len(x), self.image_labels(labels), self.process
+        levels, n, process = self.grey_levels, len(x), self.process
+        y = self.image_condition(x, labels)
         alpha_T, sigma_T = process.alpha[-1], process.sigma[-1]
         # KL(q(x_T | x_0) ‖ N(0, 1))
         prior = 0.5 * (sigma_T**2 + (alpha_T * x) ** 2 - 1 - 2 * math.log(sigma_T))
@@ -223,7 +224,7 @@ class Diffusion(NoiseApplications):
             x0 = self.predict_x0(x, t, y, noise)
             kl = scale[t][:, None] * (x - x0).square().flatten(1) + offset[t][:, None]
             total = total - (high - low) * kl.sum(1)
-        return total
+        return total + self.condition_log_prob(y, labels)
 
     def predict_x0(self, x: Tensor, t: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
         """The estimate of x from a draw of q(x_t | x_0 = x) at integer times t [B] (Ho 2020, eq. 4)."""
@@ -257,7 +258,7 @@ class Diffusion(NoiseApplications):
         x_0, eps = interpolate_images(x, frames), interpolate_images(eps, frames, mix_noises)
         x_t = path[0].alpha * x_0 + path[0].sigma * eps
         randn = partial(noise.randn, *x.shape)
-        images = self.denoise_path(x_t, path, self.image_labels(None), 1.0, randn, progress)
+        images = self.denoise_path(x_t, path, self.image_condition(x_0), 1.0, randn, progress)
         return as_interpolations(images, frames)
 
     @torch.no_grad()
@@ -285,7 +286,7 @@ class Diffusion(NoiseApplications):
         if self.factor and ratio != self.factor:
             raise UsageError(f"the model was trained to enlarge {self.factor} times, not {ratio}")
         eta = (0.0 if self.factor else 0.85) if eta is None else eta
-        denoise = self.denoiser(self.image_labels(None), guide=x if self.factor else None)
+        denoise = self.denoiser(self.image_condition(x), guide=x if self.factor else None)
         path = self.path(steps or (4 if self.factor else 50))
         randn = partial(noise.randn, len(x), *self.data.shape)
         denoise = self.condition_on(denoise, x, block_means(ratio))
@@ -348,7 +349,7 @@ class DDPM(Diffusion):
 
     def to_diffusers(self) -> Any:
         """A `DDPMPipeline` with the same weights and schedule, equivalent to `sample` by dpmpp on trailing
-        steps. With labels or clusters only its parts can be used."""
+        steps. With labels only its parts can be used."""
         from diffusers import DDPMPipeline
 
         if self.factor:

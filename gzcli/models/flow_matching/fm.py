@@ -39,7 +39,7 @@ class FlowOptions:
     shift: factor of the noise-to-signal ratio at the times of training and of samplers; auto: side / 64, at
       least 1 (Esser 2024, eq. 23).
     coupling: how noise and images of a batch are paired: independent, or by optimal transport between them
-      (ot; Tong 2023, arXiv:2302.00482), within a class if the model is conditional.
+      (ot; Tong 2023, arXiv:2302.00482), within a class or cluster if the model is conditioned on it.
     """
 
     time_sampling: TimeSampling = "logit_normal"
@@ -93,7 +93,7 @@ class FlowMatching(LikelihoodByODE, Applications):
             return batch.extra["x0"], batch.x
         eps, x = super().noise_and_images(batch)
         if self.coupling == "ot":
-            eps = couple_noise(eps, x, batch.y if self.conditional else None, self)
+            eps = couple_noise(eps, x, self.condition(batch), self)
         return eps, x
 
     # ---- sampling
@@ -126,7 +126,7 @@ class FlowMatching(LikelihoodByODE, Applications):
     def path_statistics(self, x: Tensor, steps: int) -> Tensor:
         """Statistics [B, 3] of an image's path to noise: the logarithms of the mean squares of its velocity,
         of the change of its velocity, and of its end."""
-        f, before = self.velocity(self.image_labels(None)), None
+        f, before = self.velocity(self.image_condition(x)), None
         speed, turns = x.new_zeros(len(x)), x.new_zeros(len(x))
         for i in range(steps):
             v = f(x, x.new_full((len(x),), 1 - i / steps))
@@ -161,10 +161,10 @@ def couple_noise(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) ->
     """The noise x0 [B, …], reordered to the least total squared distance to the data x1 [B, …]: paths between
     near pairs cross less, and are straighter (Tong 2023, arXiv:2302.00482).
 
-    Noise is paired within the images of each label y, [B] or [B, K]. Otherwise the noise of a class would not
-    be N(0, I), from which its samples start (Cheng & Schwing 2025, arXiv:2503.10636). While `module` trains,
-    the rows of all ranks are paired. The assignment is exact and runs on the CPU: 10 ms for 256 images of
-    MNIST and 50 ms for 512.
+    Noise is paired within the images of each label or cluster y, [B] or [B, K]. Otherwise the noise of a
+    class would not be N(0, I), from which its samples start (Cheng & Schwing 2025, arXiv:2503.10636). While
+    `module` trains, the rows of all ranks are paired. The assignment is exact and runs on the CPU: 10 ms for
+    256 images of MNIST and 50 ms for 512.
     """
     from scipy.optimize import linear_sum_assignment
 

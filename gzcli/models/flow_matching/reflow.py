@@ -81,9 +81,7 @@ class Reflow(FlowMatching):
         """Noise, and the images that the teacher generates from it given the labels of the batch, both [B, C,
         H, W], or [B, pairs, C, H, W] for several pairs. With clusters also those of the training images, [B].
         Half precision has an error of 1/2000, where grey levels are 1/128 apart."""
-        y = batch.y if self.conditional else None
-        if self.clusters is not None:
-            y = self.clusters(batch.x)
+        y = super().condition(batch)
         f, times = self.teacher.velocity(y, self.pair_guidance), self.process.ode_times(self.pair_steps)
         noises, images = [], []
         for _ in range(self.pairs_each):

@@ -238,7 +238,7 @@ def mix_codes(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
     """Codes [n // 2 · frames, D] from code 0 to 1, 2 to 3, … of z [n, D], ends included, pair by pair."""
     at_least(2, frames=frames)
     a, b = complete_pairs(z).unflatten(0, (-1, 2)).unsqueeze(2).unbind(1)  # [pairs, 1, D] each
-    return mix(a, b, torch.linspace(0, 1, frames, device=z.device)[:, None]).flatten(0, 1)
+    return mix(a, b, torch.linspace(0, 1, frames, dtype=z.dtype, device=z.device)[:, None]).flatten(0, 1)
 
 
 def as_interpolations(images: Tensor, frames: int) -> Applied:
