@@ -11,6 +11,7 @@ import pytest
 import torch
 from refused import refused
 from safetensors.torch import save
+from sklearn.metrics import balanced_accuracy_score
 from torch_fidelity import calculate_metrics
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
@@ -19,12 +20,16 @@ from gzcli.core.errors import MissingError
 from gzcli.data.packs.open import open_pack
 from gzcli.judge.bench import read_statistics
 from gzcli.judge.contestants import RealImages
-from gzcli.metrics import features
-from gzcli.metrics.features import LeNet, LeNetFeatures, lenet
+from gzcli.metrics import classifier, features
+from gzcli.metrics import second as second_judge
+from gzcli.metrics.classifier import NetFeatures
+from gzcli.metrics.features import LENET, LeNet, lenet, moved
 from gzcli.metrics.metric import metrics
 from gzcli.metrics.pretrained import INCEPTION, inception
-from gzcli.metrics.quality.classes import total_variation
+from gzcli.metrics.quality.classes import legible, total_variation
 from gzcli.metrics.quality.fd import frechet_distance
+from gzcli.metrics.quality.neighbours import prdc
+from gzcli.metrics.second import SECOND, ResNet, erased, second
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
@@ -77,22 +82,118 @@ def test_lenet_knows_digits_or_rotations_and_comes_back_from_its_cache(digits, n
     images = digits.images("test")[:9]
     one_by_one = np.concatenate([net.features(images[i : i + 1]) for i in range(9)])
     assert np.allclose(net.features(images), one_by_one, atol=1e-4)
-    net = lenet(Striped((3, 12, 12)))
-    assert net.rotations and net.accuracy > 0.95
-    upright = Striped((3, 12, 12)).images("test")
-    assert (net.predict(np.rot90(upright, 3, (2, 3)).copy()) == 3).mean() > 0.95
-    for size, channels in itertools.product((8, 9, 16, 28, 32, 48, 64), (1, 3)):
-        net, x = LeNet(channels, size, 5), torch.zeros(2, channels, size, size)
+    logits = net.logits_of(net.features(images))
+    direct = net.net(torch.from_numpy(images).float() / 255).detach().numpy()
+    assert logits.dtype == np.float64 and np.allclose(logits, direct, atol=1e-4)
+
+
+def test_a_judge_of_no_labels_or_of_labels_that_are_noise_tells_rotations(monkeypatch):
+    """Nothing can be told of noise: of four rotations a quarter is right by chance."""
+    for module, name in ((features, "LENET"), (second_judge, "SECOND")):
+        monkeypatch.setattr(module, name, replace(getattr(module, name), steps=150, batch=32))
+    bare = Striped((3, 8, 8))
+    for judge in (lenet, second):
+        net = judge(bare)
+        assert net.rotations and net.accuracy > 0.95 and net.chance == 0.25 and net.alive
+        assert (net.predict(np.rot90(bare.images("test"), 3, (2, 3)).copy()) == 3).mean() > 0.95
+    said: list[str] = []
+    labelled = replace(bare, classes=("a", "b"))
+    net = lenet(labelled, say=said.append)
+    assert net.rotations and net.alive and "cannot tell the classes apart" in said[-1]
+    again = lenet(labelled, say=pytest.fail)
+    assert (again.hash, again.accuracy, again.chance) == (net.hash, net.accuracy, net.chance)
+    net = lenet(replace(labelled, noise=True))
+    assert net.rotations and not net.alive and net.accuracy < 0.3
+
+
+def test_attributes_are_judged_by_a_balanced_accuracy(digits):
+    """Against scikit-learn; an attribute of which all images are alike does not count."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random((355, 3)) < (0.1, 0.5, 0)).astype(np.int64)
+    logits = np.where(rng.random((355, 3)) < 0.3, 1, -1) * rng.random((355, 3))
+    pack = SimpleNamespace(images=digits.images, labels=lambda split: labels)
+    net = SimpleNamespace(rotations=False, features=lambda images: images, logits_of=lambda images: logits)
+    expected = [balanced_accuracy_score(labels[:, i], logits[:, i] > 0) for i in range(2)]
+    assert classifier._skill(net, pack) == (pytest.approx(np.mean(expected), abs=1e-12), 0.5)
+
+
+def test_augmentation_moves_and_erases_but_keeps_what_is_shown():
+    """A square stays a square of about its area and place; the erased square is the only other change."""
+    torch.manual_seed(0)
+    image = torch.zeros(200, 1, 24, 36)
+    image[:, :, 8:16, 12:24] = 1
+    x = moved(image)
+    area, place = x.sum((1, 2, 3)) / 96, (x * torch.arange(36)).sum((1, 2, 3)) / x.sum((1, 2, 3)) - 17.5
+    assert 0.8 < area.min() < 0.9 < 1.1 < area.max() < 1.25
+    assert 2 < place.abs().max() < 0.08 * 36 + 0.6 and abs(place.mean()) < 0.5
+    x = erased(image)
+    shifted = sum(
+        ((x == image.roll((i, j), (2, 3))).all((1, 2, 3))) for i in (-2, -1, 0, 1, 2) for j in range(-3, 4)
+    )
+    assert 70 < int(shifted.sum()) < 130, "half are only shifted"
+
+
+class Coloured:
+    """400 and 99 digits of a light colour on a dark one, in noise, as a pack."""
+
+    def __init__(self):
+        self.digits = open_pack("digits")
+        facts = {"shape": (3, 16, 16), "digest": "coloured", "name": "coloured", "multilabel": False}
+        self.meta = SimpleNamespace(classes=self.digits.meta.classes, **facts)
+
+    def images(self, split):
+        share, rng = self.digits.images(split)[: self.count(split)] / 255, np.random.default_rng(len(split))
+        back, front = (rng.integers(low, low + 100, (len(share), 3, 1, 1)) for low in (0, 156))
+        noise = rng.normal(0, 12, (len(share), 3, 16, 16))
+        return (back * (1 - share) + front * share + noise).clip(0, 255).astype(np.uint8)
+
+    def labels(self, split):
+        return self.digits.labels(split)[: self.count(split)]
+
+    def count(self, split):
+        return 400 if split == "train" else 99
+
+
+def test_shuffled_pixels_of_a_small_colour_set_are_not_precise():
+    pack = Coloured()
+    net, train, test = lenet(pack), pack.images("train"), pack.images("test")
+    assert net.alive and not net.rotations and net.accuracy > 0.6
+    shuffled = np.random.default_rng(0).permuted(test.reshape(99, 3, 256), axis=2).reshape(test.shape)
+    precision, other = (
+        prdc(net.features(x), net.features(test))["precision"] for x in (shuffled, train[:99])
+    )
+    assert precision < 0.1 < 0.3 < other
+
+
+def test_legible_images_are_as_sure_as_most_real_ones():
+    """Two classes at the logits (z, −z): the larger probability grows with |z|."""
+    rng = np.random.default_rng(0)
+    sides = [np.stack([z, -z], 1) for z in (rng.normal(size=4000), np.array([0.0, 0.01, 5, -5, 40, -800]))]
+    net = SimpleNamespace(alive=True, rotations=False, logits_of=lambda features: features)
+    real, fake = (SimpleNamespace(features=lambda net, z=z: z, knows=lambda net: True) for z in sides)
+    meta = SimpleNamespace(multilabel=False)
+    judge = SimpleNamespace(
+        lenet=net, pack=SimpleNamespace(meta=meta), real=SimpleNamespace(of=lambda split: real)
+    )
+    found = legible(judge, fake)["legible"]
+    assert found.value == 4 / 6 and 0 < found.low < 4 / 6 < found.high < 1
+    assert legible(judge, real)["legible"].value == 0.95
+    for dead in ({"alive": False}, {"rotations": True}):
+        judge.lenet = SimpleNamespace(**vars(net) | dead)
+        assert legible(judge, fake) == {}
+    sides = itertools.product((8, 9, 16, 28, 32, 48, 64), (1, 3), (LeNet, ResNet))
+    for size, channels, network in sides:
+        net, x = network(channels, size, 5), torch.zeros(2, channels, size, size)
         assert net(x).shape == (2, 5) and net.features(x).shape == (2, 64)
         assert sum(p.numel() for p in net.parameters()) < 500_000, size
-    refused("7×7", LeNet, 1, 7, 5)
+        refused("7×7", network, channels, 7, 5)
 
 
 def judges(path: Path) -> dict[str, bytes]:
     """The file of a judge in other states than it was written in."""
     whole, (state, texts) = path.read_bytes(), files.read_tensors(path)
     first = next(iter(state))
-    told = json.loads(texts["lenet"])
+    told = json.loads(texts["judge"])
     return {
         "empty": b"",
         "half": whole[: len(whole) // 2],
@@ -103,14 +204,14 @@ def judges(path: Path) -> dict[str, bytes]:
         "other numbers": save(state | {first: state[first].half()}, texts),
         "not a number": save(state | {first: state[first] * float("nan")}, texts),
         "no metadata": save(state),
-        "of other images": save(state, {"lenet": json.dumps(told | {"channels": 3})}),
-        "of other classes": save(state, {"lenet": json.dumps(told | {"outputs": -1})}),
-        "a list": save(state, {"lenet": "[]"}),
+        "of other images": save(state, {"judge": json.dumps(told | {"channels": 3})}),
+        "of other classes": save(state, {"judge": json.dumps(told | {"outputs": -1})}),
+        "a list": save(state, {"judge": "[]"}),
     }
 
 
 def test_a_damaged_judge_is_made_again_with_a_line(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "STEPS", 2)
+    monkeypatch.setattr(features, "LENET", replace(LENET, steps=2))
     monkeypatch.setenv("GZ_HOME", str(tmp_path))
     made = lenet(digits).hash
     (path,) = tmp_path.glob("features/lenet-*.safetensors")
@@ -138,7 +239,7 @@ def test_features_of_real_images_are_kept_by_content_and_made_again_where_damage
         again = replace(few, _features={}).features(net)
         assert np.allclose(again, first) and path.read_bytes() == whole
         assert "is damaged" in said.pop() and not said
-    monkeypatch.setattr(LeNetFeatures, "features", lambda *known: pytest.fail("computed again"))
+    monkeypatch.setattr(NetFeatures, "features", lambda *known: pytest.fail("computed again"))
     assert np.array_equal(replace(few, _features={}).features(net), first)
 
 
@@ -164,7 +265,8 @@ def test_files_without_statistics_or_weights_are_told(net, tmp_path, monkeypatch
 
 def test_training_is_a_function_of_the_data_alone(digits, tmp_path, monkeypatch):
     """The global generator, the number of threads and the caller's random state neither matter nor change."""
-    monkeypatch.setattr(features, "STEPS", 6)
+    monkeypatch.setattr(features, "LENET", replace(LENET, steps=6))
+    monkeypatch.setattr(second_judge, "SECOND", replace(SECOND, steps=6))
     states = []
     for threads, seed in ((1, 1), (2, 2)):
         torch.manual_seed(seed)
@@ -172,32 +274,35 @@ def test_training_is_a_function_of_the_data_alone(digits, tmp_path, monkeypatch)
         monkeypatch.setenv("GZ_HOME", str(tmp_path / str(seed)))
         torch.set_num_threads(threads)
         try:
-            states.append(lenet(digits).hash)
+            states.append([lenet(digits).hash, second(digits).hash])
             assert torch.get_num_threads() == threads
         finally:
             torch.set_num_threads(1)
         assert torch.equal(before, torch.get_rng_state())
-    assert states[0] == states[1]
+    assert states[0] == states[1] and states[0][0] != states[0][1]
 
 
 @dataclass
 class Striped:
-    """A set without labels, of any shape, whose images have a top: dark above, light below."""
+    """A set of any shape whose images have a top, dark above and light below, without labels or with those
+    that say nothing; or all of it is noise."""
 
     shape: tuple[int, int, int]
+    classes: tuple[str, ...] = ()
+    noise: bool = False
 
     @property
     def meta(self):
-        facts = {"classes": (), "digest": f"striped{self.shape}", "name": "striped", "multilabel": False}
+        facts = {"classes": self.classes, "digest": repr(self), "name": "striped", "multilabel": False}
         return SimpleNamespace(shape=self.shape, **facts)
 
     def images(self, split):
         c, h, w = self.shape
         ramp, rng = np.linspace(0, 160, h)[None, None, :, None], np.random.default_rng(len(split))
-        return (ramp + rng.integers(0, 90, (600, c, h, w))).astype(np.uint8)
+        return (ramp * (not self.noise) + rng.integers(0, 90, (600, c, h, w))).astype(np.uint8)
 
     def labels(self, split):
-        return None
+        return np.random.default_rng(len(split)).integers(0, 2, 600) if self.classes else None
 
 
 def test_figures_behave(digits, net):

@@ -6,10 +6,12 @@ import torch
 from refused import refused
 from scipy.optimize import linear_sum_assignment
 from sklearn.decomposition import PCA
+from sklearn.metrics.pairwise import polynomial_kernel
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 from gzcli.metrics.interval import Interval, bootstrap, half_samples
+from gzcli.metrics.metric import metrics
 from gzcli.metrics.quality import fd
 from gzcli.metrics.quality import kid as kernel_distance
 from gzcli.metrics.quality.fd import frechet_distance, frechet_of_moments, moments, pca_frechet
@@ -68,6 +70,43 @@ def test_kid_is_that_of_torch_fidelity_for_the_same_subsets(sizes, subsets, size
     theirs = kid_features_to_metric(torch.from_numpy(a), torch.from_numpy(b), **how)
     found = kid(a, b, subsets=subsets, size=size, seed=7)
     assert found.value == pytest.approx(theirs["kernel_inception_distance_mean"], abs=1e-12)
+
+
+def test_kid_lenet_is_of_standardised_features_and_signed():
+    """By scikit-learn's kernel (x·y / D + 1)³ over all pairs, whatever the scale of each feature."""
+    rng = np.random.default_rng(12)
+    a, b = gaussian(rng, 40, shift=0.3), gaussian(rng, 40)
+    x, y = ((side - b.mean(0)) / b.std(0) for side in (a, b))
+    xx, yy, xy = (polynomial_kernel(*pair, degree=3) for pair in ((x, x), (y, y), (x, y)))
+    within = sum((k.sum() - np.trace(k)) / (40 * 39) for k in (xx, yy))
+    compare = metrics()["kid_lenet"].compare
+    scale = 10.0 ** np.arange(-3, 5)
+    found = compare(a * scale + scale, b * scale + scale, True)["kid_lenet"]
+    assert found.value == pytest.approx(compare(a, b, True)["kid_lenet"].value, rel=1e-6)
+    assert found.low < within - 2 * xy.mean() < found.high and found.value > 0
+    alike = [compare(*(gaussian(rng, 40) for _ in "ab"), True)["kid_lenet"].value for _ in range(9)]
+    assert min(alike) < 0 < max(alike)
+    assert np.isfinite(compare(np.ones((9, 3)), np.zeros((9, 3)), True)["kid_lenet"].value)
+
+
+def test_a_frechet_distance_within_classes_by_hand():
+    """Of rows that are moved by 1 and by 2 in classes of three quarters and a quarter; no even draw helps."""
+    rng = np.random.default_rng(13)
+    rows = gaussian(rng, 400, width=3)
+    y = np.repeat([0, 1], (300, 100))
+    shift = np.where(y[:, None] == 0, (1, 0, 0), (0, 2, 0))
+    within = metrics()["fd_class"].within
+    found = within(rows + shift, rows, y, y, False)["fd_class"]
+    assert found.value == pytest.approx(0.75 * 1 + 0.25 * 4, rel=1e-9) and found.low is None
+    even = np.concatenate([np.arange(100), np.arange(300, 400)])
+    by_hand = 0.75 * frechet_distance(rows[:100] + shift[:100], rows[:300]) + 0.25 * 4
+    found = within((rows + shift)[even], rows, y[even], y, True)["fd_class"]
+    assert found.value == pytest.approx(by_hand, rel=1e-9) and found.low < by_hand < found.high
+    # a class without samples is compared with all of them, a class of one real image is left out
+    none = 0.75 * frechet_distance(rows[:300], rows[:300]) + 0.25 * frechet_distance(rows[:300], rows[300:])
+    found = within(rows[:300], np.concatenate([rows, rows[:1]]), y[:300], np.append(y, 2), False)["fd_class"]
+    assert found.value == pytest.approx(none, abs=1e-9)
+    refused("", within, rows, rows[:1], y, y[:1], False)
 
 
 def test_kid_is_unbiased_and_its_interval_covers():
