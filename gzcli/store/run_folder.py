@@ -157,8 +157,10 @@ class Run:
         added: dict[str, None] = {}
         # a verb that needs the recipe reads it again, and says what is wrong with it
         with contextlib.suppress(DamagedError, UsageError):
-            for part in self.stages or [self]:
-                added |= dict.fromkeys(additions(part.tree()["model"]).values())
+            tree = self.owner.tree()
+            for name, part in (tree.get(STAGES) or {"": tree}).items():
+                part = self.owner.stage(name).tree() if isinstance(part, str) else part  # of another run
+                added |= dict.fromkeys(additions(part["model"]).values())
         return " ".join((self.model, *added))
 
     @property
