@@ -266,7 +266,8 @@ def table_of_runs(
         step, steps = row["step"], row["steps"]
         unfinished = row["state"] != "finished" and step is not None and steps
         added = row["name"].removeprefix(row["model"]).strip()
-        cells = {**row, **in_words(row), "run": name, "name": " ".join(filter(None, (row["alias"], added)))}
+        alias = " ".join(filter(None, (row["alias"], added))) or None
+        cells = {**row, **in_words(row), "run": name, "name": alias}
         cells["step"] = f"{step}/{steps}" if unfinished else step
         lines.append([cells[column] for column in COLUMNS])
     out.table(COLUMNS, lines, spare=SPARE, wide=wide, to_stderr=to_stderr)

@@ -4,7 +4,7 @@ keys, with types, defaults and ranges, that `schema.py` checks; they are declare
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, Literal, TypeAlias
 
@@ -284,6 +284,12 @@ def additions(options: Mapping[str, Any]) -> dict[str, str]:
     return {key: text.format(options[key]) for key, text in ADDITIONS.items() if options.get(key)}
 
 
+def titled(model: str, trees: Iterable[Mapping[str, Any]]) -> str:
+    """The name of a model for people, `fm +100 clusters`, by the recipes of its parts."""
+    added = [text for tree in trees for text in additions(tree["model"]).values()]
+    return " ".join(dict.fromkeys((model, *added)))
+
+
 @dataclass(frozen=True)
 class Part:
     """What one model is trained by, and then sampled and scored by.
@@ -327,7 +333,7 @@ class Part:
     @property
     def title(self) -> str:
         """The model's name for people: `fm +100 clusters`."""
-        return " ".join((self.model, *additions(self.options).values()))
+        return titled(self.model, [{"model": self.options}])
 
     def tree(self) -> dict[str, Any]:
         """The part as YAML and JSON have it; `part_of` reads it back."""

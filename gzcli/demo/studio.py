@@ -75,7 +75,7 @@ def choices(named: Sequence[Run] = ()) -> list[Choice]:
         shipped = sorted(
             pretrained.every(), key=lambda model: (*pretrained.FIRST, model.data).index(model.data)
         )
-        title = "{0.model} on {0.data}, comes with gz"
+        title = "{0.title} on {0.data}, comes with gz"
         menu += [Choice(pretrained.PREFIX + model.name, title.format(model)) for model in shipped]
     return menu
 

@@ -73,7 +73,7 @@ class Clusters(nn.Module):
     a class are in its first one.
 
     shape: (C, H, W) of images.
-    count: number of clusters; those beyond `each` · `classes` are never used.
+    count: number of clusters; those beyond `each` · `classes` have no share.
     classes: number of classes; 1 for an unconditional model.
     """
 
@@ -107,9 +107,8 @@ class Clusters(nn.Module):
             else:
                 weight = self.points(known.to(x).expand_as(x), grid)
                 distance = weight @ centres.square().mT - 2 * self.points(known * x, grid) @ centres.mT
-            if y is not None:
-                distance = distance.masked_fill(self.outside(y), torch.inf)
-            return distance.argmin(1)
+            never = self.shares == 0 if y is None else (self.shares == 0) | self.outside(y)
+            return distance.masked_fill(never, torch.inf).argmin(1)
 
     def outside(self, y: Tensor) -> Tensor:
         """Whether each cluster is of another class than y [B]: [B, count]."""
@@ -121,21 +120,17 @@ class Clusters(nn.Module):
 
     def fit(self, batches: Iterable[Batch]) -> None:
         """Fits the clusters to images by k-means within each class: at most one for every `MIN_CLUSTER`
-        images. Clusters beyond that number are never drawn. A class without images has their mean."""
-        rows = [
-            (self.points(batch.x), batch.x.new_zeros(len(batch)) if self.classes == 1 else batch.y)
-            for batch in batches
-        ]
+        images. Clusters beyond that number have no share. A class without images has one cluster, the mean
+        of all, as if it had this image."""
+        single = self.classes == 1
+        rows = [(self.points(b.x), b.index.new_zeros(len(b)) if single else b.y) for b in batches]
         points, labels = (torch.cat(part).cpu().numpy() for part in zip(*rows, strict=True))
         centres, counts = np.zeros(self.centres.shape, np.float32), np.zeros(len(self), np.float64)
         for k in range(self.classes):
-            part = points[labels == k]
-            found, of_each = k_means(part if len(part) else points.mean(0, keepdims=True), self.each)
-            first = k * self.each
-            centres[first : first + self.each] = found[0]
-            centres[first : first + len(found)] = found
-            counts[first : first + len(found)] = of_each
-        centres[self.classes * self.each :] = centres[0]
+            of_class = points[labels == k] if (labels == k).any() else points.mean(0, keepdims=True)
+            found, sizes = k_means(of_class, self.each)
+            part = slice(k * self.each, k * self.each + len(found))
+            centres[part], counts[part] = found, sizes
         # threads may round differently elsewhere
         centres, shares = ranks.agree((centres, (counts / counts.sum()).astype(np.float32)))
         self.centres.copy_(torch.from_numpy(centres))
@@ -164,9 +159,11 @@ class Clusters(nn.Module):
 def k_means(points: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The centres of at most `count` clusters of points [n, dim], and how many points each has."""
     from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
 
     count = min(count, max(1, len(points) // MIN_CLUSTER))
-    with warnings.catch_warnings():
+    # one thread: it is done in seconds, and ten times as slow where threads wait for a busy core
+    with warnings.catch_warnings(), threadpool_limits(1):
         warnings.simplefilter("ignore")  # equal images are one cluster
         kmeans = KMeans(count, n_init=1, max_iter=ROUNDS, random_state=0).fit(points)
     return kmeans.cluster_centers_, np.bincount(kmeans.labels_, minlength=count)
@@ -206,7 +203,7 @@ class Labelled(Model):
         return y if self.clusters is None else self.clusters(batch.x, y)
 
     def draw_labels(self, labels: Tensor | None, n: int, noise: Noise) -> Tensor | None:
-        """The labels of n samples: `requested_labels`, or clusters drawn within them."""
+        """The labels of n samples: `requested_labels`, or clusters that are drawn within them."""
         y = self.requested_labels(labels, n)
         return y if self.clusters is None else self.clusters.draw(n, noise, y)
 

@@ -121,7 +121,12 @@ def summary(run: Run) -> dict[str, Any]:
         if run.status().get("state") not in ("running", "damaged"):
             index.keep(run.path, "summary", marks, facts)
     created = facts["created"]
-    return {**facts, "created": moment(created) if created else None, "path": run.path}
+    return {
+        "name": facts["model"],
+        **facts,
+        "created": moment(created) if created else None,
+        "path": run.path,
+    }
 
 
 def summaries(chosen: Sequence[Run]) -> list[dict[str, Any]]:

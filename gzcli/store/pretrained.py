@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import MissingError, UsageError, canonical, did_you_mean, matching
+from gzcli.core.sections import titled
 from gzcli.core.units import count, duration, size
 from gzcli.store.files import read_json, safetensors_header
 from gzcli.store.paths import recipe_names
+from gzcli.store.run_folder import STAGES
 
 PREFIX = "pretrained:"
 FOLDER = Path(__file__).resolve().parents[1] / "pretrained"
@@ -28,6 +30,7 @@ class Pretrained:
     name: str  # as `cfm-digits`
     file: Path
     model: str  # as the user types it
+    title: str  # as people call it: `fm +100 clusters`
     data: str  # key of its set
     card: dict[str, Any]  # what `gz runs export` says of a run
     preview: bytes  # a PNG of its samples
@@ -54,7 +57,9 @@ def every() -> tuple[Pretrained, ...]:
     for name, file in names().items():
         texts = safetensors_header(file)["__metadata__"]
         card, preview = json.loads(texts["card"]), base64.b64decode(texts["preview"])
-        models.append(Pretrained(name, file, *parts_of(name), card, preview))
+        (model, data), recipe = parts_of(name), json.loads(texts["recipe"])
+        title = titled(model, (recipe.get(STAGES) or {"": recipe}).values())
+        models.append(Pretrained(name, file, model, title, data, card, preview))
     return tuple(models)
 
 

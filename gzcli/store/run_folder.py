@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import DamagedError, UsageError, first_line
-from gzcli.core.sections import additions
+from gzcli.core.sections import titled
 from gzcli.store import files, index
 from gzcli.store.paths import inside, is_name
 
@@ -154,12 +154,14 @@ class Run:
     @property
     def title(self) -> str:
         """The model's name for people: `fm +100 clusters`."""
-        added: dict[str, None] = {}
         # a verb that needs the recipe reads it again, and says what is wrong with it
         with contextlib.suppress(DamagedError, UsageError):
-            for part in self.stages or [self]:
-                added |= dict.fromkeys(additions(part.tree()["model"]).values())
-        return " ".join((self.model, *added))
+            tree, stage = self.owner.tree(), self.owner.stage
+            parts = (tree.get(STAGES) or {"": tree}).items()
+            # a string is a run from which the stage is copied
+            trees = [stage(name).tree() if isinstance(part, str) else part for name, part in parts]
+            return titled(self.model, trees)
+        return self.model
 
     @property
     def data(self) -> str:

@@ -13,6 +13,7 @@ import pytest
 from gzcli.cli import bench, jobs, out, train
 from gzcli.cli.out import table_lines, wrapped
 from gzcli.core.errors import MissingError
+from gzcli.core.sections import part_of
 from gzcli.launch import launcher
 from gzcli.store import files, runs
 from gzcli.store.metrics import curve_of
@@ -59,6 +60,32 @@ def test_stages_are_judged_each(home):
     runs.note_recipe(run, {"tokenizer": 500, "prior": 800}, 16, size=16)
     run.update(state="finished")
     assert run.shortfalls == ["8 of 800 steps of `prior`"]
+
+
+def test_the_name_of_a_run_says_what_its_recipe_adds_to_the_method(call):
+    plain, clustered, staged, taken = (
+        runs.create(name, "digits") for name in ("fm", "fm", "vqvae", "reflow")
+    )
+    prior, teacher = {"name": "transformer", "clusters": 9}, {"model": {"name": "rf", "clusters": 5}}
+    trees = {
+        plain: {"model": {"name": "fm", "clusters": 0}},
+        clustered: {"model": {"name": "fm", "clusters": 100}},
+        staged: {"stages": {"tokenizer": {"model": {"name": "vqvae"}}, "prior": {"model": prior}}},
+        taken: {"stages": {"teacher": "another-run", "student": {"model": {"name": "reflow"}}}},
+    }
+    taken.stage("teacher").path.mkdir(parents=True)
+    taken.stage("teacher").recipe_file.write_text(json.dumps(teacher))
+    for run, tree in trees.items():
+        run.recipe_file.write_text(json.dumps(tree))
+    named = {run.id: run.title for run in trees}
+    assert list(named.values()) == ["fm", "fm +100 clusters", "vqvae +9 clusters", "reflow +5 clusters"]
+    assert part_of({"model": {"name": "aae", "image_weight": 1.0}}).title == "aae +image discriminator"
+    rows = json.loads(call("runs", "list", "--json")[1])["runs"]
+    assert {row["run"]: row["name"] for row in rows} == named and {row["model"] for row in rows} >= {"fm"}
+    assert "+100 clusters" in call("runs", "list")[1]
+    assert "fm +100 clusters" in call("runs", "show", clustered.id)[1]
+    plan = call("train", "fm", "--data", "glyphs", "--dry-run", "--set", "model.clusters=7")
+    assert "fm +7 clusters" in plan[1] + plan[2]
 
 
 def test_it_is_said_which_run_was_taken_and_why(home, capsys):
