@@ -3,11 +3,12 @@ speed. With `--train-missing` it is a league, which first trains the models for 
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from gzcli.core.errors import GzError, Interrupted, MissingError, UsageError, ca
 from gzcli.core.sections import LaunchSection
 from gzcli.core.units import about, count, counted, duration, figure
 from gzcli.data.sets.names import ENDINGS, OwnSet, is_set, locate, slug
-from gzcli.launch.slurm import check_printable
+from gzcli.launch.slurm import CORES_OF_A_PROCESS, check_printable
 from gzcli.metrics import standings
 from gzcli.metrics.metric import column_of, help_text, metrics, weights_of
 from gzcli.store import files
@@ -35,6 +36,7 @@ from gzcli.store.runs import all_runs, by_name
 
 if TYPE_CHECKING:
     from gzcli.core.jobs import BenchJob
+    from gzcli.core.types import Say
     from gzcli.data.sets.names import DataSet
     from gzcli.judge.league import Entry, Terms
 
@@ -73,6 +75,9 @@ _Models = Annotated[str | None, _MODELS]
 _Seeds = Annotated[int, _of_league("--seeds K", "Trainings of each, from `--seed` on.", min=1)]
 _CALLS_HELP = "Compare samplers at N network calls an image, too; 0: not."
 _Calls = Annotated[int, _of_league("--calls N", _CALLS_HELP, min=0)]
+_JOBS_HELP = "Train so many side by side, each on a core or a GPU; with `--submit` as an array."
+_Jobs = Annotated[int | None, _of_league("--jobs N", _JOBS_HELP, min=1)]
+_Entry = Annotated[str | None, typer.Option("--entry", hidden=True)]  # of a league, which this process is for
 _CURVE_HELP = "Draw quality against a sampler's steps, or the training's time."
 _Curve = Annotated[str | None, _of_league("--curve steps|time", _CURVE_HELP)]
 
@@ -98,6 +103,8 @@ def bench(
     seeds: _Seeds = 1,
     calls: _Calls = 20,
     curve: _Curve = None,
+    at_once: _Jobs = None,
+    entry: _Entry = None,
     yes: opt.Yes = False,
     submit: opt.Submit = None,
     slurm: opt.Slurm = None,
@@ -126,14 +133,16 @@ def bench(
         export_stats=str(export_stats) if export_stats else None,
     )
     networks = [] if weights else weights_of(job.metrics or ())
-    if train_missing or budget or models or curve:
+    if train_missing or budget or models or curve or at_once:
         names = opt.split(models) if models else contestants
+        job = replace(job, launch=for_one(job.launch)) if at_once else job
         terms = terms_of(job, names, seeds, calls, curve, budget, train_missing=train_missing)
         if submit or slurm:
-            name = f"bench-{slug(f'league-{terms.data}')}"
-            return jobs.submit("bench", name, seed, job.launch, slurm, "same")
+            return submit_league(terms, at_once, slurm)
         jobs.fetch(networks)
-        return hold(terms, budget=str(budget), yes=yes, page=report)
+        if entry:
+            return play_one(terms.of(entry))
+        return hold(terms, budget=str(budget), yes=yes, at_once=at_once, page=report)
     data_set, runs, images = find_contestants(contestants or [], data)
     if submit or slurm:
         return jobs.submit("bench", f"bench-{slug(data_set.key)}", seed, job.launch, slurm)
@@ -305,7 +314,7 @@ def terms_of(
 
     hint = f"gz bench --train-missing --budget {budget if train_missing and budget else '8m'} --data mnist"
     if not train_missing:
-        raise UsageError("`--budget`, `--models` and `--curve` say what is trained", hint=hint)
+        raise UsageError("`--budget`, `--models`, `--curve` and `--jobs` say what is trained", hint=hint)
     if not job.data:
         raise UsageError("`--train-missing` needs `--data`, the set to train on", hint=hint)
     hint = "a number with its unit, at least 3s: `--budget 8m`, `--budget 1.5h`"
@@ -324,7 +333,34 @@ def terms_of(
     return Terms(job.data, seconds, None if names in ((), ("all",)) else names, all_seeds, job, calls, curves)
 
 
-def hold(terms: Terms, *, budget: str, yes: bool, page: Path | None = None) -> None:
+def for_one(launch: LaunchSection) -> LaunchSection:
+    """The devices of a training beside others: a GPU, or a core. The threads do not depend on the machine, by
+    which a run would be another one."""
+    from gzcli.launch import launcher
+
+    if (launch.gpus or 1) != 1 or launch.processes:
+        raise UsageError(
+            "`--jobs` gives each training one GPU, or one core", hint="--jobs 4 without `--gpus`"
+        )
+    on_cpu = launch.cpu or launch.gpus == 0
+    if launch.gpus or (not on_cpu and launcher.usable_gpus().usable):
+        return replace(launch, gpus=1, threads=CORES_OF_A_PROCESS)
+    return replace(launch, threads=1)
+
+
+def submit_league(terms: Terms, at_once: int | None, options: list[str] | None) -> None:
+    """Submits a league as one job; with `--jobs` as an array of a task for each entry."""
+    name, launch = f"bench-{slug(f'league-{terms.data}')}", terms.job.launch
+    tasks = terms.keys() if at_once else []
+    array = [f"array=0-{len(tasks) - 1}%{at_once}"] if tasks else []
+    jobs.submit("bench", name, terms.job.seed, launch, [*array, *(options or ())], "same", tasks=tasks)
+    if tasks:
+        out.info(f"{counted(len(tasks), 'task')}; then the same command without `--submit` makes the tables")
+
+
+def hold(
+    terms: Terms, *, budget: str, yes: bool, at_once: int | None = None, page: Path | None = None
+) -> None:
     """Holds a league and prints its table. A model that fails is a row with its error."""
     from gzcli.judge.league import draw, entries_of
 
@@ -347,7 +383,7 @@ def hold(terms: Terms, *, budget: str, yes: bool, page: Path | None = None) -> N
         words = f"cd {shlex.quote(str(Path.cwd()))}\n{shlex.join(['gz', *sys.argv[1:]])}\n"
         files.write_atomic(folder / "command.sh", words)
         with signals.noted() as heard:
-            result = play(entries, terms, folder, heard)
+            result = play(entries, terms, folder, heard, at_once)
         took = [row.get("train_seconds", 0) for row in result["rows"]]
         if longer := [seconds for seconds in took if seconds > LATE * terms.budget]:
             result["notes"].append(
@@ -387,34 +423,117 @@ def before_start(
 # ---------------------------------------------------------------------------- training and judging
 
 
-def play(entries: Sequence[Entry], terms: Terms, folder: Path, heard: Sequence[int]) -> dict[str, Any]:
-    """Trains and judges one entry after the other, and writes what is known after each. Returns the JSON."""
-    rows: list[dict[str, Any]] = []
+def play(
+    entries: Sequence[Entry], terms: Terms, folder: Path, heard: Sequence[int], at_once: int | None = None
+) -> dict[str, Any]:
+    """Trains and judges all entries, and writes what is known after each. Returns the JSON."""
+    heads = [
+        f"{i}/{len(entries)} {entry.model}" + (f" seed {entry.seed}" if len(terms.seeds) > 1 else "")
+        for i, entry in enumerate(entries, 1)
+    ]
+    judged: dict[int, list[dict[str, Any]]] = {}
     facts: dict[str, Any] = {"data": terms.data, "notes": [], "floor": {}, "directions": {}}
     result: dict[str, Any] = {}
-    for i, entry in enumerate(entries, 1):
-        head = f"{i}/{len(entries)} {entry.model}" + (f" seed {entry.seed}" if len(terms.seeds) > 1 else "")
-        since, run = time.monotonic(), entry.run()
-        if not run or run.state != "finished":
-            until = time.strftime("%H:%M", time.localtime(time.time() + terms.budget))
-            out.info(f"{head}: " + ("goes on" if run else f"is trained, until {until} at the earliest"))
-        try:
-            judged = judge(entry.train(say=out.info), entry, terms, facts)
-        except Interrupted as error:
-            error.hint = "the same command goes on"
-            raise
-        except GzError as error:
-            if heard:  # by which what the entry ran was ended
-                raise stopped(heard[0]) from error
-            failed = {"setting": "default", "metrics": {}, "floor": {}, "error": error.message}
-            judged = [facts_of(entry, entry.run()) | failed]
-        rows += judged
+    for i, own, facts_of_entry, seconds in outcomes(entries, heads, terms, heard, at_once):
+        judged[i] = own
+        facts = joined(facts, facts_of_entry)
+        rows = [row for key in sorted(judged) for row in judged[key]]
         metric = standings.ranking_metric(rows, terms.job.metrics)
-        out.info(f"{head}: {in_short(judged[0], metric)}, {duration(time.monotonic() - since)}")
+        out.info(f"{heads[i]}: {in_short(own[0], metric)}, {duration(seconds)}")
         result = write(folder, standings.of_one_size(rows), metric, facts)
+    if heard:
+        raise stopped(heard[0])
+    return result
+
+
+Outcome = tuple[int, list[dict[str, Any]], dict[str, Any], float]  # an entry's index, rows, facts, seconds
+
+
+def outcomes(
+    entries: Sequence[Entry], heads: Sequence[str], terms: Terms, heard: Sequence[int], at_once: int | None
+) -> Iterator[Outcome]:
+    """What became of each entry: one after the other in this process, or `at_once` in processes of their own
+    but for those with nothing left to do. Ends early where a signal is heard."""
+    from gzcli.judge.league import is_judged
+    from gzcli.launch.tasks import side_by_side, slots
+
+    lines: dict[int, tuple[list[str], Say]] = {}
+    own = ["--seed", str(terms.job.seed), "--json"]
+    for i, (entry, head) in enumerate(zip(entries, heads, strict=True)):
+        say = partial(lambda head, text: out.info(f"{head}: {text}"), head)
+        if at_once and not is_judged(entry.run(), terms):
+            lines[i] = [*jobs.words_of(sys.argv, "bench"), *own, "--entry", entry.key], say
+            continue
+        since = time.monotonic()
+        yield i, *outcome(entry, terms, heard, say), time.monotonic() - since
+        if heard:
+            return
+    free = slots(at_once or 1, gpus=bool(terms.job.launch.gpus))
+    for i, (text, code, seconds) in side_by_side(lines, free, heard):
+        said = json.loads(text.splitlines()[-1]) if text.strip() else {}
+        if "rows" in said:
+            yield i, said["rows"], said["facts"], seconds
+        elif not heard:
+            message = (
+                said.get("error", {}).get("message") or f"the process ended with code {code} and no word"
+            )
+            yield i, [failed(entries[i], message)], {}, seconds
+
+
+def outcome(
+    entry: Entry, terms: Terms, heard: Sequence[int], say: Say
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Trains and judges an entry. Returns its rows, of which an error is one, and facts of its judgement."""
+    run, facts = entry.run(), dict[str, Any](notes=[])
+    if not run or run.state != "finished":
+        until = time.strftime("%H:%M", time.localtime(time.time() + terms.budget))
+        say("goes on" if run else f"is trained, until {until} at the earliest")
+    try:
+        return judge(entry.train(say=say), entry, terms, facts), facts
+    except Interrupted as error:
+        error.hint = "the same command goes on"
+        raise
+    except GzError as error:
+        if heard:  # by which what the entry ran was ended
+            raise stopped(heard[0]) from error
+        return [failed(entry, error.message)], facts
+
+
+def play_one(terms: Terms) -> None:
+    """Trains and judges the only entry of the terms, for a league that another process holds or makes later.
+    Prints its rows as JSON."""
+    from gzcli.judge.league import entries_of
+    from gzcli.launch.tasks import end_with_parent
+
+    end_with_parent()
+    with signals.noted() as heard:
+        (entry,), _ = entries_of(terms, say=out.info)
+        rows, facts = outcome(entry, terms, heard, out.info)
         if heard:
             raise stopped(heard[0])
-    return result
+    if error := rows[0].get("error"):
+        out.info(f"failed: {error}")
+    out.data({"rows": rows, "facts": facts})
+
+
+def failed(entry: Entry, message: str) -> dict[str, Any]:
+    """The row of an entry that came to nothing."""
+    row = {"setting": "default", "metrics": {}, "floor": {}, "error": message}
+    return facts_of(entry, entry.run()) | row
+
+
+def joined(facts: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts of a league with those of one more entry."""
+    both = dict(facts)
+    for key, value in more.items():
+        if isinstance(value, dict):
+            both[key] = {**facts.get(key, {}), **value}
+        elif isinstance(value, list):
+            before = facts.get(key, [])
+            both[key] = [*before, *(item for item in value if item not in before)]
+        else:
+            both[key] = value
+    return both
 
 
 def stopped(number: int) -> Interrupted:

@@ -6,9 +6,11 @@ share runs.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -17,6 +19,7 @@ from typing import Any
 
 from gzcli.core.errors import DivergedError, UsageError
 from gzcli.core.jobs import BenchJob
+from gzcli.core.sections import Part
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.launch import forecast, launcher
 from gzcli.launch import plan as planning
@@ -25,10 +28,9 @@ from gzcli.launch.plan import Request, Start, fingerprint
 from gzcli.metrics import standings
 from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe
-from gzcli.store import runs
-from gzcli.store.paths import recipe_names, spelling
+from gzcli.store import files, runs
+from gzcli.store.paths import cache_dir, recipe_names, spelling
 from gzcli.store.runs import Run
-from gzcli.version import __version__
 
 STEPS = (1, 2, 5, 10, 20, 50)  # of samplers, for the curve of quality against them
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of the training, for the curve of quality against its time
@@ -36,6 +38,11 @@ KEPT = 100  # checkpoints that a run keeps for that curve, instead of the traine
 SHORTEST = 3.0  # seconds, the least of `gz train --minutes` too
 EXTRA = {"caption": "captions", "before": "pictures", "second_domain": "pictures"}  # what samples start from
 MARKERS = "osD^vP*X"
+PACKAGE = Path(__file__).resolve().parents[1]
+JUDGING = [f"{name}/**/*.py" for name in ("metrics", "models/denoising", "models/nn")]  # what makes a row
+JUDGING += [f"judge/{name}.py" for name in ("bench", "contestants", "images", "likelihood")]
+JUDGING += ["engine/sampler.py"]
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 Point = tuple[float, float, float | None]  # x, mean over seeds, standard deviation over seeds
 
 
@@ -56,6 +63,25 @@ class Terms:
         """A short hash: leagues of the same terms have one folder."""
         return _hash(asdict(self), 6)
 
+    def of(self, entry: str) -> Terms:
+        """The terms of a single entry, by its key."""
+        model, _, seed = entry.rpartition(":")
+        if not model or not seed.isdecimal():
+            raise UsageError(f"`--entry {entry}` is no entry of a league", hint="--entry vae:0")
+        return replace(self, models=(model,), seeds=(int(seed),))
+
+    def keys(self) -> list[str]:
+        """The keys of the entries of all models that fit the set, seed by seed."""
+        fitting = []
+        for name in self.models or recipe_names():
+            try:
+                stages_of(name, self, {})
+                fitting.append(name)
+            except UsageError:
+                if self.models:
+                    raise
+        return [f"{name}:{seed}" for seed in self.seeds for name in fitting]
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -67,6 +93,11 @@ class Entry:
     recipe: Recipe  # the request's recipe, resolved for its data set
     plan: Plan
 
+    @property
+    def key(self) -> str:
+        """By which `Terms.of` finds it."""
+        return f"{self.request.what}:{self.seed}"
+
     def run(self) -> Run | None:
         """The finished run of this training, else the newest that has begun."""
         key = fingerprint(self.recipe, self.plan)
@@ -77,7 +108,20 @@ class Entry:
         return next(finished, None) or next(started, None)
 
     def train(self, say: Say = silent) -> Run:
-        run = self.run()
+        """The finished run. What another process trains is waited for: it may be of a league beside this one,
+        or left by one that was killed, and saves a checkpoint."""
+        lock = cache_dir("entries", f"{fingerprint(self.recipe, self.plan)}.lock")
+        with files.lock(lock, on_wait=lambda: say("another `gz` trains it: waiting")):
+            return self._train(say)
+
+    def _train(self, say: Say) -> Run:
+        run, told = self.run(), False
+        while run and run.is_held:
+            if not told:
+                say(f"another process trains `{run.id}`: waiting")
+            told = True
+            time.sleep(0.5)
+            run = self.run()
         if run and run.state == "finished":
             return run
         if run and run.state == "diverged":
@@ -112,8 +156,9 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
     or if the model does not fit the set."""
     section = terms.job.launch
     flags: dict[str, Any] = {"seed": seed, "launch.gpus": section.gpus, "launch.cpu": section.cpu or None}
-    flags |= {"launch.processes": section.processes, "train.keep": KEPT if "time" in terms.curves else None}
-    parts = planning.ask(name, terms.data, (), flags).recipe.parts
+    flags |= {"launch.processes": section.processes, "launch.threads": section.threads}
+    flags["train.keep"] = KEPT if "time" in terms.curves else None
+    parts = stages_of(name, terms, flags)
 
     def minutes(seconds: float) -> float:
         if seconds < SHORTEST:
@@ -121,8 +166,6 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
             raise UsageError(f"the budget leaves {whose} less than {SHORTEST:g} s")
         return seconds / 60
 
-    if needs := [need for part in parts for need in catalog.card(part.model).needs if need in EXTRA]:
-        raise UsageError(f"`{label}` needs {EXTRA[needs[0]]} to draw from, so its samples are not compared")
     flags["train.clock"] = "cpu"  # the work of cores: the machine may be busy
     flags["train.minutes"] = minutes(terms.budget / len(parts))
     request = planning.ask(name, terms.data, (), flags)
@@ -135,6 +178,14 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
         sets = [f"stages.{part.stage}.train.minutes={budget:.4g}" for part, budget in pairs]
         request = planning.ask(name, terms.data, sets, flags)
     return Entry(label, seed, request, Start(request, plan).recipe(say=say, progress=progress), plan)
+
+
+def stages_of(name: str, terms: Terms, flags: Mapping[str, Any]) -> tuple[Part, ...]:
+    """The stages that are trained of a model. Raises UsageError if the model does not fit the set."""
+    parts = planning.ask(name, terms.data, (), flags).recipe.parts
+    if needs := [need for part in parts for need in catalog.card(part.model).needs if need in EXTRA]:
+        raise UsageError(f"`{name}` needs {EXTRA[needs[0]]} to draw from, so its samples are not compared")
+    return parts
 
 
 def shares_of(request: Request, plan: Plan, say: Say) -> list[float]:
@@ -169,12 +220,59 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
 
 
 def judgement(run: Run, job: BenchJob) -> tuple[str, Path | None]:
-    """The name of the job's folder in the run's `bench`, and a folder with a result of this gz, if any."""
+    """The name of the job's folder in the run's `bench`, and a folder with a result by this code, if any."""
     terms = {key: value for key, value in asdict(job).items() if key not in ("launch", "runs")}
     weights = run.serving.model_file
-    key = _hash([terms, weights.stat().st_mtime_ns if weights.exists() else 0, __version__], 12)
+    models = {part.tree()["model"]["name"] for part in run.stages or [run]}
+    code = code_of([catalog.card_of(run, name).path for name in sorted(models)])
+    key = _hash([terms, weights.stat().st_mtime_ns if weights.exists() else 0, code], 12)
     results = sorted((run.path / "bench").glob(f"{key}-*/{Run.result_file}"))
     return key, results[-1].parent if results else None
+
+
+def is_judged(run: Run | None, terms: Terms) -> bool:
+    """Whether nothing is left to do for a run."""
+    if run is None or run.state != "finished":
+        return False
+    return all(judgement(run, job)[1] for job, _ in jobs_of(run, terms).values())
+
+
+def code_of(models: Sequence[Path], root: Path = PACKAGE) -> str:
+    """A hash of the code that makes a row: the judge, what all samplers share, and these files of models with
+    what they import of their families. Comments, docstrings and the form of the text do not count."""
+    shared = {path for pattern in JUDGING for path in root.glob(pattern)}
+    return _hash([syntax_of(path) for path in (*sorted(shared), *family_of(models))], 12)
+
+
+def family_of(models: Sequence[Path]) -> list[Path]:
+    """The files of models and, in the same folders, all that these import."""
+    found, left = dict[Path, None](), list(models)
+    while left:
+        path = left.pop()
+        if path not in found:
+            found[path] = None
+            left += (near for name in imports_of(path) if (near := path.with_name(f"{name}.py")).is_file())
+    return sorted(found)
+
+
+@catalog.cached_by_file
+def syntax_of(path: Path) -> str:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(node, _DOCUMENTED) and ast.get_docstring(node):
+            del body[0]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+@catalog.cached_by_file
+def imports_of(path: Path) -> list[str]:
+    """The last words of the modules that a file imports, and the names that it imports from packages."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom | ast.Import)]
+    modules = [node.module or "" for node in imports if isinstance(node, ast.ImportFrom)]
+    names = [name.name for node in imports for name in node.names]
+    return sorted({name.rpartition(".")[2] for name in (*modules, *names)})
 
 
 def kept_steps(run: Run) -> list[tuple[int, float]]:
