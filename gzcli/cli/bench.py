@@ -36,7 +36,6 @@ from gzcli.store.runs import all_runs, by_name
 
 if TYPE_CHECKING:
     from gzcli.core.jobs import BenchJob
-    from gzcli.core.types import Say
     from gzcli.data.sets.names import DataSet
     from gzcli.judge.league import Entry, Terms
 
@@ -434,86 +433,76 @@ def play(
     judged: dict[int, list[dict[str, Any]]] = {}
     facts: dict[str, Any] = {"data": terms.data, "notes": [], "floor": {}, "directions": {}}
     result: dict[str, Any] = {}
-    for i, own, facts_of_entry, seconds in outcomes(entries, heads, terms, heard, at_once):
-        judged[i] = own
-        facts = joined(facts, facts_of_entry)
+    for i, done, seconds in outcomes(entries, heads, terms, heard, at_once):
+        judged[i], facts = done["rows"], joined(facts, done["facts"])
         rows = [row for key in sorted(judged) for row in judged[key]]
         metric = standings.ranking_metric(rows, terms.job.metrics)
-        out.info(f"{heads[i]}: {in_short(own[0], metric)}, {duration(seconds)}")
+        out.info(f"{heads[i]}: {in_short(judged[i][0], metric)}, {duration(seconds)}")
         result = write(folder, standings.of_one_size(rows), metric, facts)
     if heard:
         raise stopped(heard[0])
     return result
 
 
-Outcome = tuple[int, list[dict[str, Any]], dict[str, Any], float]  # an entry's index, rows, facts, seconds
-
-
 def outcomes(
     entries: Sequence[Entry], heads: Sequence[str], terms: Terms, heard: Sequence[int], at_once: int | None
-) -> Iterator[Outcome]:
-    """What became of each entry: one after the other in this process, or `at_once` in processes of their own
-    but for those with nothing left to do. Ends early where a signal is heard."""
+) -> Iterator[tuple[int, dict[str, Any], float]]:
+    """(index, rows and facts, seconds) of each entry: one after the other in this process, or `at_once` in
+    processes of their own but for those with nothing left to do. Ends where a signal is heard."""
     from gzcli.judge.league import is_judged
-    from gzcli.launch.tasks import side_by_side, slots
+    from gzcli.launch.launcher import side_by_side, slots
 
-    lines: dict[int, tuple[list[str], Say]] = {}
-    own = ["--seed", str(terms.job.seed), "--json"]
-    for i, (entry, head) in enumerate(zip(entries, heads, strict=True)):
-        say = partial(lambda head, text: out.info(f"{head}: {text}"), head)
-        if at_once and not is_judged(entry.run(), terms):
-            lines[i] = [*jobs.words_of(sys.argv, "bench"), *own, "--entry", entry.key], say
-            continue
+    apart = {i for i, one in enumerate(entries) if at_once and not is_judged(one.run(), terms)}
+    for i in sorted({*range(len(entries))} - apart):
         since = time.monotonic()
-        yield i, *outcome(entry, terms, heard, say), time.monotonic() - since
+        yield i, outcome(entries[i], terms, heard, heads[i]), time.monotonic() - since
         if heard:
             return
+    words = [*jobs.words_of(sys.argv, "bench"), "--seed", str(terms.job.seed), "--json", "--entry"]
+    lines = {i: [*words, entries[i].key] for i in sorted(apart)}
     free = slots(at_once or 1, gpus=bool(terms.job.launch.gpus))
-    for i, (text, code, seconds) in side_by_side(lines, free, heard):
+    for i, text, code, seconds in side_by_side(lines, free, heard):
         said = json.loads(text.splitlines()[-1]) if text.strip() else {}
+        error = said.get("error", {}).get("message", f"the process ended with code {code} and no word")
         if "rows" in said:
-            yield i, said["rows"], said["facts"], seconds
-        elif not heard:
-            message = (
-                said.get("error", {}).get("message") or f"the process ended with code {code} and no word"
-            )
-            yield i, [failed(entries[i], message)], {}, seconds
+            yield i, said, seconds
+        elif heard:
+            out.info(f"{heads[i]}: {error}")
+        else:
+            yield i, {"rows": [failed(entries[i], error)], "facts": {}}, seconds
 
 
-def outcome(
-    entry: Entry, terms: Terms, heard: Sequence[int], say: Say
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def outcome(entry: Entry, terms: Terms, heard: Sequence[int], head: str) -> dict[str, Any]:
     """Trains and judges an entry. Returns its rows, of which an error is one, and facts of its judgement."""
     run, facts = entry.run(), dict[str, Any](notes=[])
     if not run or run.state != "finished":
         until = time.strftime("%H:%M", time.localtime(time.time() + terms.budget))
-        say("goes on" if run else f"is trained, until {until} at the earliest")
+        out.info(f"{head}: " + ("goes on" if run else f"is trained, until {until} at the earliest"))
     try:
-        return judge(entry.train(say=say), entry, terms, facts), facts
+        run = entry.train(say=lambda text: out.info(f"{head}: {text}"))
+        return {"rows": judge(run, entry, terms, facts), "facts": facts}
     except Interrupted as error:
         error.hint = "the same command goes on"
         raise
     except GzError as error:
         if heard:  # by which what the entry ran was ended
             raise stopped(heard[0]) from error
-        return [failed(entry, error.message)], facts
+        return {"rows": [failed(entry, error.message)], "facts": facts}
 
 
 def play_one(terms: Terms) -> None:
     """Trains and judges the only entry of the terms, for a league that another process holds or makes later.
     Prints its rows as JSON."""
     from gzcli.judge.league import entries_of
-    from gzcli.launch.tasks import end_with_parent
+    from gzcli.launch.launcher import end_with_parent
 
     end_with_parent()
     with signals.noted() as heard:
-        (entry,), _ = entries_of(terms, say=out.info)
-        rows, facts = outcome(entry, terms, heard, out.info)
+        ((entry,), _), seed = entries_of(terms, say=out.info), terms.seeds[0]
+        done = outcome(entry, terms, heard, f"{entry.model} seed {seed}" if seed else entry.model)
         if heard:
             raise stopped(heard[0])
-    if error := rows[0].get("error"):
-        out.info(f"failed: {error}")
-    out.data({"rows": rows, "facts": facts})
+    out.data(done)
 
 
 def failed(entry: Entry, message: str) -> dict[str, Any]:
@@ -524,15 +513,12 @@ def failed(entry: Entry, message: str) -> dict[str, Any]:
 
 def joined(facts: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     """The facts of a league with those of one more entry."""
-    both = dict(facts)
-    for key, value in more.items():
-        if isinstance(value, dict):
-            both[key] = {**facts.get(key, {}), **value}
-        elif isinstance(value, list):
-            before = facts.get(key, [])
-            both[key] = [*before, *(item for item in value if item not in before)]
-        else:
-            both[key] = value
+    both = {**facts, **more}
+    for key in {*facts} & {*more}:
+        if isinstance(more[key], dict):
+            both[key] = {**facts[key], **more[key]}
+        if isinstance(more[key], list):
+            both[key] = list(dict.fromkeys([*facts[key], *more[key]]))
     return both
 
 

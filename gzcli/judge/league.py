@@ -10,6 +10,7 @@ import ast
 import hashlib
 import json
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -41,7 +42,7 @@ MARKERS = "osD^vP*X"
 PACKAGE = Path(__file__).resolve().parents[1]
 JUDGING = [f"{name}/**/*.py" for name in ("metrics", "models/denoising", "models/nn")]  # what makes a row
 JUDGING += [f"judge/{name}.py" for name in ("bench", "contestants", "images", "likelihood")]
-JUDGING += ["engine/sampler.py"]
+JUDGING += ["engine/sampler.py", "models/labelled.py"]
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 Point = tuple[float, float, float | None]  # x, mean over seeds, standard deviation over seeds
 
@@ -115,11 +116,10 @@ class Entry:
             return self._train(say)
 
     def _train(self, say: Say) -> Run:
-        run, told = self.run(), False
+        run = self.run()
+        if run and run.is_held:
+            say(f"another process trains `{run.id}`: waiting")
         while run and run.is_held:
-            if not told:
-                say(f"another process trains `{run.id}`: waiting")
-            told = True
             time.sleep(0.5)
             run = self.run()
         if run and run.state == "finished":
@@ -246,12 +246,13 @@ def code_of(models: Sequence[Path], root: Path = PACKAGE) -> str:
 
 def family_of(models: Sequence[Path]) -> list[Path]:
     """The files of models and, in the same folders, all that these import."""
-    found, left = dict[Path, None](), list(models)
+    found, left = set[Path](), list(models)
     while left:
-        path = left.pop()
-        if path not in found:
-            found[path] = None
-            left += (near for name in imports_of(path) if (near := path.with_name(f"{name}.py")).is_file())
+        if (path := left.pop()) not in found:
+            found.add(path)
+            imports = " ".join(re.findall(r"^ *(?:from|import) .+", path.read_text(encoding="utf-8"), re.M))
+            near = (path.with_name(f"{word}.py") for word in re.findall(r"\w+", imports))
+            left += filter(Path.is_file, near)
     return sorted(found)
 
 
@@ -263,16 +264,6 @@ def syntax_of(path: Path) -> str:
         if isinstance(body, list) and body and isinstance(node, _DOCUMENTED) and ast.get_docstring(node):
             del body[0]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
-
-
-@catalog.cached_by_file
-def imports_of(path: Path) -> list[str]:
-    """The last words of the modules that a file imports, and the names that it imports from packages."""
-    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    imports = [node for node in nodes if isinstance(node, ast.ImportFrom | ast.Import)]
-    modules = [node.module or "" for node in imports if isinstance(node, ast.ImportFrom)]
-    names = [name.name for node in imports for name in node.names]
-    return sorted({name.rpartition(".")[2] for name in (*modules, *names)})
 
 
 def kept_steps(run: Run) -> list[tuple[int, float]]:
