@@ -83,6 +83,18 @@ def league_run(model: str, stages: list[str]) -> runs.Run:
     return run
 
 
+def league_of(folder: Path, row: dict, **changed) -> Path:
+    """The folder of a league of one row, as `gz bench --train-missing` leaves it."""
+    facts = {"seed": 0, "error": None, "train_seconds": 480, "sample_seconds": 0.01, "params": 1000}
+    facts |= {"floor": {"fd": 30.0}, "excess": {"fd": [row["metrics"].get("fd", 30) - 30, 8.0, 88.0]}}
+    judge = {"features": "ab", "features_accuracy": 0.99, "versions": {"torch": "2.13"}}
+    result = {"budget": 480, "metric": "fd", "floor": {"fd": 30.0}, "left_out": {}, "provenance": judge}
+    folder.mkdir()
+    (folder / "command.sh").write_text(f"cd /somewhere\ngz bench --train-missing --models {row['model']}\n")
+    (folder / "league.json").write_text(json.dumps({"rows": [facts | row], **result} | changed))
+    return folder
+
+
 @pytest.fixture
 def reference(tmp_path, monkeypatch, home):
     """A league of two runs, one of them in stages, as `gz bench --train-missing` leaves it; the folder that
@@ -90,16 +102,13 @@ def reference(tmp_path, monkeypatch, home):
     import measure
 
     stages = {"vae": [""], "vqvae": ["tokenizer", "prior"]}
-    made = [{"model": m, "run": league_run(m, names).id, "error": None} for m, names in stages.items()]
-    folder = tmp_path / "league"
-    (folder / "results").mkdir(parents=True)
-    (folder / "command.sh").write_text("cd /somewhere\ngz bench --train-missing --budget 8m --data mnist\n")
-    row = "place,model,times_floor,train_seconds,sample_seconds,params,fd\n"
-    (folder / "results" / "summary.csv").write_text(f"{row}1,vae,2.5,480,0.01,1000,75\n")
-    (folder / "results" / "league.csv").write_text("model,seed\nvae,0\n")
-    facts = {"rows": made, "budget": 480, "metric": "fd", "floor": {"fd": 30.0}, "left_out": {}}
-    (folder / "league.json").write_text(json.dumps(facts))
-    measure.league(folder, tmp_path / "measured")
+    folders = [
+        league_of(
+            tmp_path / model, {"model": model, "run": league_run(model, names).id, "metrics": {"fd": fd}}
+        )
+        for (model, names), fd in zip(stages.items(), (75.0, 90.0), strict=True)
+    ]
+    measure.league(*folders, root=tmp_path / "measured")
     monkeypatch.setattr(measured, "ROOT", tmp_path / "measured")
     (tmp_path / "measured" / "costs.csv").write_text(
         "model,data,scale,params,steps,seconds,machine,seconds_on_h100\n"
@@ -130,29 +139,24 @@ def test_a_league_becomes_files_that_pages_and_trainings_read(reference):
     assert "REFERENCE CURVE, MNIST AT SCALE TINY" in text
 
 
-def test_a_league_of_some_models_leaves_the_others(reference, tmp_path):
-    """Where budget, metric and floor are those of before; a league of other terms replaces it."""
+def test_leagues_of_one_set_and_scale_are_joined(reference, tmp_path):
+    """By model and seed, where budget, metric and judge are the same."""
     import measure
 
-    folder = tmp_path / "league"
-    facts = json.loads((folder / "league.json").read_text())
-    facts["rows"] = [row for row in facts["rows"] if row["model"] == "vqvae"]
-    (folder / "command.sh").write_text("gz bench --train-missing --models vqvae\n")
-    row = "place,model,times_floor,rank\n1,vqvae,2.0,1.0\n"
-    (folder / "results" / "summary.csv").write_text(row)
-    (folder / "results" / "league.csv").write_text("model,seed\nvqvae,0\n")
-
-    def measured_again(**changed) -> list[tuple[str, str]]:
-        (folder / "league.json").write_text(json.dumps(facts | changed))
-        measure.league(folder, tmp_path / "measured")
-        return [(row["model"], row["place"]) for row in measured.standings("mnist", "tiny")]
-
-    assert measured_again() == [("vqvae", "1"), ("vae", "2")]
-    command = measured.about("mnist", "tiny")["command"]
-    assert command == "gz bench --train-missing --models vqvae,vae"
+    about = measured.about("mnist", "tiny")
+    assert about["commands"] == [f"gz bench --train-missing --models {name}" for name in ("vae", "vqvae")]
+    assert about["judges"] == {"first": {"hash": "ab", "accuracy": 0.99}} and about["torch"] == "2.13"
+    assert about["seeds"] == [0] and about["budget"] == 480 and about["cores"] > 0 and "commit" in about
+    assert [row["model"] for row in measured.standings("mnist", "tiny")] == ["vae", "vqvae"]
     curves = {path.name for path in reference.glob("curves/*")}
     assert curves == {"vae.csv", "vqvae.tokenizer.csv", "vqvae.prior.csv"}
-    assert measured_again(budget=60) == [("vqvae", "1")] and not list(reference.glob("curves/vae.*"))
+    vae = {"model": "vae", "run": measured.rows_of(reference / "league.csv")[0]["run"]}
+    again = league_of(tmp_path / "again", vae | {"metrics": {"fd": 60.0}, "seed": 1})
+    measure.league(tmp_path / "vae", again, root=tmp_path / "measured")
+    assert [row["seeds"] for row in measured.standings("mnist", "tiny")] == ["2"]
+    other = league_of(tmp_path / "other", vae | {"metrics": {"fd": 60.0}}, budget=60)
+    with pytest.raises(SystemExit, match="several terms"):
+        measure.league(tmp_path / "vae", other, root=tmp_path / "measured")
 
 
 def test_a_validation_is_told_beside_the_reference(monkeypatch, reference, capfd):
