@@ -140,7 +140,7 @@ def bench(
             return submit_league(terms, at_once, slurm)
         jobs.fetch(networks)
         if entry:
-            return play_one(terms.of(entry))
+            return play_one(terms, entry)
         return hold(terms, budget=str(budget), yes=yes, at_once=at_once, page=report)
     data_set, runs, images = find_contestants(contestants or [], data)
     if submit or slurm:
@@ -350,7 +350,8 @@ def for_one(launch: LaunchSection) -> LaunchSection:
 def submit_league(terms: Terms, at_once: int | None, options: list[str] | None) -> None:
     """Submits a league as one job; with `--jobs` as an array of a task for each entry."""
     name, launch = f"bench-{slug(f'league-{terms.data}')}", terms.job.launch
-    tasks = terms.keys() if at_once else []
+    models = (terms.models or recipe_names()) if at_once else ()
+    tasks = [f"{model}:{number}" for number in terms.seeds for model in models]
     array = [f"array=0-{len(tasks) - 1}%{at_once}"] if tasks else []
     jobs.submit("bench", name, terms.job.seed, launch, [*array, *(options or ())], "same", tasks=tasks)
     if tasks:
@@ -426,100 +427,79 @@ def play(
     entries: Sequence[Entry], terms: Terms, folder: Path, heard: Sequence[int], at_once: int | None = None
 ) -> dict[str, Any]:
     """Trains and judges all entries, and writes what is known after each. Returns the JSON."""
-    heads = [
-        f"{i}/{len(entries)} {entry.model}" + (f" seed {entry.seed}" if len(terms.seeds) > 1 else "")
-        for i, entry in enumerate(entries, 1)
-    ]
-    judged: dict[int, list[dict[str, Any]]] = {}
+    rows: dict[int, list[dict[str, Any]]] = {}
     facts: dict[str, Any] = {"data": terms.data, "notes": [], "floor": {}, "directions": {}}
     result: dict[str, Any] = {}
-    for i, done, seconds in outcomes(entries, heads, terms, heard, at_once):
-        judged[i], facts = done["rows"], joined(facts, done["facts"])
-        rows = [row for key in sorted(judged) for row in judged[key]]
-        metric = standings.ranking_metric(rows, terms.job.metrics)
-        out.info(f"{heads[i]}: {in_short(judged[i][0], metric)}, {duration(seconds)}")
-        result = write(folder, standings.of_one_size(rows), metric, facts)
+    for i, since, problem in turns(entries, terms, heard, at_once):
+        entry, head = entries[i], f"{i + 1}/{len(entries)} {name_in(terms, entries[i])}"
+        try:
+            if problem:
+                raise GzError(problem)
+            rows[i] = judge(train(entry, terms, head), entry, terms, facts)
+        except Interrupted as error:
+            error.hint = "the same command goes on"
+            raise
+        except GzError as error:
+            if heard:  # by which what the entry ran was ended
+                raise stopped(heard[0]) from error
+            failed = {"setting": "default", "metrics": {}, "floor": {}, "error": error.message}
+            rows[i] = [facts_of(entry, entry.run()) | failed]
+        so_far = [row for key in sorted(rows) for row in rows[key]]
+        metric = standings.ranking_metric(so_far, terms.job.metrics)
+        out.info(f"{head}: {in_short(rows[i][0], metric)}, {duration(time.monotonic() - since)}")
+        result = write(folder, standings.of_one_size(so_far), metric, facts)
+        if heard and not at_once:
+            break
     if heard:
         raise stopped(heard[0])
     return result
 
 
-def outcomes(
-    entries: Sequence[Entry], heads: Sequence[str], terms: Terms, heard: Sequence[int], at_once: int | None
-) -> Iterator[tuple[int, dict[str, Any], float]]:
-    """(index, rows and facts, seconds) of each entry: one after the other in this process, or `at_once` in
-    processes of their own but for those with nothing left to do. Ends where a signal is heard."""
+def turns(
+    entries: Sequence[Entry], terms: Terms, heard: Sequence[int], at_once: int | None
+) -> Iterator[tuple[int, float, str | None]]:
+    """(index, when it began, what went wrong) of each entry whose turn it is. `at_once` of them are trained
+    and judged in processes of their own before, but for those with nothing left to do."""
     from gzcli.judge.league import is_judged
     from gzcli.launch.launcher import side_by_side, slots
 
-    apart = {i for i, one in enumerate(entries) if at_once and not is_judged(one.run(), terms)}
-    for i in sorted({*range(len(entries))} - apart):
-        since = time.monotonic()
-        yield i, outcome(entries[i], terms, heard, heads[i]), time.monotonic() - since
-        if heard:
-            return
+    apart = [i for i, entry in enumerate(entries) if at_once and not is_judged(entry.run(), terms)]
+    yield from ((i, time.monotonic(), None) for i in range(len(entries)) if i not in apart)
     words = [*jobs.words_of(sys.argv, "bench"), "--seed", str(terms.job.seed), "--json", "--entry"]
-    lines = {i: [*words, entries[i].key] for i in sorted(apart)}
+    lines = {i: [*words, entries[i].key] for i in apart}
     free = slots(at_once or 1, gpus=bool(terms.job.launch.gpus))
-    for i, text, code, seconds in side_by_side(lines, free, heard):
+    for i, since, code, text in side_by_side(lines, free, heard):
         said = json.loads(text.splitlines()[-1]) if text.strip() else {}
-        error = said.get("error", {}).get("message", f"the process ended with code {code} and no word")
-        if "rows" in said:
-            yield i, said, seconds
-        elif heard:
-            out.info(f"{heads[i]}: {error}")
+        problem = said.get("error", {}).get("message", f"its process ended with code {code} and no word")
+        if code and heard:
+            out.info(f"{name_in(terms, entries[i])}: {problem}")
         else:
-            yield i, {"rows": [failed(entries[i], error)], "facts": {}}, seconds
+            yield i, since, problem if code else None
 
 
-def outcome(entry: Entry, terms: Terms, heard: Sequence[int], head: str) -> dict[str, Any]:
-    """Trains and judges an entry. Returns its rows, of which an error is one, and facts of its judgement."""
-    run, facts = entry.run(), dict[str, Any](notes=[])
+def train(entry: Entry, terms: Terms, head: str) -> Run:
+    run = entry.run()
     if not run or run.state != "finished":
         until = time.strftime("%H:%M", time.localtime(time.time() + terms.budget))
         out.info(f"{head}: " + ("goes on" if run else f"is trained, until {until} at the earliest"))
-    try:
-        run = entry.train(say=lambda text: out.info(f"{head}: {text}"))
-        return {"rows": judge(run, entry, terms, facts), "facts": facts}
-    except Interrupted as error:
-        error.hint = "the same command goes on"
-        raise
-    except GzError as error:
-        if heard:  # by which what the entry ran was ended
-            raise stopped(heard[0]) from error
-        return {"rows": [failed(entry, error.message)], "facts": facts}
+    return entry.train(say=lambda text: out.info(f"{head}: {text}"))
 
 
-def play_one(terms: Terms) -> None:
-    """Trains and judges the only entry of the terms, for a league that another process holds or makes later.
-    Prints its rows as JSON."""
+def name_in(terms: Terms, entry: Entry) -> str:
+    return f"{entry.model} seed {entry.seed}" if len(terms.seeds) > 1 else entry.model
+
+
+def play_one(terms: Terms, key: str) -> None:
+    """Trains and judges an entry, for a league that another process holds or makes later."""
     from gzcli.judge.league import entries_of
     from gzcli.launch.launcher import end_with_parent
 
     end_with_parent()
     with signals.noted() as heard:
-        ((entry,), _), seed = entries_of(terms, say=out.info), terms.seeds[0]
-        done = outcome(entry, terms, heard, f"{entry.model} seed {seed}" if seed else entry.model)
+        (entry,), _ = entries_of(terms.of(key), say=out.info)
+        judge(train(entry, terms, name_in(terms, entry)), entry, terms, {"notes": []})
         if heard:
             raise stopped(heard[0])
-    out.data(done)
-
-
-def failed(entry: Entry, message: str) -> dict[str, Any]:
-    """The row of an entry that came to nothing."""
-    row = {"setting": "default", "metrics": {}, "floor": {}, "error": message}
-    return facts_of(entry, entry.run()) | row
-
-
-def joined(facts: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts of a league with those of one more entry."""
-    both = {**facts, **more}
-    for key in {*facts} & {*more}:
-        if isinstance(more[key], dict):
-            both[key] = {**facts[key], **more[key]}
-        if isinstance(more[key], list):
-            both[key] = list(dict.fromkeys([*facts[key], *more[key]]))
-    return both
 
 
 def stopped(number: int) -> Interrupted:

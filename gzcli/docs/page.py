@@ -151,51 +151,39 @@ def page_of(name_or_file: str) -> Page:
         ),
         drawn=tuple(place for place in measured.places() if measured.picture(recipe, *place).is_file()),
         ready=tuple(model for model in every() if model.model == recipe),
-        compared=() if alone else (*_published(name), *_peers(name), *_ours(name)),
+        compared=() if alone else tuple(_compared(name)),
         costs=tuple(measured.costs(recipe)),
     )
 
 
-def _published(name: str) -> Iterator[tuple[str, str, str, str]]:
-    """What its paper says."""
+def _compared(name: str) -> Iterator[tuple[str, str, str, str]]:
+    """The figures of the model's paper, of other packages' models of its kind, and its own."""
     for data, figures, source in load(ROOT / "published.yaml").get(name, ()):
         yield "paper", data, figures, source
-
-
-def _peers(name: str) -> Iterator[tuple[str, str, str, str]]:
-    """What other packages' models of its kind have got from gz's judge."""
     for data in sorted({data for data, _ in measured.places()}):
-        for row in measured.peers(data):
-            if row["model"] == name:
-                took = f"trained for {duration(float(row['seconds']))} by its own settings"
-                yield f"{row['name']} {row['version']}", data, _figures(row, ""), took
-
-
-def _ours(name: str) -> Iterator[tuple[str, str, str, str]]:
+        for row in (row for row in measured.peers(data) if row["model"] == name):
+            how = f"trained for {duration(float(row['seconds']))} by its own settings"
+            yield f"{row['name']} {row['version']}", data, _figures(row), how
     for data, scale in measured.places():
-        for row in measured.standings(data, scale):
-            if row["model"] == name:
-                place = f"place {row['place']} of the league" if row["place"] else "the league"
-                took = (
-                    f", {duration(float(row['train_seconds']))} of training" if row["train_seconds"] else ""
-                )
-                yield "gz", f"{data}, {scale}", _figures(row, _kind(name)), place + took
+        for row in (row for row in measured.standings(data, scale) if row["model"] == name):
+            place = f"place {row['place']} of the league" if row["place"] else "the league"
+            took = f", {duration(float(row['train_seconds']))} of training" if row["train_seconds"] else ""
+            yield "gz", f"{data}, {scale}", _figures(row), place + took
 
 
-def _kind(name: str) -> str:
-    return (catalog.card(name).likelihood or "") if name in recipe_names() else ""
+def _cells(row: Mapping[str, str]) -> dict[str, str]:
+    known = row["model"] in recipe_names()
+    return measured.figures(row, (catalog.card(row["model"]).likelihood or "") if known else "")
 
 
-def _figures(row: Mapping[str, str], kind: str) -> str:
-    cells = measured.figures(row, kind).items()
-    return ", ".join(f"{name} {cell}" for name, cell in cells) or "no figure"
+def _figures(row: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {cell}" for name, cell in _cells(row).items()) or "no figure"
 
 
 def league_table(data: str, scale: str) -> tuple[list[str], list[tuple[Mapping[str, str], list[str]]]]:
     """The figures of a league and of peers on its set: their names, and each row with its cells."""
-    rows = [(row, measured.figures(row, _kind(row["model"]))) for row in measured.standings(data, scale)]
     peers = [{"place": "", "sample_seconds": "", "params": "", **row} for row in measured.peers(data)]
-    rows += [(row, measured.figures(row, _kind(row["model"]))) for row in peers]
+    rows = [(row, _cells(row)) for row in (*measured.standings(data, scale), *peers)]
     names = sorted(dict.fromkeys(name for _, cells in rows for name in cells), key=measured.order)
     return names, [(row, [cells.get(name, "–") for name in names]) for row, cells in rows]
 

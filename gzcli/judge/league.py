@@ -20,7 +20,6 @@ from typing import Any
 
 from gzcli.core.errors import DivergedError, UsageError
 from gzcli.core.jobs import BenchJob
-from gzcli.core.sections import Part
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.launch import forecast, launcher
 from gzcli.launch import plan as planning
@@ -71,18 +70,6 @@ class Terms:
             raise UsageError(f"`--entry {entry}` is no entry of a league", hint="--entry vae:0")
         return replace(self, models=(model,), seeds=(int(seed),))
 
-    def keys(self) -> list[str]:
-        """The keys of the entries of all models that fit the set, seed by seed."""
-        fitting = []
-        for name in self.models or recipe_names():
-            try:
-                stages_of(name, self, {})
-                fitting.append(name)
-            except UsageError:
-                if self.models:
-                    raise
-        return [f"{name}:{seed}" for seed in self.seeds for name in fitting]
-
 
 @dataclass(frozen=True)
 class Entry:
@@ -109,26 +96,21 @@ class Entry:
         return next(finished, None) or next(started, None)
 
     def train(self, say: Say = silent) -> Run:
-        """The finished run. What another process trains is waited for: it may be of a league beside this one,
-        or left by one that was killed, and saves a checkpoint."""
+        """The finished run. What another process trains is waited for: it is of a league beside this one, or
+        was left by one that was killed, and saves a checkpoint."""
         lock = cache_dir("entries", f"{fingerprint(self.recipe, self.plan)}.lock")
         with files.lock(lock, on_wait=lambda: say("another `gz` trains it: waiting")):
-            return self._train(say)
-
-    def _train(self, say: Say) -> Run:
-        run = self.run()
-        if run and run.is_held:
-            say(f"another process trains `{run.id}`: waiting")
-        while run and run.is_held:
-            time.sleep(0.5)
-            run = self.run()
-        if run and run.state == "finished":
-            return run
-        if run and run.state == "diverged":
-            message = (run.status().get("error") or {}).get("message", "the loss is not finite")
-            raise DivergedError(message, hint=f"`gz runs remove {run.id}` lets it be tried again")
-        start = Start(self.request, self.plan, run)
-        return start.train(start.recipe() if run else self.recipe, say=say)
+            if (run := self.run()) and run.is_held:
+                say(f"another process trains `{run.id}`: waiting")
+            while (run := self.run()) and run.is_held:
+                time.sleep(0.5)
+            if run and run.state == "finished":
+                return run
+            if run and run.state == "diverged":
+                message = (run.status().get("error") or {}).get("message", "the loss is not finite")
+                raise DivergedError(message, hint=f"`gz runs remove {run.id}` lets it be tried again")
+            start = Start(self.request, self.plan, run)
+            return start.train(start.recipe() if run else self.recipe, say=say)
 
 
 def entries_of(
@@ -158,7 +140,7 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
     flags: dict[str, Any] = {"seed": seed, "launch.gpus": section.gpus, "launch.cpu": section.cpu or None}
     flags |= {"launch.processes": section.processes, "launch.threads": section.threads}
     flags["train.keep"] = KEPT if "time" in terms.curves else None
-    parts = stages_of(name, terms, flags)
+    parts = planning.ask(name, terms.data, (), flags).recipe.parts
 
     def minutes(seconds: float) -> float:
         if seconds < SHORTEST:
@@ -166,6 +148,8 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
             raise UsageError(f"the budget leaves {whose} less than {SHORTEST:g} s")
         return seconds / 60
 
+    if needs := [need for part in parts for need in catalog.card(part.model).needs if need in EXTRA]:
+        raise UsageError(f"`{label}` needs {EXTRA[needs[0]]} to draw from, so its samples are not compared")
     flags["train.clock"] = "cpu"  # the work of cores: the machine may be busy
     flags["train.minutes"] = minutes(terms.budget / len(parts))
     request = planning.ask(name, terms.data, (), flags)
@@ -178,14 +162,6 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
         sets = [f"stages.{part.stage}.train.minutes={budget:.4g}" for part, budget in pairs]
         request = planning.ask(name, terms.data, sets, flags)
     return Entry(label, seed, request, Start(request, plan).recipe(say=say, progress=progress), plan)
-
-
-def stages_of(name: str, terms: Terms, flags: Mapping[str, Any]) -> tuple[Part, ...]:
-    """The stages that are trained of a model. Raises UsageError if the model does not fit the set."""
-    parts = planning.ask(name, terms.data, (), flags).recipe.parts
-    if needs := [need for part in parts for need in catalog.card(part.model).needs if need in EXTRA]:
-        raise UsageError(f"`{name}` needs {EXTRA[needs[0]]} to draw from, so its samples are not compared")
-    return parts
 
 
 def shares_of(request: Request, plan: Plan, say: Say) -> list[float]:

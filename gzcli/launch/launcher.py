@@ -545,9 +545,9 @@ def slots(most: int, *, gpus: bool) -> list[dict[str, str]]:
 
 def side_by_side(
     lines: Mapping[int, Sequence[str]], free: list[dict[str, str]], heard: Sequence[int]
-) -> Iterator[tuple[int, str, int, float]]:
-    """Runs command lines of gz, as many at a time as there are free slots. Yields key, stdout, exit code and
-    seconds of each that has ended. Signals of `heard` are passed on, and no line begins after one."""
+) -> Iterator[tuple[int, float, int, str]]:
+    """Runs command lines of gz, as many at a time as there are free slots. Yields key, begin, exit code and
+    stdout of each that has ended. Signals of `heard` are passed on, and no line begins after one."""
     waiting, running, passed = list(lines), dict[int, tuple[Any, ...]](), 0
     try:
         while running or (waiting and not heard):
@@ -567,12 +567,7 @@ def side_by_side(
                 free.append(slot)
                 output.seek(0)
                 with output:
-                    yield (
-                        key,
-                        output.read().decode(errors="replace"),
-                        child.returncode,
-                        time.monotonic() - since,
-                    )
+                    yield key, since, child.returncode, output.read().decode(errors="replace")
             time.sleep(LOOK_EVERY)
     finally:
         for child, *_ in running.values():

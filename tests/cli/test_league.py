@@ -200,34 +200,36 @@ def test_trainings_side_by_side_go_on_after_a_kill(home, tmp_path):
 
 
 def test_what_became_of_a_process_is_its_row(call, home, trained, judged, monkeypatch, tmp_path):
-    """One tells its rows, one is killed without a word; what is judged needs none. A signal ends them all."""
+    """One has judged, one says an error, one is killed; what was judged before needs none."""
     (tmp_path / "child.py").write_text(CHILD)
     monkeypatch.setattr(launcher.start, "SCRIPT", str(tmp_path / "child.py"))
     monkeypatch.setattr(launcher, "end_with_parent", lambda: None)
     words = (*WORDS, "--calls", "0", "--jobs", "2", "--json", "--models")
-    alone = json.loads(call(*words, "vae", "--entry", "vae:0")[1])
-    assert alone["rows"][0]["metrics"]["fd"] == 90 and trained == [("vae", 0, False)]
-    code, shown, said = call(*words, "vae,fm,wgan")
-    assert code == 0 and len(trained) == 1, said
-    result = json.loads(shown)
-    assert [row["metrics"].get("fd") for row in result["rows"]] == [90, 30, None] and "fm" in result["notes"]
-    assert "3/3 wgan: failed: the process ended with code -9" in said
+    assert call(*words, "vae", "--entry", "vae:0")[0] == 0 and trained == [("vae", 0, False)]
+    code, shown, said = call(*words, "vae,fm,wgan,dcgan")
+    assert code == 0 and trained[1:] == [("fm", 0, False)], said  # it is not there where a child said so
+    rows = {row["model"]: row["metrics"].get("fd") or row["error"] for row in json.loads(shown)["rows"]}
+    killed = "its process ended with code -9 and no word"
+    assert (
+        rows == {"vae": 90, "fm": 20, "wgan": killed, "dcgan": "no room"}
+        and f"3/4 wgan: failed: {killed}" in said
+    )
     monkeypatch.setenv("GZ_WAITS", "1")
-    code, _, said = call(*words[:-2], "--models", "fm,wgan")
-    assert code == 143 and "at step 7" in said and "the same command goes on" in said
+    code, _, said = call(*words[:-2], "--models", "wgan,dcgan")
+    assert code == 143 and "wgan: at step 7" in said and "the same command goes on" in said
 
 
 CHILD = """import json, os, signal, sys, time
-model = sys.argv[-1].partition(":")[0]
+model, end = sys.argv[-1], lambda text: sys.exit(print(json.dumps({"error": {"message": text}})) or 3)
 if "GZ_WAITS" in os.environ:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(print(json.dumps({"error": {"message": "at step 7"}}))))
-    os.kill(os.getppid(), signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda *_: end("at step 7"))
+    if model == "wgan:0":
+        os.kill(os.getppid(), signal.SIGTERM)
     time.sleep(60)
-if model == "wgan":
+if model == "wgan:0":
     os.kill(os.getpid(), signal.SIGKILL)
-row = {"model": model, "seed": 0, "setting": "default", "calls": 1}
-row |= {"metrics": {"fd": 30}, "floor": {"fd": 10}}
-print(json.dumps({"rows": [row], "facts": {"notes": [model]}}))
+if model == "dcgan:0":
+    end("no room")
 """
 
 
