@@ -349,7 +349,11 @@ def for_one(launch: LaunchSection) -> LaunchSection:
 
 def submit_league(terms: Terms, at_once: int | None, options: list[str] | None) -> None:
     """Submits a league as one job; with `--jobs` as an array of a task for each entry."""
+    from gzcli.launch.plan import ask
+
     name, launch = f"bench-{slug(f'league-{terms.data}')}", terms.job.launch
+    for model in terms.models or ():
+        ask(model, terms.data, (), {})  # what is wrong is told before
     models = (terms.models or recipe_names()) if at_once else ()
     tasks = [f"{model}:{number}" for number in terms.seeds for model in models]
     array = [f"array=0-{len(tasks) - 1}%{at_once}"] if tasks else []

@@ -1,7 +1,8 @@
 """The measurements that are shipped: leagues, and the validation curves of their runs, by set and scale.
 `docs/measured/<set>/<scale>/` holds `league.csv` and `summary.csv` of `gz bench --train-missing`,
 `about.json` with how they were made, `curves/<recipe>[.<stage>].csv` and `samples/<recipe>.png`;
-`docs/measured/costs.csv` holds the cost of trainings. No heavy import: the trainer reads it."""
+`docs/measured/<set>/peers.csv` holds what other packages' models got, `docs/measured/costs.csv` the cost of
+trainings. No heavy import: the trainer reads it."""
 
 from __future__ import annotations
 

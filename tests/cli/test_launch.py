@@ -19,6 +19,7 @@ import torch
 import gzcli
 from gzcli.cli import doctor, out
 from gzcli.core import devices, units
+from gzcli.core.devices import VISIBLE
 from gzcli.core.errors import DeviceError, MissingError, UsageError
 from gzcli.core.sections import LaunchSection
 from gzcli.engine.__main__ import explain
@@ -200,8 +201,15 @@ def test_other_verbs_are_submitted_alike(fake, gz, home, tmp_path):
     )
     assert '--jobs 3 --seed 0 --entry "${tasks[SLURM_ARRAY_TASK_ID]}" &\n' in script
     assert not Path("drawn").exists() and not (home / "bench").exists()
+    assert gz(*league.replace("vae", "vaee").split(), "--jobs", "2", "--submit", "slurm")[0] == 2
     for words, code in (("ood pretrained:vae --out nosuch", 2), ("sample glow", 3), ("bench --budget 9s", 2)):
         assert gz(*words.split(), "--submit", "slurm")[0] == code, "what is wrong is told before"
+
+
+def test_each_process_beside_others_has_a_gpu_or_a_core(monkeypatch):
+    monkeypatch.setenv(VISIBLE, "2, 5")
+    assert launcher.slots(3, gpus=True) == [{VISIBLE: "2"}, {VISIBLE: "5"}]
+    assert launcher.slots(2, gpus=False) == 2 * [{"OMP_NUM_THREADS": "1"}]
 
 
 def test_no_script_holds_what_cannot_be_printed(fake, gz, tmp_path, monkeypatch):
