@@ -108,12 +108,20 @@ def figures(row: Mapping[str, str], kind: str) -> dict[str, str]:
     for name, value in row.items():
         if value and order(name) < len(SHOWN) and not name.endswith(PARTS):
             excess, half = (row.get(f"{name}_excess{end}") for end in ("", "_half"))
-            over = f" ({float(excess):+.3g} ± {float(half):.2g})" if excess and half else ""
+            over = (
+                f" ({signed(float(excess))} ± {figure(float(f'{float(half):.2g}'))})"
+                if excess and half
+                else ""
+            )
             title = (
                 f"{name} ({kind})" if kind and name.startswith(LIKELIHOODS) else name.removesuffix("_lenet")
             )
             cells[title] = figure(float(value)) + over
     return dict(sorted(cells.items(), key=lambda cell: order(cell[0])))
+
+
+def signed(value: float) -> str:
+    return f"{value:+,.0f}" if abs(value) >= 1000 else f"{value:+.3g}"
 
 
 def order(name: str) -> int:
