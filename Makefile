@@ -69,7 +69,7 @@ $(VENV)/.documented: pyproject.toml | $(BIN)/python
 docs: $(VENV)/.documented  ## The site of the documentation, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python .ci/site.py site
 
-measured: $(VENV)/.tested  ## Figures of the pages: make measured LEAGUE=FOLDER, of `gz bench --train-missing`
+measured: $(VENV)/.tested  ## Figures of the pages: make measured LEAGUE="FOLDER…", of `gz bench --train-missing`
 	$(BIN)/python tests/tools/measure.py league $(LEAGUE)
 
 screens: $(VENV)/.tested  ## What a terminal shows of some commands, as pictures of the pages; trains two models

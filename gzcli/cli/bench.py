@@ -3,11 +3,12 @@ speed. With `--train-missing` it is a league, which first trains the models for 
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from gzcli.core.errors import GzError, Interrupted, MissingError, UsageError, ca
 from gzcli.core.sections import LaunchSection
 from gzcli.core.units import about, count, counted, duration, figure
 from gzcli.data.sets.names import ENDINGS, OwnSet, is_set, locate, slug
-from gzcli.launch.slurm import check_printable
+from gzcli.launch.slurm import CORES_OF_A_PROCESS, check_printable
 from gzcli.metrics import standings
 from gzcli.metrics.metric import column_of, help_text, metrics, weights_of
 from gzcli.store import files
@@ -75,6 +76,9 @@ _Models = Annotated[str | None, _MODELS]
 _Seeds = Annotated[int, _of_league("--seeds K", "Trainings of each, from `--seed` on.", min=1)]
 _CALLS_HELP = "Compare samplers at N network calls an image, too; 0: not."
 _Calls = Annotated[int, _of_league("--calls N", _CALLS_HELP, min=0)]
+_JOBS_HELP = "Train so many side by side, each on a core or a GPU; with `--submit` as an array."
+_Jobs = Annotated[int | None, _of_league("--jobs N", _JOBS_HELP, min=1)]
+_Entry = Annotated[str | None, typer.Option("--entry", hidden=True)]  # of a league, which this process is for
 _CURVE_HELP = "Draw quality against a sampler's steps, or the training's time."
 _Curve = Annotated[str | None, _of_league("--curve steps|time", _CURVE_HELP)]
 
@@ -100,6 +104,8 @@ def bench(
     seeds: _Seeds = 1,
     calls: _Calls = 20,
     curve: _Curve = None,
+    at_once: _Jobs = None,
+    entry: _Entry = None,
     yes: opt.Yes = False,
     submit: opt.Submit = None,
     slurm: opt.Slurm = None,
@@ -113,7 +119,7 @@ def bench(
     from gzcli.core.jobs import BenchJob
 
     check_report(report)
-    league = train_missing or budget or models or curve
+    league = train_missing or budget or models or curve or at_once
     job = BenchJob(
         (),
         data or "",
@@ -131,12 +137,14 @@ def bench(
     networks = [] if weights else weights_of(job.metrics or ())
     if league:
         names = opt.split(models) if models else contestants
+        job = replace(job, launch=for_one(job.launch)) if at_once else job
         terms = terms_of(job, names, seeds, calls, curve, budget, train_missing=train_missing)
         if submit or slurm:
-            name = f"bench-{slug(f'league-{terms.data}')}"
-            return jobs.submit("bench", name, seed, job.launch, slurm, "same")
+            return submit_league(terms, at_once, slurm)
         jobs.fetch(networks)
-        return hold(terms, budget=str(budget), yes=yes, page=report)
+        if entry:
+            return play_one(terms, entry)
+        return hold(terms, budget=str(budget), yes=yes, at_once=at_once, page=report)
     data_set, runs, images = find_contestants(contestants or [], data)
     if submit or slurm:
         return jobs.submit("bench", f"bench-{slug(data_set.key)}", seed, job.launch, slurm)
@@ -327,7 +335,7 @@ def terms_of(
 
     hint = f"gz bench --train-missing --budget {budget if train_missing and budget else '8m'} --data mnist"
     if not train_missing:
-        raise UsageError("`--budget`, `--models` and `--curve` say what is trained", hint=hint)
+        raise UsageError("`--budget`, `--models`, `--curve` and `--jobs` say what is trained", hint=hint)
     if not job.data:
         raise UsageError("`--train-missing` needs `--data`, the set to train on", hint=hint)
     hint = "a number with its unit, at least 3s: `--budget 8m`, `--budget 1.5h`"
@@ -346,7 +354,39 @@ def terms_of(
     return Terms(job.data, seconds, None if names in ((), ("all",)) else names, all_seeds, job, calls, curves)
 
 
-def hold(terms: Terms, *, budget: str, yes: bool, page: Path | None = None) -> None:
+def for_one(launch: LaunchSection) -> LaunchSection:
+    """The devices of a training beside others: a GPU, or a core. The threads do not depend on the machine, by
+    which a run would be another one."""
+    from gzcli.launch import launcher
+
+    if (launch.gpus or 1) != 1 or launch.processes:
+        raise UsageError(
+            "`--jobs` gives each training one GPU, or one core", hint="--jobs 4 without `--gpus`"
+        )
+    on_cpu = launch.cpu or launch.gpus == 0
+    if launch.gpus or (not on_cpu and launcher.usable_gpus().usable):
+        return replace(launch, gpus=1, threads=CORES_OF_A_PROCESS)
+    return replace(launch, threads=1)
+
+
+def submit_league(terms: Terms, at_once: int | None, options: list[str] | None) -> None:
+    """Submits a league as one job; with `--jobs` as an array of a task for each entry."""
+    from gzcli.launch.plan import ask
+
+    name, launch = f"bench-{slug(f'league-{terms.data}')}", terms.job.launch
+    for model in terms.models or ():
+        ask(model, terms.data, (), {})  # what is wrong is told before
+    models = (terms.models or recipe_names()) if at_once else ()
+    tasks = [f"{model}:{number}" for number in terms.seeds for model in models]
+    array = [f"array=0-{len(tasks) - 1}%{at_once}"] if tasks else []
+    jobs.submit("bench", name, terms.job.seed, launch, [*array, *(options or ())], "same", tasks=tasks)
+    if tasks:
+        out.info(f"{counted(len(tasks), 'task')}; then the same command without `--submit` makes the tables")
+
+
+def hold(
+    terms: Terms, *, budget: str, yes: bool, at_once: int | None = None, page: Path | None = None
+) -> None:
     """Holds a league and prints its table. A model that fails is a row with its error."""
     from gzcli.judge.league import draw, entries_of
 
@@ -369,7 +409,7 @@ def hold(terms: Terms, *, budget: str, yes: bool, page: Path | None = None) -> N
         words = f"cd {shlex.quote(str(Path.cwd()))}\n{shlex.join(['gz', *sys.argv[1:]])}\n"
         files.write_atomic(folder / "command.sh", words)
         with signals.noted() as heard:
-            result = play(entries, terms, folder, heard)
+            result = play(entries, terms, folder, heard, at_once)
         took = [row.get("train_seconds", 0) for row in result["rows"]]
         if longer := [seconds for seconds in took if seconds > LATE * terms.budget]:
             result["notes"].append(
@@ -409,19 +449,19 @@ def before_start(
 # ---------------------------------------------------------------------------- training and judging
 
 
-def play(entries: Sequence[Entry], terms: Terms, folder: Path, heard: Sequence[int]) -> dict[str, Any]:
-    """Trains and judges one entry after the other, and writes what is known after each. Returns the JSON."""
-    rows: list[dict[str, Any]] = []
+def play(
+    entries: Sequence[Entry], terms: Terms, folder: Path, heard: Sequence[int], at_once: int | None = None
+) -> dict[str, Any]:
+    """Trains and judges all entries, and writes what is known after each. Returns the JSON."""
+    rows: dict[int, list[dict[str, Any]]] = {}
     facts: dict[str, Any] = {"data": terms.data, "notes": [], "floor": {}, "directions": {}}
     result: dict[str, Any] = {}
-    for i, entry in enumerate(entries, 1):
-        head = f"{i}/{len(entries)} {entry.model}" + (f" seed {entry.seed}" if len(terms.seeds) > 1 else "")
-        since, run = time.monotonic(), entry.run()
-        if not run or run.state != "finished":
-            until = time.strftime("%H:%M", time.localtime(time.time() + terms.budget))
-            out.info(f"{head}: " + ("goes on" if run else f"is trained, until {until} at the earliest"))
+    for i, since, problem in turns(entries, terms, heard, at_once):
+        entry, head = entries[i], f"{i + 1}/{len(entries)} {name_in(terms, entries[i])}"
         try:
-            judged = judge(entry.train(say=out.info), entry, terms, facts)
+            if problem:
+                raise GzError(problem)
+            rows[i] = judge(train(entry, terms, head), entry, terms, facts)
         except Interrupted as error:
             error.hint = "the same command goes on"
             raise
@@ -429,14 +469,63 @@ def play(entries: Sequence[Entry], terms: Terms, folder: Path, heard: Sequence[i
             if heard:  # by which what the entry ran was ended
                 raise stopped(heard[0]) from error
             failed = {"setting": "default", "metrics": {}, "floor": {}, "error": error.message}
-            judged = [facts_of(entry, entry.run()) | failed]
-        rows += judged
-        metric = standings.ranking_metric(rows, terms.job.metrics, facts["directions"])
-        out.info(f"{head}: {in_short(judged[0], metric)}, {duration(time.monotonic() - since)}")
-        result = write(folder, standings.of_one_size(rows), metric, facts)
+            rows[i] = [facts_of(entry, entry.run()) | failed]
+        so_far = [row for key in sorted(rows) for row in rows[key]]
+        metric = standings.ranking_metric(so_far, terms.job.metrics, facts["directions"])
+        out.info(f"{head}: {in_short(rows[i][0], metric)}, {duration(time.monotonic() - since)}")
+        result = write(folder, standings.of_one_size(so_far), metric, facts)
+        if heard and not at_once:
+            break
+    if heard:
+        raise stopped(heard[0])
+    return result
+
+
+def turns(
+    entries: Sequence[Entry], terms: Terms, heard: Sequence[int], at_once: int | None
+) -> Iterator[tuple[int, float, str | None]]:
+    """(index, when it began, what went wrong) of each entry whose turn it is. `at_once` of them are trained
+    and judged in processes of their own before, but for those with nothing left to do."""
+    from gzcli.judge.league import is_judged
+    from gzcli.launch.launcher import side_by_side, slots
+
+    apart = [i for i, entry in enumerate(entries) if at_once and not is_judged(entry.run(), terms)]
+    yield from ((i, time.monotonic(), None) for i in range(len(entries)) if i not in apart)
+    words = [*jobs.words_of(sys.argv, "bench"), "--seed", str(terms.job.seed), "--json", "--entry"]
+    lines = {i: [*words, entries[i].key] for i in apart}
+    free = slots(at_once or 1, gpus=bool(terms.job.launch.gpus))
+    for i, since, code, text in side_by_side(lines, free, heard):
+        said = json.loads(text.splitlines()[-1]) if text.strip() else {}
+        problem = said.get("error", {}).get("message", f"its process ended with code {code} and no word")
+        if code and heard:
+            out.info(f"{name_in(terms, entries[i])}: {problem}")
+        else:
+            yield i, since, problem if code else None
+
+
+def train(entry: Entry, terms: Terms, head: str) -> Run:
+    run = entry.run()
+    if not run or run.state != "finished":
+        until = time.strftime("%H:%M", time.localtime(time.time() + terms.budget))
+        out.info(f"{head}: " + ("goes on" if run else f"is trained, until {until} at the earliest"))
+    return entry.train(say=lambda text: out.info(f"{head}: {text}"))
+
+
+def name_in(terms: Terms, entry: Entry) -> str:
+    return f"{entry.model} seed {entry.seed}" if len(terms.seeds) > 1 else entry.model
+
+
+def play_one(terms: Terms, key: str) -> None:
+    """Trains and judges an entry, for a league that another process holds or makes later."""
+    from gzcli.judge.league import entries_of
+    from gzcli.launch.launcher import end_with_parent
+
+    end_with_parent()
+    with signals.noted() as heard:
+        (entry,), _ = entries_of(terms.of(key), say=out.info)
+        judge(train(entry, terms, name_in(terms, entry)), entry, terms, {"notes": []})
         if heard:
             raise stopped(heard[0])
-    return result
 
 
 def stopped(number: int) -> Interrupted:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -176,12 +176,14 @@ def submit(
     options: Iterable[str] | None,
     goes_on: Literal["named", "resumed", "same"] | None = None,
     *,
+    tasks: Sequence[str] = (),
     dry_run: bool = False,
 ) -> None:
     """Writes the command line of this process as a job script into the folder of runs, and submits it, or
     prints it where `dry_run` is set. Raises UsageError for all GPUs, as SLURM wants a number.
 
     goes_on: how a job that is out of time is started again; None: it is not.
+    tasks: entries of a league, of which each task of an array takes one.
     """
     from gzcli.launch import slurm
 
@@ -190,7 +192,7 @@ def submit(
     gpus = launch.gpus or 0
     cores = (launch.threads or slurm.CORES_OF_A_PROCESS) * (gpus or launch.processes or 1)
     words, machines = words_of(sys.argv, verb), launch.machines or 1
-    job = slurm.Job(words, name, seed, gpus, cores, machines=machines, goes_on=goes_on)
+    job = slurm.Job(words, name, seed, gpus, cores, machines=machines, goes_on=goes_on, tasks=tasks)
     folder = user_dir("runs", "slurm")
     program = [sys.executable, start.SCRIPT, "gzcli"]
     text = slurm.script(job, slurm.options(options or ()), program=program, folder=folder)

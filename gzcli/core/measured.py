@@ -1,14 +1,16 @@
 """The measurements that are shipped: leagues, and the validation curves of their runs, by set and scale.
 `docs/measured/<set>/<scale>/` holds `league.csv` and `summary.csv` of `gz bench --train-missing`,
 `about.json` with how they were made, `curves/<recipe>[.<stage>].csv` and `samples/<recipe>.png`;
-`docs/measured/costs.csv` holds the cost of trainings. No heavy import: the trainer reads it."""
+`docs/measured/<set>/peers.csv` holds what other packages' models got, `docs/measured/costs.csv` the cost of
+trainings. No heavy import: the trainer reads it."""
 
 from __future__ import annotations
 
 import csv
 import json
+import re
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,6 +19,9 @@ from typing import Any
 from gzcli.core.units import figure
 
 ROOT = Path(__file__).resolve().parents[1] / "docs" / "measured"
+LIKELIHOODS = ("bpd", "nats")
+SHOWN = ("fd", "fd_second", "kid", "precision", "recall", "legible", *LIKELIHOODS)  # figures on pages
+PARTS = ("_sd", "_excess", "_half")  # columns about the figure of the name before them
 CURVE = ("metric", "step", "seconds", "value")  # the columns of a curve
 
 
@@ -79,7 +84,7 @@ def places() -> Iterator[tuple[str, str]]:
 
 
 def about(data: str, scale: str) -> dict[str, Any]:
-    """How a league was made: command, budget, machine, version, metric and floor."""
+    """How a league was made: commands, budget, seeds, commit, machine, versions, judges, metric, floor."""
     facts: dict[str, Any] = json.loads((ROOT / data / scale / "about.json").read_text())
     return facts
 
@@ -87,6 +92,43 @@ def about(data: str, scale: str) -> dict[str, Any]:
 def standings(data: str, scale: str) -> list[dict[str, str]]:
     """The rows of a league's `summary.csv`, the best first."""
     return rows_of(ROOT / data / scale / "summary.csv")
+
+
+def peers(data: str) -> list[dict[str, str]]:
+    """What other packages' models have got from gz's judge: name, version, the `model` of gz that they stand
+    beside, seconds of training, and columns of figures as `summary.csv` has them."""
+    return rows_of(ROOT / data / "peers.csv")
+
+
+def figures(row: Mapping[str, str], kind: str) -> dict[str, str]:
+    """The figures of a row that pages show, in order, each with its excess over the floor and half the 95 %
+    interval of that where they are known. Likelihoods of another kind (exact, bound, ode) are another figure.
+    """
+    cells = {}
+    for name, value in row.items():
+        if value and order(name) < len(SHOWN) and not name.endswith(PARTS):
+            excess, half = (row.get(f"{name}_excess{end}") for end in ("", "_half"))
+            over = (
+                f" ({signed(float(excess))} ± {figure(float(f'{float(half):.2g}'))})"
+                if excess and half
+                else ""
+            )
+            title = (
+                f"{name} ({kind})" if kind and name.startswith(LIKELIHOODS) else name.removesuffix("_lenet")
+            )
+            cells[title] = figure(float(value)) + over
+    return dict(sorted(cells.items(), key=lambda cell: order(cell[0])))
+
+
+def signed(value: float) -> str:
+    return f"{value:+,.0f}" if abs(value) >= 1000 else f"{value:+.3g}"
+
+
+def order(name: str) -> int:
+    """The place of a figure among those that pages show; their number for another one."""
+    word = re.split(r"[@| /]", name)[0]
+    words = (word, word.partition("_")[0] if word.startswith(("kid_", "precision_", "recall_")) else word)
+    return min((SHOWN.index(word) for word in words if word in SHOWN), default=len(SHOWN))
 
 
 def costs(model: str) -> list[dict[str, str]]:

@@ -23,7 +23,7 @@ from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard, Param
 from gzcli.recipe.files import RecipeFile, find, read_chain
 from gzcli.recipe.schema import parse, score_names, words
-from gzcli.recipe.yaml import flow
+from gzcli.recipe.yaml import flow, load
 from gzcli.store import model_files
 from gzcli.store.paths import recipe_names, spelling, trained_in
 from gzcli.store.pretrained import Pretrained, every
@@ -110,7 +110,7 @@ class Page:
     references: tuple[Reference, ...]
     drawn: tuple[tuple[str, str], ...]  # (set, scale) of the leagues that have a picture of its samples
     ready: tuple[Pretrained, ...]  # those that come with gz, trained
-    places: tuple[tuple[str, str, Mapping[str, str]], ...]  # (set, scale, row of the summary) of its leagues
+    compared: tuple[tuple[str, str, str, str], ...]  # (whose, set, figures, source): paper, peers, gz
     costs: tuple[Mapping[str, str], ...]  # what its trainings cost, by set and scale
 
 
@@ -151,14 +151,41 @@ def page_of(name_or_file: str) -> Page:
         ),
         drawn=tuple(place for place in measured.places() if measured.picture(recipe, *place).is_file()),
         ready=tuple(model for model in every() if model.model == recipe),
-        places=tuple(
-            (data, scale, row)
-            for data, scale in measured.places()
-            for row in measured.standings(data, scale)
-            if row["model"] == recipe
-        ),
+        compared=() if alone else tuple(_compared(name)),
         costs=tuple(measured.costs(recipe)),
     )
+
+
+def _compared(name: str) -> Iterator[tuple[str, str, str, str]]:
+    """The figures of the model's paper, of other packages' models of its kind, and its own."""
+    for data, figures, source in load(ROOT / "published.yaml").get(name, ()):
+        yield "paper", data, figures, source
+    for data in sorted({data for data, _ in measured.places()}):
+        for row in (row for row in measured.peers(data) if row["model"] == name):
+            how = f"trained for {duration(float(row['seconds']))} by its own settings"
+            yield f"{row['name']} {row['version']}", data, _figures(row), how
+    for data, scale in measured.places():
+        for row in (row for row in measured.standings(data, scale) if row["model"] == name):
+            place = f"place {row['place']} of the league" if row["place"] else "the league"
+            took = f", {duration(float(row['train_seconds']))} of training" if row["train_seconds"] else ""
+            yield "gz", f"{data}, {scale}", _figures(row), place + took
+
+
+def _cells(row: Mapping[str, str]) -> dict[str, str]:
+    known = row["model"] in recipe_names()
+    return measured.figures(row, (catalog.card(row["model"]).likelihood or "") if known else "")
+
+
+def _figures(row: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {cell}" for name, cell in _cells(row).items()) or "no figure"
+
+
+def league_table(data: str, scale: str) -> tuple[list[str], list[tuple[Mapping[str, str], list[str]]]]:
+    """The figures of a league and of peers on its set: their names, and each row with its cells."""
+    peers = [{"place": "", "sample_seconds": "", "params": "", **row} for row in measured.peers(data)]
+    rows = [(row, _cells(row)) for row in (*measured.standings(data, scale), *peers)]
+    names = sorted(dict.fromkeys(name for _, cells in rows for name in cells), key=measured.order)
+    return names, [(row, [cells.get(name, "–") for name in names]) for row, cells in rows]
 
 
 def _stages(chain: Sequence[RecipeFile]) -> dict[str, str]:

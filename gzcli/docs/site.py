@@ -52,7 +52,7 @@ def write(folder: Path, commands: str) -> list[Any]:
     files |= {"models/index": models_index(pages), "commands": commands}
     files["pretrained"] = rendered("pretrained", ready=ready)
     if leagues:
-        facts = [(*place, measured.about(*place), measured.standings(*place)) for place in leagues]
+        facts = [(*place, measured.about(*place), *manual.league_table(*place)) for place in leagues]
         files["league"] = rendered("league", leagues=facts)
     for name, text in files.items():
         (folder / f"{name}.md").write_text(text)

@@ -6,9 +6,12 @@ share runs.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import math
+import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -25,10 +28,9 @@ from gzcli.launch.plan import Request, Start, fingerprint
 from gzcli.metrics import standings
 from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe
-from gzcli.store import runs
-from gzcli.store.paths import recipe_names, spelling
+from gzcli.store import files, runs
+from gzcli.store.paths import cache_dir, recipe_names, spelling
 from gzcli.store.runs import Run
-from gzcli.version import __version__
 
 STEPS = (1, 2, 5, 10, 20, 50)  # of samplers, for the curve of quality against them
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of the training, for the curve of quality against its time
@@ -36,6 +38,11 @@ KEPT = 100  # checkpoints that a run keeps for that curve, instead of the traine
 SHORTEST = 3.0  # seconds, the least of `gz train --minutes` too
 EXTRA = {"caption": "captions", "before": "pictures", "second_domain": "pictures"}  # what samples start from
 MARKERS = "osD^vP*X"
+PACKAGE = Path(__file__).resolve().parents[1]
+JUDGING = [f"{name}/**/*.py" for name in ("metrics", "models/denoising", "models/nn")]  # what makes a row
+JUDGING += [f"judge/{name}.py" for name in ("bench", "contestants", "images", "likelihood", "real")]
+JUDGING += ["engine/sampler.py", "models/labelled.py"]
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 Point = tuple[float, float, float | None]  # x, mean over seeds, standard deviation over seeds
 
 
@@ -56,6 +63,13 @@ class Terms:
         """A short hash: leagues of the same terms have one folder."""
         return _hash(asdict(self), 6)
 
+    def of(self, entry: str) -> Terms:
+        """The terms of a single entry, by its key."""
+        model, _, seed = entry.rpartition(":")
+        if not model or not seed.isdecimal():
+            raise UsageError(f"`--entry {entry}` is no entry of a league", hint="--entry vae:0")
+        return replace(self, models=(model,), seeds=(int(seed),))
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -67,6 +81,11 @@ class Entry:
     recipe: Recipe  # the request's recipe, resolved for its data set
     plan: Plan
 
+    @property
+    def key(self) -> str:
+        """By which `Terms.of` finds it."""
+        return f"{self.request.what}:{self.seed}"
+
     def run(self) -> Run | None:
         """The finished run of this training, else the newest that has begun."""
         key = fingerprint(self.recipe, self.plan)
@@ -77,14 +96,21 @@ class Entry:
         return next(finished, None) or next(started, None)
 
     def train(self, say: Say = silent) -> Run:
-        run = self.run()
-        if run and run.state == "finished":
-            return run
-        if run and run.state == "diverged":
-            message = (run.status().get("error") or {}).get("message", "the loss is not finite")
-            raise DivergedError(message, hint=f"`gz runs remove {run.id}` lets it be tried again")
-        start = Start(self.request, self.plan, run)
-        return start.train(start.recipe() if run else self.recipe, say=say)
+        """The finished run. What another process trains is waited for: it is of a league beside this one, or
+        was left by one that was killed, and saves a checkpoint."""
+        lock = cache_dir("entries", f"{fingerprint(self.recipe, self.plan)}.lock")
+        with files.lock(lock, on_wait=lambda: say("another `gz` trains it: waiting")):
+            if (run := self.run()) and run.is_held:
+                say(f"another process trains `{run.id}`: waiting")
+            while (run := self.run()) and run.is_held:
+                time.sleep(0.5)
+            if run and run.state == "finished":
+                return run
+            if run and run.state == "diverged":
+                message = (run.status().get("error") or {}).get("message", "the loss is not finite")
+                raise DivergedError(message, hint=f"`gz runs remove {run.id}` lets it be tried again")
+            start = Start(self.request, self.plan, run)
+            return start.train(start.recipe() if run else self.recipe, say=say)
 
 
 def entries_of(
@@ -112,7 +138,8 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
     or if the model does not fit the set."""
     section = terms.job.launch
     flags: dict[str, Any] = {"seed": seed, "launch.gpus": section.gpus, "launch.cpu": section.cpu or None}
-    flags |= {"launch.processes": section.processes, "train.keep": KEPT if "time" in terms.curves else None}
+    flags |= {"launch.processes": section.processes, "launch.threads": section.threads}
+    flags["train.keep"] = KEPT if "time" in terms.curves else None
     parts = planning.ask(name, terms.data, (), flags).recipe.parts
 
     def minutes(seconds: float) -> float:
@@ -170,12 +197,50 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
 
 
 def judgement(run: Run, job: BenchJob) -> tuple[str, Path | None]:
-    """The name of the job's folder in the run's `bench`, and a folder with a result of this gz, if any."""
+    """The name of the job's folder in the run's `bench`, and a folder with a result by this code, if any."""
     terms = {key: value for key, value in asdict(job).items() if key not in ("launch", "runs")}
     weights = run.serving.model_file
-    key = _hash([terms, weights.stat().st_mtime_ns if weights.exists() else 0, __version__], 12)
+    models = {part.tree()["model"]["name"] for part in run.stages or [run]}
+    code = code_of([catalog.card_of(run, name).path for name in sorted(models)])
+    key = _hash([terms, weights.stat().st_mtime_ns if weights.exists() else 0, code], 12)
     results = sorted((run.path / "bench").glob(f"{key}-*/{Run.result_file}"))
     return key, results[-1].parent if results else None
+
+
+def is_judged(run: Run | None, terms: Terms) -> bool:
+    """Whether nothing is left to do for a run."""
+    if run is None or run.state != "finished":
+        return False
+    return all(judgement(run, job)[1] for job, _ in jobs_of(run, terms).values())
+
+
+def code_of(models: Sequence[Path], root: Path = PACKAGE) -> str:
+    """A hash of the code that makes a row: the judge, what all samplers share, and these files of models with
+    what they import of their families. Comments, docstrings and the form of the text do not count."""
+    shared = {path for pattern in JUDGING for path in root.glob(pattern)}
+    return _hash([syntax_of(path) for path in (*sorted(shared), *family_of(models))], 12)
+
+
+def family_of(models: Sequence[Path]) -> list[Path]:
+    """The files of models and, in the same folders, all that these import."""
+    found, left = set[Path](), list(models)
+    while left:
+        if (path := left.pop()) not in found:
+            found.add(path)
+            imports = " ".join(re.findall(r"^ *(?:from|import) .+", path.read_text(encoding="utf-8"), re.M))
+            near = (path.with_name(f"{word}.py") for word in re.findall(r"\w+", imports))
+            left += filter(Path.is_file, near)
+    return sorted(found)
+
+
+@catalog.cached_by_file
+def syntax_of(path: Path) -> str:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(node, _DOCUMENTED) and ast.get_docstring(node):
+            del body[0]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 def kept_steps(run: Run) -> list[tuple[int, float]]:

@@ -2,7 +2,7 @@
 
 What is launched is always `python -m gzcli.engine FOLDER`; all that the engine needs is in the folder. An
 engine records its own errors in `status.json`. One that was killed could not: its exit code and its
-checkpoints tell what happened.
+checkpoints tell what happened. Several command lines of gz run side by side, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -47,6 +49,7 @@ SETTLING = 60.0  # seconds for the main process on another machine, which saves 
 PATIENCE = 5.0  # seconds between SIGTERM and SIGKILL
 SAVING = 30.0  # seconds after the last byte of a checkpoint, in which its engine is not killed
 FOLDER = "GZ_FOLDER"  # the variable of an engine, and of all that it starts, that names its folder
+LOOK_EVERY = 0.1  # seconds between looks at processes side by side
 KILLED = 128 + 9  # the exit code of a process that SIGKILL has ended
 ERRORS = {cls.kind: cls for cls in (UsageError, MissingError, DeviceError, DivergedError)}
 # Environment variables that make a step on a CPU faster; those that the user has set stay. glibc returns
@@ -527,3 +530,58 @@ def check_extra(words: list[str]) -> list[str]:
             raise UsageError(f"`{name}` needs a value", hint="`accelerate launch --help` tells which")
         checked += [name, value]
     return checked
+
+
+# ---------------------------------------------------------------------------- command lines side by side
+
+
+def slots(most: int, *, gpus: bool) -> list[dict[str, str]]:
+    """The environments of at most so many processes at a time: a GPU for each, or a core."""
+    if not gpus:
+        return [{"OMP_NUM_THREADS": "1"}] * most
+    visible = os.environ.get(VISIBLE) or ",".join(map(str, range(usable_gpus().usable)))
+    return [{VISIBLE: name.strip()} for name in visible.split(",")[:most]]
+
+
+def side_by_side(
+    lines: Mapping[int, Sequence[str]], free: list[dict[str, str]], heard: Sequence[int]
+) -> Iterator[tuple[int, float, int, str]]:
+    """Runs command lines of gz, as many at a time as there are free slots. Yields key, begin, exit code and
+    stdout of each that has ended. Signals of `heard` are passed on, and no line begins after one."""
+    waiting, running, passed = list(lines), dict[int, tuple[Any, ...]](), 0
+    try:
+        while running or (waiting and not heard):
+            while free and waiting and not heard:
+                key, slot, output = waiting.pop(0), free.pop(0), tempfile.TemporaryFile()  # noqa: SIM115
+                words = [sys.executable, start.SCRIPT, "gzcli", *lines[key]]
+                # in a session of its own, where Ctrl-C does not reach it beside the signal that is passed on
+                how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True}
+                child = subprocess.Popen(words, env=os.environ | slot, stdout=output, **how)
+                running[key] = child, slot, output, time.monotonic()
+            for number in heard[passed:]:
+                for child, *_ in running.values():
+                    child.send_signal(number)
+                passed += 1
+            for key in [key for key, (child, *_) in running.items() if child.poll() is not None]:
+                child, slot, output, since = running.pop(key)
+                free.append(slot)
+                output.seek(0)
+                with output:
+                    yield key, since, child.returncode, output.read().decode(errors="replace")
+            time.sleep(LOOK_EVERY)
+    finally:
+        for child, *_ in running.values():
+            child.terminate()
+            child.wait()
+
+
+def end_with_parent() -> None:
+    """Sends this process SIGTERM when the one that has started it is gone, as after `kill -9`."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

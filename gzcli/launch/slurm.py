@@ -35,6 +35,7 @@ class Job:
     # when it was out of time: the run of the job's name goes on, or the one that its words resume, or they
     # are run again; None: it would begin anew
     goes_on: Literal["named", "resumed", "same"] | None = None
+    tasks: Sequence[str] = ()  # entries of a league, of which each task of an array takes one
 
 
 def options(words: Iterable[str]) -> dict[str, str | None]:
@@ -63,7 +64,7 @@ def script(job: Job, chosen: Mapping[str, str | None], *, program: Sequence[str]
     array = "array" in chosen
     output = str(folder / ("%x-%A_%a.out" if array else "%x-%j.out"))
     output = output.replace("%", "%%", str(folder).count("%"))
-    for word in (*job.words, *program):
+    for word in (*job.words, *program, *job.tasks):
         check_printable(word=word)
     for path in (str(folder), str(Path.cwd())):
         check_printable(folder=path)
@@ -87,7 +88,9 @@ def script(job: Job, chosen: Mapping[str, str | None], *, program: Sequence[str]
         quoted = value if value is None or re.fullmatch(r"[^\s'#]*", value) else f'"{value}"'
         lines.append(f"#SBATCH --{key}" + ("" if quoted is None else f"={quoted}"))
     text, command = "\n".join(lines), _command(job, program, array)
-    return _SCRIPT.format(directives=text, command=command, name=shlex.quote(job.name), cores=job.cores)
+    tasks = f"\ntasks=({shlex.join(job.tasks)})" if job.tasks else ""
+    name = shlex.quote(job.name)
+    return _SCRIPT.format(directives=text, command=command, name=name, cores=job.cores, tasks=tasks)
 
 
 def _command(job: Job, program: Sequence[str], array: bool) -> str:
@@ -100,6 +103,8 @@ def _command(job: Job, program: Sequence[str], array: bool) -> str:
         words += ["--requeue", "--name", '"$name"']
     if job.goes_on == "resumed":
         words.append("--resume")
+    elif job.tasks:
+        words += ["--seed", str(job.seed), "--entry", '"${tasks[SLURM_ARRAY_TASK_ID]}"']
     else:
         words += ["--seed", f"$(({job.seed} + SLURM_ARRAY_TASK_ID))" if array else str(job.seed)]
     return " ".join([*words, *map(shlex.quote, extra)])
@@ -110,7 +115,7 @@ _SCRIPT = """\
 {directives}
 
 # A run of this job has its number in its name, so that the job goes on with it when it is queued again.
-name={name}-"${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+-$SLURM_ARRAY_TASK_ID}}"
+name={name}-"${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+-$SLURM_ARRAY_TASK_ID}}"{tasks}
 
 # SLURM sends USR1 to this script alone before the time is up, and TERM to all when the job is to end.
 again=

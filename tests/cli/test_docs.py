@@ -24,7 +24,17 @@ from test_startup import HEAVY, modules, within
 from gzcli.cli import app
 from gzcli.core import measured
 from gzcli.core.errors import canonical
-from gzcli.docs.page import ORDER, TUTORIALS, as_markdown, as_text, page_of, texts, written
+from gzcli.docs.page import (
+    ORDER,
+    TUTORIALS,
+    as_markdown,
+    as_text,
+    league_table,
+    page_of,
+    rendered,
+    texts,
+    written,
+)
 from gzcli.docs.page import ROOT as DOCS
 from gzcli.launch import plan
 from gzcli.models.catalog import OUTSIDE, cards
@@ -83,6 +93,18 @@ def league_run(model: str, stages: list[str]) -> runs.Run:
     return run
 
 
+def league_of(folder: Path, row: dict, **changed) -> Path:
+    """The folder of a league of one row, as `gz bench --train-missing` leaves it."""
+    facts = {"seed": 0, "error": None, "train_seconds": 480, "sample_seconds": 0.01, "params": 1000}
+    facts |= {"floor": {"fd": 30.0}, "excess": {"fd": [row["metrics"].get("fd", 30) - 30, 8.0, 88.0]}}
+    judge = {"features": "ab", "features_accuracy": 0.99, "versions": {"torch": "2.13"}}
+    result = {"budget": 480, "metric": "fd", "floor": {"fd": 30.0}, "left_out": {}, "provenance": judge}
+    folder.mkdir()
+    (folder / "command.sh").write_text(f"cd /somewhere\ngz bench --train-missing --models {row['model']}\n")
+    (folder / "league.json").write_text(json.dumps({"rows": [facts | row], **result} | changed))
+    return folder
+
+
 @pytest.fixture
 def reference(tmp_path, monkeypatch, home):
     """A league of two runs, one of them in stages, as `gz bench --train-missing` leaves it; the folder that
@@ -90,16 +112,13 @@ def reference(tmp_path, monkeypatch, home):
     import measure
 
     stages = {"vae": [""], "vqvae": ["tokenizer", "prior"]}
-    made = [{"model": m, "run": league_run(m, names).id, "error": None} for m, names in stages.items()]
-    folder = tmp_path / "league"
-    (folder / "results").mkdir(parents=True)
-    (folder / "command.sh").write_text("cd /somewhere\ngz bench --train-missing --budget 8m --data mnist\n")
-    row = "place,model,times_floor,train_seconds,sample_seconds,params,fd\n"
-    (folder / "results" / "summary.csv").write_text(f"{row}1,vae,2.5,480,0.01,1000,75\n")
-    (folder / "results" / "league.csv").write_text("model,seed\nvae,0\n")
-    facts = {"rows": made, "budget": 480, "metric": "fd", "floor": {"fd": 30.0}, "left_out": {}}
-    (folder / "league.json").write_text(json.dumps(facts))
-    measure.league(folder, tmp_path / "measured")
+    folders = [
+        league_of(
+            tmp_path / model, {"model": model, "run": league_run(model, names).id, "metrics": {"fd": fd}}
+        )
+        for (model, names), fd in zip(stages.items(), (75.0, 90.0), strict=True)
+    ]
+    measure.league(*folders, root=tmp_path / "measured")
     monkeypatch.setattr(measured, "ROOT", tmp_path / "measured")
     (tmp_path / "measured" / "costs.csv").write_text(
         "model,data,scale,params,steps,seconds,machine,seconds_on_h100\n"
@@ -123,36 +142,50 @@ def test_a_league_becomes_files_that_pages_and_trainings_read(reference):
     assert run.stood_at(300, "fd") is run.stood_at(50, "bpd") is None
     with Image.open(measured.picture("vqvae", "mnist", "tiny")) as picture:
         assert picture.size == (420, 210)
-    assert "/" not in json.loads((reference / "about.json").read_text())["command"]
     text = as_text(as_markdown(page_of("vae")), 100)
     assert re.search(r"mnist +small +1.38M +100,000 +90 minutes +81 seconds", text) and "CPU: a CPU." in text
-    assert "2.5 × the floor after 8m00s of training" in text
+    assert "8m00s of training" in text
     assert "REFERENCE CURVE, MNIST AT SCALE TINY" in text
 
 
-def test_a_league_of_some_models_leaves_the_others(reference, tmp_path):
-    """Where budget, metric and floor are those of before; a league of other terms replaces it."""
+def test_figures_stand_beside_those_of_papers_and_peers(reference):
+    """Likelihoods of several kinds are several columns."""
+    head = "place,model,train_seconds,sample_seconds,params,fd,fd_sd,fd_excess,fd_excess_half,bpd,swd\n"
+    rows = "1–2,fm,480,.01,1000,75,,45,8,1.5,9\n1–2,glow,480,,1000,80,2,50.2,8,1.2,9\n"
+    (reference / "summary.csv").write_text(head + rows)
+    peers = "name,version,model,seconds,fd,fd_excess,fd_excess_half\nnormflows,1.7,glow,480,90,60,9\n"
+    (reference.parent / "peers.csv").write_text(peers)
+    text = as_markdown(page_of("glow"), site=True)
+    assert "\n| gz | mnist, tiny | fd 80 (+50.2 ± 8), bpd (bound) 1.2 | place 1–2 of [the league]" in text
+    assert "| paper | cifar10 | bpd 3.35 | [arXiv:1807.03039](" in text
+    assert "\n| normflows 1.7 | mnist | fd 90 (+60 ± 9) | trained for 8m00s by its own settings |" in text
+    facts = ("mnist", "tiny", measured.about("mnist", "tiny"), *league_table("mnist", "tiny"))
+    lines = [
+        re.sub(r"\(models/\w+.md\)", "", line) for line in rendered("league", leagues=[facts]).splitlines()
+    ]
+    assert "|  | model | fd | bpd (ode) | bpd (bound) | parameters | s/image |" in lines
+    assert "| 1–2 | [fm] | 75 (+45 ± 8) | 1.5 | – | 1,000 | 0.01 |" in lines
+    assert "| – | normflows 1.7, as [glow] | 90 (+60 ± 9) | – | – | – | – |" in lines
+
+
+def test_leagues_of_one_set_and_scale_are_joined(reference, tmp_path):
+    """By model and seed, where budget, metric and judge are the same."""
     import measure
 
-    folder = tmp_path / "league"
-    facts = json.loads((folder / "league.json").read_text())
-    facts["rows"] = [row for row in facts["rows"] if row["model"] == "vqvae"]
-    (folder / "command.sh").write_text("gz bench --train-missing --models vqvae\n")
-    row = "place,model,times_floor,rank\n1,vqvae,2.0,1.0\n"
-    (folder / "results" / "summary.csv").write_text(row)
-    (folder / "results" / "league.csv").write_text("model,seed\nvqvae,0\n")
-
-    def measured_again(**changed) -> list[tuple[str, str]]:
-        (folder / "league.json").write_text(json.dumps(facts | changed))
-        measure.league(folder, tmp_path / "measured")
-        return [(row["model"], row["place"]) for row in measured.standings("mnist", "tiny")]
-
-    assert measured_again() == [("vqvae", "1"), ("vae", "2")]
-    command = measured.about("mnist", "tiny")["command"]
-    assert command == "gz bench --train-missing --models vqvae,vae"
+    about = measured.about("mnist", "tiny")
+    assert about["commands"] == [f"gz bench --train-missing --models {name}" for name in ("vae", "vqvae")]
+    assert about["judges"] == {"first": {"hash": "ab", "accuracy": 0.99}} and about["torch"] == "2.13"
+    assert about["seeds"] == [0] and about["budget"] == 480 and about["cores"] > 0 and "commit" in about
+    assert [row["model"] for row in measured.standings("mnist", "tiny")] == ["vae", "vqvae"]
     curves = {path.name for path in reference.glob("curves/*")}
     assert curves == {"vae.csv", "vqvae.tokenizer.csv", "vqvae.prior.csv"}
-    assert measured_again(budget=60) == [("vqvae", "1")] and not list(reference.glob("curves/vae.*"))
+    vae = {"model": "vae", "run": measured.rows_of(reference / "league.csv")[0]["run"]}
+    again = league_of(tmp_path / "again", vae | {"metrics": {"fd": 60.0}, "seed": 1})
+    measure.league(tmp_path / "vae", again, root=tmp_path / "measured")
+    assert [row["seeds"] for row in measured.standings("mnist", "tiny")] == ["2"]
+    other = league_of(tmp_path / "other", vae | {"metrics": {"fd": 60.0}}, budget=60)
+    with pytest.raises(SystemExit, match="several terms"):
+        measure.league(tmp_path / "vae", other, root=tmp_path / "measured")
 
 
 def test_a_validation_is_told_beside_the_reference(monkeypatch, reference, capfd):

@@ -19,6 +19,7 @@ import torch
 import gzcli
 from gzcli.cli import doctor, out
 from gzcli.core import devices, units
+from gzcli.core.devices import VISIBLE
 from gzcli.core.errors import DeviceError, MissingError, UsageError
 from gzcli.core.sections import LaunchSection
 from gzcli.engine.__main__ import explain
@@ -193,9 +194,22 @@ def test_other_verbs_are_submitted_alike(fake, gz, home, tmp_path):
         assert "#SBATCH --time=1:00:00\n" in script and ("#SBATCH --signal=" in script) == goes_on
         assert ("--gres=gpu:2\n" in script) == ("--gpus" in words)
         assert f"#SBATCH --job-name={words.split()[0]}-" in script
+    code, _, told = gz(*league.split(), "--seeds", "2", "--jobs", "3", "--submit", "slurm")
+    script = (tmp_path / "got").read_text()
+    assert (
+        code == 0 and "2 tasks" in told and "--array=0-1%3\n" in script and "tasks=(vae:0 vae:1)\n" in script
+    )
+    assert '--jobs 3 --seed 0 --entry "${tasks[SLURM_ARRAY_TASK_ID]}" &\n' in script
     assert not Path("drawn").exists() and not (home / "bench").exists()
+    assert gz(*league.replace("vae", "vaee").split(), "--jobs", "2", "--submit", "slurm")[0] == 2
     for words, code in (("ood pretrained:vae --out nosuch", 2), ("sample glow", 3), ("bench --budget 9s", 2)):
         assert gz(*words.split(), "--submit", "slurm")[0] == code, "what is wrong is told before"
+
+
+def test_each_process_beside_others_has_a_gpu_or_a_core(monkeypatch):
+    monkeypatch.setenv(VISIBLE, "2, 5")
+    assert launcher.slots(3, gpus=True) == [{VISIBLE: "2"}, {VISIBLE: "5"}]
+    assert launcher.slots(2, gpus=False) == 2 * [{"OMP_NUM_THREADS": "1"}]
 
 
 def test_no_script_holds_what_cannot_be_printed(fake, gz, tmp_path, monkeypatch):

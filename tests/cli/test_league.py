@@ -6,7 +6,9 @@ import csv
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -19,7 +21,7 @@ from PIL import Image
 from zoo import CASES, DDPM, FM
 
 from gzcli.cli import jobs as cli_jobs
-from gzcli.core import devices
+from gzcli.core import devices, start
 from gzcli.core.errors import DivergedError, GzError, Interrupted
 from gzcli.core.sections import Part
 from gzcli.data.packs.open import open_pack
@@ -27,6 +29,7 @@ from gzcli.engine.trained import Trained
 from gzcli.judge import contestants, league
 from gzcli.judge.contestants import varied
 from gzcli.judge.league import draw_curves
+from gzcli.launch import launcher
 from gzcli.launch import plan as planning
 from gzcli.launch.plan import write_run
 from gzcli.metrics import standings
@@ -179,6 +182,79 @@ def test_a_model_that_fails_is_a_row_with_its_error(call, home, trained, judged)
     assert [row["place"] for row in table(home, "summary")] == ["1", "2", ""]
     call(*words)
     assert len(trained) == 3  # it would diverge again
+
+
+@pytest.mark.slow
+def test_trainings_side_by_side_go_on_after_a_kill(home, tmp_path):
+    """Real ones: the league is killed as one of them trains; the same command goes on with it at once."""
+    words = [*WORDS, "--models", "vae,wgan", "--jobs", "2", "--calls", "0", "--metrics", "swd", "-n", "100"]
+    words = [sys.executable, start.SCRIPT, "gzcli", *("4s" if word == "0.2m" else word for word in words)]
+    child = subprocess.Popen(words, cwd=tmp_path, start_new_session=True)
+    while not (begun := [run.id for run in runs.all_runs() if run.status().get("stepping")]):
+        assert child.poll() is None
+        time.sleep(0.05)
+    child.kill()
+    done = subprocess.run([*words, "--json"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and child.wait() == -signal.SIGKILL, done.stderr
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["model"] for row in rows] == ["vae", "wgan"] and all(row["metrics"]["swd"] for row in rows)
+    assert {*begun} <= {row["run"] for row in rows} and len(runs.all_runs()) == 2
+
+
+def test_what_became_of_a_process_is_its_row(call, home, trained, judged, monkeypatch, tmp_path):
+    """One has judged, one says an error, one is killed; what was judged before needs none."""
+    (tmp_path / "child.py").write_text(CHILD)
+    monkeypatch.setattr(launcher.start, "SCRIPT", str(tmp_path / "child.py"))
+    monkeypatch.setattr(launcher, "end_with_parent", lambda: None)
+    words = (*WORDS, "--calls", "0", "--jobs", "2", "--json", "--models")
+    assert call(*words, "vae", "--entry", "vae:0")[0] == 0 and trained == [("vae", 0, False)]
+    code, shown, said = call(*words, "vae,fm,wgan,dcgan")
+    assert code == 0 and trained[1:] == [("fm", 0, False)], said  # it is not there where a child said so
+    rows = {row["model"]: row["metrics"].get("fd") or row["error"] for row in json.loads(shown)["rows"]}
+    killed = "its process ended with code -9 and no word"
+    assert (
+        rows == {"vae": 90, "fm": 20, "wgan": killed, "dcgan": "no room"}
+        and f"3/4 wgan: failed: {killed}" in said
+    )
+    monkeypatch.setenv("GZ_WAITS", "1")
+    code, _, said = call(*words[:-2], "--models", "wgan,dcgan")
+    assert code == 143 and "wgan: at step 7" in said and "the same command goes on" in said
+
+
+CHILD = """import json, os, signal, sys, time
+model, end = sys.argv[-1], lambda text: sys.exit(print(json.dumps({"error": {"message": text}})) or 3)
+if "GZ_WAITS" in os.environ:
+    signal.signal(signal.SIGTERM, lambda *_: end("at step 7"))
+    if model == "wgan:0":
+        os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(60)
+if model == "wgan:0":
+    os.kill(os.getpid(), signal.SIGKILL)
+if model == "dcgan:0":
+    end("no room")
+"""
+
+
+def test_a_row_is_judged_again_where_code_changes_and_not_where_a_comment_does(tmp_path):
+    """The judge's code, the model's, and what that imports of its family."""
+    judge, base, own, other = (f"{name}.py" for name in ("metrics/a", "vae/base", "vae/vae", "vae/vqvae"))
+    texts = {judge: "N = 1", own: "from gzcli.models.vae import base", other: "N = 1"}
+    texts[base] = 'def f():\n    """One."""\n    return 1'
+
+    def code(changed: dict[str, str]) -> str:
+        for name, text in (texts | changed).items():
+            files.write_atomic(tmp_path / name, text)
+        return league.code_of([tmp_path / own], tmp_path)
+
+    for name, text, same in (
+        (judge, "# of draws\nN  =  1", True),
+        (judge, "N = 22", False),
+        (base, 'def f():\n    """Two."""\n    return 1', True),
+        (base, "def f():\n    return 22", False),
+        (own, "from gzcli.models.vae import base, vae", False),
+        (other, "N = 22", True),
+    ):
+        assert (code({name: text}) == code({})) == same, text
 
 
 def test_a_long_league_and_long_trainings_are_told(call, home, trained, judged):

@@ -1,19 +1,18 @@
-"""`make measured LEAGUE=FOLDER`: the figures that pages show, from a league's folder and its runs, into
+"""`make measured LEAGUE=FOLDER`: the figures that pages show, from leagues' folders and their runs, into
 `gzcli/docs/measured/`; `make costs`: what every recipe's trainings cost.
 
-python tests/tools/measure.py league FOLDER [INTO]
+python tests/tools/measure.py league FOLDER…      those of one set and scale are joined
 python tests/tools/measure.py costs [--timed]      times are those of this machine, which must be quiet
 """
 
 from __future__ import annotations
 
 import json
-import math
 import platform
-import re
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -22,11 +21,12 @@ from typing import Any
 from PIL import Image
 
 from gzcli import __version__
-from gzcli.core import devices, measured
+from gzcli.core import devices, measured, start
 from gzcli.core.errors import GzError
 from gzcli.core.sections import LaunchSection
 from gzcli.launch import forecast, launcher
-from gzcli.launch.plan import ask
+from gzcli.launch.plan import ask, git_state
+from gzcli.metrics import standings
 from gzcli.metrics.standings import as_csv
 from gzcli.recipe.resolve import Resolved
 from gzcli.store import runs
@@ -43,85 +43,105 @@ SETS = {
 WIDEST, COLOURS = 420, 48  # of a picture of samples
 
 
-def league(folder: Path, root: Path = measured.ROOT) -> list[Path]:
-    """Writes what pages show of a league whose folder `gz bench --train-missing` has named, below its set and
-    the scale of its runs. Models that stand there of a league of the same terms, and not in this one, stay.
-    Returns the files.
+def league(*folders: Path, root: Path = measured.ROOT) -> list[Path]:
+    """Writes what pages show of the leagues whose folders `gz bench --train-missing` has named: those of one
+    set and scale are one league, joined by model and seed. Returns the files.
 
     root: where to; the package's own folder unless it is given.
     """
+    places: dict[Path, list[League]] = {}
+    for one in map(opened, folders):
+        places.setdefault(root / one.place, []).append(one)
+    for into, leagues in places.items():
+        shutil.rmtree(into, ignore_errors=True)
+        for name in ("curves", "samples"):
+            (into / name).mkdir(parents=True)
+        about = shared_by(leagues)
+        rows = {}  # by model and seed; one that failed gives way to one that did not
+        for row in (row for one in leagues for row in one.result["rows"]):
+            if not row.get("error") or (row["model"], row["seed"]) not in rows:
+                rows[row["model"], row["seed"]] = row
+        joined = standings.of_one_size(list(rows.values()))
+        (into / "league.csv").write_text(standings.table_of(joined))
+        summary = standings.summary_table(standings.summary(joined, about["metric"]))
+        (into / "summary.csv").write_text(summary)
+        about["seeds"] = sorted({seed for _, seed in rows})
+        (into / "about.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+        for model, run in {name: run for one in leagues for name, run in one.runs.items()}.items():
+            picture_and_curves(into, model, run)
+    return sorted(path for into in places for path in into.rglob("*.*") if path.is_file())
+
+
+@dataclass(frozen=True)
+class League:
+    """A finished league, and the run of each model's first seed."""
+
+    folder: Path
+    result: dict[str, Any]
+    runs: dict[str, Run]
+    place: Path  # its set and scale
+
+
+def opened(folder: Path) -> League:
     if not (folder / "league.json").is_file():
         raise SystemExit(f"{folder} holds no finished league: the line in its command.sh goes on with it")
     result = json.loads((folder / "league.json").read_text())
-    first: dict[str, Run] = {}  # the run of each model's first seed
+    first: dict[str, Run] = {}
     for row in result["rows"]:
         if row["model"] not in first and not row.get("error") and (run := runs.by_name(row["run"])):
             first[row["model"]] = run
     if not first:
         raise SystemExit(f"none of the runs of {folder} is here")
-    scales = {run.serving.tree().get("scale") for run in first.values()} - {None}
-    if len(scales) != 1:
-        raise SystemExit(f"the runs are of several scales: {', '.join(sorted(scales))}")
-    into = root / next(iter(first.values())).data / scales.pop()
-    if not same_terms(into, result):
-        shutil.rmtree(into, ignore_errors=True)
-    for name in ("curves", "samples"):
-        (into / name).mkdir(parents=True, exist_ok=True)
-        for model in {row["model"] for row in result["rows"]}:
-            for path in (into / name).glob(f"{model}.*"):
-                path.unlink()
-    rows = [merged(into, folder / "results", name) for name in ("summary", "league")]
-    models = [row["model"] for row in rows[0]]
-    for name, own in zip(("summary", "league"), rows, strict=True):
-        own.sort(key=lambda row: models.index(row["model"]))
-        (into / f"{name}.csv").write_text(as_csv(own))
-    command = (folder / "command.sh").read_text().splitlines()[-1]
-    about = {
-        "command": re.sub(r"--models \S+", f"--models {','.join(models)}", command),
+    places = {(run.data, run.serving.tree().get("scale")) for run in first.values()}
+    if len(places) != 1:
+        raise SystemExit(f"the runs of {folder} are of several sets or scales: {sorted(places)}")
+    return League(folder, result, first, Path(*places.pop()))
+
+
+def shared_by(leagues: list[League]) -> dict[str, Any]:
+    """How leagues were made that are to be one: `about.json`. They must have one budget, metric and judge."""
+    terms = [{key: one.result[key] for key in ("budget", "metric")} | judges(one.result) for one in leagues]
+    if any(other != terms[0] for other in terms):
+        raise SystemExit(f"{leagues[0].place}: the leagues are of several terms: {terms}")
+    versions = leagues[-1].result["provenance"].get("versions", {})
+    return {
+        "commands": [(one.folder / "command.sh").read_text().splitlines()[-1] for one in leagues],
         "date": date.today().isoformat(),
+        **(git_state() or {"commit": None, "dirty": None}),
         "version": __version__,
+        "torch": versions.get("torch"),
         "machine": devices.cpu_name() or platform.machine(),
-        "budget": result["budget"],
-        "metric": result["metric"],
-        "floor": result["floor"],
-        "left_out": result["left_out"],
+        "cores": start.cores(),
+        **terms[0],
+        "n": leagues[-1].result["provenance"].get("n_fake"),
+        "floor": leagues[-1].result["floor"],
+        "left_out": {name: why for one in leagues for name, why in one.result["left_out"].items()},
     }
-    (into / "about.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
-    for model, run in first.items():
-        if pictures := sorted((run.serving.path / "samples").glob("*.png")):
-            small(pictures[-1], into / "samples" / f"{model}.png")
-        before = 0.0
-        for part in run.stages or [run]:
-            stage = "" if part is run else part.path.name
-            if rows := list(curve_of(part, before)):
-                name = f"{model}.{stage}" if stage else model
-                (into / "curves" / f"{name}.csv").write_text(as_csv(rows))
-            before += spent(part)
-    return sorted(path for path in into.rglob("*.*") if path.is_file())
 
 
-def same_terms(into: Path, result: dict[str, Any]) -> bool:
-    """Whether the league in `into` had the budget, the metric and the real images of this one."""
-    if not (into / "about.json").is_file():
-        return False
-    about = json.loads((into / "about.json").read_text())
-    floors = [league["floor"].get(result["metric"]) for league in (about, result)]
-    same = all(about[key] == result[key] for key in ("budget", "metric"))
-    return same and None not in floors and math.isclose(*floors, rel_tol=1e-6)
+def judges(result: dict[str, Any]) -> dict[str, Any]:
+    """The hash and the accuracy of each network that judges."""
+    facts = result["provenance"]
+    names = {"first": "features", "second": "second"}
+    known = {title: name for title, name in names.items() if facts.get(name)}
+    return {
+        "judges": {
+            title: {"hash": facts[name], "accuracy": facts.get(f"{name}_accuracy")}
+            for title, name in known.items()
+        }
+    }
 
 
-def merged(into: Path, results: Path, name: str) -> list[dict[str, str]]:
-    """The rows of a league's table, with those of other models that stand in `into`. A summary's are in their
-    new order, one seed's ranks with them."""
-    rows, others = (measured.rows_of(folder / f"{name}.csv") for folder in (results, into))
-    own = {row["model"] for row in rows}
-    rows += [row for row in others if row["model"] not in own]
-    if name == "summary" and others:
-        rows.sort(key=lambda row: float(row["times_floor"] or "inf"))
-        for place, row in enumerate(rows, 1):
-            row["place"] = row["rank"] = str(place) if row["times_floor"] else ""
-    columns = dict.fromkeys(column for row in rows for column in row)
-    return [{column: row.get(column, "") for column in columns} for row in rows]
+def picture_and_curves(into: Path, model: str, run: Run) -> None:
+    if pictures := sorted((run.serving.path / "samples").glob("*.png")):
+        small(pictures[-1], into / "samples" / f"{model}.png")
+    before = 0.0
+    for part in run.stages or [run]:
+        stage = "" if part is run else part.path.name
+        if rows := list(curve_of(part, before)):
+            name = f"{model}.{stage}" if stage else model
+            (into / "curves" / f"{name}.csv").write_text(as_csv(rows))
+        before += spent(part)
 
 
 def small(picture: Path, target: Path) -> None:
@@ -200,8 +220,8 @@ def costs_of(recipes: list[Resolved], shape: dict[str, Any], *, timed: bool) -> 
 
 
 def main(words: list[str]) -> None:
-    if words[:1] == ["league"] and len(words) in (2, 3):
-        for path in league(Path(words[1]), *map(Path, words[2:])):
+    if words[:1] == ["league"] and len(words) > 1:
+        for path in league(*map(Path, words[1:])):
             print(path)
     elif words[:1] == ["costs"] and set(words[1:]) <= {"--timed"}:
         measured.ROOT.mkdir(parents=True, exist_ok=True)
