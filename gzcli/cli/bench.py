@@ -687,8 +687,10 @@ def mean_of(row: Mapping[str, Any], metric: str) -> float | None:
 
 def with_interval(row: Mapping[str, Any], metric: str | None) -> str | None:
     """The excess over the floor with half of its interval."""
-    excess = row.get("excess", {}).get(metric)
-    return None if excess is None else f"{short(excess[0])} ± {short(excess[1], 2)}"
+    if not (ends := row.get("excess", {}).get(metric)):
+        return None
+    excess = standings.excess_from(ends)
+    return f"{short(excess.value)} ± {short(excess.half, 2)}"
 
 
 def with_deviation(row: dict[str, Any], metric: str | None) -> str | None:

@@ -63,10 +63,14 @@ def excess_of(row: Row, metric: str) -> Excess | None:
     if (name := name_of(row, metric)) is None:
         return None
     if name in row.get("excess", {}):
-        value, low, high = row["excess"][name]
-        return Excess(value, (high - low) / 2)
+        return excess_from(row["excess"][name])
     sign = -1 if column_of(name).better == "up" else 1
     return Excess(sign * (row["metrics"][name] - (row.get("floor", {}).get(name) or 0.0)), 0.0)
+
+
+def excess_from(ends: Sequence[float]) -> Excess:
+    value, low, high = ends
+    return Excess(value, (high - low) / 2)
 
 
 class Excess(NamedTuple):
@@ -79,6 +83,11 @@ class Excess(NamedTuple):
     def size(self) -> float:
         """The excess, and 0 below the floor: nothing is nearer to real images than these are."""
         return max(0.0, self.value)
+
+    @property
+    def ends(self) -> list[float]:
+        """The excess and the ends of its interval, as JSON has it."""
+        return [self.value, self.value - self.half, self.value + self.half]
 
     def differs(self, other: Excess) -> bool:
         return abs(self.size - other.size) > math.hypot(self.half, other.half)
@@ -161,9 +170,10 @@ def two_judges(
 def second_of(summaries: Sequence[Row], metric: str) -> dict[str, Any] | None:
     """`second_order` of the rows of a summary."""
     tables = {row["model"]: row["excess"] for row in summaries}
-    return second_order(
-        {name: {key: Excess(*pair) for key, pair in table.items()} for name, table in tables.items()}, metric
-    )
+    excesses = {
+        name: {key: excess_from(ends) for key, ends in table.items()} for name, table in tables.items()
+    }
+    return second_order(excesses, metric)
 
 
 def excesses_of(row: Row, names: Iterable[str]) -> dict[str, Excess]:
@@ -175,23 +185,10 @@ def of_seed(rows: Sequence[Row], seed: int, metric: str) -> dict[str, float]:
     return {model: excess.size for model, excess in values.items() if excess is not None}
 
 
-def ranks(rows: Sequence[Row], metric: str) -> dict[tuple[str, int], float]:
-    """The rank of each (model, seed) among the models of its seed, 1 for the best; equal values share the
-    mean of their ranks. Rows without the metric have none."""
-    orders: dict[tuple[str, int], float] = {}
-    for seed in dict.fromkeys(row["seed"] for row in rows):
-        values = of_seed(rows, seed, metric)
-        ordered = sorted(values.values())
-        for model, value in values.items():
-            orders[model, seed] = ordered.index(value) + (ordered.count(value) + 1) / 2
-    return orders
-
-
 def summary(rows: Sequence[Row], metric: str | None) -> list[dict[str, Any]]:
-    """A row for each model, the best first: NUMBERS, metrics and rank as means over its seeds, standard
-    deviations (None for one seed), excesses with their intervals, its place, and the numbers of complete and
-    failed seeds."""
-    by_rank = ranks(rows, metric) if metric else {}
+    """A row for each model, the best first: NUMBERS and metrics as means over its seeds, standard deviations
+    (None for one seed), excesses with their intervals, its place, and the numbers of complete and failed
+    seeds."""
     summaries, of_metric = [], {}
     for model in dict.fromkeys(row["model"] for row in rows):
         of_model = [row for row in rows if row["model"] == model]
@@ -215,8 +212,7 @@ def summary(rows: Sequence[Row], metric: str | None) -> list[dict[str, Any]]:
                 **{key: mean(present(row.get(key) for row in complete)) for key in NUMBERS},
                 "metrics": {name: fmean(samples) for name, samples in values.items() if samples},
                 "deviations": {name: deviation(samples) for name, samples in values.items() if samples},
-                "excess": {name: list(excess) for name, excess in excesses.items()},
-                "rank": mean([rank for (name, _), rank in by_rank.items() if name == model]),
+                "excess": {name: excess.ends for name, excess in excesses.items()},
             }
         )
     of_place = places(of_metric)
@@ -263,7 +259,7 @@ def of_one_size(rows: Sequence[Row]) -> list[dict[str, Any]]:
         if not row.get("shape") or tuple(row["shape"]) == usual:
             return dict(row)
         mark = "/" + "×".join(map(str, row["shape"][1:]))
-        keys = ("metrics", "floor", "intervals")
+        keys = ("metrics", "floor", "intervals", "excess")
         return {**row, **{key: {n + mark: v for n, v in row.get(key, {}).items()} for key in keys}}
 
     return [marked(row) for row in rows]
@@ -313,7 +309,7 @@ def summary_table(rows: Sequence[Row]) -> str:
         for name in names:
             line[name], line[f"{name}_sd"] = row["metrics"].get(name), row["deviations"].get(name)
             if any(base(name) in any_row["excess"] for any_row in rows):
-                excess = row["excess"].get(base(name)) or (None, None)
+                excess = excess_from(ends) if (ends := row["excess"].get(base(name))) else (None, None)
                 line[f"{name}_excess"], line[f"{name}_excess_half"] = excess
         lines.append({"place": row["place"], **line})
     return as_csv(lines)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from gzcli.engine.sheets import grid
 from gzcli.metrics.metric import column_of
-from gzcli.metrics.standings import base, comparable, excess_of, first_of
+from gzcli.metrics.standings import Excess, base, comparable, excess_from, excess_of, first_of
 from gzcli.report import document as doc
 from gzcli.report.document import Cell, Chart, Column, Dots, Estimate, Picture, Section, Series, Table
 from gzcli.report.results import Results, Row, facts_of, rows_of, words
@@ -24,7 +24,7 @@ OTHERS = ("model", "name", "run", "path", "error", "precision", "conditional", "
 # (key of a row, name of the axis) of each curve
 AXES = {"steps": ("steps", "steps of the sampler"), "time": ("at_seconds", "seconds of training")}
 # keys of a standing before its figures
-FIRST = ("seeds", "failed", "n", "rank")
+FIRST = ("seeds", "failed", "n")
 
 CAPTION = (
     "Means over seeds, ± one standard deviation. An excess is what a figure has above that of real images "
@@ -117,10 +117,7 @@ class Figures:
         columns = [doc.texts("model", names, small)]
         if len(self.places) > 1:
             columns.append(doc.texts("place", [str(self.places.get(name, "–")) for name in names]))
-            over = [excess_of(row, self.metric) for row in self.rows]
-            halves = ["" if each is None else f"± {doc.number(each.half)}" for each in over]
-            values = [each and each.value for each in over]
-            columns.append(doc.numbers(f"{self.metric}, excess", values, None, halves))
+            columns.append(excess_column(self.metric, [excess_of(row, self.metric) for row in self.rows]))
         for name in self.names:
             best = {id(row): value for group, value in self.groups(name) for row in group}
             cells = []
@@ -267,12 +264,16 @@ def standings(summary: Sequence[Row], of_rows: Figures) -> Table:
         small = [f"± {doc.number(spread)}" if doc.is_number(spread) else "" for spread in spreads]
         way = of_rows.direction(name) if name in of_rows.names else None
         columns.append(doc.numbers(name, values, way, small))
-        pairs = [(row.get("excess") or {}).get(base(name)) or (None, None) for row in summary]
-        if any(doc.is_number(value) for value, _ in pairs):
-            halves = [f"± {doc.number(half)}" if doc.is_number(half) else "" for _, half in pairs]
-            columns.append(doc.numbers(f"{name}, excess", [value for value, _ in pairs], None, halves))
+        ends = [(row.get("excess") or {}).get(base(name)) for row in summary]
+        if any(ends):
+            columns.append(excess_column(name, [each and excess_from(each) for each in ends]))
     columns += [cost_column(key, summary) for key in numbers if key not in FIRST]
     return Table("League", columns, caption=CAPTION)
+
+
+def excess_column(metric: str, excesses: Sequence[Excess | None]) -> Column:
+    halves = ["" if each is None else f"± {doc.number(each.half)}" for each in excesses]
+    return doc.numbers(f"{metric}, excess", [each and each.value for each in excesses], None, halves)
 
 
 def curves(result: Row) -> list[Chart]:

@@ -310,12 +310,9 @@ def row(model, seed, fd, floor=10.0, name="fd", **facts):
     return {"model": model, "seed": seed, "metrics": metrics, "floor": {name: floor}, **facts}
 
 
-def test_ranks_and_their_agreement_are_those_of_scipy():
+def test_the_agreement_of_seeds_is_that_of_scipy():
     values = np.random.default_rng(0).integers(11, 18, (3, 9)).astype(float)  # with ties
     rows = [row(f"m{i}", seed, fd) for seed, line in enumerate(values) for i, fd in enumerate(line)]
-    order = standings.ranks(rows, "fd")
-    for seed, line in enumerate(values):
-        assert [order[f"m{i}", seed] for i in range(9)] == list(scipy.stats.rankdata(line))
     pairs = [scipy.stats.spearmanr(values[a], values[b]).statistic for a, b in ((0, 1), (0, 2), (1, 2))]
     found = standings.agreement(rows, "fd")
     assert found["mean"] == pytest.approx(np.mean(pairs)) and found["min"] == pytest.approx(min(pairs))
@@ -328,7 +325,7 @@ def test_other_grey_levels_compare_by_their_own_floor_and_other_sizes_do_not():
     rows = [row("a", 0, 30.0, shape=[1, 28, 28]), row("c", 0, 1.0, shape=[1, 64, 64])]
     rows.insert(1, row("b", 0, 28.0, floor=4.0, name="fd@32", shape=[1, 28, 28]))
     rows = standings.of_one_size(rows)
-    assert standings.ranks(rows, "fd") == {("a", 0): 1, ("b", 0): 2}
+    assert standings.of_seed(rows, 0, "fd") == {"a": 20, "b": 24}
     assert rows[2]["metrics"] == {"fd/64×64": 1.0}
     assert [line["place"] for line in standings.summary(rows, "fd")] == ["1", "2", None]
 

@@ -239,7 +239,7 @@ def test_a_league_has_standings_and_curves(call, tmp_path):
         for seed in (0, 1)
         for steps in (5, 2)
     ]
-    summary = {"model": "fm", "seeds": 2, "place": "1", "rank": 1.0, "excess": {"fd": [10.5, 1.5]}}
+    summary = {"model": "fm", "seeds": 2, "place": "1", "excess": {"fd": [10.5, 9.0, 12.0]}}
     summary |= {"metrics": {"fd": 20.5}, "deviations": {"fd": 0.5}}
     made = {"metric": "fd", "summary": [summary], "spearman": {"mean": 0.95, "min": 0.9}}
     made |= {"directions": {"fd": "down"}, "rows": [rows[2], rows[0] | {"samples": str(kept)}]}
@@ -249,7 +249,7 @@ def test_a_league_has_standings_and_curves(call, tmp_path):
     (league / "command.sh").write_text("cd /\ngz bench --train-missing --budget 8m\n")
     texts = written(call, league)
     cells = {cell.strip() for cell in Page(texts["report.html"]).cells}
-    assert {"fm", "fm, seed 0", "fm, seed 1", "20.5± 0.5", "10.5± 1.5", "fd↓", "place", "rank"} <= cells
+    assert {"fm", "fm, seed 0", "fm, seed 1", "20.5± 0.5", "10.5± 1.5", "fd↓", "place"} <= cells
     for text in (
         "First by `fd`: fm.",
         "`fd` and `fd_second` agree by a rank correlation of 0.75. Places that disagree: fm (1 and 3–4).",

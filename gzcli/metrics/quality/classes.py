@@ -84,7 +84,11 @@ def inception_score(fake: Array, real: Array, intervals: bool) -> Figures:
 
 
 COLUMNS = (Column("tv", "down", keep=12), Column("label_accuracy", "up", keep=11))
-LEGIBLE = (Column("legible", "up", keep=14, meaning="share of samples of a sure class, of real images 0.95"),)
+LEGIBLE = (
+    Column(
+        "legible", "up", keep=14, beside=True, meaning="share of samples of a sure class, of real images 0.95"
+    ),
+)
 METRICS = (
     Metric("classes", 70, COLUMNS, "lenet", default="always", of_images=of_images),
     Metric("legible", 75, LEGIBLE, "lenet", default="always", of_images=legible),

@@ -110,7 +110,8 @@ def metric(
 ) -> Metric:
     draws = INFINITY_DRAWS if name == "fd_inf" else FEW_DRAWS if width >= WIDE else DRAWS
     keep, signed, meaning = 18 if name == "fid" else 19, name == "fd_inf", MEANINGS.get(name, "")
-    columns = [Column(name, "down", keep=keep, rank=rank, signed=signed, meaning=meaning)]
+    how: dict[str, Any] = {"rank": rank, "signed": signed, "meaning": meaning, "beside": name == "fd_second"}
+    columns = [Column(name, "down", keep=keep, **how)]
     if name == "fd":
         columns.append(Column("fd_rot", "down", keep=19, rank=2))
     compare_features = partial(compare, name, distance, width, draws)

@@ -94,7 +94,8 @@ def compare(name: str, subsets: int, fake: Array, real: Array, intervals: bool) 
 
 def metric(name: str, order: int, features: str, rank: int, *, subsets: int = 40, **options: Any) -> Metric:
     meaning = "kernel Inception distance" if name == "kid" else ""
-    column = Column(name, "down", keep=17, rank=rank, signed=True, meaning=meaning)
+    how: dict[str, Any] = {"rank": rank, "signed": True, "meaning": meaning, "beside": name == "kid_lenet"}
+    column = Column(name, "down", keep=17, **how)
     return Metric(name, order, (column,), features, compare=partial(compare, name, subsets), **options)
 
 

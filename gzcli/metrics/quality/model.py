@@ -62,7 +62,7 @@ def speed(judge: Any, contestant: Any) -> Figures:
 
 
 BPD = (
-    Column("bpd", "down", keep=14, meaning="bits per dimension of unseen images"),
+    Column("bpd", "down", keep=14, beside=True, meaning="bits per dimension of unseen images"),
     Column("bpd|y", "down", keep=9),
     Column("nats", "down", keep=13),
     Column("nats|y", "down", keep=8),

@@ -13,6 +13,7 @@ from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 NEAR, FAR = 3, 5  # neighbour whose distance is the radius of precision and recall, of density and coverage
 DRAWS = 12  # halves of the images for the interval of the density
 KEEP = {"precision": 16, "recall": 15, "coverage": 6, "density": 3}
+LEAST = 10  # what is kept for longer stands in the table of a league
 CLOSE = 0.01  # the share of held-out images that count as duplicates of training images
 INSIDE = 1 - 1e-9  # rows on a ball's surface are outside, however their distances were rounded
 MOST = 5000  # images of a side: the distances of all pairs are computed
@@ -136,7 +137,10 @@ def _blocks(queries: Array, bank: Array) -> Iterator[tuple[slice, Array]]:
 
 
 def metric(order: int, features: str, **options: Any) -> Metric:
-    columns = tuple(Column(f"{figure}_{features}", "up", keep=keep) for figure, keep in KEEP.items())
+    columns = tuple(
+        Column(f"{figure}_{features}", "up", keep=keep, beside=features == "lenet" and keep > LEAST)
+        for figure, keep in KEEP.items()
+    )
     return Metric(f"prc_{features}", order, columns, features, compare=partial(compare, features), **options)
 
 
