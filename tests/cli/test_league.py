@@ -237,7 +237,8 @@ if model == "dcgan:0":
 
 def test_a_row_is_judged_again_where_code_changes_and_not_where_a_comment_does(tmp_path):
     """The judge's code, the model's, and what that imports of its family."""
-    judge, base, own, other = (f"{name}.py" for name in ("metrics/a", "vae/base", "vae/vae", "vae/vqvae"))
+    names = ("metrics/quality/a", "vae/base", "vae/vae", "vae/vqvae")
+    judge, base, own, other = (f"{name}.py" for name in names)
     texts = {judge: "N = 1", own: "from gzcli.models.vae import base", other: "N = 1"}
     texts[base] = 'def f():\n    """One."""\n    return 1'
 
