@@ -154,9 +154,8 @@ class Coloured:
         return 400 if split == "train" else 99
 
 
-def test_shuffled_pixels_of_a_small_colour_set_are_not_precise(monkeypatch):
-    """A dead judge, of an accuracy of .19, gave .86; the balls of outliers hold a tenth at most."""
-    monkeypatch.setattr(features, "LENET", replace(LENET, steps=300, batch=32))
+def test_shuffled_pixels_of_a_small_colour_set_are_not_precise():
+    """A dead judge, of an accuracy of .19, gave .86. After 300 steps in place of 1,500 it may be a tenth."""
     pack = Coloured()
     net, train, test = lenet(pack), pack.images("train"), pack.images("test")
     assert net.alive and not net.rotations and net.accuracy > 0.8
@@ -164,7 +163,7 @@ def test_shuffled_pixels_of_a_small_colour_set_are_not_precise(monkeypatch):
     precision, other = (
         prdc(net.features(x), net.features(test))["precision"] for x in (shuffled, train[:99])
     )
-    assert precision < 0.2 < 0.25 < other
+    assert precision < 0.1 < 0.25 < other
 
 
 def test_legible_images_are_as_sure_as_most_real_ones():
