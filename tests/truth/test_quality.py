@@ -155,14 +155,15 @@ class Coloured:
 
 
 def test_shuffled_pixels_of_a_small_colour_set_are_not_precise():
+    """A dead judge, of an accuracy of .19, gave .86. After 300 steps in place of 1,500 it may be a tenth."""
     pack = Coloured()
     net, train, test = lenet(pack), pack.images("train"), pack.images("test")
-    assert net.alive and not net.rotations and net.accuracy > 0.6
+    assert net.alive and not net.rotations and net.accuracy > 0.8
     shuffled = np.random.default_rng(0).permuted(test.reshape(99, 3, 256), axis=2).reshape(test.shape)
     precision, other = (
         prdc(net.features(x), net.features(test))["precision"] for x in (shuffled, train[:99])
     )
-    assert precision < 0.1 < 0.3 < other
+    assert precision < 0.1 < 0.25 < other
 
 
 def test_legible_images_are_as_sure_as_most_real_ones():
