@@ -33,6 +33,7 @@ OLDEST = {f"old-{name}": "75c7b40" for name in ("vae", "vqvae", "fm")}
 DENOISERS = ("ddpm", "cddpm", "diffae", "dit", "zigma", "sgm", "ncsnv2", "fm", "cfm", "rf", "reflow")
 NEWEST = {f"old-{name}": "5f2a185" for name in ("vae", "hvae", "glow", "pixelcnn", "dcgan", *DENOISERS)}
 UNSCORED = {*OLDEST, "old-dcgan", "old-diffae", "old-ncsnv2"}
+UNSCORED |= {"old-ddpm"}  # of clusters, whose likelihood was that of images without a cluster
 RESUMED = [*OLDEST.items(), *((f"old-{name}", "5f2a185") for name in ("vae", "glow", "dcgan", "fm"))]
 
 
