@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import peers
 import pytest
 import torch
 from PIL import Image
@@ -21,8 +22,12 @@ from gzcli.data.packs.open import open_pack
 from gzcli.engine.log import Log
 from gzcli.judge import bench
 from gzcli.judge.bench import json_figures
+<<<<<<< HEAD
 from gzcli.judge.contestants import Contestant, tell_apart
 from gzcli.judge.real import ImageSet
+=======
+from gzcli.judge.contestants import Contestant, ImageSet, PackOptions, RealImages, read, tell_apart
+>>>>>>> peers
 from gzcli.metrics.features import lenet
 from gzcli.metrics.interval import Interval
 from gzcli.metrics.metric import column_of
@@ -119,6 +124,28 @@ def test_worth_is_of_labelled_samples(paths, tmp_path, monkeypatch):
     assert without["metrics"] == {} and expected <= result["floor"].keys()
     assert result["directions"]["worth_both_gain"] == "up"
     assert any("labels" in note for note in result["notes"])
+
+
+def test_samples_of_a_peer_are_read_as_they_are(digits, tmp_path, monkeypatch):
+    """What `tests/tools/peers.py` writes, in the form of MNIST; its training ends when its time is up."""
+
+    def fake(images, labels, settings, clock, folder):
+        def train() -> None:
+            while True:
+                clock.tick()
+
+        clock.run(train)
+        return lambda labels: torch.from_numpy(images) / 255
+
+    peer = peers.Peer(fake, "torch", "none", {}, conditional=True)
+    monkeypatch.setitem(peers.PEERS, "fake", peer)
+    images = np.random.default_rng(0).integers(256, size=(120, 1, 28, 28), dtype=np.uint8)
+    peers.train("fake", images, None, 0.1, 120, out := tmp_path / "fake.npz")
+    facts = json.loads(out.with_suffix(".json").read_text())
+    assert facts["steps"] > 0 and 0.1 <= facts["train_cpu_seconds"] < 0.5
+    form = PackOptions(size=28, channels=1, fit="crop", patch=None)
+    found = read(str(out), digits, form, 120, Log()).images
+    assert np.array_equal(found.images, images) and np.array_equal(found.labels, np.arange(120) % 10)
 
 
 def test_contestants_and_their_features(digits):

@@ -1,294 +1,333 @@
-"""Parts of `make bench`: a step of ours against other packages' on equal nets. They are of `pip install -e
-'.[peers]'`. As a program it trains the packages' own examples beside ours: see `equal_time.py`."""
+"""Other packages' own examples on MNIST, trained for a few CPU-minutes of one core: rows for `gz bench`.
+
+python tests/tools/peers.py train PEER --out FILE.npz [--minutes 8] [-n 2000] [--data MIRROR]
+gz bench FILE.npz … --data mnist
+
+A peer trains on the 60,000 official training images as its own example says. `FILE.json` holds every setting,
+what differs from the example, steps and CPU seconds. The packages are those of `pip install -e '.[peers]'`.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
+import tempfile
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
-from timing import compare, interleaved, row, times
-
-Step = Callable[[], None]
-SHAPE, LATENT = (1, 28, 28), 16  # of the images and codes of pythae's nets
+ONE_CORE = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TQDM_DISABLE": "1"}
+SEED = 0
 
 
-def batch_of(n: int, shape: tuple[int, ...], *, binary: bool = False):
-    """A batch of n images of noise."""
+class TimeUp(Exception):
+    """The CPU time of a training is spent."""
+
+
+class Clock:
+    """A training's CPU time, with that of the processes that load its data.
+
+    seconds: how long it may take.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+        self.start()
+
+    def start(self) -> None:
+        """Begins to count here: what was done before is no training."""
+        self.steps, self.spent, self.began = 0, 0.0, self.now()
+
+    def now(self) -> float:
+        import psutil
+
+        me = psutil.Process()
+        times = [process.cpu_times() for process in (me, *me.children(recursive=True))]
+        return sum(found.user + found.system for found in times)
+
+    def tick(self) -> None:
+        """Counts a step. Raises TimeUp."""
+        self.spent = self.now() - self.began
+        if self.spent > self.seconds:
+            raise TimeUp
+        self.steps += 1
+
+    def run(self, train: Callable[[], Any]) -> None:
+        """Trains until the time is up."""
+        self.start()
+        try:
+            train()
+        except TimeUp:
+            return
+        raise RuntimeError("the training ended before its time")
+
+
+Draw = Callable[[Any], Any]  # labels [n], which some peers heed → samples [n, 1, 28, 28] in [0, 1]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A package's example.
+
+    train: (images uint8 [N, 1, 28, 28], labels [N], settings, clock, folder) → how to draw.
+    example: where the package shows these settings.
+    changed: what is not as there.
+    conditional: whether it draws by labels, which are then written beside the samples.
+    """
+
+    train: Callable[..., Draw]
+    package: str
+    example: str
+    settings: dict[str, Any]
+    changed: str = ""
+    conditional: bool = False
+
+
+def denoising_diffusion(images, labels, settings, clock, folder) -> Draw:
+    import numpy as np
     import torch
+    from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet
+    from PIL import Image
 
-    from gzcli.core.types import Batch, BatchNoise
+    class Timed(GaussianDiffusion):
+        def forward(self, *args, **kwargs):
+            clock.tick()
+            return super().forward(*args, **kwargs)
 
-    x = torch.rand(n, *shape)
-    x = 2 * (x.round() if binary else x) - 1
-    return Batch(x, None, torch.arange(n), BatchNoise(0, 0, "main", total=n))
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for i, image in enumerate(np.pad(images[:, 0], ((0, 0), (2, 2), (2, 2)))):
+        Image.fromarray(image).save(pictures / f"{i:05d}.png", compress_level=0)
+    model = Timed(Unet(channels=1, **settings["net"]), image_size=32, **settings["diffusion"])
+    never = {"train_num_steps": 10**9, "save_and_sample_every": 10**9, "calculate_fid": False}
+    trainer = Trainer(model, pictures, results_folder=folder / "results", **never, **settings["trainer"])
+    clock.run(trainer.train)
+    sampler = trainer.ema.ema_model.eval()
 
+    def draw(labels) -> torch.Tensor:
+        drawn = [sampler.sample(batch_size=len(some)) for some in labels.split(50)]
+        return torch.cat(drawn)[:, :, 2:-2, 2:-2]
 
-def ours() -> dict[str, Step]:
-    """Our side of `peers`: a step of each model."""
-    from gzcli.core.types import DataInfo
-    from gzcli.models import catalog
-
-    def step(name: str, n: int, side: int, **options) -> Step:
-        batch = batch_of(n, (1, side, side))
-        model = catalog.load(name).of(DataInfo((1, side, side)), **options).train()
-        batch.extra |= model.prepare(batch) if hasattr(model, "prepare") else {}
-        model.on_start(batch)
-        return stepper(model, lambda: model.loss(batch)["loss"])
-
-    couplings = {"scales": 1, "couplings": 7, "hidden": 32, "blocks": 2, "batch_norm": False, "logit": 0.0}
-    tokenizer = catalog.load("vqvae").of(DataInfo((1, 32, 32)), hidden=32, down=2, codes=128, dim=16)
-    gpt = {"tokenizer": tokenizer, "width": 128, "layers": 4, "heads": 4}
-    return {
-        "glow": step("glow", 32, 28, logit=1e-6),
-        "realnvp": step("realnvp", 32, 28, **couplings),
-        "transformer": step("transformer", 64, 32, **gpt),
-    }
+    return draw
 
 
-def peers() -> None:
-    """A training step against the peers' packages with equal nets (`pip install 'gzcli[peers]'`)."""
+def torchcfm(images, labels, settings, clock, folder) -> Draw:
     import torch
+    from torchcfm.conditional_flow_matching import ConditionalFlowMatcher
+    from torchcfm.models.unet import UNetModel
+    from torchdiffeq import odeint
 
-    from gzcli.models.normalizing_flow.realnvp import ResNet
-
-    mine, images = ours(), torch.rand(32, 1, 28, 28)
-
-    class Unconditional(torch.nn.Module):
-        """A net as nflows calls it: with a context, which is None."""
-
-        def __init__(self, net: torch.nn.Module):
-            super().__init__()
-            self.net = net
-
-        def forward(self, x, context=None):
-            return self.net(x)
-
-    import normflows
-    from nflows import flows, transforms
-    from nflows.distributions.normal import StandardNormal
-    from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
-
-    levels, merges, priors = [], [], []
-    for i, (channels, side) in enumerate(((8, 7), (4, 14))):  # from the latents to the data
-        blocks = [normflows.flows.GlowBlock(channels, 64, split_mode="channel", scale=True) for _ in range(8)]
-        levels.append([*blocks, normflows.flows.Squeeze()])
-        merges += [normflows.flows.Merge()] if i else []
-        priors.append(
-            normflows.distributions.DiagGaussian((channels if i == 0 else channels // 2, side, side))
-        )
-    glow = normflows.MultiscaleFlow(priors, levels, merges, transform=normflows.transforms.Logit(1e-6))
-    theirs = stepper(glow, lambda: -glow.log_prob(images, None).mean())
-    compare("glow, 2 × 8 steps, 64 channels: normflows", mine["glow"], theirs)
-
-    couplings = [transforms.SqueezeTransform()]
-    for k in range(8):
-        mask = torch.tensor([1.0, -1.0, -1.0, 1.0]) * (-1) ** k
-        couplings.append(
-            transforms.AffineCouplingTransform(mask, lambda i, o: Unconditional(ResNet(i, o, 32, 2)))
-        )
-    net = flows.Flow(transforms.CompositeTransform(couplings), StandardNormal([4, 14, 14]))
-    theirs = stepper(net, lambda: -net.log_prob(images).mean())
-    compare("realnvp, 8 couplings: nflows", mine["realnvp"], theirs)
-
-    gpt = AutoregressiveWrapper(
-        TransformerWrapper(
-            num_tokens=128, max_seq_len=65, attn_layers=Decoder(dim=128, depth=4, heads=4, attn_dim_head=32)
-        )
+    net = UNetModel(dim=(1, 28, 28), num_classes=10, class_cond=True, **settings["net"])
+    matcher, optimizer = (
+        ConditionalFlowMatcher(sigma=0.0),
+        torch.optim.Adam(net.parameters(), **settings["adam"]),
     )
-    codes = torch.randint(128, (64, 65))
-    theirs = stepper(gpt, lambda: gpt(codes))
-    compare("transformer, 64 × 64 codes: x-transformers", mine["transformer"], theirs)
+
+    def train() -> None:
+        for x, label in batches(images, labels, settings["batch_size"]):
+            clock.tick()
+            target = 2 * x - 1
+            t, at, velocity = matcher.sample_location_and_conditional_flow(torch.randn_like(target), target)
+            optimizer.zero_grad()
+            (net(t, at, label) - velocity).square().mean().backward()
+            optimizer.step()
+
+    clock.run(train)
+    net.eval()
+
+    def draw(labels) -> torch.Tensor:
+        drawn, times = [], torch.linspace(0, 1, settings["sampler"]["steps"] + 1)
+        for y in labels.split(100):
+            start = torch.randn(len(y), 1, 28, 28)
+            solver = settings["sampler"]["method"]
+            drawn.append(odeint(lambda t, x, y=y: net(t, x, y), start, times, method=solver)[-1])
+        return (torch.cat(drawn) + 1) / 2
+
+    return draw
 
 
-def ours_of_pythae() -> dict[str, Step]:
-    """Our side of `pythae`: a step of each model, of all its phases."""
+def pythae(images, labels, settings, clock, folder) -> Draw:
     import torch
+    from pythae.models import VAE, VAEConfig
+    from pythae.models.nn.benchmarks.mnist import Decoder_Conv_AE_MNIST, Encoder_Conv_VAE_MNIST
+    from pythae.pipelines import TrainingPipeline
+    from pythae.samplers import NormalSampler
+    from pythae.trainers import BaseTrainerConfig
 
-    from gzcli.core.types import DataInfo
-    from gzcli.models import catalog
+    class Timed(VAE):
+        def forward(self, *args, **kwargs):
+            clock.tick()
+            return super().forward(*args, **kwargs)
 
-    batch = batch_of(128, SHAPE, binary=True)
-
-    def step(name: str, **options) -> Step:
-        nets = {"net": "mlp", "hidden": (512, 512), "latent": LATENT}
-        model = catalog.load(name).of(DataInfo(SHAPE, 2), **nets, **options)
-        phases = [(phase.name, phase.parameters()) for phase in model.phases()]
-        optimizers = {name: torch.optim.Adam(params, fused=True) for name, params in phases}
-
-        def step() -> None:
-            for name, params in phases:
-                for other, rest in phases:
-                    torch.nn.ParameterList(rest).requires_grad_(other == name)
-                model.loss(batch, name)["loss"].backward()
-                optimizers[name].step()
-                torch._foreach_zero_([p.grad for p in params])
-
-        return step
-
-    return {"vae": step("vae"), "aae": step("aae", posterior="gaussian", code_weight=1.0)}
+    config = VAEConfig(input_dim=(1, 28, 28), **settings["model"])
+    model = Timed(config, Encoder_Conv_VAE_MNIST(config), Decoder_Conv_AE_MNIST(config))
+    how = {"num_epochs": 10**6, "no_cuda": True, "seed": SEED, **settings["trainer"]}
+    pipeline = TrainingPipeline(model, BaseTrainerConfig(output_dir=str(folder / "results"), **how))
+    clock.run(lambda: pipeline(torch.from_numpy(images) / 255))
+    sampler = NormalSampler(model.eval())
+    return lambda labels: sampler.sample(num_samples=len(labels))
 
 
-def pythae() -> None:
-    """A step of vae and aae against pythae's on the same networks, each with its own optimizers."""
+def normflows(images, labels, settings, clock, folder) -> Draw:
     import torch
-    from pythae.models import VAE, Adversarial_AE, Adversarial_AE_Config, VAEConfig
-    from pythae.models.base.base_utils import ModelOutput
-    from pythae.models.nn import BaseDecoder, BaseDiscriminator, BaseEncoder
+    from normflows import MultiscaleFlow, distributions, flows
+    from torch.nn.functional import pad
 
-    from gzcli.models.vae.base import MLPDecoder, MLPEncoder
+    levels, hidden = settings["net"]["levels"], settings["net"]["hidden"]
+    bases, steps, merges = [], [], []
+    for i in range(levels):  # from the latents to the data
+        channels, side = 2 ** (levels - i), 32 // 2 ** (levels - i)  # of the latent that joins here
+        blocks = [flows.GlowBlock(2 * channels, hidden) for _ in range(settings["net"]["steps"])]
+        steps.append([*blocks, flows.Squeeze()])
+        merges += [flows.Merge()] if i else []
+        shape = (channels if i else 2 * channels, side, side)
+        bases.append(distributions.ClassCondDiagGaussian(shape, 10))
+    model = MultiscaleFlow(bases, steps, merges)
+    optimizer = torch.optim.Adamax(model.parameters(), **settings["adamax"])
 
-    mine, x = ours_of_pythae(), torch.rand(128, *SHAPE).round()
-
-    class Encode(BaseEncoder):
-        def __init__(self):
-            super().__init__()
-            self.net = MLPEncoder(SHAPE, (512, 512), 2 * LATENT)
-
-        def forward(self, x):
-            mu, logvar = self.net(x).chunk(2, 1)
-            return ModelOutput(embedding=mu, log_covariance=logvar)
-
-    class Decode(BaseDecoder):
-        def __init__(self):
-            super().__init__()
-            self.net = MLPDecoder(SHAPE, (512, 512), LATENT, 1)
-
-        def forward(self, z):
-            return ModelOutput(reconstruction=self.net(z).sigmoid())
-
-    class Judge(BaseDiscriminator):
-        def __init__(self):
-            super().__init__()
-            self.net = torch.nn.Sequential(
-                torch.nn.Linear(LATENT, 256),
-                torch.nn.GELU(),
-                torch.nn.Linear(256, 256),
-                torch.nn.GELU(),
-                torch.nn.Linear(256, 1),
-                torch.nn.Sigmoid(),
-            )
-
-        def forward(self, z):
-            return ModelOutput(embedding=self.net(z))
-
-    def theirs(model, losses: dict[str, list]) -> Step:
-        optimizers = [torch.optim.Adam(params) for params in losses.values()]
-
-        def step() -> None:
-            out = model({"data": x})
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            for name in losses:
-                getattr(out, name).backward(retain_graph=len(losses) > 1)
-            for optimizer in optimizers:
+    def train() -> None:
+        for x, label in batches(images, labels, settings["batch_size"]):
+            clock.tick()
+            x = pad(x, (2, 2, 2, 2)) * 255 / 256
+            loss = model.forward_kld(x + torch.rand_like(x) / 256, label)
+            optimizer.zero_grad()
+            if loss.isfinite():
+                loss.backward()
                 optimizer.step()
 
-        return step
+    clock.run(train)
 
-    config = {"input_dim": SHAPE, "latent_dim": LATENT, "reconstruction_loss": "bce"}
-    model = VAE(VAEConfig(**config), Encode(), Decode())
-    compare("vae: pythae", mine["vae"], theirs(model, {"loss": list(model.parameters())}))
-    model = Adversarial_AE(Adversarial_AE_Config(**config), Encode(), Decode(), Judge())
-    parts = {
-        "autoencoder_loss": [*model.encoder.parameters(), *model.decoder.parameters()],
-        "discriminator_loss": list(model.discriminator.parameters()),
+    def draw(labels) -> torch.Tensor:
+        drawn = [model.sample(y=y)[0] for y in labels.split(100)]
+        return torch.cat(drawn)[:, :, 2:-2, 2:-2]
+
+    return draw
+
+
+def batches(images, labels, size: int):
+    """Shuffled batches without end: x [size, 1, 28, 28] in [0, 1], y [size]."""
+    import torch
+    from torch.utils.data import DataLoader, TensorDataset
+
+    pairs = TensorDataset(torch.from_numpy(images) / 255, torch.from_numpy(labels))
+    loader = DataLoader(pairs, size, shuffle=True, drop_last=True)
+    while True:
+        yield from loader
+
+
+PEERS = {
+    "denoising-diffusion-pytorch": Peer(
+        denoising_diffusion,
+        "denoising-diffusion-pytorch",
+        "README.md, and the defaults of `Trainer`",
+        {
+            "net": {"dim": 64, "dim_mults": (1, 2, 4, 8)},
+            "diffusion": {"timesteps": 1000, "sampling_timesteps": 10},
+            "trainer": {
+                "train_batch_size": 16,
+                "train_lr": 1e-4,
+                "ema_decay": 0.995,
+                "augment_horizontal_flip": False,
+            },
+        },
+        "batch 16 and lr 1e-4 are the trainer's defaults: its 32 × 2 make no 100 steps in 8 minutes, "
+        "10 DDIM steps in the place of 250, digits are not flipped, padded to 32 pixels and cropped back",
+    ),
+    "torchcfm": Peer(
+        torchcfm,
+        "torchcfm",
+        "examples/images/conditional_mnist.ipynb",
+        {
+            "net": {"num_channels": 32, "num_res_blocks": 1},
+            "batch_size": 128,
+            "adam": {"lr": 1e-3},
+            "sampler": {"method": "euler", "steps": 20},
+        },
+        "20 Euler steps in the place of dopri5 at 1e-4, which takes longer than the training",
+        conditional=True,
+    ),
+    "pythae": Peer(
+        pythae,
+        "pythae",
+        "examples/scripts/training.py --dataset mnist --model_name vae, with its configs/mnist",
+        {
+            "model": {"latent_dim": 16, "reconstruction_loss": "mse"},
+            "trainer": {"learning_rate": 1e-3, "per_device_train_batch_size": 100, "optimizer_cls": "Adam"},
+            "sampler": {"prior": "normal"},
+        },
+    ),
+    "normflows": Peer(
+        normflows,
+        "normflows",
+        "examples/glow_colab.ipynb",
+        {
+            "net": {"levels": 3, "steps": 16, "hidden": 256},
+            "batch_size": 128,
+            "adamax": {"lr": 1e-3, "weight_decay": 1e-5},
+            "sampler": {"temperature": 1},
+        },
+        "one channel in the place of three; padded to 32 pixels and cropped back",
+        conditional=True,
+    ),
+}
+
+
+def train(name: str, images, labels, seconds: float, n: int, out: Path) -> None:
+    """Trains a peer in this process; writes its samples, and a JSON of what it is and took."""
+    import numpy as np
+    import torch
+
+    torch.manual_seed(SEED)
+    peer, clock = PEERS[name], Clock(seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        draw = peer.train(images, labels, peer.settings, clock, Path(folder))
+    began, classes = clock.now(), torch.arange(n) % 10
+    with torch.no_grad():
+        samples = draw(classes)
+    facts = {
+        **{key: value for key, value in asdict(peer).items() if key != "train"},
+        "version": version(peer.package),
+        "torch": torch.__version__,
+        "images": len(images),
+        "n": n,
+        "steps": clock.steps,
+        "train_cpu_seconds": round(clock.spent, 1),
+        "sample_cpu_seconds": round(clock.now() - began, 1),
+        "seed": SEED,
     }
-    compare("aae: pythae", mine["aae"], theirs(model, parts))
+    pixels = (255 * samples.clamp(0, 1)).round().to(torch.uint8)
+    known = {"labels": classes.numpy()} if peer.conditional else {}
+    np.savez_compressed(out, samples=pixels.permute(0, 2, 3, 1).numpy(), **known)
+    out.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def ours_of_diffusion():
-    """Our side of `diffusion`: the model, its batch, and a step."""
-    import torch
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    command = parser.add_subparsers(required=True, metavar="train").add_parser("train")
+    command.add_argument("peer", choices=PEERS)
+    command.add_argument("--minutes", type=float, default=8.0, help="CPU-minutes of the training")
+    command.add_argument("-n", type=int, default=2000, help="samples")
+    command.add_argument("--data", type=Path, help="folder that holds mnist/FILE, in the place of GZ_MIRROR")
+    command.add_argument("--out", type=Path, required=True, help="npz of the samples")
+    given = parser.parse_args()
+    os.environ |= ONE_CORE
+    if given.data:
+        os.environ["GZ_MIRROR"] = given.data.resolve().as_uri()
 
-    from gzcli.core.types import DataInfo
-    from gzcli.models import catalog
+    import numpy as np
 
-    batch = batch_of(16, SHAPE)
-    model = catalog.load("ddpm").of(DataInfo(SHAPE), prediction="eps", schedule="linear")
-    for p in model.parameters():  # off the start at zero
-        p.data += 0.02 * torch.randn_like(p)
-    return model, batch, stepper(model, lambda: model.loss(batch)["loss"])
+    from gzcli.data.packs.open import open_pack
 
-
-def diffusion() -> None:
-    """A training step of ddpm and its sampling against diffusers' and denoising-diffusion-pytorch's, on the
-    same weights."""
-    import torch
-    from denoising_diffusion_pytorch import GaussianDiffusion
-    from diffusers import DDPMPipeline
-    from torch.nn import functional as F
-
-    from gzcli.core.types import DataInfo, ImageNoise
-    from gzcli.models import catalog
-    from gzcli.models.base import group_options
-
-    model, batch, mine = ours_of_diffusion()
-    x, n = batch.x, len(batch)
-    pipeline: DDPMPipeline = model.to_diffusers()
-    pipeline.set_progress_bar_config(disable=True)
-
-    class Net(torch.nn.Module):
-        """Our U-Net as denoising-diffusion-pytorch calls it."""
-
-        channels = out_dim = 1
-        self_condition = random_or_learned_sinusoidal_cond = False
-
-        def __init__(self):
-            super().__init__()
-            self.net = catalog.load("ddpm")(DataInfo(SHAPE)).net
-            self.net.load_state_dict(model.net.state_dict())
-
-        def forward(self, x, t, x_self_cond=None):
-            return self.net(x, t)
-
-    steps = times(20)
-    other = GaussianDiffusion(
-        Net(), image_size=28, objective="pred_noise", beta_schedule="linear", sampling_timesteps=steps
-    )
-
-    def by_diffusers() -> torch.Tensor:
-        noise, t = torch.randn_like(x), torch.randint(1000, (n,))
-        return F.mse_loss(pipeline.unet(pipeline.scheduler.add_noise(x, noise, t), t).sample, noise)
-
-    compare("ddpm, a step of 16: diffusers", mine, stepper(pipeline.unet, by_diffusers))
-    mine = stepper(model, lambda: model.loss(batch)["loss"])
-    compare(
-        "ddpm, a step of 16: denoising-diffusion-pytorch", mine, stepper(other, lambda: other(0.5 * x + 0.5))
-    )
-    model.eval(), pipeline.unet.eval(), other.eval()
-
-    def draw() -> torch.Tensor:
-        options = group_options(model.sample, {"sampler": "ddim", "steps": steps, "spacing": "trailing"})
-        return model.sample(n, noise=ImageNoise(0, range(n)), **options)
-
-    for name, theirs in (
-        ("diffusers", lambda: pipeline(batch_size=n, num_inference_steps=steps, output_type="np")),
-        ("denoising-diffusion-pytorch", lambda: other.sample(batch_size=n)),
-    ):
-        with torch.inference_mode():
-            a, b, ratio = interleaved(draw, theirs, 5)
-        row(
-            f"16 images, {steps} DDIM steps: {name}",
-            f"{a:.2f} s, theirs {b:.2f}: {1 / ratio:.2f} ×",
-            "≥ .97 ×",
-            1 / ratio >= 0.97,
-        )
-
-
-def stepper(model, loss: Callable) -> Step:
-    """A step of AdamW on `loss()`."""
-    import torch
-
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def step() -> None:
-        loss().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
+    pack = open_pack("mnist")
+    # gz keeps 2,000 of the 60,000 official training images for validation
+    images = np.concatenate([pack.images(split) for split in ("train", "val")])
+    labels = np.concatenate([pack.labels(split) for split in ("train", "val")])
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    train(given.peer, images, labels, 60 * given.minutes, given.n, given.out)
 
 
 if __name__ == "__main__":
-    from equal_time import main
-
     main()

@@ -12,7 +12,7 @@ import tempfile
 from itertools import count, islice
 from pathlib import Path
 
-from peers import diffusion, peers, pythae
+from peer_steps import diffusion, peers, pythae
 from timing import ROWS, interleaved, median, row, timed, times
 
 SIDE, CODES = 28, 8  # sides of the images, and of the grids of codes, that are sampled
