@@ -22,12 +22,8 @@ from gzcli.data.packs.open import open_pack
 from gzcli.engine.log import Log
 from gzcli.judge import bench
 from gzcli.judge.bench import json_figures
-<<<<<<< HEAD
-from gzcli.judge.contestants import Contestant, tell_apart
+from gzcli.judge.contestants import Contestant, PackOptions, read, tell_apart
 from gzcli.judge.real import ImageSet
-=======
-from gzcli.judge.contestants import Contestant, ImageSet, PackOptions, RealImages, read, tell_apart
->>>>>>> peers
 from gzcli.metrics.features import lenet
 from gzcli.metrics.interval import Interval
 from gzcli.metrics.metric import column_of
