@@ -633,7 +633,7 @@ def show_league(result: dict[str, Any]) -> None:
     head = ["", "model", metric or "", "excess", *titles, *at, "params", "calls", "s/image"]
     lines = []
     for row in result["summary"]:
-        line = [row["place"], row["model"], with_deviation(row, metric), with_interval(row, metric)]
+        line = [row["place"], row["title"], with_deviation(row, metric), with_interval(row, metric)]
         line += [short(mean_of(row, name)) for name in beside]
         if equal:
             line.append(with_interval(equal.get(row["model"]) or {}, metric))
@@ -654,7 +654,7 @@ def show_league(result: dict[str, Any]) -> None:
     for text in (*disagreement(result), judged, *notes, f"files: {result['folder']}"):
         if text:
             out.info(text)
-    best = standings.first_of({row["model"]: row["place"] for row in result["summary"]})
+    best = standings.first_of({row["title"]: row["place"] for row in result["summary"]})
     facts = [f"best by {metric}: {' and '.join(best)}"] if best else []
     end(facts, [(f"gz report {quoted(result['folder'])}", "a page of it")])
 

@@ -488,6 +488,9 @@ class Judge:
             lines.append(
                 f"the contestants have {counts} images: compare each with the floor of its own number"
             )
+        values = {name: value for row in rows for name, value in row["metrics"].items() if value < 0}
+        if below := [name for name in values if column_of(name).signed]:
+            lines.append(f"`{'`, `'.join(below)}` below 0: not told apart from real images")
         if self.stats and self.stats_facts:
             name, file = self.stats[0].name, self.stats_facts["file"]
             lines.append(f"`{name}` is the distance to the mean and covariance in `{file}`")

@@ -268,10 +268,11 @@ def training_seconds(run: Run) -> float:
 
 
 def facts_of(run: Run) -> dict[str, Any]:
-    """Parameters, peak memory in bytes, seconds and steps of a run, over all of its stages."""
+    """The title of a run; parameters, peak memory in bytes, seconds and steps, over all of its stages."""
     parts = [part.status() for part in run.stages or [run]]
     return {
         "run": run.id,
+        "title": run.title,
         "params": sum(status.get("params") or 0 for status in parts),
         "train_seconds": round(training_seconds(run), 1),
         "train_steps": sum(status.get("step") or 0 for status in parts),

@@ -17,7 +17,16 @@ Row = Mapping[str, Any]
 SECOND = "fd_second"  # the figure of the second judge
 
 NUMBERS = ("params", "train_seconds", "train_steps", "sample_seconds", "steps", "calls", "peak_memory")
-FACTS = ("model", "seed", "setting", "run", "n", "drawn", *NUMBERS)  # `sample_seconds` are of an image
+FACTS = (
+    "model",
+    "title",
+    "seed",
+    "setting",
+    "run",
+    "n",
+    "drawn",
+    *NUMBERS,
+)  # `sample_seconds` are of an image
 
 
 def ranking_metric(
@@ -206,6 +215,7 @@ def summary(rows: Sequence[Row], metric: str | None) -> list[dict[str, Any]]:
         summaries.append(
             {
                 "model": model,
+                "title": next((row["title"] for row in complete if row.get("title")), model),
                 "seeds": len(complete),
                 "failed": len(of_model) - len(complete),
                 "n": min((row["n"] for row in complete if row.get("n")), default=None),

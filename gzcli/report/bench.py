@@ -229,13 +229,17 @@ def standing(result: Row, rows: Sequence[Row]) -> list[tuple[str, Row]]:
         rows_of_model = (row for row in rows if row.get("model") == entry.get("model") and row.get("metrics"))
         if row := next(rows_of_model, None):
             place = f"{entry['place']}. " if entry.get("place") else ""
-            first_rows.append((f"{place}{entry.get('model')}", row))
+            first_rows.append((f"{place}{named(entry)}", row))
     return first_rows
+
+
+def named(standing: Row) -> str:
+    return str(standing.get("title") or standing.get("model", "?"))
 
 
 def league_winner(result: Row) -> str:
     """The first of a league, in a sentence; empty where there is none."""
-    best = first_of({str(row.get("model")): row.get("place") for row in rows_of(result, "summary")})
+    best = first_of({named(row): row.get("place") for row in rows_of(result, "summary")})
     return f"First by `{result.get('metric')}`: {', '.join(best)}." if best else ""
 
 
@@ -255,7 +259,8 @@ def second_judge(result: Row) -> str:
 def standings(summary: Sequence[Row], of_rows: Figures) -> Table:
     """A row for each model, the best first, with the standard deviation over its seeds beside each mean."""
     numbers = dict.fromkeys(key for row in summary for key, value in row.items() if doc.is_number(value))
-    columns = [doc.texts(key, [str(row.get(key) or "–") for row in summary]) for key in ("model", "place")]
+    columns = [doc.texts("model", list(map(named, summary)))]
+    columns.append(doc.texts("place", [str(row.get("place") or "–") for row in summary]))
     columns += [cost_column(key, summary) for key in FIRST if key in numbers]
     for name in dict.fromkeys(name for row in summary for name in row.get("metrics") or {}):
         values, spreads = (
