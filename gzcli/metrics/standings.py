@@ -17,16 +17,8 @@ Row = Mapping[str, Any]
 SECOND = "fd_second"  # the figure of the second judge
 
 NUMBERS = ("params", "train_seconds", "train_steps", "sample_seconds", "steps", "calls", "peak_memory")
-FACTS = (
-    "model",
-    "title",
-    "seed",
-    "setting",
-    "run",
-    "n",
-    "drawn",
-    *NUMBERS,
-)  # `sample_seconds` are of an image
+IDENTITY = ("model", "title", "seed", "setting", "run", "n", "drawn")
+FACTS = (*IDENTITY, *NUMBERS)  # `sample_seconds` are of an image
 
 
 def ranking_metric(
