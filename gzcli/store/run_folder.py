@@ -160,8 +160,8 @@ class Run:
             parts = (tree.get(STAGES) or {"": tree}).items()
             # a string is a run from which the stage is copied
             trees = [stage(name).tree() if isinstance(part, str) else part for name, part in parts]
-            return titled(self.model, trees)
-        return self.model
+            return titled(str(self.model), trees)
+        return str(self.model)
 
     @property
     def data(self) -> str:

@@ -371,5 +371,6 @@ def test_the_end_of_a_verb(home, capsys, monkeypatch, tmp_path):
     out.configure(quiet=False, json=False)
     figures = {"a": {"fd": 3.0, "own": 1.0}, "b": {"fd": 2.0, "own": 1.0}}
     rows = [{"name": name, "run": None, "metrics": metrics} for name, metrics in figures.items()]
-    bench.ended({"rows": rows, "floor": {}, "directions": {"fd": "down"}}, tmp_path, "5s")
-    assert f"done: best by fd: b, 2, 5s\nnext: gz report {tmp_path}" in capsys.readouterr().err
+    result = {"rows": rows, "metric": "fd", "places": {"a": "2", "b": "1"}, "provenance": {}}
+    bench.ended(result, tmp_path, "5s")
+    assert f"done: best by fd: b, 5s\nnext: gz report {tmp_path}" in capsys.readouterr().err

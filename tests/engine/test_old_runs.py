@@ -85,8 +85,9 @@ def test_they_are_sampled_and_scored(name, commit, expected):
         assert np.abs(now.astype(int) - then).max() <= 1
     if name not in UNSCORED:
         now = gzcli.load(name, device="cpu").log_prob(expected[f"{name}/finished"], seed=0)
-        exact = 0 if same_machine(expected) else 1e-5
-        assert now == pytest.approx(expected[f"{name}/log_prob"], rel=exact)
+        # CPUs of one capability may still round the last bit of a sum differently
+        close = 1e-6 if same_machine(expected) else 1e-5
+        assert now == pytest.approx(expected[f"{name}/log_prob"], rel=close)
 
 
 @pytest.mark.parametrize(("name", "commit"), RESUMED)

@@ -19,7 +19,7 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from gzcli.core.errors import MissingError
 from gzcli.data.packs.open import open_pack
 from gzcli.judge.bench import read_statistics
-from gzcli.judge.contestants import RealImages
+from gzcli.judge.real import RealImages
 from gzcli.metrics import classifier, features
 from gzcli.metrics import second as second_judge
 from gzcli.metrics.classifier import NetFeatures
