@@ -265,7 +265,7 @@ def table_of_runs(
     for name, row in zip(names_of(chosen, wide=wide, to_stderr=to_stderr), rows, strict=True):
         step, steps = row["step"], row["steps"]
         unfinished = row["state"] != "finished" and step is not None and steps
-        added = row["name"].removeprefix(row["model"]).strip()
+        added = str(row["name"]).removeprefix(str(row["model"])).strip()
         alias = " ".join(filter(None, (row["alias"], added))) or None
         cells = {**row, **in_words(row), "run": name, "name": alias}
         cells["step"] = f"{step}/{steps}" if unfinished else step
