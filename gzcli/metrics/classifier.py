@@ -30,6 +30,7 @@ from gzcli.data.packs.stream import Pictures
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
+SHIPPED = Path(__file__).parent / "judges"  # of sets with a league: every machine has its figures
 FEATURES = 64
 STEPS, BATCH = 1500, 128
 EPOCHS, SMALLEST = 30, 32  # a small set has smaller batches: of about so many epochs, but not below
@@ -114,16 +115,18 @@ class NetFeatures:
 def once(
     pack: Pack, training: Training, *, device: torch.device | str = "cpu", say: Say = silent
 ) -> NetFeatures:
-    """The network of a data set, from the cache, or trained on one CPU thread, so that equal machines get
-    equal weights, and so equal hashes."""
+    """The network of a data set. It comes with gz, or is trained once: on one CPU thread, so that equal
+    machines get equal weights, and so equal hashes."""
     from safetensors.torch import save
 
     channels, *shape = pack.meta.shape
     text = f"{training.recipe}:{pack.meta.digest}:{as_size(*shape)}:{channels}"
     kind, key = training.recipe.partition("-")[0], hashlib.sha256(text.encode()).hexdigest()[:16]
-    path = cache_dir("features") / f"{kind}-{key}.safetensors"
-
+    name = f"{kind}-{key}.safetensors"
     read = partial(_load, pack=pack, training=training, device=torch.device(device))
+    if (shipped := SHIPPED / name).is_file():
+        return read(shipped)
+    path = cache_dir("features") / name
     waiting = f"waiting for another process that trains the feature network `{kind}`"
     with files.lock(path.with_suffix(".lock"), on_wait=lambda: say(waiting)):
         if cached := files.read_cached(path, read, say):

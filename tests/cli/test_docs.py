@@ -182,11 +182,16 @@ def test_leagues_of_one_set_and_scale_are_joined(reference, tmp_path):
     assert curves == {"vae.csv", "vqvae.tokenizer.csv", "vqvae.prior.csv"}
     vae = {"model": "vae", "run": measured.rows_of(reference / "league.csv")[0]["run"]}
     again = league_of(tmp_path / "again", vae | {"metrics": {"fd": 60.0}, "seed": 1})
-    measure.league(tmp_path / "vae", again, root=tmp_path / "measured")
-    assert [row["seeds"] for row in measured.standings("mnist", "tiny")] == ["2"]
+    measure.league(again, root=tmp_path / "measured")
+    assert [(r["model"], r["seeds"]) for r in measured.standings("mnist", "tiny")] == [
+        ("vae", "2"),
+        ("vqvae", "1"),
+    ]
     other = league_of(tmp_path / "other", vae | {"metrics": {"fd": 60.0}}, budget=60)
     with pytest.raises(SystemExit, match="several terms"):
         measure.league(tmp_path / "vae", other, root=tmp_path / "measured")
+    measure.league(other, root=tmp_path / "measured")
+    assert [row["model"] for row in measured.standings("mnist", "tiny")] == ["vae"]
 
 
 def test_a_validation_is_told_beside_the_reference(monkeypatch, reference, capfd):

@@ -40,12 +40,14 @@ SETS = {
 }  # whose costs are told, and at which scales
 
 
+# what is kept of a row, so that further models and seeds can join it
+KEPT = (*standings.FACTS, "metrics", "intervals", "excess", "floor", "shape", "error")
 WIDEST, COLOURS = 420, 48  # of a picture of samples
 
 
 def league(*folders: Path, root: Path = measured.ROOT) -> list[Path]:
     """Writes what pages show of the leagues whose folders `gz bench --train-missing` has named: those of one
-    set and scale are one league, joined by model and seed. Returns the files.
+    set and scale are one league, joined by model and seed, also with what stands there. Returns the files.
 
     root: where to; the package's own folder unless it is given.
     """
@@ -53,14 +55,16 @@ def league(*folders: Path, root: Path = measured.ROOT) -> list[Path]:
     for one in map(opened, folders):
         places.setdefault(root / one.place, []).append(one)
     for into, leagues in places.items():
-        shutil.rmtree(into, ignore_errors=True)
-        for name in ("curves", "samples"):
-            (into / name).mkdir(parents=True)
         about = shared_by(leagues)
+        before, commands = earlier(into, about)
+        for name in ("curves", "samples"):
+            (into / name).mkdir(parents=True, exist_ok=True)
+        about["commands"] = list(dict.fromkeys([*commands, *about["commands"]]))
         rows = {}  # by model and seed; one that failed gives way to one that did not
-        for row in (row for one in leagues for row in one.result["rows"]):
+        for row in (*before, *(row for one in leagues for row in one.result["rows"])):
             if not row.get("error") or (row["model"], row["seed"]) not in rows:
-                rows[row["model"], row["seed"]] = row
+                rows[row["model"], row["seed"]] = {key: row[key] for key in KEPT if key in row}
+        (into / "rows.json").write_text(json.dumps(list(rows.values())) + "\n")
         joined = standings.of_one_size(list(rows.values()))
         (into / "league.csv").write_text(standings.table_of(joined))
         summary = standings.summary_table(standings.summary(joined, about["metric"]))
@@ -70,6 +74,17 @@ def league(*folders: Path, root: Path = measured.ROOT) -> list[Path]:
         for model, run in {name: run for one in leagues for name, run in one.runs.items()}.items():
             picture_and_curves(into, model, run)
     return sorted(path for into in places for path in into.rglob("*.*") if path.is_file())
+
+
+def earlier(into: Path, about: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows that stand there, and the commands that made them. They go if their budget, metric or judges
+    are others."""
+    if (into / "rows.json").is_file():
+        facts = json.loads((into / "about.json").read_text())
+        if all(facts.get(key) == about[key] for key in ("budget", "metric", "judges")):
+            return json.loads((into / "rows.json").read_text()), facts["commands"]
+    shutil.rmtree(into, ignore_errors=True)
+    return [], []
 
 
 @dataclass(frozen=True)

@@ -223,6 +223,11 @@ def test_a_damaged_judge_is_made_again_with_a_line(digits, tmp_path, monkeypatch
         assert lenet(digits, say=said.append).hash == made, how
         assert f"`{path}` is damaged" in said[0] and "made again" in said[0], (how, said)
         assert path.read_bytes() == whole
+    (tmp_path / "judges").mkdir()
+    (tmp_path / "judges" / path.name).write_bytes(path.read_bytes())
+    path.unlink()
+    monkeypatch.setattr(classifier, "SHIPPED", tmp_path / "judges")
+    assert lenet(digits, say=pytest.fail).hash == made, "one that comes with gz"
 
 
 def test_features_of_real_images_are_kept_by_content_and_made_again_where_damaged(
