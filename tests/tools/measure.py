@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -77,13 +76,12 @@ def league(*folders: Path, root: Path = measured.ROOT) -> list[Path]:
 
 
 def earlier(into: Path, about: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows that stand there, and the commands that made them. They go if their budget, metric or judges
-    are others."""
+    """The rows that stand there, and the commands that made them; none if their budget, metric or judges are
+    others. Pictures and curves stay until their model is trained again."""
     if (into / "rows.json").is_file():
         facts = json.loads((into / "about.json").read_text())
         if all(facts.get(key) == about[key] for key in ("budget", "metric", "judges")):
             return json.loads((into / "rows.json").read_text()), facts["commands"]
-    shutil.rmtree(into, ignore_errors=True)
     return [], []
 
 
