@@ -250,10 +250,9 @@ class Judge:
         return {name + self.mark(levels): value for name, value in figures.items()}
 
     def _named(self, name: str) -> str:
-        """A figure's name, with the suffix `_rot` if its network was trained to classify rotations."""
-        plain = name.removesuffix("_inf")
-        of = "second" if plain == "fd_second" else "lenet" if plain == "fd" or name.endswith("_lenet") else ""
-        rotated = of in self.judges and self.judges[of].rotations
+        """A figure's name, with the suffix `_rot` if its LeNet was trained to classify rotations."""
+        of_lenet = name in ("fd", "fd_inf") or name.endswith("_lenet")
+        rotated = of_lenet and self.lenet and self.lenet.rotations
         return f"{name.removesuffix('_lenet')}_rot" if rotated else name
 
     # ------------------------------------------------------------------------ the floor
@@ -300,12 +299,13 @@ class Judge:
         terms = [VERSION, self.real.bank(n, levels).key, len(self.real.reference(levels)), n, nets, of, names]
         digest = hashlib.sha256(json.dumps(terms).encode()).hexdigest()[:16]
         path = cache_dir("features", "floors") / f"{digest}.json"
-        if cached := files.read_cached(path, files.read_json, self.say):
+        if not self.stats and (cached := files.read_cached(path, read_draws, self.say)):
             return cached
         pairs = self.real.draws(n, levels, strata)
         drawn = [self.compared(fake, real, cheap, intervals=False) for fake, real in pairs]
         draws = {name: [figures[name].value for figures in drawn] for name in drawn[0]}
-        files.write_json(path, draws)
+        if not self.stats:
+            files.write_json(path, draws)
         return draws
 
     # ------------------------------------------------------------------------ features
@@ -549,6 +549,13 @@ class Judge:
         real, file, name = moments(features), io.BytesIO(), np.array(space.hash if space else "")
         np.savez(file, mu=real.mean, sigma=real.covariance, n=np.array(len(features)), features=name)
         files.write_atomic(path, file.getvalue())
+
+
+def read_draws(path: Path) -> dict[str, list[float]]:
+    """The figures of the draws of a floor in a file of the cache."""
+    draws = files.read_json(path)
+    with files.reading(path):
+        return {name: list(map(float, values)) for name, values in draws.items()}
 
 
 def read_statistics(path: Path, metric: Metric, space: Space | None) -> tuple[Moments, dict[str, Any]]:
