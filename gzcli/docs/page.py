@@ -172,8 +172,8 @@ def _compared(name: str) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _cells(row: Mapping[str, str]) -> dict[str, str]:
-    known = row["model"] in recipe_names()
-    return measured.figures(row, (catalog.card(row["model"]).likelihood or "") if known else "")
+    is_ours = row["model"] in recipe_names()
+    return measured.figures(row, (catalog.card(row["model"]).likelihood or "") if is_ours else "")
 
 
 def _figures(row: Mapping[str, str]) -> str:

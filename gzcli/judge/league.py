@@ -224,14 +224,14 @@ def code_of(models: Sequence[Path], root: Path = PACKAGE) -> str:
 
 def family_of(models: Sequence[Path]) -> list[Path]:
     """The files of models and, in the same folders, all that these import."""
-    found, left = set[Path](), list(models)
+    files_of, left = set[Path](), list(models)
     while left:
-        if (path := left.pop()) not in found:
-            found.add(path)
+        if (path := left.pop()) not in files_of:
+            files_of.add(path)
             imports = " ".join(re.findall(r"^ *(?:from|import) .+", path.read_text(encoding="utf-8"), re.M))
             near = (path.with_name(f"{word}.py") for word in re.findall(r"\w+", imports))
             left += filter(Path.is_file, near)
-    return sorted(found)
+    return sorted(files_of)
 
 
 @catalog.cached_by_file

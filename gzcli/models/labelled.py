@@ -93,22 +93,22 @@ class Clusters(nn.Module):
     def __len__(self) -> int:
         return len(self.shares)
 
-    def forward(self, x: Tensor, y: Tensor | None = None, known: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """The cluster of each image, [B] int64: the nearest one, of those of class y [B] if it is given.
 
         x: images [B, C, H, W], or smaller ones, with which the block means of the centres are compared.
-        known: mask [B, 1, H, W] of the pixels that are compared; None: all.
+        mask: [B, 1, H, W], 1 at the pixels that are compared; None: all.
         """
         grid = min(self.grid[0], x.shape[2]), min(self.grid[1], x.shape[3])
         centres = self.points(self.centres.unflatten(1, (x.shape[1], *self.grid)), grid)
         # no inference tensor, which an embedding cannot keep where a gradient is taken
         with torch.inference_mode(False), torch.no_grad(), full_fp32(x.device):
-            # Σ known (x − c)² without known x², which all clusters share
-            if known is None:
+            # Σ mask (x − c)² without mask x², which all clusters share
+            if mask is None:
                 distance = centres.square().sum(1) - 2 * self.points(x, grid) @ centres.mT
             else:
-                weight = self.points(known.to(x).expand_as(x), grid)
-                distance = weight @ centres.square().mT - 2 * self.points(known * x, grid) @ centres.mT
+                weight = self.points(mask.to(x).expand_as(x), grid)
+                distance = weight @ centres.square().mT - 2 * self.points(mask * x, grid) @ centres.mT
             never = self.shares == 0 if y is None else (self.shares == 0) | self.outside(y)
             return distance.masked_fill(never, torch.inf).argmin(1)
 
@@ -130,9 +130,9 @@ class Clusters(nn.Module):
         centres, counts = np.zeros(self.centres.shape, np.float32), np.zeros(len(self), np.float64)
         for k in range(self.classes):
             of_class = points[labels == k] if (labels == k).any() else points.mean(0, keepdims=True)
-            found, sizes = k_means(of_class, self.each)
-            part = slice(k * self.each, k * self.each + len(found))
-            centres[part], counts[part] = found, sizes
+            middles, sizes = k_means(of_class, self.each)
+            part = slice(k * self.each, k * self.each + len(middles))
+            centres[part], counts[part] = middles, sizes
         # threads may round differently elsewhere
         centres, shares = ranks.agree((centres, (counts / counts.sum()).astype(np.float32)))
         self.centres.copy_(torch.from_numpy(centres))
@@ -214,7 +214,7 @@ class Labelled(Model):
         return spread_labels(labels, n, self.data, self.device) if self.conditional else None
 
     def image_condition(
-        self, x: Tensor, labels: Tensor | None = None, known: Tensor | None = None
+        self, x: Tensor, labels: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor | None:
         """The condition of existing images x: their nearest clusters, as `Clusters.forward` says, or their
         labels; None where these are unknown.
@@ -223,7 +223,7 @@ class Labelled(Model):
         """
         labels = labels if self.conditional else None
         if self.clusters is not None:
-            return self.clusters(x, labels, known)
+            return self.clusters(x, labels, mask)
         if self.labelled and labels is None and not self.label_dropout:
             hint = "name them with `--label`, or set `model.label_dropout` and train"
             raise UsageError("a model trained without label dropout needs labels", hint=hint)
