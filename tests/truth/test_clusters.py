@@ -189,8 +189,8 @@ def test_the_nearest_cluster_is_that_of_what_is_known():
     mask = (torch.rand(len(x), 1, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.4).float()
     known = ((x[:, None] - centres) * mask[:, None]).square().flatten(2).sum(2).argmin(1)
     hidden = torch.where(mask > 0, x, 9.0)
-    assert torch.equal(clusters(hidden, known=mask), known) and torch.equal(
-        clusters(x, known=mask * 0 + 1), clusters(x)
+    assert torch.equal(clusters(hidden, mask=mask), known) and torch.equal(
+        clusters(x, mask=mask * 0 + 1), clusters(x)
     )
     pool = nn.functional.avg_pool2d
     small = torch.cdist(pool(x, 2).flatten(1), pool(centres, 2).flatten(1)).argmin(1)
