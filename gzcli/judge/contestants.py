@@ -71,15 +71,15 @@ def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log)
     more than `job.patience`."""
     n, owner = job.n, trained.run.owner
     strata, labels = strata_of(trained, pack), sample_labels(trained, pack, n)
-    notes, few = [], min(FEW, n)
+    notes, few = [], n if job.patience is None else min(FEW, n)
     with log.bar(f"sample {trained.title}") as progress:
         images, seconds = timed_draw(trained, few, job.seed, labels, progress)
-        longer = ranks.agree(job.patience is not None and seconds * n / few > job.patience)
-        if longer and few < n:
-            n = few
-            notes.append(f"`{trained.title}` has {n:,} samples: more take longer than its training")
-        elif few < n:
-            images, seconds = timed_draw(trained, n, job.seed, labels, progress)
+        if job.patience is not None and few < n:
+            if ranks.agree(seconds * n / few > job.patience):
+                n = few
+                notes.append(f"`{trained.title}` has {n:,} samples: more take longer than its training")
+            else:
+                images, seconds = timed_draw(trained, n, job.seed, labels, progress)
     facts = json.dumps([trained.step, dict(trained.part.sample)], default=str)  # differs between variants
     path = Run(folder).samples_folder / f"{owner.id}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}.npz"
     if not ranks.rank():

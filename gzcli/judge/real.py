@@ -212,5 +212,7 @@ class RealImages:
                 rows = strata.draw(of_bank, n, rng)
             # without labels, as the judges were trained on them
             fake = replace(bank.take(rows), labels=None)
-            others = bank.take(np.setdiff1d(np.arange(len(bank)), rows)) if self.split == "all" else reference
-            yield fake, others
+            against = (
+                bank.take(np.setdiff1d(np.arange(len(bank)), rows)) if self.split == "all" else reference
+            )
+            yield fake, against
