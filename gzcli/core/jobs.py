@@ -102,6 +102,7 @@ class BenchJob(RunJob):
     stats: str | None = None  # path of the mean and covariance of other real images, for Fréchet distances
     export_stats: str | None = None  # path to which those of the real images are written
     patience: float | None = None  # seconds of sampling from which a model draws fewer images
+    drawing: str | None = None  # hash of the code that draws: a league takes samples by the same code again
     # how each of the runs is taken, {"checkpoint", "sample", "calls", "quick"}, all of them optional: weights
     # of a step, options of its sampler, at most how many network calls an image, and whether figures that do
     # not depend on samples are left out; (): all as the job and the runs say

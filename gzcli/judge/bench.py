@@ -61,7 +61,7 @@ GIVEN_LABELS = "columns `|y` are of log p(x | y), the label given: not to be com
 MARGINAL = "log p(x) of a conditional model is log Σ p(y) p(x | y), classes as frequent as in training"
 # suffixes of a judge's name in the provenance, and the facts that they stand for
 JUDGE_FACTS = {"": "hash", "_accuracy": "accuracy", "_rotations": "rotations", "_alive": "alive"}
-VERSION = 1  # of the floors in the cache
+VERSION = 2  # of the floors in the cache
 VERSIONS = ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")
 
 

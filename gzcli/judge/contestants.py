@@ -35,6 +35,7 @@ from gzcli.judge.real import ImageSet, Strata, by_cluster, by_label
 from gzcli.metrics.metric import Figures
 from gzcli.models.base import flat_defaults, group_options
 from gzcli.models.nn import spread_labels
+from gzcli.store import files
 from gzcli.store.runs import Run
 
 FEWEST = 50  # images of a contestant
@@ -67,28 +68,40 @@ class Contestant:
 
 def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log) -> Contestant:
     """`job.n` samples of a model, which are written to a file too. Those of a conditional model have the
-    classes of training images, in the same shares. `FEW` samples are drawn of a model that needs longer for
-    more than `job.patience`."""
-    n, owner = job.n, trained.run.owner
-    strata, labels = strata_of(trained, pack), sample_labels(trained, pack, n)
-    notes, few = [], n if job.patience is None else min(FEW, n)
-    with log.bar(f"sample {trained.title}") as progress:
-        images, seconds = timed_draw(trained, few, job.seed, labels, progress)
-        if job.patience is not None and few < n:
-            if ranks.agree(seconds * n / few > job.patience):
-                n = few
-                notes.append(f"`{trained.title}` has {n:,} samples: more take longer than its training")
-            else:
-                images, seconds = timed_draw(trained, n, job.seed, labels, progress)
-    facts = json.dumps([trained.step, dict(trained.part.sample)], default=str)  # differs between variants
+    classes of training images, in the same shares. In a league a model has the samples of an earlier
+    judgement if the code that draws is still the same, and `FEW` if more take longer than `job.patience`."""
+    owner, strata, labels = trained.run.owner, strata_of(trained, pack), sample_labels(trained, pack, job.n)
+    # differs between variants
+    facts = json.dumps([trained.step, dict(trained.part.sample), job.n, job.seed, job.drawing], default=str)
     path = Run(folder).samples_folder / f"{owner.id}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}.npz"
+    earlier = sorted(owner.path.glob(f"bench/*/{path.parent.name}/{path.name}")) if job.drawing else []
+    if ranks.agree(bool(earlier)):
+        arrays = files.read_arrays(earlier[0], "samples", "seconds")
+        images, seconds = arrays["samples"].transpose(0, 3, 1, 2), float(arrays["seconds"])
+    else:
+        with log.bar(f"sample {trained.title}") as progress:
+            images, seconds = patient_draw(trained, job, labels, progress)
     if not ranks.rank():
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(path, samples=images.transpose(0, 2, 3, 1), seconds=seconds)
+    n, notes = len(images), []
+    if n < job.n:
+        notes.append(f"`{trained.title}` has {n:,} samples: more take longer than its training")
     image_set = ImageSet(images, None if labels is None else labels[:n].numpy())
     return Contestant(
         trained.title, image_set, str(owner.path), trained, seconds, str(path), notes, strata=strata
     )
+
+
+def patient_draw(
+    trained: Trained, job: BenchJob, labels: Tensor | None, progress: Progress
+) -> tuple[np.ndarray, float]:
+    """`job.n` samples, or `FEW` by `job.patience`, and the seconds that they took."""
+    n, few = job.n, job.n if job.patience is None else min(FEW, job.n)
+    images, seconds = timed_draw(trained, few, job.seed, labels, progress)
+    if few == n or ranks.agree(seconds * n / few > (job.patience or 0.0)):
+        return images, seconds
+    return timed_draw(trained, n, job.seed, labels, progress)
 
 
 def timed_draw(

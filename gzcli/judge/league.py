@@ -39,10 +39,14 @@ SHORTEST = 3.0  # seconds, the least of `gz train --minutes` too
 EXTRA = {"caption": "captions", "before": "pictures", "second_domain": "pictures"}  # what samples start from
 MARKERS = "osD^vP*X"
 PACKAGE = Path(__file__).resolve().parents[1]
-JUDGING = [f"{name}/**/*.py" for name in ("metrics/quality", "models/denoising", "models/nn")]  # make a row
+# the files that make samples, and those that make a row of them
+DRAWING = ["models/denoising/*.py", "models/nn/*.py", "models/labelled.py", "engine/sampler.py"]
+DRAWING += ["judge/contestants.py"]
+JUDGING = [
+    "metrics/quality/*.py",
+    *(f"judge/{name}.py" for name in ("bench", "images", "likelihood", "real")),
+]
 JUDGING += [f"metrics/{name}.py" for name in ("classifier", "features", "second", "frechet", "interval")]
-JUDGING += [f"judge/{name}.py" for name in ("bench", "contestants", "images", "likelihood", "real")]
-JUDGING += ["engine/sampler.py", "models/labelled.py"]
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 Point = tuple[float, float, float | None]  # x, mean over seeds, standard deviation over seeds
 
@@ -192,7 +196,7 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
         if settings:
             variants = tuple(row["variant"] for row in settings)
             paths, patience = (str(run.path),) * len(settings), training_seconds(run)
-            job = replace(terms.job, runs=paths, variants=variants, patience=patience)
+            job = replace(terms.job, runs=paths, variants=variants, patience=patience, drawing=code_of(run))
             jobs[kind] = job, settings
     return jobs
 
@@ -200,10 +204,7 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
 def judgement(run: Run, job: BenchJob) -> tuple[str, Path | None]:
     """The name of the job's folder in the run's `bench`, and a folder with a result by this code, if any."""
     terms = {key: value for key, value in asdict(job).items() if key not in ("launch", "runs")}
-    weights = run.serving.model_file
-    models = {part.tree()["model"]["name"] for part in run.stages or [run]}
-    code = code_of([catalog.card_of(run, name).path for name in sorted(models)])
-    key = _hash([terms, weights.stat().st_mtime_ns if weights.exists() else 0, code], 12)
+    key = _hash([terms, syntax_of(JUDGING)], 12)
     results = sorted((run.path / "bench").glob(f"{key}-*/{Run.result_file}"))
     return key, results[-1].parent if results else None
 
@@ -215,11 +216,19 @@ def is_judged(run: Run | None, terms: Terms) -> bool:
     return all(judgement(run, job)[1] for job, _ in jobs_of(run, terms).values())
 
 
-def code_of(models: Sequence[Path], root: Path = PACKAGE) -> str:
-    """A hash of the code that makes a row: the judge, what all samplers share, and these files of models with
-    what they import of their families. Comments, docstrings and the form of the text do not count."""
-    shared = {path for pattern in JUDGING for path in root.glob(pattern)}
-    return _hash([syntax_of(path) for path in (*sorted(shared), *family_of(models))], 12)
+def code_of(run: Run) -> str:
+    """A hash of a run's weights and of the code that draws from them."""
+    weights = run.serving.model_file
+    names = {part.tree()["model"]["name"] for part in run.stages or [run]}
+    models = [catalog.card_of(run, name).path for name in sorted(names)]
+    return _hash([weights.stat().st_mtime_ns if weights.exists() else 0, syntax_of(DRAWING, models)], 12)
+
+
+def syntax_of(patterns: Sequence[str], models: Sequence[Path] = (), root: Path = PACKAGE) -> str:
+    """A hash of the files of some patterns, and of files of models with what these import of their families.
+    Comments, docstrings and the form of the text do not count."""
+    shared = {path for pattern in patterns for path in root.glob(pattern)}
+    return _hash([_syntax(path) for path in (*sorted(shared), *family_of(models))], 12)
 
 
 def family_of(models: Sequence[Path]) -> list[Path]:
@@ -235,7 +244,7 @@ def family_of(models: Sequence[Path]) -> list[Path]:
 
 
 @catalog.cached_by_file
-def syntax_of(path: Path) -> str:
+def _syntax(path: Path) -> str:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)

@@ -47,8 +47,14 @@ def check_rows(samples: Sequence[np.ndarray], least: int) -> None:
         raise UsageError(f"an interval needs at least {least} rows of each sample")
 
 
-def halves(function: Function, *samples: np.ndarray, intervals: bool, **how: Any) -> Interval:
-    return half_samples(function, *samples, **how) if intervals else Interval(function(*samples))
+def halves(
+    function: Function, fake: np.ndarray, real: Any, *, intervals: bool = True, **how: Any
+) -> Interval:
+    """A figure of samples against real images, with the interval of the samples alone: all that is compared
+    has the same real images."""
+    if not intervals:
+        return Interval(function(fake, real))
+    return half_samples(lambda rows: function(rows, real), fake, **how)
 
 
 def not_negative(figure: Interval) -> Interval:
@@ -67,6 +73,12 @@ def subset(total: int, n: int) -> np.ndarray:
     """Sorted positions of min(n, total) images, drawn with seed 0: a larger subset holds every smaller
     one."""
     return np.sort(np.random.default_rng(0).permutation(total)[:n])
+
+
+def parts(rows: np.ndarray, n: int, most: int) -> list[np.ndarray]:
+    """At most `most` disjoint parts of n rows each, the first of them `subset`'s."""
+    order = np.random.default_rng(0).permutation(len(rows))
+    return [rows[np.sort(order[i * n : (i + 1) * n])] for i in range(min(most, len(rows) // n))]
 
 
 def mean_of_draws(draws: Sequence[float], *, signed: bool = False) -> Interval:

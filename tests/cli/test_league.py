@@ -245,7 +245,7 @@ def test_a_row_is_judged_again_where_code_changes_and_not_where_a_comment_does(t
     def code(changed: dict[str, str]) -> str:
         for name, text in (texts | changed).items():
             files.write_atomic(tmp_path / name, text)
-        return league.code_of([tmp_path / own], tmp_path)
+        return league.syntax_of(league.JUDGING, [tmp_path / own], tmp_path)
 
     for name, text, same in (
         (judge, "# of draws\nN  =  1", True),

@@ -95,13 +95,12 @@ def compare(
 
 
 def to_moments(metric: Metric, real: Moments, fake: Array) -> Figures:
-    """The distance of features [N, D] to given moments of real images. Its interval is that of the samples
-    alone."""
-    from gzcli.metrics.interval import half_samples, not_negative
+    """The distance of features [N, D] to given moments of real images."""
+    from gzcli.metrics.interval import halves, not_negative
 
     fake = fake[:, : metric.width]
     draws = FEW_DRAWS if fake.shape[1] >= WIDE else DRAWS
-    distance = half_samples(lambda rows: frechet_of_moments(moments(rows), real), fake, draws=draws)
+    distance = halves(lambda rows, real: frechet_of_moments(moments(rows), real), fake, real, draws=draws)
     return {metric.name: not_negative(distance)}
 
 

@@ -22,11 +22,13 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.denoising.applications import Applications
 from gzcli.models.denoising.denoiser import DrawOptions, LikelihoodByODE
-from gzcli.models.denoising.process import CondOT, Shift, TimeSampling, shift_of
+from gzcli.models.denoising.process import CondOT, Level, Shift, TimeSampling, shift_of
 from gzcli.models.denoising.samplers import Path, Randn, Solver, solve
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import full_fp32, to_fp32
 from gzcli.models.nn.unet import UNet, UNetOptions
+
+LEAST_SIGMA = 0.05
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class FlowOptions:
     time_sampling: TimeSampling = "logit_normal"
     shift: Shift = 1.0
     coupling: Literal["independent", "ot"] = "independent"
+    prediction: Literal["velocity", "x0"] = "velocity"
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class FlowMatching(LikelihoodByODE, Applications):
     ):
         super().__init__(data, net, CondOT(sigma_min, shift_of(flow.shift, data.shape)), labels)
         self.time_sampling = flow.time_sampling
-        self.coupling = flow.coupling
+        self.coupling, self.prediction = flow.coupling, flow.prediction
 
     # ---- training
 
@@ -95,6 +98,12 @@ class FlowMatching(LikelihoodByODE, Applications):
         if self.coupling == "ot":
             eps = couple_noise(eps, x, self.condition(batch), self)
         return eps, x
+
+    def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
+        error = (out - target).square().flatten(1).mean(1)
+        if self.prediction == "x0":
+            error = error / level.sigma.view(-1).clamp(min=LEAST_SIGMA) ** 2
+        return {"loss": error.mean()}
 
     # ---- sampling
 
