@@ -6,7 +6,8 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from gzcli.core.errors import UsageError
 from gzcli.core.units import as_size
 from gzcli.models.nn import ClassEmbedding, at_least, stacked, zero_init
-from gzcli.models.nn.layers import LayerNorm, softmax_attention
+from gzcli.models.nn.layers import LayerNorm, RMSNorm, softmax_attention
 from gzcli.models.nn.unet import renamed, time_embedding
 
 FREQUENCIES = 256  # sinusoids of the time
@@ -33,6 +34,8 @@ class DiTOptions:
     patch: side in pixels of the patch that a token stands for; must divide the image's sides; null: the one
       that makes about `tokens` of an image.
     tokens: patches of an image that `patch` is chosen for where it is null; the paper's are 256.
+    block: DiT's (plain), or with root-mean-square norms, rotary positions, normalised queries and keys, and a
+      gated MLP (modern; Li & He 2025, arXiv:2511.13720, table 4).
     """
 
     width: int = 128
@@ -40,6 +43,7 @@ class DiTOptions:
     heads: int = 4
     patch: int | None = None
     tokens: int = 256
+    block: Literal["plain", "modern"] = "plain"
 
 
 class DiTNet(nn.Module):
@@ -68,7 +72,13 @@ class DiTNet(nn.Module):
                 f"`model.width` is {width}, which must divide by `model.heads`, {heads}, and by 4",
                 hint=f"set `model.width` to {max(1, round(width / math.lcm(heads, 4))) * math.lcm(heads, 4)}",
             )
+        if options.block == "modern" and width // heads % 4:
+            hint = f"set `model.width` to {max(1, round(width / heads / 4)) * 4 * heads}"
+            raise UsageError(
+                f"rotary positions need heads of a multiple of 4, not {width // heads}", hint=hint
+            )
         self.patch, self.grid, self.freq_shift = patch, (h // patch, w // patch), freq_shift
+        self.plain = options.block == "plain"
         self.config: dict[str, Any] = {
             "in_channels": c,
             "out_channels": c,
@@ -83,7 +93,8 @@ class DiTNet(nn.Module):
         self.register_buffer("position", sincos(self.grid, width), persistent=False)
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.label = ClassEmbedding(classes, width) if classes else None
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        block = partial(Block, width, heads) if self.plain else partial(ModernBlock, width, heads, self.grid)
+        self.blocks = nn.ModuleList(block() for _ in range(layers))
         self.norm = LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = stacked(nn.Linear(width, 2 * width), 2)
         self.out = stacked(nn.Linear(width, patch * patch * c), 0)
@@ -111,8 +122,10 @@ class DiTNet(nn.Module):
         from diffusers import DiTTransformer2DModel
 
         rows, columns = self.grid
-        if rows != columns or self.freq_shift != 1:
-            raise UsageError("diffusers' DiT is for square images and has a time embedding of its own")
+        if rows != columns or self.freq_shift != 1 or not self.plain:
+            raise UsageError(
+                "diffusers' DiT is for square images, and has plain blocks and a time embedding of its own"
+            )
         net: Any = DiTTransformer2DModel(sample_size=rows * self.patch, **self.config)
         weights = self.state_dict()
         weights.setdefault("label.table.weight", torch.zeros(2, self.position.shape[1]))
@@ -193,6 +206,50 @@ class Block(nn.Module):
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, T, D]
         h = h + gate1 * self.out(softmax_attention(q, k, v).transpose(1, 2).flatten(2))
         return h + gate2 * self.mlp(modulate(self.norm2(h), shift2, scale2))
+
+
+class ModernBlock(nn.Module):
+    """`Block` on a grid of patches with the parts of today's language models: norms by the root mean square,
+    queries and keys that are normalised and then rotated by the place of their patch, and a gated MLP."""
+
+    cos: Tensor  # [T, width / heads / 2]
+    sin: Tensor
+
+    def __init__(self, width: int, heads: int, grid: tuple[int, int]):
+        super().__init__()
+        self.heads, size, hidden = heads, width // heads, 8 * math.ceil(width / 3)
+        self.norm1, self.norm2 = (RMSNorm(width, elementwise_affine=False) for _ in range(2))
+        self.qkv, self.out = stacked(nn.Linear(width, 3 * width), 3), nn.Linear(width, width)
+        self.q_norm, self.k_norm = RMSNorm(size), RMSNorm(size)
+        self.up, self.down = stacked(nn.Linear(width, 2 * hidden), 2), nn.Linear(hidden, width)
+        self.modulation = stacked(nn.Linear(width, 6 * width), 6)
+        angles = rotations(grid, size)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def forward(self, h: Tensor, c: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, -1)
+        qkv = self.qkv(modulate(self.norm1(h), shift1, scale1))
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # [B, heads, T, D]
+        q, k = self.rotate(self.q_norm(q)), self.rotate(self.k_norm(k))
+        h = h + gate1 * self.out(softmax_attention(q, k, v).transpose(1, 2).flatten(2))
+        gate, value = self.up(modulate(self.norm2(h), shift2, scale2)).chunk(2, -1)
+        return h + gate2 * self.down(F.silu(gate) * value)
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Each pair of x [B, heads, T, D] turned by its angle (Su 2021, arXiv:2104.09864, eq. 34)."""
+        a, b = x.chunk(2, -1)
+        cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
+        return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+def rotations(grid: tuple[int, int], size: int) -> Tensor:
+    """The angles of the pairs of a head, [rows · columns, size / 2]: half of them turn with the row and half
+    with the column, by frequencies from 1 to about 1/100 (Heo 2024, arXiv:2403.13298, section 3.2)."""
+    freq = 100.0 ** (-torch.arange(size // 4, dtype=torch.float64) / (size // 4))
+    rows, columns = (torch.arange(side, dtype=torch.float64)[:, None] * freq for side in grid)
+    angles = [rows[:, None].expand(-1, len(columns), -1), columns.expand(len(rows), -1, -1)]
+    return torch.cat(angles, 2).flatten(0, 1).float()
 
 
 def modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -49,6 +49,19 @@ class LayerNorm(nn.LayerNorm):
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
+class RMSNorm(nn.RMSNorm):
+    """Norm by the root mean square, whose output has the type that that of `LayerNorm` has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kind = x.device.type
+        if x.dtype not in HALF_PRECISION:
+            y = super().forward(x)
+            return y.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else y
+        (weight,) = cast_weights(x, self.weight)
+        with torch.autocast(kind, enabled=False):
+            return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+
+
 def cast_weights(x: Tensor, *weights: Tensor | None) -> list[Tensor | None]:
     """The weights in the type of the input, which kernels of GPUs require."""
     return [None if p is None else p.to(x.dtype) for p in weights]
