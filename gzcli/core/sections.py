@@ -116,6 +116,7 @@ class TrainSection:
     keep: number of newest checkpoints that are kept, beside the best one, which loses the optimizer's state
       when the run has finished; null: two, and one when the run has finished.
     best: figure on validation images that the best checkpoint has lowest; auto: as the model says.
+    patience: validations in a row without a new best after which the training ends; null: it goes on.
     init: stage, run or safetensors file whose weights the training starts from.
     """
 
@@ -136,6 +137,7 @@ class TrainSection:
     checkpoint_every: int | None = ranged(None, "0 or more")
     keep: int | None = ranged(None, "1 … 1,000,000")
     best: Literal["auto", "bpd", "fd", "loss", "none"] = "auto"
+    patience: int | None = ranged(None, "1 … 1,000,000")
     init: str | None = None
 
 
@@ -149,7 +151,8 @@ class OptimSection:
     eps: number added to the root of the average square.
     weight_decay: decoupled weight decay, in multiples of lr at each step.
     warmup: steps over which lr rises from 0.
-    schedule: how lr falls until the last step.
+    schedule: how lr falls until the last step. With wsd it falls over the last fifth only, so that `--resume
+      --steps N` goes on at the full rate (Wen 2024, arXiv:2410.05192).
     phases: keys with another value for one phase, by the phase's name.
     """
 
@@ -159,7 +162,7 @@ class OptimSection:
     eps: float = ranged(1e-8, "greater than 0")
     weight_decay: float = ranged(0.0, "0 or more")
     warmup: int = ranged(0, "0 or more")
-    schedule: Literal["constant", "cosine", "linear", "late_linear"] = "constant"
+    schedule: Literal["constant", "cosine", "linear", "late_linear", "wsd"] = "constant"
     phases: Mapping[str, Mapping[str, Any]] = _further()
 
     def of(self, phase: str) -> OptimSection:

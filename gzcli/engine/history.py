@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -97,8 +97,15 @@ class History:
 
     def validated(self, step: int) -> bool:
         """Whether `metrics.jsonl` has a figure of validation at this step."""
-        lines = (line for line in metric_lines(self.run.path) if line["step"] == step)
-        return any(key.startswith("val_") for line in lines for key in line)
+        return any(line["step"] == step for line in self._validations())
+
+    def validations(self, start: int) -> int:
+        """The number of validations from the step `start` on."""
+        return sum(line["step"] >= start for line in self._validations())
+
+    def _validations(self) -> Iterator[dict[str, Any]]:
+        lines = metric_lines(self.run.path)
+        return (line for line in lines if any(key.startswith("val_") for key in line))
 
     def reference(self, part: Part, step: int, metric: str) -> str | None:
         """Where the reference run of this recipe stood at a step, in words; None where there is none, or the

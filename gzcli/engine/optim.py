@@ -81,6 +81,7 @@ def factor(conf: OptimSection, step: int, steps: int) -> float:
         "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
         "linear": 1 - progress,
         "late_linear": min(1.0, 2 * (1 - progress)),  # constant over the first half
+        "wsd": 1 - max(0.0, 5 * progress - 4) ** 0.5,  # Hägele 2024, arXiv:2405.18392, eq. 1
     }
     return peak * schedules.get(conf.schedule, 1.0)
 

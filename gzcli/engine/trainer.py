@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gzcli.core import devices, ranks, streams
-from gzcli.core.errors import Interrupted
+from gzcli.core.errors import Interrupted, UsageError
 from gzcli.core.sections import Part
 from gzcli.core.types import Batch, BatchNoise, mix
 from gzcli.data.packs.batches import TrainBatches, scan
@@ -81,6 +81,9 @@ class Trainer:
         self.trained = Trained(run, unsharded or self.model, self.info, part, self.device, 0, self.space)
         self.built_on = built_on(run, card)  # sha256 of the weights of each stage below this one
         self.metric = best_metric(self.model, self.train.best, pack)
+        if self.train.patience and not self.metric:
+            hint = "leave `train.patience` out, or set `train.best`"
+            raise UsageError("`train.patience` waits for better validations, and there are none", hint=hint)
         self.net: LeNetFeatures | None = None  # its features are compared by the metric `fd`
         self.start = self.done = 0  # steps that were done before this process, and by now
         self.saved = 0  # step of the newest checkpoint
@@ -123,6 +126,8 @@ class Trainer:
                     )
                 if due := self.cadence.due(step + 1) | (KINDS if step + 1 == self.steps else set()):
                     self.pause(step + 1, due)
+                if step + 1 == self.steps:  # fewer than at first, by `train.patience`
+                    return
 
     def record(self, losses: dict[str, Tensor], done: int, bar: TrainBar) -> None:
         """Takes the losses of a step, checks them and shows their means, as often as that is due."""
@@ -224,7 +229,7 @@ class Trainer:
 
     def pause(self, done: int, due: Set[str]) -> None:
         """Validates, saves and draws, as far as it is due after `done` steps. Each is timed."""
-        last, before = done == self.steps, self.cadence.intervals()
+        before = self.cadence.intervals()
         if self.cadence.slow(due & {"eval", "sample"}) and not self.history.not_finite():
             self.save(done)  # no step is lost if it is killed while it validates or draws
         if "eval" in due and self.metric:
@@ -232,6 +237,8 @@ class Trainer:
                 self.get_net()
             with self.cadence.timed("eval"):
                 self.evaluate(done, self.metric)
+        if last := done == self.steps:
+            due = due | KINDS
         if "checkpoint" in due and not self.history.not_finite():
             with self.cadence.timed("checkpoint"):
                 self.save(done)
@@ -332,6 +339,10 @@ class Trainer:
             self.log.warn(text)
         self.save_best(done, metric, values[metric])
         self.history.record("eval", done, {f"val_{name}": value for name, value in values.items()})
+        patience, best = self.train.patience, self.run.best
+        if patience and ranks.agree(bool(best and self.history.validations(best.step) > patience)):
+            self.log.info(f"no better validation in {patience} of them: the training ends at step {done}")
+            self.steps = done
         self.log.validated = "validation " + "  ".join(f"{k} {v:.4g}" for k, v in values.items())
         unfinished = done < self.steps
         of_stage = f"{self.log.stage}: " if self.log.stage else ""

@@ -195,7 +195,7 @@ MISTAKES = {
     "optim: {betas: [0.5]}": "2:16: `optim.betas` must be a list of 2 numbers, not `[0.5]`",
     "optim: {betas: [0.5, 1]}": "2:16: `optim.betas` must be in [0, 1), not `[0.5, 1]`",
     "optim: {schedule: cosin}": "2:19: `optim.schedule` must be `constant`, `cosine`, "
-    "`linear` or `late_linear`",
+    "`linear`, `late_linear` or `wsd`",
     "data: {augment: flip}": "2:17: `data.augment` must be a list of texts, not the text `flip`"
     " (write [flip])",
     "data: {channels: 2}": "2:18: `data.channels` must be `1`, `3` or null, not `2`",
@@ -408,7 +408,7 @@ def test_set_takes_yaml(write):
 
 KEYS = {
     "train": "steps minutes clock batch_size accumulate precision ema clip compile deterministic log_every "
-    "sample_every samples eval_every checkpoint_every keep best init",
+    "sample_every samples eval_every checkpoint_every keep best patience init",
     "data": "name size fit channels levels latent latent_draw augment n",
     "optim": "name lr betas eps weight_decay warmup schedule critic",
 }

@@ -13,6 +13,7 @@ from zoo import FIRST
 from gzcli.core.errors import Interrupted, MissingError
 from gzcli.core.sections import OptimSection, TrainSection
 from gzcli.engine import optim, sampler
+from gzcli.engine import trainer as training
 from gzcli.engine.__main__ import results_of
 from gzcli.engine.cadence import KEYS, Cadence, Stop, in_proportion, in_series
 from gzcli.metrics import collapse
@@ -153,10 +154,33 @@ def test_a_warm_up_that_a_short_run_cuts_is_as_steep_as_a_whole_one():
     assert factors == pytest.approx([1, 5, 13, 13, 13])
     assert optim.factor(conf, 99, 400) == 0.5 and optim.factor(conf, 200, 400) == 1
     assert optim.factor(conf, 0, 1) == 1 / 200
-    for schedule in ("cosine", "linear", "late_linear"):
+    for schedule in ("cosine", "linear", "late_linear", "wsd"):
         of_schedule = replace(conf, schedule=schedule)
         factors = [optim.factor(of_schedule, step, 50) for step in range(51)]
         assert max(factors) == 25 / 200 == factors[25] and factors[-1] == pytest.approx(0)
+
+
+def test_a_longer_run_repeats_the_stable_part_of_a_shorter_one():
+    wsd = OptimSection(warmup=10, schedule="wsd")
+    short, long = ([optim.factor(wsd, step, steps) for step in range(steps)] for steps in (110, 210))
+    assert short[:91] == long[:91] and set(short[10:91]) == {1.0} and short[-1] < 0.03
+
+
+def test_patience_ends_a_training_that_does_not_improve(monkeypatch):
+    """After three validations without a new best; a resumed run counts those before."""
+    losses = iter([3.0, 2.0, 4.0, 2.5, 2.0, 1.0])
+    monkeypatch.setattr(training, "mean", lambda *_: next(losses))
+    sets = ("train.eval_every=2", "train.best=loss", "train.patience=3")
+    tree = recipe(FIRST["vae"], steps=12, sets=sets)
+    first = trainer(tree)
+    monkeypatch.setattr(Stop, "signal", lambda self, done: 15 if done == 7 else 0)
+    refused("", first.fit, error=Interrupted)
+    monkeypatch.setattr(Stop, "signal", lambda self, done: 0)
+    t = fit(tree, first.run)
+    assert t.steps == 10 and t.run.best.step == 4 and t.run.saved_steps[-1] == 10
+    assert t.run.samples_picture(10).exists() and next(losses) == 1.0
+    tree["train"]["best"] = "none"
+    refused("there are none", trainer, tree)
 
 
 def test_a_generator_that_has_just_begun_has_not_collapsed(monkeypatch):

@@ -10,7 +10,7 @@ from refused import refused
 from gzcli.core.types import DataInfo
 from gzcli.core.units import sides
 from gzcli.models.diffusion.dit import DiT
-from gzcli.models.nn.dit import DIFFUSERS_NAMES, DiTNet, DiTOptions, default_patch
+from gzcli.models.nn.dit import DIFFUSERS_NAMES, DiTNet, DiTOptions, ModernBlock, default_patch, rotations
 from gzcli.models.nn.unet import renamed
 
 SMALL = {"width": 32, "layers": 2, "heads": 4, "patch": 2}
@@ -87,6 +87,31 @@ def test_an_exported_model_makes_the_same_pictures(conditional, tmp_path):
             x = pipeline.scheduler.step(out, t, x).prev_sample
     assert mine.std() > 0.1
     torch.testing.assert_close(x.clamp(-1, 1), mine, atol=1e-4, rtol=0)
+
+
+def test_a_modern_block_sees_the_distance_of_patches_and_the_direction_of_features():
+    """Rotary positions against complex numbers; norms against their definition; as many weights as DiT's."""
+    torch.manual_seed(0)
+    block, angles = ModernBlock(16, 2, (3, 5)).eval(), rotations((3, 5), 8)
+    x = torch.randn(2, 2, 15, 8)
+    a, b = x.chunk(2, -1)
+    turned = torch.complex(a, b) * torch.polar(torch.ones_like(angles), angles)
+    torch.testing.assert_close(block.rotate(x), torch.cat([turned.real, turned.imag], -1))
+    q, k = (block.rotate(torch.randn(8).expand(1, 1, 15, 8)) for _ in range(2))
+    scores, place = (q @ k.mT)[0, 0], torch.cartesian_prod(torch.arange(3), torch.arange(5))
+    steps = place[:, None] - place
+    for step in steps.flatten(0, 1).unique(dim=0):
+        alike = scores[(steps == step).all(-1)]
+        torch.testing.assert_close(alike, alike[:1].expand_as(alike), atol=1e-5, rtol=0)
+    assert scores.std() > 0.1
+    unit = block.q_norm(x) / block.q_norm(3 * x)
+    torch.testing.assert_close(unit, torch.ones_like(unit), atol=1e-3, rtol=0)
+    sizes = [
+        sum(p.numel() for p in DiTNet((1, 8, 8), DiTOptions(patch=2, block=kind)).parameters())
+        for kind in ("plain", "modern")
+    ]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
+    refused("heads of a multiple of 4, not 6", DiTNet, (1, 8, 8), DiTOptions(24, 1, 4, 2, block="modern"))
 
 
 PATCHES = [(28, 28, 256, 2), (28, 28, 64, 4), (32, 32, 256, 2), (64, 64, 256, 4), (128, 128, 256, 8)]
