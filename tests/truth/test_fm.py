@@ -51,9 +51,16 @@ class Exact(nn.Module):
         return self.mean + (t * self.std**2 - (1 - t)) / variance * (x - t * self.mean)
 
 
-def exact(std: float = 0.3, info: DataInfo = INFO) -> FM:
-    model = FM.of(info, **SMALL).double().eval()
-    model.net = Exact(0.2 * torch.randn(info.shape, generator=torch.Generator().manual_seed(2)).double(), std)
+class ExactImage(Exact):
+    """E[x_1 | x_t] of the same data: x_t + (1 − t) v."""
+
+    def forward(self, x, t, y=None, drop=None):
+        return x + (1 - t / SCALE)[:, None, None, None] * super().forward(x, t)
+
+
+def exact(std: float = 0.3, info: DataInfo = INFO, net: type[Exact] = Exact) -> FM:
+    model = FM.of(info, **SMALL, prediction="velocity" if net is Exact else "x0").double().eval()
+    model.net = net(0.2 * torch.randn(info.shape, generator=torch.Generator().manual_seed(2)).double(), std)
     return model
 
 
@@ -66,6 +73,21 @@ def test_solvers_recover_the_data_at_the_cost_that_they_state(solver):
     torch.testing.assert_close(x.mean(0), model.net.mean.detach(), atol=0.02, rtol=0)
     wide = 0.05 if solver == "euler" else 0.01  # it is of first order
     torch.testing.assert_close(x.std(0), torch.full_like(x[0], 0.3), atol=wide, rtol=0)
+
+
+@pytest.mark.usefixtures("fp64")
+@pytest.mark.parametrize("solver", [*CALLS, "adaptive"])
+def test_a_predicted_image_is_a_velocity(solver):
+    """The same samples but for the last step of solvers that look at its end, likelihoods and losses."""
+    models = exact(), exact(net=ExactImage)
+    drawn = [flat(model.sample)(64, noise=noise(64), sampler=solver, steps=40) for model in models]
+    wide = 0.02 if solver in ("heun", "rk4") else 1e-4
+    torch.testing.assert_close(*drawn, atol=wide, rtol=0)
+    if solver == "euler":
+        log_p = [model.log_prob(batch().x.double(), noise=noise(8)) for model in models]
+        torch.testing.assert_close(*log_p, atol=1e-6, rtol=0)
+        models[1].draw_times = models[0].draw_times = lambda noise, n: torch.linspace(0, 0.94, n).double()
+        torch.testing.assert_close(*(model.loss(batch(64, double=True))["loss"] for model in models))
 
 
 @pytest.mark.parametrize("solver", ["rk4", "adaptive"])

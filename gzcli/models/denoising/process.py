@@ -380,14 +380,15 @@ class SubVP(VP):
 
 class CondOT(Process):
     """α = t, σ = 1 − (1 − σ_min) t, whose velocity is x_0 − (1 − σ_min) ε (Lipman 2022, eq. 22, 23); shift:
-    the factor of the noise-to-signal ratio at times of training and of solvers."""
+    the factor of the noise-to-signal ratio at times of training and of solvers; least_sigma: σ at the end,
+    for a network whose output is divided by it."""
 
-    def __init__(self, sigma_min: float = 0.0, shift: float = 1.0):
+    def __init__(self, sigma_min: float = 0.0, shift: float = 1.0, least_sigma: float = 0.0):
         super().__init__()
-        self.sigma_min, self.shift = sigma_min, shift
+        self.sigma_min, self.shift, self.least_sigma = sigma_min, shift, least_sigma
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return t, 1 - (1 - self.sigma_min) * t
+        return t, (1 - (1 - self.sigma_min) * t).clamp(min=self.least_sigma)
 
     def derivatives(self, t: Tensor | float) -> tuple[float, float]:
         return 1.0, -(1 - self.sigma_min)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,8 @@ from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import full_fp32, to_fp32
 from gzcli.models.nn.unet import UNet, UNetOptions
 
-LEAST_SIGMA = 0.05
+LEAST_SIGMA = 0.05  # of the weights of an image's error (Li & He 2025, section 4)
+END_SIGMA = 0.002  # by which a predicted image becomes a velocity at the end, where a likelihood starts
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class FlowOptions:
       least 1 (Esser 2024, eq. 23).
     coupling: how noise and images of a batch are paired: independent, or by optimal transport between them
       (ot; Tong 2023, arXiv:2302.00482), within a class or cluster if the model is conditioned on it.
+    prediction: what the network predicts: the velocity, or the image x0, whose error is then that of the
+      velocity (Li & He 2025, arXiv:2511.13720).
     """
 
     time_sampling: TimeSampling = "logit_normal"
@@ -81,7 +84,8 @@ class FlowMatching(LikelihoodByODE, Applications):
         labels: ClusterOptions,
         sigma_min: float = 0.0,
     ):
-        super().__init__(data, net, CondOT(sigma_min, shift_of(flow.shift, data.shape)), labels)
+        least = END_SIGMA if flow.prediction == "x0" else 0.0
+        super().__init__(data, net, CondOT(sigma_min, shift_of(flow.shift, data.shape), least), labels)
         self.time_sampling = flow.time_sampling
         self.coupling, self.prediction = flow.coupling, flow.prediction
 
@@ -100,10 +104,9 @@ class FlowMatching(LikelihoodByODE, Applications):
         return eps, x
 
     def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
-        error = (out - target).square().flatten(1).mean(1)
-        if self.prediction == "x0":
-            error = error / level.sigma.view(-1).clamp(min=LEAST_SIGMA) ** 2
-        return {"loss": error.mean()}
+        """The error of the velocity, which is that of the image over σ."""
+        scale = level.sigma.clamp(min=LEAST_SIGMA) if self.prediction == "x0" else 1.0
+        return {"loss": ((out - target) / scale).square().mean()}
 
     # ---- sampling
 
@@ -120,8 +123,12 @@ class FlowMatching(LikelihoodByODE, Applications):
         """n images [n, C, H, W] in [-1, 1], by solving the ODE from noise at t = 0 to data at t = 1."""
         x, y = self.initial_noise(n, labels, noise, options.size)
         f = self.velocity(y, self.guidance_scale(options.guidance), options.interval)
-        times, tolerance = self.process.ode_times(options.steps), options.tolerance
-        return self.into_range(solve(f, x, times, options.sampler, tolerance=tolerance, progress=progress))
+        times, solver = self.process.ode_times(options.steps), options.sampler
+        how: dict[str, Any] = {"tolerance": options.tolerance, "progress": progress}
+        if self.prediction == "x0" and solver in ("heun", "rk4"):
+            # as in EDM the last step is Euler's, to the predicted image: the velocity there divides by 0
+            x, times, solver = solve(f, x, times[:-1], solver, **how), times[-2:], "euler"
+        return self.into_range(solve(f, x, times, solver, **how))
 
     def denoise_path(
         self, x: Tensor, path: Path, y: Tensor | None, guidance: float, randn: Randn, progress: Progress
