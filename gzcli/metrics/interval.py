@@ -57,6 +57,12 @@ def halves(
     return half_samples(lambda rows: function(rows, real), fake, **how)
 
 
+def moved(figure: Interval, value: float, unit: float = 1.0) -> Interval:
+    """An interval of another value with the spread of a figure, which is in units of 1 / `unit`."""
+    ends = (figure.value if end is None else end for end in (figure.low, figure.high))
+    return Interval(value, *(value + unit * (end - figure.value) for end in ends))
+
+
 def not_negative(figure: Interval) -> Interval:
     return figure if figure.low is None else replace(figure, low=max(0.0, figure.low))
 

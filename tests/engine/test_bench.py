@@ -22,7 +22,7 @@ from gzcli.core.types import Applied
 from gzcli.data.packs.batches import scan
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.log import Log
-from gzcli.judge import bench, likelihood
+from gzcli.judge import bench, contestants, likelihood
 from gzcli.judge.bench import Judge
 from gzcli.judge.contestants import ImageSet
 from gzcli.metrics import pretrained
@@ -99,6 +99,25 @@ def test_figures_follow_from_the_kept_samples_and_the_code_length_of_the_test_sp
     assert set(figures) == {"fd", "samples_per_s", "bpd"}
     assert (made["kind"], made["n"], made["given_labels"]) == ("exact", 355, False)
     assert made["se"] == pytest.approx(nll.std() / math.sqrt(355), rel=1e-4)
+
+
+def test_a_league_draws_again_only_by_other_code(load, tmp_path, monkeypatch):
+    trained, pack, drawn = load("plain"), open_pack("digits"), []
+    draw = contestants.timed_draw
+    monkeypatch.setattr(contestants, "timed_draw", lambda *words: drawn.append(words[1]) or draw(*words))
+    job = BenchJob(("plain",), "digits", n=60, checkpoint="last", patience=100.0, drawing="code")
+
+    def samples(name: str, **changes) -> np.ndarray:
+        folder = trained.run.owner.path / "bench" / name
+        entry = contestants.sampled(trained, pack, replace(job, **changes), folder, Log())
+        assert entry.file.startswith(str(folder)) and entry.seconds > 0
+        return entry.images.images
+
+    first = samples("1")
+    assert np.array_equal(samples("2"), first) and drawn == [60]
+    for changes in ({"drawing": "new"}, {"seed": 1}, {"n": 50}, {"drawing": None}):
+        samples("3", **changes)
+    assert drawn == [60, 60, 60, 50, 60]
 
 
 def test_a_conditional_model_has_two_columns(load, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from gzcli.core.errors import UsageError
 from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
 NEAR, FAR = 3, 5  # neighbour whose distance is the radius of precision and recall, of density and coverage
+DRAWS = 12  # halves of a part's samples for the interval of the density
 KEEP = {"precision": 16, "recall": 15, "coverage": 6, "density": 3}
 LEAST = 10  # what is kept for longer stands in the table of a league
 CLOSE = 0.01  # the share of held-out images that count as duplicates of training images
@@ -23,19 +24,22 @@ CELLS = 2**24  # distances that are held in memory at once
 def compare(features: str, fake: Array, real: Array, intervals: bool) -> Figures:
     """The means over disjoint parts of both sides, of equal numbers of images, as these figures depend on
     them: with a single part, its real images move precision by .02. Three are shares of the images, with
-    intervals for fixed neighbours."""
-    from gzcli.metrics.interval import parts, share
+    intervals for fixed neighbours; the interval of the density is by halves of a part's samples."""
+    from gzcli.metrics.interval import halves, moved, not_negative, parts, share
 
     n = min(len(fake), len(real), MOST)
     of_fake, of_real = parts(fake, n, PARTS), parts(real, n, PARTS)
     more = max(len(of_fake), len(of_real))
-    each = [prdc(of_fake[i % len(of_fake)], of_real[i % len(of_real)]) for i in range(more)]
+    pairs = [(of_fake[i % len(of_fake)], of_real[i % len(of_real)]) for i in range(more)]
+    each = [prdc(*pair) for pair in pairs]
     values = {name: sum(figures[name] for figures in each) / more for name in each[0]}
+    density = Interval(values.pop("density"))
+    if intervals:
+        spread = halves(lambda a, b: prdc(a, b)["density"], *pairs[0], draws=DRAWS)
+        density = not_negative(moved(spread, density.value))
     images = {name: n * len(of_fake if name == "precision" else of_real) for name in values}
-    return {
-        f"{name}_{features}": Interval(value) if name == "density" else share(value, images[name])
-        for name, value in values.items()
-    }
+    shares = {f"{name}_{features}": share(value, images[name]) for name, value in values.items()}
+    return shares | {f"density_{features}": density}
 
 
 def memory(judge: Any, images: Any) -> Figures:

@@ -12,15 +12,13 @@ DRAWS, PROJECTIONS = 20, 64  # halves of the images for the interval, and direct
 
 def compare(fake: Array, real: Array, intervals: bool) -> Figures:
     """In units of a pixel's whole range: images that are all lighter by the share s are s apart."""
-    from gzcli.metrics.interval import halves, not_negative
+    from gzcli.metrics.interval import halves, moved, not_negative
 
     value = sliced_wasserstein(fake, real) / 255
     if not intervals:
         return {"swd": Interval(value)}
     fewer = partial(sliced_wasserstein, projections=PROJECTIONS)
-    spread = halves(fewer, fake, real, draws=DRAWS)
-    low, high = (value + (end - spread.value) / 255 for end in (spread.low or 0.0, spread.high or 0.0))
-    return {"swd": not_negative(Interval(value, low, high))}
+    return {"swd": not_negative(moved(halves(fewer, fake, real, draws=DRAWS), value, 1 / 255))}
 
 
 def sliced_wasserstein(fake: Array, real: Array, *, projections: int = 512, seed: int = 0) -> float:

@@ -28,6 +28,8 @@ from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import full_fp32, to_fp32
 from gzcli.models.nn.unet import UNet, UNetOptions
 
+FlowPrediction = Literal["velocity", "x0"]
+
 LEAST_SIGMA = 0.05  # of the weights of an image's error (Li & He 2025, section 4)
 END_SIGMA = 0.002  # by which a predicted image becomes a velocity at the end, where a likelihood starts
 
@@ -50,7 +52,7 @@ class FlowOptions:
     time_sampling: TimeSampling = "logit_normal"
     shift: Shift = 1.0
     coupling: Literal["independent", "ot"] = "independent"
-    prediction: Literal["velocity", "x0"] = "velocity"
+    prediction: FlowPrediction = "velocity"
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class FlowMatching(LikelihoodByODE, Applications):
 
     completion = ("moments", 25)
     process: CondOT
+    prediction: FlowPrediction
     path_mean: Tensor | None = None  # [3], set by `fit_path`; float64 on the CPU
     path_precision: Tensor | None = None  # [3, 3]
 

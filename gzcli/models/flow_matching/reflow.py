@@ -60,7 +60,7 @@ class Reflow(FlowMatching):
                 hint="set both alike",
             )
         net = copy.deepcopy(teacher.get_submodule("net")).requires_grad_(True)
-        flow = FlowOptions(time_sampling=time_sampling, shift=teacher.process.shift)
+        flow = FlowOptions(time_sampling, teacher.process.shift, prediction=teacher.prediction)
         clusters = 0 if teacher.clusters is None else len(teacher.clusters)
         super().__init__(data, net, flow, ClusterOptions(labels.conditional, labels.label_dropout, clusters))
         if self.clusters is not None:
