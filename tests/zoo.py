@@ -119,6 +119,8 @@ CASES = [
     denoiser("cfm", FM | {"coupling": "ot", "clusters": 20}, lr=5e-3, steps=3, guidance=2.0),
     denoiser("soflow", FM, lr=5e-3, steps=2),
     denoiser("soflow", FM | LABELS | {"clusters": 20, "map_every": 1}, lr=5e-3, steps=1, guidance=2.0),
+    denoiser("meanflow", FM | {"attention": (8,)}, lr=5e-3, steps=1),
+    denoiser("meanflow", FM | LABELS, lr=5e-3, steps=2),
     RF,
     RF_LABELS,
     denoiser("reflow", {"pair_steps": 4}, stages={"teacher": RF}, steps=2, sampler="euler"),
