@@ -189,7 +189,7 @@ class UnitVectors(Noise):
         self.program.append(draw_of(method, self.program[0]["shape"] if self.program else shape[1:]))
         return self.unit()
 
-    def call(self, x: Tensor, **scalars: float) -> None:
+    def call(self, x: Tensor, **scalars: float | list[float]) -> None:
         """Records a call of the network at x, a combination of earlier draws and outputs."""
         self.program.append({"do": "call", "x": terms(x), **scalars})
 
@@ -233,7 +233,7 @@ class Denoise(nn.Module):
 
 
 class Velocity(nn.Module):
-    """One call of a velocity of x [B, C, H, W] at times t [B]."""
+    """One call of a velocity of x [B, C, H, W] at times t [B], or of its average between two times [B, 2]."""
 
     def __init__(self, model: Any, settings: Mapping[str, Any]):
         super().__init__()
@@ -274,7 +274,8 @@ def step_of(trained: Trained, options: Mapping[str, Any]) -> tuple[dict[str, Any
         return spec, Sampler(model, options), {"noise": recorded.values} | labels
     program, result, settings = trace_sampler(model, options)
     spec = {"program": program, "result": result}
-    example = {"x": torch.zeros(BATCH, *trained.info.shape), "t": torch.full((BATCH,), 0.5)}
+    times = [part["t"] for part in program if part["do"] == "call"]
+    example = {"x": torch.zeros(BATCH, *trained.info.shape), "t": torch.tensor(times[:1] * BATCH)}
     if settings["kind"] == "velocity":
         return spec, Velocity(model, settings), example | labels
     example |= {"alpha": torch.full((1,), 0.8), "sigma": torch.full((1,), 0.6)}
@@ -319,7 +320,7 @@ def unit_outputs(model: Any, units: UnitVectors, settings: dict[str, Any]) -> It
         settings.update(guidance=guidance, interval=interval, kind="velocity")
 
         def f(x: Tensor, t: Tensor) -> Tensor:
-            units.call(x, t=float(t.flatten()[0]))
+            units.call(x, t=t[0].tolist())
             return units.unit()
 
         return f

@@ -87,7 +87,7 @@ def draw(spec: Mapping[str, Any], call: Call, n: int, seed: int = 0, labels: Any
         elif step["do"] == "call":  # of a network that makes an image step by step
             x = combined(step["x"], arrays)
             scalars = {key: np.array([step[key]], np.float32) for key in ("alpha", "sigma") if key in step}
-            feeds = {"x": x, "t": np.full(n, step["t"], np.float32), **scalars, **condition}
+            feeds = {"x": x, "t": np.stack([np.float32(step["t"])] * n), **scalars, **condition}
             arrays += call("step", feeds)
         else:  # of one that makes an image of its noise
             arrays = call("step", {f"noise_{i}": value for i, value in enumerate(arrays)} | condition)

@@ -130,7 +130,7 @@ class Denoiser(Labelled):
         return x / self.process.norm(level) if self.rescale else x
 
     def time_input(self, t: Tensor) -> Tensor:
-        """The network's second input at times t [B]; a network of two times gets t twice, [B, 2]."""
+        """The network's second input at times t [B]; a network of two times gets [B, 2]."""
         return self.process.scale * t
 
     def output(

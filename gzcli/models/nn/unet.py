@@ -71,7 +71,7 @@ class Levels:
 
 
 class UNet(nn.Module):
-    """x [B, in_channels, H, W], t [B] → [B, out_channels, H, W]; any H and W, odd ones included.
+    """x [B, in_channels, H, W], t [B], or [B, times] → [B, out_channels, H, W]; any H and W, even odd ones.
 
     The last convolution of each residual branch and the output start at zero, so that a new network returns
     zero. With `classes` the embedding of a label, or a null label, is added to that of the time; with
@@ -91,6 +91,7 @@ class UNet(nn.Module):
         patch: int = 1,
         classes: int = 0,
         scale_shift: bool = False,
+        times: int = 1,
     ):
         super().__init__()
         channels, attention, head_dim = levels.channels, levels.attention, levels.head_dim
@@ -112,7 +113,7 @@ class UNet(nn.Module):
             "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
         }
         self.dim, self.patch, dim = channels[0], patch, 4 * channels[0]
-        self.time = nn.Sequential(nn.Linear(channels[0], dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time = nn.Sequential(nn.Linear(times * channels[0], dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label = ClassEmbedding(classes, dim) if classes else None
 
         def parts(widths: list[tuple[int, int]], *attend: bool) -> tuple[list[Any], list[Any]]:
@@ -177,7 +178,7 @@ class UNet(nn.Module):
         return emb if self.label is None else emb + self.label(y, t.shape[0], drop)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        """The output for times t [B], real or integer, and y and `drop` as in `ClassEmbedding`."""
+        """The output for times t [B], or [B, times], real or integer; y and `drop` as in `ClassEmbedding`."""
         emb = F.silu(self.embedding(t, y, drop))
         skips = [self.conv_in(patched(x, self.patch))]
         for stage in self.down:
@@ -341,8 +342,9 @@ class Up(nn.Module):
 
 
 def time_embedding(t: Tensor, dim: int, *, freq_shift: float = 0.0) -> Tensor:
-    """[B] → [B, dim] cosines, then sines, of wavelengths 2π … 20,000π (Vaswani 2017)."""
+    """[B] → [B, dim] cosines, then sines, of wavelengths 2π … 20,000π (Vaswani 2017); [B, k] → [B, k · dim],
+    those of each time."""
     half = dim // 2
     freq = torch.exp(torch.arange(half, device=t.device) * (-math.log(10_000) / (half - freq_shift)))
-    angle = t.float()[:, None] * freq
-    return torch.cat([angle.cos(), angle.sin()], 1)
+    angle = t.float()[..., None] * freq
+    return torch.cat([angle.cos(), angle.sin()], -1).flatten(1)

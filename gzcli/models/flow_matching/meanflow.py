@@ -1,0 +1,53 @@
+"""MeanFlow — Geng et al. 2025, arXiv:2505.13447, with the loss of improved MeanFlow (iMF), Geng et al. 2025,
+arXiv:2512.02012.
+
+    F(x_t, t, s) = v + (s − t) d/dt F(x_t, t, s),   d/dt = v_θ ∂_x + ∂_t,   v_θ = F(x_t, t, t)
+
+The average velocity F over [t, s] is that at t, where time passes along the flow. The right-hand side, with
+v = x_0 − ε, is taken as a constant target of F. The papers' times run from data to noise.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gzcli.core.types import DataInfo
+from gzcli.models.denoising.process import per_image
+from gzcli.models.flow_matching.average_velocity import AverageVelocity, IntervalOptions
+from gzcli.models.flow_matching.fm import FlowOptions
+from gzcli.models.labelled import ClusterOptions
+from gzcli.models.nn import to_fp32
+from gzcli.models.nn.unet import UNetOptions
+
+
+class MeanFlow(AverageVelocity):
+    """A U-Net that learns the average of its own velocity by its derivative along the flow."""
+
+    paper = "Geng et al. 2025, arXiv:2505.13447"
+
+    def __init__(
+        self,
+        data: DataInfo,
+        *,
+        unet: UNetOptions = UNetOptions(),
+        flow: FlowOptions = FlowOptions(),
+        intervals: IntervalOptions = IntervalOptions(),
+        labels: ClusterOptions = ClusterOptions(),
+    ):
+        super().__init__(data, unet, flow, intervals, labels)
+
+    def interval_target(
+        self, x: Tensor, t: Tensor, s: Tensor, v: Tensor, y: Tensor | None, drop: Tensor | None
+    ) -> tuple[Tensor, float]:
+        """v + (s − t) dF/dt. The derivative, in forward mode, has no gradient, and the pass of F that has one
+        is an ordinary one, so that its gradients are synchronised."""
+
+        def average(x: Tensor, t: Tensor) -> Tensor:
+            return to_fp32(self.net(x, self.time_input(torch.stack([t, s], 1)), y, drop))
+
+        velocity = to_fp32(self.net(x, self.time_input(t), y, drop))
+        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
+            _, slope = torch.func.jvp(average, (x, t), (velocity, torch.ones_like(t)))
+        return v + per_image(s - t) * slope, 1.0

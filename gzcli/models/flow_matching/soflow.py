@@ -1,0 +1,64 @@
+"""Solution flow models (SoFlow) — Luo, Yuan & Liu 2025, arXiv:2512.15657: few steps without a teacher and
+without derivatives of the network.
+
+    l = t + ρ (s − t),   x_l = x_t + (l − t) v,   v = x_0 − ε
+    Δ = (f(x_t, t, s) − f(x_l, l, s)) / (l − t) = (F(x_t, t, s) − [ρ v + (1 − ρ) F(x_l, l, s)]) / ρ
+
+The solution map f is the same from x_t and from x_l, a little further on the same path, so Δ is 0 in the mean
+as l → t. The bracket is taken as a constant target of F. The paper's times run from data to noise.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gzcli.core.errors import UsageError
+from gzcli.core.types import DataInfo
+from gzcli.models.denoising.process import per_image
+from gzcli.models.flow_matching.average_velocity import AverageVelocity, IntervalOptions
+from gzcli.models.flow_matching.fm import FlowOptions
+from gzcli.models.labelled import ClusterOptions
+from gzcli.models.nn import to_fp32
+from gzcli.models.nn.unet import UNetOptions
+
+
+class SoFlow(AverageVelocity):
+    """A U-Net that learns the solution map of its own flow. Raises UsageError for shares outside 0 … 1.
+
+    rho: ρ at the first and the last step, between which it changes geometrically. At 1 the target is the
+      velocity; small ones blur less, and need F to be smooth in t.
+    """
+
+    paper = "Luo et al. 2025, arXiv:2512.15657"
+    rho: Tensor  # a tensor, as a compiled step would keep a number
+
+    def __init__(
+        self,
+        data: DataInfo,
+        *,
+        unet: UNetOptions = UNetOptions(),
+        flow: FlowOptions = FlowOptions(),
+        rho: tuple[float, float] = (1.0, 0.02),
+        intervals: IntervalOptions = IntervalOptions(),
+        labels: ClusterOptions = ClusterOptions(),
+    ):
+        if not all(0 < share <= 1 for share in rho):
+            raise UsageError(f"`model.rho` are shares of an interval, above 0 and at most 1, not {list(rho)}")
+        super().__init__(data, unet, flow, intervals, labels)
+        self.ends = rho
+        self.register_buffer("rho", torch.tensor(rho[0]), persistent=False)
+
+    def on_step(self, step: int) -> None:
+        first, last = self.ends
+        self.rho.fill_(first * (last / first) ** min(1.0, (step + 1) / max(1, self.data.steps)))
+
+    def interval_target(
+        self, x: Tensor, t: Tensor, s: Tensor, v: Tensor, y: Tensor | None, drop: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """ρ v + (1 − ρ) F(x_l, l, s); in evaluation of the last ρ, so that losses compare."""
+        rho = self.rho if self.training else torch.full_like(self.rho, self.ends[1])
+        step = rho * (s - t)
+        ends = torch.stack([t + step, s], 1)
+        ahead = self.net(x + per_image(step) * v, self.time_input(ends), y, drop)
+        return torch.lerp(to_fp32(ahead), v, rho), rho
