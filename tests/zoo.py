@@ -59,6 +59,7 @@ GUIDED_PAIRS = {"pair_steps": 4, "pair_guidance": 2.0}
 AAE_CONV = {"hidden": (16, 32), "latent": 8, "disc_hidden": (32,), "image_weight": 1.0, "image_width": 8}
 R1 = {"r1": 1.0, "r1_every": 1, "augment": ("color", "cutout")}
 LIKELIHOOD = {"sde": "subvp", "prediction": "eps", "weighting": "likelihood"}
+EDM = {"sigma_data": 0.5, "weight_warmup": 0.5}
 FEW_LEVELS = {"levels": 10, "prediction": "v", "weighting": "even", "time_sampling": "cosine"}
 
 
@@ -124,6 +125,8 @@ CASES = [
     denoiser("sgm", FM, lr=5e-3, steps=4),
     denoiser("sgm", FM | LABELS | LIKELIHOOD, lr=5e-3, steps=4, guidance=2.0),
     denoiser("sgm", FM | {"sde": "ve", "time_sampling": "uniform"}, lr=5e-3, sampler="pc", steps=4),
+    denoiser("edm", FM, lr=5e-3, steps=4),
+    denoiser("edm", FM | LABELS | EDM, lr=5e-3, sampler="heun", churn=2.0, steps=4, guidance=2.0),
     denoiser("ncsnv2", REFINENET, steps=4),
     denoiser("ncsnv2", REFINENET | LABELS | FEW_LEVELS, sampler="langevin", repeats=1, guidance=2.0),
     VQVAE,

@@ -287,6 +287,10 @@ class SDE(Process):
         alpha, sigma = self.marginal(torch.from_numpy(t))
         return np.interp(log_ratio, (sigma / alpha).log().numpy(), t)
 
+    def ratio_level(self, ratio: float) -> Level:
+        """The level whose noise-to-signal ratio σ/α is `ratio`, or the nearest one."""
+        return self.level(float(self.times_at(np.log([ratio]))[0]))
+
     def path(self, steps: int, spacing: str = "karras", start: float = 1.0) -> list[Level]:
         """`steps` levels from the time `start` to that at which samplers stop, then the clean image; uniform:
         even in t; others as in `spaced_log_ratios`."""
