@@ -71,6 +71,8 @@ def tuner(model: str, options: dict[str, Any], *, lr: float, data="digits-captio
     return Case(model, options, lr=lr, batch=8, sample={"steps": 3}, data=data, base=base)
 
 
+TEACHER, TEACHER_LABELS = denoiser("fm", FM, steps=3), denoiser("ddpm", DDPM | LABELS, steps=4)
+
 CASES = [
     Case("vae", {"net": "conv", "hidden": (16, 32), "latent": 8}, lr=3e-3),
     Case("vae", MLP | LABELS, lr=3e-3, levels=2),
@@ -122,6 +124,8 @@ CASES = [
     RF_LABELS,
     denoiser("reflow", {"pair_steps": 4}, stages={"teacher": RF}, steps=2, sampler="euler"),
     denoiser("reflow", LABELS | GUIDED_PAIRS, stages={"teacher": RF_LABELS}, steps=2, guidance=2.0),
+    denoiser("ect", {"q": 4.0, "stages": 2}, stages={"teacher": TEACHER}, steps=2),
+    denoiser("ect", LABELS | {"tuned_guidance": 2.0}, stages={"teacher": TEACHER_LABELS}, steps=2),
     denoiser("sgm", FM, lr=5e-3, steps=4),
     denoiser("sgm", FM | LABELS | LIKELIHOOD, lr=5e-3, steps=4, guidance=2.0),
     denoiser("sgm", FM | {"sde": "ve", "time_sampling": "uniform"}, lr=5e-3, sampler="pc", steps=4),

@@ -23,7 +23,6 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from gzcli.core import ranks
-from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo
 from gzcli.models.denoising.denoiser import LikelihoodByODE
 from gzcli.models.denoising.process import VE, Level, Shift, shift_of
@@ -74,8 +73,6 @@ class EDM(LikelihoodByODE, ScoreModel):
         edm: EDMOptions = EDMOptions(),
         labels: ClusterOptions = ClusterOptions(),
     ):
-        if edm.log_std <= 0 or (edm.sigma_data is not None and edm.sigma_data <= 0):
-            raise UsageError("a standard deviation is above 0", hint="`model.log_std`, `model.sigma_data`")
         shift, net = shift_of(edm.shift, data.shape), UNet.of(data, unet, classes=labels.count(data))
         process = VE(1e-5, edm.sigma_min, shift * edm.sigma_max)
         super().__init__(data, net, process, ScoreOptions(), labels)
