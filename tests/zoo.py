@@ -59,6 +59,7 @@ GUIDED_PAIRS = {"pair_steps": 4, "pair_guidance": 2.0}
 AAE_CONV = {"hidden": (16, 32), "latent": 8, "disc_hidden": (32,), "image_weight": 1.0, "image_width": 8}
 R1 = {"r1": 1.0, "r1_every": 1, "augment": ("color", "cutout")}
 LIKELIHOOD = {"sde": "subvp", "prediction": "eps", "weighting": "likelihood"}
+EDM = {"sigma_data": 0.5, "weight_warmup": 0.5}
 FEW_LEVELS = {"levels": 10, "prediction": "v", "weighting": "even", "time_sampling": "cosine"}
 
 
@@ -69,6 +70,8 @@ def denoiser(model: str, options: dict[str, Any], *, lr: float = 3e-3, stages=No
 def tuner(model: str, options: dict[str, Any], *, lr: float, data="digits-captioned", base="sd") -> Case:
     return Case(model, options, lr=lr, batch=8, sample={"steps": 3}, data=data, base=base)
 
+
+TEACHER, TEACHER_LABELS = denoiser("fm", FM, steps=3), denoiser("ddpm", DDPM | LABELS, steps=4)
 
 CASES = [
     Case("vae", {"net": "conv", "hidden": (16, 32), "latent": 8}, lr=3e-3),
@@ -125,9 +128,13 @@ CASES = [
     RF_LABELS,
     denoiser("reflow", {"pair_steps": 4}, stages={"teacher": RF}, steps=2, sampler="euler"),
     denoiser("reflow", LABELS | GUIDED_PAIRS, stages={"teacher": RF_LABELS}, steps=2, guidance=2.0),
+    denoiser("ect", {"q": 4.0, "stages": 2}, stages={"teacher": TEACHER}, steps=2),
+    denoiser("ect", LABELS | {"tuned_guidance": 2.0}, stages={"teacher": TEACHER_LABELS}, steps=2),
     denoiser("sgm", FM, lr=5e-3, steps=4),
     denoiser("sgm", FM | LABELS | LIKELIHOOD, lr=5e-3, steps=4, guidance=2.0),
     denoiser("sgm", FM | {"sde": "ve", "time_sampling": "uniform"}, lr=5e-3, sampler="pc", steps=4),
+    denoiser("edm", FM, lr=5e-3, steps=4),
+    denoiser("edm", FM | LABELS | EDM, lr=5e-3, sampler="heun", churn=2.0, steps=4, guidance=2.0),
     denoiser("ncsnv2", REFINENET, steps=4),
     denoiser("ncsnv2", REFINENET | LABELS | FEW_LEVELS, sampler="langevin", repeats=1, guidance=2.0),
     VQVAE,

@@ -258,11 +258,14 @@ ZERO_ALLOWED = {
 }
 FLOAT_RANGES = {
     **dict.fromkeys(("accept", "caption_dropout", "decay", "dynamic", "label_dropout"), "in [0, 1]"),
+    "weight_warmup": "in [0, 1]",
     **dict.fromkeys(("dropout", "logit", "smoothing", "t_min"), "in [0, 1)"),
-    **dict.fromkeys(("min_snr", "sigma", "sigma_max", "step", "tolerance"), "greater than 0"),
+    **dict.fromkeys(("log_std", "min_snr", "sigma", "sigma_data", "sigma_last"), "greater than 0"),
+    **dict.fromkeys(("sigma_max", "step", "tolerance"), "greater than 0"),
 }
-# Scales that may be negative.
-SIGNED = {"control_scale", "guidance", "image_guidance", "lora_scale", "pair_guidance"}
+# Scales and means that may be negative.
+SIGNED = {"control_scale", "guidance", "image_guidance", "log_mean", "lora_scale", "pair_guidance"}
+SIGNED |= {"tuned_guidance"}
 
 
 @dataclass(frozen=True)

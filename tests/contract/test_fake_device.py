@@ -89,7 +89,7 @@ CHEAP |= dict.fromkeys(("steps", "starts", "times", "search", "dims", "frames", 
 GRADNORM = ("vae", "glow", "pixelcnn")  # it is the engine's, over any likelihood
 # the line that is put through all paths, where a model has several
 # whose samplers and figures are another model's
-KIN = ("cvae", "cgan", "cddpm", "cfm", "dit", "zigma", "rf", "reflow")
+KIN = ("cvae", "cgan", "cddpm", "cfm", "edm", "dit", "zigma", "rf", "reflow")
 
 
 class Accelerator:

@@ -128,6 +128,7 @@ REFUSED = [
     ("zigma", LABELLED, {"width": 30}, r"`model\.width` is 30, which must divide by 4", "to 32"),
     ("sgm", GREY, {"sde": "ve", "sigma_min": 0.0}, "", "model."),
     *(("sgm", GREY, option, "", "model.") for option in ({"beta_min": 30.0}, {"t_min": 0.0})),
+    ("edm", GREY, {"sigma_min": 0.0}, "", "model."),
     *(("ncsnv2", GREY, {"mult": (1, 2), "dilation": d}, "", "model.") for d in ((1, 1, 2), (2, 1))),
     *(("ncsnv2", GREY, option, "", "model.") for option in ({"levels": 1}, {"sigma_max": 0.01})),
     ("cgan", GREY, {}, "needs a data set with labels", "gz list data"),

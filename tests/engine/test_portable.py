@@ -27,7 +27,7 @@ DCGAN = Case("dcgan", {"width": 8, "latent": 4, "conditional": True}, lr=1e-3, b
 REFUSED = dict.fromkeys(("pixelcnn", "pixelcnnpp", "vqvae", "vqgan"), "each value from those before")
 REFUSED |= {"cyclegan": "images of pictures"}
 UNWRITTEN = {"glow", "flowpp", "hvae", "zigma", "diffae", "aae"}  # torch does not write all their graphs
-STAGES = {"transformer", "maskgit", "latent_prior", "reflow"}  # which need another stage
+STAGES = {"transformer", "maskgit", "latent_prior", "reflow", "ect"}  # which need another stage
 
 
 def made(case: Case) -> Trained:

@@ -66,6 +66,8 @@ class Process(nn.Module):
         ode_times: Callable[..., list[float]]  # of so many steps of a solver from noise to data
         # likelihood_path(ratio, steps): levels from about the ratio σ/α of data to noise
         likelihood_path: Callable[[float, int], list[Level]]
+        # the level whose noise-to-signal ratio σ/α is this, or the nearest finite one
+        ratio_level: Callable[[float], Level]
 
     def level(self, t: float) -> Level:
         """The level at one time, in float64."""
@@ -204,7 +206,6 @@ class DiscreteVP(Process):
         return log_ratio[finite], np.arange(self.timesteps)[finite]
 
     def ratio_level(self, ratio: float) -> Level:
-        """The level whose noise-to-signal ratio σ/α is `ratio`, or the nearest finite one."""
         return self.level(float(np.interp(math.log(ratio), *self.log_ratios())))
 
     def most_steps(self, start: float = 1.0) -> int:
@@ -286,6 +287,9 @@ class SDE(Process):
         t = np.geomspace(self.start, 1, 4001)
         alpha, sigma = self.marginal(torch.from_numpy(t))
         return np.interp(log_ratio, (sigma / alpha).log().numpy(), t)
+
+    def ratio_level(self, ratio: float) -> Level:
+        return self.level(float(self.times_at(np.log([ratio]))[0]))
 
     def path(self, steps: int, spacing: str = "karras", start: float = 1.0) -> list[Level]:
         """`steps` levels from the time `start` to that at which samplers stop, then the clean image; uniform:
@@ -414,6 +418,9 @@ class CondOT(Process):
         lowest = max(ratio, self.sigma_min)
         ratios = lowest * (LIKELIHOOD_RATIO * self.shift / lowest) ** (np.arange(steps) / max(steps - 1, 1))
         return [*map(self.level, self.times_at(ratios)), self.level(0.0)]
+
+    def ratio_level(self, ratio: float) -> Level:
+        return self.level(1 / (ratio + 1 - self.sigma_min))
 
     def times_at(self, ratios: np.ndarray) -> list[float]:
         return (1 / (ratios + 1 - self.sigma_min)).tolist()

@@ -89,6 +89,7 @@ class SamplingOptions(WalkOptions):
       eq. 5); logsnr: in log σ/α.
     corrector: Langevin steps that pc takes at each level.
     snr: signal-to-noise ratio of the Langevin steps.
+    churn: S_churn of heun (Karras 2022, algorithm 2); 0: no new noise.
     solver: of ode: adaptive to `tolerance`, or steps − 1 steps of one network call (euler), two (midpoint,
       heun) or four (rk4).
     tolerance: largest error of an adaptive step, for images in [-1, 1].
@@ -99,13 +100,14 @@ class SamplingOptions(WalkOptions):
     spacing: Spacing = "karras"
     corrector: int = 1
     snr: float = 0.16
+    churn: float = 0.0
     solver: Solver = "adaptive"
     tolerance: float = 1e-4
 
 
 SAMPLERS: dict[str, Callable[[SamplingOptions, SDE], Sampler]] = {
     "dpmpp": lambda *_: samplers.dpmpp,
-    "heun": lambda *_: samplers.heun,
+    "heun": lambda options, sde: partial(samplers.heun, churn=options.churn, level=sde.ratio_level),
     "em": lambda _, sde: partial(samplers.euler_maruyama, sde=sde),
     "pc": lambda options, _: partial(
         samplers.predictor_corrector, corrector=options.corrector, snr=options.snr

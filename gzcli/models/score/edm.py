@@ -1,0 +1,125 @@
+"""EDM — Karras et al. 2022, "Elucidating the Design Space of Diffusion-Based Generative Models",
+arXiv:2206.00364: a denoiser D of x = x_0 + σ ε whose network F has inputs and targets of unit variance.
+
+    D(x, σ) = c_skip x + c_out F(c_in x, c_noise)                                           (eq. 7)
+    c_skip = σ_d² / (σ² + σ_d²),  c_out = σ σ_d / √(σ² + σ_d²),  c_in = 1 / √(σ² + σ_d²)    (table 1)
+    E λ(σ) ‖D(x, σ) − x_0‖²,   ln σ ~ N(−1.2, 1.2²),   λ = 1 / c_out²                       (eq. 2)
+
+The process is VE's, whose time t in 0 … 1 is even in ln σ. The network gets 1000 t, affine in the paper's
+c_noise = ¼ ln σ, since its embedding is made for times of that range.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import ndtri
+from torch import Tensor
+
+from gzcli.core import ranks
+from gzcli.core.types import Batch, DataInfo
+from gzcli.models.denoising.denoiser import LikelihoodByODE
+from gzcli.models.denoising.process import VE, Level, Shift, shift_of
+from gzcli.models.denoising.samplers import Estimate
+from gzcli.models.labelled import ClusterOptions
+from gzcli.models.nn.unet import UNet, UNetOptions
+from gzcli.models.score.sgm import ScoreModel, ScoreOptions
+
+MEASURED = 8  # batches of training images whose deviation is σ_d
+FIRST_BOUND, GROWTH = 5.0, 100.0  # the bound of λ at the start of its warm-up, and how much it grows
+
+
+@dataclass(frozen=True)
+class EDMOptions:
+    """The noise and its weights.
+
+    sigma_data: σ_d, the standard deviation of images in [-1, 1]; null: that of the training images.
+    sigma_min: least σ of samplers and of likelihoods; above 0.
+    sigma_max: σ from which images are drawn.
+    log_mean: mean of ln σ in training.
+    log_std: its standard deviation; above 0.
+    shift: factor of σ in training and of sigma_max; auto: side / 64, at least 1 (Hoogeboom 2023,
+      arXiv:2301.11093).
+    weight_warmup: share of the training, 0 … 1, in which a bound of λ grows from 5 to 500, which puts
+      structure before detail (Wu 2023, arXiv:2306.06991); after that there is none.
+    """
+
+    sigma_data: float | None = None
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    log_mean: float = -1.2
+    log_std: float = 1.2
+    shift: Shift = 1.0
+    weight_warmup: float = 0.0
+
+
+class EDM(LikelihoodByODE, ScoreModel):
+    """A U-Net with EDM's preconditioning."""
+
+    paper = "Karras et al. 2022, arXiv:2206.00364"
+    sigma_data: Tensor  # scalar
+
+    def __init__(
+        self,
+        data: DataInfo,
+        *,
+        unet: UNetOptions = UNetOptions(),
+        edm: EDMOptions = EDMOptions(),
+        labels: ClusterOptions = ClusterOptions(),
+    ):
+        shift, net = shift_of(edm.shift, data.shape), UNet.of(data, unet, classes=labels.count(data))
+        process = VE(1e-5, edm.sigma_min, shift * edm.sigma_max)
+        super().__init__(data, net, process, ScoreOptions(), labels)
+        z = ndtri(np.linspace(0, 1, len(self.quantiles)))
+        log_sigma = math.log(shift) + edm.log_mean + edm.log_std * z
+        self.quantiles = torch.from_numpy(process.times_at(log_sigma)).float()
+        self.measured, self.warmup = edm.sigma_data is None, edm.weight_warmup * data.steps
+        self.register_buffer("sigma_data", torch.tensor(0.5 if self.measured else edm.sigma_data))
+        self.on_step(-1)
+
+    # ---- the network
+
+    def coefficients(self, sigma: Any) -> tuple[Any, Any, Any]:
+        """c_skip, c_out and c_in."""
+        variance = sigma**2 + self.sigma_data**2
+        return self.sigma_data**2 / variance, sigma * self.sigma_data * variance**-0.5, variance**-0.5
+
+    def inputs(self, x: Tensor, level: Level, guide: Tensor | None = None) -> Tensor:
+        return self.coefficients(level.sigma)[2] * x
+
+    def to_estimate(self, out: Tensor, x: Tensor, level: Level) -> Estimate:
+        c_skip, c_out, _ = self.coefficients(level.sigma)
+        x0 = c_skip * x + c_out * out
+        return Estimate(x0, (x - x0) / level.sigma)
+
+    # ---- training
+
+    def fit(self, batches: Iterable[Batch]) -> None:
+        batches = iter(batches)
+        first = list(islice(batches, MEASURED))
+        if self.measured:
+            std = float(torch.cat([batch.x for batch in first]).std())
+            self.sigma_data.fill_(ranks.agree(max(std, 0.01)))
+        super().fit(chain(first, batches))
+
+    def target(self, x: Tensor, eps: Tensor, level: Level) -> Tensor:
+        """F where D = x_0 (eq. 8): (x_0 − c_skip (x_0 + σ ε)) / c_out."""
+        c_in = self.coefficients(level.sigma)[2]
+        return c_in * (level.sigma / self.sigma_data * x - self.sigma_data * eps)
+
+    def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
+        c_out = self.coefficients(level.sigma)[1]
+        bound = self.bound if self.training else math.inf
+        weight = (bound * c_out**2).clamp(max=1)  # λ c_out²; below 1 where λ is bounded
+        return {"loss": (weight * (out - target).square()).mean()}
+
+    def on_step(self, step: int) -> None:
+        """The bound of λ at the next step."""
+        share = (step + 1) / self.warmup if self.warmup else 1.0
+        self.bound = FIRST_BOUND * GROWTH**share if share < 1 else math.inf
