@@ -129,6 +129,7 @@ REFUSED = [
     ("sgm", GREY, {"sde": "ve", "sigma_min": 0.0}, "", "model."),
     *(("sgm", GREY, option, "", "model.") for option in ({"beta_min": 30.0}, {"t_min": 0.0})),
     ("edm", GREY, {"sigma_min": 0.0}, "", "model."),
+    ("soflow", GREY, {"prediction": "x0"}, "predicts no images", "model.prediction"),
     *(("ncsnv2", GREY, {"mult": (1, 2), "dilation": d}, "", "model.") for d in ((1, 1, 2), (2, 1))),
     *(("ncsnv2", GREY, option, "", "model.") for option in ({"levels": 1}, {"sigma_max": 0.01})),
     ("cgan", GREY, {}, "needs a data set with labels", "gz list data"),

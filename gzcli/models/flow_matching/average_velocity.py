@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.core.units import Size
 from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions
@@ -63,6 +64,9 @@ class AverageVelocity(FlowMatching):
         intervals: IntervalOptions,
         labels: ClusterOptions,
     ):
+        if flow.prediction != "velocity":
+            hint = "leave `model.prediction` out"
+            raise UsageError("a network of average velocities predicts no images", hint=hint)
         super().__init__(data, UNet.of(data, unet, classes=labels.count(data), times=2), flow, labels)
         at_least(1, map_every=intervals.map_every)
         self.map_every, self.weight_power = intervals.map_every, intervals.weight_power

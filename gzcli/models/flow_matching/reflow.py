@@ -14,6 +14,7 @@ from gzcli.core.types import Batch, DataInfo
 from gzcli.models.base import Model
 from gzcli.models.denoising.process import TimeSampling
 from gzcli.models.denoising.samplers import Solver, solve
+from gzcli.models.flow_matching.average_velocity import AverageVelocity
 from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions
 from gzcli.models.labelled import ClusterOptions, LabelOptions
 
@@ -51,7 +52,7 @@ class Reflow(FlowMatching):
     ):
         if pairs < 1:
             raise UsageError("`model.pairs` is the number of pairs a training image, 1 or more")
-        if not isinstance(teacher, FlowMatching):
+        if not isinstance(teacher, FlowMatching) or isinstance(teacher, AverageVelocity):
             raise UsageError("the stage `teacher` is no flow", hint="make it an `rf` or an `fm`")
         if labels.conditional != teacher.conditional:
             value = str(teacher.conditional).lower()
