@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
@@ -22,7 +23,7 @@ from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import at_least, to_fp32
 from gzcli.models.nn.unet import UNet, UNetOptions
 
-SCALE = 100  # of times as the network's input: at 1000 its fastest waves would swamp differences in t
+SCALE = 100  # of times as the network's input: at fm's 1000 the fastest wave turns within a step of .01
 SMALLEST = 1e-3  # added to an image's error in its weight
 
 
@@ -31,8 +32,8 @@ class MapOptions:
     """The solution maps of a sample.
 
     steps: solution maps from noise to image, each of one network call.
-    guidance: strength of the labels (Ho & Salimans 2022); 1: as trained, 0: without them, more: sharper;
-      null: 1, and 1.3 towards clusters.
+    guidance: strength of the labels (Ho & Salimans 2022) in F(x, t, s) of each map; 1: as trained, 0: without
+      them, more: sharper; null: 1, and 1.3 towards clusters.
     size: size of the images in pixels, for a network that can draw other sizes; null: as in training.
     """
 
@@ -53,8 +54,21 @@ class IntervalOptions:
     weight_power: float = 0.5
 
 
+class TwoTimes(UNet):
+    """A U-Net whose second input is two times, [B, 2]."""
+
+    def __init__(self, *sizes: Any, **options: Any):
+        super().__init__(*sizes, **options)
+        self.time[0] = nn.Linear(2 * self.dim, 4 * self.dim)
+
+
 class AverageVelocity(FlowMatching):
-    """A U-Net of the average velocity F between two times. A model defines the target of F over intervals."""
+    """A U-Net of the average velocity F between two times. A model defines the target of F over intervals.
+
+    The papers train a guided F. Here F(x, t, t) stays the velocity of the data, for likelihoods and scores,
+    and guidance acts on F of each call in sampling. That is exact only as s → t, but on MNIST it lowers the
+    fd of one call from 141 to 49, and of four from 38 to 19.
+    """
 
     def __init__(
         self,
@@ -67,7 +81,7 @@ class AverageVelocity(FlowMatching):
         if flow.prediction != "velocity":
             hint = "leave `model.prediction` out"
             raise UsageError("a network of average velocities predicts no images", hint=hint)
-        super().__init__(data, UNet.of(data, unet, classes=labels.count(data), times=2), flow, labels)
+        super().__init__(data, TwoTimes.of(data, unet, classes=labels.count(data)), flow, labels)
         at_least(1, map_every=intervals.map_every)
         self.map_every, self.weight_power = intervals.map_every, intervals.weight_power
 
@@ -107,9 +121,8 @@ class AverageVelocity(FlowMatching):
     def interval_target(
         self, x: Tensor, t: Tensor, s: Tensor, v: Tensor, y: Tensor | None, drop: Tensor | None
     ) -> tuple[Tensor, Tensor | float]:
-        """The target of F(x, t, s) for x [B, C, H, W] at t < s [B] on a path of velocity v, and ρ, the share
-        of the interval over which F is compared with itself: the error of the map, over that step, is that of
-        F over ρ. Of a target without such a step ρ is 1."""
+        """The target of F(x, t, s) for x [B, C, H, W] at t < s [B] on a path of velocity v, and ρ, by which
+        an error of F is divided: the share of the interval over which F is compared with itself, or 1."""
         raise NotImplementedError
 
     # ---- sampling

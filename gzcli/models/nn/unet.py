@@ -71,7 +71,7 @@ class Levels:
 
 
 class UNet(nn.Module):
-    """x [B, in_channels, H, W], t [B], or [B, times] → [B, out_channels, H, W]; any H and W, even odd ones.
+    """x [B, in_channels, H, W], t [B] → [B, out_channels, H, W]; any H and W, odd ones included.
 
     The last convolution of each residual branch and the output start at zero, so that a new network returns
     zero. With `classes` the embedding of a label, or a null label, is added to that of the time; with
@@ -91,7 +91,6 @@ class UNet(nn.Module):
         patch: int = 1,
         classes: int = 0,
         scale_shift: bool = False,
-        times: int = 1,
     ):
         super().__init__()
         channels, attention, head_dim = levels.channels, levels.attention, levels.head_dim
@@ -113,7 +112,7 @@ class UNet(nn.Module):
             "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
         }
         self.dim, self.patch, dim = channels[0], patch, 4 * channels[0]
-        self.time = nn.Sequential(nn.Linear(times * channels[0], dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time = nn.Sequential(nn.Linear(channels[0], dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label = ClassEmbedding(classes, dim) if classes else None
 
         def parts(widths: list[tuple[int, int]], *attend: bool) -> tuple[list[Any], list[Any]]:
@@ -178,7 +177,7 @@ class UNet(nn.Module):
         return emb if self.label is None else emb + self.label(y, t.shape[0], drop)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        """The output for times t [B], or [B, times], real or integer; y and `drop` as in `ClassEmbedding`."""
+        """The output for times t [B], real or integer, and y and `drop` as in `ClassEmbedding`."""
         emb = F.silu(self.embedding(t, y, drop))
         skips = [self.conv_in(patched(x, self.patch))]
         for stage in self.down:
