@@ -51,6 +51,7 @@ STEP = {
 START = {
     "models/autoregressive/tokenizer.py::Codebook.init_codes": "once a run: whether a resume has started it",
     "models/autoregressive/pixelcnn.py::PixelCNN.on_start": "once a run: the same, and a histogram",
+    "models/score/edm.py::EDM.fit": "once a run: the deviation of the training images",
     "models/score/ncsnv2.py::NCSNv2.on_start": "once a run: the largest distance of two images",
     "models/gan/cyclegan.py::CycleGAN.on_start": "once a run: whether images are remembered, and which",
     "models/stable_diffusion/base.py::StableDiffusion.on_start": "once a run: which captions are kept",

@@ -67,7 +67,7 @@ def test_one_call_is_exact_and_so_are_four(name):
     z = noise(n).randn(n, *INFO.shape)
     torch.testing.assert_close(one, z * top * STD / (STD**2 + top**2) ** 0.5, rtol=1e-3, atol=1e-4)
     for steps in (2, 4):
-        x = flat(model.sample)(n, noise=noise(n), steps=steps)
+        x = flat(model.sample)(n, noise=noise(n), steps=steps, sigma_last=STD)
         assert float(x.std()) == pytest.approx(STD, rel=0.02), steps
 
 
