@@ -104,6 +104,7 @@ REFUSED = [
     ("flowpp", GREY, {"channel": (0, 1, 1), "checkerboard": (1, 1, 1)}, "28×28", "`data.size=32`"),
     ("flowpp", GREY, {"channel": (1, 1), "checkerboard": (1, 1)}, r"model\.channel", ""),
     ("flowpp", GREY, {"heads": 5}, r"model\.heads=5", ""),
+    ("tarflow", GREY, {"patch": 3}, "do not divide into patches of 3", "one of 1, 2, 4, 7, 14"),
     ("vae", GREY, {"pixels": "bernoulli"}, "2 grey levels", "data.levels=2"),
     ("vae", GREY, {"pixels": "mixture", "recon": "ms_ssim"}, "have no gradient", "model.pixels=logistic"),
     ("vae", GREY, {"pixels": "mixture", "mixture": 0}, r"model\.mixture.* must be 1 or more", ""),
