@@ -70,7 +70,7 @@ def test_the_cached_inverse_is_that_of_whole_passes_also_with_guidance(flip):
 
 def test_a_new_model_of_noise_is_a_gaussian_and_denoises_as_one():
     """v ~ N(m + ½, s²) for a flow that starts as the identity: E[v₀ | v] = v + σ² (m + ½ − v) / s²."""
-    model, m, s = tarflow(size=0.0, sigma=0.2).double(), 0.1, 0.5
+    model, m, s = tarflow(size=0.0, noise_std=0.2).double(), 0.1, 0.5
     with torch.no_grad():
         model.top[0], model.top[1] = m, math.log(s)
     v = torch.rand(3, 1, 8, 8, dtype=torch.float64)
@@ -83,7 +83,7 @@ def test_a_new_model_of_noise_is_a_gaussian_and_denoises_as_one():
     expected += 0.5 * ((middle - m - 0.5) / s).square().sum((1, 2, 3)).mean()
     assert model.loss(batch(x))["loss"].item() == pytest.approx(expected.item(), rel=2e-3)
     for options in ({"logit": 0.1}, {"dequant": "variational"}):
-        assert "model.sigma" in refused("replaces dequantisation", tarflow, sigma=0.1, **options).hint
+        assert "model.noise_std" in refused("replaces dequantisation", tarflow, noise_std=0.1, **options).hint
 
 
 def test_labels_are_hidden_in_a_share_of_training_and_edit_leaves_an_image_of_its_own_class():

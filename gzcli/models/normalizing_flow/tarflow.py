@@ -85,7 +85,7 @@ class TarFlow(ImageFlow):
     patch: side in pixels of a patch; must divide the image's sides; null: the one that makes about `tokens`
       of an image.
     tokens: patches of an image that `patch` is chosen for where it is null.
-    sigma: standard deviation of Gaussian noise, for images in [-1, 1], that training adds in place of
+    noise_std: standard deviation σ of Gaussian noise, for images in [-1, 1], that training adds in place of
       dequantisation. It costs likelihood, and samples lose it by a step of x + σ² ∇ log p(x).
     """
 
@@ -98,19 +98,18 @@ class TarFlow(ImageFlow):
         depth: int = 4,
         patch: int | None = None,
         tokens: int = 64,
-        sigma: float = 0.0,
+        noise_std: float = 0.0,
         net: TransformerOptions = TransformerOptions(layers=2),
         options: DequantOptions = DequantOptions(),
         labels: ClusterOptions = ClusterOptions(),
     ):
         super().__init__(data, options, labels=labels)
-        if sigma < 0 or (sigma and (options.logit or options.dequant != "uniform")):
-            hint = "set `model.logit` to 0 and `model.dequant` to uniform, or `model.sigma` to 0"
-            raise UsageError(
-                "`model.sigma` replaces dequantisation, and leaves the range of a logit", hint=hint
-            )
+        if noise_std and (options.logit or options.dequant != "uniform"):
+            hint = "set `model.logit` to 0 and `model.dequant` to uniform, or `model.noise_std` to 0"
+            message = "`model.noise_std` replaces dequantisation, and leaves the range of a logit"
+            raise UsageError(message, hint=hint)
         C, H, W = data.shape
-        self.sigma = sigma if data.levels is None else sigma / 2  # for images in [0, 1)
+        self.sigma = noise_std if data.levels is None else noise_std / 2  # for images in [0, 1)
         self.patch = patch_side(H, W, patch, tokens)
         grid, dim = (H // self.patch, W // self.patch), C * self.patch**2
         self.norm = layers.ActNorm(C)
