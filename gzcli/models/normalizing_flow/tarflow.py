@@ -118,7 +118,7 @@ class TarFlow(ImageFlow):
         )
         self.label = ClassEmbedding(labels.count(data), net.width)
         nn.init.normal_(self.label.table.weight, std=initial_std(net.width))
-        self.build_top([data.shape])
+        self.build_top([(C, H, W)])
 
     # ---- the bijection
 
