@@ -53,6 +53,7 @@ GAN = {"width": 8, "latent": 16}
 PIXELS = {"hidden": 16, "head": 16, "dilations": (1, 2, 1)}
 PIXELSPP = {"hidden": 16, "blocks": (0, 1), "mixture": 3}
 FLOW = {"depth": 2, "hidden": 16, "blocks": 1}
+TARFLOW = {"depth": 2, "width": 32, "layers": 1, "heads": 2, "patch": 4}
 LABELS = {"conditional": True}
 STEPS, CODES, GUIDED = {"steps": 4}, {"steps": 3, "code_steps": 4}, {"guidance": 2.0}
 GUIDED_PAIRS = {"pair_steps": 4, "pair_guidance": 2.0}
@@ -105,6 +106,11 @@ CASES = [
     Case("realnvp", {"scales": 1, "couplings": 2, "hidden": 16, "blocks": 1, "conditional": True}, lr=3e-3),
     Case("flowpp", FLOWPP | LABELS | {"dequant": "uniform"}, lr=1e-3, batch=16),
     Case("flowpp", FLOWPP, lr=3e-3, batch=16),
+    Case("tarflow", TARFLOW, lr=3e-3, batch=16),
+    Case(
+        "tarflow", TARFLOW | LABELS | {"dequant": "variational"}, lr=3e-3, batch=16, sample={"guidance": 2.0}
+    ),
+    Case("tarflow", TARFLOW | {"noise_std": 0.1, "clusters": 5}, lr=3e-3, batch=16),
     denoiser("ddpm", DDPM, steps=4),
     denoiser("ddpm", DDPM | LABELS, steps=4, guidance=2.0),
     denoiser("ddpm", DDPM | {"factor": 2}, steps=4),

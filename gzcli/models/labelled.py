@@ -24,7 +24,7 @@ from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise
 from gzcli.models.base import Model
-from gzcli.models.nn import at_least, full_fp32, spread_labels, to_fp32
+from gzcli.models.nn import at_least, full_fp32, needs_labels, spread_labels, to_fp32
 
 SIDE = 32  # images of a larger side are averaged to it before they are compared
 ROUNDS = 20  # of k-means, at most
@@ -177,10 +177,8 @@ class Labelled(Model):
 
     def __init__(self, data: DataInfo, labels: ClusterOptions):
         super().__init__(data)
-        if labels.conditional and not data.classes:
-            hint = "set `model.conditional` to `false`; gz list data"
-            raise UsageError("a conditional model of data without labels", hint=hint)
-        self.conditional, self.label_dropout = labels.conditional, labels.label_dropout
+        self.conditional = needs_labels(labels.conditional, data)
+        self.label_dropout = labels.label_dropout
         count = labels.count(data)
         self.labelled = count > 0  # whether it is conditioned on labels or clusters
         classes = len(data.classes) if labels.conditional else 1

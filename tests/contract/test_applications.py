@@ -107,7 +107,7 @@ def cell(grid: np.ndarray, row: int, column: int, *, columns: int, marks: bool) 
 def test_the_plain_call_of_every_application(shop, case, do):
     """No options, the set's test images: the outputs alone are written, the sheet shows what each is of."""
     gz, test = shop(case), open_pack(case.data).images("test")
-    flows = ("glow", "flow", "realnvp", "flowpp")
+    flows = ("glow", "flow", "realnvp", "flowpp", "tarflow")
     by_class = (do in ("classify", "translate") and case.model != "cyclegan") or case.model in flows
     if do in ("edit", "classify", "translate") and by_class and not case.conditional:
         assert "conditional=true" in gz("--do", do, code=2)["hint"]

@@ -26,7 +26,8 @@ DCGAN = Case("dcgan", {"width": 8, "latent": 4, "conditional": True}, lr=1e-3, b
 # Models that are refused, and why.
 REFUSED = dict.fromkeys(("pixelcnn", "pixelcnnpp", "vqvae", "vqgan"), "each value from those before")
 REFUSED |= {"cyclegan": "images of pictures"}
-UNWRITTEN = {"glow", "flowpp", "hvae", "zigma", "diffae", "aae"}  # torch does not write all their graphs
+# torch does not write all their graphs
+UNWRITTEN = {"glow", "flowpp", "tarflow", "hvae", "zigma", "diffae", "aae"}
 STAGES = {"transformer", "maskgit", "latent_prior", "reflow", "ect"}  # which need another stage
 
 

@@ -168,7 +168,7 @@ def shipped(model: str, *sets: str):
     return trainer(with_data(made, made.found).tree())
 
 
-@pytest.mark.parametrize("model", ["flow", "flowpp", "glow", "realnvp"])
+@pytest.mark.parametrize("model", ["flow", "flowpp", "glow", "realnvp", "tarflow"])
 def test_a_flow_as_it_is_shipped_ends_a_run_of_five_steps(model):
     """Its rate of a long run, if reached at once, makes the gradient grow a million-fold."""
     t = shipped(model)

@@ -11,6 +11,7 @@ from test_flow import flow
 from test_flowpp import model_of as flowpp
 from test_glow import glow
 from test_realnvp import realnvp
+from test_tarflow import tarflow
 
 from gzcli.core.types import Batch
 from gzcli.models.nn import from_levels
@@ -26,18 +27,21 @@ BIJECTIONS = [
     (realnvp, RGB, {}),
     *((flowpp, WIDE, how) for how in ({}, {"logit": 0.0}, {"attention": 0})),
     (flowpp, WIDE, {"channel": (0, 1, 1), "checkerboard": (1, 0, 0)}),
+    *((tarflow, shape, how) for shape, how in ((GREY, {"logit": 1e-3}), (RGB, {"patch": 1}))),
 ]
 DENSITIES = [
     *((flow, GREY, levels, {"logit": 0.01, "scales": 2}) for levels in (2, 17, 256)),
     *((glow, GREY, levels, {"logit": logit}) for levels in (2, 17, 256) for logit in (0.0, 0.01)),
     (realnvp, GREY, 17, {}),
     (flowpp, WIDE, 17, {"dequant": "uniform"}),
+    (tarflow, WIDE, 17, {"logit": 0.01}),
 ]
 LABELLED = {"classes": ("a", "b"), "conditional": True, "scales": 1}
 PROBABILITIES = [
     *((flow, {"dequant": how, "logit": 0.1, "size": 0.05}) for how in ("uniform", "variational")),
     *((glow, LABELLED | {"depth": 2, "logit": logit}) for logit in (0.0, 0.1)),
     (realnvp, LABELLED | {"logit": 0.1}),
+    (tarflow, {"patch": 1, "logit": 0.1}),
 ]
 
 
@@ -61,7 +65,7 @@ def test_probabilities_of_all_images_sum_to_one_and_are_the_frequencies_of_sampl
     check_probabilities(model)
 
 
-@pytest.mark.parametrize(("build", "size"), [(glow, 0.1), (flowpp, 0.02), (realnvp, 0.02)])
+@pytest.mark.parametrize(("build", "size"), [(glow, 0.1), (flowpp, 0.02), (realnvp, 0.02), (tarflow, 0.02)])
 def test_every_image_is_reconstructed(build, size):
     for shape in ((1, 16, 16), (1, 28, 28), (3, 32, 32)):
         model, x = build(shape, logit=1e-6, size=size), images(3, shape)
@@ -77,6 +81,7 @@ def test_every_image_is_reconstructed(build, size):
         (flow, {"dequant": "variational", "scales": 2, "hidden": 16}, 1e-2),
         (flowpp, {"hidden": 32, "heads": 4}, 3e-3),
         (realnvp, {}, 1e-2),
+        (tarflow, {"width": 32}, 1e-2),
     ],
 )
 def test_log_prob_is_in_fp32_under_bf16_with_gradients(build, options, rtol):

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
-from gzcli.models.autoregressive.prior import Prior, TransformerOptions
+from gzcli.models.autoregressive.prior import Prior
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.base import Model
 from gzcli.models.denoising.applications import centre_mask
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import Labels, to_fp32
+from gzcli.models.nn.transformer import TransformerOptions
 
 
 @dataclass(frozen=True)

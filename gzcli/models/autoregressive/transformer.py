@@ -13,11 +13,12 @@ from torch import Tensor
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.autoregressive.base import first_rows
-from gzcli.models.autoregressive.prior import Prior, TransformerOptions
+from gzcli.models.autoregressive.prior import Prior
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.base import Model
 from gzcli.models.labelled import ClusterOptions, Clusters
 from gzcli.models.nn import Labels, spread_labels, to_fp32
+from gzcli.models.nn.transformer import TransformerOptions
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,8 @@ class ClassEmbedding(nn.Module):
 def needs_labels(conditional: bool, data: DataInfo) -> bool:
     """The option `conditional`. Raises UsageError where it is true and the data have no labels."""
     if conditional and not data.classes:
-        raise UsageError("`model.conditional` needs a data set with labels", hint="gz list data")
+        hint = "set `model.conditional` to `false`; gz list data"
+        raise UsageError("`model.conditional` needs a data set with labels", hint=hint)
     return conditional
 
 

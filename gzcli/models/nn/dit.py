@@ -59,14 +59,7 @@ class DiTNet(nn.Module):
         width, layers, heads = options.width, options.layers, options.heads
         super().__init__()
         c, h, w = shape
-        patch = default_patch(h, w, options.tokens) if options.patch is None else options.patch
-        at_least(1, patch=patch)
-        if h % patch or w % patch:
-            fit = ", ".join(str(p) for p in range(1, min(h, w) // 2 + 1) if not (h % p or w % p))
-            raise UsageError(
-                f"images of {h}×{w} do not divide into patches of {patch}",
-                hint=f"set `model.patch` to one of {fit}",
-            )
+        patch = patch_side(h, w, options.patch, options.tokens)
         if width % heads or width % 4:
             raise UsageError(
                 f"`model.width` is {width}, which must divide by `model.heads`, {heads}, and by 4",
@@ -169,6 +162,19 @@ DIFFUSERS_NAMES = (  # patterns of the weights of `DiTTransformer2DModel`, and t
     (r"\.ff\.net\.0\.proj", ".mlp.0"),
     (r"\.ff\.net\.2", ".mlp.2"),
 )
+
+
+def patch_side(h: int, w: int, patch: int | None, tokens: int) -> int:
+    """The side of a patch, by default `default_patch`. Raises UsageError where it does not divide h and w."""
+    patch = default_patch(h, w, tokens) if patch is None else patch
+    at_least(1, patch=patch)
+    if h % patch or w % patch:
+        fit = ", ".join(str(p) for p in range(1, min(h, w) // 2 + 1) if not (h % p or w % p))
+        raise UsageError(
+            f"images of {h}×{w} do not divide into patches of {patch}",
+            hint=f"set `model.patch` to one of {fit}",
+        )
+    return patch
 
 
 def default_patch(h: int, w: int, tokens: int) -> int:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.core.units import as_size
-from gzcli.models.base import Model
+from gzcli.models.labelled import ClusterOptions, Labelled
 from gzcli.models.nn import (
     ClassEmbedding,
     Labels,
@@ -30,7 +30,6 @@ from gzcli.models.nn import (
     complete_pairs,
     full_fp32,
     mix_codes,
-    needs_labels,
     spread_labels,
     to_fp32,
     zero_init,
@@ -78,27 +77,36 @@ def grey_levels(data: DataInfo) -> int:
 
 
 @dataclass(frozen=True)
-class ImageFlowOptions:
-    """Dequantisation, logit and labels.
+class DequantOptions:
+    """Dequantisation and logit.
 
     dequant: noise that is added to the grey levels: `uniform`, or by a flow that is learned (`variational`).
     logit: alpha of the map logit(alpha/2 + (1 − alpha) v) before the flow, in [0, 1); 0 is v − 1/2.
-    conditional: whether the prior of the top latent depends on the class.
     """
 
     dequant: Literal["uniform", "variational"] = "uniform"
     logit: float = 0.0
+
+
+@dataclass(frozen=True)
+class ImageFlowOptions(DequantOptions):
+    """`DequantOptions`, and labels.
+
+    conditional: whether the prior of the top latent depends on the class.
+    """
+
     conditional: bool = False
 
 
 LABEL_DROP = 0.1  # share of null labels in training on multi-label sets; a sum over 2^K labels costs too much
 
 
-class ImageFlow(Model):
+class ImageFlow(Labelled):
     """A flow with the exact likelihood of the dequantised image, and so a bound for the discrete image by one
-    draw of the noise. The prior of its top latent may depend on the class.
+    draw of the noise. The prior of its top latent may depend on the class, unless the bijection does.
 
-    `dequantiser` builds the module of variational dequantisation, as `VariationalDequantiser`.
+    `dequantiser` builds the module of variational dequantisation, as `VariationalDequantiser`. `labels` are
+    those of a bijection that takes a condition.
     """
 
     likelihood: ClassVar[str] = "bound"
@@ -108,11 +116,13 @@ class ImageFlow(Model):
     def __init__(
         self,
         data: DataInfo,
-        options: ImageFlowOptions,
+        options: DequantOptions,
         dequantiser: Callable[[DataInfo], nn.Module] = VariationalDequantiser,
+        labels: ClusterOptions | None = None,
     ):
-        super().__init__(data)
-        self.conditional = needs_labels(options.conditional, data)
+        conditional = isinstance(options, ImageFlowOptions) and options.conditional
+        super().__init__(data, labels or ClusterOptions(conditional, label_dropout=0.0))
+        self.prior_of_class = conditional  # else the bijection itself is told the class, if anything is
         if not 0 <= options.logit < 1:
             raise UsageError(f"`model.logit` must be in [0, 1), not {options.logit}")
         self.logit = layers.Logit(options.logit) if options.logit else None
@@ -123,7 +133,7 @@ class ImageFlow(Model):
         self.shapes = shapes
         self.top = nn.Parameter(torch.zeros(2, *shapes[-1]))  # mean and log std
         classes, size = len(self.data.classes), self.top.numel()
-        self.classes = zero_init(ClassEmbedding(classes, size)) if self.conditional else None
+        self.classes = zero_init(ClassEmbedding(classes, size)) if self.prior_of_class else None
 
     # ---- the bijection
 
@@ -153,9 +163,11 @@ class ImageFlow(Model):
     def codes(self, x: Tensor, noise: Noise) -> list[Tensor]:
         return self.encode(self.to_unit(x, noise)[0])[0]
 
-    def images(self, z: list[Tensor], progress: Progress) -> Tensor:
-        v = self.decode(z, progress)
+    def from_unit(self, v: Tensor) -> Tensor:
         return v if self.data.levels is None else layers.quantise(v, self.data.levels)
+
+    def images(self, z: list[Tensor], progress: Progress) -> Tensor:
+        return self.from_unit(self.decode(z, progress))
 
     def top_prior(self, labels: Labels, n: int) -> tuple[Tensor, Tensor]:
         """Mean and log std of the top latent, [n, C, H, W] each, or [1, C, H, W] without labels."""
@@ -256,8 +268,7 @@ class ImageFlow(Model):
 
         temperature: factor of the standard deviation of every latent (Glow, §6).
         """
-        if self.classes is not None:
-            labels = spread_labels(labels, n, self.data, self.top.device)
+        labels = self.requested_labels(labels, n)
         *eps, top = (noise.randn(n, *shape) * temperature for shape in self.shapes)
         mean, log_std = self.top_prior(labels, n)
         return self.images([*eps, mean + top * log_std.exp()], progress)
@@ -280,6 +291,11 @@ class ImageFlow(Model):
         latents = [mix_codes(e.flatten(1), frames).unflatten(1, e.shape[1:]) for e in z]
         return as_interpolations(self.images(latents, progress), frames)
 
+    def check_edit(self) -> None:
+        if not self.conditional:
+            hint = "train it with `--set model.conditional=true`"
+            raise UsageError("only a class-conditional flow can edit", hint=hint)
+
     @torch.no_grad()
     def edit(
         self,
@@ -296,9 +312,7 @@ class ImageFlow(Model):
 
         strength: how far the latent is moved, 1: to the prior of the labels; below 0: away from it.
         """
-        if self.classes is None:
-            hint = "train it with `--set model.conditional=true`"
-            raise UsageError("only a class-conditional flow can edit", hint=hint)
+        self.check_edit()
         labels = spread_labels(labels, len(x), self.data, x.device)
         *eps, top = self.codes(x, noise)
         source = torch.zeros_like(labels) if self.data.multilabel else self.class_log_probs(top).argmax(1)

@@ -1,0 +1,249 @@
+"""TarFlow, a transformer autoregressive flow — Zhai et al. 2024, "Normalizing Flows are Capable Generative
+Models", arXiv:2412.06329.
+
+An image is a sequence x_1 … x_T of patches. Each of `depth` flows maps it to
+
+    z_1 = x_1,   z_i = (x_i − μ(x_<i)) · exp(−α(x_<i)),   log |det dz/dx| = −Σ α
+
+with μ and α of a causal transformer that starts at zero. The order of the patches is reversed from flow to
+flow. Images are encoded in one pass; they are decoded patch by patch, x_i = z_i · exp(α) + μ, with the keys
+and values of earlier patches in a cache.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gzcli.core.errors import UsageError
+from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
+from gzcli.models.labelled import ClusterOptions
+from gzcli.models.nn import (
+    ClassEmbedding,
+    Labels,
+    Modules,
+    bits_per_dim,
+    every_label,
+    stacked,
+    to_fp32,
+    zero_init,
+)
+from gzcli.models.nn.dit import patch_side
+from gzcli.models.nn.transformer import Position, TransformerOptions, Trunk, initial_std
+from gzcli.models.normalizing_flow import layers
+from gzcli.models.normalizing_flow.base import DequantOptions, ImageFlow, top_log_prob
+
+
+class PatchFlow(nn.Module):
+    """One flow over patches x [B, T, D], backwards if `flip`. The condition c [B, 1, width] is added to every
+    token."""
+
+    def __init__(self, grid: tuple[int, int], dim: int, options: TransformerOptions, *, flip: bool):
+        super().__init__()
+        self.flip = flip
+        self.embed = stacked(nn.Linear(dim, options.width), 0)
+        self.position = Position(grid, options.width)
+        self.trunk = Trunk(options)
+        self.out = stacked(zero_init(nn.Linear(options.width, 2 * dim)), 0)
+
+    def ordered(self, x: Tensor) -> Tensor:
+        return x.flip(1) if self.flip else x
+
+    def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        """z [B, T, D] and the log-det [B]."""
+        x = self.ordered(x)
+        h = self.trunk(self.embed(x[:, :-1]) + self.position()[1:] + c, causal=True)
+        mu, alpha = to_fp32(self.out(h)).chunk(2, -1)  # of patches 2 … T
+        z = torch.cat([x[:, :1], (x[:, 1:] - mu) * (-alpha).exp()], 1)
+        return self.ordered(z), -alpha.flatten(1).sum(1)
+
+    def inverse(self, z: Tensor, c: Tensor, guidance: float = 1.0) -> Tensor:
+        """x [B, T, D]. With guidance c is [2B, 1, width], in its second half of the null label, and μ and α
+        are extrapolated from the null label's."""
+        x, position = self.ordered(z).clone(), self.position()
+        passes = len(c) // len(z)
+        caches = self.trunk.caches(len(c), len(position) - 1)
+        for i in range(1, len(position)):
+            h = self.embed(x[:, i - 1 : i]).repeat(passes, 1, 1) + position[i] + c
+            out = self.out(self.trunk(h, caches=caches))
+            if passes == 2:
+                out = torch.lerp(out[len(z) :], out[: len(z)], guidance)
+            mu, alpha = out.chunk(2, -1)
+            x[:, i : i + 1] = x[:, i : i + 1] * alpha.exp() + mu
+        return self.ordered(x)
+
+
+class TarFlow(ImageFlow):
+    """A flow of causal transformers over patches.
+
+    Raises UsageError for sizes that do not fit.
+
+    depth: autoregressive flows, each of a transformer of its own, in alternating directions.
+    patch: side in pixels of a patch; must divide the image's sides; null: the one that makes about `tokens`
+      of an image.
+    tokens: patches of an image that `patch` is chosen for where it is null.
+    noise_std: standard deviation σ of Gaussian noise, for images in [-1, 1], that training adds in place of
+      dequantisation. It costs likelihood, and samples lose it by a step of x + σ² ∇ log p(x).
+    """
+
+    paper: ClassVar[str] = "Zhai et al. 2024, arXiv:2412.06329"
+
+    def __init__(
+        self,
+        data: DataInfo,
+        *,
+        depth: int = 4,
+        patch: int | None = None,
+        tokens: int = 64,
+        noise_std: float = 0.0,
+        net: TransformerOptions = TransformerOptions(layers=2),
+        options: DequantOptions = DequantOptions(),
+        labels: ClusterOptions = ClusterOptions(),
+    ):
+        super().__init__(data, options, labels=labels)
+        if noise_std and (options.logit or options.dequant != "uniform"):
+            hint = "set `model.logit` to 0 and `model.dequant` to uniform, or `model.noise_std` to 0"
+            message = "`model.noise_std` replaces dequantisation, and leaves the range of a logit"
+            raise UsageError(message, hint=hint)
+        C, H, W = data.shape
+        self.sigma = noise_std if data.levels is None else noise_std / 2  # for images in [0, 1)
+        self.patch = patch_side(H, W, patch, tokens)
+        grid, dim = (H // self.patch, W // self.patch), C * self.patch**2
+        self.norm = layers.ActNorm(C)
+        self.flows: Modules[PatchFlow] = Modules(
+            PatchFlow(grid, dim, net, flip=i % 2 == 1) for i in range(depth)
+        )
+        self.label = ClassEmbedding(labels.count(data), net.width)
+        nn.init.normal_(self.label.table.weight, std=initial_std(net.width))
+        self.build_top([(C, H, W)])
+
+    # ---- the bijection
+
+    def to_patches(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] → [B, T, D], in raster order."""
+        return F.pixel_unshuffle(x, self.patch).flatten(2).mT
+
+    def to_image(self, patches: Tensor) -> Tensor:
+        grid = [side // self.patch for side in self.data.shape[1:]]
+        return F.pixel_shuffle(patches.mT.unflatten(2, grid), self.patch)
+
+    def embedding(self, y: Labels, n: int, drop: Tensor | None = None) -> Tensor:
+        """The condition [n, 1, width] of labels or clusters y, or of the null label."""
+        return self.label(y, n, drop)[:, None]
+
+    def encode(self, v: Tensor, c: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        h, log_det = self.preprocess(v)
+        h, norm_log_det = self.norm(h)
+        x, log_det = self.to_patches(h), log_det + norm_log_det
+        c = self.embedding(None, len(v)) if c is None else c
+        for flow in self.flows:
+            x, flow_log_det = flow(x, c)
+            log_det = log_det + flow_log_det
+        return [self.to_image(x)], log_det
+
+    def decode(
+        self,
+        z: list[Tensor],
+        progress: Progress = no_progress,
+        c: Tensor | None = None,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        x, null = self.to_patches(z[0]), self.embedding(None, len(z[0]))
+        c = null if c is None else c if guidance == 1 else torch.cat([c, null])
+        # without autocast: an error of a patch grows in those after it
+        with torch.autocast(x.device.type, enabled=False):
+            for i, flow in enumerate(reversed(self.flows), 1):
+                x = flow.inverse(x, c, guidance)
+                progress(i, len(self.flows))
+            return self.postprocess(self.norm.inverse(self.to_image(x)))
+
+    # ---- likelihood
+
+    def log_density(self, v: Tensor, c: Tensor) -> Tensor:
+        """log p(v | c), [B] nats."""
+        [z], log_det = self.encode(v, c)
+        return log_det + top_log_prob(z, *self.top)
+
+    def log_joint(self, x: Tensor, labels: Labels, noise: Noise, *, each_class: bool = False) -> Tensor:
+        y = self.image_condition(x, labels)
+        v, constant = self.to_unit(x, noise)
+        log_p = constant + self.log_density(v, self.embedding(y, len(x)))
+        return log_p + self.condition_log_prob(y, labels)
+
+    def middle(self, x: Tensor) -> Tensor:
+        """x in [0, 1), in the middle of the bins of its grey levels."""
+        levels = self.data.levels
+        return x if levels is None else layers.dequantise(x, levels, torch.full_like(x, 0.5))[0]
+
+    def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
+        """−log p in nats, of dequantised images or of those with Gaussian noise."""
+        x, (y, drop) = batch.x, self.training_labels(batch)
+        c = self.embedding(y, len(x), drop)
+        if self.sigma:
+            v = self.middle(x) + self.sigma * batch.noise.randn(*x.shape)
+            return {"loss": -self.log_density(v, c).mean()}
+        v, constant = self.to_unit(x, batch.noise)
+        nll = -(constant + self.log_density(v, c)).mean()
+        return {"loss": nll, "bpd": bits_per_dim(nll, self.data)}
+
+    # ---- sampling and applications
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Labels = None,
+        noise: Noise,
+        progress: Progress = no_progress,
+        temperature: float = 1.0,
+        guidance: float | None = None,
+    ) -> Tensor:
+        """n images [n, C, H, W], patch by patch; those of a model of noisy images are denoised.
+
+        temperature: factor of the standard deviation of every latent.
+        guidance: scale of μ and α with the label against those without; 1: as trained, more: sharper, at
+          twice the cost; null: 1, and 1.3 towards clusters.
+        """
+        guidance, y = self.guidance_scale(guidance), self.draw_labels(labels, n, noise)
+        self.check_guidance(guidance, y)
+        c, (mean, log_std) = self.embedding(y, n), self.top_prior(None, n)
+        z = mean + log_std.exp() * temperature * noise.randn(n, *self.data.shape)
+        v = self.decode([z], progress, c, guidance)
+        return self.from_unit(self.denoised(v, c) if self.sigma else v)
+
+    def denoised(self, v: Tensor, c: Tensor) -> Tensor:
+        """E[v without noise | v, c] = v + σ² ∇ log p(v | c), by Tweedie's formula."""
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(v.device.type, enabled=False):
+            v = v.clone().requires_grad_()
+            (score,) = torch.autograd.grad(self.log_density(v, c.clone()).sum(), v)
+        return v.detach() + self.sigma**2 * score
+
+    @torch.no_grad()
+    def edit(
+        self,
+        x: Tensor,
+        *,
+        labels: Labels = None,
+        noise: Noise,
+        progress: Progress = no_progress,
+        strength: float = 1.0,
+    ) -> Applied:
+        """x encoded as an image of its most probable class (multi-label: of none), and decoded as one of
+        `labels`. Without labels, image i gets class i % K. Raises UsageError for an unconditional model.
+
+        strength: how far the class's embedding is moved, 1: to that of the labels; below 0: away from it.
+        """
+        self.check_edit()
+        each = () if self.data.multilabel else every_label(self.data, len(x), x.device)
+        log_p = [self.log_joint(x, y, noise) for y in each]
+        best = torch.stack(log_p).argmax(0) if log_p else None
+        source = self.embedding(self.image_condition(x, best), len(x))
+        labels = self.requested_labels(labels, len(x))
+        target = self.embedding(self.draw_labels(labels, len(x), noise), len(x))
+        z = self.encode(self.to_unit(x, noise)[0], source)[0]
+        v = self.decode(z, progress, torch.lerp(source, target, strength))
+        return Applied(self.from_unit(v), rows=("edited",), labels=labels)
