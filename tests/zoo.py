@@ -85,6 +85,8 @@ CASES = [
     Case("dcgan", GAN | LABELS | R1, lr=2e-3),
     Case("cgan", GAN | {"norm": "group"}, lr=2e-3),
     Case("cgan", GAN | {"label_as": "projection"}, lr=2e-3),
+    Case("r3gan", GAN | {"group": 4}, lr=2e-3),
+    Case("r3gan", GAN | LABELS | {"patch": 3, "r1": 0.5}, lr=2e-3),
     Case("presgan", GAN | {"draws": 1, "leapfrog": 3}, lr=2e-3),
     Case("presgan", GAN | LABELS | {"objective": "hinge", "burn_in": 1, "draws": 1, "leapfrog": 2}, lr=2e-3),
     # two ranks have two pools
