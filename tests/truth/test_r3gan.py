@@ -1,5 +1,6 @@
 """R3GAN: penalties of critics with known slopes, losses of pairs, eight Gaussians, the nets at the start."""
 
+import itertools
 import math
 
 import pytest
@@ -9,6 +10,7 @@ from draws import batch, images, noise
 from torch import nn
 
 from gzcli.core.types import DataInfo, no_progress
+from gzcli.models.gan.base import GANOptions
 from gzcli.models.gan.dcgan import DCGAN
 from gzcli.models.gan.presgan import PresGAN
 from gzcli.models.gan.r3gan import R3GAN, Block, ResidualOptions
@@ -60,6 +62,13 @@ def test_penalties_of_known_slopes_on_both_sides_of_each_pair():
         torch.testing.assert_close(model.loss(batch(x), "generator")["loss"], pairs)
 
 
+def test_weights_fall_by_half_a_cosine_and_are_as_strong_where_lazy():
+    options = GANOptions(objective="relativistic", r1=2.0, r2=0.0, r1_every=4, r1_decay=0.1)
+    assert [options.gradient_weights(step, 8) for step in (1, 2, 3)] == [{}] * 3
+    weights = [options.gradient_weights(step, 8)["r1"] for step in (0, 4, 8)]
+    assert weights == pytest.approx([8.0, 8.0 * 0.55, 8.0 * 0.1])
+
+
 def test_relativistic_pairs_of_every_gan_with_its_own_images():
     model = WGAN.of(DIGITS, **SMALL, objective="relativistic", penalty=0.0)
     assert model.loss(batch(images(4)), "critic").keys() == {"loss", "gap", "r1", "r2"}
@@ -95,5 +104,24 @@ def test_eight_gaussians_all_modes():
     with torch.no_grad():
         distance, mode = torch.cdist(generator(torch.randn(2000, 4)), means).min(1)
     share = torch.bincount(mode[distance < 0.25], minlength=8) / 2000
-    print(share, float(share.sum()))
     assert share.min() > 0.04 and share.sum() > 0.75, share
+
+
+def test_nets_of_any_size_start_as_the_identity_with_a_gain_by_depth():
+    torch.manual_seed(0)
+    block, x = Block(64, ResidualOptions(), depth=16), torch.randn(4, 64, 32, 32)
+    assert torch.equal(block(x), x)
+    h = block.grouped(F.leaky_relu(block.widen(x), 0.2))[:, :, 1:-1, 1:-1]
+    # two layers of gain L^(−1/4): the variance of the branch is 1/L
+    assert float(h.detach().var()) == pytest.approx(1 / 16, rel=0.1)
+    for patch, shape in itertools.product((1, 2, 3), ((1, 28, 28), (3, 31, 20))):
+        info = DataInfo(shape, 256, tuple("abc"))
+        net = R3GAN.of(info, **SMALL, patch=patch, conditional=True).eval()
+        for layer in (*net.generator.stages, *net.critic.stages):
+            nn.init.normal_(layer[0].narrow.weight)
+        made = [
+            net.sample(2, labels=torch.full((2,), k), noise=noise(2), progress=no_progress) for k in (0, 1)
+        ]
+        assert made[0].shape == (2, *shape) and not torch.allclose(*made)
+        f, other = (net.critic(made[0], torch.full((2,), k)) for k in (0, 1))
+        assert f.shape == (2,) and not torch.allclose(f, other)

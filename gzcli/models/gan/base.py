@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -153,6 +154,7 @@ class GANOptions:
     r2: weight γ of the gradient penalty on generated images (eq. 10); by default as for `r1`.
     r1_every: steps from one such pair of penalties to the next, and the factor of their weights (Karras 2020,
       arXiv:1912.04958, appendix B); by default 1 for `relativistic`, and else 16.
+    r1_decay: what is left of both weights at the end of the run, to which they fall by half a cosine.
     augment: differentiable augmentations of the images that the discriminator sees, for sets of few images,
       any of `color`, `translation` and `cutout`.
     """
@@ -163,14 +165,17 @@ class GANOptions:
     r1: float | None = None
     r2: float | None = None
     r1_every: int | None = None
+    r1_decay: float = 1.0
     augment: tuple[str, ...] = ()
 
-    def gradient_weights(self, step: int) -> dict[str, float]:
-        """The weights of R1 and R2 at a step, without those that are 0."""
+    def gradient_weights(self, step: int, steps: int) -> dict[str, float]:
+        """The weights of R1 and R2 at a step of a run of so many, without those that are 0."""
         usual, every = (1.0, 1) if OBJECTIVES[self.objective].relative else (0.0, 16)
         every = self.r1_every or every
         weights = {"r1": usual if self.r1 is None else self.r1, "r2": usual if self.r2 is None else self.r2}
-        return {name: every * weight for name, weight in weights.items() if weight and step % every == 0}
+        past = 0.5 - 0.5 * math.cos(math.pi * step / max(steps, step, 1))
+        factor = every * (1 + (self.r1_decay - 1) * past)
+        return {name: factor * weight for name, weight in weights.items() if weight and step % every == 0}
 
 
 Nets = Callable[[int], tuple[nn.Module, Discriminator]]  # generator and discriminator for a number of classes
@@ -274,7 +279,7 @@ class GAN(Model):
     def critic_loss(self, batch: Batch, real: Tensor, fake: Tensor, y: Labels) -> dict[str, Tensor]:
         options, learning = self.options, torch.is_grad_enabled()  # evaluation has no gradient to penalise
         real, fake = (self.augment_images(x, batch.noise) for x in (real, fake))
-        weights = options.gradient_weights(self.step) if learning else {}
+        weights = options.gradient_weights(self.step, self.data.steps) if learning else {}
         penalties: dict[str, Tensor] = {}
         if self.critic.independent and not weights:
             labels = None if y is None else torch.cat([y, y])

@@ -24,6 +24,7 @@ from gzcli.models.nn import ClassEmbedding, Labels, pyramid, to_fp32, zero_init
 from gzcli.models.nn.adversarial import Discriminator
 
 SLOPE = 0.2  # of leaky ReLU below 0
+LEAK = 0.1  # slope in training outside [-1, 1]: at a flat limit a generator that is all black stays so
 RELU = math.sqrt(2 / (1 + SLOPE**2))  # what it takes of the deviation of an N(0, 1)
 
 
@@ -91,8 +92,8 @@ def stages(channels: list[int], options: ResidualOptions) -> nn.ModuleList:
 
 
 class ResidualGenerator(nn.Module):
-    """z [B, latent] and labels → images [B, C, H, W] in [-1, 1], fp32. The coarsest map is a learned basis
-    [C', h, w], each channel weighed by a linear function of z and the label."""
+    """z [B, latent] and labels → images [B, C, H, W], fp32, in evaluation in [-1, 1]. The coarsest map is a
+    learned basis [C', h, w], each channel weighed by a linear function of z and the label."""
 
     def __init__(self, shape: tuple[int, ...], options: ResidualOptions, classes: int = 0):
         super().__init__()
@@ -114,8 +115,9 @@ class ResidualGenerator(nn.Module):
             if i:  # a bilinear kernel is a low-pass filter
                 h = F.interpolate(self.changes[i - 1](h), self.sizes[i], mode="bilinear", align_corners=False)
             h = stage(h)
-        x = F.pixel_shuffle(self.image(h), self.patch)[:, :, : self.shape[1], : self.shape[2]]
-        return torch.tanh(to_fp32(x))
+        x = to_fp32(F.pixel_shuffle(self.image(h), self.patch))[:, :, : self.shape[1], : self.shape[2]]
+        limited = x.clamp(-1, 1)
+        return torch.lerp(limited, x, LEAK) if self.training else limited
 
 
 class ResidualDiscriminator(Discriminator):
