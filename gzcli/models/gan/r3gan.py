@@ -4,8 +4,7 @@ Baseline", arXiv:2501.05441.
     discriminator: min  E log(1 + exp(f(G(z)) − f(x))) + γ/2 E ‖∇f(x)‖² + γ/2 E ‖∇f(G(z))‖²      (eq. 2, 4, 5)
     generator:     min  E log(1 + exp(f(x) − f(G(z))))
 
-Both penalties together make the game converge locally, so that no net needs a norm or another trick. Both are
-residual nets with their widest maps at the coarsest scale, 4×4.
+Both penalties together make the game converge locally, so that no net needs a norm or another trick.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class ResidualOptions:
     mult: channels of each scale in multiples of `width`, finest first; the last is that of all coarser ones.
     blocks: residual blocks of each scale.
     expansion: width of a block's grouped convolution, in widths of its scale.
-    group: channels of a group of that convolution.
+    group: channels of a group of that convolution, or more where that does not divide it.
     patch: side of the squares of pixels that are one position of the finest scale; the paper's is 1.
     """
 
@@ -67,9 +66,10 @@ class Block(nn.Module):
     def __init__(self, width: int, options: ResidualOptions, depth: int):
         super().__init__()
         inner = width * options.expansion
-        gain = depth**-0.25
+        gain, most = depth**-0.25, max(inner // options.group, 1)
+        groups = next(n for n in range(most, 0, -1) if inner % n == 0)
         self.widen = conv(width, inner, gain=gain)
-        self.grouped = conv(inner, inner, 3, max(inner // options.group, 1), gain * RELU)
+        self.grouped = conv(inner, inner, 3, groups, gain * RELU)
         self.narrow = zero_init(nn.Conv2d(inner, width, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -158,8 +158,7 @@ class R3GAN(GAN):
         conditional: bool = False,
     ):
         def nets(classes: int) -> tuple[nn.Module, Discriminator]:
-            return ResidualGenerator(data.shape, net, classes), ResidualDiscriminator(
-                data.shape, net, classes
-            )
+            generator = ResidualGenerator(data.shape, net, classes)
+            return generator, ResidualDiscriminator(data.shape, net, classes)
 
         super().__init__(data, net.latent, nets, options, conditional)
