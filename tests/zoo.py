@@ -50,6 +50,7 @@ CYCLEGAN = {"width": 8, "halvings": 1, "blocks": 1, "disc_width": 8}
 PRIOR = {"width": 32, "layers": 2, "heads": 2}
 MLP = {"net": "mlp", "hidden": (64,), "latent": 8}
 GAN = {"width": 8, "latent": 16}
+R3GAN = {"width": 8, "mult": (1, 2), "latent": 8, "group": 8, "patch": 3, "r1": 0.2, "r2": 0.2}
 PIXELS = {"hidden": 16, "head": 16, "dilations": (1, 2, 1)}
 PIXELSPP = {"hidden": 16, "blocks": (0, 1), "mixture": 3}
 FLOW = {"depth": 2, "hidden": 16, "blocks": 1}
@@ -89,6 +90,8 @@ CASES = [
     Case("dcgan", GAN | LABELS | R1, lr=2e-3),
     Case("cgan", GAN | {"norm": "group"}, lr=2e-3),
     Case("cgan", GAN | {"label_as": "projection"}, lr=2e-3),
+    Case("r3gan", R3GAN, lr=2e-3, batch=16),
+    Case("r3gan", R3GAN | LABELS | {"patch": 1, "r1_decay": 0.1}, lr=2e-3, batch=8),
     Case("presgan", GAN | {"draws": 1, "leapfrog": 3}, lr=2e-3),
     Case("presgan", GAN | LABELS | {"objective": "hinge", "burn_in": 1, "draws": 1, "leapfrog": 2}, lr=2e-3),
     # two ranks have two pools

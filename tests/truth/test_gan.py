@@ -18,7 +18,7 @@ from gzcli.models.gan.base import Generator, GeneratorOptions, Search, diff_augm
 from gzcli.models.gan.cgan import CGAN
 from gzcli.models.gan.dcgan import DCGAN
 from gzcli.models.nn import best_labels, mix_codes, traversal
-from gzcli.models.nn.adversarial import OBJECTIVES, Critic, CriticOptions, r1_penalty
+from gzcli.models.nn.adversarial import OBJECTIVES, Critic, CriticOptions, penalised
 
 INFO = DataInfo((1, 16, 16), 17, tuple("0123456789"))
 
@@ -44,7 +44,7 @@ def test_r1_against_finite_differences_and_lazily_as_strong():
     x = torch.randn(2, 1, 8, 8, dtype=torch.float64)
     steps = h * torch.eye(64, dtype=torch.float64).view(64, 1, 8, 8)
     slopes = torch.stack([(critic(one + steps) - critic(one - steps)) / (2 * h) for one in x])
-    torch.testing.assert_close(r1_penalty(critic, x), 0.5 * slopes.square().sum(1), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(penalised(critic, x)[1], 0.5 * slopes.square().sum(1), rtol=1e-6, atol=1e-9)
     torch.manual_seed(0)
     model = DCGAN.of(INFO, width=4, latent=4, norm="group", spectral=False, r1=2.0, r1_every=4)
     plain, each = [], []

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -38,12 +39,13 @@ from gzcli.models.nn.adversarial import (
     OBJECTIVES,
     Critic,
     CriticOptions,
+    Discriminator,
     LabelAs,
     Norm,
     Objective,
     critic_outputs,
     gradient_penalty,
-    r1_penalty,
+    penalised,
     widths,
 )
 
@@ -139,34 +141,54 @@ POLICIES = {"color": color, "translation": translation, "cutout": cutout}
 
 
 @dataclass(frozen=True)
-class AdversarialOptions:
+class GANOptions:
     """How generator and discriminator are trained against each other.
 
     n_critic: discriminator updates per generator update.
+    objective: the losses of both networks: `nonsaturating` (Goodfellow 2014), `hinge` (Lim & Ye 2017),
+      `wasserstein` (Arjovsky 2017) or `relativistic`, of pairs of a real and a generated image (Huang 2025,
+      arXiv:2501.05441).
     penalty: weight λ of the gradient penalty between real and fake images (WGAN-GP, arXiv:1704.00028, eq. 3).
+    r1: weight γ of the gradient penalty on real images (Mescheder 2018, arXiv:1801.04406, eq. 9); by default
+      1 for `relativistic`, which does not converge without (Huang 2025, section 2), and else 0.
+    r2: weight γ of the gradient penalty on generated images (eq. 10); by default as for `r1`.
+    r1_every: steps from one such pair of penalties to the next, and the factor of their weights (Karras 2020,
+      arXiv:1912.04958, appendix B); by default 1 for `relativistic`, and else 16.
+    r1_decay: what is left of both weights at the end of the run, to which they fall by half a cosine.
     augment: differentiable augmentations of the images that the discriminator sees, for sets of few images,
       any of `color`, `translation` and `cutout`.
     """
 
     n_critic: int = 1
+    objective: Objective = "hinge"
     penalty: float = 0.0
+    r1: float | None = None
+    r2: float | None = None
+    r1_every: int | None = None
+    r1_decay: float = 1.0
     augment: tuple[str, ...] = ()
 
+    def gradient_weights(self, step: int, steps: int) -> dict[str, float]:
+        """The weights of R1 and R2 at a step of a run of so many, without those that are 0."""
+        usual, every = (1.0, 1) if OBJECTIVES[self.objective].relative else (0.0, 16)
+        every = self.r1_every or every
+        weights = {"r1": usual if self.r1 is None else self.r1, "r2": usual if self.r2 is None else self.r2}
+        past = 0.5 - 0.5 * math.cos(math.pi * step / max(steps, step, 1))
+        factor = every * (1 + (self.r1_decay - 1) * past)
+        return {name: factor * weight for name, weight in weights.items() if weight and step % every == 0}
 
-@dataclass(frozen=True)
-class GANOptions(AdversarialOptions):
-    """`AdversarialOptions`, with the losses.
 
-    objective: the losses of both networks: `nonsaturating` (Goodfellow 2014), `hinge` (Lim & Ye 2017) or
-      `wasserstein` (Arjovsky 2017).
-    r1: weight γ of the gradient penalty on real images (Mescheder 2018, arXiv:1801.04406, eq. 9).
-    r1_every: steps from one such penalty to the next, and the factor of its weight (Karras 2020,
-      arXiv:1912.04958, appendix B).
-    """
+Nets = Callable[[int], tuple[nn.Module, Discriminator]]  # generator and discriminator for a number of classes
 
-    objective: Objective = "hinge"
-    r1: float = 0.0
-    r1_every: int = 16
+
+def conv_nets(
+    data: DataInfo, generator: GeneratorOptions, critic: CriticOptions, label_as: LabelAs = "channel"
+) -> Nets:
+    """The networks of strided convolutions."""
+    return lambda classes: (
+        Generator(data.shape, generator, classes),
+        Critic(data.shape, generator.width, classes, critic, label_as),
+    )
 
 
 @dataclass(frozen=True)
@@ -200,20 +222,19 @@ class GAN(Model):
     def __init__(
         self,
         data: DataInfo,
-        generator: GeneratorOptions,
-        critic: CriticOptions,
+        latent: int,
+        nets: Nets,
         options: GANOptions,
         conditional: bool,
-        label_as: LabelAs = "channel",
     ):
         super().__init__(data)
+        at_least(1, r1_every=options.r1_every)
         if unknown := sorted(set(options.augment) - set(POLICIES)):
             hint = f"it knows: {', '.join(POLICIES)}"
             raise UsageError(f"`model.augment` does not know `{unknown[0]}`", hint=hint)
         classes = len(data.classes) if needs_labels(conditional, data) else 0
-        self.generator = Generator(data.shape, generator, classes)
-        self.critic = Critic(data.shape, generator.width, classes, critic, label_as)
-        self.latent, self.conditional, self.options = generator.latent, conditional, options
+        self.generator, self.critic = nets(classes)
+        self.latent, self.conditional, self.options = latent, conditional, options
         self.step = 0
         self.register_buffer("bank", None, persistent=False)  # critic features of training images, for `knn`
 
@@ -235,36 +256,52 @@ class GAN(Model):
             return self.generator_loss(batch, z, y)
         with torch.no_grad():
             fake = self.generator(z, y)
-        return self.critic_loss(batch, batch.x, fake, y)
+        return self.critic_loss(batch, self.real_images(batch), fake, y)
+
+    def real_images(self, batch: Batch) -> Tensor:
+        """The real images that are set against generated ones."""
+        return batch.x
 
     def augment_images(self, x: Tensor, noise: Noise) -> Tensor:
         """Images [B, C, H, W] as the critic sees them."""
         return diff_augment(x, self.options.augment, noise)
 
-    def adversarial_loss(self, fake: Tensor, y: Labels, noise: Noise) -> Tensor:
-        return OBJECTIVES[self.options.objective].generator(self.critic(self.augment_images(fake, noise), y))
+    def adversarial_loss(self, batch: Batch, fake: Tensor, y: Labels) -> Tensor:
+        objective = OBJECTIVES[self.options.objective]
+        f = self.critic(self.augment_images(fake, batch.noise), y)
+        if objective.relative:
+            f = f - self.critic(self.augment_images(self.real_images(batch), batch.noise), y)
+        return objective.generator(f)
 
     def generator_loss(self, batch: Batch, z: Tensor, y: Labels) -> dict[str, Tensor]:
-        return {"loss": self.adversarial_loss(self.generator(z, y), y, batch.noise)}
+        return {"loss": self.adversarial_loss(batch, self.generator(z, y), y)}
 
     def critic_loss(self, batch: Batch, real: Tensor, fake: Tensor, y: Labels) -> dict[str, Tensor]:
-        options = self.options
+        options, learning = self.options, torch.is_grad_enabled()  # evaluation has no gradient to penalise
         real, fake = (self.augment_images(x, batch.noise) for x in (real, fake))
-        if self.critic.independent:
+        weights = options.gradient_weights(self.step, self.data.steps) if learning else {}
+        penalties: dict[str, Tensor] = {}
+        if self.critic.independent and not weights:
             labels = None if y is None else torch.cat([y, y])
             real_f, fake_f = critic_outputs(lambda x: self.critic(x, labels), real, fake)
         else:  # batch norm would mix the statistics of real images and fakes
-            real_f, fake_f = self.critic(real, y), self.critic(fake, y)
+
+            def output(name: str, x: Tensor) -> Tensor:
+                if name not in weights:
+                    return self.critic(x, y)
+                f, slopes = penalised(self.critic, x, y)
+                penalties[name] = slopes.mean()
+                return f
+
+            real_f, fake_f = output("r1", real), output("r2", fake)
         loss = OBJECTIVES[options.objective].critic(real_f, fake_f)
-        parts = {"gap": (real_f.mean() - fake_f.mean()).detach()}
-        learning = torch.is_grad_enabled()  # evaluation has no gradient to penalise
         if options.penalty and learning:
-            penalty = gradient_penalty(self.critic, real, fake, batch.noise.rand(len(batch)), y).mean()
-            loss, parts["penalty"] = loss + options.penalty * penalty, penalty.detach()
-        if options.r1 and learning and self.step % options.r1_every == 0:
-            r1 = r1_penalty(self.critic, real, y).mean()
-            loss, parts["r1"] = loss + options.r1_every * options.r1 * r1, r1.detach()
-        return {"loss": loss, **parts}
+            weights["penalty"] = options.penalty
+            alpha = batch.noise.rand(len(batch))
+            penalties["penalty"] = gradient_penalty(self.critic, real, fake, alpha, y).mean()
+        loss = loss + sum(weights[name] * penalty for name, penalty in penalties.items())
+        gap = real_f.mean() - fake_f.mean()
+        return {"loss": loss, **{name: value.detach() for name, value in {"gap": gap, **penalties}.items()}}
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:

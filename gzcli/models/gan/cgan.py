@@ -4,7 +4,7 @@ conditioned on the label."""
 from __future__ import annotations
 
 from gzcli.core.types import DataInfo
-from gzcli.models.gan.base import GAN, GANOptions, GeneratorOptions
+from gzcli.models.gan.base import GAN, GANOptions, GeneratorOptions, conv_nets
 from gzcli.models.nn.adversarial import CriticOptions, LabelAs
 
 
@@ -28,4 +28,5 @@ class CGAN(GAN):
         options: GANOptions = GANOptions(),
         conditional: bool = True,
     ):
-        super().__init__(data, generator, critic, options, conditional, label_as)
+        nets = conv_nets(data, generator, critic, label_as)
+        super().__init__(data, generator.latent, nets, options, conditional)

@@ -7,7 +7,7 @@ means of stable training: other objectives, spectral norm, R1, augmentation.
 from __future__ import annotations
 
 from gzcli.core.types import DataInfo
-from gzcli.models.gan.base import GAN, GANOptions, GeneratorOptions
+from gzcli.models.gan.base import GAN, GANOptions, GeneratorOptions, conv_nets
 from gzcli.models.nn.adversarial import CriticOptions
 
 
@@ -28,4 +28,5 @@ class DCGAN(GAN):
         options: GANOptions = GANOptions(),
         conditional: bool = False,
     ):
-        super().__init__(data, generator, critic, options, conditional)
+        nets = conv_nets(data, generator, critic)
+        super().__init__(data, generator.latent, nets, options, conditional)

@@ -23,7 +23,7 @@ from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress
 from gzcli.models.base import Phase
-from gzcli.models.gan.base import GAN, GANOptions, GeneratorOptions
+from gzcli.models.gan.base import GAN, GANOptions, GeneratorOptions, conv_nets
 from gzcli.models.nn import Labels
 from gzcli.models.nn.adversarial import CriticOptions
 
@@ -101,7 +101,8 @@ class PresGAN(GAN):
         accept: float = 0.67,
         conditional: bool = False,
     ):
-        super().__init__(data, generator, critic, options, conditional)
+        nets = conv_nets(data, generator, critic)
+        super().__init__(data, generator.latent, nets, options, conditional)
         if not 0 < sigma_min <= sigma <= sigma_max:
             raise UsageError("`sigma_min`, `sigma` and `sigma_max` must be greater than 0 and in this order")
         self.bounds = math.log(sigma_min), math.log(sigma_max)
@@ -124,16 +125,18 @@ class PresGAN(GAN):
 
     # ---- training
 
-    def critic_loss(self, batch: Batch, real: Tensor, fake: Tensor, y: Labels) -> dict[str, Tensor]:
+    def real_images(self, batch: Batch) -> Tensor:
         # real images get the same noise, so that noise does not reveal fakes
-        sigma = self.sigma().detach()
-        real, fake = (x + sigma * batch.noise.randn(*x.shape) for x in (real, fake))
+        return batch.x + self.sigma().detach() * batch.noise.randn(*batch.x.shape)
+
+    def critic_loss(self, batch: Batch, real: Tensor, fake: Tensor, y: Labels) -> dict[str, Tensor]:
+        fake = fake + self.sigma().detach() * batch.noise.randn(*fake.shape)
         return super().critic_loss(batch, real, fake, y)
 
     def generator_loss(self, batch: Batch, z: Tensor, y: Labels) -> dict[str, Tensor]:
         mean, sigma = self.generator(z, y), self.sigma()
         x = mean + sigma * batch.noise.randn(*mean.shape)
-        adversarial = self.adversarial_loss(x, y, batch.noise)
+        adversarial = self.adversarial_loss(batch, x, y)
         if not self.entropy:
             return {"loss": adversarial, "sigma": sigma.detach().mean()}
         score, accept = self.density_gradient(x.detach(), z, y, batch.noise)

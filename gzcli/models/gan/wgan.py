@@ -10,12 +10,12 @@ batch norm either, as the penalty is defined for each image by itself (section 4
 from __future__ import annotations
 
 from gzcli.core.types import DataInfo
-from gzcli.models.gan.base import GAN, AdversarialOptions, GANOptions, GeneratorOptions
+from gzcli.models.gan.base import GAN, GANOptions, GeneratorOptions, conv_nets
 from gzcli.models.nn.adversarial import CriticOptions
 
 
 class WGAN(GAN):
-    """A convolutional WGAN-GP.
+    """A convolutional WGAN-GP. Other objectives want another `penalty`, `relativistic` none.
 
     conditional: whether labels enter the generator beside z, and the critic by projection.
     """
@@ -27,8 +27,8 @@ class WGAN(GAN):
         data: DataInfo,
         *,
         generator: GeneratorOptions = GeneratorOptions(),
-        options: AdversarialOptions = AdversarialOptions(n_critic=5, penalty=10.0),
+        options: GANOptions = GANOptions(objective="wasserstein", n_critic=5, penalty=10.0),
         conditional: bool = False,
     ):
-        wasserstein = GANOptions(**vars(options), objective="wasserstein")
-        super().__init__(data, generator, CriticOptions(), wasserstein, conditional, "projection")
+        nets = conv_nets(data, generator, CriticOptions(), "projection")
+        super().__init__(data, generator.latent, nets, options, conditional)

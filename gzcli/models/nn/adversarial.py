@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
@@ -47,12 +48,35 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-class Critic(nn.Module):
-    """Images [B, C, H, W] → an unbounded number for each, [B], fp32, after DCGAN (arXiv:1511.06434).
+class Discriminator(nn.Module):
+    """Images [B, C, H, W] → an unbounded number for each, [B], fp32: a linear function of the coarsest map of
+    features, plus its projection on an embedding of the label (Miyato 2018, arXiv:1802.05637, eq. 3)."""
 
-    A label enters by `projection` of the features on its embedding (Miyato 2018, arXiv:1802.05637, eq. 3), or
-    as a `channel`, an embedding of the size of the image beside it (after Mirza 2014). `width` are the
-    channels of the finest scale.
+    independent = True  # whether in training each output depends on its own image alone
+
+    def maps(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The coarsest feature map [B, C', h, w]."""
+        raise NotImplementedError
+
+    def add_head(self, features: int, classes: int = 0) -> None:
+        """Adds the last layer, of maps of so many features C'·h·w, and the embedding of labels, if any."""
+        self.features, self.head = features, nn.Linear(features, 1)
+        self.embed = ClassEmbedding(classes, features) if classes else None
+        self.scale = features**-0.5  # the norm of an embedding is about √features
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        h = self.maps(x, y).flatten(1)
+        f = to_fp32(self.head(h)).squeeze(1)
+        if self.embed is not None:
+            f = f + self.scale * (to_fp32(self.embed(y, len(x))) * to_fp32(h)).sum(1)
+        return f
+
+
+class Critic(Discriminator):
+    """Strided convolutions, after DCGAN (arXiv:1511.06434).
+
+    A label enters by `projection`, or as a `channel`, an embedding of the size of the image beside it (after
+    Mirza 2014). `width` are the channels of the finest scale.
     """
 
     def __init__(
@@ -67,7 +91,7 @@ class Critic(nn.Module):
         sizes = pyramid(shape)
         channels = widths(width, len(sizes) - 1)
         self.kernel, norm = options.kernel, options.disc_norm
-        self.independent = norm != "batch"  # whether in training each output depends on its own image alone
+        self.independent = norm != "batch"
         as_channel = classes and label_as == "channel"
         self.channel = ClassEmbedding(classes, shape[1] * shape[2]) if as_channel else None
         inputs = (shape[0] + (self.channel is not None), *channels)
@@ -76,18 +100,13 @@ class Critic(nn.Module):
             for i, o in zip(inputs, channels, strict=False)
         )
         self.norms = nn.ModuleList(NORMS[norm if i else "none"](w) for i, w in enumerate(channels))
-        h, w = sizes[-1]
-        self.features = channels[-1] * h * w
-        self.head = nn.Linear(self.features, 1)
-        self.embed = ClassEmbedding(classes, self.features) if classes and label_as == "projection" else None
-        # spectral norm gives the embedding the norm 1; without it, its norm is about √features
-        self.scale = 1.0 if options.spectral else self.features**-0.5
+        self.add_head(channels[-1] * math.prod(sizes[-1]), classes if label_as == "projection" else 0)
         if options.spectral:
+            self.scale = 1.0  # spectral norm gives each embedding the norm 1
             for layer in (*self.convs, self.head, *([self.embed.table] if self.embed else [])):
                 spectral_norm(layer)
 
     def maps(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """The coarsest feature map [B, C', h, w]."""
         if self.channel is not None:
             x = torch.cat([x, self.channel(y, len(x)).view(-1, 1, *x.shape[2:])], 1)
         for conv, norm in zip(self.convs, self.norms, strict=True):
@@ -95,13 +114,6 @@ class Critic(nn.Module):
                 x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
             x = F.leaky_relu(norm(conv(x)), 0.2)
         return x
-
-    def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        h = self.maps(x, y).flatten(1)
-        f = to_fp32(self.head(h)).squeeze(1)
-        if self.embed is not None:
-            f = f + self.scale * (to_fp32(self.embed(y, len(x))) * to_fp32(h)).sum(1)
-        return f
 
 
 class PatchGAN(nn.Module):
@@ -140,10 +152,14 @@ def critic_outputs(disc: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor)
 
 
 class AdversarialLoss(NamedTuple):
-    """Losses of the critic, of f(x) and f(G(z)), and of the generator, of f(G(z)), all means."""
+    """Losses of the critic, of f(x) and f(G(z)), and of the generator, of f(G(z)), all means.
+
+    relative: whether the generator's is of f(G(z)) − f(x).
+    """
 
     critic: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor], Tensor]
+    relative: bool = False
 
 
 OBJECTIVES: dict[str, AdversarialLoss] = {
@@ -158,6 +174,11 @@ OBJECTIVES: dict[str, AdversarialLoss] = {
     ),
     # f(G(z)) − f(x): Arjovsky 2017, arXiv:1701.07875
     "wasserstein": AdversarialLoss(lambda real, fake: fake.mean() - real.mean(), lambda fake: -fake.mean()),
+    # −log σ(f(x) − f(G(z))) and −log σ(f(G(z)) − f(x)): Jolicoeur-Martineau 2018, arXiv:1807.00734, as in
+    # Huang 2025, arXiv:2501.05441, eq. 2
+    "relativistic": AdversarialLoss(
+        lambda real, fake: F.softplus(fake - real).mean(), lambda gap: F.softplus(-gap).mean(), relative=True
+    ),
 }
 Objective = Annotated[str, OBJECTIVES]
 # of cyclegan: Mao et al. 2016, arXiv:1611.04076
@@ -173,17 +194,20 @@ def gradient_penalty(
     """(‖∇ f(x̂)‖₂ − 1)² of each sample, [B], x̂ = fake + alpha · (real − fake), alpha uniform [B], in fp32
     also under autocast (Gulrajani 2017, arXiv:1704.00028, eq. 3)."""
     x_hat = torch.lerp(fake.detach().clone(), real.detach().clone(), alpha.clone().view(-1, 1, 1, 1))
-    return (_gradient(critic, x_hat, y).norm(dim=1) - 1) ** 2
+    return (_gradient(critic, x_hat, y)[1].norm(dim=1) - 1) ** 2
 
 
-def r1_penalty(critic: nn.Module, real: Tensor, y: Tensor | None = None) -> Tensor:
-    """½ ‖∇ f(x)‖₂² of each real image, [B], in fp32 (Mescheder 2018, arXiv:1801.04406, eq. 9)."""
-    return 0.5 * _gradient(critic, real.detach().clone(), y).square().sum(1)
+def penalised(critic: nn.Module, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """f(x) and ½ ‖∇ f(x)‖₂² of each image, [B] each, in fp32. Their means are R1 of real images and R2 of
+    generated ones (Mescheder 2018, arXiv:1801.04406, eq. 9 and 10)."""
+    f, gradient = _gradient(critic, x.detach().clone(), y)
+    return f, 0.5 * gradient.square().sum(1)
 
 
-def _gradient(critic: nn.Module, x: Tensor, y: Tensor | None) -> Tensor:
-    """∂f/∂x [B, C·H·W]: the gradient of Σ f, as no output of the critic depends on another sample."""
+def _gradient(critic: nn.Module, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+    """f(x) [B] and ∂f/∂x [B, C·H·W]: the gradient of Σ f, as no output depends on another sample."""
     train = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
-        (gradient,) = torch.autograd.grad(critic(x.requires_grad_(), y).sum(), x, create_graph=train)
-        return gradient.flatten(1)
+        f = critic(x.requires_grad_(), y)
+        (gradient,) = torch.autograd.grad(f.sum(), x, create_graph=train)
+        return f, gradient.flatten(1)

@@ -1,0 +1,164 @@
+"""R3GAN — Huang, Gokaslan, Kuleshov & Tompkin 2025, "The GAN is dead; long live the GAN! A Modern GAN
+Baseline", arXiv:2501.05441.
+
+    discriminator: min  E log(1 + exp(f(G(z)) − f(x))) + γ/2 E ‖∇f(x)‖² + γ/2 E ‖∇f(G(z))‖²      (eq. 2, 4, 5)
+    generator:     min  E log(1 + exp(f(x) − f(G(z))))
+
+Both penalties together make the game converge locally, so that no net needs a norm or another trick.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gzcli.core.types import DataInfo
+from gzcli.models.gan.base import GAN, GANOptions
+from gzcli.models.nn import ClassEmbedding, Labels, pyramid, to_fp32, zero_init
+from gzcli.models.nn.adversarial import Discriminator
+
+SLOPE = 0.2  # of leaky ReLU below 0
+LEAK = 0.1  # slope in training outside [-1, 1]: at a flat limit a generator that is all black stays so
+RELU = math.sqrt(2 / (1 + SLOPE**2))  # what it takes of the deviation of an N(0, 1)
+
+
+@dataclass(frozen=True)
+class ResidualOptions:
+    """The residual networks.
+
+    latent: dimensions of z.
+    width: channels of both networks, in multiples of which a scale's are.
+    mult: channels of each scale in multiples of `width`, finest first; the last is that of all coarser ones.
+    blocks: residual blocks of each scale.
+    expansion: width of a block's grouped convolution, in widths of its scale.
+    group: channels of a group of that convolution, or more where that does not divide it.
+    patch: side of the squares of pixels that are one position of the finest scale; the paper's is 1.
+    """
+
+    latent: int = 64
+    width: int = 16
+    mult: tuple[int, ...] = (1, 2, 4, 8)
+    blocks: int = 1
+    expansion: int = 2
+    group: int = 16
+    patch: int = 1
+
+
+def conv(i: int, o: int, kernel: int = 1, groups: int = 1, gain: float = 1.0) -> nn.Conv2d:
+    """A convolution whose outputs at first have gain² times the mean square of its inputs."""
+    layer = zero_init(nn.Conv2d(i, o, kernel, padding=kernel // 2, groups=groups))
+    nn.init.normal_(layer.weight, std=gain * layer.weight[0].numel() ** -0.5)
+    return layer
+
+
+class Block(nn.Module):
+    """x + a 1×1, a grouped 3×3 and a 1×1 convolution without norms, the identity at first.
+
+    The first two layers have a gain of L^(−1/4), L the number of blocks in the net, so that one step changes
+    the output of the net by as much whatever its depth (Fixup, Zhang 2019, arXiv:1901.09321, section 3).
+    """
+
+    def __init__(self, width: int, options: ResidualOptions, depth: int):
+        super().__init__()
+        inner = width * options.expansion
+        gain, most = depth**-0.25, max(inner // options.group, 1)
+        groups = next(n for n in range(most, 0, -1) if inner % n == 0)
+        self.widen = conv(width, inner, gain=gain)
+        self.grouped = conv(inner, inner, 3, groups, gain * RELU)
+        self.narrow = zero_init(nn.Conv2d(inner, width, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.leaky_relu(self.widen(x), SLOPE)
+        return x + self.narrow(F.leaky_relu(self.grouped(h), SLOPE))
+
+
+def scales(shape: tuple[int, ...], options: ResidualOptions) -> tuple[list[tuple[int, int]], list[int]]:
+    """(height, width) and channels of the feature maps, finest first."""
+    sizes = pyramid((shape[0], *(-(-side // options.patch) for side in shape[1:])))
+    return sizes, [options.width * options.mult[min(i, len(options.mult) - 1)] for i in range(len(sizes))]
+
+
+def stages(channels: list[int], options: ResidualOptions) -> nn.ModuleList:
+    """The blocks of each scale."""
+    depth = len(channels) * options.blocks
+    return nn.ModuleList(
+        nn.Sequential(*(Block(width, options, depth) for _ in range(options.blocks))) for width in channels
+    )
+
+
+class ResidualGenerator(nn.Module):
+    """z [B, latent] and labels → images [B, C, H, W], fp32, in evaluation in [-1, 1]. The coarsest map is a
+    learned basis [C', h, w], each channel weighed by a linear function of z and the label."""
+
+    def __init__(self, shape: tuple[int, ...], options: ResidualOptions, classes: int = 0):
+        super().__init__()
+        self.shape, self.patch = shape, options.patch
+        sizes, widths = scales(shape, options)
+        self.sizes, channels = sizes[::-1], widths[::-1]
+        self.embed = ClassEmbedding(classes, options.latent) if classes else None
+        self.stem = nn.Linear(options.latent * (2 if classes else 1), channels[0])
+        nn.init.normal_(self.stem.weight, std=self.stem.in_features**-0.5)
+        self.basis = nn.Parameter(torch.randn(channels[0], *self.sizes[0]))
+        self.stages = stages(channels, options)
+        self.changes = nn.ModuleList(conv(i, o) for i, o in pairwise(channels))
+        self.image = conv(channels[-1], shape[0] * self.patch**2, 1 if self.patch == 1 else 3)
+
+    def forward(self, z: Tensor, y: Labels = None) -> Tensor:
+        h = z if self.embed is None else torch.cat([z, self.embed(y, len(z))], dim=1)
+        h = self.basis * self.stem(h)[:, :, None, None]
+        for i, stage in enumerate(self.stages):
+            if i:  # a bilinear kernel is a low-pass filter
+                h = F.interpolate(self.changes[i - 1](h), self.sizes[i], mode="bilinear", align_corners=False)
+            h = stage(h)
+        x = to_fp32(F.pixel_shuffle(self.image(h), self.patch))[:, :, : self.shape[1], : self.shape[2]]
+        limited = x.clamp(-1, 1)
+        return torch.lerp(limited, x, LEAK) if self.training else limited
+
+
+class ResidualDiscriminator(Discriminator):
+    """The generator mirrored: its last layer is a linear function of the map [B, C', h, w]."""
+
+    def __init__(self, shape: tuple[int, ...], options: ResidualOptions, classes: int = 0):
+        super().__init__()
+        self.patch, (self.sizes, channels) = options.patch, scales(shape, options)
+        self.image = conv(shape[0] * self.patch**2, channels[0], 1 if self.patch == 1 else 3)
+        self.stages = stages(channels, options)
+        self.changes = nn.ModuleList(conv(i, o) for i, o in pairwise(channels))
+        self.add_head(channels[-1] * math.prod(self.sizes[-1]), classes)
+
+    def maps(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        x = F.pad(x, (0, -x.shape[3] % self.patch, 0, -x.shape[2] % self.patch))
+        h = self.image(F.pixel_unshuffle(x, self.patch))
+        for i, stage in enumerate(self.stages):
+            if i:
+                h = self.changes[i - 1](F.interpolate(h, self.sizes[i], mode="area"))
+            h = stage(h)
+        return h
+
+
+class R3GAN(GAN):
+    """A GAN of residual networks without norms, trained by the relativistic loss with R1 and R2.
+
+    conditional: whether labels enter the generator beside z, and the discriminator by projection.
+    """
+
+    paper = "Huang 2025, arXiv:2501.05441"
+
+    def __init__(
+        self,
+        data: DataInfo,
+        *,
+        net: ResidualOptions = ResidualOptions(),
+        options: GANOptions = GANOptions(objective="relativistic"),
+        conditional: bool = False,
+    ):
+        def nets(classes: int) -> tuple[nn.Module, Discriminator]:
+            generator = ResidualGenerator(data.shape, net, classes)
+            return generator, ResidualDiscriminator(data.shape, net, classes)
+
+        super().__init__(data, net.latent, nets, options, conditional)
