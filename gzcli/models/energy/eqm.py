@@ -4,8 +4,8 @@ from any mixture of noise and data to the data.
     x_γ = γ x + (1 − γ) ε,   E ‖∇E(x_γ) − c(γ) (ε − x)‖²,   c(γ) = λ min(1, (1 − γ) / (1 − a))
 
 The gradient vanishes at the data, so images are made by gradient descent from noise. γ runs from noise at 0
-to data at 1. The energy is E(x) = x · f(x) of a network f (EqM-E, "dot"); or f itself is the gradient of an
-energy that stays implicit (EqM).
+to data at 1. A network f is the gradient of an energy that stays implicit (EqM); or the energy is E(x) = x ·
+f(x) (EqM-E, "dot").
 """
 
 from __future__ import annotations
@@ -36,18 +36,19 @@ class DescentOptions:
     """Gradient descent from noise to an image.
 
     steps: at most; each takes a gradient of the energy, or a network call of an implicit one.
-    step: length η of a step in units of the gradient.
+    step: length η of a step in units of the gradient; the descent diverges from about .08 on.
     momentum: share μ of the last step that the next one repeats (Nesterov 1983), 0 … 1.
-    stop: root mean square of an image's gradient below which it is finished.
+    stop: root mean square of an image's gradient below which it is finished; a twentieth of it is about the
+      distance that is left, so that .2 is a grey level of 256.
     guidance: strength of the labels; 1: as trained, 0: without them, more: sharper; null: 1, and 1.3 towards
       clusters.
     size: size of the images in pixels; null: as in training.
     """
 
-    steps: int = 50
-    step: float = 0.01
+    steps: int = 30
+    step: float = 0.02
     momentum: float = 0.35
-    stop: float = 0.0
+    stop: float = 0.2
     guidance: float | None = None
     size: Size | None = None
 
@@ -55,8 +56,8 @@ class DescentOptions:
 class EqM(Denoiser):
     """A U-Net that predicts the gradient of an energy, or whose product with the image is the energy.
 
-    energy: dot: E(x) = x · f(x), whose gradient takes a second pass through the network; none: the network is
-      the gradient itself.
+    energy: implicit: the network is the gradient, though of an energy only as far as it learns one; dot: E(x)
+      = x · f(x), whose gradient takes a second pass through the network, and training a third.
     time_sampling: γ of a batch: uniform; one from each of its equal shares of [0, 1) (stratified); or
       logit-normal, which has more in the middle.
     shift: factor of the noise-to-signal ratio (1 − γ) / γ; auto: side / 64, at least 1.
@@ -69,7 +70,7 @@ class EqM(Denoiser):
         data: DataInfo,
         *,
         unet: UNetOptions = UNetOptions(),
-        energy: Literal["dot", "none"] = "dot",
+        energy: Literal["implicit", "dot"] = "implicit",
         time_sampling: TimeSampling = "stratified",
         shift: Shift = 1.0,
         labels: ClusterOptions = ClusterOptions(),
@@ -96,8 +97,9 @@ class EqM(Denoiser):
         """The gradient of `energy`, in training with its graph, which fused attention does not have."""
         trains = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            x, y, drop = (v if v is None else v.clone() for v in (x, y, drop))  # no inference tensors
-            energy = self.energy(x.requires_grad_(), y, drop)
+            x = x.clone().requires_grad_()  # a copy is no inference tensor
+            y, drop = (v if v is None else v.clone() for v in (y, drop))
+            energy = self.energy(x, y, drop)
             return torch.autograd.grad(energy.sum(), x, create_graph=trains)[0]
 
     def energy(self, x: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
