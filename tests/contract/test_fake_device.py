@@ -80,6 +80,7 @@ TRAINED = {
     "models/flow_matching/fm.py::FlowMatching.fit_path": "a covariance, in float64",
     "models/flow_matching/fm.py::FlowMatching.score_path": "a distance, in float64",
     "models/denoising/samplers.py::solve_adaptive": "whether all images have arrived",
+    "models/energy/eqm.py::descend": "whether all images have arrived",
     "engine/ema.py::EMA.swapped": "which statistics the averaged weights have changed",
     "models/nn/__init__.py::traversal": "the dimensions that change most, by which rows are named",
     "models/gan/cyclegan.py": "each image by the translator of its domain, by which rows are named",

@@ -98,7 +98,7 @@ class Heard(nn.Module):
         return x * self.weight
 
 
-@pytest.mark.parametrize("name", ["fm", "rf", "sgm", "ddpm", "ncsnv2", "zigma"])
+@pytest.mark.parametrize("name", ["fm", "rf", "sgm", "ddpm", "ncsnv2", "zigma", "eqm"])
 def test_the_network_is_told_the_cluster_in_training_and_guided_to_a_drawn_one_in_sampling(name):
     """The guided output is that of `guided_output`, whose equation test_fm and test_ddpm check."""
     patch = {"patch": 1} if name in ("rf", "zigma") else {}

@@ -87,7 +87,7 @@ class Denoiser(Labelled):
         level = self.process.levels_at(t)
         x_t = level.alpha * x + level.sigma * eps
         inputs = self.inputs(x_t, level, self.training_guide(batch))
-        out = to_fp32(self.net(inputs, self.time_input(t), y, drop))
+        out = self.raw_output(inputs, self.time_input(t), y, drop)
         return self.objective(out, self.target(x, eps, level), level)
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
@@ -133,6 +133,10 @@ class Denoiser(Labelled):
         """The network's second input at times t [B]; a network of two times gets [B, 2]."""
         return self.process.scale * t
 
+    def raw_output(self, x: Tensor, t: Tensor, y: Tensor | None, drop: Tensor | None = None) -> Tensor:
+        """The unguided output for the network's inputs, in fp32."""
+        return to_fp32(self.net(x, t, y, drop))
+
     def output(
         self,
         x: Tensor,
@@ -149,10 +153,10 @@ class Denoiser(Labelled):
         """The output u + scale · (c − u) in fp32, of c with labels and u without (Ho & Salimans 2022,
         arXiv:2207.12598, eq. 6): one pass of a doubled batch, at scales 1 and 0 of the batch alone."""
         if y is None or scale in (0, 1):
-            return to_fp32(self.net(x, t, y if scale else None))
+            return self.raw_output(x, t, y if scale else None)
         n = x.shape[0]
         label_hidden = torch.arange(2 * n, device=x.device) >= n
-        out = to_fp32(self.net(x.repeat(2, 1, 1, 1), torch.cat([t, t]), torch.cat([y, y]), label_hidden))
+        out = self.raw_output(x.repeat(2, 1, 1, 1), torch.cat([t, t]), torch.cat([y, y]), label_hidden)
         return torch.lerp(out[n:], out[:n], scale)
 
     def to_estimate(self, out: Tensor, x: Tensor, level: Level) -> Estimate:

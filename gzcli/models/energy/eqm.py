@@ -1,0 +1,159 @@
+"""Equilibrium Matching — Wang & Du 2025, arXiv:2510.02300: one energy without a time, whose gradient leads
+from any mixture of noise and data to the data.
+
+    x_γ = γ x + (1 − γ) ε,   E ‖∇E(x_γ) − c(γ) (ε − x)‖²,   c(γ) = λ min(1, (1 − γ) / (1 − a))
+
+The gradient vanishes at the data, so images are made by gradient descent from noise. γ runs from noise at 0
+to data at 1. A network f is the gradient of an energy that stays implicit (EqM); or the energy is E(x) = x ·
+f(x) (EqM-E, "dot").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gzcli.core.types import DataInfo, Noise, Progress, no_progress
+from gzcli.core.units import Size
+from gzcli.models.denoising.denoiser import Denoiser
+from gzcli.models.denoising.process import CondOT, Level, Shift, TimeSampling, shift_of
+from gzcli.models.denoising.samplers import root_mean_square
+from gzcli.models.labelled import ClusterOptions
+from gzcli.models.nn import at_least, to_fp32
+from gzcli.models.nn.unet import UNet, UNetOptions
+
+SCALE, KNEE = 4.0, 0.8  # λ of the gradient, and a, the γ from which it decays
+NODES = 16  # of the integral of an implicit energy
+
+
+@dataclass(frozen=True)
+class DescentOptions:
+    """Gradient descent from noise to an image.
+
+    steps: at most; each takes a gradient of the energy, or a network call of an implicit one.
+    step: length η of a step in units of the gradient; the descent diverges from about .08 on.
+    momentum: share μ of the last step that the next one repeats (Nesterov 1983), 0 … 1.
+    stop: root mean square of an image's gradient below which it is finished; a twentieth of it is about the
+      distance that is left, so that .2 is a grey level of 256.
+    guidance: strength of the labels; 1: as trained, 0: without them, more: sharper; null: 1, and 1.3 towards
+      clusters.
+    size: size of the images in pixels; null: as in training.
+    """
+
+    steps: int = 30
+    step: float = 0.02
+    momentum: float = 0.35
+    stop: float = 0.2
+    guidance: float | None = None
+    size: Size | None = None
+
+
+class EqM(Denoiser):
+    """A U-Net that predicts the gradient of an energy, or whose product with the image is the energy.
+
+    energy: implicit: the network is the gradient, though of an energy only as far as it learns one; dot: E(x)
+      = x · f(x), whose gradient takes a second pass through the network, and training a third.
+    time_sampling: γ of a batch: uniform; one from each of its equal shares of [0, 1) (stratified); or
+      logit-normal, which has more in the middle.
+    shift: factor of the noise-to-signal ratio (1 − γ) / γ; auto: side / 64, at least 1.
+    """
+
+    paper = "Wang & Du 2025, arXiv:2510.02300"
+
+    def __init__(
+        self,
+        data: DataInfo,
+        *,
+        unet: UNetOptions = UNetOptions(),
+        energy: Literal["implicit", "dot"] = "implicit",
+        time_sampling: TimeSampling = "stratified",
+        shift: Shift = 1.0,
+        labels: ClusterOptions = ClusterOptions(),
+    ):
+        net = UNet.of(data, unet, classes=labels.count(data))
+        super().__init__(data, net, CondOT(shift=shift_of(shift, data.shape)), labels)
+        self.explicit, self.time_sampling = energy == "dot", time_sampling
+
+    # ---- the energy and its gradient
+
+    def target(self, x: Tensor, eps: Tensor, level: Level) -> Tensor:
+        return SCALE * (level.sigma / (1 - KNEE)).clamp(max=1) * (eps - x)
+
+    def time_input(self, t: Tensor) -> Tensor:
+        """The network sees no time."""
+        return torch.zeros_like(t)
+
+    def raw_output(self, x: Tensor, t: Tensor, y: Tensor | None, drop: Tensor | None = None) -> Tensor:
+        """∇E(x) of the batch, in fp32."""
+        return self.slope(x, y, drop) if self.explicit else super().raw_output(x, t, y, drop)
+
+    @torch.compiler.disable  # torch compiles no gradient of a gradient
+    def slope(self, x: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
+        """The gradient of `energy`, in training with its graph, which fused attention does not have."""
+        trains = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            x = x.clone().requires_grad_()  # a copy is no inference tensor
+            y, drop = (v if v is None else v.clone() for v in (y, drop))
+            energy = self.energy(x, y, drop)
+            return torch.autograd.grad(energy.sum(), x, create_graph=trains)[0]
+
+    def energy(self, x: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
+        """[B]: E(x) = x · f(x); of an implicit energy, its rise ∫ x · f(s x) ds along the ray from 0 to x."""
+        shares = [1.0] if self.explicit else [(i + 0.5) / NODES for i in range(NODES)]
+        slopes = [to_fp32(self.net(s * x, x.new_zeros(len(x)), y, drop)) for s in shares]
+        return (x * torch.stack(slopes).mean(0)).flatten(1).sum(1)
+
+    def gradient(self, y: Tensor | None, guidance: float = 1.0) -> Callable[[Tensor], Tensor]:
+        """The gradient of the energy, given labels y; guided, of E(x) + guidance · (E(x | y) − E(x))."""
+        self.check_guidance(guidance, y)
+        return lambda x: self.guided_output(x, x.new_zeros(len(x)), y, guidance)
+
+    # ---- sampling
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        *,
+        labels: Tensor | None = None,
+        noise: Noise,
+        progress: Progress = no_progress,
+        options: DescentOptions = DescentOptions(),
+    ) -> Tensor:
+        """n images [n, C, H, W] in [-1, 1], by descending the energy from noise."""
+        x, y = self.initial_noise(n, labels, noise, options.size)
+        gradient = self.gradient(y, self.guidance_scale(options.guidance))
+        return self.into_range(descend(gradient, x, options, progress))
+
+    # ---- out-of-distribution scores
+
+    def score_energy(self, x: Tensor, *, noise: Noise) -> Tensor:
+        """[B]: the energy of an image, which is low at the data."""
+        return self.energy(x, self.image_condition(x))
+
+    def score_gradient(self, x: Tensor, *, noise: Noise) -> Tensor:
+        """[B]: the norm of the energy's gradient, which vanishes at the data."""
+        return self.gradient(self.image_condition(x))(x).flatten(1).norm(dim=1)
+
+
+def descend(
+    gradient: Callable[[Tensor], Tensor], x: Tensor, options: DescentOptions, progress: Progress
+) -> Tensor:
+    """The images at which descent from x with Nesterov's momentum ends. Each image stops by itself, so that
+    it does not depend on its batch."""
+    at_least(1, steps=options.steps)
+    before, moves = x, x.new_ones(len(x), dtype=torch.bool)
+    for i in range(options.steps):
+        ahead = x + options.momentum * (x - before)
+        slope = gradient(ahead)
+        moves = moves & (root_mean_square(slope) > options.stop)
+        before, x = x, torch.where(moves[:, None, None, None], ahead - options.step * slope, x)
+        progress(i + 1, options.steps, x)
+        if not moves.any():
+            break
+    return x
