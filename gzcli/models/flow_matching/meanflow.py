@@ -49,5 +49,5 @@ class MeanFlow(AverageVelocity):
 
         velocity = to_fp32(self.net(x, self.time_input(t), y, drop))
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
-            _, slope = torch.func.jvp(average, (x, t), (velocity, torch.ones_like(t)))
+            slope = torch.func.jvp(average, (x, t), (velocity, torch.ones_like(t)))[1]
         return v + per_image(s - t) * slope, 1.0
