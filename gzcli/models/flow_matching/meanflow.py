@@ -18,7 +18,7 @@ from gzcli.models.denoising.process import per_image
 from gzcli.models.flow_matching.average_velocity import AverageVelocity, IntervalOptions
 from gzcli.models.flow_matching.fm import FlowOptions
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn import to_fp32
+from gzcli.models.nn import is_shape_only, to_fp32
 from gzcli.models.nn.unet import UNetOptions
 
 
@@ -47,6 +47,8 @@ class MeanFlow(AverageVelocity):
         def average(x: Tensor, t: Tensor) -> Tensor:
             return to_fp32(self.net(x, self.time_input(torch.stack([t, s], 1)), y, drop))
 
+        if is_shape_only():  # where torch's derivatives of some layers fail
+            return v + per_image(s - t) * average(x, t), 1.0
         velocity = to_fp32(self.net(x, self.time_input(t), y, drop))
         with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
             slope = torch.func.jvp(average, (x, t), (velocity, torch.ones_like(t)))[1]
