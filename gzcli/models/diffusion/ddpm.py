@@ -20,7 +20,15 @@ from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, moved, n
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.applications import NoiseApplications, block_means, downscale, interpolate_images
 from gzcli.models.denoising.denoiser import UNCLIPPED, WalkOptions
-from gzcli.models.denoising.process import DiscreteVP, Level, ScheduleName, Shift, TimeSampling, shift_of
+from gzcli.models.denoising.process import (
+    LEAST_SIGMA,
+    DiscreteVP,
+    Level,
+    ScheduleName,
+    Shift,
+    TimeSampling,
+    shift_of,
+)
 from gzcli.models.denoising.samplers import Sampler
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import as_interpolations, at_least, complete_pairs
@@ -44,7 +52,8 @@ class DiffusionOptions:
     shift: factor of the noise-to-signal ratio σ/α at every level; auto: side / 64, at least 1 (Hoogeboom
       2023, arXiv:2301.11093).
     zero_snr: whether the last level is pure noise (Lin 2023); not with prediction eps.
-    prediction: what the network predicts: the noise eps, the image x0, or v = α ε − σ x_0 (Salimans 2022).
+    prediction: what the network predicts: the noise eps; v = α ε − σ x_0 (Salimans 2022); or the image x0,
+      whose error is then that of v (Li & He 2025, arXiv:2511.13720).
     loss_type: error of the prediction: squared (l2), absolute (l1) or Huber's.
     min_snr: γ of min-SNR-γ weights (Hang 2023); null: the plain error of the prediction (Ho 2020, eq. 14).
     time_sampling: how a batch draws its times: each on its own (uniform); one from each of its equal shares
@@ -128,7 +137,8 @@ class Diffusion(NoiseApplications):
     def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
         error = LOSSES[self.loss_type](out, target, reduction="none").flatten(1).mean(1)  # [B]
         if self.min_snr is None:
-            return {"loss": error.mean()}
+            weight = 1 / level.sigma.view(-1).clamp(min=LEAST_SIGMA) ** 2 if self.prediction == "x0" else 1
+            return {"loss": (weight * error).mean()}
         snr = self.process.snrs[level.t]
         # the weight of the error of x_0 in the error of the prediction
         plain = {"eps": snr, "x0": torch.ones_like(snr), "v": snr + 1}[self.prediction]

@@ -22,7 +22,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.denoising.applications import Applications
 from gzcli.models.denoising.denoiser import DrawOptions, LikelihoodByODE
-from gzcli.models.denoising.process import CondOT, Level, Shift, TimeSampling, shift_of
+from gzcli.models.denoising.process import LEAST_SIGMA, CondOT, Level, Shift, TimeSampling, shift_of
 from gzcli.models.denoising.samplers import Path, Randn, Solver, solve
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import full_fp32, to_fp32
@@ -30,7 +30,6 @@ from gzcli.models.nn.unet import UNet, UNetOptions
 
 FlowPrediction = Literal["velocity", "x0"]
 
-LEAST_SIGMA = 0.05  # of the weights of an image's error (Li & He 2025, section 4)
 END_SIGMA = 0.002  # by which a predicted image becomes a velocity at the end, where a likelihood starts
 
 
