@@ -261,7 +261,7 @@ class Judge:
         """The figures of real images that were drawn as those of a contestant, at the grey levels of all
         contestants so far that were drawn so."""
         n, strata, levels = len(entry), entry.strata, entry.levels
-        key = n, strata.name + strata.key if strata else ""
+        key = n, entry.layout
         if key not in self.floors:
             images, drawn = min(n, self.real.at_most), strata.name if strata else "random"
             self.floors[key] = floor = Floor(n, images, drawn)
@@ -283,7 +283,7 @@ class Judge:
         return floor
 
     def first_draw(self, entry: Contestant) -> tuple[ImageSet, ImageSet]:
-        key = len(entry), entry.levels, entry.strata.name + entry.strata.key if entry.strata else ""
+        key = len(entry), entry.levels, entry.layout
         if key not in self.first_draws:
             n = min(len(entry), self.real.at_most)
             self.first_draws[key] = next(self.real.draws(n, entry.levels, entry.strata))

@@ -62,6 +62,11 @@ class Contestant:
         """Grey levels of the model; None for images from elsewhere, which have those of the set."""
         return self.trained.images.levels if self.trained else None
 
+    @property
+    def layout(self) -> str:
+        """A key of what the images lie evenly over; "" of random ones."""
+        return self.strata.name + self.strata.key if self.strata else ""
+
     def __len__(self) -> int:
         return len(self.images)
 

@@ -332,4 +332,5 @@ def test_the_prior_learns_the_codes_of_each_class_and_does_what_its_autoencoder_
     for name in ("recon", "denoise"):
         assert torch.equal(*(getattr(m, f"score_{name}")(x, noise=noise(4)) for m in (prior, trained)))
     assert not any(key.startswith("autoencoder") for key in prior.state_dict())
-    refused("without labels", LatentPrior.of, DataInfo((1, 8, 8)), autoencoder=trained, conditional=True)
+    unlabelled = DataInfo((1, 8, 8))
+    refused("a data set with labels", LatentPrior.of, unlabelled, autoencoder=trained, conditional=True)
