@@ -135,10 +135,13 @@ class Diffusion(NoiseApplications):
     # ---- training
 
     def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
-        error = LOSSES[self.loss_type](out, target, reduction="none").flatten(1).mean(1)  # [B]
+        of_v = self.prediction == "x0" and self.min_snr is None
+        scale = level.sigma.clamp(min=LEAST_SIGMA) if of_v else 1.0
+        error = (
+            LOSSES[self.loss_type](out / scale, target / scale, reduction="none").flatten(1).mean(1)
+        )  # [B]
         if self.min_snr is None:
-            weight = 1 / level.sigma.view(-1).clamp(min=LEAST_SIGMA) ** 2 if self.prediction == "x0" else 1
-            return {"loss": (weight * error).mean()}
+            return {"loss": error.mean()}
         snr = self.process.snrs[level.t]
         # the weight of the error of x_0 in the error of the prediction
         plain = {"eps": snr, "x0": torch.ones_like(snr), "v": snr + 1}[self.prediction]
