@@ -191,13 +191,11 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
     if "time" in terms.curves:
         saved = ((seconds, {"checkpoint": str(step), "quick": True}) for step, seconds in kept_steps(run))
         rows["time"] = [{"setting": "time", "seconds": seconds, "variant": v} for seconds, v in saved]
-    jobs = {}
+    jobs, job = {}, replace(terms.job, patience=training_seconds(run), drawing=code_of(run))
     for kind, settings in rows.items():
         if settings:
             variants = tuple(row["variant"] for row in settings)
-            paths, patience = (str(run.path),) * len(settings), training_seconds(run)
-            job = replace(terms.job, runs=paths, variants=variants, patience=patience, drawing=code_of(run))
-            jobs[kind] = job, settings
+            jobs[kind] = replace(job, runs=(str(run.path),) * len(settings), variants=variants), settings
     return jobs
 
 

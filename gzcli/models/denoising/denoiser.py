@@ -25,12 +25,14 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress
 from gzcli.core.units import Size, sides
 from gzcli.models.denoising import samplers
-from gzcli.models.denoising.process import Level, Process, TimeSampling, stratified
+from gzcli.models.denoising.process import Level, Process, TimeSampling, normal_draws, stratified
 from gzcli.models.denoising.samplers import Denoise, Estimate, Sampler, Solver, Velocity, solve
-from gzcli.models.labelled import ClusterOptions, Labelled
+from gzcli.models.labelled import ClusterOptions, Labelled, LabelOptions
 from gzcli.models.nn import double, to_fp32
 
 Prediction = Literal["eps", "x0", "v", "velocity"]
+
+LEAST_SIGMA = 0.05  # by which the error of a predicted image is divided (Li & He 2025, arXiv:2511.13720)
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Denoiser(Labelled):
         if self.time_sampling != "uniform":
             u = stratified(u, noise)
         if self.time_sampling == "logit_normal":
-            u = torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)).sigmoid()
+            u = normal_draws(u).sigmoid()
         return self.process.times(u)
 
     def noise_and_images(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -228,6 +230,12 @@ class Denoiser(Labelled):
         s = x0.abs().flatten(1).quantile(dynamic, 1).clamp(min=1)[:, None, None, None]
         return x0.clamp(-s, s) / s
 
+    def learn_from(self, teacher: Denoiser) -> None:
+        """Attaches the teacher, whose clusters are the student's."""
+        if self.clusters is not None:
+            self.clusters.load_state_dict(teacher.get_submodule("clusters").state_dict())
+        self.attach("teacher", teacher)
+
     # ---- sampling
 
     def initial_noise(
@@ -266,6 +274,23 @@ class Denoiser(Labelled):
         if self.data.levels is None:
             raise UsageError("latents have no grey levels, so no likelihood of the discrete image")
         return self.data.levels
+
+
+def over_sigma(out: Tensor, target: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+    """A predicted image and the true one over σ: their error is that of v, or of the velocity."""
+    scale = level.sigma.clamp(min=LEAST_SIGMA)
+    return out / scale, target / scale
+
+
+def conditions_of(teacher: Denoiser, labels: LabelOptions) -> ClusterOptions:
+    """The conditions of a student with the network of a `teacher`. Raises UsageError if only one of both is
+    conditional."""
+    if labels.conditional != teacher.conditional:
+        value = str(teacher.conditional).lower()
+        message = f"the teacher's `model.conditional` is {value}, and the student's is not"
+        raise UsageError(message, hint="set both alike")
+    clusters = 0 if teacher.clusters is None else len(teacher.clusters)
+    return ClusterOptions(labels.conditional, labels.label_dropout, clusters)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ TimesT = TypeVar("TimesT", float, Tensor)
 UNSHIFTED = 64.0  # the side up to which noise is not shifted
 SIGMA_MAX = 80.0  # the noise-to-signal ratio σ/α at which EDM starts (Karras 2022, table 1)
 BETA_MAX = 20.0  # β at t = 1, of VP and SubVP (Song 2021, appendix C)
-LEAST_SIGMA = 0.05  # of the weight 1/σ² of the error of a predicted image (Li & He 2025, arXiv:2511.13720)
 STOP_TIME = 1e-3  # the time at which samplers of an SDE stop (appendix C); Tweedie's formula removes the rest
 # σ/α at the ends of a CondOT path: nearly pure noise, and invisible noise
 START_RATIO, END_RATIO = 80.0, 0.02
@@ -109,6 +108,11 @@ def stratified(u: Tensor, noise: Noise) -> Tensor:
     2021, arXiv:2107.00630, appendix I.1); unchanged for a `noise` without a global batch."""
     total, start = getattr(noise, "total", None), getattr(noise, "start", 0)
     return (u + (start + torch.arange(len(u), device=u.device))) / total if total else u
+
+
+def normal_draws(u: Tensor) -> Tensor:
+    """The standard normal draws of uniform ones in [0, 1)."""
+    return torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6))
 
 
 def shift_of(shift: Shift, shape: Sequence[int]) -> float:

@@ -19,16 +19,8 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, moved, no_progress
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.applications import NoiseApplications, block_means, downscale, interpolate_images
-from gzcli.models.denoising.denoiser import UNCLIPPED, WalkOptions
-from gzcli.models.denoising.process import (
-    LEAST_SIGMA,
-    DiscreteVP,
-    Level,
-    ScheduleName,
-    Shift,
-    TimeSampling,
-    shift_of,
-)
+from gzcli.models.denoising.denoiser import UNCLIPPED, WalkOptions, over_sigma
+from gzcli.models.denoising.process import DiscreteVP, Level, ScheduleName, Shift, TimeSampling, shift_of
 from gzcli.models.denoising.samplers import Sampler
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import as_interpolations, at_least, complete_pairs
@@ -135,11 +127,9 @@ class Diffusion(NoiseApplications):
     # ---- training
 
     def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
-        of_v = self.prediction == "x0" and self.min_snr is None
-        scale = level.sigma.clamp(min=LEAST_SIGMA) if of_v else 1.0
-        error = (
-            LOSSES[self.loss_type](out / scale, target / scale, reduction="none").flatten(1).mean(1)
-        )  # [B]
+        if self.prediction == "x0" and self.min_snr is None:
+            out, target = over_sigma(out, target, level)
+        error = LOSSES[self.loss_type](out, target, reduction="none").flatten(1).mean(1)  # [B]
         if self.min_snr is None:
             return {"loss": error.mean()}
         snr = self.process.snrs[level.t]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,10 +24,10 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.core.units import Size
 from gzcli.models.base import Model
-from gzcli.models.denoising.denoiser import Denoiser
-from gzcli.models.denoising.process import SIGMA_MAX, Level, per_image, stratified
+from gzcli.models.denoising.denoiser import Denoiser, conditions_of
+from gzcli.models.denoising.process import SIGMA_MAX, Level, normal_draws, per_image, stratified
 from gzcli.models.denoising.samplers import Estimate
-from gzcli.models.labelled import ClusterOptions, LabelOptions
+from gzcli.models.labelled import LabelOptions
 from gzcli.models.nn import at_least
 
 LEAST = 0.005  # σ below which an image is clean
@@ -76,10 +76,7 @@ class ECT(Denoiser):
     ):
         if not isinstance(teacher, Denoiser):
             raise UsageError("the stage `teacher` is no denoiser", hint="make it a `ddpm`, `sgm` or `fm`")
-        if labels.conditional != teacher.conditional:
-            value = str(teacher.conditional).lower()
-            message = f"the teacher's `model.conditional` is {value}, and the student's is not"
-            raise UsageError(message, hint="set both alike")
+        conditions = replace(conditions_of(teacher, labels), label_dropout=0.0)
         if tuning.q <= 1:
             raise UsageError(f"`model.q` must be above 1, not {tuning.q:g}")
         at_least(1, stages=tuning.stages)
@@ -87,11 +84,8 @@ class ECT(Denoiser):
         for module in net.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # f(x_t, t) and f(x_r, r) would differ by their masks alone
-        clusters = 0 if teacher.clusters is None else len(teacher.clusters)
-        super().__init__(data, net, teacher.process, ClusterOptions(labels.conditional, 0.0, clusters))
-        if self.clusters is not None:
-            self.clusters.load_state_dict(teacher.get_submodule("clusters").state_dict())
-        self.attach("teacher", teacher)
+        super().__init__(data, net, teacher.process, conditions)
+        self.learn_from(teacher)
         self.tuning, self.guidance = tuning, teacher.guidance_scale(tuning.tuned_guidance)
         top = teacher.process.ratio_level(SIGMA_MAX)
         self.sigma_max = top.sigma / top.alpha
@@ -127,8 +121,8 @@ class ECT(Denoiser):
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
         eps, y = batch.noise.randn(*batch.x.shape), self.condition(batch)
-        u = stratified(batch.noise.rand(len(batch)), batch.noise).clamp(1e-6, 1 - 1e-6)
-        t = (self.tuning.log_mean + self.tuning.log_std * torch.special.ndtri(u)).exp()
+        z = normal_draws(stratified(batch.noise.rand(len(batch)), batch.noise))
+        t = (self.tuning.log_mean + self.tuning.log_std * z).exp()
         t = t.clamp(2 * LEAST, self.sigma_max)
         r = t * (1 - self.gap * (1 + K * (-t).sigmoid()))
         r = torch.where(r < LEAST, 0.0, r)

@@ -21,8 +21,8 @@ from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.denoising.applications import Applications
-from gzcli.models.denoising.denoiser import DrawOptions, LikelihoodByODE
-from gzcli.models.denoising.process import LEAST_SIGMA, CondOT, Level, Shift, TimeSampling, shift_of
+from gzcli.models.denoising.denoiser import DrawOptions, LikelihoodByODE, over_sigma
+from gzcli.models.denoising.process import CondOT, Level, Shift, TimeSampling, shift_of
 from gzcli.models.denoising.samplers import Path, Randn, Solver, solve
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import full_fp32, to_fp32
@@ -106,9 +106,9 @@ class FlowMatching(LikelihoodByODE, Applications):
         return eps, x
 
     def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
-        """The error of the velocity, which is that of the image over σ."""
-        scale = level.sigma.clamp(min=LEAST_SIGMA) if self.prediction == "x0" else 1.0
-        return {"loss": ((out - target) / scale).square().mean()}
+        if self.prediction == "x0":
+            out, target = over_sigma(out, target, level)
+        return super().objective(out, target, level)
 
     # ---- sampling
 

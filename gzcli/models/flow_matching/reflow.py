@@ -12,11 +12,12 @@ from torch import Tensor
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo
 from gzcli.models.base import Model
+from gzcli.models.denoising.denoiser import conditions_of
 from gzcli.models.denoising.process import TimeSampling
 from gzcli.models.denoising.samplers import Solver, solve
 from gzcli.models.flow_matching.average_velocity import AverageVelocity
 from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions
-from gzcli.models.labelled import ClusterOptions, LabelOptions
+from gzcli.models.labelled import LabelOptions
 
 
 class Reflow(FlowMatching):
@@ -54,19 +55,11 @@ class Reflow(FlowMatching):
             raise UsageError("`model.pairs` is the number of pairs a training image, 1 or more")
         if not isinstance(teacher, FlowMatching) or isinstance(teacher, AverageVelocity):
             raise UsageError("the stage `teacher` is no flow", hint="make it an `rf` or an `fm`")
-        if labels.conditional != teacher.conditional:
-            value = str(teacher.conditional).lower()
-            raise UsageError(
-                f"the teacher's `model.conditional` is {value}, and the student's is not",
-                hint="set both alike",
-            )
+        conditions = conditions_of(teacher, labels)
         net = copy.deepcopy(teacher.get_submodule("net")).requires_grad_(True)
         flow = FlowOptions(time_sampling, teacher.process.shift, prediction=teacher.prediction)
-        clusters = 0 if teacher.clusters is None else len(teacher.clusters)
-        super().__init__(data, net, flow, ClusterOptions(labels.conditional, labels.label_dropout, clusters))
-        if self.clusters is not None:
-            self.clusters.load_state_dict(teacher.get_submodule("clusters").state_dict())
-        self.attach("teacher", teacher)
+        super().__init__(data, net, flow, conditions)
+        self.learn_from(teacher)
         self.pairs_each, self.pair_solver, self.pair_steps = pairs, pair_solver, pair_steps
         self.pair_guidance = teacher.guidance_scale(pair_guidance)
 
