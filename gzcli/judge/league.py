@@ -1,6 +1,6 @@
 """A league: models that are each trained for the same time on one set, with several seeds, and judged alike.
 
-Runs are identified by the fingerprint of their request, so a league resumes where it stopped, and leagues
+Runs are identified by what was asked for, so a league resumes where it stopped, and leagues
 share runs.
 """
 
@@ -24,7 +24,7 @@ from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.launch import forecast, launcher
 from gzcli.launch import plan as planning
 from gzcli.launch.launcher import Plan
-from gzcli.launch.plan import Request, Start, fingerprint
+from gzcli.launch.plan import Request, Start, is_of_training, training
 from gzcli.metrics import standings
 from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe
@@ -93,9 +93,9 @@ class Entry:
 
     def run(self) -> Run | None:
         """The finished run of this training, else the newest that has begun."""
-        key = fingerprint(self.recipe, self.plan)
         model, data = self.request.recipe.card.name, self.request.recipe.key
-        matching = [run for run in runs.all_runs(model=model, data=data) if run.status().get("asked") == key]
+        similar = runs.all_runs(model=model, data=data)
+        matching = [run for run in similar if is_of_training(run, self.recipe, self.plan)]
         finished = (run for run in matching if run.state == "finished")
         started = (run for run in matching if run.has_begun or run.state == "running")
         return next(finished, None) or next(started, None)
@@ -103,7 +103,7 @@ class Entry:
     def train(self, say: Say = silent) -> Run:
         """The finished run. What another process trains is waited for: it is of a league beside this one, or
         was left by one that was killed, and saves a checkpoint."""
-        lock = cache_dir("entries", f"{fingerprint(self.recipe, self.plan)}.lock")
+        lock = cache_dir("entries", f"{_hash(training(self.recipe, self.plan), 16)}.lock")
         with files.lock(lock, on_wait=lambda: say("another `gz` trains it: waiting")):
             if (run := self.run()) and run.is_held:
                 say(f"another process trains `{run.id}`: waiting")

@@ -31,7 +31,7 @@ from gzcli.launch.forecast import check_set, in_steps
 from gzcli.launch.launcher import Plan
 from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe, anchored, recipe_of
-from gzcli.recipe.resolve import Resolved, changes_loss, resolve
+from gzcli.recipe.resolve import Resolved, changes_loss, dotted, resolve
 from gzcli.recipe.yaml import dump
 from gzcli.store import claims, files, model_files, runs
 from gzcli.store.paths import user_dir
@@ -374,11 +374,9 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
 
     cpu = recipe.launch.cpu or trains_on_cpu(p.gpus, p.processes)
     recipe = recipe.launched(replace(recipe.launch.alone(), threads=p.threads, cpu=cpu))
-    key = target.status().get("asked")
-    if key is None or trained_by(target.tree()) != trained_by(recipe.tree()):
-        key = fingerprint(recipe, p)
-    files.write_atomic(target.recipe_file, dump(recipe.tree()))
     before = files.read_object(target.environment_file)
+    same = "training" in before and trained(target.tree()) == trained(recipe.tree())
+    files.write_atomic(target.recipe_file, dump(recipe.tree()))
     packages = ("gzcli", "torch", "torchvision", "accelerate", "numpy")
     env = {
         "packages": {name: version(name) for name in packages},
@@ -389,12 +387,13 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
         "threads": p.threads,
         "gpus": p.gpus,
         "command": [Path(sys.argv[0]).name.replace("__main__.py", "gz"), *sys.argv[1:]],
+        "training": before["training"] if same else training(recipe, p),
         "data": before.get("data"),  # a resume compares its data with this record
         "models": before.get("models") or kept_models(target, recipe),
     }
     files.write_json(target.environment_file, env)
     start = {"state": "planned", "error": None, "code": None}
-    target.update(**start, asked=key)
+    target.update(**start)
     for part in recipe.parts if recipe.stages else ():
         stage = target.stage(part.stage)
         stage.path.mkdir(parents=True, exist_ok=True)
@@ -459,15 +458,25 @@ def halve(run: Run, processes: int) -> str | None:
     return f"a batch of {train['batch_size']} does not fit the GPU: {pieces} parts of {share // pieces}"
 
 
-def fingerprint(recipe: Recipe, p: Plan) -> str:
-    """A hash of what is trained, and for which time, as it was asked for: before `train.minutes` become
-    steps."""
-    text = f"{trained_by(recipe.tree())} {p.processes} {p.gpus} {p.threads}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def training(recipe: Recipe, p: Plan) -> dict[str, Any]:
+    """What is trained, and for which time, as it was asked for: before `train.minutes` become steps."""
+    return {"recipe": trained(recipe.tree()), "on": [p.processes, p.gpus, p.threads]}
 
 
-def trained_by(tree: Mapping[str, Any]) -> str:
-    """The part of a recipe's tree that decides what is trained, as JSON, where tuples and lists are alike."""
+def is_of_training(run: Run, recipe: Recipe, p: Plan) -> bool:
+    """Whether a run is that training. Keys that came later have their defaults in its recipe; a recipe with a
+    key that is gone is another."""
+    before = files.read_object(run.environment_file).get("training") or {}
+    try:
+        filled = trained(recipe_of(before["recipe"]).tree())
+    except (KeyError, GzError):
+        return False
+    gone = set(dotted(before["recipe"])) - set(dotted(filled))
+    return not gone and {**before, "recipe": filled} == training(recipe, p)
+
+
+def trained(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a recipe's tree that decides what is trained, as JSON has it."""
 
     def cut(tree: Any) -> Any:
         if not isinstance(tree, Mapping):  # a stage that is a run's id
@@ -479,7 +488,7 @@ def trained_by(tree: Mapping[str, Any]) -> str:
             keys["stages"] = {name: cut(stage) for name, stage in stages.items()}
         return keys
 
-    return json.dumps(cut(tree), sort_keys=True)
+    return dict(json.loads(json.dumps(cut(tree))))
 
 
 def note_whole(run: Run, request: Request, recipe: Recipe) -> None:

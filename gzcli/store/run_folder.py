@@ -19,7 +19,7 @@ RUN_ID = re.compile(r"(.+)-(\d{8}-\d{6})-([0-9a-f]{4})")  # model and data, time
 STAGES = "stages"  # the key of a recipe, and the folder of a run
 # types of values of `status.json`; any may be null
 KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("state", "model", "data", "alias", "asked", "copy_of"), str),
+    **dict.fromkeys(("state", "model", "data", "alias", "copy_of"), str),
     **dict.fromkeys(("step", "steps", "order", "pid", "parent", "params", "code", "levels"), int),
     **dict.fromkeys(("created", "started", "ended", "seconds", "work", "peak_memory"), (int, float)),
     **dict.fromkeys(("recipe", "error", "lost"), dict),

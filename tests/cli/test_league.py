@@ -31,7 +31,7 @@ from gzcli.judge.contestants import varied
 from gzcli.judge.league import draw_curves
 from gzcli.launch import launcher
 from gzcli.launch import plan as planning
-from gzcli.launch.plan import write_run
+from gzcli.launch.plan import is_of_training, write_run
 from gzcli.metrics import standings
 from gzcli.recipe.yaml import dump
 from gzcli.store import files, runs
@@ -382,19 +382,29 @@ def test_the_peak_of_memory_is_the_systems():
     assert devices.peak_memory(torch.device("cpu")) == pytest.approx(1024 * most, rel=0.02) and len(held)
 
 
-def test_a_fingerprint_is_of_what_was_asked_for(home):
-    """It survives that minutes become steps, and a longer training has another."""
-    asked = planning.ask("vae", "digits", (), {"train.minutes": 1.0, "seed": 4})
+def test_a_league_knows_its_training(home):
+    """Minutes may become steps and keys may come; a longer training, or a key that is gone, is another."""
+    request = planning.ask("vae", "digits", (), {"train.minutes": 1.0, "seed": 4})
     plan, run = league.Plan(threads=1), runs.create("vae", "digits")
-    write_run(run, asked.recipe, plan)
-    first = run.status()["asked"]
-    other = planning.ask("vae", "digits", (), {"train.minutes": 1.0, "seed": 4, "train.keep": 9}).recipe
-    assert league.fingerprint(other, plan) == first
-    assert league.fingerprint(asked.recipe, replace(plan, threads=2)) != first
-    parts = tuple(replace(p, train=replace(p.train, minutes=None, steps=70)) for p in asked.recipe.parts)
-    in_steps = replace(asked.recipe, parts=parts)
-    files.write_atomic(run.path / "run.yaml", dump(in_steps.tree()))
+    write_run(run, request.recipe, plan)
+    kept = planning.ask("vae", "digits", (), {"train.minutes": 1.0, "seed": 4, "train.keep": 9}).recipe
+    impatient = planning.ask("vae", "digits", ("train.patience=3",), {"train.minutes": 1.0, "seed": 4}).recipe
+    assert is_of_training(run, kept, plan)
+    assert not is_of_training(run, impatient, plan)
+    assert not is_of_training(run, kept, replace(plan, threads=2))
+    parts = tuple(replace(p, train=replace(p.train, minutes=None, steps=70)) for p in request.recipe.parts)
+    in_steps = replace(request.recipe, parts=parts)
+    files.write_atomic(run.recipe_file, dump(in_steps.tree()))
     write_run(run, in_steps, plan)  # a resume
-    assert run.status()["asked"] == first
-    write_run(run, asked.recipe.lengthened(900, [""]), plan)
-    assert run.status()["asked"] != first
+    assert is_of_training(run, kept, plan)
+    env = files.read_object(run.environment_file)
+    files.write_json(run.environment_file, {key: value for key, value in env.items() if key != "training"})
+    assert not is_of_training(run, kept, plan)
+    del env["training"]["recipe"]["train"]["patience"]
+    files.write_json(run.environment_file, env)
+    assert is_of_training(run, kept, plan) and not is_of_training(run, impatient, plan)
+    env["training"]["recipe"]["train"]["haste"] = 3
+    files.write_json(run.environment_file, env)
+    assert not is_of_training(run, kept, plan)
+    write_run(run, request.recipe.lengthened(900, [""]), plan)
+    assert not is_of_training(run, kept, plan)

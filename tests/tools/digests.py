@@ -70,14 +70,12 @@ class Normal:
 
     def json(self, value: Any) -> Any:
         if isinstance(value, dict):
-            # the sum of what was asked for holds the path of the pictures
-            varying = VARYING | ({"asked"} if "photos" in str(value.get("data")) else set())
             made: dict[str, Any] = {}
             for key, one in value.items():
                 name = self(key)
                 while name in made:  # two runs whose ids differ in what was replaced
                     name += "'"
-                made[name] = "<varies>" if key in varying else self.json(one)
+                made[name] = "<varies>" if key in VARYING else self.json(one)
             return made
         if isinstance(value, list):
             return [self.json(one) for one in value]
