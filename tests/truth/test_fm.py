@@ -26,7 +26,7 @@ from gzcli.recipe import schema
 
 INFO = DataInfo((1, 4, 4), 256, tuple("abc"))
 SCALE = CondOT.scale
-CALLS = {name: len(weights) for name, (_, _, weights) in TABLEAUX.items()}  # of the network in a step
+CALLS = {"sde": 1} | {name: len(weights) for name, (_, _, weights) in TABLEAUX.items()}  # of a step
 SMALL = {"channels": 8, "mult": (1,), "attention": (), "groups": 4}
 
 
@@ -71,7 +71,7 @@ def test_solvers_recover_the_data_at_the_cost_that_they_state(solver):
     x = flat(model.sample)(4000, noise=noise(4000), progress=no_progress, sampler=solver, steps=steps)
     assert solver == "adaptive" or len(model.net.times) == CALLS[solver] * steps
     torch.testing.assert_close(x.mean(0), model.net.mean.detach(), atol=0.02, rtol=0)
-    wide = 0.05 if solver == "euler" else 0.01  # it is of first order
+    wide = {"euler": 0.05, "sde": 0.02}.get(solver, 0.01)  # of first order; of random steps
     torch.testing.assert_close(x.std(0), torch.full_like(x[0], 0.3), atol=wide, rtol=0)
 
 
@@ -279,6 +279,16 @@ def test_recipes_and_runs_that_name_the_solver_of_images_are_read():
     both = {"sampler": "ode", "solver": "heun"}
     assert check("sgm", both) == ({"sample": both}, [])
     assert part_of({"model": {"name": "sgm"}, "sample": both}).sample == both
+
+
+@pytest.mark.usefixtures("fp64")
+def test_images_of_the_sde_forget_the_noise_that_they_began_with():
+    ode, sde = (
+        flat(exact().sample)(400, noise=noise(400), progress=no_progress, sampler=name, steps=40)
+        for name in ("midpoint", "sde")
+    )
+    pixels = torch.stack([ode[:, 0, 0, 0], sde[:, 0, 0, 0]])
+    assert abs(float(torch.corrcoef(pixels)[0, 1])) < 0.2
 
 
 @pytest.mark.usefixtures("fp64")

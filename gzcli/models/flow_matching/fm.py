@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -20,8 +21,9 @@ from torch import Tensor, nn
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
+from gzcli.models.denoising import samplers
 from gzcli.models.denoising.applications import Applications
-from gzcli.models.denoising.denoiser import DrawOptions, LikelihoodByODE, over_sigma
+from gzcli.models.denoising.denoiser import DrawOptions, LikelihoodByODE, WalkOptions, over_sigma
 from gzcli.models.denoising.process import CondOT, Level, Shift, TimeSampling, shift_of
 from gzcli.models.denoising.samplers import Path, Randn, Solver, solve
 from gzcli.models.labelled import ClusterOptions
@@ -56,15 +58,16 @@ class FlowOptions:
 
 @dataclass(frozen=True)
 class SamplingOptions(DrawOptions):
-    """The solver of the ODE, its steps and guidance.
+    """The solver of the ODE or the SDE, its steps and guidance.
 
     sampler: the solver of the ODE: with equal steps of one network call (euler), two (midpoint, heun) or four
-      (rk4), or with steps of six that fit the image (adaptive).
-    steps: of the solvers with equal steps.
+      (rk4), or with steps of six that fit the image (adaptive); or sde: of an SDE with the same densities (Ma
+      2024, arXiv:2401.08740, eq. 5), with steps of one call that are even in log σ/α.
+    steps: number of steps; adaptive has its own.
     tolerance: largest error of an adaptive step, for images in [-1, 1].
     """
 
-    sampler: Solver = "midpoint"
+    sampler: Solver | Literal["sde"] = "midpoint"
     steps: int = 10
     tolerance: float = 1e-4
 
@@ -122,8 +125,13 @@ class FlowMatching(LikelihoodByODE, Applications):
         progress: Progress = no_progress,
         options: SamplingOptions = SamplingOptions(),
     ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1], by solving the ODE from noise at t = 0 to data at t = 1."""
+        """n images [n, C, H, W] in [-1, 1], by the ODE or SDE from noise at t = 0 to data at t = 1."""
         x, y = self.initial_noise(n, labels, noise, options.size)
+        if options.sampler == "sde":
+            denoise = self.denoiser(y, WalkOptions(options.guidance, options.interval))
+            path, randn = self.process.path(options.steps), partial(noise.randn, *x.shape)
+            x = samplers.dpmpp(denoise, x, path, noisy=True, randn=randn, progress=progress)
+            return self.into_range(x)
         f = self.velocity(y, self.guidance_scale(options.guidance), options.interval)
         times, solver = self.process.ode_times(options.steps), options.sampler
         how: dict[str, Any] = {"tolerance": options.tolerance, "progress": progress}
