@@ -35,6 +35,17 @@ Prediction = Literal["eps", "x0", "v", "velocity"]
 LEAST_SIGMA = 0.05  # by which the error of a predicted image is divided (Li & He 2025, arXiv:2511.13720)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EstimateOptions:
+    """How the image is estimated from a noised one.
+
+    bounded: whether estimates are clamped to [-1, 1], also in training, where errors beyond cost nothing: a
+      black ground is then black, and the likelihood is higher. Not for latents.
+    """
+
+    bounded: bool = False
+
+
 @dataclass(frozen=True)
 class DrawOptions:
     """Options of samples, for any sampler.
@@ -74,6 +85,7 @@ class Denoiser(Labelled):
     prediction: Prediction = "velocity"  # what the network predicts
     time_sampling: TimeSampling = "stratified"  # how a batch draws its times
     rescale = False  # whether the network sees x / √(α² + σ²) in place of x
+    bounded = False  # whether estimates of x_0 are clamped to [-1, 1]
 
     def __init__(self, data: DataInfo, net: nn.Module, process: Process, labels: ClusterOptions):
         super().__init__(data, labels)
@@ -89,7 +101,7 @@ class Denoiser(Labelled):
         level = self.process.levels_at(t)
         x_t = level.alpha * x + level.sigma * eps
         inputs = self.inputs(x_t, level, self.training_guide(batch))
-        out = self.raw_output(inputs, self.time_input(t), y, drop)
+        out = self.within(self.raw_output(inputs, self.time_input(t), y, drop), x_t, level)
         return self.objective(out, self.target(x, eps, level), level)
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
@@ -149,7 +161,8 @@ class Denoiser(Labelled):
     ) -> Tensor:
         """The guided output at noise levels `level`."""
         t = level.t if isinstance(level.t, Tensor) else x.new_full((len(x),), level.t)
-        return self.guided_output(self.inputs(x, level, guide), self.time_input(t), y, scale)
+        out = self.guided_output(self.inputs(x, level, guide), self.time_input(t), y, scale)
+        return self.within(out, x, level)
 
     def guided_output(self, x: Tensor, t: Tensor, y: Tensor | None, scale: float) -> Tensor:
         """The output u + scale · (c − u) in fp32, of c with labels and u without (Ho & Salimans 2022,
@@ -160,6 +173,15 @@ class Denoiser(Labelled):
         label_hidden = torch.arange(2 * n, device=x.device) >= n
         out = self.raw_output(x.repeat(2, 1, 1, 1), torch.cat([t, t]), torch.cat([y, y]), label_hidden)
         return torch.lerp(out[n:], out[:n], scale)
+
+    def within(self, out: Tensor, x: Tensor, level: Level) -> Tensor:
+        """The output at x whose estimate of x_0 is clamped, if the model is `bounded`. In training the
+        gradient is that of `out` itself: an estimate beyond the range comes back if the image is inside."""
+        if not self.bounded:
+            return out
+        x0 = self.to_estimate(out, x, level).x0.clamp(-1, 1)
+        inside = self.target(x0, (x - level.alpha * x0) / level.sigma, level)
+        return out + (inside - out).detach() if self.training else inside
 
     def to_estimate(self, out: Tensor, x: Tensor, level: Level) -> Estimate:
         """The estimates of x_0 and ε by an output at x."""

@@ -19,7 +19,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, moved, no_progress
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.applications import NoiseApplications, block_means, downscale, interpolate_images
-from gzcli.models.denoising.denoiser import UNCLIPPED, WalkOptions, over_sigma
+from gzcli.models.denoising.denoiser import UNCLIPPED, EstimateOptions, WalkOptions, over_sigma
 from gzcli.models.denoising.process import DiscreteVP, Level, ScheduleName, Shift, TimeSampling, shift_of
 from gzcli.models.denoising.samplers import Sampler
 from gzcli.models.labelled import ClusterOptions
@@ -36,7 +36,7 @@ LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
 
 @dataclass(frozen=True)
-class DiffusionOptions:
+class DiffusionOptions(EstimateOptions):
     """The process and its training loss.
 
     timesteps: T, the number of noise levels; 2 or more.
@@ -123,6 +123,7 @@ class Diffusion(NoiseApplications):
         super().__init__(data, net, schedule, labels)
         self.prediction, self.time_sampling = process.prediction, process.time_sampling
         self.loss_type, self.min_snr = process.loss_type, process.min_snr
+        self.bounded = process.bounded and data.levels is not None
 
     # ---- training
 

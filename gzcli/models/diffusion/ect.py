@@ -86,6 +86,7 @@ class ECT(Denoiser):
                 module.p = 0.0  # f(x_t, t) and f(x_r, r) would differ by their masks alone
         super().__init__(data, net, teacher.process, conditions)
         self.learn_from(teacher)
+        self.bounded = teacher.bounded
         self.tuning, self.guidance = tuning, teacher.guidance_scale(tuning.tuned_guidance)
         top = teacher.process.ratio_level(SIGMA_MAX)
         self.sigma_max = top.sigma / top.alpha
@@ -104,6 +105,9 @@ class ECT(Denoiser):
 
     def to_estimate(self, out: Tensor, x: Tensor, level: Level) -> Estimate:
         return self.teacher.to_estimate(out, x, level)
+
+    def target(self, x: Tensor, eps: Tensor, level: Level) -> Tensor:
+        return self.teacher.target(x, eps, level)
 
     def level_of(self, sigma: Tensor) -> Level:
         """The teacher's levels with noise-to-signal ratios sigma [B]."""

@@ -78,8 +78,8 @@ class AverageVelocity(FlowMatching):
         intervals: IntervalOptions,
         labels: ClusterOptions,
     ):
-        if flow.prediction != "velocity":
-            hint = "leave `model.prediction` out"
+        if flow.prediction != "velocity" or flow.bounded:
+            hint = "leave `model.prediction` and `model.bounded` out"
             raise UsageError("a network of average velocities predicts no images", hint=hint)
         super().__init__(data, TwoTimes.of(data, unet, classes=labels.count(data)), flow, labels)
         at_least(1, map_every=intervals.map_every)

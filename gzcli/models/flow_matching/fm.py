@@ -23,7 +23,14 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.applications import Applications
-from gzcli.models.denoising.denoiser import DrawOptions, LikelihoodByODE, WalkOptions, over_sigma
+from gzcli.models.denoising.denoiser import (
+    LEAST_SIGMA,
+    DrawOptions,
+    EstimateOptions,
+    LikelihoodByODE,
+    WalkOptions,
+    over_sigma,
+)
 from gzcli.models.denoising.process import CondOT, Level, Shift, TimeSampling, shift_of
 from gzcli.models.denoising.samplers import Path, Randn, Solver, solve
 from gzcli.models.labelled import ClusterOptions
@@ -32,11 +39,11 @@ from gzcli.models.nn.unet import UNet, UNetOptions
 
 FlowPrediction = Literal["velocity", "x0"]
 
-END_SIGMA = 0.002  # by which a predicted image becomes a velocity at the end, where a likelihood starts
+END_SIGMA = 0.002  # by which an estimated image becomes a velocity at the end, where a likelihood starts
 
 
 @dataclass(frozen=True)
-class FlowOptions:
+class FlowOptions(EstimateOptions):
     """How a flow is trained.
 
     time_sampling: times of a batch: uniform; one from each of its equal shares of [0, 1) (stratified); or
@@ -89,10 +96,11 @@ class FlowMatching(LikelihoodByODE, Applications):
         labels: ClusterOptions,
         sigma_min: float = 0.0,
     ):
-        least = END_SIGMA if flow.prediction == "x0" else 0.0
+        bounded = flow.bounded and data.levels is not None
+        least = END_SIGMA if bounded or flow.prediction == "x0" else 0.0
         super().__init__(data, net, CondOT(sigma_min, shift_of(flow.shift, data.shape), least), labels)
         self.time_sampling = flow.time_sampling
-        self.coupling, self.prediction = flow.coupling, flow.prediction
+        self.coupling, self.prediction, self.bounded = flow.coupling, flow.prediction, bounded
 
     # ---- training
 
@@ -135,8 +143,8 @@ class FlowMatching(LikelihoodByODE, Applications):
         f = self.velocity(y, self.guidance_scale(options.guidance), options.interval)
         times, solver = self.process.ode_times(options.steps), options.sampler
         how: dict[str, Any] = {"tolerance": options.tolerance, "progress": progress}
-        if self.prediction == "x0" and solver in ("heun", "rk4"):
-            # as in EDM the last step is Euler's, to the predicted image: the velocity there divides by 0
+        if self.process.least_sigma and solver in ("heun", "rk4"):
+            # as in EDM the last step is Euler's, to the estimated image: the velocity there divides by 0
             x, times, solver = solve(f, x, times[:-1], solver, **how), times[-2:], "euler"
         return self.into_range(solve(f, x, times, solver, **how))
 
@@ -154,8 +162,9 @@ class FlowMatching(LikelihoodByODE, Applications):
         of the change of its velocity, and of its end."""
         f, before = self.velocity(self.image_condition(x)), None
         speed, turns = x.new_zeros(len(x)), x.new_zeros(len(x))
+        end = 1 - LEAST_SIGMA if self.process.least_sigma else 1.0  # the error of an image is divided by σ
         for i in range(steps):
-            v = f(x, x.new_full((len(x),), 1 - i / steps))
+            v = f(x, x.new_full((len(x),), min(1 - i / steps, end)))
             speed = speed + v.square().flatten(1).mean(1) / steps
             if before is not None:
                 turns = turns + (v - before).square().flatten(1).mean(1) * steps

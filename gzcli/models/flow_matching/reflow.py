@@ -57,7 +57,8 @@ class Reflow(FlowMatching):
             raise UsageError("the stage `teacher` is no flow", hint="make it an `rf` or an `fm`")
         conditions = conditions_of(teacher, labels)
         net = copy.deepcopy(teacher.get_submodule("net")).requires_grad_(True)
-        flow = FlowOptions(time_sampling, teacher.process.shift, prediction=teacher.prediction)
+        shift, bounded = teacher.process.shift, teacher.bounded
+        flow = FlowOptions(time_sampling, shift, prediction=teacher.prediction, bounded=bounded)
         super().__init__(data, net, flow, conditions)
         self.learn_from(teacher)
         self.pairs_each, self.pair_solver, self.pair_steps = pairs, pair_solver, pair_steps

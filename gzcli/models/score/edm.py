@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gzcli.core import ranks
 from gzcli.core.types import Batch, DataInfo
-from gzcli.models.denoising.denoiser import LikelihoodByODE
+from gzcli.models.denoising.denoiser import EstimateOptions, LikelihoodByODE
 from gzcli.models.denoising.process import VE, Level, Shift, shift_of
 from gzcli.models.denoising.samplers import Estimate
 from gzcli.models.labelled import ClusterOptions
@@ -36,7 +36,7 @@ FIRST_BOUND, GROWTH = 5.0, 100.0  # the bound of λ at the start of its warm-up,
 
 
 @dataclass(frozen=True)
-class EDMOptions:
+class EDMOptions(EstimateOptions):
     """The noise and its weights.
 
     sigma_data: σ_d, the standard deviation of images in [-1, 1]; null: that of the training images.
@@ -75,7 +75,7 @@ class EDM(LikelihoodByODE, ScoreModel):
     ):
         shift, net = shift_of(edm.shift, data.shape), UNet.of(data, unet, classes=labels.count(data))
         process = VE(1e-5, edm.sigma_min, shift * edm.sigma_max)
-        super().__init__(data, net, process, ScoreOptions(), labels)
+        super().__init__(data, net, process, ScoreOptions(bounded=edm.bounded), labels)
         z = ndtri(np.linspace(0, 1, len(self.quantiles)))
         log_sigma = math.log(shift) + edm.log_mean + edm.log_std * z
         self.quantiles = torch.from_numpy(process.times_at(log_sigma)).float()

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from gzcli.core.types import DataInfo, Noise, Progress, no_progress
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.applications import NoiseApplications
-from gzcli.models.denoising.denoiser import LikelihoodByODE, WalkOptions
+from gzcli.models.denoising.denoiser import EstimateOptions, LikelihoodByODE, WalkOptions
 from gzcli.models.denoising.process import SDE, VE, VP, Level, Shift, SubVP, shift_of, stratified
 from gzcli.models.denoising.samplers import Sampler, Solver, solve
 from gzcli.models.labelled import ClusterOptions
@@ -62,7 +62,7 @@ SDES: dict[str, Callable[[SDEOptions, float], SDE]] = {
 
 
 @dataclass(frozen=True)
-class ScoreOptions:
+class ScoreOptions(EstimateOptions):
     """The training loss.
 
     prediction: what the network predicts: the noise (eps), or v = (α ε − σ x_0) / √(α² + σ²).
@@ -127,7 +127,7 @@ class ScoreModel(NoiseApplications):
     def __init__(self, data: DataInfo, net: nn.Module, sde: SDE, score: ScoreOptions, labels: ClusterOptions):
         super().__init__(data, net, sde, labels)
         self.prediction = score.prediction
-        self.weighting = score.weighting
+        self.weighting, self.bounded = score.weighting, score.bounded and data.levels is not None
         u = np.linspace(0, 1, 4097)
         if score.time_sampling == "uniform":
             t = sde.start + u * (1 - sde.start)
