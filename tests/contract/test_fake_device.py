@@ -59,7 +59,7 @@ START = {
     "models/normalizing_flow/layers.py::initialising": "once a run: whether a resume has initialised it",
 }
 TRAINED = {
-    "engine/trainer.py::mean": "the figure",
+    "engine/validate.py::mean": "the figure",
     "models/stable_diffusion/base.py::StableDiffusion.embed": "captions become tokens, on the host",
     "models/stable_diffusion/base.py::StableDiffusion.draw": "diffusers' pipeline",
     "models/stable_diffusion/base.py::StableDiffusion.examples": "remembered captions, which are text",
