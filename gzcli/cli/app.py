@@ -30,6 +30,7 @@ VERBS = {
         "Score images of other data sets, or single pictures, by how foreign they are to a model.",
     ),
     "bench": (_MODELS, "Compare models, and images from anywhere, with real ones."),
+    "sweep": (_MODELS, "Try settings of a model on one budget, and find the best by validation."),
     "report": (
         _MODELS,
         "Write the results of a `gz bench` or `gz ood` as a page of HTML, as Markdown and as LaTeX tables.",
