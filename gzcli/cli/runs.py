@@ -62,7 +62,7 @@ def list_(model: _OfModel = "", data: _OfData = "", wide: opt.Wide = False) -> N
 def show(run: _Ref) -> None:
     """Show a run's state and its whole recipe."""
     place = _find(run)
-    tree, facts = place.tree(), summary(place)
+    tree, facts = place.tree(), summary(place) | {"ema": place.serving.status().get("ema_length")}
     shown = facts | dict.fromkeys(("seconds", "bytes")) | in_words(facts) | {"made": None}
     width = max(map(len, shown)) + 1
     out.text("\n".join(f"{key + ':':<{width}} {value}" for key, value in shown.items() if value is not None))
@@ -147,7 +147,7 @@ def ema(run: _Ref, length: _Length = None) -> None:
     from gzcli.core.jobs import EmaJob
 
     source = _find(run)
-    served, usual = source.serving, "that of the training"
+    served = source.serving
     if source.state != "finished":
         raise MissingError(f"`{source.id}` is {source.state}", hint=f"gz train {source.id} --resume")
     if not any(served.snapshots_folder.glob("*")):
@@ -157,23 +157,17 @@ def ema(run: _Ref, length: _Length = None) -> None:
     jobs.announce(source, run)
     with claims.claimed(source):
         result = jobs.do_job(jobs.new_folder(source.path / "ema"), EmaJob(str(served.path), length))
-    metric, best = result["metric"], result["length"]
-    out.table(
-        ("length", "missed", f"val {metric}" if metric else "", ""),
-        [
-            (
-                usual if row["length"] is None else f"{row['length']:g}",
-                "" if row["missed"] is None else f"{row['missed']:.2%}",
-                "" if row["value"] is None else figure(row["value"]),
-                "served" if row["length"] == best else "",
-            )
-            for row in result["rows"]
-        ],
-    )
-    end(
-        [f"it serves {usual if best is None else f'that of length {best:g}'}", took()],
-        [(f"gz sample {quoted(run)}", "")],
-    )
+    lines = []
+    for row in result["rows"]:
+        length, missed, value = row["length"], row["missed"], row["value"]
+        shown = "of the training" if length is None else f"{length:g}"
+        fit, figured = (
+            (None if missed is None else f"{missed:.2%}"),
+            (None if value is None else figure(value)),
+        )
+        lines.append((shown, fit, figured, "served" if length == result["length"] else None))
+    out.table(("average of length", "missed", f"val {result['metric'] or '–'}", ""), lines)
+    end([took()], [(f"gz sample {quoted(run)}", "pictures from it")])
     out.data(result)
 
 

@@ -89,6 +89,7 @@ class Trainer:
     def fit(self) -> None:
         """Trains from the newest checkpoint, or from the start, to the end; saves when it is stopped."""
         self.start = self.done = self.resume()
+        self.snapshots.trim(self.start)
         launch = self.part.launch
         names = tuple(dict.fromkeys((*launch.track, *(("wandb",) if launch.wandb else ()))))
         if names and self.rank == 0:
@@ -317,7 +318,6 @@ class Trainer:
         # a rank that did not exist when the checkpoint was saved takes the extra state of rank 0
         checkpoint.load(self.model, saved.weights | train["extra"][rank if rank < len(train["extra"]) else 0])
         self.ema.load_state_dict(saved.averaged.weights, train["ema_updates"], train.get("powers"))
-        self.snapshots.trim(meta["step"])
         for name, values in train["optimizers"].items():
             checkpoint.restore(self.optimizers[name], values)
         if train["scaler"] and self.accelerator.scaler is not None:
