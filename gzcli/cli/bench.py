@@ -4,7 +4,6 @@ speed. With `--train-missing` it is a league, which first trains the models for 
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import sys
 import time
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 ARROWS = {"down": "↓", "up": "↑"}
 LATE = 1.25  # times the budget from which it is told that a training took longer
 DAY = 86_400  # seconds of training after which it is asked whether to start
-BUDGETS = "a number with its unit, at least 3s: `--budget 8m`, `--budget 1.5h`"
 KEEP = {"seconds": 2, "params": 5}  # as `Column.keep`, of what is no figure of a metric
 OF_BENCH, OF_LEAGUE = 2000, 10_000  # samples of each model
 BY_NEIGHBOURS = ("precision", "recall", "density", "coverage")
@@ -340,22 +338,15 @@ def terms_of(
     if not job.data:
         raise UsageError("`--train-missing` needs `--data`, the set to train on", hint=hint)
     if budget is None:
-        raise UsageError("`--train-missing` needs `--budget`, the time of each training", hint=BUDGETS)
-    seconds = seconds_of(budget)
+        raise UsageError("`--train-missing` needs `--budget`, the time of each training", hint=opt.BUDGETS)
+    seconds = opt.seconds_of(budget)
     if seconds < SHORTEST:
-        raise UsageError(f"`--budget {budget}` is too short to train anything", hint=BUDGETS)
+        raise UsageError(f"`--budget {budget}` is too short to train anything", hint=opt.BUDGETS)
     job = replace(job, data=locate(job.data).reference)
     curves = tuple(choose("curve", name, ("steps", "time")) for name in opt.split(curve))
     names = tuple(dict.fromkeys(models or ()))
     all_seeds = tuple(range(job.seed, job.seed + seeds))
     return Terms(job.data, seconds, None if names in ((), ("all",)) else names, all_seeds, job, calls, curves)
-
-
-def seconds_of(budget: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([smhd])", budget.strip())
-    if not match:
-        raise UsageError(f"`--budget {budget}` is no time", hint=BUDGETS)
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": DAY}[match[2]]
 
 
 def for_one(launch: LaunchSection) -> LaunchSection:
