@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 
 from gzcli.core import ranks
 from gzcli.engine import trainer as train_loop
+from gzcli.engine import validate
 from gzcli.engine.trainer import Trainer
 from gzcli.launch import launcher
 from gzcli.launch.plan import with_data, write_run
@@ -61,7 +62,7 @@ def trained(run: Run) -> Trainer:
 
 def work(folders: list[str]) -> None:
     """Trains the runs, or the stages of a run, in these folders."""
-    train_loop.VALIDATION, train_loop.EVAL_BATCH = 30, 10  # three batches: two ranks have unequal shares
+    validate.VALIDATION, validate.EVAL_BATCH = 30, 10  # three batches: two ranks have unequal shares
     vars(train_loop)["loss_curve"] = lambda path: None  # drawing takes longer than many of these trainings
     gc.freeze()  # after each run accelerate collects garbage, of which what is imported here is none
     for i, folder in enumerate(folders):

@@ -20,8 +20,9 @@ from gzcli.version import __version__
 _EXAMPLES = "gz train vae\n\ngz ood ddpm --in mnist --out fashionmnist"
 _MODELS, _STORE = "Models", "Recipes, runs, data"
 
-# Verb → its help panel, and its line there. The module of the same name in this package, that of `list` for
-# `show`, holds `app`, a group of commands, or a function of the verb's name.
+WITH = {"show": "list", "sweep": "train"}  # verbs in the module of another one
+# Verb → its help panel, and its line there. The module of the same name in this package, or that of `WITH`,
+# holds `app`, a group of commands, or a function of the verb's name.
 VERBS = {
     "train": (_MODELS, "Train a model."),
     "sample": (_MODELS, "Draw images from a trained model, or apply it to pictures (`--do`)."),
@@ -30,6 +31,7 @@ VERBS = {
         "Score images of other data sets, or single pictures, by how foreign they are to a model.",
     ),
     "bench": (_MODELS, "Compare models, and images from anywhere, with real ones."),
+    "sweep": (_MODELS, "Try settings of a model on one budget, and find the best by validation."),
     "report": (
         _MODELS,
         "Write the results of a `gz bench` or `gz ood` as a page of HTML, as Markdown and as LaTeX tables.",
@@ -63,7 +65,7 @@ def build(words: list[str] | None = None) -> Any:
         if not whole:
             app.command(verb, help=line, rich_help_panel=panel)(lambda: None)
             continue
-        module = import_module(f"gzcli.cli.{'list' if verb == 'show' else verb}")
+        module = import_module(f"gzcli.cli.{WITH.get(verb, verb)}")
         if hasattr(module, "app"):
             app.add_typer(module.app, name=verb, help=line, rich_help_panel=panel)
         else:

@@ -4,7 +4,6 @@ speed. With `--train-missing` it is a league, which first trains the models for 
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import sys
 import time
@@ -338,15 +337,11 @@ def terms_of(
         raise UsageError("`--budget`, `--models`, `--curve` and `--jobs` say what is trained", hint=hint)
     if not job.data:
         raise UsageError("`--train-missing` needs `--data`, the set to train on", hint=hint)
-    hint = "a number with its unit, at least 3s: `--budget 8m`, `--budget 1.5h`"
     if budget is None:
-        raise UsageError("`--train-missing` needs `--budget`, the time of each training", hint=hint)
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([smhd])", budget.strip())
-    if not match:
-        raise UsageError(f"`--budget {budget}` is no time", hint=hint)
-    seconds = float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]
+        raise UsageError("`--train-missing` needs `--budget`, the time of each training", hint=opt.BUDGETS)
+    seconds = opt.seconds_of(budget)
     if seconds < SHORTEST:
-        raise UsageError(f"`--budget {budget}` is too short to train anything", hint=hint)
+        raise UsageError(f"`--budget {budget}` is too short to train anything", hint=opt.BUDGETS)
     job = replace(job, data=locate(job.data).reference)
     curves = tuple(choose("curve", name, ("steps", "time")) for name in opt.split(curve))
     names = tuple(dict.fromkeys(models or ()))

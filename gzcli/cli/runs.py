@@ -34,6 +34,8 @@ _OfModel = Annotated[str, option("--model M", "Of one model only.", complete=a_m
 _OfData = Annotated[str, option("--data NAME", "Of one data set only.", complete=a_set)]
 _TO_HELP = "One file that `gz` reads anywhere, or another library's format."
 _To = Annotated[Literal["file", "onnx", "torch", "diffusers"], option("--to", _TO_HELP)]
+_LENGTH_HELP = "Deviation of its weights in time, as a share of the training; without it the best is found."
+_Length = Annotated[float | None, option("--length S", _LENGTH_HELP, min=0.01, max=0.25)]
 _Out = Annotated[Path | None, option("--out PATH", "Where to write; into the run's folder without it.")]
 _Licence = Annotated[str, option("--licence ID", "Of the weights, as the hub names licences.")]
 _Private = Annotated[bool, option("--private", "For you alone.")]
@@ -60,7 +62,7 @@ def list_(model: _OfModel = "", data: _OfData = "", wide: opt.Wide = False) -> N
 def show(run: _Ref) -> None:
     """Show a run's state and its whole recipe."""
     place = _find(run)
-    tree, facts = place.tree(), summary(place)
+    tree, facts = place.tree(), summary(place) | {"ema": place.serving.status().get("ema_length")}
     shown = facts | dict.fromkeys(("seconds", "bytes")) | in_words(facts) | {"made": None}
     width = max(map(len, shown)) + 1
     out.text("\n".join(f"{key + ':':<{width}} {value}" for key, value in shown.items() if value is not None))
@@ -132,6 +134,40 @@ def export(
     else:
         look = (f"ls {quoted(place)}", "what it holds, and how it is loaded")
         end([f"{bytes_of(place)} for {to}", took()], [look, (f"gz sample {quoted(run)}", "")])
+    out.data(result)
+
+
+@app.command()
+def ema(run: _Ref, length: _Length = None) -> None:
+    """Serve another average of a run's weights: the best by validation, or one of a given length.
+
+    It is made of the snapshots of a training with `--set train.ema_snapshots=20`, and is what `gz sample`,
+    `gz ood` and `gz bench` then take.
+    """
+    from gzcli.core.jobs import EmaJob
+
+    source = _find(run)
+    served = source.serving
+    if source.state != "finished":
+        raise MissingError(f"`{source.id}` is {source.state}", hint=f"gz train {source.id} --resume")
+    if not any(served.snapshots_folder.glob("*")):
+        key, model = f"{served.in_owner}train.ema_snapshots=20", source.model
+        hint = f"gz train {quoted(model)} --data {quoted(source.data)} --set {key}"
+        raise MissingError(f"`{source.id}` has no snapshots, of which averages are made", hint=hint)
+    jobs.announce(source, run)
+    with claims.claimed(source):
+        result = jobs.do_job(jobs.new_folder(source.path / "ema"), EmaJob(str(served.path), length))
+    lines = []
+    for row in result["rows"]:
+        length, missed, value = row["length"], row["missed"], row["value"]
+        shown = "of the training" if length is None else f"{length:g}"
+        fit, figured = (
+            (None if missed is None else f"{missed:.2%}"),
+            (None if value is None else figure(value)),
+        )
+        lines.append((shown, fit, figured, "served" if length == result["length"] else None))
+    out.table(("average of length", "missed", f"val {result['metric'] or '–'}", ""), lines)
+    end([took()], [(f"gz sample {quoted(run)}", "pictures from it")])
     out.data(result)
 
 

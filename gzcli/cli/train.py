@@ -1,8 +1,10 @@
-"""`gz train`: makes a run of a recipe, launches its training, and prints the path of a picture of samples."""
+"""`gz train`: makes a run of a recipe, launches its training, and prints the path of a picture of samples;
+and `gz sweep`, which trains several settings of a model on one budget."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
@@ -10,8 +12,11 @@ from typing import TYPE_CHECKING, Annotated
 from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.options import a_model_or_run, argument, choose, option, split
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import Interrupted, MissingError, UsageError
 from gzcli.core.sections import TRACKERS
+from gzcli.core.units import duration, figure
+from gzcli.store import files
+from gzcli.store.paths import user_dir
 
 if TYPE_CHECKING:
     from gzcli.store.run_folder import Run
@@ -159,11 +164,75 @@ def after_training(run: Run) -> None:
 
     row, name = summary(run), name_of(run)
     shown, best = in_words(row), row["best"]
-    figure = f"best {shown['best']} at step {best['step']:,}" if best else None
+    best_one = f"best {shown['best']} at step {best['step']:,}" if best else None
     params = f"{shown['params']} parameters" if shown["params"] else None
     second = (f"gz bench {name}", "how good they are, beside real images")
     others = [r for r in all_runs(data=run.data) if r.state == "finished" and r.path != run.path]
     if others:
         like = next((r for r in others if r.model == run.model), others[0])
         second = (f"gz runs compare {name} {name_of(like)}", "what was better, and why")
-    end([figure, shown["time"], params, shown["size"]], [(f"gz sample {name}", "pictures from it"), second])
+    end([best_one, shown["time"], params, shown["size"]], [(f"gz sample {name}", "pictures from it"), second])
+
+
+# ---------------------------------------------------------------------------- several settings
+
+_SWEPT = argument("MODEL|RECIPE", "A model, or a recipe file.", opt.a_model)
+_Swept = Annotated[str, _SWEPT]
+_BUDGET_HELP = "Time of all trainings together: of work of the cores, on GPUs of the clock."
+_Budget = Annotated[str, option("--budget 20m|1h", _BUDGET_HELP)]
+_Trials = Annotated[int | None, option("--trials N", "Settings drawn of a range; usually 8.", min=2)]
+
+
+def sweep(
+    what: _Swept,
+    budget: _Budget,
+    data: opt.Data = None,
+    sets: opt.Sets = None,
+    trials: _Trials = None,
+    scale: opt.Scale = None,
+    seed: opt.SeedOrZero = 0,
+    gpus: opt.Gpus = None,
+    cpu: opt.Cpu = False,
+) -> None:
+    """Try settings of a model on one budget, and find the best by validation.
+
+    `--set optim.lr=1e-3,3e-3` tries values, of several keys all combinations; `--set optim.lr=1e-4..1e-2`
+    draws from a range, evenly in the logarithm. The same command goes on with a sweep that was stopped.
+    """
+    from gzcli.cli.jobs import end, quoted, took
+    from gzcli.judge.league import SHORTEST
+    from gzcli.judge.sweep import play, sweep_of
+    from gzcli.launch.plan import ask
+
+    out.configure(lenient=True)  # a lost reader never stops a training
+    flags = {"scale": scale, "launch.gpus": opt.parse_gpus(gpus), "launch.cpu": cpu or None, "seed": seed}
+    terms = {"model": what, "data": data or "", "flags": flags, "budget": opt.seconds_of(budget)}
+    plan = sweep_of(sets or (), trials, **terms)
+    recipe = ask(what, data, plan.fixed, flags).recipe
+    if len(recipe.parts) > 1:
+        raise UsageError(f"`{what}` is trained in stages, and a sweep is of one training")
+    plan = replace(plan, data=recipe.data.name)
+    if plan.first < SHORTEST:
+        message = f"`--budget {budget}` leaves each of {plan.trials} trials {plan.first:.1g} s at first"
+        raise UsageError(message, hint=f"it takes {SHORTEST:g} s: a larger budget, or fewer values")
+    out.info(f"{' → '.join(map(str, plan.rungs))} trials, of {duration(plan.first)} each at first")
+    folder = user_dir("sweeps") / plan.name
+    with files.lock(folder / ".lock", wait=False) as locked:
+        if not locked:
+            raise UsageError("another `gz` does this sweep", hint=f"it writes into `{folder}`")
+        try:
+            result = play(plan, folder, out.info)
+        except Interrupted as error:
+            error.hint = "the same command goes on"
+            raise
+    rows = [
+        (" ".join(row["setting"]), row.get("steps"), figure(row["value"]), row["state"])
+        for row in result["trials"]
+    ]
+    out.table(("setting", "steps", f"val {result['metric']}", ""), rows)
+    out.info(f"picture: {result['picture']}")
+    best = [word for text in (*plan.fixed, *result["trials"][0]["setting"]) for word in ("--set", text)]
+    of_scale = ["--scale", scale] if scale else []
+    command = " ".join(map(quoted, ["gz", "train", what, "--data", plan.data, *of_scale, *best]))
+    end([took()], [(command, "the best at full length")])
+    out.data(result | {"command": command})

@@ -123,6 +123,15 @@ class ExportJob(Job):
 
 
 @dataclass(frozen=True)
+class EmaJob(Job):
+    """An average of the weights of a finished run, in place of that which it serves."""
+
+    run: str  # folder of the run, of a stage the stage's
+    length: float | None = None  # deviation of its profile as a share of the training; None: the best one
+    verb: str = field(default="ema", kw_only=True)
+
+
+@dataclass(frozen=True)
 class TrialJob(Job):
     """What parts of recipes cost, and how long a step of them takes."""
 
@@ -133,7 +142,7 @@ class TrialJob(Job):
     verb: str = field(default="trial", kw_only=True)
 
 
-_KINDS: tuple[type[Job], ...] = (SampleJob, OodJob, AlarmJob, BenchJob, ExportJob, TrialJob)
+_KINDS: tuple[type[Job], ...] = (SampleJob, OodJob, AlarmJob, BenchJob, ExportJob, EmaJob, TrialJob)
 
 
 def facts(job: Job) -> dict[str, Any]:

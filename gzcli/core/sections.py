@@ -104,6 +104,8 @@ class TrainSection:
     accumulate: parts in which each process computes its share of a batch; the result is the same.
     precision: of the arithmetic of a step; auto: bf16 where the device gains from it.
     ema: decay of the averaged weights at each step; 0: no average.
+    ema_snapshots: moments, evenly spread over the steps, at which two further averages are written, each of
+      the size of the weights; `gz runs ema` makes an average of any length of them. 0: none.
     clip: largest norm of the gradient of a phase; null: no limit.
     compile: whether the model is compiled by `torch.compile`; auto: where that is known to gain.
     deterministic: whether only kernels are used that give the same bits every time.
@@ -127,6 +129,7 @@ class TrainSection:
     accumulate: int = ranged(1, "1 … 65,536")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     ema: float = ranged(0.0, "in [0, 1)")
+    ema_snapshots: int = ranged(0, "0 … 1,000")
     clip: float | None = ranged(None, "greater than 0")
     compile: bool | Literal["auto"] = "auto"
     deterministic: bool = False

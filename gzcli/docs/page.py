@@ -31,7 +31,7 @@ from gzcli.store.pretrained import Pretrained, every
 ROOT = Path(__file__).parent
 TUTORIALS = ("first-model", "own-pictures", "ood-alarm", "compare")
 GUIDES = (
-    *("use", "data", "scale", "gpus", "ood", "bench", "recipes", "what_we_tried"),
+    *("use", "data", "scale", "gpus", "ood", "bench", "sweep", "recipes", "what_we_tried"),
     *("latents", "stable-diffusion", "share", "demo", "adding", "python", "questions"),
 )
 ORDER = (*TUTORIALS, *GUIDES)

@@ -1,6 +1,6 @@
 """`python -m gzcli.engine FOLDER`: trains the run, or does the job, that the folder describes.
 
-A folder with `job.json` is a job of `gz sample`, `gz ood`, `gz bench` or `gz runs export`, which writes
+A folder with `job.json` is a job of `gz sample`, `gz ood`, `gz bench` or `gz runs`, which writes
 `result.json`. One with `run.yaml` is a run to be trained. `status.json` then says how it ended.
 """
 
@@ -54,6 +54,7 @@ VERBS = {  # verb of a job → the module whose `run` does it
     "alarm": "judge.alarm",
     "bench": "judge.bench",
     "export": "export.export",
+    "ema": "engine.averages",
     "trial": "engine.forecast",
 }
 STATES = {DivergedError: "diverged", Interrupted: "interrupted"}

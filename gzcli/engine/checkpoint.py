@@ -274,6 +274,8 @@ def finish(run: Run, keep: int | None) -> None:
             files.link_or_copy(last, part)
             files.fsync(part)
             part.replace(place)
+            if run.status().get("ema_length"):  # of a shorter training, by `gz runs ema`
+                run.update(ema_length=None)
         prune(run.checkpoints_folder, keep or KEPT_AT_THE_END, finished=True)
 
 

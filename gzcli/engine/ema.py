@@ -1,25 +1,45 @@
-"""Exponential moving average of the weights, on every rank.
-
-Its decay warms up: after n updates it is min(decay, (1 + n) / (10 + n)).
+"""Averages of the weights, on every rank: the exponential one that is sampled, whose decay warms up to
+min(decay, (1 + n) / (10 + n)) after n updates, and power-function averages, of which others are made after
+the training (`averages`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gzcli.core import ranks
 from gzcli.core.types import Batch
+from gzcli.data.packs.batches import TrainImages
+
+LENGTHS = (0.05, 0.1)  # of the power-function averages, as Karras et al. 2024 keep them
+SOME, MANY = 1_000, 10_000  # images that an average is calibrated on during training, and at its ends
+
+
+@cache
+def exponent(length: float) -> float:
+    """γ of the power-function average ∝ ∫₀ᵗ τ^γ θ(τ) dτ whose deviation in τ is `length` · t, less than .288:
+    γ + 1 = length² (γ + 2)² (γ + 3) (Karras et al. 2024, arXiv:2312.02696, §3.1)."""
+    roots = np.roots([1, 7, 16 - length**-2, 12 - length**-2])
+    return float(roots.real.max())
+
+
+def random_images(images: TrainImages, positions: np.ndarray, n: int) -> Iterator[Batch]:
+    """A random subset of the training images at these positions, each augmented by one draw."""
+    index = np.random.default_rng(0).permutation(positions)[:n]
+    yield from images.scan(index, purpose="calibrate", batch_size=128)
 
 
 class EMA:
     """Averages the parameters of `model`; with decay 0 the average is the model. A model with `calibrate`
     recomputes buffers such as those of batch norm for its averaged weights. If the parameters are sharded,
     each rank averages its part, and `unsharded` is another model with whole weights, which samples and
-    scores."""
+    scores. `lengths`: of the power-function averages beside it."""
 
     def __init__(
         self,
@@ -27,6 +47,7 @@ class EMA:
         decay: float,
         images: Callable[[], Iterable[Batch]] = tuple,
         unsharded: nn.Module | None = None,
+        lengths: Iterable[float] = (),
     ):
         self.unsharded = unsharded
         self.model, self.decay, self.updates = model, decay, 0
@@ -34,6 +55,7 @@ class EMA:
         self.names, self.sources = list(parameters), list(parameters.values())
         self.params = [ranks.part_of(p.detach()) for p in self.sources]
         self.shadow = [p.clone() for p in self.params]
+        self.powers = {length: [p.clone() for p in self.params] for length in lengths}
         self.images = images
         self.calibrate: Callable[[Iterable[Batch]], None] | None = getattr(model, "calibrate", None)
         self.fitting: dict[str, Tensor] | None = None  # buffers that fit the average; None: not known yet
@@ -44,13 +66,16 @@ class EMA:
             shadow.copy_(p)
 
     def update(self) -> None:
-        """After a step; three multi-tensor kernels whatever the number of parameters."""
+        """After a step; three multi-tensor kernels an average, whatever the number of parameters."""
         self.fitting = None
         if not self.params:
             return
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self.shadow, self.params, 1 - decay)
+        for length, average in self.powers.items():  # with β = (1 − 1/t)^(γ + 1)
+            beta = (1 - 1 / self.updates) ** (exponent(length) + 1)
+            torch._foreach_lerp_(average, self.params, 1 - beta)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -114,10 +139,27 @@ class EMA:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Parameter name → average, shared out among ranks where the parameter is."""
-        pairs = zip(self.shadow, self.sources, strict=True)
-        return dict(zip(self.names, (ranks.put_together(s, p) for s, p in pairs), strict=True))
+        return self._named(self.shadow)
 
-    def load_state_dict(self, state: dict[str, Tensor], updates: int) -> None:
+    def power_state(self) -> dict[str, dict[str, Tensor]]:
+        """The same of the power-function averages, by their lengths."""
+        return {f"{length:g}": self._named(average) for length, average in self.powers.items()}
+
+    def load_state_dict(
+        self,
+        state: Mapping[str, Tensor],
+        updates: int,
+        powers: Mapping[str, Mapping[str, Tensor]] | None = None,
+    ) -> None:
         self.updates, self.fitting = updates, None
-        for name, shadow, p in zip(self.names, self.shadow, self.sources, strict=True):
-            shadow.copy_(ranks.part_of(ranks.part_like(state[name], p)))
+        self._load(self.shadow, state)
+        for length, average in self.powers.items():
+            self._load(average, (powers or {})[f"{length:g}"])
+
+    def _named(self, values: list[Tensor]) -> dict[str, Tensor]:
+        whole = (ranks.put_together(v, p) for v, p in zip(values, self.sources, strict=True))
+        return dict(zip(self.names, whole, strict=True))
+
+    def _load(self, values: list[Tensor], state: Mapping[str, Tensor]) -> None:
+        for name, value, p in zip(self.names, values, self.sources, strict=True):
+            value.copy_(ranks.part_of(ranks.part_like(state[name].to(p.device), p)))

@@ -25,7 +25,7 @@ from gzcli.core.sections import Part, part_of
 from gzcli.core.types import Batch, BatchNoise, DataInfo
 from gzcli.data.packs.open import open_pack, pack_options
 from gzcli.engine import optim
-from gzcli.engine.ema import EMA
+from gzcli.engine.ema import EMA, LENGTHS
 from gzcli.engine.log import Log, Speed
 from gzcli.engine.prepared import on_latents, with_prepared
 from gzcli.engine.step import RecordedNoise, precision, prepare_torch, shapes_only, without_values
@@ -193,7 +193,8 @@ class Trial:
             for phase in self.phases
             if real or settings[phase.name].name == "muon"
         }
-        self.ema = EMA(model, part.train.ema if real else 0)
+        lengths = LENGTHS if real and part.train.ema_snapshots else ()
+        self.ema = EMA(model, part.train.ema if real else 0, lengths=lengths)
         self.half = devices.half(precision(part)) if real else None
 
     def step(self, read: Callable[[], float]) -> tuple[float, float]:

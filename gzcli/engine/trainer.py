@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator, Set
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,26 +15,27 @@ from gzcli.core import devices, ranks, streams
 from gzcli.core.errors import Interrupted, UsageError
 from gzcli.core.sections import Part
 from gzcli.core.types import Batch, BatchNoise, mix
-from gzcli.data.packs.batches import TrainBatches, scan
+from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.pack import Pack
 from gzcli.data.sets.names import in_turns
 from gzcli.engine import checkpoint, optim, sampler, sheets
+from gzcli.engine.averages import Snapshots
 from gzcli.engine.cadence import KINDS, Cadence, Stop, listening
-from gzcli.engine.ema import EMA
+from gzcli.engine.ema import EMA, LENGTHS, MANY, SOME, random_images
 from gzcli.engine.forecast import speed_of
 from gzcli.engine.history import History, Trackers
 from gzcli.engine.log import Log, TrainBar
 from gzcli.engine.pictures import loss_curve
-from gzcli.engine.prepared import prepare, train_images, with_prepared
+from gzcli.engine.prepared import prepare, train_images
 from gzcli.engine.step import is_shared_out, twin, wrap_step
 from gzcli.engine.trained import Trained, build_model, built_on, stages_for, to_device
+from gzcli.engine.validate import best_metric, validate
 from gzcli.launch.plan import write_train
 from gzcli.metrics import collapse
 from gzcli.metrics.features import LeNetFeatures, lenet
-from gzcli.metrics.frechet import frechet_distance
-from gzcli.models.base import Model, Phase, named_losses
+from gzcli.models.base import Phase
 from gzcli.models.catalog import OUTSIDE, card_of
-from gzcli.models.nn import double, full_fp32, spread_labels
+from gzcli.models.nn import spread_labels
 from gzcli.store import files
 from gzcli.store.png import save_png
 from gzcli.store.runs import Run
@@ -45,10 +44,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 GRID, LAST_GRID = 36, 64  # samples of a picture during training, and at its end
-VALIDATION = 2000  # validation images that figures are computed of, at most
-EVAL_BATCH = 100  # images of a batch of them
 CHECK = 50  # steps between two checks whether the loss is finite, if a check waits for other ranks or a GPU
-SOME, MANY = 1_000, 10_000  # images that `EMA` calibrates on during training, and at its start and end
 
 
 class Trainer:
@@ -76,7 +72,9 @@ class Trainer:
         self.trainable = list({id(p): p for params in self.params.values() for p in params}.values())
         self.settings = optim.settings(part.optim, self.phases)
         self.optimizers = {p.name: optim.build(p, self.settings[p.name], self.model) for p in self.phases}
-        self.ema = EMA(self.model, self.train.ema, self.some_images, unsharded)
+        lengths = LENGTHS if self.train.ema_snapshots else ()
+        self.ema = EMA(self.model, self.train.ema, self.some_images, unsharded, lengths)
+        self.snapshots = Snapshots(run, self.ema, self.train)
         self.history = History(run, log, self.device)
         self.trained = Trained(run, unsharded or self.model, self.info, part, self.device, 0, self.space)
         self.built_on = built_on(run, card)  # sha256 of the weights of each stage below this one
@@ -91,6 +89,7 @@ class Trainer:
     def fit(self) -> None:
         """Trains from the newest checkpoint, or from the start, to the end; saves when it is stopped."""
         self.start = self.done = self.resume()
+        self.snapshots.trim(self.start)
         launch = self.part.launch
         names = tuple(dict.fromkeys((*launch.track, *(("wandb",) if launch.wandb else ()))))
         if names and self.rank == 0:
@@ -117,6 +116,7 @@ class Trainer:
             bar.speed = speed
             for step in range(self.start, self.steps):
                 self.record(self.step(step), step + 1, bar)
+                self.snapshots.take(step + 1)
                 if signum := stop.signal(step + 1):
                     self.save(step + 1)
                     raise Interrupted(
@@ -239,6 +239,7 @@ class Trainer:
                 self.evaluate(done, self.metric)
         if last := done == self.steps:
             due = due | KINDS
+            self.snapshots.take(done, last=True)
         if "checkpoint" in due and not self.history.not_finite():
             with self.cadence.timed("checkpoint"):
                 self.save(done)
@@ -267,7 +268,7 @@ class Trainer:
         self.saved, folder, scaler = step, self.run.checkpoints_folder, self.accelerator.scaler
         statistics = self.ema.statistics()
         values = ranks.gathered(self.model.state_dict())
-        averages = ranks.gathered(self.ema.state_dict())
+        averages, powers = ranks.gathered(self.ema.state_dict()), ranks.gathered(self.ema.power_state())
         optimizers = ranks.gathered({name: o.state_dict() for name, o in self.optimizers.items()})
         of_ranks = ranks.everyone((checkpoint.extra_of(values), self.history.pending()))
         weights = checkpoint.weights_of(values) if ranks.rank() == 0 else {}
@@ -280,6 +281,7 @@ class Trainer:
                 "optimizers": optimizers,
                 "scaler": scaler.state_dict() if scaler is not None else None,
                 "ema_updates": self.ema.updates,
+                "powers": powers,
                 "extra": [extra for extra, _ in of_ranks],
                 "pending": [pending for _, pending in of_ranks],
             }
@@ -315,8 +317,7 @@ class Trainer:
         train, meta, rank = saved.train, saved.meta, ranks.rank()
         # a rank that did not exist when the checkpoint was saved takes the extra state of rank 0
         checkpoint.load(self.model, saved.weights | train["extra"][rank if rank < len(train["extra"]) else 0])
-        averages = {name: value.to(self.device) for name, value in saved.averaged.weights.items()}
-        self.ema.load_state_dict(averages, train["ema_updates"])
+        self.ema.load_state_dict(saved.averaged.weights, train["ema_updates"], train.get("powers"))
         for name, values in train["optimizers"].items():
             checkpoint.restore(self.optimizers[name], values)
         if train["scaler"] and self.accelerator.scaler is not None:
@@ -375,78 +376,11 @@ class Trainer:
                 self.history.trackers.picture(done, path)
 
     def some_images(self) -> Iterator[Batch]:
-        """A random subset of the training images, larger at the ends, each augmented by one draw."""
         n = SOME if 0 < self.done < self.steps else MANY
-        index = np.random.default_rng(0).permutation(self.batches.positions())[:n]
-        yield from self.images.scan(index, purpose="calibrate", batch_size=128)
+        return random_images(self.images, self.batches.positions(), n)
 
 
 def machine(device: torch.device) -> dict[str, Any]:
     """The facts of a machine that must stay the same for a bit-exact resume."""
     threads, version = torch.get_num_threads(), torch.__version__
     return {"world": ranks.world(), "threads": threads, "torch": version, "device": device.type}
-
-
-# ---------------------------------------------------------------------------- figures of validation
-
-
-def best_metric(model: Model, choice: str, pack: Pack) -> str | None:
-    """The figure that selects the best checkpoint: "bpd", "fd", "loss" or None. "auto" is bpd if `log_prob`
-    is exact or a bound, fd for GANs, else the validation loss."""
-    n = len(pack.images("val"))
-    if choice == "none" or n == 0:
-        return None
-    usual = "bpd" if model.likelihood in ("exact", "bound") else "loss"
-    metric = next(name for name in (choice, model.best, usual) if name != "auto")
-    return None if metric == "fd" and n < 2 else metric
-
-
-def validate(
-    trained: Trained, metric: str, *, pack: Pack, data: Pack, net: LeNetFeatures | None
-) -> dict[str, float]:
-    """The metric on the first 2,000 validation images, with figures that explain it; less is better. A call
-    of every rank; the metric is the same number however many there are."""
-    if metric == "fd":
-        return distances(trained, pack, net)
-    return {metric: mean(trained, metric, data)}
-
-
-def mean(trained: Trained, metric: str, data: Pack) -> float:
-    """The mean over validation images of the bits per dimension, or of the loss of the first phase. Every
-    rank has its share of the same batches."""
-    model, info, device = trained.model, trained.info, trained.device
-    n = min(VALIDATION, len(data.images("val")))
-    firsts = range(ranks.rank() * EVAL_BATCH, n, ranks.world() * EVAL_BATCH)
-    index = [i for first in firsts for i in range(first, min(first + EVAL_BATCH, n))]
-    total = double(torch.zeros((), device=device))
-    phase = model.phases()[0].name
-    nats = torch.Size(info.shape).numel() * math.log(2)  # nats of one bit per dimension
-    batches = scan(data, "val", batch_size=EVAL_BATCH, levels=info.levels, device=device, index=index)
-    for batch in batches if index else ():
-        if metric == "bpd":
-            labels = batch.y if model.conditional else None
-            with full_fp32(device):
-                total += -double(model.log_prob(batch.x, labels, noise=batch.noise)).sum() / nats
-        else:
-            total += double(named_losses(model, with_prepared(model, batch), phase)["loss"]) * len(batch)
-    return float(ranks.total(total)) / n
-
-
-def distances(trained: Trained, pack: Pack, net: LeNetFeatures | None) -> dict[str, float]:
-    """Figures of samples against as many validation images: `fd`, the Fréchet distance; `distance`, that of
-    pairs of samples as a share of that of pairs of real images; and, where the net knows the classes,
-    `classes`, the entropy of the samples' classes as a share of that of real images."""
-    real = pack.images("val")[:VALIDATION]
-    images = sampler.draw(trained, len(real))
-    if net is None:
-        return {"fd": 0.0}
-    is_multilabel = trained.info.multilabel
-    fake, real_features = net.features(images), net.features(real)
-    predicted, classes = (np.zeros(len(x), int) if is_multilabel else net.predict(x) for x in (images, real))
-    figures = {
-        "fd": float(frechet_distance(real_features, fake)),
-        "distance": collapse.diversity(fake, predicted, real_features, classes),
-    }
-    if not net.rotations and not is_multilabel:
-        figures["classes"] = collapse.coverage(predicted, classes)
-    return figures

@@ -87,6 +87,7 @@ class Run:
     model_file = Place("model.safetensors")  # averaged weights of a finished run
     checkpoints_folder = Place("checkpoints")
     best_file = Place("checkpoints/best.json")
+    snapshots_folder = Place("snapshots")  # power-function averages of the weights, of which others are made
     samples_folder = Place("samples")  # grids of a training; images that a `gz bench` drew
     losses_picture = Place("loss.png")
     tracker_file = Place("mlflow.json")  # the run's id there

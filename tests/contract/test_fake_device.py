@@ -24,7 +24,7 @@ from gzcli.core.sections import LaunchSection, OptimSection, Part, part_of
 from gzcli.core.types import Batch, ImageNoise, no_progress
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
-from gzcli.engine import optim, prepared, sampler, trained, trainer
+from gzcli.engine import optim, prepared, sampler, trained, trainer, validate
 from gzcli.engine.checkpoint import SpaceRecord
 from gzcli.engine.log import Log
 from gzcli.engine.step import precision
@@ -59,7 +59,7 @@ START = {
     "models/normalizing_flow/layers.py::initialising": "once a run: whether a resume has initialised it",
 }
 TRAINED = {
-    "engine/trainer.py::mean": "the figure",
+    "engine/validate.py::mean": "the figure",
     "models/stable_diffusion/base.py::StableDiffusion.embed": "captions become tokens, on the host",
     "models/stable_diffusion/base.py::StableDiffusion.draw": "diffusers' pipeline",
     "models/stable_diffusion/base.py::StableDiffusion.examples": "remembered captions, which are text",
@@ -121,7 +121,7 @@ class Accelerator:
 
 @pytest.fixture
 def device(monkeypatch) -> Iterator[OnDevice]:
-    for module, name in ((trainer, "VALIDATION"), (model_figures, "IMAGES"), (prepared, "MEASURED")):
+    for module, name in ((validate, "VALIDATION"), (model_figures, "IMAGES"), (prepared, "MEASURED")):
         monkeypatch.setattr(module, name, 4)
 
     def lenet(pack, **_):
@@ -245,7 +245,7 @@ class Paths:
     def validate(self) -> None:
         if self.t.metric and self.t.metric != "fd":
             with self.t.ema.evaluating():
-                trainer.mean(self.trained, self.t.metric, self.t.images.pack)
+                validate.mean(self.trained, self.t.metric, self.t.images.pack)
 
     def sample(self, **options: Any) -> None:
         sampler.draw(self.trained, 2, given=self.given, options=options)

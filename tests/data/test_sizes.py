@@ -40,7 +40,7 @@ from gzcli.data.sets.library import import_set, listing
 from gzcli.data.sets.names import locate
 from gzcli.data.sets.registry import SPECS
 from gzcli.engine.sheets import columns_of, grid
-from gzcli.engine.trainer import best_metric
+from gzcli.engine.validate import best_metric
 from gzcli.metrics.classifier import turns
 from gzcli.metrics.features import LeNet
 from gzcli.metrics.second import ResNet

@@ -73,7 +73,7 @@ def planned(case: Case) -> Run:
 
 
 SHARED = "train.ema=0.9 train.clip=0.3 train.eval_every=3 train.checkpoint_every=3 optim.warmup=0"
-SHARED += " train.best=loss train.keep=3"
+SHARED += " train.ema_snapshots=2 train.best=loss train.keep=3"
 SHARING = {  # with FSDP2, as processes are dear, Muon
     "ddp": ("launch.strategy=ddp",),
     "fsdp": ("launch.strategy=fsdp", "train.accumulate=2"),
@@ -152,6 +152,11 @@ def test_weights_that_are_shared_out_are_those_of_ddp(model, ranks):
         assert whole[key].shape == first[key].shape
         assert torch.allclose(whole[key], first[key], rtol=1e-7, atol=1e-9), key
         assert torch.equal(first[key], resumed[key]), key
+    ours, theirs = (
+        load_file(found["run"].snapshots_folder / "00000006.safetensors") for found in (ddp, fsdp)
+    )
+    for key in ours | theirs:
+        assert torch.allclose(ours[key], theirs[key], rtol=1e-7, atol=1e-9), key
     kept = [torch.load(found["run"].path / "checkpoints/00000006/train.pt") for found in (ddp, fsdp)]
     a, b = (train["optimizers"]["main"]["state"] for train in kept)
     assert all(a[i]["exp_avg"].shape == b[i]["exp_avg"].shape for i in a), "whole moments, for any strategy"

@@ -44,15 +44,18 @@ ALONE = [
 def test_resume_is_the_unbroken_run_bit_for_bit(which):
     """From a checkpoint between two lines. Those that signals leave are tested in test_cadence.py."""
     sets = ("train.ema=0.9", "train.log_every=3", "data.size=16", "train.checkpoint_every=4", "train.keep=2")
-    tree = recipe(which, steps=6, sets=sets)
+    tree = recipe(which, steps=6, sets=(*sets, "train.ema_snapshots=2"))
     whole = fit(tree)
     last, unbroken = whole.run.path / "checkpoints" / "00000006", figures(whole.run)
     wanted = [load_file(last / f"{name}.safetensors") for name in ("model", "ema")]
+    snapshots = {path: load_file(path) for path in whole.run.snapshots_folder.iterdir()}
     shutil.rmtree(last)
     resumed = fit(tree, whole.run)
     assert resumed.start == 4 and figures(whole.run) == unbroken
     for name, weights in zip(("model", "ema"), wanted, strict=True):
         assert same(weights, load_file(last / f"{name}.safetensors")), name
+    assert [int(path.stem) for path in sorted(snapshots)] == [3, 6]
+    assert all(same(values, load_file(path)) for path, values in snapshots.items())
 
 
 def test_accumulation_changes_nothing_nor_does_a_kill_after_the_last_checkpoint():

@@ -1,0 +1,175 @@
+"""`gz runs ema`: averages of the weights of any length, made after a training of snapshots of two others
+(Karras et al. 2024, arXiv:2312.02696, §3.2 and appendix C).
+
+A power-function average weighs the weights of time τ by a profile p(τ) = (γ + 1) τ^γ / t^(γ + 1) up to its
+time t, and its length is the deviation of p in units of t. As averages are linear in their profiles, the
+wanted profile is fitted by those of the snapshots, and its average is the same sum of the snapshots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gzcli.core import ranks
+from gzcli.core.errors import UsageError
+from gzcli.core.jobs import EmaJob
+from gzcli.core.sections import TrainSection
+from gzcli.core.types import Batch
+from gzcli.core.units import counted
+from gzcli.data.packs.batches import TrainBatches, TrainImages
+from gzcli.data.packs.open import check_unchanged, open_pack, pack_options
+from gzcli.data.sets.names import locate
+from gzcli.engine import checkpoint
+from gzcli.engine.ema import EMA, LENGTHS, MANY, exponent, random_images
+from gzcli.engine.log import Log
+from gzcli.engine.prepared import train_images
+from gzcli.engine.trained import Trained, load_trained
+from gzcli.engine.validate import best_metric, validate
+from gzcli.metrics.features import lenet
+from gzcli.store import files
+from gzcli.store.runs import Run
+
+TRIED = (0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25)  # lengths of which the best is chosen
+MISSED = 0.1  # largest relative error of a fitted profile
+
+
+class Snapshots:
+    """The files RUN/snapshots/00001000.safetensors with the power-function averages of a moment."""
+
+    def __init__(self, run: Run, ema: EMA, train: TrainSection):
+        self.folder, self.ema = run.snapshots_folder, ema
+        self.every = -(-train.steps // train.ema_snapshots) if train.ema_snapshots else 0
+        if self.every and not train.ema:
+            message = "`train.ema_snapshots` is for averaged weights, and this training averages none"
+            raise UsageError(message, hint="set `train.ema` too, such as `train.ema=0.999`, or leave it out")
+
+    def take(self, done: int, *, last: bool = False) -> None:
+        """Writes a file if `done` steps are a multiple of the interval or, with `last`, if they are none. A
+        call of every rank; rank 0 writes."""
+        if not self.every or (done % self.every == 0) == last:
+            return
+        averages = ranks.gathered(self.ema.power_state())
+        if ranks.rank() == 0:
+            named = {f"{length}/{k}": v for length, state in averages.items() for k, v in state.items()}
+            tensors = checkpoint.weights_of(named)
+            self.folder.mkdir(exist_ok=True)
+            files.need_space(self.folder, sum(t.nbytes for t in tensors.values()))
+            path = self.folder / f"{done:08d}.safetensors"
+            save_file(tensors, part := files.part_path(path))
+            files.fsync(part)
+            part.replace(path)
+
+    def trim(self, done: int) -> None:
+        """Removes files of steps after `done`, which come again, and those between the moments of a run that
+        has become longer. So there are never more than `train.ema_snapshots`."""
+        if ranks.rank() == 0 and self.every:
+            files.sweep(self.folder)
+            for path in self.folder.glob("*.safetensors"):
+                if int(path.stem) > done or int(path.stem) % self.every:
+                    path.unlink()
+
+
+# ---------------------------------------------------------------------------- profiles
+
+
+def product(t: Any, gamma: Any, s: Any, other: Any) -> np.ndarray:
+    """⟨p, q⟩ = ∫ p q dτ of profiles p of time t and exponent γ, and q of time s and another exponent."""
+    later = np.maximum(t, s)
+    ratio, of_later = np.minimum(t, s) / later, np.where(np.greater(s, t), other, gamma)
+    return (gamma + 1) * (other + 1) / (gamma + other + 1) * ratio**of_later / later
+
+
+def fitted(times: np.ndarray, lengths: np.ndarray, time: int, length: float) -> tuple[np.ndarray, float]:
+    """The factors [n] of n averages of some times and lengths whose sum is nearest to the average of another,
+    by least squares over profiles, and the relative error of its profile."""
+    gammas, gamma = np.array([exponent(float(value)) for value in lengths]), exponent(length)
+    gram = product(times[:, None], gammas[:, None], times, gammas)
+    wanted = product(times, gammas, time, gamma)
+    factors = np.linalg.lstsq(gram, wanted, rcond=None)[0]
+    missed = 1 - factors @ wanted / product(time, gamma, time, gamma)
+    return factors, float(np.sqrt(max(0.0, missed)))
+
+
+def average(run: Run, step: int, length: float) -> tuple[dict[str, Tensor], float]:
+    """The average of a length of a run's weights after `step` steps, by its snapshots, and the relative error
+    of its profile. Raises UsageError if that is more than MISSED."""
+    places = sorted(run.snapshots_folder.glob("*.safetensors"))
+    times = np.repeat([float(path.stem) for path in places], len(LENGTHS))
+    factors, missed = fitted(times, np.tile(LENGTHS, len(places)), step, length)
+    if missed > MISSED:
+        message = f"no average of length {length:g} can be made of {counted(len(places), 'snapshot')}"
+        hint = "a length nearer to 0.05 … 0.1, or a training with a larger `train.ema_snapshots`"
+        raise UsageError(f"{message}: {missed:.0%} of it is missed", hint=hint)
+    total: dict[str, Tensor] = {}
+    for path, row in zip(places, factors.reshape(len(places), -1), strict=True):
+        for key, value in files.read_tensors(path)[0].items():
+            kept, _, name = key.partition("/")
+            part = value.double() * row[LENGTHS.index(float(kept))]
+            total[name] = total[name] + part if name in total else part
+    return {name: value.float() for name, value in total.items()}, missed
+
+
+# ---------------------------------------------------------------------------- the job
+
+
+def run(job: EmaJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
+    """Makes the average of `job.length`, or the best by the figure that chooses the best checkpoint, the
+    weights that the run serves. Returns the JSON of `gz runs ema`."""
+    run = Run(Path(job.run))
+    trained = load_trained(run, device, str(run.saved_steps[-1]))
+    part, model, step = trained.part, trained.model.train(), trained.step
+    pack = open_pack(locate(part.data.name), **pack_options(part.data), say=log.info)
+    check_unchanged(run.owner.path, pack.meta)
+    images, _, _ = train_images(part, pack, device, run, log)
+    metric = best_metric(model, part.train.best, pack)
+    if metric is None and job.length is None:
+        message = "no figure chooses an average: `train.best` is `none`, or no images are for validation"
+        raise UsageError(message, hint="say which: `--length 0.05`")
+    net = lenet(pack, device=device, say=log.info) if metric == "fd" else None
+    model.on_step(step - 1)  # what anneals is where the training has left it
+    ema = EMA(model, part.train.ema, partial(some_images, images, trained))
+    usual, rows = {name: value.clone() for name, value in ema.state_dict().items()}, []
+    for length in (None, *TRIED) if job.length is None else (job.length,):
+        row: dict[str, Any] = {"length": length, "missed": None, "value": None}
+        try:
+            weights, row["missed"] = (usual, None) if length is None else average(run, step, length)
+        except UsageError:
+            if job.length is not None:
+                raise
+            continue
+        ema.load_state_dict(weights, step)
+        if metric:
+            with ema.evaluating():
+                row["value"] = validate(trained, metric, pack=pack, data=images.pack, net=net)[metric]
+        rows.append(row)
+    best = min(rows, key=lambda row: row["value"] or 0.0)["length"] if metric else job.length
+    serve(run, ema, usual if best is None else average(run, step, best)[0], best)
+    facts = {"run": run.owner.id, "metric": metric, "decay": part.train.ema, "length": best}
+    return facts | {"snapshots": len(list(run.snapshots_folder.iterdir())), "rows": rows}
+
+
+def some_images(images: TrainImages, trained: Trained) -> Iterator[Batch]:
+    """Training images of the run, on which an average is calibrated."""
+    part = trained.part
+    batches = TrainBatches(images, part.train.batch_size, n=part.data.n, needs=trained.model.needs)
+    return random_images(images, batches.positions(), MANY)
+
+
+def serve(run: Run, ema: EMA, weights: Mapping[str, Tensor], length: float | None) -> None:
+    """Makes an average the run's `model.safetensors`; None: that of the training itself."""
+    step = run.saved_steps[-1]
+    saved = checkpoint.read_weights(run.checkpoint(step).averaged)
+    ema.load_state_dict(weights, step)
+    saved.weights |= checkpoint.weights_of(ema.state_dict() | ema.statistics())
+    checkpoint.save_weights(part := files.part_path(run.model_file), saved)
+    files.fsync(part)
+    part.replace(run.model_file)
+    run.update(ema_length=length)

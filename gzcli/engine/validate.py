@@ -1,0 +1,85 @@
+"""The figures of a model on validation images, one of which chooses the best weights."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from gzcli.core import ranks
+from gzcli.data.packs.batches import scan
+from gzcli.data.packs.pack import Pack
+from gzcli.engine import sampler
+from gzcli.engine.prepared import with_prepared
+from gzcli.engine.trained import Trained
+from gzcli.metrics import collapse
+from gzcli.metrics.features import LeNetFeatures
+from gzcli.metrics.frechet import frechet_distance
+from gzcli.models.base import Model, named_losses
+from gzcli.models.nn import double, full_fp32
+
+VALIDATION = 2000  # validation images that figures are computed of, at most
+EVAL_BATCH = 100  # images of a batch of them
+
+
+def best_metric(model: Model, choice: str, pack: Pack) -> str | None:
+    """The figure that selects the best checkpoint: "bpd", "fd", "loss" or None. "auto" is bpd if `log_prob`
+    is exact or a bound, fd for GANs, else the validation loss."""
+    n = len(pack.images("val"))
+    if choice == "none" or n == 0:
+        return None
+    usual = "bpd" if model.likelihood in ("exact", "bound") else "loss"
+    metric = next(name for name in (choice, model.best, usual) if name != "auto")
+    return None if metric == "fd" and n < 2 else metric
+
+
+def validate(
+    trained: Trained, metric: str, *, pack: Pack, data: Pack, net: LeNetFeatures | None
+) -> dict[str, float]:
+    """The metric on the first 2,000 validation images, with figures that explain it; less is better. A call
+    of every rank; the metric is the same number however many there are."""
+    if metric == "fd":
+        return distances(trained, pack, net)
+    return {metric: mean(trained, metric, data)}
+
+
+def mean(trained: Trained, metric: str, data: Pack) -> float:
+    """The mean over validation images of the bits per dimension, or of the loss of the first phase. Every
+    rank has its share of the same batches."""
+    model, info, device = trained.model, trained.info, trained.device
+    n = min(VALIDATION, len(data.images("val")))
+    firsts = range(ranks.rank() * EVAL_BATCH, n, ranks.world() * EVAL_BATCH)
+    index = [i for first in firsts for i in range(first, min(first + EVAL_BATCH, n))]
+    total = double(torch.zeros((), device=device))
+    phase = model.phases()[0].name
+    nats = torch.Size(info.shape).numel() * math.log(2)  # nats of one bit per dimension
+    batches = scan(data, "val", batch_size=EVAL_BATCH, levels=info.levels, device=device, index=index)
+    for batch in batches if index else ():
+        if metric == "bpd":
+            labels = batch.y if model.conditional else None
+            with full_fp32(device):
+                total += -double(model.log_prob(batch.x, labels, noise=batch.noise)).sum() / nats
+        else:
+            total += double(named_losses(model, with_prepared(model, batch), phase)["loss"]) * len(batch)
+    return float(ranks.total(total)) / n
+
+
+def distances(trained: Trained, pack: Pack, net: LeNetFeatures | None) -> dict[str, float]:
+    """Figures of samples against as many validation images: `fd`, the Fréchet distance; `distance`, that of
+    pairs of samples as a share of that of pairs of real images; and, where the net knows the classes,
+    `classes`, the entropy of the samples' classes as a share of that of real images."""
+    real = pack.images("val")[:VALIDATION]
+    images = sampler.draw(trained, len(real))
+    if net is None:
+        return {"fd": 0.0}
+    is_multilabel = trained.info.multilabel
+    fake, real_features = net.features(images), net.features(real)
+    predicted, classes = (np.zeros(len(x), int) if is_multilabel else net.predict(x) for x in (images, real))
+    figures = {
+        "fd": float(frechet_distance(real_features, fake)),
+        "distance": collapse.diversity(fake, predicted, real_features, classes),
+    }
+    if not net.rotations and not is_multilabel:
+        figures["classes"] = collapse.coverage(predicted, classes)
+    return figures

@@ -1,0 +1,65 @@
+"""`gz runs ema`: what a run serves after its training."""
+
+import json
+
+import pytest
+from helpers import fit, in_process, lines, recipe
+from refused import refused
+from safetensors.torch import load_file
+from zoo import FIRST
+
+from gzcli.cli import app
+from gzcli.engine.trained import load_trained
+from gzcli.launch import launcher
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
+def test_a_run_serves_the_average_that_validates_best_or_one_of_a_length(home, monkeypatch, capsys):
+    """A flow with batch norms, whose statistics are found anew for each average."""
+    monkeypatch.setattr(launcher, "run", in_process)
+    monkeypatch.setattr("gzcli.engine.averages.TRIED", (0.015, 0.05, 0.1))
+
+    def ema(*words: str, code: int = 0) -> dict:
+        assert app.run(["runs", "ema", run.id, "--json", *words]) == code
+        return json.loads(capsys.readouterr().out)
+
+    sets = ("train.ema=0.9", "train.ema_snapshots=6", "train.best=bpd", "train.eval_every=18")
+    tree = recipe(FIRST["realnvp"], steps=18, sets=sets)
+    run = fit(tree).run
+    run.update(state="finished")
+    usual, (told,) = (
+        load_file(run.model_file),
+        [x["val_bpd"] for x in lines(run.metrics_file) if "val_bpd" in x],
+    )
+    result = ema()
+    values = {row["length"]: row["value"] for row in result["rows"]}
+    assert values[None] == pytest.approx(told, rel=1e-6)
+    assert values.keys() == {None, 0.05, 0.1}, "six snapshots do not resolve 0.015"
+    assert values[result["length"]] == min(values.values()) and result["length"] is not None
+    assert run.status()["ema_length"] == result["length"]
+
+    model, served = load_trained(run, "cpu").model, load_file(run.model_file)
+    parameters = {name for name, _ in model.named_parameters()}
+    statistics = [name for name in served.keys() - parameters if name.endswith("mean")]
+    assert statistics and not any(served[name].equal(usual[name]) for name in statistics)
+    assert ema("--length", "0.05")["length"] == 0.05
+    snapshot, served = load_file(run.snapshots_folder / "00000018.safetensors"), load_file(run.model_file)
+    for name in parameters:
+        assert served[name].allclose(snapshot[f"0.05/{name}"], rtol=1e-5, atol=1e-7), name
+    assert "0.25" in ema("--length", "0.3", code=2)["error"]["message"]
+    assert "missed" in ema("--length", "0.01", code=2)["error"]["message"]
+    fit(tree | {"train": tree["train"] | {"steps": 30}}, run)
+    assert [int(path.stem) for path in sorted(run.snapshots_folder.iterdir())] == [15, 20, 25, 30]
+    assert run.status()["ema_length"] is None
+
+
+def test_what_has_no_average_or_no_snapshots_is_told(home, capsys):
+    sets = ("train.ema=0", "train.ema_snapshots=6")
+    refused("averages none", fit, recipe(FIRST["vae"], steps=2, sets=sets), hint="train.ema=0.999")
+    run = fit(recipe(FIRST["vae"], steps=2, sets=("train.ema=0.9",))).run
+    assert app.run(["runs", "ema", run.id]) == 3
+    run.update(state="finished")
+    assert app.run(["runs", "ema", run.id]) == 3
+    told = capsys.readouterr().err
+    assert "gz train vae --data digits --set train.ema_snapshots=20" in told and "no snapshots" in told
