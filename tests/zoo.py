@@ -35,7 +35,7 @@ DDPM = {"channels": 8, "mult": (1, 2), "attention": (), "timesteps": 20}
 REFINENET = {"width": 8, "mult": (1, 2), "dilation": (1, 2), "sigma_max": 10.0}
 DIT = {"width": 32, "layers": 2, "heads": 2, "patch": 4}
 ZIGMA = {"width": 32, "layers": 2, "patch": 4, "state": 4}
-RF = Case("rf", DIT, lr=3e-3, batch=8, sample={"steps": 3})
+RF = Case("rf", DIT | {"bounded": True}, lr=3e-3, batch=8, sample={"steps": 3})
 RF_LABELS = Case("rf", DIT | {"conditional": True}, lr=3e-3, batch=8, sample={"steps": 3, "guidance": 2.0})
 
 # untrained, whose output is zero, all but the prediction of x0 inverts to what it reconstructs exactly; its
@@ -61,7 +61,7 @@ GUIDED_PAIRS = {"pair_steps": 4, "pair_guidance": 2.0}
 AAE_CONV = {"hidden": (16, 32), "latent": 8, "disc_hidden": (32,), "image_weight": 1.0, "image_width": 8}
 R1 = {"r1": 1.0, "r1_every": 1, "augment": ("color", "cutout")}
 LIKELIHOOD = {"sde": "subvp", "prediction": "eps", "weighting": "likelihood"}
-EDM = {"sigma_data": 0.5, "weight_warmup": 0.5}
+EDM = {"bounded": True, "sigma_data": 0.5, "weight_warmup": 0.5}
 FEW_LEVELS = {"levels": 10, "prediction": "v", "weighting": "even", "time_sampling": "cosine"}
 
 
@@ -117,7 +117,7 @@ CASES = [
     denoiser("ddpm", DDPM, steps=4),
     denoiser("ddpm", DDPM | LABELS, steps=4, guidance=2.0),
     denoiser("ddpm", DDPM | {"factor": 2}, steps=4),
-    denoiser("cddpm", DDPM, steps=4, guidance=2.0),
+    denoiser("cddpm", DDPM | {"bounded": True}, steps=4, guidance=2.0),
     denoiser("dit", DIT | {"timesteps": 20}, steps=4, guidance=2.0),
     denoiser("dit", DIT | {"timesteps": 20, "conditional": False}, steps=4),
     DIFFAE,

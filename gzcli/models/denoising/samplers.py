@@ -405,7 +405,7 @@ def with_divergence(f: Velocity, shape: Sequence[int], probe: Tensor) -> Velocit
     def g(state: Tensor, t: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
             x, v = state[:, :-1].detach().clone().requires_grad_(), probe.clone()
-            out = f(x.view(-1, *shape), t).flatten(1)
+            out = f(x.view(-1, *shape), t.clone()).flatten(1)  # a clone is no inference tensor
             (row,) = torch.autograd.grad(out, x, v)
         return torch.cat([out.detach(), -(row * v).sum(1, keepdim=True) / x.shape[1]], 1)
 
