@@ -60,8 +60,16 @@ class TransformerBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, h: Tensor, *, causal: bool = False, cache: KVCache | None = None) -> Tensor:
-        """h [B, T, width] after the positions in the cache, if any; causal: none attends to a later one."""
+    def forward(
+        self,
+        h: Tensor,
+        *,
+        causal: bool = False,
+        visible: Tensor | None = None,
+        cache: KVCache | None = None,
+    ) -> Tensor:
+        """h [B, T, width] after the positions in the cache, if any; causal: none attends to a later one;
+        visible: [T, T], to which each one attends."""
         if self.near is not None and self.grid is not None:  # the first token is the label
             codes = h[:, 1:].mT.unflatten(2, self.grid)
             h = torch.cat([h[:, :1], h[:, 1:] + self.near(codes).flatten(2).mT], 1)
@@ -69,7 +77,7 @@ class TransformerBlock(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, heads, T, D]
         if cache is not None:
             k, v = cache.add(k, v)
-        a = softmax_attention(q, k, v, causal).transpose(1, 2).flatten(2)
+        a = softmax_attention(q, k, v, causal, visible).transpose(1, 2).flatten(2)
         h = h + self.dropout(self.out(a))
         return h + self.dropout(self.mlp(self.norm2(h)))
 
@@ -96,11 +104,18 @@ class Trunk(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def forward(self, h: Tensor, *, causal: bool = False, caches: Sequence[KVCache] | None = None) -> Tensor:
+    def forward(
+        self,
+        h: Tensor,
+        *,
+        causal: bool = False,
+        visible: Tensor | None = None,
+        caches: Sequence[KVCache] | None = None,
+    ) -> Tensor:
         """h [B, T, width] through all blocks; caches: one for each block, see `TransformerBlock.forward`."""
         h = self.drop(h)
         for i, block in enumerate(self.blocks):
-            h = block(h, causal=causal, cache=caches[i] if caches else None)
+            h = block(h, causal=causal, visible=visible, cache=caches[i] if caches else None)
         return self.norm(h)
 
     def caches(self, n: int, length: int) -> list[KVCache]:
