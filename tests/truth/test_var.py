@@ -41,7 +41,7 @@ def test_the_parts_of_scales_are_what_is_left_of_the_scales_before_and_add_up():
     close(z - quantised, left)
     torch.testing.assert_close(book.lookup(codes), quantised)
     q, found = book(z.requires_grad_(), noise(4))
-    sums = book.sums(codes)[1:]
+    sums = list(book.sums(codes))[1:]
     expected = sum(F.mse_loss(e, z) for e in sums) / 3
     torch.testing.assert_close(found["loss"], 1.25 * expected)
     to_z, to_e = torch.autograd.grad(found["loss"], [z, book.embedding], retain_graph=True)

@@ -7,6 +7,7 @@ Image Generation via Next-Scale Prediction", arXiv:2404.02905.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import accumulate, pairwise
 
 import torch
@@ -73,13 +74,14 @@ class ScaledCodebook(Codebook):
         return z, codes, sums[-1]
 
     def lookup(self, codes: Tensor) -> Tensor:
-        return self.sums(codes)[-1]
+        *_, total = self.sums(codes)
+        return total
 
-    def sums(self, codes: Tensor) -> list[Tensor]:
+    def sums(self, codes: Tensor) -> Iterator[Tensor]:
         """The sums [B, dim, h, w] of the parts before each scale, and at last of all."""
         parts = (self.part(codes[:, scale], k) for k, scale in enumerate(self.scales))
         zero = self.embedding.new_zeros(len(codes), self.options.dim, *self.grid)
-        return list(accumulate(parts, initial=zero))
+        return accumulate(parts, initial=zero)
 
     def part(self, codes: Tensor, k: int) -> Tensor:
         """p_k [B, dim, h, w] of the codes [B, T_k] of scale k."""

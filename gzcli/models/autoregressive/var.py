@@ -55,7 +55,8 @@ class VAR(OrderedPrior):
 
     def forward(self, codes: Tensor, labels: Labels = None, drop: Tensor | None = None) -> Tensor:
         """The logits [B, T, codes] of each of codes [B, T], given those of coarser scales."""
-        h = torch.cat([self.inputs(f, k) for k, f in enumerate(self.book.sums(codes)[:-1])], 1)
+        sums = zip(range(len(self.level)), self.book.sums(codes), strict=False)
+        h = torch.cat([self.inputs(f, k) for k, f in sums], 1)
         h = h + self.label(labels, len(codes), drop)[:, None]
         return to_fp32(self.head(self.trunk(h, visible=self.visible)))
 
