@@ -233,11 +233,11 @@ class Labelled(Model):
             return 0.0
         return self.clusters.log_prob(condition, labels if self.conditional else None)
 
-    def guidance_scale(self, guidance: float | None) -> float:
-        """The guidance of samples, by default 1, or `GUIDANCE` towards clusters."""
+    def guidance_scale(self, guidance: float | None, towards: float = GUIDANCE) -> float:
+        """The guidance of samples, by default 1, or `towards` clusters."""
         if guidance is not None:
             return guidance
-        return GUIDANCE if self.clusters is not None and self.label_dropout else 1.0
+        return towards if self.clusters is not None and self.label_dropout else 1.0
 
     def check_guidance(self, guidance: float, y: Tensor | None) -> None:
         """Raises UsageError for guidance of a model that cannot be guided, or without labels."""

@@ -67,7 +67,7 @@ def test_each_scale_sees_all_coarser_scales_and_nothing_else():
     parts = [model.book.part(codes[:, s], k).requires_grad_() for k, s in enumerate(scales)]
     sums = [torch.zeros_like(parts[0]), *itertools.accumulate(parts)]
     h = torch.cat([model.inputs(f, k) for k, f in enumerate(sums[:-1])], 1) + model.label(None, 1, None)
-    again = model.head(model.trunk(h, visible=model.visible))
+    again = model.head(model.trunk(h, visible=model.visible, grids=model.book.grids))
     torch.testing.assert_close(again, logits)
     for k, s in enumerate(scales):
         grads = torch.autograd.grad(again[:, s].sum(), parts, retain_graph=True, allow_unused=True)

@@ -53,7 +53,7 @@ class Prior(Labelled):
         self.label = ClassEmbedding(labels.count(data), net.width)
         self.embed: nn.Module = nn.Embedding(self.codes + mask, net.width)
         self.position = Position(self.grid, net.width)
-        self.trunk = Trunk(net, self.grid if near else None)
+        self.trunk = Trunk(net, near)
         self.head = nn.Linear(net.width, self.codes, bias=mask)
         for layer in (self.label.table, self.embed, self.head):
             nn.init.normal_(layer.weight, std=initial_std(net.width))

@@ -40,7 +40,7 @@ class ScaledCodebook(Codebook):
         grids = [(-(-s * height // side), -(-s * width // side)) for s in options.scales if s < side]
         grids.append(grid)
         ends = accumulate((h * w for h, w in grids), initial=0)
-        self.grid, self.scales = grid, tuple(slice(*span) for span in pairwise(ends))
+        self.grid, self.grids, self.scales = grid, grids, tuple(slice(*span) for span in pairwise(ends))
         # as matrices, which are deterministic on every device, and of any ratio
         fine = torch.eye(grid[0] * grid[1]).unflatten(1, grid)[:, None]
         coarse = [torch.eye(h * w).unflatten(1, (h, w))[:, None] for h, w in grids]

@@ -22,11 +22,18 @@ from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import Labels, to_fp32
 from gzcli.models.nn.transformer import TransformerOptions, initial_std
 
+# of the last scale, towards clusters. On MNIST after 4 CPU-minutes, of 1,000 samples against validation images,
+# by 1.3, 2 and at a temperature of .7 2: fd 90, 48, 35, precision .86, .90, .95, recall .56, .46, .41
+GUIDANCE = 2.0
+
 
 class VAR(OrderedPrior):
     """A transformer from scale to scale of the codes of `tokenizer`; a second stage, see `Prior`.
 
     The label's embedding is added to every input. Raises UsageError for sizes that do not fit.
+
+    near: whether each block begins with a depthwise 3×3 convolution over the codes of each scale (Chu 2021,
+      arXiv:2102.10882), an addition to the paper.
     """
 
     paper = "Tian et al. 2024, arXiv:2404.02905"
@@ -39,9 +46,10 @@ class VAR(OrderedPrior):
         *,
         tokenizer: Model,
         net: TransformerOptions = TransformerOptions(),
+        near: bool = True,
         condition: ClusterOptions = ClusterOptions(),
     ):
-        super().__init__(data, tokenizer, condition, net)
+        super().__init__(data, tokenizer, condition, net, near=near)
         self.embed = nn.Linear(self.book.options.dim, net.width)
         scales = self.book.scales
         self.level = nn.Parameter(initial_std(net.width) * torch.randn(len(scales), net.width))
@@ -58,7 +66,7 @@ class VAR(OrderedPrior):
         sums = zip(range(len(self.level)), self.book.sums(codes), strict=False)
         h = torch.cat([self.inputs(f, k) for k, f in sums], 1)
         h = h + self.label(labels, len(codes), drop)[:, None]
-        return to_fp32(self.head(self.trunk(h, visible=self.visible)))
+        return to_fp32(self.head(self.trunk(h, visible=self.visible, grids=self.book.grids)))
 
     def inputs(self, f: Tensor, k: int) -> Tensor:
         """[B, T_k, width] of the sum f [B, dim, h, w] of the scales before k."""
@@ -79,10 +87,10 @@ class VAR(OrderedPrior):
         """n images [n, C, H, W], scale by scale; keys and values of coarser scales are cached.
 
         guidance: scale of the logits with the label against those without, at the last scale; it grows evenly
-          from 1 at the first; 1: as trained, more: sharper, at twice the cost; null: 1, and 1.3 towards
+          from 1 at the first; 1: as trained, more: sharper, at twice the cost; null: 1, and 2 towards
           clusters.
         """
-        guidance, labels = self.guidance_scale(guidance), self.draw_labels(labels, n, noise)
+        guidance, labels = self.guidance_scale(guidance, GUIDANCE), self.draw_labels(labels, n, noise)
         self.check_guidance(guidance, labels)
         return self.images(self._generate(n, labels, noise, progress, options, guidance))
 
@@ -107,7 +115,7 @@ class VAR(OrderedPrior):
         with torch.autocast(self.device.type, enabled=False):
             for k, scale in enumerate(scales):
                 h = self.inputs(f, k).repeat(passes, 1, 1) + label[:, None]
-                logits = self.head(self.trunk(h, caches=caches))
+                logits = self.head(self.trunk(h, caches=caches, grids=[self.book.grids[k]]))
                 if passes == 2:
                     growth = k / max(1, len(scales) - 1)
                     logits = torch.lerp(logits[n:], logits[:n], 1 + (guidance - 1) * growth)
