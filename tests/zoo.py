@@ -47,6 +47,7 @@ VQVAE = Case("vqvae", {"hidden": 16, "residual": 8, "blocks": 1, "codes": 32, "d
 VQGAN = {"channels": 8, "mult": (1, 1, 2), "groups": 4, "codes": 32, "dim": 8, "disc_width": 8}
 VQGAN |= {"perceptual": "none"}
 CYCLEGAN = {"width": 8, "halvings": 1, "blocks": 1, "disc_width": 8}
+SCALED = Case("vqvae", VQVAE.options | {"scales": (1, 2)}, lr=3e-3, quiet=True)
 PRIOR = {"width": 32, "layers": 2, "heads": 2}
 MLP = {"net": "mlp", "hidden": (64,), "latent": 8}
 GAN = {"width": 8, "latent": 16}
@@ -151,6 +152,7 @@ CASES = [
     denoiser("eqm", FM | LABELS, lr=5e-3, steps=3, stop=0.0, guidance=2.0),
     VQVAE,
     Case("vqvae", VQVAE.options | {"codebook": "gradient", "cosine": True}, lr=3e-3, quiet=True),
+    SCALED,
     Case("vqgan", VQGAN, batch=16, quiet=True),
     *(
         Case("transformer", PRIOR | more, lr=3e-3, quiet=True, stages={"tokenizer": VQVAE})
@@ -158,6 +160,8 @@ CASES = [
     ),
     Case("maskgit", PRIOR, lr=3e-3, sample={"steps": 4}, stages={"tokenizer": VQVAE}),
     Case("maskgit", PRIOR | LABELS | {"clusters": 20}, lr=3e-3, sample=STEPS, stages={"tokenizer": VQVAE}),
+    Case("var", PRIOR, lr=3e-3, quiet=True, stages={"tokenizer": SCALED}),
+    Case("var", PRIOR | LABELS | {"clusters": 20}, lr=3e-3, sample=GUIDED, stages={"tokenizer": SCALED}),
     tuner("sd_lora", {"rank": 8}, lr=1e-2),
     tuner("sd_lora", {"text_lora": True}, lr=1e-2, base="sdxl"),
     tuner("controlnet", {"cache": False}, lr=3e-3),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -175,6 +176,8 @@ class Labelled(Model):
     """A model that may be conditioned on labels, or on clusters. Raises UsageError for a conditional model of
     data without labels."""
 
+    towards_clusters: ClassVar[float] = GUIDANCE
+
     def __init__(self, data: DataInfo, labels: ClusterOptions):
         super().__init__(data)
         self.conditional = needs_labels(labels.conditional, data)
@@ -234,10 +237,10 @@ class Labelled(Model):
         return self.clusters.log_prob(condition, labels if self.conditional else None)
 
     def guidance_scale(self, guidance: float | None) -> float:
-        """The guidance of samples, by default 1, or `GUIDANCE` towards clusters."""
+        """The guidance of samples, by default 1, or `towards_clusters`."""
         if guidance is not None:
             return guidance
-        return GUIDANCE if self.clusters is not None and self.label_dropout else 1.0
+        return self.towards_clusters if self.clusters is not None and self.label_dropout else 1.0
 
     def check_guidance(self, guidance: float, y: Tensor | None) -> None:
         """Raises UsageError for guidance of a model that cannot be guided, or without labels."""

@@ -46,13 +46,13 @@ def complete(monkeypatch, capsys):
 
 
 WORDS = [
-    ("gz train v", "vae vqgan vqvae"),
-    ("gzcli train va", "vae"),
+    ("gz train v", "vae var vqgan vqvae"),
+    ("gzcli train va", "vae var"),
     ("gz l", "list"),
     ("gz data down", "download"),
     ("gz train vae --data fash", "fashionmnist"),
     ("gz train vae --data = fash", "fashionmnist"),
-    ("gz train --seed 3 va", "vae"),
+    ("gz train --seed 3 va", "vae var"),
     ("gz train vae --st", "--steps"),
     ("gz ood vae --in mnist --out digits,fash", "digits,fashionmnist"),
     ("gz ood vae --score nll,comp", "nll,complexity"),
@@ -77,7 +77,7 @@ WORDS = [
     ("gz ood fm --star", "--starts"),
     ("gz bench --metrics fd,mem", "fd,memory"),
     ("gz bench --models al", "all"),
-    ("gz bench --models fm,va", "fm,vae"),
+    ("gz bench --models fm,va", "fm,vae fm,var"),
     ("gz nonsense v", ""),
     ("gz train vae -- --mixed", ""),
     ("gz train 'v", ""),
@@ -107,7 +107,7 @@ def of_zsh(answer: str) -> list[str]:
 
 
 def test_zsh_and_fish(complete):
-    assert of_zsh(complete("gz train va", "zsh")) == ["vae"]
+    assert of_zsh(complete("gz train va", "zsh")) == ["vae", "var"]
     assert of_zsh(complete("gz lis", "zsh")) == ["list:List models, data sets, recipes or runs."]
     assert complete("gz train ./v", "zsh") == "_files\n"
     assert of_zsh(complete("gz train vae --data=fash", "zsh")) == ["--data=fashionmnist"]
@@ -123,7 +123,7 @@ def test_the_protocol_by_hand():
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
 
-    assert answer(_GZ_COMPLETE="complete_bash", COMP_WORDS="gz train va", COMP_CWORD="2") == "vae\n"
+    assert answer(_GZ_COMPLETE="complete_bash", COMP_WORDS="gz train va", COMP_CWORD="2") == "vae\nvar\n"
     source = answer(_GZ_COMPLETE="source_bash").strip()
     assert source and source in completion.script("bash")
 

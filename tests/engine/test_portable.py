@@ -24,11 +24,11 @@ from gzcli.models.base import group_options
 
 DCGAN = Case("dcgan", {"width": 8, "latent": 4, "conditional": True}, lr=1e-3, batch=8)
 # Models that are refused, and why.
-REFUSED = dict.fromkeys(("pixelcnn", "pixelcnnpp", "vqvae", "vqgan"), "each value from those before")
+REFUSED = dict.fromkeys(("pixelcnn", "pixelcnnpp", "vqvae", "vqgan", "var"), "each value from those before")
 REFUSED |= {"cyclegan": "images of pictures"}
 # torch does not write all their graphs
 UNWRITTEN = {"glow", "flowpp", "tarflow", "hvae", "zigma", "diffae", "aae"}
-STAGES = {"transformer", "maskgit", "latent_prior", "reflow", "ect"}  # which need another stage
+STAGES = {"transformer", "maskgit", "var", "latent_prior", "reflow", "ect"}  # which need another stage
 
 
 def made(case: Case) -> Trained:

@@ -75,7 +75,7 @@ class MaskGIT(Prior):
         """The logits [B, T, codes] of all codes [B, T] given those that are not `masked` [B, T]."""
         h = self.embed(codes.masked_fill(masked, self.codes)) + self.position()
         h = torch.cat([self.label(labels, len(codes), drop)[:, None], h], 1)
-        return to_fp32(self.head(self.trunk(h)[:, 1:]))
+        return to_fp32(self.head(self.trunk(h, grids=[self.grid])[:, 1:]))
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
         """Cross-entropy of the masked codes (eq. 1 over their number), nats a code; logs `nats`, the same

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
@@ -23,10 +24,11 @@ class Prior(Labelled):
 
     The codes of the training set are computed once (`prepare`). The label or cluster of the image is a token
     before the codes. With `mask` the last token stands for an unknown code. Raises UsageError for a stage
-    `tokenizer` that makes no codes.
+    `tokenizer` that makes no codes, or none of the kind that the prior reads.
     """
 
     best = "loss"
+    scaled: ClassVar[bool] = False  # whether it reads codes of several scales
     tokenizer: Tokenizer
 
     def __init__(
@@ -42,12 +44,16 @@ class Prior(Labelled):
         super().__init__(data, labels)
         if not isinstance(tokenizer, Tokenizer):
             raise UsageError("the stage `tokenizer` makes no codes", hint="make it a `vqvae` or a `vqgan`")
+        if bool(tokenizer.codebook.scales) != self.scaled:
+            scales, value = ("several scales", "say to [1, 2, 4]") if self.scaled else ("one scale", "to []")
+            hint = f"set `stages.tokenizer.model.scales` {value}"
+            raise UsageError(f"`{type(self).__name__.lower()}` reads codes of {scales}", hint=hint)
         self.attach("tokenizer", tokenizer)
-        self.grid, self.codes, self.length = tokenizer.grid, tokenizer.codes, math.prod(tokenizer.grid)
+        self.grid, self.codes, self.length = tokenizer.grid, tokenizer.codes, math.prod(tokenizer.shape)
         self.label = ClassEmbedding(labels.count(data), net.width)
-        self.embed = nn.Embedding(self.codes + mask, net.width)
+        self.embed: nn.Module = nn.Embedding(self.codes + mask, net.width)
         self.position = Position(self.grid, net.width)
-        self.trunk = Trunk(net, self.grid if near else None)
+        self.trunk = Trunk(net, near)
         self.head = nn.Linear(net.width, self.codes, bias=mask)
         for layer in (self.label.table, self.embed, self.head):
             nn.init.normal_(layer.weight, std=initial_std(net.width))
@@ -76,7 +82,7 @@ class Prior(Labelled):
     # ---- images
 
     def images(self, codes: Tensor) -> Tensor:
-        return self.tokenizer.decode(codes.unflatten(1, self.grid))
+        return self.tokenizer.decode(codes.unflatten(1, self.tokenizer.shape))
 
     def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress) -> Applied:
         """x through the tokenizer."""
@@ -124,3 +130,18 @@ class Prior(Labelled):
             nats += float(nll.cpu().double().sum())
             n += codes.numel()
         return figures.as_dict() | {"entropy": figures.entropy, "nats": nats / n}
+
+
+class OrderedPrior(Prior):
+    """A prior whose `forward(codes, labels, drop)` gives the logits [B, T, codes] of each code given those
+    before it in some order."""
+
+    def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
+        codes, (labels, drop) = batch.extra["codes"].long(), self.training_labels(batch)
+        nats = F.cross_entropy(self(codes, labels, drop).flatten(0, 1), codes.flatten())
+        return {"loss": nats, "bits": nats.detach() / math.log(2)}
+
+    def nll(self, codes: Tensor, labels: Labels, noise: Noise | None = None) -> Tensor:
+        """−log p(codes | labels) [B] in nats, exact; codes [B, T] may be fewer than the whole grid."""
+        nats = F.cross_entropy(self(codes, labels).mT, codes, reduction="none")
+        return nats.sum(1)

@@ -35,6 +35,8 @@ class CodebookOptions:
     restart: whether dead codes are moved to vectors drawn from the batch.
     cosine: whether vectors and codes lie on the unit sphere, which keeps more codes in use (Yu 2021,
       arXiv:2110.04627, section 3.2).
+    scales: sides of coarser grids whose codes come first, see `ScaledCodebook`, as 1, 2, 4; those not below
+      the side of the grid are left out; empty: codes of the grid alone.
     """
 
     codes: int = 512
@@ -44,6 +46,7 @@ class CodebookOptions:
     decay: float = 0.99
     restart: bool = True
     cosine: bool = False
+    scales: tuple[int, ...] = ()
 
 
 class Codebook(nn.Module):
@@ -59,6 +62,7 @@ class Codebook(nn.Module):
     total: Tensor
     usage: Tensor
     started: Tensor
+    scales: tuple[slice, ...] = ()  # of each scale in the codes [B, T] of images; empty: they are [B, h, w]
 
     def __init__(self, options: CodebookOptions):
         super().__init__()
@@ -76,27 +80,34 @@ class Codebook(nn.Module):
     def forward(self, z: Tensor, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         """z_q with a straight-through gradient, and the loss, with values to log; training updates codes."""
         z, codes, e = self.nearest(z)
-        share = ranks.mean(self._count(codes), self)
         loss = self.options.beta * F.mse_loss(z, e.detach())
         if self.options.codebook == "gradient":
             loss = loss + F.mse_loss(e, z.detach())
+        return z + (e - z).detach(), {"loss": loss, **self.learn(z.detach(), codes, noise)}
+
+    def learn(self, z: Tensor, codes: Tensor, noise: Noise) -> dict[str, Tensor]:
+        """Values to log of `codes` in use; in training moves codes to the vectors z that they replace."""
+        share = ranks.mean(self._count(codes), self)
         if self.training:
-            self._update(z.detach(), codes, share, noise)
+            self._update(z, codes, share, noise)
         perplexity = (-torch.special.xlogy(share, share).sum()).exp()
-        logged = {"perplexity": perplexity, "dead": self._dead().to(share.dtype).mean()}
-        return z + (e - z).detach(), {"loss": loss, **logged}
+        return {"perplexity": perplexity, "dead": self._dead().to(share.dtype).mean()}
 
     def nearest(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z [B, dim, h, w], its codes [B, h, w] int64 and their vectors [B, dim, h, w], in full precision."""
         z = self._normal(to_fp32(z), dim=1)
+        codes = self.index(z)
+        return z, codes, self.lookup(codes)
+
+    def index(self, z: Tensor) -> Tensor:
+        """The codes [B, …] of the vectors nearest to z [B, dim, …]."""
         with full_fp32(z.device):  # TF32 could decide a near tie differently in another pass
             places = z.detach().movedim(1, -1)  # [B, h, w, dim]
             e = self._normal(self.embedding.detach())  # [codes, dim]
             square, parts = e.square().sum(1), places.flatten(0, -2).split(max(1, DISTANCES // len(e)))
             # ‖z − e‖² without ‖z‖², which all codes share
             codes = torch.cat([(square - 2 * part @ e.mT).argmin(1) for part in parts])
-        codes = codes.view(places.shape[:-1])
-        return z, codes, self.lookup(codes)
+        return codes.view(places.shape[:-1])
 
     def lookup(self, codes: Tensor) -> Tensor:
         return self._normal(F.embedding(codes, self.embedding)).movedim(-1, 1)
@@ -158,9 +169,10 @@ def default_halvings(shape: tuple[int, ...]) -> int:
 class Tokenizer(Model):
     """`encoder` [B, C, H, W] → [B, dim, h, w], `codebook`, `decoder` → [B, C, H, W]; the grid is h × w.
 
-    A tokenizer is the first stage of a prior (`transformer`, `maskgit`). Its own samples draw every code
-    independently by its frequency in training, so they have colours and strokes but no composition. An `ema`
-    codebook is an average already: averaged weights (`train.ema`) with a longer memory do not fit it.
+    A tokenizer is the first stage of a prior (`transformer`, `maskgit`, or of several scales `var`). Its own
+    samples draw every code independently by its frequency in training, so they have colours and strokes but
+    no composition. An `ema` codebook is an average already: averaged weights (`train.ema`) with a longer
+    memory do not fit it.
     """
 
     best = "loss"
@@ -174,7 +186,8 @@ class Tokenizer(Model):
         decoder: nn.Module,
     ):
         super().__init__(data)
-        self.grid, self.codes = grid, len(codebook.usage)
+        self.grid, self.codes, scales = grid, len(codebook.usage), codebook.scales
+        self.shape = (scales[-1].stop,) if scales else grid  # of an image's codes
         self.encoder, self.codebook, self.decoder = encoder, codebook, decoder
 
     @torch.no_grad()
@@ -182,11 +195,11 @@ class Tokenizer(Model):
         self.codebook.init_codes(self.encoder(batch.x), batch.noise)
 
     def encode(self, x: Tensor) -> Tensor:
-        """The codes of images x [B, C, H, W]: int64 [B, h, w]."""
+        """The codes of images x [B, C, H, W]: int64 [B, *shape]."""
         return self.codebook.nearest(self.encoder(x))[1]
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The images [B, C, H, W] in [-1, 1] of codes [B, h, w]."""
+        """The images [B, C, H, W] in [-1, 1] of codes [B, *shape]."""
         return to_fp32(self.decoder(self.codebook.lookup(codes))).clamp(-1, 1)
 
     def to_latent(self, x: Tensor) -> Tensor:
@@ -200,7 +213,7 @@ class Tokenizer(Model):
     @torch.no_grad()
     def sample(self, n: int, *, labels: Tensor | None = None, noise: Noise, progress: Progress) -> Tensor:
         """n images [n, C, H, W] of codes drawn by their frequencies in training."""
-        u = noise.rand(n, *self.grid)
+        u = noise.rand(n, *self.shape)
         x = self.decode(draw(self.codebook.usage.expand(*u.shape, -1), u))
         progress(1, 1, x)
         return x
@@ -242,7 +255,7 @@ class Figures:
         self.usage = torch.zeros(tokenizer.codes, dtype=torch.float64)
 
     def add(self, x: Tensor) -> Tensor:
-        """Adds the images x [B, C, H, W]; returns their codes [B, h, w]."""
+        """Adds the images x [B, C, H, W]; returns their codes [B, *shape]."""
         codes = self.tokenizer.encode(x)
         self.error += float((0.5 * (x - self.tokenizer.decode(codes))).square().sum())
         self.pixels += x.numel()

@@ -7,13 +7,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gzcli.core.errors import UsageError
-from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
+from gzcli.core.types import Applied, DataInfo, Noise, Progress, no_progress
 from gzcli.models.autoregressive.base import first_rows
-from gzcli.models.autoregressive.prior import Prior
+from gzcli.models.autoregressive.prior import OrderedPrior
 from gzcli.models.autoregressive.tokenizer import draw
 from gzcli.models.base import Model
 from gzcli.models.labelled import ClusterOptions, Clusters
@@ -36,7 +35,7 @@ class DrawOptions:
     top_p: float = 1.0
 
 
-class Transformer(Prior):
+class Transformer(OrderedPrior):
     """A causal transformer over the codes of `tokenizer`, in raster order; a second stage, see `Prior`.
 
     The label's embedding is the first token. The input at each position also has a learned vector of the row
@@ -61,16 +60,6 @@ class Transformer(Prior):
         first = self.label(labels, n, drop)[:, None]
         h = torch.cat([first, self.embed(codes[:, :-1])], 1) + self.position()[:t]
         return to_fp32(self.head(self.trunk(h, causal=True)))
-
-    def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        codes, (labels, drop) = batch.extra["codes"].long(), self.training_labels(batch)
-        nats = F.cross_entropy(self(codes, labels, drop).flatten(0, 1), codes.flatten())
-        return {"loss": nats, "bits": nats.detach() / math.log(2)}
-
-    def nll(self, codes: Tensor, labels: Labels, noise: Noise | None = None) -> Tensor:
-        """−log p(codes | labels) [B] in nats, exact; codes [B, T] may be fewer than the whole grid."""
-        nats = F.cross_entropy(self(codes, labels).mT, codes, reduction="none")
-        return nats.sum(1)
 
     # ---- sampling
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from gzcli.core import ranks
 from gzcli.core.errors import MissingError
 from gzcli.core.types import Batch, DataInfo, Noise
-from gzcli.models.autoregressive.tokenizer import Codebook, CodebookOptions, Tokenizer, default_halvings
+from gzcli.models.autoregressive.scales import codebook_of
+from gzcli.models.autoregressive.tokenizer import CodebookOptions, Tokenizer, default_halvings
 from gzcli.models.base import Phase
 from gzcli.models.nn import halved_sizes, to_fp32
 from gzcli.models.nn.adversarial import OBJECTIVES, PatchGAN, critic_outputs
@@ -168,7 +169,7 @@ class VQGAN(Tokenizer):
     ):
         widths, colours, dim = net.widths(data.shape), data.shape[0], quantise.dim
         sizes = halved_sizes(data.shape, len(widths) - 1)
-        encoder, codebook = Encoder(colours, dim, widths, net), Codebook(quantise)
+        encoder, codebook = Encoder(colours, dim, widths, net), codebook_of(quantise, sizes[-1])
         super().__init__(data, sizes[-1], encoder, codebook, Decoder(colours, dim, widths, net, sizes))
         self.discriminator = PatchGAN(data.shape, disc_width, disc_layers)
         self.pixels, self.perceptual_loss, self.perceptual_weight = pixels, perceptual, perceptual_weight

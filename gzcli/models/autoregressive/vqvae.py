@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.core.types import Batch, DataInfo
-from gzcli.models.autoregressive.tokenizer import Codebook, CodebookOptions, Tokenizer, default_halvings
+from gzcli.models.autoregressive.scales import codebook_of
+from gzcli.models.autoregressive.tokenizer import CodebookOptions, Tokenizer, default_halvings
 from gzcli.models.nn import halved_sizes, to_fp32
 
 
@@ -90,7 +91,8 @@ class VQVAE(Tokenizer):
     ):
         down = default_halvings(data.shape) if down is None else down
         sizes, channels, dim = halved_sizes(data.shape, down), data.shape[0], quantise.dim
-        encoder, codebook = Encoder(channels, hidden, residual, blocks, down, dim), Codebook(quantise)
+        encoder = Encoder(channels, hidden, residual, blocks, down, dim)
+        codebook = codebook_of(quantise, sizes[-1])
         decoder = Decoder(channels, hidden, residual, blocks, sizes, dim)
         super().__init__(data, sizes[-1], encoder, codebook, decoder)
 

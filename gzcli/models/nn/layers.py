@@ -109,13 +109,17 @@ class Attention(nn.Module):
         return x + self.out(h).mT.unflatten(2, x.shape[2:])
 
 
-def softmax_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
-    """Softmax attention of q, k, v [B, heads, N, D]; causal: no position sees a later one."""
+def softmax_attention(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool = False, visible: Tensor | None = None
+) -> Tensor:
+    """Softmax attention of q, k, v [B, heads, N, D]; causal: no position sees a later one; visible: [N, N],
+    which positions each one sees."""
     if q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled():
         # on a CPU the backward pass of the fused kernel takes three times as long (49 positions, AMX)
         scores = q @ k.mT * q.shape[-1] ** -0.5
         if causal:
-            later = scores.new_ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-            scores = scores.masked_fill(later, -torch.inf)
+            visible = scores.new_ones(scores.shape[-2:], dtype=torch.bool).tril()
+        if visible is not None:
+            scores = scores.masked_fill(~visible, -torch.inf)
         return scores.softmax(-1) @ v
-    return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    return F.scaled_dot_product_attention(q, k, v, visible, is_causal=causal)

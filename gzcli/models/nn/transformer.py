@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from gzcli.core.errors import UsageError
 from gzcli.models.nn.layers import LayerNorm, softmax_attention
 
+Grids = Sequence[tuple[int, int]]
+
 
 @dataclass(frozen=True)
 class TransformerOptions:
@@ -49,27 +51,39 @@ class KVCache:
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention and an MLP; with a grid, after a depthwise 3×3 convolution over its codes."""
+    """Self-attention and an MLP; with `near`, after a depthwise 3×3 convolution over each grid of codes."""
 
-    def __init__(self, width: int, heads: int, dropout: float, grid: tuple[int, int] | None = None):
+    def __init__(self, width: int, heads: int, dropout: float, near: bool = False):
         super().__init__()
-        self.heads, self.grid = heads, grid
-        self.near = nn.Conv2d(width, width, 3, padding=1, groups=width) if grid else None
+        self.heads = heads
+        self.near = nn.Conv2d(width, width, 3, padding=1, groups=width) if near else None
         self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, h: Tensor, *, causal: bool = False, cache: KVCache | None = None) -> Tensor:
-        """h [B, T, width] after the positions in the cache, if any; causal: none attends to a later one."""
-        if self.near is not None and self.grid is not None:  # the first token is the label
-            codes = h[:, 1:].mT.unflatten(2, self.grid)
-            h = torch.cat([h[:, :1], h[:, 1:] + self.near(codes).flatten(2).mT], 1)
+    def forward(
+        self,
+        h: Tensor,
+        *,
+        causal: bool = False,
+        visible: Tensor | None = None,
+        cache: KVCache | None = None,
+        grids: Grids = (),
+    ) -> Tensor:
+        """h [B, T, width] after the positions in the cache, if any; causal: none attends to a later one;
+        visible: [T, T], to which each one attends; grids: of the last positions, for `near`."""
+        if self.near is not None:
+            sizes = [rows * columns for rows, columns in grids]
+            first, *codes = h.split([h.shape[1] - sum(sizes), *sizes], 1)
+            grid_codes = [c.mT.unflatten(2, grid) for c, grid in zip(codes, grids, strict=True)]
+            near = [c + self.near(g).flatten(2).mT for c, g in zip(codes, grid_codes, strict=True)]
+            h = torch.cat([first, *near], 1)
         qkv = self.qkv(self.norm1(h)).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # [B, heads, T, D]
         if cache is not None:
             k, v = cache.add(k, v)
-        a = softmax_attention(q, k, v, causal).transpose(1, 2).flatten(2)
+        a = softmax_attention(q, k, v, causal, visible).transpose(1, 2).flatten(2)
         h = h + self.dropout(self.out(a))
         return h + self.dropout(self.mlp(self.norm2(h)))
 
@@ -77,7 +91,7 @@ class TransformerBlock(nn.Module):
 class Trunk(nn.Module):
     """The blocks of a transformer and a final norm."""
 
-    def __init__(self, options: TransformerOptions, grid: tuple[int, int] | None = None):
+    def __init__(self, options: TransformerOptions, near: bool = False):
         super().__init__()
         self.options, width, heads = options, options.width, options.heads
         if width % heads:
@@ -85,7 +99,7 @@ class Trunk(nn.Module):
             raise UsageError(message, hint="set `model.heads` to a divisor")
         self.drop = nn.Dropout(options.dropout)
         self.blocks = nn.ModuleList(
-            TransformerBlock(width, heads, options.dropout, grid) for _ in range(options.layers)
+            TransformerBlock(width, heads, options.dropout, near) for _ in range(options.layers)
         )
         self.norm = LayerNorm(width)
         for name, p in self.named_parameters():
@@ -96,11 +110,20 @@ class Trunk(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(p)
 
-    def forward(self, h: Tensor, *, causal: bool = False, caches: Sequence[KVCache] | None = None) -> Tensor:
+    def forward(
+        self,
+        h: Tensor,
+        *,
+        causal: bool = False,
+        visible: Tensor | None = None,
+        caches: Sequence[KVCache] | None = None,
+        grids: Grids = (),
+    ) -> Tensor:
         """h [B, T, width] through all blocks; caches: one for each block, see `TransformerBlock.forward`."""
         h = self.drop(h)
         for i, block in enumerate(self.blocks):
-            h = block(h, causal=causal, cache=caches[i] if caches else None)
+            cache = caches[i] if caches else None
+            h = block(h, causal=causal, visible=visible, cache=cache, grids=grids)
         return self.norm(h)
 
     def caches(self, n: int, length: int) -> list[KVCache]:
