@@ -16,6 +16,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
+from transformers import T5EncoderModel
 
 from gzcli.core.types import DataInfo, Noise, Progress
 from gzcli.models.stable_diffusion.base import PromptOptions, StableDiffusion, TuningOptions
@@ -48,9 +49,10 @@ class SDLoRA(StableDiffusion):
     ):
         super().__init__(data, tuning, caption_dropout)
         self.text_trains = text_lora
-        self.adapted = {"unet": targets}
+        self.adapted = {self.kind.net: targets}
         if text_lora:
-            self.adapted |= dict.fromkeys(("text_encoder", "text_encoder_2")[: 1 + self.xl], TEXT_TARGETS)
+            clips = [name for name, cls in self.kind.encoders.items() if cls is not T5EncoderModel]
+            self.adapted |= dict.fromkeys(clips, TEXT_TARGETS)
         self.adapter = nn.ModuleDict()  # the trained layers of the attached parts, in full precision
         for part, names in self.adapted.items():
             module = getattr(self, part)
@@ -85,7 +87,7 @@ class SDLoRA(StableDiffusion):
         """
         z, (height, width) = self.initial_latents(n, noise, prompting.size)
         prompts, _ = self.examples(n, noise, prompting.prompt)
-        options = {"height": height, "width": width, "cross_attention_kwargs": {"scale": lora_scale}}
+        options = {"height": height, "width": width, self.kind.scale_key: {"scale": lora_scale}}
         return self.draw(self.pipe, z, noise, progress, prompts, prompting, pictures={}, **options)
 
     def to_diffusers(self) -> Any:
