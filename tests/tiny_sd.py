@@ -16,7 +16,9 @@ def base(name: str = "tiny", prediction: str = "epsilon") -> str:
 
     base = tiny.made(name)
     if not base.flow:
-        base.pipe.scheduler = DDIMScheduler.from_config(base.pipe.scheduler.config, prediction_type=prediction)
+        base.pipe.scheduler = DDIMScheduler.from_config(
+            base.pipe.scheduler.config, prediction_type=prediction
+        )
     folder = Path(os.environ["GZ_HOME"]) / f"{name}-{prediction}-{os.getpid()}"
     base.pipe.save_pretrained(folder)
     return str(folder)

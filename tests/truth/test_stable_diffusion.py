@@ -220,8 +220,8 @@ def test_the_loss_is_that_of_diffusers_examples(kind, prediction):
 
 @pytest.mark.parametrize("base", ["tiny-sd3", "tiny-flux"])
 def test_a_flow_that_knows_the_images_has_no_loss_and_draws_them(base, monkeypatch):
-    """The velocity (z_t − z_0) / σ that leads to an image, called as diffusers' pipelines call it, from noise of
-    its schedule. Blocks of 2×2 pixels pass the tiny VAE unchanged."""
+    """The net is the velocity (z_t − z_0) / σ of two images, in training and in diffusers' pipelines. The tiny
+    VAE does not change blocks of 2×2 pixels."""
     model, b = built(SDLoRA, base), batch(2)
     b.x = b.x[:, :, ::2, ::2].repeat_interleave(2, 2).repeat_interleave(2, 3)
     pack = diffusers.FluxPipeline._pack_latents
@@ -331,9 +331,12 @@ def test_checkpointing_changes_no_gradient(cls):
     torch.testing.assert_close(found[0][1], found[1][1], atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("cls", MODELS)
-def test_frozen_parts_in_half_precision(cls):
-    model, full = (stirred(built(cls, dtype=dtype)) for dtype in ("bf16", "fp32"))
+HALVES = [*((cls, "tiny") for cls in MODELS), (SDLoRA, "tiny-sd3"), (SDLoRA, "tiny-flux")]
+
+
+@pytest.mark.parametrize(("cls", "base"), HALVES)
+def test_frozen_parts_in_half_precision(cls, base):
+    model, full = (stirred(built(cls, base, dtype=dtype)) for dtype in ("bf16", "fp32"))
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert next(model.text_encoder.parameters()).dtype == torch.bfloat16
     assert next(model.vae.parameters()).dtype == torch.float32

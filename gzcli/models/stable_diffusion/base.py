@@ -8,8 +8,8 @@ arXiv:2303.09556),
 
     w_t = min(SNR_t, γ) / SNR_t of ε,    w_t = min(SNR_t, γ) / (SNR_t + 1) of the v-prediction
 
-Bases that are flows (Esser et al. 2024, arXiv:2403.03206) have α_t = 1 − t, σ_t = t, v = ε − z_0 and w_t = 1. Their
-times are logit-normal, shifted as the base's own schedule is: with u ~ N(0, 1) and the shift s,
+Bases that are flows (Esser et al. 2024, arXiv:2403.03206) have α_t = 1 − t, σ_t = t, v = ε − z_0 and w_t = 1.
+Their times are logit-normal, shifted as the base's own schedule is: with u ~ N(0, 1) and the shift s,
 
     t = s τ / (1 + (s − 1) τ),   τ = 1 / (1 + e^−u)
 """
@@ -287,7 +287,7 @@ class StableDiffusion(Model):
         return {"loss": (weight * error).mean()} | parts
 
     def times(self, n: int, noise: Noise) -> Tensor:
-        """Times [n] of training: integers of the base's schedule, or of a flow logit-normal ones in (0, 1)."""
+        """Times [n] of training: integers of the base's schedule; of a flow logit-normal, in (0, 1)."""
         if not self.kind.flow:
             return noise.randint(self.schedule.config.num_train_timesteps, n)
         tau, config = noise.randn(n).sigmoid(), self.schedule.config

@@ -138,7 +138,11 @@ class ControlNet(StableDiffusion):
         """
         z, sides = self.initial_latents(n, noise, prompting.size)
         prompts, maps = self.maps(n, noise, sides, control, edges, prompting.prompt)
-        cls = StableDiffusionXLControlNetPipeline if isinstance(self.kind, XL) else StableDiffusionControlNetPipeline
+        cls = (
+            StableDiffusionXLControlNetPipeline
+            if isinstance(self.kind, XL)
+            else StableDiffusionControlNetPipeline
+        )
         pipe, pictures = self.pipeline(cls, controlnet=self.controlnet), {"image": (maps + 1) / 2}
         options = {"height": sides[0], "width": sides[1], "controlnet_conditioning_scale": control_scale}
         return self.draw(pipe, z, noise, progress, prompts, prompting, pictures, **options)

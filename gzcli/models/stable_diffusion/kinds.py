@@ -1,6 +1,6 @@
-"""The kinds of bases, by the class in their `model_index.json`: Stable Diffusion 1.x and 2.x (Rombach et al. 2022,
-arXiv:2112.10752), XL (Podell et al. 2023, arXiv:2307.01952), and, which predict the velocity of a flow, 3.x
-(Esser et al. 2024, arXiv:2403.03206) and FLUX.1 (Black Forest Labs 2024).
+"""The kinds of bases, by the class in their `model_index.json`: Stable Diffusion 1.x and 2.x (Rombach et al.
+2022, arXiv:2112.10752), XL (Podell et al. 2023, arXiv:2307.01952), and two that predict the velocity of a
+flow, 3.x (Esser et al. 2024, arXiv:2403.03206) and FLUX.1 (Black Forest Labs 2024).
 
 A kind says how texts become conditions and how its net is called. Its loss and its sampling are in `base`.
 """
@@ -124,14 +124,14 @@ class SD3(Kind):
 
     label = "3.x"
     absent: ClassVar = {}
-    cls = StableDiffusion3Pipeline
+    cls: ClassVar[Any] = StableDiffusion3Pipeline
     encoders: ClassVar = {
         "text_encoder": CLIPTextModelWithProjection,
         "text_encoder_2": CLIPTextModelWithProjection,
         "text_encoder_3": T5EncoderModel,
     }
     net = "transformer"
-    net_class = SD3Transformer2DModel
+    net_class: ClassVar[Any] = SD3Transformer2DModel
     scheduler_class = FlowMatchEulerDiscreteScheduler
     scale_key = "joint_attention_kwargs"
     multiple = 2

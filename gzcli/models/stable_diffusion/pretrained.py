@@ -1,5 +1,5 @@
-"""The bases, from a folder, from the hub, or made by gz: VAE, text encoders with their tokenizers, the net and
-its noise schedule."""
+"""The bases, from a folder, from the hub, or made by gz: VAE, text encoders with their tokenizers, net and
+noise schedule."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gzcli.core.errors import MissingError, UsageError
 from gzcli.models.nn import is_shape_only
 from gzcli.models.stable_diffusion import tiny
 from gzcli.models.stable_diffusion.kinds import KINDS, Kind
-from gzcli.store.hub import repository
+from gzcli.store.hub import TINY, repository
 
 Config = dict[str, dict[str, Any]]  # part → its config.json
 
@@ -54,7 +54,11 @@ def kind_of(config: Config, name: str) -> type[Kind]:
 SHARDS = ("", "-0????-of-?????")
 FILES = (
     *("model_index.json", "*/*config.json", "tokenizer*/*", "*/*.safetensors.index.json"),
-    *(f"{net}/diffusion_pytorch_model{end}.safetensors" for net in ("unet", "transformer", "vae") for end in SHARDS),
+    *(
+        f"{net}/diffusion_pytorch_model{end}.safetensors"
+        for net in ("unet", "transformer", "vae")
+        for end in SHARDS
+    ),
     *(f"text_encoder{which}/model{end}.safetensors" for which in ("", "_2", "_3") for end in SHARDS),
 )
 
@@ -62,12 +66,12 @@ FILES = (
 def load_base(name: str) -> Kind:
     """The pipeline of a base, on the CPU, by its kind; without values where new tensors have none."""
     if is_shape_only():
-        base = tiny.made(name) if name in tiny.NAMES else _build_empty(name)
+        base = tiny.made(name) if name in TINY else _build_empty(name)
     else:
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
-        is_tiny = name in tiny.NAMES
-        base = _load_folder(tiny.folder(name) if is_tiny else repository(name, key="model.base", files=FILES), name)
+        folder = tiny.folder(name) if name in TINY else repository(name, key="model.base", files=FILES)
+        base = _load_folder(folder, name)
     takes = getattr(base.pipe, base.net).config.in_channels // base.packing
     if takes != (channels := base.pipe.vae.config.latent_channels):
         raise UsageError(

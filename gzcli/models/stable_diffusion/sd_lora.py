@@ -1,9 +1,9 @@
-"""LoRA of Stable Diffusion — Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models",
+"""LoRA of Stable Diffusion and FLUX — Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models",
 arXiv:2106.09685.
 
     W x + (α / r) · B A x,   A [r, in] ~ N(0, 1/r²),  B [out, r] = 0 at first
 
-W are the frozen linear maps in the attention of the U-Net and, with `text_lora`, of the text encoders. A
+W are the frozen linear maps in the attention of the net and, with `text_lora`, of CLIP's text encoders. A
 checkpoint holds A and B alone; `gz runs export` writes the file that `load_lora_weights` of diffusers reads.
 """
 
@@ -25,12 +25,12 @@ TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class SDLoRA(StableDiffusion):
-    """A LoRA of Stable Diffusion 1.x, 2.x or XL.
+    """A LoRA of Stable Diffusion 1.x, 2.x, XL or 3.x, or of FLUX.1.
 
     rank: rank r of the product B A that is added to a layer's weights.
     alpha: α; the product is scaled by α / r; null: r.
-    targets: the adapted layers of the U-Net, by the ends of their names.
-    text_lora: whether the attention of the text encoders is adapted too.
+    targets: the adapted layers of the net, by the ends of their names.
+    text_lora: whether the attention of CLIP's text encoders is adapted too.
     """
 
     paper = "Hu et al. 2021, arXiv:2106.09685"

@@ -1,7 +1,7 @@
 """Tiny bases that gz itself makes, one of each kind, so that a first minute needs no download.
 
-The VAE is exact by construction, and the text encoders tell words apart without training. The nets have random
-weights: tuning teaches them all that they know. A base is saved once, in the user's cache.
+The VAE is exact by construction, and the text encoders tell words apart without training. The nets have
+random weights: tuning teaches them all that they know. A base is saved once, in the user's cache.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import nn
-from transformers import CLIPTokenizer, T5EncoderModel, T5Tokenizer
+from transformers import CLIPTextConfig, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
-from gzcli.models.stable_diffusion.kinds import SD3, XL, Flux, Kind
+from gzcli.models.stable_diffusion.kinds import KINDS, SD3, XL, Flux, Kind
 from gzcli.store.files import part_path
+from gzcli.store.hub import TINY
 from gzcli.store.paths import cache_dir
 
-NAMES = {"tiny": Kind, "tiny-xl": XL, "tiny-sd3": SD3, "tiny-flux": Flux}
+KIND_OF = dict(zip(TINY, KINDS, strict=True))
 EDITION = 1  # of the weights that `made` makes; the next one where any of them changes
 # The words in the captions of the embedded sets; each is one token. All else is spelt by letters.
 WORDS = (
@@ -96,13 +97,17 @@ def folder(name: str) -> Path:
 
 def made(name: str) -> Kind:
     """A tiny base, with the same weights on every machine."""
-    kind = NAMES[name]
+    kind = KIND_OF[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         parts = {kind.net: kind.net_class(**NETS[kind]), "vae": autoencoder(kind.flow)}
         for part, cls in kind.encoders.items():
             parts[part] = text_encoder(cls, 2 * WIDTH if part == "text_encoder_3" else WIDTH)
-            parts[part.replace("text_encoder", "tokenizer")] = t5_tokenizer() if cls is T5EncoderModel else tokenizer()
+            make = t5_tokenizer if cls is T5EncoderModel else tokenizer
+            parts[part.replace("text_encoder", "tokenizer")] = make()
+        for name, module in parts[kind.net].named_modules():
+            if name.endswith("conv2"):  # a residual block begins as its shortcut
+                nn.init.zeros_(module.weight)
     if kind.flow:
         parts["scheduler"] = FlowMatchEulerDiscreteScheduler(shift=3.0)
     else:
@@ -119,14 +124,14 @@ def made(name: str) -> Kind:
 
 
 @torch.no_grad()
-def autoencoder(shifted: bool) -> nn.Module:
+def autoencoder(shifted: bool) -> Any:
     """A VAE whose latents are the mean colours of blocks of 2×2 pixels, and of these the mean. It draws the
     blocks again; diffusers' InstructPix2Pix requires four channels.
 
     h = (x, −x, ±LARGE) passes all residual blocks unchanged. As LARGE alone makes the variance of h,
     GroupNorm is a constant factor, and SiLU(x) − SiLU(−x) = x.
     """
-    vae = AutoencoderKL(
+    vae: Any = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 8),
@@ -142,7 +147,7 @@ def autoencoder(shifted: bool) -> nn.Module:
     )
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv2d):
-            weight, bias = module.weight.zero_(), module.bias.zero_()
+            weight, bias = (module.get_parameter(name).zero_() for name in ("weight", "bias"))
             eye = torch.eye(8)
             if name.endswith("downsamplers.0.conv"):
                 weight[:, :, :2, :2] = eye[:, :, None, None] / 4
@@ -164,7 +169,8 @@ def autoencoder(shifted: bool) -> nn.Module:
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Tokens of a byte-pair encoding and its merges: every word grows from its letters, left to right."""
     letters = [chr(c) for c in range(33, 127)]
-    tokens, merges = dict.fromkeys([*letters, *(f"{c}</w>" for c in letters)]), {}
+    tokens = dict.fromkeys([*letters, *(f"{c}</w>" for c in letters)])
+    merges: dict[tuple[str, str], None] = {}
     for word in WORDS.split():
         parts = [*word[:-1], f"{word[-1]}</w>"]
         while len(parts) > 1:
@@ -177,7 +183,8 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 def tokenizer() -> Any:
     vocab, merges = vocabulary()
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH, pad_token=END)
+    cls: Any = CLIPTokenizer
+    return cls(vocab=vocab, merges=merges, model_max_length=LENGTH, pad_token=END)
 
 
 def t5_tokenizer() -> Any:
@@ -188,16 +195,17 @@ def t5_tokenizer() -> Any:
 
 
 def text_encoder(cls: Any, width: int) -> nn.Module:
-    sizes: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": width}
     if cls is T5EncoderModel:
-        config = cls.config_class(vocab_size=256, d_model=width, d_ff=2 * width, d_kv=16, num_layers=2, num_heads=2)
-        return cls(config)
+        sizes: dict[str, Any] = {"vocab_size": 256, "d_model": width, "d_ff": 2 * width, "d_kv": 16}
+        return cls(T5Config(**sizes, num_layers=2, num_heads=2))
     vocab, _ = vocabulary()
-    config = cls.config_class(
-        **sizes,
+    config = CLIPTextConfig(
         vocab_size=len(vocab),
+        hidden_size=width,
         intermediate_size=2 * width,
         projection_dim=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
         max_position_embeddings=LENGTH,
         bos_token_id=vocab[START],
         eos_token_id=vocab[END],
