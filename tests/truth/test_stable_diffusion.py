@@ -220,8 +220,8 @@ def test_the_loss_is_that_of_diffusers_examples(kind, prediction):
 
 @pytest.mark.parametrize("base", ["tiny-sd3", "tiny-flux"])
 def test_a_flow_that_knows_the_images_has_no_loss_and_draws_them(base, monkeypatch):
-    """The net is the velocity (z_t − z_0) / σ of two images, in training and in diffusers' pipelines. The tiny
-    VAE does not change blocks of 2×2 pixels."""
+    """The net is the velocity (z_t − z_0) / σ of two images, in training and in diffusers' pipelines; their
+    blocks of 2×2 pixels pass the tiny VAE unchanged."""
     model, b = built(SDLoRA, base), batch(2)
     b.x = b.x[:, :, ::2, ::2].repeat_interleave(2, 2).repeat_interleave(2, 3)
     pack = diffusers.FluxPipeline._pack_latents

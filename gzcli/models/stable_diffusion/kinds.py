@@ -7,12 +7,13 @@ A kind says how texts become conditions and how its net is called. Its loss and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
 from diffusers import (
-    DDPMScheduler,
+    AutoencoderKL,
+    DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -25,8 +26,10 @@ from diffusers import (
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
 
+from gzcli.core.errors import UsageError
 from gzcli.core.types import moved
 
+Config = dict[str, dict[str, Any]]  # part → its config.json; with `model_index`
 FLUX_GUIDANCE = 3.5  # that the net is told in training, the default of diffusers' examples
 
 
@@ -37,7 +40,7 @@ class Kind:
     cls: diffusers' pipeline.
     encoders: the pipeline's text encoders with their classes.
     net: the pipeline's part that denoises; it is of the class `net_class`.
-    scheduler_class: class of the schedule of training.
+    scheduler_class: class of its schedule.
     scale_key: the pipeline's keyword for the scale of an adapter.
     multiple: the sides of latents are multiples of it.
     packing: latents that the net takes as one.
@@ -49,7 +52,7 @@ class Kind:
     encoders: ClassVar[dict[str, Any]] = {"text_encoder": CLIPTextModel}
     net: ClassVar[str] = "unet"
     net_class: ClassVar[Any] = UNet2DConditionModel
-    scheduler_class: ClassVar[Any] = DDPMScheduler
+    scheduler_class: ClassVar[Any] = DDIMScheduler
     scale_key: ClassVar[str] = "cross_attention_kwargs"
     multiple: ClassVar[int] = 1
     packing: ClassVar[int] = 1
@@ -63,6 +66,21 @@ class Kind:
 
     def __init__(self, pipe: Any):
         self.pipe = pipe
+
+    @classmethod
+    def built(cls, config: Config, tokenizer: Callable[[type, Any], Any]) -> Kind:
+        """A base of these configs with new weights; `tokenizer` makes that of a text encoder, by its class
+        and config."""
+        parts: dict[str, Any] = {
+            cls.net: cls.net_class.from_config(config[cls.net]),
+            "vae": AutoencoderKL.from_config(config["vae"]),
+            "scheduler": cls.scheduler_class.from_config(config["scheduler"]),
+        }
+        for part, encoder in cls.encoders.items():
+            sizes, name = config.get(part), part.replace("text_encoder", "tokenizer")
+            parts[part] = encoder(encoder.config_class(**sizes)) if sizes else None
+            parts[name] = tokenizer(encoder, sizes) if sizes else None
+        return cls(cls.cls(**parts, **cls.absent))
 
     def options(self) -> dict[str, Any]:
         """What another pipeline of the same parts is built with."""
@@ -219,3 +237,13 @@ def packed(z: Tensor) -> Tensor:
 
 
 KINDS: tuple[type[Kind], ...] = (Kind, XL, SD3, Flux)
+
+
+def kind_of(config: Config, name: str) -> type[Kind]:
+    """The kind of the base `name` by its configs. Raises UsageError for one that no model tunes."""
+    cls = config["model_index"].get("_class_name")
+    kind = next((kind for kind in KINDS if kind.cls.__name__ == cls), None)
+    if kind is None:
+        able = ", ".join(f"{kind.label} (`{kind.cls.__name__}`)" for kind in KINDS)
+        raise UsageError(f"`model.base`: `{name}` is a `{cls}`", hint=f"take one of {able}")
+    return kind

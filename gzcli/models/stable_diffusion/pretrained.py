@@ -12,7 +12,6 @@ import diffusers
 import torch
 import transformers
 import yaml
-from diffusers import AutoencoderKL
 from safetensors import SafetensorError
 from torch import nn
 from transformers import BatchEncoding
@@ -20,10 +19,8 @@ from transformers import BatchEncoding
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.models.nn import is_shape_only
 from gzcli.models.stable_diffusion import tiny
-from gzcli.models.stable_diffusion.kinds import KINDS, Kind
+from gzcli.models.stable_diffusion.kinds import Config, Kind, kind_of
 from gzcli.store.hub import TINY, repository
-
-Config = dict[str, dict[str, Any]]  # part → its config.json
 
 
 def configs(base: str) -> Config | None:
@@ -37,16 +34,6 @@ def configs(base: str) -> Config | None:
     files = {path.parent.name: path for path in folder.glob("*/config.json")}
     files |= {"model_index": index, "scheduler": folder / "scheduler" / "scheduler_config.json"}
     return {part: json.loads(path.read_text()) for part, path in files.items() if path.is_file()}
-
-
-def kind_of(config: Config, name: str) -> type[Kind]:
-    """The kind of a base by its configs. Raises UsageError for one that no model tunes."""
-    cls = config["model_index"].get("_class_name")
-    kind = next((kind for kind in KINDS if kind.cls.__name__ == cls), None)
-    if kind is None:
-        able = ", ".join(f"{kind.label} (`{kind.cls.__name__}`)" for kind in KINDS)
-        raise UsageError(f"`model.base`: `{name}` is a `{cls}`", hint=f"take one of {able}")
-    return kind
 
 
 # The files of a repository that are used: no half-precision variants, and no safety checker, which is larger
@@ -84,8 +71,8 @@ def load_base(name: str) -> Kind:
 class BlankTokenizer:
     """A tokenizer without a vocabulary: every text becomes token 0 at the largest length."""
 
-    def __init__(self, encoder: Mapping[str, Any]):
-        self.model_max_length = encoder.get("max_position_embeddings", 77)
+    def __init__(self, encoder: type, config: Mapping[str, Any]):
+        self.model_max_length = config.get("max_position_embeddings", 77)
         self.added_tokens_encoder: dict[str, int] = {}
 
     def tokenize(self, text: str) -> list[str]:
@@ -125,14 +112,4 @@ def _build_empty(name: str) -> Kind:
     if config is None:
         hint = f"`hf download {name}`, then `--set model.base=FOLDER`"
         raise MissingError(f"`model.base`: the shape of `{name}` is not known before it is here", hint=hint)
-    kind = kind_of(config, name)
-    parts: dict[str, Any] = {
-        kind.net: kind.net_class.from_config(config[kind.net]),
-        "vae": AutoencoderKL.from_config(config["vae"]),
-        "scheduler": kind.scheduler_class.from_config(config["scheduler"]),
-    }
-    for part, cls in kind.encoders.items():
-        tokenizer, is_there = part.replace("text_encoder", "tokenizer"), part in config
-        parts[part] = cls(cls.config_class(**config[part])) if is_there else None
-        parts[tokenizer] = BlankTokenizer(config[part]) if is_there else None
-    return kind(kind.cls(**parts, **kind.absent))
+    return kind_of(config, name).built(config, BlankTokenizer)

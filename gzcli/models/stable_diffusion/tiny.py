@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, FlowMatchEulerDiscreteScheduler
+import yaml
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from gzcli.models.stable_diffusion.kinds import KINDS, SD3, XL, Flux, Kind
+from gzcli.models.stable_diffusion.kinds import Kind, kind_of
 from gzcli.store.files import part_path
-from gzcli.store.hub import TINY
 from gzcli.store.paths import cache_dir
 
-KIND_OF = dict(zip(TINY, KINDS, strict=True))
 EDITION = 1  # of the weights that `made` makes; the next one where any of them changes
 # The words in the captions of the embedded sets; each is one token. All else is spelt by letters.
 WORDS = (
@@ -29,57 +27,8 @@ WORDS = (
     "invert the colours mirror it turn upside down make bold thin smaller"
 )
 LENGTH = 32  # tokens of a text
-WIDTH = 32  # of a text encoder
 START, END = "<|startoftext|>", "<|endoftext|>"
 LARGE = 1e3  # constant beside which GroupNorm sees nothing of an image
-UNET: dict[str, Any] = {
-    "sample_size": 8,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": (32, 64),
-    "layers_per_block": 1,
-    "norm_num_groups": 8,
-    "cross_attention_dim": WIDTH,
-    "attention_head_dim": (2, 4),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-}
-TRANSFORMER: dict[str, Any] = {
-    "num_layers": 2,
-    "attention_head_dim": 16,
-    "num_attention_heads": 4,
-}
-NETS: dict[type[Kind], dict[str, Any]] = {
-    Kind: UNET,
-    XL: UNET
-    | {
-        "cross_attention_dim": 2 * WIDTH,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 4,
-        "projection_class_embeddings_input_dim": WIDTH + 6 * 4,
-        "transformer_layers_per_block": (1, 2),
-        "use_linear_projection": True,
-    },
-    SD3: TRANSFORMER
-    | {
-        "sample_size": 8,
-        "in_channels": 4,
-        "out_channels": 4,
-        "joint_attention_dim": 2 * WIDTH,
-        "caption_projection_dim": 64,
-        "pooled_projection_dim": 2 * WIDTH,
-        "pos_embed_max_size": 96,
-    },
-    Flux: TRANSFORMER
-    | {
-        "in_channels": 4 * 4,
-        "num_single_layers": 2,
-        "joint_attention_dim": WIDTH,
-        "pooled_projection_dim": WIDTH,
-        "guidance_embeds": True,
-        "axes_dims_rope": (4, 6, 6),
-    },
-}
 
 
 def folder(name: str) -> Path:
@@ -97,54 +46,24 @@ def folder(name: str) -> Path:
 
 def made(name: str) -> Kind:
     """A tiny base, with the same weights on every machine."""
-    kind = KIND_OF[name]
-    with torch.random.fork_rng(devices=[]):
+    config = yaml.safe_load(Path(__file__).with_name("tiny.yaml").read_text())[name]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        parts = {kind.net: kind.net_class(**NETS[kind]), "vae": autoencoder(kind.flow)}
-        for part, cls in kind.encoders.items():
-            parts[part] = text_encoder(cls, 2 * WIDTH if part == "text_encoder_3" else WIDTH)
-            make = t5_tokenizer if cls is T5EncoderModel else tokenizer
-            parts[part.replace("text_encoder", "tokenizer")] = make()
-        for name, module in parts[kind.net].named_modules():
-            if name.endswith("conv2"):  # a residual block begins as its shortcut
+        base = kind_of(config, name).built(config, tokenizer)
+        for layer, module in getattr(base.pipe, base.net).named_modules():
+            if layer.endswith("conv2"):  # a residual block begins as its shortcut
                 nn.init.zeros_(module.weight)
-    if kind.flow:
-        parts["scheduler"] = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    else:
-        parts["scheduler"] = DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            steps_offset=1,
-            clip_sample=False,
-            set_alpha_to_one=False,
-            prediction_type="v_prediction",
-        )
-    return kind(kind.cls(**parts, **kind.absent))
+        make_exact(base.pipe.vae)
+    return base
 
 
-@torch.no_grad()
-def autoencoder(shifted: bool) -> Any:
-    """A VAE whose latents are the mean colours of blocks of 2×2 pixels, and of these the mean. It draws the
-    blocks again; diffusers' InstructPix2Pix requires four channels.
+def make_exact(vae: Any) -> None:
+    """Makes latents of the mean colours of blocks of 2×2 pixels, and of these the mean, and images of such
+    blocks again. diffusers' InstructPix2Pix requires four channels.
 
     h = (x, −x, ±LARGE) passes all residual blocks unchanged. As LARGE alone makes the variance of h,
     GroupNorm is a constant factor, and SiLU(x) − SiLU(−x) = x.
     """
-    vae: Any = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        norm_num_groups=1,
-        latent_channels=4,
-        layers_per_block=1,
-        sample_size=16,
-        scaling_factor=1.5,
-        shift_factor=-0.5 if shifted else None,
-        mid_block_add_attention=False,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-    )
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv2d):
             weight, bias = (module.get_parameter(name).zero_() for name in ("weight", "bias"))
@@ -163,7 +82,6 @@ def autoencoder(shifted: bool) -> Any:
     logs[4:] = -30.0  # log-variance of the posterior
     for part in (vae.encoder, vae.decoder):
         part.conv_norm_out.weight.fill_(LARGE / 2)  # the deviation of h
-    return vae
 
 
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -181,34 +99,12 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return {token: i for i, token in enumerate(tokens)}, list(merges)
 
 
-def tokenizer() -> Any:
-    vocab, merges = vocabulary()
-    cls: Any = CLIPTokenizer
-    return cls(vocab=vocab, merges=merges, model_max_length=LENGTH, pad_token=END)
-
-
-def t5_tokenizer() -> Any:
-    """Words, and the pieces of a word from which it is made otherwise, the longest first."""
-    pieces = [f"▁{word}" for word in WORDS.split()] + ["▁", *(chr(c) for c in range(33, 127))]
-    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -100.0), *((piece, -1.0) for piece in pieces)]
-    return T5Tokenizer(vocab=vocab, extra_ids=0, model_max_length=LENGTH)
-
-
-def text_encoder(cls: Any, width: int) -> nn.Module:
-    if cls is T5EncoderModel:
-        sizes: dict[str, Any] = {"vocab_size": 256, "d_model": width, "d_ff": 2 * width, "d_kv": 16}
-        return cls(T5Config(**sizes, num_layers=2, num_heads=2))
-    vocab, _ = vocabulary()
-    config = CLIPTextConfig(
-        vocab_size=len(vocab),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        projection_dim=width,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=LENGTH,
-        bos_token_id=vocab[START],
-        eos_token_id=vocab[END],
-        pad_token_id=vocab[END],
-    )
-    return cls(config)
+def tokenizer(encoder: type, config: Any) -> Any:
+    """That of CLIP, or of T5: words, or else letters."""
+    if encoder is not T5EncoderModel:
+        vocab, merges = vocabulary()
+        cls: Any = CLIPTokenizer
+        return cls(vocab=vocab, merges=merges, model_max_length=LENGTH, pad_token=END)
+    pieces = [*(f"▁{word}" for word in WORDS.split()), "▁", *(chr(c) for c in range(33, 127))]
+    scores = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -100.0), *((piece, -1.0) for piece in pieces)]
+    return T5Tokenizer(vocab=scores, extra_ids=0, model_max_length=LENGTH)
