@@ -160,7 +160,6 @@ CASES = [
     Case("maskgit", PRIOR | LABELS | {"clusters": 20}, lr=3e-3, sample=STEPS, stages={"tokenizer": VQVAE}),
     tuner("sd_lora", {"rank": 8}, lr=1e-2),
     tuner("sd_lora", {"text_lora": True}, lr=1e-2, base="tiny-xl"),
-    tuner("sd_lora", {"rank": 8}, lr=1e-2, base="tiny-sd3"),
     tuner("sd_lora", {"text_lora": True}, lr=1e-2, base="tiny-flux"),
     tuner("controlnet", {"cache": False}, lr=3e-3),
     tuner("instructpix2pix", {"cache": False}, lr=3e-3, data="digits-edited"),
