@@ -1,8 +1,8 @@
 """Tiny bases that gz itself makes, one of each kind, so that a first minute needs no download.
 
-By construction the VAE is exact and a U-Net's output linear in its last features; the text encoders tell words
-apart without training. All else is random: tuning teaches the nets what they know. A base is saved once, in
-the user's cache.
+By construction the VAE is exact, and a U-Net's output is linear in its last features. The text encoders tell
+words apart without training. All else is random: tuning teaches the nets what they know. A base is saved
+once, in the user's cache.
 """
 
 from __future__ import annotations
@@ -64,13 +64,14 @@ def make_linear(unet: Any) -> None:
     """Makes the output linear in the features of the first level, to which a ControlNet adds, by the means of
     `make_exact`: each of the first four groups of GroupNorm is (x, −x, ±LARGE)."""
     last = unet.up_blocks[-1].resnets[-1].conv_shortcut
+    unet.conv_norm_out.weight[:16] = LARGE / 2**0.5  # the deviation of a group
     for channel in range(4):
         x, minus, *constants = range(4 * channel, 4 * channel + 4)
         last.weight[minus] = -last.weight[x]
         last.weight[constants] = 0.0
         last.bias[[x, minus]] = 0.0
         last.bias[constants] = torch.tensor([LARGE, -LARGE])
-    unet.conv_norm_out.weight[:16] = LARGE / 2**0.5  # the deviation of a group
+        unet.conv_norm_out.weight[constants] = 0.0  # large inputs of `conv_out` would make large gradients
     unet.conv_out.weight[:, :16] = 0.0
     for channel in range(4):
         unet.conv_out.weight[channel, 4 * channel, 1, 1] = 1.0
