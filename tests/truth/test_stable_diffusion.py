@@ -122,7 +122,7 @@ def test_what_it_shows_of_itself_needs_no_prompt_and_its_export_is_the_same_pict
     prompts = ["a handwritten three", "turn it upside down"]
     picture = canny(batch(2).x) if name == "controlnet" else batch(2).x
     given = {"sd_lora": {}, "controlnet": {"control": picture}, "instructpix2pix": {"before": picture}}[name]
-    how = {"n": 2, "seed": 3, "options": {"steps": 3}, "formats": ("npz",)}
+    how = {"n": 2, "seed": 3, "options": {"steps": 3, "guidance": 7.5}, "formats": ("npz",)}
     job = SampleJob(run, checkpoint="last", prompts=tuple(prompts), **how)
     (tmp_path / "shown").mkdir()
     assert sample_verb.run(replace(job, prompts=()), tmp_path / "shown", CPU, log)["n"] == 2
