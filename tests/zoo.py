@@ -9,9 +9,9 @@ from gzcli.models import catalog
 
 @dataclass(frozen=True)
 class Case(testing.Case):
-    """A model that trains in a second or two; `base` is the kind of tiny pipeline that is tuned."""
+    """A model that trains in a second or two; `base` is the tiny base that is tuned."""
 
-    base: str = "sd"
+    base: str = "tiny"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -23,7 +23,7 @@ class Case(testing.Case):
         return {"base": tiny_sd.base(self.base), **self.options}
 
     def __str__(self) -> str:
-        kind = "" if self.base == "sd" else f"-{self.base}"
+        kind = self.base.removeprefix("tiny")
         return super().__str__().replace(self.model, self.model + kind, 1)
 
 
@@ -70,7 +70,7 @@ def denoiser(model: str, options: dict[str, Any], *, lr: float = 3e-3, stages=No
     return Case(model, options, lr=lr, batch=8, sample=sample, stages=stages or {})
 
 
-def tuner(model: str, options: dict[str, Any], *, lr: float, data="digits-captioned", base="sd") -> Case:
+def tuner(model: str, options: dict[str, Any], *, lr: float, data="digits-captioned", base="tiny") -> Case:
     return Case(model, options, lr=lr, batch=8, sample={"steps": 3}, data=data, base=base)
 
 
@@ -163,7 +163,8 @@ CASES = [
     Case("var", PRIOR, lr=3e-3, quiet=True, stages={"tokenizer": SCALED}),
     Case("var", PRIOR | LABELS | {"clusters": 20}, lr=3e-3, sample=GUIDED, stages={"tokenizer": SCALED}),
     tuner("sd_lora", {"rank": 8}, lr=1e-2),
-    tuner("sd_lora", {"text_lora": True}, lr=1e-2, base="sdxl"),
+    tuner("sd_lora", {"text_lora": True}, lr=1e-2, base="tiny-xl"),
+    tuner("sd_lora", {"text_lora": True}, lr=1e-2, base="tiny-flux"),
     tuner("controlnet", {"cache": False}, lr=3e-3),
     tuner("instructpix2pix", {"cache": False}, lr=3e-3, data="digits-edited"),
 ]

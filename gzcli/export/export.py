@@ -32,7 +32,7 @@ from gzcli.models import catalog
 from gzcli.store import files
 from gzcli.store.bundle import LATENT, MAIN
 from gzcli.store.files import sweep
-from gzcli.store.hub import is_id
+from gzcli.store.hub import TINY, is_id
 from gzcli.store.metrics import metric_lines
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import STAGES
@@ -146,7 +146,7 @@ def _parts(trained: Trained) -> dict[str, Run]:
         else:
             outside["data.latent"] = name
     for key, name in outside.items():
-        if name and (not is_id(str(name)) or Path(str(name)).expanduser().is_dir()):
+        if name and name not in TINY and (not is_id(str(name)) or Path(str(name)).expanduser().is_dir()):
             hint = f"train with an id of the hub: `--set {key}=owner/name`"
             raise UsageError(f"`{key}` is the folder `{name}`, which a file cannot carry", hint=hint)
     stages = {f"{STAGES}/{stage.path.name}": stage for stage in owner.stages}

@@ -44,8 +44,8 @@ from gzcli.store import runs
 # Where the host waits for the device: in a step nowhere, before the first one, and with a trained model.
 STEP = {
     "models/flow_matching/fm.py::couple_noise": "the assignment is solved on the host, by scipy",
-    "models/stable_diffusion/base.py::StableDiffusion.embed": "without `cache`: captions become tokens",
-    "models/stable_diffusion/base.py::StableDiffusion.loss": "at the first step: diffusers' table moves",
+    "models/stable_diffusion/kinds.py::Kind.embed": "without `cache`: captions become tokens",
+    "models/stable_diffusion/base.py::StableDiffusion.path": "at the first step: diffusers' table moves",
     "models/stable_diffusion/controlnet.py::canny": "without `cache`: edges are found on the host",
 }
 START = {
@@ -60,7 +60,7 @@ START = {
 }
 TRAINED = {
     "engine/validate.py::mean": "the figure",
-    "models/stable_diffusion/base.py::StableDiffusion.embed": "captions become tokens, on the host",
+    "models/stable_diffusion/kinds.py::Kind.embed": "captions become tokens, on the host",
     "models/stable_diffusion/base.py::StableDiffusion.draw": "diffusers' pipeline",
     "models/stable_diffusion/base.py::StableDiffusion.examples": "remembered captions, which are text",
     "models/stable_diffusion/controlnet.py::canny": "edges are found on the host",

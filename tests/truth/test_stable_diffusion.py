@@ -4,6 +4,7 @@ import copy
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import diffusers
 import draws
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import tiny_sd
 import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.training_utils import compute_snr
 from helpers import lines, recipe, trainer
 from refused import refused
@@ -30,6 +32,7 @@ from gzcli.export import export
 from gzcli.judge import sample as sample_verb
 from gzcli.models import catalog
 from gzcli.models.base import group_options
+from gzcli.models.stable_diffusion import tiny
 from gzcli.models.stable_diffusion.base import PromptOptions, to_bytes, to_text
 from gzcli.models.stable_diffusion.controlnet import ControlNet, canny, edges
 from gzcli.models.stable_diffusion.instructpix2pix import InstructPix2Pix, widen
@@ -42,7 +45,7 @@ TEXTS = ["a handwritten seven", "a handwritten two", "mirror it", "make it bold"
 MODELS = [SDLoRA, ControlNet, InstructPix2Pix]
 
 
-def built(cls, kind: str = "sd", prediction: str = "epsilon", seed: int = 0, **options):
+def built(cls, kind: str = "tiny", prediction: str = "epsilon", seed: int = 0, **options):
     torch.manual_seed(seed)
     return cls.of(INFO, base=tiny_sd.base(kind, prediction), **options)
 
@@ -119,7 +122,7 @@ def test_what_it_shows_of_itself_needs_no_prompt_and_its_export_is_the_same_pict
     prompts = ["a handwritten three", "turn it upside down"]
     picture = canny(batch(2).x) if name == "controlnet" else batch(2).x
     given = {"sd_lora": {}, "controlnet": {"control": picture}, "instructpix2pix": {"before": picture}}[name]
-    how = {"n": 2, "seed": 3, "options": {"steps": 3}, "formats": ("npz",)}
+    how = {"n": 2, "seed": 3, "options": {"steps": 3, "guidance": 7.5}, "formats": ("npz",)}
     job = SampleJob(run, checkpoint="last", prompts=tuple(prompts), **how)
     (tmp_path / "shown").mkdir()
     assert sample_verb.run(replace(job, prompts=()), tmp_path / "shown", CPU, log)["n"] == 2
@@ -159,7 +162,7 @@ def denoised(model, **conditions) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
         return model.denoise(z, t, {**text, **conditions}), z, t
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+@pytest.mark.parametrize("kind", ["tiny", "tiny-xl"])
 @pytest.mark.parametrize("cls", [SDLoRA, ControlNet])
 def test_at_first_it_is_the_base(cls, kind):
     model = built(cls, kind)
@@ -167,10 +170,10 @@ def test_at_first_it_is_the_base(cls, kind):
     ours, z, t = denoised(model, **conditions)
     text = model.embed(TEXTS)
     added = None
-    if kind == "sdxl":
-        ids = model.pipe._get_add_time_ids((16, 16), (0, 0), (16, 16), torch.float32, 16)
+    if kind == "tiny-xl":
+        ids = model.pipe._get_add_time_ids((16, 16), (0, 0), (16, 16), torch.float32, 32)
         added = {"text_embeds": text["pooled"], "time_ids": ids.expand(4, -1)}
-    theirs = load_base(tiny_sd.base(kind)).unet(z, t, text["text"], added_cond_kwargs=added).sample
+    theirs = load_base(tiny_sd.base(kind)).pipe.unet(z, t, text["text"], added_cond_kwargs=added).sample
     assert torch.equal(ours, theirs)
     assert not torch.equal(denoised(stirred(model), **conditions)[0], theirs)
 
@@ -180,12 +183,12 @@ def test_what_an_edit_does_without_and_new_channels():
     weight = model.unet.conv_in.weight
     assert weight.shape[1] == 8 and not weight[:, 4:].any() and weight[:, :4].all()
     ours, z, t = denoised(model, before=torch.randn(4, 4, 8, 8))
-    theirs = load_base(tiny_sd.base()).unet(z, t, model.embed(TEXTS)["text"]).sample
+    theirs = load_base(tiny_sd.base()).pipe.unet(z, t, model.embed(TEXTS)["text"]).sample
     torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
     assert not torch.allclose(denoised(stirred(model), before=torch.randn(4, 4, 8, 8))[0], theirs, atol=1e-3)
     model, n = built(InstructPix2Pix), 4000
     b = batch(n)
-    b.extra = {"text": torch.full((n, 16, 16), 7.0), "before_latent": torch.full((n, 4, 8, 8), 7.0)}
+    b.extra = {"text": torch.full((n, 32, 32), 7.0), "before_latent": torch.full((n, 4, 8, 8), 7.0)}
     found = model.conditions(b)
     text, image = (found["text"] != 7).flatten(1).all(1), (found["before"] != 7).flatten(1).all(1)
     assert not found["before"][image].any()
@@ -194,11 +197,11 @@ def test_what_an_edit_does_without_and_new_channels():
 
 
 @pytest.mark.parametrize(
-    ("kind", "prediction"), [("sd", "epsilon"), ("sd", "v_prediction"), ("sdxl", "epsilon")]
+    ("kind", "prediction"), [("tiny", "epsilon"), ("tiny", "v_prediction"), ("tiny-xl", "epsilon")]
 )
 def test_the_loss_is_that_of_diffusers_examples(kind, prediction):
     model, b, noise = stirred(built(SDLoRA, kind, prediction, noise_offset=0.1)), batch(), batch().noise
-    pipe = load_base(tiny_sd.base(kind, prediction))
+    pipe = load_base(tiny_sd.base(kind, prediction)).pipe
     with torch.no_grad():
         dist = pipe.vae.encode(b.x).latent_dist
         z = (dist.mean + dist.std * noise.randn(4, 4, 8, 8)) * pipe.vae.config.scaling_factor
@@ -215,9 +218,57 @@ def test_the_loss_is_that_of_diffusers_examples(kind, prediction):
             torch.testing.assert_close(model.loss(b)["loss"], weighed.mean())
 
 
+@pytest.mark.parametrize("base", ["tiny-sd3", "tiny-flux"])
+def test_a_flow_that_knows_the_images_has_no_loss_and_draws_them(base, monkeypatch):
+    """The net is the velocity (z_t − z_0) / σ of two images, in training and in diffusers' pipelines; their
+    blocks of 2×2 pixels pass the tiny VAE unchanged."""
+    model, b = built(SDLoRA, base), batch(2)
+    b.x = b.x[:, :, ::2, ::2].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    pack = diffusers.FluxPipeline._pack_latents
+    steps = 1000 if base == "tiny-sd3" else 1  # of the times that the net is told
+    config, z = model.vae.config, model.vae.encode(b.x).latent_dist.mean
+    z = (z - config.shift_factor) * config.scaling_factor
+    rows = z if base == "tiny-sd3" else pack(z, 2, 4, 8, 8)
+
+    def known(hidden_states, timestep, **told):
+        v = (hidden_states - rows) / (timestep / steps).view(-1, *[1] * (rows.ndim - 1))
+        return Transformer2DModelOutput(v) if told.get("return_dict", True) else (v,)
+
+    monkeypatch.setattr(model.transformer, "forward", known)
+    assert float(model.loss(b)["loss"]) < 1e-6
+    torch.testing.assert_close(drawn(model, prompt="two", guidance=1.0), b.x, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("base", ["tiny-sd3", "tiny-flux"])
+def test_times_and_noisy_latents_of_a_flow_are_those_of_its_scheduler(base, monkeypatch):
+    model = built(SDLoRA, base)
+    schedule, i = model.pipe.scheduler, torch.tensor([1, 300, 700, 998])
+    tau = 1 - i / 1000  # times before the shift
+    monkeypatch.setattr(model.schedule.config, "use_dynamic_shifting", False)
+    t = model.times(4, SimpleNamespace(randn=lambda n: tau.logit()))
+    torch.testing.assert_close(t, schedule.sigmas[i])
+    z, eps = latents(4), torch.randn(4, 4, 8, 8)
+    z_t, target, weight = model.path(z, eps, t)
+    torch.testing.assert_close(z_t, schedule.scale_noise(z, schedule.timesteps[i], eps))
+    assert weight == 1 and torch.equal(target, eps - z)
+    text = model.embed(TEXTS)
+    with torch.no_grad():
+        ours = model.denoise(z_t, t, text)
+        how = {"pooled_projections": text["pooled"], "encoder_hidden_states": text["text"]}
+        if base == "tiny-sd3":
+            theirs = model.transformer(z_t, timestep=schedule.timesteps[i], **how).sample
+        else:
+            flux = diffusers.FluxPipeline
+            ids = flux._prepare_latent_image_ids(4, 4, 4, CPU, torch.float32)
+            how |= {"img_ids": ids, "txt_ids": torch.zeros(32, 3), "guidance": torch.full([4], 3.5)}
+            rows = model.transformer(flux._pack_latents(z_t, 4, 4, 8, 8), timestep=t, **how).sample
+            theirs = flux._unpack_latents(rows, 16, 16, 2)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
 def test_min_snr_weights_are_finite_at_zero_snr():
     """At pure noise, of ε, min(γ / SNR, 1) is 1 there, of v, min(γ, SNR) / (SNR + 1) is 0."""
-    model = built(SDLoRA, "sd", "epsilon", min_snr=5.0)
+    model = built(SDLoRA, "tiny", "epsilon", min_snr=5.0)
     model.schedule.alphas_cumprod[-1] = 0.0
     t = torch.tensor([0, 500, 999])
     eps, v = model.weight(t, False), model.weight(t, True)
@@ -244,7 +295,7 @@ def test_what_is_prepared_makes_the_same_loss(cls):
 
 
 def test_captions_are_dropped_and_text_encoders_tuned():
-    for kind in ("sd", "sdxl"):
+    for kind in ("tiny", "tiny-xl"):
         model = built(SDLoRA, kind, caption_dropout=0.5)
         found = model.conditions(batch(64))
         text, none, *more = model.pipe.encode_prompt(
@@ -255,7 +306,7 @@ def test_captions_are_dropped_and_text_encoders_tuned():
             torch.testing.assert_close(found["text"][i], (none if gone else text)[i % 4], msg=f"{kind} {i}")
             if more:
                 torch.testing.assert_close(found["pooled"][i], more[gone][i % 4])
-    model = built(SDLoRA, "sdxl", text_lora=True)
+    model = built(SDLoRA, "tiny-xl", text_lora=True)
     assert "text" not in model.prepare(batch())
     stirred(model).loss(batch())["loss"].backward()
     taught = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
@@ -280,9 +331,12 @@ def test_checkpointing_changes_no_gradient(cls):
     torch.testing.assert_close(found[0][1], found[1][1], atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("cls", MODELS)
-def test_frozen_parts_in_half_precision(cls):
-    model, full = (stirred(built(cls, dtype=dtype)) for dtype in ("bf16", "fp32"))
+HALVES = [*((cls, "tiny") for cls in MODELS), (SDLoRA, "tiny-sd3"), (SDLoRA, "tiny-flux")]
+
+
+@pytest.mark.parametrize(("cls", "base"), HALVES)
+def test_frozen_parts_in_half_precision(cls, base):
+    model, full = (stirred(built(cls, base, dtype=dtype)) for dtype in ("bf16", "fp32"))
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert next(model.text_encoder.parameters()).dtype == torch.bfloat16
     assert next(model.vae.parameters()).dtype == torch.float32
@@ -293,21 +347,28 @@ def test_frozen_parts_in_half_precision(cls):
     assert (drawn(model) - drawn(full)).abs().mean() < 0.05
 
 
-@pytest.mark.parametrize("kind", ["sd", "sdxl"])
+@pytest.mark.parametrize("kind", tiny_sd.TINY)
 def test_an_adapter_in_plain_diffusers(kind, tmp_path):
     model = stirred(built(SDLoRA, kind, rank=4, alpha=8.0))
     model.to_diffusers().save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["pytorch_lora_weights.safetensors"]
-    pipe = load_base(tiny_sd.base(kind))
-    base = pipe(TEXTS[:2], latents=latents(), guidance_scale=4.0, **HOW).images
-    same(drawn(model, prompt=TEXTS[:2], guidance=4.0, lora_scale=0.0), base)
+    base = load_base(tiny_sd.base(kind))
+    pipe, how, z = base.pipe, HOW, latents()
+    if base.flow:
+        how = HOW | {"max_sequence_length": 32}
+    if kind == "tiny-flux":
+        z = pipe._pack_latents(z, 2, 4, 8, 8)
+    untuned = pipe(TEXTS[:2], latents=z, guidance_scale=4.0, **how).images
+    same(drawn(model, prompt=TEXTS[:2], guidance=4.0, lora_scale=0.0), untuned)
     pipe.load_lora_weights(tmp_path)
     for scale, negative in ((1.0, ""), (0.5, "bold")):
         asked = {"negative_prompt": [negative] * 2 if negative else None, "guidance_scale": 4.0}
-        scaled = {"cross_attention_kwargs": {"scale": scale}}
-        theirs = pipe(TEXTS[:2], latents=latents(), **asked, **scaled, **HOW).images
+        if negative and kind == "tiny-flux":
+            asked |= {"guidance_scale": 3.5, "true_cfg_scale": 4.0}
+        scaled = {base.scale_key: {"scale": scale}}
+        theirs = pipe(TEXTS[:2], latents=z, **asked, **scaled, **how).images
         same(drawn(model, prompt=TEXTS[:2], guidance=4.0, lora_scale=scale, negative=negative), theirs)
-        assert (theirs - base).abs().max() > 0.01
+        assert (theirs - untuned).abs().max() > 0.01
 
 
 def test_a_text_encoders_adapter_in_plain_diffusers(tmp_path, monkeypatch):
@@ -315,7 +376,7 @@ def test_a_text_encoders_adapter_in_plain_diffusers(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "0.14.0")
     model = stirred(built(SDLoRA, text_lora=True))
     model.to_diffusers().save_pretrained(tmp_path)
-    pipe = load_base(tiny_sd.base())
+    pipe = load_base(tiny_sd.base()).pipe
     before = pipe.encode_prompt(TEXTS[:2], CPU, 1, False)[0]
     pipe.load_lora_weights(tmp_path)
     assert not torch.allclose(pipe.encode_prompt(TEXTS[:2], CPU, 1, False)[0], before, atol=1e-3)
@@ -324,11 +385,11 @@ def test_a_text_encoders_adapter_in_plain_diffusers(tmp_path, monkeypatch):
 
 
 def test_a_controlnet_of_xl_in_plain_diffusers(tmp_path):
-    model, control = stirred(built(ControlNet, "sdxl")), canny(batch(2).x)
+    model, control = stirred(built(ControlNet, "tiny-xl")), canny(batch(2).x)
     model.to_diffusers().save_pretrained(tmp_path)
     net = diffusers.ControlNetModel.from_pretrained(tmp_path)
     xl = diffusers.StableDiffusionXLControlNetPipeline
-    pipe = xl.from_pretrained(tiny_sd.base("sdxl"), controlnet=net)
+    pipe = xl.from_pretrained(tiny_sd.base("tiny-xl"), controlnet=net)
     asked = {"image": (control + 1) / 2, "guidance_scale": 7.5, "controlnet_conditioning_scale": 0.7}
     theirs = pipe(TEXTS[:2], latents=latents(), **asked, **HOW).images
     same(drawn(model, prompt=TEXTS[:2], control=control, control_scale=0.7), theirs)
@@ -392,7 +453,7 @@ def test_bases_that_are_not_whole_or_of_another_kind(tmp_path):
     for folder, message in ((tmp_path / "none", ""), (tmp_path, "model_index")):
         refused(message, SDLoRA.of, INFO, base=str(folder), error=MissingError)
     pickled = tmp_path / "pickled"
-    pipe = tiny_sd.pipeline("sd", "epsilon")
+    pipe = tiny.made("tiny").pipe
     pipe.save_pretrained(pickled, safe_serialization=False)
     for file in pickled.rglob("*.safetensors"):  # transformers writes no others any more
         file.unlink()
@@ -403,12 +464,13 @@ def test_bases_that_are_not_whole_or_of_another_kind(tmp_path):
             file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 3438167536\n")
     for folder in ("pickled", "unet", "text_encoder"):
         refused("is not whole", SDLoRA.of, INFO, base=str(tmp_path / folder), error=MissingError)
-    pipe = tiny_sd.pipeline("sd", "epsilon")
+    pipe = tiny.made("tiny").pipe
     widen(pipe.unet, 5)  # of inpainting
     pipe.save_pretrained(tmp_path)
     for message, call in {
-        "not XL": lambda: built(InstructPix2Pix, "sdxl"),
-        "predicts `sample`": lambda: built(SDLoRA, "sd", "sample"),
+        "is XL": lambda: built(InstructPix2Pix, "tiny-xl"),
+        "is FLUX": lambda: built(ControlNet, "tiny-flux"),
+        "predicts `sample`": lambda: built(SDLoRA, "tiny", "sample"),
         "multiples of 8": lambda: SDLoRA.of(DataInfo((3, 28, 28)), base=tiny_sd.base()),
         "takes 9 channels": lambda: SDLoRA.of(INFO, base=str(tmp_path)),
     }.items():

@@ -7,6 +7,11 @@ E is a draw of the VAE's posterior, s its scale, and τ the text encoder(s). The
 arXiv:2303.09556),
 
     w_t = min(SNR_t, γ) / SNR_t of ε,    w_t = min(SNR_t, γ) / (SNR_t + 1) of the v-prediction
+
+Bases that are flows (Esser et al. 2024, arXiv:2403.03206) have α_t = 1 − t, σ_t = t, v = ε − z_0 and w_t = 1.
+Their times are logit-normal, shifted as the base's own schedule is: with u ~ N(0, 1) and the shift s,
+
+    t = s τ / (1 + (s − 1) τ),   τ = 1 / (1 + e^−u)
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from typing import Annotated, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from gzcli.core import ranks
@@ -26,6 +31,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, moved
 from gzcli.models.base import Model
 from gzcli.models.nn import from_levels, to_fp32, to_levels
+from gzcli.models.stable_diffusion.kinds import KINDS, Kind
 from gzcli.models.stable_diffusion.pretrained import load_base
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,12 +45,13 @@ CAPTION = 300  # bytes of a stored caption
 class TuningOptions:
     """How a base is fine-tuned.
 
-    base: the pretrained model, a folder in diffusers' format or an id on the hub.
+    base: the pretrained model, a folder in diffusers' format, an id on the hub, or one that gz makes:
+      `tiny`, `tiny-xl`, `tiny-sd3`, `tiny-flux`.
     dtype: precision of the frozen parts; the VAE stays in fp32, because XL's overflows in fp16.
     cache: whether latents and text embeddings are computed once, in place of at every step.
     checkpointing: whether activations are recomputed in the backward pass, which saves memory.
-    min_snr: γ, the largest signal-to-noise ratio in the weight of a noise level, often 5; null: all weights
-      are 1.
+    min_snr: γ, the largest signal-to-noise ratio in the weight of a noise level, often 5; null, and of flows
+      always: all weights are 1.
     noise_offset: scale of noise that is equal at all pixels; 0.05 … 0.1 makes very dark and very bright
       images possible.
     prompts: texts of the sample pictures in training; empty: captions of the first batch.
@@ -101,8 +108,8 @@ def per_row(mask: Tensor, value: Tensor) -> Tensor:
 class StableDiffusion(Model):
     """The loss, examples stored in training, and sampling by a pipeline of diffusers with frozen parts.
 
-    Raises UsageError for a base that predicts neither the noise nor v, or for a size of images that it does
-    not support.
+    Raises UsageError for a base of a kind that the model does not tune, for one that predicts neither the
+    noise nor v, or for a size of images that it does not support.
 
     caption_dropout: share of the training images whose caption is hidden, which guidance needs.
     """
@@ -111,6 +118,7 @@ class StableDiffusion(Model):
     shares: ClassVar[bool] = True
     condition: ClassVar[str] = ""  # the key of the picture that the model takes beside the text; "": none
     trains_unet: ClassVar[bool] = False  # whether the U-Net is trained and saved in checkpoints
+    kinds: ClassVar[tuple[type[Kind], ...]] = KINDS  # of the bases that it tunes
     captions: Tensor  # uint8 [EXAMPLES, CAPTION]
     pictures: Tensor  # uint8 [EXAMPLES, 3, H, W], where there is a condition
     # the types are not known: diffusers adds the parts of a pipeline at run time
@@ -121,24 +129,32 @@ class StableDiffusion(Model):
     def __init__(self, data: DataInfo, tuning: TuningOptions, caption_dropout: float = 0.0):
         super().__init__(data)
         self.tuning, self.caption_dropout = tuning, caption_dropout
-        self.pipe = load_base(tuning.base)
-        self.xl, self.dtype = isinstance(self.pipe, StableDiffusionXLPipeline), tuning.dtype
+        self.kind, self.dtype = load_base(tuning.base), tuning.dtype
+        self.pipe = self.kind.pipe
+        if type(self.kind) not in self.kinds:
+            able = ", ".join(kind.label for kind in self.kinds)
+            message = f"`model.base`: `{tuning.base}` is {self.kind.label}, which this model does not tune"
+            raise UsageError(message, hint=f"take one of {able}")
         self.text_trains = False  # whether a text encoder has weights that are trained
         self.no_text: dict[str, Tensor] | None = None  # the cached embedding of no text
-        self.schedule: Any = DDPMScheduler.from_config(self.pipe.scheduler.config)
-        if (kind := self.schedule.config.prediction_type) not in ("epsilon", "v_prediction"):
-            hint = "take one that predicts `epsilon` or `v_prediction`"
-            raise UsageError(f"`model.base`: `{tuning.base}` predicts `{kind}`", hint=hint)
+        self.schedule: Any = self.pipe.scheduler
+        if not self.kind.flow:
+            self.schedule = DDPMScheduler.from_config(self.pipe.scheduler.config)
+            if (target := self.schedule.config.prediction_type) not in ("epsilon", "v_prediction"):
+                hint = "take one that predicts `epsilon` or `v_prediction`"
+                raise UsageError(f"`model.base`: `{tuning.base}` predicts `{target}`", hint=hint)
         self.check_size(data.shape[1], data.shape[2], key="data.size")
         self.attach("vae", self.pipe.vae)
-        for name in ("text_encoder", "text_encoder_2")[: 1 + self.xl]:
-            self.attach(name, self.frozen(getattr(self.pipe, name)))
+        for name in self.kind.encoders:
+            if getattr(self.pipe, name) is not None:  # the T5 of 3.x may be absent
+                self.attach(name, self.frozen(getattr(self.pipe, name)))
+        net = getattr(self.pipe, self.kind.net)
         if self.trains_unet:
-            self.unet = self.pipe.unet.train()
+            setattr(self, self.kind.net, net.train())
         else:
-            self.attach("unet", self.frozen(self.pipe.unet))
+            self.attach(self.kind.net, self.frozen(net))
         if tuning.checkpointing:
-            self.unet.enable_gradient_checkpointing()
+            net.enable_gradient_checkpointing()
         self.register_buffer("captions", torch.zeros(EXAMPLES, CAPTION, dtype=torch.uint8))
         if self.condition:
             self.register_buffer("pictures", torch.zeros(EXAMPLES, 3, *data.shape[1:], dtype=torch.uint8))
@@ -149,7 +165,8 @@ class StableDiffusion(Model):
 
     def check_size(self, height: int, width: int, key: str) -> None:
         """Raises UsageError for sides that the latents cannot have; `key` names the option of the size."""
-        step = max(8, self.pipe.vae_scale_factor)  # diffusers' pipelines require 8 at least
+        # diffusers' pipelines require 8 at least
+        step = max(8, self.pipe.vae_scale_factor * self.kind.multiple)
         if height % step or width % step:
             nearest, rule = max(1, round(height / step)) * step, f"multiples of {step}, not {height}"
             raise UsageError(f"`{key}`: sides of images must be {rule}", hint=f"take {nearest}")
@@ -178,7 +195,7 @@ class StableDiffusion(Model):
     def decode(self, z: Tensor) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] of scaled latents [B, c, h, w]."""
         with torch.autocast(z.device.type, enabled=False):
-            z = z.to(self.vae.dtype) / self.vae.config.scaling_factor
+            z = z.to(self.vae.dtype) / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
             parts = slices(z, PIXELS // self.pipe.vae_scale_factor**2)
             x = torch.cat([self.vae.decode(z[part]).sample.clamp(-1, 1) for part in parts])
         return x.mean(1, keepdim=True) if self.data.shape[0] == 1 else x
@@ -186,12 +203,9 @@ class StableDiffusion(Model):
     # ---- texts
 
     def embed(self, captions: list[str]) -> dict[str, Tensor]:
-        """`text` [B, L, D] and, for XL, `pooled` [B, P]; with a gradient where a text encoder is trained."""
+        """The conditions of `Kind.embed`, with a gradient where a text encoder is trained."""
         with torch.set_grad_enabled(self.text_trains and torch.is_grad_enabled()), self.in_dtype():
-            text, _, *pooled = self.pipe.encode_prompt(
-                captions, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-            )
-        return {"text": text, "pooled": pooled[0]} if self.xl else {"text": text}
+            return self.kind.embed(captions, self.device)
 
     def embed_nothing(self) -> dict[str, Tensor]:
         """The embedding of no text, one row: that of the empty text, or zeros if XL's pipeline requires
@@ -201,32 +215,17 @@ class StableDiffusion(Model):
         # tensors made in inference mode could not be kept for training
         with torch.inference_mode(self.text_trains and torch.is_inference_mode_enabled()):
             embedding = self.embed([""])
-            if self.xl and self.pipe.config.force_zeros_for_empty_prompt:
+            if self.kind.empty_is_zero:
                 embedding = {key: torch.zeros_like(value) for key, value in embedding.items()}
         if not self.text_trains:
             self.no_text = embedding
         return embedding
 
-    def inputs(self, z_t: Tensor, conditions: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The text, and for XL the pooled text and the sizes of an uncropped image, as keywords for
-        diffusers."""
-        inputs: dict[str, Any] = {"encoder_hidden_states": conditions["text"]}
-        if self.xl:
-            height, width = (side * self.pipe.vae_scale_factor for side in z_t.shape[2:])
-            sizes = moved(torch.tensor([height, width, 0, 0, height, width]), z_t.device).expand(len(z_t), -1)
-            pooled = conditions["pooled"]
-            inputs["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": sizes.to(pooled)}
-        return inputs
-
     # ---- pipelines
 
     def pipeline(self, cls: Any, **parts: Any) -> Any:
         """A pipeline of the class `cls` from the parts of the base and `parts`, without a safety checker."""
-        if self.xl:
-            options = {"force_zeros_for_empty_prompt": self.pipe.config.force_zeros_for_empty_prompt}
-        else:
-            options = {"requires_safety_checker": False}
-        return cls(**self.pipe.components, **parts, **options)
+        return cls(**self.pipe.components, **parts, **self.kind.options())
 
     # ---- training
 
@@ -242,7 +241,7 @@ class StableDiffusion(Model):
         return {key: value.half() for key, value in prepared.items()}
 
     def conditions(self, batch: Batch) -> dict[str, Tensor]:
-        """The conditions of each image for `denoise`: `text` and, for XL, `pooled`."""
+        """The conditions of each image for `denoise`, see `Kind.embed`."""
         return self.embed_captions(batch, batch.noise.rand(len(batch)) < self.caption_dropout)
 
     def embed_captions(self, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
@@ -257,7 +256,7 @@ class StableDiffusion(Model):
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
         """The prediction, ε or v, for latents [B, c, h, w] at times t [B]."""
-        return self.unet(z_t, t, **self.inputs(z_t, conditions)).sample
+        return self.kind.predict(getattr(self, self.kind.net), z_t, t, conditions)
 
     def draw_latents(self, batch: Batch) -> Tensor:
         """A draw of the scaled latents of the batch, [B, c, h, w]."""
@@ -265,27 +264,44 @@ class StableDiffusion(Model):
             mean, std = (batch.extra[f"latent_{key}"].to(batch.x) for key in ("mean", "std"))
         else:
             mean, std = self.encode(batch.x)
-        return (mean + std * batch.noise.randn(*mean.shape)) * self.vae.config.scaling_factor
+        draw, config = mean + std * batch.noise.randn(*mean.shape), self.vae.config
+        return (draw - (config.shift_factor or 0)) * config.scaling_factor
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
         """The mean of w_t (v̂ − v)² over the elements of latents."""
         n, noise = len(batch), batch.noise
         z = self.draw_latents(batch)
         eps = noise.randn(*z.shape)
-        t = noise.randint(self.schedule.config.num_train_timesteps, n)
+        t = self.times(n, noise)
         if self.tuning.noise_offset:
             eps = eps + self.tuning.noise_offset * noise.randn(n, z.shape[1], 1, 1)
         conditions = self.conditions(batch)
-        v = self.schedule.config.prediction_type == "v_prediction"
-        target, z_t = self.schedule.get_velocity(z, eps, t) if v else eps, self.schedule.add_noise(z, eps, t)
+        z_t, target, weight = self.path(z, eps, t)
         out = []
         with self.in_dtype():
             for part in slices(z, n * z[0].numel() if torch.is_grad_enabled() else LATENTS):
                 condition = {key: value[part] for key, value in conditions.items()}
                 out.append(self.denoise(z_t[part], t[part], condition))
         error = (to_fp32(torch.cat(out)) - to_fp32(target)).square().flatten(1).mean(1)
-        parts = {"mse": error.detach().mean()} if self.tuning.min_snr else {}
-        return {"loss": (self.weight(t, v) * error).mean()} | parts
+        parts = {"mse": error.detach().mean()} if isinstance(weight, Tensor) else {}
+        return {"loss": (weight * error).mean()} | parts
+
+    def times(self, n: int, noise: Noise) -> Tensor:
+        """Times [n] of training: integers of the base's schedule; of a flow logit-normal, in (0, 1)."""
+        if not self.kind.flow:
+            return noise.randint(self.schedule.config.num_train_timesteps, n)
+        tau, config = noise.randn(n).sigmoid(), self.schedule.config
+        # the shift of a dynamic schedule depends on the size of an image, and is not that of its training
+        shift = 1.0 if config.use_dynamic_shifting else config.shift
+        return shift * tau / (1 + (shift - 1) * tau)
+
+    def path(self, z: Tensor, eps: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
+        """z_t and the target [B, c, h, w] at times t [B], and the weights, [B] or 1."""
+        if self.kind.flow:
+            return torch.lerp(z, eps, per_row(t, z)), eps - z, 1.0
+        v = self.schedule.config.prediction_type == "v_prediction"
+        target = self.schedule.get_velocity(z, eps, t) if v else eps
+        return self.schedule.add_noise(z, eps, t), target, self.weight(t, v)
 
     def weight(self, t: Tensor, v: bool) -> Tensor | float:
         gamma = self.tuning.min_snr
@@ -361,6 +377,7 @@ class StableDiffusion(Model):
         images = []
         for part in slices(z, LATENTS):
             count = len(prompts[part])
+            negative = [prompting.negative] * count if prompting.negative else None
 
             def report(pipe: Any, step: int, *_: Any, first: int = part.start, count: int = count) -> Any:
                 progress(first + count * (step + 1) / pipe.num_timesteps, n)
@@ -369,17 +386,15 @@ class StableDiffusion(Model):
             with self.in_dtype():
                 output = pipe(
                     prompt=prompts[part],
-                    negative_prompt=[prompting.negative] * count if prompting.negative else None,
-                    latents=z[part],
                     generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
-                    guidance_scale=prompting.guidance,
                     num_inference_steps=prompting.steps,
                     output_type="latent",
                     callback_on_step_end=report,
                     **{key: value[part] for key, value in pictures.items()},
+                    **self.kind.to_pipeline(z[part], negative, prompting.guidance),
                     **options,
                 )
-            images.append(self.decode(output.images))
+            images.append(self.decode(self.kind.from_pipeline(output.images, z[part])))
         return torch.cat(images)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from gzcli.core.types import Batch, DataInfo, Noise, Progress
 from gzcli.models.stable_diffusion.base import PromptOptions, StableDiffusion, TuningOptions, resize, to_rgb
+from gzcli.models.stable_diffusion.kinds import XL, Kind
 
 SIGMA = 1.0  # of the Gaussian that smooths the grey image first, in pixels
 WEAK, STRONG = 0.1, 0.2  # strengths of a gradient: of an edge's pixels, and of the strongest of them at least
@@ -77,6 +78,7 @@ class ControlNet(StableDiffusion):
     paper = "Zhang et al. 2023, arXiv:2302.05543"
     needs: ClassVar[tuple[str, ...]] = ("caption",)
     condition: ClassVar[str] = "control"
+    kinds: ClassVar[tuple[type[Kind], ...]] = (Kind, XL)
 
     def __init__(
         self, data: DataInfo, *, tuning: TuningOptions = TuningOptions(), caption_dropout: float = 0.5
@@ -110,7 +112,7 @@ class ControlNet(StableDiffusion):
         return super().conditions(batch) | {"control": (to_rgb(self.picture(batch)) + 1) / 2}
 
     def denoise(self, z_t: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-        inputs, maps = self.inputs(z_t, conditions), conditions["control"]
+        inputs, maps = self.kind.inputs(z_t, conditions), conditions["control"]
         skips, middle = self.controlnet(z_t, t, controlnet_cond=maps, return_dict=False, **inputs)
         added = {"down_block_additional_residuals": skips, "mid_block_additional_residual": middle}
         return self.unet(z_t, t, **inputs, **added).sample
@@ -136,7 +138,11 @@ class ControlNet(StableDiffusion):
         """
         z, sides = self.initial_latents(n, noise, prompting.size)
         prompts, maps = self.maps(n, noise, sides, control, edges, prompting.prompt)
-        cls = StableDiffusionXLControlNetPipeline if self.xl else StableDiffusionControlNetPipeline
+        cls = (
+            StableDiffusionXLControlNetPipeline
+            if isinstance(self.kind, XL)
+            else StableDiffusionControlNetPipeline
+        )
         pipe, pictures = self.pipeline(cls, controlnet=self.controlnet), {"image": (maps + 1) / 2}
         options = {"height": sides[0], "width": sides[1], "controlnet_conditioning_scale": control_scale}
         return self.draw(pipe, z, noise, progress, prompts, prompting, pictures, **options)

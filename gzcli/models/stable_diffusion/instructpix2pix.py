@@ -17,13 +17,13 @@ import torch
 from diffusers import StableDiffusionInstructPix2PixPipeline
 from torch import Tensor, nn
 
-from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress
 from gzcli.models.stable_diffusion.base import PromptOptions, StableDiffusion, TuningOptions, per_row, resize
+from gzcli.models.stable_diffusion.kinds import Kind
 
 
 class InstructPix2Pix(StableDiffusion):
-    """An editor made of Stable Diffusion 1.x or 2.x. Raises UsageError for XL.
+    """An editor made of Stable Diffusion 1.x or 2.x.
 
     dropout: share of training cases without the instruction; as many are without the image, and as many
       without both.
@@ -32,15 +32,11 @@ class InstructPix2Pix(StableDiffusion):
     paper = "Brooks et al. 2023, arXiv:2211.09800"
     needs: ClassVar[tuple[str, ...]] = ("caption", "before")
     condition: ClassVar[str] = "before"
+    kinds: ClassVar[tuple[type[Kind], ...]] = (Kind,)
     trains_unet: ClassVar[bool] = True
 
     def __init__(self, data: DataInfo, *, dropout: float = 0.05, tuning: TuningOptions = TuningOptions()):
         super().__init__(data, tuning)
-        if self.xl:
-            raise UsageError(
-                "`instructpix2pix` tunes Stable Diffusion 1.x and 2.x, not XL",
-                hint="set `model.base` to another one",
-            )
         self.dropout = dropout
         widen(self.unet, self.vae.config.latent_channels)
 

@@ -1,6 +1,5 @@
-"""The base models, from a folder or the hub: VAE, text encoders with their tokenizers, U-Net and noise
-schedule of Stable Diffusion 1.x, 2.x (Rombach et al. 2022, arXiv:2112.10752) and XL (Podell et al. 2023,
-arXiv:2307.01952)."""
+"""The bases, from a folder, from the hub, or made by gz: VAE, text encoders with their tokenizers, net and
+noise schedule."""
 
 from __future__ import annotations
 
@@ -13,35 +12,27 @@ import diffusers
 import torch
 import transformers
 import yaml
-from diffusers import (
-    AutoencoderKL,
-    DDPMScheduler,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
 from safetensors import SafetensorError
 from torch import nn
-from transformers import BatchEncoding, CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import BatchEncoding
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.models.nn import is_shape_only
-from gzcli.store.hub import repository
-
-Config = dict[str, dict[str, Any]]  # part → its config.json
+from gzcli.models.stable_diffusion import tiny
+from gzcli.models.stable_diffusion.kinds import Config, Kind, kind_of
+from gzcli.store.hub import TINY, repository
 
 
 def configs(base: str) -> Config | None:
-    """The configs of a base's parts, from its folder or by the id of a published base; None if it is
-    neither."""
+    """The configs of a base's parts, with its `model_index`, from its folder or by the id of a published
+    base; None if it is neither."""
     folder = Path(base).expanduser()
-    if not (folder / "model_index.json").is_file():
+    index = folder / "model_index.json"
+    if not index.is_file():
         published = yaml.safe_load(Path(__file__).with_name("published.yaml").read_text())
         return published.get(published["names"].get(base))
-    files = {
-        part: folder / part / "config.json" for part in ("unet", "vae", "text_encoder", "text_encoder_2")
-    }
-    files["scheduler"] = folder / "scheduler" / "scheduler_config.json"
+    files = {path.parent.name: path for path in folder.glob("*/config.json")}
+    files |= {"model_index": index, "scheduler": folder / "scheduler" / "scheduler_config.json"}
     return {part: json.loads(path.read_text()) for part, path in files.items() if path.is_file()}
 
 
@@ -50,34 +41,38 @@ def configs(base: str) -> Config | None:
 SHARDS = ("", "-0????-of-?????")
 FILES = (
     *("model_index.json", "*/*config.json", "tokenizer*/*", "*/*.safetensors.index.json"),
-    *(f"{net}/diffusion_pytorch_model{shard}.safetensors" for net in ("unet", "vae") for shard in SHARDS),
-    *(f"{net}/model{shard}.safetensors" for net in ("text_encoder", "text_encoder_2") for shard in SHARDS),
+    *(
+        f"{net}/diffusion_pytorch_model{end}.safetensors"
+        for net in ("unet", "transformer", "vae")
+        for end in SHARDS
+    ),
+    *(f"text_encoder{which}/model{end}.safetensors" for which in ("", "_2", "_3") for end in SHARDS),
 )
 
 
-def load_base(name: str) -> Any:
-    """The pipeline of a base, on the CPU; without values where new tensors have none."""
+def load_base(name: str) -> Kind:
+    """The pipeline of a base, on the CPU, by its kind; without values where new tensors have none."""
     if is_shape_only():
-        pipe = _build_empty(name)
+        base = tiny.made(name) if name in TINY else _build_empty(name)
     else:
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
-        pipe = _load_folder(repository(name, key="model.base", files=FILES), name)
-    unet, vae = pipe.unet.config, pipe.vae.config
-    if unet.in_channels != vae.latent_channels:
+        folder = tiny.folder(name) if name in TINY else repository(name, key="model.base", files=FILES)
+        base = _load_folder(folder, name)
+    takes = getattr(base.pipe, base.net).config.in_channels // base.packing
+    if takes != (channels := base.pipe.vae.config.latent_channels):
         raise UsageError(
-            f"`model.base`: the U-Net of `{name}` takes {unet.in_channels} channels, not the "
-            f"{vae.latent_channels} of a latent",
+            f"`model.base`: `{name}` takes {takes} channels, not the {channels} of a latent",
             hint="take a text-to-image model, not one for inpainting or editing",
         )
-    return pipe
+    return base
 
 
 class BlankTokenizer:
     """A tokenizer without a vocabulary: every text becomes token 0 at the largest length."""
 
-    def __init__(self, encoder: Mapping[str, Any]):
-        self.model_max_length = encoder.get("max_position_embeddings", 77)
+    def __init__(self, encoder: type, config: Mapping[str, Any]):
+        self.model_max_length = config.get("max_position_embeddings", 77)
         self.added_tokens_encoder: dict[str, int] = {}
 
     def tokenize(self, text: str) -> list[str]:
@@ -89,21 +84,16 @@ class BlankTokenizer:
         return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
 
-def _load_folder(folder: Path, name: str) -> Any:
-    """The pipeline in a folder, from safetensors alone, since other formats may run code on loading."""
+def _load_folder(folder: Path, name: str) -> Kind:
+    """The base in a folder, from safetensors alone, since other formats may run code on loading."""
     config = configs(str(folder))
     if config is None:
         message = f"`model.base`: `{folder}` holds no `model_index.json`"
         raise MissingError(message, hint="it must be a folder of diffusers' format")
-    cls: Any = StableDiffusionPipeline
-    options = {"use_safetensors": True, "local_files_only": True}
-    absent: dict[str, Any] = {"feature_extractor": None, "image_encoder": None}
-    if "text_encoder_2" in config:
-        cls = StableDiffusionXLPipeline
-    else:
-        absent["safety_checker"], options["requires_safety_checker"] = None, False
+    kind = kind_of(config, name)
+    absent: dict[str, Any] = {"image_encoder": None, "feature_extractor": None} | kind.absent
     try:
-        pipe = cls.from_pretrained(folder, **options, **absent)
+        pipe = kind.cls.from_pretrained(folder, use_safetensors=True, local_files_only=True, **absent)
     except (OSError, ValueError, SafetensorError) as e:
         first = str(e).splitlines()[0]
         is_folder = Path(name).expanduser().is_dir()
@@ -113,25 +103,13 @@ def _load_folder(folder: Path, name: str) -> Any:
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             nn.Module.to(part, torch.get_default_dtype())  # some are kept in half precision on disk
-    return pipe
+    return kind(pipe)
 
 
-def _build_empty(name: str) -> Any:
-    """The pipeline built from its configs, without weights and vocabularies."""
+def _build_empty(name: str) -> Kind:
+    """The base built from its configs, without weights and vocabularies."""
     config = configs(name)
     if config is None:
         hint = f"`hf download {name}`, then `--set model.base=FOLDER`"
         raise MissingError(f"`model.base`: the shape of `{name}` is not known before it is here", hint=hint)
-    parts: dict[str, Any] = {
-        "unet": UNet2DConditionModel.from_config(config["unet"]),
-        "vae": AutoencoderKL.from_config(config["vae"]),
-        "text_encoder": CLIPTextModel(CLIPTextConfig(**config["text_encoder"])),
-        "tokenizer": BlankTokenizer(config["text_encoder"]),
-        "scheduler": DDPMScheduler.from_config(config["scheduler"]),
-    }
-    if "text_encoder_2" not in config:
-        absent: dict[str, Any] = {"safety_checker": None, "feature_extractor": None}
-        return StableDiffusionPipeline(**parts, **absent, requires_safety_checker=False)
-    second = CLIPTextModelWithProjection(CLIPTextConfig(**config["text_encoder_2"]))
-    tokenizer = BlankTokenizer(config["text_encoder_2"])
-    return StableDiffusionXLPipeline(**parts, text_encoder_2=second, tokenizer_2=tokenizer)
+    return kind_of(config, name).built(config, BlankTokenizer)

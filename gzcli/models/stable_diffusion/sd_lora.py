@@ -1,9 +1,9 @@
-"""LoRA of Stable Diffusion — Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models",
+"""LoRA of Stable Diffusion and FLUX — Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models",
 arXiv:2106.09685.
 
     W x + (α / r) · B A x,   A [r, in] ~ N(0, 1/r²),  B [out, r] = 0 at first
 
-W are the frozen linear maps in the attention of the U-Net and, with `text_lora`, of the text encoders. A
+W are the frozen linear maps in the attention of the net and, with `text_lora`, of CLIP's text encoders. A
 checkpoint holds A and B alone; `gz runs export` writes the file that `load_lora_weights` of diffusers reads.
 """
 
@@ -16,6 +16,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
+from transformers import T5EncoderModel
 
 from gzcli.core.types import DataInfo, Noise, Progress
 from gzcli.models.stable_diffusion.base import PromptOptions, StableDiffusion, TuningOptions
@@ -24,12 +25,12 @@ TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
 class SDLoRA(StableDiffusion):
-    """A LoRA of Stable Diffusion 1.x, 2.x or XL.
+    """A LoRA of Stable Diffusion 1.x, 2.x, XL or 3.x, or of FLUX.1.
 
     rank: rank r of the product B A that is added to a layer's weights.
     alpha: α; the product is scaled by α / r; null: r.
-    targets: the adapted layers of the U-Net, by the ends of their names.
-    text_lora: whether the attention of the text encoders is adapted too.
+    targets: the adapted layers of the net, by the ends of their names.
+    text_lora: whether the attention of CLIP's text encoders is adapted too.
     """
 
     paper = "Hu et al. 2021, arXiv:2106.09685"
@@ -48,9 +49,10 @@ class SDLoRA(StableDiffusion):
     ):
         super().__init__(data, tuning, caption_dropout)
         self.text_trains = text_lora
-        self.adapted = {"unet": targets}
+        self.adapted = {self.kind.net: targets}
         if text_lora:
-            self.adapted |= dict.fromkeys(("text_encoder", "text_encoder_2")[: 1 + self.xl], TEXT_TARGETS)
+            clips = [name for name, cls in self.kind.encoders.items() if cls is not T5EncoderModel]
+            self.adapted |= dict.fromkeys(clips, TEXT_TARGETS)
         self.adapter = nn.ModuleDict()  # the trained layers of the attached parts, in full precision
         for part, names in self.adapted.items():
             module = getattr(self, part)
@@ -85,7 +87,7 @@ class SDLoRA(StableDiffusion):
         """
         z, (height, width) = self.initial_latents(n, noise, prompting.size)
         prompts, _ = self.examples(n, noise, prompting.prompt)
-        options = {"height": height, "width": width, "cross_attention_kwargs": {"scale": lora_scale}}
+        options = {"height": height, "width": width, self.kind.scale_key: {"scale": lora_scale}}
         return self.draw(self.pipe, z, noise, progress, prompts, prompting, pictures={}, **options)
 
     def to_diffusers(self) -> Any:

@@ -1,0 +1,131 @@
+"""Tiny bases that gz itself makes, one of each kind, so that a first minute needs no download.
+
+By construction the VAE is exact, and a U-Net's output is linear in its last features. The text encoders tell
+words apart without training. All else is random: tuning teaches the nets what they know. A base is saved
+once, in the user's cache.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+from transformers import CLIPTokenizer, T5EncoderModel, T5Tokenizer
+
+from gzcli.models.stable_diffusion.kinds import Kind, kind_of
+from gzcli.store.files import part_path
+from gzcli.store.paths import cache_dir
+
+EDITION = 1  # of the weights that `made` makes; the next one where any of them changes
+# The words in the captions of the embedded sets; each is one token. All else is spelt by letters.
+WORDS = (
+    "a handwritten zero one two three four five six seven eight nine "
+    "invert the colours mirror it turn upside down make bold thin smaller"
+)
+LENGTH = 32  # tokens of a text
+START, END = "<|startoftext|>", "<|endoftext|>"
+LARGE = 1e3  # constant beside which GroupNorm sees nothing of an image
+
+
+def folder(name: str) -> Path:
+    """The folder of the tiny base of this name, made when first asked for."""
+    place = cache_dir("bases", f"{name}-{EDITION}")
+    if not place.is_dir():
+        part = part_path(place)
+        made(name).pipe.save_pretrained(part)
+        try:
+            os.replace(part, place)
+        except OSError:  # another process was first
+            shutil.rmtree(part)
+    return place
+
+
+def made(name: str) -> Kind:
+    """A tiny base, with the same weights on every machine."""
+    config = yaml.safe_load(Path(__file__).with_name("tiny.yaml").read_text())[name]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        base = kind_of(config, name).built(config, tokenizer)
+        for layer, module in getattr(base.pipe, base.net).named_modules():
+            if layer.endswith("conv2"):  # a residual block begins as its shortcut
+                nn.init.zeros_(module.weight)
+        make_exact(base.pipe.vae)
+        if base.net == "unet":
+            make_linear(base.pipe.unet)
+    return base
+
+
+def make_linear(unet: Any) -> None:
+    """Makes the output linear in the features of the first level, to which a ControlNet adds, by the means of
+    `make_exact`: each of the first four groups of GroupNorm is (x, −x, ±LARGE)."""
+    last = unet.up_blocks[-1].resnets[-1].conv_shortcut
+    unet.conv_norm_out.weight[:16] = LARGE / 2**0.5  # the deviation of a group
+    for channel in range(4):
+        x, minus, *constants = range(4 * channel, 4 * channel + 4)
+        last.weight[minus] = -last.weight[x]
+        last.weight[constants] = 0.0
+        last.bias[[x, minus]] = 0.0
+        last.bias[constants] = torch.tensor([LARGE, -LARGE])
+        unet.conv_norm_out.weight[constants] = 0.0  # large inputs of `conv_out` would make large gradients
+    unet.conv_out.weight[:, :16] = 0.0
+    for channel in range(4):
+        unet.conv_out.weight[channel, 4 * channel, 1, 1] = 1.0
+        unet.conv_out.weight[channel, 4 * channel + 1, 1, 1] = -1.0
+
+
+def make_exact(vae: Any) -> None:
+    """Makes latents of the mean colours of blocks of 2×2 pixels, and of these the mean, and images of such
+    blocks again. diffusers' InstructPix2Pix requires four channels.
+
+    h = (x, −x, ±LARGE) passes all residual blocks unchanged. As LARGE alone makes the variance of h,
+    GroupNorm is a constant factor, and SiLU(x) − SiLU(−x) = x.
+    """
+    for name, module in vae.named_modules():
+        if isinstance(module, nn.Conv2d):
+            weight, bias = (module.get_parameter(name).zero_() for name in ("weight", "bias"))
+            eye = torch.eye(8)
+            if name.endswith("downsamplers.0.conv"):
+                weight[:, :, :2, :2] = eye[:, :, None, None] / 4
+            elif name.endswith("upsamplers.0.conv"):
+                weight[:, :, 1, 1] = eye
+            elif name.endswith("conv_in"):
+                weight[:3, :3, 1, 1], weight[3:6, :3, 1, 1] = eye[:3, :3], -eye[:3, :3]
+                bias[6], bias[7] = LARGE, -LARGE
+            elif name.endswith("conv_out"):
+                weight[:3, :3, 1, 1], weight[:3, 3:6, 1, 1] = eye[:3, :3], -eye[:3, :3]
+    outputs, logs = vae.encoder.conv_out.weight, vae.encoder.conv_out.bias
+    outputs[3] = outputs[:3].mean(0)
+    logs[4:] = -30.0  # log-variance of the posterior
+    for part in (vae.encoder, vae.decoder):
+        part.conv_norm_out.weight.fill_(LARGE / 2)  # the deviation of h
+
+
+def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Tokens of a byte-pair encoding and its merges: every word grows from its letters, left to right."""
+    letters = [chr(c) for c in range(33, 127)]
+    tokens = dict.fromkeys([*letters, *(f"{c}</w>" for c in letters)])
+    merges: dict[tuple[str, str], None] = {}
+    for word in WORDS.split():
+        parts = [*word[:-1], f"{word[-1]}</w>"]
+        while len(parts) > 1:
+            merges[parts[0], parts[1]] = None
+            parts = [parts[0] + parts[1], *parts[2:]]
+            tokens[parts[0]] = None
+    tokens |= dict.fromkeys([START, END])
+    return {token: i for i, token in enumerate(tokens)}, list(merges)
+
+
+def tokenizer(encoder: type, config: Any) -> Any:
+    """That of CLIP, or of T5: words, or else letters."""
+    if encoder is not T5EncoderModel:
+        vocab, merges = vocabulary()
+        cls: Any = CLIPTokenizer
+        return cls(vocab=vocab, merges=merges, model_max_length=LENGTH, pad_token=END)
+    pieces = [*(f"▁{word}" for word in WORDS.split()), "▁", *(chr(c) for c in range(33, 127))]
+    scores = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -100.0), *((piece, -1.0) for piece in pieces)]
+    return T5Tokenizer(vocab=scores, extra_ids=0, model_max_length=LENGTH)
