@@ -155,7 +155,7 @@ def test_choices_are_the_entries_of_their_table():
         (typing.get_args(ddpm.SamplerName), ddpm.SAMPLERS),
         (choices(sgm.SamplingOptions, "sampler"), {*sgm.SAMPLERS, "ode"}),
         (choices(ncsnv2.NCSNSampling, "sampler"), {*sgm.SAMPLERS, "ode", "langevin"}),
-        (choices(fm.SamplingOptions, "sampler"), solvers),
+        (choices(fm.SamplingOptions, "sampler"), {*solvers, "sde"}),
         (typing.get_args(Solver), solvers),
         (choices(sgm.SDEOptions, "sde"), sgm.SDES),
         (typing.get_args(ScheduleName), BETAS),

@@ -180,7 +180,7 @@ def test_words_are_runs_models_or_images(home, paths, tmp_path, monkeypatch):
     assert find_contestants([], None)[1][0][0] == run, "every model with a run on the set of the newest"
     refused("say which by `--data`", find_contestants, ["./train"], None)
     refused("no run, no model, and no folder", find_contestants, ["mine", "./absent"], None)
-    error = refused("no model or run is called `vea`", find_contestants, ["vea"], None)
+    error = refused("no model or run is called `vaee`", find_contestants, ["vaee"], None)
     assert "did you mean `vae`" in error.hint
     (paths / "notes.txt").write_text("no images")
     refused("", images_at, "./notes.txt")

@@ -12,8 +12,7 @@ from zoo import FIRST
 
 from gzcli.core.errors import Interrupted, MissingError
 from gzcli.core.sections import OptimSection, TrainSection
-from gzcli.engine import optim, sampler
-from gzcli.engine import trainer as training
+from gzcli.engine import optim, sampler, validate
 from gzcli.engine.__main__ import results_of
 from gzcli.engine.cadence import KEYS, Cadence, Stop, in_proportion, in_series
 from gzcli.metrics import collapse
@@ -169,7 +168,7 @@ def test_a_longer_run_repeats_the_stable_part_of_a_shorter_one():
 def test_patience_ends_a_training_that_does_not_improve(monkeypatch):
     """After three validations without a new best; a resumed run counts those before."""
     losses = iter([3.0, 2.0, 4.0, 2.5, 2.0, 1.0])
-    monkeypatch.setattr(training, "mean", lambda *_: next(losses))
+    monkeypatch.setattr(validate, "mean", lambda *_: next(losses))
     sets = ("train.eval_every=2", "train.best=loss", "train.patience=3")
     tree = recipe(FIRST["vae"], steps=12, sets=sets)
     first = trainer(tree)

@@ -143,7 +143,7 @@ def test_ood_in_two_processes_is_ood_in_one(forks, tmp_path):
 
 
 WRONG = {  # a command: its exit code, and what message and hint say
-    "train vea": (2, "no model `vea`", "did you mean `vae`?"),
+    "train vaee": (2, "no model `vaee`", "did you mean `vae`?"),
     "train vae --data mnits": (2, "no data set `mnits`", "did you mean `mnist`?"),
     "train vae --data mnist": (3, "`mnist` is not in the cache", "gz data download mnist"),
     "train vae --set train.stepz=3": (2, "unknown key `stepz`", "did you mean `steps`?"),
@@ -157,7 +157,7 @@ WRONG = {  # a command: its exit code, and what message and hint say
     "train vae --name sd_lora": (2, "the name `sd_lora` is that of a model", "sd_lora-1"),
     "train vae --set train.batch_size=63 --cpu --processes 2": (2, "63 does not divide", "batch_size=6"),
     "sample glow": (3, "no finished run of `glow`", "gz train glow"),
-    "sample vea": (2, "no model or run is called `vea`", "did you mean `vae`?"),
+    "sample vaee": (2, "no model or run is called `vaee`", "did you mean `vae`?"),
     "sample first --temprature 1": (2, "no such option `--temprature`", "did you mean `--temperature`?"),
     "sample first --temperature warm": (2, "`--temperature` must be", ""),
     "sample first --set sample.temperature=warm": (2, "`--temperature` must be", ""),
@@ -190,7 +190,7 @@ def test_wrong_words_recipes_and_data_are_told(capsys, monkeypatch, tmp_path):
     code, _, err = call(capsys, "train", "vae", "--data", str(pictures), "--set", "model.conditional=true")
     assert code == 2 and "needs labels" in err and "digits" in err
     assert len(runs.all_runs()) == before
-    code, out, _ = call(capsys, "sample", "vea", "--json")
+    code, out, _ = call(capsys, "sample", "vaee", "--json")
     error = json.loads(out)["error"]
     assert (code, error["code"], error["kind"], error["hint"]) == (2, 2, "usage", "did you mean `vae`?")
 

@@ -32,12 +32,13 @@ from gzcli.models.denoising.denoiser import (
     over_sigma,
 )
 from gzcli.models.denoising.process import CondOT, Level, Shift, TimeSampling, shift_of
-from gzcli.models.denoising.samplers import Path, Randn, Solver, solve
+from gzcli.models.denoising.samplers import Path, Randn, solve
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import full_fp32, to_fp32
 from gzcli.models.nn.unet import UNet, UNetOptions
 
 FlowPrediction = Literal["velocity", "x0"]
+SamplerName = Literal["euler", "midpoint", "heun", "rk4", "adaptive", "sde"]
 
 END_SIGMA = 0.002  # by which an estimated image becomes a velocity at the end, where a likelihood starts
 
@@ -74,7 +75,7 @@ class SamplingOptions(DrawOptions):
     tolerance: largest error of an adaptive step, for images in [-1, 1].
     """
 
-    sampler: Solver | Literal["sde"] = "midpoint"
+    sampler: SamplerName = "midpoint"
     steps: int = 10
     tolerance: float = 1e-4
 
