@@ -111,9 +111,9 @@ def test_several_pairs_an_image():
 
 
 def test_one_step_is_nearer_to_the_ode_after_reflow():
-    teacher = trained(RF.of(INFO, **SMALL), 300).requires_grad_(False)
+    teacher = trained(RF.of(INFO, **SMALL), 180).requires_grad_(False)
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
-    student = trained(Reflow.of(INFO, teacher=teacher, pair_steps=8), 150)
+    student = trained(Reflow.of(INFO, teacher=teacher, pair_steps=8), 100)
     z = noise(200).randn(200, *INFO.shape)
 
     def error(model: Model, steps: int) -> float:
