@@ -192,7 +192,10 @@ def test_a_killed_worker_is_told(wait, pictures):
     assert time.monotonic() - started < 20 and "GZ_WORKERS" in e.value.hint
 
 
-def test_workers_end_at_once_with_who_uses_them(pictures):
+def test_workers_end_at_once_with_who_uses_them(pictures, request):
+    gc.collect()
+    gc.freeze()  # what the tests before have left, which takes seconds to look through
+    request.addfinalizer(gc.unfreeze)
     for way in ("close", "last reference", "cycle"):
         others = set(multiprocessing.active_children())  # another test's that was not collected yet
         ahead = Prefetch(pictures, lambda step: [step], 1)
