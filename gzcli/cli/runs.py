@@ -160,12 +160,10 @@ def ema(run: _Ref, length: _Length = None) -> None:
     lines = []
     for row in result["rows"]:
         length, missed, value = row["length"], row["missed"], row["value"]
-        shown = "of the training" if length is None else f"{length:g}"
-        fit, figured = (
-            (None if missed is None else f"{missed:.2%}"),
-            (None if value is None else figure(value)),
-        )
-        lines.append((shown, fit, figured, "served" if length == result["length"] else None))
+        name = "of the training" if length is None else f"{length:g}"
+        fit = None if missed is None else f"{missed:.2%}"
+        validated = None if value is None else figure(value)
+        lines.append((name, fit, validated, "served" if length == result["length"] else None))
     out.table(("average of length", "missed", f"val {result['metric'] or '–'}", ""), lines)
     end([took()], [(f"gz sample {quoted(run)}", "pictures from it")])
     out.data(result)

@@ -62,10 +62,8 @@ class Snapshots:
             tensors = checkpoint.weights_of(named)
             self.folder.mkdir(exist_ok=True)
             files.need_space(self.folder, sum(t.nbytes for t in tensors.values()))
-            path = self.folder / f"{done:08d}.safetensors"
-            save_file(tensors, part := files.part_path(path))
-            files.fsync(part)
-            part.replace(path)
+            with files.replacing(self.folder / f"{done:08d}.safetensors") as part:
+                save_file(tensors, part)
 
     def trim(self, done: int) -> None:
         """Removes files of steps after `done`, which come again, and those between the moments of a run that
@@ -136,7 +134,7 @@ def run(job: EmaJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     net = lenet(pack, device=device, say=log.info) if metric == "fd" else None
     model.on_step(step - 1)  # what anneals is where the training has left it
     ema = EMA(model, part.train.ema, partial(some_images, images, trained))
-    usual, rows = {name: value.clone() for name, value in ema.state_dict().items()}, []
+    usual, rows, best = {name: value.clone() for name, value in ema.state_dict().items()}, [], None
     for length in (None, *TRIED) if job.length is None else (job.length,):
         row: dict[str, Any] = {"length": length, "missed": None, "value": None}
         try:
@@ -150,9 +148,11 @@ def run(job: EmaJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
             with ema.evaluating():
                 row["value"] = validate(trained, metric, pack=pack, data=images.pack, net=net)[metric]
         rows.append(row)
-    best = min(rows, key=lambda row: row["value"] or 0.0)["length"] if metric else job.length
-    serve(run, ema, usual if best is None else average(run, step, best)[0], best)
-    facts = {"run": run.owner.id, "metric": metric, "decay": part.train.ema, "length": best}
+        if best is None or row["value"] < best[0]["value"]:
+            best = row, weights
+    assert best is not None  # of the training itself, or of `job.length`
+    serve(run, ema, best[1], best[0]["length"])
+    facts = {"run": run.owner.id, "metric": metric, "decay": part.train.ema, "length": best[0]["length"]}
     return facts | {"snapshots": len(list(run.snapshots_folder.iterdir())), "rows": rows}
 
 
@@ -169,7 +169,6 @@ def serve(run: Run, ema: EMA, weights: Mapping[str, Tensor], length: float | Non
     saved = checkpoint.read_weights(run.checkpoint(step).averaged)
     ema.load_state_dict(weights, step)
     saved.weights |= checkpoint.weights_of(ema.state_dict() | ema.statistics())
-    checkpoint.save_weights(part := files.part_path(run.model_file), saved)
-    files.fsync(part)
-    part.replace(run.model_file)
+    with files.replacing(run.model_file) as part:
+        checkpoint.save_weights(part, saved)
     run.update(ema_length=length)

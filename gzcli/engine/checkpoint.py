@@ -270,10 +270,8 @@ def finish(run: Run, keep: int | None) -> None:
     if ranks.rank() == 0:
         last, place = run.checkpoint(run.saved_steps[-1]).averaged, run.model_file
         if not (place.exists() and place.samefile(last)):  # a name cannot replace another of the same file
-            part = files.part_path(place)
-            files.link_or_copy(last, part)
-            files.fsync(part)
-            part.replace(place)
+            with files.replacing(place) as part:
+                files.link_or_copy(last, part)
             if run.status().get("ema_length"):  # of a shorter training, by `gz runs ema`
                 run.update(ema_length=None)
         prune(run.checkpoints_folder, keep or KEPT_AT_THE_END, finished=True)

@@ -12,7 +12,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -79,15 +79,8 @@ def _machine() -> str:
 def write_atomic(path: Path, content: str | bytes, *, mode: int = 0o666) -> None:
     """Writes a file atomically and flushes it to the disk: readers see the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = part_path(path)
-    try:
-        with open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as f:
-            f.write(content.encode() if isinstance(content, str) else content)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(path) as part, open(part, "wb", opener=partial(os.open, mode=mode)) as f:
+        f.write(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(path: Path, value: Any, *, mode: int = 0o666) -> None:
@@ -317,6 +310,18 @@ def _acquired(path: Path, patience: float = 0.0) -> BaseFileLock | None:
     except Timeout:
         return None
     return holder
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write, which takes its place once it is whole on the disk."""
+    part = part_path(path)
+    try:
+        yield part
+        fsync(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def fsync(path: Path) -> None:

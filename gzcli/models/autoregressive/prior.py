@@ -141,6 +141,14 @@ class OrderedPrior(Prior):
         nats = F.cross_entropy(self(codes, labels, drop).flatten(0, 1), codes.flatten())
         return {"loss": nats, "bits": nats.detach() / math.log(2)}
 
+    def guided(self, labels: Labels, n: int, guidance: float) -> tuple[int, Tensor]:
+        """1, or 2 if guidance takes a second copy of n rows, whose labels are hidden; and the embeddings of
+        the labels of all rows."""
+        if guidance == 1 or labels is None:
+            return 1, self.label(labels, n, None)
+        drop = torch.arange(2 * n, device=self.device) >= n
+        return 2, self.label(torch.cat([labels, labels]), 2 * n, drop)
+
     def nll(self, codes: Tensor, labels: Labels, noise: Noise | None = None) -> Tensor:
         """−log p(codes | labels) [B] in nats, exact; codes [B, T] may be fewer than the whole grid."""
         nats = F.cross_entropy(self(codes, labels).mT, codes, reduction="none")

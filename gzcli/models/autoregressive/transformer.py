@@ -146,15 +146,11 @@ class Transformer(OrderedPrior):
         n, start = codes.shape
         u = noise.rand(n, self.length)
         codes = torch.cat([codes, codes.new_zeros(n, self.length - start)], 1)
-        passes, drop = 1, None
-        if guidance != 1 and labels is not None:  # with a second copy of the rows, whose labels are hidden
-            passes, labels = 2, torch.cat([labels, labels])
-            drop = torch.arange(2 * n, device=codes.device) >= n
-        caches, position = self.trunk.caches(passes * n, self.length), self.position()
         # without autocast: a draw follows the distribution that the weights define, at full precision
         with torch.autocast(codes.device.type, enabled=False):
-            first = self.label(labels, passes * n, drop)[:, None]
-            h = torch.cat([first, self.embed(codes[:, :start]).repeat(passes, 1, 1)], 1)
+            passes, first = self.guided(labels, n, guidance)
+            caches, position = self.trunk.caches(passes * n, self.length), self.position()
+            h = torch.cat([first[:, None], self.embed(codes[:, :start]).repeat(passes, 1, 1)], 1)
             for i in range(start, self.length):
                 h = h + position[i + 1 - h.shape[1] : i + 1]
                 logits = self.head(self.trunk(h, causal=h.shape[1] > 1, caches=caches)[:, -1])

@@ -104,11 +104,8 @@ class VAR(OrderedPrior):
     ) -> Tensor:
         """Codes [n, T]."""
         u, scales = noise.rand(n, self.length), self.book.scales
-        passes, drop = 1, None
-        if guidance != 1 and labels is not None:  # with a second copy of the rows, whose labels are hidden
-            passes, labels = 2, torch.cat([labels, labels])
-            drop = torch.arange(2 * n, device=self.device) >= n
-        caches, label = self.trunk.caches(passes * n, self.length), self.label(labels, passes * n, drop)
+        passes, label = self.guided(labels, n, guidance)
+        caches = self.trunk.caches(passes * n, self.length)
         codes, f = [], label.new_zeros(n, self.book.options.dim, *self.grid)
         # without autocast: a draw follows the distribution that the weights define, at full precision
         with torch.autocast(self.device.type, enabled=False):

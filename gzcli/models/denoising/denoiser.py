@@ -85,7 +85,7 @@ class Denoiser(Labelled):
     prediction: Prediction = "velocity"  # what the network predicts
     time_sampling: TimeSampling = "stratified"  # how a batch draws its times
     rescale = False  # whether the network sees x / √(α² + σ²) in place of x
-    bounded = False  # whether estimates of x_0 are clamped to [-1, 1]
+    bounded = False  # whether estimates of x_0 are clamped to [-1, 1], if it is of images
 
     def __init__(self, data: DataInfo, net: nn.Module, process: Process, labels: ClusterOptions):
         super().__init__(data, labels)
@@ -177,9 +177,9 @@ class Denoiser(Labelled):
     def within(self, out: Tensor, x: Tensor, level: Level) -> Tensor:
         """The output at x whose estimate of x_0 is clamped, if the model is `bounded`. In training the
         gradient is that of `out` itself: an estimate beyond the range comes back if the image is inside."""
-        if not self.bounded:
+        if not self.bounded or self.data.levels is None:
             return out
-        x0 = self.to_estimate(out, x, level).x0.clamp(-1, 1)
+        x0 = self.into_range(self.to_estimate(out, x, level).x0)
         inside = self.target(x0, (x - level.alpha * x0) / level.sigma, level)
         return out + (inside - out).detach() if self.training else inside
 

@@ -123,7 +123,7 @@ class Diffusion(NoiseApplications):
         super().__init__(data, net, schedule, labels)
         self.prediction, self.time_sampling = process.prediction, process.time_sampling
         self.loss_type, self.min_snr = process.loss_type, process.min_snr
-        self.bounded = process.bounded and data.levels is not None
+        self.bounded = process.bounded
 
     # ---- training
 

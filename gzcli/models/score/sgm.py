@@ -127,7 +127,7 @@ class ScoreModel(NoiseApplications):
     def __init__(self, data: DataInfo, net: nn.Module, sde: SDE, score: ScoreOptions, labels: ClusterOptions):
         super().__init__(data, net, sde, labels)
         self.prediction = score.prediction
-        self.weighting, self.bounded = score.weighting, score.bounded and data.levels is not None
+        self.weighting, self.bounded = score.weighting, score.bounded
         u = np.linspace(0, 1, 4097)
         if score.time_sampling == "uniform":
             t = sde.start + u * (1 - sde.start)

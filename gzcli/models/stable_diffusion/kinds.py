@@ -208,11 +208,11 @@ class Flux(SD3):
         text = conditions["text"]
         rows, columns = (side // 2 for side in z_t.shape[2:])
         places = torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns))
-        told = self.pipe.transformer.config.guidance_embeds
+        guided = self.pipe.transformer.config.guidance_embeds
         return super().inputs(z_t, conditions) | {
             "img_ids": moved(places, z_t.device).to(text),
             "txt_ids": text.new_zeros(text.shape[1], 3),
-            "guidance": z_t.new_full((len(z_t),), FLUX_GUIDANCE) if told else None,
+            "guidance": z_t.new_full((len(z_t),), FLUX_GUIDANCE) if guided else None,
         }
 
     def predict(self, net: Any, z_t: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
