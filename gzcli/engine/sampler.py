@@ -17,9 +17,10 @@ from gzcli.core.types import DataInfo, ImageNoise, Progress, no_progress
 from gzcli.core.units import sides
 from gzcli.data.packs.batches import to_uint8
 from gzcli.data.sets.names import class_numbers
-from gzcli.engine.trained import Trained
+from gzcli.engine.trained import Trained, load_model
 from gzcli.models.base import group_options
 from gzcli.models.nn import spread_labels
+from gzcli.store import runs
 
 BATCH_SIZE = 256  # images of VALUES values in a batch on a usual device
 VALUES = 3 * 64 * 64  # values of the largest image of a full batch; a batch holds fewer of larger images
@@ -39,6 +40,7 @@ def draw(
     if labels is None and trained.model.conditional:
         labels = spread_labels(None, n, trained.info, torch.device("cpu"))
     options, given = {**trained.part.sample, **(options or {})}, dict(given or {})
+    guide_away(trained, options.get("weak"))
     if prompts := given.get("prompt") or options.get("prompt"):
         given["prompt"] = [prompts] if isinstance(prompts, str) else prompts
     rank, world = ranks.rank(), ranks.world()
@@ -70,6 +72,15 @@ def draw(
         parts.append(to_uint8(x).cpu().numpy())
         position += len(rows)
     return ranks.gather(ranks.joined(parts))
+
+
+def guide_away(trained: Trained, weak: str | None) -> None:
+    """Guides samples away from those of a weaker run, if one is named."""
+    model: Any = trained.model
+    if weak:
+        model.guide_away_from(load_model(runs.find(weak), trained.device)[0])
+    elif getattr(model, "weak", None) is not None:  # of an earlier draw
+        model.weak = None
 
 
 def batch_size(trained: Trained, options: Mapping[str, Any]) -> int:

@@ -262,6 +262,8 @@ def step_of(trained: Trained, options: Mapping[str, Any]) -> tuple[dict[str, Any
         raise Unportable(f"it makes {NONE_YET[family]}")
     if hasattr(model, "sources"):
         raise Unportable("it makes images of pictures")
+    if options.get("weak"):
+        raise Unportable("it is guided by another run")
     y = spread_labels(None, BATCH, trained.info, trained.device) if model.conditional else None
     if getattr(model, "clusters", None) is not None:
         y = torch.zeros(BATCH, dtype=torch.long)

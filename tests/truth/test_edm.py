@@ -10,6 +10,7 @@ from draws import batch, flat, images, noise
 from gaussian import check_likelihood
 from torch import nn
 
+from gzcli.core.errors import UsageError
 from gzcli.core.types import BatchNoise, DataInfo
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.denoiser import UNCLIPPED
@@ -74,6 +75,20 @@ def test_the_preconditioning_is_that_of_diffusers_and_keeps_unit_variance():
             model.to_estimate(out, x, level).x0, scheduler.precondition_outputs(x, out, level.sigma)
         )
         torch.testing.assert_close(model.to_estimate(target, x, level), samplers.Estimate(x0, eps))
+
+
+@pytest.mark.usefixtures("fp64")
+def test_a_weaker_model_whose_error_is_known_guides_to_the_exact_estimate_and_beyond():
+    """D_weak + w (D − D_weak) of errors b and 3 b, times σ, has the error (3 − 2 w) b: none at w = 1.5."""
+    model, right = exact(mixture=True, bias=0.1), exact(mixture=True)
+    model.guide_away_from(exact(mixture=True, bias=0.3))
+    x, level = images(50, INFO.shape).double(), model.process.ratio_level(0.5)
+    truth = right.estimate(x, level).x0
+    for scale in (1.0, 1.5, 4.0):
+        x0 = model.to_estimate(model.output(x, level, None, scale), x, level).x0
+        torch.testing.assert_close(x0 - truth, torch.full_like(x0, (3 - 2 * scale) * 0.1 * 0.5))
+    with pytest.raises(UsageError, match="`weak` is a model of other images"):
+        model.guide_away_from(EDM.of(DataInfo((1, 4, 5)), **SMALL))
 
 
 @pytest.mark.usefixtures("fp64")

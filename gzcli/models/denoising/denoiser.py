@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress
 from gzcli.core.units import Size, sides
+from gzcli.models.base import Model
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.process import Level, Process, TimeSampling, normal_draws, stratified
 from gzcli.models.denoising.samplers import Denoise, Estimate, Sampler, Solver, Velocity, solve
@@ -54,11 +55,14 @@ class DrawOptions:
       null: 1, and 1.3 towards clusters.
     interval: times between which guidance acts, as shares of the last time (Kynkäänniemi 2024).
     size: size of the images in pixels, for a network that can draw other sizes; null: as in training.
+    weak: a run of a weaker model, of fewer steps or a smaller network, away from which `guidance` then leads
+      in place of from samples without labels (autoguidance, Karras 2024, arXiv:2406.02507); null: none.
     """
 
     guidance: float | None = None
     interval: tuple[float, float] = (0.0, 1.0)
     size: Size | None = None
+    weak: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class Denoiser(Labelled):
     time_sampling: TimeSampling = "stratified"  # how a batch draws its times
     rescale = False  # whether the network sees x / √(α² + σ²) in place of x
     bounded = False  # whether estimates of x_0 are clamped to [-1, 1], if it is of images
+    weak: Denoiser | None = None  # the model away from which guidance leads
 
     def __init__(self, data: DataInfo, net: nn.Module, process: Process, labels: ClusterOptions):
         super().__init__(data, labels)
@@ -161,8 +166,11 @@ class Denoiser(Labelled):
     ) -> Tensor:
         """The guided output at noise levels `level`."""
         t = level.t if isinstance(level.t, Tensor) else x.new_full((len(x),), level.t)
-        out = self.guided_output(self.inputs(x, level, guide), self.time_input(t), y, scale)
-        return self.within(out, x, level)
+        inputs, time = self.inputs(x, level, guide), self.time_input(t)
+        if self.weak is None or scale == 1:
+            return self.within(self.guided_output(inputs, time, y, scale), x, level)
+        weak = self.weak.output(x, level, y, 1.0, guide)
+        return self.within(torch.lerp(weak, self.raw_output(inputs, time, y), scale), x, level)
 
     def guided_output(self, x: Tensor, t: Tensor, y: Tensor | None, scale: float) -> Tensor:
         """The output u + scale · (c − u) in fp32, of c with labels and u without (Ho & Salimans 2022,
@@ -257,6 +265,21 @@ class Denoiser(Labelled):
         if self.clusters is not None:
             self.clusters.load_state_dict(teacher.get_submodule("clusters").state_dict())
         self.attach("teacher", teacher)
+
+    def guide_away_from(self, weak: Model) -> None:
+        """Guides samples away from a weaker model. Raises UsageError for one that predicts something else, or
+        has other images, noise, labels or clusters."""
+        form = lambda m: (m.prediction, m.data.shape, m.data.classes, m.labelled, m.process.path(4))  # noqa: E731
+        if not isinstance(weak, Denoiser) or form(weak) != form(self):
+            hint = "train it by the same recipe, for fewer steps or with a smaller network"
+            raise UsageError("`weak` is a model of other images, labels or noise", hint=hint)
+        if self.clusters is not None and not torch.equal(self.clusters.centres, weak.clusters.centres):
+            raise UsageError("`weak` has other clusters", hint="train it with the same seed")
+        vars(self)["weak"] = weak  # past nn.Module.__setattr__: it is no part of the model
+
+    def check_guidance(self, guidance: float, y: Tensor | None) -> None:
+        if self.weak is None:
+            super().check_guidance(guidance, y)
 
     # ---- sampling
 
