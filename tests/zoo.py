@@ -163,7 +163,7 @@ CASES = [
     Case("var", PRIOR, lr=3e-3, quiet=True, stages={"tokenizer": SCALED}),
     Case("var", PRIOR | LABELS | {"clusters": 20}, lr=3e-3, sample=GUIDED, stages={"tokenizer": SCALED}),
     tuner("sd_lora", {"rank": 8}, lr=1e-2),
-    tuner("sd_lora", {"text_lora": True}, lr=1e-2, base="tiny-xl"),
+    tuner("sd_lora", {"text_lora": True, "prior": "a digit", "prior_images": 2}, lr=1e-2, base="tiny-xl"),
     tuner("sd_lora", {"text_lora": True}, lr=1e-2, base="tiny-flux"),
     tuner("controlnet", {"cache": False}, lr=3e-3),
     tuner("instructpix2pix", {"cache": False}, lr=3e-3, data="digits-edited"),

@@ -294,6 +294,28 @@ def test_what_is_prepared_makes_the_same_loss(cls):
     assert built(cls, cache=False).prepare(batch()) == {}
 
 
+def test_a_prior_is_what_the_base_draws_and_its_loss_is_that_of_images_with_its_text():
+    text, model = "a digit", built(SDLoRA, prior="a digit", prior_images=3, prior_weight=0.5)
+    how = {"noise": ImageNoise(0, range(3)), "progress": no_progress, "prompting": PromptOptions(text)}
+    images = model.sample(3, **how)
+    model.on_start(batch(3))
+    torch.testing.assert_close(model.prior_latents, model.scaled(model.encode(images)[0]))
+    kept = model.prior_latents.clone()
+    stirred(model).on_start(batch(3))  # a resume
+    assert torch.equal(model.prior_latents, kept)
+    both, alone = model.train().loss(batch(3)), model.eval().loss(batch(3))["loss"]
+    torch.testing.assert_close(both["loss"], alone + 0.5 * both["prior"])
+    same_draws = batch(3)
+    for draw in ("randn", "randn"):  # those of the photos
+        getattr(same_draws.noise, draw)(3, 4, 8, 8)
+    model.times(3, same_draws.noise), same_draws.noise.rand(3)
+    z = kept[same_draws.noise.randint(3, 3)]
+    eps, t = same_draws.noise.randn(*z.shape), model.times(3, same_draws.noise)
+    z_t = model.schedule.add_noise(z, eps, t)
+    error = (model.denoise(z_t, t, model.embed([text] * 3)) - eps).square().mean()
+    torch.testing.assert_close(both["prior"], error)
+
+
 def test_captions_are_dropped_and_text_encoders_tuned():
     for kind in ("tiny", "tiny-xl"):
         model = built(SDLoRA, kind, caption_dropout=0.5)

@@ -17,7 +17,7 @@ Their times are logit-normal, shifted as the base's own schedule is: with u ~ N(
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -264,23 +264,29 @@ class StableDiffusion(Model):
             mean, std = (batch.extra[f"latent_{key}"].to(batch.x) for key in ("mean", "std"))
         else:
             mean, std = self.encode(batch.x)
-        draw, config = mean + std * batch.noise.randn(*mean.shape), self.vae.config
-        return (draw - (config.shift_factor or 0)) * config.scaling_factor
+        return self.scaled(mean + std * batch.noise.randn(*mean.shape))
+
+    def scaled(self, z: Tensor) -> Tensor:
+        """Latents of the VAE, [B, c, h, w], as the net sees them."""
+        return (z - (self.vae.config.shift_factor or 0)) * self.vae.config.scaling_factor
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """The mean of w_t (v̂ − v)² over the elements of latents."""
-        n, noise = len(batch), batch.noise
-        z = self.draw_latents(batch)
-        eps = noise.randn(*z.shape)
+        return self.denoising_loss(self.draw_latents(batch), batch.noise, lambda: self.conditions(batch))
+
+    def denoising_loss(
+        self, z: Tensor, noise: Noise, conditions: Callable[[], Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """The mean of w_t (v̂ − v)² over the elements of latents z [n, c, h, w]."""
+        n, eps = len(z), noise.randn(*z.shape)
         t = self.times(n, noise)
         if self.tuning.noise_offset:
             eps = eps + self.tuning.noise_offset * noise.randn(n, z.shape[1], 1, 1)
-        conditions = self.conditions(batch)
+        embedded = conditions()
         z_t, target, weight = self.path(z, eps, t)
         out = []
         with self.in_dtype():
             for part in slices(z, n * z[0].numel() if torch.is_grad_enabled() else LATENTS):
-                condition = {key: value[part] for key, value in conditions.items()}
+                condition = {key: value[part] for key, value in embedded.items()}
                 out.append(self.denoise(z_t[part], t[part], condition))
         error = (to_fp32(torch.cat(out)) - to_fp32(target)).square().flatten(1).mean(1)
         parts = {"mse": error.detach().mean()} if isinstance(weight, Tensor) else {}
