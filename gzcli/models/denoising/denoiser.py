@@ -273,7 +273,8 @@ class Denoiser(Labelled):
         if not isinstance(weak, Denoiser) or form(weak) != form(self):
             hint = "train it by the same recipe, for fewer steps or with a smaller network"
             raise UsageError("`weak` is a model of other images, labels or noise", hint=hint)
-        if self.clusters is not None and not torch.equal(self.clusters.centres, weak.clusters.centres):
+        centres = [None if m.clusters is None else m.clusters.centres.tolist() for m in (self, weak)]
+        if centres[0] != centres[1]:
             raise UsageError("`weak` has other clusters", hint="train it with the same seed")
         vars(self)["weak"] = weak  # past nn.Module.__setattr__: it is no part of the model
 
