@@ -114,7 +114,7 @@ CASES = [
     Case(
         "tarflow", TARFLOW | LABELS | {"dequant": "variational"}, lr=3e-3, batch=16, sample={"guidance": 2.0}
     ),
-    Case("tarflow", TARFLOW | {"noise_std": 0.1, "clusters": 5}, lr=3e-3, batch=16),
+    Case("tarflow", TARFLOW | {"coupling": "jet", "noise_std": 0.1, "clusters": 5}, lr=3e-3, batch=16),
     denoiser("ddpm", DDPM, steps=4),
     denoiser("ddpm", DDPM | LABELS, steps=4, guidance=2.0),
     denoiser("ddpm", DDPM | {"factor": 2}, steps=4),

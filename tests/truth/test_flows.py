@@ -27,7 +27,10 @@ BIJECTIONS = [
     (realnvp, RGB, {}),
     *((flowpp, WIDE, how) for how in ({}, {"logit": 0.0}, {"attention": 0})),
     (flowpp, WIDE, {"channel": (0, 1, 1), "checkerboard": (1, 0, 0)}),
-    *((tarflow, shape, how) for shape, how in ((GREY, {"logit": 1e-3}), (RGB, {"patch": 1}))),
+    *(
+        (tarflow, shape, how)
+        for shape, how in ((GREY, {"logit": 1e-3}), (RGB, {"patch": 1}), (RGB, {"coupling": "jet"}))
+    ),
 ]
 DENSITIES = [
     *((flow, GREY, levels, {"logit": 0.01, "scales": 2}) for levels in (2, 17, 256)),

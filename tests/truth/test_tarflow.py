@@ -10,7 +10,7 @@ from refused import refused
 
 from gzcli.core.types import DataInfo, no_progress
 from gzcli.models.nn.transformer import TransformerOptions
-from gzcli.models.normalizing_flow.tarflow import PatchFlow, TarFlow
+from gzcli.models.normalizing_flow.tarflow import Coupling, PatchFlow, TarFlow
 
 TINY = {"depth": 2, "patch": 2, "width": 16, "layers": 2, "heads": 2}
 
@@ -23,7 +23,7 @@ def tarflow(shape=(1, 8, 8), levels=256, classes=DIGITS, multilabel=False, size=
 def patch_flow(*, flip: bool) -> PatchFlow:
     torch.manual_seed(0)
     options = TransformerOptions(width=16, layers=2, heads=2)
-    return roughen(PatchFlow((2, 3), 4, options, flip=flip), 0.3).double()
+    return roughen(PatchFlow((2, 3), 4, options, int(flip)), 0.3).double()
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -66,6 +66,32 @@ def test_the_cached_inverse_is_that_of_whole_passes_also_with_guidance(flip):
         guided = flow.inverse(z, torch.cat([c, null]), 2.5)
         torch.testing.assert_close(guided, recomputed(flow, z, c, null, 2.5), atol=1e-10, rtol=0)
         assert (guided - x).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(("index", "dim"), [(0, 4), (1, 3), (4, 4), (1, 1)])
+def test_a_coupling_moves_what_it_does_not_see_by_what_it_sees(index, dim):
+    torch.manual_seed(0)
+    coupling = Coupling((2, 3), dim, TransformerOptions(width=16, layers=1, heads=2), index)
+    coupling = roughen(coupling, 0.3).double()
+    x, (c, null) = torch.randn(2, 6, dim, dtype=torch.float64), torch.randn(2, 2, 1, 16, dtype=torch.float64)
+    jac = (
+        torch.autograd.functional.jacobian(lambda t: coupling(t, c)[0], x)[0, :, :, 0]
+        .flatten(2)
+        .flatten(0, 1)
+    )
+    seen = coupling.sees.flatten() == 1
+    assert 2 * seen.sum() == 6 * dim or dim == 3
+    assert torch.equal(jac[seen], torch.eye(6 * dim, dtype=torch.float64)[seen])
+    own = jac[~seen][:, ~seen]
+    assert torch.equal(own, own.diagonal().diag()) and (jac[~seen][:, seen] != 0).all()
+    torch.testing.assert_close(own.diagonal().log().sum(), coupling(x, c)[1][0])
+    with torch.no_grad():
+        torch.testing.assert_close(coupling.inverse(coupling(x, c)[0], c), x)
+        guided = coupling.inverse(x, torch.cat([c, null]), 2.0)
+        h = coupling.embed(coupling.sees * x) + coupling.position()
+        outs = [(1 - coupling.sees.repeat(1, 2)) * coupling.out(coupling.trunk(h + e)) for e in (c, null)]
+        shift, s = (2 * outs[0] - outs[1]).chunk(2, -1)
+        torch.testing.assert_close(guided, x / (2 * s.sigmoid()) - shift)
 
 
 def test_a_new_model_of_noise_is_a_gaussian_and_denoises_as_one():

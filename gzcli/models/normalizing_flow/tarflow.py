@@ -8,11 +8,17 @@ An image is a sequence x_1 … x_T of patches. Each of `depth` flows maps it to
 with μ and α of a causal transformer that starts at zero. The order of the patches is reversed from flow to
 flow. Images are encoded in one pass; they are decoded patch by patch, x_i = z_i · exp(α) + μ, with the keys
 and values of earlier patches in a cache.
+
+Jet (Kolesnikov et al. 2024, arXiv:2412.15129) has couplings in place of these flows, each of which sees one
+half of the numbers, x_1, and transforms the other, in one pass in both directions:
+
+    z_1 = x_1,   z_2 = (x_2 + b(x_1)) · 2 sigmoid(s(x_1))
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+import math
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -38,12 +44,12 @@ from gzcli.models.normalizing_flow.base import DequantOptions, ImageFlow, top_lo
 
 
 class PatchFlow(nn.Module):
-    """One flow over patches x [B, T, D], backwards if `flip`. The condition c [B, 1, width] is added to every
-    token."""
+    """The flow number `index` over patches x [B, T, D]; odd ones go backwards. The condition c [B, 1, width]
+    is added to every token."""
 
-    def __init__(self, grid: tuple[int, int], dim: int, options: TransformerOptions, *, flip: bool):
+    def __init__(self, grid: tuple[int, int], dim: int, options: TransformerOptions, index: int):
         super().__init__()
-        self.flip = flip
+        self.flip = index % 2 == 1
         self.embed = stacked(nn.Linear(dim, options.width), 0)
         self.position = Position(grid, options.width)
         self.trunk = Trunk(options)
@@ -76,12 +82,52 @@ class PatchFlow(nn.Module):
         return self.ordered(x)
 
 
+class Coupling(nn.Module):
+    """The coupling number `index` over patches x [B, T, D]. It sees half of the numbers of every patch, in
+    random order, or, as every fifth coupling does, every other patch."""
+
+    sees: Tensor  # [T, D], 1 or 0
+
+    def __init__(self, grid: tuple[int, int], dim: int, options: TransformerOptions, index: int):
+        super().__init__()
+        place, draw = torch.arange(math.prod(grid)), torch.Generator().manual_seed(index // 2)
+        sees = (torch.randperm(dim, generator=draw) < dim / 2).repeat(len(place), 1)
+        if dim == 1 or index % 5 == 4:
+            sees = ((place // grid[1] + place % grid[1]) % 2 == 0)[:, None].repeat(1, dim)
+        self.register_buffer("sees", (sees ^ (index % 2 == 1)).float(), persistent=False)
+        self.embed = stacked(nn.Linear(dim, options.width), 0)
+        self.position = Position(grid, options.width)
+        self.trunk = Trunk(options)
+        self.out = stacked(zero_init(nn.Linear(options.width, 2 * dim)), 0)
+
+    def shift_and_scale(self, x: Tensor, c: Tensor, guidance: float = 1.0) -> tuple[Tensor, Tensor]:
+        """b and log(2 sigmoid(s)), [B, T, D], both 0 for what the coupling sees."""
+        h = self.embed(self.sees * x).repeat(len(c) // len(x), 1, 1)
+        out = to_fp32(self.out(self.trunk(h + self.position() + c)))
+        if len(out) > len(x):
+            out = torch.lerp(out[len(x) :], out[: len(x)], guidance)
+        b, s = ((1 - self.sees) * part for part in out.chunk(2, -1))
+        return b, F.logsigmoid(s) + math.log(2)
+
+    def forward(self, x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+        b, log_scale = self.shift_and_scale(x, c)
+        return (x + b) * log_scale.exp(), log_scale.flatten(1).sum(1)
+
+    def inverse(self, z: Tensor, c: Tensor, guidance: float = 1.0) -> Tensor:
+        b, log_scale = self.shift_and_scale(z, c, guidance)
+        return z * (-log_scale).exp() - b
+
+
+FLOWS = {"autoregressive": PatchFlow, "jet": Coupling}
+
+
 class TarFlow(ImageFlow):
     """A flow of causal transformers over patches.
 
     Raises UsageError for sizes that do not fit.
 
-    depth: autoregressive flows, each of a transformer of its own, in alternating directions.
+    coupling: autoregressive: flows in alternating directions; jet: couplings, which sample in one pass each.
+    depth: number of flows or couplings, each of a transformer of its own; jet needs more of them.
     patch: side in pixels of a patch; must divide the image's sides; null: the one that makes about `tokens`
       of an image.
     tokens: patches of an image that `patch` is chosen for where it is null.
@@ -95,6 +141,7 @@ class TarFlow(ImageFlow):
         self,
         data: DataInfo,
         *,
+        coupling: Annotated[str, FLOWS] = "autoregressive",
         depth: int = 4,
         patch: int | None = None,
         tokens: int = 64,
@@ -113,8 +160,8 @@ class TarFlow(ImageFlow):
         self.patch = patch_side(H, W, patch, tokens)
         grid, dim = (H // self.patch, W // self.patch), C * self.patch**2
         self.norm = layers.ActNorm(C)
-        self.flows: Modules[PatchFlow] = Modules(
-            PatchFlow(grid, dim, net, flip=i % 2 == 1) for i in range(depth)
+        self.flows: Modules[PatchFlow | Coupling] = Modules(
+            FLOWS[coupling](grid, dim, net, i) for i in range(depth)
         )
         self.label = ClassEmbedding(labels.count(data), net.width)
         nn.init.normal_(self.label.table.weight, std=initial_std(net.width))
