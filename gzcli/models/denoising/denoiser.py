@@ -48,20 +48,28 @@ class EstimateOptions:
 
 
 @dataclass(frozen=True)
-class DrawOptions:
-    """Options of samples, for any sampler.
+class GuidanceOptions:
+    """Labels and size of samples.
 
     guidance: strength of the labels (Ho & Salimans 2022); 1: as trained, 0: without them, more: sharper;
       null: 1, and 1.3 towards clusters.
-    interval: times between which guidance acts, as shares of the last time (Kynkäänniemi 2024).
     size: size of the images in pixels, for a network that can draw other sizes; null: as in training.
+    """
+
+    guidance: float | None = None
+    size: Size | None = None
+
+
+@dataclass(frozen=True)
+class DrawOptions(GuidanceOptions):
+    """Options of samples along noise levels, for any sampler.
+
+    interval: times between which guidance acts, as shares of the last time (Kynkäänniemi 2024).
     weak: a run of a weaker model, of fewer steps or a smaller network, away from which `guidance` then leads
       in place of from samples without labels (autoguidance, Karras 2024, arXiv:2406.02507); null: none.
     """
 
-    guidance: float | None = None
     interval: tuple[float, float] = (0.0, 1.0)
-    size: Size | None = None
     weak: str | None = None
 
 

@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gzcli.core.types import DataInfo, Noise, Progress, no_progress
-from gzcli.core.units import Size
-from gzcli.models.denoising.denoiser import Denoiser
+from gzcli.models.denoising.denoiser import Denoiser, GuidanceOptions
 from gzcli.models.denoising.process import CondOT, Level, Shift, TimeSampling, shift_of
 from gzcli.models.denoising.samplers import root_mean_square
 from gzcli.models.labelled import ClusterOptions
@@ -32,7 +31,7 @@ NODES = 16  # of the integral of an implicit energy
 
 
 @dataclass(frozen=True)
-class DescentOptions:
+class DescentOptions(GuidanceOptions):
     """Gradient descent from noise to an image.
 
     steps: at most; each takes a gradient of the energy, or a network call of an implicit one.
@@ -40,17 +39,12 @@ class DescentOptions:
     momentum: share μ of the last step that the next one repeats (Nesterov 1983), 0 … 1.
     stop: root mean square of an image's gradient below which it is finished; a twentieth of it is about the
       distance that is left, so that .2 is a grey level of 256.
-    guidance: strength of the labels; 1: as trained, 0: without them, more: sharper; null: 1, and 1.3 towards
-      clusters.
-    size: size of the images in pixels; null: as in training.
     """
 
     steps: int = 30
     step: float = 0.02
     momentum: float = 0.35
     stop: float = 0.2
-    guidance: float | None = None
-    size: Size | None = None
 
 
 class EqM(Denoiser):

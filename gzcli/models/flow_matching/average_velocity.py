@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
-from gzcli.core.units import Size
+from gzcli.models.denoising.denoiser import GuidanceOptions
 from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import at_least, to_fp32
@@ -28,18 +28,13 @@ SMALLEST = 1e-3  # added to an image's error in its weight
 
 
 @dataclass(frozen=True)
-class MapOptions:
-    """The solution maps of a sample.
+class MapOptions(GuidanceOptions):
+    """The solution maps of a sample, whose F(x, t, s) are guided.
 
     steps: solution maps from noise to image, each of one network call.
-    guidance: strength of the labels (Ho & Salimans 2022) in F(x, t, s) of each map; 1: as trained, 0: without
-      them, more: sharper; null: 1, and 1.3 towards clusters.
-    size: size of the images in pixels, for a network that can draw other sizes; null: as in training.
     """
 
     steps: int = 4
-    guidance: float | None = None
-    size: Size | None = None
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ class FlowMatching(LikelihoodByODE, Applications):
         """n images [n, C, H, W] in [-1, 1], by the ODE or SDE from noise at t = 0 to data at t = 1."""
         x, y = self.initial_noise(n, labels, noise, options.size)
         if options.sampler == "sde":
-            denoise = self.denoiser(y, WalkOptions(options.guidance, options.interval))
+            denoise = self.denoiser(y, WalkOptions(options.guidance, interval=options.interval))
             path, randn = self.process.path(options.steps), partial(noise.randn, *x.shape)
             x = samplers.dpmpp(denoise, x, path, noisy=True, randn=randn, progress=progress)
             return self.into_range(x)
