@@ -55,6 +55,7 @@ R3GAN = {"width": 8, "mult": (1, 2), "latent": 8, "group": 8, "patch": 3, "r1": 
 PIXELS = {"hidden": 16, "head": 16, "dilations": (1, 2, 1)}
 PIXELSPP = {"hidden": 16, "blocks": (0, 1), "mixture": 3}
 FLOW = {"depth": 2, "hidden": 16, "blocks": 1}
+EBM = {"width": 8, "chains": 64, "chain_steps": 3}
 TARFLOW = {"depth": 2, "width": 32, "layers": 1, "heads": 2, "patch": 4}
 LABELS = {"conditional": True}
 STEPS, CODES, GUIDED = {"steps": 4}, {"steps": 3, "code_steps": 4}, {"guidance": 2.0}
@@ -150,6 +151,8 @@ CASES = [
     # the slope of an untrained net is small
     denoiser("eqm", FM | {"energy": "dot"}, lr=5e-3, steps=3, stop=0.0),
     denoiser("eqm", FM | LABELS, lr=5e-3, steps=3, stop=0.0, guidance=2.0),
+    Case("ebm", EBM, lr=1e-3, sample={"steps": 5}, quiet=True),
+    Case("ebm", EBM | LABELS, lr=1e-3, sample={"steps": 5}, quiet=True),
     VQVAE,
     Case("vqvae", VQVAE.options | {"codebook": "gradient", "cosine": True}, lr=3e-3, quiet=True),
     SCALED,
