@@ -28,6 +28,7 @@ class Case(testing.Case):
 
 
 HVAE = {"channels": (8, 16, 16), "groups": (0, 1, 1), "cells": (0, 1, 1), "latent": 4, "mixture": 3}
+VDVAE = {"channels": (8, 16, 16), "groups": (0, 2, 2), "blocks": (1, 1, 1), "latent": 4, "mixture": 3}
 FLOWPP = {"channel": (0, 1), "checkerboard": (0, 1), "hidden": 8, "blocks": 1, "components": 4}
 FLOWPP |= {"dequant_couplings": 2}
 FM = {"channels": 4, "groups": 4, "mult": (1, 2), "attention": ()}
@@ -85,6 +86,8 @@ CASES = [
     Case("aae", MLP | LABELS | {"posterior": "gaussian"}, lr=3e-3),
     Case("hvae", HVAE, lr=3e-3),
     Case("hvae", HVAE | LABELS | {"kl_warmup": 50}, lr=3e-3, levels=2),
+    Case("vdvae", VDVAE, lr=3e-3),
+    Case("vdvae", VDVAE | LABELS, lr=3e-3, levels=2),
     Case("wgan", GAN, lr=2e-3),
     Case("wgan", GAN | LABELS, lr=2e-3),
     Case("dcgan", GAN | {"norm": "group"}, lr=2e-3),

@@ -107,6 +107,7 @@ class TrainSection:
     ema_snapshots: moments, evenly spread over the steps, at which two further averages are written, each of
       the size of the weights; `gz runs ema` makes an average of any length of them. 0: none.
     clip: largest norm of the gradient of a phase; null: no limit.
+    skip: norm of the gradient of a phase, before `clip`, above which its step is not taken; null: none.
     compile: whether the model is compiled by `torch.compile`; auto: where that is known to gain.
     deterministic: whether only kernels are used that give the same bits every time.
     log_every: steps between two lines of losses.
@@ -131,6 +132,7 @@ class TrainSection:
     ema: float = ranged(0.0, "in [0, 1)")
     ema_snapshots: int = ranged(0, "0 … 1,000")
     clip: float | None = ranged(None, "greater than 0")
+    skip: float | None = ranged(None, "greater than 0")
     compile: bool | Literal["auto"] = "auto"
     deterministic: bool = False
     log_every: int = ranged(50, "1 or more")

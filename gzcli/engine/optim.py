@@ -98,10 +98,12 @@ def clip(params: list[torch.nn.Parameter], limit: float | None) -> torch.Tensor 
     return ranks.whole(torch.nn.utils.clip_grad_norm_(params, limit, foreach=True)) if limit else None
 
 
-def may_step(norm: torch.Tensor | None) -> bool:
+def may_step(norm: torch.Tensor | None, limit: float | None = None) -> bool:
     """Whether the optimizer may take a step by gradients of this norm: one bad batch should not end a run."""
-    # on a GPU the host would have to wait for the answer
-    return norm is None or kind_of(norm.device).queued or bool(torch.isfinite(norm))
+    # on a GPU the host has to wait for the answer, which it does for a limit alone
+    if norm is None or (limit is None and kind_of(norm.device).queued):
+        return True
+    return bool(norm <= limit if limit else torch.isfinite(norm))
 
 
 # ---------------------------------------------------------------------------- Muon

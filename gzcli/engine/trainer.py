@@ -184,18 +184,17 @@ class Trainer:
         return BatchNoise(self.part.seed, step, key, total=total, start=start, device=self.device)
 
     def update(self, step: int, phase: Phase) -> dict[str, Tensor]:
-        """Takes one optimizer step, and clears all gradients. On a CPU a step with a gradient norm that is
-        not finite is skipped, so that one bad batch does not end a run."""
+        """Takes one optimizer step, and clears all gradients. A step with a gradient norm above
+        `train.skip`, on a CPU also one that is not finite, is left out: one bad batch does not end a run."""
         optimizer, scaler = self.optimizers[phase.name], self.accelerator.scaler
         optim.set_lr(optimizer, self.settings[phase.name], step, self.steps)
         if scaler is not None:
             scaler.unscale_(optimizer)
-        norm = optim.clip(self.params[phase.name], self.train.clip)
+        norm = optim.clip(self.params[phase.name], self.train.clip or self.train.skip)
+        if optim.may_step(norm, self.train.skip):
+            optimizer.step() if scaler is None else scaler.step(optimizer)
         if scaler is not None:
-            scaler.step(optimizer)
             scaler.update()
-        elif optim.may_step(norm):
-            optimizer.step()
         for p in self.trainable:
             p.grad = None
         return {} if norm is None else {"grad_norm": norm}

@@ -261,11 +261,20 @@ def poisoned(monkeypatch, factor: float, steps: range, *sets: str):
     return t
 
 
+def copies(t) -> list[torch.Tensor]:
+    return [p.detach().clone() for p in t.model.parameters()]
+
+
 def test_bad_steps_and_weights(monkeypatch):
     """One is left out; a loss that is not finite, or explodes, stops the run before its next line."""
     t = poisoned(monkeypatch, math.nan, range(6, 7), "train.clip=1.0")
     t.fit()
     assert all(torch.isfinite(p).all() for p in t.model.parameters()) and t.run.status()["step"] == 20
+    t = poisoned(monkeypatch, 1e5, range(19, 20), "train.skip=1e4", "optim.schedule=constant")
+    before: list[torch.Tensor] = []
+    monkeypatch.setattr(t.model, "on_step", lambda step: before.extend(copies(t)) if step == 18 else None)
+    t.fit()
+    assert all(torch.equal(p, q) for p, q in zip(t.model.parameters(), before, strict=True))
     for factor in (math.nan, 1e12):
         t = poisoned(monkeypatch, factor, range(6, 20), "train.clip=null")
         refused(r"at step 11; the last good checkpoint is of step 4", t.fit, error=DivergedError)

@@ -12,7 +12,8 @@ from torch.distributions import Normal, kl_divergence
 from gzcli.core.types import BatchNoise, DataInfo, no_progress
 from gzcli.models.nn import from_levels
 from gzcli.models.nn.pixels import MixturePixels
-from gzcli.models.vae.hvae import HVAE, Group, SpectralNorms, decoder_cell, encoder_cell, kl_of
+from gzcli.models.vae.hvae import HVAE, NormalGroup, SpectralNorms, decoder_cell, encoder_cell
+from gzcli.models.vae.ladder import Group, kl_of
 
 pytestmark = pytest.mark.xdist_group("hvae")  # one worker trains what these tests share, once
 INFO = DataInfo((1, 8, 8), 2, ("a", "b", "c"))
@@ -42,7 +43,7 @@ def trained() -> HVAE:
 
 def test_the_residual_normal_is_that_of_the_paper():
     """z ~ N(mu + Δmu, (sigma Δsigma)²), its KL and its density, from the raw outputs of the two heads."""
-    group = Group(width=4, latent=3, cells=0, expand=1).double()
+    group = NormalGroup(width=4, latent=3, cells=0, expand=1).double()
     h, feature, eps = (torch.randn(5, c, 2, 2, dtype=torch.float64) for c in (4, 4, 3))
     states = []
     group.join.register_forward_hook(lambda layer, inputs, output: states.append(inputs[0]))

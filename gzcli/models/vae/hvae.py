@@ -1,34 +1,36 @@
 """Hierarchical VAE — Vahdat & Kautz 2020, "NVAE: A Deep Hierarchical Variational Autoencoder",
 arXiv:2007.03898.
 
-    log p(x) ≥ ELBO = E_q [log p(x | z)] − Σ_l E_q(z_<l | x) KL(q(z_l | z_<l, x) ‖ p(z_l | z_<l))    (eq. 1)
-
-over groups of latents z_1 … z_L on grids from coarse to fine. The posterior is relative to the prior
-(`Group`, eq. 2). Two towers (figure 2) compute features bottom-up from the image, and latents top-down from
-the coarsest group. Tuples hold one entry a resolution, finest first, and group 0 is the coarsest. Unlike the
-paper, norms are group norms, and the posterior has no normalizing flow.
+A ladder of latents (`LadderVAE`, eq. 1) whose posterior is relative to the prior (`NormalGroup`, eq. 2), in
+two towers of residual cells (figures 2 and 3). Unlike the paper, norms are group norms, and the posterior has
+no normalizing flow.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gzcli.core import ranks
-from gzcli.core.errors import UsageError
-from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
+from gzcli.core.types import Batch, DataInfo
 from gzcli.models.labelled import LabelOptions
-from gzcli.models.nn import Labels, as_interpolations, bits_per_dim, halved_sizes, mix_codes, to_fp32
+from gzcli.models.nn import to_fp32
 from gzcli.models.nn.layers import group_norm
-from gzcli.models.nn.pixels import PixelKind, distribution
-from gzcli.models.vae.base import LabelledVAE, kl_normal, log_normal
+from gzcli.models.vae.ladder import (
+    BoundOptions,
+    Cell,
+    Code,
+    Group,
+    LadderOptions,
+    LadderVAE,
+    TopDown,
+    draw_latents,
+    shrink_init,
+    soft_clamp,
+)
 
 
 class SqueezeExcite(nn.Module):
@@ -41,17 +43,6 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         return h * self.gate(h.mean((2, 3)))[:, :, None, None]
-
-
-class Cell(nn.Module):
-    """A residual branch."""
-
-    def __init__(self, *layers: nn.Module):
-        super().__init__()
-        self.net = nn.Sequential(*layers)
-
-    def forward(self, h: Tensor) -> Tensor:
-        return h + self.net(h)
 
 
 def encoder_cell(width: int) -> Cell:
@@ -67,13 +58,6 @@ def decoder_cell(width: int, expand: int) -> Cell:
     depthwise = nn.Conv2d(wide, wide, 5, padding=2, groups=wide)
     first, last = nn.Conv2d(width, wide, 1), shrink_init(nn.Conv2d(wide, width, 1))
     return Cell(group_norm(width), first, nn.SiLU(), depthwise, nn.SiLU(), last, SqueezeExcite(width))
-
-
-@torch.no_grad()
-def shrink_init(conv: nn.Conv2d) -> nn.Conv2d:
-    """The convolution with a tenth of its initial weights."""
-    conv.weight.mul_(0.1)
-    return conv
 
 
 class SpectralNorms(nn.Module):
@@ -111,74 +95,25 @@ class SpectralNorms(nn.Module):
 
 
 @dataclass(frozen=True)
-class LadderOptions:
-    """The towers. `channels`, `groups` and `cells` have an entry for each resolution, the image's first; each
-    is half of the one before.
+class CellOptions(LadderOptions):
+    """`LadderOptions`, and the towers' cells.
 
-    channels: channels of the feature maps at each resolution, the image's own first.
-    groups: groups of latents at each resolution; the coarsest has one or more.
     cells: residual cells before each group of a resolution, in either tower; for a resolution without groups,
       all its cells.
-    latent: channels of a group of latents.
     expand: channels of the decoder's depthwise convolutions, as a multiple of `channels`.
     """
 
-    channels: tuple[int, ...] = (16, 32, 48, 64)
-    groups: tuple[int, ...] = (0, 1, 2, 2)
     cells: tuple[int, ...] = (0, 1, 1, 1)
-    latent: int = 8
     expand: int = 3
-
-
-def check_ladder(ladder: LadderOptions, mixture: int) -> None:
-    """Raises UsageError unless the options and the number of mixture components are valid."""
-    channels, groups, cells = ladder.channels, ladder.groups, ladder.cells
-    if not len(channels) == len(groups) == len(cells):
-        raise UsageError(
-            "`model.channels`, `model.groups` and `model.cells` differ in length",
-            hint="give each one number a resolution, the image's own first, as in `groups: [0, 1, 2]`",
-        )
-    if not groups or groups[-1] < 1:
-        message = "`model.groups` has no group at the coarsest resolution"
-        raise UsageError(message, hint="its last number must be 1 or more")
-    if min(*groups, *cells) < 0 or min(*channels, ladder.latent, ladder.expand, mixture) < 1:
-        raise UsageError(
-            "`model.groups` and `model.cells` must not be negative, the other sizes of `model` be 1 or more"
-        )
-
-
-class Code(NamedTuple):
-    """The posterior of a group, t ~ N(mu, e^(2 log_sigma)), and a draw t of it, [B, latent·h·w] each."""
-
-    t: Tensor
-    mu: Tensor
-    log_sigma: Tensor
-
-    def kl(self) -> Tensor:
-        return kl_normal(self.mu, 2 * self.log_sigma)
-
-    def log_ratio(self) -> Tensor:
-        """log p − log q of the draw, [B]. The scale of the prior, which is the unit of t, cancels."""
-        return log_normal(self.t) - log_normal(self.t, self.mu, 2 * self.log_sigma)
-
-
-def kl_of(codes: list[Code]) -> Tensor:
-    """KL(q ‖ p) of each group, [B, groups]."""
-    return torch.stack([code.kl() for code in codes], dim=1)
-
-
-def soft_clamp(h: Tensor) -> Tensor:
-    """h within ±5, fp32. It bounds the KL of any image, also of images unlike the training images."""
-    return 5 * torch.tanh(to_fp32(h) / 5)
 
 
 class BottomUp(nn.Module):
     """Images [B, C, H, W] → the features of each group, top first."""
 
-    def __init__(self, image_channels: int, ladder: LadderOptions):
+    def __init__(self, shape: tuple[int, ...], ladder: CellOptions):
         super().__init__()
         channels, self.groups = ladder.channels, ladder.groups
-        self.stem = nn.Conv2d(image_channels, channels[0], 3, padding=1)
+        self.stem = nn.Conv2d(shape[0], channels[0], 3, padding=1)
         self.downs = nn.ModuleList(nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in pairwise(channels))
         # for each resolution, the cells before each of its groups; for one without groups, its cells alone
         self.scales = nn.ModuleList(
@@ -198,7 +133,7 @@ class BottomUp(nn.Module):
         return features[::-1]
 
 
-class Group(nn.Module):
+class NormalGroup(Group):
     """One group of latents z = mu + sigma·t, in terms of t: the prior is t ~ N(0, I).
 
     The residual normal posterior (eq. 2), z ~ N(mu + Δmu, (sigma·Δsigma)²), is t ~ N(Δmu / sigma, Δsigma²),
@@ -217,248 +152,63 @@ class Group(nn.Module):
         """The state [B, width, h, w] after this group, and the posterior's draw, given its feature."""
         h = self.cells(h)
         mu, log_sigma = soft_clamp(self.prior(F.silu(h))).chunk(2, dim=1)
-        t, code = eps, None
+        posterior = None
         if feature is not None:
             delta, log_ratio = soft_clamp(self.residual(F.silu(feature + self.combine(h)))).chunk(2, dim=1)
-            shift = delta * torch.exp(-log_sigma)
-            t = shift + log_ratio.exp() * eps
-            code = Code(t.flatten(1), shift.flatten(1), log_ratio.flatten(1))
-        return h + self.join(mu + log_sigma.exp() * t), code
+            posterior = delta * torch.exp(-log_sigma), log_ratio
+        z, code = draw_latents(eps, mu, log_sigma, posterior)
+        return h + self.join(z), code
 
 
-class TopDown(nn.Module):
-    """The parameters of the pixels [B, outputs, H, W], from a learned state that the groups change, the
-    coarsest first. A label is added at each resolution, so that all priors and posteriors depend on it."""
+class Up(nn.ConvTranspose2d):
+    """Twice the size, by a transposed convolution."""
 
-    def __init__(self, shape: tuple[int, ...], ladder: LadderOptions, outputs: int, embed: int):
-        super().__init__()
-        channels, groups, cells = ladder.channels[::-1], ladder.groups[::-1], ladder.cells[::-1]
-        self.sizes = halved_sizes(shape, len(channels) - 1)[::-1]
-        # the size of each group
-        self.grids = [size for size, g in zip(self.sizes, groups, strict=True) for _ in range(g)]
-        self.start = nn.Parameter(torch.randn(1, channels[0], *self.sizes[0]))
-        ups = (nn.ConvTranspose2d(i, o, 4, stride=2, padding=1) for i, o in pairwise(channels))
-        self.ups = nn.ModuleList(ups)
-        self.labels = nn.ModuleList(nn.Linear(embed, w) for w in channels) if embed else None
-        # for each resolution, its groups, each with cells of its own; for one without groups, its cells alone
-        self.scales = nn.ModuleList(
-            nn.ModuleList(
-                [Group(w, ladder.latent, c, ladder.expand) for _ in range(g)]
-                or [decoder_cell(w, ladder.expand) for _ in range(c)]
-            )
-            for w, g, c in zip(channels, groups, cells, strict=True)
-        )
-        self.head = nn.Conv2d(channels[-1], outputs, 3, padding=1)
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, 4, stride=2, padding=1)
 
-    def forward(
-        self, eps: Sequence[Tensor], features: Sequence[Tensor], e: Tensor | None = None
-    ) -> tuple[Tensor, list[Code]]:
-        """The parameters of the pixels, and the posteriors' draws of the groups that have features.
-
-        eps: standard normal [B, latent, h, w] of every group, coarsest first.
-        features: of the coarsest groups, of all, some or none; the finer groups are drawn from the prior.
-        """
-        h = self.start.expand(len(eps[0]), -1, -1, -1).contiguous(memory_format=torch.channels_last)
-        draws, of_group = iter(eps), iter(features)
-        codes: list[Code] = []
-        for i, (scale, (height, width)) in enumerate(zip(self.scales, self.sizes, strict=True)):
-            if i:
-                h = self.ups[i - 1](F.silu(h))[:, :, :height, :width]  # odd sizes were rounded up
-            if self.labels is not None:
-                h = h + self.labels[i](e)[:, :, None, None]
-            for part in scale.children():
-                if isinstance(part, Group):
-                    h, code = part(h, next(draws), next(of_group, None))
-                    codes += [] if code is None else [code]
-                else:
-                    h = part(h)
-        return self.head(F.silu(h)), codes
+    def forward(self, h: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(F.silu(h))
 
 
-ACTIVE = 0.05  # nats of KL from which on a group counts as active
+class CellTopDown(TopDown):
+    """`TopDown` with cells before each group."""
+
+    def make_up(self, inputs: int, outputs: int, size: tuple[int, int]) -> nn.Module:
+        return Up(inputs, outputs)
+
+    def make_scale(self, ladder: CellOptions, i: int, size: tuple[int, int]) -> list[nn.Module]:
+        width, cells, expand = ladder.channels[i], ladder.cells[i], ladder.expand
+        groups: list[nn.Module] = [
+            NormalGroup(width, ladder.latent, cells, expand) for _ in range(ladder.groups[i])
+        ]
+        return groups or [decoder_cell(width, expand) for _ in range(cells)]
 
 
-class HVAE(LabelledVAE):
+class HVAE(LadderVAE):
     """A ladder of Gaussian latents, after NVAE.
 
-    pixels: the decoder's distribution over grey levels, or over whole pixels for `mixture`; auto: bernoulli
-      for 2 levels, gaussian for latents, otherwise mixture.
-    mixture: discretised logistics of a pixel's mixture.
-    kl_warmup: steps over which the weight of the KL rises from 0. During these steps the weights of the
-      groups are balanced (appendix A), so that every group is used.
     spectral: weight λ of the sum of the largest singular values of all convolutions.
     """
 
     paper = "Vahdat & Kautz 2020, arXiv:2007.03898"
-    share: Tensor
+    bottom_up, top_down = BottomUp, CellTopDown
 
     def __init__(
         self,
         data: DataInfo,
         *,
-        ladder: LadderOptions = LadderOptions(),
-        pixels: PixelKind = "auto",
-        mixture: int = 10,
-        kl_warmup: int = 0,
+        ladder: CellOptions = CellOptions(),
+        bound: BoundOptions = BoundOptions(),
         spectral: float = 0.01,
         labels: LabelOptions = LabelOptions(),
     ):
-        check_ladder(ladder, mixture)
-        super().__init__(data, labels, kl_warmup)
-        kind = "mixture" if pixels == "auto" and data.levels not in (2, None) else pixels
-        self.pixels = distribution(kind, data.shape[0], data.levels, mixture)
-        self.encoder = BottomUp(data.shape[0], ladder)
-        self.decoder = TopDown(data.shape, ladder, self.pixels.size, self.embed_dim)
-        if self.pixels.init_bias is not None:
-            self.pixels.init_bias(self.decoder.head.get_parameter("bias"))
-        self.grids = [(ladder.latent, *grid) for grid in self.decoder.grids]
-        self.sizes = [math.prod(grid) for grid in self.grids]  # latents of each group
-        self.scale_of = [self.decoder.sizes.index(grid) for grid in self.decoder.grids]
-        share = [size / self.scale_of.count(i) for size, i in zip(self.sizes, self.scale_of, strict=True)]
-        self.register_buffer("share", torch.tensor(share), persistent=False)  # s_l of `kl_weights`
+        super().__init__(data, ladder, bound, labels)
         self.spectral = spectral
         self.norms = SpectralNorms(self) if spectral else None
 
-    def draw(self, n: int, noise: Noise) -> list[Tensor]:
-        """Standard normal eps of every group, [n, latent, h, w] each."""
-        eps = noise.randn(n, sum(self.sizes)).split(self.sizes, dim=1)
-        return [part.unflatten(1, grid) for part, grid in zip(eps, self.grids, strict=True)]
-
-    def check_groups(self, name: str, count: int) -> int:
-        """The value `count` of the option `name`. Raises UsageError where the model has fewer groups."""
-        if not 0 <= count <= len(self.sizes):
-            message = f"`{name}` is {count}, the model has {len(self.sizes)} groups"
-            raise UsageError(message, hint="name a number from 0 to that")
-        return count
-
-    # ---- training
-
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        x = batch.x
-        eps, e = self.draw(len(batch), batch.noise), self.embed_batch(batch)
-        out, codes = self.decoder(eps, self.encoder(x), e)
-        recon, kl = -self.pixels.log_prob(x, out).mean(), kl_of(codes).mean(0)
-        parts = {"loss": recon + (self.kl_weights(kl.detach()) * kl).sum()}
+        parts = super().loss(batch, phase)
         if self.training and self.norms is not None:
-            parts["spectral"] = self.norms()
-            parts["loss"] = parts["loss"] + self.spectral * parts["spectral"]
-        parts |= {"recon": recon, "kl": kl.sum(), "elbo": -(recon + kl.sum())}
-        if self.data.levels is not None:
-            parts["bpd"] = bits_per_dim(-parts["elbo"], self.data)
-        for i in sorted(set(self.scale_of)):
-            height, width = self.decoder.sizes[i]
-            of_scale = [kl[j] for j, scale in enumerate(self.scale_of) if scale == i]
-            parts[f"kl_{height}x{width}"] = torch.stack(of_scale).sum()
-        parts["active_groups"] = (kl >= ACTIVE).float().sum()
-        return {name: value if name == "loss" else value.detach() for name, value in parts.items()}
-
-    def kl_weights(self, kl: Tensor) -> Tensor | float:
-        """The weight in the loss of each group's KL [groups]: 1, or during warm-up γ_l ∝ E[KL_l] / s_l with
-        mean 1, where s_l is the group's latents per groups of its resolution. A group with almost no weight
-        then becomes used."""
-        if not self.training or self.kl_factor == 1:
-            return 1.0
-        gamma = (ranks.mean(kl, self).abs() + 0.01) / self.share.to(kl)
-        return self.kl_factor * gamma / gamma.mean()
-
-    # ---- likelihood and out-of-distribution scores
-
-    def log_prob(self, x: Tensor, labels: Labels = None, *, noise: Noise, samples: int = 1) -> Tensor:
-        """A lower bound of log p(x), [B] nats. Without labels a conditional model uses the null label.
-
-        samples: draws of z; 1: the ELBO, more: the importance-weighted bound.
-        """
-        e = self.embed(labels, len(x))
-        return self.bound(x, self.encoder(x), e, [self.draw(len(x), noise) for _ in range(samples)])
-
-    def bound(
-        self, x: Tensor, features: Sequence[Tensor], e: Tensor | None, draws: list[list[Tensor]]
-    ) -> Tensor:
-        """The bound of log p(x), [B], by draws of eps; groups without features are drawn from the prior."""
-        log_w = []
-        for eps in draws:
-            out, codes = self.decoder(eps, features, e)
-            log_p = self.pixels.log_prob(x, out)
-            ratios = [-code.kl() if len(draws) == 1 else code.log_ratio() for code in codes]
-            log_w.append(log_p + sum(ratios, torch.zeros_like(log_p)))
-        return torch.stack(log_w).logsumexp(0) - math.log(len(draws))
-
-    def score_elbo(self, x: Tensor, *, noise: Noise, samples: int = 1) -> Tensor:
-        """Minus the bound of log p(x).
-
-        samples: draws of z; 1: the ELBO, more: the importance-weighted bound.
-        """
-        return -self.log_prob(x, noise=noise, samples=samples)
-
-    def score_llr(self, x: Tensor, *, noise: Noise, k: int = 1, samples: int = 1) -> Tensor:
-        """LLR^(>k) = ELBO − ELBO^(>k): what the k finest groups add to the bound of log p(x), where ELBO^(>k)
-        draws them from the prior given the coarser ones (Havtorn et al. 2021, arXiv:2102.08248).
-
-        k: number of groups, from the finest on.
-        samples: draws of z in both bounds.
-        """
-        keep = len(self.sizes) - self.check_groups("k", k)
-        e, features = self.embed(None, len(x)), self.encoder(x)
-        draws = [self.draw(len(x), noise) for _ in range(samples)]
-        return self.bound(x, features, e, draws) - self.bound(x, features[:keep], e, draws)
-
-    # ---- sampling and applications
-
-    @torch.no_grad()
-    def sample(
-        self,
-        n: int,
-        *,
-        labels: Labels = None,
-        noise: Noise,
-        progress: Progress,
-        temperature: float = 1.0,
-        mean: bool = True,
-    ) -> Tensor:
-        """Draws the groups from the prior, the coarsest first, and then the pixels.
-
-        temperature: factor of every group's standard deviation.
-        mean: whether each pixel is the location of its distribution; otherwise it is a draw.
-        """
-        e = self.embed_samples(labels, n)
-        out, _ = self.decoder([temperature * eps for eps in self.draw(n, noise)], [], e)
-        return self.to_images(out, mean, noise, progress)
-
-    @torch.no_grad()
-    def reconstruct(
-        self,
-        x: Tensor,
-        *,
-        labels: Labels = None,
-        noise: Noise,
-        progress: Progress,
-        keep: int = 0,
-        temperature: float = 1.0,
-    ) -> Applied:
-        """Each image encoded and decoded, at the posterior's mean.
-
-        keep: number of coarsest groups that are encoded from the image; finer groups are drawn from the prior
-          given these; 0: all groups.
-        temperature: factor of the standard deviation of the groups that are drawn.
-        """
-        features, keep = self.encoder(x), self.check_groups("keep", keep) or len(self.sizes)
-        draws = enumerate(self.draw(len(x), noise))
-        eps = [torch.zeros_like(t) if i < keep else temperature * t for i, t in draws]
-        out, _ = self.decoder(eps, features[:keep], self.embed(labels, len(x)))
-        return Applied(self.to_images(out, True, noise, progress), rows=("reconstruction",), labels=labels)
-
-    @torch.no_grad()
-    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, frames: int = 8) -> Applied:
-        """Interpolations from image 0 to 1, 2 to 3, … along straight lines of latents.
-
-        Every group moves from the posterior mean of one image to that of the other, in units of the prior's
-        standard deviation given the coarser groups.
-
-        frames: images of an interpolation, both ends included.
-        """
-        zeros = [x.new_zeros(len(x), *grid) for grid in self.grids]
-        _, codes = self.decoder(zeros, self.encoder(x), self.embed(None, len(x)))
-        means = zip((code.mu for code in codes), self.grids, strict=True)
-        ts = [mix_codes(mu, frames).unflatten(1, grid) for mu, grid in means]
-        out, _ = self.decoder(ts, [], self.embed(None, len(ts[0])))
-        return as_interpolations(self.to_images(out, True, noise, progress), frames)
+            spectral = self.norms()
+            parts |= {"loss": parts["loss"] + self.spectral * spectral, "spectral": spectral.detach()}
+        return parts

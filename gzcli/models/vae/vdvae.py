@@ -1,0 +1,160 @@
+"""Very deep VAE — Child 2020, "Very Deep VAEs Generalize Autoregressive Models and Can Outperform Them on
+Images", arXiv:2011.10650.
+
+A ladder of latents (`LadderVAE`) of many groups down to a grid of 1×1, in two towers of bottleneck blocks
+without norms (figure 3). What keeps depth trainable: the last layers of blocks start scaled by 1/√depth,
+latents come to a finer grid by nearest neighbours and a learned bias, and steps whose gradient is huge are
+skipped (section 3; the key `train.skip`). Unlike the paper, means and log sigmas are held within ±5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gzcli.core.types import DataInfo
+from gzcli.models.labelled import LabelOptions
+from gzcli.models.nn import halved_sizes, zero_init
+from gzcli.models.vae.ladder import (
+    BoundOptions,
+    Cell,
+    Code,
+    Group,
+    LadderOptions,
+    LadderVAE,
+    TopDown,
+    draw_latents,
+    shrink_init,
+    soft_clamp,
+)
+
+
+@dataclass(frozen=True)
+class BlockOptions(LadderOptions):
+    """`LadderOptions`, and the towers' blocks.
+
+    blocks: residual blocks of the bottom-up tower at each resolution, and of the top-down tower at one
+      without groups.
+    bottleneck: `channels`, divided by this, are those of a block's inner convolutions.
+    """
+
+    blocks: tuple[int, ...] = (1, 1, 1, 1)
+    bottleneck: int = 4
+
+    def inner(self, i: int) -> int:
+        """The channels of the inner convolutions at resolution i."""
+        return max(self.channels[i] // self.bottleneck, 1)
+
+
+def bottleneck(inputs: int, inner: int, last: nn.Conv2d, size: tuple[int, int]) -> list[nn.Module]:
+    """The layers of a block: two 3×3 convolutions between two of 1×1. On a grid of up to 2×2 all are 1×1."""
+    k = 3 if max(size) > 2 else 1
+    first = nn.Conv2d(inputs, inner, 1)
+    middle = (nn.Conv2d(inner, inner, k, padding=k // 2) for _ in range(2))
+    return [layer for conv in (first, *middle, last) for layer in (nn.GELU(), conv)]
+
+
+def residual_block(width: int, inner: int, depth: int, size: tuple[int, int]) -> Cell:
+    """A block of a tower of so many."""
+    return Cell(*bottleneck(width, inner, shrink_init(nn.Conv2d(inner, width, 1), depth**-0.5), size))
+
+
+def with_channels(h: Tensor, width: int) -> Tensor:
+    """h with its first channels alone, or with channels of zeros behind them."""
+    return F.pad(h, (0, 0, 0, 0, 0, width - h.shape[1]))
+
+
+class BottomUp(nn.Module):
+    """Images [B, C, H, W] → the features of each group, top first, which the groups of a resolution share."""
+
+    def __init__(self, shape: tuple[int, ...], ladder: BlockOptions):
+        super().__init__()
+        self.channels, self.groups = ladder.channels, ladder.groups
+        self.stem = nn.Conv2d(shape[0], self.channels[0], 3, padding=1)
+        depth = max(sum(ladder.blocks), 1)
+        sizes = halved_sizes(shape, len(self.channels) - 1)
+        self.scales = nn.ModuleList(
+            nn.Sequential(
+                *(residual_block(w, ladder.inner(i), depth, sizes[i]) for _ in range(ladder.blocks[i]))
+            )
+            for i, w in enumerate(self.channels)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        h, features = self.stem(x).contiguous(memory_format=torch.channels_last), []
+        for i, scale in enumerate(self.scales):
+            if i:
+                h = with_channels(F.avg_pool2d(h, 2, ceil_mode=True), self.channels[i])
+            h = scale(h)
+            features += self.groups[i] * [h]
+        return features[::-1]
+
+
+class DeepGroup(Group):
+    """A group with an absolute posterior, q = N(mu_q, sigma_q²), which knows the state as the prior does."""
+
+    def __init__(self, ladder: BlockOptions, i: int, size: tuple[int, int]):
+        super().__init__()
+        width, latent, inner, depth = ladder.channels[i], ladder.latent, ladder.inner(i), sum(ladder.groups)
+        self.sizes = [2 * latent, width]
+        self.posterior = nn.Sequential(*bottleneck(2 * width, inner, nn.Conv2d(inner, 2 * latent, 1), size))
+        prior = zero_init(nn.Conv2d(inner, 2 * latent + width, 1))
+        self.prior = nn.Sequential(*bottleneck(width, inner, prior, size))
+        self.project = shrink_init(nn.Conv2d(latent, width, 1), depth**-0.5)
+        self.block = residual_block(width, inner, depth, size)
+
+    def forward(self, h: Tensor, eps: Tensor, feature: Tensor | None) -> tuple[Tensor, Code | None]:
+        prior, change = self.prior(h).split(self.sizes, dim=1)
+        mu, log_sigma = soft_clamp(prior).chunk(2, dim=1)
+        posterior = None
+        if feature is not None:
+            mu_q, log_sigma_q = soft_clamp(self.posterior(torch.cat([h, feature], dim=1))).chunk(2, dim=1)
+            posterior = (mu_q - mu) * torch.exp(-log_sigma), log_sigma_q - log_sigma
+        z, code = draw_latents(eps, mu, log_sigma, posterior)
+        return self.block(h + change + self.project(z)), code
+
+
+class Up(nn.Module):
+    """Nearest neighbours, cropped to `size`, and a learned bias of each value."""
+
+    def __init__(self, width: int, size: tuple[int, int]):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(1, width, *size))
+
+    def forward(self, h: Tensor) -> Tensor:
+        _, width, rows, columns = self.bias.shape
+        h = F.interpolate(with_channels(h, width), scale_factor=2, mode="nearest")
+        return h[:, :, :rows, :columns] + self.bias
+
+
+class DeepTopDown(TopDown):
+    """`TopDown` of groups, and of blocks where there are none."""
+
+    def make_up(self, inputs: int, outputs: int, size: tuple[int, int]) -> nn.Module:
+        return Up(outputs, size)
+
+    def make_scale(self, ladder: BlockOptions, i: int, size: tuple[int, int]) -> list[nn.Module]:
+        if groups := ladder.groups[i]:
+            return [DeepGroup(ladder, i, size) for _ in range(groups)]
+        shape = ladder.channels[i], ladder.inner(i), sum(ladder.groups), size
+        return [residual_block(*shape) for _ in range(ladder.blocks[i])]
+
+
+class VDVAE(LadderVAE):
+    """A ladder of Gaussian latents of many groups."""
+
+    paper = "Child 2020, arXiv:2011.10650"
+    bottom_up, top_down = BottomUp, DeepTopDown
+
+    def __init__(
+        self,
+        data: DataInfo,
+        *,
+        ladder: BlockOptions = BlockOptions(),
+        bound: BoundOptions = BoundOptions(),
+        labels: LabelOptions = LabelOptions(),
+    ):
+        super().__init__(data, ladder, bound, labels)
