@@ -208,9 +208,9 @@ class Trial:
                 p.requires_grad_(id(p) in trained)
             start = read()
             batch = self.batch.rows(slice(None), self.batch.noise)
-            if hasattr(self.model, "on_batch"):
-                batch.extra |= self.model.on_batch(batch)
             with torch.autocast(batch.x.device.type, self.half, enabled=self.half is not None):
+                if hasattr(self.model, "on_batch"):
+                    batch.extra |= self.model.on_batch(batch)
                 losses = named_losses(self.model, batch, phase.name)
             losses["loss"].backward()
             middle = read()

@@ -147,7 +147,8 @@ class Trainer:
         batch = self.batches.at(step)
         if hasattr(self.model, "on_batch"):
             local_batch = batch.rows(slice(None), self.noise(step, "batch", self.rank * len(batch)))
-            batch.extra |= self.model.on_batch(local_batch)
+            with self.accelerator.autocast():
+                batch.extra |= self.model.on_batch(local_batch)
         losses: dict[str, Tensor] = {}
         for phase in self.phases:
             if phase.due(step):

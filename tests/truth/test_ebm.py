@@ -1,4 +1,4 @@
-"""The energy-based model: chains against closed forms of a Gaussian, its gradient, and the ranks of densities."""
+"""The energy-based model: its chains, gradient and training against closed forms of a Gaussian."""
 
 import math
 
