@@ -62,7 +62,8 @@ LABELS = {"conditional": True}
 STEPS, CODES, GUIDED = {"steps": 4}, {"steps": 3, "code_steps": 4}, {"guidance": 2.0}
 GUIDED_PAIRS = {"pair_steps": 4, "pair_guidance": 2.0}
 AAE_CONV = {"hidden": (16, 32), "latent": 8, "disc_hidden": (32,), "image_weight": 1.0, "image_width": 8}
-R1 = {"r1": 1.0, "r1_every": 1, "augment": ("color", "cutout")}
+R1 = {"r1": 1.0, "r1_every": 1, "augment": ("color", "cutout"), "ada": 0.6, "lecam": 0.1}
+RESIDUAL = {"net": "residual", "patch": 2}
 LIKELIHOOD = {"sde": "subvp", "prediction": "eps", "weighting": "likelihood"}
 EDM = {"bounded": True, "sigma_data": 0.5, "weight_warmup": 0.5}
 FEW_LEVELS = {"levels": 10, "prediction": "v", "weighting": "even", "time_sampling": "cosine"}
@@ -89,12 +90,12 @@ CASES = [
     Case("vdvae", VDVAE, lr=3e-3),
     Case("vdvae", VDVAE | LABELS, lr=3e-3, levels=2),
     Case("wgan", GAN, lr=2e-3),
-    Case("wgan", GAN | LABELS, lr=2e-3),
+    Case("wgan", GAN | LABELS | RESIDUAL, lr=2e-3),
     Case("dcgan", GAN | {"norm": "group"}, lr=2e-3),
     Case("dcgan", GAN | {"objective": "nonsaturating", "spectral": False, "disc_norm": "batch"}, lr=2e-3),
     Case("dcgan", GAN | LABELS | R1, lr=2e-3),
     Case("cgan", GAN | {"norm": "group"}, lr=2e-3),
-    Case("cgan", GAN | {"label_as": "projection"}, lr=2e-3),
+    Case("cgan", GAN | {"label_as": "projection"} | RESIDUAL, lr=2e-3),
     Case("r3gan", R3GAN, lr=2e-3, batch=16),
     Case("r3gan", R3GAN | LABELS | {"patch": 1, "r1_decay": 0.1}, lr=2e-3, batch=8),
     Case("presgan", GAN | {"draws": 1, "leapfrog": 3}, lr=2e-3),
@@ -159,7 +160,7 @@ CASES = [
     VQVAE,
     Case("vqvae", VQVAE.options | {"codebook": "gradient", "cosine": True}, lr=3e-3, quiet=True),
     SCALED,
-    Case("vqgan", VQGAN, batch=16, quiet=True),
+    Case("vqgan", VQGAN | {"r1": 0.1, "lecam": 0.1}, batch=16, quiet=True),
     *(
         Case("transformer", PRIOR | more, lr=3e-3, quiet=True, stages={"tokenizer": VQVAE})
         for more in ({}, LABELS, {"clusters": 5, "label_dropout": 0.1})

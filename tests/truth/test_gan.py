@@ -14,13 +14,14 @@ from refused import refused
 
 from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.metrics import collapse
-from gzcli.models.gan.base import Generator, GeneratorOptions, Search, diff_augment
+from gzcli.models.gan.base import ConvGenerator, GeneratorOptions, Search, diff_augment
 from gzcli.models.gan.cgan import CGAN
 from gzcli.models.gan.dcgan import DCGAN
 from gzcli.models.nn import best_labels, mix_codes, traversal
 from gzcli.models.nn.adversarial import OBJECTIVES, Critic, CriticOptions, penalised
 
 INFO = DataInfo((1, 16, 16), 17, tuple("0123456789"))
+SMALL = {"latent": 4, "width": 4, "net": "residual"}
 
 
 def batch(n: int = 8, step: int = 0) -> Batch:
@@ -82,7 +83,7 @@ def test_critics_have_norm_1_hear_labels_and_halve_sides():
         h = critic.maps(torch.zeros(1, 3, side, side))
         assert h.shape[2:] == (4, 4) or side == 16
         assert h.flatten(1).shape[1] == critic.features
-        drawn = Generator((3, side, side), GeneratorOptions(4, 4))(torch.zeros(1, 4))
+        drawn = ConvGenerator((3, side, side), GeneratorOptions(4, 4))(torch.zeros(1, 4))
         assert drawn.shape == (1, 3, side, side)
 
 
@@ -104,6 +105,76 @@ def test_augmentation_moves_hides_and_recolours():
     x.requires_grad_()
     diff_augment(x, ("color", "translation", "cutout"), drawn()).sum().backward()
     assert x.grad.abs().sum() > 0, "the generator learns through it"
+
+
+def test_residual_nets_are_the_papers_and_hear_labels():
+    """A block of the generator doubles the sides before its first convolution and on its shortcut, one of the
+    critic halves them after its second and on its shortcut (Miyato 2018, figure 8, figure 9)."""
+    torch.manual_seed(0)
+    model = CGAN.of(DataInfo((3, 8, 8), 256), **SMALL, conditional=False, spectral=False).eval()
+    (block,), z = model.generator.blocks, torch.randn(2, 4)
+    h = model.generator.stem(z).view(2, 8, 4, 4)
+    up = torch.nn.Upsample(scale_factor=2)
+    h = block.conv2(block.norm2(block.conv1(up(block.norm1(h).relu()))).relu()) + up(block.skip(h))
+    drawn = model.generator.image(model.generator.norm(h).relu()).tanh()
+    torch.testing.assert_close(model.generator(z), drawn)
+    (block,), pool = model.critic.blocks, torch.nn.AvgPool2d(2)
+    h = model.critic.image(drawn)
+    h = pool(block.conv2(block.conv1(h.relu()).relu())) + block.skip(pool(h))
+    torch.testing.assert_close(model.critic(drawn), model.critic.head(h.relu().sum((2, 3))).squeeze(1))
+    for label_as, patch, shape in (("channel", 1, (1, 28, 28)), ("projection", 2, (3, 31, 20))):
+        info, y = DataInfo(shape, 256, tuple("abc")), torch.tensor([0, 1, 2])
+        net = CGAN.of(info, **SMALL, patch=patch, label_as=label_as, spectral=False).eval()
+        images = net.generator(torch.zeros(3, 4), y)
+        f = net.critic(images, y)
+        assert images.shape == (3, *shape) and f.shape == (3,)
+        tables = [net.generator.embed, net.critic.channel or net.critic.embed]
+        for gradient in torch.autograd.grad(f[:2].sum(), [e.table.weight for e in tables]):
+            assert gradient[:2].abs().sum(1).min() > 0 == gradient[2:].abs().max(), "of labels 0 and 1 alone"
+
+
+def test_adaptive_augmentation_follows_its_target():
+    """p rises for r = E[sign f(x)] above the target, falls below it, and is the share that is augmented."""
+    model = DCGAN.of(replace(INFO, steps=200), latent=4, width=4, augment=("cutout",), ada=0.4)
+    found = []
+    for step, share in enumerate((1, 1, 1, 6 / 8, 5 / 8, 1, 1)):  # r is 1, 1/2 or 1/4
+        f = torch.where(torch.arange(8) < 8 * share, 0.3, -5.0)
+        for part in f.split(4):  # as by `accumulate`
+            model.ada.observe(part)
+        model.on_step(step)
+        model.on_step(step)  # as a resume does
+        found.append(float(model.ada.p))
+    # a tenth of the run from 0 to 1
+    assert found == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.15, 0.2, 0.25])
+    model.ada.adjust(0)
+    model.ada.observe(torch.full((50_000,), 2.0))
+    model.ada.adjust(0)
+    assert float(model.ada.p) == pytest.approx(0.35)  # of unknown length: 500,000 images
+    changed = model.augment_images(torch.ones(4000, 1, 8, 8), noise(4000)).flatten(1).amin(1) == 0
+    assert float(changed.float().mean()) == pytest.approx(0.35, abs=0.03)
+    before = model.ada.signs.clone()
+    assert model.loss(batch(), "critic")["augmented"] == model.ada.p
+    assert model.ada.signs[1] - before[1] == 8, "real images alone are counted"
+    refused("no augmentation", DCGAN.of, INFO, ada=0.6)
+    refused("sign", DCGAN.of, INFO, ada=0.6, augment=("color",), objective="relativistic")
+
+
+def test_lecam_holds_outputs_near_the_average_of_the_other_kind():
+    model = DCGAN.of(INFO, latent=4, width=4, spectral=False, lecam=0.3)
+    plain = DCGAN.of(INFO, latent=4, width=4, spectral=False)
+    plain.load_state_dict(model.state_dict(), strict=False)
+    a_real, a_fake = 0.0, 0.0
+    for step in range(2):
+        x, drawn = batch(step=step).x, batch(step=step).noise
+        with torch.no_grad():
+            fake = model.generator(drawn.randn(8, 4))
+            real_f, fake_f = model.critic(x).double(), model.critic(fake).double()
+        a_real, a_fake = 0.99 * a_real + 0.01 * real_f.mean(), 0.99 * a_fake + 0.01 * fake_f.mean()
+        distance = (real_f - a_fake).square().mean() + (fake_f - a_real).square().mean()
+        expected = plain.loss(batch(step=step), "critic")["loss"] + 0.3 * distance
+        torch.testing.assert_close(model.loss(batch(step=step), "critic")["loss"], expected.float())
+    with torch.no_grad():
+        assert "lecam" not in model.loss(batch(), "critic"), "evaluation moves no average"
 
 
 def test_ways_traversals_and_best_labels():

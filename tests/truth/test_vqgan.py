@@ -81,6 +81,22 @@ def test_the_discriminator_has_the_hinge_loss_and_leaves_the_rest_alone():
     assert all(torch.equal(t, before[key]) for key, t in after), "codes move once a step"
 
 
+def test_r1_and_lecam_of_the_discriminator():
+    model, x = build(r1=0.7, lecam=0.2), images(4)
+    model.discriminator = torch.nn.Conv2d(1, 1, 8, stride=8)  # four patches, each of slope w
+    model.lecam.averages = torch.tensor([0.3, -0.2])
+    with torch.no_grad():
+        fake = model.decoder(model.codebook.nearest(model.encoder(x))[2])
+        on_real, on_fake = model.discriminator(x), model.discriminator(fake)
+    a_real, a_fake = 0.3 * 0.99 + on_real.mean() * 0.01, -0.2 * 0.99 + on_fake.mean() * 0.01
+    loss = 0.5 * (F.relu(1 - on_real).mean() + F.relu(1 + on_fake).mean())
+    loss = loss + 0.2 * ((on_real - a_fake).square().mean() + (on_fake - a_real).square().mean())
+    r1 = 4 * model.discriminator.weight.square().sum() / 2
+    parts = model.loss(batch(x), "discriminator")
+    torch.testing.assert_close(parts["r1"], r1.detach())
+    torch.testing.assert_close(parts["loss"], loss + 0.7 * r1)
+
+
 def test_sizes_of_the_papers_and_their_patches():
     """Encoder and decoder as taming-transformers builds them for faces: 29.3 M and 42.4 M parameters."""
     with torch.device("meta"):

@@ -25,7 +25,7 @@ from gzcli.models.autoregressive.scales import codebook_of
 from gzcli.models.autoregressive.tokenizer import CodebookOptions, Tokenizer, default_halvings
 from gzcli.models.base import Phase
 from gzcli.models.nn import halved_sizes, to_fp32
-from gzcli.models.nn.adversarial import OBJECTIVES, PatchGAN, critic_outputs
+from gzcli.models.nn.adversarial import OBJECTIVES, LeCam, PatchGAN, critic_outputs, penalised
 from gzcli.models.nn.layers import Attention, GroupNorm, ResBlock
 from gzcli.models.nn.perceptual import LPIPS
 from gzcli.models.nn.unet import Down, Up
@@ -148,6 +148,10 @@ class VQGAN(Tokenizer):
     disc_weight: factor of λ.
     disc_width: channels of the discriminator's first layer.
     disc_layers: how often the discriminator halves the resolution.
+    r1: weight γ of the gradient penalty on real images (Mescheder 2018, arXiv:1801.04406, eq. 9), of the sum
+      of the discriminator's patches.
+    lecam: weight λ of the distance of the discriminator's outputs for real images from the usual one for
+      reconstructions, and the reverse (Tseng 2021, arXiv:2104.03310).
     """
 
     paper = "Esser et al. 2021, arXiv:2012.09841"
@@ -166,12 +170,15 @@ class VQGAN(Tokenizer):
         disc_weight: float = 0.8,
         disc_width: int = 64,
         disc_layers: int = 2,
+        r1: float = 0.0,
+        lecam: float = 0.0,
     ):
         widths, colours, dim = net.widths(data.shape), data.shape[0], quantise.dim
         sizes = halved_sizes(data.shape, len(widths) - 1)
         encoder, codebook = Encoder(colours, dim, widths, net), codebook_of(quantise, sizes[-1])
         super().__init__(data, sizes[-1], encoder, codebook, Decoder(colours, dim, widths, net, sizes))
         self.discriminator = PatchGAN(data.shape, disc_width, disc_layers)
+        self.r1, self.lecam_weight, self.lecam = r1, lecam, LeCam() if lecam else None
         self.pixels, self.perceptual_loss, self.perceptual_weight = pixels, perceptual, perceptual_weight
         self.disc_start, self.disc_weight, self.step = disc_start, disc_weight, 0
         self.lpips: LPIPS | None = None
@@ -224,7 +231,14 @@ class VQGAN(Tokenizer):
             fake = to_fp32(self.decoder(self.codebook.nearest(self.encoder(x))[2]))
         on_real, on_fake = critic_outputs(self.discriminator, x, fake)
         loss = 0.5 * HINGE.critic(on_real, on_fake)
-        return {"loss": loss, "real": on_real.detach().mean(), "fake": on_fake.detach().mean()}
+        logged = {"real": on_real.mean(), "fake": on_fake.mean()}
+        if self.r1 and torch.is_grad_enabled():
+            logged["r1"] = penalised(lambda x, y: self.discriminator(x), x)[1].mean()
+            loss = loss + self.r1 * logged["r1"]
+        if self.lecam is not None:
+            logged["lecam"] = self.lecam(on_real, on_fake)
+            loss = loss + self.lecam_weight * logged["lecam"]
+        return {"loss": loss, **{name: value.detach() for name, value in logged.items()}}
 
     # ---- out-of-distribution scores
 

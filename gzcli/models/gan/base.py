@@ -7,12 +7,14 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import islice, pairwise
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.base import Model, Phase
@@ -41,13 +43,17 @@ from gzcli.models.nn.adversarial import (
     CriticOptions,
     Discriminator,
     LabelAs,
+    LeCam,
     Norm,
     Objective,
+    ResidualCritic,
     critic_outputs,
     gradient_penalty,
+    patch_sizes,
     penalised,
     widths,
 )
+from gzcli.models.nn.layers import ResBlock
 
 
 @dataclass(frozen=True)
@@ -57,26 +63,44 @@ class GeneratorOptions:
     latent: dimensions of z.
     width: channels of the finest scale of both networks, doubled at each coarser one, at most 8-fold.
     norm: normalisation in the generator.
+    net: whether both networks are `plain` strided convolutions, of which the finest scale has half the
+      image's sides, or `residual` (Miyato 2018, arXiv:1802.05957, appendix B.4).
+    patch: side of the squares of pixels that are one position of the finest scale of residual networks; the
+      paper's is 1.
     """
 
     latent: int = 64
     width: int = 32
     norm: Norm = "group"
+    net: Literal["plain", "residual"] = "plain"
+    patch: int = 1
 
 
 class Generator(nn.Module):
-    """z [B, latent] and labels → images [B, C, H, W] in [-1, 1], fp32, through the critic's sizes."""
+    """z [B, latent] and labels → images [B, C, H, W] in [-1, 1], fp32, from a coarsest map [C', h, w]."""
 
-    def __init__(self, shape: tuple[int, ...], options: GeneratorOptions, classes: int = 0):
+    def __init__(self, latent: int, start: tuple[int, ...], classes: int):
         super().__init__()
-        *self.targets, start = pyramid(shape)
-        channels, latent = widths(options.width, len(self.targets)), options.latent
         self.embed = ClassEmbedding(classes, latent) if classes else None
         if self.embed is not None:
             # smaller than z: otherwise the label alone would determine the image
             nn.init.normal_(self.embed.table.weight, std=0.25)
-        self.start = (channels[-1], *start)
-        self.stem = nn.Linear(latent * (2 if classes else 1), channels[-1] * start[0] * start[1])
+        self.start = start
+        self.stem = nn.Linear(latent * (2 if classes else 1), math.prod(start))
+
+    def coarsest(self, z: Tensor, y: Labels) -> Tensor:
+        h = z if self.embed is None else torch.cat([z, self.embed(y, z.shape[0])], dim=1)
+        return self.stem(h).unflatten(1, self.start)
+
+
+class ConvGenerator(Generator):
+    """Transposed convolutions, through the critic's sizes."""
+
+    def __init__(self, shape: tuple[int, ...], options: GeneratorOptions, classes: int = 0):
+        *targets, start = pyramid(shape)
+        channels = widths(options.width, len(targets))
+        super().__init__(options.latent, (channels[-1], *start), classes)
+        self.targets = targets
         self.norms = nn.ModuleList(NORMS[options.norm](w) for w in reversed(channels))
         self.ups = nn.ModuleList(
             nn.ConvTranspose2d(i, o, 4, stride=2, padding=1)
@@ -84,23 +108,77 @@ class Generator(nn.Module):
         )
 
     def forward(self, z: Tensor, y: Labels = None) -> Tensor:
-        h = z if self.embed is None else torch.cat([z, self.embed(y, z.shape[0])], dim=1)
-        h = self.stem(h).unflatten(1, self.start)
+        h = self.coarsest(z, y)
         for norm, up, (height, width) in zip(self.norms, self.ups, reversed(self.targets), strict=True):
             h = up(F.relu(norm(h)))[:, :, :height, :width]  # odd sizes were rounded up
         return torch.tanh(to_fp32(h))
 
 
+class ResNetGenerator(Generator):
+    """Pre-activated residual blocks, each after doubling the sides by nearest neighbours (Miyato 2018,
+    arXiv:1802.05957, appendix B.4)."""
+
+    def __init__(self, shape: tuple[int, ...], options: GeneratorOptions, classes: int = 0):
+        *targets, start = patch_sizes(shape, options.patch)
+        channels, norm = widths(options.width, 1 + len(targets))[::-1], NORMS[options.norm]
+        super().__init__(options.latent, (channels[0], *start), classes)
+        self.shape, self.patch, self.sizes = shape, options.patch, targets[::-1]
+        self.blocks = nn.ModuleList(ResBlock(i, o, norm, F.relu) for i, o in pairwise(channels))
+        self.norm = norm(channels[-1])
+        self.image = nn.Conv2d(channels[-1], shape[0] * options.patch**2, 3, padding=1)
+
+    def forward(self, z: Tensor, y: Labels = None) -> Tensor:
+        h = self.coarsest(z, y)
+        for block, size in zip(self.blocks, self.sizes, strict=True):
+            h = block(F.interpolate(h, size))
+        x = F.pixel_shuffle(self.image(F.relu(self.norm(h))), self.patch)
+        return torch.tanh(to_fp32(x))[:, :, : self.shape[1], : self.shape[2]]
+
+
 # ---- augmentation
 
 
-def diff_augment(x: Tensor, policy: tuple[str, ...], noise: Noise) -> Tensor:
-    """Images [B, C, H, W] under differentiable augmentations (Zhao et al. 2020, arXiv:2006.10738)."""
+def diff_augment(x: Tensor, policy: tuple[str, ...], noise: Noise, p: Tensor | None = None) -> Tensor:
+    """Images [B, C, H, W] under differentiable augmentations (Zhao et al. 2020, arXiv:2006.10738), each with
+    probability p, or always."""
     # applied to real and generated images, so that the generator does not learn the augmentation
     for name, augmented in POLICIES.items():
         if name in policy:
-            x = augmented(x, noise.rand(len(x), 3))
+            changed = augmented(x, noise.rand(len(x), 3))
+            if p is not None:
+                changed = torch.where((noise.rand(len(x)) < p).view(-1, 1, 1, 1), changed, x)
+            x = changed
     return x
+
+
+class AdaptiveProbability(nn.Module):
+    """The probability of each augmentation, at first 0. It rises after a step whose E[sign f(x)] of real
+    images is above the target, as where the critic knows them by heart, and else falls (Karras 2020,
+    arXiv:2006.06676, section 3)."""
+
+    p: Tensor
+    signs: Tensor
+
+    def __init__(self, target: float):
+        super().__init__()
+        self.target = target
+        self.register_buffer("p", torch.zeros(()))
+        self.register_buffer("signs", torch.zeros(2))  # of this step: their sum and number, over all ranks
+
+    def observe(self, f: Tensor) -> None:
+        """Counts the signs of the outputs f [B] for real images."""
+        signs = f.detach().sign()
+        counted = torch.stack([signs.sum(), torch.ones_like(signs).sum()])
+        self.signs = self.signs + ranks.mean(counted, self) * ranks.sharing(self)
+
+    def adjust(self, steps: int) -> None:
+        """Moves p by the signs since the last call: from 0 to 1 in 500,000 images, as in the paper, or in a
+        tenth of a shorter run of so many steps."""
+        total, n = self.signs
+        pace = (n / 500_000).clamp(min=10 / steps if steps else 0.0)
+        change = torch.where(n > 0, (total / n - self.target).sign() * pace, 0.0)  # a resume has none
+        self.p = (self.p + change).clamp(0, 1)
+        self.signs = torch.zeros_like(self.signs)
 
 
 def color(x: Tensor, u: Tensor) -> Tensor:
@@ -157,6 +235,11 @@ class GANOptions:
     r1_decay: what is left of both weights at the end of the run, to which they fall by half a cosine.
     augment: differentiable augmentations of the images that the discriminator sees, for sets of few images,
       any of `color`, `translation` and `cutout`.
+    ada: target of the mean sign of the discriminator's outputs for real images, such as 0.6, by which the
+      probability of each augmentation rises and falls (Karras 2020, arXiv:2006.06676); null: it is 1. Not for
+      `wasserstein` and `relativistic`, whose outputs have no fixed zero.
+    lecam: weight λ of the distance of the outputs for real images from the usual one for generated images,
+      and the reverse (Tseng 2021, arXiv:2104.03310), for sets of few images.
     """
 
     n_critic: int = 1
@@ -167,6 +250,22 @@ class GANOptions:
     r1_every: int | None = None
     r1_decay: float = 1.0
     augment: tuple[str, ...] = ()
+    ada: float | None = None
+    lecam: float = 0.0
+
+    def check(self) -> None:
+        """Raises UsageError for options that do not fit together."""
+        at_least(1, r1_every=self.r1_every)
+        if unknown := sorted(set(self.augment) - set(POLICIES)):
+            hint = f"it knows: {', '.join(POLICIES)}"
+            raise UsageError(f"`model.augment` does not know `{unknown[0]}`", hint=hint)
+        if self.ada is not None and not self.augment:
+            raise UsageError("`model.ada` has no augmentation to apply", hint="set `model.augment`")
+        if self.ada is not None and self.objective in ("wasserstein", "relativistic"):
+            hint = "set `model.objective` to `hinge` or `nonsaturating`"
+            raise UsageError(
+                f"`model.ada` needs outputs whose sign says what is real, not `{self.objective}`", hint=hint
+            )
 
     def gradient_weights(self, step: int, steps: int) -> dict[str, float]:
         """The weights of R1 and R2 at a step of a run of so many, without those that are 0."""
@@ -184,9 +283,15 @@ Nets = Callable[[int], tuple[nn.Module, Discriminator]]  # generator and discrim
 def conv_nets(
     data: DataInfo, generator: GeneratorOptions, critic: CriticOptions, label_as: LabelAs = "channel"
 ) -> Nets:
-    """The networks of strided convolutions."""
+    """The networks of convolutions, plain or residual."""
+    at_least(1, patch=generator.patch)
+    if generator.net == "residual":
+        return lambda classes: (
+            ResNetGenerator(data.shape, generator, classes),
+            ResidualCritic(data.shape, generator.width, classes, critic, label_as, generator.patch),
+        )
     return lambda classes: (
-        Generator(data.shape, generator, classes),
+        ConvGenerator(data.shape, generator, classes),
         Critic(data.shape, generator.width, classes, critic, label_as),
     )
 
@@ -210,8 +315,8 @@ class Search:
 class GAN(Model):
     """A generator of z ~ N(0, I) and a critic, with the search for the z of an image and its applications.
 
-    A step is a critic update; every `n_critic`-th step also has a generator update. Raises UsageError for an
-    unknown augmentation, and for a conditional model of data without labels.
+    A step is a critic update; every `n_critic`-th step also has a generator update. Raises UsageError for
+    options that do not fit together, and for a conditional model of data without labels.
     """
 
     best = "fd"
@@ -228,14 +333,13 @@ class GAN(Model):
         conditional: bool,
     ):
         super().__init__(data)
-        at_least(1, r1_every=options.r1_every)
-        if unknown := sorted(set(options.augment) - set(POLICIES)):
-            hint = f"it knows: {', '.join(POLICIES)}"
-            raise UsageError(f"`model.augment` does not know `{unknown[0]}`", hint=hint)
+        options.check()
         classes = len(data.classes) if needs_labels(conditional, data) else 0
         self.generator, self.critic = nets(classes)
         self.latent, self.conditional, self.options = latent, conditional, options
         self.step = 0
+        self.lecam = LeCam() if options.lecam else None
+        self.ada = None if options.ada is None else AdaptiveProbability(options.ada)
         self.register_buffer("bank", None, persistent=False)  # critic features of training images, for `knn`
 
     # ---- training
@@ -248,6 +352,8 @@ class GAN(Model):
 
     def on_step(self, step: int) -> None:
         self.step = step + 1
+        if self.ada is not None:
+            self.ada.adjust(self.data.steps)
 
     def loss(self, batch: Batch, phase: str = "critic") -> dict[str, Tensor]:
         y = batch.y if self.conditional else None
@@ -264,7 +370,7 @@ class GAN(Model):
 
     def augment_images(self, x: Tensor, noise: Noise) -> Tensor:
         """Images [B, C, H, W] as the critic sees them."""
-        return diff_augment(x, self.options.augment, noise)
+        return diff_augment(x, self.options.augment, noise, None if self.ada is None else self.ada.p)
 
     def adversarial_loss(self, batch: Batch, fake: Tensor, y: Labels) -> Tensor:
         objective = OBJECTIVES[self.options.objective]
@@ -299,9 +405,14 @@ class GAN(Model):
             weights["penalty"] = options.penalty
             alpha = batch.noise.rand(len(batch))
             penalties["penalty"] = gradient_penalty(self.critic, real, fake, alpha, y).mean()
+        if self.lecam is not None and learning:
+            weights["lecam"], penalties["lecam"] = options.lecam, self.lecam(real_f, fake_f)
         loss = loss + sum(weights[name] * penalty for name, penalty in penalties.items())
-        gap = real_f.mean() - fake_f.mean()
-        return {"loss": loss, **{name: value.detach() for name, value in {"gap": gap, **penalties}.items()}}
+        logged = {"gap": real_f.mean() - fake_f.mean(), **penalties}
+        if self.ada is not None and learning:
+            self.ada.observe(real_f)
+            logged["augmented"] = self.ada.p
+        return {"loss": loss, **{name: value.detach() for name, value in logged.items()}}
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:

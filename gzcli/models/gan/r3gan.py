@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from gzcli.core.types import DataInfo
 from gzcli.models.gan.base import GAN, GANOptions
-from gzcli.models.nn import ClassEmbedding, Labels, pyramid, to_fp32, zero_init
-from gzcli.models.nn.adversarial import Discriminator
+from gzcli.models.nn import ClassEmbedding, Labels, to_fp32, zero_init
+from gzcli.models.nn.adversarial import Discriminator, patch_sizes, to_patches
 
 SLOPE = 0.2  # of leaky ReLU below 0
 LEAK = 0.1  # slope in training outside [-1, 1]: at a flat limit a generator that is all black stays so
@@ -79,7 +79,7 @@ class Block(nn.Module):
 
 def scales(shape: tuple[int, ...], options: ResidualOptions) -> tuple[list[tuple[int, int]], list[int]]:
     """(height, width) and channels of the feature maps, finest first."""
-    sizes = pyramid((shape[0], *(-(-side // options.patch) for side in shape[1:])))
+    sizes = patch_sizes(shape, options.patch)
     return sizes, [options.width * options.mult[min(i, len(options.mult) - 1)] for i in range(len(sizes))]
 
 
@@ -132,8 +132,7 @@ class ResidualDiscriminator(Discriminator):
         self.add_head(channels[-1] * math.prod(self.sizes[-1]), classes)
 
     def maps(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        x = F.pad(x, (0, -x.shape[3] % self.patch, 0, -x.shape[2] % self.patch))
-        h = self.image(F.pixel_unshuffle(x, self.patch))
+        h = self.image(to_patches(x, self.patch))
         for i, stage in enumerate(self.stages):
             if i:
                 h = self.changes[i - 1](F.interpolate(h, self.sizes[i], mode="area"))

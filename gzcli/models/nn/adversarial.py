@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -12,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.models.nn import ClassEmbedding, pyramid, to_fp32
-from gzcli.models.nn.layers import group_norm
+from gzcli.models.nn.layers import ResBlock, group_norm
 
 Norm = Literal["none", "group", "batch"]
 LabelAs = Literal["channel", "projection"]
@@ -24,7 +26,8 @@ LabelAs = Literal["channel", "projection"]
 class CriticOptions:
     """The network of the discriminator.
 
-    disc_norm: normalisation after every convolution of the discriminator but the first.
+    disc_norm: normalisation after every convolution of the discriminator but the first; in a residual one
+      before every convolution but the first.
     kernel: side of the discriminator's strided convolutions, in pixels.
     spectral: whether each weight of the discriminator is divided by its largest singular value (Miyato 2018,
       arXiv:1802.05957).
@@ -53,6 +56,7 @@ class Discriminator(nn.Module):
     features, plus its projection on an embedding of the label (Miyato 2018, arXiv:1802.05637, eq. 3)."""
 
     independent = True  # whether in training each output depends on its own image alone
+    channel: ClassEmbedding | None  # of labels, as a channel of the input
 
     def maps(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The coarsest feature map [B, C', h, w]."""
@@ -64,8 +68,26 @@ class Discriminator(nn.Module):
         self.embed = ClassEmbedding(classes, features) if classes else None
         self.scale = features**-0.5  # the norm of an embedding is about √features
 
+    def pooled(self, h: Tensor) -> Tensor:
+        """The features [B, C] of a map [B, C', h, w]."""
+        return h.flatten(1)
+
+    def with_channel(self, x: Tensor, y: Tensor | None) -> Tensor:
+        """Images [B, C, H, W] with the channel of their labels, if there is one."""
+        if self.channel is None:
+            return x
+        return torch.cat([x, self.channel(y, len(x)).view(-1, 1, *x.shape[2:])], 1)
+
+    def normalise(self) -> None:
+        """Divides every weight by its largest singular value (Miyato 2018, arXiv:1802.05957), but not a
+        channel of labels."""
+        self.scale = 1.0  # each embedding gets the norm 1
+        for name, layer in list(self.named_modules()):
+            if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding) and not name.startswith("channel"):
+                spectral_norm(layer)
+
     def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        h = self.maps(x, y).flatten(1)
+        h = self.pooled(self.maps(x, y))
         f = to_fp32(self.head(h)).squeeze(1)
         if self.embed is not None:
             f = f + self.scale * (to_fp32(self.embed(y, len(x))) * to_fp32(h)).sum(1)
@@ -102,18 +124,65 @@ class Critic(Discriminator):
         self.norms = nn.ModuleList(NORMS[norm if i else "none"](w) for i, w in enumerate(channels))
         self.add_head(channels[-1] * math.prod(sizes[-1]), classes if label_as == "projection" else 0)
         if options.spectral:
-            self.scale = 1.0  # spectral norm gives each embedding the norm 1
-            for layer in (*self.convs, self.head, *([self.embed.table] if self.embed else [])):
-                spectral_norm(layer)
+            self.normalise()
 
     def maps(self, x: Tensor, y: Tensor | None = None) -> Tensor:
-        if self.channel is not None:
-            x = torch.cat([x, self.channel(y, len(x)).view(-1, 1, *x.shape[2:])], 1)
+        x = self.with_channel(x, y)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             if self.kernel % 2 == 0:  # an even kernel would round the half of an odd side down
                 x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
             x = F.leaky_relu(norm(conv(x)), 0.2)
         return x
+
+
+def patch_sizes(shape: tuple[int, ...], patch: int) -> list[tuple[int, int]]:
+    """(height, width) of the feature maps of images (C, H, W), finest first, whose finest positions are
+    squares of `patch` pixels."""
+    return pyramid((shape[0], *(-(-side // patch) for side in shape[1:])))
+
+
+def to_patches(x: Tensor, patch: int) -> Tensor:
+    """Images [B, C, H, W], padded with 0 to whole patches, as [B, C · patch², H / patch, W / patch]."""
+    x = F.pad(x, (0, -x.shape[3] % patch, 0, -x.shape[2] % patch))
+    return F.pixel_unshuffle(x, patch)
+
+
+class ResidualCritic(Discriminator):
+    """Pre-activated residual blocks, each followed by average pooling, and the sum over the last positions,
+    after Miyato 2018 (arXiv:1802.05957, appendix B.4). A label enters as in `Critic`."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        width: int,
+        classes: int = 0,
+        options: CriticOptions = CriticOptions(),
+        label_as: LabelAs = "projection",
+        patch: int = 1,
+    ):
+        super().__init__()
+        self.patch, self.sizes = patch, patch_sizes(shape, patch)[1:]
+        channels, norm = widths(width, 1 + len(self.sizes)), options.disc_norm
+        self.independent = norm != "batch"
+        as_channel = classes and label_as == "channel"
+        self.channel = ClassEmbedding(classes, shape[1] * shape[2]) if as_channel else None
+        colours = (shape[0] + (self.channel is not None)) * patch**2
+        self.image = nn.Conv2d(colours, channels[0], 3, padding=1)
+        self.blocks = nn.ModuleList(
+            ResBlock(i, o, NORMS[norm], F.relu, hidden=i) for i, o in pairwise(channels)
+        )
+        self.add_head(channels[-1], 0 if as_channel else classes)
+        if options.spectral:
+            self.normalise()
+
+    def maps(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        h = self.image(to_patches(self.with_channel(x, y), self.patch))
+        for block, size in zip(self.blocks, self.sizes, strict=True):
+            h = F.interpolate(block(h), size, mode="area")
+        return F.relu(h)
+
+    def pooled(self, h: Tensor) -> Tensor:
+        return h.sum((2, 3))
 
 
 class PatchGAN(nn.Module):
@@ -188,8 +257,11 @@ LEAST_SQUARES = AdversarialLoss(
 )
 
 
+Outputs = Callable[[Tensor, Tensor | None], Tensor]  # f(x) of images and labels
+
+
 def gradient_penalty(
-    critic: nn.Module, real: Tensor, fake: Tensor, alpha: Tensor, y: Tensor | None = None
+    critic: Outputs, real: Tensor, fake: Tensor, alpha: Tensor, y: Tensor | None = None
 ) -> Tensor:
     """(‖∇ f(x̂)‖₂ − 1)² of each sample, [B], x̂ = fake + alpha · (real − fake), alpha uniform [B], in fp32
     also under autocast (Gulrajani 2017, arXiv:1704.00028, eq. 3)."""
@@ -197,14 +269,33 @@ def gradient_penalty(
     return (_gradient(critic, x_hat, y)[1].norm(dim=1) - 1) ** 2
 
 
-def penalised(critic: nn.Module, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def penalised(critic: Outputs, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """f(x) and ½ ‖∇ f(x)‖₂² of each image, [B] each, in fp32. Their means are R1 of real images and R2 of
     generated ones (Mescheder 2018, arXiv:1801.04406, eq. 9 and 10)."""
     f, gradient = _gradient(critic, x.detach().clone(), y)
     return f, 0.5 * gradient.square().sum(1)
 
 
-def _gradient(critic: nn.Module, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
+LECAM_DECAY = 0.99  # of the averages at each step
+
+
+class LeCam(nn.Module):
+    """E ‖f(x) − α_F‖² + E ‖f(G(z)) − α_R‖², of moving averages α_R and α_F of f(x) and f(G(z)) (Tseng 2021,
+    arXiv:2104.03310, section 3.2): a critic of few images that knows them by heart is held back."""
+
+    averages: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("averages", torch.zeros(2))  # α_R, α_F, the same on all ranks
+
+    def forward(self, real: Tensor, fake: Tensor) -> Tensor:
+        means = ranks.mean(torch.stack([real.mean(), fake.mean()]).detach(), self)
+        self.averages = torch.lerp(means, self.averages, LECAM_DECAY)
+        return (real - self.averages[1]).square().mean() + (fake - self.averages[0]).square().mean()
+
+
+def _gradient(critic: Outputs, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
     """f(x) [B] and ∂f/∂x [B, C·H·W]: the gradient of Σ f, as no output depends on another sample."""
     train = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):

@@ -73,7 +73,10 @@ def group_norm(width: int) -> GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """Two pre-activated 3×3 convolutions beside an identity, or a 1×1 convolution where the width changes."""
+    """Two pre-activated 3×3 convolutions beside an identity, or a 1×1 convolution where the width changes.
+
+    hidden: channels between the two; by default `o`.
+    """
 
     def __init__(
         self,
@@ -81,10 +84,12 @@ class ResBlock(nn.Module):
         o: int,
         norm: Callable[[int], nn.Module] = group_norm,
         activation: Callable[[Tensor], Tensor] = F.gelu,
+        hidden: int | None = None,
     ):
         super().__init__()
-        self.activation, self.norm1, self.norm2 = activation, norm(i), norm(o)
-        self.conv1, self.conv2 = nn.Conv2d(i, o, 3, padding=1), nn.Conv2d(o, o, 3, padding=1)
+        hidden = hidden or o
+        self.activation, self.norm1, self.norm2 = activation, norm(i), norm(hidden)
+        self.conv1, self.conv2 = nn.Conv2d(i, hidden, 3, padding=1), nn.Conv2d(hidden, o, 3, padding=1)
         self.skip = nn.Conv2d(i, o, 1) if i != o else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
