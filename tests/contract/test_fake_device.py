@@ -99,11 +99,14 @@ class Accelerator:
 
     device, process_index, num_processes, scaler, precision = DEVICE, 0, 1, None, None
 
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(NAME, dtype=self.precision, enabled=self.precision is not None)
+
     def prepare(self, module: torch.nn.Module) -> torch.nn.Module:
         forward = module.forward
 
         def cast(*given):
-            with torch.autocast(NAME, dtype=self.precision, enabled=self.precision is not None):
+            with self.autocast():
                 return forward(*given)
 
         module.forward = cast

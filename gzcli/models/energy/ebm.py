@@ -72,18 +72,18 @@ class Chains(nn.Module):
         self.size, self.begun = size, 0  # begun: how many turns there have been
         self.images: Tensor | None = None  # [size, C, H, W]
 
-    def turns(self, n: int) -> Tensor:
-        """The numbers of this step's turns of all ranks, each of which has n. Raises UsageError where there
-        are more than chains."""
-        total = n * ranks.sharing(self)
+    def turns(self, x: Tensor) -> Tensor:
+        """The numbers of this step's turns of all ranks, each of which has the batch x. Raises UsageError
+        where there are more than chains."""
+        total = len(x) * ranks.sharing(self)
         if total > self.size:
             raise UsageError(f"`model.chains`: {self.size} are fewer than a batch of {total}")
-        return torch.arange(self.begun, self.begun + total)
+        return torch.arange(self.begun, self.begun + total, device=x.device)
 
     def starts(self, fresh: Tensor, restart: Tensor) -> tuple[Tensor, Tensor]:
         """The images [B, C, H, W] that this step's chains start from, `fresh` ones for those that restart [B]
         or have not begun, and the chains' numbers [B]."""
-        turns = ranks.own_rows(self.turns(len(fresh)), self).to(fresh.device)
+        turns = ranks.own_rows(self.turns(fresh), self)
         if self.images is None:
             self.images = fresh.new_zeros(self.size, *fresh.shape[1:])
         self.images = self.images.to(fresh)
@@ -91,7 +91,7 @@ class Chains(nn.Module):
         return torch.where(is_fresh, fresh, self.images[turns % self.size]), turns % self.size
 
     def store(self, ends: Tensor) -> None:
-        turns, images = self.turns(len(ends)).to(ends.device), self.images
+        turns, images = self.turns(ends), self.images
         assert images is not None  # made by `starts`
         images[turns % self.size] = ranks.rows(ends, self)
         self.begun += len(turns)
