@@ -505,6 +505,10 @@ def test_what_a_base_and_its_optimizer_need(monkeypatch):
     options["base"] = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     part = Part("controlnet", options, train=TrainSection(batch_size=1, precision="fp32"))
     assert params_of(part, DataInfo((3, 64, 64)), {}) == 361_279_120
+    tuned = {key: p.default for key, p in catalog.card("sd_lora").params.items()}
+    part_lora = Part("sd_lora", tuned | {"base": "black-forest-labs/FLUX.1-dev"}, train=part.train)
+    # four maps of 3,072 features in 19 blocks, three in 38
+    assert params_of(part_lora, DataInfo((3, 64, 64)), {}) == (4 * 19 + 3 * 38) * 2 * 3072 * 16
     other = replace(part, options={**options, "base": "somebody/something"})
     with pytest.raises(MissingError, match="the shape of `somebody/something` is not known"):
         params_of(other, DataInfo((3, 64, 64)), {})
