@@ -260,12 +260,11 @@ class GANOptions:
             hint = f"it knows: {', '.join(POLICIES)}"
             raise UsageError(f"`model.augment` does not know `{unknown[0]}`", hint=hint)
         if self.ada is not None and not self.augment:
-            raise UsageError("`model.ada` has no augmentation to apply", hint="set `model.augment`")
-        if self.ada is not None and self.objective in ("wasserstein", "relativistic"):
-            hint = "set `model.objective` to `hinge` or `nonsaturating`"
-            raise UsageError(
-                f"`model.ada` needs outputs whose sign says what is real, not `{self.objective}`", hint=hint
-            )
+            hint = "set `model.augment`, or `model.ada` to `null`"
+            raise UsageError("`model.ada` has no augmentation to apply", hint=hint)
+        if self.ada is not None and not OBJECTIVES[self.objective].signed:
+            message = f"`model.ada` needs outputs whose sign says what is real, unlike `{self.objective}`"
+            raise UsageError(message, hint="set `model.ada` to `null`, or `model.objective` to `hinge`")
 
     def gradient_weights(self, step: int, steps: int) -> dict[str, float]:
         """The weights of R1 and R2 at a step of a run of so many, without those that are 0."""

@@ -224,11 +224,13 @@ class AdversarialLoss(NamedTuple):
     """Losses of the critic, of f(x) and f(G(z)), and of the generator, of f(G(z)), all means.
 
     relative: whether the generator's is of f(G(z)) − f(x).
+    signed: whether f(x) > 0 says that x is real; else the losses leave a constant of f free.
     """
 
     critic: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor], Tensor]
     relative: bool = False
+    signed: bool = True
 
 
 OBJECTIVES: dict[str, AdversarialLoss] = {
@@ -242,11 +244,16 @@ OBJECTIVES: dict[str, AdversarialLoss] = {
         lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(), lambda fake: -fake.mean()
     ),
     # f(G(z)) − f(x): Arjovsky 2017, arXiv:1701.07875
-    "wasserstein": AdversarialLoss(lambda real, fake: fake.mean() - real.mean(), lambda fake: -fake.mean()),
+    "wasserstein": AdversarialLoss(
+        lambda real, fake: fake.mean() - real.mean(), lambda fake: -fake.mean(), signed=False
+    ),
     # −log σ(f(x) − f(G(z))) and −log σ(f(G(z)) − f(x)): Jolicoeur-Martineau 2018, arXiv:1807.00734, as in
     # Huang 2025, arXiv:2501.05441, eq. 2
     "relativistic": AdversarialLoss(
-        lambda real, fake: F.softplus(fake - real).mean(), lambda gap: F.softplus(-gap).mean(), relative=True
+        lambda real, fake: F.softplus(fake - real).mean(),
+        lambda gap: F.softplus(-gap).mean(),
+        relative=True,
+        signed=False,
     ),
 }
 Objective = Annotated[str, OBJECTIVES]
