@@ -155,6 +155,7 @@ CASES = [
     denoiser("eqm", FM | LABELS, lr=5e-3, steps=3, stop=0.0, guidance=2.0),
     VQVAE,
     Case("vqvae", VQVAE.options | {"codebook": "gradient", "cosine": True}, lr=3e-3, quiet=True),
+    Case("vqvae", VQVAE.options | {"levels": (4, 4, 3)}, lr=3e-3, quiet=True),
     SCALED,
     Case("vqgan", VQGAN, batch=16, quiet=True),
     *(
