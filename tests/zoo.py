@@ -159,6 +159,7 @@ CASES = [
     Case("ebm", EBM | LABELS, lr=1e-3, sample={"steps": 5}, quiet=True),
     VQVAE,
     Case("vqvae", VQVAE.options | {"codebook": "gradient", "cosine": True}, lr=3e-3, quiet=True),
+    Case("vqvae", VQVAE.options | {"levels": (4, 4, 3)}, lr=3e-3, quiet=True),
     SCALED,
     Case("vqgan", VQGAN | {"r1": 0.1, "lecam": 0.1}, batch=16, quiet=True),
     *(

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import pytest
 import torch
 from draws import noise, squares
 from torch.distributions import Normal, kl_divergence
@@ -63,13 +64,13 @@ def test_the_posterior_is_absolute_and_knows_the_state():
 
 def test_the_start_of_a_deep_ladder():
     """Priors N(0, I); last layers and projections by 1 / √depth; a finer grid by nearest neighbours."""
-    model = VDVAE.of(INFO, channels=(4, 8), groups=(9, 16), blocks=(4, 5), latent=2)
-    h = torch.randn(3, 8, 1, 1)
+    model = VDVAE.of(INFO, channels=(32, 32), groups=(9, 16), blocks=(4, 5), latent=2)
+    h = torch.randn(3, 32, 1, 1)
     for group in (m for m in model.modules() if isinstance(m, DeepGroup)):
-        last = group.block.net[-1]
-        assert 0.1 < last.weight.abs().max() * last.in_channels**0.5 <= 1 / 5
-        assert group.project.weight.abs().max() * 2**0.5 <= 1 / 5
-        assert not group.prior(h[:, : group.project.out_channels]).any()
-    up = Up(4, (1, 2))
+        last = group.block.net[-1].weight
+        assert last.std().item() == pytest.approx((last.shape[1] * 25) ** -0.5, rel=0.5)
+        assert group.project.weight.std().item() == pytest.approx((2 * 25) ** -0.5, rel=0.5)
+        assert not group.prior(h).any()
+    up = Up(32, 32, (1, 2))
     up.bias.data.normal_()
-    torch.testing.assert_close(up(h), h[:, :4].expand(3, 4, 1, 2) + up.bias)
+    torch.testing.assert_close(up(h), h.expand(3, 32, 1, 2) + up.bias)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from draws import images
 
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progress
-from gzcli.models.autoregressive.tokenizer import DEAD, EPS, Codebook, CodebookOptions, draw
+from gzcli.models.autoregressive.tokenizer import DEAD, EPS, Codebook, CodebookOptions, FiniteScalar, draw
 from gzcli.models.autoregressive.vqgan import VQGAN
 from gzcli.models.autoregressive.vqvae import VQVAE
 
@@ -137,6 +137,30 @@ def test_perplexity_and_draws_of_codes():
     found = draw(weights.expand(n, -1), noise(n).rand(n)).bincount(minlength=6) / n
     p = weights / weights.sum()
     assert ((found - p).abs() <= 5 * (p * (1 - p) / n).sqrt()).all()
+
+
+def test_levels_in_place_of_a_codebook():
+    """All codes by enumeration, evenly used on even input, with the gradient of tanh; nothing to train."""
+    levels = (8, 5, 2)
+    fsq = FiniteScalar(CodebookOptions(levels=levels)).double().train()
+    every = torch.cartesian_prod(*(((2 * torch.arange(n) + 1) / n - 1).double() for n in levels))  # [80, 3]
+    codes = fsq.index(every.T[None])[0]
+    assert codes.sort().values.tolist() == list(range(80)) and not list(fsq.parameters())
+    assert torch.equal(fsq.lookup(codes[None])[0].T, every.to(fsq.embedding))
+    assert codes[:4].tolist() == [0, 40, 8, 48]  # the first number counts fastest
+    even = torch.rand(1, 3, 400, 100, dtype=torch.float64) * 2 - 1
+    assert fsq.index(even).flatten().bincount(minlength=80).min() > 0.8 * 500
+    z = torch.randn(4, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+    out, logged = fsq(z, noise(4))
+    upstream = torch.randn_like(out)
+    (gradient,) = torch.autograd.grad((out * upstream).sum() + logged["loss"], z)
+    torch.testing.assert_close(gradient, upstream * (1 - z.tanh() ** 2))
+    torch.testing.assert_close(out, fsq.lookup(fsq.nearest(z)[1]).to(out))
+    assert ((out - z.tanh()).abs().amax((0, 2, 3)) <= 1 / torch.tensor(levels) + 1e-9).all()
+    assert logged["loss"] == 0 and logged["perplexity"] > 20
+    assert (fsq.index(torch.tensor([1.0, -1.0]).expand(1, 3, 2)) == torch.tensor([79, 0])).all()
+    net = model(levels=levels)
+    assert net.codes == 80 and net.encoder.body[-1].out_channels == 3
 
 
 def model(shape=(1, 16, 16), **options) -> VQVAE:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Noise
-from gzcli.models.autoregressive.tokenizer import Codebook, CodebookOptions
+from gzcli.models.autoregressive.tokenizer import Codebook, CodebookOptions, FiniteScalar
 from gzcli.models.nn import full_fp32, to_fp32
 
 
@@ -97,4 +97,12 @@ class ScaledCodebook(Codebook):
 
 
 def codebook_of(options: CodebookOptions, grid: tuple[int, int]) -> Codebook:
-    return ScaledCodebook(options, grid) if options.scales else Codebook(options)
+    """Raises UsageError for several scales of levels."""
+    if not options.levels:
+        return ScaledCodebook(options, grid) if options.scales else Codebook(options)
+    if options.scales:
+        hint = "leave out one of `model.levels` and `model.scales`"
+        raise UsageError(
+            "levels of fixed size do not fit scales, each of which codes a smaller rest", hint=hint
+        )
+    return FiniteScalar(options)

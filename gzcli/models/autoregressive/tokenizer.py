@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gzcli.core import ranks
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.base import Model
-from gzcli.models.nn import full_fp32, to_fp32
+from gzcli.models.nn import at_least, full_fp32, to_fp32
 
 EPS = 1e-8  # Laplace smoothing of the shares of codes
 DEAD = 0.03  # a code is dead below this part of an equal share, 1 / codes
@@ -35,6 +35,8 @@ class CodebookOptions:
     restart: whether dead codes are moved to vectors drawn from the batch.
     cosine: whether vectors and codes lie on the unit sphere, which keeps more codes in use (Yu 2021,
       arXiv:2110.04627, section 3.2).
+    levels: values of each number of a vector, as 8, 5, 5; they replace `codes`, `dim` and all that is learned
+      of a codebook by a fixed grid, see `FiniteScalar`; empty: a codebook.
     scales: sides of coarser grids whose codes come first, see `ScaledCodebook`, as 1, 2, 4; those not below
       the side of the grid are left out; empty: codes of the grid alone.
     """
@@ -46,7 +48,13 @@ class CodebookOptions:
     decay: float = 0.99
     restart: bool = True
     cosine: bool = False
+    levels: tuple[int, ...] = ()
     scales: tuple[int, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Numbers in a vector."""
+        return len(self.levels) or self.dim
 
 
 class Codebook(nn.Module):
@@ -156,6 +164,48 @@ class Codebook(nn.Module):
         self.embedding.data.copy_(torch.where(selected[:, None], z, self.embedding))
         if self.options.codebook == "ema":
             self.total.copy_(torch.where(selected[:, None], z * share, self.total))
+
+
+class FiniteScalar(Codebook):
+    """Finite scalar quantisation (Mentzer et al. 2023, arXiv:2309.15505): f(z) = tanh z of each number is
+    rounded to the nearest of L values, the middles of L equal parts of (−1, 1), with a straight-through
+    gradient, that of f. Nothing is learned of the values, so there is no loss. The code of digits k_i is
+    Σ_i k_i Π_{j<i} L_j.
+
+    The paper's parts at both ends of (−1, 1) are half as wide for odd L."""
+
+    levels: Tensor  # [dim]
+    radix: Tensor  # [dim], Π_{j<i} L_j
+
+    def __init__(self, options: CodebookOptions):
+        at_least(2, **{"model.levels": min(options.levels)})
+        codes, dim = math.prod(options.levels), len(options.levels)
+        fixed = replace(options, codes=codes, dim=dim, codebook="ema", beta=0.0, restart=False, cosine=False)
+        super().__init__(fixed)
+        del self.total
+        levels = torch.tensor(options.levels)
+        radix = levels.cumprod(0) // levels
+        self.register_buffer("levels", levels, persistent=False)
+        self.register_buffer("radix", radix, persistent=False)
+        digits = torch.arange(codes)[:, None] // radix % levels
+        self.embedding.copy_((2 * digits + 1) / levels - 1)
+
+    def nearest(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """f(z), its codes and their vectors."""
+        z = torch.tanh(to_fp32(z))
+        codes = self.index(z)
+        return z, codes, self.lookup(codes)
+
+    def index(self, z: Tensor) -> Tensor:
+        digits = ((z.detach().movedim(1, -1) + 1) / 2 * self.levels).long()
+        return (digits.minimum(self.levels - 1) * self.radix).sum(-1)  # f(z) may be rounded to 1
+
+    def init_codes(self, z: Tensor, noise: Noise) -> None:
+        """Nothing."""
+
+    @torch.no_grad()
+    def _update(self, z: Tensor, codes: Tensor, share: Tensor, noise: Noise) -> None:
+        self.usage.lerp_(share, 1 - self.options.decay)
 
 
 SIDE = 16  # the most codes along a side by default

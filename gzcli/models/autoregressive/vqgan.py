@@ -173,7 +173,7 @@ class VQGAN(Tokenizer):
         r1: float = 0.0,
         lecam: float = 0.0,
     ):
-        widths, colours, dim = net.widths(data.shape), data.shape[0], quantise.dim
+        widths, colours, dim = net.widths(data.shape), data.shape[0], quantise.width
         sizes = halved_sizes(data.shape, len(widths) - 1)
         encoder, codebook = Encoder(colours, dim, widths, net), codebook_of(quantise, sizes[-1])
         super().__init__(data, sizes[-1], encoder, codebook, Decoder(colours, dim, widths, net, sizes))

@@ -90,7 +90,7 @@ class VQVAE(Tokenizer):
         quantise: CodebookOptions = CodebookOptions(),
     ):
         down = default_halvings(data.shape) if down is None else down
-        sizes, channels, dim = halved_sizes(data.shape, down), data.shape[0], quantise.dim
+        sizes, channels, dim = halved_sizes(data.shape, down), data.shape[0], quantise.width
         encoder = Encoder(channels, hidden, residual, blocks, down, dim)
         codebook = codebook_of(quantise, sizes[-1])
         decoder = Decoder(channels, hidden, residual, blocks, sizes, dim)

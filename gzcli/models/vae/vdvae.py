@@ -10,6 +10,7 @@ skipped (section 3; the key `train.skip`). Unlike the paper, means and log sigma
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -49,22 +50,28 @@ class BlockOptions(LadderOptions):
         return max(self.channels[i] // self.bottleneck, 1)
 
 
+def conv(inputs: int, outputs: int, kernel: int = 1) -> nn.Conv2d:
+    """A convolution whose start keeps the variance of its input behind a GELU, as there are no norms."""
+    layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+    return layer
+
+
 def bottleneck(inputs: int, inner: int, last: nn.Conv2d, size: tuple[int, int]) -> list[nn.Module]:
     """The layers of a block: two 3×3 convolutions between two of 1×1. On a grid of up to 2×2 all are 1×1."""
-    k = 3 if max(size) > 2 else 1
-    first = nn.Conv2d(inputs, inner, 1)
-    middle = (nn.Conv2d(inner, inner, k, padding=k // 2) for _ in range(2))
-    return [layer for conv in (first, *middle, last) for layer in (nn.GELU(), conv)]
+    kernel = 3 if max(size) > 2 else 1
+    layers = conv(inputs, inner), conv(inner, inner, kernel), conv(inner, inner, kernel), last
+    return [layer for one in layers for layer in (nn.GELU(), one)]
 
 
 def residual_block(width: int, inner: int, depth: int, size: tuple[int, int]) -> Cell:
-    """A block of a tower of so many."""
-    return Cell(*bottleneck(width, inner, shrink_init(nn.Conv2d(inner, width, 1), depth**-0.5), size))
+    """A block of a tower of `depth` blocks."""
+    return Cell(*bottleneck(width, inner, shrink_init(conv(inner, width), depth**-0.5), size))
 
 
-def with_channels(h: Tensor, width: int) -> Tensor:
-    """h with its first channels alone, or with channels of zeros behind them."""
-    return F.pad(h, (0, 0, 0, 0, 0, width - h.shape[1]))
+def change_width(inputs: int, outputs: int) -> nn.Module:
+    """Nothing where widths are equal, as the paper's are."""
+    return nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
 
 class BottomUp(nn.Module):
@@ -72,22 +79,23 @@ class BottomUp(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], ladder: BlockOptions):
         super().__init__()
-        self.channels, self.groups = ladder.channels, ladder.groups
-        self.stem = nn.Conv2d(shape[0], self.channels[0], 3, padding=1)
+        channels, self.groups = ladder.channels, ladder.groups
+        self.stem = nn.Conv2d(shape[0], channels[0], 3, padding=1)
+        self.widen = nn.ModuleList(change_width(i, o) for i, o in pairwise(channels))
         depth = max(sum(ladder.blocks), 1)
-        sizes = halved_sizes(shape, len(self.channels) - 1)
+        sizes = halved_sizes(shape, len(channels) - 1)
         self.scales = nn.ModuleList(
             nn.Sequential(
                 *(residual_block(w, ladder.inner(i), depth, sizes[i]) for _ in range(ladder.blocks[i]))
             )
-            for i, w in enumerate(self.channels)
+            for i, w in enumerate(channels)
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
         h, features = self.stem(x).contiguous(memory_format=torch.channels_last), []
         for i, scale in enumerate(self.scales):
             if i:
-                h = with_channels(F.avg_pool2d(h, 2, ceil_mode=True), self.channels[i])
+                h = self.widen[i - 1](F.avg_pool2d(h, 2, ceil_mode=True))
             h = scale(h)
             features += self.groups[i] * [h]
         return features[::-1]
@@ -100,10 +108,10 @@ class DeepGroup(Group):
         super().__init__()
         width, latent, inner, depth = ladder.channels[i], ladder.latent, ladder.inner(i), sum(ladder.groups)
         self.sizes = [2 * latent, width]
-        self.posterior = nn.Sequential(*bottleneck(2 * width, inner, nn.Conv2d(inner, 2 * latent, 1), size))
+        self.posterior = nn.Sequential(*bottleneck(2 * width, inner, conv(inner, 2 * latent), size))
         prior = zero_init(nn.Conv2d(inner, 2 * latent + width, 1))
         self.prior = nn.Sequential(*bottleneck(width, inner, prior, size))
-        self.project = shrink_init(nn.Conv2d(latent, width, 1), depth**-0.5)
+        self.project = shrink_init(conv(latent, width), depth**-0.5)
         self.block = residual_block(width, inner, depth, size)
 
     def forward(self, h: Tensor, eps: Tensor, feature: Tensor | None) -> tuple[Tensor, Code | None]:
@@ -120,21 +128,22 @@ class DeepGroup(Group):
 class Up(nn.Module):
     """Nearest neighbours, cropped to `size`, and a learned bias of each value."""
 
-    def __init__(self, width: int, size: tuple[int, int]):
+    def __init__(self, inputs: int, outputs: int, size: tuple[int, int]):
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(1, width, *size))
+        self.narrow = change_width(inputs, outputs)
+        self.bias = nn.Parameter(torch.zeros(1, outputs, *size))
 
     def forward(self, h: Tensor) -> Tensor:
-        _, width, rows, columns = self.bias.shape
-        h = F.interpolate(with_channels(h, width), scale_factor=2, mode="nearest")
-        return h[:, :, :rows, :columns] + self.bias
+        height, width = self.bias.shape[2:]
+        h = F.interpolate(self.narrow(h), scale_factor=2, mode="nearest")
+        return h[:, :, :height, :width] + self.bias
 
 
 class DeepTopDown(TopDown):
     """`TopDown` of groups, and of blocks where there are none."""
 
     def make_up(self, inputs: int, outputs: int, size: tuple[int, int]) -> nn.Module:
-        return Up(outputs, size)
+        return Up(inputs, outputs, size)
 
     def make_scale(self, ladder: BlockOptions, i: int, size: tuple[int, int]) -> list[nn.Module]:
         if groups := ladder.groups[i]:
