@@ -87,6 +87,7 @@ def test_a_weaker_model_whose_error_is_known_guides_to_the_exact_estimate_and_be
     for scale in (1.0, 1.5, 4.0):
         x0 = model.to_estimate(model.output(x, level, None, scale), x, level).x0
         torch.testing.assert_close(x0 - truth, torch.full_like(x0, (3 - 2 * scale) * 0.1 * 0.5))
+    assert (model.guidance_scale(None), right.guidance_scale(None)) == (1.3, 1.0)
     with pytest.raises(UsageError, match="`weak` is a model of other images"):
         model.guide_away_from(EDM.of(DataInfo((1, 4, 5)), **SMALL))
 

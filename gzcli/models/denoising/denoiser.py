@@ -28,7 +28,7 @@ from gzcli.models.base import Model
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.process import Level, Process, TimeSampling, normal_draws, stratified
 from gzcli.models.denoising.samplers import Denoise, Estimate, Sampler, Solver, Velocity, solve
-from gzcli.models.labelled import ClusterOptions, Labelled, LabelOptions
+from gzcli.models.labelled import GUIDANCE, ClusterOptions, Labelled, LabelOptions
 from gzcli.models.nn import double, to_fp32
 
 Prediction = Literal["eps", "x0", "v", "velocity"]
@@ -52,7 +52,7 @@ class GuidanceOptions:
     """Labels and size of samples.
 
     guidance: strength of the labels (Ho & Salimans 2022); 1: as trained, 0: without them, more: sharper;
-      null: 1, and 1.3 towards clusters.
+      null: 1, and 1.3 towards clusters, or away from a weaker run.
     size: size of the images in pixels, for a network that can draw other sizes; null: as in training.
     """
 
@@ -285,6 +285,11 @@ class Denoiser(Labelled):
         if centres[0] != centres[1]:
             raise UsageError("`weak` has other clusters", hint="train it with the same seed")
         vars(self)["weak"] = weak  # past nn.Module.__setattr__: it is no part of the model
+
+    def guidance_scale(self, guidance: float | None) -> float:
+        if guidance is None and self.weak is not None:
+            return GUIDANCE
+        return super().guidance_scale(guidance)
 
     def check_guidance(self, guidance: float, y: Tensor | None) -> None:
         if self.weak is None:
