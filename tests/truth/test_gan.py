@@ -109,7 +109,7 @@ def test_augmentation_moves_hides_and_recolours():
 
 def test_residual_nets_are_the_papers_and_hear_labels():
     """A block of the generator doubles the sides before its first convolution and on its shortcut, one of the
-    critic halves them after its second and on its shortcut (Miyato 2018, figure 8, figure 9)."""
+    critic halves them after its second and on its shortcut (Miyato 2018, appendix B.4)."""
     torch.manual_seed(0)
     model = CGAN.of(DataInfo((3, 8, 8), 256), **SMALL, conditional=False, spectral=False).eval()
     (block,), z = model.generator.blocks, torch.randn(2, 4)

@@ -231,11 +231,11 @@ class VQGAN(Tokenizer):
             fake = to_fp32(self.decoder(self.codebook.nearest(self.encoder(x))[2]))
         on_real, on_fake = critic_outputs(self.discriminator, x, fake)
         loss = 0.5 * HINGE.critic(on_real, on_fake)
-        logged = {"real": on_real.mean(), "fake": on_fake.mean()}
-        if self.r1 and torch.is_grad_enabled():
+        logged, learning = {"real": on_real.mean(), "fake": on_fake.mean()}, torch.is_grad_enabled()
+        if self.r1 and learning:
             logged["r1"] = penalised(lambda x, y: self.discriminator(x), x)[1].mean()
             loss = loss + self.r1 * logged["r1"]
-        if self.lecam is not None:
+        if self.lecam is not None and learning:
             logged["lecam"] = self.lecam(on_real, on_fake)
             loss = loss + self.lecam_weight * logged["lecam"]
         return {"loss": loss, **{name: value.detach() for name, value in logged.items()}}

@@ -288,7 +288,7 @@ LECAM_DECAY = 0.99  # of the averages at each step
 
 class LeCam(nn.Module):
     """E ‖f(x) − α_F‖² + E ‖f(G(z)) − α_R‖², of moving averages α_R and α_F of f(x) and f(G(z)) (Tseng 2021,
-    arXiv:2104.03310, section 3.2): a critic of few images that knows them by heart is held back."""
+    arXiv:2104.03310, section 3): a critic of few images that knows them by heart is held back."""
 
     averages: Tensor
 
