@@ -27,7 +27,7 @@ DCGAN = Case("dcgan", {"width": 8, "latent": 4, "conditional": True}, lr=1e-3, b
 REFUSED = dict.fromkeys(("pixelcnn", "pixelcnnpp", "vqvae", "vqgan", "var"), "each value from those before")
 REFUSED |= {"cyclegan": "images of pictures"}
 # torch does not write all their graphs
-UNWRITTEN = {"glow", "flowpp", "tarflow", "hvae", "zigma", "diffae", "aae"}
+UNWRITTEN = {"glow", "flowpp", "tarflow", "hvae", "vdvae", "zigma", "diffae", "aae"}
 STAGES = {"transformer", "maskgit", "var", "latent_prior", "reflow", "ect"}  # which need another stage
 
 

@@ -37,7 +37,7 @@ from gzcli.store.runs import Run
 LONG = ("--set", "train.sample_every=0", "--set", "train.eval_every=0", "--set", "train.best=none", "--cpu")
 STEPS, DIFFUSERS_STEPS = 6, 4  # of a training; one of Stable Diffusion takes .4 seconds in float64
 PATIENCE = 240  # seconds for what takes a few on a machine that does nothing else
-ADAPTIVE = {"augment": ("cutout",), "ada": 0.6, "lecam": 0.1}
+ADAPTIVE = {"augment": ("cutout",), "ada": 0.95, "lecam": 0.1}
 # what looks at a whole batch: batch norm, also under a penalty on a gradient, means of outputs, a full pool
 WHOLE_BATCH = {
     "dcgan": {"norm": "batch", "disc_norm": "batch", "spectral": False, "r1": 1.0, "r1_every": 2} | ADAPTIVE,
