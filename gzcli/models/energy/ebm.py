@@ -191,7 +191,7 @@ class EBM(Model):
         labels: Labels = None,
         noise: Noise,
         progress: Progress = no_progress,
-        steps: int = 300,
+        steps: int = 200,
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1], the ends of chains from uniform noise.
 
