@@ -38,8 +38,8 @@ from gzcli.models.vae.base import LabelledVAE, kl_normal, log_normal
 
 @dataclass(frozen=True)
 class LadderOptions:
-    """The ladder of latents. `channels` and `groups` have an entry for each resolution, the
-    image's first; each is half of the one before.
+    """The ladder of latents. Lists have an entry for each resolution, the image's first; each is half of the
+    one before.
 
     channels: channels of the feature maps at each resolution, the image's own first.
     groups: groups of latents at each resolution; the coarsest has one or more.
@@ -69,10 +69,10 @@ class BoundOptions:
 
 def check_ladder(ladder: LadderOptions) -> None:
     """Raises UsageError unless the sizes are valid."""
-    sizes = vars(ladder)
-    lists = {f"`model.{name}`": value for name, value in sizes.items() if isinstance(value, tuple)}
+    sizes = {f"model.{name}": value for name, value in vars(ladder).items()}
+    lists = {name: value for name, value in sizes.items() if isinstance(value, tuple)}
     if len({len(value) for value in lists.values()}) > 1:
-        *first, last = lists
+        *first, last = (f"`{name}`" for name in lists)
         raise UsageError(
             f"{', '.join(first)} and {last} differ in length",
             hint="give each one number a resolution, the image's own first, as in `groups: [0, 1, 2]`",
@@ -80,9 +80,9 @@ def check_ladder(ladder: LadderOptions) -> None:
     if not ladder.groups or ladder.groups[-1] < 1:
         message = "`model.groups` has no group at the coarsest resolution"
         raise UsageError(message, hint="its last number must be 1 or more")
-    at_least(0, **{name.strip("`"): min(value) for name, value in lists.items()})
-    at_least(1, **{"model.channels": min(ladder.channels)})
-    at_least(1, **{f"model.{name}": value for name, value in sizes.items() if isinstance(value, int)})
+    at_least(0, **{name: min(value) for name, value in lists.items()})
+    single = {name: value for name, value in sizes.items() if name not in lists}
+    at_least(1, **single, **{"model.channels": min(ladder.channels)})
 
 
 class Code(NamedTuple):
