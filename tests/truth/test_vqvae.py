@@ -151,7 +151,7 @@ def test_levels_in_place_of_a_codebook():
     even = torch.rand(1, 3, 400, 100, dtype=torch.float64) * 2 - 1
     assert fsq.index(even).flatten().bincount(minlength=80).min() > 0.8 * 500
     z = torch.randn(4, 3, 5, 5, dtype=torch.float64, requires_grad=True)
-    out, logged = fsq(z, noise(4))
+    out, logged = fsq.eval()(z, noise(4))
     upstream = torch.randn_like(out)
     (gradient,) = torch.autograd.grad((out * upstream).sum() + logged["loss"], z)
     torch.testing.assert_close(gradient, upstream * (1 - z.tanh() ** 2))
@@ -159,6 +159,9 @@ def test_levels_in_place_of_a_codebook():
     assert ((out - z.tanh()).abs().amax((0, 2, 3)) <= 1 / torch.tensor(levels) + 1e-9).all()
     assert logged["loss"] == 0 and logged["perplexity"] > 20
     assert (fsq.index(torch.tensor([1.0, -1.0]).expand(1, 3, 2)) == torch.tensor([79, 0])).all()
+    for _ in range(150):  # an encoder whose vectors are alike
+        fsq.train()(z.detach() * 0.01 + 7, noise(4))
+    assert fsq(z.detach() * 0.01 + 7, noise(4))[1]["perplexity"] > 20
     net = model(levels=levels)
     assert net.codes == 80 and net.encoder.body[-1].out_channels == 3
 

@@ -19,6 +19,7 @@ from gzcli.models.nn import at_least, full_fp32, to_fp32
 EPS = 1e-8  # Laplace smoothing of the shares of codes
 DEAD = 0.03  # a code is dead below this part of an equal share, 1 / codes
 REBORN = 0.1  # a restarted code gets this part of an equal share, which lasts one averaging time
+TRACKED = 0.1  # weight of a step in the running statistics of vectors that are rounded to levels
 DISTANCES = 1 << 24  # distances that are held in memory at once
 
 
@@ -167,13 +168,17 @@ class Codebook(nn.Module):
 
 
 class FiniteScalar(Codebook):
-    """Finite scalar quantisation (Mentzer et al. 2023, arXiv:2309.15505): f(z) = tanh z of each number is
-    rounded to the nearest of L values, the middles of L equal parts of (−1, 1), with a straight-through
-    gradient, that of f. Nothing is learned of the values, so there is no loss. The code of digits k_i is
-    Σ_i k_i Π_{j<i} L_j.
+    """Finite scalar quantisation (Mentzer et al. 2023, arXiv:2309.15505): f(z) = tanh((z − m) / s) of each
+    number is rounded to the nearest of L values, the middles of L equal parts of (−1, 1), with a
+    straight-through gradient, that of f. Nothing is learned of the values, so there is no loss. The code of
+    digits k_i is Σ_i k_i Π_{j<i} L_j.
 
-    The paper's parts at both ends of (−1, 1) are half as wide for odd L."""
+    The paper's parts at both ends of (−1, 1) are half as wide for odd L, and it has no m and s, the running
+    mean and standard deviation of vectors. Without them those of a new encoder share one code, or drift to
+    where tanh has no gradient, and small encoders stay there."""
 
+    mean: Tensor  # m [dim, 1, 1]
+    std: Tensor  # s [dim, 1, 1]
     levels: Tensor  # [dim]
     radix: Tensor  # [dim], Π_{j<i} L_j
 
@@ -183,6 +188,8 @@ class FiniteScalar(Codebook):
         fixed = replace(options, codes=codes, dim=dim, codebook="ema", beta=0.0, restart=False, cosine=False)
         super().__init__(fixed)
         del self.total
+        self.register_buffer("mean", torch.zeros(dim, 1, 1))
+        self.register_buffer("std", torch.ones(dim, 1, 1))
         levels = torch.tensor(options.levels)
         radix = levels.cumprod(0) // levels
         self.register_buffer("levels", levels, persistent=False)
@@ -192,7 +199,7 @@ class FiniteScalar(Codebook):
 
     def nearest(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """f(z), its codes and their vectors."""
-        z = torch.tanh(to_fp32(z))
+        z = torch.tanh((to_fp32(z) - self.mean) / self.std)
         codes = self.index(z)
         return z, codes, self.lookup(codes)
 
@@ -200,8 +207,24 @@ class FiniteScalar(Codebook):
         digits = ((z.detach().movedim(1, -1) + 1) / 2 * self.levels).long()
         return (digits.minimum(self.levels - 1) * self.radix).sum(-1)  # f(z) may be rounded to 1
 
+    def forward(self, z: Tensor, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.training:
+            self.track(z, TRACKED)
+        return super().forward(z, noise)
+
     def init_codes(self, z: Tensor, noise: Noise) -> None:
-        """Nothing."""
+        """Sets mean and standard deviation, once."""
+        self.track(z, (~self.started).to(self.mean))
+        self.started.fill_(True)
+
+    @torch.no_grad()
+    def track(self, z: Tensor, weight: Tensor | float) -> None:
+        """Moves mean and standard deviation towards those of z by `weight`."""
+        z = to_fp32(z).movedim(1, 0).flatten(1)[..., None]  # [dim, B · h · w, 1]
+        mean = ranks.mean(z.mean(1, keepdim=True), self)
+        std = ranks.mean((z - mean).square().mean(1, keepdim=True), self).sqrt().clamp_min(EPS)
+        self.mean.copy_(torch.lerp(self.mean, mean.to(self.mean), weight))
+        self.std.copy_(torch.lerp(self.std, std.to(self.std), weight))
 
     @torch.no_grad()
     def _update(self, z: Tensor, codes: Tensor, share: Tensor, noise: Noise) -> None:
