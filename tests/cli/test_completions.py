@@ -46,7 +46,7 @@ def complete(monkeypatch, capsys):
 
 
 WORDS = [
-    ("gz train v", "vae var vqgan vqvae"),
+    ("gz train v", "vae var vdvae vqgan vqvae"),
     ("gzcli train va", "vae var"),
     ("gz l", "list"),
     ("gz data down", "download"),
