@@ -43,17 +43,24 @@ from gzcli.models.normalizing_flow import layers
 from gzcli.models.normalizing_flow.base import DequantOptions, ImageFlow, top_log_prob
 
 
-class PatchFlow(nn.Module):
-    """The flow number `index` over patches x [B, T, D]; odd ones go backwards. The condition c [B, 1, width]
-    is added to every token."""
+class PatchNet(nn.Module):
+    """A transformer over patches x [B, T, D] that gives two numbers, at first 0, for each of theirs."""
 
-    def __init__(self, grid: tuple[int, int], dim: int, options: TransformerOptions, index: int):
+    def __init__(self, grid: tuple[int, int], dim: int, options: TransformerOptions):
         super().__init__()
-        self.flip = index % 2 == 1
         self.embed = stacked(nn.Linear(dim, options.width), 0)
         self.position = Position(grid, options.width)
         self.trunk = Trunk(options)
         self.out = stacked(zero_init(nn.Linear(options.width, 2 * dim)), 0)
+
+
+class PatchFlow(PatchNet):
+    """The flow number `index` over patches x [B, T, D]; odd ones go backwards. The condition c [B, 1, width]
+    is added to every token."""
+
+    def __init__(self, grid: tuple[int, int], dim: int, options: TransformerOptions, index: int):
+        super().__init__(grid, dim, options)
+        self.flip = index % 2 == 1
 
     def ordered(self, x: Tensor) -> Tensor:
         return x.flip(1) if self.flip else x
@@ -82,23 +89,19 @@ class PatchFlow(nn.Module):
         return self.ordered(x)
 
 
-class Coupling(nn.Module):
+class Coupling(PatchNet):
     """The coupling number `index` over patches x [B, T, D]. It sees half of the numbers of every patch, in
     random order, or, as every fifth coupling does, every other patch."""
 
     sees: Tensor  # [T, D], 1 or 0
 
     def __init__(self, grid: tuple[int, int], dim: int, options: TransformerOptions, index: int):
-        super().__init__()
+        super().__init__(grid, dim, options)
         place, draw = torch.arange(math.prod(grid)), torch.Generator().manual_seed(index // 2)
         sees = (torch.randperm(dim, generator=draw) < dim / 2).repeat(len(place), 1)
         if dim == 1 or index % 5 == 4:
             sees = ((place // grid[1] + place % grid[1]) % 2 == 0)[:, None].repeat(1, dim)
         self.register_buffer("sees", (sees ^ (index % 2 == 1)).float(), persistent=False)
-        self.embed = stacked(nn.Linear(dim, options.width), 0)
-        self.position = Position(grid, options.width)
-        self.trunk = Trunk(options)
-        self.out = stacked(zero_init(nn.Linear(options.width, 2 * dim)), 0)
 
     def shift_and_scale(self, x: Tensor, c: Tensor, guidance: float = 1.0) -> tuple[Tensor, Tensor]:
         """b and log(2 sigmoid(s)), [B, T, D], both 0 for what the coupling sees."""
