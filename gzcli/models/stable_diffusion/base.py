@@ -136,7 +136,7 @@ class StableDiffusion(Model):
             message = f"`model.base`: `{tuning.base}` is {self.kind.label}, which this model does not tune"
             raise UsageError(message, hint=f"take one of {able}")
         self.text_trains = False  # whether a text encoder has weights that are trained
-        self.no_text: dict[str, Tensor] | None = None  # the cached embedding of no text
+        self.embedded: dict[str, dict[str, Tensor]] = {}  # the embeddings of `embed_once`
         self.schedule: Any = self.pipe.scheduler
         if not self.kind.flow:
             self.schedule = DDPMScheduler.from_config(self.pipe.scheduler.config)
@@ -207,18 +207,18 @@ class StableDiffusion(Model):
         with torch.set_grad_enabled(self.text_trains and torch.is_grad_enabled()), self.in_dtype():
             return self.kind.embed(captions, self.device)
 
-    def embed_nothing(self) -> dict[str, Tensor]:
-        """The embedding of no text, one row: that of the empty text, or zeros if XL's pipeline requires
-        them."""
-        if self.no_text is not None:
-            return self.no_text
+    def embed_once(self, text: str) -> dict[str, Tensor]:
+        """The embedding of a text, one row, which is cached unless a text encoder is trained. That of no text
+        is zeros if XL's pipeline requires them."""
+        if text in self.embedded:
+            return self.embedded[text]
         # tensors made in inference mode could not be kept for training
         with torch.inference_mode(self.text_trains and torch.is_inference_mode_enabled()):
-            embedding = self.embed([""])
-            if self.kind.empty_is_zero:
+            embedding = self.embed([text])
+            if not text and self.kind.empty_is_zero:
                 embedding = {key: torch.zeros_like(value) for key, value in embedding.items()}
         if not self.text_trains:
-            self.no_text = embedding
+            self.embedded[text] = embedding
         return embedding
 
     # ---- pipelines
@@ -248,7 +248,7 @@ class StableDiffusion(Model):
         """The embeddings of the captions; in the rows `hidden` [B], those of no text."""
         cached = {key: batch.extra[key].to(batch.x) for key in ("text", "pooled") if key in batch.extra}
         embedded = cached or self.embed(batch.extra["caption"])
-        none = self.embed_nothing()
+        none = self.embed_once("")
         return {
             key: torch.where(per_row(hidden, value), none[key].to(value), value)
             for key, value in embedded.items()

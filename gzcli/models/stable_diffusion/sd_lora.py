@@ -116,7 +116,8 @@ class SDLoRA(StableDiffusion):
         if self.prior.prior is None or not self.training:
             return losses
         z = self.prior_latents[batch.noise.randint(self.prior.prior_images, n)]
-        prior = self.denoising_loss(z, batch.noise, lambda: self.embed([str(self.prior.prior)] * n))["loss"]
+        rows = {key: v.expand(n, *v.shape[1:]) for key, v in self.embed_once(self.prior.prior).items()}
+        prior = self.denoising_loss(z, batch.noise, lambda: rows)["loss"]
         return losses | {"loss": losses["loss"] + self.prior.prior_weight * prior, "prior": prior.detach()}
 
     # ---- sampling
