@@ -72,29 +72,22 @@ class Chains(nn.Module):
         self.size, self.begun = size, 0  # begun: how many turns there have been
         self.images: Tensor | None = None  # [size, C, H, W]
 
-    def turns(self, x: Tensor) -> Tensor:
-        """The numbers of this step's turns of all ranks, each of which has the batch x. Raises UsageError
-        where there are more than chains."""
-        total = len(x) * ranks.sharing(self)
+    def starts(self, fresh: Tensor, restart: Tensor) -> tuple[Tensor, Tensor]:
+        """The images [B, C, H, W] from which the next chains start, `fresh` ones for those that restart [B]
+        or have not begun, and the chains' numbers [B]. Raises UsageError for fewer chains than images."""
+        turn, total = self.begun, len(fresh) * ranks.sharing(self)
         if total > self.size:
             raise UsageError(f"`model.chains`: {self.size} are fewer than a batch of {total}")
-        return torch.arange(self.begun, self.begun + total, device=x.device)
-
-    def starts(self, fresh: Tensor, restart: Tensor) -> tuple[Tensor, Tensor]:
-        """The images [B, C, H, W] that this step's chains start from, `fresh` ones for those that restart [B]
-        or have not begun, and the chains' numbers [B]."""
-        turns = ranks.own_rows(self.turns(fresh), self)
-        if self.images is None:
-            self.images = fresh.new_zeros(self.size, *fresh.shape[1:])
-        self.images = self.images.to(fresh)
+        self.begun += total
+        turns = ranks.own_rows(torch.arange(turn, turn + total, device=fresh.device), self)
+        images = fresh.new_zeros(self.size, *fresh.shape[1:]) if self.images is None else self.images
+        self.images = images = images.to(fresh)
         is_fresh = (restart | (turns < self.size))[:, None, None, None]
-        return torch.where(is_fresh, fresh, self.images[turns % self.size]), turns % self.size
+        return torch.where(is_fresh, fresh, images[turns % self.size]), turns % self.size
 
-    def store(self, ends: Tensor) -> None:
-        turns, images = self.turns(ends), self.images
-        assert images is not None  # made by `starts`
-        images[turns % self.size] = ranks.rows(ends, self)
-        self.begun += len(turns)
+    def store(self, number: Tensor, ends: Tensor) -> None:
+        assert self.images is not None  # made by `starts`
+        self.images[ranks.rows(number, self)] = ranks.rows(ends, self)
 
     def get_extra_state(self) -> dict[str, Any]:
         return {"begun": self.begun, "images": None if self.images is None else self.images.cpu()}
@@ -135,11 +128,11 @@ class EBM(Model):
     def on_batch(self, batch: Batch) -> dict[str, Tensor]:
         """The ends x̃ of as many chains as there are images, and their labels."""
         noise = batch.noise
-        fresh, restart = 2 * noise.rand(*batch.x.shape) - 1, noise.rand(len(batch)) < self.chain.restart
+        fresh, restart = self.uniform(len(batch), noise), noise.rand(len(batch)) < self.chain.restart
         x, number = self.chains.starts(fresh, restart)
         y = spread_labels(None, self.chain.chains, self.data, x.device)[number] if self.conditional else None
         ends = self.langevin(x, y, self.chain.chain_steps, noise)
-        self.chains.store(ends)
+        self.chains.store(number, ends)
         return {"ends": ends} | ({} if y is None else {"end_labels": y})
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
@@ -150,8 +143,8 @@ class EBM(Model):
             ends, end_labels = batch.extra["ends"], batch.extra.get("end_labels", y)
         else:
             with torch.no_grad():
-                fresh, end_labels = 2 * batch.noise.rand(*x.shape) - 1, y
-                ends = self.langevin(fresh, y, self.chain.chain_steps, batch.noise)
+                start, end_labels = self.uniform(len(x), batch.noise), y
+                ends = self.langevin(start, y, self.chain.chain_steps, batch.noise)
         labels = None if y is None or end_labels is None else torch.cat([y, end_labels])
         real, drawn = self.energy(torch.cat([x, ends]), labels).chunk(2)
         gap = real.mean() - drawn.mean()
@@ -172,6 +165,10 @@ class EBM(Model):
         with torch.inference_mode(False), torch.enable_grad():
             x, y = x.clone().requires_grad_(), None if y is None else y.clone()
             return torch.autograd.grad(self.energy(x, y).sum(), x)[0]
+
+    def uniform(self, n: int, noise: Noise) -> Tensor:
+        """The noise [n, C, H, W] in [-1, 1] from which chains start."""
+        return 2 * noise.rand(n, *self.data.shape) - 1
 
     def langevin(
         self, x: Tensor, y: Labels, steps: int, noise: Noise, progress: Progress = no_progress
@@ -198,7 +195,7 @@ class EBM(Model):
         steps: Langevin steps of a chain.
         """
         at_least(1, steps=steps)
-        x = 2 * noise.rand(n, *self.data.shape) - 1
+        x = self.uniform(n, noise)
         y = spread_labels(labels, n, self.data, x.device) if self.conditional else None
         return self.langevin(x, y, steps, noise, progress)
 
