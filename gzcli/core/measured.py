@@ -1,8 +1,9 @@
 """The measurements that are shipped: leagues, and the validation curves of their runs, by set and scale.
 `docs/measured/<set>/<scale>/` holds `league.csv` and `summary.csv` of `gz bench --train-missing`,
 `about.json` with how they were made, `curves/<recipe>[.<stage>].csv` and `samples/<recipe>.png`;
-`docs/measured/<set>/peers.csv` holds what other packages' models got, `docs/measured/costs.csv` the cost of
-trainings. No heavy import: the trainer reads it."""
+`docs/measured/<set>/peers.csv` holds what other packages' models got, `ood.csv` there how well models of the
+set recognise foreign images, `docs/measured/costs.csv` the cost of trainings. No heavy import: the trainer
+reads it."""
 
 from __future__ import annotations
 
@@ -98,6 +99,30 @@ def peers(data: str) -> list[dict[str, str]]:
     """What other packages' models have got from gz's judge: name, version, the `model` of gz that they stand
     beside, seconds of training, and columns of figures as `summary.csv` has them."""
     return rows_of(ROOT / data / "peers.csv")
+
+
+def detections(model: str = "") -> dict[tuple[str, str], dict[str, list[dict[str, str]]]]:
+    """The rows of `ood.csv` by set and foreign set, and there by model, each model's best score first; of one
+    model where it is named."""
+    pairs: dict[tuple[str, str], dict[str, list[dict[str, str]]]] = {}
+    rows = [row for path in sorted(ROOT.glob("*/ood.csv")) for row in rows_of(path)]
+    for row in sorted(rows, key=lambda row: -float(row["auroc"])):
+        if model in ("", row["model"]):
+            pairs.setdefault((row["in"], row["out"]), {}).setdefault(row["model"], []).append(row)
+    return pairs
+
+
+def detected(rows: list[dict[str, str]]) -> str:
+    """The AUROC of each score, with its 95 % interval and what papers report."""
+    cells = []
+    for row in rows:
+        low, high = (row[f"auroc_{end}"] for end in ("low", "high"))
+        about = [f"{float(low):.3f}–{float(high):.3f}"] if low else []
+        about += [f"papers {row['paper_auroc']}"] if row["paper_auroc"] else []
+        cells.append(
+            f"{row['score']} {float(row['auroc']):.3f}" + (f" ({'; '.join(about)})" if about else "")
+        )
+    return ", ".join(cells)
 
 
 def figures(row: Mapping[str, str], kind: str) -> dict[str, str]:

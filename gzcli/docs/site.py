@@ -53,7 +53,7 @@ def write(folder: Path, commands: str) -> list[Any]:
     files["pretrained"] = rendered("pretrained", ready=ready)
     if leagues:
         facts = [(*place, measured.about(*place), *manual.league_table(*place)) for place in leagues]
-        files["league"] = rendered("league", leagues=facts)
+        files["league"] = rendered("league", leagues=facts, detections=measured.detections())
     for name, text in files.items():
         (folder / f"{name}.md").write_text(text)
     for name, page in pages.items():

@@ -155,15 +155,23 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference):
     (reference / "summary.csv").write_text(head + rows)
     peers = "name,version,model,seconds,fd,fd_excess,fd_excess_half\nnormflows,1.7,glow,480,90,60,9\n"
     (reference.parent / "peers.csv").write_text(peers)
+    detections = "model,in,out,score,auroc,auroc_low,auroc_high,n_in,n_out,paper_auroc\n" + (
+        "glow,fashionmnist,mnist,nll,.1,.08,.12,500,500,\n"
+        "glow,fashionmnist,mnist,complexity,.9,.88,.92,500,500,.998\nbaseline,fashionmnist,mnist,png,.95,,,500,500,\n"
+    )
+    (foreign := reference.parents[1] / "fashionmnist").mkdir()
+    (foreign / "ood.csv").write_text(detections)
     text = as_markdown(page_of("glow"), site=True)
     assert "\n| gz | mnist, tiny | fd 80 (+50.2 ± 8), bpd (bound) 1.2 | place 1–2 of [the league]" in text
     paper = "| paper | cifar10 | bpd ≤ 2.91, NVAE with flows | [arXiv:2007.03898]("
     assert paper in as_markdown(page_of("hvae"), site=True)
     assert "\n| normflows 1.7 | mnist | fd 90 (+60 ± 9) | trained for 8m00s by its own settings |" in text
+    cell = "complexity 0.900 (0.880–0.920; papers .998), nll 0.100 (0.080–0.120)"
+    assert f"\n| gz | mnist told from fashionmnist | AUROC: {cell} | [the league]" in text
     facts = ("mnist", "tiny", measured.about("mnist", "tiny"), *league_table("mnist", "tiny"))
-    lines = [
-        re.sub(r"\(models/\w+.md\)", "", line) for line in rendered("league", leagues=[facts]).splitlines()
-    ]
+    league = rendered("league", leagues=[facts], detections=measured.detections())
+    lines = [re.sub(r"\(models/\w+.md\)", "", line) for line in league.splitlines()]
+    assert lines[-2:] == ["| baseline | png 0.950 |", f"| [glow] | {cell} |"]
     assert "|  | model | fd | bpd (ode) | bpd (bound) | parameters | s/image |" in lines
     assert "| 1–2 | [fm] | 75 (+45 ± 8) | 1.5 | – | 1,000 | 0.01 |" in lines
     assert "| – | normflows 1.7, as [glow] | 90 (+60 ± 9) | – | – | – | – |" in lines

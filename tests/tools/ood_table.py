@@ -1,11 +1,11 @@
-"""Every score of runs on one set, in one table: AUROC and FPR95 beside what papers report.
+"""Every score of runs on one set, in one table, which pages show: AUROC and FPR95 beside what papers report.
 
 python tests/tools/ood_table.py RUN… --in mnist
     --out fashionmnist[,…] [-n N] [--score all|recipe] [--into FOLDER]
 
 A run is a model's name, a run's id or alias. Each is judged by `gz ood --json`, whose answer is kept in
 FOLDER: the same command goes on where it was stopped, and a run that fails is left out with its error.
-FOLDER then holds `table.csv` and `table.md`.
+FOLDER then holds `table.csv`; pages show it as `gzcli/docs/measured/<in>/ood.csv`.
 """
 
 from __future__ import annotations
@@ -88,29 +88,6 @@ def rows_of(made: dict[str, Any], model: str) -> list[dict[str, Any]]:
     return rows
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """A table for each foreign set, the best score of a model first; the baselines, which know no model, are
-    of the first run."""
-    lines = []
-    for out in dict.fromkeys(row["out"] for row in rows):
-        own = [row for row in rows if row["out"] == out]
-        first = own[0]["run"]
-        own = [row for row in own if row["model"] != "baseline" or row["run"] == first]
-        lines += [f"## {own[0]['in']} against {out}, {own[0]['n_in']:,} and {own[0]['n_out']:,} images", ""]
-        lines += ["| model | score | AUROC | 95 % | FPR95 | papers |", "|---|---|---|---|---|---|"]
-        for model, run in dict.fromkeys((row["model"], row["run"]) for row in own):
-            several = len({row["run"] for row in own if row["model"] == model}) > 1
-            name = run if several else model
-            mine = (row for row in own if (row["model"], row["run"]) == (model, run))
-            for row in sorted(mine, key=lambda row: -row["auroc"]):
-                ends = "" if row["auroc_low"] is None else f"{row['auroc_low']:.3f}–{row['auroc_high']:.3f}"
-                paper = f"{row['paper_auroc']} ({row['paper']})" if row["paper"] else ""
-                figures = f"{row['auroc']:.3f} | {ends} | {row['fpr95']:.3f}"
-                lines.append(f"| {name} | {row['score']} | {figures} | {paper} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
 def main() -> None:
     from gzcli.launch.from_file import find_run
 
@@ -132,11 +109,9 @@ def main() -> None:
         asked = "-".join(part.strip("-").replace(",", "+").replace("/", "_") for part in words)
         if made := judged(run.id, words, given.into / f"{run.id}-{asked}.json"):
             print(f"{run.model}: {duration(made['seconds'])}", file=sys.stderr, flush=True)
-            rows += rows_of(made, run.model)
-        if rows:
+            # baselines know no model: those of the first run are every run's
+            rows += [row for row in rows_of(made, run.model) if not rows or row["model"] != "baseline"]
             (given.into / "table.csv").write_text(as_csv(rows))
-            (given.into / "table.md").write_text(markdown(rows))
-    print(markdown(rows))
 
 
 if __name__ == "__main__":
