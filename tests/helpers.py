@@ -45,7 +45,7 @@ def recipe(case: Any, *, steps: int, data: str | None = None, sets: tuple[str, .
     tree["launch"]["cpu"] = True
     if case.levels:
         tree["data"]["levels"] = case.levels
-    return with_data(recipe_of(tree), found.found).tree()
+    return with_data(recipe_of(tree), found.dataset).tree()
 
 
 def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:

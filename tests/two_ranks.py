@@ -112,7 +112,7 @@ def planned(what: str, steps: int, batch: int) -> Run:
         tree = recipe(case, steps=steps, sets=(*sets, "data.size=16"))
         files.write_atomic(run.path / "run.yaml", dump(tree))
     else:
-        made = with_data(found, found.found)
+        made = with_data(found, found.dataset)
         write_run(run, made, launcher.plan(made.launch, every_gpu=True))
     return run
 

@@ -148,7 +148,7 @@ def list_recipes(*, wide: bool = False) -> None:
     rows = []
     for name, path in recipes().items():
         chain, _ = read_chain(name)
-        about, sets = chain[-1].own.get("about", ""), list({at[0]: None for f in chain for at in f.sections})
+        about, sets = chain[-1].tree.get("about", ""), list({at[0]: None for f in chain for at in f.sections})
         rows.append({"name": name, "path": path, "about": about, "for": sets})
     lines = [(row["name"], row["about"], " ".join(row["for"])) for row in rows]
     out.table(("recipe", "about", "for"), lines, spare=("for",), wrap=("about", "for"), wide=wide)

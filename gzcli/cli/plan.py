@@ -70,7 +70,7 @@ def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
     if plan.machine_rank:
         return
     facts, _ = forecast.of_data(request.recipe)
-    timed = not (getattr(request.recipe.found, "embedded", False) or request.length_is_typed)
+    timed = not (getattr(request.recipe.dataset, "embedded", False) or request.length_is_typed)
     whole = replace(request.recipe, parts=recipe.parts, data=recipe.data)
     outlook = Outlook.of(whole, plan, facts, request.at_paper if timed else None, timed=timed)
     for line in in_short(outlook):

@@ -39,14 +39,14 @@ def rejoin(device: str) -> None:
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if not again or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or _several():
         return
-    own, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    index, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = torch.distributed.TCPStore(host, port, count, is_master=False)
     devices.use_of_rank(device)
     torch.distributed.init_process_group(
         devices.kind_of(device).backend,
         store=torch.distributed.PrefixStore(f"restart {again}", store),
-        rank=own,
+        rank=index,
         world_size=count,
     )
 

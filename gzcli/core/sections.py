@@ -43,11 +43,11 @@ def without_fixed(model: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in model.items() if key not in fixed}
 
 
-def renamed(key: str, known: Container[str], *sections: str) -> str:
-    """The name that an option has now, by some sections of RENAMED: the new one where `known`, the names of
-    the options that there are, has that one only."""
+def renamed(key: str, options: Container[str], *sections: str) -> str:
+    """The name that an option has now, by some sections of RENAMED: the new one where `options`, the names of
+    those that there are, has that one only."""
     names = (RENAMED.get(section, {}).get(key, key) for section in sections)
-    return key if key in known else next((name for name in names if name in known), key)
+    return key if key in options else next((name for name in names if name in options), key)
 
 
 def ranged(default: Any, range: str) -> Any:

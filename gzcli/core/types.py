@@ -112,9 +112,9 @@ class Applied:
     marks: headings of the columns.
     of: for each output, or with `columns` for each row, the indices of its input images in x; empty where
       output i is made from image i.
-    given: pictures [n, C, h, w] that the model was conditioned on in place of its input images.
-    how: name of `given`, shown beside it.
-    known: mask [n, 1, H, W]: 1 where the model saw the pixel, 0 where it did not.
+    condition: pictures [n, C, h, w] that the model was conditioned on in place of its input images.
+    how: name of `condition`, shown beside it.
+    visible: mask [n, 1, H, W]: 1 where the model saw the pixel, 0 where it did not.
     labels: [n] or [n, K], the labels that the outputs were conditioned on, or that were found.
     figures: what was measured of the inputs, by name.
 
@@ -126,9 +126,9 @@ class Applied:
     columns: int | None = None
     marks: tuple[str, ...] = ()
     of: tuple[tuple[int, ...], ...] = ()
-    given: Tensor | None = None
+    condition: Tensor | None = None
     how: str = "given"
-    known: Tensor | None = None
+    visible: Tensor | None = None
     labels: Tensor | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
 

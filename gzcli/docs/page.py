@@ -135,7 +135,7 @@ def page_of(name_or_file: str) -> Page:
         recipe=recipe if chain[-1].shipped else None,
         stage=stage,
         stages=stages,
-        about="" if alone else chain[-1].own.get("about") or catalog.first_words(card),
+        about="" if alone else chain[-1].tree.get("about") or catalog.first_words(card),
         words=written(name),
         likelihood=_LIKELIHOOD[card.likelihood] if card.likelihood else None,
         commands=((f"gz train {recipe}", ""),) if alone else head,
@@ -194,7 +194,7 @@ def _stages(chain: Sequence[RecipeFile]) -> dict[str, str]:
     """The model of each stage of a recipe, in order; {} without stages."""
     models: dict[str, str] = {}
     for file in chain:
-        for stage, part in (file.own.get("stages") or {}).items():
+        for stage, part in (file.tree.get("stages") or {}).items():
             models[stage] = spelling((part.get("model") or {}).get("name") or models.get(stage, ""))
     return models
 
@@ -203,7 +203,7 @@ def _own(chain: Sequence[RecipeFile], stage: str) -> dict[str, Any]:
     """The sections that a recipe gives a model on every set, or one of its stages."""
     sections: dict[str, Any] = {}
     for file in chain:
-        tree = file.own.get("stages", {}).get(stage) or {} if stage else file.own
+        tree = file.tree.get("stages", {}).get(stage) or {} if stage else file.tree
         for name, values in tree.items():
             sections[name] = {**sections.get(name, {}), **values} if isinstance(values, dict) else values
     return sections

@@ -109,8 +109,8 @@ def average(run: Run, step: int, length: float) -> tuple[dict[str, Tensor], floa
     total: dict[str, Tensor] = {}
     for path, row in zip(places, factors.reshape(len(places), -1), strict=True):
         for key, value in files.read_tensors(path)[0].items():
-            kept, _, name = key.partition("/")
-            part = value.double() * row[LENGTHS.index(float(kept))]
+            profile, _, name = key.partition("/")
+            part = value.double() * row[LENGTHS.index(float(profile))]
             total[name] = total[name] + part if name in total else part
     return {name: value.float() for name, value in total.items()}, missed
 

@@ -32,17 +32,17 @@ def draw(
     *,
     seed: int = 0,
     labels: Tensor | None = None,
-    given: Mapping[str, Any] | None = None,
+    conditions: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     progress: Progress = no_progress,
 ) -> np.ndarray:
     """Images 0 … n − 1 of the model, uint8 [n, C, H, W], on every rank; each rank draws its share."""
     if labels is None and trained.model.conditional:
         labels = spread_labels(None, n, trained.info, torch.device("cpu"))
-    options, given = {**trained.part.sample, **(options or {})}, dict(given or {})
+    options, conditions = {**trained.part.sample, **(options or {})}, dict(conditions or {})
     guide_away(trained, options.get("weak"))
-    if prompts := given.get("prompt") or options.get("prompt"):
-        given["prompt"] = [prompts] if isinstance(prompts, str) else prompts
+    if prompts := conditions.get("prompt") or options.get("prompt"):
+        conditions["prompt"] = [prompts] if isinstance(prompts, str) else prompts
     rank, world = ranks.rank(), ranks.world()
     share = math.ceil(n / world)
     start, end = min(rank * share, n), min((rank + 1) * share, n)
@@ -51,7 +51,7 @@ def draw(
     while position < end:
         rows = range(position, min(position + size, end))
         chunk = None if labels is None else labels[rows.start : rows.stop].to(trained.device)
-        inputs = {key: cycled(values, rows, trained.device) for key, values in given.items()}
+        inputs = {key: cycled(values, rows, trained.device) for key, values in conditions.items()}
         before, batch = position - start, len(rows)
 
         def report(i: float, n: float, x: Any = None, before: int = before, batch: int = batch) -> None:

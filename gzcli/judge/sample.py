@@ -154,7 +154,13 @@ def samples(trained: Trained, job: SampleJob, progress: Progress, say: Say = sil
     elif trained.model.conditional:
         labels = spread_labels(None, n, trained.info, torch.device("cpu"))
     images = sampler.draw(
-        trained, n, seed=job.seed, labels=labels, given=conditions, options=job.options, progress=progress
+        trained,
+        n,
+        seed=job.seed,
+        labels=labels,
+        conditions=conditions,
+        options=job.options,
+        progress=progress,
     )
     if hasattr(trained.model, "sources"):
         method, device = trained.model.sources, trained.device
@@ -225,11 +231,11 @@ def sheet_of(trained: Trained, applied: Applied, images: np.ndarray, x: Tensor, 
         return sheet([rows], caption)
     firsts = inputs[[i for i, *_ in sources]]
     kinds = [Row("source", firsts)]
-    if applied.given is not None:  # small pictures, edges, …
-        condition = F.interpolate(applied.given, size=trained.info.shape[1:], mode="nearest")
+    if applied.condition is not None:  # small pictures, edges, …
+        condition = F.interpolate(applied.condition, size=trained.info.shape[1:], mode="nearest")
         kinds.append(Row(applied.how, to_bytes(trained.decode(condition)), exact=True))
-    elif applied.known is not None:
-        visible = F.interpolate(applied.known.float(), size=x.shape[2:], mode="nearest").cpu().numpy() > 0.5
+    elif applied.visible is not None:
+        visible = F.interpolate(applied.visible.float(), size=x.shape[2:], mode="nearest").cpu().numpy() > 0.5
         kinds.append(Row(applied.how, np.where(visible, firsts, np.uint8(HIDDEN)), exact=True))
     labels = None if applied.labels is None else applied.labels.cpu()
     columns, marks = sheets.by_class(labels, len(images), COLUMNS, trained.info.classes)

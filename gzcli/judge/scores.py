@@ -73,7 +73,7 @@ def available(trained: Trained) -> list[str]:
     """Every score that the model has."""
     of_model = model_scores(trained.model)
     has_density = hasattr(trained.model, "log_prob") and trained.space is None
-    return list(dict.fromkeys((*of_model, *likelihood_scores(log_prob=has_density, own=of_model))))
+    return list(dict.fromkeys((*of_model, *likelihood_scores(log_prob=has_density, names=of_model))))
 
 
 def computable(trained: Trained, *, background: bool) -> list[str]:

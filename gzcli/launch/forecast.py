@@ -101,26 +101,26 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
         data.name, recipe.key, data.name, size=size_of(data), channels=data.channels, levels=data.levels
     )
     try:
-        dataset = recipe.found or locate(data.name)
+        dataset = recipe.dataset or locate(data.name)
         meta = peek(dataset, **pack_options(data))
     except GzError as error:
         return facts, [error.message]
-    known: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     if meta:
         check_set(recipe, meta)
         channels, height, width = meta.shape
-        known = {"packed": True, "size": as_size(height, width), "channels": channels, "levels": meta.levels}
-        known |= {"classes": meta.classes, "multilabel": meta.multilabel, "n": meta.counts["train"]}
+        values = {"packed": True, "size": as_size(height, width), "channels": channels, "levels": meta.levels}
+        values |= {"classes": meta.classes, "multilabel": meta.multilabel, "n": meta.counts["train"]}
     elif isinstance(dataset, DataSpec):
-        known = {"size": facts.size or dataset.sized(data.size).size, "levels": dataset.levels}
-        known |= {"channels": data.channels or dataset.channels, "classes": dataset.class_names}
-        known |= {"multilabel": dataset.multilabel, "n": dataset.trained_on}
+        values = {"size": facts.size or dataset.sized(data.size).size, "levels": dataset.levels}
+        values |= {"channels": data.channels or dataset.channels, "classes": dataset.class_names}
+        values |= {"multilabel": dataset.multilabel, "n": dataset.trained_on}
     elif measured:
         classes = UNKNOWN if any(part.options.get("conditional") for part in recipe.parts) else 0
-        known = {"size": data.size or as_size(measured.height, measured.width), "levels": 256}
-        known |= {"channels": data.channels or measured.channels, "n": measured.n}
-        known |= {"classes": tuple(map(str, range(classes)))}  # made up
-    facts = replace(facts, **known | ({"levels": data.levels} if data.levels else {}))
+        values = {"size": data.size or as_size(measured.height, measured.width), "levels": 256}
+        values |= {"channels": data.channels or measured.channels, "n": measured.n}
+        values |= {"classes": tuple(map(str, range(classes)))}  # made up
+    facts = replace(facts, **values | ({"levels": data.levels} if data.levels else {}))
     here, title = is_here(dataset), f"{dataset.name}: {dataset.title}" if dataset.name else dataset.title
     download = dataset.sized(data.size).download_size if isinstance(dataset, DataSpec) else 0
     facts = replace(facts, title=title, cached=here, download=download)

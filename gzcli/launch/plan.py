@@ -99,12 +99,12 @@ def ask(
     earlier, sets = runs.by_name(what), tuple(sets)
     source, chosen = what, data
     if earlier:
-        for file in model_files.kept_files(earlier.path):
+        for file in model_files.copies(earlier.path):
             model_files.add(file)
         source, chosen = str(earlier.recipe_file), data or recipe_of(earlier.tree()).data.name
     there = 0 if flags.get("launch.cpu") else launcher.usable_gpus().usable
     recipe = resolve(source, data=chosen, sets=sets, flags=flags, gpus=there)
-    recipe = anchored(recipe, recipe.found)
+    recipe = anchored(recipe, recipe.dataset)
     if epochs:
         return ask(what, data, sets, {**flags, **in_steps(recipe, epochs, say)})
     return Request(recipe, earlier, what, data, sets, flags)
@@ -129,16 +129,16 @@ class Start:
 
     def recipe(self, *, say: Say = silent, progress: Report = unreported) -> Recipe:
         """The recipe that is trained, with what its data decide, which are fetched and packed if need be."""
-        asked, processes = self.request.recipe, self.plan.processes
+        resolved, processes = self.request.recipe, self.plan.processes
         recipe: Recipe
         if self.run:
-            recipe = continued(self.run, asked, self.request.flags.get("train.steps"))
+            recipe = continued(self.run, resolved, self.request.flags.get("train.steps"))
             check_batches(recipe, processes, goes_on=True)
         else:
-            recipe, changes = shared_out(asked, processes)
+            recipe, changes = shared_out(resolved, processes)
             for line in changes:
                 say(line)
-        return with_data(recipe, asked.found, self.run, say=say, progress=progress)
+        return with_data(recipe, resolved.dataset, self.run, say=say, progress=progress)
 
     def train(
         self,
@@ -155,9 +155,9 @@ class Start:
             announce(run)
             launcher.run(run.path, self.plan, launcher=self.plan.launched, mode=mode)
             return run
-        held, asked = ExitStack(), self.request.recipe
+        held, resolved = ExitStack(), self.request.recipe
         if self.run is None:
-            run = runs.create(asked.card.name, asked.key, alias=self.alias, held=held)
+            run = runs.create(resolved.card.name, resolved.key, alias=self.alias, held=held)
         else:
             run = self.run
             runs.tidy()
@@ -494,12 +494,14 @@ def trained(tree: Mapping[str, Any]) -> dict[str, Any]:
 def note_whole(run: Run, request: Request, recipe: Recipe) -> None:
     """Notes in the status of a new run how many steps and which image size its recipe plans, whatever was
     typed, and whether its loss is that of the shipped recipe. A repeated run takes over the earlier one's."""
-    asked, earlier = request.recipe, request.earlier
-    steps = {part.stage: None if part.train.minutes else part.train.steps for part in asked.written.parts}
+    resolved, earlier = request.recipe, request.earlier
+    steps = {part.stage: None if part.train.minutes else part.train.steps for part in resolved.written.parts}
     # the size of the user's own file does not count: a run of the set's own size is preferred to it
-    sizes = [layer.section("data").get("size") for layer in asked.layers if layer.source == "shipped"]
+    sizes = [layer.section("data").get("size") for layer in resolved.layers if layer.source == "shipped"]
     size = next(filter(None, reversed(sizes)), None)
-    changing = {layer.source for layer in asked.layers if layer.source != "shipped" and changes_loss(layer)}
+    changing = {
+        layer.source for layer in resolved.layers if layer.source != "shipped" and changes_loss(layer)
+    }
     shipped = not changing
     if earlier:
         shipped = "typed" not in changing and runs.has_shipped_loss(earlier)
@@ -507,8 +509,8 @@ def note_whole(run: Run, request: Request, recipe: Recipe) -> None:
         steps = {name: note.get("steps", steps[name]) for name, note in notes.items()}
         if earlier.data == run.data:
             size = (earlier.status().get("recipe") or {}).get("size")
-    if size is None and asked.found:
-        size = asked.found.size
+    if size is None and resolved.dataset:
+        size = resolved.dataset.size
     if patch_of(recipe.data.augment):
         size = size_of(recipe.data)  # patches of whatever size are no smaller version of the set
     runs.note_recipe(run, steps, size, shipped, size=size_of(recipe.data), levels=recipe.data.levels)

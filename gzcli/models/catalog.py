@@ -483,7 +483,7 @@ def card(name: str) -> ModelCard:
 def card_of(run: Run, name: str) -> ModelCard:
     """The card of the model that a run, or a stage of it, has trained. For a model from outside the package,
     it is read from the run's copy of the file."""
-    copy = model_files.kept(run.owner.path, name)
+    copy = model_files.copy_of(run.owner.path, name)
     return card_at(copy) if copy else card(name)
 
 
@@ -510,16 +510,16 @@ def _zoo(stem: str = "*") -> list[Path]:
 # ---------------------------------------------------------------------------- facts of a card
 
 
-def likelihood_scores(*, log_prob: bool, own: Iterable[str]) -> tuple[str, ...]:
+def likelihood_scores(*, log_prob: bool, names: Iterable[str]) -> tuple[str, ...]:
     """The out-of-distribution scores that the engine computes from a model's likelihood.
 
     log_prob: whether the model has `log_prob`, the likelihood of pixels.
-    own: the names of the model's scores. Without `log_prob` its `nll` is the likelihood of codes, which is
+    names: of the model's scores. Without `log_prob` its `nll` is the likelihood of codes, which is
       not compared with the length of a lossless code of the pixels.
     """
     if log_prob:
         return tuple(SCORES)
-    return tuple(name for name, s in SCORES.items() if "code_length" not in s.reads) if "nll" in own else ()
+    return tuple(name for name, s in SCORES.items() if "code_length" not in s.reads) if "nll" in names else ()
 
 
 def phases(model: ModelCard) -> tuple[str, ...] | None:

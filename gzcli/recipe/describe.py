@@ -48,13 +48,13 @@ def texts(recipe: Recipe) -> dict[str, str]:
         shared |= {f"{name}.{key}": text for key, text in section_texts(section).items()}
     every = dict(shared)
     for part in recipe.parts:
-        own, options = {**shared}, catalog.option_texts(catalog.card(part.model))
+        texts, options = {**shared}, catalog.option_texts(catalog.card(part.model))
         for verb in ("model", "sample", "ood"):
-            own |= {f"{verb}.{key}": text for key, text in options[verb].items()}
+            texts |= {f"{verb}.{key}": text for key, text in options[verb].items()}
         for phase, keys in part.optim.phases.items():
-            own |= {f"optim.{phase}.{key}": optim[key] for key in keys}
-        own["model.name"] = of_part["model"]
-        every |= {f"{part.in_recipe}{key}": text for key, text in own.items()}
+            texts |= {f"optim.{phase}.{key}": optim[key] for key in keys}
+        texts["model.name"] = of_part["model"]
+        every |= {f"{part.in_recipe}{key}": text for key, text in texts.items()}
     return every
 
 
@@ -85,16 +85,16 @@ def annotated(tree: Mapping[str, Any], texts: Mapping[str, str], width: int = WI
 def recipe_schema() -> Tree:
     """The schema of every recipe."""
     zoo = {card.name: card for card in cards().values() if card.family != OUTSIDE}
-    own = {name: sections_of(card) for name, card in zoo.items()}
-    union = {section: _united([tree[section] for tree in own.values()]) for section in OPEN}
+    sections = {name: sections_of(card) for name, card in zoo.items()}
+    union = {section: _united([tree[section] for tree in sections.values()]) for section in OPEN}
     return {
         "$schema": DIALECT,
         "title": "a recipe of gz",
         "allOf": [{"$ref": "#/definitions/recipe"}],
         "definitions": {
-            "recipe": _fragment(union, own, top=True),
-            "stage": _fragment(union, own, top=False),
-            **{f"model {name}": _closed(tree, f"model {name}") for name, tree in own.items()},
+            "recipe": _fragment(union, sections, top=True),
+            "stage": _fragment(union, sections, top=False),
+            **{f"model {name}": _closed(tree, f"model {name}") for name, tree in sections.items()},
             "any model": _closed(union, "any model"),
         },
     }
@@ -112,8 +112,8 @@ def sections_of(card: ModelCard) -> Tree:
     return sections
 
 
-def _fragment(union: Tree, own: Mapping[str, Tree], *, top: bool) -> Tree:
-    """A recipe, or a stage of one, with the rules of the model that it names: `own` are the sections of
+def _fragment(union: Tree, sections: Mapping[str, Tree], *, top: bool) -> Tree:
+    """A recipe, or a stage of one, with the rules of the model that it names: `sections` are those of
     each model, `union` those of all together."""
     rules = schema(None)
     texts = section_texts(Part)
@@ -140,9 +140,9 @@ def _fragment(union: Tree, own: Mapping[str, Tree], *, top: bool) -> Tree:
         properties["for"] = _cases(
             {"type": "object", "description": "what changes with the set or the scale."}, "stage"
         )
-    strangers = _named({"not": {"enum": list(dict.fromkeys([*own, *map(spelling, own)]))}})
+    strangers = _named({"not": {"enum": list(dict.fromkeys([*sections, *map(spelling, sections)]))}})
     choices: list[Tree] = [{"if": strangers, "else": {"$ref": "#/definitions/any model"}}]
-    for name in own:
+    for name in sections:
         named = _named({"enum": list(dict.fromkeys([name, spelling(name)]))})
         choices.append({"if": named, "then": {"$ref": f"#/definitions/model {name}"}})
     closed = {"properties": properties, "additionalProperties": False}
@@ -165,8 +165,8 @@ def _cases(tree: Tree, name: str) -> Tree:
     """`for`: a fragment for each set or shape class; a scale holds sections of its own, and a map of such."""
     one = {"$ref": f"#/definitions/{name}"}
     there = PARTS if name == "stage" else OPEN
-    own = {part: {"$ref": f"{one['$ref']}/properties/{part}"} if part in there else {} for part in PARTS}
-    scale = {"type": "object", "properties": own, "additionalProperties": one}
+    scales = {part: {"$ref": f"{one['$ref']}/properties/{part}"} if part in there else {} for part in PARTS}
+    scale = {"type": "object", "properties": scales, "additionalProperties": one}
     return {**tree, "properties": dict.fromkeys(SCALES, scale), "additionalProperties": one}
 
 
@@ -177,11 +177,11 @@ def _section(rules: Rules, texts: Mapping[str, str]) -> Tree:
         for key, rule in rules.items()
         if key != ANY
     }
-    other: Any = False
+    further: Any = False
     if ANY in rules:
         any_rule = rules[ANY]
-        other = True if isinstance(any_rule, Rule) else _section(any_rule, texts)
-    return {"type": ["object", "null"], "properties": properties, "additionalProperties": other}
+        further = True if isinstance(any_rule, Rule) else _section(any_rule, texts)
+    return {"type": ["object", "null"], "properties": properties, "additionalProperties": further}
 
 
 def _rule(rule: Any, text: str) -> Tree:

@@ -79,7 +79,7 @@ class RecipeFile:
     sections: Mapping[Keys, Layer]
 
     @property
-    def own(self) -> dict[str, Any]:
+    def tree(self) -> dict[str, Any]:
         return self.base.tree
 
     @property

@@ -56,8 +56,9 @@ class Recipe:
 
     def on(self, data: DataSection) -> Self:
         """The recipe for other data; a stage keeps its `own_data`."""
-        own = self.own_data
-        parts = [replace(part, data=replace(data, **own.get(part.stage, {}))) for part in self.parts]
+        parts = [
+            replace(part, data=replace(data, **self.own_data.get(part.stage, {}))) for part in self.parts
+        ]
         return replace(self, data=data, parts=tuple(parts))
 
     def launched(self, launch: LaunchSection) -> Self:
@@ -121,7 +122,7 @@ def _shared(part: Part) -> dict[str, Any]:
 # --- paths ---
 
 
-def anchored(recipe: R, found: DataSet | None) -> R:
+def anchored(recipe: R, dataset: DataSet | None) -> R:
     """The recipe with absolute paths, as `run.yaml` is read from other folders too; names stay."""
     tree = recipe.tree()
     stages = tree.get("stages", {})
@@ -131,8 +132,8 @@ def anchored(recipe: R, found: DataSet | None) -> R:
             name = part.get(section, {}).get(key)
             if name and isinstance(name, str):
                 part[section][key] = _absolute(name)
-    if found:
-        tree["data"]["name"] = found.reference
+    if dataset:
+        tree["data"]["name"] = dataset.reference
     return replace(recipe, **vars(recipe_of(tree)))
 
 

@@ -93,7 +93,7 @@ class Resolved(Recipe):
     ours: the dotted keys whose values gz itself chose.
     card: the model that the run is called after.
     source: the file.
-    found: the data set; None where it is not there yet.
+    dataset: the data set; None where it is not there yet.
     layers: what was written and typed, as far as it applies.
     written: the recipe of the files alone, whatever was typed.
     """
@@ -102,7 +102,7 @@ class Resolved(Recipe):
     ours: Collection[str]
     card: ModelCard
     source: Path
-    found: DataSet | None
+    dataset: DataSet | None
     layers: Sequence[Layer]
     written: Recipe
     choice: Choice
@@ -110,7 +110,7 @@ class Resolved(Recipe):
     @property
     def key(self) -> str:
         """The short name of the data set in ids of runs: `mnist`, or `my-photos-3f2a1c`."""
-        return self.found.key if self.found else data_key(self.data.name)
+        return self.dataset.key if self.dataset else data_key(self.data.name)
 
 
 def resolve(
@@ -158,11 +158,11 @@ def _resolve(
 ) -> tuple[Resolved | None, list[Problem]]:
     chain, problems = read_chain(what)
     typed = layers_typed({"data.name": data, **flags}, sets, problems)
-    own = [*(file.base for file in chain), *typed]
-    usual = _usual_set(chain, own)
-    name = usual or _data_name(own)
-    dataset = _located(name, own, {at[-1] for file in chain for at in file.sections}, problems)
-    choice = forced or choice_of(chain, own, dataset, name, gpus, problems)
+    bases = [*(file.base for file in chain), *typed]
+    usual = _usual_set(chain, bases)
+    name = usual or _data_name(bases)
+    dataset = _located(name, bases, {at[-1] for file in chain for at in file.sections}, problems)
+    choice = forced or choice_of(chain, bases, dataset, name, gpus, problems)
     layers = [*_layers(chain, choice, problems), *typed]
     stages, reused = _stage_cards(layers, problems), _reused_runs(layers)
     if stages is None:
@@ -201,7 +201,7 @@ def _resolve(
         of_files = [layer for layer in applied if layer.source != "typed"]
         written = recipe_of(_composed(of_files, rules, cards, reused)[0])
     about: dict[str, Any] = {"origin": origin, "ours": ours, "card": card, "source": chain[-1].path}
-    about |= {"found": dataset, "layers": applied, "written": written, "choice": choice}
+    about |= {"dataset": dataset, "layers": applied, "written": written, "choice": choice}
     return Resolved(**vars(recipe), **about), problems
 
 
@@ -343,11 +343,11 @@ def _data_name(layers: Iterable[Layer]) -> str:
     return next((name for name in reversed(named) if isinstance(name, str)), DataSection().name)
 
 
-def _usual_set(chain: Iterable[RecipeFile], own: Iterable[Layer]) -> str | None:
+def _usual_set(chain: Iterable[RecipeFile], bases: Iterable[Layer]) -> str | None:
     """The set that `GZ_DATA` puts in the place of a shipped recipe's own; None where it does not: where the
     recipe lacks settings for one of the two, or the user names a set."""
     usual = os.environ.get(USUAL)
-    if not usual or any("name" in layer.section("data") for layer in own if layer.source != "shipped"):
+    if not usual or any("name" in layer.section("data") for layer in bases if layer.source != "shipped"):
         return None
     shipped = [file for file in chain if file.shipped]
     tiny = {canonical(at[-1]) for file in shipped for at in file.sections if at[0] == "tiny"}
@@ -390,7 +390,7 @@ def _card(chain: list[RecipeFile], problems: list[Problem]) -> ModelCard | None:
     """The model of the files: one of them at least names it, and none names another."""
     card = None
     for file in chain:
-        model = file.own.get("model") or {}
+        model = file.tree.get("model") or {}
         name = model.get("name") if isinstance(model, dict) else None
         where = file.document.where(("model", "name"), value=True)
         if not isinstance(name, str):
@@ -463,8 +463,8 @@ def _called_after(cards: Mapping[str, ModelCard]) -> ModelCard | None:
     """The model after which a run in stages is called: the last one that has a recipe of its own, else the
     first."""
     shipped = {canonical(name) for name in recipe_names()}
-    own = [card for card in cards.values() if card.name in shipped]
-    return own[-1] if own else next(iter(cards.values()), None)
+    named = [card for card in cards.values() if card.name in shipped]
+    return named[-1] if named else next(iter(cards.values()), None)
 
 
 def _reused_runs(layers: Iterable[Layer]) -> dict[str, tuple[str, str]]:
@@ -491,12 +491,12 @@ def _fitting(layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, M
             if layer.applies:
                 now[stage] = name
             if canonical(str(name)) != canonical(cards[stage].name):
-                own = schema.below(schema.below(rules, "stages"), stage)
-                parts[stage] = kept = dict(part)
+                rules_of_stage = schema.below(schema.below(rules, "stages"), stage)
+                parts[stage] = fitting = dict(part)
                 for section in OF_MODEL:
                     if isinstance(values := part.get(section), Mapping):
-                        rules_here = schema.below(own, section)
-                        kept[section] = {key: v for key, v in values.items() if key in rules_here}
+                        names = schema.below(rules_of_stage, section)
+                        fitting[section] = {key: v for key, v in values.items() if key in names}
         fitted.append(
             replace(layer, tree={**layer.tree, "stages": parts}) if "stages" in layer.tree else layer
         )
@@ -558,9 +558,9 @@ def _composed(
                 part["params"] = None
             shared = {key: layer.tree[key] for key in INHERITED if key in layer.tree}
             _lay(part, shared, layer, origin, to=at)
-            own = layer.section("stages").get(stage) if stage else layer.tree
-            own = {key: value for key, value in (own or {}).items() if stage or key not in SHARED}
-            _lay(part, own, layer, origin, to=at, at=at)
+            tree_of_part = layer.section("stages").get(stage) if stage else layer.tree
+            values = {k: v for k, v in (tree_of_part or {}).items() if stage or k not in SHARED}
+            _lay(part, values, layer, origin, to=at, at=at)
         parts[stage] = part
     return {**tree, **(parts.get("") or {"stages": parts})}, origin
 

@@ -48,8 +48,8 @@ Rules = Mapping[str, "Rule | Rules"]  # key → its rule, or those of the keys b
 
 def below(rules: Rules, key: str) -> Rules:
     """The rules of the keys below a key."""
-    found = rules[key]
-    return {} if isinstance(found, Rule) else found
+    rule = rules[key]
+    return {} if isinstance(rule, Rule) else rule
 
 
 def rules_of(section: type) -> dict[str, Rule]:
@@ -123,7 +123,7 @@ def score_options(card: ModelCard) -> dict[str, Rule]:
 
 def score_names(card: ModelCard) -> list[str]:
     """The scores of a model: its own, and those that the engine makes of its likelihood."""
-    made = likelihood_scores(log_prob="log_prob" in card.can, own=card.scores)
+    made = likelihood_scores(log_prob="log_prob" in card.can, names=card.scores)
     return list(dict.fromkeys((*card.scores, *made)))
 
 

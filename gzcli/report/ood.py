@@ -41,9 +41,9 @@ def document(results: Results) -> doc.Document:
 def winner(rows: Sequence[Row], names: Mapping[str, str]) -> str:
     """The model's best score of each foreign set, in a sentence."""
     sentences = []
-    own = [row for row in rows if not row.get("baseline")]
-    for out in dict.fromkeys(str(row.get("out")) for row in own):
-        best = max((row for row in own if str(row.get("out")) == out), key=lambda row: row.get("auroc") or 0)
+    detections = [row for row in rows if not row.get("baseline")]
+    for out in dict.fromkeys(str(row.get("out")) for row in detections):
+        best = max((r for r in detections if str(r.get("out")) == out), key=lambda r: r.get("auroc") or 0)
         sentences.append(
             f"{names.get(out, out)}: AUROC {doc.number(best.get('auroc'))} by `{best.get('score')}`"
         )

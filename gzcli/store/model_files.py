@@ -75,12 +75,12 @@ def keep(run: Path, file: Path) -> dict[str, str]:
     return {"name": file.stem, "file": str(file), "sha256": trust(target)}
 
 
-def kept_files(run: Path) -> list[Path]:
+def copies(run: Path) -> list[Path]:
     """The run's copies of model files. Raises UsageError for one that is not trusted."""
     return [_trusted(path) for path in sorted(Run(run).programs_folder.glob("*.py")) if path.is_file()]
 
 
-def kept(run: Path, name: str) -> Path | None:
+def copy_of(run: Path, name: str) -> Path | None:
     """The run's copy of a model's file; None for a model of gz. Raises UsageError for an untrusted one."""
     path = Run(run).programs_folder / f"{canonical(name)}.py"
     return _trusted(path) if path.is_file() else None

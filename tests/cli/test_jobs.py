@@ -451,7 +451,7 @@ def test_ranks_and_batches_share_prompts_and_pictures(trained, ranks, monkeypatc
     for size, world in product((None, 24), (2, 3, 7)):
 
         def draw(size=size) -> np.ndarray:
-            return sampler.draw(trained, 6, seed=3, given=given, options={"size": size})
+            return sampler.draw(trained, 6, seed=3, conditions=given, options={"size": size})
 
         monkeypatch.setattr(sampler, "BATCH_SIZE", usual)
         whole = ranks(1, draw)

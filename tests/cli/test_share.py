@@ -90,7 +90,7 @@ def staged(_home, tmp_path_factory) -> runs.Run:
     path = tmp_path_factory.mktemp("recipe") / "two.yaml"
     path.write_text(STAGES)
     found = resolve(str(path), flags={"launch.cpu": True})
-    found = with_data(found, found.found)
+    found = with_data(found, found.dataset)
     run = runs.create(found.card.name, "digits")
     write_run(run, found, launcher.plan(found.launch, every_gpu=True))
     assert main(run.path) == 0

@@ -259,7 +259,7 @@ class Paths:
                 validate.mean(self.trained, self.t.metric, self.t.images.pack)
 
     def sample(self, **options: Any) -> None:
-        sampler.draw(self.trained, 2, given=self.given, options=options)
+        sampler.draw(self.trained, 2, conditions=self.given, options=options)
 
     def score(self, name: str) -> None:
         scorer = Scorer(self.trained, [name], options=CHEAP)

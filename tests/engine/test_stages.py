@@ -52,7 +52,7 @@ def path(tmp_path) -> str:
 def make(path: str, *sets: str, **flags) -> Run:
     """A run as `gz train` plans it."""
     recipe = resolve(path, sets=sets, flags={"launch.cpu": True, **flags})
-    recipe = with_data(recipe, recipe.found)
+    recipe = with_data(recipe, recipe.dataset)
     run = runs.create(recipe.card.name, "digits")
     write_run(run, recipe, launcher.plan(recipe.launch, every_gpu=True))
     return run
@@ -133,7 +133,7 @@ def test_each_stage_is_a_whole_run_and_codes_are_the_tokenizer_s(trained, path):
     assert trained.serving.id == f"{trained.id}/stages/prior" and trained.serving.owner == trained
     assert runs.find(trained.id) == trained and runs.by_name(trained.serving.id) == trained.serving
     recipe = resolve(str(trained.path / "run.yaml"), flags={"train.steps": 8})
-    recipe = continued(trained, with_data(recipe, recipe.found), 8)
+    recipe = continued(trained, with_data(recipe, recipe.dataset), 8)
     assert [part.train.steps for part in recipe.parts] == [40, 8]
     codes = np.load(trained.stage("prior").path / "prepared" / "codes.npy")
     pack, tokenizer = open_pack("digits"), load_trained(trained.stage("tokenizer"), "cpu").model

@@ -168,7 +168,7 @@ def shipped(model: str, *sets: str):
     """A trainer of a recipe as it is shipped, on the digits, for five steps."""
     flags = {"train.steps": 5, "train.precision": "fp32", "launch.cpu": True}
     made = resolve(model, data="digits", sets=(*QUICK, *sets), flags=flags)
-    return trainer(with_data(made, made.found).tree())
+    return trainer(with_data(made, made.dataset).tree())
 
 
 @pytest.mark.parametrize("model", ["flow", "flowpp", "glow", "realnvp", "tarflow"])

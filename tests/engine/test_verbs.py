@@ -43,7 +43,7 @@ def home(tmp_path_factory):
 def trained(name: str, *sets: str) -> None:
     """A run of 20 steps, planned and trained in this process: the one that is called `first` is a user's."""
     recipe = resolve("vae", sets=(*SHORT[1:-1:2], *sets), flags={"train.steps": 20, "launch.cpu": True})
-    recipe = with_data(recipe, recipe.found)
+    recipe = with_data(recipe, recipe.dataset)
     run = runs.create("vae", "digits", alias=name)
     write_run(run, recipe, launcher.plan(recipe.launch, every_gpu=True))
     assert main(run.path) == 0

@@ -284,7 +284,7 @@ class PixelModel(Model):
             labels = spread_labels(None, len(self.data.classes), self.data, x.device)[best]
         labels = labels if self.conditional else None
         completed = self._generate(x, rows, labels, noise, progress, temperature)
-        return Applied(completed, rows=("completed",), known=first_rows(x, rows), how="kept", labels=labels)
+        return Applied(completed, rows=("completed",), visible=first_rows(x, rows), how="kept", labels=labels)
 
     def _generate(
         self,

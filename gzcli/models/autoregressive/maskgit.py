@@ -167,7 +167,7 @@ class MaskGIT(Prior):
         masked = F.adaptive_max_pool2d(hidden.to(x), self.grid).flatten(1) > 0
         codes = self._fill(codes, masked, condition, noise, progress, options)
         inpainted = torch.where(hidden, self.images(codes), x)
-        return Applied(inpainted, rows=("inpainted",), known=(~hidden).to(x), how="masked", labels=labels)
+        return Applied(inpainted, rows=("inpainted",), visible=(~hidden).to(x), how="masked", labels=labels)
 
     def _fill(
         self,

@@ -122,7 +122,7 @@ class Transformer(OrderedPrior):
             labels = condition // self.clusters.each if self.conditional else None
         completed = self.images(self._generate(codes, condition, noise, progress, options, 1.0))
         completed = torch.cat([x[:, :, :rows], completed[:, :, rows:]], 2)
-        return Applied(completed, rows=("completed",), known=first_rows(x, rows), how="kept", labels=labels)
+        return Applied(completed, rows=("completed",), visible=first_rows(x, rows), how="kept", labels=labels)
 
     def draw_cluster(self, clusters: Clusters, codes: Tensor, labels: Tensor | None, noise: Noise) -> Tensor:
         """A cluster [B] drawn from p(c | codes, labels) given the first codes of images."""

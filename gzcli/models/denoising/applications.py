@@ -115,7 +115,7 @@ class Applications(Denoiser):
         """
         at_least(1, steps=steps)
         x_t, denoised = self.round_trip(x, noise, strength, steps, progress=progress)
-        return Applied(denoised, rows=("denoised",), given=x_t, how="noised")
+        return Applied(denoised, rows=("denoised",), condition=x_t, how="noised")
 
     @torch.no_grad()
     def edit(
@@ -138,7 +138,7 @@ class Applications(Denoiser):
         at_least(1, steps=steps)
         y = self.requested_labels(labels, len(x))
         x_t, edited = self.round_trip(x, noise, strength, steps, y=y, guidance=guidance, progress=progress)
-        return Applied(edited, rows=("edited",), given=x_t, how="noised", labels=y)
+        return Applied(edited, rows=("edited",), condition=x_t, how="noised", labels=y)
 
     @torch.no_grad()
     def interpolate(
@@ -202,7 +202,7 @@ class Applications(Denoiser):
             path = samplers.repeat_stretches(self.path(steps), options.resample, options.jump)
             images = samplers.repaint(denoise, z, path, image=x, mask=mask, randn=randn, progress=progress)
         inpainted = torch.lerp(self.into_range(images), x, mask)
-        return Applied(inpainted, rows=("inpainted",), known=mask, how="masked", labels=y)
+        return Applied(inpainted, rows=("inpainted",), visible=mask, how="masked", labels=y)
 
     @torch.no_grad()
     def upscale(
@@ -229,7 +229,7 @@ class Applications(Denoiser):
         denoise = self.condition_on(denoise, small, block_means(ratio), iterations)
         z = self.process.prior_std * noise.randn(len(x), *self.data.shape)
         images = samplers.dpmpp(denoise, z, self.path(steps, spacing="logsnr"), progress=progress)
-        return Applied(self.into_range(images), rows=("upscaled",), given=small, how=f"small, 1/{ratio}")
+        return Applied(self.into_range(images), rows=("upscaled",), condition=small, how=f"small, 1/{ratio}")
 
     def condition_on(
         self, denoise: Denoise, y: Tensor, measurement: Measurement, iterations: int = 0

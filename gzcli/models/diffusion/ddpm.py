@@ -295,7 +295,7 @@ class Diffusion(NoiseApplications):
         randn = partial(noise.randn, len(x), *self.data.shape)
         denoise = self.condition_on(denoise, x, block_means(ratio))
         images = samplers.ddim(denoise, randn(), path, eta=eta, randn=randn, progress=progress)
-        return Applied(self.into_range(images), rows=("upscaled",), given=x, how=f"small, 1/{ratio}")
+        return Applied(self.into_range(images), rows=("upscaled",), condition=x, how=f"small, 1/{ratio}")
 
 
 def mix_noises(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
