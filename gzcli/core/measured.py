@@ -101,28 +101,16 @@ def peers(data: str) -> list[dict[str, str]]:
     return rows_of(ROOT / data / "peers.csv")
 
 
-def detections(model: str = "") -> dict[tuple[str, str], dict[str, list[dict[str, str]]]]:
-    """The rows of `ood.csv` by set and foreign set, and there by model, each model's best score first; of one
-    model where it is named."""
-    pairs: dict[tuple[str, str], dict[str, list[dict[str, str]]]] = {}
-    rows = [row for path in sorted(ROOT.glob("*/ood.csv")) for row in rows_of(path)]
-    for row in sorted(rows, key=lambda row: -float(row["auroc"])):
-        if model in ("", row["model"]):
-            pairs.setdefault((row["in"], row["out"]), {}).setdefault(row["model"], []).append(row)
-    return pairs
-
-
-def detected(rows: list[dict[str, str]]) -> str:
-    """The AUROC of each score, with its 95 % interval and what papers report."""
-    cells = []
-    for row in rows:
-        low, high = (row[f"auroc_{end}"] for end in ("low", "high"))
-        about = [f"{float(low):.3f}–{float(high):.3f}"] if low else []
-        about += [f"papers {row['paper_auroc']}"] if row["paper_auroc"] else []
-        cells.append(
-            f"{row['score']} {float(row['auroc']):.3f}" + (f" ({'; '.join(about)})" if about else "")
-        )
-    return ", ".join(cells)
+def detections() -> dict[tuple[str, str, str], str]:
+    """The AUROC of each score, its 95 % interval and papers' figure, the best first, by (set, foreign set,
+    model)."""
+    cells: dict[tuple[str, str, str], list[str]] = {}
+    for row in (row for path in sorted(ROOT.glob("*/ood.csv")) for row in rows_of(path)):
+        ends = [f"{float(row[f'auroc_{end}']):.3f}" for end in ("low", "high") if row[f"auroc_{end}"]]
+        notes = ["–".join(ends), f"papers {row['paper_auroc']}" if row["paper_auroc"] else ""]
+        text = f"{float(row['auroc']):.3f} by {row['score']}" + f" ({'; '.join(filter(None, notes))})"
+        cells.setdefault((row["in"], row["out"], row["model"]), []).append(text.removesuffix(" ()"))
+    return {key: ", ".join(sorted(texts, reverse=True)) for key, texts in cells.items()}
 
 
 def figures(row: Mapping[str, str], kind: str) -> dict[str, str]:

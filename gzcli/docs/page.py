@@ -169,8 +169,9 @@ def _compared(name: str) -> Iterator[tuple[str, str, str, str]]:
             place = f"place {row['place']} of the league" if row["place"] else "the league"
             took = f", {duration(float(row['train_seconds']))} of training" if row["train_seconds"] else ""
             yield "gz", f"{data}, {scale}", _figures(row), place + took
-    for (inside, out), models in measured.detections(name).items():
-        yield "gz", f"{out} told from {inside}", f"AUROC: {measured.detected(models[name])}", "the league"
+    for (data, out, model), cell in measured.detections().items():
+        if model == name:
+            yield "gz", f"{out} told from {data}", f"AUROC {cell}", "the league"
 
 
 def _cells(row: Mapping[str, str]) -> dict[str, str]:
@@ -339,13 +340,7 @@ def environment() -> Any:
     loader = PackageLoader("gzcli.docs")
     env = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.filters |= {"about": about, "count": count, "duration": duration, "figure": figure, "flow": flow}
-    env.filters |= {
-        "detected": measured.detected,
-        "folded": folded,
-        "mathml": mathml,
-        "short": short,
-        "thinned": thinned,
-    }
+    env.filters |= {"folded": folded, "mathml": mathml, "short": short, "thinned": thinned}
     env.filters |= {
         "arxiv": lambda text: re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[\g<0>](https://arxiv.org/abs/\1)", text),
         "cell": lambda text: text.replace("|", "\\|"),
