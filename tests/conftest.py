@@ -98,7 +98,7 @@ def call(home, capsys, monkeypatch, tmp_path):
     Data sets are not opened: images are 16 pixels wide unless the recipe says otherwise."""
     from gzcli.cli import app
 
-    def with_data(recipe, found, run=None, **how):
+    def with_data(recipe, dataset, run=None, **how):
         return recipe.on(replace(recipe.data, size=recipe.data.size or 16))
 
     def call(*words: str) -> tuple[int, str, str]:

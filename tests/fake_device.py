@@ -182,14 +182,14 @@ class OnDevice(TorchDispatchMode):
 
     def run(self, func, args, kwargs) -> Any:
         if not all(isinstance(t, FakeTensor) for t in tensors_in((*args, *kwargs.values()))):
-            args, kwargs = tree_map_only(torch.Tensor, self.known, (args, kwargs))
+            args, kwargs = tree_map_only(torch.Tensor, self.fake_of, (args, kwargs))
         out = self.fakes.dispatch(func, (), args, kwargs)
         for t in tensors_in(out if isinstance(out, tuple | list) else (out,)):
             if t.dtype in (torch.float64, torch.complex128) and t.device.type == NAME:
                 raise NoFloat64(f"{func} makes {t.dtype} on the device at {where()}")
         return out
 
-    def known(self, t: torch.Tensor) -> FakeTensor:
+    def fake_of(self, t: torch.Tensor) -> FakeTensor:
         return t if isinstance(t, FakeTensor) else self.fakes.from_tensor(t, static_shapes=True)
 
     def sync(self, kind: str) -> None:

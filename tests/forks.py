@@ -35,18 +35,18 @@ class Zygote:
         here = home.parent / "here"
         here.mkdir(exist_ok=True)
         job |= {"home": str(home), "here": str(here), "said": str(self.folder / "said.txt")}
-        return self.asked(words=words, **job)
+        return self.code_of(words=words, **job)
 
     def gz(self, *words: str, code: int = 0, env: dict[str, str] | None = None):
         """As `helpers.gz`, seconds sooner: the command, and an engine of one process, run in the child."""
         home, err = Path(os.environ["GZ_HOME"]), self.folder / "err.txt"
         where = {"home": str(home), "here": str(traps()), "said": str(self.folder / "said.txt")}
-        got = self.asked(words=words, env={**os.environ, **(env or {})}, err=str(err), **where)
+        got = self.code_of(words=words, env={**os.environ, **(env or {})}, err=str(err), **where)
         done = subprocess.CompletedProcess(words, got, self.said(), err.read_text())
         assert got == code, f"gz {' '.join(words)} → {got}\n{done.stdout}\n{done.stderr}"
         return done
 
-    def asked(self, **job: Any) -> int:
+    def code_of(self, **job: Any) -> int:
         """The exit code of a job."""
         self.child.stdin.write(json.dumps(job) + "\n")
         self.child.stdin.flush()

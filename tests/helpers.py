@@ -36,8 +36,8 @@ def recipe(case: Any, *, steps: int, data: str | None = None, sets: tuple[str, .
     from gzcli.recipe.recipe import recipe_of
     from gzcli.recipe.resolve import resolve
 
-    found = resolve(case.model, data=data or case.data, sets=(*QUICK, *sets), flags={"train.steps": steps})
-    tree = found.parts[0].tree()  # of a recipe in stages the first stage by itself
+    base = resolve(case.model, data=data or case.data, sets=(*QUICK, *sets), flags={"train.steps": steps})
+    tree = base.parts[0].tree()  # of a recipe in stages the first stage by itself
     tree["model"] |= {k: list(v) if isinstance(v, tuple) else v for k, v in case.settings.items()}
     tree["sample"] |= case.sample
     tree["train"] |= {"batch_size": case.batch, "precision": "fp32"}
@@ -45,7 +45,7 @@ def recipe(case: Any, *, steps: int, data: str | None = None, sets: tuple[str, .
     tree["launch"]["cpu"] = True
     if case.levels:
         tree["data"]["levels"] = case.levels
-    return with_data(recipe_of(tree), found.dataset).tree()
+    return with_data(recipe_of(tree), base.dataset).tree()
 
 
 def trainer(tree: dict[str, Any], run: Run | None = None) -> Trainer:

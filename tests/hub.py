@@ -64,9 +64,9 @@ def hub():
             path, _ = self.begin()
             if path.startswith("/api/models/"):
                 name = path.removeprefix("/api/models/").partition("/revision")[0]
-                known = name in server.repos
-                found = {"id": name, "sha": "0" * 40, "siblings": []} if known else {"error": "no"}
-                return self.answer(200 if known else 404, found, None if known else "RepoNotFound")
+                exists = name in server.repos
+                reply = {"id": name, "sha": "0" * 40, "siblings": []} if exists else {"error": "no"}
+                return self.answer(200 if exists else 404, reply, None if exists else "RepoNotFound")
             name, _, rest = path.lstrip("/").partition("/resolve/")
             file = rest.partition("/")[2]
             if name not in server.repos:

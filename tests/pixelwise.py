@@ -76,7 +76,7 @@ def fake_run(folder, monkeypatch, module, *, model=None, name="model"):
     model = (model or fitted()).eval().requires_grad_(False)
     part = Part("pixelwise", ood=OodSection(("nll", "typicality", "complexity", "far")))
     trained = Trained(Run(folder / name), model, model.data, part, torch.device("cpu"), 7)
-    known = module.__dict__.setdefault("_known_to_tests", {})
-    known[name] = trained
-    monkeypatch.setattr(module, "load_trained", lambda run, *_: known[run.id])
+    by_name = module.__dict__.setdefault("_known_to_tests", {})
+    by_name[name] = trained
+    monkeypatch.setattr(module, "load_trained", lambda run, *_: by_name[run.id])
     return trained

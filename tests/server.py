@@ -49,8 +49,8 @@ def serve(folder: Path, *faults: str):
             data = path.read_bytes()
             data = {"long": data + b"more", "wrong": bytes(len(data))}.get(fault, data)
             start, end, status, headers = 0, len(data), 200, {}
-            if (asked := self.headers.get("Range")) and fault not in ("whole", "unsized"):
-                first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", asked).groups()
+            if (range_ := self.headers.get("Range")) and fault not in ("whole", "unsized"):
+                first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", range_).groups()
                 start, end, status = int(first) + (fault == "other"), int(last or len(data) - 1) + 1, 206
                 end = len(data) if fault == "open" else end
                 if start >= len(data):

@@ -53,7 +53,7 @@ def trained(run: Run) -> Trainer:
     if t.rank == 0:
         shown = lines(run.path / "metrics.jsonl")
         of_training = ({k: v for k, v in x.items() if k.endswith("loss") and k != "val_loss"} for x in shown)
-        losses = [found for found in of_training if found]
+        losses = [row for row in of_training if row]
         held_out = [v for x in shown for k, v in x.items() if k.startswith("val_")]
         (run.path / "out.json").write_text(json.dumps({"gap": gap, "losses": losses, "held_out": held_out}))
         run.update(state="finished")
@@ -91,8 +91,8 @@ def launched(planned: Iterable[Run], world: int, *, fp32: bool = False, said: in
     words = [sys.executable, str(here), *(str(run.path) for run in planned)]
     children = []
     for rank in range(world):
-        own = {**several, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
-        children.append(subprocess.Popen(words, env={**os.environ, **common, **own}, stderr=said))
+        variables = {**several, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
+        children.append(subprocess.Popen(words, env={**os.environ, **common, **variables}, stderr=said))
     ended = [child.wait(3600) for child in children]
     assert ended == [0] * world, f"the processes ended with {ended}"
 
@@ -105,14 +105,14 @@ def planned(what: str, steps: int, batch: int) -> Run:
     name, *more = what.split(",")
     sets = (*QUICK, f"train.batch_size={batch}", *more)
     flags = {"train.steps": steps, "train.precision": "fp32", "launch.cpu": True}
-    found = resolve(name, sets=sets, flags=flags)
-    run = runs.create(name, found.data.name)
-    if found.card.family == "stable_diffusion":
-        case = FIRST[found.card.name]
+    source = resolve(name, sets=sets, flags=flags)
+    run = runs.create(name, source.data.name)
+    if source.card.family == "stable_diffusion":
+        case = FIRST[source.card.name]
         tree = recipe(case, steps=steps, sets=(*sets, "data.size=16"))
         files.write_atomic(run.path / "run.yaml", dump(tree))
     else:
-        made = with_data(found, found.dataset)
+        made = with_data(source, source.dataset)
         write_run(run, made, launcher.plan(made.launch, every_gpu=True))
     return run
 
@@ -129,8 +129,8 @@ def apart(one: Run, two: Run) -> Iterator[dict[str, Any]]:
         losses, gap = zip(*((x["losses"], x["gap"]) for x in map(out_of, (a, b))), strict=True)
         far = lambda x, y: abs(x - y) / max(1e-12, abs(x), abs(y))  # noqa: E731
         of_steps = [max(far(p[k], q[k]) for k in p) for p, q in zip(*losses, strict=True)]
-        found = {"stage": "" if a is one else a.path.name, "weights": by_name[where], "where": where}
-        yield found | {"first": of_steps[0], "losses": max(of_steps), "gap": max(gap)}
+        row = {"stage": "" if a is one else a.path.name, "weights": by_name[where], "where": where}
+        yield row | {"first": of_steps[0], "losses": max(of_steps), "gap": max(gap)}
 
 
 def out_of(run: Run) -> dict[str, Any]:
@@ -140,17 +140,17 @@ def out_of(run: Run) -> dict[str, Any]:
 
 def pairs(names: Iterable[str], *, steps: int, batch: int, **how: Any) -> dict[str, tuple[Run, Run]]:
     """Trains recipes, named as `planned` takes them, by one process and by two; returns both runs of each."""
-    found = {name: (planned(name, steps, batch), planned(name, steps, batch)) for name in names}
+    by_name = {name: (planned(name, steps, batch), planned(name, steps, batch)) for name in names}
     for world in (1, 2):
-        launched([pair[world - 1] for pair in found.values()], world, **how)
-    return found
+        launched([pair[world - 1] for pair in by_name.values()], world, **how)
+    return by_name
 
 
 def measure(names: list[str], steps: int, batch: int, fp32: bool) -> None:
     """Prints the table of one process against two."""
-    found = pairs(names, steps=steps, batch=batch, fp32=fp32, said=subprocess.DEVNULL)
+    by_name = pairs(names, steps=steps, batch=batch, fp32=fp32, said=subprocess.DEVNULL)
     print(f"{'model':28} {'stage':12} {'weights':>8} {'1st loss':>8} {'losses':>8} {'ranks':>8}  where")
-    for name, (one, two) in found.items():
+    for name, (one, two) in by_name.items():
         for row in apart(one, two):
             figures = " ".join(f"{row[key]:8.1e}" for key in ("weights", "first", "losses", "gap"))
             print(f"{name:28} {row['stage']:12} {figures}  {row['where']}", flush=True)
@@ -163,16 +163,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--fp32", action="store_true")
     parser.add_argument("what", nargs="*")
-    asked = parser.parse_args()
-    if asked.all:
+    args = parser.parse_args()
+    if args.all:
         with tempfile.TemporaryDirectory() as home:
             os.environ |= {"GZ_HOME": home, "GZ_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "GZ_TRIAL": "0"}
-            measure(asked.what or recipe_names(), asked.steps, asked.batch, asked.fp32)
+            measure(args.what or recipe_names(), args.steps, args.batch, args.fp32)
         return
     if not os.environ.get("TWO_RANKS_FP32"):
         torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
-    work(asked.what)
+    work(args.what)
     # gloo's threads now and then abort an interpreter that exits by itself; `gz` goes by `status.json`
     os._exit(0)
 

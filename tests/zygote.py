@@ -71,10 +71,10 @@ def here(started: Any, folder: Path, plan: Any, *, launcher: bool, mode: str = "
 
     if plan.distributed:
         return started(folder, plan, launcher=launcher, mode=mode)
-    given = environment(plan, mode)
-    del given["GZ_PARENT"]
+    variables = environment(plan, mode)
+    del variables["GZ_PARENT"]
     os.environ.clear()
-    os.environ.update(given)
+    os.environ.update(variables)
 
     return outcome(Run(folder), main(folder), [])
 

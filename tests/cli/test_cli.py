@@ -115,8 +115,8 @@ def test_every_exception_has_a_code_and_one_line(gz, monkeypatch):
         assert (got, stdout, stderr.splitlines()[0]) == (code, "", first)
         assert "Traceback" not in stderr, first
         if code == 1:
-            told = "hint: this is a bug in gz: set `GZ_DEBUG=1` to see where, and report it\n"
-            assert stderr.endswith(told)
+            hint = "hint: this is a bug in gz: set `GZ_DEBUG=1` to see where, and report it\n"
+            assert stderr.endswith(hint)
         monkeypatch.setenv("GZ_DEBUG", "1")
         assert "Traceback" in gz("list")[2], first
     for ending, code in ((typer.Exit(7), 7), (SystemExit(141), 141)):
@@ -290,9 +290,9 @@ def test_what_takes_labels_is_marked(gz):
 def test_a_group_alone_lists_what_there_is(gz, gz_json, home):
     groups = {"runs": "runs list", "data": "data list", "model": "list models", "recipe": "list recipes"}
     for verb, line in groups.items():
-        (code, stdout, stderr), (_, listed, told) = gz(verb), gz(*line.split())
+        (code, stdout, stderr), (_, listed, messages) = gz(verb), gz(*line.split())
         assert (code, stdout) == (0, listed), verb
-        assert stderr == told + f"hint: `gz {verb} --help` shows its commands\n"
+        assert stderr == messages + f"hint: `gz {verb} --help` shows its commands\n"
         assert gz_json(verb) == gz_json(*line.split()) and gz(verb, "-q")[2] == "", verb
 
 
@@ -305,8 +305,8 @@ def test_list_data_is_data_list(gz, gz_json, home):
     assert digits == {"classes": 10, "channels": 1, "size": 16, "cached": True}
     assert rows["mnist"]["size"] == 28 and rows["mnist"]["cached"] is False
     long = gz("data", "list", "--long")[1]
-    told = ("Yang et al. 2023", "CC BY 4.0", "also 64, 128, 224", "image-net.org")
-    assert all(text in long for text in told)
+    texts = ("Yang et al. 2023", "CC BY 4.0", "also 64, 128, 224", "image-net.org")
+    assert all(text in long for text in texts)
 
 
 def test_data_of_your_own(gz, gz_json, home, tmp_path):
@@ -334,9 +334,9 @@ def test_recipes(gz, gz_json, tmp_path, monkeypatch):
     text = (recipes_dir() / "vae.yaml").read_text().rstrip() + "\n"
     shown = gz("recipe", "show", "vae")[1]
     assert shown.startswith(text), "the file, and below it each key with its text"
-    told = shown.removeprefix(text).strip().splitlines()
-    assert all(line.startswith("#") and (len(line) <= 80 or "# about:" in line) for line in told)
-    assert any(line.startswith("#   batch_size: 64 ") and "# images of one step" in line for line in told)
+    lines = shown.removeprefix(text).strip().splitlines()
+    assert all(line.startswith("#") and (len(line) <= 80 or "# about:" in line) for line in lines)
+    assert any(line.startswith("#   batch_size: 64 ") and "# images of one step" in line for line in lines)
     shown = gz_json("recipe", "show", "vae", "--data", "mnist", "--set", "train.steps=7")[1]
     assert shown["tree"]["train"]["steps"] == 7 and shown["origin"]["train.steps"] == "--set"
     assert shown["tree"]["data"]["name"] == "mnist"
@@ -352,15 +352,15 @@ def test_recipes(gz, gz_json, tmp_path, monkeypatch):
 @pytest.fixture
 def trained(home):
     """Runs as the trainer leaves them, oldest first: {label: Run}"""
-    found = {}
+    by_label = {}
     states = dict.fromkeys(("old", "named", "new"), "finished") | {"broken": "failed", "busy": "running"}
     for i, (label, state) in enumerate(states.items()):
         run = runs.create("vae", "digits", alias="keep-me" if label == "named" else None)
         run.update(state=state, created=1000.0 + i, step=100 * i)
         (run.path / "run.yaml").write_text("model: {name: vae}\nseed: 3\n")
         (run.path / "model.safetensors").write_bytes(b"x" * 1000)
-        found[label] = run
-    return found
+        by_label[label] = run
+    return by_label
 
 
 @pytest.fixture

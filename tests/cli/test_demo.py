@@ -43,8 +43,8 @@ def studio(home, monkeypatch):
         info = pack.info(levels=case.levels, steps=1000)
         part = Part(case.model, sample=case.sample, data=DataSection(case.data))
         model_ = case.build(info).eval().requires_grad_(False)
-        found = LoadedRun(Trained(run, model_, info, part, torch.device("cpu"), 7))
-        monkeypatch.setattr("gzcli.api.load", lambda *args, **kwargs: found)
+        loaded_run = LoadedRun(Trained(run, model_, info, part, torch.device("cpu"), 7))
+        monkeypatch.setattr("gzcli.api.load", lambda *args, **kwargs: loaded_run)
         return Studio(), run.id
 
     return open_studio
@@ -60,14 +60,14 @@ def made_by(lines: str) -> dict:
 def test_samples_become_and_the_code_makes_the_same(studio):
     show, name = studio("cfm")
     choice, *ready = choices()
-    assert {one.name for one in ready} == {f"pretrained:{known}" for known in pretrained.names()}
+    assert {one.name for one in ready} == {f"pretrained:{model}" for model in pretrained.names()}
     assert ready[0].name.endswith("-glyphs") and "comes with gz" in ready[0].title
     assert choice.name == name and "cfm on digits, 7 steps" in choice.title
     _, can = show.open(name)
     assert dict(can.numbers) == {"steps": 3, "guidance": 2.0} and can.sampler == "midpoint" in can.samplers
     assert can.classes == tuple("0123456789") and can.inpaints and can.way and can.maps
     *states, (last, made) = show.draw(Request(name, 4, 5, "7", {"steps": 2, "guidance": 2.0}))
-    assert len(states) >= 2 and all(found is None for _, found in states)
+    assert len(states) >= 2 and all(result is None for _, result in states)
     # what the recipe says is left out
     assert made.shell == f"gz sample {name} -n 4 --seed 5 --label 7 --steps 2"
     assert (sheet(made_by(made.python)["images"]) == last).all()
@@ -104,16 +104,16 @@ def test_what_is_painted_over_is_filled_in(studio, monkeypatch):
 def test_a_picture_is_judged_as_by_the_verb(studio, monkeypatch):
     """The verb's own function is called, with the picture as it was dropped."""
     show, name = studio("fm")
-    asked = []
+    jobs = []
 
     def run(job, folder, device, log):
-        asked.append(job)
+        jobs.append(job)
         Image.fromarray(np.full((16, 16, 3), 9, np.uint8)).save(folder / "map.png")
         return {"outputs": {"maps": {"picture.png": str(folder / "map.png")}}}
 
     monkeypatch.setattr("gzcli.judge.alarm.run", run)
-    found, shown, made = show.judge(name, np.full((40, 40, 3), 200, np.uint8), 150)
-    assert (asked[0].n, asked[0].maps, asked[0].ins) == (150, True, "digits") and found["outputs"]
+    result, shown, made = show.judge(name, np.full((40, 40, 3), 200, np.uint8), 150)
+    assert (jobs[0].n, jobs[0].maps, jobs[0].ins) == (150, True, "digits") and result["outputs"]
     assert shown.shape[2] == 3 and shown.shape[1] > 2 * shown.shape[0] * 0.8
     assert made.shell == f"gz ood {name} --input picture.png -n 150 --map"
 
@@ -123,9 +123,9 @@ def test_the_verdict_of_a_picture_without_a_finite_score():
     from gzcli.demo.page import _verdict
 
     row = {"flagged": True, "p": 0.01, "scores": {"nll": None}, "spread": {"nll": None}}
-    found = {"files": [row], "compared": {"n": 99}, "seeds": 4, "in": "digits", "fpr": 0.01}
-    told = _verdict(found | {"threshold": 5.0, "thresholds_low": {"nll": None}})
-    assert "**none of them**" in told and "`nll` is not finite" in told and "±" not in told
+    result = {"files": [row], "compared": {"n": 99}, "seeds": 4, "in": "digits", "fpr": 0.01}
+    text = _verdict(result | {"threshold": 5.0, "thresholds_low": {"nll": None}})
+    assert "**none of them**" in text and "`nll` is not finite" in text and "±" not in text
 
 
 def test_states_are_thinned_out_and_errors_come_through():
@@ -134,8 +134,8 @@ def test_states_are_thinned_out_and_errors_come_through():
             progress(i + 1, 1000, torch.zeros(1, 1, 2, 2))
         return np.ones((1, 1, 2, 2), np.uint8)
 
-    found = list(watched(work, lambda x: x.numpy().astype(np.uint8)))
-    assert 10 < len(found) <= MOST + 2 and found[-1].all() and not found[0].any()
+    states = list(watched(work, lambda x: x.numpy().astype(np.uint8)))
+    assert 10 < len(states) <= MOST + 2 and states[-1].all() and not states[0].any()
 
     def fails(progress):
         raise MissingError("gone")
@@ -241,8 +241,8 @@ def test_what_comes_from_another_page_is_refused():
 
 def test_its_own_page_is_answered():
     for host in ("127.0.0.1:7860", "localhost:7860", "localhost", "[::1]:7860", "localhost:9000"):
-        own = {"sec-fetch-site": "same-origin", "origin": f"http://{host}"}
-        for headers, method in product(({}, {"sec-fetch-site": "none"}, own), ("GET", "POST")):
+        same_origin = {"sec-fetch-site": "same-origin", "origin": f"http://{host}"}
+        for headers, method in product(({}, {"sec-fetch-site": "none"}, same_origin), ("GET", "POST")):
             assert status({"host": host} | headers, method=method) == 200, (host, headers, method)
 
 
@@ -257,21 +257,21 @@ def test_a_body_that_is_too_large_is_not_read():
 
 def test_beyond_this_machine_every_request_has_the_token():
     public = {"addresses": {"https://abc.gradio.live"}, "token": "s3cret"}
-    own = {"host": "abc.gradio.live", "origin": "https://abc.gradio.live"}
-    for headers in (own, OWN):
+    page = {"host": "abc.gradio.live", "origin": "https://abc.gradio.live"}
+    for headers in (page, OWN):
         assert status(headers, **public) == status(headers, **public, query="token=wrong&token=") == 401
         assert status(headers | {"cookie": f"{COOKIE}=wrong; a=s3cret"}, **public) == 401
         assert status(headers | {"cookie": f"a=b; {COOKIE}=s3cret"}, **public) == 200
         assert status(headers, **public, query="a=b&token=s3cret") == 200
     assert status(OWN, **public, path="/gradio_api/startup-events") == 200, "gradio asks itself"
     assert status(LINK | {"host": "abc.gradio.live"}, **public, query="token=s3cret") == 200
-    for headers in (own | {"host": "abd.gradio.live"}, own | {"origin": "https://abd.gradio.live"}):
+    for headers in (page | {"host": "abd.gradio.live"}, page | {"origin": "https://abd.gradio.live"}):
         assert status(headers, **public, query="token=s3cret") == 403
 
-    _, head = answered(own, **public, query="token=s3cret")
+    _, head = answered(page, **public, query="token=s3cret")
     assert head[b"set-cookie"] == b"gz-demo=s3cret; Path=/; HttpOnly; SameSite=Strict; Secure"
     assert head[b"content-security-policy"] == POLICY.encode() and "frame-ancestors 'none'" in POLICY
-    _, head = answered(own, **public, query="token=wrong")
+    _, head = answered(page, **public, query="token=wrong")
     assert b"set-cookie" not in head and head[b"content-security-policy"] == POLICY.encode()
 
 

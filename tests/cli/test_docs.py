@@ -195,10 +195,10 @@ def test_leagues_of_one_set_and_scale_are_joined(reference, tmp_path):
         ("vae", "2"),
         ("vqvae", "1"),
     ]
-    other = league_of(tmp_path / "other", vae | {"metrics": {"fd": 60.0}}, budget=60)
+    league = league_of(tmp_path / "other", vae | {"metrics": {"fd": 60.0}}, budget=60)
     with pytest.raises(SystemExit, match="several terms"):
-        measure.league(tmp_path / "vae", other, root=tmp_path / "measured")
-    measure.league(other, root=tmp_path / "measured")
+        measure.league(tmp_path / "vae", league, root=tmp_path / "measured")
+    measure.league(league, root=tmp_path / "measured")
     assert [row["model"] for row in measured.standings("mnist", "tiny")] == ["vae"]
 
 
@@ -226,13 +226,13 @@ def test_the_reference_is_told_of_runs_of_its_own_loss(home, tmp_path):
     changed.write_text("extends: ddpm\ntrain: {steps: 90}\nmodel: {clusters: 0}\n")
 
     def started(what: object, *sets: str) -> runs.Run:
-        asked = plan.ask(str(what), "mnist", sets, {} if runs.by_name(str(what)) else {"scale": "tiny"})
-        run = runs.create(asked.recipe.card.name, "mnist")
-        (run.path / "run.yaml").write_text(dump(asked.recipe.tree()))
-        plan.note_whole(run, asked, asked.recipe)
+        request = plan.ask(str(what), "mnist", sets, {} if runs.by_name(str(what)) else {"scale": "tiny"})
+        run = runs.create(request.recipe.card.name, "mnist")
+        (run.path / "run.yaml").write_text(dump(request.recipe.tree()))
+        plan.note_whole(run, request, request.recipe)
         return run
 
-    for told, what, *sets in (
+    for verdict, what, *sets in (
         (True, "ddpm", "train.steps=90", "train.batch_size=8", "optim.lr=1e-3"),
         (False, "ddpm", "model.prediction=eps"),
         (False, "ddpm", "data.size=20"),
@@ -242,7 +242,7 @@ def test_the_reference_is_told_of_runs_of_its_own_loss(home, tmp_path):
         (False, changed),
     ):
         run = started(what, *sets)
-        assert runs.has_shipped_loss(run) == runs.has_shipped_loss(started(run.path)) == told, (what, sets)
+        assert runs.has_shipped_loss(run) == runs.has_shipped_loss(started(run.path)) == verdict, (what, sets)
         assert not runs.has_shipped_loss(started(run.path, "data.levels=4"))
         run.update(recipe={"steps": 90, "size": None})
         assert not runs.has_shipped_loss(run) and not runs.has_shipped_loss(started(run.path))
@@ -252,8 +252,8 @@ def commands_of(text: str) -> list[str]:
     """The commands of gz in the code blocks of a page, without comments."""
     blocks = re.findall(r"^```(?:sh)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = (line for block in blocks for line in block.replace("\\\n", "").splitlines())
-    found = (re.sub(r"^GZ_\w+=\S+ ", "", re.split(r"\s+#", line)[0].strip()) for line in lines)
-    return [line for line in found if line.startswith("gz ")]
+    commands = (re.sub(r"^GZ_\w+=\S+ ", "", re.split(r"\s+#", line)[0].strip()) for line in lines)
+    return [line for line in commands if line.startswith("gz ")]
 
 
 HEADS = [(f"recipe {name}", command) for name in recipe_names() for command, _ in page_of(name).commands]
@@ -323,9 +323,9 @@ def test_the_readme_names_every_model_in_its_family():
     others = [ROOT / name for name in ("CITATION.cff", "pyproject.toml", ".github/CONTRIBUTING.md")]
     pages = [*TEXTS.values(), *(path.read_text() for path in (*others, DOCS / "static" / "index.md"))]
     counts = re.compile(r"\b([34]\d)(?= (?:\w+ ){0,2}models\b| of them)")
-    told = [number for text in pages for number in counts.findall(text)]
+    numbers = [number for text in pages for number in counts.findall(text)]
     assert f"models: {len(recipe_names())} of them" in TEXTS["README"]
-    assert set(told) == {str(len(recipe_names()))}
+    assert set(numbers) == {str(len(recipe_names()))}
     cited = yaml.safe_load(others[0].read_text())
     assert cited["cff-version"] == "1.2.0" and cited["title"].startswith("gz: ") and cited["authors"]
     pytest.importorskip("mkdocs")

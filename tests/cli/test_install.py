@@ -72,8 +72,8 @@ def test_containers_and_the_conda_environment_install_this_clone():
     assert [line.split()[-1] for line in lines if line.startswith("FROM")] == ["base", "cpu", "cuda"]
     assert lines.count("USER gz") == 2
     assert 'VOLUME ["/cache", "/data"]' in lines and 'ENTRYPOINT ["gz"]' in lines
-    found = yaml.safe_load((ROOT / ".ci/environment.yml").read_text())
-    (pip,) = [part["pip"] for part in found["dependencies"] if isinstance(part, dict)]
+    conda = yaml.safe_load((ROOT / ".ci/environment.yml").read_text())
+    (pip,) = [part["pip"] for part in conda["dependencies"] if isinstance(part, dict)]
     assert [(ROOT / ".ci" / path).resolve() for path in pip] == [ROOT]
 
 
@@ -86,9 +86,9 @@ def test_the_script_for_ci_passes_and_fails(tmp_path):
     (tools / "gz").chmod(0o755)
     env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT), "STEPS": "60"}
     for worst, code in (("100000", 0), ("0.1", 1)):
-        own = env | {"WORST": worst, "OUT": f"out{code}"}
+        variables = env | {"WORST": worst, "OUT": f"out{code}"}
         words = [ROOT / ".ci/examples/check.sh"]
-        done = subprocess.run(words, env=own, cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(words, env=variables, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == code, done.stdout + done.stderr
         assert f"at most {worst} is allowed" in done.stdout
     assert (tmp_path / "out0/samples/grid.png").is_file()
@@ -100,7 +100,7 @@ LINE = re.compile(r"([a-z0-9-]+)==\S+ --hash=sha256:[0-9a-f]{64}")
 
 def test_the_lock_pins_all_that_gz_needs_with_checksums():
     lines = (ROOT / ".ci" / "lock.txt").read_text().splitlines()[1:]
-    pinned = {found[1] for line in lines if (found := LINE.fullmatch(line))}
+    pinned = {match[1] for line in lines if (match := LINE.fullmatch(line))}
     assert len(pinned) == len(lines)
     tomllib = pytest.importorskip("tomllib")  # of Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -113,15 +113,15 @@ def test_an_audit_that_nobody_answers_is_none():
     clean = {"name": "rich", "version": "1", "vulns": []}
     bad = {"name": "pillow", "version": "9", "vulns": [{"id": "CVE-1"}]}
     skipped = {"name": "torch", "skip_reason": "not found"}
-    for answer, said, code, told in (
+    for answer, said, code, message in (
         ("", "trouble\nno route to the host\n", 3, "cannot be asked: no route to the host"),
         ("", "", 3, "no answer"),
         ({"dependencies": [skipped, skipped, clean]}, "", 3, "1 of 3"),
         ({"dependencies": [clean, clean, skipped]}, "", 0, "no fault is known of 2 packages"),
         ({"dependencies": [clean, bad]}, "", 1, "pillow 9: CVE-1"),
     ):
-        text, found = verdict(json.dumps(answer) if answer else "", said)
-        assert found == code and told in text
+        text, status = verdict(json.dumps(answer) if answer else "", said)
+        assert status == code and message in text
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])
@@ -137,10 +137,10 @@ def test_rights_follow_the_umask_and_what_decides_on_code_is_private(home, tmp_p
         model_files.trust(tmp_path / "maf.py")
     finally:
         os.umask(before)
-    found = {path: stat.S_IMODE(path.stat().st_mode) for path in home.rglob("*")}
-    assert found.pop(user_dir(model_files.TRUSTED)) == 0o600
-    assert len(found) > 5
-    for path, mode in found.items():
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in home.rglob("*")}
+    assert modes.pop(user_dir(model_files.TRUSTED)) == 0o600
+    assert len(modes) > 5
+    for path, mode in modes.items():
         full = 0o777 if path.is_dir() else 0o666
         assert mode == full & ~umask or (path.suffix == ".lock" and not mode & umask)
 

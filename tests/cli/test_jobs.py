@@ -61,15 +61,15 @@ def test_a_job_is_read_as_it_was_written(tmp_path):
 
 
 @pytest.fixture
-def asked(call, monkeypatch):
-    """asked("sample", …) → the job that the command line hands over, and a finished run called `mine`."""
-    run, found = finished("vae", "mine", options=", conditional: true"), []
+def order(call, monkeypatch):
+    """order("sample", …) → the job that the command line hands over, and a finished run called `mine`."""
+    run, queue = finished("vae", "mine", options=", conditional: true"), []
 
     class Done(Exception):
         pass
 
     def do_job(folder: Path, job: jobs.Job) -> dict:
-        found.append(job)
+        queue.append(job)
         raise Done
 
     monkeypatch.setattr("gzcli.cli.jobs.do_job", do_job)
@@ -77,42 +77,42 @@ def asked(call, monkeypatch):
     def ask(*words: str) -> tuple[jobs.Job, Run]:
         code, _, err = call(*words)
         assert code == 1 and "Done" in err, err
-        return found[-1], run
+        return queue[-1], run
 
     return ask
 
 
-def test_what_is_typed_becomes_a_job(asked, tmp_path, monkeypatch):
-    job, run = asked("sample", "mine", "-n", "6", "--label", "3", "--temperature", "0.5", "--npz", "--cpu")
+def test_what_is_typed_becomes_a_job(order, tmp_path, monkeypatch):
+    job, run = order("sample", "mine", "-n", "6", "--label", "3", "--temperature", "0.5", "--npz", "--cpu")
     path, options = str(run.path), {"temperature": 0.5}
     assert job == SampleJob(path, 6, "3", checkpoint="last", options=options, formats=("npz",), launch=PLAIN)
     (tmp_path / "in").mkdir()
-    job, _ = asked("sample", "mine", "--do", "reconstruct", "--input", str(tmp_path / "in"), "--gpus", "all")
+    job, _ = order("sample", "mine", "--do", "reconstruct", "--input", str(tmp_path / "in"), "--gpus", "all")
     assert (job.do, job.input, job.input_as, job.n) == ("reconstruct", str(tmp_path / "in"), None, 64)
     assert job.launch == LaunchSection(gpus="all")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a, b").mkdir()
     words = ["--score", "ELBO", "--k", "3", "--background", "mine", "--seed", "4"]
-    job, _ = asked("ood", "mine", "--out", "FashionMNIST,a, b", *words)
+    job, _ = order("ood", "mine", "--out", "FashionMNIST,a, b", *words)
     more = {"scores": ("elbo",), "seed": 4, "options": {"k": 3}, "background": path}
     assert job == OodJob(path, "digits", ("fashionmnist", str(tmp_path / "a, b")), checkpoint="last", **more)
-    assert asked("ood", "mine", "--in", "Digits", "--out", "mnist", "--full")[0].ins == "digits"
-    job, _ = asked("bench", "--data", "Digits", "--metrics", "fd,bpd", "--checkpoint", "best")
+    assert order("ood", "mine", "--in", "Digits", "--out", "mnist", "--full")[0].ins == "digits"
+    job, _ = order("bench", "--data", "Digits", "--metrics", "fd,bpd", "--checkpoint", "best")
     assert job == BenchJob((path,), "digits", ("fd", "bpd"), checkpoint="best")
-    job, _ = asked("bench", "mine", "patches", "--split", "train")
+    job, _ = order("bench", "mine", "patches", "--split", "train")
     more = {"checkpoint": "last", "images": ("patches",), "split": "train"}
     assert job == BenchJob((path,), "digits", **more)
     to = ("runs", "export", "mine")
-    job, _ = asked(*to, "--to", "diffusers", "--out", str(tmp_path / "it"))
+    job, _ = order(*to, "--to", "diffusers", "--out", str(tmp_path / "it"))
     assert job == ExportJob(path, "diffusers", str(tmp_path / "it"), "last", launch=PLAIN)
     file = str(run.path / "export" / f"{run.id}.safetensors")
-    assert asked(*to, "--dtype", "bf16")[0] == ExportJob(path, "file", file, "last", "bf16", launch=PLAIN)
+    assert order(*to, "--dtype", "bf16")[0] == ExportJob(path, "file", file, "last", "bf16", launch=PLAIN)
     (tmp_path / "mine").mkdir()  # `--input` is a path, whatever a run is called
-    job, _ = asked("ood", "mine", "--input", "mine", "--fpr", "5%", "--map", "--score", "all", "--k", "9")
+    job, _ = order("ood", "mine", "--input", "mine", "--fpr", "5%", "--map", "--score", "all", "--k", "9")
     more = {"checkpoint": "last", "scores": ("all",), "maps": True, "options": {"k": 9}}
     assert job == AlarmJob(path, "digits", str(tmp_path / "mine"), 0.05, **more)
     for words, fpr in ((("--fpr", "0.02"), 0.02), ((), 0.01)):
-        assert asked("ood", "mine", "--input", "mine", *words)[0].fpr == fpr
+        assert order("ood", "mine", "--input", "mine", *words)[0].fpr == fpr
 
 
 def test_a_job_that_failed_without_output_leaves_no_folder(home, tmp_path, monkeypatch):
@@ -133,33 +133,33 @@ def test_a_job_that_failed_without_output_leaves_no_folder(home, tmp_path, monke
 
 def test_samples_of_classes_fill_whole_rows(call, monkeypatch):
     """As many of each class, unless `-n` asks for another number."""
-    found = []
-    monkeypatch.setattr("gzcli.cli.jobs.do_job", lambda folder, job: found.append(job.n) or 1 / 0)
+    numbers = []
+    monkeypatch.setattr("gzcli.cli.jobs.do_job", lambda folder, job: numbers.append(job.n) or 1 / 0)
     words = ("sample", "cvae", "--pretrained")
     for more in ((), ("-n", "64"), ("--label", "A,B,C"), ("--do", "reconstruct"), ("--label", "no such")):
         call(*words, *more)
-    assert found == [72, 64, 63, 64, 64], "of `glyphs`, which have 36 classes"
+    assert numbers == [72, 64, 63, 64, 64], "of `glyphs`, which have 36 classes"
 
 
-def test_a_flagged_picture_is_an_exit_code_on_demand(asked, call, monkeypatch):
+def test_a_flagged_picture_is_an_exit_code_on_demand(order, call, monkeypatch):
     one = {"file": "a.png", "p": 0.001, "side": "high", "scores": {"elbo": 1.0}}
     result = {"in": "digits", "input": "here", "fpr": 0.01, "thresholds": {"elbo": 0.5}}
     result |= {"seeds": 1, "unreadable": [], "compared": {"n": 200}}
     for count, code in ((0, 0), (2, 6)):
         rows = [one | {"flagged": i < count} for i in range(3)]
-        found = result | {"files": rows, "flagged": count}
-        monkeypatch.setattr("gzcli.cli.jobs.do_job", lambda folder, job, found=found: found)
+        verdict = result | {"files": rows, "flagged": count}
+        monkeypatch.setattr("gzcli.cli.jobs.do_job", lambda folder, job, verdict=verdict: verdict)
         plain, failing = (call("ood", "mine", "--input", ".", "--json", *more) for more in ((), ("--fail",)))
         assert (plain[0], failing[0]) == (0, code) and plain[1] == failing[1]
 
 
-def test_further_runs_of_one_set_make_an_ensemble(asked, call):
-    other = finished("glow", "other")
-    job, run = asked("ood", "mine", "other", "mine", "--out", "mnist", "--seeds", "3", "--steps", "5")
-    assert job.run == str(run.path) and job.others == (str(other.path), str(run.path))
+def test_further_runs_of_one_set_make_an_ensemble(order, call):
+    glow = finished("glow", "other")
+    job, run = order("ood", "mine", "other", "mine", "--out", "mnist", "--seeds", "3", "--steps", "5")
+    assert job.run == str(run.path) and job.others == (str(glow.path), str(run.path))
     assert job.seeds == 3 and job.options == {"steps": 5}
     assert "waic" in job.scores and "recon" not in job.scores, "those that all of them have"
-    assert asked("ood", "mine", "other", "--out", "mnist", "--score", "WAIC,nll")[0].scores == ("waic", "nll")
+    assert order("ood", "mine", "other", "--out", "mnist", "--score", "WAIC,nll")[0].scores == ("waic", "nll")
     finished("glow", "elsewhere", data="patches")
     code, _, err = call("ood", "mine", "elsewhere", "--out", "mnist")
     assert code == 2 and "was trained on `patches`, the first run on `digits`" in err
@@ -180,12 +180,12 @@ MISTAKES = [
 ]
 
 
-def test_mistakes_of_ood_are_told(asked, call, monkeypatch):
+def test_mistakes_of_ood_are_told(order, call, monkeypatch):
     for words, code, message in MISTAKES:
-        found, _, err = call("ood", "mine", *words.split())
-        assert found == code and message in err, words
+        status, _, err = call("ood", "mine", *words.split())
+        assert status == code and message in err, words
     card = replace(catalog.card("vae"), maps=())
-    monkeypatch.setattr(catalog, "card_of", lambda *given: card)
+    monkeypatch.setattr(catalog, "card_of", lambda *args: card)
     code, _, err = call("ood", "mine", "--input", ".", "--map")
     assert code == 2 and all(text in err for text in ("does not say where", "pixelcnn", "glow"))
 
@@ -309,10 +309,10 @@ def trained(home, monkeypatch):
     (run.path / "model.safetensors").write_bytes(b"x")
     info = DataInfo((1, 16, 16))
     part = Part("vae", sample={"prompt": None, "size": None}, data=DataSection(size=16, channels=1))
-    found = Trained(run, Reader(info), info, part, torch.device("cpu"), 1)
-    monkeypatch.setattr(sample, "load_trained", lambda *args: found)
+    reader = Trained(run, Reader(info), info, part, torch.device("cpu"), 1)
+    monkeypatch.setattr(sample, "load_trained", lambda *args: reader)
     monkeypatch.setattr(catalog, "card", lambda name: READS)
-    return found
+    return reader
 
 
 @pytest.fixture
@@ -350,12 +350,12 @@ def test_prompts_are_cycled_and_are_as_many_as_the_images(gz, trained):
     assert (code, result["n"], result["prompts"]) == (0, 5, ["a", "bb"]) and len(result["files"]) == 5
     assert trained.model.seen[-1][:2] == (5, ["a", "bb", "a", "bb", "a"])
     assert gz()[1]["n"] == 64 and trained.model.seen[-1][1] is None and gz()[1]["prompts"] == []
-    for own, words, drawn in (
+    for default, words, drawn in (
         ("of the recipe", "-n 2", ["of the recipe"] * 2),
         (["x", "y"], "-n 3", ["x", "y", "x"]),
         (["x", "y"], "--prompt mine -n 2", ["mine", "mine"]),
     ):
-        trained.part.sample["prompt"] = own
+        trained.part.sample["prompt"] = default
         gz(*words.split())
         assert trained.model.seen[-1][1] == drawn
 
@@ -447,11 +447,11 @@ def ranks(monkeypatch):
 def test_ranks_and_batches_share_prompts_and_pictures(trained, ranks, monkeypatch):
     prompts = ["x" * (3 * i) for i in range(1, 6)]
     control = torch.linspace(-1, 1, 4)[:, None, None, None].expand(-1, 1, 16, 16)
-    given, usual = {"prompt": prompts, "control": control}, sampler.BATCH_SIZE
+    conditions, usual = {"prompt": prompts, "control": control}, sampler.BATCH_SIZE
     for size, world in product((None, 24), (2, 3, 7)):
 
         def draw(size=size) -> np.ndarray:
-            return sampler.draw(trained, 6, seed=3, conditions=given, options={"size": size})
+            return sampler.draw(trained, 6, seed=3, conditions=conditions, options={"size": size})
 
         monkeypatch.setattr(sampler, "BATCH_SIZE", usual)
         whole = ranks(1, draw)
@@ -489,8 +489,8 @@ def test_large_images_come_in_smaller_batches(trained):
         ("cpu", (3, 512, 512), 64, 128),
         ("cpu", (3, 1024, 1024), None, 1),
     ):
-        asked = replace(trained, info=DataInfo(shape), device=torch.device(device))
-        assert sampler.batch_size(asked, {"size": size}) == images, (device, shape, size)
+        variant = replace(trained, info=DataInfo(shape), device=torch.device(device))
+        assert sampler.batch_size(variant, {"size": size}) == images, (device, shape, size)
 
 
 def test_the_card_tells_of_prompts_and_pictures():

@@ -134,9 +134,9 @@ def test_what_a_job_cannot_be(fake, gz):
     code, _, stderr = gz(*words)
     assert code == 3 and "there is no `sbatch`" in stderr
     fake("sbatch", "echo 'invalid partition' >&2; exit 1")
-    for more, expected, told in (((), 3, "invalid partition"), (("--gpus", "all"), 2, "wants a number")):
+    for more, expected, message in (((), 3, "invalid partition"), (("--gpus", "all"), 2, "wants a number")):
         code, _, stderr = gz(*words, *more)
-        assert code == expected and told in stderr
+        assert code == expected and message in stderr
     for wrong in ("Partition", "a b=c", 'comment=a"b', "time=1\n#SBATCH --uid=0"):
         with pytest.raises(UsageError, match="no option of `sbatch`"):
             slurm.options([wrong])
@@ -186,18 +186,18 @@ def test_other_verbs_are_submitted_alike(fake, gz, home, tmp_path):
         ("bench pretrained:vae", "7", False),
         (f"{league} --slurm array=0-1", "$((7 + SLURM_ARRAY_TASK_ID))", True),
     ):
-        own = ["--submit", "slurm", "--seed", "7", "--slurm", "time=1:00:00"]
-        assert gz(*words.split(), *own)[:2] == (0, "job 42\n")
+        options = ["--submit", "slurm", "--seed", "7", "--slurm", "time=1:00:00"]
+        assert gz(*words.split(), *options)[:2] == (0, "job 42\n")
         script = (tmp_path / "got").read_text()
         line = f"gzcli {words.partition(' --slurm')[0]} --seed {seed} &\n"
         assert line in script and 'srun --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS' in script
         assert "#SBATCH --time=1:00:00\n" in script and ("#SBATCH --signal=" in script) == goes_on
         assert ("--gres=gpu:2\n" in script) == ("--gpus" in words)
         assert f"#SBATCH --job-name={words.split()[0]}-" in script
-    code, _, told = gz(*league.split(), "--seeds", "2", "--jobs", "3", "--submit", "slurm")
+    code, _, text = gz(*league.split(), "--seeds", "2", "--jobs", "3", "--submit", "slurm")
     script = (tmp_path / "got").read_text()
     assert (
-        code == 0 and "2 tasks" in told and "--array=0-1%3\n" in script and "tasks=(vae:0 vae:1)\n" in script
+        code == 0 and "2 tasks" in text and "--array=0-1%3\n" in script and "tasks=(vae:0 vae:1)\n" in script
     )
     assert '--jobs 3 --seed 0 --entry "${tasks[SLURM_ARRAY_TASK_ID]}" &\n' in script
     assert not Path("drawn").exists() and not (home / "bench").exists()
@@ -217,7 +217,7 @@ def test_no_script_holds_what_cannot_be_printed(fake, gz, tmp_path, monkeypatch)
     fake("sbatch", f"touch {tmp_path}/got; echo 42")
     plain = ["train", "vae", "--submit", "slurm"]
     league = ["bench", "--train-missing", "--budget", "9s", "--models", "vae", "--data", "digits", "--cpu"]
-    for folder, store, words, told in (
+    for folder, store, words, message in (
         ("a\n#SBATCH --uid=0\ntouch PWNED", "home", plain, "characters that cannot be printed"),
         ('a"b', "home", plain, "cannot be told"),
         ("a\nb", "home", league, "cannot be printed"),
@@ -229,7 +229,7 @@ def test_no_script_holds_what_cannot_be_printed(fake, gz, tmp_path, monkeypatch)
         monkeypatch.chdir(tmp_path / folder)
         monkeypatch.setenv("GZ_HOME", str(tmp_path / store))
         code, _, stderr = gz(*words)
-        assert code == 2 and told in stderr, words
+        assert code == 2 and message in stderr, words
         assert not list(tmp_path.glob("**/*.sh"))
     assert not (tmp_path / "got").exists()
     monkeypatch.chdir(tmp_path)
@@ -243,12 +243,12 @@ def test_a_start_is_of_a_new_run_or_one_that_goes_on(home):
     request = planning.ask("vae", None, (), {"launch.cpu": True})
     with pytest.raises(MissingError, match="no unfinished run of `vae` on `digits`"):
         planning.prepare(request, resume=True)
-    mine, other = (runs.create("vae", "digits", alias=f"mine-{i}") for i in (1, 2))
-    for run in (mine, other):
+    mine, second = (runs.create("vae", "digits", alias=f"mine-{i}") for i in (1, 2))
+    for run in (mine, second):
         run.recipe_file.write_text("model: {name: vae}\nlaunch: {cpu: true, processes: 2}\n")
         run.update(state="interrupted")
     start = planning.prepare(request, resume=True)
-    assert (start.run, start.plan.processes) == (other, 2)
+    assert (start.run, start.plan.processes) == (second, 2)
     assert planning.prepare(request, requeue=True, alias="mine-1").run == mine
     assert planning.prepare(request, requeue=True, alias="mine-3").run is None
     with pytest.raises(UsageError, match="the name `mine-1` is taken"):
@@ -259,8 +259,8 @@ def test_a_start_is_of_a_new_run_or_one_that_goes_on(home):
 
 
 def test_variables_of_launchers_are_read_told_and_not_the_engines(monkeypatch):
-    found = {"3": 3, "2,1": 2, " 4 ": 4, "": None, "0": None, "x": None, "²": None}
-    for text, threads in found.items():  # the first number of a list
+    cases = {"3": 3, "2,1": 2, " 4 ": 4, "": None, "0": None, "x": None, "²": None}
+    for text, threads in cases.items():  # the first number of a list
         monkeypatch.setenv("OMP_NUM_THREADS", text)
         assert units.threads_wanted() == threads, text
         assert launcher.plan(LaunchSection(cpu=True, threads=None), every_gpu=True).threads >= 1
@@ -276,15 +276,15 @@ def test_variables_of_launchers_are_read_told_and_not_the_engines(monkeypatch):
 
 
 def test_a_run_goes_on_with_its_processes(home):
-    def asked(**typed):
+    def request(**typed):
         return plan.ask("vae", "digits", (), {f"launch.{key}": value for key, value in typed.items()})
 
-    first = asked(processes=2, cpu=True)
+    first = request(processes=2, cpu=True)
     run = runs.create("vae", "digits")
     write_run(run, first.recipe, Plan(processes=2, threads=3))
 
     def again(**typed):
-        section = plan.launched_again(run, asked(**typed).recipe)
+        section = plan.launched_again(run, request(**typed).recipe)
         return section.processes, section.gpus, section.cpu, section.threads
 
     assert again() == (2, None, True, 3)
@@ -315,13 +315,13 @@ def test_control_characters_of_names_do_not_reach_the_terminal(capsys, monkeypat
     assert out.confirmed(f"remove {name}?")
     log = Log(mode="human")
     log.warn(name)
-    shown, told = capsys.readouterr()
+    shown, messages = capsys.readouterr()
     assert json.loads(shown.splitlines()[1])["name"] == HOSTILE
     for code in (1, 31, 33, 36, 0):  # the colours of gz itself stay, and nothing else is one
-        assert (f"\x1b[{code}m" in told) == coloured
-        told = told.replace(f"\x1b[{code}m", "")
-    assert not set(shown + told) & UNSEEN
-    assert "\\u001b[8m\\u001b[31m\\u202efdp" in told and "\tnext\n" in told
+        assert (f"\x1b[{code}m" in messages) == coloured
+        messages = messages.replace(f"\x1b[{code}m", "")
+    assert not set(shown + messages) & UNSEEN
+    assert "\\u001b[8m\\u001b[31m\\u202efdp" in messages and "\tnext\n" in messages
 
 
 def test_control_characters_of_names_do_not_reach_bars_and_logs(tmp_path, capsys, monkeypatch):
@@ -335,10 +335,10 @@ def test_control_characters_of_names_do_not_reach_bars_and_logs(tmp_path, capsys
         log.info(HOSTILE)
     with out.progress(f"{HOSTILE} [/red]") as report:
         report(1, 2)
-    told = capsys.readouterr().err
+    text = capsys.readouterr().err
     for sequence in (r"\x1b\[\??[0-9;]*[a-zA-Z]", "\r"):  # those by which rich draws its bars
-        told = re.sub(sequence, "", told)
-    assert "[/red] [bold]" in told and not set(told) & UNSEEN
+        text = re.sub(sequence, "", text)
+    assert "[/red] [bold]" in text and not set(text) & UNSEEN
     assert not set((tmp_path / "log.txt").read_text()) & UNSEEN
 
 
@@ -369,11 +369,11 @@ def test_places_where_no_folder_can_be_made(gz, home, tmp_path, monkeypatch):
     ]
     if Path("/proc/self").exists():
         cases.append((Path("/proc/none"), "train vae --steps 1", "no such file or directory"))
-    for place, words, told in cases:
+    for place, words, message in cases:
         monkeypatch.setenv("GZ_HOME", str(place))
         code, _, stderr = gz(*words.split())
         error = stderr.partition("error: ")[2]
-        assert code == 3 and told in error and "hint: " in error and "bug" not in error, words
+        assert code == 3 and message in error and "hint: " in error and "bug" not in error, words
         if place != home:
             bad = {check.name for check in doctor.folders() if check.state == "bad"}
             assert bad >= {"cache", "runs"} or "proc" in place.parts  # root may write there, the system says
@@ -399,7 +399,7 @@ def foreign_gpu(home, tmp_path, monkeypatch):
 
 def test_a_gpu_that_torch_cannot_use_is_refused_by_all(foreign_gpu, gz, monkeypatch):
     """Exit code 4 with the reason where GPUs were asked for; by `gz doctor` with the same words."""
-    told = "torch cannot use the GPU that is here: "
+    message = "torch cannot use the GPU that is here: "
     for words in (
         "train vae --steps 1 --gpus 1",
         "train vae --steps 1 --gpus all",
@@ -409,16 +409,16 @@ def test_a_gpu_that_torch_cannot_use_is_refused_by_all(foreign_gpu, gz, monkeypa
         "bench --train-missing --budget 9s --models vae --data digits --gpus 1",
     ):
         code, _, stderr = gz(*words.split())
-        assert code == 4 and told in stderr and "hint: install the torch that fits it" in stderr, words
+        assert code == 4 and message in stderr and "hint: install the torch that fits it" in stderr, words
     assert not runs.all_runs()
-    with pytest.raises(DeviceError, match=told):
+    with pytest.raises(DeviceError, match=message):
         gzcli.train("vae", steps=1, gpus=1)
     (check,) = [check for check in doctor.devices() if check.name == "gpu"]
     assert check.state == "bad" and check.detail == launcher.usable_gpus().lack
-    with pytest.raises(DeviceError, match=told):
+    with pytest.raises(DeviceError, match=message):
         devices.pick_device(LaunchSection(gpus=1))
     monkeypatch.setenv("GZ_GPUS", "1")
-    with pytest.raises(DeviceError, match=told):
+    with pytest.raises(DeviceError, match=message):
         devices.check_planned()
     assert explain(RuntimeError("CUDA error: no kernel image is available\nCompile with")).code == 4
 
@@ -427,11 +427,11 @@ def test_nobody_asked_for_the_gpu_that_torch_cannot_use(foreign_gpu, gz, monkeyp
     """The CPU is used, which is told."""
     monkeypatch.setattr(launcher, "_tried_apart", lambda there: devices.tried())
     words = ("train", "vae", "--dry-run", "--json")
-    code, said, told = gz(*words)
+    code, said, messages = gz(*words)
     assert code == 0 and json.loads(said)["scale"] == "tiny" and json.loads(said)["gpus"] == 0
-    assert "warning: torch cannot use the GPU that is here: " in told and "; the CPU is used" in told
-    code, _, told = gz(*words, "--cpu")
-    assert code == 0 and "GPU" not in told
+    assert "warning: torch cannot use the GPU that is here: " in messages and "; the CPU is used" in messages
+    code, _, messages = gz(*words, "--cpu")
+    assert code == 0 and "GPU" not in messages
     code, said, _ = gz(*words, "--gpus", "1")
     assert code == 0 and "1 GPU (torch cannot use" in json.loads(said)["needs"][0]
     with pytest.warns(UserWarning, match="the CPU is used"):
@@ -455,11 +455,11 @@ def test_a_card_that_is_too_new_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "init", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"card {i}")
     monkeypatch.setattr(torch, "ones", on_a_gpu)
-    found = devices.tried()
-    assert (found.there, found.usable) == (3, 2)
-    told = "CUDA error: no kernel image is available for execution"
-    assert found.lack == f"torch can use 2 of the 3 GPUs that are here: card 2: {told}"
-    monkeypatch.setattr(launcher, "usable_gpus", lambda: found)
+    gpus = devices.tried()
+    assert (gpus.there, gpus.usable) == (3, 2)
+    fault = "CUDA error: no kernel image is available for execution"
+    assert gpus.lack == f"torch can use 2 of the 3 GPUs that are here: card 2: {fault}"
+    monkeypatch.setattr(launcher, "usable_gpus", lambda: gpus)
     assert launcher.plan(LaunchSection(), every_gpu=True).note.endswith("; 2 are used")
     assert launcher.plan(LaunchSection(), every_gpu=False).note is None
     assert launcher.plan(LaunchSection(gpus="all"), every_gpu=True).gpus == 2
@@ -472,12 +472,12 @@ def test_a_card_that_is_too_new_is_named(monkeypatch):
 
 def test_that_gpus_can_be_used_is_remembered(home, tmp_path, monkeypatch):
     """For the driver and the torch that are here; what cannot be used is tried each time."""
-    asked, answers = [], [devices.Gpus(2, 0, "no driver"), devices.Gpus(2, 2)]
+    tries, answers = [], [devices.Gpus(2, 0, "no driver"), devices.Gpus(2, 2)]
     monkeypatch.setattr(launcher, "count_gpus", lambda: 2)
-    monkeypatch.setattr(launcher, "_tried_apart", lambda there: asked.append(there) or answers.pop(0))
+    monkeypatch.setattr(launcher, "_tried_apart", lambda there: tries.append(there) or answers.pop(0))
     monkeypatch.setattr(launcher, "DRIVER", tmp_path / "version")
     (tmp_path / "version").write_text("580")
     for usable, times in ((0, 1), (2, 2), (2, 2)):
         launcher._usable.cache_clear()
-        assert (launcher.usable_gpus().usable, len(asked)) == (usable, times)
+        assert (launcher.usable_gpus().usable, len(tries)) == (usable, times)
     launcher._usable.cache_clear()

@@ -129,8 +129,8 @@ def test_what_is_there_is_used_again(call, home, trained, judged):
     assert (len(trained), len(judged)) == (2, 2)
     _, shown, _ = call(*WORDS, "--models", "vae,fm,wgan", "--calls", "0", "--json")
     assert (trained[2:], len(judged)) == ([("wgan", 0, False)], 3)
-    found = json.loads(shown)
-    assert {row["model"] for row in found["rows"]} == {"vae", "fm", "wgan"} and found["metric"] == "fd"
+    result = json.loads(shown)
+    assert {row["model"] for row in result["rows"]} == {"vae", "fm", "wgan"} and result["metric"] == "fd"
     call(*WORDS, "--models", "vae", "--calls", "0", "-n", "77")
     assert (len(trained), len(judged), judged[-1].n) == (3, 4, 77)
     call(*(word.replace("0.2m", "0.3m") for word in WORDS), "--models", "vae", "--calls", "0")
@@ -238,22 +238,22 @@ if model == "dcgan:0":
 def test_a_row_is_judged_again_where_code_changes_and_not_where_a_comment_does(tmp_path):
     """The judge's code, the model's, and what that imports of its family."""
     names = ("metrics/quality/a", "vae/base", "vae/vae", "vae/vqvae")
-    judge, base, own, other = (f"{name}.py" for name in names)
-    texts = {judge: "N = 1", own: "from gzcli.models.vae import base", other: "N = 1"}
+    judge, base, vae, vqvae = (f"{name}.py" for name in names)
+    texts = {judge: "N = 1", vae: "from gzcli.models.vae import base", vqvae: "N = 1"}
     texts[base] = 'def f():\n    """One."""\n    return 1'
 
     def code(changed: dict[str, str]) -> str:
         for name, text in (texts | changed).items():
             files.write_atomic(tmp_path / name, text)
-        return league.syntax_of(league.JUDGING, [tmp_path / own], tmp_path)
+        return league.syntax_of(league.JUDGING, [tmp_path / vae], tmp_path)
 
     for name, text, same in (
         (judge, "# of draws\nN  =  1", True),
         (judge, "N = 22", False),
         (base, 'def f():\n    """Two."""\n    return 1', True),
         (base, "def f():\n    return 22", False),
-        (own, "from gzcli.models.vae import base, vae", False),
-        (other, "N = 22", True),
+        (vae, "from gzcli.models.vae import base, vae", False),
+        (vqvae, "N = 22", True),
     ):
         assert (code({name: text}) == code({})) == same, text
 
@@ -270,7 +270,7 @@ def test_a_long_league_and_long_trainings_are_told(call, home, trained, judged):
 
 def test_a_wrong_league_is_refused(call, monkeypatch):
     data = ["--train-missing", "--data", "digits"]
-    for words, told in (
+    for words, message in (
         (["--train-missing", "--budget", "8m"], "needs `--data`"),
         (data, "needs `--budget`"),
         *(([*data, "--budget", b], "--budget 8m") for b in ("8", "x", "0m", "1s", "-3m")),
@@ -284,7 +284,7 @@ def test_a_wrong_league_is_refused(call, monkeypatch):
         if "8s" in words:  # whose shares are not alike
             monkeypatch.setattr(league, "shares_of", lambda recipe, plan, say: [0.25, 0.75])
         code, _, said = call("bench", *words)
-        assert code == 2 and told in " ".join(said.split()), words
+        assert code == 2 and message in " ".join(said.split()), words
 
 
 def test_all_models_that_draw_by_themselves_take_part(call):
@@ -315,8 +315,8 @@ def test_the_agreement_of_seeds_is_that_of_scipy():
     values = np.random.default_rng(0).integers(11, 18, (3, 9)).astype(float)  # with ties
     rows = [row(f"m{i}", seed, fd) for seed, line in enumerate(values) for i, fd in enumerate(line)]
     pairs = [scipy.stats.spearmanr(values[a], values[b]).statistic for a, b in ((0, 1), (0, 2), (1, 2))]
-    found = standings.agreement(rows, "fd")
-    assert found["mean"] == pytest.approx(np.mean(pairs)) and found["min"] == pytest.approx(min(pairs))
+    rho = standings.agreement(rows, "fd")
+    assert rho["mean"] == pytest.approx(np.mean(pairs)) and rho["min"] == pytest.approx(min(pairs))
     (first, *_) = [line for line in standings.summary(rows, "fd") if line["model"] == "m3"]
     assert first["metrics"]["fd"] == pytest.approx(values[:, 3].mean())
     assert first["deviations"]["fd"] == pytest.approx(values[:, 3].std(ddof=1))
@@ -348,18 +348,18 @@ def trained_of(case):
     return Trained(Run(Path(case.model)), net, info, Part(case.model), torch.device("cpu"), 1)
 
 
-def known(model, **options):
+def entry(model, **options):
     return trained_of(Case(model, options))
 
 
 def test_network_calls_are_counted():
     """Guidance doubles them; pixel models count as without their cache."""
-    count, fm, ddpm, wgan = contestants.count_calls, known("fm", **FM), known("ddpm", **DDPM), known("wgan")
+    count, fm, ddpm, wgan = contestants.count_calls, entry("fm", **FM), entry("ddpm", **DDPM), entry("wgan")
     calls = [count(fm, {"sampler": s, "steps": 3}) for s in ("euler", "midpoint", "rk4")]
     assert calls == [3, 6, 12]
     assert count(ddpm, {"sampler": "heun", "steps": 4}) == 7 and count(wgan) == 1
-    assert count(known("fm", **FM | {"clusters": 3}), {"steps": 3}) == 12, "guided by itself"
-    assert count(known("cfm", **FM), {"steps": 3, "guidance": 2, "interval": (0.5, 1.0)}) == 9
+    assert count(entry("fm", **FM | {"clusters": 3}), {"steps": 3}) == 12, "guided by itself"
+    assert count(entry("cfm", **FM), {"steps": 3, "guidance": 2, "interval": (0.5, 1.0)}) == 9
     assert [contestants.steps_for(model, 20) for model in (fm, ddpm, wgan)] == [10, 20, None]
     assert varied(fm, {"calls": 9}).part.sample == {"steps": 4} and fm.part.sample == {}
     for name, few in (("transformer", {}), ("maskgit", {"steps": 4})):
@@ -368,10 +368,10 @@ def test_network_calls_are_counted():
         assert passes == (4 if few else trained_of(plain).model.length)
         guided = trained_of(replace(plain, options=plain.options | {"clusters": 3, "label_dropout": 0.1}))
         assert count(guided, few) == 2 * passes and count(guided, few | {"guidance": 1.0}) == passes
-    pixelcnn = known("pixelcnn", hidden=4, head=4, dilations=(1,))
-    with torch.inference_mode(), contestants.counted(None) as found:
+    pixelcnn = entry("pixelcnn", hidden=4, head=4, dilations=(1,))
+    with torch.inference_mode(), contestants.counted(None) as counter:
         pixelcnn.model.sample(1, noise=contestants.ImageNoise(0, range(1)), naive=True)
-    assert count(pixelcnn) == found[pixelcnn.model] == 256
+    assert count(pixelcnn) == counter[pixelcnn.model] == 256
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system's own record is read")
@@ -387,24 +387,24 @@ def test_a_league_knows_its_training(home):
     request = planning.ask("vae", "digits", (), {"train.minutes": 1.0, "seed": 4})
     plan, run = league.Plan(threads=1), runs.create("vae", "digits")
     write_run(run, request.recipe, plan)
-    kept = planning.ask("vae", "digits", (), {"train.minutes": 1.0, "seed": 4, "train.keep": 9}).recipe
+    recipe = planning.ask("vae", "digits", (), {"train.minutes": 1.0, "seed": 4, "train.keep": 9}).recipe
     impatient = planning.ask("vae", "digits", ("train.patience=3",), {"train.minutes": 1.0, "seed": 4}).recipe
-    assert is_of_training(run, kept, plan)
+    assert is_of_training(run, recipe, plan)
     assert not is_of_training(run, impatient, plan)
-    assert not is_of_training(run, kept, replace(plan, threads=2))
+    assert not is_of_training(run, recipe, replace(plan, threads=2))
     parts = tuple(replace(p, train=replace(p.train, minutes=None, steps=70)) for p in request.recipe.parts)
     in_steps = replace(request.recipe, parts=parts)
     files.write_atomic(run.recipe_file, dump(in_steps.tree()))
     write_run(run, in_steps, plan)  # a resume
-    assert is_of_training(run, kept, plan)
+    assert is_of_training(run, recipe, plan)
     env = files.read_object(run.environment_file)
     files.write_json(run.environment_file, {key: value for key, value in env.items() if key != "training"})
-    assert not is_of_training(run, kept, plan)
+    assert not is_of_training(run, recipe, plan)
     del env["training"]["recipe"]["train"]["patience"]
     files.write_json(run.environment_file, env)
-    assert is_of_training(run, kept, plan) and not is_of_training(run, impatient, plan)
+    assert is_of_training(run, recipe, plan) and not is_of_training(run, impatient, plan)
     env["training"]["recipe"]["train"]["haste"] = 3
     files.write_json(run.environment_file, env)
-    assert not is_of_training(run, kept, plan)
+    assert not is_of_training(run, recipe, plan)
     write_run(run, request.recipe.lengthened(900, [""]), plan)
-    assert not is_of_training(run, kept, plan)
+    assert not is_of_training(run, recipe, plan)

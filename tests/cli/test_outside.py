@@ -76,10 +76,10 @@ SAMPLES = {
 
 
 def test_what_losses_and_samples_do_wrong_is_said_in_a_sentence(write):
-    for loss, (check, told) in LOSSES.items():
-        assert told in fault(write("maf", (LOSS, loss)), check), loss
-    for result, told in SAMPLES.items():
-        assert told in fault(write("maf", ("return x.clamp(-1, 1)", result)), "samples_are_images"), result
+    for loss, (check, message) in LOSSES.items():
+        assert message in fault(write("maf", (LOSS, loss)), check), loss
+    for result, message in SAMPLES.items():
+        assert message in fault(write("maf", ("return x.clamp(-1, 1)", result)), "samples_are_images"), result
 
 
 SIGNATURE = "hidden: int = 32, layers: int = 3"
@@ -95,11 +95,11 @@ SIGNATURES = {
 
 
 def test_an_option_that_no_recipe_can_hold_is_refused_with_its_line(write):
-    for signature, told in SIGNATURES.items():
+    for signature, message in SIGNATURES.items():
         path = write("maf", (SIGNATURE, signature))
-        (found,) = mistakes(path)
+        (mistake,) = mistakes(path)
         line = path.read_text().split("def __init__")[0].count("\n") + 1
-        assert told in found and found.startswith(f"{path}:{line}:"), signature
+        assert message in mistake and mistake.startswith(f"{path}:{line}:"), signature
 
 
 def test_what_is_no_model_is_told(write, tmp_path, call):
@@ -113,16 +113,16 @@ def test_what_is_no_model_is_told(write, tmp_path, call):
     with pytest.raises(UsageError, match="cannot be a model's file"):
         model_files.add(write("My-Model"))
     for name in ("None", "true", "model", "f", "tensor"):  # classes that could not be written
-        code, _, told = call("model", "new", name)
-        assert code == 2 and "cannot be a model's name" in told and not list(Path().glob("*.py"))
+        code, _, message = call("model", "new", name)
+        assert code == 2 and "cannot be a model's name" in message and not list(Path().glob("*.py"))
 
 
 def test_two_files_of_one_name_are_two_models(write, tmp_path):
     first = catalog.load_class(catalog.card_at(write("maf")))
     (tmp_path / "other").mkdir()
-    other = tmp_path / "other" / "maf.py"
-    other.write_text(TEMPLATE)
-    assert catalog.load_class(catalog.card_at(other)) is not first
+    path = tmp_path / "other" / "maf.py"
+    path.write_text(TEMPLATE)
+    assert catalog.load_class(catalog.card_at(path)) is not first
 
 
 EVIL = TEMPLATE.replace("import torch\n", "import torch\n\nEVIL = True\n", 1)

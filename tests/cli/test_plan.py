@@ -55,7 +55,7 @@ def photos(tmp_path) -> str:
 def planned(monkeypatch):
     """What the engine would find of a recipe's parts: planned(seconds of a step, error, refused=hint)."""
 
-    def found(seconds: float | None = 0.5, error: str | None = None, **refused: str) -> list[TrialJob]:
+    def trials(seconds: float | None = 0.5, error: str | None = None, **refused: str) -> list[TrialJob]:
         jobs: list[TrialJob] = []
 
         def measure(job: TrialJob, say: Callable[[str], None] = lambda text: None) -> list[dict]:
@@ -72,7 +72,7 @@ def planned(monkeypatch):
         monkeypatch.setattr(forecast, "measured", measure)
         return jobs
 
-    return found
+    return trials
 
 
 def test_the_first_lines_of_a_dry_run_and_its_plan_for_scripts(gz, dry_run, planned):
@@ -89,12 +89,12 @@ def test_the_first_lines_of_a_dry_run_and_its_plan_for_scripts(gz, dry_run, plan
     assert "on an H100 at 20% of peak; --minutes 60: 6,480 steps" in " ".join(map(str.strip, lines[4:6]))
     assert "\npaper   --scale paper: " in stdout
     assert len(jobs) == 1 and not runs.all_runs()
-    found = dry_run(*words)
+    result = dry_run(*words)
     assert len(jobs) == 1, "the second time it is known"
-    recipe = found["recipe"]
-    assert (found["params"], found["gflop_per_step"], found["scale"]) == (PARAMS, 6000, "small")
-    assert found["seconds"] == pytest.approx(recipe["train"]["steps"] * 0.5 / 0.9)
-    assert found["seconds_on_h100"] > 0 and found["bytes"] == found["memory"][0]["bytes"] == BYTES
+    recipe = result["recipe"]
+    assert (result["params"], result["gflop_per_step"], result["scale"]) == (PARAMS, 6000, "small")
+    assert result["seconds"] == pytest.approx(recipe["train"]["steps"] * 0.5 / 0.9)
+    assert result["seconds_on_h100"] > 0 and result["bytes"] == result["memory"][0]["bytes"] == BYTES
     assert (recipe["params"], recipe["data"]["size"], recipe["data"]["levels"]) == (PARAMS, 32, 256)
 
 
@@ -118,13 +118,13 @@ def test_words_of_other_programs_are_understood(gz, dry_run):
     assert "3 epochs of 19,600 images in batches of 100: --steps 588" in said
     stages = dry_run("vqvae", "--epochs", "0.5")["recipe"]["stages"]
     assert [stage["train"]["steps"] for stage in stages.values()] == [11, 11]
-    for line, *told in (
+    for line, *messages in (
         ("--epochs 3 --steps 4", "`--steps` and `--epochs` exclude each other"),
         ("--lr 0", "`--lr`: `optim.lr` must be greater than 0"),
         ("--data ./nowhere --epochs 3 --dry-run", "not known yet", "`--steps N`"),
     ):
         code, _, stderr = gz("train", "vae", *line.split())
-        assert code == 2 and all(text in stderr for text in told), line
+        assert code == 2 and all(text in stderr for text in messages), line
 
 
 def test_each_stage_has_its_lines(gz, dry_run, planned):
@@ -132,17 +132,17 @@ def test_each_stage_has_its_lines(gz, dry_run, planned):
     code, stdout, _ = gz("train", "vqvae", "--cpu", "--dry-run")
     assert code == 0 and "tokenizer: vqvae, 35.7M parameters" in stdout and "prior: transformer" in stdout
     assert "in all  about" in stdout
-    found = dry_run("vqvae", "--cpu")
-    assert found["params"] == 2 * PARAMS and len(found["memory"]) == 2
-    assert all(stage["params"] == PARAMS for stage in found["recipe"]["stages"].values())
+    result = dry_run("vqvae", "--cpu")
+    assert result["params"] == 2 * PARAMS and len(result["memory"]) == 2
+    assert all(stage["params"] == PARAMS for stage in result["recipe"]["stages"].values())
 
 
 def test_what_cannot_be_found_is_said_and_what_cannot_be_built_refused(gz, dry_run, planned):
     assert dry_run("vae", "--data", "./nowhere")["needs"] == ["there is no `./nowhere`"]
     planned(error="the weights of `a/b` are not at hand")
-    found = dry_run("vae")
-    assert found["params"] is None and found["seconds"] is None and found["memory"] == []
-    assert found["needs"] == ["the weights of `a/b` are not at hand"]
+    result = dry_run("vae")
+    assert result["params"] is None and result["seconds"] is None and result["memory"] == []
+    assert result["needs"] == ["the weights of `a/b` are not at hand"]
     planned(error="`model.width` is 64, which 7 heads cannot share", refused="set `model.heads`")
     code, stdout, _ = gz("train", "vqvae", "--cpu", "--dry-run", "--json")
     error = json.loads(stdout)["error"]
@@ -211,8 +211,8 @@ def test_a_start_tells_in_two_lines(gz, planned, monkeypatch, photos):
     code, _, stderr = gz(*words)
     assert code == 0 and len(jobs) == 1
     assert "35.7M parameters, " in stderr and " steps: about " in stderr and "run: " in stderr
-    told = [line for line in stderr.splitlines() if "parameters" in line or "--scale" in line]
-    assert max(map(len, told)) <= 80
+    lines = [line for line in stderr.splitlines() if "parameters" in line or "--scale" in line]
+    assert max(map(len, lines)) <= 80
     assert "parameters" not in gz(*words, "-q")[2]
 
 
@@ -272,11 +272,11 @@ def test_a_hint_where_it_does_not_fit(gz, planned, monkeypatch):
 def test_ways_to_save_are_those_that_the_model_has():
     options = {"checkpointing": False, "cache": True, "dtype": "fp32"}
     part = Part("sd_lora", options, train=TrainSection(batch_size=9), optim=OptimSection(name="adamw"))
-    own = ["`--set model.checkpointing=true`", "`--set model.dtype=bf16`"]
+    ways = ["`--set model.checkpointing=true`", "`--set model.dtype=bf16`"]
     accumulate = "`--set train.accumulate=3`"
-    assert forecast.ways_to_save(part, launcher.Plan()) == [*own, accumulate]
+    assert forecast.ways_to_save(part, launcher.Plan()) == [*ways, accumulate]
     adam = "`--set optim.name=adamw8bit`"
-    assert forecast.ways_to_save(part, launcher.Plan(gpus=3, processes=3)) == [*own, adam, accumulate]
+    assert forecast.ways_to_save(part, launcher.Plan(gpus=3, processes=3)) == [*ways, adam, accumulate]
     train = TrainSection(batch_size=8, accumulate=8)
     part = Part("vae", train=train, optim=OptimSection(name="sgd"))
     assert forecast.ways_to_save(part, launcher.Plan(gpus=1)) == []
@@ -286,9 +286,9 @@ def test_stable_diffusion_plans_for_weights_that_are_absent(dry_run, tmp_path, m
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
 
     def fetched(base: str) -> list[str]:
-        found = dry_run("sd-lora", "--data", "digits-captioned", "--set", f"model.base={base}")
-        assert found["recipe"]["model"]["base"] == base and not runs.all_runs()
-        return [need for need in found["needs"] if "hf download" in need]
+        result = dry_run("sd-lora", "--data", "digits-captioned", "--set", f"model.base={base}")
+        assert result["recipe"]["model"]["base"] == base and not runs.all_runs()
+        return [need for need in result["needs"] if "hf download" in need]
 
     unknown = "nobody/has-such-a-model"
     for base in ("stable-diffusion-v1-5/stable-diffusion-v1-5", unknown):
@@ -340,8 +340,8 @@ def test_what_a_set_lacks_is_told_with_the_sets_that_have_it():
 @pytest.fixture
 def reader(monkeypatch):
     """`vae` needs captions and images before an instruction."""
-    card, known = replace(catalog.card("vae"), needs=("caption", "before")), catalog.card
-    monkeypatch.setattr(catalog, "card", lambda name: card if name == "vae" else known(name))
+    card, lookup = replace(catalog.card("vae"), needs=("caption", "before")), catalog.card
+    monkeypatch.setattr(catalog, "card", lambda name: card if name == "vae" else lookup(name))
 
 
 def captioned(path: Path, *more: str) -> Path:

@@ -141,9 +141,9 @@ def test_load_reads_plainly(write):
     assert load(path) == {"x": {"y": 1e-4, "z": "no"}}
     path.write_bytes(b"\xef\xbb\xbfx: 1\n")
     assert load(path) == {"x": 1}, "a byte order mark is no content"
-    for content, told in ((b"x: \xff\n", "not a text in UTF-8"), (b"- 1\n", "not a map")):
+    for content, message in ((b"x: \xff\n", "not a text in UTF-8"), (b"- 1\n", "not a map")):
         path.write_bytes(content)
-        assert told in problems(load, path)[0]
+        assert message in problems(load, path)[0]
     assert problems(load, Path("none.yaml")) == ["none.yaml: no such file or directory"]
     text = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
     assert len(read_text(text, "r.yaml").problems) == 29 * 9, "a bomb of aliases costs nothing"
@@ -223,9 +223,9 @@ MISTAKES = {
 def test_a_mistake_is_told_with_its_place_and_what_to_write(write):
     for text, message in MISTAKES.items():
         head = "" if text.startswith("model:") else "model: {name: glow}\n"
-        found = problems(resolve, write("my.yaml", f"{head}{text}\n"))
-        assert found[0].startswith(f"my.yaml:{message}"), text
-        assert len(found) == (2 if "genrator" in text else 1), text
+        messages = problems(resolve, write("my.yaml", f"{head}{text}\n"))
+        assert messages[0].startswith(f"my.yaml:{message}"), text
+        assert len(messages) == (2 if "genrator" in text else 1), text
 
 
 def test_unknown_names(write):
@@ -234,7 +234,7 @@ def test_unknown_names(write):
     write("c.yaml", "extends: b.yaml")
     write("d.yaml", "model: {name: glow}")
     write("e.yaml", "extends: d.yaml\nmodel: {name: vae}")
-    for what, told in (
+    for what, message in (
         ("pixelcn", "there is no model `pixelcn` (did you mean `pixelcnn`?)"),
         ("./mien.yaml", "there is no recipe `./mien.yaml` (did you mean `mine.yaml`?)"),
         ("./list.yaml", "list.yaml:1:1: a recipe is a map of sections"),
@@ -242,8 +242,8 @@ def test_unknown_names(write):
         ("./b.yaml", "c.yaml:1:10: `b.yaml` extends this recipe in its turn"),
         ("./e.yaml", "e.yaml:2:15: what it extends is a recipe of `glow`, not of `vae`"),
     ):
-        (found,) = problems(resolve, what)
-        assert found.startswith(told)
+        (problem,) = problems(resolve, what)
+        assert problem.startswith(message)
 
 
 GLOW = """\
@@ -262,8 +262,8 @@ for:
 
 def test_later_layers_win_and_origins_tell_which(write, shipped):
     shipped("glow.yaml", GLOW)
-    own = "  MNIST: {optim: {warmup: 5}, train: {steps: 400}}\n"
-    path = write("my.yaml", f"extends: glow\ntrain: {{batch_size: 8}}\nmodel: {{depth: 3}}\nfor:\n{own}")
+    block = "  MNIST: {optim: {warmup: 5}, train: {steps: 400}}\n"
+    path = write("my.yaml", f"extends: glow\ntrain: {{batch_size: 8}}\nmodel: {{depth: 3}}\nfor:\n{block}")
     plain, recipe = resolve("glow"), resolve(path, data="mnist")
     assert (plain.tree()["train"]["steps"], plain.origin["train.steps"]) == (100, "recipes/glow.yaml:3")
     assert (plain.tree()["train"]["clip"], plain.tree()["train"]["keep"]) == (50.0, None)
@@ -288,10 +288,10 @@ def test_later_layers_win_and_origins_tell_which(write, shipped):
 
 def test_the_data_set_decides_on_for_however_it_is_named(write, shipped):
     shipped("glow.yaml", GLOW)
-    own = write("my.yaml", "extends: glow\ndata: {name: cifar10}\n")
-    assert resolve(own).tree()["train"]["steps"] == 300
-    assert resolve(own, data="mnist").tree()["train"]["steps"] == 200
-    assert resolve(own, sets=["data.name=MNIST"]).tree()["data"]["name"] == "mnist"
+    path = write("my.yaml", "extends: glow\ndata: {name: cifar10}\n")
+    assert resolve(path).tree()["train"]["steps"] == 300
+    assert resolve(path, data="mnist").tree()["train"]["steps"] == 200
+    assert resolve(path, sets=["data.name=MNIST"]).tree()["data"]["name"] == "mnist"
     assert resolve("glow", sets=["data={name: cifar10}"]).tree()["data"]["levels"] == 32
     tree = resolve("glow", data="./MNIST").tree()
     assert (tree["data"]["name"], tree["train"]["steps"]) == ("./MNIST", 100)
@@ -359,9 +359,9 @@ def test_a_preset_holds_what_recipes_share(write, shipped, tmp_path):
     (tmp_path / "shipped" / "presets").mkdir()
     shipped("presets/deep.yaml", "model: {depth: 8}\nfor: {small: {grey: {model: {depth: 9, hidden: 99}}}}\n")
     shipped("glow.yaml", "extends: presets/deep\nmodel: {name: glow, hidden: 16}\n")
-    own = write("my.yaml", "extends: presets/deep\nmodel: {name: glow}\n")
+    path = write("my.yaml", "extends: presets/deep\nmodel: {name: glow}\n")
     assert presets() == ["presets/deep"] and list(recipes()) == ["glow"]
-    for what, hidden in (("glow", 16), (own, 99)):
+    for what, hidden in (("glow", 16), (path, 99)):
         tree, origin = resolve(what, data="mnist").tree(), resolve(what, data="mnist").origin
         assert (tree["model"]["depth"], tree["model"]["hidden"]) == (9, hidden)
         assert origin["model.depth"] == "for.small.grey recipes/presets/deep.yaml:2"
@@ -381,8 +381,8 @@ def test_a_batch_that_gz_chose_is_no_larger_than_the_set(write, shipped):
     assert batch("glow", flags={"data.n": 63}) == (32, 2, "63 images")
     assert batch("glow", flags={"data.n": 3}) == (2, 1, "3 images")
     assert batch("glow", flags={"data.n": 17}, sets=["train.batch_size=20"])[::2] == (20, "--set")
-    own = write("recipes/my.yaml", "extends: glow\ntrain: {batch_size: 20}\n")
-    assert batch(own, flags={"data.n": 17}) == (20, 4, "recipes/my.yaml:2")
+    path = write("recipes/my.yaml", "extends: glow\ntrain: {batch_size: 20}\n")
+    assert batch(path, flags={"data.n": 17}) == (20, 4, "recipes/my.yaml:2")
 
 
 def test_set_takes_yaml(write):
@@ -400,10 +400,10 @@ def test_set_takes_yaml(write):
         "`--set train.stepz=5`: unknown key `stepz` in `train` (did you mean `steps`?)",
         "`--set`: this is a recipe of `ddpm` (gz train vae)",
     ]
-    (told,) = problems(resolve, path, sets=["model.mult=1,2"])
-    assert told.endswith("must be a list of integers or null, not the text `1,2` (write [1, 2])")
-    (told,) = problems(resolve, path, flags={"launch.machines": 0})
-    assert told.startswith("`--num-machines`: `launch.machines` must")
+    (problem,) = problems(resolve, path, sets=["model.mult=1,2"])
+    assert problem.endswith("must be a list of integers or null, not the text `1,2` (write [1, 2])")
+    (problem,) = problems(resolve, path, flags={"launch.machines": 0})
+    assert problem.startswith("`--num-machines`: `launch.machines` must")
 
 
 KEYS = {
@@ -447,8 +447,8 @@ def test_values_of_the_command_line():
     message = "`--sampler` must be `ddim` or `dpm`, not the text `ddmi` (did you mean `ddim`?)"
     assert problems(schema.check_value, "ddmi", sampler, "--sampler") == [message]
     assert schema.check_scores(["NLL", "iwae"], catalog.card("vae")) == ["nll", "iwae"]
-    (told,) = problems(schema.check_scores, ["nll"], catalog.card("wgan"))
-    assert told.startswith("`wgan` has no score `nll`")
+    (problem,) = problems(schema.check_scores, ["nll"], catalog.card("wgan"))
+    assert problem.startswith("`wgan` has no score `nll`")
     one, two = ({"k": catalog.Param("k", "int", default, False)} for default in (1, 2))
     for scores, shared in (({"a": one, "b": one}, {"k": 1}), ({"a": one, "b": two}, {})):
         rules = schema.score_options(replace(catalog.card("vae"), scores=scores))
@@ -460,10 +460,10 @@ def test_a_conditional_model_needs_labels(write, monkeypatch):
     path = write("my.yaml", "model: {name: glow, conditional: true}\ntrain: {steps: 5}\n")
     assert resolve(path, data="digits").tree()["model"]["conditional"] is True
     assert resolve(path, data="./photos").tree()["data"]["name"] == "./photos", "only its pack can tell"
-    (told,) = problems(resolve, path, data="mnist")
-    assert told.startswith("`glow` needs labels, and `mnist` has none (sets with labels: digits, ")
-    assert told.endswith("or `--set model.conditional=false`)")
-    assert " mnist," not in told.partition("labels:")[2]
+    (problem,) = problems(resolve, path, data="mnist")
+    assert problem.startswith("`glow` needs labels, and `mnist` has none (sets with labels: digits, ")
+    assert problem.endswith("or `--set model.conditional=false`)")
+    assert " mnist," not in problem.partition("labels:")[2]
     recipe = resolve(path)
     (part,) = recipe.parts
     photos = SimpleNamespace(name="photos", shape=(3, 8, 8), classes=("a", "b"), extras=())
@@ -562,26 +562,26 @@ def test_every_key_of_a_section_and_every_option_of_a_model_has_a_text():
     for section in (Part, *SECTIONS.values()):
         assert list(section_texts(section)) == [field.name for field in keys_of(section)]
     for card in catalog.cards().values():
-        told = catalog.option_texts(card)
+        option_texts = catalog.option_texts(card)
         has = {"model": card.params, "sample": card.sample, "ood": schema.score_options(card), **card.do}
-        assert {of: set(has[of]) for of in has} == {of: set(told[of]) for of in has}, card.name
+        assert {of: set(has[of]) for of in has} == {of: set(option_texts[of]) for of in has}, card.name
 
 
 def test_a_recipe_is_shown_with_the_text_of_each_key():
     sections = {name: {field.name for field in keys_of(section)} for name, section in SECTIONS.items()}
     for name in RECIPES:
         recipe = resolve(name)
-        tree, told = recipe.tree(), texts(recipe)
-        shown = annotated(tree, told)
+        tree, key_texts = recipe.tree(), texts(recipe)
+        shown = annotated(tree, key_texts)
         assert same(read_text(shown, "r.yaml").tree, tree), "texts are comments"
         lines = shown.splitlines()
         assert set(dump(tree).splitlines()) <= {line.split("#")[0].rstrip() for line in lines}, name
         assert all(len(line) <= 80 or "#" not in line for line in lines), name
         comments = " ".join(line.partition("# ")[2] for line in lines)
-        assert all(text in comments for key, text in told.items() if key in recipe.origin), name
+        assert all(text in comments for key, text in key_texts.items() if key in recipe.origin), name
         for key in recipe.origin:
             *_, section, option = ("", *key.split("."))
-            assert key in told or option not in sections.get(section, ()), (name, key)
+            assert key in key_texts or option not in sections.get(section, ()), (name, key)
 
 
 def test_the_set_that_is_meant_where_none_is_named(monkeypatch, tmp_path):
@@ -694,15 +694,15 @@ def test_each_class_has_a_setting_that_builds(name, chosen):
 
 def check_sharing(recipe, shape) -> None:
     for gpus in (1, 2, 3, 5, 6, 7, 12):
-        shared, told = shared_out(recipe, gpus)
+        shared, notes = shared_out(recipe, gpus)
         changed = 0
-        for part, own in zip(shared.parts, recipe.parts, strict=True):
-            now, before = part.train.batch_size, own.train.batch_size
+        for part, original in zip(shared.parts, recipe.parts, strict=True):
+            now, before = part.train.batch_size, original.train.batch_size
             assert now % (gpus * part.train.accumulate) == 0, (shape, gpus)
             assert abs(now - before) <= max(before / 8, gpus), (shape, gpus)
             assert gpus > 1 or now == before
             changed += now != before
-        assert len(told) == changed
+        assert len(notes) == changed
 
 
 def check_averages(recipe, shape) -> None:
@@ -727,15 +727,15 @@ def test_few_images_and_other_shapes_of_a_class(name, scale, chosen):
     for shape in SHAPES if not NEEDS[name] & {"caption", "second_domain"} else ():
         many, few = (chosen(name, scale, shape, **n) for n in ({}, {"data_n": 2000}))
         check_averages(few, shape)
-        for part, own in zip(many.parts, few.parts, strict=True):
-            assert own.train.steps < part.train.steps, (shape, part.stage)
-    for other, (shape, typed) in OTHERS.items():
+        for part, few_part in zip(many.parts, few.parts, strict=True):
+            assert few_part.train.steps < part.train.steps, (shape, part.stage)
+    for case, (shape, typed) in OTHERS.items():
         recipe = chosen(name, scale, shape, **typed)
         assert "caption" in NEEDS[name] or (scale, shape) in recipe.choice.order
         try:
-            build(recipe, 300 if other == "300 classes" else 10)
+            build(recipe, 300 if case == "300 classes" else 10)
         except UsageError as e:
-            assert other in ("48x32", "96x64") and "square" in e.message, e.message
+            assert case in ("48x32", "96x64") and "square" in e.message, e.message
     for pair in PAIRS if not NEEDS[name] - {"labels"} else ():
         trees = [resolve(name, data=data, flags={"scale": scale}).tree() for data in pair]
         for tree in trees:
@@ -750,24 +750,24 @@ WORST = {"hvae": "colour", "vqgan": "256px", "ncsnv2": "256px", "pixelcnn": "col
 
 def rows_of(name) -> list[str]:
     """The shape classes, and the sets that have settings of their own at scale `full`."""
-    own = [at[-1] for at in RECIPES[name] if at[0] == "full" and at[-1] not in GENERAL]
-    return [*SHAPES, *dict.fromkeys(own)]
+    sets = [at[-1] for at in RECIPES[name] if at[0] == "full" and at[-1] not in GENERAL]
+    return [*SHAPES, *dict.fromkeys(sets)]
 
 
 def at_full(name, row, monkeypatch, n=50_000):
     """The recipe of a row as a set of its own side gets it, and the description of the set."""
     data = row
     if row in SHAPES:
-        found = Facts(SIDES[row], SIDES[row], 1 if row == "grey" else 3, n)
-        monkeypatch.setattr("gzcli.recipe.resolve.facts_of", lambda *_, **__: found)
+        facts = Facts(SIDES[row], SIDES[row], 1 if row == "grey" else 3, n)
+        monkeypatch.setattr("gzcli.recipe.resolve.facts_of", lambda *_, **__: facts)
         data = "horse2zebra" if "second_domain" in NEEDS[name] else STAND_INS[row][0]
     recipe = resolve(name, data=data, flags={"scale": "full"})
     if row not in SHAPES:
         return recipe, forecast.of_data(recipe)[0].info()
-    height, width = sides(recipe.data.size or found.height)
-    shape = [recipe.data.channels or found.channels, height, width]
-    known = {"levels": recipe.data.levels or 256, "multilabel": False, "n": n}
-    return recipe, {"shape": shape, "classes": list("0123456789"), **known}
+    height, width = sides(recipe.data.size or facts.height)
+    shape = [recipe.data.channels or facts.channels, height, width]
+    rest = {"levels": recipe.data.levels or 256, "multilabel": False, "n": n}
+    return recipe, {"shape": shape, "classes": list("0123456789"), **rest}
 
 
 def check_day(name, row, monkeypatch, tmp_path, n=50_000) -> None:
@@ -779,8 +779,8 @@ def check_day(name, row, monkeypatch, tmp_path, n=50_000) -> None:
     recipe, info = at_full(name, row, monkeypatch, n)
     measure = lambda job: run(job, tmp_path, torch.device("cpu"), None)["parts"]  # noqa: E731
     monkeypatch.setenv("GZ_TRIAL", "1")
-    own, _ = forecast.expect(recipe, Plan(gpus=1), info, measure=measure, timed=False)
-    assert forecast.together([one.on_h100s(1) for one in own]) <= DAY, (row, n)
+    estimates, _ = forecast.expect(recipe, Plan(gpus=1), info, measure=measure, timed=False)
+    assert forecast.together([one.on_h100s(1) for one in estimates]) <= DAY, (row, n)
 
 
 @pytest.mark.parametrize(("name", "row"), WORST.items())

@@ -232,8 +232,8 @@ def test_what_results_lack_is_left_out(call, tmp_path):
 
 
 def test_a_league_has_standings_and_curves(call, tmp_path):
-    league, kept = tmp_path / "league", tmp_path / "fm-1.npz"
-    np.savez(kept, samples=np.full((5, 16, 16, 1), 90, np.uint8))
+    league, path = tmp_path / "league", tmp_path / "fm-1.npz"
+    np.savez(path, samples=np.full((5, 16, 16, 1), 90, np.uint8))
     rows = [
         {"model": "fm", "seed": seed, "metrics": {"fd": 20.0 + seed}, "steps": steps, "setting": "steps"}
         for seed in (0, 1)
@@ -242,7 +242,7 @@ def test_a_league_has_standings_and_curves(call, tmp_path):
     summary = {"model": "fm", "seeds": 2, "place": "1", "excess": {"fd": [10.5, 9.0, 12.0]}}
     summary |= {"metrics": {"fd": 20.5}, "deviations": {"fd": 0.5}}
     made = {"metric": "fd", "summary": [summary], "spearman": {"mean": 0.95, "min": 0.9}}
-    made |= {"directions": {"fd": "down"}, "rows": [rows[2], rows[0] | {"samples": str(kept)}]}
+    made |= {"directions": {"fd": "down"}, "rows": [rows[2], rows[0] | {"samples": str(path)}]}
     made |= {"second": {"metric": "fd_second", "spearman": 0.75, "apart": [["fm", "1", "3–4"]]}}
     made |= {"curves": {"steps": rows, "time": []}, "equal_calls": [rows[0] | {"setting": "20 calls"}]}
     files.write_json(league / "league.json", made)

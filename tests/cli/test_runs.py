@@ -98,8 +98,8 @@ def test_it_is_said_which_run_was_taken_and_why(home, capsys):
     assert capsys.readouterr().err == f"run: {toy.id}\n"
     runs.remove(whole)
     jobs.announce(runs.find("vae"), "vae", data="digits")
-    told = "note: no finished run of `vae` on `digits` is whole, the newest is taken: 10 of 700 steps"
-    assert capsys.readouterr().err == f"run: {toy.id}\n{told}\n"
+    note = "note: no finished run of `vae` on `digits` is whole, the newest is taken: 10 of 700 steps"
+    assert capsys.readouterr().err == f"run: {toy.id}\n{note}\n"
 
 
 def test_a_start_notes_what_the_recipe_calls_done(call, monkeypatch, tmp_path):
@@ -183,8 +183,8 @@ def test_a_model_that_is_only_a_stage_is_told_as_one(call):
     recipes = {"maskgit": "vqgan", "transformer": "vqgan", "latent_prior": "diffae", "latent-prior": "diffae"}
     for name, recipe in recipes.items():
         code, _, stderr = call("train", name)
-        told = f"`{name}` is no model of its own: it is trained as the stage `prior` of `{recipe}`"
-        assert code == 2 and told in stderr
+        message = f"`{name}` is no model of its own: it is trained as the stage `prior` of `{recipe}`"
+        assert code == 2 and message in stderr
         hint = stderr.partition("hint: ")[2].split()
         assert call(*hint[1:], "--dry-run")[0] == 0
         code, _, stderr = call("sample", name)
@@ -258,11 +258,11 @@ def test_a_start_that_failed_leaves_no_run_and_no_name_taken(call, monkeypatch):
     code, stderr = failed(MissingError("no such weights"))
     assert code == 3 and "nothing was trained: `vae-digits-" in stderr and not runs.all_runs()
     assert failed(RuntimeError("boom"))[0] == 1  # a fault of ours: its log is wanted
-    (kept,) = runs.all_runs()
-    assert (kept.state, kept.alias) == ("failed", None)
+    (survivor,) = runs.all_runs()
+    assert (survivor.state, survivor.alias) == ("failed", None)
     assert call("train", "vae", "--resume")[0] == 3  # and nothing takes it
     assert call("sample", "vae")[0] == 3
-    assert failed(KeyboardInterrupt())[0] == 130 and runs.all_runs() == [kept]
+    assert failed(KeyboardInterrupt())[0] == 130 and runs.all_runs() == [survivor]
 
     def lost(folder, *args, **options):  # after a while of training
         (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
@@ -337,8 +337,8 @@ def test_runs_have_curves_and_short_names(home):
 
 def test_compare_shows_what_differs(call, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    found = [made(best=best, alias=f"r{i}") for i, best in enumerate((1.25, 1.5, 1.75))]
-    for run, rate in zip(found, (0.1, 0.2, 0.1), strict=True):
+    trio = [made(best=best, alias=f"r{i}") for i, best in enumerate((1.25, 1.5, 1.75))]
+    for run, rate in zip(trio, (0.1, 0.2, 0.1), strict=True):
         (run.path / "run.yaml").write_text(f"model: {{name: vae, depth: 2}}\noptim: {{lr: {rate}}}\n")
         (run.path / "metrics.jsonl").write_text('{"step": 700, "val_bpd": 1.5}\n')
         run.update(params=12345)
@@ -347,8 +347,8 @@ def test_compare_shows_what_differs(call, monkeypatch):
     assert code == 0 and cells["optim.lr"] == ["0.1", "0.2"] and "model.depth" not in cells
     assert cells["params"] == ["12.3K", "12.3K"] and "bpd 1.25" in stdout and "last bpd" in stdout
     assert "recipes are the same" in call("runs", "compare", "r0", "r2")[2]
-    told = json.loads(call("runs", "compare", "r0", "r1", "r2", "--json")[1])
-    assert told["differ"] == {"optim.lr": [0.1, 0.2, 0.1]} and told["runs"][1]["figures"] == {"bpd": 1.5}
+    result = json.loads(call("runs", "compare", "r0", "r1", "r2", "--json")[1])
+    assert result["differ"] == {"optim.lr": [0.1, 0.2, 0.1]} and result["runs"][1]["figures"] == {"bpd": 1.5}
     code, _, stderr = call("runs", "compare", "r0", "r0")
     assert code == 2 and "needs two runs or more" in stderr
 
@@ -360,9 +360,9 @@ def test_the_end_of_a_verb(home, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "80")
     first, second = made(best=1.5, params=1000), made(best=1.25, params=1000, alias="mine")
     train.after_training(second)
-    told = capsys.readouterr().err
-    assert "done: best bpd 1.25 at step 700, 1m30s, 1.00K parameters, 1 kB" in told
-    assert "gz sample mine" in told and f"gz runs compare mine {short_name(first.id)}" in told
+    messages = capsys.readouterr().err
+    assert "done: best bpd 1.25 at step 700, 1m30s, 1.00K parameters, 1 kB" in messages
+    assert "gz sample mine" in messages and f"gz runs compare mine {short_name(first.id)}" in messages
     out.configure(quiet=True)
     train.after_training(second)
     out.configure(quiet=False, json=True)

@@ -89,10 +89,10 @@ def on_latents(_home) -> runs.Run:
 def staged(_home, tmp_path_factory) -> runs.Run:
     path = tmp_path_factory.mktemp("recipe") / "two.yaml"
     path.write_text(STAGES)
-    found = resolve(str(path), flags={"launch.cpu": True})
-    found = with_data(found, found.dataset)
-    run = runs.create(found.card.name, "digits")
-    write_run(run, found, launcher.plan(found.launch, every_gpu=True))
+    two_stages = resolve(str(path), flags={"launch.cpu": True})
+    two_stages = with_data(two_stages, two_stages.dataset)
+    run = runs.create(two_stages.card.name, "digits")
+    write_run(run, two_stages, launcher.plan(two_stages.launch, every_gpu=True))
     assert main(run.path) == 0
     return run
 
@@ -100,21 +100,21 @@ def staged(_home, tmp_path_factory) -> runs.Run:
 @pytest.mark.usefixtures("run", "on_latents", "staged")  # which are made on the first machine
 @pytest.mark.parametrize("name", ["run", "on_latents", "staged"])
 def test_a_file_draws_as_its_run_on_another_machine(name, request, gz, tmp_path, elsewhere, monkeypatch):
-    own = request.getfixturevalue(name)
-    expected = gzcli.load(own.path, device="cpu").sample(3, seed=5)
+    run = request.getfixturevalue(name)
+    expected = gzcli.load(run.path, device="cpu").sample(3, seed=5)
     file = tmp_path / "shared.safetensors"
     again = tmp_path / "again.safetensors"
     with monkeypatch.context() as there:
-        there.setenv("GZ_HOME", str(own.path.parents[1]))
+        there.setenv("GZ_HOME", str(run.path.parents[1]))
         for place in (file, again):
-            code, out, err = gz("runs", "export", str(own.path), "--out", str(place))
+            code, out, err = gz("runs", "export", str(run.path), "--out", str(place))
             assert (code, out.strip()) == (0, str(place)), err
     assert again.read_bytes() == file.read_bytes()
     loaded = gzcli.load(file, device="cpu")
     assert np.array_equal(loaded.sample(3, seed=5), expected)
-    assert str(own.path.parents[2]) not in json.dumps(metadata(file)), "no path of the machine it was made on"
+    assert str(run.path.parents[2]) not in json.dumps(metadata(file)), "no path of the machine it was made on"
     card = json.loads(metadata(file)["card"])
-    assert card["model"] == own.model and card["data"]["licence"] and card["data"]["name"] == "digits"
+    assert card["model"] == run.model and card["data"]["licence"] and card["data"]["name"] == "digits"
     assert Image.open(loaded.path / "preview.png").size[0] >= 64
     assert gz("sample", str(file), "-n", "2", "--out", str(tmp_path / "o"))[0] == 0
 
@@ -126,13 +126,13 @@ def test_half_the_size_is_nearly_the_same_picture_and_what_cannot_be_a_file_is_r
     assert {value.dtype for value in load_file(places["bf16"]).values()} == {torch.bfloat16}
     a, b = (gzcli.load(place, device="cpu").sample(4) for place in places.values())
     assert 0 < np.abs(a.astype(int) - b).max() < 30
-    for words, told in (
+    for words, message in (
         (("--out", str(places["fp32"])), "already"),
         (("--out", str(tmp_path / "it.bin")), "must end in `.safetensors`"),
         (("--to", "diffusers", "--dtype", "bf16"), "`--dtype` goes with `--to file`"),
     ):
         code, _, err = gz("runs", "export", "mine", *words)
-        assert code == 2 and told in err
+        assert code == 2 and message in err
 
 
 @pytest.fixture
@@ -141,8 +141,8 @@ def forged(run, tmp_path):
 
     def forge(**texts) -> str:
         target = tmp_path / "forged.safetensors"
-        told = {"recipe": json.dumps(run.tree()), "data": json.dumps({"shape": [1, 16, 16]}), "step": "2"}
-        save_file({"x": torch.zeros(1)}, target, metadata=told | texts)
+        defaults = {"recipe": json.dumps(run.tree()), "data": json.dumps({"shape": [1, 16, 16]}), "step": "2"}
+        save_file({"x": torch.zeros(1)}, target, metadata=defaults | texts)
         return str(target)
 
     return forge
@@ -181,8 +181,8 @@ def test_tensors_that_do_not_fill_the_file_once_are_refused(run, gz, tmp_path, e
     texts = part | {"data": json.dumps({"shape": [1, 16, 16]}), "parts": json.dumps({"model": part})}
     file = tmp_path / "forged.safetensors"
     for what, spans in SPANS.items():
-        told = [{"dtype": "U8", "shape": [64], "data_offsets": span} for span in spans]
-        head = {"__metadata__": texts} | {f"model:{i}": spec for i, spec in enumerate(told)}
+        specs = [{"dtype": "U8", "shape": [64], "data_offsets": span} for span in spans]
+        head = {"__metadata__": texts} | {f"model:{i}": spec for i, spec in enumerate(specs)}
         text = json.dumps(head).encode()
         file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(64))
         # left by a version that took such a file
@@ -198,14 +198,14 @@ def test_tensors_that_do_not_fill_the_file_once_are_refused(run, gz, tmp_path, e
 def server(monkeypatch, tmp_path):
     from huggingface_hub import constants
 
-    with hub() as found:
-        monkeypatch.setenv("HF_ENDPOINT", found.url)
+    with hub() as service:
+        monkeypatch.setenv("HF_ENDPOINT", service.url)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setenv("GZ_OFFLINE", "0")
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        yield found
+        yield service
 
 
 def test_a_pushed_run_is_drawn_from_and_pulled_elsewhere(run, server, gz, tmp_path, elsewhere, monkeypatch):
@@ -232,15 +232,15 @@ def test_a_pushed_run_is_drawn_from_and_pulled_elsewhere(run, server, gz, tmp_pa
 
 def test_what_the_hub_does_not_give_is_told(run, server, gz, monkeypatch):
     server.repos["me/empty"] = {}
-    for words, code, told in (
+    for words, code, message in (
         (("sample", "hf://me/nothing"), 3, "the hub has no `me/nothing`, or it is private"),
         (("sample", "hf://me/empty"), 3, "`me/empty` holds no `model.safetensors`"),
         (("sample", "hf://me"), 2, "is no address of a model on the hub"),
         (("runs", "pull", "me/../../x"), 2, "is no address of a model on the hub"),
         (("runs", "push", "mine", "a b/c"), 2, "is no address of a model on the hub"),
     ):
-        found, _, err = gz(*words)
-        assert found == code and told in err, err
+        status, _, err = gz(*words)
+        assert status == code and message in err, err
     monkeypatch.setenv("HF_TOKEN", "wrong")
     code, _, err = gz("runs", "push", "mine", "me/it")
     assert code == 3 and "the hub refuses `me/it`" in err and "the token may not write there" in err
@@ -257,11 +257,11 @@ def test_what_the_hub_does_not_give_is_told(run, server, gz, monkeypatch):
 
 @pytest.mark.parametrize("one", QUICK + SLOW, ids=lambda one: one.name)
 def test_a_pretrained_model_loads_and_draws(one, elsewhere):
-    found = gzcli.load(f"pretrained:{one.name}", device="cpu")
-    images = found.sample(2)
+    model = gzcli.load(f"pretrained:{one.name}", device="cpu")
+    images = model.sample(2)
     assert images.shape[0] == 2 and images.std() > 10 and one.file.stat().st_size <= MOST
-    card = files.read_json(found.path / "card.json")
-    assert card["work"] > 1 and Image.open(found.path / "preview.png").size[0] >= 64
+    card = files.read_json(model.path / "card.json")
+    assert card["work"] > 1 and Image.open(model.path / "preview.png").size[0] >= 64
     assert card["dtype"] == "bf16" and card["command"].startswith("gz train ")
     assert "--json" not in card["command"]
     assert [(row["name"], row["n"]) for row in one.figures] == [("fd", 500)]
@@ -289,13 +289,13 @@ def test_pretrained_models_are_small_together_and_have_one_spelling(gz, elsewher
 def test_the_recorded_figures_of_pretrained_models_stand(gz, home):
     """In one home, so that a set's features are trained once."""
     for one in pretrained.every():
-        (told,) = one.figures
-        words = ("--data", one.data, "-n", str(told["n"]), "--metrics", "fd", "--json")
+        (figure,) = one.figures
+        words = ("--data", one.data, "-n", str(figure["n"]), "--metrics", "fd", "--json")
         code, out, err = gz("bench", f"pretrained:{one.name}", *words)
         assert code == 0, err
-        found = json.loads(out)
-        assert found["rows"][0]["metrics"]["fd"] == pytest.approx(told["value"], rel=0.25), one.name
-        assert found["floor"]["fd"] == pytest.approx(told["floor"], rel=0.25), one.name
+        result = json.loads(out)
+        assert result["rows"][0]["metrics"]["fd"] == pytest.approx(figure["value"], rel=0.25), one.name
+        assert result["floor"]["fd"] == pytest.approx(figure["floor"], rel=0.25), one.name
 
 
 @pytest.fixture
@@ -307,11 +307,11 @@ def drawn(run, gz, tmp_path) -> Path:
 
 
 def test_a_picture_says_what_made_it_and_is_drawn_again(run, drawn, gz, tmp_path):
-    told = png.origin_of(drawn / "images" / "000002.png")
-    assert (told["run"], told["seed"], told["n"], told["index"]) == (run.id, 3, 5, 2)
-    assert told["weights"] == files.checksum(run.path / "model.safetensors") and told["versions"]["torch"]
-    assert told["command"] == f"gz sample {run.id} -n 5 --seed 3 --temperature=0.5"
-    assert str(tmp_path) not in json.dumps(told)
+    origin = png.origin_of(drawn / "images" / "000002.png")
+    assert (origin["run"], origin["seed"], origin["n"], origin["index"]) == (run.id, 3, 5, 2)
+    assert origin["weights"] == files.checksum(run.path / "model.safetensors") and origin["versions"]["torch"]
+    assert origin["command"] == f"gz sample {run.id} -n 5 --seed 3 --temperature=0.5"
+    assert str(tmp_path) not in json.dumps(origin)
     for name in ("grid.png", "images/000002.png"):
         out = tmp_path / name.replace("/", "-")
         code, text, err = gz("sample", "--like", str(drawn / name), "--out", str(out), "--json")
@@ -328,18 +328,18 @@ def test_a_picture_that_cannot_be_drawn_again_says_why(run, drawn, gz, tmp_path,
     text.write_text("no picture")
     png.made_by(verb="train", run=run.id)
     png.save_png(tmp_path / "trained.png", np.zeros((4, 4, 1), np.uint8), {"step": 2, "n": 36, "seed": 0})
-    other = trained(VAE, "seed=1")
+    second = trained(VAE, "seed=1")
     cases = [
         ((str(plain),), 2, "does not say what made it"),
         ((str(cut),), 2, "is no whole PNG"),
         ((str(text),), 2, "is no whole PNG"),
         ((str(tmp_path / "trained.png"),), 2, f"gz sample {run.id} --checkpoint 2 -n 36"),
         ((str(picture), "-n", "3"), 2, "`--like` decides what is drawn, `-n` does too"),
-        ((str(picture), other.id), 3, "does not have the weights that drew the picture"),
+        ((str(picture), second.id), 3, "does not have the weights that drew the picture"),
     ]
-    for words, code, told in cases:
-        found, _, err = gz("sample", "--like", *words)
-        assert found == code and told in err, err
+    for words, code, message in cases:
+        status, _, err = gz("sample", "--like", *words)
+        assert status == code and message in err, err
     assert gz("sample")[0] == 2
     monkeypatch.setenv("GZ_HOME", str(tmp_path / "empty"))
     code, _, err = gz("sample", "--like", str(picture))

@@ -45,8 +45,8 @@ def test_the_traps_work(bare):
 
 
 def test_a_module_is_started_without_the_working_folder(bare):
-    found = re.findall(r"'(.*)',", python(start.SCRIPT, "site"))  # which prints `sys.path`
-    assert str(ROOT) in found and str(Path.cwd()) not in found and str(ROOT / "gzcli") not in found
+    paths = re.findall(r"'(.*)',", python(start.SCRIPT, "site"))  # which prints `sys.path`
+    assert str(ROOT) in paths and str(Path.cwd()) not in paths and str(ROOT / "gzcli") not in paths
     python(start.SCRIPT, "random")
     assert "vae" in python("-m", "gzcli", "list", "models")
 
@@ -144,8 +144,8 @@ def test_a_recipe_starts_no_program(call, tmp_path, monkeypatch):
     assert resolve(str(run.recipe_file)).card.name == "vae"
     env = {"command": ["gz", "train", "vae", "--", "--debug"]}
     (run.path / "env.json").write_text(json.dumps(env))
-    told = "note: it was started with `-- --debug`, which is not taken over"
-    assert told in call("train", run.id, "--resume")[2]
+    note = "note: it was started with `-- --debug`, which is not taken over"
+    assert note in call("train", run.id, "--resume")[2]
     assert started[-1].extra == ()
 
 

@@ -170,9 +170,9 @@ def test_a_lock_is_free_when_its_holder_dies(tmp_path):
     assert files.is_locked(path)
     with files.lock(path, wait=False) as got:
         assert not got
-    told = []
-    with files.lock(path, on_wait=lambda: (told.append(1), child.kill())) as got:
-        assert got and told == [1] and files.is_locked(path)  # who waits is told so once
+    notices = []
+    with files.lock(path, on_wait=lambda: (notices.append(1), child.kill())) as got:
+        assert got and notices == [1] and files.is_locked(path)  # who waits is told so once
     child.communicate()
     assert not files.is_locked(path)
 
@@ -210,9 +210,9 @@ MANY = 40
 opened: list[str] | None = None  # files of the store, where they are counted
 
 
-def hear(event: str, given: tuple) -> None:
-    if event == "open" and opened is not None and isinstance(given[0], str) and "/runs/" in given[0]:
-        opened.append(given[0])
+def hear(event: str, args: tuple) -> None:
+    if event == "open" and opened is not None and isinstance(args[0], str) and "/runs/" in args[0]:
+        opened.append(args[0])
 
 
 sys.addaudithook(hear)

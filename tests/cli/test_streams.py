@@ -99,14 +99,14 @@ def said(run, monkeypatch, tmp_path):
 def test_light_verbs_meet_any_stream(verb, said, monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
     monkeypatch.setenv("TERM", "dumb")
-    own, text = said(verb, io.StringIO(), io.StringIO())
-    assert own in (0, 2, 3) and "internal error" not in text and "\033" not in text
+    status, text = said(verb, io.StringIO(), io.StringIO())
+    assert status in (0, 2, 3) and "internal error" not in text and "\033" not in text
     for name in ("all full", "no reader") if verb in DEAR else WAYS:
         stdout, stderr, codes = WAYS[name]
         code, text = said(verb, stdout(), stderr())
-        assert code in {own} | codes, (name, code)
+        assert code in {status} | codes, (name, code)
         assert not any(word in text for word in ("Traceback", "internal error", "bug in gz")), (name, text)
-        if code == 3 != own and name == "stdout full":
+        if code == 3 != status and name == "stdout full":
             assert "error: no space left on device\n" in text, text
 
 

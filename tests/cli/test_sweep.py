@@ -35,13 +35,13 @@ def test_the_better_half_goes_on_and_a_sweep_that_was_stopped_too(home, monkeypa
     capsys.readouterr()
     assert app.run(list(WORDS)) == 0 and len(trained) == 3 and trained[2] == trained[1]
     result = json.loads(capsys.readouterr().out)
-    best, other = result["trials"]
+    best, loser = result["trials"]
     assert (best["setting"], best["state"]) == (["optim.lr=3e-3"], "best")
-    assert (other["setting"], other["state"]) == (["optim.lr=1e-9"], "stopped")
-    assert (best["steps"], other["steps"]) == (2 * short[trained[1]], short[trained[0]])
-    assert best["value"] < other["value"] and result["metric"] == "loss"
+    assert (loser["setting"], loser["state"]) == (["optim.lr=1e-9"], "stopped")
+    assert (best["steps"], loser["steps"]) == (2 * short[trained[1]], short[trained[0]])
+    assert best["value"] < loser["value"] and result["metric"] == "loss"
     assert result["command"].endswith("--set optim.lr=3e-3") and "'model.hidden=[8]'" in result["command"]
-    assert {run.id for run in runs.all_runs()} == {best["run"], other["run"]}
+    assert {run.id for run in runs.all_runs()} == {best["run"], loser["run"]}
     (folder,) = (home / "sweeps").iterdir()
     assert {"study.journal", "sweep.png"} <= {path.name for path in folder.iterdir()}
     assert app.run(list(WORDS)) == 0 and len(trained) == 3, "nothing is left to do"
@@ -60,13 +60,13 @@ def test_what_is_tried_is_read_and_refused(home, monkeypatch, capsys):
     assert sweep.ranges == {"optim.lr": (1e-4, 1e-2)} and sweep.fixed == ["data.augment=[flip, shift]"]
     assert sweep.lists == {"model.hidden": ["[8]", "[8, 16]"], "train.clip": ["1", "2", "3"]}
     assert sweep.rungs == [8, 4, 2, 1] and sweep.first * (8 + 4 + 2 * 2 + 4) == pytest.approx(90)
-    for words, told in (
+    for words, message in (
         (("--set", "optim.lr=1e-3"), "nothing to try"),
         (("--set", "optim.lr=3..1"), "no range"),
         (("--set", "optim.lr=1e-4..1e-2", "--budget", "9s"), "leaves each of 8 trials"),
     ):
         assert app.run(["sweep", "vae", "--data", "digits", "--budget", "9m", *words]) == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert app.run([*WORDS[:6], "--budget", "1m"]) == 3
     assert "gzcli[sweep]" in capsys.readouterr().err

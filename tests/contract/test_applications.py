@@ -79,7 +79,7 @@ def shop(capsys, monkeypatch):
         info = pack.info(levels=case.levels, steps=1000)
         part = Part(case.model, sample=case.sample, data=DataSection(case.data))
         model = case.build(info).eval().requires_grad_(False)
-        found = Shop(Trained(run, model, info, part, CPU, 1), capsys)
+        gz = Shop(Trained(run, model, info, part, CPU, 1), capsys)
 
         def here(folder: Path, job: SampleJob) -> dict:
             few = job.n if n is None or job.do == "traverse" else min(n, job.n or n)
@@ -89,8 +89,8 @@ def shop(capsys, monkeypatch):
 
         monkeypatch.setattr("gzcli.cli.jobs.do_job", here)
         monkeypatch.setattr("gzcli.engine.sheets.SMOOTH", "NEAREST")  # so that pixels can be compared
-        monkeypatch.setattr(sample, "load_trained", lambda *args: found.trained)
-        return found
+        monkeypatch.setattr(sample, "load_trained", lambda *args: gz.trained)
+        return gz
 
     return open_shop
 
@@ -174,8 +174,8 @@ def test_what_is_refused_says_what_there_is(shop):
     assert "reconstruct, interpolate, traverse" in error["hint"] and "--can inpaint" in error["hint"]
     assert "takes no mask" in gz("--do", "reconstruct", "--mask", __file__, code=2)["message"]
     for do in ("interpolate", "traverse"):  # whose frames were steps
-        found, again = (gz("--do", do, "-n", "2", option, "3") for option in ("--frames", "--steps"))
-        assert found["columns"] == again["columns"] == 3
+        result, again = (gz("--do", do, "-n", "2", option, "3") for option in ("--frames", "--steps"))
+        assert result["columns"] == again["columns"] == 3
     few = np.zeros((2, *gz.trained.info.shape), np.uint8)
     assert len(LoadedRun(gz.trained).do("interpolate", few, steps=5)) == 5
 
@@ -229,7 +229,7 @@ def test_samples_have_their_labels_and_a_column_a_class(shop):
 
 def test_sheets_and_their_columns():
     classes = tuple("abcdefghij")
-    for labels, n, wide, found in (
+    for labels, n, wide, expected in (
         (None, 64, 8, (8, ())),
         (torch.arange(64) % 10, 64, 8, (10, list(classes))),
         (torch.full((64,), 2), 64, 8, (8, ["c"] * 8)),
@@ -238,10 +238,10 @@ def test_sheets_and_their_columns():
         (torch.tensor([3, 1, 4, 1]), 4, 10, (4, ["d", "b", "e", "b"])),
         (torch.arange(10), 10, 4, (10, list(classes))),
     ):
-        assert sheets.by_class(labels, n, wide, classes) == found
+        assert sheets.by_class(labels, n, wide, classes) == expected
     assert sheets.by_class(torch.tensor([3, 1, 4, 1, 5, 9, 2, 6] * 2), 16, 4, classes)[0] == 8
-    own = tuple(map(str, range(64)))  # each of another class
-    assert sheets.by_class(torch.arange(64), 64, 8, own) == (8, ())
+    names = tuple(map(str, range(64)))  # each of another class
+    assert sheets.by_class(torch.arange(64), 64, 8, names) == (8, ())
     assert sheets.by_class(torch.tensor([[1, 0, 1], [0, 0, 0]]), 2, 10, classes[:3])[1] == ["a + c", "none"]
     image = np.full((3, 16, 16), 200, np.uint8)
     plain = sheet([[Row("", [image] * 3)]])
@@ -259,12 +259,12 @@ def test_sheets_and_their_columns():
     smooth, exact = (sheet([[Row("", [half], exact=e)]])[MARGIN:-MARGIN, MARGIN] for e in (False, True))
     assert set(exact.ravel()) == {0, 255} and len(set(smooth.ravel())) > 4, "a mask is enlarged exactly"
     images = np.zeros((4, 1, 16, 16), np.uint8)
-    plain, told = (
+    plain, captioned = (
         sheets.of_samples(images, None, (), caption) for caption in ("", "vae · digits · step 700")
     )
     long = sheets.of_samples(images, None, (), " · ".join(["as many words as this"] * 3))
-    assert told.shape[0] == plain.shape[0] + HEAD and long.shape[0] == plain.shape[0] + 3 * HEAD
-    assert (told[: len(plain)] == plain).all() and (told[len(plain) :] < 200).any()
+    assert captioned.shape[0] == plain.shape[0] + HEAD and long.shape[0] == plain.shape[0] + 3 * HEAD
+    assert (captioned[: len(plain)] == plain).all() and (captioned[len(plain) :] < 200).any()
     images = np.zeros((72, 1, 16, 16), np.uint8)
     classes = [str(i) for i in range(36)]
     whole, short = (sheets.of_samples(images[:n], torch.arange(n) % 36, classes, "") for n in (72, 40))
@@ -300,6 +300,6 @@ def test_results_and_their_noise():
     assert Applied(x, **two, of=((0, 1), (2, 3))).columns == 3
     for wrong in ({"rows": ("a", "b")}, {"rows": ("a",), "columns": 3, "of": ((0,),)}, {"of": ((0,),)}):
         refused("rows", Applied, x, **wrong, error=ValueError)
-    whole, other = ImageNoise(3, range(5)), ImageNoise(3, range(5))
-    assert torch.equal(whole.randn(5, 4), other.randn(5, 4))
-    assert torch.equal(whole.randn(5, 4)[:2], other.first(2).randn(2, 4))  # they go on from where they are
+    whole, twin = ImageNoise(3, range(5)), ImageNoise(3, range(5))
+    assert torch.equal(whole.randn(5, 4), twin.randn(5, 4))
+    assert torch.equal(whole.randn(5, 4)[:2], twin.first(2).randn(2, 4))  # they go on from where they are

@@ -59,17 +59,17 @@ def types_of(owner) -> dict[str, typing.Any]:
 
 def parameters(*functions) -> dict[str, tuple]:
     """name → (type, default, required), as Python itself has them; of a dataclass of options its fields."""
-    found = {}
+    params = {}
     for function in functions:
         hints = types_of(function)
         for name, p in inspect.signature(function).parameters.items():
             if dataclasses.is_dataclass(p.default):
                 kinds = types_of(type(p.default))
-                found |= {key: (kinds[key], value, False) for key, value in vars(p.default).items()}
+                params |= {key: (kinds[key], value, False) for key, value in vars(p.default).items()}
             else:
                 required = p.default is p.empty
-                found[name] = (hints.get(name), None if required else p.default, required)
-    return found
+                params[name] = (hints.get(name), None if required else p.default, required)
+    return params
 
 
 def read(params: dict[str, catalog.Param]) -> dict[str, tuple]:
@@ -91,25 +91,25 @@ def test_a_card_is_what_the_class_and_its_signatures_are(name):
         kinds = ["fit", "score"] if score in card.fits else ["score"]
         read_from.append((params, [getattr(cls, f"{kind}_{score}") for kind in kinds]))
     for params, functions in read_from:
-        known = parameters(*functions)
-        assert read(params) == {key: value for key, value in known.items() if key in params}
-        given = {"self", "n", "x", "labels", "noise", "progress", "batches"}
-        tensors = {key for key, (kind, *_) in known.items() if "Tensor" in str(kind)}
-        assert known.keys() - params.keys() <= given | tensors, "an option that nobody can set"
-    told = (cls.paper, cls.needs, cls.likelihood, cls.best)
-    assert (card.paper, tuple(card.needs), card.likelihood, card.best) == told
+        options = parameters(*functions)
+        assert read(params) == {key: value for key, value in options.items() if key in params}
+        inputs = {"self", "n", "x", "labels", "noise", "progress", "batches"}
+        tensors = {key for key, (kind, *_) in options.items() if "Tensor" in str(kind)}
+        assert options.keys() - params.keys() <= inputs | tensors, "an option that nobody can set"
+    facts = (cls.paper, cls.needs, cls.likelihood, cls.best)
+    assert (card.paper, tuple(card.needs), card.likelihood, card.best) == facts
     assert (card.module, card.cls) == (cls.__module__, cls.__name__)
-    own = {m for m in dir(cls) if callable(getattr(cls, m)) and not hasattr(models.base.Model, m)}
-    for found, kind in ((card.scores, "score_"), (card.fits, "fit_"), (card.maps, "map_")):
-        assert set(found) == {m.removeprefix(kind) for m in own if m.startswith(kind)}
-    assert set(card.do) == own & set(catalog.APPLICATIONS)
-    can = {"sample", *card.do} | ({"log_prob"} & own)
+    methods = {m for m in dir(cls) if callable(getattr(cls, m)) and not hasattr(models.base.Model, m)}
+    for names, kind in ((card.scores, "score_"), (card.fits, "fit_"), (card.maps, "map_")):
+        assert set(names) == {m.removeprefix(kind) for m in methods if m.startswith(kind)}
+    assert set(card.do) == methods & set(catalog.APPLICATIONS)
+    can = {"sample", *card.do} | ({"log_prob"} & methods)
     can |= {"conditional"} & set(card.params) | {"prompt"} & set(card.sample)
-    there = {"ood": card.scores or "log_prob" in own, "map": card.maps}
-    there |= {"export": "to_diffusers" in own, "latent": "to_latent" in own}
+    there = {"ood": card.scores or "log_prob" in methods, "map": card.maps}
+    there |= {"export": "to_diffusers" in methods, "latent": "to_latent" in methods}
     can |= {key for key, value in there.items() if value}
     assert set(card.can) == can and len(card.can) == len(can)
-    assert (card.likelihood is None) == ("log_prob" not in own)
+    assert (card.likelihood is None) == ("log_prob" not in methods)
 
 
 KEYS_OF = re.compile(r"keys are those of `([\w-]+)`")
@@ -125,32 +125,32 @@ def test_phases_recipes_and_keys_are_what_cards_say():
         assert card.paper.strip(), name
         # what a docstring promises: "its keys are those of `ddpm`"
         said[name] = KEYS_OF.findall(" ".join((catalog.load(name).__doc__ or "").split()))
-        for other in said[name]:
-            missing = catalog.card(other).params.keys() - card.params.keys()
-            assert not missing, f"`{name}` says that its keys are those of `{other}`"
+        for peer in said[name]:
+            missing = catalog.card(peer).params.keys() - card.params.keys()
+            assert not missing, f"`{name}` says that its keys are those of `{peer}`"
     assert said["cddpm"] == ["ddpm"] and said["cfm"] == ["fm"]
 
 
 def test_no_model_escapes_the_catalogue():
     """A model that names no paper would be taken for a helper; only the base of one that does may."""
-    known = {base for name in NAMES for base in catalog.load(name).__mro__}
+    classes = {base for name in NAMES for base in catalog.load(name).__mro__}
     for module in pkgutil.walk_packages(models.__path__, "gzcli.models."):
         for cls in vars(importlib.import_module(module.name)).values():
             if isinstance(cls, type) and issubclass(cls, models.base.Model) and cls.__module__ == module.name:
-                assert cls in known, f"{cls.__module__}.{cls.__name__} names no paper"
+                assert cls in classes, f"{cls.__module__}.{cls.__name__} names no paper"
 
 
 def heads(tree: ast.AST) -> list[str]:
     """Classes, bases, signatures and assignments of a module, without bodies."""
-    found = []
+    parts = []
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.ClassDef):
-            found += [node.name, *map(ast.dump, node.bases), *heads(node)]
+            parts += [node.name, *map(ast.dump, node.bases), *heads(node)]
         elif isinstance(node, ast.FunctionDef):
-            found += [node.name, str(node.lineno), ast.dump(node.args)]
+            parts += [node.name, str(node.lineno), ast.dump(node.args)]
         elif isinstance(node, ast.Assign | ast.AnnAssign | ast.ImportFrom):
-            found.append(ast.dump(node))
-    return found
+            parts.append(ast.dump(node))
+    return parts
 
 
 VAE = """
@@ -187,9 +187,9 @@ def test_bases_in_other_files_are_followed(zoo):
     zoo("gan/gan.py", f"{gan}    def phases(self): return extra()\n")
     zoo("gan/nets.py", '"""The paper = a net."""\nclass Net: ...\n')
     zoo("nn/common.py", "from gzcli.models.base import Model\nclass Block(Model):\n    paper = 'none'\n")
-    found = catalog.cards()
-    assert list(found) == ["gan", "cvae", "vae"]
-    vae, cvae, gan = found["vae"], found["cvae"], found["gan"]
+    cards = catalog.cards()
+    assert list(cards) == ["gan", "cvae", "vae"]
+    vae, cvae, gan = cards["vae"], cards["cvae"], cards["gan"]
     assert vae.params["mult"] == catalog.Param("mult", "tuple[int, ...]", (1, 2), False)
     assert vae.params["rate"].default == -1e-3
     assert vae.can == ("sample", "log_prob", "ood", "complete")

@@ -155,12 +155,12 @@ def test_classes_and_coupled_noise_are_products_of_matrices():
         model.classes.table.weight.normal_(std=0.5)
         top = torch.cat([torch.randn(16, *model.shapes[-1]), 30 * torch.randn(16, *model.shapes[-1])])
         with Seen() as seen:
-            found = model.class_log_probs(top)
-        assert seen.largest < found.numel() * top[0].numel() / 4 and seen.precisions == {"highest"}
+            log_probs = model.class_log_probs(top)
+        assert seen.largest < log_probs.numel() * top[0].numel() / 4 and seen.precisions == {"highest"}
         model, top = model.double(), top.double()
         priors = (model.top_prior(torch.full((32,), k), 32) for k in range(50))
         expected = torch.stack([top_log_prob(top, *prior) for prior in priors], 1)
-    torch.testing.assert_close(found.double(), expected, rtol=3e-6, atol=3e-3)
+    torch.testing.assert_close(log_probs.double(), expected, rtol=3e-6, atol=3e-3)
     with Seen() as seen:
         couple_noise(torch.randn(8, 3), torch.randn(8, 3), None, torch.nn.Identity())
     assert seen.precisions == {"highest"}

@@ -113,9 +113,9 @@ class Accelerator:
     def prepare(self, module: torch.nn.Module) -> torch.nn.Module:
         forward = module.forward
 
-        def cast(*given):
+        def cast(*args):
             with self.autocast():
-                return forward(*given)
+                return forward(*args)
 
         module.forward = cast
         return module
@@ -274,8 +274,8 @@ class Paths:
     def map(self, name: str) -> None:
         seen = self.trained.encode(self.batch)
         with self.trained.scoring():
-            found = self.cheaply(getattr(self.model, name), seen)
-        assert found.shape == (len(seen), *seen.x.shape[2:])
+            maps = self.cheaply(getattr(self.model, name), seen)
+        assert maps.shape == (len(seen), *seen.x.shape[2:])
 
     def log_prob(self) -> None:
         self.cheaply(self.model.log_prob, self.batch)
@@ -284,10 +284,10 @@ class Paths:
         options = {key: value for key, value in CHEAP.items() if key in self.card.do[do]}
         if self.card.stages and "rows" in options:
             options["rows"] = 12  # whole rows of codes
-        told = do in self.card.labels_for or (self.model.conditional and do in self.card.labelled)
-        n, labels = 1 if do == "traverse" else 2, "3" if told else None
+        labelled = do in self.card.labels_for or (self.model.conditional and do in self.card.labelled)
+        n, labels = 1 if do == "traverse" else 2, "3" if labelled else None
         job = SampleJob("", n=n, labels=labels, options=options, do=do)
-        if do == "edit" and self.card.family == "normalizing_flow" and not told:
+        if do == "edit" and self.card.family == "normalizing_flow" and not labelled:
             return  # it has nothing to edit to
         by_class = isinstance(self.model, Applications) and do in ("classify", "translate")
         if by_class and not self.model.conditional:
@@ -417,10 +417,10 @@ def test_optimizers(device):
         assert not device.syncs, name
 
 
-@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("resident", [True, False])
 @pytest.mark.parametrize("levels", [2, 17])
-def test_a_batch_gets_to_the_device_without_a_wait(kept, levels, device, monkeypatch):
-    if not kept:
+def test_a_batch_gets_to_the_device_without_a_wait(resident, levels, device, monkeypatch):
+    if not resident:
         monkeypatch.setattr("gzcli.data.packs.batches.ON_DEVICE", 0)
     codes = {"codes": torch.zeros(1797, 4).numpy()}
     how = {"seed": 0, "batch_size": 4, "levels": levels, "device": DEVICE, "prepared": codes}
@@ -428,8 +428,8 @@ def test_a_batch_gets_to_the_device_without_a_wait(kept, levels, device, monkeyp
     device.syncs.clear()
     batch = source.at(0)
     assert not device.syncs
-    found = (batch.x, batch.y, batch.index, batch.extra["codes"], batch.noise.randn(4, 2))
-    assert {t.device for t in found} == {DEVICE}
+    tensors = (batch.x, batch.y, batch.index, batch.extra["codes"], batch.noise.randn(4, 2))
+    assert {t.device for t in tensors} == {DEVICE}
 
 
 @pytest.mark.parametrize("mac", [True, False])

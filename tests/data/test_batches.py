@@ -121,8 +121,8 @@ def test_the_binary_draw_is_not_the_models_own_noise(pack):
     batch = next(scan(pack, "test", batch_size=64, levels=2, device="cpu", seed=0))
     u8 = pack.images("test")[:64].astype(float) / 255
     inner = (u8 > 0.2) & (u8 < 0.8)
-    white, own = batch.x.numpy()[inner] > 0, batch.noise.rand(64, 1, 16, 16).numpy()[inner]
-    assert abs(np.corrcoef(white, own)[0, 1]) < 0.05
+    white, noise = batch.x.numpy()[inner] > 0, batch.noise.rand(64, 1, 16, 16).numpy()[inner]
+    assert abs(np.corrcoef(white, noise)[0, 1]) < 0.05
 
 
 def test_scan_is_in_order_with_noise_of_the_image(pack):
@@ -144,8 +144,8 @@ def test_sets_without_labels_and_with_several_and_with_captions(tmp_path):
     assert batch.y.shape == (32, 5)
     assert (batch.y.numpy() == open_pack(tmp_path / "many.npz").labels("train")[batch.index]).all()
     captioned = batches(open_pack("digits-captioned")).at(0)
-    known = open_pack("digits-captioned").captions("train")
-    assert captioned.extra["caption"] == [known[row] for row in captioned.index]
+    captions = open_pack("digits-captioned").captions("train")
+    assert captioned.extra["caption"] == [captions[row] for row in captioned.index]
     assert captioned.rows(slice(2, 4), captioned.noise).extra["caption"] == captioned.extra["caption"][2:4]
 
 
@@ -163,10 +163,10 @@ def test_augmentations_against_numpy():
 
     cropped = augmented(["crop=2"], u8, noise).numpy()
     padded = np.pad(u8.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode="reflect")
-    found = np.zeros((500, 5, 5), bool)
+    hits = np.zeros((500, 5, 5), bool)
     for y, x in np.ndindex(5, 5):
-        found[:, y, x] = (padded[:, :, y : y + 12, x : x + 12] == cropped).all((1, 2, 3))
-    assert (found.sum((1, 2)) == 1).all() and (found.sum(0) > 5).all()  # each is one crop; every shift occurs
+        hits[:, y, x] = (padded[:, :, y : y + 12, x : x + 12] == cropped).all((1, 2, 3))
+    assert (hits.sum((1, 2)) == 1).all() and (hits.sum(0) > 5).all()  # each is one crop; every shift occurs
 
     mutated = augmented(["mutate=0.2"], u8, noise)
     changed = (mutated != u8).float().mean().item()

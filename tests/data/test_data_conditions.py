@@ -262,10 +262,10 @@ def test_digits_edited():
         "make it smaller": lambda x: np.pad(x[::2, ::2], 4),
     }
     for split in SPLITS:
-        before, told = opened.further(split)["before"], opened.captions(split)
+        before, captions = opened.further(split)["before"], opened.captions(split)
         assert (before == digits.images(split)).all() and (opened.labels(split) == digits.labels(split)).all()
-        assert {told.count(text) > len(told) // 10 for text in edits} == {True}
-        for x, y, text in zip(before, opened.images(split), told, strict=True):
+        assert {captions.count(text) > len(captions) // 10 for text in edits} == {True}
+        for x, y, text in zip(before, opened.images(split), captions, strict=True):
             assert (edits[text](x[0]) == y[0]).all()
     assert (opened.images("test") != digits.images("test")).any((1, 2, 3)).mean() > 0.99
     levels = opened.images("train").astype(int) * 17 >> 8

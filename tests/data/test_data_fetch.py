@@ -88,11 +88,11 @@ RECOVERED = [  # faults, the ranges asked for
 
 
 def test_recovers(site):
-    for faults, asked in RECOVERED:
+    for faults, spans in RECOVERED:
         seen = []
         with serve(site, *faults) as server:
             fetch(spec_at(server.url), progress=lambda *row, seen=seen: seen.append(row))
-            assert asked is None or [range_ for _, range_ in server.requests] == asked, faults
+            assert spans is None or [range_ for _, range_ in server.requests] == spans, faults
         assert is_fetched_whole(), faults
         assert seen[-1] == (len(DATA), len(DATA)) and {total for _, total in seen} == {len(DATA)}, faults
         forget()
@@ -138,7 +138,7 @@ def test_bad_answers_are_named_and_leave_nothing(site, large):
         assert e.value.code == 3 and "`a.bin`" in e.value.message and "gz data download toy" in e.value.hint
         assert left_over() == [], fault
         if large < len(DATA) and fault in ("html", "long", "404", "503"):  # refused at the first look
-            assert {asked for _, asked in server.requests} == {FIRST}, fault
+            assert {range_ for _, range_ in server.requests} == {FIRST}, fault
 
 
 def test_what_is_no_file_where_a_part_should_be_gives_way(site, large):
@@ -146,8 +146,8 @@ def test_what_is_no_file_where_a_part_should_be_gives_way(site, large):
     part.parent.mkdir(parents=True)
     makers = ((Path.mkdir,), (Path.symlink_to, "/nowhere/a.bin"), (Path.write_bytes, DATA * 2))
     with serve(site) as server:
-        for source, (make, *given) in product((None, str(site)), makers):
-            make(part, *given)
+        for source, (make, *args) in product((None, str(site)), makers):
+            make(part, *args)
             fetch(spec_at(server.url), source=source)
             assert is_fetched_whole(), (source, make)
             forget()
@@ -282,17 +282,17 @@ def large(monkeypatch, request):
 
 def ranges(server) -> list[str | None]:
     """The first request, then the others in the order of their bytes."""
-    first, *others = [asked for _, asked in server.requests]
-    return [first, *sorted(others, key=lambda asked: int(asked.split("=")[1].split("-")[0]) if asked else -1)]
+    first, *others = [span for _, span in server.requests]
+    return [first, *sorted(others, key=lambda span: int(span.split("=")[1].split("-")[0]) if span else -1)]
 
 
-def resumed(server, kept: int) -> None:
+def resumed(server, size: int) -> None:
     """Fetches what is missing, and only that: the first request sees whether ranges are served."""
     server.faults.clear()
     server.requests.clear()
     fetch(spec_at(server.url))
-    spans = [asked.removeprefix("bytes=").split("-") for asked in ranges(server)[1:]]
-    assert sum(int(last or len(DATA) - 1) + 1 - int(first) for first, last in spans) == len(DATA) - kept
+    spans = [range_.removeprefix("bytes=").split("-") for range_ in ranges(server)[1:]]
+    assert sum(int(last or len(DATA) - 1) + 1 - int(first) for first, last in spans) == len(DATA) - size
     assert is_fetched_whole()
 
 
@@ -340,9 +340,9 @@ def test_a_piece_that_fails_leaves_the_others_for_a_resume(site, large, monkeypa
     with serve(site, "ok", *["cut"] * 4, *["503"] * 8) as server:
         with pytest.raises(MissingError, match="503") as e:
             fetch(spec_at(server.url))
-        kept = http.held(raw_dir(spec_at()) / "a.bin.part")
-        assert f"goes on from the {kept / 1e6:,.1f} MB" in e.value.hint and kept >= 12_500
-        resumed(server, kept)
+        size = http.held(raw_dir(spec_at()) / "a.bin.part")
+        assert f"goes on from the {size / 1e6:,.1f} MB" in e.value.hint and size >= 12_500
+        resumed(server, size)
 
 
 def test_pieces_killed_then_resumed(site, large):
@@ -353,10 +353,10 @@ def test_pieces_killed_then_resumed(site, large):
         wait_for(lambda: len(left_over()) == 4 and all(map(http.size_of, raw.glob("a.bin.part*"))))
         process.kill()
         assert process.wait(PATIENCE) == -signal.SIGKILL
-        kept = http.held(raw / "a.bin.part")
+        size = http.held(raw / "a.bin.part")
         assert left_over() == ["a.bin.part", "a.bin.part1", "a.bin.part2", "a.bin.part3"]
-        assert 0 < kept < len(DATA)
-        resumed(server, kept)
+        assert 0 < size < len(DATA)
+        resumed(server, size)
 
 
 def test_an_interrupt_ends_every_connection_and_keeps_its_half(site, large):
@@ -369,9 +369,9 @@ def test_an_interrupt_ends_every_connection_and_keeps_its_half(site, large):
             fetch(spec_at(server.url), progress=interrupt)
         server.released.set()
         wait_for(lambda: not any("(work)" in thread.name for thread in threading.enumerate()))
-        kept = http.held(raw_dir(spec_at()) / "a.bin.part")
-        assert 0 < kept <= len(DATA) // 2
-        resumed(server, kept)
+        size = http.held(raw_dir(spec_at()) / "a.bin.part")
+        assert 0 < size <= len(DATA) // 2
+        resumed(server, size)
 
 
 COPYING = """import os, signal
@@ -394,7 +394,7 @@ def test_killed_while_pieces_are_joined(site, large, nth):
         assert "a.bin" not in left_over()
         server.requests.clear()
         fetch(spec_at(server.url))
-        assert [asked for _, asked in server.requests] in ([FIRST], [])  # nothing is fetched twice
+        assert [range_ for _, range_ in server.requests] in ([FIRST], [])  # nothing is fetched twice
     assert is_fetched_whole()
 
 
@@ -415,13 +415,13 @@ LEFT = [  # the ending of each part → its bytes; the ranges asked for after th
 
 
 def test_parts_of_earlier_tries(site, large):
-    for left, asked in LEFT:
+    for left, spans in LEFT:
         write(cache_dir("raw", "toy"), {f"a.bin.part{ending}": content for ending, content in left.items()})
         with serve(site) as server:
             fetch(spec_at(server.url))
             requests = sorted(range_ for _, range_ in server.requests)
-        assert requests == sorted([] if asked is None else [FIRST, *asked]), asked
-        assert is_fetched_whole(), asked
+        assert requests == sorted([] if spans is None else [FIRST, *spans]), spans
+        assert is_fetched_whole(), spans
         forget()
 
 
@@ -518,70 +518,70 @@ def test_by_hand_what_a_program_is_refused(site):
 
 
 @pytest.fixture
-def own():
+def spec():
     """A set `own` of two files that nobody serves."""
     file = DataFile("train.tar", (), len(DATA), md5=hashlib.md5(DATA).hexdigest())
     files = (file, replace(file, name="val.tar", size=10**15))
     return replace(SPECS["imagenet"], name="own", files=files)
 
 
-def test_no_address_no_network(own, monkeypatch):
+def test_no_address_no_network(spec, monkeypatch):
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("the network is touched"))
     said = []
     for offline in "01":
         monkeypatch.setenv("GZ_OFFLINE", offline)
         with pytest.raises(MissingError, match=r"`train\.tar`, `val\.tar` of `own` could not .* log-in") as e:
-            fetch(own, pack_size=10**18, say=said.append)
+            fetch(spec, pack_size=10**18, say=said.append)
         assert said == []
         assert "https://image-net.org" in e.value.hint and "`gz data download own --from DIR`" in e.value.hint
         assert "`train` and `val`" in e.value.hint
 
 
-def test_linked_files_stay_where_they_are(own, site, monkeypatch):
+def test_linked_files_stay_where_they_are(spec, site, monkeypatch):
     monkeypatch.setattr(fetching, "LARGE", 50_000)
     monkeypatch.chdir(site.parent)
-    own = replace(own, files=own.files[:1])
+    spec = replace(spec, files=spec.files[:1])
     (site / "train.tar").write_bytes(DATA[:-1] + b"?")
     with pytest.raises(MissingError, match="wrong checksum"):
-        fetch(own, source="site")
-    assert (site / "train.tar").exists() and not list(raw_dir(own).iterdir())
+        fetch(spec, source="site")
+    assert (site / "train.tar").exists() and not list(raw_dir(spec).iterdir())
     (site / "train.tar").write_bytes(DATA)
     said, seen = [], []
-    link = fetch(own, source="site", say=said.append, progress=lambda *row: seen.append(row)) / "train.tar"
-    assert link.is_symlink() and os.readlink(link) == str(site / "train.tar") and is_fetched(own)
+    link = fetch(spec, source="site", say=said.append, progress=lambda *row: seen.append(row)) / "train.tar"
+    assert link.is_symlink() and os.readlink(link) == str(site / "train.tar") and is_fetched(spec)
     assert said == ["checking the md5 of `train.tar`, 0 MB"] and seen[-1] == (len(DATA), len(DATA))
     (site / "train.tar").rename(site / "moved.tar")
-    assert not is_fetched(own)  # a dangling link
-    fetch(own, source=str(site / "moved.tar"))
+    assert not is_fetched(spec)  # a dangling link
+    fetch(spec, source=str(site / "moved.tar"))
     assert link.resolve() == site / "moved.tar"
     link.unlink()
     (site / "mirror" / "own").mkdir(parents=True)
     (site / "mirror" / "own" / "train.tar").symlink_to(site / "moved.tar")
     monkeypatch.setenv("GZ_MIRROR", str(site / "mirror"))
     monkeypatch.setenv("GZ_OFFLINE", "1")
-    fetch(own)
+    fetch(spec)
     assert os.readlink(link) == str(site / "mirror" / "own" / "train.tar")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SPECS, "own", own)
+        patch.setitem(SPECS, "own", spec)
         assert len(verify("own")["files"]) == 1
-        assert remove("own") == [raw_dir(own)] and not raw_dir(own).exists()
+        assert remove("own") == [raw_dir(spec)] and not raw_dir(spec).exists()
     assert (site / "moved.tar").read_bytes() == DATA
 
 
-def test_linked_folders(own, site, monkeypatch):
+def test_linked_folders(spec, site, monkeypatch):
     """Of class folders, there or in a folder of the set's name; a flat one is not linked."""
-    monkeypatch.setitem(SPECS, "own", own)
+    monkeypatch.setitem(SPECS, "own", spec)
     flat = write(site / "flat", {"train/n01/a.jpg": b"picture", "val/b.jpg": b"picture"})
     with pytest.raises(MissingError, match="does not exist") as e:
-        fetch(own, source=str(flat))
-    assert "folders of class folders" in e.value.hint and not is_fetched(own)
+        fetch(spec, source=str(flat))
+    assert "folders of class folders" in e.value.hint and not is_fetched(spec)
     for source, root in ((site, site), (site / "x", site / "x" / "own")):
         pictures = {"train/n01/a.jpg": b"picture", "val/n01/b.jpg": b"picture"}
         write(root, pictures)
-        folder = fetch(own, source=str(source))
-        assert is_fetched(own) and sorted(p.name for p in folder.iterdir()) == ["train", "val"]
+        folder = fetch(spec, source=str(source))
+        assert is_fetched(spec) and sorted(p.name for p in folder.iterdir()) == ["train", "val"]
         assert os.readlink(folder / "val") == str(root / "val")
-        assert fetch(own) == folder  # they are there
+        assert fetch(spec) == folder  # they are there
         assert verify("own")["files"] == [] and data_path("own") == folder
         assert remove("own") == [folder] and not folder.exists()
         assert {name: (root / name).read_bytes() for name in pictures} == pictures
@@ -596,8 +596,8 @@ def test_a_large_need_is_told_first(site, large, monkeypatch):
     monkeypatch.setattr(fetching, "LARGE", 50_000)
     with serve(site, "404") as server, pytest.raises(MissingError):
         fetch(spec_at(server.url), pack_size=2 * 10**6, say=said.append)
-    told = rf"`toy`: fetching 0 MB into `{raw_dir(spec_at())}`, its pack will take 2 MB; [\d,]+ MB are free"
-    assert len(said) == 1 and re.fullmatch(told, said[0])
+    regex = rf"`toy`: fetching 0 MB into `{raw_dir(spec_at())}`, its pack will take 2 MB; [\d,]+ MB are free"
+    assert len(said) == 1 and re.fullmatch(regex, said[0])
     with pytest.raises(MissingError, match="are needed"):
         fetch(spec_at(), source=str(site), pack_size=10**18)
     monkeypatch.setattr(fetching, "need_space", lambda folder, size: needs.append(size))
@@ -644,16 +644,16 @@ def published(monkeypatch, url: str) -> None:
 
 
 def test_a_cut_download_is_resumed_and_said(weights, monkeypatch):
-    told = []
+    messages = []
     with serve(weights, "cut", "503") as server:
         published(monkeypatch, server.url)
-        place = fetch_weights("inception", say=told.append)
+        place = fetch_weights("inception", say=messages.append)
         assert place == cache_dir("weights", INCEPTION) and place.read_bytes() == BYTES
         assert server.requests[-1] == (f"/there/{INCEPTION}", f"bytes={len(BYTES) // 2}-")
         count = len(server.requests)
-        assert fetch_weights("inception", say=told.append) == place and len(server.requests) == count
+        assert fetch_weights("inception", say=messages.append) == place and len(server.requests) == count
     what, where = "60 kB, licence: Apache-2.0", f"from {server.url}/there/{INCEPTION}"
-    assert what in told[0] and where in told[0] and "InceptionV3" in told[0]
+    assert what in messages[0] and where in messages[0] and "InceptionV3" in messages[0]
     assert left_over("weights") == [INCEPTION]
 
 
@@ -688,10 +688,10 @@ def test_a_mirror_comes_first_and_alone_when_offline(weights, monkeypatch, tmp_p
 def test_the_metrics_that_fetch_are_those_that_need_it():
     assert weights_of(("fd", "kid")) == ["inception"] and weights_of(("fd", "kid_lenet")) == []
     assert set(weights_of(metrics())) <= set(WEIGHTS)
-    for known in WEIGHTS.values():  # at least the smallest network's bytes
-        if named := re.search(r"-([0-9a-f]{8})\.", known.file.name):  # by how the checksum begins
-            assert known.file.sha256.startswith(named[1])
-        assert known.file.size > 50_000_000 and all(url.startswith("https://") for url in known.file.urls)
+    for entry in WEIGHTS.values():  # at least the smallest network's bytes
+        if named := re.search(r"-([0-9a-f]{8})\.", entry.file.name):  # by how the checksum begins
+            assert entry.file.sha256.startswith(named[1])
+        assert entry.file.size > 50_000_000 and all(url.startswith("https://") for url in entry.file.urls)
 
 
 def test_bench_fetches_what_its_metric_needs_before_it_starts(call, weights, monkeypatch):
@@ -709,10 +709,10 @@ def test_bench_fetches_what_its_metric_needs_before_it_starts(call, weights, mon
     with serve(weights) as server:
         published(monkeypatch, server.url)
         assert call("bench", "mine", "--data", "digits", "--metrics", "fd")[0] == 0 and not server.requests
-        own = cache_dir().parent / "own.pth"
-        own.touch()
+        file = cache_dir().parent / "own.pth"
+        file.touch()
         words = ("bench", "mine", "--data", "digits", "--metrics", "fd,fid")
-        assert call(*words, "--weights", str(own))[0] == 0 and not server.requests
+        assert call(*words, "--weights", str(file))[0] == 0 and not server.requests
         code, _, stderr = call(*words)
         assert code == 0 and "fetching InceptionV3" in stderr and cache_dir("weights", INCEPTION).exists()
 
@@ -739,14 +739,14 @@ def test_user_and_password_are_sent_and_not_shown(site):
         secret = server.url.replace("://", "://ann:pa%2355@")
         with pytest.raises(GzError) as e:
             fetch(spec_at(), source=f"{secret}?token=S3cret", say=said.append)
-        told = " ".join([*said, e.value.message, e.value.hint or ""])
-        assert "trying again" in told and "404" in told
-        assert not [word for word in ("ann", "pa%2355", "pa#55", "S3cret") if word in told]
+        text = " ".join([*said, e.value.message, e.value.hint or ""])
+        assert "trying again" in text and "404" in text
+        assert not [word for word in ("ann", "pa%2355", "pa#55", "S3cret") if word in text]
         fetch(spec_at(), source=f"{secret}?token=S3cret")
         assert is_fetched_whole()
         assert "/a.bin?token=S3cret" in {path for path, _ in server.requests}
-    asked = http.request(secret)
-    got = asked.get_header("Authorization") or asked.unredirected_hdrs["Authorization"]
+    request = http.request(secret)
+    got = request.get_header("Authorization") or request.unredirected_hdrs["Authorization"]
     assert base64.b64decode(got.removeprefix("Basic ")) == b"ann:pa#55"
     assert http.request(secret).full_url == server.url  # and not in what an exception would show
 

@@ -403,17 +403,17 @@ def test_tiny_imagenet_by_path(tmp_path):
     files = images("train/n01/images", "train/n02/images", "val/images", "test/images")
     lines = "".join(f"{i}.png\t{'n01' if i else 'n02'}\t0\t0\t62\t62\n" for i in range(4))
     files |= {"val/val_annotations.txt": lines.encode(), "wnids.txt": b"n01\nn02\n"}
-    classes, found, notes = read(tmp_path, files)
+    classes, counts, notes = read(tmp_path, files)
     assert classes == ("n01", "n02")
-    assert found == {"train": Counter(n01=4, n02=4), "val": Counter(n02=1, n01=3)}
+    assert counts == {"train": Counter(n01=4, n02=4), "val": Counter(n02=1, n01=3)}
     assert notes == ["4 pictures of `test` skipped: they have no labels"]
 
 
 def test_mvtec(tmp_path):
     marks = ("ground_truth/cut", "ground_truth/hole")
     files = images("train/good", "test/good", "test/cut", "test/hole", *marks)
-    classes, found, notes = read(tmp_path, files | {"license.txt": b"x", "readme.md": b"x"})
-    assert classes == () and found == {"train": Counter({None: 4}), "test": Counter({None: 4})}
+    classes, counts, notes = read(tmp_path, files | {"license.txt": b"x", "readme.md": b"x"})
+    assert classes == () and counts == {"train": Counter({None: 4}), "test": Counter({None: 4})}
     assert notes == [
         "8 pictures of `ground_truth` skipped: they mark others",
         "8 pictures of `test/cut` and 1 others skipped: `train` has only `good`",
@@ -442,8 +442,8 @@ def test_what_is_ambiguous_is_named(tmp_path):
 
 def test_a_class_called_train(tmp_path):
     files = images("train", "car", "plane")
-    classes, found, _ = read(tmp_path, files, "classes")
-    assert classes == ("car", "plane", "train") and set(found) == {"train"}
+    classes, counts, _ = read(tmp_path, files, "classes")
+    assert classes == ("car", "plane", "train") and set(counts) == {"train"}
     path = tmp_path / "set"
     import_set(path, "vehicles", Form(layout="classes"))
     assert open_pack("vehicles").meta.classes == ("car", "plane", "train")
@@ -522,8 +522,8 @@ def test_links_to_folders_are_followed_and_their_circles_end(tmp_path):
     for name in "abcdefgh":  # each leads to all the others: 8! ways
         write(tmp_path / "set" / name, {"x.png": png(RED)})
     for name in "abcdefgh":
-        for other in "abcdefgh":
-            (tmp_path / "set" / name / f"to_{other}").symlink_to(tmp_path / "set" / other)
+        for target in "abcdefgh":
+            (tmp_path / "set" / name / f"to_{target}").symlink_to(tmp_path / "set" / target)
     files, odd = walk(tmp_path / "set")
     assert len(files) == 8 and len(odd["repeated"]) == 64
     assert sum(open_pack(tmp_path / "set").meta.counts.values()) == 8
@@ -578,8 +578,8 @@ def test_archives_of_other_kinds(tmp_path):
         assert "tar.gz" in e.value.hint
 
 
-def arrays(tmp_path, **given) -> Path:
-    np.savez(tmp_path / "a.npz", **given)
+def arrays(tmp_path, **members) -> Path:
+    np.savez(tmp_path / "a.npz", **members)
     return tmp_path / "a.npz"
 
 
@@ -590,15 +590,15 @@ def test_keras_names_and_class_names(tmp_path):
     lower = "x_train y_train x_test y_test"
     for names in (lower, "X_train Y_train X_test Y_test", "train_x train_y test_x test_y"):
         x, y, x1, y1 = names.split()
-        given = {x: PIXELS, y: np.arange(12) % 3, x1: PIXELS[:6], y1: np.arange(6) % 3}
-        source = open_path(arrays(tmp_path, **given))
+        members = {x: PIXELS, y: np.arange(12) % 3, x1: PIXELS[:6], y1: np.arange(6) % 3}
+        source = open_path(arrays(tmp_path, **members))
         assert source.counts == {"train": 12, "test": 6} and source.classes == ("0", "1", "2"), names
         assert source.labels["test"].tolist() == [0, 1, 2, 0, 1, 2]
-    given = {"images": PIXELS, "labels": np.arange(12) % 3}
-    source = open_path(arrays(tmp_path, **given, class_names=np.array(["ant", "bee", "cow"])))
+    members = {"images": PIXELS, "labels": np.arange(12) % 3}
+    source = open_path(arrays(tmp_path, **members, class_names=np.array(["ant", "bee", "cow"])))
     assert source.classes == ("ant", "bee", "cow") and source.notes == []
     with pytest.raises(UsageError, match="`class_names` names 2 classes, its labels have 3"):
-        open_path(arrays(tmp_path, **given, class_names=np.array(["ant", "bee"])))
+        open_path(arrays(tmp_path, **members, class_names=np.array(["ant", "bee"])))
 
 
 def test_channels_first_or_last_and_what_is_not_clear(tmp_path):

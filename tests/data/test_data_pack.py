@@ -56,15 +56,15 @@ def test_digits_are_scikit_learns():
     from sklearn.datasets import load_digits
 
     opened, truth = open_pack("digits"), load_digits()
-    found = {}
+    places = {}
     for split in SPLITS:
         levels = opened.images(split)[:, 0, ::2, ::2].astype(int) * 17 >> 8
         assert (opened.images(split)[:, 0, 1::2, 1::2] == opened.images(split)[:, 0, ::2, ::2]).all()
         for image, label in zip(levels, opened.labels(split), strict=True):
-            found.setdefault((image.tobytes(), label), []).append(split)
-    assert sum(map(len, found.values())) == 1797
+            places.setdefault((image.tobytes(), label), []).append(split)
+    assert sum(map(len, places.values())) == 1797
     for image, label in zip(truth.images, truth.target, strict=True):
-        assert (image.astype(int).tobytes(), label) in found
+        assert (image.astype(int).tobytes(), label) in places
 
 
 def test_captions_domains_and_patches():
@@ -196,8 +196,8 @@ def test_a_size_is_packed_once_whether_channels_are_asked_for_or_told(tmp_path):
         first = open_pack(folder, size=6)
         assert open_pack(folder, size=6, channels=channels).folder == first.folder
         assert peek(folder, size=6, channels=channels)
-        other = open_pack(folder, size=6, channels=4 - channels)
-        assert other.folder != first.folder and open_pack(folder, size=6).meta.shape[0] == channels
+        second = open_pack(folder, size=6, channels=4 - channels)
+        assert second.folder != first.folder and open_pack(folder, size=6).meta.shape[0] == channels
         assert peek(folder) is None and peek(folder, size=7) is None
         assert len(list(first.folder.parent.glob("*/meta.json"))) == 2
 
@@ -304,32 +304,32 @@ def test_glyphs_are_told_apart_by_their_class():
 def test_shapes_are_what_their_factors_say():
     """The form has its colour, its middle lies where it should, its area is as large as its radius says."""
     images, raw = made("shapes")
-    known = embedded.factors(216)
-    ink = np.array(list(embedded.COLOURS.values()))[known.colour]
+    truth = embedded.factors(216)
+    ink = np.array(list(embedded.COLOURS.values()))[truth.colour]
     inside = np.abs(images.astype(int) - ink[:, :, None, None]).max(1) < 12
-    assert inside.reshape(216, -1).any(1).all() and raw.labels["train"].tolist() == known.kind[:144].tolist()
+    assert inside.reshape(216, -1).any(1).all() and raw.labels["train"].tolist() == truth.kind[:144].tolist()
     at = np.arange(32) - 15.5
     area = inside.sum((1, 2))
     center = np.stack([(inside * at).sum((1, 2)), (inside * at[:, None]).sum((1, 2))], 1) / area[:, None]
     symmetric = ("circle", "square", "cross", "star")
-    whole = np.isin(known.kind, [embedded.KINDS.index(kind) for kind in symmetric])
-    assert np.abs(center - known.center)[whole].max() < 0.5
-    round_ = known.kind == embedded.KINDS.index("circle")
-    assert np.abs(np.sqrt(area[round_] / np.pi) - known.radius[round_]).max() < 1.0
+    whole = np.isin(truth.kind, [embedded.KINDS.index(kind) for kind in symmetric])
+    assert np.abs(center - truth.center)[whole].max() < 0.5
+    round_ = truth.kind == embedded.KINDS.index("circle")
+    assert np.abs(np.sqrt(area[round_] / np.pi) - truth.radius[round_]).max() < 1.0
     assert set(raw.captions["train"][0].split()) >= {"red", "circle"}
 
 
 def test_factors_are_labels_of_the_same_images():
     images, raw = made("shapes-factors")
     assert (images == made("shapes")[0]).all()
-    known, labels = embedded.factors(216), np.concatenate(list(raw.labels.values()))
+    truth, labels = embedded.factors(216), np.concatenate(list(raw.labels.values()))
     assert labels.shape == (216, len(embedded.FACTORS))
     assert SPECS["shapes-factors"].class_names == embedded.FACTORS
     kinds, colours = len(embedded.KINDS), len(embedded.COLOURS)
-    assert (labels[:, :kinds].argmax(1) == known.kind).all()
-    assert (labels[:, kinds : kinds + colours].argmax(1) == known.colour).all()
+    assert (labels[:, :kinds].argmax(1) == truth.kind).all()
+    assert (labels[:, kinds : kinds + colours].argmax(1) == truth.colour).all()
     left = labels[:, embedded.FACTORS.index("left")] == 1
-    assert (known.center[left, 0] < 0).all() and left.any()
+    assert (truth.center[left, 0] < 0).all() and left.any()
 
 
 def test_a_form_is_turned_enlarged_and_made_bolder():
@@ -338,10 +338,10 @@ def test_a_form_is_turned_enlarged_and_made_bolder():
     drawing[SIDE // 2 - 8 : SIDE // 2 + 8, SIDE // 2 - 40 : SIDE // 2 + 40] = True
     turns, size = np.array([0.0, np.pi / 2, 0.0]), np.full((3, 2), 8.0)
     forms = matrices(turns, np.zeros(3), size)
-    found = pictures(distance(drawing), forms, np.zeros((3, 2)), np.array([0.0, 0, 1]), 20)
-    assert found.sum((1, 2)) == pytest.approx([20, 20, 48], rel=0.06)
-    assert np.abs(found[1] - found[0].T).max() < 0.02
-    assert (found[0, :8].max(), found[0, 9:11, 6:14].min()) == (0, 1)
+    drawings = pictures(distance(drawing), forms, np.zeros((3, 2)), np.array([0.0, 0, 1]), 20)
+    assert drawings.sum((1, 2)) == pytest.approx([20, 20, 48], rel=0.06)
+    assert np.abs(drawings[1] - drawings[0].T).max() < 0.02
+    assert (drawings[0, :8].max(), drawings[0, 9:11, 6:14].min()) == (0, 1)
 
 
 @pytest.fixture
@@ -367,11 +367,11 @@ def test_classes_are_counted_and_drawn_under_their_names(gz, tmp_path):
     # a row for each class, in the table's order, with its name
     assert seen == [{COLOURS[name]} for name in ("blue", "green", "red")]
     assert all((sheet[bottom - 67 * (3 - i) : bottom - 67 * (2 - i), :40] < 128).any() for i in range(3))
-    told = json.loads(gz("show", str(folder), "--json")[1])
-    assert told["counts"] == {"train": 17, "val": 1, "test": 18} and told["sheet"] == path
-    counted = [(c["name"], c["train"] + c["val"], c["test"]) for c in told["classes"]]
+    result = json.loads(gz("show", str(folder), "--json")[1])
+    assert result["counts"] == {"train": 17, "val": 1, "test": 18} and result["sheet"] == path
+    counted = [(c["name"], c["train"] + c["val"], c["test"]) for c in result["classes"]]
     assert counted == [("blue", 6, 6), ("green", 6, 6), ("red", 6, 6)]
-    assert told["notes"] == ["1 file of unknown kind skipped (.heic)"]
+    assert result["notes"] == ["1 file of unknown kind skipped (.heic)"]
 
 
 @pytest.mark.parametrize("name", ["mnist", "celeba", "imagenet", "chestmnist"])
@@ -382,7 +382,7 @@ def test_a_set_that_is_not_here_is_described_and_not_fetched(name, gz, home, mon
     code, stdout, stderr = gz("show", name)
     assert code == 0 and stdout.splitlines()[-1].split()[:2] == [name, str(spec.n_train)]
     size, classes = f"{spec.size}×{spec.size} pixels", f"{spec.n_classes:,} "
-    assert not [told for told in (size, classes, spec.licence, "their settings for") if told not in stderr]
+    assert not [text for text in (size, classes, spec.licence, "their settings for") if text not in stderr]
     assert f"`gz data download {name}" in stderr and not (home / "packs" / name).exists()
     row = json.loads(gz("show", name, "--size", "100", "--json")[1])
     assert row["shape"] == [spec.channels, 100, 100] and len(row["classes"]) == spec.n_classes
@@ -393,9 +393,9 @@ def test_sets_without_classes_with_many_attributes_or_further_pictures(gz, tmp_p
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (40, 8, 8), np.uint8), rng.integers(0, 2, (40, 3))
     np.savez(tmp_path / "many.npz", images=images, labels=labels, class_names=list("xyz"))
-    told = json.loads(gz("show", str(tmp_path / "many.npz"), "--json")[1])
-    assert told["multilabel"] and [c["name"] for c in told["classes"]] == list("xyz")
-    assert sum(c["train"] + c["val"] + c["test"] for c in told["classes"]) == labels.sum()
+    result = json.loads(gz("show", str(tmp_path / "many.npz"), "--json")[1])
+    assert result["multilabel"] and [c["name"] for c in result["classes"]] == list("xyz")
+    assert sum(c["train"] + c["val"] + c["test"] for c in result["classes"]) == labels.sum()
     flat = write(tmp_path / "flat", {f"{i}.png": png(RED) for i in range(9)})
     code, stdout, _ = gz("show", str(flat))
     assert code == 0 and len(stdout.splitlines()) == 3

@@ -357,38 +357,38 @@ def check_streaming(name: str, packed, monkeypatch) -> None:
     assert not open_pack(name).meta.streamed  # the limit was raised: it is packed now
 
 
-@pytest.mark.parametrize(("asked", "side"), [(32, 64), (100, 128), (256, 224)])
-def test_medmnist_comes_in_four_sizes(asked, side, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("size", "side"), [(32, 64), (100, 128), (256, 224)])
+def test_medmnist_comes_in_four_sizes(size, side, tmp_path, monkeypatch):
     """Besides the smallest, which is got by name."""
     monkeypatch.delenv("GZ_OFFLINE")
-    spec, labels, classes = publish("pneumoniamnist", tmp_path, monkeypatch, asked)
+    spec, labels, classes = publish("pneumoniamnist", tmp_path, monkeypatch, size)
     assert spec.size == side
     monkeypatch.setenv("GZ_MIRROR", str(tmp_path))
-    check(open_pack("pneumoniamnist", size=asked), spec, labels, classes, asked)
+    check(open_pack("pneumoniamnist", size=size), spec, labels, classes, size)
 
 
 @pytest.mark.parametrize("way", ["archives", "folders"])
 def test_imagenet_from_the_users_own_copy(way, tmp_path, monkeypatch):
     spec, labels, _ = publish("imagenet", tmp_path, monkeypatch)
-    own = tmp_path / "imagenet"
+    copy = tmp_path / "imagenet"
     if way == "folders":
-        own = tmp_path / "extracted"
+        copy = tmp_path / "extracted"
         for split, name in (("train", "train"), ("val", "test")):
             rows = enumerate(labels[name])
-            write(own / split, {f"{WNIDS[y]}/{i:03}.JPEG": jpeg(int(y), (200, 150)) for i, y in rows})
+            write(copy / split, {f"{WNIDS[y]}/{i:03}.JPEG": jpeg(int(y), (200, 150)) for i, y in rows})
         labels = {split: sorted(y) for split, y in labels.items()}
-    fetch("imagenet", source=str(own))
+    fetch("imagenet", source=str(copy))
     assert all(path.is_symlink() for path in raw_dir(spec).iterdir() if not path.name.startswith("."))
     check(open_pack("imagenet", size=32), spec, labels, WNIDS, 32)
-    before = sorted(str(path) for path in own.rglob("*"))
+    before = sorted(str(path) for path in copy.rglob("*"))
     remove("imagenet")
-    assert sorted(str(path) for path in own.rglob("*")) == before
+    assert sorted(str(path) for path in copy.rglob("*")) == before
 
 
 def test_imagenet_from_its_copy_on_the_hub(tmp_path, monkeypatch):
     """Parquet files as the hub has them, whose test split has no labels; the hub itself is played."""
     datasets = pytest.importorskip("datasets")
-    copy, asked = tmp_path / "copy", []
+    copy, requests = tmp_path / "copy", []
     (copy / "data").mkdir(parents=True)
     names = datasets.ClassLabel(names=["tench, Tinca tinca", "goldfish", "great white shark"])
     features = datasets.Features({"image": datasets.Image(), "label": names})
@@ -398,7 +398,7 @@ def test_imagenet_from_its_copy_on_the_hub(tmp_path, monkeypatch):
         made.to_parquet(copy / "data" / f"{split}-00000-of-00001.parquet")
 
     def snapshot(name, **options):
-        asked.append((name, options["repo_type"]))
+        requests.append((name, options["repo_type"]))
         return str(copy)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
@@ -407,7 +407,7 @@ def test_imagenet_from_its_copy_on_the_hub(tmp_path, monkeypatch):
         opened = open_pack("imagenet", size=32)
         assert opened.meta.counts["test"] == 3 and opened.labels("test").tolist() == [2, 1, 0]
         assert opened.meta.counts["train"] + opened.meta.counts["val"] == 4 and len(opened.meta.classes) == 3
-        assert asked == ([] if source == str(copy) else [("ILSVRC/imagenet-1k", "dataset")])
+        assert requests == ([] if source == str(copy) else [("ILSVRC/imagenet-1k", "dataset")])
         remove("imagenet")
 
 

@@ -60,9 +60,9 @@ def test_numbers_do_not_depend_on_the_batch_nor_on_the_parts(monkeypatch):
         monkeypatch.setattr(philox, "CACHED", memory)
         for order in ([0, 1, 2, 3], [3, 1], [2]):
             part = [index[i] for i in order]
-            for kind, known in zip(("randn", "rand"), whole, strict=True):
-                found = getattr(ImageNoise(3, part), kind)(len(part), *shape)
-                assert torch.equal(found, known[order])
+            for kind, expected in zip(("randn", "rand"), whole, strict=True):
+                numbers = getattr(ImageNoise(3, part), kind)(len(part), *shape)
+                assert torch.equal(numbers, expected[order])
 
 
 def test_the_first_images_and_the_rest_share_no_number():
@@ -129,11 +129,11 @@ def test_spread_numbers_are_multiples_of_the_golden_ratio():
     far = ImageNoise(5, [2**40 + 3, 3]).spread(2)
     assert far.min() >= 0 and far.max() < 1
     noise = ImageNoise(5, range(1_000))
-    drawn, other = noise.spread(1_000), noise.spread(1_000)
+    drawn, second = noise.spread(1_000), noise.spread(1_000)
     counts = np.bincount((drawn * 100).int().numpy(), minlength=100)
     assert counts.tolist() == pytest.approx([10] * 100, abs=2)
     assert np.array_equal(drawn.numpy(), portable_sampler.spread(1_000, 5, 0))
-    assert np.array_equal(other.numpy(), portable_sampler.spread(1_000, 5, 1)), "of another call"
+    assert np.array_equal(second.numpy(), portable_sampler.spread(1_000, 5, 1)), "of another call"
 
 
 CPU = torch.device("cpu")

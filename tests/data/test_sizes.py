@@ -61,15 +61,15 @@ def test_a_size_is_a_side_or_width_and_height(tmp_path):
     for wrong in ("48 x 32", "x32", "0x5", "5x0", "48x", "-4", "1.5", "", "48x32x3", "٤٨"):
         with pytest.raises(UsageError, match="48x32"):
             sides(wrong)
-    for given, hint in (("48 x 32", "write 48x32"), ("x32", "write 32"), ("0", ""), ("48x", "write 48")):
+    for text, hint in (("48 x 32", "write 48x32"), ("x32", "write 32"), ("0", ""), ("48x", "write 48")):
         with pytest.raises(UsageError, match=r"`data\.size` must be") as e:
-            resolve("vae", sets=[f"data.size={given}"])
+            resolve("vae", sets=[f"data.size={text}"])
         assert "--set data.size" in e.value.message and hint in (e.value.hint or "")
-        (tmp_path / "mine.yaml").write_text(f"extends: vae\ndata:\n  size: {given}\n")
+        (tmp_path / "mine.yaml").write_text(f"extends: vae\ndata:\n  size: {text}\n")
         with pytest.raises(UsageError, match=r"mine\.yaml:3:9"):
             resolve(str(tmp_path / "mine.yaml"))
-    for given, size in (("48x32", "48x32"), ("48x48", 48), ("'24'", 24), ("24", 24)):
-        resolved = resolve("vae", sets=[f"data.size={given}"]).data.size
+    for text, size in (("48x32", "48x32"), ("48x48", 48), ("'24'", 24), ("24", 24)):
+        resolved = resolve("vae", sets=[f"data.size={text}"]).data.size
         assert resolved == size and type(resolved) is type(size)
     for size in ("2x8", "8x2000", 3):
         with pytest.raises(UsageError, match="between 4 and 1024 pixels a side"):
@@ -238,12 +238,12 @@ def test_what_a_set_was_taken_for_is_told(tmp_path):
     said: list[str] = []
     pack = open_pack(tmp_path / "grey.npz", say=said.append)
     assert pack.meta.shape == (3, 24, 24)  # as it is
-    told = "32 grey (stored as colour) pictures of 24×24, few; models take their settings for `grey few`"
-    assert said[-2].endswith(told) and "data.channels=1" in said[-1]
-    found = locate(tmp_path / "grey.npz")
-    assert facts_of(found) == Facts(24, 24, 3, 32, grey=True)  # from the pack
-    assert facts_of(found, size="90x100").shape_class == "128px"
-    assert facts_of(found, size="90x100", patch=64).shape_class == "64px"
+    words = "32 grey (stored as colour) pictures of 24×24, few; models take their settings for `grey few`"
+    assert said[-2].endswith(words) and "data.channels=1" in said[-1]
+    source = locate(tmp_path / "grey.npz")
+    assert facts_of(source) == Facts(24, 24, 3, 32, grey=True)  # from the pack
+    assert facts_of(source, size="90x100").shape_class == "128px"
+    assert facts_of(source, size="90x100", patch=64).shape_class == "64px"
     assert not settings_lines(SPECS["digits"], facts_of(SPECS["digits"]))
 
 
@@ -253,11 +253,10 @@ def test_whether_a_set_is_grey_is_measured(shared_data):
         spec = replace(spec, n_train=720, n_test=72)  # of those that are made in any number
         assert measure(MAKERS[spec.name](spec)).grey is False, spec.name
     for name in ("mnist", "fashionmnist"):
-        found = measure(PARSERS[name](SPECS[name], shared_data / "mirror" / name))
-        assert found.grey is False, name
-    found = {path.stem: measure(open_path(path)) for path in (shared_data / "sets").iterdir()}
-    assert len(found) >= 6 and not any(facts.grey for facts in found.values())
-    assert SPECS["pneumoniamnist"].n_train == found["pneumoniamnist"].n
+        assert measure(PARSERS[name](SPECS[name], shared_data / "mirror" / name)).grey is False, name
+    by_name = {path.stem: measure(open_path(path)) for path in (shared_data / "sets").iterdir()}
+    assert len(by_name) >= 6 and not any(facts.grey for facts in by_name.values())
+    assert SPECS["pneumoniamnist"].n_train == by_name["pneumoniamnist"].n
 
 
 def test_a_batch_larger_than_the_set_is_refused():
@@ -361,12 +360,12 @@ DEPTHS = {
 
 def test_more_bits_than_eight_are_read_as_the_file_says():
     """And never by what values a picture happens to have: a dark one of a set would be made bright."""
-    for name, (data, white, told) in DEPTHS.items():
+    for name, (data, white, words) in DEPTHS.items():
         notes = []
         pixels, _ = decode(data, "a", Decoding(None, 1), notes.append)
         assert np.abs(pixels[0] - RAMP / white * 255).max() <= 1, name
         (note,) = notes
-        assert note.startswith(told) and ("nearly black" in told) == ("nearly" in note), name
+        assert note.startswith(words) and ("nearly black" in words) == ("nearly" in note), name
 
 
 def inked(colour) -> bytes:
@@ -382,32 +381,32 @@ def test_ink_on_transparency_is_seen():
     over_black = "of white ink on transparency, laid over black"
     dark, light = ((0, 0, 0), RED), ((255, 255, 255), (250, 250, 245))
     for colour in (*dark, *light):
-        notes, told = [], over_white if colour in dark else over_black
+        notes, expected = [], over_white if colour in dark else over_black
         pixels, _ = decode(inked(colour), "a", Decoding(None, 1), notes.append)
-        assert notes == [told] and (pixels[0, 0, 0] == 0) == (told == over_black)
+        assert notes == [expected] and (pixels[0, 0, 0] == 0) == (expected == over_black)
         assert int(pixels.max()) - int(pixels.min()) > 100, "the stroke"
-    for colour, told in (((9, 9, 9, 255), []), ((255, 255, 255, 255), []), ((0, 0, 0, 0), [over_white])):
+    for colour, expected in (((9, 9, 9, 255), []), ((255, 255, 255, 255), []), ((0, 0, 0, 0), [over_white])):
         notes = []
         decode(png(colour, mode="RGBA"), "a", Decoding(None, 1), notes.append)
-        assert notes == told
+        assert notes == expected
 
 
 def test_how_pictures_were_read_is_said_in_one_line(tmp_path, monkeypatch):
     files = {f"{i:02}.png": deep(RAMP, 12) for i in range(12)} | {"x.png": inked((255, 255, 255))}
     folder, lines = write(tmp_path / "p", files), []
-    told = (
+    words = (
         "12 pictures of 12 bits, read as 0 … 4,095; 1 picture of white ink on transparency, laid over black"
     )
     opened = open_pack(folder, channels=1, say=lines.append)
     assert [line for line in lines if "12 bits" in line] == [f"`{folder}`: {opened.meta.words}"]
-    assert opened.meta.words.endswith(told)
+    assert opened.meta.words.endswith(words)
     for again in range(2):
         lines.clear()
         open_pack(folder, channels=1, foreign=True, say=lines.append)
-        assert [told in line for line in lines] == [False] * (1 - again) + [True], "each time"
+        assert [words in line for line in lines] == [False] * (1 - again) + [True], "each time"
     lines.clear()
     read_pictures(folder, size=8, channels=1, limit=None, say=lines.append)
-    assert lines == [f"`{folder}`: {told}"]
+    assert lines == [f"`{folder}`: {words}"]
     lines.clear()
     plain = write(tmp_path / "q", {"a.png": png(RED)})
     read_pictures(plain, size=8, channels=1, limit=None, say=lines.append)
@@ -426,7 +425,7 @@ def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatc
         files[kind] = out.getvalue()
     assert len(files) > 4
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 // 2 - 1)  # Pillow refuses twice that
-    monkeypatch.setattr(Image.Image, "convert", lambda *given: pytest.fail("it was decoded"))
+    monkeypatch.setattr(Image.Image, "convert", lambda *args: pytest.fail("it was decoded"))
     for kind, data in files.items():
         for read in (lambda data: decode(data, "a", Decoding(8, 3)), lambda data: look(data, "a")):
             with pytest.raises(MissingError, match="exceeds limit"):

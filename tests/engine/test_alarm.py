@@ -39,7 +39,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    monkeypatch.setattr(ood, "histograms", lambda *known: None)
+    monkeypatch.setattr(ood, "histograms", lambda *args: None)
     return fake_run(tmp_path, monkeypatch, scores)
 
 
@@ -58,8 +58,8 @@ def pictures(tmp_path):
 
 
 def job(folder, **changes):
-    known = {"run": "model", "ins": "digits", "input": str(folder), "fpr": 0.05, "checkpoint": "last"}
-    return AlarmJob(**known | {"full": True} | changes)
+    settings = {"run": "model", "ins": "digits", "input": str(folder), "fpr": 0.05, "checkpoint": "last"}
+    return AlarmJob(**settings | {"full": True} | changes)
 
 
 def judged(folder, pictures, **changes):
@@ -78,50 +78,50 @@ def told_of(capsys, result):
     """What is printed of the pictures of a result: lines on stdout, and stderr."""
     capsys.readouterr()
     table_of_pictures(result)
-    told = capsys.readouterr()
-    return told.out.splitlines(), told.err
+    output = capsys.readouterr()
+    return output.out.splitlines(), output.err
 
 
 def test_every_picture_has_a_p_value_by_images_that_no_score_saw(trained, tmp_path, pictures, monkeypatch):
     shown, draw = [], alarm.sheet
     monkeypatch.setattr(alarm, "sheet", lambda blocks: shown.append(blocks) or draw(blocks))
-    found = judged(tmp_path, pictures, scores=("nll",))
-    assert json.loads((tmp_path / "alarm.json").read_text()) == json.loads(json.dumps(found))
+    result = judged(tmp_path, pictures, scores=("nll",))
+    assert json.loads((tmp_path / "alarm.json").read_text()) == json.loads(json.dumps(result))
     pack = open_pack("digits")
     order = np.random.default_rng(0).permutation(pack.meta.counts["val"])
     held_out = nll_of(trained, pack.images("val")[order[len(order) // 4 :]])
-    assert found["compared"] == {"split": "val", "n": len(held_out), "needed": 19}
-    assert len(found["files"]) == 30 and found["fpr"] == 0.05 and found["in"] == "digits"
-    for row in found["files"]:
+    assert result["compared"] == {"split": "val", "n": len(held_out), "needed": 19}
+    assert len(result["files"]) == 30 and result["fpr"] == 0.05 and result["in"] == "digits"
+    for row in result["files"]:
         value = row["scores"]["nll"]
         high, low = 1 + (held_out >= value - 1e-2).sum(), 1 + (held_out <= value + 1e-2).sum()
         assert row["p"] == pytest.approx(min(1, min(2 * high - 1, 2 * low) / (len(held_out) + 1)))
-        beyond = value > found["threshold"] or value < found["thresholds_low"]["nll"]
+        beyond = value > result["threshold"] or value < result["thresholds_low"]["nll"]
         assert row["flagged"] == (row["p"] <= 0.05) == beyond
-    odd = [row for row in found["files"] if row["file"].startswith("test/odd")]
+    odd = [row for row in result["files"] if row["file"].startswith("test/odd")]
     assert len(odd) == 6 and all(row["flagged"] for row in odd), "folders called train and test are both read"
-    p = [row["p"] for row in found["files"]]
+    p = [row["p"] for row in result["files"]]
     assert p == sorted(p), "the strangest comes first"
-    assert found["unreadable"] == ["`broken.png` does not decode: not a picture that can be read"]
+    assert result["unreadable"] == ["`broken.png` does not decode: not a picture that can be read"]
     rows = csv_rows(tmp_path / "alarm.csv")
-    assert [row["file"] for row in rows] == [row["file"] for row in found["files"]]
-    assert [float(row["nll"]) for row in rows] == [row["scores"]["nll"] for row in found["files"]]
-    assert found["seeds"] == 1 and all("spread" not in row for row in found["files"]), "it has no noise"
+    assert [row["file"] for row in rows] == [row["file"] for row in result["files"]]
+    assert [float(row["nll"]) for row in rows] == [row["scores"]["nll"] for row in result["files"]]
+    assert result["seeds"] == 1 and all("spread" not in row for row in result["files"]), "it has no noise"
     assert min(Image.open(tmp_path / "alarm.png").size) > 100
-    (flagged, others), n = shown[0], found["flagged"]
+    (flagged, others), n = shown[0], result["flagged"]
     assert flagged[0].name == f"flagged: {n}" and others[0].name == f"not flagged: 16 of {30 - n}"
     words = [tuple(words) for block in (flagged, others) for row in block for words in row.under]
-    assert words == [(row["file"], f"p {row['p']:.2g}") for row in found["files"][: n + 16]]
+    assert words == [(row["file"], f"p {row['p']:.2g}") for row in result["files"][: n + 16]]
 
 
 def test_several_scores_are_one_p_value(trained, tmp_path, pictures):
-    found = judged(tmp_path, pictures, scores=("nll", "far"), fpr=0.1)
+    result = judged(tmp_path, pictures, scores=("nll", "far"), fpr=0.1)
     alone = [judged(tmp_path, pictures, scores=(name,)) for name in ("nll", "far")]
     p = [{row["file"]: row["p"] for row in each["files"]} for each in alone]
-    for row in found["files"]:
-        assert row["p"] == pytest.approx(min(1, 2 * min(own[row["file"]] for own in p)))
-    assert found["threshold"] is None and list(found["thresholds"]) == ["nll", "far"]
-    assert any("Bonferroni" in note and "5 %" in note for note in found["notes"])
+    for row in result["files"]:
+        assert row["p"] == pytest.approx(min(1, 2 * min(each[row["file"]] for each in p)))
+    assert result["threshold"] is None and list(result["thresholds"]) == ["nll", "far"]
+    assert any("Bonferroni" in note and "5 %" in note for note in result["notes"])
     first = judged(tmp_path, pictures)
     assert list(first["thresholds"]) == ["nll"], "without a name the first of the recipe's"
     for fpr, n in ((0.001, None), (0.01, 50)):
@@ -140,9 +140,9 @@ def test_a_copy_is_judged_alike_wherever_it_stands(trained, tmp_path, monkeypatc
     fake_run(tmp_path, monkeypatch, scores, model=fitted(levels=levels))
     images = np.asarray(open_pack("digits").images("test"))
     np.savez(tmp_path / "copies.npz", images=np.concatenate([images[:3], images[[3] * 40], images[4:9]]))
-    found = judged(tmp_path, tmp_path / "copies.npz", scores=("noisy",))
-    rows = noisy(found["files"])
-    assert found["seeds"] == 4 and rows["3"][1] > 0
+    result = judged(tmp_path, tmp_path / "copies.npz", scores=("noisy",))
+    rows = noisy(result["files"])
+    assert result["seeds"] == 4 and rows["3"][1] > 0
     assert len({rows[str(i)] for i in range(3, 43)}) == 1 and len(set(rows.values())) == 9
     monkeypatch.setattr("gzcli.judge.scores.BATCH_SIZE", 14)
     np.savez(tmp_path / "alone.npz", images=images[3:4])
@@ -155,15 +155,15 @@ def test_held_out_images_are_scored_by_the_rule_of_pictures(trained, tmp_path):
     pack = open_pack("digits")
     compared, _ = alarm.split_held_out(pack)
     np.savez(tmp_path / "val.npz", images=np.asarray(pack.images("val"))[np.sort(compared.index)])
-    kept = []
+    draws = []
     for seed in (0, 1):
-        found = judged(tmp_path, tmp_path / "val.npz", scores=("noisy",), seed=seed)
-        p = np.array([row["p"] for row in found["files"]])
+        result = judged(tmp_path, tmp_path / "val.npz", scores=("noisy",), seed=seed)
+        p = np.array([row["p"] for row in result["files"]])
         n = len(p)
         places = [min(n + 1, 2 * k + 1, 2 * (n + 2 - k)) for k in range(1, n + 1)]  # ties of the k-th highest
         assert np.sort(np.rint(p * (n + 1))).tolist() == sorted(places)
-        kept.append(noisy(found["files"]))
-    assert kept[0] != kept[1]
+        draws.append(noisy(result["files"]))
+    assert draws[0] != draws[1]
 
 
 def test_blank_pictures_are_flagged_by_the_lower_tail(trained, tmp_path):
@@ -171,14 +171,14 @@ def test_blank_pictures_are_flagged_by_the_lower_tail(trained, tmp_path):
     images = np.asarray(open_pack("digits").images("test")[:9])
     np.savez(tmp_path / "mine.npz", images=np.concatenate([images, np.zeros_like(images[:1])]))
     for fpr, flags in ((0.02, True), (0.01, False)):
-        found = judged(tmp_path, tmp_path / "mine.npz", scores=("nll",), fpr=fpr)
-        (blank,) = [row for row in found["files"] if row["file"] == "9"]
+        result = judged(tmp_path, tmp_path / "mine.npz", scores=("nll",), fpr=fpr)
+        (blank,) = [row for row in result["files"] if row["file"] == "9"]
         assert (blank["p"], blank["side"]) == (pytest.approx(2 / 109), "low") and blank["flagged"] == flags
-        assert any("`--fpr 1.9%` does" in note for note in found["notes"]) != flags
-        assert (found["thresholds_low"]["nll"] is None) != flags
-    found = judged(tmp_path, tmp_path / "mine.npz", scores=("typicality",), fpr=0.02)
-    assert {row["side"] for row in found["files"]} == {"high"}
-    assert found["thresholds_low"] == {"typicality": None}
+        assert any("`--fpr 1.9%` does" in note for note in result["notes"]) != flags
+        assert (result["thresholds_low"]["nll"] is None) != flags
+    result = judged(tmp_path, tmp_path / "mine.npz", scores=("typicality",), fpr=0.02)
+    assert {row["side"] for row in result["files"]} == {"high"}
+    assert result["thresholds_low"] == {"typicality": None}
 
 
 @pytest.mark.parametrize("others", [(), ("flat",)])
@@ -195,23 +195,23 @@ def test_a_model_that_overflows_flags_the_picture(trained, flat, tmp_path, monke
     images = np.array(open_pack("digits").images("test")[:9])
     images[:3] = np.array([0, 127, 255], np.uint8)[:, None, None, None]
     np.savez(tmp_path / "mine.npz", images=images)
-    asked = job(tmp_path / "mine.npz", scores=("noisy",), others=others)
+    request = job(tmp_path / "mine.npz", scores=("noisy",), others=others)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
-        found = alarm.run(asked, tmp_path, CPU, Log())
+        result = alarm.run(request, tmp_path, CPU, Log())
     text = (tmp_path / "alarm.json").read_text()
-    assert json.loads(text)["files"] == found["files"] and "Infinity" not in text and "NaN" not in text
-    first, rest = found["files"][:3], found["files"][3:]
+    assert json.loads(text)["files"] == result["files"] and "Infinity" not in text and "NaN" not in text
+    first, rest = result["files"][:3], result["files"][3:]
     assert {row["file"] for row in first} == {"0", "1", "2"} and all(row["flagged"] for row in first)
-    assert {row["p"] for row in first} == {1 / (found["compared"]["n"] + 1)}
+    assert {row["p"] for row in first} == {1 / (result["compared"]["n"] + 1)}
     assert {row["scores"]["noisy"] for row in first} == {row["spread"]["noisy"] for row in first} == {None}
     assert all(math.isfinite(row["scores"]["noisy"]) for row in rest)
-    assert any("3 pictures with a score that is not finite" in note for note in found["notes"])
+    assert any("3 pictures with a score that is not finite" in note for note in result["notes"])
     assert [row["noisy"] for row in csv_rows(tmp_path / "alarm.csv")[:3]] == ["inf"] * 3
-    lines, _ = told_of(capsys, found)
-    assert ["not finite" in line for line in lines[1:]] == [True] * 3 + [False] * (found["flagged"] - 3)
+    lines, _ = told_of(capsys, result)
+    assert ["not finite" in line for line in lines[1:]] == [True] * 3 + [False] * (result["flagged"] - 3)
     monkeypatch.setattr(Pixelwise, "score_noisy", lambda self, x, *, noise: x.mean((1, 2, 3)) / 0)
-    refused("`noisy` is not finite", alarm.run, asked, tmp_path, CPU, Log(), error=DivergedError)
+    refused("`noisy` is not finite", alarm.run, request, tmp_path, CPU, Log(), error=DivergedError)
 
 
 def test_pictures_and_their_table(trained, tmp_path, pictures, capsys):
@@ -223,17 +223,17 @@ def test_pictures_and_their_table(trained, tmp_path, pictures, capsys):
     refused("decodes", judged, tmp_path, pictures / "broken.png", scores=("nll",), error=MissingError)
     long = pictures / "test" / f"{'holiday ' * 9}.png"
     long.write_bytes((pictures / "test/odd00.png").read_bytes())
-    found = judged(tmp_path, pictures, scores=("nll", "far"), fpr=0.1)
-    lines, said = told_of(capsys, found)
+    result = judged(tmp_path, pictures, scores=("nll", "far"), fpr=0.1)
+    lines, said = told_of(capsys, result)
     assert lines[0].split() == ["file", "p", "nll", "far"] and max(map(len, lines)) <= 80
-    assert len(lines) == 1 + found["flagged"] and any("…" in line and "holiday" in line for line in lines)
-    assert f"flagged: {found['flagged']} of 31 pictures by nll, far, against 108 held-out images" in said
+    assert len(lines) == 1 + result["flagged"] and any("…" in line and "holiday" in line for line in lines)
+    assert f"flagged: {result['flagged']} of 31 pictures by nll, far, against 108 held-out images" in said
     assert "at most 10 % are, on average: 3.1 of 31" in said and "`broken.png` does not decode" in said
     lines, said = told_of(capsys, judged(tmp_path, pictures, scores=("noisy", "nll"), fpr=0.3))
     assert lines[0].split() == ["file", "p", "noisy", "±"] and max(map(len, lines)) <= 80
     assert "means over 4 draws" in said and "misses small defects" in said
-    many = [found["files"][0] | {"file": f"{i}.png", "flagged": True} for i in range(25)]
-    lines, said = told_of(capsys, found | {"files": many})
+    many = [result["files"][0] | {"file": f"{i}.png", "flagged": True} for i in range(25)]
+    lines, said = told_of(capsys, result | {"files": many})
     assert len(lines) == 21 and "and 5 more" in said
 
 
@@ -244,10 +244,10 @@ def test_maps_show_the_strangest(trained, tmp_path, pictures, monkeypatch):
 
     monkeypatch.setattr(Pixelwise, "map_nll", map_nll, raising=False)
     for png, n in ((False, 16), (True, 30)):
-        found = judged(tmp_path, pictures, scores=("typicality",), maps=True, png=png)
-        assert found["map"] == "nll" and len(found["outputs"]["maps"]) == n
-        assert list(found["outputs"]["maps"]) == [row["file"] for row in found["files"]][:n]
-        assert Image.open(next(iter(found["outputs"]["maps"].values()))).size == (16, 16)
+        result = judged(tmp_path, pictures, scores=("typicality",), maps=True, png=png)
+        assert result["map"] == "nll" and len(result["outputs"]["maps"]) == n
+        assert list(result["outputs"]["maps"]) == [row["file"] for row in result["files"]][:n]
+        assert Image.open(next(iter(result["outputs"]["maps"].values()))).size == (16, 16)
     monkeypatch.delattr(Pixelwise, "map_nll")
     refused("does not say where", judged, tmp_path, pictures, maps=True)
 
@@ -260,13 +260,13 @@ def test_the_map_of_a_pixel_model_sums_to_its_nll(conditional):
     x = torch.from_numpy(np.array(open_pack("digits").images("test")[:3])).float() / 127.5 - 1
     x = ((x + 1) * 8).round() / 8 - 1
     with torch.no_grad():
-        found, whole = model.map_nll(x, noise=None), -model.log_prob(x)
+        pixels, whole = model.map_nll(x, noise=None), -model.log_prob(x)
         changed = x.clone()
         changed[:, :, 9:] = -1
         again = model.map_nll(changed, noise=None)
-    assert found.shape == (3, 16, 16)
-    torch.testing.assert_close(found.sum((1, 2)), whole, rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(again[:, :9], found[:, :9])  # no pixel knows of those after it
+    assert pixels.shape == (3, 16, 16)
+    torch.testing.assert_close(pixels.sum((1, 2)), whole, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(again[:, :9], pixels[:, :9])  # no pixel knows of those after it
 
 
 @pytest.mark.parametrize("model", [VAE, AAE, DDPM])
@@ -277,15 +277,15 @@ def test_maps_of_reconstructions(model):
     x = torch.from_numpy(np.array(open_pack("digits").images("test")[:4])).float() / 127.5 - 1
     noise = ImageNoise(0, list(range(4)), CPU)
     with torch.no_grad():
-        found = made.map_recon(x, noise=noise)
-    assert found.shape == (4, 16, 16) and (found >= 0).all() and found.max() > 0
+        maps = made.map_recon(x, noise=noise)
+    assert maps.shape == (4, 16, 16) and (maps >= 0).all() and maps.max() > 0
     assert map_of(made, ["elbo"], "m") == map_of(made, ["recon"], "m") == "recon"
 
 
 def test_maps_of_gans_and_their_colours():
     made = WGAN.of(open_pack("digits").info(levels=17), width=8, latent=4).eval()
-    own = made.generator(ImageNoise(0, range(3), CPU).randn(3, 4)).detach()
-    changed = own.clone()
+    samples = made.generator(ImageNoise(0, range(3), CPU).randn(3, 4)).detach()
+    changed = samples.clone()
     changed[0, :, 4:9, 4:9] += 1.5
 
     def of(x):
@@ -293,15 +293,15 @@ def test_maps_of_gans_and_their_colours():
             noise = ImageNoise(0, range(3), CPU)
             return made.map_inversion(x, noise=noise, search=Search(60, lr=0.2, feature=0.0))
 
-    whole, found = of(own), of(changed)
-    assert found.shape == (3, 16, 16) and found[0, 4:9, 4:9].mean() > 3 * found[0].mean()
-    assert torch.equal(found[1:], whole[1:]), "a picture's map is its own"
+    whole, distances = of(samples), of(changed)
+    assert distances.shape == (3, 16, 16) and distances[0, 4:9, 4:9].mean() > 3 * distances[0].mean()
+    assert torch.equal(distances[1:], whole[1:]), "a picture's map is its own"
     assert map_of(made, ["disc"], "wgan") == "inversion"
     made = CycleGAN.of(DataInfo((1, 16, 16), 256), width=4, blocks=1).eval()
     x = torch.rand(3, 1, 16, 16) * 2 - 1
     with torch.no_grad():
-        found, score = made.map_cycle(x, noise=None).mean((1, 2)), made.score_cycle(x, noise=None)
-    torch.testing.assert_close(found, score, atol=1e-5, rtol=1e-4)
+        distances, score = made.map_cycle(x, noise=None).mean((1, 2)), made.score_cycle(x, noise=None)
+    torch.testing.assert_close(distances, score, atol=1e-5, rtol=1e-4)
     maps = np.zeros((2, 8, 8), np.float32)
     maps[0, 2, 3], maps[1] = 9, 0.1
     seen = heat(maps, usual=5.0).astype(int).sum(1)
@@ -321,11 +321,11 @@ def test_maps_of_flows_are_high_where_their_latents_are_strange(conditional, mon
     z[0][0, 0, 4, 4], z[1][1, 0, 1, 2] = 2.0, 4.0
     monkeypatch.setattr(made, "encode", lambda v: (z, torch.zeros(2)))
     with torch.no_grad():
-        found = made.map_nll(torch.zeros(2, 1, 16, 16), noise=ImageNoise(0, range(2), CPU))
-    found = found + 0.5  # what is expected of a value
-    torch.testing.assert_close(found.sum((1, 2)), torch.tensor([2.0, 8.0]), atol=1e-3, rtol=0)
-    assert found[0, 8:10, 8:10].min() > found[0].max() - 1e-5 > 0.1 > 1e-5 > found[0, :7].max()
-    assert found[1, 5:7, 9:11].min() > found[1].max() - 1e-5 and map_of(made, ["typicality"], "glow") == "nll"
+        maps = made.map_nll(torch.zeros(2, 1, 16, 16), noise=ImageNoise(0, range(2), CPU))
+    maps = maps + 0.5  # what is expected of a value
+    torch.testing.assert_close(maps.sum((1, 2)), torch.tensor([2.0, 8.0]), atol=1e-3, rtol=0)
+    assert maps[0, 8:10, 8:10].min() > maps[0].max() - 1e-5 > 0.1 > 1e-5 > maps[0, :7].max()
+    assert maps[1, 5:7, 9:11].min() > maps[1].max() - 1e-5 and map_of(made, ["typicality"], "glow") == "nll"
 
 
 @pytest.fixture
@@ -336,8 +336,8 @@ def flat(trained, tmp_path, monkeypatch):
 
 
 def test_runs_together_and_seeds(trained, flat, tmp_path, pictures, monkeypatch):
-    found = compared(tmp_path, scores=("waic", "nll"), n=40, others=("flat",))
-    assert found["runs"] == ["model", "flat"]
+    result = compared(tmp_path, scores=("waic", "nll"), n=40, others=("flat",))
+    assert result["runs"] == ["model", "flat"]
     rows, pack = csv_rows(tmp_path / "scores.csv", "in"), open_pack("digits")
     seen = np.stack([nll_of(each, pack.images("test")[subset(355, 40)]) for each in (trained, flat)])
     waic = seen.mean(0) + ((seen - seen.mean(0)) ** 2).mean(0)
@@ -348,11 +348,11 @@ def test_runs_together_and_seeds(trained, flat, tmp_path, pictures, monkeypatch)
     tables = [{"a": {"s": np.ones(3)}, "held": {"s": np.ones(5)}}] * 2
     assert scores.combined(tables, ["s"], "held")["a"]["s"].tolist() == [0, 0, 0], "scores that do not vary"
     refused("score of several runs", compared, tmp_path, scores=("waic",), n=9)
-    found = judged(tmp_path, pictures, scores=("waic",), others=("flat",))
-    assert all(row["flagged"] for row in found["files"] if "odd" in row["file"])
+    result = judged(tmp_path, pictures, scores=("waic",), others=("flat",))
+    assert all(row["flagged"] for row in result["files"] if "odd" in row["file"])
     fake_run(tmp_path, monkeypatch, scores, model=fitted(levels=2), name="binary")
     refused("and 2 levels", judged, tmp_path, pictures, scores=("nll",), others=("binary",))
-    found = compared(tmp_path, scores=("noisy", "nll"), n=60, seeds=3, seed=5)
+    result = compared(tmp_path, scores=("noisy", "nll"), n=60, seeds=3, seed=5)
     rows = csv_rows(tmp_path / "scores.csv")
     noisy = [f"noisy@{seed}" for seed in (5, 6, 7)]
     assert [key for key in rows[0] if key.startswith("noisy")] == noisy and "png" in rows[0]
@@ -360,7 +360,7 @@ def test_runs_together_and_seeds(trained, flat, tmp_path, pictures, monkeypatch)
     for key in noisy:
         sides = ([float(row[key]) for row in rows if row["role"] == role] for role in ("in", "out"))
         auroc.append(detection(*sides)["auroc"])
-    by_score = {row["score"]: row for row in found["results"]}
+    by_score = {row["score"]: row for row in result["results"]}
     assert by_score["noisy"]["auroc"] == pytest.approx(np.mean(auroc))
     assert by_score["noisy"]["spread"]["auroc"] == pytest.approx(np.std(auroc, ddof=1)) and np.std(auroc) > 0
     assert by_score["nll"]["spread"]["auroc"] == 0
@@ -392,28 +392,28 @@ def openood(tmp_path, monkeypatch):
 
 
 def test_the_images_of_openoods_lists_are_scored_in_their_order(trained, tmp_path, openood, capsys):
-    outs = [found.key for found in ood_verb.with_lists(find_benchmark("toy"), openood)]
+    outs = [source.key for source in ood_verb.with_lists(find_benchmark("toy"), openood)]
     assert outs == ["digits-ab", "dtd"] and "left out: `svhn`" in capsys.readouterr().err
-    asked = {"benchmark": "toy", "imglists": str(openood), "scores": ("nll", "noisy"), "seeds": 2}
-    found = compared(tmp_path, *outs, full=True, **asked)
-    near = [row for row in found["results"] if row["group"] == "near" and row["score"] == "noisy"]
+    options = {"benchmark": "toy", "imglists": str(openood), "scores": ("nll", "noisy"), "seeds": 2}
+    result = compared(tmp_path, *outs, full=True, **options)
+    near = [row for row in result["results"] if row["group"] == "near" and row["score"] == "noisy"]
     assert [row["out"] for row in near] == ["digits-ab", "mean of near"]
     assert near[0]["auroc"] == near[1]["auroc"] and near[0]["spread"] == near[1]["spread"]
-    rows = [(row["out"], row["n_in"], row["n_out"]) for row in found["results"] if row["score"] == "nll"]
+    rows = [(row["out"], row["n_in"], row["n_out"]) for row in result["results"] if row["score"] == "nll"]
     assert rows == [(name, 20, 20) for name in ("digits-ab", "mean of near", "dtd", "mean of far")]
     rows = csv_rows(tmp_path / "scores.csv", "in")
     expected = nll_of(trained, open_pack("digits").images("test")[:20])
     np.testing.assert_allclose([float(row["nll@0"]) for row in rows], expected, rtol=1e-5)
-    assert any("those of OpenOOD's lists" in note for note in found["notes"])
+    assert any("those of OpenOOD's lists" in note for note in result["notes"])
     next((openood / "images_classic" / "texture").iterdir()).unlink()
-    refused("1 of the 20 pictures", compared, tmp_path, *outs, full=True, **asked, error=MissingError)
+    refused("1 of the 20 pictures", compared, tmp_path, *outs, full=True, **options, error=MissingError)
     with pytest.raises(MissingError, match="has no `benchmark_imglist`"):
         ood_verb.with_lists(find_benchmark("toy"), tmp_path)
 
 
 def test_all_scores_are_those_of_the_model(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(Pixelwise, "score_regret", Pixelwise.score_noisy)
-    found = compared(tmp_path, scores=("all",), n=20)
-    scores = {row["score"] for row in found["results"] if not row["baseline"]}
+    result = compared(tmp_path, scores=("all",), n=20)
+    scores = {row["score"] for row in result["results"] if not row["baseline"]}
     assert scores == {"far", "noisy", "regret", "nll", "typicality", "complexity", "gradnorm", "ensemble"}
-    assert all(math.isfinite(row["auroc"]) for row in found["results"])
+    assert all(math.isfinite(row["auroc"]) for row in result["results"])

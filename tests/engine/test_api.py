@@ -59,7 +59,7 @@ def test_a_run_is_what_was_asked_for(run):
     assert "digits" in [row["name"] for row in gzcli.datasets()]
     assert gzcli.models()["vae"].family == "vae"
     images = np.array(run.data.images("test")[:2])
-    for call, told in (
+    for call, message in (
         (lambda: run.sample(2, stepz=3), "takes no `stepz`"),
         (lambda: run.sample(2, labels=[1]), "labels"),
         (lambda: run.score(images, "nonsense"), "no score `nonsense`"),
@@ -70,7 +70,7 @@ def test_a_run_is_what_was_asked_for(run):
         (lambda: gzcli.train("vae", steps=3, minutes=1), "exclude each other"),
         (lambda: gzcli.load("nothing"), "no model or run"),
     ):
-        refused(told, call)
+        refused(message, call)
 
 
 def test_images_and_scores_are_those_of_the_command_line_and_the_model(run, forks, tmp_path):
@@ -82,10 +82,10 @@ def test_images_and_scores_are_those_of_the_command_line_and_the_model(run, fork
     made = json.loads(forks.gz(*words.split()).stdout)
     assert np.array_equal(np.load(made["npz"])["samples"], images.transpose(0, 2, 3, 1))
     images = np.array(run.data.images("test")[:150])
-    found = run.log_prob(images, seed=1)
-    assert found.shape == (150,) and found.dtype == np.float64
-    np.testing.assert_allclose(run.log_prob(images[:3], seed=1), found[:3], rtol=1e-6)
-    np.testing.assert_allclose(run.score(images, "nll", seed=1), -found, rtol=1e-6)
+    log_probs = run.log_prob(images, seed=1)
+    assert log_probs.shape == (150,) and log_probs.dtype == np.float64
+    np.testing.assert_allclose(run.log_prob(images[:3], seed=1), log_probs[:3], rtol=1e-6)
+    np.testing.assert_allclose(run.score(images, "nll", seed=1), -log_probs, rtol=1e-6)
     assert run.score(images, "recon").shape == (150,)
     assert run.score(images[:20], "typicality").shape == (20,), "which is fitted on validation images first"
     rebuilt = run.do("reconstruct", images[:4])
@@ -119,8 +119,8 @@ def test_a_snippet_runs_as_a_file(text, run, home, tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "cores", lambda: 2)
     monkeypatch.setattr(gzcli, "train", lambda *words, **options: run)
     main = sys.modules["__main__"]
-    found = runpy.run_path(str(script), run_name="__main__")
-    assert found["images"].shape == (16, 1, 16, 16) and sys.modules["__main__"] is main
+    namespace = runpy.run_path(str(script), run_name="__main__")
+    assert namespace["images"].shape == (16, 1, 16, 16) and sys.modules["__main__"] is main
 
 
 def test_a_weights_file_samples_by_itself(run, forks, tmp_path):
@@ -142,22 +142,22 @@ def test_a_model_from_outside_is_a_model_like_any_other(forks, tmp_path, monkeyp
     (tmp_path / "house.yaml").write_text("train: {steps: 15, batch_size: 16, best: none}\n")
     run = gzcli.train(str(file), cpu=True, quiet=True, set=["train.log_every=5"])
     assert (run.trained.part.train.steps, run.trained.part.options["hidden"]) == (15, 4)
-    kept = run.path / "models" / "house.py"
+    copy = run.path / "models" / "house.py"
     (noted,) = json.loads((run.path / "env.json").read_text())["models"]
-    assert kept.read_text() == file.read_text() and noted["name"] == "house" and len(noted["sha256"]) == 64
+    assert copy.read_text() == file.read_text() and noted["name"] == "house" and len(noted["sha256"]) == 64
     images = run.sample(2)
     file.write_text("nothing of it is left")
     monkeypatch.setattr(model_files, "_typed", {})
     again = gzcli.load("house")
     assert np.array_equal(again.sample(2), images), "the run goes by its own copy"
     elsewhere = shutil.copytree(run.path, tmp_path / "elsewhere")
-    (elsewhere / "models" / "house.py").write_text(kept.read_text() + "\nraise SystemExit('a stranger')\n")
+    (elsewhere / "models" / "house.py").write_text(copy.read_text() + "\nraise SystemExit('a stranger')\n")
     for call in (lambda: gzcli.load(elsewhere), lambda: gzcli.train(str(elsewhere), cpu=True)):
         refused("brings a program of its own", call)
     assert forks.gz("sample", "house", "-n", "2", "--cpu", "-q").stdout.strip().endswith("grid.png")
     shutil.copy(run.path / "model.safetensors", tmp_path / "alone.safetensors")
     refused("`house`", gzcli.load, tmp_path / "alone.safetensors", error=MissingError)
-    monkeypatch.setenv("GZ_MODELS", str(kept.parent))
+    monkeypatch.setenv("GZ_MODELS", str(copy.parent))
     assert np.array_equal(gzcli.load(tmp_path / "alone.safetensors").sample(2), images)
     assert "house" in forks.gz("list", "models").stdout
 

@@ -28,13 +28,13 @@ def test_a_run_serves_the_average_that_validates_best_or_one_of_a_length(home, m
     tree = recipe(FIRST["realnvp"], steps=18, sets=sets)
     run = fit(tree).run
     run.update(state="finished")
-    usual, (told,) = (
+    usual, (bpd,) = (
         load_file(run.model_file),
         [x["val_bpd"] for x in lines(run.metrics_file) if "val_bpd" in x],
     )
     result = ema()
     values = {row["length"]: row["value"] for row in result["rows"]}
-    assert values[None] == pytest.approx(told, rel=1e-6)
+    assert values[None] == pytest.approx(bpd, rel=1e-6)
     assert values.keys() == {None, 0.05, 0.1}, "six snapshots do not resolve 0.015"
     assert values[result["length"]] == min(values.values()) and result["length"] is not None
     assert run.status()["ema_length"] == result["length"]
@@ -61,5 +61,5 @@ def test_what_has_no_average_or_no_snapshots_is_told(home, capsys):
     assert app.run(["runs", "ema", run.id]) == 3
     run.update(state="finished")
     assert app.run(["runs", "ema", run.id]) == 3
-    told = capsys.readouterr().err
-    assert "gz train vae --data digits --set train.ema_snapshots=20" in told and "no snapshots" in told
+    text = capsys.readouterr().err
+    assert "gz train vae --data digits --set train.ema_snapshots=20" in text and "no snapshots" in text

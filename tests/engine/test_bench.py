@@ -66,8 +66,8 @@ def test_two_models_side_by_side(load, tmp_path):
     assert result["biased"] == {"200": []}
     assert classes["metrics"]["label_accuracy"] > 0.8
     made = result["provenance"]
-    known = {"n_real": 355, "n_fake": 200, "split": "test", "shape": [1, 16, 16], "seed": 0}
-    assert known.items() <= made.items()
+    expected = {"n_real": 355, "n_fake": 200, "split": "test", "shape": [1, 16, 16], "seed": 0}
+    assert expected.items() <= made.items()
     assert result["floor"]["fd"] == pytest.approx(np.mean(made["floor_draws"]["fd"]))
     assert len(made["floor_draws"]["fd"]) == 20
     assert [(row["drawn"], row["n"]) for row in result["rows"]] == [("random", 200), ("label", 200)]
@@ -134,15 +134,15 @@ def test_a_conditional_model_has_two_columns(load, tmp_path, monkeypatch):
     at = k.reshape(355, -1)[..., None]
     of_class = np.stack([np.take_along_axis(t[None], at, 2).sum((1, 2)) for t in logp])
     prior = np.bincount(pack.labels("train")) / len(pack.labels("train"))
-    known, unit = of_class[pack.labels("test"), np.arange(355)], 256 * math.log(2)
-    assert classes["metrics"]["bpd|y"] == pytest.approx(-known.mean() / unit, rel=1e-5)
+    of_label, unit = of_class[pack.labels("test"), np.arange(355)], 256 * math.log(2)
+    assert classes["metrics"]["bpd|y"] == pytest.approx(-of_label.mean() / unit, rel=1e-5)
     marginal = np.logaddexp.reduce(of_class + np.log(prior)[:, None], 0)
     assert classes["metrics"]["bpd"] == pytest.approx(-marginal.mean() / unit, rel=1e-5)
     value = classes["likelihood"]
     assert value["given_labels"] and value["marginal"]["nats"] == pytest.approx(-marginal.mean())
     # a budget that does not pay for every class in turn
     trained.part = replace(trained.part, ood=replace(trained.part.ood, budget=1e-9))
-    monkeypatch.setattr(likelihood, "affordable", lambda *known: 355)
+    monkeypatch.setattr(likelihood, "affordable", lambda *args: 355)
     (dear,) = run(tmp_path, "classes", metrics=("bpd",))["rows"]
     assert set(dear["metrics"]) == {"bpd|y"}
 
@@ -182,18 +182,18 @@ def test_features_of_fetched_transformers(load, tmp_path, monkeypatch):
     small = CLIPVisionModelWithProjection(CLIPVisionConfig(hidden_size=64, projection_dim=12, **sizes))
     file = tmp_path / "clip.bin"
     torch.save(small.state_dict(), file)
-    monkeypatch.setattr(pretrained, "weights", lambda name, **told: file)
+    monkeypatch.setattr(pretrained, "weights", lambda name, **options: file)
     result = run(tmp_path, "plain", n=60, metrics=("fd_clip", "kid_clip", "prc_clip"))
-    found = result["rows"][0]["metrics"]
+    figures = result["rows"][0]["metrics"]
     parts = {f"{name}_clip" for name in ("precision", "recall", "density", "coverage")}
-    assert set(found) == {"fd_clip", "kid_clip", *parts} == set(result["floor"])
-    assert result["floor"]["fd_clip"] < found["fd_clip"] and result["biased"] == {"60": ["fd_clip"]}
+    assert set(figures) == {"fd_clip", "kid_clip", *parts} == set(result["floor"])
+    assert result["floor"]["fd_clip"] < figures["fd_clip"] and result["biased"] == {"60": ["fd_clip"]}
     assert result["directions"] == dict.fromkeys(("fd_clip", "kid_clip"), "down") | dict.fromkeys(parts, "up")
     space, pack = pretrained.clip(), open_pack("digits")
     (path,) = (tmp_path / "samples").glob("plain-*.npz")
     fake = space.features(np.load(path)["samples"].transpose(0, 3, 1, 2))
     want = frechet_distance(fake, space.features(pack.images("test")))
-    assert found["fd_clip"] == pytest.approx(want, rel=1e-5)
+    assert figures["fd_clip"] == pytest.approx(want, rel=1e-5)
     assert result["provenance"]["clip"] == space.hash
 
 
@@ -212,8 +212,8 @@ def test_lpips_of_pairs(load, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Model, "reconstruct", rebuild, raising=False)
     result = run(tmp_path, "classes", n=60, metrics=("lpips",))
-    found = result["rows"][0]["metrics"]
-    assert found["lpips_recon"] == 0 and 0 < found["lpips_diversity|y"] < found["lpips_diversity"]
+    figures = result["rows"][0]["metrics"]
+    assert figures["lpips_recon"] == 0 and 0 < figures["lpips_diversity|y"] < figures["lpips_diversity"]
     assert set(result["floor"]) == {"lpips_diversity", "lpips_diversity|y"}
     ways = {"lpips_recon": "down", "lpips_diversity": None, "lpips_diversity|y": None}
     assert result["directions"] == ways

@@ -140,8 +140,8 @@ def test_samples_of_a_peer_are_read_as_they_are(digits, tmp_path, monkeypatch):
     facts = json.loads(out.with_suffix(".json").read_text())
     assert facts["steps"] > 0 and 0.1 <= facts["train_cpu_seconds"] < 0.5
     form = PackOptions(size=28, channels=1, fit="crop", patch=None)
-    found = read(str(out), digits, form, 120, Log()).images
-    assert np.array_equal(found.images, images) and np.array_equal(found.labels, np.arange(120) % 10)
+    image_set = read(str(out), digits, form, 120, Log()).images
+    assert np.array_equal(image_set.images, images) and np.array_equal(image_set.labels, np.arange(120) % 10)
 
 
 def test_contestants_and_their_features(digits):
@@ -149,9 +149,9 @@ def test_contestants_and_their_features(digits):
     some = [Contestant(Path(path).name, ImageSet(np.zeros(0)), path) for path in paths]
     tell_apart(some)
     assert [c.name for c in some] == ["x/im.zip", "y/im.zip", "b.npz", "b.npz (2)"]
-    found = json_figures("floor", {"fd": Interval(2.0, 1.0, 3.0), "own": Interval(4.0)})
+    figures = json_figures("floor", {"fd": Interval(2.0, 1.0, 3.0), "own": Interval(4.0)})
     wanted = {"floor": {"fd": 2.0, "own": 4.0}, "floor_intervals": {"fd": [1.0, 3.0]}}
-    assert json.loads(json.dumps(found)) == wanted
+    assert json.loads(json.dumps(figures)) == wanted
     net, rows = lenet(digits), np.array([3, 40, 41])
     whole = ImageSet(digits.images("test"))
     before = whole.take(rows).features(net)
@@ -174,8 +174,8 @@ def test_words_are_runs_models_or_images(home, paths, tmp_path, monkeypatch):
     run.update(state="finished")
     (run.path / "run.yaml").write_text("model: {name: vae}\ndata: {name: digits}\n")
     (run.path / "model.safetensors").write_bytes(b"x")
-    found, named, images = find_contestants(["vae", "./train", "mine", "same.npz", "mnist"], None)
-    assert found.key == "digits" and [word for _, word in named] == ["vae", "mine"]
+    source, named, images = find_contestants(["vae", "./train", "mine", "same.npz", "mnist"], None)
+    assert source.key == "digits" and [word for _, word in named] == ["vae", "mine"]
     assert images == [str(paths / "train"), str(paths / "same.npz"), "mnist"]
     assert find_contestants([], None)[1][0][0] == run, "every model with a run on the set of the newest"
     refused("say which by `--data`", find_contestants, ["./train"], None)

@@ -36,7 +36,7 @@ class Life:
         self.found, self.cadence = cadence.intervals(), cadence
 
     def steps(self, kind: str) -> list[int]:
-        return [step for found, step, _ in self.seen if found == kind]
+        return [step for pause, step, _ in self.seen if pause == kind]
 
 
 CHEAP = {"eval": 0.01, "checkpoint": 0.01, "sample": 0.01}
@@ -55,7 +55,7 @@ def test_pauses_come_every_tenth_or_as_the_recipe_says():
     assert len(life.steps("eval")) == 1 and len(life.steps("sample")) == 1
     assert sum(map(len, (life.steps(kind) for kind in CHEAP))) * 4 < 27
     life = Life(20_000, 0.5, {"eval": 10.0, "checkpoint": 3.0, "sample": 20.0}, compiling=90.0)
-    first = {kind: next(now for found, _, now in life.seen if found == kind) for kind in CHEAP}
+    first = {kind: next(now for pause, _, now in life.seen if pause == kind) for kind in CHEAP}
     assert max(first.values()) < 140  # the compiler's time included
     # 2,000 and 4,000 steps, divided to come near the 1,200 of ten minutes
     assert life.found == {"eval_every": 1000, "checkpoint_every": 1000, "sample_every": 800}
@@ -70,17 +70,17 @@ def test_a_machine_that_is_a_little_slower_validates_at_the_same_steps():
         lives = [Life(steps, each * k, dict.fromkeys(CHEAP, took * k), eval_every=None) for k in speeds]
         assert all(life.steps("eval")[1:] == lives[0].steps("eval")[1:] for life in lives), (steps, each)
     # validations that are timed badly, here between .1 and .13 seconds
-    found = [Life(400, 0.05, CHEAP | {"eval": took}).found["eval_every"] for took in (0.1, 0.103, 0.13)]
-    assert found == [40, 40, 40]
+    intervals = [Life(400, 0.05, CHEAP | {"eval": took}).found["eval_every"] for took in (0.1, 0.103, 0.13)]
+    assert intervals == [40, 40, 40]
     slow = [Life(20_000, 0.5 * k, CHEAP) for k in (0.3, 1.0, 3.0, 10.0)]
     assert all(step in (10, 20, 50, 100, 200, 500, 1000, 2000) for x in slow for step in x.steps("eval")[:1])
     assert all(2000 % life.found["eval_every"] == 0 for life in slow)
     assert [n for n in range(1, 1001) if in_series(n)] == [10, 20, 50, 100, 200, 500, 1000]
-    for whole, found in (
+    for whole, expected in (
         (40, {41: 40, 56: 40, 57: 80, 126: 80, 127: 200, 400: 400, 4000: 4000}),
         (2000, {1500: 2000, 1200: 1000, 600: 400, 200: 200, 0.1: 1}),
     ):
-        assert {wanted: in_proportion(whole, wanted) for wanted in found} == found
+        assert {wanted: in_proportion(whole, wanted) for wanted in expected} == expected
     cadence = Life(20_000, 0.5, {"eval": 30.0, "checkpoint": 3.0, "sample": 2.0}).cadence
     assert cadence.slow({"eval"}) and cadence.slow({"eval", "sample"}) and not cadence.slow({"sample"})
     assert Cadence(OPEN, 100, agree=list).slow({"sample"})  # nobody knows yet
@@ -97,32 +97,32 @@ def test_ranks_go_by_the_clock_of_rank_0():
     first = Cadence(OPEN, 1000, agree=tell, clock=iter(range(0, 10**6, 20)).__next__)
     heard = iter(range(10**6))
     slow = iter(range(0, 10**6, 99)).__next__
-    other = Cadence(OPEN, 1000, agree=lambda values: said[next(heard)], clock=slow)
+    second = Cadence(OPEN, 1000, agree=lambda values: said[next(heard)], clock=slow)
     for step in range(1, 50):
-        due = [cadence.due(step) for cadence in (first, other)]
+        due = [cadence.due(step) for cadence in (first, second)]
         assert due[0] == due[1]
         for kind in sorted(due[0]):
-            for cadence in (first, other):
+            for cadence in (first, second):
                 with cadence.timed(kind):
                     pass
-    assert first.intervals() == other.intervals() and len(first.intervals()) == 3
+    assert first.intervals() == second.intervals() and len(first.intervals()) == 3
 
 
 @pytest.mark.parametrize(("model", "best"), [("vae", "auto"), ("vqvae", "loss")])
 def test_validation_and_pictures_change_nothing(model, best):
     """Validation and pictures draw from a noise of their own."""
-    found = []
+    weights = []
     for pauses in ((), ("train.eval_every=2", "train.sample_every=2", f"train.best={best}")):
         t = fit(recipe(FIRST[model], steps=4, sets=("train.ema=0.9", *pauses)))
-        found.append(load_file(t.run.path / "model.safetensors"))
-    assert same(*found) and len(list((t.run.path / "samples").glob("*.png"))) == 2
+        weights.append(load_file(t.run.path / "model.safetensors"))
+    assert same(*weights) and len(list((t.run.path / "samples").glob("*.png"))) == 2
 
 
 def test_what_was_found_is_in_the_recipe():
     keys = "train.eval_every=null train.checkpoint_every=null train.sample_every=null train.best=auto"
     t = fit(recipe(FIRST["vae"], steps=6, sets=tuple(keys.split())))
-    found = t.run.tree()["train"]
-    assert all(found[key] >= 1 for key in KEYS.values())
+    section = t.run.tree()["train"]
+    assert all(section[key] >= 1 for key in KEYS.values())
     out = results_of(t.run)
     assert out["picture"].endswith("00000006.png") and out["figures"].keys() == {"val_bpd"}
     assert out["best"]["metric"] == "bpd"

@@ -61,12 +61,12 @@ def test_one_graph_of_the_eager_numbers(case):
     graphs, said = Graphs(), Said()
     ours = Compiled(model, LONG, said, backend=graphs)
     for first, step in ((0, 0), (4, 0), (0, 1)):
-        found = ours(micro_batch(batch, first, step), "main")
+        losses = ours(micro_batch(batch, first, step), "main")
         wanted = named_losses(model, micro_batch(batch, first, step))
-        assert found.keys() == wanted.keys()
+        assert losses.keys() == wanted.keys()
         for key in wanted:
-            torch.testing.assert_close(found[key], wanted[key], rtol=1e-5, atol=1e-6)
-        pairs = zip(gradients(model, found["loss"]), gradients(model, wanted["loss"]), strict=True)
+            torch.testing.assert_close(losses[key], wanted[key], rtol=1e-5, atol=1e-6)
+        pairs = zip(gradients(model, losses["loss"]), gradients(model, wanted["loss"]), strict=True)
         for a, b in pairs:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
     assert graphs.count == 1 and not said.lines
@@ -80,10 +80,10 @@ def test_a_step_by_inductor_is_the_eager_step():
     case = Case("vae", {"net": "mlp", "hidden": (16,), "latent": 4}, lr=3e-3, batch=8)
     tree = recipe(case, steps=3)
     runs = []
-    for asked in (True, False):
-        t = fit({**tree, "train": {**tree["train"], "compile": asked}})
-        assert (t.wrapped.compiled is not None) == asked
-        assert not asked or len(t.wrapped.compiled.tried) == 1, "compiled, and not fallen back"
+    for choice in (True, False):
+        t = fit({**tree, "train": {**tree["train"], "compile": choice}})
+        assert (t.wrapped.compiled is not None) == choice
+        assert not choice or len(t.wrapped.compiled.tried) == 1, "compiled, and not fallen back"
         runs.append((lines(t.run.path / "metrics.jsonl"), load_file(t.run.path / "model.safetensors")))
     (a, one), (b, two) = runs
     for x, y in zip(a, b, strict=True):
@@ -110,10 +110,10 @@ def test_a_compiled_run_resumes_bit_for_bit(quick):
     shutil.rmtree(last)
     resumed = fit(tree, whole.run)
     assert resumed.start == 2 and len(resumed.wrapped.compiled.tried) == len(resumed.phases)
-    own = {key for key in whole.model.state_dict() if not key.endswith("_extra_state")}
+    keys = {key for key in whole.model.state_dict() if not key.endswith("_extra_state")}
     for name, a in zip(("model", "ema"), wanted, strict=True):
         b = load_file(last / f"{name}.safetensors")
-        assert a.keys() == b.keys() == own and all(torch.equal(a[key], b[key]) for key in a)
+        assert a.keys() == b.keys() == keys and all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_what_stays_eager_and_when_has_the_same_numbers():
@@ -142,8 +142,8 @@ def test_what_stays_eager_and_when_has_the_same_numbers():
     VaeModel = type(model)
     for cls, backend in ((type("Choosy", (VaeModel,), {"loss": choosy}), Graphs()), (VaeModel, broken)):
         model.__class__, said = cls, Said()
-        found = Compiled(model, LONG, said, backend=backend)(micro_batch(batch, 0), "main")["loss"]
-        assert torch.equal(found, named_losses(model, micro_batch(batch, 0))["loss"])
+        loss = Compiled(model, LONG, said, backend=backend)(micro_batch(batch, 0), "main")["loss"]
+        assert torch.equal(loss, named_losses(model, micro_batch(batch, 0))["loss"])
         assert len(said.lines) == 1 and said.lines[0].startswith("phase `main` is not compiled: ")
 
 
@@ -158,8 +158,8 @@ def test_finding_the_draws_changes_nothing():
     for key, value in model.state_dict().items():
         assert not isinstance(value, torch.Tensor) or torch.equal(value, state[key])
     u = torch.rand(4)
-    given = GivenNoise((), 16, torch.tensor(8))
-    assert torch.equal(stratified(u, given), stratified(u, BatchNoise(0, total=16, start=8)))
+    noise = GivenNoise((), 16, torch.tensor(8))
+    assert torch.equal(stratified(u, noise), stratified(u, BatchNoise(0, total=16, start=8)))
 
 
 def test_where_auto_compiles():
@@ -168,8 +168,8 @@ def test_where_auto_compiles():
     long = Part("vae", train=TrainSection(steps=100_000))
     assert compiles(long, model, gpu) and not compiles(long, model, cpu)
     short = replace(long, train=replace(long.train, steps=100))
-    asked = replace(short, train=replace(short.train, compile=True))
-    assert not compiles(short, model, gpu) and compiles(asked, model, cpu)
+    forced = replace(short, train=replace(short.train, compile=True))
+    assert not compiles(short, model, gpu) and compiles(forced, model, cpu)
     exact = replace(long, train=replace(long.train, deterministic=True))
     assert not compiles(exact, model, gpu)
     assert mode_of(long, model, gpu) == "reduce-overhead"

@@ -34,9 +34,9 @@ def on_data(case: Case) -> PartOnData:
 @pytest.mark.parametrize("case", FIRST.values(), ids=str)
 def test_the_size_of_every_model_and_its_operations(case):
     stages = {name: on_data(stage) for name, stage in case.stages.items()}
-    own, model = on_data(case), case.fresh()
-    assert forecast.params_of(*own, stages) == sum(p.numel() for p in model.parameters())
-    flops = forecast.flops_of(*own, stages)
+    setup, model = on_data(case), case.fresh()
+    assert forecast.params_of(*setup, stages) == sum(p.numel() for p in model.parameters())
+    flops = forecast.flops_of(*setup, stages)
     assert (flops is None) == (case.model in NOT_COUNTED)
     assert flops is None or flops > 2 * case.batch * max(p.numel() for p in model.parameters())
 
@@ -96,8 +96,8 @@ def test_a_trial_finds_size_time_and_memory_by_few_images(home, tmp_path, monkey
     row = result("dit", width=32, heads=7)
     assert row["error"].startswith("`model.width` is 32") and row["refused"] == "set `model.width` to 28"
     # so that it ends in seconds; what depends on the images is scaled to the whole batch
-    own, images = on_data(FIRST["vae"]), []
-    part = replace(own.part, train=replace(own.part.train, batch_size=256))
+    setup, images = on_data(FIRST["vae"]), []
+    part = replace(setup.part, train=replace(setup.part.train, batch_size=256))
 
     class Fixed(forecast.Trial):
         def step(self, read):
@@ -106,7 +106,7 @@ def test_a_trial_finds_size_time_and_memory_by_few_images(home, tmp_path, monkey
 
     monkeypatch.setattr(forecast, "Trial", Fixed)
     for flops, few in ((1e6, 256), (8 * devices.KINDS["cpu"].flops, 32), (1e18, 1)):
-        result = forecast.try_step(part, own.info, {}, flops, CPU)
+        result = forecast.try_step(part, setup.info, {}, flops, CPU)
         assert images[-1] == few and result["seconds"] == pytest.approx(0.5 * 256 / few + 0.1)
 
 
@@ -124,13 +124,13 @@ def test_a_batch_whose_first_step_does_not_fit_is_split(home, monkeypatch):
     sets = ("train.batch_size=32", "train.eval_every=0", "train.sample_every=0", "train.best=none")
 
     def trained(*more: str, say=lambda text: None):
-        asked = plan.ask("vae", "digits", (*sets, *more), {"train.steps": 2, "launch.cpu": True})
-        start = plan.Start(asked, launcher.plan(asked.recipe.launch, every_gpu=False))
+        request = plan.ask("vae", "digits", (*sets, *more), {"train.steps": 2, "launch.cpu": True})
+        start = plan.Start(request, launcher.plan(request.recipe.launch, every_gpu=False))
         return start.train(start.recipe(), say=say)
 
-    told = []
-    split, whole = trained(say=told.append), trained("train.accumulate=4")
-    assert told == [
+    messages = []
+    split, whole = trained(say=messages.append), trained("train.accumulate=4")
+    assert messages == [
         "a batch of 32 does not fit the GPU: 2 parts of 16",
         "a batch of 32 does not fit the GPU: 4 parts of 8",
     ]

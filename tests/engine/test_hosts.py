@@ -63,15 +63,15 @@ def both(hosts: list[str], *words: str) -> list[subprocess.Popen]:
 
 def ended(children: list[subprocess.Popen], code: int) -> list[str]:
     """Waits for them; their messages."""
-    told = [child.communicate(timeout=PATIENCE)[1] for child in children]
-    assert [child.returncode for child in children] == [code] * len(children), "\n".join(told)
-    return told
+    messages = [child.communicate(timeout=PATIENCE)[1] for child in children]
+    assert [child.returncode for child in children] == [code] * len(children), "\n".join(messages)
+    return messages
 
 
 def engine_of(child: subprocess.Popen, rank: int) -> psutil.Process:
     """The process of a rank, below the `gz` that was started."""
-    found = psutil.Process(child.pid).children(recursive=True)
-    return next(process for process in found if process.environ().get("RANK") == str(rank))
+    processes = psutil.Process(child.pid).children(recursive=True)
+    return next(process for process in processes if process.environ().get("RANK") == str(rank))
 
 
 def assert_equal(a: Run, b: Run) -> None:
@@ -90,8 +90,8 @@ def test_two_hosts_train_one_run_through_a_stop_and_a_death(hosts, home):
     children = both(hosts, "--name", "stopped")
     stopped = run_at(12, "stopped", PATIENCE)
     psutil.Process(children[1].pid).send_signal(signal.SIGTERM)
-    told = ended(children, 128 + signal.SIGTERM)
-    assert all("checkpoint saved" in text and "--resume" in text for text in told)
+    messages = ended(children, 128 + signal.SIGTERM)
+    assert all("checkpoint saved" in text and "--resume" in text for text in messages)
     assert stopped.state == "interrupted" and stopped.status()["step"] < 60
     ended(both(hosts, "--resume"), 0)
     assert_equal(stopped, whole)
@@ -99,8 +99,8 @@ def test_two_hosts_train_one_run_through_a_stop_and_a_death(hosts, home):
     children = both(hosts, "--name", "killed")
     killed = run_at(12, "killed", PATIENCE)
     engine_of(children[1], 1).kill()
-    told = ended(children, 0)
-    assert "all are started again (1 of" in told[0] and "resumed at step" in told[0]
+    messages = ended(children, 0)
+    assert "all are started again (1 of" in messages[0] and "resumed at step" in messages[0]
     assert killed.state == "finished" and killed.status()["error"] is None
     assert_equal(killed, whole)
 
@@ -115,6 +115,6 @@ def test_a_process_that_dies_is_started_again(rank, home):
     child = spawn(*TRAIN, *words, "--name", "killed")
     killed = run_at(12, "killed", PATIENCE)
     engine_of(child, rank).kill()
-    (told,) = ended([child], 0)
-    assert "all are started again (1 of" in told and "resumed at step" in told
+    (message,) = ended([child], 0)
+    assert "all are started again (1 of" in message and "resumed at step" in message
     assert_equal(killed, runs.by_name("whole"))

@@ -66,35 +66,35 @@ def test_latents_have_mean_0_and_deviation_1_and_decode_to_what_was_encoded(toke
     batch = t.batches.at(3)
     x = quantise(torch.from_numpy(np.asarray(t.pack.images("train")[batch.index.numpy()])), 17)
     torch.testing.assert_close(batch.x, t.space.encode(x), rtol=2e-3, atol=2e-3)
-    own = load_trained(tokenizer, "cpu").model
-    expected = own.decode(own.encode(x))
+    autoencoder = load_trained(tokenizer, "cpu").model
+    expected = autoencoder.decode(autoencoder.encode(x))
     off = (t.space.decode(t.space.encode(x)) - expected).abs() > 1e-4
     assert off.float().mean() < 0.01  # a tie between two codes may fall
 
 
 def test_a_trained_run_samples_images_scores_them_and_remembers_its_autoencoder(tokenizer, on_latents):
-    found = load_trained(on_latents, "cpu")
-    assert found.info.shape == (4, 4, 4) and found.images.shape == (1, 16, 16) and found.images.levels == 17
-    images = sampler.draw(found, 5, seed=1)
+    model = load_trained(on_latents, "cpu")
+    assert model.info.shape == (4, 4, 4) and model.images.shape == (1, 16, 16) and model.images.levels == 17
+    images = sampler.draw(model, 5, seed=1)
     assert images.shape == (5, 1, 16, 16) and images.std() > 10
-    again = sampler.draw(found, 2, seed=1)
+    again = sampler.draw(model, 2, seed=1)
     assert np.abs(images[:2].astype(int) - again).max() <= 1
     pack = open_pack("digits")
-    scorer = Scorer(found, ["recon", "path"], options={"starts": 2})
+    scorer = Scorer(model, ["recon", "path"], options={"starts": 2})
     few = list(scan(pack, "test", batch_size=8, levels=17, device="cpu", index=range(16)))
     scorer.fit(few, few)
     assert all(np.isfinite(v).all() and v.shape == (8,) for v in scorer(few[0]).values())
-    refused("no likelihood", choose, found, ["nll"])
+    refused("no likelihood", choose, model, ["nll"])
     weights = tokenizer.path / "model.safetensors"
-    kept = weights.read_bytes()
+    content = weights.read_bytes()
     try:
-        other = load_trained(tokenizer, "cpu")
-        theirs = weights_of(other.model.state_dict())
+        autoencoder = load_trained(tokenizer, "cpu")
+        theirs = weights_of(autoencoder.model.state_dict())
         changed = {k: v + 0.1 if v.is_floating_point() else v for k, v in theirs.items()}
-        save_weights(weights, Saved(changed, other.part, other.info, 80))
+        save_weights(weights, Saved(changed, autoencoder.part, autoencoder.info, 80))
         refused("not the autoencoder", load_trained, on_latents, "cpu", error=MissingError)
     finally:
-        weights.write_bytes(kept)
+        weights.write_bytes(content)
 
 
 def test_a_second_run_finds_the_latents_packed_and_sees_images(forks, on_latents, tokenizer, monkeypatch):

@@ -45,7 +45,7 @@ class Broken(io.StringIO):
 
 @pytest.mark.parametrize("error", [BrokenPipeError(32, "pipe"), OSError(5, "terminal"), OSError(28, "disk")])
 def test_a_stream_that_nobody_reads(error, monkeypatch):
-    broken, other = Broken(error), Broken(error)
+    broken, output = Broken(error), Broken(error)
     stream = streams.Tolerant(broken)
     stream.write("a")
     stream.flush()
@@ -53,7 +53,7 @@ def test_a_stream_that_nobody_reads(error, monkeypatch):
     out.configure(json=False, quiet=False)
     out.info("a")
     out.warn("b")  # what was to be said is lost, nothing else
-    monkeypatch.setattr(sys, "stdout", other)
+    monkeypatch.setattr(sys, "stdout", output)
     out.configure(lenient=True)
     out.text("a training's picture")
     out.configure(lenient=False)
@@ -106,33 +106,33 @@ def heard(monkeypatch):
 
 
 def test_a_signal_between_two_stages_stops_the_next_one(heard, tmp_path):
-    own = Run(tmp_path)
-    with cadence.listening(own):  # at its last step
+    stage = Run(tmp_path)
+    with cadence.listening(stage):  # at its last step
         stop(tmp_path)
         for signum in (signal.SIGHUP, signal.SIGTERM):
             os.kill(os.getpid(), signum)
-        assert own.status()["stepping"]
-    assert not own.status()["stepping"] and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        assert stage.status()["stepping"]
+    assert not stage.status()["stepping"] and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert stop(tmp_path).signal(1) == signal.SIGHUP
 
 
 def test_the_stop_file_and_the_death_of_gz(tmp_path, monkeypatch):
-    asked = stop(tmp_path)
-    assert asked.signal(1) == 0
+    watcher = stop(tmp_path)
+    assert watcher.signal(1) == 0
     (tmp_path / "stop").write_text("2")
-    assert asked.signal(2) == 2
+    assert watcher.signal(2) == 2
     (tmp_path / "stop").unlink()
     monkeypatch.setattr(cadence, "LOOK_EVERY", 0.0)
     child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     monkeypatch.setenv("GZ_PARENT", str(child.pid))
-    asked = stop(tmp_path)
-    assert asked.signal(3) == 0
+    watcher = stop(tmp_path)
+    assert watcher.signal(3) == 0
     child.stdin.close()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
-    assert asked.signal(4) == signal.SIGTERM
+    assert watcher.signal(4) == signal.SIGTERM
     child.wait()
     again = stop(tmp_path)
-    assert asked.signal(5) == again.signal(6) == signal.SIGTERM
+    assert watcher.signal(5) == again.signal(6) == signal.SIGTERM
 
 
 @pytest.fixture
@@ -306,10 +306,10 @@ def test_ranks_with_slow_steps_agree_at_each(heard, tmp_path, monkeypatch):
     monkeypatch.setattr(cadence.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(ranks, "world", lambda: 2)
     monkeypatch.setattr(ranks, "maximum", lambda flags: (agreed.append(step), flags)[1])
-    asked = stop(tmp_path, world=2)
+    watcher = stop(tmp_path, world=2)
     for step in range(1, 41):
         now[0] += 0.01 if step < 22 else 60.0
-        asked.signal(step)
+        watcher.signal(step)
     assert agreed == [1, 11, 21, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40]
     heard.append(15)
-    assert asked.signal(41) == 15
+    assert watcher.signal(41) == 15

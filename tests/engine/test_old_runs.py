@@ -52,11 +52,11 @@ def drawn_then(
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory) -> dict[str, Path]:
     """Of each commit the home with its runs, which tests share: what changes a run comes last of that run."""
-    found = {commit: tmp_path_factory.mktemp(commit) for commit in ("75c7b40", "5f2a185")}
-    for commit, store in found.items():
+    homes = {commit: tmp_path_factory.mktemp(commit) for commit in ("75c7b40", "5f2a185")}
+    for commit, store in homes.items():
         with tarfile.open(Path(__file__).with_name(f"runs_of_{commit}.tar.gz")) as archive:
             archive.extractall(store, filter="data")
-    return found
+    return homes
 
 
 @pytest.fixture

@@ -44,8 +44,8 @@ def trained(tmp_path, monkeypatch):
 
 
 def job(**changes):
-    known = {"run": "model", "ins": "digits", "outs": ("digits-ab",), "n": 120, "checkpoint": "last"}
-    return OodJob(**known | changes)
+    settings = {"run": "model", "ins": "digits", "outs": ("digits-ab",), "n": 120, "checkpoint": "last"}
+    return OodJob(**settings | changes)
 
 
 def run(folder, **changes):
@@ -75,10 +75,10 @@ def test_result_files_and_figures_agree(trained, tmp_path):
     assert [(row["out"], row["score"], row["baseline"]) for row in result["results"]] == [
         ("digits-ab", name, name in ("png", "mean", "knn_pixels")) for name in names
     ]
-    for found in result["results"]:  # every figure follows from scores.csv alone
-        sides = ([float(row[found["score"]]) for row in rows if row["role"] == s] for s in ("in", "out"))
+    for entry in result["results"]:  # every figure follows from scores.csv alone
+        sides = ([float(row[entry["score"]]) for row in rows if row["role"] == s] for s in ("in", "out"))
         again = detection(*sides)
-        assert {key: found[key] for key in again} == again
+        assert {key: entry[key] for key in again} == again
     assert result["run"] == "model" and result["in"] == "digits" and result["positive"] == "out"
     assert any("hard direction" in note for note in result["notes"])
 
@@ -101,26 +101,26 @@ def test_nll_typicality_complexity_and_gradnorm_are_what_they_say(trained, tmp_p
         length = 8 * min(buffer.tell(), len(zlib.compress(image.tobytes(), 9)))
         assert value / math.log(2) - length <= float(row["complexity"]) + 0.1
     # for independent softmax pixels ∂ log p(x) / ∂ logits = onehot(x) − p
-    found = Scorer(trained, ["gradnorm"])(first_of(n=6))["gradnorm"]
+    norms = Scorer(trained, ["gradnorm"])(first_of(n=6))["gradnorm"]
     k = (np.asarray(open_pack("digits").images("test")[:6]).astype(int) * 17) >> 8
     gradient = np.eye(17)[k.reshape(6, -1)] - trained.model.table.numpy()
-    assert np.allclose(found, np.log(np.sqrt((gradient**2).sum((1, 2)))), rtol=1e-5)
+    assert np.allclose(norms, np.log(np.sqrt((gradient**2).sum((1, 2)))), rtol=1e-5)
     assert not any(p.requires_grad for p in trained.model.parameters())
 
 
 def test_a_score_does_not_depend_on_its_batch_or_on_other_scores(trained):
-    pack, found = open_pack("digits"), {}
+    pack, values = open_pack("digits"), {}
     for names in (("nll", "gradnorm", "noisy"), ("noisy",)):
         for size in (10, 1):
             batches = scan(pack, "test", batch_size=size, levels=17, device="cpu", index=np.arange(20))
             parts = [Scorer(trained, names, seed=3)(batch) for batch in batches]
-            found[names, size] = {name: np.concatenate([part[name] for part in parts]) for name in names}
-        together, alone = found[names, 10], found[names, 1]
+            values[names, size] = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        together, alone = values[names, 10], values[names, 1]
         assert all(np.allclose(together[name], alone[name], rtol=1e-6) for name in names)
-    with_others = found[("nll", "gradnorm", "noisy"), 10]
+    with_others = values[("nll", "gradnorm", "noisy"), 10]
     assert np.array_equal(together["noisy"], with_others["noisy"])
-    other = Scorer(trained, ["noisy"], seed=4)(first_of(n=10))["noisy"]
-    assert not np.allclose(other, together["noisy"][:10])
+    second = Scorer(trained, ["noisy"], seed=4)(first_of(n=10))["noisy"]
+    assert not np.allclose(second, together["noisy"][:10])
 
 
 def test_ensemble_and_ratio_are_what_they_say(trained, tmp_path, monkeypatch):
@@ -142,11 +142,11 @@ def test_ensemble_and_ratio_are_what_they_say(trained, tmp_path, monkeypatch):
     far = np.full_like(seen["nll"], 1e6)
     assert np.isfinite(scorer.fitted["ensemble"]["nll"].logpdf(far)).all(), "far images have a finite score"
     flat = Pixelwise(trained.info, table=torch.full_like(trained.model.table, 1 / 17))
-    other = fake_run(tmp_path, monkeypatch, scores, model=flat, name="flat")
+    background = fake_run(tmp_path, monkeypatch, scores, model=flat, name="flat")
     batch = first_of(n=6)
-    scorer = Scorer(trained, ["nll", "ratio"], background=other)
-    found = scorer(batch)
-    assert np.allclose(found["ratio"], found["nll"] - 256 * math.log(17), rtol=1e-5)
+    scorer = Scorer(trained, ["nll", "ratio"], background=background)
+    values = scorer(batch)
+    assert np.allclose(values["ratio"], values["nll"] - 256 * math.log(17), rtol=1e-5)
     error = refused("", Scorer, trained, ["ratio"], error=MissingError)
     assert "gz train pixelwise --data digits --set data.augment=[mutate]" in error.hint
 
@@ -178,7 +178,7 @@ def test_options_reach_the_scores_that_take_them_also_in_a_dataclass(trained, tm
 
 def test_fits_see_the_same_images_whatever_n_is(trained, tmp_path, monkeypatch):
     """Statistics those of held-out images, the bank of `knn` those of training images."""
-    monkeypatch.setattr(ood, "histograms", lambda *known: None)
+    monkeypatch.setattr(ood, "histograms", lambda *args: None)
     monkeypatch.setattr(Pixelwise, "fit_knn", Pixelwise.fit_far, raising=False)
     monkeypatch.setattr(Pixelwise, "score_knn", Pixelwise.score_noisy, raising=False)
     monkeypatch.setattr(Pixelwise, "fitted_on_train", ("knn",))
@@ -191,7 +191,7 @@ def test_fits_see_the_same_images_whatever_n_is(trained, tmp_path, monkeypatch):
     # a bank of the trial's 16 images has no twenty neighbours
     model = WGAN.of(trained.info, width=8, latent=4)
     fake_run(tmp_path, monkeypatch, scores, model=model, name="wgan")
-    monkeypatch.setattr(scores, "affordable", lambda *known: 20)
+    monkeypatch.setattr(scores, "affordable", lambda *args: 20)
     result = run(tmp_path, run="wgan", scores=("knn",), n=None, options={"k": 20})
     assert len(model.bank) == len(open_pack("digits").images("train"))
     assert result["results"][0]["score"] == "knn"
@@ -203,8 +203,8 @@ def test_rebuilt_images_are_also_compared_by_the_features_of_the_set(trained, tm
     monkeypatch.setattr("gzcli.judge.images.FIT", 12)
     model = DDPM.of(trained.info, channels=8, mult=(1,), attention=(), timesteps=20)
     fake_run(tmp_path, monkeypatch, scores, model=model, name="ddpm")
-    asked = [job(run="ddpm", scores=("recon",), n=12, options={"pixels": pixels}) for pixels in (False, True)]
-    with_features, alone = (ood.run(each, tmp_path, torch.device("cpu"), Log()) for each in asked)
+    jobs = [job(run="ddpm", scores=("recon",), n=12, options={"pixels": pixels}) for pixels in (False, True)]
+    with_features, alone = (ood.run(each, tmp_path, torch.device("cpu"), Log()) for each in jobs)
     assert with_features["perceptual"].startswith("lenet ")
     assert with_features["results"][0]["auroc"] != alone["results"][0]["auroc"]
     assert run(tmp_path, n=12)["perceptual"] is None
@@ -231,10 +231,10 @@ def test_a_benchmark_has_groups_a_version_and_names_what_is_missing(trained, tmp
     assert any("`patches` are of its images resized to 16×16 and made grey" in n for n in result["notes"])
     assert all(row["resized"] == (row["out"] == "patches") for row in rows)
     toy = Benchmark("toy", "digits", ("digits-ab", "svhn"), ("patches",))
-    found = ood.with_group_means(rows, toy)
+    table = ood.with_group_means(rows, toy)
     named = ["digits-ab", "mean of near", "patches", "mean of far"]
-    assert [row["out"] for row in found if row["score"] == "nll"] == named
-    mean = next(row for row in found if row["out"] == "mean of far" and row["score"] == "nll")
+    assert [row["out"] for row in table if row["score"] == "nll"] == named
+    mean = next(row for row in table if row["out"] == "mean of far" and row["score"] == "nll")
     single = next(row for row in rows if row["out"] == "patches" and row["score"] == "nll")
     assert mean["auroc"] == single["auroc"] > 0.9 and mean["group"] == "far"
     said = ood.notes(rows, {"digits-ab": open_pack("digits-ab")}, 17, toy, job())
@@ -245,9 +245,9 @@ def test_a_benchmark_has_groups_a_version_and_names_what_is_missing(trained, tmp
     refused("there is no benchmark `openood`", ood_verb.benchmark_of, "openood", None, None)
     with pytest.raises(MissingError, match="none of the foreign sets"):
         ood_verb.at_hand(benchmark, DataSection(size=32, channels=3))
-    told = capsys.readouterr().err
-    assert all(f"`{name}`" in told for name in (*benchmark.near, *benchmark.far))
-    assert "gz data download" in told
+    messages = capsys.readouterr().err
+    assert all(f"`{name}`" in messages for name in (*benchmark.near, *benchmark.far))
+    assert "gz data download" in messages
     # OpenOOD v1 takes in-distribution images as positive, v1.5 foreign ones; MNIST's benchmark is of v1
     row = {"out": "b", "score": "far", "auroc": 0.9, "n_out": 9, "beats_baselines": True}
     for benchmark, words in (
@@ -267,9 +267,9 @@ def test_baselines_of_a_binary_run_are_of_the_sets_own_bytes(trained, tmp_path, 
     rows = rows_of(tmp_path)
     for role, name in (("in", "digits"), ("out", "digits-ab")):
         images = open_pack(name).images("test")[subset(355, 40)]
-        found = [row for row in rows if row["role"] == role]
-        assert np.allclose([float(row["png"]) for row in found], png_size(images))
-        assert np.allclose([float(row["mean"]) for row in found], pixel_mean(images))
+        of_role = [row for row in rows if row["role"] == role]
+        assert np.allclose([float(row["png"]) for row in of_role], png_size(images))
+        assert np.allclose([float(row["mean"]) for row in of_role], pixel_mean(images))
 
 
 @pytest.fixture
@@ -300,7 +300,7 @@ FOLDERS = {  # the pictures, and which of them are scored where it is not all
 
 
 def test_a_foreign_folder_is_scored_whole_or_its_subset_told(trained, tmp_path, monkeypatch, pictures):
-    monkeypatch.setattr(ood, "histograms", lambda *known: None)
+    monkeypatch.setattr(ood, "histograms", lambda *args: None)
     for which, (names, scored) in FOLDERS.items():
         folder = pictures(which, names)
         result = run(tmp_path, outs=(folder,), scores=("nll",), n=None, full=True)
@@ -341,10 +341,10 @@ def test_the_table_has_intervals_and_fits_a_terminal(capsys):
     out.configure(json=False, quiet=False)
     result = {"in": "mnist", "names": {"mnist": "mnist", "/x/fashionmnist": "fashionmnist"}, "results": [row]}
     ood_verb.table(result)
-    told = capsys.readouterr()
-    assert "knn_pixels*" in told.out and ".981–.994" in told.out and ".040–.060" in told.out
-    assert max(map(len, told.out.splitlines())) <= 80
-    assert "500 of `fashionmnist` (out)" in told.err
+    output = capsys.readouterr()
+    assert "knn_pixels*" in output.out and ".981–.994" in output.out and ".040–.060" in output.out
+    assert max(map(len, output.out.splitlines())) <= 80
+    assert "500 of `fashionmnist` (out)" in output.err
     mean = row | {"out": "mean of near", "ci": None}
     ood_verb.table(result | {"results": [row, mean]})
     assert "mean of near" in capsys.readouterr().out
@@ -373,11 +373,11 @@ def test_without_n_the_budget_decides_and_full_takes_all(trained, tmp_path, monk
     assert np.array_equal(subset(50, 500), np.arange(50))
     names = short_paths(["mnist", "/home/me/photos", "/data/a/photos", "/data/faces"])
     assert list(names.values()) == ["mnist", "me/photos", "a/photos", "faces"]
-    asked = []
-    monkeypatch.setattr(scores, "affordable", lambda *spent: asked.append(spent) or 40)
+    calls = []
+    monkeypatch.setattr(scores, "affordable", lambda *spent: calls.append(spent) or 40)
     result = run(tmp_path, scores=("nll",), n=None)
     assert result["results"][0]["n_in"] == result["results"][0]["n_out"] == 40
-    ((seconds, budget, sets),) = asked
+    ((seconds, budget, sets),) = calls
     assert 0 < seconds < 1 and 290 < budget < 300 and sets == 2  # what the fit took is spent
     result = run(tmp_path, scores=("nll",), n=None, full=True)
     assert result["results"][0]["n_in"] == 355
@@ -403,16 +403,16 @@ def test_pictures_in_colour_have_neighbours_in_features(monkeypatch, installed):
 
     monkeypatch.setattr(ood.pretrained, "is_installed", lambda: installed)
     monkeypatch.setattr(ood.pretrained, "lite", lambda device: Space())
-    home, other = open_pack("patches"), open_pack("digits", size=32, channels=3)
-    picks = {p.meta.name: scores.Pick(p, "test", np.arange(12)) for p in (home, other)}
+    home, foreign = open_pack("patches"), open_pack("digits", size=32, channels=3)
+    picks = {p.meta.name: scores.Pick(p, "test", np.arange(12)) for p in (home, foreign)}
     tables = ood.baseline_scores(picks, home, torch.device("cpu"))
     names = ["png", "mean", "knn_pixels", *(["knn_lite"] if installed else [])]
     assert [list(table) for table in tables.values()] == [names] * 2
     if installed:
         index = subset(home.meta.counts["train"], 2500)
-        rows = map(Space().features, (home.images("train")[index], other.images("test")[:12]))
+        rows = map(Space().features, (home.images("train")[index], foreign.images("test")[:12]))
         bank, seen = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in rows)
         nearest = np.linalg.norm(seen[:, None] - bank, axis=2).min(1)
         np.testing.assert_allclose(tables["digits"]["knn_lite"], nearest, atol=1e-7)
-    rows = ood.compare(tables, {"digits": other}, [])
+    rows = ood.compare(tables, {"digits": foreign}, [])
     assert [row["score"] for row in rows] == names

@@ -49,8 +49,8 @@ def test_noise_is_written_down():
     ours = ImageNoise(7, range(3))
     for call, (kind, shape) in enumerate([("normal", [2, 3, 3]), ("uniform", [5]), ("normal", [1])]):
         expected = ours.randn(3, *shape) if kind == "normal" else ours.rand(3, *shape)
-        found = portable_sampler.noise(kind, shape, 3, 7, call)
-        np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-6)
+        numbers = portable_sampler.noise(kind, shape, 3, 7, call)
+        np.testing.assert_allclose(numbers, expected.numpy(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -66,10 +66,10 @@ def test_a_program_draws_what_gz_draws(name, clusters):
     steps = ["draw", *(["cluster"] if clusters else []), *["call"] * 5]  # the last step is Euler's
     assert name != "fm" or [part["do"] for part in spec["program"]] == steps
 
-    told = []
+    labels = []
 
     def call(_, feeds):
-        told.append(feeds.get("y"))
+        labels.append(feeds.get("y"))
         with torch.no_grad():
             made = step(**{key: torch.from_numpy(np.asarray(value)) for key, value in feeds.items()})
         return [value.numpy() for value in (made if isinstance(made, tuple | list) else [made])]
@@ -81,8 +81,8 @@ def test_a_program_draws_what_gz_draws(name, clusters):
     if clusters:
         draws = ImageNoise(4, range(12))
         draws.randn(12, *trained.info.shape)
-        assert told[-1].tolist() == trained.model.draw_labels(None, 12, draws).tolist()
-        assert len(set(told[-1].tolist())) > 2
+        assert labels[-1].tolist() == trained.model.draw_labels(None, 12, draws).tolist()
+        assert len(set(labels[-1].tolist())) > 2
     if name == "ddpm" and clusters:
         refused("no pipeline", to_diffusers, trained, "", None, hint="model.clusters=0")
 
@@ -118,8 +118,8 @@ def test_every_family_is_exported_or_refused(case, to, tmp_path):
     if case.model in STAGES or catalog.card(case.model).family == "stable_diffusion":
         pytest.skip("needs another stage, or networks of diffusers")
     trained = made(case)
-    if told := REFUSED.get(case.model):
-        refused(told, portable.write, trained, to, tmp_path)
+    if message := REFUSED.get(case.model):
+        refused(message, portable.write, trained, to, tmp_path)
         return
     try:
         result = portable.write(trained, to, tmp_path)

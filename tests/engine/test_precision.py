@@ -27,7 +27,7 @@ FM = FIRST["fm"]
 GLOW = FIRST["glow"]
 
 
-def trained(case: Any, precision: str, asked: str | None = None) -> Trained:
+def trained(case: Any, precision: str, request: str | None = None) -> Trained:
     """A model that was trained in a precision, with no output of zeros."""
     model, _ = started(case)
     torch.manual_seed(1)
@@ -37,7 +37,7 @@ def trained(case: Any, precision: str, asked: str | None = None) -> Trained:
     tree = recipe(case, steps=1)
     tree["train"]["precision"] = precision
     tree["sample"] = dict(case.sample)
-    return Trained(None, model.eval(), model.data, part_of(tree), CPU, 1, requested_precision=asked)  # type: ignore[arg-type]
+    return Trained(None, model.eval(), model.data, part_of(tree), CPU, 1, requested_precision=request)  # type: ignore[arg-type]
 
 
 def autocast_in(context: Any) -> torch.dtype | None:
@@ -65,13 +65,13 @@ def test_which_precision_is_used(monkeypatch):
     assert devices.chosen_precision("auto", "cuda") == "fp16"
     assert devices.chosen_precision("auto", "mps") == "fp32"
     tree = recipe(FM, steps=1)
-    for precision, asked, fast, sampled, scored in USED:
+    for precision, request, fast, sampled, scored in USED:
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda fast=fast: fast)
         tree["train"]["precision"] = precision
         model = SimpleNamespace(likelihood=None, conditional=False)
-        of = Trained(None, model, None, part_of(tree), CPU, 1, requested_precision=asked)  # type: ignore[arg-type]
-        found = [autocast_in(context) for context in (of.sampling(), of.applying(), of.scoring())]
-        assert found == [sampled, sampled, scored], (precision, asked, fast)
+        of = Trained(None, model, None, part_of(tree), CPU, 1, requested_precision=request)  # type: ignore[arg-type]
+        dtypes = [autocast_in(context) for context in (of.sampling(), of.applying(), of.scoring())]
+        assert dtypes == [sampled, sampled, scored], (precision, request, fast)
         model.likelihood = "exact"
         assert autocast_in(of.applying()) is None, "a flow goes to its latents and back"
 
@@ -79,18 +79,18 @@ def test_which_precision_is_used(monkeypatch):
 def test_samples_in_bf16_and_likelihoods_in_fp32(monkeypatch):
     from gzcli.judge.scores import Scorer
 
-    half = trained(GLOW, "bf16", asked="bf16")
+    half = trained(GLOW, "bf16", request="bf16")
     full = Trained(**{**vars(half), "requested_precision": "fp32"})
     batch = GLOW.batches().at(0)
     nll = [Scorer(each, ["nll"])(batch)["nll"] for each in (half, full)]
     assert (nll[0] == nll[1]).all()
     half = trained(FM, "bf16")
     full = Trained(**{**vars(half), "requested_precision": "fp32"})
-    whole, other = sampler.draw(half, 6).astype(int), sampler.draw(full, 6).astype(int)
+    whole, reference = sampler.draw(half, 6).astype(int), sampler.draw(full, 6).astype(int)
     monkeypatch.setattr(sampler, "BATCH_SIZE", 2)
     alone = sampler.draw(half, 6).astype(int)
     assert abs(whole - alone).max() <= 1
-    assert 0 < abs(whole - other).mean() < 1.5, "bf16 differs, by about a grey level"
+    assert 0 < abs(whole - reference).mean() < 1.5, "bf16 differs, by about a grey level"
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_block_keeps_less_under_the_autocast_of_a_gpu():
     """By the device that applies a GPU's rules: norms in fp32 there, not on a CPU."""
     import fake_device
 
-    def kept(block: ResBlock) -> int:
+    def memory(block: ResBlock) -> int:
         storages: dict[int, int] = {}
 
         def note(t: torch.Tensor) -> torch.Tensor:
@@ -134,19 +134,19 @@ def test_a_block_keeps_less_under_the_autocast_of_a_gpu():
     torchs = ResBlock(16, 16, 0, 4, 1e-5, 0.0, False)
     torchs.norm1, torchs.norm2 = nn.GroupNorm(4, 16), nn.GroupNorm(4, 16)  # type: ignore[assignment]
     with fake_device.on_device():
-        assert kept(ResBlock(16, 16, 0, 4, 1e-5, 0.0, False)) < 0.75 * kept(torchs)
+        assert memory(ResBlock(16, 16, 0, 4, 1e-5, 0.0, False)) < 0.75 * memory(torchs)
 
 
 def test_channels_last_changes_no_result(monkeypatch):
     """As on a GPU; a checkpoint from where convolutions lie otherwise fits."""
     model, batch = started(FM)
-    other = copy.deepcopy(model)
+    twin = copy.deepcopy(model)
     monkeypatch.setattr(devices, "kind_of", lambda device: devices.KINDS["cuda"])
-    to_device(other, CPU)
-    weights = [m.weight for m in other.modules() if isinstance(m, nn.Conv2d)]
+    to_device(twin, CPU)
+    weights = [m.weight for m in twin.modules() if isinstance(m, nn.Conv2d)]
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
     states = []
-    for each in (model, other):
+    for each in (model, twin):
         conf = OptimSection(name="adamw", lr=1e-3)
         optimizer = optim.build(each.phases()[0], conf)
         if states:
@@ -163,5 +163,5 @@ def test_channels_last_changes_no_result(monkeypatch):
                 zeros = {key: torch.zeros(p.shape) for key in ("exp_avg", "exp_avg_sq")}
                 states[0]["state"][i] = {"step": torch.tensor(0.0), **zeros}
         optimizer.step()
-    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+    for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)

@@ -91,10 +91,10 @@ def ranks(request):
     mine = [x for x in request.session.items if x.module is request.module and "ranks" in x.fixturenames]
     cases = [x.callspec.params["case"] for x in mine if "case" in x.callspec.params]
     models = [x.callspec.params["model"] for x in mine if "model" in x.callspec.params]
-    found: dict[int, dict[str, dict]] = {}
+    results: dict[int, dict[str, dict]] = {}
 
     def trained(key: str, world: int) -> dict:
-        if world not in found:
+        if world not in results:
             started = {repr(case): planned(case) for case in cases}
             again = [started[repr(case)] for case in cases if "dropout" in case.options]
             for model in models if world == 2 else ():
@@ -102,8 +102,8 @@ def ranks(request):
                     started[f"{model} {name}"] = written(FIRST[model], 6, *SHARED.split(), *sets)
                 again.append(started[f"{model} fsdp"])
             two_ranks.launched([*started.values(), *again], world)
-            found[world] = {name: two_ranks.out_of(run) | {"run": run} for name, run in started.items()}
-        return found[world][key]
+            results[world] = {name: two_ranks.out_of(run) | {"run": run} for name, run in started.items()}
+        return results[world][key]
 
     return trained
 
@@ -128,9 +128,9 @@ def test_with_dropout_two_processes_have_the_same_weights_and_resume(case, ranks
     """Each drops out what it likes, so they are not one; what they drew is drawn again by a resume."""
     one, two = (ranks(repr(case), world) for world in (1, 2))
     assert one["losses"][-1] != pytest.approx(two["losses"][-1], rel=1e-7)
-    for found in (one, two):
-        assert found["gap"] == 0 and len(found["losses"]) == steps_of(case)
-        first, resumed = (load_file(found["run"].path / f"{name}.safetensors") for name in ("first", "model"))
+    for row in (one, two):
+        assert row["gap"] == 0 and len(row["losses"]) == steps_of(case)
+        first, resumed = (load_file(row["run"].path / f"{name}.safetensors") for name in ("first", "model"))
         assert same(first, resumed)
 
 
@@ -147,19 +147,19 @@ def test_weights_that_are_shared_out_are_those_of_ddp(model, ranks):
     assert fsdp["held_out"] == pytest.approx(ddp["held_out"], rel=1e-9, abs=1e-9)
     assert muon["losses"][-1] != pytest.approx(ddp["losses"][-1], rel=1e-4)
     saved = ((ddp, "model"), (fsdp, "first"), (fsdp, "model"))
-    whole, first, resumed = (load_file(found["run"].path / f"{name}.safetensors") for found, name in saved)
+    whole, first, resumed = (load_file(result["run"].path / f"{name}.safetensors") for result, name in saved)
     assert whole.keys() == first.keys() == resumed.keys()
     for key in whole:
         assert whole[key].shape == first[key].shape
         assert torch.allclose(whole[key], first[key], rtol=1e-7, atol=1e-9), key
         assert torch.equal(first[key], resumed[key]), key
     ours, theirs = (
-        load_file(found["run"].snapshots_folder / "00000006.safetensors") for found in (ddp, fsdp)
+        load_file(result["run"].snapshots_folder / "00000006.safetensors") for result in (ddp, fsdp)
     )
     for key in ours | theirs:
         assert torch.allclose(ours[key], theirs[key], rtol=1e-7, atol=1e-9), key
-    kept = [torch.load(found["run"].path / "checkpoints/00000006/train.pt") for found in (ddp, fsdp)]
-    a, b = (train["optimizers"]["main"]["state"] for train in kept)
+    states = [torch.load(result["run"].path / "checkpoints/00000006/train.pt") for result in (ddp, fsdp)]
+    a, b = (train["optimizers"]["main"]["state"] for train in states)
     assert all(a[i]["exp_avg"].shape == b[i]["exp_avg"].shape for i in a), "whole moments, for any strategy"
 
 
@@ -190,12 +190,12 @@ def test_two_processes_train_every_recipe_to_the_weights_of_one():
 
 def farthest(names: Iterable[str], *, fp32: bool = False) -> dict[str, float]:
     """The largest difference of a weight between one process and two, after 30 steps of each recipe."""
-    found = {}
+    distances = {}
     for name, pair in two_ranks.pairs(names, steps=30, batch=8, fp32=fp32).items():
         rows = list(two_ranks.apart(*pair))
         assert all(row["gap"] == 0 for row in rows), name
-        found[name] = max(row["weights"] for row in rows)
-    return found
+        distances[name] = max(row["weights"] for row in rows)
+    return distances
 
 
 def alive(pid: int) -> bool:
@@ -325,7 +325,7 @@ def test_gpus_threads_and_machines_of_a_plan(monkeypatch):
     assert launcher.plan(LaunchSection(), every_gpu=True).threads == 8
     assert launcher.plan(LaunchSection(cpu=True, processes=4), every_gpu=True).threads == 2
     monkeypatch.setattr(launcher, "usable_gpus", lambda: devices.Gpus(2, 2))
-    asked = LaunchSection(machines=2, machine_rank=1, main_ip="10.0.0.1", main_port=29501)
-    text = launcher.config(launcher.plan(asked, every_gpu=True)).splitlines()
-    told = {"num_processes: 4", "num_machines: 2", "machine_rank: 1"}
-    assert told | {"main_process_ip: 10.0.0.1", "main_process_port: 29501"} <= set(text)
+    section = LaunchSection(machines=2, machine_rank=1, main_ip="10.0.0.1", main_port=29501)
+    text = launcher.config(launcher.plan(section, every_gpu=True)).splitlines()
+    expected = {"num_processes: 4", "num_machines: 2", "machine_rank: 1"}
+    assert expected | {"main_process_ip: 10.0.0.1", "main_process_port: 29501"} <= set(text)

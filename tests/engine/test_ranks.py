@@ -48,31 +48,31 @@ class Ranks:
         self.barrier.wait()
 
     def gather_tensors(self, parts, value):
-        found = [None] * self.world
-        self.gather(found, value)
-        [part.copy_(other) for part, other in zip(parts, found, strict=True)]
+        values = [None] * self.world
+        self.gather(values, value)
+        [part.copy_(source) for part, source in zip(parts, values, strict=True)]
 
     def add(self, value):
-        found = [None] * self.world
-        self.gather(found, value.clone())
-        value.copy_(sum(found))
+        values = [None] * self.world
+        self.gather(values, value.clone())
+        value.copy_(sum(values))
 
     def __call__(self, work):
         """What `work(rank)` returns or raises on each rank."""
-        found = [None] * self.world
+        results = [None] * self.world
 
         def one(rank):
             self.local.rank = rank
             try:
-                found[rank] = work(rank)
+                results[rank] = work(rank)
             except Exception as e:
-                found[rank] = e
+                results[rank] = e
                 if not isinstance(e, GzError):
                     self.barrier.abort()
 
         threads = [threading.Thread(target=one, args=(rank,)) for rank in range(self.world)]
         [t.start() for t in threads], [t.join() for t in threads]
-        return found
+        return results
 
 
 @pytest.fixture
@@ -115,9 +115,9 @@ def test_two_ranks_raise_the_alarms_of_one(ranks, tmp_path, folders, monkeypatch
         fake_run(tmp_path, monkeypatch, scores, name=name)
     np.savez(tmp_path / "mine.npz", images=np.asarray(open_pack("digits-ab").images("test")[:70]))
     how = {"scores": ("nll", "far", "noisy"), "others": ("other",), "seeds": 2, "full": True}
-    asked = AlarmJob("model", "digits", str(tmp_path / "mine.npz"), fpr=0.1, checkpoint="last", **how)
-    one = alarm.run(asked, folders[0], CPU, Log())
-    first, second = ranks(lambda rank: alarm.run(asked, folders[1 + rank], CPU, Log(rank=rank)))
+    job = AlarmJob("model", "digits", str(tmp_path / "mine.npz"), fpr=0.1, checkpoint="last", **how)
+    one = alarm.run(job, folders[0], CPU, Log())
+    first, second = ranks(lambda rank: alarm.run(job, folders[1 + rank], CPU, Log(rank=rank)))
     assert second == {} and not list(folders[2].iterdir())
     assert first["processes"] == 2 and first["files"] == one["files"]
     assert (folders[1] / "alarm.csv").read_bytes() == (folders[0] / "alarm.csv").read_bytes()
@@ -128,14 +128,14 @@ def test_an_error_on_one_rank_is_told_on_all(ranks, tmp_path, monkeypatch):
     fake_run(tmp_path, monkeypatch, scores)
     monkeypatch.setattr(Pixelwise, "score_noisy", lambda self, x, *, noise: x.mean((1, 2, 3)) / (len(x) != 8))
     job = replace(OOD, scores=("noisy",))
-    found = ranks(lambda rank: ood.run(job, tmp_path, CPU, Log(rank=rank)))
-    assert all(isinstance(e, DivergedError) for e in found), found
-    assert all("`noisy` is not finite for 8 of 8 images" in e.message for e in found)
+    errors = ranks(lambda rank: ood.run(job, tmp_path, CPU, Log(rank=rank)))
+    assert all(isinstance(e, DivergedError) for e in errors), errors
+    assert all("`noisy` is not finite for 8 of 8 images" in e.message for e in errors)
 
 
 def test_more_ranks_than_batches_share_smaller_ones(tmp_path, monkeypatch):
     fake_run(tmp_path, monkeypatch, scores)
-    monkeypatch.setattr(ood, "histograms", lambda *known: None)
+    monkeypatch.setattr(ood, "histograms", lambda *args: None)
     job = replace(OOD, n=11)
     one = ood.run(job, tmp_path, CPU, Log())
     many = Ranks(monkeypatch, 4)
@@ -158,15 +158,15 @@ def test_two_ranks_compare_as_one_does(ranks, tmp_path, folders, monkeypatch):
 
     counting = type("Counting", (type(net),), {"features": features})
     monkeypatch.setattr(bench, "lenet", lambda *a, **k: counting(**vars(replace(net, batch=20))))
-    kept = cache_dir("features", "real")
-    shutil.rmtree(kept, ignore_errors=True)
+    cache = cache_dir("features", "real")
+    shutil.rmtree(cache, ignore_errors=True)
     one = bench.run(BENCH, folders[0], CPU, Log())
     alone, seen[:] = sum(n for _, n in seen), []
-    shutil.rmtree(kept)
+    shutil.rmtree(cache)
     first, second = ranks(lambda rank: bench.run(BENCH, folders[1 + rank], CPU, Log(rank=rank)))
     assert second == {} and not list(folders[2].iterdir())
     assert first["provenance"]["processes"] == 2
-    shares = [sum(n for rank, n in seen if rank == own) for own in (0, 1)]
+    shares = [sum(n for rank, n in seen if rank == which) for which in (0, 1)]
     assert sum(shares) == alone and min(shares) > 0.4 * alone, "no image is seen twice"
     a, b = (result["rows"][0]["metrics"] for result in (one, first))
     assert a.keys() == b.keys() and {"bpd", "bpd|y", "fd"} <= a.keys()
@@ -213,13 +213,13 @@ def test_batch_norm_of_two_ranks_is_that_of_one(ranks, momentum):
         return y.detach(), x.grad, norm.weight.grad, norm.bias.grad, statistics
 
     y, dx, dw, db, statistics = all_of(plain[0], x)
-    found = ranks(lambda rank: all_of(plain[1 + rank], x[3 * rank : 3 * rank + 3]))
+    halves = ranks(lambda rank: all_of(plain[1 + rank], x[3 * rank : 3 * rank + 3]))
     close = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
-    close(torch.cat([each[0] for each in found]), y)
-    close(torch.cat([each[1] for each in found]) / 2, dx)  # each rank's loss is the mean over its half
-    close((found[0][2] + found[1][2]) / 2, dw)
-    close((found[0][3] + found[1][3]) / 2, db)
-    for _, _, _, _, own in found:
-        close(own, statistics)
+    close(torch.cat([each[0] for each in halves]), y)
+    close(torch.cat([each[1] for each in halves]) / 2, dx)  # each rank's loss is the mean over its half
+    close((halves[0][2] + halves[1][2]) / 2, dw)
+    close((halves[0][3] + halves[1][3]) / 2, db)
+    for _, _, _, _, moments in halves:
+        close(moments, statistics)
     norm = plain[1].eval()  # and in eval mode no rank waits for another
     close(norm(x), plain[0].eval()(x))

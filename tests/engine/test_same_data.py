@@ -60,8 +60,8 @@ def test_other_paths_of_a_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     there = ("kl/config.json", "base/model_index.json", "weights.safetensors", "vqgan/notes.txt")
     write(tmp_path, dict.fromkeys(there, b"{}"))
-    other = runs.create("vae", "digits")
-    shutil.copytree(other.path, tmp_path / "arun")
+    run = runs.create("vae", "digits")
+    shutil.copytree(run.path, tmp_path / "arun")
     part = {"model": {"name": "sd", "base": "base"}, "train": {"init": "weights.safetensors"}}
     stages = {"prior": part | {"ood": {"background": "arun"}}, "tokenizer": "arun", "other": "vqgan"}
     tree = {"data": {"name": "./absent", "latent": "kl"}, "stages": stages}
@@ -113,11 +113,11 @@ def test_a_run_whose_data_has_changed_does_not_go_on_and_names_what(gz, tmp_path
     assert opening._changes(then, then) == ["other pixels, labels or texts"]
     run = runs.create("vae", "digits")
     digits = open_pack("digits").meta
-    other = replace(digits, name="patches", digest="x")
+    patches = replace(digits, name="patches", digest="x")
     opening.check_unchanged(run.path, digits)  # an older run, which recorded nothing
     opening.record_data(run.path, digits)
-    opening.record_data(run.path, other)  # once
-    opening.check_unchanged(run.path, other)  # `gz ood --in patches`
+    opening.record_data(run.path, patches)  # once
+    opening.check_unchanged(run.path, patches)  # `gz ood --in patches`
     assert files.read_json(run.path / "env.json")["data"]["digest"] == digits.digest
 
 
@@ -137,13 +137,13 @@ def test_a_dry_run_knows_the_set_and_what_is_not_here(gz, tmp_path, monkeypatch)
     photos = classes(tmp_path / "photos", "a", "b")
     words = ("train", "vae", "--data", str(photos), "--dry-run", *SMALL)
     assert "(here, to be packed)" in " ".join(gz(*words)[1].split())
-    found = json.loads(gz("train", "vae", "--dry-run", "--json")[1])
+    result = json.loads(gz("train", "vae", "--dry-run", "--json")[1])
     # an embedded set is known before it is packed
-    assert not found["data"]["packed"] and found["data"]["cached"]
-    assert [found["recipe"]["data"][key] for key in ("size", "channels", "levels")] == [16, 1, 17]
-    assert found["origin"]["data.levels"] == "the set"
+    assert not result["data"]["packed"] and result["data"]["cached"]
+    assert [result["recipe"]["data"][key] for key in ("size", "channels", "levels")] == [16, 1, 17]
+    assert result["origin"]["data.levels"] == "the set"
     gz("train", "vae", "--data", str(photos), "--steps", "1", *SMALL)
     out = gz(*words, "--keys")[1]
     assert "packed)" not in out and "data.size" in out and "\nparams" not in out
-    found = json.loads(gz(*words, "--json")[1])["recipe"]["data"]
-    assert (found["size"], found["channels"]) == (8, 3)
+    section = json.loads(gz(*words, "--json")[1])["recipe"]["data"]
+    assert (section["size"], section["channels"]) == (8, 3)

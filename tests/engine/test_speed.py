@@ -52,9 +52,9 @@ def test_peaks_and_rates_and_what_of_them_fits_in_a_line(tmp_path, capsys):
         assert peak_of(name, precision) == float(tera) * 1e12, line
     for name in NO_PEAKS.replace("\n", "; ").split("; "):
         assert peak_of(name, "bf16") is None, name
-    found = Speed(128, 1e12, 500e12).rates_at(40.0)
-    assert found == {"images_s": 5120.0, "tflops": 40.0, "mfu": 0.08}
-    assert in_words(found) == ["MFU 8%", "40 TFLOP/s", "5.12e+03 images/s"]
+    rates = Speed(128, 1e12, 500e12).rates_at(40.0)
+    assert rates == {"images_s": 5120.0, "tflops": 40.0, "mfu": 0.08}
+    assert in_words(rates) == ["MFU 8%", "40 TFLOP/s", "5.12e+03 images/s"]
     assert Speed(128).rates_at(2.0) == {"images_s": 256.0}
     assert peak(CPU, "bf16") is None
     assert Speed(8, 2e9, None).rates_at(3.0) == {"images_s": 24.0, "tflops": 0.006}
@@ -83,10 +83,10 @@ def test_a_run_without_a_terminal_tells_its_progress_in_a_few_lines(tmp_path, ca
                 log.validated = f"validation bpd {step}"
                 log.info(f"step {step}  {log.validated}", sparse=step < 1000)
         log.warn("samples have collapsed")
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) <= most and told[0].startswith("step 10/1000")
-    assert "validation bpd" in told[1]
-    assert told[-2:] == ["step 1000  validation bpd 1000", "warning: samples have collapsed"]
+    messages = capsys.readouterr().err.splitlines()
+    assert len(messages) <= most and messages[0].startswith("step 10/1000")
+    assert "validation bpd" in messages[1]
+    assert messages[-2:] == ["step 1000  validation bpd 1000", "warning: samples have collapsed"]
     assert len((tmp_path / "log.txt").read_text().splitlines()) == 111
 
 
@@ -103,15 +103,15 @@ def test_a_run_records_its_speed(monkeypatch):
 
 def test_minutes_wait_for_the_device_at_both_ends():
     """Not between two steps: a run does not either."""
-    asked, done, base = [], [], time.monotonic()
+    readings, done, base = [], [], time.monotonic()
 
     def clock() -> float:
-        asked.append(len(done))
+        readings.append(len(done))
         return base + len(done)  # a step takes a second
 
-    found = count_steps(done.append, [Phase("main", [])], 1000.0, base, clock)
-    assert asked == [0, WARM_UP, WARM_UP + TIMED, WARM_UP + TIMED]
-    assert found == pytest.approx(0.9 * 60 * 1000 - WARM_UP - TIMED, rel=1e-4)
+    count = count_steps(done.append, [Phase("main", [])], 1000.0, base, clock)
+    assert readings == [0, WARM_UP, WARM_UP + TIMED, WARM_UP + TIMED]
+    assert count == pytest.approx(0.9 * 60 * 1000 - WARM_UP - TIMED, rel=1e-4)
 
 
 def batches() -> TrainBatches:
@@ -149,28 +149,28 @@ def test_batches_read_ahead_are_the_same():
 def test_where_every_step_gives_every_parameter_a_gradient():
     """What is found without values is what a real step does."""
     for model in ("vae", "ddpm", "dit", "glow", "vqvae", "dcgan", "aae"):
-        found, batch = started(FIRST[model])
+        module, batch = started(FIRST[model])
         complete = model not in ("dcgan", "aae")
-        assert steps.trains_all(found, batch) == complete, model
+        assert steps.trains_all(module, batch) == complete, model
         if complete:
-            found.loss(batch, found.phases()[0].name)
-            assert all(p.grad is None for p in found.parameters()), "the model itself is not touched"
-        found.unused = torch.nn.Linear(2, 2)
-        assert not steps.trains_all(found, batch), model
+            module.loss(batch, module.phases()[0].name)
+            assert all(p.grad is None for p in module.parameters()), "the model itself is not touched"
+        module.unused = torch.nn.Linear(2, 2)
+        assert not steps.trains_all(module, batch), model
 
 
 def test_what_can_be_shared_out():
     part = resolve("dit", data="digits", flags={"launch.strategy": "fsdp"}).parts[0]
     for model in ("dit", "rf", "instructpix2pix", "controlnet", "sd_lora"):
         check_strategy(part, catalog.card(model))
-    found, _ = started(FIRST["dit"])
-    assert list(steps.blocks_of(found)) == list(found.net.blocks)
-    found, _ = started(replace(VAE))
-    found.attach("frozen", torch.nn.Linear(3, 3))
-    other = steps.twin(found)
-    assert other.frozen is found.frozen
-    own = {id(p) for p in found.parameters()}
-    assert own.isdisjoint({id(p) for p in other.parameters()})
+    module, _ = started(FIRST["dit"])
+    assert list(steps.blocks_of(module)) == list(module.net.blocks)
+    module, _ = started(replace(VAE))
+    module.attach("frozen", torch.nn.Linear(3, 3))
+    twin = steps.twin(module)
+    assert twin.frozen is module.frozen
+    ids = {id(p) for p in module.parameters()}
+    assert ids.isdisjoint({id(p) for p in twin.parameters()})
     for model, sets, says in (
         ("vae", (), "cannot share out the weights of `vae`"),
         ("dit", ("optim.name=muon",), "`optim.name: muon` needs whole matrices"),

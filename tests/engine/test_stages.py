@@ -118,8 +118,8 @@ def test_a_mistake_is_told_with_its_place(tmp_path, monkeypatch):
         assert change[0] in RECIPE
         Path("bad.yaml").write_text(RECIPE.replace(*change))
         e = refused("", resolve, "./bad.yaml")
-        told = f"{e.message} ({e.hint})"
-        assert message in told and "bad.yaml:" in told, change
+        text = f"{e.message} ({e.hint})"
+        assert message in text and "bad.yaml:" in text, change
 
 
 def test_each_stage_is_a_whole_run_and_codes_are_the_tokenizer_s(trained, path):
@@ -174,19 +174,19 @@ def test_a_finished_stage_serves_another_prior_and_no_prior_takes_another(traine
     assert (run.stage("tokenizer").path / "model.safetensors").read_bytes() == before
     assert resolve(str(run.path / "run.yaml")).reused == {"tokenizer": trained.id}
     copy = Run(Path(shutil.copytree(trained.path, tmp_path / "copy")))
-    other = (copy.stage("prior").path / "model.safetensors").read_bytes()
-    (copy.stage("tokenizer").path / "model.safetensors").write_bytes(other)
+    weights = (copy.stage("prior").path / "model.safetensors").read_bytes()
+    (copy.stage("tokenizer").path / "model.safetensors").write_bytes(weights)
     refused("was trained with another stage `tokenizer`", load_trained, copy, "cpu", error=MissingError)
 
 
 def test_what_is_prepared_is_augmented_by_one_draw(trained, path):
-    found, reused = [], f"stages.tokenizer={trained.id}"
+    codes, reused = [], f"stages.tokenizer={trained.id}"
     for rate in (0, 0.3, 0.3):
         run = make(path, reused, f"stages.prior.data.augment=[mutate={rate}]", "train.steps=1")
         assert main(run.path) == 0
-        found.append(np.load(run.stage("prior").path / "prepared" / "codes.npy"))
-    assert np.array_equal(found[0], np.load(trained.stage("prior").path / "prepared" / "codes.npy"))
-    assert (found[0] != found[1]).mean() > 0.05 and np.array_equal(found[1], found[2])
+        codes.append(np.load(run.stage("prior").path / "prepared" / "codes.npy"))
+    assert np.array_equal(codes[0], np.load(trained.stage("prior").path / "prepared" / "codes.npy"))
+    assert (codes[0] != codes[1]).mean() > 0.05 and np.array_equal(codes[1], codes[2])
 
 
 def test_weights_and_wrong_options_of_a_later_stage(path, tmp_path):

@@ -159,8 +159,8 @@ def test_rates_and_settings_of_phases():
     assert optim.factor(OptimSection(schedule="constant"), 75, 100) == 1
     phases = [Phase("critic", []), Phase("generator", [])]
     common = OptimSection(name="adam", lr=1.0)
-    found = optim.settings(replace(common, phases={"critic": {"lr": 2.0}}), phases)
-    assert (found["critic"].lr, found["generator"].lr) == (2.0, 1.0)
+    settings = optim.settings(replace(common, phases={"critic": {"lr": 2.0}}), phases)
+    assert (settings["critic"].lr, settings["generator"].lr) == (2.0, 1.0)
     refused("names no phase", optim.settings, replace(common, phases={"critc": {"lr": 2.0}}), phases)
 
 
@@ -185,8 +185,8 @@ def test_a_flow_as_it_is_shipped_ends_a_run_of_five_steps(model):
 def test_every_recipe_ends_a_run_of_a_few_steps(model, forks, home, tmp_path):
     """On every set that it trains on, of the embedded ones and a zip in colour."""
     sets = [*EMBEDDED, str(colour_zip(tmp_path / "colour.zip"))]
-    found = {(data, steps): faults(forks, model, data, steps) for data in sets for steps in (1, 2, 5, 10)}
-    ended = {key: got for key, got in found.items() if got is not None}
+    results = {(data, steps): faults(forks, model, data, steps) for data in sets for steps in (1, 2, 5, 10)}
+    ended = {key: got for key, got in results.items() if got is not None}
     assert ended and {key: fault for key, (fault, _) in ended.items() if fault} == {}
 
 

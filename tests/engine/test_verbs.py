@@ -137,8 +137,8 @@ def test_ood_in_two_processes_is_ood_in_one(forks, tmp_path):
     assert len(two) == len(alone) == 281
     assert one["results"][0]["auroc"] == pytest.approx(result["results"][0]["auroc"], abs=1e-4)
     for a, b in zip(two[1:], alone[1:], strict=True):
-        (*known, elbo, typical), (*same, other, other_typical) = (line.split(",")[:6] for line in (a, b))
-        assert known == same and float(elbo) == pytest.approx(float(other), rel=1e-5)
+        (*cells, elbo, typical), (*same, other_elbo, other_typical) = (line.split(",")[:6] for line in (a, b))
+        assert cells == same and float(elbo) == pytest.approx(float(other_elbo), rel=1e-5)
         assert float(typical) == pytest.approx(float(other_typical), abs=1e-5 * float(elbo))
 
 

@@ -61,11 +61,11 @@ def run(tmp_path_factory) -> Iterator[Run]:
         sets = ("train.checkpoint_every=2", "train.keep=2", "train.best=loss")
         t = trainer(recipe(VAE, steps=4, sets=sets))
         t.fit()
-        found = t.run
-        found.update(state="finished", steps=4, error=None)
-        (found.path / "env.json").write_text("{}")
+        finished_run = t.run
+        finished_run.update(state="finished", steps=4, error=None)
+        (finished_run.path / "env.json").write_text("{}")
         patch.setattr(launcher, "run", refuse)
-        yield found
+        yield finished_run
 
 
 def refuse(folder: Path, *args: object, **more: object) -> None:
@@ -86,7 +86,7 @@ def damaged(file: Path, content: bytes | None) -> Iterator[None]:
         file.write_bytes(whole)
 
 
-def told(run: Run, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+def outcome(run: Run, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """The exit code of a command line, and what it says. What it leaves in the store is removed."""
     before = set(run.path.parent.iterdir())
     try:
@@ -111,7 +111,7 @@ def test_a_damaged_record_is_named(run, name, capsys):
         for words in VERBS if name in RECORDS[:2] else of_run:
             status = status_file.read_bytes()
             with damaged(file, content):
-                code, text = told(run, words, capsys)
+                code, text = outcome(run, words, capsys)
             status_file.write_bytes(status)
             assert code != 1 and "internal error" not in text, (name, how, words, text)
             if words[1] in ("list", "runs"):
@@ -121,11 +121,11 @@ def test_a_damaged_record_is_named(run, name, capsys):
 def test_what_is_wrong_is_said_and_the_run_can_be_removed(run, capsys, tmp_path):
     for name in ("status.json", "run.yaml"):
         with damaged(run.path / name, b"{"):
-            code, text = told(run, ("sample", "RUN"), capsys)
+            code, text = outcome(run, ("sample", "RUN"), capsys)
             assert code == 3 and f"{name}` is damaged" in text and "gz runs remove" in text
-            kept = shutil.copytree(run.path, tmp_path / name)
-            assert told(run, ("runs", "remove", "RUN", "--yes"), capsys)[0] == 0 and not run.path.exists()
-            shutil.copytree(kept, run.path)
+            backup = shutil.copytree(run.path, tmp_path / name)
+            assert outcome(run, ("runs", "remove", "RUN", "--yes"), capsys)[0] == 0 and not run.path.exists()
+            shutil.copytree(backup, run.path)
 
 
 def test_a_damaged_checkpoint_is_passed_over(run):
@@ -155,16 +155,16 @@ VALUES = st.recursive(
 def changed(tree: dict, place: int, value: object) -> dict:
     """A copy of a tree in which one value, counted over all depths, is another."""
     tree = copy.deepcopy(tree)
-    found: list[tuple[dict, str]] = []
+    leaves: list[tuple[dict, str]] = []
 
     def walk(node: object) -> None:
         if isinstance(node, dict):
             for key, below in node.items():
-                found.append((node, key))
+                leaves.append((node, key))
                 walk(below)
 
     walk(tree)
-    node, key = found[place % len(found)]
+    node, key = leaves[place % len(leaves)]
     node[key] = value
     return tree
 
@@ -178,7 +178,7 @@ def test_any_value_in_a_record_is_met(run, capsys, place, value, name):
     status = (run.path / "status.json").read_bytes()
     for words in (("runs", "list"), ("runs", "show", "RUN"), ("sample", "RUN"), ("train", "RUN", "--resume")):
         with damaged(file, text.encode()):
-            code, said = told(run, words, capsys)
+            code, said = outcome(run, words, capsys)
         (run.path / "status.json").write_bytes(status)
         assert code != 1 and "internal error" not in said, (words, said)
 

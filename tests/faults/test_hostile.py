@@ -129,7 +129,7 @@ def patient(seconds: float = PATIENCE, what: object = "") -> Iterator[None]:
     assert time.process_time() - since < seconds, what
 
 
-def no_engine(*given: object, **more: object) -> None:
+def no_engine(*args: object, **more: object) -> None:
     raise MissingError("no engine is started here")
 
 
@@ -277,10 +277,10 @@ def test_any_weights_file_is_read_or_refused(place):
 
 def test_a_stranger_s_weights_file_asks_nobody(tmp_path, monkeypatch, capsys):
     """Neither its recipe's latent, base and data, nor a source in its card, are fetched."""
-    asked = []
+    calls = []
 
-    def refuse(*given: object, **more: object) -> None:
-        asked.append(given)
+    def refuse(*args: object, **more: object) -> None:
+        calls.append(args)
         raise OSError("no network is asked for")
 
     for name in ("connect", "connect_ex", "sendto"):
@@ -301,7 +301,7 @@ def test_a_stranger_s_weights_file_asks_nobody(tmp_path, monkeypatch, capsys):
         for words in (("sample", str(file)), ("runs", "show", str(file))):
             code = app.run(list(words))
             out.configure(json=False, quiet=False, lenient=False)
-            assert code != 1 and not asked, (more, asked, capsys.readouterr())
+            assert code != 1 and not calls, (more, calls, capsys.readouterr())
 
 
 NAMES_OF_NOTHING = """vae/stages/.. .. ~ ~nobody hf:// hf://a/b pretrained: pretrained:../x digits:train

@@ -30,15 +30,15 @@ LEFT = (".part", ".part1", ".part2", ".part3", ".link")
 
 def unreadable(home: Path) -> list[str]:
     """The files of a store that are no whole files of their kind, but those on their way."""
-    found = []
+    faults = []
     for file in sorted(path for path in home.rglob("*") if path.is_file()):
         if any(name.endswith(LEFT) for name in file.relative_to(home).parts) or file.match(".index-*"):
             continue  # an index that is not whole is made again
         try:
             READERS.get(file.suffix, lambda file: None)(file)
         except Exception as e:
-            found.append(f"{file.relative_to(home)}: {type(e).__name__} {e}")
-    return found
+            faults.append(f"{file.relative_to(home)}: {type(e).__name__} {e}")
+    return faults
 
 
 READERS = {
@@ -129,10 +129,10 @@ def pruning(trained: Path, folder: Path, few: int | None) -> Case:
     shutil.copytree(trained, folder)
     first = run_a(folder)
     for i in range(2):
-        other = first.with_name(f"{first.name[:-4]}000{i}")
-        shutil.copytree(first, other)
-        status = json.loads((other / "status.json").read_text())
-        (other / "status.json").write_text(json.dumps(status | {"state": "interrupted", "alias": None}))
+        copy = first.with_name(f"{first.name[:-4]}000{i}")
+        shutil.copytree(first, copy)
+        status = json.loads((copy / "status.json").read_text())
+        (copy / "status.json").write_text(json.dumps(status | {"state": "interrupted", "alias": None}))
 
     def made(home: Path) -> object:
         listed = sorted(name for name in os.listdir(home / "runs") if not name.startswith(".index-"))

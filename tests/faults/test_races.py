@@ -43,23 +43,23 @@ def broken(home) -> Run:
     return run
 
 
-def asked(call, monkeypatch, at: str, *words: str) -> list[tuple[int, str]]:
+def outcomes(call, monkeypatch, at: str, *words: str) -> list[tuple[int, str]]:
     """What becomes of commands that are given at a moment of `gz train`: exit code and words of each."""
-    told: list[tuple[int, str]] = []
+    answers: list[tuple[int, str]] = []
     real = getattr(plan, at) if at == "write_run" else None
 
     def moment(*args: object, **more: object) -> object:
         (run,) = runs.all_runs()
         for line in ("runs remove ID --yes", "runs prune --unfinished --yes", "train ID --resume --cpu"):
             code, said, err = call(*line.replace("ID", run.id).split())
-            told.append((code, said + err))
+            answers.append((code, said + err))
         assert run.path.exists() and run.state == "running"
         return real(*args, **more) if real else {}
 
     monkeypatch.setattr(launcher, "run", lambda *args, **more: {})
     monkeypatch.setattr(*((plan, "write_run") if real else (launcher, "run")), moment)
     assert call("train", *words, "--cpu", "--quiet")[0] in (0, 3)
-    return told
+    return answers
 
 
 @pytest.mark.parametrize("at", ["write_run", "launch"])
@@ -68,7 +68,7 @@ def test_a_run_that_is_about_to_start_is_left_alone(call, monkeypatch, request, 
     words = ("vae", "--data", "digits")
     if resumed:
         words = (request.getfixturevalue("broken").id, "--resume")
-    remove, prune, resume = asked(call, monkeypatch, at, *words)
+    remove, prune, resume = outcomes(call, monkeypatch, at, *words)
     named = f"is being trained by process {os.getpid()}"
     assert remove[0] == 2 and named in remove[1]
     if resumed or at == "launch":  # before it has a recipe there is nothing to go on with
@@ -88,12 +88,12 @@ def test_of_two_resumes_at_one_instant_one_is_refused(broken, monkeypatch):
     monkeypatch.setattr(launcher, "run", wait)
     monkeypatch.setattr(plan, "write_run", lambda *args: None)
     monkeypatch.setattr(plan, "note_whole", lambda *args: None)
-    asked = plan.ask(broken.id, None, (), {"launch.cpu": True})
+    request = plan.ask(broken.id, None, (), {"launch.cpu": True})
 
     def go() -> None:
         gate.wait()
         try:
-            plan.Start(asked, launcher.Plan(), broken).train(plan.continued(broken, asked.recipe, None))
+            plan.Start(request, launcher.Plan(), broken).train(plan.continued(broken, request.recipe, None))
         except UsageError as error:
             ends.append(error.message)
             over.set()
@@ -127,13 +127,13 @@ def test_an_engine_that_another_gz_left_behind_keeps_the_run(broken):
 
 def test_a_run_that_a_job_reads_is_left_alone(call, broken, monkeypatch):
     broken.update(state="finished")
-    folder, told = jobs.new_folder(broken.path / "sampled", "x"), []
+    folder, answers = jobs.new_folder(broken.path / "sampled", "x"), []
     with claims.claimed_folder(folder):
         for words in (("remove", broken.id), ("prune", "--keep", "0")):
             code, said, err = call("runs", *words, "--yes")
-            told.append((code, said + err))
-    assert told[0][0] == 2 and f"is read by a job that writes `{folder}`" in told[0][1]
-    assert told[1][0] == 0 and "left:" in told[1][1] and broken.path.exists()
+            answers.append((code, said + err))
+    assert answers[0][0] == 2 and f"is read by a job that writes `{folder}`" in answers[0][1]
+    assert answers[1][0] == 0 and "left:" in answers[1][1] and broken.path.exists()
     assert call("runs", "remove", broken.id, "--yes")[0] == 0 and not broken.path.exists()
 
 
@@ -241,10 +241,10 @@ def test_who_looks_at_a_lock_does_not_keep_others_from_it(tmp_path):
 
 
 def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path, monkeypatch):
-    own = part_path(tmp_path / "a.json")
+    part = part_path(tmp_path / "a.json")
     named = f".a.json.{files._machine()}.%d.0.part"
     parent, day = tmp_path / (named % os.getppid()), tmp_path / f".a.json.00000000.{DEAD}.0.part"
-    mine = [own, parent, day, tmp_path / "b.part", tmp_path / ".c.part"]  # living, elsewhere, of others
+    mine = [part, parent, day, tmp_path / "b.part", tmp_path / ".c.part"]  # living, elsewhere, of others
     old = [tmp_path / (named % DEAD), tmp_path / f".a.json.{DEAD}.part"]  # the second as version 0.1 named it
     for file in (*mine, *old):
         file.write_text("x")

@@ -59,9 +59,9 @@ class Place:
         self.work.mkdir()
         stand_ins(self.work)
         self.normal = Normal({str(self.home): "<home>", str(root): "<scratch>", str(gz.parents[2]): "<gz>"})
-        kept = {key: os.environ[key] for key in ("PATH", "TMPDIR", "LD_LIBRARY_PATH") if key in os.environ}
+        host = {key: os.environ[key] for key in ("PATH", "TMPDIR", "LD_LIBRARY_PATH") if key in os.environ}
         same = "GZ_OFFLINE=1 OMP_NUM_THREADS=1 COLUMNS=80 NO_COLOR=1 LANG=C.UTF-8 TZ=UTC"
-        self.environment = kept | dict(pair.split("=") for pair in same.split())
+        self.environment = host | dict(pair.split("=") for pair in same.split())
         self.environment |= {"HOME": str(root.parent / "user"), "GZ_HOME": str(self.home)}
         self.seen = self.stats()
 
@@ -77,8 +77,8 @@ class Place:
         return [self.newest(word[1:]) if word.startswith("@") else word for word in words]
 
     def newest(self, pattern: str) -> str:
-        found = self.home.glob(pattern)
-        return str(max(found, key=lambda path: path.stat().st_mtime_ns, default=self.home / pattern))
+        paths = self.home.glob(pattern)
+        return str(max(paths, key=lambda path: path.stat().st_mtime_ns, default=self.home / pattern))
 
     def run(self, words: list[str], interrupted: bool) -> tuple[int | str, str, str]:
         """The exit code of a command, or a text if it hung, and what it printed."""
@@ -202,16 +202,16 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[str
     messages = [f"{key} {line}" for key in ("stdout", "stderr") for line in changed(before[key], after[key])]
     figures = [f"removed {line}" for line in changed(before["removed"], after["removed"])]
     for name in sorted(before["files"].keys() | after["files"].keys()):
-        one, other = before["files"].get(name), after["files"].get(name)
-        if one is None or other is None:
+        one, two = before["files"].get(name), after["files"].get(name)
+        if one is None or two is None:
             figures.append(f"{name} is written by {'AFTER' if one is None else 'BEFORE'} alone")
             continue
-        bits, others = one.get("bits", {}), other.get("bits", {})
+        bits, others = one.get("bits", {}), two.get("bits", {})
         figures += [
             f"{name} {key}" for key in sorted(bits.keys() | others.keys()) if bits.get(key) != others.get(key)
         ]
         kind = figures if Path(name).suffix in FIGURES else messages
-        kind += [f"{name} {line}" for line in changed(one.get("text"), other.get("text"))]
+        kind += [f"{name} {line}" for line in changed(one.get("text"), two.get("text"))]
     return figures, messages
 
 
@@ -267,10 +267,10 @@ def main() -> int:
     verb.add_argument("before", type=Path)
     verb.add_argument("after", type=Path)
     verb.add_argument("--verbose", action="store_true")
-    asked = parser.parse_args()
-    if asked.verb == "compare":
-        return compare(asked.before, asked.after, asked.verbose)
-    record(asked.gz.absolute(), asked.out, asked.only, asked.jobs)
+    args = parser.parse_args()
+    if args.verb == "compare":
+        return compare(args.before, args.after, args.verbose)
+    record(args.gz.absolute(), args.out, args.only, args.jobs)
     return 0
 
 

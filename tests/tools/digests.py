@@ -54,7 +54,7 @@ class Normal:
             text = text.replace(path, name)
         self.runs |= set(re.findall(r"-\d{8}-\d{6}-([0-9a-f]{4})\b", text))
         text = re.sub(
-            r"\b(?:[0-9a-f]{64}|[0-9a-f]{12})\b", lambda found: self.sums.get(found[0], found[0]), text
+            r"\b(?:[0-9a-f]{64}|[0-9a-f]{12})\b", lambda match: self.sums.get(match[0], match[0]), text
         )
         for pattern, name in RULES:
             text = re.sub(pattern, name, text)
@@ -138,10 +138,10 @@ def digest(path: Path, normal: Normal) -> dict[str, Any]:
         return {"bits": {key: of_array(arrays[key]) for key in arrays if key not in VARYING}}
     if kind == ".safetensors":
         content = path.read_bytes()
-        found = tensors(content, normal)
+        record = tensors(content, normal)
         whole = hashlib.sha256(content).hexdigest()
-        normal.sums[whole] = normal.sums[whole[:12]] = f"<tensors {sha(json.dumps(found).encode())}>"
-        return found
+        normal.sums[whole] = normal.sums[whole[:12]] = f"<tensors {sha(json.dumps(record).encode())}>"
+        return record
     if kind in (".pt", ".zip", ".pt2"):
         with zipfile.ZipFile(path) as file:
             return {"bits": {name.partition("/")[2]: sha(file.read(name)) for name in file.namelist()}}
@@ -159,8 +159,8 @@ def digest(path: Path, normal: Normal) -> dict[str, Any]:
     return {"text": normal.lines(text)}
 
 
-def embedded(found: re.Match[str]) -> str:
-    return "picture " + of_picture(Image.open(io.BytesIO(base64.b64decode(found[1]))))
+def embedded(match: re.Match[str]) -> str:
+    return "picture " + of_picture(Image.open(io.BytesIO(base64.b64decode(match[1]))))
 
 
 def tensors(content: bytes, normal: Normal) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def faults(forks: Zygote, model: str, data: str, steps: int) -> tuple[str, dict[
     sets = (f"train.eval_every={steps}", "train.samples=2", "train.log_every=1")
     words = ("train", model, "--data", data, "--steps", str(steps), "--cpu", "--yes")
     words += tuple(word for one in sets for word in ("--set", one))
-    code = forks.asked(
+    code = forks.code_of(
         words=words, home=os.environ["GZ_HOME"], here=str(forks.folder), said=str(forks.folder / "said.txt")
     )
     if code == REFUSED:
@@ -94,8 +94,8 @@ def rows(forks: Zygote, models: list[str], sets: list[str], counts: list[int]) -
         row = [model]
         for data in sets:
             for steps in counts:
-                found = faults(forks, model, data, steps)
-                row.append("–" if found is None else found[0] or shown(found[1]))
+                result = faults(forks, model, data, steps)
+                row.append("–" if result is None else result[0] or shown(result[1]))
         yield row
 
 
@@ -104,16 +104,16 @@ def main() -> None:
     parser.add_argument("--steps", default="1,2,5,10")
     parser.add_argument("--data", default=",".join([*EMBEDDED, ZIP]))
     parser.add_argument("models", nargs="*")
-    asked = parser.parse_args()
-    counts = [int(n) for n in asked.steps.split(",")]
+    args = parser.parse_args()
+    counts = [int(n) for n in args.steps.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"GZ_HOME": f"{folder}/home", "GZ_OFFLINE": "1", "GZ_TRIAL": "0", "COLUMNS": "200"}
         made = str(colour_zip(Path(folder) / ZIP))
-        sets = [made if name == ZIP else name for name in asked.data.split(",")]
+        sets = [made if name == ZIP else name for name in args.data.split(",")]
         head = ["model", *(f"{Path(name).name} × {n}" for name in sets for n in counts)]
         print("| " + " | ".join(head) + " |\n|" + "---|" * len(head), flush=True)
         with zygote(Path(folder)) as forks:
-            for row in rows(forks, asked.models or offline(), sets, counts):
+            for row in rows(forks, args.models or offline(), sets, counts):
                 print("| " + " | ".join(row) + " |", flush=True)
 
 

@@ -114,7 +114,7 @@ def opened(folder: Path) -> League:
 def shared_by(leagues: list[League]) -> dict[str, Any]:
     """How leagues were made that are to be one: `about.json`. They must have one budget, metric and judge."""
     terms = [{key: one.result[key] for key in ("budget", "metric")} | judges(one.result) for one in leagues]
-    if any(other != terms[0] for other in terms):
+    if any(term != terms[0] for term in terms):
         raise SystemExit(f"{leagues[0].place}: the leagues are of several terms: {terms}")
     versions = leagues[-1].result["provenance"].get("versions", {})
     return {
@@ -136,11 +136,11 @@ def judges(result: dict[str, Any]) -> dict[str, Any]:
     """The hash and the accuracy of each network that judges."""
     facts = result["provenance"]
     names = {"first": "features", "second": "second"}
-    known = {title: name for title, name in names.items() if facts.get(name)}
+    networks = {title: name for title, name in names.items() if facts.get(name)}
     return {
         "judges": {
             title: {"hash": facts[name], "accuracy": facts.get(f"{name}_accuracy")}
-            for title, name in known.items()
+            for title, name in networks.items()
         }
     }
 

@@ -48,9 +48,9 @@ PAPERS = {
 }
 
 
-def judged(run: str, words: list[str], kept: Path) -> dict[str, Any] | None:
+def judged(run: str, words: list[str], file: Path) -> dict[str, Any] | None:
     """The JSON of `gz ood` of a run, which is kept in a file; None where it failed, with the error shown."""
-    if not kept.exists():
+    if not file.exists():
         print(f"{run} …", file=sys.stderr, flush=True)
         command = [sys.executable, "-m", "gzcli", "ood", run, *words, "--json"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
@@ -60,8 +60,8 @@ def judged(run: str, words: list[str], kept: Path) -> dict[str, Any] | None:
                 file=sys.stderr,
             )
             return None
-        kept.write_text(done.stdout)
-    return json.loads(kept.read_text())
+        file.write_text(done.stdout)
+    return json.loads(file.read_text())
 
 
 def rows_of(made: dict[str, Any], model: str) -> list[dict[str, Any]]:
@@ -98,20 +98,20 @@ def main() -> None:
     parser.add_argument("-n", type=int, help="images of each set; without it as many as `ood.budget` allows")
     parser.add_argument("--score", default="all", help="as in `gz ood`; recipe: those of each model's recipe")
     parser.add_argument("--into", type=Path, default=Path("ood_table"), metavar="FOLDER")
-    given = parser.parse_args()
-    given.into.mkdir(parents=True, exist_ok=True)
-    words = ["--in", given.inside, "--out", given.outs]
-    words += [] if given.score == "recipe" else ["--score", given.score]
-    words += ["-n", str(given.n)] if given.n else []
+    args = parser.parse_args()
+    args.into.mkdir(parents=True, exist_ok=True)
+    words = ["--in", args.inside, "--out", args.outs]
+    words += [] if args.score == "recipe" else ["--score", args.score]
+    words += ["-n", str(args.n)] if args.n else []
     rows: list[dict[str, Any]] = []
-    for word in given.runs:
-        run = find_run(word, data=given.inside)
-        asked = "-".join(part.strip("-").replace(",", "+").replace("/", "_") for part in words)
-        if made := judged(run.id, words, given.into / f"{run.id}-{asked}.json"):
+    for word in args.runs:
+        run = find_run(word, data=args.inside)
+        slug = "-".join(part.strip("-").replace(",", "+").replace("/", "_") for part in words)
+        if made := judged(run.id, words, args.into / f"{run.id}-{slug}.json"):
             print(f"{run.model}: {duration(made['seconds'])}", file=sys.stderr, flush=True)
             # baselines know no model: those of the first run are every run's
             rows += [row for row in rows_of(made, run.model) if not rows or row["model"] != "baseline"]
-            (given.into / "table.csv").write_text(as_csv(rows))
+            (args.into / "table.csv").write_text(as_csv(rows))
 
 
 if __name__ == "__main__":

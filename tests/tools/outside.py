@@ -60,9 +60,9 @@ def kid(fake: np.ndarray, real: np.ndarray, rng: np.random.Generator, n: int = 1
     values = []
     for _ in range(40):
         x, y = (z[rng.choice(len(z), n, replace=False)] for z in (fake, real))
-        own = (polynomial_kernel(z, degree=3, gamma=1 / z.shape[1], coef0=1) for z in (x, y))
+        kernels = (polynomial_kernel(z, degree=3, gamma=1 / z.shape[1], coef0=1) for z in (x, y))
         cross = polynomial_kernel(x, y, degree=3, gamma=1 / x.shape[1], coef0=1).mean()
-        values.append(sum((k.sum() - np.trace(k)) / (n * (n - 1)) for k in own) - 2 * cross)
+        values.append(sum((k.sum() - np.trace(k)) / (n * (n - 1)) for k in kernels) - 2 * cross)
     return float(np.mean(values))
 
 

@@ -116,8 +116,8 @@ def ours_of_pythae() -> dict[str, Step]:
 
         def step() -> None:
             for name, params in phases:
-                for other, rest in phases:
-                    torch.nn.ParameterList(rest).requires_grad_(other == name)
+                for phase, rest in phases:
+                    torch.nn.ParameterList(rest).requires_grad_(phase == name)
                 model.loss(batch, name)["loss"].backward()
                 optimizers[name].step()
                 torch._foreach_zero_([p.grad for p in params])
@@ -241,7 +241,7 @@ def diffusion() -> None:
             return self.net(x, t)
 
     steps = times(20)
-    other = GaussianDiffusion(
+    peer = GaussianDiffusion(
         Net(), image_size=28, objective="pred_noise", beta_schedule="linear", sampling_timesteps=steps
     )
 
@@ -252,9 +252,9 @@ def diffusion() -> None:
     compare("ddpm, a step of 16: diffusers", mine, stepper(pipeline.unet, by_diffusers))
     mine = stepper(model, lambda: model.loss(batch)["loss"])
     compare(
-        "ddpm, a step of 16: denoising-diffusion-pytorch", mine, stepper(other, lambda: other(0.5 * x + 0.5))
+        "ddpm, a step of 16: denoising-diffusion-pytorch", mine, stepper(peer, lambda: peer(0.5 * x + 0.5))
     )
-    model.eval(), pipeline.unet.eval(), other.eval()
+    model.eval(), pipeline.unet.eval(), peer.eval()
 
     def draw() -> torch.Tensor:
         options = group_options(model.sample, {"sampler": "ddim", "steps": steps, "spacing": "trailing"})
@@ -262,7 +262,7 @@ def diffusion() -> None:
 
     for name, theirs in (
         ("diffusers", lambda: pipeline(batch_size=n, num_inference_steps=steps, output_type="np")),
-        ("denoising-diffusion-pytorch", lambda: other.sample(batch_size=n)),
+        ("denoising-diffusion-pytorch", lambda: peer.sample(batch_size=n)),
     ):
         with torch.inference_mode():
             a, b, ratio = interleaved(draw, theirs, 5)

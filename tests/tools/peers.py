@@ -46,7 +46,7 @@ class Clock:
 
         me = psutil.Process()
         times = [process.cpu_times() for process in (me, *me.children(recursive=True))]
-        return sum(found.user + found.system for found in times)
+        return sum(each.user + each.system for each in times)
 
     def tick(self) -> None:
         """Counts a step. Raises TimeUp."""
@@ -299,8 +299,8 @@ def train(name: str, images, labels, seconds: float, n: int, out: Path) -> None:
         "seed": SEED,
     }
     pixels = (255 * samples.clamp(0, 1)).round().to(torch.uint8)
-    known = {"labels": classes.numpy()} if peer.conditional else {}
-    np.savez_compressed(out, samples=pixels.permute(0, 2, 3, 1).numpy(), **known)
+    extras = {"labels": classes.numpy()} if peer.conditional else {}
+    np.savez_compressed(out, samples=pixels.permute(0, 2, 3, 1).numpy(), **extras)
     out.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
@@ -312,10 +312,10 @@ def main() -> None:
     command.add_argument("-n", type=int, default=2000, help="samples")
     command.add_argument("--data", type=Path, help="folder that holds mnist/FILE, in the place of GZ_MIRROR")
     command.add_argument("--out", type=Path, required=True, help="npz of the samples")
-    given = parser.parse_args()
+    args = parser.parse_args()
     os.environ |= ONE_CORE
-    if given.data:
-        os.environ["GZ_MIRROR"] = given.data.resolve().as_uri()
+    if args.data:
+        os.environ["GZ_MIRROR"] = args.data.resolve().as_uri()
 
     import numpy as np
 
@@ -325,8 +325,8 @@ def main() -> None:
     # gz keeps 2,000 of the 60,000 official training images for validation
     images = np.concatenate([pack.images(split) for split in ("train", "val")])
     labels = np.concatenate([pack.labels(split) for split in ("train", "val")])
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    train(given.peer, images, labels, 60 * given.minutes, given.n, given.out)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    train(args.peer, images, labels, 60 * args.minutes, args.n, args.out)
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def trainer_of(model: str, batch: int, block: int) -> None:
     kind = type(t.optimizers["main"])
     fused = "Adam" in kind.__name__ and tree["optim"]["name"] != "adamax"
     optimizer = kind(params, lr=1e-4, **{"fused" if fused else "foreach": True})
-    steps, own = count(1), count(1)
+    steps, trainer_steps = count(1), count(1)
 
     def loop() -> None:
         for step in islice(steps, block):
@@ -74,7 +74,7 @@ def trainer_of(model: str, batch: int, block: int) -> None:
             optimizer.zero_grad(set_to_none=True)
             torch._foreach_lerp_(shadow, [p.detach() for p in params], 0.001)
 
-    a, b, ratio = interleaved(lambda: [t.step(step) for step in islice(own, block)], loop, 9)
+    a, b, ratio = interleaved(lambda: [t.step(step) for step in islice(trainer_steps, block)], loop, 9)
     ms, extra = 1e3 * b / block, 1e3 * (a - b) / block
     small = ms < 20
     shown, bar = f"{ratio:.3f} × the bare loop, {extra:+.2f} ms", "≤ +0.5 ms" if small else "≤ 1.05 ×"

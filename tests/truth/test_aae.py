@@ -68,10 +68,10 @@ def test_scores_and_figures():
     torch.testing.assert_close(model.score_recon(b.x, noise=noise(16)), each.min(1).values)
     model = CVAE.of(INFO, net="mlp", hidden=(32,), latent=4).eval()
     with torch.no_grad():
-        found = model.measure([batch(), batch(step=1)])
+        figures = model.measure([batch(), batch(step=1)])
         mu, logvar = model.encode(b.x, model.labels(b.y, 16))
     prior = torch.distributions.Normal(torch.zeros(4), torch.ones(4))
     kl = kl_divergence(torch.distributions.Normal(mu, (0.5 * logvar).exp()), prior).sum(1).mean()
-    assert found["kl"] == pytest.approx(float(kl), rel=1e-5)
-    assert found["active_units"] == int((mu.var(0) > 0.01).sum())
-    assert found["iwae100"] <= found["recon"] + found["kl"]
+    assert figures["kl"] == pytest.approx(float(kl), rel=1e-5)
+    assert figures["active_units"] == int((mu.var(0) > 0.01).sum())
+    assert figures["iwae100"] <= figures["recon"] + figures["kl"]

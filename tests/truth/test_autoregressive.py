@@ -159,8 +159,8 @@ def test_completion_infers_the_class_from_the_kept_rows(net):
         model, rows = net((1, 8, 8), 8, classes=CLASSES, scale=3.0), 4
         model.label.table.weight.data.mul_(3)
     x = model.sample(n, labels=y, noise=noise(n))
-    blind, told = (model.complete(x, rows=rows, labels=y, noise=noise(n, 1)).images for y in (None, y))
-    assert (blind == told).flatten(1).all(1).float().mean() > 0.8
+    blind, labelled = (model.complete(x, rows=rows, labels=y, noise=noise(n, 1)).images for y in (None, y))
+    assert (blind == labelled).flatten(1).all(1).float().mean() > 0.8
 
 
 def test_loss_is_the_mean_negative_log_prob_and_has_gradients_under_bf16(net):

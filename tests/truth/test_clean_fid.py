@@ -47,8 +47,8 @@ def test_digits_in_folders(tmp_path):
     def theirs(a: str, b: str) -> float:
         return fid.compute_fid(a, b, mode="legacy_tensorflow", custom_feat_extractor=features, **how)
 
-    found = ours(one, "digits", tmp_path, "fd")
-    assert found == pytest.approx(theirs(one, two), rel=1e-5) and found > 1
+    distance = ours(one, "digits", tmp_path, "fd")
+    assert distance == pytest.approx(theirs(one, two), rel=1e-5) and distance > 1
     assert ours(two, "digits", tmp_path, "fd") == pytest.approx(0, abs=1e-3)
     assert theirs(two, two) == pytest.approx(0, abs=1e-3)
 
@@ -58,7 +58,7 @@ def test_clip_of_colour_pictures(tmp_path, monkeypatch):
     sizes = {"intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1, "patch_size": 56}
     small = CLIPVisionModelWithProjection(CLIPVisionConfig(hidden_size=64, projection_dim=12, **sizes))
     torch.save(small.state_dict(), tmp_path / "clip.bin")
-    monkeypatch.setattr(pretrained, "weights", lambda name, **told: tmp_path / "clip.bin")
+    monkeypatch.setattr(pretrained, "weights", lambda name, **options: tmp_path / "clip.bin")
     network, _ = pretrained.transformer(pretrained.CLIP, pretrained.clip_of)
     encoder = SimpleNamespace(eval=lambda: None, encode_image=lambda x: network(x).image_embeds)
     monkeypatch.setitem(sys.modules, "clip", SimpleNamespace(load=lambda name, device: (encoder, None)))

@@ -53,10 +53,10 @@ def test_clusters_are_those_of_scikit_learn_and_fewer_of_few_images(recwarn):
     pairs = set(zip(clusters(x).tolist(), theirs.labels_.tolist(), strict=True))
     assert len(pairs) == 3
     assert sorted(clusters.shares.tolist()) == pytest.approx([0.1, 0.3, 0.6])
-    found = np.bincount(clusters(x).numpy(), minlength=3) / 100
-    assert clusters.shares.numpy() == pytest.approx(found, abs=1e-6)
-    for mine, other in pairs:
-        centre = theirs.cluster_centers_[other]
+    frequencies = np.bincount(clusters(x).numpy(), minlength=3) / 100
+    assert clusters.shares.numpy() == pytest.approx(frequencies, abs=1e-6)
+    for mine, peer in pairs:
+        centre = theirs.cluster_centers_[peer]
         assert clusters.centres[mine].numpy() == pytest.approx(centre, abs=1e-5)
     clusters = Clusters((3, 128, 64), 2)
     assert clusters.centres.shape == (2, 3 * 32 * 32)
@@ -108,18 +108,18 @@ def test_the_network_is_told_the_cluster_in_training_and_guided_to_a_drawn_one_i
     model.loss(Batch(x[:8], torch.zeros(8, dtype=torch.long), torch.arange(8), noise(8, 5)))
     assert torch.equal(model.net.told[-1], model.clusters(x[:8]))
     model.sample(40, noise=noise(40), progress=no_progress)
-    told = model.net.told[-1][:40]  # of a batch doubled by guidance
-    assert all(torch.equal(told, rows) for y in model.net.told[1:] for rows in y.split(40))
+    clusters = model.net.told[-1][:40]  # of a batch doubled by guidance
+    assert all(torch.equal(clusters, rows) for y in model.net.told[1:] for rows in y.split(40))
     draws = noise(40)
     draws.randn(40)  # its noise is the first draw, the clusters are the second
-    assert torch.equal(told, model.clusters.draw(40, draws))
+    assert torch.equal(clusters, model.clusters.draw(40, draws))
 
     def scales(options: dict, **how) -> set[float]:
         model = catalog.load(name).of(INFO, **options, **patch)
-        found, guided = [], model.guided_output
-        model.guided_output = lambda x, t, y, scale: found.append(scale) or guided(x, t, y, scale)
+        values, guided = [], model.guided_output
+        model.guided_output = lambda x, t, y, scale: values.append(scale) or guided(x, t, y, scale)
         flat(model.sample)(2, noise=noise(2), progress=no_progress, steps=2, **how)
-        return set(found)
+        return set(values)
 
     assert scales({"clusters": 3}) == {GUIDANCE}
     assert scales({"clusters": 3}, guidance=1.0) == {1.0}
@@ -187,9 +187,9 @@ def test_the_nearest_cluster_is_that_of_what_is_known():
     clusters, x, _ = of_classes()
     centres = clusters.centres[clusters.shares > 0].view(-1, *SHAPE)
     mask = (torch.rand(len(x), 1, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.4).float()
-    known = ((x[:, None] - centres) * mask[:, None]).square().flatten(2).sum(2).argmin(1)
+    nearest = ((x[:, None] - centres) * mask[:, None]).square().flatten(2).sum(2).argmin(1)
     hidden = torch.where(mask > 0, x, 9.0)
-    assert torch.equal(clusters(hidden, mask=mask), known) and torch.equal(
+    assert torch.equal(clusters(hidden, mask=mask), nearest) and torch.equal(
         clusters(x, mask=mask * 0 + 1), clusters(x)
     )
     pool = nn.functional.avg_pool2d
@@ -238,22 +238,22 @@ def test_a_likelihood_is_a_bound_of_the_mixture_and_equal_where_clusters_are_apa
         + 4 * math.log(2 / 255)
         + model.clusters.shares.log()
     )
-    found, nearest = model.log_prob(x, noise=noise(n)), model.clusters(x)
-    torch.testing.assert_close(found, log_p[torch.arange(n), nearest], atol=2e-3, rtol=0)
-    gap = log_p.logsumexp(1) - found
+    bound, nearest = model.log_prob(x, noise=noise(n)), model.clusters(x)
+    torch.testing.assert_close(bound, log_p[torch.arange(n), nearest], atol=2e-3, rtol=0)
+    gap = log_p.logsumexp(1) - bound
     assert gap.min() > -2e-3
     assert (gap.max() > 0.1) if means is MEANS else (gap.max() < 2e-2)
     of_class = log_p.unflatten(1, (2, 2))
-    given = torch.stack([labelled.log_prob(x, torch.full((n,), k), noise=noise(n)) for k in range(2)], 1)
+    per_class = torch.stack([labelled.log_prob(x, torch.full((n,), k), noise=noise(n)) for k in range(2)], 1)
     p_y = torch.tensor([0.4, 0.6]).double()
-    excess = given + p_y.log() - of_class.logsumexp(2)
-    assert (excess / given.abs()).max() < 1e-3, "a relative error of the solver far from the data"
+    excess = per_class + p_y.log() - of_class.logsumexp(2)
+    assert (excess / per_class.abs()).max() < 1e-3, "a relative error of the solver far from the data"
     torch.testing.assert_close(
-        labelled.log_prob(x, noise=noise(n)), (given + p_y.log())[torch.arange(n), nearest // 2]
+        labelled.log_prob(x, noise=noise(n)), (per_class + p_y.log())[torch.arange(n), nearest // 2]
     )
     batch = Batch(x, nearest // 2, torch.arange(n), noise(n))
     marginal = log_marginal(labelled, batch, p_y, seed=0)
-    torch.testing.assert_close(marginal, (given + p_y.log()).logsumexp(1))
+    torch.testing.assert_close(marginal, (per_class + p_y.log()).logsumexp(1))
     assert (log_p.logsumexp(1) - marginal).min() > -2e-3
 
 
@@ -267,22 +267,22 @@ def test_what_is_made_of_an_image_is_told_its_cluster(name):
         m.clusters.load_state_dict(clusters.state_dict())
     n, scores = len(x), ("score_recon", "log_prob", "score_denoise" if name == "ddpm" else "path_statistics")
 
-    def told(m, verb, **how):
+    def labels(m, verb, **how):
         m.net.told.clear()
         flat(getattr(m, verb))(x, **how)
         return m.net.told
 
     for m, verb in itertools.product((model, labelled), ("reconstruct", "interpolate", "inpaint", *scores)):
         how = {"inpaint": {"mask": torch.ones(n, 1, 4, 4)}, "interpolate": {"frames": 2}}.get(verb, {})
-        heard = told(m, verb, **({"steps": 2} if verb == "path_statistics" else {"noise": noise(n)}), **how)
+        heard = labels(m, verb, **({"steps": 2} if verb == "path_statistics" else {"noise": noise(n)}), **how)
         assert all(torch.equal(rows, clusters(x)) for rows in heard), verb
     for verb, how in {"edit": {"labels": 1 - y}, "log_prob": {"labels": 1 - y}}.items():
         assert all(
-            torch.equal(rows, clusters(x, 1 - y)) for rows in told(labelled, verb, noise=noise(n), **how)
+            torch.equal(rows, clusters(x, 1 - y)) for rows in labels(labelled, verb, noise=noise(n), **how)
         )
-    way = told(labelled, "translate", labels=1 - y, y=y, noise=noise(n))
+    way = labels(labelled, "translate", labels=1 - y, y=y, noise=noise(n))
     assert torch.equal(way[0], clusters(x, y)) and torch.equal(way[-1], clusters(x, 1 - y))
-    heard = told(labelled, "classify", times=1, noise=noise(n))
+    heard = labels(labelled, "classify", times=1, noise=noise(n))
     assert all(torch.equal(rows, clusters(x, torch.full((n,), k))) for k, rows in enumerate(heard))
     assert torch.equal(labelled.edit(x, labels=1 - y, noise=noise(n)).labels, 1 - y)
 
@@ -326,15 +326,15 @@ def clustered(cls=Transformer, shape=(1, 12, 8), **options):
 
 @pytest.mark.parametrize("cls", [Transformer, MaskGIT])
 def test_a_prior_is_told_the_cluster_of_the_image_and_draws_one_by_its_share(cls):
-    model, x, told = clustered(cls), coded_images(20), []
-    hear = lambda module, given, *_: told.append(given[0])  # noqa: E731
+    model, x, clusters = clustered(cls), coded_images(20), []
+    hear = lambda module, args, *_: clusters.append(args[0])  # noqa: E731
     for module in model.modules():
         if isinstance(module, ClassEmbedding):
             module.register_forward_pre_hook(hear)
     model.train().loss(prepared(model, x))
-    assert torch.equal(told[-1], model.clusters(x))
+    assert torch.equal(clusters[-1], model.clusters(x))
     model.eval().sample(30, noise=noise(30, 3), progress=no_progress)
-    assert torch.equal(told[-1], model.clusters.draw(30, noise(30, 3)).repeat(2)), "guided"
+    assert torch.equal(clusters[-1], model.clusters.draw(30, noise(30, 3)).repeat(2)), "guided"
     assert model.guidance_scale(None) == GUIDANCE
 
 
@@ -351,15 +351,15 @@ def test_codes_and_clusters_have_probabilities_by_which_completions_draw():
         expected = -joint[rows, model.clusters(x)].log()
         torch.testing.assert_close(model.score_nll(x, noise=noise(9)), expected)
     model = clustered()
-    kept, n = torch.tensor([[1, 3]]), 20_000
+    prefix, n = torch.tensor([[1, 3]]), 20_000
     with torch.no_grad():
-        joint = torch.stack([(-model.nll(kept, torch.tensor([k]))).exp() for k in range(3)], 1)
+        joint = torch.stack([(-model.nll(prefix, torch.tensor([k]))).exp() for k in range(3)], 1)
         expected = (joint * model.clusters.shares)[0]
         drawn, first = (
-            model.draw_cluster(model.clusters, kept.expand(n, 2)[:, :k], None, noise(n)) for k in (2, 0)
+            model.draw_cluster(model.clusters, prefix.expand(n, 2)[:, :k], None, noise(n)) for k in (2, 0)
         )
-    for found, shares in ((drawn, expected / expected.sum()), (first, model.clusters.shares)):
-        counts = torch.bincount(found, minlength=3) / n
+    for labels, shares in ((drawn, expected / expected.sum()), (first, model.clusters.shares)):
+        counts = torch.bincount(labels, minlength=3) / n
         assert counts.numpy() == pytest.approx(shares.numpy(), abs=4 * 0.5 / n**0.5)
     assert model.complete(coded_images(4), noise=noise(4)).images.shape == (4, 1, 12, 8)
 
@@ -374,14 +374,14 @@ def test_a_prior_of_classes_with_clusters_is_told_a_cluster_of_the_class(cls):
     with torch.no_grad():
         nll = model.nll(codes, c, noise(80)) - model.clusters.shares[c].log()
         torch.testing.assert_close(model.score_nll(x, noise=noise(80)), nll)
-        given = model.joint_nll(codes, x, y, noise(80))
-        own = c // 2 == y
-        torch.testing.assert_close(given[own] + math.log(2), nll[own])
-    told = []
-    hear = lambda module, given, *_: told.append(given[0])  # noqa: E731
+        joint = model.joint_nll(codes, x, y, noise(80))
+        mask = c // 2 == y
+        torch.testing.assert_close(joint[mask] + math.log(2), nll[mask])
+    clusters = []
+    hear = lambda module, args, *_: clusters.append(args[0])  # noqa: E731
     model.label.register_forward_pre_hook(hear)
     how, verb = ({"rows": 4}, "complete") if cls is Transformer else ({}, "inpaint")
     for labels in (y, None):
         done = getattr(model, verb)(x, labels=labels, noise=noise(80), **how)
-        assert told[-1].max() == 3 and (labels is None or torch.equal(told[-1] // 2, y))
-        assert done.labels is None or torch.equal(told[-1] // 2, done.labels)
+        assert clusters[-1].max() == 3 and (labels is None or torch.equal(clusters[-1] // 2, y))
+        assert done.labels is None or torch.equal(clusters[-1] // 2, done.labels)

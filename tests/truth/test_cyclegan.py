@@ -40,36 +40,36 @@ def model(info: DataInfo = INFO, **options) -> CycleGAN:
 
 def test_losses_and_figures_term_by_term():
     net, a, b = model(cycle=7.0, identity=0.3), images(3), images(3, seed=1)
-    found = net.loss(batch(a, b), "generator")
+    losses = net.loss(batch(a, b), "generator")
     g, f = net.a_to_b, net.b_to_a
     gan = ((net.disc_b(g(a)) - 1) ** 2).mean() + ((net.disc_a(f(b)) - 1) ** 2).mean()
     cycle = (f(g(a)) - a).abs().mean() + (g(f(b)) - b).abs().mean()
     identity = (g(b) - b).abs().mean() + (f(a) - a).abs().mean()
     for name, value in {"gan": gan, "cycle": cycle, "identity": identity}.items():
-        torch.testing.assert_close(found[name], value)
-    torch.testing.assert_close(found["loss"], gan + 7 * cycle + 7 * 0.3 * identity)
+        torch.testing.assert_close(losses[name], value)
+    torch.testing.assert_close(losses["loss"], gan + 7 * cycle + 7 * 0.3 * identity)
     net, a, b = model(pool=0), images(3), images(3, seed=1)
-    found = net.loss(batch(a, b), "discriminator")
+    losses = net.loss(batch(a, b), "discriminator")
     expected = 0
     for disc, real, fake in ((net.disc_a, a, net.b_to_a(b)), (net.disc_b, b, net.a_to_b(a))):
         expected += (((disc(real) - 1) ** 2).mean() + (disc(fake) ** 2).mean()) / 2
-    torch.testing.assert_close(found["loss"], expected)
-    found["loss"].backward()
+    torch.testing.assert_close(losses["loss"], expected)
+    losses["loss"].backward()
     assert all(p.grad is None for net in (net.a_to_b, net.b_to_a) for p in net.parameters())
     net, x, y = model(cycle=7.0).eval(), images(4), torch.tensor([0, 1, 1, 0])
-    found = net.loss(Batch(x, y, torch.arange(4), noise(4)))["loss"]
+    loss = net.loss(Batch(x, y, torch.arange(4), noise(4)))["loss"]
     back = torch.where((y == 0).view(-1, 1, 1, 1), net.b_to_a(net.a_to_b(x)), net.a_to_b(net.b_to_a(x)))
-    torch.testing.assert_close(found, 7 * (back - x).abs().mean())
+    torch.testing.assert_close(loss, 7 * (back - x).abs().mean())
     net, x, y = model().eval(), images(6), torch.tensor([0, 1, 0, 0, 1, 1])
     with torch.no_grad():
-        found = net.measure(Batch(x[i : i + 4], y[i : i + 4], torch.arange(4), noise(4)) for i in (0, 4))
+        figures = net.measure(Batch(x[i : i + 4], y[i : i + 4], torch.arange(4), noise(4)) for i in (0, 4))
         cycle = net.loss(Batch(x, y, torch.arange(6), noise(6)))["loss"] / net.cycle
         a, b = x[y == 0], x[y == 1]
         same = torch.cat([net.b_to_a(a) - a, net.a_to_b(b) - b]).abs().mean()
         pairs = torch.cat([a, b]), torch.cat([net.a_to_b(a), net.b_to_a(b)])
         like = ssim_parts(*((t + 1) / 2 for t in pairs), gaussian_window(11, 1.5))[0].mean()
     want = {"cycle_l1": float(cycle) / 2, "identity_l1": float(same) / 2, "ssim": float(like)}
-    assert found == pytest.approx(want, rel=1e-4)
+    assert figures == pytest.approx(want, rel=1e-4)
 
 
 def test_the_pool_is_that_of_the_paper():
@@ -160,13 +160,13 @@ def test_the_translator_against_plain_layers_and_the_sizes_of_the_paper():
 def test_directions_and_scores_of_the_domain_that_suits_better():
     net, x = model().eval(), images(5)
     g, f = net.a_to_b(x), net.b_to_a(x)
-    given = {"noise": noise(5), "progress": no_progress}
-    torch.testing.assert_close(net.translate(x, **given, direction="AtoB").images, g)
-    torch.testing.assert_close(net.translate(x, **given, direction="BtoA").images, f)
-    torch.testing.assert_close(net.reconstruct(x, **given, direction="BtoA").images, net.a_to_b(f))
+    how = {"noise": noise(5), "progress": no_progress}
+    torch.testing.assert_close(net.translate(x, **how, direction="AtoB").images, g)
+    torch.testing.assert_close(net.translate(x, **how, direction="BtoA").images, f)
+    torch.testing.assert_close(net.reconstruct(x, **how, direction="BtoA").images, net.a_to_b(f))
     from_a = (f - x).abs().mean((1, 2, 3)) < (g - x).abs().mean((1, 2, 3))
     assert 0 < from_a.sum() < 5, "a test of both ways"
-    torch.testing.assert_close(net.translate(x, **given).images, torch.where(from_a.view(-1, 1, 1, 1), g, f))
+    torch.testing.assert_close(net.translate(x, **how).images, torch.where(from_a.view(-1, 1, 1, 1), g, f))
     net, x = model().eval(), images(4)
     rated = [-disc(x).mean((1, 2, 3)) for disc in (net.disc_a, net.disc_b)]
     torch.testing.assert_close(net.score_disc(x, noise=noise(4)), torch.minimum(*rated))
@@ -188,13 +188,13 @@ def test_samples_are_translations_of_what_was_trained_on():
     for domain in (0, 1):
         assert torch.equal(net.memory[domain], to_uint8(torch.cat([pair[domain] for pair in steps]))[:MEMORY])
     net.eval()
-    known = net.memory.float() / 127.5 - 1
+    memory = net.memory.float() / 127.5 - 1
     for direction, domain, translator in (("AtoB", 0, net.a_to_b), ("BtoA", 1, net.b_to_a)):
         made = net.sample(6, noise=noise(6), progress=no_progress, direction=direction)
-        every = translator(known[domain])
+        every = translator(memory[domain])
         assert all((every - x).abs().amax((1, 2, 3)).min() < 1e-4 for x in made)
     made = net.sample(40, noise=noise(40), progress=no_progress)
-    every = torch.cat([net.a_to_b(known[0]), net.b_to_a(known[1])])
+    every = torch.cat([net.a_to_b(memory[0]), net.b_to_a(memory[1])])
     near = (made[:, None] - every).abs().amax((2, 3, 4))
     assert near.min(1).values.max() < 1e-4
     assert 8 < (near.argmin(1) < MEMORY).sum() < 32, "either way"
@@ -225,15 +225,15 @@ def test_each_domain_has_epochs_of_its_own_and_partners_change(folder):
     pack = open_pack(folder)
     labels, source = pack.labels("train"), batches(pack)
     every = [{bytes(image) for image in pack.images("train")[labels == k]} for k in (0, 1)]
-    assert [len(known) for known in every] != [30, 20], "some are held out"
+    assert [len(members) for members in every] != [30, 20], "some are held out"
     steps = math.lcm(*map(len, every))
     seen = [source.at(step) for step in range(steps)]
     assert all((part.y == 0).all() and (labels[part.index.numpy()] == 0).all() for part in seen)
     domains = torch.cat([s.x for s in seen]), torch.cat([s.extra["second_domain"] for s in seen])
-    for known, x in zip(every, domains, strict=True):
+    for members, x in zip(every, domains, strict=True):
         shown = [bytes(image) for image in to_uint8(x).numpy()]
-        epochs = [shown[i : i + len(known)] for i in range(0, len(shown), len(known))]
-        assert all(set(epoch) == known for epoch in epochs) and epochs[0] != epochs[1]
+        epochs = [shown[i : i + len(members)] for i in range(0, len(shown), len(members))]
+        assert all(set(epoch) == members for epoch in epochs) and epochs[0] != epochs[1]
     few = batches(pack, n=3)
     shown = torch.cat([both(few.at(step)) for step in range(6)]).chunk(2, 1)
     assert [len(x.unique(dim=0)) for x in shown] == [3, 3], "a subset is of each domain"
@@ -257,8 +257,8 @@ def test_a_batch_is_a_function_of_seed_and_step_whatever_the_processes(folder, l
         assert torch.equal(both(whole), both(batches(pack, **options).at(step)))
         assert torch.equal(both(whole), torch.cat([both(part) for part in parts]))
     assert torch.equal(both(whole.rows(slice(1, 3), whole.noise)), both(whole)[1:3])
-    other = batches(pack, seed=4, **options).at(0)
-    assert not torch.equal(forward[0].extra["second_domain"], other.extra["second_domain"])
+    second = batches(pack, seed=4, **options).at(0)
+    assert not torch.equal(forward[0].extra["second_domain"], second.extra["second_domain"])
 
 
 def test_streamed_domains_are_the_packed_ones_and_read_in_one_go(folder, home, monkeypatch):
@@ -279,8 +279,8 @@ def test_streamed_domains_are_the_packed_ones_and_read_in_one_go(folder, home, m
 def test_sets_without_two_domains(folder):
     for data, said in (("mnist", "`mnist` has 10 classes"), ("cifar100", "`cifar100` has 100 classes")):
         e = refused(said, resolve, "cyclegan", data=data)
-        known = "patches, digits-ab, pneumoniamnist, breastmnist, horse2zebra"
-        assert e.hint.startswith(f"sets of two classes: {known}; or a")
+        names = "patches, digits-ab, pneumoniamnist, breastmnist, horse2zebra"
+        assert e.hint.startswith(f"sets of two classes: {names}; or a")
     for path in folder.glob("trainB/*"):
         path.rename(folder / "trainA" / path.name)
     (folder / "trainB").rmdir()

@@ -67,9 +67,9 @@ def gaussian(schedule, mean=0.3, std=0.5) -> Mixture:
 @pytest.mark.parametrize("zero_snr", [False, True])
 def test_schedules_agree_with_diffusers(name, theirs, zero_snr):
     diffusers = pytest.importorskip("diffusers")
-    other = diffusers.DDIMScheduler(beta_schedule=theirs, rescale_betas_zero_snr=zero_snr)
+    scheduler = diffusers.DDIMScheduler(beta_schedule=theirs, rescale_betas_zero_snr=zero_snr)
     ours = DiscreteVP(name, 1000, zero_snr=zero_snr)
-    np.testing.assert_allclose(ours.alpha**2, other.alphas_cumprod.numpy(), atol=2e-6)
+    np.testing.assert_allclose(ours.alpha**2, scheduler.alphas_cumprod.numpy(), atol=2e-6)
     np.testing.assert_allclose(ours.alpha**2 + ours.sigma**2, 1, rtol=1e-12)
     assert (np.diff(ours.alpha) < 0).all()
     assert (ours.alpha[-1] == 0) == zero_snr
@@ -99,15 +99,15 @@ def exact_start():
     return torch.randn(16, 1, 2, 2, generator=torch.Generator().manual_seed(0))
 
 
-def along_with_diffusers(sampler, other, step, **options) -> list[Level]:
+def along_with_diffusers(sampler, scheduler, step, **options) -> list[Level]:
     """Checks a sampler along the times of a diffusers scheduler, by the same noises and the exact ε."""
     schedule = DiscreteVP("linear", 1000)
     target, x, g = gaussian(schedule), exact_start(), torch.Generator().manual_seed(1)
-    path, want = schedule.path_over(other.timesteps.tolist()), x
+    path, want = schedule.path_over(scheduler.timesteps.tolist()), x
     got = sampler(target, x, path, randn=lambda: torch.randn(x.shape, generator=g), **options)
     step["generator"] = torch.Generator().manual_seed(1)
-    for t in other.timesteps:
-        want = other.step(target(want, float(t))[1], t, want, **step).prev_sample
+    for t in scheduler.timesteps:
+        want = scheduler.step(target(want, float(t))[1], t, want, **step).prev_sample
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
     return path
 
@@ -116,15 +116,15 @@ def along_with_diffusers(sampler, other, step, **options) -> list[Level]:
 def test_ddim_and_ancestral_agree_with_diffusers(spacing):
     diffusers = pytest.importorskip("diffusers")
     for eta in (0.0, 0.6, 1.0):
-        other = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing=spacing)
-        other.set_timesteps(20)
-        path = along_with_diffusers(samplers.ddim, other, {"eta": eta}, eta=eta)
+        scheduler = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing=spacing)
+        scheduler.set_timesteps(20)
+        path = along_with_diffusers(samplers.ddim, scheduler, {"eta": eta}, eta=eta)
         assert path == DiscreteVP("linear", 1000).path(20, spacing)
     times = list(range(999, -1, -1)) if spacing == "trailing" else [999, 700, 444, 90, 17, 0]
     for variance in ("small", "large"):
-        other = diffusers.DDPMScheduler(clip_sample=False, variance_type=f"fixed_{variance}")
-        other.set_timesteps(timesteps=times)
-        along_with_diffusers(samplers.ancestral, other, {}, variance=variance)
+        scheduler = diffusers.DDPMScheduler(clip_sample=False, variance_type=f"fixed_{variance}")
+        scheduler.set_timesteps(timesteps=times)
+        along_with_diffusers(samplers.ancestral, scheduler, {}, variance=variance)
 
 
 @BETAS
@@ -141,14 +141,14 @@ def test_multistep_samplers_agree_with_diffusers(name, theirs, steps):
         (samplers.unipc, diffusers.UniPCMultistepScheduler, False),
     ):
         algorithm = {"algorithm_type": "sde-dpmsolver++"} if noisy else {}
-        other = scheduler(beta_schedule=theirs, prediction_type="sample", **algorithm)
-        other.set_timesteps(steps)
+        peer = scheduler(beta_schedule=theirs, prediction_type="sample", **algorithm)
+        peer.set_timesteps(steps)
         want = x
-        for t, eps in zip(other.timesteps, noises, strict=True):
+        for t, eps in zip(peer.timesteps, noises, strict=True):
             drawn = {"variance_noise": eps} if noisy else {}
-            want = other.step(target(want, float(t))[0], t, want, **drawn).prev_sample
+            want = peer.step(target(want, float(t))[0], t, want, **drawn).prev_sample
         how = {"noisy": True, "randn": iter(noises).__next__} if noisy else {}
-        got = sampler(target, x, schedule.path_over(other.timesteps.tolist()), **how)
+        got = sampler(target, x, schedule.path_over(peer.timesteps.tolist()), **how)
         torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4, msg=f"{scheduler.__name__} {noisy}")
 
 
@@ -158,14 +158,14 @@ def test_clipping_agrees_with_diffusers():
     x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     dynamic = {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 9e9}
     for ours, theirs in (({}, {"clip_sample": True}), ({"dynamic": 0.9}, dynamic)):
-        other = diffusers.DDIMScheduler(timestep_spacing="trailing", **theirs)
-        other.set_timesteps(10)
+        scheduler = diffusers.DDIMScheduler(timestep_spacing="trailing", **theirs)
+        scheduler.set_timesteps(10)
         with torch.no_grad():
             got = samplers.ddim(model.denoiser(None, WalkOptions(1.0, **ours)), x, model.process.path(10))
             want = x
-            for t in other.timesteps:
+            for t in scheduler.timesteps:
                 out = model.net(want, t.expand(4))
-                want = other.step(out, t, want, use_clipped_model_output=True).prev_sample
+                want = scheduler.step(out, t, want, use_clipped_model_output=True).prev_sample
         torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
 
 
@@ -180,8 +180,8 @@ def errors_on_gaussian(sampler, steps):
 
 
 def test_orders_and_network_calls():
-    found = {samplers.ddim: (1, 20), samplers.dpmpp: (2, 20), samplers.unipc: (3, 20), samplers.heun: (2, 39)}
-    for sampler, (order, calls) in found.items():
+    table = {samplers.ddim: (1, 20), samplers.dpmpp: (2, 20), samplers.unipc: (3, 20), samplers.heun: (2, 39)}
+    for sampler, (order, calls) in table.items():
         (coarse, n), (fine, _) = errors_on_gaussian(sampler, 20), errors_on_gaussian(sampler, 40)
         assert n == calls
         assert 1.6**order < coarse / fine < 2.6**order, (sampler.__name__, coarse, fine)
@@ -387,15 +387,15 @@ def test_inpainting_finds_the_conditional():
         return x0, (x - a * x0) / s
 
     g = torch.Generator().manual_seed(0)
-    known = torch.randn(3000, 1, 1, 2, generator=g) * 0.5
-    randn = lambda: torch.randn(known.shape, generator=g)  # noqa: E731
+    pixels = torch.randn(3000, 1, 1, 2, generator=g) * 0.5
+    randn = lambda: torch.randn(pixels.shape, generator=g)  # noqa: E731
     slopes = []
     for resample in (1, 10):
         mask = torch.tensor([1.0, 0.0]).expand(3000, 1, 1, 2)
         path = samplers.repeat_stretches(schedule.path(50), resample, 5)
-        y = samplers.repaint(denoise, randn(), path, image=known, mask=mask, randn=randn)
-        assert torch.equal(y[..., 0], known[..., 0])
-        slopes.append(float((y[..., 1] * known[..., 0]).mean() / known[..., 0].square().mean()))
+        y = samplers.repaint(denoise, randn(), path, image=pixels, mask=mask, randn=randn)
+        assert torch.equal(y[..., 0], pixels[..., 0])
+        slopes.append(float((y[..., 1] * pixels[..., 0]).mean() / pixels[..., 0].square().mean()))
     assert abs(slopes[1] - rho) < 0.08
     assert abs(slopes[0] - rho) > abs(slopes[1] - rho)
     assert samplers.repeat_stretches(range(5), 2, 2) == [0, 1, 2, 0, 1, 2, 3, 4, 2, 3, 4]
@@ -465,8 +465,8 @@ def test_an_image_is_the_same_alone_and_in_a_batch():
     model = build()
     for sampler, spacing in zip(("ancestral", "ddim", "dpmpp", "unipc", "heun"), SPACINGS, strict=True):
         seen, options = [], {"sampler": sampler, "spacing": spacing, "steps": 7, "eta": 0.5}
-        told = {"progress": lambda i, n, x=None, seen=seen: seen.append((i, n))}
-        x = flat(model.sample)(3, noise=noise(3), **told, **options)
+        how = {"progress": lambda i, n, x=None, seen=seen: seen.append((i, n))}
+        x = flat(model.sample)(3, noise=noise(3), **how, **options)
         assert x.shape == (3, 1, 8, 8) and x.isfinite().all() and x.abs().max() <= 1, sampler
         assert seen == [(i + 1, 7) for i in range(7)], sampler
         alone = flat(model.sample)(1, noise=ImageNoise(0, [1]), **options)

@@ -19,10 +19,10 @@ from gzcli.metrics.detection import detection
 def test_the_worked_example_and_exact_values():
     """N(0, 1) against N(2, 3): an AUROC of .734 is an FPR95 of .9985 or .453, by which class is positive."""
     rng = np.random.default_rng(0)
-    found = detection(rng.normal(0, 1, 100_000), rng.normal(2, 3, 100_000))
-    assert found["auroc"] == pytest.approx(0.734, abs=0.004)
-    assert found["fpr95"] == pytest.approx(0.9985, abs=0.001)
-    assert found["fpr95_id"] == pytest.approx(0.453, abs=0.006)
+    figures = detection(rng.normal(0, 1, 100_000), rng.normal(2, 3, 100_000))
+    assert figures["auroc"] == pytest.approx(0.734, abs=0.004)
+    assert figures["fpr95"] == pytest.approx(0.9985, abs=0.001)
+    assert figures["fpr95_id"] == pytest.approx(0.453, abs=0.006)
     s = 1e6 + np.arange(1000) * 1e-6
     assert detection(s[:500], s[500:])["auroc"] == 1.0
     low, high = np.arange(50.0), np.arange(100.0, 150.0)
@@ -39,7 +39,7 @@ def test_the_worked_example_and_exact_values():
 def test_a_benchmark_s_aupr_is_openood_s_trapezoid():
     rng = np.random.default_rng(3)
     s_in, s_out = rng.integers(0, 12, 60), rng.integers(4, 16, 40)
-    found, plain = (detection(s_in, s_out, trapezoid=trapezoid) for trapezoid in (True, False))
+    result, plain = (detection(s_in, s_out, trapezoid=trapezoid) for trapezoid in (True, False))
     for key, y, s in (
         ("aupr_out", [0] * 60 + [1] * 40, [*s_in, *s_out]),
         ("aupr_in", [1] * 60 + [0] * 40, [*-s_in, *-s_out]),
@@ -49,26 +49,26 @@ def test_a_benchmark_s_aupr_is_openood_s_trapezoid():
             taken = [label for label, score in zip(y, s, strict=True) if score >= level]
             points.append((sum(taken) / len(taken), sum(taken) / sum(y)))
         area = sum((p0 + p1) / 2 * (r1 - r0) for (p0, r0), (p1, r1) in itertools.pairwise(points))
-        assert found[key] == pytest.approx(area) and found[key] != plain[key]
-    assert {key: found[key] for key in ("auroc", "fpr95")} == {key: plain[key] for key in ("auroc", "fpr95")}
+        assert result[key] == pytest.approx(area) and result[key] != plain[key]
+    assert {key: result[key] for key in ("auroc", "fpr95")} == {key: plain[key] for key in ("auroc", "fpr95")}
 
 
 @pytest.mark.parametrize("offset", [0.0, 4000.0, -1e9])
 def test_equals_sklearn_and_counting_with_ties_at_any_offset(offset):
     rng = np.random.default_rng(1)
     s_in, s_out = rng.integers(0, 12, 400) + offset, rng.integers(4, 16, 300) + offset
-    found = detection(s_in, s_out)
+    figures = detection(s_in, s_out)
     y, s = np.repeat([0, 1], [400, 300]), np.concatenate([s_in, s_out])
-    assert found["auroc"] == pytest.approx(roc_auc_score(y, s), abs=1e-12)
+    assert figures["auroc"] == pytest.approx(roc_auc_score(y, s), abs=1e-12)
     pairs = (s_out[:, None] > s_in).mean() + 0.5 * (s_out[:, None] == s_in).mean()
-    assert found["auroc"] == pytest.approx(pairs, abs=1e-12)
-    assert found["aupr_out"] == pytest.approx(average_precision_score(y, s), abs=1e-12)
-    assert found["aupr_in"] == pytest.approx(average_precision_score(1 - y, -s), abs=1e-12)
+    assert figures["auroc"] == pytest.approx(pairs, abs=1e-12)
+    assert figures["aupr_out"] == pytest.approx(average_precision_score(y, s), abs=1e-12)
+    assert figures["aupr_in"] == pytest.approx(average_precision_score(1 - y, -s), abs=1e-12)
     threshold = max(t for t in s_out if (s_out >= t).mean() >= 0.95)
-    assert found["fpr95"] == pytest.approx((s_in >= threshold).mean(), abs=1e-12)
+    assert figures["fpr95"] == pytest.approx((s_in >= threshold).mean(), abs=1e-12)
     threshold = min(t for t in s_in if (s_in <= t).mean() >= 0.95)
-    assert found["fpr95_id"] == pytest.approx((s_out <= threshold).mean(), abs=1e-12)
-    assert (found["n_in"], found["n_out"]) == (400, 300)
+    assert figures["fpr95_id"] == pytest.approx((s_out <= threshold).mean(), abs=1e-12)
+    assert (figures["n_in"], figures["n_out"]) == (400, 300)
 
 
 def test_codes_are_lossless_and_grow_with_detail():
@@ -108,15 +108,15 @@ def test_knn_equals_neighbours_in_pixels_when_no_component_is_dropped():
 def test_a_p_value_is_a_place_in_an_order_and_thresholds_flag_alike():
     rng = np.random.default_rng(0)
     held_out, scores = rng.integers(0, 9, 50).astype(float), np.arange(-1.0, 11.0)  # with ties
-    found = conformal.p_values(held_out, scores)
-    assert found.tolist() == [(1 + sum(c >= s for c in held_out)) / 51 for s in scores]
-    assert found[0] == 1 and found[-1] == 1 / 51
+    p_values = conformal.p_values(held_out, scores)
+    assert p_values.tolist() == [(1 + sum(c >= s for c in held_out)) / 51 for s in scores]
+    assert p_values[0] == 1 and p_values[-1] == 1 / 51
     infinite = np.array([np.inf])
     assert [float(conformal.p_values(held_out, infinite, tails=k)[0]) for k in (1, 2)] == [1 / 51] * 2
     held_out = np.arange(10.0)
     scores = np.array([9.5, -0.5, 8.5, 0.5, 4.6, 9.0, 0.0])
-    found = conformal.p_values(held_out, scores, tails=2) * 11
-    assert found.tolist() == pytest.approx([1, 2, 3, 4, 11, 3, 4])
+    p_values = conformal.p_values(held_out, scores, tails=2) * 11
+    assert p_values.tolist() == pytest.approx([1, 2, 3, 4, 11, 3, 4])
     assert (conformal.p_values(held_out, np.full(3, 4.5), tails=2) == 1).all()
     assert conformal.fewest(0.01) == 99 and conformal.fewest(0.05) == 19 and conformal.fewest(0.3) == 3
     assert conformal.fewest(0.01, scores=3) == 299
@@ -158,14 +158,14 @@ def test_the_rate_of_false_alarms_over_twenty_splits(fpr):
     k = round(fpr * (n + 1))
     exact = betabinom(m, k, n + 1 - k)
     rng = np.random.default_rng(1)
-    found = []
+    counts = []
     for _ in range(20):
         scores = rng.standard_t(2, n + m)  # heavy tails: the distribution does not matter
-        found.append(conformal.flagged(conformal.p_values(scores[:n], scores[n:]), fpr).sum())
-    assert abs(np.mean(found) - exact.mean()) < 3 * exact.std() / np.sqrt(20)
+        counts.append(conformal.flagged(conformal.p_values(scores[:n], scores[n:]), fpr).sum())
+    assert abs(np.mean(counts) - exact.mean()) < 3 * exact.std() / np.sqrt(20)
     assert exact.mean() / m == pytest.approx(fpr, rel=1e-9)
-    assert all(exact.ppf(1e-4) <= one <= exact.ppf(1 - 1e-4) for one in found)
-    wrong = np.array(found) * 2  # such a bound would notice twice the rate
+    assert all(exact.ppf(1e-4) <= one <= exact.ppf(1 - 1e-4) for one in counts)
+    wrong = np.array(counts) * 2  # such a bound would notice twice the rate
     assert abs(wrong.mean() - exact.mean()) > 3 * exact.std() / np.sqrt(20)
 
 

@@ -112,11 +112,11 @@ def test_reconstruction_of_held_out_images(trained):
     of_both, of_code = ((0.5 * (batch.x - back)).square().flatten(1).mean(1) for back in (both, alone))
     assert of_both.median() < 0.001 and of_both.mean() < 0.25 * of_code.mean(), (of_both, of_code)
     assert (is_down(alone) == batch.y).float().mean() > 0.9 and not torch.equal(alone, both)
-    found = trained.measure([bars(16, 998), bars(16, 999)])
-    assert found["mse"] < 0.25 * found["mse_semantic"] and found["accuracy"] > 0.9
+    figures = trained.measure([bars(16, 998), bars(16, 999)])
+    assert figures["mse"] < 0.25 * figures["mse_semantic"] and figures["accuracy"] > 0.9
     assert set(build(DataInfo((1, 8, 8))).measure([bars(2)])) == {"mse", "mse_semantic"}
-    seen, told = [], {"steps": 4, "progress": lambda i, n, x=None: seen.append((i, n))}
-    build().reconstruct(batch.x[:2], noise=noise(2), **told)
+    seen, how = [], {"steps": 4, "progress": lambda i, n, x=None: seen.append((i, n))}
+    build().reconstruct(batch.x[:2], noise=noise(2), **how)
     assert seen == [(i, 8) for i in range(1, 9)], "there and back"
 
 
@@ -218,32 +218,32 @@ def test_a_step_is_the_likeliest_that_moves_the_logits_so():
     z, y = correlated(model), torch.arange(50) % 2
     seen = model.head(model.normalise(z)).argmax(1)
     assert 0 < seen.float().mean() < 1
-    new, other = model.move_codes(z, y, 1.5, model.head), seen != y
-    assert torch.equal(new[~other], z[~other])
-    step = new[other] - z[other]
+    new, mask = model.move_codes(z, y, 1.5, model.head), seen != y
+    assert torch.equal(new[~mask], z[~mask])
+    step = new[mask] - z[mask]
     length = (step * torch.linalg.solve(model.cov, step.mT).mT).sum(1).sqrt()
     torch.testing.assert_close(length, torch.full_like(length, 1.5), atol=1e-3, rtol=1e-3)
 
     def margin(z):
         logits, rows = model.head(model.normalise(z)), torch.arange(len(z))
-        return logits[rows, y[other]] - logits[rows, seen[other]]
+        return logits[rows, y[mask]] - logits[rows, seen[mask]]
 
-    gain = margin(new[other]) - margin(z[other])
+    gain = margin(new[mask]) - margin(z[mask])
     assert (gain > 0).all()
     root = torch.linalg.cholesky(model.cov)
     for seed in range(20):
         sphere = F.normalize(torch.randn(step.shape, generator=torch.Generator().manual_seed(seed)), dim=1)
-        assert (margin(z[other] + 1.5 * sphere @ root.mT) - margin(z[other]) <= gain + 1e-4).all()
+        assert (margin(z[mask] + 1.5 * sphere @ root.mT) - margin(z[mask]) <= gain + 1e-4).all()
 
     # several labels at once move where they differ
     model = build(DataInfo((1, 8, 8), 17, ("a", "b", "c"), multilabel=True))
     z = correlated(model)
     logits = model.head(model.normalise(z))
     seen = (logits > 0).long()
-    asked = seen.clone()
-    asked[:, 1] = 1 - asked[:, 1]
-    change = model.head(model.normalise(model.move_codes(z, asked, 1.0, model.head)))[:, 1] - logits[:, 1]
-    assert (change.sign() == (2 * asked[:, 1] - 1)).all()
+    labels = seen.clone()
+    labels[:, 1] = 1 - labels[:, 1]
+    change = model.head(model.normalise(model.move_codes(z, labels, 1.0, model.head)))[:, 1] - logits[:, 1]
+    assert (change.sign() == (2 * labels[:, 1] - 1)).all()
     assert torch.equal(model.move_codes(z, seen, 1.0, model.head), z)
 
 

@@ -36,20 +36,20 @@ def test_agrees_with_diffusers(patch, heads, layers):
     diffusers = pytest.importorskip("diffusers")
     theirs = {"num_attention_heads": heads, "attention_head_dim": 32 // heads, "num_layers": layers}
     theirs |= {"in_channels": 3, "out_channels": 3, "sample_size": 8, "patch_size": patch}
-    other = diffusers.DiTTransformer2DModel(num_embeds_ada_norm=5, norm_eps=1e-6, **theirs).eval()
-    awake(other)
-    state = other.state_dict()
+    peer = diffusers.DiTTransformer2DModel(num_embeds_ada_norm=5, norm_eps=1e-6, **theirs).eval()
+    awake(peer)
+    state = peer.state_dict()
     for key in state:  # it has a copy of the embeddings in each block, which its checkpoints hold alike
         _, emb, tail = key.partition(".norm1.emb.")
         state[key] = state[f"transformer_blocks.0{emb}{tail}"] if emb else state[key]
-    other.load_state_dict(state)
+    peer.load_state_dict(state)
     sizes = DiTOptions(width=32, layers=layers, heads=heads, patch=patch)
     ours = DiTNet((3, 8, 8), sizes, classes=5, freq_shift=1.0).eval()
     ours.load_state_dict(from_diffusers(state))  # strict: every parameter has a counterpart of its shape
     t = torch.tensor([0.0, 0.5, 3.0, 17.0])  # the angles of late times differ in their last bits
     x, y = torch.randn(4, 3, 8, 8), torch.tensor([0, 2, 4, 5])
     with torch.no_grad():
-        want, got = other(x, t, y).sample, ours(x, t, y)
+        want, got = peer(x, t, y).sample, ours(x, t, y)
         dropped = ours(x, t, torch.zeros(4, dtype=torch.long), torch.tensor([False, False, False, True]))
         without = ours(x, t)
     assert want.std() > 0.1

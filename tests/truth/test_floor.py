@@ -43,7 +43,7 @@ def test_quotas_are_shares_and_short_strata_are_filled_up():
 def test_real_images_have_no_excess_over_the_floor_that_is_drawn_as_they_are(evenly):
     """The nominal 95 % interval holds 0 at least 19 times in 20; by another floor it does not."""
     strata = Strata("label", SHARES, lambda images: images.labels) if evenly else None
-    rng, held, other = np.random.default_rng(1), 0, []
+    rng, held, excesses = np.random.default_rng(1), 0, []
     real = drawn(rng, labels_of(rng, 4000))
     for _ in range(60):
         floors = {}
@@ -53,9 +53,9 @@ def test_real_images_have_no_excess_over_the_floor_that_is_drawn_as_they_are(eve
         figure = FD(drawn(rng, labels_of(rng, 200, strata)), real, True)["fd"]
         over = excess(figure, floors[True], "down")
         held += over.low <= 0 <= over.high
-        other.append(excess(figure, floors[False], "down").value)
+        excesses.append(excess(figure, floors[False], "down").value)
     assert held >= 57
-    assert (-1 if evenly else 1) * np.mean(other) > 3 * scipy.stats.sem(other)
+    assert (-1 if evenly else 1) * np.mean(excesses) > 3 * scipy.stats.sem(excesses)
 
 
 def test_an_excess_is_a_difference_whose_errors_are_added_in_squares():
@@ -92,10 +92,10 @@ def row(name, fd, half, second):
 def test_places_are_shared_by_what_the_intervals_do_not_tell_apart():
     rows = [row("a", 5, 0.5, 7), row("b", 5.5, 0.5, 1), row("c", 5.9, 0.5, 3), row("d", 9, 0.5, 5)]
     way = {"fd": "down", "fd_second": "down"}
-    found = standings.two_judges(rows, None, way)
-    assert found["metric"] == "fd"
-    assert found["places"] == {"a": "1–2", "b": "1–3", "c": "2–3", "d": "4"}
-    second = found["second"]
+    result = standings.two_judges(rows, None, way)
+    assert result["metric"] == "fd"
+    assert result["places"] == {"a": "1–2", "b": "1–3", "c": "2–3", "d": "4"}
+    second = result["second"]
     assert second["spearman"] == pytest.approx(scipy.stats.spearmanr((1, 2, 3, 4), (4, 1, 2, 3)).statistic)
     assert second["apart"] == [["a", "1–2", "4"], ["d", "4", "3"]]
     by_seed = standings.summary(rows, "fd")

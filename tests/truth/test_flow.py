@@ -80,7 +80,7 @@ def test_log_q_is_the_density_of_the_dequantisation_noise():
     made, x = dequantiser(size=0.1), images(2, (1, 2, 2), 17).double()
     cells = (torch.arange(12, dtype=torch.float64) + 0.5) / 12
     u = torch.cartesian_prod(*[cells] * 4).view(-1, 1, 2, 2)
-    found = []
+    densities = []
     with torch.no_grad():
         for one in x:
             one = one.expand(len(u), -1, -1, -1)
@@ -89,9 +89,9 @@ def test_log_q_is_the_density_of_the_dequantisation_noise():
                 y = step.inverse(y, context)
             v, log_q = made(one, Given(layers.unsqueeze(y).sigmoid()))
             torch.testing.assert_close(v * 17 - (one + 1) * 8, u)
-            found.append(log_q.exp())
-            assert found[-1].mean().item() == pytest.approx(1, abs=0.03) and found[-1].std() > 0.1
-    assert (found[0] - found[1]).abs().max() > 0.01
+            densities.append(log_q.exp())
+            assert densities[-1].mean().item() == pytest.approx(1, abs=0.03) and densities[-1].std() > 0.1
+    assert (densities[0] - densities[1]).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("dequant", ["uniform", "variational"])
@@ -104,8 +104,8 @@ def test_the_bound_tightens_with_more_dequantisations(dequant):
 def test_variational_noise_starts_uniform_and_learns_what_that_cannot():
     """A flow that cannot change (one coupling, frozen) fits other noise only by the dequantiser."""
     nets = flow(size=0.0, dequant="variational"), flow(size=0.0)
-    found, plain = (net.log_prob(images(4), noise=noise(4)) for net in nets)
-    torch.testing.assert_close(found, plain, rtol=1e-5, atol=1e-3)
+    variational, plain = (net.log_prob(images(4), noise=noise(4)) for net in nets)
+    torch.testing.assert_close(variational, plain, rtol=1e-5, atol=1e-3)
     model, x = flow((1, 4, 4), levels=4, dequant="variational", size=0.3), images(64, (1, 4, 4), 4)
     model.flow.requires_grad_(False)
     losses = fitted(model, lambda step: batch(x, seed=step), 40, 1e-2)
@@ -116,17 +116,17 @@ def test_edit_moves_the_top_latent_between_classes_and_by_attributes():
     model, x = flow(conditional=True, levels=17), images(6, levels=17)
     model.classes.table.weight.data.mul_(3)
     each = [model.log_prob(x, torch.full((6,), k), noise=noise(6)) for k in range(10)]
-    own = torch.stack(each).argmax(0)
-    to = (own + 1) % 10
+    best = torch.stack(each).argmax(0)
+    to = (best + 1) % 10
     edit = lambda **k: model.edit(x, noise=noise(6), **k).images  # noqa: E731
-    kept = model.reconstruct(x, noise=noise(6)).images
-    assert torch.equal(edit(labels=own), kept) and torch.equal(edit(labels=to, strength=0.0), kept)
-    assert not torch.equal(edit(labels=to), kept)
+    back = model.reconstruct(x, noise=noise(6)).images
+    assert torch.equal(edit(labels=best), back) and torch.equal(edit(labels=to, strength=0.0), back)
+    assert not torch.equal(edit(labels=to), back)
     assert model.edit(images(3), noise=noise(3)).labels.tolist() == [0, 1, 2]
     refused("class-conditional", flow().edit, images(1), labels=torch.tensor([1]), noise=noise(1))
     # standardised latents are kept: what is edited is as probable, given its class, as it was
     (*eps, top), _ = model.encode(model.to_unit(x, noise(6))[0])
-    (mean, log_std), (to_mean, to_log_std) = model.top_prior(own, 6), model.top_prior(to, 6)
+    (mean, log_std), (to_mean, to_log_std) = model.top_prior(best, 6), model.top_prior(to, 6)
     moved = to_mean + (top - mean) * (to_log_std - log_std).exp()
     assert torch.equal(model.images([*eps, moved], no_progress), edit(labels=to))
     model, x = flow(classes=tuple("abc"), multilabel=True, conditional=True, levels=17), images(2, levels=17)

@@ -97,9 +97,9 @@ def test_couplings_have_the_log_det_of_their_jacobian_and_invert(way, attention)
     x, context = torch.randn(2, 4, 2, 4, dtype=torch.float64), torch.randn(2, 2, 4, 3, dtype=torch.float64)
     context = context[:, :, : 2 if way == COLUMNS else 4]
     y, log_det = flow(x, context)
-    for one, c, found in zip(x, context, log_det, strict=True):
+    for one, c, value in zip(x, context, log_det, strict=True):
         expected = log_det_by_autograd(lambda t, c=c: flow(t, c[None])[0], one[None])[0]
-        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(value, expected)
     torch.testing.assert_close(flow.inverse(y, context), x)
     assert (y != x).all(), "each value is changed"
     single, x, context = flow.float(), x.float(), context.float()

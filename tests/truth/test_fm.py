@@ -199,8 +199,8 @@ def test_inpainting_and_enlarging_draw_from_what_images_may_be():
     cross = field.covariance @ rows.T
     gain = cross @ torch.linalg.inv(rows @ cross)
     mean = field.mean + gain @ (small.flatten() - rows @ field.mean)
-    kept = [i for i in range(16) if i % 2 or i // 4 % 2]  # all but the first pixel of each block
-    check_moments(out.flatten(1)[:, kept], mean[kept], (field.covariance - gain @ cross.T)[kept][:, kept])
+    index = [i for i in range(16) if i % 2 or i // 4 % 2]  # all but the first pixel of each block
+    check_moments(out.flatten(1)[:, index], mean[index], (field.covariance - gain @ cross.T)[index][:, index])
 
 
 def test_a_class_is_found_and_changed():
@@ -215,13 +215,13 @@ def test_a_class_is_found_and_changed():
     model.net.forward = velocity
     y = torch.tensor([0, 1, 1, 0])
     x = y.double()[:, None, None, None] - 0.5 + 0.1 * noise(4).randn(4, 1, 4, 4).double()
-    found = model.classify(x, y=y, noise=noise(4))
-    assert torch.equal(found.labels, y) and found.figures == {"accuracy": 1.0}
+    result = model.classify(x, y=y, noise=noise(4))
+    assert torch.equal(result.labels, y) and result.figures == {"accuracy": 1.0}
     assert model.classify(x, noise=noise(4)).figures == {}
-    for given in (y, None):  # a class that is not known is found first
-        other = model.translate(x, labels=1 - y, y=given, noise=noise(4), steps=100)
+    for source in (y, None):  # a class that is not known is found first
+        translation = model.translate(x, labels=1 - y, y=source, noise=noise(4), steps=100)
         want = x + (1 - 2 * y.double())[:, None, None, None]
-        torch.testing.assert_close(other.images, want.clamp(-1, 1), atol=0.01, rtol=0)
+        torch.testing.assert_close(translation.images, want.clamp(-1, 1), atol=0.01, rtol=0)
     # class k is the constant image of k: the velocity given the right class has no error
     model, values = CFM.of(INFO, **SMALL).eval(), torch.tensor([-0.8, 0.0, 0.8]).view(-1, 1, 1, 1)
     model.net.forward = lambda x, t, y, drop=None: (values[y] - x) / (1 - t[:, None, None, None] / SCALE)
@@ -250,8 +250,8 @@ def test_guidance_is_the_extrapolation_and_only_guided_times_take_two_passes(fam
         assert rows == [8, 16]
         mixed = f(x, torch.tensor([0.9, 0.5] * 4))  # as in the adaptive solver
         assert sum(rows[2:]) == 4 + 8
-        for found, want in ((mixed[::2], outer[::2]), (mixed[1::2], inner[1::2])):
-            torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-4)
+        for got, want in ((mixed[::2], outer[::2]), (mixed[1::2], inner[1::2])):
+            torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(outer, never(x, early))
         torch.testing.assert_close(inner, always(x, inside))
     refused("needs a conditional model", FM.of(INFO, **SMALL).velocity, None, 2.0)
@@ -260,10 +260,10 @@ def test_guidance_is_the_extrapolation_and_only_guided_times_take_two_passes(fam
 def test_paths_of_strange_images_are_strange():
     model = exact(0.2)
     z = torch.randn(400, *INFO.shape, generator=torch.Generator().manual_seed(3)).double()
-    known = (model.net.mean + 0.2 * z).detach()
-    model.fit_path([Batch(known, None, torch.arange(400), noise(400))])
-    inside = model.score_path(known[:50], noise=noise(50))
-    outside = model.score_path(known[:50] + 0.7, noise=noise(50))
+    data = (model.net.mean + 0.2 * z).detach()
+    model.fit_path([Batch(data, None, torch.arange(400), noise(400))])
+    inside = model.score_path(data[:50], noise=noise(50))
+    outside = model.score_path(data[:50] + 0.7, noise=noise(50))
     assert outside.min() > inside.max()
 
 

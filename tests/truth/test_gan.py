@@ -61,8 +61,8 @@ def test_r1_against_finite_differences_and_lazily_as_strong():
     net = DCGAN.of(INFO, width=8, latent=4, r1=1.0, r1_every=1, penalty=10.0)
     assert {"penalty", "r1"} <= net.loss(batch(), "critic").keys()
     with torch.inference_mode():  # in evaluation no gradient is penalised
-        found = net.eval().loss(batch(), "critic")
-    assert torch.isfinite(found["loss"]) and found.keys() == {"loss", "gap"}
+        losses = net.eval().loss(batch(), "critic")
+    assert torch.isfinite(losses["loss"]) and losses.keys() == {"loss", "gap"}
 
 
 def test_critics_have_norm_1_hear_labels_and_halve_sides():
@@ -136,16 +136,16 @@ def test_residual_nets_are_the_papers_and_hear_labels():
 def test_adaptive_augmentation_follows_its_target():
     """p rises for r = E[sign f(x)] above the target, falls below it, and is the share that is augmented."""
     model = DCGAN.of(replace(INFO, steps=200), latent=4, width=4, augment=("cutout",), ada=0.4)
-    found = []
+    rates = []
     for step, share in enumerate((1, 1, 1, 6 / 8, 5 / 8, 1, 1)):  # r is 1, 1/2 or 1/4
         f = torch.where(torch.arange(8) < 8 * share, 0.3, -5.0)
         for part in f.split(4):  # as by `accumulate`
             model.ada.observe(part)
         model.on_step(step)
         model.on_step(step)  # as a resume does
-        found.append(float(model.ada.p))
+        rates.append(float(model.ada.p))
     # a tenth of the run from 0 to 1
-    assert found == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.15, 0.2, 0.25])
+    assert rates == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.15, 0.2, 0.25])
     model.ada.adjust(0)
     model.ada.observe(torch.full((50_000,), 2.0))
     model.ada.adjust(0)
@@ -185,9 +185,9 @@ def test_ways_traversals_and_best_labels():
     torch.testing.assert_close(way[[0, 3, 4, 7]], z[:4])
     refused("pairs", mix_codes, z[:1], 4)
     scale = torch.tensor([0.1, 3.0, 1.0])
-    found = traversal(lambda z: (z * scale)[:, :, None, None], z[:1], 2, 5, 2.0)
-    assert found.rows == ("z 1", "z 2") and found.marks == ("-2.0", "-1.0", "+0.0", "+1.0", "+2.0")
-    rows = found.images
+    result = traversal(lambda z: (z * scale)[:, :, None, None], z[:1], 2, 5, 2.0)
+    assert result.rows == ("z 1", "z 2") and result.marks == ("-2.0", "-1.0", "+0.0", "+1.0", "+2.0")
+    rows = result.images
     assert rows.shape == (10, 3, 1, 1)
     row = rows[:5, :, 0, 0] / scale  # the coordinate with the largest effect comes first
     torch.testing.assert_close(row[:, 1], torch.linspace(-2, 2, 5))
@@ -209,8 +209,8 @@ def test_collapse_is_seen():
     assert collapse.spread(real, one) == pytest.approx(apart, rel=0.05)
     assert collapse.diversity(0.3 * real, one, real, one) == pytest.approx(0.3)
     apart = np.arange(2000) % 2  # two classes far apart, each of one picture
-    found = collapse.diversity(9.0 * apart[:, None] + 0.1 * real, apart, real, one)
-    assert found == pytest.approx(0.1, rel=0.01)
+    diversity = collapse.diversity(9.0 * apart[:, None] + 0.1 * real, apart, real, one)
+    assert diversity == pytest.approx(0.1, rel=0.01)
     labels = np.arange(2000) % 10
     assert collapse.coverage(labels % 5, labels) == pytest.approx(math.log(5) / math.log(10))
     assert collapse.warning(1.0, 1.0) is None and collapse.warning(1.0, None) is None
@@ -236,9 +236,9 @@ def test_inversion_tries_every_class_and_sets_of_them(multilabel):
         y[3:, 2], y[7] = 1, 0  # two labels, three for one image, one for two, and none
         y[9, 5] = 1
     x = model.generator(torch.ones(10, 2), y)
-    _, found, distance = model.invert(x, noise(10), Search(20, feature=0.0))
-    assert torch.equal(found, y) and distance.max() < 0.1
-    told = y.flip(0)
-    assert torch.equal(model.invert(x, noise(10), Search(4, feature=0.0), labels=told)[1], told)
-    again = model.reconstruct(x, labels=told, noise=noise(10), progress=no_progress, steps=4).images
-    torch.testing.assert_close(again[:, 0, :7], model.generator(torch.zeros(10, 2), told)[:, 0, :7])
+    _, labels, distance = model.invert(x, noise(10), Search(20, feature=0.0))
+    assert torch.equal(labels, y) and distance.max() < 0.1
+    targets = y.flip(0)
+    assert torch.equal(model.invert(x, noise(10), Search(4, feature=0.0), labels=targets)[1], targets)
+    again = model.reconstruct(x, labels=targets, noise=noise(10), progress=no_progress, steps=4).images
+    torch.testing.assert_close(again[:, 0, :7], model.generator(torch.zeros(10, 2), targets)[:, 0, :7])

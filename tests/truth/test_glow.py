@@ -87,9 +87,9 @@ def test_actnorm_starts_with_zero_mean_and_unit_variance_also_with_constant_pixe
     hidden = [m for m in model.modules() if isinstance(m, ActNormConv)]
     convs = [m for m in model.modules() if isinstance(m, layers.InvertibleConv1x1)]
     for m in hidden:
-        m.register_forward_hook(lambda m, given, y: seen.append(y.detach().clone()))
+        m.register_forward_hook(lambda m, args, y: seen.append(y.detach().clone()))
     for m in convs:  # which get (x, the ActNorm before them)
-        m.register_forward_hook(lambda m, given, y: seen.append(given[1](given[0])[0].detach()))
+        m.register_forward_hook(lambda m, args, y: seen.append(args[1](args[0])[0].detach()))
     model.encode(model.to_unit(x, batch(x).noise)[0])
     assert len(seen) == len(hidden) + len(convs) == 2 * 6 + 6
     for h in seen:
@@ -102,9 +102,9 @@ def test_actnorm_starts_with_zero_mean_and_unit_variance_also_with_constant_pixe
     assert fresh and y[:, 1].abs().max() == 0 and norm.log_scale[1] == 0
     assert y[:, 0].std() == pytest.approx(1, abs=0.01)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    other = Glow.of(model.data, scales=2, depth=3, hidden=8)
-    other.load_state_dict(before)
-    for m in (model, other):  # it happens once, and survives saving
+    twin = Glow.of(model.data, scales=2, depth=3, hidden=8)
+    twin.load_state_dict(before)
+    for m in (model, twin):  # it happens once, and survives saving
         m.on_start(batch(images(16, seed=1)))
         for key, value in m.state_dict().items():
             assert torch.equal(value, before[key]), key

@@ -151,8 +151,8 @@ def test_spectral_norms_against_the_singular_values():
             layer.weight.mul_(torch.rand_like(layer.weight))
     for training in (False, True):
         norms.train(training)()
-        kept = [torch.equal(before[name], value) for name, value in norms.state_dict().items()]
-        assert kept and all(kept) != training
+        matches = [torch.equal(before[name], value) for name, value in norms.state_dict().items()]
+        assert matches and all(matches) != training
 
 
 def test_mixture_shows_the_heaviest_component():

@@ -108,8 +108,8 @@ def test_delong_s_variance_is_that_of_its_definition(rounded):
 def test_wilson_s_interval_is_scipy_s():
     for n in (1, 20, 333):
         for k in {0, 1, n // 3, n}:
-            known = binomtest(k, n).proportion_ci(method="wilson")
-            assert wilson(k / n, n) == pytest.approx((known.low, known.high), abs=1e-12)
+            interval = binomtest(k, n).proportion_ci(method="wilson")
+            assert wilson(k / n, n) == pytest.approx((interval.low, interval.high), abs=1e-12)
 
 
 @pytest.mark.parametrize("rounded", [False, True])
@@ -144,8 +144,8 @@ def test_intervals_hold_their_figure_whatever_the_scores():
     for n, m, top in itertools.product((1, 2, 30), (1, 2, 30), (1, 3, 10**6)):
         s_in, s_out = rng.integers(0, top, n), rng.integers(0, top, m)
         with np.errstate(all="raise"):
-            found = detection(s_in, s_out)
-        for name, (low, high) in found["ci"].items():
-            assert 0 <= low <= found[name] <= high <= 1, name
+            figures = detection(s_in, s_out)
+        for name, (low, high) in figures["ci"].items():
+            assert 0 <= low <= figures[name] <= high <= 1, name
         low, high = auroc_interval(*counts(s_out, s_in))
-        assert found["ci"]["auroc"] == pytest.approx([1 - high, 1 - low])
+        assert figures["ci"]["auroc"] == pytest.approx([1 - high, 1 - low])

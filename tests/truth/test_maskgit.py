@@ -36,9 +36,9 @@ def test_masked_codes_are_hidden_and_alone_in_the_loss():
     with torch.no_grad():
         logits = model(codes, masked)
         for i in range(6):
-            other = codes.clone()
-            other[0, i] = (other[0, i] + 1) % 5
-            moved = ((model(other, masked) - logits).abs().amax((0, 2)) > 1e-9).tolist()
+            variant = codes.clone()
+            variant[0, i] = (variant[0, i] + 1) % 5
+            moved = ((model(variant, masked) - logits).abs().amax((0, 2)) > 1e-9).tolist()
             assert moved == [not masked[0, i]] * 6
     model, x = build(smoothing=0.2).train(), images(5)
     batch = prepared(model, x)
@@ -77,9 +77,9 @@ def test_the_bound_is_the_mean_over_all_orders():
             totals.append(total)
         exact = sum(totals) / 24
         n = 20_000
-        found = model.nll(codes.expand(n, -1), None, BatchNoise(0, total=n), terms=4)
-    assert found.mean().item() == pytest.approx(exact, abs=5 * float(found.std()) / math.sqrt(n))
-    assert found.std() > 0 and exact >= -math.log(sum(math.exp(-t) for t in totals) / 24)
+        bounds = model.nll(codes.expand(n, -1), None, BatchNoise(0, total=n), terms=4)
+    assert bounds.mean().item() == pytest.approx(exact, abs=5 * float(bounds.std()) / math.sqrt(n))
+    assert bounds.std() > 0 and exact >= -math.log(sum(math.exp(-t) for t in totals) / 24)
     # classes that the net does not tell apart: nothing is gained by the choice, whatever masks are drawn
     model = build(classes=CLASSES)
     torch.nn.init.zeros_(model.label.table.weight)
@@ -146,12 +146,12 @@ def test_inpainting_keeps_the_known_pixels_and_knows_nothing_of_the_hidden():
     mask = torch.ones(3, 1, 16, 16)
     mask[:, :, 5:9, 2:] = 0
     fill = lambda x, mask=mask, seed=0: model.inpaint(x, mask=mask, noise=noise(3, seed)).images  # noqa: E731
-    done, known = fill(x), mask.expand_as(x) > 0
-    assert torch.equal(done[known], x[known]) and not torch.equal(done, x)
-    assert torch.equal(fill(torch.where(known, x, -x)), done)
+    done, visible = fill(x), mask.expand_as(x) > 0
+    assert torch.equal(done[visible], x[visible]) and not torch.equal(done, x)
+    assert torch.equal(fill(torch.where(visible, x, -x)), done)
     assert not torch.equal(fill(x, seed=1), done) and torch.equal(fill(x, torch.ones_like(mask)), x)
-    told = {"labels": torch.tensor([0, 1, 2]), "options": FillOptions(guidance=2.0)}
-    middle = model.inpaint(x, noise=noise(3), **told).images
+    options = {"labels": torch.tensor([0, 1, 2]), "options": FillOptions(guidance=2.0)}
+    middle = model.inpaint(x, noise=noise(3), **options).images
     assert (middle != x).any(0).any(0).nonzero().aminmax()[0] >= 4
     assert torch.equal(middle[:, :, :4], x[:, :, :4])
     with pytest.raises(UsageError, match="needs labels"):

@@ -82,9 +82,9 @@ def test_it_goes_on_from_its_state_and_groups_keep_their_rates():
     groups += [{"params": list(b.parameters()), "weight_decay": 0.3}]
     optimizer = optim.build(Phase("main", groups), CONF)
     optim.set_lr(optimizer, CONF, 0, 10)
-    found = [(len(g["params"]), g["wide"], g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
+    settings = [(len(g["params"]), g["wide"], g["lr"], g["weight_decay"]) for g in optimizer.param_groups]
     rates = ((1.5e-3, 0.1), (3e-3, 0.3))
-    assert found == [(1, wide, *rate) for rate in rates for wide in (True, False)]
+    assert settings == [(1, wide, *rate) for rate in rates for wide in (True, False)]
 
 
 def test_kernels_are_matrices_and_those_that_share_a_parameter_are_stepped_apart():
@@ -102,7 +102,7 @@ def test_kernels_are_matrices_and_those_that_share_a_parameter_are_stepped_apart
     for i, layer in enumerate(apart):
         layer.load_state_dict({k: v.chunk(3)[i].clone() for k, v in fused.state_dict().items()})
     one = optim.build(Phase("main", fused.parameters()), CONF, fused)
-    other = optim.build(Phase("main", apart.parameters()), CONF, apart)
+    second = optim.build(Phase("main", apart.parameters()), CONF, apart)
     alone = copy.deepcopy(fused)
     together = optim.build(Phase("main", alone.parameters()), CONF)
     for step in range(4):
@@ -112,7 +112,7 @@ def test_kernels_are_matrices_and_those_that_share_a_parameter_are_stepped_apart
             for i, layer in enumerate(apart):
                 part = layer.weight if p.ndim == 2 else layer.bias
                 part.grad = p.grad.chunk(3)[i].clone()
-        for optimizer in (one, other, together):
+        for optimizer in (one, second, together):
             optimizer.step()
         if step == 1:  # a resume
             state, one = one.state_dict(), optim.build(Phase("main", fused.parameters()), CONF, fused)

@@ -47,8 +47,8 @@ def exact(std: float = 0.2, **options) -> NCSNv2:
 def test_ladders_and_steps_are_those_of_the_paper():
     """Table 5 of its appendix B: CIFAR-10 and CelebA with five steps a level, and σ for images in [0, 1]."""
     for side, sigma, levels, step in ((32, 50, 232, 6.2e-6), (64, 90, 500, 3.3e-6)):
-        found = 1 + math.log(sigma / 0.01) / math.log(overlap_ratio(3 * side**2))
-        assert found == pytest.approx(levels, rel=0.06)  # its numbers of levels are rounded up
+        count = 1 + math.log(sigma / 0.01) / math.log(overlap_ratio(3 * side**2))
+        assert count == pytest.approx(levels, rel=0.06)  # its numbers of levels are rounded up
         steady = steady_step((sigma / 0.01) ** (1 / (levels - 1)), 5)
         assert 0.01**2 * steady == pytest.approx(step, rel=0.02)
     for side, sigma in ((32, 50), (64, 90), (96, 140), (128, 190), (256, 348)):

@@ -81,9 +81,9 @@ def test_the_adaptive_solver_keeps_its_tolerance_whatever_the_batch():
     torch.testing.assert_close(alone, together, rtol=0, atol=1e-12)
     true = exact(STARTS, 5.0)
     for tolerance in (1e-4, 1e-7):
-        found = adaptive(pendulum, STARTS, 0.0, 5.0, tolerance=tolerance)
-        assert (found - true).abs().max() < 50 * tolerance
-        back = adaptive(pendulum, found, 5.0, 0.0, tolerance=tolerance)
+        end = adaptive(pendulum, STARTS, 0.0, 5.0, tolerance=tolerance)
+        assert (end - true).abs().max() < 50 * tolerance
+        back = adaptive(pendulum, end, 5.0, 0.0, tolerance=tolerance)
         assert (back - STARTS).abs().max() < 500 * tolerance
     # x is smooth and the density turns fast: an error in 1 element of 201, which a mean hides
     size, speed = 200, 40.0
@@ -123,12 +123,12 @@ def test_the_gap_to_twice_the_steps_is_told():
     x, index = torch.rand(12, 1, 2, 2) * 2 - 1, torch.arange(12)
     batch = Batch(x, None, index, ImageNoise(0, range(12)))
     trained = SimpleNamespace(model=model, space=None, device="cpu")
-    found = []
+    gaps = []
     for speed in (0.0, 300.0):  # turns a unit of log σ/α
         turn = lambda t, speed=speed: (speed * (1 - t).clamp(min=1e-6).log()).sin()  # noqa: E731
         model.velocity = lambda y, turn=turn: lambda x, t: turn(t).view(-1, 1, 1, 1) * x
-        found.append(solver_gap(trained, batch))
-    still, wild = found
+        gaps.append(solver_gap(trained, batch))
+    still, wild = gaps
     assert still.n == 8 and still.steps == 24 and still.worst < 1e-5 and "too few" not in str(still)
     assert wild.worst > 0.01 and "too few steps" in str(wild)
     model.likelihood = "exact"

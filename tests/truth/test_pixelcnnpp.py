@@ -44,8 +44,8 @@ def test_the_mass_of_a_level_is_the_integral_over_its_bin(levels, log_scale):
         half, middle = pieces.diff()[..., None] / 2, (pieces[:, 1:] + pieces[:, :-1])[..., None] / 2
         z = (middle + half * node - mean) / s
         mass = (torch.sigmoid(z) * torch.sigmoid(-z) / s * weight * half).sum((1, 2))
-        found = logistic_log_mass(x, mean, torch.tensor(log_scale).double(), levels).exp()
-        assert torch.allclose(found, mass, atol=1e-15, rtol=1e-7), mean
+        value = logistic_log_mass(x, mean, torch.tensor(log_scale).double(), levels).exp()
+        assert torch.allclose(value, mass, atol=1e-15, rtol=1e-7), mean
 
 
 def test_log_prob_is_that_of_torch_distributions():

@@ -24,9 +24,9 @@ def test_exponents_and_products_are_those_of_quadrature():
         mean = np.trapezoid(p * tau, tau)
         deviation = np.sqrt(np.trapezoid(p * (tau - mean) ** 2, tau))
         assert (np.trapezoid(p, tau), deviation) == pytest.approx((1, 3 * length), rel=1e-5)
-    for t, gamma, s, other in ((3, 7, 2, 17), (2, 7, 3, 17), (2.5, 4, 2.5, 9), (1, 0.5, 3, 17)):
-        p, q = profile(gamma, t, tau), profile(other, s, tau)
-        assert product(t, gamma, s, other) == pytest.approx(np.trapezoid(p * q, tau), rel=1e-4)
+    for t, gamma, s, delta in ((3, 7, 2, 17), (2, 7, 3, 17), (2.5, 4, 2.5, 9), (1, 0.5, 3, 17)):
+        p, q = profile(gamma, t, tau), profile(delta, s, tau)
+        assert product(t, gamma, s, delta) == pytest.approx(np.trapezoid(p * q, tau), rel=1e-4)
 
 
 @pytest.mark.parametrize("snapshots", [10, 40])
@@ -49,9 +49,9 @@ def test_an_average_of_snapshots_is_that_of_the_whole_trajectory(snapshots, tmp_
         gamma = exponent(length)
         share = (torch.arange(steps + 1) / steps) ** (gamma + 1)  # ∫₀^τ p: a step's weights count from τ - 1
         true = share.diff() @ path
-        found, missed = average(run, steps, length)
+        state, missed = average(run, steps, length)
         norm = (product(steps, gamma, steps, gamma) * path.square().sum(0)).sqrt()
-        error = (found["weight"].double()[0] - true).abs()
+        error = (state["weight"].double()[0] - true).abs()
         assert (error <= missed * norm + 1e-6 * true.abs()).all(), length
         assert missed == fitted(times, np.tile(LENGTHS, snapshots), steps, length)[1]
         assert missed < (0.01 if length in LENGTHS else 0.08 if snapshots == 10 else 0.01)

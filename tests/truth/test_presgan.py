@@ -31,15 +31,15 @@ def test_leapfrog_is_of_second_order_and_chains_have_the_moments_of_a_gaussian()
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
     assert errors[1] / errors[2] == pytest.approx(4, rel=0.1)
     mean, std = torch.tensor([1.0, -2.0, 0.0]), torch.tensor([0.5, 1.0, 2.0])
-    z, rates, kept = torch.zeros(500, 3), [], []
+    z, rates, samples = torch.zeros(500, 3), [], []
     for i in range(150):
         z, accept = hmc_step(gaussian(mean, std), z, 0.45, 4, BatchNoise(0, i, total=500))
         rates.append(accept.mean())
         if i >= 50:
-            kept.append(z)
-    kept = torch.cat(kept)
-    torch.testing.assert_close(kept.mean(0), mean, atol=0.05, rtol=0)
-    torch.testing.assert_close(kept.std(0), std, atol=0, rtol=0.03)
+            samples.append(z)
+    samples = torch.cat(samples)
+    torch.testing.assert_close(samples.mean(0), mean, atol=0.05, rtol=0)
+    torch.testing.assert_close(samples.std(0), std, atol=0, rtol=0.03)
     assert 0.5 < torch.stack(rates).mean() < 0.99, "the step is large enough for refusals to matter"
     z, accept = hmc_step(lambda z: z.pow(4).sum(1), torch.full((4, 2), 3.0), 50.0, 10, BatchNoise(0, total=4))
     assert torch.equal(z, torch.full((4, 2), 3.0)) and not accept.any()
@@ -70,10 +70,10 @@ def test_gradients_of_density_and_entropy_of_a_linear_generator():
     w, b, sigma = model.generator.w.detach(), model.generator.b.detach(), model.sigma().detach()
     z = torch.randn(n, 3)
     x = model.generator(z).detach() + sigma * torch.randn(n, 1, 8, 8)
-    found, rate = model.density_gradient(x, z, None, BatchNoise(0, total=n))
+    gradient, rate = model.density_gradient(x, z, None, BatchNoise(0, total=n))
     exact = -torch.linalg.solve(w @ w.T + sigma.flatten().square().diag(), (x.flatten(1) - b).T).T
     assert 0.6 < rate < 1.0
-    torch.testing.assert_close(found.flatten(1), exact, atol=0.12 * exact.abs().max().item(), rtol=0)
+    torch.testing.assert_close(gradient.flatten(1), exact, atol=0.12 * exact.abs().max().item(), rtol=0)
     # h of a Gaussian is ½ log det(2πe Σ): autograd's gradient by the weights against the chains'
     model, n = linear(0.06, burn_in=3, draws=5, leapfrog=5, entropy=1.0, spectral=False), 16384
     for p in model.critic.parameters():
@@ -83,12 +83,12 @@ def test_gradients_of_density_and_entropy_of_a_linear_generator():
     model.eval()
     w, log_sigma = model.generator.w, model.log_sigma
     loss = model.generator_loss(batch, batch.noise.randn(n, 3), None)["loss"]
-    found = torch.autograd.grad(loss, [w, log_sigma])
+    gradients = torch.autograd.grad(loss, [w, log_sigma])
     covariance = w @ w.T + (2 * log_sigma.flatten()).exp().diag()
     exact = torch.autograd.grad(-0.5 * torch.logdet(2 * math.pi * math.e * covariance), [w, log_sigma])
-    for one, other in zip(found, exact, strict=True):
-        cosine = torch.cosine_similarity(one.flatten(), other.flatten(), dim=0)
-        assert cosine > 0.97 and 0.85 < one.norm() / other.norm() < 1.15
+    for one, want in zip(gradients, exact, strict=True):
+        cosine = torch.cosine_similarity(one.flatten(), want.flatten(), dim=0)
+        assert cosine > 0.97 and 0.85 < one.norm() / want.norm() < 1.15
 
 
 def test_the_step_size_finds_the_acceptance_asked_for():

@@ -118,22 +118,22 @@ def test_the_network_is_that_of_its_publisher(file, state, opened, reference):
     torch.save(state, cache_dir("weights", file))
     space = opened()
     want = reference(state, by_hand(IMAGES, file)).numpy()
-    found = space.features(IMAGES)
-    np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-4 * np.abs(want).max())
+    features = space.features(IMAGES)
+    np.testing.assert_allclose(features, want, rtol=1e-3, atol=1e-4 * np.abs(want).max())
     grey = space.features(IMAGES[:, :1])
     np.testing.assert_array_equal(grey, space.features(IMAGES[:, :1].repeat(3, 1)))
-    assert len(space.hash) == 64 and found.dtype == np.float64
+    assert len(space.hash) == 64 and features.dtype == np.float64
     if file == CLIP:  # which cuts to a square
         wide = np.concatenate([np.zeros_like(IMAGES), IMAGES, np.zeros_like(IMAGES)], 3)
-        np.testing.assert_allclose(space.features(wide)[0], found[0], rtol=0.2, atol=0.05)
+        np.testing.assert_allclose(space.features(wide)[0], features[0], rtol=0.2, atol=0.05)
 
 
 def test_a_larger_table_of_positions_is_resized_as_its_authors_do():
     """By Keys' cubic kernel of -3/4, at places that a tenth of a patch moves."""
     state = dino(518)
     table = state["pos_embed"][0, 1:].unflatten(0, (37, 37)).double().numpy()
-    found = pretrained.dinov2_of(state).embeddings.position_embeddings[0]
-    assert found.shape == (257, WIDTH) and torch.equal(found[0], state["pos_embed"][0, 0])
+    positions = pretrained.dinov2_of(state).embeddings.position_embeddings[0]
+    assert positions.shape == (257, WIDTH) and torch.equal(positions[0], state["pos_embed"][0, 0])
 
     def weights(at: float) -> np.ndarray:
         d = np.abs(np.arange(-2, 40) - at)  # two places beyond each rim, which repeat it
@@ -143,7 +143,7 @@ def test_a_larger_table_of_positions_is_resized_as_its_authors_do():
 
     kernel = np.stack([weights((i + 0.5) * 37 / 16.1 - 0.5) for i in range(16)])
     want = np.einsum("iy,jx,yxd->ijd", kernel, kernel, table).reshape(256, WIDTH)
-    np.testing.assert_allclose(found[1:].detach().numpy(), want, atol=1e-5)
+    np.testing.assert_allclose(positions[1:].detach().numpy(), want, atol=1e-5)
 
 
 def test_weights_that_are_absent_or_damaged(monkeypatch, tmp_path):

@@ -160,10 +160,10 @@ def test_shuffled_pixels_of_a_small_colour_set_are_not_precise():
     net, train, test = lenet(pack), pack.images("train"), pack.images("test")
     assert net.alive and not net.rotations and net.accuracy > 0.8
     shuffled = np.random.default_rng(0).permuted(test.reshape(99, 3, 256), axis=2).reshape(test.shape)
-    precision, other = (
+    precision, reference = (
         prdc(net.features(x), net.features(test))["precision"] for x in (shuffled, train[:99])
     )
-    assert precision < 0.1 < 0.25 < other
+    assert precision < 0.1 < 0.25 < reference
 
 
 def test_legible_images_are_as_sure_as_most_real_ones():
@@ -176,8 +176,8 @@ def test_legible_images_are_as_sure_as_most_real_ones():
     judge = SimpleNamespace(
         lenet=net, pack=SimpleNamespace(meta=meta), real=SimpleNamespace(of=lambda split: real)
     )
-    found = legible(judge, fake)["legible"]
-    assert found.value == 4 / 6 and 0 < found.low < 4 / 6 < found.high < 1
+    figure = legible(judge, fake)["legible"]
+    assert figure.value == 4 / 6 and 0 < figure.low < 4 / 6 < figure.high < 1
     assert legible(judge, real)["legible"].value == 0.95
     for dead in ({"alive": False}, {"rotations": True}):
         judge.lenet = SimpleNamespace(**vars(net) | dead)
@@ -194,7 +194,7 @@ def judges(path: Path) -> dict[str, bytes]:
     """The file of a judge in other states than it was written in."""
     whole, (state, texts) = path.read_bytes(), files.read_tensors(path)
     first = next(iter(state))
-    told = json.loads(texts["judge"])
+    facts = json.loads(texts["judge"])
     return {
         "empty": b"",
         "half": whole[: len(whole) // 2],
@@ -205,8 +205,8 @@ def judges(path: Path) -> dict[str, bytes]:
         "other numbers": save(state | {first: state[first].half()}, texts),
         "not a number": save(state | {first: state[first] * float("nan")}, texts),
         "no metadata": save(state),
-        "of other images": save(state, {"judge": json.dumps(told | {"channels": 3})}),
-        "of other classes": save(state, {"judge": json.dumps(told | {"outputs": -1})}),
+        "of other images": save(state, {"judge": json.dumps(facts | {"channels": 3})}),
+        "of other classes": save(state, {"judge": json.dumps(facts | {"outputs": -1})}),
         "a list": save(state, {"judge": "[]"}),
     }
 
@@ -245,7 +245,7 @@ def test_features_of_real_images_are_kept_by_content_and_made_again_where_damage
         again = replace(few, _features={}).features(net)
         assert np.allclose(again, first) and path.read_bytes() == whole
         assert "is damaged" in said.pop() and not said
-    monkeypatch.setattr(NetFeatures, "features", lambda *known: pytest.fail("computed again"))
+    monkeypatch.setattr(NetFeatures, "features", lambda *args: pytest.fail("computed again"))
     assert np.array_equal(replace(few, _features={}).features(net), first)
 
 
@@ -319,11 +319,11 @@ def test_figures_behave(digits, net):
     features = net.features(real)
 
     def measure(fake):
-        found = {}
+        figures = {}
         for metric in ("fd", "kid_lenet", "prc_lenet"):
-            found |= metrics()[metric].compare(net.features(fake), features, True)
-        assert all(v.low <= v.value <= v.high for v in found.values()), found
-        return {name: v.value for name, v in found.items()}
+            figures |= metrics()[metric].compare(net.features(fake), features, True)
+        assert all(v.low <= v.value <= v.high for v in figures.values()), figures
+        return {name: v.value for name, v in figures.items()}
 
     same, floor = measure(real), measure(train)
     half = measure(np.array(train)[np.asarray(digits.labels("train"))[spread] < 5])
@@ -368,10 +368,10 @@ def test_inception_metrics_equal_torch_fidelity_on_grey_images_repeated(digits, 
         def __getitem__(self, i):
             return torch.from_numpy(np.repeat(self.images[i], 3, 0))
 
-    asked = dict.fromkeys(("fid", "kid", "isc", "save_cpu_ram"), True)
-    asked |= dict.fromkeys(("cuda", "cache", "verbose"), False)
-    asked |= {"kid_subset_size": 4, "feature_extractor_weights_path": str(random_inception)}
-    direct = calculate_metrics(input1=Grey(fake), input2=Grey(real), **asked)
+    options = dict.fromkeys(("fid", "kid", "isc", "save_cpu_ram"), True)
+    options |= dict.fromkeys(("cuda", "cache", "verbose"), False)
+    options |= {"kid_subset_size": 4, "feature_extractor_weights_path": str(random_inception)}
+    direct = calculate_metrics(input1=Grey(fake), input2=Grey(real), **options)
     keys = {"fid": "frechet_inception_distance", "kid": "kernel_inception_distance_mean"}
     for name, key in (keys | {"is": "inception_score_mean"}).items():
         assert made[name][name].value == pytest.approx(direct[key], rel=1e-4, abs=1e-9), name

@@ -124,5 +124,5 @@ def test_nets_of_any_size_start_as_the_identity_with_a_gain_by_depth():
             net.sample(2, labels=torch.full((2,), k), noise=noise(2), progress=no_progress) for k in (0, 1)
         ]
         assert made[0].shape == (2, *shape) and not torch.allclose(*made)
-        f, other = (net.critic(made[0], torch.full((2,), k)) for k in (0, 1))
-        assert f.shape == (2,) and not torch.allclose(f, other)
+        f, g = (net.critic(made[0], torch.full((2,), k)) for k in (0, 1))
+        assert f.shape == (2,) and not torch.allclose(f, g)

@@ -94,7 +94,7 @@ def test_weight_norm_agrees_with_torch_and_starts_normed():
     seen = []
     convs = [m for m in net.modules() if isinstance(m, WeightNormConv)]
     for m in convs:
-        m.register_forward_hook(lambda m, given, y: seen.append(y.detach().clone()))
+        m.register_forward_hook(lambda m, args, y: seen.append(y.detach().clone()))
     net(x)
     assert len(seen) == 5
     for h in seen:

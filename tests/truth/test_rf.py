@@ -119,8 +119,8 @@ def test_one_step_is_nearer_to_the_ode_after_reflow():
     def error(model: Model, steps: int) -> float:
         with torch.no_grad():
             exact = solve(teacher.velocity(None), z, teacher.process.ode_times(30), "midpoint")
-            found = solve(model.velocity(None), z, model.process.ode_times(steps), "euler")
-            return float((found - exact).square().mean())
+            end = solve(model.velocity(None), z, model.process.ode_times(steps), "euler")
+            return float((end - exact).square().mean())
 
     assert error(student, 1) < error(teacher, 1) / 2
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())

@@ -60,8 +60,8 @@ def test_a_shift_multiplies_the_noise_to_signal_ratio():
     torch.testing.assert_close(alpha4**2 + sigma4**2, torch.ones_like(t))
     with torch.device("meta"):
         plain, auto = (SGM.of(DataInfo((3, 256, 256)), channels=8, shift=s) for s in (1.0, "auto"))
-    one, other = plain.process.level(0.4), auto.process.level(0.4)
-    assert other.sigma / other.alpha == pytest.approx(4 * one.sigma / one.alpha)
+    one, second = plain.process.level(0.4), auto.process.level(0.4)
+    assert second.sigma / second.alpha == pytest.approx(4 * one.sigma / one.alpha)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -131,13 +131,13 @@ EVALUATIONS = {"euler": 1, "midpoint": 2, "ode heun": 2, "rk4": 4}
 @pytest.mark.parametrize("name", SHRINK)
 def test_the_error_falls_at_the_order_of_the_sampler(name):
     model, errors, solver = exact(), [], name in EVALUATIONS
-    known = carried(model, noise(100).randn(100, *INFO.shape))[0 if solver else 1]
+    solution = carried(model, noise(100).randn(100, *INFO.shape))[0 if solver else 1]
     how = {"sampler": "ode", "solver": name.removeprefix("ode ")} if solver else {"sampler": name}
     for steps in (41, 81) if solver else (20, 40, 80):
         model.net.calls = 0
         x = flat(model.sample)(100, noise=noise(100), steps=steps, spacing="logsnr", clip=False, **how)
         assert not solver or model.net.calls == EVALUATIONS[name] * (steps - 1)
-        errors.append(float((x - known.clamp(-1, 1)).square().mean().sqrt()))
+        errors.append(float((x - solution.clamp(-1, 1)).square().mean().sqrt()))
     assert all(fine < SHRINK[name] * coarse for coarse, fine in pairwise(errors))
 
 
@@ -215,8 +215,8 @@ def test_weightings_say_the_same_of_either_prediction_and_cosine_times_are_unifo
         _, alpha, sigma = model.process.levels_at(model.draw_times(BatchNoise(0, total=4000), 4000))
         angle = torch.atan2(sigma, alpha).flatten()
         spread = (angle - angle.min()) / (angle.max() - angle.min())
-        found = float(spread.mean()), float(spread.std())
-        assert found == pytest.approx((0.5, 12**-0.5), abs=0.01), name
+        moments = float(spread.mean()), float(spread.std())
+        assert moments == pytest.approx((0.5, 12**-0.5), abs=0.01), name
 
 
 def test_inpainting_keeps_what_is_known_and_follows_it():

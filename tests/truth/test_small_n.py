@@ -30,18 +30,18 @@ def often_enough(covered: int, n: int) -> bool:
 
 def test_intervals_cover_and_are_as_wide_as_they_should_be():
     rng, mean = np.random.default_rng(0), lambda x: float(x.mean())
-    found = [bootstrap(mean, rng.normal(3, 2, 80), draws=150, seed=seed) for seed in range(150)]
-    covered = sum(i.low <= 3 <= i.high for i in found)
+    intervals = [bootstrap(mean, rng.normal(3, 2, 80), draws=150, seed=seed) for seed in range(150)]
+    covered = sum(i.low <= 3 <= i.high for i in intervals)
     assert often_enough(covered, 150) and covered < 150
-    assert np.mean([i.high - i.low for i in found]) == pytest.approx(2 * 1.96 * 2 / np.sqrt(80), rel=0.06)
+    assert np.mean([i.high - i.low for i in intervals]) == pytest.approx(2 * 1.96 * 2 / np.sqrt(80), rel=0.06)
     rng = np.random.default_rng(1)
     a, b = rng.normal(1, 1, 200), rng.normal(0, 3, 50)
     for method in (bootstrap, half_samples):
-        found = method(lambda x, y: float(x.mean() - y.mean()), a, b, draws=400, seed=5)
-        assert found == method(lambda x, y: float(x.mean() - y.mean()), a, b, draws=400, seed=5)
-        assert found.value == a.mean() - b.mean()
+        interval = method(lambda x, y: float(x.mean() - y.mean()), a, b, draws=400, seed=5)
+        assert interval == method(lambda x, y: float(x.mean() - y.mean()), a, b, draws=400, seed=5)
+        assert interval.value == a.mean() - b.mean()
         wide = 2 * 1.96 * np.sqrt(a.var() / 200 + b.var() / 50)
-        assert found.high - found.low == pytest.approx(wide, rel=0.15)
+        assert interval.high - interval.low == pytest.approx(wide, rel=0.15)
     refused("", half_samples, lambda x: float(x.mean()), a[:3])
     refused("", bootstrap, lambda x: float(x.mean()), a[:0])
 
@@ -68,8 +68,8 @@ def test_kid_is_that_of_torch_fidelity_for_the_same_subsets(sizes, subsets, size
     monkeypatch.setattr(kernel_distance, "ROWS", 50)
     how = {"kid_subsets": subsets, "kid_subset_size": size, "rng_seed": 7, "verbose": False}
     theirs = kid_features_to_metric(torch.from_numpy(a), torch.from_numpy(b), **how)
-    found = kid(a, b, subsets=subsets, size=size, seed=7)
-    assert found.value == pytest.approx(theirs["kernel_inception_distance_mean"], abs=1e-12)
+    distance = kid(a, b, subsets=subsets, size=size, seed=7)
+    assert distance.value == pytest.approx(theirs["kernel_inception_distance_mean"], abs=1e-12)
 
 
 def test_kid_lenet_is_of_standardised_features_and_signed():
@@ -81,9 +81,9 @@ def test_kid_lenet_is_of_standardised_features_and_signed():
     within = sum((k.sum() - np.trace(k)) / (40 * 39) for k in (xx, yy))
     compare = metrics()["kid_lenet"].compare
     scale = 10.0 ** np.arange(-3, 5)
-    found = compare(a * scale + scale, b * scale + scale, True)["kid_lenet"]
-    assert found.value == pytest.approx(compare(a, b, True)["kid_lenet"].value, rel=1e-6)
-    assert found.low < within - 2 * xy.mean() < found.high and found.value > 0
+    distance = compare(a * scale + scale, b * scale + scale, True)["kid_lenet"]
+    assert distance.value == pytest.approx(compare(a, b, True)["kid_lenet"].value, rel=1e-6)
+    assert distance.low < within - 2 * xy.mean() < distance.high and distance.value > 0
     alike = [compare(*(gaussian(rng, 40) for _ in "ab"), True)["kid_lenet"].value for _ in range(9)]
     assert min(alike) < 0 < max(alike)
     assert np.isfinite(compare(np.ones((9, 3)), np.zeros((9, 3)), True)["kid_lenet"].value)
@@ -96,16 +96,16 @@ def test_a_frechet_distance_within_classes_by_hand():
     y = np.repeat([0, 1], (300, 100))
     shift = np.where(y[:, None] == 0, (1, 0, 0), (0, 2, 0))
     within = metrics()["fd_class"].within
-    found = within(rows + shift, rows, y, y, False)["fd_class"]
-    assert found.value == pytest.approx(0.75 * 1 + 0.25 * 4, rel=1e-9) and found.low is None
+    figure = within(rows + shift, rows, y, y, False)["fd_class"]
+    assert figure.value == pytest.approx(0.75 * 1 + 0.25 * 4, rel=1e-9) and figure.low is None
     even = np.concatenate([np.arange(100), np.arange(300, 400)])
     by_hand = 0.75 * frechet_distance(rows[:100] + shift[:100], rows[:300]) + 0.25 * 4
-    found = within((rows + shift)[even], rows, y[even], y, True)["fd_class"]
-    assert found.value == pytest.approx(by_hand, rel=1e-9) and found.low < by_hand < found.high
+    figure = within((rows + shift)[even], rows, y[even], y, True)["fd_class"]
+    assert figure.value == pytest.approx(by_hand, rel=1e-9) and figure.low < by_hand < figure.high
     # a class without samples is compared with all of them, a class of one real image is left out
     none = 0.75 * frechet_distance(rows[:300], rows[:300]) + 0.25 * frechet_distance(rows[:300], rows[300:])
-    found = within(rows[:300], np.concatenate([rows, rows[:1]]), y[:300], np.append(y, 2), False)["fd_class"]
-    assert found.value == pytest.approx(none, abs=1e-9)
+    figure = within(rows[:300], np.concatenate([rows, rows[:1]]), y[:300], np.append(y, 2), False)["fd_class"]
+    assert figure.value == pytest.approx(none, abs=1e-9)
     refused("", within, rows, rows[:1], y, y[:1], False)
 
 
@@ -113,11 +113,11 @@ def test_kid_is_unbiased_and_its_interval_covers():
     """One and the same distribution has the distance 0, whatever the numbers of rows and of subset rows."""
     rng = np.random.default_rng(4)
     for size, wide in ((1000, 8), (8, 12)):  # half of the rows, and far fewer
-        found = [kid(gaussian(rng, 60), gaussian(rng, 50), subsets=60, size=size) for _ in range(80)]
-        values = np.array([i.value for i in found])
+        intervals = [kid(gaussian(rng, 60), gaussian(rng, 50), subsets=60, size=size) for _ in range(80)]
+        values = np.array([i.value for i in intervals])
         assert abs(values.mean()) < 4 * values.std() / np.sqrt(80)
-        assert often_enough(sum(i.low <= 0 <= i.high for i in found), 80)
-        assert np.mean([i.high - i.low for i in found]) < wide * values.std()
+        assert often_enough(sum(i.low <= 0 <= i.high for i in intervals), 80)
+        assert np.mean([i.high - i.low for i in intervals]) < wide * values.std()
     for a, b in ((np.ones((3, 2)), np.ones((9, 2))), (np.ones((9, 2)), np.ones((9, 3)))):
         refused("", kid, a, b)
 
@@ -163,16 +163,16 @@ def test_sliced_wasserstein_against_scipy_and_known_gaussians():
     rng = np.random.default_rng(10)
     x = gaussian(rng, 300, width=12)
     shift = rng.normal(size=12)
-    found = sliced_wasserstein(x + shift, x, projections=4000)
-    assert found == pytest.approx(np.linalg.norm(shift) / np.sqrt(12), rel=0.03)
+    distance = sliced_wasserstein(x + shift, x, projections=4000)
+    assert distance == pytest.approx(np.linalg.norm(shift) / np.sqrt(12), rel=0.03)
     x = (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x.T, bias=True)).T)
     assert sliced_wasserstein(3 * x, x, projections=50) == pytest.approx(2, rel=1e-9)
     rng = np.random.default_rng(11)
     a, b = (rng.integers(0, high, (20, 3, 4, 4), dtype=np.uint8) for high in (256, 200))
     flat = [images.reshape(20, -1).astype(np.float64) for images in (a, b)]
     assert sliced_wasserstein(a, b) == pytest.approx(sliced_wasserstein(*flat), rel=1e-5)
-    for other in (b[:0], b[:, :1]):
-        refused("", sliced_wasserstein, a, other)
+    for wrong in (b[:0], b[:, :1]):
+        refused("", sliced_wasserstein, a, wrong)
 
 
 @pytest.mark.slow
@@ -190,13 +190,13 @@ def test_at_few_pictures_the_robust_metrics_see_a_blur_that_the_raw_distance_har
         opened = [Image.open(archive.open(name)).convert("RGB") for name in names[:1200]]
         images = np.stack([np.asarray(picture).transpose(2, 0, 1) for picture in opened])
     blurred = gaussian_filter(images[600:], (0, 0, 2, 2))
-    real, other, blur = (lite().features(x) for x in (images[:600], images[600:], blurred))
+    real, fresh, blur = (lite().features(x) for x in (images[:600], images[600:], blurred))
 
     def times_floor(metric) -> float:
-        return metric(blur, real) / metric(other, real)
+        return metric(blur, real) / metric(fresh, real)
 
     raw, pca = times_floor(frechet_distance), times_floor(pca_frechet)
     assert 1.2 < raw < 2.5 < pca
     assert times_floor(sliced_wasserstein) > raw
-    found: Interval = kid(blur, real)
-    assert found.value > 20 * abs(kid(other, real).value) and found.low > 0.5 * found.value
+    distance: Interval = kid(blur, real)
+    assert distance.value > 20 * abs(kid(fresh, real).value) and distance.low > 0.5 * distance.value

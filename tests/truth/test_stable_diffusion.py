@@ -52,9 +52,9 @@ def built(cls, kind: str = "tiny", prediction: str = "epsilon", seed: int = 0, *
 
 def batch(n: int = 4, step: int = 0, **extra) -> Batch:
     generator = torch.Generator().manual_seed(5)
-    x, other = (torch.rand(n, 3, 16, 16, generator=generator) * 2 - 1 for _ in "ab")
+    x, before = (torch.rand(n, 3, 16, 16, generator=generator) * 2 - 1 for _ in "ab")
     captions = [TEXTS[i % len(TEXTS)] for i in range(n)]
-    return draws.batch(x, step, **{"caption": captions, "before": other, **extra})
+    return draws.batch(x, step, **{"caption": captions, "before": before, **extra})
 
 
 def stirred(model, scale: float = 0.05):
@@ -103,9 +103,9 @@ def test_it_learns_four_images_and_leaves_alone_what_is_frozen(trained):
     t, frozen = trained
     losses = [line["loss"] for line in lines(t.run.path / "metrics.jsonl")]
     assert np.mean(losses[-10:]) < 0.85 * np.mean(losses[:5]), losses
-    own = {id(p) for p in t.model.parameters()}
+    ids = {id(p) for p in t.model.parameters()}
     for name, part in t.model.attached.items():
-        tuned = {key for key, p in part.named_parameters() if id(p) in own}
+        tuned = {key for key, p in part.named_parameters() if id(p) in ids}
         assert bool(tuned) == (name == "unet" and t.part.model == "sd_lora")
         for key, value in part.state_dict().items():
             assert torch.equal(value, frozen[name][key]) == (key not in tuned), key
@@ -121,7 +121,7 @@ def test_what_it_shows_of_itself_needs_no_prompt_and_its_export_is_the_same_pict
     log = Log(t.run.path, rank=0)
     prompts = ["a handwritten three", "turn it upside down"]
     picture = canny(batch(2).x) if name == "controlnet" else batch(2).x
-    given = {"sd_lora": {}, "controlnet": {"control": picture}, "instructpix2pix": {"before": picture}}[name]
+    inputs = {"sd_lora": {}, "controlnet": {"control": picture}, "instructpix2pix": {"before": picture}}[name]
     how = {"n": 2, "seed": 3, "options": {"steps": 3, "guidance": 7.5}, "formats": ("npz",)}
     job = SampleJob(run, checkpoint="last", prompts=tuple(prompts), **how)
     (tmp_path / "shown").mkdir()
@@ -132,7 +132,7 @@ def test_what_it_shows_of_itself_needs_no_prompt_and_its_export_is_the_same_pict
     theirs = pipe(prompts, latents=latents(), **keywords).images
     model = load_trained(t.run, CPU).model
     assert not model.training
-    same(drawn(model, prompt=prompts, **given), theirs)
+    same(drawn(model, prompt=prompts, **inputs), theirs)
     if name == "sd_lora":
         (tmp_path / "sampled").mkdir()
         sample_verb.run(job, tmp_path / "sampled", CPU, log)
@@ -142,7 +142,7 @@ def test_what_it_shows_of_itself_needs_no_prompt_and_its_export_is_the_same_pict
 
 def diffusers_loads(name: str, folder: Path, picture: torch.Tensor):
     """A pipeline of diffusers from what was exported, and what it is called with."""
-    base, plain, given = tiny_sd.base(), {"safety_checker": None}, {"image": (picture + 1) / 2}
+    base, plain, inputs = tiny_sd.base(), {"safety_checker": None}, {"image": (picture + 1) / 2}
     if name == "sd_lora":
         pipe = diffusers.DiffusionPipeline.from_pretrained(base, **plain)
         pipe.load_lora_weights(folder)
@@ -150,9 +150,9 @@ def diffusers_loads(name: str, folder: Path, picture: torch.Tensor):
     if name == "controlnet":
         net = diffusers.ControlNetModel.from_pretrained(folder)
         pipe = diffusers.StableDiffusionControlNetPipeline.from_pretrained(base, controlnet=net, **plain)
-        return pipe, {**given, **HOW}
+        return pipe, {**inputs, **HOW}
     pipe = diffusers.StableDiffusionInstructPix2PixPipeline.from_pretrained(folder, **plain)
-    return pipe, {**given, "image_guidance_scale": 1.5, "num_inference_steps": 3, "output_type": "pt"}
+    return pipe, {**inputs, "image_guidance_scale": 1.5, "num_inference_steps": 3, "output_type": "pt"}
 
 
 def denoised(model, **conditions) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -189,9 +189,9 @@ def test_what_an_edit_does_without_and_new_channels():
     model, n = built(InstructPix2Pix), 4000
     b = batch(n)
     b.extra = {"text": torch.full((n, 32, 32), 7.0), "before_latent": torch.full((n, 4, 8, 8), 7.0)}
-    found = model.conditions(b)
-    text, image = (found["text"] != 7).flatten(1).all(1), (found["before"] != 7).flatten(1).all(1)
-    assert not found["before"][image].any()
+    conditions = model.conditions(b)
+    text, image = (conditions["text"] != 7).flatten(1).all(1), (conditions["before"] != 7).flatten(1).all(1)
+    assert not conditions["before"][image].any()
     for share in (text & ~image, text & image, ~text & image):
         assert float(share.float().mean()) == pytest.approx(0.05, abs=0.012)
 
@@ -230,11 +230,11 @@ def test_a_flow_that_knows_the_images_has_no_loss_and_draws_them(base, monkeypat
     z = (z - config.shift_factor) * config.scaling_factor
     rows = z if base == "tiny-sd3" else pack(z, 2, 4, 8, 8)
 
-    def known(hidden_states, timestep, **told):
+    def velocity(hidden_states, timestep, **options):
         v = (hidden_states - rows) / (timestep / steps).view(-1, *[1] * (rows.ndim - 1))
-        return Transformer2DModelOutput(v) if told.get("return_dict", True) else (v,)
+        return Transformer2DModelOutput(v) if options.get("return_dict", True) else (v,)
 
-    monkeypatch.setattr(model.transformer, "forward", known)
+    monkeypatch.setattr(model.transformer, "forward", velocity)
     assert float(model.loss(b)["loss"]) < 1e-6
     torch.testing.assert_close(drawn(model, prompt="two", guidance=1.0), b.x, atol=1e-4, rtol=0)
 
@@ -283,14 +283,14 @@ def test_what_is_prepared_makes_the_same_loss(cls):
     model, b = stirred(built(cls)), batch()
     with torch.no_grad():
         fresh = float(model.loss(b)["loss"])
-        found = model.prepare(batch())
-        assert {"latent_mean", "latent_std", "text"} <= found.keys()
-        assert all(len(v) == 4 for v in found.values())
-        kept = batch(**found)
-        kept.extra.pop("before")
-        kept.x = torch.zeros_like(kept.x)  # nothing is made of the images any more
-        assert float(model.loss(kept)["loss"]) == pytest.approx(fresh, rel=2e-3)
-        assert float(model.loss(batch(step=1, **found))["loss"]) != pytest.approx(fresh, rel=2e-3)
+        tensors = model.prepare(batch())
+        assert {"latent_mean", "latent_std", "text"} <= tensors.keys()
+        assert all(len(v) == 4 for v in tensors.values())
+        cached = batch(**tensors)
+        cached.extra.pop("before")
+        cached.x = torch.zeros_like(cached.x)  # nothing is made of the images any more
+        assert float(model.loss(cached)["loss"]) == pytest.approx(fresh, rel=2e-3)
+        assert float(model.loss(batch(step=1, **tensors))["loss"]) != pytest.approx(fresh, rel=2e-3)
     assert built(cls, cache=False).prepare(batch()) == {}
 
 
@@ -300,16 +300,16 @@ def test_a_prior_is_what_the_base_draws_and_its_loss_is_that_of_images_with_its_
     images = model.sample(3, **how)
     model.on_start(batch(3))
     torch.testing.assert_close(model.prior_latents, model.scaled(model.encode(images)[0]))
-    kept = model.prior_latents.clone()
+    prior = model.prior_latents.clone()
     stirred(model).on_start(batch(3))  # a resume
-    assert torch.equal(model.prior_latents, kept)
+    assert torch.equal(model.prior_latents, prior)
     both, alone = model.train().loss(batch(3)), model.eval().loss(batch(3))["loss"]
     torch.testing.assert_close(both["loss"], alone + 0.5 * both["prior"])
     same_draws = batch(3)
     for draw in ("randn", "randn"):  # those of the photos
         getattr(same_draws.noise, draw)(3, 4, 8, 8)
     model.times(3, same_draws.noise), same_draws.noise.rand(3)
-    z = kept[same_draws.noise.randint(3, 3)]
+    z = prior[same_draws.noise.randint(3, 3)]
     eps, t = same_draws.noise.randn(*z.shape), model.times(3, same_draws.noise)
     z_t = model.schedule.add_noise(z, eps, t)
     error = (model.denoise(z_t, t, model.embed([text] * 3)) - eps).square().mean()
@@ -319,15 +319,15 @@ def test_a_prior_is_what_the_base_draws_and_its_loss_is_that_of_images_with_its_
 def test_captions_are_dropped_and_text_encoders_tuned():
     for kind in ("tiny", "tiny-xl"):
         model = built(SDLoRA, kind, caption_dropout=0.5)
-        found = model.conditions(batch(64))
+        inputs = model.conditions(batch(64))
         text, none, *more = model.pipe.encode_prompt(
             TEXTS, device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=True
         )
         dropped = batch(64).noise.rand(64) < 0.5
         for i, gone in enumerate(dropped.tolist()):
-            torch.testing.assert_close(found["text"][i], (none if gone else text)[i % 4], msg=f"{kind} {i}")
+            torch.testing.assert_close(inputs["text"][i], (none if gone else text)[i % 4], msg=f"{kind} {i}")
             if more:
-                torch.testing.assert_close(found["pooled"][i], more[gone][i % 4])
+                torch.testing.assert_close(inputs["pooled"][i], more[gone][i % 4])
     model = built(SDLoRA, "tiny-xl", text_lora=True)
     assert "text" not in model.prepare(batch())
     stirred(model).loss(batch())["loss"].backward()
@@ -340,7 +340,7 @@ def test_captions_are_dropped_and_text_encoders_tuned():
 
 @pytest.mark.parametrize("cls", MODELS)
 def test_checkpointing_changes_no_gradient(cls):
-    found = []
+    results = []
     for checkpointing in (False, True):
         model = stirred(built(cls, checkpointing=checkpointing)).train()
         saved = []
@@ -348,9 +348,9 @@ def test_checkpointing_changes_no_gradient(cls):
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
             loss = model.loss(batch())["loss"]
         loss.backward()
-        found.append((sum(saved), [p.grad for p in model.parameters()]))
-    assert found[1][0] < 0.6 * found[0][0]
-    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-6, rtol=1e-4)
+        results.append((sum(saved), [p.grad for p in model.parameters()]))
+    assert results[1][0] < 0.6 * results[0][0]
+    torch.testing.assert_close(results[0][1], results[1][1], atol=1e-6, rtol=1e-4)
 
 
 HALVES = [*((cls, "tiny") for cls in MODELS), (SDLoRA, "tiny-sd3"), (SDLoRA, "tiny-flux")]
@@ -384,11 +384,11 @@ def test_an_adapter_in_plain_diffusers(kind, tmp_path):
     same(drawn(model, prompt=TEXTS[:2], guidance=4.0, lora_scale=0.0), untuned)
     pipe.load_lora_weights(tmp_path)
     for scale, negative in ((1.0, ""), (0.5, "bold")):
-        asked = {"negative_prompt": [negative] * 2 if negative else None, "guidance_scale": 4.0}
+        options = {"negative_prompt": [negative] * 2 if negative else None, "guidance_scale": 4.0}
         if negative and kind == "tiny-flux":
-            asked |= {"guidance_scale": 3.5, "true_cfg_scale": 4.0}
+            options |= {"guidance_scale": 3.5, "true_cfg_scale": 4.0}
         scaled = {base.scale_key: {"scale": scale}}
-        theirs = pipe(TEXTS[:2], latents=z, **asked, **scaled, **how).images
+        theirs = pipe(TEXTS[:2], latents=z, **options, **scaled, **how).images
         same(drawn(model, prompt=TEXTS[:2], guidance=4.0, lora_scale=scale, negative=negative), theirs)
         assert (theirs - untuned).abs().max() > 0.01
 
@@ -412,8 +412,8 @@ def test_a_controlnet_of_xl_in_plain_diffusers(tmp_path):
     net = diffusers.ControlNetModel.from_pretrained(tmp_path)
     xl = diffusers.StableDiffusionXLControlNetPipeline
     pipe = xl.from_pretrained(tiny_sd.base("tiny-xl"), controlnet=net)
-    asked = {"image": (control + 1) / 2, "guidance_scale": 7.5, "controlnet_conditioning_scale": 0.7}
-    theirs = pipe(TEXTS[:2], latents=latents(), **asked, **HOW).images
+    options = {"image": (control + 1) / 2, "guidance_scale": 7.5, "controlnet_conditioning_scale": 0.7}
+    theirs = pipe(TEXTS[:2], latents=latents(), **options, **HOW).images
     same(drawn(model, prompt=TEXTS[:2], control=control, control_scale=0.7), theirs)
     same(drawn(model, prompt=TEXTS[:2], control=batch(2).x, control_scale=0.7, edges=True), theirs)
 
@@ -421,13 +421,13 @@ def test_a_controlnet_of_xl_in_plain_diffusers(tmp_path):
 def test_prompts_sizes_and_conditions_that_are_not_given():
     model = built(SDLoRA)
     model.on_start(batch())
-    kept = {to_text(row) for row in model.captions}
-    assert kept == set(TEXTS)
+    captions = {to_text(row) for row in model.captions}
+    assert captions == set(TEXTS)
     images = drawn(model, 3)
     again = [torch.cat([drawn(model, 3, prompt=text)[i : i + 1] for text in TEXTS]) for i in range(3)]
     assert all((same == image).flatten(1).all(1).any() for same, image in zip(again, images, strict=True))
-    asked = built(SDLoRA, prompts=("zero",))
-    assert torch.equal(drawn(asked), drawn(model, prompt=["zero", "zero"]))
+    zero = built(SDLoRA, prompts=("zero",))
+    assert torch.equal(drawn(zero), drawn(model, prompt=["zero", "zero"]))
     assert drawn(model, prompt="two", size=32).shape == (2, 3, 32, 32)
     for wrong in ({"size": 20}, {"steps": 0}):
         refused("", drawn, model, 1, **wrong)
@@ -452,8 +452,8 @@ def test_progress_ends_at_the_number_of_images_and_captions_are_kept_as_bytes(mo
     built(SDLoRA).sample(3, progress=lambda i, n: seen.append((i, n)), **how)
     assert seen[-1] == (3, 3) and [i for i, _ in seen] == sorted(i for i, _ in seen) and len(seen) == 4
     for caption in ("", "a dog\nin two lines", "雪" * 200):
-        kept = to_text(to_bytes(caption))
-        assert caption.startswith(kept) and len(kept.encode()) >= min(len(caption.encode()), 290)
+        text = to_text(to_bytes(caption))
+        assert caption.startswith(text) and len(text.encode()) >= min(len(caption.encode()), 290)
 
 
 def test_edges_are_those_of_scikit_image():
@@ -509,9 +509,9 @@ def test_what_a_base_and_its_optimizer_need(monkeypatch):
     part_lora = Part("sd_lora", tuned | {"base": "black-forest-labs/FLUX.1-dev"}, train=part.train)
     # four maps of 3,072 features in 19 blocks, three in 38
     assert params_of(part_lora, DataInfo((3, 64, 64)), {}) == (4 * 19 + 3 * 38) * 2 * 3072 * 16
-    other = replace(part, options={**options, "base": "somebody/something"})
+    stranger = replace(part, options={**options, "base": "somebody/something"})
     with pytest.raises(MissingError, match="the shape of `somebody/something` is not known"):
-        params_of(other, DataInfo((3, 64, 64)), {})
+        params_of(stranger, DataInfo((3, 64, 64)), {})
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     conf = OptimSection(name="adamw8bit", lr=1e-3, betas=(0.9, 0.99))
     refused("bitsandbytes", optim.build, built(SDLoRA).phases()[0], conf, error=MissingError)

@@ -36,9 +36,9 @@ def test_a_patch_depends_on_those_before_it_through_scale_and_shift_alone(flip):
     blocks = jac.permute(0, 2, 1, 3)  # [T, T, D, D]
     assert (blocks[before].abs().amax((1, 2)) > 1e-6).all()
     assert (blocks[before.T] == 0).all()
-    own = blocks.diagonal().permute(2, 0, 1)  # [T, D, D]
-    assert torch.equal(own, torch.diag_embed(own.diagonal(dim1=1, dim2=2)))
-    assert torch.equal(own[0], torch.eye(4, dtype=torch.float64)), "the first patch is as it was"
+    jacobians = blocks.diagonal().permute(2, 0, 1)  # [T, D, D]
+    assert torch.equal(jacobians, torch.diag_embed(jacobians.diagonal(dim1=1, dim2=2)))
+    assert torch.equal(jacobians[0], torch.eye(4, dtype=torch.float64)), "the first patch is as it was"
 
 
 def recomputed(flow: PatchFlow, z: torch.Tensor, c: torch.Tensor, null: torch.Tensor, guidance: float):
@@ -82,9 +82,9 @@ def test_a_coupling_moves_what_it_does_not_see_by_what_it_sees(index, dim):
     seen = coupling.sees.flatten() == 1
     assert 2 * seen.sum() == 6 * dim or dim == 3
     assert torch.equal(jac[seen], torch.eye(6 * dim, dtype=torch.float64)[seen])
-    own = jac[~seen][:, ~seen]
-    assert torch.equal(own, own.diagonal().diag()) and (jac[~seen][:, seen] != 0).all()
-    torch.testing.assert_close(own.diagonal().log().sum(), coupling(x, c)[1][0])
+    block = jac[~seen][:, ~seen]
+    assert torch.equal(block, block.diagonal().diag()) and (jac[~seen][:, seen] != 0).all()
+    torch.testing.assert_close(block.diagonal().log().sum(), coupling(x, c)[1][0])
     with torch.no_grad():
         torch.testing.assert_close(coupling.inverse(coupling(x, c)[0], c), x)
         guided = coupling.inverse(x, torch.cat([c, null]), 2.0)
@@ -122,8 +122,8 @@ def test_labels_are_hidden_in_a_share_of_training_and_edit_leaves_an_image_of_it
     model = tarflow(conditional=True)
     with torch.no_grad():
         each = torch.stack([model.log_prob(x, torch.full((4,), k), noise=noise(4)) for k in range(10)])
-    own = each.argmax(0)
-    edited = model.edit(x, labels=own, noise=noise(4), progress=no_progress).images
-    other = model.edit(x, labels=(own + 1) % 10, noise=noise(4), progress=no_progress).images
-    assert (edited - x).abs().max() < 1.01 / 127.5 < (other - x).abs().max()
+    best = each.argmax(0)
+    edited = model.edit(x, labels=best, noise=noise(4), progress=no_progress).images
+    moved = model.edit(x, labels=(best + 1) % 10, noise=noise(4), progress=no_progress).images
+    assert (edited - x).abs().max() < 1.01 / 127.5 < (moved - x).abs().max()
     assert "conditional" in refused("can edit", tarflow().edit, x, noise=noise(4)).hint

@@ -25,9 +25,9 @@ def test_each_code_sees_exactly_the_codes_before_it_and_what_top_k_and_top_p_lea
     with torch.no_grad():
         logits = model(codes)
         for i in range(model.length):
-            other = codes.clone()
-            other[0, i] = (other[0, i] + 1) % model.codes
-            moved = (model(other) - logits).abs().amax((0, 2)) > 1e-9
+            variant = codes.clone()
+            variant[0, i] = (variant[0, i] + 1) % model.codes
+            moved = (model(variant) - logits).abs().amax((0, 2)) > 1e-9
             assert torch.equal(moved, torch.arange(model.length) > i)
         beginning = model(codes[:, :3])
         assert torch.allclose(beginning, logits[:, :3], atol=1e-12), "it is judged as in the whole"
@@ -66,14 +66,14 @@ def test_scores_and_figures():
     model, x = build(), images(6)
     batches = [Batch(part, None, torch.arange(3), noise(3)) for part in x.split(3)]
     with torch.no_grad():
-        found = model.measure(batches)
+        values = model.measure(batches)
         codes = model.tokenizer.encode(x)
         again = model.reconstruct(x, noise=noise(6), progress=no_progress).images
         p = codes.flatten().bincount(minlength=5) / codes.numel()
-        assert found["mse"] == pytest.approx(float(F.mse_loss(again / 2, x / 2)))
-        assert found["entropy"] == pytest.approx(-float(torch.special.xlogy(p, p).sum()), rel=1e-6)
-        assert found["perplexity"] == pytest.approx(math.exp(found["entropy"]))
-        assert found["nats"] == pytest.approx(float(model.nll(codes.flatten(1), None).mean()) / model.length)
+        assert values["mse"] == pytest.approx(float(F.mse_loss(again / 2, x / 2)))
+        assert values["entropy"] == pytest.approx(-float(torch.special.xlogy(p, p).sum()), rel=1e-6)
+        assert values["perplexity"] == pytest.approx(math.exp(values["entropy"]))
+        assert values["nats"] == pytest.approx(float(model.nll(codes.flatten(1), None).mean()) / model.length)
 
 
 def recompute(model: Transformer, n: int, labels, noise, guidance: float = 1.0, **options) -> torch.Tensor:
@@ -109,8 +109,8 @@ def test_sampled_frequencies_are_the_probabilities():
         codes = model._generate(start, None, BatchNoise(0, total=n), no_progress, DrawOptions(), 1.0)
         grid = torch.tensor(list(itertools.product(range(2), repeat=4)))
         p = (-model.nll(grid, None)).exp()
-    found = (codes * torch.tensor([8, 4, 2, 1])).sum(1).bincount(minlength=16) / n
-    assert ((found - p).abs() < 5 * (p * (1 - p) / n).sqrt() + 1e-9).all()
+    frequencies = (codes * torch.tensor([8, 4, 2, 1])).sum(1).bincount(minlength=16) / n
+    assert ((frequencies - p).abs() < 5 * (p * (1 - p) / n).sqrt() + 1e-9).all()
 
 
 def test_the_loss_is_the_mean_nll_of_a_code():
@@ -154,10 +154,10 @@ def test_completion_infers_the_class_from_the_kept_codes():
     model = build((1, 16, 16), codes=16, classes=CLASSES, scale=0.3)
     model.label.table.weight.data.mul_(4)
     x = images(9, (1, 16, 16))
-    kept = torch.cat([x[:, :, :8], x[:, :, 7:8].expand(-1, -1, 8, -1)], 2)
-    best = model.class_log_prob(model.tokenizer.encode(kept).flatten(1)[:, :8], noise(9)).argmax(1)
-    blind, told = (model.complete(x, rows=8, labels=y, noise=noise(9)).images for y in (None, best))
-    assert torch.equal(blind, told) and best.unique().numel() > 1
+    source = torch.cat([x[:, :, :8], x[:, :, 7:8].expand(-1, -1, 8, -1)], 2)
+    best = model.class_log_prob(model.tokenizer.encode(source).flatten(1)[:, :8], noise(9)).argmax(1)
+    blind, labelled = (model.complete(x, rows=8, labels=y, noise=noise(9)).images for y in (None, best))
+    assert torch.equal(blind, labelled) and best.unique().numel() > 1
 
 
 def test_the_tokenizer_is_frozen_and_decay_is_for_matrices():

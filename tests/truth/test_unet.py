@@ -26,13 +26,13 @@ def test_agrees_with_diffusers(case):
     levels, kw = CASES[case]
     pytest.importorskip("diffusers")
     ours = awake(UNet(3, 2, levels, groups=4, **kw).eval())
-    other = ours.to_diffusers((12, 12))
-    names = {renamed(key, DIFFUSERS_NAMES) for key in other.state_dict()}
+    peer = ours.to_diffusers((12, 12))
+    names = {renamed(key, DIFFUSERS_NAMES) for key in peer.state_dict()}
     assert names == set(ours.state_dict()), "every parameter has its counterpart"
     x, t = torch.randn(3, 3, 12, 12), torch.tensor([0, 17, 999])
     y = torch.tensor([0, 2, kw["classes"]]) if "classes" in kw else None
     with torch.no_grad():
-        want = other(x, t, class_labels=y).sample
+        want = peer(x, t, class_labels=y).sample
         got = ours(x, t, y)
     assert want.std() > 0.1
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
@@ -93,8 +93,8 @@ def test_half_precision_and_memory_format(kind):
         trained = net(x, t).float()  # with a gradient: another attention
     assert (half - want).norm() / want.norm() < 0.05 and (trained - want).norm() / want.norm() < 0.05
     torch.testing.assert_close(trained, half, atol=0.02 * float(want.abs().max()), rtol=0)
-    other = net.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last), t)
-    torch.testing.assert_close(other, want, atol=1e-5, rtol=1e-5)
+    got = net.to(memory_format=torch.channels_last)(x.contiguous(memory_format=torch.channels_last), t)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 
 
 SIDES = {  # size → sides of the levels, and those that have self-attention

@@ -80,9 +80,9 @@ def test_drawn_pixels_follow_the_masses(kind, levels):
     u = torch.rand(n, 1, 1, 1, generator=torch.Generator().manual_seed(0))
     drawn = pixels.draw(row.expand(n, -1, -1, -1), u)
     x = from_levels(torch.arange(levels), levels)
-    found = torch.stack([(drawn - value).abs().lt(1e-3).float().mean() for value in x])
+    frequencies = torch.stack([(drawn - value).abs().lt(1e-3).float().mean() for value in x])
     expected = pixels.log_prob(x.view(-1, 1, 1, 1), row.expand(levels, -1, -1, -1)).exp()
-    torch.testing.assert_close(found, expected, atol=0.012, rtol=0)
+    torch.testing.assert_close(frequencies, expected, atol=0.012, rtol=0)
 
 
 @pytest.mark.parametrize("net", ["mlp", "conv"])
@@ -143,9 +143,9 @@ def test_regret_is_never_negative_and_larger_off_the_data(trained):
     inside, g = squares(16, DIGITS), torch.Generator().manual_seed(0)
     outside = torch.sign(torch.randn(16, 1, 16, 16, generator=g))
     with torch.no_grad():
-        known, strange = (trained.score_regret(x, noise=noise(16), steps=30) for x in (inside, outside))
-    assert known.min() >= 0 and known.max() > 0
-    assert strange.mean() > known.mean()
+        familiar, strange = (trained.score_regret(x, noise=noise(16), steps=30) for x in (inside, outside))
+    assert familiar.min() >= 0 and familiar.max() > 0
+    assert strange.mean() > familiar.mean()
 
 
 def test_warm_up_and_importance_weights_of_the_loss():
@@ -178,8 +178,8 @@ def test_ssim_against_its_definition_of_any_size_and_in_training():
         vp, vq = (w * (p - mp) ** 2).sum(), (w * (q - mq) ** 2).sum()
         cov = (w * (p - mp) * (q - mq)).sum()
         values.append((2 * mp * mq + 1e-4) * (2 * cov + 9e-4) / ((mp**2 + mq**2 + 1e-4) * (vp + vq + 9e-4)))
-    found = ssim_parts(x, y, window)[0][0, 0]
-    torch.testing.assert_close(found, torch.stack(values).mean(), rtol=1e-4, atol=1e-5)
+    ssim = ssim_parts(x, y, window)[0][0, 0]
+    torch.testing.assert_close(ssim, torch.stack(values).mean(), rtol=1e-4, atol=1e-5)
     g = torch.Generator().manual_seed(0)
     for size in (4, 16, 28, 32, 64, 128):
         x = torch.rand(2, 3, size, size, generator=g) * 2 - 1

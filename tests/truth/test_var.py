@@ -40,11 +40,11 @@ def test_the_parts_of_scales_are_what_is_left_of_the_scales_before_and_add_up():
     close(quantised, total)
     close(z - quantised, left)
     torch.testing.assert_close(book.lookup(codes), quantised)
-    q, found = book(z.requires_grad_(), noise(4))
+    q, figures = book(z.requires_grad_(), noise(4))
     sums = list(book.sums(codes))[1:]
     expected = sum(F.mse_loss(e, z) for e in sums) / 3
-    torch.testing.assert_close(found["loss"], 1.25 * expected)
-    to_z, to_e = torch.autograd.grad(found["loss"], [z, book.embedding], retain_graph=True)
+    torch.testing.assert_close(figures["loss"], 1.25 * expected)
+    to_z, to_e = torch.autograd.grad(figures["loss"], [z, book.embedding], retain_graph=True)
     torch.testing.assert_close(to_z, 0.25 * torch.autograd.grad(expected, z, retain_graph=True)[0])
     torch.testing.assert_close(to_e, torch.autograd.grad(expected, book.embedding)[0])
     assert torch.equal(torch.autograd.grad(q.sum(), z)[0], torch.ones_like(z))
@@ -59,9 +59,9 @@ def test_each_scale_sees_all_coarser_scales_and_nothing_else():
     with torch.no_grad():
         logits = model(codes)
         for i in range(model.length):
-            other = codes.clone()
-            other[0, i] = (other[0, i] + 1) % model.codes
-            moved = (model(other) - logits).abs().amax((0, 2)) > 1e-12
+            variant = codes.clone()
+            variant[0, i] = (variant[0, i] + 1) % model.codes
+            moved = (model(variant) - logits).abs().amax((0, 2)) > 1e-12
             assert torch.equal(moved, level > level[i])
     # by gradients: of the logits of a scale, with respect to the parts of every scale
     parts = [model.book.part(codes[:, s], k).requires_grad_() for k, s in enumerate(scales)]

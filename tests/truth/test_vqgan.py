@@ -146,9 +146,9 @@ def test_lpips_is_the_authors_on_the_same_weights():
     x, y = images(2, (3, 32, 32)), images(2, (3, 32, 32), seed=1)
     with torch.no_grad():
         mine, grey = ours(vgg, linear), x[:, :1]
-        found = mine(x, y)
-        torch.testing.assert_close(found, theirs(x, y).flatten())
-        assert found.min() > 1e-3
+        distances = mine(x, y)
+        torch.testing.assert_close(distances, theirs(x, y).flatten())
+        assert distances.min() > 1e-3
         torch.testing.assert_close(mine(grey, y), mine(grey.expand(-1, 3, -1, -1), y))
     pytest.importorskip("lpips")
     state = torch.load(linear_file(), map_location="cpu", weights_only=True)
@@ -183,6 +183,6 @@ def test_lpips_comes_from_the_cache_and_is_missed_aloud(home, monkeypatch):
     (folder / VGG).unlink()
     tree = recipe(FIRST["vqgan"], steps=1)
     tree["model"]["perceptual"] = "auto"
-    told = (fit(tree).run.path / "log.txt").read_text()
-    assert f"warning: no perceptual loss: perceptual distances (LPIPS) need the weights `{VGG}`" in told
-    assert f"put `{VGG}` of torchvision's models into" in told
+    text = (fit(tree).run.path / "log.txt").read_text()
+    assert f"warning: no perceptual loss: perceptual distances (LPIPS) need the weights `{VGG}`" in text
+    assert f"put `{VGG}` of torchvision's models into" in text

@@ -48,24 +48,24 @@ def test_codes_loss_gradient_and_averages_are_those_of_the_peer(cosine):
     for step in range(3):
         z, w = vectors(step).requires_grad_(), vectors(step).requires_grad_()
         codes = ours.nearest(z)[1]
-        q, found = ours(z, noise())
+        q, figures = ours(z, noise())
         peer_q, peer_codes, peer_loss = theirs(w)
         assert torch.equal(codes, peer_codes)
         torch.testing.assert_close(q, peer_q)
         torch.testing.assert_close(ours.embedding, theirs._codebook.embed[0], rtol=1e-5, atol=1e-6)
         if not cosine:  # theirs is committed to codes before the vector is put onto the sphere
-            torch.testing.assert_close(found["loss"], peer_loss.squeeze())
-            (q.sum() + found["loss"]).backward()
+            torch.testing.assert_close(figures["loss"], peer_loss.squeeze())
+            (q.sum() + figures["loss"]).backward()
             (peer_q.sum() + peer_loss.sum()).backward()
             torch.testing.assert_close(z.grad, w.grad)
 
 
 def test_a_learned_codebook_has_the_loss_of_equation_3():
     ours, z = book(codebook="gradient", beta=0.3, restart=False).train(), vectors().requires_grad_()
-    q, found = ours(z, noise())
+    q, figures = ours(z, noise())
     e = ours.lookup(ours.nearest(z)[1]).detach()
-    torch.testing.assert_close(found["loss"], 1.3 * F.mse_loss(z, e))
-    to_z, to_e = torch.autograd.grad(found["loss"], [z, ours.embedding], retain_graph=True)
+    torch.testing.assert_close(figures["loss"], 1.3 * F.mse_loss(z, e))
+    to_z, to_e = torch.autograd.grad(figures["loss"], [z, ours.embedding], retain_graph=True)
     torch.testing.assert_close(to_z, 0.3 * 2 * (z - e) / z.numel())  # beta holds the encoder, not the codes
     taken = F.one_hot(ours.nearest(z)[1].flatten(), K).float()
     pull = 2 * taken.T @ (e - z.detach()).movedim(1, -1).flatten(0, 2) / z.numel()
@@ -93,8 +93,8 @@ def test_dead_codes_move_into_the_batch_and_living_ones_stay():
     ours.usage[:3] = 0.5 * DEAD / K
     ours.embedding[:3] = ours.total[:3] = 100.0
     before = ours.embedding.clone()
-    _, found = ours(z, noise())
-    assert found["dead"] == 0
+    _, figures = ours(z, noise())
+    assert figures["dead"] == 0
     everything = z.movedim(1, -1).flatten(0, 2)
     nearest = (ours.embedding[:, None] - everything).norm(dim=2).min(1).values
     assert (nearest[:3] < 1e-5).all() and (before[3:] - ours.embedding[3:]).abs().max() < 0.2
@@ -134,9 +134,9 @@ def test_perplexity_and_draws_of_codes():
     u = torch.tensor([0.0, 0.25, 0.499, 0.5, 0.74, 0.75, 0.9999999, 1 - 2**-24])
     assert draw(weights.expand(8, -1), u).tolist() == [1, 1, 1, 3, 3, 4, 4, 4]
     n = 40_000
-    found = draw(weights.expand(n, -1), noise(n).rand(n)).bincount(minlength=6) / n
+    frequencies = draw(weights.expand(n, -1), noise(n).rand(n)).bincount(minlength=6) / n
     p = weights / weights.sum()
-    assert ((found - p).abs() <= 5 * (p * (1 - p) / n).sqrt()).all()
+    assert ((frequencies - p).abs() <= 5 * (p * (1 - p) / n).sqrt()).all()
 
 
 def test_levels_in_place_of_a_codebook():

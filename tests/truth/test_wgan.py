@@ -24,9 +24,9 @@ def test_penalty_of_linear_critics_under_autocast_and_against_finite_differences
     w[:2] = torch.tensor([3.0, 4.0])
     w.requires_grad_()
     critic = lambda x, y=None: x.flatten(1) @ w  # noqa: E731
-    found = gradient_penalty(critic, images(6), images(6, seed=1), torch.rand(6))
-    torch.testing.assert_close(found, torch.full((6,), 16.0))  # (5 − 1)²
-    found.mean().backward()
+    penalty = gradient_penalty(critic, images(6), images(6, seed=1), torch.rand(6))
+    torch.testing.assert_close(penalty, torch.full((6,), 16.0))  # (5 − 1)²
+    penalty.mean().backward()
     torch.testing.assert_close(w.grad, (2 * 4.0 * w / 5).detach())  # d (‖w‖ − 1)² / dw
     critic, real, fake, alpha = Critic((1, 16, 16), 8), images(4), images(4, seed=1), torch.rand(4)
     exact = gradient_penalty(critic, real, fake, alpha)
@@ -41,8 +41,8 @@ def test_penalty_of_linear_critics_under_autocast_and_against_finite_differences
     h, steps = 1e-6, 1e-6 * torch.eye(36, dtype=torch.float64).view(36, 1, 1, 6, 6)
     slopes = torch.stack([(critic(x_hat + s) - critic(x_hat - s)) / (2 * h) for s in steps], 1)
     expected = (slopes.norm(dim=1) - 1) ** 2
-    found = gradient_penalty(critic, real, fake, alpha.double())
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    penalty = gradient_penalty(critic, real, fake, alpha.double())
+    torch.testing.assert_close(penalty, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_losses_are_those_of_the_paper_and_leave_the_other_net_alone():
@@ -99,9 +99,9 @@ def test_inversion_finds_what_the_generator_can_draw():
         return net.score_inversion(x, noise=noise(4), search=Search(steps, feature=0.0))
 
     with torch.inference_mode():
-        start, found, lost = score(reachable, 0), score(reachable, 120), score(strange, 120)
-    assert (found < 0.2 * start).all()
-    assert found.max() < 0.1 * lost.min()
+        start, end, lost = score(reachable, 0), score(reachable, 120), score(strange, 120)
+    assert (end < 0.2 * start).all()
+    assert end.max() < 0.1 * lost.min()
     again = net.reconstruct(reachable, noise=noise(4), progress=no_progress, steps=150).images
     torch.testing.assert_close(again, reachable, atol=0.3, rtol=0)
     a, b = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
@@ -111,12 +111,12 @@ def test_inversion_finds_what_the_generator_can_draw():
 
 
 def test_knn_is_the_kth_distance_in_critic_features():
-    net, known, x = model().eval(), images(40, seed=3), images(4)
+    net, bank, x = model().eval(), images(40, seed=3), images(4)
     refused("training images", net.score_knn, x, noise=noise(4))
-    net.fit_knn([batch(part) for part in known.split(16)])
+    net.fit_knn([batch(part) for part in bank.split(16)])
     with torch.no_grad():
-        found = net.score_knn(x, noise=noise(4), k=3)
-        distances = torch.cdist(net.unit_features(x).double(), net.unit_features(known).double())
-    torch.testing.assert_close(found.double(), distances.sort(dim=1).values[:, 2], rtol=1e-4, atol=1e-6)
-    assert net.score_knn(known[:4], noise=noise(4), k=1).max() < 1e-4  # each is its own neighbour
+        scores = net.score_knn(x, noise=noise(4), k=3)
+        distances = torch.cdist(net.unit_features(x).double(), net.unit_features(bank).double())
+    torch.testing.assert_close(scores.double(), distances.sort(dim=1).values[:, 2], rtol=1e-4, atol=1e-6)
+    assert net.score_knn(bank[:4], noise=noise(4), k=1).max() < 1e-4  # each is its own neighbour
     assert not any("bank" in key for key in net.state_dict())

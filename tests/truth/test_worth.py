@@ -48,12 +48,12 @@ def test_fresh_real_images_gain_what_they_gain_and_duplicates_gain_nothing(sides
     judges = [NetFeatures(net, "", 0, False, torch.device("cpu")) for net in nets]
     others = [(judge.predict(test[0]) == test[1]).mean() for judge in judges]
     assert 0 < fresh["both_gain"].low <= others[0] - others[1] <= fresh["both_gain"].high
-    for found in (doubled, fresh):
-        assert "filled" not in found  # the classes are equally frequent
+    for figures in (doubled, fresh):
+        assert "filled" not in figures  # the classes are equally frequent
         for name in ("samples", "both"):
             for end in ("", "_balanced"):
-                difference = found[name + end].value - found["real" + end].value
-                assert found[f"{name}{end}_gain"].value == pytest.approx(difference, abs=1e-12)
+                difference = figures[name + end].value - figures["real" + end].value
+                assert figures[f"{name}{end}_gain"].value == pytest.approx(difference, abs=1e-12)
 
 
 def test_it_is_a_function_of_its_arguments(sides):
@@ -79,8 +79,8 @@ def test_the_filled_set_has_the_real_images_and_those_samples(sides, monkeypatch
         return trained(images, classes, outputs, replace(way, steps=1))
 
     monkeypatch.setattr(classifier, "trained", training)
-    found = worth((x[1:], y[1:]), (more, labels), test, CLASSES, seeds=1)
-    assert {"filled", "filled_gain", "filled_balanced"} <= found.keys()
+    figures = worth((x[1:], y[1:]), (more, labels), test, CLASSES, seeds=1)
+    assert {"filled", "filled_gain", "filled_balanced"} <= figures.keys()
     images, classes = sets[-1]
     assert len(images) == 12 and (np.bincount(classes) == 3).all() and (images[:11] == x[1:]).all()
     assert any((images[11] == sample).all() for sample in more[labels == y[0]])
@@ -96,11 +96,11 @@ def test_balanced_accuracy_and_its_intervals():
     for _ in range(100):
         skill = rng.normal(0.7, 0.03, 3)
         hits = (rng.random((3, 200)) < skill[:, None]).astype(float)
-        found = module._interval(module._mean, hits, classes, 0)
-        covered += found.low <= 0.7 <= found.high
+        interval = module._interval(module._mean, hits, classes, 0)
+        covered += interval.low <= 0.7 <= interval.high
     assert covered >= 88
     alike = np.repeat((rng.random((1, 200)) < 0.7).astype(float), 3, 0)  # classifiers that agree
-    found = module._interval(module._mean, alike, classes, 0)
-    assert found.high - found.low == pytest.approx(2 * 1.96 * alike[0].std() / np.sqrt(200), rel=0.2)
+    interval = module._interval(module._mean, alike, classes, 0)
+    assert interval.high - interval.low == pytest.approx(2 * 1.96 * alike[0].std() / np.sqrt(200), rel=0.2)
     certain = module._interval(module._mean, np.ones((3, 200)), classes, 0)
     assert (certain.low, certain.value, certain.high) == (1, 1, 1)

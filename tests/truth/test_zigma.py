@@ -81,13 +81,13 @@ def test_the_scan_is_finite_in_full_precision_and_linear_in_tokens():
         assert got.dtype == torch.float32 and torch.equal(got, want)
         assert all(map(torch.equal, torch.autograd.grad(got.sum(), values), grads))
 
-    def kept(tokens: int) -> int:
+    def memory(tokens: int) -> int:
         values, sizes = inputs(2, tokens, 64, 16, torch.float32), []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
             selective_scan(*values).sum().backward()
         return sum(sizes)
 
-    assert 2 * kept(256) < kept(1024) <= 4 * kept(256)
+    assert 2 * memory(256) < memory(1024) <= 4 * memory(256)
 
 
 def test_the_kernel_of_mamba_ssm_is_used_where_it_is(monkeypatch):
@@ -129,11 +129,11 @@ def test_the_kernel_of_mamba_ssm_is_used_where_it_is(monkeypatch):
 def test_mamba_is_that_of_transformers_and_the_paper():
     peer = pytest.importorskip("transformers.models.mamba.modeling_mamba")
     sizes = {"hidden_size": 32, "state_size": 5, "expand": 2, "conv_kernel": 4, "time_step_rank": 2}
-    other, ours = awake(peer.MambaMixer(peer.MambaConfig(**sizes), 0)).eval(), Mamba(32, 2, 5)
-    ours.load_state_dict(other.state_dict())  # strict: every parameter has its counterpart, of the same shape
+    mixer, ours = awake(peer.MambaMixer(peer.MambaConfig(**sizes), 0)).eval(), Mamba(32, 2, 5)
+    ours.load_state_dict(mixer.state_dict())  # strict: every parameter has its counterpart, of the same shape
     h = torch.randn(3, 40, 32)
     with torch.no_grad():
-        want = other(h)
+        want = mixer(h)
         assert want.std() > 0.01
         torch.testing.assert_close(ours(h), want, atol=1e-5, rtol=1e-4)
     torch.manual_seed(0)
@@ -190,7 +190,7 @@ def test_blocks_take_turns_in_the_orders_and_few_images_change_nothing(monkeypat
 
 def test_the_divergence_of_the_likelihood_is_that_of_finite_differences():
     model = ZigMa.of(DataInfo((1, 4, 4)), **SMALL).double().eval()
-    awake(model.net, 0.1).time.register_forward_pre_hook(lambda module, given: (given[0].double(),))
+    awake(model.net, 0.1).time.register_forward_pre_hook(lambda module, args: (args[0].double(),))
     f, t = model.velocity(None), torch.tensor([0.3], dtype=torch.float64)
     x, v = torch.randn(1, 16, dtype=torch.float64), torch.randint(2, (1, 16)).double() * 2 - 1
     state = torch.cat([x, torch.zeros(1, 1).double()], 1)
