@@ -194,8 +194,8 @@ class Paths:
         self.trained = t.trained
         if hasattr(self.model, "rungs"):
             self.model.rungs = 3  # of tens, which langevin goes down one by one
-        self.given = {"prompt": ["a handwritten seven", "three"]} if "prompt" in self.card.can else {}
-        self.given |= {picture: torch.zeros(2, *t.info.shape) for picture in self.card.inputs}
+        self.conditions = {"prompt": ["a handwritten seven", "three"]} if "prompt" in self.card.can else {}
+        self.conditions |= {picture: torch.zeros(2, *t.info.shape) for picture in self.card.inputs}
         self.batch = next(iter(Pick(t.pack, "test", np.arange(2)).batches(self.trained, size=2, seed=0)))
 
     def all(self) -> Iterator[tuple[str, dict[str, str], Callable[[], None]]]:
@@ -259,7 +259,7 @@ class Paths:
                 validate.mean(self.trained, self.t.metric, self.t.images.pack)
 
     def sample(self, **options: Any) -> None:
-        sampler.draw(self.trained, 2, conditions=self.given, options=options)
+        sampler.draw(self.trained, 2, conditions=self.conditions, options=options)
 
     def score(self, name: str) -> None:
         scorer = Scorer(self.trained, [name], options=CHEAP)

@@ -33,7 +33,7 @@ class Life:
                 with cadence.timed(kind):
                     self.now += costs[kind]
                 self.seen.append((kind, step, self.now))
-        self.found, self.cadence = cadence.intervals(), cadence
+        self.intervals, self.cadence = cadence.intervals(), cadence
 
     def steps(self, kind: str) -> list[int]:
         return [step for pause, step, _ in self.seen if pause == kind]
@@ -44,7 +44,7 @@ CHEAP = {"eval": 0.01, "checkpoint": 0.01, "sample": 0.01}
 
 def test_pauses_come_every_tenth_or_as_the_recipe_says():
     life = Life(600, 0.1, CHEAP)
-    assert life.found == {"eval_every": 60, "checkpoint_every": 60, "sample_every": 120}
+    assert life.intervals == {"eval_every": 60, "checkpoint_every": 60, "sample_every": 120}
     assert life.steps("eval") == [60 * i for i in range(1, 11)]
     assert life.steps("sample") == list(range(120, 601, 120))
     life = Life(100, 1.0, CHEAP, eval_every=7, checkpoint_every=0, sample_every=50)
@@ -58,9 +58,9 @@ def test_pauses_come_every_tenth_or_as_the_recipe_says():
     first = {kind: next(now for pause, _, now in life.seen if pause == kind) for kind in CHEAP}
     assert max(first.values()) < 140  # the compiler's time included
     # 2,000 and 4,000 steps, divided to come near the 1,200 of ten minutes
-    assert life.found == {"eval_every": 1000, "checkpoint_every": 1000, "sample_every": 800}
+    assert life.intervals == {"eval_every": 1000, "checkpoint_every": 1000, "sample_every": 800}
     dear = Life(20_000, 0.5, CHEAP | {"sample": 300.0})
-    assert dear.found["sample_every"] == 2 * 4000  # near the 12,000 of a share of 1/20
+    assert dear.intervals["sample_every"] == 2 * 4000  # near the 12,000 of a share of 1/20
 
 
 def test_a_machine_that_is_a_little_slower_validates_at_the_same_steps():
@@ -70,11 +70,13 @@ def test_a_machine_that_is_a_little_slower_validates_at_the_same_steps():
         lives = [Life(steps, each * k, dict.fromkeys(CHEAP, took * k), eval_every=None) for k in speeds]
         assert all(life.steps("eval")[1:] == lives[0].steps("eval")[1:] for life in lives), (steps, each)
     # validations that are timed badly, here between .1 and .13 seconds
-    intervals = [Life(400, 0.05, CHEAP | {"eval": took}).found["eval_every"] for took in (0.1, 0.103, 0.13)]
+    intervals = [
+        Life(400, 0.05, CHEAP | {"eval": took}).intervals["eval_every"] for took in (0.1, 0.103, 0.13)
+    ]
     assert intervals == [40, 40, 40]
     slow = [Life(20_000, 0.5 * k, CHEAP) for k in (0.3, 1.0, 3.0, 10.0)]
     assert all(step in (10, 20, 50, 100, 200, 500, 1000, 2000) for x in slow for step in x.steps("eval")[:1])
-    assert all(2000 % life.found["eval_every"] == 0 for life in slow)
+    assert all(2000 % life.intervals["eval_every"] == 0 for life in slow)
     assert [n for n in range(1, 1001) if in_series(n)] == [10, 20, 50, 100, 200, 500, 1000]
     for whole, expected in (
         (40, {41: 40, 56: 40, 57: 80, 126: 80, 127: 200, 400: 400, 4000: 4000}),

@@ -121,7 +121,7 @@ def test_the_network_is_told_the_cluster_in_training_and_guided_to_a_drawn_one_i
         flat(model.sample)(2, noise=noise(2), progress=no_progress, steps=2, **how)
         return set(values)
 
-    assert scales({"clusters": 3}) == {GUIDANCE}
+    assert scales({"clusters": 3}) == {model.towards_clusters}
     assert scales({"clusters": 3}, guidance=1.0) == {1.0}
     assert scales({"clusters": 3, "label_dropout": 0.0}) == scales({"clusters": 0}) == {1.0}
     assert scales({"conditional": True}) == {1.0}

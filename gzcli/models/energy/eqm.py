@@ -58,7 +58,7 @@ class EqM(Denoiser):
     """
 
     paper = "Wang & Du 2025, arXiv:2510.02300"
-    # the descent sharpens by itself. MNIST, 8 CPU-minutes, 1,000 samples against validation images, by 1, 1.15
+    # a descent sharpens by itself. MNIST, 8 CPU-minutes, 1,000 samples against validation images, by 1, 1.15
     # and 1.3: fd 11.4, 9.5, 13.6, precision .83, .88, .91, recall .87, .81, .72, legible .85, .90, .92
     towards_clusters = 1.15
 
