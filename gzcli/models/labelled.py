@@ -33,7 +33,8 @@ MIN_CLUSTER = 20  # least images a cluster on average: the network would memoris
 # guidance of samples towards their cluster. On MNIST after 8 CPU-minutes, of 1,000 samples against validation
 # images, fm by 1.15 and 1.3: fd 9.3, 8.8, precision .82, .86, recall .86, .83, legible .87, .91, KID alike.
 # Clusters within classes need less, so cfm, cddpm and dit have 1.15; cfm by 1, 1.15 and 1.3: fd 13.4,
-# 9.7, 11.2, KID .009, -.004, -.001, precision .83, .86, .88, recall .89, .85, .81, legible .89, .93, .95
+# 9.7, 11.2, KID .009, -.004, -.001, precision .83, .86, .88, recall .89, .85, .81, legible .89, .93, .95;
+# dit fd 14.0, 9.8, 12.7, KID .004, -.004, .003, precision .79, .84, .87, recall .88, .86, .82
 GUIDANCE = 1.3
 
 
