@@ -7,11 +7,13 @@ from torch import Tensor, nn
 
 from gzcli.core.types import DataInfo, no_progress
 from gzcli.models import catalog
-from gzcli.models.flow_matching.average_velocity import SCALE, AverageVelocity, MapOptions
+from gzcli.models.flow_matching.average_velocity import AverageVelocity, MapOptions
 
 INFO = DataInfo((1, 4, 4), None)
 MEAN, STD = 0.4, 0.3
-SMALL = {"channels": 8, "mult": (1,), "attention": (), "groups": 4, "map_every": 1, "weight_power": 0.0}
+SCALE = 10.0
+SMALL = {"channels": 8, "mult": (1,), "attention": (), "groups": 4}
+SMALL |= {"map_every": 1, "weight_power": 0.0, "time_scale": SCALE}
 
 
 class Exact(nn.Module):

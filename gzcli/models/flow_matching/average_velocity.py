@@ -23,7 +23,6 @@ from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import at_least, to_fp32
 from gzcli.models.nn.unet import UNet, UNetOptions
 
-SCALE = 100  # of times as the network's input: at fm's 1000 the fastest wave turns within a step of .01
 SMALLEST = 1e-3  # added to an image's error in its weight
 
 
@@ -43,10 +42,13 @@ class IntervalOptions:
 
     map_every: one image in so many trains the average over an interval, the others the velocity; 1: all.
     weight_power: p of the weight (e + .001)^−p of an image with the error e; 0: none.
+    time_scale: factor of both times as the network's input. The less, the smoother is F in them, and the less
+      do its targets over intervals scatter.
     """
 
     map_every: int = 2
     weight_power: float = 0.5
+    time_scale: float = 100.0
 
 
 class TwoTimes(UNet):
@@ -79,11 +81,12 @@ class AverageVelocity(FlowMatching):
         super().__init__(data, TwoTimes.of(data, unet, classes=labels.count(data)), flow, labels)
         at_least(1, map_every=intervals.map_every)
         self.map_every, self.weight_power = intervals.map_every, intervals.weight_power
+        self.time_scale = intervals.time_scale
 
     def time_input(self, t: Tensor) -> Tensor:
         """The network's second input, t and s − t [B, 2], at times t and s [B, 2]; of t [B], s is t."""
         t, s = (t, t) if t.ndim == 1 else t.unbind(1)
-        return SCALE * torch.stack([t, s - t], 1)
+        return self.time_scale * torch.stack([t, s - t], 1)
 
     # ---- training
 
