@@ -23,7 +23,6 @@ from gzcli.models.nn import ClassEmbedding, Labels, to_fp32, zero_init
 from gzcli.models.nn.adversarial import Discriminator, patch_sizes, to_patches
 
 SLOPE = 0.2  # of leaky ReLU below 0
-LEAK = 0.1  # slope in training outside [-1, 1]: at a flat limit a generator that is all black stays so
 RELU = math.sqrt(2 / (1 + SLOPE**2))  # what it takes of the deviation of an N(0, 1)
 
 
@@ -92,8 +91,8 @@ def stages(channels: list[int], options: ResidualOptions) -> nn.ModuleList:
 
 
 class ResidualGenerator(nn.Module):
-    """z [B, latent] and labels → images [B, C, H, W], fp32, in evaluation in [-1, 1]. The coarsest map is a
-    learned basis [C', h, w], each channel weighed by a linear function of z and the label."""
+    """z [B, latent] and labels → images [B, C, H, W] in [-1, 1], fp32. The coarsest map is a learned basis
+    [C', h, w], each channel weighed by a linear function of z and the label."""
 
     def __init__(self, shape: tuple[int, ...], options: ResidualOptions, classes: int = 0):
         super().__init__()
@@ -106,7 +105,7 @@ class ResidualGenerator(nn.Module):
         self.basis = nn.Parameter(torch.randn(channels[0], *self.sizes[0]))
         self.stages = stages(channels, options)
         self.changes = nn.ModuleList(conv(i, o) for i, o in pairwise(channels))
-        self.image = conv(channels[-1], shape[0] * self.patch**2, 1 if self.patch == 1 else 3)
+        self.pixels = conv(channels[-1], shape[0] * self.patch**2, 1 if self.patch == 1 else 3)
 
     def forward(self, z: Tensor, y: Labels = None) -> Tensor:
         h = z if self.embed is None else torch.cat([z, self.embed(y, len(z))], dim=1)
@@ -115,9 +114,8 @@ class ResidualGenerator(nn.Module):
             if i:  # a bilinear kernel is a low-pass filter
                 h = F.interpolate(self.changes[i - 1](h), self.sizes[i], mode="bilinear", align_corners=False)
             h = stage(h)
-        x = to_fp32(F.pixel_shuffle(self.image(h), self.patch))[:, :, : self.shape[1], : self.shape[2]]
-        limited = x.clamp(-1, 1)
-        return torch.lerp(limited, x, LEAK) if self.training else limited
+        x = to_fp32(F.pixel_shuffle(self.pixels(h), self.patch))[:, :, : self.shape[1], : self.shape[2]]
+        return torch.tanh(x)
 
 
 class ResidualDiscriminator(Discriminator):
