@@ -355,9 +355,8 @@ def for_one(launch: LaunchSection) -> LaunchSection:
     from gzcli.launch import launcher
 
     if (launch.gpus or 1) != 1 or launch.processes:
-        raise UsageError(
-            "`--jobs` gives each training one GPU, or one core", hint="--jobs 4 without `--gpus`"
-        )
+        message = "`--jobs` gives each training one GPU, or one core"
+        raise UsageError(message, hint="--jobs 4 without `--gpus`")
     on_cpu = launch.cpu or launch.gpus == 0
     if launch.gpus or (not on_cpu and launcher.usable_gpus().usable):
         return replace(launch, gpus=1, threads=CORES_OF_A_PROCESS)

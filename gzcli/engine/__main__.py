@@ -135,9 +135,8 @@ def explain(e: BaseException) -> GzError:
     if "timed out" in str(e).lower() and (silent := ranks.unresponsive()):
         names = ", ".join(f"rank {rank} (process {pid})" for rank, pid in silent.items())
         return DeviceError(f"{names} does not answer", hint="`launch.timeout` says for how long others wait")
-    return GzError(
-        f"{type(e).__name__}: {e}", hint="the traceback is in the run's `log.txt`; `GZ_DEBUG=1` shows it"
-    )
+    message = f"{type(e).__name__}: {e}"
+    return GzError(message, hint="the traceback is in the run's `log.txt`; `GZ_DEBUG=1` shows it")
 
 
 def train(run: Run, log: Log) -> None:
@@ -187,10 +186,8 @@ def train_one(run: Run, log: Log) -> Accelerator:
     prepare_torch(part)
     accelerator = accelerate(part)
     if len(started := {*ranks.everyone(run.owner.id)}) > 1:  # of several machines
-        raise UsageError(
-            f"the machines train different runs: {', '.join(sorted(started))}",
-            hint="start the same command on all anew",
-        )
+        message = f"the machines train different runs: {', '.join(sorted(started))}"
+        raise UsageError(message, hint="start the same command on all anew")
     streams.change_spinner("reading the images")
     clock = partial(devices.clock, accelerator.device, part.train.clock)
     began = clock()

@@ -75,10 +75,9 @@ class History:
         """The error of a run that cannot go on."""
         have = self.run.saved_steps
         good = f"the last good checkpoint is of step {have[-1]}" if have else "there is no checkpoint yet"
-        return DivergedError(
-            f"{reason} at step {step}; {good}",
-            hint="lower `optim.lr`, raise `optim.warmup`, set `train.clip`, or `train.precision=fp32`",
-        )
+        message = f"{reason} at step {step}; {good}"
+        hint = "lower `optim.lr`, raise `optim.warmup`, set `train.clip`, or `train.precision=fp32`"
+        return DivergedError(message, hint=hint)
 
     def show(self, step: int, model: nn.Module, bar: TrainBar, lr: float | None) -> None:
         """Logs the mean of each loss since the last call, over all ranks; a call of every rank."""

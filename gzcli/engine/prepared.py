@@ -146,10 +146,8 @@ def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | N
     else:
         config = autoencoder.vae.config
         if images.shape[0] != (channels := config.in_channels):
-            raise UsageError(
-                f"`data.latent`: `{name}` takes {channels} channels, the images have {images.shape[0]}",
-                hint=f"`--set data.channels={channels}`",
-            )
+            message = f"`data.latent`: `{name}` takes {channels} channels, the images have {images.shape[0]}"
+            raise UsageError(message, hint=f"`--set data.channels={channels}`")
         shift = torch.full((config.latent_channels,), config.shift_factor or 0.0)
         scaling = shift, torch.full((config.latent_channels,), config.scaling_factor)
     of_channels = [values.float().tolist() for values in scaling]

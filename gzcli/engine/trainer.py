@@ -119,11 +119,8 @@ class Trainer:
                 self.snapshots.take(step + 1)
                 if signum := stop.signal(step + 1):
                     self.save(step + 1)
-                    raise Interrupted(
-                        f"stopped at step {step + 1} of {self.steps}, checkpoint saved",
-                        signum=signum,
-                        hint=f"gz train {self.run.owner.id} --resume",
-                    )
+                    message = f"stopped at step {step + 1} of {self.steps}, checkpoint saved"
+                    raise Interrupted(message, signum=signum, hint=f"gz train {self.run.owner.id} --resume")
                 if due := self.cadence.due(step + 1) | (KINDS if step + 1 == self.steps else set()):
                     self.pause(step + 1, due)
                 if step + 1 == self.steps:  # fewer than at first, by `train.patience`

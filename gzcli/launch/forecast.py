@@ -133,10 +133,8 @@ def in_steps(recipe: Resolved, epochs: float, say: Say = silent) -> dict[str, in
     for part in recipe.parts:
         images, batch = min(facts.n, part.data.n or facts.n), part.train.batch_size
         if not images:
-            raise UsageError(
-                f"`--epochs`: how many images `{recipe.data.name}` has is not known yet",
-                hint=f"`--steps N` says how long: a step takes {batch} images",
-            )
+            message = f"`--epochs`: how many images `{recipe.data.name}` has is not known yet"
+            raise UsageError(message, hint=f"`--steps N` says how long: a step takes {batch} images")
         flags[f"{part.in_recipe}train.steps"] = steps = max(1, math.ceil(epochs * images / batch))
         of = f"`{part.stage}`: " if part.stage else ""
         say(f"{of}{epochs:g} epochs of {images:,} images in batches of {batch}: --steps {steps}")

@@ -182,10 +182,9 @@ def check_data(part: Part, card: ModelCard, data: DataSpec | PackMeta) -> None:
     """Raises UsageError where a set lacks what a part's model needs; its hint names sets that fit."""
     name, (_, height, width) = data.name, data.shape
     if card.square and height != width:
-        raise UsageError(
-            f"`{card.name}` needs square images, and those of `{name}` are {width}×{height}",
-            hint=f"`--set data.size={min(height, width)}` crops them, with `--set data.fit=pad` it pads them",
-        )
+        message = f"`{card.name}` needs square images, and those of `{name}` are {width}×{height}"
+        hint = f"`--set data.size={min(height, width)}` crops them, with `--set data.fit=pad` it pads them"
+        raise UsageError(message, hint=hint)
     needed = [extra for extra in EXTRAS if extra in card.needs]
     if lacking := [extra for extra in needed if extra not in data.extras]:
         able = ", ".join(spec.name for spec in SPECS.values() if set(needed) <= set(spec.extras))
