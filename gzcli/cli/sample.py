@@ -39,20 +39,12 @@ SETTINGS = jobs.OWN_OPTIONS
 
 _N_HELP = "How many images; about 64, as many of each class, or one for each prompt or input picture."
 _N = Annotated[int | None, option("-n N", _N_HELP, min=1)]
-_Label = Annotated[
-    str | None,
-    option(
-        "--label L[,L…]",
-        "Class names or numbers, for conditional models; as '\"x,y\"' with a comma.",
-        complete=a_label,
-    ),
-]
+_LABEL_HELP = "Class names or numbers, for conditional models; as '\"x,y\"' with a comma."
+_Label = Annotated[str | None, option("--label L[,L…]", _LABEL_HELP, complete=a_label)]
 _PROMPT_HELP = "What to show, for models that take text; may be repeated, images take turns."
 _Prompt = Annotated[list[str] | None, option("--prompt TEXT", _PROMPT_HELP)]
-_Prompts = Annotated[
-    Path | None,
-    option("--prompts FILE", "Prompts, one a line; `#` begins a comment.", exists=True, dir_okay=False),
-]
+_PROMPTS_HELP = "Prompts, one a line; `#` begins a comment."
+_Prompts = Annotated[Path | None, option("--prompts FILE", _PROMPTS_HELP, exists=True, dir_okay=False)]
 _DO_HELP = "An application: inpaint, interpolate, …"
 _Do = Annotated[str | None, option("--do METHOD", _DO_HELP, complete=an_application)]
 _INPUT_HELP = "Pictures for `--do` (test images without it), or that images are made from."
@@ -61,13 +53,11 @@ _MASK_HELP = "White is kept, black filled in."
 _Mask = Annotated[Path | None, option("--mask PATH", _MASK_HELP, exists=True, resolve_path=True)]
 _Out = Annotated[Path | None, option("--out DIR", "Where to write; into the run's folder without it.")]
 _Npz = Annotated[bool, option("--npz", FORMATS["npz"].help)]
-_Animate = Annotated[
-    bool, option("--animate", "Write animation.gif: the first 16 images while they are drawn.")
-]
+_ANIMATE_HELP = "Write animation.gif: the first 16 images while they are drawn."
+_Animate = Annotated[bool, option("--animate", _ANIMATE_HELP)]
 _LIKE_HELP = "Draw again what this PNG of `gz sample` shows; MODEL may be left out."
-_Like = Annotated[
-    Path | None, option("--like PICTURE", _LIKE_HELP, exists=True, dir_okay=False, resolve_path=True)
-]
+_LIKE = option("--like PICTURE", _LIKE_HELP, exists=True, dir_okay=False, resolve_path=True)
+_Like = Annotated[Path | None, _LIKE]
 _Png = Annotated[bool, option("--png", FORMATS["png"].help)]
 
 
