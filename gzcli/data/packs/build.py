@@ -34,9 +34,8 @@ LARGEST = 512  # largest side in pixels that is packed without `data.size`
 NAMED = 5  # most pictures that a message names
 
 Shape = tuple[int, int, int]  # (C, H, W)
-Sides = dict[
-    str, np.ndarray
-]  # by official split: int32 [N, 2], width and height of each image before packing
+# by official split: int32 [N, 2], width and height of each image before packing
+Sides = dict[str, np.ndarray]
 Bad = dict[tuple[str, int], MissingError]  # pictures that did not decode, by (official split, number in it)
 # By official split, the index in SPLITS of each image's packed split, int8 [N]; −1: left out. Images keep
 # their order in the packed split.
