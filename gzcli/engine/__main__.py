@@ -34,7 +34,6 @@ from gzcli.core.errors import (
 from gzcli.core.sections import part_of
 from gzcli.core.units import duration
 from gzcli.data.packs.open import check_unchanged, open_pack, pack_options, record_data
-from gzcli.data.sets.names import locate
 from gzcli.engine.cadence import KEPT, LEAST, count_steps
 from gzcli.engine.log import Log
 from gzcli.engine.step import accelerate, compiles, prepare_torch
@@ -191,7 +190,7 @@ def train_one(run: Run, log: Log) -> Accelerator:
     streams.change_spinner("reading the images")
     clock = partial(devices.clock, accelerator.device, part.train.clock)
     began = clock()
-    pack = open_pack(locate(part.data.name), **pack_options(part.data), say=log.info)
+    pack = open_pack(part.data.name, **pack_options(part.data), say=log.info)
     check_unchanged(run.owner.path, pack.meta)
     if log.main:
         record_data(run.owner.path, pack.meta)

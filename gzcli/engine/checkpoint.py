@@ -132,9 +132,8 @@ def write(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
         save_file(checkpoint.weights, part / CheckpointFolder.weights)
         save_weights(part / CheckpointFolder.averaged, checkpoint.averaged)
         torch.save(checkpoint.train, part / CheckpointFolder.training)
-        sums = {
-            f.name: {"size": f.stat().st_size, "sha256": files.checksum(f)} for f in sorted(part.iterdir())
-        }
+        written = sorted(part.iterdir())
+        sums = {f.name: {"size": f.stat().st_size, "sha256": files.checksum(f)} for f in written}
         meta = {"step": step, **checkpoint.meta, "files": sums}
         (part / CheckpointFolder.meta).write_text(json.dumps(meta, indent=1))
     return path

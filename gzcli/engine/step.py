@@ -230,9 +230,8 @@ class Compiled:
         start = torch.full((), noise.start, dtype=torch.int64, device=batch.x.device)
         inputs = {"x": batch.x, "y": batch.y, "index": batch.index, "start": start, "extra": tensors}
         try:
-            values = self.graph(
-                self.model, phase, inputs, [noise._draw(*draw) for draw in draws], noise.total
-            )
+            drawn = [noise._draw(*draw) for draw in draws]
+            values = self.graph(self.model, phase, inputs, drawn, noise.total)
         except RuntimeError as e:  # what torch cannot compile: no compiler, a gradient of a gradient
             if key in self.tried:
                 raise
@@ -326,7 +325,6 @@ def without_values(model: Model, batch: Batch) -> tuple[Model, Batch, FakeTensor
     blank = copy.deepcopy(model, {id(t): mode.from_tensor(t) for t in tensors})
     noise: Any = batch.noise
     start = torch.full((), noise.start, dtype=torch.int64, device=batch.x.device)
-    x, y, index, start, extra = tree_map_only(
-        Tensor, mode.from_tensor, (batch.x, batch.y, batch.index, start, batch.extra)
-    )
+    parts = (batch.x, batch.y, batch.index, start, batch.extra)
+    x, y, index, start, extra = tree_map_only(Tensor, mode.from_tensor, parts)
     return blank, Batch(x, y, index, RecordedNoise(noise.total, start), extra), mode

@@ -364,10 +364,8 @@ class Trainer:
             images = sampler.draw(trained, n, labels=labels)
         if self.rank == 0:
             caption = sheets.caption_of(trained, None, 0, {}, done)
-            picture, path = (
-                sheets.of_samples(images, labels, classes, caption),
-                self.run.samples_picture(done),
-            )
+            path = self.run.samples_picture(done)
+            picture = sheets.of_samples(images, labels, classes, caption)
             save_png(path, picture, {"step": done, "n": n, "seed": 0})
             if self.history.trackers:
                 self.history.trackers.picture(done, path)

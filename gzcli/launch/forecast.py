@@ -18,7 +18,7 @@ from typing import Any
 
 from gzcli.core import jobs, signals
 from gzcli.core.devices import PEAKS, cpu_name, gpu_memory, gpu_name, host_memory
-from gzcli.core.errors import DamagedError, GzError, Interrupted, UsageError
+from gzcli.core.errors import GzError, Interrupted, UsageError
 from gzcli.core.jobs import TrialJob
 from gzcli.core.sections import LaunchSection, Part, part_of
 from gzcli.core.types import Say, silent
@@ -296,10 +296,7 @@ def cached(key: str) -> Path:
 
 def recall(key: str) -> dict[str, Any]:
     """What the cache has under a key; {} where that is nothing, or damaged."""
-    try:
-        row = files.read_object(cached(key))
-    except DamagedError:
-        return {}
+    row = files.whole_object(cached(key))
     numbers = all(isinstance(row.get(name), int | float | None) for name in NUMBERS)
     return row if numbers and "timed" in row else {}
 

@@ -495,9 +495,7 @@ def note_whole(run: Run, request: Request, recipe: Recipe) -> None:
     # the size of the user's own file does not count: a run of the set's own size is preferred to it
     sizes = [layer.section("data").get("size") for layer in resolved.layers if layer.source == "shipped"]
     size = next(filter(None, reversed(sizes)), None)
-    changing = {
-        layer.source for layer in resolved.layers if layer.source != "shipped" and changes_loss(layer)
-    }
+    changing = {layer.source for layer in filter(changes_loss, resolved.layers)} - {"shipped"}
     shipped = not changing
     if earlier:
         shipped = "typed" not in changing and runs.has_shipped_loss(earlier)

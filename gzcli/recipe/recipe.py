@@ -23,12 +23,8 @@ R = TypeVar("R", bound="Recipe")
 
 # Files that tell a folder of a run, or of a model of diffusers, from one that only has the same name.
 MARKS = ("status.json", "config.json", "model_index.json")
-REFERENCES = (
-    ("model", "base"),
-    ("data", "latent"),
-    ("train", "init"),
-    ("ood", "background"),
-)  # files or runs
+# section and key of what is a file or a run
+REFERENCES = (("model", "base"), ("data", "latent"), ("train", "init"), ("ood", "background"))
 SHARED = ("about", "scale", "seed", "data", "bench", "launch")  # keys that all parts share
 OF_STAGE = ("model", "data", "train", "optim", "sample", "ood", "params")  # keys of a stage
 
@@ -56,9 +52,7 @@ class Recipe:
 
     def on(self, data: DataSection) -> Self:
         """The recipe for other data; a stage keeps its `own_data`."""
-        parts = [
-            replace(part, data=replace(data, **self.own_data.get(part.stage, {}))) for part in self.parts
-        ]
+        parts = [replace(p, data=replace(data, **self.own_data.get(p.stage, {}))) for p in self.parts]
         return replace(self, data=data, parts=tuple(parts))
 
     def launched(self, launch: LaunchSection) -> Self:

@@ -171,7 +171,7 @@ def _resolve(
     else:
         card = _called_after(stages)
         rules = schema.staged(stages)
-        layers = _fitting(layers, rules, stages)
+        layers = [*_fitting(layers, rules, stages)]
     checked = [_checked(layer, rules, problems) for layer in layers]
     applied = [layer for layer in checked if layer.applies]
     if card is None:
@@ -476,11 +476,10 @@ def _reused_runs(layers: Iterable[Layer]) -> dict[str, tuple[str, str]]:
 # ---------------------------------------------------------------------------- values
 
 
-def _fitting(layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, ModelCard]) -> list[Layer]:
+def _fitting(layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, ModelCard]) -> Iterator[Layer]:
     """The layers as far as the rules of the models apply that the stages have in the end: without runs in the
     place of stages, and without keys of an earlier model that the later one does not have."""
     now: dict[str, str] = {}
-    fitted = []
     for layer in layers:
         stages = layer.section("stages")
         parts = {stage: part for stage, part in stages.items() if not isinstance(part, str)}
@@ -497,10 +496,7 @@ def _fitting(layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, M
                     if isinstance(values := part.get(section), Mapping):
                         names = schema.below(rules_of_stage, section)
                         fitting[section] = {key: v for key, v in values.items() if key in names}
-        fitted.append(
-            replace(layer, tree={**layer.tree, "stages": parts}) if "stages" in layer.tree else layer
-        )
-    return fitted
+        yield replace(layer, tree={**layer.tree, "stages": parts}) if "stages" in layer.tree else layer
 
 
 def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Layer:

@@ -44,9 +44,8 @@ def winner(rows: Sequence[Row], names: Mapping[str, str]) -> str:
     detections = [row for row in rows if not row.get("baseline")]
     for out in dict.fromkeys(str(row.get("out")) for row in detections):
         best = max((r for r in detections if str(r.get("out")) == out), key=lambda r: r.get("auroc") or 0)
-        sentences.append(
-            f"{names.get(out, out)}: AUROC {doc.number(best.get('auroc'))} by `{best.get('score')}`"
-        )
+        figure = f"AUROC {doc.number(best.get('auroc'))} by `{best.get('score')}`"
+        sentences.append(f"{names.get(out, out)}: {figure}")
     return "; ".join(sentences) + "." if sentences else ""
 
 
