@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gzcli.core import ranks
 from gzcli.core.errors import DivergedError, MissingError, first_line
 from gzcli.core.measured import ReferenceRun
-from gzcli.core.sections import Part
+from gzcli.core.sections import Part, leaves
 from gzcli.engine.log import Log, TrainBar
 from gzcli.store import files
 from gzcli.store.metrics import every_line, metric_lines
@@ -203,15 +203,10 @@ def start_tracker(name: str, run: Run, config: Mapping[str, Any], start: int) ->
     return tracker
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
+def flat(tree: Mapping[str, Any]) -> dict[str, int | float | str | bool]:
     """The values of a tree by dotted key, in types that all trackers take; without those that are None."""
-    values: dict[str, int | float | str | bool] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            values |= flat(value, f"{prefix}{key}.")
-        elif value is not None:
-            values[prefix + key] = value if isinstance(value, int | float | str) else str(value)
-    return values
+    values = {key: value for key, value in leaves(tree) if value is not None and value != {}}
+    return {key: v if isinstance(v, int | float | str) else str(v) for key, v in values.items()}
 
 
 def show(name: str, tracker: Any, step: int, path: Path) -> None:

@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import GzError, MissingError, UsageError, canonical
-from gzcli.core.sections import MEETING, SCALES, DataSection, part_of
+from gzcli.core.sections import MEETING, SCALES, DataSection, leaves, part_of
 from gzcli.data.packs.augment import patch_of
 from gzcli.data.packs.open import FEW_IMAGES, SHAPES, Facts, facts_of
 from gzcli.data.sets.names import DataSet, data_key, locate, names
@@ -588,10 +588,7 @@ def _lay(
 
 def dotted(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
     """The dotted keys of all values that are not maps."""
-    keys = []
-    for key, value in tree.items():
-        keys += dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [prefix + key]
-    return keys
+    return [key for key, value in leaves(tree, prefix) if not isinstance(value, Mapping)]
 
 
 def changes_model(part: Mapping[str, Any]) -> bool:
