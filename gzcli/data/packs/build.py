@@ -17,16 +17,8 @@ from gzcli.core.types import Report, Say, unreported
 from gzcli.core.units import as_size, sides
 from gzcli.data.packs.pack import SPLITS, PackFolder
 from gzcli.data.packs.stream import mapped, write_index
+from gzcli.data.readers import pictures
 from gzcli.data.readers.images import Block, RawImages
-from gzcli.data.readers.pictures import (
-    Decoding,
-    decode,
-    fit_array,
-    look,
-    notes_in_words,
-    sides_of,
-    undecodable,
-)
 from gzcli.data.sets.registry import Form, extras_in_words
 from gzcli.store.files import checksum, need_space, write_json
 
@@ -72,7 +64,7 @@ def build(
     if streamed:
         _write_index(images, plan, folder, mixed)
         resized = form.size is not None
-        notes = [f"of a few that were looked at, {note}" for note in notes_in_words(notes)]
+        notes = [f"of a few that were looked at, {note}" for note in pictures.notes_in_words(notes)]
     else:
         need_space(folder, pixels)
         fit = Fit(images.title, shape, decoding, _crop_hint(native), with_sides=bool(images.further))
@@ -181,7 +173,7 @@ def _native(images: RawImages, form: Form, note: Say) -> Shape:
     shapes, problem = [], None
     for name, data in images.probe():
         try:
-            shapes.append(look(data, name, note))
+            shapes.append(pictures.look(data, name, note))
         except MissingError as e:  # packing names every one of them
             problem = e
     if not shapes:
@@ -197,9 +189,9 @@ def _sides_in(images: RawImages) -> Sides:
     for split, start, data, name in images.blocks():
         assert isinstance(data, bytes)
         try:
-            sizes[split][start] = sides_of(data)
+            sizes[split][start] = pictures.sides_of(data)
         except Exception as e:  # as in `decode`
-            raise undecodable(name, e) from e
+            raise pictures.undecodable(name, e) from e
     return sizes
 
 
@@ -211,7 +203,7 @@ def _must_stay_mixed(sizes: Sides, planes: int, limit: int | None) -> bool:
     return too_many or max(width, height) > LARGEST or len(np.unique(every, axis=0)) > 1
 
 
-def _target(images: RawImages, native: Shape, form: Form, mixed: bool) -> tuple[Shape, Decoding]:
+def _target(images: RawImages, native: Shape, form: Form, mixed: bool) -> tuple[Shape, pictures.Decoding]:
     """The packed shape, and the decoding to it. Raises UsageError if a size must be given."""
     c, h, w = native
     if not form.size and not mixed and max(h, w) > LARGEST:
@@ -219,7 +211,7 @@ def _target(images: RawImages, native: Shape, form: Form, mixed: bool) -> tuple[
         raise UsageError(f"the images of `{images.title}` are large ({w}×{h} pixels)", hint=hint)
     shape = (form.channels or c, *(sides(form.size) if form.size else (h, w)))
     grey_only = form.channels is None and shape[0] == 1
-    return shape, Decoding(form.size, shape[0], grey_only, images.rule, form.fit)
+    return shape, pictures.Decoding(form.size, shape[0], grey_only, images.rule, form.fit)
 
 
 def _crop_hint(native: Shape) -> str:
@@ -246,7 +238,7 @@ class Fit:
 
     title: str  # name of the set in messages
     shape: Shape
-    decoding: Decoding
+    decoding: pictures.Decoding
     hint: str  # remedy for pictures of mixed sizes
     with_sides: bool  # whether the original sides of a picture are measured
 
@@ -254,18 +246,18 @@ class Fit:
         split, start, data, name = block
         if not isinstance(data, bytes):
             height, width = data.shape[2:]
-            images = fit_array(data, self.shape, self.decoding.fit)
+            images = pictures.fit_array(data, self.shape, self.decoding.fit)
             return Fitted(split, start, name, images, (height, width) != self.shape[1:], (width, height))
         notes: list[str] = []
         try:
-            image, resized = decode(data, name, self.decoding, notes.append)
+            image, resized = pictures.decode(data, name, self.decoding, notes.append)
         except MissingError as e:
             return Fitted(split, start, name, e)
         if image.shape != self.shape:
             (_, h, w), (_, h0, w0) = image.shape, self.shape
             message = f"the images of `{self.title}` have mixed sizes: `{name}` is {w}×{h}"
             raise UsageError(f"{message}, others are {w0}×{h0}", hint=self.hint)
-        before = sides_of(data) if self.with_sides else (0, 0)
+        before = pictures.sides_of(data) if self.with_sides else (0, 0)
         return Fitted(split, start, name, image[None], resized, before, tuple(notes))
 
 
@@ -331,7 +323,7 @@ def _write_images(
                 raise MissingError(f"{missing} {name} of the {split} split are missing in `{images.title}`")
         # a map may be smaller than its image
         fit = replace(fit, decoding=replace(fit.decoding, size=as_size(*fit.shape[1:])))
-    return bad, any_resized, notes_in_words(notes)
+    return bad, any_resized, pictures.notes_in_words(notes)
 
 
 def _check_sides(further: Fitted, image: list[int]) -> None:
