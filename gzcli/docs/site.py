@@ -71,13 +71,9 @@ def write(folder: Path, commands: str) -> list[Any]:
         {family: navigation((page.name for page in some), {page.name: page.name for page in some}, "models/")}
         for family, some in by_family(pages).items()
     ]
-    models = ["models/index.md", *families]
-    return [
-        {"gz": "index.md"},
-        {"Tutorials": navigation(manual.TUTORIALS)},
-        {"Guides": guides},
-        {"Models": models},
-    ]
+    sections = {"Tutorials": navigation(manual.TUTORIALS), "Guides": guides}
+    sections["Models"] = ["models/index.md", *families]
+    return [{"gz": "index.md"}, *({title: pages_of} for title, pages_of in sections.items())]
 
 
 def model_names() -> list[str]:

@@ -103,14 +103,8 @@ def read_weights(path: Path) -> Saved:
         built_on, space = (
             json.loads(metadata[key]) if key in metadata else tree.get(key) for key in ("built_on", "space")
         )
-        return Saved(
-            weights,
-            part_of(tree),
-            info,
-            int(metadata["step"]),
-            built_on or {},
-            SpaceRecord(**space) if space else None,
-        )
+        record, step = SpaceRecord(**space) if space else None, int(metadata["step"])
+        return Saved(weights, part_of(tree), info, step, built_on or {}, record)
 
 
 @dataclass

@@ -76,13 +76,8 @@ class DataFacts:
         """The description for which models are planned; None where size or channels are not known."""
         if self.size is None or self.channels is None:
             return None
-        return {
-            "shape": [self.channels, *sides(self.size)],
-            "classes": list(self.classes),
-            "levels": self.levels or 256,
-            "multilabel": self.multilabel,
-            "n": self.n,
-        }
+        images = {"shape": [self.channels, *sides(self.size)], "levels": self.levels or 256, "n": self.n}
+        return {**images, "classes": list(self.classes), "multilabel": self.multilabel}
 
 
 def check_set(recipe: Recipe, meta: PackMeta, *, batch: bool = True) -> None:
@@ -320,10 +315,8 @@ def memory_hint(forecasts: Sequence[Forecast], plan: Plan, there: int | None) ->
     for forecast in forecasts:
         if there and not plan.gpus and forecast.bytes and forecast.bytes > there:
             ways = ", ".join(ways_to_save(forecast.part, plan)) or "a smaller `train.batch_size`"
-            return (
-                f"`{forecast.part.model}` may not fit: this machine has {size(there)} for each process; what "
-                f"saves memory: {ways}"
-            )
+            machine = f"this machine has {size(there)} for each process"
+            return f"`{forecast.part.model}` may not fit: {machine}; what saves memory: {ways}"
     return None
 
 

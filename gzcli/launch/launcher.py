@@ -454,11 +454,8 @@ def outcome(target: Run, returncode: int, received: list[int]) -> dict[str, Any]
             raise Interrupted(message, signum=signum, hint=hint)
         raise ERRORS.get(recorded["kind"], GzError)(message, hint=hint)
     error = deduced_error(target, returncode, received)
-    target.update(
-        state="interrupted" if received else "failed",
-        code=error.code,
-        error={"kind": error.kind, "message": error.message, "hint": error.hint},
-    )
+    record = {"kind": error.kind, "message": error.message, "hint": error.hint}
+    target.update(state="interrupted" if received else "failed", code=error.code, error=record)
     raise error
 
 

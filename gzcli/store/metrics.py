@@ -122,13 +122,8 @@ def summary(run: Run) -> dict[str, Any]:
         facts = _facts(run) | {"bytes": total}
         if run.status().get("state") not in ("running", "damaged"):
             index.keep(run.path, "summary", marks, facts)
-    created = facts["created"]
-    return {
-        "name": facts["model"],
-        **facts,
-        "created": moment(created) if created else None,
-        "path": run.path,
-    }
+    created = moment(facts["created"]) if facts["created"] else None
+    return {"name": facts["model"], **facts, "created": created, "path": run.path}
 
 
 def summaries(chosen: Sequence[Run]) -> list[dict[str, Any]]:

@@ -160,16 +160,9 @@ class TrainImages:
         """Images in batches, each once. Training images are augmented, by one draw. `purpose` and the seed of
         the run decide the noise, which is neither that of samples nor that of other scans."""
         augment = self.augment if split == "train" else ()
-        return scan(
-            self.pack,
-            split,
-            batch_size=batch_size,
-            levels=self.levels,
-            device=self.device,
-            index=index,
-            seed=mix(self.seed, purpose),
-            augment=augment,
-        )
+        how: dict[str, Any] = {"levels": self.levels, "device": self.device, "augment": augment}
+        seed = mix(self.seed, purpose)
+        return scan(self.pack, split, batch_size=batch_size, index=index, seed=seed, **how)
 
 
 class TrainBatches:

@@ -193,11 +193,9 @@ def is_here(data: DataSet) -> bool:
     """Whether a set can be used without the network."""
     if packs_of(data):
         return True
-    return (
-        data.path.exists()
-        if isinstance(data, OwnSet)
-        else data.embedded or any(map(is_fetched, data.versions))
-    )
+    if isinstance(data, OwnSet):
+        return data.path.exists()
+    return data.embedded or any(map(is_fetched, data.versions))
 
 
 def ways_to_fetch(spec: DataSpec) -> str:

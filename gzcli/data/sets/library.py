@@ -78,14 +78,8 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
         hint = "give the path of a folder, zip, tar or npz of images"
         raise MissingError(f"there is no `{path}`", hint=hint)
     images = open_path(path, form)
-    line = {
-        "path": str(path),
-        "size": form.size and canonical_size(form.size),
-        "channels": form.channels,
-        "skip_bad": form.skip_bad,
-        "form": form.layout,
-        "classes": len(images.classes),
-    }
+    line = {"path": str(path), "size": form.size and canonical_size(form.size), "channels": form.channels}
+    line |= {"skip_bad": form.skip_bad, "form": form.layout, "classes": len(images.classes)}
     with files.lock(user_dir(LOCK)):
         files.sweep(user_dir())
         imported = imports()
