@@ -213,7 +213,7 @@ class LoadedRun:
             raise UsageError(f"`{self.trained.name}` was not trained with labels")
         y = None if labels is None else self._labels(labels, n)
         texts, keywords = {"prompt": list(prompts)} if prompts else {}, self._options("sample", options)
-        settings: dict[str, Any] = {"given": texts, "options": keywords, "progress": progress}
+        settings: dict[str, Any] = {"conditions": texts, "options": keywords, "progress": progress}
         return sampler.draw(self.trained, n, seed=seed, labels=y, **settings)
 
     def log_prob(
