@@ -376,9 +376,7 @@ def submit_league(terms: Terms, at_once: int | None, options: list[str] | None) 
         out.info(f"{counted(len(tasks), 'task')}; then the same command without `--submit` makes the tables")
 
 
-def hold(
-    terms: Terms, *, budget: str, yes: bool, at_once: int | None = None, page: Path | None = None
-) -> None:
+def hold(terms: Terms, *, budget: str, yes: bool, at_once: int | None, page: Path | None) -> None:
     """Holds a league and prints its table. A model that fails is a row with its error."""
     from gzcli.judge.league import draw, entries_of
 

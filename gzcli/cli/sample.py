@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from gzcli.core.jobs import SampleJob
     from gzcli.models.catalog import ModelCard
 
+    Sampling = tuple[Run, SampleJob, list[str]]  # a run, a job on it, and applications of the run
+
 MANY = 64  # images, if no other number is asked for
 # what a picture decides by itself: key of the job → the option that would change it
 DECIDED = {"n": "-n", "labels": "--label", "prompts": "--prompt", "do": "--do"}
@@ -128,9 +130,7 @@ def sample(
     ending(quoted(model) + (f" --data {quoted(data)}" if data else ""), able, job.do, result)
 
 
-def job_of(
-    model: str, data: str | None, typed: SampleJob, words: list[str]
-) -> tuple[Run, SampleJob, list[str]]:
+def job_of(model: str, data: str | None, typed: SampleJob, words: list[str]) -> Sampling:
     """The run of a model's name, the typed job with what follows from it, and the run's applications."""
     from gzcli.core.sections import part_of
     from gzcli.launch.from_file import find_run
@@ -277,9 +277,7 @@ def digest(path: Path) -> str:
 # ---------------------------------------------------------------------------- --like
 
 
-def job_like(
-    picture: Path, model: str, typed: SampleJob, words: list[str]
-) -> tuple[Run, SampleJob, list[str]]:
+def job_like(picture: Path, model: str, typed: SampleJob, words: list[str]) -> Sampling:
     """The run of a picture, by its name or its weights, and the job that draws it again."""
     from gzcli.launch.from_file import find_run
 

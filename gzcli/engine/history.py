@@ -140,9 +140,7 @@ class History:
 class Trackers:
     """The trackers of a run. One that fails is dropped with a warning, and does not stop the training."""
 
-    def __init__(
-        self, names: Sequence[str], run: Run, config: Mapping[str, Any], log: Log, *, start: int = 0
-    ):
+    def __init__(self, names: Sequence[str], run: Run, config: Mapping[str, Any], log: Log, *, start: int):
         self.log = log
         self.open = {name: start_tracker(name, run, config, start) for name in names}
 

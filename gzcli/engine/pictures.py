@@ -22,10 +22,7 @@ APART = 12  # factor between ranges of scores from which an axis is logarithmic 
 
 
 def histograms(
-    path: Path,
-    tables: Mapping[str, Mapping[str, np.ndarray]],
-    inside: str,
-    results: Sequence[Mapping[str, Any]],
+    path: Path, tables: Mapping[str, Mapping[str, np.ndarray]], inside: str, results: list[dict[str, Any]]
 ) -> None:
     """Writes a figure with a panel for each score: the share of each set's images in every bin, and below a
     legend with the AUROC."""

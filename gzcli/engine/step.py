@@ -83,9 +83,7 @@ class Step(nn.Module):
         return self.compiled(batch, phase)
 
 
-def wrap_step(
-    accelerator: Accelerator, model: Model, part: Part, log: Log, *, first: Batch | None = None
-) -> nn.Module:
+def wrap_step(accelerator: Accelerator, model: Model, part: Part, log: Log, first: Batch | None) -> nn.Module:
     """The step of a model, compiled by `train.compile`, and wrapped for the processes of the run. FSDP
     replaces the parameters of the model by other objects."""
     graphs, device = None, accelerator.device
@@ -195,14 +193,7 @@ class Compiled:
     compile it again, so it stays eager until these numbers are final."""
 
     def __init__(
-        self,
-        model: Model,
-        steps: int,
-        log: Log,
-        *,
-        loud: bool = True,
-        backend: Any = None,
-        mode: str | None = None,
+        self, model: Model, steps: int, log: Log, *, loud: bool, backend: Any = None, mode: str | None = None
     ):
         torch.compiler.reset()  # graphs of an earlier stage, or of the trial of `--minutes`
         self.model, self.say = model, log.warn if loud else log.record

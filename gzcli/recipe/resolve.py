@@ -536,7 +536,7 @@ def _composed(
     tree: dict[str, Any] = schema.defaults({key: rules[key] for key in SHARED})
     origin = dict.fromkeys(dotted(tree), "default")
     for layer in layers:
-        _lay(tree, {key: layer.tree[key] for key in SHARED if key in layer.tree}, layer, origin)
+        _lay(tree, {key: layer.tree[key] for key in SHARED if key in layer.tree}, layer, origin, to=(), at=())
     tree.pop("params", None)
     parts: dict[str, Any] = {}
     for stage, card in cards.items():
@@ -553,7 +553,7 @@ def _composed(
             if changes_model(layer.tree):  # another size of the images
                 part["params"] = None
             shared = {key: layer.tree[key] for key in INHERITED if key in layer.tree}
-            _lay(part, shared, layer, origin, to=at)
+            _lay(part, shared, layer, origin, to=at, at=())
             tree_of_part = layer.section("stages").get(stage) if stage else layer.tree
             values = {k: v for k, v in (tree_of_part or {}).items() if stage or k not in SHARED}
             _lay(part, values, layer, origin, to=at, at=at)
@@ -562,13 +562,7 @@ def _composed(
 
 
 def _lay(
-    tree: dict[str, Any],
-    part: Mapping[str, Any],
-    layer: Layer,
-    origin: dict[str, str],
-    *,
-    to: Key = (),
-    at: Key = (),
+    tree: dict[str, Any], part: Mapping[str, Any], layer: Layer, origin: dict[str, str], *, to: Key, at: Key
 ) -> None:
     """Replaces values of the tree, `to` of the recipe, by those of a part, `at` a key of the layer, and notes
     the origin of each. A part that may change the number of parameters sets `params` to null."""

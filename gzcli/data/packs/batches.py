@@ -329,9 +329,7 @@ def _taken(
 class _Rows:
     """Rows of a split as bytes, kept on the GPU where it fits; those of a streamed split are handed in."""
 
-    def __init__(
-        self, pack: Pack, split: str, device: torch.device, *, whole: bool = True, uncut: bool = False
-    ):
+    def __init__(self, pack: Pack, split: str, device: torch.device, *, whole: bool = True, uncut: bool):
         self.device = device
         images = pack.images(split, uncut=uncut)
         self.streamed = images if isinstance(images, Pictures) else None

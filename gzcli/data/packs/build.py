@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.core.types import Report, Say, unreported
+from gzcli.core.types import Report, Say
 from gzcli.core.units import as_size, sides
 from gzcli.data.packs.pack import SPLITS, PackFolder
 from gzcli.data.packs.stream import mapped, write_index
@@ -35,13 +35,7 @@ Plan = dict[str, np.ndarray]
 
 
 def build(
-    images: RawImages,
-    folder: Path,
-    form: Form,
-    *,
-    extra: dict[str, Any],
-    limit: int | None = None,
-    progress: Report = unreported,
+    images: RawImages, folder: Path, form: Form, *, extra: dict[str, Any], limit: int | None, progress: Report
 ) -> None:
     """Writes the files of a `PackFolder`, with the keys of `extra` in its `meta.json`. For more than `limit`
     bytes or images of several sizes, it writes an index of the pictures' places (`stream.py`) instead of
