@@ -76,8 +76,9 @@ class DataFacts:
         """The description for which models are planned; None where size or channels are not known."""
         if self.size is None or self.channels is None:
             return None
-        images = {"shape": [self.channels, *sides(self.size)], "levels": self.levels or 256, "n": self.n}
-        return {**images, "classes": list(self.classes), "multilabel": self.multilabel}
+        # in this order, which the names of costs in the cache depend on
+        info = {"shape": [self.channels, *sides(self.size)], "classes": list(self.classes)}
+        return {**info, "levels": self.levels or 256, "multilabel": self.multilabel, "n": self.n}
 
 
 def check_set(recipe: Recipe, meta: PackMeta, *, batch: bool = True) -> None:
