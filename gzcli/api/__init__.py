@@ -213,7 +213,7 @@ class LoadedRun:
             raise UsageError(f"`{self.trained.name}` was not trained with labels")
         y = None if labels is None else self._labels(labels, n)
         texts, keywords = {"prompt": list(prompts)} if prompts else {}, self._options("sample", options)
-        settings: dict[str, Any] = {"given": texts, "options": keywords, "progress": progress}
+        settings: dict[str, Any] = {"conditions": texts, "options": keywords, "progress": progress}
         return sampler.draw(self.trained, n, seed=seed, labels=y, **settings)
 
     def log_prob(
@@ -291,10 +291,8 @@ class LoadedRun:
         if labels is not None:
             keywords["labels"] = self._labels(labels, len(images)).to(self.trained.device)
         if mask is not None:
-            mask_of_model = seen_mask(
-                torch.from_numpy(np.asarray(mask, np.float32))[None, None], self.trained
-            )
-            keywords["mask"] = mask_of_model.expand(len(images), -1, -1, -1)
+            whole = torch.from_numpy(np.asarray(mask, np.float32))[None, None]
+            keywords["mask"] = seen_mask(whole, self.trained).expand(len(images), -1, -1, -1)
         noise = ImageNoise(seed, range(len(images)), self.trained.device)
         with self.trained.applying():
             applied = method(x, noise=noise, progress=progress, **group_options(method, keywords))
@@ -328,9 +326,8 @@ class LoadedRun:
         target.mkdir(parents=True, exist_ok=True)
         data, path = self.trained.part.data.name, str(Path(pictures).expanduser().absolute())
         names = None if scores is None else tuple(scores)
-        job = AlarmJob(
-            *(str(self.path), data, path, fpr), checkpoint="last", scores=names, n=n, seed=seed, maps=maps
-        )
+        settings: dict[str, Any] = {"scores": names, "n": n, "seed": seed, "maps": maps}
+        job = AlarmJob(str(self.path), data, path, fpr, checkpoint="last", **settings)
         return alarm.run(job, target, self.trained.device, Log(mode="quiet"))
 
     def __repr__(self) -> str:

@@ -185,9 +185,8 @@ _PHRASES = {  # Typer's words → those of the messages about recipes, as `must 
 def _usage(problem: Any) -> UsageError:
     """Typer's message in gz's style: no capital, no full stop, backticks, the suggestion as the hint."""
     near = getattr(problem, "possibilities", None)
-    message, _, suggestion = (problem.message if near else problem.format_message()).partition(
-        " Did you mean "
-    )
+    text = problem.message if near else problem.format_message()
+    message, _, suggestion = text.partition(" Did you mean ")
     message = message.rstrip(". ")
     for pattern, ours in _PHRASES.items():
         message = re.sub(pattern, ours, message)

@@ -187,8 +187,8 @@ def disagreement(result: Mapping[str, Any]) -> list[str]:
     """How far the second judge agrees with the order of the first."""
     if not (second := result.get("second")):
         return []
-    metric, lines = result["metric"], []
-    lines.append(f"order by {metric} and {second['metric']}: rank correlation {second['spearman']:.3f}")
+    by = f"order by {result['metric']} and {second['metric']}"
+    lines = [f"{by}: rank correlation {second['spearman']:.3f}"]
     if second["apart"]:
         apart = (f"{name} ({first}, {other})" for name, first, other in second["apart"])
         lines += out.fitted(", ".join(apart), "places that disagree: ")
@@ -245,7 +245,7 @@ def images_at(word: str) -> str:
             return source.reference
         drawn = Run(source.path)
         if drawn.sheet_picture.is_file() and drawn.job_file.is_file():
-            parts = [part for part in (drawn.samples_in("npz"), drawn.images_folder) if part.exists()]
+            parts = [part for part in (drawn.images_file, drawn.images_folder) if part.exists()]
             if not parts:
                 hint = "draw them again with `gz sample … --npz`"
                 raise UsageError(f"`{word}` holds the sheet of a sample and not its images", hint=hint)
@@ -274,10 +274,8 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
         evenly = "" if floor["drawn"] == "random" else f", by {floor['drawn']}"
         lines.append({**floor, "name": f"(real images{count}{evenly})"})
     names = list(dict.fromkeys(name for line in lines for name in line["metrics"]))
-    params, seconds = (
-        [key] * any(line.get(key) is not None for line in lines) for key in ("params", "seconds")
-    )
-    columns = [*params, *names, *seconds]
+    has = {key: any(line.get(key) is not None for line in lines) for key in KEEP}
+    columns = [*["params"] * has["params"], *names, *["seconds"] * has["seconds"]]
     biased = {name for of_size in result["biased"].values() for name in of_size}
     first = next((name for name in columns if name in directions), None)
     heads, cells = ["name"], [[line["name"]] for line in lines]
@@ -355,9 +353,8 @@ def for_one(launch: LaunchSection) -> LaunchSection:
     from gzcli.launch import launcher
 
     if (launch.gpus or 1) != 1 or launch.processes:
-        raise UsageError(
-            "`--jobs` gives each training one GPU, or one core", hint="--jobs 4 without `--gpus`"
-        )
+        message = "`--jobs` gives each training one GPU, or one core"
+        raise UsageError(message, hint="--jobs 4 without `--gpus`")
     on_cpu = launch.cpu or launch.gpus == 0
     if launch.gpus or (not on_cpu and launcher.usable_gpus().usable):
         return replace(launch, gpus=1, threads=CORES_OF_A_PROCESS)
@@ -379,9 +376,7 @@ def submit_league(terms: Terms, at_once: int | None, options: list[str] | None) 
         out.info(f"{counted(len(tasks), 'task')}; then the same command without `--submit` makes the tables")
 
 
-def hold(
-    terms: Terms, *, budget: str, yes: bool, at_once: int | None = None, page: Path | None = None
-) -> None:
+def hold(terms: Terms, *, budget: str, yes: bool, at_once: int | None, page: Path | None) -> None:
     """Holds a league and prints its table. A model that fails is a row with its error."""
     from gzcli.judge.league import draw, entries_of
 
@@ -623,13 +618,15 @@ def show_league(result: dict[str, Any]) -> None:
     if metric and result["equal_calls"]:
         equal = {row["model"]: row for row in standings.summary(result["equal_calls"], metric)}
     at = [f"at {result['equal_calls'][0]['setting']}"] if equal else []
-    beside = [name for name in columns_beside(result) if name != metric]
-    titles = list(map(short_heading, beside))
+    names = {standings.base(name) for row in result["summary"] for name in row["metrics"]} - {metric}
+    beside = [name for name in names if column_of(name).beside]
+    beside.sort(key=lambda name: -column_of(name).keep)  # the least to spare first
+    titles = [name.removesuffix("_lenet") for name in beside]
     head = ["", "model", metric or "", "excess", *titles, *at, "params", "calls", "s/image"]
     lines = []
     for row in result["summary"]:
         line = [row["place"], row["title"], with_deviation(row, metric), with_interval(row, metric)]
-        line += [short(mean_of(row, name)) for name in beside]
+        line += [short(standings.value_of(row, name)) for name in beside]
         if equal:
             line.append(with_interval(equal.get(row["model"]) or {}, metric))
         params = count(row["params"]) if row["params"] else None
@@ -664,22 +661,6 @@ def floors_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, float
     return floors
 
 
-def columns_beside(result: Mapping[str, Any]) -> list[str]:
-    """The figures that stand beside the one that a league is ranked by, the least to spare first."""
-    names = {standings.base(name) for row in result["summary"] for name in row["metrics"]}
-    names = {name for name in names if column_of(name).beside}
-    return sorted(names, key=lambda name: -column_of(name).keep)
-
-
-def short_heading(name: str) -> str:
-    return name.removesuffix("_lenet")
-
-
-def mean_of(row: Mapping[str, Any], metric: str) -> float | None:
-    values = {standings.base(name): value for name, value in row["metrics"].items()}
-    return values.get(metric)
-
-
 def with_interval(row: Mapping[str, Any], metric: str | None) -> str | None:
     """The excess over the floor with half of its interval."""
     if not (ends := row.get("excess", {}).get(metric)):
@@ -690,11 +671,10 @@ def with_interval(row: Mapping[str, Any], metric: str | None) -> str | None:
 
 def with_deviation(row: dict[str, Any], metric: str | None) -> str | None:
     """The mean of a metric, with its standard deviation over seeds where there are several."""
-    names = {standings.base(name): name for name in row["metrics"]}
-    if metric not in names:
+    if metric is None or (name := standings.name_of(row, metric)) is None:
         return None
-    spread = row["deviations"][names[metric]]
-    return short(row["metrics"][names[metric]]) + (f" ± {short(spread, 2)}" if spread is not None else "")
+    spread = row["deviations"][name]
+    return short(row["metrics"][name]) + (f" ± {short(spread, 2)}" if spread is not None else "")
 
 
 def short(value: float | None, digits: int = 3) -> str:

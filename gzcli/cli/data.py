@@ -181,8 +181,6 @@ def show(name: _Shown, size: _Size = None, channels: _Channels = None) -> None:
     pack = _opened(data_set, size, channels)
     facts, meta, classes = facts_of(data_set, size=size, channels=channels), pack.meta, class_counts(pack)
     row = _described(meta, meta.shape, meta.counts, data_set, facts)
-    for note in meta.notes:
-        out.info(note.replace("--set data.channels=", "--channels "))
     lines = [(each["name"], *(each[split] for split in meta.counts)) for each in classes]
     out.table(("class", *meta.counts), [*lines, ("images", *meta.counts.values())])
     for message in meta.skipped:
@@ -206,7 +204,7 @@ def _described(
 
     c, h, w = shape
     out.info(f"{described.title}: {w}×{h} pixels, {'grey' if c == 1 else 'RGB'}, {described.levels} levels")
-    for note in settings_lines(data_set, facts):
+    for note in (*settings_lines(data_set, facts), *getattr(described, "notes", ())):
         out.info(note.replace("--set data.channels=", "--channels "))
     row = {key: getattr(described, key) for key in ("name", "title", "levels", "multilabel", "extras")}
     row |= {"shape_class": facts and facts.shape_class, "traits": facts.traits if facts else ()}

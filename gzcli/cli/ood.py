@@ -65,9 +65,8 @@ _FPR_HELP = "Share of in-distribution pictures that may be flagged; 1 % without 
 _Fpr = Annotated[str | None, _of_pictures("--fpr 1%|0.01", _FPR_HELP)]
 _Map = Annotated[bool, _of_pictures("--map", "Show where the strangest pictures are anomalous.")]
 _Png = Annotated[bool, _of_pictures("--png", "Write the map of every picture, not of the strangest alone.")]
-_Fail = Annotated[
-    bool, _of_pictures("--fail", "End with exit code 6 where a picture is flagged, for scripts.")
-]
+_FAIL_HELP = "End with exit code 6 where a picture is flagged, for scripts."
+_Fail = Annotated[bool, _of_pictures("--fail", _FAIL_HELP)]
 
 
 def ood(
@@ -110,9 +109,8 @@ def ood(
 
     check_report(report)
     of_pictures = {"--fpr": fpr, "--map": map_, "--png": png, "--fail": fail}
-    check_options(
-        model, input_, of_pictures, {"--out": out_, "--benchmark": benchmark, "--imglists": imglists}
-    )
+    of_sets = {"--out": out_, "--benchmark": benchmark, "--imglists": imglists}
+    check_options(model, input_, of_pictures, of_sets)
     openood = benchmark_of(benchmark, in_, out_) if benchmark else None
     name = openood.inside if openood else in_
     inside = locate(name) if name else None

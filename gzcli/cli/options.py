@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -180,7 +181,8 @@ def spelled(model: str, pretrained: bool) -> str:
 
 # --- the options ---
 
-OUTPUT, _DEVICE, _CLUSTER = "Output", "Devices", "A cluster"
+OUTPUT = "Output"
+_of_devices, _of_cluster = partial(option, panel="Devices"), partial(option, panel="A cluster")
 
 Json = Annotated[bool, option("--json", "Print JSON for scripts.", callback=_switch, panel=OUTPUT)]
 Quiet = Annotated[bool, option("--quiet -q", "Print data and errors only.", callback=_switch, panel=OUTPUT)]
@@ -191,10 +193,8 @@ def switch(json: Json = False, quiet: Quiet = False) -> None:
 
 
 Wide = Annotated[bool, option("--wide", "Print every column in full, wider than the terminal.", panel=OUTPUT)]
-Report = Annotated[
-    Path | None,
-    option("--report DIR", "Write the results as HTML, Markdown and LaTeX tables too.", panel=OUTPUT),
-]
+_REPORT_HELP = "Write the results as HTML, Markdown and LaTeX tables too."
+Report = Annotated[Path | None, option("--report DIR", _REPORT_HELP, panel=OUTPUT)]
 Yes = Annotated[bool, option("--yes -y", "Do not ask.")]
 Force = Annotated[bool, option("--force", "Write over a file that is there.")]
 
@@ -203,65 +203,26 @@ MODEL_HELP = (
     "`pretrained:MODEL`."
 )
 Model = Annotated[str, argument("MODEL|RUN", MODEL_HELP, a_model_or_run)]
-Pretrained = Annotated[
-    bool, option("--pretrained", "The model that comes with gz, trained already: `pretrained:MODEL`.")
-]
+_PRETRAINED_HELP = "The model that comes with gz, trained already: `pretrained:MODEL`."
+Pretrained = Annotated[bool, option("--pretrained", _PRETRAINED_HELP)]
 Data = Annotated[str | None, option("--data NAME|PATH", "A data set, or your own images.", complete=a_set)]
-Scale = Annotated[
-    str | None,
-    option(
-        f"--scale {'|'.join(SCALES)}",
-        "Size of network and training; else tiny for embedded sets, full on GPUs, small without.",
-        complete=SCALES,
-    ),
-]
+_SCALE_HELP = "Size of network and training; else tiny for embedded sets, full on GPUs, small without."
+Scale = Annotated[str | None, option(f"--scale {'|'.join(SCALES)}", _SCALE_HELP, complete=SCALES)]
 _SEED = option("--seed S", "Seed of all randomness.", min=0)
 Seed = Annotated[int | None, _SEED]  # None: the recipe's
 SeedOrZero = Annotated[int, _SEED]
-Checkpoint = Annotated[
-    str,
-    option(
-        "--checkpoint last|best|STEP",
-        "Which weights of the run.",
-        callback=parse_checkpoint,
-        complete=("last", "best"),
-    ),
-]
-Precision = Annotated[
-    str | None,
-    option(
-        f"--precision {'|'.join(PRECISIONS)}",
-        "Else the run's own for samples, and fp32 for scores. Likelihoods are always in fp32.",
-        callback=parse_precision,
-        complete=PRECISIONS,
-        panel=_DEVICE,
-    ),
-]
-Gpus = Annotated[str | None, option("--gpus N|all", "How many GPUs.", panel=_DEVICE)]
-Cpu = Annotated[bool, option("--cpu", "Use the CPU even where there are GPUs.", panel=_DEVICE)]
-Processes = Annotated[
-    int | None, option("--processes N", "CPU processes, with `--cpu`.", min=1, panel=_DEVICE)
-]
-Submit = Annotated[
-    Literal["slurm"] | None, option("--submit", "Write a job script and submit it.", panel=_CLUSTER)
-]
-Slurm = Annotated[
-    list[str] | None,
-    option(
-        "--slurm KEY=VALUE",
-        "An option of `sbatch`, as `time=2:00:00`; `array=0-4` takes five seeds.",
-        panel=_CLUSTER,
-    ),
-]
-Extra = Annotated[
-    list[str] | None,
-    argument("-- ARG", "Options of `accelerate launch`, after `--`.", callback=_after_dashes),
-]
-Sets = Annotated[
-    list[str] | None,
-    option(
-        "--set a.b=v",
-        "Change a key of the recipe; may be repeated. Brackets want quotes: 'data.augment=[hflip]'.",
-        complete=a_setting,
-    ),
-]
+_of_checkpoint = partial(option, callback=parse_checkpoint, complete=("last", "best"))
+Checkpoint = Annotated[str, _of_checkpoint("--checkpoint last|best|STEP", "Which weights of the run.")]
+_PRECISION_HELP = "Else the run's own for samples, and fp32 for scores. Likelihoods are always in fp32."
+_of_precision = partial(_of_devices, callback=parse_precision, complete=PRECISIONS)
+Precision = Annotated[str | None, _of_precision(f"--precision {'|'.join(PRECISIONS)}", _PRECISION_HELP)]
+Gpus = Annotated[str | None, _of_devices("--gpus N|all", "How many GPUs.")]
+Cpu = Annotated[bool, _of_devices("--cpu", "Use the CPU even where there are GPUs.")]
+Processes = Annotated[int | None, _of_devices("--processes N", "CPU processes, with `--cpu`.", min=1)]
+Submit = Annotated[Literal["slurm"] | None, _of_cluster("--submit", "Write a job script and submit it.")]
+_SLURM_HELP = "An option of `sbatch`, as `time=2:00:00`; `array=0-4` takes five seeds."
+Slurm = Annotated[list[str] | None, _of_cluster("--slurm KEY=VALUE", _SLURM_HELP)]
+_EXTRA = argument("-- ARG", "Options of `accelerate launch`, after `--`.", callback=_after_dashes)
+Extra = Annotated[list[str] | None, _EXTRA]
+_SETS_HELP = "Change a key of the recipe; may be repeated. Brackets want quotes: 'data.augment=[hflip]'."
+Sets = Annotated[list[str] | None, option("--set a.b=v", _SETS_HELP, complete=a_setting)]

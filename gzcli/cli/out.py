@@ -209,7 +209,7 @@ def table_lines(
     grid = list(zip(columns, *cells, strict=False))
     widths = [max(map(len, column)) for column in grid]
     # the longest word of each column that may be wrapped
-    words = {i: max(map(_longest, column)) for i, column in enumerate(grid) if column[0] in wrap}
+    words = {i: max(map(len, " ".join(column).split())) for i, column in enumerate(grid) if column[0] in wrap}
     shown, hidden = list(range(len(grid))), []
     if room is not None:
         if _total(widths, shown) > room:
@@ -263,10 +263,6 @@ def _is_number(cell: str) -> bool:
 
 def _total(widths: Sequence[int], shown: Sequence[int]) -> int:
     return sum(widths[i] for i in shown) + len(GAP) * (len(shown) - 1)
-
-
-def _longest(text: str) -> int:
-    return max(map(len, text.split()), default=0)
 
 
 # --- colour, and what reaches a stream ---

@@ -6,14 +6,14 @@ A dry run creates nothing but, in the cache, what a step costs; torch is loaded 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 from gzcli.cli import out
 from gzcli.core.errors import UsageError
-from gzcli.core.sections import additions
+from gzcli.core.sections import additions, leaves
 from gzcli.core.units import about, count, counted, sides, size
 from gzcli.launch import forecast
 from gzcli.launch.forecast import DataFacts, Forecast, together
@@ -151,15 +151,6 @@ def resolved_tree(outlook: Outlook) -> tuple[dict[str, Any], dict[str, str]]:
             (tree["stages"][one.part.stage] if recipe.stages else tree)["params"] = one.params
             origin[f"{one.part.in_recipe}params"] = "the model"
     return tree, origin
-
-
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted key, value) of everything in the tree that is not a map."""
-    rows = []
-    for key, value in tree.items():
-        is_map = isinstance(value, dict) and value
-        rows += leaves(value, f"{prefix}{key}.") if is_map else [(prefix + key, value)]
-    return rows
 
 
 def figures(outlook: Outlook) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from gzcli.cli.jobs import bytes_of, end, quoted, took
 from gzcli.cli.list import group, list_runs, names_of, table_of_runs
 from gzcli.cli.options import a_model, a_model_or_run, a_set, argument, option
 from gzcli.core.errors import MissingError, UsageError, did_you_mean
-from gzcli.core.sections import LaunchSection
+from gzcli.core.sections import LaunchSection, leaves
 from gzcli.core.units import counted, figure, size
 from gzcli.store import claims, files
 from gzcli.store import runs as store
@@ -77,8 +77,6 @@ def show(run: _Ref) -> None:
 @app.command()
 def compare(runs: _Any, wide: opt.Wide = False) -> None:
     """Show runs side by side: figures, time, size, and the keys in which their recipes differ."""
-    from gzcli.cli.plan import leaves
-
     chosen = list({run.path: run for run in map(_find, runs)}.values())
     if len(chosen) < 2:
         raise UsageError("`gz runs compare` needs two runs or more", hint="`gz runs list` shows them")

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from gzcli.core.jobs import SampleJob
     from gzcli.models.catalog import ModelCard
 
+    Sampling = tuple[Run, SampleJob, list[str]]  # a run, a job on it, and applications of the run
+
 MANY = 64  # images, if no other number is asked for
 # what a picture decides by itself: key of the job → the option that would change it
 DECIDED = {"n": "-n", "labels": "--label", "prompts": "--prompt", "do": "--do"}
@@ -39,20 +41,12 @@ SETTINGS = jobs.OWN_OPTIONS
 
 _N_HELP = "How many images; about 64, as many of each class, or one for each prompt or input picture."
 _N = Annotated[int | None, option("-n N", _N_HELP, min=1)]
-_Label = Annotated[
-    str | None,
-    option(
-        "--label L[,L…]",
-        "Class names or numbers, for conditional models; as '\"x,y\"' with a comma.",
-        complete=a_label,
-    ),
-]
+_LABEL_HELP = "Class names or numbers, for conditional models; as '\"x,y\"' with a comma."
+_Label = Annotated[str | None, option("--label L[,L…]", _LABEL_HELP, complete=a_label)]
 _PROMPT_HELP = "What to show, for models that take text; may be repeated, images take turns."
 _Prompt = Annotated[list[str] | None, option("--prompt TEXT", _PROMPT_HELP)]
-_Prompts = Annotated[
-    Path | None,
-    option("--prompts FILE", "Prompts, one a line; `#` begins a comment.", exists=True, dir_okay=False),
-]
+_PROMPTS_HELP = "Prompts, one a line; `#` begins a comment."
+_Prompts = Annotated[Path | None, option("--prompts FILE", _PROMPTS_HELP, exists=True, dir_okay=False)]
 _DO_HELP = "An application: inpaint, interpolate, …"
 _Do = Annotated[str | None, option("--do METHOD", _DO_HELP, complete=an_application)]
 _INPUT_HELP = "Pictures for `--do` (test images without it), or that images are made from."
@@ -61,13 +55,11 @@ _MASK_HELP = "White is kept, black filled in."
 _Mask = Annotated[Path | None, option("--mask PATH", _MASK_HELP, exists=True, resolve_path=True)]
 _Out = Annotated[Path | None, option("--out DIR", "Where to write; into the run's folder without it.")]
 _Npz = Annotated[bool, option("--npz", FORMATS["npz"].help)]
-_Animate = Annotated[
-    bool, option("--animate", "Write animation.gif: the first 16 images while they are drawn.")
-]
+_ANIMATE_HELP = "Write animation.gif: the first 16 images while they are drawn."
+_Animate = Annotated[bool, option("--animate", _ANIMATE_HELP)]
 _LIKE_HELP = "Draw again what this PNG of `gz sample` shows; MODEL may be left out."
-_Like = Annotated[
-    Path | None, option("--like PICTURE", _LIKE_HELP, exists=True, dir_okay=False, resolve_path=True)
-]
+_LIKE = option("--like PICTURE", _LIKE_HELP, exists=True, dir_okay=False, resolve_path=True)
+_Like = Annotated[Path | None, _LIKE]
 _Png = Annotated[bool, option("--png", FORMATS["png"].help)]
 
 
@@ -138,9 +130,7 @@ def sample(
     ending(quoted(model) + (f" --data {quoted(data)}" if data else ""), able, job.do, result)
 
 
-def job_of(
-    model: str, data: str | None, typed: SampleJob, words: list[str]
-) -> tuple[Run, SampleJob, list[str]]:
+def job_of(model: str, data: str | None, typed: SampleJob, words: list[str]) -> Sampling:
     """The run of a model's name, the typed job with what follows from it, and the run's applications."""
     from gzcli.core.sections import part_of
     from gzcli.launch.from_file import find_run
@@ -287,9 +277,7 @@ def digest(path: Path) -> str:
 # ---------------------------------------------------------------------------- --like
 
 
-def job_like(
-    picture: Path, model: str, typed: SampleJob, words: list[str]
-) -> tuple[Run, SampleJob, list[str]]:
+def job_like(picture: Path, model: str, typed: SampleJob, words: list[str]) -> Sampling:
     """The run of a picture, by its name or its weights, and the job that draws it again."""
     from gzcli.launch.from_file import find_run
 

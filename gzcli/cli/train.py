@@ -25,9 +25,8 @@ if TYPE_CHECKING:
 _WHAT = argument("MODEL|RECIPE|RUN", "A model, a recipe file, or a run to repeat.", a_model_or_run)
 _What = Annotated[str, _WHAT]
 _Steps = Annotated[int | None, option("--steps N", "Train for N steps.", min=1)]
-_Minutes = Annotated[
-    float | None, option("--minutes M", "Train for as many steps as fit in M minutes.", min=0.05)
-]
+_MINUTES = option("--minutes M", "Train for as many steps as fit in M minutes.", min=0.05)
+_Minutes = Annotated[float | None, _MINUTES]
 # words of other programs for keys of the recipe: they are understood, and the help does not show them
 _Epochs = Annotated[float | None, option("--epochs N", min=0.001, hidden=True)]
 _Batch = Annotated[int | None, option("--batch-size N", min=1, hidden=True)]
@@ -36,12 +35,8 @@ _Name = Annotated[str | None, option("--name ALIAS", "A second name for the run.
 _Resume = Annotated[bool, option("--resume", "Go on with the newest unfinished run, or the RUN named.")]
 _Requeue = Annotated[bool, option("--requeue", "Resume if there is something to resume, start otherwise.")]
 _Wandb = Annotated[bool, option("--wandb", "The same as `--track wandb`.")]
-_Track = Annotated[
-    list[str] | None,
-    option(
-        "--track T", "Log to wandb, tensorboard, trackio or mlflow too; may be repeated.", complete=TRACKERS
-    ),
-]
+_TRACK_HELP = "Log to wandb, tensorboard, trackio or mlflow too; may be repeated."
+_Track = Annotated[list[str] | None, option("--track T", _TRACK_HELP, complete=TRACKERS)]
 _Dry = Annotated[bool, option("--dry-run", "Print what would be done, and do nothing.")]
 _Keys = Annotated[bool, option("--keys", "With `--dry-run`: every key too, and where its value comes from.")]
 _Yes = Annotated[bool, option("--yes", "Start also what takes more than a week here.")]

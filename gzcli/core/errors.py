@@ -82,6 +82,7 @@ class Interrupted(GzError):
 
 _PLACE = "name another place, or set `GZ_HOME` to a folder"
 SPACE = "free some space, or set `GZ_HOME` to a folder on a larger disk"
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # full, or not to be written
 _RIGHTS = "`gz doctor` shows which folders gz uses; `GZ_HOME` moves them"
 _SYSTEM = {  # error of a file or folder → what to do
     errno.ENOSPC: SPACE,

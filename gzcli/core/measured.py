@@ -121,15 +121,12 @@ def figures(row: Mapping[str, str], kind: str) -> dict[str, str]:
     for name, value in row.items():
         if value and order(name) < len(SHOWN) and not name.endswith(PARTS):
             excess, half = (row.get(f"{name}_excess{end}") for end in ("", "_half"))
-            over = (
-                f" ({signed(float(excess))} ± {figure(float(f'{float(half):.2g}'))})"
-                if excess and half
-                else ""
-            )
-            title = (
-                f"{name} ({kind})" if kind and name.startswith(LIKELIHOODS) else name.removesuffix("_lenet")
-            )
-            cells[title] = figure(float(value)) + over
+            title = name.removesuffix("_lenet")
+            if kind and name.startswith(LIKELIHOODS):
+                title = f"{name} ({kind})"
+            cells[title] = figure(float(value))
+            if excess and half:
+                cells[title] += f" ({signed(float(excess))} ± {figure(float(f'{float(half):.2g}'))})"
     return dict(sorted(cells.items(), key=lambda cell: order(cell[0])))
 
 

@@ -43,12 +43,9 @@ def rejoin(device: str) -> None:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = torch.distributed.TCPStore(host, port, count, is_master=False)
     devices.use_of_rank(device)
-    torch.distributed.init_process_group(
-        devices.kind_of(device).backend,
-        store=torch.distributed.PrefixStore(f"restart {again}", store),
-        rank=index,
-        world_size=count,
-    )
+    backend = devices.kind_of(device).backend
+    names = torch.distributed.PrefixStore(f"restart {again}", store)
+    torch.distributed.init_process_group(backend, store=names, rank=index, world_size=count)
 
 
 def wait() -> None:

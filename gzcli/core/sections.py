@@ -265,11 +265,8 @@ def plain(section: Any) -> dict[str, Any]:
 def section_of(kind: type, tree: Mapping[str, Any]) -> Any:
     """The section that `plain` made the tree of; keys that it does not declare are those of the model."""
     declared = {f.name for f in keys_of(kind)}
-    further = {
-        f.name: {k: v for k, v in tree.items() if k not in declared}
-        for f in fields(kind)
-        if f.metadata.get("further")
-    }
+    rest = {key: value for key, value in tree.items() if key not in declared}
+    further = {f.name: rest for f in fields(kind) if f.metadata.get("further")}
     return kind(**tuples({key: tree[key] for key in tree if key in declared}), **further)
 
 
@@ -281,6 +278,15 @@ def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
 def lists(values: Mapping[str, Any]) -> dict[str, Any]:
     """The values as YAML and JSON have them: tuples as lists."""
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted key, value) of everything in the tree that is not a map, or an empty one."""
+    rows = []
+    for key, value in tree.items():
+        is_map = isinstance(value, Mapping) and value
+        rows += leaves(value, f"{prefix}{key}.") if is_map else [(prefix + key, value)]
+    return rows
 
 
 # options that add to the method of a model's name, and what its name for people then says

@@ -204,14 +204,9 @@ class Page:
         with gr.Row():
             with gr.Column(min_width=280):
                 brush = gr.Brush(default_size=48, colors=["#e8590c"], color_mode="fixed")
-                tools: dict[str, Any] = {
-                    "brush": brush,
-                    "sources": SOURCES,
-                    "transforms": (),
-                    "layers": False,
-                }
+                how: dict[str, Any] = {"brush": brush, "sources": SOURCES, "transforms": (), "layers": False}
                 look: dict[str, Any] = {"canvas_size": (520, 520), "elem_classes": "pixels", "format": "png"}
-                editor = gr.ImageEditor(label="Picture", elem_id="editor", type="numpy", **tools, **look)
+                editor = gr.ImageEditor(label="Picture", elem_id="editor", type="numpy", **how, **look)
                 with gr.Row():
                     seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
                     label = self._label(min_width=100)

@@ -72,9 +72,8 @@ def choices(named: Sequence[Run] = ()) -> list[Choice]:
         name = run.id if runs.by_name(run.id) else str(run.status().get("from") or run.path)
         menu.append(Choice(name, title))
     if not named:
-        shipped = sorted(
-            pretrained.every(), key=lambda model: (*pretrained.FIRST, model.data).index(model.data)
-        )
+        every, first = pretrained.every(), pretrained.FIRST
+        shipped = sorted(every, key=lambda model: (*first, model.data).index(model.data))
         title = "{0.title} on {0.data}, comes with gz"
         menu += [Choice(pretrained.PREFIX + model.name, title.format(model)) for model in shipped]
     return menu
@@ -105,9 +104,8 @@ class Controls:
     def of(cls, run: LoadedRun) -> Controls:
         part, model = run.trained.part, run.model
         card = card_of(run.trained.run, part.model)
-        values: dict[str, Any] = {name: param.default for name, param in card.sample.items()} | dict(
-            part.sample
-        )
+        values: dict[str, Any] = {name: param.default for name, param in card.sample.items()}
+        values |= part.sample
         guided = isinstance(model, Labelled) and model.labelled and model.label_dropout > 0
         if isinstance(model, Labelled):
             values["guidance"] = model.guidance_scale(values.get("guidance"))

@@ -45,9 +45,8 @@ def write(folder: Path, commands: str) -> list[Any]:
     ready, leagues = every(), list(measured.places())
     # the folder `static` lies beside the pages here
     files = {name: text.replace("](../static/", "](") for name, text in manual.texts().items()}
-    titles = {
-        name: text.partition("\n")[0].split(": ")[-1].removeprefix("# ") for name, text in files.items()
-    }
+    heads = {name: text.partition("\n")[0] for name, text in files.items()}
+    titles = {name: head.split(": ")[-1].removeprefix("# ") for name, head in heads.items()}
     files |= {f"models/{name}": as_markdown(page, site=True) for name, page in pages.items()}
     files |= {"models/index": models_index(pages), "commands": commands}
     files["pretrained"] = rendered("pretrained", ready=ready)
@@ -72,13 +71,9 @@ def write(folder: Path, commands: str) -> list[Any]:
         {family: navigation((page.name for page in some), {page.name: page.name for page in some}, "models/")}
         for family, some in by_family(pages).items()
     ]
-    models = ["models/index.md", *families]
-    return [
-        {"gz": "index.md"},
-        {"Tutorials": navigation(manual.TUTORIALS)},
-        {"Guides": guides},
-        {"Models": models},
-    ]
+    sections = {"Tutorials": navigation(manual.TUTORIALS), "Guides": guides}
+    sections["Models"] = ["models/index.md", *families]
+    return [{"gz": "index.md"}, *({title: pages_of} for title, pages_of in sections.items())]
 
 
 def model_names() -> list[str]:

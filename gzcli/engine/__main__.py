@@ -21,20 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gzcli.core import devices, jobs, ranks, streams
-from gzcli.core.errors import (
-    DeviceError,
-    DivergedError,
-    GzError,
-    Interrupted,
-    UsageError,
-    first_line,
-    system_error,
-)
+from gzcli.core import devices, errors, jobs, ranks, streams
 from gzcli.core.sections import part_of
 from gzcli.core.units import duration
 from gzcli.data.packs.open import check_unchanged, open_pack, pack_options, record_data
-from gzcli.data.sets.names import locate
 from gzcli.engine.cadence import KEPT, LEAST, count_steps
 from gzcli.engine.log import Log
 from gzcli.engine.step import accelerate, compiles, prepare_torch
@@ -57,7 +47,7 @@ VERBS = {  # verb of a job → the module whose `run` does it
     "ema": "engine.averages",
     "trial": "engine.forecast",
 }
-STATES = {DivergedError: "diverged", Interrupted: "interrupted"}
+STATES = {errors.DivergedError: "diverged", errors.Interrupted: "interrupted"}
 
 
 def main(folder: Path) -> int:
@@ -71,7 +61,7 @@ def main(folder: Path) -> int:
     with files.lock(run.lock, wait=False) if rank == 0 else contextlib.nullcontext(True) as locked:
         if not locked:  # the status is that of the other process, and stays
             print(streams.printable(claims.in_use(run).message), file=sys.stderr)
-            return UsageError.code
+            return errors.UsageError.code
         if rank == 0:
             claims.tidy(run)
         try:
@@ -119,25 +109,26 @@ def record_status(run: Run, log: Log) -> Iterator[None]:
         run.update(state="finished", code=0, error=None, **ended())
 
 
-def explain(e: BaseException) -> GzError:
+def explain(e: BaseException) -> errors.GzError:
     """The error that is shown for an exception."""
-    if isinstance(e, GzError):
+    if isinstance(e, errors.GzError):
         return e
     if isinstance(e, KeyboardInterrupt):
-        return Interrupted("interrupted", signum=2)
+        return errors.Interrupted("interrupted", signum=2)
     if devices.is_out_of_memory(e):
         hint = "lower `train.batch_size`, or raise `train.accumulate`: the result is the same"
-        return DeviceError("out of memory", hint=hint)
+        return errors.DeviceError("out of memory", hint=hint)
     if "no kernel image" in str(e):
-        return DeviceError(f"torch cannot use this GPU: {first_line(e)}", hint=devices.INSTALL)
-    if error := system_error(e):
+        message = f"torch cannot use this GPU: {errors.first_line(e)}"
+        return errors.DeviceError(message, hint=devices.INSTALL)
+    if error := errors.system_error(e):
         return error
     if "timed out" in str(e).lower() and (silent := ranks.unresponsive()):
         names = ", ".join(f"rank {rank} (process {pid})" for rank, pid in silent.items())
-        return DeviceError(f"{names} does not answer", hint="`launch.timeout` says for how long others wait")
-    return GzError(
-        f"{type(e).__name__}: {e}", hint="the traceback is in the run's `log.txt`; `GZ_DEBUG=1` shows it"
-    )
+        hint = "`launch.timeout` says for how long others wait"
+        return errors.DeviceError(f"{names} does not answer", hint=hint)
+    message = f"{type(e).__name__}: {e}"
+    return errors.GzError(message, hint="the traceback is in the run's `log.txt`; `GZ_DEBUG=1` shows it")
 
 
 def train(run: Run, log: Log) -> None:
@@ -187,14 +178,12 @@ def train_one(run: Run, log: Log) -> Accelerator:
     prepare_torch(part)
     accelerator = accelerate(part)
     if len(started := {*ranks.everyone(run.owner.id)}) > 1:  # of several machines
-        raise UsageError(
-            f"the machines train different runs: {', '.join(sorted(started))}",
-            hint="start the same command on all anew",
-        )
+        message = f"the machines train different runs: {', '.join(sorted(started))}"
+        raise errors.UsageError(message, hint="start the same command on all anew")
     streams.change_spinner("reading the images")
     clock = partial(devices.clock, accelerator.device, part.train.clock)
     began = clock()
-    pack = open_pack(locate(part.data.name), **pack_options(part.data), say=log.info)
+    pack = open_pack(part.data.name, **pack_options(part.data), say=log.info)
     check_unchanged(run.owner.path, pack.meta)
     if log.main:
         record_data(run.owner.path, pack.meta)

@@ -26,7 +26,6 @@ from gzcli.core.types import Batch
 from gzcli.core.units import counted
 from gzcli.data.packs.batches import TrainBatches, TrainImages
 from gzcli.data.packs.open import check_unchanged, open_pack, pack_options
-from gzcli.data.sets.names import locate
 from gzcli.engine import checkpoint
 from gzcli.engine.ema import EMA, LENGTHS, MANY, exponent, random_images
 from gzcli.engine.log import Log
@@ -124,7 +123,7 @@ def run(job: EmaJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     run = Run(Path(job.run))
     trained = load_trained(run, device, str(run.saved_steps[-1]))
     part, model, step = trained.part, trained.model.train(), trained.step
-    pack = open_pack(locate(part.data.name), **pack_options(part.data), say=log.info)
+    pack = open_pack(part.data.name, **pack_options(part.data), say=log.info)
     check_unchanged(run.owner.path, pack.meta)
     images, _, _ = train_images(part, pack, device, run, log)
     metric = best_metric(model, part.train.best, pack)

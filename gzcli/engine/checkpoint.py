@@ -103,14 +103,8 @@ def read_weights(path: Path) -> Saved:
         built_on, space = (
             json.loads(metadata[key]) if key in metadata else tree.get(key) for key in ("built_on", "space")
         )
-        return Saved(
-            weights,
-            part_of(tree),
-            info,
-            int(metadata["step"]),
-            built_on or {},
-            SpaceRecord(**space) if space else None,
-        )
+        record, step = SpaceRecord(**space) if space else None, int(metadata["step"])
+        return Saved(weights, part_of(tree), info, step, built_on or {}, record)
 
 
 @dataclass
@@ -132,9 +126,8 @@ def write(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
         save_file(checkpoint.weights, part / CheckpointFolder.weights)
         save_weights(part / CheckpointFolder.averaged, checkpoint.averaged)
         torch.save(checkpoint.train, part / CheckpointFolder.training)
-        sums = {
-            f.name: {"size": f.stat().st_size, "sha256": files.checksum(f)} for f in sorted(part.iterdir())
-        }
+        written = sorted(part.iterdir())
+        sums = {f.name: {"size": f.stat().st_size, "sha256": files.checksum(f)} for f in written}
         meta = {"step": step, **checkpoint.meta, "files": sums}
         (part / CheckpointFolder.meta).write_text(json.dumps(meta, indent=1))
     return path

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gzcli.core import ranks
 from gzcli.core.errors import DivergedError, MissingError, first_line
 from gzcli.core.measured import ReferenceRun
-from gzcli.core.sections import Part
+from gzcli.core.sections import Part, leaves
 from gzcli.engine.log import Log, TrainBar
 from gzcli.store import files
 from gzcli.store.metrics import every_line, metric_lines
@@ -75,10 +75,9 @@ class History:
         """The error of a run that cannot go on."""
         have = self.run.saved_steps
         good = f"the last good checkpoint is of step {have[-1]}" if have else "there is no checkpoint yet"
-        return DivergedError(
-            f"{reason} at step {step}; {good}",
-            hint="lower `optim.lr`, raise `optim.warmup`, set `train.clip`, or `train.precision=fp32`",
-        )
+        message = f"{reason} at step {step}; {good}"
+        hint = "lower `optim.lr`, raise `optim.warmup`, set `train.clip`, or `train.precision=fp32`"
+        return DivergedError(message, hint=hint)
 
     def show(self, step: int, model: nn.Module, bar: TrainBar, lr: float | None) -> None:
         """Logs the mean of each loss since the last call, over all ranks; a call of every rank."""
@@ -141,9 +140,7 @@ class History:
 class Trackers:
     """The trackers of a run. One that fails is dropped with a warning, and does not stop the training."""
 
-    def __init__(
-        self, names: Sequence[str], run: Run, config: Mapping[str, Any], log: Log, *, start: int = 0
-    ):
+    def __init__(self, names: Sequence[str], run: Run, config: Mapping[str, Any], log: Log, *, start: int):
         self.log = log
         self.open = {name: start_tracker(name, run, config, start) for name in names}
 
@@ -204,15 +201,10 @@ def start_tracker(name: str, run: Run, config: Mapping[str, Any], start: int) ->
     return tracker
 
 
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, int | float | str | bool]:
+def flat(tree: Mapping[str, Any]) -> dict[str, int | float | str | bool]:
     """The values of a tree by dotted key, in types that all trackers take; without those that are None."""
-    values: dict[str, int | float | str | bool] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            values |= flat(value, f"{prefix}{key}.")
-        elif value is not None:
-            values[prefix + key] = value if isinstance(value, int | float | str) else str(value)
-    return values
+    values = {key: value for key, value in leaves(tree) if value is not None and value != {}}
+    return {key: v if isinstance(v, int | float | str) else str(v) for key, v in values.items()}
 
 
 def show(name: str, tracker: Any, step: int, path: Path) -> None:

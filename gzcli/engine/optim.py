@@ -115,11 +115,7 @@ class Muon(Optimizer):
     both."""
 
     def __init__(
-        self,
-        groups: list[dict[str, Any]],
-        betas: tuple[float, float],
-        eps: float,
-        model: nn.Module | None = None,
+        self, groups: list[dict[str, Any]], betas: tuple[float, float], eps: float, model: nn.Module | None
     ):
         parts = list(split_groups(groups, matrices_of(model) if model else None))
         fused = kind_of(parts[0]["params"][0].device).fused

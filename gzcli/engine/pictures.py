@@ -22,10 +22,7 @@ APART = 12  # factor between ranges of scores from which an axis is logarithmic 
 
 
 def histograms(
-    path: Path,
-    tables: Mapping[str, Mapping[str, np.ndarray]],
-    inside: str,
-    results: Sequence[Mapping[str, Any]],
+    path: Path, tables: Mapping[str, Mapping[str, np.ndarray]], inside: str, results: list[dict[str, Any]]
 ) -> None:
     """Writes a figure with a panel for each score: the share of each set's images in every bin, and below a
     legend with the AUROC."""
@@ -98,14 +95,11 @@ def _apart(ticks: Sequence[float], forward: Callable[[Any], Any], bins: np.ndarr
 def sample_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
     """Writes a figure of rows (title, images uint8 [N, C, H, W]), of which the first 16 are shown."""
     limit = 16
-    figure, axes = pyplot().subplots(
-        len(rows), 1, figsize=(0.6 * limit, 0.95 * len(rows)), squeeze=False, layout="constrained"
-    )
+    shape = {"figsize": (0.6 * limit, 0.95 * len(rows)), "squeeze": False, "layout": "constrained"}
+    figure, axes = pyplot().subplots(len(rows), 1, **shape)
     for ax, (title, images) in zip(axes.flat, rows, strict=True):
-        strip = np.concatenate(
-            [np.pad(image, ((0, 0), (1, 1), (1, 1)), constant_values=255) for image in images[:limit]], 2
-        )
-        strip = strip.transpose(1, 2, 0)
+        framed = [np.pad(image, ((0, 0), (1, 1), (1, 1)), constant_values=255) for image in images[:limit]]
+        strip = np.concatenate(framed, 2).transpose(1, 2, 0)
         ax.imshow(strip.repeat(3, 2) if strip.shape[2] == 1 else strip, interpolation="bicubic")
         ax.set_title(title, fontsize=8, loc="left")
         ax.set_axis_off()

@@ -77,7 +77,7 @@ def prepare(model: Model, images: TrainImages, run: Run, log: Log) -> dict[str, 
     if not is_whole(folder, log):
         model.eval()
         with full_fp32(images.device):  # so nearly tied codes are chosen as the verbs choose them
-            options: dict[str, Any] = {"batch_size": PREPARE_BATCH, "log": log, "title": "prepare"}
+            options: dict[str, Any] = {"size": PREPARE_BATCH, "log": log, "title": "prepare"}
             write_maps(folder, images, ("train",), lambda _, batch: model.prepare(batch), **options)
         model.train()
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
@@ -122,7 +122,7 @@ def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, lo
         def make(split: str, batch: Batch) -> Mapping[str, Tensor]:
             return {split: space.encode(batch.x, batch.noise if draw else None).half()}
 
-        write_maps(folder, images, ("train", "val"), make, batch_size=ENCODE_BATCH, log=log, title="encode")
+        write_maps(folder, images, ("train", "val"), make, size=ENCODE_BATCH, log=log, title="encode")
     return LatentPack(images.pack, folder)
 
 
@@ -146,10 +146,8 @@ def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | N
     else:
         config = autoencoder.vae.config
         if images.shape[0] != (channels := config.in_channels):
-            raise UsageError(
-                f"`data.latent`: `{name}` takes {channels} channels, the images have {images.shape[0]}",
-                hint=f"`--set data.channels={channels}`",
-            )
+            message = f"`data.latent`: `{name}` takes {channels} channels, the images have {images.shape[0]}"
+            raise UsageError(message, hint=f"`--set data.channels={channels}`")
         shift = torch.full((config.latent_channels,), config.shift_factor or 0.0)
         scaling = shift, torch.full((config.latent_channels,), config.scaling_factor)
     of_channels = [values.float().tolist() for values in scaling]
@@ -209,17 +207,10 @@ def is_whole(folder: Path, log: Log) -> bool:
 
 
 def write_maps(
-    folder: Path,
-    images: TrainImages,
-    splits: Sequence[str],
-    make: Make,
-    *,
-    batch_size: int,
-    log: Log,
-    title: str,
+    folder: Path, images: TrainImages, splits: Sequence[str], make: Make, *, size: int, log: Log, title: str
 ) -> None:
-    """Writes the outputs of `make` for the images into `folder/<key>.npy` [N, …]. A call of every rank: each
-    fills its rows of shared files, and the folder appears when all are done."""
+    """Writes the outputs of `make` for the images, `size` at a time, into `folder/<key>.npy` [N, …]. A call
+    of every rank: each fills its rows of shared files, and the folder appears when all are done."""
     main = ranks.rank() == 0
     maps: dict[str, np.memmap] = {}
     if main:
@@ -228,7 +219,7 @@ def write_maps(
         part = ranks.agree(part)
         for split in splits:
             n = images.pack.meta.counts[split]
-            read = partial(images.scan, purpose="prepare", batch_size=batch_size, split=split)
+            read = partial(images.scan, purpose="prepare", batch_size=size, split=split)
             if main and n:
                 for key, value in make(split, next(read(range(1)))).items():
                     row = value.cpu().numpy()  # [1, …]

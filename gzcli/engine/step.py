@@ -83,9 +83,7 @@ class Step(nn.Module):
         return self.compiled(batch, phase)
 
 
-def wrap_step(
-    accelerator: Accelerator, model: Model, part: Part, log: Log, *, first: Batch | None = None
-) -> nn.Module:
+def wrap_step(accelerator: Accelerator, model: Model, part: Part, log: Log, first: Batch | None) -> nn.Module:
     """The step of a model, compiled by `train.compile`, and wrapped for the processes of the run. FSDP
     replaces the parameters of the model by other objects."""
     graphs, device = None, accelerator.device
@@ -195,14 +193,7 @@ class Compiled:
     compile it again, so it stays eager until these numbers are final."""
 
     def __init__(
-        self,
-        model: Model,
-        steps: int,
-        log: Log,
-        *,
-        loud: bool = True,
-        backend: Any = None,
-        mode: str | None = None,
+        self, model: Model, steps: int, log: Log, *, loud: bool, backend: Any = None, mode: str | None = None
     ):
         torch.compiler.reset()  # graphs of an earlier stage, or of the trial of `--minutes`
         self.model, self.say = model, log.warn if loud else log.record
@@ -230,9 +221,8 @@ class Compiled:
         start = torch.full((), noise.start, dtype=torch.int64, device=batch.x.device)
         inputs = {"x": batch.x, "y": batch.y, "index": batch.index, "start": start, "extra": tensors}
         try:
-            values = self.graph(
-                self.model, phase, inputs, [noise._draw(*draw) for draw in draws], noise.total
-            )
+            drawn = [noise._draw(*draw) for draw in draws]
+            values = self.graph(self.model, phase, inputs, drawn, noise.total)
         except RuntimeError as e:  # what torch cannot compile: no compiler, a gradient of a gradient
             if key in self.tried:
                 raise
@@ -326,7 +316,6 @@ def without_values(model: Model, batch: Batch) -> tuple[Model, Batch, FakeTensor
     blank = copy.deepcopy(model, {id(t): mode.from_tensor(t) for t in tensors})
     noise: Any = batch.noise
     start = torch.full((), noise.start, dtype=torch.int64, device=batch.x.device)
-    x, y, index, start, extra = tree_map_only(
-        Tensor, mode.from_tensor, (batch.x, batch.y, batch.index, start, batch.extra)
-    )
+    parts = (batch.x, batch.y, batch.index, start, batch.extra)
+    x, y, index, start, extra = tree_map_only(Tensor, mode.from_tensor, parts)
     return blank, Batch(x, y, index, RecordedNoise(noise.total, start), extra), mode

@@ -95,10 +95,8 @@ def restore_model(
         )
     for name, _ in model.named_parameters():  # a buffer may be infinite, as a mask is
         if not saved.weights[name].isfinite().all():
-            raise DamagedError(
-                f"the weights `{name}` of `{saved.part.model}` are not finite",
-                hint="use another checkpoint, or train it again",
-            )
+            message = f"the weights `{name}` of `{saved.part.model}` are not finite"
+            raise DamagedError(message, hint="use another checkpoint, or train it again")
     return model
 
 
@@ -139,10 +137,9 @@ def weights_file(run: Run, checkpoint: str) -> Path:
     elif run.best:
         step = run.best.step
     else:
-        raise MissingError(
-            f"no best checkpoint in `{run.checkpoints_folder}`",
-            hint="it is chosen where `train.best` is not `none`; else `--checkpoint STEP`",
-        )
+        message = f"no best checkpoint in `{run.checkpoints_folder}`"
+        hint = "it is chosen where `train.best` is not `none`; else `--checkpoint STEP`"
+        raise MissingError(message, hint=hint)
     path = run.checkpoint(step).averaged
     if not path.exists():
         have = ", ".join(map(str, run.saved_steps)) or "none"

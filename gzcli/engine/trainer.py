@@ -119,11 +119,8 @@ class Trainer:
                 self.snapshots.take(step + 1)
                 if signum := stop.signal(step + 1):
                     self.save(step + 1)
-                    raise Interrupted(
-                        f"stopped at step {step + 1} of {self.steps}, checkpoint saved",
-                        signum=signum,
-                        hint=f"gz train {self.run.owner.id} --resume",
-                    )
+                    message = f"stopped at step {step + 1} of {self.steps}, checkpoint saved"
+                    raise Interrupted(message, signum=signum, hint=f"gz train {self.run.owner.id} --resume")
                 if due := self.cadence.due(step + 1) | (KINDS if step + 1 == self.steps else set()):
                     self.pause(step + 1, due)
                 if step + 1 == self.steps:  # fewer than at first, by `train.patience`
@@ -367,10 +364,8 @@ class Trainer:
             images = sampler.draw(trained, n, labels=labels)
         if self.rank == 0:
             caption = sheets.caption_of(trained, None, 0, {}, done)
-            picture, path = (
-                sheets.of_samples(images, labels, classes, caption),
-                self.run.samples_picture(done),
-            )
+            path = self.run.samples_picture(done)
+            picture = sheets.of_samples(images, labels, classes, caption)
             save_png(path, picture, {"step": done, "n": n, "seed": 0})
             if self.history.trackers:
                 self.history.trackers.picture(done, path)

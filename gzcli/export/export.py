@@ -33,7 +33,7 @@ from gzcli.store import files
 from gzcli.store.bundle import LATENT, MAIN
 from gzcli.store.files import sweep
 from gzcli.store.hub import TINY, is_id
-from gzcli.store.metrics import metric_lines
+from gzcli.store.metrics import last_figures
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import STAGES
 from gzcli.store.runs import Run
@@ -231,10 +231,7 @@ def figures(trained: Trained) -> list[dict[str, Any]]:
             if row.get("run") == owner.id and row.get("step") == step:
                 origin = {"on": f"{result['data']} (test)", "n": row["n"], "from": "gz bench"}
                 benched = row["metrics"], origin
-    last: dict[str, Any] = {}
-    for line in metric_lines(trained.run.path):
-        if line.get("step") == step:
-            last |= {k.removeprefix("val_"): v for k, v in line.items() if k.startswith("val_")}
+    last = last_figures(trained.run, step)
     trained_on = {"on": f"{owner.data} (validation)", "n": None, "from": "gz train"}
     return [
         {"name": name, "value": float(value), **origin}

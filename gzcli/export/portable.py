@@ -125,10 +125,9 @@ def check(trained: Trained, spec: Mapping[str, Any], folder: Path, to: str) -> i
     exported = portable_sampler.draw(spec, call, CHECKED).transpose(0, 3, 1, 2)
     differs = int(np.abs(exported.astype(int) - sampler.draw(trained, CHECKED).astype(int)).max())
     if differs > TOLERANCE:
-        raise UsageError(
-            f"what was exported draws other images than `{trained.name}`, by up to {differs} of 255",
-            hint="a sampler of fixed steps, without correctors: `gz list models`, `gz sample MODEL --help`",
-        )
+        message = f"what was exported draws other images than `{trained.name}`, by up to {differs} of 255"
+        hint = "a sampler of fixed steps, without correctors: `gz list models`, `gz sample MODEL --help`"
+        raise UsageError(message, hint=hint)
     return differs
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from gzcli.core import jobs, signals
 from gzcli.core.devices import PEAKS, cpu_name, gpu_memory, gpu_name, host_memory
-from gzcli.core.errors import DamagedError, GzError, Interrupted, UsageError
+from gzcli.core.errors import GzError, Interrupted, UsageError
 from gzcli.core.jobs import TrialJob
 from gzcli.core.sections import LaunchSection, Part, part_of
 from gzcli.core.types import Say, silent
@@ -76,13 +76,9 @@ class DataFacts:
         """The description for which models are planned; None where size or channels are not known."""
         if self.size is None or self.channels is None:
             return None
-        return {
-            "shape": [self.channels, *sides(self.size)],
-            "classes": list(self.classes),
-            "levels": self.levels or 256,
-            "multilabel": self.multilabel,
-            "n": self.n,
-        }
+        # in this order, which the names of costs in the cache depend on
+        info = {"shape": [self.channels, *sides(self.size)], "classes": list(self.classes)}
+        return {**info, "levels": self.levels or 256, "multilabel": self.multilabel, "n": self.n}
 
 
 def check_set(recipe: Recipe, meta: PackMeta, *, batch: bool = True) -> None:
@@ -133,10 +129,8 @@ def in_steps(recipe: Resolved, epochs: float, say: Say = silent) -> dict[str, in
     for part in recipe.parts:
         images, batch = min(facts.n, part.data.n or facts.n), part.train.batch_size
         if not images:
-            raise UsageError(
-                f"`--epochs`: how many images `{recipe.data.name}` has is not known yet",
-                hint=f"`--steps N` says how long: a step takes {batch} images",
-            )
+            message = f"`--epochs`: how many images `{recipe.data.name}` has is not known yet"
+            raise UsageError(message, hint=f"`--steps N` says how long: a step takes {batch} images")
         flags[f"{part.in_recipe}train.steps"] = steps = max(1, math.ceil(epochs * images / batch))
         of = f"`{part.stage}`: " if part.stage else ""
         say(f"{of}{epochs:g} epochs of {images:,} images in batches of {batch}: --steps {steps}")
@@ -298,10 +292,7 @@ def cached(key: str) -> Path:
 
 def recall(key: str) -> dict[str, Any]:
     """What the cache has under a key; {} where that is nothing, or damaged."""
-    try:
-        row = files.read_object(cached(key))
-    except DamagedError:
-        return {}
+    row = files.whole_object(cached(key))
     numbers = all(isinstance(row.get(name), int | float | None) for name in NUMBERS)
     return row if numbers and "timed" in row else {}
 
@@ -325,10 +316,8 @@ def memory_hint(forecasts: Sequence[Forecast], plan: Plan, there: int | None) ->
     for forecast in forecasts:
         if there and not plan.gpus and forecast.bytes and forecast.bytes > there:
             ways = ", ".join(ways_to_save(forecast.part, plan)) or "a smaller `train.batch_size`"
-            return (
-                f"`{forecast.part.model}` may not fit: this machine has {size(there)} for each process; what "
-                f"saves memory: {ways}"
-            )
+            machine = f"this machine has {size(there)} for each process"
+            return f"`{forecast.part.model}` may not fit: {machine}; what saves memory: {ways}"
     return None
 
 

@@ -96,10 +96,8 @@ def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> Non
         facts |= {"state": "finished", "step": int(texts["step"]), "from": source}
         files.write_json(run.status_file, (files.read_json(run.status_file) or {}) | facts | status)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as e:
-        raise MissingError(
-            f"`{file}` is damaged, or of a later version of gz ({type(e).__name__}: {e})",
-            hint="get it again, or install a newer gz",
-        ) from e
+        message = f"`{file}` is damaged, or of a later version of gz ({type(e).__name__}: {e})"
+        raise MissingError(message, hint="get it again, or install a newer gz") from e
 
 
 def _check(file: Path, texts: Mapping[str, str], trees: Mapping[str, Mapping[str, Any]]) -> None:
@@ -107,19 +105,17 @@ def _check(file: Path, texts: Mapping[str, str], trees: Mapping[str, Mapping[str
     program, or weights on the hub, which gz does not fetch for a stranger's file."""
     if stages := json.loads(texts.get("built_on") or "{}") or json.loads(texts["recipe"]).get("built_on"):
         named = ", ".join(f"`{stage}`" for stage in stages)
-        raise MissingError(
-            f"`{file}` is built on the weights of {named}, which lie in its run",
-            hint="name the run or its folder, or take the file of `gz runs export RUN`",
-        )
+        message = f"`{file}` is built on the weights of {named}, which lie in its run"
+        hint = "name the run or its folder, or take the file of `gz runs export RUN`"
+        raise MissingError(message, hint=hint)
     for tree in trees.values():
         name = tree["model"]["name"]
         try:
             catalog.card(name)
         except UsageError as e:
-            raise MissingError(
-                f"`{file}` is of a model from outside, `{name}`, whose file is not at hand",
-                hint="put the model's file into a folder that `GZ_MODELS` names",
-            ) from e
+            message = f"`{file}` is of a model from outside, `{name}`, whose file is not at hand"
+            hint = "put the model's file into a folder that `GZ_MODELS` names"
+            raise MissingError(message, hint=hint) from e
         weights = {"model.base": tree["model"].get("base")}
         if bundle.LATENT not in trees:
             weights["data.latent"] = tree["data"].get("latent")
@@ -138,8 +134,7 @@ def metadata(file: Path) -> dict[str, str]:
     except (OSError, ValueError) as e:
         raise MissingError(f"`{file}` is no safetensors file, or damaged: {e}", hint="get it again") from e
     if "recipe" not in texts or "data" not in texts:
-        raise MissingError(
-            f"`{file}` does not say which model it is of",
-            hint="gz reads the `model.safetensors` of its own runs, and the files of `gz runs export`",
-        )
+        message = f"`{file}` does not say which model it is of"
+        hint = "gz reads the `model.safetensors` of its own runs, and the files of `gz runs export`"
+        raise MissingError(message, hint=hint)
     return texts

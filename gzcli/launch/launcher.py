@@ -154,10 +154,8 @@ def _gpus(section: LaunchSection, *, every_gpu: bool, check: bool) -> tuple[int,
     gpus = here.usable if number == "all" else number
     if check and (gpus > here.usable or (number == "all" and not here.usable)):
         have = "is no GPU" if number == "all" else _GPUS.get(here.usable, f"are {here.usable} GPUs")
-        raise DeviceError(
-            f"`--gpus {number}`: {here.lack or f'there {have} here'}",
-            hint=f"{INSTALL}; or {fewer}" if here.lack else fewer,
-        )
+        message = f"`--gpus {number}`: {here.lack or f'there {have} here'}"
+        raise DeviceError(message, hint=f"{INSTALL}; or {fewer}" if here.lack else fewer)
     return gpus, None
 
 
@@ -214,10 +212,8 @@ def _meeting(section: LaunchSection, machines: int, job: str) -> dict[str, Any]:
         raise UsageError(f"`--machine-rank {rank}`: {several} are numbered from 0", hint=hint)
     ip = section.main_ip or slurm_host()
     if ip is None:
-        raise UsageError(
-            "several machines need `--main-process-ip`",
-            hint="gz train … --num-machines 2 --machine-rank 0 --main-process-ip HOST",
-        )
+        message = "several machines need `--main-process-ip`"
+        raise UsageError(message, hint="gz train … --num-machines 2 --machine-rank 0 --main-process-ip HOST")
     # SLURM's number, with how often the job was queued again, is that of one start; every task of an array is
     # a job. Typed words are the same each time.
     if number := os.environ.get("SLURM_JOB_ID"):
@@ -234,10 +230,8 @@ def _meeting(section: LaunchSection, machines: int, job: str) -> dict[str, Any]:
 def slurm_nodes() -> int:
     """The nodes of this job step; 1 outside SLURM. One `gz` starts all processes of a node."""
     if os.environ.get("SLURM_LOCALID", "0") != "0":
-        raise UsageError(
-            "SLURM has started several tasks on this node; one `gz` starts the processes of a machine",
-            hint="srun --ntasks-per-node=1 gz train …",
-        )
+        message = "SLURM has started several tasks on this node; one `gz` starts the processes of a machine"
+        raise UsageError(message, hint="srun --ntasks-per-node=1 gz train …")
     return number_in("SLURM_STEP_NUM_NODES", "nodes") or number_in("SLURM_NNODES", "nodes") or 1
 
 
@@ -460,11 +454,8 @@ def outcome(target: Run, returncode: int, received: list[int]) -> dict[str, Any]
             raise Interrupted(message, signum=signum, hint=hint)
         raise ERRORS.get(recorded["kind"], GzError)(message, hint=hint)
     error = deduced_error(target, returncode, received)
-    target.update(
-        state="interrupted" if received else "failed",
-        code=error.code,
-        error={"kind": error.kind, "message": error.message, "hint": error.hint},
-    )
+    record = {"kind": error.kind, "message": error.message, "hint": error.hint}
+    target.update(state="interrupted" if received else "failed", code=error.code, error=record)
     raise error
 
 

@@ -200,10 +200,9 @@ def prepare(
         return Start(request, plan)
     run = request.to_resume(alias if requeue else None) if resume or requeue else None
     if run is None and resume:
-        raise MissingError(
-            f"no unfinished run of `{request.recipe.card.name}` on `{request.recipe.data.name}`",
-            hint=f"gz train {request.what}" + (f" --data {request.data}" if request.data else ""),
-        )
+        message = f"no unfinished run of `{request.recipe.card.name}` on `{request.recipe.data.name}`"
+        hint = f"gz train {request.what}" + (f" --data {request.data}" if request.data else "")
+        raise MissingError(message, hint=hint)
     if run is None and alias is not None:
         runs.check_alias(alias)
     if run and plan.machines == 1:
@@ -225,10 +224,9 @@ def made_by_machine_0(plan: Plan, say: Say, patience: float = PATIENCE) -> Run:
             if status.get("job") == plan.job and recent and status.get("state") in ("planned", "running"):
                 return run
         time.sleep(0.5)
-    raise MissingError(
-        f"machine 0 has made no run of this job in `{store}` for {patience / 60:.0f} minutes",
-        hint="start the same command there with `--machine-rank 0`; all machines share one `GZ_HOME`",
-    )
+    message = f"machine 0 has made no run of this job in `{store}` for {patience / 60:.0f} minutes"
+    hint = "start the same command there with `--machine-rank 0`; all machines share one `GZ_HOME`"
+    raise MissingError(message, hint=hint)
 
 
 def _launch(run: Run, plan: Plan, mode: str, say: Say) -> None:
@@ -343,10 +341,8 @@ def continued(run: Run, typed: Resolved, steps: int | None) -> Recipe:
         differ += [f"  train.steps: the run has done {n}, {steps} asked for" for n in done if steps < n]
         recipe = recipe.lengthened(steps, ["" if part.owner is part else part.path.name for part in longer])
     if differ:
-        raise UsageError(
-            "\n".join([f"`{run.id}` cannot go on with another recipe", *differ]),
-            hint="leave them out, or start a new run without `--resume`",
-        )
+        message = "\n".join([f"`{run.id}` cannot go on with another recipe", *differ])
+        raise UsageError(message, hint="leave them out, or start a new run without `--resume`")
     return recipe.launched(launched_again(run, typed))
 
 
@@ -499,9 +495,7 @@ def note_whole(run: Run, request: Request, recipe: Recipe) -> None:
     # the size of the user's own file does not count: a run of the set's own size is preferred to it
     sizes = [layer.section("data").get("size") for layer in resolved.layers if layer.source == "shipped"]
     size = next(filter(None, reversed(sizes)), None)
-    changing = {
-        layer.source for layer in resolved.layers if layer.source != "shipped" and changes_loss(layer)
-    }
+    changing = {layer.source for layer in filter(changes_loss, resolved.layers)} - {"shipped"}
     shipped = not changing
     if earlier:
         shipped = "typed" not in changing and runs.has_shipped_loss(earlier)

@@ -137,9 +137,8 @@ def _fragment(union: Tree, sections: Mapping[str, Tree], *, top: bool) -> Tree:
             "description": "recipe that this one changes: a shipped one's name, or a path.",
             "anyOf": [{"enum": [*recipe_names(), *presets()]}, {"type": "string"}],
         }
-        properties["for"] = _cases(
-            {"type": "object", "description": "what changes with the set or the scale."}, "stage"
-        )
+        cases = {"type": "object", "description": "what changes with the set or the scale."}
+        properties["for"] = _cases(cases, "stage")
     strangers = _named({"not": {"enum": list(dict.fromkeys([*sections, *map(spelling, sections)]))}})
     choices: list[Tree] = [{"if": strangers, "else": {"$ref": "#/definitions/any model"}}]
     for name in sections:

@@ -23,12 +23,8 @@ R = TypeVar("R", bound="Recipe")
 
 # Files that tell a folder of a run, or of a model of diffusers, from one that only has the same name.
 MARKS = ("status.json", "config.json", "model_index.json")
-REFERENCES = (
-    ("model", "base"),
-    ("data", "latent"),
-    ("train", "init"),
-    ("ood", "background"),
-)  # files or runs
+# section and key of what is a file or a run
+REFERENCES = (("model", "base"), ("data", "latent"), ("train", "init"), ("ood", "background"))
 SHARED = ("about", "scale", "seed", "data", "bench", "launch")  # keys that all parts share
 OF_STAGE = ("model", "data", "train", "optim", "sample", "ood", "params")  # keys of a stage
 
@@ -56,9 +52,7 @@ class Recipe:
 
     def on(self, data: DataSection) -> Self:
         """The recipe for other data; a stage keeps its `own_data`."""
-        parts = [
-            replace(part, data=replace(data, **self.own_data.get(part.stage, {}))) for part in self.parts
-        ]
+        parts = [replace(p, data=replace(data, **self.own_data.get(p.stage, {}))) for p in self.parts]
         return replace(self, data=data, parts=tuple(parts))
 
     def launched(self, launch: LaunchSection) -> Self:
@@ -182,10 +176,9 @@ def check_data(part: Part, card: ModelCard, data: DataSpec | PackMeta) -> None:
     """Raises UsageError where a set lacks what a part's model needs; its hint names sets that fit."""
     name, (_, height, width) = data.name, data.shape
     if card.square and height != width:
-        raise UsageError(
-            f"`{card.name}` needs square images, and those of `{name}` are {width}×{height}",
-            hint=f"`--set data.size={min(height, width)}` crops them, with `--set data.fit=pad` it pads them",
-        )
+        message = f"`{card.name}` needs square images, and those of `{name}` are {width}×{height}"
+        hint = f"`--set data.size={min(height, width)}` crops them, with `--set data.fit=pad` it pads them"
+        raise UsageError(message, hint=hint)
     needed = [extra for extra in EXTRAS if extra in card.needs]
     if lacking := [extra for extra in needed if extra not in data.extras]:
         able = ", ".join(spec.name for spec in SPECS.values() if set(needed) <= set(spec.extras))

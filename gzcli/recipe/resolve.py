@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import GzError, MissingError, UsageError, canonical
-from gzcli.core.sections import MEETING, SCALES, DataSection, part_of
+from gzcli.core.sections import MEETING, SCALES, DataSection, leaves, part_of
 from gzcli.data.packs.augment import patch_of
 from gzcli.data.packs.open import FEW_IMAGES, SHAPES, Facts, facts_of
 from gzcli.data.sets.names import DataSet, data_key, locate, names
@@ -171,7 +171,7 @@ def _resolve(
     else:
         card = _called_after(stages)
         rules = schema.staged(stages)
-        layers = _fitting(layers, rules, stages)
+        layers = [*_fitting(layers, rules, stages)]
     checked = [_checked(layer, rules, problems) for layer in layers]
     applied = [layer for layer in checked if layer.applies]
     if card is None:
@@ -476,11 +476,10 @@ def _reused_runs(layers: Iterable[Layer]) -> dict[str, tuple[str, str]]:
 # ---------------------------------------------------------------------------- values
 
 
-def _fitting(layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, ModelCard]) -> list[Layer]:
+def _fitting(layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, ModelCard]) -> Iterator[Layer]:
     """The layers as far as the rules of the models apply that the stages have in the end: without runs in the
     place of stages, and without keys of an earlier model that the later one does not have."""
     now: dict[str, str] = {}
-    fitted = []
     for layer in layers:
         stages = layer.section("stages")
         parts = {stage: part for stage, part in stages.items() if not isinstance(part, str)}
@@ -497,10 +496,7 @@ def _fitting(layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, M
                     if isinstance(values := part.get(section), Mapping):
                         names = schema.below(rules_of_stage, section)
                         fitting[section] = {key: v for key, v in values.items() if key in names}
-        fitted.append(
-            replace(layer, tree={**layer.tree, "stages": parts}) if "stages" in layer.tree else layer
-        )
-    return fitted
+        yield replace(layer, tree={**layer.tree, "stages": parts}) if "stages" in layer.tree else layer
 
 
 def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Layer:
@@ -540,7 +536,7 @@ def _composed(
     tree: dict[str, Any] = schema.defaults({key: rules[key] for key in SHARED})
     origin = dict.fromkeys(dotted(tree), "default")
     for layer in layers:
-        _lay(tree, {key: layer.tree[key] for key in SHARED if key in layer.tree}, layer, origin)
+        _lay(tree, {key: layer.tree[key] for key in SHARED if key in layer.tree}, layer, origin, to=(), at=())
     tree.pop("params", None)
     parts: dict[str, Any] = {}
     for stage, card in cards.items():
@@ -557,7 +553,7 @@ def _composed(
             if changes_model(layer.tree):  # another size of the images
                 part["params"] = None
             shared = {key: layer.tree[key] for key in INHERITED if key in layer.tree}
-            _lay(part, shared, layer, origin, to=at)
+            _lay(part, shared, layer, origin, to=at, at=())
             tree_of_part = layer.section("stages").get(stage) if stage else layer.tree
             values = {k: v for k, v in (tree_of_part or {}).items() if stage or k not in SHARED}
             _lay(part, values, layer, origin, to=at, at=at)
@@ -566,13 +562,7 @@ def _composed(
 
 
 def _lay(
-    tree: dict[str, Any],
-    part: Mapping[str, Any],
-    layer: Layer,
-    origin: dict[str, str],
-    *,
-    to: Key = (),
-    at: Key = (),
+    tree: dict[str, Any], part: Mapping[str, Any], layer: Layer, origin: dict[str, str], *, to: Key, at: Key
 ) -> None:
     """Replaces values of the tree, `to` of the recipe, by those of a part, `at` a key of the layer, and notes
     the origin of each. A part that may change the number of parameters sets `params` to null."""
@@ -592,10 +582,7 @@ def _lay(
 
 def dotted(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
     """The dotted keys of all values that are not maps."""
-    keys = []
-    for key, value in tree.items():
-        keys += dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [prefix + key]
-    return keys
+    return [key for key, value in leaves(tree, prefix) if not isinstance(value, Mapping)]
 
 
 def changes_model(part: Mapping[str, Any]) -> bool:

@@ -263,9 +263,7 @@ SCALARS = {
     "None": Scalar(lambda value: value is None, "null", json="null"),
     "bool": Scalar(lambda value: isinstance(value, bool), "true or false", "true or false", "boolean"),
     "str": Scalar(lambda value: isinstance(value, str), "a text", "texts", "string"),
-    "int": Scalar(
-        lambda value: _number(value) and isinstance(value, int), "an integer", "integers", "integer"
-    ),
+    "int": Scalar(lambda value: type(value) is int, "an integer", "integers", "integer"),
     "float": Scalar(lambda value: _number(value) and math.isfinite(value), "a number", "numbers", "number"),
     "Size": Scalar(lambda value: isinstance(value, int | str) and not isinstance(value, bool), WORDS),
 }
@@ -407,9 +405,8 @@ def advice(node: ast.expr, value: Any) -> str | None:
     if suits([value]):
         return f"write [{value}]"
     choices = [choice for choice in _choices(node) if isinstance(choice, str)]
-    odd = next(
-        (item for item in (value if isinstance(value, list) else [value]) if item not in choices), None
-    )
+    values = value if isinstance(value, list) else [value]
+    odd = next((item for item in values if item not in choices), None)
     return did_you_mean(odd, choices) if isinstance(odd, str) else None
 
 

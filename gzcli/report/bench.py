@@ -36,10 +36,8 @@ CAPTION = (
 def document(results: Results) -> doc.Document:
     """The report; keys that the results lack are left out."""
     result, figures = results.result, Figures(results.result, rows_of(results.result))
-    data, summary, equal = (
-        str(result.get("data", "?")),
-        *(rows_of(result, k) for k in ("summary", "equal_calls")),
-    )
+    data, summary = str(result.get("data", "?")), rows_of(result, "summary")
+    equal = rows_of(result, "equal_calls")
     facts = [("data", data), ("contestants", str(len(figures.rows)))]
     titles = {"n_fake": "samples of each", "n_real": "real images", "seed": "seed"}
     failed = ", ".join(title for title, row in figures.titled if row.get("error"))
@@ -134,9 +132,8 @@ class Figures:
         ]
         caption = "Below stands the floor: real images in place of samples. "
         if self.directions:
-            of_one = (
-                ", of those of one number of images," if len({row.get("n") for row in self.rows}) > 1 else ""
-            )
+            sizes = {row.get("n") for row in self.rows}
+            of_one = ", of those of one number of images," if len(sizes) > 1 else ""
             caption += f"Brackets hold 95 % intervals; the best of a column{of_one} is bold."
         return Table(title, columns, foot, caption)
 
@@ -248,10 +245,8 @@ def second_judge(result: Row) -> str:
     second = result.get("second") or {}
     if not doc.is_number(second.get("spearman")):
         return ""
-    text = (
-        f"The orders by `{result.get('metric')}` and `{second.get('metric')}` agree by a rank correlation of "
-    )
-    text += doc.number(second["spearman"])
+    orders = f"The orders by `{result.get('metric')}` and `{second.get('metric')}`"
+    text = f"{orders} agree by a rank correlation of {doc.number(second['spearman'])}"
     apart = [f"{name} ({first} and {other})" for name, first, other in second.get("apart") or ()]
     return f"{text}. Places that disagree: {', '.join(apart)}." if apart else f"{text}."
 

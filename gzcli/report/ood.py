@@ -44,9 +44,8 @@ def winner(rows: Sequence[Row], names: Mapping[str, str]) -> str:
     detections = [row for row in rows if not row.get("baseline")]
     for out in dict.fromkeys(str(row.get("out")) for row in detections):
         best = max((r for r in detections if str(r.get("out")) == out), key=lambda r: r.get("auroc") or 0)
-        sentences.append(
-            f"{names.get(out, out)}: AUROC {doc.number(best.get('auroc'))} by `{best.get('score')}`"
-        )
+        figure = f"AUROC {doc.number(best.get('auroc'))} by `{best.get('score')}`"
+        sentences.append(f"{names.get(out, out)}: {figure}")
     return "; ".join(sentences) + "." if sentences else ""
 
 
@@ -60,16 +59,13 @@ def detection(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]:
         columns = [doc.texts("score", [str(row.get("score")) for row in of_set], baselines)]
         for key, (head, way) in FIGURES.items():
             ends = [doc.brackets((row.get("ci") or {}).get(key)) for row in of_set]
-            columns.append(doc.numbers(head, [row.get(key) for row in of_set], way, ends, four_digits))
+            values = [row.get(key) for row in of_set]
+            columns.append(doc.numbers(head, values, way, ends, lambda v: "–" if v is None else f"{v:.4f}"))
         n_in, n_out = (next((row[key] for row in of_set if row.get(key)), None) for key in ("n_in", "n_out"))
         counts = f"{doc.number(n_in)} images inside, {doc.number(n_out)} outside. " if n_in and n_out else ""
         caption = "A baseline uses no model. Brackets hold 95 % intervals; the best of a column is bold."
         tables.append(Table(names.get(out, out), columns, caption=counts + caption))
     return tables
-
-
-def four_digits(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
 
 
 def rocs(results: Results, rows: Sequence[Row], names: Mapping[str, str]) -> list[Chart]:

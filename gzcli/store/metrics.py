@@ -14,7 +14,7 @@ from typing import Any
 from gzcli.core.units import count, duration, figure, moment, size
 from gzcli.store import index
 from gzcli.store.paths import user_dir
-from gzcli.store.run_folder import Run
+from gzcli.store.run_folder import RECORDS, Run
 
 POINTS = 12  # of a curve
 ENOUGH = 4  # points of a validation figure that make a curve; with fewer, the loss is shown
@@ -78,11 +78,13 @@ def _values(line: bytes) -> dict[str, Any]:
     return {}
 
 
-def last_figures(run: Run) -> dict[str, float]:
-    """The last value of each figure of validation, by its name; of a run in stages those of the last one."""
+def last_figures(run: Run, step: int | None = None) -> dict[str, float]:
+    """The last value of each figure of validation, by its name, or that at a step; of a run in stages those
+    of the last one."""
     figures: dict[str, float] = {}
     for line in metric_lines(run.serving.path):
-        figures |= {key.removeprefix("val_"): value for key, value in line.items() if key.startswith("val_")}
+        if step in (None, line["step"]):
+            figures |= {key.removeprefix("val_"): v for key, v in line.items() if key.startswith("val_")}
     return figures
 
 
@@ -116,17 +118,12 @@ def curve_of(run: Run) -> Curve | None:
 def summary(run: Run) -> dict[str, Any]:
     """A run as `--json` shows it; of stages `step` and `steps` are those of the first unfinished one."""
     if (facts := index.recall(run.path, "summary")) is None:
-        marks, total = run.survey()
+        marks, total = index.survey(run.path, RECORDS)
         facts = _facts(run) | {"bytes": total}
         if run.status().get("state") not in ("running", "damaged"):
             index.keep(run.path, "summary", marks, facts)
-    created = facts["created"]
-    return {
-        "name": facts["model"],
-        **facts,
-        "created": moment(created) if created else None,
-        "path": run.path,
-    }
+    created = moment(facts["created"]) if facts["created"] else None
+    return {"name": facts["model"], **facts, "created": created, "path": run.path}
 
 
 def summaries(chosen: Sequence[Run]) -> list[dict[str, Any]]:

@@ -111,10 +111,9 @@ def _read(file: Path) -> str:
 def _trusted(file: Path) -> Path:
     """The file. Raises UsageError for one that came with a run from elsewhere: it is code, not data."""
     if _read(file) not in (read_json(user_dir(TRUSTED)) or []):
-        raise UsageError(
-            f"this run brings a program of its own, `{file}`, which gz does not run unasked",
-            hint=f"read it; `gz model check {file}` runs it, and from then on gz trusts it",
-        )
+        message = f"this run brings a program of its own, `{file}`, which gz does not run unasked"
+        hint = f"read it; `gz model check {file}` runs it, and from then on gz trusts it"
+        raise UsageError(message, hint=hint)
     return file
 
 

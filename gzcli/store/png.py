@@ -67,8 +67,8 @@ def write_npz(job: Run, images: np.ndarray, labels: np.ndarray | None, made: Map
     import numpy as np
 
     arrays = {"samples": images.transpose(0, 2, 3, 1)} | ({} if labels is None else {"labels": labels})
-    np.savez_compressed(job.samples_in("npz"), **arrays)
-    return str(job.samples_in("npz"))
+    np.savez_compressed(job.images_file, **arrays)
+    return str(job.images_file)
 
 
 class Format(NamedTuple):

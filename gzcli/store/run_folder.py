@@ -99,17 +99,13 @@ class Run:
     # of a job
     job_file = Place("job.json")
     result_file = Place("result.json")
-    bench_file, ood_file, alarm_file, league_file = (
-        Place(f"{verb}.json") for verb in ("bench", "ood", "alarm", "league")
-    )
+    bench_file, league_file = Place("bench.json"), Place("league.json")
+    ood_file, alarm_file = Place("ood.json"), Place("alarm.json")
     scores_file = Place("scores.csv")  # of `gz ood`
     sheet_picture = Place("grid.png")  # of `gz sample`
     images_folder = Place("images")
+    images_file = Place("samples.npz")  # all images in one file
     animation_file = Place("animation.gif")
-
-    def samples_in(self, format: str) -> Path:
-        """The file that holds all images of a `gz sample` in a format."""
-        return self.path / f"samples.{format}"
 
     @property
     def id(self) -> str:
@@ -264,10 +260,6 @@ class Run:
             record = files.whole_object(self.best_file)
             return Best(str(record["metric"]), float(record["value"]), int(record["step"]))
         return None
-
-    def survey(self) -> tuple[index.Marks, int]:
-        """The index marks of the run's folders and records, and the size of its files in bytes."""
-        return index.survey(self.path, RECORDS)
 
     def status(self) -> dict[str, Any]:
         """The content of `status.json`; empty if it is missing, with the state "damaged" if it is damaged."""

@@ -209,11 +209,7 @@ def _of_model(model: str, data: str | None) -> Run:
 
 
 def note_recipe(
-    run: Run,
-    steps: Mapping[str, int | None],
-    own_size: Size | None,
-    shipped_loss: bool = False,
-    **facts: Size | None,
+    run: Run, steps: Mapping[str, int | None], own_size: Size | None, shipped_loss: bool, **facts: Size | None
 ) -> None:
     """Writes a recipe's plan into a run's status, for `Run.shortfalls`: the steps of each stage ("" for a run
     without stages; None for a given time), the size of the set's images, and `size` and `levels` of the

@@ -157,17 +157,14 @@ def only(model: Model, phase: Phase) -> list[nn.Parameter]:
 def draw(model: Model, case: Case, seed: int = 0, n: int = 4, labels: Tensor | None = None) -> Tensor:
     """n samples [n, C, H, W], with the case's options of `sample`."""
     with torch.inference_mode():
-        options = group_options(model.sample, case.sample)
-        return model.sample(
-            n, labels=labels, noise=ImageNoise(seed, range(n)), progress=no_progress, **options
-        )
+        options, noise = group_options(model.sample, case.sample), ImageNoise(seed, range(n))
+        return model.sample(n, labels=labels, noise=noise, progress=no_progress, **options)
 
 
 def log_likelihood(model: Model, x: Tensor, labels: Tensor | None = None, *, noise: Noise) -> Tensor:
     """The model's `log_prob` of images, [B] nats; over few steps where it integrates an equation."""
-    short = (
-        {"steps": ODE_STEPS} if model.likelihood == "ode" and "steps" in flat_defaults(model.log_prob) else {}
-    )
+    in_steps = model.likelihood == "ode" and "steps" in flat_defaults(model.log_prob)
+    short = {"steps": ODE_STEPS} if in_steps else {}
     return model.log_prob(x, labels, noise=noise, **group_options(model.log_prob, short))
 
 

@@ -23,7 +23,7 @@ from gzcli.store.runs import Run, outdated, short_name
 def made(steps: int = 700, *, of: int | None = 700, size: int = 16, best: float | None = None, **more) -> Run:
     """A finished run on the digits as the trainer leaves it."""
     run = runs.create("vae", more.pop("data", "digits"), alias=more.pop("alias", None))
-    runs.note_recipe(run, {"": of}, 16, size=size, levels=17)
+    runs.note_recipe(run, {"": of}, 16, False, size=size, levels=17)
     run.update(state="finished", step=steps, steps=steps, started=1000.0, ended=1090.0, **more)
     run.recipe_file.write_text("model: {name: vae}\n")
     run.model_file.write_bytes(b"x" * 1000)
@@ -57,7 +57,7 @@ def test_stages_are_judged_each(home):
     for name, step in (("tokenizer", 500), ("prior", 8)):
         run.stage(name).path.mkdir(parents=True)
         run.stage(name).update(state="finished", step=step)
-    runs.note_recipe(run, {"tokenizer": 500, "prior": 800}, 16, size=16)
+    runs.note_recipe(run, {"tokenizer": 500, "prior": 800}, 16, False, size=16)
     run.update(state="finished")
     assert run.shortfalls == ["8 of 800 steps of `prior`"]
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from gzcli.cli.app import run
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.core.types import DataInfo
+from gzcli.core.types import DataInfo, unreported
 from gzcli.data.packs import build
 from gzcli.data.packs import open as opening
 from gzcli.data.packs.build import rows_of, split_plan
@@ -263,7 +263,7 @@ def test_memory_is_bounded(tmp_path):
     images = RawImages("big", (), {"train": 5000}, {}, blocks, shape=spec.shape)
     (tmp_path / "out").mkdir()
     tracemalloc.start()
-    build.build(images, tmp_path / "out", Form(), extra={})
+    build.build(images, tmp_path / "out", Form(), extra={}, limit=None, progress=unreported)
     assert tracemalloc.get_traced_memory()[1] < 20e6
     tracemalloc.stop()
     assert np.load(tmp_path / "out" / "train.npy", mmap_mode="r")[-1].max() == 99

@@ -118,7 +118,7 @@ def pictures(tmp_path) -> Pictures:
     spans = [Span(str(root / name), 0, len(data), False) for name, data in FILES.items()]
     write_index(tmp_path, "train", [*spans, spans[0]])
     write_index(tmp_path, "val", [])
-    return Pictures(tmp_path, "train", (3, 12, 12), Decoding(None, 3))
+    return Pictures(tmp_path, "train", (3, 12, 12), Decoding(None, 3), None)
 
 
 def test_pictures_are_like_an_array(pictures, tmp_path):
@@ -134,7 +134,7 @@ def test_pictures_are_like_an_array(pictures, tmp_path):
     with pytest.raises(IndexError):
         pictures[len(pictures)]
     assert len(np.load(tmp_path / "train_containers.npy")) == 64  # each once
-    empty = Pictures(tmp_path, "val", (3, 12, 12), pictures.decoding)
+    empty = Pictures(tmp_path, "val", (3, 12, 12), pictures.decoding, None)
     assert len(empty) == 0 and empty[:].shape == (0, 3, 12, 12)
     data = pickle.dumps(pictures)
     assert len(data) < 600 and (pickle.loads(data)[:] == want).all(), "they travel without their index"
@@ -144,7 +144,7 @@ def test_names_of_any_kind(tmp_path):
     names, data = ["ü.png", "a b.png", os.fsdecode(b"\xff.png")], encoded(CONTENT[0])
     root = write(tmp_path / "files", dict.fromkeys(names, data))
     write_index(tmp_path, "train", [Span(str(root / name), 0, len(data), False) for name in names])
-    assert len(Pictures(tmp_path, "train", (3, 12, 12), Decoding(None, 3))[:]) == 3
+    assert len(Pictures(tmp_path, "train", (3, 12, 12), Decoding(None, 3), None)[:]) == 3
 
 
 @pytest.mark.parametrize(("kind", "workers"), [("folder", 0), ("stored.zip", 1)])
@@ -217,7 +217,7 @@ from pathlib import Path
 from gzcli.data.readers.pictures import Decoding
 from gzcli.data.packs.stream import Pictures, Prefetch
 
-pictures = Pictures(Path(sys.argv[1]), "train", (3, 12, 12), Decoding(None, 3))
+pictures = Pictures(Path(sys.argv[1]), "train", (3, 12, 12), Decoding(None, 3), None)
 ahead = Prefetch(pictures, lambda step: [step], 2)
 ahead.at(0)
 print("ready", flush=True)

@@ -59,7 +59,7 @@ def test_one_graph_of_the_eager_numbers(case):
     """Of every micro-batch and step, whatever its place in the global batch."""
     model, batch = started(case)
     graphs, said = Graphs(), Said()
-    ours = Compiled(model, LONG, said, backend=graphs)
+    ours = Compiled(model, LONG, said, loud=True, backend=graphs)
     for first, step in ((0, 0), (4, 0), (0, 1)):
         losses = ours(micro_batch(batch, first, step), "main")
         wanted = named_losses(model, micro_batch(batch, first, step))
@@ -121,7 +121,7 @@ def test_what_stays_eager_and_when_has_the_same_numbers():
     model, batch = started(replace(VAE, options={**VAE.options, "kl_warmup": 3}))
     before = copy.deepcopy(vars(model)["kl_factor"])
     graphs = Graphs()
-    ours, counts = Compiled(model, LONG, Said(), backend=graphs), []
+    ours, counts = Compiled(model, LONG, Said(), loud=True, backend=graphs), []
     assert vars(model)["kl_factor"] == before, "to look at the end changes nothing"
     for step in range(5):
         ours(micro_batch(batch, 0, step), "main")
@@ -142,7 +142,7 @@ def test_what_stays_eager_and_when_has_the_same_numbers():
     VaeModel = type(model)
     for cls, backend in ((type("Choosy", (VaeModel,), {"loss": choosy}), Graphs()), (VaeModel, broken)):
         model.__class__, said = cls, Said()
-        loss = Compiled(model, LONG, said, backend=backend)(micro_batch(batch, 0), "main")["loss"]
+        loss = Compiled(model, LONG, said, loud=True, backend=backend)(micro_batch(batch, 0), "main")["loss"]
         assert torch.equal(loss, named_losses(model, micro_batch(batch, 0))["loss"])
         assert len(said.lines) == 1 and said.lines[0].startswith("phase `main` is not compiled: ")
 

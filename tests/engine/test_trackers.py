@@ -84,7 +84,7 @@ def test_what_is_missing_is_told_first_and_what_fails_stops_nothing(monkeypatch,
     said: list[str] = []
     broken = SimpleNamespace(log=lambda *a, **b: 1 / 0, finish=lambda: said.append("finish"))
     monkeypatch.setattr(history, "start_tracker", lambda *words: broken)
-    some = history.Trackers(["mlflow"], None, {}, SimpleNamespace(warn=said.append))
+    some = history.Trackers(["mlflow"], None, {}, SimpleNamespace(warn=said.append), start=0)
     some.figures(1, {"loss": 1.0})
     some.figures(2, {"loss": 1.0})
     some.close()

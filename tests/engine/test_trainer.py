@@ -31,6 +31,8 @@ from gzcli.models.normalizing_flow.realnvp import BatchNorm as FlowNorm
 from gzcli.recipe.resolve import resolve
 from gzcli.recipe.yaml import dump
 from gzcli.store import runs
+from gzcli.store.index import survey
+from gzcli.store.run_folder import RECORDS
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 ALONE = [
@@ -235,7 +237,7 @@ def test_a_finished_run_keeps_what_it_goes_on_from_and_what_is_sampled(monkeypat
     last = folder / "00000008" / "ema.safetensors"
     assert (t.run.path / "model.safetensors").samefile(last)
     sizes = sum(file.stat().st_size for file in t.run.path.rglob("*") if file.is_file())
-    assert t.run.survey()[1] == sizes - last.stat().st_size
+    assert survey(t.run.path, RECORDS)[1] == sizes - last.stat().st_size
     assert load_trained(t.run, "cpu", "best").step == 2 and load_trained(t.run, "cpu").step == 8
     longer = fit(tree | {"train": tree["train"] | {"steps": 10}}, t.run)
     assert longer.start == 8 and checkpoints.steps_of(folder) == [2, 10]

@@ -94,7 +94,7 @@ def test_kernels_are_matrices_and_those_that_share_a_parameter_are_stepped_apart
     kernel.grad = torch.randn_like(kernel)
     matrix.grad = kernel.grad.flatten(1).clone()
     for p in (kernel, matrix):
-        Muon([{"params": [p], "lr": 0.1, "weight_decay": 0.0}], (0.9, 0.99), 1e-8).step()
+        Muon([{"params": [p], "lr": 0.1, "weight_decay": 0.0}], (0.9, 0.99), 1e-8, None).step()
     torch.testing.assert_close(kernel.flatten(1), matrix, rtol=0, atol=0)
     torch.manual_seed(0)
     fused, apart = stacked(nn.Linear(40, 3 * 48), 3), nn.ModuleList(nn.Linear(40, 48) for _ in range(3))

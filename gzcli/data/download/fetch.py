@@ -14,23 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gzcli.core.errors import GzError, MissingError, UsageError
+from gzcli.core.errors import DISK, GzError, MissingError, UsageError
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import size as size_in_words
 from gzcli.data.download import http
-from gzcli.data.download.http import DISK, Refused, join_url, size_of, split, wrong_size
+from gzcli.data.download.http import Refused, join_url, size_of, split, wrong_size
 from gzcli.data.readers.hub import parquet_files
-from gzcli.data.sets.registry import (
-    HUB,
-    SPECS,
-    SPLIT_FOLDERS,
-    DataFile,
-    DataSpec,
-    find,
-    is_fetched,
-    is_there,
-    raw_dir,
-)
+from gzcli.data.sets import registry
+from gzcli.data.sets.registry import HUB, SPLIT_FOLDERS, DataFile, DataSpec
 from gzcli.store.files import fsync, lock, need_space
 from gzcli.store.hub import CLIP, DINOV2, HUB_SCHEME, INCEPTION, VGG, data_repository, offline
 from gzcli.store.paths import cache_dir
@@ -57,10 +48,10 @@ def fetch(
     Raises MissingError where a file cannot be fetched, has a wrong checksum, or does not fit on the disk;
     what came so far is kept for a resume unless it was wrong.
     """
-    spec = find(what) if isinstance(what, str) else what
-    folder = raw_dir(spec)
+    spec = registry.find(what) if isinstance(what, str) else what
+    folder = registry.raw_dir(spec)
     with _alone(spec.name, folder.with_name(f".{spec.name}.lock"), say):
-        if not is_fetched(spec):
+        if not registry.is_fetched(spec):
             _fetch_missing(spec, folder, source, pack_size, progress, say)
     return folder
 
@@ -69,7 +60,7 @@ def _fetch_missing(
     spec: DataSpec, folder: Path, source: str | None, pack_size: int, progress: Report, say: Say
 ) -> None:
     linked = spec.linked and source is not None and _link_folders(spec, folder, local_path(source))
-    missing = [] if linked else [file for file in spec.files if not is_there(spec, file)]
+    missing = [] if linked else [file for file in spec.files if not registry.is_there(spec, file)]
     places = {file.name: _addresses_of(spec, file, source) for file in missing}
     if linked or any(places.values()):
         copied = [f for f in missing if not spec.linked or any(map(is_url, places[f.name]))]
@@ -115,7 +106,7 @@ def _unobtainable(spec: DataSpec, refused: dict[str, str], received: int, online
     """The error for files that no address served, with the ways to get them."""
     names, hints = ", ".join(f"`{name}`" for name in refused), []
     command = f"gz data download {spec.name}"
-    if spec.size != SPECS.get(spec.name, spec).size:  # the set in another of its publisher's sizes
+    if spec.size != registry.SPECS.get(spec.name, spec).size:  # the set in another of its publisher's sizes
         command += f" --size {spec.size}"
     if spec.page:
         hints.append(f"get {names} at {spec.page} with a browser, then `{command} --from DIR`")

@@ -8,7 +8,6 @@ verifies the checksum.
 from __future__ import annotations
 
 import base64
-import errno
 import http.client
 import os
 import re
@@ -24,11 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gzcli.core.errors import UsageError, redacted
+from gzcli.core.errors import DISK, UsageError, redacted
 from gzcli.core.types import Report, Say
 
 TIMEOUT = 30.0  # seconds without a byte until a connection counts as stalled
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 TRIES = 4  # attempts in a row that bring nothing new, with back-off
 BACKOFF = 1.0  # seconds before the second attempt; doubled each time
 BLOCK = 1 << 18
@@ -57,9 +55,8 @@ def request(url: str, method: str = "GET") -> urllib.request.Request:
     no redirection carries to another host and no exception shows."""
     parts = urllib.parse.urlsplit(url)
     user, separator, host = parts.netloc.rpartition("@")
-    request_ = urllib.request.Request(
-        parts._replace(netloc=host).geturl(), headers={"User-Agent": "gz"}, method=method
-    )
+    address = parts._replace(netloc=host).geturl()
+    request_ = urllib.request.Request(address, headers={"User-Agent": "gz"}, method=method)
     if separator:
         token = base64.b64encode(urllib.parse.unquote(user).encode()).decode()
         request_.add_unredirected_header("Authorization", f"Basic {token}")

@@ -160,16 +160,9 @@ class TrainImages:
         """Images in batches, each once. Training images are augmented, by one draw. `purpose` and the seed of
         the run decide the noise, which is neither that of samples nor that of other scans."""
         augment = self.augment if split == "train" else ()
-        return scan(
-            self.pack,
-            split,
-            batch_size=batch_size,
-            levels=self.levels,
-            device=self.device,
-            index=index,
-            seed=mix(self.seed, purpose),
-            augment=augment,
-        )
+        how: dict[str, Any] = {"levels": self.levels, "device": self.device, "augment": augment}
+        seed = mix(self.seed, purpose)
+        return scan(self.pack, split, batch_size=batch_size, index=index, seed=seed, **how)
 
 
 class TrainBatches:
@@ -336,9 +329,7 @@ def _taken(
 class _Rows:
     """Rows of a split as bytes, kept on the GPU where it fits; those of a streamed split are handed in."""
 
-    def __init__(
-        self, pack: Pack, split: str, device: torch.device, *, whole: bool = True, uncut: bool = False
-    ):
+    def __init__(self, pack: Pack, split: str, device: torch.device, *, whole: bool = True, uncut: bool):
         self.device = device
         images = pack.images(split, uncut=uncut)
         self.streamed = images if isinstance(images, Pictures) else None

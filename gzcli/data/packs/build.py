@@ -13,20 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.core.types import Report, Say, unreported
+from gzcli.core.types import Report, Say
 from gzcli.core.units import as_size, sides
 from gzcli.data.packs.pack import SPLITS, PackFolder
 from gzcli.data.packs.stream import mapped, write_index
+from gzcli.data.readers import pictures
 from gzcli.data.readers.images import Block, RawImages
-from gzcli.data.readers.pictures import (
-    Decoding,
-    decode,
-    fit_array,
-    look,
-    notes_in_words,
-    sides_of,
-    undecodable,
-)
 from gzcli.data.sets.registry import Form, extras_in_words
 from gzcli.store.files import checksum, need_space, write_json
 
@@ -34,9 +26,8 @@ LARGEST = 512  # largest side in pixels that is packed without `data.size`
 NAMED = 5  # most pictures that a message names
 
 Shape = tuple[int, int, int]  # (C, H, W)
-Sides = dict[
-    str, np.ndarray
-]  # by official split: int32 [N, 2], width and height of each image before packing
+# by official split: int32 [N, 2], width and height of each image before packing
+Sides = dict[str, np.ndarray]
 Bad = dict[tuple[str, int], MissingError]  # pictures that did not decode, by (official split, number in it)
 # By official split, the index in SPLITS of each image's packed split, int8 [N]; −1: left out. Images keep
 # their order in the packed split.
@@ -44,13 +35,7 @@ Plan = dict[str, np.ndarray]
 
 
 def build(
-    images: RawImages,
-    folder: Path,
-    form: Form,
-    *,
-    extra: dict[str, Any],
-    limit: int | None = None,
-    progress: Report = unreported,
+    images: RawImages, folder: Path, form: Form, *, extra: dict[str, Any], limit: int | None, progress: Report
 ) -> None:
     """Writes the files of a `PackFolder`, with the keys of `extra` in its `meta.json`. For more than `limit`
     bytes or images of several sizes, it writes an index of the pictures' places (`stream.py`) instead of
@@ -73,7 +58,7 @@ def build(
     if streamed:
         _write_index(images, plan, folder, mixed)
         resized = form.size is not None
-        notes = [f"of a few that were looked at, {note}" for note in notes_in_words(notes)]
+        notes = [f"of a few that were looked at, {note}" for note in pictures.notes_in_words(notes)]
     else:
         need_space(folder, pixels)
         fit = Fit(images.title, shape, decoding, _crop_hint(native), with_sides=bool(images.further))
@@ -182,7 +167,7 @@ def _native(images: RawImages, form: Form, note: Say) -> Shape:
     shapes, problem = [], None
     for name, data in images.probe():
         try:
-            shapes.append(look(data, name, note))
+            shapes.append(pictures.look(data, name, note))
         except MissingError as e:  # packing names every one of them
             problem = e
     if not shapes:
@@ -198,9 +183,9 @@ def _sides_in(images: RawImages) -> Sides:
     for split, start, data, name in images.blocks():
         assert isinstance(data, bytes)
         try:
-            sizes[split][start] = sides_of(data)
+            sizes[split][start] = pictures.sides_of(data)
         except Exception as e:  # as in `decode`
-            raise undecodable(name, e) from e
+            raise pictures.undecodable(name, e) from e
     return sizes
 
 
@@ -212,7 +197,7 @@ def _must_stay_mixed(sizes: Sides, planes: int, limit: int | None) -> bool:
     return too_many or max(width, height) > LARGEST or len(np.unique(every, axis=0)) > 1
 
 
-def _target(images: RawImages, native: Shape, form: Form, mixed: bool) -> tuple[Shape, Decoding]:
+def _target(images: RawImages, native: Shape, form: Form, mixed: bool) -> tuple[Shape, pictures.Decoding]:
     """The packed shape, and the decoding to it. Raises UsageError if a size must be given."""
     c, h, w = native
     if not form.size and not mixed and max(h, w) > LARGEST:
@@ -220,7 +205,7 @@ def _target(images: RawImages, native: Shape, form: Form, mixed: bool) -> tuple[
         raise UsageError(f"the images of `{images.title}` are large ({w}×{h} pixels)", hint=hint)
     shape = (form.channels or c, *(sides(form.size) if form.size else (h, w)))
     grey_only = form.channels is None and shape[0] == 1
-    return shape, Decoding(form.size, shape[0], grey_only, images.rule, form.fit)
+    return shape, pictures.Decoding(form.size, shape[0], grey_only, images.rule, form.fit)
 
 
 def _crop_hint(native: Shape) -> str:
@@ -247,7 +232,7 @@ class Fit:
 
     title: str  # name of the set in messages
     shape: Shape
-    decoding: Decoding
+    decoding: pictures.Decoding
     hint: str  # remedy for pictures of mixed sizes
     with_sides: bool  # whether the original sides of a picture are measured
 
@@ -255,18 +240,18 @@ class Fit:
         split, start, data, name = block
         if not isinstance(data, bytes):
             height, width = data.shape[2:]
-            images = fit_array(data, self.shape, self.decoding.fit)
+            images = pictures.fit_array(data, self.shape, self.decoding.fit)
             return Fitted(split, start, name, images, (height, width) != self.shape[1:], (width, height))
         notes: list[str] = []
         try:
-            image, resized = decode(data, name, self.decoding, notes.append)
+            image, resized = pictures.decode(data, name, self.decoding, notes.append)
         except MissingError as e:
             return Fitted(split, start, name, e)
         if image.shape != self.shape:
             (_, h, w), (_, h0, w0) = image.shape, self.shape
             message = f"the images of `{self.title}` have mixed sizes: `{name}` is {w}×{h}"
             raise UsageError(f"{message}, others are {w0}×{h0}", hint=self.hint)
-        before = sides_of(data) if self.with_sides else (0, 0)
+        before = pictures.sides_of(data) if self.with_sides else (0, 0)
         return Fitted(split, start, name, image[None], resized, before, tuple(notes))
 
 
@@ -332,7 +317,7 @@ def _write_images(
                 raise MissingError(f"{missing} {name} of the {split} split are missing in `{images.title}`")
         # a map may be smaller than its image
         fit = replace(fit, decoding=replace(fit.decoding, size=as_size(*fit.shape[1:])))
-    return bad, any_resized, notes_in_words(notes)
+    return bad, any_resized, pictures.notes_in_words(notes)
 
 
 def _check_sides(further: Fitted, image: list[int]) -> None:

@@ -4,7 +4,6 @@ determine the settings of models. No heavy import at the top."""
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -12,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from gzcli.core.errors import GzError, MissingError, UsageError
+from gzcli.core.errors import DISK, GzError, MissingError, UsageError
 from gzcli.core.sections import DataSection, Fit
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import Size, by_sides, canonical_size, counted, packable, sides
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
     from gzcli.data.readers.images import RawImages
 
 FETCHED_UNASKED = 200_000_000  # bytes of a set, beyond which only `gz data download` downloads it
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 NAMED = 5  # most classes that a message names
 RECORDED = ("name", "digest", "shape", "classes", "counts", "extras")  # keys of a run's data record
 
@@ -139,7 +137,7 @@ def _pack_now(data: DataSet, form: Form, say: Say, progress: Report) -> tuple[Pa
                 _make(data, folder, form, say, progress)
                 pack, is_new = find_pack(data, form), True
     except OSError as e:
-        if e.errno not in DISK_ERRORS:
+        if e.errno not in DISK:
             raise
         hint = "free some space, or set `GZ_HOME` to a folder on another disk"
         message = f"`{data.shown}` could not be packed into `{folder}`: {e.strerror}"
@@ -195,11 +193,9 @@ def is_here(data: DataSet) -> bool:
     """Whether a set can be used without the network."""
     if packs_of(data):
         return True
-    return (
-        data.path.exists()
-        if isinstance(data, OwnSet)
-        else data.embedded or any(map(is_fetched, data.versions))
-    )
+    if isinstance(data, OwnSet):
+        return data.path.exists()
+    return data.embedded or any(map(is_fetched, data.versions))
 
 
 def ways_to_fetch(spec: DataSpec) -> str:

@@ -212,9 +212,8 @@ class Pack:
             small = (sides < patch).any(1).nonzero()[0]
             if len(small) and names is not None:
                 width, height = sides[small[0]].tolist()
-                others = (
-                    f", and {len(small) - 1:,} more of the {split} split are small" if small[1:].size else ""
-                )
+                more = len(small) - 1
+                others = f", and {more:,} more of the {split} split are small" if more else ""
                 problem = f"`{names[small[0]]}` of `{self.meta.title}` is {width}×{height}{others}"
                 break
         hint = f"`--set 'data.augment=[patch={least}]'`, or `--set data.size={patch}`, which enlarges them"

@@ -48,10 +48,8 @@ def draw(pack: Pack, path: Path) -> Path:
         pen.text((2 * PAD, y), name, "black", font)
         pen.text((2 * PAD, y + TEXT + PAD), remark, "gray", font)
         for j, image in enumerate(images):
-            picture = Image.fromarray(
-                image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
-            )
-            picture = picture.resize((wide * scale, high * scale), Image.Resampling.BICUBIC)
+            pixels = image[0] if channels == 1 else np.ascontiguousarray(image.transpose(1, 2, 0))
+            picture = Image.fromarray(pixels).resize((wide * scale, high * scale), Image.Resampling.BICUBIC)
             sheet.paste(picture.convert("RGB"), (margin + j * cell, y))
     save_png(path, np.asarray(sheet), {"verb": "data show", "data": pack.meta.name})
     return path

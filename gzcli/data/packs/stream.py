@@ -146,12 +146,7 @@ class Pictures:
     dtype = np.dtype(np.uint8)
 
     def __init__(
-        self,
-        folder: Path,
-        split: str,
-        shape: tuple[int, int, int],
-        decoding: Decoding,
-        patch: int | None = None,
+        self, folder: Path, split: str, shape: tuple[int, int, int], decoding: Decoding, patch: int | None
     ):
         self.folder, self.split, self.decoding, self.patch = folder, split, decoding, patch
         self.shape = (len(self._spans), *shape)

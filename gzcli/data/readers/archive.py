@@ -28,11 +28,8 @@ RATIO = 200
 DENSE = 10_000_000_000
 LONGEST_NAME = 1 << 17  # bytes of a name or of further facts about a member of a tar
 _NAMING = (
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
 )
 LOCAL_HEADER = 30  # bytes before a zip member's name
 # What zipfile and tarfile raise for damaged files. ValueError and those after it come of headers of numbers

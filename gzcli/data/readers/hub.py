@@ -55,9 +55,8 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
         hint = f"give one of them, as `{path / min(sets)}`"
         raise UsageError(f"`{path}` holds several sets: {names}", hint=hint)
     files = next(iter(sets.values()), {})
-    return {split: paths for split, paths in files.items() if split} or (
-        {"train": files[""]} if files else {}
-    )
+    named = {split: paths for split, paths in files.items() if split}
+    return named or ({"train": files[""]} if files else {})
 
 
 def _parquet_below(path: Path, depth: int) -> list[Path]:
@@ -236,9 +235,7 @@ def dataset_folder(path: Path) -> RawImages:
         probe=lambda: (
             checked_picture(image, "train", i, cell) for i, cell in splits["train"].spread_rows(image, PROBES)
         ),
-        captions={s: [text or "" for text in rows.values(caption)] for s, rows in splits.items()}
-        if caption
-        else {},
+        captions={s: [text or "" for text in rows.values(caption)] for s, rows in splits.items() if caption},
         further={kind: blocks_of(column) for kind, column in further.items()},
         notes=notes,
     )
@@ -258,9 +255,8 @@ def _labels(path: Path, splits: dict[str, Rows]) -> tuple[tuple[str, ...], dict[
         for split in hidden
     ]
     every = {value for y in values.values() for value in y}
-    unlabelled = UsageError(
-        f"`{path}` has images without a label in `{column}`", hint="take them out, or the column"
-    )
+    message = f"`{path}` has images without a label in `{column}`"
+    unlabelled = UsageError(message, hint="take them out, or the column")
     if None in every:
         raise unlabelled
     if kinds[column] == "text":

@@ -157,9 +157,8 @@ def places365(spec: DataSpec, folder: Path) -> RawImages:
     categories, *rows = _lines(Tar(lists, lambda name: name in names), *names)
     classes = [line.split()[0].split("/", 2)[2] for line in categories]
     parts = []
-    for path, root, split, lines in zip(
-        (train, test), ("data_256", "val_256"), ("train", "test"), rows, strict=True
-    ):
+    archives = zip((train, test), ("data_256", "val_256"), ("train", "test"), rows, strict=True)
+    for path, root, split, lines in archives:
         pairs = (line.rsplit(maxsplit=1) for line in lines)
         places: dict[str, Place] = {f"{root}/{name.lstrip('/')}": (split, int(y)) for name, y in pairs}
         parts.append((Tar(path, lambda name: name.endswith(".jpg")), places))
@@ -191,9 +190,8 @@ def celeba(spec: DataSpec, folder: Path) -> RawImages:
     places: dict[str, Place] = {}
     for name, code in map(str.split, partition.read_text().splitlines()):
         places[f"img_align_celeba/{name}"] = ("train", "val", "test")[int(code)], attribute[name]
-    return Encoded(spec.title, [(Zip(archive, lambda name: name.endswith(".jpg")), places)]).images(
-        header.split()
-    )
+    members = Zip(archive, lambda name: name.endswith(".jpg"))
+    return Encoded(spec.title, [(members, places)]).images(header.split())
 
 
 def imagenette(spec: DataSpec, folder: Path) -> RawImages:

@@ -269,9 +269,8 @@ _EDITS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of one digit, uint8
 def _neighbours(x: np.ndarray) -> np.ndarray:
     """Each pixel and its four neighbours, [5, 1, 16, 16]; beyond the edge all is black."""
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
-    return np.stack(
-        [padded[:, 1 + i : 17 + i, 1 + j : 17 + j] for i, j in ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))]
-    )
+    shifts = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))
+    return np.stack([padded[:, 1 + i : 17 + i, 1 + j : 17 + j] for i, j in shifts])
 
 
 def digits_edited(spec: DataSpec) -> RawImages:

@@ -14,16 +14,7 @@ from gzcli.data.packs.open import is_here
 from gzcli.data.packs.pack import PackMeta, alone, find_pack, packs_of
 from gzcli.data.sets.names import REGISTER, DataSet, OwnSet, imports, local, locate, own_set
 from gzcli.data.sets.registry import SPECS, Benchmark, DataSpec, Form, check_files, is_fetched, raw_dir
-from gzcli.store.files import (
-    checksum,
-    link_or_copy,
-    lock,
-    new_dir,
-    read_object,
-    remove_tree,
-    sweep,
-    write_json,
-)
+from gzcli.store import files
 from gzcli.store.paths import cache_dir, user_dir
 
 LOCK = ".data.lock"  # in the user's folder: held while the register is written
@@ -87,23 +78,17 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
         hint = "give the path of a folder, zip, tar or npz of images"
         raise MissingError(f"there is no `{path}`", hint=hint)
     images = open_path(path, form)
-    line = {
-        "path": str(path),
-        "size": form.size and canonical_size(form.size),
-        "channels": form.channels,
-        "skip_bad": form.skip_bad,
-        "form": form.layout,
-        "classes": len(images.classes),
-    }
-    with lock(user_dir(LOCK)):
-        sweep(user_dir())
+    line = {"path": str(path), "size": form.size and canonical_size(form.size), "channels": form.channels}
+    line |= {"skip_bad": form.skip_bad, "form": form.layout, "classes": len(images.classes)}
+    with files.lock(user_dir(LOCK)):
+        files.sweep(user_dir())
         imported = imports()
         if name not in imported and matching(name, imported):
             raise UsageError(f"`{name}` is taken", hint=f"`gz data remove {name}` frees it")
         if name in imported and imported[name]["path"] != str(path):
             hint = f"`gz data remove {name}` frees it"
             raise UsageError(f"`{name}` is taken by `{imported[name]['path']}`", hint=hint)
-        write_json(user_dir(REGISTER), {**imported, name: line})
+        files.write_json(user_dir(REGISTER), {**imported, name: line})
     return {"name": name, "path": str(path), "classes": list(images.classes), "counts": images.counts}
 
 
@@ -123,21 +108,21 @@ def remove(what: DataSet | str | Path) -> list[Path]:
     """Removes packs, downloads and the imported name, never the user's files; returns what it removed."""
     data = locate(what)
     with alone(data):
-        sweep(cache_dir("packs", data.key))
+        files.sweep(cache_dir("packs", data.key))
         folders = [pack.path for pack in packs_of(data)]
         if isinstance(data, DataSpec):
             folders += [raw_dir(data)]
-            sweep(cache_dir("raw"))
+            files.sweep(cache_dir("raw"))
         gone = [folder for folder in folders if folder.exists()]
         for folder in gone:
             try:
-                remove_tree(folder)
+                files.remove_tree(folder)
             except OSError as e:
                 message = f"`{folder}` cannot be removed: {e.strerror}"
                 raise MissingError(message, hint="is the disk read-only?") from e
         if isinstance(data, OwnSet) and data.name:
-            with lock(user_dir(LOCK)):
-                write_json(user_dir(REGISTER), {k: v for k, v in imports().items() if k != data.name})
+            with files.lock(user_dir(LOCK)):
+                files.write_json(user_dir(REGISTER), {k: v for k, v in imports().items() if k != data.name})
             gone.append(user_dir(REGISTER))  # the line in it
     return gone
 
@@ -147,15 +132,15 @@ def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
     data = locate(what)
     name, packs = data.reference, packs_of(data)
     versions = data.versions if isinstance(data, DataSpec) else ()
-    files = [str(path) for version in versions for path in check_files(version, say)]
+    sources = [str(path) for version in versions for path in check_files(version, say)]
     for pack in packs:
         say(f"checking `{pack.path}`")
-        for part, digest in read_object(pack.meta_file).get("sha256", {}).items():
+        for part, digest in files.read_object(pack.meta_file).get("sha256", {}).items():
             file = pack.path / part
-            if not file.exists() or checksum(file) != digest:
+            if not file.exists() or files.checksum(file) != digest:
                 remedy = f"`gz data remove {name}` drops it; the next use packs it again"
                 raise MissingError(f"the pack `{file}` is damaged", hint=remedy)
-    if not files and not packs:
+    if not sources and not packs:
         hint = f"`gz data download {name}`"
         if isinstance(data, OwnSet):
             if not data.path.exists():
@@ -164,7 +149,7 @@ def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
             hint = f"`gz train vae --data {name}` packs it"
         if isinstance(data, OwnSet) or not (data.embedded or is_fetched(data)):
             raise MissingError(f"nothing of `{name}` is in the cache", hint=hint)
-    return {"name": name, "files": files, "packs": [str(pack.path) for pack in packs]}
+    return {"name": name, "files": sources, "packs": [str(pack.path) for pack in packs]}
 
 
 # --- OpenOOD's image lists (Zhang et al. 2023, arXiv:2306.09301) ---
@@ -197,10 +182,10 @@ def listed_images(root: Path, benchmark: Benchmark, name: str) -> OwnSet:
         raise MissingError(message, hint=hint)
     digest = hashlib.sha256("\n".join(map(str, sources)).encode()).hexdigest()[:16]
     folder = cache_dir("imglists", f"{name}-{digest}")
-    with lock(folder.with_name(f".{folder.name}.lock")):
+    with files.lock(folder.with_name(f".{folder.name}.lock")):
         if not folder.exists():
-            sweep(folder.parent)
-            with new_dir(folder) as part:
+            files.sweep(folder.parent)
+            with files.new_dir(folder) as part:
                 for i, source in enumerate(sources):
-                    link_or_copy(source, part / f"{i:06d}{source.suffix}")
+                    files.link_or_copy(source, part / f"{i:06d}{source.suffix}")
     return OwnSet(folder, form=Form(layout="flat"))

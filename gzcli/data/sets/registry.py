@@ -55,9 +55,7 @@ class Form:
     fit: Fit = "crop"  # how pictures of another shape are resized
     mixed: bool = False  # whether the images may have several sizes, for patches
 
-    def with_options(
-        self, size: Size | None, channels: int | None, fit: Fit = "crop", patch: int | None = None
-    ) -> Form:
+    def with_options(self, size: Size | None, channels: int | None, fit: Fit, patch: int | None) -> Form:
         """This form with the size, channels and fit asked for, where any are."""
         form = replace(self, size=size or self.size, channels=channels or self.channels, fit=fit)
         return replace(form, mixed=patch is not None and form.size is None)
