@@ -115,7 +115,8 @@ class ResidualGenerator(nn.Module):
                 h = F.interpolate(self.changes[i - 1](h), self.sizes[i], mode="bilinear", align_corners=False)
             h = stage(h)
         x = to_fp32(F.pixel_shuffle(self.pixels(h), self.patch))[:, :, : self.shape[1], : self.shape[2]]
-        return torch.tanh(x)
+        # not tanh, whose gradient vanishes faster: it stays where all is black
+        return x * torch.rsqrt(1 + x.square())
 
 
 class ResidualDiscriminator(Discriminator):
