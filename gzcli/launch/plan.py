@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from gzcli.core.devices import trains_on_cpu
 from gzcli.core.errors import DeviceError, GzError, MissingError, UsageError
-from gzcli.core.sections import LaunchSection
+from gzcli.core.sections import LaunchSection, Part
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import as_size
 from gzcli.data.packs.augment import patch_of
@@ -30,6 +30,7 @@ from gzcli.launch import launcher
 from gzcli.launch.forecast import check_set, in_steps
 from gzcli.launch.launcher import Plan
 from gzcli.models import catalog
+from gzcli.recipe import schema
 from gzcli.recipe.recipe import Recipe, anchored, recipe_of
 from gzcli.recipe.resolve import Resolved, changes_loss, dotted, resolve
 from gzcli.recipe.yaml import dump
@@ -464,11 +465,22 @@ def is_of_training(run: Run, recipe: Recipe, p: Plan) -> bool:
     key that is gone is another."""
     before = files.read_object(run.environment_file).get("training") or {}
     try:
-        filled = trained(recipe_of(before["recipe"]).tree())
+        filled = trained(with_defaults(recipe_of(before["recipe"])).tree())
     except (KeyError, GzError):
         return False
     gone = set(dotted(before["recipe"])) - set(dotted(filled))
     return not gone and {**before, "recipe": filled} == training(recipe, p)
+
+
+def with_defaults(recipe: Recipe) -> Recipe:
+    """The recipe with all options that its models and their samples have now."""
+
+    def filled(part: Part) -> Part:
+        usual = schema.defaults(schema.schema(catalog.card(part.model)))
+        options = {**usual["model"], "name": part.model, **part.options}
+        return replace(part, options=options, sample={**usual.get("sample", {}), **part.sample})
+
+    return replace(recipe, parts=tuple(map(filled, recipe.parts)))
 
 
 def trained(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -400,7 +400,7 @@ def test_a_league_knows_its_training(home):
     env = files.read_object(run.environment_file)
     files.write_json(run.environment_file, {key: value for key, value in env.items() if key != "training"})
     assert not is_of_training(run, recipe, plan)
-    del env["training"]["recipe"]["train"]["patience"]
+    del env["training"]["recipe"]["train"]["patience"], env["training"]["recipe"]["model"]["conditional"]
     files.write_json(run.environment_file, env)
     assert is_of_training(run, recipe, plan) and not is_of_training(run, impatient, plan)
     env["training"]["recipe"]["train"]["haste"] = 3
