@@ -32,7 +32,7 @@ from gzcli.store import files, runs
 from gzcli.store.paths import cache_dir, recipe_names, spelling
 from gzcli.store.runs import Run
 
-STEPS = (1, 2, 5, 10, 20, 50)  # of samplers, for the curve of quality against them
+STEPS = (1, 2, 4, 8, 16, 32)  # of samplers, for the curve of quality against them
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of the training, for the curve of quality against its time
 KEPT = 100  # checkpoints that a run keeps for that curve, instead of the trainer's ten
 SHORTEST = 3.0  # seconds, the least of `gz train --minutes` too
