@@ -296,7 +296,7 @@ def _hash(value: Any, digits: int) -> str:
 
 def draw(folder: Path, result: dict[str, Any]) -> None:
     metric = result["metric"]
-    kinds = {"steps": ("steps of the sampler", "steps"), "time": ("seconds of training", "at_seconds")}
+    kinds = {"steps": ("network calls an image", "calls"), "time": ("seconds of training", "at_seconds")}
     for kind, (x, key) in kinds.items():
         points = standings.curve(result["curves"][kind], metric, key) if metric else {}
         if points:

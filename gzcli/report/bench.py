@@ -22,7 +22,7 @@ DOTTED = 9  # most figures that are drawn
 # keys of a row that are no costs
 OTHERS = ("model", "name", "run", "path", "error", "precision", "conditional", "levels")
 # (key of a row, name of the axis) of each curve
-AXES = {"steps": ("steps", "steps of the sampler"), "time": ("at_seconds", "seconds of training")}
+AXES = {"steps": ("calls", "network calls an image"), "time": ("at_seconds", "seconds of training")}
 # keys of a standing before its figures
 FIRST = ("seeds", "failed", "n")
 

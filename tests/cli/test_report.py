@@ -235,9 +235,9 @@ def test_a_league_has_standings_and_curves(call, tmp_path):
     league, path = tmp_path / "league", tmp_path / "fm-1.npz"
     np.savez(path, samples=np.full((5, 16, 16, 1), 90, np.uint8))
     rows = [
-        {"model": "fm", "seed": seed, "metrics": {"fd": 20.0 + seed}, "steps": steps, "setting": "steps"}
+        {"model": "fm", "seed": seed, "metrics": {"fd": 20.0 + seed}, "calls": calls, "setting": "steps"}
         for seed in (0, 1)
-        for steps in (5, 2)
+        for calls in (5, 2)
     ]
     summary = {"model": "fm", "seeds": 2, "place": "1", "excess": {"fd": [10.5, 9.0, 12.0]}}
     summary |= {"metrics": {"fd": 20.5}, "deviations": {"fd": 0.5}}

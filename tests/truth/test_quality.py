@@ -213,6 +213,7 @@ def judges(path: Path) -> dict[str, bytes]:
 
 def test_a_damaged_judge_is_made_again_with_a_line(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "LENET", replace(LENET, steps=2))
+    monkeypatch.setattr(classifier, "SHIPPED", tmp_path / "judges")
     monkeypatch.setenv("GZ_HOME", str(tmp_path))
     made = lenet(digits).hash
     (path,) = tmp_path.glob("features/lenet-*.safetensors")
@@ -226,7 +227,6 @@ def test_a_damaged_judge_is_made_again_with_a_line(digits, tmp_path, monkeypatch
     (tmp_path / "judges").mkdir()
     (tmp_path / "judges" / path.name).write_bytes(path.read_bytes())
     path.unlink()
-    monkeypatch.setattr(classifier, "SHIPPED", tmp_path / "judges")
     assert lenet(digits, say=pytest.fail).hash == made, "one that comes with gz"
 
 
