@@ -104,13 +104,14 @@ def peers(data: str) -> list[dict[str, str]]:
 def detections() -> dict[tuple[str, str, str], str]:
     """The AUROC of each score, its 95 % interval and papers' figure, the best first, by (set, foreign set,
     model)."""
-    cells: dict[tuple[str, str, str], list[str]] = {}
-    for row in (row for path in sorted(ROOT.glob("*/ood.csv")) for row in rows_of(path)):
+    cells: dict[tuple[str, str, str], list[tuple[float, str]]] = {}
+    rows = (row for path in ROOT.glob("*/ood.csv") for row in rows_of(path))
+    for row in sorted(rows, key=lambda row: (row["in"], row["out"])):
         ends = [f"{float(row[f'auroc_{end}']):.3f}" for end in ("low", "high") if row[f"auroc_{end}"]]
-        notes = ["–".join(ends), f"papers {row['paper_auroc']}" if row["paper_auroc"] else ""]
-        text = f"{float(row['auroc']):.3f} by {row['score']}" + f" ({'; '.join(filter(None, notes))})"
-        cells.setdefault((row["in"], row["out"], row["model"]), []).append(text.removesuffix(" ()"))
-    return {key: ", ".join(sorted(texts, reverse=True)) for key, texts in cells.items()}
+        notes = filter(None, ["–".join(ends), row["paper_auroc"] and f"papers {row['paper_auroc']}"])
+        text = f"{float(row['auroc']):.3f} by {row['score']} ({'; '.join(notes)})".removesuffix(" ()")
+        cells.setdefault((row["in"], row["out"], row["model"]), []).append((float(row["auroc"]), text))
+    return {key: ", ".join(text for _, text in sorted(texts, reverse=True)) for key, texts in cells.items()}
 
 
 def figures(row: Mapping[str, str], kind: str) -> dict[str, str]:

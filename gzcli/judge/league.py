@@ -296,8 +296,7 @@ def _hash(value: Any, digits: int) -> str:
 
 def draw(folder: Path, result: dict[str, Any]) -> None:
     metric = result["metric"]
-    kinds = {"steps": ("network calls an image", "calls"), "time": ("seconds of training", "at_seconds")}
-    for kind, (x, key) in kinds.items():
+    for kind, (key, x) in standings.AXES.items():
         points = standings.curve(result["curves"][kind], metric, key) if metric else {}
         if points:
             path, title = folder / "results" / f"curve_{kind}.png", f"{result['data']}: {metric} against {x}"

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from gzcli.metrics.metric import column_of, ranking
 
+AXES = {"steps": ("calls", "network calls an image"), "time": ("at_seconds", "seconds of training")}
 Row = Mapping[str, Any]
 SECOND = "fd_second"  # the figure of the second judge
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from gzcli.engine.sheets import grid
 from gzcli.metrics.metric import column_of
-from gzcli.metrics.standings import Excess, base, comparable, excess_from, excess_of, first_of
+from gzcli.metrics.standings import AXES, Excess, base, comparable, excess_from, excess_of, first_of
 from gzcli.report import document as doc
 from gzcli.report.document import Cell, Chart, Column, Dots, Estimate, Picture, Section, Series, Table
 from gzcli.report.results import Results, Row, facts_of, rows_of, words
@@ -22,7 +22,6 @@ DOTTED = 9  # most figures that are drawn
 # keys of a row that are no costs
 OTHERS = ("model", "name", "run", "path", "error", "precision", "conditional", "levels")
 # (key of a row, name of the axis) of each curve
-AXES = {"steps": ("calls", "network calls an image"), "time": ("at_seconds", "seconds of training")}
 # keys of a standing before its figures
 FIRST = ("seeds", "failed", "n")
 
