@@ -224,7 +224,7 @@ class Denoise(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         model, process = self.model, self.model.process
         level = process.levels_at(t) if isinstance(process, SDE) else Level(t, alpha, sigma)
-        x0, eps = model.to_estimate(model.output(x, level, y, self.scale), x, level)
+        x0, eps, _ = model.to_estimate(model.output(x, level, y, self.scale), x, level)
         if self.clip:
             x0 = model.into_range(x0, self.dynamic)
             eps = (x - alpha * x0) / sigma

@@ -22,6 +22,7 @@ INFO = DataInfo((1, 8, 8), levels=17, classes=("a", "b", "c"), n=100)
 SMALL = {"channels": 8, "mult": (1, 2), "layers": 1, "attention": (4,)}
 BETAS = pytest.mark.parametrize(("name", "theirs"), [("linear", "linear"), ("cosine", "squaredcos_cap_v2")])
 SPACINGS = ("trailing", "leading", "linspace", "karras", "logsnr")
+SHARE = 0.3  # of log β/β̃ in variances that are learned
 
 
 def build(info=INFO, seed=0, **kw) -> DDPM:
@@ -56,7 +57,7 @@ class Mixture:
         p = (self.weights.log() - d.flatten(2).square().sum(2) / (2 * var)).softmax(1)
         p = p[(..., *(None,) * (x.ndim - 1))]
         x0 = (p * (self.means + a * self.std**2 / var * d)).sum(1)
-        return x0, (x - a * x0) / s
+        return samplers.Estimate(x0, (x - a * x0) / s, SHARE)
 
 
 def gaussian(schedule, mean=0.3, std=0.5) -> Mixture:
@@ -107,7 +108,10 @@ def along_with_diffusers(sampler, scheduler, step, **options) -> list[Level]:
     got = sampler(target, x, path, randn=lambda: torch.randn(x.shape, generator=g), **options)
     step["generator"] = torch.Generator().manual_seed(1)
     for t in scheduler.timesteps:
-        want = scheduler.step(target(want, float(t))[1], t, want, **step).prev_sample
+        eps = target(want, float(t)).eps
+        if scheduler.config.get("variance_type") == "learned_range":  # the share follows the prediction
+            eps = torch.cat([eps, torch.full_like(eps, 2 * SHARE - 1)], 1)
+        want = scheduler.step(eps, t, want, **step).prev_sample
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
     return path
 
@@ -121,10 +125,10 @@ def test_ddim_and_ancestral_agree_with_diffusers(spacing):
         path = along_with_diffusers(samplers.ddim, scheduler, {"eta": eta}, eta=eta)
         assert path == DiscreteVP("linear", 1000).path(20, spacing)
     times = list(range(999, -1, -1)) if spacing == "trailing" else [999, 700, 444, 90, 17, 0]
-    for variance in ("small", "large"):
-        scheduler = diffusers.DDPMScheduler(clip_sample=False, variance_type=f"fixed_{variance}")
+    for variance, share in (("fixed_small", 0.0), ("fixed_large", 1.0), ("learned_range", None)):
+        scheduler = diffusers.DDPMScheduler(clip_sample=False, variance_type=variance)
         scheduler.set_timesteps(timesteps=times)
-        along_with_diffusers(samplers.ancestral, scheduler, {}, variance=variance)
+        along_with_diffusers(samplers.ancestral, scheduler, {}, share=share)
 
 
 @BETAS
@@ -189,7 +193,7 @@ def test_orders_and_network_calls():
 
 
 MIXTURE = {  # sampler, steps, options; those with options draw noise
-    "ancestral": (samplers.ancestral, 250, {"variance": "small"}),
+    "ancestral": (samplers.ancestral, 250, {"share": 0.0}),
     "ddim": (samplers.ddim, 200, {}),
     "ddim-1": (samplers.ddim, 250, {"eta": 1.0}),
     "dpmpp": (samplers.dpmpp, 100, {}),
@@ -310,7 +314,8 @@ def exact_model(info, mean, std, **kw) -> DDPM:
     def velocity(x, t, y=None, drop=None):
         _, a, s = model.process.levels_at(t.long())
         x0 = mean + a * std**2 / (a**2 * std**2 + s**2) * (x - a * mean)
-        return a * (x - a * x0) / s - s * x0
+        v = a * (x - a * x0) / s - s * x0
+        return torch.cat([v, torch.full_like(v, 2 * SHARE - 1)], 1) if model.learned_variance else v
 
     model.net.forward = velocity
     return model
@@ -346,13 +351,50 @@ def test_the_bound_is_tight_on_gaussian_data_and_few_terms_are_unbiased():
         assert (np.diff(edges) >= 1).all()
 
 
-@pytest.mark.parametrize("variance", ["small", "large"])
+def test_learned_variances_are_those_of_the_reverse_process():
+    """For Gaussian data it is Gaussian, and the bound is tight at its variance, β̃ and that of x_0's mean."""
+    process, std = DiscreteVP("linear", 30), 0.5
+    t = torch.arange(1, 30)
+    levels = [process.level(i) for i in range(30)]
+    given = [std**2 * b.sigma**2 / (b.alpha**2 * std**2 + b.sigma**2) for b in levels]  # of x_0 given x_t
+    share = []
+    for s, u, error in zip(levels[1:], levels, given[1:], strict=False):
+        var = samplers.posterior(0.0, 0.0, s, u)[1]
+        pull = samplers.posterior(1.0, 0.0, s, u)[0]
+        large = samplers.transition(s, u)[1]
+        share.append(math.log((var + pull**2 * error) / var) / math.log(large / var))
+    share = torch.tensor(share)[:, None, None, None].requires_grad_()
+    assert 0 < share.min() and share.max() < 1
+    process.kl(t, torch.tensor(given[1:])[:, None, None, None], share).sum().backward()
+    torch.testing.assert_close(share.grad, torch.zeros_like(share), atol=1e-5, rtol=0)
+
+
+def test_the_bound_trains_variances_and_nothing_else():
+    """Its gradient reaches no prediction, and the loss is the plain one and λ T times the mean KL."""
+    info = DataInfo((1, 4, 4), levels=17)
+    plain, model = (build(info, learned_variance=learned) for learned in (False, True))
+    level = model.process.levels_at(torch.tensor([0, 7, 500, 999]))
+    target, out = (torch.randn(4, 1, 4, 4, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    shares = torch.full_like(out, 0.3).requires_grad_()
+    out.requires_grad_()
+    losses = model.objective(torch.cat([out, shares], 1), target, level)
+    error = (level.sigma * (out - target)).detach().square()  # of x_0, by v
+    kl = model.process.kl(level.t, error, 0.65)
+    torch.testing.assert_close(losses["bound"], 1000 * kl.mean())
+    expected = plain.objective(out, target, level)["loss"]
+    torch.testing.assert_close(losses["loss"], expected + losses["bound"] / 1000)
+    got = torch.autograd.grad(losses["loss"], [out, shares])
+    torch.testing.assert_close(got[0], torch.autograd.grad(expected, out)[0])
+    assert (got[1][1:] != 0).all() and (got[1][0] == 0).all()
+
+
+@pytest.mark.parametrize("variance", ["small", "large", None])
 def test_the_bound_is_the_sum_of_its_kls(variance):
     """T = 4 by hand: each term is a KL between the Gaussians of Ho 2020, eq. 5."""
     from torch.distributions import Normal, kl_divergence
 
     info = DataInfo((1, 4, 4), levels=17)
-    model, n = exact_model(info, 0.0, 0.5, timesteps=4, schedule="linear"), 6
+    model, n = exact_model(info, 0.0, 0.5, timesteps=4, schedule="linear", learned_variance=True), 6
     x = (batch_of(n, info=info).x * 8).round() / 8
     again = noise(n)
     got = model.log_prob(x, noise=noise(n), terms=3, variance=variance)
@@ -369,7 +411,9 @@ def test_the_bound_is_the_sum_of_its_kls(variance):
         else:
             q, var = samplers.posterior(x, x_t, levels[t], levels[t - 1])
             p, _ = samplers.posterior(guess, x_t, levels[t], levels[t - 1])
-            wide = var if variance == "small" else samplers.transition(levels[t], levels[t - 1])[1]
+            large = samplers.transition(levels[t], levels[t - 1])[1]
+            share = {"small": 0.0, "large": 1.0, None: SHARE}[variance]
+            wide = var ** (1 - share) * large**share
             kl = kl_divergence(Normal(q, math.sqrt(var)), Normal(p, math.sqrt(wide)))
             want = want - kl.flatten(1).sum(1)
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
@@ -384,7 +428,7 @@ def test_inpainting_finds_the_conditional():
         _, a, s = schedule.level(t)
         gain = a * cov @ torch.linalg.inv(a**2 * cov + s**2 * torch.eye(2))
         x0 = x @ gain.T
-        return x0, (x - a * x0) / s
+        return samplers.Estimate(x0, (x - a * x0) / s)
 
     g = torch.Generator().manual_seed(0)
     pixels = torch.randn(3000, 1, 1, 2, generator=g) * 0.5

@@ -70,7 +70,7 @@ def test_the_inverse_of_ddim():
     def denoise(x, t):
         _, a, b = schedule.level(t)
         x0 = m + a * s**2 / (a**2 * s**2 + b**2) * (x - a * m)
-        return x0, (x - a * x0) / b
+        return samplers.Estimate(x0, (x - a * x0) / b)
 
     x = m + s * torch.randn(64, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     errors, back = [], []
@@ -88,7 +88,7 @@ def test_the_inverse_of_ddim():
 
     def denoise(x, t):
         _, a, b = schedule.level(t)
-        return (x - b * eps) / a, eps
+        return samplers.Estimate((x - b * eps) / a, eps)
 
     path, x_T = schedule.path(7), torch.randn(3, 1, 4, 4, dtype=torch.float64)
     x = samplers.ddim(denoise, x_T, path)

@@ -197,6 +197,7 @@ class Denoiser(Labelled):
             return out
         x0 = self.into_range(self.to_estimate(out, x, level).x0)
         inside = self.target(x0, (x - level.alpha * x0) / level.sigma, level)
+        inside = torch.cat([inside, out[:, x.shape[1] :]], 1)  # shares of variances have no range
         return out + (inside - out).detach() if self.training else inside
 
     def to_estimate(self, out: Tensor, x: Tensor, level: Level) -> Estimate:
@@ -226,11 +227,11 @@ class Denoiser(Labelled):
         def denoise(x: Tensor, t: float) -> Estimate:
             scale = guidance if low <= t / self.process.longest <= high else 1.0
             level = self.process.batch_level(x, t)
-            x0, eps = self.to_estimate(self.output(x, level, y, scale, guide), x, level)
+            estimate = self.to_estimate(self.output(x, level, y, scale, guide), x, level)
             if not options.clip or self.data.levels is None:
-                return Estimate(x0, eps)
-            exact, x0 = self.process.level(t), self.into_range(x0, options.dynamic)
-            return Estimate(x0, (x - exact.alpha * x0) / exact.sigma)
+                return estimate
+            exact, x0 = self.process.level(t), self.into_range(estimate.x0, options.dynamic)
+            return Estimate(x0, (x - exact.alpha * x0) / exact.sigma, estimate.share)
 
         return denoise
 
@@ -255,7 +256,8 @@ class Denoiser(Labelled):
             out = output(x, t)
             if self.prediction == "velocity":
                 return out
-            return self.process.velocity(x, *self.to_estimate(out, x, self.process.levels_at(t)), t)
+            x0, eps, _ = self.to_estimate(out, x, self.process.levels_at(t))
+            return self.process.velocity(x, x0, eps, t)
 
         return f
 

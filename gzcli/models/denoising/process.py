@@ -151,6 +151,8 @@ class DiscreteVP(Process):
     alphas: Tensor  # α, σ and α²/σ² in float32
     sigmas: Tensor
     snrs: Tensor
+    falls: Tensor  # of α²/σ² from t − 1 to t, 0 at t = 0
+    growths: Tensor  # of log σ² from t − 1 to t, which is log β/β̃, 0 at t = 0
 
     def __init__(self, name: ScheduleName, timesteps: int, *, zero_snr: bool = False, shift: float = 1.0):
         super().__init__()
@@ -165,24 +167,24 @@ class DiscreteVP(Process):
             norm = np.hypot(self.alpha, shift * self.sigma)
             self.alpha, self.sigma = self.alpha / norm, shift * self.sigma / norm
         self.timesteps = self.longest = timesteps
-        snr = self.alpha**2 / self.sigma**2
-        for key, table in (("alphas", self.alpha), ("sigmas", self.sigma), ("snrs", snr)):
+        snr, log_var = self.alpha**2 / self.sigma**2, 2 * np.log(self.sigma)
+        tables = {
+            "alphas": self.alpha,
+            "sigmas": self.sigma,
+            "snrs": snr,
+            "falls": -np.diff(snr, prepend=snr[0]),
+            "growths": np.diff(log_var, prepend=log_var[0]),
+        }
+        for key, table in tables.items():
             self.register_buffer(key, torch.as_tensor(table, dtype=torch.float32), persistent=False)
 
-    def kl(self, variance: str) -> tuple[np.ndarray, np.ndarray]:
-        """a, b [T] of KL(q(x_{t−1} | x_t, x_0) ‖ p(x_{t−1} | x_t)) = a_t (x_0 − x̂_0)² + b_t a pixel, t ≥ 1.
-
-        Means by Ho 2020, eq. 7; p of the "small" variance β̃, where a is half the fall of the SNR (Kingma
-        2021, eq. 14) and b = 0, or the "large" β.
-        """
-        alpha, sigma = np.append(1.0, self.alpha[:-1]), np.append(0.0, self.sigma[:-1])  # at t − 1
-        beta = self.sigma**2 - (self.alpha / alpha * sigma) ** 2
-        ratio = (sigma / self.sigma) ** 2  # β̃ / β
-        pull = (alpha * beta / self.sigma**2) ** 2  # the squared factor of x_0 in the mean
-        with np.errstate(divide="ignore", invalid="ignore"):  # t = 0 has no such term
-            if variance == "small":
-                return pull / (2 * beta * ratio), np.zeros_like(beta)
-            return pull / (2 * beta), 0.5 * (ratio - 1 - np.log(ratio))
+    def kl(self, t: Tensor, error: Tensor, share: Tensor | float) -> Tensor:
+        """KL(q(x_{t−1} | x_t, x_0) ‖ p(x_{t−1} | x_t)) of each element, given the squared errors of x_0
+        [B, C, H, W] at times t [B]; 0 at t = 0. The variance of p is β̃^(1 − share) β^share. The means are
+        those of Ho 2020, eq. 7: their squared distance over β̃ is that of x_0 times the fall of the SNR
+        (Kingma 2021, eq. 14)."""
+        wider = share * per_image(self.growths[t])  # log of the variance over β̃
+        return 0.5 * (per_image(self.falls[t]) * error * (-wider).exp() + wider + (-wider).expm1())
 
     def level(self, t: float) -> Level:
         """α and σ on the chord between their neighbours in the tables, scaled so that α² + σ² = 1."""

@@ -27,10 +27,12 @@ from gzcli.models.denoising.process import SDE, SIGMA_MAX, Level
 
 
 class Estimate(NamedTuple):
-    """A network's estimates from a noised image."""
+    """A network's estimates from a noised image. `share` is the place of a step's log variance between those
+    of β̃, at 0, and β, at 1 (Nichol 2021, arXiv:2102.09672, eq. 15)."""
 
     x0: Tensor
     eps: Tensor
+    share: Tensor | float = 0.0
 
 
 Denoise = Callable[[Tensor, float], Estimate]
@@ -55,12 +57,15 @@ def sampler(steps: Callable[..., Steps]) -> Sampler:
 
 
 @sampler
-def ancestral(denoise: Denoise, x: Tensor, path: Path, randn: Randn, variance: str = "small") -> Steps:
-    """Ho 2020, algorithm 2, for steps of any length; variance "small" is β̃_t, "large" β_t (section 3.2)."""
+def ancestral(denoise: Denoise, x: Tensor, path: Path, randn: Randn, share: float | None = None) -> Steps:
+    """Ho 2020, algorithm 2, for steps of any length, with the variance β̃^(1 − share) β^share; None: the
+    network's share."""
     for s, u in pairwise(path):
-        x, var = posterior(denoise(x, s.t)[0], x, s, u)
+        estimate = denoise(x, s.t)
+        x, small = posterior(estimate.x0, x, s, u)
         if u.sigma > 0:
-            x = x + math.sqrt(var if variance == "small" else transition(s, u)[1]) * randn()
+            power = 0.5 * (estimate.share if share is None else share)
+            x = x + math.sqrt(small) * (transition(s, u)[1] / small) ** power * randn()
         yield x
 
 
@@ -68,7 +73,7 @@ def ancestral(denoise: Denoise, x: Tensor, path: Path, randn: Randn, variance: s
 def ddim(denoise: Denoise, x: Tensor, path: Path, randn: Randn, eta: float = 0.0) -> Steps:
     """Song 2021, eq. 12: eta = 0 is deterministic, eta = 1 is ancestral with the small variance."""
     for s, u in pairwise(path):
-        x0, eps = denoise(x, s.t)
+        x0, eps, _ = denoise(x, s.t)
         var = eta**2 * transition(s, u)[1] * (u.sigma / s.sigma) ** 2  # eq. 16
         x = u.alpha * x0 + math.sqrt(max(u.sigma**2 - var, 0)) * eps
         if var > 0:
@@ -84,7 +89,7 @@ def ddim_inverse(denoise: Denoise, x: Tensor, path: Path, randn: Randn) -> Steps
     in the length of the step.
     """
     for u, s in pairwise(reversed(path)):
-        x0, eps = denoise(x, max(u.t, 0.0))  # the clean image has no time and takes that of least noise
+        x0, eps, _ = denoise(x, max(u.t, 0.0))  # the clean image has no time and takes that of least noise
         x = s.alpha * x0 + s.sigma * eps
         yield x
 
@@ -95,7 +100,7 @@ def dpmpp(denoise: Denoise, x: Tensor, path: Path, randn: Randn, noisy: bool = F
     of the reverse SDE, SDE-DPM-Solver++(2M) (eq. 19)."""
     before, h_before = None, 0.0
     for s, u in pairwise(path):
-        x0, _ = denoise(x, s.t)
+        x0 = denoise(x, s.t).x0
         shrink = ratio_decay(s, u)
         h = -math.log(shrink) if shrink > 0 else math.inf
         d = x0
@@ -117,7 +122,7 @@ def unipc(denoise: Denoise, x: Tensor, path: Path, randn: Randn) -> Steps:
     calls: list[tuple[Level, Tensor]] = []  # the last two levels of a network call, with its x_0
     start = x
     for s, u in pairwise(path):
-        x0, _ = denoise(x, s.t)
+        x0 = denoise(x, s.t).x0
         if calls:
             x = _unic_step(start, calls, s, x0)
         calls = [*calls[-1:], (s, x0)]
@@ -181,10 +186,10 @@ def heun(
             ratio, r = s.sigma / s.alpha, level((1 + growth) * s.sigma / s.alpha)
             extra = math.sqrt(max((r.sigma / r.alpha) ** 2 - ratio**2, 0.0))
             x, s = r.alpha * (x / s.alpha + extra * randn()), r
-        x0, eps = denoise(x, s.t)
+        x0, eps, _ = denoise(x, s.t)
         x = u.alpha * x0 + u.sigma * eps  # Euler's step, exactly DDIM's
         if u.sigma > 0 and s.sigma <= SIGMA_MAX * s.alpha:
-            _, ahead = denoise(x, u.t)
+            ahead = denoise(x, u.t).eps
             x = x + 0.5 * (u.sigma - u.alpha * s.sigma / s.alpha) * (ahead - eps)
         yield x
 
@@ -193,7 +198,7 @@ def heun(
 def euler_maruyama(denoise: Denoise, x: Tensor, path: Path, randn: Randn, sde: SDE) -> Steps:
     """The reverse-time SDE dx = (f x − g² score) dt + g dw (Song 2021, eq. 6)."""
     for s, u in pairwise(path):
-        x0, eps = denoise(x, s.t)
+        x0, eps, _ = denoise(x, s.t)
         if u.sigma > 0:
             f, g2 = (float(rate) for rate in sde.rates(torch.tensor(s.t, dtype=torch.float64)))
             h = s.t - u.t
@@ -211,13 +216,13 @@ def predictor_corrector(
     the new level. Their length is that of algorithms 4 and 5 with ‖z‖/‖score‖ = σ, as for pure noise; with
     the norms of actual draws an image would depend on its batch."""
     for s, u in pairwise(path):
-        x0, eps = denoise(x, s.t)
+        x0, eps, _ = denoise(x, s.t)
         if u.sigma > 0:
             scale, beta = transition(s, u)
             x = (2 - scale) * x - (beta / s.sigma) * eps + math.sqrt(beta) * randn()
             step = 2 * (scale * snr * u.sigma) ** 2
             for _ in range(corrector):
-                x = x - (step / u.sigma) * denoise(x, u.t)[1] + math.sqrt(2 * step) * randn()
+                x = x - (step / u.sigma) * denoise(x, u.t).eps + math.sqrt(2 * step) * randn()
         else:
             x = x0
         yield x
@@ -231,9 +236,9 @@ def annealed_langevin(
     the end of the path a call that denoises."""
     for s, u in pairwise(path):
         for _ in range(repeats):
-            _, eps = denoise(x, s.t)
+            eps = denoise(x, s.t).eps
             x = x - step * s.sigma * eps + math.sqrt(2 * step) * s.sigma * randn()
-        yield x if u.sigma > 0 else denoise(x, s.t)[0]
+        yield x if u.sigma > 0 else denoise(x, s.t).x0
 
 
 @sampler
@@ -246,7 +251,7 @@ def repaint(denoise: Denoise, x: Tensor, path: Path, randn: Randn, image: Tensor
             scale, var = transition(u, s)
             x = scale * x + math.sqrt(var) * randn()
         else:
-            mean, var = posterior(denoise(x, s.t)[0], x, s, u)
+            mean, var = posterior(denoise(x, s.t).x0, x, s, u)
             unknown = mean + math.sqrt(var) * randn()
             x = mask * (u.alpha * image + u.sigma * randn()) + (1 - mask) * unknown
         yield x

@@ -16,12 +16,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
-from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, moved, no_progress
+from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.applications import NoiseApplications, block_means, downscale, interpolate_images
 from gzcli.models.denoising.denoiser import UNCLIPPED, EstimateOptions, WalkOptions, over_sigma
-from gzcli.models.denoising.process import DiscreteVP, Level, ScheduleName, Shift, TimeSampling, shift_of
-from gzcli.models.denoising.samplers import Sampler
+from gzcli.models.denoising.process import (
+    DiscreteVP,
+    Level,
+    ScheduleName,
+    Shift,
+    TimeSampling,
+    per_image,
+    shift_of,
+)
+from gzcli.models.denoising.samplers import Estimate, Sampler
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import as_interpolations, at_least, complete_pairs
 from gzcli.models.nn.unet import UNet, UNetOptions
@@ -30,6 +38,9 @@ LossType = Literal["l2", "l1", "huber"]
 SamplerName = Literal["ancestral", "ddim", "dpmpp", "dpmpp_sde", "unipc", "heun"]
 Spacing = Literal["trailing", "leading", "linspace", "karras", "logsnr"]
 Variance = Literal["small", "large"]
+
+SHARES: dict[Variance | None, float] = {"small": 0.0, "large": 1.0}  # of log β/β̃
+BOUND_WEIGHT = 1e-3  # λ of the bound in the loss of learned variances (Nichol 2021, eq. 16)
 
 HIDDEN = 0.1  # share of the small images that training with a `factor` hides
 LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
@@ -50,6 +61,8 @@ class DiffusionOptions(EstimateOptions):
     min_snr: γ of min-SNR-γ weights (Hang 2023); null: the plain error of the prediction (Ho 2020, eq. 14).
     time_sampling: how a batch draws its times: each on its own (uniform); one from each of its equal shares
       of 0 … T − 1 (stratified); or logit-normal, which has more in the middle (Esser 2024, arXiv:2403.03206).
+    learned_variance: whether the network learns the variance of each pixel's steps, between β̃ and β, by the
+      bound (Nichol 2021, arXiv:2102.09672), for a higher likelihood.
     """
 
     timesteps: int = 1000
@@ -60,6 +73,12 @@ class DiffusionOptions(EstimateOptions):
     loss_type: LossType = "l2"
     min_snr: float | None = None
     time_sampling: TimeSampling = "stratified"
+    learned_variance: bool = False
+
+    @property
+    def outputs(self) -> int:
+        """Output channels of the network for each channel of the image."""
+        return 2 if self.learned_variance else 1
 
 
 @dataclass(frozen=True)
@@ -83,16 +102,17 @@ class SamplingOptions(WalkOptions, PathOptions):
 
     eta: noise of ddim as a share of that of the ancestral sampler, 0 … 1.
     churn: S_churn of heun (Karras 2022, algorithm 2); 0: no new noise.
-    variance: of the ancestral sampler's steps (Ho 2020, section 3.2): β̃ (small) or β (large).
+    variance: of the ancestral sampler's steps (Ho 2020, section 3.2): β̃ (small) or β (large); null: learned,
+      and small where it is not.
     """
 
     eta: float = 0.0
     churn: float = 0.0
-    variance: Variance = "small"
+    variance: Variance | None = None
 
 
 SAMPLERS: dict[SamplerName, Callable[[SamplingOptions, DiscreteVP], Sampler]] = {
-    "ancestral": lambda options, _: partial(samplers.ancestral, variance=options.variance),
+    "ancestral": lambda options, _: partial(samplers.ancestral, share=SHARES.get(options.variance)),
     "ddim": lambda options, _: partial(samplers.ddim, eta=options.eta),
     "dpmpp": lambda *_: samplers.dpmpp,
     "dpmpp_sde": lambda *_: partial(samplers.dpmpp, noisy=True),
@@ -104,7 +124,8 @@ SAMPLERS: dict[SamplerName, Callable[[SamplingOptions, DiscreteVP], Sampler]] = 
 class Diffusion(NoiseApplications):
     """A network on the discrete process. With a `factor` it is also conditioned on a small image, which it
     enlarges by the factor (SR3, Saharia 2021, arXiv:2104.07636). Training hides a share HIDDEN of the small
-    images, so that the network also works without."""
+    images, so that the network also works without. Where it learns variances, as many more output channels
+    are their shares of log β/β̃, from −1 for β̃ to 1 for β."""
 
     likelihood = "bound"
     reverse_sampler = staticmethod(samplers.ddim)
@@ -123,21 +144,38 @@ class Diffusion(NoiseApplications):
         super().__init__(data, net, schedule, labels)
         self.prediction, self.time_sampling = process.prediction, process.time_sampling
         self.loss_type, self.min_snr = process.loss_type, process.min_snr
-        self.bounded = process.bounded
+        self.bounded, self.learned_variance = process.bounded, process.learned_variance
 
     # ---- training
 
     def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
+        out, shares = out[:, : target.shape[1]], out[:, target.shape[1] :]
+        losses = self.weighted_error(out, target, level)
+        if not self.learned_variance:
+            return losses
+        error = (out - target).detach().square() / per_image(self.image_weight(level))
+        bound = self.process.timesteps * self.process.kl(level.t, error, (shares + 1) / 2).mean()
+        return losses | {"loss": losses["loss"] + BOUND_WEIGHT * bound, "bound": bound.detach()}
+
+    def weighted_error(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
+        """The error of the prediction, as `loss_type` and `min_snr` have it."""
+        plain = out, target
         if self.prediction == "x0" and self.min_snr is None:
-            out, target = over_sigma(out, target, level)
-        error = LOSSES[self.loss_type](out, target, reduction="none").flatten(1).mean(1)  # [B]
+            plain = over_sigma(out, target, level)
+        error = LOSSES[self.loss_type](*plain, reduction="none").flatten(1).mean(1)  # [B]
         if self.min_snr is None:
             return {"loss": error.mean()}
-        snr = self.process.snrs[level.t]
-        # the weight of the error of x_0 in the error of the prediction
-        plain = {"eps": snr, "x0": torch.ones_like(snr), "v": snr + 1}[self.prediction]
-        weight = snr.clamp(max=self.min_snr) / plain
+        weight = self.process.snrs[level.t].clamp(max=self.min_snr) / self.image_weight(level)
         return {"loss": (weight * error).mean(), "unweighted": error.detach().mean()}
+
+    def image_weight(self, level: Level) -> Tensor:
+        """[B]: the weight of the squared error of x_0 in that of the prediction."""
+        snr = self.process.snrs[level.t]
+        return {"eps": snr, "x0": torch.ones_like(snr), "v": snr + 1}[self.prediction]
+
+    def to_estimate(self, out: Tensor, x: Tensor, level: Level) -> Estimate:
+        estimate = super().to_estimate(out[:, : x.shape[1]], x, level)
+        return estimate._replace(share=(out[:, x.shape[1] :] + 1) / 2) if self.learned_variance else estimate
 
     def training_guide(self, batch: Batch) -> Tensor | None:
         """The small images of a model with a `factor`; hidden ones are zero."""
@@ -201,7 +239,7 @@ class Diffusion(NoiseApplications):
         *,
         noise: Noise,
         terms: int = 50,
-        variance: Variance = "small",
+        variance: Variance | None = None,
     ) -> Tensor:
         """[B] nats: the variational bound (Ho 2020, eq. 5), by `terms` + 1 network calls. L_T and L_0 are
         exact; of the T − 1 other terms one is drawn from each of `terms` strata and weighted by the stratum's
@@ -209,32 +247,35 @@ class Diffusion(NoiseApplications):
 
         terms: number of strata; T − 1 or more: the whole sum.
         variance: of p(x_{t−1} | x_t): β̃ (small), the tighter bound for images with flat parts, such as
-          digits; or β (large), for data that are smooth at the scale of one grey level.
+          digits; or β (large), for data that are smooth at the scale of one grey level; null: learned, and
+          small where it is not.
         """
         levels, n, process = self.grey_levels, len(x), self.process
         y = self.image_condition(x, labels)
         alpha_T, sigma_T = process.alpha[-1], process.sigma[-1]
         # KL(q(x_T | x_0) ‖ N(0, 1))
         prior = 0.5 * (sigma_T**2 + (alpha_T * x) ** 2 - 1 - 2 * math.log(sigma_T))
-        x0 = self.predict_x0(x, torch.zeros(n, dtype=torch.long, device=x.device), y, noise)
+        x0, _ = self.predict_x0(x, torch.zeros(n, dtype=torch.long, device=x.device), y, noise)
         total = discretised_gaussian(x, x0, float(process.sigma[0]), levels).flatten(1).sum(1)
         total = total - prior.flatten(1).sum(1)
         edges = strata(process.timesteps, terms)
         u = noise.rand(n, len(edges) - 1)
-        tables = (torch.as_tensor(table, dtype=torch.float32) for table in process.kl(variance))
-        scale, offset = (moved(table, x.device) for table in tables)
         for k, (low, high) in enumerate(pairwise(edges)):
             t = low + (u[:, k] * (high - low)).long().clamp_(max=high - low - 1)
-            x0 = self.predict_x0(x, t, y, noise)
-            kl = scale[t][:, None] * (x - x0).square().flatten(1) + offset[t][:, None]
-            total = total - (high - low) * kl.sum(1)
+            x0, share = self.predict_x0(x, t, y, noise)
+            kl = process.kl(t, (x - x0).square(), SHARES.get(variance, share))
+            total = total - (high - low) * kl.flatten(1).sum(1)
         return total + self.condition_log_prob(y, labels)
 
-    def predict_x0(self, x: Tensor, t: Tensor, y: Tensor | None, noise: Noise) -> Tensor:
-        """The estimate of x from a draw of q(x_t | x_0 = x) at integer times t [B] (Ho 2020, eq. 4)."""
+    def predict_x0(
+        self, x: Tensor, t: Tensor, y: Tensor | None, noise: Noise
+    ) -> tuple[Tensor, Tensor | float]:
+        """The estimate of x from a draw of q(x_t | x_0 = x) at integer times t [B] (Ho 2020, eq. 4), and the
+        share of the variance."""
         level = self.process.levels_at(t)
         x_t = level.alpha * x + level.sigma * noise.randn(*x.shape)
-        return self.into_range(self.estimate(x_t, level, y).x0)
+        estimate = self.estimate(x_t, level, y)
+        return self.into_range(estimate.x0), estimate.share
 
     # ---- applications
 
@@ -346,9 +387,8 @@ class DDPM(Diffusion):
                 hint="set `model.factor` to a divisor of their side",
             )
         guides = data.shape[0] if factor else 0
-        super().__init__(
-            data, UNet.of(data, unet, classes=labels.count(data), guides=guides), process, labels
-        )
+        sizes = {"classes": labels.count(data), "guides": guides, "outputs": process.outputs}
+        super().__init__(data, UNet.of(data, unet, **sizes), process, labels)
         self.factor = factor
 
     def to_diffusers(self) -> Any:
@@ -356,8 +396,10 @@ class DDPM(Diffusion):
         steps. With labels only its parts can be used."""
         from diffusers import DDPMPipeline
 
-        if self.factor:
-            raise UsageError("diffusers has no pipeline for a `model.factor`")
+        if self.factor or self.learned_variance:
+            raise UsageError(
+                "gz has no pipeline of diffusers for a `model.factor` or a `model.learned_variance`"
+            )
         unet = self.net.to_diffusers(self.data.shape[1:])
         pipeline: Any = DDPMPipeline(unet=unet, scheduler=self.to_scheduler())
         pipeline.usage = (

@@ -250,7 +250,7 @@ class DiffAE(CodeApplications):
         encoder_mult: tuple[int, ...] | None = None,
         process: DiffusionOptions = DiffusionOptions(),
     ):
-        net = CodedUNet.of(data, unet, latent=latent)
+        net = CodedUNet.of(data, unet, outputs=process.outputs, latent=latent)
         if encoder_mult is None:
             encoder_mult = tuple(2 ** min(i, 3) for i in range(len(widths_of(data.shape, unet)) + 1))
         encoder = Encoder(data, latent, replace(unet, mult=encoder_mult))

@@ -11,7 +11,7 @@ from gzcli.models.nn.dit import DiTNet, DiTOptions
 
 
 class DiT(Diffusion):
-    """A transformer over patches as a `Diffusion`. The variances are fixed; the paper learns them."""
+    """A transformer over patches as a `Diffusion`."""
 
     paper = "Peebles & Xie 2023, arXiv:2212.09748"
     shares: ClassVar[bool] = True
@@ -25,7 +25,8 @@ class DiT(Diffusion):
         process: DiffusionOptions = DiffusionOptions(),
         labels: ClusterOptions = ClusterOptions(conditional=True),
     ):
-        net = DiTNet(data.shape, dit, classes=labels.count(data), freq_shift=1.0)  # as in diffusers
+        sizes = {"classes": labels.count(data), "outputs": process.outputs}
+        net = DiTNet(data.shape, dit, **sizes, freq_shift=1.0)  # as in diffusers
         super().__init__(data, net, process, labels)
 
     def to_diffusers(self) -> Any:

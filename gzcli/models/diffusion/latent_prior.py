@@ -35,10 +35,10 @@ class SkipMLPOptions:
 
 
 class SkipMLP(nn.Module):
-    """z [B, D, 1, 1], t [B], labels → [B, D, 1, 1] (appendix A). Each linear layer but the last is scaled by
-    time and label, normalised and followed by SiLU; each but the first also has the input z."""
+    """z [B, D, 1, 1], t [B], labels → [B, outputs · D, 1, 1] (appendix A). Each linear layer but the last is
+    scaled by time and label, normalised and followed by SiLU; each but the first also has the input z."""
 
-    def __init__(self, size: int, options: SkipMLPOptions, *, classes: int):
+    def __init__(self, size: int, options: SkipMLPOptions, *, classes: int, outputs: int):
         super().__init__()
         width, inner = options.width, range(options.layers - 1)
         self.time = nn.Sequential(nn.Linear(TIME, width), nn.SiLU(), nn.Linear(width, width))
@@ -46,7 +46,7 @@ class SkipMLP(nn.Module):
         self.linear = nn.ModuleList(nn.Linear(width + size if i else size, width) for i in inner)
         self.scale = nn.ModuleList(nn.Linear(width, width) for _ in inner)
         self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in inner)
-        self.dropout, self.out = nn.Dropout(options.dropout), nn.Linear(width + size, size)
+        self.dropout, self.out = nn.Dropout(options.dropout), nn.Linear(width + size, outputs * size)
 
     def forward(self, z: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         z = h = z.flatten(1)
@@ -81,7 +81,8 @@ class LatentPrior(CodeApplications):
         self.attach("autoencoder", autoencoder)
         self.conditional = labels.conditional
         latent, clusters = self.autoencoder.latent, ClusterOptions(labels.conditional, labels.label_dropout)
-        net = SkipMLP(latent, mlp, classes=len(data.classes) if labels.conditional else 0)
+        classes = len(data.classes) if labels.conditional else 0
+        net = SkipMLP(latent, mlp, classes=classes, outputs=process.outputs)
         self.diffusion = Diffusion(replace(data, shape=(latent, 1, 1), levels=None), net, process, clusters)
 
     @property

@@ -47,14 +47,20 @@ class DiTOptions:
 
 
 class DiTNet(nn.Module):
-    """x [B, C, H, W], t [B] → [B, C, H, W], by a token for each patch. Where there are classes, the embedding
-    of their labels and a null label is added to that of the time. Raises UsageError where sizes do not fit.
-    """
+    """x [B, C, H, W], t [B] → [B, outputs · C, H, W], by a token for each patch. Where there are classes, the
+    embedding of their labels and a null label is added to that of the time. Raises UsageError where sizes do
+    not fit."""
 
     position: Tensor  # [T, width]
 
     def __init__(
-        self, shape: tuple[int, ...], options: DiTOptions, *, classes: int = 0, freq_shift: float = 0.0
+        self,
+        shape: tuple[int, ...],
+        options: DiTOptions,
+        *,
+        classes: int = 0,
+        freq_shift: float = 0.0,
+        outputs: int = 1,
     ):
         width, layers, heads = options.width, options.layers, options.heads
         super().__init__()
@@ -74,7 +80,7 @@ class DiTNet(nn.Module):
         self.plain = options.block == "plain"
         self.config: dict[str, Any] = {
             "in_channels": c,
-            "out_channels": c,
+            "out_channels": outputs * c,
             "num_layers": layers,
             "num_attention_heads": heads,
             "attention_head_dim": width // heads,
@@ -90,7 +96,7 @@ class DiTNet(nn.Module):
         self.blocks = nn.ModuleList(block() for _ in range(layers))
         self.norm = LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = stacked(nn.Linear(width, 2 * width), 2)
-        self.out = stacked(nn.Linear(width, patch * patch * c), 0)
+        self.out = stacked(nn.Linear(width, patch * patch * outputs * c), 0)
         self.init_weights()
 
     def init_weights(self) -> None:

@@ -141,9 +141,17 @@ class UNet(nn.Module):
 
     @classmethod
     def of(
-        cls, data: DataInfo, options: UNetOptions, *, classes: int = 0, guides: int = 0, **more: Any
+        cls,
+        data: DataInfo,
+        options: UNetOptions,
+        *,
+        classes: int = 0,
+        guides: int = 0,
+        outputs: int = 1,
+        **more: Any,
     ) -> Self:
-        """The network of images like `data`, with `guides` more channels of input."""
+        """The network of images like `data`, with `guides` more channels of input, and `outputs` channels of
+        output for each of the image."""
         c, mult = data.shape[0], widths_of(data.shape, options)
         widths, attention = (
             tuple(options.channels * m for m in mult),
@@ -151,7 +159,7 @@ class UNet(nn.Module):
         )
         levels = Levels(widths, attention, options.layers, options.head_dim)
         more |= {"dropout": options.dropout, "groups": options.groups, "patch": options.patch}
-        return cls(c + guides, c, levels, classes=classes, **more)
+        return cls(c + guides, outputs * c, levels, classes=classes, **more)
 
     def to_diffusers(self, size: tuple[int, ...]) -> nn.Module:
         """A `UNet2DModel` of the same weights, for images of that size. Raises UsageError where it cannot be
