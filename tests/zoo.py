@@ -59,6 +59,7 @@ FLOW = {"depth": 2, "hidden": 16, "blocks": 1}
 EBM = {"width": 8, "chains": 64, "chain_steps": 3}
 TARFLOW = {"depth": 2, "width": 32, "layers": 1, "heads": 2, "patch": 4}
 LABELS = {"conditional": True}
+LEARNED = {"timesteps": 20, "conditional": False, "bounded": True, "learned_variance": True}
 STEPS, CODES, GUIDED = {"steps": 4}, {"steps": 3, "code_steps": 4}, {"guidance": 2.0}
 GUIDED_PAIRS = {"pair_steps": 4, "pair_guidance": 2.0}
 AAE_CONV = {"hidden": (16, 32), "latent": 8, "disc_hidden": (32,), "image_weight": 1.0, "image_width": 8}
@@ -125,7 +126,7 @@ CASES = [
     denoiser("ddpm", DDPM | {"factor": 2}, steps=4),
     denoiser("cddpm", DDPM | {"bounded": True}, steps=4, guidance=2.0),
     denoiser("dit", DIT | {"timesteps": 20}, steps=4, guidance=2.0),
-    denoiser("dit", DIT | {"timesteps": 20, "conditional": False}, steps=4),
+    denoiser("dit", DIT | LEARNED, sampler="ancestral", steps=4),
     DIFFAE,
     Case("latent_prior", LATENT, lr=3e-3, sample=CODES, stages={"autoencoder": DIFFAE}),
     Case("latent_prior", LATENT | LABELS, lr=3e-3, sample=CODES | GUIDED, stages={"autoencoder": DIFFAE}),

@@ -97,7 +97,7 @@ def test_the_exact_network_gives_the_posterior_mean_and_the_score():
     model = exact(mixture=True)
     for sigma in SIGMAS:
         x = (model.net.mean + 2 * sigma * noise(8).randn(8, *INFO.shape)).detach().requires_grad_()
-        x0, eps = model.denoiser(None, UNCLIPPED)(x, model.process.ratio_level(sigma).t)
+        x0, eps, _ = model.denoiser(None, UNCLIPPED)(x, model.process.ratio_level(sigma).t)
         log_p = [
             -((x - sign * model.net.mean) ** 2).flatten(1).sum(1) / 2 / (STD**2 + sigma**2)
             for sign in (1, -1)
