@@ -523,6 +523,7 @@ def test_an_exported_model_makes_the_same_pictures(prediction, zero_snr, tmp_pat
     diffusers = pytest.importorskip("diffusers")
     torch.manual_seed(0)
     options = {"timesteps": 50, "prediction": prediction, "zero_snr": zero_snr, "attention": (8,)}
+    options["learned_variance"] = prediction == "v"
     model = DDPM.of(DataInfo((1, 16, 16)), **SMALL | options).eval()
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.2)

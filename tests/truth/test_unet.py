@@ -26,7 +26,7 @@ def test_agrees_with_diffusers(case):
     levels, kw = CASES[case]
     pytest.importorskip("diffusers")
     ours = awake(UNet(3, 2, levels, groups=4, **kw).eval())
-    peer = ours.to_diffusers((12, 12))
+    peer = ours.to_diffusers((12, 12), 2)
     names = {renamed(key, DIFFUSERS_NAMES) for key in peer.state_dict()}
     assert names == set(ours.state_dict()), "every parameter has its counterpart"
     x, t = torch.randn(3, 3, 12, 12), torch.tensor([0, 17, 999])

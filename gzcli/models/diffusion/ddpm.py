@@ -396,11 +396,9 @@ class DDPM(Diffusion):
         steps. With labels only its parts can be used."""
         from diffusers import DDPMPipeline
 
-        if self.factor or self.learned_variance:
-            raise UsageError(
-                "gz has no pipeline of diffusers for a `model.factor` or a `model.learned_variance`"
-            )
-        unet = self.net.to_diffusers(self.data.shape[1:])
+        if self.factor:
+            raise UsageError("diffusers has no pipeline for a `model.factor`")
+        unet = self.net.to_diffusers(self.data.shape[1:], self.data.shape[0])  # without variances
         pipeline: Any = DDPMPipeline(unet=unet, scheduler=self.to_scheduler())
         pipeline.usage = (
             "`pipeline.unet(x, t, class_labels=y)` and `pipeline.scheduler`: the pipeline itself knows "

@@ -161,9 +161,9 @@ class UNet(nn.Module):
         more |= {"dropout": options.dropout, "groups": options.groups, "patch": options.patch}
         return cls(c + guides, outputs * c, levels, classes=classes, **more)
 
-    def to_diffusers(self, size: tuple[int, ...]) -> nn.Module:
-        """A `UNet2DModel` of the same weights, for images of that size. Raises UsageError where it cannot be
-        built."""
+    def to_diffusers(self, size: tuple[int, ...], channels: int) -> nn.Module:
+        """A `UNet2DModel` of the same weights, for images of that size and with the first channels of the
+        output. Raises UsageError where it cannot be built."""
         from diffusers import UNet2DModel
 
         if self.patch > 1:
@@ -174,9 +174,10 @@ class UNet(nn.Module):
                 f"diffusers cannot halve {size[0]}×{size[1]} images {halvings} times",
                 hint=f"train with a `data.size` that {2**halvings} divides, or a shorter `model.mult`",
             )
-        net: Any = UNet2DModel(sample_size=size, **self.config)
+        net: Any = UNet2DModel(sample_size=size, **self.config | {"out_channels": channels})
         state = self.state_dict()
-        net.load_state_dict({key: state[renamed(key, DIFFUSERS_NAMES)] for key in net.state_dict()})
+        shapes = {key: len(value) for key, value in net.state_dict().items()}
+        net.load_state_dict({key: state[renamed(key, DIFFUSERS_NAMES)][:n] for key, n in shapes.items()})
         return net.to(next(self.parameters()).device).eval()
 
     def embedding(self, t: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
