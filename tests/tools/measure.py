@@ -2,6 +2,7 @@
 `gzcli/docs/measured/`; `make costs`: what every recipe's trainings cost.
 
 python tests/tools/measure.py league FOLDER…      those of one set and scale are joined
+python tests/tools/measure.py peers FOLDER         of `gz bench` on images of `peers.py`
 python tests/tools/measure.py costs [--timed]      times are those of this machine, which must be quiet
 """
 
@@ -37,6 +38,7 @@ SETS = {
     "mnist": ("small", "full"),
     "cifar10": ("small", "full", "paper"),
 }  # whose costs are told, and at which scales
+BESIDE = {"torchcfm": "cfm", "denoising-diffusion-pytorch": "ddpm", "pythae": "vae", "normflows": "glow"}
 
 
 # what is kept of a row, so that further models and seeds can join it
@@ -187,6 +189,29 @@ def curve_of(run: Run, before: float) -> Iterator[dict[str, Any]]:
             )
 
 
+def peers(folder: Path) -> Path:
+    """Writes what `gz bench` said of images of `peers.py`, and returns the file."""
+    result, rows = json.loads((folder / "result.json").read_text()), []
+    for row in result["rows"]:
+        facts = json.loads(Path(row["path"]).with_suffix(".json").read_text())
+        excess = {name: standings.excess_from(ends) for name, ends in row["excess"].items()}
+        rows.append(
+            {
+                "name": facts["package"],
+                "version": facts["version"],
+                "model": BESIDE[facts["package"]],
+                "seconds": facts["train_cpu_seconds"],
+                **row["metrics"],
+                **{f"{name}_excess": one.value for name, one in excess.items()},
+                **{f"{name}_excess_half": one.half for name, one in excess.items()},
+            }
+        )
+    columns = dict.fromkeys(name for row in rows for name in row)
+    path = measured.ROOT / result["data"] / "peers.csv"
+    path.write_text(as_csv([{name: row.get(name) for name in columns} for row in rows]))
+    return path
+
+
 def price(timed: bool) -> list[dict[str, Any]]:
     """The costs of every recipe on the sets of SETS, as rows of `costs.csv`; what is known is in the cache.
 
@@ -239,6 +264,8 @@ def main(words: list[str]) -> None:
     if words[:1] == ["league"] and len(words) > 1:
         for path in league(*map(Path, words[1:])):
             print(path)
+    elif words[:1] == ["peers"] and len(words) == 2:
+        print(peers(Path(words[1])))
     elif words[:1] == ["costs"] and set(words[1:]) <= {"--timed"}:
         measured.ROOT.mkdir(parents=True, exist_ok=True)
         (measured.ROOT / "costs.csv").write_text(as_csv(price("--timed" in words)))
