@@ -75,6 +75,7 @@ def work(folders: list[str]) -> None:
         for run in Run(Path(folder)).stages or [Run(Path(folder))]:
             accelerator = trained(run).accelerator
             accelerator.free_memory()
+            gc.freeze()  # what it has left is not looked through again
             ranks.wait()
     accelerator.wait_for_everyone()
     accelerator.end_training()
