@@ -1,7 +1,8 @@
 """Two processes against one.
 
 Started by tests, it trains runs one after another in float64, in one process or several that it forks, and
-tells of each its losses, its figures of validation and the rank gap. A run that comes again has lost its last checkpoint, and goes on.
+tells of each its losses, its figures of validation and the rank gap. A run that comes again has lost its last
+checkpoint, and goes on.
 
     python tests/two_ranks.py --all [--steps 30] [--batch 8] [--fp32] [MODEL[,KEY=VALUE…] …]
 

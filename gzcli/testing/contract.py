@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from gzcli.core import devices
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, Noise, no_progress
 from gzcli.data.packs.batches import TrainBatches, TrainImages, quantise, scan
 from gzcli.data.packs.open import open_pack
@@ -78,10 +79,10 @@ class Case:
     def build(self, info: DataInfo, seed: int = SEED) -> Model:
         """The model with the weights that a seed gives, built on stages of the same seed."""
         stages = {name: stage.build(info, seed) for name, stage in self.stages.items()}
-        torch.manual_seed(seed)
+        devices.seed(CPU, seed)
         for p in (p for stage in stages.values() for p in stage.parameters()):
             p.data += 0.1 * torch.randn_like(p)  # a layer that starts at zero would hide what the stage does
-        torch.manual_seed(seed)
+        devices.seed(CPU, seed)
         return catalog.load(self.model).of(info, **self.settings, **stages)
 
     def pack(self) -> Pack:

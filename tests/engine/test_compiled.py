@@ -54,7 +54,9 @@ def gradients(model: Model, loss: torch.Tensor) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "case", [Case("ddpm", DDPM | {"conditional": True}), Case("dit", DIT | {"timesteps": 20, "layers": 1}), VAE], ids=str
+    "case",
+    [Case("ddpm", DDPM | {"conditional": True}), Case("dit", DIT | {"timesteps": 20, "layers": 1}), VAE],
+    ids=str,
 )
 def test_one_graph_of_the_eager_numbers(case):
     """Of every micro-batch and step, whatever its place in the global batch."""

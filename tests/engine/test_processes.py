@@ -99,7 +99,8 @@ def ranks(request):
         if not results:
             trees = [(case, planned(case)) for case in cases]
             started = {n: {repr(case): written(case, tree) for case, tree in trees} for n in (1, 2)}
-            again = {n: [started[n][repr(case)] for case in cases if "dropout" in case.options] for n in started}
+            dropout = [repr(case) for case in cases if "dropout" in case.options]
+            again = {n: [by_key[key] for key in dropout] for n, by_key in started.items()}
             for model in models:
                 for name, sets in SHARING.items():
                     tree = recipe(FIRST[model], steps=6, sets=(*FEW, *SHARED.split(), *sets))
