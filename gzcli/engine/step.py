@@ -138,11 +138,11 @@ def trains_all(model: Model, first: Batch) -> bool:
 
 def leaves(loss: Tensor) -> set[int]:
     """The ids of the parameters that a backward pass from a loss reaches, found as DDP finds them."""
-    seen, following = set(), [loss.grad_fn]
+    seen: set[Any] = set()
+    following: list[Any] = [loss.grad_fn]
     while following:
-        if (node := following.pop()) is not None and node not in seen:
-            seen.add(node)
-            following += [node for node, _ in node.next_functions]
+        seen.add(node := following.pop())
+        following += [node for node, _ in node.next_functions if node is not None and node not in seen]
     return {id(node.variable) for node in seen if hasattr(node, "variable")}
 
 

@@ -17,7 +17,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gzcli.core import devices
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, Noise, no_progress
 from gzcli.data.packs.batches import TrainBatches, TrainImages, quantise, scan
 from gzcli.data.packs.open import open_pack
@@ -79,10 +78,10 @@ class Case:
     def build(self, info: DataInfo, seed: int = SEED) -> Model:
         """The model with the weights that a seed gives, built on stages of the same seed."""
         stages = {name: stage.build(info, seed) for name, stage in self.stages.items()}
-        devices.seed(CPU, seed)
+        torch.default_generator.manual_seed(seed)
         for p in (p for stage in stages.values() for p in stage.parameters()):
             p.data += 0.1 * torch.randn_like(p)  # a layer that starts at zero would hide what the stage does
-        devices.seed(CPU, seed)
+        torch.default_generator.manual_seed(seed)
         return catalog.load(self.model).of(info, **self.settings, **stages)
 
     def pack(self) -> Pack:
@@ -185,8 +184,7 @@ def held_out(pack: Pack, model: Model, split: str, n: int, count: int | None = N
 
 
 def each_phase_learns_alone(case: Case) -> None:
-    """On one batch with fixed noise each phase's loss falls, within few steps; no gradient is infinite or
-    outside the phase."""
+    """On one batch with fixed noise each phase's loss falls; no gradient is infinite or outside the phase."""
     fresh, batch = started(case)
     for phase in fresh.phases():
         model = copy.deepcopy(fresh)
