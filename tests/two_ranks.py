@@ -1,7 +1,8 @@
 """Two processes against one.
 
-Started by tests as N processes, it trains runs one after another in float64, and tells of each its losses,
-its figures of validation and the rank gap. A run that comes again has lost its last checkpoint, and goes on.
+Started by tests, it trains runs one after another in float64, in one process or several that it forks, and
+tells of each its losses, its figures of validation and the rank gap. A run that comes again has lost its last
+checkpoint, and goes on.
 
     python tests/two_ranks.py --all [--steps 30] [--batch 8] [--fp32] [MODEL[,KEY=VALUE…] …]
 
@@ -11,6 +12,7 @@ process and by two, and prints how far the weights are apart, a line a stage.
 
 import argparse
 import gc
+import importlib
 import json
 import os
 import shutil
@@ -18,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,7 @@ from gzcli.engine import validate
 from gzcli.engine.trainer import Trainer
 from gzcli.launch import launcher
 from gzcli.launch.plan import with_data, write_run
+from gzcli.models import catalog
 from gzcli.recipe.resolve import resolve
 from gzcli.recipe.yaml import dump
 from gzcli.store import files, runs
@@ -64,7 +68,6 @@ def work(folders: list[str]) -> None:
     """Trains the runs, or the stages of a run, in these folders."""
     validate.VALIDATION, validate.EVAL_BATCH = 30, 10  # three batches: two ranks have unequal shares
     vars(train_loop)["loss_curve"] = lambda path: None  # drawing takes longer than many of these trainings
-    gc.freeze()  # after each run accelerate collects garbage, of which what is imported here is none
     for i, folder in enumerate(folders):
         if folder in folders[:i] and ranks.rank() == 0:
             (Path(folder) / "model.safetensors").rename(Path(folder) / "first.safetensors")
@@ -73,28 +76,43 @@ def work(folders: list[str]) -> None:
         for run in Run(Path(folder)).stages or [Run(Path(folder))]:
             accelerator = trained(run).accelerator
             accelerator.free_memory()
+            gc.freeze()  # what it has left is not looked through again
             ranks.wait()
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
-def launched(planned: Iterable[Run], world: int, *, fp32: bool = False, said: int | None = None) -> None:
-    """Trains the runs, in `world` gloo processes; `said` is where they write, as `subprocess` has it."""
+def forked(world: int, folders: list[str]) -> None:
+    """Does the work in `world` children of this process, which has imported what they need."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
+    for rank in range(world):
+        if os.fork() == 0:
+            if world > 1:
+                several = {"WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+                os.environ |= {name: str(value) for name, value in several.items()}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
+            try:
+                work(folders)
+                # gloo's threads now and then abort an interpreter that exits by itself; `gz` goes by
+                # `status.json`
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+    ended = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(world)]
+    assert ended == [0] * world, f"the processes ended with {ended}"
+
+
+def launched(planned: dict[int, list[Run]], *, fp32: bool = False, said: int | None = None) -> None:
+    """Trains runs, by the number of gloo processes; `said` is where they write, as `subprocess` has it."""
     here = Path(__file__).resolve()
     common = {"PYTHONPATH": os.pathsep.join(map(str, here.parents[:2])), "OMP_NUM_THREADS": "1"}
     common |= {"TWO_RANKS_FP32": "1" if fp32 else ""}
-    several = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    several |= {"ACCELERATE_USE_CPU": "true"}
-    words = [sys.executable, str(here), *(str(run.path) for run in planned)]
-    children = []
-    for rank in range(world):
-        variables = {**several, "RANK": str(rank), "LOCAL_RANK": str(rank)} if world > 1 else {}
-        children.append(subprocess.Popen(words, env={**os.environ, **common, **variables}, stderr=said))
-    ended = [child.wait(3600) for child in children]
-    assert ended == [0] * world, f"the processes ended with {ended}"
+    what = json.dumps({world: [str(run.path) for run in of_world] for world, of_world in planned.items()})
+    words = [sys.executable, str(here), "--train", what]
+    subprocess.run(words, env={**os.environ, **common}, stderr=said, timeout=7200, check=True)
 
 
 def planned(what: str, steps: int, batch: int) -> Run:
@@ -141,8 +159,7 @@ def out_of(run: Run) -> dict[str, Any]:
 def pairs(names: Iterable[str], *, steps: int, batch: int, **how: Any) -> dict[str, tuple[Run, Run]]:
     """Trains recipes, named as `planned` takes them, by one process and by two; returns both runs of each."""
     by_name = {name: (planned(name, steps, batch), planned(name, steps, batch)) for name in names}
-    for world in (1, 2):
-        launched([pair[world - 1] for pair in by_name.values()], world, **how)
+    launched({world: [pair[world - 1] for pair in by_name.values()] for world in (1, 2)}, **how)
     return by_name
 
 
@@ -162,6 +179,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--fp32", action="store_true")
+    parser.add_argument("--train", type=json.loads)
     parser.add_argument("what", nargs="*")
     args = parser.parse_args()
     if args.all:
@@ -169,12 +187,17 @@ def main() -> None:
             os.environ |= {"GZ_HOME": home, "GZ_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "GZ_TRIAL": "0"}
             measure(args.what or recipe_names(), args.steps, args.batch, args.fp32)
         return
+    torch.set_num_threads(1)
+    folders = {Path(folder) for of_world in args.train.values() for folder in of_world}
+    for model in {run.tree()["model"]["name"] for f in folders for run in Run(f).stages or [Run(f)]}:
+        catalog.load(model)
+    for name in ("torch._dynamo", "torch.distributed.tensor", "accelerate"):
+        importlib.import_module(name)
+    gc.freeze()  # after each run accelerate collects garbage, of which what is imported here is none
     if not os.environ.get("TWO_RANKS_FP32"):
         torch.set_default_dtype(torch.float64)
-    torch.set_num_threads(1)
-    work(args.what)
-    # gloo's threads now and then abort an interpreter that exits by itself; `gz` goes by `status.json`
-    os._exit(0)
+    for world, of_world in args.train.items():
+        forked(int(world), of_world)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ FM = {"channels": 4, "groups": 4, "mult": (1, 2), "attention": ()}
 DDPM = {"channels": 8, "mult": (1, 2), "attention": (), "timesteps": 20}
 REFINENET = {"width": 8, "mult": (1, 2), "dilation": (1, 2), "sigma_max": 10.0}
 DIT = {"width": 32, "layers": 2, "heads": 2, "patch": 4}
-ZIGMA = {"width": 32, "layers": 2, "patch": 4, "state": 4}
+ZIGMA = {"width": 32, "layers": 2, "patch": 8, "state": 4}
 RF = Case("rf", DIT | {"bounded": True}, lr=3e-3, batch=8, sample={"steps": 3})
 RF_LABELS = Case("rf", DIT | {"conditional": True}, lr=3e-3, batch=8, sample={"steps": 3, "guidance": 2.0})
 

@@ -104,7 +104,7 @@ def wrap_step(accelerator: Accelerator, model: Model, part: Part, log: Log, firs
     # equal on all ranks. Where not every step gives every parameter a gradient, DDP looks for those that have
     # none. The graph is not declared static: it is another one in the last micro-batch, and where a phase is
     # not due.
-    complete = first is not None and trains_all(model, first)
+    complete = first is not None and ranks.agree(ranks.rank() == 0 and trains_all(model, first))
     accelerator.ddp_handler = DistributedDataParallelKwargs(
         find_unused_parameters=not complete, gradient_as_bucket_view=True, broadcast_buffers=False
     )
@@ -130,10 +130,20 @@ def trains_all(model: Model, first: Batch) -> bool:
     blank, batch, mode = without_values(model, first)
     try:
         with mode, ranks.alone():
-            named_losses(blank, batch, phases[0].name)["loss"].backward()
+            reached = leaves(named_losses(blank, batch, phases[0].name)["loss"])
     except Exception:  # whatever a model does with tensors that have no values
         return False
-    return all(p.grad is not None for p in blank.parameters() if p.requires_grad)
+    return all(id(p) in reached for p in blank.parameters() if p.requires_grad)
+
+
+def leaves(loss: Tensor) -> set[int]:
+    """The ids of the parameters that a backward pass from a loss reaches, found as DDP finds them."""
+    seen: set[Any] = set()
+    following: list[Any] = [loss.grad_fn]
+    while following:
+        seen.add(node := following.pop())
+        following += [node for node, _ in node.next_functions if node is not None and node not in seen]
+    return {id(node.variable) for node in seen if hasattr(node, "variable")}
 
 
 def blocks_of(model: nn.Module) -> Iterator[nn.Module]:

@@ -19,12 +19,13 @@ def test_a_run_serves_the_average_that_validates_best_or_one_of_a_length(home, m
     """A flow with batch norms, whose statistics are found anew for each average."""
     monkeypatch.setattr(launcher, "run", in_process)
     monkeypatch.setattr("gzcli.engine.averages.TRIED", (0.015, 0.05, 0.1))
+    monkeypatch.setattr("gzcli.engine.validate.VALIDATION", 50)
 
     def ema(*words: str, code: int = 0) -> dict:
         assert app.run(["runs", "ema", run.id, "--json", *words]) == code
         return json.loads(capsys.readouterr().out)
 
-    sets = ("train.ema=0.9", "train.ema_snapshots=6", "train.best=bpd", "train.eval_every=18")
+    sets = ("train.ema=0.9", "train.ema_snapshots=6", "train.best=bpd", "train.eval_every=18", "data.n=200")
     tree = recipe(FIRST["realnvp"], steps=18, sets=sets)
     run = fit(tree).run
     run.update(state="finished")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import fit, lines, recipe
 from safetensors.torch import load_file
-from zoo import DDPM, DIT, FIRST, Case
+from zoo import DDPM, DIT, FIRST, MLP, Case
 
 from gzcli.core.sections import Part, TrainSection
 from gzcli.core.types import Batch, BatchNoise
@@ -21,6 +21,7 @@ from gzcli.testing.contract import started
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 VAE = FIRST["vae"]
+DENSE = Case("vae", MLP, lr=3e-3)  # whose graph is soon traced
 LONG = 100  # steps of the run
 
 
@@ -53,7 +54,9 @@ def gradients(model: Model, loss: torch.Tensor) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "case", [Case("ddpm", DDPM | {"conditional": True}), Case("dit", DIT | {"timesteps": 20}), VAE], ids=str
+    "case",
+    [Case("ddpm", DDPM | {"conditional": True}), Case("dit", DIT | {"timesteps": 20, "layers": 1}), VAE],
+    ids=str,
 )
 def test_one_graph_of_the_eager_numbers(case):
     """Of every micro-batch and step, whatever its place in the global batch."""
@@ -101,7 +104,7 @@ def quick(monkeypatch):
 
 def test_a_compiled_run_resumes_bit_for_bit(quick):
     """Of several phases, each of which has its graph."""
-    case = FIRST["aae"]
+    case = Case("aae", MLP, lr=3e-3)
     sets = ("train.ema=0.9", "train.compile=true", "train.checkpoint_every=2", "train.keep=2")
     tree = recipe(case, steps=4, sets=sets)
     whole = fit(tree)
@@ -118,7 +121,7 @@ def test_a_compiled_run_resumes_bit_for_bit(quick):
 
 def test_what_stays_eager_and_when_has_the_same_numbers():
     """It would be compiled anew at every step."""
-    model, batch = started(replace(VAE, options={**VAE.options, "kl_warmup": 3}))
+    model, batch = started(replace(DENSE, options={**DENSE.options, "kl_warmup": 3}))
     before = copy.deepcopy(vars(model)["kl_factor"])
     graphs = Graphs()
     ours, counts = Compiled(model, LONG, Said(), loud=True, backend=graphs), []
@@ -138,7 +141,7 @@ def test_what_stays_eager_and_when_has_the_same_numbers():
             batch.noise.rand(len(batch))
         return VaeModel.loss(self, batch, phase)
 
-    model, batch = started(VAE)
+    model, batch = started(DENSE)
     VaeModel = type(model)
     for cls, backend in ((type("Choosy", (VaeModel,), {"loss": choosy}), Graphs()), (VaeModel, broken)):
         model.__class__, said = cls, Said()

@@ -29,6 +29,7 @@ from gzcli.recipe.yaml import dump
 from gzcli.store import files, runs
 from gzcli.store.paths import user_dir
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 OLDEST = {f"old-{name}": "75c7b40" for name in ("vae", "vqvae", "fm")}
 DENOISERS = ("ddpm", "cddpm", "diffae", "dit", "zigma", "sgm", "ncsnv2", "fm", "cfm", "rf", "reflow")
 NEWEST = {f"old-{name}": "5f2a185" for name in ("vae", "hvae", "glow", "pixelcnn", "dcgan", *DENOISERS)}

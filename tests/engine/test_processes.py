@@ -35,7 +35,7 @@ from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run
 
 LONG = ("--set", "train.sample_every=0", "--set", "train.eval_every=0", "--set", "train.best=none", "--cpu")
-STEPS, DIFFUSERS_STEPS = 6, 4  # of a training; one of Stable Diffusion takes .4 seconds in float64
+STEPS, DIFFUSERS_STEPS = 4, 2  # of a training; one of Stable Diffusion takes .4 seconds in float64
 PATIENCE = 240  # seconds for what takes a few on a machine that does nothing else
 ADAPTIVE = {"augment": ("cutout",), "ada": 0.95, "lecam": 0.1}
 # what looks at a whole batch: batch norm, also under a penalty on a gradient, means of outputs, a full pool
@@ -56,21 +56,23 @@ def steps_of(case: Case) -> int:
     return DIFFUSERS_STEPS if catalog.card(case.model).family == "stable_diffusion" else STEPS
 
 
-def written(case: Case, steps: int, *sets: str) -> Run:
-    """A run of a zoo line, to be trained."""
+FEW = ("data.size=16", "data.n=200", "train.checkpoint_every=0")
+
+
+def written(case: Case, tree: dict[str, Any]) -> Run:
+    """A run of a recipe, to be trained."""
     run = runs.create(case.model, case.data)
-    tree = recipe(case, steps=steps, sets=(*sets, "data.size=16"))
     files.write_atomic(run.path / "run.yaml", dump(tree))
     return run
 
 
-def planned(case: Case) -> Run:
+def planned(case: Case) -> dict[str, Any]:
     """With validation but for the GANs, whose figures need a classifier."""
     steps = steps_of(case)
-    sets = ("train.checkpoint_every=3", "train.keep=3") if "dropout" in case.options else ()
+    sets = (f"train.checkpoint_every={steps // 2}", "train.keep=3") if "dropout" in case.options else ()
     if catalog.load(case.model).best != "fd":
         sets += ("train.best=auto", f"train.eval_every={steps // 2}")
-    return written(case, steps, *sets)
+    return recipe(case, steps=steps, sets=(*FEW, *sets))
 
 
 SHARED = "train.ema=0.9 train.clip=0.3 train.eval_every=3 train.checkpoint_every=3 optim.warmup=0"
@@ -94,15 +96,19 @@ def ranks(request):
     results: dict[int, dict[str, dict]] = {}
 
     def trained(key: str, world: int) -> dict:
-        if world not in results:
-            started = {repr(case): planned(case) for case in cases}
-            again = [started[repr(case)] for case in cases if "dropout" in case.options]
-            for model in models if world == 2 else ():
+        if not results:
+            trees = [(case, planned(case)) for case in cases]
+            started = {n: {repr(case): written(case, tree) for case, tree in trees} for n in (1, 2)}
+            dropout = [repr(case) for case in cases if "dropout" in case.options]
+            again = {n: [by_key[key] for key in dropout] for n, by_key in started.items()}
+            for model in models:
                 for name, sets in SHARING.items():
-                    started[f"{model} {name}"] = written(FIRST[model], 6, *SHARED.split(), *sets)
-                again.append(started[f"{model} fsdp"])
-            two_ranks.launched([*started.values(), *again], world)
-            results[world] = {name: two_ranks.out_of(run) | {"run": run} for name, run in started.items()}
+                    tree = recipe(FIRST[model], steps=6, sets=(*FEW, *SHARED.split(), *sets))
+                    started[2][f"{model} {name}"] = written(FIRST[model], tree)
+                again[2].append(started[2][f"{model} fsdp"])
+            two_ranks.launched({n: [*by_key.values(), *again[n]] for n, by_key in started.items()})
+            for n, by_key in started.items():
+                results[n] = {key: two_ranks.out_of(run) | {"run": run} for key, run in by_key.items()}
         return results[world][key]
 
     return trained
