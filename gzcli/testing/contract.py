@@ -78,10 +78,10 @@ class Case:
     def build(self, info: DataInfo, seed: int = SEED) -> Model:
         """The model with the weights that a seed gives, built on stages of the same seed."""
         stages = {name: stage.build(info, seed) for name, stage in self.stages.items()}
-        torch.default_generator.manual_seed(seed)
+        torch.manual_seed(seed)
         for p in (p for stage in stages.values() for p in stage.parameters()):
             p.data += 0.1 * torch.randn_like(p)  # a layer that starts at zero would hide what the stage does
-        torch.default_generator.manual_seed(seed)
+        torch.manual_seed(seed)
         return catalog.load(self.model).of(info, **self.settings, **stages)
 
     def pack(self) -> Pack:
