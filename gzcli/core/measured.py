@@ -97,7 +97,7 @@ def standings(data: str, scale: str) -> list[dict[str, str]]:
 
 def peers(data: str) -> list[dict[str, str]]:
     """What other packages' models have got from gz's judge: name, version, the `model` of gz that they stand
-    beside, seconds of training, and columns of figures as `summary.csv` has them."""
+    beside, seconds and steps of training, and columns of figures as `summary.csv` has them."""
     return rows_of(ROOT / data / "peers.csv")
 
 

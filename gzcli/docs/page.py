@@ -162,7 +162,8 @@ def _compared(name: str) -> Iterator[tuple[str, str, str, str]]:
         yield "paper", data, figures, source
     for data in sorted({data for data, _ in measured.places()}):
         for row in (row for row in measured.peers(data) if row["model"] == name):
-            how = f"trained for {duration(float(row['seconds']))} by its own settings"
+            steps = f"{int(row['train_steps']):,} steps"
+            how = f"trained for {duration(float(row['seconds']))}, {steps}, by its own settings"
             yield f"{row['name']} {row['version']}", data, _figures(row), how
     for data, scale in measured.places():
         for row in (row for row in measured.standings(data, scale) if row["model"] == name):

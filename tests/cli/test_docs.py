@@ -153,7 +153,7 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference):
     head = "place,model,train_seconds,sample_seconds,params,fd,fd_sd,fd_excess,fd_excess_half,bpd,swd\n"
     rows = "1–2,fm,480,.01,1000,75,,45,8,1.5,9\n1–2,glow,480,,1000,80,2,50.2,8,1.2,9\n"
     (reference / "summary.csv").write_text(head + rows)
-    peers = "name,version,model,seconds,fd,fd_excess,fd_excess_half\nnormflows,1.7,glow,480,90,60,9\n"
+    peers = "name,version,model,seconds,train_steps,fd,fd_excess,fd_excess_half\nnormflows,1.7,glow,480,62,90,60,9\n"
     (reference.parent / "peers.csv").write_text(peers)
     detections = "model,in,out,score,auroc,auroc_low,auroc_high,n_in,n_out,paper_auroc\n" + (
         "glow,fashionmnist,mnist,nll,.1,.08,.12,500,500,\n"
@@ -165,7 +165,10 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference):
     assert "\n| gz | mnist, tiny | fd 80 (+50.2 ± 8), bpd (bound) 1.2 | place 1–2 of [the league]" in text
     paper = "| paper | cifar10 | bpd ≤ 2.91, NVAE with flows | [arXiv:2007.03898]("
     assert paper in as_markdown(page_of("hvae"), site=True)
-    assert "\n| normflows 1.7 | mnist | fd 90 (+60 ± 9) | trained for 8m00s by its own settings |" in text
+    assert (
+        "\n| normflows 1.7 | mnist | fd 90 (+60 ± 9) | trained for 8m00s, 62 steps, by its own settings |"
+        in text
+    )
     cell = "0.900 by complexity (0.880–0.920; papers .998), 0.100 by nll (0.080–0.120)"
     assert f"\n| gz | mnist told from fashionmnist | AUROC {cell} | [the league]" in text
     facts = ("mnist", "tiny", measured.about("mnist", "tiny"), *league_table("mnist", "tiny"))

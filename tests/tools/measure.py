@@ -201,6 +201,7 @@ def peers(folder: Path) -> Path:
                 "version": facts["version"],
                 "model": BESIDE[facts["package"]],
                 "seconds": facts["train_cpu_seconds"],
+                "train_steps": facts["steps"],
                 **row["metrics"],
                 **{f"{name}_excess": one.value for name, one in excess.items()},
                 **{f"{name}_excess_half": one.half for name, one in excess.items()},
