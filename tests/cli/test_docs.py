@@ -153,7 +153,8 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference):
     head = "place,model,train_seconds,sample_seconds,params,fd,fd_sd,fd_excess,fd_excess_half,bpd,swd\n"
     rows = "1–2,fm,480,.01,1000,75,,45,8,1.5,9\n1–2,glow,480,,1000,80,2,50.2,8,1.2,9\n"
     (reference / "summary.csv").write_text(head + rows)
-    peers = "name,version,model,seconds,train_steps,fd,fd_excess,fd_excess_half\nnormflows,1.7,glow,480,62,90,60,9\n"
+    head = "name,version,model,seconds,train_steps,fd,fd_excess,fd_excess_half\n"
+    peers = head + "normflows,1.7,glow,480,62,90,60,9\n"
     (reference.parent / "peers.csv").write_text(peers)
     detections = "model,in,out,score,auroc,auroc_low,auroc_high,n_in,n_out,paper_auroc\n" + (
         "glow,fashionmnist,mnist,nll,.1,.08,.12,500,500,\n"
