@@ -159,10 +159,9 @@ class Diffusion(NoiseApplications):
 
     def weighted_error(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
         """The error of the prediction, as `loss_type` and `min_snr` have it."""
-        plain = out, target
         if self.prediction == "x0" and self.min_snr is None:
-            plain = over_sigma(out, target, level)
-        error = LOSSES[self.loss_type](*plain, reduction="none").flatten(1).mean(1)  # [B]
+            out, target = over_sigma(out, target, level)
+        error = LOSSES[self.loss_type](out, target, reduction="none").flatten(1).mean(1)  # [B]
         if self.min_snr is None:
             return {"loss": error.mean()}
         weight = self.process.snrs[level.t].clamp(max=self.min_snr) / self.image_weight(level)
