@@ -121,7 +121,7 @@ def test_patches_are_positions():
     cells = x.unflatten(3, (4, 2)).unflatten(2, (6, 2)).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
     out = plain(cells, t).unflatten(1, (2, 2, 2)).permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
     torch.testing.assert_close(net(x, t), out, atol=1e-5, rtol=1e-5)
-    refused("diffusers has no U-Net of patches", net.to_diffusers, (12, 8))
+    refused("diffusers has no U-Net of patches", net.to_diffusers, (12, 8), 1)
     for shape, patch, size in (((3, 30, 30), 4, "28"), ((3, 33, 48), 2, "48x32"), ((3, 3, 3), 4, "4")):
         with pytest.raises(UsageError, match=f"do not divide into patches of {patch}") as e:
             UNet.of(DataInfo(shape), UNetOptions(patch=patch))
