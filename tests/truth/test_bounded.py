@@ -48,7 +48,7 @@ def model_of(kind, options):
 def test_estimates_are_clamped_and_explain_the_noised_image(kind, options):
     model, x = model_of(kind, options), torch.randn(8, 1, 4, 4)
     level = model.process.level_at(0.4)
-    x0, eps = model.estimate(x, level)
+    x0, eps, _ = model.estimate(x, level)
     model.bounded = False
     free = model.estimate(x, level).x0
     assert (free.abs() > 1).any() and (free.abs() < 1).any()
