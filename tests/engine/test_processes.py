@@ -35,7 +35,8 @@ from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run
 
 LONG = ("--set", "train.sample_every=0", "--set", "train.eval_every=0", "--set", "train.best=none", "--cpu")
-STEPS, DIFFUSERS_STEPS = 4, 2  # of a training; one of Stable Diffusion takes .4 seconds in float64
+# of a training: wgan's generator learns at its fifth; one of Stable Diffusion takes .4 seconds in float64
+STEPS, DIFFUSERS_STEPS = 6, 2
 PATIENCE = 240  # seconds for what takes a few on a machine that does nothing else
 ADAPTIVE = {"augment": ("cutout",), "ada": 0.95, "lecam": 0.1}
 # what looks at a whole batch: batch norm, also under a penalty on a gradient, means of outputs, a full pool
