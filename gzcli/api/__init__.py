@@ -146,7 +146,7 @@ def open_data(
     name: a known set, an imported one, or a path.
     size: side of the images in pixels, or width and height as "48x32"; None: as the set has it.
     channels: 1 or 3; None: as the set has it.
-    fit: how pictures of another shape come to the size: "crop", "pad" or "stretch".
+    fit: how pictures of another shape come to the size: "crop", "pad", "stretch" or "aspect".
 
     Raises UsageError for an unknown name, MissingError where its files are not there.
     """

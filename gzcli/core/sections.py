@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from gzcli.core.errors import UsageError, canonical
 from gzcli.core.units import Size
 
-Fit: TypeAlias = Literal["crop", "pad", "stretch"]
+Fit: TypeAlias = Literal["crop", "pad", "stretch", "aspect"]
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 TRACKERS = ("wandb", "tensorboard", "trackio", "mlflow")
@@ -72,7 +72,8 @@ class DataSection:
     name: name of a known or imported data set, or the path of one.
     size: side of the images in pixels, or width and height as `48x32`; null: that of the set.
     fit: how pictures of another shape come to the size: cut to it, padded with the mean colour of their
-      border, or stretched.
+      border, or stretched; `aspect`: a model that can trains on each in a shape near its own, of no more
+      pixels than the size has.
     channels: 1 (grey) or 3 (RGB); null: those of the set.
     levels: grey levels, 2 … 256; null: those of the set; 2: binary images.
     latent: run, or `AutoencoderKL` of diffusers, whose latents are modelled in place of pixels.
@@ -83,7 +84,7 @@ class DataSection:
 
     name: str = "digits"
     size: Size | None = field(default=None, metadata={"range": "1 or more"})
-    fit: Literal["crop", "pad", "stretch"] = "crop"
+    fit: Fit = "crop"
     channels: Literal[1, 3] | None = None
     levels: int | None = ranged(None, "2 … 256")
     latent: str | None = None

@@ -5,6 +5,7 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
@@ -263,6 +264,18 @@ def moved(t: Tensor, device: torch.device | str) -> Tensor:
     if t.device.type == "cpu" and not kind_of(device).shared:
         return t.pin_memory().to(device, non_blocking=True)
     return t.to(device)
+
+
+def to_rows(images: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Images [B, C, h, w] at the beginnings of rows [B, *shape], which have as many values or more."""
+    rows = images.new_zeros(len(images), math.prod(shape))
+    rows[:, : images[0].numel()] = images.flatten(1)
+    return rows.unflatten(1, shape)
+
+
+def from_rows(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """The images [B, *shape] at the beginnings of rows, see `to_rows`."""
+    return rows.flatten(1)[:, : math.prod(shape)].unflatten(1, shape)
 
 
 def mix(*key: int | str) -> int:

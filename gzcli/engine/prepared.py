@@ -229,6 +229,7 @@ def write_maps(
             share = range(*(n * r // ranks.world() for r in (ranks.rank(), ranks.rank() + 1)))
             if not share or not any(part.glob("*.npy")):  # nothing was made of the first image
                 continue
+            done = 0
             with log.bar(title) as progress:
                 for batch in read(share):
                     rows = batch.index.cpu().numpy()
@@ -236,7 +237,7 @@ def write_maps(
                         if key not in maps:
                             maps[key] = open_memmap(part / f"{key}.npy", "r+")
                         maps[key][rows] = value.cpu().numpy()
-                    progress(int(rows[-1]) + 1 - share.start, len(share))
+                    progress(done := done + len(rows), len(share))
         for array in maps.values():
             array.flush()
         ranks.wait()

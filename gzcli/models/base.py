@@ -78,6 +78,7 @@ class Model(nn.Module):
     with_labels: ClassVar[tuple[str, ...]] = ()  # applications that a conditional model alone has
     latents: ClassVar[bool] = False  # whether it can be trained on latents (`data.latent`)
     square: ClassVar[bool] = False  # whether it needs square images
+    aspects: ClassVar[bool] = False  # whether it trains on images of several shapes (`data.fit: aspect`)
     shares: ClassVar[bool] = False  # whether GPUs can share its weights out (`launch.strategy: fsdp`)
     likelihood: ClassVar[str | None] = None  # what log_prob is: "exact" | "bound" | "ode"
     # the metric of the best checkpoint: "bpd" | "fd" | "loss"; auto: bpd where log_prob is cheap, else loss

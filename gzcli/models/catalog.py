@@ -37,7 +37,10 @@ APPLICATIONS = (
 OUTSIDE = "outside"  # the family of models from outside the package
 
 # class attributes of `Model` that a card has
-_ATTRIBUTES = ("needs", "likelihood", "best", "latents", "square", "shares", "labels_for", "with_labels")
+_ATTRIBUTES = (
+    *("needs", "likelihood", "best", "latents", "square", "aspects", "shares"),
+    *("labels_for", "with_labels"),
+)
 _INPUTS = {"Tensor", "Module", "Noise", "Progress", "Batch", "Callable", "Iterable", "Iterator"}
 _SHAPE = re.compile(r"^\[B\]: | \[[A-Z1, ]+\]")  # as in `images [B, C, H, W]`
 
@@ -433,6 +436,7 @@ class ModelCard:
     best: str
     latents: bool  # whether it can be trained on latents
     square: bool  # whether it needs square images
+    aspects: bool  # whether it trains on images of several shapes
     shares: bool  # whether GPUs can share its weights out
     params: dict[str, Param]  # hyperparameters: the keys of the recipe's `model`
     stages: tuple[str, ...]  # earlier stages of the recipe, whose trained models `__init__` takes

@@ -179,6 +179,10 @@ def check_data(part: Part, card: ModelCard, data: DataSpec | PackMeta) -> None:
         message = f"`{card.name}` needs square images, and those of `{name}` are {width}×{height}"
         hint = f"`--set data.size={min(height, width)}` crops them, with `--set data.fit=pad` it pads them"
         raise UsageError(message, hint=hint)
+    if part.data.fit == "aspect" and not card.aspects:
+        able = ", ".join(f"`{other.name}`" for other in catalog.cards().values() if other.aspects)
+        message = f"`{card.name}` trains on images of one shape, and `data.fit: aspect` keeps several"
+        raise UsageError(message, hint=f"`--set data.fit=crop`, or `pad`; several are for {able}")
     needed = [extra for extra in EXTRAS if extra in card.needs]
     if lacking := [extra for extra in needed if extra not in data.extras]:
         able = ", ".join(spec.name for spec in SPECS.values() if set(needed) <= set(spec.extras))

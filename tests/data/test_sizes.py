@@ -19,8 +19,8 @@ from gzcli.cli.app import run
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import DataSection, Part, TrainSection
 from gzcli.core.units import canonical_size, sides
-from gzcli.data.packs import build
-from gzcli.data.packs.batches import TrainBatches, scan
+from gzcli.data.packs import build, stream
+from gzcli.data.packs.batches import TrainBatches, scan, to_uint8
 from gzcli.data.packs.open import (
     Facts,
     facts_of,
@@ -33,7 +33,7 @@ from gzcli.data.packs.open import (
 )
 from gzcli.data.readers.folder import open_path, read_pictures
 from gzcli.data.readers.images import FORMATS
-from gzcli.data.readers.pictures import Decoding, decode, look
+from gzcli.data.readers.pictures import Decoding, bucket, decode, look
 from gzcli.data.readers.publishers import PARSERS
 from gzcli.data.sets.embedded import MAKERS
 from gzcli.data.sets.library import import_set, listing
@@ -144,6 +144,62 @@ def test_pictures_beside_a_run_are_brought_to_its_size_as_its_set(tmp_path):
     assert (whole == places(20, 40, 2)[2:18, 12:28].transpose(2, 0, 1)).all()
     with pytest.raises(UsageError, match=r"2.png` is 40×20, smaller than the patch of 24×24"):
         read_pictures(folder / "2.png", size=None, channels=3, limit=1, patch=24)
+
+
+def test_buckets_have_no_more_pixels_and_the_nearest_ratio():
+    assert bucket((100, 100), (512, 512)) == (512, 512)
+    assert bucket((300, 400), (512, 512)) == (448, 576) and bucket((400, 300), (512, 512)) == (576, 448)
+    assert bucket((100, 900), (1024, 1024)) == (704, 1408)  # no more than twice as wide
+    assert bucket((9, 10), (32, 32)) == (32, 32) and bucket((3, 4), (48, 64)) == (48, 64)
+    rng = np.random.default_rng(0)
+    for h, w in rng.integers(50, 100, (100, 2)).tolist():
+        high, wide = bucket((h, w), (512, 512))
+        assert high * wide <= 512**2 and high % 64 == wide % 64 == 0
+        assert abs(np.log(wide / high * h / w)) < 0.17
+
+
+def test_images_of_several_shapes_come_in_batches_of_one(tmp_path, monkeypatch):
+    shapes = [(64, 64)] * 4 + [(40, 80)] * 12 + [(90, 50)] * 24  # height, width
+    monkeypatch.setattr(stream, "FEW", 2)  # packed by worker processes
+    files = {f"{i:02}.png": encoded(places(*shape, i)) for i, shape in enumerate(shapes)}
+    folder = write(tmp_path / "photos", files)
+    pack = open_pack(folder, size=64, fit="aspect")
+    assert "of 48×80 (24), 80×48 (12), 64×64 (4)" in pack.meta.words and pack.meta.shape == (3, 64, 64)
+    assert (pack.images("train") == open_pack(folder, size=64).images("train")).all()  # for all but training
+    assert open_pack(folder, size=64, fit="aspect").folder == pack.folder
+    batches = [train_batches(pack, seed=3, batch_size=4, levels=256, n=30) for _ in range(3)]
+    halves = [
+        train_batches(pack, seed=3, batch_size=4, levels=256, n=30, rank=rank, world=2) for rank in (0, 1)
+    ]
+    seen = np.zeros(pack.meta.counts["train"], int)
+    for step in range(75):
+        batch = batches[0].at(step)
+        np.add.at(seen, batch.index.numpy(), 1)  # a shape of few images fills a batch with repeats
+        for x, i in zip(batch.x, batch.index.tolist(), strict=True):
+            path = folder / pack.names("train")[i]
+            want = decode(path.read_bytes(), "a", Decoding(f"{x.shape[2]}x{x.shape[1]}", 3))[0]
+            assert tuple(x.shape[1:]) == bucket(Image.open(path).size[::-1], (64, 64))
+            assert (to_uint8(x).numpy() == want).all()
+        assert torch.equal(torch.cat([half.at(step).x for half in halves]), batch.x)
+    assert torch.equal(batches[1].at(74).x, batch.x), "a resume begins in the middle"
+    assert seen.sum() == 300 and set(seen) - {0} <= {9, 10, 11} and (seen > 0).sum() == 30
+    scanned = list(scan(pack, "val", batch_size=3, levels=256, device="cpu", index=[3, 1, 0, 2]))
+    assert sorted(i for batch in scanned for i in batch.index.tolist()) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [({"size": None}, "in shapes of a `data.size`"), ({"patch": 16}, "whole images")],
+)
+def test_what_cannot_have_several_shapes(tmp_path, options, problem):
+    folder = write(tmp_path / "p", {f"{i}.png": png(RED, (30, 20)) for i in range(9)})
+    with pytest.raises(UsageError, match=problem):
+        open_pack(folder, **{"size": 32, "fit": "aspect", **options})
+    with pytest.raises(UsageError, match="leaves out"):
+        open_pack("digits-edited", size=32, fit="aspect")
+    part = Part("ddpm", data=DataSection(fit="aspect"))
+    with pytest.raises(UsageError, match="one shape"):
+        check_data(part, catalog.card("ddpm"), SPECS["digits"])
 
 
 def test_the_command_line_takes_width_and_height(tmp_path, capsys):

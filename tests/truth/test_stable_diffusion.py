@@ -294,6 +294,20 @@ def test_what_is_prepared_makes_the_same_loss(cls):
     assert built(cls, cache=False).prepare(batch()) == {}
 
 
+@pytest.mark.parametrize("base", tiny_sd.TINY)
+def test_images_of_another_shape_have_the_loss_of_their_latents(base):
+    model, b = stirred(built(SDLoRA, base)), batch()
+    b.x = b.x[:, :, :, :12].reshape(4, 3, 8, 24)
+    with torch.no_grad():
+        fresh, prepared = float(model.loss(b)["loss"]), model.prepare(b)
+        assert prepared["latent_mean"].shape == model.prepare(batch())["latent_mean"].shape, (
+            "rows of one file"
+        )
+        b = replace(batch(**prepared), x=torch.zeros_like(b.x))
+        assert float(model.loss(b)["loss"]) == pytest.approx(fresh, rel=2e-3)
+    assert drawn(model, size="24x8").shape == (2, 3, 8, 24)
+
+
 def test_a_prior_is_what_the_base_draws_and_its_loss_is_that_of_images_with_its_text():
     text, model = "a digit", built(SDLoRA, prior="a digit", prior_images=3, prior_weight=0.5)
     how = {"noise": ImageNoise(0, range(3)), "progress": no_progress, "prompting": PromptOptions(text)}

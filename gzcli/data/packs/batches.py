@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gzcli.core.devices import SideStream, kind_of
 from gzcli.core.errors import UsageError
-from gzcli.core.types import Batch, BatchNoise, ImageNoise, Noise, mix, moved
+from gzcli.core.types import Batch, BatchNoise, ImageNoise, Noise, from_rows, mix, moved
 from gzcli.data.packs.augment import ReplayedNoise, augmenter, patch_of
 from gzcli.data.packs.pack import Pack
 from gzcli.data.packs.stream import Pictures, Prefetch, worker_count
@@ -71,29 +71,59 @@ def domains(pack: Pack) -> list[Tensor]:
 
 class Order:
     """The order of training images, of which this rank has the rows `part` of each global batch. `among`
-    limits the images to some positions, `n` to a random subset; `key` makes orders of one seed differ."""
+    limits the images to some positions, `n` to a random subset; `key` makes orders of one seed differ. The
+    images of a batch are of one of the `kinds` [N], None: of any."""
 
     def __init__(
-        self, count: int, n: int | None, seed: int, total: int, part: slice, among: Tensor | None, key: str
+        self,
+        count: int,
+        n: int | None,
+        seed: int,
+        total: int,
+        part: slice,
+        *,
+        among: Tensor | None,
+        key: str,
+        kinds: np.ndarray | None,
     ):
-        self.seed, self.total, self.part, self.key = seed, total, part, key
+        self.seed, self.total, self.part, self.key, self.kinds = seed, total, part, key, kinds
         self.subset, count = among, count if among is None else len(among)
         if n is not None and n < count:
             chosen = torch.from_numpy(np.random.RandomState(0).permutation(count)[:n])
             self.subset = chosen if among is None else among[chosen]
         self.n = count if n is None else min(n, count)
         self._orders: dict[int, Tensor] = {}
+        self._batches: list[Tensor] = []  # of one kind each, from the first step on
+        self._collected: dict[int, list[int]] = {}  # positions by kind, fewer than a batch has
+        self._epochs = 0  # that are collected
 
     def at(self, step: int) -> Tensor:
         """Positions [B / world] in the split. A batch may end one epoch and begin the next."""
+        if self.kinds is not None:
+            return self._of_one_kind(step, self.kinds)[self.part]
         first, left = step * self.total + self.part.start, self.part.stop - self.part.start
         parts = []
         while left:
             epoch, row = divmod(first, self.n)
             parts.append(self._epoch(epoch)[row : row + left])
             first, left = first + len(parts[-1]), left - len(parts[-1])
-        index = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return self._positions(parts[0] if len(parts) == 1 else torch.cat(parts))
+
+    def _positions(self, index: Tensor) -> Tensor:
         return index if self.subset is None else self.subset[index]
+
+    def _of_one_kind(self, step: int, kinds: np.ndarray) -> Tensor:
+        """The positions [B] of a global batch. Each image waits until a batch of its kind is full, so that
+        all are seen equally often."""
+        while len(self._batches) <= step:
+            for position in self._positions(self._epoch(self._epochs)).tolist():
+                waiting = self._collected.setdefault(int(kinds[position]), [])
+                waiting.append(position)
+                if len(waiting) == self.total:
+                    self._batches.append(torch.tensor(waiting))
+                    waiting.clear()
+            self._epochs += 1
+        return self._batches[step]
 
     def _epoch(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
@@ -106,6 +136,11 @@ class Order:
         """Two large random numbers for each image [B / world, 2], which place its patch."""
         noise = BatchNoise(self.seed, step, f"patch {self.key}", total=self.total, start=self.part.start)
         return noise.randint(1 << 31, self.part.stop - self.part.start, 2)
+
+
+def kinds_of(shapes: np.ndarray) -> np.ndarray:
+    """A number [N] for each of the shapes [N, 2] of images; equal shapes have equal numbers."""
+    return np.unique(shapes, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def rows_of(orders: Sequence[Order], patches: bool, step: int) -> np.ndarray:
@@ -199,8 +234,10 @@ class TrainBatches:
         self.prepared = prepared or {}
         part = slice(self.start, self.start + size)
         among = domains(pack) if "second_domain" in needs else [None]
+        count, kinds = pack.meta.counts["train"], self.rows.shapes
+        kinds = None if kinds is None else kinds_of(kinds)
         self.orders = orders = [
-            Order(pack.meta.counts["train"], n, self.seed, batch_size, part, among=rows, key=key)
+            Order(count, n, self.seed, batch_size, part, among=rows, key=key, kinds=kinds)
             for rows, key in zip(among, ("order", "order of b"), strict=False)
         ]
         self.ahead = None
@@ -261,7 +298,8 @@ def scan(
     seed: int = 0,
     augment: Sequence[str] = (),
 ) -> Iterator[Batch]:
-    """The images of a split, or of some positions in it, in order; the last batch may be smaller.
+    """The images of a split, or of some positions in it, in order; the last batch may be smaller. Those of
+    a pack of several shapes come one shape after another.
 
     The noise of image i depends on (seed, i) alone, and so does its augmentation. It is drawn on the CPU, so
     that its bits do not depend on the device, and moved to the batch's device. Binary images are the same
@@ -270,11 +308,19 @@ def scan(
     device, change = torch.device(device), augmenter(augment)
     rows = np.arange(pack.meta.counts[split]) if index is None else np.asarray(index)
     order = torch.as_tensor(rows, dtype=torch.int64)
-    parts, uncut = order.split(batch_size), patch_of(augment) is not None
+    parts, uncut = _parts(pack, split, order, batch_size), patch_of(augment) is not None
     for part, (pictures, y, extra) in zip(parts, _taken(pack, split, parts, device, uncut), strict=True):
         ids = part.tolist()
         pictures = change(pictures, ImageNoise(mix(seed, "data"), ids, device)) if change else pictures
         yield _noised(pictures, y, extra, ids, levels=levels, seed=seed, device=device)
+
+
+def _parts(pack: Pack, split: str, order: Tensor, batch_size: int) -> list[Tensor]:
+    """Positions [N] in batches of images of one shape."""
+    if (aspects := pack.aspects(split)) is None:
+        return list(order.split(batch_size))
+    kinds = torch.from_numpy(kinds_of(aspects[1][order.numpy()]))
+    return [part for kind in kinds.unique() for part in order[kinds == kind].split(batch_size)]
 
 
 def scan_by_content(
@@ -290,7 +336,7 @@ def scan_by_content(
     """As `scan`, but the noise depends on (seed, pixels) alone; the batch's `index` numbers the pixels."""
     device = torch.device(device)
     parts = torch.as_tensor(np.asarray(index), dtype=torch.int64).split(batch_size)
-    for pictures, y, extra in _taken(pack, split, parts, device, uncut=False):
+    for pictures, y, extra in _taken(pack, split, parts, device, uncut=False, shaped=False):
         images = pictures["x"].cpu().numpy()
         hashes = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images)
         ids = [int.from_bytes(digest, "little") >> 1 for digest in hashes]  # 63 bits
@@ -314,10 +360,10 @@ def _noised(
 
 
 def _taken(
-    pack: Pack, split: str, parts: Sequence[Tensor], device: torch.device, uncut: bool
+    pack: Pack, split: str, parts: Sequence[Tensor], device: torch.device, uncut: bool, shaped: bool = True
 ) -> Iterator[_Taken]:
     """The rows of a split at some positions [B], one batch after the other."""
-    rows = _Rows(pack, split, device, whole=False, uncut=uncut)
+    rows = _Rows(pack, split, device, whole=False, uncut=uncut, shaped=shaped)
     ahead = None
     if rows.streamed is not None:
         workers = worker_count() if len(parts) > FEW else 0
@@ -327,11 +373,25 @@ def _taken(
 
 
 class _Rows:
-    """Rows of a split as bytes, kept on the GPU where it fits; those of a streamed split are handed in."""
+    """Rows of a split as bytes, kept on the GPU where it fits; those of a streamed split are handed in.
 
-    def __init__(self, pack: Pack, split: str, device: torch.device, *, whole: bool = True, uncut: bool):
+    shaped: whether images of a pack of several shapes are taken in their own.
+    """
+
+    def __init__(
+        self,
+        pack: Pack,
+        split: str,
+        device: torch.device,
+        *,
+        whole: bool = True,
+        uncut: bool,
+        shaped: bool = True,
+    ):
         self.device = device
-        images = pack.images(split, uncut=uncut)
+        aspects = pack.aspects(split) if shaped else None
+        self.shapes = aspects and aspects[1]
+        images = pack.images(split, uncut=uncut) if aspects is None else aspects[0]
         self.streamed = images if isinstance(images, Pictures) else None
         self.images = torch.empty(0) if isinstance(images, Pictures) else torch.from_numpy(np.asarray(images))
         labels = pack.labels(split)
@@ -349,9 +409,11 @@ class _Rows:
     def take(self, index: Tensor, u8: Tensor | None = None) -> _Taken:
         """(the images `x` and further pictures by kind, uint8 [B, C, H, W]; labels; captions)."""
         extra = {} if self.captions is None else {"caption": [self.captions[i] for i in index.tolist()]}
+        shape = None if self.shapes is None else self.shapes[index[0]].tolist()[::-1]
         if self.whole:
             index = moved(index, self.device)
         y = None if self.labels is None else moved(self.labels.index_select(0, index), self.device)
         images = self.images.index_select(0, index) if u8 is None else u8
+        images = images if shape is None else from_rows(images, (images.shape[1], *shape))
         further = {kind: t.index_select(0, index) for kind, t in self.further.items()}
         return {kind: moved(t, self.device) for kind, t in {"x": images, **further}.items()}, y, extra

@@ -23,6 +23,7 @@ from gzcli.data.sets.registry import Form, extras_in_words
 from gzcli.store.files import checksum, need_space, write_json
 
 LARGEST = 512  # largest side in pixels that is packed without `data.size`
+ASPECT = "aspect"  # a further picture of each image: itself, in a shape near its own (`pictures.bucket`)
 NAMED = 5  # most pictures that a message names
 
 Shape = tuple[int, int, int]  # (C, H, W)
@@ -43,6 +44,9 @@ def build(
     files = PackFolder(folder)
     plan = foreign_plan(images.counts) if form.foreign else split_plan(images.title, images.counts)
     images = _of_plan(images, plan) if form.foreign else images
+    if form.fit == "aspect":
+        _refuse_further(images)
+        images = replace(images, further={ASPECT: images.blocks})
     notes: list[str] = []  # of how pictures were read
     native = _native(images, form, notes.append)
     total = sum(rows_of(plan).values()) * (1 + len(images.further))
@@ -62,10 +66,13 @@ def build(
     else:
         need_space(folder, pixels)
         fit = Fit(images.title, shape, decoding, _crop_hint(native), with_sides=bool(images.further))
-        bad, resized, notes = _write_images(images, plan, files, fit, lambda n: progress(n, total))
+        bad, resized, notes, sizes = _write_images(images, plan, files, fit, lambda n: progress(n, total))
         if bad:
             _leave_out(images, plan, bad, form.skip_bad, files)
-    _write_values(images, sizes if mixed else {}, plan, files)
+        if ASPECT in images.further:
+            shapes = Counter(f"{w}×{h}" for rows in sizes.values() for w, h in rows.tolist() if w)
+            notes.append("of " + ", ".join(f"{shape} ({n:,})" for shape, n in shapes.most_common()))
+    _write_values(images, sizes if mixed or ASPECT in images.further else {}, plan, files)
     names = sorted(path.name for path in folder.iterdir())
     meta = {
         "title": images.title,
@@ -80,7 +87,7 @@ def build(
         "streamed": asdict(decoding) if streamed else None,
         "skipped": [e.message for e in bad.values()],
         "notes": [*images.notes, *notes],
-        "extras": [*(["caption"] if images.captions else []), *images.further],
+        "extras": [*(["caption"] if images.captions else []), *(k for k in images.further if k != ASPECT)],
         **extra,
         "source_channels": native[0],
         "sha256": {name: checksum(folder / name) for name in names},
@@ -222,7 +229,8 @@ class Fitted(NamedTuple):
     name: str  # file that held it, for messages
     images: np.ndarray | MissingError  # uint8 [n, C, H, W], or the reason why there are none
     resized: bool = False
-    sides: tuple[int, int] = (0, 0)  # original (width, height) in pixels; (0, 0) if not measured
+    # original (width, height) in pixels, (0, 0) if not measured; of `aspect`, those of its images
+    sides: tuple[int, int] = (0, 0)
     notes: tuple[str, ...] = ()  # choices in reading it, as `pictures.decode` notes them
 
 
@@ -240,6 +248,10 @@ class Fit:
         split, start, data, name = block
         if not isinstance(data, bytes):
             height, width = data.shape[2:]
+            if self.decoding.bucketed:
+                height, width = pictures.bucket((height, width), self.shape[1:])
+                images = pictures.fit_array(data, (self.shape[0], height, width), "crop")
+                return Fitted(split, start, name, self._rows(images), sides=(width, height))
             images = pictures.fit_array(data, self.shape, self.decoding.fit)
             return Fitted(split, start, name, images, (height, width) != self.shape[1:], (width, height))
         notes: list[str] = []
@@ -247,12 +259,20 @@ class Fit:
             image, resized = pictures.decode(data, name, self.decoding, notes.append)
         except MissingError as e:
             return Fitted(split, start, name, e)
+        (_, h, w), (_, h0, w0) = image.shape, self.shape
+        if self.decoding.bucketed:
+            return Fitted(split, start, name, self._rows(image[None]), resized, (w, h))
         if image.shape != self.shape:
-            (_, h, w), (_, h0, w0) = image.shape, self.shape
             message = f"the images of `{self.title}` have mixed sizes: `{name}` is {w}×{h}"
             raise UsageError(f"{message}, others are {w0}×{h0}", hint=self.hint)
         before = pictures.sides_of(data) if self.with_sides else (0, 0)
         return Fitted(split, start, name, image[None], resized, before, tuple(notes))
+
+    def _rows(self, images: np.ndarray) -> np.ndarray:
+        """Images of any shape, whose bytes fill the beginnings of rows [n, C, H, W]; the rest is zero."""
+        rows = np.zeros((len(images), *self.shape), np.uint8)
+        rows.reshape(len(images), -1)[:, : images[0].size] = images.reshape(len(images), -1)
+        return rows
 
 
 # --- writing ---
@@ -279,9 +299,9 @@ class RowFile:
 
 def _write_images(
     images: RawImages, plan: Plan, files: PackFolder, fit: Fit, report: Callable[[int], None]
-) -> tuple[Bad, bool, list[str]]:
+) -> tuple[Bad, bool, list[str], Sides]:
     """Writes the images, then their further pictures with the same crop. Returns those that did not decode,
-    whether any image was resized, and notes on reading pictures."""
+    whether any image was resized, notes on reading pictures, and the sides of images."""
     count = sum(images.counts.values())
     work = count if images.shape != fit.shape else 0  # number of images that are decoded or resized
     sizes: Sides = {split: np.zeros((n, 2), np.int32) for split, n in images.counts.items()}
@@ -290,6 +310,8 @@ def _write_images(
     any_resized, places = False, _places(plan)
     for i, (kind, blocks) in enumerate({"": images.blocks, **images.further}.items()):
         row_files = {s: RowFile(files.array(s, kind), n, fit.shape) for s, n in rows_of(plan).items()}
+        if kind == ASPECT:
+            fit = replace(fit, decoding=replace(fit.decoding, bucketed=True))
         progress = i * count
         try:
             for block in mapped(fit, blocks(), work):
@@ -300,7 +322,7 @@ def _write_images(
                     bad.setdefault((block.split, block.start), block.images)
                     row_files[SPLITS[target[block.start]]].seen[row[block.start]] = True
                     continue
-                if kind:
+                if kind and kind != ASPECT:
                     _check_sides(block, sizes[block.split][block.start].tolist())
                 else:
                     sizes[block.split][block.start : block.start + len(block.images)] = block.sides
@@ -317,7 +339,15 @@ def _write_images(
                 raise MissingError(f"{missing} {name} of the {split} split are missing in `{images.title}`")
         # a map may be smaller than its image
         fit = replace(fit, decoding=replace(fit.decoding, size=as_size(*fit.shape[1:])))
-    return bad, any_resized, pictures.notes_in_words(notes)
+    return bad, any_resized, pictures.notes_in_words(notes), sizes
+
+
+def _refuse_further(images: RawImages) -> None:
+    """Raises UsageError for images with further pictures, which would have to share their shapes."""
+    if images.further:
+        extras = extras_in_words(images.further)
+        message = f"`{images.title}` has {extras}, which `data.fit: aspect` leaves out"
+        raise UsageError(message, hint="`--set data.fit=crop`, or `pad`")
 
 
 def _check_sides(further: Fitted, image: list[int]) -> None:

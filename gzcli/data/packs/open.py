@@ -108,6 +108,9 @@ def open_pack(
     if channels not in (None, 1, 3):
         raise UsageError(f"`data.channels` is 1 (grey) or 3 (RGB), not {channels}")
     size = None if size is None else packable(size)
+    if fit == "aspect" and (size is None or patch):
+        hint = "`--set data.size=512`, without `patch` in `data.augment`"
+        raise UsageError("`data.fit: aspect` is of whole images, in shapes of a `data.size`", hint=hint)
     data = locate(what).sized(size)
     form = data.form.with_options(size, channels, fit, patch)
     form = replace(form, foreign=foreign and isinstance(data, OwnSet))

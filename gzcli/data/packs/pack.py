@@ -56,7 +56,8 @@ class PackFolder:
     sheet_picture = Place("sheet.png")
 
     def array(self, split: str, kind: str = "") -> Path:
-        """The images uint8 [N, C, H, W]; of a kind: labels, further pictures (`control`), or `sides`."""
+        """The images uint8 [N, C, H, W]; of a kind: labels, further pictures (`control`), `sides`, or images
+        in shapes of these sides (`aspect`), whose bytes fill the beginnings of rows of the same length."""
         return self.path / (f"{split}_{kind}.npy" if kind else f"{split}.npy")
 
     def texts(self, split: str, kind: str) -> Path:
@@ -170,6 +171,13 @@ class Pack:
         from gzcli.data.readers.pictures import Decoding
 
         return Pictures(self.folder, split, self.meta.shape, Decoding(**self.meta.streamed), self.patch)
+
+    def aspects(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
+        """The rows of images in shapes of their own, uint8 [N, C, H, W], and these shapes, int32 [N, 2], each
+        (width, height); None of a pack in one shape."""
+        if self.meta.fit != "aspect":
+            return None
+        return self._load(split, "aspect"), self._load(split, "sides")
 
     def labels(self, split: str = "train") -> np.ndarray | None:
         """int64 [N], or uint8 [N, K] of a multi-label set, or None."""
@@ -291,7 +299,8 @@ def _serves(meta: PackMeta, form: Form) -> bool:
         fits = sum(meta.counts.values()) * c * h * w <= pack_limit()  # the limit was raised
         if fits or form.mixed:
             return False
-    if (meta.skipped and not form.skip_bad) or (meta.resized and meta.fit != form.fit):
+    same_fit = meta.fit == form.fit or not (meta.resized or "aspect" in (meta.fit, form.fit))
+    if (meta.skipped and not form.skip_bad) or not same_fit:
         return False
     return form.size in (None, as_size(h, w)) and form.channels in (None, c)
 

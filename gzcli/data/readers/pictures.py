@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -31,7 +32,8 @@ class Decoding:
     channels: int  # 1 (grey) or 3 (RGB)
     grey_only: bool = False  # whether a picture with colour is an error
     rule: str = "lanczos"  # by which it is cropped and resized: "lanczos", or "adm" (see `adm`)
-    fit: Fit = "crop"  # how a picture of another shape comes to the size
+    fit: Fit = "crop"  # how a picture of another shape comes to the size; "aspect": as "crop"
+    bucketed: bool = False  # whether the size is that of the picture's `bucket`
 
 
 def decode(data: bytes, name: str, decoding: Decoding, note: Say = silent) -> tuple[np.ndarray, bool]:
@@ -50,6 +52,8 @@ def decode(data: bytes, name: str, decoding: Decoding, note: Say = silent) -> tu
             hint = "`--set data.channels=3` keeps the colours, `--set data.channels=1` drops them"
             raise UsageError(f"`{name}` has colour, the first images have none", hint=hint)
         height, width = sides(decoding.size) if decoding.size else (image.height, image.width)
+        if decoding.bucketed:
+            height, width = bucket((image.height, image.width), (height, width))
         resized = image.size != (width, height)
         return _fitted(image, (decoding.channels, height, width), decoding.fit, decoding.rule), resized
     except GzError:
@@ -204,7 +208,7 @@ def _fitted(image: Any, shape: tuple[int, int, int], fit: Fit, rule: str = "lanc
     image = image.convert("L" if channels == 1 else "RGB")
     if image.size == (width, height):
         pass
-    elif fit == "crop":
+    elif fit in ("crop", "aspect"):
         image = RULES[rule](image, height, width)
     elif fit == "stretch":
         image = image.resize((width, height), Image.Resampling.LANCZOS)
@@ -212,6 +216,17 @@ def _fitted(image: Any, shape: tuple[int, int, int], fit: Fit, rule: str = "lanc
         image = padded(image, height, width)
     pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def bucket(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """The height and width, multiples of a step, of the aspect ratio next to that of a picture of `shape`,
+    [1/2, 2], with no more pixels than `size` and as many as possible."""
+    pixels = size[0] * size[1]
+    step = min(64, max(16, 1 << math.isqrt(pixels).bit_length() - 4))  # an eighth of the side, or more
+    longer = ((side, pixels // side // step * step) for side in range(step, math.isqrt(2 * pixels) + 1, step))
+    buckets = [size, *(sides for a, b in longer for sides in ((a, b), (b, a)))]
+    buckets = [(h, w) for h, w in buckets if h <= 2 * w and w <= 2 * h]
+    return min(buckets, key=lambda b: abs(math.log(b[1] * shape[0] / (b[0] * shape[1]))))
 
 
 def lanczos(image: Any, height: int, width: int) -> Any:

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
-from gzcli.core.types import Batch, DataInfo, Noise, Progress, moved
+from gzcli.core.types import Batch, DataInfo, Noise, Progress, from_rows, moved, to_rows
+from gzcli.core.units import Size, sides
 from gzcli.models.base import Model
 from gzcli.models.nn import from_levels, to_fp32, to_levels
 from gzcli.models.stable_diffusion.kinds import KINDS, Kind
@@ -74,14 +75,14 @@ class PromptOptions:
     negative: text that the images should not show.
     guidance: scale of classifier-free guidance towards the text; 1: none.
     steps: steps of the base's own scheduler.
-    size: side of the images in pixels; null: as in training.
+    size: side of the images in pixels, or width and height as `768x512`; null: as in training.
     """
 
     prompt: str | list[str] | None = None
     negative: str = ""
     guidance: float = 7.5
     steps: int = 30
-    size: int | None = None
+    size: Size | None = None
 
 
 def to_rgb(x: Tensor) -> Tensor:
@@ -171,6 +172,11 @@ class StableDiffusion(Model):
             nearest, rule = max(1, round(height / step)) * step, f"multiples of {step}, not {height}"
             raise UsageError(f"`{key}`: sides of images must be {rule}", hint=f"take {nearest}")
 
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """The shape (c, h, w) of the latents of images of these sides."""
+        factor = self.pipe.vae_scale_factor
+        return self.vae.config.latent_channels, height // factor, width // factor
+
     @property
     def device(self) -> torch.device:
         return self.vae.device
@@ -235,8 +241,9 @@ class StableDiffusion(Model):
         # half precision moves a latent by less than a hundredth of its deviation
         if not self.tuning.cache:
             return {}
+        shape = self.latent_shape(*self.data.shape[1:])  # of other shapes the latents have no more values
         mean, std = self.encode(batch.x)
-        prepared = {"latent_mean": mean, "latent_std": std}
+        prepared = {"latent_mean": to_rows(mean, shape), "latent_std": to_rows(std, shape)}
         prepared |= {} if self.text_trains else self.embed(batch.extra["caption"])
         return {key: value.half() for key, value in prepared.items()}
 
@@ -261,7 +268,9 @@ class StableDiffusion(Model):
     def draw_latents(self, batch: Batch) -> Tensor:
         """A draw of the scaled latents of the batch, [B, c, h, w]."""
         if "latent_mean" in batch.extra:
-            mean, std = (batch.extra[f"latent_{key}"].to(batch.x) for key in ("mean", "std"))
+            shape = self.latent_shape(*batch.x.shape[2:])
+            rows = (batch.extra[f"latent_{key}"].to(batch.x) for key in ("mean", "std"))
+            mean, std = (from_rows(values, shape) for values in rows)
         else:
             mean, std = self.encode(batch.x)
         return self.scaled(mean + std * batch.noise.randn(*mean.shape))
@@ -354,13 +363,12 @@ class StableDiffusion(Model):
 
     # ---- sampling
 
-    def initial_latents(self, n: int, noise: Noise, size: int | None) -> tuple[Tensor, tuple[int, int]]:
+    def initial_latents(self, n: int, noise: Noise, size: Size | None) -> tuple[Tensor, tuple[int, int]]:
         """Latents of pure noise [n, c, h, w], and the size (H, W) of their images. This must be the first
         draw, so that a seed has the same latents under all options."""
-        height, width = (size, size) if size else self.data.shape[1:]
+        height, width = sides(size) if size else self.data.shape[1:]
         self.check_size(height, width, key="size")
-        shape = [side // self.pipe.vae_scale_factor for side in (height, width)]
-        return noise.randn(n, self.vae.config.latent_channels, *shape), (height, width)
+        return noise.randn(n, *self.latent_shape(height, width)), (height, width)
 
     @torch.no_grad()
     def draw(

@@ -18,6 +18,7 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, Stable
 from torch import Tensor, nn
 
 from gzcli.core.types import Batch, DataInfo, Noise, Progress
+from gzcli.core.units import Size
 from gzcli.models.stable_diffusion.base import PromptOptions, StableDiffusion, TuningOptions, resize, to_rgb
 from gzcli.models.stable_diffusion.kinds import XL, Kind
 
@@ -169,7 +170,7 @@ class ControlNet(StableDiffusion):
         *,
         noise: Noise,
         control: Tensor | None = None,
-        size: int | None = None,
+        size: Size | None = None,
         edges: bool = False,
     ) -> Tensor:
         """The maps that `sample` follows, given the same noise: [n, 3, H, W]."""

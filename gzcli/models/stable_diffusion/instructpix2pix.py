@@ -18,6 +18,7 @@ from diffusers import StableDiffusionInstructPix2PixPipeline
 from torch import Tensor, nn
 
 from gzcli.core.types import Batch, DataInfo, Noise, Progress
+from gzcli.core.units import Size
 from gzcli.models.stable_diffusion.base import PromptOptions, StableDiffusion, TuningOptions, per_row, resize
 from gzcli.models.stable_diffusion.kinds import Kind
 
@@ -87,7 +88,7 @@ class InstructPix2Pix(StableDiffusion):
 
     @torch.no_grad()
     def sources(
-        self, n: int, *, noise: Noise, before: Tensor | None = None, size: int | None = None
+        self, n: int, *, noise: Noise, before: Tensor | None = None, size: Size | None = None
     ) -> Tensor:
         """The images that `sample` edits, given the same noise: [n, 3, H, W]."""
         _, sides = self.initial_latents(n, noise, size)

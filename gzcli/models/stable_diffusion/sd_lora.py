@@ -55,6 +55,7 @@ class SDLoRA(StableDiffusion):
 
     paper = "Hu et al. 2021, arXiv:2106.09685"
     needs: ClassVar[tuple[str, ...]] = ("caption",)
+    aspects: ClassVar[bool] = True
     prior_latents: Tensor  # [prior_images, c, h, w]
 
     def __init__(
@@ -94,8 +95,7 @@ class SDLoRA(StableDiffusion):
         self.prior = prior
         if prior.prior is not None:
             at_least(1, prior_images=prior.prior_images)
-            sides = (side // self.pipe.vae_scale_factor for side in data.shape[1:])
-            latents = torch.zeros(prior.prior_images, self.vae.config.latent_channels, *sides)
+            latents = torch.zeros(prior.prior_images, *self.latent_shape(*data.shape[1:]))
             self.register_buffer("prior_latents", latents)
 
     # ---- prior preservation
