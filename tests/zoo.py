@@ -53,6 +53,7 @@ PRIOR = {"width": 32, "layers": 2, "heads": 2}
 MLP = {"net": "mlp", "hidden": (64,), "latent": 8}
 GAN = {"width": 8, "latent": 16}
 R3GAN = {"width": 8, "mult": (1, 2), "latent": 8, "group": 8, "patch": 3, "r1": 0.2, "r2": 0.2}
+DRIFT = {"width": 8, "mult": (1, 2), "latent": 8, "group": 8, "patch": 3, "feature_width": 4}
 PIXELS = {"hidden": 16, "head": 16, "dilations": (1, 2, 1)}
 PIXELSPP = {"hidden": 16, "blocks": (0, 1), "mixture": 3}
 FLOW = {"depth": 2, "hidden": 16, "blocks": 1}
@@ -97,6 +98,8 @@ CASES = [
     Case("dcgan", GAN | LABELS | R1, lr=2e-3),
     Case("cgan", GAN | {"norm": "group"}, lr=2e-3),
     Case("cgan", GAN | {"label_as": "projection"} | RESIDUAL, lr=2e-3),
+    Case("drifting", DRIFT, lr=2e-3, batch=16),
+    Case("drifting", DRIFT | LABELS, lr=2e-3, batch=16),
     Case("r3gan", R3GAN, lr=2e-3, batch=16),
     Case("r3gan", R3GAN | LABELS | {"patch": 1, "r1_decay": 0.1}, lr=2e-3, batch=8),
     Case("presgan", GAN | {"draws": 1, "leapfrog": 3}, lr=2e-3),

@@ -5,7 +5,7 @@ from draws import batch, images, noise, only
 from refused import refused
 
 from gzcli.core.types import DataInfo, no_progress
-from gzcli.models.gan.base import Search
+from gzcli.models.gan.implicit import Search
 from gzcli.models.gan.wgan import WGAN
 from gzcli.models.nn import slerp
 from gzcli.models.nn.adversarial import Critic, gradient_penalty

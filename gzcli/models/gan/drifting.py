@@ -1,0 +1,163 @@
+"""Drifting — Deng, Li, Li, Du & He 2026, "Generative Modeling via Drifting", arXiv:2602.04770.
+
+In training the images x of a generator drift along a field V towards real images y and away from each other,
+as seen by features φ of several scales. In one call the generator learns where they drift:
+
+    loss = Σ_φ ‖φ(x) − sg(φ(x) + V(x))‖²,   V(x) = Σ_y Σ_x' A(x, y) A(x, x') (φ(y) − φ(x'))
+
+A is the geometric mean of two softmaxes of −‖φ(a) − φ(b)‖ / τ, over the b and over the a. V is antisymmetric
+in the two distributions, and so 0 where they are equal. The paper's φ is a masked autoencoder that is trained
+before; here it is one that is trained beside the generator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gzcli.core import ranks
+from gzcli.core.types import Batch, DataInfo, Noise
+from gzcli.models.base import Phase
+from gzcli.models.gan.base import ConvGenerator, GeneratorOptions
+from gzcli.models.gan.implicit import ImplicitModel
+from gzcli.models.gan.r3gan import ResidualGenerator, ResidualOptions
+from gzcli.models.nn import pyramid, to_fp32
+from gzcli.models.nn.adversarial import widths
+
+GRID = 7  # squares along a side, of which the autoencoder sees some
+FAR = -1e9  # of pairs that do not act on each other, where the softmax is 0
+
+
+@dataclass(frozen=True)
+class DriftOptions:
+    """The field, and the autoencoder of its features.
+
+    temperatures: τ in units of the mean distance; the fields of all, each of unit mean square, are summed.
+    feature_width: channels of the autoencoder's finest scale, doubled at each coarser one, at most 8-fold.
+    feature_latent: dimensions of its code.
+    hidden: share of the squares of an image that it must complete.
+    """
+
+    temperatures: tuple[float, ...] = (0.02, 0.05, 0.2)
+    feature_width: int = 16
+    feature_latent: int = 64
+    hidden: float = 0.4
+
+
+class MaskedAutoencoder(nn.Module):
+    """Strided convolutions to a code, and back."""
+
+    def __init__(self, shape: tuple[int, ...], options: DriftOptions):
+        super().__init__()
+        *sizes, last = pyramid(shape)
+        channels = (shape[0], *widths(options.feature_width, len(sizes)))
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, stride=2, padding=1) for i, o in pairwise(channels))
+        self.code = nn.Linear(channels[-1] * last[0] * last[1], options.feature_latent)
+        decoder = GeneratorOptions(options.feature_latent, options.feature_width, norm="none")
+        self.decoder = ConvGenerator(shape, decoder)
+        self.hidden = options.hidden
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The images [B, C, H, W], the map of each scale, finest first, and the code, each [B, D]."""
+        features = [x]
+        for conv in self.convs:
+            features.append(F.silu(conv(features[-1])))
+        return [f.flatten(1) for f in (*features, self.code(features[-1].flatten(1)))]
+
+    def maps(self, x: Tensor) -> Tensor:
+        """The map of the coarsest scale, [B, C', h, w]."""
+        for conv in self.convs:
+            x = F.silu(conv(x))
+        return x
+
+    def forward(self, x: Tensor, noise: Noise) -> Tensor:
+        """The mean squared error of images completed, from a part of their squares."""
+        seen = (noise.rand(len(x), 1, GRID, GRID) >= self.hidden).to(x)
+        code = self.code(self.maps(x * F.interpolate(seen, x.shape[2:])).flatten(1))
+        return (self.decoder(code) - x).square().mean()
+
+
+def field(x: Tensor, y: Tensor, apart: Tensor, temperatures: tuple[float, ...]) -> Tensor:
+    """V [N, D] at the features x [N, D] of generated images for those y [M, D] of real ones (algorithm 2).
+    `apart` [N, M + N] says which of y and x do not act on an x."""
+    distance = torch.cdist(x, torch.cat([y, x])) / x.shape[1] ** 0.5
+    total = torch.zeros_like(x)
+    for tau in temperatures:
+        near = (-distance / tau).masked_fill(apart, FAR)
+        attraction, repulsion = (near.softmax(1) * near.softmax(0)).sqrt().split([len(y), len(x)], 1)
+        towards, away = (
+            attraction * repulsion.sum(1, keepdim=True),
+            repulsion * attraction.sum(1, keepdim=True),
+        )
+        v = towards @ y - away @ x
+        total += v / v.square().mean().sqrt().clamp(min=1e-12)
+    return total
+
+
+class Drifting(ImplicitModel):
+    """A residual generator, which a field of features teaches where its images should be.
+
+    conditional: whether labels enter the generator beside z; then images of one label alone act on each
+      other.
+    """
+
+    paper = "Deng 2026, arXiv:2602.04770"
+
+    def __init__(
+        self,
+        data: DataInfo,
+        *,
+        net: ResidualOptions = ResidualOptions(),
+        drift: DriftOptions = DriftOptions(),
+        conditional: bool = False,
+    ):
+        super().__init__(data, net.latent, conditional)
+        self.generator = ResidualGenerator(data.shape, net, len(data.classes) if conditional else 0)
+        self.autoencoder, self.drift = MaskedAutoencoder(data.shape, drift), drift
+
+    @property
+    def comparer(self) -> MaskedAutoencoder:
+        return self.autoencoder
+
+    def phases(self) -> list[Phase]:
+        return [
+            Phase("features", list(self.autoencoder.parameters())),
+            Phase("generator", list(self.generator.parameters())),
+        ]
+
+    def loss(self, batch: Batch, phase: str = "features") -> dict[str, Tensor]:
+        if phase == "features":
+            return {"loss": self.autoencoder(batch.x, batch.noise)}
+        y = batch.y if self.conditional else None
+        x = self.generator(batch.noise.randn(len(batch), self.latent), y)
+        labels = None if y is None else ranks.rows(y, self)
+        with torch.no_grad():
+            real = self.autoencoder.features(batch.x)
+        pairs = zip(self.autoencoder.features(x), real, strict=True)
+        return {
+            "loss": torch.stack([self.drift_loss(to_fp32(f), to_fp32(r), labels) for f, r in pairs]).sum()
+        }
+
+    def drift_loss(self, f: Tensor, real: Tensor, labels: Tensor | None) -> Tensor:
+        """‖φ(x) − sg(φ(x) + V)‖² / D, the mean over images, for features [B, D] of generated and real ones.
+        The images of all ranks act on each other; `labels` are of all."""
+        x, y = ranks.rows(f.detach(), self), ranks.rows(real, self)
+        # features are scaled so that their mean distance is √D (appendix A.6)
+        scale = x.shape[1] ** 0.5 / torch.cdist(x, torch.cat([y, x])).mean().clamp(min=1e-12)
+        v = field(scale * x, scale * y, self.apart(len(x), labels, x.device), self.drift.temperatures)
+        f = scale * f
+        return F.mse_loss(f, f.detach() + ranks.own_rows(v, self))
+
+    def apart(self, n: int, labels: Tensor | None, device: torch.device) -> Tensor:
+        """Which of n real and n generated images [n, 2 n] do not act on a generated one: itself, and those of
+        another label."""
+        own = torch.eye(n, dtype=torch.bool, device=device)
+        if labels is None:
+            return torch.cat([torch.zeros_like(own), own], 1)
+        other = labels[:, None] != labels
+        other = other if other.ndim == 2 else other.any(2)
+        return torch.cat([other, other | own], 1)
