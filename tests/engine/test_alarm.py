@@ -27,8 +27,8 @@ from gzcli.metrics.detection import detection
 from gzcli.metrics.interval import subset
 from gzcli.models.autoregressive.pixelcnn import PixelCNN
 from gzcli.models.diffusion.ddpm import DDPM
-from gzcli.models.gan.implicit import Search
 from gzcli.models.gan.cyclegan import CycleGAN
+from gzcli.models.gan.implicit import Search
 from gzcli.models.gan.wgan import WGAN
 from gzcli.models.normalizing_flow.glow import Glow
 from gzcli.models.vae.aae import AAE

@@ -15,9 +15,9 @@ from refused import refused
 from gzcli.core.types import Batch, BatchNoise, DataInfo, no_progress
 from gzcli.metrics import collapse
 from gzcli.models.gan.base import ConvGenerator, GeneratorOptions, diff_augment
-from gzcli.models.gan.implicit import Search
 from gzcli.models.gan.cgan import CGAN
 from gzcli.models.gan.dcgan import DCGAN
+from gzcli.models.gan.implicit import Search
 from gzcli.models.nn import best_labels, mix_codes, traversal
 from gzcli.models.nn.adversarial import OBJECTIVES, Critic, CriticOptions, penalised
 
