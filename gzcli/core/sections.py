@@ -84,7 +84,7 @@ class DataSection:
 
     name: str = "digits"
     size: Size | None = field(default=None, metadata={"range": "1 or more"})
-    fit: Fit = "crop"
+    fit: Literal["crop", "pad", "stretch", "aspect"] = "crop"
     channels: Literal[1, 3] | None = None
     levels: int | None = ranged(None, "2 … 256")
     latent: str | None = None
