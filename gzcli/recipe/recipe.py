@@ -13,6 +13,7 @@ from gzcli.data.sets.names import DataSet
 from gzcli.data.sets.registry import EXTRAS, SPECS, DataSpec, extras_in_words
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
+from gzcli.store.paths import spelling
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -180,8 +181,10 @@ def check_data(part: Part, card: ModelCard, data: DataSpec | PackMeta) -> None:
         hint = f"`--set data.size={min(height, width)}` crops them, with `--set data.fit=pad` it pads them"
         raise UsageError(message, hint=hint)
     if part.data.fit == "aspect" and not card.aspects:
-        able = ", ".join(f"`{other.name}`" for other in catalog.cards().values() if other.aspects)
-        message = f"`{card.name}` trains on images of one shape, and `data.fit: aspect` keeps several"
+        able = ", ".join(f"`{spelling(other.name)}`" for other in catalog.cards().values() if other.aspects)
+        message = (
+            f"`{spelling(card.name)}` trains on images of one shape, and `data.fit: aspect` keeps several"
+        )
         raise UsageError(message, hint=f"`--set data.fit=crop`, or `pad`; several are for {able}")
     needed = [extra for extra in EXTRAS if extra in card.needs]
     if lacking := [extra for extra in needed if extra not in data.extras]:
