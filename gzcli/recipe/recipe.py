@@ -182,9 +182,7 @@ def check_data(part: Part, card: ModelCard, data: DataSpec | PackMeta) -> None:
         raise UsageError(message, hint=hint)
     if part.data.fit == "aspect" and not card.aspects:
         able = ", ".join(f"`{spelling(other.name)}`" for other in catalog.cards().values() if other.aspects)
-        message = (
-            f"`{spelling(card.name)}` trains on images of one shape, and `data.fit: aspect` keeps several"
-        )
+        message = f"`{spelling(card.name)}` trains on images of one shape, not by `data.fit: aspect`"
         raise UsageError(message, hint=f"`--set data.fit=crop`, or `pad`; several are for {able}")
     needed = [extra for extra in EXTRAS if extra in card.needs]
     if lacking := [extra for extra in needed if extra not in data.extras]:
