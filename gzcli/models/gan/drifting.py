@@ -62,7 +62,7 @@ class MaskedAutoencoder(nn.Module):
         self.hidden = options.hidden
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """The images [B, C, H, W], the map of each scale, finest first, and the code, each [B, D]."""
+        """The images [B, C, H, W] and the map of each scale, finest first, and the code, each [B, D]."""
         features = [x]
         for conv in self.convs:
             features.append(F.silu(conv(features[-1])))
@@ -89,10 +89,8 @@ def field(x: Tensor, y: Tensor, apart: Tensor, temperatures: tuple[float, ...]) 
     for tau in temperatures:
         near = (-distance / tau).masked_fill(apart, FAR)
         attraction, repulsion = (near.softmax(1) * near.softmax(0)).sqrt().split([len(y), len(x)], 1)
-        towards, away = (
-            attraction * repulsion.sum(1, keepdim=True),
-            repulsion * attraction.sum(1, keepdim=True),
-        )
+        towards = attraction * repulsion.sum(1, keepdim=True)
+        away = repulsion * attraction.sum(1, keepdim=True)
         v = towards @ y - away @ x
         total += v / v.square().mean().sqrt().clamp(min=1e-12)
     return total
@@ -138,9 +136,8 @@ class Drifting(ImplicitModel):
         with torch.no_grad():
             real = self.autoencoder.features(batch.x)
         pairs = zip(self.autoencoder.features(x), real, strict=True)
-        return {
-            "loss": torch.stack([self.drift_loss(to_fp32(f), to_fp32(r), labels) for f, r in pairs]).sum()
-        }
+        losses = [self.drift_loss(to_fp32(f), to_fp32(r), labels) for f, r in pairs]
+        return {"loss": torch.stack(losses).sum()}
 
     def drift_loss(self, f: Tensor, real: Tensor, labels: Tensor | None) -> Tensor:
         """‖φ(x) − sg(φ(x) + V)‖² / D, the mean over images, for features [B, D] of generated and real ones.
