@@ -74,7 +74,7 @@ ERRORS = [
     ("runs remove nope", 2, "no run is called `nope`", "`gz runs list` shows them"),
     ("runs prune", 2, "`gz runs prune` needs `--keep K` or `--unfinished`", "gz runs prune --keep 1"),
     ("runs path vae", 3, "no finished run of `vae`", "gz train vae"),
-    ("runs path nothing", 2, "no model or run is called `nothing`", "gz list models · gz runs list"),
+    ("runs path zzz", 2, "no model or run is called `zzz`", "gz list models · gz runs list"),
     ("recipe show veae", 2, "there is no model `veae`", "did you mean `vae`?"),
 ]
 SIZES = "`data.size` is between 4 and 1024 pixels a side, not 2"
