@@ -81,10 +81,10 @@ def test_the_loss_leads_images_where_the_field_points():
         d, mean = f.shape[1], torch.cdist(f, torch.cat([r, f])).mean().detach()
         scale = math.sqrt(d) / mean
         v = field((scale * f).detach(), (scale * r).detach(), apart, (0.02, 0.05, 0.2))
-        loss = model.drift_loss(f, r.detach(), None)
+        loss = model.drift_loss(f, r.detach(), apart)
         torch.testing.assert_close(loss, v.square().mean())
         torch.testing.assert_close(torch.autograd.grad(loss, f)[0], -2 * scale * v / v.numel())
-    total = sum(model.drift_loss(f, r.detach(), None) for f, r in zip(features, real, strict=True))
+    total = sum(model.drift_loss(f, r.detach(), apart) for f, r in zip(features, real, strict=True))
     torch.testing.assert_close(model.loss(batch(x), "generator")["loss"], total)
 
 
@@ -94,7 +94,7 @@ def test_the_loss_leads_images_where_the_field_points():
 def test_images_of_another_label_and_the_image_itself_do_not_act(labels):
     model = Drifting.of(DIGITS, **SMALL, conditional=True)
     same = torch.tensor([[1, 0, 0, 1], [0, 1, 1, 0], [0, 1, 1, 0], [1, 0, 0, 1]]).bool()
-    apart = model.apart(4, labels, torch.device("cpu"))
+    apart = model.apart(4, labels)
     assert torch.equal(apart, torch.cat([~same, ~same | torch.eye(4).bool()], 1))
     x, y = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
     v = field(x, y, apart, (0.5,))

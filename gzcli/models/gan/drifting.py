@@ -132,29 +132,29 @@ class Drifting(ImplicitModel):
             return {"loss": self.autoencoder(batch.x, batch.noise)}
         y = batch.y if self.conditional else None
         x = self.generator(batch.noise.randn(len(batch), self.latent), y)
-        labels = None if y is None else ranks.rows(y, self)
+        apart = self.apart(len(batch), y)
         with torch.no_grad():
             real = self.autoencoder.features(batch.x)
         pairs = zip(self.autoencoder.features(x), real, strict=True)
-        losses = [self.drift_loss(to_fp32(f), to_fp32(r), labels) for f, r in pairs]
+        losses = [self.drift_loss(to_fp32(f), to_fp32(r), apart) for f, r in pairs]
         return {"loss": torch.stack(losses).sum()}
 
-    def drift_loss(self, f: Tensor, real: Tensor, labels: Tensor | None) -> Tensor:
+    def drift_loss(self, f: Tensor, real: Tensor, apart: Tensor) -> Tensor:
         """‖φ(x) − sg(φ(x) + V)‖² / D, the mean over images, for features [B, D] of generated and real ones.
-        The images of all ranks act on each other; `labels` are of all."""
+        The images of all ranks act on each other, but for those that are `apart`."""
         x, y = ranks.rows(f.detach(), self), ranks.rows(real, self)
         # features are scaled so that their mean distance is √D (appendix A.6)
         scale = x.shape[1] ** 0.5 / torch.cdist(x, torch.cat([y, x])).mean().clamp(min=1e-12)
-        v = field(scale * x, scale * y, self.apart(len(x), labels, x.device), self.drift.temperatures)
+        v = field(scale * x, scale * y, apart, self.drift.temperatures)
         f = scale * f
         return F.mse_loss(f, f.detach() + ranks.own_rows(v, self))
 
-    def apart(self, n: int, labels: Tensor | None, device: torch.device) -> Tensor:
-        """Which of n real and n generated images [n, 2 n] do not act on a generated one: itself, and those of
-        another label."""
-        own = torch.eye(n, dtype=torch.bool, device=device)
-        if labels is None:
-            return torch.cat([torch.zeros_like(own), own], 1)
-        other = labels[:, None] != labels
-        other = other if other.ndim == 2 else other.any(2)
-        return torch.cat([other, other | own], 1)
+    def apart(self, n: int, y: Tensor | None) -> Tensor:
+        """Which of the real and the generated images of all ranks do not act on a generated one, [N, 2 N]:
+        itself, and those of another label. This rank has n of the N, with labels y."""
+        itself = torch.eye(n * ranks.sharing(self), device=self.autoencoder.code.weight.device).bool()
+        unlike = torch.zeros_like(itself)
+        if y is not None:
+            labels = ranks.rows(y, self)
+            unlike = (labels[:, None] != labels).view(*itself.shape, -1).any(2)
+        return torch.cat([unlike, unlike | itself], 1)
