@@ -6,14 +6,14 @@ autoencoder is a run whose model has `to_latent` and `from_latent`, or an `Autoe
 folder or id. A latent of an `AutoencoderKL` is the mode of its posterior; with `data.latent_draw: sample`, as
 DiT trains, each training and validation image has one draw of it instead.
 
-The output of a stage's model for each training image (`Model.prepare`: codes, latents, embeddings) comes in
-`batch.extra`, and is stored in the run.
+The output of a stage's model for each image that is trained on (`Model.prepare`: codes, latents, embeddings)
+comes in `batch.extra`, and is stored in the run; that for validation images stays in memory.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -68,9 +68,12 @@ def train_images(
     return replace(images, pack=latents, levels=None, augment=()), space.info(info), space
 
 
-def prepare(model: Model, images: TrainImages, run: Run, log: Log) -> dict[str, np.ndarray]:
-    """The outputs of `Model.prepare` for the training images, as memory maps {key: [N, …]}; {} without that
-    method. All ranks write them into `RUN/prepared/<key>.npy` if they are missing."""
+def prepare(
+    model: Model, images: TrainImages, positions: np.ndarray, run: Run, log: Log
+) -> dict[str, np.ndarray]:
+    """The outputs of `Model.prepare` for the training images at these positions, as memory maps {key: [N,
+    …]} with a row for each image of the set; {} without that method. All ranks write them into
+    `RUN/prepared/<key>.npy` if they are missing."""
     folder = run.path / "prepared"
     if not hasattr(model, "prepare"):
         return {}
@@ -78,15 +81,20 @@ def prepare(model: Model, images: TrainImages, run: Run, log: Log) -> dict[str, 
         model.eval()
         with full_fp32(images.device):  # so nearly tied codes are chosen as the verbs choose them
             options: dict[str, Any] = {"size": PREPARE_BATCH, "log": log, "title": "prepare"}
-            write_maps(folder, images, ("train",), lambda _, batch: model.prepare(batch), **options)
+            write_maps(folder, images, {"train": np.sort(positions)}, lambda _, batch: model.prepare(batch), **options)
         model.train()
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
 
 
-def with_prepared(model: Model, batch: Batch) -> Batch:
-    """The batch with the outputs of `Model.prepare` for its images, computed now."""
+def with_prepared(
+    model: Model, batch: Batch, memory: dict[int, Mapping[str, Tensor]] | None = None
+) -> Batch:
+    """The batch with the outputs of `Model.prepare` for its images. They are computed unless `memory` has
+    them, by the position of the batch's first image, and then kept there."""
     if hasattr(model, "prepare"):
-        batch.extra |= model.prepare(batch)
+        memory, first = {} if memory is None else memory, int(batch.index[0])
+        memory.setdefault(first, {}) or memory.update({first: model.prepare(batch)})
+        batch.extra |= memory[first]
     return batch
 
 
@@ -122,7 +130,8 @@ def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, lo
         def make(split: str, batch: Batch) -> Mapping[str, Tensor]:
             return {split: space.encode(batch.x, batch.noise if draw else None).half()}
 
-        write_maps(folder, images, ("train", "val"), make, size=ENCODE_BATCH, log=log, title="encode")
+        rows = {split: np.arange(meta.counts[split]) for split in ("train", "val")}
+        write_maps(folder, images, rows, make, size=ENCODE_BATCH, log=log, title="encode")
     return LatentPack(images.pack, folder)
 
 
@@ -207,27 +216,35 @@ def is_whole(folder: Path, log: Log) -> bool:
 
 
 def write_maps(
-    folder: Path, images: TrainImages, splits: Sequence[str], make: Make, *, size: int, log: Log, title: str
+    folder: Path,
+    images: TrainImages,
+    positions: Mapping[str, np.ndarray],
+    make: Make,
+    *,
+    size: int,
+    log: Log,
+    title: str,
 ) -> None:
-    """Writes the outputs of `make` for the images, `size` at a time, into `folder/<key>.npy` [N, …]. A call
-    of every rank: each fills its rows of shared files, and the folder appears when all are done."""
+    """Writes the outputs of `make` for the images at some positions of each split, `size` at a time, into
+    `folder/<key>.npy` [N, …]. A call of every rank: each fills its rows of shared files, and the folder
+    appears when all are done."""
     main = ranks.rank() == 0
     maps: dict[str, np.memmap] = {}
     if main:
         sweep(folder.parent)
     with torch.inference_mode(), new_dir(folder, keep=True) if main else nullcontext(folder) as part:
         part = ranks.agree(part)
-        for split in splits:
+        for split, index in positions.items():
             n = images.pack.meta.counts[split]
             read = partial(images.scan, purpose="prepare", batch_size=size, split=split)
-            if main and n:
-                for key, value in make(split, next(read(range(1)))).items():
+            if main and len(index):
+                for key, value in make(split, next(read(index[:1]))).items():
                     row = value.cpu().numpy()  # [1, …]
-                    need_space(part.parent, n * row.nbytes)
+                    need_space(part.parent, len(index) * row.nbytes)
                     open_memmap(part / f"{key}.npy", "w+", row.dtype, (n, *row.shape[1:])).flush()
             ranks.wait()
-            share = range(*(n * r // ranks.world() for r in (ranks.rank(), ranks.rank() + 1)))
-            if not share or not any(part.glob("*.npy")):  # nothing was made of the first image
+            share = np.array_split(index, ranks.world())[ranks.rank()]
+            if not len(share) or not any(part.glob("*.npy")):  # nothing was made of the first image
                 continue
             done = 0
             with log.bar(title) as progress:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +244,7 @@ class Trained:
     space: LatentSpace | None = None  # None: pixels
     # None: the precision of the training for samples, fp32 for scores. Likelihoods are always in fp32.
     requested_precision: str | None = None
+    memory: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)  # `prepare` of validation images
 
     @property
     def precision(self) -> str:

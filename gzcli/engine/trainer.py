@@ -59,10 +59,10 @@ class Trainer:
         card = card_of(run, part.model)
         model = build_model(part, self.info, stages_for(run, card, self.device), card)
         self.model = to_device(model, self.device).train()
-        prepared = prepare(self.model, self.images, run, log)
-        inputs: dict[str, Any] = {"n": part.data.n, "prepared": prepared, "needs": self.model.needs}
+        inputs: dict[str, Any] = {"n": part.data.n, "needs": self.model.needs}
         inputs |= {"rank": self.rank, "world": self.world}
         self.batches = TrainBatches(self.images, self.train.batch_size, **inputs)
+        self.batches.prepared = prepare(self.model, self.images, self.batches.positions(), run, log)
         unsharded = twin(self.model) if is_shared_out(part) else None
         # a third-party model may leave out parameters at later steps that its first batch does not reveal
         first = self.batches.at(0) if card.family != OUTSIDE and self.world > 1 else None

@@ -61,7 +61,8 @@ def mean(trained: Trained, metric: str, data: Pack) -> float:
             with full_fp32(device):
                 total += -double(model.log_prob(batch.x, labels, noise=batch.noise)).sum() / nats
         else:
-            total += double(named_losses(model, with_prepared(model, batch), phase)["loss"]) * len(batch)
+            batch = with_prepared(model, batch, trained.memory)
+            total += double(named_losses(model, batch, phase)["loss"]) * len(batch)
     return float(ranks.total(total)) / n
 
 

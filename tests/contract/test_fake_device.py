@@ -423,8 +423,9 @@ def test_a_batch_gets_to_the_device_without_a_wait(resident, levels, device, mon
     if not resident:
         monkeypatch.setattr("gzcli.data.packs.batches.ON_DEVICE", 0)
     codes = {"codes": torch.zeros(1797, 4).numpy()}
-    how = {"seed": 0, "batch_size": 4, "levels": levels, "device": DEVICE, "prepared": codes}
+    how = {"seed": 0, "batch_size": 4, "levels": levels, "device": DEVICE}
     source = train_batches(open_pack("digits"), augment=("hflip", "mutate=0.2"), **how)
+    source.prepared = codes
     device.syncs.clear()
     batch = source.at(0)
     assert not device.syncs

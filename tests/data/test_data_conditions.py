@@ -324,7 +324,9 @@ def batches(pack, **options) -> TrainBatches:
 
 def test_a_batch_has_them(followed):
     codes = np.arange(followed.meta.counts["train"], dtype=np.float32)[:, None]
-    batch = batches(followed, prepared={"latent": codes}).at(3)
+    source = batches(followed)
+    source.prepared = {"latent": codes}
+    batch = source.at(3)
     extra, rows = batch.extra, batch.index.numpy()
     assert set(extra) == {"caption", "control", "before", "latent"}
     assert extra["control"].dtype == batch.x.dtype

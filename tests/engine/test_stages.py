@@ -189,6 +189,14 @@ def test_what_is_prepared_is_augmented_by_one_draw(trained, path):
     assert (codes[0] != codes[1]).mean() > 0.05 and np.array_equal(codes[1], codes[2])
 
 
+def test_only_the_images_that_are_trained_on_are_prepared(trained, path):
+    run = make(path, f"stages.tokenizer={trained.id}", "stages.prior.data.n=40", "train.steps=1")
+    assert main(run.path) == 0
+    some, every = (np.load(r.stage("prior").path / "prepared" / "codes.npy") for r in (run, trained))
+    there = some.any(1)
+    assert there.sum() == 40 and len(some) == len(every) and np.array_equal(some[there], every[there])
+
+
 def test_weights_and_wrong_options_of_a_later_stage(path, tmp_path):
     run = make(path, "stages.prior.model.heads=3")
     assert main(run.path) == UsageError.code

@@ -206,7 +206,6 @@ class TrainBatches:
     noise of a batch draws on the device.
 
     n: number of images of a fixed random subset, of each class where there are two domains; None: all.
-    prepared: arrays [N, …] by name; the rows of a batch's images are its `extra`.
     needs: what the model needs. With `second_domain` the images are those of class 0; as many of class 1, in
       an order of their own, are `extra["second_domain"]`.
     """
@@ -219,7 +218,6 @@ class TrainBatches:
         rank: int = 0,
         world: int = 1,
         n: int | None = None,
-        prepared: Mapping[str, np.ndarray] | None = None,
         needs: Sequence[str] = (),
     ):
         if batch_size < world or batch_size % world:
@@ -231,7 +229,7 @@ class TrainBatches:
         self.start = rank * size
         self.augment = augmenter(images.augment)
         self.rows = _Rows(pack, "train", self.device, uncut=True)
-        self.prepared = prepared or {}
+        self.prepared: Mapping[str, np.ndarray] = {}  # [N, …] by name; a batch's rows are its `extra`
         part = slice(self.start, self.start + size)
         among = domains(pack) if "second_domain" in needs else [None]
         count, kinds = pack.meta.counts["train"], self.rows.shapes
