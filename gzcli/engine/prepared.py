@@ -28,7 +28,7 @@ from torch import Tensor
 from gzcli.core import ranks
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import Part, part_of
-from gzcli.core.types import Batch, DataInfo, mix
+from gzcli.core.types import Batch, DataInfo, mix, moved
 from gzcli.core.units import as_size, by_sides
 from gzcli.data.packs.batches import TrainImages, scan
 from gzcli.data.packs.pack import Pack, is_array
@@ -45,8 +45,7 @@ from gzcli.store.hub import hub_home, is_id
 from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run
 
-PREPARE_BATCH = 128  # images that a model prepares at a time
-ENCODE_BATCH = 64  # images that an autoencoder encodes at a time
+AT_ONCE = 64  # images that a model prepares, or an autoencoder encodes
 MEASURED = 2000  # training images by whose latents mean and deviation are measured
 MEASURE_BATCH = 64  # images that are encoded together for it
 # The autoencoders of Stable Diffusion: `stabilityai/sd-vae-ft-ema`, `-mse`, and those of its versions.
@@ -80,21 +79,24 @@ def prepare(
     if not is_whole(folder, log):
         model.eval()
         with full_fp32(images.device):  # so nearly tied codes are chosen as the verbs choose them
-            options: dict[str, Any] = {"size": PREPARE_BATCH, "log": log, "title": "prepare"}
-            write_maps(folder, images, {"train": np.sort(positions)}, lambda _, batch: model.prepare(batch), **options)
+            rows = {"train": np.sort(positions)}
+            write_maps(folder, images, rows, lambda _, batch: model.prepare(batch), log, "prepare")
         model.train()
     return {path.stem: np.load(path, mmap_mode="r") for path in sorted(folder.glob("*.npy"))}
 
 
-def with_prepared(
-    model: Model, batch: Batch, memory: dict[int, Mapping[str, Tensor]] | None = None
-) -> Batch:
-    """The batch with the outputs of `Model.prepare` for its images. They are computed unless `memory` has
-    them, by the position of the batch's first image, and then kept there."""
+def with_prepared(model: Model, batch: Batch) -> Batch:
+    """The batch with the outputs of `Model.prepare` for its images, computed now."""
     if hasattr(model, "prepare"):
-        memory, first = {} if memory is None else memory, int(batch.index[0])
-        memory.setdefault(first, {}) or memory.update({first: model.prepare(batch)})
-        batch.extra |= memory[first]
+        batch.extra |= model.prepare(batch)
+    return batch
+
+
+def with_remembered(model: Model, batch: Batch, memory: dict[int, Mapping[str, Tensor]], i: int) -> Batch:
+    """The same, but those of batch `i` are computed once and kept in main memory."""
+    if hasattr(model, "prepare"):
+        memory[i] = memory.get(i) or {key: value.cpu() for key, value in model.prepare(batch).items()}
+        batch.extra |= {key: moved(value, batch.x.device) for key, value in memory[i].items()}
     return batch
 
 
@@ -131,7 +133,7 @@ def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, lo
             return {split: space.encode(batch.x, batch.noise if draw else None).half()}
 
         rows = {split: np.arange(meta.counts[split]) for split in ("train", "val")}
-        write_maps(folder, images, rows, make, size=ENCODE_BATCH, log=log, title="encode")
+        write_maps(folder, images, rows, make, log, "encode")
     return LatentPack(images.pack, folder)
 
 
@@ -216,18 +218,11 @@ def is_whole(folder: Path, log: Log) -> bool:
 
 
 def write_maps(
-    folder: Path,
-    images: TrainImages,
-    positions: Mapping[str, np.ndarray],
-    make: Make,
-    *,
-    size: int,
-    log: Log,
-    title: str,
+    folder: Path, images: TrainImages, positions: Mapping[str, np.ndarray], make: Make, log: Log, title: str
 ) -> None:
-    """Writes the outputs of `make` for the images at some positions of each split, `size` at a time, into
-    `folder/<key>.npy` [N, …]. A call of every rank: each fills its rows of shared files, and the folder
-    appears when all are done."""
+    """Writes the outputs of `make` for the images at some positions of each split into `folder/<key>.npy`
+    [N, …]. A call of every rank: each fills its rows of shared files, and the folder appears when all are
+    done."""
     main = ranks.rank() == 0
     maps: dict[str, np.memmap] = {}
     if main:
@@ -236,7 +231,7 @@ def write_maps(
         part = ranks.agree(part)
         for split, index in positions.items():
             n = images.pack.meta.counts[split]
-            read = partial(images.scan, purpose="prepare", batch_size=size, split=split)
+            read = partial(images.scan, purpose="prepare", batch_size=AT_ONCE, split=split)
             if main and len(index):
                 for key, value in make(split, next(read(index[:1]))).items():
                     row = value.cpu().numpy()  # [1, …]

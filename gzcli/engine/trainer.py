@@ -59,9 +59,8 @@ class Trainer:
         card = card_of(run, part.model)
         model = build_model(part, self.info, stages_for(run, card, self.device), card)
         self.model = to_device(model, self.device).train()
-        inputs: dict[str, Any] = {"n": part.data.n, "needs": self.model.needs}
-        inputs |= {"rank": self.rank, "world": self.world}
-        self.batches = TrainBatches(self.images, self.train.batch_size, **inputs)
+        inputs: dict[str, Any] = {"rank": self.rank, "world": self.world, "n": part.data.n}
+        self.batches = TrainBatches(self.images, self.train.batch_size, needs=self.model.needs, **inputs)
         self.batches.prepared = prepare(self.model, self.images, self.batches.positions(), run, log)
         unsharded = twin(self.model) if is_shared_out(part) else None
         # a third-party model may leave out parameters at later steps that its first batch does not reveal

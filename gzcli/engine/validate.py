@@ -11,7 +11,7 @@ from gzcli.core import ranks
 from gzcli.data.packs.batches import scan
 from gzcli.data.packs.pack import Pack
 from gzcli.engine import sampler
-from gzcli.engine.prepared import with_prepared
+from gzcli.engine.prepared import with_remembered
 from gzcli.engine.trained import Trained
 from gzcli.metrics import collapse
 from gzcli.metrics.features import LeNetFeatures
@@ -55,13 +55,13 @@ def mean(trained: Trained, metric: str, data: Pack) -> float:
     phase = model.phases()[0].name
     nats = torch.Size(info.shape).numel() * math.log(2)  # nats of one bit per dimension
     batches = scan(data, "val", batch_size=EVAL_BATCH, levels=info.levels, device=device, index=index)
-    for batch in batches if index else ():
+    for i, batch in enumerate(batches if index else ()):
         if metric == "bpd":
             labels = batch.y if model.conditional else None
             with full_fp32(device):
                 total += -double(model.log_prob(batch.x, labels, noise=batch.noise)).sum() / nats
         else:
-            batch = with_prepared(model, batch, trained.memory)
+            batch = with_remembered(model, batch, trained.memory, i)
             total += double(named_losses(model, batch, phase)["loss"]) * len(batch)
     return float(ranks.total(total)) / n
 

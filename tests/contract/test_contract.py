@@ -1,5 +1,7 @@
 """What every model owes: the contract of `gzcli.testing` over the zoo; images of any size; footprints."""
 
+import copy
+
 import pytest
 import torch
 from draws import only, squares, train_batches
@@ -24,12 +26,30 @@ DEAR = ("training_helps", "each_phase_learns_alone", "every_kind_of_set")  # whi
 
 
 def checks():
-    """Each check of each case; of a model's further cases the dear ones are slow."""
-    for name, check in CHECKS.items():
-        for case in CASES:
+    """Each check of each case, case by case as a start is shared; of a model's further cases the dear ones
+    are slow."""
+    for case in CASES:
+        for name, check in CHECKS.items():
             quick = name not in DEAR or case is FIRST[case.model]
             marks = () if quick else pytest.mark.slow
             yield pytest.param(check, case, id=f"{case}-{name}", marks=marks)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _latest_start():
+    """The start of the latest case is kept for its next check."""
+    start, latest = tools.started, {}
+
+    def started(case: Case):
+        if (key := repr(case)) not in latest:
+            latest.clear()
+            latest[key] = start(case)
+        torch.manual_seed(tools.SEED)
+        return copy.deepcopy(latest[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tools, "started", started)
+        yield
 
 
 @pytest.mark.parametrize(("check", "case"), checks())

@@ -79,6 +79,7 @@ TRAINED = {
     "judge/scores.py::Scorer._nll": "the scores",
     "judge/scores.py::Scorer._gradient_norms": "the scores",
     "judge/scores.py::Scorer.facts": "the images, which a coder on the host takes",
+    "engine/prepared.py::with_remembered": "what is computed of validation images is kept on the host",
     "engine/prepared.py::_measure": "moments of latents, in float64 on the host",
     "engine/trained.py::LatentSpace.encode": "a number a channel",
     "engine/trained.py::LatentSpace.decode": "a number a channel",
