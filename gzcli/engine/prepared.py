@@ -28,7 +28,7 @@ from torch import Tensor
 from gzcli.core import ranks
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import Part, part_of
-from gzcli.core.types import Batch, DataInfo, mix, moved
+from gzcli.core.types import Batch, DataInfo, ImageNoise, mix, moved
 from gzcli.core.units import as_size, by_sides
 from gzcli.data.packs.batches import TrainImages, scan
 from gzcli.data.packs.pack import Pack, is_array
@@ -47,7 +47,6 @@ from gzcli.store.runs import Run
 
 AT_ONCE = 64  # images that a model prepares, or an autoencoder encodes
 MEASURED = 2000  # training images by whose latents mean and deviation are measured
-MEASURE_BATCH = 64  # images that are encoded together for it
 # The autoencoders of Stable Diffusion: `stabilityai/sd-vae-ft-ema`, `-mse`, and those of its versions.
 STABLE_DIFFUSION = {"latent_channels": 4, "block_out_channels": [128, 256, 512, 512]}
 Make = Callable[[str, Batch], Mapping[str, Tensor]]  # (split, batch of B) → {key: rows [B, …]}
@@ -93,10 +92,11 @@ def with_prepared(model: Model, batch: Batch) -> Batch:
 
 
 def with_remembered(model: Model, batch: Batch, memory: dict[int, Mapping[str, Tensor]], i: int) -> Batch:
-    """The same, but those of batch `i` are computed once and kept in main memory."""
-    if hasattr(model, "prepare"):
-        memory[i] = memory.get(i) or {key: value.cpu() for key, value in model.prepare(batch).items()}
-        batch.extra |= {key: moved(value, batch.x.device) for key, value in memory[i].items()}
+    """The same, computed once for batch `i` and kept in main memory; the noise of losses is not used up."""
+    if hasattr(model, "prepare") and i not in memory:
+        own = replace(batch, noise=ImageNoise(mix(0, "prepare"), batch.index, batch.x.device))
+        memory[i] = {key: value.cpu() for key, value in model.prepare(own).items()}
+    batch.extra |= {key: moved(value, batch.x.device) for key, value in memory.get(i, {}).items()}
     return batch
 
 
@@ -170,7 +170,7 @@ def _measure(
 ) -> tuple[Tensor, Tensor]:
     """The mean and the inverse deviation of each channel over latents of training images."""
     index = np.random.default_rng(0).permutation(pack.meta.counts["train"])[:MEASURED]
-    batches = scan(pack, "train", batch_size=MEASURE_BATCH, levels=levels, device=device, index=index)
+    batches = scan(pack, "train", batch_size=AT_ONCE, levels=levels, device=device, index=index)
     with torch.inference_mode():
         parts = [autoencoder.to_latent(batch.x).cpu().double() for batch in batches]
     z = torch.cat(parts).transpose(0, 1).flatten(1)  # [c, N · h · w]
@@ -220,9 +220,8 @@ def is_whole(folder: Path, log: Log) -> bool:
 def write_maps(
     folder: Path, images: TrainImages, positions: Mapping[str, np.ndarray], make: Make, log: Log, title: str
 ) -> None:
-    """Writes the outputs of `make` for the images at some positions of each split into `folder/<key>.npy`
-    [N, …]. A call of every rank: each fills its rows of shared files, and the folder appears when all are
-    done."""
+    """Writes the outputs of `make` for images at some positions of each split into `folder/<key>.npy` [N, …].
+    A call of every rank: each fills its share of the rows, and the folder appears when all are done."""
     main = ranks.rank() == 0
     maps: dict[str, np.memmap] = {}
     if main:

@@ -9,7 +9,7 @@ from test_fm import Exact, batch
 
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
 from gzcli.data.packs.open import open_pack
-from gzcli.engine.prepared import TrainImages
+from gzcli.engine.prepared import TrainImages, with_remembered
 from gzcli.models.base import Model
 from gzcli.models.denoising.samplers import solve
 from gzcli.models.flow_matching.reflow import Reflow
@@ -70,6 +70,16 @@ def test_pairs_are_those_of_the_teachers_ode_and_straight_lines_have_no_loss():
     assert straight < 1e-6 < 1e-2 < curved
     one, two = (flat(model.sample)(16, noise=noise(16), sampler="euler", steps=steps) for steps in (1, 2))
     torch.testing.assert_close(one, two)
+
+
+def test_every_check_draws_the_same_noise_beside_the_same_pairs():
+    model, memory, losses = gaussian(pair_steps=2), {}, []
+    for _ in range(3):
+        b = replace(batch(16, double=True), noise=ImageNoise(0, range(16)))
+        losses.append(model.loss(with_remembered(model, b, memory, 0))["loss"].detach().item())
+    assert losses[0] == losses[1] == losses[2] and list(memory) == [0]
+    pairs = memory[0]["noise"].double()
+    assert not torch.isclose(pairs, ImageNoise(0, range(16)).randn(*pairs.shape).double(), atol=1e-3).any()
 
 
 def two_modes(step: int) -> Batch:
