@@ -14,7 +14,7 @@ from torch.optim import SGD, Adam, Adamax, AdamW, Optimizer, RMSprop
 from torch.optim.adamw import adamw
 
 from gzcli.core import ranks
-from gzcli.core.devices import kind_of
+from gzcli.core.devices import chosen_precision, kind_of
 from gzcli.core.errors import MissingError, UsageError, did_you_mean
 from gzcli.core.sections import OptimSection
 from gzcli.models.base import Phase
@@ -183,10 +183,11 @@ def is_wide(p: Tensor, matrices: int = 1) -> bool:
 
 def orthogonalised(g: Tensor) -> Tensor:
     """U S′ Vᵀ, S′ near 1, of each matrix U S Vᵀ of g [N, rows, columns]. It is found by a quintic
-    Newton–Schulz iteration in bf16; float64 stays float64."""
+    Newton–Schulz iteration, in bf16 where the device gains from it; float64 stays float64."""
     a, b, c = QUINTIC
     tall = g.shape[1] > g.shape[2]
-    x = (g.mT if tall else g).to(torch.float64 if g.dtype == torch.float64 else torch.bfloat16)
+    dtype = torch.bfloat16 if chosen_precision("auto", g.device.type) == "bf16" else torch.float32
+    x = (g.mT if tall else g).to(torch.float64 if g.dtype == torch.float64 else dtype)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(STEPS):
         s = x @ x.mT
