@@ -181,8 +181,8 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference):
     assert "| – | normflows 1.7, as [glow] | 90 (+60 ± 9) | – | – | – | – |" in lines
 
 
-def test_leagues_of_one_set_and_scale_are_joined(reference, tmp_path):
-    """By model and seed, where budget, metric and judge are the same."""
+def test_leagues_of_one_set_and_scale_are_joined(reference, tmp_path, monkeypatch):
+    """By model and seed, where budget, metric, judge and machine are the same."""
     import measure
 
     about = measured.about("mnist", "tiny")
@@ -202,8 +202,12 @@ def test_leagues_of_one_set_and_scale_are_joined(reference, tmp_path):
     league = league_of(tmp_path / "other", vae | {"metrics": {"fd": 60.0}}, budget=60)
     with pytest.raises(SystemExit, match="several terms"):
         measure.league(tmp_path / "vae", league, root=tmp_path / "measured")
-    measure.league(league, root=tmp_path / "measured")
-    assert [row["model"] for row in measured.standings("mnist", "tiny")] == ["vae"]
+    with pytest.raises(SystemExit, match="another budget: remove it"):
+        measure.league(league, root=tmp_path / "measured")
+    monkeypatch.setattr(measure.devices, "cpu_name", lambda: "a faster CPU")
+    with pytest.raises(SystemExit, match="another machine"):
+        measure.league(tmp_path / "vae", root=tmp_path / "measured")
+    assert len(measured.standings("mnist", "tiny")) == 2
 
 
 def test_a_validation_is_told_beside_the_reference(monkeypatch, reference, capfd):

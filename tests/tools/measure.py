@@ -78,16 +78,17 @@ def league(*folders: Path, root: Path = measured.ROOT) -> list[Path]:
 
 
 def earlier(into: Path, about: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows that stand there, and the commands that made them; none if their budget, metric or judges are
-    others. A league of binary models alone has no metric and takes theirs. Pictures and curves stay until
-    their model is trained again."""
-    if (into / "rows.json").is_file():
-        facts = json.loads((into / "about.json").read_text())
-        if about["metric"] is None:
-            about |= {key: facts[key] for key in ("metric", "floor")}
-        if all(facts.get(key) == about[key] for key in ("budget", "metric", "judges")):
-            return json.loads((into / "rows.json").read_text()), facts["commands"]
-    return [], []
+    """The rows that stand there, and the commands that made them. A league of binary models alone has no
+    metric and takes theirs. Pictures and curves stay until their model is trained again."""
+    if not (into / "rows.json").is_file():
+        return [], []
+    facts = json.loads((into / "about.json").read_text())
+    if about["metric"] is None:
+        about |= {key: facts[key] for key in ("metric", "floor")}
+    # eight minutes of a faster processor are more training
+    if differing := [key for key in ("budget", "metric", "judges", "machine") if facts.get(key) != about[key]]:
+        raise SystemExit(f"{into} holds a league of another {', '.join(differing)}: remove it to replace it")
+    return json.loads((into / "rows.json").read_text()), facts["commands"]
 
 
 @dataclass(frozen=True)
