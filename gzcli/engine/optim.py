@@ -124,10 +124,9 @@ class Muon(Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure is supported
         for group in self.param_groups:
-            pairs = [(p, p.grad) for p in group["params"] if p.grad is not None]
-            if pairs:
-                params, grads = [p for p, _ in pairs], [grad for _, grad in pairs]
-                (self.orthogonal if group["wide"] else self.adamw)(params, grads, group)
+            if grads := {p: p.grad for p in group["params"] if p.grad is not None}:
+                update = self.orthogonal if group["wide"] else self.adamw
+                update(list(grads), list(grads.values()), group)
 
     def orthogonal(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         """Steps each matrix by itself, also where several share a parameter; those of one size together."""
