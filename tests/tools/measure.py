@@ -9,7 +9,6 @@ python tests/tools/measure.py costs [--timed]      times are those of this machi
 from __future__ import annotations
 
 import json
-import platform
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -86,7 +85,8 @@ def earlier(into: Path, about: dict[str, Any]) -> tuple[list[dict[str, Any]], li
     if about["metric"] is None:
         about |= {key: facts[key] for key in ("metric", "floor")}
     # eight minutes of a faster processor are more training
-    if differing := [key for key in ("budget", "metric", "judges", "machine") if facts.get(key) != about[key]]:
+    terms = ("budget", "metric", "judges", "machine")
+    if differing := [key for key in terms if facts.get(key) != about[key]]:
         raise SystemExit(f"{into} holds a league of another {', '.join(differing)}: remove it to replace it")
     return json.loads((into / "rows.json").read_text()), facts["commands"]
 
@@ -129,7 +129,7 @@ def shared_by(leagues: list[League]) -> dict[str, Any]:
         **(git_state() or {"commit": None, "dirty": None}),
         "version": __version__,
         "torch": versions.get("torch"),
-        "machine": devices.cpu_name() or platform.machine(),
+        "machine": devices.cpu_name() + (", fast bf16" if devices.fast_bf16() else ""),
         "cores": start.cores(),
         **terms[0],
         "n": leagues[-1].result["provenance"].get("n_fake"),
