@@ -58,6 +58,7 @@ SMALL = 10_000  # number of images below which FID is biased upwards
 BANK = 50_000  # most training images that are searched for copies
 LPIPS_SIDE = 16  # shortest side in pixels, as VGG16 halves it four times
 GIVEN_LABELS = "columns `|y` are of log p(x | y), the label given: not to be compared with those of log p(x)"
+MEANS = "samples that are means of pixels are compared with the grey images"
 MARGINAL = "log p(x) of a conditional model is log Σ p(y) p(x | y), classes as frequent as in training"
 # suffixes of a judge's name in the provenance, and the facts that they stand for
 JUDGE_FACTS = {"": "hash", "_accuracy": "accuracy", "_rotations": "rotations", "_alive": "alive"}
@@ -203,14 +204,6 @@ class Judge:
 
     # ------------------------------------------------------------------------ figures
 
-    def __call__(self, images: ImageSet, levels: int | None) -> Figures:
-        """The figures of images. Those of a binary model are not compared with real images."""
-        if levels == 2:
-            figures = self._of_images(images, "draws")
-        else:
-            figures = self._marked(self.compared(images, self.real.reference(levels), self.metrics), levels)
-        return figures | self._of_images(images, "test", "train")
-
     def compared(
         self, images: ImageSet, real: ImageSet, chosen: Sequence[Metric], *, intervals: bool = True
     ) -> Figures:
@@ -269,7 +262,7 @@ class Judge:
                 if any(metric.of_images and metric.floor == split for metric in self.metrics):
                     floor.figures |= self._of_images(self.real.of(split).first(n), split)
         floor = self.floors[key]
-        if levels not in floor.levels and levels != 2:
+        if levels not in floor.levels:
             floor.levels.append(levels)
             dear = [metric for metric in self.metrics if not metric.cheap]
             single = self.compared(*self.first_draw(entry), dear) if dear else {}
@@ -319,10 +312,10 @@ class Judge:
         compared = [metric for metric in self.metrics if metric.compare or metric.within]
         spaces = [self.space_of(metric) for metric in compared]
         for entry in {entry.name: entry for entry in contestants}.values():
-            self._compute(f"`{entry.name}`", entry.images, [*(spaces if entry.levels != 2 else ()), *memory])
+            self._compute(f"`{entry.name}`", entry.images, [*spaces, *memory])
         # with `--stats`, the real images of that metric are known by their moments alone
         of_real = [self.space_of(m) for m in compared if not self.stats or m is not self.stats[0]]
-        for levels in sorted({entry.levels for entry in contestants if entry.levels != 2}, key=str):
+        for levels in sorted({entry.levels for entry in contestants}, key=str):
             self._compute("the data set", self.real.reference(levels), of_real)
             for entry in contestants:
                 n = min(len(entry), self.real.at_most)
@@ -401,8 +394,10 @@ class Judge:
         return judge is None or judge.alive
 
     def row_of(self, entry: Contestant) -> dict[str, Any]:
-        since, trained = time.monotonic(), entry.trained
-        figures, floor = self(entry.images, entry.levels) | entry.figures, self.floor(entry)
+        since, trained, images, levels = time.monotonic(), entry.trained, entry.images, entry.levels
+        figures = self._marked(self.compared(images, self.real.reference(levels), self.metrics), levels)
+        figures |= self._of_images(images, "test", "train") | entry.figures
+        floor = self.floor(entry)
         row: dict[str, Any] = {"name": entry.name, "model": None, "run": None, "step": None, "params": None}
         if trained:
             row |= {"model": trained.name, "run": trained.run.owner.id, "step": trained.step}
@@ -419,7 +414,7 @@ class Judge:
             "sample": dict(trained.part.sample) if trained else {},
             "precision": trained.precision if trained else None,
             "conditional": entry.images.labels is not None,
-            "levels": entry.levels,
+            "levels": levels,
             **entry.facts,
             "seconds": round(entry.facts.get("seconds", 0.0) + time.monotonic() - since, 1),
         }
@@ -480,8 +475,8 @@ class Judge:
                 lines.append(
                     f"FID of {n} images is biased upwards: compare it at the same n only, or use `kid`"
                 )
-        binary = any(entry.levels == 2 for entry in contestants)
-        lines += treatment({self.pack.meta.name: self.pack}, 2 if binary else None)
+        binary = any(entry.trained and entry.trained.images.levels == 2 for entry in contestants)
+        lines += treatment({self.pack.meta.name: self.pack}, 2 if binary else None, but=MEANS)
         lines += [note for entry in contestants for note in entry.notes]
         if len(sizes) > 1:
             counts = ", ".join(f"{n:,}" for n in sizes)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,12 @@ class Contestant:
     facts: dict[str, Any] = field(default_factory=dict)  # further columns of its row
     strata: Strata | None = None  # what the images lie evenly over; None: drawn at random
 
-    @property
+    @cached_property
     def levels(self) -> int | None:
-        """Grey levels of the model; None for images from elsewhere, which have those of the set."""
-        return self.trained.images.levels if self.trained else None
+        """Grey levels of the images. None where they have those of the set: of images from elsewhere, and of
+        a binary model that draws the means of its pixels."""
+        levels = self.trained.images.levels if self.trained else None
+        return None if levels == 2 and not np.isin(self.images.images, (0, 255)).all() else levels
 
     @property
     def layout(self) -> str:

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from gzcli.core import ranks
-from gzcli.core.types import Say, silent
-from gzcli.data.packs.batches import quantise, to_uint8
+from gzcli.core.types import ImageNoise, Say, silent
+from gzcli.data.packs.batches import BINARY_SEED, quantise, to_uint8
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.trained import Trained
 from gzcli.metrics.classifier import NetFeatures
@@ -169,9 +169,9 @@ class RealImages:
         return self.of(self.split, levels)
 
     def of(self, split: str, levels: int | None = None) -> ImageSet:
-        """The images of a split, quantised to a number of grey levels."""
+        """The images of a split, quantised to a number of grey levels, those of two by a draw."""
         meta = self.pack.meta
-        levels = None if levels in (2, meta.levels) else levels
+        levels = None if levels == meta.levels else levels
         if (split, levels) not in self._sets:
             names = ("train", "val", "test") if split == "all" else (split,)
             parts = [name for name in names if meta.counts[name]]
@@ -179,7 +179,8 @@ class RealImages:
             labels = [y for part in parts if (y := self.pack.labels(part)) is not None]
             joined = images[0] if len(images) == 1 else np.concatenate([part[:] for part in images])
             if levels is not None:
-                joined = to_uint8(quantise(torch.from_numpy(np.array(joined)), levels)).numpy()
+                noise = ImageNoise(BINARY_SEED, range(len(joined))) if levels == 2 else None
+                joined = to_uint8(quantise(torch.from_numpy(np.array(joined)), levels, noise)).numpy()
             classes = np.concatenate(labels) if len(labels) == len(parts) else None
             shape = "x".join(map(str, meta.shape))  # a pack may be cut into patches
             key = f"{meta.digest}-{shape}-{split}-{levels or meta.levels}"

@@ -37,7 +37,7 @@ MAY = {
 SHARED = ("models.base", "models.nn", "models.catalog", "models.denoising")
 
 # Measures: none may grow, no exception may be added; lower what has become smaller.
-ROOT_FILES, FOLDER, LINES, FILES = 4, 20, 49_618, 249
+ROOT_FILES, FOLDER, LINES, FILES = 4, 20, 49_617, 249
 FOLDERS: dict[str, int] = {}
 LENGTH, PARAMETERS = 60, 8
 LONG: dict[str, int] = {}

@@ -19,7 +19,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from gzcli.core.errors import DivergedError, MissingError
 from gzcli.core.jobs import BenchJob
 from gzcli.core.types import Applied
-from gzcli.data.packs.batches import scan
+from gzcli.data.packs.batches import scan, to_uint8
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.log import Log
 from gzcli.judge import bench, contestants, likelihood
@@ -147,7 +147,10 @@ def test_a_conditional_model_has_two_columns(load, tmp_path, monkeypatch):
     assert set(dear["metrics"]) == {"bpd|y"}
 
 
-def test_other_grey_levels_stand_in_columns_of_their_own_and_binary_models_have_nats(load, tmp_path):
+def test_other_grey_levels_stand_in_columns_of_their_own_and_binary_models_have_nats(
+    load, tmp_path, monkeypatch
+):
+    """Binary samples are compared with binarised images, samples of means with the grey ones."""
     load("plain"), load("coarse", levels=5)
     result = run(tmp_path, "plain", "coarse", metrics=("fd", "bpd"))
     plain, coarse = (row["metrics"] for row in result["rows"])
@@ -156,11 +159,18 @@ def test_other_grey_levels_stand_in_columns_of_their_own_and_binary_models_have_
     trained = load("binary", levels=2)
     result = run(tmp_path, "binary")
     metrics = result["rows"][0]["metrics"]
-    assert set(metrics) == {"tv", "legible", "nats", "samples_per_s"} and result["floor"] == {}
-    pack, total = open_pack("digits"), 0.0
-    for batch in scan(pack, "test", batch_size=355, levels=2, device="cpu"):
-        total -= float(trained.model.log_prob(batch.x, noise=None).sum())
+    pack = open_pack("digits")
+    (batch,) = scan(pack, "test", batch_size=355, levels=2, device="cpu")
+    total = -float(trained.model.log_prob(batch.x, noise=None).sum())
     assert metrics["nats"] == pytest.approx(total / 355, rel=1e-5)
+    (path,) = (tmp_path / "samples").glob("binary-*.npz")
+    drawn = np.load(path)["samples"].transpose(0, 3, 1, 2)
+    fd = frechet_distance(*(lenet(pack).features(x) for x in (drawn, to_uint8(batch.x).numpy())))
+    assert set(np.unique(drawn)) == {0, 255} and metrics["fd@2"] == pytest.approx(fd, rel=1e-9)
+    assert "fd" not in metrics and result["floor"]["fd@2"] < fd
+    monkeypatch.setattr(contestants, "timed_draw", lambda *_: (pack.images("train")[:200], 1.0))
+    row = run(tmp_path, "binary")["rows"][0]
+    assert row["metrics"]["fd"] < 2 * row["floor"]["fd"] and row["metrics"]["nats"] == metrics["nats"]
 
 
 def test_what_is_refused(load, tmp_path):

@@ -77,13 +77,11 @@ def league(*folders: Path, root: Path = measured.ROOT) -> list[Path]:
 
 
 def earlier(into: Path, about: dict[str, Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows that stand there, and the commands that made them. A league of binary models alone has no
-    metric and takes theirs. Pictures and curves stay until their model is trained again."""
+    """The rows that stand there, and the commands that made them. Pictures and curves stay until their model
+    is trained again."""
     if not (into / "rows.json").is_file():
         return [], []
     facts = json.loads((into / "about.json").read_text())
-    if about["metric"] is None:
-        about |= {key: facts[key] for key in ("metric", "floor")}
     # eight minutes of a faster processor are more training
     terms = ("budget", "metric", "judges", "machine")
     if differing := [key for key in terms if facts.get(key) != about[key]]:

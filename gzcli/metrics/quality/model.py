@@ -19,8 +19,8 @@ def bpd(judge: Any, contestant: Any) -> Figures:
     if kind not in ("exact", "bound") and not (kind == "ode" and judge.named):
         return {}
     likelihood = contestant.facts["likelihood"] = judge.likelihood(trained)
-    mark, binary = judge.mark(contestant.levels), contestant.levels == 2
-    return likelihood_figures(likelihood, mark, judge.values, binary=binary)
+    levels = trained.images.levels
+    return likelihood_figures(likelihood, judge.mark(levels), judge.values, binary=levels == 2)
 
 
 def likelihood_figures(likelihood: Mapping[str, Any], mark: str, values: int, *, binary: bool) -> Figures:
