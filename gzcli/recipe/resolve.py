@@ -124,7 +124,7 @@ def resolve(
     """The recipe of a model, or of a file, for a data set (None: the recipe's own). Raises UsageError that
     lists everything that is wrong, each with its place. `sets` are texts `a.b=v` of `--set`, `flags` values
     of other options by dotted key; by the number of `gpus` the scale is chosen where none is asked for."""
-    recipe, problems = _resolve(what, data, sets, flags or {}, gpus=gpus)
+    recipe, problems = _resolve(*read_chain(what), data, sets, flags or {}, gpus=gpus)
     if recipe is None or problems:
         raise refusal(problems)
     return recipe
@@ -133,14 +133,14 @@ def resolve(
 def check(path: str | Path) -> list[str]:
     """Everything that is wrong with a recipe, for its own data set and for each that it names under `for`."""
     try:
-        chain, problems = read_chain(str(path))
+        chain, mistakes = read_chain(str(path))
     except UsageError as e:
         return [e.message]
-    problems += _resolve(str(path), None, (), {})[1]
+    problems = _resolve(chain, [*mistakes], None, (), {})[1]
     for at in dict.fromkeys(at for file in chain for at in file.sections):
         forced = Choice(at[0] if at[0] in SCALES else None, "", (tuple(map(canonical, at)),))
         data = at[-1] if at[-1] not in GENERAL else None
-        problems += _resolve(str(path), data, (), {}, forced=forced)[1]
+        problems += _resolve(chain, [*mistakes], data, (), {}, forced=forced)[1]
         if problem := misspelt(at, names()):
             layer = next(file.sections[at] for file in chain if at in file.sections)
             problems.append(layer.problem((), *problem))
@@ -148,7 +148,8 @@ def check(path: str | Path) -> list[str]:
 
 
 def _resolve(
-    what: str,
+    chain: list[RecipeFile],
+    problems: list[Problem],
     data: str | None,
     sets: Iterable[str],
     flags: Mapping[str, Any],
@@ -156,7 +157,6 @@ def _resolve(
     gpus: int = 0,
     forced: Choice | None = None,
 ) -> tuple[Resolved | None, list[Problem]]:
-    chain, problems = read_chain(what)
     typed = layers_typed({"data.name": data, **flags}, sets, problems)
     bases = [*(file.base for file in chain), *typed]
     usual = _usual_set(chain, bases)
