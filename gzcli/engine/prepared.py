@@ -94,8 +94,8 @@ def with_prepared(model: Model, batch: Batch) -> Batch:
 def with_remembered(model: Model, batch: Batch, memory: dict[int, Mapping[str, Tensor]], i: int) -> Batch:
     """The same, computed once for batch `i` and kept in main memory; the noise of losses is not used up."""
     if hasattr(model, "prepare") and i not in memory:
-        own = replace(batch, noise=ImageNoise(mix(0, "prepare"), batch.index, batch.x.device))
-        memory[i] = {key: value.cpu() for key, value in model.prepare(own).items()}
+        noise = ImageNoise(mix(0, "prepare"), batch.index, batch.x.device)
+        memory[i] = {key: value.cpu() for key, value in model.prepare(replace(batch, noise=noise)).items()}
     batch.extra |= {key: moved(value, batch.x.device) for key, value in memory.get(i, {}).items()}
     return batch
 

@@ -179,7 +179,7 @@ class RealImages:
             labels = [y for part in parts if (y := self.pack.labels(part)) is not None]
             joined = images[0] if len(images) == 1 else np.concatenate([part[:] for part in images])
             if levels is not None:
-                noise = ImageNoise(BINARY_SEED, range(len(joined))) if levels == 2 else None
+                noise = ImageNoise(BINARY_SEED, range(len(joined)))  # the draw of likelihoods, too
                 joined = to_uint8(quantise(torch.from_numpy(np.array(joined)), levels, noise)).numpy()
             classes = np.concatenate(labels) if len(labels) == len(parts) else None
             shape = "x".join(map(str, meta.shape))  # a pack may be cut into patches

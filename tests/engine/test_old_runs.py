@@ -105,12 +105,12 @@ def test_they_are_resumed(name, expected):
             files.write_atomic(part.path / "run.yaml", dump(tree))
         (part.path / "model.safetensors").unlink(missing_ok=True)
     assert main(run.path) == 0 and run.state == "finished"
-    # the gradient of a bias before a norm is rounding alone, which Adam makes steps of the learning rate of
-    atol = 1e-3 if same_machine(expected) else 5e-3
     for part, weights, before in zip(parts, then, logged, strict=True):
         assert "resumed at step 10" in (part.path / "log.txt").read_text()
         now = load_file(part.path / "model.safetensors")
         assert now.keys() == weights.keys()
         for key, value in weights.items():
+            # the gradient of a bias before a norm is rounding alone, which Adam turns into whole steps
+            atol = 5e-3 if key.endswith(".bias") and not same_machine(expected) else 1e-3
             torch.testing.assert_close(now[key], value, rtol=1e-2, atol=atol)
         assert figures(part) == [pytest.approx(line, rel=1e-4) for line in before]
