@@ -271,7 +271,7 @@ def chosen_precision(wanted: str, kind: str) -> str:
     if wanted != "auto":
         return wanted
     if kind == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if kind == "cpu" and fast_bf16() else "fp32"
 
 

@@ -79,9 +79,9 @@ def read_curve(path: Path) -> Curve | None:
 
 
 def places() -> Iterator[tuple[str, str]]:
-    """(set, scale) of each league that is shipped."""
-    for path in sorted(ROOT.glob("*/*/about.json")):
-        yield path.parent.parent.name, path.parent.name
+    """(set, scale) of each league that is shipped, that of the longest trainings first."""
+    leagues = [(path.parent.parent.name, path.parent.name) for path in ROOT.glob("*/*/about.json")]
+    yield from sorted(leagues, key=lambda place: (-about(*place)["budget"], place))
 
 
 def about(data: str, scale: str) -> dict[str, Any]:

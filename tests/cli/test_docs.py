@@ -186,10 +186,13 @@ def test_leagues_of_one_set_and_scale_are_joined(reference, tmp_path, monkeypatc
     import measure
 
     about = measured.about("mnist", "tiny")
-    assert about["commands"] == [f"gz bench --train-missing --models {name}" for name in ("vae", "vqvae")]
+    assert about["commands"] == ["gz bench --train-missing --models vae,vqvae"]
     assert about["judges"] == {"first": {"hash": "ab", "accuracy": 0.99}} and about["torch"] == "2.13"
     assert about["seeds"] == [0] and about["budget"] == 480 and about["cores"] > 0 and "commit" in about
     assert [row["model"] for row in measured.standings("mnist", "tiny")] == ["vae", "vqvae"]
+    (shorter := reference.parents[1] / "digits" / "tiny").mkdir(parents=True)
+    (shorter / "about.json").write_text('{"budget": 60}')
+    assert list(measured.places()) == [("mnist", "tiny"), ("digits", "tiny")]
     curves = {path.name for path in reference.glob("curves/*")}
     assert curves == {"vae.csv", "vqvae.tokenizer.csv", "vqvae.prior.csv"}
     vae = {"model": "vae", "run": measured.rows_of(reference / "league.csv")[0]["run"]}

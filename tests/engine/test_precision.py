@@ -61,8 +61,10 @@ USED = (  # in the recipe, asked for, whether the CPU has it; what samples and w
 def test_which_precision_is_used(monkeypatch):
     with pytest.raises(UsageError, match="needs a GPU"):
         load_trained(Run(None), "cpu", precision="fp16")  # type: ignore[arg-type]
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
-    assert devices.chosen_precision("auto", "cuda") == "fp16"
+    for ampere, precision in ((True, "bf16"), (False, "fp16")):
+        supported = lambda including_emulation=True, ampere=ampere: including_emulation or ampere  # noqa: E731
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+        assert devices.chosen_precision("auto", "cuda") == precision
     assert devices.chosen_precision("auto", "mps") == "fp32"
     tree = recipe(FM, steps=1)
     for precision, request, fast, sampled, scored in USED:

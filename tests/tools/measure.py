@@ -9,6 +9,7 @@ python tests/tools/measure.py costs [--timed]      times are those of this machi
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ def league(*folders: Path, root: Path = measured.ROOT) -> list[Path]:
         before, commands = earlier(into, about)
         for name in ("curves", "samples"):
             (into / name).mkdir(parents=True, exist_ok=True)
-        about["commands"] = list(dict.fromkeys([*commands, *about["commands"]]))
+        about["commands"] = merged([*commands, *about["commands"]])
         rows = {}  # by model and seed; one that failed gives way to one that did not
         for row in (*before, *(row for one in leagues for row in one.result["rows"])):
             if not row.get("error") or (row["model"], row["seed"]) not in rows:
@@ -87,6 +88,16 @@ def earlier(into: Path, about: dict[str, Any]) -> tuple[list[dict[str, Any]], li
     if differing := [key for key in terms if facts.get(key) != about[key]]:
         raise SystemExit(f"{into} holds a league of another {', '.join(differing)}: remove it to replace it")
     return json.loads((into / "rows.json").read_text()), facts["commands"]
+
+
+def merged(commands: list[str]) -> list[str]:
+    """Commands of leagues, as one those that differ in their models alone."""
+    models: dict[tuple[str, str], list[str]] = {}  # by what stands before and after them
+    for command in commands:
+        words = re.fullmatch(r"(.* --models )(\S+)(.*)", command)
+        before, names, after = words.groups() if words else (command, "", "")
+        models.setdefault((before, after), []).extend(names.split(","))
+    return [before + ",".join(dict.fromkeys(names)) + after for (before, after), names in models.items()]
 
 
 @dataclass(frozen=True)
