@@ -150,8 +150,10 @@ def test_a_league_becomes_files_that_pages_and_trainings_read(reference):
 
 def test_figures_stand_beside_those_of_papers_and_peers(reference):
     """Likelihoods of several kinds are several columns."""
-    head = "place,model,train_seconds,sample_seconds,params,fd,fd_sd,fd_excess,fd_excess_half,bpd,swd\n"
-    rows = "1–2,fm,480,.01,1000,75,,45,8,1.5,9\n1–2,glow,480,,1000,80,2,50.2,8,1.2,9\n"
+    head = "place,model,train_seconds,sample_seconds,params,fd,fd_sd,fd_excess,fd_excess_half,bpd,"
+    head += "nats|y,swd\n"
+    rows = "1–2,fm,480,.01,1000,75,,45,8,1.5,,9\n1–2,glow,480,,1000,80,2,50.2,8,1.2,,9\n"
+    rows += "3,cvae,480,,9,,,,,,87,\n"
     (reference / "summary.csv").write_text(head + rows)
     head = "name,version,model,seconds,train_steps,fd,fd_excess,fd_excess_half\n"
     peers = head + "normflows,1.7,glow,480,62,90,60,9\n"
@@ -176,9 +178,9 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference):
     league = rendered("league", leagues=[facts], detections=measured.detections())
     lines = [re.sub(r"\(models/\w+.md\)", "", line) for line in league.splitlines()]
     assert lines[-2:] == [f"| [glow] | {cell} |", "| baseline | 0.950 by png |"]
-    assert "|  | model | fd | bpd (ode) | bpd (bound) | parameters | s/image |" in lines
-    assert "| 1–2 | [fm] | 75 (+45 ± 8) | 1.5 | – | 1,000 | 0.01 |" in lines
-    assert "| – | normflows 1.7, as [glow] | 90 (+60 ± 9) | – | – | – | – |" in lines
+    assert r"|  | model | fd | bpd (ode) | bpd (bound) | nats\|y (bound) | parameters | s/image |" in lines
+    assert "| 1–2 | [fm] | 75 (+45 ± 8) | 1.5 | – | – | 1,000 | 0.01 |" in lines
+    assert "| – | normflows 1.7, as [glow] | 90 (+60 ± 9) | – | – | – | – | – |" in lines
 
 
 def test_leagues_of_one_set_and_scale_are_joined(reference, tmp_path, monkeypatch):
