@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 _WHAT = argument("MODEL|RECIPE|RUN", "A model, a recipe file, or a run to repeat.", a_model_or_run)
 _What = Annotated[str, _WHAT]
 _Steps = Annotated[int | None, option("--steps N", "Train for N steps.", min=1)]
-_MINUTES = option("--minutes M", "Train for as many steps as fit in M minutes.", min=0.05)
+_MINUTES_HELP = (
+    "Train for as many steps as fit in M minutes of wall-clock time, or of CPU time with "
+    "`--set train.clock=cpu`."
+)
+_MINUTES = option("--minutes M", _MINUTES_HELP, min=0.05)
 _Minutes = Annotated[float | None, _MINUTES]
 # words of other programs for keys of the recipe: they are understood, and the help does not show them
 _Epochs = Annotated[float | None, option("--epochs N", min=0.001, hidden=True)]

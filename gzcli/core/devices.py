@@ -322,8 +322,12 @@ def clock(device: torch.device, kind: str = "wall") -> float:
     """Seconds of time after the device has finished its queued work; of the kind "cpu" on a CPU the work of
     this process's cores."""
     synchronise(device)
-    on_cores = kind == "cpu" and not kind_of(device).queued
-    return time.process_time() if on_cores else time.monotonic()
+    return time.process_time() if clock_of(device, kind) == "cpu" else time.monotonic()
+
+
+def clock_of(device: torch.device, kind: str) -> str:
+    """The kind of clock that is read for a device: "cpu" for a CPU alone, else "wall"."""
+    return "cpu" if kind == "cpu" and not kind_of(device).queued else "wall"
 
 
 def empty_cache(device: torch.device) -> None:

@@ -94,7 +94,7 @@ def record_status(run: Run, log: Log) -> Iterator[None]:
         parent = int(os.environ.get("GZ_PARENT", "0"))
         nothing = dict.fromkeys(("ended", "error", "code", "lost", "too_large"))
         now = {"pid": os.getpid(), "parent": parent, "started": time.time(), "stepping": False}
-        run.update(state="running", **now, **nothing, seconds=seconds, work=before)
+        run.update(state="running", **now, **nothing, seconds=seconds, work=before, work_from=since)
     try:
         yield
     except BaseException as e:
@@ -197,7 +197,11 @@ def train_one(run: Run, log: Log) -> Accelerator:
     streams.change_spinner("building the model")
     trainer = Trainer(run, part, pack, accelerator, log)
     if log.main:
-        run.update(steps=trainer.steps, params=sum(p.numel() for p in trainer.model.parameters()))
+        run.update(
+            steps=trainer.steps,
+            params=sum(p.numel() for p in trainer.model.parameters()),
+            clock=devices.clock_of(trainer.device, part.train.clock),
+        )
     try:
         with note_out_of_memory(trainer):
             trainer.fit()

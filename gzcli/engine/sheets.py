@@ -157,7 +157,9 @@ def caption_of(
 ) -> str:
     """The origin of a picture: model, set, length of the training, application, seed and options."""
     words = [trained.title, trained.part.data.name.rpartition("/")[2], f"step {step or trained.step:,}"]
-    words += [f"{duration(seconds)} of training"] if (seconds := trained.run.owner.seconds) else []
+    owner = trained.run.owner
+    what = "CPU time" if owner.clock == "cpu" else "training"
+    words += [f"{duration(seconds)} of {what}"] if (seconds := owner.training_seconds) else []
     words += [do] if do else []
     return " · ".join([*words, f"seed {seed}", *(f"{key} {value}" for key, value in options.items())])
 

@@ -191,7 +191,7 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
     if "time" in terms.curves:
         saved = ((seconds, {"checkpoint": str(step), "quick": True}) for step, seconds in kept_steps(run))
         rows["time"] = [{"setting": "time", "seconds": seconds, "variant": v} for seconds, v in saved]
-    jobs, job = {}, replace(terms.job, patience=training_seconds(run), drawing=code_of(run))
+    jobs, job = {}, replace(terms.job, patience=run.training_seconds, drawing=code_of(run))
     for kind, settings in rows.items():
         if settings:
             variants = tuple(row["variant"] for row in settings)
@@ -257,21 +257,14 @@ def kept_steps(run: Run) -> list[tuple[int, float]]:
     last = run.serving
     steps = int(last.status()["step"])
     checkpoints = [int(folder.name) for folder in last.checkpoints]
-    seconds = training_seconds(run)
-    seconds_of_last = seconds if last is run else training_seconds(last)
+    seconds = run.training_seconds
+    seconds_of_last = seconds if last is run else last.training_seconds
     chosen = {}
     for share in SHARES:
         near = min(checkpoints, key=lambda step: abs(math.log(step / (share * steps))), default=0)
         if near and abs(math.log2(near / (share * steps))) <= 0.5:
             chosen[near] = seconds - seconds_of_last + seconds_of_last * near / steps
     return sorted(chosen.items())
-
-
-def training_seconds(run: Run) -> float:
-    """Seconds of training over all stages of a run: CPU time if the budget counts that, else wall time."""
-    parts = run.stages or [run]
-    worked = all(part.tree().get("train", {}).get("clock") == "cpu" for part in parts)
-    return sum(part.work if worked else part.seconds for part in parts)
 
 
 def facts_of(run: Run) -> dict[str, Any]:
@@ -281,7 +274,7 @@ def facts_of(run: Run) -> dict[str, Any]:
         "run": run.id,
         "title": run.title,
         "params": sum(status.get("params") or 0 for status in parts),
-        "train_seconds": round(training_seconds(run), 1),
+        "train_seconds": round(run.training_seconds, 1),
         "train_steps": sum(status.get("step") or 0 for status in parts),
         "peak_memory": max((status.get("peak_memory") or 0 for status in parts), default=0) or None,
     }

@@ -16,7 +16,7 @@ from typing import Any
 
 from gzcli.core.errors import DivergedError, MissingError, UsageError
 from gzcli.core.types import Say
-from gzcli.judge.league import draw_curves, training_seconds
+from gzcli.judge.league import draw_curves
 from gzcli.launch import launcher
 from gzcli.launch.plan import Start, ask
 from gzcli.store import runs
@@ -151,7 +151,7 @@ def result_of(
         state = "diverged" if math.isinf(values[i]) else "best" if i == best else "stopped"
         row: dict[str, Any] = {"setting": setting, "value": values[i], "state": state}
         if run := runs.by_name(f"{sweep.name}-{i}"):  # else it was removed since
-            row |= {"run": run.id, "steps": run.status()["step"], "seconds": training_seconds(run)}
+            row |= {"run": run.id, "steps": run.status()["step"], "seconds": run.training_seconds}
             metric = run.best.metric if run.best else metric
             points = curves(metric_lines(run.path)).get(f"val_{metric}", [])
             lines[" ".join(setting)] = [(row["seconds"] * step / row["steps"], y, None) for step, y in points]

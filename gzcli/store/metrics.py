@@ -156,7 +156,8 @@ def _facts(run: Run) -> dict[str, Any]:
         "best": best and asdict(best),
         "curve": curve and asdict(curve),
         "params": None if None in params else sum(params),
-        "seconds": round(sum(part.seconds for part in parts), 1),
+        "clock": run.clock,
+        "seconds": round(run.training_seconds, 1),
         "bytes": None,
         "created": status.get("created"),
         "error": (status.get("error") or {}).get("message"),
@@ -166,10 +167,11 @@ def _facts(run: Run) -> dict[str, Any]:
 def in_words(row: Mapping[str, Any]) -> dict[str, str | None]:
     """Figures and times of a summary, as people read them."""
     best, curve, created = row["best"], row["curve"], row["created"]
+    time_is = " CPU time" if row.get("clock") == "cpu" else ""
     return {
         "best": f"{best['metric']} {figure(best['value'])}" if best else None,
         "curve": Curve(**curve).spark if curve else None,
-        "time": duration(row["seconds"]) if row["seconds"] else None,
+        "time": duration(row["seconds"]) + time_is if row["seconds"] else None,
         "size": size(row["bytes"]),
         "params": count(row["params"]) if row["params"] else None,
         "made": created[:16].replace("T", " ") if created else None,

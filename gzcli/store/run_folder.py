@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import time
 from dataclasses import dataclass
@@ -19,9 +20,11 @@ RUN_ID = re.compile(r"(.+)-(\d{8}-\d{6})-([0-9a-f]{4})")  # model and data, time
 STAGES = "stages"  # the key of a recipe, and the folder of a run
 # types of values of `status.json`; any may be null
 KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("state", "model", "data", "alias", "copy_of"), str),
+    **dict.fromkeys(("state", "model", "data", "alias", "copy_of", "clock"), str),
     **dict.fromkeys(("step", "steps", "order", "pid", "parent", "params", "code", "levels"), int),
-    **dict.fromkeys(("created", "started", "ended", "seconds", "work", "peak_memory"), (int, float)),
+    **dict.fromkeys(
+        ("created", "started", "ended", "seconds", "work", "work_from", "peak_memory"), (int, float)
+    ),
     **dict.fromkeys(("recipe", "error", "lost"), dict),
 }
 
@@ -250,7 +253,22 @@ class Run:
     @property
     def work(self) -> float:
         """CPU seconds of its first process over all its starts, except starts that were killed."""
-        return float(self.status().get("work", 0.0))
+        status = self.status()
+        running = status.get("state") == "running" and status.get("pid") == os.getpid()
+        now = time.process_time() - status.get("work_from", 0.0) if running else 0.0
+        return float(status.get("work", 0.0)) + now
+
+    @property
+    def clock(self) -> str:
+        """What its length is measured in: cpu, CPU time; or wall, the time that passes."""
+        parts = self.stages or [self]
+        return "cpu" if all(part.status().get("clock") == "cpu" for part in parts) else "wall"
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of training over all its stages, by its clock."""
+        on_cores = self.clock == "cpu"
+        return sum(part.work if on_cores else part.seconds for part in self.stages or [self])
 
     @property
     def best(self) -> Best | None:

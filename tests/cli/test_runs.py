@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from functools import partial
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,8 +16,9 @@ from gzcli.cli import bench, jobs, out, train
 from gzcli.cli.out import table_lines, wrapped
 from gzcli.core.errors import MissingError
 from gzcli.core.sections import part_of
+from gzcli.engine import sheets
 from gzcli.launch import launcher
-from gzcli.store import files, runs
+from gzcli.store import files, metrics, runs
 from gzcli.store.metrics import curve_of
 from gzcli.store.runs import Run, outdated, short_name
 
@@ -48,6 +51,25 @@ def test_a_toy_does_not_stand_in_for_the_whole_run(home):
     assert runs.find("vae") == longer
     unnoted = made(of=None)  # the recipe gives a time, or the run is of before it was noted
     assert runs.find("vae") == unnoted and unnoted.shortfalls == []
+
+
+def test_the_time_of_a_run_is_that_of_its_clock(home):
+    """A run whose budget is CPU time shows CPU time, in tables, captions and the line at its end."""
+    run = made(work=30.0)
+    assert (run.clock, run.training_seconds) == ("wall", 90.0)
+    assert metrics.in_words(metrics.summary(run))["time"] == "1m30s"
+    run.update(clock="cpu")
+    assert (run.clock, run.training_seconds) == ("cpu", 30.0)
+    row = metrics.summary(run)
+    assert (row["clock"], row["seconds"]) == ("cpu", 30.0)
+    assert metrics.in_words(row)["time"] == "30s CPU time"
+    trained = SimpleNamespace(title="vae", part=SimpleNamespace(data=SimpleNamespace(name="digits")), run=run)
+    assert sheets.caption_of(trained, None, 0, {}, 20) == "vae · digits · step 20 · 30s of CPU time · seed 0"
+    with files.lock(run.lock):  # while it trains, its own process counts on
+        run.update(state="running", pid=os.getpid(), work_from=time.process_time() - 2.0)
+        assert 32.0 <= run.training_seconds < 40.0
+        run.update(pid=os.getpid() + 1)
+        assert run.training_seconds == 30.0
 
 
 def test_stages_are_judged_each(home):
