@@ -3,11 +3,9 @@ speed. With `--train-missing` it is a league, which first trains the models for 
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,15 +18,14 @@ from gzcli.cli import options as opt
 from gzcli.cli.jobs import end, name_of, quoted, took
 from gzcli.cli.options import a_model_or_run, a_set, argument, choose, option
 from gzcli.cli.report import check_report, with_report
-from gzcli.core import signals
-from gzcli.core.errors import GzError, Interrupted, MissingError, UsageError, canonical, matching
+from gzcli.core.errors import MissingError, UsageError, canonical, matching
 from gzcli.core.sections import LaunchSection
-from gzcli.core.units import about, count, counted, duration, figure
+from gzcli.core.units import about, count, counted, figure, short
 from gzcli.data.sets.names import ENDINGS, OwnSet, is_set, locate, slug
 from gzcli.launch.slurm import CORES_OF_A_PROCESS, check_printable
 from gzcli.metrics import standings
 from gzcli.metrics.metric import column_of, help_text, metrics, weights_of
-from gzcli.store import files
+from gzcli.store import claims
 from gzcli.store.paths import recipe_names, user_dir
 from gzcli.store.run_folder import Run
 from gzcli.store.runs import all_runs, by_name
@@ -36,10 +33,10 @@ from gzcli.store.runs import all_runs, by_name
 if TYPE_CHECKING:
     from gzcli.core.jobs import BenchJob
     from gzcli.data.sets.names import DataSet
-    from gzcli.judge.league import Entry, Terms
+    from gzcli.league.league import Terms
+    from gzcli.league.loop import League
 
 ARROWS = {"down": "↓", "up": "↑"}
-LATE = 1.25  # times the budget from which it is told that a training took longer
 DAY = 86_400  # seconds of training after which it is asked whether to start
 KEEP = {"seconds": 2, "params": 5}  # as `Column.keep`, of what is no figure of a metric
 OF_BENCH, OF_LEAGUE = 2000, 10_000  # samples of each model
@@ -116,6 +113,7 @@ def bench(
     Without a name, every model that has a finished run on the data set is compared.
     """
     from gzcli.core.jobs import BenchJob
+    from gzcli.league.loop import play_one
 
     check_report(report)
     league = train_missing or budget or models or curve or at_once
@@ -142,7 +140,7 @@ def bench(
             return submit_league(terms, at_once, slurm)
         jobs.fetch(networks)
         if entry:
-            return play_one(terms, entry)
+            return play_one(terms.of(entry), out.info)
         return hold(terms, budget=str(budget), yes=yes, at_once=at_once, page=report)
     data_set, runs, images = find_contestants(contestants or [], data)
     if submit or slurm:
@@ -151,7 +149,7 @@ def bench(
         jobs.announce(run, word, data=data_set.key)
     paths = tuple(str(run.path) for run, _ in runs)
     jobs.fetch(networks)
-    folder = jobs.new_folder(user_dir("bench"), data_set.key)
+    folder = claims.new_folder(user_dir("bench"), data_set.key)
     result = jobs.do_job(folder, replace(job, runs=paths, data=data_set.reference, images=tuple(images)))
     table(result, wide=wide)
     for text in (*(f"note: {note}" for note in result["notes"]), f"files: {folder}"):
@@ -328,7 +326,7 @@ def terms_of(
     train_missing: bool,
 ) -> Terms:
     """What the options ask for; a budget is a time such as `8m`, `1.5h` or `90s`."""
-    from gzcli.judge.league import SHORTEST, Terms
+    from gzcli.league.league import SHORTEST, Terms
 
     hint = f"gz bench --train-missing --budget {budget if train_missing and budget else '8m'} --data mnist"
     if not train_missing:
@@ -377,49 +375,30 @@ def submit_league(terms: Terms, at_once: int | None, options: list[str] | None) 
 
 
 def hold(terms: Terms, *, budget: str, yes: bool, at_once: int | None, page: Path | None) -> None:
-    """Holds a league and prints its table. A model that fails is a row with its error."""
-    from gzcli.judge.league import draw, entries_of
+    """Holds a league and prints its table."""
+    from gzcli.league import loop
 
     out.configure(lenient=True)  # a lost reader does not end what takes hours
     for word in sys.argv[1:]:
         check_printable(word=word)
     check_printable(folder=str(Path.cwd()))
     with out.progress("packing", unit="images") as report:
-        entries, left_out = entries_of(terms, say=out.info, progress=report)
-    if not entries:
-        hint = next(iter(left_out.values()), None)
-        raise UsageError(f"no model can be trained on `{terms.data}`", hint=hint)
-    if entries[0].plan.note:
-        out.warn(entries[0].plan.note)
-    folder = user_dir("bench") / f"league-{locate(terms.data).key}-{budget.strip()}-{terms.key}"
-    with files.lock(folder / ".lock", wait=False) as locked:
-        if not locked:
-            raise UsageError("another `gz` holds this league", hint=f"it writes into `{folder}`")
-        before_start(entries, left_out, terms, budget, yes=yes)
-        words = f"cd {shlex.quote(str(Path.cwd()))}\n{shlex.join(['gz', *sys.argv[1:]])}\n"
-        files.write_atomic(folder / "command.sh", words)
-        with signals.noted() as heard:
-            result = play(entries, terms, folder, heard, at_once)
-        took = [row.get("train_seconds", 0) for row in result["rows"]]
-        if longer := [seconds for seconds in took if seconds > LATE * terms.budget]:
-            result["notes"].append(
-                f"{len(longer)} of {len(took)} trainings took up to {duration(max(longer))} and not "
-                f"{duration(terms.budget)}: the machine was busier than at first, or validation and pictures "
-                "took more than their share"
-            )
-        draw(folder, result)
-        result |= {"left_out": left_out, "budget": terms.budget}
-        files.write_json(Run(folder).league_file, result)
+        league = loop.League.of(terms, budget, say=out.info, progress=report)
+    if note := league.entries[0].plan.note:
+        out.warn(note)
+    before_start(league, budget, yes=yes)
+    command = f"cd {shlex.quote(str(Path.cwd()))}\n{shlex.join(['gz', *sys.argv[1:]])}\n"
+    mode = "quiet" if out.is_quiet() else "human"
+    result = loop.hold(league, at_once=at_once, command=command, say=out.info, mode=mode)
     show_league(result)
-    out.data(with_report(result, folder, page))
+    out.data(with_report(result, league.folder, page))
 
 
-def before_start(
-    entries: Sequence[Entry], left_out: dict[str, str], terms: Terms, budget: str, *, yes: bool
-) -> None:
+def before_start(league: League, budget: str, *, yes: bool) -> None:
     """Prints the plan, and asks on a terminal whether to start what takes more than a day."""
     from gzcli.cli.plan import start_or_not
 
+    entries, terms = league.entries, league.terms
     done = sum((run := entry.run()) is not None and run.state == "finished" for entry in entries)
     models, seeds = list(dict.fromkeys(entry.model for entry in entries)), len(terms.seeds)
     seconds = (len(entries) - done) * terms.budget
@@ -428,7 +407,7 @@ def before_start(
     lines = out.fitted(" ".join(models), f"{len(models)} models: ")
     lines.append(f"{budget} each{of_seeds}: {len(entries) - done} to train, {done} there")
     lines.append(takes if seconds else "nothing is trained, all that is left is to judge")
-    for name, why in left_out.items():
+    for name, why in league.left_out.items():
         lines += out.fitted(f"left out: {name} ({why})")
     for line in lines:
         out.info(line)
@@ -436,180 +415,7 @@ def before_start(
     start_or_not(seconds, most=DAY, span="a day", ways=less, yes=yes)
 
 
-# ---------------------------------------------------------------------------- training and judging
-
-
-def play(
-    entries: Sequence[Entry], terms: Terms, folder: Path, heard: Sequence[int], at_once: int | None = None
-) -> dict[str, Any]:
-    """Trains and judges all entries, and writes what is known after each. Returns the JSON."""
-    rows: dict[int, list[dict[str, Any]]] = {}
-    facts: dict[str, Any] = {"data": terms.data, "notes": [], "floor": {}, "directions": {}}
-    result: dict[str, Any] = {}
-    for i, since, problem in turns(entries, terms, heard, at_once):
-        entry, head = entries[i], f"{i + 1}/{len(entries)} {name_in(terms, entries[i])}"
-        try:
-            if problem:
-                raise GzError(problem)
-            rows[i] = judge(train(entry, terms, head), entry, terms, facts)
-        except Interrupted as error:
-            error.hint = "the same command goes on"
-            raise
-        except GzError as error:
-            if heard:  # by which what the entry ran was ended
-                raise stopped(heard[0]) from error
-            failed = {"setting": "default", "metrics": {}, "floor": {}, "error": error.message}
-            rows[i] = [facts_of(entry, entry.run()) | failed]
-        so_far = [row for key in sorted(rows) for row in rows[key]]
-        metric = standings.ranking_metric(so_far, terms.job.metrics, facts["directions"])
-        out.info(f"{head}: {in_short(rows[i][0], metric)}, {duration(time.monotonic() - since)}")
-        result = write(folder, standings.of_one_size(so_far), metric, facts)
-        if heard and not at_once:
-            break
-    if heard:
-        raise stopped(heard[0])
-    return result
-
-
-def turns(
-    entries: Sequence[Entry], terms: Terms, heard: Sequence[int], at_once: int | None
-) -> Iterator[tuple[int, float, str | None]]:
-    """(index, when it began, what went wrong) of each entry whose turn it is. `at_once` of them are trained
-    and judged in processes of their own before, but for those with nothing left to do."""
-    from gzcli.judge.league import is_judged
-    from gzcli.launch.launcher import side_by_side, slots
-
-    apart = [i for i, entry in enumerate(entries) if at_once and not is_judged(entry.run(), terms)]
-    yield from ((i, time.monotonic(), None) for i in range(len(entries)) if i not in apart)
-    words = [*jobs.words_of(sys.argv, "bench"), "--seed", str(terms.job.seed), "--json", "--entry"]
-    lines = {i: [*words, entries[i].key] for i in apart}
-    free = slots(at_once or 1, gpus=bool(terms.job.launch.gpus))
-    for i, since, code, text in side_by_side(lines, free, heard):
-        said = json.loads(text.splitlines()[-1]) if text.strip() else {}
-        problem = said.get("error", {}).get("message", f"its process ended with code {code} and no word")
-        if code and heard:
-            out.info(f"{name_in(terms, entries[i])}: {problem}")
-        else:
-            yield i, since, problem if code else None
-
-
-def train(entry: Entry, terms: Terms, head: str) -> Run:
-    run = entry.run()
-    if not run or run.state != "finished":
-        until = time.strftime("%H:%M", time.localtime(time.time() + terms.budget))
-        out.info(f"{head}: " + ("goes on" if run else f"is trained, until {until} at the earliest"))
-    return entry.train(say=lambda text: out.info(f"{head}: {text}"))
-
-
-def name_in(terms: Terms, entry: Entry) -> str:
-    return f"{entry.model} seed {entry.seed}" if len(terms.seeds) > 1 else entry.model
-
-
-def play_one(terms: Terms, key: str) -> None:
-    """Trains and judges an entry, for a league that another process holds or makes later."""
-    from gzcli.judge.league import entries_of
-    from gzcli.launch.launcher import end_with_parent
-
-    end_with_parent()
-    with signals.noted() as heard:
-        (entry,), _ = entries_of(terms.of(key), say=out.info)
-        judge(train(entry, terms, name_in(terms, entry)), entry, terms, {"notes": []})
-        if heard:
-            raise stopped(heard[0])
-
-
-def stopped(number: int) -> Interrupted:
-    """The end of a league by a signal that the entry at hand did not end by."""
-    hint = "the same command goes on"
-    return Interrupted(f"stopped by {signals.name_of(number)}", signum=number, hint=hint)
-
-
-def facts_of(entry: Entry, run: Run | None) -> dict[str, Any]:
-    """The model of a row, its seed, and what its run is and took."""
-    from gzcli.judge.league import facts_of as facts_of_run
-
-    return {"model": entry.model, "seed": entry.seed, **(facts_of_run(run) if run else {})}
-
-
-def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a run, of its own sampler first. A curve that cannot be drawn is a note."""
-    from gzcli.judge.league import jobs_of, judgement, kept_steps
-
-    rows: list[dict[str, Any]] = []
-    if "time" in terms.curves and len(kept_steps(run)) < 2:
-        facts["notes"].append(
-            f"`{run.id}` was trained for less than a curve and kept no checkpoints for one: "
-            f"`gz runs remove {run.id}` lets it be trained again with more (`train.keep`)"
-        )
-    for kind, (job, descriptions) in jobs_of(run, terms).items():
-        key, done = judgement(run, job)
-        try:
-            if done:  # by the same job before
-                result = files.read_json(Run(done).result_file)
-            else:
-                result = jobs.do_job(jobs.new_folder(run.path / "bench", key), job, quiet=True)
-        except GzError as error:
-            if kind == "main" or isinstance(error, Interrupted):
-                raise
-            facts["notes"].append(f"{entry.model}, seed {entry.seed}: no curve of {kind}: {error.message}")
-            continue
-        for key in ("directions", "floor", "floor_intervals"):
-            facts[key] = {**facts.get(key, {}), **result.get(key, {})}
-        facts |= {"data": result["data"], "provenance": result["provenance"]}
-        facts["notes"] += [note for note in result["notes"] if note not in facts["notes"]]
-        for row, description in zip(result["rows"], descriptions, strict=True):
-            rate = row["metrics"].get("samples_per_s")
-            of_setting = {
-                "setting": description["setting"],
-                "at_seconds": description.get("seconds"),
-                "calls": row.get("calls"),
-                "steps": row["sample"].get("steps"),
-                "sample_seconds": 1 / rate if rate else None,
-                "shape": result["provenance"]["shape"],
-            }
-            rows.append({**row, **facts_of(entry, run), **of_setting})
-    return rows
-
-
-def write(
-    folder: Path, rows: Sequence[dict[str, Any]], metric: str | None, facts: dict[str, Any]
-) -> dict[str, Any]:
-    """Writes the tables into `results/` and returns the JSON so far."""
-    main = [row for row in rows if row["setting"] == "default"]
-    equal = [row for row in rows if row["setting"].endswith("calls")]
-    curves = {kind: [row for row in rows if row["setting"] == kind] for kind in ("steps", "time")}
-    best_first = standings.summary(main, metric)
-    tables = {
-        "league": standings.table_of(main),
-        "summary": standings.summary_table(best_first),
-        "equal_calls": standings.table_of(equal) if equal else "",
-        "summary_equal_calls": standings.summary_table(standings.summary(equal, metric)) if equal else "",
-        "curve_steps": standings.table_of(curves["steps"]) if curves["steps"] else "",
-        "curve_time": standings.table_of(curves["time"], "at_seconds") if curves["time"] else "",
-    }
-    files_of = {folder / "results" / f"{name}.csv": text for name, text in tables.items() if text}
-    for path, text in files_of.items():
-        files.write_atomic(path, text)
-    spearman = standings.agreement(main, metric) if metric else None
-    result = facts | {"metric": metric, "rows": main, "equal_calls": equal, "curves": curves}
-    result |= {"summary": best_first, "spearman": spearman, "folder": str(folder)}
-    result["second"] = standings.second_of(best_first, metric) if metric else None
-    return result | {"results": list(map(str, files_of)), "pictures": []}
-
-
 # ---------------------------------------------------------------------------- what is printed
-
-
-def in_short(row: dict[str, Any], metric: str | None) -> str:
-    """A row's figure beside its floor, or its error."""
-    if row.get("error"):
-        return f"failed: {row['error']}"
-    value = standings.value_of(row, metric) if metric else None
-    if metric is None or value is None:
-        return "judged"
-    excess = standings.excess_of(row, metric)
-    over = f"{short(excess.value)} ± {short(excess.half, 2)} above real images" if excess else ""
-    return f"{metric} {value:.4g}, {over}, {counted(row['calls'], 'call')} an image"
 
 
 def show_league(result: dict[str, Any]) -> None:
@@ -675,10 +481,3 @@ def with_deviation(row: dict[str, Any], metric: str | None) -> str | None:
         return None
     spread = row["deviations"][name]
     return short(row["metrics"][name]) + (f" ± {short(spread, 2)}" if spread is not None else "")
-
-
-def short(value: float | None, digits: int = 3) -> str:
-    """A number in a few digits, and without a power of ten where it is large; `-` for none."""
-    if value is None:
-        return "-"
-    return f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"

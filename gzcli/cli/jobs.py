@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +16,7 @@ from gzcli.core import start
 from gzcli.core.errors import GzError, MissingError, UsageError, did_you_mean
 from gzcli.core.sections import LaunchSection, renamed
 from gzcli.core.units import counted, duration, size
-from gzcli.store import claims, files, runs
+from gzcli.store import files, runs
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
 
@@ -36,44 +34,12 @@ FIRST = "fm"  # the model that a new data set is tried with: the best pictures o
 # ---------------------------------------------------------------------------- a job of the engine
 
 
-def do_job(folder: Path, job: Job, *, quiet: bool = False) -> dict[str, Any]:
-    """The `result.json` of the engine on a job; a new folder goes where an error left it without output."""
-    from gzcli.core.jobs import write
-    from gzcli.launch import launcher
+def do_job(folder: Path, job: Job) -> dict[str, Any]:
+    """What the engine has found, whose progress is shown."""
+    from gzcli.launch import jobs
 
-    for_this_job = user_dir() in folder.parents
-    try:
-        plan = launcher.plan(job.launch, every_gpu=False)
-    except GzError:
-        if for_this_job:
-            folder.rmdir()
-        raise
-    if plan.note:
-        out.warn(plan.note)
-    new = for_this_job or not folder.exists()
-    try:
-        with claims.claimed_folder(folder):
-            write(folder, replace(job, launch=replace(job.launch, threads=plan.threads)))
-            mode = "human" if out.mode() == "human" and not quiet else "quiet"
-            launcher.run(folder, plan, launcher=False, mode=mode)
-    except GzError as error:
-        if new and error.kind != "bug":  # whose log may tell more
-            claims.discard(folder)
-        raise
-    return files.read_json(Run(folder).result_file)
-
-
-def new_folder(parent: Path, name: str = "") -> Path:
-    """A new folder NAME-TIME-xxxx for a job; what killed jobs left half written beside it is removed."""
-    files.sweep(*parent.glob("*"))
-    while True:
-        words = filter(None, [name, time.strftime("%Y%m%d-%H%M%S"), os.urandom(2).hex()])
-        folder = parent / "-".join(words)
-        try:
-            folder.mkdir(parents=True)
-            return folder.absolute()
-        except FileExistsError:
-            continue
+    mode = "human" if out.mode() == "human" else "quiet"
+    return jobs.do_job(folder, job, mode=mode, warn=out.warn)
 
 
 def announce(run: Run, ref: str, *, data: str | None = None) -> None:

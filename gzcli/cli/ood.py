@@ -20,6 +20,7 @@ from gzcli.core.errors import FLAGGED, MissingError, UsageError, canonical
 from gzcli.core.sections import LaunchSection, part_of
 from gzcli.core.units import counted
 from gzcli.data.sets.names import data_key, is_set, local, locate, slug
+from gzcli.store import claims
 
 if TYPE_CHECKING:
     from gzcli.core.jobs import AlarmJob, OodJob
@@ -143,7 +144,7 @@ def ood(
     if submit or slurm:
         return jobs.submit("ood", f"ood-{slug(model)}", seed, job.launch, slurm)
     jobs.announce(run, model, data=inside.key if inside else None)
-    folder = jobs.new_folder(run.path / "ood", label)
+    folder = claims.new_folder(run.path / "ood", label)
     result = jobs.do_job(folder, job)
     (table if input_ is None else table_of_pictures)(result)
     for text in (*(f"note: {note}" for note in result.get("notes", [])), f"files: {folder}"):

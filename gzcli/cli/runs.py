@@ -154,7 +154,7 @@ def ema(run: _Ref, length: _Length = None) -> None:
         raise MissingError(f"`{source.id}` has no snapshots, of which averages are made", hint=hint)
     jobs.announce(source, run)
     with claims.claimed(source):
-        result = jobs.do_job(jobs.new_folder(source.path / "ema"), EmaJob(str(served.path), length))
+        result = jobs.do_job(claims.new_folder(source.path / "ema"), EmaJob(str(served.path), length))
     lines = []
     for row in result["rows"]:
         length, missed, value = row["length"], row["missed"], row["value"]
@@ -292,7 +292,7 @@ def exported(source: Run, ref: str, place: Path, **fields: Any) -> dict[str, Any
 
     jobs.announce(source, ref)
     job = ExportJob(str(source.path), out=str(place), launch=LaunchSection(cpu=True), **fields)
-    return jobs.do_job(jobs.new_folder(source.path / "export"), job)
+    return jobs.do_job(claims.new_folder(source.path / "export"), job)
 
 
 # ---------------------------------------------------------------------------- runs side by side

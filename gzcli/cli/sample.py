@@ -22,6 +22,7 @@ from gzcli.core.errors import GzError, MissingError, UsageError, canonical, did_
 from gzcli.core.sections import LaunchSection
 from gzcli.core.units import counted
 from gzcli.data.sets.names import class_numbers, data_key, in_turns, slug
+from gzcli.store import claims
 from gzcli.store.files import checksum
 from gzcli.store.paths import cache_dir
 from gzcli.store.png import FORMATS, origin_of
@@ -121,7 +122,7 @@ def sample(
         return jobs.submit("sample", f"sample-{slug(subject)}", seed, job.launch, slurm)
     jobs.announce(run, str(run.path) if like else model, data=key)
     name = "like" if like else job.do or (f"n{job.n}" if job.n else "from-input")
-    folder = out_dir.absolute() if out_dir else jobs.new_folder(run.path / "sampled", name)
+    folder = out_dir.absolute() if out_dir else claims.new_folder(run.path / "sampled", name)
     result = jobs.do_job(folder, replace(job, origin=origin_of_job(job, run)))
     show(result)
     if like:

@@ -199,9 +199,9 @@ def sweep(
     draws from a range, evenly in the logarithm. The same command goes on with a sweep that was stopped.
     """
     from gzcli.cli.jobs import end, quoted, took
-    from gzcli.judge.league import SHORTEST
-    from gzcli.judge.sweep import play, sweep_of
     from gzcli.launch.plan import ask
+    from gzcli.league.league import SHORTEST
+    from gzcli.league.sweep import play, sweep_of
 
     out.configure(lenient=True)  # a lost reader never stops a training
     flags = {"scale": scale, "launch.gpus": opt.parse_gpus(gpus), "launch.cpu": cpu or None, "seed": seed}

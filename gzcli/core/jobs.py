@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from gzcli.core.sections import LaunchSection, tuples
 from gzcli.store import files
 from gzcli.store.run_folder import Run
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +21,12 @@ class Job:
 
     launch: LaunchSection = field(default_factory=LaunchSection)
     verb: str = ""
+
+    @classmethod
+    def of(cls, tree: Mapping[str, Any]) -> Self:
+        """The job that `asdict` made the tree of, by this version or an earlier one."""
+        values = tuples({f.name: tree[f.name] for f in fields(cls) if f.name in tree})
+        return cls(**values | {"launch": LaunchSection(**tuples(tree["launch"]))})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +173,4 @@ def read(folder: Path) -> Job | None:
     tree = files.read_json(Run(folder).job_file)
     if tree is None:
         return None
-    kind = {kind.verb: kind for kind in _KINDS}[tree["verb"]]
-    values = tuples({f.name: tree[f.name] for f in fields(kind) if f.name in tree})
-    return kind(**values | {"launch": LaunchSection(**tuples(tree["launch"]))})
+    return {kind.verb: kind for kind in _KINDS}[tree["verb"]].of(tree)

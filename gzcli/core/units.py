@@ -27,6 +27,13 @@ def figure(value: float) -> str:
     return f"{value:,.0f}" if 10_000 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
+def short(value: float | None, digits: int = 3) -> str:
+    """A number in a few digits, and without a power of ten where it is large; `-` for none."""
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
+
+
 def size(count: float) -> str:
     """A number of bytes: 1.7 GB, 12 MB."""
     if count >= 1e9:

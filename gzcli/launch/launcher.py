@@ -2,7 +2,7 @@
 
 What is launched is always `python -m gzcli.engine FOLDER`; all that the engine needs is in the folder. An
 engine records its own errors in `status.json`. One that was killed could not: its exit code and its
-checkpoints tell what happened. Several command lines of gz run side by side, each in a process of its own.
+checkpoints tell what happened. Processes of gz run side by side, each on a folder of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -523,7 +522,7 @@ def check_extra(words: list[str]) -> list[str]:
     return checked
 
 
-# ---------------------------------------------------------------------------- command lines side by side
+# ---------------------------------------------------------------------------- processes side by side
 
 
 def slots(most: int, *, gpus: bool) -> list[dict[str, str]]:
@@ -535,30 +534,28 @@ def slots(most: int, *, gpus: bool) -> list[dict[str, str]]:
 
 
 def side_by_side(
-    lines: Mapping[int, Sequence[str]], free: list[dict[str, str]], heard: Sequence[int]
-) -> Iterator[tuple[int, float, int, str]]:
-    """Runs command lines of gz, as many at a time as there are free slots. Yields key, begin, exit code and
-    stdout of each that has ended. Signals of `heard` are passed on, and no line begins after one."""
-    waiting, running, passed = list(lines), dict[int, tuple[Any, ...]](), 0
+    module: str, folders: Mapping[int, Path], free: list[dict[str, str]], heard: Sequence[int]
+) -> Iterator[tuple[int, float, int]]:
+    """Runs a module of gz on folders, as many at a time as there are free slots. Yields key, begin and exit
+    code of each process that has ended. Signals of `heard` are passed on, and none begins after one."""
+    waiting, running, passed = list(folders), dict[int, tuple[Any, ...]](), 0
     try:
         while running or (waiting and not heard):
             while free and waiting and not heard:
-                key, slot, output = waiting.pop(0), free.pop(0), tempfile.TemporaryFile()  # noqa: SIM115
-                words = [sys.executable, start.SCRIPT, "gzcli", *lines[key]]
+                key, slot = waiting.pop(0), free.pop(0)
+                words = [sys.executable, start.SCRIPT, module, str(folders[key])]
                 # in a session of its own, where Ctrl-C does not reach it beside the signal that is passed on
                 how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True}
-                child = subprocess.Popen(words, env=os.environ | slot, stdout=output, **how)
-                running[key] = child, slot, output, time.monotonic()
+                child = subprocess.Popen(words, env=os.environ | slot, stdout=subprocess.DEVNULL, **how)
+                running[key] = child, slot, time.monotonic()
             for number in heard[passed:]:
                 for child, *_ in running.values():
                     child.send_signal(number)
                 passed += 1
             for key in [key for key, (child, *_) in running.items() if child.poll() is not None]:
-                child, slot, output, since = running.pop(key)
+                child, slot, since = running.pop(key)
                 free.append(slot)
-                output.seek(0)
-                with output:
-                    yield key, since, child.returncode, output.read().decode(errors="replace")
+                yield key, since, child.returncode
             time.sleep(LOOK_EVERY)
     finally:
         for child, *_ in running.values():

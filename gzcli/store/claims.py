@@ -113,6 +113,19 @@ def check_empty(folder: Path) -> None:
         raise UsageError(f"`{folder}` is not a folder", hint="name a new or an empty one")
 
 
+def new_folder(parent: Path, name: str = "") -> Path:
+    """A new folder NAME-TIME-xxxx for a job; what killed jobs left half written beside it is removed."""
+    files.sweep(*parent.glob("*"))
+    while True:
+        words = filter(None, [name, time.strftime("%Y%m%d-%H%M%S"), os.urandom(2).hex()])
+        folder = parent / "-".join(words)
+        try:
+            folder.mkdir(parents=True)
+            return folder.absolute()
+        except FileExistsError:
+            continue
+
+
 @contextlib.contextmanager
 def claimed_folder(folder: Path) -> Iterator[None]:
     """Marks a folder for a job, and keeps it from other processes in the block. It is new, empty, or left by

@@ -261,8 +261,16 @@ class Run:
     @property
     def clock(self) -> str:
         """What its length is measured in: cpu, CPU time; or wall, the time that passes."""
-        parts = self.stages or [self]
-        return "cpu" if all(part.status().get("clock") == "cpu" for part in parts) else "wall"
+        return "cpu" if all(part._clock == "cpu" for part in self.stages or [self]) else "wall"
+
+    @property
+    def _clock(self) -> str | None:
+        """The clock that its status notes; of an older run that of its recipe."""
+        if clock := self.status().get("clock"):
+            return str(clock)
+        with contextlib.suppress(DamagedError, UsageError):
+            return (self.tree().get("train") or {}).get("clock")
+        return None
 
     @property
     def training_seconds(self) -> float:

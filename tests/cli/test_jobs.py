@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from gzcli.cli import app
-from gzcli.cli.jobs import do_job, new_folder
 from gzcli.core import jobs
 from gzcli.core.errors import GzError, Interrupted, UsageError
 from gzcli.core.jobs import AlarmJob, BenchJob, ExportJob, OodJob, SampleJob
@@ -26,6 +25,7 @@ from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
 from gzcli.judge import sample
 from gzcli.launch import launcher
+from gzcli.launch.jobs import do_job
 from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.catalog import Param
@@ -125,7 +125,7 @@ def test_a_job_that_failed_without_output_leaves_no_folder(home, tmp_path, monke
             raise error
 
         monkeypatch.setattr(launcher, "run", fails)
-        for folder in (new_folder(home / "runs" / "r" / "sampled", "n4"), tmp_path / "new", empty):
+        for folder in (claims.new_folder(home / "runs" / "r" / "sampled", "n4"), tmp_path / "new", empty):
             with pytest.raises(GzError):
                 do_job(folder, SampleJob("/run"))
             assert folder.exists() is (error is bug or folder == empty), error

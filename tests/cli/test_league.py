@@ -20,18 +20,19 @@ import torch
 from PIL import Image
 from zoo import CASES, DDPM, FM
 
-from gzcli.cli import jobs as cli_jobs
 from gzcli.core import devices, start
 from gzcli.core.errors import DivergedError, GzError, Interrupted
-from gzcli.core.sections import Part
+from gzcli.core.sections import LaunchSection, Part
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.trained import Trained
-from gzcli.judge import contestants, league
+from gzcli.judge import contestants
 from gzcli.judge.contestants import varied
-from gzcli.judge.league import draw_curves
-from gzcli.launch import launcher
+from gzcli.launch import jobs, launcher
 from gzcli.launch import plan as planning
 from gzcli.launch.plan import is_of_training, write_run
+from gzcli.league import __main__ as child
+from gzcli.league import league
+from gzcli.league.loop import draw_curves
 from gzcli.metrics import standings
 from gzcli.recipe.yaml import dump
 from gzcli.store import files, runs
@@ -76,7 +77,7 @@ def judged(monkeypatch):
     """The jobs that judged a run."""
     log = []
 
-    def do_job(folder, job, *, quiet=False):
+    def do_job(folder, job):
         run = Run(Path(job.runs[0]))
         log.append(job)
         figure = FD[run.model, int(run.tree()["seed"])]
@@ -91,7 +92,7 @@ def judged(monkeypatch):
         files.write_json(folder / "result.json", result)
         return result
 
-    monkeypatch.setattr("gzcli.cli.jobs.do_job", do_job)
+    monkeypatch.setattr("gzcli.launch.jobs.do_job", do_job)
     return log
 
 
@@ -152,23 +153,23 @@ def test_a_signal_that_comes_in_a_judgement_ends_the_league_whatever_became_of_i
     call, home, trained, judged, monkeypatch
 ):
     """Of a judgement that was done by then its row is written; one that the signal broke is no failure."""
-    do_job = cli_jobs.do_job
+    do_job = jobs.do_job
     words = (*WORDS, "--models", "vae,fm", "--calls", "0")
     for broken in (True, False):
 
-        def interrupted(folder, job, broken=broken, **how):
+        def interrupted(folder, job, broken=broken):
             os.kill(os.getpid(), signal.SIGTERM)
             if broken:
                 raise GzError("RuntimeError: a worker is killed by signal: Terminated")
-            return do_job(folder, job, **how)
+            return do_job(folder, job)
 
-        monkeypatch.setattr(cli_jobs, "do_job", interrupted)
+        monkeypatch.setattr(jobs, "do_job", interrupted)
         code, _, said = call(*words)
         assert code == 143 and "stopped by SIGTERM" in said and "the same command goes on" in said
         assert trained == [("vae", 0, False)] and "failed" not in said
         assert not list((home / "bench").glob("*/league.json"))
     assert [row["model"] for row in table(home, "league")] == ["vae"]
-    monkeypatch.setattr(cli_jobs, "do_job", do_job)
+    monkeypatch.setattr(jobs, "do_job", do_job)
     assert call(*words)[0] == 0 and len(trained) == 2
 
 
@@ -205,34 +206,56 @@ def test_what_became_of_a_process_is_its_row(call, home, trained, judged, monkey
     """One has judged, one says an error, one is killed; what was judged before needs none."""
     (tmp_path / "child.py").write_text(CHILD)
     monkeypatch.setattr(launcher.start, "SCRIPT", str(tmp_path / "child.py"))
-    monkeypatch.setattr(launcher, "end_with_parent", lambda: None)
     words = (*WORDS, "--calls", "0", "--jobs", "2", "--json", "--models")
     assert call(*words, "vae", "--entry", "vae:0")[0] == 0 and trained == [("vae", 0, False)]
     code, shown, said = call(*words, "vae,fm,wgan,dcgan")
     assert code == 0 and trained[1:] == [("fm", 0, False)], said  # it is not there where a child said so
     rows = {row["model"]: row["metrics"].get("fd") or row["error"] for row in json.loads(shown)["rows"]}
-    killed = "its process ended with code -9 and no word"
-    assert (
-        rows == {"vae": 90, "fm": 20, "wgan": killed, "dcgan": "no room"}
-        and f"3/4 wgan: failed: {killed}" in said
-    )
+    killed = "the process was killed (SIGKILL), most likely for want of memory"
+    assert rows == {"vae": 90, "fm": 20, "wgan": killed, "dcgan": "no room"}
+    assert f"3/4 wgan: failed: {killed}" in said
     monkeypatch.setenv("GZ_WAITS", "1")
     code, _, said = call(*words[:-2], "--models", "wgan,dcgan")
     assert code == 143 and "wgan: at step 7" in said and "the same command goes on" in said
 
 
 CHILD = """import json, os, signal, sys, time
-model, end = sys.argv[-1], lambda text: sys.exit(print(json.dumps({"error": {"message": text}})) or 3)
+from pathlib import Path
+module, folder = sys.argv[1], Path(sys.argv[2])
+(model,) = json.loads((folder / "job.json").read_text())["models"]
+assert module == "gzcli.league"
+def end(text, code=3):
+    error = {"kind": "missing", "message": text, "hint": None}
+    status = {"state": "failed", "error": error} if text else {"state": "finished"}
+    (folder / "status.json").write_text(json.dumps({"code": code, **status}))
+    sys.exit(code)
 if "GZ_WAITS" in os.environ:
     signal.signal(signal.SIGTERM, lambda *_: end("at step 7"))
-    if model == "wgan:0":
+    if model == "wgan":
         os.kill(os.getppid(), signal.SIGTERM)
     time.sleep(60)
-if model == "wgan:0":
+if model == "wgan":
     os.kill(os.getpid(), signal.SIGKILL)
-if model == "dcgan:0":
-    end("no room")
+end("no room" if model == "dcgan" else "", 3 * (model == "dcgan"))
 """
+
+
+def test_a_process_of_an_entry_reads_its_terms_from_its_folder(home, trained, judged, tmp_path, monkeypatch):
+    """And writes how it ended, whatever the command line was."""
+    monkeypatch.setattr(child, "end_with_parent", lambda: None)
+    monkeypatch.setattr("gzcli.launch.plan.with_data", lambda recipe, dataset, run=None, **how: recipe)
+    job = league.BenchJob((), "digits", n=77, launch=LaunchSection(cpu=True, threads=1))
+    terms = league.Terms("digits", 12.0, None, (0, 1), job, 0).of("fm:1")
+    terms.write(tmp_path)
+    assert league.Terms.read(tmp_path) == terms
+    assert child.main(tmp_path) == 0 and trained == [("fm", 1, False)] and judged[0].n == 77
+    assert files.read_object(tmp_path / "status.json")["state"] == "finished"
+    trained.fails = {("fm", 1): DivergedError("the loss is not finite")}
+    runs.remove(runs.all_runs()[0])
+    terms.write(tmp_path)
+    assert child.main(tmp_path) == 5
+    with pytest.raises(DivergedError, match="the loss is not finite"):
+        launcher.outcome(Run(tmp_path), 5, [])
 
 
 def test_a_row_is_judged_again_where_code_changes_and_not_where_a_comment_does(tmp_path):

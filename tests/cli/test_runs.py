@@ -58,6 +58,8 @@ def test_the_time_of_a_run_is_that_of_its_clock(home):
     run = made(work=30.0)
     assert (run.clock, run.training_seconds) == ("wall", 90.0)
     assert metrics.in_words(metrics.summary(run))["time"] == "1m30s"
+    files.write_atomic(run.recipe_file, "model: {name: vae}\ntrain: {clock: cpu}\n")
+    assert run.clock == "cpu", "an older run, of which leagues are judged by that"
     run.update(clock="cpu")
     assert (run.clock, run.training_seconds) == ("cpu", 30.0)
     row = metrics.summary(run)

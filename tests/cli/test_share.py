@@ -52,7 +52,7 @@ def _home(tmp_path_factory):
     patch.undo()
 
 
-def here(folder: Path, job: jobs.Job, *, quiet: bool = False) -> dict:
+def here(folder: Path, job: jobs.Job) -> dict:
     """Does a job in this process, which saves the start of another."""
     with claims.claimed_folder(folder):
         jobs.write(folder, job)

@@ -7,8 +7,8 @@ import pytest
 from helpers import in_process
 
 from gzcli.cli import app
-from gzcli.judge.sweep import sweep_of
 from gzcli.launch import launcher
+from gzcli.league.sweep import sweep_of
 from gzcli.store import runs
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -17,7 +17,7 @@ WORDS += ("--set", "train.samples=2", "--set", "model.hidden=[8]", "--budget", "
 
 
 def test_the_better_half_goes_on_and_a_sweep_that_was_stopped_too(home, monkeypatch, capsys):
-    monkeypatch.setattr("gzcli.judge.league.SHORTEST", 0.1)
+    monkeypatch.setattr("gzcli.league.league.SHORTEST", 0.1)
     trained, most = [], 1
 
     def train(folder, plan, **how):

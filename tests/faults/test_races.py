@@ -13,7 +13,7 @@ import psutil
 import pytest
 from helpers import ROOT
 
-from gzcli.cli import app, jobs
+from gzcli.cli import app
 from gzcli.core import start
 from gzcli.core.errors import DeviceError, Interrupted, MissingError, UsageError
 from gzcli.data.packs.open import open_pack
@@ -127,7 +127,7 @@ def test_an_engine_that_another_gz_left_behind_keeps_the_run(broken):
 
 def test_a_run_that_a_job_reads_is_left_alone(call, broken, monkeypatch):
     broken.update(state="finished")
-    folder, answers = jobs.new_folder(broken.path / "sampled", "x"), []
+    folder, answers = claims.new_folder(broken.path / "sampled", "x"), []
     with claims.claimed_folder(folder):
         for words in (("remove", broken.id), ("prune", "--keep", "0")):
             code, said, err = call("runs", *words, "--yes")
@@ -141,7 +141,7 @@ def test_jobs_of_one_second_and_one_suffix_are_apart(tmp_path, monkeypatch):
     monkeypatch.setattr(time, "strftime", lambda *_: "20260131-142501")
     suffixes = iter([b"\0\0", b"\0\0", b"\0\1"])
     monkeypatch.setattr(os, "urandom", lambda n: next(suffixes))
-    made = [jobs.new_folder(tmp_path, "ood") for _ in range(2)]
+    made = [claims.new_folder(tmp_path, "ood") for _ in range(2)]
     assert [folder.name for folder in made] == ["ood-20260131-142501-0000", "ood-20260131-142501-0001"]
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 from gzcli.core.errors import DivergedError, MissingError, UsageError
 from gzcli.core.types import Say
-from gzcli.judge.league import draw_curves
 from gzcli.launch import launcher
 from gzcli.launch.plan import Start, ask
+from gzcli.league.loop import draw_curves
 from gzcli.store import runs
 from gzcli.store.metrics import curves, metric_lines
 

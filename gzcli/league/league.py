@@ -1,7 +1,7 @@
 """A league: models that are each trained for the same time on one set, with several seeds, and judged alike.
 
-Runs are identified by what was asked for, so a league resumes where it stopped, and leagues
-share runs.
+Runs are identified by what was asked for, so a league resumes where it stopped, and leagues share runs. Here
+are its terms, its trainings and the jobs that judge them; `loop.py` does them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +20,12 @@ from typing import Any
 
 from gzcli.core.errors import DivergedError, UsageError
 from gzcli.core.jobs import BenchJob
+from gzcli.core.sections import tuples
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.launch import forecast, launcher
 from gzcli.launch import plan as planning
 from gzcli.launch.launcher import Plan
 from gzcli.launch.plan import Request, Start, is_of_training, training
-from gzcli.metrics import standings
 from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe
 from gzcli.store import files, runs
@@ -37,7 +37,6 @@ SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of the training, for the curve of quality a
 KEPT = 100  # checkpoints that a run keeps for that curve, instead of the trainer's ten
 SHORTEST = 3.0  # seconds, the least of `gz train --minutes` too
 EXTRA = {"caption": "captions", "before": "pictures", "second_domain": "pictures"}  # what samples start from
-MARKERS = "osD^vP*X"
 PACKAGE = Path(__file__).resolve().parents[1]
 # the files that make samples, and those that make a row of them
 DRAWING = ["models/denoising/*.py", "models/nn/*.py", "models/labelled.py", "engine/sampler.py"]
@@ -48,7 +47,6 @@ JUDGING = [
 ]
 JUDGING += [f"metrics/{name}.py" for name in ("classifier", "features", "second", "frechet", "interval")]
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-Point = tuple[float, float, float | None]  # x, mean over seeds, standard deviation over seeds
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,16 @@ class Terms:
         if not model or not seed.isdecimal():
             raise UsageError(f"`--entry {entry}` is no entry of a league", hint="--entry vae:0")
         return replace(self, models=(model,), seeds=(int(seed),))
+
+    def write(self, folder: Path) -> None:
+        """Writes the terms into the folder that a process of a single entry is started on."""
+        Run(folder).status_file.unlink(missing_ok=True)
+        files.write_json(Run(folder).job_file, asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path) -> Terms:
+        tree = files.read_object(Run(folder).job_file)
+        return cls(**tuples({**tree, "job": None}) | {"job": BenchJob.of(tree["job"])})
 
 
 @dataclass(frozen=True)
@@ -282,47 +290,3 @@ def facts_of(run: Run) -> dict[str, Any]:
 
 def _hash(value: Any, digits: int) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:digits]
-
-
-# ---------------------------------------------------------------------------- pictures
-
-
-def draw(folder: Path, result: dict[str, Any]) -> None:
-    metric = result["metric"]
-    for kind, (key, x) in standings.AXES.items():
-        points = standings.curve(result["curves"][kind], metric, key) if metric else {}
-        if points:
-            path, title = folder / "results" / f"curve_{kind}.png", f"{result['data']}: {metric} against {x}"
-            curves = {
-                row["model"]: points[row["model"]] for row in result["summary"] if row["model"] in points
-            }
-            floor = result["floor"].get(metric)
-            draw_curves(path, curves, x=x, y=metric, floor=floor, title=title)
-            result["pictures"].append(str(path))
-
-
-def draw_curves(
-    path: Path, curves: Mapping[str, Sequence[Point]], *, x: str, y: str, floor: float | None, title: str
-) -> None:
-    """Writes a figure with a line for each model, on logarithmic axes, and one for real images."""
-    from matplotlib.ticker import LogLocator
-
-    from gzcli.engine.pictures import pyplot, save_figure
-
-    figure, axes = pyplot().subplots(figsize=(8, 5), layout="constrained")
-    colours = pyplot().get_cmap("tab10").colors
-    for i, (model, points) in enumerate(curves.items()):
-        xs, ys, deviations = zip(*points, strict=True)
-        style = {"color": colours[i % len(colours)], "marker": MARKERS[i // len(colours) % len(MARKERS)]}
-        style |= {"markersize": 5, "linewidth": 1.3, "capsize": 2}
-        axes.errorbar(xs, ys, yerr=[d or 0.0 for d in deviations], label=model, **style)
-    if floor and floor > 0:
-        axes.axhline(floor, color="0.4", linestyle="--", linewidth=1, label="real images")
-    axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y, title=title)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("")
-    axes.grid(alpha=0.25)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    save_figure(figure, path)

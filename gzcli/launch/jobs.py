@@ -1,0 +1,39 @@
+"""A job of the engine: its folder, its processes, and what it has found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gzcli.core import jobs
+from gzcli.core.errors import GzError
+from gzcli.core.jobs import Job
+from gzcli.core.types import Say, silent
+from gzcli.launch import launcher
+from gzcli.store import claims, files
+from gzcli.store.paths import user_dir
+from gzcli.store.run_folder import Run
+
+
+def do_job(folder: Path, job: Job, *, mode: str = "quiet", warn: Say = silent) -> dict[str, Any]:
+    """The `result.json` of the engine on a job; a new folder goes where an error left it without output."""
+    for_this_job = user_dir() in folder.parents
+    try:
+        plan = launcher.plan(job.launch, every_gpu=False)
+    except GzError:
+        if for_this_job:
+            folder.rmdir()
+        raise
+    if plan.note:
+        warn(plan.note)
+    new = for_this_job or not folder.exists()
+    try:
+        with claims.claimed_folder(folder):
+            jobs.write(folder, replace(job, launch=replace(job.launch, threads=plan.threads)))
+            launcher.run(folder, plan, launcher=False, mode=mode)
+    except GzError as error:
+        if new and error.kind != "bug":  # whose log may tell more
+            claims.discard(folder)
+        raise
+    return files.read_json(Run(folder).result_file)

@@ -1,0 +1,295 @@
+"""The loop of a league: its entries are trained and judged in turn, or several at a time in processes of
+their own, and the tables are written after each. The same call resumes a league that was stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gzcli.core import signals
+from gzcli.core.errors import GzError, Interrupted, UsageError
+from gzcli.core.types import Report, Say, silent, unreported
+from gzcli.core.units import counted, duration, short
+from gzcli.data.sets.names import locate
+from gzcli.launch import jobs, launcher
+from gzcli.league import league
+from gzcli.league.league import Entry, Terms
+from gzcli.metrics import standings
+from gzcli.store import claims, files
+from gzcli.store.paths import user_dir
+from gzcli.store.run_folder import Run
+
+LATE = 1.25  # times the budget from which it is told that a training took longer
+MARKERS = "osD^vP*X"
+AGAIN = "the same command goes on"
+Point = tuple[float, float, float | None]  # x, mean over seeds, standard deviation over seeds
+
+
+@dataclass(frozen=True)
+class League:
+    """A league that can be held."""
+
+    terms: Terms
+    entries: Sequence[Entry]
+    left_out: Mapping[str, str]  # the reason for each model that does not take part, by name
+    folder: Path
+
+    @classmethod
+    def of(cls, terms: Terms, budget: str, *, say: Say = silent, progress: Report = unreported) -> League:
+        """The league of these terms; `budget` is their budget as it was typed. Raises UsageError where no
+        model can take part."""
+        entries, left_out = league.entries_of(terms, say=say, progress=progress)
+        if not entries:
+            hint = next(iter(left_out.values()), None)
+            raise UsageError(f"no model can be trained on `{terms.data}`", hint=hint)
+        name = f"league-{locate(terms.data).key}-{budget.strip()}-{terms.key}"
+        return cls(terms, entries, left_out, user_dir("bench") / name)
+
+    def name_of(self, entry: Entry) -> str:
+        return f"{entry.model} seed {entry.seed}" if len(self.terms.seeds) > 1 else entry.model
+
+
+def hold(
+    held: League,
+    *,
+    at_once: int | None = None,
+    command: str | None = None,
+    say: Say = silent,
+    mode: str = "human",
+) -> dict[str, Any]:
+    """Holds a league. A model that fails is a row with its error. Returns the JSON.
+
+    at_once: how many entries are trained at a time, in processes of their own; None: one, in this process.
+    command: the lines of a shell that hold it again; None: nobody typed any.
+    mode: "quiet" where those processes print nothing.
+    """
+    terms, folder = held.terms, held.folder
+    with files.lock(folder / ".lock", wait=False) as locked:
+        if not locked:
+            raise UsageError("another `gz` holds this league", hint=f"it writes into `{folder}`")
+        if command:
+            files.write_atomic(folder / "command.sh", command)
+        with signals.noted() as heard:
+            result = play(held, turns(held, at_once, heard, say, mode), heard, say)
+        took = [row.get("train_seconds", 0) for row in result["rows"]]
+        if longer := [seconds for seconds in took if seconds > LATE * terms.budget]:
+            result["notes"].append(
+                f"{len(longer)} of {len(took)} trainings took up to {duration(max(longer))} and not "
+                f"{duration(terms.budget)}: the machine was busier than at first, or validation and pictures "
+                "took more than their share"
+            )
+        draw(folder, result)
+        result |= {"left_out": dict(held.left_out), "budget": terms.budget}
+        files.write_json(Run(folder).league_file, result)
+    return result
+
+
+# ---------------------------------------------------------------------------- training and judging
+
+Turn = tuple[int, float, GzError | None]  # an entry, when its turn began, what went wrong in its process
+
+
+def play(held: League, taken: Iterator[Turn], heard: Sequence[int], say: Say) -> dict[str, Any]:
+    """Trains and judges the entries in turn, and writes what is known after each. Returns the JSON."""
+    terms, entries = held.terms, held.entries
+    rows: dict[int, list[dict[str, Any]]] = {}
+    facts: dict[str, Any] = {"data": terms.data, "notes": [], "floor": {}, "directions": {}}
+    result: dict[str, Any] = {}
+    for i, since, problem in taken:
+        entry, head = entries[i], f"{i + 1}/{len(entries)} {held.name_of(entries[i])}"
+        try:
+            if problem:
+                raise problem
+            rows[i] = judge(train(entry, terms.budget, head, say), entry, terms, facts)
+        except Interrupted as error:
+            error.hint = AGAIN
+            raise
+        except GzError as error:
+            if heard:  # by which what the entry ran was ended
+                raise stopped(heard[0]) from error
+            failed = {"setting": "default", "metrics": {}, "floor": {}, "error": error.message}
+            rows[i] = [facts_of(entry, entry.run()) | failed]
+        so_far = [row for key in sorted(rows) for row in rows[key]]
+        metric = standings.ranking_metric(so_far, terms.job.metrics, facts["directions"])
+        say(f"{head}: {in_short(rows[i][0], metric)}, {duration(time.monotonic() - since)}")
+        result = write(held.folder, standings.of_one_size(so_far), metric, facts)
+    if heard:
+        raise stopped(heard[0])
+    return result
+
+
+def turns(held: League, at_once: int | None, heard: Sequence[int], say: Say, mode: str) -> Iterator[Turn]:
+    """The entries in turn; after a signal none begins. `at_once` of them are trained and judged in processes
+    of their own before their turn, but for those with nothing left to do."""
+    entries = held.entries
+    apart = [
+        i for i, entry in enumerate(entries) if at_once and not league.is_judged(entry.run(), held.terms)
+    ]
+    for i in range(len(entries)):
+        if i not in apart and (at_once or not heard):
+            yield i, time.monotonic(), None
+    folders = {i: held.folder / "entries" / f"{i:03d}" for i in apart}
+    for i, folder in folders.items():
+        held.terms.of(entries[i].key).write(folder)
+    free = launcher.slots(at_once or 1, gpus=bool(held.terms.job.launch.gpus))
+    free = [{**slot, "GZ_OUTPUT": mode} for slot in free]
+    for i, since, code in launcher.side_by_side("gzcli.league", folders, free, heard):
+        problem = None
+        try:
+            launcher.outcome(Run(folders[i]), code, [])
+        except GzError as error:
+            problem = error
+        if problem and heard:
+            say(f"{held.name_of(entries[i])}: {problem.message}")
+        else:
+            yield i, since, problem
+
+
+def play_one(terms: Terms, say: Say) -> None:
+    """Trains and judges an entry, for a league that another process holds or makes later."""
+    with signals.noted() as heard:
+        (entry,), _ = league.entries_of(terms, say=say)
+        judge(train(entry, terms.budget, entry.model, say), entry, terms, {"notes": []})
+        if heard:
+            raise stopped(heard[0])
+
+
+def train(entry: Entry, budget: float, head: str, say: Say) -> Run:
+    run = entry.run()
+    if not run or run.state != "finished":
+        until = time.strftime("%H:%M", time.localtime(time.time() + budget))
+        say(f"{head}: " + ("goes on" if run else f"is trained, until {until} at the earliest"))
+    return entry.train(say=lambda text: say(f"{head}: {text}"))
+
+
+def stopped(number: int) -> Interrupted:
+    """The end of what a signal has stopped between two trainings."""
+    return Interrupted(f"stopped by {signals.name_of(number)}", signum=number, hint=AGAIN)
+
+
+def facts_of(entry: Entry, run: Run | None) -> dict[str, Any]:
+    """The model of a row, its seed, and what its run is and took."""
+    return {"model": entry.model, "seed": entry.seed, **(league.facts_of(run) if run else {})}
+
+
+def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a run, of its own sampler first. A curve that cannot be drawn is a note."""
+    rows: list[dict[str, Any]] = []
+    if "time" in terms.curves and len(league.kept_steps(run)) < 2:
+        facts["notes"].append(
+            f"`{run.id}` was trained for less than a curve and kept no checkpoints for one: "
+            f"`gz runs remove {run.id}` lets it be trained again with more (`train.keep`)"
+        )
+    for kind, (job, descriptions) in league.jobs_of(run, terms).items():
+        key, done = league.judgement(run, job)
+        try:
+            if done:  # by the same job before
+                result = files.read_json(Run(done).result_file)
+            else:
+                result = jobs.do_job(claims.new_folder(run.path / "bench", key), job)
+        except GzError as error:
+            if kind == "main" or isinstance(error, Interrupted):
+                raise
+            facts["notes"].append(f"{entry.model}, seed {entry.seed}: no curve of {kind}: {error.message}")
+            continue
+        for key in ("directions", "floor", "floor_intervals"):
+            facts[key] = {**facts.get(key, {}), **result.get(key, {})}
+        facts |= {"data": result["data"], "provenance": result["provenance"]}
+        facts["notes"] += [note for note in result["notes"] if note not in facts["notes"]]
+        for row, description in zip(result["rows"], descriptions, strict=True):
+            rate = row["metrics"].get("samples_per_s")
+            of_setting = {
+                "setting": description["setting"],
+                "at_seconds": description.get("seconds"),
+                "calls": row.get("calls"),
+                "steps": row["sample"].get("steps"),
+                "sample_seconds": 1 / rate if rate else None,
+                "shape": result["provenance"]["shape"],
+            }
+            rows.append({**row, **facts_of(entry, run), **of_setting})
+    return rows
+
+
+def write(
+    folder: Path, rows: Sequence[dict[str, Any]], metric: str | None, facts: dict[str, Any]
+) -> dict[str, Any]:
+    """Writes the tables into `results/` and returns the JSON so far."""
+    main = [row for row in rows if row["setting"] == "default"]
+    equal = [row for row in rows if row["setting"].endswith("calls")]
+    curves = {kind: [row for row in rows if row["setting"] == kind] for kind in ("steps", "time")}
+    best_first = standings.summary(main, metric)
+    tables = {
+        "league": standings.table_of(main),
+        "summary": standings.summary_table(best_first),
+        "equal_calls": standings.table_of(equal) if equal else "",
+        "summary_equal_calls": standings.summary_table(standings.summary(equal, metric)) if equal else "",
+        "curve_steps": standings.table_of(curves["steps"]) if curves["steps"] else "",
+        "curve_time": standings.table_of(curves["time"], "at_seconds") if curves["time"] else "",
+    }
+    files_of = {folder / "results" / f"{name}.csv": text for name, text in tables.items() if text}
+    for path, text in files_of.items():
+        files.write_atomic(path, text)
+    spearman = standings.agreement(main, metric) if metric else None
+    result = facts | {"metric": metric, "rows": main, "equal_calls": equal, "curves": curves}
+    result |= {"summary": best_first, "spearman": spearman, "folder": str(folder)}
+    result["second"] = standings.second_of(best_first, metric) if metric else None
+    return result | {"results": list(map(str, files_of)), "pictures": []}
+
+
+def in_short(row: dict[str, Any], metric: str | None) -> str:
+    """A row's figure beside its floor, or its error."""
+    if row.get("error"):
+        return f"failed: {row['error']}"
+    value = standings.value_of(row, metric) if metric else None
+    if metric is None or value is None:
+        return "judged"
+    excess = standings.excess_of(row, metric)
+    over = f"{short(excess.value)} ± {short(excess.half, 2)} above real images" if excess else ""
+    return f"{metric} {value:.4g}, {over}, {counted(row['calls'], 'call')} an image"
+
+
+# ---------------------------------------------------------------------------- pictures
+
+
+def draw(folder: Path, result: dict[str, Any]) -> None:
+    metric = result["metric"]
+    for kind, (key, x) in standings.AXES.items():
+        points = standings.curve(result["curves"][kind], metric, key) if metric else {}
+        if points:
+            path, title = folder / "results" / f"curve_{kind}.png", f"{result['data']}: {metric} against {x}"
+            curves = {
+                row["model"]: points[row["model"]] for row in result["summary"] if row["model"] in points
+            }
+            floor = result["floor"].get(metric)
+            draw_curves(path, curves, x=x, y=metric, floor=floor, title=title)
+            result["pictures"].append(str(path))
+
+
+def draw_curves(
+    path: Path, curves: Mapping[str, Sequence[Point]], *, x: str, y: str, floor: float | None, title: str
+) -> None:
+    """Writes a figure with a line for each model, on logarithmic axes, and one for real images."""
+    from matplotlib.ticker import LogLocator
+
+    from gzcli.engine.pictures import pyplot, save_figure
+
+    figure, axes = pyplot().subplots(figsize=(8, 5), layout="constrained")
+    colours = pyplot().get_cmap("tab10").colors
+    for i, (model, points) in enumerate(curves.items()):
+        xs, ys, deviations = zip(*points, strict=True)
+        style = {"color": colours[i % len(colours)], "marker": MARKERS[i // len(colours) % len(MARKERS)]}
+        style |= {"markersize": 5, "linewidth": 1.3, "capsize": 2}
+        axes.errorbar(xs, ys, yerr=[d or 0.0 for d in deviations], label=model, **style)
+    if floor and floor > 0:
+        axes.axhline(floor, color="0.4", linestyle="--", linewidth=1, label="real images")
+    axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y, title=title)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+    axes.grid(alpha=0.25)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    save_figure(figure, path)
