@@ -30,18 +30,32 @@ def p_values(calibration: np.ndarray, scores: np.ndarray, *, tails: int = 1) -> 
 
     h is 1 + the number of held-out scores that are at least as high, l of those that are at most as high.
     """
-    ordered, scores = np.sort(np.asarray(calibration, np.float64)), np.asarray(scores, np.float64)
-    n, near = len(ordered), np.where(np.isfinite(scores), TIE * np.abs(scores), 0)
-    high = 1 + n - np.searchsorted(ordered, scores - near, side="left")
-    if tails == 1:
-        return high / (n + 1)
-    low = 1 + np.searchsorted(ordered, scores + near, side="right")
-    return np.minimum(1, np.minimum(2 * high - 1, 2 * low) / (n + 1))
+    scores = np.asarray(scores, np.float64)
+    return cross_p_values(calibration, np.zeros(len(calibration), int), scores[:, None], tails=tails)
+
+
+def cross_p_values(
+    calibration: np.ndarray, fold: np.ndarray, scores: np.ndarray, *, tails: int = 1
+) -> np.ndarray:
+    """The p-value of each row of scores [N, K] by K models, float64 [N]: `p_values`, where each held-out
+    score is compared with the one by the same model, `fold` [n]."""
+    n, scores = len(calibration), np.asarray(scores, np.float64)
+    near = np.where(np.isfinite(scores), TIE * np.abs(scores), 0)
+    high, low = (np.ones(len(scores), np.int64) for _ in range(2))
+    for k in range(scores.shape[1]):
+        ordered = np.sort(np.asarray(calibration, np.float64)[fold == k])
+        high += len(ordered) - np.searchsorted(ordered, scores[:, k] - near[:, k], side="left")
+        low += np.searchsorted(ordered, scores[:, k] + near[:, k], side="right")
+    return _of_counts(high, low, n, tails)
 
 
 def bonferroni(p: np.ndarray) -> np.ndarray:
     """One p-value of K for each image, however they depend on each other: min(1, K · the least)."""
     return np.minimum(1, len(p) * p.min(0))
+
+
+def _of_counts(high: np.ndarray, low: np.ndarray, n: int, tails: int) -> np.ndarray:
+    return high / (n + 1) if tails == 1 else np.minimum(1, np.minimum(2 * high - 1, 2 * low) / (n + 1))
 
 
 def thresholds(calibration: np.ndarray, fpr: float, *, tails: int = 1) -> tuple[float, float]:

@@ -1,0 +1,90 @@
+"""Held-out scores of few images: each image is scored by a model that was not fitted on it.
+
+The images are dealt to K folds; model k is fitted on all folds but k, and scores the images of fold k. A
+picture is scored by every model, and its p-value counts the images whose score is at least as high as that
+of the picture *by the same model* (cross-conformal prediction: Vovk 2015, arXiv:1208.0806; CV+: Barber et al.
+2021, arXiv:1905.02928). Of pictures like the n images at most
+
+  2 α + min(2 (1 − 1/K) / (n/K + 1), (1 − K/n) / (K + 1))
+
+are flagged at the rate α, whatever the method (Barber et al., theorem 4 and its remark, and Vovk & Wang 2020,
+arXiv:1212.4966, by which the factor 2 is the price of averaging p-values); about α where models differ
+little. One model and images that it never saw (split conformal) flag at most α.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gzcli.metrics import conformal
+from gzcli.metrics.alarms.fitted import Fitted
+
+FEW, FOLDS_OF_FEW, FOLDS = 180, 20, 5  # up to so many images 20 folds have the lower bound, above them 5
+Fit = Callable[[np.ndarray], Fitted]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Models of all folds, and the score of each held-out image by the model that did not see it."""
+
+    models: tuple[Fitted, ...]  # K; a single one where held-out images are not fitted on at all
+    fold: np.ndarray  # int64 [n], the model that scored each held-out image
+    held_out: np.ndarray  # float64 [n], their scores
+    tails: int = 1
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        """float64 [N, K] of images uint8 [N, C, H, W]."""
+        return np.stack([model.score(images) for model in self.models], 1)
+
+    def map(self, images: np.ndarray) -> np.ndarray | None:
+        """The mean of the models' maps, float32 [N, H, W]; None without maps."""
+        maps = [model.map(images) for model in self.models]
+        return np.mean([each for each in maps if each is not None], 0) if maps[0] is not None else None
+
+    def p_values(self, scores: np.ndarray) -> np.ndarray:
+        """Of scores [N, K], [N]."""
+        return conformal.cross_p_values(self.held_out, self.fold, scores, tails=self.tails)
+
+    def bound(self, fpr: float) -> float:
+        """The largest share of good pictures that may be flagged at this rate, whatever the method."""
+        return bound(fpr, len(self.held_out), len(self.models))
+
+
+def bound(fpr: float, n: int, folds: int) -> float:
+    if folds == 1:
+        return fpr
+    size = n / folds
+    return 2 * fpr + min(2 * (1 - 1 / folds) / (size + 1), (1 - folds / n) / (folds + 1))
+
+
+def folds_of(n: int) -> int:
+    return min(n, FOLDS_OF_FEW if n <= FEW else FOLDS)
+
+
+def cross(
+    images: np.ndarray, fit: Fit, *, folds: int | None = None, tails: int = 1, seed: int = 0
+) -> Calibrated:
+    """Calibrates a method on the images that it is fitted on. The folds are drawn with the seed."""
+    n = len(images)
+    k = folds or folds_of(n)
+    fold = np.random.default_rng(seed).permutation(np.arange(n) % k)
+    models, held_out = [], np.empty(n)
+    for i in range(k):
+        model = fit(images[fold != i])
+        held_out[fold == i] = model.score(images[fold == i])
+        models.append(model)
+    return Calibrated(tuple(models), fold, held_out, tails)
+
+
+def split(fitted: Fitted, held_out: np.ndarray, *, tails: int = 1) -> Calibrated:
+    """Calibrates a fitted method on images that it was not fitted on."""
+    scores = fitted.score(held_out)
+    return Calibrated((fitted,), np.zeros(len(scores), np.int64), scores, tails)
+
+
+def of_folds(models: Sequence[Fitted], name: str) -> list[object]:
+    """The values of a parameter over the models of the folds."""
+    return [model.parameters.get(name) for model in models]

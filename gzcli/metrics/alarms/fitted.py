@@ -1,0 +1,88 @@
+"""What a method without training becomes once it is fitted: a score of an image and, of most, a map."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted method. Its fields are all that it computes with: numbers, arrays, and groups of these.
+
+    `parameters` are the settings that it was fitted with. Images are uint8 [N, C, H, W] of one shape.
+    """
+
+    parameters: Mapping[str, Any]
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        """float64 [N], higher where an image is stranger."""
+        raise NotImplementedError
+
+    def map(self, images: np.ndarray) -> np.ndarray | None:
+        """float32 [N, H, W] in the size of the images, higher where a place is stranger; None without one."""
+        return None
+
+    @cached_property
+    def hash(self) -> str:
+        """Of the settings and every array."""
+        digest = hashlib.sha256(repr(sorted(self.parameters.items())).encode())
+        for field in fields(self):
+            if field.name != "parameters":
+                _feed(digest, getattr(self, field.name))
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Mapped(Fitted):
+    """A fitted method whose score is the maximum of its map, which has a cell for `factor` × `factor` pixels
+    of the image."""
+
+    factor: int
+
+    def cells(self, images: np.ndarray) -> np.ndarray:
+        """The map, float32 [N, h, w], a value for each cell."""
+        raise NotImplementedError
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        return self.cells(images).max((1, 2)).astype(np.float64)
+
+    def map(self, images: np.ndarray) -> np.ndarray:
+        return enlarged(self.cells(images), self.factor, images.shape[2:])
+
+
+def _feed(digest: Any, value: Any) -> None:
+    if isinstance(value, np.ndarray):
+        digest.update(f"{value.dtype}{value.shape}".encode() + np.ascontiguousarray(value).tobytes())
+    elif hasattr(value, "__dataclass_fields__"):
+        for field in fields(value):
+            _feed(digest, getattr(value, field.name))
+    else:
+        digest.update(repr(value).encode())
+
+
+def reduced(images: np.ndarray, factor: int) -> np.ndarray:
+    """uint8 [N, C, H, W] as float32 in [0, 1], [N, C, ⌈H / f⌉, ⌈W / f⌉]: the means of f × f pixels, and at
+    the right and lower edge of as many as there are."""
+    x = np.asarray(images)
+    n, c, height, width = x.shape
+    if factor == 1:
+        return x.astype(np.float32) / 255
+    if height % factor == 0 and width % factor == 0:
+        cells = x.reshape(n, c, height // factor, factor, width // factor, factor)
+        return cells.sum((3, 5), dtype=np.int32).astype(np.float32) / (255 * factor * factor)
+    for axis, side in ((2, height), (3, width)):
+        x = np.add.reduceat(x.astype(np.int32), np.arange(0, side, factor), axis=axis)
+    rows, columns = (np.minimum(factor, side - np.arange(0, side, factor)) for side in (height, width))
+    return (x / (255.0 * np.outer(rows, columns))).astype(np.float32)
+
+
+def enlarged(cells: np.ndarray, factor: int, sides: tuple[int, ...]) -> np.ndarray:
+    """A map [N, h, w] in the size of the images: each cell repeated."""
+    height, width = sides
+    return cells.repeat(factor, 1).repeat(factor, 2)[:, :height, :width]

@@ -1,0 +1,35 @@
+"""The methods without training by name. A new one is an entry of `METHODS`. No heavy import at the top, as
+the command line reads the names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gzcli.metrics.alarms.fitted import Fitted
+
+
+@dataclass(frozen=True)
+class Method:
+    about: str  # what it says of an image, for help and tables
+    function: str  # that fits it, as `pca.fit_pca`: of images uint8 [N, C, H, W] and settings → `Fitted`
+    mapped: bool = False  # whether it says where an image is strange
+    fits: bool = True  # whether it depends on good images at all
+    tails: int = 1  # 2 where a low value is unusual, too
+
+    @property
+    def fit(self) -> Callable[..., Fitted]:
+        module, _, name = self.function.partition(".")
+        function: Any = getattr(import_module(f"gzcli.metrics.alarms.{module}"), name)
+        return function
+
+
+METHODS: dict[str, Method] = {
+    "pca_local": Method(
+        "what principal components leave, where it is most unusual", "pca.fit_pca_local", True
+    ),
+    "pca": Method("what principal components leave, in the mean", "pca.fit_pca", True),
+}

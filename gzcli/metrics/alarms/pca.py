@@ -1,0 +1,100 @@
+"""Principal components of good images: what they leave of an image is what is new in it.
+
+`pca` is the mean of the squared residual over an image, `pca_local` the residual of each place against that
+of good images (see `local`), at its largest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from gzcli.metrics.alarms.fitted import Fitted, Mapped, enlarged, reduced
+from gzcli.metrics.alarms.local import SCALES, Local, fit_local
+
+COMPONENTS = 60
+PARTS = 4  # of the good images, each of which the others' components leave residuals of
+
+
+@dataclass(frozen=True)
+class Components:
+    mean: np.ndarray  # float32 [D]
+    rows: np.ndarray  # float32 [components, D], orthonormal, in descending order of variance
+
+    def first(self, k: int) -> Components:
+        return replace(self, rows=self.rows[:k])
+
+    def residual(self, x: np.ndarray) -> np.ndarray:
+        """What the components leave of images float32 [N, C, h, w], in their shape."""
+        flat = x.reshape(len(x), -1) - self.mean
+        return (flat - (flat @ self.rows.T) @ self.rows).reshape(x.shape)
+
+
+def components(x: np.ndarray, most: int) -> Components:
+    """The first principal components of float32 [N, ...], at most N − 1."""
+    flat = x.reshape(len(x), -1)
+    mean = flat.mean(0)
+    flat = flat - mean
+    most = min(most, max(1, len(flat) - 1), flat.shape[1])
+    if len(flat) <= flat.shape[1]:
+        values, vectors = np.linalg.eigh((flat @ flat.T).astype(np.float64))
+        rows = vectors[:, ::-1][:, :most].astype(np.float32).T @ flat
+        # a second pass makes them orthonormal to the precision of floats, as where values are nearly equal
+        rows = np.linalg.qr(rows.T)[0].T
+        keep = values[::-1][: len(rows)] > 1e-9 * max(values[-1], 1e-30)
+        return Components(mean, np.ascontiguousarray(rows[keep]))
+    _, vectors = np.linalg.eigh((flat.T @ flat).astype(np.float64))
+    return Components(mean, np.ascontiguousarray(vectors[:, ::-1][:, :most].T.astype(np.float32)))
+
+
+def strength(residual: np.ndarray) -> np.ndarray:
+    """The root of the mean square over the channels, [N, h, w]."""
+    if residual.shape[1] == 1:
+        return np.abs(residual[:, 0])
+    return np.sqrt(np.square(residual).mean(1))
+
+
+@dataclass(frozen=True)
+class Pca(Fitted):
+    factor: int
+    components: Components
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        residual = self.components.residual(reduced(images, self.factor))
+        return np.square(residual, dtype=np.float64).mean((1, 2, 3))
+
+    def map(self, images: np.ndarray) -> np.ndarray:
+        cells = strength(self.components.residual(reduced(images, self.factor)))
+        return enlarged(cells, self.factor, images.shape[2:])
+
+
+@dataclass(frozen=True)
+class PcaLocal(Mapped):
+    components: Components
+    local: Local
+
+    def cells(self, images: np.ndarray) -> np.ndarray:
+        return self.local(strength(self.components.residual(reduced(images, self.factor))))
+
+
+def fit_pca(images: np.ndarray, *, factor: int = 1, k: int = COMPONENTS) -> Pca:
+    """`pca` of good images uint8 [N, C, H, W]; k: the number of components."""
+    found = components(reduced(images, factor), k)
+    return Pca({"factor": factor, "components": len(found.rows)}, factor, found)
+
+
+def fit_pca_local(
+    images: np.ndarray, *, factor: int = 1, k: int = COMPONENTS, scales: Sequence[int] = SCALES
+) -> PcaLocal:
+    """`pca_local`. The usual residual in each place is that of images that the components were not fitted
+    on: each of `PARTS` parts by the components of the others."""
+    x = reduced(images, factor)
+    found = components(x, k)
+    residuals = np.empty((len(x), *x.shape[2:]), np.float32)
+    for part in range(min(PARTS, len(x))):
+        left = np.arange(len(x)) % PARTS == part
+        residuals[left] = strength(components(x[~left], k).residual(x[left]))
+    parameters = {"factor": factor, "components": len(found.rows), "scales": tuple(scales)}
+    return PcaLocal(parameters, factor, found, fit_local(residuals, scales))
