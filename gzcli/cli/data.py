@@ -91,7 +91,7 @@ def download(names: _Names, source: _From = None, size: _Size = None, channels: 
     from gzcli.data.packs.open import peek
     from gzcli.data.packs.pack import pack_limit
 
-    lines, rows, images = [], [], 0
+    lines, rows, images = [], list[dict[str, Any]](), 0
     for spec in [find(name) for name in names]:  # an unknown name is refused before anything is fetched
         if not spec.embedded:
             pixels = (channels or spec.channels) * prod(sides(size or spec.size))
@@ -107,7 +107,7 @@ def download(names: _Names, source: _From = None, size: _Size = None, channels: 
         facts = {"shape": meta.shape, "classes": len(meta.classes), "counts": meta.counts}
         rows.append({"name": spec.name, **facts})
     out.table(("data", "train", "val", "test"), lines)
-    new_set(images, names[0], show=True)
+    new_set(images, names[0], rows[0]["classes"], show=True)
     out.data({"data": rows})
 
 
@@ -126,10 +126,11 @@ def import_(
     layout = choose("layout", layout, LAYOUTS) if layout else None
     new = name not in names()
     row = library.import_set(path, name, Form(size, channels, skip_bad, layout))
-    more = ""
+    more, classes = "", None
     try:
         meta = _opened(locate(name), size, channels).meta
         row |= {"counts": meta.counts, "shape": meta.shape}
+        classes = len(meta.classes)
         row |= {"skipped": meta.skipped, "notes": meta.notes, "extras": meta.extras}
         for message in meta.skipped:
             out.info(f"left out: {message}")
@@ -147,7 +148,7 @@ def import_(
             out.hint(str(error.hint))
     out.text(row["name"])
     images = sum(row["counts"].values()) if row["shape"] else None
-    new_set(images, row["name"] + more, show=bool(row["shape"]))
+    new_set(images, row["name"] + more, classes, show=bool(row["shape"]))
     out.data(row)
 
 
@@ -187,7 +188,7 @@ def show(name: _Shown, size: _Size = None, channels: _Channels = None) -> None:
         out.info(f"left out: {message}")
     sheet = draw(pack, PackFolder(pack.folder).sheet_picture)
     out.text(str(sheet))
-    new_set(sum(meta.counts.values()), quoted(name), show=False)
+    new_set(sum(meta.counts.values()), quoted(name), len(meta.classes), show=False)
     row |= {"classes": classes, "notes": meta.notes, "skipped": meta.skipped, "digest": meta.digest}
     out.data(row | {"sheet": sheet})
 

@@ -16,6 +16,7 @@ from gzcli.core import start
 from gzcli.core.errors import GzError, MissingError, UsageError, did_you_mean
 from gzcli.core.sections import LaunchSection, renamed
 from gzcli.core.units import counted, duration, size
+from gzcli.recipe.suggest import suggest
 from gzcli.store import files, runs
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 # settings of a verb that passes options on to the model's methods
 OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 BEGAN = time.monotonic()
-FIRST = "fm"  # the model that a new data set is tried with: the best pictures of those that train in minutes
 
 
 # ---------------------------------------------------------------------------- a job of the engine
@@ -238,8 +238,8 @@ def quoted(text: object) -> str:
     return shlex.quote(str(text))
 
 
-def new_set(images: int | None, words: str, *, show: bool) -> None:
-    """The end of a verb that makes a set ready, which `--data` takes by these words."""
+def new_set(images: int | None, words: str, classes: int | None, *, show: bool) -> None:
+    """The end of a verb that makes a set of so many classes ready, which `--data` takes by these words."""
     drawn = [(f"gz data show {words}", "its classes, and a sheet of its pictures")] if show else []
-    trained = (f"gz train {FIRST} --data {words}", "a model of it")
+    trained = (f"gz train {suggest(classes)} --data {words}", "a model of it")
     end([counted(images, "image") if images else None, took()], [*drawn, trained])

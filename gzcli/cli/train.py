@@ -15,6 +15,8 @@ from gzcli.cli.options import a_model_or_run, argument, choose, option, split
 from gzcli.core.errors import Interrupted, MissingError, UsageError
 from gzcli.core.sections import TRACKERS
 from gzcli.core.units import duration, figure
+from gzcli.data.sets.names import locate
+from gzcli.recipe.suggest import suggest
 from gzcli.store import files
 from gzcli.store.paths import user_dir
 
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
     from gzcli.store.run_folder import Run
 
 
-_WHAT = argument("MODEL|RECIPE|RUN", "A model, a recipe file, or a run to repeat.", a_model_or_run)
-_What = Annotated[str, _WHAT]
+_WHAT_HELP = "A model, a recipe file, or a run to repeat. Default: the one that suits the data set."
+_What = Annotated[str | None, argument("MODEL|RECIPE|RUN", _WHAT_HELP, a_model_or_run)]
 _Steps = Annotated[int | None, option("--steps N", "Train for N steps.", min=1)]
 _MINUTES_HELP = (
     "Train for as many steps as fit in M minutes of wall-clock time, or of CPU time with "
@@ -53,7 +55,7 @@ _Port = Annotated[int | None, _PORT]
 
 
 def train(
-    what: _What,
+    what: _What = None,
     data: opt.Data = None,
     scale: opt.Scale = None,
     gpus: opt.Gpus = None,
@@ -91,6 +93,7 @@ def train(
     from gzcli.store.runs import check_alias
 
     out.configure(lenient=True)  # a lost reader never stops a training
+    what = what or suggested(data)
     lengths = {"--steps": steps, "--minutes": minutes, "--epochs": epochs}
     if len(typed := [f"`{flag}`" for flag, value in lengths.items() if value]) > 1:
         raise UsageError(f"{' and '.join(typed)} exclude each other")
@@ -139,6 +142,18 @@ def train(
         out.text(str(pictures[-1]))
     if not start.plan.machine_rank:
         after_training(run)
+
+
+def suggested(data: str | None) -> str:
+    """The model to begin with on a set, which is printed. Raises UsageError without a set."""
+    from gzcli.data.packs.open import facts_of
+
+    if data is None:
+        raise UsageError("which model?", hint="gz train cvae · gz train --data ./photos · gz list")
+    facts = facts_of(locate(data))
+    model = suggest(facts.classes if facts else None)
+    out.info(f"model: {model}")
+    return model
 
 
 def announce(run: Run) -> None:

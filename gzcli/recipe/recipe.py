@@ -13,11 +13,13 @@ from gzcli.data.sets.names import DataSet
 from gzcli.data.sets.registry import EXTRAS, SPECS, DataSpec, extras_in_words
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
+from gzcli.recipe.suggest import suggest
 from gzcli.store.paths import spelling
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from gzcli.data.packs.open import Facts
     from gzcli.data.packs.pack import PackMeta
 
 R = TypeVar("R", bound="Recipe")
@@ -173,7 +175,7 @@ def check_strategy(part: Part, card: ModelCard) -> None:
             raise UsageError(f"{what}, which `launch.strategy: fsdp` has not", hint=hint)
 
 
-def check_data(part: Part, card: ModelCard, data: DataSpec | PackMeta) -> None:
+def check_data(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts) -> None:
     """Raises UsageError where a set lacks what a part's model needs; its hint names sets that fit."""
     name, (_, height, width) = data.name, data.shape
     if card.square and height != width:
@@ -189,7 +191,7 @@ def check_data(part: Part, card: ModelCard, data: DataSpec | PackMeta) -> None:
         able = ", ".join(spec.name for spec in SPECS.values() if set(needed) <= set(spec.extras))
         hint = f"sets that have: {able or 'none is shipped'}; or a folder with a `metadata.jsonl`"
         raise UsageError(f"`{card.name}` needs {extras_in_words(lacking)}, and `{name}` has none", hint=hint)
-    count = data.classes if isinstance(data.classes, int) else len(data.classes)
+    count = data.classes if isinstance(data.classes, int) else len(data.classes or ())
     if "second_domain" in card.needs and count != 2:
         paired = [spec.name for spec in SPECS.values() if spec.n_classes == 2]
         hint = f"sets of two classes: {', '.join(paired)}; or a folder with `trainA` and `trainB`"
@@ -202,8 +204,7 @@ def check_data(part: Part, card: ModelCard, data: DataSpec | PackMeta) -> None:
     conditional = part.options.get("conditional") is True
     if count or not (conditional or "labels" in card.needs):
         return
-    labelled = [spec.name for spec in SPECS.values() if spec.classes]
-    hint = f"sets with labels: {', '.join(labelled)}"
+    hint = f"`gz train {suggest(0)} --data {part.data.name or name}`, or class folders inside the set"
     if conditional and "labels" not in card.needs:
         hint += "; or `--set model.conditional=false`"
     raise UsageError(f"`{card.name}` needs labels, and `{name}` has none", hint=hint)

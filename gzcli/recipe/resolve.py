@@ -195,7 +195,7 @@ def _resolve(
         label = chain[-1].base.label
         problems += [Problem(label, f"`{key}` must be given") for key in schema.missing(tree, rules)]
     recipe = recipe_of(tree)
-    problems += _needs(recipe, dataset)
+    problems += _needs(recipe, dataset, choice.facts)
     written = recipe
     if not problems:
         of_files = [layer for layer in applied if layer.source != "typed"]
@@ -372,13 +372,14 @@ def _located(
     return None
 
 
-def _needs(recipe: Recipe, dataset: DataSet | None) -> Iterator[Problem]:
+def _needs(recipe: Recipe, dataset: DataSet | None, facts: Facts | None) -> Iterator[Problem]:
     """What the set or the processes lack that the models need."""
+    described = dataset if isinstance(dataset, DataSpec) else facts
     for part in recipe.parts:
         try:
             check_strategy(part, model := catalog.card(part.model))
-            if isinstance(dataset, DataSpec):
-                check_data(part, model, dataset)
+            if described is not None and described.classes is not None:
+                check_data(part, model, described)
         except UsageError as e:
             yield Problem("", e.message, e.hint)
 

@@ -359,14 +359,34 @@ def test_refused_before_launch(gz, reader, tmp_path, monkeypatch):
             assert "sets that have: digits-edited" in stderr
     assert gz("train", "vae", "--data", "digits-edited", "--dry-run")[0] == 0
     folder = str(captioned(tmp_path / "photos"))
-    assert gz("train", "vae", "--data", folder, "--dry-run")[0] == 0  # it was never opened
-    code, _, stderr = gz("train", "vae", "--data", folder)
-    assert code == 2 and "`vae` needs `before` pictures, and `photos-" in stderr
-    assert gz("train", "vae", "--data", folder, "--dry-run")[0] == 2  # its pack tells
+    for more in ((), ("--dry-run",)):  # a plan looks into a folder that was never packed
+        code, _, stderr = gz("train", "vae", "--data", folder, *more)
+        assert code == 2 and "`vae` needs `before` pictures, and `" in stderr and "photos` has none" in stderr
     assert not runs.all_runs()
     whole = str(captioned(tmp_path / "triples", "before"))
     monkeypatch.setattr(launcher, "run", lambda *args, **options: {})
     assert gz("train", "vae", "--data", whole, *FEW)[0] == 0 and len(runs.all_runs()) == 1
+
+
+def test_gz_says_which_model_to_begin_with(gz, planned, monkeypatch, photos, tmp_path):
+    """The end of an import, a training without a model, and the hint of a refused one agree."""
+    monkeypatch.setattr(launcher, "run", lambda *args, **options: {})
+    flat = str(captioned(tmp_path / "flat"))
+    classed = tmp_path / "classed"
+    for name in "ab":
+        captioned(classed / name)
+    for path, model in ((flat, "fm"), (str(classed), "cfm"), ("digits", "cfm")):
+        code, _, stderr = gz("train", "--data", path, "--dry-run")
+        assert code == 0 and f"model: {model}\n" in stderr
+    code, _, stderr = gz("train", "cfm", "--data", flat, "--dry-run")
+    assert code == 2 and f"hint: `gz train fm --data {flat}`" in stderr.replace("\n", " ")
+    for path, model in ((flat, "fm"), (str(classed), "cfm")):
+        assert f"next: gz data show {model}-set" in (
+            said := gz("data", "import", path, "--name", f"{model}-set")[2]
+        )
+        assert f"gz train {model} --data {model}-set" in said
+    code, _, stderr = gz("train")
+    assert code == 2 and "gz train --data" in stderr
 
 
 def test_an_import_says_what_was_found(gz, tmp_path):

@@ -297,7 +297,8 @@ def test_what_a_set_was_taken_for_is_told(tmp_path):
     words = "32 grey (stored as colour) pictures of 24×24, few; models take their settings for `grey few`"
     assert said[-2].endswith(words) and "data.channels=1" in said[-1]
     source = locate(tmp_path / "grey.npz")
-    assert facts_of(source) == Facts(24, 24, 3, 32, grey=True)  # from the pack
+    of_pack = Facts(24, 24, 3, 32, grey=True, classes=0, name=str(source.path))
+    assert facts_of(source) == of_pack
     assert facts_of(source, size="90x100").shape_class == "128px"
     assert facts_of(source, size="90x100", patch=64).shape_class == "64px"
     assert not settings_lines(SPECS["digits"], facts_of(SPECS["digits"]))

@@ -188,7 +188,7 @@ def test_wrong_words_recipes_and_data_are_told(capsys, monkeypatch, tmp_path):
         Image.fromarray(np.full((16, 16), 20 * i, np.uint8)).save(pictures / f"{i}.png")
     before = len(runs.all_runs())
     code, _, err = call(capsys, "train", "vae", "--data", str(pictures), "--set", "model.conditional=true")
-    assert code == 2 and "needs labels" in err and "digits" in err
+    assert code == 2 and "needs labels" in err and "gz train fm --data " in err
     assert len(runs.all_runs()) == before
     code, out, _ = call(capsys, "sample", "vaee", "--json")
     error = json.loads(out)["error"]

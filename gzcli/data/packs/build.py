@@ -87,7 +87,7 @@ def build(
         "streamed": asdict(decoding) if streamed else None,
         "skipped": [e.message for e in bad.values()],
         "notes": [*images.notes, *notes],
-        "extras": [*(["caption"] if images.captions else []), *(k for k in images.further if k != ASPECT)],
+        "extras": [kind for kind in images.extras if kind != ASPECT],
         **extra,
         "source_channels": native[0],
         "sha256": {name: checksum(folder / name) for name in names},

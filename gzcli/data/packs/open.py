@@ -242,6 +242,13 @@ class Facts:
     channels: int  # 1 or 3
     n: int  # number of training images
     grey: bool = False  # whether the images are grey and stored as colour
+    classes: int | None = None  # number of classes; 0: no labels, None: not known
+    extras: tuple[str, ...] = ()  # what comes with each image, of EXTRAS
+    name: str = ""  # of the set
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.height, self.width
 
     @property
     def shape_class(self) -> str:
@@ -286,6 +293,7 @@ def facts_of(
     if isinstance(data, DataSpec):
         spec = data.sized(size)
         facts = Facts(spec.size, spec.size, spec.channels, spec.n_train)
+        facts = replace(facts, classes=spec.n_classes, extras=spec.extras)
     else:
         from gzcli.data.readers.folder import open_path
 
@@ -299,12 +307,14 @@ def facts_of(
             return None
         if not values:
             return None
-        facts = Facts(**{key: values[key] for key in Facts.__dataclass_fields__})
+        facts = Facts(**{key: values[key] for key in Facts.__dataclass_fields__ if key in values})
+        facts = replace(facts, extras=tuple(facts.extras))  # a list in JSON
         size, channels = size or data.size, channels or data.channels
     size = patch or size
     height, width = (facts.height, facts.width) if size is None else sides(size)
     many = facts.n if n is None else min(n, facts.n)
-    return replace(facts, height=height, width=width, channels=channels or facts.channels, n=many)
+    channels = channels or facts.channels
+    return replace(facts, height=height, width=width, channels=channels, n=many, name=data.reference)
 
 
 def measure(images: RawImages) -> Facts | None:
@@ -322,7 +332,8 @@ def measure(images: RawImages) -> Facts | None:
     # encoded pictures without colour are packed as grey, arrays as they are
     channels = images.shape[0] if images.shape else 1 if grey else 3
     n = rows_of(split_plan(images.title, images.counts))["train"]
-    return Facts(height, width, channels, n, grey=channels == 3 and grey)
+    grey = channels == 3 and grey
+    return Facts(height, width, channels, n, grey, len(images.classes), images.extras)
 
 
 def _few_of(images: RawImages) -> Iterator[np.ndarray]:

@@ -265,6 +265,11 @@ class RawImages:
         """Whether an image may have any number of the classes."""
         return any(labels.ndim == 2 for labels in self.labels.values())
 
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """What comes with each image, of EXTRAS."""
+        return (*(["caption"] if self.captions else []), *self.further)
+
 
 Arrays = Iterator[tuple[str, "np.ndarray", str]]  # split, images uint8 [n, C, H, W], file that held them
 BLOCK_IMAGES = 256  # images that are packed at a time
