@@ -23,7 +23,7 @@ from gzcli.core.jobs import AlarmJob
 from gzcli.core.sections import PRECISIONS, Fit, LaunchSection, renamed
 from gzcli.core.types import Batch, DataInfo, ImageNoise, Progress, no_progress
 from gzcli.core.units import Size, by_sides
-from gzcli.data.packs.batches import quantise, to_uint8
+from gzcli.data.packs.batches import quantise
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack as Data
 from gzcli.data.sets.library import listing
@@ -207,7 +207,8 @@ class LoadedRun:
           as the model sees them, where its sampler shows them, else None.
         options: keywords of the model's `sample`, as `steps=20`; they replace those of the recipe.
 
-        Raises UsageError for an option that the model does not have, or labels where it takes none.
+        Raises UsageError for an option that the model does not have, or labels where it takes none, and
+        DivergedError if no image is finite; warns of some that are not, which are black.
         """
         if labels is not None and not self.model.conditional:
             raise UsageError(f"`{self.trained.name}` was not trained with labels")
@@ -280,7 +281,8 @@ class LoadedRun:
         progress: called as by `sample`.
         options: keywords of the application.
 
-        Raises UsageError for an application that the model does not have.
+        Raises UsageError for an application that the model does not have, and DivergedError if no output is
+        finite; warns of some that are not, which are black.
         """
         method = getattr(self.model, application, None)
         if method is None:
@@ -297,7 +299,9 @@ class LoadedRun:
         with self.trained.applying():
             applied = method(x, noise=noise, progress=progress, **group_options(method, keywords))
             applied.images = self.trained.decode(applied.images)
-        return to_uint8(applied.images).cpu().numpy()
+        outputs, finite = sampler.to_images(applied.images)
+        sampler.check_finite(finite, self.trained, warnings.warn)
+        return outputs
 
     def judge(
         self,

@@ -73,7 +73,7 @@ def main(folder: Path) -> int:
             if os.environ.get("GZ_DEBUG"):
                 traceback.print_exc()
             error = explain(e)
-            return 0 if started_by_gz and type(error) in STATES else error.code
+            return 0 if started_by_gz and isinstance(error, tuple(STATES)) else error.code
         finally:
             run.stop_file.unlink(missing_ok=True)
     return 0
@@ -103,7 +103,8 @@ def record_status(run: Run, log: Log) -> Iterator[None]:
             raise  # keep the first error: this one may only report that another rank is gone
         error = explain(e)
         fields = {"kind": error.kind, "message": error.message, "hint": error.hint}
-        run.update(state=STATES.get(type(error), "failed"), code=error.code, error=fields, **ended())
+        state = next((state for kind, state in STATES.items() if isinstance(error, kind)), "failed")
+        run.update(state=state, code=error.code, error=fields, **ended())
         raise
     if log.main:
         run.update(state="finished", code=0, error=None, **ended())

@@ -145,7 +145,8 @@ def run(job: EmaJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
         ema.load_state_dict(weights, step)
         if metric:
             with ema.evaluating():
-                row["value"] = validate(trained, metric, pack=pack, data=images.pack, net=net)[metric]
+                values = validate(trained, metric, pack=pack, data=images.pack, net=net, warn=log.warn)
+            row["value"] = values[metric]
         rows.append(row)
         if best is None or row["value"] < best[0]["value"]:
             best = row, weights

@@ -59,7 +59,8 @@ class Log:
         """A line of `--json` for scripts."""
         if self.main and self.mode == "json":
             stage = {"stage": self.stage} if self.stage else {}
-            print(json.dumps({"schema": 1, "event": event, **stage, **fields}), flush=True)
+            infinite = {k: None for k, v in fields.items() if isinstance(v, float) and not math.isfinite(v)}
+            print(json.dumps({"schema": 1, "event": event, **stage, **fields, **infinite}), flush=True)
 
     def metrics(self, step: int, **values: float) -> None:
         """A line of `metrics.jsonl`."""

@@ -4,6 +4,7 @@ alone."""
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 from gzcli.core import devices, ranks
-from gzcli.core.errors import DeviceError
-from gzcli.core.types import DataInfo, ImageNoise, Progress, no_progress
+from gzcli.core.errors import DeviceError, DivergedError
+from gzcli.core.types import DataInfo, ImageNoise, Progress, Say, no_progress
 from gzcli.core.units import sides
 from gzcli.data.packs.batches import to_uint8
 from gzcli.data.sets.names import class_numbers
@@ -35,8 +36,10 @@ def draw(
     conditions: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     progress: Progress = no_progress,
+    warn: Say = warnings.warn,
 ) -> np.ndarray:
-    """Images 0 … n − 1 of the model, uint8 [n, C, H, W], on every rank; each rank draws its share."""
+    """Images 0 … n − 1 of the model, uint8 [n, C, H, W], on every rank; each rank draws its share. `warn`
+    gets a line if some are not finite. Raises NoneFinite if none is."""
     if labels is None and trained.model.conditional:
         labels = spread_labels(None, n, trained.info, torch.device("cpu"))
     options, conditions = {**trained.part.sample, **(options or {})}, dict(conditions or {})
@@ -47,7 +50,7 @@ def draw(
     share = math.ceil(n / world)
     start, end = min(rank * share, n), min((rank + 1) * share, n)
     size, position = batch_size(trained, options), start
-    parts = [np.zeros((0, *trained.images.shape), np.uint8)]
+    parts, finite = [np.zeros((0, *trained.images.shape), np.uint8)], [np.zeros(0, bool)]
     while position < end:
         rows = range(position, min(position + size, end))
         chunk = None if labels is None else labels[rows.start : rows.stop].to(trained.device)
@@ -69,9 +72,33 @@ def draw(
             size //= 2
             devices.empty_cache(trained.device)
             continue
-        parts.append(to_uint8(x).cpu().numpy())
+        images, are_finite = to_images(x)
+        parts.append(images)
+        finite.append(are_finite)
         position += len(rows)
+    check_finite(ranks.gather(np.concatenate(finite)), trained, warn)
     return ranks.gather(ranks.joined(parts))
+
+
+def to_images(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Images [B, C, H, W] in [-1, 1] as uint8, and whether each is finite, bool [B]. Others become black."""
+    finite = x.isfinite().flatten(1).all(1)
+    return to_uint8(torch.where(finite[:, None, None, None], x, -1.0)).cpu().numpy(), finite.cpu().numpy()
+
+
+class NoneFinite(DivergedError):
+    """No image of a draw is finite, on any rank."""
+
+
+def check_finite(finite: np.ndarray, trained: Trained, warn: Say) -> None:
+    """Raises NoneFinite if none of some images is finite, bool [n]; tells `warn` how many are not."""
+    n, bad = len(finite), int((~finite).sum())
+    if bad and bad == n:
+        message = f"no image by `{trained.title}` is finite"
+        hint = "the model's usual options, `--precision fp32`, or another checkpoint: `--checkpoint best`"
+        raise NoneFinite(message, hint=hint)
+    if bad:
+        warn(f"{bad:,} of {n:,} images by `{trained.title}` are not finite, and black")
 
 
 def guide_away(trained: Trained, weak: str | None) -> None:

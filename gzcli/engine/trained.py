@@ -26,6 +26,7 @@ from gzcli.engine.checkpoint import Saved, SpaceRecord
 from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.catalog import ModelCard
+from gzcli.models.nn import within
 from gzcli.store import runs
 from gzcli.store.files import checksum
 from gzcli.store.hub import repository
@@ -167,7 +168,7 @@ class LatentSpace:
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] of latents z [B, c, h, w]."""
-        return self.autoencoder.from_latent(z / self.scale.to(z) + self.shift.to(z)).clamp(-1, 1)
+        return within(self.autoencoder.from_latent(z / self.scale.to(z) + self.shift.to(z)))
 
     def info(self, data: DataInfo) -> DataInfo:
         """The description of such data for a model on latents: their shape in place of the images'."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Set
 from dataclasses import asdict, replace
 from functools import partial
@@ -330,11 +331,15 @@ class Trainer:
         """Validates, saves a checkpoint if it is the best so far, and records the figures last: a resumed run
         validates again if they are missing."""
         with self.ema.evaluating():
-            values = validate(self.trained, metric, pack=self.pack, data=self.images.pack, net=self.net)
+            packs: dict[str, Pack] = {"pack": self.pack, "data": self.images.pack}
+            values = validate(self.trained, metric, **packs, net=self.net, warn=self.log.warn)
         spread_out = "distance" in values and 4 * done >= self.steps  # not yet at the first steps
         if spread_out and (text := collapse.warning(values["distance"], values.get("classes"))):
             self.log.warn(text)
-        self.save_best(done, metric, values[metric])
+        if ranks.agree(math.isfinite(values[metric])):
+            self.save_best(done, metric, values[metric])
+        else:
+            self.log.warn(f"the validation `{metric}` of step {done} is not finite")
         self.history.record("eval", done, {f"val_{name}": value for name, value in values.items()})
         patience, best = self.train.patience, self.run.best
         if patience and ranks.agree(bool(best and self.history.validations(best.step) > patience)):
@@ -354,13 +359,19 @@ class Trainer:
 
     def picture(self, done: int, n: int) -> None:
         """Writes samples/<done>.png with `train.samples` or about n samples, equally many of each class,
-        always of the same noise. Every rank draws its share."""
+        always of the same noise. Every rank draws its share. Raises NoneFinite at the end of the training if
+        no sample is finite; before that it warns."""
         trained = self.trained
         classes = trained.info.classes if trained.model.conditional else ()
         n = self.train.samples or in_turns(n, len(classes))
         labels = spread_labels(None, n, trained.info, torch.device("cpu")) if classes else None
-        with self.ema.evaluating():
-            images = sampler.draw(trained, n, labels=labels)
+        try:
+            with self.ema.evaluating():
+                images = sampler.draw(trained, n, labels=labels, warn=self.log.warn)
+        except sampler.NoneFinite as e:
+            if done == self.steps:
+                raise
+            return self.log.warn(e.message)
         if self.rank == 0:
             caption = sheets.caption_of(trained, None, 0, {}, done)
             path = self.run.samples_picture(done)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from gzcli.core import ranks
+from gzcli.core.types import Say
 from gzcli.data.packs.batches import scan
 from gzcli.data.packs.pack import Pack
 from gzcli.engine import sampler
@@ -35,12 +36,16 @@ def best_metric(model: Model, choice: str, pack: Pack) -> str | None:
 
 
 def validate(
-    trained: Trained, metric: str, *, pack: Pack, data: Pack, net: LeNetFeatures | None
+    trained: Trained, metric: str, *, pack: Pack, data: Pack, net: LeNetFeatures | None, warn: Say
 ) -> dict[str, float]:
     """The metric on the first 2,000 validation images, with figures that explain it; less is better. A call
-    of every rank; the metric is the same number however many there are."""
+    of every rank; the metric is the same number however many there are. NaN if no sample is finite."""
     if metric == "fd":
-        return distances(trained, pack, net)
+        try:
+            return distances(trained, pack, net, warn)
+        except sampler.NoneFinite as e:
+            warn(e.message)
+            return {metric: math.nan}
     return {metric: mean(trained, metric, data)}
 
 
@@ -66,12 +71,12 @@ def mean(trained: Trained, metric: str, data: Pack) -> float:
     return float(ranks.total(total)) / n
 
 
-def distances(trained: Trained, pack: Pack, net: LeNetFeatures | None) -> dict[str, float]:
+def distances(trained: Trained, pack: Pack, net: LeNetFeatures | None, warn: Say) -> dict[str, float]:
     """Figures of samples against as many validation images: `fd`, the Fréchet distance; `distance`, that of
     pairs of samples as a share of that of pairs of real images; and, where the net knows the classes,
     `classes`, the entropy of the samples' classes as a share of that of real images."""
     real = pack.images("val")[:VALIDATION]
-    images = sampler.draw(trained, len(real))
+    images = sampler.draw(trained, len(real), warn=warn)
     if net is None:
         return {"fd": 0.0}
     is_multilabel = trained.info.multilabel

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,12 @@ def draw(spec: Mapping[str, Any], call: Call, n: int, seed: int = 0, labels: Any
             arrays = call("step", {f"noise_{i}": value for i, value in enumerate(arrays)} | condition)
     x = combined(spec["result"], arrays)
     x = call("decode", {"x": x})[0] if spec["decode"] else x
-    x = np.clip(x, -1, 1)
+    finite = np.isfinite(x).all((1, 2, 3))
+    if not finite.any():
+        raise FloatingPointError("no image is finite")
+    if not finite.all():
+        warnings.warn(f"{(~finite).sum()} of {n} images are not finite, and black", stacklevel=2)
+    x = np.clip(np.where(finite[:, None, None, None], x, -1), -1, 1)
     return np.rint((x + 1) * np.float32(127.5)).astype(np.uint8).transpose(0, 2, 3, 1)
 
 

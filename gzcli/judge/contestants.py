@@ -83,17 +83,18 @@ def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log)
     facts = json.dumps([trained.step, dict(trained.part.sample), job.n, job.seed, job.drawing], default=str)
     path = Run(folder).samples_folder / f"{owner.id}-{hashlib.sha256(facts.encode()).hexdigest()[:8]}.npz"
     earlier = sorted(owner.path.glob(f"bench/*/{path.parent.name}/{path.name}")) if job.drawing else []
+    notes: list[str] = []
     if ranks.agree(bool(earlier)):
         arrays = files.read_arrays(earlier[0], "samples", "seconds")
         images, seconds = arrays["samples"].transpose(0, 3, 1, 2), float(arrays["seconds"])
+        notes = list(map(str, arrays.get("notes", ())))
     else:
         with log.bar(f"sample {trained.title}") as progress:
-            images, seconds = patient_draw(trained, job, labels, progress)
+            images, seconds = patient_draw(trained, job, labels, progress, notes)
     if not ranks.rank():
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, samples=images.transpose(0, 2, 3, 1), seconds=seconds)
-    n, notes = len(images), []
-    if n < job.n:
+        np.savez_compressed(path, samples=images.transpose(0, 2, 3, 1), seconds=seconds, notes=notes)
+    if (n := len(images)) < job.n:
         notes.append(f"`{trained.title}` has {n:,} samples: more take longer than its training")
     image_set = ImageSet(images, None if labels is None else labels[:n].numpy())
     return Contestant(
@@ -102,21 +103,22 @@ def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log)
 
 
 def patient_draw(
-    trained: Trained, job: BenchJob, labels: Tensor | None, progress: Progress
+    trained: Trained, job: BenchJob, labels: Tensor | None, progress: Progress, notes: list[str]
 ) -> tuple[np.ndarray, float]:
     """`job.n` samples, or `FEW` by `job.patience`, and the seconds that they took."""
     n, few = job.n, job.n if job.patience is None else min(FEW, job.n)
-    images, seconds = timed_draw(trained, few, job.seed, labels, progress)
+    images, seconds = timed_draw(trained, few, job.seed, labels, progress, notes)
     if few == n or ranks.agree(seconds * n / few > (job.patience or 0.0)):
         return images, seconds
-    return timed_draw(trained, n, job.seed, labels, progress)
+    notes.clear()
+    return timed_draw(trained, n, job.seed, labels, progress, notes)
 
 
 def timed_draw(
-    trained: Trained, n: int, seed: int, labels: Tensor | None, progress: Progress
+    trained: Trained, n: int, seed: int, labels: Tensor | None, progress: Progress, notes: list[str]
 ) -> tuple[np.ndarray, float]:
-    since = time.perf_counter()
-    images = draw(trained, n, seed=seed, labels=None if labels is None else labels[:n], progress=progress)
+    since, taken = time.perf_counter(), None if labels is None else labels[:n]
+    images = draw(trained, n, seed=seed, labels=taken, progress=progress, warn=notes.append)
     synchronise(trained.device)
     return images, time.perf_counter() - since
 

@@ -49,13 +49,16 @@ class Output:
 def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """Writes `grid.png` and the other files of a job into `folder`. Returns the JSON of `gz sample`."""
     trained = load_trained(Run(Path(job.run)), device, job.checkpoint, job.precision)
+    notes: list[str] = []
     since, frames = time.monotonic(), Frames(trained.decode) if job.animate else None
     with log.bar(job.do or "sample") as bar:
         progress = frames.watch(bar) if frames else bar
         if job.do:
-            output = apply(trained, job.do, job, progress, log.info)
+            output = apply(trained, job.do, job, progress, log.info, notes.append)
         else:
-            output = samples(trained, job, progress, log.info)
+            output = samples(trained, job, progress, log.info, notes.append)
+    for note in notes:
+        log.warn(note)
     images, labels, applied = output.images, output.labels, output.applied
     place = Run(folder)
     result: dict[str, Any] = {
@@ -69,6 +72,7 @@ def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[st
         "grid": str(place.sheet_picture),
         **{format.key: [] if format.several else None for format in FORMATS.values()},
         "animation": None,
+        "notes": notes,
     }
     if applied:
         result |= {"do": job.do, "rows": list(applied.rows), "columns": applied.columns}
@@ -138,7 +142,9 @@ class Frames:
 # ---------------------------------------------------------------------------- samples
 
 
-def samples(trained: Trained, job: SampleJob, progress: Progress, say: Say = silent) -> Output:
+def samples(
+    trained: Trained, job: SampleJob, progress: Progress, say: Say = silent, warn: Say = silent
+) -> Output:
     """Samples that take the job's labels, prompts and input pictures in turn. The sheet shows them below
     their input pictures, or in a column for each class."""
     conditions: dict[str, Any] = {"prompt": job.prompts} if job.prompts else {}
@@ -161,6 +167,7 @@ def samples(trained: Trained, job: SampleJob, progress: Progress, say: Say = sil
         conditions=conditions,
         options=job.options,
         progress=progress,
+        warn=warn,
     )
     if hasattr(trained.model, "sources"):
         method, device = trained.model.sources, trained.device
@@ -185,7 +192,9 @@ def samples(trained: Trained, job: SampleJob, progress: Progress, say: Say = sil
 # ---------------------------------------------------------------------------- applications
 
 
-def apply(trained: Trained, do: str, job: SampleJob, progress: Progress, say: Say = silent) -> Output:
+def apply(
+    trained: Trained, do: str, job: SampleJob, progress: Progress, say: Say = silent, warn: Say = silent
+) -> Output:
     """Applies a model to the job's input or, without one, to the first test images of the run's data set."""
     method = getattr(trained.model, do)
     inputs, input_labels = read_inputs(trained, job.input, job.n, say=say)
@@ -206,7 +215,8 @@ def apply(trained: Trained, do: str, job: SampleJob, progress: Progress, say: Sa
     encoded = x if trained.space is None else trained.space.encode(x)
     with trained.applying():
         applied: Applied = method(encoded, noise=noise, progress=progress, **group_options(method, options))
-        images = to_bytes(trained.decode(applied.images))
+        images, finite = sampler.to_images(trained.decode(applied.images))
+    sampler.check_finite(finite, trained, warn)
     applied = replace(applied, of=applied.of or tuple((i,) for i in range(len(images))))
     if images.shape[1:] != inputs.shape[1:]:
         raise UsageError(f"`--do {do}` returned images of another shape")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import time
@@ -284,7 +285,8 @@ class Run:
         # the next validation writes a damaged record anew
         with contextlib.suppress(KeyError, TypeError, ValueError):
             record = files.whole_object(self.best_file)
-            return Best(str(record["metric"]), float(record["value"]), int(record["step"]))
+            best = Best(str(record["metric"]), float(record["value"]), int(record["step"]))
+            return best if math.isfinite(best.value) else None
         return None
 
     def status(self) -> dict[str, Any]:

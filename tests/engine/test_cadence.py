@@ -190,7 +190,7 @@ def test_a_generator_that_has_just_begun_has_not_collapsed(monkeypatch):
     monkeypatch.setattr(t.log, "warn", said.append)
     monkeypatch.setattr(collapse, "warning", lambda distance, classes: "collapsed")
     images = t.pack.images("val")[:20]
-    monkeypatch.setattr(sampler, "draw", lambda trained, n: images)
+    monkeypatch.setattr(sampler, "draw", lambda trained, n, **_: images)
     t.steps, t.net = (100, SimpleNamespace(features=lambda x: x.reshape(len(x), -1)[:, ::16], rotations=True))
     t.net.predict = lambda x: x[:, 0, 0, 0] * 0
     counts = []

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gzcli.core import ranks
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.base import Model
-from gzcli.models.nn import at_least, full_fp32, to_fp32
+from gzcli.models.nn import at_least, full_fp32, to_fp32, within
 
 EPS = 1e-8  # Laplace smoothing of the shares of codes
 DEAD = 0.03  # a code is dead below this part of an equal share, 1 / codes
@@ -273,7 +273,7 @@ class Tokenizer(Model):
 
     def decode(self, codes: Tensor) -> Tensor:
         """The images [B, C, H, W] in [-1, 1] of codes [B, *shape]."""
-        return to_fp32(self.decoder(self.codebook.lookup(codes))).clamp(-1, 1)
+        return within(to_fp32(self.decoder(self.codebook.lookup(codes))))
 
     def to_latent(self, x: Tensor) -> Tensor:
         """The encoder's vectors [B, dim, h, w], before the codebook."""

@@ -24,7 +24,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress
 from gzcli.models.base import Phase
 from gzcli.models.gan.base import GAN, GANOptions, GeneratorOptions, conv_nets
-from gzcli.models.nn import Labels
+from gzcli.models.nn import Labels, within
 from gzcli.models.nn.adversarial import CriticOptions
 
 Potential = Callable[[Tensor], Tensor]  # z [B, D] → U [B], differentiable
@@ -196,4 +196,4 @@ class PresGAN(GAN):
         mean: whether the image is G(z) alone, without noise.
         """
         x = super().sample(n, labels=labels, noise=noise, progress=progress, temperature=temperature)
-        return x if mean else (x + self.sigma() * noise.randn(*x.shape)).clamp(-1, 1)
+        return x if mean else within(x + self.sigma() * noise.randn(*x.shape))

@@ -137,6 +137,11 @@ def at_least(minimum: int, **values: int | None) -> None:
             raise UsageError(f"`{name}` must be {minimum} or more, not {value}")
 
 
+def within(x: Tensor, low: float = -1, high: float = 1) -> Tensor:
+    """x clamped to [low, high]; NaN where it is not finite, so that `gz` still sees what has overflowed."""
+    return torch.where(x.isfinite(), x.clamp(low, high), math.nan)
+
+
 def to_levels(x: Tensor, levels: int) -> Tensor:
     """Images in [-1, 1] as grey levels 0 … levels − 1, int64 of the same shape."""
     return ((x + 1) * ((levels - 1) / 2)).round().clamp_(0, levels - 1).long()
@@ -145,6 +150,11 @@ def to_levels(x: Tensor, levels: int) -> Tensor:
 def from_levels(k: Tensor, levels: int) -> Tensor:
     """Grey levels 0 … levels − 1 as images in [-1, 1]."""
     return k.to(torch.get_default_dtype()) * (2 / (levels - 1)) - 1
+
+
+def on_levels(x: Tensor, levels: int) -> Tensor:
+    """x rounded to the nearest grey level in [-1, 1]; NaN where it is not finite."""
+    return from_levels(within(((x + 1) * ((levels - 1) / 2)).round(), 0, levels - 1), levels)
 
 
 def bits_per_dim(nats: Tensor, data: DataInfo) -> Tensor:

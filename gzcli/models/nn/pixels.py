@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
-from gzcli.models.nn import at_least, from_levels, to_fp32, to_levels
+from gzcli.models.nn import at_least, on_levels, to_fp32, within
 
 # at e^-7, a quarter of a bin of 256 levels, nearly all mass is in one bin already
 LOG_SCALE, MIXTURE_LOG_SCALE = (-7.0, 3.0), (-7.0, 7.0)
+TINY = 2**-25  # below all uniform numbers but 0, whose logit is infinite
 
 
 def logistic_log_mass(x: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:
@@ -99,7 +100,7 @@ class Pixels:
         if self.kind == "bernoulli":
             return torch.tanh(out / 2)  # 2 sigmoid(out) − 1
         mean, _ = self.mean_scale(out)
-        return mean if self.levels is None else mean.clamp(-1, 1)
+        return mean if self.levels is None else within(mean)
 
     def draw(self, out: Tensor, u: Tensor) -> Tensor:
         """Pixels [B, C, H, W] drawn by the inverse distribution function at u, uniform [B, C, H, W]."""
@@ -109,7 +110,7 @@ class Pixels:
             return (u < torch.sigmoid(out)).to(out.dtype) * 2 - 1
         mean, log_scale = self.mean_scale(out)
         x = mean + QUANTILE[self.kind](u) * torch.exp(log_scale)
-        return x if self.levels is None else from_levels(to_levels(x.clamp(-1, 1), self.levels), self.levels)
+        return x if self.levels is None else on_levels(x, self.levels)
 
 
 class LogisticMixture:
@@ -152,9 +153,9 @@ class LogisticMixture:
         mean, log_scale, coef = (p.gather(-1, m.expand(*p.shape[:-1], 1)) for p in (mean, log_scale, coef))
         x = torch.zeros_like(u[..., 1:])
         for c in range(x.shape[-1]):
-            noise = u[..., c + 1, None].logit()  # a standard logistic draw
+            noise = u[..., c + 1, None].logit(TINY)  # a standard logistic draw
             value = self._mean(c, mean, coef, x) + temperature * log_scale[..., c, :].exp() * noise
-            x[..., c] = from_levels(to_levels(value[..., 0], self.levels), self.levels)
+            x[..., c] = on_levels(value[..., 0], self.levels)
         return x
 
     def _unpack(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gzcli.core import ranks
-from gzcli.models.nn import from_levels, full_fp32, to_fp32, zero_init
+from gzcli.models.nn import from_levels, full_fp32, to_fp32, within, zero_init
 
 # a channel of a smaller standard deviation is constant and keeps its scale; dequantised 8-bit noise has
 # 1.1e-3
@@ -97,7 +97,7 @@ def dequantise(x: Tensor, levels: int, u: Tensor) -> tuple[Tensor, float]:
 
 def quantise(v: Tensor, levels: int) -> Tensor:
     """The inverse of `dequantise`: v as the image in [-1, 1] of the grey level whose bin it lies in."""
-    return from_levels((v * levels).floor().clamp(0, levels - 1), levels)
+    return from_levels(within((v * levels).floor(), 0, levels - 1), levels)
 
 
 def squeeze(x: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, from_rows, moved, to_rows
 from gzcli.core.units import Size, sides
 from gzcli.models.base import Model
-from gzcli.models.nn import from_levels, to_fp32, to_levels
+from gzcli.models.nn import from_levels, to_fp32, to_levels, within
 from gzcli.models.stable_diffusion.kinds import KINDS, Kind
 from gzcli.models.stable_diffusion.pretrained import load_base
 
@@ -203,7 +203,7 @@ class StableDiffusion(Model):
         with torch.autocast(z.device.type, enabled=False):
             z = z.to(self.vae.dtype) / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
             parts = slices(z, PIXELS // self.pipe.vae_scale_factor**2)
-            x = torch.cat([self.vae.decode(z[part]).sample.clamp(-1, 1) for part in parts])
+            x = torch.cat([within(self.vae.decode(z[part]).sample) for part in parts])
         return x.mean(1, keepdim=True) if self.data.shape[0] == 1 else x
 
     # ---- texts
