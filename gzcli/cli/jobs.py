@@ -47,6 +47,9 @@ def announce(run: Run, ref: str, *, data: str | None = None) -> None:
     from gzcli.launch.from_file import is_shared
 
     out.info(f"run: {run.id}")
+    if run.served:
+        of = f"{run.served:,} of {run.serving.status()['step']:,}"
+        out.info(f"note: it serves the weights of step {of}, the best by validation")
     if runs.by_name(ref) is not None:
         weights = run.weights
         if run.state != "finished" and weights and weights != run.serving.model_file:

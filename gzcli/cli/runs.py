@@ -306,6 +306,10 @@ def facts(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]) -> list[Row]:
         memory = max((part.status().get("peak_memory") or 0 for part in run.stages or [run]), default=0)
         more = {"name": row["alias"], "memory": size(memory) if memory else None}
         more["step"] = f"{step:,} of {steps:,}" if step is not None and steps else step
+        if row["ended_by_patience"]:
+            more["step"] = f"{more['step']}, ended by patience"
+        if row["served"]:
+            more["step"] = f"{more['step']}; step {row['served']:,} is served"
         more["at step"] = f"{row['best']['step']:,}" if row["best"] else None
         columns.append({**row, **in_words(row), **more})
     return [(key, *(column[key] for column in columns)) for key in FACTS]

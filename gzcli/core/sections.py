@@ -120,7 +120,8 @@ class TrainSection:
     keep: number of newest checkpoints that are kept, beside the best one, which loses the optimizer's state
       when the run has finished; null: two, and one when the run has finished.
     best: figure on validation images that the best checkpoint has lowest; auto: as the model says.
-    patience: validations in a row without a new best after which the training ends; null: it goes on.
+    patience: validations in a row without a new best after which the training ends, and serves its best
+      weights; null: it goes on.
     init: stage, run or safetensors file whose weights the training starts from.
     """
 

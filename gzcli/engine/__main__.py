@@ -152,8 +152,8 @@ def train(run: Run, log: Log) -> None:
             accelerator = train_one(stage, part)
     if not run.stages:
         accelerator = train_one(run, log)
-    steps = part_of(run.serving.tree()).train.steps
-    log.event("done", run=run.id, path=str(run.path), step=steps, **results_of(run.serving))
+    step = run.serving.status().get("step")
+    log.event("done", run=run.id, path=str(run.path), step=step, **results_of(run.serving))
     if accelerator is not None:
         ranks.wait()  # gloo aborts a rank whose partner has gone before it
         accelerator.end_training()

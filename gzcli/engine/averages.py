@@ -133,7 +133,8 @@ def run(job: EmaJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     net = lenet(pack, device=device, say=log.info) if metric == "fd" else None
     model.on_step(step - 1)  # what anneals is where the training has left it
     ema = EMA(model, part.train.ema, partial(some_images, images, trained))
-    usual, rows, best = {name: value.clone() for name, value in ema.state_dict().items()}, [], None
+    usual = checkpoint.read_weights(run.checkpoint(served_by_training(run)).averaged).weights
+    usual, rows, best = {name: usual[name] for name in ema.state_dict()}, [], None
     for length in (None, *TRIED) if job.length is None else (job.length,):
         row: dict[str, Any] = {"length": length, "missed": None, "value": None}
         try:
@@ -163,9 +164,15 @@ def some_images(images: TrainImages, trained: Trained) -> Iterator[Batch]:
     return random_images(images, batches.positions(), MANY)
 
 
+def served_by_training(run: Run) -> int:
+    """The step of the weights that a run serves without `gz runs ema`."""
+    step = run.status().get("served") or 0
+    return step if run.checkpoint(step).averaged.exists() else run.saved_steps[-1]
+
+
 def serve(run: Run, ema: EMA, weights: Mapping[str, Tensor], length: float | None) -> None:
     """Makes an average the run's `model.safetensors`; None: that of the training itself."""
-    step = run.saved_steps[-1]
+    step = run.saved_steps[-1] if length else served_by_training(run)
     saved = checkpoint.read_weights(run.checkpoint(step).averaged)
     ema.load_state_dict(weights, step)
     saved.weights |= checkpoint.weights_of(ema.state_dict() | ema.statistics())

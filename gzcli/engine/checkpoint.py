@@ -257,17 +257,18 @@ def init_from(model: nn.Module, source: str, run: Run, log: Log) -> None:
         raise UsageError(message, hint=str(e).splitlines()[-1].strip()) from e
 
 
-def finish(run: Run, keep: int | None) -> None:
-    """Makes the averaged weights of the last checkpoint the run's `model.safetensors`, on rank 0: one file by
-    two names where the disk can."""
-    if ranks.rank() == 0:
-        last, place = run.checkpoint(run.saved_steps[-1]).averaged, run.model_file
-        if not (place.exists() and place.samefile(last)):  # a name cannot replace another of the same file
-            with files.replacing(place) as part:
-                files.link_or_copy(last, part)
-            if run.status().get("ema_length"):  # of a shorter training, by `gz runs ema`
-                run.update(ema_length=None)
-        prune(run.checkpoints_folder, keep or KEPT_AT_THE_END, finished=True)
+def finish(run: Run, keep: int | None, step: int) -> int:
+    """Makes the averaged weights of the checkpoint of a step, or of the last one if there is none, the run's
+    `model.safetensors`: one file by two names where the disk can. Returns the step. Only rank 0 calls it."""
+    step = step if run.checkpoint(step).averaged.exists() else run.saved_steps[-1]
+    weights, place = run.checkpoint(step).averaged, run.model_file
+    if not (place.exists() and place.samefile(weights)):  # a name cannot replace another of the same file
+        with files.replacing(place) as part:
+            files.link_or_copy(weights, part)
+        run.update(ema_length=None)  # of a shorter training, by `gz runs ema`
+    run.update(served=step)
+    prune(run.checkpoints_folder, keep or KEPT_AT_THE_END, finished=True)
+    return step
 
 
 def restore(optimizer: Optimizer, values: dict[str, Any]) -> None:

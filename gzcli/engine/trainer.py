@@ -84,6 +84,7 @@ class Trainer:
             raise UsageError("`train.patience` waits for better validations, and there are none", hint=hint)
         self.net: LeNetFeatures | None = None  # its features are compared by the metric `fd`
         self.start = self.done = 0  # steps that were done before this process, and by now
+        self.end = self.steps  # step of the last one: by `train.patience` less than the length in schedules
         self.saved = 0  # step of the newest checkpoint
 
     def fit(self) -> None:
@@ -99,9 +100,11 @@ class Trainer:
         train = self.train if self.metric else replace(self.train, eval_every=0)
         clock = partial(devices.clock, self.device)
         self.cadence = Cadence(train, self.steps, agree=ranks.agree, clock=clock)
-        if self.start >= self.steps:  # stopped between its last checkpoint and its final picture
-            validated = ranks.agree(self.history.validated(self.steps))
-            self.pause(self.steps, KINDS - {"eval"} if validated else KINDS)
+        if self.start and ranks.agree(self.run.status().get("ended_by_patience")) == self.start:
+            self.end = self.start
+        if self.start >= self.end:  # stopped between its last checkpoint and its final picture
+            validated = ranks.agree(self.history.validated(self.end))
+            self.pause(self.end, KINDS - {"eval"} if validated else KINDS)
             return
         stop = Stop(self.run.owner.path, world=self.world, device=self.device)
         streams.change_spinner("preparing the model with training images")
@@ -123,12 +126,12 @@ class Trainer:
                     raise Interrupted(message, signum=signum, hint=f"gz train {self.run.owner.id} --resume")
                 if due := self.cadence.due(step + 1) | (KINDS if step + 1 == self.steps else set()):
                     self.pause(step + 1, due)
-                if step + 1 == self.steps:  # fewer than at first, by `train.patience`
+                if step + 1 == self.end:
                     return
 
     def record(self, losses: dict[str, Tensor], done: int, bar: TrainBar) -> None:
         """Takes the losses of a step, checks them and shows their means, as often as that is due."""
-        alone, last = not devices.kind_of(self.device).queued and self.world == 1, done == self.steps
+        alone, last = not devices.kind_of(self.device).queued and self.world == 1, done == self.end
         self.history.add(losses)
         bar.advance(done)
         if done % (1 if alone else min(CHECK, self.train.log_every)) == 0 or last:
@@ -234,7 +237,7 @@ class Trainer:
                 self.get_net()
             with self.cadence.timed("eval"):
                 self.evaluate(done, self.metric)
-        if last := done == self.steps:
+        if last := done == self.end:
             due = due | KINDS
             self.snapshots.take(done, last=True)
         if "checkpoint" in due and not self.history.not_finite():
@@ -246,9 +249,18 @@ class Trainer:
         if self.rank == 0 and (every := self.cadence.intervals()) != before:
             write_train(self.run, every)
         if last:
-            checkpoint.finish(self.run, self.train.keep)
+            self.finish()
         if "sample" in due and self.rank == 0 and self.run.metrics_file.exists():
             loss_curve(self.run.path)
+
+    def finish(self) -> None:
+        """Makes the averaged weights of a checkpoint those of the finished run: of the last, or of the best if
+        `train.patience` has ended the training."""
+        best = self.run.best
+        if self.rank == 0:
+            served = best.step if best and self.end < self.steps else self.end
+            if checkpoint.finish(self.run, self.train.keep, served) < self.end:
+                self.log.info(f"the weights of step {served} are served, the best by validation")
 
     def catch_up(self) -> None:
         """Does the pauses that were due at the step of the resumed checkpoint, if they were left out."""
@@ -344,9 +356,11 @@ class Trainer:
         patience, best = self.train.patience, self.run.best
         if patience and ranks.agree(bool(best and self.history.validations(best.step) > patience)):
             self.log.info(f"no better validation in {patience} of them: the training ends at step {done}")
-            self.steps = done
+            self.end = done
+            if self.rank == 0:
+                self.run.update(ended_by_patience=done)
         self.log.validated = "validation " + "  ".join(f"{k} {v:.4g}" for k, v in values.items())
-        unfinished = done < self.steps
+        unfinished = done < self.end
         of_stage = f"{self.log.stage}: " if self.log.stage else ""
         self.log.info(f"{of_stage}step {done}  {self.log.validated}", sparse=unfinished)
         if reference := self.history.reference(self.part, done, metric):
@@ -369,7 +383,7 @@ class Trainer:
             with self.ema.evaluating():
                 images = sampler.draw(trained, n, labels=labels, warn=self.log.warn)
         except sampler.NoneFinite as e:
-            if done == self.steps:
+            if done == self.end:
                 raise
             return self.log.warn(e.message)
         if self.rank == 0:
@@ -381,7 +395,7 @@ class Trainer:
                 self.history.trackers.picture(done, path)
 
     def some_images(self) -> Iterator[Batch]:
-        n = SOME if 0 < self.done < self.steps else MANY
+        n = SOME if 0 < self.done < self.end else MANY
         return random_images(self.images, self.batches.positions(), n)
 
 

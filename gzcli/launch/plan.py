@@ -164,6 +164,9 @@ class Start:
             runs.tidy()
             held.enter_context(claims.claimed(run))
             claims.sign(run)
+            for part in lengthened(run):
+                if (self.request.flags.get("train.steps") or 0) > part.status().get("step", 0):
+                    part.update(ended_by_patience=None)
         try:
             with held:  # nobody else trains or removes it meanwhile, or its data
                 held.callback(Use(locate(recipe.data.name)).end)
@@ -336,8 +339,7 @@ def continued(run: Run, typed: Resolved, steps: int | None) -> Recipe:
             if old != new and not counted:
                 differ.append(f"  {key}: {old} in the run, {new} asked for")
     if steps is not None:
-        # where all stages are finished the last is lengthened: it was trained with the others as they are
-        longer = [stage for stage in run.stages if stage.state != "finished"] or [run.serving]
+        longer = lengthened(run)
         done = [part.status().get("step", 0) for part in longer]
         differ += [f"  train.steps: the run has done {n}, {steps} asked for" for n in done if steps < n]
         recipe = recipe.lengthened(steps, ["" if part.owner is part else part.path.name for part in longer])
@@ -345,6 +347,12 @@ def continued(run: Run, typed: Resolved, steps: int | None) -> Recipe:
         message = "\n".join([f"`{run.id}` cannot go on with another recipe", *differ])
         raise UsageError(message, hint="leave them out, or start a new run without `--resume`")
     return recipe.launched(launched_again(run, typed))
+
+
+def lengthened(run: Run) -> list[Run]:
+    """The stages of a run, or the run itself, for which more steps are meant: where all stages are finished
+    the last, as it was trained with the others as they are."""
+    return [stage for stage in run.stages if stage.state != "finished"] or [run.serving]
 
 
 def launched_again(run: Run, typed: Resolved) -> LaunchSection:
@@ -395,7 +403,8 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
         stage = target.stage(part.stage)
         stage.path.mkdir(parents=True, exist_ok=True)
         files.write_atomic(stage.recipe_file, dump(part.tree()))
-        if stage.status().get("step", 0) < part.train.steps or stage.state != "finished":
+        short = stage.status().get("step", 0) < part.train.steps and not stage.ended_by_patience
+        if short or stage.state != "finished":
             stage.update(model=part.model, data=target.data, **start)
     for name, run in recipe.reused.items():
         if not target.stage(name).status():

@@ -153,6 +153,8 @@ def _facts(run: Run) -> dict[str, Any]:
         "step": progress.get("step"),
         "steps": progress.get("steps"),
         "short": ", ".join(run.shortfalls) or None,
+        "ended_by_patience": current.ended_by_patience,
+        "served": run.served,
         "best": best and asdict(best),
         "curve": curve and asdict(curve),
         "params": None if None in params else sum(params),

@@ -23,6 +23,8 @@ STAGES = "stages"  # the key of a recipe, and the folder of a run
 KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("state", "model", "data", "alias", "copy_of", "clock"), str),
     **dict.fromkeys(("step", "steps", "order", "pid", "parent", "params", "code", "levels"), int),
+    # step at which `train.patience` ended a training, and step of the weights that it serves
+    **dict.fromkeys(("ended_by_patience", "served"), int),
     **dict.fromkeys(
         ("created", "started", "ended", "seconds", "work", "work_from", "peak_memory"), (int, float)
     ),
@@ -234,7 +236,8 @@ class Run:
         for part in self.stages or [self]:
             status = part.status()
             planned, steps = (status.get("recipe") or {}).get("steps"), status.get("step", 0)
-            if planned and steps < planned:
+            length = status.get("steps") if part.ended_by_patience else steps
+            if planned and (length or 0) < planned:
                 of_stage = "" if part is self else f" of `{part.path.name}`"
                 lacking.append(f"{steps:,} of {planned:,} steps{of_stage}")
         status = self.status()
@@ -242,6 +245,21 @@ class Run:
         if size and planned_size and size != planned_size:
             lacking.append(f"images of {size} pixels in place of {planned_size}")
         return lacking
+
+    @property
+    def ended_by_patience(self) -> int | None:
+        """The step at which `train.patience` ended the training; None where it did not."""
+        status = self.status()
+        end = status.get("ended_by_patience")
+        return end if end and end == status.get("step") else None
+
+    @property
+    def served(self) -> int | None:
+        """The step of the weights of a finished run; None if it serves those of its last step."""
+        status = self.serving.status()
+        served, is_average = status.get("served"), status.get("ema_length")
+        earlier = served and served != status.get("step") and not is_average
+        return served if earlier and self.state == "finished" else None
 
     @property
     def seconds(self) -> float:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,7 +16,10 @@ from gzcli.core.sections import OptimSection, TrainSection
 from gzcli.engine import optim, sampler, validate
 from gzcli.engine.__main__ import results_of
 from gzcli.engine.cadence import KEYS, Cadence, Stop, in_proportion, in_series
+from gzcli.engine.trained import load_trained
+from gzcli.engine.trainer import Trainer
 from gzcli.metrics import collapse
+from gzcli.store.metrics import summary
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 OPEN = TrainSection()  # whose numbers of steps are to be found
@@ -168,7 +172,8 @@ def test_a_longer_run_repeats_the_stable_part_of_a_shorter_one():
 
 
 def test_patience_ends_a_training_that_does_not_improve(monkeypatch):
-    """After three validations without a new best; a resumed run counts those before."""
+    """After three validations without a new best; a resumed run counts those before. The end is recorded, a
+    resume ends there too, with the same rate of learning, and the best weights are served."""
     losses = iter([3.0, 2.0, 4.0, 2.5, 2.0, 1.0])
     monkeypatch.setattr(validate, "mean", lambda *_: next(losses))
     sets = ("train.eval_every=2", "train.best=loss", "train.patience=3")
@@ -177,9 +182,26 @@ def test_patience_ends_a_training_that_does_not_improve(monkeypatch):
     monkeypatch.setattr(Stop, "signal", lambda self, done: 15 if done == 7 else 0)
     refused("", first.fit, error=Interrupted)
     monkeypatch.setattr(Stop, "signal", lambda self, done: 0)
+    picture = Trainer.picture
+    monkeypatch.setattr(Trainer, "picture", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):  # killed before its final picture
+        fit(tree, first.run)
+    monkeypatch.setattr(Trainer, "picture", picture)
     t = fit(tree, first.run)
-    assert t.steps == 10 and t.run.best.step == 4 and t.run.saved_steps[-1] == 10
-    assert t.run.samples_picture(10).exists() and next(losses) == 1.0
+    run = t.run
+    assert (t.end, t.steps, run.best.step, run.saved_steps) == (10, 12, 4, [4, 10])
+    assert run.samples_picture(10).exists() and next(losses) == 1.0
+    run.update(state="finished", recipe={"steps": 12}, steps=12)
+    assert (run.ended_by_patience, run.served, run.shortfalls) == (10, 4, [])
+    assert run.model_file.samefile(run.checkpoint(4).averaged)
+    assert load_trained(run, "cpu").step == 4 and load_trained(run, "cpu", "10").step == 10
+    assert summary(run)["ended_by_patience"] == 10 and summary(run)["served"] == 4
+    assert fit(tree, run).done == 10  # as `--resume` and `--requeue` do
+    run.update(ended_by_patience=None)  # as more steps that are typed do
+    losses = iter([1.0])
+    longer = fit(tree, run)
+    assert (longer.done, run.ended_by_patience, run.served) == (12, None, None)
+    assert run.model_file.samefile(run.checkpoint(12).averaged)
     tree["train"]["best"] = "none"
     refused("there are none", trainer, tree)
 
