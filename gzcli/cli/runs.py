@@ -148,7 +148,7 @@ def ema(run: _Ref, length: _Length = None) -> None:
     served = source.serving
     if source.state != "finished":
         raise MissingError(f"`{source.id}` is {source.state}", hint=f"gz train {source.id} --resume")
-    if not any(served.snapshots_folder.glob("*")):
+    if not any(served.snapshots_folder.glob("[0-9]*.safetensors")):
         key, model = f"{served.in_owner}train.ema_snapshots=20", source.model
         hint = f"gz train {quoted(model)} --data {quoted(source.data)} --set {key}"
         raise MissingError(f"`{source.id}` has no snapshots, of which averages are made", hint=hint)

@@ -8,6 +8,7 @@ wanted profile is fitted by those of the snapshots, and its average is the same 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,10 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gzcli.core import ranks
-from gzcli.core.errors import UsageError
+from gzcli.core.errors import DamagedError, MissingError, UsageError
 from gzcli.core.jobs import EmaJob
 from gzcli.core.sections import TrainSection
-from gzcli.core.types import Batch
+from gzcli.core.types import Batch, Say
 from gzcli.core.units import counted
 from gzcli.data.packs.batches import TrainBatches, TrainImages
 from gzcli.data.packs.open import check_unchanged, open_pack, pack_options
@@ -37,6 +38,7 @@ from gzcli.store import files
 from gzcli.store.runs import Run
 
 TRIED = (0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25)  # lengths of which the best is chosen
+OTHERS = "remove it: averages are then made of the others"
 MISSED = 0.1  # largest relative error of a fitted profile
 
 
@@ -61,17 +63,70 @@ class Snapshots:
             tensors = checkpoint.weights_of(named)
             self.folder.mkdir(exist_ok=True)
             files.need_space(self.folder, sum(t.nbytes for t in tensors.values()))
+            facts = {"step": str(done), "sha256": digest_of(tensors)}
             with files.replacing(self.folder / f"{done:08d}.safetensors") as part:
-                save_file(tensors, part)
+                save_file(tensors, part, metadata=facts)
 
     def trim(self, done: int) -> None:
         """Removes files of steps after `done`, which come again, and those between the moments of a run that
         has become longer. So there are never more than `train.ema_snapshots`."""
         if ranks.rank() == 0 and self.every:
             files.sweep(self.folder)
-            for path in self.folder.glob("*.safetensors"):
-                if int(path.stem) > done or int(path.stem) % self.every:
+            for step, path in snapshots_in(self.folder).items():
+                if step > done or step % self.every:
                     path.unlink()
+
+
+def snapshots_in(folder: Path) -> dict[int, Path]:
+    """The snapshots in a folder by their steps, in order; anything else there is ignored."""
+    paths = [path for path in sorted(folder.glob("*.safetensors")) if path.stem.isdecimal()]
+    return {int(p.stem): p for p in paths if p.is_file() and p.stem == f"{int(p.stem):08d}"}
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """The sha256 of tensors on the CPU, with their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def read_snapshot(path: Path, like: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The averages of a snapshot, by length and name of a parameter. Raises DamagedError unless it is whole
+    and has those of the parameters `like`."""
+    tensors, facts = files.read_tensors(path, OTHERS)
+    with files.reading(path, OTHERS):
+        shapes = {f"{length:g}/{name}": value.shape for length in LENGTHS for name, value in like.items()}
+        if {name: value.shape for name, value in tensors.items()} != shapes:
+            raise ValueError("its tensors are not those of this run")
+        if not all(value.isfinite().all() for value in tensors.values()):
+            raise ValueError("its values are not finite")
+        if int(facts.get("step", path.stem)) != int(path.stem):
+            raise ValueError(f"it is of step {facts['step']}")
+        if "sha256" in facts and facts["sha256"] != digest_of(tensors):  # older ones have none
+            raise ValueError("it does not match its checksum")
+    averages: dict[str, dict[str, Tensor]] = {f"{length:g}": {} for length in LENGTHS}
+    for key, value in tensors.items():
+        length, _, name = key.partition("/")
+        averages[length][name] = value
+    return averages
+
+
+def whole_snapshots(run: Run, like: Mapping[str, Tensor], warn: Say) -> dict[int, Path]:
+    """The undamaged snapshots of a run, by step; `warn` gets a line about each of the others. Raises
+    MissingError if there is none."""
+    whole = {}
+    for step, path in snapshots_in(run.snapshots_folder).items():
+        try:
+            read_snapshot(path, like)
+            whole[step] = path
+        except DamagedError as e:
+            warn(f"{e.message}; averages are made without it")
+    if not whole:
+        message = f"no whole snapshot in `{run.snapshots_folder}`"
+        raise MissingError(message, hint="they are made by a training with `train.ema_snapshots=20`")
+    return whole
 
 
 # ---------------------------------------------------------------------------- profiles
@@ -95,22 +150,22 @@ def fitted(times: np.ndarray, lengths: np.ndarray, time: int, length: float) -> 
     return factors, float(np.sqrt(max(0.0, missed)))
 
 
-def average(run: Run, step: int, length: float) -> tuple[dict[str, Tensor], float]:
-    """The average of a length of a run's weights after `step` steps, by its snapshots, and the relative error
-    of its profile. Raises UsageError if that is more than MISSED."""
-    places = sorted(run.snapshots_folder.glob("*.safetensors"))
-    times = np.repeat([float(path.stem) for path in places], len(LENGTHS))
+def average(
+    places: Mapping[int, Path], like: Mapping[str, Tensor], step: int, length: float
+) -> tuple[dict[str, Tensor], float]:
+    """The average of a length of weights `like` these after `step` steps, by snapshots, and the relative
+    error of its profile. Raises UsageError if that is more than MISSED."""
+    times = np.repeat([float(step) for step in places], len(LENGTHS))
     factors, missed = fitted(times, np.tile(LENGTHS, len(places)), step, length)
     if missed > MISSED:
         message = f"no average of length {length:g} can be made of {counted(len(places), 'snapshot')}"
         hint = "a length nearer to 0.05 … 0.1, or a training with a larger `train.ema_snapshots`"
         raise UsageError(f"{message}: {missed:.0%} of it is missed", hint=hint)
-    total: dict[str, Tensor] = {}
-    for path, row in zip(places, factors.reshape(len(places), -1), strict=True):
-        for key, value in files.read_tensors(path)[0].items():
-            profile, _, name = key.partition("/")
-            part = value.double() * row[LENGTHS.index(float(profile))]
-            total[name] = total[name] + part if name in total else part
+    total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in like.items()}
+    for path, row in zip(places.values(), factors.reshape(len(places), -1), strict=True):
+        for profile, factor in zip(read_snapshot(path, like).values(), row, strict=True):
+            for name, value in profile.items():
+                total[name] += value.double() * factor
     return {name: value.float() for name, value in total.items()}, missed
 
 
@@ -135,10 +190,11 @@ def run(job: EmaJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     ema = EMA(model, part.train.ema, partial(some_images, images, trained))
     usual = checkpoint.read_weights(run.checkpoint(served_by_training(run)).averaged).weights
     usual, rows, best = {name: usual[name] for name in ema.state_dict()}, [], None
+    places = whole_snapshots(run, usual, log.warn)
     for length in (None, *TRIED) if job.length is None else (job.length,):
         row: dict[str, Any] = {"length": length, "missed": None, "value": None}
         try:
-            weights, row["missed"] = (usual, None) if length is None else average(run, step, length)
+            weights, row["missed"] = (usual, None) if length is None else average(places, usual, step, length)
         except UsageError:
             if job.length is not None:
                 raise
@@ -154,7 +210,7 @@ def run(job: EmaJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     assert best is not None  # of the training itself, or of `job.length`
     serve(run, ema, best[1], best[0]["length"])
     facts = {"run": run.owner.id, "metric": metric, "decay": part.train.ema, "length": best[0]["length"]}
-    return facts | {"snapshots": len(list(run.snapshots_folder.iterdir())), "rows": rows}
+    return facts | {"snapshots": len(places), "rows": rows}
 
 
 def some_images(images: TrainImages, trained: Trained) -> Iterator[Batch]:

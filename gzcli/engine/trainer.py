@@ -254,8 +254,8 @@ class Trainer:
             loss_curve(self.run.path)
 
     def finish(self) -> None:
-        """Makes the averaged weights of a checkpoint those of the finished run: of the last, or of the best if
-        `train.patience` has ended the training."""
+        """Serves the averaged weights of the last checkpoint, or of the best if `train.patience` ended the
+        training."""
         best = self.run.best
         if self.rank == 0:
             served = best.step if best and self.end < self.steps else self.end

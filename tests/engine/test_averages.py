@@ -1,16 +1,19 @@
 """`gz runs ema`: what a run serves after its training."""
 
 import json
+import math
+import shutil
 
 import pytest
 from helpers import fit, in_process, lines, recipe
 from refused import refused
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from zoo import FIRST
 
 from gzcli.cli import app
 from gzcli.engine.trained import load_trained
 from gzcli.launch import launcher
+from gzcli.store import files
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -64,3 +67,54 @@ def test_what_has_no_average_or_no_snapshots_is_told(home, capsys):
     assert app.run(["runs", "ema", run.id]) == 3
     text = capsys.readouterr().err
     assert "gz train vae --data digits --set train.ema_snapshots=20" in text and "no snapshots" in text
+
+
+def test_a_damaged_or_foreign_snapshot_leaves_the_others_usable(home, monkeypatch, capsys):
+    monkeypatch.setattr(launcher, "run", in_process)
+    monkeypatch.setattr("gzcli.engine.validate.VALIDATION", 20)
+    tree = recipe(FIRST["vae"], steps=12, sets=("train.ema=0.9", "train.ema_snapshots=6", "data.n=100"))
+    run = fit(tree).run
+    run.update(state="finished")
+    folder, before = run.snapshots_folder, load_file(run.model_file)
+    tensors = load_file(folder / "00000004.safetensors")
+    name = next(name for name, value in tensors.items() if value.ndim > 1)
+    facts = files.read_tensors(folder / "00000004.safetensors")[1]
+
+    def ema(code: int = 0) -> str:
+        assert app.run(["runs", "ema", run.id, "--length", "0.07", "--json"]) == code
+        return capsys.readouterr().err
+
+    def served() -> bool:
+        return not all(value.equal(before[name]) for name, value in load_file(run.model_file).items())
+
+    assert ema() == "" or "snapshot" not in ema()
+    whole, place = load_file(run.model_file), folder / "00000004.safetensors"
+    for fault in (
+        {name: tensors[name] * math.nan},
+        {name: tensors[name] * math.inf},
+        {name: tensors[name][:1].clone()},
+        {name: tensors[name] + 1e-3},
+        {"0.07/more": tensors[name].clone()},
+    ):
+        save_file(tensors | fault, place, metadata=facts)
+        said = ema()
+        assert f"`{place}`" in said and "averages are made without it" in said
+        assert all(value.isfinite().all() for value in load_file(run.model_file).values()) and served()
+    for text in (b"", place.read_bytes()[:-5], b"x" * 300):
+        place.write_bytes(text)
+        assert "averages are made without it" in ema()
+    shutil.copy(folder / "00000008.safetensors", place)  # of another step
+    assert "it is of step 8" in ema()
+    save_file(tensors, place)  # as they were written before
+    ema()
+    assert all(v.allclose(whole[name], atol=1e-6) for name, v in load_file(run.model_file).items())
+    for strange in ("notes.txt", "best.safetensors", "4.safetensors", "-0000001.safetensors"):
+        (folder / strange).write_text("strange")
+    (folder / "00000003.safetensors").mkdir()
+    assert "strange" not in ema()
+    fit(tree | {"train": tree["train"] | {"steps": 18}}, run)  # which trims
+    assert (folder / "notes.txt").exists() and (folder / "best.safetensors").exists()
+    for path in folder.glob("0000*"):
+        path.write_bytes(b"") if path.is_file() else path.rmdir()
+    assert app.run(["runs", "ema", run.id, "--length", "0.07"]) == 3
+    assert "no whole snapshot" in capsys.readouterr().err
