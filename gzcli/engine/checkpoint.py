@@ -5,7 +5,7 @@ weights alone. `checkpoints/00001000/` holds
   model.safetensors   the weights that are trained
   ema.safetensors     the averaged weights, which are sampled, with recipe and data's description as metadata
   train.pt            optimizers, scaler, counters, each rank's extra state and losses not yet logged
-  meta.json           step, processes, threads, version of torch, device, and checksums of these files
+  meta.json           step, processes, threads, version of torch, device, precision, and checksums of these
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class History:
 
     def _validations(self) -> Iterator[dict[str, Any]]:
         lines = metric_lines(self.run.path)
-        return (line for line in lines if any(key.startswith("val_") for key in line))
+        return filter(_is_validation, lines)
 
     def reference(self, part: Part, step: int, metric: str) -> str | None:
         """Where the reference run of this recipe stood at a step, in words; None where there is none, or the
@@ -120,8 +120,9 @@ class History:
         first = {name: value.cpu() for name, value in self.first.items()}
         return {"sums": sums, "first": first, "counts": dict(self.counts)}
 
-    def resume(self, step: int, pending: Mapping[str, Any] | None) -> None:
-        """Resumes from the checkpoint of `step`: restores its sums, and drops later lines."""
+    def resume(self, step: int, pending: Mapping[str, Any] | None, every: int) -> None:
+        """Resumes from the checkpoint of `step`: restores its sums, and drops later lines. Warns if lines of
+        losses, one `every` so many steps, are missing."""
         if pending:
             device = self.bad.device
             self.sums = {name: total.to(device) for name, total in pending["sums"].items()}
@@ -129,9 +130,17 @@ class History:
             self.first = {name: size.to(device) for name, size in pending.get("first", {}).items()}
             self.counts = dict(pending["counts"])
         path = self.run.metrics_file
-        if ranks.rank() == 0 and path.exists():
-            lines = (line for line in every_line(self.run.path) if line["step"] <= step)
+        if ranks.rank() == 0 and (step or path.exists()):
+            lines = [line for line in every_line(self.run.path) if line["step"] <= step]
+            logged = {n for line in lines if (n := line["step"]) % every == 0 and not _is_validation(line)}
+            if lost := step // every - len(logged):
+                text = f"`{path}` was cut: {lost:,} of {step // every:,} lines of losses are missing"
+                self.log.warn(f"{text}, which changes no weights")
             files.write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _is_validation(line: Mapping[str, Any]) -> bool:
+    return any(key.startswith("val_") for key in line)
 
 
 # ---------------------------------------------------------------------------- trackers

@@ -28,7 +28,7 @@ from gzcli.engine.history import History, Trackers
 from gzcli.engine.log import Log, TrainBar
 from gzcli.engine.pictures import loss_curve
 from gzcli.engine.prepared import prepare, train_images
-from gzcli.engine.step import is_shared_out, twin, wrap_step
+from gzcli.engine.step import is_shared_out, precision, twin, wrap_step
 from gzcli.engine.trained import Trained, build_model, built_on, stages_for, to_device
 from gzcli.engine.validate import best_metric, validate
 from gzcli.launch.plan import write_train
@@ -297,7 +297,7 @@ class Trainer:
             averaged = weights | checkpoint.weights_of(averages | statistics)
             space = self.space.record if self.space else None
             saved = checkpoint.Saved(averaged, self.part, self.info, step, self.built_on, space)
-            checkpoint.write(folder, step, checkpoint.Checkpoint(weights, saved, train, machine(self.device)))
+            checkpoint.write(folder, step, checkpoint.Checkpoint(weights, saved, train, self.machine()))
             checkpoint.prune(folder, self.train.keep or checkpoint.KEPT)
             self.run.update(step=step)
             self.log.event("checkpoint", step=step)
@@ -318,7 +318,7 @@ class Trainer:
         `train.init` if the recipe has it."""
         path = checkpoint.newest(self.run.checkpoints_folder, self.log.warn)
         if path is None:
-            self.history.resume(0, None)
+            self.history.resume(0, None, self.train.log_every)
             if self.train.init:
                 checkpoint.init_from(self.model, self.train.init, self.run, self.log)
             return 0
@@ -332,9 +332,11 @@ class Trainer:
         if train["scaler"] and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(train["scaler"])
         pending = train.get("pending") or [None]  # older checkpoints have none
-        self.history.resume(meta["step"], pending[rank if len(pending) == ranks.world() else 0])
+        sums = pending[rank if len(pending) == ranks.world() else 0]
+        self.history.resume(meta["step"], sums, self.train.log_every)
         self.saved = meta["step"]
-        if changed := [f"{k} {meta[k]} → {v}" for k, v in machine(self.device).items() if meta[k] != v]:
+        here = {key: value for key, value in self.machine().items() if key in meta}  # older ones have less
+        if changed := [f"{key} {meta[key]} → {value}" for key, value in here.items() if meta[key] != value]:
             self.log.warn(f"not bit for bit the run that was broken off: {', '.join(changed)}")
         self.log.info(f"resumed at step {meta['step']}")
         return meta["step"]
@@ -398,8 +400,8 @@ class Trainer:
         n = SOME if 0 < self.done < self.end else MANY
         return random_images(self.images, self.batches.positions(), n)
 
-
-def machine(device: torch.device) -> dict[str, Any]:
-    """The facts of a machine that must stay the same for a bit-exact resume."""
-    threads, version = torch.get_num_threads(), torch.__version__
-    return {"world": ranks.world(), "threads": threads, "torch": version, "device": device.type}
+    def machine(self) -> dict[str, Any]:
+        """The facts of a machine, and what it chose, that must stay the same for a bit-exact resume."""
+        threads, version, device = torch.get_num_threads(), torch.__version__, self.device.type
+        facts = {"world": ranks.world(), "threads": threads, "torch": version, "device": device}
+        return facts | {"precision": precision(self.part)}

@@ -182,7 +182,7 @@ def _rounded(model: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype
 def card_of(trained: Trained, job: ExportJob) -> dict[str, Any]:
     """The facts of a run for its users, with those of its data set: licence and source of a known one."""
     owner, name, images = trained.run.owner, trained.part.model, trained.images
-    env = files.read_json(owner.environment_file) or {}
+    env = owner.environment
     model, noted, parts = catalog.card_of(trained.run, name), env.get("data") or {}, owner.stages or [owner]
     about = {"title": "pictures of whoever trained it", "licence": "not stated", "citation": "not published"}
     if spec := SPECS.get(owner.data):

@@ -168,6 +168,8 @@ class Start:
                 if (self.request.flags.get("train.steps") or 0) > part.status().get("step", 0):
                     part.update(ended_by_patience=None)
         try:
+            if self.run and run.environment_file.exists() and not run.environment:
+                say(f"`{run.environment_file}` is damaged and written anew, without what it said of the data")
             with held:  # nobody else trains or removes it meanwhile, or its data
                 held.callback(Use(locate(recipe.data.name)).end)
                 write_run(run, recipe, self.plan)
@@ -204,6 +206,9 @@ def prepare(
         return Start(request, plan)
     run = request.to_resume(alias if requeue else None) if resume or requeue else None
     if run is None and resume:
+        similar = runs.all_runs(model=request.recipe.card.name, data=request.recipe.key)
+        if busy := next((run for run in similar if run.is_held), None):
+            raise claims.in_use(busy)
         message = f"no unfinished run of `{request.recipe.card.name}` on `{request.recipe.data.name}`"
         hint = f"gz train {request.what}" + (f" --data {request.data}" if request.data else "")
         raise MissingError(message, hint=hint)
@@ -379,7 +384,7 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
 
     cpu = recipe.launch.cpu or trains_on_cpu(p.gpus, p.processes)
     recipe = recipe.launched(replace(recipe.launch.alone(), threads=p.threads, cpu=cpu))
-    before = files.read_object(target.environment_file)
+    before = target.environment
     same = "training" in before and trained(target.tree()) == trained(recipe.tree())
     files.write_atomic(target.recipe_file, dump(recipe.tree()))
     packages = ("gzcli", "torch", "torchvision", "accelerate", "numpy")
@@ -435,7 +440,7 @@ def git_state() -> dict[str, Any] | None:
 
 def previous_words(run: Run) -> list[str]:
     """The words after `--` when this run was last started, as `env.json` records them."""
-    words = files.read_object(run.environment_file).get("command", [])
+    words = run.environment.get("command", [])
     return words[words.index("--") + 1 :] if "--" in words else []
 
 
@@ -472,10 +477,10 @@ def training(recipe: Recipe, p: Plan) -> dict[str, Any]:
 def is_of_training(run: Run, recipe: Recipe, p: Plan) -> bool:
     """Whether a run is that training. Keys that came later have their defaults in its recipe; a recipe with a
     key that is gone is another."""
-    before = files.read_object(run.environment_file).get("training") or {}
+    before = run.environment.get("training") or {}
     try:
         filled = trained(with_defaults(recipe_of(before["recipe"])).tree())
-    except (KeyError, GzError):
+    except (KeyError, TypeError, AttributeError, GzError):
         return False
     gone = set(dotted(before["recipe"])) - set(dotted(filled))
     return not gone and {**before, "recipe": filled} == training(recipe, p)

@@ -155,7 +155,7 @@ class Results:
             texts[f"Recipe of {name}"] = printable(redacted(run.recipe_file.read_text(errors="replace")))
         texts["Versions that made the figures"] = aligned(provenance.pop("versions", None) or {})
         for name, run in self.runs.items():
-            facts = files.read_object(run.environment_file)
+            facts = run.environment
             others = {key: facts[key] for key in ("python", "platform", "processes", "gpus") if key in facts}
             texts[f"Versions that trained {name}"] = aligned((facts.get("packages") or {}) | others)
         filled = {key: value for key, value in provenance.items() if value not in (None, {}, [])}

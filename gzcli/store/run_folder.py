@@ -30,6 +30,11 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     ),
     **dict.fromkeys(("recipe", "error", "lost"), dict),
 }
+# the same of `env.json`
+NOTED: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("packages", "training", "data"), dict),
+    **dict.fromkeys(("command", "models"), list),
+}
 
 
 class Place:
@@ -51,7 +56,7 @@ class CheckpointFolder:
     weights = Place("model.safetensors")  # the trained weights
     averaged = Place("ema.safetensors")  # the averaged weights, with recipe and data in the metadata
     training = Place("train.pt")  # optimizers, scaler, counters, per-rank state, losses not yet logged
-    meta = Place("meta.json")  # step, processes, threads, torch, device, checksums of the other files
+    meta = Place("meta.json")  # step, facts of the machine, checksums of the other files
 
     @classmethod
     def of(cls, folder: Path, step: int) -> CheckpointFolder:
@@ -327,6 +332,12 @@ class Run:
             model, data, *_ = [*self.path.name.split("-"), "?", "?"]
             error = {"kind": e.kind, "message": e.message, "hint": f"gz runs remove {self.path.name}"}
             return {"state": "damaged", "model": model, "data": data, "error": error}
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The record of `env.json`, without what is damaged: nothing is trained by it."""
+        record = files.whole_object(self.environment_file)
+        return {key: value for key, value in record.items() if isinstance(value, NOTED.get(key, object))}
 
     def mark(self, kind: str) -> None:
         """Marks a new folder as a "run", "job" or "report" of gz; raises FileExistsError for a marked one."""

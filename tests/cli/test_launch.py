@@ -28,7 +28,7 @@ from gzcli.launch import launcher, plan, slurm
 from gzcli.launch import plan as planning
 from gzcli.launch.launcher import Plan
 from gzcli.launch.plan import PATIENCE, made_by_machine_0, write_run
-from gzcli.store import runs
+from gzcli.store import claims, runs
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -253,6 +253,13 @@ def test_a_start_is_of_a_new_run_or_one_that_goes_on(home):
     assert planning.prepare(request, requeue=True, alias="mine-3").run is None
     with pytest.raises(UsageError, match="the name `mine-1` is taken"):
         planning.prepare(request, alias="mine-1")
+    for run in (mine, second):
+        run.update(state="finished")
+    with claims.claimed(second):
+        claims.sign(second)
+        busy = f"`{second.id}` is being trained by process {os.getpid()}"
+        with pytest.raises(UsageError, match=busy):
+            planning.prepare(request, resume=True)
     several = {"machines": 2, "machine_rank": 1, "main_ip": "10.0.0.1", "cpu": True}
     joined = planning.ask("vae", None, (), {f"launch.{key}": value for key, value in several.items()})
     assert planning.prepare(joined, resume=True).run is None

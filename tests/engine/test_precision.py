@@ -1,12 +1,13 @@
 """The precision of samples and scores, norms under autocast, and the layout of convolutions in memory."""
 
 import copy
+import json
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from helpers import recipe
+from helpers import fit, recipe, trainer
 from torch import nn
 from zoo import FIRST
 
@@ -16,6 +17,7 @@ from gzcli.core.sections import OptimSection, part_of
 from gzcli.core.types import ImageNoise
 from gzcli.engine import optim, sampler
 from gzcli.engine.checkpoint import restore
+from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, load_trained, to_device
 from gzcli.models.nn.layers import GroupNorm, LayerNorm
 from gzcli.models.nn.unet import ResBlock
@@ -167,3 +169,21 @@ def test_channels_last_changes_no_result(monkeypatch):
         optimizer.step()
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+
+
+def test_a_resume_in_another_precision_that_auto_chose_is_said(monkeypatch):
+    """A checkpoint of before, which does not record it, is resumed without a word."""
+    tree, said = recipe(FM, steps=4, sets=("train.checkpoint_every=2",)), []
+    tree["train"]["precision"] = "auto"
+    monkeypatch.setattr(devices, "fast_bf16", lambda: True)
+    run = fit(tree | {"train": tree["train"] | {"steps": 2}}).run
+    meta = run.checkpoint(2).meta
+    record = json.loads(meta.read_text())
+    assert record["precision"] == "bf16"
+    monkeypatch.setattr(devices, "fast_bf16", lambda: False)
+    monkeypatch.setattr(Log, "warn", lambda self, text: said.append(text))
+    assert trainer(tree, run).resume() == 2
+    assert said == ["not bit for bit the run that was broken off: precision bf16 → fp32"]
+    del record["precision"]
+    meta.write_text(json.dumps(record))
+    assert trainer(tree, run).resume() == 2 and len(said) == 1

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,6 +117,37 @@ def test_a_damaged_record_is_named(run, name, capsys):
             assert code != 1 and "internal error" not in text, (name, how, words, text)
             if words[1] in ("list", "runs"):
                 assert code == 0 and run.id in text, (name, how, words, text)
+
+
+@pytest.mark.parametrize("how", ["half", "empty", "noise", "a list", "deep", "other types", "other data"])
+def test_a_record_of_the_machine_does_not_stop_a_training(run, how, capsys):
+    """Nothing is trained by `env.json`."""
+    garbage: dict[str, Any] = {"packages": 3, "training": [], "data": "x", "command": {}, "models": 1}
+    other = {"data": {"name": "digits", "digest": "x", "counts": 5}, "training": {"recipe": 5}}
+    content = {**DAMAGES, "half": b'{"packages": {', "other types": json.dumps(garbage).encode()}
+    content["other data"] = json.dumps(other).encode()
+    with damaged(run.path / "env.json", content[how]):
+        code, text = outcome(run, ("train", "RUN", "--resume", "--steps", "9"), capsys)
+        assert code == 3 and "no engine is started here" in text
+        assert ("is damaged and written anew" in text) == (how != "other data")
+        assert json.loads((run.path / "env.json").read_text())["packages"]["torch"]
+
+
+def test_a_cut_record_of_losses_is_said(run, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(Log, "warn", lambda self, text: said.append(text))
+    whole = run.metrics_file.read_bytes()
+
+    def resumed(content: bytes | None) -> list[str]:
+        said.clear()
+        with damaged(run.metrics_file, content):
+            assert trainer(run.tree(), run).resume() == 4
+        return list(said)
+
+    assert resumed(whole) == [] and resumed(whole + b'{"step": 5, "lo') == []
+    cut = f"`{run.metrics_file}` was cut: {{}} of 4 lines of losses are missing, which changes no weights"
+    assert resumed(whole[: whole.index(b"\n") + 20]) == [cut.format(3)]
+    assert resumed(b"") == resumed(None) == [cut.format(4)]
 
 
 def test_what_is_wrong_is_said_and_the_run_can_be_removed(run, capsys, tmp_path):

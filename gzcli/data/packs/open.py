@@ -30,7 +30,7 @@ from gzcli.data.packs.pack import (
 )
 from gzcli.data.sets.names import DataSet, OwnSet, locate
 from gzcli.data.sets.registry import SPECS, DataSpec, Form, check_files, is_fetched, raw_dir
-from gzcli.store.files import lock, new_dir, read_object, sweep, write_json
+from gzcli.store.files import lock, new_dir, sweep, write_json
 from gzcli.store.hub import HUB_SCHEME, offline
 from gzcli.store.run_folder import Run
 
@@ -355,18 +355,21 @@ def _few_of(images: RawImages) -> Iterator[np.ndarray]:
 def record_data(folder: Path, meta: PackMeta) -> None:
     """Records the data of the run in `folder`, unless that was done before."""
     file = Run(folder).environment_file
-    env = read_object(file)
+    env = Run(folder).environment
     if not env.get("data"):
         write_json(file, env | {"data": {key: getattr(meta, key) for key in RECORDED}})
 
 
 def check_unchanged(folder: Path, meta: PackMeta) -> None:
     """Raises MissingError with the changes of a set since the run in `folder` recorded it."""
-    before = read_object(Run(folder).environment_file).get("data")
-    if before is None or before["name"] != meta.name or before["digest"] == meta.digest:
+    before = Run(folder).environment.get("data") or {}
+    if before.get("name") != meta.name or before.get("digest") == meta.digest:
         return
     now = {key: list(value) if isinstance(value := getattr(meta, key), tuple) else value for key in RECORDED}
-    changes = ", ".join(_changes(before, now))
+    try:
+        changes = ", ".join(_changes(before, now))
+    except (KeyError, TypeError, ValueError):  # a damaged record does not end a training
+        return
     hint = "put the images back as they were, or train anew on what is there now, without `--resume`"
     raise MissingError(f"`{meta.title}` is not what `{folder.name}` was trained on: {changes}", hint=hint)
 
