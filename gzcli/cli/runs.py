@@ -64,8 +64,11 @@ def show(run: _Ref) -> None:
     place = _find(run)
     tree, facts = place.tree(), summary(place) | {"ema": place.serving.status().get("ema_length")}
     shown = facts | dict.fromkeys(("seconds", "bytes")) | in_words(facts) | {"made": None}
+    if early := shown.pop("ended_by_patience"):
+        shown["ended"] = f"by patience at {early:,}"
+    shown = {key: value for key, value in shown.items() if value is not None}
     width = max(map(len, shown)) + 1
-    out.text("\n".join(f"{key + ':':<{width}} {value}" for key, value in shown.items() if value is not None))
+    out.text("\n".join(f"{key + ':':<{width}} {value}" for key, value in shown.items()))
     if not out.is_json():
         from gzcli.recipe.yaml import dump
 
