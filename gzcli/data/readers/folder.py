@@ -4,7 +4,6 @@ are refused by name."""
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -21,10 +20,13 @@ from gzcli.data.packs.pack import middle
 from gzcli.data.readers.archive import Files, open_members
 from gzcli.data.readers.hub import dataset_folder, is_dataset_folder
 from gzcli.data.readers.images import (
+    IMAGES,
     LABEL,
+    MARKS,
     METADATA,
     PICTURE_KINDS,
     Encoded,
+    Folders,
     Members,
     PictureFilter,
     RawImages,
@@ -33,21 +35,20 @@ from gzcli.data.readers.images import (
     may_be_picture,
     read_regular,
     split_of,
+    without_outer,
 )
+from gzcli.data.readers.inspection import inspection
 from gzcli.data.readers.npz import npz
 from gzcli.data.readers.pictures import Decoding, decode, notes_in_words
 from gzcli.data.sets.registry import CAPTIONS, TARGETS, Form, further_of
 
 LAYOUTS = ("flat", "classes", "splits", "class-splits")  # values of `--layout`
+DEFECTS = "defects"  # a layout that takes the pictures of an inspection set that have a defect, to score them
 ASK = "`gz data import PATH --name NAME --layout flat|classes|splits|class-splits` says what is meant"
 HINT = "a set is a flat folder, class folders, `train` and `test` of these, or `trainA trainB testA testB`"
 HINT += f"; {ASK}"
 KINDS_HINT = f"pictures are files of these kinds: {PICTURE_KINDS}"
 
-_IMAGES = re.compile(r"(images?|imgs?|pictures?|photos?|jpe?g(images)?|rgb|png)", re.IGNORECASE)
-_MARKS = re.compile(r"(ground_?truth|gt|masks?|segmentations?|annotations?|labels?)", re.IGNORECASE)
-
-Folders = dict[str, tuple[str, ...]]  # name of a picture → its folders, the outermost first
 Places = dict[str, tuple[str, str | None]]  # name of a picture → its split and its class, if any
 
 
@@ -137,8 +138,13 @@ def pictures(title: str, members: Members, form: Form) -> RawImages:
             message = f"`{title}` has {len(lacking):,} images without `{kind}`, as `{lacking[0]}`"
             raise UsageError(message, hint=hint)
     labels = {} if form.foreign else _label_files(title, members, names)
-    if form.foreign and form.layout != "flat":
-        layout, notes = scored(names), list[str]()
+    layout: Places
+    notes: list[str] = []
+    if form.layout == DEFECTS:
+        found = inspection(title, names)
+        layout = dict.fromkeys(found.kinds if found else (), ("test", None))
+    elif form.foreign and form.layout != "flat":
+        layout = scored(names)
     else:  # with `flat`, images that are scored are all of them, whatever their folders say
         layout, notes = places_of(title, names, form.layout, {} if labels else _annotated(members))
     layout = {name: (split, labels.get(name, label)) for name, (split, label) in layout.items()}
@@ -260,7 +266,7 @@ def places_of(
 ) -> tuple[Places, list[str]]:
     """The splits and classes of pictures by their folders or by TinyImageNet's lists, and notes on omissions.
     Raises UsageError with the name of an ambiguous folder."""
-    folders = _without_outer(names, layout)
+    folders = without_outer(names, layout)
     layout = layout or _layout_of(title, folders)
     if layout == "flat":
         return dict.fromkeys(folders, ("train", None)), []
@@ -286,34 +292,18 @@ def places_of(
 
 def scored(names: Iterable[str]) -> Places:
     """The splits of pictures that are only scored, by their folders if all but masks are in split folders."""
-    folders = _without_outer(names, None)
+    folders = without_outer(names, None)
     heads = {name: f[0] if f else "" for name, f in folders.items()}
-    splits = {name: split_of(head) for name, head in heads.items() if not _MARKS.fullmatch(head)}
+    splits = {name: split_of(head) for name, head in heads.items() if not MARKS.fullmatch(head)}
     if not splits or not all(splits.values()):
         return dict.fromkeys(folders, ("train", None))
     return {name: (split[0], None) for name, split in splits.items() if split}
 
 
-def _without_outer(names: Iterable[str], layout: str | None) -> Folders:
-    """The folders of each picture, without outer folders common to all."""
-    folders = {name: PurePosixPath(name).parts[:-1] for name in names}
-    while True:
-        heads = {f[0] if f else None for f in folders.values()}
-        head = next(iter(heads), None)
-        if len(heads) != 1 or head is None or (layout in (None, "splits") and split_of(head)):
-            return folders
-        inner = {name: f[1:] for name, f in folders.items()}
-        if layout == "classes" and not all(inner.values()):
-            return folders
-        if layout == "class-splits" and all(f and split_of(f[0]) for f in inner.values()):
-            return folders
-        folders = inner
-
-
 def _layout_of(title: str, folders: Folders) -> str:
     heads = sorted({f[0] for f in folders.values() if f})
     splits = [head for head in heads if split_of(head)]
-    marks = [head for head in heads if _MARKS.fullmatch(head)]
+    marks = [head for head in heads if MARKS.fullmatch(head)]
     if splits:
         others = [head for head in heads if head not in (*splits, *marks)]
         mixes = f"`{title}` mixes splits with other images"
@@ -323,7 +313,7 @@ def _layout_of(title: str, folders: Folders) -> str:
         if loose := sorted(name for name, f in folders.items() if not f):
             raise UsageError(f"{mixes}, as `{loose[0]}`", hint=HINT)
         return "splits"
-    if marks and any(map(_IMAGES.fullmatch, heads)):
+    if marks and any(map(IMAGES.fullmatch, heads)):
         message = f"`{title}` has `{marks[0]}` beside its pictures: a class, or what marks them?"
         raise UsageError(message, hint=f"give the folder of the pictures alone; or {ASK}")
     inside = [name for name, f in folders.items() if len(f) > 1 and split_of(f[1])]
@@ -342,7 +332,7 @@ def _by_split(title: str, folders: Folders, annotated: Mapping[str, str]) -> tup
     for name, f in folders.items():
         if f and split_of(f[0]):
             inside.setdefault(f[0], {})[name] = f[1:]
-        elif f and _MARKS.fullmatch(f[0]):
+        elif f and MARKS.fullmatch(f[0]):
             masks.append(f[0])
         else:
             raise UsageError(f"`{title}` has `{name}`, which is in no split", hint=ASK)
@@ -393,7 +383,7 @@ def _of_split(
         raise UsageError(f"`{title}` has images beside its class folders, as `{loose}`", hint=HINT)
     if split_of(head) == ("train", ""):
         return classes, ""
-    images = {label for label in labels if label and _IMAGES.fullmatch(label)}
+    images = {label for label in labels if label and IMAGES.fullmatch(label)}
     if None not in train and (labels == {None} or (labels <= images and not labels & train)):
         return {}, f"{counted(len(classes), 'picture')} of `{head}` skipped: they have no labels"
     unknown = sorted(label for label in labels - train if label is not None)

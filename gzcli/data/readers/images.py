@@ -8,7 +8,7 @@ import re
 import stat
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -30,6 +30,11 @@ SUFFIXES = tuple(f".{kind}" for kind in PICTURE_KINDS.split())
 METADATA = "metadata.jsonl"
 LABEL = ".cls"  # what WebDataset calls the file of a picture's label
 _SPLIT = re.compile(r"(train|val|test)(ing|id|idation)?(set|images?|imgs?|data|split)?|dev(set)?")
+# folders that hold pictures of any kind, and folders of pictures that mark others
+IMAGES = re.compile(r"(images?|imgs?|pictures?|photos?|jpe?g(images)?|rgb|png)", re.IGNORECASE)
+MARKS = re.compile(r"(ground_?truth|gt|masks?|segmentations?|annotations?|labels?)", re.IGNORECASE)
+
+Folders = dict[str, tuple[str, ...]]  # name of a picture → its folders, the outermost first
 
 
 def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
@@ -167,6 +172,22 @@ def split_of(folder: str | None) -> tuple[str, str] | None:
     split, ending = match[1], match[2]
     odd = ending == "ing" if split == "val" else ending in ("id", "idation")  # `valing`, `trainid`
     return None if odd else (split or "val", "")
+
+
+def without_outer(names: Iterable[str], layout: str | None) -> Folders:
+    """The folders of each picture, without outer folders common to all."""
+    folders = {name: PurePosixPath(name).parts[:-1] for name in names}
+    while True:
+        heads = {f[0] if f else None for f in folders.values()}
+        head = next(iter(heads), None)
+        if len(heads) != 1 or head is None or (layout in (None, "splits") and split_of(head)):
+            return folders
+        inner = {name: f[1:] for name, f in folders.items()}
+        if layout == "classes" and not all(inner.values()):
+            return folders
+        if layout == "class-splits" and all(f and split_of(f[0]) for f in inner.values()):
+            return folders
+        folders = inner
 
 
 # --- the images of a set, as readers return them ---

@@ -1,0 +1,185 @@
+"""Inspection sets: good pictures to learn from, pictures of each kind of defect, and masks of the defects.
+
+    train/good · test/good · test/scratch · ground_truth/scratch/000_mask.png      as MVTec's
+    Data/Images/Normal · Data/Images/Anomaly · Data/Masks/Anomaly/000.png          as VisA's
+    good · scratch · masks/scratch/000.png                                         plain folders
+
+Masks are optional. A mask has the name of its picture, with or without an ending such as `_mask`. Several
+masks of a picture are in a folder of that name.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from gzcli.core.errors import UsageError
+from gzcli.core.sections import Fit
+from gzcli.core.units import as_size, by_sides, counted
+from gzcli.data.readers.archive import open_members
+from gzcli.data.readers.images import (
+    IMAGES,
+    MARKS,
+    Folders,
+    Members,
+    is_picture,
+    is_regular,
+    split_of,
+    without_outer,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+GOOD = re.compile(r"(good|normal|ok|no[_-]?defects?|defect[_-]?free|non[_-]?defective)", re.IGNORECASE)
+ENDING = re.compile(r"[_-](mask|gt|label|seg(mentation)?|ground_?truth)$", re.IGNORECASE)
+FINEST = 256  # pixels a side at most at which maps are compared with masks
+LIST = "image_anno.csv"  # VisA's kinds of defects, with the columns image, label, mask
+HINT = "a mask has the name of its picture, such as `ground_truth/scratch/000_mask.png`"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The defects of an inspection set.
+
+    good: the folder of the good pictures; None where they are the split `train`.
+    kinds: the kind of defect of each picture with one, in the order of kinds and pictures.
+    masks: the pictures that mark the defects of a picture.
+    notes: what was left out, and why.
+    """
+
+    good: str | None
+    kinds: dict[str, str]
+    masks: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def open_inspection(path: Path) -> Inspection | None:
+    """The defects of a set at a path; None if it is no inspection set. Raises UsageError if no mask fits a
+    picture."""
+    if not is_regular(path) or (path.is_file() and (is_picture(path.name) or path.suffix == ".npz")):
+        return None
+    members = open_members(path, lambda name: is_picture(name) or PurePosixPath(name).name == LIST)
+    lists = [name for name in members.names if PurePosixPath(name).name == LIST]
+    found = inspection(str(path), [name for name in members.names if name not in lists])
+    if not found or not lists:
+        return found
+    listed = _listed(members, lists)
+    kinds = {name: listed.get(PurePosixPath(name).name, kind) for name, kind in found.kinds.items()}
+    return replace(found, kinds=_sorted(kinds))
+
+
+def _listed(members: Members, lists: list[str]) -> dict[str, str]:
+    """VisA's kinds by the names of pictures; of several the first, as `bent` of `bent,stain`."""
+    rows = (
+        row
+        for _, data in members.read(lists)
+        for row in csv.DictReader(io.StringIO(data.decode("utf-8-sig", "replace")))
+    )
+    pairs = ((row.get("image"), row.get("label")) for row in rows)
+    return {
+        PurePosixPath(image).name: label.split(",")[0].strip() for image, label in pairs if image and label
+    }
+
+
+def inspection(title: str, names: Sequence[str]) -> Inspection | None:
+    """The defects among pictures by their folders, as `open_inspection`."""
+    folders = {
+        name: tuple(folder for folder in f if not IMAGES.fullmatch(folder))
+        for name, f in without_outer(names, "splits").items()
+    }
+    if not all(folders.values()):
+        return None
+    masks = {name: f[1:] for name, f in folders.items() if MARKS.fullmatch(f[0])}
+    pictures = {name: f for name, f in folders.items() if name not in masks}
+    beside = {name: f for name, f in pictures.items() if _marks_neighbour(name, pictures)}
+    good, kinds = _kinds({name: f for name, f in pictures.items() if name not in beside})
+    if not kinds:
+        return None
+    by_key: dict[tuple[str, str], list[str]] = {}
+    for name, inside in (masks | beside).items():
+        by_key.setdefault(_key(name, inside, set(kinds.values())), []).append(name)
+    fitting: dict[str, tuple[str, ...]] = {}
+    for name, kind in kinds.items():
+        stem = PurePosixPath(name).stem
+        if several := by_key.pop((kind, stem), None) or by_key.pop(("", stem), None):
+            fitting[name] = tuple(several)
+    lost = sorted(name for several in by_key.values() for name in several)
+    if lost and not fitting:
+        raise UsageError(f"no mask of `{title}` fits a picture: `{lost[0]}` marks none", hint=HINT)
+    notes = (f"{counted(len(lost), 'mask')} without a picture, such as `{lost[0]}`",) if lost else ()
+    return Inspection(good, kinds, fitting, notes)
+
+
+def _stem(name: str) -> str:
+    """The name of the picture that a mask is of."""
+    return ENDING.sub("", PurePosixPath(name).stem)
+
+
+def _marks_neighbour(name: str, pictures: Folders) -> bool:
+    """Whether a picture is the mask of another one beside it, as `000_mask.png` of `000.png`."""
+    path, stem = PurePosixPath(name), _stem(name)
+    endings = {path.suffix, ".png", ".jpg", ".JPG", ".jpeg", ".bmp"}
+    return stem != path.stem and any(str(path.with_name(stem + end)) in pictures for end in endings)
+
+
+def _key(name: str, inside: tuple[str, ...], kinds: set[str]) -> tuple[str, str]:
+    """The kind of defect and the picture that a mask is of, by its folders."""
+    kind = next((folder for folder in inside if folder in kinds), "")
+    deeper = inside[inside.index(kind) + 1 :] if kind else ()
+    return kind, deeper[0] if deeper else _stem(name)
+
+
+def _kinds(pictures: Folders) -> tuple[str | None, dict[str, str]]:
+    """The folder of good pictures, and the kinds of defects by picture, {} where there are none."""
+    splits = {name: split_of(f[0]) for name, f in pictures.items()}
+    if all(splits.values()):
+        rows = [(name, splits[name], f[1] if len(f) > 1 else "") for name, f in pictures.items()]
+        good = {label for _, split, label in rows if split == ("train", "")}
+        kinds = {name: label for name, split, label in rows if split == ("test", "") and label not in good}
+        is_inspection = len(good) == 1 and all(label for _, _, label in rows)
+        return None, _sorted(kinds) if is_inspection else {}
+    heads = {f[0] for f in pictures.values()}
+    good = {head for head in heads if GOOD.fullmatch(head)}
+    if any(splits.values()) or len(good) != 1:
+        return None, {}
+    head = good.pop()
+    parts = PurePosixPath(next(name for name, f in pictures.items() if f[0] == head)).parts
+    folder = PurePosixPath(*parts[: parts.index(head) + 1])
+    return str(folder), _sorted({name: f[0] for name, f in pictures.items() if f[0] != head})
+
+
+def _sorted(kinds: dict[str, str]) -> dict[str, str]:
+    return dict(sorted(kinds.items(), key=lambda item: (item[1], item[0])))
+
+
+def read_masks(
+    path: Path, found: Inspection, names: Sequence[str], size: tuple[int, int], fit: Fit
+) -> dict[str, np.ndarray]:
+    """The masks of those of the pictures that have one, bool [kH, kW], where pictures are scored at `size`
+    (H, W): cropped as pictures are, at about their own size, k whole. Raises UsageError for a mask of another
+    size than its picture."""
+    from gzcli.data.readers.pictures import Decoding, decode, sides_of
+
+    marked = [name for name in names if name in found.masks]
+    if not marked:
+        return {}
+    members = open_members(path, is_picture)
+    sizes = {name: sides_of(data) for name, data in members.read(marked)}
+    k = max(1, min(min(sizes[marked[0]]), FINEST) // min(size))
+    decoding = Decoding(as_size(k * size[0], k * size[1]), 1, fit=fit)
+    picture_of = {mask: name for name in marked for mask in found.masks[name]}
+    masks: dict[str, np.ndarray] = {}
+    for mask, data in members.read(list(picture_of)):
+        name = picture_of[mask]
+        image, _ = decode(data, mask, decoding)
+        if (sides := sides_of(data)) != sizes[name]:
+            message = f"the mask `{mask}` is {by_sides(sides)}, its picture {by_sides(sizes[name])}"
+            raise UsageError(message, hint="replace it or take it out")
+        masks[name] = masks.get(name, False) | (image[0] > 127)
+    return masks
