@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import json
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -97,6 +98,8 @@ def work(job: dict[str, Any]) -> int:
     launch.run = partial(here, launch.run)
     if "at" in job or "log" in job:
         patched(job)
+    if "largest" in job:  # bytes of a file
+        resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest"], resource.RLIM_INFINITY))
     if "fetch" in job:
         from gzcli.core.errors import GzError
         from gzcli.data.download import http

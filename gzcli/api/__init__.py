@@ -38,6 +38,7 @@ from gzcli.launch.from_file import find_run
 from gzcli.launch.plan import ask, prepare
 from gzcli.models.base import Model, flat_defaults, group_options
 from gzcli.models.nn import full_fp32
+from gzcli.store import files
 from gzcli.store.pretrained import PREFIX
 
 BATCH = 100  # images that are scored together
@@ -327,7 +328,7 @@ class LoadedRun:
         Raises UsageError for scores or maps that the model does not have, and for too few held-out images.
         """
         target = Path(folder) if folder else self.path / "ood" / f"input-{os.urandom(4).hex()}"
-        target.mkdir(parents=True, exist_ok=True)
+        files.make_folder(target)
         data, path = self.trained.part.data.name, str(Path(pictures).expanduser().absolute())
         names = None if scores is None else tuple(scores)
         settings: dict[str, Any] = {"scores": names, "n": n, "seed": seed, "maps": maps}

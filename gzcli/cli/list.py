@@ -14,7 +14,7 @@ from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.options import a_model, argument, choose, option
 from gzcli.core.errors import UsageError, canonical
-from gzcli.core.units import sides
+from gzcli.core.units import sides, size
 from gzcli.store.paths import recipe_names, spelling, trained_in
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _data_block(row: dict[str, Any], room: int | None) -> list[str]:
     kind = "findings or attributes, any number at once" if row["multilabel"] else "classes"
     state = ["cached" if row["cached"] else "not cached"]
     state += ["nothing is at its path any more"] if row["lost"] else []
-    state += [f"{row['download'] / 1e6:,.0f} MB to download"] if row["download"] else []
+    state += [f"{size(row['download'])} to download"] if row["download"] else []
     texts = {
         f"{row['name']}: ": row["title"],
         "  images     ": ", ".join(filter(None, (_images(row), images, sizes))),

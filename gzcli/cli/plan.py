@@ -209,7 +209,7 @@ def in_lines(outlook: Outlook, there: int | None) -> Iterator[tuple[str, str]]:
     """Scale, set, model, memory and time with their labels; `there`: bytes that a process may take."""
     choice, models, facts, here = outlook.recipe.choice, outlook.models, outlook.facts, outlook.seconds
     yield "scale", f"{choice.scale} ({choice.why})" if choice.scale else "the recipe has no scales"
-    download = f", {facts.download / 1e6:,.0f} MB to fetch" if facts.download else ""
+    download = f", {size(facts.download)} to fetch" if facts.download else ""
     packed = " (here, to be packed)" if facts.cached else f" (not here{download})"
     yield "set", _set(outlook) + ("" if facts.packed else packed)
     stages = [f"{one.part.stage}: " if len(models) > 1 else "" for one in models]

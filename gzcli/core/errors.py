@@ -80,37 +80,47 @@ class Interrupted(GzError):
         self.code = 128 + signum
 
 
-_PLACE = "name another place, or set `GZ_HOME` to a folder"
+PLACE = "name another place, or set `GZ_HOME` to a folder"
 SPACE = "free some space, or set `GZ_HOME` to a folder on a larger disk"
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)  # full, or not to be written
+# full, or not to be written
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 _RIGHTS = "`gz doctor` shows which folders gz uses; `GZ_HOME` moves them"
 _SYSTEM = {  # error of a file or folder → what to do
     errno.ENOSPC: SPACE,
     errno.EDQUOT: SPACE,
+    errno.EFBIG: f"{SPACE}; `ulimit -f` shows the largest file that you may write",
     errno.ENAMETOOLONG: "give a shorter name",
     errno.EIO: "is the disk or the terminal gone?",
     errno.EROFS: "set `GZ_HOME` to a folder that you may write",
     errno.EACCES: _RIGHTS,
     errno.EPERM: _RIGHTS,
-    errno.ENOTDIR: f"a file stands where a folder is needed: {_PLACE}",
-    errno.EEXIST: f"something else stands there: {_PLACE}",
+    errno.ENOTDIR: f"a file stands where a folder is needed: {PLACE}",
+    errno.EEXIST: f"something else stands there: {PLACE}",
     errno.EISDIR: "a folder stands where a file is needed: name another place",
-    errno.ELOOP: f"a link leads back to itself: {_PLACE}",
+    errno.ELOOP: f"a link leads back to itself: {PLACE}",
 }
+# how libraries in Rust, such as safetensors, end the text of an error of the system
+_RUST = re.compile(r"\(os error (\d+)\)")
 
 
 def system_error(problem: BaseException) -> MissingError | None:
     """The error of a full disk, or of a path that cannot be written or read; None for any other exception."""
     if not isinstance(problem, OSError):
-        return None
-    hint = _SYSTEM.get(problem.errno or 0)
-    home, place = os.environ.get("GZ_HOME"), str(problem.filename)
-    if problem.errno == errno.ENOENT and home and not os.path.isdir(home) and place.startswith(home):
-        hint = "no folder can be made there: set `GZ_HOME` to a folder"
-    if hint is None:
+        match = _RUST.search(str(problem))
+        problem = OSError(int(match[1]) if match else 0, "")
+    if problem.errno == errno.ENOENT and not _has_working_folder():
+        return MissingError("the working folder was removed", hint="`cd` into a folder that exists")
+    if (hint := _SYSTEM.get(problem.errno or 0)) is None:
         return None
     what = f"`{problem.filename}`: " if problem.filename else ""
     return MissingError(f"{what}{os.strerror(problem.errno or 0).lower()}", hint=hint)
+
+
+def _has_working_folder() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
 
 
 def first_line(error: BaseException) -> str:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from gzcli.core import ranks
@@ -61,11 +60,9 @@ class Snapshots:
         if ranks.rank() == 0:
             named = {f"{length}/{k}": v for length, state in averages.items() for k, v in state.items()}
             tensors = checkpoint.weights_of(named)
-            self.folder.mkdir(exist_ok=True)
             files.need_space(self.folder, sum(t.nbytes for t in tensors.values()))
             facts = {"step": str(done), "sha256": digest_of(tensors)}
-            with files.replacing(self.folder / f"{done:08d}.safetensors") as part:
-                save_file(tensors, part, metadata=facts)
+            files.write_tensors(self.folder / f"{done:08d}.safetensors", tensors, facts)
 
     def trim(self, done: int) -> None:
         """Removes files of steps after `done`, which come again, and those between the moments of a run that

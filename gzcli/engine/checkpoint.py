@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -76,7 +75,7 @@ class Saved:
 
 def save_weights(path: Path, saved: Saved) -> None:
     """Writes a safetensors file with everything but the weights as JSON in its metadata."""
-    save_file(saved.weights, path, metadata=metadata_of(saved))
+    files.write_tensors(path, saved.weights, metadata_of(saved))
 
 
 def metadata_of(saved: Saved) -> dict[str, str]:
@@ -123,13 +122,13 @@ def write(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
     tensors = [*checkpoint.weights.values(), *checkpoint.averaged.weights.values()]
     files.need_space(folder, 2 * sum(t.numel() * t.element_size() for t in tensors))
     with files.new_dir(path) as part:
-        save_file(checkpoint.weights, part / CheckpointFolder.weights)
+        files.write_tensors(part / CheckpointFolder.weights, checkpoint.weights)
         save_weights(part / CheckpointFolder.averaged, checkpoint.averaged)
-        torch.save(checkpoint.train, part / CheckpointFolder.training)
+        files.write_state(part / CheckpointFolder.training, checkpoint.train)
         written = sorted(part.iterdir())
         sums = {f.name: {"size": f.stat().st_size, "sha256": files.checksum(f)} for f in written}
         meta = {"step": step, **checkpoint.meta, "files": sums}
-        (part / CheckpointFolder.meta).write_text(json.dumps(meta, indent=1))
+        files.write_json(part / CheckpointFolder.meta, meta)
     return path
 
 

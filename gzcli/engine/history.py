@@ -188,7 +188,7 @@ def start_tracker(name: str, run: Run, config: Mapping[str, Any], start: int) ->
             tracker = make(name, run.path, **({"purge_step": start} if start else {}))
         elif name == "mlflow":
             place = user_dir(name)
-            place.mkdir(parents=True, exist_ok=True)
+            files.make_folder(place)
             os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'runs.db'}")
             record = files.read_json(run.tracker_file) if start else None
             identity = {"run_id": record["run_id"]} if record else {"run_name": id_}

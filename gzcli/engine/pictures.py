@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gzcli.core.streams import printable
-from gzcli.store.files import part_path
+from gzcli.store.files import make_folder, replacing
 from gzcli.store.metrics import curves, metric_lines
 from gzcli.store.png import texts
 from gzcli.store.run_folder import Run
@@ -150,10 +150,8 @@ def save_figure(figure: Any, path: Path, dpi: int = 110) -> None:
         if content := text.get_text():
             text.set_parse_math(False)
             text.set_text(printable(content))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = part_path(path)
-    with warnings.catch_warnings():
+    make_folder(path.parent)
+    with replacing(path) as part, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph ")  # a letter that the font does not have becomes a box
         figure.savefig(part, dpi=dpi, metadata=texts(), format="png")
     pyplot().close(figure)
-    part.replace(path)

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
@@ -79,6 +78,7 @@ def to_diffusers(trained: Trained, out: str, log: Log) -> dict[str, Any]:
         raise UsageError(message, hint=hint)
     pipeline = trained.model.to_diffusers()
     pipeline.save_pretrained(out)
+    files.readable(Path(out))
     name, usage = type(pipeline).__name__, getattr(pipeline, "usage", None)
     loaded_by = getattr(pipeline, "loaded_by", f"{name}.from_pretrained")
     readme = [f"# {trained.title}, {trained.run.owner.id}"]
@@ -119,19 +119,8 @@ def write(trained: Trained, job: ExportJob) -> dict[str, Any]:
         metadata["built_on"] = "{}"
     if picture := preview(trained):
         metadata["preview"] = base64.b64encode(picture).decode()
-    files.write_atomic(Path(job.out), bytes_of(tensors, metadata))
+    files.write_tensors(Path(job.out), tensors, metadata)
     return card
-
-
-def bytes_of(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """The file, with the metadata in one order: the library's changes from call to call."""
-    data = save(tensors, metadata=metadata)
-    begin = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:begin])
-    header["__metadata__"] = dict(sorted(metadata.items()))
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
-    return len(text).to_bytes(8, "little") + text + data[begin:]
 
 
 def _parts(trained: Trained) -> dict[str, Run]:

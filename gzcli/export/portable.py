@@ -9,6 +9,7 @@ exported network is that of one call.
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import warnings
@@ -33,6 +34,7 @@ from gzcli.models.denoising.denoiser import AS_TRAINED, WalkOptions
 from gzcli.models.denoising.process import SDE, Level
 from gzcli.models.denoising.samplers import Estimate
 from gzcli.models.nn import spread_labels
+from gzcli.store.files import make_folder, write_atomic
 
 CHECKED = 4  # images that the export is tested on
 TOLERANCE = 1  # grey levels of 255 by which the exported sampler may differ
@@ -49,7 +51,7 @@ def write(trained: Trained, to: str, folder: Path) -> dict[str, Any]:
     packages = ("onnx", "onnxruntime", "onnxscript") if to == "onnx" else ()
     if missing := [name for name in packages if find_spec(name) is None]:
         raise MissingError(f"`--to onnx` needs {', '.join(missing)}", hint='pip install "gzcli[onnx]"')
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     options = group_options(trained.model.sample, trained.part.sample)
     trained.requested_precision = "fp32"
     try:
@@ -68,12 +70,14 @@ def write(trained: Trained, to: str, folder: Path) -> dict[str, Any]:
         graphs["decode"] = (Decode(trained), {"x": torch.zeros(BATCH, *trained.info.shape)})
     try:
         files = [graph(folder, name, net, inputs, to) for name, (net, inputs) in graphs.items()]
+    except OSError:  # of the disk
+        raise
     except Exception as e:  # the exporters of torch raise errors of many kinds
         why = str(e).strip().partition("\n")[0][:200]
         message = f"torch cannot write the network of `{trained.name}` as a graph: {why}"
         raise UsageError(message, hint=ELSE) from e
     text = json.dumps(spec, indent=1)
-    (folder / "model.json").write_text(text + "\n")
+    write_atomic(folder / "model.json", text + "\n")
     files.append("model.json")
     if to == "onnx":
         files.append(shutil.copyfile(portable_sampler.__file__, folder / "sample.py").name)
@@ -94,7 +98,8 @@ def graph(folder: Path, name: str, net: nn.Module, inputs: Mapping[str, Any], to
         warnings.simplefilter("ignore")  # of the exporters' own code
         program = torch.export.export(net.eval(), (), dict(inputs), dynamic_shapes=shapes)
         if to == "torch":
-            torch.export.save(program, file)
+            torch.export.save(program, buffer := io.BytesIO())
+            write_atomic(file, buffer.getbuffer())
         else:
             form: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
             torch.onnx.export(program, (), file, input_names=names, **form)

@@ -4,7 +4,6 @@ balance and speed."""
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -541,9 +540,9 @@ class Judge:
         metric = self.stats_metric()
         space = self.space_of(metric)
         features = self.real.reference(None).features(space)[:, : metric.width]
-        real, file, name = moments(features), io.BytesIO(), np.array(space.hash if space else "")
-        np.savez(file, mu=real.mean, sigma=real.covariance, n=np.array(len(features)), features=name)
-        files.write_atomic(path, file.getvalue())
+        real, name = moments(features), np.array(space.hash if space else "")
+        arrays = {"mu": real.mean, "sigma": real.covariance, "n": np.array(len(features)), "features": name}
+        files.write_arrays(path, arrays)
 
 
 def read_draws(path: Path) -> dict[str, list[float]]:

@@ -92,8 +92,8 @@ def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log)
         with log.bar(f"sample {trained.title}") as progress:
             images, seconds = patient_draw(trained, job, labels, progress, notes)
     if not ranks.rank():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(path, samples=images.transpose(0, 2, 3, 1), seconds=seconds, notes=notes)
+        arrays = {"samples": images.transpose(0, 2, 3, 1), "seconds": np.float64(seconds)}
+        files.write_arrays(path, arrays | {"notes": np.array(notes, str)})
     if (n := len(images)) < job.n:
         notes.append(f"`{trained.title}` has {n:,} samples: more take longer than its training")
     image_set = ImageSet(images, None if labels is None else labels[:n].numpy())

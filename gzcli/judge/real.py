@@ -8,7 +8,6 @@ images that were drawn as its own.
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -87,10 +86,9 @@ class ImageSet:
         features = files.read_cached(path, read, self.say) if ranks.rank() == 0 else None
         if ranks.agree(features is not None):
             return read(path) if features is None else features
-        features, file = self._computed(space), io.BytesIO()
+        features = self._computed(space)
         if ranks.rank() == 0:
-            np.save(file, features.astype(np.float32))
-            files.write_atomic(path, file.getvalue())
+            files.write_array(path, features.astype(np.float32))
         return features
 
     def _computed(self, space: Space) -> np.ndarray:

@@ -223,7 +223,6 @@ def expect(
         for row, result in zip(unknown, measure(TrialJob(tuple(unknown), shape, launch=launch)), strict=True):
             row["result"] = dict(result)
             if result["params"] is not None:
-                cache_dir("costs").mkdir(parents=True, exist_ok=True)
                 files.write_json(cached(row["key"]), row["result"])
     forecasts = [Forecast.of(row) for row in rows]
     ours, others = forecasts[: len(recipe.parts)], forecasts[len(recipe.parts) :]
@@ -260,7 +259,7 @@ def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:
     costs = cache_dir("costs")
     folder = files.part_path(costs / "job")
     try:
-        costs.mkdir(parents=True, exist_ok=True)
+        files.make_folder(costs)
         files.sweep(costs)
         folder.mkdir()
         tried = any(row["timed"] for row in job.parts)

@@ -406,7 +406,6 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
     target.update(**start)
     for part in recipe.parts if recipe.stages else ():
         stage = target.stage(part.stage)
-        stage.path.mkdir(parents=True, exist_ok=True)
         files.write_atomic(stage.recipe_file, dump(part.tree()))
         short = stage.status().get("step", 0) < part.train.steps and not stage.ended_by_patience
         if short or stage.state != "finished":

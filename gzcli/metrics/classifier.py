@@ -117,8 +117,6 @@ def once(
 ) -> NetFeatures:
     """The network of a data set. It comes with gz, or is trained once: on one CPU thread, so that equal
     machines get equal weights, and so equal hashes."""
-    from safetensors.torch import save
-
     channels, *shape = pack.meta.shape
     text = f"{training.recipe}:{pack.meta.digest}:{as_size(*shape)}:{channels}"
     kind, key = training.recipe.partition("-")[0], hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -135,7 +133,7 @@ def once(
         say(f"training the feature network `{kind}` of `{pack.meta.name}` once, about a minute")
         net = _living(pack, training, say)
         meta = _task(pack, net.rotations) | {"accuracy": net.accuracy, "chance": net.chance}
-        files.write_atomic(path, save(net.net.state_dict(), metadata={"judge": json.dumps(meta)}))
+        files.write_tensors(path, net.net.state_dict(), {"judge": json.dumps(meta)})
         return read(path)
 
 

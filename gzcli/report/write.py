@@ -62,7 +62,7 @@ def write(place: Path, folder: Path | None = None) -> dict[str, str]:
     folder = (folder or results.folder / "report").absolute()
     check(folder)
     report = (bench if results.verb == "bench" else ood).document(results)
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     if not Run(folder).is_marked("report"):
         Run(folder).mark("report")
     shutil.rmtree(folder / FIGURES, ignore_errors=True)  # of the earlier report

@@ -69,7 +69,7 @@ def unpack(file: Path, metadata: Mapping[str, Mapping[str, str]], folder: Path) 
     for part, texts in sorted(metadata.items(), key=lambda line: line[0] != LATENT):
         part_texts = dict(texts)
         model = Run(place_of(part, folder)).model_file
-        model.parent.mkdir(parents=True, exist_ok=True)
+        files.make_folder(model.parent)
         built_on = json.loads(part_texts.get("built_on") or "{}")
         part_texts["built_on"] = json.dumps({stage: sums[stage] for stage in built_on})
         if space and (record := json.loads(part_texts.get("space") or "null")):

@@ -120,7 +120,7 @@ def new_folder(parent: Path, name: str = "") -> Path:
         words = filter(None, [name, time.strftime("%Y%m%d-%H%M%S"), os.urandom(2).hex()])
         folder = parent / "-".join(words)
         try:
-            folder.mkdir(parents=True)
+            files.make_folder(folder, exist_ok=False)
             return folder.absolute()
         except FileExistsError:
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -10,13 +11,15 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gzcli.core.errors import SPACE, DamagedError, GzError, MissingError, first_line
+from gzcli.core.errors import PLACE, SPACE, DamagedError, GzError, MissingError, first_line
+from gzcli.core.units import size as size_in_words
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,9 +79,17 @@ def _machine() -> str:
     return f"{zlib.crc32((platform.node() + spaces).encode()):08x}"
 
 
-def write_atomic(path: Path, content: str | bytes, *, mode: int = 0o666) -> None:
+def make_folder(path: Path, *, exist_ok: bool = True) -> None:
+    """Makes a folder and those above it. Raises MissingError where none can be made, as below `/proc`."""
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except FileNotFoundError as e:
+        raise MissingError(f"no folder `{path}` can be made", hint=PLACE) from e
+
+
+def write_atomic(path: Path, content: str | bytes | memoryview, *, mode: int = 0o666) -> None:
     """Writes a file atomically and flushes it to the disk: readers see the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with replacing(path) as part, open(part, "wb", opener=partial(os.open, mode=mode)) as f:
         f.write(content.encode() if isinstance(content, str) else content)
 
@@ -86,6 +97,59 @@ def write_atomic(path: Path, content: str | bytes, *, mode: int = 0o666) -> None
 def write_json(path: Path, value: Any, *, mode: int = 0o666) -> None:
     """Writes a value as JSON, as `write_atomic` does."""
     write_atomic(path, json.dumps(value, indent=1) + "\n", mode=mode)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file, as `write_atomic` does. The library's own writer says nothing of a full disk
+    and withholds the file from other users."""
+    write_atomic(path, bytes_of(tensors, metadata or {}))
+
+
+def bytes_of(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file, with the metadata in one order: the library's changes from call to call."""
+    from safetensors.torch import save
+
+    data = save(tensors, metadata=dict(metadata) or None)
+    begin = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:begin])
+    header |= {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8 bytes
+    return b"".join((len(text).to_bytes(8, "little"), text, memoryview(data)[begin:]))
+
+
+def write_state(path: Path, state: Any) -> None:
+    """Writes what `torch.load` reads, as `write_atomic` does: an error of the disk has its own number."""
+    import torch
+
+    torch.save(state, buffer := io.BytesIO())
+    write_atomic(path, buffer.getbuffer())
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Writes a `.npy` file, as `write_atomic` does."""
+    import numpy as np
+
+    make_folder(path.parent)
+    with replacing(path) as part, open(part, "wb") as f:
+        # to a file itself numpy writes by C, whose error has no number
+        np.save(SimpleNamespace(write=f.write), array)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a compressed `.npz` file, as `write_atomic` does."""
+    import numpy as np
+
+    make_folder(path.parent)
+    with replacing(path) as part, open(part, "wb") as f:
+        np.savez_compressed(f, **dict[str, Any](arrays))
+
+
+def readable(folder: Path) -> None:
+    """Gives the files that another library wrote the rights of gz's own: safetensors' have 0600."""
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(file.parent.stat().st_mode & 0o666)
 
 
 def read_text(path: Path) -> str | None:
@@ -230,7 +294,7 @@ def new_dir(path: Path, *, keep: bool = False) -> Iterator[Path]:
     """Yields a temporary folder that is renamed to `path` at the end of the block, and removed if it raises.
     With `keep` an existing folder, of a concurrent process, is not replaced."""
     part = part_path(path)
-    part.mkdir(parents=True)
+    make_folder(part, exist_ok=False)
     try:
         yield part
         for file in part.rglob("*"):
@@ -263,7 +327,7 @@ def remove_tree(path: Path) -> None:
 def lock(path: Path, *, wait: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
     """An exclusive lock between processes, which the system releases when its holder dies. Yields whether it
     was acquired, always True with `wait`. `on_wait` is called once before waiting."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     holder = _acquired(path, 0.0 if wait else PROBED)
     if holder is None and wait:
         if on_wait:
@@ -349,5 +413,5 @@ def need_space(folder: Path, size: int) -> None:
     while not folder.exists():
         folder = folder.parent
     if (free := shutil.disk_usage(folder).free) < size:
-        message = f"{size / 1e6:,.0f} MB are needed in `{folder}`, {free / 1e6:,.0f} MB are free"
+        message = f"{size_in_words(size)} are needed in `{folder}`, {size_in_words(free)} are free"
         raise MissingError(message, hint=SPACE)

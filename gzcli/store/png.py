@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.store.files import part_path
+from gzcli.store.files import make_folder, replacing, write_arrays
 from gzcli.store.run_folder import Run
 from gzcli.version import __version__
 
@@ -44,11 +44,10 @@ def save_png(path: Path, image: np.ndarray, origin: Mapping[str, Any] | None = N
     info = PngImagePlugin.PngInfo()
     for key, text in texts(**(origin or {})).items():
         info.add_text(key, text)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
-    part = part_path(path)
-    picture.save(part, "png", pnginfo=info)
-    part.replace(path)
+    with replacing(path) as part:
+        picture.save(part, "png", pnginfo=info)
 
 
 def save_images(folder: Path, images: np.ndarray, origin: Mapping[str, Any] | None = None) -> list[str]:
@@ -64,10 +63,8 @@ def write_images(job: Run, images: np.ndarray, labels: np.ndarray | None, made: 
 
 
 def write_npz(job: Run, images: np.ndarray, labels: np.ndarray | None, made: Mapping[str, Any]) -> Any:
-    import numpy as np
-
     arrays = {"samples": images.transpose(0, 2, 3, 1)} | ({} if labels is None else {"labels": labels})
-    np.savez_compressed(job.images_file, **arrays)
+    write_arrays(job.images_file, arrays)
     return str(job.images_file)
 
 

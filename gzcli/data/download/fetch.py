@@ -22,7 +22,7 @@ from gzcli.data.download.http import Refused, join_url, size_of, split, wrong_si
 from gzcli.data.readers.hub import parquet_files
 from gzcli.data.sets import registry
 from gzcli.data.sets.registry import HUB, SPLIT_FOLDERS, DataFile, DataSpec
-from gzcli.store.files import fsync, lock, need_space
+from gzcli.store.files import fsync, lock, make_folder, need_space
 from gzcli.store.hub import CLIP, DINOV2, HUB_SCHEME, INCEPTION, VGG, data_repository, offline
 from gzcli.store.paths import cache_dir
 
@@ -65,7 +65,7 @@ def _fetch_missing(
     if linked or any(places.values()):
         copied = [f for f in missing if not spec.linked or any(map(is_url, places[f.name]))]
         _say_need(spec, folder, copied, pack_size, say)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     before = sum(size_of(folder / file.name) for file in spec.files if file not in missing)
     after = sum(file.size for file in missing)
     refused: dict[str, str] = {}
@@ -94,9 +94,9 @@ def _say_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: in
     need = sum(max(0, file.size - http.held(_part(folder / file.name))) for file in files)
     if max(need, pack_size) > LARGE:
         free = shutil.disk_usage(folder.parent).free
-        parts = [f"fetching {need / 1e6:,.0f} MB into `{folder}`"] if need else []
-        parts += [f"its pack will take {pack_size / 1e6:,.0f} MB"] if pack_size else []
-        say(f"`{spec.name}`: {', '.join(parts)}; {free / 1e6:,.0f} MB are free")
+        parts = [f"fetching {size_in_words(need)} into `{folder}`"] if need else []
+        parts += [f"its pack will take {size_in_words(pack_size)}"] if pack_size else []
+        say(f"`{spec.name}`: {', '.join(parts)}; {size_in_words(free)} are free")
     # Pieces of a large file are appended to the first: one of them is then on the disk twice.
     joining = max((file.size // http.PIECES for file in files if file.size >= http.LARGE), default=0)
     need_space(folder, need + max(joining, pack_size))
@@ -115,7 +115,7 @@ def _unobtainable(spec: DataSpec, refused: dict[str, str], received: int, online
         if spec.hub:
             hints.append(f"`{command} --from {HUB_SCHEME}{spec.hub}` takes the hub's copy, with `HF_TOKEN`")
     if received:
-        hints.append(f"`{command}` goes on from the {received / 1e6:,.1f} MB that came")
+        hints.append(f"`{command}` goes on from the {size_in_words(received)} that came")
     elif not spec.page and online:
         hints.append(f"`{command}` tries again; `--from DIR` or `GZ_MIRROR` take the file from elsewhere")
     elif not spec.page:
@@ -251,7 +251,7 @@ def _check(file: DataFile, path: Path, say: Say, report: Report = unreported) ->
     """Raises _Wrong unless the checksum is the publisher's."""
     kind, checksum, size = "sha256" if file.sha256 else "md5", file.sha256 or file.md5, size_of(path)
     if size > LARGE:
-        say(f"checking the {kind} of `{file.name}`, {size / 1e6:,.0f} MB")
+        say(f"checking the {kind} of `{file.name}`, {size_in_words(size)}")
     digest, head = hashlib.new(kind), b""
     with open(path, "rb") as f:
         while block := f.read(BLOCK_BYTES):
@@ -277,7 +277,7 @@ def _link_folders(spec: DataSpec, folder: Path, source: str) -> bool:
         if not targets and Path(source).is_dir() and parquet_files(Path(source)):
             targets[HUB] = Path(source)
     for name, target in targets.items():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         _link(target, folder / name)
     return bool(targets)
 

@@ -20,7 +20,7 @@ from gzcli.data.packs.stream import mapped, write_index
 from gzcli.data.readers import pictures
 from gzcli.data.readers.images import Block, RawImages
 from gzcli.data.sets.registry import Form, extras_in_words
-from gzcli.store.files import checksum, need_space, write_json
+from gzcli.store.files import checksum, need_space, write_array, write_json
 
 LARGEST = 512  # largest side in pixels that is packed without `data.size`
 ASPECT = "aspect"  # a further picture of each image: itself, in a shape near its own (`pictures.bucket`)
@@ -106,7 +106,7 @@ def _write_values(images: RawImages, sizes: Sides, plan: Plan, files: PackFolder
     """Writes what belongs to the images beside their pixels: labels, sides, captions and names."""
     for kind, values in (("labels", images.labels), ("sides", sizes)):
         for split, rows in _in_plan(values, plan).items():
-            np.save(files.array(split, kind), rows)
+            write_array(files.array(split, kind), rows)
     for kind, texts in (("captions", images.captions), ("names", images.names)):
         for split, rows in _in_plan({s: np.array(t, object) for s, t in texts.items()}, plan).items():
             write_json(files.texts(split, kind), rows.tolist())

@@ -15,6 +15,7 @@ from gzcli.core.errors import DISK, GzError, MissingError, UsageError
 from gzcli.core.sections import DataSection, Fit
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import Size, by_sides, canonical_size, counted, packable, sides
+from gzcli.core.units import size as size_in_words
 from gzcli.data.packs.augment import patch_of
 from gzcli.data.packs.pack import (
     RULE,
@@ -176,7 +177,7 @@ def _make(data: DataSet, folder: Path, form: Form, say: Say, progress: Report) -
 
 def _fetch_files(spec: DataSpec, say: Say) -> None:
     """Fetches missing files unless they are large, and verifies the checksums of all."""
-    megabytes = f"{spec.download_size / 1e6:,.0f} MB"
+    megabytes = size_in_words(spec.download_size)
     if not is_fetched(spec):
         from gzcli.data.download.fetch import fetch, has_local_mirror
 
@@ -207,7 +208,7 @@ def ways_to_fetch(spec: DataSpec) -> str:
         ways = f"`gz data download {spec.name} --from DIR`, where DIR has the files of {spec.page}"
         return ways + (f", or `--from {HUB_SCHEME}{spec.hub}` with `HF_TOKEN`" if spec.hub else "")
     size = "" if spec in SPECS.values() else f" --size {spec.size}"
-    return f"`gz data download {spec.name}{size}` ({spec.download_size / 1e6:,.0f} MB)"
+    return f"`gz data download {spec.name}{size}` ({size_in_words(spec.download_size)})"
 
 
 def _read_known(spec: DataSpec) -> RawImages:

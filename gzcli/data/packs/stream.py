@@ -26,6 +26,7 @@ from gzcli.core.errors import DeviceError, GzError, UsageError
 from gzcli.core.units import number_in
 from gzcli.data.readers.images import Block, Span, read_span
 from gzcli.data.readers.pictures import Decoding, decode
+from gzcli.store.files import write_array
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,8 +133,9 @@ def write_index(folder: Path, split: str, spans: Sequence[Span]) -> None:
     rows = np.empty((len(spans), 4), np.int64)
     for i, span in enumerate(spans):
         rows[i] = numbers.setdefault(span.path, len(numbers)), *span[1:]
-    np.save(folder / f"{split}_spans.npy", rows)
-    np.save(folder / f"{split}_containers.npy", np.array([os.fsencode(path) for path in numbers], np.bytes_))
+    write_array(folder / f"{split}_spans.npy", rows)
+    containers = np.array([os.fsencode(path) for path in numbers], np.bytes_)
+    write_array(folder / f"{split}_containers.npy", containers)
 
 
 class Pictures:

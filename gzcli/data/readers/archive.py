@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.core.units import counted, number_in
+from gzcli.core.units import counted, number_in, size
 from gzcli.data.readers.images import Members, Span, damaged, is_regular, read_regular, refuse_large, walk
 
 MAX_ARCHIVE = 200_000_000_000  # unpacked bytes, unless `GZ_MAX_ARCHIVE` says otherwise
@@ -90,9 +90,9 @@ def refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
     most = MAX_ARCHIVE if limit is None else limit
     if unpacked > most:
         hint = f"`GZ_MAX_ARCHIVE={unpacked}` allows it"
-        raise MissingError(f"`{path}` is refused: it unpacks to more than {most / 1e6:,.0f} MB", hint=hint)
+        raise MissingError(f"`{path}` is refused: it unpacks to more than {size(most)}", hint=hint)
     if unpacked > DENSE and unpacked > RATIO * max(packed, 1):
-        raise refused(path, f"it unpacks to {unpacked / 1e6:,.0f} MB, more than {RATIO} times its size")
+        raise refused(path, f"it unpacks to {size(unpacked)}, more than {RATIO} times its size")
 
 
 def refused(path: Path, why: str) -> MissingError:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from gzcli.models.stable_diffusion.kinds import Kind, kind_of
-from gzcli.store.files import part_path
+from gzcli.store.files import part_path, readable
 from gzcli.store.paths import cache_dir
 
 EDITION = 1  # of the weights that `made` makes; the next one where any of them changes
@@ -38,6 +38,7 @@ def folder(name: str) -> Path:
     if not place.is_dir():
         part = part_path(place)
         made(name).pipe.save_pretrained(part)
+        readable(part)
         try:
             os.replace(part, place)
         except OSError:  # another process was first
