@@ -29,6 +29,7 @@ from server import serve
 from gzcli.__main__ import main
 from gzcli.cli.app import run
 from gzcli.core.errors import GzError, MissingError, UsageError, redacted
+from gzcli.core.units import size as in_words
 from gzcli.data.download import fetch as fetching
 from gzcli.data.download import http
 from gzcli.data.download.fetch import WEIGHTS, fetch, fetch_weights
@@ -341,7 +342,7 @@ def test_a_piece_that_fails_leaves_the_others_for_a_resume(site, large, monkeypa
         with pytest.raises(MissingError, match="503") as e:
             fetch(spec_at(server.url))
         size = http.held(raw_dir(spec_at()) / "a.bin.part")
-        assert f"goes on from the {size / 1e6:,.1f} MB" in e.value.hint and size >= 12_500
+        assert f"goes on from the {in_words(size)} that" in e.value.hint and size >= 12_500
         resumed(server, size)
 
 
@@ -549,7 +550,7 @@ def test_linked_files_stay_where_they_are(spec, site, monkeypatch):
     said, seen = [], []
     link = fetch(spec, source="site", say=said.append, progress=lambda *row: seen.append(row)) / "train.tar"
     assert link.is_symlink() and os.readlink(link) == str(site / "train.tar") and is_fetched(spec)
-    assert said == ["checking the md5 of `train.tar`, 0 MB"] and seen[-1] == (len(DATA), len(DATA))
+    assert said == ["checking the md5 of `train.tar`, 100 kB"] and seen[-1] == (len(DATA), len(DATA))
     (site / "train.tar").rename(site / "moved.tar")
     assert not is_fetched(spec)  # a dangling link
     fetch(spec, source=str(site / "moved.tar"))
@@ -596,7 +597,8 @@ def test_a_large_need_is_told_first(site, large, monkeypatch):
     monkeypatch.setattr(fetching, "LARGE", 50_000)
     with serve(site, "404") as server, pytest.raises(MissingError):
         fetch(spec_at(server.url), pack_size=2 * 10**6, say=said.append)
-    regex = rf"`toy`: fetching 0 MB into `{raw_dir(spec_at())}`, its pack will take 2 MB; [\d,]+ MB are free"
+    where = re.escape(str(raw_dir(spec_at())))
+    regex = rf"`toy`: fetching 100 kB into `{where}`, its pack will take 2,000 kB; [\d,.]+ [MG]B are free"
     assert len(said) == 1 and re.fullmatch(regex, said[0])
     with pytest.raises(MissingError, match="are needed"):
         fetch(spec_at(), source=str(site), pack_size=10**18)

@@ -1,8 +1,12 @@
 """Fine-tuning of Stable Diffusion, of tiny pipelines, against diffusers' pipelines, losses and files."""
 
 import copy
+import json
+import re
+import shutil
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +24,7 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_sample_images
 from zoo import FIRST
 
-from gzcli.core.errors import MissingError
+from gzcli.core.errors import GzError, MissingError
 from gzcli.core.jobs import ExportJob, SampleJob
 from gzcli.core.sections import OptimSection, Part, TrainSection
 from gzcli.core.types import Batch, DataInfo, ImageNoise, no_progress
@@ -511,6 +515,54 @@ def test_bases_that_are_not_whole_or_of_another_kind(tmp_path):
         "takes 9 channels": lambda: SDLoRA.of(INFO, base=str(tmp_path)),
     }.items():
         refused(message, call)
+
+
+EVIL = "open({!r}, 'w')\n\nclass Evil:\n    from_pretrained = classmethod(lambda cls, *a, **k: cls())\n"
+
+
+def test_a_base_brings_no_code(tmp_path, monkeypatch):
+    """diffusers .32 runs `scheduler/evil.py` for an entry ["evil", "Evil"]."""
+    ran, index = tmp_path / "ran", tmp_path / "base" / "model_index.json"
+    shutil.copytree(tiny_sd.base("tiny"), index.parent)
+    parts = json.loads(index.read_text())
+    for place in (index.parent, index.parent / "scheduler", tmp_path):
+        (place / "evil.py").write_text(EVIL.format(str(ran)))
+    monkeypatch.syspath_prepend(tmp_path)
+    entries = (["evil", "Evil"], ["transformers", "AutoModel"], ["diffusers", "utils"], ["diffusers"], "ev")
+    for part, entry in product(("scheduler", "unet", "other"), entries):
+        index.write_text(json.dumps(parts | {part: entry}))
+        refused(
+            rf"`{part}` of `.*` is {re.escape(json.dumps(entry))}", SDLoRA.of, INFO, base=str(index.parent)
+        )
+    for part, entry in (
+        ("safety_checker", ["evil", "Evil"]),
+        ("feature_extractor", []),
+        ("_class_name", ["evil", "Evil"]),
+    ):
+        index.write_text(json.dumps(parts | {part: entry}))
+        refused("of `.*` is|`.*` is a", SDLoRA.of, INFO, base=str(index.parent))
+    assert not ran.exists() and "evil" not in sys.modules
+    index.write_text(
+        json.dumps(parts | {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]})
+    )
+    SDLoRA.of(INFO, base=str(index.parent))
+
+
+def test_damaged_files_of_a_base_are_named(tmp_path):
+    whole = tiny_sd.base("tiny")
+    for place, content in product(
+        ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json"),
+        ("", "{", "[]", "[1]", "\0", "{" * 5000),
+    ):
+        folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(whole, folder)
+        if not (folder / place).is_file():
+            continue
+        (folder / place).write_text(content)
+        with pytest.raises(GzError) as e:
+            SDLoRA.of(INFO, base=str(folder))
+        assert e.value.code in (2, 3) and str(folder) in e.value.message, (place, content)
+        shutil.rmtree(folder)
 
 
 def test_what_a_base_and_its_optimizer_need(monkeypatch):

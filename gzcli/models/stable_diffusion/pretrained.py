@@ -12,14 +12,14 @@ import diffusers
 import torch
 import transformers
 import yaml
-from safetensors import SafetensorError
 from torch import nn
 from transformers import BatchEncoding
 
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError, first_line
 from gzcli.models.nn import is_shape_only
 from gzcli.models.stable_diffusion import tiny
 from gzcli.models.stable_diffusion.kinds import Config, Kind, kind_of
+from gzcli.store.files import read_object
 from gzcli.store.hub import TINY, repository
 
 
@@ -33,7 +33,7 @@ def configs(base: str) -> Config | None:
         return published.get(published["names"].get(base))
     files = {path.parent.name: path for path in folder.glob("*/config.json")}
     files |= {"model_index": index, "scheduler": folder / "scheduler" / "scheduler_config.json"}
-    return {part: json.loads(path.read_text()) for part, path in files.items() if path.is_file()}
+    return {part: read_object(path) for part, path in files.items() if path.is_file()}
 
 
 # The files of a repository that are used: no half-precision variants, and no safety checker, which is larger
@@ -92,10 +92,16 @@ def _load_folder(folder: Path, name: str) -> Kind:
         raise MissingError(message, hint="it must be a folder of diffusers' format")
     kind = kind_of(config, name)
     absent: dict[str, Any] = {"image_encoder": None, "feature_extractor": None} | kind.absent
+    for part, entry in config["model_index"].items():
+        if not (part.startswith("_") or (part in absent and is_skipped(entry)) or is_known(entry)):
+            message = f"`model.base`: `{part}` of `{folder}` is {json.dumps(entry)[:80]}"
+            raise UsageError(
+                message, hint="a part must be a network, tokenizer or schedule of diffusers or transformers"
+            )
     try:
         pipe = kind.cls.from_pretrained(folder, use_safetensors=True, local_files_only=True, **absent)
-    except (OSError, ValueError, SafetensorError) as e:
-        first = str(e).splitlines()[0]
+    except Exception as e:  # of diffusers, transformers, safetensors and torch, each with errors of its own
+        first = first_line(e)
         is_folder = Path(name).expanduser().is_dir()
         hint = "save it by `pipeline.save_pretrained`" if is_folder else f"`hf download {name}`"
         message = f"`model.base`: `{folder}` is not whole: {first}"
@@ -104,6 +110,28 @@ def _load_folder(folder: Path, name: str) -> Kind:
         if isinstance(part, nn.Module):
             nn.Module.to(part, torch.get_default_dtype())  # some are kept in half precision on disk
     return kind(pipe)
+
+
+# What the parts of a base are. diffusers .32 imports whatever else an entry names, from the base's folder.
+PARTS = (diffusers.ModelMixin, diffusers.SchedulerMixin, transformers.PreTrainedModel)
+PARTS += (transformers.PreTrainedTokenizerBase,)
+LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
+
+
+def is_known(entry: Any) -> bool:
+    """Whether an entry of `model_index.json`, such as ["diffusers", "DDIMScheduler"], names a part that is
+    absent, or of a class of diffusers or transformers themselves."""
+    if entry == [None, None] or isinstance(entry, int | float | None):
+        return True
+    if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)):
+        return False
+    cls = getattr(LIBRARIES.get(entry[0]), entry[1], None)
+    return isinstance(cls, type) and issubclass(cls, PARTS)
+
+
+def is_skipped(entry: Any) -> bool:
+    """Whether an entry is of a part that is not loaded, by the libraries alone."""
+    return isinstance(entry, list) and entry[:1] in ([name] for name in (*LIBRARIES, "stable_diffusion"))
 
 
 def _build_empty(name: str) -> Kind:
