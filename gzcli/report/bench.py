@@ -180,9 +180,9 @@ def grids(results: Results, figures: Figures) -> list[Picture]:
     bench`."""
     drawings = []
     for title, row in standing(results.result, figures.rows) or figures.titled:
-        samples = results.samples(row)
+        samples = results.samples(row, GRID)
         if samples is not None and len(samples):
-            sheet, png = grid(samples[:GRID], COLUMNS), io.BytesIO()
+            sheet, png = grid(samples, COLUMNS), io.BytesIO()
             image = Image.fromarray(sheet.squeeze(2) if sheet.shape[2] == 1 else sheet)
             image.save(png, "png", optimize=True)
             drawings.append(Picture(f"samples-{title}", title, png.getvalue()))

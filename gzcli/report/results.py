@@ -21,6 +21,7 @@ from gzcli.core.units import by_sides
 from gzcli.report.document import Chart, Document, Picture, Section, Series, Text, number
 from gzcli.store import files
 from gzcli.store.metrics import curves, metric_lines
+from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
 from gzcli.store.runs import by_name
 
@@ -30,6 +31,7 @@ NOT_SCORES = ("set", "role", "index", "file")  # the other columns of `scores.cs
 POINTS = 240  # most points of a curve
 VALIDATED = 2  # most figures of validation in the charts of a run
 CURVES = 36  # most charts of training
+WITHOUT = "remove it: the report is then without these samples"
 # keys of a job → options of its command, in the order in which they are written
 OPTIONS = {"data": "--data", "ins": "--in", "outs": "--out", "metrics": "--metrics", "n": "-n"}
 OPTIONS |= {"scores": "--score", "benchmark": "--benchmark", "checkpoint": "--checkpoint"}
@@ -56,6 +58,26 @@ class Results:
         return "bench" if "rows" in self.result else "ood"
 
     @cached_property
+    def is_own(self) -> bool:
+        """Whether the folder lies in the user's store. One from elsewhere may name any file of this machine,
+        so that of such a one only what lies in it is read."""
+        return user_dir().resolve() in self.folder.resolve().parents
+
+    def may_read(self, path: Path, root: Path | None = None) -> bool:
+        """Whether a file is there and is read: one below the folder (or `root`) without links on the way."""
+        return path.is_file() if self.is_own else files.is_below(path, root or self.folder)
+
+    def run_of(self, name: str, place: str) -> tuple[Run | None, Path]:
+        """A run that the results name, and the folder in which its files must lie: the run itself, one below
+        the folder, or one of this name in the store."""
+        if self.is_own:
+            return by_name(place), self.folder
+        below, store = Run(self.folder / place), user_dir("runs")
+        if files.is_below(below.status_file, self.folder):
+            return below, self.folder
+        return by_name(Path(place).name), store
+
+    @cached_property
     def runs(self) -> dict[str, Run]:
         """The trained runs by their id, if they still exist."""
         names = [self.result.get("run"), *(row.get("run") or row.get("path") for row in rows_of(self.result))]
@@ -63,30 +85,31 @@ class Results:
         places = {Path(path).name: path for path in paths if isinstance(path, str)}
         runs: dict[str, Run] = {}
         for name in dict.fromkeys(name for name in names if isinstance(name, str)):
-            run = by_name(places.get(name, name))
-            if run and run.recipe_file.exists():
+            run, root = self.run_of(name, places.get(name, name))
+            if run and self.may_read(run.recipe_file, root):
                 runs[name] = run
         return runs
 
-    def samples(self, row: Row) -> np.ndarray | None:
-        """The samples of a row, uint8 [N, C, H, W]; None without any."""
-        run, file = str(row.get("run") or row.get("name") or ""), row.get("samples")
+    def samples(self, row: Row, n: int) -> np.ndarray | None:
+        """The first n samples of a row, uint8 [N, C, H, W]; None without any."""
+        run, file = str(row.get("run") or row.get("name") or ""), str(row.get("samples") or "")
         samples = Run(self.folder).samples_folder
-        places = [Path(file), samples / Path(file).name] if file else []
+        places = [self.folder / file, samples / Path(file).name] if file else []
         archives = sorted(samples.glob("*.npz"))
         places += [path for path in archives if path.name.startswith(f"{run}-") or path.stem == run]
-        path = next(filter(Path.is_file, places), None)
-        return files.read_arrays(path, "samples")["samples"].transpose(0, 3, 1, 2) if path else None
+        path = next(filter(self.may_read, places), None)
+        return files.first_rows(path, "samples", n, WITHOUT).transpose(0, 3, 1, 2) if path else None
 
     def pictures(self) -> dict[str, bytes]:
         """The PNGs of the folder by their stem."""
-        return {path.stem: path.read_bytes() for path in sorted(self.folder.glob("*.png"))}
+        pictures = filter(self.may_read, sorted(self.folder.glob("*.png")))
+        return {path.stem: path.read_bytes() for path in pictures}
 
     @cached_property
     def scores(self) -> dict[str, dict[str, np.ndarray]]:
         """Of each set, the in-distribution one first, float64 [N] of each score; empty without scores."""
         path = Run(self.folder).scores_file
-        if not path.is_file():
+        if not self.may_read(path):
             return {}
         with path.open(newline="", errors="surrogateescape") as file:
             lines = (printable(line.replace("\0", "")) for line in file)
@@ -106,7 +129,7 @@ class Results:
         if command := self.result.get("command") or (self.result.get("provenance") or {}).get("command"):
             return redacted(command if isinstance(command, str) else shlex.join(command))
         job, script = self.job, self.folder / "command.sh"
-        if script.exists():  # a league's
+        if self.may_read(script):  # a league's
             return redacted(script.read_text(errors="replace").strip().rpartition("\n")[2])
         if not job:
             return ""
@@ -138,7 +161,8 @@ class Results:
         charts = []
         for name, run in self.runs.items():
             for part in run.stages or [run]:
-                points = curves(metric_lines(part.path))
+                is_read = self.may_read(part.metrics_file, run.path)
+                points = curves(metric_lines(part.path)) if is_read else {}
                 checks = [key for key in points if key.startswith("val_")]
                 losses = [key for key in points if key not in checks]
                 whose = name if part is run else f"{name}, {part.path.name}"
@@ -155,7 +179,7 @@ class Results:
             texts[f"Recipe of {name}"] = printable(redacted(run.recipe_file.read_text(errors="replace")))
         texts["Versions that made the figures"] = aligned(provenance.pop("versions", None) or {})
         for name, run in self.runs.items():
-            facts = run.environment
+            facts = run.environment if self.may_read(run.environment_file, run.path) else {}
             others = {key: facts[key] for key in ("python", "platform", "processes", "gpus") if key in facts}
             texts[f"Versions that trained {name}"] = aligned((facts.get("packages") or {}) | others)
         filled = {key: value for key, value in provenance.items() if value not in (None, {}, [])}
@@ -174,8 +198,9 @@ def read(place: Path) -> Results:
     if not folder.is_dir():
         hint = "`gz bench` and `gz ood` print theirs: `files: …`"
         raise MissingError(f"there is no folder `{place}`", hint=hint)
-    job = clean(files.read_object(Run(folder).job_file))
-    for path in [folder / name for name in FILES]:
+    empty = Results(folder, {}, {}, 0.0)
+    job = clean(files.read_object(path)) if empty.may_read(path := Run(folder).job_file) else {}
+    for path in filter(empty.may_read, (folder / name for name in FILES)):
         result = clean(files.read_json(path))
         if isinstance(result, dict) and not result.keys().isdisjoint(("rows", "results", "files")):
             return Results(folder, result, job, path.stat().st_mtime)

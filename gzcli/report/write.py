@@ -65,6 +65,8 @@ def write(place: Path, folder: Path | None = None) -> dict[str, str]:
     files.make_folder(folder)
     if not Run(folder).is_marked("report"):
         Run(folder).mark("report")
+    if (folder / FIGURES).is_symlink():
+        (folder / FIGURES).unlink()
     shutil.rmtree(folder / FIGURES, ignore_errors=True)  # of the earlier report
     images = {
         id(item): (path, item.png if isinstance(item, Picture) else svg(item))

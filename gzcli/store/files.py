@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -266,6 +267,36 @@ def read_arrays(path: Path, *names: str, hint: str | None = AGAIN) -> dict[str, 
         if lacking := [name for name in names if name not in arrays]:
             raise ValueError(f"it has no `{lacking[0]}`")
         return arrays
+
+
+def first_rows(path: Path, name: str, n: int, hint: str | None = AGAIN) -> np.ndarray:
+    """The first n of the images uint8 [N, H, W, C] of a `.npz` file, without what comes after: a small file
+    may unpack to any size. Raises DamagedError, before it allocates, for other arrays and large images."""
+    from zipfile import ZipFile
+
+    import numpy as np
+
+    with reading(path, hint), ZipFile(path) as archive, archive.open(f"{name}.npy") as f:
+        version = np.lib.format.read_magic(f)
+        header = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, fortran, dtype = header(f)
+        if len(shape) != 4 or shape[3] not in (1, 3) or dtype != np.uint8 or fortran:
+            raise ValueError(f"`{name}` is no uint8 [N, H, W, 1 or 3]")
+        n, row = min(n, shape[0]), math.prod(shape[1:])
+        if not 0 < row * max(n, 1) <= LARGEST or len(data := f.read(n * row)) < n * row:
+            raise ValueError(f"`{name}` is cut off, or its images are too large")
+        return np.frombuffer(data, np.uint8).reshape(n, *shape[1:])
+
+
+def is_below(path: Path, root: Path) -> bool:
+    """Whether a regular file lies in a folder, with no link on the way, and is no larger than LARGEST."""
+    try:
+        way = path.absolute().relative_to(root.absolute())
+        return path.resolve() == root.resolve() / way and path.is_file() and path.stat().st_size <= LARGEST
+    except (OSError, ValueError, RuntimeError):  # a name that no file has, another folder, a circle of links
+        return False
 
 
 def read_cached(path: Path, read: Callable[[Path], T], say: Callable[[str], None]) -> T | None:

@@ -5,8 +5,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
+import math
+import os
 import re
+import shutil
+import tracemalloc
+import zipfile
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -231,8 +237,89 @@ def test_what_results_lack_is_left_out(call, tmp_path):
     assert [cell.strip() for cell in Page(page).cells][4:8] == ["a.png", "yes", "0.01", "2.5"]
 
 
-def test_a_league_has_standings_and_curves(call, tmp_path):
-    league, path = tmp_path / "league", tmp_path / "fm-1.npz"
+def test_what_a_folder_from_elsewhere_names_outside_of_it_is_not_read(call, bench, tmp_path):
+    """Links, absolute paths, `..`, and a run of the working folder; one of the store is found by its id."""
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    for name in ("run.yaml", "env.json", "a.png", "command.sh", "scores.csv", "metrics.jsonl"):
+        (secret / name).write_text('{"packages": {"SECRET": "SECRET"}}\nSECRET')
+    files.write_json(secret / "status.json", {"model": "vae", "state": "finished"})
+    np.savez(secret / "vae.npz", samples=np.full((5, 16, 16, 1), 77, np.uint8))
+    run = runs.create("vae", "digits")
+    run.update(state="finished", step=60)
+    run.recipe_file.write_text("model: {name: vae}  # of the store\n")
+    inner = bench / "runs" / "whole"
+    files.write_json(inner / "status.json", {"model": "vae", "state": "finished"})
+    (inner / "run.yaml").write_text("model: {name: vae}  # below\n")
+    linked = bench / "runs" / "linked"
+    shutil.copytree(secret, linked, ignore=shutil.ignore_patterns("*.yaml", "*.npz"))
+    (linked / "run.yaml").symlink_to(secret / "run.yaml")
+    (bench / "runs" / "folder").symlink_to(secret)
+    (bench / "a.png").symlink_to(secret / "a.png")
+    (bench / "command.sh").symlink_to(secret / "command.sh")
+    (bench / "samples" / "b.npz").symlink_to(secret / "vae.npz")
+    (bench / "report" / "figures").parent.mkdir()
+    (bench / "report" / "figures").symlink_to(secret)
+    places = [
+        str(secret),
+        "../secret",
+        "runs/linked",
+        "runs/folder",
+        "runs/whole",
+        run.id,
+        f"/x/{run.id}",
+        "secret",
+    ]
+    rows = [
+        {"name": f"m{i}", "run": place, "path": place, "metrics": {"fd": 1.0}}
+        for i, place in enumerate(places)
+    ]
+    for i, place in enumerate((secret / "vae.npz", "../secret/vae.npz", "samples/b.npz", "/dev/zero")):
+        rows.append({"name": f"n{i}", "metrics": {}, "samples": str(place)})
+    files.write_json(bench / "bench.json", bench_json(rows=rows))
+    files.write_json(bench / "job.json", {"verb": "bench", "runs": places})
+    os.chdir(tmp_path)
+    for words in ((), ("--out", str(tmp_path / "out"))):
+        assert call("report", str(bench), *words)[0] == (2 if not words else 0)
+    text = "".join((tmp_path / "out" / name).read_text() for name in FORMS)
+    assert "SECRET" not in text and "# below" in text and "# of the store" in text
+    made = read(bench)
+    assert set(made.runs) == {"runs/whole", run.id, f"/x/{run.id}"}
+    assert all(made.samples(row, 9) is None for row in rows)
+    assert sorted(path.name for path in secret.iterdir()) == sorted(
+        [
+            "run.yaml",
+            "env.json",
+            "a.png",
+            "command.sh",
+            "scores.csv",
+            "metrics.jsonl",
+            "status.json",
+            "vae.npz",
+        ]
+    )
+
+
+def test_a_small_archive_that_unpacks_to_much_is_not_unpacked(call, bench, monkeypatch):
+    path = bench / "samples" / "vae-digits-1-0.npz"
+    header = {"descr": "|u1", "fortran_order": False}
+    for shape in ((400_000, 128, 128, 1), (2, 30_000, 30_000, 1), (10**12, 16, 16, 1), (2, 2**40, 2**40, 3)):
+        content = io.BytesIO()
+        np.lib.format.write_array_header_1_0(content, header | {"shape": shape})
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("samples.npy", content.getvalue() + bytes(1_000_000))
+        tracemalloc.start()
+        code, _, stderr = call("report", str(bench), "--out", str(bench.parent / "out"))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 60e6 and code == (0 if math.prod(shape[1:]) <= 128 * 128 else 3), (shape, stderr)
+        assert code == 0 or (str(path) in stderr and "remove it: the report is then" in stderr)
+
+
+def test_a_league_has_standings_and_curves(call, home):
+    """It names the samples of its judgements, which lie in the store too."""
+    league, path = home / "bench" / "league", home / "runs" / "fm-1.npz"
+    path.parent.mkdir(parents=True)
     np.savez(path, samples=np.full((5, 16, 16, 1), 90, np.uint8))
     rows = [
         {"model": "fm", "seed": seed, "metrics": {"fd": 20.0 + seed}, "calls": calls, "setting": "steps"}

@@ -113,7 +113,7 @@ def _load_folder(folder: Path, name: str) -> Kind:
 
 
 # What the parts of a base are. diffusers .32 imports whatever else an entry names, from the base's folder.
-PARTS = (diffusers.ModelMixin, diffusers.SchedulerMixin, transformers.PreTrainedModel)
+PARTS: tuple[type, ...] = (diffusers.ModelMixin, diffusers.SchedulerMixin, transformers.PreTrainedModel)
 PARTS += (transformers.PreTrainedTokenizerBase,)
 LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 
