@@ -26,8 +26,10 @@ from gzcli.core.sections import part_of
 from gzcli.core.units import duration
 from gzcli.data.packs.open import check_unchanged, open_pack, pack_options, record_data
 from gzcli.engine.cadence import KEPT, LEAST, count_steps
+from gzcli.engine.forecast import check_stages
 from gzcli.engine.log import Log
 from gzcli.engine.step import accelerate, compiles, prepare_torch
+from gzcli.engine.trainer import Trainer
 from gzcli.launch.plan import write_train
 from gzcli.store import claims, files, png
 from gzcli.store.metrics import metric_lines
@@ -35,8 +37,6 @@ from gzcli.store.runs import Run
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from gzcli.engine.trainer import Trainer
 
 VERBS = {  # verb of a job → the module whose `run` does it
     "sample": "judge.sample",
@@ -138,8 +138,6 @@ def train(run: Run, log: Log) -> None:
     if lives := int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
         log.warn(f"a process has died, all are started again ({lives} of `launch.restarts`)")
     if sum(stage.state != "finished" for stage in run.stages) > 1:
-        from gzcli.engine.forecast import check_stages
-
         check_stages(run)
     accelerator: Accelerator | None = None
     for stage in run.stages:
@@ -172,9 +170,6 @@ def results_of(run: Run) -> dict[str, Any]:
 
 def train_one(run: Run, log: Log) -> Accelerator:
     """Trains one model, from its newest checkpoint if it has one."""
-    # imported here, as the other verbs need not wait for it
-    from gzcli.engine.trainer import Trainer
-
     part = part_of(run.tree())
     prepare_torch(part)
     accelerator = accelerate(part)
