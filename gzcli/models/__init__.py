@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
+from typing import TYPE_CHECKING
 
-from gzcli.models.catalog import ModelCard, cards
+if TYPE_CHECKING:
+    from gzcli.models.catalog import ModelCard
 
 
 class _Zoo(ModuleType):
@@ -13,6 +15,8 @@ class _Zoo(ModuleType):
 
     def __call__(self) -> dict[str, ModelCard]:
         """The card of every model by name, those of `GZ_MODELS` and of installed packages included."""
+        from gzcli.models.catalog import cards  # whoever imports a sampler alone needs no catalog
+
         return cards()
 
 

@@ -149,15 +149,22 @@ def test_what_the_command_line_loads_is_light():
 
 
 def test_an_import_in_a_function_saves_a_heavy_one():
-    """Those of the verbs and of `gzcli` itself are loaded as they are called for, whatever they cost; and
-    `core.start` imports before gzcli is on the path."""
+    """Those of the verbs, of `gzcli` itself and of `gzcli.models` are loaded as they are called for, whatever
+    they cost; and `core.start` imports before gzcli is on the path."""
     for name in modules():
-        if room(name) in ("cli", "__init__", "__main__") or name == "core.start":
+        if room(name) in ("cli", "__init__", "__main__") or name in ("core.start", "models"):
             continue
         functions = [node for node in ast.walk(tree_of(name)) if isinstance(node, ast.FunctionDef)]
         for target in targets(node for f in functions for node in ast.walk(f)):
             costs = target not in modules() or (loaded(target) - loaded(name)) & (HEAVY | {"yaml", "urllib"})
             assert costs, f"{name} could import {target} at its top"
+
+
+def test_samplers_come_without_the_rest():
+    """A person's own network needs neither the catalogue nor the store nor the data."""
+    rooms = {room(name) for name in loaded("models.denoising.samplers") if name in modules()}
+    assert rooms <= {"__init__", "core", "models", "version", "types"}
+    assert "models.catalog" not in loaded("models.denoising.samplers")
 
 
 def test_folders_do_not_grow():
