@@ -265,4 +265,4 @@ def _on_h100s(forecasts: Sequence[Forecast]) -> str:
     gpus = forecasts[0].gpus
     seconds = together([one.on_h100s(gpus) for one in forecasts])
     where = "an H100" if gpus == 1 else f"{gpus} H100s"
-    return f", {about(seconds)} on {where} at {forecast.SHARE:.0%} of peak" if seconds else ""
+    return f", {about(seconds)} on {where}" if seconds else ""

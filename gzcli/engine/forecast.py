@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
@@ -46,7 +47,16 @@ ENOUGH = 1.0  # seconds after which no further step is timed
 TIMED, MOST = 2, 12  # steps that are timed: at least, and where they are short
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_aten = torch.ops.aten
+NO_KERNEL = {_aten.detach, _aten._unsafe_view, _aten.empty, _aten.empty_like, _aten.empty_strided}
 LARGE = 100_000_000  # parameters of a net that is not tried on a CPU, where that takes long
+
+
+class Work(NamedTuple):
+    """The work of a step of the global batch."""
+
+    flops: float  # floating-point operations, on all processes
+    kernels: float  # that a process launches one after another
 
 
 class PartOnData(NamedTuple):
@@ -60,18 +70,19 @@ Stages = Mapping[str, PartOnData]  # earlier stages by their names
 
 
 def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """{"parts": […]}: for each part `params`, `flops` of a step, and where a step is tried its `seconds` and
-    `bytes`, or the `error` that keeps them from being known. `refused` is the hint of a mistake in the
-    recipe."""
+    """{"parts": […]}: for each part `params`, `flops` and `kernels` of a step, and where a step is tried its
+    `seconds` and `bytes`, or the `error` that keeps them from being known. `refused` is the hint of a mistake
+    in the recipe."""
     results = []
     for row in job.parts:
-        result: dict[str, Any] = dict.fromkeys(("params", "flops", "seconds", "bytes", "error"))
+        result: dict[str, Any] = dict.fromkeys(("params", *Work._fields, "seconds", "bytes", "error"))
         result["timed"] = row["timed"]
         try:
             stages = {name: on_data(part_of(tree, name), job.info) for name, tree in row["stages"].items()}
             part, info = on_data(part_of(row["tree"], row["stage"]), job.info)
             result["params"] = params_of(part, info, stages)
-            result["flops"] = flops_of(part, info, stages)
+            if work := work_of(part, info, stages):
+                result |= work._asdict()
             if row["timed"] and not (device.type == "cpu" and result["params"] > LARGE):
                 result |= try_step(part, info, stages, result["flops"], device)
         except GzError as e:
@@ -123,39 +134,43 @@ def params_of(part: Part, info: DataInfo, stages: Stages) -> int:
         return sum(p.numel() for p in build(part, info, stages).parameters())
 
 
-def flops_of(part: Part, info: DataInfo, stages: Stages | None = None) -> float | None:
-    """The floating-point operations of a step of the global batch; None where the model needs values."""
+def work_of(part: Part, info: DataInfo, stages: Stages | None = None) -> Work | None:
+    """The work of a step of the global batch; None where the model needs values."""
     try:
         with shapes_only():
             noise = RecordedNoise(part.train.batch_size, torch.zeros((), dtype=torch.int64))
             model = build(part, info, stages or {})
-            return operations(model, batch_of(model, micro_batch(part), noise), part)
+            return count_work(model, batch_of(model, micro_batch(part), noise), part)
     except Exception:  # what a model, or a library of its own, does with tensors without values
         return None
 
 
-def operations(model: Model, batch: Batch, part: Part) -> float:
-    """The floating-point operations of a step of the global batch, of a model and a micro-batch without
-    values."""
-    with Flops() as counter:
-        loss, update = Trial(model, part, batch, real=False).step(lambda: counter.total)
-    return loss * pieces_of(part) + update
+def count_work(model: Model, batch: Batch, part: Part) -> Work:
+    """The work of a step of the global batch, of a model and a micro-batch without values."""
+    with Counter() as counter:
+        loss, update = Trial(model, part, batch, real=False).step(counter.read)
+    flops, kernels = loss * np.array([pieces_of(part), part.train.accumulate]) + update
+    return Work(float(flops), float(kernels))
 
 
-class Flops(TorchDispatchMode):
-    """Counts floating-point operations by torch's formulas. Unlike FlopCounterMode it takes a gradient of a
-    gradient, and knows the attention of CPUs."""
+class Counter(TorchDispatchMode):
+    """Counts floating-point operations by torch's formulas, and the kernels that do them and all else. Unlike
+    FlopCounterMode it takes a gradient of a gradient, and knows the attention of CPUs."""
 
-    total = 0
+    flops, kernels = 0.0, 0
+
+    def read(self) -> Any:
+        return np.array([self.flops, self.kernels])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        self.kernels += not (func.is_view or func._overloadpacket in NO_KERNEL)
         if func._overloadpacket is _flash:
-            self.total += sdpa_flop_count(*(t.shape for t in args[:3]))
+            self.flops += sdpa_flop_count(*(t.shape for t in args[:3]))
         elif func._overloadpacket is _flash_backward:
-            self.total += sdpa_backward_flop_count(*(t.shape for t in args[:4]))
+            self.flops += sdpa_backward_flop_count(*(t.shape for t in args[:4]))
         elif count := flop_registry.get(func._overloadpacket):
-            self.total += count(*args, **(kwargs or {}), out_val=out)
+            self.flops += count(*args, **(kwargs or {}), out_val=out)
         return out
 
 
@@ -197,7 +212,7 @@ class Trial:
         self.ema = EMA(model, part.train.ema if real else 0, lengths=lengths)
         self.half = devices.half(precision(part)) if real else None
 
-    def step(self, read: Callable[[], float]) -> tuple[float, float]:
+    def step(self, read: Callable[[], Any]) -> tuple[Any, Any]:
         """Takes every phase once. Returns the increments of the counter `read`, of losses with gradients and
         of updates. Each phase is weighted by its share of the run's steps."""
         params = {id(p): p for phase in self.phases for p in phase.parameters()}.values()
@@ -277,11 +292,11 @@ def speed_of(model: Model, batch: Batch, part: Part, accelerator: Accelerator, l
     try:
         blank, fake, mode = without_values(model, batch)
         with ranks.alone(), shapes_only(mode):
-            flops = operations(blank.train(), fake.rows(slice(micro_batch(part)), fake.noise), part)
+            work = count_work(blank.train(), fake.rows(slice(micro_batch(part)), fake.noise), part)
     except Exception as e:  # a figure that cannot be found must not end a training
         log.record(f"the operations of a step are not known: {type(e).__name__}: {e}")
         return Speed(images)
     plain = "fp32" if part.train.deterministic else "tf32"
     kind = {"no": plain}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     peak = devices.peak(accelerator.device, kind)
-    return Speed(images, flops, peak and peak * ranks.world())
+    return Speed(images, work.flops, peak and peak * ranks.world())

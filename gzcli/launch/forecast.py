@@ -41,13 +41,15 @@ from gzcli.version import __version__
 UNKNOWN = 10  # classes that are planned for where a conditional model's set is not packed yet
 WEEK = 7 * 86_400  # seconds after which a plan asks before it starts
 PAUSES = 0.1  # share of the time that pictures, validation and checkpoints take; `--minutes` counts so too
-# The share of an H100's peak that a net of this zoo is taken to reach.
+# The share of an H100's peak that a net of this zoo is taken to reach, the seconds that each of its kernels
+# takes at least, and those of compiling a model, or of getting ready at all.
 SHARE, H100 = 0.2, 1e12 * PEAKS["H100"]["bf16"]
+KERNEL, COMPILING = 4e-6, 60.0
 # Keys of a recipe, and of its `train` section, on which neither the cost nor the time of a step depends.
 APART = ("seed", "about", "scale", "sample", "ood", "bench", "params")
 PAUSING = ("log_every", "sample_every", "samples", "eval_every", "checkpoint_every", "keep", "best", "init")
 
-NUMBERS = ("params", "flops", "seconds", "bytes")  # of a part's result
+NUMBERS = ("params", "flops", "kernels", "seconds", "bytes")  # of a part's result
 
 Measure = Callable[[TrialJob], Sequence[Mapping[str, Any]]]  # does a job and returns its rows
 
@@ -147,6 +149,7 @@ class Forecast:
     part: Part  # its recipe, with the processes that train it
     params: int | None = None  # parameters of the model
     flops: float | None = None  # floating-point operations of a step of the global batch
+    kernels: float | None = None  # that a process launches in a step
     step: float | None = None  # seconds of a step on this machine
     bytes: int | None = None  # the most that a process took in a step here, scaled to the recipe's batch
     lacking: str | None = None  # why something is not known
@@ -156,10 +159,10 @@ class Forecast:
     def of(cls, row: Mapping[str, Any]) -> Forecast:
         """What is known of a part, a row of a `TrialJob` with its result."""
         result, part = row["result"], part_of(row["tree"], row["stage"])
-        params, flops, step, took = map(result.get, NUMBERS)
+        params, flops, kernels, step, took = map(result.get, NUMBERS)
         lacking = result.get("error")
         refused = UsageError(lacking, hint=result["refused"] or None) if "refused" in result else None
-        return cls(part, params, flops, step, took, lacking, refused)
+        return cls(part, params, flops, kernels, step, took, lacking, refused)
 
     @property
     def seconds(self) -> float | None:
@@ -174,8 +177,12 @@ class Forecast:
         return (self.part.launch.processes or 1) if self.part.launch.gpus else 1
 
     def on_h100s(self, gpus: int) -> float | None:
-        """Seconds of the training on so many H100s, at a fifth of their peak."""
-        return self.flops and self.part.train.steps * self.flops / (gpus * H100 * SHARE) / (1 - PAUSES)
+        """Seconds of the training on so many H100s: at a fifth of their peak, but no faster than kernels are
+        launched, after a minute in which the model is compiled."""
+        if not self.flops:
+            return None
+        step = max(self.flops / (gpus * H100 * SHARE), KERNEL * (self.kernels or 0))
+        return COMPILING + self.part.train.steps * step / (1 - PAUSES)
 
     def steps_in(self, minutes: float) -> int | None:
         """About how many steps `--minutes` would choose."""
@@ -293,7 +300,7 @@ def recall(key: str) -> dict[str, Any]:
     """What the cache has under a key; {} where that is nothing, or damaged."""
     row = files.whole_object(cached(key))
     numbers = all(isinstance(row.get(name), int | float | None) for name in NUMBERS)
-    return row if numbers and "timed" in row else {}
+    return row if numbers and {"timed", "kernels"} <= set(row) else {}
 
 
 def machine_of(plan: Plan) -> str:

@@ -62,7 +62,7 @@ def planned(monkeypatch):
             jobs.append(job)
             rows = []
             for timed in (row["timed"] for row in job.parts):
-                values = {"params": PARAMS, "flops": FLOPS, "seconds": None, "bytes": None}
+                values = {"params": PARAMS, "flops": FLOPS, "kernels": 100.0, "seconds": None, "bytes": None}
                 values |= {"seconds": seconds, "bytes": BYTES} if timed else {}
                 values = {"params": None} if error else values
                 rows.append({"timed": timed, "error": error, **values, **refused})
@@ -86,7 +86,7 @@ def test_the_first_lines_of_a_dry_run_and_its_plan_for_scripts(gz, dry_run, plan
     assert lines[2].startswith("model   ddpm, 35.7M parameters, ") and lines[2].endswith(" at 6,000 GFLOP")
     assert lines[3].startswith("memory  900 MB a process, as a step took here; this machine has ")
     assert lines[4].startswith("time    about 65 minutes here, ")
-    assert "on an H100 at 20% of peak; --minutes 60: 6,480 steps" in " ".join(map(str.strip, lines[4:6]))
+    assert "on an H100; --minutes 60: 6,480 steps" in " ".join(map(str.strip, lines[4:6]))
     assert "\npaper   --scale paper: " in stdout
     assert len(jobs) == 1 and not runs.all_runs()
     result = dry_run(*words)
@@ -161,7 +161,18 @@ def test_gpus_that_are_not_here_are_planned_for(gz, dry_run, planned, monkeypatc
     assert not any(row["timed"] for row in jobs[0].parts)
     one, four = (dry_run(*words, gpus) for gpus in ("1", "4"))
     assert one["seconds_on_gpus"] == one["seconds_on_h100"] == four["seconds_on_h100"]
-    assert four["seconds_on_gpus"] == pytest.approx(one["seconds_on_h100"] / 4)
+    assert four["seconds_on_gpus"] - 60 == pytest.approx((one["seconds_on_h100"] - 60) / 4)
+
+
+def test_no_gpu_is_faster_than_its_kernels_or_ready_at_once():
+    """A small net is bound by the launches of its kernels, on many GPUs as on one."""
+    part = resolve("vae", data="digits", flags={"train.steps": 6000}).parts[0]
+    small, large = (forecast.Forecast(part, 1, flops, 500.0) for flops in (1e8, 1e13))
+    assert small.on_h100s(1) == small.on_h100s(8) == pytest.approx(60 + 6000 * 500 * 4e-6 / 0.9)
+    assert large.on_h100s(1) == pytest.approx(60 + 6000 * 1e13 / (0.2 * 989e12) / 0.9)
+    one_step = replace(part, train=replace(part.train, steps=1))
+    assert forecast.Forecast(one_step, 1, 1e6, 10.0).on_h100s(1) >= 60
+    assert forecast.Forecast(part, 1, None, None).on_h100s(1) is None
 
 
 def test_a_batch_that_gz_chose_is_rounded_to_the_gpus(gz, planned, monkeypatch):

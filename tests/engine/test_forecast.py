@@ -36,9 +36,10 @@ def test_the_size_of_every_model_and_its_operations(case):
     stages = {name: on_data(stage) for name, stage in case.stages.items()}
     setup, model = on_data(case), case.fresh()
     assert forecast.params_of(*setup, stages) == sum(p.numel() for p in model.parameters())
-    flops = forecast.flops_of(*setup, stages)
-    assert (flops is None) == (case.model in NOT_COUNTED)
-    assert flops is None or flops > 2 * case.batch * max(p.numel() for p in model.parameters())
+    work = forecast.work_of(*setup, stages)
+    assert (work is None) == (case.model in NOT_COUNTED)
+    assert work is None or work.kernels > len(list(model.parameters()))
+    assert work is None or work.flops > 2 * case.batch * max(p.numel() for p in model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -63,8 +64,8 @@ def test_operations_are_those_of_a_real_step(model, sets, home, monkeypatch):
     with FlopCounterMode(display=False, custom_mapping=attention) as real:
         for number in range(steps):
             t.step(number)
-    flops = forecast.flops_of(part_of(tree), t.info)
-    assert flops == pytest.approx(real.get_total_flops() / steps, rel=1e-6)
+    flops, kernels = forecast.work_of(part_of(tree), t.info)
+    assert flops == pytest.approx(real.get_total_flops() / steps, rel=1e-6) and kernels > 10
     monkeypatch.setattr(forecast, "SHORT", 1)
     before = {name: value.clone() for name, value in t.model.state_dict().items() if torch.is_tensor(value)}
     speed = forecast.speed_of(t.trained.model, t.batches.at(0), t.part, t.accelerator, t.log)

@@ -93,7 +93,7 @@ def test_a_run_without_a_terminal_tells_its_progress_in_a_few_lines(tmp_path, ca
 def test_a_run_records_its_speed(monkeypatch):
     monkeypatch.setattr(forecast, "SHORT", 1)
     t = fit(recipe(VAE, steps=3))
-    flops = forecast.flops_of(t.part, t.info)
+    flops = forecast.work_of(t.part, t.info).flops
     for line in lines(t.run.path / "metrics.jsonl"):
         if "it_s" in line:
             assert line["images_s"] == pytest.approx(8 * line["it_s"], rel=1e-2)
