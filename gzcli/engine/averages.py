@@ -31,8 +31,7 @@ from gzcli.engine.ema import EMA, LENGTHS, MANY, exponent, random_images
 from gzcli.engine.log import Log
 from gzcli.engine.prepared import train_images
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.engine.validate import best_metric, validate
-from gzcli.metrics.features import lenet
+from gzcli.engine.validate import best_metric, judge_of, validate
 from gzcli.store import files
 from gzcli.store.runs import Run
 
@@ -178,11 +177,12 @@ def run(job: EmaJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     pack = open_pack(part.data.name, **pack_options(part.data), say=log.info)
     check_unchanged(run.owner.path, pack.meta)
     images, _, _ = train_images(part, pack, device, run, log)
-    metric = best_metric(model, part.train.best, pack)
+    net, metric = None, best_metric(model, part.train.best, pack)
+    if metric == "fd":
+        net, metric = judge_of(model, pack, device, log)
     if metric is None and job.length is None:
         message = "no figure chooses an average: `train.best` is `none`, or no images are for validation"
         raise UsageError(message, hint="say which: `--length 0.05`")
-    net = lenet(pack, device=device, say=log.info) if metric == "fd" else None
     model.on_step(step - 1)  # what anneals is where the training has left it
     ema = EMA(model, part.train.ema, partial(some_images, images, trained))
     usual = checkpoint.read_weights(run.checkpoint(served_by_training(run)).averaged).weights

@@ -30,10 +30,11 @@ from gzcli.engine.pictures import loss_curve
 from gzcli.engine.prepared import prepare, train_images
 from gzcli.engine.step import is_shared_out, precision, twin, wrap_step
 from gzcli.engine.trained import Trained, build_model, built_on, stages_for, to_device
-from gzcli.engine.validate import best_metric, validate
+from gzcli.engine.validate import best_metric, judge_of, validate
 from gzcli.launch.plan import write_train
 from gzcli.metrics import collapse
-from gzcli.metrics.features import LeNetFeatures, lenet
+from gzcli.metrics.classifier import NetFeatures
+from gzcli.metrics.pretrained import Features
 from gzcli.models.base import Phase
 from gzcli.models.catalog import OUTSIDE, card_of
 from gzcli.models.nn import spread_labels
@@ -82,7 +83,9 @@ class Trainer:
         if self.train.patience and not self.metric:
             hint = "leave `train.patience` out, or set `train.best`"
             raise UsageError("`train.patience` waits for better validations, and there are none", hint=hint)
-        self.net: LeNetFeatures | None = None  # its features are compared by the metric `fd`
+        # rank 0's, whose features are compared by the metric `fd`
+        self.net: NetFeatures | Features | None = None
+        self.has_judge = self.metric != "fd"
         self.start = self.done = 0  # steps that were done before this process, and by now
         self.end = self.steps  # step of the last one: by `train.patience` less than the length in schedules
         self.saved = 0  # step of the newest checkpoint
@@ -235,8 +238,11 @@ class Trainer:
         if "eval" in due and self.metric:
             with self.cadence.timed():
                 self.get_net()
-            with self.cadence.timed("eval"):
-                self.evaluate(done, self.metric)
+            if self.metric:
+                with self.cadence.timed("eval"):
+                    self.evaluate(done, self.metric)
+            else:  # its judge tells nothing apart
+                self.cadence.every["eval"] = 0
         if last := done == self.end:
             due = due | KINDS
             self.snapshots.take(done, last=True)
@@ -307,7 +313,7 @@ class Trainer:
         """Saves a checkpoint of `step` steps as the best, where `value` is less than at all earlier ones. A
         call of every rank; the value of rank 0 counts."""
         best = self.run.best
-        if ranks.agree(best is None or value < best.value):
+        if ranks.agree(best is None or best.metric != metric or value < best.value):
             self.save(step)
             if ranks.rank() == 0:
                 files.write_json(self.run.best_file, {"step": step, "metric": metric, "value": value})
@@ -369,9 +375,13 @@ class Trainer:
             self.log.info(reference, sparse=unfinished)
 
     def get_net(self) -> None:
-        """Loads the net of `fd`, or trains it on its first use for a data set, which takes a while."""
-        if self.metric == "fd" and self.net is None and self.rank == 0:
-            self.net = lenet(self.pack, device=self.device, say=self.log.info)
+        """Loads the net of `fd`, or trains it on its first use for a data set, which takes a while. One that
+        tells nothing apart changes the metric. A call of every rank."""
+        if not self.has_judge:
+            self.has_judge = True
+            if self.rank == 0:
+                self.net, self.metric = judge_of(self.model, self.pack, self.device, self.log)
+            self.metric = ranks.agree(self.metric)
 
     def picture(self, done: int, n: int) -> None:
         """Writes samples/<done>.png with `train.samples` or about n samples, equally many of each class,

@@ -12,11 +12,14 @@ from gzcli.core.types import Say
 from gzcli.data.packs.batches import scan
 from gzcli.data.packs.pack import Pack
 from gzcli.engine import sampler
+from gzcli.engine.log import Log
 from gzcli.engine.prepared import with_remembered
 from gzcli.engine.trained import Trained
-from gzcli.metrics import collapse
-from gzcli.metrics.features import LeNetFeatures
+from gzcli.metrics import collapse, pretrained
+from gzcli.metrics.classifier import NetFeatures
+from gzcli.metrics.features import lenet
 from gzcli.metrics.frechet import frechet_distance
+from gzcli.metrics.pretrained import Features
 from gzcli.models.base import Model, named_losses
 from gzcli.models.nn import double, full_fp32
 
@@ -30,19 +33,47 @@ def best_metric(model: Model, choice: str, pack: Pack) -> str | None:
     n = len(pack.images("val"))
     if choice == "none" or n == 0:
         return None
-    usual = "bpd" if model.likelihood in ("exact", "bound") else "loss"
-    metric = next(name for name in (choice, model.best, usual) if name != "auto")
+    metric = next(name for name in (choice, model.best, usual_metric(model)) if name != "auto")
     return None if metric == "fd" and n < 2 else metric
 
 
+def usual_metric(model: Model) -> str:
+    return "bpd" if model.likelihood in ("exact", "bound") else "loss"
+
+
+def judge_of(
+    model: Model, pack: Pack, device: torch.device, log: Log
+) -> tuple[NetFeatures | Features, str | None]:
+    """The net whose features the metric `fd` compares, and the metric. If the judge of the data set tells
+    nothing apart, the metric is `fd_lite` with the extra `features`, and without it the usual one of models
+    without a judge; None for GANs, whose loss says nothing of their samples."""
+    judge = lenet(pack, device=device, say=log.info)
+    if judge.alive:
+        return judge, "fd"
+    why = judge.is_dead("lenet")
+    if pretrained.is_installed():
+        log.warn(f"{why}: `train.best` is by features of EfficientNet-Lite0")
+        return pretrained.lite(device), "fd_lite"
+    metric = None if model.best == "fd" else usual_metric(model)
+    instead = f"`train.best` is by `{metric}`" if metric else "no best checkpoint is chosen"
+    log.warn(f"{why}: {instead}; `{pretrained.INSTALL}` has other features")
+    return judge, metric
+
+
 def validate(
-    trained: Trained, metric: str, *, pack: Pack, data: Pack, net: LeNetFeatures | None, warn: Say
+    trained: Trained,
+    metric: str,
+    *,
+    pack: Pack,
+    data: Pack,
+    net: NetFeatures | Features | None,
+    warn: Say,
 ) -> dict[str, float]:
     """The metric on the first 2,000 validation images, with figures that explain it; less is better. A call
     of every rank; the metric is the same number however many there are. NaN if no sample is finite."""
-    if metric == "fd":
+    if metric in ("fd", "fd_lite"):
         try:
-            return distances(trained, pack, net, warn)
+            return distances(trained, metric, pack, net, warn)
         except sampler.NoneFinite as e:
             warn(e.message)
             return {metric: math.nan}
@@ -71,21 +102,25 @@ def mean(trained: Trained, metric: str, data: Pack) -> float:
     return float(ranks.total(total)) / n
 
 
-def distances(trained: Trained, pack: Pack, net: LeNetFeatures | None, warn: Say) -> dict[str, float]:
-    """Figures of samples against as many validation images: `fd`, the Fréchet distance; `distance`, that of
-    pairs of samples as a share of that of pairs of real images; and, where the net knows the classes,
+def distances(
+    trained: Trained, name: str, pack: Pack, net: NetFeatures | Features | None, warn: Say
+) -> dict[str, float]:
+    """Figures of samples against as many validation images: the Fréchet distance, by a name; `distance`,
+    that of pairs of samples as a share of that of pairs of real images; and, where the net knows the classes,
     `classes`, the entropy of the samples' classes as a share of that of real images."""
     real = pack.images("val")[:VALIDATION]
     images = sampler.draw(trained, len(real), warn=warn)
     if net is None:
-        return {"fd": 0.0}
-    is_multilabel = trained.info.multilabel
+        return {name: 0.0}
+    classifier = net if isinstance(net, NetFeatures) and not trained.info.multilabel else None
     fake, real_features = net.features(images), net.features(real)
-    predicted, classes = (np.zeros(len(x), int) if is_multilabel else net.predict(x) for x in (images, real))
+    predicted, classes = (
+        classifier.predict(x) if classifier else np.zeros(len(x), int) for x in (images, real)
+    )
     figures = {
-        "fd": float(frechet_distance(real_features, fake)),
+        name: float(frechet_distance(real_features, fake)),
         "distance": collapse.diversity(fake, predicted, real_features, classes),
     }
-    if not net.rotations and not is_multilabel:
+    if classifier and not classifier.rotations:
         figures["classes"] = collapse.coverage(predicted, classes)
     return figures

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -155,9 +155,13 @@ class Judge:
         self.judges: dict[str, NetFeatures] = {
             name: space for name, space in self.spaces.items() if isinstance(space, NetFeatures)
         }
+        self.leave_out_the_dead()
         self.large = self.spaces.keys() - self.judges.keys()
-        self.lenet = self.judges.get("lenet")
+        self.lenet = self.living.get("lenet")
         self.memory_space = self.spaces.get("lite", self.lenet)
+        if self.remembers and self.memory_space is None:
+            self.remembers = False
+            self.metrics = [metric for metric in self.metrics if metric.name != "memory"]
         self.floors: dict[tuple[int, str], Floor] = {}  # by number of images and what they lie evenly over
         self.first_draws: dict[tuple[int, int | None, str], tuple[ImageSet, ImageSet]] = {}
         self.stats: tuple[Metric, Moments] | None = None  # of other real images, for a Fréchet distance
@@ -168,6 +172,22 @@ class Judge:
             self.stats = metric, statistics
         if "lpips" in names:
             self.lpips  # noqa: B018 -- absent weights are reported before the work
+
+    def leave_out_the_dead(self) -> None:
+        """Drops the metrics of judges that tell nothing apart. Those of the extra `features`, if it is there,
+        take their place unless metrics were named."""
+        self.living = {name: judge for name, judge in self.judges.items() if judge.alive}
+        if self.living.keys() == self.judges.keys():
+            return
+        if not self.named and pretrained.is_installed():
+            self.spaces.setdefault("lite", pretrained.lite(self.device))
+            self.metrics += [
+                metric
+                for metric in metrics().values()
+                if metric.default == "colour" and metric not in self.metrics
+            ]
+        dead = self.judges.keys() - self.living.keys()
+        self.metrics = [metric for metric in self.metrics if metric.features not in dead]
 
     # ------------------------------------------------------------------------ what metrics read
 
@@ -215,7 +235,7 @@ class Judge:
                 figures |= to_moments(*self.stats, fake)
             elif metric.compare:
                 figures |= metric.compare(fake, real.features(space), intervals)
-            elif metric.within and (net := self.judges[metric.features]).alive and not net.rotations:
+            elif metric.within and not (net := self.judges[metric.features]).rotations:
                 sides = fake, real.features(space)
                 one, other = (net.logits_of(side).argmax(1) for side in sides)
                 figures |= metric.within(*sides, one, other, intervals)
@@ -285,7 +305,7 @@ class Judge:
         """The cheap figures of many draws of n real images. They are cached, as every run of a league needs
         them and those of many images take minutes."""
         cheap = [metric for metric in self.metrics if metric.cheap]
-        nets = [judge.hash for judge in self.judges.values()]
+        nets = [judge.hash for judge in self.living.values()]
         of = strata and [strata.name, strata.key, strata.shares.tolist()]
         names = [metric.name for metric in cheap]
         terms = [VERSION, self.real.bank(n, levels).key, len(self.real.reference(levels)), n, nets, of, names]
@@ -318,7 +338,7 @@ class Judge:
             self._compute("the data set", self.real.reference(levels), of_real)
             for entry in contestants:
                 n = min(len(entry), self.real.at_most)
-                self._compute("the floor", self.real.bank(n, levels), list(self.judges.values()))
+                self._compute("the floor", self.real.bank(n, levels), list(self.living.values()))
                 if self.large and entry.levels == levels:
                     fake, real = self.first_draw(entry)
                     self._compute("the floor", fake, spaces)
@@ -369,7 +389,7 @@ class Judge:
                 | json_figures("metrics", floor.figures)
                 for floor in floors
             ],
-            "directions": {name: self.direction(name) for part in every for name in part},
+            "directions": {name: column_of(name).better for part in every for name in part},
             "biased": {str(floor.n): self.biased(floor.n) for floor in floors},
             "provenance": self.provenance(processes),
             "notes": self.notes(contestants, rows, floors),
@@ -380,17 +400,6 @@ class Judge:
         result |= standings.two_judges(rows, self.job.metrics, result["directions"])
         files.write_json(Run(folder).bench_file, result)
         return result
-
-    def direction(self, name: str) -> Literal["down", "up"] | None:
-        """The direction of better values of a figure; None of one by a judge that is dead."""
-        dead = {metric.features for metric in self.metrics if not self.lives(metric)}
-        column, table = column_of(name), metrics().values()
-        of = next((metric.features for metric in table if column in metric.columns), "")
-        return None if of in dead else column.better
-
-    def lives(self, metric: Metric) -> bool:
-        judge = self.judges.get(metric.features)
-        return judge is None or judge.alive
 
     def row_of(self, entry: Contestant) -> dict[str, Any]:
         since, trained, images, levels = time.monotonic(), entry.trained, entry.images, entry.levels
@@ -423,7 +432,7 @@ class Judge:
         differences = {
             name: excess(figure, floor.figures[name], way)
             for name, figure in figures.items()
-            if name in floor.figures and (way := self.direction(name))
+            if name in floor.figures and (way := column_of(name).better)
         }
         return {name: [figure.value, figure.low, figure.high] for name, figure in differences.items()}
 
@@ -457,12 +466,9 @@ class Judge:
         """Notes on what could be misread in the figures."""
         lines, names = [], {metric.name for metric in self.metrics}
         sizes = list(dict.fromkeys(floor.n for floor in floors))
-        for name, judge in self.judges.items():
-            if not judge.alive:
-                what = f"accuracy {judge.accuracy:.0%} on test images, {judge.chance:.0%} by chance"
-                lines.append(
-                    f"the judge `{name}` tells nothing apart ({what}): nobody is ranked by its figures"
-                )
+        install = "" if "lite" in self.spaces else f"; `{pretrained.INSTALL}` has others"
+        for name in self.judges.keys() - self.living.keys():
+            lines.append(f"{self.judges[name].is_dead(name)}: its figures are left out{install}")
         for n in sizes:
             if biased := self.biased(n):
                 reason = (

