@@ -268,6 +268,7 @@ class LoadedRun:
         *,
         seed: int = 0,
         labels: Labels | None = None,
+        y: Labels | None = None,
         mask: np.ndarray | None = None,
         progress: Progress = no_progress,
         **options: Any,
@@ -277,13 +278,14 @@ class LoadedRun:
         application: "reconstruct", "inpaint", …, of those that `gz list models` shows.
         images: uint8 [N, C, H, W].
         seed: of the noise.
-        labels: classes [m] by number that the images take in turn.
+        labels: classes [m] by number that the outputs take in turn.
+        y: classes [N] of the images by number, as `run.data.labels("test")` has them; None: unknown.
         mask: 0/1 [H, W], 1 where the images are kept.
         progress: called as by `sample`.
         options: keywords of the application.
 
-        Raises UsageError for an application that the model does not have, and DivergedError if no output is
-        finite; warns of some that are not, which are black.
+        Raises UsageError for an application that the model does not have, or labels that it does not take, and
+        DivergedError if no output is finite; warns of some that are not, which are black.
         """
         method = getattr(self.model, application, None)
         if method is None:
@@ -291,8 +293,9 @@ class LoadedRun:
         x = self._pixels(images, range(len(images)), seed)
         x = x if self.trained.space is None else self.trained.space.encode(x)
         keywords = dict(self._options(application, options))
-        if labels is not None:
-            keywords["labels"] = self._labels(labels, len(images)).to(self.trained.device)
+        n, device = len(images), self.trained.device
+        named, known = (None if v is None else self._labels(v, n).to(device) for v in (labels, y))
+        keywords |= self.trained.label_keywords(application, named, known)
         if mask is not None:
             whole = torch.from_numpy(np.asarray(mask, np.float32))[None, None]
             keywords["mask"] = seen_mask(whole, self.trained).expand(len(images), -1, -1, -1)

@@ -4,6 +4,7 @@ latent space in which it was trained.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -262,6 +263,25 @@ class Trained:
         """The autocast of applications. That of a model with an exact likelihood is fp32, as a flow must
         invert its latents."""
         return self._autocast("fp32" if self.model.likelihood == "exact" else self.precision)
+
+    def label_keywords(self, do: str, labels: Tensor | None, y: Tensor | None) -> dict[str, Tensor]:
+        """The labels that an application takes, by their keywords.
+
+        labels: those that were named, or None.
+        y: those of the images, or None where they are unknown. They take the place of `labels` in an
+          application that does not tell the two apart, because its outputs keep the class of their images.
+
+        Raises UsageError for labels that the application or the model does not take.
+        """
+        takes = inspect.signature(getattr(self.model, do)).parameters
+        if labels is not None and "labels" not in takes:
+            raise UsageError(f"`{do}` of `{self.name}` takes no labels")
+        if labels is not None and not (self.model.conditional or do in self.model.labels_for):
+            raise UsageError(f"`{self.name}` was not trained with labels")
+        keywords = {"labels": labels, "y": y}
+        if labels is None and "y" not in takes and self.model.conditional:
+            keywords["labels"] = y
+        return {key: value for key, value in keywords.items() if key in takes and value is not None}
 
     def scoring(self) -> AbstractContextManager[None]:
         """The autocast of scores, fp32 unless another is requested: scores are compared over devices, and

@@ -171,8 +171,8 @@ def read(name: str, pack: Pack, form: PackOptions, n: int, log: Log) -> Contesta
         labels = None  # classes of another set
     images = ImageSet(images_pack.images("test"), labels).first(n)
     images = ImageSet(images.images[:], images.labels)
-    note = f"`{source.shown}`: {text}"
-    return Contestant(Path(source.reference).name, images, source.reference, notes=[note])
+    notes = [f"`{source.shown}`: {note}" for note in (text, *images_pack.meta.notes)]
+    return Contestant(Path(source.reference).name, images, source.reference, notes=notes)
 
 
 def common_form(models: list[Trained], pack: Pack | None = None) -> PackOptions:

@@ -78,9 +78,10 @@ def fitting_images(
 
 
 def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -> list[str]:
-    """Notes on how a figure's images differ from those of the set."""
+    """Notes on how a figure's images were read, and how they differ from those of the set."""
     lines = []
     for name, pack in packs.items():
+        lines += [f"`{name}`: {note}" for note in pack.meta.notes]
         channels, height, width = pack.meta.shape
         changes = [f"resized to {width}×{height}"] if pack.meta.resized else []
         if channels != pack.meta.source_channels:

@@ -49,14 +49,20 @@ class Output:
 def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """Writes `grid.png` and the other files of a job into `folder`. Returns the JSON of `gz sample`."""
     trained = load_trained(Run(Path(job.run)), device, job.checkpoint, job.precision)
-    notes: list[str] = []
     since, frames = time.monotonic(), Frames(trained.decode) if job.animate else None
+    read: list[str] = []  # how pictures were read
+    notes: list[str] = []  # what is wrong with images
+
+    def say(text: str) -> None:
+        read.append(text)
+        log.info(text)
+
     with log.bar(job.do or "sample") as bar:
         progress = frames.watch(bar) if frames else bar
         if job.do:
-            output = apply(trained, job.do, job, progress, log.info, notes.append)
+            output = apply(trained, job.do, job, progress, say, notes.append)
         else:
-            output = samples(trained, job, progress, log.info, notes.append)
+            output = samples(trained, job, progress, say, notes.append)
     for note in notes:
         log.warn(note)
     images, labels, applied = output.images, output.labels, output.applied
@@ -72,7 +78,7 @@ def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[st
         "grid": str(place.sheet_picture),
         **{format.key: [] if format.several else None for format in FORMATS.values()},
         "animation": None,
-        "notes": notes,
+        "notes": [*read, *notes],
     }
     if applied:
         result |= {"do": job.do, "rows": list(applied.rows), "columns": applied.columns}
@@ -207,10 +213,9 @@ def apply(
         options["mask"] = seen_mask(mask.float(), trained).expand(n, -1, -1, -1)
     if job.prompts:
         options["prompt"] = sampler.cycled(job.prompts, range(n), device)
-    if job.labels:
-        options["labels"] = sampler.parse_labels(job.labels, n, trained.info).to(device)
-    if input_labels is not None and "y" in parameters:
-        options["y"] = torch.from_numpy(input_labels).to(device)
+    named = sampler.parse_labels(job.labels, n, trained.info).to(device) if job.labels else None
+    y = None if input_labels is None else torch.from_numpy(input_labels).to(device)
+    options |= trained.label_keywords(do, named, y)
     noise = ImageNoise(job.seed, range(n), device)
     encoded = x if trained.space is None else trained.space.encode(x)
     with trained.applying():

@@ -59,8 +59,9 @@ class Model(nn.Module):
       prepare(batch)                       {key: rows}, computed once for every image, for `batch.extra`
       reconstruct · interpolate · traverse · translate · inpaint · upscale · complete · edit · classify
                                            applications, run by `--do`: (x, *, noise, progress, …) →
-                                           `Applied`; some take `labels`, a `mask`, or y, the labels of x
-                                           where the set has them
+                                           `Applied`; some take a `mask`, `labels`, or y, the labels of x
+                                           where the set has them; without a y, `labels` are those of x
+                                           unless others are named
       sources(n, *, noise, …)              [n, C, H, W], the images that `sample` transforms for this noise
       to_latent(x) · from_latent(z)        latents [B, c, h, w] of images and back, for `data.latent`
       to_diffusers()                       a pipeline of diffusers with the same weights, for `gz runs export`

@@ -399,6 +399,13 @@ def test_an_application_gets_them_too(gz, trained, tmp_path):
     assert code == 0 and trained.model.seen == [["x", "y", "x"]]
 
 
+def test_how_pictures_were_read_is_in_the_notes(gz, trained, tmp_path):
+    Image.fromarray(np.full((16, 16), 900, np.uint16)).save(tmp_path / "deep.png")
+    for words in (("--do", "edit"), ()):
+        assert "nearly black" in gz("--input", str(tmp_path / "deep.png"), *words)[1]["notes"][0]
+    assert gz("-n", "2")[1]["notes"] == []
+
+
 def test_pictures_are_given_to_sample(gz, trained, tmp_path):
     folder = flat_pictures(tmp_path / "maps", a=0, b=255)
     code, result = gz("--input", str(folder), "--edges", "--npz")

@@ -2,11 +2,13 @@
 
 import json
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from draws import awake, fitted, train_batches
 from PIL import Image
 from refused import refused
 from zoo import CASES, FIRST, Case
@@ -178,6 +180,55 @@ def test_what_is_refused_says_what_there_is(shop):
         assert result["columns"] == again["columns"] == 3
     few = np.zeros((2, *gz.trained.info.shape), np.uint8)
     assert len(LoadedRun(gz.trained).do("interpolate", few, steps=5)) == 5
+
+
+# one of each way in which labels enter
+CONDITIONAL = [FIRST[name] for name in ("cvae", "cddpm", "cfm", "cgan", "pixelcnn", "tarflow", "hvae", "aae")]
+
+
+@pytest.mark.parametrize("case", CONDITIONAL, ids=lambda case: case.model)
+def test_the_images_of_a_set_bring_their_labels(shop, case):
+    """An application that keeps the class of an image takes it from the set, unless one is named."""
+    gz, pack = shop(replace(case, options={**case.options, "conditional": True})), open_pack(case.data)
+    model = awake(gz.trained.model.requires_grad_(False))
+    run, card = LoadedRun(gz.trained), catalog.card(case.model)
+    images, own = pack.images("test")[:FEW], pack.labels("test")[:FEW]
+    wrong = (own + 1) % 10
+    kept = [do for do in card.labelled if "y" not in signature(getattr(model, do)).parameters]
+    assert kept
+    for do in kept:
+        few = {name: 4 for name in ("steps", "search") if name in card.do[do]}
+
+        def drawn(*words: str, do=do, few=few) -> np.ndarray:
+            words = ("--do", do, "--npz", *words, *(f"--{name}={value}" for name, value in few.items()))
+            return np.load(gz(*words)["npz"])["samples"].transpose(0, 3, 1, 2)
+
+        of_set, named, others = drawn(), *(drawn("--label", ",".join(map(str, y))) for y in (own, wrong))
+        assert (of_set == named).all() and (of_set != others).any(), do
+        assert (run.do(do, images, y=own, **few) == of_set).all(), do
+        assert (run.do(do, images, y=own, labels=wrong, **few) == others).all(), do
+
+
+def test_labels_that_an_application_does_not_take_are_refused(shop):
+    images, glow = np.zeros((2, 1, 16, 16), np.uint8), next(x for x in LABELLED if x.model == "glow")
+    for case, words in ((glow, "takes no labels"), (FIRST["vae"], "not trained with labels")):
+        refused(words, LoadedRun(shop(case).trained).do, "interpolate", images, labels=[0])
+
+
+def test_a_cvae_that_knows_the_class_reconstructs_better():
+    """Most of what a code of one number does not tell of a digit is its class."""
+    pack = open_pack("digits")
+    info = pack.info(steps=400)
+    torch.manual_seed(0)
+    model = catalog.load("cvae").of(info, net="mlp", hidden=(128,), latent=1, pixels="logistic")
+    fitted(model, train_batches(pack, seed=0, batch_size=64, levels=info.levels).at, 400, 3e-3)
+    run = LoadedRun(Trained(runs.create("cvae", "digits"), model.eval(), info, Part("cvae"), CPU, 400))
+    images, labels = pack.images("test")[:200], pack.labels("test")[:200]
+
+    def error(**how) -> float:
+        return float(np.square(run.do("reconstruct", images, **how) - images.astype(float)).mean())
+
+    assert error(y=labels) < 0.7 * error()
 
 
 CODED = [case for case in TRIED if catalog.card(case.model).family in ("vae", "gan", "normalizing_flow")]

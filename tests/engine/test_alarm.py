@@ -114,6 +114,20 @@ def test_every_picture_has_a_p_value_by_images_that_no_score_saw(trained, tmp_pa
     assert words == [(row["file"], f"p {row['p']:.2g}") for row in result["files"][: n + 16]]
 
 
+def test_how_pictures_were_read_is_in_the_notes(trained, tmp_path, monkeypatch):
+    """Whatever a terminal shows: a script and `--quiet` see no other line of it."""
+    folder = tmp_path / "deep"
+    folder.mkdir()
+    for i, image in enumerate(open_pack("digits").images("test")[:12]):
+        Image.fromarray(image[0].astype(np.uint16) * 16).save(folder / f"{i}.png")
+    for _ in range(2):  # packed now, and found
+        result = alarm.run(job(folder, scores=("nll",)), tmp_path, CPU, Log(mode="quiet"))
+        (note,) = (note for note in result["notes"] if "nearly black" in note)
+        assert note.startswith("`input`: 12 pictures of 16 bits")
+    foreign = ood.run(OodJob("model", "digits", (str(folder),)), tmp_path, CPU, Log(mode="quiet"))
+    assert any("nearly black" in note for note in foreign["notes"])
+
+
 def test_several_scores_are_one_p_value(trained, tmp_path, pictures):
     result = judged(tmp_path, pictures, scores=("nll", "far"), fpr=0.1)
     alone = [judged(tmp_path, pictures, scores=(name,)) for name in ("nll", "far")]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from gzcli.core.types import Batch, ImageNoise, no_progress
@@ -26,12 +25,11 @@ def reconstruction(judge: Any, contestant: Any) -> Figures:
     if method is None:
         return {}
     images, count = judge.test_images(trained, REBUILT, BATCH), 0
-    labelled = "labels" in inspect.signature(method).parameters and trained.model.conditional
     with judge.log.bar(f"reconstruct by {trained.title}") as progress:
 
         def work(batch: Batch) -> dict[str, Array]:
             nonlocal count
-            labels = {"labels": batch.y} if labelled else {}
+            labels = trained.label_keywords("reconstruct", None, batch.y)
             with trained.applying():
                 noise = ImageNoise(judge.seed, batch.index, batch.x.device)  # from its first draw on
                 applied = method(trained.encode(batch).x, noise=noise, progress=no_progress, **labels)

@@ -17,7 +17,16 @@ from gzcli.models.denoising import samplers
 from gzcli.models.denoising.denoiser import UNCLIPPED, Denoiser, WalkOptions
 from gzcli.models.denoising.process import Level
 from gzcli.models.denoising.samplers import Denoise, Estimate, Path, Randn, Sampler, solve
-from gzcli.models.nn import Mix, as_interpolations, at_least, complete_pairs, every_label, mix_codes, slerp
+from gzcli.models.nn import (
+    Mix,
+    as_interpolations,
+    at_least,
+    complete_pairs,
+    every_label,
+    mix_codes,
+    nearer,
+    slerp,
+)
 
 TIMES = 4  # noise levels by which translation classifies an unlabelled image
 SIGMA_Y = 0.05  # standard deviation of measurements, which stands for the error of the network's estimates
@@ -103,19 +112,20 @@ class Applications(Denoiser):
         self,
         x: Tensor,
         *,
+        labels: Tensor | None = None,
         noise: Noise,
         progress: Progress = no_progress,
         strength: float = 0.4,
         steps: int = 20,
     ) -> Applied:
-        """Images [B, C, H, W] noised and denoised, as the score `recon` compares them with x.
+        """Images [B, C, H, W] noised and denoised, given `labels` if they are known.
 
         strength: noise level as a share of the way to pure noise, 0 … 1.
         steps: denoising steps, at most.
         """
         at_least(1, steps=steps)
-        x_t, denoised = self.round_trip(x, noise, strength, steps, progress=progress)
-        return Applied(denoised, rows=("denoised",), condition=x_t, how="noised")
+        x_t, denoised = self.round_trip(x, noise, strength, steps, y=labels, progress=progress)
+        return Applied(denoised, rows=("denoised",), condition=x_t, how="noised", labels=labels)
 
     @torch.no_grad()
     def edit(
@@ -145,13 +155,14 @@ class Applications(Denoiser):
         self,
         x: Tensor,
         *,
+        labels: Tensor | None = None,
         noise: Noise,
         progress: Progress = no_progress,
         frames: int = 8,
         steps: int | None = None,
     ) -> Applied:
-        """Interpolations from image 0 to 1, 2 to 3, … through the noises that the ODE maps them to. Raises
-        UsageError for fewer than two images, or frames.
+        """Interpolations from image 0 to 1, 2 to 3, … through the noises that the ODE maps them to. Each
+        frame has the label of the nearer end. Raises UsageError for fewer than two images, or frames.
 
         frames: images of an interpolation, both ends included.
         steps: of the solver from image to noise, and from noise to image; null: 20 midpoint steps of two
@@ -160,9 +171,10 @@ class Applications(Denoiser):
         at_least(1, steps=steps)
         at_least(2, frames=frames)
         x, steps = complete_pairs(x), steps or self.ode_solver[1]
-        z = self.to_noise(x, self.image_condition(x), steps, progress)
-        z, c = interpolate_images(z, frames, slerp), self.image_condition(interpolate_images(x, frames))
-        return as_interpolations(self.into_range(self.to_data(z, c, steps, 1.0, progress)), frames)
+        ends = None if labels is None else labels[: len(x)]
+        z, y = self.to_noise(x, self.image_condition(x, ends), steps, progress), nearer(ends, frames)
+        z, c = interpolate_images(z, frames, slerp), self.image_condition(interpolate_images(x, frames), y)
+        return as_interpolations(self.into_range(self.to_data(z, c, steps, 1.0, progress)), frames, y)
 
     # ---- images from measurements
 
@@ -209,6 +221,7 @@ class Applications(Denoiser):
         self,
         x: Tensor,
         *,
+        labels: Tensor | None = None,
         noise: Noise,
         progress: Progress = no_progress,
         factor: int = 2,
@@ -225,11 +238,12 @@ class Applications(Denoiser):
         """
         at_least(1, factor=factor, steps=steps, iterations=iterations)
         small, ratio = downscale(x, factor, self.data.shape[1:])
-        denoise = self.denoiser(self.image_condition(small), UNCLIPPED)
+        denoise = self.denoiser(self.image_condition(small, labels), UNCLIPPED)
         denoise = self.condition_on(denoise, small, block_means(ratio), iterations)
         z = self.process.prior_std * noise.randn(len(x), *self.data.shape)
         images = samplers.dpmpp(denoise, z, self.path(steps, spacing="logsnr"), progress=progress)
-        return Applied(self.into_range(images), rows=("upscaled",), condition=small, how=f"small, 1/{ratio}")
+        upscaled, how = self.into_range(images), f"small, 1/{ratio}"
+        return Applied(upscaled, rows=("upscaled",), condition=small, how=how, labels=labels)
 
     def condition_on(
         self, denoise: Denoise, y: Tensor, measurement: Measurement, iterations: int = 0

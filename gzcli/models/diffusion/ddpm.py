@@ -31,7 +31,7 @@ from gzcli.models.denoising.process import (
 )
 from gzcli.models.denoising.samplers import Estimate, Sampler
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn import as_interpolations, at_least, complete_pairs
+from gzcli.models.nn import as_interpolations, at_least, complete_pairs, nearer
 from gzcli.models.nn.unet import UNet, UNetOptions
 
 LossType = Literal["l2", "l1", "huber"]
@@ -283,6 +283,7 @@ class Diffusion(NoiseApplications):
         self,
         x: Tensor,
         *,
+        labels: Tensor | None = None,
         noise: Noise,
         progress: Progress = no_progress,
         frames: int = 8,
@@ -290,8 +291,8 @@ class Diffusion(NoiseApplications):
         steps: int = 20,
     ) -> Applied:
         """Interpolations from image 0 to 1, 2 to 3, …, ends included: noised, mixed there and denoised (Ho
-        2020, figure 8); the noises are mixed on the sphere, which keeps their variance. Raises UsageError for
-        fewer than two images, or frames.
+        2020, figure 8); the noises are mixed on the sphere, which keeps their variance. Each frame has the
+        label of the nearer end. Raises UsageError for fewer than two images, or frames.
 
         strength: noise level at which images are mixed, as a share of the way to pure noise, 0 … 1.
         steps: denoising steps, at most.
@@ -301,15 +302,16 @@ class Diffusion(NoiseApplications):
         path, eps = self.path(steps, start=strength), noise.first(len(x)).randn(*x.shape)
         x_0, eps = interpolate_images(x, frames), interpolate_images(eps, frames, mix_noises)
         x_t = path[0].alpha * x_0 + path[0].sigma * eps
-        randn = partial(noise.randn, *x.shape)
-        images = self.denoise_path(x_t, path, self.image_condition(x_0), 1.0, randn, progress)
-        return as_interpolations(images, frames)
+        randn, y = partial(noise.randn, *x.shape), nearer(labels, frames)
+        images = self.denoise_path(x_t, path, self.image_condition(x_0, y), 1.0, randn, progress)
+        return as_interpolations(images, frames, y)
 
     @torch.no_grad()
     def upscale(  # type: ignore[override]
         self,
         x: Tensor,
         *,
+        labels: Tensor | None = None,
         noise: Noise,
         progress: Progress = no_progress,
         factor: int | None = None,
@@ -330,12 +332,13 @@ class Diffusion(NoiseApplications):
         if self.factor and ratio != self.factor:
             raise UsageError(f"the model was trained to enlarge {self.factor} times, not {ratio}")
         eta = (0.0 if self.factor else 0.85) if eta is None else eta
-        denoise = self.denoiser(self.image_condition(x), guide=x if self.factor else None)
+        denoise = self.denoiser(self.image_condition(x, labels), guide=x if self.factor else None)
         path = self.path(steps or (4 if self.factor else 50))
         randn = partial(noise.randn, len(x), *self.data.shape)
         denoise = self.condition_on(denoise, x, block_means(ratio))
         images = samplers.ddim(denoise, randn(), path, eta=eta, randn=randn, progress=progress)
-        return Applied(self.into_range(images), rows=("upscaled",), condition=x, how=f"small, 1/{ratio}")
+        upscaled, how = self.into_range(images), f"small, 1/{ratio}"
+        return Applied(upscaled, rows=("upscaled",), condition=x, how=how, labels=labels)
 
 
 def mix_noises(a: Tensor, b: Tensor, t: Tensor) -> Tensor:

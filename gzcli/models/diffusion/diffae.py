@@ -157,14 +157,15 @@ class CodeApplications(Model):
         x: Tensor,
         *,
         labels: Tensor | None = None,
+        y: Tensor | None = None,
         noise: Noise,
         progress: Progress = no_progress,
         strength: float = 3.0,
         steps: int = 50,
     ) -> Applied:
-        """Images [B, C, H, W] changed towards `labels` by a step of z_sem, with the same x_T (section 5.3).
-        An image that is classified as `labels` already is unchanged. Raises UsageError for data without
-        labels.
+        """Images [B, C, H, W] changed from their labels y, else those that the classifier predicts, towards
+        `labels` by a step of z_sem, with the same x_T (section 5.3). An image of these labels is unchanged.
+        Raises UsageError for data without labels.
 
         strength: length of the step in standard deviations of the codes along it.
         steps: network calls from image to noise, and from noise to image.
@@ -175,7 +176,7 @@ class CodeApplications(Model):
         at_least(1, steps=steps)
         z, labels = coder.encode(x), spread_labels(labels, len(x), coder.data, x.device)
         x_T = coder.invert(x, z, steps, half_progress(progress, 0))
-        z = coder.move_codes(z, labels, strength, coder.head)
+        z = coder.move_codes(z, labels, strength, coder.head, y)
         edited = coder.decode(z, x_T, steps, half_progress(progress, 1))
         return Applied(edited, rows=("edited",), labels=labels)
 
@@ -335,12 +336,15 @@ class DiffAE(CodeApplications):
     def std(self) -> Tensor:
         return self.cov.diagonal().clamp(min=1e-8).sqrt()
 
-    def move_codes(self, z: Tensor, y: Tensor, strength: float, head: nn.Linear) -> Tensor:
-        """Codes z [B, latent] moved towards labels y along Σ w. Here w are the weights of `head` for y minus
-        those for the predicted labels, and Σ is the covariance of the training codes. The paper's direction w
-        leaves the distribution of codes with correlated coordinates (Haufe 2014,
-        doi:10.1016/j.neuroimage.2013.10.067)."""
-        change = self.one_hot(y).to(z) - self.predicted_labels(head(self.normalise(z))).to(z)  # [B, K]
+    def move_codes(
+        self, z: Tensor, labels: Tensor, strength: float, head: nn.Linear, y: Tensor | None = None
+    ) -> Tensor:
+        """Codes z [B, latent] of images with labels y, or the predicted ones, moved towards `labels` along Σ
+        w. Here w are the weights of `head` for `labels` minus those for y, and Σ is the covariance of the
+        training codes. The paper's direction w leaves the distribution of codes with correlated coordinates
+        (Haufe 2014, doi:10.1016/j.neuroimage.2013.10.067)."""
+        source = self.predicted_labels(head(self.normalise(z))) if y is None else self.one_hot(y)
+        change = self.one_hot(labels).to(z) - source.to(z)  # [B, K]
         w = change @ head.weight / self.std  # weights for z_sem before normalisation
         along = w @ self.cov
         return z + strength * along / (w * along).sum(1, keepdim=True).clamp(min=1e-12).sqrt()

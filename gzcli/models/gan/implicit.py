@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,6 +24,7 @@ from gzcli.models.nn import (
     double,
     every_label,
     mix_codes,
+    nearer,
     needs_labels,
     slerp,
     spread_labels,
@@ -165,12 +166,18 @@ class ImplicitModel(Model):
             return Applied(self.generator(z, y), rows=("nearest",), labels=y)
 
     def interpolate(
-        self, x: Tensor, *, noise: Noise, progress: Progress, frames: int = 8, search: int = 100
+        self,
+        x: Tensor,
+        *,
+        labels: Labels = None,
+        noise: Noise,
+        progress: Progress,
+        frames: int = 8,
+        search: int = 100,
     ) -> Applied:
         """Interpolations from image 0 to 1, 2 to 3, … along great circles of z, between the generator's
-        nearest images.
-
-        A conditional model changes the label in the middle.
+        nearest images, given `labels` or else the best-fitting ones. Each frame has the label of the nearer
+        end.
 
         frames: images of an interpolation, both ends included.
         search: gradient steps of the search for z.
@@ -178,18 +185,17 @@ class ImplicitModel(Model):
         at_least(2, frames=frames)
         at_least(1, search=search)
         x = complete_pairs(x)
-        z, y, _ = self.invert(x, noise.first(len(x)), Search(search), progress=progress)
-        if y is not None:  # an image has the label of the nearer end
-            pairs, frame = (torch.arange(count, device=x.device) for count in (len(x) // 2, frames))
-            y = y[(2 * pairs[:, None] + (frame * 2 >= frames)).flatten()]
+        ends = None if labels is None else labels[: len(x)]
+        z, y, _ = self.invert(x, noise.first(len(x)), Search(search), labels=ends, progress=progress)
+        y = nearer(y, frames)
         with torch.no_grad():
-            images = self.generator(mix_codes(z, frames, slerp), y)
-        return replace(as_interpolations(images, frames), labels=y)
+            return as_interpolations(self.generator(mix_codes(z, frames, slerp), y), frames, y)
 
     def traverse(
         self,
         x: Tensor,
         *,
+        labels: Labels = None,
         noise: Noise,
         progress: Progress,
         dims: int = 8,
@@ -206,7 +212,8 @@ class ImplicitModel(Model):
         search: gradient steps of the search for z.
         """
         at_least(1, dims=dims, frames=frames, search=search)
-        z, y, _ = self.invert(x[:1], noise.first(1), Search(search), progress=progress)
+        ends = None if labels is None else labels[:1]
+        z, y, _ = self.invert(x[:1], noise.first(1), Search(search), labels=ends, progress=progress)
 
         def decode(z: Tensor) -> Tensor:
             return self.generator(z, None if y is None else y.expand(len(z), *y.shape[1:]))

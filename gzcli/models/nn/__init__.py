@@ -252,11 +252,21 @@ def mix_codes(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
     return mix(a, b, torch.linspace(0, 1, frames, dtype=z.dtype, device=z.device)[:, None]).flatten(0, 1)
 
 
-def as_interpolations(images: Tensor, frames: int) -> Applied:
-    """The images [pairs · frames, C, H, W] of interpolated codes, a row for each pair."""
+def nearer(labels: Labels, frames: int) -> Labels:
+    """The labels [n // 2 · frames, …] of interpolations between images with labels [n, …]: each frame has
+    that of the nearer end."""
+    if labels is None:
+        return None
+    pairs, frame = (torch.arange(count, device=labels.device) for count in (len(labels) // 2, frames))
+    return labels[(2 * pairs[:, None] + (frame * 2 >= frames)).flatten()]
+
+
+def as_interpolations(images: Tensor, frames: int, labels: Labels = None) -> Applied:
+    """The images [pairs · frames, C, H, W] of interpolated codes, a row for each pair, and their labels."""
     ends = tuple((2 * i, 2 * i + 1) for i in range(len(images) // frames))
     marks = tuple(f"{i / (frames - 1):.2f}" for i in range(frames))
-    return Applied(images, rows=tuple(f"{a} → {b}" for a, b in ends), columns=frames, marks=marks, of=ends)
+    rows = tuple(f"{a} → {b}" for a, b in ends)
+    return Applied(images, rows=rows, columns=frames, marks=marks, of=ends, labels=labels)
 
 
 def traversal(decode: Callable[[Tensor], Tensor], z: Tensor, dims: int, frames: int, span: float) -> Applied:

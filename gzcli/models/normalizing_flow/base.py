@@ -302,24 +302,23 @@ class ImageFlow(Labelled):
         x: Tensor,
         *,
         labels: Labels = None,
+        y: Labels = None,
         noise: Noise,
         progress: Progress = no_progress,
         strength: float = 1.0,
     ) -> Applied:
-        """x with its top latent moved from the prior of its most probable class (multi-label: no class) to
-        that of `labels`, and the same other latents (after Glow, fig. 6). Without labels, image i gets class
-        i % K. Raises UsageError for an unconditional model.
+        """x with its top latent moved from the prior of its class y, else of the most probable one
+        (multi-label: none), to that of `labels`, and the same other latents (after Glow, fig. 6). Without
+        labels, image i gets class i % K. Raises UsageError for an unconditional model.
 
         strength: how far the latent is moved, 1: to the prior of the labels; below 0: away from it.
         """
         self.check_edit()
         labels = spread_labels(labels, len(x), self.data, x.device)
         *eps, top = self.codes(x, noise)
-        source = torch.zeros_like(labels) if self.data.multilabel else self.class_log_probs(top).argmax(1)
-        (mean, log_std), (to_mean, to_log_std) = (
-            self.top_prior(source, len(x)),
-            self.top_prior(labels, len(x)),
-        )
+        if y is None:
+            y = torch.zeros_like(labels) if self.data.multilabel else self.class_log_probs(top).argmax(1)
+        (mean, log_std), (to_mean, to_log_std) = self.top_prior(y, len(x)), self.top_prior(labels, len(x))
         standard = (top - mean) * (-log_std).exp()
         top = torch.lerp(mean, to_mean, strength) + standard * torch.lerp(log_std, to_log_std, strength).exp()
         return Applied(self.images([*eps, top], progress), rows=("edited",), labels=labels)

@@ -31,8 +31,12 @@ from gzcli.models.nn import (
     ClassEmbedding,
     Labels,
     Modules,
+    as_interpolations,
     bits_per_dim,
+    complete_pairs,
     every_label,
+    mix_codes,
+    nearer,
     stacked,
     to_fp32,
     zero_init,
@@ -273,25 +277,50 @@ class TarFlow(ImageFlow):
         return v.detach() + self.sigma**2 * score
 
     @torch.no_grad()
-    def edit(
+    def interpolate(
         self,
         x: Tensor,
         *,
         labels: Labels = None,
         noise: Noise,
         progress: Progress = no_progress,
+        frames: int = 8,
+    ) -> Applied:
+        """Interpolations from image 0 to 1, 2 to 3, … along straight lines of latents. Each frame has the
+        label of the nearer end.
+
+        frames: images of an interpolation, both ends included.
+        """
+        x = complete_pairs(x)
+        ends = None if labels is None else labels[: len(x)]
+        c = self.embedding(self.image_condition(x, ends), len(x))
+        (z,), _ = self.encode(self.to_unit(x, noise.first(len(x)))[0], c)
+        z = mix_codes(z.flatten(1), frames).unflatten(1, z.shape[1:])
+        v = self.decode([z], progress, nearer(c, frames))
+        return as_interpolations(self.from_unit(v), frames, nearer(ends, frames))
+
+    @torch.no_grad()
+    def edit(
+        self,
+        x: Tensor,
+        *,
+        labels: Labels = None,
+        y: Labels = None,
+        noise: Noise,
+        progress: Progress = no_progress,
         strength: float = 1.0,
     ) -> Applied:
-        """x encoded as an image of its most probable class (multi-label: of none), and decoded as one of
-        `labels`. Without labels, image i gets class i % K. Raises UsageError for an unconditional model.
+        """x encoded as an image of its class y, else of the most probable one (multi-label: of none), and
+        decoded as one of `labels`. Without labels, image i gets class i % K. Raises UsageError for an
+        unconditional model.
 
         strength: how far the class's embedding is moved, 1: to that of the labels; below 0: away from it.
         """
         self.check_edit()
-        each = () if self.data.multilabel else every_label(self.data, len(x), x.device)
-        log_p = [self.log_joint(x, y, noise) for y in each]
-        best = torch.stack(log_p).argmax(0) if log_p else None
-        source = self.embedding(self.image_condition(x, best), len(x))
+        if y is None and not self.data.multilabel:
+            each = every_label(self.data, len(x), x.device)
+            y = torch.stack([self.log_joint(x, label, noise) for label in each]).argmax(0)
+        source = self.embedding(self.image_condition(x, y), len(x))
         labels = self.requested_labels(labels, len(x))
         target = self.embedding(self.draw_labels(labels, len(x), noise), len(x))
         z = self.encode(self.to_unit(x, noise)[0], source)[0]

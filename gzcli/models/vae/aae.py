@@ -77,11 +77,11 @@ class AAE(Autoencoder):
         e = self.labels.table.weight[:-1].mean(0).expand(len(z), -1) if y is None else self.labels(y, len(z))
         return torch.tanh(to_fp32(self.decoder(z, e)))
 
-    def code(self, x: Tensor) -> Tensor:
+    def code(self, x: Tensor, labels: Labels = None) -> Tensor:
         return self.encode(x)
 
-    def image(self, z: Tensor) -> Tensor:
-        return self.decode(z)
+    def image(self, z: Tensor, labels: Labels = None) -> Tensor:
+        return self.decode(z, labels)
 
     # ---- training
 

@@ -25,6 +25,7 @@ from gzcli.models.nn import (
     as_interpolations,
     halved_sizes,
     mix_codes,
+    nearer,
     pyramid,
     spread_labels,
     traversal,
@@ -169,27 +170,39 @@ LABEL_SIZE = 32  # of a label's embedding
 class Autoencoder(Model):
     """A model with a code z [B, latent] of each image, distributed as N(0, I)."""
 
-    def code(self, x: Tensor) -> Tensor:
+    def code(self, x: Tensor, labels: Labels = None) -> Tensor:
         """The code of each image, without noise."""
         raise NotImplementedError
 
-    def image(self, z: Tensor) -> Tensor:
-        """The image [B, C, H, W] of each code, without a label."""
+    def image(self, z: Tensor, labels: Labels = None) -> Tensor:
+        """The image [B, C, H, W] of each code."""
         raise NotImplementedError
 
     @torch.no_grad()
-    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, frames: int = 8) -> Applied:
-        """Interpolations from image 0 to 1, 2 to 3, … along straight lines of z.
+    def interpolate(
+        self, x: Tensor, *, labels: Labels = None, noise: Noise, progress: Progress, frames: int = 8
+    ) -> Applied:
+        """Interpolations from image 0 to 1, 2 to 3, … along straight lines of z. Each frame has the label of
+        the nearer end.
 
         frames: images of an interpolation, both ends included.
         """
-        x = self.image(mix_codes(self.code(x), frames))
+        y = nearer(labels, frames)
+        x = self.image(mix_codes(self.code(x, labels), frames), y)
         progress(1, 1, x)
-        return as_interpolations(x, frames)
+        return as_interpolations(x, frames, y)
 
     @torch.no_grad()
     def traverse(
-        self, x: Tensor, *, noise: Noise, progress: Progress, dims: int = 8, frames: int = 8, span: float = 3
+        self,
+        x: Tensor,
+        *,
+        labels: Labels = None,
+        noise: Noise,
+        progress: Progress,
+        dims: int = 8,
+        frames: int = 8,
+        span: float = 3,
     ) -> Applied:
         """The first image, changed along the dimensions of z that change it most.
 
@@ -197,7 +210,12 @@ class Autoencoder(Model):
         frames: images of a row.
         span: a dimension goes from −span to span, in standard deviations of the prior.
         """
-        return traversal(self.image, self.code(x[:1]), dims, frames, span)
+        y = None if labels is None else labels[:1]
+
+        def decode(z: Tensor) -> Tensor:
+            return self.image(z, None if y is None else y.expand(len(z), *y.shape[1:]))
+
+        return traversal(decode, self.code(x[:1], y), dims, frames, span)
 
 
 class LabelledVAE(Model):
@@ -221,7 +239,7 @@ class LabelledVAE(Model):
         if labels is None and not self.label_dropout:
             raise UsageError(
                 "this model was trained without a null label, so it cannot do without labels",
-                hint="train it with `--set model.label_dropout=0.1`",
+                hint="name them with `--label`, or train it with `--set model.label_dropout=0.1`",
             )
         return self.labels(labels, n, drop)
 

@@ -30,6 +30,7 @@ from gzcli.models.nn import (
     bits_per_dim,
     halved_sizes,
     mix_codes,
+    nearer,
     to_fp32,
 )
 from gzcli.models.nn.pixels import PixelKind, distribution
@@ -355,17 +356,20 @@ class LadderVAE(LabelledVAE):
         return Applied(self.to_images(out, True, noise, progress), rows=("reconstruction",), labels=labels)
 
     @torch.no_grad()
-    def interpolate(self, x: Tensor, *, noise: Noise, progress: Progress, frames: int = 8) -> Applied:
+    def interpolate(
+        self, x: Tensor, *, labels: Labels = None, noise: Noise, progress: Progress, frames: int = 8
+    ) -> Applied:
         """Interpolations from image 0 to 1, 2 to 3, … along straight lines of latents.
 
         Every group moves from the posterior mean of one image to that of the other, in units of the prior's
-        standard deviation given the coarser groups.
+        standard deviation given the coarser groups. Each frame has the label of the nearer end.
 
         frames: images of an interpolation, both ends included.
         """
         zeros = [x.new_zeros(len(x), *grid) for grid in self.grids]
-        _, codes = self.decoder(zeros, self.encoder(x), self.embed(None, len(x)))
+        _, codes = self.decoder(zeros, self.encoder(x), self.embed(labels, len(x)))
         means = zip((code.mu for code in codes), self.grids, strict=True)
         ts = [mix_codes(mu, frames).unflatten(1, grid) for mu, grid in means]
-        out, _ = self.decoder(ts, [], self.embed(None, len(ts[0])))
-        return as_interpolations(self.to_images(out, True, noise, progress), frames)
+        y = nearer(labels, frames)
+        out, _ = self.decoder(ts, [], self.embed(y, len(ts[0])))
+        return as_interpolations(self.to_images(out, True, noise, progress), frames, y)

@@ -91,11 +91,11 @@ class VAE(Autoencoder, LabelledVAE):
         mu, logvar = to_fp32(self.encoder(x, e)).chunk(2, dim=1)
         return mu, logvar.clamp(*LOGVAR)
 
-    def code(self, x: Tensor) -> Tensor:
-        return self.encode(x, self.embed(None, len(x)))[0]
+    def code(self, x: Tensor, labels: Labels = None) -> Tensor:
+        return self.encode(x, self.embed(labels, len(x)))[0]
 
-    def image(self, z: Tensor) -> Tensor:
-        return self.pixels.mean(self.decoder(z, self.embed(None, len(z))))
+    def image(self, z: Tensor, labels: Labels = None) -> Tensor:
+        return self.pixels.mean(self.decoder(z, self.embed(labels, len(z))))
 
     def to_latent(self, x: Tensor) -> Tensor:
         """The posterior's mean as an image of a single pixel, [B, latent, 1, 1]."""
