@@ -284,8 +284,8 @@ class LoadedRun:
         progress: called as by `sample`.
         options: keywords of the application.
 
-        Raises UsageError for an application that the model does not have, or labels that it does not take, and
-        DivergedError if no output is finite; warns of some that are not, which are black.
+        Raises UsageError for an application that the model does not have, or labels that it does not take,
+        and DivergedError if no output is finite; warns of some that are not, which are black.
         """
         method = getattr(self.model, application, None)
         if method is None:

@@ -24,7 +24,7 @@ from gzcli.core.units import about, count, counted, figure, short
 from gzcli.data.sets.names import ENDINGS, OwnSet, is_set, locate, slug
 from gzcli.launch.slurm import CORES_OF_A_PROCESS, check_printable
 from gzcli.metrics import standings
-from gzcli.metrics.metric import column_of, help_text, metrics, weights_of
+from gzcli.metrics.metric import column_of, help_text, metrics, one_distance, weights_of
 from gzcli.store import claims
 from gzcli.store.paths import recipe_names, user_dir
 from gzcli.store.run_folder import Run
@@ -131,6 +131,7 @@ def bench(
         stats=str(real_stats) if real_stats else None,
         export_stats=str(export_stats) if export_stats else None,
     )
+    check_stats(job)
     networks = [] if weights else weights_of(job.metrics or ())
     if league:
         names = opt.split(models) if models else contestants
@@ -156,6 +157,15 @@ def bench(
         out.info(text)
     ended(result, folder, took())
     out.data(with_report(result, folder, report))
+
+
+def check_stats(job: BenchJob) -> None:
+    """Raises UsageError where statistics of real images are of no one metric, or cannot be written."""
+    if (job.stats or job.export_stats) and job.metrics:
+        one_distance(metrics()[name] for name in job.metrics if name in metrics())
+    if job.export_stats and Path(job.export_stats).is_dir():
+        hint = f"name a file in it: `--export-stats {quoted(Path(job.export_stats) / 'stats.npz')}`"
+        raise UsageError(f"`{job.export_stats}` is a folder, and `--export-stats` writes a file", hint=hint)
 
 
 def ended(result: Mapping[str, Any], folder: Path, time: str) -> None:

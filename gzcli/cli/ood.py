@@ -177,7 +177,9 @@ def check_options(
         raise UsageError(f"`{strange}` goes with `--input`", hint="gz ood RUN --input ./pictures")
     elif of_sets["--imglists"] and not of_sets["--benchmark"]:
         raise UsageError("`--imglists` goes with `--benchmark`", hint="--benchmark openood-cifar10")
-    elif not of_sets["--benchmark"] and not of_sets["--out"]:
+    elif of_sets["--out"]:
+        split_sets(of_sets["--out"])
+    elif not of_sets["--benchmark"]:
         hint = f"gz ood {model} --in mnist --out fashionmnist"
         raise UsageError("`gz ood` needs `--out`, `--benchmark` or `--input`", hint=hint)
 
@@ -238,6 +240,8 @@ def split_sets(text: str) -> list[str]:
         length = next((n for n in range(len(parts), 1, -1) if is_set(",".join(parts[:n]).strip())), 1)
         names.append(",".join(parts[:length]).strip())
         parts = parts[length:]
+    if not any(names):
+        raise UsageError(f"`--out {text}` names no set", hint="gz list data")
     return [name for name in names if name]
 
 

@@ -142,8 +142,12 @@ def parse_precision(text: str | None) -> str | None:
 
 
 def split(text: str | None) -> list[str]:
-    """The items of a comma-separated list: `a, b` as ["a", "b"]; [] of None."""
-    return [item for item in map(str.strip, (text or "").split(",")) if item]
+    """The items of a comma-separated list: `a, b` as ["a", "b"]; [] of None. Raises UsageError for commas
+    without a name."""
+    items = [item for item in map(str.strip, (text or "").split(",")) if item]
+    if text and not items:
+        raise UsageError(f"`{text}` names nothing", hint="separate names by commas, as in `a,b`")
+    return items
 
 
 def _after_dashes(ctx: typer.Context, value: list[str] | None) -> list[str]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -147,18 +148,28 @@ def job_of(model: str, data: str | None, typed: SampleJob, words: list[str]) -> 
         other = "`gz list models --can prompt` shows models that do"
         hint = "`--label` asks for a class" if "conditional" in card.can else other
         raise UsageError(f"{what} takes no prompts", hint=hint)
+    classes = classes_of(run, part.data.name)
+    turns = class_numbers(typed.labels, classes) if typed.labels and classes else classes
     n, from_input = typed.n, typed.input and not do
     if n is None and not from_input:  # from pictures, only the engine knows how many there are
         n = MANY if do else len(typed.prompts) or MANY
-        if conditional and not do and not typed.prompts:
-            with suppress(GzError):  # as many of each class, where the classes are known
-                classes = labels_of(None, part.data.name)
-                turns = class_numbers(typed.labels, classes) if typed.labels else classes
-                n = in_turns(MANY, len(turns))
+        if conditional and not do and not typed.prompts:  # as many of each class, where these are known
+            n = in_turns(MANY, len(turns))
     options = jobs.method_options(words, takes, what, "sample")
     job = replace(typed, run=str(run.path), n=n, options=options, do=do)
     job = replace(job, input_as=card.inputs[0] if from_input else None)
     return run, job, [name for name in card.do if conditional or name not in card.with_labels]
+
+
+def classes_of(run: Run, data: str) -> list[str]:
+    """The classes that a run was trained with, by its weights or else its set; [] where neither says."""
+    from gzcli.launch.from_file import metadata
+
+    with suppress(GzError):
+        return list(map(str, json.loads(metadata(run.serving.model_file)["data"])["classes"]))
+    with suppress(GzError):
+        return labels_of(None, data)
+    return []
 
 
 def show(result: Mapping[str, Any]) -> None:

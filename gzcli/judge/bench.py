@@ -41,7 +41,7 @@ from gzcli.metrics import pretrained, standings
 from gzcli.metrics.classifier import NetFeatures
 from gzcli.metrics.features import lenet
 from gzcli.metrics.interval import excess, mean_of_draws, subset
-from gzcli.metrics.metric import Figures, Metric, column_of, metrics
+from gzcli.metrics.metric import Figures, Metric, column_of, metrics, one_distance
 from gzcli.metrics.quality.fd import Moments, moments, to_moments
 from gzcli.metrics.quality.neighbours import nearest
 from gzcli.metrics.second import second
@@ -134,6 +134,8 @@ class Judge:
 
     def __init__(self, pack: Pack, names: Sequence[str], job: BenchJob, device: torch.device, log: Log):
         self.metrics = [metrics()[name] for name in names]
+        if job.stats or job.export_stats:
+            one_distance(self.metrics)  # is refused before the networks are prepared
         self.pack, self.job, self.device, self.log, self.say = pack, job, device, log, log.info
         self.seed, self.named = job.seed, job.metrics is not None
         self.real = RealImages(pack, job.split, self.say)
@@ -167,7 +169,7 @@ class Judge:
         self.stats: tuple[Metric, Moments] | None = None  # of other real images, for a Fréchet distance
         self.stats_facts: dict[str, Any] | None = None
         if job.stats:
-            metric = self.stats_metric()
+            metric = one_distance(self.metrics)
             statistics, self.stats_facts = read_statistics(Path(job.stats), metric, self.space_of(metric))
             self.stats = metric, statistics
         if "lpips" in names:
@@ -533,17 +535,9 @@ class Judge:
 
     # ------------------------------------------------------------------------ statistics of real images
 
-    def stats_metric(self) -> Metric:
-        """The metric for statistics of real images. Raises UsageError unless there is exactly one."""
-        distances = [metric for metric in self.metrics if metric.width]
-        if len(distances) != 1:
-            hint = "`--metrics fid` for files of pytorch-fid and clean-fid, `fd` for the features of the set"
-            raise UsageError(f"statistics are of one Fréchet distance, not of {len(distances)}", hint=hint)
-        return distances[0]
-
     def write_stats(self, path: Path) -> None:
         """Writes `mu` and `sigma` of the real images as pytorch-fid and clean-fid read them."""
-        metric = self.stats_metric()
+        metric = one_distance(self.metrics)
         space = self.space_of(metric)
         features = self.real.reference(None).features(space)[:, : metric.width]
         real, name = moments(features), np.array(space.hash if space else "")

@@ -14,6 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from gzcli.core.errors import UsageError
+
 if TYPE_CHECKING:
     from numpy import ndarray as Array
 else:
@@ -114,6 +116,17 @@ def ranking() -> list[str]:
 def weights_of(names: Iterable[str]) -> list[str]:
     fetched = (metric.fetches for name, metric in metrics().items() if name in names)
     return list(dict.fromkeys(filter(None, fetched)))
+
+
+def one_distance(chosen: Iterable[Metric]) -> Metric:
+    """The metric that statistics of real images are for; the second judge's only where it is the only one.
+    Raises UsageError unless there is exactly one."""
+    of_both = [metric for metric in chosen if metric.width]
+    distances = [metric for metric in of_both if metric.features != "second"] or of_both
+    if len(distances) != 1:
+        hint = "`--metrics fid` for files of pytorch-fid and clean-fid, `fd` for the features of the set"
+        raise UsageError(f"statistics are of one Fréchet distance, not of {len(distances)}", hint=hint)
+    return distances[0]
 
 
 def help_text() -> str:

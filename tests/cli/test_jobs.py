@@ -138,7 +138,7 @@ def test_samples_of_classes_fill_whole_rows(call, monkeypatch):
     words = ("sample", "cvae", "--pretrained")
     for more in ((), ("-n", "64"), ("--label", "A,B,C"), ("--do", "reconstruct"), ("--label", "no such")):
         call(*words, *more)
-    assert numbers == [72, 64, 63, 64, 64], "of `glyphs`, which have 36 classes"
+    assert numbers == [72, 64, 63, 64], "of `glyphs`, which have 36 classes, none of them `no such`"
 
 
 def test_a_flagged_picture_is_an_exit_code_on_demand(order, call, monkeypatch):
@@ -177,6 +177,8 @@ MISTAKES = [
     ("--out mnist --imglists .", 2, "`--imglists` goes with `--benchmark`"),
     ("unknown --out mnist", 2, "`unknown`"),
     ("--out mnist --score ell", 2, "`vae` has no score `ell`"),
+    ("--out ,", 2, "`--out ,` names no set"),
+    ("--out mnist --score ,", 2, "`,` names nothing"),
 ]
 
 
@@ -194,6 +196,24 @@ def test_mistakes_of_ood_are_told(order, call, monkeypatch):
 def run(home) -> Run:
     """A finished run called `mine`."""
     return finished("vae", "mine")
+
+
+def test_what_can_be_known_is_refused_before_the_engine_starts(run, call, tmp_path):
+    """Labels that the set does not have, and statistics that are of no one metric or have no place."""
+    finished("cvae", "classes", options=", conditional: true")
+    for words, message in (
+        ("sample classes --label AB", "no label `AB` among 10 classes"),
+        ("sample classes --do reconstruct --label 12", "no label `12` among 10 classes"),
+        (f"bench mine --data digits --export-stats {tmp_path}", "is a folder"),
+        ("bench mine --data digits --metrics swd --export-stats s.npz", "of one Fréchet distance, not of 0"),
+        (
+            "bench mine --data digits --metrics fd,fid --export-stats s.npz",
+            "Fréchet distance, not of 2",
+        ),
+        ("bench mine --data digits --metrics ,", "`,` names nothing"),
+    ):
+        code, _, err = call(*words.split())
+        assert code == 2 and message in err, words
 
 
 @pytest.fixture
