@@ -17,6 +17,7 @@ def serve(folder: Path, *faults: str):
 
     ok · 503 · 404 · stall (half, then silence) · hold (half, and the rest when `.released` is set)
     cut (half, then closed) · redirect · whole (ignores ranges) · astray (a redirect to no address)
+    mixed (half of other bytes, then closed)
     html (a page instead of the file) · long (more bytes than announced by the publisher)
     wrong (other bytes) · other (another range than asked for) · open (all from where the range begins)
     unsized (all, without its length)
@@ -47,7 +48,8 @@ def serve(folder: Path, *faults: str):
             if fault == "html":
                 return self.answer(200, b"<!DOCTYPE html><html>log in</html>", {"Content-Type": "text/html"})
             data = path.read_bytes()
-            data = {"long": data + b"more", "wrong": bytes(len(data))}.get(fault, data)
+            zeros = bytes(len(data))
+            data = {"long": data + b"more", "wrong": zeros, "mixed": zeros}.get(fault, data)
             start, end, status, headers = 0, len(data), 200, {}
             if (range_ := self.headers.get("Range")) and fault not in ("whole", "unsized"):
                 first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", range_).groups()
@@ -57,7 +59,7 @@ def serve(folder: Path, *faults: str):
                     return self.answer(416, b"", {"Content-Range": f"bytes */{len(data)}"})
                 headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
             body = data[start:end]
-            if fault in ("stall", "cut"):
+            if fault in ("stall", "cut", "mixed"):
                 self.answer(status, body[: len(body) // 2], headers, length=len(body))
                 self.wfile.flush()
                 if fault == "stall":

@@ -150,7 +150,8 @@ def ema(run: _Ref, length: _Length = None) -> None:
     source = _find(run)
     served = source.serving
     if source.state != "finished":
-        raise MissingError(f"`{source.id}` is {source.state}", hint=f"gz train {source.id} --resume")
+        hint = store.WAIT if source.state == "running" else f"gz train {source.id} --resume"
+        raise MissingError(f"`{source.id}` is {source.state}", hint=hint)
     if not any(served.snapshots_folder.glob("[0-9]*.safetensors")):
         key, model = f"{served.in_owner}train.ema_snapshots=20", source.model
         hint = f"gz train {quoted(model)} --data {quoted(source.data)} --set {key}"

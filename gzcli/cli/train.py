@@ -117,6 +117,9 @@ def train(
         "launch.track": check_trackers(track, wandb=wandb),
     }
     request = ask(what, data, sets or (), flags, epochs=epochs, say=out.info)
+    if lr is not None:
+        places = (f"stages.{part.stage}." if part.stage else "" for part in request.recipe.parts)
+        out.info(f"learning rate {lr:g}: {' '.join(f'--set {place}optim.lr={lr:g}' for place in places)}")
     if submit or slurm:
         if name is not None:
             check_alias(f"{name}-1")  # a job's number follows

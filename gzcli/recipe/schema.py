@@ -176,7 +176,7 @@ def check(
                 wrong(here, f"`{name}` must hold keys, not {shown(value)}", hint)
             elif path[-1:] != ("model",) or all(value != of.get(key, WRONG) for of in FIXED.values()):
                 inside = f" in `{'.'.join(path)}`" if path else ""
-                hint = _suggest(here, rules_here, rules)
+                hint = _suggest(here, rules_here, rules, value)
                 wrong(here, f"unknown key `{key}`{inside}", hint, value=False)
         return clean
 
@@ -217,8 +217,9 @@ def missing(tree: Mapping[str, Any], rules: Rules) -> list[str]:
     return [f"model.{key}" for key in below(rules, "model") if key != ANY and key not in tree["model"]]
 
 
-def _suggest(path: Key, rules: Rules, root: Rules) -> str:
-    """The same key in another section, else the nearest key of this one, else the keys that there are."""
+def _suggest(path: Key, rules: Rules, root: Rules, value: Any) -> str:
+    """The same key in another section, in one that has the keys of its value too where there is one, else the
+    nearest key of this one, else the keys that there are."""
     key = canonical(path[-1])
     if key in ELSEWHERE:
         return ELSEWHERE[key]
@@ -226,6 +227,9 @@ def _suggest(path: Key, rules: Rules, root: Rules) -> str:
     sections = {name: below(root, name) for name in root}
     sections |= {f"stages.{name}": below(stages, name) for name in stages}
     elsewhere = [f"{name}.{k}" for name, part in sections.items() for k in part if k == key]
+    for inner in value if isinstance(value, Mapping) else ():
+        holding = [name for name, part in sections.items() if key in part and inner in below(part, key)]
+        elsewhere = [f"{name}.{key}.{inner}" for name in holding] or elsewhere
     here = [k for k in rules if k != ANY]
     if elsewhere and key not in map(canonical, here):
         return f"did you mean `{elsewhere[0]}`?"

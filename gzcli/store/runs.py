@@ -23,6 +23,7 @@ from gzcli.store.claims import check_removable, claimed, remove_folder
 from gzcli.store.paths import is_name, recipe_names, spelling, trained_in, user_dir
 from gzcli.store.run_folder import RUN_ID, STAGES, Run
 
+WAIT = "wait until its training has ended"
 _STAMP = "%Y%m%d-%H%M%S"
 
 
@@ -231,7 +232,8 @@ def find_stage(ref: str, name: str) -> Run:
     part = next((stage for stage in run.stages if stage.path.name == name), run.serving)
     if not part.model_file.exists():
         message = f"`{part.id}` is {part.state} and has no weights yet"
-        raise MissingError(message, hint=f"gz train {run.id} --resume")
+        resume = f"gz train {run.id} --resume"
+        raise MissingError(message, hint=WAIT if run.state == "running" else resume)
     return part
 
 

@@ -75,6 +75,12 @@ ERRORS = [
     ("runs prune", 2, "`gz runs prune` needs `--keep K` or `--unfinished`", "gz runs prune --keep 1"),
     ("runs path vae", 3, "no finished run of `vae`", "gz train vae"),
     ("runs path zzz", 2, "no model or run is called `zzz`", "gz list models · gz runs list"),
+    (
+        "train var --set model.conditional=true",
+        2,
+        "`--set model.conditional=true`: unknown key `model`",
+        "did you mean `stages.prior.model.conditional`?",
+    ),
     ("recipe show veae", 2, "there is no model `veae`", "did you mean `vae`?"),
 ]
 SIZES = "`data.size` is between 4 and 1024 pixels a side, not 2"

@@ -116,6 +116,7 @@ def test_words_of_other_programs_are_understood(gz, dry_run):
     assert recipe["train"]["steps"] == 588 == 3 * 19_600 / 100
     said = gz("train", *words, "--dry-run")[2]
     assert "3 epochs of 19,600 images in batches of 100: --steps 588" in said
+    assert "learning rate 0.001: --set optim.lr=0.001" in said
     stages = dry_run("vqvae", "--epochs", "0.5")["recipe"]["stages"]
     assert [stage["train"]["steps"] for stage in stages.values()] == [11, 11]
     for line, *messages in (

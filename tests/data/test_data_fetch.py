@@ -84,6 +84,7 @@ RECOVERED = [  # faults, the ranges asked for
     (["cut"], [None, "bytes=50000-"]),
     (["cut", "whole"], [None, "bytes=50000-"]),
     (["cut", "503", "cut"], [None, "bytes=50000-", "bytes=50000-", "bytes=75000-"]),
+    (["mixed"], [None, "bytes=50000-", None]),  # half of another file, then the rest of this one
     (["cut"] * 6, None),  # progress each time: never given up
 ]
 

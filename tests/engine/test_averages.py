@@ -14,6 +14,7 @@ from gzcli.cli import app
 from gzcli.engine.trained import load_trained
 from gzcli.launch import launcher
 from gzcli.store import files
+from gzcli.store.claims import claimed
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -36,6 +37,10 @@ def test_a_run_serves_the_average_that_validates_best_or_one_of_a_length(home, m
         load_file(run.model_file),
         [x["val_bpd"] for x in lines(run.metrics_file) if "val_bpd" in x],
     )
+    with claimed(run):
+        run.update(state="running")
+        assert "has ended" in ema(code=3)["error"]["hint"], "no second training"
+        run.update(state="finished")
     result = ema()
     values = {row["length"]: row["value"] for row in result["rows"]}
     assert values[None] == pytest.approx(bpd, rel=1e-6)

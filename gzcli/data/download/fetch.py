@@ -214,12 +214,12 @@ def _fetch_file(
 
 def _copy(address: str, file: DataFile, path: Path, report: Report, say: Say) -> None:
     """Brings a file into the cache, where it appears once it is complete and its checksum is right."""
-    part = _part(path)
+    part, anew = _part(path), False
     http.clear(part)
-    received = http.held(part)
     while True:
+        resumed = False
         if is_url(address):
-            http.download(address, part, file.size, exact=file.exact, report=report, say=say)
+            resumed = http.download(address, part, file.size, exact=file.exact, report=report, say=say)
         else:
             _refuse_size(Path(address), file)
             with open(address, "rb") as source, open(part, "wb") as out:
@@ -231,9 +231,9 @@ def _copy(address: str, file: DataFile, path: Path, report: Report, say: Say) ->
             break
         except _Wrong:
             http.drop(part)
-            if not received:
+            if anew or not resumed:
                 raise
-            received = 0  # it held bytes of an earlier try, perhaps of another file: once more, from zero
+            anew = True  # it came in parts, of which one may be of another file: once more, from zero
     fsync(part)
     os.replace(part, path)
     http.drop(part)

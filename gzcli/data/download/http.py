@@ -162,10 +162,11 @@ class _Piece:
         return f"bytes={self.start + self.size}-{last}"
 
 
-def download(url: str, part: Path, size: int, *, exact: bool, report: Report, say: Say) -> None:
-    """Downloads about `size` bytes into `part`, resuming an earlier attempt. Raises Refused."""
+def download(url: str, part: Path, size: int, *, exact: bool, report: Report, say: Say) -> bool:
+    """Downloads about `size` bytes into `part`, resuming an earlier attempt. Returns whether any bytes were
+    there before the last request, so that the file may be of two. Raises Refused."""
     if exact and size_of(part) == size:
-        return
+        return True
     total, ranges = size if exact else None, False
     if size >= LARGE or not exact:
         found_size, ranges = _patiently(url, lambda: _look(url), lambda: 0, threading.Event(), say)
@@ -178,11 +179,12 @@ def download(url: str, part: Path, size: int, *, exact: bool, report: Report, sa
         report(received, max(received, total or size))
 
     try:
-        _fill(url, pieces, report_all, say)
+        resumed = _fill(url, pieces, report_all, say)
     except _NoRanges:
         pieces = _pieces(part, total, 1)
-        _fill(url, pieces, report_all, say)
+        resumed = _fill(url, pieces, report_all, say)
     _join(pieces)
+    return resumed
 
 
 def held(part: Path) -> int:
@@ -259,25 +261,29 @@ def _join(pieces: list[_Piece]) -> None:
         piece.path.unlink()
 
 
-def _fill(url: str, pieces: list[_Piece], report: Report, say: Say) -> None:
-    """Fetches all pieces at once, or one after the other if the server refuses several connections."""
+def _fill(url: str, pieces: list[_Piece], report: Report, say: Say) -> bool:
+    """Fetches all pieces at once, or one after the other if the server refuses several connections. Returns
+    whether bytes of any were there before its last request."""
     try:
-        _together(url, pieces, pieces, report, say)
+        return _together(url, pieces, pieces, report, say)
     except (Refused, _NoRanges) as e:
         if len(pieces) == 1:
             raise
         say(f"{redacted(url)}: {e}; going on with one connection")
         for piece in pieces:
             _together(url, [piece], pieces, report, say)
+        return True
 
 
-def _together(url: str, some: list[_Piece], pieces: list[_Piece], report: Report, say: Say) -> None:
-    """Fetches `some` of the pieces, each in a thread; raises the first error when all threads have ended."""
+def _together(url: str, some: list[_Piece], pieces: list[_Piece], report: Report, say: Say) -> bool:
+    """Fetches `some` of the pieces, each in a thread; raises the first error when all threads have ended.
+    Returns whether bytes of any were there before its last request."""
     stop, errors = threading.Event(), []
+    resumed = [piece.is_whole for piece in some]
 
     def work(piece: _Piece) -> None:
         try:
-            _patiently(url, lambda: _attempt(url, piece, stop), lambda: piece.size, stop, say)
+            resumed.append(_patiently(url, lambda: _attempt(url, piece, stop), lambda: piece.size, stop, say))
         except BaseException as e:
             errors.append(e)
 
@@ -297,6 +303,7 @@ def _together(url: str, some: list[_Piece], pieces: list[_Piece], report: Report
         raise
     if errors:
         raise errors[0]
+    return any(resumed)
 
 
 def _patiently(
@@ -319,12 +326,14 @@ def _patiently(
                 raise _Stopped from e
 
 
-def _attempt(url: str, piece: _Piece, stop: threading.Event) -> None:
-    """Requests what is missing of a piece; starts anew where a server ignores the range."""
+def _attempt(url: str, piece: _Piece, stop: threading.Event) -> bool:
+    """Requests what is missing of a piece; starts anew where a server ignores the range. Returns whether
+    bytes of the piece were there before."""
     byte_range = piece.byte_range
     try:
         with answer(url, byte_range) as response:
             resumed = byte_range is not None and response.status == 206
+            held_some = resumed and piece.size > 0
             if resumed:
                 start, total = content_range(response)
                 if start != piece.start + piece.size:
@@ -342,6 +351,7 @@ def _attempt(url: str, piece: _Piece, stop: threading.Event) -> None:
         raise
     if piece.end is not None and not piece.is_whole:
         raise Again(f"cut off after {piece.start + piece.size:,} of {piece.total:,} bytes")
+    return held_some
 
 
 def _pour(response: http.client.HTTPResponse, out: Any, size: int | None, stop: threading.Event) -> None:
