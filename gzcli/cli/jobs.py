@@ -59,8 +59,7 @@ def announce(run: Run, ref: str, *, data: str | None = None) -> None:
         return
     elif short := run.shortfalls:
         on = f" on `{data}`" if data else ""
-        none = f"no finished run of `{run.model}`{on} is whole"
-        out.info(f"note: {none}, the newest is taken: {', '.join(short)}")
+        out.info(f"note: the newest finished run of `{run.model}`{on} is taken: {', '.join(short)}")
     else:
         finished = [one for one in runs.all_runs(model=run.model, data=data) if one.state == "finished"]
         for newer in finished[: finished.index(run)]:

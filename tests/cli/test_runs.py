@@ -122,7 +122,7 @@ def test_it_is_said_which_run_was_taken_and_why(home, capsys):
     assert capsys.readouterr().err == f"run: {toy.id}\n"
     runs.remove(whole)
     jobs.announce(runs.find("vae"), "vae", data="digits")
-    note = "note: no finished run of `vae` on `digits` is whole, the newest is taken: 10 of 700 steps"
+    note = "note: the newest finished run of `vae` on `digits` is taken: 10 of 700 steps"
     assert capsys.readouterr().err == f"run: {toy.id}\n{note}\n"
 
 

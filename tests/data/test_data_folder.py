@@ -32,12 +32,13 @@ from PIL import EpsImagePlugin, features
 
 from gzcli.core.errors import DeviceError, MissingError, UsageError
 from gzcli.data.packs import stream
-from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.open import facts_of, open_pack
 from gzcli.data.readers import archive
 from gzcli.data.readers.folder import open_path, read_pictures
 from gzcli.data.readers.images import FORMATS, Block, walk
 from gzcli.data.readers.pictures import Decoding, decode
 from gzcli.data.sets.library import import_set
+from gzcli.data.sets.names import locate
 from gzcli.data.sets.registry import Form
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -217,6 +218,7 @@ def test_unreadable_pictures_are_listed_and_left_out_only_if_asked(tmp_path):
     import_set(folder, "good", Form(skip_bad=True))
     opened = open_pack("good")
     assert len(opened.meta.skipped) == 4 and sum(opened.meta.counts.values()) == 26
+    assert facts_of(locate("good")).n == opened.meta.counts["train"], "one number wherever it is said"
     seen = []
     for split in SPLITS:
         images, labels = opened.images(split), opened.labels(split)

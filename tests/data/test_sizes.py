@@ -448,6 +448,21 @@ def test_ink_on_transparency_is_seen():
         assert notes == expected
 
 
+def test_a_crop_that_cuts_away_most_of_a_picture_is_said(tmp_path):
+    squares = np.zeros((12, 64, 64, 3), np.uint8)
+    folder = write(tmp_path / "p", {f"{i:02}.png": encoded(image) for i, image in enumerate(squares)})
+    np.savez(tmp_path / "a.npz", images=squares)
+    words = "12 pictures cropped to 24×72, which cuts away more than half of each"
+    words += " (`data.fit=pad` keeps them whole)"
+    for source in (folder, tmp_path / "a.npz"):
+        assert open_pack(source, size="24x72").meta.notes == (words,)
+        for how in ({"size": 32}, {"size": "36x64"}, {"size": "24x72", "fit": "pad"}):
+            assert open_pack(source, **how).meta.notes == (), how
+    lines = []
+    read_pictures(folder, size="24x72", channels=3, limit=None, say=lines.append)
+    assert lines == [f"`{folder}`: {words}"]
+
+
 def test_how_pictures_were_read_is_said_in_one_line(tmp_path, monkeypatch):
     files = {f"{i:02}.png": deep(RAMP, 12) for i in range(12)} | {"x.png": inked((255, 255, 255))}
     folder, lines = write(tmp_path / "p", files), []

@@ -252,11 +252,13 @@ class Fit:
                 height, width = pictures.bucket((height, width), self.shape[1:])
                 images = pictures.fit_array(data, (self.shape[0], height, width), "crop")
                 return Fitted(split, start, name, self._rows(images), sides=(width, height))
-            images = pictures.fit_array(data, self.shape, self.decoding.fit)
-            return Fitted(split, start, name, images, (height, width) != self.shape[1:], (width, height))
-        notes: list[str] = []
+            images, (_, h, w) = pictures.fit_array(data, self.shape, self.decoding.fit), self.shape
+            cropped = self.decoding.fit == "crop" and pictures.is_mostly_cropped((height, width), (h, w))
+            notes = len(images) * (pictures.CROPPED.format(f"{w}×{h}"),) if cropped else ()
+            return Fitted(split, start, name, images, (height, width) != (h, w), (width, height), notes)
+        said: list[str] = []
         try:
-            image, resized = pictures.decode(data, name, self.decoding, notes.append)
+            image, resized = pictures.decode(data, name, self.decoding, said.append)
         except MissingError as e:
             return Fitted(split, start, name, e)
         (_, h, w), (_, h0, w0) = image.shape, self.shape
@@ -266,7 +268,7 @@ class Fit:
             message = f"the images of `{self.title}` have mixed sizes: `{name}` is {w}×{h}"
             raise UsageError(f"{message}, others are {w0}×{h0}", hint=self.hint)
         before = pictures.sides_of(data) if self.with_sides else (0, 0)
-        return Fitted(split, start, name, image[None], resized, before, tuple(notes))
+        return Fitted(split, start, name, image[None], resized, before, tuple(said))
 
     def _rows(self, images: np.ndarray) -> np.ndarray:
         """Images of any shape, whose bytes fill the beginnings of rows [n, C, H, W]; the rest is zero."""

@@ -24,6 +24,9 @@ DARK = 4095  # largest value of 12 bits
 FAINT = 240  # grey level from which ink does not show on white
 
 
+CROPPED = "cropped to {}, which cuts away more than half of each (`data.fit=pad` keeps them whole)"
+
+
 @dataclass(frozen=True)
 class Decoding:
     """How an encoded picture becomes an array uint8 [channels, height, width]."""
@@ -55,6 +58,8 @@ def decode(data: bytes, name: str, decoding: Decoding, note: Say = silent) -> tu
         if decoding.bucketed:
             height, width = bucket((image.height, image.width), (height, width))
         resized = image.size != (width, height)
+        if decoding.fit == "crop" and is_mostly_cropped((image.height, image.width), (height, width)):
+            note(CROPPED.format(f"{width}×{height}"))
         return _fitted(image, (decoding.channels, height, width), decoding.fit, decoding.rule), resized
     except GzError:
         raise
@@ -76,6 +81,12 @@ def sides_of(data: bytes) -> tuple[int, int]:
     with _opened(data) as image:
         turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
         return (image.height, image.width) if turned else (image.width, image.height)
+
+
+def is_mostly_cropped(before: tuple[int, int], after: tuple[int, int]) -> bool:
+    """Whether a crop to the shape `after` cuts away more than half of a picture: both (height, width)."""
+    ratio = before[1] * after[0] / (before[0] * after[1])
+    return min(ratio, 1 / ratio) < 0.5
 
 
 def fit_array(images: np.ndarray, shape: tuple[int, int, int], fit: Fit) -> np.ndarray:
