@@ -236,10 +236,13 @@ class Page:
         go.click(_in_words(fill), [self.run, editor, seed, label], outputs)
 
     def _judge_tab(self) -> None:
-        gr.Markdown("Drop a picture: is it one of those that the model was trained on, and if not, where?")
+        gr.Markdown("Is a picture like those that the model was trained on, and if not, where?")
         with gr.Row():
             with gr.Column(min_width=280):
                 dropped = gr.Image(label="Picture", type="numpy", sources=SOURCES, elem_id="dropped")
+                look: dict[str, Any] = {"columns": 2, "height": 200, "format": "png", "elem_id": "offered"}
+                look |= {"allow_preview": False, "elem_classes": "pixels"}
+                offered = gr.Gallery(label="Drop a picture, or click one", **look)
                 n = gr.Slider(200, 1000, 200, step=100, label="Held-out images to compare it with")
                 go = gr.Button("Judge", variant="primary", elem_id="judge")
             with gr.Column(min_width=280):
@@ -253,7 +256,17 @@ class Page:
             result, sheet, code = self.studio.judge(name, picture, int(n))
             yield _verdict(result), self.studio.file(sheet), *code
 
-        go.click(_in_words(judge), [self.run, dropped, n], outputs)
+        def offers(run: Any, can: Controls) -> Any:
+            pairs = self.studio.to_judge(run) if can.scores else []
+            return [(self.studio.file(picture), words) for picture, words in pairs]
+
+        def picked(pictures: Any, event: gr.SelectData) -> Any:
+            return pictures[event.index][0]
+
+        self._follow(offered, offers)
+        event: dict[str, Any] = {"fn": _in_words(judge), "inputs": [self.run, dropped, n], "outputs": outputs}
+        offered.select(picked, offered, dropped).then(**event)
+        go.click(**event)
 
     def _request(
         self, name: str, n: int, seed: int, label: str, sampler: str | None, prompt: str, *numbers: float

@@ -22,7 +22,8 @@ from gzcli.api import LoadedRun
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Progress
 from gzcli.data.packs.batches import to_uint8
-from gzcli.data.sets.names import class_numbers
+from gzcli.data.packs.open import PackOptions, open_pack, peek
+from gzcli.data.sets.names import DataSet, class_numbers, locate
 from gzcli.engine.sheets import grid
 from gzcli.judge.sample import shown_pictures
 from gzcli.models.catalog import card_of
@@ -34,6 +35,7 @@ from gzcli.store.run_folder import Run
 
 OPENS = "cfm"  # the model that comes with gz and draws best
 NUMBERS = ("steps", "guidance", "temperature")  # options with a slider, if the sampler takes them
+FOREIGN = ("patches", "digits")  # embedded sets of which a picture is offered to be judged
 WIDE = 900  # pixels to which pictures are enlarged
 MOST = 48  # most states shown of one sampling
 PAUSE = 0.05  # least seconds between two states, so that a fast sampler can be watched
@@ -208,6 +210,18 @@ class Studio:
 
         yield from self._pictures(run, work, inpainting(request, words), 1)
 
+    def to_judge(self, run: LoadedRun) -> list[tuple[np.ndarray, str]]:
+        """A picture of the run's set, or a sample if the set is not packed, and one of another set, each
+        [H, W, C] with a caption."""
+        home, form = locate(run.trained.part.data.name), run.trained.form
+        foreign = next(other for other in FOREIGN if other != home.key)
+        packed = is_packed(home, form)
+        with self._lock:
+            own = open_pack(home, **form).images("test")[:1] if packed else run.sample(1)
+            other = open_pack(foreign, **form, foreign=True).images("test")[:1]
+        pairs = (own, f"one of {home.key}" if packed else "a sample"), (other, f"one of {foreign}")
+        return [(np.asarray(images)[0].transpose(1, 2, 0), caption) for images, caption in pairs]
+
     def judge(self, name: str, picture: np.ndarray, n: int) -> tuple[dict[str, Any], np.ndarray, Code]:
         """Whether a picture, uint8 [H, W, C], belongs to the run's set, compared with n held-out images.
 
@@ -258,6 +272,11 @@ class Studio:
         was_enlarged = fits and np.array_equal(enlarged(small, len(picture[0])), picture)
         save_png(path, small if was_enlarged else picture)
         return shown_pictures(run.trained, path, channels, 1)
+
+
+def is_packed(data: DataSet, form: PackOptions) -> bool:
+    """Whether the images of a set can be shown at once."""
+    return bool(getattr(data, "embedded", False)) or peek(data, **form) is not None
 
 
 def watched(work: Work, to_images: Callable[[Tensor], np.ndarray]) -> Iterator[np.ndarray]:

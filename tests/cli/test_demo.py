@@ -118,6 +118,17 @@ def test_a_picture_is_judged_as_by_the_verb(studio, monkeypatch):
     assert made.shell == f"gz ood {name} --input picture.png -n 150 --map"
 
 
+@pytest.mark.parametrize("here", [True, False])
+def test_a_picture_of_the_set_and_a_foreign_one_are_offered_in_their_own_pixels(studio, monkeypatch, here):
+    show, name = studio("fm")
+    monkeypatch.setattr("gzcli.demo.studio.is_packed", lambda *_: here)
+    (own, own_words), (foreign, words) = show.to_judge(show.open(name)[0])
+    assert own.shape == foreign.shape == (16, 16, 1) and own.dtype == np.uint8
+    assert (own_words, words) == ("one of digits" if here else "a sample", "one of patches")
+    held_out = open_pack("digits").images("test")[0].transpose(1, 2, 0)
+    assert np.array_equal(own, held_out) == here
+
+
 def test_the_verdict_of_a_picture_without_a_finite_score():
     pytest.importorskip("gradio")
     from gzcli.demo.page import _verdict
