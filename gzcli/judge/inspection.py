@@ -16,6 +16,7 @@ from gzcli.data.packs.open import PackOptions, open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.data.readers.folder import DEFECTS
 from gzcli.data.readers.inspection import Inspection, read_masks
+from gzcli.data.readers.pictures import fit_array
 from gzcli.data.sets.names import OwnSet
 from gzcli.data.sets.registry import Form
 from gzcli.engine.sheets import Row, sheet
@@ -122,8 +123,6 @@ def larger(each: np.ndarray, sides: tuple[int, ...]) -> np.ndarray:
 def overview(bad: Judged, defects: Defective, colours: np.ndarray | None, fpr: float) -> np.ndarray:
     """A sheet of each kind of defect, its most suspicious pictures first: pictures, maps in false colours
     uint8 [N, 3, H, W], and masks."""
-    from gzcli.data.readers.pictures import fit_array
-
     blocks, flagged = [], conformal.flagged(bad.p, fpr)
     for kind in dict.fromkeys(defects.kinds):
         places = np.array([i for i, each in enumerate(defects.kinds) if each == kind])
