@@ -48,8 +48,9 @@ def announce(run: Run, ref: str, *, data: str | None = None) -> None:
 
     out.info(f"run: {run.id}")
     if run.served:
-        of = f"{run.served:,} of {run.serving.status()['step']:,}"
-        out.info(f"note: it serves the weights of step {of}, the best by validation")
+        last = run.serving.status()["step"]
+        best = f"it serves the weights of step {run.served:,}, the best by validation"
+        out.info(f"note: {best}; `--checkpoint {last}` takes the last")
     if runs.by_name(ref) is not None:
         weights = run.weights
         if run.state != "finished" and weights and weights != run.serving.model_file:

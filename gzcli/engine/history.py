@@ -21,9 +21,11 @@ from gzcli.engine.log import Log, TrainBar
 from gzcli.store import files
 from gzcli.store.metrics import every_line, metric_lines
 from gzcli.store.paths import user_dir
+from gzcli.store.run_folder import Best
 from gzcli.store.runs import Run, has_shipped_loss
 
 PATIENCE = 5  # bad steps in a row after which the run is stopped
+RISEN, GAIN = 3, 0.1  # validations, and share of the gain, by which a figure has risen
 EXPLODED = 1e6  # factor of the first loss (at least 1) beyond which a step is bad
 WATCHED = ("loss", "grad_norm")  # figures that must be finite
 PROJECT = "gz"  # project of the runs at a tracking service
@@ -105,6 +107,17 @@ class History:
     def _validations(self) -> Iterator[dict[str, Any]]:
         lines = metric_lines(self.run.path)
         return filter(_is_validation, lines)
+
+    def risen(self, best: Best, steps: int) -> bool:
+        """Whether the figure of `best` has risen for a fifth of `steps`: the last three validations are all
+        worse, by more than a tenth of what was gained from the first one to the best."""
+        name = f"val_{best.metric}"
+        points = [(line["step"], line[name]) for line in self._validations() if name in line]
+        later = [value for step, value in points if step > best.step]
+        if len(later) < RISEN or 5 * (points[-1][0] - best.step) < steps:
+            return False
+        bound = best.value + GAIN * (points[0][1] - best.value)
+        return all(value > bound for value in later[-RISEN:])
 
     def reference(self, part: Part, step: int, metric: str) -> str | None:
         """Where the reference run of this recipe stood at a step, in words; None where there is none, or the

@@ -89,6 +89,7 @@ class Trainer:
         self.start = self.done = 0  # steps that were done before this process, and by now
         self.end = self.steps  # step of the last one: by `train.patience` less than the length in schedules
         self.saved = 0  # step of the newest checkpoint
+        self.has_risen = False  # whether it was said that validation has risen
 
     def fit(self) -> None:
         """Trains from the newest checkpoint, or from the start, to the end; saves when it is stopped."""
@@ -261,10 +262,11 @@ class Trainer:
 
     def finish(self) -> None:
         """Serves the averaged weights of the last checkpoint, or of the best if `train.patience` ended the
-        training."""
+        training or validation has risen."""
         best = self.run.best
         if self.rank == 0:
-            served = best.step if best and self.end < self.steps else self.end
+            chosen = best and (self.end < self.steps or self.history.risen(best, self.steps))
+            served = best.step if best and chosen else self.end
             if checkpoint.finish(self.run, self.train.keep, served) < self.end:
                 self.log.info(f"the weights of step {served} are served, the best by validation")
 
@@ -362,6 +364,9 @@ class Trainer:
             self.log.warn(f"the validation `{metric}` of step {done} is not finite")
         self.history.record("eval", done, {f"val_{name}": value for name, value in values.items()})
         patience, best = self.train.patience, self.run.best
+        if best and not self.has_risen and self.history.risen(best, self.steps):
+            self.has_risen = True
+            self.log.warn(f"validation has risen since step {best.step}: if it stays so, that step is served")
         if patience and ranks.agree(bool(best and self.history.validations(best.step) > patience)):
             self.log.info(f"no better validation in {patience} of them: the training ends at step {done}")
             self.end = done

@@ -366,7 +366,8 @@ class Judge:
         for entry in contestants:
             rows.append(self.row_of(entry))
             figures, images = brief(rows[-1]["metrics"]), entry.images.images
-            self.say(f"{entry.name}: {figures}")
+            if figures:
+                self.say(f"{entry.name}: {figures}")
             # images of a folder often lie in the order of their classes
             n, rng = len(images), np.random.default_rng(0)
             order = np.arange(n) if entry.trained else rng.permutation(n)
@@ -469,7 +470,7 @@ class Judge:
         lines, names = [], {metric.name for metric in self.metrics}
         sizes = list(dict.fromkeys(floor.n for floor in floors))
         install = "" if "lite" in self.spaces else f"; `{pretrained.INSTALL}` has others"
-        for name in self.judges.keys() - self.living.keys():
+        for name in [name for name in self.judges if name not in self.living]:
             lines.append(f"{self.judges[name].is_dead(name)}: its figures are left out{install}")
         for n in sizes:
             if biased := self.biased(n):
