@@ -16,7 +16,6 @@ import importlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from typing import Any
 import torch
 from helpers import QUICK, lines, recipe, trainer
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
 from gzcli.core import ranks
 from gzcli.engine import trainer as train_loop
@@ -83,14 +83,14 @@ def work(folders: list[str]) -> None:
 
 
 def forked(world: int, folders: list[str]) -> None:
-    """Does the work in `world` children of this process, which has imported what they need."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    """Does the work in `world` children of this process, which has imported what they need, and serves the
+    store by which they meet: no port is free first and taken later."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if world > 1 else None
     for rank in range(world):
         if os.fork() == 0:
-            if world > 1:
-                several = {"WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+            if store:
+                several = {"WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": store.port}
+                several |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
                 os.environ |= {name: str(value) for name, value in several.items()}
                 os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
             try:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,6 +27,15 @@ from gzcli.store.runs import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 SLEEP = [sys.executable, "-c", "import time; time.sleep(99)"]
+# an engine that signals who started it, once it runs, and again once the first signal was heard
+SIGNALS = """
+import os, sys, time
+for i, number in enumerate(sys.argv[2:]):
+    while i and not os.path.exists(sys.argv[1]):
+        time.sleep(0.02)
+    os.kill(os.getppid(), int(number))
+time.sleep(600)
+"""
 
 
 def stop(folder: Path, world: int = 1) -> cadence.Stop:
@@ -265,33 +273,42 @@ def test_a_model_in_pieces_is_refused(capsys, home):
     assert json.loads(capsys.readouterr().out)["error"]["kind"] == "usage" and not runs.all_runs()
 
 
-def test_a_second_signal_or_one_before_the_first_step_does_not_wait(run, monkeypatch, capfd):
+@pytest.fixture
+def sends(run, monkeypatch):
+    """sends(signal.SIGINT): the engine sends these signals to this process."""
+
+    def sends(*numbers: int) -> None:
+        words = [sys.executable, "-c", SIGNALS, str(run.stop_file), *(str(int(number)) for number in numbers)]
+        monkeypatch.setattr(launch, "command", lambda *args, **options: words)
+
+    return sends
+
+
+def test_a_second_signal_or_one_before_the_first_step_does_not_wait(run, sends, monkeypatch, capfd):
     run.update(stepping=True)
-    monkeypatch.setattr(launch, "command", lambda *words, **options: SLEEP)
-    me, since = os.getpid(), time.monotonic()
-    for delay in (0.3, 0.6):
-        threading.Timer(delay, os.kill, (me, signal.SIGINT)).start()
+    monkeypatch.setattr(launch, "GRACE", 600)
+    sends(signal.SIGINT, signal.SIGINT)
+    since = time.monotonic()
     with pytest.raises(Interrupted, match="stopped by SIGINT; there is no checkpoint yet"):
         launch.run(run.path, launch.Plan(), launcher=True)
-    assert time.monotonic() - since < 30 and (run.path / "stop").read_text() == "2"
+    assert time.monotonic() - since < 600 and (run.path / "stop").read_text() == "2"
     capfd.readouterr()
     # there is nothing to save while the engine loads and prepares; later it gets time for a checkpoint
-    monkeypatch.setattr(launch, "GRACE", 0.5)
-    for stepping, least in ((False, 0.0), (True, 0.5)):
+    sends(signal.SIGINT)
+    for stepping, grace in ((False, 600), (True, 0.5)):
+        monkeypatch.setattr(launch, "GRACE", grace)
         run.update(stepping=stepping)
         since = time.monotonic()
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
         e = refused("", launch.run, run.path, launch.Plan(), launcher=False, error=Interrupted)
-        assert e.code == 130 and time.monotonic() - since >= 0.3 + least
+        assert e.code == 130 and (0.5 if stepping else 0) <= time.monotonic() - since < 600
         assert ("stopping: a checkpoint is saved" in capfd.readouterr().err) is stepping
 
 
-def test_a_signal_that_a_finished_engine_did_not_end_by_is_noted(run, monkeypatch):
+def test_a_signal_that_a_finished_engine_did_not_end_by_is_noted(run, sends):
     """Its result is there; whoever would go on after it knows of the signal."""
-    monkeypatch.setattr(launch, "command", lambda *words, **options: SLEEP)
+    sends(signal.SIGTERM)
     (run.path / "job.json").write_text("{}")
     run.update(state="finished")
-    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
     with signals.noted() as got:
         assert launch.run(run.path, launch.Plan(), launcher=False)["state"] == "finished"
     assert got == [signal.SIGTERM]

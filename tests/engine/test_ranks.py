@@ -30,7 +30,7 @@ class Ranks:
 
     def __init__(self, monkeypatch, world=2):
         self.local, self.slots = threading.local(), [None] * world
-        self.barrier = threading.Barrier(world, timeout=60)
+        self.barrier = threading.Barrier(world, timeout=600)
         self.calls, self.world = 0, world
         dist = torch.distributed
         monkeypatch.setattr(dist, "is_initialized", lambda: hasattr(self.local, "rank"))
@@ -58,20 +58,26 @@ class Ranks:
         value.copy_(sum(values))
 
     def __call__(self, work):
-        """What `work(rank)` returns or raises on each rank."""
-        results = [None] * self.world
+        """What `work(rank)` returns on each rank, or the GzError that it raises there. Raises the first of
+        other errors, not what waits for its rank in vain."""
+        results, errors, alone = [None] * self.world, [], []
 
         def one(rank):
             self.local.rank = rank
             try:
                 results[rank] = work(rank)
-            except Exception as e:
+            except GzError as e:
                 results[rank] = e
-                if not isinstance(e, GzError):
-                    self.barrier.abort()
+            except threading.BrokenBarrierError as e:
+                alone.append(e)
+            except Exception as e:
+                errors.append(e)
+                self.barrier.abort()
 
         threads = [threading.Thread(target=one, args=(rank,)) for rank in range(self.world)]
         [t.start() for t in threads], [t.join() for t in threads]
+        for error in (*errors, *alone):
+            raise error
         return results
 
 
@@ -131,6 +137,15 @@ def test_an_error_on_one_rank_is_told_on_all(ranks, tmp_path, monkeypatch):
     errors = ranks(lambda rank: ood.run(job, tmp_path, CPU, Log(rank=rank)))
     assert all(isinstance(e, DivergedError) for e in errors), errors
     assert all("`noisy` is not finite for 8 of 8 images" in e.message for e in errors)
+
+
+def test_the_first_error_of_a_rank_is_raised_not_that_others_wait_for_it(ranks):
+    def work(rank: int) -> None:
+        assert rank == 1, "the cause"
+        ranks.barrier.wait()
+
+    with pytest.raises(AssertionError, match="the cause"):
+        ranks(work)
 
 
 def test_more_ranks_than_batches_share_smaller_ones(tmp_path, monkeypatch):

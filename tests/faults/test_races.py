@@ -264,12 +264,14 @@ from gzcli.store import files
 from gzcli.store.run_folder import Run
 
 run = Run(Path(sys.argv[-1]))
-if os.fork():  # the launcher is gone
-    time.sleep(0.3)
+at_work, begins = os.pipe()
+if os.fork():  # the launcher is gone once the engine works
+    os.read(at_work, 1)
     os.kill(os.getpid(), 9)
 with files.lock(run.lock):
     parent = int(os.environ["GZ_PARENT"])
     run.update(state="running", parent=parent, pid=os.getpid(), error=None, stepping=True)
+    os.write(begins, b"x")
     while not (run.path / "stop").exists():
         time.sleep(0.02)
     with files.new_dir(run.path / "checkpoints" / "00000007") as part:
@@ -295,8 +297,9 @@ def test_an_engine_is_not_killed_while_it_saves(broken, monkeypatch):
 ORPHAN = """
 import os, signal, subprocess, sys, time
 if sys.argv[1] == "launcher":
-    subprocess.Popen([sys.executable, "-c", sys.argv[2], "rank", *sys.argv[3:]], start_new_session=True)
-    time.sleep(0.7)
+    words = [sys.executable, "-c", sys.argv[2], "rank", *sys.argv[3:]]
+    rank = subprocess.Popen(words, start_new_session=True)
+    os.waitid(os.P_PID, rank.pid, os.WSTOPPED)
     os.kill(os.getpid(), 9)
 signal.signal(15, signal.SIG_IGN)
 open(sys.argv[-1] + "/pid", "w").write(str(os.getpid()))
