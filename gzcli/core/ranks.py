@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -213,20 +214,19 @@ def gathered(tree: Any) -> Any:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process is the only one: for values that a rank computes by itself."""
-    global _alone
-    _alone = True
+    """Inside, this process is the only one, for this thread: for values that a rank computes by itself."""
+    token = _alone.set(True)
     try:
         yield
     finally:
-        _alone = False
+        _alone.reset(token)
 
 
-_alone = False
+_alone = ContextVar("alone", default=False)
 
 
 def _several() -> bool:
-    return not _alone and torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.is_available() and torch.distributed.is_initialized() and not _alone.get()
 
 
 def unresponsive() -> dict[int, int]:

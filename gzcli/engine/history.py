@@ -42,17 +42,27 @@ class History:
     """The losses of a run, summed on the device until they are logged, and its other figures."""
 
     trackers: Trackers | None = None
+    said = False  # whether a warning has told of dropped gradients
 
     def __init__(self, run: Run, log: Log, device: torch.device):
         self.run, self.log = run, log
         self.sums: dict[str, Tensor] = {}  # of each loss since the last log
         self.counts: dict[str, int] = {}  # number of terms of each sum
         self.first: dict[str, Tensor] = {}  # absolute value of each loss at the first step, at least 1
-        self.bad = torch.zeros((), device=device)  # steps in a row whose loss or gradient was bad
+        # steps in a row whose loss or gradient was bad, and those of them that changed weights
+        self.bad = torch.zeros(2, device=device)
+        self.finite = torch.ones((), dtype=torch.bool, device=device)  # whether this step's gradients are
+        # number of steps since the last log whose gradients were not, and so changed no weights
+        self.dropped = torch.zeros((), device=device)
+
+    def gradient(self, norm: Tensor) -> None:
+        """Notes the norm of the gradients of a phase in this step."""
+        self.finite = self.finite & norm.isfinite()
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
         """Adds the losses of one step. The sums stay on the device, so that nothing waits for it."""
-        good = torch.ones_like(self.bad, dtype=torch.bool)
+        good, dropped = self.finite, ~self.finite
+        self.dropped, self.finite = self.dropped + dropped, torch.ones_like(good)
         for name, value in losses.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value.clone()
             self.counts[name] = self.counts.get(name, 0) + 1
@@ -60,16 +70,23 @@ class History:
                 if name not in self.first:
                     self.first[name] = value.abs().nan_to_num(nan=1.0, posinf=1.0).clamp(min=1)
                 good &= torch.isfinite(value) & (value.abs() < EXPLODED * self.first[name])
-        self.bad = torch.where(good, 0.0, self.bad + 1)
+        self.bad = torch.where(torch.stack([good, good | dropped]), 0.0, self.bad + 1)
 
-    def not_finite(self) -> int:
-        """The number of bad steps in a row by now, on the worst rank. A call of every rank."""
-        return int(ranks.maximum(self.bad))
+    def bad_steps(self) -> tuple[int, int]:
+        """The number of bad steps in a row by now, and of those of them that changed weights, on the worst
+        rank. A call of every rank."""
+        bad, harmful = ranks.maximum(self.bad.clone()).tolist()
+        return int(bad), int(harmful)
+
+    def is_harmed(self) -> bool:
+        """Whether the last step changed weights by a bad gradient. A call of every rank."""
+        return self.bad_steps()[1] > 0
 
     def check_finite(self, step: int, steps: int) -> None:
-        """Raises DivergedError if the last `PATIENCE` steps, or the final one, had a loss or gradient that
-        was not finite or had exploded. A call of every rank."""
-        if self.not_finite() >= (1 if step == steps else PATIENCE):
+        """Raises DivergedError if the last `PATIENCE` steps had a loss or gradient that was not finite or had
+        exploded, or the final one had and changed weights. A call of every rank."""
+        bad, harmful = self.bad_steps()
+        if bad >= min(PATIENCE, steps) or (step == steps and harmful):
             reason = "the loss or its gradient is not finite, or a million times what it was"
             raise self.diverged(reason, step)
 
@@ -87,6 +104,12 @@ class History:
         values = dict(zip(self.sums, ranks.mean(means, model).tolist(), strict=True))
         self.sums, self.counts = {}, {}
         values |= {} if lr is None else {"lr": lr}
+        if dropped := int(self.dropped):
+            values["dropped"] = dropped
+            self.dropped.zero_()
+            if not self.said:
+                self.log.warn("gradients that are not finite change no weights; `dropped` counts such steps")
+            self.said = True
         self.record("step", step, values | bar.show(step, values))
 
     def record(self, event: str, step: int, values: Mapping[str, float]) -> None:
@@ -131,7 +154,8 @@ class History:
         """The sums for the next line of losses, which a checkpoint must save."""
         sums = {name: value.cpu() for name, value in self.sums.items()}
         first = {name: value.cpu() for name, value in self.first.items()}
-        return {"sums": sums, "first": first, "counts": dict(self.counts)}
+        dropped = self.dropped.cpu()
+        return {"sums": sums, "first": first, "counts": dict(self.counts), "dropped": dropped}
 
     def resume(self, step: int, pending: Mapping[str, Any] | None, every: int) -> None:
         """Resumes from the checkpoint of `step`: restores its sums, and drops later lines. Warns if lines of
@@ -142,6 +166,7 @@ class History:
             # older checkpoints have none
             self.first = {name: size.to(device) for name, size in pending.get("first", {}).items()}
             self.counts = dict(pending["counts"])
+            self.dropped = pending.get("dropped", self.dropped).to(device)
         path = self.run.metrics_file
         if ranks.rank() == 0 and (step or path.exists()):
             lines = [line for line in every_line(self.run.path) if line["step"] <= step]

@@ -93,17 +93,32 @@ def set_lr(optimizer: Optimizer, conf: OptimSection, step: int, steps: int) -> N
         group["lr"] = lr * group["lr_scale"]
 
 
-def clip(params: list[torch.nn.Parameter], limit: float | None) -> torch.Tensor | None:
-    """Clips the total norm of the gradients to `limit`; returns the norm before, without a host sync."""
-    return ranks.whole(torch.nn.utils.clip_grad_norm_(params, limit, foreach=True)) if limit else None
+def clip(params: list[nn.Parameter], limit: float | None) -> Tensor:
+    """Clips the total norm of the gradients to `limit`, if there is one; returns the norm before, without a
+    host sync."""
+    if limit:
+        return ranks.whole(nn.utils.clip_grad_norm_(params, limit, foreach=True))
+    grads = [p.grad for p in params if p.grad is not None]
+    return ranks.whole(nn.utils.get_total_norm(grads, foreach=True))
 
 
-def may_step(norm: torch.Tensor | None, limit: float | None = None) -> bool:
-    """Whether the optimizer may take a step by gradients of this norm: one bad batch should not end a run."""
-    # on a GPU the host has to wait for the answer, which it does for a limit alone
-    if norm is None or (limit is None and kind_of(norm.device).queued):
-        return True
-    return bool(norm <= limit if limit else torch.isfinite(norm))
+def step(
+    optimizer: Optimizer, params: list[nn.Parameter], norm: Tensor, scaler: Any, most: float | None
+) -> None:
+    """Takes a step by gradients of this total norm, unless it is above `most` or not finite: one bad batch
+    should not end a run. On a GPU the host waits for the norm only if there is a `most`, or shards."""
+    take = optimizer.step if scaler is None else partial(scaler.step, optimizer)
+    if most or not kind_of(norm.device).queued or ranks.is_sharded(params[0]):
+        if scaler is not None or bool(norm <= most if most else norm.isfinite()):
+            take()
+        return
+    if scaler is None:  # which drops such gradients itself
+        if isinstance(optimizer, Adam | AdamW | SGD) and optimizer.defaults.get("fused"):
+            optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[union-attr]  # as a GradScaler does
+        else:
+            for p in params:
+                p.grad = None if p.grad is None else torch.where(norm.isfinite(), p.grad, 0.0)
+    take()
 
 
 # ---------------------------------------------------------------------------- Muon

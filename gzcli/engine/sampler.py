@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from gzcli.core.units import sides
 from gzcli.data.packs.batches import to_uint8
 from gzcli.data.sets.names import class_numbers
 from gzcli.engine.trained import Trained, load_model
-from gzcli.models.base import group_options
+from gzcli.models.base import Model, group_options
 from gzcli.models.nn import spread_labels
 from gzcli.store import runs
 
@@ -43,7 +44,7 @@ def draw(
     if labels is None and trained.model.conditional:
         labels = spread_labels(None, n, trained.info, torch.device("cpu"))
     options, conditions = {**trained.part.sample, **(options or {})}, dict(conditions or {})
-    guide_away(trained, options.get("weak"))
+    weak = load_model(runs.find(name), trained.device)[0] if (name := options.get("weak")) else None
     if prompts := conditions.get("prompt") or options.get("prompt"):
         conditions["prompt"] = [prompts] if isinstance(prompts, str) else prompts
     rank, world = ranks.rank(), ranks.world()
@@ -62,7 +63,7 @@ def draw(
 
         keywords = group_options(trained.model.sample, {**options, **inputs})
         try:
-            with torch.inference_mode(), trained.sampling():
+            with torch.inference_mode(), trained.sampling(), guided_away(trained, weak):
                 noise = ImageNoise(seed, rows, trained.device)
                 x = trained.model.sample(len(rows), labels=chunk, noise=noise, progress=report, **keywords)
                 x = trained.decode(x)
@@ -101,13 +102,10 @@ def check_finite(finite: np.ndarray, trained: Trained, warn: Say) -> None:
         warn(f"{bad:,} of {n:,} images by `{trained.title}` are not finite, and black")
 
 
-def guide_away(trained: Trained, weak: str | None) -> None:
-    """Guides samples away from those of a weaker run, if one is named."""
+def guided_away(trained: Trained, weak: Model | None) -> AbstractContextManager[None]:
+    """A context in which samples are guided away from those of a weaker model, if there is one."""
     model: Any = trained.model
-    if weak:
-        model.guide_away_from(load_model(runs.find(weak), trained.device)[0])
-    elif getattr(model, "weak", None) is not None:  # of an earlier draw
-        model.weak = None
+    return model.guided_away_from(weak) if weak else nullcontext()
 
 
 def batch_size(trained: Trained, options: Mapping[str, Any]) -> int:

@@ -189,20 +189,22 @@ class Trainer:
         return BatchNoise(self.part.seed, step, key, total=total, start=start, device=self.device)
 
     def update(self, step: int, phase: Phase) -> dict[str, Tensor]:
-        """Takes one optimizer step, and clears all gradients. A step with a gradient norm above
-        `train.skip`, on a CPU also one that is not finite, is left out: one bad batch does not end a run."""
+        """Takes one optimizer step, and clears all gradients. A step with a gradient norm above `train.skip`,
+        or one that is not finite, is left out: one bad batch does not end a run."""
         optimizer, scaler = self.optimizers[phase.name], self.accelerator.scaler
         optim.set_lr(optimizer, self.settings[phase.name], step, self.steps)
         if scaler is not None:
             scaler.unscale_(optimizer)
-        norm = optim.clip(self.params[phase.name], self.train.clip or self.train.skip)
-        if optim.may_step(norm, self.train.skip):
-            optimizer.step() if scaler is None else scaler.step(optimizer)
+        limit, params = self.train.clip or self.train.skip, self.params[phase.name]
+        norm = optim.clip(params, limit)
+        optim.step(optimizer, params, norm, scaler, self.train.skip)
         if scaler is not None:
             scaler.update()
+        else:
+            self.history.gradient(norm)
         for p in self.trainable:
             p.grad = None
-        return {} if norm is None else {"grad_norm": norm}
+        return {"grad_norm": norm} if limit else {}
 
     def only(self, phase: Phase) -> None:
         """Makes the phase's parameters alone require grad."""
@@ -234,7 +236,7 @@ class Trainer:
     def pause(self, done: int, due: Set[str]) -> None:
         """Validates, saves and draws, as far as it is due after `done` steps. Each is timed."""
         before = self.cadence.intervals()
-        if self.cadence.slow(due & {"eval", "sample"}) and not self.history.not_finite():
+        if self.cadence.slow(due & {"eval", "sample"}) and not self.history.is_harmed():
             self.save(done)  # no step is lost if it is killed while it validates or draws
         if "eval" in due and self.metric:
             with self.cadence.timed():
@@ -247,7 +249,7 @@ class Trainer:
         if last := done == self.end:
             due = due | KINDS
             self.snapshots.take(done, last=True)
-        if "checkpoint" in due and not self.history.not_finite():
+        if "checkpoint" in due and not self.history.is_harmed():
             with self.cadence.timed("checkpoint"):
                 self.save(done)
         if "sample" in due:

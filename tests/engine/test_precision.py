@@ -2,6 +2,9 @@
 
 import copy
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +22,7 @@ from gzcli.engine import optim, sampler
 from gzcli.engine.checkpoint import restore
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, load_trained, to_device
+from gzcli.models.nn import full_fp32
 from gzcli.models.nn.layers import GroupNorm, LayerNorm
 from gzcli.models.nn.unet import ResBlock
 from gzcli.store.runs import Run
@@ -187,3 +191,33 @@ def test_a_resume_in_another_precision_that_auto_chose_is_said(monkeypatch):
     del record["precision"]
     meta.write_text(json.dumps(record))
     assert trainer(tree, run).resume() == 2 and len(said) == 1
+
+
+def test_threads_that_share_a_run_leave_the_precision_of_torch_as_it_was():
+    """Four enter and leave in every order: inside it is full, and after the last one as before."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    inside, devices_of = Barrier(4, timeout=60), torch.device("cpu")
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+
+    def one(i: int) -> None:
+        for turn in range(4):
+            with full_fp32(devices_of):
+                inside.wait()
+                assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == (
+                    "highest",
+                    False,
+                )
+                if (i + turn) % 4 == 0:
+                    with full_fp32(devices_of):  # one within another
+                        pass
+                inside.wait()
+                time.sleep(0.002 * ((i + turn) % 4))
+
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(one, range(4)))
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

@@ -1,8 +1,10 @@
 """The trainer, in this process: resume, accumulation, EMA, schedules, checkpoints, divergence."""
 
+import copy
 import json
 import math
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ from few_steps import EMBEDDED, colour_zip, faults, offline
 from helpers import QUICK, figures, fit, lines, recipe, same, trainer
 from refused import refused
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import CASES, FIRST, Case
 
 from gzcli.core import devices
@@ -22,6 +25,7 @@ from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import optim
 from gzcli.engine.__main__ import train_one
 from gzcli.engine.ema import EMA
+from gzcli.engine.history import History
 from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
 from gzcli.engine.trainer import Trainer
@@ -278,9 +282,9 @@ def test_bad_steps_and_weights(monkeypatch):
     monkeypatch.setattr(t.model, "on_step", lambda step: before.extend(copies(t)) if step == 18 else None)
     t.fit()
     assert all(torch.equal(p, q) for p, q in zip(t.model.parameters(), before, strict=True))
-    for factor in (math.nan, 1e12):
+    for factor, good in ((math.nan, 8), (1e12, 4)):  # what is not finite has changed no weights
         t = poisoned(monkeypatch, factor, range(6, 20), "train.clip=null")
-        refused(r"at step 11; the last good checkpoint is of step 4", t.fit, error=DivergedError)
+        refused(rf"at step 11; the last good checkpoint is of step {good}", t.fit, error=DivergedError)
     # a loss may be finite after a step to such weights: it was computed before
     t = trainer(recipe(FIRST["vae"], steps=8, sets=("train.checkpoint_every=4",)))
     name, p = next(iter(t.model.named_parameters()))
@@ -292,6 +296,62 @@ def test_bad_steps_and_weights(monkeypatch):
     monkeypatch.setattr(t.model, "on_step", broken)
     refused(rf"weights `{name}` are not finite .* step 4", t.fit, error=DivergedError)
     assert checkpoints.steps_of(t.run.path / "checkpoints") == [4]
+
+
+def test_gradients_that_are_not_finite_are_dropped_counted_and_shown(monkeypatch, capfd):
+    """Also without clipping, and in the last step; the count outlives a resume."""
+    for sets, steps in ((("train.clip=null",), range(6, 9)), (("train.clip=1.0",), range(19, 20))):
+        t = poisoned(monkeypatch, math.nan, steps, "train.log_every=10", *sets)
+        t.fit()
+        assert all(torch.isfinite(p).all() for p in t.model.parameters())
+        assert checkpoints.steps_of(t.run.path / "checkpoints")[-1] == t.run.status()["step"] == 20
+        counts = {row["step"]: row["dropped"] for row in lines(t.run.metrics_file) if "dropped" in row}
+        assert counts == {10 if steps.start == 6 else 20: len(steps)}
+        assert t.run.log_file.read_text().count("gradients that are not finite change no weights") == 1
+    t = poisoned(monkeypatch, math.nan, range(3), "train.steps=3")
+    refused("at step 3; there is no checkpoint", t.fit, error=DivergedError)
+    history = History(t.run, t.log, torch.device("cpu"))
+    history.gradient(torch.tensor(math.inf))
+    history.add({"loss": torch.tensor(1.0)})
+    later = History(t.run, t.log, torch.device("cpu"))
+    later.resume(3, history.pending(), 50)
+    assert int(later.dropped) == 1
+
+
+class NoSync(TorchDispatchMode):
+    """Refuses what waits for a GPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd", "muon", "adamax", "rmsprop"])
+def test_a_gpu_drops_them_without_waiting(name, monkeypatch):
+    """By the fused kernels, which leave the moments too; others step by zeros."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(40, 40)
+    params, conf = list(model.parameters()), OptimSection(name=name, lr=1e-2, weight_decay=0.0)
+    gpu = SimpleNamespace(queued=True, fused=True)
+    monkeypatch.setattr(optim, "kind_of", lambda device: gpu)
+    optimizer = optim.build(Phase("main", params), conf, model)
+
+    def stepped(value: float) -> None:
+        for p in params:
+            p.grad = torch.full_like(p, value)
+        with NoSync() if value != 1.0 else nullcontext():  # adamax of CPUs reads its step
+            optim.step(optimizer, params, optim.clip(params, 1.0), None, None)
+
+    stepped(1.0)
+    before, state = [p.detach().clone() for p in params], copy.deepcopy(optimizer.state_dict())
+    for value in (math.nan, math.inf):
+        if name not in ("adamax", "rmsprop"):
+            stepped(value)
+    if name in ("adam", "adamw", "sgd"):
+        assert all(map(torch.equal, params, before))
+        torch.testing.assert_close(optimizer.state_dict(), state, rtol=0, atol=0)
+    stepped(1.0)
+    assert all(p.isfinite().all() for p in params) and not torch.equal(params[0], before[0])
 
 
 @pytest.mark.parametrize(("judge", "left"), [(60.0, 240 * 0.9 - 60 - 5 - 5 - 5.5), (230.0, 120)])

@@ -1,6 +1,7 @@
 """EDM against closed forms of Gaussians and of a mixture, and against diffusers' schedulers."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -81,15 +82,19 @@ def test_the_preconditioning_is_that_of_diffusers_and_keeps_unit_variance():
 def test_a_weaker_model_whose_error_is_known_guides_to_the_exact_estimate_and_beyond():
     """D_weak + w (D − D_weak) of errors b and 3 b, times σ, has the error (3 − 2 w) b: none at w = 1.5."""
     model, right = exact(mixture=True, bias=0.1), exact(mixture=True)
-    model.guide_away_from(exact(mixture=True, bias=0.3))
     x, level = images(50, INFO.shape).double(), model.process.ratio_level(0.5)
     truth = right.estimate(x, level).x0
-    for scale in (1.0, 1.5, 4.0):
-        x0 = model.to_estimate(model.output(x, level, None, scale), x, level).x0
-        torch.testing.assert_close(x0 - truth, torch.full_like(x0, (3 - 2 * scale) * 0.1 * 0.5))
-    assert (model.guidance_scale(None), right.guidance_scale(None)) == (1.3, 1.0)
-    with pytest.raises(UsageError, match="`weak` is a model of other images"):
-        model.guide_away_from(EDM.of(DataInfo((1, 4, 5)), **SMALL))
+    with model.guided_away_from(exact(mixture=True, bias=0.3)):
+        for scale in (1.0, 1.5, 4.0):
+            x0 = model.to_estimate(model.output(x, level, None, scale), x, level).x0
+            torch.testing.assert_close(x0 - truth, torch.full_like(x0, (3 - 2 * scale) * 0.1 * 0.5))
+        assert (model.guidance_scale(None), right.guidance_scale(None)) == (1.3, 1.0)
+        with ThreadPoolExecutor(1) as other:  # another thread draws from the model as it is
+            assert other.submit(model.guidance_scale, None).result() == 1.0
+    assert model.guidance_scale(None) == 1.0
+    other_images = model.guided_away_from(EDM.of(DataInfo((1, 4, 5)), **SMALL))
+    with pytest.raises(UsageError, match="`weak` is a model of other images"), other_images:
+        pass
 
 
 @pytest.mark.usefixtures("fp64")

@@ -13,7 +13,9 @@ label is hidden. It predicts one of four functions of x_t = α x_0 + σ ε, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -89,6 +91,10 @@ class WalkOptions(DrawOptions):
 AS_TRAINED, UNCLIPPED = WalkOptions(guidance=1.0), WalkOptions(guidance=1.0, clip=False)
 
 
+# a model and the weaker one away from which its samples are guided: several threads may draw from one model
+_GUIDED: ContextVar[tuple[Denoiser | None, Denoiser | None]] = ContextVar("guided", default=(None, None))
+
+
 class Denoiser(Labelled):
     """A network on a process."""
 
@@ -98,7 +104,6 @@ class Denoiser(Labelled):
     time_sampling: TimeSampling = "stratified"  # how a batch draws its times
     rescale = False  # whether the network sees x / √(α² + σ²) in place of x
     bounded = False  # whether estimates of x_0 are clamped to [-1, 1], if it is of images
-    weak: Denoiser | None = None  # the model away from which guidance leads
 
     def __init__(self, data: DataInfo, net: nn.Module, process: Process, labels: ClusterOptions):
         super().__init__(data, labels)
@@ -276,9 +281,16 @@ class Denoiser(Labelled):
             self.clusters.load_state_dict(teacher.get_submodule("clusters").state_dict())
         self.attach("teacher", teacher)
 
-    def guide_away_from(self, weak: Model) -> None:
-        """Guides samples away from a weaker model. Raises UsageError for one that predicts something else, or
-        has other images, noise, labels or clusters."""
+    @property
+    def weak(self) -> Denoiser | None:
+        """The model away from which guidance leads now, in this thread."""
+        guided, weak = _GUIDED.get()
+        return weak if guided is self else None
+
+    @contextmanager
+    def guided_away_from(self, weak: Model) -> Iterator[None]:
+        """Inside, samples are guided away from a weaker model. Raises UsageError for one that predicts
+        something else, or has other images, noise, labels or clusters."""
         form = lambda m: (m.prediction, m.data.shape, m.data.classes, m.labelled, m.process.path(4))  # noqa: E731
         if not isinstance(weak, Denoiser) or form(weak) != form(self):
             hint = "train it by the same recipe, for fewer steps or with a smaller network"
@@ -286,7 +298,11 @@ class Denoiser(Labelled):
         centres = [None if m.clusters is None else m.clusters.centres.tolist() for m in (self, weak)]
         if centres[0] != centres[1]:
             raise UsageError("`weak` has other clusters", hint="train it with the same seed")
-        vars(self)["weak"] = weak  # past nn.Module.__setattr__: it is no part of the model
+        token = _GUIDED.set((self, weak))
+        try:
+            yield
+        finally:
+            _GUIDED.reset(token)
 
     def guidance_scale(self, guidance: float | None) -> float:
         if guidance is None and self.weak is not None:

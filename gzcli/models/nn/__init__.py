@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
@@ -186,16 +187,30 @@ def is_shape_only() -> bool:
 
 @contextmanager
 def full_fp32(device: torch.device) -> Iterator[None]:
-    """A context of full fp32: no autocast, no TF32, so that results do not depend on the device."""
-    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
+    """A context of full fp32: no autocast, no TF32, so that results do not depend on the device. torch has
+    one setting of TF32 for all threads: the first that enters changes it, and the last that leaves restores
+    it."""
+    with _precise:
+        if not _precise_before:
+            before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+            torch.set_float32_matmul_precision("highest")
+            torch.backends.cudnn.allow_tf32 = False
+        else:
+            before = _precise_before[-1]
+        _precise_before.append(before)
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
-        torch.backends.cudnn.allow_tf32 = convolutions
+        with _precise:
+            products, convolutions = _precise_before.pop()
+            if not _precise_before:
+                torch.set_float32_matmul_precision(products)
+                torch.backends.cudnn.allow_tf32 = convolutions
+
+
+_precise = Lock()
+_precise_before: list[tuple[str, bool]] = []  # torch's settings before, once for each context that is open
 
 
 CALIBRATION = 20  # batches from which the statistics of batch norm are computed
