@@ -19,14 +19,13 @@ from torch import Tensor
 
 from gzcli.core.devices import pick_device
 from gzcli.core.errors import UsageError
-from gzcli.core.jobs import AlarmJob
 from gzcli.core.sections import PRECISIONS, Fit, LaunchSection, renamed
 from gzcli.core.types import Batch, DataInfo, ImageNoise, Progress, no_progress
 from gzcli.core.units import Size, by_sides
+from gzcli.data.library import listing
 from gzcli.data.packs.batches import quantise
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack as Data
-from gzcli.data.sets.library import listing
 from gzcli.engine import sampler
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, load_trained
@@ -39,6 +38,7 @@ from gzcli.launch.plan import ask, prepare
 from gzcli.models.base import Model, flat_defaults, group_options
 from gzcli.models.nn import full_fp32
 from gzcli.store import files
+from gzcli.store.jobs import AlarmJob
 from gzcli.store.pretrained import PREFIX
 
 BATCH = 100  # images that are scored together

@@ -31,10 +31,10 @@ from gzcli.store.run_folder import Run
 from gzcli.store.runs import all_runs, by_name
 
 if TYPE_CHECKING:
-    from gzcli.core.jobs import BenchJob
     from gzcli.data.sets.names import DataSet
     from gzcli.league.league import Terms
     from gzcli.league.loop import League
+    from gzcli.store.jobs import BenchJob
 
 ARROWS = {"down": "↓", "up": "↑"}
 DAY = 86_400  # seconds of training after which it is asked whether to start
@@ -112,8 +112,8 @@ def bench(
 
     Without a name, every model that has a finished run on the data set is compared.
     """
-    from gzcli.core.jobs import BenchJob
     from gzcli.league.loop import play_one
+    from gzcli.store.jobs import BenchJob
 
     check_report(report)
     league = train_missing or budget or models or curve or at_once

@@ -15,7 +15,7 @@ from gzcli.cli.list import group, list_data
 from gzcli.cli.options import a_set, argument, choose, option
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.units import Size, packable, sides
-from gzcli.data.sets import library
+from gzcli.data import library
 from gzcli.data.sets.names import locate, names
 from gzcli.data.sets.registry import DataSpec, Form, find, is_fetched
 

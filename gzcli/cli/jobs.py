@@ -22,9 +22,9 @@ from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
 
 if TYPE_CHECKING:
-    from gzcli.core.jobs import Job
     from gzcli.models.catalog import Param
     from gzcli.recipe.schema import Rule
+    from gzcli.store.jobs import Job
 
 # settings of a verb that passes options on to the model's methods
 OWN_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}

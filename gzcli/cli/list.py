@@ -179,7 +179,7 @@ def list_pretrained(*, wide: bool = False) -> None:
 
 def list_data(*, long: bool = False, wide: bool = False) -> None:
     """Prints every data set, a line each or, if `long`, all that is known of it."""
-    from gzcli.data.sets.library import listing
+    from gzcli.data.library import listing
 
     rows = listing()
     if long:

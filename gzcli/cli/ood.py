@@ -23,11 +23,11 @@ from gzcli.data.sets.names import data_key, is_set, local, locate, slug
 from gzcli.store import claims
 
 if TYPE_CHECKING:
-    from gzcli.core.jobs import AlarmJob, OodJob
     from gzcli.core.sections import DataSection
     from gzcli.data.sets.names import DataSet
     from gzcli.data.sets.registry import Benchmark
     from gzcli.models.catalog import ModelCard
+    from gzcli.store.jobs import AlarmJob, OodJob
     from gzcli.store.run_folder import Run
 
 SETTINGS = jobs.OWN_OPTIONS
@@ -105,8 +105,8 @@ def ood(
 
     The scores' own options (`--starts 8`, `--steps 20`) are those of the recipe's `ood` section.
     """
-    from gzcli.core.jobs import AlarmJob, OodJob
     from gzcli.launch.from_file import find_run
+    from gzcli.store.jobs import AlarmJob, OodJob
 
     check_report(report)
     of_pictures = {"--fpr": fpr, "--map": map_, "--png": png, "--fail": fail}
@@ -258,7 +258,7 @@ def benchmark_of(name: str, in_: str | None, out_: str | None) -> Benchmark:
 
 def with_lists(benchmark: Benchmark, root: Path) -> list[DataSet]:
     """The foreign sets of a benchmark that OpenOOD's `data` folder has lists of; prints those left out."""
-    from gzcli.data.sets.library import list_of
+    from gzcli.data.library import list_of
 
     names = (*benchmark.near, *benchmark.far)
     sets = [locate(name) for name in names if list_of(root, benchmark, name)]

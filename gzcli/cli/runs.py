@@ -145,7 +145,7 @@ def ema(run: _Ref, length: _Length = None) -> None:
     It is made of the snapshots of a training with `--set train.ema_snapshots=20`, and is what `gz sample`,
     `gz ood` and `gz bench` then take.
     """
-    from gzcli.core.jobs import EmaJob
+    from gzcli.store.jobs import EmaJob
 
     source = _find(run)
     served = source.serving
@@ -292,7 +292,7 @@ def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
 
 def exported(source: Run, ref: str, place: Path, **fields: Any) -> dict[str, Any]:
     """Exports a run, which the user called `ref`, to a path. Returns the JSON of `gz runs export`."""
-    from gzcli.core.jobs import ExportJob
+    from gzcli.store.jobs import ExportJob
 
     jobs.announce(source, ref)
     job = ExportJob(str(source.path), out=str(place), launch=LaunchSection(cpu=True), **fields)

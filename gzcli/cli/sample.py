@@ -31,8 +31,8 @@ from gzcli.store.run_folder import Run
 from gzcli.store.runs import all_runs
 
 if TYPE_CHECKING:
-    from gzcli.core.jobs import SampleJob
     from gzcli.models.catalog import ModelCard
+    from gzcli.store.jobs import SampleJob
 
     Sampling = tuple[Run, SampleJob, list[str]]  # a run, a job on it, and applications of the run
 
@@ -96,7 +96,7 @@ def sample(
     The model's own options (`--steps 50`, `--temperature 0.7`) are those of its recipe's `sample` section, or
     of the method.
     """
-    from gzcli.core.jobs import SampleJob
+    from gzcli.store.jobs import SampleJob
 
     if not model and not like:
         raise UsageError("`gz sample` needs a model, a run or a file", hint="gz sample vae")

@@ -107,6 +107,12 @@ def packable(size: Size) -> Size:
     return canonical_size(size)
 
 
+def middle(side: int, patch: int) -> slice:
+    """The middle `patch` pixels of a side."""
+    start = (side - patch) // 2
+    return slice(start, start + patch)
+
+
 def number_in(variable: str, unit: str) -> int | None:
     """The number in an environment variable; None where it is not set. Raises UsageError."""
     text = os.environ.get(variable, "").strip()

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gzcli.core import devices, errors, jobs, ranks, streams
+from gzcli.core import devices, errors, ranks, streams
 from gzcli.core.sections import part_of
 from gzcli.core.units import duration
 from gzcli.data.packs.open import check_unchanged, open_pack, pack_options, record_data
@@ -30,8 +30,8 @@ from gzcli.engine.forecast import check_stages
 from gzcli.engine.log import Log
 from gzcli.engine.step import accelerate, compiles, prepare_torch
 from gzcli.engine.trainer import Trainer
-from gzcli.launch.plan import write_train
-from gzcli.store import claims, files, png
+from gzcli.recipe.recipe import write_train
+from gzcli.store import claims, files, jobs, png
 from gzcli.store.metrics import metric_lines
 from gzcli.store.runs import Run
 

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from gzcli.core import ranks
 from gzcli.core.errors import DamagedError, MissingError, UsageError
-from gzcli.core.jobs import EmaJob
 from gzcli.core.sections import TrainSection
 from gzcli.core.types import Batch, Say
 from gzcli.core.units import counted
@@ -33,6 +32,7 @@ from gzcli.engine.prepared import train_images
 from gzcli.engine.trained import Trained, load_trained
 from gzcli.engine.validate import best_metric, judge_of, validate
 from gzcli.store import files
+from gzcli.store.jobs import EmaJob
 from gzcli.store.runs import Run
 
 TRIED = (0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25)  # lengths of which the best is chosen

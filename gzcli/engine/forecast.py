@@ -21,7 +21,6 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from gzcli.core import devices, ranks
 from gzcli.core.errors import GzError, UsageError, first_line
-from gzcli.core.jobs import TrialJob
 from gzcli.core.sections import Part, part_of
 from gzcli.core.types import Batch, BatchNoise, DataInfo
 from gzcli.data.packs.open import open_pack, pack_options
@@ -33,6 +32,7 @@ from gzcli.engine.step import RecordedNoise, precision, prepare_torch, shapes_on
 from gzcli.engine.trained import build_model
 from gzcli.models import catalog
 from gzcli.models.base import Model, named_losses
+from gzcli.store.jobs import TrialJob
 from gzcli.store.runs import Run
 
 if TYPE_CHECKING:

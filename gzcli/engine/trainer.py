@@ -31,13 +31,13 @@ from gzcli.engine.prepared import prepare, train_images
 from gzcli.engine.step import is_shared_out, precision, twin, wrap_step
 from gzcli.engine.trained import Trained, build_model, built_on, stages_for, to_device
 from gzcli.engine.validate import best_metric, judge_of, validate
-from gzcli.launch.plan import write_train
 from gzcli.metrics import collapse
 from gzcli.metrics.classifier import NetFeatures
 from gzcli.metrics.pretrained import Features
 from gzcli.models.base import Phase
 from gzcli.models.catalog import OUTSIDE, card_of
 from gzcli.models.nn import spread_labels
+from gzcli.recipe.recipe import write_train
 from gzcli.store import files
 from gzcli.store.png import save_png
 from gzcli.store.runs import Run

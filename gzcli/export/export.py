@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
-from gzcli.core.jobs import ExportJob
 from gzcli.core.sections import LaunchSection, Part
 from gzcli.data.sets.registry import SPECS
 from gzcli.engine import sampler
@@ -32,6 +31,7 @@ from gzcli.store import files
 from gzcli.store.bundle import LATENT, MAIN
 from gzcli.store.files import sweep
 from gzcli.store.hub import TINY, is_id
+from gzcli.store.jobs import ExportJob
 from gzcli.store.metrics import last_figures
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import STAGES

@@ -14,7 +14,6 @@ import torch
 
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
-from gzcli.core.jobs import AlarmJob
 from gzcli.core.types import Batch
 from gzcli.core.units import counted
 from gzcli.data.packs.open import open_pack
@@ -30,6 +29,7 @@ from gzcli.metrics import conformal
 from gzcli.metrics.likelihood_scores import SCORES, tails_of
 from gzcli.models.base import Model, flat_defaults, group_options
 from gzcli.store import files
+from gzcli.store.jobs import AlarmJob
 from gzcli.store.png import save_images, save_png
 from gzcli.store.runs import Run
 

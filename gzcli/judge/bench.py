@@ -18,7 +18,6 @@ import torch
 
 from gzcli.core import devices, ranks, streams
 from gzcli.core.errors import MissingError, UsageError, did_you_mean
-from gzcli.core.jobs import BenchJob
 from gzcli.data.packs.open import check_unchanged, open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.log import Log
@@ -47,6 +46,7 @@ from gzcli.metrics.quality.neighbours import nearest
 from gzcli.metrics.second import second
 from gzcli.models.nn.perceptual import LPIPS
 from gzcli.store import files
+from gzcli.store.jobs import BenchJob
 from gzcli.store.paths import cache_dir
 from gzcli.store.png import save_png
 from gzcli.store.runs import Run

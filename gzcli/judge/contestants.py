@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from gzcli.core import ranks
 from gzcli.core.devices import synchronise
 from gzcli.core.errors import UsageError
-from gzcli.core.jobs import BenchJob
 from gzcli.core.types import ImageNoise, Progress, no_progress
 from gzcli.core.units import as_size, by_sides
 from gzcli.data.packs.open import PackOptions, facts_of, open_pack
@@ -37,6 +36,7 @@ from gzcli.metrics.metric import Figures
 from gzcli.models.base import flat_defaults, group_options
 from gzcli.models.nn import spread_labels
 from gzcli.store import files
+from gzcli.store.jobs import BenchJob
 from gzcli.store.runs import Run
 
 FEWEST = 50  # images of a contestant

@@ -14,10 +14,9 @@ import torch
 
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
-from gzcli.core.jobs import OodJob
+from gzcli.data.library import listed_images
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
-from gzcli.data.sets.library import listed_images
 from gzcli.data.sets.registry import SPECS, Benchmark, find_benchmark
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import histograms
@@ -27,6 +26,7 @@ from gzcli.metrics import baselines, pretrained
 from gzcli.metrics.detection import FIGURES, detection
 from gzcli.metrics.interval import subset
 from gzcli.store import files
+from gzcli.store.jobs import OodJob
 from gzcli.store.runs import Run
 
 BASELINES = ("png", "mean", "knn_pixels", "knn_lite")  # scores that use no model

@@ -16,7 +16,6 @@ from torch import Tensor
 from gzcli.core import ranks
 from gzcli.core.devices import title
 from gzcli.core.errors import UsageError
-from gzcli.core.jobs import SampleJob
 from gzcli.core.sections import renamed
 from gzcli.core.types import Applied, ImageNoise, Progress, Say, silent
 from gzcli.core.units import Size
@@ -30,6 +29,7 @@ from gzcli.engine.trained import Trained, load_trained, weights_file
 from gzcli.models.base import flat_defaults, group_options
 from gzcli.models.nn import spread_labels
 from gzcli.store.files import checksum
+from gzcli.store.jobs import SampleJob
 from gzcli.store.png import FORMATS, save_png
 from gzcli.store.runs import Run
 

@@ -32,7 +32,6 @@ from torch import Tensor
 
 from gzcli.core import devices, ranks
 from gzcli.core.errors import DivergedError, MissingError, UsageError, did_you_mean
-from gzcli.core.jobs import ScoreJob
 from gzcli.core.types import Batch, ImageNoise
 from gzcli.data.packs.batches import to_uint8
 from gzcli.data.packs.open import check_unchanged, open_pack
@@ -50,6 +49,7 @@ from gzcli.models.catalog import likelihood_scores
 from gzcli.models.nn import double, full_fp32
 from gzcli.models.nn.perceptual import LPIPS
 from gzcli.store import files
+from gzcli.store.jobs import ScoreJob
 from gzcli.store.runs import Run, find
 
 BATCH_SIZE = 128  # images that are scored together, of the usual device

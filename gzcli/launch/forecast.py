@@ -16,10 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gzcli.core import jobs, signals
+from gzcli.core import signals
 from gzcli.core.devices import PEAKS, cpu_name, gpu_memory, gpu_name, host_memory
 from gzcli.core.errors import GzError, Interrupted, UsageError
-from gzcli.core.jobs import TrialJob
 from gzcli.core.sections import LaunchSection, Part, part_of
 from gzcli.core.types import Say, silent
 from gzcli.core.units import Size, as_size, sides, size
@@ -32,8 +31,9 @@ from gzcli.launch.launcher import Plan, usable_gpus
 from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe, check_batch_of, check_data
 from gzcli.recipe.resolve import Resolved
-from gzcli.store import files, runs
+from gzcli.store import files, jobs, runs
 from gzcli.store.hub import at_hand, is_id
+from gzcli.store.jobs import TrialJob
 from gzcli.store.paths import cache_dir
 from gzcli.store.run_folder import Run
 from gzcli.version import __version__

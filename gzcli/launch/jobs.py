@@ -6,12 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gzcli.core import jobs
 from gzcli.core.errors import GzError
-from gzcli.core.jobs import Job
 from gzcli.core.types import Say, silent
 from gzcli.launch import launcher
-from gzcli.store import claims, files
+from gzcli.store import claims, files, jobs
+from gzcli.store.jobs import Job
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
 

@@ -31,7 +31,7 @@ from gzcli.launch.forecast import check_set, in_steps
 from gzcli.launch.launcher import Plan
 from gzcli.models import catalog
 from gzcli.recipe import schema
-from gzcli.recipe.recipe import Recipe, anchored, recipe_of
+from gzcli.recipe.recipe import Recipe, anchored, recipe_of, write_train
 from gzcli.recipe.resolve import Resolved, changes_loss, dotted, resolve
 from gzcli.recipe.yaml import dump
 from gzcli.store import claims, files, model_files, runs
@@ -441,16 +441,6 @@ def previous_words(run: Run) -> list[str]:
     """The words after `--` when this run was last started, as `env.json` records them."""
     words = run.environment.get("command", [])
     return words[words.index("--") + 1 :] if "--" in words else []
-
-
-def write_train(run: Run, changes: Mapping[str, Any]) -> None:
-    """Writes keys of `train` that gz chose into `run.yaml`; of a stage into that of its run too."""
-    tree = run.tree()
-    files.write_atomic(run.recipe_file, dump(tree | {"train": {**tree["train"], **changes}}))
-    if run.owner is not run:
-        whole = run.owner.tree()
-        whole["stages"][run.path.name]["train"].update(changes)
-        files.write_atomic(run.owner.recipe_file, dump(whole))
 
 
 def halve(run: Run, processes: int) -> str | None:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import DivergedError, UsageError
-from gzcli.core.jobs import BenchJob
 from gzcli.core.sections import tuples
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.launch import forecast, launcher
@@ -29,6 +28,7 @@ from gzcli.launch.plan import Request, Start, is_of_training, training
 from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe
 from gzcli.store import files, runs
+from gzcli.store.jobs import BenchJob
 from gzcli.store.paths import cache_dir, recipe_names, spelling
 from gzcli.store.runs import Run
 

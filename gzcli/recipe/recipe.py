@@ -14,7 +14,10 @@ from gzcli.data.sets.registry import EXTRAS, SPECS, DataSpec, extras_in_words
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.recipe.suggest import suggest
+from gzcli.recipe.yaml import dump
+from gzcli.store import files
 from gzcli.store.paths import spelling
+from gzcli.store.run_folder import Run
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -110,6 +113,16 @@ def recipe_of(tree: Mapping[str, Any]) -> Recipe:
         own_data=own_data,
         **_shared(part_of({**top, "model": {"name": ""}})),
     )
+
+
+def write_train(run: Run, changes: Mapping[str, Any]) -> None:
+    """Writes keys of `train` that gz chose into `run.yaml`; of a stage into that of its run too."""
+    tree = run.tree()
+    files.write_atomic(run.recipe_file, dump(tree | {"train": {**tree["train"], **changes}}))
+    if run.owner is not run:
+        whole = run.owner.tree()
+        whole["stages"][run.path.name]["train"].update(changes)
+        files.write_atomic(run.owner.recipe_file, dump(whole))
 
 
 def _shared(part: Part) -> dict[str, Any]:

@@ -14,9 +14,7 @@ import torch
 from PIL import Image
 
 from gzcli.cli import app
-from gzcli.core import jobs
 from gzcli.core.errors import GzError, Interrupted, UsageError
-from gzcli.core.jobs import AlarmJob, BenchJob, ExportJob, OodJob, SampleJob
 from gzcli.core.ranks import gather, joined
 from gzcli.core.sections import DataSection, LaunchSection, Part
 from gzcli.core.types import Applied, DataInfo
@@ -29,7 +27,8 @@ from gzcli.launch.jobs import do_job
 from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.catalog import Param
-from gzcli.store import claims, files, runs
+from gzcli.store import claims, files, jobs, runs
+from gzcli.store.jobs import AlarmJob, BenchJob, ExportJob, OodJob, SampleJob
 from gzcli.store.run_folder import Run
 
 PLAIN = LaunchSection(cpu=True)

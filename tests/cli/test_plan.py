@@ -17,7 +17,6 @@ from pictures import RED, png, write
 
 from gzcli.cli import out
 from gzcli.core.errors import GzError, Interrupted, UsageError
-from gzcli.core.jobs import TrialJob
 from gzcli.core.sections import OptimSection, Part, TrainSection
 from gzcli.launch import forecast, launcher
 from gzcli.launch import plan as planning
@@ -25,6 +24,7 @@ from gzcli.models import catalog
 from gzcli.recipe.recipe import check_data
 from gzcli.recipe.resolve import resolve
 from gzcli.store import runs
+from gzcli.store.jobs import TrialJob
 
 
 @pytest.fixture

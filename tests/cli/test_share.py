@@ -18,14 +18,13 @@ from safetensors.torch import load_file, save_file
 from zoo import Case
 
 import gzcli
-from gzcli.core import jobs
 from gzcli.engine.__main__ import VERBS, main
 from gzcli.engine.log import Log
 from gzcli.launch import launcher
 from gzcli.launch.from_file import find_run, metadata
 from gzcli.launch.plan import with_data, write_run
 from gzcli.recipe.resolve import resolve
-from gzcli.store import claims, files, png, pretrained, runs
+from gzcli.store import claims, files, jobs, png, pretrained, runs
 
 # one worker makes what these tests share, once
 pytestmark = [pytest.mark.xdist_group("share"), pytest.mark.usefixtures("undrawn")]

@@ -15,8 +15,6 @@ from zoo import CASES, FIRST, Case
 
 from gzcli.api import LoadedRun
 from gzcli.cli import app
-from gzcli.core import jobs
-from gzcli.core.jobs import SampleJob
 from gzcli.core.sections import DataSection, Part
 from gzcli.core.types import Applied, ImageNoise, no_progress
 from gzcli.data.packs.open import open_pack
@@ -29,7 +27,8 @@ from gzcli.judge import sample
 from gzcli.judge.sample import HIDDEN
 from gzcli.models import catalog
 from gzcli.models.base import flat_defaults
-from gzcli.store import runs
+from gzcli.store import jobs, runs
+from gzcli.store.jobs import SampleJob
 
 CPU = torch.device("cpu")
 FEW = 3  # images, in place of 64: an odd number, as a set of one's own may have

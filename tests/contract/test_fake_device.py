@@ -19,7 +19,6 @@ from refused import refused
 from zoo import CASES, FIRST, Case
 
 from gzcli.core import philox
-from gzcli.core.jobs import SampleJob
 from gzcli.core.sections import LaunchSection, OptimSection, Part, part_of
 from gzcli.core.types import Batch, ImageNoise, no_progress
 from gzcli.data.packs.open import open_pack
@@ -40,6 +39,7 @@ from gzcli.models.base import Phase, flat_defaults, group_options
 from gzcli.models.denoising.applications import Applications
 from gzcli.models.nn import double
 from gzcli.store import runs
+from gzcli.store.jobs import SampleJob
 
 # Where the host waits for the device: in a step nowhere, before the first one, and with a trained model.
 TEXTS = {

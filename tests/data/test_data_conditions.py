@@ -14,11 +14,11 @@ from PIL import Image
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.types import BatchNoise, ImageNoise
+from gzcli.data.library import import_set, listing
 from gzcli.data.packs import stream
 from gzcli.data.packs.augment import ReplayedNoise, augmenter
 from gzcli.data.packs.batches import TrainBatches, quantise, scan, to_uint8
 from gzcli.data.packs.open import open_pack, peek
-from gzcli.data.sets.library import import_set, listing
 from gzcli.data.sets.registry import Form
 
 N = 20

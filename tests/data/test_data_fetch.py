@@ -33,7 +33,7 @@ from gzcli.core.units import size as in_words
 from gzcli.data.download import fetch as fetching
 from gzcli.data.download import http
 from gzcli.data.download.fetch import WEIGHTS, fetch, fetch_weights
-from gzcli.data.sets.library import data_path, import_set, remove, verify
+from gzcli.data.library import data_path, import_set, remove, verify
 from gzcli.data.sets.names import locate
 from gzcli.data.sets.registry import SPECS, DataFile, is_fetched, raw_dir
 from gzcli.launch import launcher

@@ -31,13 +31,13 @@ from pictures import (
 from PIL import EpsImagePlugin, features
 
 from gzcli.core.errors import DeviceError, MissingError, UsageError
+from gzcli.data.library import import_set
 from gzcli.data.packs import stream
 from gzcli.data.packs.open import facts_of, open_pack
 from gzcli.data.readers import archive
 from gzcli.data.readers.folder import open_path, read_pictures
 from gzcli.data.readers.images import FORMATS, Block, walk
 from gzcli.data.readers.pictures import Decoding, decode
-from gzcli.data.sets.library import import_set
 from gzcli.data.sets.names import locate
 from gzcli.data.sets.registry import Form
 

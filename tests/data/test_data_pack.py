@@ -21,14 +21,14 @@ from PIL import Image
 from gzcli.cli.app import run
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.types import DataInfo, unreported
+from gzcli.data.library import data_path, import_set, listing, remove, verify
 from gzcli.data.packs import build
 from gzcli.data.packs import open as opening
 from gzcli.data.packs.build import rows_of, split_plan
 from gzcli.data.packs.open import open_pack, peek
+from gzcli.data.readers import embedded
+from gzcli.data.readers.embedded import MAKERS, SIDE, distance, matrices, pictures
 from gzcli.data.readers.images import Block, RawImages
-from gzcli.data.sets import embedded
-from gzcli.data.sets.embedded import MAKERS, SIDE, distance, matrices, pictures
-from gzcli.data.sets.library import data_path, import_set, listing, remove, verify
 from gzcli.data.sets.names import class_numbers, data_key, names
 from gzcli.data.sets.registry import SPECS, Form, find
 from gzcli.engine.sampler import parse_labels
@@ -244,7 +244,7 @@ def test_looking_at_metadata_imports_nothing_heavy():
     code = """import sys
 from gzcli.data.packs.augment import parse_augment
 from gzcli.data.packs.open import peek
-from gzcli.data.sets.library import listing
+from gzcli.data.library import listing
 from gzcli.data.sets.names import data_key
 listing(), peek("digits").levels
 print([m for m in ("torch", "numpy", "PIL", "sklearn", "urllib.request") if m in sys.modules])"""

@@ -23,10 +23,10 @@ from server import serve
 
 from gzcli.core.errors import MissingError
 from gzcli.data.download.fetch import fetch
+from gzcli.data.library import listing, remove, verify
 from gzcli.data.packs.open import open_pack
 from gzcli.data.readers import publishers
 from gzcli.data.readers.pictures import Decoding, decode
-from gzcli.data.sets.library import listing, remove, verify
 from gzcli.data.sets.registry import MEDMNIST, SPECS, raw_dir
 from gzcli.store.paths import cache_dir
 

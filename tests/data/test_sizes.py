@@ -19,6 +19,7 @@ from gzcli.cli.app import run
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import DataSection, Part, TrainSection
 from gzcli.core.units import canonical_size, sides
+from gzcli.data.library import import_set, listing
 from gzcli.data.packs import build, stream
 from gzcli.data.packs.batches import TrainBatches, scan, to_uint8
 from gzcli.data.packs.open import (
@@ -31,12 +32,11 @@ from gzcli.data.packs.open import (
     settings_lines,
     size_of,
 )
+from gzcli.data.readers.embedded import MAKERS
 from gzcli.data.readers.folder import open_path, read_pictures
 from gzcli.data.readers.images import FORMATS
 from gzcli.data.readers.pictures import Decoding, bucket, decode, look
 from gzcli.data.readers.publishers import PARSERS
-from gzcli.data.sets.embedded import MAKERS
-from gzcli.data.sets.library import import_set, listing
 from gzcli.data.sets.names import locate
 from gzcli.data.sets.registry import SPECS
 from gzcli.engine.sheets import columns_of, grid

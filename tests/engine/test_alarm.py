@@ -15,7 +15,6 @@ from refused import refused
 from gzcli.cli import ood as ood_verb
 from gzcli.cli.ood import table_of_pictures
 from gzcli.core.errors import DivergedError, MissingError, UsageError
-from gzcli.core.jobs import AlarmJob, OodJob
 from gzcli.core.types import DataInfo, ImageNoise
 from gzcli.data.packs.open import open_pack
 from gzcli.data.sets import registry
@@ -33,6 +32,7 @@ from gzcli.models.gan.wgan import WGAN
 from gzcli.models.normalizing_flow.glow import Glow
 from gzcli.models.vae.aae import AAE
 from gzcli.models.vae.vae import VAE
+from gzcli.store.jobs import AlarmJob, OodJob
 
 CPU = torch.device("cpu")
 

@@ -17,7 +17,6 @@ from refused import refused
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from gzcli.core.errors import DivergedError, MissingError
-from gzcli.core.jobs import BenchJob
 from gzcli.core.types import Applied
 from gzcli.data.packs.batches import scan, to_uint8
 from gzcli.data.packs.open import open_pack
@@ -32,6 +31,7 @@ from gzcli.metrics.metric import metrics
 from gzcli.metrics.quality import lpips
 from gzcli.metrics.quality.fd import frechet_distance
 from gzcli.models.nn.perceptual import LPIPS
+from gzcli.store.jobs import BenchJob
 
 pytestmark = pytest.mark.xdist_group("quality")  # the worker that has the LeNet of the digits
 

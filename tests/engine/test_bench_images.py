@@ -17,7 +17,6 @@ from refused import refused
 from gzcli.cli import bench as bench_verb
 from gzcli.cli.bench import find_contestants, images_at
 from gzcli.core.errors import MissingError
-from gzcli.core.jobs import BenchJob
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.log import Log
 from gzcli.judge import bench
@@ -30,6 +29,7 @@ from gzcli.metrics.metric import column_of
 from gzcli.metrics.quality import worth
 from gzcli.metrics.quality.fd import frechet_distance
 from gzcli.store import runs
+from gzcli.store.jobs import BenchJob
 
 pytestmark = pytest.mark.xdist_group("quality")  # the worker that has the LeNet of the digits
 

@@ -8,7 +8,6 @@ from helpers import fit, lines, recipe
 from pixelwise import fake_run, fitted
 from zoo import FIRST
 
-from gzcli.core.jobs import BenchJob
 from gzcli.engine import validate
 from gzcli.engine.log import Log
 from gzcli.judge import bench
@@ -16,6 +15,7 @@ from gzcli.metrics import pretrained
 from gzcli.metrics.features import lenet
 from gzcli.metrics.metric import metrics
 from gzcli.metrics.second import second
+from gzcli.store.jobs import BenchJob
 
 pytestmark = [pytest.mark.xdist_group("quality"), pytest.mark.usefixtures("undrawn")]
 CPU = torch.device("cpu")

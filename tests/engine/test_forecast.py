@@ -11,13 +11,13 @@ from zoo import FIRST, Case
 
 from gzcli.core import devices
 from gzcli.core.errors import DeviceError
-from gzcli.core.jobs import TrialJob
 from gzcli.core.sections import Part, TrainSection, part_of
 from gzcli.engine import forecast
 from gzcli.engine.forecast import PartOnData
 from gzcli.engine.trainer import Trainer
 from gzcli.launch import launcher, plan
 from gzcli.launch.plan import halve
+from gzcli.store.jobs import TrialJob
 
 CPU = torch.device("cpu")
 INFO = {"shape": [1, 16, 16], "levels": 17, "classes": list("0123456789"), "multilabel": False, "n": 100}

@@ -16,7 +16,6 @@ from zoo import FIRST
 
 from gzcli.api import LoadedRun
 from gzcli.core.errors import DivergedError
-from gzcli.core.jobs import BenchJob, SampleJob
 from gzcli.core.types import Applied
 from gzcli.data.packs.open import open_pack
 from gzcli.engine import sampler
@@ -26,6 +25,7 @@ from gzcli.judge import bench, contestants, sample
 from gzcli.models.nn import within
 from gzcli.models.nn.pixels import Pixels
 from gzcli.models.normalizing_flow import layers
+from gzcli.store.jobs import BenchJob, SampleJob
 
 CPU = torch.device("cpu")
 BAD = pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])

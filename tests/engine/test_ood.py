@@ -17,7 +17,6 @@ from refused import refused
 from gzcli.cli import ood as ood_verb
 from gzcli.cli import out
 from gzcli.core.errors import DivergedError, MissingError
-from gzcli.core.jobs import OodJob
 from gzcli.core.sections import DataSection
 from gzcli.data.packs.batches import scan, to_uint8
 from gzcli.data.packs.open import open_pack
@@ -36,6 +35,7 @@ from gzcli.models.base import flat_defaults
 from gzcli.models.diffusion.ddpm import DDPM
 from gzcli.models.flow_matching.fm import FM
 from gzcli.models.gan.wgan import WGAN
+from gzcli.store.jobs import OodJob
 
 
 @pytest.fixture

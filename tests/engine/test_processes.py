@@ -22,15 +22,15 @@ from refused import refused
 from safetensors.torch import load_file
 from zoo import FIRST, Case
 
-from gzcli.core import devices, jobs
+from gzcli.core import devices
 from gzcli.core.errors import DeviceError
-from gzcli.core.jobs import SampleJob
 from gzcli.core.sections import LaunchSection
 from gzcli.docs.page import ROOT as DOCS
 from gzcli.launch import launcher
 from gzcli.models import catalog
 from gzcli.recipe.yaml import dump
-from gzcli.store import files, runs
+from gzcli.store import files, jobs, runs
+from gzcli.store.jobs import SampleJob
 from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run
 

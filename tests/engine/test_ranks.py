@@ -13,7 +13,6 @@ from pixelwise import Pixelwise, fake_run, fitted
 
 import gzcli.core.ranks as of_one
 from gzcli.core.errors import DivergedError, GzError, MissingError
-from gzcli.core.jobs import AlarmJob, BenchJob, OodJob
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.__main__ import record_status
 from gzcli.engine.log import Log
@@ -21,6 +20,7 @@ from gzcli.judge import alarm, bench, ood, scores
 from gzcli.metrics.features import lenet
 from gzcli.models.nn import shared_batch_norm
 from gzcli.store import files
+from gzcli.store.jobs import AlarmJob, BenchJob, OodJob
 from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run
 

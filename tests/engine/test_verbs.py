@@ -11,7 +11,6 @@ from PIL import Image
 
 from gzcli.cli import app
 from gzcli.cli.jobs import as_options
-from gzcli.core import jobs
 from gzcli.engine.__main__ import main
 from gzcli.engine.checkpoint import read_weights
 from gzcli.engine.log import Log
@@ -21,7 +20,7 @@ from gzcli.judge.sample import Frames
 from gzcli.launch import launcher
 from gzcli.launch.plan import with_data, write_run
 from gzcli.recipe.resolve import resolve
-from gzcli.store import runs
+from gzcli.store import jobs, runs
 
 pytestmark = pytest.mark.xdist_group("verbs")  # one worker makes what these tests share, once
 SHORT = ("--set", "train.sample_every=0", "--set", "train.eval_every=0", "--set", "train.best=none", "--cpu")

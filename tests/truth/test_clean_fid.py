@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from gzcli.core.jobs import BenchJob
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.log import Log
 from gzcli.judge import bench
 from gzcli.metrics import pretrained
 from gzcli.metrics.features import lenet
+from gzcli.store.jobs import BenchJob
 
 pytestmark = pytest.mark.xdist_group("quality")  # the worker that has the LeNet of the digits
 CPU = torch.device("cpu")

@@ -25,7 +25,6 @@ from sklearn.datasets import load_sample_images
 from zoo import FIRST
 
 from gzcli.core.errors import GzError, MissingError
-from gzcli.core.jobs import ExportJob, SampleJob
 from gzcli.core.sections import OptimSection, Part, TrainSection
 from gzcli.core.types import Batch, DataInfo, ImageNoise, no_progress
 from gzcli.engine import optim
@@ -42,6 +41,7 @@ from gzcli.models.stable_diffusion.controlnet import ControlNet, canny, edges
 from gzcli.models.stable_diffusion.instructpix2pix import InstructPix2Pix, widen
 from gzcli.models.stable_diffusion.pretrained import load_base
 from gzcli.models.stable_diffusion.sd_lora import SDLoRA
+from gzcli.store.jobs import ExportJob, SampleJob
 
 INFO = DataInfo((3, 16, 16), 256, n=64)
 CPU = torch.device("cpu")

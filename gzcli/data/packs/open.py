@@ -214,7 +214,7 @@ def ways_to_fetch(spec: DataSpec) -> str:
 def _read_known(spec: DataSpec) -> RawImages:
     """The images of a known set. Raises MissingError where its files cannot be read."""
     if spec.embedded:
-        from gzcli.data.sets.embedded import MAKERS
+        from gzcli.data.readers.embedded import MAKERS
 
         return MAKERS[spec.name](spec)
     import tarfile

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from gzcli.core.errors import DamagedError, MissingError, UsageError
 from gzcli.core.sections import Fit
 from gzcli.core.types import DataInfo
-from gzcli.core.units import as_size, counted, number_in
+from gzcli.core.units import as_size, counted, middle, number_in
 from gzcli.data.readers.images import walk
 from gzcli.data.sets.names import DataSet
 from gzcli.data.sets.registry import FURTHER, DataSpec, Form, extras_in_words
@@ -234,12 +234,6 @@ class Pack:
         if file not in self._open:  # an empty file cannot be mapped
             self._open[file] = np.load(file, mmap_mode="c" if self.meta.counts[split] else None)
         return self._open[file]
-
-
-def middle(side: int, patch: int) -> slice:
-    """The middle `patch` pixels of a side."""
-    start = (side - patch) // 2
-    return slice(start, start + patch)
 
 
 # --- packs in the cache ---

@@ -15,8 +15,7 @@ import numpy as np
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import Fit
 from gzcli.core.types import Say, silent
-from gzcli.core.units import Size, counted
-from gzcli.data.packs.pack import middle
+from gzcli.core.units import Size, counted, middle
 from gzcli.data.readers.archive import Files, open_members
 from gzcli.data.readers.hub import dataset_folder, is_dataset_folder
 from gzcli.data.readers.images import (
