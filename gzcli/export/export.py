@@ -10,6 +10,7 @@ import base64
 import io
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gzcli.core.errors import UsageError
+from gzcli.core.errors import DamagedError, UsageError
 from gzcli.core.sections import LaunchSection, Part
 from gzcli.data.sets.registry import SPECS
 from gzcli.engine import sampler
@@ -27,7 +28,7 @@ from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, autoencoder_run, load_model, load_trained, weights_file
 from gzcli.export import portable
 from gzcli.models import catalog
-from gzcli.store import files
+from gzcli.store import files, jobs
 from gzcli.store.bundle import LATENT, MAIN
 from gzcli.store.files import sweep
 from gzcli.store.hub import TINY, is_id
@@ -215,11 +216,12 @@ def figures(trained: Trained) -> list[dict[str, Any]]:
     owner, step = trained.run.owner, trained.step
     benched: tuple[dict[str, Any], dict[str, Any]] = {}, {}
     for file in sorted(user_dir("bench").glob("*/result.json"), key=lambda f: f.stat().st_mtime):
-        result = files.read_json(file)
-        for row in result.get("rows") or ():
-            if row.get("run") == owner.id and row.get("step") == step:
-                origin = {"on": f"{result['data']} (test)", "n": row["n"], "from": "gz bench"}
-                benched = row["metrics"], origin
+        with suppress(DamagedError), files.reading(file):  # the figures of a damaged one are left out
+            result = jobs.result_of(file.parent, "bench")
+            for row in result["rows"]:
+                if row.get("run") == owner.id and row.get("step") == step:
+                    origin = {"on": f"{result['data']} (test)", "n": row["n"], "from": "gz bench"}
+                    benched = row["metrics"], origin
     last = last_figures(trained.run, step)
     trained_on = {"on": f"{owner.data} (validation)", "n": None, "from": "gz train"}
     return [

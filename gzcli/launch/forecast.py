@@ -35,7 +35,6 @@ from gzcli.store import files, jobs, runs
 from gzcli.store.hub import at_hand, is_id
 from gzcli.store.jobs import TrialJob
 from gzcli.store.paths import cache_dir
-from gzcli.store.run_folder import Run
 from gzcli.version import __version__
 
 UNKNOWN = 10  # classes that are planned for where a conditional model's set is not packed yet
@@ -279,7 +278,7 @@ def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:
                 if received:  # whatever the engine made of it: what is planned must not start
                     number = received[0]
                     raise Interrupted(f"stopped by {signals.name_of(number)}", signum=number)
-        return files.read_json(Run(folder).result_file)["parts"]
+        return jobs.result_of(folder, job.verb)["parts"]
     except Interrupted:
         raise
     except GzError as e:

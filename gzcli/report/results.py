@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from gzcli.core.errors import MissingError, UsageError, redacted
+from gzcli.core.errors import DamagedError, MissingError, UsageError, redacted
 from gzcli.core.streams import printable
 from gzcli.core.units import by_sides
 from gzcli.report.document import Chart, Document, Picture, Section, Series, Text, number
@@ -30,6 +30,9 @@ FILES = (Run.bench_file, Run.ood_file, Run.league_file, Run.alarm_file, Run.resu
 NOT_SCORES = ("set", "role", "index", "file")  # the other columns of `scores.csv`
 POINTS = 240  # most points of a curve
 VALIDATED = 2  # most figures of validation in the charts of a run
+LONGEST = 2_000  # rows of a table: of 60 models 33 seeds
+TABLES = ("rows", "summary", "equal_calls", "floors")
+ANEW = "the command that made it makes it again"
 CURVES = 36  # most charts of training
 WITHOUT = "remove it: the report is then without these samples"
 # keys of a job → options of its command, in the order in which they are written
@@ -47,10 +50,14 @@ Row = Mapping[str, Any]
 class Results:
     """The results of a job in its folder."""
 
-    folder: Path
+    file: Path  # of the results
     result: dict[str, Any]  # the JSON that the verb printed
     job: dict[str, Any]  # what was asked for; empty where the folder does not say
     time: float  # when the results were written, in seconds since 1970
+
+    @property
+    def folder(self) -> Path:
+        return self.file.parent
 
     @property
     def verb(self) -> str:
@@ -198,14 +205,28 @@ def read(place: Path) -> Results:
     if not folder.is_dir():
         hint = "`gz bench` and `gz ood` print theirs: `files: …`"
         raise MissingError(f"there is no folder `{place}`", hint=hint)
-    empty = Results(folder, {}, {}, 0.0)
+    empty = Results(folder / FILES[0], {}, {}, 0.0)
     job = clean(files.read_object(path)) if empty.may_read(path := Run(folder).job_file) else {}
     for path in filter(empty.may_read, (folder / name for name in FILES)):
-        result = clean(files.read_json(path))
-        if isinstance(result, dict) and not result.keys().isdisjoint(("rows", "results", "files")):
-            return Results(folder, result, job, path.stat().st_mtime)
+        result = files.read_object(path)
+        if not result.keys().isdisjoint(("rows", "results", "files")):
+            check(path, result)
+            return Results(path, clean(result), job, path.stat().st_mtime)
     hint = "a report is made of the folder with `bench.json` or `ood.json`"
     raise UsageError(f"`{folder}` holds no results of `gz bench` or `gz ood`", hint=hint)
+
+
+def check(path: Path, result: Row) -> None:
+    """Raises DamagedError if a table of the results is none, and UsageError for one that is too long."""
+    tables = [(key, result.get(key)) for key in TABLES]
+    curves = result.get("curves")
+    tables += list(curves.items()) if isinstance(curves, dict) else []
+    for key, rows in tables:
+        if not (rows is None or (isinstance(rows, list) and all(isinstance(row, dict) for row in rows))):
+            raise DamagedError(f"`{path}` is damaged, or not by gz: `{key}` is no table", hint=ANEW)
+        if rows and len(rows) > LONGEST:
+            hint = "compare fewer models or seeds, or read the file by a program"
+            raise UsageError(f"`{path}` has {len(rows):,} rows, and a report shows {LONGEST:,}", hint=hint)
 
 
 def clean(value: Any) -> Any:

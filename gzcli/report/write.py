@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from gzcli.report import bench, ood
 from gzcli.report.document import Chart, Document, Dots, Picture
-from gzcli.report.results import read
+from gzcli.report.results import ANEW, read
 from gzcli.store import claims, files
 from gzcli.store.run_folder import Run
 from gzcli.version import __version__
@@ -61,7 +61,8 @@ def write(place: Path, folder: Path | None = None) -> dict[str, str]:
     results = read(place)
     folder = (folder or results.folder / "report").absolute()
     check(folder)
-    report = (bench if results.verb == "bench" else ood).document(results)
+    with files.reading(results.file, ANEW):  # of a stranger, so that any value may be of any type
+        report = (bench if results.verb == "bench" else ood).document(results)
     files.make_folder(folder)
     if not Run(folder).is_marked("report"):
         Run(folder).mark("report")

@@ -185,6 +185,16 @@ def read_object(path: Path) -> dict[str, Any]:
     return value or {}
 
 
+def read_record(path: Path, kinds: Mapping[str, Any], hint: str | None = AGAIN) -> dict[str, Any]:
+    """The JSON object of a file that has at least these keys with values of these types. Raises DamagedError,
+    also if the file is missing."""
+    record = read_object(path)
+    for key, kind in kinds.items():
+        if not isinstance(record.get(key), kind):
+            raise DamagedError(f"`{path}` is damaged, or not by gz: it has no whole `{key}`", hint=hint)
+    return record
+
+
 def whole_object(path: Path) -> dict[str, Any]:
     """The JSON object of a file; empty where it is missing or damaged."""
     with suppress(DamagedError):
@@ -231,6 +241,9 @@ def safetensors_header(file: Path) -> dict[str, Any]:
         head = json.loads(text)
         spans = sorted(spec["data_offsets"] for name, spec in head.items() if name != "__metadata__")
         are_integers = all(isinstance(position, int) for first, last in spans for position in (first, last))
+        texts = head.setdefault("__metadata__", {})
+        if not (isinstance(texts, dict) and all(isinstance(text, str) for text in texts.values())):
+            raise ValueError("its metadata are no texts")
     except RecursionError as e:
         raise ValueError("its header is nested too deeply") from e
     except (AttributeError, KeyError, TypeError, ValueError) as e:

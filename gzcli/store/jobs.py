@@ -170,7 +170,28 @@ def write(folder: Path, job: Job) -> None:
 
 def read(folder: Path) -> Job | None:
     """The job in a folder; None where there is none, as in the folder of a run."""
-    tree = files.read_json(Run(folder).job_file)
-    if tree is None:
+    file = Run(folder).job_file
+    if not file.exists():
         return None
-    return {kind.verb: kind for kind in _KINDS}[tree["verb"]].of(tree)
+    tree = files.read_record(file, {"verb": str, "launch": dict}, hint="start the command again")
+    with files.reading(file, hint="start the command again"):
+        return {kind.verb: kind for kind in _KINDS}[tree["verb"]].of(tree)
+
+
+# verb of a job → the keys of its result that others read, and their types
+RESULTS: dict[str, dict[str, type]] = {
+    "bench": {
+        "data": str,
+        "rows": list,
+        "notes": list,
+        "directions": dict,
+        "floor": dict,
+        "provenance": dict,
+    },
+    "trial": {"parts": list},
+}
+
+
+def result_of(folder: Path, verb: str) -> dict[str, Any]:
+    """What the engine has found by a job, in its `result.json`. Raises DamagedError unless it is whole."""
+    return files.read_record(Run(folder).result_file, RESULTS.get(verb, {}))

@@ -14,6 +14,7 @@ import shutil
 import tracemalloc
 import zipfile
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -314,6 +315,28 @@ def test_a_small_archive_that_unpacks_to_much_is_not_unpacked(call, bench, monke
         tracemalloc.stop()
         assert peak < 60e6 and code == (0 if math.prod(shape[1:]) <= 128 * 128 else 3), (shape, stderr)
         assert code == 0 or (str(path) in stderr and "remove it: the report is then" in stderr)
+
+
+def test_a_damaged_result_is_named(call, bench, ood, tmp_path):
+    """Every key in turn has a value of another type; 20,000 rows are refused at once."""
+    whole = bench_json(curves={"steps": [], "time": []}, summary=[], equal_calls=[], floors=[])
+    wrong = (5, "x", [], [5], {}, {"a": 5}, True, [["a"]])
+    for folder, name, made in (
+        (bench, "bench.json", whole),
+        (ood[0], "ood.json", json.loads((ood[0] / "ood.json").read_text())),
+    ):
+        for key, value in product(made, wrong):
+            files.write_json(folder / name, made | {key: value})
+            code, _, stderr = call("report", str(folder), "--out", str(tmp_path / "out"))
+            assert code in (0, 2, 3) and "internal error" not in stderr, (key, value, stderr)
+            assert code == 0 or str(folder) in stderr, (key, value, stderr)
+    for row in whole["rows"][:1]:
+        for key, value in product(row, wrong):
+            files.write_json(bench / "bench.json", whole | {"rows": [row | {key: value}]})
+            assert call("report", str(bench), "--out", str(tmp_path / "out"))[0] in (0, 3), (key, value)
+    files.write_json(bench / "bench.json", whole | {"rows": whole["rows"] * 7000})
+    code, _, stderr = call("report", str(bench), "--out", str(tmp_path / "out"))
+    assert code == 2 and "has 21,000 rows, and a report shows 2,000" in stderr
 
 
 def test_a_league_has_standings_and_curves(call, home):
