@@ -19,7 +19,7 @@ from markupsafe import Markup, escape
 
 from gzcli.report import bench, ood
 from gzcli.report.document import Chart, Document, Dots, Picture
-from gzcli.report.results import ANEW, read
+from gzcli.report.results import ANEW, Results, read
 from gzcli.store import claims, files
 from gzcli.store.run_folder import Run
 from gzcli.version import __version__
@@ -61,8 +61,7 @@ def write(place: Path, folder: Path | None = None) -> dict[str, str]:
     results = read(place)
     folder = (folder or results.folder / "report").absolute()
     check(folder)
-    with files.reading(results.file, ANEW):  # of a stranger, so that any value may be of any type
-        report = (bench if results.verb == "bench" else ood).document(results)
+    report = document(results)
     files.make_folder(folder)
     if not Run(folder).is_marked("report"):
         Run(folder).mark("report")
@@ -78,6 +77,12 @@ def write(place: Path, folder: Path | None = None) -> dict[str, str]:
     for name in FORMS.values():
         files.write_atomic(folder / name, rendered(report, name, images))
     return {form: str(folder / name) for form, name in FORMS.items()}
+
+
+def document(results: Results) -> Document:
+    """The report. Raises DamagedError for results whose values are of other types, as a stranger's may be."""
+    with files.reading(results.file, ANEW):
+        return (bench if results.verb == "bench" else ood).document(results)
 
 
 def with_paths(report: Document) -> Iterator[tuple[Chart | Dots | Picture, str]]:
