@@ -21,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from gzcli.core import rates
 from gzcli.core.errors import DeviceError, UsageError, first_line
 
 if TYPE_CHECKING:
@@ -241,8 +242,17 @@ def titles(gpus: Gpus) -> list[tuple[str, str]]:
         lines.append((f"gpu {i}", f"{props.name}, {props.total_memory / 2**30:.0f} GiB, {bf16}"))
     if not gpus.lack and torch.backends.mps.is_available():
         lines.append(("gpu", "Apple MPS"))
-    bf16 = "fast bf16" if fast_bf16() else "no fast bf16"
-    return [*lines, ("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {bf16}")]
+    sets = " ".join(rates.instruction_sets()) or platform.machine()
+    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {sets}"
+    return [*lines, ("cpu", f"{cores}, {speed_title()}")]
+
+
+def speed_title() -> str:
+    """The rates of a core of the CPU in each type, and the type that `auto` takes, for people."""
+    speeds = rates.cpu_rates(cpu_name())
+    cells = [f"{kind} {of['product']:.0f} and {of['convolution']:.0f}" for kind, of in speeds.items()]
+    facts = f"GFLOP/s of a core in products and convolutions: {', '.join(cells)}"
+    return f"{facts}; `precision: auto` takes {rates.faster(speeds)}"
 
 
 def use_of_rank(kind: str) -> None:
@@ -261,8 +271,8 @@ def half(precision: str) -> torch.dtype | None:
 
 
 def chosen_precision(wanted: str, kind: str) -> str:
-    """fp32, bf16 or fp16 on a kind of device: `auto` is a 16-bit type where the device gains from it. Raises
-    UsageError for fp16 where the device does not compute in it."""
+    """fp32, bf16 or fp16 on a kind of device: `auto` is a 16-bit type if the device gains
+    from it, which on a CPU is measured. Raises UsageError for fp16 where the device does not compute in it."""
     import torch
 
     if wanted == "fp16" and not kind_of(kind).fp16:
@@ -272,15 +282,7 @@ def chosen_precision(wanted: str, kind: str) -> str:
         return wanted
     if kind == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if kind == "cpu" and fast_bf16() else "fp32"
-
-
-def fast_bf16() -> bool:
-    """Whether the CPU has instructions for bf16."""
-    import torch
-
-    # torch without oneDNN, as on Macs, lacks the operator
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return rates.faster(rates.cpu_rates(cpu_name())) if kind == "cpu" else "fp32"
 
 
 def fast_kernels() -> None:

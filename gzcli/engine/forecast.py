@@ -202,15 +202,15 @@ class Trial:
 
     def __init__(self, model: Model, part: Part, batch: Batch, *, real: bool = True):
         self.model, self.part, self.batch, self.phases = model, part, batch, model.phases()
-        settings = optim.settings(part.optim, self.phases)
+        settings, kind = optim.settings(part.optim, self.phases), precision(part) if real else "fp32"
+        self.half = devices.half(kind)
         self.optimizers = {
-            phase.name: optim.build(phase, settings[phase.name], model)
+            phase.name: optim.build(phase, settings[phase.name], model, kind)
             for phase in self.phases
             if real or settings[phase.name].name == "muon"
         }
         lengths = LENGTHS if real and part.train.ema_snapshots else ()
         self.ema = EMA(model, part.train.ema if real else 0, lengths=lengths)
-        self.half = devices.half(precision(part)) if real else None
 
     def step(self, read: Callable[[], Any]) -> tuple[Any, Any]:
         """Takes every phase once. Returns the increments of the counter `read`, of losses with gradients and

@@ -14,7 +14,7 @@ from torch.optim import SGD, Adam, Adamax, AdamW, Optimizer, RMSprop
 from torch.optim.adamw import adamw
 
 from gzcli.core import ranks
-from gzcli.core.devices import chosen_precision, kind_of
+from gzcli.core.devices import kind_of
 from gzcli.core.errors import MissingError, UsageError, did_you_mean
 from gzcli.core.sections import OptimSection
 from gzcli.models.base import Phase
@@ -36,8 +36,11 @@ def settings(section: OptimSection, phases: list[Phase]) -> dict[str, OptimSecti
     return {name: section.of(name) for name in names}
 
 
-def build(phase: Phase, conf: OptimSection, model: nn.Module | None = None) -> Optimizer:
-    """The phase's optimizer, multi-tensor or fused: a step of 1,000 parameters costs as much as one of 10."""
+def build(
+    phase: Phase, conf: OptimSection, model: nn.Module | None = None, precision: str = "fp32"
+) -> Optimizer:
+    """The phase's optimizer, multi-tensor or fused: a step of 1,000 parameters costs as much as one of 10.
+    `precision`: that of the run's losses, in which Muon iterates."""
     groups = []
     for group in phase.groups():
         scale = group.get("lr_scale", 1.0)
@@ -48,7 +51,7 @@ def build(phase: Phase, conf: OptimSection, model: nn.Module | None = None) -> O
         "adam": partial(Adam, betas=betas, eps=eps, fused=fused),
         "adamw": partial(AdamW, betas=betas, eps=eps, fused=fused),
         "adamw8bit": partial(adamw8bit, betas=betas, eps=eps),
-        "muon": partial(Muon, betas=betas, eps=eps, model=model),
+        "muon": partial(Muon, betas=betas, eps=eps, model=model, bf16=precision == "bf16"),
         "adamax": partial(Adamax, betas=betas, eps=eps, foreach=True),
         "sgd": partial(SGD, momentum=betas[0], fused=fused),
         "rmsprop": partial(RMSprop, alpha=betas[1], eps=eps, foreach=True),
@@ -130,8 +133,14 @@ class Muon(Optimizer):
     both."""
 
     def __init__(
-        self, groups: list[dict[str, Any]], betas: tuple[float, float], eps: float, model: nn.Module | None
+        self,
+        groups: list[dict[str, Any]],
+        betas: tuple[float, float],
+        eps: float,
+        model: nn.Module | None,
+        bf16: bool = False,
     ):
+        self.dtype = torch.bfloat16 if bf16 else torch.float32
         parts = list(split_groups(groups, matrices_of(model) if model else None))
         fused = kind_of(parts[0]["params"][0].device).fused
         super().__init__(parts, {"betas": betas, "eps": eps, "fused": fused})
@@ -155,7 +164,7 @@ class Muon(Optimizer):
             for piece, update in zip(p.chunk(counts[id(p)]), a.chunk(counts[id(p)]), strict=True):
                 sizes.setdefault((matrix := update.flatten(1)).shape, []).append((piece, matrix))
         for size, pairs in sizes.items():
-            updates = orthogonalised(torch.stack([matrix for _, matrix in pairs]))
+            updates = orthogonalised(torch.stack([matrix for _, matrix in pairs]), self.dtype)
             for (piece, _), update in zip(pairs, updates, strict=True):
                 piece.add_(update.view_as(piece), alpha=-group["lr"] * RMS * max(size) ** 0.5)
 
@@ -195,12 +204,11 @@ def is_wide(p: Tensor, matrices: int = 1) -> bool:
     return p.ndim >= 2 and matrices > 0 and min(len(p) // matrices, p[0].numel()) >= NARROW
 
 
-def orthogonalised(g: Tensor) -> Tensor:
+def orthogonalised(g: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """U S′ Vᵀ, S′ near 1, of each matrix U S Vᵀ of g [N, rows, columns]. It is found by a quintic
-    Newton–Schulz iteration, in bf16 where the device gains from it; float64 stays float64."""
+    Newton–Schulz iteration of this type; float64 stays float64."""
     a, b, c = QUINTIC
     tall = g.shape[1] > g.shape[2]
-    dtype = torch.bfloat16 if chosen_precision("auto", g.device.type) == "bf16" else torch.float32
     x = (g.mT if tall else g).to(torch.float64 if g.dtype == torch.float64 else dtype)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(STEPS):

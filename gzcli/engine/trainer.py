@@ -72,7 +72,8 @@ class Trainer:
         self.params = {phase.name: phase.parameters() for phase in self.phases}
         self.trainable = list({id(p): p for params in self.params.values() for p in params}.values())
         self.settings = optim.settings(part.optim, self.phases)
-        self.optimizers = {p.name: optim.build(p, self.settings[p.name], self.model) for p in self.phases}
+        shared: dict[str, Any] = {"model": self.model, "precision": precision(part)}
+        self.optimizers = {p.name: optim.build(p, self.settings[p.name], **shared) for p in self.phases}
         lengths = LENGTHS if self.train.ema_snapshots else ()
         self.ema = EMA(self.model, self.train.ema, self.some_images, unsharded, lengths)
         self.snapshots = Snapshots(run, self.ema, self.train)

@@ -14,7 +14,7 @@ from helpers import fit, recipe, trainer
 from torch import nn
 from zoo import FIRST
 
-from gzcli.core import devices
+from gzcli.core import devices, rates
 from gzcli.core.errors import UsageError
 from gzcli.core.sections import OptimSection, part_of
 from gzcli.core.types import ImageNoise
@@ -64,6 +64,39 @@ USED = (  # in the recipe, asked for, whether the CPU has it; what samples and w
 )
 
 
+RATES = {"fp32": {"convolution": 50.0, "product": 90.0}, "bf16": {"convolution": 90.0, "product": 170.0}}
+SLOW = {"fp32": {"convolution": 90.0, "product": 145.0}, "bf16": {"convolution": 70.0, "product": 80.0}}
+
+
+def test_auto_takes_the_type_that_is_faster_on_both_kinds_of_work():
+    assert (rates.faster(RATES), rates.faster(SLOW)) == ("bf16", "fp32")
+    assert rates.faster({"fp32": SLOW["fp32"]}) == "fp32", "a CPU without bf16"
+    gain = {"fp32": {"convolution": 50.0, "product": 100.0}, "bf16": {"convolution": 100.0, "product": 60.0}}
+    assert rates.faster(gain) == "bf16", "the convolution gains more time than the product loses"
+
+
+def test_rates_are_measured_once_and_kept(tmp_path, monkeypatch):
+    """By processes too: all ranks of a run have to choose alike."""
+    monkeypatch.setenv("GZ_HOME", str(tmp_path))
+    calls = []
+    monkeypatch.setattr(rates, "measured", lambda types: calls.append(types) or RATES)
+    rates._kept.cache_clear()
+    try:
+        assert rates.cpu_rates("a CPU") == RATES
+        rates._kept.cache_clear()  # as another process
+        assert rates.cpu_rates("a CPU") == RATES and len(calls) == 1
+        assert rates.cpu_rates("another") == RATES and len(calls) == 2
+    finally:
+        rates._kept.cache_clear()
+
+
+def test_measured_rates_are_plausible():
+    before = torch.get_num_threads()
+    found = rates.measured(("fp32",))["fp32"]
+    assert found.keys() == rates.WORK.keys() and all(0.05 < rate < 5_000 for rate in found.values())
+    assert torch.get_num_threads() == before
+
+
 def test_which_precision_is_used(monkeypatch):
     with pytest.raises(UsageError, match="needs a GPU"):
         load_trained(Run(None), "cpu", precision="fp16")  # type: ignore[arg-type]
@@ -74,7 +107,7 @@ def test_which_precision_is_used(monkeypatch):
     assert devices.chosen_precision("auto", "mps") == "fp32"
     tree = recipe(FM, steps=1)
     for precision, request, fast, sampled, scored in USED:
-        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda fast=fast: fast)
+        monkeypatch.setattr(rates, "cpu_rates", lambda _, fast=fast: RATES if fast else SLOW)
         tree["train"]["precision"] = precision
         model = SimpleNamespace(likelihood=None, conditional=False)
         of = Trained(None, model, None, part_of(tree), CPU, 1, requested_precision=request)  # type: ignore[arg-type]

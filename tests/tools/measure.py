@@ -21,7 +21,7 @@ from typing import Any
 from PIL import Image
 
 from gzcli import __version__
-from gzcli.core import devices, measured, start
+from gzcli.core import devices, measured, rates, start
 from gzcli.core.errors import GzError
 from gzcli.core.sections import LaunchSection
 from gzcli.launch import forecast, launcher
@@ -84,7 +84,7 @@ def earlier(into: Path, about: dict[str, Any]) -> tuple[list[dict[str, Any]], li
         return [], []
     facts = json.loads((into / "about.json").read_text())
     # eight minutes of a faster processor are more training
-    terms = ("budget", "metric", "judges", "machine")
+    terms = ("budget", "metric", "judges", "machine", "instructions")
     if differing := [key for key in terms if facts.get(key) != about[key]]:
         raise SystemExit(f"{into} holds a league of another {', '.join(differing)}: remove it to replace it")
     return json.loads((into / "rows.json").read_text()), facts["commands"]
@@ -138,7 +138,9 @@ def shared_by(leagues: list[League]) -> dict[str, Any]:
         **(git_state() or {"commit": None, "dirty": None}),
         "version": __version__,
         "torch": versions.get("torch"),
-        "machine": devices.cpu_name() + (", fast bf16" if devices.fast_bf16() else ""),
+        "machine": devices.cpu_name(),
+        "instructions": list(rates.instruction_sets()),
+        "rates": rates.cpu_rates(devices.cpu_name()),  # GFLOP/s of a core
         "cores": start.cores(),
         **terms[0],
         "n": leagues[-1].result["provenance"].get("n_fake"),

@@ -1,0 +1,116 @@
+"""How fast a core of this machine computes in each type: measured once, and kept with the costs of trainings.
+Instructions for bf16 are no promise: on some CPUs fp32 is faster."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gzcli.core.errors import GzError
+from gzcli.store import files
+from gzcli.store.paths import cache_dir
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Rates = dict[str, dict[str, float]]  # type → kind of work → GFLOP/s
+
+MAPS, SIDE, BATCH = 32, 28, 16  # of a 3×3 convolution between as many feature maps
+TOKENS, WIDTH = 1024, 256  # of a product [TOKENS, WIDTH] · [WIDTH, WIDTH]
+WORK = {  # GFLOP of an output and its two gradients
+    "convolution": 6e-9 * 9 * MAPS**2 * SIDE**2 * BATCH,
+    "product": 6e-9 * TOKENS * WIDTH**2,
+}
+ROUNDS = 4  # the fastest of which counts
+SETS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
+INFO = Path("/proc/cpuinfo")
+
+
+@cache
+def instruction_sets() -> tuple[str, ...]:
+    """Those of the CPU that products and convolutions use, as Linux names them."""
+    lines = INFO.read_text().splitlines() if INFO.is_file() else []
+    flags = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()}
+    return tuple(name for name in SETS if name in flags)
+
+
+def cpu_rates(cpu: str) -> Rates:
+    """The rates of one core of the CPU of this name."""
+    import torch
+
+    # torch without oneDNN, as on Macs, lacks the operator; without instructions bf16 takes 20 times as long
+    bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    types = ("fp32", "bf16") if bf16 else ("fp32",)
+    return _kept((cpu, *instruction_sets(), torch.__version__, *types), types)
+
+
+def faster(rates: Rates) -> str:
+    """The type in which a step of equal parts of each kind of work takes the least time."""
+    return min(rates, key=lambda kind: sum(WORK[work] / rate for work, rate in rates[kind].items()))
+
+
+@cache
+def _kept(terms: tuple[str, ...], types: tuple[str, ...]) -> Rates:
+    """Measured by one process of the machine, while others wait: all ranks of a run read the same."""
+    digest = hashlib.sha256("\n".join(terms).encode()).hexdigest()[:16]
+    path = cache_dir("costs", f"rates-{digest}.json")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with files.lock(path.with_suffix(".lock")):
+            kept: Any = files.whole_object(path)
+            if not kept:
+                files.write_json(path, kept := measured(types))
+            return kept
+    except (OSError, GzError):  # a cache that cannot be written
+        return measured(types)
+
+
+def measured(types: tuple[str, ...]) -> Rates:
+    """The rates by the time of this thread, so that other programs hardly count."""
+    import torch
+    from torch.nn import functional as F
+
+    draws = torch.Generator().manual_seed(0)
+    randn = partial(torch.randn, generator=draws)
+    image, kernel = randn(BATCH, MAPS, SIDE, SIDE), randn(MAPS, MAPS, 3, 3)
+    rows, matrix = randn(TOKENS, WIDTH), randn(WIDTH, WIDTH)
+    works = {
+        "convolution": (partial(F.conv2d, padding=1), image.requires_grad_(), kernel.requires_grad_()),
+        "product": (torch.mm, rows.requires_grad_(), matrix.requires_grad_()),
+    }
+    least: dict[tuple[str, str], float] = {}
+    with _one_thread(), torch.inference_mode(False), torch.enable_grad():
+        for _ in range(1 + ROUNDS):  # the first one prepares kernels, and is never the fastest
+            for kind in types:
+                for work, (function, x, weight) in works.items():
+                    seconds = _seconds(function, x, weight, kind == "bf16")
+                    least[kind, work] = min(seconds, least.get((kind, work), seconds))
+    return {kind: {work: round(WORK[work] / least[kind, work], 1) for work in works} for kind in types}
+
+
+def _seconds(function: Any, x: Tensor, weight: Tensor, half: bool) -> float:
+    """Of an output and its gradients, by autocast as in a step."""
+    import torch
+
+    since = time.thread_time()
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        out = function(x, weight)
+    torch.autograd.grad(out, (x, weight), torch.ones_like(out))
+    return max(time.thread_time() - since, 1e-9)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
