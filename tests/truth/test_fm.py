@@ -26,7 +26,9 @@ from gzcli.recipe import schema
 
 INFO = DataInfo((1, 4, 4), 256, tuple("abc"))
 SCALE = CondOT.scale
-CALLS = {"sde": 1} | {name: len(weights) for name, (_, _, weights) in TABLEAUX.items()}  # of a step
+CALLS = {"sde": 1, "adams": 1} | {
+    name: len(weights) for name, (_, _, weights) in TABLEAUX.items()
+}  # of a step
 SMALL = {"channels": 8, "mult": (1,), "attention": (), "groups": 4}
 
 

@@ -374,8 +374,8 @@ def conditions_of(teacher: Denoiser, labels: LabelOptions) -> ClusterOptions:
 class LikelihoodOptions:
     """The solution of the ODE from data to noise for a likelihood.
 
-    solver: of the ODE: with steps of one network call and gradient (euler), two (midpoint, heun) or four
-      (rk4), or with steps of six that fit the image (adaptive).
+    solver: of the ODE: with steps of one network call and gradient (euler, adams), two (midpoint, heun) or
+      four (rk4), or with steps of six that fit the image (adaptive).
     steps: number of steps of a fixed-step solver, even in log σ/α.
     tolerance: largest error of an adaptive step, of x and of the nats a dimension.
     probes: Rademacher vectors that estimate the divergence.

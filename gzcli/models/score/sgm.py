@@ -90,8 +90,8 @@ class SamplingOptions(WalkOptions):
     corrector: Langevin steps that pc takes at each level.
     snr: signal-to-noise ratio of the Langevin steps.
     churn: S_churn of heun (Karras 2022, algorithm 2); 0: no new noise.
-    solver: of ode: adaptive to `tolerance`, or steps − 1 steps of one network call (euler), two (midpoint,
-      heun) or four (rk4).
+    solver: of ode: adaptive to `tolerance`, or steps − 1 steps of one network call (euler, adams), two
+      (midpoint, heun) or four (rk4).
     tolerance: largest error of an adaptive step, for images in [-1, 1].
     """
 
@@ -192,6 +192,6 @@ class SGM(LikelihoodByODE, ScoreModel):
         score: ScoreOptions = ScoreOptions(),
         labels: ClusterOptions = ClusterOptions(),
     ):
-        net = UNet.of(data, unet, classes=labels.count(data))
+        net = UNet.of(data, unet, classes=labels.kinds(data))
         process = SDES[sde.sde](sde, shift_of(sde.shift, data.shape))
         super().__init__(data, net, process, score, labels)
