@@ -25,6 +25,7 @@ from gzcli.core.errors import DamagedError, MissingError, UsageError
 from gzcli.core.sections import Part, part_of
 from gzcli.core.types import DataInfo
 from gzcli.engine.log import Log
+from gzcli.models.nn import with_rows
 from gzcli.store import files, runs
 from gzcli.store.run_folder import CheckpointFolder, Run, steps_of
 from gzcli.version import __version__
@@ -277,6 +278,7 @@ def restore(optimizer: Optimizer, values: dict[str, Any]) -> None:
     params = [p for group in optimizer.param_groups for p in group["params"]]
 
     def part(value: Any, p: Tensor) -> Any:
+        value = with_rows(value, p) if isinstance(value, Tensor) else value
         return ranks.part_like(value, p) if isinstance(value, Tensor) and value.shape == p.shape else value
 
     state = {

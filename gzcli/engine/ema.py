@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gzcli.core import ranks
 from gzcli.core.types import Batch
 from gzcli.data.packs.batches import TrainImages
+from gzcli.models.nn import with_rows
 
 LENGTHS = (0.05, 0.1)  # of the power-function averages, as Karras et al. 2024 keep them
 SOME, MANY = 1_000, 10_000  # images that an average is calibrated on during training, and at its ends
@@ -162,4 +163,4 @@ class EMA:
 
     def _load(self, values: list[Tensor], state: Mapping[str, Tensor]) -> None:
         for name, value, p in zip(self.names, values, self.sources, strict=True):
-            value.copy_(ranks.part_of(ranks.part_like(state[name].to(p.device), p)))
+            value.copy_(ranks.part_of(ranks.part_like(with_rows(state[name].to(p.device), p), p)))

@@ -4,9 +4,11 @@ Generative Models Better Than Unconditional Ones?", arXiv:2212.00362.
     p(x) = Σ_c p(c) p(x | c),   p(x | y) = Σ_c p(c | y) p(x | c)
 
 The clusters c are found by k-means of the pixels before training; Bao clusters features of a self-supervised
-network. Those of a conditional model lie within the classes y. Samples draw c by its share of the training
-images. An existing image has the nearest cluster, so likelihoods are of log p(c) + log p(x | c), a lower
-bound of the mixture. Guidance alone needs the network without a cluster, which is learned where it is hidden.
+network. Those of a conditional model lie within the classes y. Its condition is the sum of a row of the class
+and one of the cluster, which starts at zero; training hides the cluster alone as often as both. Samples draw
+c by its share of the training images. An existing image has the nearest cluster, so likelihoods are of log
+p(c) + log p(x | c), a lower bound of the mixture. Guidance alone needs the network without a cluster, which
+is learned where it is hidden.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise
 from gzcli.models.base import Model
-from gzcli.models.nn import at_least, full_fp32, needs_labels, spread_labels, to_fp32
+from gzcli.models.nn import Classes, at_least, full_fp32, needs_labels, spread_labels, to_fp32
 
 SIDE = 32  # images of a larger side are averaged to it before they are compared
 ROUNDS = 20  # of k-means, at most
@@ -70,6 +72,12 @@ class ClusterOptions(LabelOptions):
             raise UsageError("images of several classes have no clusters within one class", hint=hint)
         classes = len(data.classes) if self.conditional else 0
         return max(self.clusters, classes) if self.clusters else classes
+
+    def kinds(self, data: DataInfo) -> Classes:
+        """What an `nn.ClassEmbedding` embeds: the number of classes or of clusters, or of clusters and of the
+        classes in which several of them lie."""
+        count, classes = self.count(data), len(data.classes) if self.conditional else 0
+        return (count, classes) if classes and count >= 2 * classes else count
 
 
 class Clusters(nn.Module):
@@ -197,9 +205,19 @@ class Labelled(Model):
         return next(self.parameters()).device
 
     def training_labels(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """The labels or clusters of a batch, and the rows [B] where they are hidden."""
+        """The labels or clusters of a batch, and the rows [B] where they are hidden. Of equally many other
+        rows the cluster is hidden, and the class is not."""
         y = self.condition(batch)
-        return y, None if y is None else batch.noise.rand(len(batch)) < self.label_dropout
+        if y is None:
+            return None, None
+        u = batch.noise.rand(len(batch))
+        return self.without_clusters(y, u >= 1 - self.label_dropout), u < self.label_dropout
+
+    def without_clusters(self, y: Tensor, rows: Tensor) -> Tensor:
+        """The condition y [B], in these rows of the class alone, if several clusters lie within a class."""
+        if self.clusters is None or not self.conditional or self.clusters.each < 2:
+            return y
+        return torch.where(rows, len(self.clusters) + 1 + y // self.clusters.each, y)
 
     def condition(self, batch: Batch) -> Tensor | None:
         """The labels or clusters of training images; None for a model without a condition."""

@@ -15,6 +15,8 @@ from sklearn.cluster import KMeans
 from torch import nn
 
 from gzcli.core.types import Batch, DataInfo, ImageNoise, no_progress
+from gzcli.engine import checkpoint
+from gzcli.engine.ema import EMA
 from gzcli.judge.likelihood import log_marginal
 from gzcli.models import catalog
 from gzcli.models.autoregressive.maskgit import MaskGIT
@@ -181,6 +183,73 @@ def test_clusters_of_a_class_are_its_own_and_drawn_by_their_shares_within_it():
         .clusters.each
         == 1
     )
+
+
+def within_classes(name: str = "fm", **options):
+    """A model of two clusters in each of two classes, and its images with their labels."""
+    sizes = {} if name in ("rf", "tarflow") else SMALL
+    clusters, x, y = of_classes((60, 60), 4, classes=2)
+    model = catalog.load(name).of(INFO, clusters=4, conditional=True, **sizes, **options)
+    model.clusters.load_state_dict(clusters.state_dict())
+    return model, x, y
+
+
+def test_the_embedding_of_a_cluster_is_that_of_its_class_and_its_own_which_starts_at_zero():
+    embed = ClassEmbedding((7, 3), 5)  # the last cluster lies in no class, and is never drawn
+    table, y = embed.table.weight, torch.arange(6)
+    assert table.shape == (11, 5) and not table[:7].any() and table[7:].all()
+    torch.testing.assert_close(embed(y, 6), table[8 + y // 2])
+    nn.init.normal_(table)
+    torch.testing.assert_close(embed(y, 6), table[y] + table[8 + y // 2])
+    torch.testing.assert_close(embed(torch.tensor([8, 9, 10]), 3), table[8:], msg="a class alone")
+    torch.testing.assert_close(embed(y, 6, y > 3)[4:], embed(None, 2), msg="the null label")
+    assert torch.equal(embed(None, 1)[0], table[7])
+    embed(torch.tensor([2]), 1).sum().backward()
+    assert table.grad.any(1).nonzero().flatten().tolist() == [2, 9], "a step for one is one for its class"
+    plain = ClassEmbedding(3, 5)
+    assert plain.rows is plain.table.weight and plain.table.weight.all()
+    for model in (within_classes()[0], within_classes("rf", patch=1)[0], within_classes("tarflow")[0]):
+        tables = [m for m in model.modules() if isinstance(m, ClassEmbedding)]
+        assert [(m.classes, m.parents) for m in tables] == [(4, 2)]
+        assert not tables[0].table.weight[:4].any()
+
+
+def test_training_hides_the_cluster_alone_as_often_as_all_of_the_label():
+    model, _, _ = within_classes(label_dropout=0.2)
+    c = torch.arange(4000) % 4
+    model.condition = lambda batch: c
+    y, drop = model.training_labels(Batch(torch.zeros(4000), None, c, noise(4000)))
+    alone = y > 4
+    assert torch.equal(y[~alone], c[~alone]) and torch.equal(y[alone] - 5, c[alone] // 2)
+    assert not (alone & drop).any()
+    assert [m.float().mean().item() for m in (alone, drop)] == [pytest.approx(0.2, abs=0.03)] * 2
+    for options in ({"conditional": False}, {"clusters": 2}):  # no class, and one cluster in each
+        model = catalog.load("fm").of(INFO, **{"clusters": 4, "conditional": True} | options, **SMALL)
+        model.condition = lambda batch: c % 2
+        assert torch.equal(model.training_labels(Batch(c, None, c, noise(4000)))[0], c % 2)
+
+
+def test_weights_of_clusters_without_rows_of_their_classes_load_and_train_on():
+    model, x, y = within_classes()
+    nn.init.normal_(model.net.conv_out.weight)
+    old = {name: value.clone() for name, value in model.state_dict().items()}
+    old["net.label.table.weight"] = 3 * torch.randn(5, 16)  # of four clusters and the null label
+    model.load_state_dict(old)
+    table = model.net.label.table.weight
+    assert torch.equal(table[:5], old["net.label.table.weight"]) and not table[5:].any()
+    torch.testing.assert_close(model.net.label(torch.arange(4), 4), table[:4])
+    optimizer = torch.optim.AdamW(model.parameters())
+    model.loss(Batch(x[:8], y[:8], torch.arange(8), noise(8)))["loss"].backward()
+    optimizer.step()
+    state, params = optimizer.state_dict(), list(model.parameters())
+    i = next(i for i, p in enumerate(params) if p is table)
+    for key in ("exp_avg", "exp_avg_sq"):
+        state["state"][i][key] = state["state"][i][key][:5]
+    checkpoint.restore(optimizer, state)
+    assert optimizer.state[table]["exp_avg"].shape == table.shape
+    ema = EMA(model, 0.9)
+    ema.load_state_dict(old | {n: p for n, p in model.named_parameters() if n not in old}, 3)
+    assert torch.equal(ema.state_dict()["net.label.table.weight"][:5], old["net.label.table.weight"])
 
 
 def test_the_nearest_cluster_is_that_of_what_is_known():

@@ -90,7 +90,7 @@ class PixelCNN(PixelModel):
         self.label = ClassEmbedding(len(data.classes), len(dilations) * 4 * hidden) if conditional else None
         nn.init.zeros_(self.logits.bias)
         if self.label is not None:
-            nn.init.normal_(self.label.table.weight, std=0.05)
+            self.label.init_weights(0.05)
 
     @torch.no_grad()
     def on_start(self, batch: Batch) -> None:

@@ -86,7 +86,7 @@ class GatedResNet(nn.Module, Generic[Conv]):
         self.conv_out = conv(2 * hidden, 2 * hidden)
         self.label = ClassEmbedding(classes, 2 * hidden) if classes else None
         if self.label is not None:
-            nn.init.normal_(self.label.table.weight, std=0.05)
+            self.label.init_weights(0.05)
 
     def forward(self, x: Feature, labels: Labels, *sides: Tensor) -> Feature:
         h, e = x

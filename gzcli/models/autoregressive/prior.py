@@ -50,12 +50,13 @@ class Prior(Labelled):
             raise UsageError(f"`{type(self).__name__.lower()}` reads codes of {scales}", hint=hint)
         self.attach("tokenizer", tokenizer)
         self.grid, self.codes, self.length = tokenizer.grid, tokenizer.codes, math.prod(tokenizer.shape)
-        self.label = ClassEmbedding(labels.count(data), net.width)
+        self.label = ClassEmbedding(labels.kinds(data), net.width)
         self.embed: nn.Module = nn.Embedding(self.codes + mask, net.width)
         self.position = Position(self.grid, net.width)
         self.trunk = Trunk(net, near)
         self.head = nn.Linear(net.width, self.codes, bias=mask)
-        for layer in (self.label.table, self.embed, self.head):
+        self.label.init_weights(initial_std(net.width))
+        for layer in (self.embed, self.head):
             nn.init.normal_(layer.weight, std=initial_std(net.width))
 
     def phases(self) -> list[Phase]:
@@ -72,8 +73,10 @@ class Prior(Labelled):
 
     def training_labels(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
         """The labels or clusters of a batch, and which of them are hidden, in training alone."""
-        y, drop = super().training_labels(batch)
-        return y, drop if drop is None or self.training else torch.zeros_like(drop)
+        if self.training:
+            return super().training_labels(batch)
+        y = self.condition(batch)
+        return y, None if y is None else torch.zeros(len(batch), dtype=torch.bool, device=y.device)
 
     def nll(self, codes: Tensor, labels: Labels, noise: Noise) -> Tensor:
         """−log p(codes | labels) [B] in nats, or an upper bound of it."""

@@ -389,7 +389,7 @@ class DDPM(Diffusion):
                 hint="set `model.factor` to a divisor of their side",
             )
         guides = data.shape[0] if factor else 0
-        sizes = {"classes": labels.count(data), "guides": guides, "outputs": process.outputs}
+        sizes = {"classes": labels.kinds(data), "guides": guides, "outputs": process.outputs}
         super().__init__(data, UNet.of(data, unet, **sizes), process, labels)
         self.factor = factor
 

@@ -25,7 +25,7 @@ class DiT(Diffusion):
         process: DiffusionOptions = DiffusionOptions(),
         labels: ClusterOptions = ClusterOptions(conditional=True),
     ):
-        sizes = {"classes": labels.count(data), "outputs": process.outputs}
+        sizes = {"classes": labels.kinds(data), "outputs": process.outputs}
         net = DiTNet(data.shape, dit, **sizes, freq_shift=1.0)  # as in diffusers
         super().__init__(data, net, process, labels)
 

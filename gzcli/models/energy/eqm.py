@@ -72,7 +72,7 @@ class EqM(Denoiser):
         shift: Shift = 1.0,
         labels: ClusterOptions = ClusterOptions(),
     ):
-        net = UNet.of(data, unet, classes=labels.count(data))
+        net = UNet.of(data, unet, classes=labels.kinds(data))
         super().__init__(data, net, CondOT(shift=shift_of(shift, data.shape)), labels)
         self.explicit, self.time_sampling = energy == "dot", time_sampling
 

@@ -78,7 +78,7 @@ class AverageVelocity(FlowMatching):
         if flow.prediction != "velocity" or flow.bounded:
             hint = "leave `model.prediction` and `model.bounded` out"
             raise UsageError("a network of average velocities predicts no images", hint=hint)
-        super().__init__(data, TwoTimes.of(data, unet, classes=labels.count(data)), flow, labels)
+        super().__init__(data, TwoTimes.of(data, unet, classes=labels.kinds(data)), flow, labels)
         at_least(1, map_every=intervals.map_every)
         self.map_every, self.weight_power = intervals.map_every, intervals.weight_power
         self.time_scale = intervals.time_scale

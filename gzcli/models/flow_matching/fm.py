@@ -38,7 +38,7 @@ from gzcli.models.nn import full_fp32, to_fp32
 from gzcli.models.nn.unet import UNet, UNetOptions
 
 FlowPrediction = Literal["velocity", "x0"]
-SamplerName = Literal["euler", "midpoint", "heun", "rk4", "adaptive", "sde"]
+SamplerName = Literal["euler", "adams", "midpoint", "heun", "rk4", "adaptive", "sde"]
 
 END_SIGMA = 0.002  # by which an estimated image becomes a velocity at the end, where a likelihood starts
 
@@ -68,9 +68,10 @@ class FlowOptions(EstimateOptions):
 class SamplingOptions(DrawOptions):
     """The solver of the ODE or the SDE, its steps and guidance.
 
-    sampler: the solver of the ODE: with equal steps of one network call (euler), two (midpoint, heun) or four
-      (rk4), or with steps of six that fit the image (adaptive); or sde: of an SDE with the same densities (Ma
-      2024, arXiv:2401.08740, eq. 5), with steps of one call that are even in log σ/α.
+    sampler: the solver of the ODE: with equal steps of one network call (euler; adams: of second order, by
+      the call before), two (midpoint, heun) or four (rk4), or with steps of six that fit the image
+      (adaptive); or sde: of an SDE with the same densities (Ma 2024, arXiv:2401.08740, eq. 5), with steps of
+      one call that are even in log σ/α.
     steps: number of steps; adaptive has its own.
     tolerance: largest error of an adaptive step, for images in [-1, 1].
     """
@@ -234,5 +235,5 @@ class FM(FlowMatching):
         flow: FlowOptions = FlowOptions(),
         labels: ClusterOptions = ClusterOptions(),
     ):
-        net = UNet.of(data, unet, classes=labels.count(data))
+        net = UNet.of(data, unet, classes=labels.kinds(data))
         super().__init__(data, net, flow, labels, sigma_min)

@@ -25,5 +25,5 @@ class RF(FlowMatching):
         flow: FlowOptions = FlowOptions(),
         labels: ClusterOptions = ClusterOptions(),
     ):
-        net = DiTNet(data.shape, dit, classes=labels.count(data))
+        net = DiTNet(data.shape, dit, classes=labels.kinds(data))
         super().__init__(data, net, flow, labels)

@@ -26,7 +26,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
 from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn import is_shape_only, stacked, to_fp32, zero_init
+from gzcli.models.nn import Classes, is_shape_only, stacked, to_fp32, zero_init
 from gzcli.models.nn.dit import DiTNet, DiTOptions, modulate
 from gzcli.models.nn.layers import LayerNorm
 
@@ -59,7 +59,7 @@ class ZigzagOptions:
 class ZigzagNet(DiTNet):
     """`DiTNet` with blocks of state-space models. Raises UsageError where sizes do not fit."""
 
-    def __init__(self, shape: tuple[int, ...], options: ZigzagOptions, *, classes: int = 0):
+    def __init__(self, shape: tuple[int, ...], options: ZigzagOptions, *, classes: Classes = 0):
         width, expand, state = options.width, options.expand, options.state
         if width % 4:
             hint = f"set `model.width` to {width // 4 * 4 + 4}"
@@ -256,5 +256,5 @@ class ZigMa(FlowMatching):
         flow: FlowOptions = FlowOptions(),
         labels: ClusterOptions = ClusterOptions(),
     ):
-        net = ZigzagNet(data.shape, zigzag, classes=labels.count(data))
+        net = ZigzagNet(data.shape, zigzag, classes=labels.kinds(data))
         super().__init__(data, net, flow, labels)

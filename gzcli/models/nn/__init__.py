@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, DataInfo
 
 Layer = TypeVar("Layer", bound=nn.Module)
+Classes = int | tuple[int, int]  # or (clusters, classes)
 Labels = Tensor | None  # [B] int64 or, multi-hot, [B, K]; None where they are unknown
 
 
@@ -50,25 +51,67 @@ def stacked(layer: Layer, matrices: int) -> Layer:
 
 
 class ClassEmbedding(nn.Module):
-    """Embeds labels: [B] integers, [B, K] multi-hot, or None, which is the null label, the last row of the
-    table. Multi-hot labels are embedded as the sum of their classes' rows, so zeros stand for no class.
+    """Embeds labels: [B] integers, [B, K] multi-hot, or None, which is the null label, row K of the table.
+    Multi-hot labels are embedded as the sum of their classes' rows, so zeros stand for no class.
 
-    classes: number of classes K.
+    Of clusters within classes the embedding is the sum of the row of the class and that of the cluster, which
+    starts at zero. Label K + 1 + i is the i-th class without a cluster.
+
+    classes: number of classes or clusters K; or K clusters and the number of classes in which they lie,
+      equally many in each and in their order.
     dim: size of the embedding.
     """
 
-    def __init__(self, classes: int, dim: int):
+    def __init__(self, classes: Classes, dim: int):
         super().__init__()
-        self.classes = classes
-        self.table = nn.Embedding(classes + 1, dim)
+        self.classes, self.parents = classes if isinstance(classes, tuple) else (classes, 0)
+        self.table = nn.Embedding(self.classes + 1 + self.parents, dim)
+        self.clear_clusters()
+
+    def clear_clusters(self) -> None:
+        if self.parents:
+            nn.init.zeros_(self.table.weight.data[: self.classes])
+
+    def init_weights(self, std: float) -> None:
+        """Normal draws, and zeros of clusters within classes."""
+        nn.init.normal_(self.table.weight, std=std)
+        self.clear_clusters()
+
+    @property
+    def rows(self) -> Tensor:
+        """The embedding of every label, [K + 1 + parents, dim]."""
+        table = self.table.weight
+        if not self.parents:
+            return table
+        each = self.classes // self.parents
+        shared = table[self.classes + 1 :].repeat_interleave(each, 0)
+        return table + nn.functional.pad(shared, (0, 0, 0, len(table) - len(shared)))
+
+    @property
+    def null_last(self) -> Tensor:
+        """The embeddings of the K labels and of the null label, [K + 1, dim]."""
+        return self.rows[: self.classes + 1]
 
     def forward(self, y: Tensor | None, n: int, drop: Tensor | None = None) -> Tensor:
         """The embeddings of n labels, [n, dim]; where the boolean `drop` [n] is true, of the null label."""
         null = self.table.weight[self.classes]
         if y is None:
             return null.expand(n, -1)
-        e = self.table(y) if y.ndim == 1 else y.to(null.dtype) @ self.table.weight[: self.classes]
+        rows = self.rows
+        e = nn.functional.embedding(y, rows) if y.ndim == 1 else y.to(null.dtype) @ rows[: self.classes]
         return e if drop is None else torch.where(drop[:, None], null, e)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Clusters of earlier versions had no row of their class: it is zero."""
+        if (name := f"{prefix}table.weight") in state_dict:
+            state_dict[name] = with_rows(state_dict[name], self.table.weight)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def with_rows(t: Tensor, like: Tensor) -> Tensor:
+    """t with rows of zeros at its end, as many as `like` has; as it is where it has them."""
+    missing = len(like) - len(t) if t.ndim and t.shape[1:] == like.shape[1:] else 0
+    return t if missing <= 0 else torch.cat([t, t.new_zeros(missing, *t.shape[1:])])
 
 
 def needs_labels(conditional: bool, data: DataInfo) -> bool:

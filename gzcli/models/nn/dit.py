@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
 from gzcli.core.units import as_size
-from gzcli.models.nn import ClassEmbedding, at_least, stacked, zero_init
+from gzcli.models.nn import ClassEmbedding, Classes, at_least, stacked, zero_init
 from gzcli.models.nn.layers import LayerNorm, RMSNorm, softmax_attention
 from gzcli.models.nn.unet import renamed, time_embedding
 
@@ -58,7 +58,7 @@ class DiTNet(nn.Module):
         shape: tuple[int, ...],
         options: DiTOptions,
         *,
-        classes: int = 0,
+        classes: Classes = 0,
         freq_shift: float = 0.0,
         outputs: int = 1,
     ):
@@ -86,12 +86,12 @@ class DiTNet(nn.Module):
             "attention_head_dim": width // heads,
             "patch_size": patch,
             "norm_eps": 1e-6,
-            "num_embeds_ada_norm": classes or 1,
         }
         self.embed = stacked(nn.Conv2d(c, width, patch, stride=patch), 0)
         self.register_buffer("position", sincos(self.grid, width), persistent=False)
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.label = ClassEmbedding(classes, width) if classes else None
+        self.config["num_embeds_ada_norm"] = self.label.classes if self.label else 1
         block = partial(Block, width, heads) if self.plain else partial(ModernBlock, width, heads, self.grid)
         self.blocks = nn.ModuleList(block() for _ in range(layers))
         self.norm = LayerNorm(width, eps=1e-6, elementwise_affine=False)
@@ -106,8 +106,10 @@ class DiTNet(nn.Module):
                 nn.init.xavier_uniform_(layer.weight.flatten(1))
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-        for layer in (self.time[0], self.time[2], *([self.label.table] if self.label else [])):
-            nn.init.normal_(layer.get_parameter("weight"), std=0.02)
+        for layer in (self.time[0], self.time[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+        if self.label is not None:
+            self.label.init_weights(0.02)
         for layer in (
             *(block.get_submodule("modulation") for block in self.blocks),
             self.modulation,
@@ -127,7 +129,8 @@ class DiTNet(nn.Module):
             )
         net: Any = DiTTransformer2DModel(sample_size=rows * self.patch, **self.config)
         weights = self.state_dict()
-        weights.setdefault("label.table.weight", torch.zeros(2, self.position.shape[1]))
+        unlabelled = torch.zeros(2, self.position.shape[1])
+        weights["label.table.weight"] = unlabelled if self.label is None else self.label.null_last
         state = net.state_dict()
         for key in state:
             name = renamed(key, DIFFUSERS_NAMES)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
-from gzcli.models.nn import ClassEmbedding, Modules, stacked, zero_init
+from gzcli.models.nn import ClassEmbedding, Classes, Modules, stacked, zero_init
 from gzcli.models.nn.layers import Attention, GroupNorm
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         groups: int = 8,
         patch: int = 1,
-        classes: int = 0,
+        classes: Classes = 0,
         scale_shift: bool = False,
     ):
         super().__init__()
@@ -106,7 +106,6 @@ class UNet(nn.Module):
             "layers_per_block": levels.layers,
             "attention_head_dim": head_dim,
             "dropout": dropout,
-            "num_class_embeds": classes + 1 if classes else None,  # the null label is the last
             "norm_num_groups": groups,
             "attn_norm_num_groups": groups,
             "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
@@ -114,6 +113,8 @@ class UNet(nn.Module):
         self.dim, self.patch, dim = channels[0], patch, 4 * channels[0]
         self.time = nn.Sequential(nn.Linear(channels[0], dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label = ClassEmbedding(classes, dim) if classes else None
+        # the null label is the last
+        self.config["num_class_embeds"] = self.label.classes + 1 if self.label else None
 
         def parts(widths: list[tuple[int, int]], *attend: bool) -> tuple[list[Any], list[Any]]:
             blocks = [ResBlock(i, o, dim, groups, EPS, dropout, scale_shift) for i, o in widths]
@@ -145,7 +146,7 @@ class UNet(nn.Module):
         data: DataInfo,
         options: UNetOptions,
         *,
-        classes: int = 0,
+        classes: Classes = 0,
         guides: int = 0,
         outputs: int = 1,
         **more: Any,
@@ -176,6 +177,8 @@ class UNet(nn.Module):
             )
         net: Any = UNet2DModel(sample_size=size, **self.config | {"out_channels": channels})
         state = self.state_dict()
+        if self.label is not None:
+            state["label.table.weight"] = self.label.null_last
         shapes = {key: len(value) for key, value in net.state_dict().items()}
         net.load_state_dict({key: state[renamed(key, DIFFUSERS_NAMES)][:n] for key, n in shapes.items()})
         return net.to(next(self.parameters()).device).eval()

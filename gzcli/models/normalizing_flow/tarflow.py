@@ -170,8 +170,8 @@ class TarFlow(ImageFlow):
         self.flows: Modules[PatchFlow | Coupling] = Modules(
             FLOWS[coupling](grid, dim, net, i) for i in range(depth)
         )
-        self.label = ClassEmbedding(labels.count(data), net.width)
-        nn.init.normal_(self.label.table.weight, std=initial_std(net.width))
+        self.label = ClassEmbedding(labels.kinds(data), net.width)
+        self.label.init_weights(initial_std(net.width))
         self.build_top([(C, H, W)])
 
     # ---- the bijection

@@ -73,7 +73,7 @@ class EDM(LikelihoodByODE, ScoreModel):
         edm: EDMOptions = EDMOptions(),
         labels: ClusterOptions = ClusterOptions(),
     ):
-        shift, net = shift_of(edm.shift, data.shape), UNet.of(data, unet, classes=labels.count(data))
+        shift, net = shift_of(edm.shift, data.shape), UNet.of(data, unet, classes=labels.kinds(data))
         process = VE(1e-5, edm.sigma_min, shift * edm.sigma_max)
         super().__init__(data, net, process, ScoreOptions(bounded=edm.bounded), labels)
         z = ndtri(np.linspace(0, 1, len(self.quantiles)))

@@ -25,7 +25,7 @@ from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.denoising.process import VE, Level
 from gzcli.models.denoising.samplers import Denoise, Path, annealed_langevin
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn import ClassEmbedding, at_least, stacked, to_fp32
+from gzcli.models.nn import ClassEmbedding, Classes, at_least, stacked, to_fp32
 from gzcli.models.score.sgm import SamplingOptions, ScoreModel, ScoreOptions, Spacing
 
 WIDEST = 1.7  # the largest distance between two images of a set in units of √D
@@ -50,7 +50,7 @@ class RefineNet(nn.Module):
     """x [B, C, H, W], labels as in `ClassEmbedding` → [B, C, H, W]; times are ignored. Raises UsageError
     where `mult` and `dilation` are not of one length."""
 
-    def __init__(self, channels: int, options: RefineNetOptions, *, classes: int):
+    def __init__(self, channels: int, options: RefineNetOptions, *, classes: Classes):
         width, mult, dilation = options.width, options.mult, options.dilation
         super().__init__()
         if len(mult) != len(dilation) or dilation[0] != 1:
@@ -95,13 +95,13 @@ class InstanceNormPlus(nn.Module):
     instance normalisation removes, without which scores shift colours. The embedding of a label is added to
     γ, α and β."""
 
-    def __init__(self, c: int, classes: int):
+    def __init__(self, c: int, classes: Classes):
         super().__init__()
         self.scale = nn.Parameter(1 + 0.02 * torch.randn(2, c))  # γ, α
         self.shift = nn.Parameter(torch.zeros(c))  # β
         self.label = ClassEmbedding(classes, 3 * c) if classes else None
         if self.label is not None:
-            nn.init.normal_(self.label.table.weight, std=0.02)
+            self.label.init_weights(0.02)
 
     def forward(self, x: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
         x = to_fp32(x)
@@ -118,7 +118,7 @@ class ResBlock(nn.Module):
     """Two pre-activated convolutions beside a shortcut. The `first` block of a stage without dilation halves
     the resolution by average pooling, odd sides rounded up."""
 
-    def __init__(self, c_in: int, c_out: int, classes: int, dilation: int, first: bool = False):
+    def __init__(self, c_in: int, c_out: int, classes: Classes, dilation: int, first: bool = False):
         super().__init__()
         wide = 3 if dilation > 1 else 1  # the kernel of the shortcut
         self.norm1, self.norm2 = InstanceNormPlus(c_in, classes), InstanceNormPlus(c_in, classes)
@@ -228,7 +228,7 @@ class NCSNv2(ScoreModel):
         score: ScoreOptions = ScoreOptions(prediction="eps", weighting="score", time_sampling="uniform"),
         labels: ClusterOptions = ClusterOptions(),
     ):
-        net, size = RefineNet(data.shape[0], refinenet, classes=labels.count(data)), math.prod(data.shape)
+        net, size = RefineNet(data.shape[0], refinenet, classes=labels.kinds(data)), math.prod(data.shape)
         ladder = VE(1e-5, sigma_min, WIDEST * math.sqrt(size) if sigma_max is None else sigma_max)
         super().__init__(data, net, ladder, score, labels)
         self.rescale = score.prediction == "v"
