@@ -271,8 +271,8 @@ def half(precision: str) -> torch.dtype | None:
 
 
 def chosen_precision(wanted: str, kind: str) -> str:
-    """fp32, bf16 or fp16 on a kind of device: `auto` is a 16-bit type if the device gains
-    from it, which on a CPU is measured. Raises UsageError for fp16 where the device does not compute in it."""
+    """fp32, bf16 or fp16 on a kind of device: `auto` is a 16-bit type if the device gains from it, which on a
+    CPU is measured. Raises UsageError for fp16 where the device does not compute in it."""
     import torch
 
     if wanted == "fp16" and not kind_of(kind).fp16:
