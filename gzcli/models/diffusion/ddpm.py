@@ -389,8 +389,9 @@ class DDPM(Diffusion):
                 hint="set `model.factor` to a divisor of their side",
             )
         guides = data.shape[0] if factor else 0
-        sizes = {"classes": labels.kinds(data), "guides": guides, "outputs": process.outputs}
-        super().__init__(data, UNet.of(data, unet, **sizes), process, labels)
+        classes, outputs = labels.kinds(data), process.outputs
+        net = UNet.of(data, unet, classes=classes, guides=guides, outputs=outputs)
+        super().__init__(data, net, process, labels)
         self.factor = factor
 
     def to_diffusers(self) -> Any:

@@ -25,8 +25,8 @@ class DiT(Diffusion):
         process: DiffusionOptions = DiffusionOptions(),
         labels: ClusterOptions = ClusterOptions(conditional=True),
     ):
-        sizes = {"classes": labels.kinds(data), "outputs": process.outputs}
-        net = DiTNet(data.shape, dit, **sizes, freq_shift=1.0)  # as in diffusers
+        classes, outputs = labels.kinds(data), process.outputs
+        net = DiTNet(data.shape, dit, classes=classes, outputs=outputs, freq_shift=1.0)  # as in diffusers
         super().__init__(data, net, process, labels)
 
     def to_diffusers(self) -> Any:

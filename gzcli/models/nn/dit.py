@@ -107,7 +107,7 @@ class DiTNet(nn.Module):
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
         for layer in (self.time[0], self.time[2]):
-            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.normal_(layer.get_parameter("weight"), std=0.02)
         if self.label is not None:
             self.label.init_weights(0.02)
         for layer in (
