@@ -59,7 +59,7 @@ def inner(name: str) -> str:
     """The module of the package that an import loads, without `gzcli.`; another library by its first name."""
     first, _, rest = name.partition(".")
     if first != "gzcli":
-        return first
+        return f"python {first}" if first in modules() else first  # `types` is a module of Python too
     while rest and rest not in modules():
         rest = rest.rpartition(".")[0]
     return rest or "__init__"
