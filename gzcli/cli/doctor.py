@@ -72,6 +72,7 @@ def software() -> Iterator[Check]:
 def devices() -> Iterator[Check]:
     """GPUs as torch sees them, and the CPU."""
     from gzcli.core.devices import INSTALL, titles, tried
+    from gzcli.core.rates import speed_title
 
     try:
         with streams.spinner("loading torch", shown=out.mode() == "human"):
@@ -87,7 +88,7 @@ def devices() -> Iterator[Check]:
         yield Check("gpu", "bad", gpus_here.lack, INSTALL.partition(";")[0])
     elif not gpus:
         yield Check("gpu", "note", "none: gz trains on the CPU")
-    yield Check(cpu[0], "ok", cpu[1])
+    yield Check(cpu[0], "ok", f"{cpu[1]}, {speed_title()}")
 
 
 def folders() -> Iterator[Check]:

@@ -21,8 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gzcli.core import rates
-from gzcli.core.errors import DeviceError, UsageError, first_line
+from gzcli.core.errors import DeviceError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -242,17 +241,7 @@ def titles(gpus: Gpus) -> list[tuple[str, str]]:
         lines.append((f"gpu {i}", f"{props.name}, {props.total_memory / 2**30:.0f} GiB, {bf16}"))
     if not gpus.lack and torch.backends.mps.is_available():
         lines.append(("gpu", "Apple MPS"))
-    sets = " ".join(rates.instruction_sets()) or platform.machine()
-    cores = f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {sets}"
-    return [*lines, ("cpu", f"{cores}, {speed_title()}")]
-
-
-def speed_title() -> str:
-    """The rates of a core of the CPU in each type, and the type that `auto` takes, for people."""
-    speeds = rates.cpu_rates(cpu_name())
-    cells = [f"{kind} {of['product']:.0f} and {of['convolution']:.0f}" for kind, of in speeds.items()]
-    facts = f"GFLOP/s of a core in products and convolutions: {', '.join(cells)}"
-    return f"{facts}; `precision: auto` takes {rates.faster(speeds)}"
+    return [*lines, ("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads")]
 
 
 def use_of_rank(kind: str) -> None:
@@ -268,21 +257,6 @@ def half(precision: str) -> torch.dtype | None:
     import torch
 
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-
-
-def chosen_precision(wanted: str, kind: str) -> str:
-    """fp32, bf16 or fp16 on a kind of device: `auto` is a 16-bit type if the device gains from it, which on a
-    CPU is measured. Raises UsageError for fp16 where the device does not compute in it."""
-    import torch
-
-    if wanted == "fp16" and not kind_of(kind).fp16:
-        hint = "`bf16` works on many CPUs, `fp32` on all"
-        raise UsageError("`train.precision: fp16` needs a GPU", hint=hint)
-    if wanted != "auto":
-        return wanted
-    if kind == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return rates.faster(rates.cpu_rates(cpu_name())) if kind == "cpu" else "fp32"
 
 
 def fast_kernels() -> None:

@@ -1,9 +1,11 @@
-"""How fast a core of this machine computes in each type: measured once, and kept with the costs of trainings.
-Instructions for bf16 are no promise: on some CPUs fp32 is faster."""
+"""The precision of a training, and how fast a core of this machine computes in each type, by which that is
+chosen on a CPU: measured once, and kept with the costs of trainings. Instructions for bf16 are no promise: on
+some CPUs fp32 is faster."""
 
 from __future__ import annotations
 
 import hashlib
+import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +13,8 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gzcli.core.errors import GzError
+from gzcli.core.devices import cpu_name, kind_of
+from gzcli.core.errors import GzError, UsageError
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
@@ -37,6 +40,30 @@ def instruction_sets() -> tuple[str, ...]:
     lines = INFO.read_text().splitlines() if INFO.is_file() else []
     flags = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()}
     return tuple(name for name in SETS if name in flags)
+
+
+def chosen_precision(wanted: str, kind: str) -> str:
+    """fp32, bf16 or fp16 on a kind of device: `auto` is a 16-bit type if the device gains from it, which on a
+    CPU is measured. Raises UsageError for fp16 where the device does not compute in it."""
+    import torch
+
+    if wanted == "fp16" and not kind_of(kind).fp16:
+        hint = "`bf16` works on many CPUs, `fp32` on all"
+        raise UsageError("`train.precision: fp16` needs a GPU", hint=hint)
+    if wanted != "auto":
+        return wanted
+    if kind == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return faster(cpu_rates(cpu_name())) if kind == "cpu" else "fp32"
+
+
+def speed_title() -> str:
+    """The rates of a core of the CPU in each type, and the type that `auto` takes, for people."""
+    speeds = cpu_rates(cpu_name())
+    cells = [f"{kind} {of['product']:.0f} and {of['convolution']:.0f}" for kind, of in speeds.items()]
+    sets = " ".join(instruction_sets()) or platform.machine()
+    facts = f"{sets}; GFLOP/s of a core in products and convolutions: {', '.join(cells)}"
+    return f"{facts}; `precision: auto` takes {faster(speeds)}"
 
 
 def cpu_rates(cpu: str) -> Rates:

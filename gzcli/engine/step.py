@@ -22,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from gzcli.core import devices, ranks
+from gzcli.core import devices, ranks, rates
 from gzcli.core.errors import first_line
 from gzcli.core.sections import Part
 from gzcli.core.types import Batch, Noise
@@ -53,7 +53,7 @@ def prepare_torch(part: Part) -> None:
 
 def precision(part: Part) -> str:
     """The precision of a training: fp32, bf16 or fp16. Raises UsageError for fp16 without a GPU."""
-    return devices.chosen_precision(part.train.precision, devices.training_kind(part.launch))
+    return rates.chosen_precision(part.train.precision, devices.training_kind(part.launch))
 
 
 def accelerate(part: Part) -> Accelerator:

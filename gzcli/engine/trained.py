@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from gzcli.core import devices
+from gzcli.core import devices, rates
 from gzcli.core.errors import DamagedError, GzError, MissingError, UsageError, canonical, first_line
 from gzcli.core.sections import Part, part_of
 from gzcli.core.types import Batch, DataInfo, Noise
@@ -253,7 +253,7 @@ class Trained:
         """The precision of samples: fp32, bf16 or fp16. On a CPU, which lacks fp16, that becomes `auto`."""
         requested, kind = self.requested_precision or self.part.train.precision, self.device.type
         lacks = requested == "fp16" and not devices.kind_of(kind).fp16
-        return devices.chosen_precision("auto" if lacks else requested, kind)
+        return rates.chosen_precision("auto" if lacks else requested, kind)
 
     def sampling(self) -> AbstractContextManager[None]:
         """The autocast of samples, in the precision of the training unless another is requested."""

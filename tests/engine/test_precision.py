@@ -103,8 +103,8 @@ def test_which_precision_is_used(monkeypatch):
     for ampere, precision in ((True, "bf16"), (False, "fp16")):
         supported = lambda including_emulation=True, ampere=ampere: including_emulation or ampere  # noqa: E731
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
-        assert devices.chosen_precision("auto", "cuda") == precision
-    assert devices.chosen_precision("auto", "mps") == "fp32"
+        assert rates.chosen_precision("auto", "cuda") == precision
+    assert rates.chosen_precision("auto", "mps") == "fp32"
     tree = recipe(FM, steps=1)
     for precision, request, fast, sampled, scored in USED:
         monkeypatch.setattr(rates, "cpu_rates", lambda _, fast=fast: RATES if fast else SLOW)
@@ -212,12 +212,12 @@ def test_a_resume_in_another_precision_that_auto_chose_is_said(monkeypatch):
     """A checkpoint of before, which does not record it, is resumed without a word."""
     tree, said = recipe(FM, steps=4, sets=("train.checkpoint_every=2",)), []
     tree["train"]["precision"] = "auto"
-    monkeypatch.setattr(devices, "fast_bf16", lambda: True)
+    monkeypatch.setattr(rates, "cpu_rates", lambda _: RATES)
     run = fit(tree | {"train": tree["train"] | {"steps": 2}}).run
     meta = run.checkpoint(2).meta
     record = json.loads(meta.read_text())
     assert record["precision"] == "bf16"
-    monkeypatch.setattr(devices, "fast_bf16", lambda: False)
+    monkeypatch.setattr(rates, "cpu_rates", lambda _: SLOW)
     monkeypatch.setattr(Log, "warn", lambda self, text: said.append(text))
     assert trainer(tree, run).resume() == 2
     assert said == ["not bit for bit the run that was broken off: precision bf16 → fp32"]
