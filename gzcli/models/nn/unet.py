@@ -40,8 +40,8 @@ class UNetOptions:
     head_dim: channels of an attention head; null: one head.
     dropout: share of activations that each residual block drops in training, 0 … 1.
     groups: groups of each group normalisation; must divide the width of every level.
-    patch: side of the squares of pixels that are one position of the network; a multiple of it must be each
-      side of the images.
+    patch: side of the squares of pixels that are one position of the network; images are continued by zeros
+      to a multiple of it.
     """
 
     channels: int = 32
@@ -198,7 +198,9 @@ class UNet(nn.Module):
         for stage in self.up:
             h = stage(h, emb, skips)
         out = self.conv_out(F.silu(self.norm_out(h)))
-        return out if self.patch == 1 else F.pixel_shuffle(out, self.patch)
+        if self.patch == 1:
+            return out
+        return F.pixel_shuffle(out, self.patch)[..., : x.shape[-2], : x.shape[-1]]
 
 
 DIFFUSERS_NAMES = (  # of the weights of `UNet2DModel`, as patterns, and of those here
@@ -225,18 +227,10 @@ def renamed(key: str, names: Sequence[tuple[str, str]]) -> str:
 
 
 def positions(shape: tuple[int, ...], patch: int) -> int:
-    """Positions on the shorter side of images of a shape [C, H, W]. Raises UsageError where a side is no
-    multiple of `patch`."""
+    """Positions on the shorter side of images of a shape [C, H, W]. Raises UsageError for a patch below 1."""
     if patch < 1:
         raise UsageError(f"patches of {patch} pixels", hint="set `model.patch` to 1 or more")
-    if any(side % patch for side in shape[1:]):
-        height, width = (max(patch, side // patch * patch) for side in shape[1:])
-        size = f"{width}" if height == width else f"{width}x{height}"
-        raise UsageError(
-            f"images of {shape[2]}×{shape[1]} pixels do not divide into patches of {patch}×{patch}",
-            hint=f"`--set data.size={size}` fits, or `--set model.patch={math.gcd(*shape[1:], patch)}`",
-        )
-    return min(shape[1:]) // patch
+    return math.ceil(min(shape[1:]) / patch)
 
 
 def widths_of(shape: tuple[int, ...], options: UNetOptions) -> tuple[int, ...]:
@@ -263,11 +257,11 @@ def attended(shape: tuple[int, ...], levels: int, options: UNetOptions) -> tuple
 
 
 def patched(x: Tensor, patch: int) -> Tensor:
-    """[B, C, H, W] → [B, C p², H / p, W / p], the pixels of each patch side by side."""
+    """[B, C, H, W] → [B, C p², H / p, W / p], the pixels of each patch side by side. Zeros continue a side to
+    a multiple of p."""
     if patch == 1:
         return x
-    positions(tuple(x.shape[1:]), patch)
-    return F.pixel_unshuffle(x, patch)
+    return F.pixel_unshuffle(F.pad(x, (0, -x.shape[-1] % patch, 0, -x.shape[-2] % patch)), patch)
 
 
 class Stage(nn.Module):
