@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +22,6 @@ from gzcli.engine.log import Log, TrainBar
 from gzcli.store import files
 from gzcli.store.metrics import every_line, metric_lines
 from gzcli.store.paths import user_dir
-from gzcli.store.run_folder import Best
 from gzcli.store.runs import Run, has_shipped_loss
 
 PATIENCE = 5  # bad steps in a row after which the run is stopped
@@ -131,16 +131,19 @@ class History:
         lines = metric_lines(self.run.path)
         return filter(_is_validation, lines)
 
-    def risen(self, best: Best, steps: int) -> bool:
-        """Whether the figure of `best` has risen for a fifth of `steps`: the last three validations are all
-        worse, by more than a tenth of what was gained from the first one to the best."""
-        name = f"val_{best.metric}"
+    def risen(self, metric: str, steps: int) -> int | None:
+        """The step since which a validation figure has risen, for a fifth of `steps`; None if it has not. The
+        last three validations are then all worse, by more than a tenth of the gain from the first one to the
+        best."""
+        name = f"val_{metric}"
         points = [(line["step"], line[name]) for line in self._validations() if name in line]
-        later = [value for step, value in points if step > best.step]
-        if len(later) < RISEN or 5 * (points[-1][0] - best.step) < steps:
-            return False
-        bound = best.value + GAIN * (points[0][1] - best.value)
-        return all(value > bound for value in later[-RISEN:])
+        points = [(step, value) for step, value in points if math.isfinite(value)]
+        lowest, least = min(points, key=lambda point: point[1], default=(0, 0.0))
+        later = [value for step, value in points if step > lowest]
+        if len(later) < RISEN or 5 * (points[-1][0] - lowest) < steps:
+            return None
+        bound = least + GAIN * (points[0][1] - least)
+        return lowest if all(value > bound for value in later[-RISEN:]) else None
 
     def reference(self, part: Part, step: int, metric: str) -> str | None:
         """Where the reference run of this recipe stood at a step, in words; None where there is none, or the

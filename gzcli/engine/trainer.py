@@ -40,6 +40,7 @@ from gzcli.models.nn import spread_labels
 from gzcli.recipe.recipe import write_train
 from gzcli.store import files
 from gzcli.store.png import save_png
+from gzcli.store.run_folder import Best
 from gzcli.store.runs import Run
 
 if TYPE_CHECKING:
@@ -80,10 +81,15 @@ class Trainer:
         self.history = History(run, log, self.device)
         self.trained = Trained(run, unsharded or self.model, self.info, part, self.device, 0, self.space)
         self.built_on = built_on(run, card)  # sha256 of the weights of each stage below this one
-        self.metric = best_metric(self.model, self.train.best, pack)
+        # a resumed run keeps its figure
+        chosen = self.run.best.metric.removesuffix("_lite") if self.run.best else self.train.best
+        self.metric = ranks.agree(best_metric(self.model, chosen, pack, self.train.minutes))
         if self.train.patience and not self.metric:
-            hint = "leave `train.patience` out, or set `train.best`"
-            raise UsageError("`train.patience` waits for better validations, and there are none", hint=hint)
+            if self.train.best == "none":
+                hint = "leave `train.patience` out, or set `train.best`"
+                message = "`train.patience` waits for better validations, and there are none"
+                raise UsageError(message, hint=hint)
+            log.warn("`train.patience` has no effect: no images are for validation")
         # rank 0's, whose features are compared by the metric `fd`
         self.net: NetFeatures | Features | None = None
         self.has_judge = self.metric != "fd"
@@ -268,7 +274,7 @@ class Trainer:
         training or validation has risen."""
         best = self.run.best
         if self.rank == 0:
-            chosen = best and (self.end < self.steps or self.history.risen(best, self.steps))
+            chosen = best and (self.end < self.steps or self.risen_since(best))
             served = best.step if best and chosen else self.end
             if checkpoint.finish(self.run, self.train.keep, served) < self.end:
                 self.log.info(f"the weights of step {served} are served, the best by validation")
@@ -367,9 +373,9 @@ class Trainer:
             self.log.warn(f"the validation `{metric}` of step {done} is not finite")
         self.history.record("eval", done, {f"val_{name}": value for name, value in values.items()})
         patience, best = self.train.patience, self.run.best
-        if best and not self.has_risen and self.history.risen(best, self.steps):
+        if best and not self.has_risen and (since := self.risen_since(best)):
             self.has_risen = True
-            self.log.warn(f"validation has risen since step {best.step}: if it stays so, that step is served")
+            self.log.warn(f"validation has risen since step {since}: if it stays so, the best step is served")
         if patience and ranks.agree(bool(best and self.history.validations(best.step) > patience)):
             self.log.info(f"no better validation in {patience} of them: the training ends at step {done}")
             self.end = done
@@ -381,6 +387,10 @@ class Trainer:
         self.log.info(f"{of_stage}step {done}  {self.log.validated}", sparse=unfinished)
         if reference := self.history.reference(self.part, done, metric):
             self.log.info(reference, sparse=unfinished)
+
+    def risen_since(self, best: Best) -> int | None:
+        """The step since which the validation loss has risen, or the figure that chooses the best."""
+        return self.history.risen(self.model.watched or best.metric, self.steps)
 
     def get_net(self) -> None:
         """Loads the net of `fd`, or trains it on its first use for a data set, which takes a while. One that

@@ -17,28 +17,36 @@ from gzcli.engine.prepared import with_remembered
 from gzcli.engine.trained import Trained
 from gzcli.metrics import collapse, pretrained
 from gzcli.metrics.classifier import NetFeatures
-from gzcli.metrics.features import lenet
+from gzcli.metrics.features import has_lenet, lenet
 from gzcli.metrics.frechet import frechet_distance
 from gzcli.metrics.pretrained import Features
+from gzcli.metrics.quality.neighbours import FAR, prdc
 from gzcli.models.base import Model, named_losses
 from gzcli.models.nn import double, full_fp32
 
 VALIDATION = 2000  # validation images that figures are computed of, at most
 EVAL_BATCH = 100  # images of a batch of them
+SAMPLES = 400  # of a model that draws by many calls, as are compared with them
+FEWEST = 200  # of them, with which samples are compared; a distance to fewer is mostly noise
+PATIENT = 10.0  # minutes of a run that trains the judge of its data set, which takes about one
 
 
-def best_metric(model: Model, choice: str, pack: Pack) -> str | None:
-    """The figure that selects the best checkpoint: "bpd", "fd", "loss" or None. "auto" is bpd if `log_prob`
-    is exact or a bound, fd for GANs, else the validation loss."""
+def best_metric(model: Model, choice: str, pack: Pack, minutes: float | None = None) -> str | None:
+    """The figure that selects the best checkpoint: "bpd", "fd", "loss" or None; "auto": the model's choice.
+    A model with a `watched` figure falls back to it if its samples cannot be judged: there are fewer than
+    FEWEST validation images, or no judge yet and less than PATIENT `minutes` for the run."""
     n = len(pack.images("val"))
     if choice == "none" or n == 0:
         return None
     metric = next(name for name in (choice, model.best, usual_metric(model)) if name != "auto")
+    if choice == "auto" and metric == "fd" and model.watched:
+        judged = (minutes or 0.0) >= PATIENT or has_lenet(pack)
+        return metric if n >= FEWEST and judged else model.watched
     return None if metric == "fd" and n < 2 else metric
 
 
 def usual_metric(model: Model) -> str:
-    return "bpd" if model.likelihood in ("exact", "bound") else "loss"
+    return model.watched or ("bpd" if model.likelihood in ("exact", "bound") else "loss")
 
 
 def judge_of(
@@ -54,7 +62,7 @@ def judge_of(
     if pretrained.is_installed():
         log.warn(f"{why}: `train.best` is by features of EfficientNet-Lite0")
         return pretrained.lite(device), "fd_lite"
-    metric = None if model.best == "fd" else usual_metric(model)
+    metric = usual_metric(model) if model.watched or model.best != "fd" else None
     instead = f"`train.best` is by `{metric}`" if metric else "no best checkpoint is chosen"
     log.warn(f"{why}: {instead}; `{pretrained.INSTALL}` has other features")
     return judge, metric
@@ -71,13 +79,17 @@ def validate(
 ) -> dict[str, float]:
     """The metric on the first 2,000 validation images, with figures that explain it; less is better. A call
     of every rank; the metric is the same number however many there are. NaN if no sample is finite."""
+    values: dict[str, float] = {}
     if metric in ("fd", "fd_lite"):
         try:
-            return distances(trained, metric, pack, net, warn)
+            values = distances(trained, metric, pack, net, warn)
         except sampler.NoneFinite as e:
             warn(e.message)
-            return {metric: math.nan}
-    return {metric: mean(trained, metric, data)}
+            values = {metric: math.nan}
+    for name in (metric, trained.model.watched):
+        if name and name not in values:
+            values[name] = mean(trained, name, data)
+    return values
 
 
 def mean(trained: Trained, metric: str, data: Pack) -> float:
@@ -105,11 +117,13 @@ def mean(trained: Trained, metric: str, data: Pack) -> float:
 def distances(
     trained: Trained, name: str, pack: Pack, net: NetFeatures | Features | None, warn: Say
 ) -> dict[str, float]:
-    """Figures of samples against as many validation images: the Fréchet distance, by a name; `distance`,
-    that of pairs of samples as a share of that of pairs of real images; and, where the net knows the classes,
-    `classes`, the entropy of the samples' classes as a share of that of real images."""
+    """Figures of samples against validation images: the Fréchet distance, by a name; `distance`, that of
+    pairs of samples as a share of that of pairs of real images; and, where the net knows the classes,
+    `classes`, the entropy of the samples' classes as a share of that of real images. A model with a `watched`
+    figure draws a few hundred samples, as each takes many calls, and has `recall` too."""
     real = pack.images("val")[:VALIDATION]
-    images = sampler.draw(trained, len(real), warn=warn)
+    n = min(len(real), SAMPLES) if trained.model.watched else len(real)
+    images = sampler.draw(trained, n, warn=warn)
     if net is None:
         return {name: 0.0}
     classifier = net if isinstance(net, NetFeatures) and not trained.info.multilabel else None
@@ -121,6 +135,8 @@ def distances(
         name: float(frechet_distance(real_features, fake)),
         "distance": collapse.diversity(fake, predicted, real_features, classes),
     }
+    if trained.model.watched and len(real) > FAR:
+        figures["recall"] = prdc(fake, real_features[: len(fake)])["recall"]
     if classifier and not classifier.rotations:
         figures["classes"] = collapse.coverage(predicted, classes)
     return figures

@@ -16,6 +16,7 @@ from typing import Any
 
 from gzcli.core.errors import DivergedError, MissingError, UsageError
 from gzcli.core.types import Say
+from gzcli.data.packs.open import open_pack, pack_options
 from gzcli.launch import launcher
 from gzcli.launch.plan import Start, ask
 from gzcli.league.loop import draw_curves
@@ -87,6 +88,7 @@ def play(sweep: Sweep, folder: Path, say: Say) -> dict[str, Any]:
     except ImportError as e:
         raise MissingError("`gz sweep` needs the package `optuna`", hint="pip install 'gzcli[sweep]'") from e
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    train_judge(sweep, say)
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.journal")))
     sampler = optuna.samplers.RandomSampler(sweep.flags["seed"])
     how: dict[str, Any] = {"storage": storage, "sampler": sampler, "load_if_exists": True}
@@ -111,6 +113,18 @@ def play(sweep: Sweep, folder: Path, say: Say) -> dict[str, Any]:
         alive = sorted(alive[:n], key=lambda i: values[i])
     study.tell(alive[0], values[alive[0]], skip_if_finished=True)
     return result_of(sweep, folder, settings, values, alive[0])
+
+
+def train_judge(sweep: Sweep, say: Say) -> None:
+    """Trains the judge of the data set if the trials are compared by their samples: the first trial would
+    train it in its own time, or all would go by the loss."""
+    from gzcli.metrics.features import lenet
+
+    recipe = ask(sweep.model, sweep.data, sweep.fixed, sweep.flags).recipe
+    (part,) = recipe.parts
+    chosen = part.train.best if part.train.best != "auto" else recipe.card.best
+    if chosen == "fd" and not part.data.latent:
+        lenet(open_pack(part.data.name, **pack_options(part.data), say=say), say=say)
 
 
 def setting_of(trial: Any, sweep: Sweep) -> list[str]:

@@ -122,14 +122,10 @@ def once(
 ) -> NetFeatures:
     """The network of a data set. It comes with gz, or is trained once: on one CPU thread, so that equal
     machines get equal weights, and so equal hashes."""
-    channels, *shape = pack.meta.shape
-    text = f"{training.recipe}:{pack.meta.digest}:{as_size(*shape)}:{channels}"
-    kind, key = training.recipe.partition("-")[0], hashlib.sha256(text.encode()).hexdigest()[:16]
-    name = f"{kind}-{key}.safetensors"
+    kind, shipped, path = training.recipe.partition("-")[0], *_places(pack, training)
     read = partial(_load, pack=pack, training=training, device=torch.device(device))
-    if (shipped := SHIPPED / name).is_file():
+    if shipped.is_file():
         return read(shipped)
-    path = cache_dir("features") / name
     waiting = f"waiting for another process that trains the feature network `{kind}`"
     with files.lock(path.with_suffix(".lock"), on_wait=lambda: say(waiting)):
         if cached := files.read_cached(path, read, say):
@@ -140,6 +136,20 @@ def once(
         meta = _task(pack, net.rotations) | {"accuracy": net.accuracy, "chance": net.chance}
         files.write_tensors(path, net.net.state_dict(), {"judge": json.dumps(meta)})
         return read(path)
+
+
+def at_hand(pack: Pack, training: Training) -> bool:
+    """Whether `once` need not train the network of a data set."""
+    return any(path.is_file() for path in _places(pack, training))
+
+
+def _places(pack: Pack, training: Training) -> tuple[Path, Path]:
+    """Where the network of a data set is if it comes with gz, and in the cache."""
+    channels, *shape = pack.meta.shape
+    text = f"{training.recipe}:{pack.meta.digest}:{as_size(*shape)}:{channels}"
+    kind, key = training.recipe.partition("-")[0], hashlib.sha256(text.encode()).hexdigest()[:16]
+    name = f"{kind}-{key}.safetensors"
+    return SHIPPED / name, cache_dir("features") / name
 
 
 def _living(pack: Pack, training: Training, say: Say) -> NetFeatures:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gzcli.core.types import Say, silent
 from gzcli.core.units import Size, sides
 from gzcli.data.packs.pack import Pack
-from gzcli.metrics.classifier import FEATURES, Classifier, NetFeatures, Training, once
+from gzcli.metrics.classifier import FEATURES, Classifier, NetFeatures, Training, at_hand, once
 
 WIDTHS = (16, 32, 64, 64)
 LR, WEIGHT_DECAY = 3e-3, 1e-2
@@ -79,3 +79,8 @@ class LeNetFeatures(NetFeatures):
 def lenet(pack: Pack, *, device: torch.device | str = "cpu", say: Say = silent) -> LeNetFeatures:
     """The first judge of a data set, as by `once`."""
     return LeNetFeatures(**vars(once(pack, LENET, device=device, say=say)))
+
+
+def has_lenet(pack: Pack) -> bool:
+    """Whether the first judge of a data set is trained already."""
+    return at_hand(pack, LENET)

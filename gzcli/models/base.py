@@ -84,6 +84,8 @@ class Model(nn.Module):
     likelihood: ClassVar[str | None] = None  # what log_prob is: "exact" | "bound" | "ode"
     # the metric of the best checkpoint: "bpd" | "fd" | "loss"; auto: bpd where log_prob is cheap, else loss
     best: ClassVar[str] = "auto"
+    # a loss that is validated beside `best`: its rise shows that training images are memorised
+    watched: ClassVar[str | None] = None
     # scores that take an optimisation for each image, computed only when named
     costly: ClassVar[tuple[str, ...]] = ()
     fitted_on_train: ClassVar[tuple[str, ...]] = ()  # scores whose fit takes training images

@@ -20,9 +20,11 @@ from zoo import CASES, FIRST, Case
 from gzcli.core import devices
 from gzcli.core.errors import DivergedError
 from gzcli.core.sections import OptimSection
+from gzcli.core.types import silent
 from gzcli.data.packs.batches import scan
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import optim
+from gzcli.engine import validate as validation
 from gzcli.engine.__main__ import train_one
 from gzcli.engine.ema import EMA
 from gzcli.engine.history import History
@@ -30,6 +32,7 @@ from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
 from gzcli.engine.trainer import Trainer
 from gzcli.launch.plan import with_data
+from gzcli.metrics.features import lenet
 from gzcli.models.base import Phase
 from gzcli.models.nn import shared_batch_norm
 from gzcli.models.normalizing_flow.realnvp import BatchNorm as FlowNorm
@@ -226,6 +229,51 @@ def test_a_damaged_checkpoint_is_named_and_some_are_kept(tmp_path):
     (folder / "best.json").write_text(json.dumps({"step": 2}))
     checkpoints.prune(folder, 2)
     assert checkpoints.steps_of(folder) == [2, 4, 5]
+
+
+def test_denoisers_are_chosen_by_their_samples(monkeypatch):
+    """Where there is a judge and enough validation images; else by the loss, which is validated beside it."""
+    judged, sizes = [True], []
+
+    def chosen(model, n, choice="auto", minutes=None):
+        pack = SimpleNamespace(images=lambda split: range(n))
+        return validation.best_metric(model, choice, pack, minutes)
+
+    monkeypatch.setattr(validation, "has_lenet", lambda pack: judged[0])
+    t = trainer(recipe(FIRST["fm"], steps=1))
+    fm, vae = t.model, trainer(recipe(FIRST["vae"], steps=1)).model
+    assert [chosen(fm, n) for n in (0, 199, 200)] == [None, "loss", "fd"]
+    assert chosen(vae, 200) == "bpd" and chosen(fm, 30, "fd") == "fd" and chosen(fm, 200, "loss") == "loss"
+    judged[0] = False  # it would take a minute of the run
+    assert (chosen(fm, 200), chosen(fm, 200, minutes=9.0), chosen(fm, 200, minutes=10.0)) == (
+        "loss",
+        "loss",
+        "fd",
+    )
+    draw = validation.sampler.draw
+    monkeypatch.setattr(
+        validation.sampler, "draw", lambda t, n, **how: (sizes.append(n), draw(t, n, **how))[1]
+    )
+    monkeypatch.setattr(validation, "SAMPLES", 12)
+    packs = {"pack": t.pack, "data": t.images.pack, "net": lenet(t.pack), "warn": silent}
+    values = validation.validate(t.trained, "fd", **packs)
+    assert sizes == [12] and {"fd", "recall", "loss"} <= values.keys() and 0 <= values["recall"] <= 1
+    assert values["loss"] == validation.validate(t.trained, "loss", **packs)["loss"]
+
+
+def test_a_loss_that_rises_is_told_whatever_chooses_the_best(monkeypatch):
+    """The weights that are best by their samples are then served."""
+    losses = iter([3.0, 1.0, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0])
+    distances = iter([90.0, 50.0, 40.0, 30.0, 35.0, 36.0, 37.0, 38.0, 39.0, 40.0])
+    said: list[str] = []
+    values = lambda *a, **k: {"fd": next(distances), "loss": next(losses)}  # noqa: E731
+    monkeypatch.setattr("gzcli.engine.trainer.validate", values)
+    monkeypatch.setattr(Trainer, "get_net", lambda self: None)
+    monkeypatch.setattr(Log, "warn", lambda self, text: said.append(text))
+    run = fit(recipe(FIRST["fm"], steps=10, sets=("train.eval_every=1", "train.best=fd"))).run
+    (told,) = [text for text in said if "has risen" in text]
+    assert told.startswith("validation has risen since step 2") and next(losses, None) is None
+    assert run.model_file.samefile(run.checkpoint(4).averaged)
 
 
 def test_a_finished_run_keeps_what_it_goes_on_from_and_what_is_sampled(monkeypatch):

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +99,8 @@ class Denoiser(Labelled):
     """A network on a process."""
 
     latents = True
-    best = "loss"
+    best = "fd"  # a lower loss does not mean better images
+    watched: ClassVar[str | None] = "loss"
     prediction: Prediction = "velocity"  # what the network predicts
     time_sampling: TimeSampling = "stratified"  # how a batch draws its times
     rescale = False  # whether the network sees x / √(α² + σ²) in place of x

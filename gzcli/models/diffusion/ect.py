@@ -62,7 +62,7 @@ class ECT(Denoiser):
     """
 
     paper = "Geng et al. 2024, arXiv:2406.14548"
-    best = "fd"
+    watched = None  # its loss compares it with itself
     teacher: Denoiser
     levels: Tensor  # [CELLS + 1, 2], the teacher's t and α from σ = LEAST to its largest, at most SIGMA_MAX
 
