@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 INSTALL = @echo "installing into $(VENV): the first time 0.4 GB are fetched, with CUDA's libraries about 3 GB"; \
 	$(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: demo test test-slow fuzz bench pretrained docs measured screens costs audit lock lint format completions clean
+.PHONY: demo test test-slow fuzz faults bench pretrained docs measured screens costs audit lock lint format completions clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,9 @@ test-slow: $(VENV)/.tested  ## Long checks, on real data where ../shared/data is
 
 fuzz: $(VENV)/.tested  ## The generated tests, with 100,000 cases in all
 	GZ_FUZZ=50 $(BIN)/python -m pytest tests/faults
+
+faults: $(VENV)/.tested  ## Every fault and its outcome, a line each, the slow ones too
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --verbose -m "slow or not slow" tests/faults
 
 bench: $(VENV)/.tested  ## Speed, each as a ratio against a baseline of the same run
 	$(BIN)/python tests/tools/speed.py
