@@ -5,8 +5,8 @@ latent space in which it was trained.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,16 +61,29 @@ def load_model(run: Run, device: torch.device | str, checkpoint: str = "finished
     is "last", the newest while the run is trained, "best", a step, or "finished": `model.safetensors`, which
     does not change any more."""
     run = run.serving
-    saved = checkpoints.read_weights(weights_file(run, checkpoint))
-    card = catalog.card_of(run, saved.part.model)
-    for stage, digest in built_on(run, card).items():
-        if digest != saved.built_on.get(stage):
-            raise MissingError(
-                f"`{run.id}` was trained with another stage `{stage}` than `{run.owner.stage(stage).path}`",
-                hint=f"gz train {run.owner.model} --data {run.owner.data}",
-            )
-    model = restore_model(saved, stages_for(run, card, device), card)
+    with _named(run):
+        saved = checkpoints.read_weights(weights_file(run, checkpoint))
+        card = catalog.card_of(run, saved.part.model)
+        for stage, digest in built_on(run, card).items():
+            if digest != saved.built_on.get(stage):
+                message = f"`{run.id}` was trained with another stage `{stage}`"
+                hint = f"gz train {run.owner.model} --data {run.owner.data}"
+                raise MissingError(f"{message} than `{run.owner.stage(stage).path}`", hint=hint)
+        model = restore_model(saved, stages_for(run, card, device), card)
     return to_device(model, device).eval().requires_grad_(False), saved
+
+
+@contextmanager
+def _named(run: Run) -> Iterator[None]:
+    """Names the user's file in the errors of a run that came as one, in place of its copy in the cache."""
+    try:
+        yield
+    except DamagedError as e:
+        if not (file := run.owner.status().get("file")):
+            raise
+        copy = f"`{run.model_file}`"
+        message = e.message.replace(copy, f"`{file}`") if copy in e.message else f"`{file}`: {e.message}"
+        raise DamagedError(message, hint="get the file again, or the run that it was made of") from e
 
 
 def restore_model(

@@ -63,7 +63,10 @@ def run_of(file: Path, *, source: str | None = None) -> Run:
         files.sweep(folder.parent)
         with files.new_dir(folder) as part:
             write(file, part, source=source)
-    return Run(folder)
+    run, named = Run(folder), source or str(file)
+    if run.status().get("file") != named:  # as errors name it; equal files are one run
+        run.update(file=named)
+    return run
 
 
 def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> None:

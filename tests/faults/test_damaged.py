@@ -29,7 +29,7 @@ from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import prepared
 from gzcli.engine.checkpoint import init_from
 from gzcli.engine.log import Log
-from gzcli.engine.trained import restore_model
+from gzcli.engine.trained import load_trained, restore_model
 from gzcli.launch import forecast, launcher
 from gzcli.launch.from_file import run_of
 from gzcli.store import runs
@@ -244,6 +244,41 @@ def test_weights_that_are_not_the_models_are_not_taken(run, tmp_path):
         checkpoints.save_weights(file, broken)
     with pytest.raises(DamagedError, match=f"`{re.escape(first)}` holds NaN"):
         checkpoints.read_weights(file)
+
+
+def test_a_file_that_fails_on_loading_is_named_as_the_user_typed_it(run, tmp_path):
+    """And not by its copy in the cache; a copy of the file is named by its own path."""
+    whole = checkpoints.read_weights(run.path / "model.safetensors")
+    first = next(iter(whole.weights))
+    other = replace(whole.part, options=dict(whole.part.options) | {"latent": 3})
+    changes: dict[str, dict[str, Any]] = {
+        "nan": {"weights": {**whole.weights, first: whole.weights[first] * float("nan")}},
+        "inf": {"weights": {**whole.weights, first: whole.weights[first] + float("inf")}},
+        "lacks": {"weights": {k: v for k, v in whole.weights.items() if k != first}},
+        "other": {"part": other},
+    }
+    for how, change in changes.items():
+        file = tmp_path / f"{how}.safetensors"
+        checkpoints.save_weights(file, replace(whole, **change))
+        for place in (file, shutil.copy(file, tmp_path / f"{how}-2.safetensors")):
+            with pytest.raises(DamagedError) as e:
+                load_trained(run_of(Path(place)), "cpu")
+            assert f"`{place}`" in e.value.message and "files/" not in e.value.message, how
+            assert e.value.hint.startswith("get the file again")
+
+
+def test_metadata_that_are_no_texts_are_damage(run, tmp_path):
+    content = (run.path / "model.safetensors").read_bytes()
+    begin = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:begin])
+    for texts in (None, [], "x", {"recipe": None, "data": None}, {"recipe": {}, "data": {}}):
+        text = json.dumps(header | {"__metadata__": texts}).encode()
+        file = tmp_path / "own.safetensors"
+        file.write_bytes(len(text).to_bytes(8, "little") + text + content[begin:])
+        for read in (checkpoints.read_weights, run_of):
+            with pytest.raises(MissingError) as e:
+                read(file)
+            assert str(file) in e.value.message, texts
 
 
 NOT_IMAGES = {
