@@ -5,7 +5,7 @@ from __future__ import annotations
 # need → the model for a set with labels, and for one without. `gz which` compares models on the set itself.
 BY_NEED = {
     "samples": ("cfm", "fm"),
-    "one-call": ("cgan", "soflow"),
+    "one-call": ("soflow", "soflow"),  # GANs want hours in colour
     "likelihood": ("pixelcnnpp", "pixelcnnpp"),
     "codes": ("vae", "vae"),
 }
