@@ -168,7 +168,7 @@ class UNet(nn.Module):
         from diffusers import UNet2DModel
 
         if self.patch > 1:
-            raise UsageError("diffusers has no U-Net of patches", hint="train with `model.patch` 1")
+            raise UsageError("diffusers has no U-Net of patches", hint="train with `--set model.patch=1`")
         halvings = len(self.config["block_out_channels"]) - 1
         if any(side % 2**halvings for side in size):
             raise UsageError(
