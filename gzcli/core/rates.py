@@ -104,8 +104,9 @@ def measured(types: tuple[str, ...]) -> Rates:
 
     draws = torch.Generator().manual_seed(0)
     randn = partial(torch.randn, generator=draws)
-    image, kernel = randn(BATCH, MAPS, SIDE, SIDE), randn(MAPS, MAPS, 3, 3)
-    rows, matrix = randn(TOKENS, WIDTH), randn(WIDTH, WIDTH)
+    with torch.inference_mode(False):  # whose tensors have no gradients
+        image, kernel = randn(BATCH, MAPS, SIDE, SIDE), randn(MAPS, MAPS, 3, 3)
+        rows, matrix = randn(TOKENS, WIDTH), randn(WIDTH, WIDTH)
     works = {
         "convolution": (partial(F.conv2d, padding=1), image.requires_grad_(), kernel.requires_grad_()),
         "product": (torch.mm, rows.requires_grad_(), matrix.requires_grad_()),
