@@ -14,7 +14,7 @@ little. One model and images that it never saw (split conformal) flag at most α
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,15 +65,17 @@ def folds_of(n: int) -> int:
 
 
 def cross(
-    images: np.ndarray, fit: Fit, *, folds: int | None = None, tails: int = 1, seed: int = 0
+    images: np.ndarray, fit: Fit, *, spare: np.ndarray | None = None, folds: int | None = None, tails: int = 1
 ) -> Calibrated:
-    """Calibrates a method on the images that it is fitted on. The folds are drawn with the seed."""
+    """Calibrates a method on the images that it is fitted on. `spare` images are in every fit, and calibrate
+    nothing. The folds are drawn with a fixed seed."""
     n = len(images)
     k = folds or folds_of(n)
-    fold = np.random.default_rng(seed).permutation(np.arange(n) % k)
+    fold = np.random.default_rng(0).permutation(np.arange(n) % k)
     models, held_out = [], np.empty(n)
     for i in range(k):
-        model = fit(images[fold != i])
+        rest = images[fold != i]
+        model = fit(rest if spare is None else np.concatenate([spare, rest]))
         held_out[fold == i] = model.score(images[fold == i])
         models.append(model)
     return Calibrated(tuple(models), fold, held_out, tails)
@@ -83,8 +85,3 @@ def split(fitted: Fitted, held_out: np.ndarray, *, tails: int = 1) -> Calibrated
     """Calibrates a fitted method on images that it was not fitted on."""
     scores = fitted.score(held_out)
     return Calibrated((fitted,), np.zeros(len(scores), np.int64), scores, tails)
-
-
-def of_folds(models: Sequence[Fitted], name: str) -> list[object]:
-    """The values of a parameter over the models of the folds."""
-    return [model.parameters.get(name) for model in models]

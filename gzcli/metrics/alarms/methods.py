@@ -31,5 +31,11 @@ METHODS: dict[str, Method] = {
     "pca_local": Method(
         "what principal components leave, where it is most unusual", "pca.fit_pca_local", True
     ),
+    "knn_patch": Method(
+        "the patch that is farthest from those of good images", "patches.fit_knn_patch", True
+    ),
     "pca": Method("what principal components leave, in the mean", "pca.fit_pca", True),
+    "knn_pixels": Method("the distance to the fifth nearest good image, in pixels", "whole.fit_knn_pixels"),
+    "png": Method("the bytes of the image as a PNG", "whole.fit_png", fits=False, tails=2),
+    "mean": Method("the mean of all pixels", "whole.fit_mean", fits=False, tails=2),
 }

@@ -6,7 +6,7 @@ of good images (see `local`), at its largest.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,9 @@ import numpy as np
 from gzcli.metrics.alarms.fitted import Fitted, Mapped, enlarged, reduced
 from gzcli.metrics.alarms.local import SCALES, Local, fit_local
 
-COMPONENTS = 60
+COMPONENTS = 60  # of `pca`
+MOST = 300  # components of `pca_local`, where there are as many images
+SHARES = (1.0, 0.4)  # of these, of which the search takes one
 PARTS = 4  # of the good images, each of which the others' components leave residuals of
 
 
@@ -30,6 +32,10 @@ class Components:
         """What the components leave of images float32 [N, C, h, w], in their shape."""
         flat = x.reshape(len(x), -1) - self.mean
         return (flat - (flat @ self.rows.T) @ self.rows).reshape(x.shape)
+
+    def coordinates(self, x: np.ndarray) -> np.ndarray:
+        """Images float32 [N, C, h, w] in these components, [N, components]."""
+        return (x.reshape(len(x), -1) - self.mean) @ self.rows.T
 
 
 def components(x: np.ndarray, most: int) -> Components:
@@ -86,15 +92,27 @@ def fit_pca(images: np.ndarray, *, factor: int = 1, k: int = COMPONENTS) -> Pca:
 
 
 def fit_pca_local(
-    images: np.ndarray, *, factor: int = 1, k: int = COMPONENTS, scales: Sequence[int] = SCALES
+    images: np.ndarray,
+    *,
+    factor: int = 1,
+    share: float = 1.0,
+    scales: Sequence[int] = SCALES,
+    relate: bool = False,
 ) -> PcaLocal:
-    """`pca_local`. The usual residual in each place is that of images that the components were not fitted
+    """`pca_local`; share: of the components that there are, at most `MOST`. The usual residual in each place is that of images that the components were not fitted
     on: each of `PARTS` parts by the components of the others."""
     x = reduced(images, factor)
+    k = max(1, round(share * min(MOST, len(x) - 1, x[0].size)))
     found = components(x, k)
     residuals = np.empty((len(x), *x.shape[2:]), np.float32)
-    for part in range(min(PARTS, len(x))):
-        left = np.arange(len(x)) % PARTS == part
+    for left in parts_of(len(x)):
         residuals[left] = strength(components(x[~left], k).residual(x[left]))
     parameters = {"factor": factor, "components": len(found.rows), "scales": tuple(scales)}
-    return PcaLocal(parameters, factor, found, fit_local(residuals, scales))
+    parameters["relative"] = relate
+    return PcaLocal(parameters, factor, found, fit_local(residuals, scales, relate=relate))
+
+
+def parts_of(n: int) -> Iterator[np.ndarray]:
+    """Which of n images are in each of `PARTS` parts."""
+    for part in range(min(PARTS, n)):
+        yield np.arange(n) % PARTS == part

@@ -1,0 +1,53 @@
+"""An alarm of good images alone: the choice of a method and its calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gzcli.metrics.alarms.choice import Choice, choose, set_aside
+from gzcli.metrics.alarms.cross import Calibrated, cross, split
+from gzcli.metrics.alarms.fitted import Fitted
+from gzcli.metrics.alarms.methods import METHODS
+
+MANY = 2000  # good images from which a share is calibrated on alone, without folds
+FITTED = 2000  # images that methods are fitted to, at most
+CALIBRATING = 10_000  # images that calibrate, at most
+
+
+@dataclass(frozen=True)
+class Alarm:
+    choice: Choice
+    calibrated: Calibrated
+    fitted_on: int  # images that each model was fitted to, about
+
+
+def calibrate(
+    images: np.ndarray,
+    methods: Sequence[str],
+    *,
+    held_out: np.ndarray | None = None,
+    factor: int | None = None,
+) -> Alarm:
+    """The best of these methods for good images uint8 [N, C, H, W], calibrated on these by folds; on
+    `held_out` images instead, if there are any; or on a share of very many images. The images that the choice
+    is made by calibrate nothing, so that it may depend on them in any way."""
+    order = np.random.default_rng(0).permutation(len(images))
+    images = images[order]
+    aside = set_aside(len(images), methods)
+    choice = choose(images[:aside], methods, factor=factor)
+    method = METHODS[choice.method]
+
+    def fit(some: np.ndarray) -> Fitted:
+        return method.fit(some, **choice.settings)
+
+    if held_out is None and method.fits and len(images) < MANY:
+        folds = cross(images[aside:], fit, spare=images[:aside], tails=method.tails)
+        return Alarm(choice, folds, len(images) - len(images[aside:]) // len(folds.models))
+    if held_out is None:
+        fitted = min(FITTED, len(images) // 2) if method.fits else aside
+        images, held_out = images[:fitted], images[fitted : fitted + CALIBRATING]
+    images = images[:FITTED]
+    return Alarm(choice, split(fit(images), held_out, tails=method.tails), len(images))

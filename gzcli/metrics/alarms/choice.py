@@ -1,0 +1,160 @@
+"""Which method, and by which settings, finds most synthetic defects on held-out good images.
+
+Some of the good images are set aside for the choice: they are fitted to, but neither calibrated nor judged.
+They are dealt to parts, and methods that are fitted to all parts but one score the images of this one, as
+they are and with a synthetic defect. A method's `found` is the share of the defects that score higher than the
+good images do, at rates up to `RATES`: the mean over the thresholds that these have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gzcli.metrics.alarms import patches, pca
+from gzcli.metrics.alarms.defects import synthetic
+from gzcli.metrics.alarms.local import fit_local
+from gzcli.metrics.alarms.methods import METHODS
+
+RATES = 0.06  # of good images, up to which thresholds count
+FEWEST = 12  # good images that a choice needs; with fewer the first settings are taken
+SHARE, MOST = 0.28, 140  # of good images that are set aside: 50 of 70 are left for a rate of 2 %
+EACH = 16  # defects of each kind
+MARGIN = 0.02  # by which others must find more than settings and methods that are tried earlier
+# scales of which one group is taken; the first is the default
+SCALES = ((1, 3, 5), (1,), (3,), (5,), (3, -9))
+SINGLE = tuple(dict.fromkeys(k for group in SCALES for k in group))
+AUTO = ("pca_local", "knn_patch", "pca")  # methods that are compared where none is named
+Maps = Callable[[np.ndarray], np.ndarray]  # of images: the maps [N, h, w] that a local score is made of
+
+
+@dataclass(frozen=True)
+class Choice:
+    method: str
+    settings: Mapping[str, Any]  # keywords of its fit
+    table: Mapping[str, float]  # the share of the synthetic defects that the best settings of a method find
+
+
+def sides(shape: Sequence[int]) -> list[int]:
+    """The factors by which images [C, H, W] are reduced: to about 32, 48 and 96 pixels, as far as they go."""
+    side = min(shape[1:])
+    return sorted({max(1, round(side / size)) for size in (32, 48, 96)}, reverse=True)
+
+
+def set_aside(n: int, methods: Sequence[str]) -> int:
+    """The number of n good images that a choice among these methods takes."""
+    free = len(methods) > 1 or methods[0] in SEARCHES
+    count = min(MOST, round(SHARE * n))
+    return count if free and count >= FEWEST else 0
+
+
+def choose(images: np.ndarray, methods: Sequence[str], *, factor: int | None = None, seed: int = 0) -> Choice:
+    """The best of these methods for good images uint8 [N, C, H, W], none of which is scored by what it was
+    fitted to; the first where there are none. factor: the size that is wanted."""
+    factors = sides(images.shape[1:]) if factor is None else [factor]
+    if not len(images):
+        return Choice(methods[0], defaults(methods[0], factors), {})
+    bad, _, source = synthetic(images, each=EACH, seed=seed)
+    best: dict[str, tuple[float, dict[str, Any]]] = {}
+    for name in methods:
+        every = [
+            (found(*scores), settings) for settings, *scores in tried(name, factors, images, bad, source)
+        ]
+        least = max(value for value, _ in every) - MARGIN
+        best[name] = next(row for row in every if row[0] >= least)
+    most = max(value for value, _ in best.values())
+    method = next(name for name in methods if best[name][0] >= most - MARGIN)
+    return Choice(method, best[method][1], {name: value for name, (value, _) in best.items()})
+
+
+def found(good: np.ndarray, bad: np.ndarray) -> float:
+    """The mean share of `bad` scores above each of the highest `good` ones, up to the rate `RATES`."""
+    count = max(1, round(RATES * len(good)))
+    return float(np.mean([(bad > threshold).mean() for threshold in np.sort(good)[-count:]]))
+
+
+def defaults(name: str, factors: Sequence[int]) -> dict[str, Any]:
+    return {"factor": factors[0]} if name in SEARCHES or name == "pca" else {}
+
+
+def tried(
+    name: str, factors: Sequence[int], good: np.ndarray, bad: np.ndarray, source: np.ndarray
+) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
+    """Settings of a method, and the scores of good and of defective images by each; `source` is the good image
+    that a defective one was drawn on."""
+    parts = [(part, part[source]) for part in pca.parts_of(len(good))]
+    if name not in SEARCHES:
+        settings, scores = defaults(name, factors), (np.empty(len(good)), np.empty(len(bad)))
+        for part in parts:
+            fitted = METHODS[name].fit(good[~part[0]], **settings)
+            for out, images, which in zip(scores, (good, bad), part, strict=True):
+                out[which] = fitted.score(images[which])
+        yield settings, *scores
+        return
+    searches = [SEARCHES[name](good[~part], factors) for part, _ in parts]
+    for candidates in zip(*searches, strict=True):
+        settings = candidates[0][0]
+        maps = []
+        for at, images in enumerate((good, bad)):
+            each = [maps_of(images[part[at]]) for (_, maps_of), part in zip(candidates, parts, strict=True)]
+            whole = np.empty((len(images), *each[0].shape[1:]), np.float32)
+            for part, values in zip(parts, each, strict=True):
+                whole[part[at]] = values
+            maps.append(whole)
+        for relate in (False, True):
+            # a local score of each scale by itself, of which any group is the maximum
+            tops = {k: tops_of(maps, parts, k, relate) for k in SINGLE}
+            for scales in SCALES:
+                pair = [np.max([tops[k][side] for k in scales], 0) for side in (0, 1)]
+                yield settings | {"scales": scales, "relate": relate}, *pair
+
+
+def tops_of(
+    maps: Sequence[np.ndarray], parts: Sequence[tuple[np.ndarray, np.ndarray]], k: int, relate: bool
+) -> list[np.ndarray]:
+    """The local scores, at one scale, of good and of defective images by their maps; what is usual in a part
+    is what the good images of the others have."""
+    scores = [np.empty(len(each), np.float32) for each in maps]
+    for part in parts:
+        local = fit_local(maps[0][~part[0]], (k,), relate=relate)
+        for out, each, which in zip(scores, maps, part, strict=True):
+            if which.any():
+                out[which] = local(each[which]).max((1, 2))
+    return scores
+
+
+def search_pca(images: np.ndarray, factors: Sequence[int]) -> Iterator[tuple[dict[str, Any], Maps]]:
+    """Numbers of components, in shares of the images, as more images bear more."""
+    for factor in factors:
+        x = pca.reduced(images, factor)
+        every = pca.components(x, pca.MOST)
+        for share in pca.SHARES:
+            first = every.first(max(1, round(share * len(every.rows))))
+
+            def maps(each: np.ndarray, first: pca.Components = first, factor: int = factor) -> np.ndarray:
+                return pca.strength(first.residual(pca.reduced(each, factor)))
+
+            yield {"factor": factor, "share": share}, maps
+
+
+def search_patches(images: np.ndarray, factors: Sequence[int]) -> Iterator[tuple[dict[str, Any], Maps]]:
+    """Sides of the patch and weights of their place, at the smallest size."""
+    factor = factors[0]
+    x = patches.reduced(images, factor)
+    for side in (3, 5):
+        for weight in (0.0, 1.0):
+            embedding = patches.embed(x, side, weight)
+            memory = patches.coreset(embedding(x), patches.MEMORY)
+
+            def maps(
+                each: np.ndarray, embedding: patches.Embedding = embedding, memory: np.ndarray = memory
+            ) -> np.ndarray:
+                return patches.distances(embedding(patches.reduced(each, factor)), memory)
+
+            yield {"factor": factor, "side": side, "weight": weight}, maps
+
+
+SEARCHES = {"pca_local": search_pca, "knn_patch": search_patches}

@@ -1,0 +1,152 @@
+"""Small synthetic defects, by which methods and their settings are compared where no real defect was seen.
+
+A piece of an image is pasted elsewhere, whole or as a thin scar (after CutPaste: Li et al. 2021,
+arXiv:2104.04015), a blot covers an uneven region (after DRAEM: Zavrtanik et al. 2021, arXiv:2108.07610), a line
+is scratched, a region is blurred, filled with what surrounds it, or brighter or darker than it should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+Rng = np.random.Generator
+Change = tuple[np.ndarray, np.ndarray]  # what an image becomes, float32 [C, H, W], and where, 0 … 1 [H, W]
+Drawer = Callable[[np.ndarray, Rng], Change]  # of an image float32 [C, H, W], 0 … 255
+LEAST, MOST = 0.03, 0.16  # side of a defect as a share of the image's
+OPAQUE = 0.3  # the least opacity of a defect; contrasts are drawn of their own
+SOFT = (0.003, 0.012)  # deviation by which its edges are blurred, as a share of the side, as by a lens
+SEEN = 6  # grey levels by which a pixel of a defect differs at least
+
+
+def synthetic(
+    images: np.ndarray, *, each: int = 1, seed: int = 0
+) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Images uint8 [N, C, H, W] with one defect each, [kinds · each, C, H, W], the kind of each, and the
+    number of the image it was drawn on. A defect that cannot be seen is drawn again."""
+    out, kinds, source = [], [], []
+    for i in range(each * len(DRAWERS)):
+        kind = list(DRAWERS)[i % len(DRAWERS)]
+        rng = np.random.default_rng([seed, i])
+        source.append(int(rng.integers(len(images))))
+        image = images[source[-1]]
+        for _ in range(8):
+            drawn = changed(image.astype(np.float32), DRAWERS[kind], rng)
+            if np.abs(drawn.astype(int) - image).max() >= SEEN:
+                break
+        out.append(drawn)
+        kinds.append(kind)
+    return np.stack(out), kinds, np.array(source)
+
+
+def changed(image: np.ndarray, drawer: Drawer, rng: Rng) -> np.ndarray:
+    """An image with a defect, uint8."""
+    from scipy.ndimage import gaussian_filter
+
+    target, mask = drawer(image, rng)
+    mask = gaussian_filter(mask, rng.uniform(*SOFT) * min(image.shape[1:])) * rng.uniform(OPAQUE, 1)
+    return (image + mask * (target - image)).clip(0, 255).round().astype(np.uint8)
+
+
+def _side(image: np.ndarray, rng: Rng, scale: float = 1.0) -> int:
+    return max(2, round(scale * rng.uniform(LEAST, MOST) * min(image.shape[1:])))
+
+
+def _place(image: np.ndarray, h: int, w: int, rng: Rng) -> tuple[slice, slice]:
+    """A box of the image; one of two times the one of three that has most to see in it."""
+    _, height, width = image.shape
+    boxes = []
+    for _ in range(3):
+        y, x = rng.integers(0, max(1, height - h + 1)), rng.integers(0, max(1, width - w + 1))
+        boxes.append((slice(y, y + h), slice(x, x + w)))
+    if rng.random() < 0.5:
+        return boxes[0]
+    return max(boxes, key=lambda box: float(image[:, box[0], box[1]].std()))
+
+
+def _level(image: np.ndarray, rng: Rng, strength: tuple[float, float]) -> np.ndarray:
+    """A change of the colour, [C, 1, 1], by a share of the contrast of the image."""
+    contrast = max(20.0, float(np.quantile(image, 0.98) - np.quantile(image, 0.02)))
+    tint = 1 + 0.4 * rng.uniform(-1, 1, (len(image), 1, 1)) * (len(image) > 1)
+    return (rng.choice([-1, 1]) * rng.uniform(*strength) * contrast * tint).astype(np.float32)
+
+
+def _mask(image: np.ndarray, box: tuple[slice, slice], *, oval: bool) -> np.ndarray:
+    """1 in a box, or in the oval in it, [H, W]."""
+    mask = np.zeros(image.shape[1:], np.float32)
+    h, w = mask[box].shape
+    y, x = np.mgrid[:h, :w]
+    r = np.hypot((y - (h - 1) / 2) / (h / 2), (x - (w - 1) / 2) / (w / 2))
+    mask[box] = np.clip((1 - r) * 3, 0, 1) if oval else 1
+    return mask
+
+
+def paste(image: np.ndarray, rng: Rng) -> Change:
+    h, w = _side(image, rng), _side(image, rng)
+    source, target = (_place(image, h, w, rng) for _ in range(2))
+    out = image.copy()
+    out[:, target[0], target[1]] = image[:, source[0], source[1]]
+    return out, _mask(image, target, oval=False)
+
+
+def scar(image: np.ndarray, rng: Rng) -> Change:
+    """A long thin piece, turned by a quarter."""
+    long, thin = _side(image, rng, 2), max(1, _side(image, rng, 0.3))
+    source, target = _place(image, thin, long, rng), _place(image, long, thin, rng)
+    out = image.copy()
+    out[:, target[0], target[1]] = image[:, source[0], source[1]].transpose(0, 2, 1)
+    return out, _mask(image, target, oval=False)
+
+
+def scratch(image: np.ndarray, rng: Rng) -> Change:
+    """A bent line of a pixel or a little more."""
+    _, height, width = image.shape
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    top, left = _place(image, 2, 2, rng)
+    angle, half = rng.uniform(0, np.pi), _side(image, rng, 1.2)
+    dy, dx = y - top.start, x - left.start
+    along = dy * np.sin(angle) + dx * np.cos(angle)
+    bend = rng.uniform(-0.5, 0.5) * along**2 / max(half, 1) / 2
+    across = np.abs(dx * np.sin(angle) - dy * np.cos(angle) + bend)
+    thick = rng.uniform(0.2, 0.01 * min(height, width) + 0.3)
+    mask = np.clip(thick + 0.5 - across, 0, 1) * (np.abs(along) <= half)
+    return image + _level(image, rng, (0.15, 0.7)), mask
+
+
+def blot(image: np.ndarray, rng: Rng) -> Change:
+    box = _place(image, _side(image, rng, 1.3), _side(image, rng, 1.3), rng)
+    return image + _level(image, rng, (0.1, 0.5)), _mask(image, box, oval=True)
+
+
+def blur(image: np.ndarray, rng: Rng) -> Change:
+    from scipy.ndimage import gaussian_filter
+
+    box = _place(image, _side(image, rng, 2.5), _side(image, rng, 2.5), rng)
+    sigma = rng.uniform(0.015, 0.04) * min(image.shape[1:])
+    return gaussian_filter(image, (0, sigma, sigma)), _mask(image, box, oval=True)
+
+
+def missing(image: np.ndarray, rng: Rng) -> Change:
+    """A region that is filled with the colour round it."""
+    rows, columns = _place(image, _side(image, rng, 1.3), _side(image, rng, 1.3), rng)
+    ring = image[:, max(0, rows.start - 2) : rows.stop + 2, max(0, columns.start - 2) : columns.stop + 2]
+    colour = np.median(ring, (1, 2))[:, None, None]
+    return np.broadcast_to(colour, image.shape), _mask(image, (rows, columns), oval=True)
+
+
+def step(image: np.ndarray, rng: Rng) -> Change:
+    """A box that is brighter or darker."""
+    box = _place(image, _side(image, rng, 1.5), _side(image, rng, 1.5), rng)
+    return image + _level(image, rng, (0.08, 0.3)), _mask(image, box, oval=False)
+
+
+DRAWERS: dict[str, Drawer] = {
+    "paste": paste,
+    "scar": scar,
+    "scratch": scratch,
+    "blot": blot,
+    "blur": blur,
+    "missing": missing,
+    "step": step,
+}

@@ -1,0 +1,131 @@
+"""The distance of each patch of an image to the nearest one in a memory of patches of good images (PatchCore:
+Roth et al. 2022, arXiv:2106.08265, with raw patches in the place of features).
+
+A patch is p × p cells of all channels, in its first principal components, and its place times a weight: with
+a weight a patch is compared with those of its neighbourhood, without one with those of all places, as of a
+texture. The memory is a greedy coreset: the patch that is farthest from those taken is taken next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gzcli.metrics.alarms.fitted import Mapped, reduced
+from gzcli.metrics.alarms.local import SCALES, Local, fit_local
+from gzcli.metrics.alarms.pca import parts_of
+
+DIMENSIONS = 16  # principal components of a patch
+STRIDE = 2  # cells from one patch to the next
+MEMORY = 1200  # patches that are remembered
+CANDIDATES = 16_000  # patches of which these are taken
+AT_ONCE = 4096  # patches that are compared at a time
+KNOWN = 120  # good images, at most, whose maps say what is usual
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What becomes of a patch: a convolution with stride `STRIDE`, and a place."""
+
+    side: int  # of a patch, in cells
+    mean: np.ndarray  # float32 [C · p · p]
+    rows: np.ndarray  # float32 [dimensions, C · p · p], orthonormal
+    weight: float  # of the place, whose coordinates are shares of the sides
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """float32 [N, h, w, dimensions + 2] of images float32 [N, C, H, W]."""
+        patches = patches_of(x, self.side)
+        n, h, w, d = patches.shape
+        found = (patches.reshape(-1, d) - self.mean) @ self.rows.T
+        y, x = np.meshgrid(np.arange(h) / h, np.arange(w) / w, indexing="ij")
+        places = np.broadcast_to(np.stack([y, x], -1).astype(np.float32) * self.weight, (n, h, w, 2))
+        return np.concatenate([found.reshape(n, h, w, -1), places], -1, dtype=np.float32)
+
+
+def patches_of(x: np.ndarray, side: int) -> np.ndarray:
+    """The patches of float32 [N, C, H, W] round every `STRIDE`-th cell, [N, h, w, C · p · p]; beyond the edge
+    the nearest cell goes on."""
+    before, after = side // 2, side - 1 - side // 2
+    x = np.pad(x, ((0, 0), (0, 0), (before, after), (before, after)), mode="edge")
+    view = np.lib.stride_tricks.sliding_window_view(x, (side, side), (2, 3))[:, :, ::STRIDE, ::STRIDE]
+    n, c, h, w, _, _ = view.shape
+    return view.transpose(0, 2, 3, 1, 4, 5).reshape(n, h, w, c * side * side)
+
+
+@dataclass(frozen=True)
+class KnnPatch(Mapped):
+    cell: int  # pixels of the image a cell of the embedding has
+    embedding: Embedding
+    memory: np.ndarray  # float32 [M, dimensions + 2]
+    local: Local
+
+    def cells(self, images: np.ndarray) -> np.ndarray:
+        return self.local(distances(self.embedding(reduced(images, self.cell)), self.memory))
+
+
+def fit_knn_patch(
+    images: np.ndarray,
+    *,
+    factor: int = 1,
+    side: int = 5,
+    weight: float = 1.0,
+    scales: Sequence[int] = SCALES,
+    relate: bool = False,
+) -> KnnPatch:
+    """`knn_patch`. Each of a few parts of the images has a memory of its own; the usual distances are those
+    of each part to the memories of the others."""
+    x = reduced(images, factor)
+    embedding = embed(x, side, weight)
+    known = embedding(x)
+    memories, usual, parts = [], [], list(parts_of(len(x)))
+    memories = [coreset(known[part], MEMORY // len(parts)) for part in parts]
+    for i, part in enumerate(parts):
+        others = [memory for j, memory in enumerate(memories) if j != i] or memories
+        usual.append(distances(known[part][: KNOWN // len(parts)], np.concatenate(others)))
+    local = fit_local(np.concatenate(usual), scales, relate=relate)
+    parameters = {"factor": factor, "side": side, "weight": weight, "scales": tuple(scales)}
+    parameters["relative"] = relate
+    return KnnPatch(parameters, factor * STRIDE, factor, embedding, np.concatenate(memories), local)
+
+
+def embed(x: np.ndarray, side: int, weight: float) -> Embedding:
+    """The embedding of patches of good images. A weight of 1 makes a whole side of the image as far as the
+    largest component of patches deviates, times ten."""
+    some = patches_of(x[:: max(1, len(x) // 64)], side)
+    flat = some.reshape(-1, some.shape[-1])
+    flat = flat[:: max(1, len(flat) // 8000)]
+    mean = flat.mean(0)
+    values, vectors = np.linalg.eigh(((flat - mean).T @ (flat - mean) / len(flat)).astype(np.float64))
+    rows = np.ascontiguousarray(vectors[:, ::-1][:, :DIMENSIONS].T.astype(np.float32))
+    return Embedding(side, mean, rows, float(weight * 10 * np.sqrt(max(values[-1], 1e-12))))
+
+
+def coreset(embedded: np.ndarray, size: int) -> np.ndarray:
+    """A greedy coreset of the patches [n, h, w, D], of at most `size`, [M, D]."""
+    patches = embedded.reshape(-1, embedded.shape[-1])
+    rng = np.random.default_rng(0)
+    if len(patches) > CANDIDATES // 4:
+        patches = patches[np.sort(rng.choice(len(patches), CANDIDATES // 4, replace=False))]
+    if len(patches) <= size:
+        return patches
+    squares = np.square(patches).sum(1)
+    taken, least = np.empty(size, np.int64), np.full(len(patches), np.inf, np.float32)
+    at = int(np.square(patches - patches.mean(0)).sum(1).argmin())
+    for i in range(size):
+        taken[i] = at
+        np.minimum(least, squares - 2 * (patches @ patches[at]) + squares[at], out=least)
+        at = int(least.argmax())
+    return patches[taken]
+
+
+def distances(embedded: np.ndarray, memory: np.ndarray) -> np.ndarray:
+    """The distance of each patch [N, h, w, D] to the nearest one of the memory [M, D], float32 [N, h, w]."""
+    n, h, w, d = embedded.shape
+    flat, squares, out = embedded.reshape(-1, d), np.square(memory).sum(1), np.empty(n * h * w, np.float32)
+    for i in range(0, len(flat), AT_ONCE):
+        some = flat[i : i + AT_ONCE]
+        nearest = (squares - 2 * some @ memory.T).min(1)
+        out[i : i + AT_ONCE] = np.sqrt((np.square(some).sum(1) + nearest).clip(0))
+    return out.reshape(n, h, w)

@@ -1,0 +1,55 @@
+"""Methods that look at an image as a whole, the baselines of `gz ood`: see `metrics.baselines`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from gzcli.metrics import baselines
+from gzcli.metrics.alarms.fitted import Fitted, reduced
+from gzcli.metrics.alarms.pca import Components, components
+from gzcli.metrics.quality.neighbours import nearest
+
+NEIGHBOUR, DIMENSIONS = 5, 64  # as in `baselines.knn_pca`
+
+
+@dataclass(frozen=True)
+class Plain(Fitted):
+    """A number of an image that no good image is needed for."""
+
+    name: str
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        return PLAIN[self.name](np.asarray(images))
+
+
+PLAIN: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "png": baselines.png_size,
+    "mean": baselines.pixel_mean,
+}
+
+
+@dataclass(frozen=True)
+class KnnPixels(Fitted):
+    components: Components
+    bank: np.ndarray  # float32 [N, dimensions]
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        k = min(NEIGHBOUR, len(self.bank))
+        return nearest(self.components.coordinates(reduced(images, 1)), self.bank, k=k)[0][:, -1]
+
+
+def fit_png(images: np.ndarray) -> Plain:
+    return Plain({}, "png")
+
+
+def fit_mean(images: np.ndarray) -> Plain:
+    return Plain({}, "mean")
+
+
+def fit_knn_pixels(images: np.ndarray) -> KnnPixels:
+    x = reduced(images, 1)
+    found = components(x, DIMENSIONS)
+    return KnnPixels({"components": len(found.rows)}, found, found.coordinates(x))
