@@ -16,11 +16,13 @@ from gzcli.cli.jobs import end, quoted, took
 from gzcli.cli.model_options import a_score
 from gzcli.cli.options import a_set, option, split
 from gzcli.cli.report import check_report, with_report
-from gzcli.core.errors import FLAGGED, MissingError, UsageError, canonical
+from gzcli.core.errors import FLAGGED, MissingError, UsageError, canonical, matching
 from gzcli.core.sections import LaunchSection, part_of
 from gzcli.core.units import counted
 from gzcli.data.sets.names import data_key, is_set, local, locate, slug
+from gzcli.metrics.alarms.methods import AUTO, METHODS, is_local
 from gzcli.store import claims
+from gzcli.store.paths import user_dir
 
 if TYPE_CHECKING:
     from gzcli.core.sections import DataSection
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
 SETTINGS = jobs.OWN_OPTIONS
 LINES, NAME = 20, 40  # flagged pictures in the table, and letters of a name there, at most
 
+_JUDGE_HELP = (
+    f"{opt.MODEL_HELP} Or a method without training: {', '.join(METHODS)}; without any the best for `--in`."
+)
+_Judge = Annotated[str | None, opt.argument("[MODEL|RUN|METHOD]", _JUDGE_HELP, opt.a_judge)]
 _IN_HELP = "The in-distribution set, scored on its test split; without it the run's own set."
 _In = Annotated[str | None, option("--in NAME|PATH", _IN_HELP, complete=a_set)]
 _OUT_HELP = (
@@ -64,6 +70,8 @@ _INPUT_HELP = "Pictures to be judged one by one: a picture, or a folder, zip, ta
 _Input = Annotated[str | None, _of_pictures("--input PATH", _INPUT_HELP)]
 _FPR_HELP = "Share of in-distribution pictures that may be flagged; 1 % without it."
 _Fpr = Annotated[str | None, _of_pictures("--fpr 1%|0.01", _FPR_HELP)]
+_CALIBRATE_HELP = "Further good pictures, with which others are compared; methods are not fitted to them."
+_Calibrate = Annotated[str | None, _of_pictures("--calibrate DIR", _CALIBRATE_HELP)]
 _Map = Annotated[bool, _of_pictures("--map", "Show where the strangest pictures are anomalous.")]
 _Png = Annotated[bool, _of_pictures("--png", "Write the map of every picture, not of the strangest alone.")]
 _FAIL_HELP = "End with exit code 6 where a picture is flagged, for scripts."
@@ -72,13 +80,14 @@ _Fail = Annotated[bool, _of_pictures("--fail", _FAIL_HELP)]
 
 def ood(
     ctx: typer.Context,
-    model: opt.Model,
+    model: _Judge = None,
     pretrained: opt.Pretrained = False,
     in_: _In = None,
     out_: _Outs = None,
     benchmark: _Benchmark = None,
     input_: _Input = None,
     fpr: _Fpr = None,
+    calibrate: _Calibrate = None,
     map_: _Map = False,
     png: _Png = False,
     fail: _Fail = False,
@@ -100,6 +109,9 @@ def ood(
 ) -> None:
     """Score images of other data sets, or single pictures, by how foreign they are to a model.
 
+    Without a model a method without training judges the pictures of `--input` in seconds, as in
+    `gz ood --in ./good --input ./today --fail`.
+
     A higher score is more out-of-distribution. Baselines that use no model are listed beside its scores.
     Further runs after the first one make an ensemble with it, as in `gz ood RUN RUN2 RUN3 --out mnist`.
 
@@ -109,18 +121,33 @@ def ood(
     from gzcli.store.jobs import AlarmJob, OodJob
 
     check_report(report)
-    of_pictures = {"--fpr": fpr, "--map": map_, "--png": png, "--fail": fail}
+    of_pictures = {"--fpr": fpr, "--calibrate": calibrate, "--map": map_, "--png": png, "--fail": fail}
     of_sets = {"--out": out_, "--benchmark": benchmark, "--imglists": imglists}
-    check_options(model, input_, of_pictures, of_sets)
+    check_options(model or "RUN", input_, of_pictures, of_sets)
+    method = method_of(model, in_, input_)
     openood = benchmark_of(benchmark, in_, out_) if benchmark else None
     name = openood.inside if openood else in_
     inside = locate(name) if name else None
+    job: AlarmJob | OodJob
+    further = str(local(calibrate)) if calibrate and not is_set(calibrate) else calibrate
+    if method:
+        assert in_ and inside and input_
+        how: dict[str, Any] = {"method": method, "calibrate": further, "maps": True, "png": png, "seed": seed}
+        how |= {"launch": LaunchSection(opt.parse_gpus(gpus), cpu), "size": size_in(ctx.args)}
+        job = AlarmJob("", inside.reference, str(local(input_)), rate(fpr), **how)
+        if submit or slurm:
+            return jobs.submit("ood", f"ood-{slug(inside.key)}", seed, job.launch, slurm)
+        folder = claims.new_folder(user_dir("ood"), f"{inside.key}-{slug(local(input_).stem)}")
+        result = jobs.do_job(folder, job)
+        table_of_pictures(result)
+        words = f"{model or ''} --in {quoted(in_)}".strip()
+        return finish(result, folder, words, METHODS[result["method"]].mapped, report, fail)
+    assert model
     model = opt.spelled(model, pretrained)
     run, card, data, settings = of_runs(model, ctx.args, inside, split(score))
     settings |= {"checkpoint": checkpoint, "n": n, "full": full, "seed": seed, "precision": precision}
     settings |= {"background": str(find_run(background).path) if background else None}
     settings |= {"launch": LaunchSection(opt.parse_gpus(gpus), cpu, processes)}
-    job: AlarmJob | OodJob
     if input_ is not None:
         if map_ and not card.maps:
             from gzcli.models.catalog import cards
@@ -130,6 +157,7 @@ def ood(
             raise UsageError(message, hint=f"these do: {able}")
         path = local(input_)
         label = f"input-{slug(path.stem)}"
+        settings |= {"calibrate": further}
         job = AlarmJob(input=str(path), fpr=rate(fpr), maps=map_, png=png, seeds=seeds, **settings)
     else:
         lists = local(imglists) if imglists else None
@@ -147,9 +175,17 @@ def ood(
     folder = claims.new_folder(run.path / "ood", label)
     result = jobs.do_job(folder, job)
     (table if input_ is None else table_of_pictures)(result)
+    words = quoted(model) + (f" --in {quoted(in_)}" if in_ else "")
+    finish(result, folder, words, bool(card.maps), report, fail)
+
+
+def finish(
+    result: dict[str, Any], folder: Path, words: str, maps: bool, report: Path | None, fail: bool
+) -> None:
+    """Prints what follows the table, and ends with `FLAGGED` if the caller asked for that."""
     for text in (*(f"note: {note}" for note in result.get("notes", [])), f"files: {folder}"):
         out.info(text)
-    ending(result, folder, quoted(model) + (f" --in {quoted(in_)}" if in_ else ""), card)
+    ending(result, folder, words, maps)
     out.data(with_report(result, folder, report))
     if fail and result["flagged"]:
         raise SystemExit(FLAGGED)
@@ -182,6 +218,37 @@ def check_options(
     elif not of_sets["--benchmark"]:
         hint = f"gz ood {model} --in mnist --out fashionmnist"
         raise UsageError("`gz ood` needs `--out`, `--benchmark` or `--input`", hint=hint)
+
+
+def method_of(model: str | None, in_: str | None, input_: str | None) -> str | None:
+    """The method without training that a command names, `AUTO` where it names nothing; None: it names a model
+    or a run. Raises UsageError where a method lacks its images."""
+    method = AUTO if model is None else matching(model, (*METHODS, AUTO))
+    if method is None:
+        return None
+    hint = " ".join(filter(None, ["gz ood", model, "--in ./good --input ./today"]))
+    if not input_:
+        raise UsageError("a method without training judges single pictures", hint=hint)
+    if not in_:
+        raise UsageError("a method without training needs `--in`, good images", hint=hint)
+    return method
+
+
+def size_in(words: list[str]) -> Any:
+    """The size of images by `--set data.size=64`, the only further option of methods; None without it."""
+    from gzcli.core.units import canonical_size
+    from gzcli.recipe.yaml import scalar
+
+    size, rest = None, list(words)
+    while rest:
+        word = rest.pop(0)
+        setting = rest.pop(0) if word == "--set" and rest else word.removeprefix("--set=")
+        key, equals, value = setting.partition("=")
+        if key != "data.size" or not equals:
+            hint = "a method without training takes `--set data.size=64`"
+            raise UsageError(f"no such option `{word}`", hint=hint)
+        size = canonical_size(scalar(value))
+    return size
 
 
 def of_runs(
@@ -301,12 +368,14 @@ def rate(text: str | None) -> float:
 # ---------------------------------------------------------------------------- what is printed
 
 
-def ending(result: Mapping[str, Any], folder: Path, name: str, model: ModelCard) -> None:
-    """The end of `gz ood`: which score was best, or what was flagged, and what to do with it."""
+def ending(result: Mapping[str, Any], folder: Path, name: str, maps: bool) -> None:
+    """The end of `gz ood`: which score was best, or what was flagged, and what to do with it. maps: whether
+    what judges has maps."""
     if "thresholds" in result:
         flagged = sum(row["flagged"] for row in result["files"])
         again = f"gz ood {name} --input {quoted(result['input'])}"
-        more = (f"{again} --map", "where they are strange") if model.maps else (f"{again} --fpr 5%", "")
+        shown = maps and not result.get("map")
+        more = (f"{again} --map", "where they are strange") if shown else (f"{again} --fpr 5%", "")
         return end([f"{flagged:,} of {counted(len(result['files']), 'picture')} flagged", took()], [more])
     scores = [row for row in result["results"] if not row["baseline"]]
     best = max(scores, key=lambda row: row["auroc"], default=None)
@@ -376,5 +445,5 @@ def facts_of_alarm(result: Mapping[str, Any], flagged: Sequence[Mapping[str, Any
     of_set, expected = Path(result["in"]).name, result["fpr"] * total
     share = f"of pictures like those of `{of_set}` at most {100 * result['fpr']:.3g} % are, on average"
     yield f"{share}: {expected:.2g} of {total:,}" if expected >= 1 else share
-    if len(flagged) < total:
+    if len(flagged) < total and not any(map(is_local, result["thresholds"])):
         yield "the others may be foreign all the same: a score of a whole picture misses small defects"

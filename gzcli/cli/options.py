@@ -88,6 +88,13 @@ def a_model_or_run(ctx: typer.Context, incomplete: str) -> list[str]:
     return a_run(ctx, incomplete, *recipe_names())
 
 
+def a_judge(ctx: typer.Context, incomplete: str) -> list[str]:
+    """What `gz ood` judges by: also the methods without training."""
+    from gzcli.metrics.alarms.methods import METHODS
+
+    return [*METHODS, *a_model_or_run(ctx, incomplete)]
+
+
 def a_setting(ctx: typer.Context, incomplete: str) -> list[str]:
     from gzcli.cli.model_options import settings, word_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,11 @@ from gzcli.data.sets.registry import Form
 from gzcli.engine.log import Log
 from gzcli.engine.sheets import Row, sheet
 from gzcli.engine.trained import Trained
+from gzcli.judge import methods
 from gzcli.judge.images import FIT, Pick, treatment
-from gzcli.judge.scores import Scoring, batches_of, fresh_noise, write_csv
+from gzcli.judge.scores import Scoring, Table, batches_of, fresh_noise, write_csv
 from gzcli.metrics import conformal
+from gzcli.metrics.alarms.methods import METHODS
 from gzcli.metrics.likelihood_scores import SCORES, tails_of
 from gzcli.models.base import Model, flat_defaults, group_options
 from gzcli.store import files
@@ -38,34 +40,42 @@ BRIGHT = 0.995  # the quantile of a map that has the brightest colour
 SHOWN, COLUMNS = 16, 8  # pictures of each kind on the sheet, and in a row of it
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Scores of pictures and of the held-out images that they are compared with, by a run or by a method
+    without training.
+
+    scores: of pictures, by K models [N, K] each; of a run K is 1.
+    held_out: of held-out images [n], each by the model `fold` [n] that it was not fitted to.
+    spread: of a picture's score over draws of noise, [N] each; {} of one draw.
+    maps: those of the pictures at some positions, in false colours, as `heat_maps`.
+    """
+
+    facts: Mapping[str, Any]
+    pictures: Pack
+    scores: Table
+    held_out: Table
+    fold: np.ndarray
+    spread: Table
+    compared: Mapping[str, Any]
+    notes: Sequence[str]
+    levels: int | None
+    shows: str | None
+    maps: Callable[[np.ndarray], dict[int, np.ndarray]]
+
+
 def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """Writes `alarm.csv`, `alarm.png`, `alarm.json` and maps into `folder`. Returns the JSON of `gz ood
-    --input` on rank 0, {} on others. The score of a picture or of a held-out image is the mean over several
-    draws of noise, seeded by its pixels. No score was fitted on these held-out images."""
+    --input` on rank 0, {} on others."""
     began = time.monotonic()
-    scoring = Scoring(job, device, log)
-    trained, home, names = scoring.trained, scoring.home, scoring.names
-    shows = map_of(trained.model, names, trained.name) if job.maps else None
-    held_out, fitted = split_held_out(home)
-    least_images = conformal.fewest(job.fpr, len(names))
-    check_enough(len(held_out.index), job, least_images, names)
-    source = OwnSet(Path(job.input), form=Form(skip_bad=True, layout="flat"))
-    pictures = open_pack(source, **trained.form, foreign=True, say=log.info)
-    every = Pick(pictures, "test", np.arange(pictures.meta.counts["test"]), by_content=True, unbounded=True)
-
-    def picks(n: int | None) -> dict[str, Pick]:
-        index = np.sort(held_out.index[: None if n is None else max(n, least_images)])
-        return {"compared": replace(held_out, index=index), "pictures": every}
-
-    scoring.score(picks, fitted)
-    labels = pictures.names("test") or [str(i) for i in every.index]
-    verdicts, thresholds = verdicts_of(scoring, job.fpr, labels)
-    usual = replace(held_out, index=held_out.index[:USUAL])
-    order = np.array([verdict.i for verdict in verdicts])
-    maps = heat_maps(trained, shows, job, replace(every, index=order), usual) if shows else {}
+    made = by_method(job, log) if job.method else by_run(job, device, log)
+    pictures = made.pictures
+    labels = pictures.names("test") or [str(i) for i in range(pictures.meta.counts["test"])]
+    verdicts, thresholds = verdicts_of(made, job.fpr, labels)
+    maps = made.maps(np.array([verdict.i for verdict in verdicts])) if made.shows else {}
     if ranks.rank():
         return {}
-    table, picture, n = folder / "alarm.csv", folder / "alarm.png", len(scoring.picks["compared"].index)
+    table, picture = folder / "alarm.csv", folder / "alarm.png"
     header = ["file", "p", "flagged", *thresholds, *(f"{name} ±" for name in verdicts[0].spread)]
     lines = ([v.file, v.p, int(v.flagged), *v.scores.values(), *v.spread.values()] for v in verdicts)
     write_csv(table, header, lines)
@@ -76,7 +86,7 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
         outputs["maps"] = {labels[i]: path for i, path in zip(maps, paths, strict=True)}
     low, high = (finite({name: ends[i] for name, ends in thresholds.items()}) for i in (0, 1))
     result = {
-        **scoring.facts(),
+        **made.facts,
         "input": job.input,
         "fpr": job.fpr,
         "threshold": next(iter(high.values())) if len(high) == 1 else None,
@@ -84,15 +94,110 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
         "thresholds_low": low,
         "flagged": sum(verdict.flagged for verdict in verdicts),
         "unreadable": list(pictures.meta.skipped),
-        "compared": {"split": held_out.split, "n": n, "needed": least_images},
-        "notes": notes(job, verdicts, thresholds, n) + treatment({"input": pictures}, trained.images.levels),
+        "compared": made.compared,
+        "notes": [
+            *made.notes,
+            *notes(job, verdicts, thresholds, made.compared["n"]),
+            *treatment({"input": pictures}, made.levels),
+        ],
         "files": [verdict.row() for verdict in verdicts],
-        "map": shows,
+        "map": made.shows,
         "seconds": round(time.monotonic() - began, 1),
         "outputs": outputs,
     }
     files.write_json(Run(folder).alarm_file, result)
     return result
+
+
+def open_pictures(job: AlarmJob, form: Mapping[str, Any], log: Log) -> Pack:
+    """The user's pictures, all in the split `test`, in the form of the in-distribution set."""
+    source = OwnSet(Path(job.input), form=Form(skip_bad=True, layout="flat"))
+    return open_pack(source, **form, foreign=True, say=log.info)
+
+
+def by_run(job: AlarmJob, device: torch.device, log: Log) -> Compared:
+    """By the scores of a run. That of a picture or of a held-out image is the mean over several draws of
+    noise, seeded by its pixels. No score was fitted on these held-out images."""
+    scoring = Scoring(job, device, log)
+    trained, home, names = scoring.trained, scoring.home, scoring.names
+    shows = map_of(trained.model, names, trained.name) if job.maps else None
+    held_out, fitted = calibrating(job, scoring) or split_held_out(home)
+    least_images = conformal.fewest(job.fpr, len(names))
+    check_enough(len(held_out.index), job, least_images, names)
+    pictures = open_pictures(job, trained.form, log)
+    every = Pick(pictures, "test", np.arange(pictures.meta.counts["test"]), by_content=True, unbounded=True)
+
+    def picks(n: int | None) -> dict[str, Pick]:
+        index = np.sort(held_out.index[: None if n is None else max(n, least_images)])
+        return {"compared": replace(held_out, index=index), "pictures": every}
+
+    scoring.score(picks, fitted)
+    (usual, _), (means, spread) = map(scoring.over_seeds, ("compared", "pictures"))
+    n = len(scoring.picks["compared"].index)
+
+    def maps(order: np.ndarray) -> dict[int, np.ndarray]:
+        few = replace(held_out, index=held_out.index[:USUAL])
+        return heat_maps(trained, shows or "", job, replace(every, index=order), few)
+
+    return Compared(
+        facts=scoring.facts(),
+        pictures=pictures,
+        scores={name: values[:, None] for name, values in means.items()},
+        held_out=usual,
+        fold=np.zeros(n, np.int64),
+        spread=spread,
+        compared={"split": held_out.split, "n": n, "needed": least_images},
+        notes=(),
+        levels=trained.images.levels,
+        shows=shows,
+        maps=maps,
+    )
+
+
+def by_method(job: AlarmJob, log: Log) -> Compared:
+    """By a method without training, which is fitted to the good images and calibrated on them."""
+    good = methods.open_good(job, log.info)
+    found = methods.alarm_of(good, job, log.info)
+    calibrated, name = found.calibrated, found.choice.method
+    pictures = open_pictures(job, good.form, log)
+    images = np.asarray(pictures.images("test"))
+    n = len(calibrated.held_out)
+
+    def maps(order: np.ndarray) -> dict[int, np.ndarray]:
+        chosen = order if job.png else order[:SHOWN]
+        strange = calibrated.map(images[chosen])
+        if strange is None:
+            return {}
+        return dict(zip(chosen.tolist(), heat(strange, methods.bright(good, calibrated)), strict=True))
+
+    return Compared(
+        facts=methods.facts(good, found, job),
+        pictures=pictures,
+        scores={name: calibrated.score(images)},
+        held_out={name: calibrated.held_out},
+        fold=calibrated.fold,
+        spread={},
+        compared={
+            "split": good.split,
+            "n": n,
+            "needed": conformal.fewest(job.fpr),
+            "folds": len(calibrated.models),
+            "bound": calibrated.bound(job.fpr),
+        },
+        notes=methods.notes(found, job.fpr),
+        levels=None,
+        shows=name if job.maps and METHODS[name].mapped else None,
+        maps=maps,
+    )
+
+
+def calibrating(job: AlarmJob, scoring: Scoring) -> tuple[Pick, np.ndarray | None] | None:
+    """The images of `--calibrate` and None: scores are fitted as ever. None without the option."""
+    if not job.calibrate:
+        return None
+    pack = open_pack(job.calibrate, **scoring.trained.form, foreign=True, say=scoring.log.info)
+    order = np.random.default_rng(0).permutation(pack.meta.counts["test"])
+    return Pick(pack, "test", order, by_content=True), None
 
 
 def split_held_out(home: Pack) -> tuple[Pick, np.ndarray | None]:
@@ -145,16 +250,16 @@ def finite(values: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def verdicts_of(
-    scoring: Scoring, fpr: float, labels: Sequence[str]
+    made: Compared, fpr: float, labels: Sequence[str]
 ) -> tuple[list[Verdict], dict[str, tuple[float, float]]]:
     """The verdicts at a false-alarm rate, the strangest picture first, and the lower and upper threshold of
     each score alone. A score that is not finite counts as higher than any: no held-out image has one."""
-    (held_out, _), (means, spread) = map(scoring.over_seeds, ("compared", "pictures"))
-    scores = {name: np.where(np.isnan(values), np.inf, values) for name, values in means.items()}
+    by_models = {name: np.where(np.isnan(values), np.inf, values) for name, values in made.scores.items()}
+    scores = {name: values.mean(1) for name, values in by_models.items()}
     p, low, thresholds, beyond = [], [], {}, []
     for name, values in scores.items():
-        usual, tails = held_out[name], tails_of(name)
-        p.append(conformal.p_values(usual, values, tails=tails))
+        usual, tails = made.held_out[name], tails_of(name)
+        p.append(conformal.cross_p_values(usual, made.fold, by_models[name], tails=tails))
         low.append((tails == 2) & (values < np.median(usual)))
         ends = thresholds[name] = conformal.thresholds(usual, fpr / len(scores), tails=tails)
         unit = usual.std() or 1
@@ -166,7 +271,7 @@ def verdicts_of(
 
     def verdict(i: int) -> Verdict:
         value, deviation = (
-            {name: float(values[i]) for name, values in table.items()} for table in (scores, spread)
+            {name: float(values[i]) for name, values in table.items()} for table in (scores, made.spread)
         )
         return Verdict(i, labels[i], value, deviation, float(together[i]), bool(is_low[i]), bool(flagged[i]))
 

@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from gzcli.metrics.alarms import methods
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -79,8 +81,8 @@ SCORES: dict[str, LikelihoodScore] = {
 
 
 def tails_of(name: str) -> int:
-    """How many tails of a score are unusual; a model's own scores have two."""
-    return SCORES[name].tails if name in SCORES else 2
+    """How many tails of a score are unusual; a model's own scores have two, its local score has one."""
+    return SCORES[name].tails if name in SCORES else methods.tails_of(name) or 2
 
 
 def read(names: Iterable[str], fact: Fact) -> bool:

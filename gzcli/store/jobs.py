@@ -61,7 +61,7 @@ class SampleJob(RunJob):
 class ScoreJob(RunJob):
     """What both jobs with out-of-distribution scores say."""
 
-    run: str  # folder of the run
+    run: str  # folder of the run; "" where a method without training takes its place
     ins: str  # name or path of the in-distribution set
     _: KW_ONLY
     scores: tuple[str, ...] | None = None  # None: those of the recipe, for an alarm the first of them
@@ -94,6 +94,9 @@ class AlarmJob(ScoreJob):
     fpr: float = 0.01  # share of in-distribution pictures that may be flagged
     maps: bool = False  # whether maps show where the pictures are anomalous
     png: bool = False  # whether the map of every picture is written as a file
+    method: str | None = None  # name of a method without training, or `auto`; None: the run's scores
+    calibrate: str | None = None  # name or path of further good pictures, with which pictures are compared
+    size: Any = None  # of the images that a method sees; None: their own, or as large as it looks at
     verb: str = field(default="alarm", kw_only=True)
 
 

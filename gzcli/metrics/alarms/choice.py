@@ -2,8 +2,8 @@
 
 Some of the good images are set aside for the choice: they are fitted to, but neither calibrated nor judged.
 They are dealt to parts, and methods that are fitted to all parts but one score the images of this one, as
-they are and with a synthetic defect. A method's `found` is the share of the defects that score higher than the
-good images do, at rates up to `RATES`: the mean over the thresholds that these have.
+they are and with a synthetic defect. A method's `found` is the share of the defects that score higher than
+the good images do, at rates up to `RATES`: the mean over the thresholds that these have.
 """
 
 from __future__ import annotations
@@ -60,9 +60,8 @@ def choose(images: np.ndarray, methods: Sequence[str], *, factor: int | None = N
     bad, _, source = synthetic(images, each=EACH, seed=seed)
     best: dict[str, tuple[float, dict[str, Any]]] = {}
     for name in methods:
-        every = [
-            (found(*scores), settings) for settings, *scores in tried(name, factors, images, bad, source)
-        ]
+        scored = tried(name, factors, images, bad, source)
+        every = [(found(of_good, of_bad), settings) for settings, of_good, of_bad in scored]
         least = max(value for value, _ in every) - MARGIN
         best[name] = next(row for row in every if row[0] >= least)
     most = max(value for value, _ in best.values())
@@ -83,8 +82,8 @@ def defaults(name: str, factors: Sequence[int]) -> dict[str, Any]:
 def tried(
     name: str, factors: Sequence[int], good: np.ndarray, bad: np.ndarray, source: np.ndarray
 ) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
-    """Settings of a method, and the scores of good and of defective images by each; `source` is the good image
-    that a defective one was drawn on."""
+    """Settings of a method, and the scores of good and of defective images by each; `source` is the good
+    image that a defective one was drawn on."""
     parts = [(part, part[source]) for part in pca.parts_of(len(good))]
     if name not in SEARCHES:
         settings, scores = defaults(name, factors), (np.empty(len(good)), np.empty(len(bad)))

@@ -1,8 +1,8 @@
 """Small synthetic defects, by which methods and their settings are compared where no real defect was seen.
 
 A piece of an image is pasted elsewhere, whole or as a thin scar (after CutPaste: Li et al. 2021,
-arXiv:2104.04015), a blot covers an uneven region (after DRAEM: Zavrtanik et al. 2021, arXiv:2108.07610), a line
-is scratched, a region is blurred, filled with what surrounds it, or brighter or darker than it should be.
+arXiv:2104.04015), a blot covers a region (after DRAEM: Zavrtanik et al. 2021, arXiv:2108.07610), a line is
+scratched, a region is blurred, filled with what surrounds it, or brighter or darker than it should be.
 """
 
 from __future__ import annotations

@@ -27,6 +27,8 @@ class Method:
         return function
 
 
+AUTO = "auto"  # the name by which the best of them is taken
+
 METHODS: dict[str, Method] = {
     "pca_local": Method(
         "what principal components leave, where it is most unusual", "pca.fit_pca_local", True
@@ -39,3 +41,16 @@ METHODS: dict[str, Method] = {
     "png": Method("the bytes of the image as a PNG", "whole.fit_png", fits=False, tails=2),
     "mean": Method("the mean of all pixels", "whole.fit_mean", fits=False, tails=2),
 }
+
+
+LOCAL = "local"  # the score of a model by its map, as that of the mapped methods
+
+
+def is_local(score: str) -> bool:
+    """Whether a score is that of the strangest place of an image, not of the image as a whole."""
+    return score in (LOCAL, "pca_local", "knn_patch")
+
+
+def tails_of(score: str) -> int | None:
+    """How many tails of a local score or of a method are unusual; None of any other score."""
+    return 1 if score == LOCAL else METHODS[score].tails if score in METHODS else None

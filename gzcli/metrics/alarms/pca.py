@@ -99,8 +99,10 @@ def fit_pca_local(
     scales: Sequence[int] = SCALES,
     relate: bool = False,
 ) -> PcaLocal:
-    """`pca_local`; share: of the components that there are, at most `MOST`. The usual residual in each place is that of images that the components were not fitted
-    on: each of `PARTS` parts by the components of the others."""
+    """`pca_local`; share: of the components that there are, at most `MOST`.
+
+    The usual residual in each place is that of images that the components were not fitted on: each of `PARTS`
+    parts by the components of the others."""
     x = reduced(images, factor)
     k = max(1, round(share * min(MOST, len(x) - 1, x[0].size)))
     found = components(x, k)

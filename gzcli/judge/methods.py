@@ -1,0 +1,174 @@
+"""Alarms by methods without training, of good images alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gzcli.core.errors import UsageError
+from gzcli.core.jobs import AlarmJob
+from gzcli.core.types import Say
+from gzcli.core.units import as_size, counted
+from gzcli.data.packs.open import PackOptions, facts_of, open_pack
+from gzcli.data.packs.pack import Pack
+from gzcli.data.readers.folder import open_path
+from gzcli.data.sets.names import DataSet, OwnSet, locate
+from gzcli.metrics import conformal
+from gzcli.metrics.alarms.alarm import Alarm, calibrate
+from gzcli.metrics.alarms.choice import AUTO as COMPARED
+from gzcli.metrics.alarms.choice import set_aside
+from gzcli.metrics.alarms.cross import Calibrated
+from gzcli.metrics.alarms.methods import AUTO
+from gzcli.metrics.alarms.stored import stored
+
+LARGEST = 128  # pixels of the longer side to which larger images are reduced
+USUAL, BRIGHT = 32, 0.995  # held-out images whose maps say what is usual, and the quantile that does
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Good:
+    """The good images of an alarm.
+
+    pack: of the set. form: the options of packs of the same form.
+    splits: those that the images are of; `test` only where gz has cut it off itself, as other sets may have
+      anything there.
+    held_out: images that calibrate and that nothing is fitted to; None: the images themselves do, by folds.
+    """
+
+    pack: Pack
+    form: PackOptions
+    splits: tuple[str, ...]
+    images: np.ndarray
+    held_out: Pack | None
+
+    @property
+    def split(self) -> str:
+        return self.held_out.meta.title if self.held_out else "+".join(self.splits)
+
+
+def open_good(job: AlarmJob, say: Say) -> Good:
+    """The good images of a job. Raises UsageError where there are too few for the rate."""
+    data = locate(job.ins)
+    form = PackOptions(size=job.size or reduced_size(data), channels=None, fit="crop", patch=None)
+    pack = open_pack(data, **form, say=say)
+    channels, height, width = pack.meta.shape
+    form = PackOptions(size=as_size(height, width), channels=channels, fit="crop", patch=None)
+    own_test = isinstance(data, OwnSet) and not open_path(data.path, data.form).counts.get("test")
+    splits = SPLITS if own_test else SPLITS[:2]
+    images = np.concatenate([np.asarray(pack.images(split)) for split in splits if pack.meta.counts[split]])
+    calibrating = None
+    if job.calibrate:
+        calibrating = open_pack(job.calibrate, **form, foreign=True, say=say)
+    good = Good(pack, form, splits, images, calibrating)
+    check_enough(good, job)
+    return good
+
+
+def reduced_size(data: DataSet) -> Any:
+    """The size of images that are larger than methods look at; None: their own."""
+    facts = facts_of(data)
+    if facts is None or max(facts.height, facts.width) <= LARGEST:
+        return None
+    scale = LARGEST / max(facts.height, facts.width)
+    return as_size(max(8, round(facts.height * scale)), max(8, round(facts.width * scale)))
+
+
+def names_of(method: str | None) -> tuple[str, ...]:
+    """The methods that are compared for this one, or for `AUTO`."""
+    return COMPARED if method == AUTO or method is None else (method,)
+
+
+def check_enough(good: Good, job: AlarmJob) -> None:
+    """Raises UsageError if there are too few images for the false-alarm rate, with the line that reaches
+    it."""
+    needed, names = conformal.fewest(job.fpr), names_of(job.method)
+
+    def left(total: int) -> int:
+        return total - set_aside(total, names)
+
+    if good.held_out:
+        n, enough = good.held_out.meta.counts["test"], needed
+    else:
+        n = left(len(good.images))
+        enough = next(k for k in range(needed, 2 * needed + 100) if left(k) >= needed)
+    if n >= needed:
+        return
+    of = "" if good.held_out else f" of {len(good.images):,} good ones"
+    rate = f"a false-alarm rate of {100 * job.fpr:.3g} %"
+    message = f"{n:,} images to compare with{of} are too few for {rate}: it needs {needed:,}"
+    least = f"`--fpr {np.ceil(1000 / (n + 1)) / 10:g}%` or more"
+    more = f"{enough:,} pictures" + ("" if good.held_out else ", or further good ones by `--calibrate DIR`")
+    raise UsageError(message, hint=f"{least}, or {more}")
+
+
+def alarm_of(good: Good, job: AlarmJob, say: Say) -> Alarm:
+    """The alarm of a job, from the cache if it was made before."""
+    methods = names_of(job.method)
+    held_out = good.held_out
+
+    def make() -> Alarm:
+        others = None if held_out is None else np.asarray(held_out.images("test"))
+        return calibrate(good.images, methods, held_out=others)
+
+    key = {"images": good.pack.meta.digest, "splits": good.splits, "methods": methods}
+    return stored(key | {"held_out": held_out and held_out.meta.digest}, make, say)
+
+
+def bright(good: Good, calibrated: Calibrated) -> float:
+    """The value of maps that is the brightest colour of usual images."""
+    maps = calibrated.models[0].map(good.images[:USUAL])
+    if maps is None:
+        return 1.0
+    return max(float(np.quantile(maps.reshape(len(maps), -1), BRIGHT, axis=1).mean()), 1e-6)
+
+
+def facts(good: Good, found: Alarm, job: AlarmJob) -> dict[str, Any]:
+    """What the result says of the method and its images."""
+    return {
+        "run": None,
+        "name": found.choice.method,
+        "runs": [],
+        "in": job.ins,
+        "seed": job.seed,
+        "seeds": 1,
+        "method": found.choice.method,
+        "settings": dict(found.calibrated.models[0].parameters),
+        "choice": dict(found.choice.table),
+        "shape": list(good.pack.meta.shape),
+        "hash": found.calibrated.models[0].hash,
+        "fitted_on": found.fitted_on,
+    }
+
+
+def notes(found: Alarm, fpr: float) -> list[str]:
+    """How the method was chosen, and what is promised."""
+    lines, choice, calibrated = [], found.choice, found.calibrated
+    words = in_words(found.calibrated.models[0].parameters)
+    if choice.table:
+        shares = ", ".join(f"`{name}` {100 * share:.0f} %" for name, share in choice.table.items())
+        lines.append(f"of synthetic defects on good images set aside found: {shares}")
+    lines.append(f"taken: `{choice.method}`" + (f" with {words}" if words else ""))
+    if len(calibrated.models) == 1:
+        lines.append(
+            f"calibrated on images that nothing was fitted to: at most {100 * fpr:.3g} % are flagged"
+        )
+    else:
+        folds, bound = len(calibrated.models), calibrated.bound(fpr)
+        lines.append(
+            f"calibrated by {counted(folds, 'fold')} (CV+): about {100 * fpr:.3g} % of good pictures are "
+            f"flagged, and at most {100 * bound:.3g} % whatever they look like"
+        )
+    return lines
+
+
+def in_words(parameters: Mapping[str, Any]) -> str:
+    """Settings for people: `components 300, scales 3`."""
+
+    def shown(value: Any) -> str:
+        return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+    return ", ".join(f"{key} {shown(value)}" for key, value in parameters.items())

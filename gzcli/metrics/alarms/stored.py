@@ -1,0 +1,86 @@
+"""Alarms in the cache, by the hash of the images, of the settings and of this folder's code."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gzcli.core.types import Say
+from gzcli.metrics.alarms.alarm import Alarm
+from gzcli.store import files
+from gzcli.store.paths import cache_dir
+
+TREE = "tree"  # name of the array that holds all but arrays, as JSON
+LARGEST = 128_000_000  # bytes: larger alarms are made again
+ROOM = "gzcli.metrics.alarms."
+
+
+def stored(key: Mapping[str, Any], make: Callable[[], Alarm], say: Say) -> Alarm:
+    """The alarm of this key from the cache; else a new one, which is stored. Processes that make the same
+    alarm at once each write a whole file."""
+    text = json.dumps({**key, "code": code()}, sort_keys=True, default=str)
+    path = cache_dir("alarms", f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz")
+    alarm = files.read_cached(path, read, say)
+    if alarm is None:
+        alarm = make()
+        write(path, alarm)
+    return alarm
+
+
+def code() -> str:
+    """The hash of the code by which alarms are made."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def write(path: Path, alarm: Alarm) -> None:
+    arrays: dict[str, np.ndarray] = {}
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            arrays[name := f"a{len(arrays)}"] = value
+            return {"array": name}
+        if is_dataclass(value):
+            kind = f"{type(value).__module__.removeprefix(ROOM)}.{type(value).__name__}"
+            return {"kind": kind, **{f.name: plain(getattr(value, f.name)) for f in fields(value)}}
+        if isinstance(value, tuple):
+            return {"tuple": [plain(each) for each in value]}
+        if isinstance(value, Mapping):
+            return {"map": [[key, plain(each)] for key, each in value.items()]}
+        return value.item() if isinstance(value, np.generic) else value
+
+    tree = json.dumps(plain(alarm))
+    if sum(array.nbytes for array in arrays.values()) <= LARGEST:
+        buffer = io.BytesIO()
+        np.savez(buffer, **dict[str, Any]({TREE: np.array(tree), **arrays}))
+        files.write_atomic(path, buffer.getvalue())
+
+
+def read(path: Path) -> Alarm:
+    arrays = files.read_arrays(path, TREE)
+
+    def whole(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if "array" in value:
+            return arrays[value["array"]]
+        if "tuple" in value:
+            return tuple(map(whole, value["tuple"]))
+        if "map" in value:
+            return {key: whole(each) for key, each in value["map"]}
+        module, _, name = value["kind"].rpartition(".")
+        kind = getattr(import_module(ROOM + module), name)
+        return kind(**{key: whole(each) for key, each in value.items() if key != "kind"})
+
+    alarm: Alarm = whole(json.loads(str(arrays[TREE])))
+    return alarm
