@@ -26,7 +26,7 @@ from gzcli.models.nn import double, full_fp32
 
 VALIDATION = 2000  # validation images that figures are computed of, at most
 EVAL_BATCH = 100  # images of a batch of them
-SAMPLES = 400  # of a model that draws by many calls, as are compared with them
+SAMPLES = 200  # of a model that draws by many calls, as are compared with them
 FEWEST = 200  # of them, with which samples are compared; a distance to fewer is mostly noise
 PATIENT = 10.0  # minutes of a run that trains the judge of its data set, which takes about one
 
