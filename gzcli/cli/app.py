@@ -20,7 +20,7 @@ from gzcli.version import __version__
 _EXAMPLES = "gz train vae\n\ngz ood ddpm --in mnist --out fashionmnist"
 _MODELS, _STORE = "Models", "Recipes, runs, data"
 
-WITH = {"show": "list", "sweep": "train"}  # verbs in the module of another one
+WITH = {"show": "list", "sweep": "train", "which": "bench"}  # verbs in the module of another one
 # Verb → its help panel, and its line there. The module of the same name in this package, or that of `WITH`,
 # holds `app`, a group of commands, or a function of the verb's name.
 VERBS = {
@@ -32,6 +32,7 @@ VERBS = {
     ),
     "bench": (_MODELS, "Compare models, and images from anywhere, with real ones."),
     "sweep": (_MODELS, "Try settings of a model on one budget, and find the best by validation."),
+    "which": (_MODELS, "Find the model that suits a data set, by a race on the set itself."),
     "report": (
         _MODELS,
         "Write the results of a `gz bench` or `gz ood` as a page of HTML, as Markdown and as LaTeX tables.",

@@ -1,5 +1,6 @@
 """`gz bench`: compares trained models, and images from anywhere, by quality, likelihood, class balance and
-speed. With `--train-missing` it is a league, which first trains the models for one budget each."""
+speed. With `--train-missing` it is a league, which first trains the models for one budget each. `gz which` is
+a race of leagues."""
 
 from __future__ import annotations
 
@@ -16,15 +17,16 @@ import typer
 from gzcli.cli import jobs, out
 from gzcli.cli import options as opt
 from gzcli.cli.jobs import end, name_of, quoted, took
-from gzcli.cli.options import a_model_or_run, a_set, argument, choose, option
+from gzcli.cli.options import a_model, a_model_or_run, a_set, argument, choose, option
 from gzcli.cli.report import check_report, with_report
 from gzcli.core.errors import MissingError, UsageError, canonical, matching
 from gzcli.core.sections import LaunchSection
-from gzcli.core.units import about, count, counted, figure, short
+from gzcli.core.units import about, count, counted, duration, figure, short
 from gzcli.data.sets.names import ENDINGS, OwnSet, is_set, locate, slug
 from gzcli.launch.slurm import CORES_OF_A_PROCESS, check_printable
 from gzcli.metrics import standings
 from gzcli.metrics.metric import column_of, help_text, metrics, one_distance, weights_of
+from gzcli.recipe.suggest import NEEDS
 from gzcli.store import claims
 from gzcli.store.paths import recipe_names, user_dir
 from gzcli.store.run_folder import Run
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from gzcli.data.sets.names import DataSet
     from gzcli.league.league import Terms
     from gzcli.league.loop import League
+    from gzcli.league.which import Outcome, Race
     from gzcli.store.jobs import BenchJob
 
 ARROWS = {"down": "↓", "up": "↑"}
@@ -52,7 +55,7 @@ _Contestants = Annotated[list[str] | None, argument("MODEL|RUN|IMAGES", _CONTEST
 _DATA_HELP = "The real images, a data set or a path; without it the set of the first run."
 _Data = Annotated[str | None, option("--data NAME|PATH", _DATA_HELP, complete=a_set)]
 _SPLIT_HELP = "Which of the real images; papers on CIFAR-10 take `train`."
-_Split = Annotated[Literal["test", "train", "all"], option("--split", _SPLIT_HELP)]
+_Split = Annotated[Literal["test", "val", "train", "all"], option("--split", _SPLIT_HELP)]
 _Metrics = Annotated[str | None, option("--metrics M[,M…]", help_text(), complete=metrics())]
 _N_HELP = "Samples drawn of each model, images taken at most: 2,000, or 10,000 where models are trained."
 _N = Annotated[int | None, option("-n N", _N_HELP, min=50)]
@@ -491,3 +494,106 @@ def with_deviation(row: dict[str, Any], metric: str | None) -> str | None:
         return None
     spread = row["deviations"][name]
     return short(row["metrics"][name]) + (f" ± {short(spread, 2)}" if spread is not None else "")
+
+
+# ---------------------------------------------------------------------------- a race
+
+_RACE_HELP = "Time of all trainings together: CPU time on CPUs, wall-clock time on GPUs."
+_RaceBudget = Annotated[str, option("--budget 20m|1h", _RACE_HELP)]
+_NEED_HELP = f"What the model must offer: {', '.join(NEEDS)}."
+_Need = Annotated[str | None, option("--need A[,B…]", _NEED_HELP, complete=NEEDS)]
+_RACED_HELP = "Models to race. Default: the shortlist of the shipped leagues."
+_Raced = Annotated[str | None, option("--models M[,M…]", _RACED_HELP, complete=a_model)]
+_RACE_DATA_HELP = "The data set, or your own images."
+_RaceData = Annotated[str, option("--data NAME|PATH", _RACE_DATA_HELP, complete=a_set)]
+_Dry = Annotated[bool, option("--dry-run", "Print the rounds, and train nothing.")]
+
+
+def which(
+    data: _RaceData,
+    budget: _RaceBudget,
+    need: _Need = None,
+    models: _Raced = None,
+    at_once: _Jobs = None,
+    seed: opt.SeedOrZero = 0,
+    gpus: opt.Gpus = None,
+    cpu: opt.Cpu = False,
+    dry_run: _Dry = False,
+    yes: opt.Yes = False,
+) -> None:
+    """Find the model that suits a data set, by a race on the set itself.
+
+    The models train for equal times, and two judges compare their samples with validation images. The better
+    half trains for twice as long, until two are left. The same command resumes a race that was stopped.
+    """
+    from gzcli.cli.plan import start_or_not
+    from gzcli.league import which as race
+    from gzcli.league.league import Terms
+    from gzcli.store.jobs import BenchJob
+
+    out.configure(lenient=True)  # a lost reader does not end what takes hours
+    needs = [choose("need", word, NEEDS) for word in opt.split(need)]
+    launch = LaunchSection(opt.parse_gpus(gpus), cpu)
+    launch = for_one(launch) if at_once else launch
+    name = locate(data).reference
+    job = BenchJob((), name, None, race.SAMPLES, seed=seed, launch=launch, split="val")
+    terms = Terms(name, opt.seconds_of(budget), tuple(opt.split(models)) or None, (seed,), job, 0)
+    plan = race.race_of(terms, needs)
+    for text in in_words(plan):
+        out.info(text)
+    if dry_run:
+        return out.data({"data": name, "budget": terms.budget, **as_json(plan)})
+    ways = "fewer `--models`, or a smaller `--budget`, take less"
+    start_or_not(terms.budget, most=DAY, span="a day", ways=ways, yes=yes)
+    mode = "quiet" if out.is_quiet() else "human"
+    show_race(race.run(plan, at_once=at_once, say=out.info, mode=mode))
+
+
+def in_words(race: Race) -> list[str]:
+    """The models, and the rounds of a race."""
+    rounds = " → ".join(f"{n} × {duration(seconds)}" for n, seconds in race.rounds)
+    return [
+        *out.fitted(" ".join(race.models), f"{len(race.models)} models: "),
+        f"rounds: {rounds}; about {about(race.budget)} of training, and the time to sample and judge",
+    ]
+
+
+def as_json(race: Race) -> dict[str, Any]:
+    return {"models": race.models, "rounds": [{"models": n, "seconds": s} for n, s in race.rounds]}
+
+
+def show_race(outcome: Outcome) -> None:
+    """Prints the longest training of each model, the best first, and how to train the winner on."""
+    of_model: dict[str, tuple[int, dict[str, Any]]] = {}
+    for i, result in enumerate(outcome.rounds):
+        of_model |= {row["model"]: (i, row) for row in result["summary"]}
+    metric, second = outcome.rounds[-1]["metric"], standings.SECOND
+    lines = []
+    for name in outcome.order:
+        i, row = of_model[name]
+        both = standings.excesses_of(row, (metric, second))
+        cells = [
+            f"{short(both[key].value)} ± {short(both[key].half, 2)}" if key in both else None
+            for key in (metric, second)
+        ]
+        lines.append([name, i + 1, row["place"], *cells, duration(outcome.race.rounds[i][1])])
+    out.table(("model", "round", "place", f"{metric} above real", f"{second} above real", "trained"), lines)
+    if outcome.agreement is not None:
+        out.info(f"order of the first two rounds: rank correlation {outcome.agreement:.2f}")
+    winner, steps = outcome.winner, outcome.winner.status()["step"]
+    resume = f"gz train {quoted(name_of(winner))} --resume --steps {2 * steps}"
+    data = quoted(outcome.race.terms.data)
+    whole = f"gz train {outcome.order[0]} --data {data}"
+    end([f"best: {outcome.order[0]}", took()], [(whole, "at full length"), (resume, "train the winner on")])
+    out.data(
+        {
+            "data": outcome.race.terms.data,
+            "budget": outcome.race.budget,
+            **as_json(outcome.race),
+            "order": outcome.order,
+            "agreement": outcome.agreement,
+            "run": winner.id,
+            "command": resume,
+            "rows": [result["summary"] for result in outcome.rounds],
+        }
+    )

@@ -32,7 +32,7 @@ BANK = 50_000  # most real images from which they are drawn
 BATCH_SIZE = 1000  # images whose clusters are found at once
 TIMES = 10  # the same for fewer samples: so many times their number
 # The split whose images stand in place of samples, by the one that they are compared with.
-OTHER = {"test": "train", "train": "test", "all": "all"}
+OTHER = {"test": "train", "val": "train", "train": "test", "all": "all"}
 Space = Features | NetFeatures
 
 

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-# need → the model for a set with labels, and for one without. `gz which` compares models on the set itself.
-BY_NEED = {
-    "samples": ("cfm", "fm"),
-    "one-call": ("soflow", "soflow"),  # GANs want hours in colour
-    "likelihood": ("pixelcnnpp", "pixelcnnpp"),
-    "codes": ("vae", "vae"),
-}
+# need of `gz which` → what `gz list --can` calls it; None: the shipped leagues count calls of the network
+NEEDS = {"likelihood": "log_prob", "labels": "conditional", "ood": "ood", "one-call": None}
 
 
-def suggest(classes: int | None, need: str = "samples") -> str:
+def suggest(classes: int | None) -> str:
     """The model to begin with on a set of so many classes; 0: without labels, None: not known."""
-    labelled, unlabelled = BY_NEED[need]
-    return labelled if classes else unlabelled
+    return "cfm" if classes else "fm"

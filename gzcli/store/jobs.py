@@ -110,7 +110,7 @@ class BenchJob(RunJob):
     n: int = 2000  # number of samples drawn of each run, and of images that are taken at most
     weights: str | None = None  # path of Inception's weights; None: the file in the cache
     images: tuple[str, ...] = ()  # paths or names of images that are compared as samples are
-    split: str = "test"  # the real images: "test", "train" or "all"
+    split: str = "test"  # the real images: "test", "val", "train" or "all"
     stats: str | None = None  # path of the mean and covariance of other real images, for Fréchet distances
     export_stats: str | None = None  # path to which those of the real images are written
     patience: float | None = None  # seconds of sampling from which a model draws fewer images

@@ -65,7 +65,7 @@ ERRORS = [
     ("list data --can ood", 2, "`--family` and `--can` choose among models", "gz list models"),
     ("list --famly vae", 2, "no such option `--famly`", "did you mean `--family`?"),
     ("list --zzz", 2, "no such option `--zzz`", HELP.format("list")),
-    ("train", 2, "missing argument `MODEL|RECIPE|RUN`", HELP.format("train")),
+    ("train", 2, "which model?", "gz train cvae · gz train --data ./photos · gz list"),
     ("train vae --steps many", 2, "invalid value for `--steps`: must be an integer", HELP.format("train")),
     ("data lst", 2, "no such command `lst`", "did you mean `list`?"),
     ("data path mnits", 2, "there is no data set `mnits`", "did you mean `mnist`?"),

@@ -1,0 +1,211 @@
+"""`gz which`: which model suits a set of images, by a race on the set itself.
+
+The shortlist is the smallest set of models of which one is nearly the best on every shipped league. They are
+trained for equal times and judged on validation images; the better half is trained for twice as long, until
+two are left (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943). Each round is a league, so
+the same call resumes a race that was stopped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Any
+
+from gzcli.core import measured
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.types import Say, silent
+from gzcli.core.units import duration
+from gzcli.data.packs.open import facts_of
+from gzcli.data.sets.names import locate
+from gzcli.launch import plan as planning
+from gzcli.league.league import EXTRA, SHORTEST, Terms
+from gzcli.league.loop import League, hold
+from gzcli.metrics import standings
+from gzcli.models import catalog
+from gzcli.recipe.suggest import NEEDS, suggest
+from gzcli.store.runs import Run, by_name
+
+REGRET = 1.1  # times the least excess that the shortlist may have on a shipped league
+SAMPLES = 1000  # of each model, that the judges compare
+JUDGES = ("fd", standings.SECOND)
+
+Excesses = Mapping[str, Mapping[str, float]]  # league and judge → model → excess over real images
+
+
+@dataclass(frozen=True)
+class Race:
+    """Models that compete for a budget."""
+
+    models: tuple[str, ...]
+    terms: Terms  # of its rounds, but for models and budget
+    budget: float  # seconds of training of all rounds together
+
+    @property
+    def rounds(self) -> list[tuple[int, float]]:
+        """The number of models in each round, and seconds of each of its trainings."""
+        sizes = [len(self.models)]
+        while sizes[-1] > 2:
+            sizes.append(-(-sizes[-1] // 2))
+        first = self.budget / sum(n * 2**i for i, n in enumerate(sizes))
+        return [(n, first * 2**i) for i, n in enumerate(sizes)]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished race.
+
+    rounds: the JSON of each round's league.
+    order: all models, the best first.
+    agreement: Spearman's rank correlation of the first two rounds; None for fewer than three models in both.
+    """
+
+    race: Race
+    rounds: tuple[dict[str, Any], ...]
+    order: tuple[str, ...]
+    agreement: float | None
+
+    @property
+    def winner(self) -> Run:
+        """The longest training of the best model."""
+        row = next(row for row in self.rounds[-1]["rows"] if row["model"] == self.order[0])
+        if (run := by_name(row["run"])) is None:
+            raise MissingError(f"the run `{row['run']}` of the best model was removed")
+        return run
+
+
+# ---------------------------------------------------------------------------- who takes part
+
+
+def race_of(terms: Terms, needs: Sequence[str]) -> Race:
+    """The race of the models that terms name, else of the shortlist and of what gz suggests without a race.
+    Raises UsageError where no model fits the set, or where the budget is too small."""
+    if terms.models:
+        for name in terms.models:
+            planning.ask(name, terms.data, (), {})
+        models = terms.models
+    else:
+        fitting = [name for name in able(needs) if fits(name, terms.data)]
+        facts = facts_of(locate(terms.data))
+        usual = suggest(facts.classes if facts else None)
+        models = tuple(dict.fromkeys([*shortlist(excesses(), fitting), *({usual} & {*fitting})]))
+    if not models:
+        hint = "fewer needs, or `--models` names some"
+        raise UsageError(f"no model of the shipped leagues fits `{terms.data}`", hint=hint)
+    race = Race(models, terms, terms.budget)
+    if (least := race.rounds[0][1]) < SHORTEST:
+        message = f"the budget leaves each of {len(models)} models {least:.1g} s at first"
+        raise UsageError(message, hint=f"it takes {SHORTEST:g} s: a larger `--budget`")
+    return race
+
+
+def fits(name: str, data: str) -> bool:
+    """Whether a model can be trained on a set and draws without further inputs."""
+    try:
+        recipe = planning.ask(name, data, (), {}).recipe
+    except UsageError:
+        return False
+    return not any(need in EXTRA for part in recipe.parts for need in catalog.card(part.model).needs)
+
+
+def able(needs: Sequence[str]) -> list[str]:
+    """The models of the shipped leagues that meet the needs."""
+    one_call = calls()
+    names = []
+    for name in dict.fromkeys(name for row in excesses().values() for name in row):
+        can = catalog.card(name).can
+        if all(NEEDS[need] in can if NEEDS[need] else one_call.get(name) == 1 for need in needs):
+            names.append(name)
+    return names
+
+
+def excesses() -> dict[str, dict[str, float]]:
+    """The excess of every model on each shipped league, by league and judge."""
+    table: dict[str, dict[str, float]] = {}
+    for data, scale in measured.places():
+        for row in measured.standings(data, scale):
+            for judge in JUDGES:
+                if value := row.get(f"{judge}_excess"):
+                    # below half its interval an excess cannot be told from 0
+                    least = float(row[f"{judge}_excess_half"])
+                    of_judge = table.setdefault(f"{data} {scale} {judge}", {})
+                    of_judge[row["model"]] = max(float(value), least)
+    return table
+
+
+def calls() -> dict[str, float]:
+    """The most network calls for an image of each model, over the shipped leagues."""
+    most: dict[str, float] = {}
+    for place in measured.places():
+        for row in measured.standings(*place):
+            most[row["model"]] = max(most.get(row["model"], 0), float(row["calls"] or math.inf))
+    return most
+
+
+def shortlist(table: Excesses, models: Collection[str]) -> tuple[str, ...]:
+    """The smallest set of these models whose best one has at most `REGRET` times the least excess in every
+    row of the table; of equally small ones that with the least regrets."""
+    rows = [{name: row[name] for name in models if name in row} for row in table.values()]
+    regrets = [{name: value / min(row.values()) for name, value in row.items()} for row in rows if row]
+    if not regrets:
+        return tuple(models)
+    # a model that no row puts within the bound serves nobody
+    useful = [name for name in models if any(row.get(name, math.inf) <= REGRET for row in regrets)]
+
+    def worst(chosen: Sequence[str]) -> list[float]:
+        return [min(row.get(name, math.inf) for name in chosen) for row in regrets]
+
+    for size in range(1, len(useful) + 1):
+        fit = [chosen for chosen in combinations(useful, size) if max(worst(chosen)) <= REGRET]
+        if fit:
+            return min(fit, key=lambda chosen: sum(worst(chosen)))
+    return tuple(useful)
+
+
+# ---------------------------------------------------------------------------- the race
+
+
+def leagues(race: Race, outcomes: list[dict[str, Any]], how: Mapping[str, Any]) -> Iterator[League]:
+    """The league of each round, of the models that the rounds before have left."""
+    models = race.models
+    for size, seconds in race.rounds:
+        if outcomes:
+            models = tuple(order(outcomes[-1])[:size])
+        terms = replace(race.terms, models=models, budget=seconds)
+        yield League.of(terms, f"{seconds:.0f}s", **how)
+
+
+def run(race: Race, *, at_once: int | None = None, say: Say = silent, mode: str = "human") -> Outcome:
+    """Holds the race. Raises MissingError where the judges cannot tell models apart on this set."""
+    outcomes: list[dict[str, Any]] = []
+    for i, league in enumerate(leagues(race, outcomes, {"say": say})):
+        names = ", ".join(dict.fromkeys(entry.model for entry in league.entries))
+        say(f"round {i + 1} of {len(race.rounds)}, {duration(league.terms.budget)} each: {names}")
+        result = hold(league, at_once=at_once, say=say, mode=mode)
+        if result["metric"] is None:
+            hint = next(iter(result["notes"]), None)
+            raise MissingError(f"no judge can compare models on `{race.terms.data}`", hint=hint)
+        outcomes.append(result)
+    ordered = dict.fromkeys(name for result in reversed(outcomes) for name in order(result))
+    return Outcome(race, tuple(outcomes), tuple(ordered), agreement(outcomes))
+
+
+def agreement(outcomes: Sequence[Mapping[str, Any]]) -> float | None:
+    """Spearman's rank correlation of the first two rounds; None for fewer than three models in both."""
+    if len(outcomes) < 2 or len(second := order(outcomes[1])) < 3:
+        return None
+    first = [name for name in order(outcomes[0]) if name in second]
+    return standings.spearman(range(len(first)), [second.index(name) for name in first])
+
+
+def order(result: Mapping[str, Any]) -> list[str]:
+    """The models of a round, the best first, by the geometric mean of their excesses by both judges. One that
+    failed comes last."""
+    metric, scores = result["metric"], dict[str, float]()
+    for row in result["summary"]:
+        both = standings.excesses_of(row, (metric, standings.SECOND))
+        sizes = [math.log(max(excess.value, excess.half, 1e-12)) for excess in both.values()]
+        scores[row["model"]] = sum(sizes) / len(sizes) if metric in both else math.inf
+    return sorted(scores, key=lambda name: scores[name])

@@ -1,0 +1,142 @@
+"""`gz which`: the shortlist of the shipped leagues, the rounds of a race, and what it prints."""
+
+import json
+import math
+from itertools import combinations, pairwise
+
+import pytest
+
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.league import which
+from gzcli.league.league import Terms
+from gzcli.league.which import Race, able, calls, excesses, order, shortlist
+from gzcli.store.jobs import BenchJob
+
+TABLE = {
+    "mnist fd": {"a": 1.0, "b": 1.05, "c": 9.0, "d": 5.0},
+    "glyphs fd": {"a": 50.0, "b": 60.0, "c": 10.0, "d": 10.5},
+    "glyphs fd_second": {"b": 3.0, "c": 1.0, "d": 1.2},
+}
+
+
+def test_the_shortlist_is_the_smallest_set_within_the_regret():
+    assert set(shortlist(TABLE, "abcd")) == {"a", "c"}
+    assert shortlist(TABLE, "d") == ("d",)
+    assert shortlist(TABLE, "bd") == ("b", "d")
+    assert shortlist({}, "ab") == ("a", "b")  # no league knows any
+
+
+def test_no_smaller_set_of_the_shipped_leagues_would_do():
+    table, models = excesses(), able([])
+    chosen = shortlist(table, models)
+
+    def regret(names) -> float:
+        best = [(min(row.values()), [row.get(name, math.inf) for name in names]) for row in table.values()]
+        return max(min(values) / least for least, values in best)
+
+    assert regret(chosen) <= which.REGRET < 2
+    assert all(regret(names) > which.REGRET for names in combinations(models, len(chosen) - 1))
+
+
+def test_needs_leave_models_out():
+    one_call = able(["one-call"])
+    assert {"cgan", "cvae"} <= {*one_call} < {*able([])} and all(calls()[name] == 1 for name in one_call)
+    assert {"glow", "pixelcnn"} <= {*able(["likelihood"])} and "cgan" not in able(["likelihood"])
+
+
+def terms(*models: str, budget: float = 120.0) -> Terms:
+    return Terms("digits", budget, models or None, (0,), BenchJob((), "digits", split="val"), 0)
+
+
+@pytest.mark.parametrize("n", range(1, 10))
+def test_rounds_spend_the_budget_on_halves_until_two_are_left(n):
+    rounds = Race(tuple(map(str, range(n))), terms(), 120.0).rounds
+    assert sum(size * seconds for size, seconds in rounds) == pytest.approx(120)
+    assert rounds[0][0] == n and rounds[-1][0] == min(n, 2)
+    for (size, seconds), (fewer, longer) in pairwise(rounds):
+        assert fewer == math.ceil(size / 2) and longer == 2 * seconds
+
+
+def summary(values: dict[str, tuple[float, float] | None]) -> dict:
+    """A round's league by the excess of each model for both judges; None: it failed."""
+    rows = []
+    for name, pair in values.items():
+        ends = {} if pair is None else {"fd": [pair[0]] * 3, "fd_second": [pair[1]] * 3}
+        metrics = {key: value[0] for key, value in ends.items()}
+        rows.append({"model": name, "metrics": metrics, "excess": ends, "place": "1", "run": f"run-{name}"})
+    return {"metric": "fd", "summary": rows, "rows": rows, "notes": []}
+
+
+def test_both_judges_count_and_a_failed_model_is_last():
+    result = summary({"failed": None, "a": (10.0, 10.0), "b": (1.0, 200.0), "c": (20.0, 1.0)})
+    assert order(result) == ["c", "a", "b", "failed"]
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """The leagues of a race, (models, seconds) in turn; a model is as bad as its letter is late."""
+    leagues = []
+
+    def hold(league, **how):
+        models = league.terms.models
+        leagues.append((models, league.terms.budget))
+        return summary({name: (float(ord(name)), float(ord(name))) for name in models})
+
+    class Named:
+        def __init__(self, terms):
+            self.terms, self.entries = terms, ()
+
+        @classmethod
+        def of(cls, terms, budget, **how):
+            return cls(terms)
+
+    monkeypatch.setattr(which, "League", Named)
+    monkeypatch.setattr(which, "hold", hold)
+    return leagues
+
+
+def test_the_better_half_goes_to_the_next_round(held):
+    outcome = which.run(Race(("d", "a", "c", "b", "e"), terms(), 120.0))
+    assert [set(models) for models, _ in held] == [{*"abcde"}, {*"abc"}, {*"ab"}]
+    assert outcome.order == tuple("abcde") and outcome.agreement == 1
+    assert held[1][1] == 2 * held[0][1]
+    three = which.run(Race(("c", "a", "b"), terms(), 120.0))
+    assert three.order == tuple("abc") and len(three.rounds) == 2
+    assert three.agreement is None
+
+
+def test_judges_at_chance_compare_nobody(held, monkeypatch):
+    dead = {"metric": None, "notes": ["the judge stands at chance"], "summary": [], "rows": []}
+    monkeypatch.setattr(which, "hold", lambda league, **how: dead)
+    with pytest.raises(MissingError) as e:
+        which.run(Race(("a", "b"), terms(), 120.0))
+    assert e.value.hint == dead["notes"][0]
+
+
+def test_a_dry_run_tells_the_rounds(call):
+    code, stdout, stderr = call("which", "--data", "digits", "--budget", "3m", "--cpu", "--dry-run", "--json")
+    plan = json.loads(stdout)
+    assert code == 0 and "cfm" in plan["models"]  # what gz suggests takes part
+    assert sum(row["models"] * row["seconds"] for row in plan["rounds"]) == pytest.approx(180)
+    assert "rounds: " in stderr
+    code, _, stderr = call("which", "--data", "digits", "--budget", "5s", "--models", "vae,cvae", "--dry-run")
+    assert code == 2 and "leaves each of 2 models" in stderr
+    assert call("which", "--data", "digits", "--budget", "3m", "--need", "speed")[0] == 2
+    assert call("which", "--data", "digits", "--budget", "3m", "--models", "vaee")[0] == 2
+
+
+def test_a_set_without_labels_has_a_race_of_models_without(call, tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "flat"
+    folder.mkdir()
+    for i in range(40):
+        Image.new("RGB", (32, 32), (i, 2 * i, 3 * i)).save(folder / f"{i}.png")
+    code, stdout, _ = call("which", "--data", str(folder), "--budget", "30m", "--dry-run", "--json")
+    models = json.loads(stdout)["models"]
+    assert code == 0 and "fm" in models and not {"cfm", "cvae", "cgan", "cddpm"} & {*models}
+
+
+def test_what_cannot_be_trained_is_refused_before_the_race():
+    with pytest.raises(UsageError):
+        which.race_of(terms("cyclegan"), ())
