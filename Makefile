@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 INSTALL = @echo "installing into $(VENV): the first time 0.4 GB are fetched, with CUDA's libraries about 3 GB"; \
 	$(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: demo test test-slow fuzz faults bench pretrained docs measured screens costs audit lock lint format completions clean
+.PHONY: demo test test-fast test-slow fuzz faults wheel bench pretrained docs measured screens costs audit lock lint format completions clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,10 @@ demo: $(VENV)/.installed  ## Train a conditional VAE on letters of many faces an
 
 test: $(VENV)/.tested  ## The whole fast suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
+
+test-fast: $(VENV)/.tested  ## The rules of the house, and the tests of a family of models: FAMILY=gan
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(if $(FAMILY),--family $(FAMILY)) \
+		tests/contract tests/truth tests/engine/test_trainer.py tests/cli/test_house.py
 
 test-slow: $(VENV)/.tested  ## Long checks, on real data where ../shared/data is there
 	$(BIN)/python -m pytest -m slow
@@ -49,6 +53,9 @@ $(AUDIT)/pip-audit:
 
 audit: $(AUDIT)/pip-audit $(VENV)/.installed  ## build/sbom.json, and the known faults of what is installed
 	$(BIN)/python .ci/audit.py $(BIN)/python $(AUDIT)
+
+wheel: $(BIN)/python  ## The package as it is installed, in dist/
+	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir dist .
 
 lock: $(BIN)/python  ## .ci/lock.txt, what the image holds: on Linux x86-64, PIP_OPTIONS="--extra-index-url URL"
 	$(BIN)/python .ci/lock.py $(PIP_OPTIONS)

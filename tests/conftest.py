@@ -18,6 +18,37 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_addoption(parser):
+    text = "of the tests of models, and of the mathematics, those of one family alone"
+    parser.addoption("--family", metavar="NAME", help=text)
+
+
+def pytest_collection_modifyitems(config, items):
+    if not (family := config.getoption("--family")):
+        return
+    from gzcli.models import catalog
+
+    families = {name: card.family for name, card in catalog.cards().items()}
+    if family not in families.values():
+        raise pytest.UsageError(f"--family {family}: it is one of {', '.join(sorted({*families.values()}))}")
+
+    def belongs(item) -> bool:
+        """Whether a test is of the family: by the model among its parameters, else by what its file imports;
+        one that is of no model is of every family."""
+        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        models = [str(getattr(value, "model", value)) for value in values]
+        if known := [families[model] for model in models if model in families]:
+            return family in known
+        folder = item.path.parent.name
+        if folder == "truth":
+            return f"gzcli.models.{family}" in item.path.read_text(encoding="utf-8")
+        return folder not in ("contract", "engine")
+
+    chosen = [item for item in items if belongs(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(chosen)])
+    items[:] = chosen
+
+
 def pytest_collection_finish():
     """What has been imported and collected is no garbage, and need not be looked through again and again."""
     gc.collect()

@@ -1,7 +1,11 @@
 """One line a model: the small build that the contract suite checks."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+import pytest
+from _pytest.mark.structures import ParameterSet
 
 from gzcli import testing
 from gzcli.models import catalog
@@ -181,3 +185,14 @@ CASES = [
     tuner("instructpix2pix", {"cache": False}, lr=3e-3, data="digits-edited"),
 ]
 FIRST = {case.model: case for case in reversed(CASES)}  # of each model
+
+
+def one_a_family(cases: Iterable[Case]) -> list[ParameterSet]:
+    """The cases as parameters of a test; all but the first of each family are slow."""
+    families: set[str] = set()
+    chosen = []
+    for case in cases:
+        family = catalog.card(case.model).family
+        chosen.append(pytest.param(case, id=str(case), marks=pytest.mark.slow if family in families else ()))
+        families.add(family)
+    return chosen

@@ -201,7 +201,9 @@ zpty -r -m shell screen "*done-all*"
 }
 
 
-@pytest.mark.parametrize("shell", HOSTILE_SHELLS)
+@pytest.mark.parametrize(
+    "shell", ["bash", *(pytest.param(shell, marks=pytest.mark.slow) for shell in ("fish", "zsh"))]
+)
 def test_a_stranger_s_names_are_words_and_no_commands(shell, shell_env, tmp_path, home):
     for name in HOSTILE + UNSHOWN:
         runs.create("vae", "digits").update(alias=name)

@@ -269,9 +269,13 @@ def commands_of(text: str) -> list[str]:
     return [line for line in commands if line.startswith("gz ")]
 
 
-HEADS = [(f"recipe {name}", command) for name in recipe_names() for command, _ in page_of(name).commands]
-ON_PAGES = [(name, command) for name, text in TEXTS.items() for command in commands_of(text)]
-CAN = [(f"page {name}", command) for name in ZOO for command, _ in page_of(name).can]
+@cache
+def commands_told() -> list[tuple[str, str]]:
+    """(place, command) of the pages, of the heads of recipes, and of what a page says a model can do."""
+    on_pages = [(name, command) for name, text in TEXTS.items() for command in commands_of(text)]
+    heads = [(f"recipe {name}", line) for name in recipe_names() for line, _ in page_of(name).commands]
+    can = [(f"page {name}", line) for name in ZOO for line, _ in page_of(name).can]
+    return [*dict.fromkeys([*on_pages, *heads, *can])]
 
 
 all_verbs = cache(app.build)
@@ -294,7 +298,7 @@ def refused(line: str) -> str | None:
 
 def test_every_command_that_is_told_is_one_that_gz_takes_in_every_shell():
     """In zsh a bracket or a star without quotes is a pattern of file names, and an error where none fits."""
-    for where, line in dict.fromkeys([*ON_PAGES, *HEADS, *CAN]):
+    for where, line in commands_told():
         assert refused(line) is None, where
         bare = re.sub(r"'[^']*'|\"[^\"]*\"", "", line)
         assert not re.search(r"[][*?(){}]", bare), f"{where}: {line}"

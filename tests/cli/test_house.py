@@ -70,6 +70,12 @@ def tree_of(name: str) -> ast.Module:
     return ast.parse(modules()[name].read_text())
 
 
+@cache
+def nodes_of(name: str) -> tuple[ast.AST, ...]:
+    """All nodes of a module's tree, which each test would walk anew."""
+    return tuple(ast.walk(tree_of(name)))
+
+
 def targets(nodes: Iterable[ast.AST]) -> frozenset[str]:
     """What the import statements among these nodes load."""
     names = []
@@ -84,7 +90,7 @@ def targets(nodes: Iterable[ast.AST]) -> frozenset[str]:
 @cache
 def imports(name: str) -> frozenset[str]:
     """All that a module imports, wherever it says so."""
-    return targets(ast.walk(tree_of(name)))
+    return targets(nodes_of(name))
 
 
 def room(name: str) -> str:
@@ -140,7 +146,8 @@ def test_one_module_each_touches_torch_distributed_and_the_trainer():
     touching = {
         name
         for name in modules()
-        for node in ast.walk(tree_of(name))
+        if "torch.distributed" in modules()[name].read_text()
+        for node in nodes_of(name)
         if isinstance(node, kinds) and "torch.distributed" in ast.unparse(node)
     }
     assert touching == {"core.ranks"}
@@ -160,8 +167,8 @@ def test_an_import_in_a_function_saves_a_heavy_one():
     for name in modules():
         if room(name) in ("cli", "__init__", "__main__") or name in ("core.start", "models"):
             continue
-        functions = [node for node in ast.walk(tree_of(name)) if isinstance(node, ast.FunctionDef)]
-        for target in targets(node for f in functions for node in ast.walk(f)):
+        functions = [node for node in nodes_of(name) if isinstance(node, ast.FunctionDef)]
+        for target in targets({node: None for f in functions for node in ast.walk(f)}):
             costs = target not in modules() or (loaded(target) - loaded(name)) & (HEAVY | {"yaml", "urllib"})
             assert costs, f"{name} could import {target} at its top"
 
@@ -183,7 +190,7 @@ def test_functions_are_short_and_take_few_parameters():
     """But verbs, `gzcli.train`, and the options of models."""
     for name in modules():
         options = {"__init__", "sample"} if family(name) else set()
-        for node in ast.walk(tree_of(name)):
+        for node in nodes_of(name):
             if room(name) == "cli" or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
             where, a = f"{name}.{node.name}", node.args

@@ -49,9 +49,20 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path):
     assert "model.hidden" in run("-m", "gzcli", "train", "glow", "--dry-run", "--keys", env=env, cwd=tmp_path)
 
 
+def steps_of(flow: str) -> list[dict]:
+    tree = yaml.safe_load((ROOT / f".github/workflows/{flow}.yml").read_text())
+    return [step for job in tree["jobs"].values() for step in job["steps"]]
+
+
+def test_the_night_makes_what_the_makefile_has():
+    words = " ".join(step.get("run", "") for step in steps_of("nightly"))
+    made = re.findall(r"make ([a-z-]+)", words)
+    assert made == ["test-slow", "fuzz", "docs", "wheel"]
+    assert set(made) <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+
+
 def test_the_workflow_runs_what_is_there():
-    flow = yaml.safe_load((ROOT / ".github/workflows/check.yml").read_text())
-    steps = [step for job in flow["jobs"].values() for step in job["steps"]]
+    steps = steps_of("check")
     assert all("uses" in step or "run" in step for step in steps)
     runs = [step["run"] for step in steps if "run" in step]
     scripts = [ROOT / line for line in runs if line.startswith(".ci/")]

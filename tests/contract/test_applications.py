@@ -39,7 +39,18 @@ GIVEN = {"inpaint": "masked", "complete": "kept", "upscale": "small, 1/2"}
 LABELLED = [case for case in CASES if case.conditional and case.model in ("glow", "maskgit", "fm", "sgm")]
 ONCE = {id(case): case for case in (*FIRST.values(), *LABELLED)}.values()
 TRIED = [case for case in ONCE if catalog.card(case.model).do]
-PAIRS = [pytest.param(case, do, id=f"{case}-{do}") for case in TRIED for do in catalog.card(case.model).do]
+
+
+def pairs():
+    """Each application of each case, with labels and without. Where an earlier case has the method of the
+    same class it is slow."""
+    seen = set()
+    for case in TRIED:
+        for do in catalog.card(case.model).do:
+            of = next(cls for cls in catalog.card(case.model).lineage if do in cls.methods)
+            key = of.path, of.node.name, do, case.conditional
+            yield pytest.param(case, do, id=f"{case}-{do}", marks=pytest.mark.slow if key in seen else ())
+            seen.add(key)
 
 
 @dataclass
@@ -104,7 +115,7 @@ def cell(grid: np.ndarray, row: int, column: int, *, columns: int, marks: bool) 
     return grid[top : top + CELL : CELL // 16, left : left + CELL : CELL // 16]
 
 
-@pytest.mark.parametrize(("case", "do"), PAIRS)
+@pytest.mark.parametrize(("case", "do"), pairs())
 def test_the_plain_call_of_every_application(shop, case, do):
     """No options, the set's test images: the outputs alone are written, the sheet shows what each is of."""
     gz, test = shop(case), open_pack(case.data).images("test")

@@ -22,15 +22,20 @@ from gzcli.testing import CHECKS
 from gzcli.testing import contract as tools
 from gzcli.testing.contract import draw
 
-DEAR = ("training_helps", "each_phase_learns_alone", "every_kind_of_set")  # which train, or build three times
+# what options of a model can break, which its first case does not show
+BROKEN_BY_OPTIONS = (
+    "the_loss_depends_on_the_batch_alone",
+    "samples_are_images",
+    "scores_know_nothing_of_their_batch",
+)
 
 
 def checks():
-    """Each check of each case, case by case as a start is shared; of a model's further cases the dear ones
+    """Each check of each case, case by case as a start is shared; of a model's further cases all but three
     are slow."""
     for case in CASES:
         for name, check in CHECKS.items():
-            quick = name not in DEAR or case is FIRST[case.model]
+            quick = name in BROKEN_BY_OPTIONS or case is FIRST[case.model]
             marks = () if quick else pytest.mark.slow
             yield pytest.param(check, case, id=f"{case}-{name}", marks=marks)
 

@@ -78,6 +78,7 @@ def test_one_graph_of_the_eager_numbers(case):
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not COMPILER, reason="inductor needs a C++ compiler")
 def test_a_step_by_inductor_is_the_eager_step():
     case = Case("vae", {"net": "mlp", "hidden": (16,), "latent": 4}, lr=3e-3, batch=8)

@@ -7,7 +7,7 @@ import torch
 from helpers import in_process, recipe, trainer
 from refused import refused
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
-from zoo import FIRST, Case
+from zoo import FIRST, Case, one_a_family
 
 from gzcli.core import devices
 from gzcli.core.errors import DeviceError
@@ -31,7 +31,7 @@ def on_data(case: Case) -> PartOnData:
     return PartOnData(Part(case.model, case.settings, train=train), info)
 
 
-@pytest.mark.parametrize("case", FIRST.values(), ids=str)
+@pytest.mark.parametrize("case", one_a_family(FIRST.values()))
 def test_the_size_of_every_model_and_its_operations(case):
     stages = {name: on_data(stage) for name, stage in case.stages.items()}
     setup, model = on_data(case), case.fresh()

@@ -15,7 +15,7 @@ from helpers import QUICK, figures, fit, lines, recipe, same, trainer
 from refused import refused
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
-from zoo import CASES, FIRST, Case
+from zoo import CASES, FIRST, Case, one_a_family
 
 from gzcli.core import devices
 from gzcli.core.errors import DivergedError
@@ -43,14 +43,9 @@ from gzcli.store.index import survey
 from gzcli.store.run_folder import RECORDS
 
 pytestmark = pytest.mark.usefixtures("undrawn")
-ALONE = [
-    pytest.param(c, marks=[] if c is FIRST[c.model] else pytest.mark.slow, id=str(c))
-    for c in CASES
-    if not c.stages
-]
 
 
-@pytest.mark.parametrize("which", ALONE)
+@pytest.mark.parametrize("which", one_a_family(case for case in CASES if not case.stages))
 def test_resume_is_the_unbroken_run_bit_for_bit(which):
     """From a checkpoint between two lines. Those that signals leave are tested in test_cadence.py."""
     sets = ("train.ema=0.9", "train.log_every=3", "data.size=16", "train.checkpoint_every=4", "train.keep=2")
