@@ -25,8 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # as a script it f
 from forks import Zygote, zygote
 from helpers import lines
 
+from gzcli.core.errors import canonical
 from gzcli.data.sets.registry import SPECS
-from gzcli.recipe.resolve import resolve
 from gzcli.store import runs
 from gzcli.store.paths import recipe_names
 
@@ -37,7 +37,8 @@ REFUSED = 2  # exit code where a recipe does not train on a set
 
 def offline() -> list[str]:
     """The recipes that train without weights from the internet."""
-    return [name for name in recipe_names() if resolve(name).card.family != "stable_diffusion"]
+    families = {name: cards()[canonical(name)].family for name in recipe_names()}
+    return [name for name, family in families.items() if family != "stable_diffusion"]
 
 
 def colour_zip(path: Path) -> Path:
