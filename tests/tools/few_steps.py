@@ -27,6 +27,7 @@ from helpers import lines
 
 from gzcli.core.errors import canonical
 from gzcli.data.sets.registry import SPECS
+from gzcli.models.catalog import cards
 from gzcli.store import runs
 from gzcli.store.paths import recipe_names
 
