@@ -126,7 +126,8 @@ def test_a_record_of_the_machine_does_not_stop_a_training(run, how, capsys):
     other = {"data": {"name": "digits", "digest": "x", "counts": 5}, "training": {"recipe": 5}}
     content = {**DAMAGES, "half": b'{"packages": {', "other types": json.dumps(garbage).encode()}
     content["other data"] = json.dumps(other).encode()
-    with damaged(run.path / "env.json", content[how]):
+    status = run.status_file.read_bytes()
+    with damaged(run.path / "env.json", content[how]), damaged(run.status_file, status):
         code, text = outcome(run, ("train", "RUN", "--resume", "--steps", "9"), capsys)
         assert code == 3 and "no engine is started here" in text
         assert ("is damaged and written anew" in text) == (how != "other data")
