@@ -467,6 +467,8 @@ def show_league(result: dict[str, Any]) -> None:
             out.info(text)
     best = standings.first_of({row["title"]: row["place"] for row in result["summary"]})
     facts = [f"best by {metric}: {' and '.join(best)}"] if best else []
+    if failed := sum("error" in row for row in result["rows"]):
+        facts.append(f"{failed} of {counted(len(result['rows']), 'training')} failed")
     end(facts, [(f"gz report {quoted(result['folder'])}", "a page of it")])
 
 

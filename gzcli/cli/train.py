@@ -3,8 +3,9 @@ and `gz sweep`, which trains several settings of a model on one budget."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
@@ -12,13 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.options import a_model_or_run, argument, choose, option, split
-from gzcli.core.errors import Interrupted, MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import TRACKERS
 from gzcli.core.units import duration, figure
 from gzcli.data.sets.names import locate
 from gzcli.recipe.suggest import suggest
-from gzcli.store import files
-from gzcli.store.paths import user_dir
 
 if TYPE_CHECKING:
     from gzcli.store.run_folder import Run
@@ -217,39 +216,25 @@ def sweep(
     draws from a range, evenly in the logarithm. The same command goes on with a sweep that was stopped.
     """
     from gzcli.cli.jobs import end, quoted, took
-    from gzcli.launch.plan import ask
-    from gzcli.league.league import SHORTEST
     from gzcli.league.sweep import play, sweep_of
 
     out.configure(lenient=True)  # a lost reader never stops a training
     flags = {"scale": scale, "launch.gpus": opt.parse_gpus(gpus), "launch.cpu": cpu or None, "seed": seed}
-    terms = {"model": what, "data": data or "", "flags": flags, "budget": opt.seconds_of(budget)}
-    plan = sweep_of(sets or (), trials, **terms)
-    recipe = ask(what, data, plan.fixed, flags).recipe
-    if len(recipe.parts) > 1:
-        raise UsageError(f"`{what}` is trained in stages, and a sweep is of one training")
-    plan = replace(plan, data=recipe.data.name)
-    if plan.first < SHORTEST:
-        message = f"`--budget {budget}` leaves each of {plan.trials} trials {plan.first:.1g} s at first"
-        raise UsageError(message, hint=f"it takes {SHORTEST:g} s: a larger budget, or fewer values")
+    seconds = opt.seconds_of(budget)
+    with out.progress("packing", unit="images") as report:
+        plan = sweep_of(what, data, sets or (), budget=seconds, trials=trials, flags=flags, progress=report)
     out.info(f"{' → '.join(map(str, plan.rungs))} trials, of {duration(plan.first)} each at first")
-    folder = user_dir("sweeps") / plan.name
-    with files.lock(folder / ".lock", wait=False) as locked:
-        if not locked:
-            raise UsageError("another `gz` does this sweep", hint=f"it writes into `{folder}`")
-        try:
-            result = play(plan, folder, out.info)
-        except Interrupted as error:
-            error.hint = "the same command goes on"
-            raise
+    result = play(plan, out.info)
     rows = [
-        (" ".join(row["setting"]), row.get("steps"), figure(row["value"]), row["state"])
-        for row in result["trials"]
+        (" ".join(row.setting), row.steps, "-" if row.value is None else figure(row.value), row.state)
+        for row in result.trials
     ]
-    out.table(("setting", "steps", f"val {result['metric']}", ""), rows)
-    out.info(f"picture: {result['picture']}")
-    best = [word for text in (*plan.fixed, *result["trials"][0]["setting"]) for word in ("--set", text)]
+    out.table(("setting", "steps", f"val {result.metric}", ""), rows)
+    out.info(f"picture: {result.picture}")
+    best = [word for text in (*result.fixed, *result.best.setting) for word in ("--set", text)]
     of_scale = ["--scale", scale] if scale else []
     command = " ".join(map(quoted, ["gz", "train", what, "--data", plan.data, *of_scale, *best]))
-    end([took()], [(command, "the best at full length")])
-    out.data(result | {"command": command})
+    lost = Counter(row.state for row in result.trials)
+    facts = [f"{lost[state]} of {plan.trials} {state}" for state in ("diverged", "failed") if lost[state]]
+    end([*facts, took()], [(command, "the best at full length")])
+    out.data(asdict(result) | {"command": command})

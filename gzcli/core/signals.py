@@ -40,6 +40,11 @@ def noted() -> Iterator[list[int]]:
         _noting.pop()
 
 
+def heard() -> int | None:
+    """The first signal that the innermost running block of `noted` got; None where there is none."""
+    return next(iter(_noting[-1]), None) if _noting else None
+
+
 def note(signum: int) -> None:
     """Notes a signal for the blocks that run in `noted`."""
     for got in _noting:

@@ -9,10 +9,9 @@ from typing import Any
 from gzcli.core.errors import GzError
 from gzcli.core.types import Say, silent
 from gzcli.launch import launcher
-from gzcli.store import claims, files, jobs
+from gzcli.store import claims, jobs
 from gzcli.store.jobs import Job
 from gzcli.store.paths import user_dir
-from gzcli.store.run_folder import Run
 
 
 def do_job(folder: Path, job: Job, *, mode: str = "quiet", warn: Say = silent) -> dict[str, Any]:
@@ -35,4 +34,4 @@ def do_job(folder: Path, job: Job, *, mode: str = "quiet", warn: Say = silent) -
         if new and error.kind != "bug":  # whose log may tell more
             claims.discard(folder)
         raise
-    return files.read_json(Run(folder).result_file)
+    return jobs.result_of(folder, job.verb)

@@ -82,7 +82,7 @@ class Request:
             return next((r for r in runs.all_runs() if r.alias == alias and r.recipe_file.exists()), None)
         similar = runs.all_runs(model=self.recipe.card.name, data=self.recipe.key)
         idle = [run for run in similar if run.state != "running" and run.recipe_file.exists()]
-        unfinished = [r for r in idle if r.state != "finished" and (r.state != "failed" or r.has_begun)]
+        unfinished = [run for run in idle if run.state != "finished" and resumable(run)]
         return next(iter(unfinished or (idle if self.flags.get("train.steps") is not None else [])), None)
 
 
@@ -109,6 +109,11 @@ def ask(
     if epochs:
         return ask(what, data, sets, {**flags, **in_steps(recipe, epochs, say)})
     return Request(recipe, earlier, what, data, sets, flags)
+
+
+def resumable(run: Run) -> bool:
+    """Whether a run did not fail before its first step, as by a bug: it would fail again."""
+    return run.state != "failed" or run.has_begun
 
 
 def typed_keys(recipe: Resolved) -> list[str]:
@@ -386,7 +391,6 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
     recipe = recipe.launched(replace(recipe.launch.alone(), threads=p.threads, cpu=cpu))
     before = target.environment
     same = "training" in before and trained(target.tree()) == trained(recipe.tree())
-    files.write_atomic(target.recipe_file, dump(recipe.tree()))
     packages = ("gzcli", "torch", "torchvision", "accelerate", "numpy")
     env = {
         "packages": {name: version(name) for name in packages},
@@ -401,7 +405,8 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
         "data": before.get("data"),  # a resume compares its data with this record
         "models": before.get("models") or kept_models(target, recipe),
     }
-    files.write_json(target.environment_file, env)
+    files.write_json(target.environment_file, env)  # first: a run with a recipe is known by what it trains
+    files.write_atomic(target.recipe_file, dump(recipe.tree()))
     start = {"state": "planned", "error": None, "code": None}
     target.update(**start)
     for part in recipe.parts if recipe.stages else ():

@@ -8,28 +8,27 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
 import math
 import re
-import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gzcli.core.errors import DivergedError, UsageError
+from gzcli.core.errors import DamagedError, UsageError
 from gzcli.core.sections import tuples
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.launch import forecast, launcher
 from gzcli.launch import plan as planning
 from gzcli.launch.launcher import Plan
-from gzcli.launch.plan import Request, Start, is_of_training, training
+from gzcli.launch.plan import Request
+from gzcli.league.training import Training, digest
 from gzcli.models import catalog
-from gzcli.recipe.recipe import Recipe
-from gzcli.store import files, runs
+from gzcli.store import files, jobs
 from gzcli.store.jobs import BenchJob
-from gzcli.store.paths import cache_dir, recipe_names, spelling
+from gzcli.store.paths import recipe_names, spelling
 from gzcli.store.runs import Run
 
 STEPS = (1, 2, 4, 8, 16, 32)  # of samplers, for the curve of quality against them
@@ -64,7 +63,7 @@ class Terms:
     @property
     def key(self) -> str:
         """A short hash: leagues of the same terms have one folder."""
-        return _hash(asdict(self), 6)
+        return digest(asdict(self), 6)
 
     def of(self, entry: str) -> Terms:
         """The terms of a single entry, by its key."""
@@ -85,45 +84,16 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(Training):
     """One training of a league."""
 
     model: str  # name of the model, or of the recipe's file
     seed: int
-    request: Request
-    recipe: Recipe  # the request's recipe, resolved for its data set
-    plan: Plan
 
     @property
     def key(self) -> str:
-        """By which `Terms.of` finds it."""
+        """Key under which `Terms.of` looks it up."""
         return f"{self.request.what}:{self.seed}"
-
-    def run(self) -> Run | None:
-        """The finished run of this training, else the newest that has begun."""
-        model, data = self.request.recipe.card.name, self.request.recipe.key
-        similar = runs.all_runs(model=model, data=data)
-        matching = [run for run in similar if is_of_training(run, self.recipe, self.plan)]
-        finished = (run for run in matching if run.state == "finished")
-        started = (run for run in matching if run.has_begun or run.state == "running")
-        return next(finished, None) or next(started, None)
-
-    def train(self, say: Say = silent) -> Run:
-        """The finished run. What another process trains is waited for: it is of a league beside this one, or
-        was left by one that was killed, and saves a checkpoint."""
-        lock = cache_dir("entries", f"{_hash(training(self.recipe, self.plan), 16)}.lock")
-        with files.lock(lock, on_wait=lambda: say("another `gz` trains it: waiting")):
-            if (run := self.run()) and run.is_held:
-                say(f"another process trains `{run.id}`: waiting")
-            while (run := self.run()) and run.is_held:
-                time.sleep(0.5)
-            if run and run.state == "finished":
-                return run
-            if run and run.state == "diverged":
-                message = (run.status().get("error") or {}).get("message", "the loss is not finite")
-                raise DivergedError(message, hint=f"`gz runs remove {run.id}` lets it be tried again")
-            start = Start(self.request, self.plan, run)
-            return start.train(start.recipe() if run else self.recipe, say=say)
 
 
 def entries_of(
@@ -174,7 +144,7 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
         pairs = zip(parts, budgets, strict=True)
         sets = [f"stages.{part.stage}.train.minutes={budget:.4g}" for part, budget in pairs]
         request = planning.ask(name, terms.data, sets, flags)
-    return Entry(label, seed, request, Start(request, plan).recipe(say=say, progress=progress), plan)
+    return Entry.of(request, say, progress, model=label, seed=seed)
 
 
 def shares_of(request: Request, plan: Plan, say: Say) -> list[float]:
@@ -199,20 +169,32 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
     if "time" in terms.curves:
         saved = ((seconds, {"checkpoint": str(step), "quick": True}) for step, seconds in kept_steps(run))
         rows["time"] = [{"setting": "time", "seconds": seconds, "variant": v} for seconds, v in saved]
-    jobs, job = {}, replace(terms.job, patience=run.training_seconds, drawing=code_of(run))
+    judged, job = {}, replace(terms.job, patience=run.training_seconds, drawing=code_of(run))
     for kind, settings in rows.items():
         if settings:
             variants = tuple(row["variant"] for row in settings)
-            jobs[kind] = replace(job, runs=(str(run.path),) * len(settings), variants=variants), settings
-    return jobs
+            judged[kind] = replace(job, runs=(str(run.path),) * len(settings), variants=variants), settings
+    return judged
 
 
-def judgement(run: Run, job: BenchJob) -> tuple[str, Path | None]:
-    """The name of the job's folder in the run's `bench`, and a folder with a result by this code, if any."""
+def judgement(run: Run, job: BenchJob) -> tuple[str, dict[str, Any] | None]:
+    """The name of the job's folder in the run's `bench`, and its result by this code; None where there is
+    none, or none that is whole."""
     terms = {key: value for key, value in asdict(job).items() if key not in ("launch", "runs")}
-    key = _hash([terms, syntax_of(JUDGING)], 12)
-    results = sorted((run.path / "bench").glob(f"{key}-*/{Run.result_file}"))
-    return key, results[-1].parent if results else None
+    key = digest([terms, syntax_of(JUDGING)], 12)
+    results = sorted((run.path / "bench").glob(f"{key}-*/{Run.result_file}"), reverse=True)
+    return key, next(filter(None, (_whole(path.parent, len(job.variants)) for path in results)), None)
+
+
+def _whole(folder: Path, n: int) -> dict[str, Any] | None:
+    """The result in a folder, which has n rows; None for a damaged one."""
+    with suppress(DamagedError):
+        result = jobs.result_of(folder, BenchJob.verb)
+        rows = [row for row in result["rows"] if isinstance(row, dict) and "sample" in row]
+        figures = [row for row in rows if isinstance(row.get("metrics"), dict)]
+        if len(result["rows"]) == len(figures) == n and "shape" in result["provenance"]:
+            return result
+    return None
 
 
 def is_judged(run: Run | None, terms: Terms) -> bool:
@@ -227,14 +209,14 @@ def code_of(run: Run) -> str:
     weights = run.serving.model_file
     names = {part.tree()["model"]["name"] for part in run.stages or [run]}
     models = [catalog.card_of(run, name).path for name in sorted(names)]
-    return _hash([weights.stat().st_mtime_ns if weights.exists() else 0, syntax_of(DRAWING, models)], 12)
+    return digest([weights.stat().st_mtime_ns if weights.exists() else 0, syntax_of(DRAWING, models)], 12)
 
 
 def syntax_of(patterns: Sequence[str], models: Sequence[Path] = (), root: Path = PACKAGE) -> str:
     """A hash of the files of some patterns, and of files of models with what these import of their families.
     Comments, docstrings and the form of the text do not count."""
     shared = {path for pattern in patterns for path in root.glob(pattern)}
-    return _hash([_syntax(path) for path in (*sorted(shared), *family_of(models))], 12)
+    return digest([_syntax(path) for path in (*sorted(shared), *family_of(models))], 12)
 
 
 def family_of(models: Sequence[Path]) -> list[Path]:
@@ -286,7 +268,3 @@ def facts_of(run: Run) -> dict[str, Any]:
         "train_steps": sum(status.get("step") or 0 for status in parts),
         "peak_memory": max((status.get("peak_memory") or 0 for status in parts), default=0) or None,
     }
-
-
-def _hash(value: Any, digits: int) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:digits]

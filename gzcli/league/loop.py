@@ -17,6 +17,7 @@ from gzcli.data.sets.names import locate
 from gzcli.launch import jobs, launcher
 from gzcli.league import league
 from gzcli.league.league import Entry, Terms
+from gzcli.league.training import AGAIN, stopped
 from gzcli.metrics import standings
 from gzcli.store import claims, files
 from gzcli.store.paths import user_dir
@@ -24,7 +25,6 @@ from gzcli.store.run_folder import Run
 
 LATE = 1.25  # times the budget from which it is told that a training took longer
 MARKERS = "osD^vP*X"
-AGAIN = "the same command goes on"
 Point = tuple[float, float, float | None]  # x, mean over seeds, standard deviation over seeds
 
 
@@ -60,7 +60,8 @@ def hold(
     say: Say = silent,
     mode: str = "human",
 ) -> dict[str, Any]:
-    """Holds a league. A model that fails is a row with its error. Returns the JSON.
+    """Holds a league. A model that fails is a row with its error. Returns the JSON. Raises the error of the
+    first row where all have failed.
 
     at_once: how many entries are trained at a time, in processes of their own; None: one, in this process.
     command: the lines of a shell that hold it again; None: nobody typed any.
@@ -73,7 +74,7 @@ def hold(
         if command:
             files.write_atomic(folder / "command.sh", command)
         with signals.noted() as heard:
-            result = play(held, turns(held, at_once, heard, say, mode), heard, say)
+            result, failed = play(held, turns(held, at_once, heard, say, mode), heard, say)
         took = [row.get("train_seconds", 0) for row in result["rows"]]
         if longer := [seconds for seconds in took if seconds > LATE * terms.budget]:
             result["notes"].append(
@@ -84,6 +85,9 @@ def hold(
         draw(folder, result)
         result |= {"left_out": dict(held.left_out), "budget": terms.budget}
         files.write_json(Run(folder).league_file, result)
+    if len(failed) == len(held.entries):
+        message = f"all {counted(len(failed), 'training')} failed: {failed[0].message}"
+        raise type(failed[0])(message, hint=failed[0].hint)
     return result
 
 
@@ -92,12 +96,15 @@ def hold(
 Turn = tuple[int, float, GzError | None]  # an entry, when its turn began, what went wrong in its process
 
 
-def play(held: League, taken: Iterator[Turn], heard: Sequence[int], say: Say) -> dict[str, Any]:
-    """Trains and judges the entries in turn, and writes what is known after each. Returns the JSON."""
+def play(
+    held: League, taken: Iterator[Turn], heard: Sequence[int], say: Say
+) -> tuple[dict[str, Any], list[GzError]]:
+    """Trains and judges the entries in turn, and writes what is known after each. Returns the JSON, and the
+    errors of rows."""
     terms, entries = held.terms, held.entries
     rows: dict[int, list[dict[str, Any]]] = {}
     facts: dict[str, Any] = {"data": terms.data, "notes": [], "floor": {}, "directions": {}}
-    result: dict[str, Any] = {}
+    result, errors = dict[str, Any](), list[GzError]()
     for i, since, problem in taken:
         entry, head = entries[i], f"{i + 1}/{len(entries)} {held.name_of(entries[i])}"
         try:
@@ -112,13 +119,14 @@ def play(held: League, taken: Iterator[Turn], heard: Sequence[int], say: Say) ->
                 raise stopped(heard[0]) from error
             failed = {"setting": "default", "metrics": {}, "floor": {}, "error": error.message}
             rows[i] = [facts_of(entry, entry.run()) | failed]
+            errors.append(error)
         so_far = [row for key in sorted(rows) for row in rows[key]]
         metric = standings.ranking_metric(so_far, terms.job.metrics, facts["directions"])
         say(f"{head}: {in_short(rows[i][0], metric)}, {duration(time.monotonic() - since)}")
         result = write(held.folder, standings.of_one_size(so_far), metric, facts)
     if heard:
         raise stopped(heard[0])
-    return result
+    return result, errors
 
 
 def turns(held: League, at_once: int | None, heard: Sequence[int], say: Say, mode: str) -> Iterator[Turn]:
@@ -165,11 +173,6 @@ def train(entry: Entry, budget: float, head: str, say: Say) -> Run:
     return entry.train(say=lambda text: say(f"{head}: {text}"))
 
 
-def stopped(number: int) -> Interrupted:
-    """The end of what a signal has stopped between two trainings."""
-    return Interrupted(f"stopped by {signals.name_of(number)}", signum=number, hint=AGAIN)
-
-
 def facts_of(entry: Entry, run: Run | None) -> dict[str, Any]:
     """The model of a row, its seed, and what its run is and took."""
     return {"model": entry.model, "seed": entry.seed, **(league.facts_of(run) if run else {})}
@@ -184,11 +187,9 @@ def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[d
             f"`gz runs remove {run.id}` lets it be trained again with more (`train.keep`)"
         )
     for kind, (job, descriptions) in league.jobs_of(run, terms).items():
-        key, done = league.judgement(run, job)
+        key, result = league.judgement(run, job)
         try:
-            if done:  # by the same job before
-                result = files.read_json(Run(done).result_file)
-            else:
+            if result is None:
                 result = jobs.do_job(claims.new_folder(run.path / "bench", key), job)
         except GzError as error:
             if kind == "main" or isinstance(error, Interrupted):

@@ -1,32 +1,44 @@
 """A sweep: settings of a model that share a budget. All are trained for a short while, then the better half
-goes on to twice as many steps, and so on (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943).
-Optuna draws the settings and keeps the record, by which a killed sweep goes on."""
+for twice as many steps, and so on (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943).
+
+Draws depend on the seed alone, trials are runs with names of their own, and `sweep.json` records their
+values, so the same call resumes a sweep that was stopped.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import math
+import random
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate, pairwise, product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from gzcli.core.errors import DivergedError, MissingError, UsageError
-from gzcli.core.types import Say
+from gzcli.core import signals
+from gzcli.core.errors import DamagedError, DivergedError, GzError, Interrupted, MissingError, UsageError
+from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.data.packs.open import open_pack, pack_options
-from gzcli.launch import launcher
-from gzcli.launch.plan import Start, ask
-from gzcli.league.loop import draw_curves
-from gzcli.store import runs
+from gzcli.launch.plan import Request, ask, trained
+from gzcli.league.league import SHORTEST
+from gzcli.league.loop import Point, draw_curves
+from gzcli.league.training import AGAIN, Training, digest, stopped
+from gzcli.recipe import schema
+from gzcli.store import files, runs
 from gzcli.store.metrics import curves, metric_lines
+from gzcli.store.paths import user_dir
+from gzcli.store.runs import Run
 
 USUAL = 8  # settings that are drawn of a range
+MOST = 1000  # settings of a sweep
+TRIES = 100  # draws for each setting that is to differ from the others
 _NUMBER = r"(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+)"
 _RANGE = re.compile(rf"{_NUMBER}\.\.{_NUMBER}")
-_BETWEEN = re.compile(r",(?![^\[]*\])")  # commas outside brackets
+_LENGTH = ("train.steps", "train.minutes")  # keys that the budget decides
+Setting = tuple[str, ...]  # `key=value` of each key that is swept
+State = Literal["best", "stopped", "diverged", "failed"]
 
 
 @dataclass(frozen=True)
@@ -41,12 +53,18 @@ class Sweep:
     fixed: list[str]
     lists: Mapping[str, list[str]]
     ranges: Mapping[str, tuple[float, float]]
+    settings: tuple[Setting, ...] = ()  # of the trials
 
     @property
     def name(self) -> str:
-        """Sweeps of the same terms are one."""
-        terms = json.dumps(asdict(self), sort_keys=True, default=str)
-        return f"{Path(self.model).stem}-sweep-{hashlib.sha256(terms.encode()).hexdigest()[:6]}"
+        """Sweeps of the same terms are one. Without ranges the settings follow from the other terms, by which
+        earlier versions name them."""
+        terms = {key: value for key, value in asdict(self).items() if key != "settings" or self.ranges}
+        return f"{Path(self.model).stem}-sweep-{digest(terms, 6)}"
+
+    @property
+    def folder(self) -> Path:
+        return user_dir("sweeps") / self.name
 
     @property
     def rungs(self) -> list[int]:
@@ -58,61 +76,244 @@ class Sweep:
         """Seconds of the first, short training of each trial."""
         return self.budget / sum(n * max(1, 2**rung // 2) for rung, n in enumerate(self.rungs))
 
+    def request(self, trial: int, steps: int | None = None) -> Request:
+        """The training of a trial, for its share of the budget at first, or for this number of steps."""
+        length = {"train.steps": steps} if steps else {"train.minutes": self.first / 60}
+        sets = [*self.fixed, *self.settings[trial]]
+        return ask(self.model, self.data, sets, {**self.flags, **length, "train.clock": "cpu"})
 
-def sweep_of(sets: Iterable[str], trials: int | None, **terms: Any) -> Sweep:
+    def alias(self, trial: int) -> str:
+        return f"{self.name}-{trial}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of a setting.
+
+    setting: `key=value` of each key that was swept.
+    state: "best", "stopped" at a shorter length than the best, "diverged", or "failed" by an `error`.
+    value: the best validation metric; None: there is none.
+    run: id of its run; None: it was removed.
+    """
+
+    setting: Setting
+    state: State
+    value: float | None
+    run: str | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """A finished sweep: its trials, the best first, by a validation metric of which less is better."""
+
+    model: str
+    data: str
+    budget: float  # seconds of training of all trials together
+    metric: str
+    picture: str  # path of the curves of all trials
+    trials: tuple[Trial, ...]
+    fixed: tuple[str, ...]  # `key=value` of all trials
+
+    @property
+    def best(self) -> Trial:
+        return self.trials[0]
+
+
+# ---------------------------------------------------------------------------- which settings
+
+
+def sweep_of(
+    model: str,
+    data: str | None,
+    sets: Iterable[str],
+    *,
+    budget: float,
+    trials: int | None = None,
+    flags: Mapping[str, Any],
+    progress: Report = unreported,
+) -> Sweep:
     """The sweep of `key=1,2,3`, all combinations, of `key=1e-4..1e-2`, of which `trials` are drawn, and of
-    `key=value`."""
+    `key=value`. Raises UsageError for all that is known before a training."""
+    fixed, lists, ranges = parsed(sets)
+    recipe = ask(model, data, fixed, flags).recipe
+    if len(recipe.parts) > 1:
+        raise UsageError(f"`{model}` is trained in stages, and a sweep is of one training")
+    size = math.prod(map(len, lists.values()))
+    n = trials or max(USUAL, size) if ranges else size
+    if n > MOST:
+        message = f"these are {n:,} settings, and a sweep tries {MOST:,} at most"
+        raise UsageError(message, hint="fewer values, or `--trials N` of a range")
+    integers = {key for key in ranges if schema.takes_integers(schema.schema(recipe.card), key)}
+    settings = drawn(lists, ranges, integers, n, flags["seed"])
+    if trials and len(settings) < n:
+        message = f"`--trials {n}`: only {len(settings)} settings differ in these ranges"
+        raise UsageError(message, hint=f"--trials {len(settings)}")
+    if len(settings) < 2:
+        raise UsageError("there is nothing to try", hint="--set optim.lr=1e-3,3e-3 or optim.lr=1e-4..1e-2")
+    sweep = Sweep(model, recipe.data.name, budget, len(settings), flags, fixed, lists, ranges, settings)
+    if sweep.first < SHORTEST:
+        message = f"the budget leaves each of {sweep.trials} trials {sweep.first:.1g} s at first"
+        raise UsageError(message, hint=f"it takes {SHORTEST:g} s: a larger `--budget`, or fewer values")
+    check(sweep, progress)
+    return sweep
+
+
+def parsed(
+    sets: Iterable[str],
+) -> tuple[list[str], dict[str, list[str]], dict[str, tuple[float, float]]]:
+    """The settings of all trials, the values by key and the ends of ranges by key."""
     fixed, lists, ranges = list[str](), dict[str, list[str]](), dict[str, tuple[float, float]]()
     for text in sets:
         key, _, value = text.partition("=")
-        if match := _RANGE.fullmatch(value):
+        key = key.strip()
+        if key in {*lists, *ranges, *(other.partition("=")[0].strip() for other in fixed)}:
+            raise UsageError(f"`--set {text}`: `{key}` is set twice", hint=f"--set {key}=1e-3,3e-3")
+        if key in _LENGTH:
+            raise UsageError(f"`--set {text}`: `--budget` says how long the trials are trained")
+        if match := _RANGE.fullmatch(value.strip()):
             ranges[key] = low, high = float(match[1]), float(match[2])
-            if not 0 < low < high:
-                raise UsageError(f"`--set {text}` is no range above 0", hint=f"--set {key}=1e-4..1e-2")
-        elif len(values := _BETWEEN.split(value)) > 1:
+            if not 0 < low < high < math.inf:
+                message = f"`--set {text}` is no range of numbers above 0"
+                raise UsageError(message, hint=f"--set {key}=1e-4..1e-2")
+        elif len(values := values_of(value)) > 1:
             lists[key] = values
         else:
             fixed.append(text)
-    size = math.prod(map(len, lists.values()))
-    n = trials or max(USUAL, size) if ranges else size
-    if n < 2:
-        raise UsageError("there is nothing to try", hint="--set optim.lr=1e-3,3e-3 or optim.lr=1e-4..1e-2")
-    return Sweep(fixed=fixed, lists=lists, ranges=ranges, trials=n, **terms)
+    return fixed, lists, ranges
 
 
-def play(sweep: Sweep, folder: Path, say: Say) -> dict[str, Any]:
-    """Trains the trials. Returns the JSON of `gz sweep`."""
+def values_of(text: str) -> list[str]:
+    """The values between commas outside brackets."""
+    depths = accumulate((char == "[") - (char == "]") for char in text)
+    cuts = [i for i, (char, depth) in enumerate(zip(text, depths, strict=True)) if char == "," and depth <= 0]
+    return [text[i + 1 : j].strip() for i, j in pairwise([-1, *cuts, len(text)])]
+
+
+def drawn(
+    lists: Mapping[str, list[str]],
+    ranges: Mapping[str, tuple[float, float]],
+    integers: set[str],
+    n: int,
+    seed: int,
+) -> tuple[Setting, ...]:
+    """n settings, fewer where no more differ. They take the combinations of the lists in turn, and of ranges
+    values whose logarithm is uniform."""
+    grid = [tuple(map("=".join, zip(lists, values, strict=True))) for values in product(*lists.values())]
+    if not ranges:
+        return tuple(grid)
+    draw, settings, tries = random.Random(seed), dict[Setting, None](), TRIES * n
+    while len(settings) < n and (tries := tries - 1):
+        setting = [*grid[len(settings) % len(grid)]]
+        for key, (low, high) in ranges.items():
+            value = math.exp(draw.uniform(math.log(low), math.log(high)))
+            setting.append(f"{key}={round(value)}" if key in integers else f"{key}={value:.3g}")
+        settings[tuple(setting)] = None
+    return tuple(settings)
+
+
+def check(sweep: Sweep, progress: Report) -> None:
+    """Raises UsageError for a setting that cannot be trained, and for two that train the same."""
+    seen: dict[str, Setting] = {}
+    for i, setting in enumerate(sweep.settings):
+        recipe = Training.of(sweep.request(i), progress=progress).recipe
+        if recipe.parts[0].train.best == "none":
+            raise UsageError("no validation metric chooses among the settings", hint="--set train.best=loss")
+        key = json.dumps(trained(recipe.tree()), sort_keys=True)
+        if key in seen:
+            raise UsageError(f"`{' '.join(seen[key])}` and `{' '.join(setting)}` train the same")
+        seen[key] = setting
+
+
+# ---------------------------------------------------------------------------- the record
+
+
+@dataclass
+class Record:
+    """What is known of a trial.
+
+    steps: of its first, short training; None before that.
+    values: its best validation metric at each length, infinite where it diverged.
+    """
+
+    steps: int | None = None
+    values: list[float] = field(default_factory=list)
+    error: GzError | None = None  # that it failed by in this process; the next one tries it again
+
+    @property
+    def last(self) -> float:
+        return self.values[-1] if self.values else math.inf
+
+
+def read(sweep: Sweep, path: Path, say: Say) -> list[Record]:
+    """The records of the trials. A damaged file is made again from the runs."""
+    fresh = [Record() for _ in sweep.settings]
     try:
-        import optuna
-        from optuna.storages.journal import JournalFileBackend
-    except ImportError as e:
-        raise MissingError("`gz sweep` needs the package `optuna`", hint="pip install 'gzcli[sweep]'") from e
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    train_judge(sweep, say)
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.journal")))
-    sampler = optuna.samplers.RandomSampler(sweep.flags["seed"])
-    how: dict[str, Any] = {"storage": storage, "sampler": sampler, "load_if_exists": True}
-    study, state = optuna.create_study(study_name=sweep.name, **how), optuna.trial.TrialState
-    grid = list(itertools.product(*sweep.lists.values()))
-    for i in range(len(study.trials), sweep.trials):
-        study.enqueue_trial(dict(zip(sweep.lists, grid[i % len(grid)], strict=True)))
-    while study.get_trials(states=[state.WAITING]):
-        study.ask()
-    trials = [optuna.trial.Trial(study, trial._trial_id) for trial in study.trials]
-    settings = [setting_of(trial, sweep) for trial in trials]
-    values, alive = dict[int, float](), list(range(sweep.trials))
-    for rung, n in enumerate(sweep.rungs):
-        for i in alive[n:]:
-            study.tell(i, state=state.PRUNED, skip_if_finished=True)
-        for i in alive[:n]:
-            if (value := study.trials[i].intermediate_values.get(rung)) is None:
-                value = figure_after(sweep, i, settings[i], rung, say)
-                trials[i].report(value, rung)
-                say(f"{i + 1}/{sweep.trials} {' '.join(settings[i])}: {value:.4g}")
-            values[i] = value
-        alive = sorted(alive[:n], key=lambda i: values[i])
-    study.tell(alive[0], values[alive[0]], skip_if_finished=True)
-    return result_of(sweep, folder, settings, values, alive[0])
+        tree = files.read_json(path)
+        if tree is None:
+            return fresh
+        if [tuple(row["setting"]) for row in tree["trials"]] != list(sweep.settings):
+            raise DamagedError(f"`{path}` is damaged: its settings are others")
+        rows = [Record(row["steps"], [*map(_value, row["values"])]) for row in tree["trials"]]
+        if all(isinstance(row.steps, int | None) for row in rows):
+            return rows
+    except DamagedError as error:
+        say(f"{error.message}; it is made again from the runs of the trials")
+        return fresh
+    except (TypeError, ValueError, KeyError, AttributeError):
+        pass
+    say(f"`{path}` is damaged; it is made again from the runs of the trials")
+    return fresh
+
+
+def _value(value: Any) -> float:
+    return math.inf if value is None else float(value)
+
+
+def write(sweep: Sweep, path: Path, records: Iterable[Record]) -> None:
+    trials = [
+        {
+            "setting": setting,
+            "steps": record.steps,
+            "values": [None if math.isinf(value) else value for value in record.values],
+        }
+        for setting, record in zip(sweep.settings, records, strict=True)
+    ]
+    files.write_json(path, {"schema": 1, "sweep": sweep.name, "trials": trials})
+
+
+# ---------------------------------------------------------------------------- the trainings
+
+
+def play(sweep: Sweep, say: Say = silent) -> SweepResult:
+    """Trains the trials. A trial that diverges or fails loses alone. Raises the error of the first where none
+    has a value, and MissingError where what is missing is missing for all, as on a full disk."""
+    folder = sweep.folder
+    with files.lock(folder / ".lock", wait=False) as locked, signals.noted() as heard:
+        if not locked:
+            raise UsageError("another `gz` does this sweep", hint=f"it writes into `{folder}`")
+        path = folder / "sweep.json"
+        records = read(sweep, path, say)
+        if not all(record.values for record in records):
+            train_judge(sweep, say)
+        alive = list(range(sweep.trials))
+        for rung, n in enumerate(sweep.rungs):
+            alive = alive[:n]
+            for i in alive:
+                if len(records[i].values) > rung:
+                    continue
+                if heard:
+                    raise stopped(heard[0])
+                extend(sweep, i, rung, records[i], say)
+                write(sweep, path, records)
+            reached = [i for i in alive if len(records[i].values) > rung]
+            alive = sorted(
+                (i for i in reached if math.isfinite(records[i].values[rung])),
+                key=lambda i: records[i].values[rung],
+            )
+        return result_of(sweep, records)
 
 
 def train_judge(sweep: Sweep, say: Say) -> None:
@@ -127,51 +328,84 @@ def train_judge(sweep: Sweep, say: Say) -> None:
         lenet(open_pack(part.data.name, **pack_options(part.data), say=say), say=say)
 
 
-def setting_of(trial: Any, sweep: Sweep) -> list[str]:
-    """What a trial sets, `key=value`; it is drawn at the first call."""
-    chosen = [f"{key}={trial.suggest_categorical(key, values)}" for key, values in sweep.lists.items()]
-    drawn = ((key, trial.suggest_float(key, *ends, log=True)) for key, ends in sweep.ranges.items())
-    return [*chosen, *(f"{key}={value:.3g}" for key, value in drawn)]
-
-
-def figure_after(sweep: Sweep, trial: int, setting: list[str], rung: int, say: Say) -> float:
-    """The best validation figure of a trial that is trained for 2^rung times its first length; infinite where
-    it diverges."""
-    alias, steps = f"{sweep.name}-{trial}", 0
-    if run := runs.by_name(alias):
-        steps = run.status().get("first_steps", 0) << rung
-        request = ask(run.id, None, (), {"train.steps": steps or None})
-    else:
-        flags = {**sweep.flags, "train.minutes": sweep.first / 60, "train.clock": "cpu"}
-        request = ask(sweep.model, sweep.data, [*sweep.fixed, *setting], flags)
-    start = Start(request, launcher.plan(request.recipe.launch, every_gpu=True), run, alias)
+def extend(sweep: Sweep, i: int, rung: int, record: Record, say: Say) -> None:
+    """Trains a trial for 2^rung times its first length, and records its value."""
+    words = f"{i + 1}/{sweep.trials} {' '.join(sweep.settings[i])}"
     try:
-        if run is None or run.state != "finished" or run.tree()["train"]["steps"] < steps:
-            run = start.train(start.recipe(say=say), say=say)
+        value = value_at(sweep, i, rung, record, lambda text: say(f"{words}: {text}"))
+    except Interrupted as error:
+        error.hint = AGAIN
+        raise
     except DivergedError:
-        return math.inf
-    if rung == 0:
-        run.update(first_steps=run.status()["step"])
-    if run.best is None:
-        raise UsageError("no validation figure chooses among the settings", hint="--set train.best=loss")
-    return run.best.value
+        record.values.append(math.inf)
+        say(f"{words}: diverged")
+    except MissingError:
+        raise
+    except GzError as error:
+        if number := signals.heard():  # by which what it ran was ended
+            raise stopped(number) from error
+        record.error = error
+        say(f"{words}: failed: {error.message}")
+    else:
+        record.values.append(value)
+        say(f"{words}: {value:.4g}")
 
 
-def result_of(
-    sweep: Sweep, folder: Path, settings: list[list[str]], values: Mapping[int, float], best: int
-) -> dict[str, Any]:
-    rows, lines, metric, picture = list[dict[str, Any]](), dict[str, Any](), "", folder / "sweep.png"
-    for i, setting in enumerate(settings):
-        state = "diverged" if math.isinf(values[i]) else "best" if i == best else "stopped"
-        row: dict[str, Any] = {"setting": setting, "value": values[i], "state": state}
-        if run := runs.by_name(f"{sweep.name}-{i}"):  # else it was removed since
-            row |= {"run": run.id, "steps": run.status()["step"], "seconds": run.training_seconds}
-            metric = run.best.metric if run.best else metric
+def value_at(sweep: Sweep, i: int, rung: int, record: Record, say: Say) -> float:
+    """The best validation metric of a trial that has this length. One whose run was removed is trained to it
+    at once."""
+    steps = (record.steps or 0) << rung if rung else 0
+    run = Training.of(sweep.request(i, steps), say, alias=sweep.alias(i)).train(say)
+    if not record.steps:
+        # of a run that was trained further, as by a sweep whose record is lost
+        record.steps = run.status().get("first_steps") or run.status()["step"]
+    run.update(first_steps=record.steps)
+    if (best := run.best) is None:
+        raise UsageError("no validation metric chooses among the settings", hint="--set train.best=loss")
+    last = record.steps << rung
+    if best.step <= last:
+        return best.value
+    points = curves(metric_lines(run.path)).get(f"val_{best.metric}", [])
+    return min((value for step, value in points if step <= last), default=best.value)
+
+
+# ---------------------------------------------------------------------------- what came out
+
+
+def result_of(sweep: Sweep, records: list[Record]) -> SweepResult:
+    """The trials by their last values, those that were trained longest first, and a picture of their curves.
+    Raises the first trial's error where none has a value."""
+    order = sorted(range(sweep.trials), key=lambda i: (-len(records[i].values), records[i].last))
+    able = [i for i in order if math.isfinite(records[i].last) and not records[i].error]
+    if not able:
+        failed = next((record.error for record in records if record.error), None)
+        message = f"none of {sweep.trials} trials has a value"
+        if failed:
+            raise type(failed)(f"{message}: {failed.message}", hint=failed.hint)
+        hint = "smaller learning rates, or another `train.precision`"
+        raise DivergedError(f"{message}: all diverged", hint=hint)
+    rows, lines, metric = list[Trial](), dict[str, list[Point]](), ""
+    for i in (*able, *(i for i in order if i not in able)):
+        setting, record = sweep.settings[i], records[i]
+        state: State = "best" if i == able[0] else "stopped"
+        row = Trial(setting, state, record.last if i in able else None)
+        if record.error:
+            row = replace(row, state="failed", error=record.error.message)
+        elif i not in able:
+            row = replace(row, state="diverged")
+        if run := runs.by_name(sweep.alias(i)):
+            row, metric = with_run(row, run), run.best.metric if run.best else metric
             points = curves(metric_lines(run.path)).get(f"val_{metric}", [])
-            lines[" ".join(setting)] = [(row["seconds"] * step / row["steps"], y, None) for step, y in points]
+            a_step = (row.seconds or 0) / (row.steps or 1)
+            lines[" ".join(setting)] = [(a_step * step, value, None) for step, value in points]
         rows.append(row)
-    shown, title = {key: line for key, line in lines.items() if line}, f"{sweep.model} on {sweep.data}"
+    picture, title = sweep.folder / "sweep.png", f"{sweep.model} on {sweep.data}"
+    shown = {key: line for key, line in lines.items() if line}
     draw_curves(picture, shown, x="seconds of training", y=f"validation {metric}", floor=None, title=title)
-    rows.sort(key=lambda row: (row["state"] != "best", -row.get("steps", 0), row["value"]))
-    facts = {"model": sweep.model, "data": sweep.data, "budget": sweep.budget, "metric": metric}
-    return facts | {"picture": str(picture), "trials": rows}
+    facts = (sweep.model, sweep.data, sweep.budget, metric, str(picture), tuple(rows), tuple(sweep.fixed))
+    return SweepResult(*facts)
+
+
+def with_run(row: Trial, run: Run) -> Trial:
+    status = run.status()
+    return replace(row, run=run.id, steps=status.get("step"), seconds=run.training_seconds)

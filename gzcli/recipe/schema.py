@@ -208,6 +208,15 @@ def check_scores(names: Iterable[str], card: ModelCard) -> list[str]:
     return [scores[canonical(name)] for name in names]
 
 
+def takes_integers(rules: Rules, key: str) -> bool:
+    """Whether a dotted key takes integers and no other numbers."""
+    found: Rule | Rules | None = rules
+    for name in key.split("."):
+        found = None if found is None or isinstance(found, Rule) else found.get(name, found.get(ANY))
+    node = parse(found.annotation) if isinstance(found, Rule) else parse("")
+    return convert(node, 32)[0] and not convert(node, 32.5)[0]
+
+
 def missing(tree: Mapping[str, Any], rules: Rules) -> list[str]:
     """The models' hyperparameters without a default that the recipe does not give."""
     if "stages" in rules:

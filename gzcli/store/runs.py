@@ -92,7 +92,14 @@ def _is_stillborn(run: Run) -> bool:
         return False
     status = run.status()
     pid = status.get("pid")
-    return status.get("state") == "planned" and pid is not None and not psutil.pid_exists(pid)
+    if status.get("state") != "planned" or pid is None:
+        return False
+    try:  # a later process may have its number, as each `gz` in a container has
+        return psutil.Process(pid).create_time() > (status.get("created") or 0.0) + 1
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:  # another user's
+        return False
 
 
 def check_alias(alias: str, runs: list[Run] | None = None) -> None:

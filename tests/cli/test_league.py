@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,11 +179,49 @@ def test_a_model_that_fails_is_a_row_with_its_error(call, home, trained, judged)
     words = (*WORDS, "--models", "vae,fm,wgan", "--calls", "0")
     code, _, said = call(*words)
     assert code == 0 and "failed: fm, seed 0: the loss is not finite" in said
+    assert "best by fd: wgan, 1 of 3 trainings failed" in " ".join(said.split())
     errors = {row["model"]: row["error"] for row in table(home, "league")}
     assert errors == {"vae": "", "fm": "the loss is not finite", "wgan": ""}
     assert [row["place"] for row in table(home, "summary")] == ["1", "2", ""]
     call(*words)
     assert len(trained) == 3  # it would diverge again
+
+
+def test_a_league_of_failures_alone_has_the_code_of_the_first(call, home, trained, judged):
+    trained.fails = {(model, 0): DivergedError("the loss is not finite") for model in ("vae", "fm")}
+    code, _, said = call(*WORDS, "--models", "vae,fm", "--calls", "0")
+    assert code == 5 and "all 2 trainings failed: the loss is not finite" in said and "next:" not in said
+    assert len(list((home / "bench").glob("*/league.json"))) == 1
+
+
+def test_a_judgement_that_is_damaged_is_made_again(call, home, trained, judged):
+    words = (*WORDS, "--models", "vae", "--calls", "0", "--json")
+    _, shown, _ = call(*words)
+    (path,) = home.glob("runs/*/bench/*/result.json")
+    whole = path.read_text()
+    for i, text in enumerate(
+        ("", whole[:99], "[]", "{}", whole.replace('"rows"', '"r"'), '{"rows": [3]}'), 2
+    ):
+        path.write_text(text)
+        for other in set(home.glob("runs/*/bench/*/result.json")) - {path}:
+            other.unlink()
+        assert call(*words)[:2] == (0, shown) and len(judged) == i, text
+
+
+def test_a_training_that_was_killed_before_its_first_checkpoint_is_resumed(call, home, trained, judged):
+    """It leaves no run behind, at whichever moment it was."""
+    words = (*WORDS, "--models", "vae", "--calls", "0")
+    call(*words)
+    (run,) = runs.all_runs()
+    for file in (run.metrics_file, run.path / "bench"):
+        shutil.rmtree(file) if file.is_dir() else file.unlink()
+    run.update(state="running")  # and nobody holds it
+    assert run.state == "killed" and not run.has_begun
+    assert call(*words)[0] == 0 and trained[1:] == [("vae", 0, True)] and runs.all_runs() == [run]
+    run.recipe_file.unlink()  # killed before that was written, after `env.json`
+    run.update(state="planned", created=1.0)
+    assert call(*words)[0] == 0 and trained[2:] == [("vae", 0, False)]
+    assert len(runs.all_runs()) == 1 and not run.path.exists()
 
 
 @pytest.mark.slow

@@ -1,0 +1,101 @@
+"""A training that the same call runs again: what was stopped resumes, what is finished is not repeated."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING, Any
+
+from gzcli.core import signals
+from gzcli.core.errors import DivergedError, Interrupted
+from gzcli.core.types import Report, Say, silent, unreported
+from gzcli.launch import launcher
+from gzcli.launch.launcher import Plan
+from gzcli.launch.plan import Request, Start, is_of_training, launched_again, resumable, training
+from gzcli.recipe.recipe import Recipe
+from gzcli.store import files, runs
+from gzcli.store.paths import cache_dir
+from gzcli.store.runs import Run
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+AGAIN = "the same command goes on"
+LOOK_EVERY = 0.5  # seconds between looks at a training of another process
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training. It is identified by its alias or, without one, by what it trains."""
+
+    _: KW_ONLY
+    request: Request
+    recipe: Recipe  # the request's recipe, resolved for its data set
+    plan: Plan
+    alias: str | None = None
+
+    @classmethod
+    def of(cls, request: Request, say: Say = silent, progress: Report = unreported, **facts: Any) -> Self:
+        plan = launcher.plan(request.recipe.launch, every_gpu=True)
+        recipe = Start(request, plan).recipe(say=say, progress=progress)
+        return cls(request=request, recipe=recipe, plan=plan, **facts)
+
+    def run(self) -> Run | None:
+        """The finished run of this training, else the newest that can be resumed or has diverged."""
+        if self.alias is not None:
+            return self.request.to_resume(self.alias)
+        similar = runs.all_runs(model=self.request.recipe.card.name, data=self.request.recipe.key)
+        written = [run for run in similar if run.recipe_file.exists()]
+        matching = [run for run in written if is_of_training(run, self.recipe, self.plan)]
+        finished = (run for run in matching if run.state == "finished")
+        return next(finished, None) or next(filter(resumable, matching), None)
+
+    def is_done(self, run: Run) -> bool:
+        """Whether a run is finished, and has the steps that are asked for."""
+        steps = self.request.flags.get("train.steps") or 0
+        return run.state == "finished" and run.serving.status().get("step", 0) >= steps
+
+    def train(self, say: Say = silent) -> Run:
+        """The finished run. If another process trains it, this one waits: it belongs to another league, or
+        the `gz` that started it was killed, and it saves a checkpoint. Raises Interrupted for a signal that
+        `signals.noted` gets meanwhile."""
+        key, waits = digest(self.alias or training(self.recipe, self.plan), 16), False
+        lock = cache_dir("entries", f"{key}.lock")
+        while True:
+            with files.lock(lock, wait=False) as locked:
+                run = self.run()
+                if locked and not (run and run.is_held):
+                    return self._train(run, say)
+            if number := signals.heard():
+                raise stopped(number)
+            if not waits:
+                say(
+                    f"another process trains `{run.id}`: waiting"
+                    if run
+                    else "another `gz` trains it: waiting"
+                )
+            waits = True
+            time.sleep(LOOK_EVERY)
+
+    def _train(self, run: Run | None, say: Say) -> Run:
+        if run and self.is_done(run):
+            return run
+        if run and run.state == "diverged":
+            message = (run.status().get("error") or {}).get("message", "the loss is not finite")
+            raise DivergedError(message, hint=f"`gz runs remove {run.id}` lets it be tried again")
+        plan, recipe = self.plan, self.recipe
+        if run:
+            plan = launcher.plan(launched_again(run, self.request.recipe), every_gpu=True)
+            recipe = Start(self.request, plan, run).recipe(say=say)
+        return Start(self.request, plan, run, self.alias).train(recipe, say=say)
+
+
+def stopped(number: int) -> Interrupted:
+    """The end of what a signal has stopped between two trainings."""
+    return Interrupted(f"stopped by {signals.name_of(number)}", signum=number, hint=AGAIN)
+
+
+def digest(value: Any, digits: int) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:digits]
