@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from gzcli.core.errors import UsageError
-from gzcli.core.jobs import AlarmJob
 from gzcli.core.types import Say
 from gzcli.core.units import as_size, counted
 from gzcli.data.packs.open import PackOptions, facts_of, open_pack
@@ -23,6 +22,7 @@ from gzcli.metrics.alarms.choice import set_aside
 from gzcli.metrics.alarms.cross import Calibrated
 from gzcli.metrics.alarms.methods import AUTO
 from gzcli.metrics.alarms.stored import stored
+from gzcli.store.jobs import AlarmJob
 
 LARGEST = 128  # pixels of the longer side to which larger images are reduced
 USUAL, BRIGHT = 32, 0.995  # held-out images whose maps say what is usual, and the quantile that does
