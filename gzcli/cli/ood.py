@@ -3,10 +3,11 @@ with `--input` an alarm for each of the user's pictures."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -19,7 +20,8 @@ from gzcli.cli.report import check_report, with_report
 from gzcli.core.errors import FLAGGED, MissingError, UsageError, canonical, matching
 from gzcli.core.sections import LaunchSection, part_of
 from gzcli.core.units import counted
-from gzcli.data.sets.names import data_key, is_set, local, locate, slug
+from gzcli.data.readers.inspection import open_inspection
+from gzcli.data.sets.names import OwnSet, data_key, is_set, local, locate, slug
 from gzcli.metrics.alarms.methods import AUTO, METHODS, is_local
 from gzcli.store import claims
 from gzcli.store.paths import user_dir
@@ -29,10 +31,10 @@ if TYPE_CHECKING:
     from gzcli.data.sets.names import DataSet
     from gzcli.data.sets.registry import Benchmark
     from gzcli.models.catalog import ModelCard
-    from gzcli.store.jobs import AlarmJob, OodJob
     from gzcli.store.run_folder import Run
 
 SETTINGS = jobs.OWN_OPTIONS
+ANY_RATE = 0.5  # of an alarm that is exported: who uses it says the rate
 LINES, NAME = 20, 40  # flagged pictures in the table, and letters of a name there, at most
 
 _JUDGE_HELP = (
@@ -74,6 +76,8 @@ _CALIBRATE_HELP = "Further good pictures, with which others are compared; method
 _Calibrate = Annotated[str | None, _of_pictures("--calibrate DIR", _CALIBRATE_HELP)]
 _Map = Annotated[bool, _of_pictures("--map", "Show where the strangest pictures are anomalous.")]
 _Png = Annotated[bool, _of_pictures("--png", "Write the map of every picture, not of the strangest alone.")]
+_EXPORT_HELP = "Write the alarm of a method as an ONNX graph and a script that need neither gz nor torch."
+_Export = Annotated[str | None, option("--export DIR", _EXPORT_HELP)]
 _FAIL_HELP = "End with exit code 6 where a picture is flagged, for scripts."
 _Fail = Annotated[bool, _of_pictures("--fail", _FAIL_HELP)]
 
@@ -88,6 +92,7 @@ def ood(
     input_: _Input = None,
     fpr: _Fpr = None,
     calibrate: _Calibrate = None,
+    export: _Export = None,
     map_: _Map = False,
     png: _Png = False,
     fail: _Fail = False,
@@ -110,7 +115,8 @@ def ood(
     """Score images of other data sets, or single pictures, by how foreign they are to a model.
 
     Without a model a method without training judges the pictures of `--input` in seconds, as in
-    `gz ood --in ./good --input ./today --fail`.
+    `gz ood --in ./good --input ./today --fail`. Of an inspection set with defects and masks, as MVTec's,
+    `gz ood --in ./bottle` shows how well each kind of defect is found.
 
     A higher score is more out-of-distribution. Baselines that use no model are listed beside its scores.
     Further runs after the first one make an ensemble with it, as in `gz ood RUN RUN2 RUN3 --out mnist`.
@@ -118,28 +124,38 @@ def ood(
     The scores' own options (`--starts 8`, `--steps 20`) are those of the recipe's `ood` section.
     """
     from gzcli.launch.from_file import find_run
-    from gzcli.store.jobs import AlarmJob, OodJob
+    from gzcli.store.jobs import AlarmJob, InspectJob, OodJob
 
     check_report(report)
     of_pictures = {"--fpr": fpr, "--calibrate": calibrate, "--map": map_, "--png": png, "--fail": fail}
     of_sets = {"--out": out_, "--benchmark": benchmark, "--imglists": imglists}
-    check_options(model or "RUN", input_, of_pictures, of_sets)
-    method = method_of(model, in_, input_)
+    inspected = inspection_at(in_) if in_ and not (input_ or out_ or benchmark) else None
+    check_options(model or "RUN", input_, of_pictures, of_sets, alone=bool(inspected or export))
+    method = method_of(model, in_, bool(input_ or inspected or export))
+    if export and not method:
+        hint = f"gz runs export {quoted(model or 'RUN')} --to alarm"
+        raise UsageError("`--export` is of methods without training", hint=hint)
+    if inspected and report:
+        raise UsageError("`--report` shows no inspection sets", hint="leave it out")
     openood = benchmark_of(benchmark, in_, out_) if benchmark else None
     name = openood.inside if openood else in_
-    inside = locate(name) if name else None
+    inside = inspected.home if inspected else locate(name) if name else None
     job: AlarmJob | OodJob
     further = str(local(calibrate)) if calibrate and not is_set(calibrate) else calibrate
     if method:
-        assert in_ and inside and input_
+        assert in_ and inside
         how: dict[str, Any] = {"method": method, "calibrate": further, "maps": True, "png": png, "seed": seed}
         how |= {"launch": LaunchSection(opt.parse_gpus(gpus), cpu), "size": size_in(ctx.args)}
-        job = AlarmJob("", inside.reference, str(local(input_)), rate(fpr), **how)
         if submit or slurm:
-            return jobs.submit("ood", f"ood-{slug(inside.key)}", seed, job.launch, slurm)
-        folder = claims.new_folder(user_dir("ood"), f"{inside.key}-{slug(local(input_).stem)}")
-        result = jobs.do_job(folder, job)
-        table_of_pictures(result)
+            return jobs.submit("ood", f"ood-{slug(inside.key)}", seed, how["launch"], slurm)
+        if export:
+            exported = write_alarm(inside.reference, local(export), how)
+            if not input_:
+                return out.data(exported)
+        kind, path = (InspectJob, inspected.path) if inspected else (AlarmJob, local(input_ or ""))
+        folder = claims.new_folder(user_dir("ood"), f"{inside.key}-{slug(path.stem)}")
+        result = jobs.do_job(folder, kind("", inside.reference, str(path), rate(fpr), **how))
+        (table_of_defects if inspected else table_of_pictures)(result)
         words = f"{model or ''} --in {quoted(in_)}".strip()
         return finish(result, folder, words, METHODS[result["method"]].mapped, report, fail)
     assert model
@@ -148,7 +164,10 @@ def ood(
     settings |= {"checkpoint": checkpoint, "n": n, "full": full, "seed": seed, "precision": precision}
     settings |= {"background": str(find_run(background).path) if background else None}
     settings |= {"launch": LaunchSection(opt.parse_gpus(gpus), cpu, processes)}
-    if input_ is not None:
+    if inspected:
+        label = f"inspect-{slug(inspected.path.stem)}"
+        job = InspectJob(input=str(inspected.path), fpr=rate(fpr), seeds=seeds, **settings)
+    elif input_ is not None:
         if map_ and not card.maps:
             from gzcli.models.catalog import cards
 
@@ -174,7 +193,8 @@ def ood(
     jobs.announce(run, model, data=inside.key if inside else None)
     folder = claims.new_folder(run.path / "ood", label)
     result = jobs.do_job(folder, job)
-    (table if input_ is None else table_of_pictures)(result)
+    shown = table_of_defects if inspected else table if input_ is None else table_of_pictures
+    shown(result)
     words = quoted(model) + (f" --in {quoted(in_)}" if in_ else "")
     finish(result, folder, words, bool(card.maps), report, fail)
 
@@ -194,12 +214,41 @@ def finish(
 # -------------------------------------------------------------------------- checks, and what the runs decide
 
 
+class Inspected(NamedTuple):
+    """An inspection set: its path, and the good pictures in it."""
+
+    path: Path
+    home: DataSet
+
+
+def inspection_at(name: str) -> Inspected | None:
+    """The inspection set of a name or path; None for any other set."""
+    data = locate(name)
+    found = open_inspection(data.path) if isinstance(data, OwnSet) else None
+    if not found:
+        return None
+    assert isinstance(data, OwnSet)
+    if found.good is None:
+        return Inspected(data.path, data)
+    if not data.path.is_dir():
+        hint = "unpack it, and give the folder"
+        raise UsageError(f"`{data.path}` is an archive whose good pictures are no split `train`", hint=hint)
+    return Inspected(data.path, OwnSet(data.path / found.good))
+
+
 def check_options(
-    model: str, input_: str | None, of_pictures: Mapping[str, Any], of_sets: Mapping[str, Any]
+    model: str,
+    input_: str | None,
+    of_pictures: Mapping[str, Any],
+    of_sets: Mapping[str, Any],
+    *,
+    alone: bool = False,
 ) -> None:
-    """Raises UsageError for options that do not go together, MissingError where there are no pictures."""
+    """Raises UsageError for options that do not go together, MissingError where there are no pictures. alone:
+    whether `--in` is enough, as that of an inspection set."""
     wrong = of_pictures if input_ is None else of_sets
-    strange = next((name for name, value in wrong.items() if value), None)
+    allowed = ("--fpr", "--calibrate") if alone else ()
+    strange = next((name for name, value in wrong.items() if value and name not in allowed), None)
     if input_ is not None:
         if strange:
             message = f"`--input` judges single pictures, `{strange}` compares sets"
@@ -215,20 +264,20 @@ def check_options(
         raise UsageError("`--imglists` goes with `--benchmark`", hint="--benchmark openood-cifar10")
     elif of_sets["--out"]:
         split_sets(of_sets["--out"])
-    elif not of_sets["--benchmark"]:
+    elif not of_sets["--benchmark"] and not alone:
         hint = f"gz ood {model} --in mnist --out fashionmnist"
         raise UsageError("`gz ood` needs `--out`, `--benchmark` or `--input`", hint=hint)
 
 
-def method_of(model: str | None, in_: str | None, input_: str | None) -> str | None:
+def method_of(model: str | None, in_: str | None, has_pictures: bool) -> str | None:
     """The method without training that a command names, `AUTO` where it names nothing; None: it names a model
     or a run. Raises UsageError where a method lacks its images."""
     method = AUTO if model is None else matching(model, (*METHODS, AUTO))
     if method is None:
         return None
     hint = " ".join(filter(None, ["gz ood", model, "--in ./good --input ./today"]))
-    if not input_:
-        raise UsageError("a method without training judges single pictures", hint=hint)
+    if not has_pictures:
+        raise UsageError("a method without training judges pictures, or an inspection set", hint=hint)
     if not in_:
         raise UsageError("a method without training needs `--in`, good images", hint=hint)
     return method
@@ -368,9 +417,47 @@ def rate(text: str | None) -> float:
 # ---------------------------------------------------------------------------- what is printed
 
 
+def write_alarm(reference: str, place: Path, how: Mapping[str, Any]) -> dict[str, Any]:
+    """Exports the alarm of a method on good images into a folder. Returns the JSON of it."""
+    from gzcli.store.jobs import PortableJob
+
+    claims.check_empty(place)
+    folder = claims.new_folder(user_dir("ood"), "export")
+    result = jobs.do_job(folder, PortableJob("", reference, "", ANY_RATE, out=str(place), **how))
+    out.info(
+        f"`{result['method']}` with {result['held_out']:,} held-out scores: {', '.join(result['files'])}"
+    )
+    least = max(1.0, math.ceil(1000 / (result["held_out"] + 1)) / 10)
+    then = (f"python {quoted(place / 'judge.py')} ./today --fpr {least:g}%", "without gz")
+    end([f"an alarm in {quoted(place)}", took()], [then])
+    return result
+
+
+def table_of_defects(result: Mapping[str, Any]) -> None:
+    """Prints a line for each kind of defect, their mean last, and how many good pictures are flagged."""
+    rate, lines = f"at {100 * result['fpr']:.3g} %", []
+    for row in result["defects"]:
+        interval = "–".join(f"{end:.3f}".removeprefix("0") for end in row["ci"] or ())
+        line = [row["defect"], f"{row['auroc']:.4f}", interval, f"{row['detected_n']} of {row['n']}"]
+        figures = (row[key] for key in ("pixel_auroc", "aupro", "pixel_f1"))
+        lines.append(line + ["" if value is None else f"{value:.4f}" for value in figures])
+    columns = ["defect", "auroc", "(95 %)", rate, "pixel auroc", "aupro", "pixel f1"]
+    out.table(columns, lines, spare=("pixel f1", "(95 %)"), elsewhere="`--json` has them")
+    good = result["good"]
+    out.info(f"good test pictures flagged {rate}: {good['flagged']:,} of {good['n']:,}")
+    for message in result["unreadable"]:
+        out.warn(f"left out: {message}")
+
+
 def ending(result: Mapping[str, Any], folder: Path, name: str, maps: bool) -> None:
     """The end of `gz ood`: which score was best, or what was flagged, and what to do with it. maps: whether
     what judges has maps."""
+    if "defects" in result:
+        mean = result["defects"][-1]
+        found = (
+            f"{mean['detected_n']:,} of {counted(mean['n'], 'defect')} detected, AUROC {mean['auroc']:.3f}"
+        )
+        return end([found, took()], [(f"gz ood {name} --input ./today --fail", "pictures one by one")])
     if "thresholds" in result:
         flagged = sum(row["flagged"] for row in result["files"])
         again = f"gz ood {name} --input {quoted(result['input'])}"

@@ -32,8 +32,8 @@ _DTYPE_HELP = "Of the weights in a file; bf16 halves it, and changes samples a l
 _Dtype = Annotated[Literal["fp32", "bf16"], option("--dtype", _DTYPE_HELP)]
 _OfModel = Annotated[str, option("--model M", "Of one model only.", complete=a_model)]
 _OfData = Annotated[str, option("--data NAME", "Of one data set only.", complete=a_set)]
-_TO_HELP = "One file that `gz` reads anywhere, or another library's format."
-_To = Annotated[Literal["file", "onnx", "torch", "diffusers"], option("--to", _TO_HELP)]
+_TO_HELP = "One file for `gz`, another library's format, or an `alarm` that needs neither gz nor torch."
+_To = Annotated[Literal["file", "onnx", "torch", "diffusers", "alarm"], option("--to", _TO_HELP)]
 _LENGTH_HELP = "Deviation of its weights in time, as a share of the training; without it the best is found."
 _Length = Annotated[float | None, option("--length S", _LENGTH_HELP, min=0.01, max=0.25)]
 _Out = Annotated[Path | None, option("--out PATH", "Where to write; into the run's folder without it.")]

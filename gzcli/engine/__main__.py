@@ -42,6 +42,8 @@ VERBS = {  # verb of a job → the module whose `run` does it
     "sample": "judge.sample",
     "ood": "judge.ood",
     "alarm": "judge.alarm",
+    "inspect": "judge.inspection",
+    "portable": "export.alarm",
     "bench": "judge.bench",
     "export": "export.export",
     "ema": "engine.averages",

@@ -26,7 +26,7 @@ from gzcli.engine import sampler
 from gzcli.engine.checkpoint import metadata_of, read_weights
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, autoencoder_run, load_model, load_trained, weights_file
-from gzcli.export import portable
+from gzcli.export import alarm_of_run, portable
 from gzcli.models import catalog
 from gzcli.store import files, jobs
 from gzcli.store.bundle import LATENT, MAIN
@@ -53,6 +53,10 @@ def run(job: ExportJob, folder: Path, device: torch.device, log: Log) -> dict[st
     facts = {"run": trained.run.owner.id, "to": job.to, "path": job.out}
     if job.to == "file":
         return facts | {"card": write(trained, job)}
+    if job.to == "alarm":
+        export = alarm_of_run.write(trained, Path(job.out), log)
+        log.info(f"{export['held_out']:,} held-out scores of the map `{export['map']}`")
+        return facts | export
     if job.to in ("onnx", "torch"):
         export = portable.write(trained, job.to, Path(job.out))
         log.info(f"images within {export['differs']} of 255 of gz's; files: {', '.join(export['files'])}")

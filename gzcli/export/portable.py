@@ -152,8 +152,8 @@ class DrawnNoise(Noise):
 class RecordedNoise(ImageNoise):
     """Noise that records the draws for an image."""
 
-    def __init__(self, n: int):
-        super().__init__(0, range(n))
+    def __init__(self, n: int, seed: int = 0):
+        super().__init__(seed, range(n))
         self.program: list[dict[str, Any]] = []
         self.values: list[Tensor] = []
 

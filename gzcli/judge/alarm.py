@@ -318,7 +318,15 @@ def heat_maps(
     trained: Trained, name: str, job: AlarmJob, pictures: Pick, usual: Pick
 ) -> dict[int, np.ndarray]:
     """The maps of the strangest pictures, or of all with `--png`, by their position: false colours, uint8
-    [3, H, W], in the pictures' size. Colours are scaled so that maps of `usual` images stay dark. Each
+    [3, H, W], in the pictures' size. Colours are scaled so that maps of `usual` images stay dark."""
+    maps_of = maps_by(trained, name, job)
+    chosen = pictures if job.png else replace(pictures, index=pictures.index[:SHOWN])
+    bright = float(quantiles(maps_of(usual)).mean())
+    return dict(zip(chosen.index.tolist(), heat(maps_of(chosen), bright), strict=True))
+
+
+def maps_by(trained: Trained, name: str, job: AlarmJob) -> Callable[[Pick], np.ndarray]:
+    """The map of a model by this name, a function of pictures: float [N, H, W] in their size and order. Each
     process computes its share."""
     method = getattr(trained.model, f"map_{name}")
     options, parameters = {**trained.part.ood.options, **job.options}, flat_defaults(method)
@@ -336,9 +344,7 @@ def heat_maps(
         images = batches_of(replace(pick, index=pick.index[order]), trained, job.seed)
         return ranks.over(images, work)["map"][np.argsort(order, kind="stable")]
 
-    chosen = pictures if job.png else replace(pictures, index=pictures.index[:SHOWN])
-    bright = float(quantiles(maps_of(usual)).mean())
-    return dict(zip(chosen.index.tolist(), heat(maps_of(chosen), bright), strict=True))
+    return maps_of
 
 
 def quantiles(maps: np.ndarray) -> np.ndarray:

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from gzcli.core import ranks
+from gzcli.core.errors import UsageError
 from gzcli.core.types import Say
 from gzcli.core.units import counted
 from gzcli.data.packs.open import PackOptions, open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.data.readers.folder import DEFECTS
-from gzcli.data.readers.inspection import Inspection, read_masks
+from gzcli.data.readers.inspection import Inspection, open_inspection, read_masks
 from gzcli.data.readers.pictures import fit_array
 from gzcli.data.sets.names import OwnSet
 from gzcli.data.sets.registry import Form
+from gzcli.engine.log import Log
 from gzcli.engine.sheets import Row, sheet
+from gzcli.judge import methods
+from gzcli.judge.alarm import check_enough, heat, map_of, maps_by, quantiles, split_held_out
+from gzcli.judge.images import Pick
+from gzcli.judge.scores import Scoring, write_csv
 from gzcli.metrics import conformal
 from gzcli.metrics.detection import detection, wilson
+from gzcli.metrics.likelihood_scores import tails_of
 from gzcli.metrics.pixels import pixel_figures
+from gzcli.store import files
+from gzcli.store.jobs import InspectJob
+from gzcli.store.png import save_png
 
+AT_ONCE = 64  # pictures that are scored together
 SHOWN = 8  # pictures of each kind on the sheet
 PIXELS = ("pixel_auroc", "aupro", "pixel_f1")
-MEAN = "mean"
+GOOD, MEAN = "good", "mean"
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,23 @@ class Defective:
         return np.asarray(self.pack.images("test"))
 
 
+@dataclass(frozen=True)
+class Set:
+    """An inspection set and what an alarm says of it.
+
+    facts: of the alarm, for JSON.
+    good: of the good test pictures, whose files are `names`.
+    bad: of the pictures with defects.
+    """
+
+    facts: Mapping[str, Any]
+    good: Judged
+    names: Sequence[str]
+    bad: Judged
+    defects: Defective
+    notes: tuple[str, ...]
+
+
 def open_defective(path: Path, found: Inspection, form: PackOptions, say: Say) -> Defective:
     """The pictures with defects, in the form of the good ones."""
     source = OwnSet(path, form=Form(skip_bad=True, layout=DEFECTS))
@@ -73,6 +104,125 @@ def open_defective(path: Path, found: Inspection, form: PackOptions, say: Say) -
     kinds = tuple(found.kinds[name] for name in names)
     by_place = {at[name]: mask for name, mask in masks.items()}
     return Defective(pack, kinds, by_place, (*found.notes, *lacking))
+
+
+def run(job: InspectJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
+    """Writes `inspection.csv`, `inspection.png` and `inspection.json` into `folder`. Returns the JSON of `gz
+    ood` of an inspection set on rank 0, {} on others."""
+    began = time.monotonic()
+    path = Path(job.input)
+    if (found := open_inspection(path)) is None:
+        raise UsageError(f"`{path}` is no inspection set", hint="gz ood --in ./good --input ./today")
+    judged = by_method(job, found, log) if job.method else by_run(job, found, device, log)
+    if ranks.rank():
+        return {}
+    rows = figures(judged.good, judged.bad, judged.defects, job.fpr)
+    outputs = write(judged, folder, job.fpr)
+    result = {
+        **judged.facts,
+        "inspection": str(path),
+        "fpr": job.fpr,
+        "defects": rows,
+        "good": {"n": len(judged.good.p), "flagged": int(conformal.flagged(judged.good.p, job.fpr).sum())},
+        "flagged": rows[-1]["detected_n"],
+        "notes": [*judged.notes, *notes(judged.defects, rows)],
+        "unreadable": list(judged.defects.pack.meta.skipped),
+        "seconds": round(time.monotonic() - began, 1),
+        "outputs": outputs,
+    }
+    files.write_json(folder / "inspection.json", result)
+    return result
+
+
+def by_method(job: InspectJob, found: Inspection, log: Log) -> Set:
+    """By a method without training, which is fitted to the good training pictures alone."""
+    good = methods.open_good(job, log.info)
+    check_good(good.pack)
+    defects = open_defective(Path(job.input), found, good.form, log.info)
+    alarm = methods.alarm_of(good, job, log.info)
+    calibrated = alarm.calibrated
+
+    def judge(images: np.ndarray) -> Judged:
+        scores, maps = [], []
+        for i in range(0, len(images), AT_ONCE):
+            some = np.asarray(images[i : i + AT_ONCE])
+            scores.append(calibrated.score(some))
+            maps.append(calibrated.map(some))
+        every = np.concatenate(scores)
+        has_maps = bool(maps) and maps[0] is not None
+        shown = np.concatenate([each for each in maps if each is not None]) if has_maps else None
+        return Judged(calibrated.p_values(every), every.mean(1), shown)
+
+    facts, said = methods.facts(good, alarm, job), methods.notes(alarm, job.fpr)
+    names = good.pack.names("test") or []
+    tested, bad = judge(np.asarray(good.pack.images("test"))), judge(defects.images)
+    return Set(facts, tested, names, bad, defects, tuple(said))
+
+
+def by_run(job: InspectJob, found: Inspection, device: torch.device, log: Log) -> Set:
+    """By the scores of a run, as `alarm.by_run`."""
+    scoring = Scoring(job, device, log)
+    trained, home, names = scoring.trained, scoring.home, scoring.names
+    check_good(home)
+    defects = open_defective(Path(job.input), found, trained.form, log.info)
+    held_out, fitted = split_held_out(home)
+    least_images = conformal.fewest(job.fpr, len(names))
+    check_enough(len(held_out.index), job, least_images, names)
+    packs = {"good": home, "bad": defects.pack}
+    sets = {
+        name: Pick(pack, "test", np.arange(pack.meta.counts["test"]), by_content=True, unbounded=True)
+        for name, pack in packs.items()
+    }
+
+    def picks(n: int | None) -> dict[str, Pick]:
+        index = np.sort(held_out.index[: None if n is None else max(n, least_images)])
+        return {"compared": replace(held_out, index=index), **sets}
+
+    scoring.score(picks, fitted)
+    usual, _ = scoring.over_seeds("compared")
+    has_maps = any(attribute.startswith("map_") for attribute in dir(type(trained.model)))
+    shows = maps_by(trained, map_of(trained.model, names, trained.name), job) if has_maps else None
+
+    def judge(name: str) -> Judged:
+        values = {key: highest(each) for key, each in scoring.over_seeds(name)[0].items()}
+        p = [conformal.p_values(usual[key], each, tails=tails_of(key)) for key, each in values.items()]
+        first = next(iter(values.values()))
+        return Judged(conformal.bonferroni(np.stack(p)), first, shows(sets[name]) if shows else None)
+
+    good, bad = judge("good"), judge("bad")
+    return Set(scoring.facts(), good, home.names("test") or [], bad, defects, ())
+
+
+def highest(values: np.ndarray) -> np.ndarray:
+    """Scores whose values that are not finite count as higher than any other."""
+    finite = np.isfinite(values)
+    return np.where(finite, values, values[finite].max(initial=0) + 1 + abs(values[finite]).max(initial=0))
+
+
+def check_good(home: Pack) -> None:
+    if not home.meta.counts["test"]:
+        hint = "put good pictures that are not trained on into `test/good`"
+        raise UsageError(f"`{home.meta.title}` has no good test pictures", hint=hint)
+
+
+def write(judged: Set, folder: Path, fpr: float) -> dict[str, str]:
+    """Writes the table and the sheet. Returns their paths."""
+    table, picture = folder / "inspection.csv", folder / "inspection.png"
+    good, bad, defects = judged.good, judged.bad, judged.defects
+    lines: list[list[Any]] = []
+    for names, kinds, each in (
+        (judged.names, [GOOD] * len(good.p), good),
+        (defects.pack.names("test") or [], defects.kinds, bad),
+    ):
+        flagged = conformal.flagged(each.p, fpr)
+        rows = zip(names, kinds, each.p, flagged, each.score, strict=True)
+        lines += [[name, kind, float(p), int(flag), float(score)] for name, kind, p, flag, score in rows]
+    write_csv(table, ["file", "defect", "p", "flagged", "score"], lines)
+    colours = None
+    if bad.maps is not None and good.maps is not None:
+        colours = heat(bad.maps, float(quantiles(good.maps).mean()))
+    save_png(picture, overview(bad, defects, colours, fpr))
+    return {"scores": str(table), "picture": str(picture)}
 
 
 def figures(good: Judged, bad: Judged, defects: Defective, fpr: float) -> list[dict[str, Any]]:
@@ -145,10 +295,7 @@ def overview(bad: Judged, defects: Defective, colours: np.ndarray | None, fpr: f
     return sheet(blocks)
 
 
-def notes(defects: Defective, rows: Sequence[Mapping[str, Any]], good: Judged, fpr: float) -> list[str]:
+def notes(defects: Defective, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What is said of the figures besides."""
-    flagged = int(conformal.flagged(good.p, fpr).sum())
-    lines = [f"{flagged} of {counted(len(good.p), 'good test picture')} flagged at {100 * fpr:.3g} %"]
-    if rows[-1]["aupro"] is not None:
-        lines.append("`aupro` is integrated to a false-positive rate of 30 %; pixels of good pictures count")
-    return [*lines, *defects.notes]
+    pixels = "`aupro` is integrated to a false-positive rate of 30 %; pixels of good pictures count as sound"
+    return [*([pixels] if rows[-1]["aupro"] is not None else []), *defects.notes]

@@ -35,7 +35,7 @@ class Good:
 
     pack: of the set. form: the options of packs of the same form.
     splits: those that the images are of; `test` only where gz has cut it off itself, as other sets may have
-      anything there.
+      anything there. Of an inspection set it is judged, not fitted to.
     held_out: images that calibrate and that nothing is fitted to; None: the images themselves do, by folds.
     """
 
@@ -58,7 +58,7 @@ def open_good(job: AlarmJob, say: Say) -> Good:
     channels, height, width = pack.meta.shape
     form = PackOptions(size=as_size(height, width), channels=channels, fit="crop", patch=None)
     own_test = isinstance(data, OwnSet) and not open_path(data.path, data.form).counts.get("test")
-    splits = SPLITS if own_test else SPLITS[:2]
+    splits = SPLITS if own_test and job.verb != "inspect" else SPLITS[:2]
     images = np.concatenate([np.asarray(pack.images(split)) for split in splits if pack.meta.counts[split]])
     calibrating = None
     if job.calibrate:

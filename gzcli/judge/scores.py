@@ -393,7 +393,7 @@ def scores_of(trained: Trained, job: ScoreJob) -> list[str]:
         return [*names, WAIC] if job.others and "nll" in names else names
     names = choose(trained, [name for name in requested if name != WAIC] or None)
     if WAIC not in requested:
-        return names[:1] if job.verb == "alarm" and not requested else names
+        return names[:1] if job.verb in ("alarm", "inspect") and not requested else names
     if not job.others:
         raise UsageError(f"`{WAIC}` is a score of several runs", hint="gz ood RUN RUN2 RUN3 --score waic")
     choose(trained, ["nll"])

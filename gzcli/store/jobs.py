@@ -101,6 +101,22 @@ class AlarmJob(ScoreJob):
 
 
 @dataclass(frozen=True)
+class InspectJob(AlarmJob):
+    """An alarm on the test pictures of an inspection set, whose path is `input`."""
+
+    verb: str = field(default="inspect", kw_only=True)
+
+
+@dataclass(frozen=True)
+class PortableJob(AlarmJob):
+    """The alarm of a method without training as files that need neither gz nor torch. It judges nothing: its
+    `input` is empty, and its rate is an argument of those who use it."""
+
+    out: str = ""  # path of the folder that is written
+    verb: str = field(default="portable", kw_only=True)
+
+
+@dataclass(frozen=True)
 class BenchJob(RunJob):
     """A comparison of runs and of images from elsewhere with one data set."""
 
@@ -154,7 +170,8 @@ class TrialJob(Job):
     verb: str = field(default="trial", kw_only=True)
 
 
-_KINDS: tuple[type[Job], ...] = (SampleJob, OodJob, AlarmJob, BenchJob, ExportJob, EmaJob, TrialJob)
+_OF_SCORES: tuple[type[Job], ...] = (OodJob, AlarmJob, InspectJob, PortableJob)
+_KINDS: tuple[type[Job], ...] = (SampleJob, *_OF_SCORES, BenchJob, ExportJob, EmaJob, TrialJob)
 
 
 def facts(job: Job) -> dict[str, Any]:

@@ -26,7 +26,7 @@ MAY = {
     "api": {"engine", "judge", "launch", "recipe", "models", "data"},
     "testing": {"__init__", "engine", "recipe", "models", "data"},
     "report": {"engine", "metrics"},
-    "export": {"engine", "models", "data"},
+    "export": {"judge", "engine", "metrics", "models", "data"},
     "league": {"engine", "launch", "recipe", "models", "metrics", "data"},
     "judge": {"engine", "recipe", "models", "metrics", "data"},
     "engine": {"recipe", "models", "metrics", "data"},

@@ -2,10 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
+from helpers import fit, recipe
 from pictures import encoded, png, write
+from refused import refused
+from zoo import CASES
 
+from gzcli.data.library import import_set
 from gzcli.data.readers.inspection import open_inspection
-from gzcli.judge.inspection import MEAN, Judged, figures, notes, open_defective, overview
+from gzcli.engine.log import Log
+from gzcli.judge.inspection import MEAN, Judged, figures, notes, open_defective, overview, run
+from gzcli.store.files import read_json
+from gzcli.store.jobs import InspectJob
 from gzcli.store.png import save_png
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -44,12 +52,60 @@ def test_each_kind_by_itself_and_the_mean_last(defects, tmp_path):
     # maps are enlarged to the masks; of the dents only the one with a mask counts, whose map is blank
     assert chip["aupro"] > 0.97 and chip["pixel_f1"] > 0.9 and dent["pixel_auroc"] == 0.5
     assert mean["aupro"] == pytest.approx((chip["aupro"] + dent["aupro"]) / 2)
-    said = notes(defects, rows, good, 0.02)
-    assert said[0] == "1 of 4 good test pictures flagged at 2 %" and "1 picture without a mask" in said
+    assert "1 picture without a mask" in notes(defects, rows)
     colours = np.zeros((4, 3, 8, 8), np.uint8)
     image = overview(bad, defects, colours, 0.02)
     save_png(tmp_path / "sheet.png", image)
     assert image.shape[2] == 3 and (image == 255).all(2).any()  # masks are white
+
+
+def inspection_set(root):
+    """Grey pictures with noise; chips are white squares, dents dark ones, which only chips have masks of."""
+    rng, files = np.random.default_rng(0), {}
+
+    def picture(spot=None):
+        image = (120 + rng.normal(0, 8, (16, 16))).clip(0, 255)
+        if spot is not None:
+            image[4:9, 5:10] = spot
+        return encoded(image.astype(np.uint8))
+
+    for i in range(60):
+        files[f"train/good/{i:02}.png"] = picture()
+    for i in range(12):
+        files[f"test/good/{i:02}.png"] = picture()
+    mask = np.zeros((16, 16), np.uint8)
+    mask[4:9, 5:10] = 255
+    for i in range(5):
+        files |= {f"test/chip/{i}.png": picture(255), f"test/dent/{i}.png": picture(0)}
+        files[f"ground_truth/chip/{i}_mask.png"] = encoded(mask)
+    return write(root, files)
+
+
+def test_a_method_and_a_run_judge_a_set_by_its_kinds_of_defects(tmp_path):
+    path = inspection_set(tmp_path / "parts")
+    (path / "test" / "dent" / "torn.png").write_bytes(b"torn")
+    job = InspectJob("", str(path), str(path), 0.03, method="pca_local")
+    result = run(job, tmp_path, torch.device("cpu"), Log(mode="quiet"))
+    chip, dent, mean = result["defects"]
+    assert chip["detected_n"] == dent["detected_n"] == 5 and mean["auroc"] == 1
+    assert chip["aupro"] > 0.9 and dent["aupro"] is None and mean["aupro"] == chip["aupro"]
+    assert result["good"]["n"] == 12 and result["good"]["flagged"] <= 2
+    assert "torn.png" in result["unreadable"][0] and "5 pictures without a mask" in result["notes"]
+    lines = (tmp_path / "inspection.csv").read_text().splitlines()
+    assert lines[0] == "file,defect,p,flagged,score" and len(lines) == 1 + 12 + 10
+    assert lines[1].startswith("test/good/00.png,good,") and lines[-1].startswith("test/dent/4.png,dent,")
+    assert (tmp_path / "inspection.png").exists()
+    assert read_json(tmp_path / "inspection.json")["defects"] == result["defects"]
+    # by a run, of the set under a name
+    import_set(path, "parts")
+    case = next(case for case in CASES if case.model == "vae")
+    trained = fit(recipe(case, steps=2, data="parts"))
+    job = InspectJob(str(trained.run.path), "parts", str(path), 0.2)
+    result = run(job, tmp_path, torch.device("cpu"), Log(mode="quiet"))
+    assert [row["n"] for row in result["defects"]] == [5, 5, 10]
+    assert result["run"] == trained.run.id and result["defects"][0]["aupro"] > 0.5
+    nothing = InspectJob("", "digits", str(tmp_path / "today"), 0.03)
+    refused("no inspection set", run, nothing, tmp_path, torch.device("cpu"), Log(mode="quiet"))
 
 
 def test_a_score_without_a_map_has_no_figures_of_pixels(defects):

@@ -1,0 +1,248 @@
+"""An alarm that needs neither gz nor torch: its models as one ONNX graph, its held-out scores as a table, and
+a script that judges pictures by them.
+
+The graph takes images uint8 [N, C, H, W] and returns `score` [N, K] of K models and, of most methods, `map`
+[N, H, W]. The false-alarm rate is in none of the files: it is an argument of the script.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.sections import Fit
+from gzcli.engine.log import Log
+from gzcli.export import portable_alarm
+from gzcli.judge import methods
+from gzcli.judge.scores import write_csv
+from gzcli.metrics.alarms.cross import Calibrated
+from gzcli.metrics.alarms.fitted import Fitted, Mapped
+from gzcli.metrics.alarms.local import Local
+from gzcli.metrics.alarms.patches import STRIDE, KnnPatch
+from gzcli.metrics.alarms.pca import Components, Pca, PcaLocal
+from gzcli.metrics.alarms.whole import NEIGHBOUR, KnnPixels, Plain
+from gzcli.store import files
+from gzcli.store.jobs import PortableJob
+
+OPSET = 17
+Shape = tuple[int, int, int]
+
+
+class Graph:
+    """Nodes of ONNX that are added one after another. Values are named by numbers."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+
+    def __call__(self, kind: str, *inputs: str | np.ndarray, name: str = "", **attributes: Any) -> str:
+        """Adds a node. Returns the name of its first output."""
+        from onnx import helper
+
+        outputs = [name or f"v{len(self.nodes)}", *([f"v{len(self.nodes)}b"] if kind == "TopK" else [])]
+        names = [each if isinstance(each, str) else self.constant(each) for each in inputs]
+        self.nodes.append(helper.make_node(kind, names, outputs, **attributes))
+        return outputs[0]
+
+    def constant(self, value: np.ndarray) -> str:
+        from onnx import numpy_helper
+
+        value = np.asarray(value)
+        value = value.astype(np.float32) if value.dtype == np.float64 else value
+        self.constants.append(numpy_helper.from_array(value, f"c{len(self.constants)}"))
+        return self.constants[-1].name
+
+    def mean(self, x: str, *axes: int, keep: bool = False) -> str:
+        return self("ReduceMean", x, axes=list(axes), keepdims=int(keep))
+
+    def pool(self, x: str, side: int, *, stride: int = 1, pad: int = 0) -> str:
+        """Means of squares, beyond the edge of what there is."""
+        options: dict[str, Any] = {"kernel_shape": [side] * 2, "strides": [stride] * 2, "pads": [pad] * 4}
+        return self("AveragePool", x, count_include_pad=0, ceil_mode=int(stride > 1), **options)
+
+    def shaped(self, x: str, *sides: int) -> str:
+        return self("Reshape", x, np.array(sides, np.int64))
+
+
+# ---------------------------------------------------------------------------- the methods
+
+
+def reduced(g: Graph, shape: Shape, factor: int) -> tuple[str, Shape]:
+    """As `fitted.reduced`, and the shape of what it returns."""
+    c, h, w = shape
+    x = g("Div", g("Cast", "image", to=1), np.float32(255))
+    if factor == 1:
+        return x, shape
+    return g.pool(x, factor, stride=factor), (c, -(-h // factor), -(-w // factor))
+
+
+def coordinates(g: Graph, x: str, of: Components) -> tuple[str, str]:
+    """Images in these components, and their differences from the mean."""
+    flat = g("Sub", g("Flatten", x), of.mean)
+    return g("MatMul", flat, np.ascontiguousarray(of.rows.T)), flat
+
+
+def strength(g: Graph, x: str, shape: Shape, of: Components) -> str:
+    """As `pca.strength` of the residual, [N, 1, h, w]."""
+    inside, flat = coordinates(g, x, of)
+    residual = g.shaped(g("Sub", flat, g("MatMul", inside, of.rows)), -1, *shape)
+    return g("Sqrt", g.mean(g("Mul", residual, residual), 1, keep=True))
+
+
+def local(g: Graph, maps: str, of: Local) -> str:
+    """As `local.Local` of maps [N, 1, h, w]."""
+    if of.level is not None:
+        share = g("Div", maps, of.level)
+        root = g("Sqrt", g("Add", g.mean(g("Mul", share, share), 2, 3, keep=True), np.float32(1e-12)))
+        maps = g("Div", maps, root)
+    z, tops = g("Div", g("Sub", maps, of.mean), of.deviation), []
+    for k, shift, unit in zip(of.scales, of.shift, of.unit, strict=True):
+        side = abs(k)
+        signed = z if k > 0 else g("Neg", z)
+        smooth = signed if side == 1 else g.pool(signed, side, pad=side // 2)
+        tops.append(g("Div", g("Sub", smooth, np.float32(shift)), np.float32(unit)))
+    return g("Max", *tops) if len(tops) > 1 else tops[0]
+
+
+def pca(g: Graph, fitted: Pca, shape: Shape) -> tuple[str, str | None]:
+    x, small = reduced(g, shape, fitted.factor)
+    cells = strength(g, x, small, fitted.components)
+    return g.mean(g("Mul", cells, cells), 2, 3), enlarged(g, cells, fitted.factor, shape)
+
+
+def pca_local(g: Graph, fitted: PcaLocal, shape: Shape) -> tuple[str, str | None]:
+    x, small = reduced(g, shape, fitted.factor)
+    return largest(g, local(g, strength(g, x, small, fitted.components), fitted.local), fitted, shape)
+
+
+def knn_patch(g: Graph, fitted: KnnPatch, shape: Shape) -> tuple[str, str | None]:
+    x, (c, h, w) = reduced(g, shape, fitted.cell)
+    of = fitted.embedding
+    before, after = of.side // 2, of.side - 1 - of.side // 2
+    edge = np.array([0, 0, before, before, 0, 0, after, after], np.int64)
+    kernel, shift = of.rows.reshape(len(of.rows), c, of.side, of.side), -(of.rows @ of.mean)
+    found = g("Conv", g("Pad", x, edge, mode="edge"), kernel, shift, strides=[STRIDE] * 2)
+    h, w, d = -(-h // STRIDE), -(-w // STRIDE), len(of.rows)
+    flat = g.shaped(g("Transpose", found, perm=[0, 2, 3, 1]), -1, h * w, d)
+    places = np.stack(np.meshgrid(np.arange(h) / h, np.arange(w) / w, indexing="ij"), -1).reshape(1, -1, 2)
+    far = (places * of.weight).astype(np.float32)
+    nothing = g("Mul", g("ReduceSum", flat, np.array([2], np.int64)), np.float32(0))
+    flat = g("Concat", flat, g("Add", nothing, far), axis=2)
+    squares = g("ReduceSum", g("Mul", flat, flat), np.array([2], np.int64), keepdims=0)
+    product = g("MatMul", flat, np.ascontiguousarray(-2 * fitted.memory.T))
+    nearest = g("ReduceMin", g("Add", product, np.square(fitted.memory).sum(1)), axes=[2], keepdims=0)
+    distance = g("Sqrt", g("Max", g("Add", squares, nearest), np.float32(0)))
+    return largest(g, local(g, g.shaped(distance, -1, 1, h, w), fitted.local), fitted, shape)
+
+
+def knn_pixels(g: Graph, fitted: KnnPixels, shape: Shape) -> tuple[str, str | None]:
+    x, _ = reduced(g, shape, 1)
+    inside, _ = coordinates(g, x, fitted.components)
+    apart = g("Sub", g("Unsqueeze", inside, np.array([1], np.int64)), fitted.bank)
+    squares = g("ReduceSum", g("Mul", apart, apart), np.array([2], np.int64), keepdims=0)
+    k = min(NEIGHBOUR, len(fitted.bank))
+    least = g("Neg", g("TopK", g("Neg", squares), np.array([k], np.int64)))
+    return g("Sqrt", g("Slice", least, *(np.array([i], np.int64) for i in (k - 1, k, 1)))), None
+
+
+def plain(g: Graph, fitted: Plain, shape: Shape) -> tuple[str, str | None]:
+    if fitted.name != "mean":
+        message = f"`{fitted.name}` cannot be exported: no graph computes it"
+        raise UsageError(message, hint="gz ood pca_local --in ./good --export ./alarm")
+    return g.shaped(g.mean(g("Cast", "image", to=1), 1, 2, 3, keep=True), -1, 1), None
+
+
+def largest(g: Graph, cells: str, fitted: Mapped, shape: Shape) -> tuple[str, str]:
+    return g.shaped(g("ReduceMax", cells, axes=[2, 3]), -1, 1), enlarged(g, cells, fitted.factor, shape)
+
+
+def enlarged(g: Graph, cells: str, factor: int, shape: Shape) -> str:
+    """As `fitted.enlarged` of cells [N, 1, h, w]."""
+    if factor > 1:
+        scales = np.array([1, 1, factor, factor], np.float32)
+        how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        cells = g("Resize", cells, "", scales, **how)
+    _, h, w = shape
+    cells = g("Slice", cells, *(np.array(ends, np.int64) for ends in ([0, 0], [h, w], [2, 3])))
+    return g("Squeeze", cells, np.array([1], np.int64))
+
+
+WRITERS: dict[type[Fitted], Callable[..., tuple[str, str | None]]] = {
+    Pca: pca,
+    PcaLocal: pca_local,
+    KnnPatch: knn_patch,
+    KnnPixels: knn_pixels,
+    Plain: plain,
+}
+
+# ---------------------------------------------------------------------------- the files
+
+
+def graph_of(models: Sequence[Fitted], shape: Shape) -> Any:
+    """The models as one graph of ONNX, whose map is the mean of theirs."""
+    from onnx import TensorProto, checker, helper
+
+    g = Graph()
+    pairs = [WRITERS[type(model)](g, model, shape) for model in models]
+    g("Concat", *(score for score, _ in pairs), name="score", axis=1)
+    outputs = [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n", len(models)])]
+    if maps := [each for _, each in pairs if each is not None]:
+        g("Mean", *maps, name="map")
+        outputs.append(helper.make_tensor_value_info("map", TensorProto.FLOAT, ["n", *shape[1:]]))
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["n", *shape])
+    graph = helper.make_graph(g.nodes, "alarm", [image], outputs, g.constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
+    checker.check_model(model)
+    return model
+
+
+def write(alarm: Calibrated, shape: Shape, fit: Fit, folder: Path, facts: dict[str, Any]) -> list[str]:
+    """Writes the files of an alarm on images of a shape into a folder. Returns their names.
+
+    fit: how pictures of another shape are resized.
+    facts: of `alarm.json`, besides what the script reads.
+    """
+    check(fit)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "alarm.onnx").write_bytes(graph_of(alarm.models, shape).SerializeToString())
+    table(folder, alarm.fold, alarm.held_out)
+    return script(folder, {"shape": list(shape), "fit": fit, "tails": alarm.tails, **facts})
+
+
+def run(job: PortableJob, folder: Path, device: Any, log: Log) -> dict[str, Any]:
+    """Writes the alarm of a method without training to `job.out`. Returns the JSON of `gz ood --export`."""
+    check("crop")
+    good = methods.open_good(job, log.info)
+    alarm = methods.alarm_of(good, job, log.info)
+    facts = methods.facts(good, alarm, job)
+    spec = {key: facts[key] for key in ("method", "settings", "hash", "fitted_on")}
+    names = write(alarm.calibrated, good.pack.meta.shape, good.form["fit"], Path(job.out), spec)
+    return facts | {"path": job.out, "files": names, "held_out": len(alarm.calibrated.held_out)}
+
+
+def check(fit: Fit) -> None:
+    """Raises MissingError without the packages of ONNX, UsageError for a way to resize that the script has
+    not."""
+    if missing := [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]:
+        message = f"an exported alarm needs {' and '.join(missing)}"
+        raise MissingError(message, hint='pip install "gzcli[onnx]"')
+    if fit not in ("crop", "stretch"):
+        message = f"an exported alarm does not resize pictures by `data.fit: {fit}`"
+        raise UsageError(message, hint="`data.fit: crop` or `stretch`")
+
+
+def table(folder: Path, fold: np.ndarray, held_out: np.ndarray) -> None:
+    rows = ([int(k), float(score)] for k, score in zip(fold, held_out, strict=True))
+    write_csv(folder / "held_out.csv", ["fold", "score"], rows)
+
+
+def script(folder: Path, spec: dict[str, Any]) -> list[str]:
+    files.write_json(folder / "alarm.json", spec)
+    shutil.copyfile(portable_alarm.__file__, folder / "judge.py")
+    return ["alarm.onnx", "held_out.csv", "alarm.json", "judge.py"]

@@ -1,0 +1,60 @@
+"""python judge.py FOLDER [--fpr 1%] [--json]: exit code 6 if a picture is flagged, else 0; 2: an error"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+
+def read(path: Path, shape: list[int], fit: str) -> np.ndarray:
+    image, (channels, height, width) = ImageOps.exif_transpose(Image.open(path)), shape
+    if image.mode[0] in "IF":
+        raise ValueError("more than 8 bits a pixel")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    image = image.convert("L" if image.mode in "1L" else "RGB").convert("L" if channels == 1 else "RGB")
+    w, h = image.size
+    if fit == "crop":
+        w, h = min(w, round(h * width / height)), min(h, round(w * height / width))
+    left, top = (image.width - w) // 2, (image.height - h) // 2
+    image = image.resize((width, height), Image.Resampling.LANCZOS, (left, top, left + w, top + h))
+    return np.array(image).reshape(height, width, channels).transpose(2, 0, 1)[None]
+
+
+def main(here: Path = Path(__file__).resolve().parent) -> int:
+    parser = argparse.ArgumentParser(description="Judges pictures by an exported alarm.")
+    parser.add_argument("pictures", type=Path, help="a folder, or a picture")
+    parser.add_argument("--fpr", default="1%", help="share of good pictures that may be flagged")
+    parser.add_argument("--json", action="store_true")
+    chosen, spec = parser.parse_args(), json.loads((here / "alarm.json").read_text())
+    fpr = float(chosen.fpr.rstrip("%")) / (100 if chosen.fpr.endswith("%") else 1)
+    model, usual = np.loadtxt(here / "held_out.csv", delimiter=",", skiprows=1, ndmin=2).T
+    graph, by, n = onnxruntime.InferenceSession(here / "alarm.onnx"), model.astype(int), len(usual)
+    if fpr * (n + 1) < 1 - 1e-9:
+        sys.exit(print(f"{n} held-out scores allow --fpr {100 / (n + 1):.3g}%", file=sys.stderr) or 2)
+    files, count, began = [], 0, time.perf_counter()
+    for path in sorted(chosen.pictures.rglob("*.[pPjJ]*[gG]")) or [chosen.pictures]:  # png, jpg, jpeg
+        try:
+            score = graph.run(["score"], {"image": read(path, spec["shape"], spec["fit"])})[0][0][by]
+        except (OSError, SyntaxError, ValueError) as e:
+            print(f"left out: {path}: {e}", file=sys.stderr)
+            continue
+        near = np.where(np.isfinite(score), 1e-5 * abs(score), 0)  # scores are equal up to rounding
+        high, low = 1 + (~(usual < score - near)).sum(), 1 + (usual <= score + near).sum()
+        p = float(min(1, (high if spec["tails"] == 1 else min(2 * high - 1, 2 * low)) / (n + 1)))
+        count += (flagged := p <= fpr * (1 + 1e-9))
+        files.append({"file": str(path), "p": p, "flagged": flagged})
+        print(*([] if chosen.json else [f"{p:.4f} {' !'[flagged]} {path}\n"]), end="")
+    seconds = (time.perf_counter() - began) / max(1, len(files))
+    print(f"{count} of {len(files)} flagged (!), {seconds:.4f} s a picture", file=sys.stderr)
+    print(*([json.dumps({"fpr": fpr, "flagged": count, "files": files})] if chosen.json else []), end="")
+    return 2 if not files else 6 if count else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""An alarm that leaves gz: its graph, its table and its script, against gz, without torch and gz at hand."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from helpers import fit, recipe
+from PIL import Image
+from refused import refused
+from zoo import CASES
+
+from gzcli.core.types import ImageNoise
+from gzcli.data.packs.batches import quantise
+from gzcli.data.packs.open import open_pack
+from gzcli.data.readers.folder import read_pictures
+from gzcli.engine.log import Log
+from gzcli.engine.trained import load_trained
+from gzcli.judge.alarm import split_held_out
+from gzcli.metrics import conformal
+from gzcli.metrics.alarms import cross, methods
+from gzcli.metrics.alarms.local import fit_local
+
+pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+export = pytest.importorskip("gzcli.export.alarm")
+export_run = pytest.importorskip("gzcli.export.alarm_of_run")
+
+# what a bare environment lacks
+BARE = """
+import importlib.abc, runpy, sys
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "gzcli", "scipy", "sklearn", "pandas", "matplotlib"):
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+script, *sys.argv[1:] = sys.argv[1:]
+sys.argv[0] = script
+runpy.run_path(script, run_name="__main__")
+"""
+SETTINGS = {
+    "pca_local": [
+        {"share": 0.2},
+        {"share": 0.1, "factor": 2, "scales": (1, 3, -5), "relate": True},
+        {"factor": 3, "share": 0.1},
+    ],
+    "pca": [{"k": 6}, {"k": 6, "factor": 2}],
+    "knn_patch": [{"side": 3}, {"side": 4, "factor": 2, "scales": (1, -3), "relate": True}],
+    "knn_pixels": [{}],
+    "mean": [{}],
+}
+
+
+def parts(n, *, seed=0, shape=(3, 16, 20)):
+    """Good pictures: a few smooth patterns, mixed, and noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: shape[1], : shape[2]] / 10
+    waves = np.stack([np.sin(a * x + b * y) for a, b in ((1, 2), (3, 1), (2, -2))])
+    mixed = np.einsum("ncw,whv->nchv", rng.normal(0, 20, (n, shape[0], 3)), waves)
+    return (128 + mixed + rng.normal(0, 6, (n, *shape))).clip(0, 255).astype(np.uint8)
+
+
+def judge(folder, *words):
+    """The script's exit code, its JSON and what it says besides, in an environment that refuses the rest."""
+    command = [sys.executable, "-c", BARE, str(folder / "judge.py"), *map(str, words), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.returncode, json.loads(done.stdout) if done.stdout.startswith("{") else None, done.stderr
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_graph_computes_what_its_method_does(name):
+    good, others = parts(40), parts(9, seed=1)
+    others[4, :, 4:9, 6:12] = 255
+    for settings in SETTINGS[name]:
+        fitted = methods.METHODS[name].fit(good, **settings)
+        model = export.graph_of([fitted, fitted], others.shape[1:])
+        session = onnxruntime.InferenceSession(model.SerializeToString())
+        outputs = dict(
+            zip((o.name for o in session.get_outputs()), session.run(None, {"image": others}), strict=True)
+        )
+        expected = fitted.score(others)
+        assert np.allclose(outputs["score"], expected[:, None].repeat(2, 1), rtol=2e-4, atol=1e-4)
+        assert methods.METHODS[name].mapped == ("map" in outputs)
+        if "map" in outputs:
+            assert np.allclose(outputs["map"], fitted.map(others), rtol=1e-3, atol=2e-3)
+
+
+def test_png_has_no_graph():
+    fitted = methods.METHODS["png"].fit(parts(3))
+    refused("`png` cannot be exported", export.graph_of, [fitted], (3, 16, 20))
+
+
+def test_the_script_gives_gz_s_p_values_of_pictures_of_other_sizes_without_torch(tmp_path):
+    good = parts(60)
+    alarm = cross.cross(good, methods.METHODS["pca_local"].fit, folds=4)
+    files = export.write(alarm, good.shape[1:], "crop", tmp_path / "alarm", {"method": "pca_local"})
+    assert sorted(files) == sorted(p.name for p in (tmp_path / "alarm").iterdir())
+    folder = tmp_path / "today"
+    folder.mkdir()
+    images = parts(100, seed=2)
+    images[::3, :, 3:6, 5:9] ^= 255
+    for i, image in enumerate(images):
+        picture = Image.fromarray(image.transpose(1, 2, 0))
+        picture = picture if i % 2 else picture.resize((20 + i % 7, 18 + i % 5))
+        modes = {5: "L", 7: "RGBA", 9: "P"}
+        picture.convert(modes.get(i % 10, "RGB")).save(folder / f"{i:03}.{'jpg' if i % 10 == 4 else 'png'}")
+    (folder / "torn.png").write_bytes((folder / "001.png").read_bytes()[:90])
+    code, result, said = judge(tmp_path / "alarm", folder, "--fpr", "0.05")
+    (folder / "torn.png").unlink()
+    read = read_pictures(folder, size="20x16", channels=3, limit=None)
+    p = alarm.p_values(alarm.score(read))
+    assert code == 6 and len(result["files"]) == 100 and "torn.png" in said and "s a picture" in said
+    assert np.abs(np.array([row["p"] for row in result["files"]]) - p).max() < 1e-6
+    assert [row["flagged"] for row in result["files"]] == list(p <= 0.05) and 20 < result["flagged"] < 60
+    # the rate is an argument; one that the held-out scores are too few for is refused with the least
+    assert judge(tmp_path / "alarm", folder / "001.png", "--fpr", "2%")[0] == 0
+    code, _, said = judge(tmp_path / "alarm", folder, "--fpr", "1%")
+    assert code == 2 and "60 held-out scores allow --fpr 1.64%" in said
+    assert judge(tmp_path / "alarm", tmp_path / "alarm", "--fpr", "5%")[0] == 2  # no picture there
+    assert len((tmp_path / "alarm" / "judge.py").read_text().splitlines()) <= 60
+
+
+def test_what_the_script_cannot_do_is_refused(tmp_path):
+    alarm = cross.cross(parts(12), methods.METHODS["mean"].fit, folds=3)
+    refused("`data.fit: pad`", export.write, alarm, (3, 16, 20), "pad", tmp_path / "alarm", {})
+
+
+def test_the_map_of_a_run_becomes_a_score_that_needs_no_torch(tmp_path):
+    """p-values are those of the model's own map, normalised on images that calibrate nothing."""
+    pytest.importorskip("onnxscript")
+    case = next(case for case in CASES if case.model == "vae")
+    trained = load_trained(fit(recipe(case, steps=2)).run, "cpu")
+    made = export_run.write(trained, tmp_path / "alarm", Log(mode="quiet"))
+    assert (made["map"], made["draws"]) == ("recon", 0)
+    home = open_pack(case.data)
+    held_out, fitted = split_held_out(home)
+
+    def maps(images):
+        x = quantise(torch.from_numpy(np.array(images)), trained.info.levels)
+        with torch.no_grad():
+            return trained.model.map_recon(x, noise=ImageNoise(0, range(len(x)))).numpy()
+
+    local = fit_local(maps(home.images(held_out.split)[fitted]))
+    usual = local(maps(home.images(held_out.split)[np.sort(held_out.index)])).max((1, 2))
+    pictures = np.array(home.images("test")[:20])
+    pictures[::2, :, 4:7, 4:7] ^= 255
+    (tmp_path / "today").mkdir()
+    for i, image in enumerate(pictures):
+        Image.fromarray(image[0]).save(tmp_path / "today" / f"{i:02}.png")
+    code, result, _ = judge(tmp_path / "alarm", tmp_path / "today", "--fpr", "5%")
+    p = conformal.p_values(usual, local(maps(pictures)).max((1, 2)))
+    assert code == 6 and made["held_out"] == len(usual)
+    assert np.abs(np.array([row["p"] for row in result["files"]]) - p).max() < 1e-6
+    binary = replace(trained, info=replace(trained.info, levels=2))
+    refused("its alarm cannot be exported", export_run.write, binary, tmp_path / "no", Log(mode="quiet"))
