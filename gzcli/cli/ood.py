@@ -467,6 +467,10 @@ def ending(result: Mapping[str, Any], folder: Path, name: str, maps: bool) -> No
     scores = [row for row in result["results"] if not row["baseline"]]
     best = max(scores, key=lambda row: row["auroc"], default=None)
     best_score = f"best score `{best['score']}`, AUROC {best['auroc']:.3f}" if best else None
+    sided = [row for row in result["results"] if row["score"] in METHODS and METHODS[row["score"]].tails == 1]
+    method = max(sided, key=lambda row: row["auroc"], default=None)
+    if best and best_score and method and method["auroc"] >= best["auroc"]:
+        best_score += f", not better than `{method['score']}` without a model, {method['auroc']:.3f}"
     page = (f"gz report {quoted(folder)}", "")
     end([best_score, took()], [page, (f"gz ood {name} --input ./pictures", "your own pictures, one by one")])
 

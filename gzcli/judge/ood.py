@@ -23,13 +23,17 @@ from gzcli.engine.pictures import histograms
 from gzcli.judge.images import BANK, Pick, short_paths, treatment
 from gzcli.judge.scores import Scoring, Table, write_csv
 from gzcli.metrics import baselines, pretrained
+from gzcli.metrics.alarms.alarm import FITTED
+from gzcli.metrics.alarms.choice import defaults, sides
+from gzcli.metrics.alarms.methods import METHODS
 from gzcli.metrics.detection import FIGURES, detection
 from gzcli.metrics.interval import subset
 from gzcli.store import files
 from gzcli.store.jobs import OodJob
 from gzcli.store.runs import Run
 
-BASELINES = ("png", "mean", "knn_pixels", "knn_lite")  # scores that use no model
+BASELINES = ("png", "mean", "knn_pixels", "pca", "pca_local", "knn_lite")  # scores that use no model
+RESIDUALS = ("pca", "pca_local")
 PLAIN = ("nll", "elbo")  # the likelihood itself, or its bound
 FPR = {
     "fpr95": "the share of in-distribution images that is flagged when 95 % of the foreign ones are found",
@@ -103,15 +107,18 @@ def open_sets(scoring: Scoring, job: OodJob) -> dict[str, Pack]:
 
 def baseline_scores(picks: Mapping[str, Pick], home: Pack, device: torch.device) -> dict[str, Table]:
     """The scores without a model of every pick, of its own bytes, whatever grey levels the model has: PNG
-    size, pixel mean and the distances to neighbours, in pixels and, where the images have colour and its
-    weights are installed, in features of EfficientNet-Lite0."""
+    size, pixel mean, the distance to neighbours in pixels, residuals of principal components and, where the
+    images have colour and its weights are installed, the distance in features of EfficientNet-Lite0."""
     train = home.images("train")
     index = subset(len(train), BANK if train[:1].size <= 4096 else BANK // 4)
     images = [pick.pack.images("test")[pick.index] for pick in picks.values()]
+    few = train[subset(len(train), FITTED)]
+    residuals = {name: METHODS[name].fit(few, **defaults(name, sides(few.shape[1:]))) for name in RESIDUALS}
     columns = {
         "png": list(map(baselines.png_size, images)),
         "mean": list(map(baselines.pixel_mean, images)),
         "knn_pixels": baselines.knn_pca(train[index], images),
+        **{name: [fitted.score(each) for each in images] for name, fitted in residuals.items()},
     }
     if home.meta.shape[0] == 3 and pretrained.is_installed():
         space = pretrained.lite(device)

@@ -431,3 +431,50 @@ def test_all_scores_are_those_of_the_model(trained, tmp_path, monkeypatch):
     scores = {row["score"] for row in result["results"] if not row["baseline"]}
     assert scores == {"far", "noisy", "regret", "nll", "typicality", "complexity", "gradnorm", "ensemble"}
     assert all(math.isfinite(row["auroc"]) for row in result["results"])
+
+
+@pytest.fixture
+def good(tmp_path):
+    """A folder of 70 pictures of the digit 0 and 1, in one level."""
+    pack = open_pack("digits")
+    images = np.asarray(pack.images("train"))[np.asarray(pack.labels("train")) < 2][:70]
+    for i, image in enumerate(images):
+        path = tmp_path / "good" / f"{i:03d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image[0]).save(path)
+    return tmp_path / "good"
+
+
+def by_method(good, pictures, folder, **changes):
+    settings = {"method": "auto", "fpr": 0.02, "maps": True} | changes
+    return alarm.run(AlarmJob("", str(good), str(pictures), **settings), folder, CPU, Log())
+
+
+def test_good_pictures_alone_make_an_alarm(good, tmp_path, pictures):
+    result = by_method(good, pictures, tmp_path)
+    assert json.loads((tmp_path / "alarm.json").read_text()) == json.loads(json.dumps(result))
+    assert result["run"] is None and result["compared"]["n"] == 50 and result["compared"]["folds"] == 20
+    assert result["compared"]["bound"] > 2 * 0.02 and len(result["files"]) == 30
+    odd = [row["flagged"] for row in result["files"] if row["file"].startswith("test/odd")]
+    assert odd == [True] * 6 and set(result["choice"]) == {"pca_local", "knn_patch", "pca"}
+    name = result["method"]
+    assert list(result["thresholds"]) == [name] and result["outputs"]["maps"]
+    again = by_method(good, pictures, tmp_path)
+    assert again["files"] == result["files"], "the second time from the cache"
+    # further good pictures calibrate instead, and nothing is fitted to them
+    further = tmp_path / "further.npz"
+    np.savez(further, images=np.asarray(open_pack("digits").images("test"))[:60])
+    result = by_method(good, pictures, tmp_path, method="pca", calibrate=str(further), fpr=0.05)
+    assert result["compared"] | {"n": 60, "folds": 1, "bound": 0.05} == result["compared"]
+    assert all(row["p"] >= 1 / 61 for row in result["files"])
+
+
+def test_an_alarm_of_too_few_good_pictures_says_how_many_it_needs(good, tmp_path, pictures):
+    with pytest.raises(UsageError, match="50 images to compare with of 70 good ones are too few") as error:
+        by_method(good, pictures, tmp_path, fpr=0.01)
+    assert (
+        "`--fpr 2%` or more, or 137 pictures, or further good ones by `--calibrate DIR`" in error.value.hint
+    )
+    with pytest.raises(UsageError, match="24 images to compare with"):
+        np.savez(tmp_path / "few.npz", images=np.asarray(open_pack("digits").images("test"))[:24])
+        by_method(good, pictures, tmp_path, calibrate=str(tmp_path / "few.npz"))

@@ -66,14 +66,15 @@ def first_of(split="test", n=6):
 def test_result_files_and_figures_agree(trained, tmp_path):
     result = run(tmp_path)
     assert json.loads((tmp_path / "ood.json").read_text()) == json.loads(json.dumps(result))
-    rows, names = rows_of(tmp_path), ["nll", "typicality", "complexity", "far", "png", "mean", "knn_pixels"]
+    without_model = ["png", "mean", "knn_pixels", "pca", "pca_local"]
+    rows, names = rows_of(tmp_path), ["nll", "typicality", "complexity", "far", *without_model]
     assert list(rows[0]) == ["set", "role", "index", "file", *names]
     sides = [("digits", "in")] * 120 + [("digits-ab", "out")] * 120
     assert [(row["set"], row["role"]) for row in rows] == sides
     assert [int(row["index"]) for row in rows[:120]] == subset(355, 120).tolist()
     assert min(Image.open(tmp_path / "histograms.png").size) > 300
     assert [(row["out"], row["score"], row["baseline"]) for row in result["results"]] == [
-        ("digits-ab", name, name in ("png", "mean", "knn_pixels")) for name in names
+        ("digits-ab", name, name in without_model) for name in names
     ]
     for entry in result["results"]:  # every figure follows from scores.csv alone
         sides = ([float(row[entry["score"]]) for row in rows if row["role"] == s] for s in ("in", "out"))
@@ -406,7 +407,7 @@ def test_pictures_in_colour_have_neighbours_in_features(monkeypatch, installed):
     home, foreign = open_pack("patches"), open_pack("digits", size=32, channels=3)
     picks = {p.meta.name: scores.Pick(p, "test", np.arange(12)) for p in (home, foreign)}
     tables = ood.baseline_scores(picks, home, torch.device("cpu"))
-    names = ["png", "mean", "knn_pixels", *(["knn_lite"] if installed else [])]
+    names = ["png", "mean", "knn_pixels", "pca", "pca_local", *(["knn_lite"] if installed else [])]
     assert [list(table) for table in tables.values()] == [names] * 2
     if installed:
         index = subset(home.meta.counts["train"], 2500)

@@ -1,0 +1,175 @@
+"""Methods without training against scikit-learn and counting; the rate of false alarms by simulation."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+from sklearn.decomposition import PCA
+
+from gzcli.metrics import conformal
+from gzcli.metrics.alarms import choice, cross, defects, local, patches, pca
+from gzcli.metrics.alarms.alarm import calibrate
+from gzcli.metrics.alarms.fitted import Fitted, reduced
+from gzcli.metrics.alarms.methods import METHODS
+from gzcli.metrics.alarms.stored import read, stored, write
+
+
+def parts(n, seed=0, side=24):
+    """Pictures of one thing, whose light and place vary, uint8 [n, 1, side, side]."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:side, :side]
+    dy, dx, light = rng.normal(0, 0.4, n), rng.normal(0, 0.4, n), rng.normal(1, 0.05, n)
+    middle = (side - 1) / 2
+    r = np.hypot(y - middle - dy[:, None, None], x - middle - dx[:, None, None])
+    image = 40 + light[:, None, None] * 150 / (1 + np.exp(r - side / 3)) + rng.normal(0, 3, (n, side, side))
+    return image.clip(0, 255).astype(np.uint8)[:, None]
+
+
+@pytest.mark.parametrize(("n", "k"), [(30, 7), (200, 12)])
+def test_residuals_equal_scikit_learn_s(n, k):
+    """With fewer images than pixels, and with more."""
+    x, other = (reduced(parts(count, seed, 12), 1) for count, seed in ((n, 0), (9, 1)))
+    reference = PCA(k, svd_solver="full").fit(x.reshape(n, -1).astype(np.float64))
+    flat = other.reshape(9, -1).astype(np.float64)
+    residual = flat - reference.inverse_transform(reference.transform(flat))
+    np.testing.assert_allclose(pca.components(x, k).residual(other).reshape(9, -1), residual, atol=2e-5)
+    fitted = pca.fit_pca(parts(n, 0, 12), k=k)
+    np.testing.assert_allclose(fitted.score(parts(9, 1, 12)), (residual**2).mean(1), rtol=1e-3)
+
+
+def test_cells_and_smoothing_are_means_of_what_is_there():
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 7, 5), np.uint8)
+    cells = reduced(images, 3)
+    assert cells.shape == (2, 3, 3, 2)
+    for i, j in np.ndindex(3, 2):
+        box = images[:, :, 3 * i : 3 * i + 3, 3 * j : 3 * j + 3]
+        np.testing.assert_allclose(cells[:, :, i, j], box.mean((2, 3)) / 255, rtol=1e-6)
+    maps = np.random.default_rng(1).normal(size=(2, 6, 4)).astype(np.float32)
+    smoothed = local.smooth(maps, 3)
+    for i, j in np.ndindex(6, 4):
+        box = maps[:, max(0, i - 1) : i + 2, max(0, j - 1) : j + 2]
+        np.testing.assert_allclose(smoothed[:, i, j], box.mean((1, 2)), rtol=1e-4, atol=1e-6)
+
+
+def test_a_patch_is_as_far_as_the_nearest_of_the_memory():
+    rng = np.random.default_rng(0)
+    embedded = rng.normal(size=(3, 4, 5, 6)).astype(np.float32)
+    memory = rng.normal(size=(40, 6)).astype(np.float32)
+    every = np.linalg.norm(embedded[..., None, :] - memory, axis=-1).min(-1)
+    np.testing.assert_allclose(patches.distances(embedded, memory), every, rtol=1e-4)
+    taken = patches.coreset(embedded, 10)
+    assert len(np.unique(taken, axis=0)) == 10
+    # greedy: each patch taken is the farthest from those before it
+    flat = embedded.reshape(-1, 6)
+    for i in range(1, 10):
+        least = np.linalg.norm(flat[:, None] - taken[:i], axis=-1).min(1)
+        assert np.linalg.norm(taken[i] - taken[:i], axis=-1).min() == pytest.approx(least.max(), rel=1e-4)
+
+
+def test_cross_conformal_p_values_are_counts():
+    rng = np.random.default_rng(0)
+    held_out, fold = rng.integers(0, 30, 50).astype(float), rng.integers(0, 4, 50)
+    scores = rng.integers(0, 40, (20, 4)).astype(float)
+    p = conformal.cross_p_values(held_out, fold, scores)
+    for row, value in zip(scores, p, strict=True):
+        assert value == pytest.approx((1 + sum(held_out >= row[fold])) / 51)
+    one = conformal.cross_p_values(held_out, np.zeros(50, int), scores[:, :1])
+    np.testing.assert_array_equal(one, conformal.p_values(held_out, scores[:, 0]))
+
+
+@pytest.mark.parametrize(("n", "rate"), [(70, 0.02), (70, 0.1), (300, 0.02)])
+def test_false_alarms_keep_the_promise_over_200_splits(n, rate):
+    """The rate that k of the n + 1 places have, with a method that is fitted anew on each split, within the
+    binomial interval of independent splits: one picture is judged a split, by each of several sets."""
+
+    class Distance(Fitted):
+        def score(self, images):
+            return np.square(images - self.parameters["mean"]).sum(1)
+
+    def fit(some):
+        return Distance({"mean": some.mean(0)})
+
+    flagged, rng = 0, np.random.default_rng(0)
+    splits, each = 200, 10
+    for _ in range(splits * each):
+        x = rng.normal(size=(n + 1, 3))
+        calibrated = cross.cross(x[:n], fit)
+        flagged += int(conformal.flagged(calibrated.p_values(calibrated.score(x[n:])), rate)[0])
+    low, high = binom.interval(0.95, splits * each, np.floor(rate * (n + 1)) / (n + 1))
+    assert low <= flagged <= high
+    assert flagged / (splits * each) <= cross.bound(rate, n, cross.folds_of(n))
+
+
+def test_the_choice_takes_nothing_that_calibrates():
+    """The good images that calibrate may be any others: the choice and its table stay."""
+    images, other = parts(70), parts(70, seed=5)
+    aside = choice.set_aside(70, choice.AUTO)
+    order = np.random.default_rng(0).permutation(70)
+    changed = images.copy()
+    changed[order[aside:]] = other[order[aside:]]
+    found, again = (calibrate(each, choice.AUTO) for each in (images, changed))
+    assert found.choice == again.choice and aside == 20
+    assert len(found.calibrated.held_out) == 50 and not np.array_equal(
+        found.calibrated.held_out, again.calibrated.held_out
+    )
+    assert set(found.choice.table) == set(choice.AUTO)
+
+
+def test_defects_are_found_by_the_chosen_method():
+    found = calibrate(parts(200), choice.AUTO).calibrated
+    good = parts(100, seed=9)
+    bad, kinds, source = defects.synthetic(good, each=8, seed=3)
+    assert len(bad) == len(kinds) == 8 * len(defects.DRAWERS)
+    assert all((image != good[i]).any() for image, i in zip(bad, source, strict=True))
+    p_good, p_bad = (found.p_values(found.score(images)) for images in (good, bad))
+    assert (p_good <= 0.05).mean() < 0.15 and (p_bad <= 0.05).mean() > 0.4
+    maps = found.map(bad)
+    assert maps.shape == (len(bad), 24, 24)
+    # a map is highest near what was changed
+    changed = np.abs(bad.astype(int) - good[source]).max(1) > 0
+    seen = [i for i in range(len(bad)) if p_bad[i] <= 0.02]
+    hits = [
+        changed[i][max(0, y - 3) : y + 4, max(0, x - 3) : x + 4].any()
+        for i in seen
+        for y, x in [np.unravel_index(maps[i].argmax(), maps[i].shape)]
+    ]
+    assert np.mean(hits) > 0.8
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_scores_alone_and_is_stored_whole(name, tmp_path):
+    images, other = parts(40), parts(6, seed=2)
+    found = calibrate(images, [name], held_out=parts(30, seed=3))
+    scores = found.calibrated.score(other)
+    write(tmp_path / "alarm.npz", found)
+    again = read(tmp_path / "alarm.npz")
+    np.testing.assert_array_equal(again.calibrated.score(other), scores)
+    assert again.calibrated.models[0].hash == found.calibrated.models[0].hash
+    assert dict(again.choice.settings) == dict(found.choice.settings) and again.fitted_on == found.fitted_on
+    for i in range(len(other)):
+        np.testing.assert_allclose(
+            found.calibrated.score(other[i : i + 1])[0], scores[i], rtol=1e-3, atol=1e-6
+        )
+    maps = found.calibrated.map(other)
+    assert (maps is not None) == METHODS[name].mapped
+    model = found.calibrated.models[0]
+    assert replace(model, parameters={"x": 1}).hash != model.hash
+
+
+def test_an_alarm_is_made_once_and_again_where_its_file_is_damaged(monkeypatch, tmp_path):
+    monkeypatch.setenv("GZ_HOME", str(tmp_path))
+    made, said = [], []
+
+    def make():
+        made.append(1)
+        return calibrate(parts(30), ["pca"])
+
+    first, second = (stored({"images": "a"}, make, said.append) for _ in range(2))
+    assert made == [1] and np.array_equal(first.calibrated.held_out, second.calibrated.held_out)
+    stored({"images": "b"}, make, said.append)
+    assert made == [1, 1]
+    for path in (tmp_path / "alarms").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    stored({"images": "a"}, make, said.append)
+    assert made == [1, 1, 1] and "made again" in said[0]
