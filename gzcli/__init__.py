@@ -16,15 +16,19 @@ from typing import TYPE_CHECKING, Any
 from gzcli.version import __version__
 
 if TYPE_CHECKING:
-    from gzcli import models
+    from gzcli import league, models
     from gzcli.api import Data, datasets, load, open_data, train
     from gzcli.api import LoadedRun as Run
+    from gzcli.api.compare import bench, ood
     from gzcli.core.types import Batch, DataInfo, Noise, Progress
+    from gzcli.league.call import sweep
     from gzcli.models.base import Model, Phase
 
 # name → its module, and its name there where that is another one
 _PLACES = {
     **dict.fromkeys(("Data", "datasets", "load", "open_data", "train"), "gzcli.api"),
+    **dict.fromkeys(("bench", "ood"), "gzcli.api.compare"),
+    "sweep": "gzcli.league.call",
     **dict.fromkeys(("Batch", "DataInfo", "Noise", "Progress"), "gzcli.core.types"),
     **dict.fromkeys(("Model", "Phase"), "gzcli.models.base"),
     "Run": "gzcli.api:LoadedRun",
@@ -40,17 +44,21 @@ __all__ = [
     "Progress",
     "Run",
     "__version__",
+    "bench",
     "datasets",
+    "league",
     "load",
     "models",
+    "ood",
     "open_data",
+    "sweep",
     "train",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "models":
-        return import_module("gzcli.models")
+    if name in ("league", "models"):
+        return import_module(f"gzcli.{name}")
     if name in _PLACES:
         module, _, attribute = _PLACES[name].partition(":")
         return getattr(import_module(module), attribute or name)

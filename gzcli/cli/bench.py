@@ -19,21 +19,19 @@ from gzcli.cli import options as opt
 from gzcli.cli.jobs import end, name_of, quoted, took
 from gzcli.cli.options import a_model, a_model_or_run, a_set, argument, choose, option
 from gzcli.cli.report import check_report, with_report
-from gzcli.core.errors import MissingError, UsageError, canonical, matching
+from gzcli.core.errors import UsageError
 from gzcli.core.sections import LaunchSection
-from gzcli.core.units import about, count, counted, duration, figure, short
-from gzcli.data.sets.names import ENDINGS, OwnSet, is_set, locate, slug
-from gzcli.launch.slurm import CORES_OF_A_PROCESS, check_printable
+from gzcli.core.units import BUDGETS, about, count, counted, duration, figure, seconds_of, short
+from gzcli.data.sets.names import locate, slug
+from gzcli.launch.slurm import check_printable
 from gzcli.metrics import standings
 from gzcli.metrics.metric import column_of, help_text, metrics, one_distance, weights_of
 from gzcli.recipe.suggest import NEEDS
 from gzcli.store import claims
 from gzcli.store.paths import recipe_names, user_dir
-from gzcli.store.run_folder import Run
-from gzcli.store.runs import all_runs, by_name
+from gzcli.store.runs import by_name
 
 if TYPE_CHECKING:
-    from gzcli.data.sets.names import DataSet
     from gzcli.league.league import Terms
     from gzcli.league.loop import League
     from gzcli.league.which import Outcome, Race
@@ -115,6 +113,8 @@ def bench(
 
     Without a name, every model that has a finished run on the data set is compared.
     """
+    from gzcli.launch.contestants import find_contestants
+    from gzcli.league.league import beside_others
     from gzcli.league.loop import play_one
     from gzcli.store.jobs import BenchJob
 
@@ -138,7 +138,7 @@ def bench(
     networks = [] if weights else weights_of(job.metrics or ())
     if league:
         names = opt.split(models) if models else contestants
-        job = replace(job, launch=for_one(job.launch)) if at_once else job
+        job = replace(job, launch=beside_others(job.launch)) if at_once else job
         terms = terms_of(job, names, seeds, calls, curve, budget, train_missing=train_missing)
         if submit or slurm:
             return submit_league(terms, at_once, slurm)
@@ -204,72 +204,6 @@ def disagreement(result: Mapping[str, Any]) -> list[str]:
         apart = (f"{name} ({first}, {other})" for name, first, other in second["apart"])
         lines += out.fitted(", ".join(apart), "places that disagree: ")
     return lines
-
-
-# ---------------------------------------------------------------------------- who takes part
-
-
-def find_contestants(words: list[str], data: str | None) -> tuple[DataSet, list[tuple[Run, str]], list[str]]:
-    """The set of real images, the runs with the words that mean them, and the references of the images."""
-    from gzcli.launch.from_file import find_run
-
-    data_set = locate(data) if data else None
-    names = [word for word in words if is_run(word)]
-    images = [images_at(word) for word in words if word not in names]
-    if not words:
-        done = [run for run in all_runs() if run.state == "finished"]
-        data_set = data_set or locate(data_of(done[0]) if done else "digits")
-        done = [run for run in done if canonical(run.data) == canonical(data_set.key)]
-        names = list({run.model: None for run in reversed(done)})  # each once, in order of its first run
-        if not names:
-            name = data_set.reference
-            raise MissingError(f"no finished run on `{name}`", hint=f"gz train vae --data {name}")
-    runs: list[tuple[Run, str]] = []
-    for word in names:
-        runs.append((find_run(word, data=data_set.key if data_set else None), word))
-        data_set = data_set or locate(data_of(runs[0][0]))
-    if data_set is None:
-        hint = f"gz bench {words[0]} --data mnist · gz bench {words[0]} --data ./real"
-        raise UsageError("images are compared with real ones: say which by `--data`", hint=hint)
-    return data_set, runs, images
-
-
-def is_run(word: str) -> bool:
-    """Whether a word means a run, a model or weights; an unknown name does, for their search has a hint."""
-    from gzcli.launch.from_file import is_shared
-
-    if by_name(word) is not None or is_shared(word) or matching(word, recipe_names()):
-        return True
-    if "/" in word or word.lower().endswith(ENDINGS) or word.endswith(".safetensors"):
-        return False
-    return bool(all_runs(model=word)) or not is_set(word)
-
-
-def images_at(word: str) -> str:
-    """The images that a word means; those of a folder of `gz sample` are `samples.npz`, else `images`."""
-    from gzcli.data.readers.folder import open_path
-    from gzcli.data.sets.registry import Form
-
-    try:
-        source = locate(word)
-        if not isinstance(source, OwnSet):
-            return source.reference
-        drawn = Run(source.path)
-        if drawn.sheet_picture.is_file() and drawn.job_file.is_file():
-            parts = [part for part in (drawn.images_file, drawn.images_folder) if part.exists()]
-            if not parts:
-                hint = "draw them again with `gz sample … --npz`"
-                raise UsageError(f"`{word}` holds the sheet of a sample and not its images", hint=hint)
-            source = OwnSet(parts[0])
-        open_path(source.path, Form(foreign=True))
-    except MissingError as e:
-        message = f"`{word}` is no run, no model, and no folder, zip, tar or npz of images: {e.message}"
-        raise UsageError(message, hint=e.hint) from e
-    return source.reference
-
-
-def data_of(run: Run) -> str:
-    return str(run.serving.tree()["data"]["name"])
 
 
 # ---------------------------------------------------------------------------- the table
@@ -347,29 +281,15 @@ def terms_of(
     if not job.data:
         raise UsageError("`--train-missing` needs `--data`, the set to train on", hint=hint)
     if budget is None:
-        raise UsageError("`--train-missing` needs `--budget`, the time of each training", hint=opt.BUDGETS)
-    seconds = opt.seconds_of(budget)
+        raise UsageError("`--train-missing` needs `--budget`, the time of each training", hint=BUDGETS)
+    seconds = seconds_of(budget)
     if seconds < SHORTEST:
-        raise UsageError(f"`--budget {budget}` is too short to train anything", hint=opt.BUDGETS)
+        raise UsageError(f"`--budget {budget}` is too short to train anything", hint=BUDGETS)
     job = replace(job, data=locate(job.data).reference)
     curves = tuple(choose("curve", name, ("steps", "time")) for name in opt.split(curve))
     names = tuple(dict.fromkeys(models or ()))
     all_seeds = tuple(range(job.seed, job.seed + seeds))
     return Terms(job.data, seconds, None if names in ((), ("all",)) else names, all_seeds, job, calls, curves)
-
-
-def for_one(launch: LaunchSection) -> LaunchSection:
-    """The devices of a training beside others: a GPU, or a core. The threads do not depend on the machine, by
-    which a run would be another one."""
-    from gzcli.launch import launcher
-
-    if (launch.gpus or 1) != 1 or launch.processes:
-        message = "`--jobs` gives each training one GPU, or one core"
-        raise UsageError(message, hint="--jobs 4 without `--gpus`")
-    on_cpu = launch.cpu or launch.gpus == 0
-    if launch.gpus or (not on_cpu and launcher.usable_gpus().usable):
-        return replace(launch, gpus=1, threads=CORES_OF_A_PROCESS)
-    return replace(launch, threads=1)
 
 
 def submit_league(terms: Terms, at_once: int | None, options: list[str] | None) -> None:
@@ -530,16 +450,16 @@ def which(
     """
     from gzcli.cli.plan import start_or_not
     from gzcli.league import which as race
-    from gzcli.league.league import Terms
+    from gzcli.league.league import Terms, beside_others
     from gzcli.store.jobs import BenchJob
 
     out.configure(lenient=True)  # a lost reader does not end what takes hours
     needs = [choose("need", word, NEEDS) for word in opt.split(need)]
     launch = LaunchSection(opt.parse_gpus(gpus), cpu)
-    launch = for_one(launch) if at_once else launch
+    launch = beside_others(launch) if at_once else launch
     name = locate(data).reference
     job = BenchJob((), name, None, race.SAMPLES, seed=seed, launch=launch, split="val")
-    terms = Terms(name, opt.seconds_of(budget), tuple(opt.split(models)) or None, (seed,), job, 0)
+    terms = Terms(name, seconds_of(budget), tuple(opt.split(models)) or None, (seed,), job, 0)
     plan = race.race_of(terms, needs)
     for text in in_words(plan):
         out.info(text)

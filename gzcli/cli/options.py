@@ -5,7 +5,6 @@ Completion runs at every TAB: it reads names from disk and imports little.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -117,17 +116,6 @@ def choose(what: str, name: str, options: Iterable[str]) -> str:
         return match
     every = "it is one of " + ", ".join(f"`{option}`" for option in options)
     raise UsageError(f"no {what} is called `{name}`", hint=did_you_mean(name, options) or every)
-
-
-BUDGETS = "a number with its unit, at least 3s: `--budget 8m`, `--budget 1.5h`"
-
-
-def seconds_of(budget: str) -> float:
-    """The seconds of a budget. Raises UsageError for what is no time."""
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([smhd])", budget.strip())
-    if not match:
-        raise UsageError(f"`--budget {budget}` is no time", hint=BUDGETS)
-    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]
 
 
 def parse_gpus(text: str | None) -> int | Literal["all"] | None:

@@ -15,7 +15,7 @@ from gzcli.cli import out
 from gzcli.cli.options import a_model_or_run, argument, choose, option, split
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import TRACKERS
-from gzcli.core.units import duration, figure
+from gzcli.core.units import duration, figure, seconds_of
 from gzcli.data.sets.names import locate
 from gzcli.recipe.suggest import suggest
 
@@ -220,7 +220,7 @@ def sweep(
 
     out.configure(lenient=True)  # a lost reader never stops a training
     flags = {"scale": scale, "launch.gpus": opt.parse_gpus(gpus), "launch.cpu": cpu or None, "seed": seed}
-    seconds = opt.seconds_of(budget)
+    seconds = seconds_of(budget)
     with out.progress("packing", unit="images") as report:
         plan = sweep_of(what, data, sets or (), budget=seconds, trials=trials, flags=flags, progress=report)
     out.info(f"{' → '.join(map(str, plan.rungs))} trials, of {duration(plan.first)} each at first")

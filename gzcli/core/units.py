@@ -14,6 +14,7 @@ from gzcli.core.errors import UsageError
 Size: TypeAlias = int | str  # as `as_size` writes it
 
 SIDES = range(4, 1025)  # pixels a side of images that are packed
+BUDGETS = "a number with its unit, at least 3s: `--budget 8m`, `--budget 1.5h`"
 WORDS = "a number of pixels, or width and height as `48x32`"
 
 
@@ -131,3 +132,11 @@ def threads_wanted() -> int | None:
 def counted(n: int, what: str) -> str:
     """A number with its noun: `1 file`, `2,000 files`."""
     return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def seconds_of(budget: str) -> float:
+    """The seconds of a budget. Raises UsageError for what is no time."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([smhd])", budget.strip())
+    if not match:
+        raise UsageError(f"`--budget {budget}` is no time", hint=BUDGETS)
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]

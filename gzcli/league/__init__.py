@@ -1,1 +1,21 @@
-"""Several trainings by one command: leagues, which rank models, and sweeps, which rank settings."""
+"""Several trainings by one command: leagues, which rank models, and sweeps, which rank settings.
+`gzcli.league(…)` holds a league."""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+
+class _Leagues(ModuleType):
+    """A package that can be called."""
+
+    def __call__(self, *words: Any, **options: Any) -> Any:
+        """The result of `gzcli.league.call.league`, which has the options."""
+        from gzcli.league.call import league
+
+        return league(*words, **options)
+
+
+sys.modules[__name__].__class__ = _Leagues

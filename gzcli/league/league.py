@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import DamagedError, UsageError
-from gzcli.core.sections import tuples
+from gzcli.core.sections import LaunchSection, tuples
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.launch import forecast, launcher
 from gzcli.launch import plan as planning
 from gzcli.launch.launcher import Plan
 from gzcli.launch.plan import Request
+from gzcli.launch.slurm import CORES_OF_A_PROCESS
 from gzcli.league.training import Training, digest
 from gzcli.models import catalog
 from gzcli.store import files, jobs
@@ -145,6 +146,18 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
         sets = [f"stages.{part.stage}.train.minutes={budget:.4g}" for part, budget in pairs]
         request = planning.ask(name, terms.data, sets, flags)
     return Entry.of(request, say, progress, model=label, seed=seed)
+
+
+def beside_others(launch: LaunchSection) -> LaunchSection:
+    """The devices of a training beside others: a GPU, or a core. The threads do not depend on the machine, by
+    which a run would be another one."""
+    if (launch.gpus or 1) != 1 or launch.processes:
+        message = "`--jobs` gives each training one GPU, or one core"
+        raise UsageError(message, hint="--jobs 4 without `--gpus`")
+    on_cpu = launch.cpu or launch.gpus == 0
+    if launch.gpus or (not on_cpu and launcher.usable_gpus().usable):
+        return replace(launch, gpus=1, threads=CORES_OF_A_PROCESS)
+    return replace(launch, threads=1)
 
 
 def shares_of(request: Request, plan: Plan, say: Say) -> list[float]:

@@ -19,11 +19,11 @@ HEAVY |= {"gradio"}
 LEAVES = {"core", "store", "version", "types"}  # `types` is a module of Python too
 MAY = {
     "__main__": {"cli"},
-    "__init__": {"api", "models"},
+    "__init__": {"api", "league", "models"},
     "cli": {"launch", "recipe", "models", "data", "metrics", "league", "testing", "report", "docs", "demo"},
     "docs": {"recipe", "models"},
     "demo": {"api", "engine", "judge", "data", "recipe", "models"},
-    "api": {"engine", "judge", "launch", "recipe", "models", "data"},
+    "api": {"engine", "judge", "launch", "recipe", "models", "metrics", "data"},
     "testing": {"__init__", "engine", "recipe", "models", "data"},
     "report": {"engine", "metrics"},
     "export": {"judge", "engine", "metrics", "models", "data"},

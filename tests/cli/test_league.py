@@ -21,8 +21,9 @@ import torch
 from PIL import Image
 from zoo import CASES, DDPM, FM
 
+import gzcli
 from gzcli.core import devices, start
-from gzcli.core.errors import DivergedError, GzError, Interrupted
+from gzcli.core.errors import DivergedError, GzError, Interrupted, UsageError
 from gzcli.core.sections import LaunchSection, Part
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.trained import Trained
@@ -122,6 +123,22 @@ def test_every_model_is_a_row_and_the_best_is_first(call, home, trained, judged,
     assert (best["model"], best["place"], float(best["fd_excess"])) == ("fm", "1–3", pytest.approx(12))
     # the budget of a run without stages is its own, and figures of likelihood are found once
     assert [job.variants for job in judged[:2]] == [({},), ({}, {"calls": 20, "quick": True})]
+
+
+def test_a_league_from_python_is_that_of_the_command(call, home, trained, judged, capsys):
+    """`gzcli.league` is a function, though its code is in a package of the name."""
+    trained.fails = {("wgan", 0): DivergedError("the loss is not finite")}
+    result = gzcli.league(["vae", "fm", "wgan"], data="digits", budget="0.2m", n=100, cpu=True, quiet=True)
+    assert capsys.readouterr() == ("", "") and (result.data, result.metric) == ("digits", "fd")
+    rows = [(row.model, row.place, row.metrics.get("fd"), row.failed) for row in result.rows]
+    assert rows == [("fm", "1", 20.0, 0), ("vae", "2", 90.0, 0), ("wgan", None, None, 1)]
+    assert [one.error for one in result.trainings] == [None, None, "the loss is not finite"]
+    assert result.floor["fd"] == 10.0 and result.folder.is_dir() and result.left_out == {}
+    n = len(trained)
+    call(*WORDS, "--models", "vae,fm", "-n", "100")
+    assert len(trained) == n and len(judged) == 2, "the same runs and judgements"
+    with pytest.raises(UsageError, match="is no time"):
+        gzcli.league(data="digits", budget="8")
 
 
 def test_what_is_there_is_used_again(call, home, trained, judged):

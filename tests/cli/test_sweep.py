@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from helpers import in_process
 
+import gzcli
 from gzcli.cli import app
-from gzcli.core.errors import DeviceError, DivergedError, GzError, Interrupted
+from gzcli.core.errors import DeviceError, DivergedError, GzError, Interrupted, UsageError
 from gzcli.launch import launcher, plan
 from gzcli.league import sweep, training
 from gzcli.league.sweep import sweep_of
@@ -185,6 +186,21 @@ def test_a_record_that_is_damaged_or_lost_is_made_again(trained, home, capsys):
         assert path.read_text() == whole, text
     path.unlink()
     assert app.run(list(FOUR)) == 0 and shown(capsys) == result and len(trained) == n
+
+
+def test_a_sweep_from_python_is_that_of_the_command(trained, capsys):
+    sets = {"optim.lr": ["1e-5", 1e-3], "model.hidden": [[8]], "train.clip": 2.0}
+    result = gzcli.sweep("vae", set=sets, data="digits", budget="1m", cpu=True, quiet=True)
+    assert capsys.readouterr() == ("", "") and result.fixed == ("model.hidden=[8]", "train.clip=2.0")
+    assert [(row.setting, row.steps, row.state) for row in result.trials] == [
+        (("optim.lr=0.001",), 20, "best"),
+        (("optim.lr=1e-5",), 10, "stopped"),
+    ]
+    assert result.best.value < 1 and result.metric == "loss" and len(trained) == 3
+    words = [word for key in ("optim.lr=1e-5,0.001", *result.fixed) for word in ("--set", key)]
+    assert app.run([*RATES[:-2], *words, "-q"]) == 0 and len(trained) == 3, "the same sweep"
+    with pytest.raises(UsageError, match="nothing to try"):
+        gzcli.sweep("vae", set=["optim.lr=1e-3"], data="digits", budget="1m", cpu=True)
 
 
 def test_a_trial_that_fails_loses_alone_and_is_tried_again(trained, capsys):

@@ -1,7 +1,9 @@
 """gz from Python, a weights file by itself, and a model from outside that is trained, sampled and kept."""
 
+import ast
 import gzip
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -24,6 +26,7 @@ from gzcli.core.errors import MissingError
 from gzcli.data.packs import stream
 from gzcli.data.sets.registry import SPECS, DataFile
 from gzcli.docs.page import texts
+from gzcli.league.call import league
 from gzcli.models.vae.vae import VAE
 from gzcli.store import model_files, runs
 from gzcli.store.paths import cache_dir
@@ -110,7 +113,7 @@ def mnist_in_the_cache(monkeypatch) -> None:
 )
 def test_a_snippet_runs_as_a_file(text, run, home, tmp_path, monkeypatch):
     """Without `if __name__ == "__main__"`: workers that pack a set do not run it again."""
-    (code,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    code, *_ = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     alone = f"import os\nassert os.getpid() == {os.getpid()}, 'run again'\n"
     script = tmp_path / "script.py"
     script.write_text(f'{alone}{code}gzcli.open_data("mnist", size=13)\n')
@@ -169,3 +172,36 @@ def test_importing_gzcli_loads_next_to_nothing():
     )
     took, *heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.split()
     assert heavy == [] and float(took) < 0.03
+
+
+def test_calls_of_the_page_are_calls_of_the_functions():
+    """Of the verbs that compare, which would train for minutes."""
+    _, code = re.findall(r"^```python\n(.*?)^```", texts()["python"], re.MULTILINE | re.DOTALL)
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    functions = {"bench": gzcli.bench, "ood": gzcli.ood, "league": league, "sweep": gzcli.sweep}
+    assert {node.func.attr for node in calls} == {*functions} and callable(gzcli.league)
+    for node in calls:
+        options = {word.arg: None for word in node.keywords}
+        inspect.signature(functions[node.func.attr]).bind(*node.args, **options)
+
+
+def test_bench_and_ood_are_jobs_with_typed_results(run, monkeypatch, tmp_path):
+    """The jobs are those of the verbs, whose options have the same names."""
+    jobs = []
+
+    def do_job(folder, job, **how):
+        jobs.append(job)
+        row = {"name": "mine", "run": run.id, "metrics": {"fd": 3.0}, "intervals": {"fd": [2.0, 4.0]}}
+        score = dict.fromkeys(("auroc", "aupr_in", "aupr_out", "fpr95"), 0.9) | {"n_in": 5, "n_out": 5}
+        scores = [{"score": name, "baseline": name == "size", **score} for name in ("size", "elbo")]
+        result = {"data": "digits", "metric": "fd", "places": {"mine": "1"}, "floor": {"fd": 1.0}}
+        return result | {"rows": [row], "results": [{"out": "glyphs", **row} for row in scores], "notes": []}
+
+    monkeypatch.setattr("gzcli.api.compare.do_job", do_job)
+    made = gzcli.bench("mine", data="digits", metrics=["swd"], n=100, cpu=True, quiet=True)
+    assert jobs[0].runs == (str(run.path),) and (jobs[0].metrics, jobs[0].n) == (("swd",), 100)
+    assert made.rows[0].metrics == {"fd": 3.0} and made.places == {"mine": "1"} and made.folder.is_dir()
+    told = gzcli.ood("mine", out="glyphs", scores=["elbo"], n=5, cpu=True, quiet=True)
+    assert (jobs[1].ins, jobs[1].outs, jobs[1].scores) == ("digits", ("glyphs",), ("elbo",))
+    assert told.best.score == "elbo" and told.best.auroc == 0.9 and told.run == run.id
+    refused("no score of `vae` takes `strats`", gzcli.ood, "mine", out="glyphs", strats=3)

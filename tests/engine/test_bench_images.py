@@ -15,7 +15,6 @@ from pixelwise import fake_run, fitted
 from refused import refused
 
 from gzcli.cli import bench as bench_verb
-from gzcli.cli.bench import find_contestants, images_at
 from gzcli.core.errors import MissingError
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.log import Log
@@ -23,6 +22,7 @@ from gzcli.judge import bench
 from gzcli.judge.bench import json_figures
 from gzcli.judge.contestants import Contestant, PackOptions, read, tell_apart
 from gzcli.judge.real import ImageSet
+from gzcli.launch.contestants import find_contestants, images_at
 from gzcli.metrics.features import lenet
 from gzcli.metrics.interval import Interval
 from gzcli.metrics.metric import column_of

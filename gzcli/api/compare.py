@@ -1,0 +1,200 @@
+"""Comparisons from Python: `gzcli.bench` and `gzcli.ood`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from gzcli.core.errors import UsageError
+from gzcli.core.sections import LaunchSection, part_of
+from gzcli.data.download.fetch import fetch_weights
+from gzcli.data.sets.names import locate, slug
+from gzcli.launch.contestants import find_contestants
+from gzcli.launch.from_file import find_run
+from gzcli.launch.jobs import do_job
+from gzcli.metrics.metric import weights_of
+from gzcli.models.catalog import card_of
+from gzcli.recipe.schema import check_scores, check_value, score_options
+from gzcli.store import claims
+from gzcli.store.jobs import BenchJob, Job, OodJob
+from gzcli.store.paths import user_dir
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """A run, or images from elsewhere, in a comparison.
+
+    name: as tables show it.
+    run: id of the run; None for images from elsewhere.
+    metrics: each metric by name, such as `fd`.
+    intervals: ends of the 95 % interval of those that have one.
+    """
+
+    name: str
+    run: str | None
+    metrics: Mapping[str, float]
+    intervals: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """A comparison with the real images of a data set.
+
+    metric: by which it ranks; None if nothing can be ranked.
+    places: "1", or "1–2" where intervals do not tell two apart, by the names of rows.
+    floor: the metrics of real images in the place of samples.
+    folder: of its tables, which `gz report` takes.
+    """
+
+    data: str
+    metric: str | None
+    rows: tuple[BenchRow, ...]
+    places: Mapping[str, str]
+    floor: Mapping[str, float]
+    notes: tuple[str, ...]
+    folder: Path
+
+
+@dataclass(frozen=True)
+class OodRow:
+    """How well a score tells a foreign set; `baseline` scores use no model."""
+
+    out: str
+    score: str
+    baseline: bool
+    auroc: float
+    aupr_in: float
+    aupr_out: float
+    fpr95: float
+    n_in: int
+    n_out: int
+
+
+@dataclass(frozen=True)
+class OodResult:
+    """Out-of-distribution scores of a run; `folder` contains `scores.csv`, the scores of single images."""
+
+    run: str
+    rows: tuple[OodRow, ...]
+    notes: tuple[str, ...]
+    folder: Path
+
+    @property
+    def best(self) -> OodRow | None:
+        """The model's score of the highest AUROC."""
+        return max((row for row in self.rows if not row.baseline), key=lambda row: row.auroc, default=None)
+
+
+def bench(
+    *contestants: str | Path,
+    data: str | Path | None = None,
+    metrics: Iterable[str] = (),
+    n: int = 2000,
+    split: Literal["test", "train", "all"] = "test",
+    seed: int = 0,
+    gpus: int | None = None,
+    cpu: bool = False,
+    quiet: bool = False,
+) -> BenchResult:
+    """Compares trained models, and images from anywhere, with real images, as `gz bench` does.
+
+    contestants: models, ids, aliases or folders of runs; or a folder, zip, tar or npz of images. None: every
+      model that has a finished run on the data set.
+    data: name or path of the real images; None: the set of the first run.
+    metrics: names of metrics; (): those that need no weights of Inception.
+    n: samples that are drawn of each model, images that are taken at most.
+    split: which of the real images.
+    seed: of the noise.
+    gpus: number of GPUs; None: one, if there is one.
+    cpu: whether the CPU is used though there are GPUs.
+    quiet: whether nothing is printed meanwhile.
+
+    Raises UsageError for an unknown name, MissingError where there is no such run.
+    """
+    data_set, runs, images = find_contestants([*map(str, contestants)], None if data is None else str(data))
+    paths, names = tuple(str(run.path) for run, _ in runs), tuple(metrics)
+    for network in weights_of(names):
+        fetch_weights(network)
+    facts: dict[str, Any] = {
+        "launch": LaunchSection(gpus, cpu),
+        "seed": seed,
+        "split": split,
+        "checkpoint": "last",
+    }
+    job = BenchJob(paths, data_set.reference, names or None, n, images=tuple(images), **facts)
+    folder = claims.new_folder(user_dir("bench"), data_set.key)
+    result = done(folder, job, quiet)
+    rows = tuple(_of(BenchRow, row) for row in result["rows"])
+    metric, places, floor = result["metric"], result["places"], result["floor"]
+    return BenchResult(result["data"], metric, rows, places, floor, tuple(result["notes"]), folder)
+
+
+def ood(
+    what: str | Path,
+    *,
+    out: str | Path | Sequence[str | Path],
+    data: str | Path | None = None,
+    scores: Iterable[str] = (),
+    n: int | None = None,
+    seed: int = 0,
+    cpu: bool = False,
+    quiet: bool = False,
+    **options: Any,
+) -> OodResult:
+    """Scores images of other data sets by how foreign they are to a model, as `gz ood` does.
+
+    what: a model, whose newest finished run is taken, or a run's id, alias or folder.
+    out: names or paths of the foreign sets.
+    data: the in-distribution set; None: that of the run.
+    scores: names of scores; (): those of the recipe.
+    n: images of each set that are scored; None: as many as the recipe's time allows.
+    seed: of the noise.
+    cpu: whether the CPU is used though there are GPUs.
+    quiet: whether nothing is printed meanwhile.
+    options: keywords of the scores, as `starts=8`.
+
+    Raises UsageError for a score or an option that the model does not have, MissingError where there is no
+    run. `LoadedRun.judge` judges single pictures.
+    """
+    inside = None if data is None else locate(str(data))
+    run = find_run(str(what), data=inside.key if inside else None)
+    part = part_of(run.serving.tree())
+    card, home = card_of(run, part.model), inside or locate(part.data.name)
+    rules = score_options(card)
+    if strange := [name for name in options if name not in rules]:
+        raise UsageError(
+            f"no score of `{card.name}` takes `{strange[0]}`", hint=f"they take: {', '.join(rules)}"
+        )
+    values = {name: check_value(value, rules[name], name) for name, value in options.items()}
+    chosen, foreign = check_scores(scores, card), [out] if isinstance(out, str | Path) else out
+    outs = tuple(locate(str(name)).reference for name in foreign)
+    facts: dict[str, Any] = {
+        "launch": LaunchSection(cpu=cpu),
+        "seed": seed,
+        "n": n,
+        "options": values,
+        "checkpoint": "last",
+    }
+    job = OodJob(str(run.path), home.reference, outs, scores=tuple(chosen) or None, **facts)
+    label = "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
+    folder = claims.new_folder(run.path / "ood", label)
+    result = done(folder, job, quiet)
+    rows = tuple(_of(OodRow, row) for row in result["results"])
+    return OodResult(run.id, rows, tuple(result["notes"]), folder)
+
+
+def done(folder: Path, job: Job, quiet: bool) -> dict[str, Any]:
+    """What the engine has found."""
+    return do_job(
+        folder,
+        job,
+        mode="quiet" if quiet else "human",
+        warn=lambda text: None if quiet else print(text, file=sys.stderr),
+    )
+
+
+def _of(kind: type, row: Mapping[str, Any]) -> Any:
+    return kind(**{field.name: row[field.name] for field in fields(kind)})

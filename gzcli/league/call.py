@@ -1,0 +1,164 @@
+"""Leagues and sweeps from Python: `gzcli.league` and `gzcli.sweep`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from gzcli.core import streams
+from gzcli.core.sections import LaunchSection
+from gzcli.core.types import Say, silent
+from gzcli.core.units import seconds_of
+from gzcli.data.sets.names import locate
+from gzcli.league import loop
+from gzcli.league.league import Terms, beside_others
+from gzcli.league.sweep import SweepResult, play, sweep_of
+from gzcli.store.jobs import BenchJob
+
+CALLS = 20  # network calls an image at which samplers are compared too, as `gz bench` has it
+
+
+@dataclass(frozen=True)
+class LeagueRow:
+    """A model of a league.
+
+    model: its name.
+    place: "1", or "1–2" where intervals do not tell it from another; None if it has no value.
+    metrics: the mean of each metric over the seeds.
+    failed: how many of its trainings failed.
+    """
+
+    model: str
+    place: str | None
+    metrics: Mapping[str, float]
+    failed: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A training of a league: model, seed, the run's id, its metrics, and the error that it ended by."""
+
+    model: str
+    seed: int
+    run: str | None
+    metrics: Mapping[str, float]
+    error: str | None
+
+
+@dataclass(frozen=True)
+class LeagueResult:
+    """A league.
+
+    metric: by which it ranks; None if nothing could be ranked.
+    rows: the models, the best first.
+    trainings: one for each model and seed.
+    floor: the metrics of real images in the place of samples.
+    left_out: the reason for each model that cannot be trained on the set.
+    folder: of its tables, which `gz report` takes.
+    """
+
+    data: str
+    metric: str | None
+    rows: tuple[LeagueRow, ...]
+    trainings: tuple[Trained, ...]
+    floor: Mapping[str, float]
+    notes: tuple[str, ...]
+    left_out: Mapping[str, str]
+    folder: Path
+
+
+def league(
+    models: Sequence[str] | None = None,
+    *,
+    data: str | Path,
+    budget: str = "8m",
+    seeds: int = 1,
+    n: int = 10_000,
+    at_once: int | None = None,
+    cpu: bool = False,
+    quiet: bool = False,
+) -> LeagueResult:
+    """Trains models for equal time on one set, judges them alike and ranks them: `gz bench --train-missing`.
+    The same call resumes a league that was stopped.
+
+    models: names of models, or paths of recipes; None: all that fit the set.
+    data: name or path of the data set.
+    budget: time of each training, such as "90s", "8m" or "1.5h": CPU time, on GPUs wall-clock time.
+    seeds: trainings of each model, with the seeds from 0 on.
+    n: images that are drawn of each run.
+    at_once: trainings side by side, each on one core or GPU; None: one after the other on all of them.
+    cpu: whether the CPU is used though there are GPUs.
+    quiet: whether nothing is printed meanwhile.
+
+    Raises UsageError for a model that does not fit the set; the error of the first training if all failed.
+    """
+    launch = LaunchSection(cpu=cpu)
+    launch = beside_others(launch) if at_once else launch
+    reference = locate(str(data)).reference
+    names = tuple(map(str, models or ())) or None
+    job = BenchJob((), reference, n=n, checkpoint="last", launch=launch)
+    terms, say = Terms(reference, seconds_of(budget), names, tuple(range(seeds)), job, CALLS), speaking(quiet)
+    held = loop.League.of(terms, budget, say=say)
+    result = loop.hold(held, at_once=at_once, say=say, mode="quiet" if quiet else "human")
+    keys = [field.name for field in fields(LeagueRow)]
+    rows = [LeagueRow(**{key: row[key] for key in keys}) for row in result["summary"]]
+    trainings = [
+        Trained(row["model"], row["seed"], row.get("run"), row["metrics"], row.get("error"))
+        for row in result["rows"]
+    ]
+    facts = (tuple(result["notes"]), result["left_out"], held.folder)
+    return LeagueResult(
+        result["data"], result["metric"], tuple(rows), tuple(trainings), result["floor"], *facts
+    )
+
+
+def sweep(
+    what: str,
+    *,
+    set: Mapping[str, Any] | Iterable[str],
+    budget: str,
+    data: str | Path | None = None,
+    trials: int | None = None,
+    seed: int = 0,
+    cpu: bool = False,
+    quiet: bool = False,
+) -> SweepResult:
+    """Tries settings of a model on one budget, and finds the best by validation: `gz sweep`. The same call
+    resumes a sweep that was stopped.
+
+    what: name of a model, or path of a recipe.
+    set: keys of the recipe, {"optim.lr": [1e-3, 3e-3]} with a list of the values that are tried, "1e-4..1e-2"
+      for a range and any other value for all trials; or texts as of `--set`.
+    budget: time of all trainings together, such as "20m": CPU time, on GPUs wall-clock time.
+    data: name or path of the data set; None: that of the recipe.
+    trials: settings drawn of a range; None: 8.
+    seed: of the draws, and of weights and noise.
+    cpu: whether the CPU is used though there are GPUs.
+    quiet: whether nothing is printed meanwhile.
+
+    Raises UsageError for a setting that cannot be trained, before the first training; DivergedError if all
+    diverge.
+    """
+    sets = (
+        [f"{key}={as_text(value)}" for key, value in set.items()] if isinstance(set, Mapping) else list(set)
+    )
+    flags = {"scale": None, "launch.gpus": None, "launch.cpu": cpu or None, "seed": seed}
+    reference = None if data is None else str(data)
+    plan = sweep_of(what, reference, sets, budget=seconds_of(budget), trials=trials, flags=flags)
+    return play(plan, speaking(quiet))
+
+
+def as_text(value: Any) -> str:
+    """Values as `--set` takes them: those of a list are tried in turn."""
+    if isinstance(value, list | tuple):
+        return ",".join(one if isinstance(one, str) else json.dumps(one) for one in value)
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def speaking(quiet: bool) -> Say:
+    """Prints lines on stderr, or nothing."""
+    return silent if quiet else lambda text: print(streams.printable(text), file=sys.stderr, flush=True)
