@@ -160,13 +160,16 @@ def train(run: Run, log: Log) -> None:
 
 
 def results_of(run: Run) -> dict[str, Any]:
-    """The last picture and the last and best validation of a finished run; None for each that is missing."""
+    """Of a finished run the last picture, the last and best validation, the chosen guidance with its figures,
+    and the seconds of 1,000 samples; None for each that is missing."""
     pictures = sorted(run.samples_folder.glob("*.png"))
     figures = [{k: v for k, v in line.items() if k.startswith("val_")} for line in metric_lines(run.path)]
     return {
         "picture": str(pictures[-1]) if pictures else None,
         "figures": next(filter(None, reversed(figures)), None),
         "best": files.read_json(run.best_file),
+        "guidance": run.status().get("guidance"),
+        "sample_seconds": run.status().get("sample_seconds"),
     }
 
 

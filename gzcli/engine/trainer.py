@@ -16,10 +16,11 @@ from gzcli.core import devices, ranks, streams
 from gzcli.core.errors import Interrupted, UsageError
 from gzcli.core.sections import Part
 from gzcli.core.types import Batch, BatchNoise, mix
+from gzcli.core.units import duration
 from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.pack import Pack
 from gzcli.data.sets.names import in_turns
-from gzcli.engine import checkpoint, optim, sampler, sheets
+from gzcli.engine import checkpoint, guidance, optim, sampler, sheets
 from gzcli.engine.averages import Snapshots
 from gzcli.engine.cadence import KINDS, Cadence, Stop, listening
 from gzcli.engine.ema import EMA, LENGTHS, MANY, SOME, random_images
@@ -259,13 +260,13 @@ class Trainer:
         if "checkpoint" in due and not self.history.is_harmed():
             with self.cadence.timed("checkpoint"):
                 self.save(done)
+        if last:
+            self.finish()
         if "sample" in due:
             with self.cadence.timed("sample"):
                 self.picture(done, LAST_GRID if last else GRID)
         if self.rank == 0 and (every := self.cadence.intervals()) != before:
             write_train(self.run, every)
-        if last:
-            self.finish()
         if "sample" in due and self.rank == 0 and self.run.metrics_file.exists():
             loss_curve(self.run.path)
 
@@ -278,6 +279,13 @@ class Trainer:
             served = best.step if best and chosen else self.end
             if checkpoint.finish(self.run, self.train.keep, served) < self.end:
                 self.log.info(f"the weights of step {served} are served, the best by validation")
+        if guidance.is_wanted(self.trained):
+            scale = None
+            if self.rank == 0:
+                with ranks.alone():
+                    scale = guidance.write(self.run, self.pack, self.device, self.log)
+            if (scale := ranks.agree(scale)) is not None:
+                self.trained.part = replace(self.part, sample={**self.part.sample, "guidance": scale})
 
     def catch_up(self) -> None:
         """Does the pauses that were due at the step of the resumed checkpoint, if they were left out."""
@@ -409,6 +417,7 @@ class Trainer:
         classes = trained.info.classes if trained.model.conditional else ()
         n = self.train.samples or in_turns(n, len(classes))
         labels = spread_labels(None, n, trained.info, torch.device("cpu")) if classes else None
+        since = devices.clock(self.device, self.train.clock)
         try:
             with self.ema.evaluating():
                 images = sampler.draw(trained, n, labels=labels, warn=self.log.warn)
@@ -417,6 +426,10 @@ class Trainer:
                 raise
             return self.log.warn(e.message)
         if self.rank == 0:
+            if done == self.end:
+                seconds = 1000 * (devices.clock(self.device, self.train.clock) - since) / n
+                self.run.update(sample_seconds=round(seconds, 2))
+                self.log.info(f"1,000 samples take {duration(seconds)} here")
             caption = sheets.caption_of(trained, None, 0, {}, done)
             path = self.run.samples_picture(done)
             picture = sheets.of_samples(images, labels, classes, caption)

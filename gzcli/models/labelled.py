@@ -16,7 +16,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from gzcli.models.nn import Classes, at_least, full_fp32, needs_labels, spread_l
 SIDE = 32  # images of a larger side are averaged to it before they are compared
 ROUNDS = 20  # of k-means, at most
 MIN_CLUSTER = 20  # least images a cluster on average: the network would memorise smaller ones
+Guidance = float | Literal["auto"] | None
 # guidance of samples towards their cluster. On MNIST after 8 CPU-minutes, of 1,000 samples against validation
 # images, fm by 1.15 and 1.3: fd 9.3, 8.8, precision .82, .86, recall .86, .83, legible .87, .91, KID alike.
 # Clusters within classes need less, so cfm, cddpm and dit have 1.15; cfm by 1, 1.15 and 1.3: fd 13.4,
@@ -255,9 +256,9 @@ class Labelled(Model):
             return 0.0
         return self.clusters.log_prob(condition, labels if self.conditional else None)
 
-    def guidance_scale(self, guidance: float | None) -> float:
-        """The guidance of samples, by default 1, or `towards_clusters`."""
-        if guidance is not None:
+    def guidance_scale(self, guidance: Guidance) -> float:
+        """The guidance of samples, by default and before it is chosen 1, or `towards_clusters`."""
+        if guidance is not None and guidance != "auto":
             return guidance
         return self.towards_clusters if self.clusters is not None and self.label_dropout else 1.0
 

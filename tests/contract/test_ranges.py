@@ -151,7 +151,7 @@ def choices(owner: typing.Any, option: str) -> tuple[str, ...]:
 
 
 def test_choices_are_the_entries_of_their_table():
-    solvers = {*TABLEAUX, "adaptive"}
+    solvers = {*TABLEAUX, "adams", "adaptive"}
     for offered, table in (
         (typing.get_args(ddpm.SamplerName), ddpm.SAMPLERS),
         (choices(sgm.SamplingOptions, "sampler"), {*sgm.SAMPLERS, "ode"}),

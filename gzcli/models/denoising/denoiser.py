@@ -30,7 +30,7 @@ from gzcli.models.base import Model
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.process import Level, Process, TimeSampling, normal_draws, stratified
 from gzcli.models.denoising.samplers import Denoise, Estimate, Sampler, Solver, Velocity, solve
-from gzcli.models.labelled import GUIDANCE, ClusterOptions, Labelled, LabelOptions
+from gzcli.models.labelled import GUIDANCE, ClusterOptions, Guidance, Labelled, LabelOptions
 from gzcli.models.nn import double, to_fp32
 
 Prediction = Literal["eps", "x0", "v", "velocity"]
@@ -54,11 +54,12 @@ class GuidanceOptions:
     """Labels and size of samples.
 
     guidance: strength of the labels (Ho & Salimans 2022); 1: as trained, 0: without them, more: sharper;
-      null: 1, and 1.3 towards clusters, or away from a weaker run.
+      null: 1, and 1.3 towards clusters, or away from a weaker run; auto: chosen at the end of the training
+      by samples and validation images, and kept with the weights.
     size: size of the images in pixels, for a network that can draw other sizes; null: as in training.
     """
 
-    guidance: float | None = None
+    guidance: Guidance = None
     size: Size | None = None
 
 
@@ -305,8 +306,8 @@ class Denoiser(Labelled):
         finally:
             _GUIDED.reset(token)
 
-    def guidance_scale(self, guidance: float | None) -> float:
-        if guidance is None and self.weak is not None:
+    def guidance_scale(self, guidance: Guidance) -> float:
+        if guidance in (None, "auto") and self.weak is not None:
             return GUIDANCE
         return super().guidance_scale(guidance)
 

@@ -27,7 +27,7 @@ from gzcli.models.base import Model
 from gzcli.models.denoising.denoiser import Denoiser, conditions_of
 from gzcli.models.denoising.process import SIGMA_MAX, Level, normal_draws, per_image, stratified
 from gzcli.models.denoising.samplers import Estimate
-from gzcli.models.labelled import LabelOptions
+from gzcli.models.labelled import Guidance, LabelOptions
 from gzcli.models.nn import at_least
 
 LEAST = 0.005  # σ below which an image is clean
@@ -153,7 +153,7 @@ class ECT(Denoiser):
 
     # ---- sampling
 
-    def guidance_scale(self, guidance: float | None) -> float:
+    def guidance_scale(self, guidance: Guidance) -> float:
         """1: the paths are guided already."""
         return 1.0
 

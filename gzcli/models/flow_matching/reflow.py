@@ -17,7 +17,7 @@ from gzcli.models.denoising.process import TimeSampling
 from gzcli.models.denoising.samplers import Solver, solve
 from gzcli.models.flow_matching.average_velocity import AverageVelocity
 from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions
-from gzcli.models.labelled import LabelOptions
+from gzcli.models.labelled import Guidance, LabelOptions
 
 
 class Reflow(FlowMatching):
@@ -67,9 +67,9 @@ class Reflow(FlowMatching):
     def fit(self, batches: Iterable[Batch]) -> None:
         """Nothing: the clusters are the teacher's."""
 
-    def guidance_scale(self, guidance: float | None) -> float:
+    def guidance_scale(self, guidance: Guidance) -> float:
         """By default 1: the pairs are guided already."""
-        return 1.0 if guidance is None else guidance
+        return 1.0 if guidance is None or guidance == "auto" else guidance
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> dict[str, Tensor]:

@@ -1,0 +1,98 @@
+"""The guidance of samples, chosen for each run at the end of its training: a few hundred samples at few steps
+for each of several scales are compared with validation images (`sample.guidance: auto`). No test image is
+read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from gzcli.data.packs.pack import Pack
+from gzcli.engine import checkpoint, sampler
+from gzcli.engine.log import Log
+from gzcli.engine.trained import Trained, load_trained
+from gzcli.metrics.features import lenet
+from gzcli.metrics.frechet import frechet_distance
+from gzcli.metrics.quality.neighbours import prdc
+from gzcli.models.nn import spread_labels
+from gzcli.store import files
+from gzcli.store.run_folder import Run
+
+AUTO = "auto"
+SCALES = (1.0, 1.15, 1.3, 1.5, 2.0, 3.0)  # in this order, until one is worse than the one before it
+SAMPLES = 200  # of each scale
+SHARE, LEAST = 0.6, 5  # of the recipe's steps, and the fewest
+VALIDATION = 2_000  # validation images, at most
+ERRORS = 0.01  # added to the share of wrong classes: the judge itself errs
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What samples of one scale are like. `agreement` is the share whose class by the judge is their label;
+    None without labels."""
+
+    guidance: float
+    fd: float
+    recall: float
+    agreement: float | None = None
+
+    @property
+    def score(self) -> float:
+        """Less is better. Guidance lowers the errors of the class at first and the recall always; `fd` sees
+        both, and errors of the class too little: features of a wrong digit are those of a digit."""
+        errors = 1.0 if self.agreement is None else (1 - self.agreement + ERRORS) ** 0.5
+        return self.fd * errors / max(self.recall, ERRORS)
+
+    def __str__(self) -> str:
+        agreement = "" if self.agreement is None else f", {self.agreement:.2f} of the right class"
+        return f"{self.guidance:g} (fd {self.fd:.3g}, recall {self.recall:.2f}{agreement})"
+
+
+def is_wanted(trained: Trained) -> bool:
+    """Whether the recipe leaves the guidance to this choice, and the model can be guided."""
+    model: Any = trained.model
+    can = getattr(model, "labelled", False) and model.label_dropout and not trained.info.multilabel
+    return trained.part.sample.get("guidance") == AUTO and bool(can) and trained.space is None
+
+
+def choose(trained: Trained, pack: Pack, log: Log) -> list[Figures]:
+    """The figures of each scale that was tried, in order; none where the judge tells nothing apart."""
+    real = pack.images("val")[:VALIDATION]
+    net = lenet(pack, device=trained.device, say=log.info) if len(real) >= SAMPLES else None
+    if net is None or not net.alive:
+        return []
+    of_real, labels = net.features(real), None
+    if trained.model.conditional:
+        labels = spread_labels(None, SAMPLES, trained.info, torch.device("cpu"))
+    options: dict[str, Any] = dict(trained.part.sample)
+    if steps := options.get("steps"):
+        options["steps"] = min(steps, max(LEAST, round(SHARE * steps)))
+    tried: list[Figures] = []
+    while len(tried) < len(SCALES) and (len(tried) < 2 or tried[-1].score <= tried[-2].score):
+        options["guidance"] = scale = SCALES[len(tried)]
+        fake = net.features(sampler.draw(trained, SAMPLES, labels=labels, options=options))
+        agreement = None
+        if labels is not None and not net.rotations:
+            agreement = float(np.mean(net.logits_of(fake).argmax(1) == labels.numpy()))
+        recall = prdc(fake, of_real)["recall"]
+        tried.append(Figures(scale, float(frechet_distance(of_real, fake)), recall, agreement))
+    return tried
+
+
+def write(run: Run, pack: Pack, device: torch.device, log: Log) -> float | None:
+    """Chooses the guidance of a run's weights, and writes it into them and into the run's status. None where
+    there is nothing to choose. Only rank 0 calls it."""
+    trained = load_trained(run, device, "finished")
+    if not is_wanted(trained) or not (tried := choose(trained, pack, log)):
+        return None
+    best = min(tried, key=lambda one: one.score)
+    log.info(f"guidance {best}, of {', '.join(f'{one.guidance:g}' for one in tried)} on validation images")
+    saved = checkpoint.read_weights(run.model_file)
+    sample = {**saved.part.sample, "guidance": best.guidance}
+    with files.replacing(run.model_file) as part:
+        checkpoint.save_weights(part, replace(saved, part=replace(saved.part, sample=sample)))
+    run.update(guidance=asdict(best))
+    return best.guidance
