@@ -384,10 +384,12 @@ def scripts(text: str) -> list[str]:
 def with_pictures(folder: Path) -> Path:
     """The folders of pictures that pages take for the reader's."""
     rng = np.random.default_rng(0)
-    for name, size, count in (("photos", (40, 48, 3), 24), ("scans", (16, 16), 3)):
+    ours = ("photos", (40, 48, 3), 24), ("scans", (16, 16), 3), ("good", (16, 16), 70), ("today", (16, 16), 3)
+    for name, size, count in ours:
         (folder / name).mkdir(parents=True)
         for i in range(count):
-            Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)).save(folder / name / f"{i}.png")
+            low, high = (100, 140) if name in ("good", "today") else (0, 256)
+            Image.fromarray(rng.integers(low, high, size, dtype=np.uint8)).save(folder / name / f"{i}.png")
     return folder
 
 
@@ -407,6 +409,32 @@ def test_what_a_page_does_without_training(name, call, tmp_path, monkeypatch):
 def test_what_a_page_says_can_be_done(name, tmp_path, home):
     """Every line, with a few steps where it trains."""
     follow(scripts(TEXTS[name]), tmp_path)
+
+
+@pytest.mark.slow
+def test_the_workflow_of_the_alarm_stops_on_a_foreign_picture(tmp_path, home):
+    """The step of the page, by bash, and the exported script's in its place."""
+    folder = with_pictures(tmp_path / "here")
+    step = next(iter(yaml.safe_load(re.findall(r"```yaml\n(.*?)```", TEXTS["ood-alarm"], re.DOTALL)[0])))
+    (tmp_path / "bin").mkdir()
+    gz = tmp_path / "bin" / "gz"
+    gz.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m gzcli "$@"\n')
+    gz.chmod(0o755)
+    path = f"{gz.parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
+
+    def ends(line: str) -> int:
+        words = ["bash", "-e", "-o", "pipefail", "-c", line]
+        return subprocess.run(words, cwd=folder, env=env, capture_output=True, timeout=300).returncode
+
+    assert ends(step["run"]) == 0
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(folder / "today" / "blank.png")
+    squares = np.kron(np.indices((4, 4)).sum(0) % 2, np.ones((4, 4))) * 255
+    Image.fromarray(squares.astype(np.uint8)).save(folder / "today" / "squares.png")
+    assert ends(step["run"]) == 6
+    pytest.importorskip("onnxruntime")
+    assert ends("gz ood --in ./good --export ./alarm") == 0
+    assert ends(f'"{sys.executable}" alarm/judge.py ./today --fpr 2%') == 6
 
 
 @pytest.mark.slow
