@@ -64,6 +64,8 @@ def moved(figure: Interval, value: float, unit: float = 1.0) -> Interval:
 
 
 def not_negative(figure: Interval) -> Interval:
+    """The figure, whose value may be below zero by rounding, as that of equal images, and its interval."""
+    figure = replace(figure, value=0.0) if figure.value < 0 else figure  # NaN stays
     return figure if figure.low is None else replace(figure, low=max(0.0, figure.low))
 
 

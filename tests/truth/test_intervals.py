@@ -4,12 +4,15 @@ distributions."""
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
 
 from gzcli.metrics.detection import CHI2, auroc_interval, delong, detection, fpr_interval, wilson
+from gzcli.metrics.interval import not_negative
+from gzcli.metrics.metric import Interval
 
 EDGES = np.arange(-12.0, 16.0) - 0.5  # of scores that are rounded to whole numbers
 
@@ -149,3 +152,8 @@ def test_intervals_hold_their_figure_whatever_the_scores():
             assert 0 <= low <= figures[name] <= high <= 1, name
         low, high = auroc_interval(*counts(s_out, s_in))
         assert figures["ci"]["auroc"] == pytest.approx([1 - high, 1 - low])
+
+
+def test_a_distance_is_not_negative_and_nan_stays():
+    assert not_negative(Interval(-1e-9, -0.2, 3.0)) == Interval(0.0, 0.0, 3.0)
+    assert math.isnan(not_negative(Interval(math.nan)).value)
