@@ -25,9 +25,8 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("step", "steps", "order", "pid", "parent", "params", "code", "levels"), int),
     # step at which `train.patience` ended a training, and step of the weights that it serves
     **dict.fromkeys(("ended_by_patience", "served"), int),
-    **dict.fromkeys(
-        ("created", "started", "ended", "seconds", "work", "work_from", "peak_memory"), (int, float)
-    ),
+    **dict.fromkeys(("created", "started", "ended", "process_began"), (int, float)),
+    **dict.fromkeys(("seconds", "work", "work_from", "peak_memory"), (int, float)),
     **dict.fromkeys(("recipe", "error", "lost"), dict),
 }
 # the same of `env.json`

@@ -31,6 +31,8 @@ def create(model: str, data: str, *, alias: str | None = None, held: ExitStack |
     """A new, empty run folder, claimed until `held` is closed. `order` in its status numbers the runs, so
     that the newest is known even if the clock was set back. Raises UsageError for an alias that is taken or
     is a model's name."""
+    import psutil
+
     model, root = spelling(model), user_dir("runs")
     with _store_lock():
         runs = all_runs()
@@ -48,6 +50,7 @@ def create(model: str, data: str, *, alias: str | None = None, held: ExitStack |
             continue
         order = 1 + max((_age(run.status())[0] for run in runs), default=0)
         now = {"state": "planned", "pid": os.getpid(), "created": time.time(), "order": order}
+        now["process_began"] = psutil.Process().create_time()
         with files.new_dir(path) as part:
             Run(part).mark("run")
             Run(part).update(model=model, data=data, alias=alias, **now)
@@ -95,7 +98,8 @@ def _is_stillborn(run: Run) -> bool:
     if status.get("state") != "planned" or pid is None:
         return False
     try:  # a later process may have its number, as each `gz` in a container has
-        return psutil.Process(pid).create_time() > (status.get("created") or 0.0) + 1
+        began = psutil.Process(pid).create_time()
+        return abs(began - status.get("process_began", began)) > 1
     except psutil.NoSuchProcess:
         return True
     except psutil.Error:  # another user's

@@ -375,7 +375,7 @@ def test_places_where_no_folder_can_be_made(gz, home, tmp_path, monkeypatch):
         (file, "train vae --submit slurm", "not a directory"),
     ]
     if Path("/proc/self").exists():
-        cases.append((Path("/proc/none"), "train vae --steps 1", "no such file or directory"))
+        cases.append((Path("/proc/none"), "train vae --steps 1", "no folder `/proc/none"))
     for place, words, message in cases:
         monkeypatch.setenv("GZ_HOME", str(place))
         code, _, stderr = gz(*words.split())
@@ -386,7 +386,7 @@ def test_places_where_no_folder_can_be_made(gz, home, tmp_path, monkeypatch):
             assert bad >= {"cache", "runs"} or "proc" in place.parts  # root may write there, the system says
             monkeypatch.setenv("GZ_TRIAL", "1")
             code, stdout, _ = gz("train", "vae", "--dry-run")
-            assert code == 0 and "/costs` cannot be written (" in " ".join(stdout.split())
+            assert code == 0 and re.search("/costs` can(not be written| be made)", " ".join(stdout.split()))
     assert file.read_text() == "mine"
     assert explain(NotADirectoryError(20, "Not a directory", "/a/b")).code == 3
 

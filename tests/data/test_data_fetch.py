@@ -703,6 +703,7 @@ def test_bench_fetches_what_its_metric_needs_before_it_starts(call, weights, mon
     (run.path / "run.yaml").write_text("model: {name: vae}\n")
     (run.path / "model.safetensors").touch()
     result = {"rows": [], "floor": {}, "notes": [], "metric": None, "places": {}, "provenance": {}}
+    result |= {"data": "digits", "directions": {}}
 
     def work(folder, plan, **options):
         files.write_json(folder / "result.json", result)

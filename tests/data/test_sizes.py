@@ -329,7 +329,7 @@ def test_a_batch_larger_than_the_set_is_refused():
 def test_one_validation_image_is_no_distribution(tmp_path):
     pack = open_pack(folder_of(tmp_path, (16, 16)))
     assert pack.meta.counts["val"] == 1
-    model = SimpleNamespace(best="fd", likelihood=None)
+    model = SimpleNamespace(best="fd", likelihood=None, watched=None)
     assert best_metric(model, "auto", pack) is None and best_metric(model, "fd", pack) is None
     assert best_metric(model, "loss", pack) == "loss"
     assert best_metric(model, "auto", open_pack("digits")) == "fd"

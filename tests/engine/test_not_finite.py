@@ -102,7 +102,7 @@ def test_a_training_goes_on_without_finite_samples_but_does_not_end_so(monkeypat
     t.net.predict = lambda x: x[:, 0, 0, 0] * 0
     monkeypatch.setattr(t.model, "sample", lambda *a, **k: draw(*a, **k) * math.nan)
     refused("no image by `wgan` is finite", t.fit, error=sampler.NoneFinite)
-    assert t.run.best is None and t.run.saved_steps == [2, 4]  # whose weights are not lost
+    assert t.run.best is None and t.run.saved_steps[-1] == 4  # whose weights are not lost
     assert sum("no image by `wgan` is finite" in text for text in said) == 3  # validated twice, drawn once
     assert sum("validation `fd`" in text for text in said) == 2
     assert any(math.isnan(line.get("val_fd", 0)) for line in lines(t.run.path / "metrics.jsonl"))

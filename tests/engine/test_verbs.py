@@ -164,7 +164,7 @@ WRONG = {  # a command: its exit code, and what message and hint say
     "sample first --set model.latent=3": (2, "only `sample.KEY=VALUE` can be changed", "sample.steps"),
     "sample first --do reconstrct": (2, "`reconstrct`", "did you mean `reconstruct`?"),
     "sample first --label 3": (2, "was not trained with labels", "model.conditional=true"),
-    "sample first --do interpolate --label 3": (2, "takes no labels", "reconstruct"),
+    "sample first --do interpolate --label 3": (2, "was not trained with labels", "model.conditional=true"),
     "sample first --checkpoint worst": (2, "neither `last`, `best` nor a step", ""),
     "ood first --in digits --out pathces": (2, "no data set `pathces`", "did you mean `patches`?"),
     "ood first --in digits --out patches --score elbow": (2, "no score `elbow`", "did you mean `elbo`?"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gzcli.core.sections import TrainSection
-from gzcli.engine.averages import Snapshots, average, fitted, product
+from gzcli.engine.averages import Snapshots, average, fitted, product, snapshots_in
 from gzcli.engine.ema import EMA, LENGTHS, exponent
 from gzcli.store.runs import Run
 
@@ -49,7 +49,7 @@ def test_an_average_of_snapshots_is_that_of_the_whole_trajectory(snapshots, tmp_
         gamma = exponent(length)
         share = (torch.arange(steps + 1) / steps) ** (gamma + 1)  # ∫₀^τ p: a step's weights count from τ - 1
         true = share.diff() @ path
-        state, missed = average(run, steps, length)
+        state, missed = average(snapshots_in(run.snapshots_folder), model.state_dict(), steps, length)
         norm = (product(steps, gamma, steps, gamma) * path.square().sum(0)).sqrt()
         error = (state["weight"].double()[0] - true).abs()
         assert (error <= missed * norm + 1e-6 * true.abs()).all(), length
