@@ -429,7 +429,8 @@ class Trainer:
             if done == self.end:
                 seconds = 1000 * (devices.clock(self.device, self.train.clock) - since) / n
                 self.run.update(sample_seconds=round(seconds, 2))
-                self.log.info(f"1,000 samples take {duration(seconds)} here")
+                time = duration(seconds) if seconds >= 1 else "less than a second"
+                self.log.info(f"1,000 samples take {time} here")
             caption = sheets.caption_of(trained, None, 0, {}, done)
             path = self.run.samples_picture(done)
             picture = sheets.of_samples(images, labels, classes, caption)
