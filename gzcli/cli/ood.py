@@ -224,16 +224,16 @@ class Inspected(NamedTuple):
 def inspection_at(name: str) -> Inspected | None:
     """The inspection set of a name or path; None for any other set."""
     data = locate(name)
-    found = open_inspection(data.path) if isinstance(data, OwnSet) else None
-    if not found:
+    layout = open_inspection(data.path) if isinstance(data, OwnSet) else None
+    if not layout:
         return None
     assert isinstance(data, OwnSet)
-    if found.good is None:
+    if layout.good is None:
         return Inspected(data.path, data)
     if not data.path.is_dir():
         hint = "unpack it, and give the folder"
         raise UsageError(f"`{data.path}` is an archive whose good pictures are no split `train`", hint=hint)
-    return Inspected(data.path, OwnSet(data.path / found.good))
+    return Inspected(data.path, OwnSet(data.path / layout.good))
 
 
 def check_options(
@@ -454,10 +454,10 @@ def ending(result: Mapping[str, Any], folder: Path, name: str, maps: bool) -> No
     what judges has maps."""
     if "defects" in result:
         mean = result["defects"][-1]
-        found = (
+        summary = (
             f"{mean['detected_n']:,} of {counted(mean['n'], 'defect')} detected, AUROC {mean['auroc']:.3f}"
         )
-        return end([found, took()], [(f"gz ood {name} --input ./today --fail", "pictures one by one")])
+        return end([summary, took()], [(f"gz ood {name} --input ./today --fail", "pictures one by one")])
     if "thresholds" in result:
         flagged = sum(row["flagged"] for row in result["files"])
         again = f"gz ood {name} --input {quoted(result['input'])}"

@@ -89,10 +89,10 @@ def _kept(terms: tuple[str, ...], types: tuple[str, ...]) -> Rates:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with files.lock(path.with_suffix(".lock")):
-            kept: Any = files.whole_object(path)
-            if not kept:
-                files.write_json(path, kept := measured(types))
-            return kept
+            rates: Any = files.whole_object(path)
+            if not rates:
+                files.write_json(path, rates := measured(types))
+            return rates
     except (OSError, GzError):  # a cache that cannot be written
         return measured(types)
 

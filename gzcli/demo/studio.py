@@ -214,12 +214,12 @@ class Studio:
         """A picture of the run's set, or a sample if the set is not packed, and one of another set, each
         [H, W, C] with a caption."""
         home, form = locate(run.trained.part.data.name), run.trained.form
-        foreign = next(other for other in FOREIGN if other != home.key)
+        foreign = next(name for name in FOREIGN if name != home.key)
         packed = is_packed(home, form)
         with self._lock:
-            own = open_pack(home, **form).images("test")[:1] if packed else run.sample(1)
-            other = open_pack(foreign, **form, foreign=True).images("test")[:1]
-        pairs = (own, f"one of {home.key}" if packed else "a sample"), (other, f"one of {foreign}")
+            at_home = open_pack(home, **form).images("test")[:1] if packed else run.sample(1)
+            away = open_pack(foreign, **form, foreign=True).images("test")[:1]
+        pairs = (at_home, f"one of {home.key}" if packed else "a sample"), (away, f"one of {foreign}")
         return [(np.asarray(images)[0].transpose(1, 2, 0), caption) for images, caption in pairs]
 
     def judge(self, name: str, picture: np.ndarray, n: int) -> tuple[dict[str, Any], np.ndarray, Code]:

@@ -127,9 +127,9 @@ def knn_patch(g: Graph, fitted: KnnPatch, shape: Shape) -> tuple[str, str | None
     before, after = of.side // 2, of.side - 1 - of.side // 2
     edge = np.array([0, 0, before, before, 0, 0, after, after], np.int64)
     kernel, shift = of.rows.reshape(len(of.rows), c, of.side, of.side), -(of.rows @ of.mean)
-    found = g("Conv", g("Pad", x, edge, mode="edge"), kernel, shift, strides=[STRIDE] * 2)
+    projected = g("Conv", g("Pad", x, edge, mode="edge"), kernel, shift, strides=[STRIDE] * 2)
     h, w, d = -(-h // STRIDE), -(-w // STRIDE), len(of.rows)
-    flat = g.shaped(g("Transpose", found, perm=[0, 2, 3, 1]), -1, h * w, d)
+    flat = g.shaped(g("Transpose", projected, perm=[0, 2, 3, 1]), -1, h * w, d)
     places = np.stack(np.meshgrid(np.arange(h) / h, np.arange(w) / w, indexing="ij"), -1).reshape(1, -1, 2)
     far = (places * of.weight).astype(np.float32)
     nothing = g("Mul", g("ReduceSum", flat, np.array([2], np.int64)), np.float32(0))

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from PIL import Image, ImageOps
 
 
@@ -19,14 +18,15 @@ def read(path: Path, shape: list[int], fit: str) -> np.ndarray:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image.convert("L" if image.mode in "1L" else "RGB").convert("L" if channels == 1 else "RGB")
     w, h = image.size
-    if fit == "crop":
-        w, h = min(w, round(h * width / height)), min(h, round(w * height / width))
+    w, h = (min(w, round(h * width / height)), min(h, round(w * height / width))) if fit == "crop" else (w, h)
     left, top = (image.width - w) // 2, (image.height - h) // 2
     image = image.resize((width, height), Image.Resampling.LANCZOS, (left, top, left + w, top + h))
     return np.array(image).reshape(height, width, channels).transpose(2, 0, 1)[None]
 
 
 def main(here: Path = Path(__file__).resolve().parent) -> int:
+    import onnxruntime
+
     parser = argparse.ArgumentParser(description="Judges pictures by an exported alarm.")
     parser.add_argument("pictures", type=Path, help="a folder, or a picture")
     parser.add_argument("--fpr", default="1%", help="share of good pictures that may be flagged")

@@ -157,8 +157,8 @@ def by_run(job: AlarmJob, device: torch.device, log: Log) -> Compared:
 def by_method(job: AlarmJob, log: Log) -> Compared:
     """By a method without training, which is fitted to the good images and calibrated on them."""
     good = methods.open_good(job, log.info)
-    found = methods.alarm_of(good, job, log.info)
-    calibrated, name = found.calibrated, found.choice.method
+    alarm = methods.alarm_of(good, job, log.info)
+    calibrated, name = alarm.calibrated, alarm.choice.method
     pictures = open_pictures(job, good.form, log)
     images = np.asarray(pictures.images("test"))
     n = len(calibrated.held_out)
@@ -171,7 +171,7 @@ def by_method(job: AlarmJob, log: Log) -> Compared:
         return dict(zip(chosen.tolist(), heat(strange, methods.bright(good, calibrated)), strict=True))
 
     return Compared(
-        facts=methods.facts(good, found, job),
+        facts=methods.facts(good, alarm, job),
         pictures=pictures,
         scores={name: calibrated.score(images)},
         held_out={name: calibrated.held_out},
@@ -184,7 +184,7 @@ def by_method(job: AlarmJob, log: Log) -> Compared:
             "folds": len(calibrated.models),
             "bound": calibrated.bound(job.fpr),
         },
-        notes=methods.notes(found, job.fpr),
+        notes=methods.notes(alarm, job.fpr),
         levels=None,
         shows=name if job.maps and METHODS[name].mapped else None,
         maps=maps,

@@ -93,17 +93,17 @@ class Set:
     notes: tuple[str, ...]
 
 
-def open_defective(path: Path, found: Inspection, form: PackOptions, say: Say) -> Defective:
+def open_defective(path: Path, layout: Inspection, form: PackOptions, say: Say) -> Defective:
     """The pictures with defects, in the form of the good ones."""
     source = OwnSet(path, form=Form(skip_bad=True, layout=DEFECTS))
     pack = open_pack(source, **form, foreign=True, say=say)
     names = pack.names("test") or []
-    masks = read_masks(path, found, names, (pack.meta.shape[1], pack.meta.shape[2]), form["fit"])
+    masks = read_masks(path, layout, names, (pack.meta.shape[1], pack.meta.shape[2]), form["fit"])
     at = {name: i for i, name in enumerate(names)}
     lacking = [f"{counted(n, 'picture')} without a mask"] if (n := len(names) - len(masks)) and masks else []
-    kinds = tuple(found.kinds[name] for name in names)
+    kinds = tuple(layout.kinds[name] for name in names)
     by_place = {at[name]: mask for name, mask in masks.items()}
-    return Defective(pack, kinds, by_place, (*found.notes, *lacking))
+    return Defective(pack, kinds, by_place, (*layout.notes, *lacking))
 
 
 def run(job: InspectJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
@@ -111,9 +111,9 @@ def run(job: InspectJob, folder: Path, device: torch.device, log: Log) -> dict[s
     ood` of an inspection set on rank 0, {} on others."""
     began = time.monotonic()
     path = Path(job.input)
-    if (found := open_inspection(path)) is None:
+    if (layout := open_inspection(path)) is None:
         raise UsageError(f"`{path}` is no inspection set", hint="gz ood --in ./good --input ./today")
-    judged = by_method(job, found, log) if job.method else by_run(job, found, device, log)
+    judged = by_method(job, layout, log) if job.method else by_run(job, layout, device, log)
     if ranks.rank():
         return {}
     rows = figures(judged.good, judged.bad, judged.defects, job.fpr)
@@ -134,11 +134,11 @@ def run(job: InspectJob, folder: Path, device: torch.device, log: Log) -> dict[s
     return result
 
 
-def by_method(job: InspectJob, found: Inspection, log: Log) -> Set:
+def by_method(job: InspectJob, layout: Inspection, log: Log) -> Set:
     """By a method without training, which is fitted to the good training pictures alone."""
     good = methods.open_good(job, log.info)
     check_good(good.pack)
-    defects = open_defective(Path(job.input), found, good.form, log.info)
+    defects = open_defective(Path(job.input), layout, good.form, log.info)
     alarm = methods.alarm_of(good, job, log.info)
     calibrated = alarm.calibrated
 
@@ -159,12 +159,12 @@ def by_method(job: InspectJob, found: Inspection, log: Log) -> Set:
     return Set(facts, tested, names, bad, defects, tuple(said))
 
 
-def by_run(job: InspectJob, found: Inspection, device: torch.device, log: Log) -> Set:
+def by_run(job: InspectJob, layout: Inspection, device: torch.device, log: Log) -> Set:
     """By the scores of a run, as `alarm.by_run`."""
     scoring = Scoring(job, device, log)
     trained, home, names = scoring.trained, scoring.home, scoring.names
     check_good(home)
-    defects = open_defective(Path(job.input), found, trained.form, log.info)
+    defects = open_defective(Path(job.input), layout, trained.form, log.info)
     held_out, fitted = split_held_out(home)
     least_images = conformal.fewest(job.fpr, len(names))
     check_enough(len(held_out.index), job, least_images, names)
@@ -237,10 +237,10 @@ def figures(good: Judged, bad: Judged, defects: Defective, fpr: float) -> list[d
     rows: list[dict[str, Any]] = []
     for kind in dict.fromkeys(defects.kinds):
         of = kinds == kind
-        found, n = detection(good.score, bad.score[of]), int(of.sum())
+        figures, n = detection(good.score, bad.score[of]), int(of.sum())
         share = float(flagged[of].mean())
         ends = [float(end) for end in wilson(share, n)]
-        row = {"defect": kind, "n": n, "auroc": found["auroc"], "ci": found["ci"]["auroc"]}
+        row = {"defect": kind, "n": n, "auroc": figures["auroc"], "ci": figures["ci"]["auroc"]}
         row |= {"detected": share, "detected_n": int(flagged[of].sum()), "detected_ci": ends}
         rows.append(row | dict.fromkeys(PIXELS) | pixels(good, bad, defects, of.nonzero()[0]))
     mean: dict[str, Any] = {"defect": MEAN, "n": len(kinds), "ci": None, "detected_ci": None}

@@ -126,28 +126,28 @@ def bright(good: Good, calibrated: Calibrated) -> float:
     return max(float(np.quantile(maps.reshape(len(maps), -1), BRIGHT, axis=1).mean()), 1e-6)
 
 
-def facts(good: Good, found: Alarm, job: AlarmJob) -> dict[str, Any]:
+def facts(good: Good, alarm: Alarm, job: AlarmJob) -> dict[str, Any]:
     """What the result says of the method and its images."""
     return {
         "run": None,
-        "name": found.choice.method,
+        "name": alarm.choice.method,
         "runs": [],
         "in": job.ins,
         "seed": job.seed,
         "seeds": 1,
-        "method": found.choice.method,
-        "settings": dict(found.calibrated.models[0].parameters),
-        "choice": dict(found.choice.table),
+        "method": alarm.choice.method,
+        "settings": dict(alarm.calibrated.models[0].parameters),
+        "choice": dict(alarm.choice.table),
         "shape": list(good.pack.meta.shape),
-        "hash": found.calibrated.models[0].hash,
-        "fitted_on": found.fitted_on,
+        "hash": alarm.calibrated.models[0].hash,
+        "fitted_on": alarm.fitted_on,
     }
 
 
-def notes(found: Alarm, fpr: float) -> list[str]:
+def notes(alarm: Alarm, fpr: float) -> list[str]:
     """How the method was chosen, and what is promised."""
-    lines, choice, calibrated = [], found.choice, found.calibrated
-    words = in_words(found.calibrated.models[0].parameters)
+    lines, choice, calibrated = [], alarm.choice, alarm.calibrated
+    words = in_words(alarm.calibrated.models[0].parameters)
     if choice.table:
         shares = ", ".join(f"`{name}` {100 * share:.0f} %" for name, share in choice.table.items())
         lines.append(f"of synthetic defects on good images set aside found: {shares}")

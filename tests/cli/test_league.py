@@ -236,7 +236,7 @@ def test_a_training_that_was_killed_before_its_first_checkpoint_is_resumed(call,
     assert run.state == "killed" and not run.has_begun
     assert call(*words)[0] == 0 and trained[1:] == [("vae", 0, True)] and runs.all_runs() == [run]
     run.recipe_file.unlink()  # killed before that was written, after `env.json`
-    run.update(state="planned", created=1.0)
+    run.update(state="planned", process_began=1.0)
     assert call(*words)[0] == 0 and trained[2:] == [("vae", 0, False)]
     assert len(runs.all_runs()) == 1 and not run.path.exists()
 

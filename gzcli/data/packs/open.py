@@ -300,9 +300,9 @@ def facts_of(
 
         metas = [meta for pack in packs_of(data) if (meta := PackMeta.read(pack, data)) and meta.facts]
         now = fingerprint(data) if metas else None
-        found = next((meta for meta in metas if now in (meta.fingerprint, None)), None)
+        packed = next((meta for meta in metas if now in (meta.fingerprint, None)), None)
         # the pack counts what could be read
-        values = found and {**(found.facts or {}), "n": found.counts["train"]}
+        values = packed and {**(packed.facts or {}), "n": packed.counts["train"]}
         try:
             if not values and (result := measure(open_path(data.path, data.form))):
                 values = vars(result)

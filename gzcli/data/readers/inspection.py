@@ -66,12 +66,12 @@ def open_inspection(path: Path) -> Inspection | None:
         return None
     members = open_members(path, lambda name: is_picture(name) or PurePosixPath(name).name == LIST)
     lists = [name for name in members.names if PurePosixPath(name).name == LIST]
-    found = inspection(str(path), [name for name in members.names if name not in lists])
-    if not found or not lists:
-        return found
+    layout = inspection(str(path), [name for name in members.names if name not in lists])
+    if not layout or not lists:
+        return layout
     listed = _listed(members, lists)
-    kinds = {name: listed.get(PurePosixPath(name).name, kind) for name, kind in found.kinds.items()}
-    return replace(found, kinds=_sorted(kinds))
+    kinds = {name: listed.get(PurePosixPath(name).name, kind) for name, kind in layout.kinds.items()}
+    return replace(layout, kinds=_sorted(kinds))
 
 
 def _listed(members: Members, lists: list[str]) -> dict[str, str]:
@@ -159,21 +159,21 @@ def _sorted(kinds: dict[str, str]) -> dict[str, str]:
 
 
 def read_masks(
-    path: Path, found: Inspection, names: Sequence[str], size: tuple[int, int], fit: Fit
+    path: Path, layout: Inspection, names: Sequence[str], size: tuple[int, int], fit: Fit
 ) -> dict[str, np.ndarray]:
     """The masks of those of the pictures that have one, bool [kH, kW], where pictures are scored at `size`
     (H, W): cropped as pictures are, at about their own size, k whole. Raises UsageError for a mask of another
     size than its picture."""
     from gzcli.data.readers.pictures import Decoding, decode, sides_of
 
-    marked = [name for name in names if name in found.masks]
+    marked = [name for name in names if name in layout.masks]
     if not marked:
         return {}
     members = open_members(path, is_picture)
     sizes = {name: sides_of(data) for name, data in members.read(marked)}
     k = max(1, min(min(sizes[marked[0]]), FINEST) // min(size))
     decoding = Decoding(as_size(k * size[0], k * size[1]), 1, fit=fit)
-    picture_of = {mask: name for name in marked for mask in found.masks[name]}
+    picture_of = {mask: name for name in marked for mask in layout.masks[name]}
     masks: dict[str, np.ndarray] = {}
     for mask, data in members.read(list(picture_of)):
         name = picture_of[mask]

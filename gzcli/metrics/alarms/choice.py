@@ -2,8 +2,8 @@
 
 Some of the good images are set aside for the choice: they are fitted to, but neither calibrated nor judged.
 They are dealt to parts, and methods that are fitted to all parts but one score the images of this one, as
-they are and with a synthetic defect. A method's `found` is the share of the defects that score higher than
-the good images do, at rates up to `RATES`: the mean over the thresholds that these have.
+they are and with a synthetic defect. `detection` is the share of the defects that score higher than the good
+images do, at rates up to `RATES`: the mean over the thresholds that these have.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def choose(images: np.ndarray, methods: Sequence[str], *, factor: int | None = N
     best: dict[str, tuple[float, dict[str, Any]]] = {}
     for name in methods:
         scored = tried(name, factors, images, bad, source)
-        every = [(found(of_good, of_bad), settings) for settings, of_good, of_bad in scored]
+        every = [(detection(of_good, of_bad), settings) for settings, of_good, of_bad in scored]
         least = max(value for value, _ in every) - MARGIN
         best[name] = next(row for row in every if row[0] >= least)
     most = max(value for value, _ in best.values())
@@ -69,7 +69,7 @@ def choose(images: np.ndarray, methods: Sequence[str], *, factor: int | None = N
     return Choice(method, best[method][1], {name: value for name, (value, _) in best.items()})
 
 
-def found(good: np.ndarray, bad: np.ndarray) -> float:
+def detection(good: np.ndarray, bad: np.ndarray) -> float:
     """The mean share of `bad` scores above each of the highest `good` ones, up to the rate `RATES`."""
     count = max(1, round(RATES * len(good)))
     return float(np.mean([(bad > threshold).mean() for threshold in np.sort(good)[-count:]]))

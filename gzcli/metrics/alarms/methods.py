@@ -43,14 +43,11 @@ METHODS: dict[str, Method] = {
 }
 
 
-LOCAL = "local"  # the score of a model by its map, as that of the mapped methods
-
-
 def is_local(score: str) -> bool:
     """Whether a score is that of the strangest place of an image, not of the image as a whole."""
-    return score in (LOCAL, "pca_local", "knn_patch")
+    return score in ("pca_local", "knn_patch")
 
 
 def tails_of(score: str) -> int | None:
-    """How many tails of a local score or of a method are unusual; None of any other score."""
-    return 1 if score == LOCAL else METHODS[score].tails if score in METHODS else None
+    """How many tails of a method's score are unusual; None of any other score."""
+    return METHODS[score].tails if score in METHODS else None

@@ -38,10 +38,10 @@ class Embedding:
         """float32 [N, h, w, dimensions + 2] of images float32 [N, C, H, W]."""
         patches = patches_of(x, self.side)
         n, h, w, d = patches.shape
-        found = (patches.reshape(-1, d) - self.mean) @ self.rows.T
+        projected = (patches.reshape(-1, d) - self.mean) @ self.rows.T
         y, x = np.meshgrid(np.arange(h) / h, np.arange(w) / w, indexing="ij")
         places = np.broadcast_to(np.stack([y, x], -1).astype(np.float32) * self.weight, (n, h, w, 2))
-        return np.concatenate([found.reshape(n, h, w, -1), places], -1, dtype=np.float32)
+        return np.concatenate([projected.reshape(n, h, w, -1), places], -1, dtype=np.float32)
 
 
 def patches_of(x: np.ndarray, side: int) -> np.ndarray:
@@ -78,12 +78,12 @@ def fit_knn_patch(
     of each part to the memories of the others."""
     x = reduced(images, factor)
     embedding = embed(x, side, weight)
-    known = embedding(x)
+    embedded = embedding(x)
     memories, usual, parts = [], [], list(parts_of(len(x)))
-    memories = [coreset(known[part], MEMORY // len(parts)) for part in parts]
+    memories = [coreset(embedded[part], MEMORY // len(parts)) for part in parts]
     for i, part in enumerate(parts):
         others = [memory for j, memory in enumerate(memories) if j != i] or memories
-        usual.append(distances(known[part][: KNOWN // len(parts)], np.concatenate(others)))
+        usual.append(distances(embedded[part][: KNOWN // len(parts)], np.concatenate(others)))
     local = fit_local(np.concatenate(usual), scales, relate=relate)
     parameters = {"factor": factor, "side": side, "weight": weight, "scales": tuple(scales)}
     parameters["relative"] = relate

@@ -87,8 +87,8 @@ class PcaLocal(Mapped):
 
 def fit_pca(images: np.ndarray, *, factor: int = 1, k: int = COMPONENTS) -> Pca:
     """`pca` of good images uint8 [N, C, H, W]; k: the number of components."""
-    found = components(reduced(images, factor), k)
-    return Pca({"factor": factor, "components": len(found.rows)}, factor, found)
+    basis = components(reduced(images, factor), k)
+    return Pca({"factor": factor, "components": len(basis.rows)}, factor, basis)
 
 
 def fit_pca_local(
@@ -105,13 +105,13 @@ def fit_pca_local(
     parts by the components of the others."""
     x = reduced(images, factor)
     k = max(1, round(share * min(MOST, len(x) - 1, x[0].size)))
-    found = components(x, k)
+    basis = components(x, k)
     residuals = np.empty((len(x), *x.shape[2:]), np.float32)
     for left in parts_of(len(x)):
         residuals[left] = strength(components(x[~left], k).residual(x[left]))
-    parameters = {"factor": factor, "components": len(found.rows), "scales": tuple(scales)}
+    parameters = {"factor": factor, "components": len(basis.rows), "scales": tuple(scales)}
     parameters["relative"] = relate
-    return PcaLocal(parameters, factor, found, fit_local(residuals, scales, relate=relate))
+    return PcaLocal(parameters, factor, basis, fit_local(residuals, scales, relate=relate))
 
 
 def parts_of(n: int) -> Iterator[np.ndarray]:

@@ -51,5 +51,5 @@ def fit_mean(images: np.ndarray) -> Plain:
 
 def fit_knn_pixels(images: np.ndarray) -> KnnPixels:
     x = reduced(images, 1)
-    found = components(x, DIMENSIONS)
-    return KnnPixels({"components": len(found.rows)}, found, found.coordinates(x))
+    basis = components(x, DIMENSIONS)
+    return KnnPixels({"components": len(basis.rows)}, basis, basis.coordinates(x))
