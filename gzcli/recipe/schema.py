@@ -210,10 +210,10 @@ def check_scores(names: Iterable[str], card: ModelCard) -> list[str]:
 
 def takes_integers(rules: Rules, key: str) -> bool:
     """Whether a dotted key takes integers and no other numbers."""
-    found: Rule | Rules | None = rules
+    rule: Rule | Rules | None = rules
     for name in key.split("."):
-        found = None if found is None or isinstance(found, Rule) else found.get(name, found.get(ANY))
-    node = parse(found.annotation) if isinstance(found, Rule) else parse("")
+        rule = None if rule is None or isinstance(rule, Rule) else rule.get(name, rule.get(ANY))
+    node = parse(rule.annotation) if isinstance(rule, Rule) else parse("")
     return convert(node, 32)[0] and not convert(node, 32.5)[0]
 
 

@@ -140,8 +140,8 @@ def pictures(title: str, members: Members, form: Form) -> RawImages:
     layout: Places
     notes: list[str] = []
     if form.layout == DEFECTS:
-        found = inspection(title, names)
-        layout = dict.fromkeys(found.kinds if found else (), ("test", None))
+        inspected = inspection(title, names)
+        layout = dict.fromkeys(inspected.kinds if inspected else (), ("test", None))
     elif form.foreign and form.layout != "flat":
         layout = scored(names)
     else:  # with `flat`, images that are scored are all of them, whatever their folders say
