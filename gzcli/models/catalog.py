@@ -344,7 +344,8 @@ MOST_PARTS = 400  # names, unions and brackets of a type
 
 def type_of(node: ast.expr | None, path: Path) -> str:
     """The text of a type, with aliases (`Spacing = Literal[…]`) replaced by the types, and a choice from a
-    table, `Annotated[str, TABLE, "more"]`, by the `Literal` of the table's keys and the texts after it.
+    table, `Annotated[str, TABLE, "more"]`, by the `Literal` of the table's keys and the texts after it. In
+    place of `str` there may be another such choice.
 
     Raises UsageError for a type with too many parts.
     """
@@ -364,7 +365,7 @@ def _type(node: ast.expr, path: Path) -> str:
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id != "Literal":
         items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         if node.value.id == "Annotated":
-            keys = dict.fromkeys(key for item in items[1:] for key in _keys(item, path))
+            keys = dict.fromkeys(key for item in items for key in _keys(item, path))
             return f"Literal[{', '.join(map(repr, keys))}]"
         return f"{node.value.id}[{', '.join(_type(item, path) for item in items)}]"
     return ast.unparse(node)
@@ -378,6 +379,8 @@ def _keys(node: ast.expr | None, path: Path) -> list[str]:
         return _keys(*_value(node.id, path))
     if isinstance(node, ast.BinOp):
         return _keys(node.left, path) + _keys(node.right, path)
+    if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Tuple):  # another choice from a table
+        return [key for item in node.slice.elts for key in _keys(item, path)]
     if isinstance(node, ast.Dict):
         pairs = zip(node.keys, node.values, strict=True)
         return [name for key, value in pairs for name in _keys(value if key is None else key, path)]

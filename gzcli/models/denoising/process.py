@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Noise
 from gzcli.models.nn import at_least
 
-ScheduleName = Literal["linear", "cosine"]
 Shift = float | Literal["auto"]
 TimeSampling = Literal["uniform", "stratified", "logit_normal"]
 TimesT = TypeVar("TimesT", float, Tensor)
@@ -254,6 +253,7 @@ def cosine_betas(timesteps: int) -> np.ndarray:
 
 
 BETAS = {"linear": linear_betas, "cosine": cosine_betas}
+ScheduleName = Annotated[str, BETAS]
 
 
 # ---------------------------------------------------------------------------- SDEs

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -281,7 +281,6 @@ def posterior(x0: Tensor, x: Tensor, s: Level, u: Level) -> tuple[Tensor, float]
 
 # ---------------------------------------------------------------------------- ODE
 
-Solver = Literal["euler", "adams", "midpoint", "heun", "rk4", "adaptive"]
 Velocity = Callable[[Tensor, Tensor], Tensor]
 Norm = Callable[[Tensor], Tensor]  # [B, …] → [B]
 
@@ -292,6 +291,7 @@ TABLEAUX = {
     "heun": ((0, 1), ((), (1,)), (1 / 2, 1 / 2)),
     "rk4": ((0, 1 / 2, 1 / 2, 1), ((), (1 / 2,), (0, 1 / 2), (0, 0, 1)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
 }
+Solver = Annotated[str, TABLEAUX, "adams", "adaptive"]
 
 # Dormand & Prince 1980, RK5(4)7M, whose seventh stage is the first of the next step
 DOPRI_C = (0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1)

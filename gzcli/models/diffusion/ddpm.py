@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -34,8 +34,6 @@ from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import as_interpolations, at_least, complete_pairs, nearer
 from gzcli.models.nn.unet import UNet, UNetOptions
 
-LossType = Literal["l2", "l1", "huber"]
-SamplerName = Literal["ancestral", "ddim", "dpmpp", "dpmpp_sde", "unipc", "heun"]
 Spacing = Literal["trailing", "leading", "linspace", "karras", "logsnr"]
 Variance = Literal["small", "large"]
 
@@ -70,7 +68,7 @@ class DiffusionOptions(EstimateOptions):
     shift: Shift = 1.0
     zero_snr: bool = False
     prediction: Literal["eps", "x0", "v"] = "v"
-    loss_type: LossType = "l2"
+    loss_type: Annotated[str, LOSSES] = "l2"
     min_snr: float | None = None
     time_sampling: TimeSampling = "stratified"
     learned_variance: bool = False
@@ -91,7 +89,7 @@ class PathOptions:
       7th root of σ/α (Karras 2022, eq. 5); logsnr: in log σ/α.
     """
 
-    sampler: SamplerName = "dpmpp"
+    sampler: Annotated[str, SAMPLERS] = "dpmpp"
     steps: int = 20
     spacing: Spacing = "karras"
 
@@ -111,7 +109,7 @@ class SamplingOptions(WalkOptions, PathOptions):
     variance: Variance | None = None
 
 
-SAMPLERS: dict[SamplerName, Callable[[SamplingOptions, DiscreteVP], Sampler]] = {
+SAMPLERS: dict[str, Callable[[SamplingOptions, DiscreteVP], Sampler]] = {
     "ancestral": lambda options, _: partial(samplers.ancestral, share=SHARES.get(options.variance)),
     "ddim": lambda options, _: partial(samplers.ddim, eta=options.eta),
     "dpmpp": lambda *_: samplers.dpmpp,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -32,13 +32,12 @@ from gzcli.models.denoising.denoiser import (
     over_sigma,
 )
 from gzcli.models.denoising.process import CondOT, Level, Shift, TimeSampling, shift_of
-from gzcli.models.denoising.samplers import Path, Randn, solve
+from gzcli.models.denoising.samplers import Path, Randn, Solver, solve
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import full_fp32, to_fp32
 from gzcli.models.nn.unet import UNet, UNetOptions
 
 FlowPrediction = Literal["velocity", "x0"]
-SamplerName = Literal["euler", "adams", "midpoint", "heun", "rk4", "adaptive", "sde"]
 
 END_SIGMA = 0.002  # by which an estimated image becomes a velocity at the end, where a likelihood starts
 
@@ -76,7 +75,7 @@ class SamplingOptions(DrawOptions):
     tolerance: largest error of an adaptive step, for images in [-1, 1].
     """
 
-    sampler: SamplerName = "midpoint"
+    sampler: Annotated[Solver, "sde"] = "midpoint"
     steps: int = 10
     tolerance: float = 1e-4
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from gzcli.models.denoising.process import VE, Level
 from gzcli.models.denoising.samplers import Denoise, Path, annealed_langevin
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import ClassEmbedding, Classes, at_least, stacked, to_fp32
-from gzcli.models.score.sgm import SamplingOptions, ScoreModel, ScoreOptions, Spacing
+from gzcli.models.score.sgm import SAMPLERS, SamplingOptions, ScoreModel, ScoreOptions, Spacing
 
 WIDEST = 1.7  # the largest distance between two images of a set in units of √D
 
@@ -198,7 +198,7 @@ class NCSNSampling(SamplingOptions):
       that of their level (technique 4).
     """
 
-    sampler: Literal["langevin", "dpmpp", "heun", "em", "pc", "ode"] = "em"  # type: ignore[assignment]
+    sampler: Annotated[str, "langevin", SAMPLERS, "ode"] = "em"
     steps: int = 50
     spacing: Spacing = "logsnr"
     repeats: int = 5

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class SDEOptions:
       pixel: with 256 levels σ = .01 costs 1.2 nats, .002 costs .2.
     """
 
-    sde: Literal["vp", "subvp", "ve"] = "vp"
+    sde: Annotated[str, SDES] = "vp"
     beta_min: float = 0.1
     shift: Shift = 1.0
     sigma_min: float = 0.01
@@ -95,7 +95,7 @@ class SamplingOptions(WalkOptions):
     tolerance: largest error of an adaptive step, for images in [-1, 1].
     """
 
-    sampler: Literal["dpmpp", "heun", "em", "pc", "ode"] = "dpmpp"
+    sampler: Annotated[str, SAMPLERS, "ode"] = "dpmpp"
     steps: int = 25
     spacing: Spacing = "karras"
     corrector: int = 1
