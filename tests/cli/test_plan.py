@@ -338,7 +338,7 @@ def test_what_a_set_lacks_is_told_with_the_sets_that_have_it():
     for needs, extras in (("caption", ("caption",)), ("caption before", ("caption", "before")), ("", ())):
         check(needs, extras)
     for needs, extras, lacking, sets in (
-        ("caption", (), "captions", "shapes, digits-captioned, digits-edited;"),
+        ("caption", (), "captions", "shapes, emoji, digits-captioned, digits-edited;"),
         ("caption before", (), "captions and `before` pictures", ": digits-edited;"),
         ("caption before", ("caption",), "`before` pictures", ": digits-edited;"),
         ("control", ("caption", "before"), "`control` pictures", "none is shipped"),

@@ -44,7 +44,8 @@ def test_embedded(monkeypatch):
         opened = open_pack(spec.name)
         meta, info = opened.meta, opened.info(steps=7)
         assert (meta.shape, meta.classes, meta.levels) == (spec.shape, spec.classes, spec.levels), spec.name
-        assert (meta.counts["train"] + meta.counts["val"], meta.counts["test"]) == (spec.n_train, spec.n_test)
+        trained = spec.n_train + spec.n_val
+        assert (meta.counts["train"] + meta.counts["val"], meta.counts["test"]) == (trained, spec.n_test)
         for split, n in meta.counts.items():
             assert opened.images(split).shape == (n, *spec.shape) and opened.images(split).dtype == np.uint8
             assert set(opened.labels(split)) == set(range(len(spec.classes))), spec.name
@@ -317,6 +318,44 @@ def test_shapes_are_what_their_factors_say():
     round_ = truth.kind == embedded.KINDS.index("circle")
     assert np.abs(np.sqrt(area[round_] / np.pi) - truth.radius[round_]).max() < 1.0
     assert set(raw.captions["train"][0].split()) >= {"red", "circle"}
+
+
+def test_emoji_are_what_unicode_says():
+    """Each picture is once there, in one split, before white, in the class and with the name of its text."""
+    raw = MAKERS["emoji"](SPECS["emoji"])
+    rows = [line.split("\t") for line in embedded.EMOJI_TABLE.read_text("utf-8").splitlines()]
+    texts = [text for _, text, _ in rows]
+    assert len(set(texts)) == len(texts) == sum(raw.counts.values()) > 1_850
+    assert not any(0x1F3FB <= ord(letter) <= 0x1F3FF for letter in "".join(texts)), "a skin tone"
+    images = np.concatenate([block.data for block in raw.blocks()])
+    assert images.shape == (len(texts), 3, 32, 32) and images.mean() > 127
+    ink = (images < 250).any(1).reshape(len(texts), -1).mean(1)
+    assert ink.min() > 0.02, "an empty picture"
+    names = [name for split in SPLITS for name in raw.captions[split]]
+    labels = np.concatenate([raw.labels[split] for split in SPLITS])
+    facts = {name: (raw.classes[k], images[i]) for i, (name, k) in enumerate(zip(names, labels, strict=True))}
+    wanted = {"grinning face": "smileys", "dog face": "animals", "pizza": "food", "flag: Japan": "flags"}
+    assert {name: facts[name][0] for name in wanted} == wanted
+    red, green, blue = facts["red heart"][1][:, 12, 16].astype(int)
+    assert red > 180 and max(green, blue) < 90
+    japan = facts["flag: Japan"][1]
+    assert (japan[:, 8, 4] > 200).all() and japan[0, 16, 16] > 150 and japan[1:, 16, 16].max() < 90
+    for split in ("val", "test"):
+        share = np.bincount(raw.labels[split]) / np.bincount(labels)
+        assert share.min() > 0.08 and share.max() < 0.12, split
+
+
+def test_emoji_are_drawn_larger_where_the_font_is(monkeypatch):
+    from matplotlib import font_manager
+
+    assert [spec.size for spec in SPECS["emoji"].versions] == [32, 64, 128]
+    if any(path.endswith(embedded.FONT) for path in font_manager.findSystemFonts()):
+        drawn = embedded.draw_emoji(["\N{SNOWMAN}", "\N{DOG FACE}"], 64, embedded.emoji_font())
+        assert drawn.shape == (2, 3, 64, 64) and (drawn < 200).any((1, 2, 3)).all()
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: ["/fonts/Other.ttf"])
+    with pytest.raises(MissingError, match="is drawn with `NotoColorEmoji") as e:
+        open_pack("emoji", size=64)
+    assert "data.size=32" in e.value.hint and peek("emoji", size=64) is None
 
 
 def test_factors_are_labels_of_the_same_images():

@@ -1,15 +1,17 @@
 """The sets that need no download: made of scikit-learn's digits and photographs, of matplotlib's fonts,
-or of nothing."""
+of a sheet of emoji, or of nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from gzcli.core.errors import MissingError
 from gzcli.data.readers.images import RawImages, from_arrays
+from gzcli.data.sets import registry
 from gzcli.data.sets.registry import DataSpec
 
 SIDE = 128  # pixels a side of the large drawing, which spans −1 … 1
@@ -305,11 +307,70 @@ def patches(spec: DataSpec) -> RawImages:
     return _raw(spec, images, labels)
 
 
+EMOJI_SHEET, EMOJI_TABLE = (Path(registry.__file__).with_name(f"emoji.{kind}") for kind in ("webp", "tsv"))
+EMOJI_SIDE = 32  # pixels a side in the sheet
+STRIKE, BITMAP = 109, (136, 128)  # the one size of Noto's bitmaps, and their width and height
+FONT = "NotoColorEmoji.ttf"
+
+
+def emoji(spec: DataSpec) -> RawImages:
+    """Noto's emoji without skin tones, on white, with their names as captions: from a sheet at 32 pixels,
+    drawn with the installed font above."""
+    from PIL import Image
+
+    rows = [line.split("\t") for line in EMOJI_TABLE.read_text("utf-8").splitlines()]
+    groups, characters, names = zip(*rows, strict=True)
+    if spec.size == EMOJI_SIDE:
+        sheet = np.asarray(Image.open(EMOJI_SHEET).convert("RGB"))
+        high, wide = (side // EMOJI_SIDE for side in sheet.shape[:2])
+        cells = sheet.reshape(high, EMOJI_SIDE, wide, EMOJI_SIDE, 3).transpose(0, 2, 4, 1, 3)
+        images = cells.reshape(high * wide, 3, EMOJI_SIDE, EMOJI_SIDE)
+    else:
+        images = draw_emoji(characters, spec.size, emoji_font())
+    label = np.array([spec.class_names.index(group) for group in groups])
+    val = spec.n_train + spec.n_val
+    parts = {"train": slice(spec.n_train), "val": slice(spec.n_train, val), "test": slice(val, len(rows))}
+    captions = {split: list(names[part]) for split, part in parts.items()}
+    x, y = ({split: values[part] for split, part in parts.items()} for values in (images, label))
+    return replace(_raw(spec, x, y), captions=captions)
+
+
+def emoji_font() -> Path:
+    """The installed font. Raises MissingError without it."""
+    from matplotlib.font_manager import findSystemFonts
+
+    if path := next((path for path in findSystemFonts() if Path(path).name == FONT), None):
+        return Path(path)
+    hint = "install it (Debian: `apt install fonts-noto-color-emoji`), or train at `data.size=32`"
+    raise MissingError(f"`emoji` above 32 pixels is drawn with `{FONT}`, which is not installed", hint=hint)
+
+
+def draw_emoji(texts: Sequence[str], side: int, font: Path) -> np.ndarray:
+    """Pictures uint8 [N, 3, side, side] of emoji on white. Raises MissingError without the library that joins
+    characters to one emoji."""
+    from PIL import Image, ImageDraw, ImageFont, features
+
+    if not features.check("raqm"):
+        hint = "install `libfribidi0`, or train at `data.size=32`"
+        raise MissingError("Pillow cannot shape text here: a flag would be drawn as its letters", hint=hint)
+    noto = ImageFont.truetype(font, STRIKE, layout_engine=ImageFont.Layout.RAQM)
+    wide, high = BITMAP
+    left = (wide - high) // 2  # no bitmap has ink in the columns that are cut off
+    images = np.empty((len(texts), 3, side, side), np.uint8)
+    for i, text in enumerate(texts):
+        canvas = Image.new("RGB", BITMAP, "white")
+        ImageDraw.Draw(canvas).text((0, 0), text, font=noto, embedded_color=True)
+        square = canvas.crop((left, 0, left + high, high)).resize((side, side), Image.Resampling.LANCZOS)
+        images[i] = np.asarray(square).transpose(2, 0, 1)
+    return images
+
+
 MAKERS: dict[str, Callable[[DataSpec], RawImages]] = {
     "digits": digits,
     "digits-ab": digits_ab,
     "digits-captioned": digits_captioned,
     "digits-edited": digits_edited,
+    "emoji": emoji,
     "glyphs": glyphs,
     "patches": patches,
     "shapes": shapes,
