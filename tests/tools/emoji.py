@@ -49,12 +49,12 @@ def entries(listing: Path) -> list[tuple[str, str, str]]:
 
 
 def by_splits(rows: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
-    """The rows, shuffled with seed 0: of ten of each class eight train, then one for validation and one for
+    """The rows, shuffled with seed 0: of nine of each class seven train, then one for validation and one for
     the test."""
     seen, splits = dict.fromkeys(GROUPS.values(), 0), ([], [], [])
     for i in np.random.RandomState(0).permutation(len(rows)):
         label = rows[i][0]
-        splits[max(0, seen[label] % 10 - 7)].append(rows[i])
+        splits[max(0, seen[label] % 9 - 6)].append(rows[i])
         seen[label] += 1
     print("train, validation, test:", *map(len, splits))
     return [row for split in splits for row in split]
