@@ -82,7 +82,7 @@ def test_the_first_lines_of_a_dry_run_and_its_plan_for_scripts(gz, dry_run, plan
     lines = stdout.splitlines()
     assert code == 0 and max(map(len, lines[:6])) <= 80
     assert lines[0] == "scale   small (no GPU is used)"
-    assert lines[1] == "set     cifar10: 50,000 colour pictures of 32×32 (not here, 170 MB to fetch)"
+    assert lines[1] == "set     cifar10: 50,000 colour images of 32×32 (not here, 170 MB to fetch)"
     assert lines[2].startswith("model   ddpm, 35.7M parameters, ") and lines[2].endswith(" at 6,000 GFLOP")
     assert lines[3].startswith("memory  900 MB a process, as a step took here; this machine has ")
     assert lines[4].startswith("time    about 65 minutes here, ")

@@ -349,7 +349,7 @@ def test_the_scale_the_shape_few_images_and_the_set_decide_on_for(shipped):
     assert chosen("digits-ab")[:2] == ("small", 5), "it is not named"
     for data, scale, n, has in (("svhn", "full", "73,257", "64px"), ("cifar10", "paper", "50,000", "mnist")):
         assert problems(resolve, "glow", data=data, flags={"scale": scale}) == [
-            f"`--scale`: no setting of scale `{scale}` is known for {n} colour pictures of 32×32"
+            f"`--scale`: no setting of scale `{scale}` is known for {n} colour images of 32×32"
             f" (`--scale small`; `{scale}` has: {has})"
         ]
     assert resolve("glow", data="mnist").origin["model.hidden"] == "for.small.mnist recipes/glow.yaml:9"

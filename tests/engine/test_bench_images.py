@@ -72,7 +72,7 @@ def test_a_set_against_itself_is_at_nought_and_the_floor_is_of_as_many_images(pa
         assert floor["metrics"]["fd"] == pytest.approx(np.mean(floor["draws"]["fd"]))
     assert result["provenance"]["floor_draws"] == result["floors"][0]["draws"]
     assert (same["name"], same["model"], same["run"]) == ("same.npz", None, None)
-    for said in ("260 grey pictures of 16×16, resized from 32×32; fewer than", "floor of its own number"):
+    for said in ("260 grey images of 16×16, resized from 32×32; fewer than", "floor of its own number"):
         assert any(said in note for note in result["notes"]), said
     # copies of training images are told from images that were not trained on
     assert train["metrics"]["authenticity"] < 0.2 < result["floor"]["authenticity"]
@@ -90,7 +90,7 @@ def test_a_folder_and_a_zip_of_equal_pictures_are_equal_and_beside_runs(paths, t
     assert (plain["run"], folder["path"]) == ("plain", str(paths / "train"))
     assert folder["metrics"]["fd"] < plain["metrics"]["fd"]
     assert folder["intervals"]["fd"][1] < plain["intervals"]["fd"][0], "the intervals are apart"
-    assert any("260 grey pictures" in note and "60 of them" in note for note in result["notes"])
+    assert any("260 grey images" in note and "60 of them" in note for note in result["notes"])
 
 
 def test_the_real_side_is_a_split_or_all_or_statistics(paths, digits, tmp_path):

@@ -266,9 +266,9 @@ class Facts:
 
     @property
     def words(self) -> str:
-        """For people: `1,600 colour pictures of 64×64, few`."""
+        """For people: `1,600 colour images of 64×64, few`."""
         kind = "grey" if self.channels == 1 else "grey (stored as colour)" if self.grey else "colour"
-        return ", ".join([f"{self.n:,} {kind} pictures of {self.width}×{self.height}", *self.traits])
+        return ", ".join([f"{self.n:,} {kind} images of {self.width}×{self.height}", *self.traits])
 
 
 def settings_lines(data: DataSet, facts: Facts | None) -> list[str]:
