@@ -22,6 +22,7 @@ $(VENV)/.tested: pyproject.toml | $(BIN)/python
 demo: $(VENV)/.installed  ## Train a conditional VAE on letters of many faces and draw each of them
 	$(BIN)/gz train cvae --data glyphs
 	$(BIN)/gz sample cvae --data glyphs -n 72
+	@echo; echo "To type gz in this shell:"; echo '  export PATH="$(abspath $(BIN)):$$PATH"'
 
 test: $(VENV)/.tested  ## The whole fast suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from gzcli.cli import out
-from gzcli.cli.options import PROGRAMS, SHELLS, Json, option, switch
+from gzcli.cli.options import PROGRAMS, SHELLS, Json, choose, option, switch
 from gzcli.core import streams
 from gzcli.core.errors import GzError, Interrupted, UsageError, system_error
 from gzcli.version import __version__
@@ -99,15 +99,18 @@ def _print(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> None:
         out.text(f"gz {__version__}")
         out.data({"version": __version__})
     else:
-        from gzcli.docs.page import manual
+        from gzcli.docs.page import overview, topics
 
-        out.text(text := manual(build()))
+        words = [word for word in ctx.obj or () if not word.startswith("-")]
+        known = topics(build()) if words else {}
+        text = "\n\n".join(known[choose("topic", word, known)]() for word in words) if words else overview()
+        out.text(text)
         out.data({"manual": text})
     raise typer.Exit()
 
 
 Version = Annotated[bool, option("--version -V", "Print the version.", callback=_print, is_eager=True)]
-Llm = Annotated[bool, option("--llm", "Print the whole manual as one text.", callback=_print, is_eager=True)]
+Llm = Annotated[bool, option("--llm", "Print an overview for a language model, or the TOPICs that follow.", callback=_print, is_eager=True)]
 
 
 def root(ctx: typer.Context, version: Version = False, llm: Llm = False, json: Json = False) -> None:

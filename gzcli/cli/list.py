@@ -71,13 +71,19 @@ def group(verb: str, show: Callable[[], None]) -> typer.Typer:
 _ShownModel = Annotated[str, argument("MODEL", "A model, as `gz list` names it.", a_model)]
 
 
-def show(model: _ShownModel) -> None:
-    """Explain a model: the idea, the equation, options, commands, figures, limits."""
+_Options = Annotated[bool, option("--options", "Add every option, costs, metrics and reference curves.")]
+
+
+def show(model: _ShownModel, options: _Options = False) -> None:
+    """Explain a model: its idea, equation, commands and limits."""
     from gzcli.docs.page import as_markdown, as_text, page_of
 
     page = page_of(model)
     columns = max(NARROWEST, min(WIDEST, shutil.get_terminal_size().columns))
-    out.text(as_text(as_markdown(page), columns))
+    out.text(as_text(as_markdown(page, full=options), columns))
+    if not options:
+        count = sum(len(group.options) for group in page.groups)
+        out.hint(f"`gz show {model} --options` adds {count} options, costs, metrics and curves")
     out.data(asdict(page))
 
 

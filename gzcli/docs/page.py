@@ -8,9 +8,9 @@ that names the equation, and two lists, limits and code by others.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from gzcli.store.pretrained import Pretrained, every
 ROOT = Path(__file__).parent
 TUTORIALS = ("first-model", "own-pictures", "ood-alarm", "compare")
 GUIDES = (
-    *("use", "data", "scale", "gpus", "ood", "bench", "sweep", "recipes", "what_we_tried"),
+    *("use", "data", "scale", "gpus", "ood", "bench", "sweep", "recipes"),
     *("latents", "stable-diffusion", "share", "demo", "adding", "python", "questions"),
 )
 ORDER = (*TUTORIALS, *GUIDES)
@@ -320,12 +320,13 @@ def _items(text: str) -> tuple[str, ...]:
 # ---------------------------------------------------------------------------- Markdown
 
 
-def as_markdown(page: Page, site: bool = False) -> str:
+def as_markdown(page: Page, *, site: bool = False, full: bool = True) -> str:
     """The page.
 
     site: with MathML, pictures, and links to the pages beside it; else with the equation in Unicode.
+    full: with options, costs, metrics and curves; else without them, and a sentence for each thing it can do.
     """
-    return rendered("model", page=page, site=site)
+    return rendered("model", page=page, site=site, full=full)
 
 
 def rendered(name: str, **words: Any) -> str:
@@ -341,7 +342,7 @@ def environment() -> Any:
     loader = PackageLoader("gzcli.docs")
     env = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.filters |= {"about": about, "count": count, "duration": duration, "figure": figure, "flow": flow}
-    env.filters |= {"folded": folded, "mathml": mathml, "short": short, "thinned": thinned}
+    env.filters |= {"folded": folded, "mathml": mathml, "sentence": sentence, "short": short, "thinned": thinned}
     env.filters |= {
         "arxiv": lambda text: re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[\g<0>](https://arxiv.org/abs/\1)", text),
         "cell": lambda text: text.replace("|", "\\|"),
@@ -387,6 +388,11 @@ def thinned(points: Sequence[Any]) -> list[Any]:
     return [points[i] for i in sorted({round(i * (len(points) - 1) / (POINTS - 1)) for i in range(POINTS)})]
 
 
+def sentence(text: str) -> str:
+    """The first sentence of a text, without its full stop or what stands in brackets."""
+    return re.split(r"[.:;] (?=[A-Z(])|\.$", re.sub(r" \([^()]*\)", "", text))[0]
+
+
 def short(cell: str) -> str:
     """A number of a table in three digits; other text as it is."""
     try:
@@ -430,11 +436,31 @@ def leaves(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
         yield from leaves(child, (*path, name))
 
 
-def manual(root: Any) -> str:
-    """Pages, commands and models in one Markdown text.
+def overview() -> str:
+    """What gz is, its commands at a glance, and the topics of `gz --llm TOPIC`."""
+    titles = {name: text.partition("\n")[0].removeprefix("# ") for name, text in texts().items()}
+    about = {name: page_of(name).about for name in recipe_names()}
+    return _plain(rendered("llm", use=texts()["use"], titles=titles, about=about))
+
+
+def topics(root: Any) -> dict[str, Callable[[], str]]:
+    """What gives the text of each topic: a page, a verb with its options, or a model.
 
     root: the command line with all of its verbs.
     """
-    pages = (re.sub(r"(?m)^ *!\[.*\]\(.*\)\n+", "", text).strip() for text in texts().values())  # no pictures
-    models = (as_markdown(page_of(name)).strip() for name in recipe_names())
-    return "\n\n".join([*pages, commands(root).strip(), *models])
+    pages = texts()
+
+    def text(name: str) -> str:
+        branch = {"commands": root, **root.commands}.get(name)
+        path = ("gz",) if name == "commands" else ("gz", name)
+        parts = [pages.get(name, "")]
+        parts += [rendered("commands", leaves=list(leaves(branch, path)))] if branch else []
+        parts += [as_markdown(page_of(name))] if name in recipe_names() else []
+        return _plain("\n\n".join(part.strip() for part in parts if part))
+
+    names = dict.fromkeys([*pages, "commands", *root.commands, *recipe_names()])
+    return {name: partial(text, name) for name in names}
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"(?m)^ *!\[.*\]\(.*\)\n+", "", text).strip()

@@ -24,6 +24,7 @@ from test_startup import HEAVY, modules, within
 from gzcli.cli import app
 from gzcli.core import measured
 from gzcli.core.errors import canonical
+from gzcli.core.units import duration
 from gzcli.docs.page import (
     ORDER,
     TUTORIALS,
@@ -64,11 +65,13 @@ def test_a_page_tells_all_of_a_model_in_eighty_columns():
 
 def test_show_of_a_stage_of_a_model_from_outside_and_of_none(call, monkeypatch):
     monkeypatch.setattr(model_files, "_typed", {})
-    code, stdout, _ = call("show", "MaskGIT")
+    code, stdout, _ = call("show", "MaskGIT", "--options")
     assert code == 0 and "gz train vqgan" in stdout and "stages.prior.model.KEY" in stdout
+    code, stdout, stderr = call("show", "MaskGIT")
+    assert code == 0 and "model.KEY" not in stdout and "`gz show MaskGIT --options`" in stderr
     assert call("show", "ddmp")[:2] == (2, "")
     assert call("model", "new", "maf")[0] == 0
-    code, stdout, _ = call("show", "./maf.py")
+    code, stdout, _ = call("show", "./maf.py", "--options")
     assert code == 0 and stdout.startswith("maf\n") and "hidden=" in stdout
     value = json.loads(call("show", "ddpm", "--json")[1])
     assert value["schema"] == 1 and value["words"]["title"] == "Denoising diffusion"
@@ -318,7 +321,7 @@ def test_screens_of_the_terminal_are_shown_and_ask_nobody():
     """`make screens` makes them; the first line of each is the command that it shows."""
     pages = "\n".join([*TEXTS.values(), (DOCS / "static" / "index.md").read_text()])
     files = sorted((DOCS / "static" / "assets").glob("screen-*.svg"))
-    assert {path.stem[7:] for path in files} == {"list", "train", "error", "compare"}
+    assert {path.stem[7:] for path in files} == {"list", "train", "error", "compare", "check"}
     for path in files:
         text = path.read_text()
         assert f"assets/{path.name})" in pages and len(text) < 60_000
@@ -339,9 +342,9 @@ def test_the_readme_names_every_model_in_its_family():
     assert sorted(map(sorted, lines)) == sorted(map(sorted, families.values()))
     others = [ROOT / name for name in ("CITATION.cff", "pyproject.toml", ".github/CONTRIBUTING.md")]
     pages = [*TEXTS.values(), *(path.read_text() for path in (*others, DOCS / "static" / "index.md"))]
-    counts = re.compile(r"\b([34]\d)(?= (?:\w+ ){0,2}models\b| of them)")
+    counts = re.compile(r"(?<!of )\b([34]\d)(?= (?:\w+ ){0,2}models\b)")
     numbers = [number for text in pages for number in counts.findall(text)]
-    assert f"models: {len(recipe_names())} of them" in TEXTS["README"]
+    assert f"gz has {len(recipe_names())} models" in TEXTS["README"]
     assert set(numbers) == {str(len(recipe_names()))}
     cited = yaml.safe_load(others[0].read_text())
     assert cited["cff-version"] == "1.2.0" and cited["title"].startswith("gz: ") and cited["authors"]
@@ -362,6 +365,20 @@ def test_links_between_pages_lead_somewhere():
         for link in re.findall(r"\]\(([^)#:]+)\)", text):
             there = any((place / link).exists() for place in places)
             assert there or (link in made and name != "README"), f"{name}: {link}"
+
+
+def test_the_league_of_the_readme_is_the_measured_one():
+    standings = measured.standings("mnist", "tiny")
+    rows = {row["model"]: row for row in standings}
+    lines = re.findall(r"(?m)^\| [\d–]+ \| `.*$", TEXTS["README"])
+    assert len(lines) == 5 and f"Five of {len(standings)} models" in TEXTS["README"]
+    for line in lines:
+        rank, model, _, excess, training, per_image = line.strip("| ").split(" | ")
+        row = rows[model.strip("`")]
+        half = f"{float(row['fd_excess_half']):#.2g}"
+        assert (rank, excess) == (row["place"], f"{float(row['fd_excess']):.3g} ± {half}"), line
+        assert training == duration(float(row["train_seconds"]))
+        assert per_image == f"{1000 * float(row['sample_seconds']):.2g} ms"
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
@@ -459,14 +476,24 @@ def follow(lines: list[str], tmp_path: Path) -> None:
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 
 
-def test_the_manual_as_one_text(call):
+def test_the_manual_as_text(call):
+    """An overview of at most 8,000 tokens, of four characters each, and every topic that it names."""
     assert modules("--llm") & HEAVY == set()
     within(["-c", "import typer"], "--llm", times=20)
-    code, stdout, _ = call("--llm")
-    assert code == 0 and "## `gz bench`" in stdout and "--train-missing" in stdout
-    assert "static/assets" not in stdout, "a picture, which a text does not show"
-    assert all(f"\n# {name}\n" in stdout for name in recipe_names())
-    assert all(text.partition("\n")[0] in stdout for text in texts().values())
+    code, overview, _ = call("--llm")
+    assert code == 0 and overview.startswith("# gz\n\ngz trains, samples") and len(overview) < 4 * 8000
+    assert all(f"\n- `{name}`: " in overview for name in (*ORDER, *recipe_names()))
+    code, stdout, _ = call("--llm", "bench", "vae")
+    assert code == 0 and texts()["bench"].splitlines()[0] in stdout and "static/assets" not in stdout
+    assert "## `gz bench`" in stdout and "--train-missing" in stdout and "\n# vae\n" in stdout
+    code, _, stderr = call("--llm", "bnch")
+    assert code == 2 and "did you mean `bench`" in stderr
+
+
+def test_a_page_in_a_terminal_is_short():
+    for name in ZOO:
+        words = as_text(as_markdown(page_of(name), full=False), 80).split()
+        assert len(words) <= 600, f"{name}: {len(words)} words"
 
 
 def test_no_page_shows_its_own_marks():

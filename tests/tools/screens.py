@@ -33,6 +33,8 @@ SCREENS: list[tuple[str | None, str]] = [
     (None, "gz train vae --data glyphs"),
     ("compare", "gz runs compare vae cvae"),
     ("error", "gz train glow --set model.dpeth=4"),
+    (None, "gz model new maf"),
+    ("check", "gz model check ./maf.py"),
 ]
 WINDOW, LETTERS = (30, 33, 40), (220, 223, 228)
 COLOURS = [(110, 117, 130), (240, 113, 120), (152, 195, 121), (229, 192, 123), (97, 175, 239)]
