@@ -110,7 +110,8 @@ def _print(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> None:
 
 
 Version = Annotated[bool, option("--version -V", "Print the version.", callback=_print, is_eager=True)]
-Llm = Annotated[bool, option("--llm", "Print an overview for a language model, or the TOPICs that follow.", callback=_print, is_eager=True)]
+_LLM = "Print an overview for language models, or the TOPIC that follows."
+Llm = Annotated[bool, option("--llm", _LLM, callback=_print, is_eager=True)]
 
 
 def root(ctx: typer.Context, version: Version = False, llm: Llm = False, json: Json = False) -> None:

@@ -342,7 +342,8 @@ def environment() -> Any:
     loader = PackageLoader("gzcli.docs")
     env = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.filters |= {"about": about, "count": count, "duration": duration, "figure": figure, "flow": flow}
-    env.filters |= {"folded": folded, "mathml": mathml, "sentence": sentence, "short": short, "thinned": thinned}
+    env.filters |= {"folded": folded, "mathml": mathml, "sentence": sentence}
+    env.filters |= {"short": short, "thinned": thinned}
     env.filters |= {
         "arxiv": lambda text: re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[\g<0>](https://arxiv.org/abs/\1)", text),
         "cell": lambda text: text.replace("|", "\\|"),
