@@ -22,7 +22,9 @@ from gzcli.models.base import Phase
 NARROW = 32  # matrices of fewer rows or columns are left to AdamW
 MOMENTUM = 0.95
 QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at 0, and keeps singular values between .5 and 1.5
-STEPS = 5  # of the Newton–Schulz iteration
+GRAM_STEPS = (3, 2)  # of iterating x xᵀ: with all 5 at once, small singular values are off by 1e-4
+STEPS = sum(GRAM_STEPS)  # of the Newton–Schulz iteration
+LONG = 3  # columns for each row from which x xᵀ is faster: 1.2 times on a CPU, by 9 1.8 times, by 18 2.1
 RMS = 0.2  # root mean square of an update by AdamW, roughly (Liu 2025, section 2.2)
 
 
@@ -207,11 +209,33 @@ def is_wide(p: Tensor, matrices: int = 1) -> bool:
 def orthogonalised(g: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """U S′ Vᵀ, S′ near 1, of each matrix U S Vᵀ of g [N, rows, columns]. It is found by a quintic
     Newton–Schulz iteration of this type; float64 stays float64."""
-    a, b, c = QUINTIC
     tall = g.shape[1] > g.shape[2]
     x = (g.mT if tall else g).to(torch.float64 if g.dtype == torch.float64 else dtype)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
-    for _ in range(STEPS):
-        s = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(s, s, s, beta=b, alpha=c), x, beta=a)
+    if x.shape[2] >= LONG * x.shape[1] and x.dtype != torch.bfloat16:
+        for steps in GRAM_STEPS:
+            x = newton_schulz_factor(x @ x.mT, steps) @ x
+    else:
+        a, b, c = QUINTIC
+        for _ in range(STEPS):
+            s = x @ x.mT
+            x = torch.baddbmm(x, torch.baddbmm(s, s, s, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(g)
+
+
+def newton_schulz_factor(s: Tensor, steps: int) -> Tensor:
+    """The product of p = a + b s + c s² over the steps, for s = x xᵀ, where a step takes x to p x. It stays
+    on the small side of x: all p commute, so that the next s is p s p."""
+    factor = p = quintic(s)
+    for _ in range(steps - 1):
+        s = p @ (s @ p)
+        p = quintic(s)
+        factor = p @ factor
+    return factor
+
+
+def quintic(s: Tensor) -> Tensor:
+    a, b, c = QUINTIC
+    p = torch.baddbmm(s, s, s, beta=b, alpha=c)
+    p.diagonal(dim1=1, dim2=2).add_(a)
+    return p

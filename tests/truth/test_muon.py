@@ -44,6 +44,18 @@ def test_singular_values_become_one_and_their_vectors_stay():
         assert (turned - torch.diag_embed(values)).abs().max() < 0.05  # bf16
 
 
+def test_long_matrices_are_iterated_on_their_small_side_to_the_same_result(monkeypatch):
+    g = torch.randn(2, 32, 288) * torch.logspace(0, -4, 32)[None, :, None]  # singular values far apart
+    monkeypatch.setattr(optim, "LONG", 1000)
+    exact, whole = orthogonalised(g.double()), orthogonalised(g)
+    monkeypatch.undo()
+    assert (orthogonalised(g.double()) - exact).abs().max() < 1e-12
+    small = orthogonalised(g)
+    assert not torch.equal(small, whole)  # found another way
+    for result in (small, orthogonalised(g.mT.contiguous()).mT, whole):
+        assert (result - exact).abs().max() < 1e-5
+
+
 def test_it_iterates_in_the_precision_of_the_run():
     """Some CPUs take twenty times as long for a product in bf16."""
     p, g, errors = nn.Parameter(torch.zeros(48, 64)), torch.randn(48, 64), {}
