@@ -66,6 +66,7 @@ TARFLOW = {"depth": 2, "width": 32, "layers": 1, "heads": 2, "patch": 4}
 LABELS = {"conditional": True}
 LEARNED = {"timesteps": 20, "conditional": False, "bounded": True, "learned_variance": True}
 STEPS, CODES, GUIDED = {"steps": 4}, {"steps": 3, "code_steps": 4}, {"guidance": 2.0}
+LEARNS = {"trained_guidance": 3.0}  # guidance
 GUIDED_PAIRS = {"pair_steps": 4, "pair_guidance": 2.0}
 AAE_CONV = {"hidden": (16, 32), "latent": 8, "disc_hidden": (32,), "image_weight": 1.0, "image_width": 8}
 R1 = {"r1": 1.0, "r1_every": 1, "augment": ("color", "cutout"), "ada": 0.6, "lecam": 0.1}
@@ -144,9 +145,11 @@ CASES = [
     denoiser("fm", FM | {"clusters": 5}, lr=5e-3, steps=3, guidance=2.0),
     denoiser("cfm", FM | {"coupling": "ot", "clusters": 20}, lr=5e-3, steps=3, guidance=2.0),
     denoiser("soflow", FM, lr=5e-3, steps=2),
-    denoiser("soflow", FM | LABELS | {"clusters": 20, "map_every": 1}, lr=5e-3, steps=1, guidance=2.0),
+    denoiser(
+        "soflow", FM | LABELS | {"clusters": 20, "map_every": 1} | LEARNS, lr=5e-3, steps=1, guidance=2.0
+    ),
     denoiser("meanflow", FM | {"attention": (8,)}, lr=5e-3, steps=1),
-    denoiser("meanflow", FM | LABELS, lr=5e-3, steps=2),
+    denoiser("meanflow", FM | LABELS | LEARNS, lr=5e-3, steps=2, guidance=2.0),
     RF,
     RF_LABELS,
     denoiser("reflow", {"pair_steps": 4}, stages={"teacher": RF}, steps=2, sampler="euler"),

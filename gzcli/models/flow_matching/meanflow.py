@@ -9,16 +9,18 @@ v = x_0 − ε, is taken as a constant target of F. The papers' times run from d
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gzcli.core.types import DataInfo
 from gzcli.models.denoising.process import per_image
-from gzcli.models.flow_matching.average_velocity import AverageVelocity, IntervalOptions
+from gzcli.models.flow_matching.average_velocity import AverageVelocity, Interval, IntervalOptions
 from gzcli.models.flow_matching.fm import FlowOptions
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn import is_shape_only, to_fp32
+from gzcli.models.nn import is_shape_only
 from gzcli.models.nn.unet import UNetOptions
 
 
@@ -38,18 +40,14 @@ class MeanFlow(AverageVelocity):
     ):
         super().__init__(data, unet, flow, intervals, labels)
 
-    def interval_target(
-        self, x: Tensor, t: Tensor, s: Tensor, v: Tensor, y: Tensor | None, drop: Tensor | None
-    ) -> tuple[Tensor, float]:
-        """v + (s − t) dF/dt. The derivative, in forward mode, has no gradient, and the pass of F that has one
-        is an ordinary one, so that its gradients are synchronised."""
-
-        def average(x: Tensor, t: Tensor) -> Tensor:
-            return to_fp32(self.net(x, self.time_input(torch.stack([t, s], 1)), y, drop))
-
+    def interval_target(self, interval: Interval) -> tuple[Tensor, float]:
+        """v + (s − t) dF/dt, of a guided v and v_θ. The derivative, in forward mode, has no gradient, and the
+        pass of F that has one is an ordinary one, so that its gradients are synchronised."""
+        x, t, average = interval.x, interval.t, partial(self.average, interval)
+        velocity, guided = self.velocity_and_guidance(interval)
         if is_shape_only():  # where torch's derivatives of some layers fail
-            return v + per_image(s - t) * average(x, t), 1.0
-        velocity = to_fp32(self.net(x, self.time_input(t), y, drop))
-        with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
-            slope = torch.func.jvp(average, (x, t), (velocity, torch.ones_like(t)))[1]
-        return v + per_image(s - t) * slope, 1.0
+            slope = average(x, t)
+        else:
+            with sdpa_kernel(SDPBackend.MATH):  # fused attention has no forward-mode derivative
+                slope = torch.func.jvp(average, (x, t), (velocity + guided, torch.ones_like(t)))[1]
+        return interval.v + guided + per_image(interval.s - t) * slope, 1.0

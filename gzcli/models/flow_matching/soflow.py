@@ -16,10 +16,9 @@ from torch import Tensor
 from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
 from gzcli.models.denoising.process import per_image
-from gzcli.models.flow_matching.average_velocity import AverageVelocity, IntervalOptions
+from gzcli.models.flow_matching.average_velocity import AverageVelocity, Interval, IntervalOptions
 from gzcli.models.flow_matching.fm import FlowOptions
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn import to_fp32
 from gzcli.models.nn.unet import UNetOptions
 
 
@@ -53,12 +52,11 @@ class SoFlow(AverageVelocity):
         first, last = self.ends
         self.rho.fill_(first * (last / first) ** min(1.0, (step + 1) / max(1, self.data.steps)))
 
-    def interval_target(
-        self, x: Tensor, t: Tensor, s: Tensor, v: Tensor, y: Tensor | None, drop: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """ρ v + (1 − ρ) F(x_l, l, s); in evaluation of the last ρ, so that losses compare."""
+    def interval_target(self, interval: Interval) -> tuple[Tensor, Tensor]:
+        """ρ v + (1 − ρ) F(x_l, l, s), of a guided v; in evaluation of the last ρ, so that losses compare."""
         rho = self.rho if self.training else torch.full_like(self.rho, self.ends[1])
-        step = rho * (s - t)
-        ends = torch.stack([t + step, s], 1)
-        ahead = self.net(x + per_image(step) * v, self.time_input(ends), y, drop)
-        return torch.lerp(to_fp32(ahead), v, rho), rho
+        x, t, v = interval.x, interval.t, interval.v
+        if interval.guidance is not None:
+            v = v + self.velocity_and_guidance(interval)[1]
+        step = rho * (interval.s - t)
+        return torch.lerp(self.average(interval, x + per_image(step) * v, t + step), v, rho), rho

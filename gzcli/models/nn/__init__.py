@@ -174,7 +174,7 @@ def pyramid(shape: tuple[int, ...], coarsest: int = 4) -> list[tuple[int, int]]:
     return halved_sizes(shape, times)
 
 
-def at_least(minimum: int, **values: int | None) -> None:
+def at_least(minimum: int, **values: float | None) -> None:
     """Raises UsageError for an option below `minimum`. Each keyword is an option; None: it is not set."""
     for name, value in values.items():
         if value is not None and value < minimum:
