@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 INSTALL = @echo "installing into $(VENV): the first time 0.4 GB are fetched, with CUDA's libraries about 3 GB"; \
 	$(BIN)/python -m pip install --disable-pip-version-check
 
-.PHONY: demo test test-fast test-slow fuzz faults wheel bench pretrained docs measured screens costs audit lock lint format completions clean
+.PHONY: demo test test-fast test-slow fuzz faults wheel bench pretrained docs measured screens costs audit lock lint format readme completions clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -69,6 +69,9 @@ lint: $(VENV)/.tested
 format: $(VENV)/.tested
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+readme: $(VENV)/.installed  ## The models in README.md
+	$(BIN)/python .ci/readme.py
 
 completions: $(VENV)/.installed  ## completions/gz.bash, _gz and gz.fish
 	$(BIN)/python -m gzcli.cli.completion

@@ -16,7 +16,7 @@ from gzcli.cli import out
 from gzcli.cli.jobs import bytes_of
 from gzcli.core import streams
 from gzcli.core.errors import MissingError, redacted
-from gzcli.core.sections import TRACKERS
+from gzcli.core.trackers import TRACKERS
 from gzcli.store.hub import INCEPTION, hub_home
 from gzcli.store.paths import cache_dir, recipe_names, recipes_dir, user_dir
 from gzcli.version import __version__

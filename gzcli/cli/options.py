@@ -5,9 +5,10 @@ Completion runs at every TAB: it reads names from disk and imports little.
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ PROGRAMS = ("gz", "gzcli")  # what the command is called
 SHELLS = {"bash": "gz.bash", "zsh": "_gz", "fish": "gz.fish"}  # with the files of their completions
 # (what is typed before it, the beginning of a word) → words, of which those are offered that begin so
 Words = Callable[[typer.Context, str], Iterable[str]]
+Verb = Callable[..., None]
 
 
 def option(
@@ -37,6 +39,32 @@ def option(
 def argument(metavar: str, help: str = "", complete: Words | Iterable[str] | None = None, **more: Any) -> Any:
     more["autocompletion"] = completer(complete, metavar)
     return typer.Argument(metavar=metavar, help=help or None, **more)
+
+
+def with_flags(parameter: str, helps: Mapping[str, str]) -> Callable[[Verb], Verb]:
+    """Gives a verb a flag `--NAME` for each name of a table, with its help, in place of a parameter that gets
+    the names whose flags are typed."""
+
+    def decorate(verb: Verb) -> Verb:
+        @wraps(verb)
+        def flagged(**values: Any) -> None:
+            typed = tuple(name for name in helps if values.pop(name))
+            verb(**values, **{parameter: typed})
+
+        whole = inspect.signature(verb, eval_str=True)
+        parameters = dict(whole.parameters)
+        place = list(parameters).index(parameter)
+        of_name = {name: Annotated[bool, option(f"--{name}", text)] for name, text in helps.items()}
+        flags = [
+            parameters[parameter].replace(name=name, default=False, annotation=kind)
+            for name, kind in of_name.items()
+        ]
+        every = [*parameters.values()][:place] + flags + [*parameters.values()][place + 1 :]
+        flagged.__signature__ = whole.replace(parameters=every)  # type: ignore[attr-defined]
+        flagged.__annotations__ = {p.name: p.annotation for p in every}
+        return flagged
+
+    return decorate
 
 
 # --- completion: the beginning of a word → the words that complete it ---

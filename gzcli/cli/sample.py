@@ -56,15 +56,14 @@ _Input = Annotated[Path | None, option("--input PATH", _INPUT_HELP, exists=True,
 _MASK_HELP = "White is kept, black filled in."
 _Mask = Annotated[Path | None, option("--mask PATH", _MASK_HELP, exists=True, resolve_path=True)]
 _Out = Annotated[Path | None, option("--out DIR", "Where to write; into the run's folder without it.")]
-_Npz = Annotated[bool, option("--npz", FORMATS["npz"].help)]
 _ANIMATE_HELP = "Write animation.gif: the first 16 images while they are drawn."
 _Animate = Annotated[bool, option("--animate", _ANIMATE_HELP)]
 _LIKE_HELP = "Draw again what this PNG of `gz sample` shows; MODEL may be left out."
 _LIKE = option("--like PICTURE", _LIKE_HELP, exists=True, dir_okay=False, resolve_path=True)
 _Like = Annotated[Path | None, _LIKE]
-_Png = Annotated[bool, option("--png", FORMATS["png"].help)]
 
 
+@opt.with_flags("formats", {name: format.help for name, format in FORMATS.items()})
 def sample(
     ctx: typer.Context,
     model: opt.Model = "",
@@ -85,8 +84,7 @@ def sample(
     processes: opt.Processes = None,
     precision: opt.Precision = None,
     out_dir: _Out = None,
-    npz: _Npz = False,
-    png: _Png = False,
+    formats: tuple[str, ...] = (),
     animate: _Animate = False,
     submit: opt.Submit = None,
     slurm: opt.Slurm = None,
@@ -109,7 +107,7 @@ def sample(
         do=do,
         input=str(input) if input else None,
         mask=str(mask) if mask else None,
-        formats=tuple(name for name, written in {"npz": npz, "png": png}.items() if written),
+        formats=formats,
         animate=animate,
         checkpoint=checkpoint,
         seed=seed,

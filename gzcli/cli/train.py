@@ -14,7 +14,7 @@ from gzcli.cli import options as opt
 from gzcli.cli import out
 from gzcli.cli.options import a_model_or_run, argument, choose, option, split
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.core.sections import TRACKERS
+from gzcli.core.trackers import TRACKERS
 from gzcli.core.units import duration, figure, seconds_of
 from gzcli.data.sets.names import locate
 from gzcli.recipe.suggest import suggest
@@ -40,7 +40,7 @@ _Name = Annotated[str | None, option("--name ALIAS", "A second name for the run.
 _Resume = Annotated[bool, option("--resume", "Go on with the newest unfinished run, or the RUN named.")]
 _Requeue = Annotated[bool, option("--requeue", "Resume if there is something to resume, start otherwise.")]
 _Wandb = Annotated[bool, option("--wandb", "The same as `--track wandb`.")]
-_TRACK_HELP = "Log to wandb, tensorboard, trackio or mlflow too; may be repeated."
+_TRACK_HELP = f"Log to {', '.join(TRACKERS)} too; may be repeated."
 _Track = Annotated[list[str] | None, option("--track T", _TRACK_HELP, complete=TRACKERS)]
 _Dry = Annotated[bool, option("--dry-run", "Print what would be done, and do nothing.")]
 _Keys = Annotated[bool, option("--keys", "With `--dry-run`: every key too, and where its value comes from.")]
@@ -112,8 +112,7 @@ def train(
         "launch.machine_rank": machine_rank,
         "launch.main_ip": main_process_ip,
         "launch.main_port": main_process_port,
-        "launch.wandb": wandb or None,
-        "launch.track": check_trackers(track, wandb=wandb),
+        "launch.track": check_trackers([*(track or ()), *(["wandb"] if wandb else [])]),
     }
     request = ask(what, data, sets or (), flags, epochs=epochs, say=out.info)
     if lr is not None:
@@ -162,13 +161,12 @@ def announce(run: Run) -> None:
     out.info(f"run: {run.id}")
 
 
-def check_trackers(texts: Sequence[str] | None, *, wandb: bool) -> list[str] | None:
+def check_trackers(texts: Sequence[str]) -> list[str] | None:
     """The trackers of `--track`, which may be lists as `wandb,mlflow`; None where there are none."""
-    trackers = [choose("tracker", word, TRACKERS) for text in texts or () for word in split(text)]
-    for name in dict.fromkeys([*trackers, *(["wandb"] if wandb else [])]):
+    trackers = [choose("tracker", word, TRACKERS) for text in texts for word in split(text)]
+    for name in trackers:
         if find_spec(name) is None:
-            typed = f"--track {name}" if name in trackers else "--wandb"
-            raise MissingError(f"`{typed}` needs the package `{name}`", hint=f"pip install {name}")
+            raise MissingError(f"`--track {name}` needs the package `{name}`", hint=f"pip install {name}")
     return trackers or None
 
 

@@ -1,4 +1,4 @@
-"""Everything that is particular to a kind of device: cpu, cuda, mps, xpu.
+"""Everything that is particular to a kind of device: cpu, cuda, mps.
 
 What the command line needs (number, names and memory of GPUs) does without torch, which the other functions
 import when they are called. `python -m gzcli.core.devices` tries the GPUs in a process of its own, which
@@ -59,13 +59,13 @@ KINDS: Mapping[str, Kind] = {
     "cpu": Kind(40e9, 0.5, queued=False, shared=True, fused=True, fp16=False),
     "cuda": CUDA,
     "mps": Kind(1e12, shared=True, float64=False),
-    "xpu": Kind(10e12, float64=False),
 }
+UNKNOWN = Kind(10e12, float64=False)
 
 
 def kind_of(device: torch.device | str) -> Kind:
-    """The kind of a device, such as `cuda:1`; one that gz does not know is used like an xpu."""
-    return KINDS.get(device.partition(":")[0] if isinstance(device, str) else device.type, KINDS["xpu"])
+    """The kind of a device, such as `cuda:1`; UNKNOWN for one without a row."""
+    return KINDS.get(device.partition(":")[0] if isinstance(device, str) else device.type, UNKNOWN)
 
 
 def batch_of(usual: int, device: torch.device) -> int:

@@ -4,17 +4,18 @@ keys, with types, defaults and ranges, that `schema.py` checks; they are declare
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+import math
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from gzcli.core.errors import UsageError, canonical
+from gzcli.core.trackers import TRACKERS
 from gzcli.core.units import Size
 
 Fit: TypeAlias = Literal["crop", "pad", "stretch", "aspect"]
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-TRACKERS = ("wandb", "tensorboard", "trackio", "mlflow")
 SCALES = ("tiny", "small", "full", "paper")  # minutes on a core, an hour on two, a day on a GPU, the paper's
 
 MEETING = ("machines", "machine_rank", "main_ip", "main_port")  # where processes of several machines meet
@@ -30,6 +31,27 @@ FIXED: Mapping[str, Mapping[str, float]] = {
     "controlnet": {"edge_sigma": 1.0},
     "sgm": {"beta_max": 20.0},
 }
+
+
+def _tracked(launch: Mapping[str, Any]) -> dict[str, Any]:
+    """`launch.wandb: true` as an entry of `launch.track`."""
+    track = launch.get("track") or ()
+    return {"track": [*track, *({"wandb"} - {*track})]} if launch["wandb"] else {}
+
+
+# Keys that are gone, by section, with what a section that has one says now: older recipes and runs are read.
+GONE: Mapping[str, Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
+    "launch": {"wandb": _tracked},
+    "sample": {"naive": lambda sample: {}},  # slower, with the same images
+}
+
+
+def without_gone(section: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """A section of a recipe without keys that are gone."""
+    gone = {key: now for key, now in GONE.get(section, {}).items() if key in keys}
+    replaced = [now(keys) for now in gone.values()]
+    rest = {key: value for key, value in keys.items() if key not in gone}
+    return {**rest, **{key: value for more in replaced for key, value in more.items()}}
 
 
 def without_fixed(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,6 +170,16 @@ class TrainSection:
     init: str | None = None
 
 
+# Factor of the learning rate at a share of the steps after the warm-up.
+SCHEDULES: Mapping[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "linear": lambda progress: 1 - progress,
+    "late_linear": lambda progress: min(1.0, 2 * (1 - progress)),  # constant over the first half
+    "wsd": lambda progress: 1 - max(0.0, 5 * progress - 4) ** 0.5,  # Hägele 2024, arXiv:2405.18392, eq. 1
+}
+
+
 @dataclass(frozen=True)
 class OptimSection:
     """The optimizer of every phase.
@@ -169,7 +201,7 @@ class OptimSection:
     eps: float = ranged(1e-8, "greater than 0")
     weight_decay: float = ranged(0.0, "0 or more")
     warmup: int = ranged(0, "0 or more")
-    schedule: Literal["constant", "cosine", "linear", "late_linear", "wsd"] = "constant"
+    schedule: Annotated[str, SCHEDULES] = "constant"
     phases: Mapping[str, Mapping[str, Any]] = _further()
 
     def of(self, phase: str) -> OptimSection:
@@ -221,7 +253,6 @@ class LaunchSection:
       on one machine, 2 on several.
     timeout: minutes that processes wait for one that does not answer, before the run ends.
     strategy: how several GPUs share a model: each has all of it (ddp), or a part (fsdp).
-    wandb: the same as `wandb` in `track`.
     track: trackers that get figures, pictures and the recipe too.
     """
 
@@ -236,8 +267,7 @@ class LaunchSection:
     restarts: int | None = ranged(None, "0 … 10,000")
     timeout: float = ranged(10.0, "greater than 0")
     strategy: Literal["ddp", "fsdp"] = "ddp"
-    wandb: bool = False
-    track: tuple[Literal["wandb", "tensorboard", "trackio", "mlflow"], ...] = ()  # TRACKERS
+    track: tuple[Annotated[str, TRACKERS], ...] = ()
 
     def alone(self) -> LaunchSection:
         """The section without where processes of several machines meet."""
@@ -369,7 +399,7 @@ class Part:
 def part_of(tree: Mapping[str, Any], stage: str = "") -> Part:
     """The part that the tree of a run or of a stage describes; a key that is missing has its default. Raises
     UsageError for a value of an option that is a constant now."""
-    model, sample = without_fixed(tree["model"]), tree.get("sample") or {}
+    model, sample = without_fixed(tree["model"]), without_gone("sample", tree.get("sample") or {})
     # an old name stays where the new one is there too: then the model has both
     names = {old: new for old, new in RENAMED["sample"].items() if new not in sample}
     return Part(
@@ -381,5 +411,8 @@ def part_of(tree: Mapping[str, Any], stage: str = "") -> Part:
         seed=tree.get("seed", 0),
         sample={names.get(key, key): value for key, value in sample.items()},
         params=tree.get("params"),
-        **{name: section_of(kind, tree.get(name) or {}) for name, kind in SECTIONS.items()},
+        **{
+            name: section_of(kind, without_gone(name, tree.get(name) or {}))
+            for name, kind in SECTIONS.items()
+        },
     )

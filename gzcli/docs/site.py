@@ -86,9 +86,12 @@ def by_family(pages: Mapping[str, Page]) -> dict[str, list[Page]]:
     """The pages of each family, which has its name as a heading."""
     families: dict[str, list[Page]] = {}
     for page in pages.values():
-        heading = {"vae": "VAEs", "gan": "GANs"}.get(page.family, page.family.replace("_", " ").capitalize())
-        families.setdefault(heading, []).append(page)
+        families.setdefault(heading(page.family), []).append(page)
     return families
+
+
+def heading(family: str) -> str:
+    return {"vae": "VAEs", "gan": "GANs"}.get(family, family.replace("_", " ").capitalize())
 
 
 def models_index(pages: Mapping[str, Page]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
@@ -18,6 +17,7 @@ from gzcli.core import ranks
 from gzcli.core.errors import DivergedError, MissingError, first_line
 from gzcli.core.measured import ReferenceRun
 from gzcli.core.sections import Part, leaves
+from gzcli.core.trackers import TRACKERS, Logged
 from gzcli.engine.log import Log, TrainBar
 from gzcli.store import files
 from gzcli.store.metrics import every_line, metric_lines
@@ -28,14 +28,6 @@ PATIENCE = 5  # bad steps in a row after which the run is stopped
 RISEN, GAIN = 3, 0.1  # validations, and share of the gain, by which a figure has risen
 EXPLODED = 1e6  # factor of the first loss (at least 1) beyond which a step is bad
 WATCHED = ("loss", "grad_norm")  # figures that must be finite
-PROJECT = "gz"  # project of the runs at a tracking service
-# Hints for a tracker that does not start: no key, no network, no server.
-HINTS = {
-    "wandb": "`wandb login` once, or `WANDB_MODE=offline`, and `wandb sync` later",
-    "trackio": "`TRACKIO_DIR` and `HF_TOKEN` set where it writes; without a space it stays on this machine",
-    "mlflow": "`MLFLOW_TRACKING_URI` says which server; without it a file in gz's own folder serves",
-    "tensorboard": "it writes into the run's folder, which must be writable",
-}
 
 
 class History:
@@ -200,7 +192,7 @@ class Trackers:
 
     def picture(self, step: int, path: Path) -> None:
         """Logs the picture of samples of a step."""
-        self._each(lambda name, tracker: show(name, tracker, step, path))
+        self._each(lambda name, tracker: TRACKERS[name].show(tracker, path, step))
 
     def close(self) -> None:
         """Ends the trackers' runs, which sends pending figures."""
@@ -223,31 +215,21 @@ def start_tracker(name: str, run: Run, config: Mapping[str, Any], start: int) ->
 
     if name not in LOGGER_TYPE_TO_CLASS:
         raise MissingError(f"this accelerate knows no tracker `{name}`", hint="pip install -U accelerate")
-    make, id_ = LOGGER_TYPE_TO_CLASS[name], run.id.replace("/", "-")  # of a stage it is a path
+    kind = TRACKERS[name]
+    stored = files.read_json(run.tracker_file) if start and kind.to_store else None
+    logged = Logged(name, run.id, run.path, user_dir(name), config, start, stored or {})
     try:
-        if name == "tensorboard":  # a resumed run hides what was logged after its checkpoint
-            tracker = make(name, run.path, **({"purge_step": start} if start else {}))
-        elif name == "mlflow":
-            place = user_dir(name)
-            files.make_folder(place)
-            os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{place / 'runs.db'}")
-            record = files.read_json(run.tracker_file) if start else None
-            identity = {"run_id": record["run_id"]} if record else {"run_name": id_}
-            tracker = make(PROJECT, logging_dir=place.as_uri(), **identity)
-        else:
-            project = os.environ.get(f"{name.upper()}_PROJECT", PROJECT)
-            options = {"id": id_, "dir": run.path} if name == "wandb" else {}
-            tracker = make(project, name=run.id, resume="allow", config=dict(config), **options)
+        tracker = kind.make(LOGGER_TYPE_TO_CLASS[name], logged)
         with redirect_stdout(sys.stderr):  # what packages say of themselves is no data
             tracker.start()
-        if name == "mlflow":
-            files.write_json(run.tracker_file, {"run_id": tracker.active_run.info.run_id})
-        if name == "tensorboard" or (name == "mlflow" and not start):  # the others have it from the start
+        if kind.to_store:
+            files.write_json(run.tracker_file, kind.to_store(tracker))
+        if kind.recipe == "each" or (kind.recipe and not start):
             tracker.store_init_configuration(flat(config))
     except ImportError as e:
         raise MissingError(f"`--track {name}` needs the package `{name}`", hint=f"pip install {name}") from e
     except Exception as e:  # no key, a wrong one, no network, no server: each package has errors of its own
-        raise MissingError(f"`--track {name}`: {first_line(e)}", hint=HINTS[name]) from e
+        raise MissingError(f"`--track {name}`: {first_line(e)}", hint=kind.hint) from e
     return tracker
 
 
@@ -255,20 +237,3 @@ def flat(tree: Mapping[str, Any]) -> dict[str, int | float | str | bool]:
     """The values of a tree by dotted key, in types that all trackers take; without those that are None."""
     values = {key: value for key, value in leaves(tree) if value is not None and value != {}}
     return {key: v if isinstance(v, int | float | str) else str(v) for key, v in values.items()}
-
-
-def show(name: str, tracker: Any, step: int, path: Path) -> None:
-    """Logs a picture with one tracker."""
-    if name == "mlflow":
-        tracker.log_artifact(str(path), artifact_path="samples")
-    elif name == "trackio":
-        import trackio
-
-        tracker.log({"samples": trackio.Image(str(path))}, step=step)
-    else:
-        import numpy as np
-        from PIL import Image
-
-        image = np.asarray(Image.open(path).convert("RGB"))[None]  # [1, H, W, 3]
-        order = {"dataformats": "NHWC"} if name == "tensorboard" else {}
-        tracker.log_images({"samples": image}, step, **order)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from torch.optim.adamw import adamw
 from gzcli.core import ranks
 from gzcli.core.devices import kind_of
 from gzcli.core.errors import MissingError, UsageError, did_you_mean
-from gzcli.core.sections import OptimSection
+from gzcli.core.sections import SCHEDULES, OptimSection
 from gzcli.models.base import Phase
 
 NARROW = 32  # matrices of fewer rows or columns are left to AdamW
@@ -82,13 +81,7 @@ def factor(conf: OptimSection, step: int, steps: int) -> float:
         return (step + 1) / conf.warmup
     peak = warmup / conf.warmup if warmup else 1.0
     progress = (step - warmup) / max(steps - warmup, 1)
-    schedules = {
-        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
-        "linear": 1 - progress,
-        "late_linear": min(1.0, 2 * (1 - progress)),  # constant over the first half
-        "wsd": 1 - max(0.0, 5 * progress - 4) ** 0.5,  # Hägele 2024, arXiv:2405.18392, eq. 1
-    }
-    return peak * schedules.get(conf.schedule, 1.0)
+    return peak * SCHEDULES[conf.schedule](progress)
 
 
 def set_lr(optimizer: Optimizer, conf: OptimSection, step: int, steps: int) -> None:

@@ -104,7 +104,7 @@ class Trainer:
         self.start = self.done = self.resume()
         self.snapshots.trim(self.start)
         launch = self.part.launch
-        names = tuple(dict.fromkeys((*launch.track, *(("wandb",) if launch.wandb else ()))))
+        names = tuple(dict.fromkeys(launch.track))
         if names and self.rank == 0:
             space = asdict(self.space.record) if self.space else None
             config = self.part.tree() | {"built_on": self.built_on, "space": space}

@@ -239,7 +239,7 @@ def count_calls(trained: Trained, options: Mapping[str, Any] | None = None) -> i
     Pixel models cache activations and bypass `forward`: they count one call for each value."""
     model = trained.model
     keywords = group_options(model.sample, {**trained.part.sample, **(options or {})})
-    if "naive" in flat_defaults(model.sample):
+    if hasattr(model, "incremental"):
         return int(getattr(model, "parts")) * math.prod(trained.info.shape[1:])  # noqa: B009
     noise = ImageNoise(0, range(1), trained.device)
     labels = spread_labels(None, 1, trained.info, trained.device) if model.conditional else None

@@ -24,6 +24,7 @@ PARTS = ("model", "sample", "stages", *SECTIONS)  # below a scale these hold for
 STORABLE = "int, float, bool, str, None, Literal[…], tuple[…], list[…]"
 RESERVED = {"name"}  # the key of a recipe's `model` that names the model
 _HEADER = re.compile(rf" +({'|'.join([*schema(None), 'stages', 'for', 'extends'])}):")
+_ENTRY = re.compile(r" +(#|- |[^\s:]+:( |$))")  # a line of YAML that can come after an empty one
 # Flags with another name than the last part of their key.
 _FLAGS = {
     "data.name": "--data",
@@ -259,14 +260,17 @@ def layers_typed(flags: Mapping[str, Any], sets: Iterable[str], problems: list[P
 
 def read_header(path: Path) -> Document:
     """The recipe in a model's file, with the places of the file: the indented lines of its docstring that
-    begin with a section, as `  train: {steps: 600}`. Raises UsageError for a file that is no Python, or whose
+    begin with a section, as `  train: {steps: 600}`, and those below it. What is indented after an empty line
+    and has no key, as an equation, is none of it. Raises UsageError for a file that is no Python, or whose
     recipe is no YAML."""
     module = module_of(path)
-    inside = False
+    inside = after_empty = False
     lines = [""] * (module.line - 1)
     for line in module.docstring.splitlines():
-        inside = bool(_HEADER.match(line)) or (inside and (not line.strip() or line.startswith(" ")))
+        more = line.startswith(" ") and (not after_empty or _ENTRY.match(line))
+        inside = bool(_HEADER.match(line)) or (inside and bool(more or not line.strip()))
         lines.append(line if inside else "")
+        after_empty = not line.strip()
     return read_text("\n".join(lines), str(path))
 
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from operator import ge, gt, le, lt
 from typing import Any, NamedTuple
 
+from gzcli.core import sections
 from gzcli.core.errors import UsageError, canonical, did_you_mean
-from gzcli.core.sections import FIXED, SECTIONS, Part, keys_of, renamed
+from gzcli.core.sections import FIXED, SECTIONS, Part, keys_of, renamed, without_gone
 from gzcli.core.units import WORDS, canonical_size, nearest
 from gzcli.models.catalog import ModelCard, Param, likelihood_scores, phases
 from gzcli.recipe.yaml import WRONG, Key, Problem, scalar
@@ -43,6 +45,8 @@ class Rule:
     range: str | None = None
 
 
+_CHOICE = re.compile(r"Annotated\[str, (\w+)\]")
+
 Rules = Mapping[str, "Rule | Rules"]  # key → its rule, or those of the keys below it
 
 
@@ -53,8 +57,14 @@ def below(rules: Rules, key: str) -> Rules:
 
 
 def rules_of(section: type) -> dict[str, Rule]:
-    """The rules of the keys that a section of `parts.py` declares."""
-    return {f.name: Rule(str(f.type), f.default, f.metadata.get("range")) for f in keys_of(section)}
+    """The rules of the keys that a section of `sections.py` declares."""
+    return {f.name: Rule(_typed(str(f.type)), f.default, f.metadata.get("range")) for f in keys_of(section)}
+
+
+def _typed(annotation: str) -> str:
+    """A type of `sections.py`; a choice from a table, `Annotated[str, TABLE]`, is a Literal of its keys."""
+    literal = lambda choice: f"Literal[{', '.join(map(repr, vars(sections)[choice[1]]))}]"  # noqa: E731
+    return _CHOICE.sub(literal, annotation)
 
 
 DATA, TRAIN, OPTIM, OOD, BENCH, LAUNCH = map(rules_of, SECTIONS.values())
@@ -153,7 +163,7 @@ def check(
 
     def checked(part: Mapping[str, Any], rules_here: Rules, path: Key) -> dict[str, Any]:
         clean: dict[str, Any] = {}
-        for key, value in part.items():
+        for key, value in without_gone(path[-1] if path else "", part).items():
             key = renamed(key, rules_here, *path[-1:])
             here, rule = (*path, key), rules_here.get(key, rules_here.get(ANY))
             name = ".".join(here)

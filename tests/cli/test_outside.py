@@ -189,6 +189,14 @@ def test_a_fault_in_the_file_has_its_line(write):
         catalog.load("maf")
 
 
+def test_an_equation_after_the_recipe_is_none_of_it(write):
+    recipe = "    optim: {lr: 1e-3}\n"
+    more = "    for:\n      digits: {train: {steps: 5}}\n\n      # few\n      glyphs: {train: {steps: 6}}\n"
+    equation = "\n        dx/dt = v(x, t)\n\n    x_1 = x_0 + ∫ v dt\n"
+    read = read_header(write("maf", (recipe, recipe + more + equation))).tree
+    assert list(read) == ["train", "optim", "for"] and list(read["for"]) == ["digits", "glyphs"]
+
+
 def test_folders_and_packages_add_models(write, tmp_path, monkeypatch):
     folder = write("maf").parent
     (folder / "helper.py").write_text("x = 1\n")

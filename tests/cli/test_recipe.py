@@ -440,6 +440,15 @@ def test_an_option_that_became_a_constant_is_read_where_it_has_its_value(write):
         assert part_of({"model": {"name": "maf", key: 3}}).options == {key: 3}
 
 
+def test_keys_that_are_gone_are_read(write):
+    launch = "launch: {wandb: true, track: [mlflow]}"
+    text = f"data: {{name: digits}}\nmodel: {{name: pixelcnn}}\nsample: {{naive: true}}\n{launch}"
+    part = resolve(write("old.yaml", text)).parts[0]
+    assert part.launch.track == ("mlflow", "wandb") and "naive" not in part.sample
+    old = part_of({"model": {"name": "vae"}, "sample": {"naive": False}, "launch": {"wandb": False}})
+    assert old.launch.track == () and old.sample == {}
+
+
 def test_values_of_the_command_line():
     sampler = schema.Rule("Literal['ddim', 'dpm']")
     assert schema.check_value(3, schema.Rule("float"), "--rate") == 3.0

@@ -251,7 +251,7 @@ def test_a_generator_that_has_just_begun_has_not_collapsed(monkeypatch):
 def test_weights_and_biases_without_a_key(monkeypatch, error):
     wandb = pytest.importorskip("wandb")
     tree = recipe(FIRST["vae"], steps=2)
-    tree["launch"]["wandb"] = True
+    tree["launch"]["wandb"] = True  # as older recipes have it
 
     def init(**options):
         raise getattr(wandb.errors, error)("No API key configured. Use `wandb login` to log in.\nmore")

@@ -71,13 +71,13 @@ def test_a_service_gets_it_all(home, monkeypatch, name):
 
 
 def test_what_is_missing_is_told_first_and_what_fails_stops_nothing(monkeypatch, call):
-    assert options.check_trackers(None, wandb=False) is None
+    assert options.check_trackers([]) is None
     monkeypatch.setattr(options, "find_spec", lambda name: None)
     code, _, stderr = call("train", "vae", "--track", "mlflow", "--dry-run")
     assert code == 3 and "`--track mlflow` needs the package `mlflow`\n\nhint: pip install mlflow" in stderr
     code, _, stderr = call("train", "vae", "--wandb")
-    assert code == 3 and "`--wandb` needs the package `wandb`" in stderr
-    refused("no tracker is called `tensorbord`", options.check_trackers, ["tensorbord"], wandb=False)
+    assert code == 3 and "`--track wandb` needs the package `wandb`" in stderr
+    refused("no tracker is called `tensorbord`", options.check_trackers, ["tensorbord"])
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingError, match="needs the package `wandb`"):
         history.start_tracker("wandb", SimpleNamespace(id="run", path=None), {}, 0)

@@ -246,17 +246,15 @@ class PixelModel(Model):
         noise: Noise,
         progress: Progress = no_progress,
         temperature: float = 1.0,
-        naive: bool = False,
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1], pixel by pixel.
 
         temperature: of every factor, above 0; 1: as trained, less: nearer to the mode.
-        naive: whether every value takes a full pass of the network; slow, a reference for tests.
         """
         x = next(self.parameters()).new_zeros(n, *self.data.shape)
         if self.conditional:
             labels = spread_labels(labels, n, self.data, x.device)
-        return self._generate(x, 0, labels, noise, progress, temperature, naive)
+        return self._generate(x, 0, labels, noise, progress, temperature)
 
     @torch.no_grad()
     def complete(
@@ -294,7 +292,6 @@ class PixelModel(Model):
         noise: Noise,
         progress: Progress,
         temperature: float,
-        naive: bool = False,
     ) -> Tensor:
         """x with the values below its first `rows` rows drawn in order."""
         if temperature <= 0:
@@ -306,7 +303,7 @@ class PixelModel(Model):
         split = x.unflatten(1, (self.parts, -1))  # a view [n, parts, C / parts, H, W]
         # without autocast: a draw follows the distribution that the weights define, at full precision
         with torch.autocast(x.device.type, enabled=False):
-            net = UncachedNet(self, x, labels) if naive else self.incremental(n, labels)
+            net = self.incremental(n, labels)
             for i in range(height):
                 net.row(x[:, :, i - 1] if i else torch.zeros_like(x[:, :, 0]))
                 if i < rows:
@@ -330,20 +327,3 @@ def grey_levels(data: DataInfo) -> int:
 def first_rows(x: Tensor, rows: int) -> Tensor:
     """[B, 1, H, W]: 1 in the first `rows` rows of the images x [B, C, H, W], 0 below."""
     return (torch.arange(x.shape[2], device=x.device) < rows).to(x)[:, None].expand(len(x), 1, -1, x.shape[3])
-
-
-class UncachedNet:
-    """`incremental` without caches: every output takes a full pass of the network over the partial x."""
-
-    def __init__(self, net: PixelModel, x: Tensor, labels: Labels):
-        self.net, self.x, self.labels, self.i = net, x, labels, -1
-
-    def row(self, above: Tensor) -> None:
-        self.i += 1
-
-    def keep(self, row: Tensor) -> None: ...
-
-    def outputs(self, j: int, part: int) -> Tensor:
-        return self.net(self.x, self.labels)[:, part, self.i, j]
-
-    def put(self, j: int, part: int, value: Tensor) -> None: ...

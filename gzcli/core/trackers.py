@@ -1,0 +1,124 @@
+"""The services that `--track` logs a run to: a record each, over accelerate's tracker of that name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROJECT = "gz"  # project of the runs at a service
+
+
+@dataclass(frozen=True)
+class Logged:
+    """What a tracker is started with.
+
+    name: name of the tracker.
+    run: id of the run, which may be the path of a stage.
+    folder: of the run.
+    own: folder for a service without a server.
+    config: the recipe.
+    start: number of steps that the run has trained before.
+    stored: what the tracker's `to_store` returned when the run began.
+    """
+
+    name: str
+    run: str
+    folder: Path
+    own: Path
+    config: Mapping[str, Any]
+    start: int
+    stored: Mapping[str, Any]
+
+    @property
+    def id(self) -> str:
+        """The run's id as part of a path."""
+        return self.run.replace("/", "-")
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """A tracker.
+
+    hint: what to do where it does not start: no key, no network, no server.
+    make: accelerate's class, and what it is started with → its instance.
+    show: logs a picture of a step.
+    to_store: what a resume needs; None: nothing.
+    recipe: when the recipe is logged by itself: at each start, or at the first; "": `make` does it.
+    """
+
+    hint: str
+    make: Callable[[Any, Logged], Any]
+    show: Callable[[Any, Path, int], None]
+    to_store: Callable[[Any], dict[str, Any]] | None = None
+    recipe: str = ""
+
+
+def _service(make: Any, run: Logged, **options: Any) -> Any:
+    project = os.environ.get(f"{run.name.upper()}_PROJECT", PROJECT)
+    return make(project, name=run.run, resume="allow", config=dict(run.config), **options)
+
+
+def _wandb(make: Any, run: Logged) -> Any:
+    return _service(make, run, id=run.id, dir=run.folder)
+
+
+def _tensorboard(make: Any, run: Logged) -> Any:
+    """A resumed run hides what was logged after its checkpoint."""
+    return make(run.name, run.folder, **({"purge_step": run.start} if run.start else {}))
+
+
+def _mlflow(make: Any, run: Logged) -> Any:
+    run.own.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{run.own / 'runs.db'}")
+    identity = dict(run.stored) or {"run_name": run.id}
+    return make(PROJECT, logging_dir=run.own.as_uri(), **identity)
+
+
+def _show_array(tracker: Any, path: Path, step: int, **order: str) -> None:
+    import numpy as np
+    from PIL import Image
+
+    image = np.asarray(Image.open(path).convert("RGB"))[None]  # [1, H, W, 3]
+    tracker.log_images({"samples": image}, step, **order)
+
+
+def _show_tensorboard(tracker: Any, path: Path, step: int) -> None:
+    _show_array(tracker, path, step, dataformats="NHWC")
+
+
+def _show_trackio(tracker: Any, path: Path, step: int) -> None:
+    import trackio
+
+    tracker.log({"samples": trackio.Image(str(path))}, step=step)
+
+
+def _show_mlflow(tracker: Any, path: Path, step: int) -> None:
+    tracker.log_artifact(str(path), artifact_path="samples")
+
+
+TRACKERS: Mapping[str, Tracker] = {
+    "wandb": Tracker(
+        "`wandb login` once, or `WANDB_MODE=offline`, and `wandb sync` later", _wandb, _show_array
+    ),
+    "tensorboard": Tracker(
+        "it writes into the run's folder, which must be writable",
+        _tensorboard,
+        _show_tensorboard,
+        recipe="each",
+    ),
+    "trackio": Tracker(
+        "`TRACKIO_DIR` and `HF_TOKEN` set where it writes; without a space it stays on this machine",
+        _service,
+        _show_trackio,
+    ),
+    "mlflow": Tracker(
+        "`MLFLOW_TRACKING_URI` says which server; without it a file in gz's own folder serves",
+        _mlflow,
+        _show_mlflow,
+        to_store=lambda tracker: {"run_id": tracker.active_run.info.run_id},
+        recipe="first",
+    ),
+}
