@@ -163,13 +163,15 @@ def list_recipes(*, wide: bool = False) -> None:
 
 def list_pretrained(*, wide: bool = False) -> None:
     """Prints the trained models that come with gz."""
-    from gzcli.store.pretrained import PREFIX, every
+    from gzcli.store.pretrained import PREFIX, elsewhere, every
 
-    models = every()
+    models, lacking = every(), list(elsewhere())
     columns = ("pretrained", "data", "figure", "floor", "params", "CPU time", "size")
     out.table(columns, [(PREFIX + one.name, one.data, *one.cells) for one in models], wide=wide)
     if models:
         out.hint(f"gz sample {PREFIX}{models[0].name}")
+    if lacking:
+        out.info(f"a clone of gz has {len(lacking)} more: {', '.join(lacking)}")
     facts = ("about", "params", "seconds", "work", "command")
     rows = [
         {"name": PREFIX + one.name, "model": one.model, "data": one.data, "figures": one.figures}
@@ -177,7 +179,7 @@ def list_pretrained(*, wide: bool = False) -> None:
         | {"bytes": one.file.stat().st_size, "path": one.file}
         for one in models
     ]
-    out.data({"pretrained": rows})
+    out.data({"pretrained": rows, "elsewhere": lacking})
 
 
 # ---------------------------------------------------------------------------- data sets

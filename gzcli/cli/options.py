@@ -200,10 +200,12 @@ def may_remove(what: str, yes: bool) -> bool:
 
 
 def spelled(model: str, pretrained: bool) -> str:
-    """`MODEL --pretrained` in the spelling that every verb takes."""
-    from gzcli.store.pretrained import PREFIX
+    """`MODEL --pretrained`, or `--pretrained` alone, in the spelling that every verb takes."""
+    from gzcli.store.pretrained import DEFAULT, PREFIX
 
-    return f"{PREFIX}{model}" if model and pretrained and not model.startswith(PREFIX) else model
+    if not pretrained or model.startswith(PREFIX):
+        return model
+    return f"{PREFIX}{model}" if model else DEFAULT
 
 
 # --- the options ---

@@ -96,9 +96,9 @@ def sample(
     """
     from gzcli.store.jobs import SampleJob
 
+    model = opt.spelled(model, pretrained)
     if not model and not like:
         raise UsageError("`gz sample` needs a model, a run or a file", hint="gz sample vae")
-    model = opt.spelled(model, pretrained)
     typed = SampleJob(
         "",
         n,

@@ -1,6 +1,7 @@
 """The trained models that come with gz: files of `gz runs export` in the package's folder `pretrained`, named
 MODEL-DATA.safetensors. `pretrained:cfm` is one of them in every verb; `pretrained:cfm-digits`, or `--data
-digits`, chooses the set."""
+digits`, chooses the set. A wheel has one or two of each family; the rest, in `more`, is in a clone alone, and
+`more.json` names it with its checksums."""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ from gzcli.store.run_folder import STAGES
 
 PREFIX = "pretrained:"
 FOLDER = Path(__file__).resolve().parents[1] / "pretrained"
-FIRST = ("glyphs", "shapes", "digits")  # the preferred sets, in this order, where none is named
+MORE = "more"
+FIRST = ("emoji", "glyphs", "shapes", "digits")  # the preferred sets, in this order, where none is named
+DEFAULT = f"{PREFIX}cfm"  # where no model is named
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,15 @@ def is_name(ref: str) -> bool:
 
 
 def names() -> dict[str, Path]:
-    """The files by their names, `cfm-digits`."""
-    return {file.stem: file for file in sorted(FOLDER.glob("*.safetensors"))}
+    """The files that are here by their names, `cfm-digits`."""
+    files = [*FOLDER.glob("*.safetensors"), *FOLDER.joinpath(MORE).glob("*.safetensors")]
+    return {file.stem: file for file in sorted(files, key=lambda file: file.stem)}
+
+
+def elsewhere() -> dict[str, str]:
+    """The checksums, SHA-256, of the files that a clone of gz has and this installation lacks, by name."""
+    listed: dict[str, str] = read_json(FOLDER / f"{MORE}.json") or {}
+    return {name: checksum for name, checksum in listed.items() if name not in names()}
 
 
 def parts_of(name: str) -> tuple[str, str]:
@@ -89,18 +99,30 @@ def parts_of(name: str) -> tuple[str, str]:
 
 def file_of(ref: str, data: str | None = None) -> Path:
     """The file of `pretrained:MODEL-DATA`, or of `pretrained:MODEL`, preferably on a set of FIRST. Raises
-    UsageError for an unknown name, MissingError for a model without a file for that set."""
-    name, every_file = ref.removeprefix(PREFIX), names()
-    if stem := matching(name, every_file):
-        return every_file[stem]
-    parts = {stem: parts_of(stem) for stem in every_file}
-    sets = {key: every_file[stem] for stem, (model, key) in parts.items() if matching(name, [model])}
+    UsageError for an unknown name, MissingError for a model without a file for that set, or whose file a
+    clone alone has."""
+    name, here = ref.removeprefix(PREFIX), names()
+    every_name = [*here, *elsewhere()]
+    if stem := matching(name, every_name):
+        return _file(stem)
+    parts = {stem: parts_of(stem) for stem in every_name}
+    sets = {key: stem for stem, (model, key) in parts.items() if matching(name, [model])}
     if not sets:
-        hint = did_you_mean(name, every_file) or "`gz list pretrained` names them"
+        hint = did_you_mean(name, every_name) or "`gz list pretrained` names them"
         raise UsageError(f"no model that comes with gz is called `{name}`", hint=hint)
     if data is None:
-        return sets[next((key for key in FIRST if key in sets), next(iter(sets)))]
+        first = [key for key in FIRST if key in sets] or list(sets)
+        return _file(sets[next((key for key in first if sets[key] in here), first[0])])
     if key := matching(data, sets):
-        return sets[key]
+        return _file(sets[key])
     message = f"no `{name}` that was trained on `{data}` comes with gz"
     raise MissingError(message, hint=f"there is one of {', '.join(sets)} · gz train {name} --data {data}")
+
+
+def _file(name: str) -> Path:
+    """The file of a model. Raises MissingError where a clone alone has it."""
+    if file := names().get(name):
+        return file
+    path = f"gzcli/{FOLDER.name}/{MORE}/{name}.safetensors"
+    hint = f"a clone of gz has it: give the path of its `{path}`, SHA-256 {elsewhere()[name][:12]}…"
+    raise MissingError(f"`{PREFIX}{name}` is not part of an installed gz, which is kept small", hint=hint)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from helpers import ROOT
+from pretrained import TABLE, WHEEL
 
 from gzcli.cli.doctor import folders
 from gzcli.launch.launcher import Plan, environment
@@ -35,7 +36,10 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path):
     run("-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, copy)
     (wheel,) = tmp_path.glob("gzcli-*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    others = [*(ROOT / "gzcli/report/templates").iterdir(), *(ROOT / "gzcli/docs").rglob("*.*")]
+    assert wheel.stat().st_size <= 12_000_000
+    # the samples of leagues are for the site, which a clone builds
+    docs = [path for path in (ROOT / "gzcli/docs").rglob("*.*") if path.parent.name != "samples"]
+    others = [*(ROOT / "gzcli/report/templates").iterdir(), *docs, *(ROOT / "gzcli/data/sets").glob("*.*")]
     for path in (*(ROOT / "gzcli").rglob("*.py"), *(path for path in others if path.suffix != ".pyc")):
         assert (tmp_path / "site" / path.relative_to(ROOT)).exists(), path
     assert (tmp_path / "site" / "gzcli" / "py.typed").exists()
@@ -47,6 +51,9 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path):
     for path in (ROOT / "recipes").glob("*.yaml"):
         assert path.stem in shown
     assert "model.hidden" in run("-m", "gzcli", "train", "glow", "--dry-run", "--keys", env=env, cwd=tmp_path)
+    listed = json.loads(run("-m", "gzcli", "list", "pretrained", "--json", env=env, cwd=tmp_path))
+    here, more = {row["name"] for row in listed["pretrained"]}, set(listed["elsewhere"])
+    assert {f"pretrained:{name}" for name in WHEEL} == here and here and more == set(TABLE) - set(WHEEL)
 
 
 def steps_of(flow: str) -> list[dict]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -282,6 +283,30 @@ def test_pretrained_models_are_small_together_and_have_one_spelling(gz, elsewher
     assert code == 2 and "`gz list pretrained` names them" in err
     code, _, err = gz("sample", model, "--pretrained", "--data", "mnist")
     assert code == 3 and f"gz train {model} --data mnist" in err
+
+
+def test_a_pretrained_model_that_a_wheel_leaves_out_is_told_where_it_is(gz, elsewhere, tmp_path, monkeypatch):
+    listed = files.read_json(pretrained.FOLDER / "more.json")
+    more = pretrained.FOLDER / "more"
+    assert listed == {file.stem: files.checksum(file) for file in sorted(more.glob("*.safetensors"))}
+    assert not pretrained.elsewhere()
+    wheel = tmp_path / "pretrained"
+    shutil.copytree(pretrained.FOLDER, wheel, ignore=shutil.ignore_patterns("more"))
+    monkeypatch.setattr(pretrained, "FOLDER", wheel)
+    pretrained.every.cache_clear()
+    assert pretrained.elsewhere() == listed
+    for words in (
+        ("pretrained:fm-glyphs",),
+        ("fm", "--pretrained", "--data", "glyphs"),
+        ("pretrained:vqvae",),
+    ):
+        code, _, err = gz("sample", *words)
+        assert code == 3 and "is not part of an installed gz" in err, words
+        assert "gzcli/pretrained/more/" in err and "SHA-256" in err
+    assert pretrained.file_of("pretrained:cfm").parent == wheel
+    code, out, err = gz("list", "pretrained")
+    assert code == 0 and "vae-glyphs" in out and "vqvae" not in out and f"{len(listed)} more" in err
+    pretrained.every.cache_clear()
 
 
 @pytest.mark.slow
