@@ -63,7 +63,8 @@ def train(
 ) -> LoadedRun:
     """Trains a model in processes of its own, as `gz train` does, and loads what came out.
 
-    what: name of a model, path of a recipe or of a model's file, or a run to repeat.
+    what: name of a model, path of a recipe or of a model's file, or a run to repeat; or, with `data`,
+      weights to start from: a run, a file, `pretrained:NAME` or `hf://OWNER/NAME`.
     data: name or path of the data set; None: that of the recipe.
     scale: "tiny", "small", "full" or "paper"; None: tiny for embedded sets and up to 15 minutes of a
       CPU, else full where GPUs are used, small elsewhere.
@@ -96,7 +97,7 @@ def train(
     if isinstance(set, Mapping):
         flags |= {key: list(v) if isinstance(v, tuple) else v for key, v in set.items()}
     sets = [] if isinstance(set, Mapping) else set
-    request = ask(what, None if data is None else str(data), sets, flags)
+    request = ask(what, None if data is None else str(data), sets, flags, resume=resume)
     start = prepare(request, alias=name, requeue=resume)
     if start.plan.note:
         warnings.warn(start.plan.note, stacklevel=2)

@@ -18,7 +18,7 @@ from gzcli.core.units import about, count, counted, sides, size
 from gzcli.launch import forecast
 from gzcli.launch.forecast import DataFacts, Forecast, together
 from gzcli.launch.launcher import Plan, show, usable_gpus
-from gzcli.launch.plan import Start, check_batches, previous_words, shared_out
+from gzcli.launch.plan import Request, Start, check_batches, previous_words, shared_out
 from gzcli.recipe.recipe import Recipe, recipe_of
 from gzcli.recipe.resolve import Resolved
 from gzcli.store.paths import user_dir
@@ -73,7 +73,7 @@ def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
     timed = not (getattr(request.recipe.dataset, "embedded", False) or request.length_is_typed)
     whole = replace(request.recipe, parts=recipe.parts, data=recipe.data)
     outlook = Outlook.of(whole, plan, facts, request.at_paper if timed else None, timed=timed)
-    for line in in_short(outlook):
+    for line in (*starts(request), *in_short(outlook)):
         out.info(line)
     if hint := forecast.memory_hint(outlook.models, plan, forecast.memory_of(plan)):
         out.hint(hint)
@@ -116,7 +116,7 @@ def show_plan(start: Start, *, keys: bool) -> None:
     path = run.path if run else user_dir("runs") / f"{recipe.card.name}-{facts.key}-<time>-<id>"
     launch = show(path, plan)
     lines = [*in_lines(outlook, memory), ("needs", ", ".join(needs) or "nothing that is not here")]
-    for label, text in lines:
+    for label, text in (*(("start", line) for line in starts(start.request)), *lines):
         out.text("\n".join(out.fitted(text, f"{label:<8}")))
     on = counted(plan.gpus, "GPU") if plan.gpus else "no GPUs"
     out.text(f"run     {'resumes ' if run else ''}{path}")
@@ -186,6 +186,16 @@ def figures(outlook: Outlook) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------------------- in words
+
+
+def starts(request: Request) -> list[str]:
+    """The weights that a training starts from, in a line."""
+    if request.parent is None:
+        return []
+    part, run = request.recipe.parts[-1], request.parent
+    name, _, digest = str(part.train.parent).partition(" sha256:")
+    step, title = run.serving.status().get("step", 0), run.title
+    return [f"the weights of {name}: {title}, {step:,} steps on {run.data} (sha256 {digest[:12]})"]
 
 
 def in_short(outlook: Outlook) -> list[str]:

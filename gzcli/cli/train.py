@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from gzcli.store.run_folder import Run
 
 
-_WHAT_HELP = "A model, a recipe file, or a run to repeat. Default: the one that suits the data set."
-_What = Annotated[str | None, argument("MODEL|RECIPE|RUN", _WHAT_HELP, a_model_or_run)]
+_WHAT_HELP = (
+    "A model, a recipe file, a run to repeat, or with `--data` weights to start from: a run, a file, "
+    "pretrained:NAME, hf://OWNER/NAME. Default: the model that suits the data set."
+)
+_What = Annotated[str | None, argument("MODEL|RECIPE|RUN|FILE", _WHAT_HELP, a_model_or_run)]
 _Steps = Annotated[int | None, option("--steps N", "Train for N steps.", min=1)]
 _MINUTES_HELP = (
     "Train for as many steps as fit in M minutes of wall-clock time, or of CPU time with "
@@ -86,6 +89,7 @@ def train(
     """Train a model.
 
     Without `--data` it trains on an embedded set: `gz train cvae` works offline and takes about a minute.
+    With trained weights in place of a model it starts from them: `gz train pretrained:fm --data ./photos`.
     """
     from gzcli.cli import jobs, plan
     from gzcli.launch.plan import ask, prepare
@@ -114,7 +118,7 @@ def train(
         "launch.main_port": main_process_port,
         "launch.track": check_trackers([*(track or ()), *(["wandb"] if wandb else [])]),
     }
-    request = ask(what, data, sets or (), flags, epochs=epochs, say=out.info)
+    request = ask(what, data, sets or (), flags, epochs=epochs, say=out.info, resume=resume)
     if lr is not None:
         places = (f"stages.{part.stage}." if part.stage else "" for part in request.recipe.parts)
         out.info(f"learning rate {lr:g}: {' '.join(f'--set {place}optim.lr={lr:g}' for place in places)}")

@@ -144,7 +144,9 @@ class TrainSection:
     best: figure on validation images that the best checkpoint has lowest; auto: as the model says.
     patience: validations in a row without a new best after which the training ends, and serves its best
       weights; null: it goes on.
-    init: stage, run or safetensors file whose weights the training starts from.
+    init: weights that the training starts from: a stage, a run, a safetensors file, `pretrained:NAME` or
+      `hf://OWNER/NAME`.
+    parent: name and sha256 of those weights; gz writes it, and refuses others at that place.
     """
 
     steps: int = ranged(10_000, "1 … 1,000,000,000")
@@ -168,6 +170,7 @@ class TrainSection:
     best: Literal["auto", "bpd", "fd", "loss", "none"] = "auto"
     patience: int | None = ranged(None, "1 … 1,000,000")
     init: str | None = None
+    parent: str | None = None
 
 
 # Factor of the learning rate at a share of the steps after the warm-up.

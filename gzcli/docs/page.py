@@ -249,6 +249,7 @@ def _can(card: ModelCard, serving: ModelCard, name: str, stage: str) -> tuple[tu
             f"gz bench {name} --data mnist",
             "its figures beside the floor of real images",
         ),
+        ("prompt" not in can, "gz train RUN --data ./photos", "a training that starts from a run's weights"),
         ("latent" in card.can, f"gz train fm --set data.latent={name}", "a model of its latents"),
         ("export" in can, f"gz runs export {name} --to diffusers", "a folder that diffusers loads"),
     ]

@@ -21,12 +21,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gzcli.core import ranks
-from gzcli.core.errors import DamagedError, MissingError, UsageError
+from gzcli.core.errors import DamagedError, MissingError
 from gzcli.core.sections import Part, part_of
 from gzcli.core.types import DataInfo
-from gzcli.engine.log import Log
 from gzcli.models.nn import with_rows
-from gzcli.store import files, runs
+from gzcli.store import files
 from gzcli.store.run_folder import CheckpointFolder, Run, steps_of
 from gzcli.version import __version__
 
@@ -148,20 +147,6 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(weights, averaged, train, meta)
 
 
-def with_zero_inputs(
-    weights: dict[str, Tensor], present: Mapping[str, Any]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights padded with zeros for convolutions with more input channels, and the names of the padded ones.
-    A model with a condition as further channels thus begins as the model without it."""
-    wider = {}
-    for name, value in weights.items():
-        shape = present[name].shape if name in present else value.shape
-        missing = shape[1] - value.shape[1] if value.ndim == 4 and len(shape) == 4 else 0
-        if missing > 0 and (shape[0], *shape[2:]) == (value.shape[0], *value.shape[2:]):
-            wider[name] = torch.cat([value, value.new_zeros(len(value), missing, *value.shape[2:])], 1)
-    return weights | wider, list(wider)
-
-
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     if not (path / CheckpointFolder.meta).exists():
@@ -231,30 +216,6 @@ def load(model: nn.Module, values: Mapping[str, Any]) -> None:
     does not fit."""
     present = model.state_dict()
     model.load_state_dict({name: ranks.part_like(v, present.get(name)) for name, v in values.items()})
-
-
-def init_from(model: nn.Module, source: str, run: Run, log: Log) -> None:
-    """Gives a model the weights of an earlier stage of `run`, of another run, or of a safetensors file."""
-    file = Path(source).expanduser()
-    if not file.is_file():
-        stage = next((stage for stage in run.owner.stages if stage.path.name == source), None)
-        file = (stage or runs.find(source).serving).model_file
-    if not file.exists():
-        raise MissingError(f"`train.init`: no weights at `{file}`", hint="gz runs list")
-    present = model.state_dict()
-    try:
-        values, _ = files.read_tensors(file)
-    except DamagedError as e:
-        hint = "the name of a run or a stage, or a `model.safetensors`"
-        raise UsageError(f"`train.init`: {e.message}", hint=hint) from e
-    weights, wider = with_zero_inputs(values, present)
-    if wider:
-        log.info(f"`train.init`: inputs that those weights do not know start at zero: {', '.join(wider)}")
-    try:
-        load(model, weights | extra_of(present))
-    except RuntimeError as e:
-        message = f"`train.init`: the weights of `{file}` do not fit this model"
-        raise UsageError(message, hint=str(e).splitlines()[-1].strip()) from e
 
 
 def finish(run: Run, keep: int | None, step: int) -> int:

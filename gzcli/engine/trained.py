@@ -5,6 +5,7 @@ latent space in which it was trained.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,16 +25,18 @@ from gzcli.data.packs.augment import patch_of
 from gzcli.data.packs.open import PackOptions
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine.checkpoint import Saved, SpaceRecord
+from gzcli.engine.log import Log
 from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.catalog import ModelCard
 from gzcli.models.nn import within
 from gzcli.store import runs
-from gzcli.store.files import checksum
+from gzcli.store.files import checksum, read_tensors
 from gzcli.store.hub import repository
 from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run
 
+NAMED = 4  # layers that a line names
 USUAL = 16_384  # largest number of a recipe that needs no check against its weights
 
 
@@ -160,6 +163,131 @@ def weights_file(run: Run, checkpoint: str) -> Path:
         have = ", ".join(map(str, run.saved_steps)) or "none"
         raise MissingError(f"`{run.id}` has no checkpoint of step {step}", hint=f"it has: {have}")
     return path
+
+
+# ---------------------------------------------------------------------------- weights to start from
+
+
+def init_from(model: Model, part: Part, run: Run, log: Log) -> None:
+    """Gives a new model of `run` the weights that `train.init` names: an earlier stage, another run, or a
+    safetensors file. Layers whose shape the data decide begin anew if these differ, and a line says so.
+    Raises MissingError without weights, UsageError for those of another architecture."""
+    file, present = _file_to_start_from(part, run), model.state_dict()
+    try:
+        values, texts = read_tensors(file)
+        earlier = _earlier(texts)
+    except DamagedError as e:
+        hint = "the name of a run or a stage, or a `model.safetensors`"
+        raise UsageError(f"`train.init`: {e.message}", hint=hint) from e
+    changed: list[str] = []
+    if earlier:
+        _check_architecture(model, part, *earlier, values, run)
+        changed = _changes(earlier[1], model.data)
+        if changed:
+            anew = tuple(model.begins_anew(earlier[1]))
+            fits = lambda name, v: name in present and v.shape == present[name].shape  # noqa: E731
+            values = {n: v for n, v in values.items() if fits(n, v) and not (anew and n.startswith(anew))}
+        values = {name: value for name, value in values.items() if name in present}
+    weights, wider = with_zero_inputs(values, present)
+    if wider:
+        log.info(f"`train.init`: inputs that those weights do not know start at zero: {', '.join(wider)}")
+    own = {name: value for name, value in present.items() if earlier and name not in weights}
+    if fresh := [name for name in own if not name.endswith(checkpoints.EXTRA)]:
+        numbers = {name: p.numel() for name, p in model.named_parameters()}
+        share = sum(numbers.get(name, 0) for name in fresh) / max(1, sum(numbers.values()))
+        if share == 1:
+            raise UsageError(f"`train.init`: the weights of `{file}` have no layer of this `{part.model}`")
+        some = ", ".join(f"`{name}`" for name in fresh[:NAMED]) + (" …" if len(fresh) > NAMED else "")
+        why = f" ({', '.join(changed)})" if changed else ""
+        log.info(f"`train.init`: these layers begin anew{why}, {100 * share:.2g} % of the parameters: {some}")
+    try:
+        checkpoints.load(model, weights | own | checkpoints.extra_of(present))
+    except RuntimeError as e:
+        message = f"`train.init`: the weights of `{file}` do not fit this model"
+        raise UsageError(message, hint=str(e).splitlines()[-1].strip()) from e
+
+
+def with_zero_inputs(
+    weights: dict[str, Tensor], present: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Weights padded with zeros for convolutions with more input channels, and the names of the padded ones.
+    A model with a condition as further channels thus begins as the model without it."""
+    wider = {}
+    for name, value in weights.items():
+        shape = present[name].shape if name in present else value.shape
+        missing = shape[1] - value.shape[1] if value.ndim == 4 and len(shape) == 4 else 0
+        if missing > 0 and (shape[0], *shape[2:]) == (value.shape[0], *value.shape[2:]):
+            wider[name] = torch.cat([value, value.new_zeros(len(value), missing, *value.shape[2:])], 1)
+    return weights | wider, list(wider)
+
+
+def _file_to_start_from(part: Part, run: Run) -> Path:
+    """The file that `train.init` names. Raises MissingError if it is not there, or not that of `parent`."""
+    file, parent = Path(str(part.train.init)).expanduser(), part.train.parent
+    if not file.is_file() and not parent:
+        stage = next((stage for stage in run.owner.stages if stage.path.name == part.train.init), None)
+        file = (stage or runs.find(str(part.train.init)).serving).model_file
+    if not file.exists():
+        raise MissingError(f"`train.init`: no weights at `{file}`", hint=parent or "gz runs list")
+    if parent and checksum(file) != parent.rpartition(":")[2]:
+        message = f"`train.init`: `{file}` is no longer `{parent.partition(' ')[0]}`"
+        raise MissingError(message, hint="put those weights back, or set `train.init` anew")
+    return file
+
+
+def _earlier(texts: Mapping[str, str]) -> tuple[Mapping[str, Any], DataInfo] | None:
+    """The options of the model of a file's weights, and its data; None in a file that is not by gz."""
+    try:
+        return json.loads(texts["recipe"])["model"], DataInfo.of(json.loads(texts["data"]))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _changes(earlier: DataInfo, data: DataInfo) -> list[str]:
+    """What of the data decides the shape of layers, and differs from earlier data, in words."""
+    pairs = {
+        "channels": (earlier.shape[0], data.shape[0]),
+        "classes": (len(earlier.classes), len(data.classes)),
+        "levels": (earlier.levels or 0, data.levels or 0),
+        "pixels": (earlier.shape[1:], data.shape[1:]),
+    }
+    words = lambda value: "×".join(map(str, value)) if isinstance(value, tuple) else value  # noqa: E731
+    return [f"{words(now)} {n} in place of {words(was)}" for n, (was, now) in pairs.items() if was != now]
+
+
+def _check_architecture(
+    model: Model,
+    part: Part,
+    options: Mapping[str, Any],
+    earlier: DataInfo,
+    shapes: Mapping[str, Tensor],
+    run: Run,
+) -> None:
+    """Raises UsageError where the model, on the data of some weights, has another shape than they have."""
+    differ = {
+        key: (options[key], value)
+        for key, value in {"name": part.model, **part.tree()["model"]}.items()
+        if key in options and options[key] != value
+    }
+    if not differ:
+        return
+    info, card = replace(earlier, classes=earlier.classes or model.data.classes), catalog.card(part.model)
+    try:
+        with torch.device("meta"):
+            twin = build_model(part, info, stages_for(run, card, "cpu"), card).state_dict()
+    except Exception:  # a model may need values when it is built; then its shapes are compared at loading
+        return
+    shared = {name for name in shapes if name in twin}
+    padded = with_zero_inputs({name: shapes[name].to("meta") for name in shared}, twin)[0]
+    numbers = sum(value.numel() for name, value in twin.items() if not name.endswith(checkpoints.EXTRA))
+    if 2 * sum(twin[name].numel() for name in shared) < numbers or any(
+        padded[name].shape != twin[name].shape for name in shared
+    ):
+        there = ", ".join(f"`model.{key}` {was} in place of {now}" for key, (was, now) in differ.items())
+        raise UsageError(
+            f"the weights that `train.init` names are of another architecture than this `{part.model}`",
+            hint=f"they have {there}",
+        )
 
 
 # ---------------------------------------------------------------------------- latent spaces

@@ -30,7 +30,7 @@ from gzcli.engine.log import Log, TrainBar
 from gzcli.engine.pictures import loss_curve
 from gzcli.engine.prepared import prepare, train_images
 from gzcli.engine.step import is_shared_out, precision, twin, wrap_step
-from gzcli.engine.trained import Trained, build_model, built_on, stages_for, to_device
+from gzcli.engine.trained import Trained, build_model, built_on, init_from, stages_for, to_device
 from gzcli.engine.validate import best_metric, judge_of, validate
 from gzcli.metrics import collapse
 from gzcli.metrics.classifier import NetFeatures
@@ -345,7 +345,7 @@ class Trainer:
         if path is None:
             self.history.resume(0, None, self.train.log_every)
             if self.train.init:
-                checkpoint.init_from(self.model, self.train.init, self.run, self.log)
+                init_from(self.model, self.part, self.run, self.log)
             return 0
         saved = checkpoint.read(path)
         train, meta, rank = saved.train, saved.meta, ranks.rank()

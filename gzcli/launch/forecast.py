@@ -27,6 +27,7 @@ from gzcli.data.packs.pack import PackMeta
 from gzcli.data.sets.names import locate
 from gzcli.data.sets.registry import DataSpec
 from gzcli.launch import launcher
+from gzcli.launch.from_file import find_run
 from gzcli.launch.launcher import Plan, usable_gpus
 from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe, check_batch_of, check_data
@@ -46,7 +47,8 @@ SHARE, H100 = 0.2, 1e12 * PEAKS["H100"]["bf16"]
 KERNEL, COMPILING = 4e-6, 60.0
 # Keys of a recipe, and of its `train` section, on which neither the cost nor the time of a step depends.
 APART = ("seed", "about", "scale", "sample", "ood", "bench", "params")
-PAUSING = ("log_every", "sample_every", "samples", "eval_every", "checkpoint_every", "keep", "best", "init")
+PAUSING = ("log_every", "sample_every", "samples", "eval_every", "checkpoint_every", "keep", "best")
+STARTING = ("init", "parent")
 
 NUMBERS = ("params", "flops", "kernels", "seconds", "bytes")  # of a part's result
 
@@ -251,7 +253,9 @@ def row_of(
     launch = replace(part.launch, processes=plan.processes, gpus=plan.gpus, threads=plan.threads)
     tree = replace(part, launch=replace(launch, cpu=not plan.gpus, machines=None).alone()).tree()
     counting = {key: value for key, value in tree.items() if key not in APART}
-    counting["train"] = {key: value for key, value in tree["train"].items() if key not in PAUSING}
+    counting["train"] = {
+        key: value for key, value in tree["train"].items() if key not in (*PAUSING, *STARTING)
+    }
     program = hashlib.sha256(card.path.read_bytes()).hexdigest()
     facts = (counting, *stages.values(), shape, machine_of(plan), program, __version__, version("torch"))
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:20]
@@ -355,7 +359,7 @@ def absent_runs(recipe: Recipe) -> list[str]:
             if not name or name in recipe.stages or Path(name).exists():
                 continue
             try:
-                runs.find(name)
+                find_run(name)
             except GzError as error:
                 absent.append(f"`{key}`: {error.message}" + (f" ({error.hint})" if error.hint else ""))
     return list(dict.fromkeys(absent))

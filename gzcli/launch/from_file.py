@@ -46,6 +46,14 @@ def is_weights(ref: str) -> bool:
     return ref.endswith(SUFFIX) and Path(ref).expanduser().is_file()
 
 
+def is_bundle(file: Path) -> bool:
+    """Whether a file holds several models, as that of a run in stages does."""
+    try:
+        return bool(bundle.parts(files.safetensors_header(file).get("__metadata__", {})))
+    except (OSError, ValueError):
+        return False
+
+
 def run_of(file: Path, *, source: str | None = None) -> Run:
     """The run of a weights file: the one whose folder it lies in, else one of its own in the cache. `source`
     says where the file comes from, as `find_run` takes it; None: from the user's disk."""

@@ -25,20 +25,24 @@ from gzcli.core.units import as_size
 from gzcli.data.packs.augment import patch_of
 from gzcli.data.packs.open import check_unchanged, open_pack, pack_options, size_of
 from gzcli.data.packs.pack import Use
-from gzcli.data.sets.names import DataSet, locate
+from gzcli.data.sets.names import DataSet, data_key, locate
+from gzcli.data.sets.registry import SPECS
 from gzcli.launch import launcher
 from gzcli.launch.forecast import check_set, in_steps
+from gzcli.launch.from_file import find_run, is_bundle, is_shared, is_weights
 from gzcli.launch.launcher import Plan
 from gzcli.models import catalog
 from gzcli.recipe import schema
-from gzcli.recipe.recipe import Recipe, anchored, recipe_of, write_train
-from gzcli.recipe.resolve import Resolved, changes_loss, dotted, resolve
+from gzcli.recipe.recipe import OF_STAGE, Recipe, anchored, recipe_of, write_train
+from gzcli.recipe.resolve import Resolved, Weights, changes_loss, dotted, resolve
 from gzcli.recipe.yaml import dump
 from gzcli.store import claims, files, model_files, runs
 from gzcli.store.paths import user_dir
+from gzcli.store.run_folder import STAGES
 from gzcli.store.runs import Run
 
 R = TypeVar("R", bound=Recipe)
+OF_START = ("seed", "launch", "params")  # keys that a training from its weights does not take over
 PATIENCE = 1800.0  # seconds that machines wait for each other: images may be packed, somebody still be typing
 NOT_TRAINED = ("about", "bench", "launch", "ood", "params")  # keys of a recipe that do not change a training
 
@@ -51,11 +55,12 @@ class Request:
     """What was asked for: the arguments of `ask`, and the recipe that they make."""
 
     recipe: Resolved  # with absolute paths
-    earlier: Run | None  # that the recipe was taken from; None where a model or a file was named
+    earlier: Run | None  # that is repeated; None where a model, a file or weights to start from were named
     what: str
     data: str | None
     sets: Sequence[str]
     flags: Mapping[str, Any]
+    parent: Run | None = None  # whose weights the training starts from
 
     @property
     def at_paper(self) -> Resolved | None:
@@ -94,21 +99,27 @@ def ask(
     *,
     epochs: float | None = None,
     say: Say = silent,
+    resume: bool = False,
 ) -> Request:
     """The recipe of a model, a file or an earlier run, with what was typed laid over it: `sets` of `--set`,
-    and `flags` by dotted key, None where an option was not given; `epochs` become steps."""
+    and `flags` by dotted key, None where an option was not given; `epochs` become steps. Trained weights on
+    other data are started from; a run on its own data is repeated, and with `resume` it goes on."""
     earlier, sets = runs.by_name(what), tuple(sets)
-    source, chosen = what, data
-    if earlier:
-        for file in model_files.copies(earlier.path):
+    parent, source, chosen, start = None, what, data, None
+    if is_shared(what) or (earlier and data and data_key(data) != earlier.owner.data and not resume):
+        parent, earlier = to_start_from(what, data), None
+        start = start_of(what, parent)
+    if run := earlier or parent:
+        for file in model_files.copies(run.path):
             model_files.add(file)
-        source, chosen = str(earlier.recipe_file), data or recipe_of(earlier.tree()).data.name
+        source, chosen = str(run.recipe_file), data or recipe_of(run.tree()).data.name
     there = 0 if flags.get("launch.cpu") else launcher.usable_gpus().usable
-    recipe = resolve(source, data=chosen, sets=sets, flags=flags, gpus=there)
+    recipe = resolve(source, data=chosen, sets=sets, flags=flags, gpus=there, start=start)
     recipe = anchored(recipe, recipe.dataset)
     if epochs:
-        return ask(what, data, sets, {**flags, **in_steps(recipe, epochs, say)})
-    return Request(recipe, earlier, what, data, sets, flags)
+        steps = in_steps(recipe, epochs, say)
+        return ask(what, data, sets, {**flags, **steps}, resume=resume)
+    return Request(recipe, earlier, what, data, sets, flags, parent)
 
 
 def resumable(run: Run) -> bool:
@@ -119,6 +130,69 @@ def resumable(run: Run) -> bool:
 def typed_keys(recipe: Resolved) -> list[str]:
     """The dotted keys whose values the command line gives."""
     return [key for key, origin in recipe.origin.items() if origin.startswith("--")]
+
+
+# ---------------------------------------------------------------------------- trained weights to start from
+
+
+def to_start_from(what: str, data: str | None) -> Run:
+    """The run whose weights a training on a set starts from. Raises UsageError without a set, MissingError
+    for a run without weights."""
+    if data is None:
+        hint = f"`gz train {what} --data D` starts from them"
+        raise UsageError(f"which images shall the weights of `{what}` be trained on?", hint=hint)
+    return find_run(what)
+
+
+def start_of(name: str, run: Run) -> Weights:
+    """The weights of a run, or of each of its stages, to start from; `name` as they were typed."""
+    tree = {key: value for key, value in run.tree().items() if key not in OF_START}
+    if stages := {stage.path.name: stage for stage in run.stages}:
+        parts = {  # one that was taken from another run lies in the folder too
+            stage: part if isinstance(part := tree[STAGES][stage], dict) else one.tree()
+            for stage, one in stages.items()
+        }
+        shared = tree["data"].items()  # the file of a whole run repeats it in each stage
+        tree[STAGES] = {
+            stage: {key: value for key, value in part.items() if key in OF_STAGE}
+            | {"data": {k: v for k, v in (part.get("data") or {}).items() if (k, v) not in shared}}
+            for stage, part in parts.items()
+        }
+    data: dict[str, Any] = {"channels": None, "n": None}
+    spec = SPECS.get(str(tree["data"].get("name")))
+    if tree["data"].get("levels") == (spec.levels if spec else 256):  # of the set, not of the recipe
+        data["levels"] = None
+    if run.owner.latent_folder.is_dir():
+        data["latent"] = str(run.owner.latent_folder)
+    train = {stage: {"train": weights_of(name, one)} for stage, one in (stages or {"": run}).items()}
+    return Weights(name, tree, {"data": data, **({STAGES: train} if stages else train[""])})
+
+
+def weights_of(name: str, run: Run) -> dict[str, Any]:
+    """The keys `init` and `parent` of a training that starts from the weights of a run."""
+    if (file := run.weights) is None:
+        raise MissingError(f"`{name}` has no weights yet", hint=f"gz train {name} --resume")
+    return {"init": str(file.absolute()), "parent": f"{name} sha256:{files.checksum(file)}"}
+
+
+def with_parents(recipe: Resolved) -> Resolved:
+    """The recipe with the path and the hash of the weights that `train.init` names. Raises MissingError and
+    UsageError where there are none."""
+    parts = [replace(part, train=replace(part.train, **_parent_of(part, recipe))) for part in recipe.parts]
+    return replace(recipe, parts=tuple(parts))
+
+
+def _parent_of(part: Part, recipe: Resolved) -> dict[str, Any]:
+    init, typed = part.train.init, recipe.origin.get(f"{part.in_recipe}train.init", "").startswith("--")
+    if not init or init in recipe.stages or (part.train.parent and not typed):
+        return {}
+    if is_weights(init) and not is_bundle(Path(init).expanduser()):
+        file = Path(init).expanduser().absolute()
+        return {"init": str(file), "parent": f"{init} sha256:{files.checksum(file)}"}
+    run = find_run(init)  # of which a stage starts from the stage of its name
+    return weights_of(
+        init, next((stage for stage in run.stages if stage.path.name == part.stage), run.serving)
+    )
 
 
 # ---------------------------------------------------------------------------- how it starts
@@ -141,7 +215,7 @@ class Start:
             recipe = continued(self.run, resolved, self.request.flags.get("train.steps"))
             check_batches(recipe, processes, goes_on=True)
         else:
-            recipe, changes = shared_out(resolved, processes)
+            recipe, changes = shared_out(with_parents(resolved), processes)
             for line in changes:
                 say(line)
         return with_data(recipe, resolved.dataset, self.run, say=say, progress=progress)
@@ -523,7 +597,9 @@ def note_whole(run: Run, request: Request, recipe: Recipe) -> None:
         steps = {name: note.get("steps", steps[name]) for name, note in notes.items()}
         if earlier.data == run.data:
             size = (earlier.status().get("recipe") or {}).get("size")
-    if size is None and resolved.dataset:
+    if request.parent:  # the size of the weights is that of the plan
+        size = size_of(recipe.data)
+    elif size is None and resolved.dataset:
         size = resolved.dataset.size
     if patch_of(recipe.data.augment):
         size = size_of(recipe.data)  # patches of whatever size are no smaller version of the set

@@ -136,6 +136,11 @@ class Model(nn.Module):
     def fit(self, batches: Iterable[Batch]) -> None:
         """Called once a run, before `on_start`, with a random subset of the training images."""
 
+    def begins_anew(self, earlier: DataInfo) -> Iterable[str]:
+        """Prefixes of the weights that mean something else in a model of `earlier` data, whatever their
+        shapes, so that a training from its weights (`train.init`) begins them anew."""
+        return ()
+
     def on_start(self, batch: Batch) -> None:
         """Called with the first batch before the first step, for data-dependent initialisation. It is called
         after a resume too, and then must change nothing."""

@@ -27,7 +27,7 @@ from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise
 from gzcli.models.base import Model
-from gzcli.models.nn import Classes, at_least, full_fp32, needs_labels, spread_labels, to_fp32
+from gzcli.models.nn import ClassEmbedding, Classes, at_least, full_fp32, needs_labels, spread_labels, to_fp32
 
 SIDE = 32  # images of a larger side are averaged to it before they are compared
 ROUNDS = 20  # of k-means, at most
@@ -136,6 +136,8 @@ class Clusters(nn.Module):
         images. Clusters beyond that number have no share. A class without images has one cluster, the mean
         of all, as if it had this image."""
         single = self.classes == 1
+        if self.centres.any():  # of earlier weights, whose network knows these clusters
+            return self.share_out(batches, single)
         rows = [(self.points(b.x), b.index.new_zeros(len(b)) if single else b.y) for b in batches]
         points, labels = (torch.cat(part).cpu().numpy() for part in zip(*rows, strict=True))
         centres, counts = np.zeros(self.centres.shape, np.float32), np.zeros(len(self), np.float64)
@@ -148,6 +150,13 @@ class Clusters(nn.Module):
         centres, shares = ranks.agree((centres, (counts / counts.sum()).astype(np.float32)))
         self.centres.copy_(torch.from_numpy(centres))
         self.shares.copy_(torch.from_numpy(shares))
+
+    def share_out(self, batches: Iterable[Batch], single: bool) -> None:
+        """Sets the shares of these centres among other images."""
+        self.shares.fill_(1 / len(self))  # any cluster may be the nearest
+        labels = [self(b.x, None if single else b.y) for b in batches]
+        counts = torch.cat(labels).bincount(minlength=len(self)).cpu().double()
+        self.shares.copy_(torch.from_numpy(ranks.agree((counts / counts.sum()).float().numpy())))
 
     @property
     def class_shares(self) -> Tensor:
@@ -200,6 +209,13 @@ class Labelled(Model):
     def fit(self, batches: Iterable[Batch]) -> None:
         if self.clusters is not None:
             self.clusters.fit(batches)
+
+    def begins_anew(self, earlier: DataInfo) -> Iterable[str]:
+        """The rows of classes and of clusters within them, which lie in the order of the classes."""
+        if not self.conditional or len(earlier.classes) == len(self.data.classes):
+            return ()
+        tables = [name for name, module in self.named_modules() if isinstance(module, ClassEmbedding)]
+        return [f"{name}." for name in (*tables, "clusters")]
 
     @property
     def device(self) -> torch.device:

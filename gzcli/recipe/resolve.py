@@ -40,7 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import GzError, MissingError, UsageError, canonical
-from gzcli.core.sections import MEETING, SCALES, DataSection, leaves, part_of
+from gzcli.core.sections import MEETING, SCALES, DataSection, leaves, part_of, plain
 from gzcli.data.packs.augment import patch_of
 from gzcli.data.packs.open import FEW_IMAGES, SHAPES, Facts, facts_of
 from gzcli.data.sets.names import DataSet, data_key, locate, names
@@ -52,7 +52,7 @@ from gzcli.recipe.files import Keys, Layer, RecipeFile, layers_typed, read_chain
 from gzcli.recipe.recipe import OF_STAGE, SHARED, Recipe, check_data, check_strategy, recipe_of
 from gzcli.recipe.yaml import Key, Problem, in_order, refusal
 from gzcli.store import runs
-from gzcli.store.paths import is_name, recipe_names
+from gzcli.store.paths import is_name, recipe_names, trained_in
 
 USUAL = "GZ_DATA"  # the environment variable that names the set to train on where none is named
 INHERITED = ("train", "optim")  # sections at the top of a recipe that every stage begins with
@@ -120,11 +120,17 @@ def resolve(
     sets: Iterable[str] = (),
     flags: Mapping[str, Any] | None = None,
     gpus: int = 0,
+    start: Weights | None = None,
 ) -> Resolved:
     """The recipe of a model, or of a file, for a data set (None: the recipe's own). Raises UsageError that
     lists everything that is wrong, each with its place. `sets` are texts `a.b=v` of `--set`, `flags` values
-    of other options by dotted key; by the number of `gpus` the scale is chosen where none is asked for."""
-    recipe, problems = _resolve(*read_chain(what), data, sets, flags or {}, gpus=gpus)
+    of other options by dotted key; by the number of `gpus` the scale is chosen where none is asked for.
+    With `start`, the recipe of its weights for another set, trained as long as few images need."""
+    flags, (chain, problems) = flags or {}, read_chain(what)
+    if start:
+        flags = _without_scale(flags, start)
+        chain = _tuned(chain[-1], data, gpus, start)
+    recipe, problems = _resolve(chain, problems, data, sets, flags, gpus=gpus)
     if recipe is None or problems:
         raise refusal(problems)
     return recipe
@@ -220,6 +226,83 @@ def _layers(chain: Iterable[RecipeFile], choice: Choice, problems: list[Problem]
                 problems.append(layer.problem((), message, value=True))
                 layer = replace(layer, tree={})
             yield layer
+
+
+# ---------------------------------------------------------------------------- trained weights to start from
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights that a training starts from.
+
+    name: as they were typed.
+    tree: the recipe that they were trained by.
+    changes: what differs from it, in its form: the weights of each stage, and what the other set decides.
+    """
+
+    name: str
+    tree: Mapping[str, Any]
+    changes: Mapping[str, Any]
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The model of each stage, "" of a recipe without stages."""
+        parts = self.tree.get("stages") or {"": self.tree}
+        return {stage: str(part["model"]["name"]) for stage, part in parts.items()}
+
+    @property
+    def recipe(self) -> str | None:
+        """The shipped recipe of the models; None for a model from outside."""
+        shipped = {canonical(name): name for name in recipe_names()}
+        if named := [shipped[canonical(m)] for m in self.models.values() if canonical(m) in shipped]:
+            return named[-1]
+        place = trained_in(next(iter(self.models.values())))
+        return place and place[0]
+
+
+def _tuned(own: RecipeFile, data: str | None, gpus: int, start: Weights) -> list[RecipeFile]:
+    """The recipe of some weights, trained as the shipped recipe says for few images at their scale."""
+    layers = [Layer(dict(start.tree), start.name, "file", start.name)]
+    if start.recipe:
+        layers.append(
+            Layer(_lengths(start, data, gpus), f"few images: recipes/{start.recipe}.yaml", "shipped")
+        )
+    layers.append(Layer(dict(start.changes), start.name, "file", start.name))
+    return [replace(own, base=layer, sections={}) for layer in layers]
+
+
+def _lengths(start: Weights, data: str | None, gpus: int) -> dict[str, Any]:
+    """The sections `train` and `optim` of the shipped recipe for few images, by stage if there are stages. A
+    set that a recipe names does not count: its settings are those of a training from the beginning."""
+    chain, problems = read_chain(str(start.recipe))
+    scale = "full" if start.tree.get("scale") == "paper" else start.tree.get("scale")
+    form = {"data.name": data, "scale": scale, "data.size": start.tree["data"].get("size")}
+    layers = [*(file.base for file in chain), *layers_typed(form, (), problems)]
+    dataset = _located(str(data), layers, (), problems)
+    choice = choice_of(chain, layers, dataset, str(data), gpus, problems)
+    sections = {tuple(map(canonical, at)) for file in chain for at in file.sections}
+    few = choice.facts and replace(choice.facts, n=1)
+    order = _order(choice.scale, sections, "" if few else FEW_IMAGES, few)
+    recipe, _ = _resolve(chain, [], data, (), form, forced=replace(choice, order=tuple(order)))
+    if recipe is None:
+        return {}
+    values: dict[str, Any] = {}
+    for stage, model in start.models.items():
+        same = [part for part in recipe.parts if part.stage == stage] if stage else []
+        same = same or [part for part in recipe.parts if canonical(part.model) == canonical(model)]
+        if same:
+            values[stage] = {"train": plain(same[0].train), "optim": plain(same[0].optim)}
+    return values.get("", {}) if "" in start.models else {"stages": values}
+
+
+def _without_scale(flags: Mapping[str, Any], start: Weights) -> dict[str, Any]:
+    """The flags without a `scale` that is that of the weights. Raises UsageError for another one."""
+    scale, own = flags.get("scale"), start.tree.get("scale")
+    if scale not in (None, own):
+        whose = f"of scale `{own}`" if own else "of no scale"
+        hint = "leave it out; `--steps` or `--minutes` say how long to train"
+        raise UsageError(f"`--scale {scale}`: the net is that of `{start.name}`, {whose}", hint=hint)
+    return {key: value for key, value in flags.items() if key != "scale"}
 
 
 # ---------------------------------------------------------------------------- which sections of `for` apply
@@ -593,9 +676,10 @@ def changes_model(part: Mapping[str, Any]) -> bool:
 
 def _chosen_by_gz(origin: Mapping[str, str], chain: Iterable[RecipeFile]) -> frozenset[str]:
     """The dotted keys whose values nobody but gz chose: defaults, and values of its own recipes."""
-    shipped = {file.base.label for file in chain if file.shipped}
-    places = ((key, place.split()[-1].rpartition(":")[0]) for key, place in origin.items() if place)
-    return frozenset(key for key, file in places if file in shipped or origin[key] == "default")
+    shipped = {file.base.label.split()[-1] for file in chain if file.shipped}
+    places = ((key, place.split()[-1]) for key, place in origin.items() if place)
+    files = ((key, place.rpartition(":")[0] or place) for key, place in places)
+    return frozenset(key for key, file in files if file in shipped or origin[key] == "default")
 
 
 def _lower_batches(tree: dict[str, Any], origin: dict[str, str], n: int, ours: Collection[str]) -> None:

@@ -15,8 +15,9 @@ from torch import nn
 from gzcli.cli.app import build
 from gzcli.cli.completion import candidates
 from gzcli.core.errors import DamagedError, UsageError
-from gzcli.engine import checkpoint
+from gzcli.core.sections import Part, TrainSection
 from gzcli.engine.log import Log
+from gzcli.engine.trained import init_from
 from gzcli.recipe.resolve import check
 from gzcli.store import files, index, paths, runs
 from gzcli.store.runs import Run
@@ -127,7 +128,7 @@ def test_a_name_can_be_typed_and_is_checked_before_anything_is_done(call):
 def test_a_run_is_read_wherever_it_lies_and_no_weights_by_a_path_that_is_none(call, tmp_path):
     run = runs.create("vae", "digits")
     with pytest.raises(UsageError, match="no model or run is called"):  # no stage of that name either
-        checkpoint.init_from(nn.Linear(1, 1), "../../elsewhere", run, Log())
+        init_from(nn.Linear(1, 1), Part("vae", train=TrainSection(init="../../elsewhere")), run, Log())
     run.update(state="finished")
     run.recipe_file.write_text("model: {name: vae}\n")
     moved = tmp_path / "elsewhere"

@@ -27,9 +27,8 @@ from gzcli.cli import app, out
 from gzcli.core.errors import DamagedError, GzError, MissingError
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine import prepared
-from gzcli.engine.checkpoint import init_from
 from gzcli.engine.log import Log
-from gzcli.engine.trained import load_trained, restore_model
+from gzcli.engine.trained import init_from, load_trained, restore_model
 from gzcli.launch import forecast, launcher
 from gzcli.launch.from_file import run_of
 from gzcli.store import runs
@@ -311,7 +310,8 @@ def test_train_init_of_a_file_of_something_else_is_told(run, tmp_path):
         if content is not None:
             file.write_bytes(content)
         with pytest.raises(GzError, match=r"train\.init|no model or run") as e:
-            init_from(restore_model(whole), str(file), run, Log(tmp_path, rank=0))
+            part = replace(whole.part, train=replace(whole.part.train, init=str(file)))
+            init_from(restore_model(whole), part, run, Log(tmp_path, rank=0))
         assert e.value.code in (2, 3), how
 
 
