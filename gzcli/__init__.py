@@ -17,17 +17,23 @@ from gzcli.version import __version__
 
 if TYPE_CHECKING:
     from gzcli import league, models
-    from gzcli.api import Data, datasets, load, open_data, train
+    from gzcli.api import Data, datasets, load, open_data, runs, train
     from gzcli.api import LoadedRun as Run
-    from gzcli.api.compare import bench, ood
+    from gzcli.api.compare import bench, compare, ood
+    from gzcli.api.samples import Samples
+    from gzcli.core.errors import DeviceError, DivergedError, GzError, MissingError, UsageError
     from gzcli.core.types import Batch, DataInfo, Noise, Progress
     from gzcli.league.call import sweep
     from gzcli.models.base import Model, Phase
 
 # name → its module, and its name there where that is another one
 _PLACES = {
-    **dict.fromkeys(("Data", "datasets", "load", "open_data", "train"), "gzcli.api"),
-    **dict.fromkeys(("bench", "ood"), "gzcli.api.compare"),
+    **dict.fromkeys(("Data", "datasets", "load", "open_data", "runs", "train"), "gzcli.api"),
+    **dict.fromkeys(("bench", "compare", "ood"), "gzcli.api.compare"),
+    "Samples": "gzcli.api.samples",
+    **dict.fromkeys(
+        ("DeviceError", "DivergedError", "GzError", "MissingError", "UsageError"), "gzcli.core.errors"
+    ),
     "sweep": "gzcli.league.call",
     **dict.fromkeys(("Batch", "DataInfo", "Noise", "Progress"), "gzcli.core.types"),
     **dict.fromkeys(("Model", "Phase"), "gzcli.models.base"),
@@ -38,19 +44,27 @@ __all__ = [
     "Batch",
     "Data",
     "DataInfo",
+    "DeviceError",
+    "DivergedError",
+    "GzError",
+    "MissingError",
     "Model",
     "Noise",
     "Phase",
     "Progress",
     "Run",
+    "Samples",
+    "UsageError",
     "__version__",
     "bench",
+    "compare",
     "datasets",
     "league",
     "load",
     "models",
     "ood",
     "open_data",
+    "runs",
     "sweep",
     "train",
 ]

@@ -1,33 +1,42 @@
 """gz from Python: train, load, sample and score with numpy arrays in and out.
 
 Images are uint8 [N, C, H, W] with C = 1 or 3. What is drawn depends on the seed and the number of the image
-alone, as on the command line.
+alone, as on the command line. Where a function takes `data`, it is the name or path of a data set, a `Data`,
+or images in memory, see `gzcli.data.readers.memory`.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gzcli.api import notebook
+from gzcli.api.samples import Samples
 from gzcli.core.devices import pick_device
 from gzcli.core.errors import UsageError
 from gzcli.core.sections import PRECISIONS, Fit, LaunchSection, renamed
+from gzcli.core.spoken import spoken
 from gzcli.core.types import Batch, DataInfo, ImageNoise, Progress, no_progress
 from gzcli.core.units import Size, by_sides
 from gzcli.data.library import listing
 from gzcli.data.packs.batches import quantise
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack as Data
+from gzcli.data.readers.memory import reference_of
+from gzcli.data.sets.names import class_numbers, data_key
 from gzcli.engine import sampler
 from gzcli.engine.log import Log
+from gzcli.engine.pictures import losses_figure
 from gzcli.engine.trained import Trained, load_trained
 from gzcli.judge import alarm
 from gzcli.judge.images import fitting_images
@@ -35,20 +44,29 @@ from gzcli.judge.sample import seen_mask
 from gzcli.judge.scores import Scorer, choose
 from gzcli.launch.from_file import find_run
 from gzcli.launch.plan import ask, prepare
+from gzcli.metrics import features as judges
+from gzcli.metrics import pretrained, second
 from gzcli.models.base import Model, flat_defaults, group_options
-from gzcli.models.nn import full_fp32
+from gzcli.models.nn import full_fp32, spread_labels
 from gzcli.store import files
 from gzcli.store.jobs import AlarmJob
+from gzcli.store.metrics import metric_lines, summaries
 from gzcli.store.pretrained import PREFIX
+from gzcli.store.run_folder import Best
+from gzcli.store.runs import all_runs
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 BATCH = 100  # images that are scored together
-Labels = Sequence[int] | np.ndarray
+Labels = str | Sequence[int] | Sequence[str] | np.ndarray
 
 
+@spoken
 def train(
     what: str,
     *,
-    data: str | Path | None = None,
+    data: Any = None,
     scale: str | None = None,
     steps: int | None = None,
     minutes: float | None = None,
@@ -65,7 +83,9 @@ def train(
 
     what: name of a model, path of a recipe or of a model's file, or a run to repeat; or, with `data`,
       weights to start from: a run, a file, `pretrained:NAME` or `hf://OWNER/NAME`.
-    data: name or path of the data set; None: that of the recipe.
+    data: name or path of the data set, a `Data`, or images in memory: arrays and tensors [N, H, W],
+      [N, H, W, C] or [N, C, H, W], `(images, labels)`, a data set of torch or of `datasets`, a list of
+      pictures, or {"train": …, "test": …} of these; None: the set of the recipe.
     scale: "tiny", "small", "full" or "paper"; None: tiny for embedded sets and up to 15 minutes of a
       CPU, else full where GPUs are used, small elsewhere.
     steps: number of training steps; None: that of the recipe.
@@ -94,22 +114,32 @@ def train(
         "launch.cpu": cpu or None,
         "launch.processes": processes,
     }
-    if isinstance(set, Mapping):
-        flags |= {key: list(v) if isinstance(v, tuple) else v for key, v in set.items()}
-    sets = [] if isinstance(set, Mapping) else set
-    request = ask(what, None if data is None else str(data), sets, flags, resume=resume)
+    sets = list(map(_setting, set.items())) if isinstance(set, Mapping) else list(set)
+    reference = reference_of(data)
+    request = ask(what, None if reference is None else str(reference), sets, flags, resume=resume)
     start = prepare(request, alias=name, requeue=resume)
     if start.plan.note:
         warnings.warn(start.plan.note, stacklevel=2)
-    recipe = start.recipe()
-    run = start.train(recipe, mode="quiet" if quiet else "human")
+    recipe, shown = start.recipe(), notebook.is_here() and not quiet
+    with notebook.TrainingBar(shown) as bar:
+        run = start.train(recipe, mode="quiet" if quiet or shown else "human", announce=bar.begin)
     return LoadedRun(load_trained(run, pick_device(recipe.launch)))
 
 
+def _setting(pair: tuple[str, Any]) -> str:
+    """A key of a recipe with its value, as `--set` takes it: JSON is YAML too."""
+
+    def plain(value: Any) -> Any:
+        return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
+
+    return f"{pair[0]}={json.dumps(pair[1], default=plain, ensure_ascii=False)}"
+
+
+@spoken
 def load(
     what: str | Path,
     *,
-    data: str | None = None,
+    data: Any = None,
     pretrained: bool = False,
     checkpoint: str | int = "last",
     device: str | None = None,
@@ -130,7 +160,9 @@ def load(
     """
     if precision not in (None, *PRECISIONS):
         raise UsageError(f"there is no precision `{precision}`", hint=f"it is one of {', '.join(PRECISIONS)}")
-    run = find_run(f"{PREFIX}{what}" if pretrained else str(what), data=data)
+    reference = reference_of(data)
+    key = None if reference is None else data_key(reference)
+    run = find_run(f"{PREFIX}{what}" if pretrained else str(what), data=key)
     torch_device = torch.device(device) if device else pick_device(LaunchSection())
     return LoadedRun(load_trained(run, torch_device, str(checkpoint), precision))
 
@@ -140,19 +172,30 @@ def datasets() -> list[dict[str, Any]]:
     return listing()
 
 
-def open_data(
-    name: str | Path, *, size: Size | None = None, channels: int | None = None, fit: Fit = "crop"
-) -> Data:
+@spoken
+def runs(model: str | None = None, *, data: Any = None) -> list[dict[str, Any]]:
+    """Each run as a dict of run, model, data, state, step, best, …, newest first, as `gz runs list --json`
+    prints it.
+
+    model: of one model only.
+    data: on one data set only.
+    """
+    reference = reference_of(data)
+    return summaries(all_runs(model=model, data=None if reference is None else data_key(reference)))
+
+
+@spoken
+def open_data(name: Any, *, size: Size | None = None, channels: int | None = None, fit: Fit = "crop") -> Data:
     """A data set, fetched (up to 200 MB) and packed now if need be.
 
-    name: a known set, an imported one, or a path.
+    name: a known set, an imported one, a path, or images in memory as `train` takes them.
     size: side of the images in pixels, or width and height as "48x32"; None: as the set has it.
     channels: 1 or 3; None: as the set has it.
     fit: how pictures of another shape come to the size: "crop", "pad", "stretch" or "aspect".
 
     Raises UsageError for an unknown name, MissingError where its files are not there.
     """
-    return open_pack(name, size=size, channels=channels, fit=fit)
+    return open_pack(reference_of(name), size=size, channels=channels, fit=fit)
 
 
 class LoadedRun:
@@ -189,6 +232,32 @@ class LoadedRun:
         """The data set that it was trained on, at the size of its training."""
         return open_pack(self.trained.part.data.name, **self.trained.form)
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The whole recipe, as `run.yaml` has it: `run.config["train"]["steps"]`."""
+        return self.trained.run.owner.tree()
+
+    @property
+    def history(self) -> Any:
+        """What was recorded while it was trained, a row for each line of losses or validation: a DataFrame
+        by step where pandas is installed, else a list of dicts."""
+        lines = metric_lines(self.trained.run.path)
+        try:
+            from pandas import DataFrame
+        except ImportError:
+            return lines
+        return DataFrame(lines).groupby("step").first() if lines else DataFrame()
+
+    @property
+    def best(self) -> Best | None:
+        """Metric, value and step of the best validation; None where nothing was validated."""
+        return self.trained.run.best
+
+    def plot(self) -> Figure:
+        """The curves of losses and validation, as a figure of matplotlib."""
+        return losses_figure(metric_lines(self.trained.run.path))
+
+    @spoken
     def sample(
         self,
         n: int = 16,
@@ -198,12 +267,13 @@ class LoadedRun:
         prompts: Sequence[str] = (),
         progress: Progress = no_progress,
         **options: Any,
-    ) -> np.ndarray:
-        """n images, uint8 [n, C, H, W].
+    ) -> Samples:
+        """n images, uint8 [n, C, H, W], with their `labels` and a picture of them: see `Samples`.
 
         n: how many.
         seed: of the noise; image i is a function of (seed, i).
-        labels: classes [m] by number, or [m, K], that the images take in turn; None: each class in turn.
+        labels: classes [m] by name or number, or [m, K], that the images take in turn; None: each class in
+          turn.
         prompts: texts that the images take in turn.
         progress: called as progress(i, n, x) after step i of n; x are the images of the batch as they stand,
           as the model sees them, where its sampler shows them, else None.
@@ -215,10 +285,62 @@ class LoadedRun:
         if labels is not None and not self.model.conditional:
             raise UsageError(f"`{self.trained.name}` was not trained with labels")
         y = None if labels is None else self._labels(labels, n)
+        if y is None and self.model.conditional:
+            y = spread_labels(None, n, self.info, torch.device("cpu"))
         texts, keywords = {"prompt": list(prompts)} if prompts else {}, self._options("sample", options)
-        settings: dict[str, Any] = {"conditions": texts, "options": keywords, "progress": progress}
-        return sampler.draw(self.trained, n, seed=seed, labels=y, **settings)
+        settings: dict[str, Any] = {"conditions": texts, "options": keywords}
+        with notebook.sampling("sample", progress) as bar:
+            images = sampler.draw(self.trained, n, seed=seed, labels=y, progress=bar, **settings)
+        known = None if y is None else y.numpy()
+        return Samples(images, labels=known, classes=self.info.classes, seed=seed)
 
+    @spoken
+    def encode(self, images: np.ndarray, *, seed: int = 0) -> np.ndarray:
+        """The latents of images, float32 [N, …] in the shape that the model has them.
+
+        images: uint8 [N, C, H, W].
+        seed: of the draw of binary images.
+
+        Raises UsageError where the model has no latents of images.
+        """
+        model: Any = self.model
+        if self.trained.space is not None:
+            encode = self.trained.space.encode
+        elif hasattr(model, "to_latent"):
+            encode = model.to_latent
+        elif hasattr(model, "encode") and next(iter(flat_defaults(model.encode)), None) == "x":
+            encode = model.encode
+        else:
+            message = f"`{self.trained.name}` has no latents of images"
+            raise UsageError(message, hint="gz list models --can latent")
+        with torch.inference_mode(), full_fp32(self.trained.device):
+            parts = [encode(batch.x).float().cpu().numpy() for batch in self._batches(images, seed)]
+        return np.concatenate(parts)
+
+    @spoken
+    def features(self, images: np.ndarray, by: str = "lenet") -> np.ndarray:
+        """The features of images by a network of a metric, float64 [N, D].
+
+        images: uint8 [N, C, H, W].
+        by: "lenet" or "second", small networks of the data set itself, which are trained once; "inception",
+          "dinov2", "clip" or "lite", whose weights must be at hand.
+
+        Raises UsageError for another network, MissingError without its weights.
+        """
+        device = self.trained.device
+        networks: dict[str, Any] = {
+            "lenet": lambda: judges.lenet(self.data, device=device),
+            "second": lambda: second.second(self.data, device=device),
+            "inception": lambda: pretrained.inception(device=device),
+            "dinov2": lambda: pretrained.dinov2(device),
+            "clip": lambda: pretrained.clip(device),
+            "lite": lambda: pretrained.lite(device),
+        }
+        if by not in networks:
+            raise UsageError(f"there are no features `{by}`", hint=f"they are {', '.join(networks)}")
+        return networks[by]().features(np.asarray(images))
+
+    @spoken
     def log_prob(
         self, images: np.ndarray, labels: Labels | None = None, *, seed: int = 0, **options: Any
     ) -> np.ndarray:
@@ -244,6 +366,7 @@ class LoadedRun:
             values.append(value.cpu().double().numpy())
         return np.concatenate(values)
 
+    @spoken
     def score(self, images: np.ndarray, name: str, *, seed: int = 0, **options: Any) -> np.ndarray:
         """An out-of-distribution score of each image, float64 [N]; higher is more out-of-distribution.
 
@@ -262,6 +385,7 @@ class LoadedRun:
             scorer.fit(*fitting_images(self.trained, self.data, size=BATCH, seed=seed))
         return np.concatenate([np.zeros(0), *(scorer(batch)[score] for batch in self._batches(images, seed))])
 
+    @spoken
     def do(
         self,
         application: str,
@@ -273,7 +397,7 @@ class LoadedRun:
         mask: np.ndarray | None = None,
         progress: Progress = no_progress,
         **options: Any,
-    ) -> np.ndarray:
+    ) -> Samples:
         """The outputs of an application for some images, uint8 [M, C, H, W], as `gz sample --do` orders them.
 
         application: "reconstruct", "inpaint", …, of those that `gz list models` shows.
@@ -302,15 +426,18 @@ class LoadedRun:
             keywords["mask"] = seen_mask(whole, self.trained).expand(len(images), -1, -1, -1)
         noise = ImageNoise(seed, range(len(images)), self.trained.device)
         with self.trained.applying():
-            applied = method(x, noise=noise, progress=progress, **group_options(method, keywords))
+            with notebook.sampling(application, progress) as bar:
+                applied = method(x, noise=noise, progress=bar, **group_options(method, keywords))
             applied.images = self.trained.decode(applied.images)
         outputs, finite = sampler.to_images(applied.images)
         sampler.check_finite(finite, self.trained, warnings.warn)
-        return outputs
+        known = None if applied.labels is None else applied.labels.cpu().numpy()
+        return Samples(outputs, labels=known, classes=self.info.classes, seed=seed)
 
+    @spoken
     def judge(
         self,
-        pictures: str | Path,
+        pictures: Any,
         *,
         fpr: float = 0.01,
         n: int | None = None,
@@ -321,7 +448,7 @@ class LoadedRun:
     ) -> dict[str, Any]:
         """Which single pictures are no images of the run's data set: what `gz ood --input --json` prints.
 
-        pictures: a picture, or a folder, zip, tar or npz of pictures.
+        pictures: a picture, or a folder, zip, tar or npz of pictures; or images in memory.
         fpr: share of pictures like those of the set that may be flagged.
         n: held-out images that the pictures are compared with; None: as many as the recipe's time allows.
         scores: names of scores; None: the first of the recipe.
@@ -333,7 +460,8 @@ class LoadedRun:
         """
         target = Path(folder) if folder else self.path / "ood" / f"input-{os.urandom(4).hex()}"
         files.make_folder(target)
-        data, path = self.trained.part.data.name, str(Path(pictures).expanduser().absolute())
+        data = self.trained.part.data.name
+        path = str(Path(reference_of(pictures)).expanduser().absolute())
         names = None if scores is None else tuple(scores)
         settings: dict[str, Any] = {"scores": names, "n": n, "seed": seed, "maps": maps}
         job = AlarmJob(str(self.path), data, path, fpr, checkpoint="last", **settings)
@@ -342,6 +470,22 @@ class LoadedRun:
     def __repr__(self) -> str:
         name, step = self.trained.title, self.trained.step
         return f"<gzcli.Run {self.id}: {name}, {by_sides(self.info.shape)}, step {step:,}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: what it is, how it validates, and its last picture of samples."""
+        status, owner = self.trained.run.status(), self.trained.run.owner
+        best = self.best and f"{self.best.metric} {self.best.value:.4g} at step {self.best.step:,}"
+        pictures = sorted(self.trained.run.samples_folder.glob("*.png"))
+        picture = base64.b64encode(pictures[-1].read_bytes()).decode() if pictures else None
+        rows = {
+            "run": owner.alias or self.id,
+            "model": self.trained.title,
+            "data": f"{owner.data}, {by_sides(self.info.shape)}",
+            "parameters": status.get("params") and f"{status['params']:,}",
+            "steps": f"{self.trained.step:,}",
+            "best": best,
+        }
+        return notebook.table_html(rows, picture)
 
     # ------------------------------------------------------------------------------------------ helpers
 
@@ -356,6 +500,11 @@ class LoadedRun:
 
     def _labels(self, labels: Labels, n: int) -> Tensor:
         """[n] int64, or float [n, K], of the m labels that are taken in turn."""
+        if isinstance(labels, str):
+            labels = class_numbers(labels, self.info.classes)
+        elif len(labels) and all(isinstance(label, str) for label in labels):
+            named = partial(class_numbers, classes=self.info.classes)
+            labels = [number for label in labels for number in named(str(label))]
         y = torch.as_tensor(np.asarray(labels))
         if y.ndim == 1 and self.info.multilabel:
             y = torch.nn.functional.one_hot(y.long(), len(self.info.classes))

@@ -8,10 +8,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from gzcli.core.devices import pick_device
 from gzcli.core.errors import UsageError
 from gzcli.core.sections import LaunchSection, part_of
+from gzcli.core.spoken import spoken
 from gzcli.data.download.fetch import fetch_weights
+from gzcli.data.readers.memory import reference_of
 from gzcli.data.sets.names import locate, slug
+from gzcli.engine.log import Log
+from gzcli.judge import bench as judge
 from gzcli.launch.contestants import find_contestants
 from gzcli.launch.from_file import find_run
 from gzcli.launch.jobs import do_job
@@ -57,6 +62,11 @@ class BenchResult:
     notes: tuple[str, ...]
     folder: Path
 
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """The metrics of the first contestant."""
+        return self.rows[0].metrics if self.rows else {}
+
 
 @dataclass(frozen=True)
 class OodRow:
@@ -88,9 +98,10 @@ class OodResult:
         return max((row for row in self.rows if not row.baseline), key=lambda row: row.auroc, default=None)
 
 
+@spoken
 def bench(
-    *contestants: str | Path,
-    data: str | Path | None = None,
+    *contestants: Any,
+    data: Any = None,
     metrics: Iterable[str] = (),
     n: int = 2000,
     split: Literal["test", "train", "all"] = "test",
@@ -101,9 +112,9 @@ def bench(
 ) -> BenchResult:
     """Compares trained models, and images from anywhere, with real images, as `gz bench` does.
 
-    contestants: models, ids, aliases or folders of runs; or a folder, zip, tar or npz of images. None: every
-      model that has a finished run on the data set.
-    data: name or path of the real images; None: the set of the first run.
+    contestants: models, ids, aliases or folders of runs; a folder, zip, tar or npz of images, or images in
+      memory. None: every model that has a finished run on the data set.
+    data: name or path of the real images, or these in memory; None: the set of the first run.
     metrics: names of metrics; (): those that need no weights of Inception.
     n: samples that are drawn of each model, images that are taken at most.
     split: which of the real images.
@@ -114,7 +125,8 @@ def bench(
 
     Raises UsageError for an unknown name, MissingError where there is no such run.
     """
-    data_set, runs, images = find_contestants([*map(str, contestants)], None if data is None else str(data))
+    words, real = [str(reference_of(word)) for word in contestants], reference_of(data)
+    data_set, runs, images = find_contestants(words, None if real is None else str(real))
     paths, names = tuple(str(run.path) for run, _ in runs), tuple(metrics)
     for network in weights_of(names):
         fetch_weights(network)
@@ -126,17 +138,54 @@ def bench(
     }
     job = BenchJob(paths, data_set.reference, names or None, n, images=tuple(images), **facts)
     folder = claims.new_folder(user_dir("bench"), data_set.key)
-    result = done(folder, job, quiet)
+    return _bench_result(done(folder, job, quiet), folder)
+
+
+def _bench_result(result: Mapping[str, Any], folder: Path) -> BenchResult:
     rows = tuple(_of(BenchRow, row) for row in result["rows"])
     metric, places, floor = result["metric"], result["places"], result["floor"]
     return BenchResult(result["data"], metric, rows, places, floor, tuple(result["notes"]), folder)
 
 
+@spoken
+def compare(
+    images: Any,
+    real: Any,
+    *,
+    metrics: Iterable[str] = (),
+    n: int = 10_000,
+    split: Literal["test", "train", "all"] = "all",
+    seed: int = 0,
+) -> BenchResult:
+    """Compares images with real ones, in this process and without a run: `result.metrics["fd"]`.
+
+    images: an array uint8 [N, C, H, W] or [N, H, W, C], or whatever else `train` takes as `data`.
+    real: the real images, alike; or the name of a data set.
+    metrics: names of metrics; (): those that need no weights of Inception. `fd` is by a small network that
+      is trained on the real images once.
+    n: images that are taken at most.
+    split: which of the real images.
+    seed: of the choice of images.
+
+    Raises UsageError for fewer than 50 images and for an unknown metric.
+    """
+    names, reference = tuple(metrics), locate(reference_of(real)).reference
+    for network in weights_of(names):
+        fetch_weights(network)
+    facts: dict[str, Any] = {"seed": seed, "split": split, "checkpoint": "last"}
+    shown = str(reference_of(images))
+    job = BenchJob((), reference, names or None, n, images=(shown,), **facts)
+    folder = claims.new_folder(user_dir("bench"), locate(reference).key)
+    result = judge.run(job, folder, pick_device(LaunchSection()), Log(mode="quiet"))
+    return _bench_result(result, folder)
+
+
+@spoken
 def ood(
     what: str | Path,
     *,
-    out: str | Path | Sequence[str | Path],
-    data: str | Path | None = None,
+    out: Any,
+    data: Any = None,
     scores: Iterable[str] = (),
     n: int | None = None,
     seed: int = 0,
@@ -147,7 +196,7 @@ def ood(
     """Scores images of other data sets by how foreign they are to a model, as `gz ood` does.
 
     what: a model, whose newest finished run is taken, or a run's id, alias or folder.
-    out: names or paths of the foreign sets.
+    out: the foreign set, or a list of names and paths of several.
     data: the in-distribution set; None: that of the run.
     scores: names of scores; (): those of the recipe.
     n: images of each set that are scored; None: as many as the recipe's time allows.
@@ -159,7 +208,7 @@ def ood(
     Raises UsageError for a score or an option that the model does not have, MissingError where there is no
     run. `LoadedRun.judge` judges single pictures.
     """
-    inside = None if data is None else locate(str(data))
+    inside = None if data is None else locate(reference_of(data))
     run = find_run(str(what), data=inside.key if inside else None)
     part = part_of(run.serving.tree())
     card, home = card_of(run, part.model), inside or locate(part.data.name)
@@ -169,8 +218,9 @@ def ood(
             f"no score of `{card.name}` takes `{strange[0]}`", hint=f"they take: {', '.join(rules)}"
         )
     values = {name: check_value(value, rules[name], name) for name, value in options.items()}
-    chosen, foreign = check_scores(scores, card), [out] if isinstance(out, str | Path) else out
-    outs = tuple(locate(str(name)).reference for name in foreign)
+    several = isinstance(out, list | tuple) and all(isinstance(name, str | Path) for name in out)
+    chosen, foreign = check_scores(scores, card), out if several else [out]
+    outs = tuple(locate(reference_of(each)).reference for each in foreign)
     facts: dict[str, Any] = {
         "launch": LaunchSection(cpu=cpu),
         "seed": seed,

@@ -114,10 +114,18 @@ def training_speed(folder: Path) -> dict[str, float]:
 
 
 def loss_curve(folder: Path) -> None:
-    """Draws loss.png from metrics.jsonl: losses by the left axis, validation as dots by the right one."""
-    figure, axes = pyplot().subplots(figsize=(7, 4), constrained_layout=True)
-    right = None
-    for i, (name, points) in enumerate(curves(metric_lines(folder)).items()):
+    """Draws loss.png from metrics.jsonl."""
+    save_figure(losses_figure(metric_lines(folder)), Run(folder).losses_picture, dpi=100)
+
+
+def losses_figure(lines: Sequence[Mapping[str, Any]]) -> Any:
+    """The curves of recorded lines: losses by the left axis, validation as dots by the right one. The figure
+    belongs to no window, so that a notebook shows it once."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes, right = figure.subplots(), None
+    for i, (name, points) in enumerate(curves(lines).items()):
         if name.startswith("val_"):
             right = right or axes.twinx()
             right.plot(*zip(*points, strict=True), "o-", color=f"C{i}", label=name, markersize=3)
@@ -127,7 +135,7 @@ def loss_curve(folder: Path) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     figure.legend(loc="upper right", bbox_to_anchor=(1, 1), bbox_transform=axes.transAxes)
-    save_figure(figure, Run(folder).losses_picture, dpi=100)
+    return figure
 
 
 def pyplot() -> Any:

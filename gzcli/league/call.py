@@ -11,6 +11,7 @@ from typing import Any
 
 from gzcli.core import streams
 from gzcli.core.sections import LaunchSection
+from gzcli.core.spoken import spoken
 from gzcli.core.types import Say, silent
 from gzcli.core.units import seconds_of
 from gzcli.data.sets.names import locate
@@ -71,10 +72,18 @@ class LeagueResult:
     folder: Path
 
 
+def _place(data: Any) -> Any:
+    """The name or path of a data set, or of images in memory."""
+    from gzcli.data.readers.memory import reference_of  # which loads numpy
+
+    return reference_of(data)
+
+
+@spoken
 def league(
     models: Sequence[str] | None = None,
     *,
-    data: str | Path,
+    data: Any,
     budget: str = "8m",
     seeds: int = 1,
     n: int = 10_000,
@@ -86,7 +95,7 @@ def league(
     The same call resumes a league that was stopped.
 
     models: names of models, or paths of recipes; None: all that fit the set.
-    data: name or path of the data set.
+    data: name or path of the data set, or images in memory, as `gzcli.train` takes them.
     budget: time of each training, such as "90s", "8m" or "1.5h": CPU time, on GPUs wall-clock time.
     seeds: trainings of each model, with the seeds from 0 on.
     n: images that are drawn of each run.
@@ -98,7 +107,7 @@ def league(
     """
     launch = LaunchSection(cpu=cpu)
     launch = beside_others(launch) if at_once else launch
-    reference = locate(str(data)).reference
+    reference = locate(_place(data)).reference
     names = tuple(map(str, models or ())) or None
     job = BenchJob((), reference, n=n, checkpoint="last", launch=launch)
     terms, say = Terms(reference, seconds_of(budget), names, tuple(range(seeds)), job, CALLS), speaking(quiet)
@@ -116,12 +125,13 @@ def league(
     )
 
 
+@spoken
 def sweep(
     what: str,
     *,
     set: Mapping[str, Any] | Iterable[str],
     budget: str,
-    data: str | Path | None = None,
+    data: Any = None,
     trials: int | None = None,
     seed: int = 0,
     cpu: bool = False,
@@ -134,7 +144,7 @@ def sweep(
     set: keys of the recipe, {"optim.lr": [1e-3, 3e-3]} with a list of the values that are tried, "1e-4..1e-2"
       for a range and any other value for all trials; or texts as of `--set`.
     budget: time of all trainings together, such as "20m": CPU time, on GPUs wall-clock time.
-    data: name or path of the data set; None: that of the recipe.
+    data: name or path of the data set, or images in memory; None: the set of the recipe.
     trials: settings drawn of a range; None: 8.
     seed: of the draws, and of weights and noise.
     cpu: whether the CPU is used though there are GPUs.
@@ -147,7 +157,7 @@ def sweep(
         [f"{key}={as_text(value)}" for key, value in set.items()] if isinstance(set, Mapping) else list(set)
     )
     flags = {"scale": None, "launch.gpus": None, "launch.cpu": cpu or None, "seed": seed}
-    reference = None if data is None else str(data)
+    reference = None if data is None else str(_place(data))
     plan = sweep_of(what, reference, sets, budget=seconds_of(budget), trials=trials, flags=flags)
     return play(plan, speaking(quiet))
 

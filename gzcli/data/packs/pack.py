@@ -21,6 +21,7 @@ from gzcli.core.types import DataInfo
 from gzcli.core.units import as_size, counted, middle, number_in
 from gzcli.data.readers.images import walk
 from gzcli.data.sets.names import DataSet
+from gzcli.data.sets.names import names as set_names
 from gzcli.data.sets.registry import FURTHER, DataSpec, Form, extras_in_words
 from gzcli.store.files import is_locked, lock, read_json, read_object
 from gzcli.store.paths import cache_dir
@@ -144,6 +145,11 @@ class Pack:
     def name(self) -> str:
         """Its name in ids of runs."""
         return self.meta.name
+
+    @property
+    def reference(self) -> str:
+        """The name or path by which verbs open it."""
+        return self.meta.name if self.meta.name in set_names() else self.meta.title
 
     @property
     def shape(self) -> tuple[int, int, int]:

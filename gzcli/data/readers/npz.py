@@ -23,6 +23,7 @@ IMAGES, LABELS = ("images", "x", "X"), ("labels", "y", "Y")
 # Names of arrays of a set without splits; `gz sample --npz` writes `samples`, `np.savez` writes `arr_0`.
 LONE_IMAGES, LONE_LABELS = ("images", "x", "X", "samples", "arr_0"), ("labels", "y", "Y", "arr_1")
 CLASS_NAMES = ("class_names", "classes", "label_names")
+LAYOUT = "layout"  # of an array whose text, "NHWC" or "NCHW", says where channels are
 WHOLE = 8_000_000_000  # bytes of an array that is read at once: labels, or images in Fortran's order
 LABEL_HINT = "labels are integers from 0 on, of shape [N] or [N, 1], or 0 and 1 of shape [N, K]"
 AGAIN = "fetch or make the file again"
@@ -49,7 +50,8 @@ def npz(path: Path) -> RawImages:
 
     Images are uint8 or uint16 (divided by 257), [N, H, W], [N, H, W, C] or [N, C, H, W]: of splits by
     MedMNIST's names (`train_images`, `val_images`, …) or Keras' (`x_train`, …), or `images` alone. Labels, if
-    any, are integers [N], [N, 1] or [N, K] with names alike; names of classes [K] are `class_names`.
+    any, are integers [N], [N, 1] or [N, K] with names alike; names of classes [K] are `class_names`. A text
+    `layout`, "NHWC" or "NCHW", says where channels are in case their number leaves it open.
     """
     archive = _Npz(path)
     images, labels = archive.of_splits(IMAGES), archive.of_splits(LABELS)
@@ -79,7 +81,9 @@ def npz(path: Path) -> RawImages:
             for start, rows in archive.images(name, headers[split]):
                 yield Block(split, start, rows, name)
 
-    unread = [name for name in archive.names if name not in {*images.values(), *labels.values(), names}]
+    unread = [
+        name for name in archive.names if name not in {*images.values(), *labels.values(), names, LAYOUT}
+    ]
     notes = []
     if unread:
         notes.append(f"{counted(len(unread), 'array')} skipped (`{unread[0]}`{', …' if unread[1:] else ''})")
@@ -118,8 +122,11 @@ class _Npz:
         if dtype not in (np.uint8, np.uint16) or not (len(shape) == 3 or last or first):
             hint = "; bring others to 0 … 255 and to uint8" if dtype.kind in "fi" else ""
             raise UsageError(description, hint=HINT + hint)
+        if LAYOUT in self.names and len(shape) == 4:
+            first = str(self._whole(LAYOUT)) == "NCHW"
+            last = not first
         if last and first:
-            hint = "put them last, or leave an axis of 1 out"
+            hint = "put them last, leave an axis of 1 out, or add `layout=np.array('NHWC')`"
             raise UsageError(f"{description}: channels first or last?", hint=hint)
         n, *sides = shape
         c, h, w = (1, *sides) if len(sides) == 2 else (sides[2], *sides[:2]) if last else sides

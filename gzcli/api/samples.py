@@ -1,0 +1,106 @@
+"""Images that a model drew: an array that shows itself in a notebook, and knows its labels and its seed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gzcli.core.errors import UsageError
+from gzcli.engine import sheets
+from gzcli.store.files import write_arrays
+from gzcli.store.png import save_images, save_png
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SHOWN = 64  # images of a picture in a notebook
+
+
+class Samples(np.ndarray):
+    """Images, uint8 [N, C, H, W]: a numpy array with what is known of them.
+
+    labels: int64 [N] or 0/1 [N, K], the classes that the images are of; None where they have none.
+    classes: names of the classes.
+    seed: of the noise that they were drawn from; None for images that were not drawn.
+    """
+
+    labels: np.ndarray | None = None
+    classes: tuple[str, ...] = ()
+    seed: int | None = None
+
+    def __new__(
+        cls,
+        images: np.ndarray,
+        *,
+        labels: np.ndarray | None = None,
+        classes: Sequence[str] = (),
+        seed: int | None = None,
+    ) -> Samples:
+        samples = np.asarray(images).view(cls)
+        samples.labels, samples.classes, samples.seed = labels, tuple(classes), seed
+        return samples
+
+    def __array_finalize__(self, source: Any) -> None:
+        if isinstance(source, Samples):
+            self.classes, self.seed = source.classes, source.seed
+            same = self.ndim == source.ndim and len(self) == len(source)
+            self.labels = source.labels if same else None
+
+    def __getitem__(self, rows: Any) -> Any:
+        part = super().__getitem__(rows)
+        if isinstance(part, Samples) and self.labels is not None:
+            first = rows[0] if isinstance(rows, tuple) and rows else rows
+            part.labels = self.labels[first] if part.ndim == self.ndim and first is not ... else None
+        return part
+
+    def grid(self, columns: int | None = None) -> Image:
+        """All images as one picture, a column for each class where they have labels.
+
+        columns: images side by side; None: by their classes, or as square as possible.
+
+        Raises UsageError for an array that is no longer of images.
+        """
+        from PIL import Image
+
+        images = np.asarray(self)
+        if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-3] not in (1, 3):
+            message = f"an array {images.dtype} of shape {images.shape} is no longer of images"
+            raise UsageError(message, hint="images are uint8 [N, C, H, W], C = 1 or 3")
+        images = images[None] if images.ndim == 3 else images
+        labels = None if self.labels is None or len(self.labels) != len(images) else self.labels
+        if columns is None and labels is not None:
+            import torch
+
+            picture = sheets.of_samples(images, torch.from_numpy(np.asarray(labels)), self.classes, "")
+        else:
+            picture = sheets.grid(images, columns)
+        return Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the images: as one picture where the path ends in `.png`; as `samples` [N, H, W, C] with
+        `labels` where it ends in `.npz`; else as a folder with a PNG for each image. Returns the path."""
+        path, images = Path(path), np.asarray(self)
+        if path.suffix == ".png":
+            picture = np.asarray(self.grid())
+            save_png(path, picture[:, :, None] if picture.ndim == 2 else picture, {"seed": self.seed})
+        elif path.suffix == ".npz":
+            labels = {} if self.labels is None else {"labels": self.labels}
+            names = {"class_names": np.array(self.classes)} if labels and self.classes else {}
+            write_arrays(path, {"samples": images.transpose(0, 2, 3, 1), **labels, **names})
+        else:
+            save_images(path, images, {"seed": self.seed})
+        return path
+
+    def _repr_png_(self) -> bytes | None:
+        """The picture that a notebook shows: of at most 64 images."""
+        try:
+            picture = (self[:SHOWN] if self.ndim == 4 else self).grid()
+        except UsageError:  # a notebook shows the numbers
+            return None
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        return buffer.getvalue()
