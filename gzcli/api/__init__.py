@@ -83,9 +83,9 @@ def train(
 
     what: name of a model, path of a recipe or of a model's file, or a run to repeat; or, with `data`,
       weights to start from: a run, a file, `pretrained:NAME` or `hf://OWNER/NAME`.
-    data: name or path of the data set, a `Data`, or images in memory: arrays and tensors [N, H, W],
-      [N, H, W, C] or [N, C, H, W], `(images, labels)`, a data set of torch or of `datasets`, a list of
-      pictures, or {"train": …, "test": …} of these; None: the set of the recipe.
+    data: name or path of the data set; or images in memory: an array or tensor [N, H, W], [N, H, W, C] or
+      [N, C, H, W], `(images, labels)`, a data set of torch or of `datasets`, a list of pictures, {"train": …,
+      "test": …} of these; None: the set of the recipe.
     scale: "tiny", "small", "full" or "paper"; None: tiny for embedded sets and up to 15 minutes of a
       CPU, else full where GPUs are used, small elsewhere.
     steps: number of training steps; None: that of the recipe.
@@ -105,18 +105,11 @@ def train(
     """
     if steps and minutes:
         raise UsageError("`steps` and `minutes` exclude each other")
-    flags: dict[str, Any] = {
-        "scale": scale,
-        "train.steps": steps,
-        "train.minutes": minutes,
-        "seed": seed,
-        "launch.gpus": gpus,
-        "launch.cpu": cpu or None,
-        "launch.processes": processes,
-    }
-    sets = list(map(_setting, set.items())) if isinstance(set, Mapping) else list(set)
-    reference = reference_of(data)
-    request = ask(what, None if reference is None else str(reference), sets, flags, resume=resume)
+    flags: dict[str, Any] = {"train.steps": steps, "train.minutes": minutes, "seed": seed, "scale": scale}
+    flags |= {"launch.gpus": gpus, "launch.cpu": cpu or None, "launch.processes": processes}
+    sets = map(_setting, set.items()) if isinstance(set, Mapping) else set
+    reference = None if data is None else str(reference_of(data))
+    request = ask(what, reference, sets, flags, resume=resume)
     start = prepare(request, alias=name, requeue=resume)
     if start.plan.note:
         warnings.warn(start.plan.note, stacklevel=2)
