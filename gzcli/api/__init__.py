@@ -95,7 +95,7 @@ def train(
     resume: whether the newest unfinished run goes on, or the run that `what` names or that is called `name`;
       where there is none a new one starts.
     gpus: number of GPUs, or "all"; None: every visible one.
-    cpu: whether the CPU is used though there are GPUs.
+    cpu: whether to use the CPU even if there are GPUs.
     processes: number of processes on a CPU.
     set: keys of the recipe with other values, {"model.hidden": 16} or ["model.hidden=16"].
     quiet: whether nothing is printed meanwhile.

@@ -120,7 +120,7 @@ def bench(
     split: which of the real images.
     seed: of the noise.
     gpus: number of GPUs; None: one, if there is one.
-    cpu: whether the CPU is used though there are GPUs.
+    cpu: whether to use the CPU even if there are GPUs.
     quiet: whether nothing is printed meanwhile.
 
     Raises UsageError for an unknown name, MissingError where there is no such run.
@@ -201,7 +201,7 @@ def ood(
     scores: names of scores; (): those of the recipe.
     n: images of each set that are scored; None: as many as the recipe's time allows.
     seed: of the noise.
-    cpu: whether the CPU is used though there are GPUs.
+    cpu: whether to use the CPU even if there are GPUs.
     quiet: whether nothing is printed meanwhile.
     options: keywords of the scores, as `starts=8`.
 

@@ -91,17 +91,16 @@ def keys_of(section: type) -> tuple[Field[Any], ...]:
 class DataSection:
     """Which images, in which form.
 
-    name: name of a known or imported data set, or the path of one.
-    size: side of the images in pixels, or width and height as `48x32`; null: that of the set.
-    fit: how pictures of another shape come to the size: cut to it, padded with the mean colour of their
-      border, or stretched; `aspect`: a model that can trains on each in a shape near its own, of no more
-      pixels than the size has.
-    channels: 1 (grey) or 3 (RGB); null: those of the set.
-    levels: grey levels, 2 … 256; null: those of the set; 2: binary images.
-    latent: run, or `AutoencoderKL` of diffusers, whose latents are modelled in place of pixels.
-    latent_draw: latent of an `AutoencoderKL`'s posterior that is trained on: its mode, or a sample.
-    augment: random changes of training images, applied in this order.
-    n: number of training images, the first of the set; null: all.
+    name: name or path of a data set.
+    size: side of the images in pixels, or width and height, such as `48x32`. Default: the data set's.
+    fit: how images of another shape are resized: cropped, padded with the mean colour of the border, or
+      stretched. `aspect`: to the nearest aspect ratio, for models that support it.
+    channels: 1 (grey) or 3 (RGB). Default: the data set's.
+    levels: grey levels, 2 … 256. 2: binary images. Default: the data set's.
+    latent: run or diffusers `AutoencoderKL` whose latents are modelled instead of pixels.
+    latent_draw: latent of an `AutoencoderKL`: the mode of the posterior, or a sample.
+    augment: augmentations of training images, in this order.
+    n: number of training images, from the start of the set. Default: all.
     """
 
     name: str = "digits"
@@ -120,33 +119,32 @@ class TrainSection:
     """How long, in which batches and precision; how often losses, samples and checkpoints are written.
 
     steps: number of training steps.
-    minutes: time to train, in minutes; `steps` becomes the number of steps that fit in it.
-    clock: what `minutes` counts: wall, the time that passes; cpu, the work of a process's cores, which other
-      programs do not lengthen. On a GPU it is always wall.
-    batch_size: images of one step, over all processes together.
-    accumulate: parts in which each process computes its share of a batch; the result is the same.
-    precision: of the arithmetic of a step; auto: bf16 where the device gains from it.
-    ema: decay of the averaged weights at each step; 0: no average.
-    ema_snapshots: moments, evenly spread over the steps, at which two further averages are written, each of
-      the size of the weights; `gz runs ema` makes an average of any length of them. 0: none.
-    clip: largest norm of the gradient of a phase; null: no limit.
-    skip: norm of the gradient of a phase, before `clip`, above which its step is not taken; null: none.
-    compile: whether the model is compiled by `torch.compile`; auto: where that is known to gain.
-    deterministic: whether only kernels are used that give the same bits every time.
-    log_every: steps between two lines of losses.
-    sample_every: steps between two grids of samples; 0: no grids; null: chosen by the time that one takes.
-    samples: images of a grid; null: 36, and 64 at the end.
-    eval_every: steps between two validations; 0: none; null: chosen by the time that one takes.
-    checkpoint_every: steps between two checkpoints; 0: only the last; null: chosen by the time that one
-      takes.
-    keep: number of newest checkpoints that are kept, beside the best one, which loses the optimizer's state
-      when the run has finished; null: two, and one when the run has finished.
-    best: figure on validation images that the best checkpoint has lowest; auto: as the model says.
-    patience: validations in a row without a new best after which the training ends, and serves its best
-      weights; null: it goes on.
-    init: weights that the training starts from: a stage, a run, a safetensors file, `pretrained:NAME` or
-      `hf://OWNER/NAME`.
-    parent: name and sha256 of those weights; gz writes it, and refuses others at that place.
+    minutes: training time in minutes. `steps` becomes the number of steps that fit.
+    clock: clock of `minutes`: wall-clock time (wall), or CPU time (cpu), which other programs do not
+      lengthen. GPUs always use wall-clock time.
+    batch_size: images per step, in total over all processes.
+    accumulate: number of micro-batches per step (gradient accumulation). The result is the same.
+    precision: precision of a step. auto: bf16 if the device gains from it.
+    ema: decay per step of the averaged weights (EMA). 0: no average.
+    ema_snapshots: number of points at which two more averages are saved, each the size of the weights. `gz
+      runs ema` combines them into averages of any length. 0: none.
+    clip: maximum gradient norm of a phase. Default: no limit.
+    skip: gradient norm of a phase, before `clip`, above which its step is skipped. Default: never.
+    compile: whether to use `torch.compile`. auto: if it is known to help.
+    deterministic: whether to use deterministic kernels only.
+    log_every: steps between log lines.
+    sample_every: steps between sample grids. 0: none. Default: derived from the time that a grid takes.
+    samples: images per grid. Default: 36, or 64 at the end.
+    eval_every: steps between validations. 0: none. Default: derived from the time that a validation takes.
+    checkpoint_every: steps between checkpoints. 0: only the last. Default: derived from the time that a
+      checkpoint takes.
+    keep: number of newest checkpoints to keep, beside the best one. Default: 2, or 1 after the run has
+      finished.
+    best: validation metric that selects the best checkpoint (lower is better). auto: the model's default.
+    patience: number of validations without improvement after which training stops (early stopping). Default:
+      never.
+    init: initial weights: a stage, a run, a safetensors file, `pretrained:NAME` or `hf://OWNER/NAME`.
+    parent: name and sha256 of the initial weights. gz writes it, and rejects other weights under that name.
     """
 
     steps: int = ranged(10_000, "1 … 1,000,000,000")
@@ -189,12 +187,12 @@ class OptimSection:
 
     name: name of the optimizer.
     lr: learning rate after the warm-up.
-    betas: decay at each step of the averages of the gradient and of its square.
-    eps: number added to the root of the average square.
-    weight_decay: decoupled weight decay, in multiples of lr at each step.
+    betas: decay rates of the running averages of the gradient and its square.
+    eps: constant added to the denominator.
+    weight_decay: decoupled weight decay, as a multiple of lr per step.
     warmup: steps over which lr rises from 0.
-    schedule: how lr falls until the last step. With wsd it falls over the last fifth only, so that `--resume
-      --steps N` goes on at the full rate (Wen 2024, arXiv:2410.05192).
+    schedule: learning-rate decay. wsd decays over the last fifth only, so that `--resume --steps N` continues
+      at the full rate (Wen 2024, arXiv:2410.05192).
     phases: keys with another value for one phase, by the phase's name.
     """
 
@@ -216,9 +214,9 @@ class OptimSection:
 class OodSection:
     """How images are scored as out-of-distribution.
 
-    scores: names of the scores; null: those that cost little.
-    budget: seconds that the scores of one call may take.
-    background: run whose likelihood the score `ratio` divides by.
+    scores: names of the scores. Default: the fast ones.
+    budget: time budget of the scores in seconds.
+    background: background run of the score `ratio`.
     options: options of the model's own scores.
     """
 
@@ -232,8 +230,8 @@ class OodSection:
 class BenchSection:
     """What `gz bench` measures.
 
-    metrics: names of the metrics; null: those whose weights are at hand.
-    n: number of samples of each model; null: that of the command.
+    metrics: names of the metrics. Default: those whose weights are available.
+    n: number of samples of each model. Default: the command's.
     """
 
     metrics: tuple[str, ...] | None = None
@@ -244,19 +242,19 @@ class BenchSection:
 class LaunchSection:
     """Which processes are started.
 
-    gpus: number of GPUs, or `all`; null: all for training, one for other commands.
-    cpu: whether the CPU is used though there are GPUs.
+    gpus: number of GPUs, or `all`. Default: all for training, one for other commands.
+    cpu: whether to use the CPU even if there are GPUs.
     processes: number of processes on a CPU.
-    threads: threads of each process; null: its share of the cores.
+    threads: threads per process. Default: its share of the cores.
     machines: number of machines.
     machine_rank: index of this machine, from 0.
     main_ip: address of machine 0.
-    main_port: port of machine 0; null: it follows from the job.
-    restarts: how often several processes start again from the newest checkpoint after one has died; null: 0
-      on one machine, 2 on several.
-    timeout: minutes that processes wait for one that does not answer, before the run ends.
-    strategy: how several GPUs share a model: each has all of it (ddp), or a part (fsdp).
-    track: trackers that get figures, pictures and the recipe too.
+    main_port: port of machine 0. Default: derived from the job.
+    restarts: number of restarts from the newest checkpoint after a process fails. Default: 0 on one machine,
+      2 on several.
+    timeout: minutes to wait for a process that does not respond.
+    strategy: distribution of the model over GPUs: replicated (ddp) or sharded (fsdp).
+    track: trackers that receive metrics, images and the recipe.
     """
 
     gpus: int | Literal["all"] | None = ranged(None, "0 or more")
@@ -347,16 +345,16 @@ class Part:
     options: hyperparameters of the model, flat, as `Model.of` takes them.
     stage: name of the stage; "" of a recipe without stages.
     about: the recipe in one line.
-    scale: the size that the recipe was chosen in, one of `SCALES`; null: the recipe has no scales.
-    seed: seed of the first weights, of the order of the images and of all noise.
-    data: which images.
-    train: how long, and in which batches.
+    scale: scale of the recipe: tiny, small, full or paper. Default: none.
+    seed: seed of the initial weights, the image order and all noise.
+    data: the data set.
+    train: length of training and batches.
     optim: the optimizer.
-    sample: options of the model's `sample`.
-    ood: how images are scored.
-    bench: what is measured.
-    launch: which processes.
-    params: number of parameters of the model, as `44M`; null: not stated.
+    sample: options of sampling.
+    ood: options of scoring.
+    bench: options of benchmarks.
+    launch: processes and devices.
+    params: number of parameters of the model, such as `44M`. Default: not stated.
     """
 
     model: str

@@ -100,7 +100,7 @@ def league(
     seeds: trainings of each model, with the seeds from 0 on.
     n: images that are drawn of each run.
     at_once: trainings side by side, each on one core or GPU; None: one after the other on all of them.
-    cpu: whether the CPU is used though there are GPUs.
+    cpu: whether to use the CPU even if there are GPUs.
     quiet: whether nothing is printed meanwhile.
 
     Raises UsageError for a model that does not fit the set; the error of the first training if all failed.
@@ -147,7 +147,7 @@ def sweep(
     data: name or path of the data set, or images in memory; None: the set of the recipe.
     trials: settings drawn of a range; None: 8.
     seed: of the draws, and of weights and noise.
-    cpu: whether the CPU is used though there are GPUs.
+    cpu: whether to use the CPU even if there are GPUs.
     quiet: whether nothing is printed meanwhile.
 
     Raises UsageError for a setting that cannot be trained, before the first training; DivergedError if all

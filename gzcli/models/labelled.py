@@ -46,7 +46,7 @@ class LabelOptions:
     """How a model is conditioned on labels.
 
     conditional: whether the model is conditioned on the label of an image.
-    label_dropout: share of labels that training hides, 0 … 1; guidance, and images without labels, need it
+    label_dropout: probability of hiding a label in training. Guidance and images without labels need a value
       above 0.
     """
 
@@ -58,8 +58,8 @@ class LabelOptions:
 class ClusterOptions(LabelOptions):
     """`LabelOptions`, and clusters of images.
 
-    clusters: number of clusters of images, by k-means of their pixels, on which the model is conditioned (Bao
-      2022, arXiv:2212.00362); 0: none. A conditional model has equally many in each class, at least one.
+    clusters: number of k-means clusters of the training images on which the model is conditioned (Bao 2022,
+      arXiv:2212.00362). Conditional models split them equally between classes. 0: none.
     """
 
     clusters: int = 0

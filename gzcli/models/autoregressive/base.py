@@ -249,7 +249,7 @@ class PixelModel(Model):
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1], pixel by pixel.
 
-        temperature: of every factor, above 0; 1: as trained, less: nearer to the mode.
+        temperature: softmax temperature of every factor, above 0. 1: as trained; below 1: closer to the mode.
         """
         x = next(self.parameters()).new_zeros(n, *self.data.shape)
         if self.conditional:
@@ -271,7 +271,7 @@ class PixelModel(Model):
 
         A conditional model without labels takes the class that makes the kept rows most probable.
 
-        rows: how many rows are kept, 0 … H; null: half of them.
+        rows: number of rows that are kept, 0 … H. Default: half.
         """
         rows = x.shape[2] // 2 if rows is None else rows
         if not 0 <= rows <= x.shape[2]:

@@ -30,11 +30,11 @@ class FillOptions:
     """How hidden codes are filled in.
 
     steps: passes of the network.
-    temperature: divides the logits of the codes; above 0; 1: as trained.
-    choice: scale of the Gumbel noise in the choice of the codes that a pass keeps; it falls to 0 at the last
-      step; 0: always the most confident codes.
-    guidance: scale of the logits with the label against those without; 1: as trained, more: sharper, at twice
-      the cost; null: 1, and 1.3 of samples towards clusters.
+    temperature: softmax temperature of the codes, above 0. 1: as trained.
+    choice: scale of the Gumbel noise when a pass selects which codes to keep. It falls to 0 at the last step.
+      0: always the most confident codes.
+    guidance: classifier-free guidance scale, at twice the cost. 1: no guidance; above 1: sharper. Default: 1,
+      or 1.3 when sampling clusters.
     """
 
     steps: int = 10
@@ -49,8 +49,8 @@ class MaskGIT(Prior):
     Raises UsageError for sizes that do not fit.
 
     near: whether each block begins with a depthwise 3×3 convolution over the grid (Chu 2021,
-      arXiv:2102.10882), an addition to the paper. With it a small network learns several times faster.
-    smoothing: label smoothing of the training targets, a share of the probability.
+      arXiv:2102.10882). Not in the paper. Small networks learn several times faster with it.
+    smoothing: label smoothing of the training targets.
     """
 
     paper = "Chang et al. 2022, arXiv:2202.04200"

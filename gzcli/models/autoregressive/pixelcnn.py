@@ -54,10 +54,10 @@ class PixelCNN(PixelModel):
     Images of two levels have one Bernoulli logit a channel. The vertical stack has a learned map of
     positions, which costs no time and shows the border.
 
-    hidden: channels of each stack; a multiple of 32 is fast in bf16.
+    hidden: channels of each stack. Multiples of 32 are fast in bf16.
     dilations: dilation of the kernel of each layer.
-    kernel: width of the layers' kernels in pixels; odd.
-    first: width of the first layer's kernel in pixels; odd, 3 or more.
+    kernel: kernel size of the layers in pixels; odd.
+    first: kernel size of the first layer in pixels; odd, 3 or more.
     head: channels before the softmax.
     """
 

@@ -297,11 +297,11 @@ class PixelCNNpp(PixelModel):
     Images of two levels have one Bernoulli logit a channel. The vertical stream gets a learned map of
     positions; the paper's channel of ones shows the border only.
 
-    hidden: channels of each stream; a multiple of 32 is fast in bf16.
-    blocks: gated ResNet blocks of each scale of the encoder, from the images' own resolution on, which is
-      halved between two scales; in the decoder each scale but the coarsest has one more.
-    mixture: logistics in the mixture of a pixel.
-    dropout: share of the activations inside the blocks that training sets to zero.
+    hidden: channels of each stream. Multiples of 32 are fast in bf16.
+    blocks: gated ResNet blocks of each scale of the encoder, finest first. Each scale of the decoder except
+      the coarsest has one more.
+    mixture: number of logistics in a pixel's mixture.
+    dropout: dropout rate inside the blocks.
     """
 
     paper = "Salimans et al. 2017, arXiv:1701.05517"

@@ -29,17 +29,17 @@ class CodebookOptions:
 
     codes: size of the codebook.
     dim: numbers in a code's vector.
-    codebook: how codes are learned: `ema`, as the mean of the encoder's vectors that they replace, or
+    codebook: how codes are learned: `ema`, as the running mean of the encoder's vectors that they replace, or
       `gradient`.
     beta: weight β of the commitment loss, which pulls the encoder towards its codes.
-    decay: decay of a step, of the running averages for `ema` and `restart`.
+    decay: decay per step of the running averages for `ema` and `restart`.
     restart: whether dead codes are moved to vectors drawn from the batch.
-    cosine: whether vectors and codes lie on the unit sphere, which keeps more codes in use (Yu 2021,
-      arXiv:2110.04627, section 3.2).
-    levels: values of each number of a vector, as 8, 5, 5; they replace `codes`, `dim` and all that is learned
-      of a codebook by a fixed grid, see `FiniteScalar`; empty: a codebook.
-    scales: sides of coarser grids whose codes come first, see `ScaledCodebook`, as 1, 2, 4; those not below
-      the side of the grid are left out; empty: codes of the grid alone.
+    cosine: whether vectors and codes are normalized to the unit sphere, which keeps more codes in use (Yu
+      2021, arXiv:2110.04627, section 3.2).
+    levels: number of values in each dimension of a code, such as 8, 5, 5 (finite scalar quantization). They
+      replace the learned codebook, `codes` and `dim`. Empty: a codebook.
+    scales: sides of coarser grids whose codes come first, such as 1, 2, 4. Sides that are not below the
+      grid's are ignored. Empty: codes of the grid only.
     """
 
     codes: int = 512

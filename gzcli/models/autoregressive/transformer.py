@@ -24,10 +24,10 @@ from gzcli.models.nn.transformer import TransformerOptions
 class DrawOptions:
     """How a code is drawn from its distribution.
 
-    temperature: divides the logits; above 0; 1: as trained.
-    top_k: number of most likely codes to draw from; null: all.
-    top_p: draw from the fewest most likely codes with this total probability (Holtzman 2019,
-      arXiv:1904.09751); above 0; 1: from all.
+    temperature: softmax temperature, above 0. 1: as trained.
+    top_k: number of most likely codes to draw from. Default: all.
+    top_p: total probability of the most likely codes to draw from (nucleus sampling; Holtzman 2019,
+      arXiv:1904.09751). 1: all codes.
     """
 
     temperature: float = 1.0
@@ -76,8 +76,8 @@ class Transformer(OrderedPrior):
     ) -> Tensor:
         """n images [n, C, H, W], code by code; keys and values of earlier codes are cached.
 
-        guidance: scale of the logits with the label against those without (Ho 2022, arXiv:2207.12598); 1: as
-          trained, more: sharper, at twice the cost; null: 1, and 1.3 towards clusters.
+        guidance: classifier-free guidance scale, at twice the cost (Ho 2022, arXiv:2207.12598). 1: no
+          guidance; above 1: sharper. Default: 1, or 1.3 for models with clusters.
         """
         guidance, labels = self.guidance_scale(guidance), self.draw_labels(labels, n, noise)
         self.check_guidance(guidance, labels)
@@ -100,7 +100,8 @@ class Transformer(OrderedPrior):
         A conditional model without labels takes the class that makes the kept codes most probable. With
         clusters, one is drawn given these codes, of the class if it is given.
 
-        rows: how many rows of pixels are kept, a multiple of the rows that a code covers; null: about half.
+        rows: number of rows of pixels that are kept, a multiple of the rows that a code covers. Default:
+          about half.
         """
         height, step = x.shape[2], -(-x.shape[2] // self.grid[0])
         rows = height // 2 // step * step if rows is None else rows

@@ -29,7 +29,7 @@ class VAR(OrderedPrior):
     The label's embedding is added to every input. Raises UsageError for sizes that do not fit.
 
     near: whether each block begins with a depthwise 3×3 convolution over the codes of each scale (Chu 2021,
-      arXiv:2102.10882), an addition to the paper.
+      arXiv:2102.10882). Not in the paper.
     """
 
     paper = "Tian et al. 2024, arXiv:2404.02905"
@@ -85,9 +85,8 @@ class VAR(OrderedPrior):
     ) -> Tensor:
         """n images [n, C, H, W], scale by scale; keys and values of coarser scales are cached.
 
-        guidance: scale of the logits with the label against those without, at the last scale; it grows evenly
-          from 1 at the first; 1: as trained, more: sharper, at twice the cost; null: 1, and 2 towards
-          clusters.
+        guidance: classifier-free guidance scale at the last scale, at twice the cost. It grows linearly from
+          1 at the first scale. 1: no guidance; above 1: sharper. Default: 1, or 2 for models with clusters.
         """
         guidance, labels = self.guidance_scale(guidance), self.draw_labels(labels, n, noise)
         self.check_guidance(guidance, labels)

@@ -39,9 +39,9 @@ HINGE = OBJECTIVES["hinge"]
 class ConvOptions:
     """The size of encoder and decoder.
 
-    channels: channels of the finest level; a multiple of `groups`.
-    mult: channels of each level in units of `channels`, the finest first; the resolution is halved between
-      two levels; null: the fewest levels with at most 16 codes a side, with the authors' channels.
+    channels: channels of the finest level. A multiple of `groups`.
+    mult: channels of each level as a multiple of `channels`, finest first. Each level halves the resolution.
+      Default: the authors' channels, with the fewest levels that give at most 16 codes per side.
     blocks: residual blocks of each level of the encoder; the decoder has one more.
     attention: whether the coarsest level has self-attention.
     groups: groups of each group norm.
@@ -141,17 +141,15 @@ class VQGAN(Tokenizer):
     Raises UsageError for sizes that do not fit.
 
     pixels: distance of the pixels, the mean of |x − x̂| or of its square.
-    perceptual: whether LPIPS is part of L_rec: `lpips`, yes; `auto`, where its weights are in the cache;
-      `none`, no.
+    perceptual: perceptual loss in L_rec: `lpips`, `none`, or `auto` (LPIPS if its weights are in the cache).
     perceptual_weight: factor of LPIPS.
-    disc_start: first step of the training of the discriminator, and of the generator against it.
+    disc_start: step at which adversarial training starts.
     disc_weight: factor of λ.
     disc_width: channels of the discriminator's first layer.
-    disc_layers: how often the discriminator halves the resolution.
-    r1: weight γ of the gradient penalty on real images (Mescheder 2018, arXiv:1801.04406, eq. 9), of the sum
-      of the discriminator's patches.
-    lecam: weight λ of the distance of the discriminator's outputs for real images from the usual one for
-      reconstructions, and the reverse (Tseng 2021, arXiv:2104.03310).
+    disc_layers: number of times that the discriminator halves the resolution.
+    r1: weight γ of the gradient penalty on real images, for the sum over patches (Mescheder 2018,
+      arXiv:1801.04406, eq. 9).
+    lecam: weight λ of LeCam regularization (Tseng 2021, arXiv:2104.03310).
     """
 
     paper = "Esser et al. 2021, arXiv:2012.09841"

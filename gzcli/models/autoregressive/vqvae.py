@@ -73,7 +73,7 @@ class VQVAE(Tokenizer):
     hidden: channels of encoder and decoder.
     residual: channels inside a residual block.
     blocks: residual blocks of the encoder, and of the decoder.
-    down: how often the encoder halves the image's sides; null: twice, and more often until neither side has
+    down: number of times that the encoder halves the resolution. Default: 2, or more until neither side has
       more than 16 codes.
     """
 

@@ -36,14 +36,14 @@ SIGMA_Y = 0.05  # standard deviation of measurements, which stands for the error
 class InpaintOptions:
     """How hidden pixels are completed.
 
-    method: repaint; moments: condition on the known pixels by the first two moments of images; null: repaint,
-      or moments of flows.
-    steps: levels of noise; null: 50, or 25 of flows.
-    resample: times that repaint walks each stretch; it takes at most steps × resample network calls.
-    jump: levels of a stretch of repaint.
-    iterations: of conjugate gradients in each step of moments, which takes one network call and iterations +
-      1 of its gradient.
-    guidance: strength of the labels; 1: as trained, 0: without them, more: sharper.
+    method: `repaint`, or `moments`: condition on the known pixels by the first two moments of images.
+      Default: repaint for diffusion, moments for flows.
+    steps: noise levels. Default: 50, or 25 for flows.
+    resample: repetitions of each segment by repaint. The cost is at most steps × resample network calls.
+    jump: noise levels of a segment of repaint.
+    iterations: iterations of conjugate gradients in each step of `moments`. A step takes one network call,
+      and one gradient more than iterations.
+    guidance: classifier-free guidance scale. 0: unconditional; 1: no guidance; above 1: sharper.
     """
 
     method: Literal["repaint", "moments"] | None = None
@@ -143,7 +143,7 @@ class Applications(Denoiser):
 
         strength: noise level as a share of the way to pure noise, 0 … 1; more changes more.
         steps: denoising steps, at most.
-        guidance: strength of the labels; 1: as trained, 0: without them, more: sharper.
+        guidance: classifier-free guidance scale. 0: unconditional; 1: no guidance; above 1: sharper.
         """
         at_least(1, steps=steps)
         y = self.requested_labels(labels, len(x))
@@ -165,8 +165,8 @@ class Applications(Denoiser):
         frame has the label of the nearer end. Raises UsageError for fewer than two images, or frames.
 
         frames: images of an interpolation, both ends included.
-        steps: of the solver from image to noise, and from noise to image; null: 20 midpoint steps of two
-          network calls each, or of score models 10 Runge–Kutta steps of four.
+        steps: steps of the solver in each direction. Default: 20 midpoint steps of two network calls, or 10
+          Runge–Kutta steps of four for score models.
         """
         at_least(1, steps=steps)
         at_least(2, frames=frames)
@@ -232,9 +232,9 @@ class Applications(Denoiser):
         moments of images given x_t. Raises UsageError for sizes that do not fit.
 
         x: small images [B, C, h, w], where h divides H; or images of full size, which are first reduced.
-        factor: factor by which images of full size are first reduced.
-        steps: even in log σ/α, each of a network call and iterations + 1 of its gradient.
-        iterations: of conjugate gradients in each step.
+        factor: factor by which full-size images are first reduced.
+        steps: steps, uniform in log σ/α. Each takes a network call, and one gradient more than iterations.
+        iterations: iterations of conjugate gradients in each step.
         """
         at_least(1, factor=factor, steps=steps, iterations=iterations)
         small, ratio = downscale(x, factor, self.data.shape[1:])
@@ -352,8 +352,8 @@ class Applications(Denoiser):
         arXiv:2203.08382). Without labels, image i gets class i % K. Images without a class y are classified
         first. Raises UsageError for an unconditional model.
 
-        steps: of the ODE, to noise and back.
-        guidance: strength of the labels on the way back; 1: as trained, more: sharper.
+        steps: steps of the ODE, to noise and back.
+        guidance: guidance scale on the way back. 1: no guidance; above 1: sharper.
         """
         at_least(1, steps=steps)
         self.check_conditional("translate")
@@ -382,7 +382,7 @@ class Applications(Denoiser):
 
         starts: noise levels from which images are rebuilt.
         steps: denoising steps from each noise level, at most.
-        pixels: leave out the perceptual distance, and take the error of pixels alone.
+        pixels: whether to use the pixel error only, without the perceptual distance.
         """
         errors = self.recon_errors(x, noise, starts, steps, pixels)
         if self.recon_mean is None or self.recon_std is None:
@@ -426,7 +426,7 @@ class NoiseApplications(Applications):
     def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
         """[B]: mean squared error of the network's estimate of ε.
 
-        times: noise levels that the error is averaged over, evenly from data to noise.
+        times: number of noise levels that the error is averaged over, evenly spaced.
         """
         return self.errors(x, self.image_condition(x), noise, times)
 

@@ -42,8 +42,8 @@ LEAST_SIGMA = 0.05  # by which the error of a predicted image is divided (Li & H
 class EstimateOptions:
     """How the image is estimated from a noised one.
 
-    bounded: whether estimates are clamped to [-1, 1], also in training, where errors beyond cost nothing: a
-      black ground is then black, and the likelihood is higher. Not for latents.
+    bounded: whether predicted images are clamped to [-1, 1], in training and sampling. Gives clean black
+      backgrounds and a higher likelihood. Not for latents.
     """
 
     bounded: bool = False
@@ -53,10 +53,10 @@ class EstimateOptions:
 class GuidanceOptions:
     """Labels and size of samples.
 
-    guidance: strength of the labels (Ho & Salimans 2022); 1: as trained, 0: without them, more: sharper;
-      null: 1, and 1.3 towards clusters, or away from a weaker run; auto: chosen at the end of the training
-      by samples and validation images, and kept with the weights.
-    size: size of the images in pixels, for a network that can draw other sizes; null: as in training.
+    guidance: classifier-free guidance scale (Ho & Salimans 2022). 0: unconditional; 1: no guidance; above 1:
+      sharper. auto: chosen at the end of training on validation images. Default: 1, or 1.3 for models with
+      clusters or if `weak` is set.
+    size: image size in pixels, if the network supports other sizes. Default: the size of the training images.
     """
 
     guidance: Guidance = None
@@ -67,9 +67,10 @@ class GuidanceOptions:
 class DrawOptions(GuidanceOptions):
     """Options of samples along noise levels, for any sampler.
 
-    interval: times between which guidance acts, as shares of the last time (Kynkäänniemi 2024).
-    weak: a run of a weaker model, of fewer steps or a smaller network, away from which `guidance` then leads
-      in place of from samples without labels (autoguidance, Karras 2024, arXiv:2406.02507); null: none.
+    interval: interval of times in which guidance is applied, as fractions of the last time (Kynkäänniemi
+      2024).
+    weak: run of a weaker model for autoguidance (Karras 2024, arXiv:2406.02507), with fewer steps or a
+      smaller network. Replaces the unconditional prediction. Default: none.
     """
 
     interval: tuple[float, float] = (0.0, 1.0)
@@ -80,9 +81,9 @@ class DrawOptions(GuidanceOptions):
 class WalkOptions(DrawOptions):
     """`DrawOptions` of a sampler along noise levels.
 
-    clip: whether estimates of x_0 are clamped to [-1, 1].
-    dynamic: a quantile of |x_0|, such as .995, at which estimates are thresholded in place of clamping
-      (Saharia 2022); null: none.
+    clip: whether predicted images are clamped to [-1, 1].
+    dynamic: quantile of |x_0| for dynamic thresholding, such as .995, instead of clamping (Saharia 2022).
+      Default: off.
     """
 
     clip: bool = True

@@ -48,19 +48,19 @@ LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 class DiffusionOptions(EstimateOptions):
     """The process and its training loss.
 
-    timesteps: T, the number of noise levels; 2 or more.
-    schedule: how noise grows with t: linear β (Ho 2020), or cosine ᾱ (Nichol 2021).
-    shift: factor of the noise-to-signal ratio σ/α at every level; auto: side / 64, at least 1 (Hoogeboom
+    timesteps: T, the number of noise levels.
+    schedule: noise schedule: linear β (Ho 2020), or cosine ᾱ (Nichol 2021).
+    shift: factor of the noise-to-signal ratio σ/α at every level. auto: side / 64, at least 1 (Hoogeboom
       2023, arXiv:2301.11093).
-    zero_snr: whether the last level is pure noise (Lin 2023); not with prediction eps.
-    prediction: what the network predicts: the noise eps; v = α ε − σ x_0 (Salimans 2022); or the image x0,
-      whose error is then that of v (Li & He 2025, arXiv:2511.13720).
+    zero_snr: whether the last level is pure noise (Lin 2023). Incompatible with prediction eps.
+    prediction: prediction target: the noise (eps), v = α ε − σ x_0 (Salimans 2022), or the image (x0), with
+      the error weighted as for v (Li & He 2025, arXiv:2511.13720).
     loss_type: error of the prediction: squared (l2), absolute (l1) or Huber's.
-    min_snr: γ of min-SNR-γ weights (Hang 2023); null: the plain error of the prediction (Ho 2020, eq. 14).
-    time_sampling: how a batch draws its times: each on its own (uniform); one from each of its equal shares
-      of 0 … T − 1 (stratified); or logit-normal, which has more in the middle (Esser 2024, arXiv:2403.03206).
-    learned_variance: whether the network learns the variance of each pixel's steps, between β̃ and β, by the
-      bound (Nichol 2021, arXiv:2102.09672), for a higher likelihood.
+    min_snr: γ of min-SNR-γ loss weights (Hang 2023). Default: unweighted (Ho 2020, eq. 14).
+    time_sampling: distribution of training times: independent (uniform), one from each of B equal intervals
+      (stratified), or concentrated in the middle (logit-normal; Esser 2024, arXiv:2403.03206).
+    learned_variance: whether the network learns the step variance of each pixel, between β̃ and β (Nichol
+      2021, arXiv:2102.09672). Improves the likelihood.
     """
 
     timesteps: int = 1000
@@ -84,9 +84,9 @@ class PathOptions:
     """The sampler and its steps.
 
     sampler: a solver of the ODE (ddim, dpmpp, unipc, heun), or of the SDE (ancestral, dpmpp_sde).
-    steps: network calls, 1 … T; heun takes 2 steps − 1.
-    spacing: where the steps lie: trailing, leading, linspace: evenly in t (Lin 2023, table 2); karras: in the
-      7th root of σ/α (Karras 2022, eq. 5); logsnr: in log σ/α.
+    steps: network calls, 1 … T. heun takes 2 · steps − 1.
+    spacing: spacing of the steps: uniform in t (trailing, leading, linspace; Lin 2023, table 2), in the 7th
+      root of σ/α (karras; Karras 2022, eq. 5), or in log σ/α (logsnr).
     """
 
     sampler: Annotated[str, SAMPLERS] = "dpmpp"
@@ -98,10 +98,10 @@ class PathOptions:
 class SamplingOptions(WalkOptions, PathOptions):
     """The sampler, its steps and guidance.
 
-    eta: noise of ddim as a share of that of the ancestral sampler, 0 … 1.
-    churn: S_churn of heun (Karras 2022, algorithm 2); 0: no new noise.
-    variance: of the ancestral sampler's steps (Ho 2020, section 3.2): β̃ (small) or β (large); null: learned,
-      and small where it is not.
+    eta: noise of ddim as a fraction of the ancestral sampler's, 0 … 1.
+    churn: S_churn of heun (Karras 2022, algorithm 2). 0: no new noise.
+    variance: variance of ancestral steps (Ho 2020, section 3.2): β̃ (small) or β (large). Default: the
+      learned variance if there is one, else small.
     """
 
     eta: float = 0.0
@@ -320,10 +320,11 @@ class Diffusion(NoiseApplications):
         training. A model trained with a `factor` is also conditioned on x. Raises UsageError for sizes that
         do not fit.
 
-        factor: factor by which images of full size are first reduced; null: the model's own, else 2.
-        steps: of DDIM; null: 50, or 4 if the model is conditioned on x, since few steps stay near the mean.
-        eta: noise of DDIM as a share of that of the ancestral sampler, 0 … 1; null: .85, or 0 if the model is
-          conditioned on x.
+        factor: factor by which full-size images are first reduced. Default: the model's factor, or 2.
+        steps: steps of DDIM. Default: 50, or 4 if the model is conditioned on small images, because few steps
+          stay near the mean.
+        eta: noise of DDIM as a fraction of the ancestral sampler's, 0 … 1. Default: .85, or 0 if the model is
+          conditioned on small images.
         """
         at_least(1, factor=factor, steps=steps)
         x, ratio = downscale(x, factor or self.factor or 2, self.data.shape[1:])
@@ -365,8 +366,8 @@ def discretised_gaussian(x: Tensor, mean: Tensor, sigma: float, levels: int) -> 
 class DDPM(Diffusion):
     """The U-Net of Ho 2020, appendix B, as a `Diffusion`.
 
-    factor: factor by which `--do upscale` enlarges small images, on which the network is then conditioned;
-      null: no such condition. `train.init` may be a run without it.
+    factor: super-resolution factor of `--do upscale`: the network is conditioned on small images.
+      `train.init` can be an unconditional run. Default: no such condition.
     """
 
     paper = "Ho et al. 2020, arXiv:2006.11239"

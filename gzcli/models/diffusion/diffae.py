@@ -123,9 +123,9 @@ class CodeApplications(Model):
     ) -> Applied:
         """Images [B, C, H, W] encoded and decoded.
 
-        steps: network calls from image to noise, and from noise to image.
-        stochastic: whether x_T is the code of the image; otherwise it is drawn from `noise`, which shows the
-          content of z_sem alone.
+        steps: network calls in each direction.
+        stochastic: whether x_T is the code of the image. Otherwise it is drawn from noise, which shows only
+          the content of z_sem.
         """
         at_least(1, steps=steps)
         coder, z = self.coder, self.coder.encode(x)
@@ -141,7 +141,7 @@ class CodeApplications(Model):
         5.2). Raises UsageError for fewer than two images, or frames.
 
         frames: images of an interpolation, both ends included.
-        steps: network calls from image to noise, and from noise to image.
+        steps: network calls in each direction.
         """
         at_least(2, frames=frames)
         at_least(1, steps=steps)
@@ -167,8 +167,8 @@ class CodeApplications(Model):
         `labels` by a step of z_sem, with the same x_T (section 5.3). An image of these labels is unchanged.
         Raises UsageError for data without labels.
 
-        strength: length of the step in standard deviations of the codes along it.
-        steps: network calls from image to noise, and from noise to image.
+        strength: step length in standard deviations of the codes along its direction.
+        steps: network calls in each direction.
         """
         coder = self.coder
         if coder.head is None:
@@ -198,7 +198,7 @@ class CodeApplications(Model):
     def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
         """[B]: mean squared error of the network's ε given z_sem.
 
-        times: evenly spaced noise levels that the error is averaged over.
+        times: number of evenly spaced noise levels that the error is averaged over.
         """
         return self.coder.diffusion.errors(x, self.coder.encode(x), noise, times)
 
@@ -232,8 +232,8 @@ class DiffAE(CodeApplications):
     without a gradient to the encoder. Raises UsageError for sizes that do not fit.
 
     latent: dimensions of z_sem.
-    encoder_mult: width of each level of the encoder in units of `channels`; null: one level more than the
-      U-Net, of widths 1, 2, 4, 8, 8; its other sizes are the U-Net's.
+    encoder_mult: width of each level of the encoder as a multiple of `channels`. Default: 1, 2, 4, 8, 8, one
+      level more than the U-Net.
     """
 
     paper = "Preechakul et al. 2022, arXiv:2111.15640"

@@ -41,11 +41,10 @@ class TuningOptions:
     """How a denoiser is tuned.
 
     log_mean: mean of ln t.
-    log_std: its standard deviation; above 0.
-    q: factor by which each stage brings r nearer to t; above 1.
-    stages: stages of equal length, 1 or more; the last has 1 − r/t between q^−stages and nine times that.
-    tuned_guidance: guidance of the path towards its labels, by the teacher's estimate without them; 1: none;
-      null: the teacher's default.
+    log_std: standard deviation of ln t.
+    q: factor by which each stage brings r closer to t; above 1.
+    stages: number of stages of equal length. In the last, 1 − r/t is between q^−stages and nine times that.
+    tuned_guidance: guidance scale of the teacher that tuning learns. 1: no guidance. Default: the teacher's.
     """
 
     log_mean: float = -1.1
@@ -171,9 +170,10 @@ class ECT(Denoiser):
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1].
 
-        steps: network calls; before each but the first, noise is added to the image.
-        sigma_last: σ of the last call; those between it and the first are even in ln σ.
-        size: size of the images in pixels, for a network that can draw other sizes; null: as in training.
+        steps: network calls. Before each except the first, noise is added to the image.
+        sigma_last: σ of the last call. Levels between the first and the last are uniform in ln σ.
+        size: image size in pixels, if the network supports other sizes. Default: the size of the training
+          images.
         """
         at_least(1, steps=steps)
         shape, y = self.shape_of(size), self.draw_labels(labels, n, noise)

@@ -26,7 +26,7 @@ class SkipMLPOptions:
 
     width: features of a layer.
     layers: number of linear layers.
-    dropout: share of activations that each layer drops in training, 0 … 1.
+    dropout: dropout rate of each layer.
     """
 
     width: int = 256
@@ -111,8 +111,8 @@ class LatentPrior(CodeApplications):
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1]: z_sem by DDIM of the prior, decoded by the autoencoder.
 
-        code_steps: DDIM steps of z_sem, evenly in t.
-        guidance: strength of the labels on z_sem; 1: as trained, 0: without them, more: sharper.
+        code_steps: DDIM steps of z_sem, uniform in t.
+        guidance: guidance scale of z_sem. 0: unconditional; 1: no guidance; above 1: sharper.
         """
         options = SamplingOptions(sampler="ddim", steps=code_steps, spacing="trailing", guidance=guidance)
         z = self.diffusion.sample(n, labels=labels, noise=noise, options=options)
@@ -122,7 +122,7 @@ class LatentPrior(CodeApplications):
     def score_code(self, x: Tensor, *, noise: Noise, times: int = 50) -> Tensor:
         """[B]: mean squared error of the prior's ε for z_sem.
 
-        times: evenly spaced noise levels that the error is averaged over.
+        times: number of evenly spaced noise levels that the error is averaged over.
         """
         z = self.autoencoder.normalise(self.autoencoder.encode(x))
         return self.diffusion.score_denoise(z[..., None, None], noise=noise, times=times)

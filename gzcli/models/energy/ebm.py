@@ -33,11 +33,11 @@ STEEPEST = 0.03  # slope of a pixel
 class ChainOptions:
     """The chains of training, and Langevin's steps.
 
-    chains: number of chains that take turns, at least a batch.
+    chains: number of chains that take turns. At least the batch size.
     chain_steps: Langevin steps of a chain in a training step.
-    restart: share of the chains that start anew from noise when it is their turn.
-    step: length η of a step in units of the slope.
-    noise: standard deviation σ of a step's noise, for images in [-1, 1]; training images have it too.
+    restart: fraction of the chains that restart from noise when it is their turn.
+    step: step size η in units of the gradient.
+    noise: standard deviation σ of a step's noise, for images in [-1, 1]. Training images get the same noise.
     """
 
     chains: int = 2048
@@ -101,7 +101,7 @@ class EBM(Model):
 
     width: channels of the finest scale, doubled at each coarser one, at most 8-fold.
     alpha: α, the weight of squared energies, which keeps them near 0.
-    conditional: whether the energy is of image and label.
+    conditional: whether the energy is conditioned on labels.
     """
 
     paper: ClassVar[str] = "Du & Mordatch 2019, arXiv:1903.08689"

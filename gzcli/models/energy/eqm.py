@@ -34,11 +34,12 @@ NODES = 16  # of the integral of an implicit energy
 class DescentOptions(GuidanceOptions):
     """Gradient descent from noise to an image.
 
-    steps: at most; each takes a gradient of the energy, or a network call of an implicit one.
-    step: length η of a step in units of the gradient; the descent diverges from about .08 on.
-    momentum: share μ of the last step that the next one repeats (Nesterov 1983), 0 … 1.
-    stop: root mean square of an image's gradient below which it is finished; a twentieth of it is about the
-      distance that is left, so that .2 is a grey level of 256.
+    steps: maximum number of steps. Each takes a gradient of the energy, or a network call if the energy is
+      implicit.
+    step: step size η in units of the gradient. The descent diverges above about .08.
+    momentum: momentum μ (Nesterov 1983), 0 … 1.
+    stop: root-mean-square gradient at which an image is finished. About a twentieth of it is the remaining
+      distance, so .2 is one grey level of 256.
     """
 
     steps: int = 30
@@ -50,11 +51,11 @@ class DescentOptions(GuidanceOptions):
 class EqM(Denoiser):
     """A U-Net that predicts the gradient of an energy, or whose product with the image is the energy.
 
-    energy: implicit: the network is the gradient, though of an energy only as far as it learns one; dot: E(x)
-      = x · f(x), whose gradient takes a second pass through the network, and training a third.
-    time_sampling: γ of a batch: uniform; one from each of its equal shares of [0, 1) (stratified); or
-      logit-normal, which has more in the middle.
-    shift: factor of the noise-to-signal ratio (1 − γ) / γ; auto: side / 64, at least 1.
+    energy: form of the energy. implicit: the network predicts the gradient directly. dot: E(x) = x · f(x),
+      whose gradient takes a second pass, and training a third.
+    time_sampling: distribution of γ in training: uniform, one from each of B equal intervals (stratified), or
+      concentrated in the middle (logit-normal).
+    shift: factor of the noise-to-signal ratio (1 − γ) / γ. auto: side / 64, at least 1.
     """
 
     paper = "Wang & Du 2025, arXiv:2510.02300"

@@ -51,8 +51,8 @@ class MapOptions(GuidanceOptions):
 class IntervalOptions:
     """How the average velocity is trained.
 
-    map_every: one image in so many trains the average over an interval, the others the velocity; 1: all.
-    weight_power: p of the weight (e + .001)^−p of an image with the error e; 0: none.
+    map_every: every N-th image trains the average over an interval, the others the velocity. 1: all.
+    weight_power: p of the loss weight (e + .001)^−p of an image with error e. 0: unweighted.
     time_scale: factor of both times as the network's input. The less, the smoother is F in them, and the less
       do its targets over intervals scatter.
     trained_guidance: largest guidance that the network learns as an input, so that guided samples take one

@@ -46,14 +46,14 @@ END_SIGMA = 0.002  # by which an estimated image becomes a velocity at the end, 
 class FlowOptions(EstimateOptions):
     """How a flow is trained.
 
-    time_sampling: times of a batch: uniform; one from each of its equal shares of [0, 1) (stratified); or
-      logit-normal, which has more in the middle, where the velocity is hard to predict (Esser 2024,
+    time_sampling: distribution of training times: uniform, one from each of B equal intervals (stratified),
+      or concentrated in the middle, where the velocity is hard to predict (logit-normal; Esser 2024,
       arXiv:2403.03206, section 3.1).
-    shift: factor of the noise-to-signal ratio at the times of training and of samplers; auto: side / 64, at
-      least 1 (Esser 2024, eq. 23).
-    coupling: how noise and images of a batch are paired: independent, or by optimal transport between them
-      (ot; Tong 2023, arXiv:2302.00482), within a class or cluster if the model is conditioned on it.
-    prediction: what the network predicts: the velocity, or the image x0, whose error is then that of the
+    shift: factor of the noise-to-signal ratio in training and sampling. auto: side / 64, at least 1 (Esser
+      2024, eq. 23).
+    coupling: pairing of noise and images in a batch: independent, or by optimal transport (ot; Tong 2023,
+      arXiv:2302.00482). Conditional models pair within a class or cluster.
+    prediction: prediction target: the velocity, or the image (x0), with the error weighted as for the
       velocity (Li & He 2025, arXiv:2511.13720).
     """
 
@@ -67,11 +67,10 @@ class FlowOptions(EstimateOptions):
 class SamplingOptions(DrawOptions):
     """The solver of the ODE or the SDE, its steps and guidance.
 
-    sampler: the solver of the ODE: with equal steps of one network call (euler; adams: of second order, by
-      the call before), two (midpoint, heun) or four (rk4), or with steps of six that fit the image
-      (adaptive); or sde: of an SDE with the same densities (Ma 2024, arXiv:2401.08740, eq. 5), with steps of
-      one call that are even in log σ/α.
-    steps: number of steps; adaptive has its own.
+    sampler: solver of the ODE, with one network call per step (euler, adams), two (midpoint, heun), four
+      (rk4), or six in adaptive steps (adaptive). sde: an SDE with the same densities (Ma 2024,
+      arXiv:2401.08740, eq. 5).
+    steps: number of steps. The adaptive solver ignores it.
     tolerance: largest error of an adaptive step, for images in [-1, 1].
     """
 

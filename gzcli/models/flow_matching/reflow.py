@@ -28,12 +28,13 @@ class Reflow(FlowMatching):
     Times are shifted as the teacher's. Raises UsageError if the teacher is no flow, or if only one of teacher
     and student is conditional.
 
-    pairs: pairs of noise and image generated for each training image, given its label; a step takes one of
-      them at random. With few images a single pair is memorised (Liu 2022 draws 80 an image of CIFAR-10).
-    pair_solver: solver of the teacher's ODE, as in `sample`.
+    pairs: number of generated pairs of noise and image for each training image, with its label. Each step
+      uses one at random. With few images, use more than one, or the model memorizes it (Liu 2022 uses 80 for
+      CIFAR-10).
+    pair_solver: solver of the teacher's ODE, see `sample`.
     pair_steps: steps of that solver.
-    pair_guidance: guidance of the pairs towards their labels; 1: as trained; null: the teacher's default.
-    time_sampling: times of a batch: uniform, stratified or logit_normal, as in `rf`.
+    pair_guidance: guidance scale of the pairs. 1: no guidance. Default: the teacher's.
+    time_sampling: distribution of training times: uniform, stratified or logit_normal, see `rf`.
     """
 
     paper = "Liu et al. 2022, arXiv:2209.03003"

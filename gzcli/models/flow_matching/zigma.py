@@ -39,12 +39,12 @@ CACHE_ELEMENTS = 2**18  # elements of a chunk's states on a CPU
 class ZigzagOptions:
     """The sizes of the network.
 
-    width: features of a token, a multiple of 4.
+    width: features of a token. A multiple of 4.
     layers: number of blocks.
-    patch: side in pixels of the patch that a token stands for; must divide the image's sides; null: the one
-      that makes about `tokens` of an image.
-    tokens: patches of an image that `patch` is chosen for where it is null.
-    expand: inner channels of a block in units of `width`.
+    patch: patch size in pixels, one token each. Must divide the image's height and width. Default: the size
+      that gives about `tokens` patches.
+    tokens: approximate number of patches from which `patch` is derived if it is not set.
+    expand: inner channels of a block as a multiple of `width`.
     state: size of the state of each inner channel.
     """
 

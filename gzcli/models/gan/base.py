@@ -52,11 +52,10 @@ class GeneratorOptions:
 
     latent: dimensions of z.
     width: channels of the finest scale of both networks, doubled at each coarser one, at most 8-fold.
-    norm: normalisation in the generator.
-    net: whether both networks are `plain` strided convolutions, of which the finest scale has half the
-      image's sides, or `residual` (Miyato 2018, arXiv:1802.05957, appendix B.4).
-    patch: side of the squares of pixels that are one position of the finest scale of residual networks; the
-      paper's is 1.
+    norm: normalization in the generator.
+    net: architecture of both networks: `plain` strided convolutions, starting at half the image size, or
+      `residual` (Miyato 2018, arXiv:1802.05957, appendix B.4).
+    patch: patch size of residual networks (space-to-depth factor). The paper's is 1.
     """
 
     latent: int = 64
@@ -213,23 +212,22 @@ class GANOptions:
     """How generator and discriminator are trained against each other.
 
     n_critic: discriminator updates per generator update.
-    objective: the losses of both networks: `nonsaturating` (Goodfellow 2014), `hinge` (Lim & Ye 2017),
-      `wasserstein` (Arjovsky 2017) or `relativistic`, of pairs of a real and a generated image (Huang 2025,
+    objective: losses of both networks: `nonsaturating` (Goodfellow 2014), `hinge` (Lim & Ye 2017),
+      `wasserstein` (Arjovsky 2017), or `relativistic`, over pairs of real and generated images (Huang 2025,
       arXiv:2501.05441).
     penalty: weight λ of the gradient penalty between real and fake images (WGAN-GP, arXiv:1704.00028, eq. 3).
-    r1: weight γ of the gradient penalty on real images (Mescheder 2018, arXiv:1801.04406, eq. 9); by default
-      1 for `relativistic`, which does not converge without (Huang 2025, section 2), and else 0.
-    r2: weight γ of the gradient penalty on generated images (eq. 10); by default as for `r1`.
-    r1_every: steps from one such pair of penalties to the next, and the factor of their weights (Karras 2020,
-      arXiv:1912.04958, appendix B); by default 1 for `relativistic`, and else 16.
-    r1_decay: what is left of both weights at the end of the run, to which they fall by half a cosine.
-    augment: differentiable augmentations of the images that the discriminator sees, for sets of few images,
-      any of `color`, `translation` and `cutout`.
-    ada: target of the mean sign of the discriminator's outputs for real images, such as 0.6, by which the
-      probability of each augmentation rises and falls (Karras 2020, arXiv:2006.06676); null: it is 1. Not for
-      `wasserstein` and `relativistic`, whose outputs have no fixed zero.
-    lecam: weight λ of the distance of the outputs for real images from the usual one for generated images,
-      and the reverse (Tseng 2021, arXiv:2104.03310), for sets of few images.
+    r1: weight γ of the gradient penalty on real images (Mescheder 2018, arXiv:1801.04406, eq. 9). Default: 1
+      for `relativistic`, which needs it to converge (Huang 2025, section 2), otherwise 0.
+    r2: weight γ of the gradient penalty on generated images (eq. 10). Default: as for `r1`.
+    r1_every: interval of steps between penalties, and the factor of their weights (lazy regularization;
+      Karras 2020, arXiv:1912.04958, appendix B). Default: 1 for `relativistic`, otherwise 16.
+    r1_decay: fraction of both weights that remains at the end of the run. They follow half a cosine.
+    augment: differentiable augmentations of the discriminator's input, for small data sets: any of `color`,
+      `translation` and `cutout`.
+    ada: target of adaptive augmentation, such as 0.6: the mean sign of the discriminator's outputs for real
+      images (Karras 2020, arXiv:2006.06676). Not for `wasserstein` and `relativistic`. Default: augment
+      always.
+    lecam: weight λ of LeCam regularization, for small data sets (Tseng 2021, arXiv:2104.03310).
     """
 
     n_critic: int = 1

@@ -11,9 +11,9 @@ from gzcli.models.nn.adversarial import CriticOptions, LabelAs
 class CGAN(GAN):
     """A convolutional GAN that generates images of a given class. The other keys are those of `dcgan`.
 
-    label_as: how the discriminator is given the label, as a `channel` of its input (after the paper) or by
-      `projection` (Miyato 2018, arXiv:1802.05637); the generator has an embedding beside z.
-    conditional: whether both networks are given labels.
+    label_as: how the discriminator receives the label: as a `channel` of its input (the paper), or by
+      `projection` (Miyato 2018, arXiv:1802.05637). The generator always uses an embedding.
+    conditional: whether both networks are conditioned on labels.
     """
 
     paper = "Mirza & Osindero 2014, arXiv:1411.1784"

@@ -129,15 +129,15 @@ class CycleGAN(Model):
     A step takes a batch of each domain. The generators that were just updated generate the discriminators'
     fakes. Raises UsageError for images that are too small.
 
-    width: channels of a translator at the image's own size, doubled at each halving.
-    halvings: how often a translator halves the sides of the image.
+    width: channels of a translator at full resolution, doubled at each halving.
+    halvings: number of times that a translator halves the resolution.
     blocks: residual blocks of a translator at the smallest size.
     disc_width: channels of a discriminator's first layer, doubled by each further one.
-    disc_layers: convolutions of stride 2 in a discriminator.
+    disc_layers: number of stride-2 convolutions in a discriminator.
     cycle: weight λ of the L1 error of the cycle.
-    identity: weight ι, as a share of λ, of the L1 change of images that are of the target domain already; it
-      keeps colours.
-    pool: number of earlier fakes of a domain that its discriminator may see again.
+    identity: weight ι, as a fraction of λ, of the L1 change of images that are already in the target domain.
+      It preserves colours.
+    pool: number of earlier generated images that each discriminator may see again.
     """
 
     paper = "Zhu et al. 2017, arXiv:1703.10593"
@@ -267,7 +267,7 @@ class CycleGAN(Model):
     ) -> Tensor:
         """Translations of training images, drawn at random from those that the model keeps.
 
-        direction: `AtoB` and `BtoA` translate images of one domain, `both` of either.
+        direction: direction of translation. `AtoB` and `BtoA` use images of one domain, `both` uses either.
         """
         x, from_a = self.draw_memory(n, noise, direction)
         x = self.to_other_domain(x, from_a)
@@ -291,9 +291,9 @@ class CycleGAN(Model):
     ) -> Applied:
         """Images translated to the other domain.
 
-        direction: `AtoB` and `BtoA` translate the images that their labels place in one domain, or all images
-          without labels; `auto` translates every image from its domain, without labels that of the translator
-          that changes it less.
+        direction: direction of translation. `AtoB` and `BtoA` use the images labelled with one domain, or all
+          if there are no labels. `auto` translates every image from its domain; if there is no label, that of
+          the translator that changes it less.
         """
         return self.translation(x, y, direction, progress, back=False)
 
@@ -303,7 +303,7 @@ class CycleGAN(Model):
     ) -> Applied:
         """Images translated to the other domain and back.
 
-        direction: which images and from which domain, as in `translate`.
+        direction: images and domain to start from, see `translate`.
         """
         return self.translation(x, y, direction, progress, back=True)
 

@@ -36,10 +36,11 @@ FAR = -1e9  # of pairs that do not act on each other, where the softmax is 0
 class DriftOptions:
     """The field, and the autoencoder of its features.
 
-    temperatures: τ in units of the mean distance; the fields of all, each of unit mean square, are summed.
+    temperatures: values of τ in units of the mean distance. Their fields, each of unit mean square, are
+      summed.
     feature_width: channels of the autoencoder's finest scale, doubled at each coarser one, at most 8-fold.
     feature_latent: dimensions of its code.
-    hidden: share of the squares of an image that it must complete.
+    hidden: fraction of an image's patches that it must complete.
     """
 
     temperatures: tuple[float, ...] = (0.02, 0.05, 0.2)
@@ -99,8 +100,8 @@ def field(x: Tensor, y: Tensor, apart: Tensor, temperatures: tuple[float, ...]) 
 class Drifting(ImplicitModel):
     """A residual generator, which a field of features teaches where its images should be.
 
-    conditional: whether labels enter the generator beside z; then images of one label alone act on each
-      other.
+    conditional: whether the generator is conditioned on labels. If so, only images of the same label
+      interact.
     """
 
     paper = "Deng 2026, arXiv:2602.04770"

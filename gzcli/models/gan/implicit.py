@@ -39,7 +39,7 @@ class Search:
 
     steps: gradient steps of the search for z.
     lr: learning rate of Adam in the search for z.
-    starts: draws of z; the search starts at the nearest one.
+    starts: number of samples of z. The search starts at the nearest one.
     feature: weight of the features in the distance, in [0, 1].
     """
 
@@ -206,8 +206,8 @@ class ImplicitModel(Model):
         """The generator's nearest image to the first of x, changed along the coordinates of z that change it
         most.
 
-        dims: number of coordinates, one a row.
-        frames: images of a row.
+        dims: number of coordinates, one per row.
+        frames: images per row.
         span: a coordinate goes from −span to span, in standard deviations of the prior.
         search: gradient steps of the search for z.
         """
@@ -244,7 +244,7 @@ class ImplicitModel(Model):
     def score_knn(self, x: Tensor, *, noise: Noise, k: int = 10) -> Tensor:
         """Distance to the k-th nearest training image in features (Sun 2022, arXiv:2204.06507).
 
-        k: rank of the neighbour; 1: the nearest.
+        k: rank of the neighbour. 1: the nearest.
         """
         if self.bank is None or len(self.bank) < k:
             raise UsageError(

@@ -71,14 +71,15 @@ class PresGAN(GAN):
     of an image would depend on its batch.
 
     sigma: initial standard deviation of every pixel's noise, for images in [-1, 1].
-    sigma_min: least standard deviation of a pixel's noise.
+    sigma_min: smallest standard deviation of a pixel's noise.
     sigma_max: largest standard deviation of a pixel's noise.
     entropy: weight λ of the entropy, in nats.
-    burn_in: moves of a chain over z, which estimates the entropy's gradient, before the first draw.
-    draws: moves of a chain that are averaged.
-    leapfrog: leapfrog steps of a move.
-    accept: target rate of acceptance, in [0, 1], of the adaptive size of leapfrog steps.
-    conditional: whether labels enter the generator beside z, and the discriminator as a channel of its input.
+    burn_in: number of discarded moves of the Markov chain over z, which estimates the entropy's gradient.
+    draws: number of averaged moves of the chain.
+    leapfrog: leapfrog steps per move.
+    accept: target acceptance rate for the adaptive leapfrog step size, in [0, 1].
+    conditional: whether the networks are conditioned on labels: the generator beside z, the discriminator as
+      an input channel.
     """
 
     paper = "Dieng 2019, arXiv:1910.04302"
@@ -193,7 +194,7 @@ class PresGAN(GAN):
         """G(z) for z ~ N(0, temperature²), and the noise of the pixels.
 
         temperature: standard deviation of z.
-        mean: whether the image is G(z) alone, without noise.
+        mean: whether the image is G(z) without noise.
         """
         x = super().sample(n, labels=labels, noise=noise, progress=progress, temperature=temperature)
         return x if mean else within(x + self.sigma() * noise.randn(*x.shape))

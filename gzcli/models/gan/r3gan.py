@@ -31,12 +31,13 @@ class ResidualOptions:
     """The residual networks.
 
     latent: dimensions of z.
-    width: channels of both networks, in multiples of which a scale's are.
-    mult: channels of each scale in multiples of `width`, finest first; the last is that of all coarser ones.
+    width: base number of channels of both networks.
+    mult: channels of each scale as a multiple of `width`, finest first. The last value applies to all coarser
+      scales.
     blocks: residual blocks of each scale.
-    expansion: width of a block's grouped convolution, in widths of its scale.
-    group: channels of a group of that convolution, or more where that does not divide it.
-    patch: side of the squares of pixels that are one position of the finest scale; the paper's is 1.
+    expansion: width of a block's grouped convolution as a multiple of its scale's.
+    group: channels per group of that convolution, rounded up to a divisor.
+    patch: patch size (space-to-depth factor). The paper's is 1.
     """
 
     latent: int = 64
@@ -142,7 +143,8 @@ class ResidualDiscriminator(Discriminator):
 class R3GAN(GAN):
     """A GAN of residual networks without norms, trained by the relativistic loss with R1 and R2.
 
-    conditional: whether labels enter the generator beside z, and the discriminator by projection.
+    conditional: whether the networks are conditioned on labels: the generator beside z, the discriminator by
+      projection.
     """
 
     paper = "Huang 2025, arXiv:2501.05441"

@@ -26,8 +26,8 @@ LabelAs = Literal["channel", "projection"]
 class CriticOptions:
     """The network of the discriminator.
 
-    disc_norm: normalisation after every convolution of the discriminator but the first; in a residual one
-      before every convolution but the first.
+    disc_norm: normalization in the discriminator: after every convolution except the first, or before it in
+      residual networks.
     kernel: side of the discriminator's strided convolutions, in pixels.
     spectral: whether each weight of the discriminator is divided by its largest singular value (Miyato 2018,
       arXiv:1802.05957).

@@ -31,11 +31,11 @@ class DiTOptions:
     width: features of a token, a multiple of `heads` and of 4.
     layers: transformer blocks.
     heads: attention heads of each block.
-    patch: side in pixels of the patch that a token stands for; must divide the image's sides; null: the one
-      that makes about `tokens` of an image.
-    tokens: patches of an image that `patch` is chosen for where it is null; the paper's are 256.
-    block: DiT's (plain), or with root-mean-square norms, rotary positions, normalised queries and keys, and a
-      gated MLP (modern; Li & He 2025, arXiv:2511.13720, table 4).
+    patch: patch size in pixels, one token each. Must divide the image's height and width. Default: the size
+      that gives about `tokens` patches.
+    tokens: approximate number of patches from which `patch` is derived if it is not set. The paper uses 256.
+    block: transformer block: that of DiT (plain), or with RMS norm, rotary positions, normalized queries and
+      keys, and a gated MLP (modern; Li & He 2025, arXiv:2511.13720, table 4).
     """
 
     width: int = 128

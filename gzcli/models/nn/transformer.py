@@ -19,10 +19,10 @@ Grids = Sequence[tuple[int, int]]
 class TransformerOptions:
     """The size of a transformer.
 
-    width: numbers in the vector of a position; a multiple of `heads`.
+    width: embedding dimension. A multiple of `heads`.
     layers: blocks, each of self-attention and an MLP of 4 · `width` hidden units.
     heads: attention heads of a block.
-    dropout: share of the activations that training sets to zero.
+    dropout: dropout rate.
     """
 
     width: int = 128

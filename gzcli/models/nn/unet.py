@@ -32,16 +32,15 @@ class UNetOptions:
     """The sizes of a U-Net.
 
     channels: width of the first level, in feature maps.
-    mult: width of each level in units of `channels`; every level halves the resolution of the one before;
-      null: as many levels as leave 7 … 13 positions on the shorter side, of widths 1, 2, 2, 2, 4, 4.
+    mult: width of each level as a multiple of `channels`. Every level halves the resolution. Default: widths
+      1, 2, 2, 2, 4, 4, down to 7 … 13 positions on the shorter side.
     layers: residual blocks of each level of the encoder; the decoder has one more.
-    attention: sides in positions at which a level has self-attention; null: those nearest to 16 and 8; the
-      lowest level always has it.
-    head_dim: channels of an attention head; null: one head.
-    dropout: share of activations that each residual block drops in training, 0 … 1.
-    groups: groups of each group normalisation; must divide the width of every level.
-    patch: side of the squares of pixels that are one position of the network; images are continued by zeros
-      to a multiple of it.
+    attention: resolutions at which a level has self-attention. The lowest level always has it. Default: those
+      nearest to 16 and 8.
+    head_dim: channels of an attention head. Default: one head.
+    dropout: dropout rate of each residual block.
+    groups: groups of each group normalization. Must divide the width of every level.
+    patch: patch size (space-to-depth factor). Images are zero-padded to a multiple of it.
     """
 
     channels: int = 32

@@ -80,8 +80,8 @@ def grey_levels(data: DataInfo) -> int:
 class DequantOptions:
     """Dequantisation and logit.
 
-    dequant: noise that is added to the grey levels: `uniform`, or by a flow that is learned (`variational`).
-    logit: alpha of the map logit(alpha/2 + (1 − alpha) v) before the flow, in [0, 1); 0 is v − 1/2.
+    dequant: dequantization noise: `uniform`, or learned by a flow (`variational`).
+    logit: alpha of the map logit(alpha/2 + (1 − alpha) v) before the flow, in [0, 1). 0: v − 1/2.
     """
 
     dequant: Literal["uniform", "variational"] = "uniform"
@@ -311,7 +311,7 @@ class ImageFlow(Labelled):
         (multi-label: none), to that of `labels`, and the same other latents (after Glow, fig. 6). Without
         labels, image i gets class i % K. Raises UsageError for an unconditional model.
 
-        strength: how far the latent is moved, 1: to the prior of the labels; below 0: away from it.
+        strength: how far the latent is moved. 1: to the prior of the labels; below 0: away from it.
         """
         self.check_edit()
         labels = spread_labels(labels, len(x), self.data, x.device)

@@ -41,8 +41,8 @@ class Flow(MultiscaleFlow):
 
     Raises UsageError where height or width cannot be halved `scales` times.
 
-    scales: how often the image is squeezed; null: until a side is odd, or 4 or less.
-    depth: couplings a scale.
+    scales: number of times that the image is squeezed. Default: until a side is odd, or 4 or less.
+    depth: couplings per scale.
     hidden: channels of a coupling's network.
     blocks: gated convolutions of a coupling's network.
     """

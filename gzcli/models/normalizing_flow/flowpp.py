@@ -36,7 +36,7 @@ class CouplingOptions:
 
     hidden: channels of a coupling's network.
     blocks: blocks of a coupling's network, each of a gated convolution and attention.
-    components: logistics of a coupling's mixture.
+    components: number of logistics in a coupling's mixture.
     heads: attention heads.
     attention: largest number of positions of a feature map with attention; 0: no attention.
     dropout: probability of dropout in a coupling's network.
@@ -314,10 +314,10 @@ class FlowPP(ImageFlow):
     Latents are continuous and are not dequantised. Raises UsageError where the image cannot be halved so
     often.
 
-    channel: number of couplings over channels at each size of the image, squeezed 0, 1, 2 … times.
-    checkerboard: number of couplings over columns at each size, which follow those over channels.
-    dequant_couplings: couplings of the dequantising flow.
-    dequant_blocks: blocks of a coupling's network in the dequantising flow.
+    channel: number of channel couplings at each image size, squeezed 0, 1, 2 … times.
+    checkerboard: number of column couplings at each size, after the channel couplings.
+    dequant_couplings: couplings of the dequantization flow.
+    dequant_blocks: blocks of a coupling's network in the dequantization flow.
     """
 
     paper: ClassVar[str] = "arXiv:1902.00275"

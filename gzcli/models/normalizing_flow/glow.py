@@ -64,11 +64,11 @@ class Glow(MultiscaleFlow):
 
     Raises UsageError where height or width cannot be halved `scales` times.
 
-    scales: how often the image is squeezed; null: until a side is odd, or 4 or less.
-    depth: steps of flow a scale.
+    scales: number of times that the image is squeezed. Default: until a side is odd, or 4 or less.
+    depth: flow steps per scale.
     hidden: channels of a coupling's network.
     coupling: `affine`, or `additive`, which preserves volumes.
-    net: a coupling's network, `conv` as in the paper, or `residual` with a larger receptive field.
+    net: network of a coupling: `conv` (the paper's), or `residual` with a larger receptive field.
     """
 
     paper: ClassVar[str] = "arXiv:1807.03039"

@@ -108,9 +108,9 @@ class RealNVP(MultiscaleFlow):
 
     Raises UsageError where height or width cannot be halved `scales` times.
 
-    scales: how often the image is squeezed; null: until a side is odd, or 4 or less.
-    couplings: couplings for each of the two masks of a scale; the last scale has checkerboard masks alone,
-      and one coupling more.
+    scales: number of times that the image is squeezed. Default: until a side is odd, or 4 or less.
+    couplings: couplings for each of the two masks of a scale. The last scale has only checkerboard masks, and
+      one more coupling.
     hidden: channels of a coupling's network.
     blocks: residual blocks of a coupling's network.
     batch_norm: whether batch norm follows each coupling.

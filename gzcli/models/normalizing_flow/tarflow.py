@@ -133,13 +133,13 @@ class TarFlow(ImageFlow):
 
     Raises UsageError for sizes that do not fit.
 
-    coupling: autoregressive: flows in alternating directions; jet: couplings, which sample in one pass each.
-    depth: number of flows or couplings, each of a transformer of its own; jet needs more of them.
-    patch: side in pixels of a patch; must divide the image's sides; null: the one that makes about `tokens`
-      of an image.
-    tokens: patches of an image that `patch` is chosen for where it is null.
-    noise_std: standard deviation σ of Gaussian noise, for images in [-1, 1], that training adds in place of
-      dequantisation. It costs likelihood, and samples lose it by a step of x + σ² ∇ log p(x).
+    coupling: autoregressive: flows in alternating directions. jet: couplings, which sample in one pass each.
+    depth: number of flows or couplings, each with its own transformer. jet needs more of them.
+    patch: patch size in pixels. Must divide the image's height and width. Default: the size that gives about
+      `tokens` patches.
+    tokens: approximate number of patches from which `patch` is derived if it is not set.
+    noise_std: standard deviation σ of Gaussian noise in training, for images in [-1, 1], instead of
+      dequantization. It reduces the likelihood. Sampling removes it by one step, x + σ² ∇ log p(x).
     """
 
     paper: ClassVar[str] = "Zhai et al. 2024, arXiv:2412.06329"
@@ -259,8 +259,8 @@ class TarFlow(ImageFlow):
         """n images [n, C, H, W], patch by patch; those of a model of noisy images are denoised.
 
         temperature: factor of the standard deviation of every latent.
-        guidance: scale of μ and α with the label against those without; 1: as trained, more: sharper, at
-          twice the cost; null: 1, and 1.3 towards clusters.
+        guidance: guidance scale of μ and α, at twice the cost. 1: no guidance; above 1: sharper. Default: 1,
+          or 1.3 for models with clusters.
         """
         guidance, y = self.guidance_scale(guidance), self.draw_labels(labels, n, noise)
         self.check_guidance(guidance, y)
@@ -314,7 +314,7 @@ class TarFlow(ImageFlow):
         decoded as one of `labels`. Without labels, image i gets class i % K. Raises UsageError for an
         unconditional model.
 
-        strength: how far the class's embedding is moved, 1: to that of the labels; below 0: away from it.
+        strength: how far the class embedding is moved. 1: to that of the labels; below 0: away from it.
         """
         self.check_edit()
         if y is None and not self.data.multilabel:

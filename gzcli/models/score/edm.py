@@ -39,15 +39,15 @@ FIRST_BOUND, GROWTH = 5.0, 100.0  # the bound of λ at the start of its warm-up,
 class EDMOptions(EstimateOptions):
     """The noise and its weights.
 
-    sigma_data: σ_d, the standard deviation of images in [-1, 1]; null: that of the training images.
-    sigma_min: least σ of samplers and of likelihoods; above 0.
-    sigma_max: σ from which images are drawn.
+    sigma_data: σ_d, the standard deviation of images in [-1, 1]. Default: measured on the training images.
+    sigma_min: smallest σ of samplers and likelihoods.
+    sigma_max: σ at which sampling starts.
     log_mean: mean of ln σ in training.
-    log_std: its standard deviation; above 0.
-    shift: factor of σ in training and of sigma_max; auto: side / 64, at least 1 (Hoogeboom 2023,
+    log_std: standard deviation of ln t.
+    shift: factor of σ in training and of sigma_max. auto: side / 64, at least 1 (Hoogeboom 2023,
       arXiv:2301.11093).
-    weight_warmup: share of the training, 0 … 1, in which a bound of λ grows from 5 to 500, which puts
-      structure before detail (Wu 2023, arXiv:2306.06991); after that there is none.
+    weight_warmup: fraction of training in which λ is capped. The cap grows from 5 to 500, so structure is
+      learned before detail (Wu 2023, arXiv:2306.06991).
     """
 
     sigma_data: float | None = None

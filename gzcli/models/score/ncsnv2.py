@@ -36,9 +36,9 @@ class RefineNetOptions:
     """The sizes of a RefineNet.
 
     width: feature maps of the first stage.
-    mult: feature maps of each stage, of two residual blocks, in units of `width`.
-    dilation: dilation of each stage's convolutions, the first 1; a later stage halves the resolution if it is
-      1, and keeps it if it is more.
+    mult: feature maps of each stage as a multiple of `width`. A stage has two residual blocks.
+    dilation: dilation of each stage's convolutions, the first 1. A later stage with dilation 1 halves the
+      resolution.
     """
 
     width: int = 32
@@ -191,11 +191,11 @@ class NCSNSampling(SamplingOptions):
     A network without the noise level infers it from the image. Solvers of the ODE never correct noise that
     differs from the level's; em renews the noise, and needs few steps.
 
-    sampler: langevin, the paper's, with repeats · levels + 1 network calls; em or pc, solvers of the SDE;
-      dpmpp, heun or ode, solvers of the ODE.
+    sampler: the paper's langevin (repeats · levels + 1 network calls), a solver of the SDE (em, pc), or of
+      the ODE (dpmpp, heun, ode).
     repeats: Langevin steps at each of the model's levels.
-    step: length of a Langevin step in units of σ²; null: the length that keeps the variance of samples at
-      that of their level (technique 4).
+    step: Langevin step size in units of σ². Default: the size that preserves the variance of each level
+      (technique 4).
     """
 
     sampler: Annotated[str, "langevin", SAMPLERS, "ode"] = "em"
@@ -208,11 +208,10 @@ class NCSNSampling(SamplingOptions):
 class NCSNv2(ScoreModel):
     """A RefineNet that predicts the score.
 
-    sigma_max: largest σ of the ladder, for images in [-1, 1]; twice that of the paper, where images are in
-      [0, 1]. It should be at least the largest distance between two images (technique 1), which the start of
-      training checks; null: 1.7 √(C H W), about what the paper found for its sets.
-    sigma_min: smallest σ of the ladder; above 0.
-    levels: L, the number of noise levels; null: as many as let neighbours overlap (technique 2).
+    sigma_max: largest σ, for images in [-1, 1]. It should be at least the largest distance between two images
+      (technique 1), which gz checks when training starts. Default: 1.7 √(C H W), about the paper's values.
+    sigma_min: smallest σ.
+    levels: L, the number of noise levels. Default: enough for neighbours to overlap (technique 2).
     """
 
     paper = "Song & Ermon 2020, arXiv:2006.09011"

@@ -36,14 +36,15 @@ Spacing = Literal["uniform", "karras", "logsnr"]
 class SDEOptions:
     """The stochastic differential equation.
 
-    sde: variance preserving (vp), sub-VP (subvp) or variance exploding (ve).
-    beta_min: β at t = 0, of vp and subvp; above 0.
-    shift: factor of the noise-to-signal ratio √(1 − α²)/α, of vp and subvp; auto: side / 64, at least 1
+    sde: stochastic differential equation: stochastic differential equation: variance preserving (vp), sub-VP
+      (subvp) or variance exploding (ve).
+    beta_min: β at t = 0, for vp and subvp.
+    shift: factor of the noise-to-signal ratio √(1 − α²)/α, for vp and subvp. auto: side / 64, at least 1
       (Hoogeboom 2023, arXiv:2301.11093).
-    sigma_min: σ at t = 0, of ve, for images in [-1, 1]; above 0.
+    sigma_min: σ at t = 0, for ve and images in [-1, 1].
     sigma_max: σ at t = 1.
-    t_min: the first time of training and of likelihoods, 0 … 1. Its noise limits the likelihood of a constant
-      pixel: with 256 levels σ = .01 costs 1.2 nats, .002 costs .2.
+    t_min: smallest time of training and likelihoods, 0 … 1. Its noise limits the likelihood of a constant
+      pixel: with 256 levels, σ = .01 costs 1.2 nats and .002 costs .2.
     """
 
     sde: Annotated[str, SDES] = "vp"
@@ -65,11 +66,11 @@ SDES: dict[str, Callable[[SDEOptions, float], SDE]] = {
 class ScoreOptions(EstimateOptions):
     """The training loss.
 
-    prediction: what the network predicts: the noise (eps), or v = (α ε − σ x_0) / √(α² + σ²).
-    weighting: λ(t) of the loss: σ², the plain error of ε (score); g², a bound of the likelihood (likelihood;
-      Song 2021b, arXiv:2101.09258); or the plain error of the prediction (even).
-    time_sampling: times of a batch, one from each of its equal shares: uniform in t, or in the angle of (α,
-      σ), as in the cosine schedule (cosine).
+    prediction: prediction target: the noise (eps), or v = (α ε − σ x_0) / √(α² + σ²).
+    weighting: loss weight λ(t): σ², the unweighted error of ε (score); g², a bound of the likelihood
+      (likelihood; Song 2021b, arXiv:2101.09258); or the unweighted error of the prediction (even).
+    time_sampling: distribution of training times, one from each of B equal intervals: uniform in t (uniform),
+      or in the angle of (α, σ) as in the cosine schedule (cosine).
     """
 
     prediction: Literal["v", "eps"] = "v"
@@ -81,17 +82,17 @@ class ScoreOptions(EstimateOptions):
 class SamplingOptions(WalkOptions):
     """The sampler, its steps and guidance.
 
-    sampler: a solver of the ODE: dpmpp, `steps` network calls (Lu 2022b), heun, 2 steps − 1 (Karras 2022), or
-      ode, by a general `solver`, which never clamps; or of the SDE, which needs hundreds of uniform steps: em
-      (Euler–Maruyama), `steps` calls, and pc (predictor–corrector), steps + corrector · (steps − 1) calls.
-    steps: number of noise levels, 1 or more.
-    spacing: where the noise levels lie: uniform: evenly in t; karras: in the 7th root of σ/α (Karras 2022,
-      eq. 5); logsnr: in log σ/α.
-    corrector: Langevin steps that pc takes at each level.
+    sampler: a solver of the ODE or of the SDE. ODE: dpmpp (Lu 2022b), heun (2 · steps − 1 calls; Karras
+      2022), or ode (a general `solver`, which never clamps). SDE, with hundreds of uniform steps: em
+      (Euler–Maruyama), or pc (predictor–corrector; steps + corrector · (steps − 1) calls).
+    steps: number of noise levels.
+    spacing: spacing of the noise levels: uniform in t (uniform), in the 7th root of σ/α (karras; Karras 2022,
+      eq. 5), or in log σ/α (logsnr).
+    corrector: Langevin steps of pc at each level.
     snr: signal-to-noise ratio of the Langevin steps.
-    churn: S_churn of heun (Karras 2022, algorithm 2); 0: no new noise.
-    solver: of ode: adaptive to `tolerance`, or steps − 1 steps of one network call (euler, adams), two
-      (midpoint, heun) or four (rk4).
+    churn: S_churn of heun (Karras 2022, algorithm 2). 0: no new noise.
+    solver: solver of `ode`: adaptive to `tolerance`, or steps − 1 steps of one network call (euler, adams),
+      two (midpoint, heun) or four (rk4).
     tolerance: largest error of an adaptive step, for images in [-1, 1].
     """
 

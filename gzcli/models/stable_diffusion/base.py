@@ -46,16 +46,15 @@ CAPTION = 300  # bytes of a stored caption
 class TuningOptions:
     """How a base is fine-tuned.
 
-    base: the pretrained model, a folder in diffusers' format, an id on the hub, or one that gz makes:
-      `tiny`, `tiny-xl`, `tiny-sd3`, `tiny-flux`.
-    dtype: precision of the frozen parts; the VAE stays in fp32, because XL's overflows in fp16.
-    cache: whether latents and text embeddings are computed once, in place of at every step.
+    base: pretrained model: a folder in the diffusers format, a hub id, or a tiny base of gz (`tiny`,
+      `tiny-xl`, `tiny-sd3`, `tiny-flux`).
+    dtype: precision of the frozen parts. The VAE stays in fp32, because XL's overflows in fp16.
+    cache: whether latents and text embeddings are computed once instead of at every step.
     checkpointing: whether activations are recomputed in the backward pass, which saves memory.
-    min_snr: γ, the largest signal-to-noise ratio in the weight of a noise level, often 5; null, and of flows
-      always: all weights are 1.
-    noise_offset: scale of noise that is equal at all pixels; 0.05 … 0.1 makes very dark and very bright
-      images possible.
-    prompts: texts of the sample pictures in training; empty: captions of the first batch.
+    min_snr: γ of min-SNR-γ loss weights, often 5. Flows ignore it. Default: unweighted.
+    noise_offset: scale of a noise offset shared by all pixels. 0.05 … 0.1 allows very dark and very bright
+      images.
+    prompts: prompts of the samples during training. Default: captions of the first batch.
     """
 
     base: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -71,11 +70,12 @@ class TuningOptions:
 class PromptOptions:
     """The text of images, and the sampling steps.
 
-    prompt: texts of the images, used in turn; null: captions stored in training.
+    prompt: prompts of the images, used in turn. Default: captions stored during training.
     negative: text that the images should not show.
-    guidance: scale of classifier-free guidance towards the text; 1: none.
+    guidance: classifier-free guidance scale. 1: no guidance.
     steps: steps of the base's own scheduler.
-    size: side of the images in pixels, or width and height as `768x512`; null: as in training.
+    size: side of the images in pixels, or width and height, such as `768x512`. Default: the size of the
+      training images.
     """
 
     prompt: str | list[str] | None = None
@@ -112,7 +112,7 @@ class StableDiffusion(Model):
     Raises UsageError for a base of a kind that the model does not tune, for one that predicts neither the
     noise nor v, or for a size of images that it does not support.
 
-    caption_dropout: share of the training images whose caption is hidden, which guidance needs.
+    caption_dropout: probability of hiding a caption in training, which guidance needs.
     """
 
     best: ClassVar[str] = "loss"

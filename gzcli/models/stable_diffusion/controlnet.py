@@ -134,8 +134,8 @@ class ControlNet(StableDiffusion):
         """n images [n, C, H, W] in [-1, 1] of the prompts that follow the maps `control` [n, C, H, W] in [-1,
         1], by default remembered maps.
 
-        control_scale: factor of the ControlNet's outputs; 0: the base alone.
-        edges: whether `control` are photographs; the maps are then their edges.
+        control_scale: factor of the ControlNet's outputs. 0: the base only.
+        edges: whether the inputs are photographs, whose edges become the maps.
         """
         z, sides = self.initial_latents(n, noise, prompting.size)
         prompts, maps = self.maps(n, noise, sides, control, edges, prompting.prompt)

@@ -26,8 +26,7 @@ from gzcli.models.stable_diffusion.kinds import Kind
 class InstructPix2Pix(StableDiffusion):
     """An editor made of Stable Diffusion 1.x or 2.x.
 
-    dropout: share of training cases without the instruction; as many are without the image, and as many
-      without both.
+    dropout: probability of hiding the instruction in training. The same applies to the image, and to both.
     """
 
     paper = "Brooks et al. 2023, arXiv:2211.09800"
@@ -76,7 +75,7 @@ class InstructPix2Pix(StableDiffusion):
 
         `guidance` is s_c of eq. 3.
 
-        image_guidance: s_y of eq. 3, scale of the guidance towards the image before; 1: none.
+        image_guidance: image guidance scale, s_I of eq. 3. 1: no guidance.
         """
         z, sides = self.initial_latents(n, noise, prompting.size)
         prompts, images = self.examples(n, noise, prompting.prompt, before)

@@ -34,9 +34,10 @@ TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 class PriorOptions:
     """Prior preservation.
 
-    prior: text of the class that a subject belongs to, such as `a dog`; null: none is preserved.
-    prior_images: number of images of it that the base draws, with guidance 7.5 in 30 steps.
-    prior_weight: λ, the weight of their loss.
+    prior: text of the class that the subject belongs to, such as `a dog` (DreamBooth prior preservation).
+      Default: none.
+    prior_images: number of images of that class that the base draws, with guidance 7.5 in 30 steps.
+    prior_weight: weight λ of the loss of these images.
     """
 
     prior: str | None = None
@@ -48,9 +49,9 @@ class SDLoRA(StableDiffusion):
     """A LoRA of Stable Diffusion 1.x, 2.x, XL or 3.x, or of FLUX.1.
 
     rank: rank r of the product B A that is added to a layer's weights.
-    alpha: α; the product is scaled by α / r; null: r.
-    targets: the adapted layers of the net, by the ends of their names.
-    text_lora: whether the attention of CLIP's text encoders is adapted too.
+    alpha: α. The product is scaled by α / r. Default: r.
+    targets: adapted layers of the network, by the ends of their names.
+    text_lora: whether to adapt the attention of CLIP's text encoders, too.
     """
 
     paper = "Hu et al. 2021, arXiv:2106.09685"
@@ -135,7 +136,7 @@ class SDLoRA(StableDiffusion):
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1] of the prompts.
 
-        lora_scale: factor of the adapter's output; 0: the base alone.
+        lora_scale: factor of the adapter's output. 0: the base only.
         """
         z, (height, width) = self.initial_latents(n, noise, prompting.size)
         prompts, _ = self.examples(n, noise, prompting.prompt)

@@ -27,12 +27,11 @@ class AAE(Autoencoder):
 
     A conditional decoder is given the label (section 4), so that the code need not encode it.
 
-    posterior: whether a code is a function of the image (`deterministic`) or a draw of a Gaussian
-      (`gaussian`).
+    posterior: code of an image: a function of it (`deterministic`), or a sample of a Gaussian (`gaussian`).
     disc_hidden: widths of the layers of the discriminator of codes.
     code_weight: weight of the encoder's adversarial loss, beside the squared error summed over pixels.
-    image_weight: weight of the decoder's adversarial loss by a discriminator of images; 0, as in the paper:
-      no such discriminator.
+    image_weight: weight of the decoder's adversarial loss by a discriminator of images. 0: no such
+      discriminator, as in the paper.
     image_width: channels of the finest scale of the discriminator of images.
     conditional: whether the model is conditioned on labels.
     """

@@ -66,9 +66,9 @@ class NetOptions:
     """Encoder and decoder.
 
     net: `conv`, a convolutional network, or `mlp`.
-    hidden: widths of the MLP's layers, or channels of the convolutional scales, finest first; null: 512 and
-      512, or the channels by `width`, with scales until no side is above 4.
-    width: channels of the finest scale where `hidden` is null, doubled at each coarser one, at most 4-fold.
+    hidden: widths of the MLP's layers, or channels of the convolutional scales, finest first. Default: 512
+      and 512, or derived from `width`.
+    width: channels of the finest scale, doubled at each coarser one up to 4-fold. Ignored if `hidden` is set.
     blocks: residual blocks of each scale of the convolutional network.
     latent: dimensions of z.
     """
@@ -206,8 +206,8 @@ class Autoencoder(Model):
     ) -> Applied:
         """The first image, changed along the dimensions of z that change it most.
 
-        dims: number of dimensions, a row for each.
-        frames: images of a row.
+        dims: number of dimensions, one per row.
+        frames: images per row.
         span: a dimension goes from −span to span, in standard deviations of the prior.
         """
         y = None if labels is None else labels[:1]

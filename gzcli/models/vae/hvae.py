@@ -98,8 +98,7 @@ class SpectralNorms(nn.Module):
 class CellOptions(LadderOptions):
     """`LadderOptions`, and the towers' cells.
 
-    cells: residual cells before each group of a resolution, in either tower; for a resolution without groups,
-      all its cells.
+    cells: residual cells before each group, in both towers. A resolution without groups has this many in all.
     expand: channels of the decoder's depthwise convolutions, as a multiple of `channels`.
     """
 

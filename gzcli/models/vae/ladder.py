@@ -42,8 +42,8 @@ class LadderOptions:
     """The ladder of latents. Lists have an entry for each resolution, the image's first; each is half of the
     one before.
 
-    channels: channels of the feature maps at each resolution, the image's own first.
-    groups: groups of latents at each resolution; the coarsest has one or more.
+    channels: channels of the feature maps at each resolution, the finest first.
+    groups: groups of latents at each resolution. The coarsest needs at least one.
     latent: channels of a group of latents.
     """
 
@@ -56,11 +56,11 @@ class LadderOptions:
 class BoundOptions:
     """The two terms of the bound.
 
-    pixels: the decoder's distribution over grey levels, or over whole pixels for `mixture`; auto: bernoulli
-      for 2 levels, gaussian for latents, otherwise mixture.
-    mixture: discretised logistics of a pixel's mixture.
-    kl_warmup: steps over which the weight of the KL rises from 0. During these steps the weights of the
-      groups are balanced (Vahdat & Kautz 2020, appendix A), so that every group is used.
+    pixels: the decoder's distribution over grey levels (`mixture`: over whole pixels). auto: bernoulli for 2
+      levels, gaussian for latents, otherwise mixture.
+    mixture: number of discretized logistics in a pixel's mixture.
+    kl_warmup: steps over which the weight of the KL rises from 0. Meanwhile, the weights of the groups are
+      balanced so that each group is used (Vahdat & Kautz 2020, appendix A).
     """
 
     pixels: PixelKind = "auto"
@@ -274,7 +274,7 @@ class LadderVAE(LabelledVAE):
     def log_prob(self, x: Tensor, labels: Labels = None, *, noise: Noise, samples: int = 1) -> Tensor:
         """A lower bound of log p(x), [B] nats. Without labels a conditional model uses the null label.
 
-        samples: draws of z; 1: the ELBO, more: the importance-weighted bound.
+        samples: samples of z. 1: the ELBO; more: the importance-weighted bound.
         """
         e = self.embed(labels, len(x))
         return self.bound(x, self.encoder(x), e, [self.draw(len(x), noise) for _ in range(samples)])
@@ -294,7 +294,7 @@ class LadderVAE(LabelledVAE):
     def score_elbo(self, x: Tensor, *, noise: Noise, samples: int = 1) -> Tensor:
         """Minus the bound of log p(x).
 
-        samples: draws of z; 1: the ELBO, more: the importance-weighted bound.
+        samples: samples of z. 1: the ELBO; more: the importance-weighted bound.
         """
         return -self.log_prob(x, noise=noise, samples=samples)
 
@@ -302,7 +302,7 @@ class LadderVAE(LabelledVAE):
         """LLR^(>k) = ELBO − ELBO^(>k): what the k finest groups add to the bound of log p(x), where ELBO^(>k)
         draws them from the prior given the coarser ones (Havtorn et al. 2021, arXiv:2102.08248).
 
-        k: number of groups, from the finest on.
+        k: number of groups, starting from the finest.
         samples: draws of z in both bounds.
         """
         keep = len(self.sizes) - self.check_groups("k", k)
@@ -326,7 +326,7 @@ class LadderVAE(LabelledVAE):
         """Draws the groups from the prior, the coarsest first, and then the pixels.
 
         temperature: factor of every group's standard deviation.
-        mean: whether each pixel is the location of its distribution; otherwise it is a draw.
+        mean: whether each pixel is the location of its distribution instead of a sample.
         """
         e = self.embed_samples(labels, n)
         out, _ = self.decoder([temperature * eps for eps in self.draw(n, noise)], [], e)
@@ -345,9 +345,9 @@ class LadderVAE(LabelledVAE):
     ) -> Applied:
         """Each image encoded and decoded, at the posterior's mean.
 
-        keep: number of coarsest groups that are encoded from the image; finer groups are drawn from the prior
-          given these; 0: all groups.
-        temperature: factor of the standard deviation of the groups that are drawn.
+        keep: number of coarsest groups that are encoded from the image. Finer groups are drawn from the
+          prior. 0: encode all groups.
+        temperature: factor of the standard deviation of the sampled groups.
         """
         features, keep = self.encoder(x), self.check_groups("keep", keep) or len(self.sizes)
         draws = enumerate(self.draw(len(x), noise))

@@ -36,15 +36,15 @@ from gzcli.models.vae.base import (
 class VAEOptions:
     """The distribution of the pixels, and the training bound. Likelihoods and scores use a KL of weight 1.
 
-    pixels: the decoder's distribution over grey levels, or over whole pixels for `mixture`; auto: bernoulli
-      for 2 levels, gaussian for latents, otherwise logistic.
-    mixture: discretised logistics of a pixel's mixture.
+    pixels: the decoder's distribution over grey levels (`mixture`: over whole pixels). auto: bernoulli for 2
+      levels, gaussian for latents, otherwise logistic.
+    mixture: number of discretized logistics in a pixel's mixture.
     recon: `likelihood` trains −log p(x | z); `ms_ssim` trains D·(1 − MS-SSIM) of the decoder's mean, where D
       is the number of pixels. The scales of gaussian and logistic pixels are then not trained, and log_prob
       is a loose bound.
     beta: weight of the KL in the loss (Higgins 2017).
     kl_warmup: steps over which the weight of the KL rises from 0.
-    iwae: samples of the importance-weighted bound in the loss (Burda 2015, arXiv:1509.00519, eq. 8); 1 is the
+    iwae: samples of the importance-weighted bound in the loss (Burda 2015, arXiv:1509.00519, eq. 8). 1: the
       ELBO.
     """
 
@@ -220,7 +220,7 @@ class VAE(Autoencoder, LabelledVAE):
     ) -> Tensor:
         """Likelihood regret (Xiao 2020, arXiv:2003.02977, eq. 5) of the ELBO with fixed draws of z.
 
-        steps: steps of Adam on the posterior's mu and logvar, which start at the encoder's.
+        steps: steps of Adam on the posterior's mean and log-variance, starting from the encoder's.
         samples: draws of z in the ELBO.
         lr: learning rate of Adam.
         """
@@ -264,7 +264,7 @@ class VAE(Autoencoder, LabelledVAE):
     ) -> Tensor:
         """Decodes z ~ N(0, temperature²).
 
-        mean: whether each pixel is the location of its distribution; otherwise it is a draw.
+        mean: whether each pixel is the location of its distribution instead of a sample.
         temperature: standard deviation of z.
         """
         e = self.embed_samples(labels, n)

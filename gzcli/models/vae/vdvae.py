@@ -37,9 +37,9 @@ from gzcli.models.vae.ladder import (
 class BlockOptions(LadderOptions):
     """`LadderOptions`, and the towers' blocks.
 
-    blocks: residual blocks of the bottom-up tower at each resolution, and of the top-down tower at one
-      without groups.
-    bottleneck: `channels`, divided by this, are those of a block's inner convolutions.
+    blocks: residual blocks of the bottom-up tower at each resolution. The top-down tower uses them at
+      resolutions without groups.
+    bottleneck: divisor of `channels` for a block's inner convolutions.
     """
 
     blocks: tuple[int, ...] = (1, 1, 1, 1)
