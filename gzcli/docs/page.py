@@ -231,36 +231,46 @@ def _can(card: ModelCard, serving: ModelCard, name: str, stage: str) -> tuple[tu
     stage. `serving` is that of the last stage, called `stage`, which samples and scores."""
     can, key = serving.can, f"stages.{stage}.model.conditional" if stage else "model.conditional"
     always = "conditional" in can and serving.params["conditional"].default is True
-    first = "" if always or "conditional" not in can else f", after `--set {key}=true` in training"
+    first = "" if always or "conditional" not in can else f" (train with `--set {key}=true`)"
     sets = "--out SET" if serving.needs else "--in mnist --out fashionmnist"
     does = {do: catalog.first_words(serving, do) for do in serving.do}
     rows = [
-        (True, f"gz sample {name}", "samples"),
-        ("conditional" in can, f"gz sample {name} --label 3", f"samples of a class{first}"),
-        ("prompt" in can, f'gz sample {name} --prompt "a red door"', "samples of a text"),
+        (True, f"gz sample {name}", "draws images"),
+        ("conditional" in can, f"gz sample {name} --label 3", f"draws a class{first}"),
+        ("prompt" in can, f'gz sample {name} --prompt "a red door"', "draws a prompt"),
         *(
-            (True, f"gz sample {name} --do {do}", meaning + (first if do in serving.unlabelled_lack else ""))
+            (
+                True,
+                f"gz sample {name} --do {do}",
+                _with(meaning, first if do in serving.unlabelled_lack else ""),
+            )
             for do, meaning in does.items()
         ),
-        ("ood" in can, f"gz ood {name} {sets}", "how well it tells foreign images"),
-        ("map" in can, f"gz ood {name} --in mnist --input DIR --map", "where pictures are strange"),
+        ("ood" in can, f"gz ood {name} {sets}", "measures how well it detects foreign images"),
+        ("map" in can, f"gz ood {name} --in mnist --input DIR --map", "shows where images are unusual"),
         (
             not {"prompt", "translate"} & {*can},
             f"gz bench {name} --data mnist",
-            "its figures beside the floor of real images",
+            "evaluates its samples",
         ),
-        ("prompt" not in can, "gz train RUN --data ./photos", "a training that starts from a run's weights"),
-        ("latent" in card.can, f"gz train fm --set data.latent={name}", "a model of its latents"),
-        ("export" in can, f"gz runs export {name} --to diffusers", "a folder that diffusers loads"),
+        ("prompt" not in can, "gz train RUN --data ./photos", "fine-tunes a run on other images"),
+        ("latent" in card.can, f"gz train fm --set data.latent={name}", "trains a model on its latents"),
+        ("export" in can, f"gz runs export {name} --to diffusers", "exports a folder for diffusers"),
     ]
     return tuple((command, meaning) for holds, command, meaning in rows if holds)
+
+
+def _with(meaning: str, remark: str) -> str:
+    """A description with a remark in brackets at the end of its first sentence."""
+    first, point, others = meaning.partition(". ")
+    return first.rstrip(".") + remark + (point + others or "." * meaning.endswith("."))
 
 
 def _scores(card: ModelCard) -> tuple[tuple[str, str], ...]:
     """The model's own scores, and in one row those that every likelihood gives."""
     rows = [(name, catalog.first_words(card, f"score_{name}")) for name in card.scores]
     general = ", ".join(name for name in score_names(card) if name not in card.scores)
-    return (*rows, (general, "made of its likelihood, as of every model's")) if general else tuple(rows)
+    return (*rows, (general, "derived from the likelihood")) if general else tuple(rows)
 
 
 def _groups(

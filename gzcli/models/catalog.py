@@ -43,6 +43,7 @@ _ATTRIBUTES = (
 )
 _INPUTS = {"Tensor", "Module", "Noise", "Progress", "Batch", "Callable", "Iterable", "Iterator"}
 _SHAPE = re.compile(r"^\[B\]: | \[[A-Z1, ]+\]")  # as in `images [B, C, H, W]`
+_RAISES = re.compile(r" ?\bRaises \w+.*?(?:\.(?= |$)|$)")
 
 
 # ---------------------------------------------------------------------------- files
@@ -576,12 +577,12 @@ def option_texts(card: ModelCard) -> dict[str, dict[str, str]]:
 
 
 def first_words(card: ModelCard, method: str | None = None) -> str:
-    """The first paragraph of the docstring of the class, or of a method, in one line and without shapes; ""
-    where there is none."""
+    """The first paragraph of the docstring of the class, or of a method, in one line, without shapes and the
+    errors that it raises; "" if there is none."""
     nodes = (cls.methods.get(method) if method else cls.node for cls in card.lineage)
     node = next((node for node in nodes if node), None)
     paragraph = (ast.get_docstring(node) or "" if node else "").split("\n\n")[0]
-    return _SHAPE.sub("", " ".join(paragraph.split()))
+    return _SHAPE.sub("", _RAISES.sub("", " ".join(paragraph.split())))
 
 
 # ---------------------------------------------------------------------------- the class of a card

@@ -267,7 +267,7 @@ class PixelModel(Model):
         progress: Progress = no_progress,
         temperature: float = 1.0,
     ) -> Applied:
-        """x [B, C, H, W] with its first rows kept, and the rest sampled given them.
+        """Keeps the first rows of x and samples the others.
 
         A conditional model without labels takes the class that makes the kept rows most probable.
 

@@ -148,8 +148,7 @@ class MaskGIT(Prior):
         progress: Progress = no_progress,
         options: FillOptions = FillOptions(),
     ) -> Applied:
-        """Images x [B, C, H, W] completed where mask [B, 1, H, W] is 0: codes with a hidden pixel are drawn
-        given the remaining codes.
+        """Fills in images x where mask is 0: draws the codes with a hidden pixel, given the others.
 
         Without a mask the middle is hidden, half as high and wide as the image. A conditional model without
         labels uses its null label, or with clusters the nearest one by the known pixels.

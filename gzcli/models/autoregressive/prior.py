@@ -88,12 +88,12 @@ class Prior(Labelled):
         return self.tokenizer.decode(codes.unflatten(1, self.tokenizer.shape))
 
     def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress) -> Applied:
-        """x through the tokenizer."""
+        """Encodes and decodes x by the tokenizer."""
         return self.tokenizer.reconstruct(x, noise=noise, progress=progress)
 
     def score_nll(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """−log p(codes of x) [B] in nats; for a conditional model under the mixture of its classes, with
-        clusters an upper bound by the cluster of x."""
+        """−log p(codes of x) [B] in nats; for a conditional model under the mixture of its classes. With
+        clusters it is an upper bound."""
         codes = self.tokenizer.encode(x).flatten(1)
         if self.clusters is not None or not self.conditional:
             return self.joint_nll(codes, x, None, noise)

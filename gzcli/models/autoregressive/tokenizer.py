@@ -293,7 +293,7 @@ class Tokenizer(Model):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress) -> Applied:
-        """x through its codes."""
+        """Encodes and decodes x."""
         x = self.decode(self.encode(x))
         progress(1, 1, x)
         return Applied(x, rows=("reconstruction",))

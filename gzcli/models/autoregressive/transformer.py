@@ -95,7 +95,7 @@ class Transformer(OrderedPrior):
         progress: Progress = no_progress,
         options: DrawOptions = DrawOptions(),
     ) -> Applied:
-        """x [B, C, H, W] with its first rows kept, and the rest sampled given their codes.
+        """Keeps the first rows of x and samples the others, given their codes.
 
         A conditional model without labels takes the class that makes the kept codes most probable. With
         clusters, one is drawn given these codes, of the class if it is given.

@@ -24,7 +24,7 @@ from gzcli.models.nn.transformer import TransformerOptions, initial_std
 
 
 class VAR(OrderedPrior):
-    """A transformer from scale to scale of the codes of `tokenizer`; a second stage, see `Prior`.
+    """A transformer over the scales of the codes of `tokenizer`; a second stage, see `Prior`.
 
     The label's embedding is added to every input. Raises UsageError for sizes that do not fit.
 

@@ -118,7 +118,7 @@ class Applications(Denoiser):
         strength: float = 0.4,
         steps: int = 20,
     ) -> Applied:
-        """Images [B, C, H, W] noised and denoised, given `labels` if they are known.
+        """Adds noise to images [B, C, H, W] and denoises them, given `labels` if they are known.
 
         strength: noise level as a share of the way to pure noise, 0 … 1.
         steps: denoising steps, at most.
@@ -139,7 +139,7 @@ class Applications(Denoiser):
         steps: int = 50,
         guidance: float = 1.0,
     ) -> Applied:
-        """SDEdit: images [B, C, H, W] noised, and denoised given `labels` if the model is conditional.
+        """Adds noise to images [B, C, H, W] and denoises them towards `labels` (SDEdit).
 
         strength: noise level as a share of the way to pure noise, 0 … 1; more changes more.
         steps: denoising steps, at most.
@@ -161,8 +161,8 @@ class Applications(Denoiser):
         frames: int = 8,
         steps: int | None = None,
     ) -> Applied:
-        """Interpolations from image 0 to 1, 2 to 3, … through the noises that the ODE maps them to. Each
-        frame has the label of the nearer end. Raises UsageError for fewer than two images, or frames.
+        """Interpolates between image 0 and 1, 2 and 3, … in the noise that the ODE maps them to. Each frame
+        has the label of the nearer image. Raises UsageError for fewer than two images or frames.
 
         frames: images of an interpolation, both ends included.
         steps: steps of the solver in each direction. Default: 20 midpoint steps of two network calls, or 10
@@ -189,8 +189,8 @@ class Applications(Denoiser):
         progress: Progress = no_progress,
         options: InpaintOptions = InpaintOptions(),
     ) -> Applied:
-        """Images [B, C, H, W] completed where mask [B, 1, H, W] is 0. Without a mask the middle is hidden,
-        half as high and wide as the image.
+        """Fills in images [B, C, H, W] at the pixels where mask [B, 1, H, W] is 0. The default mask hides the
+        centre, half as high and wide as the image.
 
         RePaint (Lugmayr 2022, arXiv:2201.09865; for scores Song 2021, appendix I.2) replaces the known pixels
         at each level by noised ones, which is not exactly the distribution of the hidden pixels given the
@@ -228,7 +228,7 @@ class Applications(Denoiser):
         steps: int = 25,
         iterations: int = 4,
     ) -> Applied:
-        """Images [B, C, H, W] with the block means x, by the ODE conditioned on them through the first two
+        """Enlarges small images. The ODE is conditioned on their pixels as block means, through the first two
         moments of images given x_t. Raises UsageError for sizes that do not fit.
 
         x: small images [B, C, h, w], where h divides H; or images of full size, which are first reduced.
@@ -321,9 +321,9 @@ class Applications(Denoiser):
         progress: Progress = no_progress,
         times: int = 20,
     ) -> Applied:
-        """The images with the class under which the model predicts their noise best (Li 2023,
-        arXiv:2303.16203); and the accuracy, where the classes y are known. Raises UsageError for an
-        unconditional model, and for multi-label data.
+        """Classifies images by the class with the best noise prediction (Li 2023, arXiv:2303.16203). Reports
+        the accuracy if the labels are known. Raises UsageError for an unconditional model, and for
+        multi-label data.
 
         times: noise levels at which the classes are compared; each takes a network call for every class.
         """
@@ -347,10 +347,10 @@ class Applications(Denoiser):
         steps: int = 25,
         guidance: float = 1.0,
     ) -> Applied:
-        """Images [B, C, H, W] translated to the classes `labels`: the ODE given their own class maps them to
-        noise, and the ODE given `labels` maps it to images (Su 2022, "Dual Diffusion Implicit Bridges",
-        arXiv:2203.08382). Without labels, image i gets class i % K. Images without a class y are classified
-        first. Raises UsageError for an unconditional model.
+        """Translates images [B, C, H, W] to other classes. The ODE of their own class maps them to noise, and
+        the ODE of the other class maps the noise to images (Su 2022, "Dual Diffusion Implicit Bridges",
+        arXiv:2203.08382). Without labels, the images get all classes in turn. Images of unknown class are
+        classified first. Raises UsageError for an unconditional model.
 
         steps: steps of the ODE, to noise and back.
         guidance: guidance scale on the way back. 1: no guidance; above 1: sharper.
@@ -376,9 +376,9 @@ class Applications(Denoiser):
     def score_recon(
         self, x: Tensor, *, noise: Noise, starts: int = 4, steps: int = 10, pixels: bool = False
     ) -> Tensor:
-        """[B]: the mean error of images rebuilt from several noise levels (Graham 2023, arXiv:2211.07740);
-        after `fit_recon` the mean of the errors' z-scores. Raises UsageError where the fit had a different
-        number of errors.
+        """[B]: the mean z-score of the errors of images rebuilt from several noise levels (Graham 2023,
+        arXiv:2211.07740). Before `fit_recon` it is the mean error. Raises UsageError if the fit had a
+        different number of errors.
 
         starts: noise levels from which images are rebuilt.
         steps: denoising steps from each noise level, at most.

@@ -288,9 +288,9 @@ class Diffusion(NoiseApplications):
         strength: float = 0.5,
         steps: int = 20,
     ) -> Applied:
-        """Interpolations from image 0 to 1, 2 to 3, …, ends included: noised, mixed there and denoised (Ho
-        2020, figure 8); the noises are mixed on the sphere, which keeps their variance. Each frame has the
-        label of the nearer end. Raises UsageError for fewer than two images, or frames.
+        """Interpolates between image 0 and 1, 2 and 3, …: adds noise, mixes and denoises (Ho 2020, figure 8).
+        Noise is mixed on the sphere, which keeps its variance. Each frame has the label of the nearer image.
+        Raises UsageError for fewer than two images, or frames.
 
         strength: noise level at which images are mixed, as a share of the way to pure noise, 0 … 1.
         steps: denoising steps, at most.
@@ -316,8 +316,8 @@ class Diffusion(NoiseApplications):
         steps: int | None = None,
         eta: float | None = None,
     ) -> Applied:
-        """Images [B, C, H, W] with the block means x, by DDNM (Wang 2022, arXiv:2212.00490), which needs no
-        training. A model trained with a `factor` is also conditioned on x. Raises UsageError for sizes that
+        """Enlarges small images by DDNM (Wang 2022, arXiv:2212.00490), which needs no training. A model
+        trained with a `factor` is also conditioned on them. Raises UsageError for sizes that
         do not fit.
 
         factor: factor by which full-size images are first reduced. Default: the model's factor, or 2.

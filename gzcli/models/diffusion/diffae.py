@@ -121,7 +121,7 @@ class CodeApplications(Model):
         steps: int = 50,
         stochastic: bool = True,
     ) -> Applied:
-        """Images [B, C, H, W] encoded and decoded.
+        """Encodes and decodes images.
 
         steps: network calls in each direction.
         stochastic: whether x_T is the code of the image. Otherwise it is drawn from noise, which shows only
@@ -137,8 +137,8 @@ class CodeApplications(Model):
     def interpolate(
         self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8, steps: int = 50
     ) -> Applied:
-        """Interpolations from image 0 to 1, 2 to 3, …: of z_sem on a line, of x_T on the sphere (section
-        5.2). Raises UsageError for fewer than two images, or frames.
+        """Interpolates between image 0 and 1, 2 and 3, …: z_sem on a line, x_T on the sphere (section 5.2).
+        Raises UsageError for fewer than two images, or frames.
 
         frames: images of an interpolation, both ends included.
         steps: network calls in each direction.
@@ -163,8 +163,8 @@ class CodeApplications(Model):
         strength: float = 3.0,
         steps: int = 50,
     ) -> Applied:
-        """Images [B, C, H, W] changed from their labels y, else those that the classifier predicts, towards
-        `labels` by a step of z_sem, with the same x_T (section 5.3). An image of these labels is unchanged.
+        """Changes images from their labels, or the predicted ones, to `labels` by a step of z_sem (section
+        5.3). x_T stays the same, and an image that has these labels does not change.
         Raises UsageError for data without labels.
 
         strength: step length in standard deviations of the codes along its direction.
@@ -182,7 +182,7 @@ class CodeApplications(Model):
 
     @torch.no_grad()
     def score_recon(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
-        """[B]: mean squared error of images rebuilt from z_sem alone, with x_T from `noise`.
+        """[B]: mean squared error of images rebuilt from z_sem, with random x_T.
 
         steps: network calls.
         """
@@ -196,7 +196,7 @@ class CodeApplications(Model):
 
     @torch.no_grad()
     def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
-        """[B]: mean squared error of the network's ε given z_sem.
+        """[B]: mean squared error of the network's estimate of ε given z_sem.
 
         times: number of evenly spaced noise levels that the error is averaged over.
         """

@@ -202,9 +202,9 @@ class EBM(Model):
     # ---- out-of-distribution scores
 
     def score_energy(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """[B]: E(x), which is low at the data."""
+        """[B]: E(x), which is low for the training data."""
         return self.energy(x)
 
     def score_gradient(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """[B]: ‖∇E(x)‖, which is small at the data."""
+        """[B]: ‖∇E(x)‖, which is small for the training data."""
         return self.slope(x).flatten(1).norm(dim=1)

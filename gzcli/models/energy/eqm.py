@@ -131,11 +131,11 @@ class EqM(Denoiser):
     # ---- out-of-distribution scores
 
     def score_energy(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """[B]: the energy of an image, which is low at the data."""
+        """[B]: the energy of an image, which is low for the training data."""
         return self.energy(x, self.image_condition(x))
 
     def score_gradient(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """[B]: the norm of the energy's gradient, which vanishes at the data."""
+        """[B]: the norm of the energy's gradient, which vanishes at the training data."""
         return self.gradient(self.image_condition(x))(x).flatten(1).norm(dim=1)
 
 

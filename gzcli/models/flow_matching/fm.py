@@ -180,8 +180,8 @@ class FlowMatching(LikelihoodByODE, Applications):
 
     @torch.no_grad()
     def score_path(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
-        """[B]: the squared Mahalanobis distance of the statistics of an image's path to noise (after
-        DiffPath, Heng 2024, arXiv:2405.15342). Raises UsageError before `fit_path`.
+        """[B]: the squared Mahalanobis distance of statistics of an image's path to noise (after DiffPath,
+        Heng 2024, arXiv:2405.15342). Raises UsageError before `fit_path`.
 
         steps: Euler steps of the path.
         """

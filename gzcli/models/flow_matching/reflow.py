@@ -21,9 +21,8 @@ from gzcli.models.labelled import Guidance, LabelOptions
 
 
 class Reflow(FlowMatching):
-    """A flow that starts with the weights of a trained `teacher`, any flow-matching model, and learns
-    straight paths between the teacher's pairs. These are generated once (`prepare`) and arrive as
-    `batch.extra`.
+    """A flow that starts from the weights of a flow-matching `teacher` and learns straight paths between the
+    teacher's pairs. `prepare` generates these once; they arrive in `batch.extra`.
 
     Times are shifted as the teacher's. Raises UsageError if the teacher is no flow, or if only one of teacher
     and student is conditional.

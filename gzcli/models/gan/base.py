@@ -395,7 +395,7 @@ class GAN(ImplicitModel):
     # ---- out-of-distribution scores
 
     def score_disc(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """−f(x), since f is large for real images; for a conditional critic the mean over the classes."""
+        """−f(x), because f is large for real images; for a conditional critic the mean over the classes."""
         if not self.conditional:
             return -self.critic(x)
         return -torch.stack([self.critic(x, y) for y in every_label(self.data, len(x), x.device)]).mean(0)

@@ -289,7 +289,7 @@ class CycleGAN(Model):
     def translate(
         self, x: Tensor, *, y: Labels = None, noise: Noise, progress: Progress, direction: Direction = "auto"
     ) -> Applied:
-        """Images translated to the other domain.
+        """Translates images to the other domain.
 
         direction: direction of translation. `AtoB` and `BtoA` use the images labelled with one domain, or all
           if there are no labels. `auto` translates every image from its domain; if there is no label, that of
@@ -301,7 +301,7 @@ class CycleGAN(Model):
     def reconstruct(
         self, x: Tensor, *, y: Labels = None, noise: Noise, progress: Progress, direction: Direction = "auto"
     ) -> Applied:
-        """Images translated to the other domain and back.
+        """Translates images to the other domain and back.
 
         direction: images and domain to start from, see `translate`.
         """
@@ -342,11 +342,11 @@ class CycleGAN(Model):
     # ---- out-of-distribution scores
 
     def score_disc(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """−max(D_A(x), D_B(x)), each a mean over patches: large where both discriminators judge x a fake."""
+        """−max(D_A(x), D_B(x)), each a mean over patches: large if both discriminators consider x fake."""
         return -torch.maximum(*(net(x).flatten(1).mean(1) for net in (self.disc_a, self.disc_b)))
 
     def score_cycle(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """The error of the cycle, in the direction where it is smaller."""
+        """The cycle error in the direction with the smaller one."""
         return torch.minimum(*(self.cycle_error(x, from_a) for from_a in (True, False)))
 
     def map_cycle(self, x: Tensor, *, noise: Noise) -> Tensor:

@@ -98,7 +98,7 @@ def field(x: Tensor, y: Tensor, apart: Tensor, temperatures: tuple[float, ...]) 
 
 
 class Drifting(ImplicitModel):
-    """A residual generator, which a field of features teaches where its images should be.
+    """A residual generator trained by a field of feature distances.
 
     conditional: whether the generator is conditioned on labels. If so, only images of the same label
       interact.

@@ -156,7 +156,7 @@ class ImplicitModel(Model):
     def reconstruct(
         self, x: Tensor, *, labels: Labels = None, noise: Noise, progress: Progress, steps: int = 100
     ) -> Applied:
-        """The generator's nearest image to each x, given `labels` or else the best-fitting ones.
+        """Finds the generator's nearest image to each image, given `labels` or the best-fitting ones.
 
         steps: gradient steps of the search for z.
         """
@@ -175,9 +175,9 @@ class ImplicitModel(Model):
         frames: int = 8,
         search: int = 100,
     ) -> Applied:
-        """Interpolations from image 0 to 1, 2 to 3, … along great circles of z, between the generator's
-        nearest images, given `labels` or else the best-fitting ones. Each frame has the label of the nearer
-        end.
+        """Interpolates between the generator's nearest images to image 0 and 1, 2 and 3, …, along great
+        circles of z. Labels are `labels` or the best-fitting ones. Each frame has the label of the nearer
+        image.
 
         frames: images of an interpolation, both ends included.
         search: gradient steps of the search for z.
@@ -203,7 +203,7 @@ class ImplicitModel(Model):
         span: float = 3.0,
         search: int = 100,
     ) -> Applied:
-        """The generator's nearest image to the first of x, changed along the coordinates of z that change it
+        """Changes the generator's nearest image to the first one along the coordinates of z that change it
         most.
 
         dims: number of coordinates, one per row.

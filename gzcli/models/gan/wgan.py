@@ -15,7 +15,7 @@ from gzcli.models.nn.adversarial import CriticOptions
 
 
 class WGAN(GAN):
-    """A convolutional WGAN-GP. Other objectives want another `penalty`, `relativistic` none.
+    """A convolutional WGAN-GP. Other objectives need another `penalty`; `relativistic` needs none.
 
     conditional: whether the networks are conditioned on labels: the generator beside z, the critic by
       projection.

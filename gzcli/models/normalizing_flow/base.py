@@ -275,14 +275,14 @@ class ImageFlow(Labelled):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress = no_progress) -> Applied:
-        """x encoded and decoded: x up to rounding where the flow is well conditioned."""
+        """Encodes and decodes x, which is exact up to rounding if the flow is well conditioned."""
         return Applied(self.images(self.codes(x, noise), progress), rows=("reconstruction",))
 
     @torch.no_grad()
     def interpolate(
         self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8
     ) -> Applied:
-        """Interpolations from image 0 to 1, 2 to 3, … along straight lines of latents (Glow, fig. 5).
+        """Interpolates between image 0 and 1, 2 and 3, … along straight lines of latents (Glow, fig. 5).
 
         frames: images of an interpolation, both ends included.
         """
@@ -307,9 +307,9 @@ class ImageFlow(Labelled):
         progress: Progress = no_progress,
         strength: float = 1.0,
     ) -> Applied:
-        """x with its top latent moved from the prior of its class y, else of the most probable one
-        (multi-label: none), to that of `labels`, and the same other latents (after Glow, fig. 6). Without
-        labels, image i gets class i % K. Raises UsageError for an unconditional model.
+        """Moves the top latent of x from the prior of its class, or of the most probable one (multi-label:
+        none), to that of `labels` (after Glow, fig. 6). The other latents stay the same. Without labels, the
+        images get all classes in turn. Raises UsageError for an unconditional model.
 
         strength: how far the latent is moved. 1: to the prior of the labels; below 0: away from it.
         """

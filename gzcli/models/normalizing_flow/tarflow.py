@@ -286,8 +286,8 @@ class TarFlow(ImageFlow):
         progress: Progress = no_progress,
         frames: int = 8,
     ) -> Applied:
-        """Interpolations from image 0 to 1, 2 to 3, … along straight lines of latents. Each frame has the
-        label of the nearer end.
+        """Interpolates between image 0 and 1, 2 and 3, … along straight lines of latents. Each frame has the
+        label of the nearer image.
 
         frames: images of an interpolation, both ends included.
         """
@@ -310,8 +310,8 @@ class TarFlow(ImageFlow):
         progress: Progress = no_progress,
         strength: float = 1.0,
     ) -> Applied:
-        """x encoded as an image of its class y, else of the most probable one (multi-label: of none), and
-        decoded as one of `labels`. Without labels, image i gets class i % K. Raises UsageError for an
+        """Encodes x as an image of its class, or of the most probable one (multi-label: of none), and decodes
+        it as one of `labels`. Without labels, the images get all classes in turn. Raises UsageError for an
         unconditional model.
 
         strength: how far the class embedding is moved. 1: to that of the labels; below 0: away from it.

@@ -36,8 +36,8 @@ Spacing = Literal["uniform", "karras", "logsnr"]
 class SDEOptions:
     """The stochastic differential equation.
 
-    sde: stochastic differential equation: stochastic differential equation: variance preserving (vp), sub-VP
-      (subvp) or variance exploding (ve).
+    sde: stochastic differential equation: variance preserving (vp), sub-VP (subvp) or variance exploding
+      (ve).
     beta_min: β at t = 0, for vp and subvp.
     shift: factor of the noise-to-signal ratio √(1 − α²)/α, for vp and subvp. auto: side / 64, at least 1
       (Hoogeboom 2023, arXiv:2301.11093).

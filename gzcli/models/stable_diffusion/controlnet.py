@@ -73,8 +73,8 @@ WIDTHS = (16, 32, 96, 256)  # channels of e; the resolution is halved between tw
 
 
 class ControlNet(StableDiffusion):
-    """A ControlNet of Stable Diffusion 1.x, 2.x or XL, for the maps of a set (`control`), or else for the
-    Canny edges of its images."""
+    """A ControlNet for Stable Diffusion 1.x, 2.x or XL. It uses the maps of a set (`control`), or the Canny
+    edges of its images."""
 
     paper = "Zhang et al. 2023, arXiv:2302.05543"
     needs: ClassVar[tuple[str, ...]] = ("caption",)

@@ -24,7 +24,7 @@ from gzcli.models.stable_diffusion.kinds import Kind
 
 
 class InstructPix2Pix(StableDiffusion):
-    """An editor made of Stable Diffusion 1.x or 2.x.
+    """An image editor based on Stable Diffusion 1.x or 2.x.
 
     dropout: probability of hiding the instruction in training. The same applies to the image, and to both.
     """

@@ -46,7 +46,7 @@ class PriorOptions:
 
 
 class SDLoRA(StableDiffusion):
-    """A LoRA of Stable Diffusion 1.x, 2.x, XL or 3.x, or of FLUX.1.
+    """A LoRA for Stable Diffusion 1.x, 2.x, XL or 3.x, or for FLUX.1.
 
     rank: rank r of the product B A that is added to a layer's weights.
     alpha: α. The product is scaled by α / r. Default: r.

@@ -23,7 +23,7 @@ LOSS = OBJECTIVES["nonsaturating"]
 
 
 class AAE(Autoencoder):
-    """An autoencoder whose codes get the distribution N(0, I) by a discriminator.
+    """An autoencoder whose codes a discriminator makes N(0, I).
 
     A conditional decoder is given the label (section 4), so that the code need not encode it.
 
@@ -143,7 +143,7 @@ class AAE(Autoencoder):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, labels: Labels = None, noise: Noise, progress: Progress) -> Applied:
-        """Each image encoded and decoded."""
+        """Encodes and decodes each image."""
         x = self.decode(self.encode(x), labels)
         progress(1, 1, x)
         return Applied(x, rows=("reconstruction",), labels=labels)
@@ -151,7 +151,7 @@ class AAE(Autoencoder):
     # ---- out-of-distribution scores
 
     def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """‖x − x̂‖², for a conditional model with the labels that minimise it."""
+        """‖x − x̂‖², for a conditional model with the labels that minimize it."""
         return self.distance(x, self.best_reconstruction(x))
 
     def map_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
@@ -167,5 +167,5 @@ class AAE(Autoencoder):
         return self.decode(z, best_labels(lambda y: self.distance(x, self.decode(z, y)), start, self.data)[0])
 
     def score_disc(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """Minus the logit that the image's code is a draw of the prior."""
+        """Minus the logit that the image's code is a sample of the prior."""
         return -self.prior_logits(self.encode(x))

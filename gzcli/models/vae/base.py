@@ -182,8 +182,8 @@ class Autoencoder(Model):
     def interpolate(
         self, x: Tensor, *, labels: Labels = None, noise: Noise, progress: Progress, frames: int = 8
     ) -> Applied:
-        """Interpolations from image 0 to 1, 2 to 3, … along straight lines of z. Each frame has the label of
-        the nearer end.
+        """Interpolates between image 0 and 1, 2 and 3, … along straight lines of z. Each frame has the label
+        of the nearer image.
 
         frames: images of an interpolation, both ends included.
         """
@@ -204,7 +204,7 @@ class Autoencoder(Model):
         frames: int = 8,
         span: float = 3,
     ) -> Applied:
-        """The first image, changed along the dimensions of z that change it most.
+        """Changes the first image along the dimensions of z that change it most.
 
         dims: number of dimensions, one per row.
         frames: images per row.

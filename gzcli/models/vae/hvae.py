@@ -184,7 +184,7 @@ class CellTopDown(TopDown):
 
 
 class HVAE(LadderVAE):
-    """A ladder of Gaussian latents, after NVAE.
+    """A hierarchy of Gaussian latents, after NVAE.
 
     spectral: weight λ of the sum of the largest singular values of all convolutions.
     """

@@ -299,8 +299,8 @@ class LadderVAE(LabelledVAE):
         return -self.log_prob(x, noise=noise, samples=samples)
 
     def score_llr(self, x: Tensor, *, noise: Noise, k: int = 1, samples: int = 1) -> Tensor:
-        """LLR^(>k) = ELBO − ELBO^(>k): what the k finest groups add to the bound of log p(x), where ELBO^(>k)
-        draws them from the prior given the coarser ones (Havtorn et al. 2021, arXiv:2102.08248).
+        """LLR^(>k) = ELBO − ELBO^(>k), the contribution of the k finest groups to the bound of log p(x).
+        ELBO^(>k) draws them from the prior given the coarser ones (Havtorn et al. 2021, arXiv:2102.08248).
 
         k: number of groups, starting from the finest.
         samples: draws of z in both bounds.
@@ -343,7 +343,7 @@ class LadderVAE(LabelledVAE):
         keep: int = 0,
         temperature: float = 1.0,
     ) -> Applied:
-        """Each image encoded and decoded, at the posterior's mean.
+        """Encodes and decodes each image at the posterior's mean.
 
         keep: number of coarsest groups that are encoded from the image. Finer groups are drawn from the
           prior. 0: encode all groups.
@@ -359,7 +359,7 @@ class LadderVAE(LabelledVAE):
     def interpolate(
         self, x: Tensor, *, labels: Labels = None, noise: Noise, progress: Progress, frames: int = 8
     ) -> Applied:
-        """Interpolations from image 0 to 1, 2 to 3, … along straight lines of latents.
+        """Interpolates between image 0 and 1, 2 and 3, … along straight lines of latents.
 
         Every group moves from the posterior mean of one image to that of the other, in units of the prior's
         standard deviation given the coarser groups. Each frame has the label of the nearer end.

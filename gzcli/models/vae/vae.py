@@ -218,7 +218,7 @@ class VAE(Autoencoder, LabelledVAE):
     def score_regret(
         self, x: Tensor, *, noise: Noise, steps: int = 100, samples: int = 4, lr: float = 0.05
     ) -> Tensor:
-        """Likelihood regret (Xiao 2020, arXiv:2003.02977, eq. 5) of the ELBO with fixed draws of z.
+        """Likelihood regret of the ELBO with fixed samples of z (Xiao 2020, arXiv:2003.02977, eq. 5).
 
         steps: steps of Adam on the posterior's mean and log-variance, starting from the encoder's.
         samples: draws of z in the ELBO.
@@ -273,7 +273,7 @@ class VAE(Autoencoder, LabelledVAE):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, labels: Labels = None, noise: Noise, progress: Progress) -> Applied:
-        """Each image encoded and decoded, at the posterior's mean."""
+        """Encodes and decodes each image at the posterior's mean."""
         e = self.embed(labels, len(x))
         x = self.to_images(self.decoder(self.encode(x, e)[0], e), True, noise, progress)
         return Applied(x, rows=("reconstruction",), labels=None if e is None else labels)

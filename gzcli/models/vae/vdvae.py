@@ -153,7 +153,7 @@ class DeepTopDown(TopDown):
 
 
 class VDVAE(LadderVAE):
-    """A ladder of Gaussian latents of many groups."""
+    """A hierarchy of Gaussian latents with many groups."""
 
     paper = "Child 2020, arXiv:2011.10650"
     bottom_up, top_down = BottomUp, DeepTopDown
