@@ -27,7 +27,7 @@ Ends = tuple[float, float]
 
 
 def detection(s_in: np.ndarray, s_out: np.ndarray, *, trapezoid: bool = False) -> dict[str, Any]:
-    """The figures of FIGURES and `ci`, 95 % intervals of all but the areas under precision and recall."""
+    """The figures of FIGURES, and `ci`, their 95 % intervals."""
     from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
     s_in, s_out = (np.asarray(s, np.float64).ravel() for s in (s_in, s_out))
@@ -60,6 +60,8 @@ def detection(s_in: np.ndarray, s_out: np.ndarray, *, trapezoid: bool = False) -
     }
     ends = {
         "auroc": auroc_interval(in_, out),
+        "aupr_in": aupr_interval(figures["aupr_in"], out[::-1], in_[::-1]),
+        "aupr_out": aupr_interval(figures["aupr_out"], in_, out),
         "fpr95": fpr_interval(in_, out),
         "fpr95_id": fpr_interval(out[::-1], in_[::-1]),
     }
@@ -86,6 +88,33 @@ def auroc_interval(negative: np.ndarray, positive: np.ndarray) -> Ends:
     size = min(max(area * (1 - area) / variance, least), most) if variance else least
     low, high = wilson(area, size)
     return float(low), float(high)
+
+
+def aupr_interval(area: float, negative: np.ndarray, positive: np.ndarray) -> Ends:
+    """Wilson's interval of an area under precision and recall as a share of as many images as give it the
+    variance of its influence function. These are at most as many as near perfect separation of the AUROC.
+    Both sides are counts by ascending rank."""
+    n, m = int(negative.sum()), int(positive.sum())
+    variance, most = precision_variance(negative, positive), 4 * n * m / (n + m)
+    size = min(area * (1 - area) / variance, most) if variance and 0 < area < 1 else min(n, m)
+    low, high = wilson(area, size)
+    return float(low), float(high)
+
+
+def precision_variance(negative: np.ndarray, positive: np.ndarray) -> float:
+    """The variance of an average precision, A = E₊[p(X)] with p = S / (S + r F), by the delta method. S and
+    F are the shares of positives and negatives at X or above, and r is the ratio of their numbers. A
+    positive z has the influence p(z) + E₊[r F / (S + r F)² 1(X ≤ z)], a negative one −E₊[r S / (S + r F)²
+    1(X ≤ z)]."""
+    (s, q), (f, p) = ((np.cumsum(c[::-1])[::-1] / c.sum(), c / c.sum()) for c in (positive, negative))
+    ratio = negative.sum() / positive.sum()
+    total = s + ratio * f
+    weight = q * ratio / total**2
+    influences = (positive, q, s / total + np.cumsum(weight * f)), (negative, p, -np.cumsum(weight * s))
+    return sum(
+        float(share @ (influence - share @ influence) ** 2) / max(counts.sum() - 1, 1)
+        for counts, share, influence in influences
+    )
 
 
 def delong(negative: np.ndarray, positive: np.ndarray) -> Ends:

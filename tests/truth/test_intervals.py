@@ -9,9 +9,19 @@ import math
 import numpy as np
 import pytest
 from scipy.stats import binomtest, norm
+from sklearn.metrics import average_precision_score
 
-from gzcli.metrics.detection import CHI2, auroc_interval, delong, detection, fpr_interval, wilson
-from gzcli.metrics.interval import not_negative
+from gzcli.metrics.detection import (
+    CHI2,
+    aupr_interval,
+    auroc_interval,
+    delong,
+    detection,
+    fpr_interval,
+    precision_variance,
+    wilson,
+)
+from gzcli.metrics.interval import around, mean_of_draws, not_negative
 from gzcli.metrics.metric import Interval
 
 EDGES = np.arange(-12.0, 16.0) - 0.5  # of scores that are rounded to whole numbers
@@ -106,6 +116,32 @@ def test_delong_s_variance_is_that_of_its_definition(rounded):
     wins = (s_out[:, None] > s_in) + 0.5 * (s_out[:, None] == s_in)
     variance = wins.mean(1).var(ddof=1) / 70 + wins.mean(0).var(ddof=1) / 40
     assert delong(*counts(s_in, s_out)) == pytest.approx((wins.mean(), variance), rel=1e-12)
+
+
+@pytest.mark.parametrize("scores, n, m", [(Scores(1, 0.8), 300, 300), (Scores(2, 0.95), 800, 200)])
+def test_the_interval_of_average_precision_holds_the_true_value(scores, n, m):
+    """And its variance is that of the drawn values."""
+    rng = np.random.default_rng(6)
+
+    def area(s_in, s_out):
+        return average_precision_score(np.repeat([0, 1], [len(s_in), len(s_out)]), np.append(s_in, s_out))
+
+    true, rows = area(*scores.draw(rng, 200 * n, 200 * m)), [scores.draw(rng, n, m) for _ in range(200)]
+    areas = [area(*row) for row in rows]
+    ends = np.array([aupr_interval(value, *counts(*row)) for value, row in zip(areas, rows, strict=True)])
+    assert np.mean((ends[:, 0] <= true) & (true <= ends[:, 1])) >= 0.90
+    variance = np.mean([precision_variance(*counts(*row)) for row in rows])
+    assert variance == pytest.approx(np.var(areas), rel=0.3)
+
+
+def test_an_interval_of_few_draws_holds_the_mean():
+    """Percentiles of 12 draws hold it in 82 % of cases."""
+    rng = np.random.default_rng(7)
+    for n in (5, 12, 50):
+        figures = [mean_of_draws(rng.normal(size=n), signed=True) for _ in range(2000)]
+        assert np.mean([one.low <= 0 <= one.high for one in figures]) == pytest.approx(0.95, abs=0.016)
+        one = around(3.0, [1.0, 2.0, 3.0], 0.5)
+        assert (one.high - 3, 3 - one.low) == pytest.approx([4.302653 * 0.5] * 2)
 
 
 def test_wilson_s_interval_is_scipy_s():

@@ -21,7 +21,7 @@ def kid(fake: Array, real: Array, *, subsets: int = 100, size: int = 1000, seed:
     sides differ."""
     import numpy as np
 
-    from gzcli.metrics.interval import LEVELS
+    from gzcli.metrics.interval import around
 
     fake, real = (np.asarray(f, np.float64) for f in (fake, real))
     if fake.ndim != 2 or real.ndim != 2 or fake.shape[1] != real.shape[1]:
@@ -35,9 +35,7 @@ def kid(fake: Array, real: Array, *, subsets: int = 100, size: int = 1000, seed:
     # All subsets share one kernel matrix where it is smaller than theirs together, else each has its own.
     groups = 1 if len(fake) * len(real) <= subsets * size**2 else subsets
     values = np.concatenate([_mmd2(fake, real, draws[i::groups]) for i in range(groups)])
-    value = values.mean()
-    low, high = value + (np.quantile(values, LEVELS) - value) * np.sqrt(size / (n - size))
-    return Interval(float(value), float(low), float(high))
+    return around(float(values.mean()), values, (size / (n - size)) ** 0.5)
 
 
 def _mmd2(fake: Array, real: Array, draws: list[list[Array]]) -> Array:

@@ -75,8 +75,9 @@ def distances(judge: Any, images: Any, chosen: Array) -> Array:
 
 
 def mean(values: Array) -> Interval:
-    value, half = float(values.mean()), 1.96 * float(values.std()) / len(values) ** 0.5
-    return Interval(value, max(0.0, value - half), value + half)
+    from gzcli.metrics.interval import mean_of_draws
+
+    return mean_of_draws(values)
 
 
 RECON = (Column("lpips_recon", "down"),)

@@ -100,21 +100,16 @@ def _balanced(rows: Array) -> float:
 
 def _interval(average: Callable[[Array], float], values: Array, classes: Array, least: float) -> Interval:
     """The average, of `least` … 1, of the values of each classifier and test image, [S, N]. Its interval is
-    for both draws, of the test images by the bootstrap and of the classifiers by Student's t, whose halves
-    are added in squares."""
+    for both draws, of the test images and of the classifiers, whose halves are added in squares."""
     import numpy as np
-    from scipy.stats import t
 
-    from gzcli.metrics.interval import LEVELS, bootstrap
+    from gzcli.metrics.interval import half_samples, mean_of_draws
 
-    images = bootstrap(average, np.stack([values.mean(0), classes], 1))
-    averages, spread = [average(np.stack([row, classes], 1)) for row in values], 0.0
-    if len(averages) > 1:
-        spread = t.ppf(LEVELS[1], len(averages) - 1) * np.std(averages, ddof=1) / np.sqrt(len(averages))
-    below, above = np.hypot(np.array([images.low, images.high], np.float64) - images.value, spread)
-    return Interval(
-        images.value, float(max(images.value - below, least)), float(min(images.value + above, 1))
-    )
+    images = half_samples(average, np.stack([values.mean(0), classes], 1))
+    averages = [average(np.stack([row, classes], 1)) for row in values]
+    sides = [images, *([mean_of_draws(averages, signed=True)] if len(averages) > 1 else [])]
+    half = float(np.linalg.norm([side.high - side.value for side in sides if side.high is not None]))
+    return Interval(images.value, max(images.value - half, least), min(images.value + half, 1.0))
 
 
 METRICS = (Metric("worth", 120, (Column("worth_*", "up"),), floor="train", of_images=of_images),)
