@@ -108,6 +108,7 @@ def bench(
     slurm: opt.Slurm = None,
     wide: opt.Wide = False,
     report: opt.Report = None,
+    columns: opt.Columns = None,
 ) -> None:
     """Compare models, and images from anywhere, with real ones.
 
@@ -145,7 +146,7 @@ def bench(
         jobs.fetch(networks)
         if entry:
             return play_one(terms.of(entry), out.info)
-        return hold(terms, budget=str(budget), yes=yes, at_once=at_once, page=report)
+        return hold(terms, budget=str(budget), yes=yes, at_once=at_once, page=report, columns=columns)
     data_set, runs, images = find_contestants(contestants or [], data)
     if submit or slurm:
         return jobs.submit("bench", f"bench-{slug(data_set.key)}", seed, job.launch, slurm)
@@ -155,11 +156,11 @@ def bench(
     jobs.fetch(networks)
     folder = claims.new_folder(user_dir("bench"), data_set.key)
     result = jobs.do_job(folder, replace(job, runs=paths, data=data_set.reference, images=tuple(images)))
-    table(result, wide=wide)
+    cite(result, columns) if columns else table(result, wide=wide)
     for text in (*(f"note: {note}" for note in result["notes"]), f"files: {folder}"):
         out.info(text)
     ended(result, folder, took())
-    out.data(with_report(result, folder, report))
+    out.data(with_report(result, folder, report, columns))
 
 
 def check_stats(job: BenchJob) -> None:
@@ -307,7 +308,9 @@ def submit_league(terms: Terms, at_once: int | None, options: list[str] | None) 
         out.info(f"{counted(len(tasks), 'task')}; then the same command without `--submit` makes the tables")
 
 
-def hold(terms: Terms, *, budget: str, yes: bool, at_once: int | None, page: Path | None) -> None:
+def hold(
+    terms: Terms, *, budget: str, yes: bool, at_once: int | None, page: Path | None, columns: str | None
+) -> None:
     """Holds a league and prints its table."""
     from gzcli.league import loop
 
@@ -323,8 +326,8 @@ def hold(terms: Terms, *, budget: str, yes: bool, at_once: int | None, page: Pat
     command = f"cd {shlex.quote(str(Path.cwd()))}\n{shlex.join(['gz', *sys.argv[1:]])}\n"
     mode = "quiet" if out.is_quiet() else "human"
     result = loop.hold(league, at_once=at_once, command=command, say=out.info, mode=mode)
-    show_league(result)
-    out.data(with_report(result, league.folder, page))
+    show_league(result, columns)
+    out.data(with_report(result, league.folder, page, columns))
 
 
 def before_start(league: League, budget: str, *, yes: bool) -> None:
@@ -351,30 +354,22 @@ def before_start(league: League, budget: str, *, yes: bool) -> None:
 # ---------------------------------------------------------------------------- what is printed
 
 
-def show_league(result: dict[str, Any]) -> None:
+def cite(result: Mapping[str, Any], columns: str) -> None:
+    """Prints the table to cite, of these columns alone."""
+    from gzcli.report import cited
+
+    if chosen := cited.table(result, opt.split(columns)):
+        lines = [[f"{cell.text} {cell.small}".strip() for cell in row] for row in chosen.rows]
+        out.table([column.name for column in chosen.columns], lines)
+        out.info(chosen.caption)
+
+
+def show_league(result: dict[str, Any], columns: str | None = None) -> None:
     """Prints the table, the best first, and where the files are."""
-    metric, equal = result["metric"], {}
-    if metric and result["equal_calls"]:
-        equal = {row["model"]: row for row in standings.summary(result["equal_calls"], metric)}
-    at = [f"at {result['equal_calls'][0]['setting']}"] if equal else []
-    names = {standings.base(name) for row in result["summary"] for name in row["metrics"]} - {metric}
-    beside = [name for name in names if column_of(name).beside]
-    beside.sort(key=lambda name: -column_of(name).keep)  # the least to spare first
-    titles = [name.removesuffix("_lenet") for name in beside]
-    head = ["", "model", metric or "", "excess", *titles, *at, "params", "calls", "s/image"]
-    lines = []
-    for row in result["summary"]:
-        line = [row["place"], row["title"], with_deviation(row, metric), with_interval(row, metric)]
-        line += [short(standings.value_of(row, name)) for name in beside]
-        if equal:
-            line.append(with_interval(equal.get(row["model"]) or {}, metric))
-        params = count(row["params"]) if row["params"] else None
-        lines.append([*line, params, short(row["calls"]), short(row["sample_seconds"], 2)])
-    for title, floor in floors_of(result["rows"]).items():
-        real = [short(floor.get(name)) for name in beside]
-        lines.append([None, title, short(floor.get(metric)), None, *real, *[None] * (len(at) + 3)])
-    spare = ("s/image", "calls", "params", *at, *reversed(titles))
-    out.table(head, lines, spare=spare, elsewhere="`--json` has them")
+    if columns:
+        cite(result, columns)
+    else:
+        standings_table(result)
     for row in result["rows"]:
         if row.get("error"):
             out.info(f"failed: {row['model']}, seed {row['seed']}: {row['error']}")
@@ -386,10 +381,37 @@ def show_league(result: dict[str, Any]) -> None:
         if text:
             out.info(text)
     best = standings.first_of({row["title"]: row["place"] for row in result["summary"]})
-    facts = [f"best by {metric}: {' and '.join(best)}"] if best else []
+    facts = [f"best by {result['metric']}: {' and '.join(best)}"] if best else []
     if failed := sum("error" in row for row in result["rows"]):
         facts.append(f"{failed} of {counted(len(result['rows']), 'training')} failed")
     end(facts, [(f"gz report {quoted(result['folder'])}", "a page of it")])
+
+
+def standings_table(result: Mapping[str, Any]) -> None:
+    metric, equal = result["metric"], {}
+    if metric and result["equal_calls"]:
+        rows = standings.summary(result["equal_calls"], metric, result["budget"])
+        equal = {row["model"]: row for row in rows}
+    at = [f"at {result['equal_calls'][0]['setting']}"] if equal else []
+    names = {standings.base(name) for row in result["summary"] for name in row["metrics"]} - {metric}
+    beside = [name for name in names if column_of(name).beside]
+    beside.sort(key=lambda name: -column_of(name).keep)  # the least to spare first
+    titles = [name.removesuffix("_lenet") for name in beside]
+    head = ["", "model", metric or "", "excess", *titles, *at, "trained", "params", "calls", "s/image"]
+    lines = []
+    for row in result["summary"]:
+        line = [row["place"], row["title"], with_deviation(row, metric), with_interval(row, metric)]
+        line += [short(standings.value_of(row, name)) for name in beside]
+        if equal:
+            line.append(with_interval(equal.get(row["model"]) or {}, metric))
+        params = count(row["params"]) if row["params"] else None
+        trained = duration(row["train_seconds"]) if row["train_seconds"] else None
+        lines.append([*line, trained, params, short(row["calls"]), short(row["sample_seconds"], 2)])
+    for title, floor in floors_of(result["rows"]).items():
+        real = [short(floor.get(name)) for name in beside]
+        lines.append([None, title, short(floor.get(metric)), None, *real, *[None] * (len(at) + 4)])
+    spare = ("s/image", "calls", "params", "trained", *at, *reversed(titles))
+    out.table(head, lines, spare=spare, elsewhere="`--json` has them")
 
 
 def floors_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, float]]:

@@ -224,6 +224,8 @@ def switch(json: Json = False, quiet: Quiet = False) -> None:
 Wide = Annotated[bool, option("--wide", "Print every column in full, wider than the terminal.", panel=OUTPUT)]
 _REPORT_HELP = "Write the results as HTML, Markdown and LaTeX tables too."
 Report = Annotated[Path | None, option("--report DIR", _REPORT_HELP, panel=OUTPUT)]
+_COLUMNS_HELP = "Columns of the report's table to cite, such as `fd,recall,bpd,seconds`."
+Columns = Annotated[str | None, option("--columns C[,C…]", _COLUMNS_HELP, panel=OUTPUT)]
 Yes = Annotated[bool, option("--yes -y", "Do not ask.")]
 Force = Annotated[bool, option("--force", "Write over a file that is there.")]
 

@@ -8,20 +8,20 @@ from typing import Annotated, Any
 
 from gzcli.cli import out
 from gzcli.cli.jobs import bytes_of, end, quoted, took
-from gzcli.cli.options import argument, option
+from gzcli.cli.options import Columns, argument, option, split
 
 _Folder = Annotated[Path, argument("FOLDER", "Of a `gz bench` or `gz ood`: the one it calls `files`.")]
 _Out = Annotated[Path | None, option("--out DIR", "Where to write; into FOLDER/report without it.")]
 
 
-def report(folder: _Folder, to: _Out = None) -> None:
+def report(folder: _Folder, to: _Out = None, columns: Columns = None) -> None:
     """Write the results of a `gz bench` or `gz ood` as a page of HTML, as Markdown and as LaTeX tables.
 
-    The page needs no other file and no network.
+    The page needs no other file and no network. LaTeX gets the table to cite.
     """
     from gzcli.report.write import write
 
-    made = write(folder, to)
+    made = write(folder, to, split(columns))
     page = Path(made["html"])
     out.text(str(page))
     look = (f"python -m webbrowser {quoted(page)}", "the page in a browser")
@@ -38,12 +38,14 @@ def check_report(to: Path | None) -> None:
         check(to)
 
 
-def with_report(result: Mapping[str, Any], folder: Path, to: Path | None) -> dict[str, Any]:
+def with_report(
+    result: Mapping[str, Any], folder: Path, to: Path | None, columns: str | None = None
+) -> dict[str, Any]:
     """The result of a verb; where `--report DIR` was given, with the report's paths, once it is written."""
     if not to:
         return dict(result)
     from gzcli.report.write import write
 
-    made = write(folder, to)
+    made = write(folder, to, split(columns))
     out.info(f"report: {made['html']}")
     return {**result, "report": made}

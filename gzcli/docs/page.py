@@ -186,7 +186,8 @@ def _figures(row: Mapping[str, str]) -> str:
 
 def league_table(data: str, scale: str) -> tuple[list[str], list[tuple[Mapping[str, str], list[str]]]]:
     """The figures of a league and of peers on its set: their names, and each row with its cells."""
-    peers = [{"place": "", "sample_seconds": "", "params": "", **row} for row in measured.peers(data)]
+    empty = dict.fromkeys(("place", "sample_seconds", "params", "n", "train_steps", "late"), "")
+    peers = [{**empty, "train_seconds": row["seconds"], **row} for row in measured.peers(data)]
     rows = [(row, _cells(row)) for row in (*measured.standings(data, scale), *peers)]
     names = sorted(dict.fromkeys(name for _, cells in rows for name in cells), key=measured.order)
     return names, [(row, [cells.get(name, "–") for name in names]) for row, cells in rows]

@@ -111,6 +111,12 @@ def choose(names: Sequence[str] | None, pack: Pack | None = None) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def sampler_of(trained: Trained) -> dict[str, Any]:
+    """The resolved options of its sampler, and the guidance that these mean."""
+    options = dict(trained.part.sample)
+    return options if trained.guidance is None else options | {"guidance": trained.guidance}
+
+
 def brief(values: Mapping[str, float]) -> str:
     return "   ".join(f"{k} {v:.4g}" for k, v in values.items() if k.startswith(("fd", "bpd", "nats")))
 
@@ -422,7 +428,8 @@ class Judge:
             "drawn": floor.drawn,
             "floor": {name: value.value for name, value in floor.figures.items()},
             "excess": self.excesses(figures, floor),
-            "sample": dict(trained.part.sample) if trained else {},
+            "title": trained.title_of_samples if trained else entry.name,
+            "sample": sampler_of(trained) if trained else {},
             "precision": trained.precision if trained else None,
             "conditional": entry.images.labels is not None,
             "levels": levels,

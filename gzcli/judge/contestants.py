@@ -97,9 +97,8 @@ def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log)
     if (n := len(images)) < job.n:
         notes.append(f"`{trained.title}` has {n:,} samples: more take longer than its training")
     image_set = ImageSet(images, None if labels is None else labels[:n].numpy())
-    return Contestant(
-        trained.title, image_set, str(owner.path), trained, seconds, str(path), notes, strata=strata
-    )
+    title = trained.title_of_samples
+    return Contestant(title, image_set, str(owner.path), trained, seconds, str(path), notes, strata=strata)
 
 
 def patient_draw(

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from gzcli.core.devices import trains_on_cpu
+from gzcli.core import rates
+from gzcli.core.devices import cpu_name, trains_on_cpu
 from gzcli.core.errors import DeviceError, GzError, MissingError, UsageError
 from gzcli.core.sections import LaunchSection, Part
 from gzcli.core.types import Report, Say, silent, unreported
@@ -470,6 +471,8 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
         "packages": {name: version(name) for name in packages},
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "machine": cpu_name(),
+        "instructions": list(rates.instruction_sets()),
         "git": git_state(),
         "processes": p.processes,
         "threads": p.threads,

@@ -10,6 +10,7 @@ import ast
 import hashlib
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -95,6 +96,15 @@ class Entry(Training):
     def key(self) -> str:
         """Key under which `Terms.of` looks it up."""
         return f"{self.request.what}:{self.seed}"
+
+    @property
+    def command(self) -> str:
+        """The command that trains it alone."""
+        flags = {key: value for key, value in self.request.flags.items() if value is not None}
+        settings = [*self.request.sets, *(f"{key}={value}" for key, value in flags.items() if key != "seed")]
+        words = ["gz", "train", self.request.what, "--seed", str(self.seed)]
+        words += ["--data", self.request.data] if self.request.data else []
+        return shlex.join([*words, *(word for setting in settings for word in ("--set", setting))])
 
 
 def entries_of(
@@ -271,10 +281,13 @@ def kept_steps(run: Run) -> list[tuple[int, float]]:
 
 
 def facts_of(run: Run) -> dict[str, Any]:
-    """The title of a run; parameters, peak memory in bytes, seconds and steps, over all of its stages."""
-    parts = [part.status() for part in run.stages or [run]]
+    """The title, commit and machine of a run; over all of its stages parameters, peak memory in bytes,
+    seconds and steps."""
+    parts, made = [part.status() for part in run.stages or [run]], run.environment
     return {
         "run": run.id,
+        "commit": (made.get("git") or {}).get("commit"),
+        "machine": made.get("machine"),
         "title": run.title,
         "params": sum(status.get("params") or 0 for status in parts),
         "train_seconds": round(run.training_seconds, 1),

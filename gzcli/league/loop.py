@@ -23,7 +23,6 @@ from gzcli.store import claims, files
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
 
-LATE = 1.25  # times the budget from which it is told that a training took longer
 MARKERS = "osD^vP*X"
 Point = tuple[float, float, float | None]  # x, mean over seeds, standard deviation over seeds
 
@@ -75,15 +74,17 @@ def hold(
             files.write_atomic(folder / "command.sh", command)
         with signals.noted() as heard:
             result, failed = play(held, turns(held, at_once, heard, say, mode), heard, say)
-        took = [row.get("train_seconds", 0) for row in result["rows"]]
-        if longer := [seconds for seconds in took if seconds > LATE * terms.budget]:
+        took = [row.get("train_seconds") or 0 for row in result["rows"]]
+        if longer := [seconds for seconds in took if seconds > standings.LATE * terms.budget]:
             result["notes"].append(
-                f"{len(longer)} of {len(took)} trainings took up to {duration(max(longer))} and not "
-                f"{duration(terms.budget)}: the machine was busier than at first, or validation and pictures "
-                "took more than their share"
+                f"{len(longer)} of {len(took)} trainings took up to {duration(max(longer))} for a budget of "
+                f"{duration(terms.budget)}, and have no place: validation, pictures or what is computed "
+                "before the training took more than their share"
             )
+        if len(terms.seeds) == 1:
+            result["notes"].append("1 seed: ± is of the images, and another seed may differ by more")
         draw(folder, result)
-        result |= {"left_out": dict(held.left_out), "budget": terms.budget}
+        result |= {"left_out": dict(held.left_out)}
         files.write_json(Run(folder).league_file, result)
     if len(failed) == len(held.entries):
         message = f"all {counted(len(failed), 'training')} failed: {failed[0].message}"
@@ -123,6 +124,7 @@ def play(
         so_far = [row for key in sorted(rows) for row in rows[key]]
         metric = standings.ranking_metric(so_far, terms.job.metrics, facts["directions"])
         say(f"{head}: {in_short(rows[i][0], metric)}, {duration(time.monotonic() - since)}")
+        facts["budget"] = terms.budget
         result = write(held.folder, standings.of_one_size(so_far), metric, facts)
     if heard:
         raise stopped(heard[0])
@@ -175,7 +177,8 @@ def train(entry: Entry, budget: float, head: str, say: Say) -> Run:
 
 def facts_of(entry: Entry, run: Run | None) -> dict[str, Any]:
     """The model of a row, its seed, and what its run is and took."""
-    return {"model": entry.model, "seed": entry.seed, **(league.facts_of(run) if run else {})}
+    facts = {"model": entry.model, "seed": entry.seed, "command": entry.command}
+    return facts | (league.facts_of(run) if run else {})
 
 
 def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -204,6 +207,7 @@ def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[d
             rate = row["metrics"].get("samples_per_s")
             of_setting = {
                 "setting": description["setting"],
+                "title": row["title"],
                 "at_seconds": description.get("seconds"),
                 "calls": row.get("calls"),
                 "steps": row["sample"].get("steps"),
@@ -221,12 +225,12 @@ def write(
     main = [row for row in rows if row["setting"] == "default"]
     equal = [row for row in rows if row["setting"].endswith("calls")]
     curves = {kind: [row for row in rows if row["setting"] == kind] for kind in ("steps", "time")}
-    best_first = standings.summary(main, metric)
+    best_first, best_of_equal = (standings.summary(some, metric, facts["budget"]) for some in (main, equal))
     tables = {
         "league": standings.table_of(main),
         "summary": standings.summary_table(best_first),
         "equal_calls": standings.table_of(equal) if equal else "",
-        "summary_equal_calls": standings.summary_table(standings.summary(equal, metric)) if equal else "",
+        "summary_equal_calls": standings.summary_table(best_of_equal) if equal else "",
         "curve_steps": standings.table_of(curves["steps"]) if curves["steps"] else "",
         "curve_time": standings.table_of(curves["time"], "at_seconds") if curves["time"] else "",
     }

@@ -126,6 +126,8 @@ def excesses() -> dict[str, dict[str, float]]:
     table: dict[str, dict[str, float]] = {}
     for data, scale in measured.places():
         for row in measured.standings(data, scale):
+            if row.get("late") == "True":  # it had more training than the others
+                continue
             for judge in JUDGES:
                 if value := row.get(f"{judge}_excess"):
                     # below half its interval an excess cannot be told from 0

@@ -88,7 +88,7 @@ def parts(rows: np.ndarray, n: int, most: int) -> list[np.ndarray]:
     return [rows[np.sort(order[i * n : (i + 1) * n])] for i in range(min(most, len(rows) // n))]
 
 
-def mean_of_draws(draws: Sequence[float], *, signed: bool = False) -> Interval:
+def mean_of_draws(draws: Sequence[float] | np.ndarray, *, signed: bool = False) -> Interval:
     """The mean of a figure over several draws of images, with Student's interval of that mean."""
     values = np.asarray(draws, np.float64)
     figure = around(float(values.mean()), values, len(values) ** -0.5)

@@ -16,6 +16,7 @@ from gzcli.metrics.metric import column_of, ranking
 AXES = {"steps": ("calls", "network calls an image"), "time": ("at_seconds", "seconds of training")}
 Row = Mapping[str, Any]
 SECOND = "fd_second"  # the figure of the second judge
+LATE = 1.25  # times the budget, above which a training took too long to have a place
 
 NUMBERS = ("params", "train_seconds", "train_steps", "sample_seconds", "steps", "calls", "peak_memory")
 IDENTITY = ("model", "title", "seed", "setting", "run", "n", "drawn")
@@ -187,10 +188,13 @@ def of_seed(rows: Sequence[Row], seed: int, metric: str) -> dict[str, float]:
     return {model: excess.size for model, excess in values.items() if excess is not None}
 
 
-def summary(rows: Sequence[Row], metric: str | None) -> list[dict[str, Any]]:
+def summary(rows: Sequence[Row], metric: str | None, budget: float | None = None) -> list[dict[str, Any]]:
     """A row for each model, the best first: NUMBERS and metrics as means over its seeds, standard deviations
     (None for one seed), excesses with their intervals, its place, and the numbers of complete and failed
-    seeds."""
+    seeds.
+
+    budget: seconds of training that each model had. One that took over `LATE` times as long has no place.
+    """
     summaries, of_metric = [], {}
     for model in dict.fromkeys(row["model"] for row in rows):
         of_model = [row for row in rows if row["model"] == model]
@@ -203,7 +207,9 @@ def summary(rows: Sequence[Row], metric: str | None) -> list[dict[str, Any]]:
             for name in dict.fromkeys([*([metric] if metric else []), *with_floor])
             if any(name_of(row, name) for row in complete)
         }
-        if metric in excesses:
+        longest = max(present(row.get("train_seconds") for row in complete), default=0.0)
+        late = bool(budget and longest > LATE * budget)
+        if metric in excesses and not late:
             of_metric[model] = excesses[metric]
         summaries.append(
             {
@@ -211,6 +217,7 @@ def summary(rows: Sequence[Row], metric: str | None) -> list[dict[str, Any]]:
                 "title": next((row["title"] for row in complete if row.get("title")), model),
                 "seeds": len(complete),
                 "failed": len(of_model) - len(complete),
+                "late": late,
                 "n": min((row["n"] for row in complete if row.get("n")), default=None),
                 **{key: mean(present(row.get(key) for row in complete)) for key in NUMBERS},
                 "metrics": {name: fmean(samples) for name, samples in values.items() if samples},

@@ -13,6 +13,7 @@ from PIL import Image
 from gzcli.engine.sheets import grid
 from gzcli.metrics.metric import column_of
 from gzcli.metrics.standings import AXES, Excess, base, comparable, excess_from, excess_of, first_of
+from gzcli.report import cited
 from gzcli.report import document as doc
 from gzcli.report.document import Cell, Chart, Column, Dots, Estimate, Picture, Section, Series, Table
 from gzcli.report.results import Results, Row, facts_of, rows_of, words
@@ -32,8 +33,11 @@ CAPTION = (
 )
 
 
-def document(results: Results) -> doc.Document:
-    """The report; keys that the results lack are left out."""
+def document(results: Results, columns: Sequence[str] = ()) -> doc.Document:
+    """The report; keys that the results lack are left out.
+
+    columns: of the table to cite; without any its usual ones.
+    """
     result, figures = results.result, Figures(results.result, rows_of(results.result))
     data, summary = str(result.get("data", "?")), rows_of(result, "summary")
     equal = rows_of(result, "equal_calls")
@@ -42,7 +46,9 @@ def document(results: Results) -> doc.Document:
     failed = ", ".join(title for title, row in figures.titled if row.get("error"))
     failed = f"Failed: {failed}." if failed else ""
     title = f"At {equal[0].get('setting', 'equal calls')}" if equal else ""
+    to_cite = cited.table(result, columns)
     sections = [
+        Section(cited.TITLE, [to_cite] if to_cite else []),
         Section("League", [standings(summary, figures)] if summary else [], agreement(result)),
         Section("Curves", curves(result)),
         Section("Figures", [figures.table("Figures")], f"{failed} {second_judge(result)}".strip()),

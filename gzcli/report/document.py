@@ -37,6 +37,7 @@ class Table:
     columns: Sequence[Column]
     foot: Sequence[Sequence[Cell]] = ()  # rows that stay below, as the floor
     caption: str = ""  # what the figures mean
+    cited: bool = False  # whether it is the one that LaTeX gets, where there is one
     kind: str = "table"
 
     @property
@@ -128,6 +129,12 @@ class Document:
     notes: Sequence[str] = ()  # without which the figures could be misread
     sections: Sequence[Section] = field(default_factory=list)
     command: str = ""  # the line that makes the results again
+
+    @property
+    def tables(self) -> list[Table]:
+        """The tables for LaTeX: those to cite, or all where there is none."""
+        every = [item for section in self.sections for item in section.items if isinstance(item, Table)]
+        return [table for table in every if table.cited] or every
 
 
 def is_number(value: Any) -> TypeGuard[float]:

@@ -9,7 +9,7 @@ import io
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from gzcli.core.errors import UsageError
 from gzcli.report import bench, ood
 from gzcli.report.document import Chart, Document, Dots, Picture
 from gzcli.report.results import ANEW, Results, read
@@ -55,13 +56,15 @@ def check(folder: Path) -> None:
         claims.check_empty(folder)
 
 
-def write(place: Path, folder: Path | None = None) -> dict[str, str]:
-    """Writes the report of the results in a folder. Returns the paths of its `html`, `markdown` and
-    `latex`."""
+def write(place: Path, folder: Path | None = None, columns: Sequence[str] = ()) -> dict[str, str]:
+    """Writes the report of the results in a folder. Returns the paths of its `html`, `markdown` and `latex`.
+
+    columns: of the table of a bench to cite; without any its usual ones.
+    """
     results = read(place)
     folder = (folder or results.folder / "report").absolute()
     check(folder)
-    report = document(results)
+    report = document(results, columns)
     files.make_folder(folder)
     if not Run(folder).is_marked("report"):
         Run(folder).mark("report")
@@ -79,10 +82,15 @@ def write(place: Path, folder: Path | None = None) -> dict[str, str]:
     return {form: str(folder / name) for form, name in FORMS.items()}
 
 
-def document(results: Results) -> Document:
+def document(results: Results, columns: Sequence[str] = ()) -> Document:
     """The report. Raises DamagedError for results whose values are of other types, as a stranger's may be."""
     with files.reading(results.file, ANEW):
-        return (bench if results.verb == "bench" else ood).document(results)
+        if results.verb == "bench":
+            return bench.document(results, columns)
+    if columns:
+        raise UsageError("`--columns` chooses figures of a `gz bench`, and these are of a `gz ood`")
+    with files.reading(results.file, ANEW):
+        return ood.document(results)
 
 
 def with_paths(report: Document) -> Iterator[tuple[Chart | Dots | Picture, str]]:

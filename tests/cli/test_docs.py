@@ -154,10 +154,11 @@ def test_a_league_becomes_files_that_pages_and_trainings_read(reference):
 
 def test_figures_stand_beside_those_of_papers_and_peers(reference):
     """Likelihoods of several kinds are several columns."""
-    head = "place,model,train_seconds,sample_seconds,params,fd,fd_sd,fd_excess,fd_excess_half,bpd,"
-    head += "nats|y,swd\n"
-    rows = "1–2,fm,480,.01,1000,75,,45,8,1.5,,9\n1–2,glow,480,,1000,80,2,50.2,8,1.2,,9\n"
-    rows += "3,cvae,480,,9,,,,,,87,\n"
+    head = "place,late,model,n,train_seconds,train_steps,sample_seconds,params,fd,fd_sd,fd_excess,"
+    head += "fd_excess_half,bpd,nats|y,swd\n"
+    rows = "1–2,False,fm,2000,480,70,.01,1000,75,,45,8,1.5,,9\n"
+    rows += "1–2,False,glow,10000,480,80,,1000,80,2,50.2,8,1.2,,9\n"
+    rows += ",True,cvae,10000,610,90,,9,,,,,,87,\n"
     (reference / "summary.csv").write_text(head + rows)
     head = "name,version,model,seconds,train_steps,fd,fd_excess,fd_excess_half\n"
     peers = head + "normflows,1.7,glow,480,62,90,60,9\n"
@@ -182,9 +183,11 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference):
     league = rendered("league", leagues=[facts], detections=measured.detections())
     lines = [re.sub(r"\(models/\w+.md\)", "", line) for line in league.splitlines()]
     assert lines[-2:] == [f"| [glow] | {cell} |", "| baseline | 0.950 by png |"]
-    assert r"|  | model | fd | bpd (ode) | bpd (bound) | nats\|y (bound) | parameters | s/image |" in lines
-    assert "| 1–2 | [fm] | 75 (+45 ± 8) | 1.5 | – | – | 1,000 | 0.01 |" in lines
-    assert "| – | normflows 1.7, as [glow] | 90 (+60 ± 9) | – | – | – | – | – |" in lines
+    head = r"|  | model | fd | bpd (ode) | bpd (bound) | nats\|y (bound) | samples | trained | steps |"
+    assert f"{head} parameters | s/image |" in lines
+    assert "| 1–2 | [fm] | 75 (+45 ± 8) | 1.5 | – | – | 2,000 | 480 s | 70 | 1,000 | 0.01 |" in lines
+    assert "| – | [cvae] † | – | – | – | 87 | 10,000 | 610 s | 90 | 9 | – |" in lines, "too late for a place"
+    assert "| – | normflows 1.7, as [glow] | 90 (+60 ± 9) | – | – | – | – | 480 s | 62 | – | – |" in lines
 
 
 def test_leagues_of_one_set_and_scale_are_joined(reference, tmp_path, monkeypatch):

@@ -85,7 +85,12 @@ def judged(monkeypatch):
         log.append(job)
         figure = FD[run.model, int(run.tree()["seed"])]
         facts = {"intervals": {"fd": [figure - 1, figure + 1]}, "calls": 20, "sample": {"steps": 10}}
-        facts |= {"floor": {"fd": 10.0}, "excess": {"fd": [figure - 10, figure - 12, figure - 8]}, "n": job.n}
+        facts |= {
+            "title": run.title,
+            "floor": {"fd": 10.0},
+            "excess": {"fd": [figure - 10, figure - 12, figure - 8]},
+            "n": job.n,
+        }
         rows = [
             {"model": run.model, "metrics": {"fd": figure + i, "samples_per_s": 50.0}, **facts}
             for i in range(len(job.variants))
@@ -119,6 +124,10 @@ def test_every_model_is_a_row_and_the_best_is_first(call, home, trained, judged,
     wanted = {"params": "1000", "train_seconds": "12.0", "sample_seconds": "0.02", "fd_low": "89.0"}
     wanted |= {"fd_floor": "10.0", "peak_memory": "100000000"}
     assert {key: rows[0][key] for key in wanted} == wanted
+    (league,) = (home / "bench").glob("league-*/league.json")
+    facts = json.loads(league.read_text())["rows"][0]
+    assert facts["machine"] == devices.cpu_name() and facts["sample"] == {"steps": 10} and "commit" in facts
+    assert facts["command"].startswith("gz train vae --seed 0 --data digits --set ")
     assert [row["model"] for row in table(home, "equal_calls")] == ["fm", "fm"]  # it alone has steps
     (best, *_) = table(home, "summary")
     assert (best["model"], best["place"], float(best["fd_excess"])) == ("fm", "1–3", pytest.approx(12))
@@ -344,8 +353,8 @@ def test_a_long_league_and_long_trainings_are_told(call, home, trained, judged):
     assert "more than a day" not in call(*WORDS, "--models", "vae", "--yes")[2]
     words = (word.replace("0.2m", "5s") for word in WORDS)  # the run says 12 seconds
     said = " ".join(call(*words, "--models", "vae")[2].split())
-    assert "1 of 1 trainings took up to 12s and not 5s" in said
-    assert "and not" not in call(*WORDS, "--models", "vae")[2]
+    assert "1 of 1 trainings took up to 12s for a budget of 5s, and have no place" in said
+    assert "have no place" not in call(*WORDS, "--models", "vae")[2]
 
 
 def test_a_wrong_league_is_refused(call, monkeypatch):

@@ -27,6 +27,7 @@ from gzcli.core import streams
 from gzcli.core.errors import GzError
 from gzcli.launch import launcher
 from gzcli.report import bench as of_bench
+from gzcli.report import cited
 from gzcli.report import ood as of_ood
 from gzcli.report import write as escapes
 from gzcli.report.document import Chart, Dots, Estimate, Picture, Series
@@ -131,8 +132,44 @@ def written(call, folder: Path, *words: str) -> dict[str, str]:
     return {name: (folder.parent / "out" / name).read_text() for name in FORMS}
 
 
+def best_of(page: str, section: str) -> list[str]:
+    """The bold figures of a section of a page."""
+    after = page.partition(f">{section}</h2>")[2].partition("</section>")[0]
+    return re.findall(r'<td class="num best"[^>]*><span>([^<]*)', after)
+
+
 def items_of(folder: Path, verb=of_bench) -> list:
     return [item for section in verb.document(read(folder)).sections for item in section.items]
+
+
+def league_json() -> dict:
+    """A league of two seeds: `b` is not told apart from `a`, and `c` is; `b` has fewer samples."""
+    values = {"a": (10.0, 12.0), "b": (13.0, 14.0), "c": (40.0, 41.0)}
+    rows = [
+        {"model": name, "title": f"{name}, guided 1.3", "seed": seed, "n": 50 if name == "b" else 200}
+        | {"metrics": {"fd": fd, "bpd": fd / 10}, "excess": {"fd": [fd - 2 * (name == "b"), fd - 3, fd + 3]}}
+        | {"intervals": {"fd": [fd - 1, fd + 1]}, "train_seconds": 60.4, "train_steps": 100, "params": 5}
+        for name, pair in values.items()
+        for seed, fd in enumerate(pair)
+    ]
+    summary = [{"model": name, "title": f"{name}, guided 1.3", "place": "1"} for name in values]
+    return {"data": "digits", "rows": rows, "summary": summary, "metric": "fd", "directions": {"fd": "down"}}
+
+
+def test_the_table_to_cite_has_one_kind_of_error_and_ties_are_bold(call, tmp_path):
+    folder = tmp_path / "league"
+    files.write_json(folder / "league.json", league_json())
+    table = cited.table(league_json(), ("fd", "seconds"))
+    assert [cell.text for cell in table.columns[0].cells] == [f"{name}, guided 1.3" for name in "abc"]
+    figures = table.columns[1].cells
+    half = 12.706  # Student's t of two seeds that differ by 2, whose mean has a deviation of 1
+    assert [cell.small for cell in figures] == [f"± {half:.4g}", "± 6.353", "± 6.353"]
+    assert [cell.best for cell in figures] == [True, True, False]
+    tex = written(call, folder, "--columns", "fd,bpd,seconds")["report.tex"]
+    assert tex.count("tabular}") == 2 and "booktabs" in tex, "one table"
+    assert r"a, guided 1.3 & {}\textbf{11} {\scriptsize $\pm$ 12.71} & " in tex
+    code, _, stderr = call("report", str(folder), "--columns", "fdd")
+    assert code == 2 and "no column `fdd`" in stderr and "`fd`" in stderr
 
 
 def test_the_page_asks_for_nothing_and_runs_nothing_but_its_own(call, bench, ood):
@@ -193,7 +230,7 @@ def test_figures_come_with_floor_interval_and_direction(call, bench):
     page = Page(texts["report.html"])
     cells = [cell.strip() for cell in page.cells]
     assert {"fd↓", "recall↑", "40[38, 43]", "25", "10[9, 11]", "0.25", "1.23M", "90.5", "30± 3"} <= set(cells)
-    best = re.findall(r'<td class="num best"[^>]*><span>([^<]*)', texts["report.html"])
+    best = best_of(texts["report.html"], "Figures")
     assert best == ["0.25", "25"]  # the least distance, the highest recall
     assert "**25**" in texts["report.md"] and "\\textbf{25}" in texts["report.tex"]
     assert "Best by \\`fd\\`: " in texts["report.md"], "the name in this sentence is escaped as a whole"
@@ -369,7 +406,7 @@ def test_a_league_has_standings_and_curves(call, home):
         "gz bench --train-missing --budget 8m",
     ):
         assert text in texts["report.md"]
-    assert "% At 20 calls" in texts["report.tex"]
+    assert "% To cite" in texts["report.tex"] and "At 20 calls" in texts["report.md"]
     items = items_of(league)
     (chart,) = [item for item in items if isinstance(item, Chart)]
     lines = {line.name: line.points for line in chart.series}
@@ -393,7 +430,7 @@ def test_only_contestants_of_as_many_images_are_compared(call, tmp_path, capsys)
     made["places"] = {"a": "1–2", "b": "3", "c": "4", "d": "1–2"}
     files.write_json(tmp_path / "bench" / "bench.json", made)
     texts = written(call, tmp_path / "bench")
-    best = re.findall(r'<td class="num best"[^>]*><span>([^<]*)', texts["report.html"])
+    best = best_of(texts["report.html"], "Figures")
     assert sorted(best) == ["1", "20"] and "those of one number of images" in texts["report.md"]
     assert "Not to be told apart as the best by `fd`: a, d." in texts["report.md"]
     (dots,) = [item for item in items_of(tmp_path / "bench") if isinstance(item, Dots)]

@@ -42,7 +42,19 @@ BESIDE = {"torchcfm": "cfm", "denoising-diffusion-pytorch": "ddpm", "pythae": "v
 
 
 # what is kept of a row, so that further models and seeds can join it
-KEPT = (*standings.FACTS, "metrics", "intervals", "excess", "floor", "shape", "error")
+KEPT = (
+    *standings.FACTS,
+    "commit",
+    "machine",
+    "command",
+    "sample",
+    "metrics",
+    "intervals",
+    "excess",
+    "floor",
+    "shape",
+    "error",
+)
 WIDEST, COLOURS = 420, 48  # of a picture of samples
 
 
@@ -68,7 +80,7 @@ def league(*folders: Path, root: Path = measured.ROOT) -> list[Path]:
         (into / "rows.json").write_text(json.dumps(list(rows.values())) + "\n")
         joined = standings.of_one_size(list(rows.values()))
         (into / "league.csv").write_text(standings.table_of(joined))
-        summary = standings.summary_table(standings.summary(joined, about["metric"]))
+        summary = standings.summary_table(standings.summary(joined, about["metric"], about["budget"]))
         (into / "summary.csv").write_text(summary)
         about["seeds"] = sorted({seed for _, seed in rows})
         (into / "about.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
@@ -83,6 +95,8 @@ def earlier(into: Path, about: dict[str, Any]) -> tuple[list[dict[str, Any]], li
     if not (into / "rows.json").is_file():
         return [], []
     facts = json.loads((into / "about.json").read_text())
+    # written by hand: trials of recipes on this league
+    about |= {key: facts[key] for key in ("tuned", "note") if key in facts}
     # eight minutes of a faster processor are more training
     terms = ("budget", "metric", "judges", "machine", "instructions")
     if differing := [key for key in terms if facts.get(key) != about[key]]:

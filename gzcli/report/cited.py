@@ -1,0 +1,110 @@
+"""The table of a bench or league to cite: a few columns, one kind of ±, and bold for every row that intervals
+do not tell apart from the best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gzcli.core.errors import UsageError, did_you_mean
+from gzcli.metrics.metric import column_of
+from gzcli.metrics.standings import SECOND, Excess, base, excess_of, name_of, over_seeds, value_of
+from gzcli.report import document as doc
+from gzcli.report.document import Cell, Column, Table
+from gzcli.report.results import Row, rows_of
+
+FACTS = {"samples": "n", "seconds": "train_seconds", "steps": "train_steps", "params": "params"}
+MOST = 7  # columns of figures and facts without a choice
+LIKELIHOODS = ("bpd", "nats", "bpd|y", "nats|y")
+TITLE = "To cite"
+CAPTION = (
+    "± is half of a 95 % interval: of the images, or by Student's t over several seeds. Bold figures are not "
+    "told apart from the best."
+)
+
+
+def table(result: Row, columns: Sequence[str] = ()) -> Table | None:
+    """A row for each model, the best first; None without rows.
+
+    columns: figures, and keys of FACTS; without any those of a default, at most `MOST`.
+    """
+    groups = models_of(result)
+    if not groups:
+        return None
+    every = [row for rows in groups.values() for row in rows]
+    figures = list(dict.fromkeys(base(name) for row in every for name in row["metrics"]))
+    names = list(columns) or usual(figures, groups)
+    for name in names:
+        if name not in figures and name not in FACTS:
+            hint = did_you_mean(name, [*figures, *FACTS]) or f"columns: {', '.join([*figures, *FACTS])}"
+            raise UsageError(f"the results have no column `{name}`", hint=hint)
+    made = [doc.texts("model", list(groups))]
+    for name in names:
+        made.append(fact(name, groups) if name in FACTS else figure(name, groups))
+    return Table(TITLE, made, caption=CAPTION, cited=True)
+
+
+def models_of(result: Row) -> dict[str, Sequence[Row]]:
+    """The complete rows of each model or contestant by its title, in the order of places."""
+    rows = [row for row in rows_of(result) if row.get("metrics")]
+    if not (summary := rows_of(result, "summary")):
+        places = result.get("places") or {}
+        names = {str(row.get("title") or row.get("name")): [row] for row in rows}
+
+        def first(name: str) -> int:
+            place = str(places.get(names[name][0].get("name")) or "")
+            return int(place.split("–")[0]) if place else len(names)
+
+        return {name: names[name] for name in sorted(names, key=first)}
+    titles = {str(entry.get("title") or entry.get("model")): entry.get("model") for entry in summary}
+    of_model = {title: [row for row in rows if row.get("model") == model] for title, model in titles.items()}
+    return {title: some for title, some in of_model.items() if some}
+
+
+def usual(figures: Sequence[str], groups: dict[str, Sequence[Row]]) -> list[str]:
+    """The figure of the places and of the second judge, what stands beside them, likelihoods, and costs."""
+    quality = [name for name in figures if column_of(name).rank == 1 or name == SECOND]
+    beside = sorted(
+        (name for name in figures if column_of(name).beside and name not in quality),
+        key=lambda name: -column_of(name).keep,
+    )
+    rows = [row for some in groups.values() for row in some]
+    facts = [name for name, key in FACTS.items() if name != "params" and any(row.get(key) for row in rows)]
+    likelihoods = [name for name in LIKELIHOODS if name in figures][:1]
+    left = MOST - len(quality) - len(likelihoods) - len(facts)
+    return [*quality, *beside[: max(0, left)], *likelihoods, *facts][:MOST]
+
+
+def figure(name: str, groups: dict[str, Sequence[Row]]) -> Column:
+    """The mean of each model with half of its interval."""
+    means, worse, way = dict[str, Excess](), dict[str, Excess](), column_of(name).better
+    for title, rows in groups.items():
+        if each := [one for row in rows if (one := estimate(row, name))]:
+            means[title] = over_seeds(each)
+            # above the floor, which makes rows of other numbers of samples comparable
+            excesses = [over for row in rows if (over := excess_of(row, name))]
+            pairs = zip(excesses, each, strict=True)
+            worse[title] = over_seeds([Excess(over.value, over.half or one.half) for over, one in pairs])
+    first = min(worse.values(), key=lambda one: one.value, default=None)
+    cells = []
+    for title in groups:
+        one = means.get(title)
+        half = f"± {doc.number(one.half)}" if one and one.half else ""
+        best = first is not None and one is not None and bool(way) and not first.differs(worse[title])
+        cells.append(Cell(doc.number(one and one.value), half, one and one.value, best and len(worse) > 1))
+    return Column(name, cells, way)
+
+
+def estimate(row: Row, name: str) -> Excess | None:
+    """A figure with half of its interval, 0 where none is known; None for a row without it."""
+    if (value := value_of(row, name)) is None:
+        return None
+    low, high = doc.interval((row.get("intervals") or {}).get(name_of(row, name))) or (value, value)
+    return Excess(value, (high - low) / 2)
+
+
+def fact(name: str, groups: dict[str, Sequence[Row]]) -> Column:
+    values = []
+    for rows in groups.values():
+        numbers = [row[FACTS[name]] for row in rows if doc.is_number(row.get(FACTS[name]))]
+        values.append(round(sum(numbers) / len(numbers)) if numbers else None)
+    return doc.numbers(name, values)
