@@ -8,6 +8,7 @@ reads it."""
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from bisect import bisect_left
@@ -93,6 +94,19 @@ def about(data: str, scale: str) -> dict[str, Any]:
 def standings(data: str, scale: str) -> list[dict[str, str]]:
     """The rows of a league's `summary.csv`, the best first."""
     return rows_of(ROOT / data / scale / "summary.csv")
+
+
+def results() -> str:
+    """The rows of every league as one CSV, each with the set, scale, machine, commit and budget."""
+    rows = []
+    for data, scale in places():
+        made = {key: about(data, scale)[key] for key in ("machine", "commit", "budget")}
+        rows += [{"data": data, "scale": scale, **made, **row} for row in standings(data, scale)]
+    text = io.StringIO()
+    table = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue()
 
 
 def peers(data: str) -> list[dict[str, str]]:

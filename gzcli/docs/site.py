@@ -16,7 +16,6 @@ from gzcli.core import measured
 from gzcli.core.errors import canonical
 from gzcli.docs import page as manual
 from gzcli.docs.page import Page, as_markdown, page_of, picture_name, ready_picture, rendered
-from gzcli.metrics.standings import as_csv
 from gzcli.models import catalog
 from gzcli.store.paths import recipe_names
 from gzcli.store.pretrained import every
@@ -54,7 +53,7 @@ def write(folder: Path, commands: str) -> list[Any]:
     if leagues:
         facts = [(*place, measured.about(*place), *manual.league_table(*place)) for place in leagues]
         files["league"] = rendered("league", leagues=facts, detections=measured.detections())
-        (folder / "results.csv").write_text(results(leagues))
+        (folder / "results.csv").write_text(measured.results())
     for name, text in files.items():
         (folder / f"{name}.md").write_text(text)
     for name, page in pages.items():
@@ -76,17 +75,6 @@ def write(folder: Path, commands: str) -> list[Any]:
     sections = {"Tutorials": navigation(manual.TUTORIALS), "Guides": guides}
     sections["Models"] = ["models/index.md", *families]
     return [{"gz": "index.md"}, *({title: pages_of} for title, pages_of in sections.items())]
-
-
-def results(leagues: Iterable[tuple[str, str]]) -> str:
-    """The rows of every league as one table: set, scale, machine, commit and the columns of its summary."""
-    rows = []
-    for data, scale in leagues:
-        made = measured.about(data, scale)
-        facts = {"data": data, "scale": scale, "machine": made["machine"], "commit": made["commit"]}
-        rows += [facts | {"budget": made["budget"]} | row for row in measured.standings(data, scale)]
-    columns = dict.fromkeys(name for row in rows for name in row)
-    return as_csv([{name: row.get(name) for name in columns} for row in rows])
 
 
 def model_names() -> list[str]:

@@ -531,6 +531,8 @@ def test_the_site_asks_nobody(tmp_path):
     for name in pretrained.names():
         assert f"pretrained:{name}" in ready and (tmp_path / "site" / "pretrained" / f"{name}.png").exists()
     assert "__index" in (tmp_path / "site" / "search" / "search_index.js").read_text()[:20]
+    rows = measured.rows_of(tmp_path / "site" / "results.csv")
+    assert len(rows) == sum(len(measured.standings(*place)) for place in measured.places())
 
 
 WRONG = [
