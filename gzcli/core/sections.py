@@ -24,6 +24,10 @@ MEETING = ("machines", "machine_rank", "main_ip", "main_port")  # where processe
 # pictures and command lines are read by the new name.
 RENAMED: Mapping[str, Mapping[str, str]] = {"sample": {"solver": "sampler"}, "do": {"steps": "frames"}}
 
+# What keys mean, which a resolved recipe notes. In runs that note nothing it is 1: shares of the way to noise
+# are of a model's own time (`strength`, `interval`, the levels of scores). In 2 they are of the noise itself.
+FORMAT = 2
+
 # Options that became constants, by model: older recipes and runs that hold the constant's value are read.
 FIXED: Mapping[str, Mapping[str, float]] = {
     **{name: {"label_dim": 32} for name in ("aae", "cvae", "hvae", "vae")},
@@ -347,6 +351,7 @@ class Part:
     about: the recipe in one line.
     scale: scale of the recipe: tiny, small, full or paper. Default: none.
     seed: seed of the initial weights, the image order and all noise.
+    format: version of the meaning of keys, noted by gz.
     data: the data set.
     train: length of training and batches.
     optim: the optimizer.
@@ -363,6 +368,7 @@ class Part:
     about: str = ""
     scale: Literal["tiny", "small", "full", "paper"] | None = None
     seed: int = ranged(0, "0 … 9,007,199,254,740,991")
+    format: int = ranged(FORMAT, f"1 … {FORMAT}")
     data: DataSection = field(default_factory=DataSection)
     train: TrainSection = field(default_factory=TrainSection)
     optim: OptimSection = field(default_factory=OptimSection)
@@ -389,6 +395,7 @@ class Part:
             "about": self.about,
             "scale": self.scale,
             "seed": self.seed,
+            "format": self.format,
             "model": {"name": self.model, **self.options},
             **{name: sections[name] for name in ("data", "train", "optim")},
             "sample": dict(self.sample),
@@ -410,6 +417,7 @@ def part_of(tree: Mapping[str, Any], stage: str = "") -> Part:
         about=tree.get("about", ""),
         scale=tree.get("scale"),
         seed=tree.get("seed", 0),
+        format=tree.get("format", 1),
         sample={names.get(key, key): value for key, value in sample.items()},
         params=tree.get("params"),
         **{

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from gzcli.core import devices, rates
 from gzcli.core.errors import DamagedError, GzError, MissingError, UsageError, canonical, first_line
-from gzcli.core.sections import Part, part_of
+from gzcli.core.sections import FORMAT, Part, part_of
 from gzcli.core.types import Batch, DataInfo, Noise
 from gzcli.core.units import as_size
 from gzcli.data.packs.augment import patch_of
@@ -46,7 +46,10 @@ def build_model(
     """The model of a recipe, on the CPU so that its weights depend on the seed alone, not on the device."""
     cls = catalog.load_class(card or catalog.card(part.model))
     torch.manual_seed(part.seed)
-    return cls.of(info, **part.options, **(stages or {}))
+    model = cls.of(info, **part.options, **(stages or {}))
+    if part.format < FORMAT:
+        model.on_format(part.format)
+    return model
 
 
 def stages_for(run: Run, card: ModelCard, device: torch.device | str) -> dict[str, Model]:

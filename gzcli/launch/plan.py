@@ -45,7 +45,8 @@ from gzcli.store.runs import Run
 R = TypeVar("R", bound=Recipe)
 OF_START = ("seed", "launch", "params")  # keys that a training from its weights does not take over
 PATIENCE = 1800.0  # seconds that machines wait for each other: images may be packed, somebody still be typing
-NOT_TRAINED = ("about", "bench", "launch", "ood", "params")  # keys of a recipe that do not change a training
+# keys of a recipe that do not change a training
+NOT_TRAINED = ("about", "format", "bench", "launch", "ood", "params")
 
 
 # ---------------------------------------------------------------------------- what was asked for

@@ -145,6 +145,9 @@ class Model(nn.Module):
         """Called with the first batch before the first step, for data-dependent initialisation. It is called
         after a resume too, and then must change nothing."""
 
+    def on_format(self, format: int) -> None:
+        """Called after `__init__` by a recipe of an earlier format, in which keys meant something else."""
+
     def on_step(self, step: int) -> None:
         """Called after each step, and after a resume, for annealing as a function of the step."""
 

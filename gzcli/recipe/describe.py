@@ -43,7 +43,7 @@ def section_texts(section: type) -> dict[str, str]:
 def texts(recipe: Recipe) -> dict[str, str]:
     """The text of each key of a recipe, by dotted key, as far as there is one."""
     of_part, optim = section_texts(Part), section_texts(OptimSection)
-    shared = {key: of_part[key] for key in ("about", "scale", "seed", "params")}
+    shared = {key: of_part[key] for key in ("about", "scale", "seed", "format", "params")}
     for name, section in SECTIONS.items():
         shared |= {f"{name}.{key}": text for key, text in section_texts(section).items()}
     every = dict(shared)

@@ -31,7 +31,7 @@ R = TypeVar("R", bound="Recipe")
 MARKS = ("status.json", "config.json", "model_index.json")
 # section and key of what is a file or a run
 REFERENCES = (("model", "base"), ("data", "latent"), ("train", "init"), ("ood", "background"))
-SHARED = ("about", "scale", "seed", "data", "bench", "launch")  # keys that all parts share
+SHARED = ("about", "scale", "seed", "format", "data", "bench", "launch")  # keys that all parts share
 OF_STAGE = ("model", "data", "train", "optim", "sample", "ood", "params")  # keys of a stage
 
 
@@ -49,6 +49,7 @@ class Recipe:
     about: str
     scale: str | None
     seed: int
+    format: int
     data: DataSection
     bench: BenchSection
     launch: LaunchSection
@@ -89,7 +90,8 @@ class Recipe:
         for part in self.parts:
             tree = part.tree() | {"data": lists(self.own_data.get(part.stage, {}))}
             stages[part.stage] = {key: tree[key] for key in OF_STAGE}
-        first = {"about": self.about, "scale": self.scale, "seed": self.seed, "data": plain(self.data)}
+        first = {key: getattr(self, key) for key in ("about", "scale", "seed", "format")}
+        first["data"] = plain(self.data)
         last = {"bench": plain(self.bench), "launch": plain(self.launch)}
         return {**first, "stages": {name: stages[name] for name in self.stages}, **last}
 

@@ -69,6 +69,7 @@ def _typed(annotation: str) -> str:
 
 DATA, TRAIN, OPTIM, OOD, BENCH, LAUNCH = map(rules_of, SECTIONS.values())
 PART = rules_of(Part)
+FIRST = ("about", "scale", "seed", "format")
 
 
 def schema(card: ModelCard | None) -> Rules:
@@ -80,7 +81,7 @@ def schema(card: ModelCard | None) -> Rules:
     listed = f"Literal[{', '.join(map(repr, scores))}]" if scores else "str"
     of_scores = replace(OOD["scores"], annotation=f"tuple[{listed}, ...] | None")
     return {
-        **{key: PART[key] for key in ("about", "scale", "seed")},
+        **{key: PART[key] for key in FIRST},
         "model": {"name": Rule("str"), **(_rules(card.params) if card else anything)},
         "data": DATA,
         "train": TRAIN,
@@ -97,7 +98,7 @@ def staged(cards: Mapping[str, ModelCard | None]) -> Rules:
     """The rules of a recipe in stages: the sections at the top hold for all stages, those below `stages` for
     one, which cannot have another data set."""
     own_data = {key: rule for key, rule in DATA.items() if key != "name"}
-    first, last = {key: PART[key] for key in ("about", "scale", "seed")}, {"bench": BENCH, "launch": LAUNCH}
+    first, last = {key: PART[key] for key in FIRST}, {"bench": BENCH, "launch": LAUNCH}
     stages: dict[str, Rules] = {}
     for name, card in cards.items():
         rules = {**schema(card), "data": own_data}

@@ -4,6 +4,8 @@ steps of the checks; and the checks, which raise Broken with a sentence on the f
 from __future__ import annotations
 
 import copy
+import itertools
+import math
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +27,8 @@ from gzcli.engine.checkpoint import weights_of
 from gzcli.engine.prepared import with_prepared
 from gzcli.models import catalog
 from gzcli.models.base import Model, Phase, flat_defaults, group_options, named_losses
+from gzcli.models.denoising.process import DiscreteVP, Process
+from gzcli.models.denoising.samplers import solve
 from gzcli.models.nn import ClassEmbedding
 
 SEED = 0
@@ -405,6 +409,65 @@ def evaluation_waits_for_no_other_process(case: Case) -> None:
     require(not met, f"in eval mode the model calls `{next(iter(met), '')}`; see `gzcli.core.ranks`")
 
 
+def a_path_follows_its_marginal(case: Case) -> None:
+    """The derivatives, levels and paths of a denoiser's process are those of its α(t) and σ(t)."""
+    process = getattr(started(case)[0], "process", None)
+    if isinstance(process, Process) and not isinstance(process, DiscreteVP):  # which has few times
+        _check_levels(process)
+        _check_derivatives(process)
+        _check_density(process)
+
+
+def _check_levels(process: Process) -> None:
+    """Requires levels, and falling paths, of the noise that is named."""
+    name = type(process).__name__
+    for share in (0.2, 0.5, 0.8):
+        ratio = math.tan(share * math.pi / 2)
+        level = process.ratio_level(ratio)
+        got, found = level.sigma / level.alpha, process.ratio_level(process.ratio(level.t)).t
+        require(abs(got / ratio - 1) < 0.02, f"`{name}.ratio_level({ratio:.3g})` has a σ/α of {got:.3g}")
+        require(abs(found - level.t) < 0.01 * abs(process.noisy - process.clean), f"`{name}.ratio` is no σ/α")
+        walk = process.path(5, start=share)
+        first, ends = walk[0].sigma / walk[0].alpha, walk[-1].sigma
+        require(abs(first / ratio - 1) < 0.05, f"`{name}.path(start={share})` starts at a σ/α of {first:.3g}")
+        falls = all(a.sigma * b.alpha > b.sigma * a.alpha for a, b in itertools.pairwise(walk))
+        require(falls and ends <= 0.05, f"the noise of `{name}.path` does not fall to the image")
+
+
+def _check_derivatives(process: Process) -> None:
+    """Requires α′ and σ′ that are those of differences, at times of any shape."""
+    name, h = type(process).__name__, 1e-6
+    for share in (0.2, 0.5, 0.8):
+        t = process.at_share(share)
+        before, after, found = process.level(t - h), process.level(t + h), process.derivatives(t)
+        for k, got in enumerate(found, 1):
+            slope = (after[k] - before[k]) / (2 * h)
+            right = abs(got - slope) < 1e-3 * (1 + abs(slope))
+            require(right, f"`{name}.derivatives({t:.3g})` has {got:.4g}, and differences {slope:.4g}")
+        for times in (torch.full((2,), t), torch.full((2, 1, 1, 1), t)):
+            same = all(torch.allclose(torch.as_tensor(v), torch.tensor(w), rtol=1e-3)
+                       for v, w in zip(process.derivatives(times), found, strict=True))  # fmt: skip
+            require(same, f"`{name}.derivatives` differ for times {list(times.shape)}")
+
+
+def _check_density(process: Process, std: float = 0.5) -> None:
+    """Requires that the ODE along `likelihood_path` takes N(0, std²) to the marginals of the process."""
+    walk = process.likelihood_path(0.01, 100)
+
+    def f(x: Tensor, t: Tensor) -> Tensor:
+        _, alpha, sigma = process.levels_at(t)
+        scaled = x / (alpha**2 * std**2 + sigma**2)  # E[x_0 | x] is α std² of it, E[ε | x] σ
+        return process.velocity(x, alpha * std**2 * scaled, sigma * scaled, t)
+
+    first, last = (math.hypot(level.alpha * std, level.sigma) for level in (walk[0], walk[-1]))
+    x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    got = float(solve(f, x, [level.t for level in walk], "rk4"))
+    sentence = (
+        f"the ODE of `{type(process).__name__}` multiplies a Gaussian by {got:.4g}, not {last / first:.4g}"
+    )
+    require(abs(got * first / last - 1) < 0.01, sentence)
+
+
 def every_kind_of_set(case: Case) -> None:
     """The model takes RGB images, several labels at once, and none."""
     refused = ("label-free", *(("multi-label",) if case.options.get("clusters") else ()))
@@ -456,6 +519,7 @@ _CHECKS = (
     *(capabilities_tell_the_truth, each_phase_learns_alone, the_loss_is_a_mean),
     *(the_loss_depends_on_the_batch_alone, samples_are_images, weights_come_back),
     *(scores_know_nothing_of_their_batch, evaluation_waits_for_no_other_process, every_kind_of_set),
+    a_path_follows_its_marginal,
     training_helps,
 )
 CHECKS: dict[str, Callable[[Case], None]] = {check.__name__: check for check in _CHECKS}

@@ -418,7 +418,7 @@ KEYS = {
 def test_a_tree_has_every_key_and_is_resolved_again_as_that_of_a_run(write):
     wgan = "model: {name: wgan}\noptim: {critic: {lr: 1}}\ndata: {name: mnist}"
     tree, card = resolve(write("my.yaml", wgan)).tree(), catalog.card("wgan")
-    assert " ".join(tree) == "about scale seed model data train optim sample ood bench launch params"
+    assert " ".join(tree) == "about scale seed format model data train optim sample ood bench launch params"
     assert {section: " ".join(tree[section]) for section in KEYS} == KEYS
     assert list(tree["model"]) == ["name", *card.params] and list(tree["sample"]) == list(card.sample)
     assert tree["optim"]["critic"] == {"lr": 1.0}, "what a phase does not say it has from the section"

@@ -70,13 +70,15 @@ def test_the_marginals_are_those_of_the_simulated_sde_and_times_have_their_ratio
     path = sde.path(9, "logsnr")[:-1]
     ratios = np.diff([math.log(level.sigma / level.alpha) for level in path])
     np.testing.assert_allclose(ratios, ratios[0], rtol=1e-3)
-    assert path[0].t == 1 and path[-1].t == pytest.approx(sde.start, rel=1e-3)
+    assert path[0].t == 1 and path[-1].t == pytest.approx(sde.clean, rel=1e-3)
     half = sde.path(5, start=0.5)[:-1]
-    assert half[0].t == 0.5 and all(a.t > b.t for a, b in pairwise(half))
+    assert half[0].sigma == pytest.approx(half[0].alpha, rel=1e-3) and all(
+        a.t > b.t for a, b in pairwise(half)
+    )
     # euler–Maruyama forward from the least time, 2,000 steps
     sde, draw = ALL[name], torch.Generator().manual_seed(0)
-    times = np.geomspace(sde.start, 1, 2001)
-    first = sde.level(sde.start)
+    times = np.geomspace(sde.clean, 1, 2001)
+    first = sde.level(sde.clean)
     x = first.alpha * 1.5 + first.sigma * torch.randn(20000, generator=draw, dtype=torch.float64)
     for i, (t, u) in enumerate(pairwise(times)):
         f, g2 = sde.rates(torch.tensor(t))

@@ -120,7 +120,7 @@ class Applications(Denoiser):
     ) -> Applied:
         """Adds noise to images [B, C, H, W] and denoises them, given `labels` if they are known.
 
-        strength: noise level as a share of the way to pure noise, 0 … 1.
+        strength: share of the way from data to noise, 0 … 1; .5 is as much noise as image.
         steps: denoising steps, at most.
         """
         at_least(1, steps=steps)
@@ -141,7 +141,7 @@ class Applications(Denoiser):
     ) -> Applied:
         """Adds noise to images [B, C, H, W] and denoises them towards `labels` (SDEdit).
 
-        strength: noise level as a share of the way to pure noise, 0 … 1; more changes more.
+        strength: share of the way from data to noise, 0 … 1; .5 is as much noise as image. More changes more.
         steps: denoising steps, at most.
         guidance: classifier-free guidance scale. 0: unconditional; 1: no guidance; above 1: sharper.
         """

@@ -67,8 +67,9 @@ class GuidanceOptions:
 class DrawOptions(GuidanceOptions):
     """Options of samples along noise levels, for any sampler.
 
-    interval: interval of times in which guidance is applied, as fractions of the last time (Kynkäänniemi
-      2024).
+    interval: interval of noise in which guidance is applied (Kynkäänniemi 2024, arXiv:2404.07724), as
+      fractions of the way from data to noise; at .5 there is as much noise as image. The paper's σ of .28 …
+      2.9 is .17 … .79.
     weak: run of a weaker model for autoguidance (Karras 2024, arXiv:2406.02507), with fewer steps or a
       smaller network. Replaces the unconditional prediction. Default: none.
     """
@@ -111,6 +112,9 @@ class Denoiser(Labelled):
     def __init__(self, data: DataInfo, net: nn.Module, process: Process, labels: ClusterOptions):
         super().__init__(data, labels)
         self.net, self.process = net, process
+
+    def on_format(self, format: int) -> None:
+        self.process.clock = "time"
 
     # ---- training
 
@@ -233,7 +237,7 @@ class Denoiser(Labelled):
         self.check_guidance(guidance, y)
 
         def denoise(x: Tensor, t: float) -> Estimate:
-            scale = guidance if low <= t / self.process.longest <= high else 1.0
+            scale = guidance if low <= self.process.share(t) <= high else 1.0
             level = self.process.batch_level(x, t)
             estimate = self.to_estimate(self.output(x, level, y, scale, guide), x, level)
             if not options.clip or self.data.levels is None:
@@ -254,7 +258,8 @@ class Denoiser(Labelled):
         def output(x: Tensor, t: Tensor) -> Tensor:
             if y is None or guidance == 1 or (low <= 0 and high >= 1):
                 return self.output(x, self.process.levels_at(t), y, guidance)
-            inside, out = (low <= t) & (t <= high), torch.empty_like(x)
+            share, out = self.process.share(t), torch.empty_like(x)
+            inside = (low <= share) & (share <= high)
             for rows, scale in ((inside, guidance), (~inside, 1.0)):
                 if bool(rows.any()):
                     out[rows] = self.output(x[rows], self.process.levels_at(t[rows]), y[rows], scale)

@@ -10,8 +10,8 @@ CondOT: times from noise at 0 to data at 1, on straight lines (Lipman 2022, arXi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ STOP_TIME = 1e-3  # the time at which samplers of an SDE stop (appendix C); Twee
 # σ/α at the ends of a CondOT path: nearly pure noise, and invisible noise
 START_RATIO, END_RATIO = 80.0, 0.02
 LIKELIHOOD_RATIO = 20.0  # σ/α from which a likelihood takes one step to pure noise, where σ/α is infinite
+HALVINGS = 64  # of the range of times, in which bisection finds one
 ERROR_STEPS = 200  # steps in log σ/α to which noise levels for errors of an SDE are rounded
 
 
@@ -45,44 +46,62 @@ class Level(NamedTuple):
 
 
 class Process(nn.Module):
-    """α(t), σ(t), and functions of them. A process defines the methods that its models use.
+    """A path from data to noise. It is its `marginal`: α(t) and σ(t), of which σ/α rises from `clean` to
+    `noisy`. All else follows by autograd and bisection, and closed forms override it.
+
+    Times are numbers, [B], or of any shape that images broadcast with; what is returned at times [B] is
+    [B, 1, 1, 1]. A share of the way from data to noise is 2/π · arctan(σ/α), on any path: .5 is as much noise
+    as image.
 
     scale: the factor of times t as the network's input; most networks are designed for 0 … 1000.
-    prior_std: the standard deviation of noise at the start of a path.
-    longest: the last time; guidance acts in an interval of shares of it.
+    clean: the time of data.
+    noisy: the time of noise.
+    least_alpha: least α, for a network of which it divides the output.
+    least_sigma: least σ, likewise.
+    clock: what a share is of: the noise; or the process's own `time`, as in runs of format 1.
     """
 
     scale: ClassVar[float] = 1000
-    prior_std: float = 1.0
-    longest: float = 1.0
+    clean: float = 0.0
+    noisy: float = 1.0
+    least_alpha: float = 0.0
+    least_sigma: float = 0.0
+    clock: Literal["noise", "time"] = "noise"
 
-    if TYPE_CHECKING:
-        marginal: Callable[[Tensor], tuple[Tensor, Tensor]]  # α and σ at times of any shape
-        derivatives: Callable[[Any], tuple[Any, Any]]  # α′ and σ′ at times
-        times: Callable[[Tensor], Tensor]  # times [B] of training, of uniform draws [B] in [0, 1)
-        # path(steps, spacing, start): a sampler's path to the clean image, from a share of the way to noise
-        path: Callable[..., list[Level]]
-        ode_times: Callable[..., list[float]]  # of so many steps of a solver from noise to data
-        # likelihood_path(ratio, steps): levels from about the ratio σ/α of data to noise
-        likelihood_path: Callable[[float, int], list[Level]]
-        # the level whose noise-to-signal ratio σ/α is this, or the nearest finite one
-        ratio_level: Callable[[float], Level]
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """α and σ at times of any shape."""
+        raise NotImplementedError
+
+    # ---- at one time
 
     def level(self, t: float) -> Level:
         """The level at one time, in float64."""
-        return Level(t, *map(float, self.marginal(torch.tensor(t, dtype=torch.float64, device="cpu"))))
+        return Level(t, *map(float, self.levels_at(torch.tensor(t, dtype=torch.float64, device="cpu"))[1:]))
 
     def levels_at(self, t: Tensor) -> Level:
-        """The levels at times t [B]."""
-        return Level(t, *self.marginal(per_image(t)))
+        """The levels at times t."""
+        alpha, sigma = self.marginal(per_image(t))
+        return Level(t, alpha.clamp(min=self.least_alpha), sigma.clamp(min=self.least_sigma))
 
-    def most_steps(self, start: float = 1.0) -> Any:
-        """The most steps of a path from a share of the way to noise."""
-        return math.inf
+    def derivatives(self, t: Any) -> tuple[Any, Any]:
+        """α′ and σ′ at times."""
+        if not isinstance(t, Tensor):
+            d_alpha, d_sigma = self.derivatives(torch.tensor(t, dtype=torch.float64, device="cpu"))
+            return float(d_alpha), float(d_sigma)
+        with torch.inference_mode(False), torch.enable_grad():
+            t = per_image(t).detach().clone().requires_grad_()
+            # a constant has no graph
+            values = [(value + 0 * t).sum() for value in self.marginal(t)]
+            d_alpha, d_sigma = (torch.autograd.grad(v, t, retain_graph=True)[0] for v in values)
+        return d_alpha, d_sigma
 
-    def batch_level(self, x: Tensor, t: float) -> Level:
-        """The level at one time for the batch x, from which estimates are computed."""
-        return self.level(t)
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """f and g² of the SDE dx = f x dt + g dw of these marginals (Song 2021, eq. 5; Kingma 2021, eq. 15);
+        g² is negative where time runs from noise to data, as dt is."""
+        _, alpha, sigma = self.levels_at(t)
+        d_alpha, d_sigma = self.derivatives(t)
+        f = d_alpha / alpha
+        return f, 2 * sigma * (d_sigma - f * sigma)
 
     def norm(self, level: Level) -> Any:
         """√(α² + σ²)."""
@@ -93,13 +112,110 @@ class Process(nn.Module):
         d_alpha, d_sigma = self.derivatives(t)
         return d_alpha * x0 + d_sigma * eps
 
+    def batch_level(self, x: Tensor, t: float) -> Level:
+        """The level at one time for the batch x, from which estimates are computed."""
+        return self.level(t)
+
+    @property
+    def prior_std(self) -> float:
+        """The standard deviation of noise at the start of a path."""
+        return self.level(self.noisy).sigma
+
+    def times(self, u: Tensor) -> Tensor:
+        """Times of training, of uniform draws u [B] in [0, 1)."""
+        return self.clean + (self.noisy - self.clean) * u
+
+    # ---- the noise-to-signal ratio
+
+    def ratio(self, t: float) -> float:
+        """σ/α at a time; infinite where α is 0."""
+        level = self.level(t)
+        return level.sigma / level.alpha if level.alpha else math.inf
+
+    def log_ratio_at(self, t: float) -> float:
+        ratio = self.ratio(t)
+        return math.log(ratio) if ratio else -math.inf
+
+    def times_at(self, log_ratio: np.ndarray) -> np.ndarray:
+        """The times at which log σ/α has these values, or the nearest ends, by bisection."""
+        wanted = torch.from_numpy(np.asarray(log_ratio, dtype=np.float64))
+        low, high = torch.full_like(wanted, self.clean), torch.full_like(wanted, self.noisy)
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            alpha, sigma = self.marginal(middle)
+            noisier = sigma.log() - alpha.log() > wanted
+            low, high = torch.where(noisier, low, middle), torch.where(noisier, middle, high)
+        return ((low + high) / 2).numpy()
+
+    def ratio_level(self, ratio: float) -> Level:
+        """The level whose noise-to-signal ratio σ/α is this, or the nearest one of the path."""
+        log_ratio = math.log(ratio) if ratio else -math.inf
+        return self.level(float(self.times_at(np.array([log_ratio]))[0]))
+
+    # ---- shares of the way from data to noise
+
+    def share(self, t: Any) -> Any:
+        """The share of the way to noise at times."""
+        if self.clock == "time":
+            return self.time_share(t)
+        if isinstance(t, Tensor):
+            _, alpha, sigma = self.levels_at(t)
+            return torch.atan2(sigma, alpha).view_as(t) * (2 / math.pi)
+        level = self.level(t)
+        return math.atan2(level.sigma, level.alpha) * (2 / math.pi)
+
+    def time_share(self, t: Any) -> Any:
+        """The share by the clock of time."""
+        return t
+
+    def at_share(self, share: float) -> float:
+        """The time at a share of the way to noise, or the nearest end."""
+        if share >= 1:
+            return self.noisy
+        return self.ratio_level(math.tan(share * math.pi / 2)).t
+
     def level_at(self, share: float) -> Level:
         """The level for comparing errors at a share of the way from data to noise."""
-        return self.level(share)
+        return self.level(share) if self.clock == "time" else self.level(self.at_share(share))
 
     def error_levels(self, n: int) -> list[Level]:
         """n levels for comparing errors, spaced evenly from data to noise."""
         return [self.level_at((i + 0.5) / n) for i in range(n)]
+
+    # ---- paths
+
+    def most_steps(self, start: float = 1.0) -> Any:
+        """The most steps of a path from a share of the way to noise."""
+        return math.inf
+
+    def path(self, steps: int, spacing: str = "logsnr", start: float = 1.0) -> list[Level]:
+        """A sampler's path of `steps` levels from a share `start` of the way to noise, then the clean image;
+        uniform: even in t; others as in `spaced_log_ratios`."""
+        at_least(1, steps=steps)
+        least, most = math.log(END_RATIO), math.log(START_RATIO)
+        high = min(self.log_ratio_at(self.at_share(start)), most)
+        low = min(max(self.log_ratio_at(self.clean), least), high)
+        if spacing == "uniform":
+            first, last = self.times_at(np.array([high, low]))
+            times = np.linspace(first, last, steps)
+        else:
+            times = self.times_at(spaced_log_ratios(high, low, steps, spacing))
+        return [*map(self.level, times.tolist()), Level(self.clean, 1.0, 0.0)]
+
+    def ode_times(self, steps: int, start: float = 1.0) -> list[float]:
+        """Times of so many equal steps of a solver, from a share `start` of the way to noise to data."""
+        at_least(1, steps=steps)
+        first = self.at_share(start)
+        return [first + (self.clean - first) * i / steps for i in range(steps + 1)]
+
+    def likelihood_path(self, ratio: float, steps: int) -> list[Level]:
+        """Levels even in log σ/α from about the ratio of data to noise, the last step to noise beyond
+        `LIKELIHOOD_RATIO`."""
+        at_least(1, steps=steps)
+        low, high = max(math.log(ratio), self.log_ratio_at(self.clean)), self.log_ratio_at(self.noisy)
+        count = steps + (high <= math.log(LIKELIHOOD_RATIO))
+        times = self.times_at(np.linspace(low, min(high, math.log(LIKELIHOOD_RATIO)), count)).tolist()
+        return [*map(self.level, times[:steps]), self.level(self.noisy)]
 
 
 def stratified(u: Tensor, noise: Noise) -> Tensor:
@@ -127,8 +243,8 @@ def shift_of(shift: Shift, shape: Sequence[int]) -> float:
 
 
 def per_image(t: Tensor) -> Tensor:
-    """[B] as [B, 1, 1, 1]."""
-    return t[:, None, None, None]
+    """[B] as [B, 1, 1, 1]; a number, and what images broadcast with, as it is."""
+    return t[:, None, None, None] if t.ndim in (1, 2) else t
 
 
 def spaced_log_ratios(high: float, low: float, steps: int, spacing: str) -> np.ndarray:
@@ -147,11 +263,14 @@ class DiscreteVP(Process):
     """The tables alpha and sigma, float64 [T]; shift: the factor of σ/α."""
 
     scale = 1
+    prior_std = 1.0
     alphas: Tensor  # α, σ and α²/σ² in float32
     sigmas: Tensor
     snrs: Tensor
     falls: Tensor  # of α²/σ² from t − 1 to t, 0 at t = 0
     growths: Tensor  # of log σ² from t − 1 to t, which is log β/β̃, 0 at t = 0
+    d_alphas: Tensor  # α′ and σ′, of a time that is T long
+    d_sigmas: Tensor
 
     def __init__(self, name: ScheduleName, timesteps: int, *, zero_snr: bool = False, shift: float = 1.0):
         super().__init__()
@@ -165,7 +284,7 @@ class DiscreteVP(Process):
         if shift != 1:
             norm = np.hypot(self.alpha, shift * self.sigma)
             self.alpha, self.sigma = self.alpha / norm, shift * self.sigma / norm
-        self.timesteps = self.longest = timesteps
+        self.timesteps, self.noisy = timesteps, timesteps - 1.0
         snr, log_var = self.alpha**2 / self.sigma**2, 2 * np.log(self.sigma)
         tables = {
             "alphas": self.alpha,
@@ -173,6 +292,8 @@ class DiscreteVP(Process):
             "snrs": snr,
             "falls": -np.diff(snr, prepend=snr[0]),
             "growths": np.diff(log_var, prepend=log_var[0]),
+            "d_alphas": np.gradient(self.alpha) * timesteps,
+            "d_sigmas": np.gradient(self.sigma) * timesteps,
         }
         for key, table in tables.items():
             self.register_buffer(key, torch.as_tensor(table, dtype=torch.float32), persistent=False)
@@ -192,8 +313,20 @@ class DiscreteVP(Process):
         return Level(float(t), float(alpha / norm), float(sigma / norm))
 
     def levels_at(self, t: Tensor) -> Level:
+        alpha, sigma = self.marginal(t)
+        return Level(t, per_image(alpha), per_image(sigma))
+
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """α and σ at integer times."""
-        return Level(t, per_image(self.alphas[t]), per_image(self.sigmas[t]))
+        return self.alphas[t], self.sigmas[t]
+
+    def derivatives(self, t: Any) -> tuple[Any, Any]:
+        """α′ and σ′ at integer times, or at a real one between them."""
+        if isinstance(t, Tensor):
+            return per_image(self.d_alphas[t]), per_image(self.d_sigmas[t])
+        tables = (self.d_alphas, self.d_sigmas)
+        d_alpha, d_sigma = (np.interp(t, np.arange(self.timesteps), table.tolist()) for table in tables)
+        return float(d_alpha), float(d_sigma)
 
     def norm(self, level: Level) -> float:
         return 1.0
@@ -201,8 +334,14 @@ class DiscreteVP(Process):
     def times(self, u: Tensor) -> Tensor:
         return (u * self.timesteps).long().clamp_(max=self.timesteps - 1)
 
+    def time_share(self, t: Any) -> Any:
+        return t / self.timesteps
+
     def level_at(self, share: float) -> Level:
-        return self.level(int(share * self.timesteps))
+        """Of an integer time."""
+        return self.level(
+            int(share * self.timesteps) if self.clock == "time" else round(self.at_share(share))
+        )
 
     def log_ratios(self) -> tuple[np.ndarray, np.ndarray]:
         """log σ/α at the times where it is finite, and these times."""
@@ -211,11 +350,13 @@ class DiscreteVP(Process):
         finite = np.isfinite(log_ratio)
         return log_ratio[finite], np.arange(self.timesteps)[finite]
 
-    def ratio_level(self, ratio: float) -> Level:
-        return self.level(float(np.interp(math.log(ratio), *self.log_ratios())))
+    def times_at(self, log_ratio: np.ndarray) -> np.ndarray:
+        return np.interp(log_ratio, *self.log_ratios())
 
     def most_steps(self, start: float = 1.0) -> int:
-        return max(1, round(start * self.timesteps))
+        if self.clock == "time":
+            return max(1, round(start * self.timesteps))
+        return 1 + round(self.at_share(start))
 
     def path_over(self, times: Sequence[float]) -> list[Level]:
         """A sampler's path: the levels of falling times, then the clean image."""
@@ -234,10 +375,10 @@ class DiscreteVP(Process):
         elif spacing == "linspace":
             times = np.round(np.linspace(top - 1, 0, steps)) if steps > 1 else np.array([top - 1])
         else:
-            log_ratio, times_of_ratio = self.log_ratios()
+            log_ratio, _ = self.log_ratios()
             last = int(np.searchsorted(log_ratio, np.log(SIGMA_MAX), side="right")) - 1
             target = spaced_log_ratios(log_ratio[max(0, min(last, top - 1))], log_ratio[0], steps, spacing)
-            times = np.interp(target, log_ratio, times_of_ratio).clip(max=top - 1)
+            times = self.times_at(target).clip(max=top - 1)
         return self.path_over(times.tolist())
 
 
@@ -263,19 +404,12 @@ class SDE(Process):
     """dx = f(t) x dt + g(t) dw; start: the first time of training, since at t = 0 the score diverges. Raises
     UsageError for a time outside 0 … 1."""
 
-    if TYPE_CHECKING:
-        rates: Callable[[Tensor], tuple[Tensor, Tensor]]  # f and g² at times of any shape
-
     def __init__(self, start: float):
         super().__init__()
         if not 0 < start < 1:
             hint = "set `model.t_min`, such as 1e-5"
             raise UsageError(f"the least time is in 0 … 1, not {start:g}", hint=hint)
-        self.start, self.stop = start, max(start, STOP_TIME)
-
-    @property
-    def prior_std(self) -> float:  # type: ignore[override]
-        return self.level(1.0).sigma
+        self.clean, self.stop = start, max(start, STOP_TIME)
 
     def batch_level(self, x: Tensor, t: float) -> Level:
         return self.levels_at(x.new_full((len(x),), t))
@@ -285,24 +419,15 @@ class SDE(Process):
         drift, g2 = self.rates(per_image(t))
         return drift * x + 0.5 * g2 / self.levels_at(t).sigma * eps
 
-    def log_ratio_at(self, t: float) -> float:
-        level = self.level(t)
-        return math.log(level.sigma / level.alpha)
-
     def times_at(self, log_ratio: np.ndarray) -> np.ndarray:
-        """The times at which log σ/α has these values, clamped to the range of times."""
-        t = np.geomspace(self.start, 1, 4001)
+        t = np.geomspace(self.clean, 1, 4001)
         alpha, sigma = self.marginal(torch.from_numpy(t))
         return np.interp(log_ratio, (sigma / alpha).log().numpy(), t)
 
-    def ratio_level(self, ratio: float) -> Level:
-        return self.level(float(self.times_at(np.log([ratio]))[0]))
-
     def path(self, steps: int, spacing: str = "karras", start: float = 1.0) -> list[Level]:
-        """`steps` levels from the time `start` to that at which samplers stop, then the clean image; uniform:
-        even in t; others as in `spaced_log_ratios`."""
+        """From α and σ at t = 1, as they are, to the time at which samplers stop."""
         at_least(1, steps=steps)
-        top = max(start, self.stop)
+        top = max(start if self.clock == "time" else self.at_share(start), self.stop)
         if spacing == "uniform":
             times = top + np.linspace(0, 1, steps) * (self.stop - top)
         else:
@@ -311,19 +436,23 @@ class SDE(Process):
             times[0] = top
         return [*map(self.level, times.tolist()), Level(0.0, 1.0, 0.0)]
 
-    def ode_times(self, steps: int) -> list[float]:
-        return [level.t for level in self.path(steps + 1)[:-1]]
+    def ode_times(self, steps: int, start: float = 1.0) -> list[float]:
+        """Even in the 7th root of σ/α, to the time at which samplers stop."""
+        return [level.t for level in self.path(steps + 1, start=start)[:-1]]
 
     def likelihood_path(self, ratio: float, steps: int) -> list[Level]:
+        """To α and σ at t = 1, as they are."""
         at_least(1, steps=steps)
-        low, high = max(math.log(ratio), self.log_ratio_at(self.start)), self.log_ratio_at(1.0)
+        low, high = max(math.log(ratio), self.log_ratio_at(self.clean)), self.log_ratio_at(1.0)
         return [*map(self.level, self.times_at(np.linspace(low, high, steps + 1)).tolist())]
 
     def level_at(self, share: float) -> Level:
+        if self.clock == "noise":
+            return super().level_at(share)
         return self.path(ERROR_STEPS + 1, "logsnr")[ERROR_STEPS - round(share * ERROR_STEPS)]
 
     def error_levels(self, n: int) -> list[Level]:
-        return self.path(n + 2, "logsnr")[1:-2]
+        return super().error_levels(n) if self.clock == "noise" else self.path(n + 2, "logsnr")[1:-2]
 
 
 class VE(SDE):
@@ -391,15 +520,16 @@ class SubVP(VP):
 
 class CondOT(Process):
     """α = t, σ = 1 − (1 − σ_min) t, whose velocity is x_0 − (1 − σ_min) ε (Lipman 2022, eq. 22, 23); shift:
-    the factor of the noise-to-signal ratio at times of training and of solvers; least_sigma: σ at the end,
-    for a network whose output is divided by it."""
+    the factor of the noise-to-signal ratio at times of training and of solvers."""
 
-    def __init__(self, sigma_min: float = 0.0, shift: float = 1.0, least_sigma: float = 0.0):
+    clean, noisy = 1.0, 0.0
+
+    def __init__(self, sigma_min: float = 0.0, shift: float = 1.0):
         super().__init__()
-        self.sigma_min, self.shift, self.least_sigma = sigma_min, shift, least_sigma
+        self.sigma_min, self.shift = sigma_min, shift
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        return t, (1 - (1 - self.sigma_min) * t).clamp(min=self.least_sigma)
+        return t, 1 - (1 - self.sigma_min) * t
 
     def derivatives(self, t: Tensor | float) -> tuple[float, float]:
         return 1.0, -(1 - self.sigma_min)
@@ -411,26 +541,31 @@ class CondOT(Process):
         """Levels even in log σ/α from nearly pure noise, then the clean image; or those of `ode_times` from a
         share `start` of the way to noise."""
         if start is not None:
-            return [*map(self.level, self.ode_times(steps, 1 - start))]
+            return [*map(self.level, self.ode_times(steps, start))]
         ratios = np.geomspace(START_RATIO, max(END_RATIO, self.sigma_min), steps)
-        return [*map(self.level, self.times_at(ratios)), Level(1.0, 1.0, 0.0)]
+        return [*map(self.level, self._of(ratios).tolist()), Level(1.0, 1.0, 0.0)]
 
-    def ode_times(self, steps: int, start: float = 0.0) -> list[float]:
-        """Times of `steps` steps from `start` to 1, both before the shift, where steps are equal."""
+    def ode_times(self, steps: int, start: float = 1.0) -> list[float]:
+        """Times from a share `start` of the way to noise to 1, of equal steps before the shift."""
         at_least(1, steps=steps)
-        return [shift_times(start + (1 - start) * i / steps, self.shift) for i in range(steps + 1)]
+        first = 1 - start if self.clock == "time" else shift_times(self.at_share(start), 1 / self.shift)
+        return [shift_times(first + (1 - first) * i / steps, self.shift) for i in range(steps + 1)]
 
     def likelihood_path(self, ratio: float, steps: int) -> list[Level]:
         at_least(1, steps=steps)
         lowest = max(ratio, self.sigma_min)
         ratios = lowest * (LIKELIHOOD_RATIO * self.shift / lowest) ** (np.arange(steps) / max(steps - 1, 1))
-        return [*map(self.level, self.times_at(ratios)), self.level(0.0)]
+        return [*map(self.level, self._of(ratios).tolist()), self.level(0.0)]
 
     def ratio_level(self, ratio: float) -> Level:
-        return self.level(1 / (ratio + 1 - self.sigma_min))
+        return self.level(self._of(ratio))
 
-    def times_at(self, ratios: np.ndarray) -> list[float]:
-        return (1 / (ratios + 1 - self.sigma_min)).tolist()
+    def times_at(self, log_ratio: np.ndarray) -> np.ndarray:
+        return self._of(np.exp(log_ratio)).clip(0, 1)
+
+    def _of(self, ratio: Any) -> Any:
+        """The time of a noise-to-signal ratio."""
+        return 1 / (ratio + 1 - self.sigma_min)
 
 
 def shift_times(t: TimesT, shift: float) -> TimesT:

@@ -292,7 +292,8 @@ class Diffusion(NoiseApplications):
         Noise is mixed on the sphere, which keeps its variance. Each frame has the label of the nearer image.
         Raises UsageError for fewer than two images, or frames.
 
-        strength: noise level at which images are mixed, as a share of the way to pure noise, 0 … 1.
+        strength: noise level at which images are mixed, as a share of the way from data to noise, 0 … 1; .5
+          is as much noise as image.
         steps: denoising steps, at most.
         """
         at_least(1, steps=steps)

@@ -98,7 +98,8 @@ class FlowMatching(LikelihoodByODE, Applications):
     ):
         bounded = flow.bounded and data.levels is not None
         least = END_SIGMA if bounded or flow.prediction == "x0" else 0.0
-        super().__init__(data, net, CondOT(sigma_min, shift_of(flow.shift, data.shape), least), labels)
+        super().__init__(data, net, CondOT(sigma_min, shift_of(flow.shift, data.shape)), labels)
+        self.process.least_sigma = least
         self.time_sampling = flow.time_sampling
         self.coupling, self.prediction, self.bounded = flow.coupling, flow.prediction, bounded
 

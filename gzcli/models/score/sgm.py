@@ -131,9 +131,9 @@ class ScoreModel(NoiseApplications):
         self.weighting, self.bounded = score.weighting, score.bounded
         u = np.linspace(0, 1, 4097)
         if score.time_sampling == "uniform":
-            t = sde.start + u * (1 - sde.start)
+            t = sde.clean + u * (1 - sde.clean)
         else:
-            ends = sde.level(sde.start), sde.level(1.0)
+            ends = sde.level(sde.clean), sde.level(1.0)
             low, high = (math.atan2(level.sigma, level.alpha) for level in ends)
             t = sde.times_at(np.log(np.tan(low + u * (high - low))))
         self.register_buffer("quantiles", torch.from_numpy(t).float(), persistent=False)
