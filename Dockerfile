@@ -21,7 +21,7 @@ CMD ["--help"]
 
 FROM base AS cpu
 ARG INDEX
-RUN pip install --require-hashes --no-deps --extra-index-url "${INDEX:?the index of torch's CPU wheels}" -r lock.txt \
+RUN pip install --require-hashes --no-deps --extra-index-url "${INDEX:?the index of CPU wheels of torch}" -r lock.txt \
  && pip install --no-deps .
 USER gz
 WORKDIR /home/gz

@@ -18,6 +18,7 @@ import yaml
 from helpers import ROOT
 from pretrained import TABLE, WHEEL
 
+from gzcli import __version__
 from gzcli.cli.doctor import folders
 from gzcli.launch.launcher import Plan, environment
 from gzcli.store import files, model_files
@@ -77,6 +78,17 @@ def test_the_workflow_runs_what_is_there():
     (job,) = [step for step in steps if step.get("run", "").endswith("check.sh")]
     text = (ROOT / ".ci/examples/check.sh").read_text()
     assert all(f"{name}=${{{name}:-" in text for name in job["env"])
+
+
+def test_actions_are_pinned_and_a_release_is_a_tag_with_its_changes():
+    for flow in ("check", "nightly", "release"):
+        for action in (step["uses"] for step in steps_of(flow) if "uses" in step):
+            assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action), f"{flow}: {action}"
+    jobs = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())["jobs"]
+    assert jobs["upload"]["if"] == "github.ref_type == 'tag'" and jobs["upload"]["needs"] == "build"
+    changes = (ROOT / ".github/CHANGELOG.md").read_text()
+    assert f"\n## {__version__} " in changes
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_containers_and_the_conda_environment_install_this_clone():
