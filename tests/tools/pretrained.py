@@ -29,11 +29,15 @@ CONV = "model.net=conv model.hidden=[16,32,64]"
 GAN = "model.width=32 train.batch_size=64 train.ema=0.999 optim.lr=5e-4 train.steps=3000"
 TRANSFORMER = "model.width=80 model.layers=3 train.batch_size=32 train.steps=2500"
 COLOUR = "model.channels=16 model.mult=[1,2,2] model.attention=[8] train.batch_size=32 train.ema=0.999"
+EMOJI = "model.clusters=72 train.batch_size=32 train.ema=0.995 optim.lr=6e-3 optim.warmup=50"
 PRIOR = "stages.prior.model.width=64 stages.prior.model.layers=3"
 # Name of the file, MODEL-DATA → what `--set` changes in the model's recipe. A few minutes on a core each.
 TABLE = {
     "cfm-glyphs": "model.channels=16 train.steps=1200",
     "cfm-shapes": f"{COLOUR} sample.guidance=2 sample.steps=10 train.steps=5000",
+    "cfm-emoji": f"model.bounded=true {EMOJI} optim.schedule=wsd sample.sampler=adams sample.guidance=auto "
+    "train.steps=2000",
+    "fm-emoji": f"model.channels=16 {EMOJI} train.steps=2000",
     "cvae-glyphs": CONV,
     "vae-glyphs": CONV,
     "fm-glyphs": UNET,
@@ -52,9 +56,10 @@ TABLE = {
     "pixelcnn-glyphs": "model.hidden=48 model.head=48 train.steps=1200",
     "vqvae-glyphs": f"{PRIOR} stages.tokenizer.train.steps=1500 stages.prior.train.steps=1500",
 }
+START = {"cfm-emoji": "pretrained:cfm-shapes"}  # weights that a line starts from
 # One or two of each family are in the wheel, the others in a clone alone.
 WHEEL = (
-    *("cfm-glyphs", "vae-glyphs", "cvae-glyphs", "wgan-glyphs"),
+    *("cfm-emoji", "cfm-glyphs", "vae-glyphs", "cvae-glyphs", "wgan-glyphs"),
     *("cddpm-glyphs", "sgm-glyphs", "glow-glyphs", "pixelcnn-glyphs"),
 )
 
@@ -66,7 +71,8 @@ def file_of(name: str) -> Path:
 def command_of(name: str) -> list[str]:
     """The words of `gz` that train a line of the table."""
     model, data = name.split("-")
-    return ["train", model, "--data", data, *(w for pair in TABLE[name].split() for w in ("--set", pair))]
+    start, changes = START.get(name, model), TABLE[name].split()
+    return ["train", start, "--data", data, *(w for pair in changes for w in ("--set", pair))]
 
 
 def gz(*words: str) -> dict | None:
