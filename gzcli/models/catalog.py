@@ -308,19 +308,32 @@ class Param:
 
 @cache  # models share most of their methods
 def params_of(function: ast.FunctionDef, path: Path) -> tuple[Param, ...]:
-    """The parameters of a signature; a dataclass of options is replaced by its fields."""
-    params: list[Param] = []
+    """The parameters of a signature; a dataclass of options is replaced by its fields. Raises UsageError for
+    options of one name, as recipes are flat."""
+    params: dict[str, Param] = {}
+    source: dict[str, str] = {}  # of an option the parameter that it is part of
     a, from_gz = function.args, ROOT in path.parents
     defaults = [None] * (len(a.posonlyargs) + len(a.args) - len(a.defaults)) + a.defaults + a.kw_defaults
     for arg, default in zip((*a.posonlyargs, *a.args, *a.kwonlyargs), defaults, strict=True):
+        place = f"{path}:{arg.lineno}:{arg.col_offset + 1}"
+        options: list[Param] = []
         if isinstance(default, ast.Call) and isinstance(arg.annotation, ast.Name):
             group = lineage_of(path, arg.annotation.id)
             if group and group[0].is_dataclass:
-                params += _fields(group, default, path)
-                continue
-        value = None if default is None or arg.arg in ENGINE_ARGS else value_of(default, path)
-        params.append(Param(arg.arg, type_of(arg.annotation, path), value, default is None, from_gz))
-    return tuple(params)
+                options = list(_fields(group, default, path))
+            elif isinstance(default.func, ast.Name) and default.func.id == arg.annotation.id:
+                message = f"{place}: `{arg.annotation.id}` must be a dataclass of this file or of gz"
+                raise UsageError(message, hint="move it here: recipes are made without an import")
+        if not options:
+            value = None if default is None or arg.arg in ENGINE_ARGS else value_of(default, path)
+            options = [Param(arg.arg, type_of(arg.annotation, path), value, default is None, from_gz)]
+        for option in options:
+            if option.name in params:
+                message = f"{place}: the option `{option.name}` is in `{source[option.name]}` and `{arg.arg}`"
+                hint = "a recipe has one key for both: use a dataclass with other names of fields"
+                raise UsageError(message, hint=hint)
+            params[option.name], source[option.name] = option, arg.arg
+    return tuple(params.values())
 
 
 def _fields(group: list[Class], default: ast.Call, path: Path) -> Iterator[Param]:
@@ -399,7 +412,7 @@ def value_of(node: ast.expr, path: Path) -> Any:
     except RecursionError:
         raise UsageError(f"{place}: this is nested too deeply") from None
     raise UsageError(
-        f"{place}: `{text}` must be a literal: recipes are made from it without an import",
+        f"{place}: `{text}` must be a literal, no expression: recipes are made from it without an import",
         hint="write the value itself: a number, a text, true or false, None, or a tuple of these",
     )
 

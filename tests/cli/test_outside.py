@@ -90,7 +90,7 @@ SIGNATURES = {
     "hidden=32, layers: int = 3": "option `hidden` of `__init__` has no type",
     f"{SIGNATURE}, more: dict = None": "is a `dict`, which no recipe can hold",
     f"{SIGNATURE}, name: str = 'x'": "`name` cannot be an option",
-    f"{SIGNATURE}, more: int = len('x')": "must be a literal",
+    f"{SIGNATURE}, more: int = len('x')": "must be a literal, no expression",
 }
 
 

@@ -226,7 +226,15 @@ def test_what_is_read_of_a_file(zoo):
     card = catalog.card("vae")
     assert list(card.params) == ["a"] and list(card.scores["it"]) == ["c"]
     zoo("vae/vae.py", HEAD + "k=2 ** N): ...\n")
-    refused(r"vae.py:6:29: `2 \*\* N` must be a literal", catalog.cards)
+    refused(r"vae.py:6:29: `2 \*\* N` must be a literal, no expression", catalog.cards)
+    zoo("vae/base.py", "@dataclass\nclass Sizes:\n    width: int = 1\n")
+    sizes = "one: Sizes = Sizes(), {}): ...\n"
+    head = HEAD.replace("import TABLE", "import TABLE, Sizes")
+    for more in ("two: Sizes = Sizes(width=2)", "width: int = 2"):
+        zoo("vae/vae.py", head + sizes.format(more))
+        refused(r"vae.py:6:\d+: the option `width` is in `one` and `\w+`", catalog.cards)
+    zoo("vae/vae.py", HEAD + "beside: Beside = Beside()): ...\n")
+    refused(r"vae.py:6:\d+: `Beside` must be a dataclass of this file or of gz", catalog.cards)
 
 
 def test_outlines_keep_signatures_and_names_are_compared_loosely():

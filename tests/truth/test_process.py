@@ -1,8 +1,6 @@
 """A path from data to noise is its marginal: all else is held against autograd, differences and Gaussians."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from gaussian import check_likelihood
 from torch import nn
 
 from gzcli.core.types import DataInfo, no_progress
-from gzcli.models.denoising import samplers
 from gzcli.models.denoising.process import VE, VP, CondOT, DiscreteVP, Process, SubVP
 from gzcli.models.diffusion.ddpm import DDPM
 from gzcli.models.flow_matching.fm import FM
@@ -132,18 +129,3 @@ def test_a_moment_is_the_same_noise_in_every_process():
         model.on_format(1)
         time[key] = model.process.path(5, start=0.4)[0].t, model.process.share(0.25)
     assert time == {"ddpm": (399, 0.25 / 1000), "sgm": (0.4, 0.25), "fm": (0.6, 0.25)}
-
-
-def test_samplers_on_a_network_of_ones_own_import_little():
-    """Neither the catalogue nor the store."""
-    program = "import sys, gzcli.models.denoising.samplers; print(*(m for m in sys.modules if 'gzcli.' in m))"
-    names = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    assert len(names.split()) <= 10 and not {"gzcli.models.catalog", "gzcli.store"} & set(names.split())
-    x = torch.zeros(4, 1, 2, 2)
-    walk = CondOT().path(4)
-
-    def denoise(x, t):
-        _, alpha, sigma = CondOT().level(t)
-        return samplers.Estimate(0.5 + 0 * x, (x - 0.5 * alpha) / sigma)
-
-    assert (samplers.dpmpp(denoise, x, walk) == 0.5).all()
