@@ -128,3 +128,14 @@ def test_descent_reaches_the_data_of_an_exact_field_each_image_by_itself():
     assert model.net.calls < 60
     torch.testing.assert_close(stopped, x, atol=0.1, rtol=0)
     torch.testing.assert_close(flat(model.sample)(2, noise=noise(2), steps=60, stop=0.1), stopped[:2])
+
+
+def test_ten_steps_reach_the_data_if_the_last_one_goes_all_the_way():
+    model, few = EqM.of(INFO, **SMALL).eval(), {"steps": 10, "step": 0.025, "momentum": 0.0, "stop": 0.0}
+    model.net = Exact(MEANS, 0.01)
+    left = []
+    for last in (None, 0.05):
+        x = flat(model.sample)(64, noise=noise(64), last_step=last, **few)
+        left.append(torch.cdist(x.flatten(1), MEANS).amin(1).mean())
+    assert model.net.calls == 20
+    assert left[1] < 0.1 < 3 * left[1] < left[0]

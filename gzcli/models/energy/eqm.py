@@ -40,12 +40,15 @@ class DescentOptions(GuidanceOptions):
     momentum: momentum μ (Nesterov 1983), 0 … 1.
     stop: root-mean-square gradient at which an image is finished. About a twentieth of it is the remaining
       distance, so .2 is one grey level of 256.
+    last_step: size of the last step; .05 is the whole remaining distance. Steps of .025 without momentum then
+      need nine before it. Default: `step`.
     """
 
     steps: int = 30
     step: float = 0.015
     momentum: float = 0.35
     stop: float = 0.2
+    last_step: float | None = None
 
 
 class EqM(Denoiser):
@@ -146,11 +149,13 @@ def descend(
     it does not depend on its batch."""
     at_least(1, steps=options.steps)
     before, moves = x, x.new_ones(len(x), dtype=torch.bool)
+    last = options.step if options.last_step is None else options.last_step
+    lengths = [*[options.step] * (options.steps - 1), last]
     for i in range(options.steps):
         ahead = x + options.momentum * (x - before)
         slope = gradient(ahead)
         moves = moves & (root_mean_square(slope) > options.stop)
-        before, x = x, torch.where(moves[:, None, None, None], ahead - options.step * slope, x)
+        before, x = x, torch.where(moves[:, None, None, None], ahead - lengths[i] * slope, x)
         progress(i + 1, options.steps, x)
         if not moves.any():
             break

@@ -189,10 +189,10 @@ class NCSNSampling(SamplingOptions):
     """`SamplingOptions`, with the paper's Langevin dynamics.
 
     A network without the noise level infers it from the image. Solvers of the ODE never correct noise that
-    differs from the level's; em renews the noise, and needs few steps.
+    differs from the level's; those of the SDE renew the noise.
 
-    sampler: the paper's langevin (repeats · levels + 1 network calls), a solver of the SDE (em, pc), or of
-      the ODE (dpmpp, heun, ode).
+    sampler: the paper's langevin (repeats · levels + 1 network calls), a solver of the SDE (dpmpp_sde, em,
+      pc), or of the ODE (dpmpp, heun, ode).
     repeats: Langevin steps at each of the model's levels.
     step: Langevin step size in units of σ². Default: the size that preserves the variance of each level
       (technique 4).

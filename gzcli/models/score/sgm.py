@@ -83,8 +83,9 @@ class SamplingOptions(WalkOptions):
     """The sampler, its steps and guidance.
 
     sampler: a solver of the ODE or of the SDE. ODE: dpmpp (Lu 2022b), heun (2 · steps − 1 calls; Karras
-      2022), or ode (a general `solver`, which never clamps). SDE, with hundreds of uniform steps: em
-      (Euler–Maruyama), or pc (predictor–corrector; steps + corrector · (steps − 1) calls).
+      2022), or ode (a general `solver`, which never clamps). SDE: dpmpp_sde or,
+      with hundreds of uniform steps, em (Euler–Maruyama) or pc (predictor–corrector; steps + corrector ·
+      (steps − 1) calls).
     steps: number of noise levels.
     spacing: spacing of the noise levels: uniform in t (uniform), in the 7th root of σ/α (karras; Karras 2022,
       eq. 5), or in log σ/α (logsnr).
@@ -108,6 +109,7 @@ class SamplingOptions(WalkOptions):
 
 SAMPLERS: dict[str, Callable[[SamplingOptions, SDE], Sampler]] = {
     "dpmpp": lambda *_: samplers.dpmpp,
+    "dpmpp_sde": lambda *_: partial(samplers.dpmpp, noisy=True),
     "heun": lambda options, sde: partial(samplers.heun, churn=options.churn, level=sde.ratio_level),
     "em": lambda _, sde: partial(samplers.euler_maruyama, sde=sde),
     "pc": lambda options, _: partial(
