@@ -25,24 +25,24 @@ WITH = {"show": "list", "sweep": "train", "which": "bench"}  # verbs in the modu
 # holds `app`, a group of commands, or a function of the verb's name.
 VERBS = {
     "train": (_MODELS, "Train a model."),
-    "sample": (_MODELS, "Draw images from a trained model, or apply it to pictures (`--do`)."),
+    "sample": (_MODELS, "Draw images from a trained model, or apply it to images (`--do`)."),
     "ood": (
         _MODELS,
-        "Score images of other data sets, or single pictures, by how foreign they are to a model.",
+        "Score how foreign other data sets, or single images, are to a model.",
     ),
-    "bench": (_MODELS, "Compare models, and images from anywhere, with real ones."),
-    "sweep": (_MODELS, "Try settings of a model on one budget, and find the best by validation."),
-    "which": (_MODELS, "Find the model that suits a data set, by a race on the set itself."),
+    "bench": (_MODELS, "Compare models, or images from elsewhere, with real images."),
+    "sweep": (_MODELS, "Try settings of a model within one budget, and find the best by validation."),
+    "which": (_MODELS, "Find the model that suits a data set, by racing models on it."),
     "report": (
         _MODELS,
-        "Write the results of a `gz bench` or `gz ood` as a page of HTML, as Markdown and as LaTeX tables.",
+        "Write the results of `gz bench` or `gz ood` as HTML, Markdown and LaTeX.",
     ),
     "show": (_MODELS, "Explain a model: the idea, the equation, options, commands, figures, limits."),
-    "demo": (_MODELS, "Play with trained models in the browser: draw, interpolate, fill in, judge pictures."),
+    "demo": (_MODELS, "Try trained models in the browser: draw, interpolate, fill in, judge images."),
     "list": (_STORE, "List models, data sets, recipes or runs."),
     "doctor": (_STORE, "Check this machine: devices, folders, settings, packages."),
     "model": (_MODELS, "Write a model of your own, and check it."),
-    "recipe": (_STORE, "Show, copy and check recipes; a schema of them for editors."),
+    "recipe": (_STORE, "Show, copy and check recipes, and print their schema for editors."),
     "runs": (_STORE, "List, show, compare, share, export and remove runs."),
     "data": (_STORE, "Download, import and check data sets."),
 }

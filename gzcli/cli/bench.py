@@ -48,35 +48,39 @@ def _models_or_all(ctx: typer.Context, incomplete: str) -> list[str]:
     return [*recipe_names(), *([] if "," in incomplete else ["all"])]
 
 
-_CONTESTANTS_HELP = "Models, runs' ids, aliases or folders; or images: a folder, zip, tar or npz."
+_CONTESTANTS_HELP = "Models, run ids, aliases or folders; or images: a folder, zip, tar or npz."
 _Contestants = Annotated[list[str] | None, argument("MODEL|RUN|IMAGES", _CONTESTANTS_HELP, a_model_or_run)]
-_DATA_HELP = "The real images, a data set or a path; without it the set of the first run."
+_DATA_HELP = "Real images: a data set or a path. Default: the data set of the first run."
 _Data = Annotated[str | None, option("--data NAME|PATH", _DATA_HELP, complete=a_set)]
-_SPLIT_HELP = "Which of the real images; papers on CIFAR-10 take `train`."
+_SPLIT_HELP = "Split of the real images. Papers on CIFAR-10 use `train`."
 _Split = Annotated[Literal["test", "val", "train", "all"], option("--split", _SPLIT_HELP)]
 _Metrics = Annotated[str | None, option("--metrics M[,M…]", help_text(), complete=metrics())]
-_N_HELP = "Samples drawn of each model, images taken at most: 2,000, or 10,000 where models are trained."
+_N_HELP = "Samples per model, and real images at most. Default: 2,000, or 10,000 with `--train-missing`."
 _N = Annotated[int | None, option("-n N", _N_HELP, min=50)]
 _WEIGHTS_HELP = "File of Inception's weights."
 _Weights = Annotated[Path | None, option("--weights FILE", _WEIGHTS_HELP, exists=True, resolve_path=True)]
-_STATS_HELP = "`mu` and `sigma` of real images for the Fréchet distance, as pytorch-fid has them."
+_STATS_HELP = "`mu` and `sigma` of real images for the Fréchet distance, in the format of pytorch-fid."
 _Stats = Annotated[Path | None, option("--real-stats FILE", _STATS_HELP, exists=True, resolve_path=True)]
-_EXPORT_HELP = "Write those of the real images."
+_EXPORT_HELP = "Write `mu` and `sigma` of the real images."
 _Export = Annotated[Path | None, option("--export-stats FILE", _EXPORT_HELP, resolve_path=True)]
 
 _of_league = partial(option, panel="Training what is compared")
 _TrainMissing = Annotated[bool, _of_league("--train-missing", "Train each model for an equal time first.")]
-_BUDGET_HELP = "Time of each training: of work of the cores, on GPUs of the clock."
+_BUDGET_HELP = "Time of each training: CPU time on CPUs, wall-clock time on GPUs."
 _Budget = Annotated[str | None, _of_league("--budget 8m|1h", _BUDGET_HELP)]
-_MODELS = _of_league("--models all|M[,M…]", "Which; without it all that fit.", complete=_models_or_all)
+_MODELS = _of_league(
+    "--models all|M[,M…]", "Models to train. Default: all that fit the data set.", complete=_models_or_all
+)
 _Models = Annotated[str | None, _MODELS]
-_Seeds = Annotated[int, _of_league("--seeds K", "Trainings of each, from `--seed` on.", min=1)]
-_CALLS_HELP = "Compare samplers at N network calls an image, too; 0: not."
+_Seeds = Annotated[
+    int, _of_league("--seeds K", "Trainings per model, with seeds from `--seed` upwards.", min=1)
+]
+_CALLS_HELP = "Also compare samplers at N network calls per image. 0: skip."
 _Calls = Annotated[int, _of_league("--calls N", _CALLS_HELP, min=0)]
-_JOBS_HELP = "Train so many side by side, each on a core or a GPU; with `--submit` as an array."
+_JOBS_HELP = "Number of parallel trainings, each on a core or GPU. With `--submit`, a job array."
 _Jobs = Annotated[int | None, _of_league("--jobs N", _JOBS_HELP, min=1)]
 _Entry = Annotated[str | None, typer.Option("--entry", hidden=True)]  # of a league, which this process is for
-_CURVE_HELP = "Draw quality against a sampler's steps, or the training's time."
+_CURVE_HELP = "Plot quality against sampler steps or training time."
 _Curve = Annotated[str | None, _of_league("--curve steps|time", _CURVE_HELP)]
 
 
@@ -110,9 +114,9 @@ def bench(
     report: opt.Report = None,
     columns: opt.Columns = None,
 ) -> None:
-    """Compare models, and images from anywhere, with real ones.
+    """Compare models, or images from elsewhere, with real images.
 
-    Without a name, every model that has a finished run on the data set is compared.
+    If you name none, it compares every model that has a finished run on the data set.
     """
     from gzcli.launch.contestants import find_contestants
     from gzcli.league.league import beside_others
@@ -444,13 +448,13 @@ def with_deviation(row: dict[str, Any], metric: str | None) -> str | None:
 
 _RACE_HELP = "Time of all trainings together: CPU time on CPUs, wall-clock time on GPUs."
 _RaceBudget = Annotated[str, option("--budget 20m|1h", _RACE_HELP)]
-_NEED_HELP = f"What the model must offer: {', '.join(NEEDS)}."
+_NEED_HELP = f"Capabilities that the model needs: {', '.join(NEEDS)}."
 _Need = Annotated[str | None, option("--need A[,B…]", _NEED_HELP, complete=NEEDS)]
 _RACED_HELP = "Models to race. Default: the shortlist of the shipped leagues."
 _Raced = Annotated[str | None, option("--models M[,M…]", _RACED_HELP, complete=a_model)]
 _RACE_DATA_HELP = "The data set, or your own images."
 _RaceData = Annotated[str, option("--data NAME|PATH", _RACE_DATA_HELP, complete=a_set)]
-_Dry = Annotated[bool, option("--dry-run", "Print the rounds, and train nothing.")]
+_Dry = Annotated[bool, option("--dry-run", "Print the rounds without training.")]
 
 
 def which(
@@ -465,10 +469,10 @@ def which(
     dry_run: _Dry = False,
     yes: opt.Yes = False,
 ) -> None:
-    """Find the model that suits a data set, by a race on the set itself.
+    """Find the model that suits a data set, by racing models on it.
 
     The models train for equal times, and two judges compare their samples with validation images. The better
-    half trains for twice as long, until two are left. The same command resumes a race that was stopped.
+    half trains for twice as long, until two are left. Re-running the command resumes a race.
     """
     from gzcli.cli.plan import start_or_not
     from gzcli.league import which as race

@@ -52,24 +52,21 @@ def _one_or_three(channels: int | None) -> int | None:
 
 _Name = Annotated[str, argument("NAME", "A data set.", a_set)]
 _Names = Annotated[list[str], argument("NAME", "Data sets.", a_set)]
-_Some = Annotated[list[str] | None, argument("NAME", "Data sets; all cached ones without any.", a_set)]
+_Some = Annotated[list[str] | None, argument("NAME", "Data sets. Default: all cached ones.", a_set)]
 _Shown = Annotated[str, argument("NAME|PATH", "A data set, or your own images.", a_set)]
 _Path = Annotated[str, argument("PATH", "A folder, zip, tar, npz or parquet of images.")]
-_NewName = Annotated[str, option("--name NAME", "What to call it.")]
-_FROM_HELP = "Where to take the files from, in place of the publisher."
+_NewName = Annotated[str, option("--name NAME", "Name of the data set.")]
+_FROM_HELP = "Folder or URL of the files, instead of the publisher."
 _From = Annotated[str | None, option("--from DIR|URL", _FROM_HELP)]
-_SIZE_HELP = (
-    "Size that images are resized to: a side, or width and height as 48x32; MedMNIST comes in 28, 64, 128 "
-    "and 224."
-)
+_SIZE_HELP = "Image size: a side, or width and height, such as 48x32. MedMNIST comes in 28, 64, 128 and 224."
 # the functions below get the result of `_packable`
 _Size = Annotated[str | None, option("--size S|WxH", _SIZE_HELP, callback=_packable)]
 _CHANNELS = option("--channels C", "1 for grey, 3 for RGB.", min=1, max=3, callback=_one_or_three)
 _Channels = Annotated[int | None, _CHANNELS]
-_LAYOUT_HELP = "What its folders mean: flat, classes, splits or class-splits; else their names decide."
+_LAYOUT_HELP = "Folder layout: flat, classes, splits or class-splits. Default: inferred from folder names."
 _Layout = Annotated[str | None, option("--layout L", _LAYOUT_HELP)]
-_SkipBad = Annotated[bool, option("--skip-bad", "Leave out pictures that cannot be read.")]
-_Long = Annotated[bool, option("--long -l", "Splits, sizes, licences and citations too.")]
+_SkipBad = Annotated[bool, option("--skip-bad", "Skip images that cannot be read.")]
+_Long = Annotated[bool, option("--long -l", "Also show splits, sizes, licences and citations.")]
 
 
 def _opened(data_set: DataSet, size: Size | None, channels: int | None) -> Pack:
@@ -82,10 +79,9 @@ def _opened(data_set: DataSet, size: Size | None, channels: int | None) -> Pack:
 
 @app.command()
 def download(names: _Names, source: _From = None, size: _Size = None, channels: _Channels = None) -> None:
-    """Fetch data sets, check them and pack them.
+    """Download, verify and pack data sets.
 
-    A download that was cut off is continued. `GZ_MIRROR`, a folder or base URL that holds NAME/FILE, is asked
-    first.
+    Interrupted downloads resume. gz first tries `GZ_MIRROR`, a folder or base URL with files as NAME/FILE.
     """
     from gzcli.data.download.fetch import fetch
     from gzcli.data.packs.open import peek
@@ -120,7 +116,7 @@ def import_(
     layout: _Layout = None,
     skip_bad: _SkipBad = False,
 ) -> None:
-    """Give images of your own a name, and pack them; the files stay where they are."""
+    """Name and pack your own images. The files stay where they are."""
     from gzcli.data.readers.folder import LAYOUTS
 
     layout = choose("layout", layout, LAYOUTS) if layout else None
@@ -154,9 +150,9 @@ def import_(
 
 @app.command()
 def show(name: _Shown, size: _Size = None, channels: _Channels = None) -> None:
-    """Show what a data set holds: classes, counts, and a contact sheet with the classes' names.
+    """Show a data set: classes, counts and a contact sheet.
 
-    Of a known set that is not here it shows the description, and fetches nothing.
+    For a data set that is not downloaded, it shows the description.
     """
     from gzcli.data.packs.open import facts_of, peek, ways_to_fetch
 
@@ -230,7 +226,7 @@ def verify(names: _Some = None) -> None:
 
 @app.command()
 def path(name: _Name) -> None:
-    """Print where a data set lies."""
+    """Print the path of a data set."""
     folder = library.data_path(name)
     out.text(str(folder))
     out.data({"name": name, "path": folder})
@@ -238,7 +234,7 @@ def path(name: _Name) -> None:
 
 @app.command()
 def remove(names: _Names, yes: opt.Yes = False) -> None:
-    """Remove data sets from the cache; your own files stay."""
+    """Remove data sets from the cache. Your own files stay."""
     sets = {name: locate(name) for name in names}  # an unknown name is refused before anything is removed
     if not opt.may_remove(" and ".join(f"`{name}`" for name in sets) + " from the cache", yes):
         sets = {}

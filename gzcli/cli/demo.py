@@ -12,11 +12,11 @@ from gzcli.cli.options import a_model_or_run, argument, option
 from gzcli.core import signals
 from gzcli.core.errors import MissingError, UsageError
 
-_RUNS_HELP = "Models or runs to choose from; else all runs, and the models that come with gz."
+_RUNS_HELP = "Models or runs to choose from. Default: all runs and the pretrained models."
 _Runs = Annotated[list[str] | None, argument("[RUN]…", _RUNS_HELP, a_model_or_run)]
-_PORT_HELP = "Port of the server; else the first free one from 7860 on."
+_PORT_HELP = "Port of the server. Default: the first free one from 7860."
 _Port = Annotated[int | None, option("--port N", _PORT_HELP, min=1, max=65535)]
-_SHARE_HELP = "Make it reachable from elsewhere, through a tunnel of Gradio's, at an address with a token."
+_SHARE_HELP = "Make the page public through Gradio, at a URL that contains a token."
 _Share = Annotated[bool, option("--share", _SHARE_HELP)]
 _NoBrowser = Annotated[bool, option("--no-browser", "Do not open the browser.")]
 
@@ -24,9 +24,9 @@ _NoBrowser = Annotated[bool, option("--no-browser", "Do not open the browser.")]
 def demo(
     runs: _Runs = None, port: _Port = None, share: _Share = False, no_browser: _NoBrowser = False
 ) -> None:
-    """Play with trained models in the browser: draw, interpolate, fill in, judge pictures.
+    """Try trained models in the browser: draw, interpolate, fill in, judge images.
 
-    It is served to this machine alone, unless `--share` is typed, and answers no page but its own.
+    Only this machine can reach the page, unless you pass `--share`.
     """
     if importlib.util.find_spec("gradio") is None:
         raise MissingError("`gz demo` takes the package `gradio`", hint="pip install 'gzcli[demo]'")

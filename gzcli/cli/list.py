@@ -41,8 +41,8 @@ def _a_capability(ctx: typer.Context, incomplete: str) -> Iterable[str]:
 
 
 _What = Annotated[str, argument(f"[{'|'.join(_WHAT)}]", complete=_WHAT)]
-_Family = Annotated[str, option("--family F", "Models of one family only.", complete=_a_family)]
-_Can = Annotated[str, option("--can CAP", "Models with a capability only.", complete=_a_capability)]
+_Family = Annotated[str, option("--family F", "Only models of one family.", complete=_a_family)]
+_Can = Annotated[str, option("--can CAP", "Only models with a capability.", complete=_a_capability)]
 
 
 def list_(what: _What = "", family: _Family = "", can: _Can = "", wide: opt.Wide = False) -> None:

@@ -21,14 +21,14 @@ from gzcli.store.files import write_atomic
 
 app = group("model", list_models)
 
-_Name = Annotated[str, argument("NAME", "What the model will be called, as `maf`.")]
-_File = Annotated[Path, argument("FILE", "The model's file, as `./maf.py`.")]
-_Data = Annotated[str, option("--data NAME|PATH", "The set that it is checked on.")]
+_Name = Annotated[str, argument("NAME", "Name of the model, such as `maf`.")]
+_File = Annotated[Path, argument("FILE", "The model file, such as `./maf.py`.")]
+_Data = Annotated[str, option("--data NAME|PATH", "The data set used for the check.")]
 
 
 @app.command()
 def new(name: _Name, force: opt.Force = False) -> None:
-    """Write NAME.py: a whole model, of 60 lines, that trains and passes `gz model check`."""
+    """Write NAME.py: a complete model of 60 lines that trains and passes `gz model check`."""
     from gzcli.models.catalog import cards
 
     stem = canonical(name.removesuffix(".py"))
@@ -56,9 +56,9 @@ def new(name: _Name, force: opt.Force = False) -> None:
 
 @app.command()
 def check(file: _File, data: _Data = "digits") -> None:
-    """Check a model's file against the contract of the zoo, a minute or less for a small model.
+    """Check a model file against the contract of gz. A small model takes less than a minute.
 
-    It is trained, sampled, saved and scored on the CPU with the defaults of its signature.
+    gz trains, samples, saves and scores the model on the CPU, with its default options.
     """
     from gzcli.recipe.files import mistakes
 

@@ -38,47 +38,47 @@ ANY_RATE = 0.5  # of an alarm that is exported: who uses it says the rate
 LINES, NAME = 20, 40  # flagged pictures in the table, and letters of a name there, at most
 
 _JUDGE_HELP = (
-    f"{opt.MODEL_HELP} Or a method without training: {', '.join(METHODS)}; without any the best for `--in`."
+    f"{opt.MODEL_HELP} Or a method that needs no training: {', '.join(METHODS)}. Default: the best method."
 )
 _Judge = Annotated[str | None, opt.argument("[MODEL|RUN|METHOD]", _JUDGE_HELP, opt.a_judge)]
-_IN_HELP = "The in-distribution set, scored on its test split; without it the run's own set."
+_IN_HELP = "In-distribution data set, scored on its test split. Default: the run's data set."
 _In = Annotated[str | None, option("--in NAME|PATH", _IN_HELP, complete=a_set)]
 _OUT_HELP = (
-    "The foreign sets: test splits of known sets; of your own images the `test` folder or, without one, "
-    "every picture. A path that holds a comma is not split there."
+    "Foreign data sets: their test splits, or your own images (the `test` folder, or all of them). A path "
+    "may contain a comma."
 )
 _Outs = Annotated[str | None, option("--out NAME|PATH[,…]", _OUT_HELP, complete=a_set)]
-_BENCHMARK_HELP = "The sets of openood-mnist, openood-cifar10 or openood-cifar100."
+_BENCHMARK_HELP = "Data sets of openood-mnist, openood-cifar10 or openood-cifar100."
 _Benchmark = Annotated[str | None, option("--benchmark B", _BENCHMARK_HELP)]
-_SCORE_HELP = "Scores, or `all`; without it those of the recipe, of `--input` its first."
+_SCORE_HELP = "Scores, or `all`. Default: those of the recipe (with `--input`, its first)."
 _Score = Annotated[str | None, option("--score S[,S…]", _SCORE_HELP, complete=a_score)]
-_N_HELP = (
-    "Images scored of each set, or compared with pictures; without it as many as the time budget allows."
-)
+_N_HELP = "Number of images per data set. Default: as many as the time budget allows."
 _N = Annotated[int | None, option("-n N", _N_HELP, min=10)]
-_Full = Annotated[bool, option("--full", "All images of each set.")]
-_BACKGROUND_HELP = "The run that the score `ratio` divides by, trained on mutated images."
+_Full = Annotated[bool, option("--full", "Score all images of each set.")]
+_BACKGROUND_HELP = "Background run of the score `ratio`, trained on mutated images."
 _Background = Annotated[str | None, option("--background RUN", _BACKGROUND_HELP)]
 _SEEDS_HELP = (
-    "Seeds of the noise: means over K of them, ± spread. Without it one; 4 of `--input`, where scores draw "
+    "Number of noise seeds: mean ± deviation over K. Default: 1, or 4 with `--input` if the score draws "
     "noise."
 )
 _Seeds = Annotated[int | None, option("--seeds K", _SEEDS_HELP, min=1)]
-_IMGLISTS_HELP = "OpenOOD's `data` folder: its image lists then say the images of `--benchmark`."
+_IMGLISTS_HELP = "OpenOOD's `data` folder, whose image lists define the images of `--benchmark`."
 _Imglists = Annotated[str | None, option("--imglists DIR", _IMGLISTS_HELP)]
 
 _of_pictures = partial(option, panel="Single pictures")
-_INPUT_HELP = "Pictures to be judged one by one: a picture, or a folder, zip, tar or npz of them."
+_INPUT_HELP = "Images to check one by one: an image, or a folder, zip, tar or npz of images."
 _Input = Annotated[str | None, _of_pictures("--input PATH", _INPUT_HELP)]
-_FPR_HELP = "Share of in-distribution pictures that may be flagged; 1 % without it."
+_FPR_HELP = "False-positive rate. Default: 1 %."
 _Fpr = Annotated[str | None, _of_pictures("--fpr 1%|0.01", _FPR_HELP)]
-_CALIBRATE_HELP = "Further good pictures, with which others are compared; methods are not fitted to them."
+_CALIBRATE_HELP = "More good images for calibration. Methods are not fitted to them."
 _Calibrate = Annotated[str | None, _of_pictures("--calibrate DIR", _CALIBRATE_HELP)]
-_Map = Annotated[bool, _of_pictures("--map", "Show where the strangest pictures are anomalous.")]
-_Png = Annotated[bool, _of_pictures("--png", "Write the map of every picture, not of the strangest alone.")]
+_Map = Annotated[bool, _of_pictures("--map", "Map where the most unusual images are anomalous.")]
+_Png = Annotated[
+    bool, _of_pictures("--png", "Write the map of every image, not only of the most unusual ones.")
+]
 _EXPORT_HELP = "Write the alarm of a method as an ONNX graph and a script that need neither gz nor torch."
 _Export = Annotated[str | None, option("--export DIR", _EXPORT_HELP)]
-_FAIL_HELP = "End with exit code 6 where a picture is flagged, for scripts."
+_FAIL_HELP = "End with exit code 6 if an image is flagged, for scripts."
 _Fail = Annotated[bool, _of_pictures("--fail", _FAIL_HELP)]
 
 
@@ -112,16 +112,16 @@ def ood(
     submit: opt.Submit = None,
     slurm: opt.Slurm = None,
 ) -> None:
-    """Score images of other data sets, or single pictures, by how foreign they are to a model.
+    """Score how foreign other data sets, or single images, are to a model.
 
-    Without a model a method without training judges the pictures of `--input` in seconds, as in
-    `gz ood --in ./good --input ./today --fail`. Of an inspection set with defects and masks, as MVTec's,
-    `gz ood --in ./bottle` shows how well each kind of defect is found.
+    If you omit the model, a method that needs no training checks the images of `--input` in seconds: `gz ood
+    --in ./good --input ./today --fail`. For an inspection set with defects and masks, such as MVTec's, `gz
+    ood --in ./bottle` shows how well each kind of defect is detected.
 
-    A higher score is more out-of-distribution. Baselines that use no model are listed beside its scores.
-    Further runs after the first one make an ensemble with it, as in `gz ood RUN RUN2 RUN3 --out mnist`.
+    A higher score is more out-of-distribution. Baselines without a model are listed beside its scores.
+    Several runs form an ensemble: `gz ood RUN RUN2 RUN3 --out mnist`.
 
-    The scores' own options (`--starts 8`, `--steps 20`) are those of the recipe's `ood` section.
+    The scores' own options (`--starts 8`, `--steps 20`) are the keys of the recipe's `ood` section.
     """
     from gzcli.launch.from_file import find_run
     from gzcli.store.jobs import AlarmJob, InspectJob, OodJob

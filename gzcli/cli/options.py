@@ -221,39 +221,39 @@ def switch(json: Json = False, quiet: Quiet = False) -> None:
     """The options of every verb."""
 
 
-Wide = Annotated[bool, option("--wide", "Print every column in full, wider than the terminal.", panel=OUTPUT)]
-_REPORT_HELP = "Write the results as HTML, Markdown and LaTeX tables too."
+Wide = Annotated[bool, option("--wide", "Print every column, even beyond the terminal width.", panel=OUTPUT)]
+_REPORT_HELP = "Also write the results as HTML, Markdown and LaTeX."
 Report = Annotated[Path | None, option("--report DIR", _REPORT_HELP, panel=OUTPUT)]
 _COLUMNS_HELP = "Columns of the report's table to cite, such as `fd,recall,bpd,seconds`."
 Columns = Annotated[str | None, option("--columns C[,C…]", _COLUMNS_HELP, panel=OUTPUT)]
 Yes = Annotated[bool, option("--yes -y", "Do not ask.")]
-Force = Annotated[bool, option("--force", "Write over a file that is there.")]
+Force = Annotated[bool, option("--force", "Overwrite an existing file.")]
 
 MODEL_HELP = (
     "A model (its newest finished run), a run's id, alias or folder, a file, `hf://OWNER/NAME`, or "
     "`pretrained:MODEL`."
 )
 Model = Annotated[str, argument("MODEL|RUN", MODEL_HELP, a_model_or_run)]
-_PRETRAINED_HELP = "The model that comes with gz, trained already: `pretrained:MODEL`."
+_PRETRAINED_HELP = "Use the pretrained model that comes with gz (`pretrained:MODEL`)."
 Pretrained = Annotated[bool, option("--pretrained", _PRETRAINED_HELP)]
 Data = Annotated[str | None, option("--data NAME|PATH", "A data set, or your own images.", complete=a_set)]
-_SCALE_HELP = "Size of network and training; else tiny for embedded sets, full on GPUs, small without."
+_SCALE_HELP = "Model and training size. Default: tiny for embedded data sets, full on GPUs, small on CPUs."
 Scale = Annotated[str | None, option(f"--scale {'|'.join(SCALES)}", _SCALE_HELP, complete=SCALES)]
 _SEED = option("--seed S", "Seed of all randomness.", min=0)
 Seed = Annotated[int | None, _SEED]  # None: the recipe's
 SeedOrZero = Annotated[int, _SEED]
 _of_checkpoint = partial(option, callback=parse_checkpoint, complete=("last", "best"))
-Checkpoint = Annotated[str, _of_checkpoint("--checkpoint last|best|STEP", "Which weights of the run.")]
-_PRECISION_HELP = "Else the run's own for samples, and fp32 for scores. Likelihoods are always in fp32."
+Checkpoint = Annotated[str, _of_checkpoint("--checkpoint last|best|STEP", "Weights of the run.")]
+_PRECISION_HELP = "Default: the training precision for samples, fp32 for scores. Likelihoods always use fp32."
 _of_precision = partial(_of_devices, callback=parse_precision, complete=PRECISIONS)
 Precision = Annotated[str | None, _of_precision(f"--precision {'|'.join(PRECISIONS)}", _PRECISION_HELP)]
 Gpus = Annotated[str | None, _of_devices("--gpus N|all", "How many GPUs.")]
-Cpu = Annotated[bool, _of_devices("--cpu", "Use the CPU even where there are GPUs.")]
+Cpu = Annotated[bool, _of_devices("--cpu", "Use the CPU even if there are GPUs.")]
 Processes = Annotated[int | None, _of_devices("--processes N", "CPU processes, with `--cpu`.", min=1)]
 Submit = Annotated[Literal["slurm"] | None, _of_cluster("--submit", "Write a job script and submit it.")]
-_SLURM_HELP = "An option of `sbatch`, as `time=2:00:00`; `array=0-4` takes five seeds."
+_SLURM_HELP = "An `sbatch` option, such as `time=2:00:00`. `array=0-4` runs five seeds."
 Slurm = Annotated[list[str] | None, _of_cluster("--slurm KEY=VALUE", _SLURM_HELP)]
 _EXTRA = argument("-- ARG", "Options of `accelerate launch`, after `--`.", callback=_after_dashes)
 Extra = Annotated[list[str] | None, _EXTRA]
-_SETS_HELP = "Change a key of the recipe; may be repeated. Brackets want quotes: 'data.augment=[hflip]'."
+_SETS_HELP = "Change a key of the recipe; repeatable. Quote brackets: 'data.augment=[hflip]'."
 Sets = Annotated[list[str] | None, option("--set a.b=v", _SETS_HELP, complete=a_setting)]

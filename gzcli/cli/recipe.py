@@ -19,11 +19,11 @@ from gzcli.store.paths import recipe_names
 app = group("recipe", list_recipes)
 
 _What = Annotated[str, argument("NAME|FILE", "A shipped recipe, or a file.", a_model)]
-_SOME_HELP = "Recipes or files; every shipped recipe without any."
+_SOME_HELP = "Recipes or files. Default: every shipped recipe."
 _Some = Annotated[list[str] | None, argument("NAME|FILE", _SOME_HELP, a_model)]
 _Data = Annotated[str | None, option("--data NAME", "Resolve it for a data set.", complete=a_set)]
-_Resolved = Annotated[bool, option("--resolved", "Show every key, not the file.")]
-_To = Annotated[Path | None, argument("FILE", "The new file; NAME.yaml without it.")]
+_Resolved = Annotated[bool, option("--resolved", "Print every key instead of the file.")]
+_To = Annotated[Path | None, argument("FILE", "The new file. Default: NAME.yaml.")]
 
 
 @app.command()
@@ -34,7 +34,7 @@ def show(
     sets: opt.Sets = None,
     resolved: _Resolved = False,
 ) -> None:
-    """Print a recipe: its file, or every key with `--data`, `--set` or `--resolved`; and what keys mean."""
+    """Print a recipe and the meaning of its keys. `--data`, `--set` and `--resolved` print every key."""
     from gzcli.launch.launcher import usable_gpus
     from gzcli.recipe.describe import WIDTH, annotated, texts
     from gzcli.recipe.files import show as text_of
@@ -64,7 +64,7 @@ def show(
 
 @app.command()
 def copy(recipe: _What, to: _To = None, force: opt.Force = False) -> None:
-    """Copy a recipe, to make it your own."""
+    """Copy a recipe so that you can change it."""
     from gzcli.recipe.files import show as text_of
 
     text = text_of(recipe)
@@ -84,7 +84,7 @@ def copy(recipe: _What, to: _To = None, force: opt.Force = False) -> None:
 
 @app.command()
 def check(recipes: _Some = None) -> None:
-    """Check recipes, for every data set that they name; all mistakes at once."""
+    """Check recipes for every data set that they name, and print all mistakes at once."""
     from gzcli.recipe.resolve import check as problems_of
 
     names = list(recipes or recipe_names())
@@ -103,7 +103,7 @@ def check(recipes: _Some = None) -> None:
 
 @app.command("schema")
 def schema_() -> None:
-    """Print the JSON schema of recipes, by which editors complete and check them."""
+    """Print the JSON schema of recipes, for completion and checks in editors."""
     from json import dumps
 
     from gzcli.recipe.describe import recipe_schema

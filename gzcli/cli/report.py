@@ -10,14 +10,14 @@ from gzcli.cli import out
 from gzcli.cli.jobs import bytes_of, end, quoted, took
 from gzcli.cli.options import Columns, argument, option, split
 
-_Folder = Annotated[Path, argument("FOLDER", "Of a `gz bench` or `gz ood`: the one it calls `files`.")]
-_Out = Annotated[Path | None, option("--out DIR", "Where to write; into FOLDER/report without it.")]
+_Folder = Annotated[Path, argument("FOLDER", "Folder of a `gz bench` or `gz ood` (printed as `files`).")]
+_Out = Annotated[Path | None, option("--out DIR", "Output folder. Default: FOLDER/report.")]
 
 
 def report(folder: _Folder, to: _Out = None, columns: Columns = None) -> None:
-    """Write the results of a `gz bench` or `gz ood` as a page of HTML, as Markdown and as LaTeX tables.
+    """Write the results of `gz bench` or `gz ood` as HTML, Markdown and LaTeX.
 
-    The page needs no other file and no network. LaTeX gets the table to cite.
+    The HTML page is self-contained. LaTeX contains the table to cite.
     """
     from gzcli.report.write import write
 

@@ -28,21 +28,23 @@ _Ref = Annotated[str, argument("RUN", "Id, alias, folder or model.", a_model_or_
 _Refs = Annotated[list[str], argument("RUN…", "Ids, aliases or folders.", opt.a_run)]
 _Any = Annotated[list[str], argument("RUN RUN…", "Ids, aliases, folders or models.", a_model_or_run)]
 _Repository = Annotated[str, argument("OWNER/NAME", "A model repository of the Hugging Face hub.")]
-_DTYPE_HELP = "Of the weights in a file; bf16 halves it, and changes samples a little."
+_DTYPE_HELP = "Type of the weights in the file. bf16 halves its size and slightly changes samples."
 _Dtype = Annotated[Literal["fp32", "bf16"], option("--dtype", _DTYPE_HELP)]
-_OfModel = Annotated[str, option("--model M", "Of one model only.", complete=a_model)]
-_OfData = Annotated[str, option("--data NAME", "Of one data set only.", complete=a_set)]
-_TO_HELP = "One file for `gz`, another library's format, or an `alarm` that needs neither gz nor torch."
+_OfModel = Annotated[str, option("--model M", "Only runs of one model.", complete=a_model)]
+_OfData = Annotated[str, option("--data NAME", "Only runs on one data set.", complete=a_set)]
+_TO_HELP = "One file for `gz`, the format of another library, or an `alarm` that needs neither gz nor torch."
 _To = Annotated[Literal["file", "onnx", "torch", "diffusers", "alarm"], option("--to", _TO_HELP)]
-_LENGTH_HELP = "Deviation of its weights in time, as a share of the training; without it the best is found."
+_LENGTH_HELP = (
+    "EMA length: standard deviation of the averaging profile, relative to training time. Default: the best."
+)
 _Length = Annotated[float | None, option("--length S", _LENGTH_HELP, min=0.01, max=0.25)]
-_Out = Annotated[Path | None, option("--out PATH", "Where to write; into the run's folder without it.")]
-_Licence = Annotated[str, option("--licence ID", "Of the weights, as the hub names licences.")]
-_Private = Annotated[bool, option("--private", "For you alone.")]
+_Out = Annotated[Path | None, option("--out PATH", "Output folder. Default: inside the run's folder.")]
+_Licence = Annotated[str, option("--licence ID", "Licence of the weights, by its name on the hub.")]
+_Private = Annotated[bool, option("--private", "Make the repository private.")]
 _Name = Annotated[str | None, option("--name ALIAS", "A second name for the run.")]
-_KEEP_HELP = "Keep the best and the K newest of a model and data set."
+_KEEP_HELP = "Keep the best and the K newest runs of each model and data set."
 _Keep = Annotated[int | None, option("--keep K", _KEEP_HELP, min=0)]
-_Unfinished = Annotated[bool, option("--unfinished", "Remove the runs that did not finish.")]
+_Unfinished = Annotated[bool, option("--unfinished", "Remove unfinished runs.")]
 
 Row = Sequence[Any]
 FACTS = ("name", "state", "step", "best", "at step", "curve", "time", "params", "memory", "size", "made")
@@ -79,7 +81,7 @@ def show(run: _Ref) -> None:
 
 @app.command()
 def compare(runs: _Any, wide: opt.Wide = False) -> None:
-    """Show runs side by side: figures, time, size, and the keys in which their recipes differ."""
+    """Compare runs side by side: metrics, time, size, and the keys that differ."""
     chosen = list({run.path: run for run in map(_find, runs)}.values())
     if len(chosen) < 2:
         raise UsageError("`gz runs compare` needs two runs or more", hint="`gz runs list` shows them")
@@ -116,7 +118,7 @@ def export(
     dtype: _Dtype = "fp32",
     checkpoint: opt.Checkpoint = "last",
 ) -> None:
-    """Write a run as one file to share, or its weights in the format of another library."""
+    """Export a run as one file, or its weights for another library."""
     source = _find(run)
     place = (out_ or source.path / "export" / (f"{source.id}.safetensors" if to == "file" else to)).resolve()
     if to == "file" and place.suffix != ".safetensors":
@@ -142,8 +144,8 @@ def export(
 def ema(run: _Ref, length: _Length = None) -> None:
     """Serve another average of a run's weights: the best by validation, or one of a given length.
 
-    It is made of the snapshots of a training with `--set train.ema_snapshots=20`, and is what `gz sample`,
-    `gz ood` and `gz bench` then take.
+    It combines the snapshots of a training with `--set train.ema_snapshots=20`. Afterwards, `gz sample`, `gz
+    ood` and `gz bench` use it.
     """
     from gzcli.store.jobs import EmaJob
 
@@ -180,7 +182,7 @@ def push(
     dtype: _Dtype = "fp32",
     checkpoint: opt.Checkpoint = "last",
 ) -> None:
-    """Put a run on the Hugging Face hub, with a card that says what it is."""
+    """Upload a run to the Hugging Face hub, with a model card."""
     from gzcli.launch.from_file import metadata
     from gzcli.metrics.metric import meanings
     from gzcli.store import hub
@@ -205,7 +207,7 @@ def push(
 
 @app.command()
 def pull(repository: _Repository, name: _Name = None) -> None:
-    """Get a run from the Hugging Face hub into the store; `gz sample hf://OWNER/NAME` draws without that."""
+    """Download a run from the Hugging Face hub. `gz sample hf://OWNER/NAME` works without this."""
     from gzcli.launch import from_file
     from gzcli.store import hub
 
@@ -226,11 +228,11 @@ def pull(repository: _Repository, name: _Name = None) -> None:
 
 @app.command()
 def prune(keep: _Keep = None, unfinished: _Unfinished = False, yes: opt.Yes = False) -> None:
-    """Remove old or unfinished runs; the best ones, those with a name and those being trained stay.
+    """Remove old or unfinished runs. Runs that are best, named or still training stay.
 
-    Runs that were cut short (`--steps 10`, another image size) count as older than any complete one.
+    Incomplete runs (`--steps 10`, another image size) count as older than complete ones.
 
-    `--keep 0` keeps no best one.
+    `--keep 0` does not keep the best run.
     """
     if keep is None and not unfinished:
         raise UsageError("`gz runs prune` needs `--keep K` or `--unfinished`", hint="gz runs prune --keep 1")
@@ -243,7 +245,7 @@ def prune(keep: _Keep = None, unfinished: _Unfinished = False, yes: opt.Yes = Fa
 
 @app.command()
 def remove(runs: _Refs, yes: opt.Yes = False) -> None:
-    """Remove runs for good."""
+    """Delete runs."""
     chosen: dict[Path, Run] = {}
     for ref in runs:
         if (run := store.by_name(ref)) is None:

@@ -41,24 +41,24 @@ MANY = 64  # images, if no other number is asked for
 DECIDED = {"n": "-n", "labels": "--label", "prompts": "--prompt", "do": "--do"}
 SETTINGS = jobs.OWN_OPTIONS
 
-_N_HELP = "How many images; about 64, as many of each class, or one for each prompt or input picture."
+_N_HELP = "Number of images. Default: about 64, equally many per class, or one per prompt or input image."
 _N = Annotated[int | None, option("-n N", _N_HELP, min=1)]
-_LABEL_HELP = "Class names or numbers, for conditional models; as '\"x,y\"' with a comma."
+_LABEL_HELP = "Class names or numbers, for conditional models. Quote names that contain a comma: '\"x,y\"'."
 _Label = Annotated[str | None, option("--label L[,L…]", _LABEL_HELP, complete=a_label)]
-_PROMPT_HELP = "What to show, for models that take text; may be repeated, images take turns."
+_PROMPT_HELP = "Prompt, for models that take text; repeatable, used in turn."
 _Prompt = Annotated[list[str] | None, option("--prompt TEXT", _PROMPT_HELP)]
-_PROMPTS_HELP = "Prompts, one a line; `#` begins a comment."
+_PROMPTS_HELP = "File of prompts, one per line. `#` starts a comment."
 _Prompts = Annotated[Path | None, option("--prompts FILE", _PROMPTS_HELP, exists=True, dir_okay=False)]
 _DO_HELP = "An application: inpaint, interpolate, …"
 _Do = Annotated[str | None, option("--do METHOD", _DO_HELP, complete=an_application)]
-_INPUT_HELP = "Pictures for `--do` (test images without it), or that images are made from."
+_INPUT_HELP = "Input images for `--do` or a conditional model. Default: test images."
 _Input = Annotated[Path | None, option("--input PATH", _INPUT_HELP, exists=True, resolve_path=True)]
-_MASK_HELP = "White is kept, black filled in."
+_MASK_HELP = "Mask image: white is kept, black is filled in."
 _Mask = Annotated[Path | None, option("--mask PATH", _MASK_HELP, exists=True, resolve_path=True)]
-_Out = Annotated[Path | None, option("--out DIR", "Where to write; into the run's folder without it.")]
-_ANIMATE_HELP = "Write animation.gif: the first 16 images while they are drawn."
+_Out = Annotated[Path | None, option("--out DIR", "Output folder. Default: inside the run's folder.")]
+_ANIMATE_HELP = "Write animation.gif: the sampling process of the first 16 images."
 _Animate = Annotated[bool, option("--animate", _ANIMATE_HELP)]
-_LIKE_HELP = "Draw again what this PNG of `gz sample` shows; MODEL may be left out."
+_LIKE_HELP = "Repeat the image of this PNG from `gz sample`; omit MODEL."
 _LIKE = option("--like PICTURE", _LIKE_HELP, exists=True, dir_okay=False, resolve_path=True)
 _Like = Annotated[Path | None, _LIKE]
 
@@ -89,10 +89,10 @@ def sample(
     submit: opt.Submit = None,
     slurm: opt.Slurm = None,
 ) -> None:
-    """Draw images from a trained model, or apply it to pictures (`--do`).
+    """Draw images from a trained model, or apply it to images (`--do`).
 
-    The model's own options (`--steps 50`, `--temperature 0.7`) are those of its recipe's `sample` section, or
-    of the method.
+    The model's own options (`--steps 50`, `--temperature 0.7`) are the keys of its recipe's `sample` section,
+    or of the method.
     """
     from gzcli.store.jobs import SampleJob
 

@@ -24,14 +24,13 @@ if TYPE_CHECKING:
 
 
 _WHAT_HELP = (
-    "A model, a recipe file, a run to repeat, or with `--data` weights to start from: a run, a file, "
-    "pretrained:NAME, hf://OWNER/NAME. Default: the model that suits the data set."
+    "A model, a recipe file, or a run to repeat. With `--data` also weights to start from: a run, a file, "
+    "pretrained:NAME or hf://OWNER/NAME. Default: the model that suits the data set."
 )
 _What = Annotated[str | None, argument("MODEL|RECIPE|RUN|FILE", _WHAT_HELP, a_model_or_run)]
 _Steps = Annotated[int | None, option("--steps N", "Train for N steps.", min=1)]
 _MINUTES_HELP = (
-    "Train for as many steps as fit in M minutes of wall-clock time, or of CPU time with "
-    "`--set train.clock=cpu`."
+    "Train for as many steps as fit in M minutes of wall-clock time (CPU time with `--set train.clock=cpu`)."
 )
 _MINUTES = option("--minutes M", _MINUTES_HELP, min=0.05)
 _Minutes = Annotated[float | None, _MINUTES]
@@ -40,19 +39,21 @@ _Epochs = Annotated[float | None, option("--epochs N", min=0.001, hidden=True)]
 _Batch = Annotated[int | None, option("--batch-size N", min=1, hidden=True)]
 _Rate = Annotated[float | None, option("--lr --learning-rate X", hidden=True)]
 _Name = Annotated[str | None, option("--name ALIAS", "A second name for the run.")]
-_Resume = Annotated[bool, option("--resume", "Go on with the newest unfinished run, or the RUN named.")]
-_Requeue = Annotated[bool, option("--requeue", "Resume if there is something to resume, start otherwise.")]
+_Resume = Annotated[bool, option("--resume", "Resume the newest unfinished run, or the given RUN.")]
+_Requeue = Annotated[bool, option("--requeue", "Resume if possible, otherwise start.")]
 _Wandb = Annotated[bool, option("--wandb", "The same as `--track wandb`.")]
-_TRACK_HELP = f"Log to {', '.join(TRACKERS)} too; may be repeated."
+_TRACK_HELP = f"Log to {', '.join(TRACKERS)} too; repeatable."
 _Track = Annotated[list[str] | None, option("--track T", _TRACK_HELP, complete=TRACKERS)]
-_Dry = Annotated[bool, option("--dry-run", "Print what would be done, and do nothing.")]
-_Keys = Annotated[bool, option("--keys", "With `--dry-run`: every key too, and where its value comes from.")]
-_Yes = Annotated[bool, option("--yes", "Start also what takes more than a week here.")]
+_Dry = Annotated[bool, option("--dry-run", "Print the plan without training.")]
+_Keys = Annotated[
+    bool, option("--keys", "With `--dry-run`: also print every key and the origin of its value.")
+]
+_Yes = Annotated[bool, option("--yes", "Start without asking, even if it takes more than a week.")]
 _several = partial(option, panel="Several machines")
-_Machines = Annotated[int | None, _several("--num-machines N", "How many.", min=1)]
+_Machines = Annotated[int | None, _several("--num-machines N", "Number of machines.", min=1)]
 _Rank = Annotated[int | None, _several("--machine-rank R", "Which one this is.", min=0)]
 _Ip = Annotated[str | None, _several("--main-process-ip HOST", "Address of machine 0.")]
-_PORT = _several("--main-process-port P", "Its port; it follows from the job if it is not given.")
+_PORT = _several("--main-process-port P", "Port of machine 0. Default: derived from the job.")
 _Port = Annotated[int | None, _PORT]
 
 
@@ -88,8 +89,8 @@ def train(
 ) -> None:
     """Train a model.
 
-    Without `--data` it trains on an embedded set: `gz train cvae` works offline and takes about a minute.
-    With trained weights in place of a model it starts from them: `gz train pretrained:fm --data ./photos`.
+    If you omit `--data`, it uses an embedded data set: `gz train cvae` works offline and takes about a
+    minute. To fine-tune trained weights, name them: `gz train pretrained:fm --data ./photos`.
     """
     from gzcli.cli import jobs, plan
     from gzcli.launch.plan import ask, prepare
@@ -196,9 +197,11 @@ def after_training(run: Run) -> None:
 
 _SWEPT = argument("MODEL|RECIPE", "A model, or a recipe file.", opt.a_model)
 _Swept = Annotated[str, _SWEPT]
-_BUDGET_HELP = "Time of all trainings together: of work of the cores, on GPUs of the clock."
+_BUDGET_HELP = "Time of all trainings together: CPU time on CPUs, wall-clock time on GPUs."
 _Budget = Annotated[str, option("--budget 20m|1h", _BUDGET_HELP)]
-_Trials = Annotated[int | None, option("--trials N", "Settings drawn of a range; usually 8.", min=2)]
+_Trials = Annotated[
+    int | None, option("--trials N", "Number of settings drawn from ranges. Default: 8.", min=2)
+]
 
 
 def sweep(
@@ -212,10 +215,10 @@ def sweep(
     gpus: opt.Gpus = None,
     cpu: opt.Cpu = False,
 ) -> None:
-    """Try settings of a model on one budget, and find the best by validation.
+    """Try settings of a model within one budget, and find the best by validation.
 
-    `--set optim.lr=1e-3,3e-3` tries values, of several keys all combinations; `--set optim.lr=1e-4..1e-2`
-    draws from a range, evenly in the logarithm. The same command goes on with a sweep that was stopped.
+    `--set optim.lr=1e-3,3e-3` tries values, with several keys all combinations. `--set optim.lr=1e-4..1e-2`
+    draws values from a range, log-uniformly. Re-running the command resumes a sweep.
     """
     from gzcli.cli.jobs import end, quoted, took
     from gzcli.league.sweep import play, sweep_of

@@ -79,8 +79,8 @@ class Format(NamedTuple):
 
 
 FORMATS = {
-    "npz": Format("npz", "Write samples.npz too: uint8 [N, H, W, C], and labels.", write_npz),
-    "png": Format("files", "Write single PNGs of more than 256 images too.", write_images, several=True),
+    "npz": Format("npz", "Also write samples.npz: uint8 [N, H, W, C], and labels.", write_npz),
+    "png": Format("files", "Write single PNGs even for more than 256 images.", write_images, several=True),
 }
 
 

@@ -342,7 +342,7 @@ def test_recipes(gz, gz_json, tmp_path, monkeypatch):
     assert shown.startswith(text), "the file, and below it each key with its text"
     lines = shown.removeprefix(text).strip().splitlines()
     assert all(line.startswith("#") and (len(line) <= 80 or "# about:" in line) for line in lines)
-    assert any(line.startswith("#   batch_size: 64 ") and "# images of one step" in line for line in lines)
+    assert any(line.startswith("#   batch_size: 64 ") and "# images per step" in line for line in lines)
     shown = gz_json("recipe", "show", "vae", "--data", "mnist", "--set", "train.steps=7")[1]
     assert shown["tree"]["train"]["steps"] == 7 and shown["origin"]["train.steps"] == "--set"
     assert shown["tree"]["data"]["name"] == "mnist"
