@@ -19,7 +19,7 @@ def written(text: str) -> str:
     for name in recipe_names():
         families.setdefault(heading(catalog.card(canonical(name)).family), []).append(f"`{name}`")
     lines = "\n".join(f"* **{family}** {' '.join(names)}" for family, names in sorted(families.items()))
-    text = re.sub(r"(?<=models: )\d+(?= of them)", str(len(recipe_names())), text)
+    text = re.sub(r"(?<=gz has )\d+(?= models)", str(len(recipe_names())), text)
     return re.sub(r"(?<=\n## Models\n\n).*?(?=\n\n)", lines, text, flags=re.S)
 
 

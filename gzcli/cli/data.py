@@ -20,7 +20,7 @@ from gzcli.data.sets.names import locate, names
 from gzcli.data.sets.registry import DataSpec, Form, find, is_fetched
 
 if TYPE_CHECKING:
-    from gzcli.data.packs.open import Facts
+    from gzcli.data.packs.facts import Facts
     from gzcli.data.packs.pack import Pack, PackMeta
     from gzcli.data.sets.names import DataSet
 
@@ -84,8 +84,7 @@ def download(names: _Names, source: _From = None, size: _Size = None, channels: 
     Interrupted downloads resume. gz first tries `GZ_MIRROR`, a folder or base URL with files as NAME/FILE.
     """
     from gzcli.data.download.fetch import fetch
-    from gzcli.data.packs.open import peek
-    from gzcli.data.packs.pack import pack_limit
+    from gzcli.data.packs.open import pack_limit, peek
 
     lines, rows, images = [], list[dict[str, Any]](), 0
     for spec in [find(name) for name in names]:  # an unknown name is refused before anything is fetched
@@ -154,7 +153,8 @@ def show(name: _Shown, size: _Size = None, channels: _Channels = None) -> None:
 
     For a data set that is not downloaded, it shows the description.
     """
-    from gzcli.data.packs.open import facts_of, peek, ways_to_fetch
+    from gzcli.data.packs.open import facts_of, peek
+    from gzcli.data.packs.source import ways_to_fetch
 
     data_set = locate(name)
     spec = data_set.sized(size) if isinstance(data_set, DataSpec) else None
@@ -197,7 +197,7 @@ def _described(
     facts: Facts | None,
 ) -> dict[str, Any]:
     """Prints what a pack, or the description of a set without one, has in common; returns it for scripts."""
-    from gzcli.data.packs.open import settings_lines
+    from gzcli.data.packs.facts import settings_lines
 
     c, h, w = shape
     out.info(f"{described.title}: {w}×{h} pixels, {'grey' if c == 1 else 'RGB'}, {described.levels} levels")

@@ -10,8 +10,8 @@ from typing import Any
 from gzcli.core.errors import MissingError, UsageError, matching
 from gzcli.core.types import Say, silent
 from gzcli.core.units import as_size, canonical_size
-from gzcli.data.packs.open import is_here
-from gzcli.data.packs.pack import PackMeta, alone, find_pack, packs_of
+from gzcli.data.packs.open import alone, find_pack, is_here, packs_of
+from gzcli.data.packs.pack import PackMeta
 from gzcli.data.sets.names import REGISTER, DataSet, OwnSet, imports, local, locate, own_set
 from gzcli.data.sets.registry import SPECS, Benchmark, DataSpec, Form, check_files, is_fetched, raw_dir
 from gzcli.store import files

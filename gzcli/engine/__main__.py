@@ -24,7 +24,8 @@ import torch
 from gzcli.core import devices, errors, ranks, streams
 from gzcli.core.sections import part_of
 from gzcli.core.units import duration
-from gzcli.data.packs.open import check_unchanged, open_pack, pack_options, record_data
+from gzcli.data.packs.open import open_pack, pack_options
+from gzcli.data.packs.pack import check_unchanged, record_data
 from gzcli.engine.cadence import KEPT, LEAST, count_steps
 from gzcli.engine.forecast import check_stages
 from gzcli.engine.log import Log

@@ -24,7 +24,8 @@ from gzcli.core.sections import TrainSection
 from gzcli.core.types import Batch, Say
 from gzcli.core.units import counted
 from gzcli.data.packs.batches import TrainBatches, TrainImages
-from gzcli.data.packs.open import check_unchanged, open_pack, pack_options
+from gzcli.data.packs.open import open_pack, pack_options
+from gzcli.data.packs.pack import check_unchanged
 from gzcli.engine import checkpoint
 from gzcli.engine.ema import EMA, LENGTHS, MANY, exponent, random_images
 from gzcli.engine.log import Log

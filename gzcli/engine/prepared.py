@@ -31,7 +31,8 @@ from gzcli.core.sections import Part, part_of
 from gzcli.core.types import Batch, DataInfo, ImageNoise, mix, moved
 from gzcli.core.units import as_size, by_sides
 from gzcli.data.packs.batches import TrainImages, scan
-from gzcli.data.packs.pack import Pack, is_array
+from gzcli.data.packs.open import is_array
+from gzcli.data.packs.pack import Pack
 from gzcli.engine.checkpoint import SpaceRecord
 from gzcli.engine.log import Log
 from gzcli.engine.step import shapes_only

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from gzcli.core.errors import UsageError
 from gzcli.core.types import ImageNoise
 from gzcli.data.packs.batches import quantise
-from gzcli.data.packs.open import check_unchanged, open_pack
+from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.pack import check_unchanged
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
 from gzcli.export import alarm

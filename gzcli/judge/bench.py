@@ -18,8 +18,8 @@ import torch
 
 from gzcli.core import devices, ranks, streams
 from gzcli.core.errors import MissingError, UsageError, did_you_mean
-from gzcli.data.packs.open import check_unchanged, open_pack
-from gzcli.data.packs.pack import Pack
+from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.pack import Pack, check_unchanged
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import sample_rows, training_speed
 from gzcli.engine.sheets import Row, sheet

@@ -20,7 +20,8 @@ from gzcli.core.sections import renamed
 from gzcli.core.types import Applied, ImageNoise, Progress, Say, silent
 from gzcli.core.units import Size
 from gzcli.data.packs.batches import quantise, to_uint8
-from gzcli.data.packs.open import check_unchanged, open_pack
+from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.pack import check_unchanged
 from gzcli.data.readers.folder import read_pictures
 from gzcli.engine import sampler, sheets
 from gzcli.engine.log import Log

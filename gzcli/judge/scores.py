@@ -34,8 +34,8 @@ from gzcli.core import devices, ranks
 from gzcli.core.errors import DivergedError, MissingError, UsageError, did_you_mean
 from gzcli.core.types import Batch, ImageNoise
 from gzcli.data.packs.batches import to_uint8
-from gzcli.data.packs.open import check_unchanged, open_pack
-from gzcli.data.packs.pack import Pack
+from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.pack import Pack, check_unchanged
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, load_trained
 from gzcli.judge.images import Pick, affordable, fitting_images, fitting_index, held_out_split, timed

@@ -24,8 +24,8 @@ from gzcli.core.sections import LaunchSection, Part
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import as_size
 from gzcli.data.packs.augment import patch_of
-from gzcli.data.packs.open import check_unchanged, open_pack, pack_options, size_of
-from gzcli.data.packs.pack import Use
+from gzcli.data.packs.open import Use, open_pack, pack_options, size_of
+from gzcli.data.packs.pack import check_unchanged
 from gzcli.data.sets.names import DataSet, data_key, locate
 from gzcli.data.sets.registry import SPECS
 from gzcli.launch import launcher

@@ -22,7 +22,7 @@ from gzcli.store.run_folder import Run
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from gzcli.data.packs.open import Facts
+    from gzcli.data.packs.facts import Facts
     from gzcli.data.packs.pack import PackMeta
 
 R = TypeVar("R", bound="Recipe")

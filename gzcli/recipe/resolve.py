@@ -42,7 +42,8 @@ from typing import Any
 from gzcli.core.errors import GzError, MissingError, UsageError, canonical
 from gzcli.core.sections import MEETING, SCALES, DataSection, leaves, part_of, plain
 from gzcli.data.packs.augment import patch_of
-from gzcli.data.packs.open import FEW_IMAGES, SHAPES, Facts, facts_of
+from gzcli.data.packs.facts import FEW_IMAGES, SHAPES, Facts
+from gzcli.data.packs.open import facts_of
 from gzcli.data.sets.names import DataSet, data_key, locate, names
 from gzcli.data.sets.registry import DataSpec
 from gzcli.models import catalog

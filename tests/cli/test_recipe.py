@@ -22,7 +22,7 @@ from gzcli.core.errors import UsageError, canonical
 from gzcli.core.sections import FIXED, SECTIONS, Part, keys_of, part_of
 from gzcli.core.types import DataInfo
 from gzcli.core.units import sides
-from gzcli.data.packs.open import SHAPES, Facts
+from gzcli.data.packs.facts import SHAPES, Facts
 from gzcli.data.sets.registry import SPECS, find
 from gzcli.launch import forecast
 from gzcli.launch.launcher import Plan

@@ -14,7 +14,7 @@ from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, no_progres
 from gzcli.data.packs.open import open_pack
 from gzcli.models import catalog
 from gzcli.models.autoregressive import tokenizer
-from gzcli.models.base import group_options
+from gzcli.models.base import group_options, named_losses
 from gzcli.models.flow_matching.fm import couple_noise
 from gzcli.models.normalizing_flow.base import top_log_prob
 from gzcli.models.normalizing_flow.glow import Glow
@@ -93,7 +93,7 @@ def test_any_size_in_bf16(case: Case):
         for phase in model.phases():
             only(model, phase.name)
             with torch.autocast("cpu", torch.bfloat16):
-                loss = model.loss(batch, phase.name)["loss"]
+                loss = named_losses(model, batch, phase.name)["loss"]
             loss.backward()
             assert loss.isfinite() and loss.dtype == torch.float32, (shape, phase.name)
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None), shape

@@ -289,7 +289,7 @@ def test_extras_are_told_by_json_alone(tmp_path):
     folder = write(tmp_path / "set", {f"{i}.png": png(RED) for i in range(N)})
     open_pack(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gzcli.data.packs.pack.OWN_RULE", 2)
+        patch.setattr("gzcli.data.packs.open.OWN_RULE", 2)
         assert peek(folder) is None
     assert peek(folder) is not None
 

@@ -503,7 +503,7 @@ CUT_OFF = {
 
 def test_files_cut_off_after_they_were_fetched(tmp_path, monkeypatch):
     """As they are cut off between the check of their bytes and their reading."""
-    monkeypatch.setattr("gzcli.data.packs.open.check_files", lambda spec, say: [])
+    monkeypatch.setattr("gzcli.data.packs.source.check_files", lambda spec, say: [])
     for file, (name, named) in CUT_OFF.items():
         raw = cached(name, tmp_path, monkeypatch)
         data = (raw / file).read_bytes()

@@ -22,16 +22,8 @@ from gzcli.core.units import canonical_size, sides
 from gzcli.data.library import import_set, listing
 from gzcli.data.packs import build, stream
 from gzcli.data.packs.batches import TrainBatches, scan, to_uint8
-from gzcli.data.packs.open import (
-    Facts,
-    facts_of,
-    measure,
-    open_pack,
-    pack_options,
-    peek,
-    settings_lines,
-    size_of,
-)
+from gzcli.data.packs.facts import Facts, measure, settings_lines
+from gzcli.data.packs.open import facts_of, open_pack, pack_options, peek, size_of
 from gzcli.data.readers.embedded import MAKERS
 from gzcli.data.readers.folder import open_path, read_pictures
 from gzcli.data.readers.images import FORMATS

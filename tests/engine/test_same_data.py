@@ -10,7 +10,7 @@ from pictures import RED, png, write
 
 from gzcli.cli import app
 from gzcli.core.errors import MissingError
-from gzcli.data.packs import open as opening
+from gzcli.data.packs import pack as packs
 from gzcli.data.packs.open import open_pack
 from gzcli.data.sets.names import locate
 from gzcli.launch import launcher
@@ -84,7 +84,7 @@ def test_a_run_whose_data_has_changed_does_not_go_on_and_names_what(gz, tmp_path
     photos = classes(tmp_path / "photos", "cat", "dog", "eel")
     assert gz("train", "vae", "--data", str(photos), "--steps", "5", *SMALL)[0] == 0
     (run,) = runs.all_runs()
-    opening.record_data(run.path, open_pack(photos).meta)  # as the engine does
+    packs.record_data(run.path, open_pack(photos).meta)  # as the engine does
     assert gz("train", run.id, "--resume")[0] == 0
     run.update(state="finished", code=0)
     shutil.rmtree(photos / "cat")
@@ -95,14 +95,14 @@ def test_a_run_whose_data_has_changed_does_not_go_on_and_names_what(gz, tmp_path
     assert run.state == "finished" and run.tree()["train"]["steps"] == 5  # it is what it was
     classes(photos, "cat")
     with pytest.raises(MissingError) as e:
-        opening.check_unchanged(run.path, replace(open_pack(photos).meta, digest="x"))
+        packs.check_unchanged(run.path, replace(open_pack(photos).meta, digest="x"))
     assert e.value.message.endswith("other pixels, labels or texts")
-    opening.check_unchanged(run.path, open_pack(photos).meta)  # put back as they were
+    packs.check_unchanged(run.path, open_pack(photos).meta)  # put back as they were
     then = {"classes": list("abcdefgh"), "counts": {"train": 900, "val": 100, "test": 0}}
     then |= {"shape": [3, 32, 32], "extras": []}
     now = {"classes": ["a", "x"], "counts": {"train": 90, "val": 10, "test": 0}}
     now |= {"shape": [1, 28, 28], "extras": ["caption"]}
-    assert opening._changes(then, now) == [
+    assert packs._changes(then, now) == [
         "no class `b` `c` `d` `e` `f` and 2 more any more",
         "a new class `x`",
         "90 train images instead of 900",
@@ -110,14 +110,14 @@ def test_a_run_whose_data_has_changed_does_not_go_on_and_names_what(gz, tmp_path
         "images of 28×28×1 instead of 32×32×3",
         "with caption to each instead of nothing",
     ]
-    assert opening._changes(then, then) == ["other pixels, labels or texts"]
+    assert packs._changes(then, then) == ["other pixels, labels or texts"]
     run = runs.create("vae", "digits")
     digits = open_pack("digits").meta
     patches = replace(digits, name="patches", digest="x")
-    opening.check_unchanged(run.path, digits)  # an older run, which recorded nothing
-    opening.record_data(run.path, digits)
-    opening.record_data(run.path, patches)  # once
-    opening.check_unchanged(run.path, patches)  # `gz ood --in patches`
+    packs.check_unchanged(run.path, digits)  # an older run, which recorded nothing
+    packs.record_data(run.path, digits)
+    packs.record_data(run.path, patches)  # once
+    packs.check_unchanged(run.path, patches)  # `gz ood --in patches`
     assert files.read_json(run.path / "env.json")["data"]["digest"] == digits.digest
 
 

@@ -16,8 +16,7 @@ from helpers import ROOT
 from gzcli.cli import app
 from gzcli.core import start
 from gzcli.core.errors import DeviceError, Interrupted, MissingError, UsageError
-from gzcli.data.packs.open import open_pack
-from gzcli.data.packs.pack import Use
+from gzcli.data.packs.open import Use, open_pack
 from gzcli.data.sets.names import locate
 from gzcli.launch import launcher, plan
 from gzcli.store import claims, files, runs
@@ -147,7 +146,7 @@ def test_jobs_of_one_second_and_one_suffix_are_apart(tmp_path, monkeypatch):
 
 HOLD = """
 import sys, time
-from gzcli.data.packs.pack import Use
+from gzcli.data.packs.open import Use
 from gzcli.data.sets.names import locate
 use = Use(locate(sys.argv[1]))
 print("held", flush=True)
@@ -176,7 +175,7 @@ def test_a_set_that_another_process_uses_or_downloads_is_not_removed(home, capsy
 
 AT_EXIT = """
 import sys
-from gzcli.data.packs.pack import Use
+from gzcli.data.packs.open import Use
 from gzcli.data.sets.names import locate
 sys.use = Use(locate("digits"))  # it lives as long as the interpreter
 """

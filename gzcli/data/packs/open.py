@@ -1,55 +1,39 @@
-"""From a data set to its pack, found in the cache or fetched and packed now; and the facts of a set that
-determine the settings of models. No heavy import at the top."""
+"""From a data set's name to its pack, found in the cache or fetched, read and packed now. No heavy import at
+the top."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import hashlib
+import itertools
 import math
+import os
+import weakref
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TypedDict
 
 from gzcli.core.errors import DISK, GzError, MissingError, UsageError
 from gzcli.core.sections import DataSection, Fit
 from gzcli.core.types import Report, Say, silent, unreported
-from gzcli.core.units import Size, by_sides, canonical_size, counted, packable, sides
-from gzcli.core.units import size as size_in_words
+from gzcli.core.units import Size, as_size, canonical_size, counted, number_in, packable, sides
 from gzcli.data.packs.augment import patch_of
-from gzcli.data.packs.pack import (
-    RULE,
-    SPLITS,
-    Pack,
-    PackMeta,
-    Use,
-    find_pack,
-    fingerprint,
-    pack_dir,
-    pack_limit,
-    packs_of,
-)
+from gzcli.data.packs.facts import Facts, measure, settings_lines
+from gzcli.data.packs.pack import Pack, PackFolder, PackMeta
+from gzcli.data.packs.source import read
+from gzcli.data.readers.images import walk
 from gzcli.data.sets.names import DataSet, OwnSet, locate
-from gzcli.data.sets.registry import SPECS, DataSpec, Form, check_files, is_fetched, raw_dir
-from gzcli.store.files import lock, new_dir, sweep, write_json
-from gzcli.store.hub import HUB_SCHEME, offline
-from gzcli.store.run_folder import Run
+from gzcli.data.sets.registry import DataSpec, Form, is_fetched
+from gzcli.store.files import is_locked, lock, new_dir, sweep
+from gzcli.store.paths import cache_dir
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from gzcli.data.readers.images import RawImages
-
-FETCHED_UNASKED = 200_000_000  # bytes of a set, beyond which only `gz data download` downloads it
-NAMED = 5  # most classes that a message names
-RECORDED = ("name", "digest", "shape", "classes", "counts", "extras")  # keys of a run's data record
-
-# Shape classes above 32 pixels, with the side up to which one reaches: the geometric mean of it and the next.
-CLASSES = {"64px": 90, "128px": 181, "256px": math.inf}
-SMALLEST = 45  # the side up to which images are in the class `grey` or `colour`
-SHAPES = ("grey", "colour", *CLASSES)
-FEW_IMAGES, FEW = "few", 5_000  # the section of small sets, and the training images up to which a set is one
-LOOKED_AT = 64  # images that are measured
+RULE, OWN_RULE = 2, 7  # versions of packing, of known sets and of the user's images: older packs are remade
+LONGEST_HEAD = 4096  # bytes of the head of an array
+PACK_LIMIT = 32_000_000_000  # bytes: larger sets stream, unless `GZ_PACK_LIMIT` says otherwise
+WAIT = "stop it first, or wait for it"
+_uses = itertools.count()
 
 
 class PackOptions(TypedDict):
@@ -122,7 +106,11 @@ def open_pack(
         else:
             pack, is_new = _pack_now(data, form, say, progress)
             if is_new:
-                facts = None if foreign else facts_of(data, size=size, channels=channels, patch=patch)
+                facts = (
+                    None
+                    if foreign
+                    else facts_of(data, size=size, channels=channels, patch=patch, meta=pack.meta)
+                )
                 for line in (pack.meta.words, *settings_lines(data, facts)):
                     say(f"`{data.shown}`: {line}")
         pack = Pack(pack.folder, pack.meta, patch)
@@ -132,65 +120,39 @@ def open_pack(
 
 def _pack_now(data: DataSet, form: Form, say: Say, progress: Report) -> tuple[Pack, bool]:
     """The new pack of a set, and whether this process made it, not a concurrent one."""
-    folder, is_new = pack_dir(data, form), False
+    folder = pack_dir(data, form)
     waiting = f"another process packs `{data.shown}`: waiting"
     try:
         with lock(folder.with_name(f".{folder.name}.lock"), on_wait=lambda: say(waiting)):
-            if (pack := find_pack(data, form)) is None:
-                sweep(folder.parent)
-                _make(data, folder, form, say, progress)
-                pack, is_new = find_pack(data, form), True
+            if pack := find_pack(data, form):
+                return pack, False
+            sweep(folder.parent)
+            return _make(data, folder, form, say, progress), True
     except OSError as e:
         if e.errno not in DISK:
             raise
         hint = "free some space, or set `GZ_HOME` to a folder on another disk"
         message = f"`{data.shown}` could not be packed into `{folder}`: {e.strerror}"
         raise MissingError(message, hint=hint) from e
-    if pack is None:
-        hint = "try again when its files are at rest"
-        raise MissingError(f"`{data.shown}` changed while it was packed", hint=hint)
-    return pack, is_new
 
 
-def _make(data: DataSet, folder: Path, form: Form, say: Say, progress: Report) -> None:
-    """Packs a set into `folder`, atomically."""
+def _make(data: DataSet, folder: Path, form: Form, say: Say, progress: Report) -> Pack:
+    """Packs a set into `folder`, atomically: its images, their facts, their pack."""
     from gzcli.data.packs.build import build
 
-    if isinstance(data, DataSpec) and not data.embedded:
-        _fetch_files(data, say)
-    made_of, facts = fingerprint(data), None
-    if isinstance(data, DataSpec):
-        images, name = _read_known(data), data.name
-    else:
-        from gzcli.data.readers.folder import open_path
-
-        if not data.path.exists():
-            hint = f"`gz data remove {data.key}`, then `gz data import PATH --name {data.key}`"
-            raise MissingError(f"`{data.path}`, imported as `{data.key}`, is gone", hint=hint)
-        images = open_path(data.path, form)
-        facts, name = None if form.foreign else measure(images), images.title
+    made_of = fingerprint(data)
+    images = read(data, form, say)
+    facts = measure(images) if isinstance(data, OwnSet) and not form.foreign else None
+    name = data.name if isinstance(data, DataSpec) else images.title
     say(f"packing `{name}`: {counted(sum(images.counts.values()), 'image')}")
     with new_dir(folder) as part:
         extra = {"fingerprint": made_of, "rule": RULE, "facts": facts and asdict(facts)}
         build(images, part, form, limit=pack_limit(), progress=progress, extra=extra)
-
-
-def _fetch_files(spec: DataSpec, say: Say) -> None:
-    """Fetches missing files unless they are large, and verifies the checksums of all."""
-    megabytes = size_in_words(spec.download_size)
-    if not is_fetched(spec):
-        from gzcli.data.download.fetch import fetch, has_local_mirror
-
-        if offline() and not has_local_mirror():
-            message = f"`{spec.name}` is not in the cache and `GZ_OFFLINE` is set"
-            raise MissingError(message, hint=ways_to_fetch(spec))
-        if spec.download_size > FETCHED_UNASKED:
-            raise MissingError(f"`{spec.name}` is not in the cache, and large", hint=ways_to_fetch(spec))
-        say(f"downloading `{spec.name}` ({megabytes}, licence: {spec.licence})")
-        fetch(spec, say=say)
-    if spec.download_size > FETCHED_UNASKED:
-        say(f"checking the files of `{spec.name}`, {megabytes}")
-    check_files(spec, silent)
+    meta = PackMeta.read(PackFolder(folder), data)
+    if meta is None or fingerprint(data) != made_of:
+        hint = "try again when its files are at rest"
+        raise MissingError(f"`{data.shown}` changed while it was packed", hint=hint)
+    return Pack(folder, meta)
 
 
 def is_here(data: DataSet) -> bool:
@@ -202,84 +164,7 @@ def is_here(data: DataSet) -> bool:
     return data.embedded or any(map(is_fetched, data.versions))
 
 
-def ways_to_fetch(spec: DataSpec) -> str:
-    """The commands that fetch the files of a known set."""
-    if spec.linked:
-        ways = f"`gz data download {spec.name} --from DIR`, where DIR has the files of {spec.page}"
-        return ways + (f", or `--from {HUB_SCHEME}{spec.hub}` with `HF_TOKEN`" if spec.hub else "")
-    size = "" if spec in SPECS.values() else f" --size {spec.size}"
-    return f"`gz data download {spec.name}{size}` ({size_in_words(spec.download_size)})"
-
-
-def _read_known(spec: DataSpec) -> RawImages:
-    """The images of a known set. Raises MissingError where its files cannot be read."""
-    if spec.embedded:
-        from gzcli.data.readers.embedded import MAKERS
-
-        return MAKERS[spec.name](spec)
-    import tarfile
-
-    from gzcli.data.readers.publishers import PARSERS
-
-    try:
-        return PARSERS[spec.name](spec, raw_dir(spec))
-    except GzError:
-        raise
-    except (OSError, EOFError, ValueError, KeyError, IndexError, tarfile.TarError) as e:
-        hint = f"`gz data verify {spec.name}` checks its files"
-        raise MissingError(f"the files of `{spec.name}` cannot be read: {e}", hint=hint) from e
-
-
-# --- the facts that determine a model's settings for a set: shape class, and whether there are few images ---
-# Those of known sets are declared; the user's own images are measured once, when they are packed.
-
-
-@dataclass(frozen=True)
-class Facts:
-    """The facts of a set that determine its settings."""
-
-    height: int  # of an image, in pixels
-    width: int  # of an image, in pixels
-    channels: int  # 1 or 3
-    n: int  # number of training images
-    grey: bool = False  # whether the images are grey and stored as colour
-    classes: int | None = None  # number of classes; 0: no labels, None: not known
-    extras: tuple[str, ...] = ()  # what comes with each image, of EXTRAS
-    name: str = ""  # of the set
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.channels, self.height, self.width
-
-    @property
-    def shape_class(self) -> str:
-        """The name of the set's shape class, of SHAPES."""
-        side = math.sqrt(self.height * self.width)
-        if side <= SMALLEST:
-            return "colour" if self.channels == 3 and not self.grey else "grey"
-        return next(name for name, most in CLASSES.items() if side <= most)
-
-    @property
-    def traits(self) -> tuple[str, ...]:
-        """The sections of settings for the set besides that of its shape class."""
-        return (FEW_IMAGES,) if self.n <= FEW else ()
-
-    @property
-    def words(self) -> str:
-        """For people: `1,600 colour images of 64×64, few`."""
-        kind = "grey" if self.channels == 1 else "grey (stored as colour)" if self.grey else "colour"
-        return ", ".join([f"{self.n:,} {kind} images of {self.width}×{self.height}", *self.traits])
-
-
-def settings_lines(data: DataSet, facts: Facts | None) -> list[str]:
-    """Lines on the facts of a set and the settings chosen by them; [] if they are not known."""
-    if facts is None or (isinstance(data, DataSpec) and data.embedded):
-        return []
-    settings = " ".join((facts.shape_class, *facts.traits))
-    lines = [f"{facts.words}; models take their settings for `{settings}`"]
-    if facts.grey:
-        lines.append("they are trained as they are; `--set data.channels=1` takes a third of the values")
-    return lines
+# --- the facts of a set that may be packed ---
 
 
 def facts_of(
@@ -289,25 +174,23 @@ def facts_of(
     channels: int | None = None,
     n: int | None = None,
     patch: int | None = None,
+    meta: PackMeta | None = None,
 ) -> Facts | None:
-    """The facts of a set, packed or not; None if its files are gone or not readable."""
+    """The facts of a set, packed or not; None if its files are gone or not readable. `meta`: of its pack,
+    where that is known."""
     if isinstance(data, DataSpec):
         spec = data.sized(size)
         facts = Facts(spec.size, spec.size, spec.channels, spec.n_train)
         facts = replace(facts, classes=spec.n_classes, extras=spec.extras)
     else:
-        from gzcli.data.readers.folder import open_path
-
-        metas = [meta for pack in packs_of(data) if (meta := PackMeta.read(pack, data)) and meta.facts]
-        now = fingerprint(data) if metas else None
-        packed = next((meta for meta in metas if now in (meta.fingerprint, None)), None)
-        # the pack counts what could be read
-        values = packed and {**(packed.facts or {}), "n": packed.counts["train"]}
-        try:
-            if not values and (result := measure(open_path(data.path, data.form))):
-                values = vars(result)
-        except GzError:  # packing says what is wrong with them
-            return None
+        if meta is None and not (meta := _packed(data)):
+            try:
+                measured = measure(read(data, data.form))
+            except GzError:  # packing says what is wrong with them
+                return None
+            values = measured and vars(measured)
+        else:  # the pack counts what could be read
+            values = {**(meta.facts or {}), "n": meta.counts["train"]}
         if not values:
             return None
         facts = Facts(**{key: values[key] for key in Facts.__dataclass_fields__ if key in values})
@@ -320,79 +203,177 @@ def facts_of(
     return replace(facts, height=height, width=width, channels=channels, n=many, name=data.reference)
 
 
-def measure(images: RawImages) -> Facts | None:
-    """The facts of images before packing, measured on a few of them; None if none can be read."""
-    import numpy as np
-
-    from gzcli.data.packs.build import rows_of, split_plan
-
-    looked_at = list(_few_of(images))
-    if not looked_at:
-        return None
-    pixels = np.concatenate([image.reshape(image.shape[0], -1) for image in looked_at], 1)  # [C, pixels]
-    _, height, width = looked_at[0].shape
-    grey = bool((pixels == pixels[:1]).all())
-    # encoded pictures without colour are packed as grey, arrays as they are
-    channels = images.shape[0] if images.shape else 1 if grey else 3
-    n = rows_of(split_plan(images.title, images.counts))["train"]
-    grey = channels == 3 and grey
-    return Facts(height, width, channels, n, grey, len(images.classes), images.extras)
+def _packed(data: DataSet) -> PackMeta | None:
+    """A pack of the current files that has their facts."""
+    metas = [meta for pack in packs_of(data) if (meta := PackMeta.read(pack, data)) and meta.facts]
+    now = fingerprint(data) if metas else None
+    return next((meta for meta in metas if now in (meta.fingerprint, None)), None)
 
 
-def _few_of(images: RawImages) -> Iterator[np.ndarray]:
-    """The first `LOOKED_AT` images of arrays, or a few encoded pictures: uint8 [C, H, W]."""
-    if images.probe is None:
-        blocks = (block.data for block in images.blocks() if not isinstance(block.data, bytes))
-        yield from islice(chain.from_iterable(blocks), LOOKED_AT)
-        return
-    from gzcli.data.readers.pictures import Decoding, decode
-
-    for name, data in images.probe():
-        with contextlib.suppress(MissingError):  # packing names those that do not decode
-            yield decode(data, name, Decoding(None, 3))[0]
+# --- packs in the cache ---
 
 
-# --- the record of a run's data: the user's files may change after a training ---
+def pack_dir(data: DataSet, form: Form) -> Path:
+    """The folder of the pack of this form: `packs/mnist/28x1`, `packs/my-photos-3f2a1c/ownxown`."""
+    return cache_dir("packs") / data.key / form.folder
 
 
-def record_data(folder: Path, meta: PackMeta) -> None:
-    """Records the data of the run in `folder`, unless that was done before."""
-    file = Run(folder).environment_file
-    env = Run(folder).environment
-    if not env.get("data"):
-        write_json(file, env | {"data": {key: getattr(meta, key) for key in RECORDED}})
+def packs_of(data: DataSet) -> list[PackFolder]:
+    """Every pack of a set."""
+    folder = cache_dir("packs") / data.key
+    packs = map(PackFolder, sorted(folder.iterdir()) if folder.is_dir() else ())
+    return [pack for pack in packs if pack.meta_file.exists()]
 
 
-def check_unchanged(folder: Path, meta: PackMeta) -> None:
-    """Raises MissingError with the changes of a set since the run in `folder` recorded it."""
-    before = Run(folder).environment.get("data") or {}
-    if before.get("name") != meta.name or before.get("digest") == meta.digest:
-        return
-    now = {key: list(value) if isinstance(value := getattr(meta, key), tuple) else value for key in RECORDED}
+def pack_limit() -> int:
+    """Bytes beyond which a set is streamed."""
+    limit = number_in("GZ_PACK_LIMIT", "bytes")
+    return PACK_LIMIT if limit is None else limit
+
+
+def find_pack(data: DataSet, form: Form | None = None) -> Pack | None:
+    """The pack of a form, if there is one of the current files.
+
+    A pack made without a size or channels also serves forms that ask for its own, and one without resized
+    images serves every fit.
+    """
+    form = form or data.form
+    fits: tuple[Fit, ...] = (form.fit, "crop")
+    forms = (
+        replace(form, size=size, channels=channels, fit=fit, mixed=mixed)
+        for size in (form.size, data.size)
+        for channels in (form.channels, data.channels)
+        for fit in fits
+        for mixed in (form.mixed, False)
+    )
+    home = cache_dir("packs") / data.key
+    packs = [PackFolder(home / name) for name in dict.fromkeys(variant.folder for variant in forms)]
+    metas = [(pack.path, meta) for pack in packs if (meta := PackMeta.read(pack, data))]
+    now = fingerprint(data) if metas else None
+    for folder, meta in metas:
+        # `gz data verify` reads every byte of the arrays
+        is_complete = all(is_array(folder / name) for name in meta.sha256 if name.endswith(".npy"))
+        if now in (meta.fingerprint, None) and _serves(meta, form) and is_complete:
+            return Pack(folder, meta)
+    return None
+
+
+def _serves(meta: PackMeta, form: Form) -> bool:
+    """Whether a pack has the images that a form asks for."""
+    c, h, w = meta.shape
+    if meta.streamed and not meta.mixed:
+        fits = sum(meta.counts.values()) * c * h * w <= pack_limit()  # the limit was raised
+        if fits or form.mixed:
+            return False
+    same_fit = meta.fit == form.fit or not (meta.resized or "aspect" in (meta.fit, form.fit))
+    if (meta.skipped and not form.skip_bad) or not same_fit:
+        return False
+    return form.size in (None, as_size(h, w)) and form.channels in (None, c)
+
+
+def is_array(file: Path) -> bool:
+    """Whether the length of a `.npy` file agrees with its header.
+
+    This parses the header without numpy, which is slow to import: magic string, version in two bytes, and
+    length of a Python literal with the type, as `|u1` or `<i8`, and the shape.
+    """
     try:
-        changes = ", ".join(_changes(before, now))
-    except (KeyError, TypeError, ValueError):  # a damaged record does not end a training
-        return
-    hint = "put the images back as they were, or train anew on what is there now, without `--resume`"
-    raise MissingError(f"`{meta.title}` is not what `{folder.name}` was trained on: {changes}", hint=hint)
+        with file.open("rb") as f:
+            is_numpy, version = f.read(6) == b"\x93NUMPY", f.read(2)
+            length = int.from_bytes(f.read(2 if version[:1] == b"\x01" else 4), "little")
+            if not is_numpy or length > LONGEST_HEAD:
+                return False
+            head = ast.literal_eval(f.read(length).decode("latin1"))
+            size = math.prod(head["shape"]) * int(head["descr"][2:])
+            return f.tell() + size == file.stat().st_size
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError):
+        return False
 
 
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The differences between two records, for people."""
-    changes = []
-    gone = [name for name in before["classes"] if name not in now["classes"]]
-    added = [name for name in now["classes"] if name not in before["classes"]]
-    for change, names, end in (("no class", gone, " any more"), ("a new class", added, "")):
-        if names:
-            others = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            changes.append(f"{change} {' '.join(f'`{name}`' for name in names[:NAMED])}{others}{end}")
-    for split in SPLITS:
-        if before["counts"][split] != now["counts"][split]:
-            changes.append(f"{now['counts'][split]:,} {split} images instead of {before['counts'][split]:,}")
-    if before["shape"] != now["shape"]:
-        old, new = (by_sides(row["shape"][::-1]) for row in (before, now))
-        changes.append(f"images of {new} instead of {old}")
-    if before["extras"] != now["extras"]:
-        old, new = (", ".join(row["extras"]) or "nothing" for row in (before, now))
-        changes.append(f"with {new} to each instead of {old}")
-    return changes or ["other pixels, labels or texts"]
+def fingerprint(data: DataSet) -> str | None:
+    """A hash of a pack's sources: the version of packing, and the checksums of a known set's files, or the
+    names, sizes and times of the user's files and their layout.
+
+    None if the path of an imported set is gone: its pack is then used unchecked.
+    """
+    digest = hashlib.sha256(str(RULE if isinstance(data, DataSpec) else OWN_RULE).encode())
+    if isinstance(data, DataSpec):
+        digest.update(repr([(f.name, f.sha256 or f.md5) for f in data.files]).encode())
+        return digest.hexdigest()
+    if not data.path.exists():
+        return None
+    files, odd = walk(data.path) if data.path.is_dir() else ([], {})
+    digest.update(repr((data.form.layout, odd)).encode())
+    for path in [str(data.path), *(os.path.join(data.path, name) for name in files)]:
+        try:
+            stat = os.stat(path)
+        except OSError as e:
+            hint = "try again when the files are at rest"
+            raise MissingError(f"`{path}` cannot be read: {e.strerror}", hint=hint) from e
+        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+# --- uses: a set is not removed while a process reads or packs it ---
+# A use is a file `packs/.NAME.PID.N.used`, locked by its process. The next process removes files of killed
+# ones. These files are made and inspected under a lock of the set, its gate.
+
+
+class Use:
+    """Marks a set as used by this process, until `end` is called or the object or the process ends."""
+
+    def __init__(self, data: DataSet):
+        self._held = contextlib.ExitStack()
+        # at the end of the interpreter `__del__` might not be called, or miss modules that it needs
+        self.end = weakref.finalize(self, _end_use, self._held, os.getpid())
+        file = cache_dir("packs", f".{data.key}.{os.getpid()}.{next(_uses)}.used")
+        with contextlib.suppress(OSError), lock(_gate(data)):  # on a read-only disk nothing can be removed
+            _other_users(data)
+            self._held.callback(file.unlink, missing_ok=True)
+            self._held.enter_context(lock(file, wait=False))
+
+    def __enter__(self) -> Use:
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        """Ends the use if the block has failed."""
+        if kind:
+            self.end()
+
+
+def _end_use(held: contextlib.ExitStack, pid: int) -> None:
+    """Ends a use, but not in a child that has a copy of it."""
+    if os.getpid() == pid:
+        with contextlib.suppress(OSError):
+            held.close()
+
+
+@contextlib.contextmanager
+def alone(data: DataSet) -> Iterator[None]:
+    """Keeps other processes from using the set within the block. Raises UsageError if one uses it already."""
+    raw = cache_dir("raw", f".{data.key}.lock") if isinstance(data, DataSpec) else None
+    with lock(_gate(data)):
+        if others := _other_users(data):
+            raise UsageError(f"`{data.reference}` is being used by process {others[0]}", hint=WAIT)
+        with lock(raw, wait=False) if raw else contextlib.nullcontext(True) as acquired:
+            if not acquired:
+                raise UsageError(f"`{data.reference}` is being downloaded by another process", hint=WAIT)
+            yield
+
+
+def _gate(data: DataSet) -> Path:
+    return cache_dir("packs", f".{data.key}.gate.lock")
+
+
+def _other_users(data: DataSet) -> list[int]:
+    """The other processes that use a set; the files of killed ones are removed."""
+    living = []
+    for file in cache_dir("packs").glob(f".{data.key}.*.used"):
+        pid = int(file.name.split(".")[-3])
+        if pid == os.getpid():
+            continue
+        if is_locked(file):
+            living.append(pid)
+        else:
+            file.unlink(missing_ok=True)
+    return living

@@ -1,16 +1,8 @@
-"""Packs: data sets as uint8 memory maps in the cache; how they are read, found, and protected from removal.
-No heavy import at the top."""
+"""Packs: data sets as uint8 memory maps, and what runs record of them. No heavy import at the top."""
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import hashlib
-import itertools
-import math
-import os
-import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 from gzcli.core.errors import DamagedError, MissingError, UsageError
 from gzcli.core.sections import Fit
 from gzcli.core.types import DataInfo
-from gzcli.core.units import as_size, counted, middle, number_in
-from gzcli.data.readers.images import walk
+from gzcli.core.units import by_sides, counted, middle
 from gzcli.data.sets.names import DataSet
 from gzcli.data.sets.names import names as set_names
-from gzcli.data.sets.registry import FURTHER, DataSpec, Form, extras_in_words
-from gzcli.store.files import is_locked, lock, read_json, read_object
-from gzcli.store.paths import cache_dir
-from gzcli.store.run_folder import Place
+from gzcli.data.sets.registry import FURTHER, DataSpec, extras_in_words
+from gzcli.store.files import read_json, read_object, write_json
+from gzcli.store.run_folder import Place, Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +23,6 @@ if TYPE_CHECKING:
     from gzcli.data.packs.stream import Pictures
 
 SPLITS = ("train", "val", "test")
-RULE, OWN_RULE = 2, 7  # versions of packing, of known sets and of the user's images: older packs are remade
 META_TYPES: dict[str, type] = {  # of the keys that `meta.json` must have
     **dict.fromkeys(("fingerprint", "title"), str),
     **dict.fromkeys(("shape", "classes"), list),
@@ -41,10 +30,10 @@ META_TYPES: dict[str, type] = {  # of the keys that `meta.json` must have
     **dict.fromkeys(("multilabel", "resized"), bool),
     "levels": int,
 }
-LONGEST_HEAD = 4096  # bytes of the head of an array
-PACK_LIMIT = 32_000_000_000  # bytes: larger sets stream, unless `GZ_PACK_LIMIT` says otherwise
-WAIT = "stop it first, or wait for it"
-_uses = itertools.count()
+
+
+NAMED = 5  # most classes that a message names
+RECORDED = ("name", "digest", "shape", "classes", "counts", "extras")  # keys of a run's data record
 
 
 @dataclass(frozen=True)
@@ -242,172 +231,47 @@ class Pack:
         return self._open[file]
 
 
-# --- packs in the cache ---
+# --- the record of a run's data: the user's files may change after a training ---
 
 
-def pack_dir(data: DataSet, form: Form) -> Path:
-    """The folder of the pack of this form: `packs/mnist/28x1`, `packs/my-photos-3f2a1c/ownxown`,
-    `packs/faces/48x32x3-pad`."""
-    end = "-mixed" if form.mixed else f"-{form.fit}" if form.size and form.fit != "crop" else ""
-    end += "-foreign" if form.foreign else ""
-    return cache_dir("packs") / data.key / f"{form.size or 'own'}x{form.channels or 'own'}{end}"
+def record_data(folder: Path, meta: PackMeta) -> None:
+    """Records the data of the run in `folder`, unless that was done before."""
+    file = Run(folder).environment_file
+    env = Run(folder).environment
+    if not env.get("data"):
+        write_json(file, env | {"data": {key: getattr(meta, key) for key in RECORDED}})
 
 
-def packs_of(data: DataSet) -> list[PackFolder]:
-    """Every pack of a set."""
-    folder = cache_dir("packs") / data.key
-    packs = map(PackFolder, sorted(folder.iterdir()) if folder.is_dir() else ())
-    return [pack for pack in packs if pack.meta_file.exists()]
-
-
-def pack_limit() -> int:
-    """Bytes beyond which a set is streamed."""
-    limit = number_in("GZ_PACK_LIMIT", "bytes")
-    return PACK_LIMIT if limit is None else limit
-
-
-def find_pack(data: DataSet, form: Form | None = None) -> Pack | None:
-    """The pack of a form, if there is one of the current files.
-
-    A pack made without a size or channels also serves forms that ask for its own, and one without resized
-    images serves every fit.
-    """
-    form = form or data.form
-    fits: tuple[Fit, ...] = (form.fit, "crop")
-    forms = (
-        replace(form, size=size, channels=channels, fit=fit, mixed=mixed)
-        for size in (form.size, data.size)
-        for channels in (form.channels, data.channels)
-        for fit in fits
-        for mixed in (form.mixed, False)
-    )
-    packs = [PackFolder(folder) for folder in dict.fromkeys(pack_dir(data, variant) for variant in forms)]
-    metas = [(pack.path, meta) for pack in packs if (meta := PackMeta.read(pack, data))]
-    now = fingerprint(data) if metas else None
-    for folder, meta in metas:
-        # `gz data verify` reads every byte of the arrays
-        is_complete = all(is_array(folder / name) for name in meta.sha256 if name.endswith(".npy"))
-        if now in (meta.fingerprint, None) and _serves(meta, form) and is_complete:
-            return Pack(folder, meta)
-    return None
-
-
-def _serves(meta: PackMeta, form: Form) -> bool:
-    """Whether a pack has the images that a form asks for."""
-    c, h, w = meta.shape
-    if meta.streamed and not meta.mixed:
-        fits = sum(meta.counts.values()) * c * h * w <= pack_limit()  # the limit was raised
-        if fits or form.mixed:
-            return False
-    same_fit = meta.fit == form.fit or not (meta.resized or "aspect" in (meta.fit, form.fit))
-    if (meta.skipped and not form.skip_bad) or not same_fit:
-        return False
-    return form.size in (None, as_size(h, w)) and form.channels in (None, c)
-
-
-def is_array(file: Path) -> bool:
-    """Whether the length of a `.npy` file agrees with its header.
-
-    This parses the header without numpy, which is slow to import: magic string, version in two bytes, and
-    length of a Python literal with the type, as `|u1` or `<i8`, and the shape.
-    """
+def check_unchanged(folder: Path, meta: PackMeta) -> None:
+    """Raises MissingError with the changes of a set since the run in `folder` recorded it."""
+    before = Run(folder).environment.get("data") or {}
+    if before.get("name") != meta.name or before.get("digest") == meta.digest:
+        return
+    now = {key: list(value) if isinstance(value := getattr(meta, key), tuple) else value for key in RECORDED}
     try:
-        with file.open("rb") as f:
-            is_numpy, version = f.read(6) == b"\x93NUMPY", f.read(2)
-            length = int.from_bytes(f.read(2 if version[:1] == b"\x01" else 4), "little")
-            if not is_numpy or length > LONGEST_HEAD:
-                return False
-            head = ast.literal_eval(f.read(length).decode("latin1"))
-            size = math.prod(head["shape"]) * int(head["descr"][2:])
-            return f.tell() + size == file.stat().st_size
-    except (OSError, ValueError, SyntaxError, TypeError, KeyError):
-        return False
+        changes = ", ".join(_changes(before, now))
+    except (KeyError, TypeError, ValueError):  # a damaged record does not end a training
+        return
+    hint = "put the images back as they were, or train anew on what is there now, without `--resume`"
+    raise MissingError(f"`{meta.title}` is not what `{folder.name}` was trained on: {changes}", hint=hint)
 
 
-def fingerprint(data: DataSet) -> str | None:
-    """A hash of a pack's sources: the version of packing, and the checksums of a known set's files, or the
-    names, sizes and times of the user's files and their layout.
-
-    None if the path of an imported set is gone: its pack is then used unchecked.
-    """
-    digest = hashlib.sha256(str(RULE if isinstance(data, DataSpec) else OWN_RULE).encode())
-    if isinstance(data, DataSpec):
-        digest.update(repr([(f.name, f.sha256 or f.md5) for f in data.files]).encode())
-        return digest.hexdigest()
-    if not data.path.exists():
-        return None
-    files, odd = walk(data.path) if data.path.is_dir() else ([], {})
-    digest.update(repr((data.form.layout, odd)).encode())
-    for path in [str(data.path), *(os.path.join(data.path, name) for name in files)]:
-        try:
-            stat = os.stat(path)
-        except OSError as e:
-            hint = "try again when the files are at rest"
-            raise MissingError(f"`{path}` cannot be read: {e.strerror}", hint=hint) from e
-        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
-    return digest.hexdigest()
-
-
-# --- uses: a set is not removed while a process reads or packs it ---
-# A use is a file `packs/.NAME.PID.N.used`, locked by its process. The next process removes files of killed
-# ones. These files are made and inspected under a lock of the set, its gate.
-
-
-class Use:
-    """Marks a set as used by this process, until `end` is called or the object or the process ends."""
-
-    def __init__(self, data: DataSet):
-        self._held = contextlib.ExitStack()
-        # at the end of the interpreter `__del__` might not be called, or miss modules that it needs
-        self.end = weakref.finalize(self, _end_use, self._held, os.getpid())
-        file = cache_dir("packs", f".{data.key}.{os.getpid()}.{next(_uses)}.used")
-        with contextlib.suppress(OSError), lock(_gate(data)):  # on a read-only disk nothing can be removed
-            _other_users(data)
-            self._held.callback(file.unlink, missing_ok=True)
-            self._held.enter_context(lock(file, wait=False))
-
-    def __enter__(self) -> Use:
-        return self
-
-    def __exit__(self, kind: object, *error: object) -> None:
-        """Ends the use if the block has failed."""
-        if kind:
-            self.end()
-
-
-def _end_use(held: contextlib.ExitStack, pid: int) -> None:
-    """Ends a use, but not in a child that has a copy of it."""
-    if os.getpid() == pid:
-        with contextlib.suppress(OSError):
-            held.close()
-
-
-@contextlib.contextmanager
-def alone(data: DataSet) -> Iterator[None]:
-    """Keeps other processes from using the set within the block. Raises UsageError if one uses it already."""
-    raw = cache_dir("raw", f".{data.key}.lock") if isinstance(data, DataSpec) else None
-    with lock(_gate(data)):
-        if others := _other_users(data):
-            raise UsageError(f"`{data.reference}` is being used by process {others[0]}", hint=WAIT)
-        with lock(raw, wait=False) if raw else contextlib.nullcontext(True) as acquired:
-            if not acquired:
-                raise UsageError(f"`{data.reference}` is being downloaded by another process", hint=WAIT)
-            yield
-
-
-def _gate(data: DataSet) -> Path:
-    return cache_dir("packs", f".{data.key}.gate.lock")
-
-
-def _other_users(data: DataSet) -> list[int]:
-    """The other processes that use a set; the files of killed ones are removed."""
-    living = []
-    for file in cache_dir("packs").glob(f".{data.key}.*.used"):
-        pid = int(file.name.split(".")[-3])
-        if pid == os.getpid():
-            continue
-        if is_locked(file):
-            living.append(pid)
-        else:
-            file.unlink(missing_ok=True)
-    return living
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The differences between two records, for people."""
+    changes = []
+    gone = [name for name in before["classes"] if name not in now["classes"]]
+    added = [name for name in now["classes"] if name not in before["classes"]]
+    for change, names, end in (("no class", gone, " any more"), ("a new class", added, "")):
+        if names:
+            others = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            changes.append(f"{change} {' '.join(f'`{name}`' for name in names[:NAMED])}{others}{end}")
+    for split in SPLITS:
+        if before["counts"][split] != now["counts"][split]:
+            changes.append(f"{now['counts'][split]:,} {split} images instead of {before['counts'][split]:,}")
+    if before["shape"] != now["shape"]:
+        old, new = (by_sides(row["shape"][::-1]) for row in (before, now))
+        changes.append(f"images of {new} instead of {old}")
+    if before["extras"] != now["extras"]:
+        old, new = (", ".join(row["extras"]) or "nothing" for row in (before, now))
+        changes.append(f"with {new} to each instead of {old}")
+    return changes or ["other pixels, labels or texts"]

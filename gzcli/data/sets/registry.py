@@ -55,6 +55,12 @@ class Form:
     fit: Fit = "crop"  # how pictures of another shape are resized
     mixed: bool = False  # whether the images may have several sizes, for patches
 
+    @property
+    def folder(self) -> str:
+        """The folder of its packs, below the set's: `28x1`, `ownxown`, `48x32x3-pad`."""
+        end = "-mixed" if self.mixed else f"-{self.fit}" if self.size and self.fit != "crop" else ""
+        return f"{self.size or 'own'}x{self.channels or 'own'}{end}{'-foreign' if self.foreign else ''}"
+
     def with_options(self, size: Size | None, channels: int | None, fit: Fit, patch: int | None) -> Form:
         """This form with the size, channels and fit asked for, where any are."""
         form = replace(self, size=size or self.size, channels=channels or self.channels, fit=fit)

@@ -1,0 +1,107 @@
+"""The facts of a set that determine the settings of models: shape class, and whether there are few images.
+Those of known sets are declared; the user's own images are measured once, when they are packed."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import TYPE_CHECKING
+
+from gzcli.core.errors import MissingError
+from gzcli.data.sets.names import DataSet
+from gzcli.data.sets.registry import DataSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from gzcli.data.readers.images import RawImages
+
+# Shape classes above 32 pixels, with the side up to which one reaches: the geometric mean of it and the next.
+CLASSES = {"64px": 90, "128px": 181, "256px": math.inf}
+SMALLEST = 45  # the side up to which images are in the class `grey` or `colour`
+SHAPES = ("grey", "colour", *CLASSES)
+FEW_IMAGES, FEW = "few", 5_000  # the section of small sets, and the training images up to which a set is one
+LOOKED_AT = 64  # images that are measured
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The facts of a set that determine its settings."""
+
+    height: int  # of an image, in pixels
+    width: int  # of an image, in pixels
+    channels: int  # 1 or 3
+    n: int  # number of training images
+    grey: bool = False  # whether the images are grey and stored as colour
+    classes: int | None = None  # number of classes; 0: no labels, None: not known
+    extras: tuple[str, ...] = ()  # what comes with each image, of EXTRAS
+    name: str = ""  # of the set
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.channels, self.height, self.width
+
+    @property
+    def shape_class(self) -> str:
+        """The name of the set's shape class, of SHAPES."""
+        side = math.sqrt(self.height * self.width)
+        if side <= SMALLEST:
+            return "colour" if self.channels == 3 and not self.grey else "grey"
+        return next(name for name, most in CLASSES.items() if side <= most)
+
+    @property
+    def traits(self) -> tuple[str, ...]:
+        """The sections of settings for the set besides that of its shape class."""
+        return (FEW_IMAGES,) if self.n <= FEW else ()
+
+    @property
+    def words(self) -> str:
+        """For people: `1,600 colour images of 64×64, few`."""
+        kind = "grey" if self.channels == 1 else "grey (stored as colour)" if self.grey else "colour"
+        return ", ".join([f"{self.n:,} {kind} images of {self.width}×{self.height}", *self.traits])
+
+
+def settings_lines(data: DataSet, facts: Facts | None) -> list[str]:
+    """Lines on the facts of a set and the settings chosen by them; [] if they are not known."""
+    if facts is None or (isinstance(data, DataSpec) and data.embedded):
+        return []
+    settings = " ".join((facts.shape_class, *facts.traits))
+    lines = [f"{facts.words}; models take their settings for `{settings}`"]
+    if facts.grey:
+        lines.append("they are trained as they are; `--set data.channels=1` takes a third of the values")
+    return lines
+
+
+def measure(images: RawImages) -> Facts | None:
+    """The facts of images before packing, measured on a few of them; None if none can be read."""
+    import numpy as np
+
+    from gzcli.data.packs.build import rows_of, split_plan
+
+    looked_at = list(_few_of(images))
+    if not looked_at:
+        return None
+    pixels = np.concatenate([image.reshape(image.shape[0], -1) for image in looked_at], 1)  # [C, pixels]
+    _, height, width = looked_at[0].shape
+    grey = bool((pixels == pixels[:1]).all())
+    # encoded pictures without colour are packed as grey, arrays as they are
+    channels = images.shape[0] if images.shape else 1 if grey else 3
+    n = rows_of(split_plan(images.title, images.counts))["train"]
+    grey = channels == 3 and grey
+    return Facts(height, width, channels, n, grey, len(images.classes), images.extras)
+
+
+def _few_of(images: RawImages) -> Iterator[np.ndarray]:
+    """The first `LOOKED_AT` images of arrays, or a few encoded pictures: uint8 [C, H, W]."""
+    if images.probe is None:
+        blocks = (block.data for block in images.blocks() if not isinstance(block.data, bytes))
+        yield from islice(chain.from_iterable(blocks), LOOKED_AT)
+        return
+    from gzcli.data.readers.pictures import Decoding, decode
+
+    for name, data in images.probe():
+        with contextlib.suppress(MissingError):  # packing names those that do not decode
+            yield decode(data, name, Decoding(None, 3))[0]

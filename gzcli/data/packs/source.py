@@ -1,0 +1,82 @@
+"""From a set to its images: made, fetched and read, or read where they are. No heavy import at the top."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gzcli.core.errors import GzError, MissingError
+from gzcli.core.types import Say, silent
+from gzcli.core.units import size as size_in_words
+from gzcli.data.sets.names import DataSet, OwnSet
+from gzcli.data.sets.registry import SPECS, DataSpec, Form, check_files, is_fetched, raw_dir
+from gzcli.store.hub import HUB_SCHEME, offline
+
+if TYPE_CHECKING:
+    from gzcli.data.readers.images import RawImages
+
+FETCHED_UNASKED = 200_000_000  # bytes of a set, beyond which only `gz data download` downloads it
+
+
+def read(data: DataSet, form: Form, say: Say = silent) -> RawImages:
+    """The images of a set, whose files are fetched if they are missing and not large. Raises MissingError."""
+    if isinstance(data, OwnSet):
+        return _own(data, form)
+    return _embedded(data) if data.embedded else _known(data, say)
+
+
+def _own(data: OwnSet, form: Form) -> RawImages:
+    from gzcli.data.readers.folder import open_path
+
+    if not data.path.exists():
+        hint = f"`gz data remove {data.key}`, then `gz data import PATH --name {data.key}`"
+        raise MissingError(f"`{data.path}`, imported as `{data.key}`, is gone", hint=hint)
+    return open_path(data.path, form)
+
+
+def _embedded(spec: DataSpec) -> RawImages:
+    from gzcli.data.readers.embedded import MAKERS
+
+    return MAKERS[spec.name](spec)
+
+
+def _known(spec: DataSpec, say: Say) -> RawImages:
+    """The images of a publisher's files."""
+    import tarfile
+
+    from gzcli.data.readers.publishers import PARSERS
+
+    _fetch_files(spec, say)
+    try:
+        return PARSERS[spec.name](spec, raw_dir(spec))
+    except GzError:
+        raise
+    except (OSError, EOFError, ValueError, KeyError, IndexError, tarfile.TarError) as e:
+        hint = f"`gz data verify {spec.name}` checks its files"
+        raise MissingError(f"the files of `{spec.name}` cannot be read: {e}", hint=hint) from e
+
+
+def _fetch_files(spec: DataSpec, say: Say) -> None:
+    """Fetches missing files unless they are large, and verifies the checksums of all."""
+    megabytes = size_in_words(spec.download_size)
+    if not is_fetched(spec):
+        from gzcli.data.download.fetch import fetch, has_local_mirror
+
+        if offline() and not has_local_mirror():
+            message = f"`{spec.name}` is not in the cache and `GZ_OFFLINE` is set"
+            raise MissingError(message, hint=ways_to_fetch(spec))
+        if spec.download_size > FETCHED_UNASKED:
+            raise MissingError(f"`{spec.name}` is not in the cache, and large", hint=ways_to_fetch(spec))
+        say(f"downloading `{spec.name}` ({megabytes}, licence: {spec.licence})")
+        fetch(spec, say=say)
+    if spec.download_size > FETCHED_UNASKED:
+        say(f"checking the files of `{spec.name}`, {megabytes}")
+    check_files(spec, silent)
+
+
+def ways_to_fetch(spec: DataSpec) -> str:
+    """The commands that fetch the files of a known set."""
+    if spec.linked:
+        ways = f"`gz data download {spec.name} --from DIR`, where DIR has the files of {spec.page}"
+        return ways + (f", or `--from {HUB_SCHEME}{spec.hub}` with `HF_TOKEN`" if spec.hub else "")
+    size = "" if spec in SPECS.values() else f" --size {spec.size}"
+    return f"`gz data download {spec.name}{size}` ({size_in_words(spec.download_size)})"
