@@ -47,6 +47,10 @@ VERBS = {
     "data": (_STORE, "Download, import and check data sets."),
 }
 
+# Other programs' words: of a verb as the first word, and of options anywhere.
+WORDS = {"generate": "sample", "fit": "train", "evaluate": "bench"}
+OPTIONS = {"--task": "--do", "--max-steps": "--steps"}
+
 
 def build(words: list[str] | None = None) -> Any:
     """The command that a line begins with, or every verb's line of help; without a line all verbs in full."""
@@ -120,9 +124,23 @@ def root(ctx: typer.Context, version: Version = False, llm: Llm = False, json: J
         out.data({"version": __version__, "verbs": list(VERBS)})
 
 
+def in_own_words(argv: list[str]) -> list[str]:
+    """A command line with the names of verbs and options that gz uses, up to `--`."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    words = []
+    for word in argv[:end]:
+        name, equals, value = word.partition("=")
+        words.append(OPTIONS.get(name, name) + equals + value)
+    first = next((i for i, word in enumerate(words) if not word.startswith("-")), None)
+    if first is not None:
+        words[first] = WORDS.get(words[first], words[first])
+    return [*words, *argv[end:]]
+
+
 def run(argv: list[str]) -> int:
     """Runs one command line and returns its exit code; never raises."""
     streams.hold_open()
+    argv = in_own_words(argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a character that the terminal cannot show becomes `?`
             stream.reconfigure(errors="replace")

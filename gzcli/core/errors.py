@@ -140,6 +140,24 @@ def matching(text: str, names: Iterable[str]) -> str | None:
 
 def did_you_mean(name: str, options: Iterable[str]) -> str | None:
     """The hint `did you mean `vae`?`; None where no option resembles the name."""
-    by_form = {canonical(option): option for option in options}
-    near = difflib.get_close_matches(canonical(name), by_form, n=1, cutoff=0.5)
-    return f"did you mean `{by_form[near[0]]}`?" if near else None
+    by_form, form = {canonical(option): option for option in options}, canonical(name)
+    distances = {option: edits(form, option) for option in by_form}
+    near = min(distances, key=lambda option: distances[option], default=None)
+    if near is None or distances[near] > len(form) / 3:
+        near = next(iter(difflib.get_close_matches(form, by_form, n=1, cutoff=0.5)), None)
+    return f"did you mean `{by_form[near]}`?" if near else None
+
+
+def edits(a: str, b: str) -> int:
+    """The least number of letters to insert, drop, replace or swap with the next one (Damerau 1964), so that
+    a becomes b."""
+    rows = [list(range(len(b) + 1))]
+    for i, letter in enumerate(a, 1):
+        row = [i]
+        for j, other in enumerate(b, 1):
+            least = min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (letter != other))
+            if min(i, j) > 1 and (letter, a[i - 2]) == (b[j - 2], other):
+                least = min(least, rows[-2][j - 2] + 1)
+            row.append(least)
+        rows.append(row)
+    return rows[-1][-1]

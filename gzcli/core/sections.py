@@ -24,6 +24,34 @@ MEETING = ("machines", "machine_rank", "main_ip", "main_port")  # where processe
 # pictures and command lines are read by the new name.
 RENAMED: Mapping[str, Mapping[str, str]] = {"sample": {"solver": "sampler"}, "do": {"steps": "frames"}}
 
+# Other programs' word → name of a key, by section: recipes and command lines may use them.
+SYNONYMS: Mapping[str, Mapping[str, str]] = {
+    "data": {"resolution": "size", "image_size": "size", "max_train_samples": "n"},
+    "train": {
+        "max_steps": "steps",
+        "max_train_steps": "steps",
+        "train_batch_size": "batch_size",
+        "gradient_accumulation_steps": "accumulate",
+        "ema_decay": "ema",
+        "max_grad_norm": "clip",
+        "save_total_limit": "keep",
+        "early_stopping_patience": "patience",
+    },
+    "optim": {
+        "optimizer": "name",
+        "learning_rate": "lr",
+        "warmup_steps": "warmup",
+        "lr_warmup_steps": "warmup",
+        "lr_scheduler": "schedule",
+    },
+    "sample": {
+        "guidance_scale": "guidance",
+        "guidance_interval": "interval",
+        "num_inference_steps": "steps",
+    },
+    "model": {"channel_mult": "mult", "model_channels": "channels", "latent_dim": "latent", "r1_gamma": "r1"},
+}
+
 # What keys mean, which a resolved recipe notes. In runs that note nothing it is 1: shares of the way to noise
 # are of a model's own time (`strength`, `interval`, the levels of scores). In 2 they are of the noise itself.
 FORMAT = 2
@@ -70,9 +98,9 @@ def without_fixed(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def renamed(key: str, options: Container[str], *sections: str) -> str:
-    """The name that an option has now, by some sections of RENAMED: the new one where `options`, the names of
-    those that there are, has that one only."""
-    names = (RENAMED.get(section, {}).get(key, key) for section in sections)
+    """The name that an option has now, by some sections of RENAMED and SYNONYMS: the new one where `options`,
+    the names of those that there are, has that one only."""
+    names = (table.get(section, {}).get(key, key) for table in (RENAMED, SYNONYMS) for section in sections)
     return key if key in options else next((name for name in names if name in options), key)
 
 

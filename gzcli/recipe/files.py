@@ -32,6 +32,30 @@ _FLAGS = {
     "launch.main_ip": "--main-process-ip",
     "launch.main_port": "--main-process-port",
 }
+# Names of models elsewhere, in canonical form → the nearest model here.
+ELSEWHERE = {
+    **dict.fromkeys(("advvae", "adversarialvae", "vae_gan", "vaegan"), "aae"),
+    **dict.fromkeys(("vanvae", "vanillavae", "betavae", "beta_vae"), "vae"),
+    **dict.fromkeys(("vanflow", "vanillaflow", "nice"), "flow"),
+    **dict.fromkeys(("condvae", "conditional_vae"), "cvae"),
+    **dict.fromkeys(("condddpm", "conditional_ddpm"), "cddpm"),
+    **dict.fromkeys(("condfm", "conditional_flow_matching"), "cfm"),
+    **dict.fromkeys(("dae", "diffusionae", "diffusion_autoencoder"), "diffae"),
+    **dict.fromkeys(("gpt", "mar", "taming"), "vqgan"),
+    **dict.fromkeys(("consistency", "consistency_model", "ct", "icm"), "ect"),
+    **dict.fromkeys(("imf", "mean_flow"), "meanflow"),
+    **dict.fromkeys(("dreambooth", "lora", "stable_diffusion"), "sd-lora"),
+    **dict.fromkeys(("diffusion", "ddim"), "ddpm"),
+    **dict.fromkeys(("flow_matching", "fm_ot"), "fm"),
+    "rectified_flow": "rf",
+    **dict.fromkeys(("score_sde", "ncsn", "ncsnpp"), "sgm"),
+    **dict.fromkeys(("gan", "sngan"), "dcgan"),
+    **dict.fromkeys(("wgan_gp", "wgangp"), "wgan"),
+    **dict.fromkeys(("pixelcnn_pp", "pixelcnn++"), "pixelcnnpp"),
+    **dict.fromkeys(("flow++", "flow_pp"), "flowpp"),
+    "visual_autoregressive": "var",
+    **dict.fromkeys(("nvae", "very_deep_vae"), "vdvae"),
+}
 Keys = tuple[str, ...]  # below `for`, of a section: ("small",), ("mnist",), ("small", "grey")
 
 
@@ -132,7 +156,9 @@ def find(what: str) -> Path:
     if model := model_files.find(what):
         return _recipe_of(model)
     names = "`gz list models` shows the names; a recipe of yours is given as a path"
-    raise UsageError(f"there is no model `{what}`", hint=did_you_mean(what, recipes()) or names)
+    ours = ELSEWHERE.get(canonical(what))
+    near = f"the nearest model here is `{ours}`" if ours else did_you_mean(what, recipes())
+    raise UsageError(f"there is no model `{what}`", hint=near or names)
 
 
 def _recipe_of(model: Path) -> Path:

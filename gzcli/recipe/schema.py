@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from gzcli.core import sections
 from gzcli.core.errors import UsageError, canonical, did_you_mean
-from gzcli.core.sections import FIXED, SECTIONS, Part, keys_of, renamed, without_gone
+from gzcli.core.sections import FIXED, SECTIONS, SYNONYMS, Part, keys_of, renamed, without_gone
 from gzcli.core.units import WORDS, canonical_size, nearest
 from gzcli.models.catalog import ModelCard, Param, likelihood_scores, phases
 from gzcli.recipe.yaml import WRONG, Key, Problem, scalar
@@ -28,7 +28,6 @@ ANY = "*"  # stands for every other key of a section whose keys cannot be known
 # what other programs call otherwise, or do not have
 ELSEWHERE = {
     "epochs": "`train.steps` says how long; `gz train MODEL --epochs N` says how many steps they are",
-    "learning_rate": "did you mean `optim.lr`?",
 }
 
 
@@ -247,6 +246,8 @@ def _suggest(path: Key, rules: Rules, root: Rules, value: Any) -> str:
     sections = {name: below(root, name) for name in root}
     sections |= {f"stages.{name}": below(stages, name) for name in stages}
     elsewhere = [f"{name}.{k}" for name, part in sections.items() for k in part if k == key]
+    words = ((name, SYNONYMS.get(name, {}).get(key)) for name in sections)
+    elsewhere += [f"{name}.{word}" for name, word in words if word in sections[name]]
     for inner in value if isinstance(value, Mapping) else ():
         holding = [name for name, part in sections.items() if key in part and inner in below(part, key)]
         elsewhere = [f"{name}.{key}.{inner}" for name in holding] or elsewhere

@@ -59,6 +59,7 @@ def gz_json(gz):
 HELP = "`gz {} --help` shows what it takes"
 ERRORS = [
     ("tran", 2, "no such command `tran`", "did you mean `train`?"),
+    ("fit vea", 2, "there is no model `vea`", "did you mean `vae`?"),
     ("list modles", 2, "no list is called `modles`", "did you mean `models`?"),
     ("list models --family vea", 2, "no family is called `vea`", "did you mean `vae`?"),
     ("list --can smple", 2, "no capability is called `smple`", "did you mean `sample`?"),

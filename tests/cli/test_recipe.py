@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gzcli.core.errors import UsageError, canonical
-from gzcli.core.sections import FIXED, SECTIONS, Part, keys_of, part_of
+from gzcli.core.sections import FIXED, SECTIONS, SYNONYMS, Part, keys_of, part_of
 from gzcli.core.types import DataInfo
 from gzcli.core.units import sides
 from gzcli.data.packs.facts import SHAPES, Facts
@@ -237,6 +237,8 @@ def test_unknown_names(write):
     write("e.yaml", "extends: d.yaml\nmodel: {name: vae}")
     for what, message in (
         ("pixelcn", "there is no model `pixelcn` (did you mean `pixelcnn`?)"),
+        ("vea", "there is no model `vea` (did you mean `vae`?)"),
+        ("AdvVAE", "there is no model `AdvVAE` (the nearest model here is `aae`)"),
         ("./mien.yaml", "there is no recipe `./mien.yaml` (did you mean `mine.yaml`?)"),
         ("./list.yaml", "list.yaml:1:1: a recipe is a map of sections"),
         ("./a.yaml", "a.yaml:1:10: there is no recipe `x.yaml`"),
@@ -245,6 +247,25 @@ def test_unknown_names(write):
     ):
         (problem,) = problems(resolve, what)
         assert problem.startswith(message)
+
+
+def test_other_programs_words_are_read(write):
+    """Each is a key of some recipe; in a section where it is no key, the hint names the right one."""
+    for section, words in SYNONYMS.items():
+        for word, name in words.items():
+            shown = {
+                key for model in ("r3gan", "fm", "vae") for key in schema.schema(catalog.card(model))[section]
+            }
+            assert name in shown and word not in shown, f"{section}.{word}"
+    text = (
+        "model: {name: fm, channel_mult: [1, 2]}\ntrain: {max_grad_norm: 2, gradient_accumulation_steps: 4}\n"
+    )
+    path = write("words.yaml", f"{text}sample: {{guidance_scale: 3}}\n")
+    (part,) = resolve(str(path)).parts
+    assert (part.train.clip, part.train.accumulate, part.sample["guidance"]) == (2, 4, 3)
+    assert part.options["mult"] == [1, 2]
+    (problem,) = problems(resolve, write("wrong.yaml", "model: {name: fm}\ntrain: {warmup_steps: 5}\n"))
+    assert "did you mean `optim.warmup`?" in problem
 
 
 GLOW = """\
