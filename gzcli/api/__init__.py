@@ -39,7 +39,7 @@ from gzcli.engine.log import Log
 from gzcli.engine.pictures import losses_figure
 from gzcli.engine.trained import Trained, load_trained
 from gzcli.judge import alarm
-from gzcli.judge.images import fitting_images
+from gzcli.judge.images import fitting_images, fitting_pick
 from gzcli.judge.sample import seen_mask
 from gzcli.judge.scores import Scorer, choose
 from gzcli.launch.from_file import find_run
@@ -375,7 +375,7 @@ class LoadedRun:
         if scorer.unused:
             raise UsageError(f"the score `{score}` does not take `{scorer.unused[0]}`")
         if scorer.is_fitted():
-            scorer.fit(*fitting_images(self.trained, self.data, size=BATCH, seed=seed))
+            scorer.fit(*fitting_images(self.trained, fitting_pick(self.data), size=BATCH, seed=seed))
         return np.concatenate([np.zeros(0), *(scorer(batch)[score] for batch in self._batches(images, seed))])
 
     @spoken

@@ -22,7 +22,7 @@ from gzcli.core.sections import LaunchSection, part_of
 from gzcli.core.units import counted
 from gzcli.data.readers.inspection import open_inspection
 from gzcli.data.sets.names import OwnSet, data_key, is_set, local, locate, slug
-from gzcli.metrics.alarms.methods import AUTO, METHODS, is_local
+from gzcli.metrics.alarms.methods import AUTO, METHODS, REFERENCE, is_local
 from gzcli.store import claims
 from gzcli.store.paths import user_dir
 
@@ -50,7 +50,10 @@ _OUT_HELP = (
 _Outs = Annotated[str | None, option("--out NAME|PATH[,…]", _OUT_HELP, complete=a_set)]
 _BENCHMARK_HELP = "Data sets of openood-mnist, openood-cifar10 or openood-cifar100."
 _Benchmark = Annotated[str | None, option("--benchmark B", _BENCHMARK_HELP)]
-_SCORE_HELP = "Scores, or `all`. Default: those of the recipe (with `--input`, its first)."
+_SCORE_HELP = (
+    "Scores, or `all`. Default: those of the recipe and `local` (with `--input`, the one that finds most "
+    "synthetic defects)."
+)
 _Score = Annotated[str | None, option("--score S[,S…]", _SCORE_HELP, complete=a_score)]
 _N_HELP = "Number of images per data set. Default: as many as the time budget allows."
 _N = Annotated[int | None, option("-n N", _N_HELP, min=10)]
@@ -165,6 +168,7 @@ def ood(
     settings |= {"background": str(find_run(background).path) if background else None}
     settings |= {"launch": LaunchSection(opt.parse_gpus(gpus), cpu, processes)}
     if inspected:
+        settings |= {"calibrate": further}
         label = f"inspect-{slug(inspected.path.stem)}"
         job = InspectJob(input=str(inspected.path), fpr=rate(fpr), seeds=seeds, **settings)
     elif input_ is not None:
@@ -457,12 +461,14 @@ def ending(result: Mapping[str, Any], folder: Path, name: str, maps: bool) -> No
         summary = (
             f"{mean['detected_n']:,} of {counted(mean['n'], 'defect')} detected, AUROC {mean['auroc']:.3f}"
         )
-        return end([summary, took()], [(f"gz ood {name} --input ./today --fail", "pictures one by one")])
+        more = better_without(result) or (f"gz ood {name} --input ./today --fail", "pictures one by one")
+        return end([summary, took()], [more])
     if "thresholds" in result:
         flagged = sum(row["flagged"] for row in result["files"])
         again = f"gz ood {name} --input {quoted(result['input'])}"
         shown = maps and not result.get("map")
         more = (f"{again} --map", "where they are strange") if shown else (f"{again} --fpr 5%", "")
+        more = better_without(result) or more
         return end([f"{flagged:,} of {counted(len(result['files']), 'picture')} flagged", took()], [more])
     scores = [row for row in result["results"] if not row["baseline"]]
     best = max(scores, key=lambda row: row["auroc"], default=None)
@@ -473,6 +479,19 @@ def ending(result: Mapping[str, Any], folder: Path, name: str, maps: bool) -> No
         best_score += f", not better than `{method['score']}` without a model, {method['auroc']:.3f}"
     page = (f"gz report {quoted(folder)}", "")
     end([best_score, took()], [page, (f"gz ood {name} --input ./pictures", "your own pictures, one by one")])
+
+
+def better_without(result: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The line of an alarm without a model, where it detects as many synthetic defects as that of the run."""
+    table = result["choice"] if result["run"] else {}
+    if not table or max(table, key=lambda name: (table[name], name == REFERENCE)) != REFERENCE:
+        return None
+    words = f"gz ood {REFERENCE} --in {quoted(result['in'])}"
+    if "defects" not in result:
+        words += f" --input {quoted(result['input'])}"
+    if result["fpr"] != rate(None):
+        words += f" --fpr {100 * result['fpr']:g}%"
+    return words, "detects as many synthetic defects without a model"
 
 
 def table(result: Mapping[str, Any]) -> None:

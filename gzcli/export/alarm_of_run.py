@@ -7,6 +7,7 @@ Held-out images are scored by the graph itself, so p-values hold for whatever it
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from gzcli.core.types import ImageNoise
 from gzcli.data.packs.batches import quantise
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import check_unchanged
+from gzcli.data.sets.names import locate
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
 from gzcli.export import alarm
 from gzcli.export.portable import ELSE, DrawnNoise, RecordedNoise
-from gzcli.judge.alarm import map_of, split_held_out
-from gzcli.judge.scores import DRAWS
-from gzcli.metrics.alarms.local import Local, fit_local
+from gzcli.judge.alarm import split_held_out
+from gzcli.judge.local import fit_run_local
+from gzcli.judge.methods import is_good_test
+from gzcli.judge.scores import DRAWS, map_of
+from gzcli.metrics.alarms.local import Local
 from gzcli.models.base import flat_defaults, group_options
 
 HELD_OUT = 2000  # held-out scores, at most
@@ -56,9 +60,9 @@ class LocalMap(nn.Module):
     def raw(self, x: Tensor, noise: ImageNoise | DrawnNoise) -> Tensor:
         return getattr(self.model, f"map_{self.name}")(x, noise=noise, **self.options)
 
-    def maps(self, image: Tensor) -> Tensor:
+    def maps(self, x: Tensor) -> Tensor:
         """The maps of the model, [N, h, w], as a mean over the draws."""
-        x, n = quantise(image, self.levels), image.shape[0]
+        n = x.shape[0]
         if not self.draws:
             return self.raw(x, ImageNoise(0, [0]))
         each = [DrawnNoise([v.expand(n, *v.shape[1:]) for v in values]) for values in self.draws]
@@ -66,7 +70,7 @@ class LocalMap(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         assert self.local is not None
-        cells = localised(self.maps(image), self.local)[:, None]
+        cells = localised(self.maps(quantise(image, self.levels)), self.local)[:, None]
         sides = image.shape[2:]
         shown = cells if cells.shape[2:] == sides else nn.functional.interpolate(cells, sides)
         return cells.amax((2, 3)), shown[:, 0]
@@ -97,27 +101,25 @@ def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
     assert levels is not None
     home = open_pack(trained.part.data.name, **trained.form, say=log.info)
     check_unchanged(trained.run.owner.path, home.meta)
-    pick, fitted = split_held_out(home)
-    images, order = home.images(pick.split), pick.index
-    if fitted is None:  # a few test images alone
-        fitted, order = order[: len(order) // 4], order[len(order) // 4 :]
-    name = map_of(trained.model, trained.part.ood.scores or (), trained.name)
+    held_out, fitted = split_held_out(home, is_good_test(locate(trained.part.data.name), "alarm"))
+    held_out = replace(held_out, index=np.sort(held_out.index[:HELD_OUT]))
+    name = map_of(trained.model, (), trained.name)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with torch.no_grad():
             net = LocalMap(trained, name, levels).eval()
-            usual = np.concatenate([net.maps(x).numpy() for x in tensors(images[np.sort(fitted)])])
-            net.local = fit_local(usual)
-            write_graph(net, next(tensors(images[:1])), folder / "alarm.onnx")
+            usual = fitted.batches(trained, size=AT_ONCE, seed=0)
+            net.local = fit_run_local(usual, lambda batch: net.maps(batch.x).numpy()).local
+            images = held_out.images()
+            write_graph(net, torch.from_numpy(images[:1]), folder / "alarm.onnx")
     except Exception as e:  # maps that search by gradients, and what the exporters of torch raise
         why = str(e).strip().partition("\n")[0][:200]
         message = f"torch cannot write the map of `{trained.name}` as a graph: {why}"
         raise UsageError(message, hint="gz ood pca_local --in ./good --export ./alarm") from e
-    scores = scored(folder, images[np.sort(order[:HELD_OUT])])
-    some = next(tensors(images[np.sort(order[:HELD_OUT])]))
+    scores = scored(folder, images)
     with torch.no_grad():
-        expected = net(some)[0].numpy()[:, 0]
-    if not np.allclose(scores[: len(some)], expected, rtol=TOLERANCE, atol=TOLERANCE):
+        expected = net(torch.from_numpy(images[:AT_ONCE]))[0].numpy()[:, 0]
+    if not np.allclose(scores[:AT_ONCE], expected, rtol=TOLERANCE, atol=TOLERANCE):
         raise UsageError(f"the graph of `{trained.name}` scores images otherwise than gz", hint=ELSE)
     alarm.table(folder, np.zeros(len(scores)), scores)
     spec = {"shape": list(trained.images.shape), "fit": trained.part.data.fit, "tails": 1}
@@ -133,10 +135,6 @@ def write_graph(net: LocalMap, image: Tensor, file: Path) -> None:
         how: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
         how |= {"input_names": ["image"], "output_names": ["score", "map"]}
         torch.onnx.export(program, (), file, **how)
-
-
-def tensors(images: np.ndarray) -> Any:
-    return (torch.from_numpy(np.array(images[i : i + AT_ONCE])) for i in range(0, len(images), AT_ONCE))
 
 
 def scored(folder: Path, images: np.ndarray) -> np.ndarray:

@@ -18,18 +18,19 @@ from gzcli.core.types import Batch
 from gzcli.core.units import counted
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
-from gzcli.data.sets.names import OwnSet
+from gzcli.data.sets.names import OwnSet, locate
 from gzcli.data.sets.registry import Form
 from gzcli.engine.log import Log
 from gzcli.engine.sheets import Row, sheet
-from gzcli.engine.trained import Trained
 from gzcli.judge import methods
-from gzcli.judge.images import FIT, Pick, treatment
-from gzcli.judge.scores import Scoring, Table, batches_of, fresh_noise, write_csv
+from gzcli.judge.images import FIT, Pick, count_of, treatment
+from gzcli.judge.local import enlarged
+from gzcli.judge.methods import is_good_test
+from gzcli.judge.scores import Scoring, Table, batches_of, map_of, write_csv
 from gzcli.metrics import conformal
-from gzcli.metrics.alarms.methods import METHODS
-from gzcli.metrics.likelihood_scores import SCORES, tails_of
-from gzcli.models.base import Model, flat_defaults, group_options
+from gzcli.metrics.alarms.methods import LOCAL, METHODS
+from gzcli.metrics.interval import subset
+from gzcli.metrics.likelihood_scores import tails_of
 from gzcli.store import files
 from gzcli.store.jobs import AlarmJob
 from gzcli.store.png import save_images, save_png
@@ -119,11 +120,10 @@ def by_run(job: AlarmJob, device: torch.device, log: Log) -> Compared:
     """By the scores of a run. That of a picture or of a held-out image is the mean over several draws of
     noise, seeded by its pixels. No score was fitted on these held-out images."""
     scoring = Scoring(job, device, log)
-    trained, home, names = scoring.trained, scoring.home, scoring.names
-    shows = map_of(trained.model, names, trained.name) if job.maps else None
-    held_out, fitted = calibrating(job, scoring) or split_held_out(home)
-    least_images = conformal.fewest(job.fpr, len(names))
-    check_enough(len(held_out.index), job, least_images, names)
+    trained = scoring.trained
+    held_out, fitted = calibrate(job, scoring)
+    least_images = conformal.fewest(job.fpr, len(scoring.names))
+    shows = shown_map(scoring) if job.maps else None
     pictures = open_pictures(job, trained.form, log)
     every = Pick(pictures, "test", np.arange(pictures.meta.counts["test"]), by_content=True, unbounded=True)
 
@@ -137,7 +137,7 @@ def by_run(job: AlarmJob, device: torch.device, log: Log) -> Compared:
 
     def maps(order: np.ndarray) -> dict[int, np.ndarray]:
         few = replace(held_out, index=held_out.index[:USUAL])
-        return heat_maps(trained, shows or "", job, replace(every, index=order), few)
+        return heat_maps(scoring, shows or "", replace(every, index=order), few)
 
     return Compared(
         facts=scoring.facts(),
@@ -147,7 +147,7 @@ def by_run(job: AlarmJob, device: torch.device, log: Log) -> Compared:
         fold=np.zeros(n, np.int64),
         spread=spread,
         compared={"split": held_out.split, "n": n, "needed": least_images},
-        notes=(),
+        notes=chosen_in_words(scoring),
         levels=trained.images.levels,
         shows=shows,
         maps=maps,
@@ -191,32 +191,48 @@ def by_method(job: AlarmJob, log: Log) -> Compared:
     )
 
 
-def calibrating(job: AlarmJob, scoring: Scoring) -> tuple[Pick, np.ndarray | None] | None:
-    """The images of `--calibrate` and None: scores are fitted as ever. None without the option."""
-    if not job.calibrate:
-        return None
-    pack = open_pack(job.calibrate, **scoring.trained.form, foreign=True, say=scoring.log.info)
-    order = np.random.default_rng(0).permutation(pack.meta.counts["test"])
-    return Pick(pack, "test", order, by_content=True), None
+def calibrate(job: AlarmJob, scoring: Scoring) -> tuple[Pick, Pick]:
+    """The held-out images that pictures are compared with, in random order, and those that scores are fitted
+    on; takes the score of an alarm. Raises UsageError where there are too few for the rate."""
+    needed = conformal.fewest(job.fpr, 1 if scoring.is_free else len(scoring.names))
+    held_out, fitted = split_held_out(scoring.home, is_good_test(locate(job.ins), job.verb), needed)
+    if job.calibrate:
+        pack = open_pack(job.calibrate, **scoring.trained.form, foreign=True, say=scoring.log.info)
+        order = np.random.default_rng(0).permutation(pack.meta.counts["test"])
+        if fitted.split == held_out.split:
+            both = np.sort(np.concatenate([fitted.index, held_out.index]))
+            fitted = replace(fitted, index=both[subset(len(both), FIT)])
+        held_out = Pick(pack, "test", order, by_content=True)
+    names = scoring.names[:1] if scoring.is_free else scoring.names
+    check_enough(len(held_out.index), job, names, scoring.home)
+    if scoring.is_free:
+        scoring.choose(fitted)
+    return held_out, fitted
 
 
-def split_held_out(home: Pack) -> tuple[Pick, np.ndarray | None]:
-    """The held-out images that pictures are compared with, in random order, and the positions of those that
-    scores are fitted on: 500, or a quarter. Test images and None for a tiny set without a validation split.
-    Raises UsageError for a set without either."""
-    split = "val" if home.meta.counts["val"] else "test"
-    total = home.meta.counts[split]
+def split_held_out(home: Pack, with_test: bool = True, needed: int = 0) -> tuple[Pick, Pick]:
+    """The held-out images that pictures are compared with, in random order, and those that scores are fitted
+    on: 500, or a quarter; training images where fewer than the `needed` ones would be left. Held out are the
+    validation images and, `with_test`, the test images; these alone of a tiny set without others. Raises
+    UsageError for a set without either."""
+    counts = home.meta.counts
+    split = "+".join(["val"] * bool(counts["val"]) + ["test"] * (with_test or not counts["val"]))
+    total = count_of(home, split)
     if not total:
         none = "neither validation nor test images to compare pictures with"
         raise UsageError(f"`{home.meta.name}` has {none}")
     order = np.random.default_rng(0).permutation(total)
-    k = min(FIT, total // 4) if split == "val" else 0
-    return Pick(home, split, order[k:], by_content=True), np.sort(order[:k]) if split == "val" else None
+    k = min(FIT, total // 4)
+    if total - k < needed <= total:
+        few = subset(home.meta.counts["train"], FIT)
+        return Pick(home, split, order, by_content=True), Pick(home, "train", few)
+    return Pick(home, split, order[k:], by_content=True), Pick(home, split, np.sort(order[:k]))
 
 
-def check_enough(total: int, job: AlarmJob, least_images: int, names: Sequence[str]) -> None:
-    """Raises UsageError if there are too few held-out images for the false-alarm rate."""
-    n = total if job.n is None else min(job.n, total)
+def check_enough(total: int, job: AlarmJob, names: Sequence[str], home: Pack) -> None:
+    """Raises UsageError if there are too few held-out images for the false-alarm rate, with the line that
+    reaches it."""
+    n, least_images = total if job.n is None else min(job.n, total), conformal.fewest(job.fpr, len(names))
     if n >= least_images:
         return
     by, fewer = (f" by {len(names)} scores", "one score with `--score`, or ") if len(names) > 1 else ("", "")
@@ -224,7 +240,20 @@ def check_enough(total: int, job: AlarmJob, least_images: int, names: Sequence[s
     percent = np.ceil(1000 * len(names) / (total + 1)) / 10
     rate = f"a false-alarm rate of {100 * job.fpr:.3g} %{by}"
     message = f"{n:,} held-out images are too few for {rate}: it needs {least_images:,}"
-    raise UsageError(message, hint=f"{fewer}{larger}`--fpr {percent:g}%` or more")
+    hint = f"{fewer}{larger}`--fpr {percent:g}%` or more, or further good ones by `--calibrate DIR`"
+    if (line := methods.line_that_reaches(job, home)) and not (fewer or larger):
+        hint += f"; without the model: {line}"
+    raise UsageError(message, hint=hint)
+
+
+def chosen_in_words(scoring: Scoring) -> list[str]:
+    """How the score of a run was chosen."""
+    if not (table := scoring.choice):
+        return []
+    shares = ", ".join(f"`{name}` {100 * share:.0f} %" for name, share in table.items())
+    found = f"of synthetic defects on held-out images found: {shares}, the last without a model"
+    words = methods.in_words(scoring.settings)
+    return [found, f"taken: `{scoring.names[0]}`" + (f" with {words}" if words else "")]
 
 
 @dataclass(frozen=True)
@@ -302,46 +331,40 @@ def notes(
     return lines
 
 
-def map_of(model: Model, scores: Sequence[str], name: str) -> str:
-    """The map of the first score that has one, else the first map. Likelihood scores have that of `nll`."""
-    maps = sorted(
-        attribute.removeprefix("map_") for attribute in dir(type(model)) if attribute.startswith("map_")
-    )
-    if not maps:
-        hint = "gz list models --can map"
-        raise UsageError(f"`{name}` does not say where a picture is anomalous", hint=hint)
-    preferred = ["nll" if score in SCORES or score == "waic" else score for score in scores]
-    return next((score for score in preferred if score in maps), maps[0])
+def shown_map(scoring: Scoring) -> str:
+    """The map that is shown: the local one where it is a score, else that of the first score with one."""
+    model, names = scoring.trained.model, scoring.names
+    return LOCAL if LOCAL in names else map_of(model, names, scoring.trained.name)
 
 
-def heat_maps(
-    trained: Trained, name: str, job: AlarmJob, pictures: Pick, usual: Pick
-) -> dict[int, np.ndarray]:
+def heat_maps(scoring: Scoring, name: str, pictures: Pick, usual: Pick) -> dict[int, np.ndarray]:
     """The maps of the strangest pictures, or of all with `--png`, by their position: false colours, uint8
     [3, H, W], in the pictures' size. Colours are scaled so that maps of `usual` images stay dark."""
-    maps_of = maps_by(trained, name, job)
+    job: Any = scoring.job
+    maps_of = maps_by(scoring, name)
     chosen = pictures if job.png else replace(pictures, index=pictures.index[:SHOWN])
     bright = float(quantiles(maps_of(usual)).mean())
     return dict(zip(chosen.index.tolist(), heat(maps_of(chosen), bright), strict=True))
 
 
-def maps_by(trained: Trained, name: str, job: AlarmJob) -> Callable[[Pick], np.ndarray]:
-    """The map of a model by this name, a function of pictures: float [N, H, W] in their size and order. Each
-    process computes its share."""
-    method = getattr(trained.model, f"map_{name}")
-    options, parameters = {**trained.part.ood.options, **job.options}, flat_defaults(method)
-    keywords = group_options(method, {key: value for key, value in options.items() if key in parameters})
+def maps_by(scoring: Scoring, name: str) -> Callable[[Pick], np.ndarray]:
+    """The local map, or a map of the model by this name, a function of pictures: float [N, H, W] in their
+    size and order. Each process computes its share. A local map is the mean over the draws of noise."""
+    trained = scoring.trained
+    scorers = scoring.scorers if name == LOCAL else scoring.scorers[:1]
 
     def work(batch: Batch) -> dict[str, np.ndarray]:
-        batch = trained.encode(batch)
-        with trained.scoring(), torch.no_grad():
-            maps = method(batch.x, noise=fresh_noise(job.seed, batch), **keywords)[:, None].float()
-        pixels = torch.nn.functional.interpolate(maps, trained.images.shape[1:], mode="nearest")
-        return {"map": pixels[:, 0].cpu().numpy()}
+        batch, maps = trained.encode(batch), []
+        for scorer in scorers:
+            if name == LOCAL and scorer.local:
+                maps.append(scorer.local.local(scorer.map(batch)))
+            else:
+                maps.append(scorer.map(batch, name))
+        return {"map": enlarged(np.stack(maps).mean(0), trained.images.shape[1:])}
 
     def maps_of(pick: Pick) -> np.ndarray:
         order = np.argsort(pick.index, kind="stable")
-        images = batches_of(replace(pick, index=pick.index[order]), trained, job.seed)
+        images = batches_of(replace(pick, index=pick.index[order]), trained, scoring.job.seed)
         return ranks.over(images, work)["map"][np.argsort(order, kind="stable")]
 
     return maps_of

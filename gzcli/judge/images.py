@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,12 @@ class Pick:
     device to a run's. A slice `pick[i:j]` holds the batches i … j − 1."""
 
     pack: Pack
-    split: str  # "train", "val" or "test"
-    index: np.ndarray  # positions in the split, [N]
+    split: str  # "train", "val" or "test"; of "val+test" one after the other
+    index: np.ndarray  # positions in the split, or in the splits together, ascending, [N]
     by_content: bool = False  # whether an image's noise is seeded by its pixels, not by its position
     unbounded: bool = False  # whether scores may be infinite
+    # uint8 [N, C, H, W] in the place of the images at these positions; noise is then seeded by their pixels
+    drawn: np.ndarray | None = None
     size: int = 1  # number of images of a batch
     levels: int | None = None  # number of grey levels; None: latents
     device: torch.device | str = "cpu"
@@ -50,30 +53,56 @@ class Pick:
 
     def __getitem__(self, batches: slice) -> Pick:
         start, stop, _ = batches.indices(len(self))
-        return replace(self, index=self.index[start * self.size : stop * self.size])
+        rows = slice(start * self.size, stop * self.size)
+        return replace(self, index=self.index[rows], drawn=None if self.drawn is None else self.drawn[rows])
 
     def __iter__(self) -> Iterator[Batch]:
         options: dict[str, Any] = {"levels": self.levels, "device": self.device, "seed": self.seed}
         read = scan_by_content if self.by_content else scan
-        return read(self.pack, self.split, batch_size=self.size, index=self.index, **options)
+        for split, index, rows in self._splits():
+            if self.drawn is not None:
+                read = partial(scan_by_content, drawn=self.drawn[rows])
+            yield from read(self.pack, split, batch_size=self.size, index=index, **options)
+
+    def images(self) -> np.ndarray:
+        """uint8 [N, C, H, W]"""
+        if self.drawn is not None:
+            return self.drawn
+        parts = [np.asarray(self.pack.images(split)[index]) for split, index, _ in self._splits()]
+        return np.concatenate(parts) if parts else np.empty((0, *self.pack.meta.shape), np.uint8)
+
+    def _splits(self) -> Iterator[tuple[str, np.ndarray, slice]]:
+        """The splits that have some of the images, their positions there, and their place among them."""
+        splits, start = self.split.split("+"), 0
+        if len(splits) == 1:
+            yield self.split, self.index, slice(None)
+            return
+        for split in splits:
+            end = start + self.pack.meta.counts[split]
+            rows = slice(*np.searchsorted(self.index, (start, end)).tolist())
+            if rows.start < rows.stop:
+                yield split, self.index[rows] - start, rows
+            start = end
 
 
-def held_out_split(pack: Pack) -> str:
-    return "val" if pack.meta.counts["val"] else "train"
+def count_of(pack: Pack, split: str) -> int:
+    """The number of images of a split, or of several."""
+    return sum(pack.meta.counts[each] for each in split.split("+"))
 
 
-def fitting_index(pack: Pack) -> np.ndarray:
-    return subset(pack.meta.counts[held_out_split(pack)], FIT)
+def fitting_pick(pack: Pack) -> Pick:
+    """The held-out images that scores are fitted on where nothing is calibrated; without any, training
+    images."""
+    split = "val" if pack.meta.counts["val"] else "train"
+    return Pick(pack, split, subset(pack.meta.counts[split], FIT))
 
 
-def fitting_images(
-    run: Trained, pack: Pack, *, size: int, seed: int, held_out: np.ndarray | None = None
-) -> tuple[Pick, Pick]:
-    """Held-out and training images of a run's set, in fixed numbers, that scores are fitted on."""
-    index = fitting_index(pack) if held_out is None else held_out
-    train = subset(pack.meta.counts["train"], BANK)
-    picks = Pick(pack, held_out_split(pack), index), Pick(pack, "train", train)
-    first, second = (pick.batches(run, size=size, seed=seed) for pick in picks)
+def fitting_images(run: Trained, held_out: Pick, *, size: int, seed: int) -> tuple[Pick, Pick]:
+    """These held-out images of a run's set and training images in a fixed number, that scores are fitted
+    on."""
+    pack = held_out.pack
+    train = Pick(pack, "train", subset(pack.meta.counts["train"], BANK))
+    first, second = (pick.batches(run, size=size, seed=seed) for pick in (held_out, train))
     return first, second
 
 

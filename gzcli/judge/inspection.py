@@ -26,9 +26,9 @@ from gzcli.data.sets.registry import Form
 from gzcli.engine.log import Log
 from gzcli.engine.sheets import Row, sheet
 from gzcli.judge import methods
-from gzcli.judge.alarm import check_enough, heat, map_of, maps_by, quantiles, split_held_out
+from gzcli.judge.alarm import calibrate, chosen_in_words, heat, maps_by, quantiles, shown_map
 from gzcli.judge.images import Pick
-from gzcli.judge.scores import Scoring, write_csv
+from gzcli.judge.scores import Scoring, model_maps, write_csv
 from gzcli.metrics import conformal
 from gzcli.metrics.detection import detection, wilson
 from gzcli.metrics.likelihood_scores import tails_of
@@ -162,12 +162,11 @@ def by_method(job: InspectJob, layout: Inspection, log: Log) -> Set:
 def by_run(job: InspectJob, layout: Inspection, device: torch.device, log: Log) -> Set:
     """By the scores of a run, as `alarm.by_run`."""
     scoring = Scoring(job, device, log)
-    trained, home, names = scoring.trained, scoring.home, scoring.names
+    trained, home = scoring.trained, scoring.home
     check_good(home)
     defects = open_defective(Path(job.input), layout, trained.form, log.info)
-    held_out, fitted = split_held_out(home)
-    least_images = conformal.fewest(job.fpr, len(names))
-    check_enough(len(held_out.index), job, least_images, names)
+    held_out, fitted = calibrate(job, scoring)
+    least_images = conformal.fewest(job.fpr, len(scoring.names))
     packs = {"good": home, "bad": defects.pack}
     sets = {
         name: Pick(pack, "test", np.arange(pack.meta.counts["test"]), by_content=True, unbounded=True)
@@ -180,8 +179,7 @@ def by_run(job: InspectJob, layout: Inspection, device: torch.device, log: Log) 
 
     scoring.score(picks, fitted)
     usual, _ = scoring.over_seeds("compared")
-    has_maps = any(attribute.startswith("map_") for attribute in dir(type(trained.model)))
-    shows = maps_by(trained, map_of(trained.model, names, trained.name), job) if has_maps else None
+    shows = maps_by(scoring, shown_map(scoring)) if model_maps(trained.model) else None
 
     def judge(name: str) -> Judged:
         values = {key: highest(each) for key, each in scoring.over_seeds(name)[0].items()}
@@ -190,7 +188,8 @@ def by_run(job: InspectJob, layout: Inspection, device: torch.device, log: Log) 
         return Judged(conformal.bonferroni(np.stack(p)), first, shows(sets[name]) if shows else None)
 
     good, bad = judge("good"), judge("bad")
-    return Set(scoring.facts(), good, home.names("test") or [], bad, defects, ())
+    said = tuple(chosen_in_words(scoring))
+    return Set(scoring.facts(), good, home.names("test") or [], bad, defects, said)
 
 
 def highest(values: np.ndarray) -> np.ndarray:

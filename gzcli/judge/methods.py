@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +16,15 @@ from gzcli.data.packs.open import PackOptions, facts_of, open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.data.readers.folder import open_path
 from gzcli.data.sets.names import DataSet, OwnSet, locate
+from gzcli.judge.images import Pick
 from gzcli.metrics import conformal
-from gzcli.metrics.alarms.alarm import Alarm, calibrate
+from gzcli.metrics.alarms.alarm import FITTED, Alarm, calibrate
 from gzcli.metrics.alarms.choice import AUTO as COMPARED
-from gzcli.metrics.alarms.choice import set_aside
+from gzcli.metrics.alarms.choice import choose, detection, set_aside
 from gzcli.metrics.alarms.cross import Calibrated
-from gzcli.metrics.alarms.methods import AUTO
+from gzcli.metrics.alarms.methods import AUTO, METHODS, REFERENCE
 from gzcli.metrics.alarms.stored import stored
+from gzcli.metrics.interval import subset
 from gzcli.store.jobs import AlarmJob
 
 LARGEST = 128  # pixels of the longer side to which larger images are reduced
@@ -57,8 +60,8 @@ def open_good(job: AlarmJob, say: Say) -> Good:
     pack = open_pack(data, **form, say=say)
     channels, height, width = pack.meta.shape
     form = PackOptions(size=as_size(height, width), channels=channels, fit="crop", patch=None)
-    own_test = isinstance(data, OwnSet) and not open_path(data.path, data.form).counts.get("test")
-    splits = SPLITS if own_test and job.verb != "inspect" else SPLITS[:2]
+    own_test = isinstance(data, OwnSet) and is_good_test(data, job.verb)
+    splits = SPLITS if own_test else SPLITS[:2]
     images = np.concatenate([np.asarray(pack.images(split)) for split in splits if pack.meta.counts[split]])
     calibrating = None
     if job.calibrate:
@@ -66,6 +69,14 @@ def open_good(job: AlarmJob, say: Say) -> Good:
     good = Good(pack, form, splits, images, calibrating)
     check_enough(good, job)
     return good
+
+
+def is_good_test(data: DataSet, verb: str) -> bool:
+    """Whether the test images of a set are known to be good, and may calibrate: those of a known set, and
+    those that gz has cut off itself. A `test` folder may hold anything; an inspection judges them."""
+    if verb == "inspect":
+        return False
+    return not isinstance(data, OwnSet) or not open_path(data.path, data.form).counts.get("test")
 
 
 def reduced_size(data: DataSet) -> Any:
@@ -85,24 +96,35 @@ def names_of(method: str | None) -> tuple[str, ...]:
 def check_enough(good: Good, job: AlarmJob) -> None:
     """Raises UsageError if there are too few images for the false-alarm rate, with the line that reaches
     it."""
-    needed, names = conformal.fewest(job.fpr), names_of(job.method)
-
-    def left(total: int) -> int:
-        return total - set_aside(total, names)
-
-    if good.held_out:
-        n, enough = good.held_out.meta.counts["test"], needed
-    else:
-        n = left(len(good.images))
-        enough = next(k for k in range(needed, 2 * needed + 100) if left(k) >= needed)
+    needed = conformal.fewest(job.fpr)
+    n = good.held_out.meta.counts["test"] if good.held_out else len(good.images)
     if n >= needed:
         return
-    of = "" if good.held_out else f" of {len(good.images):,} good ones"
+    of = "further good pictures" if good.held_out else "good pictures"
     rate = f"a false-alarm rate of {100 * job.fpr:.3g} %"
-    message = f"{n:,} images to compare with{of} are too few for {rate}: it needs {needed:,}"
-    least = f"`--fpr {np.ceil(1000 / (n + 1)) / 10:g}%` or more"
-    more = f"{enough:,} pictures" + ("" if good.held_out else ", or further good ones by `--calibrate DIR`")
-    raise UsageError(message, hint=f"{least}, or {more}")
+    least = np.ceil(1000 / (n + 1)) / 10
+    more = f"{needed:,} pictures" + ("" if good.held_out else ", or further good ones by `--calibrate DIR`")
+    line = line_of(job, job.method if job.method != AUTO else None, least / 100)
+    message = f"{n:,} {of} are too few for {rate}: it needs {needed:,}"
+    if least >= 100:
+        raise UsageError(message, hint=more)
+    raise UsageError(message, hint=f"`--fpr {least:g}%` or more, as {line}; or {more}")
+
+
+def line_of(job: AlarmJob, method: str | None, fpr: float) -> str:
+    """The command line of an alarm by a method without training at a rate."""
+    words = ["gz", "ood", *([method] if method else []), "--in", job.ins]
+    if job.verb != "inspect":
+        words += ["--input", job.input or "./today"]
+    return shlex.join([*words, "--fpr", f"{100 * fpr:.3g}%"])
+
+
+def line_that_reaches(job: AlarmJob, home: Pack) -> str | None:
+    """The command line by which the images of a run's set reach a rate without the model; None: they are too
+    few for it."""
+    splits = SPLITS if is_good_test(locate(job.ins), job.verb) else SPLITS[:2]
+    total = sum(home.meta.counts[split] for split in splits)
+    return line_of(job, REFERENCE, job.fpr) if total >= conformal.fewest(job.fpr) else None
 
 
 def alarm_of(good: Good, job: AlarmJob, say: Say) -> Alarm:
@@ -112,10 +134,22 @@ def alarm_of(good: Good, job: AlarmJob, say: Say) -> Alarm:
 
     def make() -> Alarm:
         others = None if held_out is None else np.asarray(held_out.images("test"))
-        return calibrate(good.images, methods, held_out=others)
+        return calibrate(good.images, methods, held_out=others, needed=needed)
 
-    key = {"images": good.pack.meta.digest, "splits": good.splits, "methods": methods}
+    needed = conformal.fewest(job.fpr)
+    aside = set_aside(len(good.images), methods, needed if held_out is None else 0)
+    key = {"images": good.pack.meta.digest, "splits": good.splits, "methods": methods, "aside": aside}
     return stored(key | {"held_out": held_out and held_out.meta.digest}, make, say)
+
+
+def without_model(good: Pick, bad: Pick) -> dict[str, float]:
+    """The share of the defective images that `pca_local` of a set's other training images detects."""
+    train = good.pack.images("train")
+    index = np.setdiff1d(np.arange(len(train)), good.index if good.split == "train" else [])
+    images = np.asarray(train[index[subset(len(index), FITTED // 2)]])
+    choice = choose(images[: set_aside(len(images), (REFERENCE,))], (REFERENCE,))
+    fitted = METHODS[REFERENCE].fit(images, **choice.settings)
+    return {REFERENCE: detection(fitted.score(good.images()), fitted.score(bad.images()))}
 
 
 def bright(good: Good, calibrated: Calibrated) -> float:

@@ -1,5 +1,5 @@
-"""Out-of-distribution scores of images: a model's own `score_<name>` and those made of its likelihood, by one
-run or several, with one seed or several.
+"""Out-of-distribution scores of images: a model's own `score_<name>`, those made of its likelihood and that
+of its map, by one run or several, with one seed or several.
 
 A higher score is more out-of-distribution. It depends on (model, image, seed, index) alone, not on the batch.
 A model without a density of pixels may have a `score_nll` of its own, as that of the codes of its tokenizer.
@@ -22,7 +22,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,18 @@ from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack, check_unchanged
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.judge.images import Pick, affordable, fitting_images, fitting_index, held_out_split, timed
+from gzcli.judge.images import Pick, affordable, fitting_images, fitting_pick, timed
 from gzcli.judge.likelihood import SolverGap, solver_gap
+from gzcli.judge.local import RunLocal, few, fit_run_local, with_defects
+from gzcli.judge.methods import without_model
 from gzcli.metrics import conformal
+from gzcli.metrics.alarms.choice import FEWEST, best_name, detection
+from gzcli.metrics.alarms.methods import LOCAL
 from gzcli.metrics.baselines import code_length
 from gzcli.metrics.features import lenet
-from gzcli.metrics.likelihood_scores import SCORES, Fact, read
+from gzcli.metrics.likelihood_scores import SCORES, Fact, read, tails_of
 from gzcli.models.base import Model, flat_defaults, group_options
-from gzcli.models.catalog import likelihood_scores
+from gzcli.models.catalog import scores_made
 from gzcli.models.nn import double, full_fp32
 from gzcli.models.nn.perceptual import LPIPS
 from gzcli.store import files
@@ -73,7 +77,22 @@ def available(trained: Trained) -> list[str]:
     """Every score that the model has."""
     of_model = model_scores(trained.model)
     has_density = hasattr(trained.model, "log_prob") and trained.space is None
-    return list(dict.fromkeys((*of_model, *likelihood_scores(log_prob=has_density, names=of_model))))
+    made = scores_made(log_prob=has_density, names=of_model, maps=bool(model_maps(trained.model)))
+    return list(dict.fromkeys((*of_model, *made)))
+
+
+def model_maps(model: Model) -> list[str]:
+    return sorted(name.removeprefix("map_") for name in dir(type(model)) if name.startswith("map_"))
+
+
+def map_of(model: Model, scores: Sequence[str], name: str) -> str:
+    """The map of the first score that has one, else the first map. Likelihood scores have that of `nll`,
+    `local` is of the first map."""
+    if not (maps := model_maps(model)):
+        hint = "gz list models --can map"
+        raise UsageError(f"`{name}` does not say where a picture is anomalous", hint=hint)
+    preferred = ["nll" if score in SCORES or score == WAIC else score for score in scores]
+    return next((score for score in preferred if score in maps), maps[0])
 
 
 def computable(trained: Trained, *, background: bool) -> list[str]:
@@ -84,14 +103,16 @@ def computable(trained: Trained, *, background: bool) -> list[str]:
 
 
 def choose(trained: Trained, names: Sequence[str] | None) -> list[str]:
-    """The scores to compute: those named, all of which the model must have, else the recipe's, else the
-    cheap ones."""
+    """The scores to compute: those named, all of which the model must have; else the recipe's, or the cheap
+    ones, and `local`, unless its map is dear."""
     model, options = trained.model, available(trained)
     chosen = list(names or trained.part.ood.scores or ())
     if not chosen:
         cheap = trained.space is None and model.likelihood in ("exact", "bound")
         of_likelihood = [name for name, score in SCORES.items() if score.default and cheap]
         chosen = [*of_likelihood, *cheap_scores(model)] or model_scores(model)[:1]
+    if not names and set(model_maps(model)[:1]).difference(model.costly):
+        chosen.append(LOCAL)
     if not chosen:
         message = f"`{trained.name}` has no score for out-of-distribution images"
         raise UsageError(message, hint="gz list models --can ood")
@@ -134,13 +155,18 @@ class Scorer:
         every = dict.fromkeys((*self.names, *self.statistics))
         self.of_model = [name for name in every if hasattr(self.model, f"score_{name}")]
         self.fits = [name for name in self.of_model if hasattr(self.model, f"fit_{name}")]
+        self.local: RunLocal | None = None
+        self.map_name = map_of(self.model, (), trained.name) if LOCAL in self.names else None
         keys = [self._parameters(f"{kind}_{name}") for name in names for kind in ("score", "fit")]
+        keys.append(self._parameters(f"map_{self.map_name}"))
         self.unused = sorted(set(self.options).difference(*keys))
 
     def is_fitted(self) -> bool:
-        return bool(self.fits or [name for name in self.names if name in SCORES and SCORES[name].fit])
+        made = [name for name in self.names if name == LOCAL or (name in SCORES and SCORES[name].fit)]
+        return bool(self.fits or made)
 
     def fit(self, held_out: ranks.Sliceable[Batch], train: Iterable[Batch]) -> None:
+        """held_out: of `local` a `Pick`."""
         for name in self.fits:
             batches = SeenBatches(self.trained, train if name in self.model.fitted_on_train else held_out)
             with self.trained.scoring():
@@ -152,6 +178,9 @@ class Scorer:
                     return self.facts(self.trained.encode(batch), [name])
 
                 self.fitted[name] = score.fit(ranks.over(held_out, facts))
+        if self.map_name:
+            assert isinstance(held_out, Pick)
+            self.local = fit_run_local(held_out, lambda batch: self.map(self.trained.encode(batch)))
 
     def values(self, batch: Batch) -> Table:
         """float64 [B] of each score, finite or not."""
@@ -159,7 +188,11 @@ class Scorer:
         facts = self.facts(batch, self.names)
         for name in self.names:
             score, fit = SCORES.get(name), self.fitted.get(name)
-            values[name] = score.compute(facts, fit) if score else self.model_score(name, batch)
+            if name == LOCAL:
+                assert self.local is not None
+                values[name] = self.local.score(self.map(batch))
+            else:
+                values[name] = score.compute(facts, fit) if score else self.model_score(name, batch)
         return values
 
     def __call__(self, batch: Batch) -> Table:
@@ -192,6 +225,13 @@ class Scorer:
         with self.trained.scoring():
             score = getattr(self.model, method)(batch.x, noise=noise, **self._keywords(method))
         return score.detach().cpu().double().numpy()
+
+    def map(self, batch: Batch, name: str | None = None) -> np.ndarray:
+        """The model's map by this name, or that of `local`, float32 [B, h, w]."""
+        method, noise = f"map_{name or self.map_name}", fresh_noise(self.seed, batch)
+        with self.trained.scoring(), torch.no_grad():
+            maps = getattr(self.model, method)(batch.x, noise=noise, **self._keywords(method))
+        return maps.float().cpu().numpy()
 
     def _nll(self, model: Model, batch: Batch) -> np.ndarray:
         with torch.no_grad():
@@ -283,21 +323,52 @@ class Scoring:
         self.perceptual: str | None = None  # the distance by which scores compare images
         self.background: str | None = None  # id of the run that `ratio` divides by
         self.gap: SolverGap | None = None
+        self.scorers: list[Scorer] = []  # of the first run, one of each seed
+        self.choice: dict[str, float] = {}  # the share of synthetic defects that each score detects
 
-    def score(
-        self, picks: Callable[[int | None], dict[str, Pick]], held_out: np.ndarray | None = None
-    ) -> None:
+    @property
+    def is_free(self) -> bool:
+        """Whether one of the scores is to be chosen: where an alarm by one run names none."""
+        job = self.job
+        return job.verb in ("alarm", "inspect") and not job.scores and not job.others
+
+    def choose(self, held_out: Pick) -> None:
+        """Fits all scores, and takes the one that detects most synthetic defects on these images, if there
+        are enough of them; else the first. Residuals of principal components of the training images are
+        compared for the record."""
+        scorer = self._scorer(self.trained, self.job.seed)
+        self._fit(scorer, held_out)
+        good = replace(few(held_out), unbounded=True)
+        self.names = self.names[-1:] if LOCAL in self.names else self.names[:1]
+        if len(good.index) >= FEWEST:
+            bad, _ = with_defects(good)
+            tables = [score_pick(scorer, pick, self.log) for pick in (good, bad)]
+            for name in sorted(scorer.names, key=lambda name: name != LOCAL):
+                of_good, of_bad = (np.where(np.isnan(table[name]), np.inf, table[name]) for table in tables)
+                self.choice[name] = detection(of_good, of_bad, tails=tails_of(name))
+            if scorer.local and scorer.local.found is not None:
+                self.choice[LOCAL] = scorer.local.found
+            self.names = [best_name(self.choice)]
+            self.choice |= without_model(good, bad)
+        scorer.names = self.names
+        self.scorers = [scorer]
+
+    def score(self, picks: Callable[[int | None], dict[str, Pick]], held_out: Pick | None = None) -> None:
         """Scores images by every run, with every seed. `picks(n)` returns at most n images of each set.
-        Scores are fitted and standardised on the images at the positions `held_out`."""
+        Scores are fitted and standardised on the images `held_out`."""
         job, home, first, log = self.job, self.home, self.trained, self.log
         models = [first, *map(self._other, job.others)]
-        fitted_on = fitting_index(home) if held_out is None else held_out
-        scorer = self._scorer(first, job.seed)
-        self.background = scorer.background.run.owner.id if scorer.background else None
+        fitted_on = held_out or fitting_pick(home)
         since = time.perf_counter()
-        self._fit(scorer, fitted_on)
+        if self.scorers:
+            scorer = self.scorers[0]
+        else:
+            scorer = self._scorer(first, job.seed)
+            self._fit(scorer, fitted_on)
+        self.background = scorer.background.run.owner.id if scorer.background else None
         budget = first.part.ood.budget - (time.perf_counter() - since)
-        some = Pick(home, held_out_split(home), fitting_index(home)[:TRIAL])
+        some = fitting_pick(home)
+        some = replace(some, index=some.index[:TRIAL])
         trial = next(iter(some.batches(first, size=TRIAL, seed=job.seed)))
         seeds, n = job.seeds or draws(scorer, trial), job.n
         if n is None and not job.full:
@@ -308,13 +379,15 @@ class Scoring:
         self.picks = picks(n)
         chosen = dict(self.picks)
         if len(models) > 1:
-            chosen = {REFERENCE: Pick(home, held_out_split(home), fitted_on), **chosen}
+            chosen = {REFERENCE: fitted_on, **chosen}
         members: list[list[dict[str, Table]]] = [[] for _ in range(seeds)]
+        self.scorers = []
         for k, trained in enumerate(models):
             for i in range(seeds):
                 if k or i:
                     scorer = self._scorer(trained, job.seed + i)
                     self._fit(scorer, fitted_on)
+                self.scorers += [scorer] if not k else []
                 members[i].append({name: score_pick(scorer, pick, log) for name, pick in chosen.items()})
         self.tables = [combined(of_runs, self.names, REFERENCE) for of_runs in members]
 
@@ -339,7 +412,7 @@ class Scoring:
             background = load_trained(find(reference), trained.device)
         options = {**section.options, **job.options}
         scorer = Scorer(trained, choose(trained, names), background=background, options=options, seed=seed)
-        if wrong := sorted(set(job.options) & set(scorer.unused)):
+        if not self.choice and (wrong := sorted(set(job.options) & set(scorer.unused))):
             raise UsageError(f"none of the scores {', '.join(names)} takes `{wrong[0]}`")
         compares = set(trained.model.perceptual_scores) & set(scorer.of_model)
         if compares and seed == job.seed and not options.get("pixels"):
@@ -347,11 +420,11 @@ class Scoring:
             self.perceptual = self.perceptual or distance
         return scorer
 
-    def _fit(self, scorer: Scorer, held_out: np.ndarray) -> None:
+    def _fit(self, scorer: Scorer, held_out: Pick) -> None:
         """Fits the scores on fixed numbers of held-out images or, where a score says so, of training
         images."""
         size = devices.batch_of(BATCH_SIZE, self.device)
-        picks = fitting_images(scorer.trained, self.home, size=size, seed=scorer.seed, held_out=held_out)
+        picks = fitting_images(scorer.trained, held_out, size=size, seed=scorer.seed)
         if scorer.is_fitted():
             on_train = [name in scorer.model.fitted_on_train for name in scorer.fits] or [False]
             most = max(len(picks[i].index) for i in on_train)
@@ -364,6 +437,15 @@ class Scoring:
         stacked = {name: np.stack([table[name] for table in tables]) for name in tables[0]}
         spread = {name: values.std(0, ddof=1) for name, values in stacked.items() if len(tables) > 1}
         return {name: values.mean(0) for name, values in stacked.items()}, spread
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of `local`, if it is one of the scores; else {}."""
+        scorer = self.scorers[0]
+        if LOCAL not in self.names or scorer.local is None:
+            return {}
+        local = scorer.local.local
+        return {"map": scorer.map_name, "scales": list(local.scales), "relative": local.level is not None}
 
     def facts(self) -> dict[str, Any]:
         job = self.job
@@ -380,12 +462,14 @@ class Scoring:
             "perceptual": self.perceptual,
             "background": self.background,
             "processes": ranks.world(),
+            "choice": self.choice,
+            "settings": self.settings,
         }
 
 
 def scores_of(trained: Trained, job: ScoreJob) -> list[str]:
-    """The scores of a job: those requested, every score of the model for `all`, else the recipe's. An alarm
-    takes the first of the recipe's."""
+    """The scores of a job: those requested, every score of the model for `all`, else those of `choose`, of
+    which an alarm takes one."""
     requested = job.scores or ()
     if requested == ("all",):
         background = job.background or trained.part.ood.background
@@ -393,7 +477,7 @@ def scores_of(trained: Trained, job: ScoreJob) -> list[str]:
         return [*names, WAIC] if job.others and "nll" in names else names
     names = choose(trained, [name for name in requested if name != WAIC] or None)
     if WAIC not in requested:
-        return names[:1] if job.verb in ("alarm", "inspect") and not requested else names
+        return names
     if not job.others:
         raise UsageError(f"`{WAIC}` is a score of several runs", hint="gz ood RUN RUN2 RUN3 --score waic")
     choose(trained, ["nll"])

@@ -20,6 +20,7 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gzcli.core.errors import MissingError, UsageError, canonical, did_you_mean
+from gzcli.metrics.alarms.methods import LOCAL
 from gzcli.metrics.likelihood_scores import SCORES
 from gzcli.store import model_files
 from gzcli.store.run_folder import Run
@@ -531,16 +532,18 @@ def _zoo(stem: str = "*") -> list[Path]:
 # ---------------------------------------------------------------------------- facts of a card
 
 
-def likelihood_scores(*, log_prob: bool, names: Iterable[str]) -> tuple[str, ...]:
-    """The out-of-distribution scores that the engine computes from a model's likelihood.
+def scores_made(*, log_prob: bool, names: Iterable[str], maps: bool) -> tuple[str, ...]:
+    """The out-of-distribution scores that the engine computes from a model's likelihood, and from its map.
 
     log_prob: whether the model has `log_prob`, the likelihood of pixels.
+    maps: whether it says where an image is strange.
     names: of the model's scores. Without `log_prob` its `nll` is the likelihood of codes, which is
       not compared with the length of a lossless code of the pixels.
     """
-    if log_prob:
-        return tuple(SCORES)
-    return tuple(name for name, s in SCORES.items() if "code_length" not in s.reads) if "nll" in names else ()
+    made = list(SCORES) if log_prob or "nll" in names else []
+    if not log_prob:
+        made = [name for name in made if "code_length" not in SCORES[name].reads]
+    return (*made, *([LOCAL] if maps else []))
 
 
 def phases(model: ModelCard) -> tuple[str, ...] | None:

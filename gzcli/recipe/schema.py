@@ -20,7 +20,7 @@ from gzcli.core import sections
 from gzcli.core.errors import UsageError, canonical, did_you_mean
 from gzcli.core.sections import FIXED, SECTIONS, SYNONYMS, Part, keys_of, renamed, without_gone
 from gzcli.core.units import WORDS, canonical_size, nearest
-from gzcli.models.catalog import ModelCard, Param, likelihood_scores, phases
+from gzcli.models.catalog import ModelCard, Param, phases, scores_made
 from gzcli.recipe.yaml import WRONG, Key, Problem, scalar
 
 ABSENT = object()  # the default of a key that is left out of the resolved recipe unless it is given
@@ -132,8 +132,8 @@ def score_options(card: ModelCard) -> dict[str, Rule]:
 
 
 def score_names(card: ModelCard) -> list[str]:
-    """The scores of a model: its own, and those that the engine makes of its likelihood."""
-    made = likelihood_scores(log_prob="log_prob" in card.can, names=card.scores)
+    """The scores of a model: its own, and those that the engine makes of its likelihood and its map."""
+    made = scores_made(log_prob="log_prob" in card.can, names=card.scores, maps=bool(card.maps))
     return list(dict.fromkeys((*card.scores, *made)))
 
 

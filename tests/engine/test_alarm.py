@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,12 +17,16 @@ from gzcli.cli import ood as ood_verb
 from gzcli.cli.ood import table_of_pictures
 from gzcli.core.errors import DivergedError, MissingError, UsageError
 from gzcli.core.types import DataInfo, ImageNoise
+from gzcli.data.packs.batches import quantise
 from gzcli.data.packs.open import open_pack
 from gzcli.data.sets import registry
 from gzcli.data.sets.registry import Benchmark, find_benchmark
 from gzcli.engine.log import Log
 from gzcli.judge import alarm, ood, scores
-from gzcli.judge.alarm import heat, map_of
+from gzcli.judge.alarm import heat
+from gzcli.judge.local import few
+from gzcli.judge.scores import map_of
+from gzcli.metrics.alarms.local import fit_local
 from gzcli.metrics.detection import detection
 from gzcli.metrics.interval import subset
 from gzcli.models.autoregressive.pixelcnn import PixelCNN
@@ -88,9 +93,10 @@ def test_every_picture_has_a_p_value_by_images_that_no_score_saw(trained, tmp_pa
     result = judged(tmp_path, pictures, scores=("nll",))
     assert json.loads((tmp_path / "alarm.json").read_text()) == json.loads(json.dumps(result))
     pack = open_pack("digits")
-    order = np.random.default_rng(0).permutation(pack.meta.counts["val"])
-    held_out = nll_of(trained, pack.images("val")[order[len(order) // 4 :]])
-    assert result["compared"] == {"split": "val", "n": len(held_out), "needed": 19}
+    both = np.concatenate([pack.images("val"), pack.images("test")])
+    order = np.random.default_rng(0).permutation(len(both))
+    held_out = nll_of(trained, both[order[len(order) // 4 :]])
+    assert result["compared"] == {"split": "val+test", "n": len(held_out), "needed": 19}
     assert len(result["files"]) == 30 and result["fpr"] == 0.05 and result["in"] == "digits"
     for row in result["files"]:
         value = row["scores"]["nll"]
@@ -137,7 +143,10 @@ def test_several_scores_are_one_p_value(trained, tmp_path, pictures):
     assert result["threshold"] is None and list(result["thresholds"]) == ["nll", "far"]
     assert any("Bonferroni" in note and "5 %" in note for note in result["notes"])
     first = judged(tmp_path, pictures)
-    assert list(first["thresholds"]) == ["nll"], "without a name the first of the recipe's"
+    (name,) = first["thresholds"]
+    table = {key: value for key, value in first["choice"].items() if key != "pca_local"}
+    assert set(table) == {"nll", "typicality", "complexity", "far"} and len(first["choice"]) == 5
+    assert table[name] >= max(table.values()) - 0.02, "without a name that which detects most"
     for fpr, n in ((0.001, None), (0.01, 50)):
         with pytest.raises(UsageError, match="are too few for a false-alarm rate") as error:
             judged(tmp_path, pictures, scores=("nll",), fpr=fpr, n=n)
@@ -168,7 +177,7 @@ def test_held_out_images_are_scored_by_the_rule_of_pictures(trained, tmp_path):
     """A copy of a held-out image has its score, so it ties with it; and each seed has other noise."""
     pack = open_pack("digits")
     compared, _ = alarm.split_held_out(pack)
-    np.savez(tmp_path / "val.npz", images=np.asarray(pack.images("val"))[np.sort(compared.index)])
+    np.savez(tmp_path / "val.npz", images=replace(compared, index=np.sort(compared.index)).images())
     draws = []
     for seed in (0, 1):
         result = judged(tmp_path, tmp_path / "val.npz", scores=("noisy",), seed=seed)
@@ -184,11 +193,11 @@ def test_blank_pictures_are_flagged_by_the_lower_tail(trained, tmp_path):
     """Where the held-out images suffice; else a note says for which rate they do. Typicality has one tail."""
     images = np.asarray(open_pack("digits").images("test")[:9])
     np.savez(tmp_path / "mine.npz", images=np.concatenate([images, np.zeros_like(images[:1])]))
-    for fpr, flags in ((0.02, True), (0.01, False)):
+    for fpr, flags in ((0.006, True), (0.004, False)):
         result = judged(tmp_path, tmp_path / "mine.npz", scores=("nll",), fpr=fpr)
         (blank,) = [row for row in result["files"] if row["file"] == "9"]
-        assert (blank["p"], blank["side"]) == (pytest.approx(2 / 109), "low") and blank["flagged"] == flags
-        assert any("`--fpr 1.9%` does" in note for note in result["notes"]) != flags
+        assert (blank["p"], blank["side"]) == (pytest.approx(2 / 376), "low") and blank["flagged"] == flags
+        assert any("`--fpr 0.6%` does" in note for note in result["notes"]) != flags
         assert (result["thresholds_low"]["nll"] is None) != flags
     result = judged(tmp_path, tmp_path / "mine.npz", scores=("typicality",), fpr=0.02)
     assert {row["side"] for row in result["files"]} == {"high"}
@@ -241,7 +250,7 @@ def test_pictures_and_their_table(trained, tmp_path, pictures, capsys):
     lines, said = told_of(capsys, result)
     assert lines[0].split() == ["file", "p", "nll", "far"] and max(map(len, lines)) <= 80
     assert len(lines) == 1 + result["flagged"] and any("…" in line and "holiday" in line for line in lines)
-    assert f"flagged: {result['flagged']} of 31 pictures by nll, far, against 108 held-out images" in said
+    assert f"flagged: {result['flagged']} of 31 pictures by nll, far, against 375 held-out images" in said
     assert "at most 10 % are, on average: 3.1 of 31" in said and "`broken.png` does not decode" in said
     lines, said = told_of(capsys, judged(tmp_path, pictures, scores=("noisy", "nll"), fpr=0.3))
     assert lines[0].split() == ["file", "p", "noisy", "±"] and max(map(len, lines)) <= 80
@@ -262,6 +271,29 @@ def test_maps_show_the_strangest(trained, tmp_path, pictures, monkeypatch):
         assert result["map"] == "nll" and len(result["outputs"]["maps"]) == n
         assert list(result["outputs"]["maps"]) == [row["file"] for row in result["files"]][:n]
         assert Image.open(next(iter(result["outputs"]["maps"].values()))).size == (16, 16)
+    # `local` is the maximum of this map against those of held-out images
+    result = judged(tmp_path, pictures, scores=("local",), maps=True)
+    settings, pack = result["settings"], open_pack("digits")
+    held_out, fitting = alarm.split_held_out(pack)
+
+    def maps(images):
+        x = quantise(torch.from_numpy(np.array(images)), 17)
+        return map_nll(trained.model, x, noise=None).numpy()
+
+    normal = maps(few(fitting).images())
+    local = fit_local(normal, settings["scales"], relate=settings["relative"])
+    ordered = replace(held_out, index=np.sort(held_out.index))
+    usual = local(maps(ordered.images())).max((1, 2))
+    by_name = {row["file"]: row for row in result["files"]}
+    digit = np.asarray(pack.images("test"))[:24]
+    for i, value in enumerate(local(maps(digit)).max((1, 2))):
+        row = by_name[f"train/digit{i:02d}.png"]
+        assert row["scores"]["local"] == pytest.approx(value, rel=1e-4)
+        p = (1 + (usual >= value - 1e-4 * abs(value)).sum()) / (len(usual) + 1)
+        assert row["p"] == pytest.approx(p, abs=1.5 / len(usual))
+    assert settings["map"] == "nll" and result["map"] == "local"
+    chosen = judged(tmp_path, pictures)["choice"]
+    assert "local" in chosen and list(chosen)[-1] == "pca_local" and min(chosen.values()) >= 0
     monkeypatch.delattr(Pixelwise, "map_nll")
     refused("does not say where", judged, tmp_path, pictures, maps=True)
 
@@ -470,11 +502,11 @@ def test_good_pictures_alone_make_an_alarm(good, tmp_path, pictures):
 
 
 def test_an_alarm_of_too_few_good_pictures_says_how_many_it_needs(good, tmp_path, pictures):
-    with pytest.raises(UsageError, match="50 images to compare with of 70 good ones are too few") as error:
+    with pytest.raises(UsageError, match="70 good pictures are too few") as error:
         by_method(good, pictures, tmp_path, fpr=0.01)
-    assert (
-        "`--fpr 2%` or more, or 137 pictures, or further good ones by `--calibrate DIR`" in error.value.hint
-    )
-    with pytest.raises(UsageError, match="24 images to compare with"):
+    line = f"gz ood --in {good} --input {pictures} --fpr 1.5%"
+    assert error.value.hint.startswith(f"`--fpr 1.5%` or more, as {line}; or 99 pictures, or further")
+    assert not by_method(good, pictures, tmp_path, fpr=0.015)["choice"], "the line works, without a choice"
+    with pytest.raises(UsageError, match="24 further good pictures are too few"):
         np.savez(tmp_path / "few.npz", images=np.asarray(open_pack("digits").images("test"))[:24])
         by_method(good, pictures, tmp_path, calibrate=str(tmp_path / "few.npz"))

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,16 +14,13 @@ from PIL import Image
 from refused import refused
 from zoo import CASES
 
-from gzcli.core.types import ImageNoise
-from gzcli.data.packs.batches import quantise
 from gzcli.data.packs.open import open_pack
 from gzcli.data.readers.folder import read_pictures
 from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
-from gzcli.judge.alarm import split_held_out
-from gzcli.metrics import conformal
+from gzcli.judge import alarm as alarm_of_gz
 from gzcli.metrics.alarms import cross, methods
-from gzcli.metrics.alarms.local import fit_local
+from gzcli.store.jobs import AlarmJob
 
 pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -129,30 +127,24 @@ def test_what_the_script_cannot_do_is_refused(tmp_path):
 
 
 def test_the_map_of_a_run_becomes_a_score_that_needs_no_torch(tmp_path):
-    """p-values are those of the model's own map, normalised on images that calibrate nothing."""
+    """p-values are those of the score `local` by gz."""
     pytest.importorskip("onnxscript")
     case = next(case for case in CASES if case.model == "vae")
-    trained = load_trained(fit(recipe(case, steps=2)).run, "cpu")
+    run = fit(recipe(case, steps=2)).run
+    trained = load_trained(run, "cpu")
     made = export_run.write(trained, tmp_path / "alarm", Log(mode="quiet"))
     assert (made["map"], made["draws"]) == ("recon", 0)
-    home = open_pack(case.data)
-    held_out, fitted = split_held_out(home)
-
-    def maps(images):
-        x = quantise(torch.from_numpy(np.array(images)), trained.info.levels)
-        with torch.no_grad():
-            return trained.model.map_recon(x, noise=ImageNoise(0, range(len(x)))).numpy()
-
-    local = fit_local(maps(home.images(held_out.split)[fitted]))
-    usual = local(maps(home.images(held_out.split)[np.sort(held_out.index)])).max((1, 2))
-    pictures = np.array(home.images("test")[:20])
+    pictures = np.array(open_pack(case.data).images("test")[:20])
     pictures[::2, :, 4:7, 4:7] ^= 255
     (tmp_path / "today").mkdir()
     for i, image in enumerate(pictures):
         Image.fromarray(image[0]).save(tmp_path / "today" / f"{i:02}.png")
     code, result, _ = judge(tmp_path / "alarm", tmp_path / "today", "--fpr", "5%")
-    p = conformal.p_values(usual, local(maps(pictures)).max((1, 2)))
-    assert code == 6 and made["held_out"] == len(usual)
-    assert np.abs(np.array([row["p"] for row in result["files"]]) - p).max() < 1e-6
+    how = {"fpr": 0.05, "scores": ("local",), "full": True}
+    job = AlarmJob(str(run.path), case.data, str(tmp_path / "today"), **how)
+    expected = alarm_of_gz.run(job, tmp_path, torch.device("cpu"), Log(mode="quiet"))
+    assert code == 6 and made["held_out"] == expected["compared"]["n"]
+    p = {row["file"]: row["p"] for row in expected["files"]}
+    assert all(abs(row["p"] - p[Path(row["file"]).name]) < 1e-6 for row in result["files"]) and len(p) == 20
     binary = replace(trained, info=replace(trained.info, levels=2))
     refused("its alarm cannot be exported", export_run.write, binary, tmp_path / "no", Log(mode="quiet"))

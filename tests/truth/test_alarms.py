@@ -36,6 +36,11 @@ def test_residuals_equal_scikit_learn_s(n, k):
     np.testing.assert_allclose(pca.components(x, k).residual(other).reshape(9, -1), residual, atol=2e-5)
     fitted = pca.fit_pca(parts(n, 0, 12), k=k)
     np.testing.assert_allclose(fitted.score(parts(9, 1, 12)), (residual**2).mean(1), rtol=1e-3)
+    without, flat = pca.left_out(x, k).reshape(n, -1), x.reshape(n, -1).astype(np.float64)
+    for part in pca.parts_of(n):
+        reference = PCA(k, svd_solver="full").fit(flat[~part])
+        residual = flat[part] - reference.inverse_transform(reference.transform(flat[part]))
+        np.testing.assert_allclose(without[part], residual, atol=5e-5)
 
 
 def test_cells_and_smoothing_are_means_of_what_is_there():

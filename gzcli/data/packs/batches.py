@@ -330,11 +330,17 @@ def scan_by_content(
     device: torch.device | str,
     index: Sequence[int] | np.ndarray,
     seed: int = 0,
+    drawn: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """As `scan`, but the noise depends on (seed, pixels) alone; the batch's `index` numbers the pixels."""
+    """As `scan`, but the noise depends on (seed, pixels) alone; the batch's `index` numbers the pixels.
+    drawn: images uint8 in the place of those at these positions."""
     device = torch.device(device)
     parts = torch.as_tensor(np.asarray(index), dtype=torch.int64).split(batch_size)
-    for pictures, y, extra in _taken(pack, split, parts, device, uncut=False, shaped=False):
+    others = [None] * len(parts) if drawn is None else torch.from_numpy(drawn).split(batch_size)
+    taken = _taken(pack, split, parts, device, uncut=False, shaped=False)
+    for (pictures, y, extra), other in zip(taken, others, strict=True):
+        if other is not None:
+            pictures = pictures | {"x": moved(other, device)}
         images = pictures["x"].cpu().numpy()
         hashes = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images)
         ids = [int.from_bytes(digest, "little") >> 1 for digest in hashes]  # 63 bits

@@ -30,13 +30,15 @@ def calibrate(
     *,
     held_out: np.ndarray | None = None,
     factor: int | None = None,
+    needed: int = 0,
 ) -> Alarm:
     """The best of these methods for good images uint8 [N, C, H, W], calibrated on these by folds; on
     `held_out` images instead, if there are any; or on a share of very many images. The images that the choice
-    is made by calibrate nothing, so that it may depend on them in any way."""
+    is made by calibrate nothing, so that it may depend on them in any way; none is made where fewer than
+    `needed` images would be left to calibrate."""
     order = np.random.default_rng(0).permutation(len(images))
     images = images[order]
-    aside = set_aside(len(images), methods)
+    aside = set_aside(len(images), methods, needed if held_out is None else 0)
     choice = choose(images[:aside], methods, factor=factor)
     method = METHODS[choice.method]
 

@@ -8,7 +8,7 @@ images do, at rates up to `RATES`: the mean over the thresholds that these have.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,11 +44,12 @@ def sides(shape: Sequence[int]) -> list[int]:
     return sorted({max(1, round(side / size)) for size in (32, 48, 96)}, reverse=True)
 
 
-def set_aside(n: int, methods: Sequence[str]) -> int:
-    """The number of n good images that a choice among these methods takes."""
+def set_aside(n: int, methods: Sequence[str], needed: int = 0) -> int:
+    """The number of n good images that a choice among these methods takes; 0 where fewer than `needed` would
+    be left."""
     free = len(methods) > 1 or methods[0] in SEARCHES
     count = min(MOST, round(SHARE * n))
-    return count if free and count >= FEWEST else 0
+    return count if free and count >= FEWEST and n - count >= needed else 0
 
 
 def choose(images: np.ndarray, methods: Sequence[str], *, factor: int | None = None, seed: int = 0) -> Choice:
@@ -58,21 +59,25 @@ def choose(images: np.ndarray, methods: Sequence[str], *, factor: int | None = N
     if not len(images):
         return Choice(methods[0], defaults(methods[0], factors), {})
     bad, _, source = synthetic(images, each=EACH, seed=seed)
-    best: dict[str, tuple[float, dict[str, Any]]] = {}
-    for name in methods:
-        scored = tried(name, factors, images, bad, source)
-        every = [(detection(of_good, of_bad), settings) for settings, of_good, of_bad in scored]
-        least = max(value for value, _ in every) - MARGIN
-        best[name] = next(row for row in every if row[0] >= least)
-    most = max(value for value, _ in best.values())
-    method = next(name for name in methods if best[name][0] >= most - MARGIN)
-    return Choice(method, best[method][1], {name: value for name, (value, _) in best.items()})
+    best = {name: best_of(tried(name, factors, images, bad, source)) for name in methods}
+    table = {name: value for name, (value, _) in best.items()}
+    method = best_name(table)
+    return Choice(method, best[method][1], table)
 
 
-def detection(good: np.ndarray, bad: np.ndarray) -> float:
-    """The mean share of `bad` scores above each of the highest `good` ones, up to the rate `RATES`."""
-    count = max(1, round(RATES * len(good)))
-    return float(np.mean([(bad > threshold).mean() for threshold in np.sort(good)[-count:]]))
+def best_name(table: Mapping[str, float]) -> str:
+    """The first score that detects about as much as the best one."""
+    return next(name for name, value in table.items() if value >= max(table.values()) - MARGIN)
+
+
+def detection(good: np.ndarray, bad: np.ndarray, *, tails: int = 1) -> float:
+    """The mean share of `bad` scores that are more unusual than each of the most unusual `good` ones, up to
+    the rate `RATES`; of both tails in the order of `conformal`."""
+    ordered, shares = np.sort(good), []
+    for count in range(1, max(1, round(RATES * len(good))) + 1):
+        low, high = (count // 2, (count + 1) // 2) if tails == 2 else (0, count)
+        shares.append(((bad > ordered[-high]) | (bad < ordered[low - 1] if low else False)).mean())
+    return float(np.mean(shares))
 
 
 def defaults(name: str, factors: Sequence[int]) -> dict[str, Any]:
@@ -103,12 +108,35 @@ def tried(
             for part, values in zip(parts, each, strict=True):
                 whole[part[at]] = values
             maps.append(whole)
-        for relate in (False, True):
-            # a local score of each scale by itself, of which any group is the maximum
-            tops = {k: tops_of(maps, parts, k, relate) for k in SINGLE}
-            for scales in SCALES:
-                pair = [np.max([tops[k][side] for k in scales], 0) for side in (0, 1)]
-                yield settings | {"scales": scales, "relate": relate}, *pair
+        for how, of_good, of_bad in tried_scales(maps, parts):
+            yield settings | how, of_good, of_bad
+
+
+def tried_scales(
+    maps: Sequence[np.ndarray], parts: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
+    """Settings of a local score, and the scores of good and of defective images by each from their maps.
+    parts: of the good and of the defective images, each normalised by the others."""
+    for relate in (False, True):
+        # a local score of each scale by itself, of which any group is the maximum
+        tops = {k: tops_of(maps, parts, k, relate) for k in SINGLE}
+        for scales in SCALES:
+            of_good, of_bad = (np.max([tops[k][side] for k in scales], 0) for side in (0, 1))
+            yield {"scales": scales, "relate": relate}, of_good, of_bad
+
+
+def best_scales(good: np.ndarray, bad: np.ndarray, source: np.ndarray) -> tuple[float, dict[str, Any]]:
+    """The settings of a local score that detect most defects by the maps of good and of defective images, and
+    the share detected."""
+    parts = [(part, part[source]) for part in pca.parts_of(len(good))]
+    return best_of(tried_scales([good, bad], parts))
+
+
+def best_of(scored: Iterable[tuple[dict[str, Any], np.ndarray, np.ndarray]]) -> tuple[float, dict[str, Any]]:
+    """The share of defects that the best settings detect, and the first settings that do about as well."""
+    every = [(detection(of_good, of_bad), settings) for settings, of_good, of_bad in scored]
+    least = max(value for value, _ in every) - MARGIN
+    return next(row for row in every if row[0] >= least)
 
 
 def tops_of(

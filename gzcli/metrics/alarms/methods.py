@@ -28,6 +28,8 @@ class Method:
 
 
 AUTO = "auto"  # the name by which the best of them is taken
+REFERENCE = "pca_local"  # the method that the alarm of a model is compared with
+LOCAL = "local"  # the score of a run that is the maximum of its map, as `local.Local` of these methods
 
 METHODS: dict[str, Method] = {
     "pca_local": Method(
@@ -45,9 +47,9 @@ METHODS: dict[str, Method] = {
 
 def is_local(score: str) -> bool:
     """Whether a score is that of the strangest place of an image, not of the image as a whole."""
-    return score in ("pca_local", "knn_patch")
+    return score in (REFERENCE, "knn_patch", LOCAL)
 
 
 def tails_of(score: str) -> int | None:
-    """How many tails of a method's score are unusual; None of any other score."""
-    return METHODS[score].tails if score in METHODS else None
+    """How many tails of a method's score, or of `local`, are unusual; None of any other score."""
+    return 1 if score == LOCAL else METHODS[score].tails if score in METHODS else None

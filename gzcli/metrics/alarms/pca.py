@@ -17,6 +17,7 @@ from gzcli.metrics.alarms.local import SCALES, Local, fit_local
 COMPONENTS = 60  # of `pca`
 MOST = 300  # components of `pca_local`, where there are as many images
 SHARES = (1.0, 0.4)  # of these, of which the search takes one
+EVEN = 1e-4  # share of the largest variance that the least one has where rows need no second pass
 PARTS = 4  # of the good images, each of which the others' components leave residuals of
 
 
@@ -46,10 +47,12 @@ def components(x: np.ndarray, most: int) -> Components:
     most = min(most, max(1, len(flat) - 1), flat.shape[1])
     if len(flat) <= flat.shape[1]:
         values, vectors = np.linalg.eigh((flat @ flat.T).astype(np.float64))
-        rows = vectors[:, ::-1][:, :most].astype(np.float32).T @ flat
-        # a second pass makes them orthonormal to the precision of floats, as where values are nearly equal
-        rows = np.linalg.qr(rows.T)[0].T
-        keep = values[::-1][: len(rows)] > 1e-9 * max(values[-1], 1e-30)
+        values, vectors = values[::-1][:most], vectors[:, ::-1][:, :most]
+        if values[-1] > EVEN * values[0]:
+            # u_i X / √λ_i, orthonormal up to the rounding of X Xᵀ, which is at most about 1e-7 λ_1 / λ_k
+            return Components(mean, (vectors / np.sqrt(values)).astype(np.float32).T @ flat)
+        rows = np.linalg.qr((vectors.astype(np.float32).T @ flat).T)[0].T
+        keep = values > 1e-9 * max(values[0], 1e-30)
         return Components(mean, np.ascontiguousarray(rows[keep]))
     _, vectors = np.linalg.eigh((flat.T @ flat).astype(np.float64))
     return Components(mean, np.ascontiguousarray(vectors[:, ::-1][:, :most].T.astype(np.float32)))
@@ -105,13 +108,36 @@ def fit_pca_local(
     parts by the components of the others."""
     x = reduced(images, factor)
     k = max(1, round(share * min(MOST, len(x) - 1, x[0].size)))
-    basis = components(x, k)
-    residuals = np.empty((len(x), *x.shape[2:]), np.float32)
-    for left in parts_of(len(x)):
-        residuals[left] = strength(components(x[~left], k).residual(x[left]))
+    basis, residuals = components(x, k), strength(left_out(x, k))
     parameters = {"factor": factor, "components": len(basis.rows), "scales": tuple(scales)}
     parameters["relative"] = relate
     return PcaLocal(parameters, factor, basis, fit_local(residuals, scales, relate=relate))
+
+
+def left_out(x: np.ndarray, k: int) -> np.ndarray:
+    """What k components of the images of all other parts leave of each image, in the shape of x.
+
+    Where images R have the components u_i Xᵣ / √λ_i, an image is left with x − m − aᵀ Xᵣ, where m is their
+    mean, a = U Λ⁻¹ Uᵀ Xᵣ (x − m), and Xᵣ is centred: all follow from the products of the images."""
+    flat = x.reshape(len(x), -1)
+    flat = flat - flat.mean(0)
+    products, left = (flat @ flat.T).astype(np.float64), np.eye(len(x))
+    for part in parts_of(len(x)):
+        rest = ~part
+        within, across = products[np.ix_(rest, rest)], products[np.ix_(rest, part)]
+        means = within.mean(0)
+        across = across - means[:, None]
+        across -= across.mean(0)
+        values, vectors = np.linalg.eigh(within - means - means[:, None] + means.mean())
+        most = max(1, min(k, len(values) - 1, x[0].size))
+        values, vectors = values[::-1][:most], vectors[:, ::-1][:, :most]
+        if values[-1] <= EVEN * values[0]:
+            residuals = np.empty_like(x)
+            for each in parts_of(len(x)):
+                residuals[each] = components(x[~each], k).residual(x[each])
+            return residuals
+        left[np.ix_(part, rest)] = -1 / rest.sum() - ((vectors / values) @ (vectors.T @ across)).T
+    return (left.astype(np.float32) @ flat).reshape(x.shape)
 
 
 def parts_of(n: int) -> Iterator[np.ndarray]:

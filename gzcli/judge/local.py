@@ -1,0 +1,72 @@
+"""The score `local` of a run: the map of its model against the maps of held-out images, at its largest.
+
+Scales, and whether maps are relative, are those that find most synthetic defects on these images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from gzcli.core import ranks
+from gzcli.core.types import Batch
+from gzcli.judge.images import Pick
+from gzcli.metrics.alarms.choice import EACH, FEWEST, best_scales
+from gzcli.metrics.alarms.defects import synthetic
+from gzcli.metrics.alarms.local import Local, fit_local
+from gzcli.metrics.interval import subset
+
+MOST = 200  # held-out images whose maps are normal
+Maps = Callable[[Batch], np.ndarray]  # float32 [B, h, w] of images
+
+
+@dataclass(frozen=True)
+class RunLocal:
+    """A fitted `local`. found: the share of synthetic defects that it detects; None: too few images to
+    draw any on."""
+
+    local: Local
+    found: float | None
+
+    def cells(self, maps: np.ndarray) -> np.ndarray:
+        return self.local(maps)
+
+    def score(self, maps: np.ndarray) -> np.ndarray:
+        """float64 [B]; the highest of all where a map is not finite."""
+        tops = self.local(maps).max((1, 2)).astype(np.float64)
+        return np.where(np.isfinite(maps).all((1, 2)), tops, np.inf)
+
+
+def few(held_out: Pick) -> Pick:
+    """The held-out images whose maps are normal, and on which synthetic defects are drawn."""
+    return replace(held_out, index=held_out.index[subset(len(held_out.index), MOST)], by_content=True)
+
+
+def with_defects(good: Pick) -> tuple[Pick, np.ndarray]:
+    """Images with a synthetic defect each, and the place among the good ones of that which it is drawn on."""
+    bad, _, source = synthetic(good.images(), each=EACH)
+    order = np.argsort(source, kind="stable")
+    return replace(good, index=good.index[source[order]], drawn=bad[order]), source[order]
+
+
+def fit_run_local(held_out: Pick, maps_of: Maps) -> RunLocal:
+    good = few(held_out)
+
+    def work(batch: Batch) -> dict[str, np.ndarray]:
+        return {"map": maps_of(batch)}
+
+    maps = ranks.over(good, work)["map"]
+    if len(maps) < FEWEST:
+        return RunLocal(fit_local(maps), None)
+    bad, source = with_defects(good)
+    found, settings = best_scales(maps, ranks.over(bad, work)["map"], source)
+    return RunLocal(fit_local(maps, **settings), found)
+
+
+def enlarged(maps: np.ndarray, sides: tuple[int, ...]) -> np.ndarray:
+    """Maps [N, h, w] in the size of the images."""
+    tensor = torch.from_numpy(np.ascontiguousarray(maps))[:, None]
+    return torch.nn.functional.interpolate(tensor, sides, mode="nearest")[:, 0].numpy()
