@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent
 TUTORIALS = ("first-model", "own-pictures", "ood-alarm", "compare")
 GUIDES = (
     *("use", "data", "scale", "gpus", "ood", "bench", "sweep", "recipes"),
-    *("latents", "stable-diffusion", "share", "demo", "adding", "python", "questions"),
+    *("latents", "stable-diffusion", "share", "demo", "adding", "own-method", "python", "questions"),
 )
 ORDER = (*TUTORIALS, *GUIDES)
 COLUMNS = 72  # of a command, before it is broken

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import py_compile
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from gzcli import testing
 from gzcli.core.errors import MissingError, UsageError
+from gzcli.docs.page import texts
 from gzcli.launch import plan
 from gzcli.models import catalog
 from gzcli.recipe.files import mistakes, read_header
@@ -25,6 +27,7 @@ from gzcli.testing import CHECKS, Case, fault_of
 TEMPLATE = (Path(testing.__file__).parent / "template.py").read_text()
 LOSS = "return F.mse_loss(self.velocity((1 - time) * x0 + time * x1, t), x1 - x0)"
 SMALL = {"hidden": 8, "layers": 1}
+UNET = {"channels": 8, "groups": 4, "mult": (1, 2), "attention": ()}
 
 
 @pytest.fixture
@@ -53,6 +56,19 @@ def test_the_template_keeps_the_contract_and_an_earlier_one_is_a_model(write):
     assert {check: fault(path, check) for check in CHECKS} == dict.fromkeys(CHECKS)
     path = write("earlier", ("Model, Noise, Progress", "Model\nfrom gzcli.types import Noise, Progress"))
     assert mistakes(path) == [] and fault(path, "each_phase_learns_alone") is None
+
+
+def test_the_files_of_the_page_on_methods_are_models(tmp_path, monkeypatch):
+    """A loss in twelve lines, and a path, over models of gz."""
+    monkeypatch.setattr(model_files, "_typed", {})
+    blocks = re.findall(r"```python\n(.*?)```", texts()["own-method"], re.DOTALL)
+    checks = {"min_snr": [LEARNS], "cosines": ["a_path_follows_its_marginal", "samples_are_images"]}
+    for (name, owed), block in zip(checks.items(), blocks, strict=True):
+        (file := tmp_path / f"{name}.py").write_text(block)
+        assert mistakes(file) == [] and list(read_header(file).tree) == ["train"]
+        case = Case(model_files.add(file), UNET, lr=5e-3, batch=8, sample={"steps": 2})
+        assert [fault_of(CHECKS[check], case) for check in owed] == [None] * len(owed)
+    assert sum(bool(line.strip()) for line in blocks[0].splitlines()) <= 12
 
 
 DEPENDS = "the_loss_depends_on_the_batch_alone"
