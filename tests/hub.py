@@ -63,9 +63,15 @@ def hub():
         def do_GET(self):
             path, _ = self.begin()
             if path.startswith("/api/models/"):
-                name = path.removeprefix("/api/models/").partition("/revision")[0]
+                name, tree, _ = path.removeprefix("/api/models/").partition("/tree/")
+                name = name.partition("/revision")[0]
                 exists = name in server.repos
-                reply = {"id": name, "sha": "0" * 40, "siblings": []} if exists else {"error": "no"}
+                if tree and exists:
+                    entry = {"type": "file", "oid": "0" * 40}
+                    files = server.repos[name].items()
+                    return self.answer(200, [entry | {"path": p, "size": len(data)} for p, data in files])
+                siblings = [{"rfilename": path} for path in server.repos.get(name, ())]
+                reply = {"id": name, "sha": "0" * 40, "siblings": siblings} if exists else {"error": "no"}
                 return self.answer(200 if exists else 404, reply, None if exists else "RepoNotFound")
             name, _, rest = path.lstrip("/").partition("/resolve/")
             file = rest.partition("/")[2]

@@ -212,7 +212,7 @@ def pull(repository: _Repository, name: _Name = None) -> None:
     from gzcli.store import hub
 
     address = hub.PREFIX + repository.removeprefix(hub.PREFIX)
-    file = hub.fetched(address)
+    file = from_file.file_on_hub(address)
     checked = from_file.run_of(file, source=address)  # before there is a run
     run = store.create(checked.model, checked.data, alias=name)
     status = {key: run.status()[key] for key in ("alias", "created", "order")}

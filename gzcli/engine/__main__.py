@@ -47,6 +47,7 @@ VERBS = {  # verb of a job → the module whose `run` does it
     "portable": "export.alarm",
     "bench": "judge.bench",
     "export": "export.export",
+    "published": "export.published",
     "ema": "engine.averages",
     "trial": "engine.forecast",
 }

@@ -8,18 +8,23 @@ outside itself is not fetched.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.errors import MissingError, UsageError, canonical
+from gzcli.core.sections import LaunchSection
 from gzcli.core.types import DataInfo
 from gzcli.core.units import as_size
+from gzcli.data.sets.registry import SPECS
+from gzcli.launch import launcher
 from gzcli.models import catalog
 from gzcli.recipe.yaml import dump
-from gzcli.store import bundle, files, hub, pretrained, runs
+from gzcli.store import bundle, files, hub, jobs, pretrained, runs
+from gzcli.store.jobs import PublishedJob
 from gzcli.store.paths import cache_dir, is_name
 from gzcli.store.run_folder import Run
 
@@ -30,7 +35,9 @@ def find_run(ref: str, *, data: str | None = None) -> Run:
     """The run of a file, of `hf://OWNER/NAME` or of `pretrained:MODEL`, else what `runs.find` means by the
     text."""
     if hub.is_address(ref):
-        return run_of(hub.fetched(ref), source=ref)
+        return run_of(file_on_hub(ref), source=ref)
+    if is_published(ref):
+        return run_of(published_file(Path(ref).expanduser(), ref))
     if pretrained.is_name(ref):
         return run_of(pretrained.file_of(ref, data), source=ref)
     return run_of(Path(ref).expanduser()) if is_weights(ref) else runs.find(ref, data=data)
@@ -38,7 +45,44 @@ def find_run(ref: str, *, data: str | None = None) -> Run:
 
 def is_shared(ref: str) -> bool:
     """Whether the text means a run that came as one file."""
-    return hub.is_address(ref) or pretrained.is_name(ref) or is_weights(ref)
+    return hub.is_address(ref) or pretrained.is_name(ref) or is_weights(ref) or is_published(ref)
+
+
+def is_published(ref: str) -> bool:
+    """Whether the text is the path of a folder in the layout of diffusers."""
+    folder = Path(ref).expanduser()
+    return folder.is_dir() and hub.is_published(folder)
+
+
+def file_on_hub(ref: str) -> Path:
+    """The file by gz of a repository of the hub, made of its weights where others published them."""
+    place = hub.fetched(ref)
+    return place if place.is_file() else published_file(place, hub.name_of(ref))
+
+
+def published_file(folder: Path, name: str) -> Path:
+    """The file by gz of a folder in the layout of diffusers, in the cache. The engine reads its weights, in a
+    process of its own, and compares their network with diffusers'."""
+    parts = sorted(path for path in folder.rglob("*") if path.suffix in (".json", SUFFIX))
+    facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in parts]
+    stem, key = Path(name).name, hashlib.sha256(repr((str(folder.absolute()), facts)).encode()).hexdigest()
+    cache = cache_dir("published")
+    out = cache / key[:12] / f"{stem}{SUFFIX}"
+    if out.is_file():
+        return out
+    known = max((data for data in SPECS if data in canonical(stem)), key=len, default=stem.lower())
+    job = PublishedJob(str(folder.absolute()), known if is_name(known) else "published", str(out))
+    files.make_folder(cache)
+    files.sweep(cache)
+    place = files.part_path(cache / "job")
+    place.mkdir()
+    try:
+        jobs.write(place, job)
+        plan = launcher.plan(LaunchSection(cpu=True), every_gpu=False)
+        launcher.run(place, plan, launcher=False, mode="quiet")
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    return out
 
 
 def is_weights(ref: str) -> bool:

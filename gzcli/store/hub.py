@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import MissingError, UsageError
+from gzcli.store import files
 from gzcli.store.paths import cache_dir
 from gzcli.store.run_folder import Run
 
@@ -114,13 +115,32 @@ def name_of(ref: str) -> str:
 
 
 def fetched(ref: str) -> Path:
-    """The file of a repository, in the hub's cache. Raises MissingError, UsageError for no address."""
-    from huggingface_hub import hf_hub_download
+    """The file of a repository by gz, or the folder of one in the layout of diffusers, in the hub's cache.
+    Raises MissingError, UsageError for no address."""
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     parsed = _parsed(ref)
     options: dict[str, Any] = {"endpoint": endpoint(), "local_files_only": offline()}
+    options["revision"] = parsed["revision"]
     with explained(parsed["name"]):
-        return Path(hf_hub_download(parsed["name"], FILE, revision=parsed["revision"], **options))
+        try:
+            return Path(hf_hub_download(parsed["name"], FILE, **options))
+        except EntryNotFoundError as absent:
+            patterns = {"allow_patterns": ["*.json", "*.safetensors"], "ignore_patterns": ["*.fp16.*"]}
+            try:
+                folder = Path(snapshot_download(parsed["name"], **{**patterns, **options}))
+            except (HfHubHTTPError, EntryNotFoundError, OSError):
+                raise absent from None
+            if not is_published(folder):
+                raise
+            return folder
+
+
+def is_published(folder: Path) -> bool:
+    """Whether a folder has a network, or a pipeline, in the layout of diffusers."""
+    names = ("config.json", "model_index.json")
+    return any("_class_name" in files.whole_object(folder / name) for name in names)
 
 
 def push(folder: Path, name: str, *, private: bool) -> str:
@@ -151,14 +171,17 @@ def explained(name: str) -> Iterator[None]:
     from huggingface_hub import errors
 
     absent = "`GZ_OFFLINE` is set" if offline() else "the hub cannot be reached"
-    get = f"`hf download {name} {FILE}` where there is a network"
+    get = f"`hf download {name}` where there is a network"
     gated = f"`{name}` is given to those alone who ask for it", "ask on its page, then set `HF_TOKEN`"
     none_such = f"the hub has no `{name}`, or it is private", "look at the spelling, or set `HF_TOKEN`"
     # of an error's classes the first that is listed; a gated repository is one that is not found
     texts: dict[type[Exception], tuple[str, str | None]] = {
         errors.LocalEntryNotFoundError: (f"`{name}` is not here, and {absent}", get),
         errors.GatedRepoError: gated,
-        errors.EntryNotFoundError: (f"`{name}` holds no `{FILE}`", "gz reads what `gz runs push` puts there"),
+        errors.EntryNotFoundError: (
+            f"`{name}` holds no `{FILE}` of gz, and no network of diffusers",
+            "gz reads what `gz runs push` puts there, and U-Nets and DiTs of diffusers",
+        ),
         errors.RepositoryNotFoundError: none_such,
         errors.RevisionNotFoundError: none_such,
         errors.OfflineModeIsEnabled: (f"`{name}` is not here, and `HF_HUB_OFFLINE` is set", None),

@@ -151,6 +151,16 @@ class ExportJob(Job):
 
 
 @dataclass(frozen=True)
+class PublishedJob(Job):
+    """Weights that others published, as a file of gz."""
+
+    folder: str  # in the layout of diffusers
+    name: str  # of the data that they were trained on, as far as it is known
+    out: str  # path of the file that is written
+    verb: str = field(default="published", kw_only=True)
+
+
+@dataclass(frozen=True)
 class EmaJob(Job):
     """An average of the weights of a finished run, in place of that which it serves."""
 
@@ -171,7 +181,7 @@ class TrialJob(Job):
 
 
 _OF_SCORES: tuple[type[Job], ...] = (OodJob, AlarmJob, InspectJob, PortableJob)
-_KINDS: tuple[type[Job], ...] = (SampleJob, *_OF_SCORES, BenchJob, ExportJob, EmaJob, TrialJob)
+_KINDS: tuple[type[Job], ...] = (SampleJob, *_OF_SCORES, BenchJob, ExportJob, PublishedJob, EmaJob, TrialJob)
 
 
 def facts(job: Job) -> dict[str, Any]:

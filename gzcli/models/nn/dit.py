@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -36,6 +37,7 @@ class DiTOptions:
     tokens: approximate number of patches from which `patch` is derived if it is not set. The paper uses 256.
     block: transformer block: that of DiT (plain), or with RMS norm, rotary positions, normalized queries and
       keys, and a gated MLP (modern; Li & He 2025, arXiv:2511.13720, table 4).
+    norm_eps: number added to the variance in the norm before each plain MLP.
     """
 
     width: int = 128
@@ -44,6 +46,7 @@ class DiTOptions:
     patch: int | None = None
     tokens: int = 256
     block: Literal["plain", "modern"] = "plain"
+    norm_eps: float = 1e-6
 
 
 class DiTNet(nn.Module):
@@ -85,14 +88,15 @@ class DiTNet(nn.Module):
             "num_attention_heads": heads,
             "attention_head_dim": width // heads,
             "patch_size": patch,
-            "norm_eps": 1e-6,
+            "norm_eps": options.norm_eps,
         }
         self.embed = stacked(nn.Conv2d(c, width, patch, stride=patch), 0)
         self.register_buffer("position", sincos(self.grid, width), persistent=False)
         self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.label = ClassEmbedding(classes, width) if classes else None
         self.config["num_embeds_ada_norm"] = self.label.classes if self.label else 1
-        block = partial(Block, width, heads) if self.plain else partial(ModernBlock, width, heads, self.grid)
+        plain = partial(Block, width, heads, options.norm_eps)
+        block = plain if self.plain else partial(ModernBlock, width, heads, self.grid)
         self.blocks = nn.ModuleList(block() for _ in range(layers))
         self.norm = LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.modulation = stacked(nn.Linear(width, 2 * width), 2)
@@ -140,6 +144,22 @@ class DiTNet(nn.Module):
                 state[key] = weights[name]
         net.load_state_dict(state)
         return net.to(self.position.device).eval()
+
+    def load_diffusers(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the weights of a `DiTTransformer2DModel`: of the embeddings of the time, which are alike in
+        its blocks, those of the first. Raises RuntimeError where they do not fit."""
+        weights: dict[str, Tensor] = {}
+        stacks: dict[str, dict[str, Tensor]] = {}
+        for key, value in state.items():
+            name = renamed(key, DIFFUSERS_NAMES)
+            if part := re.search(r"\.attn1\.to_([qkv])\.", name):
+                stacks.setdefault(name.replace(part[0], ".qkv."), {})[part[1]] = value
+            elif name != "pos_embed.pos_embed":
+                weights.setdefault(name, value)
+        weights |= {name: torch.cat([parts[key] for key in "qkv"]) for name, parts in stacks.items()}
+        if self.label is None:
+            weights.pop("label.table.weight", None)
+        self.load_state_dict(weights)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
         """The output for times t [B], real or integer, and y and `drop` as in `ClassEmbedding`."""
@@ -207,10 +227,10 @@ class Block(nn.Module):
     """Self-attention and an MLP of h [B, T, width]. The condition c [B, width] scales and shifts their
     normalised inputs, and gates their outputs."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, eps: float):
         super().__init__()
         self.heads = heads
-        self.norm1, self.norm2 = (LayerNorm(width, eps=1e-6, elementwise_affine=False) for _ in range(2))
+        self.norm1, self.norm2 = (LayerNorm(width, eps=e, elementwise_affine=False) for e in (1e-6, eps))
         self.qkv, self.out = stacked(nn.Linear(width, 3 * width), 3), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width))
         self.modulation = stacked(nn.Linear(width, 6 * width), 6)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
-from gzcli.models.nn import ClassEmbedding, Classes, Modules, stacked, zero_init
+from gzcli.models.nn import ClassEmbedding, Classes, Modules, stacked, with_rows, zero_init
 from gzcli.models.nn.layers import Attention, GroupNorm
 
 if TYPE_CHECKING:
@@ -24,11 +25,27 @@ LOWEST = 7  # the least side, in positions, of the last level
 MULT = (1, 2, 2, 2, 4, 4)  # widths of the levels, the last for all further ones
 ATTENDED = (16, 8)  # sides, in positions, near which levels have self-attention
 LARGEST = 22  # the largest such side
-EPS = 1e-5  # added to the variance in group normalisation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constants:
+    """What published U-Nets do in several ways.
+
+    downsample_padding: zeros around what a strided convolution sees: 1 on each side, or 0: one row and one
+      column at the end, as in DDPM's own code.
+    flip_sin_to_cos: whether the embedding of the time has its cosines first.
+    freq_shift: number that is subtracted from the number of frequencies in their exponents.
+    norm_eps: number added to the variance in group normalisation.
+    """
+
+    downsample_padding: Literal[0, 1] = 1
+    flip_sin_to_cos: bool = True
+    freq_shift: float = 0.0
+    norm_eps: float = 1e-5
 
 
 @dataclass(frozen=True)
-class UNetOptions:
+class UNetOptions(Constants):
     """The sizes of a U-Net.
 
     channels: width of the first level, in feature maps.
@@ -61,12 +78,14 @@ class Levels:
     attention: whether each has self-attention.
     layers: residual blocks of each in the encoder; the decoder has one more.
     head_dim: channels of an attention head; None: one head.
+    constants: those of its layers.
     """
 
     channels: tuple[int, ...] = (32, 64, 64)
     attention: tuple[bool, ...] = (False, False, True)
     layers: int = 2
     head_dim: int | None = None
+    constants: Constants = Constants()
 
 
 class UNet(nn.Module):
@@ -93,22 +112,18 @@ class UNet(nn.Module):
     ):
         super().__init__()
         channels, attention, head_dim = levels.channels, levels.attention, levels.head_dim
+        constants, eps = levels.constants, levels.constants.norm_eps
         for c in channels:
             if c % (head_dim or c):
                 raise UsageError(f"a level of {c} channels does not divide into {head_dim} channels a head")
-        self.config: dict[str, Any] = {  # in diffusers' names
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "block_out_channels": channels,
-            "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
-            "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
-            "layers_per_block": levels.layers,
-            "attention_head_dim": head_dim,
-            "dropout": dropout,
-            "norm_num_groups": groups,
-            "attn_norm_num_groups": groups,
-            "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
-        }
+        self.config = config_of(levels, dropout, groups, scale_shift=scale_shift)
+        self.config |= {"in_channels": in_channels, "out_channels": out_channels}
+        self.embed_time = partial(
+            time_embedding,
+            dim=channels[0],
+            freq_shift=constants.freq_shift,
+            cos_first=constants.flip_sin_to_cos,
+        )
         self.dim, self.patch, dim = channels[0], patch, 4 * channels[0]
         self.time = nn.Sequential(nn.Linear(channels[0], dim), nn.SiLU(), nn.Linear(dim, dim))
         self.label = ClassEmbedding(classes, dim) if classes else None
@@ -116,16 +131,16 @@ class UNet(nn.Module):
         self.config["num_class_embeds"] = self.label.classes + 1 if self.label else None
 
         def parts(widths: list[tuple[int, int]], *attend: bool) -> tuple[list[Any], list[Any]]:
-            blocks = [ResBlock(i, o, dim, groups, EPS, dropout, scale_shift) for i, o in widths]
+            blocks = [ResBlock(i, o, dim, groups, eps, dropout, scale_shift) for i, o in widths]
             outputs = zip((o for _, o in widths), attend, strict=True)
-            return blocks, [Attention(o, head_dim or o, groups, EPS) if a else None for o, a in outputs]
+            return blocks, [Attention(o, head_dim or o, groups, eps) if a else None for o, a in outputs]
 
         c, skips = channels[0], [channels[0]]
         self.conv_in = stacked(nn.Conv2d(in_channels * patch**2, c, 3, padding=1), 0)
         self.down: Modules[Stage] = Modules()
         self.up: Modules[UpStage] = Modules()
         for i, o in enumerate(channels):
-            half = Down(o) if i < len(channels) - 1 else None
+            half = Down(o, constants.downsample_padding) if i < len(channels) - 1 else None
             widths = [(c if j == 0 else o, o) for j in range(levels.layers)]
             self.down.append(Stage(*parts(widths, *[attention[i]] * levels.layers), half))
             skips += [o] * (levels.layers + (half is not None))
@@ -136,7 +151,7 @@ class UNet(nn.Module):
             double = Up(o) if i else None
             self.up.append(UpStage(*parts(widths, *[attention[i]] * (levels.layers + 1)), double))
             c = o
-        self.norm_out = GroupNorm(groups, c, EPS)
+        self.norm_out = GroupNorm(groups, c, eps)
         self.conv_out = stacked(zero_init(nn.Conv2d(c, out_channels * patch**2, 3, padding=1)), 0)
 
     @classmethod
@@ -157,7 +172,8 @@ class UNet(nn.Module):
             tuple(options.channels * m for m in mult),
             attended(data.shape, len(mult), options),
         )
-        levels = Levels(widths, attention, options.layers, options.head_dim)
+        constants = Constants(**{f.name: getattr(options, f.name) for f in fields(Constants)})
+        levels = Levels(widths, attention, options.layers, options.head_dim, constants)
         more |= {"dropout": options.dropout, "groups": options.groups, "patch": options.patch}
         return cls(c + guides, outputs * c, levels, classes=classes, **more)
 
@@ -182,9 +198,17 @@ class UNet(nn.Module):
         net.load_state_dict({key: state[renamed(key, DIFFUSERS_NAMES)][:n] for key, n in shapes.items()})
         return net.to(next(self.parameters()).device).eval()
 
+    def load_diffusers(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the weights of a `UNet2DModel`, whose null label, if it has none, becomes zero. Raises
+        RuntimeError where they do not fit."""
+        weights = {renamed(key, (*DIFFUSERS_NAMES, *OLD_NAMES)): value for key, value in state.items()}
+        if self.label is not None:
+            weights["label.table.weight"] = with_rows(weights["label.table.weight"], self.label.table.weight)
+        self.load_state_dict(weights)
+
     def embedding(self, t: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
         """The embedding of time and label that every block is conditioned on: [B, 4 C]."""
-        emb = self.time(time_embedding(t, self.dim))
+        emb = self.time(self.embed_time(t))
         return emb if self.label is None else emb + self.label(y, t.shape[0], drop)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
@@ -202,6 +226,23 @@ class UNet(nn.Module):
         return F.pixel_shuffle(out, self.patch)[..., : x.shape[-2], : x.shape[-1]]
 
 
+def config_of(levels: Levels, dropout: float, groups: int, *, scale_shift: bool) -> dict[str, Any]:
+    """The configuration of a `UNet2DModel`, in diffusers' names, without channels of input and output."""
+    attention = levels.attention
+    return {
+        "block_out_channels": levels.channels,
+        "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+        "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+        "layers_per_block": levels.layers,
+        "attention_head_dim": levels.head_dim,
+        "dropout": dropout,
+        "norm_num_groups": groups,
+        "attn_norm_num_groups": groups,
+        "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
+        **asdict(levels.constants),
+    }
+
+
 DIFFUSERS_NAMES = (  # of the weights of `UNet2DModel`, as patterns, and of those here
     (r"^time_embedding\.linear_1", "time.0"),
     (r"^time_embedding\.linear_2", "time.2"),
@@ -216,6 +257,13 @@ DIFFUSERS_NAMES = (  # of the weights of `UNet2DModel`, as patterns, and of thos
     (r"\.to_out\.0", ".out"),
     (r"\.(down|up)samplers\.0", ".resample"),
 )
+
+OLD_NAMES = (
+    (r"\.query\b", ".q"),
+    (r"\.key\b", ".k"),
+    (r"\.value\b", ".v"),
+    (r"\.proj_attn\b", ".out"),
+)  # of 2022
 
 
 def renamed(key: str, names: Sequence[tuple[str, str]]) -> str:
@@ -326,12 +374,12 @@ class ResBlock(nn.Module):
 class Down(nn.Module):
     """Halves the resolution by a strided convolution."""
 
-    def __init__(self, c: int):
+    def __init__(self, c: int, padding: int = 1):
         super().__init__()
-        self.conv = nn.Conv2d(c, c, 3, stride=2, padding=1)
+        self.conv = nn.Conv2d(c, c, 3, stride=2, padding=padding)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+        return self.conv(x if self.conv.padding[0] else F.pad(x, (0, 1, 0, 1)))
 
 
 class Up(nn.Module):
@@ -345,10 +393,11 @@ class Up(nn.Module):
         return self.conv(F.interpolate(x, size=tuple(size), mode="nearest"))
 
 
-def time_embedding(t: Tensor, dim: int, *, freq_shift: float = 0.0) -> Tensor:
-    """[B] → [B, dim] cosines, then sines, of wavelengths 2π … 20,000π (Vaswani 2017); [B, k] → [B, k · dim],
-    those of each time."""
+def time_embedding(t: Tensor, dim: int, *, freq_shift: float = 0.0, cos_first: bool = True) -> Tensor:
+    """[B] → [B, dim] cosines, then sines, of wavelengths 2π … 20,000π (Vaswani 2017), or the sines first;
+    [B, k] → [B, k · dim], those of each time."""
     half = dim // 2
     freq = torch.exp(torch.arange(half, device=t.device) * (-math.log(10_000) / (half - freq_shift)))
     angle = t.float()[..., None] * freq
-    return torch.cat([angle.cos(), angle.sin()], -1).flatten(1)
+    waves = [angle.cos(), angle.sin()] if cos_first else [angle.sin(), angle.cos()]
+    return torch.cat(waves, -1).flatten(1)

@@ -1,0 +1,322 @@
+"""Weights that others published, as a file of gz: a folder in the layout of diffusers becomes a model here.
+
+The network is a `UNet2DModel` or a `DiTTransformer2DModel` with the scheduler of its noise; of a DiT on
+latents the folder holds the autoencoder too. Only JSON and safetensors are read, and no program of the
+folder's is run. The network is trusted after one forward pass that diffusers' own agrees with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.sections import DataSection, Part, TrainSection
+from gzcli.core.types import DataInfo
+from gzcli.core.units import as_size
+from gzcli.engine.checkpoint import Saved, SpaceRecord, save_weights, weights_of
+from gzcli.engine.log import Log
+from gzcli.engine.trained import build_model
+from gzcli.models.denoising.process import BETAS, DiscreteVP
+from gzcli.models.nn.unet import Constants, UNet
+from gzcli.store import files
+from gzcli.store.jobs import PublishedJob
+
+UNET, DIT = "UNet2DModel", "DiTTransformer2DModel"
+NETS = {UNET: UNET, DIT: DIT, "Transformer2DModel": DIT}  # a class, and that by which it is read
+PLACES = ("", "unet", "transformer")  # the folder of the network in that of the pipeline
+WEIGHTS = "diffusion_pytorch_model*.safetensors"
+PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+LABELS = "num_class_embeds"
+# keys of a network's configuration that change nothing of what it computes
+IDLE = {
+    "sample_size",
+    "num_train_timesteps",
+    "class_embed_type",
+    "dropout",
+    "upcast_attention",
+    "activation_fn",
+}
+IDLE |= {"attn_norm_num_groups", LABELS, "num_embeds_ada_norm", "norm_type", "attention_bias"}
+DIFFERENCE = 1e-4  # of outputs, as a share of their deviation, up to which two networks are the same
+TIMES = 1000  # of a flow's network
+
+
+@dataclass(frozen=True)
+class Published:
+    """A folder of diffusers, read."""
+
+    folder: Path
+    net: Path  # the folder of the network
+    config: Mapping[str, Any]
+    scheduler: Mapping[str, Any]
+    classes: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        return NETS[self.config["_class_name"]]
+
+    @property
+    def flow(self) -> bool:
+        """Whether its noise is that of a straight path, and its output the velocity."""
+        return "FlowMatch" in str(self.scheduler.get("_class_name"))
+
+    @property
+    def learned_variance(self) -> bool:
+        channels = self.config.get("out_channels") or self.config["in_channels"]
+        return bool(channels == 2 * self.config["in_channels"])
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of what the network sees."""
+        size = self.config.get("sample_size")
+        if not size:
+            raise UsageError(
+                f"`{self.net}` does not say the size of its images", hint="`sample_size` is missing"
+            )
+        return (size, size) if isinstance(size, int) else tuple(size)
+
+    @property
+    def vae(self) -> Path | None:
+        """The folder of its autoencoder."""
+        return self.folder / "vae" if (self.folder / "vae" / "config.json").is_file() else None
+
+
+def run(job: PublishedJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
+    """Writes the file `job.out` of the weights in `job.folder`."""
+    published = read(Path(job.folder))
+    saved = saved_of(published, job.name)
+    files.make_folder(Path(job.out).parent)
+    with files.replacing(Path(job.out)) as part:
+        save_weights(part, saved)
+    return {
+        "path": job.out,
+        "model": saved.part.model,
+        "params": sum(v.numel() for v in saved.weights.values()),
+    }
+
+
+def read(folder: Path) -> Published:
+    """What a folder says. Raises MissingError for a missing part, UsageError for an unknown network."""
+    net = next((folder / p for p in PLACES if files.whole_object(folder / p / "config.json")), None)
+    config = files.whole_object(net / "config.json") if net else {}
+    name = config.get("_class_name")
+    is_dit = NETS.get(str(name)) == DIT
+    if name not in NETS or (name == "Transformer2DModel" and config.get("norm_type") != "ada_norm_zero"):
+        raise UsageError(
+            f"`{folder}` holds no network that gz reads, but `{name}`"
+            if name
+            else f"`{folder}` holds no network",
+            hint=f"gz reads `{UNET}` and `{DIT}` of diffusers",
+        )
+    places = (folder / "scheduler", folder)
+    scheduler = next((s for p in places if (s := files.whole_object(p / "scheduler_config.json"))), None)
+    if scheduler is None or net is None:
+        hint = "put its `scheduler_config.json` beside it"
+        raise MissingError(f"`{folder}` does not say the noise that its network was trained with", hint=hint)
+    count = config.get("num_embeds_ada_norm" if is_dit else LABELS) or 0
+    count = 0 if is_dit and count == 1 else count  # the one label of a network without labels
+    words = files.whole_object(folder / "model_index.json").get("id2label") or {}
+    classes = tuple(str(words.get(str(i), i)).partition(",")[0] for i in range(count))
+    return Published(folder, net, config, scheduler, classes)
+
+
+def saved_of(published: Published, name: str) -> Saved:
+    """The weights with a recipe of gz. Raises UsageError for a network or a noise that gz lacks, and for one
+    whose outputs are not those of diffusers."""
+    config, (h, w) = published.config, published.sides
+    latent, space = _space(published, h, w)
+    info = DataInfo((config["in_channels"], h, w), None if latent else 256, published.classes)
+    size = as_size(*(space.shape[1:] if space else (h, w)))
+    channels: Any = space.shape[0] if space else config["in_channels"]
+    if channels not in (1, 3):
+        hint = "gz reads networks of grey or RGB images, or of latents with their `vae`"
+        raise UsageError(f"`{published.folder}` is of images of {channels} channels", hint=hint)
+    data = DataSection(name, size=size, channels=channels, levels=256, latent=latent)
+    net = _unet(published) if published.kind == UNET else _dit(published)
+    model = "dit" if published.kind == DIT else "fm" if published.flow else "ddpm"
+    options = {**net, **_process(published)}
+    if published.classes:
+        options |= {"conditional": True, "label_dropout": 0.1 if published.kind == DIT else 0.0}
+    elif published.kind == DIT:
+        options["conditional"] = False
+    part = Part(model, options, about=f"Published weights, {name}", data=data, train=TrainSection(steps=1))
+    made: Any = build_model(part, info)
+    tensors = dict(_tensors(published.net))
+    if published.flow:
+        tensors = reversed_flow(tensors, config)
+    _check_config(published, made)
+    try:
+        made.net.load_diffusers(tensors)
+    except (RuntimeError, KeyError) as e:
+        message = f"the weights of `{published.net}` do not fit its `config.json`"
+        raise UsageError(message, hint=str(e).splitlines()[-1].strip()) from e
+    check(made, published)
+    return Saved(weights_of(made.state_dict()), part, info, 1, {}, space)
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a network's safetensors files, in fp32. Raises MissingError without one."""
+    from safetensors.torch import load_file
+
+    found = sorted(path for path in folder.glob(WEIGHTS) if ".fp16" not in path.name)
+    if not found:
+        hint = "gz reads nothing but safetensors: a `.bin` may run programs"
+        raise MissingError(f"`{folder}` holds no `diffusion_pytorch_model.safetensors`", hint=hint)
+    for path in found:
+        for name, value in load_file(path).items():
+            yield name, value.float()
+
+
+def _unet(published: Published) -> dict[str, Any]:
+    """The options of a U-Net."""
+    config, side = published.config, min(published.sides)
+    widths, downs = config["block_out_channels"], config["down_block_types"]
+    first = widths[0]
+    if any(width % first for width in widths):
+        raise UsageError(f"`{published.net}` has levels of {widths} channels, no multiples of the first")
+    sides = [math.ceil(side / 2**i) for i in range(len(widths))]
+    constants = {key: config[key] for key in vars(Constants()) if key in config}
+    return {
+        "channels": first,
+        "mult": tuple(width // first for width in widths),
+        "layers": config.get("layers_per_block", 2),
+        "attention": tuple(s for s, kind in zip(sides, downs, strict=True) if kind.startswith("Attn")),
+        "head_dim": config.get("attention_head_dim", 8),
+        "dropout": config.get("dropout", 0.0),
+        "groups": config.get("norm_num_groups", 32),
+        "patch": 1,
+        **constants,
+    }
+
+
+def _dit(published: Published) -> dict[str, Any]:
+    """The options of a transformer."""
+    config = published.config
+    heads = config["num_attention_heads"]
+    sizes = {"width": heads * config["attention_head_dim"], "heads": heads, "layers": config["num_layers"]}
+    return {
+        **sizes,
+        "patch": config["patch_size"],
+        "norm_eps": config.get("norm_eps", 1e-5),
+        "block": "plain",
+    }
+
+
+def _process(published: Published) -> dict[str, Any]:
+    """The options of the noise. Raises UsageError for a schedule that gz lacks."""
+    from diffusers import DDPMScheduler
+
+    scheduler = published.scheduler
+    if published.flow:
+        if published.kind == DIT or scheduler.get("use_dynamic_shifting"):
+            raise UsageError(f"gz has no such flow as that of `{published.folder}`")
+        return {"shift": float(scheduler.get("shift", 1.0)), "sigma_min": 0.0}
+    keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+    form = {key: scheduler[key] for key in (*keys, "rescale_betas_zero_snr") if key in scheduler}
+    reference: Any = DDPMScheduler(**form)
+    table = reference.alphas_cumprod.double().sqrt().numpy()
+    kinds = ((name, zero) for name in BETAS for zero in (False, True))
+    fits = lambda name, zero: np.allclose(DiscreteVP(name, len(table), zero_snr=zero).alpha, table, atol=1e-5)  # noqa: E731
+    schedule = next(((name, zero) for name, zero in kinds if fits(name, zero)), None)
+    if schedule is None or scheduler.get("_class_name", "").startswith(("CM", "EDM")):
+        what = scheduler.get("beta_schedule") or scheduler.get("_class_name")
+        hint = "gz has the schedules linear (1e-4 … .02) and cosine, and straight flows"
+        raise UsageError(f"gz has no noise like that of `{published.folder}` ({what})", hint=hint)
+    prediction = PREDICTIONS.get(scheduler.get("prediction_type", "epsilon"))
+    if prediction is None:
+        raise UsageError(f"gz has no prediction `{scheduler['prediction_type']}`")
+    process = {"timesteps": len(table), "schedule": schedule[0], "zero_snr": schedule[1], "shift": 1.0}
+    return {**process, "prediction": prediction, "learned_variance": published.learned_variance}
+
+
+def _space(published: Published, height: int, width: int) -> tuple[str | None, SpaceRecord | None]:
+    """The name and the record of the latents that the network models, if it has an autoencoder."""
+    if published.vae is None:
+        return None, None
+    config = files.whole_object(published.vae / "config.json")
+    factor, scale = 2 ** (len(config["block_out_channels"]) - 1), config.get("scaling_factor", 0.18215)
+    channels = published.config["in_channels"]
+    weights = sorted(published.vae.glob("*model.safetensors"))
+    if len(weights) != 1:
+        raise MissingError(f"`{published.vae}` holds no `diffusion_pytorch_model.safetensors`")
+    shape, shift = [config["out_channels"], factor * height, factor * width], [0.0] * channels
+    record = SpaceRecord(files.checksum(weights[0]), shape, 256, shift, [scale] * channels)
+    return str(published.folder.absolute()), record
+
+
+def _check_config(published: Published, model: Any) -> None:
+    """Raises UsageError where the network of the folder is not the one that gz builds of its options."""
+    import diffusers
+
+    of_class = dict(getattr(diffusers, published.kind)().config)
+    built = {**of_class, **model.net.config}
+    for key, value in published.config.items():
+        value = tuple(value) if isinstance(value, list) else value
+        if key.startswith("_") or key in IDLE or key not in of_class or value == built[key]:
+            continue
+        if key == "out_channels" and value in (None, built[key]):
+            continue
+        raise UsageError(
+            f"gz has no `{published.kind}` with `{key}: {value}`, as `{published.net}` says",
+            hint=f"gz builds it with `{key}: {built[key]}`",
+        )
+
+
+def reversed_flow(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights of a flow from data (time 0) to noise (time 1,000) as those of a flow from noise to data:
+    the velocity has the other sign, and the waves of the time 1,000 − t are those of t turned by an angle,
+    which the layer behind them undoes."""
+    weights = dict(tensors)
+    for name in ("conv_out.weight", "conv_out.bias"):
+        weights[name] = -weights[name]
+    name = "time_embedding.linear_1.weight"
+    half, first = weights[name].shape[1] // 2, config.get("flip_sin_to_cos", True)
+    frequencies = torch.arange(half, dtype=torch.float64) / (half - config.get("freq_shift", 0))
+    angle = TIMES * torch.exp(-math.log(10_000) * frequencies)
+    halves = weights[name].double().split(half, 1)
+    of_cos, of_sin = halves if first else halves[::-1]
+    turned = of_cos * angle.cos() + of_sin * angle.sin(), of_cos * angle.sin() - of_sin * angle.cos()
+    weights[name] = torch.cat(turned if first else turned[::-1], 1).float()
+    return weights
+
+
+@torch.no_grad()
+def check(model: Any, published: Published) -> float:
+    """The largest difference of one forward pass from that of diffusers, as a share of the deviation of the
+    outputs. Raises UsageError where it is too large to be of rounding."""
+    import diffusers
+
+    reference: Any = getattr(diffusers, published.kind)
+    theirs = reference.from_pretrained(published.net, use_safetensors=True, local_files_only=True).eval()
+    noise = torch.Generator().manual_seed(0)
+    sides: tuple[int, ...] = published.sides
+    if isinstance(model.net, UNet):  # of any size
+        least = 2 ** len(model.net.config["block_out_channels"])
+        sides = tuple(min(side, least) for side in sides)
+    x = torch.randn(2, published.config["in_channels"], *sides, generator=noise)
+    t = torch.tensor([TIMES // 3, TIMES - 2])
+    y = torch.tensor([0, len(published.classes) - 1]) if published.classes else None
+    named = (
+        {}
+        if y is None and published.kind == UNET
+        else {"class_labels": torch.zeros(2).long() if y is None else y}
+    )
+    want = theirs(x, t, **named).sample
+    model.eval()
+    got = model.net(x, TIMES - t, y) * -1 if published.flow else model.net(x, t, y)
+    differs = float((want - got).abs().max() / want.std().clamp(min=1e-6))
+    if not differs <= DIFFERENCE:
+        raise UsageError(
+            f"gz reads the network of `{published.net}` wrongly: its outputs differ from diffusers' by "
+            f"{differs:.2g} of their deviation",
+            hint="tell gz's authors which weights these are",
+        )
+    return differs

@@ -1,0 +1,234 @@
+"""Weights in the layout of diffusers: what gz builds of their configuration computes what diffusers does."""
+
+import json
+
+import pytest
+import torch
+from helpers import in_process
+from hub import hub
+from refused import refused
+from safetensors.torch import load_file, save_file
+
+from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.types import ImageNoise, no_progress
+from gzcli.engine.trained import build_model, load_trained
+from gzcli.export import published
+from gzcli.launch import launcher
+from gzcli.launch.from_file import find_run
+from gzcli.launch.plan import ask, prepare
+from gzcli.models.diffusion.ddpm import SamplingOptions
+
+diffusers = pytest.importorskip("diffusers")
+GOOGLE = {  # what the five networks of `google/ddpm-*` have in common
+    "act_fn": "silu",
+    "attention_head_dim": None,
+    "center_input_sample": False,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+    "in_channels": 3,
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "norm_eps": 1e-6,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+}
+DIT = {"num_attention_heads": 16, "attention_head_dim": 72, "in_channels": 4, "out_channels": 8}
+DIT |= {"num_layers": 28, "sample_size": 32, "patch_size": 2, "num_embeds_ada_norm": 1000, "norm_eps": 1e-5}
+
+
+def blocks(widths, attended):
+    """The keys of levels of these widths, with attention in those of these numbers."""
+    down = ["AttnDownBlock2D" if i in attended else "DownBlock2D" for i in range(len(widths))]
+    up = [kind.replace("Down", "Up") for kind in reversed(down)]
+    return {"block_out_channels": widths, "down_block_types": down, "up_block_types": up}
+
+
+CIFAR = GOOGLE | {"sample_size": 32} | blocks([128, 256, 256, 256], {1})
+PHOTOS = GOOGLE | {"sample_size": 256} | blocks([128, 128, 256, 256, 512, 512], {4})
+SMALL = {"norm_num_groups": 4}
+SMALL_CIFAR = CIFAR | SMALL | blocks([8, 16, 16, 16], {1})
+FULL = {
+    "google/ddpm-cifar10-32": CIFAR,
+    "google/ddpm-celebahq-256": PHOTOS,
+    "google/ddpm-church-256": PHOTOS,
+    "google/ddpm-bedroom-256": PHOTOS,
+    "google/ddpm-cat-256": PHOTOS,
+    "facebook/DiT-XL-2-256": DIT,
+}
+HERE = {
+    "cifar10": SMALL_CIFAR,
+    "celebahq": PHOTOS | SMALL | {"sample_size": 64} | blocks([8, 8, 16, 16, 32, 32], {4}),
+    "heads": SMALL_CIFAR
+    | {"attention_head_dim": 4, "flip_sin_to_cos": True, "freq_shift": 0, "out_channels": 6},
+    "classes": SMALL_CIFAR
+    | {"num_class_embeds": 5, "sample_size": 16, "downsample_padding": 1, "norm_eps": 1e-5},
+    "dit": DIT | {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8},
+}
+
+
+def folder_of(path, config, scheduler=None):
+    """A folder with random weights under a configuration, and a network's outputs that are not all alike."""
+    kind = "DiTTransformer2DModel" if "num_layers" in config else "UNet2DModel"
+    torch.manual_seed(0)
+    net = getattr(diffusers, kind)(**config)
+    for p in net.parameters():
+        p.data.normal_().mul_(0.7 * p[0].numel() ** -0.5 if p.ndim > 1 else 0.1)
+    if kind == "UNet2DModel":
+        net.save_pretrained(path)
+        (scheduler or diffusers.DDPMScheduler(variance_type="fixed_large")).save_pretrained(path)
+        return path
+    first = net.transformer_blocks[0].norm1.emb.state_dict()  # every block has the same, as published
+    for block in net.transformer_blocks:
+        block.norm1.emb.load_state_dict(first)
+    net.save_pretrained(path / "transformer")
+    (scheduler or diffusers.DDIMScheduler(clip_sample=False)).save_pretrained(path / "scheduler")
+    sizes = {"block_out_channels": (4,) * 4, "norm_num_groups": 4, "latent_channels": 4, "sample_size": 64}
+    types = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    diffusers.AutoencoderKL(**sizes, **types).save_pretrained(path / "vae")
+    words = {str(i): f"c{i}, or d{i}" for i in range(config["num_embeds_ada_norm"])}
+    (path / "model_index.json").write_text(json.dumps({"_class_name": "DiTPipeline", "id2label": words}))
+    return path
+
+
+def model_of(folder):
+    saved = published.saved_of(published.read(folder), "digits")
+    model = build_model(saved.part, saved.info)
+    model.load_state_dict(saved.weights)
+    return model.eval(), saved
+
+
+def difference(folder):
+    """Of outputs, as a share of their deviation."""
+    return published.check(model_of(folder)[0], published.read(folder))
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_a_forward_pass_is_that_of_diffusers(name, tmp_path):
+    assert difference(folder_of(tmp_path, HERE[name])) <= 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL)
+def test_a_forward_pass_at_the_published_size(name, tmp_path):
+    assert difference(folder_of(tmp_path, FULL[name])) <= 2e-5
+
+
+def test_a_flow_runs_from_noise_to_data_here(tmp_path):
+    flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    for config in (SMALL_CIFAR, SMALL_CIFAR | {"flip_sin_to_cos": True, "freq_shift": 0}):
+        folder = folder_of(tmp_path / str(config["freq_shift"]), config, flow)
+        model, saved = model_of(folder)
+        assert saved.part.model == "fm" and model.process.shift == 3
+        assert published.check(model, published.read(folder)) <= 2e-5
+
+
+def test_twenty_steps_of_ddim_from_the_same_noise(tmp_path):
+    """diffusers keeps the noise of an estimate that it clamps, unless `use_clipped_model_output` is set."""
+    model, _ = model_of(folder_of(tmp_path, SMALL_CIFAR))
+    net = diffusers.UNet2DModel.from_pretrained(tmp_path).eval()
+    scheduler, noise = diffusers.DDIMScheduler(), ImageNoise(0, range(2), torch.device("cpu"))
+    scheduler.set_timesteps(20)
+    x = ImageNoise(0, range(2), torch.device("cpu")).randn(2, 3, 32, 32)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(net(x, t).sample, t, x, use_clipped_model_output=True).prev_sample
+    options = SamplingOptions(sampler="ddim", steps=20, spacing="leading")
+    ours = model.sample(2, noise=noise, progress=no_progress, options=options)
+    assert ours.std() > 0.05 and float((ours - x.clamp(-1, 1)).abs().max()) < 2 / 255
+
+
+def test_export_and_import_again(tmp_path):
+    model, saved = model_of(folder_of(tmp_path / "a", SMALL_CIFAR))
+    model.to_diffusers().save_pretrained(tmp_path / "b")
+    again, _ = model_of(tmp_path / "b")
+    assert all(again.state_dict()[key].equal(value) for key, value in saved.weights.items())
+    scheduler = diffusers.DDIMScheduler.from_pretrained(tmp_path / "b" / "scheduler")
+    assert scheduler.config.prediction_type == "epsilon"
+    # names of 2022, which diffusers still reads
+    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    file = tmp_path / "a" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    for new, name in old.items():
+        tensors = {key.replace(new, name): value for key, value in tensors.items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert difference(tmp_path / "a") <= 1e-5
+
+
+def test_what_gz_cannot_read_is_refused(tmp_path):
+    def changed(name, file="config.json", **changes):
+        folder = folder_of(tmp_path / name, SMALL_CIFAR)
+        tree = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps(tree | changes))
+        return published.read(folder)
+
+    for said, changes in (
+        ("with `act_fn: gelu`", {"act_fn": "gelu"}),
+        ("with `time_embedding_type: fourier`", {"time_embedding_type": "fourier"}),
+        ("do not fit its `config.json`", {"layers_per_block": 1}),
+        ("no multiples of the first", {"block_out_channels": [8, 12, 16, 16]}),
+    ):
+        refused(said, published.saved_of, changed(said[-8:-1].strip("`: "), **changes), "digits")
+    refused("holds no network that gz reads, but `X`", changed, "x", _class_name="X")
+    scaled = changed("scaled", "scheduler_config.json", beta_schedule="scaled_linear")
+    refused("gz has no noise like that of", published.saved_of, scaled, "digits")
+    folder = folder_of(tmp_path / "bin", SMALL_CIFAR)
+    (folder / "diffusion_pytorch_model.safetensors").rename(folder / "diffusion_pytorch_model.bin")
+    with pytest.raises(MissingError, match=r"no `diffusion_pytorch_model\.safetensors`"):
+        published.saved_of(published.read(folder), "digits")
+    (folder / "scheduler_config.json").unlink()
+    with pytest.raises(MissingError, match="does not say the noise"):
+        published.read(folder)
+
+
+def test_a_network_that_computes_something_else_is_not_trusted(tmp_path, monkeypatch):
+    """All its weights load, and its outputs are far from those of diffusers."""
+    folder = folder_of(tmp_path, SMALL_CIFAR)
+    read = published._unet
+    monkeypatch.setattr(published, "_unet", lambda folder: read(folder) | {"downsample_padding": 1})
+    monkeypatch.setattr(published, "_check_config", lambda *_: None)
+    with pytest.raises(UsageError, match="outputs differ from diffusers'"):
+        model_of(folder)
+
+
+def test_a_folder_is_a_run_and_a_start(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(launcher, "run", in_process)
+    for name in ("cifar10", "dit"):
+        folder = folder_of(tmp_path / f"ddpm-{name}-32", HERE[name])
+        run = find_run(str(folder))
+        assert run is not None and find_run(str(folder)).path == run.path
+        trained = load_trained(run, torch.device("cpu"))
+        images = trained.decode(trained.model.sample(2, noise=ImageNoise(0, range(2), trained.device)))
+        assert images.shape[1:] == ((3, 32, 32) if name == "cifar10" else (3, 64, 64))
+    sets = (
+        "train.sample_every=0",
+        "train.eval_every=0",
+        "train.best=none",
+        "train.patience=null",
+        "data.n=16",
+    )
+    request = ask(str(tmp_path / "ddpm-cifar10-32"), "patches", sets, {"launch.cpu": True, "train.steps": 1})
+    part = request.recipe.parts[0]
+    assert (part.model, part.options["downsample_padding"], part.data.size) == ("ddpm", 0, 32)
+    start = prepare(request)
+    assert start.train(start.recipe()).state == "finished"
+
+
+def test_the_hub_gives_a_folder_as_a_disk_does(tmp_path, monkeypatch, capfd):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(launcher, "run", in_process)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = folder_of(tmp_path / "weights", SMALL_CIFAR)
+    with hub() as service:
+        monkeypatch.setenv("HF_ENDPOINT", service.url)
+        monkeypatch.setenv("GZ_OFFLINE", "0")
+        service.repos["google/ddpm-cifar10-32"] = {p.name: p.read_bytes() for p in folder.iterdir()}
+        run = find_run("hf://google/ddpm-cifar10-32")
+    assert (run.model, run.data) == ("ddpm", "cifar10")
+    monkeypatch.setenv("GZ_OFFLINE", "1")
+    assert find_run("hf://google/ddpm-cifar10-32").path == run.path  # it is in the hub's cache
+    with pytest.raises(MissingError, match="is not here") as e:
+        find_run("hf://google/ddpm-cat-256")
+    assert e.value.code == 3 and "hf download google/ddpm-cat-256" in e.value.hint
