@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # `python -m` puts the working folder first, which may hold a `random.py`; it stays where it is the clone
+    # `python -m` puts the working folder first, which may contain a `random.py`; it stays if it is the clone
     # itself, which may not be installed
     here, clone = os.getcwd(), os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
     sys.path[:] = [

@@ -1,3 +1,3 @@
-"""The version, in a file of its own that imports nothing."""
+"""The version, in its own file that imports nothing."""
 
 __version__ = "0.2.0"

@@ -84,7 +84,7 @@ def train(
     what: name of a model, path of a recipe or of a model's file, or a run to repeat; or, with `data`,
       weights to start from: a run, a file, `pretrained:NAME` or `hf://OWNER/NAME`.
     data: name or path of the data set; or images in memory: an array or tensor [N, H, W], [N, H, W, C] or
-      [N, C, H, W], `(images, labels)`, a data set of torch or of `datasets`, a list of pictures, {"train": …,
+      [N, C, H, W], `(images, labels)`, a data set of torch or of `datasets`, a list of images, {"train": …,
       "test": …} of these; None: the set of the recipe.
     scale: "tiny", "small", "full" or "paper"; None: tiny for embedded sets and up to 15 minutes of a
       CPU, else full where GPUs are used, small elsewhere.
@@ -92,8 +92,8 @@ def train(
     minutes: time to train, in minutes; None: the recipe's number of steps.
     seed: seed of weights and noise; None: that of the recipe.
     name: an alias of the run.
-    resume: whether the newest unfinished run goes on, or the run that `what` names or that is called `name`;
-      where there is none a new one starts.
+    resume: whether the newest unfinished run continues, or the run that `what` names or that is called
+      `name`; if there is none a new one starts.
     gpus: number of GPUs, or "all"; None: every visible one.
     cpu: whether to use the CPU even if there are GPUs.
     processes: number of processes on a CPU.
@@ -184,7 +184,7 @@ def open_data(name: Any, *, size: Size | None = None, channels: int | None = Non
     name: a known set, an imported one, a path, or images in memory as `train` takes them.
     size: side of the images in pixels, or width and height as "48x32"; None: as the set has it.
     channels: 1 or 3; None: as the set has it.
-    fit: how pictures of another shape come to the size: "crop", "pad", "stretch" or "aspect".
+    fit: how images of another shape come to the size: "crop", "pad", "stretch" or "aspect".
 
     Raises UsageError for an unknown name, MissingError where its files are not there.
     """
@@ -243,7 +243,7 @@ class LoadedRun:
 
     @property
     def best(self) -> Best | None:
-        """Metric, value and step of the best validation; None where nothing was validated."""
+        """Metric, value and step of the best validation; None if nothing was validated."""
         return self.trained.run.best
 
     def plot(self) -> Figure:
@@ -261,7 +261,7 @@ class LoadedRun:
         progress: Progress = no_progress,
         **options: Any,
     ) -> Samples:
-        """n images, uint8 [n, C, H, W], with their `labels` and a picture of them: see `Samples`.
+        """n images, uint8 [n, C, H, W], with their `labels` and an image of them: see `Samples`.
 
         n: how many.
         seed: of the noise; image i is a function of (seed, i).
@@ -270,7 +270,7 @@ class LoadedRun:
         prompts: texts that the images take in turn.
         progress: called as progress(i, n, x) after step i of n; x are the images of the batch as they stand,
           as the model sees them, where its sampler shows them, else None.
-        options: keywords of the model's `sample`, as `steps=20`; they replace those of the recipe.
+        options: keywords of the model's `sample`, such as `steps=20`; they replace those of the recipe.
 
         Raises UsageError for an option that the model does not have, or labels where it takes none, and
         DivergedError if no image is finite; warns of some that are not, which are black.
@@ -316,7 +316,7 @@ class LoadedRun:
 
         images: uint8 [N, C, H, W].
         by: "lenet" or "second", small networks of the data set itself, which are trained once; "inception",
-          "dinov2", "clip" or "lite", whose weights must be at hand.
+          "dinov2", "clip" or "lite", whose weights must be available.
 
         Raises UsageError for another network, MissingError without its weights.
         """
@@ -342,7 +342,7 @@ class LoadedRun:
         images: uint8 [N, C, H, W].
         labels: the class of each image [N] by number, or [N, K]; None: without labels.
         seed: of the noise.
-        options: keywords of the model's `log_prob`, as `steps=100`.
+        options: keywords of the model's `log_prob`, such as `steps=100`.
 
         Raises UsageError where the model has no likelihood of images.
         """
@@ -439,15 +439,15 @@ class LoadedRun:
         maps: bool = False,
         folder: str | Path | None = None,
     ) -> dict[str, Any]:
-        """Which single pictures are no images of the run's data set: what `gz ood --input --json` prints.
+        """Which single images are no images of the run's data set: what `gz ood --input --json` prints.
 
-        pictures: a picture, or a folder, zip, tar or npz of pictures; or images in memory.
-        fpr: share of pictures like those of the set that may be flagged.
-        n: held-out images that the pictures are compared with; None: as many as the recipe's time allows.
+        images: an image, or a folder, zip, tar or npz of images; or images in memory.
+        fpr: share of images like those of the set that may be flagged.
+        n: held-out images that the images are compared with; None: as many as the recipe's time allows.
         scores: names of scores; None: the first of the recipe.
         seed: of the noise.
-        maps: whether maps show where the pictures are anomalous.
-        folder: where the table and the pictures are written; None: into the run's folder.
+        maps: whether maps show where the images are anomalous.
+        folder: where the table and the images are written; None: into the run's folder.
 
         Raises UsageError for scores or maps that the model does not have, and for too few held-out images.
         """
@@ -465,7 +465,7 @@ class LoadedRun:
         return f"<gzcli.Run {self.id}: {name}, {by_sides(self.info.shape)}, step {step:,}>"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: what it is, how it validates, and its last picture of samples."""
+        """What a notebook shows: what it is, how it validates, and its last image of samples."""
         status, owner = self.trained.run.status(), self.trained.run.owner
         best = self.best and f"{self.best.metric} {self.best.value:.4g} at step {self.best.step:,}"
         pictures = sorted(self.trained.run.samples_folder.glob("*.png"))

@@ -203,7 +203,7 @@ def ood(
     seed: of the noise.
     cpu: whether to use the CPU even if there are GPUs.
     quiet: whether nothing is printed meanwhile.
-    options: keywords of the scores, as `starts=8`.
+    options: keywords of the scores, such as `starts=8`.
 
     Raises UsageError for a score or an option that the model does not have, MissingError where there is no
     run. `LoadedRun.judge` judges single pictures.

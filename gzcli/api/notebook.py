@@ -86,7 +86,7 @@ class TrainingBar:
 
 
 def table_html(rows: Mapping[str, Any], picture: str | None = None) -> str:
-    """A table of two columns, and a picture below it by its data in base64."""
+    """A table of two columns, and an image below it by its data in base64."""
     cells = "".join(
         f"<tr><th style='text-align:left'>{html.escape(str(key))}</th><td>{html.escape(str(value))}</td></tr>"
         for key, value in rows.items()

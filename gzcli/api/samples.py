@@ -17,13 +17,13 @@ from gzcli.store.png import save_images, save_png
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SHOWN = 64  # images of a picture in a notebook
+SHOWN = 64  # images of an image in a notebook
 
 
 class Samples(np.ndarray):
     """Images, uint8 [N, C, H, W]: a numpy array with what is known of them.
 
-    labels: int64 [N] or 0/1 [N, K], the classes that the images are of; None where they have none.
+    labels: int64 [N] or 0/1 [N, K], the classes that the images are of; None if they have none.
     classes: names of the classes.
     seed: of the noise that they were drawn from; None for images that were not drawn.
     """
@@ -58,7 +58,7 @@ class Samples(np.ndarray):
         return part
 
     def grid(self, columns: int | None = None) -> Image:
-        """All images as one picture, a column for each class where they have labels.
+        """All images as one image, a column for each class if they have labels.
 
         columns: images side by side; None: by their classes, or as square as possible.
 
@@ -81,8 +81,9 @@ class Samples(np.ndarray):
         return Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the images: as one picture where the path ends in `.png`; as `samples` [N, H, W, C] with
-        `labels` where it ends in `.npz`; else as a folder with a PNG for each image. Returns the path."""
+        """Writes the images: as one image where the path ends in `.png`; as `samples` [N, H, W, C] with
+        `labels` where it ends in `.npz`; otherwise as a folder with a PNG for each image. Returns the
+        path."""
         path, images = Path(path), np.asarray(self)
         if path.suffix == ".png":
             picture = np.asarray(self.grid())
@@ -96,7 +97,7 @@ class Samples(np.ndarray):
         return path
 
     def _repr_png_(self) -> bytes | None:
-        """The picture that a notebook shows: of at most 64 images."""
+        """The image that a notebook shows: of at most 64 images."""
         try:
             picture = (self[:SHOWN] if self.ndim == 4 else self).grid()
         except UsageError:  # a notebook shows the numbers

@@ -37,7 +37,7 @@ VERBS = {
         _MODELS,
         "Write the results of `gz bench` or `gz ood` as HTML, Markdown and LaTeX.",
     ),
-    "show": (_MODELS, "Explain a model: the idea, the equation, options, commands, figures, limits."),
+    "show": (_MODELS, "Explain a model: its idea, equation, commands and limits."),
     "demo": (_MODELS, "Try trained models in the browser: draw, interpolate, fill in, judge images."),
     "list": (_STORE, "List models, data sets, recipes or runs."),
     "doctor": (_STORE, "Check this machine: devices, folders, settings, packages."),
@@ -154,7 +154,7 @@ def run(argv: list[str]) -> int:
         return answer(shell, build)
     try:
         if zero := next((word for word in argv if "\0" in word), None):
-            raise UsageError(f"`{zero}` holds a zero byte, which no name and no path can")
+            raise UsageError(f"`{zero}` contains a zero byte, which no name and no path can")
         code = build(argv)(args=argv, prog_name=program, standalone_mode=False, obj=argv)
         if code == 130:  # Typer's answer to Ctrl-C
             raise KeyboardInterrupt
@@ -194,7 +194,7 @@ def as_error(problem: BaseException) -> GzError:
     return GzError(": ".join(filter(None, words)), hint=hint)
 
 
-_PHRASES = {  # Typer's words → those of the messages about recipes, as `must be 1 or more`
+_PHRASES = {  # Typer's words → those of the messages about recipes, such as `must be 1 or more`
     r"'([^']*)'": r"`\1`",
     r"Input should be ": "must be ",
     r"must be a valid integer.*": "must be an integer",

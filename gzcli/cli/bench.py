@@ -186,7 +186,7 @@ def ended(result: Mapping[str, Any], folder: Path, time: str) -> None:
         facts = [f"best by {metric}: {' and '.join(best)}", time]
         runs = {row["name"]: row["run"] for row in result["rows"] if row.get("run")}
         if len(best) == 1 and (run := by_name(runs.get(best[0], ""))):
-            then.append((f"gz sample {name_of(run)}", "more of its pictures"))
+            then.append((f"gz sample {name_of(run)}", "more of its images"))
     for line in disagreement(result):
         out.info(line)
     end(facts, then)
@@ -215,7 +215,7 @@ def disagreement(result: Mapping[str, Any]) -> list[str]:
 
 
 def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
-    """Prints a line for each contestant and for real images; the figures that can be spared leave first."""
+    """Prints a line for each contestant and for real images; the metrics that can be spared leave first."""
     floors, directions = result["floors"], result["directions"]
     sizes = {floor["n"] for floor in floors} | {floor["images"] for floor in floors}
     lines = list(result["rows"])
@@ -230,7 +230,7 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
     first = next((name for name in columns if name in directions), None)
     heads, cells = ["name"], [[line["name"]] for line in lines]
     spare: dict[str, int] = {}  # heading → the least leaves first
-    called: dict[str, str] = {}  # heading → the figure's name
+    called: dict[str, str] = {}  # heading → the metric's name
     for name in columns:
         mark = "~" if name in biased else ""
         heads.append(heading(name, columns) + mark + ARROWS.get(directions.get(name) or "", ""))
@@ -241,7 +241,7 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
             row.append(figure(value) if isinstance(value, float) else value)
         if (wide or name == first) and any(halves):
             heads.append("±")
-            spare["±"] = spare[heads[-2]]  # it leaves before its figure
+            spare["±"] = spare[heads[-2]]  # it leaves before its metric
             for row, text in zip(cells, halves, strict=True):
                 row.append(text)
     leaving = sorted(spare, key=lambda head: (spare[head], -heads.index(head)))
@@ -249,14 +249,14 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
 
 
 def heading(name: str, columns: Sequence[str]) -> str:
-    """The heading of a figure by neighbours, without the name of its features where it is the only one."""
+    """The heading of a metric by neighbours, without the name of its features if it is the only one."""
     word, _, features = name.partition("_")
     several = sum(other.startswith(f"{word}_") for other in columns) > 1
     return word if word in BY_NEIGHBOURS and features and not several else name
 
 
 def half(line: Mapping[str, Any], name: str) -> str | None:
-    """Half the 95 % interval of a figure; None where it has none."""
+    """Half the 95 % interval of a metric; None if it has none."""
     ends = line["intervals"].get(name)
     if ends is None:
         return None
@@ -437,7 +437,7 @@ def with_interval(row: Mapping[str, Any], metric: str | None) -> str | None:
 
 
 def with_deviation(row: dict[str, Any], metric: str | None) -> str | None:
-    """The mean of a metric, with its standard deviation over seeds where there are several."""
+    """The mean of a metric, with its standard deviation over seeds if there are several."""
     if metric is None or (name := standings.name_of(row, metric)) is None:
         return None
     spread = row["deviations"][name]

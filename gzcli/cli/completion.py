@@ -93,7 +93,7 @@ def candidates(command: Any, words: list[str], incomplete: str) -> list[tuple[st
 
 def _typed(shell: str) -> tuple[list[str], str, str]:
     """The whole words after the program's name, the word under the cursor, and the part of it that the shell
-    counts as words of their own: bash splits `--data=m` and `model.depth=4` in three."""
+    counts their own as words: bash splits `--data=m` and `model.depth=4` in three."""
     line = os.environ.get("COMP_WORDS" if shell == "bash" else "_TYPER_COMPLETE_ARGS", "")
     try:
         words = shlex.split(line)

@@ -133,7 +133,7 @@ def import_(
         if new:
             library.remove(name)
         raise
-    except UsageError as error:  # as for pictures of several sizes, which a recipe may still resize
+    except UsageError as error:  # as for images of several sizes, which a recipe may still resize
         row |= {"shape": None, "skipped": [], "notes": [], "extras": []}
         out.info(f"not packed yet: {error.message}")
         if flag := re.search(r"`--(size|channels) (\w+)`", error.hint or ""):
@@ -168,7 +168,7 @@ def show(name: _Shown, size: _Size = None, channels: _Channels = None) -> None:
         out.info(f"{spec.n_classes:,} {kind}{names}")
         out.info(f"licence: {spec.licence}; {spec.citation}")
         out.table(("data", *counts), [(spec.name, *counts.values())])
-        out.hint(f"its pictures are not here: {ways_to_fetch(spec)}")
+        out.hint(f"its images are not here: {ways_to_fetch(spec)}")
         row |= {"classes": [{"name": name} for name in spec.class_names], "notes": (), "skipped": ()}
         row |= {"digest": None, "sheet": None, "licence": spec.licence, "download": spec.download_size}
         return out.data(row)

@@ -130,7 +130,7 @@ def settings() -> Iterator[Check]:
 
 
 def unreachable(mirror: str) -> str | None:
-    """Why a mirror, a folder or a base URL, cannot be read; None where it can."""
+    """Why a mirror, a folder or a base URL, cannot be read; None if it can."""
     from http.client import HTTPException
     from urllib.error import HTTPError
     from urllib.parse import urlsplit

@@ -243,6 +243,6 @@ def quoted(text: object) -> str:
 
 def new_set(images: int | None, words: str, classes: int | None, *, show: bool) -> None:
     """The end of a verb that makes a set of so many classes ready, which `--data` takes by these words."""
-    drawn = [(f"gz data show {words}", "its classes, and a sheet of its pictures")] if show else []
+    drawn = [(f"gz data show {words}", "its classes, and a sheet of its images")] if show else []
     trained = (f"gz train {suggest(classes)} --data {words}", "a model of it")
     end([counted(images, "image") if images else None, took()], [*drawn, trained])

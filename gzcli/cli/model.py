@@ -45,7 +45,7 @@ def new(name: _Name, force: opt.Force = False) -> None:
         raise UsageError(f"`{name}` cannot be a model's name", hint=hint)
     target = Path(f"{stem}.py")
     if target.exists() and not force:
-        raise UsageError(f"`{target}` is there already", hint="`--force` writes over it")
+        raise UsageError(f"`{target}` already exists", hint="`--force` writes over it")
     write_atomic(target, template.replace("Template", title).replace("template", stem))
     out.text(str(target))
     check = (f"gz model check ./{target}", "whether it keeps the contract of the zoo")

@@ -181,7 +181,7 @@ def a_label(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def _cards(ctx: typer.Context) -> list[ModelCard]:
-    """The model on the command line; all models where none was typed."""
+    """The model on the command line; all models if none was typed."""
     from gzcli.models.catalog import cards
 
     card = card_for(word_of(ctx.params))
@@ -293,5 +293,5 @@ def applied(model: ModelCard, name: str) -> Row:
     takes = [flag(option) for option in model.do[name]]
     takes += ["--mask"] if name in model.masked else []
     takes += ["--label"] if name in model.labelled else []
-    takes += ["(where it was trained with labels)"] if name in model.unlabelled_lack else []
+    takes += ["(if it was trained with labels)"] if name in model.unlabelled_lack else []
     return name, "", " ".join(takes)

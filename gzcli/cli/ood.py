@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 SETTINGS = jobs.OWN_OPTIONS
 ANY_RATE = 0.5  # of an alarm that is exported: who uses it says the rate
-LINES, NAME = 20, 40  # flagged pictures in the table, and letters of a name there, at most
+LINES, NAME = 20, 40  # flagged images in the table, and letters of a name there, at most
 
 _JUDGE_HELP = (
     f"{opt.MODEL_HELP} Or a method that needs no training: {', '.join(METHODS)}. Default: the best method."
@@ -68,7 +68,7 @@ _Seeds = Annotated[int | None, option("--seeds K", _SEEDS_HELP, min=1)]
 _IMGLISTS_HELP = "OpenOOD's `data` folder, whose image lists define the images of `--benchmark`."
 _Imglists = Annotated[str | None, option("--imglists DIR", _IMGLISTS_HELP)]
 
-_of_pictures = partial(option, panel="Single pictures")
+_of_pictures = partial(option, panel="Single images")
 _INPUT_HELP = "Images to check one by one: an image, or a folder, zip, tar or npz of images."
 _Input = Annotated[str | None, _of_pictures("--input PATH", _INPUT_HELP)]
 _FPR_HELP = "False-positive rate. Default: 1 %."
@@ -176,7 +176,7 @@ def ood(
             from gzcli.models.catalog import cards
 
             able = ", ".join(other.name for other in cards().values() if other.maps)
-            message = f"`{card.name}` does not say where a picture is anomalous"
+            message = f"`{card.name}` does not say where an image is anomalous"
             raise UsageError(message, hint=f"these do: {able}")
         path = local(input_)
         label = f"input-{slug(path.stem)}"
@@ -219,7 +219,7 @@ def finish(
 
 
 class Inspected(NamedTuple):
-    """An inspection set: its path, and the good pictures in it."""
+    """An inspection set: its path, and the good images in it."""
 
     path: Path
     home: DataSet
@@ -236,7 +236,7 @@ def inspection_at(name: str) -> Inspected | None:
         return Inspected(data.path, data)
     if not data.path.is_dir():
         hint = "unpack it, and give the folder"
-        raise UsageError(f"`{data.path}` is an archive whose good pictures are no split `train`", hint=hint)
+        raise UsageError(f"`{data.path}` is an archive whose good images are no split `train`", hint=hint)
     return Inspected(data.path, OwnSet(data.path / layout.good))
 
 
@@ -255,12 +255,12 @@ def check_options(
     strange = next((name for name, value in wrong.items() if value and name not in allowed), None)
     if input_ is not None:
         if strange:
-            message = f"`--input` judges single pictures, `{strange}` compares sets"
+            message = f"`--input` judges single images, `{strange}` compares sets"
             raise UsageError(message, hint="leave one of them out")
         if of_pictures["--png"] and not of_pictures["--map"]:
             raise UsageError("`--png` writes maps", hint="add `--map`")
         if not local(input_).exists():
-            hint = "give a picture, or a folder, zip, tar or npz of pictures"
+            hint = "give an image, or a folder, zip, tar or npz of images"
             raise MissingError(f"there is no `{input_}`", hint=hint)
     elif strange:
         raise UsageError(f"`{strange}` goes with `--input`", hint="gz ood RUN --input ./pictures")
@@ -281,7 +281,7 @@ def method_of(model: str | None, in_: str | None, has_pictures: bool) -> str | N
         return None
     hint = " ".join(filter(None, ["gz ood", model, "--in ./good --input ./today"]))
     if not has_pictures:
-        raise UsageError("a method without training judges pictures, or an inspection set", hint=hint)
+        raise UsageError("a method without training judges images, or an inspection set", hint=hint)
     if not in_:
         raise UsageError("a method without training needs `--in`, good images", hint=hint)
     return method
@@ -354,7 +354,8 @@ def choose_scores(
 
 
 def split_sets(text: str) -> list[str]:
-    """The names of a list with commas; a name that holds some is the longest text that is a set or path."""
+    """The names of a list with commas; a name that contains some is the longest text that is a set or
+    path."""
     parts, names = text.split(","), []
     while parts:
         length = next((n for n in range(len(parts), 1, -1) if is_set(",".join(parts[:n]).strip())), 1)
@@ -401,7 +402,7 @@ def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:
         except MissingError as e:
             out.info(f"left out: {e.message} ({e.hint})")
     if not sets:
-        message = f"none of the foreign sets of `{benchmark.name}` is at hand"
+        message = f"none of the foreign sets of `{benchmark.name}` is available"
         raise MissingError(message, hint=f"gz data download {' '.join(names)}")
     return sets
 
@@ -414,7 +415,7 @@ def rate(text: str | None) -> float:
     except ValueError:
         share = 0.0
     if not 0 < share < 1:
-        raise UsageError(f"`--fpr {text}` is no share between 0 and 1", hint="`--fpr 1%`, or `--fpr 0.01`")
+        raise UsageError(f"`--fpr {text}` is not a share between 0 and 1", hint="`--fpr 1%`, or `--fpr 0.01`")
     return share
 
 
@@ -438,7 +439,7 @@ def write_alarm(reference: str, place: Path, how: Mapping[str, Any]) -> dict[str
 
 
 def table_of_defects(result: Mapping[str, Any]) -> None:
-    """Prints a line for each kind of defect, their mean last, and how many good pictures are flagged."""
+    """Prints a line for each kind of defect, their mean last, and how many good images are flagged."""
     rate, lines = f"at {100 * result['fpr']:.3g} %", []
     for row in result["defects"]:
         interval = "–".join(f"{end:.3f}".removeprefix("0") for end in row["ci"] or ())
@@ -448,7 +449,7 @@ def table_of_defects(result: Mapping[str, Any]) -> None:
     columns = ["defect", "auroc", "(95 %)", rate, "pixel auroc", "aupro", "pixel f1"]
     out.table(columns, lines, spare=("pixel f1", "(95 %)"), elsewhere="`--json` has them")
     good = result["good"]
-    out.info(f"good test pictures flagged {rate}: {good['flagged']:,} of {good['n']:,}")
+    out.info(f"good test images flagged {rate}: {good['flagged']:,} of {good['n']:,}")
     for message in result["unreadable"]:
         out.warn(f"left out: {message}")
 
@@ -461,15 +462,15 @@ def ending(result: Mapping[str, Any], folder: Path, name: str, maps: bool) -> No
         summary = (
             f"{mean['detected_n']:,} of {counted(mean['n'], 'defect')} detected, AUROC {mean['auroc']:.3f}"
         )
-        more = better_without(result) or (f"gz ood {name} --input ./today --fail", "pictures one by one")
+        more = better_without(result) or (f"gz ood {name} --input ./today --fail", "images one by one")
         return end([summary, took()], [more])
     if "thresholds" in result:
         flagged = sum(row["flagged"] for row in result["files"])
         again = f"gz ood {name} --input {quoted(result['input'])}"
         shown = maps and not result.get("map")
-        more = (f"{again} --map", "where they are strange") if shown else (f"{again} --fpr 5%", "")
+        more = (f"{again} --map", "where they are unusual") if shown else (f"{again} --fpr 5%", "")
         more = better_without(result) or more
-        return end([f"{flagged:,} of {counted(len(result['files']), 'picture')} flagged", took()], [more])
+        return end([f"{flagged:,} of {counted(len(result['files']), 'image')} flagged", took()], [more])
     scores = [row for row in result["results"] if not row["baseline"]]
     best = max(scores, key=lambda row: row["auroc"], default=None)
     best_score = f"best score `{best['score']}`, AUROC {best['auroc']:.3f}" if best else None
@@ -478,7 +479,7 @@ def ending(result: Mapping[str, Any], folder: Path, name: str, maps: bool) -> No
     if best and best_score and method and method["auroc"] >= best["auroc"]:
         best_score += f", not better than `{method['score']}` without a model, {method['auroc']:.3f}"
     page = (f"gz report {quoted(folder)}", "")
-    end([best_score, took()], [page, (f"gz ood {name} --input ./pictures", "your own pictures, one by one")])
+    end([best_score, took()], [page, (f"gz ood {name} --input ./pictures", "your own images, one by one")])
 
 
 def better_without(result: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -518,7 +519,7 @@ def table(result: Mapping[str, Any]) -> None:
 
 
 def table_of_pictures(result: Mapping[str, Any]) -> None:
-    """Prints the flagged pictures, strangest first, and how many there are; within 80 columns."""
+    """Prints the flagged images, strangest first, and how many there are; within 80 columns."""
     flagged = [row for row in result["files"] if row["flagged"]]
     names, draws = list(result["thresholds"]), result["seeds"]
     shown = names[: 1 if draws > 1 else 2]  # as many as 80 columns hold, with their spread
@@ -542,18 +543,18 @@ def table_of_pictures(result: Mapping[str, Any]) -> None:
 
 
 def facts_of_alarm(result: Mapping[str, Any], flagged: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """What is said of the flagged pictures below their table."""
+    """What is said of the flagged images below their table."""
     total, draws = len(result["files"]), result["seeds"]
     if len(flagged) > LINES:
-        yield f"and {len(flagged) - LINES:,} more: `alarm.csv` has all pictures, strangest first"
+        yield f"and {len(flagged) - LINES:,} more: `alarm.csv` has all images, strangest first"
     by = f"by {', '.join(result['thresholds'])}, against {result['compared']['n']:,} held-out images"
-    yield f"flagged: {len(flagged):,} of {counted(total, 'picture')} {by}"
+    yield f"flagged: {len(flagged):,} of {counted(total, 'image')} {by}"
     if draws > 1:
         yield f"scores are means over {draws} draws of noise, ± is the deviation between the draws"
     if low := sum(row["side"] == "low" for row in flagged):
-        yield f"{low:,} by a score below the usual, as that of pictures simpler than those of the set"
+        yield f"{low:,} by a score below the usual, as that of images simpler than those of the set"
     of_set, expected = Path(result["in"]).name, result["fpr"] * total
-    share = f"of pictures like those of `{of_set}` at most {100 * result['fpr']:.3g} % are, on average"
+    share = f"of images like those of `{of_set}` at most {100 * result['fpr']:.3g} % are, on average"
     yield f"{share}: {expected:.2g} of {total:,}" if expected >= 1 else share
     if len(flagged) < total and not any(map(is_local, result["thresholds"])):
-        yield "the others may be foreign all the same: a score of a whole picture misses small defects"
+        yield "the others may be foreign all the same: a score of a whole image misses small defects"

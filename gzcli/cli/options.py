@@ -42,7 +42,7 @@ def argument(metavar: str, help: str = "", complete: Words | Iterable[str] | Non
 
 
 def with_flags(parameter: str, helps: Mapping[str, str]) -> Callable[[Verb], Verb]:
-    """Gives a verb a flag `--NAME` for each name of a table, with its help, in place of a parameter that gets
+    """Gives a verb a flag `--NAME` for each name of a table, with its help, instead of a parameter that gets
     the names whose flags are typed."""
 
     def decorate(verb: Verb) -> Verb:
@@ -71,7 +71,8 @@ def with_flags(parameter: str, helps: Mapping[str, str]) -> Callable[[Verb], Ver
 
 
 def completer(words: Words | Iterable[str] | None, metavar: str) -> Any:
-    """What Typer calls for the completions of a value; of a list, as `M[,M…]`, it completes the last item."""
+    """What Typer calls for the completions of a value; of a list, such as `M[,M…]`, it completes the last
+    item."""
 
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:
         options = words(ctx, incomplete) if callable(words) else words or ()
@@ -102,7 +103,7 @@ def a_model(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def a_run(ctx: typer.Context, incomplete: str, *others: str) -> list[str]:
-    """Names of runs, after other words; where none fits, ids without their time, as tables show them."""
+    """Names of runs, after other words; if none fits, ids without their time, as tables show them."""
     from gzcli.store.runs import all_runs, short_names
 
     if names(incomplete, words := [*others, *run_names()]):
@@ -178,7 +179,7 @@ def _after_dashes(ctx: typer.Context, value: list[str] | None) -> list[str]:
     words, extra = ctx.obj or [], list(value or ())
     after = words[words.index("--") + 1 :] if "--" in words else []
     if extra and extra != after[-len(extra) :] and not ctx.resilient_parsing:
-        hint = "arguments for `accelerate launch` stand after `--`"
+        hint = "arguments for `accelerate launch` come after `--`"
         raise UsageError(f"unexpected argument `{extra[0]}`", hint=hint)
     if not extra:
         return extra
@@ -195,7 +196,7 @@ def _switch(param: typer.CallbackParam, value: bool) -> bool:
 def may_remove(what: str, yes: bool) -> bool:
     """Whether `what` may be removed: `--yes`, or the answer of a user who can be asked."""
     if not yes and not sys.stdin.isatty():
-        raise UsageError(f"removing {what} needs `--yes` where nobody can be asked")
+        raise UsageError(f"removing {what} needs `--yes` if nobody can be asked")
     return yes or out.confirmed(f"Remove {what}?")
 
 

@@ -90,7 +90,7 @@ def table(
     _write(stream, "\n".join([style(head, "bold", stream), *rest]))
     if hidden:
         names = " ".join(spare[name] if isinstance(spare, Mapping) else name for name in hidden)
-        info(f"left out for want of room: {names} ({elsewhere})")
+        info(f"omitted to save space: {names} ({elsewhere})")
 
 
 def room(stream: TextIO) -> int | None:
@@ -286,7 +286,7 @@ def style(string: str, name: str, stream: TextIO | None = None) -> str:
 
 
 def _write(stream: TextIO, string: str, *, styled: bool = True) -> None:
-    """Writes a line, which may hold what `style` made if it is `styled`."""
+    """Writes a line, which may contain what `style` made if it is `styled`."""
     if styled and colourful(stream):
         parts = re.split(f"([{''.join(_SEQUENCES)}])", string)
         string = "".join(_SEQUENCES.get(part) or streams.printable(part) for part in parts)

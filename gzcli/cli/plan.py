@@ -34,7 +34,7 @@ class Outlook:
     plan: Plan
     facts: DataFacts
     models: Sequence[Forecast]  # in order
-    paper: Sequence[Forecast]  # at the scale `paper`; () where that is its models, or is not known
+    paper: Sequence[Forecast]  # at the scale `paper`; () if that is its models, or is not known
 
     @classmethod
     def of(
@@ -271,7 +271,7 @@ def _time(one: Forecast) -> str:
 
 
 def _on_h100s(forecasts: Sequence[Forecast]) -> str:
-    """The time of all on as many H100s as there are GPUs asked for; "" where it is not known."""
+    """The time of all on as many H100s as there are GPUs asked for; "" if it is not known."""
     gpus = forecasts[0].gpus
     seconds = together([one.on_h100s(gpus) for one in forecasts])
     where = "an H100" if gpus == 1 else f"{gpus} H100s"

@@ -73,7 +73,7 @@ def copy(recipe: _What, to: _To = None, force: opt.Force = False) -> None:
     target = target / name if target.is_dir() else target
     if target.exists() and not force:
         hint = "`--force` writes over it, or name another file"
-        raise UsageError(f"`{target}` is there already", hint=hint)
+        raise UsageError(f"`{target}` already exists", hint=hint)
     write_atomic(target, text)
     out.text(str(target))
     file = quoted(target if "/" in str(target) else f"./{target}")

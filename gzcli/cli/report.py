@@ -31,7 +31,7 @@ def report(folder: _Folder, to: _Out = None, columns: Columns = None) -> None:
 
 
 def check_report(to: Path | None) -> None:
-    """Raises UsageError before the work where `--report DIR` names a folder that holds anything else."""
+    """Raises UsageError before the work where `--report DIR` names a folder that contains anything else."""
     if to:
         from gzcli.report.write import check
 

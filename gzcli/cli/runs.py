@@ -132,7 +132,7 @@ def export(
     result = exported(source, run, place, to=to, dtype=dtype, checkpoint=checkpoint)
     out.text(str(place))
     if to == "file":
-        then = [(f"gz sample {quoted(place)}", "pictures from it, on any machine")]
+        then = [(f"gz sample {quoted(place)}", "images from it, on any machine")]
         end([f"one file of {bytes_of(place)}", took()], then)
     else:
         look = (f"ls {quoted(place)}", "what it holds, and how it is loaded")
@@ -169,7 +169,7 @@ def ema(run: _Ref, length: _Length = None) -> None:
         validated = None if value is None else figure(value)
         lines.append((name, fit, validated, "served" if length == result["length"] else None))
     out.table(("average of length", "missed", f"val {result['metric'] or '–'}", ""), lines)
-    end([took()], [(f"gz sample {quoted(run)}", "pictures from it")])
+    end([took()], [(f"gz sample {quoted(run)}", "images from it")])
     out.data(result)
 
 
@@ -195,7 +195,7 @@ def push(
         card = result["card"]
         if (preview := metadata(folder / hub.FILE).get("preview")) is None:
             hint = "gz train RUN --resume draws one"
-            raise MissingError("the run has no picture of its samples", hint=hint)
+            raise MissingError("the run has no image of its samples", hint=hint)
         files.write_atomic(folder / Run.preview_picture, base64.b64decode(preview))
         files.write_atomic(folder / "README.md", hub.readme(card, name, licence, meanings()))
         sent = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
@@ -258,7 +258,7 @@ def remove(runs: _Refs, yes: opt.Yes = False) -> None:
 
 
 def _find(ref: str) -> Run:
-    """The run of this id, alias or folder, in any state; else the finished one that `ref` means."""
+    """The run of this id, alias or folder, in any state; otherwise the finished one that `ref` means."""
     from gzcli.launch.from_file import find_run
 
     return store.by_name(ref) or find_run(ref)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     Sampling = tuple[Run, SampleJob, list[str]]  # a run, a job on it, and applications of the run
 
 MANY = 64  # images, if no other number is asked for
-# what a picture decides by itself: key of the job → the option that would change it
+# what an image decides by itself: key of the job → the option that would change it
 DECIDED = {"n": "-n", "labels": "--label", "prompts": "--prompt", "do": "--do"}
 SETTINGS = jobs.OWN_OPTIONS
 
@@ -149,7 +149,7 @@ def job_of(model: str, data: str | None, typed: SampleJob, words: list[str]) -> 
     classes = classes_of(run, part.data.name)
     turns = class_numbers(typed.labels, classes) if typed.labels and classes else classes
     n, from_input = typed.n, typed.input and not do
-    if n is None and not from_input:  # from pictures, only the engine knows how many there are
+    if n is None and not from_input:  # from images, only the engine knows how many there are
         n = MANY if do else len(typed.prompts) or MANY
         if conditional and not do and not typed.prompts:  # as many of each class, where these are known
             n = in_turns(MANY, len(turns))
@@ -160,7 +160,7 @@ def job_of(model: str, data: str | None, typed: SampleJob, words: list[str]) -> 
 
 
 def classes_of(run: Run, data: str) -> list[str]:
-    """The classes that a run was trained with, by its weights or else its set; [] where neither says."""
+    """The classes that a run was trained with, by its weights or its set; [] where neither says."""
     from gzcli.launch.from_file import metadata
 
     with suppress(GzError):
@@ -186,7 +186,7 @@ def ending(name: str, able: Iterable[str], do: str | None, result: Mapping[str, 
     """The end of `gz sample`: how many images in what time, and what else the run can do."""
     others = [other for other in able if other != do]
     then = [(f"gz sample {name} --do {others[0]}", f"it can {', '.join(others)}")] if others else []
-    again = (f"gz sample {name} --do {do} --input ./pictures", "the same with your own pictures")
+    again = (f"gz sample {name} --do {do} --input ./pictures", "the same with your own images")
     then.append(again if do else (f"gz bench {name}", "how good they are, beside real images"))
     each = f"{result['seconds'] / result['n']:.2g} s an image" if result["n"] and result["seconds"] else None
     end([counted(result["n"], "image"), took(), each], then)
@@ -196,7 +196,7 @@ def ending(name: str, able: Iterable[str], do: str | None, result: Mapping[str, 
 
 
 def check(model: ModelCard, do: str | None, run: Run, job: SampleJob, *, conditional: bool) -> None:
-    """Raises UsageError where the application `do`, or sampling without one, does not take the pictures or
+    """Raises UsageError where the application `do`, or sampling without one, does not take the images or
     labels of the job, or needs a run that was trained with labels."""
     if not do and (job.mask or (job.input and not model.inputs)):
         raise UsageError(f"`{'--mask' if job.mask else '--input'}` goes with `--do`", hint=abilities(model))
@@ -243,15 +243,15 @@ def read_prompts(typed: list[str], file: Path | None) -> list[str]:
         raise UsageError(f"`{file}` is not UTF-8 text", hint="prompts are plain text, one a line") from e
     if not (prompts := [line for line in lines if line and not line.startswith("#")]):
         hint = "write them one a line; lines that begin with `#` are left out"
-        raise UsageError(f"`{file}` holds no prompts", hint=hint)
+        raise UsageError(f"`{file}` contains no prompts", hint=hint)
     return typed + prompts
 
 
-# ------------------------------------------------------------------------- what pictures say of their making
+# ------------------------------------------------------------------------- what images say of their making
 
 
 def origin_of_job(job: SampleJob, run: Run) -> dict[str, Any]:
-    """What the pictures of a job say of their making that the engine does not know: the command that makes
+    """What the images of a job say of their making that the engine does not know: the command that makes
     them, without places of files, the origin of a shared run, and the hashes of the user's own pictures."""
     paths = {key: Path(path) for key, path in (("input", job.input), ("mask", job.mask)) if path}
     pictures = {key: {"name": path.name, "sha256": digest(path)} for key, path in paths.items()}
@@ -288,12 +288,12 @@ def digest(path: Path) -> str:
 
 
 def job_like(picture: Path, model: str, typed: SampleJob, words: list[str]) -> Sampling:
-    """The run of a picture, by its name or its weights, and the job that draws it again."""
+    """The run of an image, by its name or its weights, and the job that draws it again."""
     from gzcli.launch.from_file import find_run
 
     facts = origin_of(picture)
     if (verb := facts.get("verb")) != "sample":
-        hint = f"`gz {verb}` made it" if verb else "name a picture of `gz sample`"
+        hint = f"`gz {verb}` made it" if verb else "name an image of `gz sample`"
         if verb == "train" and facts.get("run") and facts.get("step"):
             owner = facts["run"].partition("/")[0]
             hint = f"gz sample {owner} --checkpoint {facts['step']} -n {facts['n']}"
@@ -304,19 +304,19 @@ def job_like(picture: Path, model: str, typed: SampleJob, words: list[str]) -> S
     for key in ("input", "mask"):
         then, now = facts.get(key), getattr(typed, key)
         if not then and now:
-            raise UsageError(f"the picture was drawn without `--{key}`")
+            raise UsageError(f"the image was drawn without `--{key}`")
         if then and not now:
-            message = f"the picture was made from `{then['name']}`, which it does not hold"
+            message = f"the image was made from `{then['name']}`, which it does not contain"
             raise UsageError(message, hint=f"name it: `--{key} PATH`")
         if then and digest(Path(now)) != then["sha256"]:
-            raise UsageError(f"`{now}` is not the `{then['name']}` that the picture was made from")
+            raise UsageError(f"`{now}` is not the `{then['name']}` that the image was made from")
     run = find_run(model) if model else next(_candidates(facts), None)
     if run is None:
         hint = f"gz sample {facts.get('from') or 'MODEL|FILE'} --like PICTURE"
-        raise MissingError(f"the picture is of the run `{facts['run']}`, which is not here", hint=hint)
+        raise MissingError(f"the image is of the run `{facts['run']}`, which is not here", hint=hint)
     if (checkpoint := _checkpoint_with(facts, run)) is None:
         hint = f"they were of step {facts['step']:,} of `{facts['run']}`, sha256 {facts['weights'][:12]}…"
-        raise MissingError(f"`{run.id}` does not have the weights that drew the picture", hint=hint)
+        raise MissingError(f"`{run.id}` does not have the weights that drew the image", hint=hint)
     drawn = {key: facts[key] for key in ("n", "seed", "labels", "options", "do", "input_as", "precision")}
     drawn |= {"prompts": tuple(facts["prompts"]), "checkpoint": checkpoint}
     if facts.get("index") is not None:  # of the image, which is drawn as a file again
@@ -325,7 +325,7 @@ def job_like(picture: Path, model: str, typed: SampleJob, words: list[str]) -> S
 
 
 def compare(picture: Path, result: Mapping[str, Any]) -> dict[str, Any]:
-    """How a picture differs from its repetition: {file, same, most}, `most` in grey levels of 255."""
+    """How an image differs from its repetition: {file, same, most}, `most` in grey levels of 255."""
     import numpy as np
     from PIL import Image
 
@@ -347,7 +347,7 @@ def compare(picture: Path, result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _candidates(facts: Mapping[str, Any]) -> Iterator[Run]:
-    """Runs that may be the picture's: by its id, of a file that was used before, by its weights."""
+    """Runs that may be the image's: by its id, of a file that was used before, by its weights."""
     stored = all_runs()
     yield from (run for run in stored if run.id == facts["run"])
     yield from (Run(path) for path in cache_dir("files").glob("*") if path.name == facts["run"])
@@ -355,7 +355,7 @@ def _candidates(facts: Mapping[str, Any]) -> Iterator[Run]:
 
 
 def _checkpoint_with(facts: Mapping[str, Any], run: Run) -> str | None:
-    """The checkpoint of a run that has the picture's weights, as `--checkpoint` takes it."""
+    """The checkpoint of a run that has the image's weights, as `--checkpoint` takes it."""
     step = int(facts["step"])
     places = {"finished": run.serving.model_file, str(step): run.serving.checkpoint(step).averaged}
     equal = (at for at, file in places.items() if file.is_file() and checksum(file) == facts["weights"])

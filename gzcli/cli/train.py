@@ -1,4 +1,4 @@
-"""`gz train`: makes a run of a recipe, launches its training, and prints the path of a picture of samples;
+"""`gz train`: makes a run of a recipe, launches its training, and prints the path of an image of samples;
 and `gz sweep`, which trains several settings of a model on one budget."""
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def train(
     try:
         run = start.train(recipe, mode=out.mode(), announce=announce, say=out.info)
     except BaseException as error:
-        vars(error)["event"] = "error"  # `out.error` prints it as a line of its own
+        vars(error)["event"] = "error"  # `out.error` prints it as its own line
         raise
     if pictures := sorted(run.serving.samples_folder.glob("*.png")):
         out.text(str(pictures[-1]))
@@ -167,7 +167,7 @@ def announce(run: Run) -> None:
 
 
 def check_trackers(texts: Sequence[str]) -> list[str] | None:
-    """The trackers of `--track`, which may be lists as `wandb,mlflow`; None where there are none."""
+    """The trackers of `--track`, which may be lists as `wandb,mlflow`; None if there are none."""
     trackers = [choose("tracker", word, TRACKERS) for text in texts for word in split(text)]
     for name in trackers:
         if find_spec(name) is None:
@@ -176,7 +176,7 @@ def check_trackers(texts: Sequence[str]) -> list[str] | None:
 
 
 def after_training(run: Run) -> None:
-    """Prints the best figure, time and size, and how to draw from the run and to see how good it is."""
+    """Prints the best metric, time and size, and how to draw from the run and to see how good it is."""
     from gzcli.cli.jobs import end, name_of
     from gzcli.store.metrics import in_words, summary
     from gzcli.store.runs import all_runs
@@ -190,7 +190,7 @@ def after_training(run: Run) -> None:
     if others:
         like = next((r for r in others if r.model == run.model), others[0])
         second = (f"gz runs compare {name} {name_of(like)}", "what was better, and why")
-    end([best_one, shown["time"], params, shown["size"]], [(f"gz sample {name}", "pictures from it"), second])
+    end([best_one, shown["time"], params, shown["size"]], [(f"gz sample {name}", "images from it"), second])
 
 
 # ---------------------------------------------------------------------------- several settings

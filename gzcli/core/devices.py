@@ -86,7 +86,7 @@ class Gpus:
 
     @property
     def lack(self) -> str | None:
-        """What torch cannot use, and why; None where it can use all."""
+        """What torch cannot use, and why; None if it can use all."""
         if self.usable >= self.there:
             return None
         of = f"{self.usable or 'none'} of the {self.there} GPUs"
@@ -279,7 +279,7 @@ def deterministic_kernels() -> None:
 
 
 def _library(device: torch.device) -> Any:
-    """The module of torch for a device that queues its work, as `torch.cuda`; None for a CPU, and for a
+    """The module of torch for a device that queues its work, such as `torch.cuda`; None for a CPU, and for a
     device that torch has no module for."""
     import torch
 
@@ -348,12 +348,12 @@ class SideStream:
         current.wait_event(event)
         for t in tree_leaves(result):
             if isinstance(t, torch.Tensor) and t.device.type == self.device.type:
-                t.record_stream(current)  # its memory is not used anew before this stream is done with it
+                t.record_stream(current)  # its memory is not used again before this stream is done with it
         return result
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The most bytes that this process has held: of the device's memory where that is counted, else of the
+    """The most bytes that this process has held: of the device's memory if that is counted, else of the
     machine's, libraries included; None where the system does not tell."""
     if device.type == "cuda":
         return _library(device).max_memory_allocated(device)
@@ -366,8 +366,8 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def memory_now(device: torch.device) -> int:
-    """The bytes that this process holds now, of the same memory; `peak_memory` counts anew from here on where
-    the device counts it."""
+    """The bytes that this process holds now, of the same memory; `peak_memory` counts again from here on
+    where the device counts it."""
     if device.type == "cuda":
         _library(device).reset_peak_memory_stats(device)
         return _library(device).memory_allocated(device)
@@ -384,7 +384,7 @@ def is_out_of_memory(e: BaseException) -> bool:
 
 
 # Dense TFLOP/s (10¹²) of matrix products that are summed in fp32, by words of a device's name. From NVIDIA's
-# data sheets, whose figures "with sparsity" are halved; of GeForce from the white papers of GA102 (table 2),
+# data sheets, whose metrics "with sparsity" are halved; of GeForce from the white papers of GA102 (table 2),
 # AD102 and Blackwell RTX (appendix A). A missing precision is not computed by tensor cores.
 PEAKS: Mapping[str, Mapping[str, float]] = {
     "B200": {"bf16": 2250, "fp16": 2250, "tf32": 1125, "fp32": 75},
@@ -413,7 +413,7 @@ def short_title(device: torch.device) -> str:
 
 
 def title(device: torch.device) -> str:
-    """The name of a GPU, as `NVIDIA H100`; of another device its kind, as `cpu`."""
+    """The name of a GPU, such as `NVIDIA H100`; of another device its kind, such as `cpu`."""
     return _library(device).get_device_name(device) if device.type == "cuda" else device.type
 
 
@@ -423,7 +423,7 @@ def peak(device: torch.device, precision: str) -> float | None:
 
 
 def peak_of(name: str, precision: str) -> float | None:
-    """The dense FLOP/s of a device by the name that its driver gives it; None where they are not known."""
+    """The dense FLOP/s of a device by the name that its driver gives it; None if they are not known."""
     words = set(re.split(r"[ \-/]", name))
     device = next((device for device in PEAKS if words.issuperset(device.split())), None)
     tera = PEAKS[device].get(precision) if device and words.isdisjoint(OTHER) else None

@@ -8,13 +8,13 @@ import os
 import re
 from collections.abc import Iterable
 
-FLAGGED = 6  # the exit code of `gz ood --input --fail` where a picture is flagged, which is no error
+FLAGGED = 6  # the exit code of `gz ood --input --fail` where an image is flagged, which is no error
 
 _URL = re.compile(r"(?<![A-Za-z0-9+.-])(?!file:)([A-Za-z][A-Za-z0-9+.-]+:/+)([^\s`'\"<>]+)")
 
 
 def redacted(text: str) -> str:
-    """The text with user-info, query and fragment of every URL in it replaced by `…`, as they may hold
+    """The text with user-info, query and fragment of every URL in it replaced by `…`, as they may contain
     passwords and tokens. User-info is everything before an `@`, even a slash, which an unquoted password may
     hold."""
 
@@ -55,7 +55,7 @@ class MissingError(GzError):
 
 
 class DamagedError(MissingError):
-    """A file that gz wrote cannot be read any more, or holds something else."""
+    """A file that gz wrote cannot be read any more, or contains something else."""
 
 
 class DeviceError(GzError):
@@ -124,7 +124,7 @@ def _has_working_folder() -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error without its full stop; the name of its class where it has no text."""
+    """The first line of an error without its full stop; the name of its class if it has no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
@@ -134,7 +134,7 @@ def canonical(name: str) -> str:
 
 
 def matching(text: str, names: Iterable[str]) -> str | None:
-    """The name that equals the text in canonical form; None where there is none."""
+    """The name that equals the text in canonical form; None if there is none."""
     return next((name for name in names if canonical(name) == canonical(text)), None)
 
 

@@ -1,9 +1,9 @@
 """The measurements that are shipped: leagues, and the validation curves of their runs, by set and scale.
 `docs/measured/<set>/<scale>/` holds `league.csv` and `summary.csv` of `gz bench --train-missing`,
 `about.json` with how they were made, `curves/<recipe>[.<stage>].csv` and `samples/<recipe>.png`;
-`docs/measured/<set>/peers.csv` holds what other packages' models got, `ood.csv` there how well models of the
-set recognise foreign images, `docs/measured/costs.csv` the cost of trainings. No heavy import: the trainer
-reads it."""
+`docs/measured/<set>/peers.csv` contains what other packages' models got, `ood.csv` there how well models of
+the set recognise foreign images, `docs/measured/costs.csv` the cost of trainings. No heavy import: the
+trainer reads it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from gzcli.core.units import figure
 
 ROOT = Path(__file__).resolve().parents[1] / "docs" / "measured"
 LIKELIHOODS = ("bpd", "nats")
-SHOWN = ("fd", "fd_second", "kid", "precision", "recall", "legible", *LIKELIHOODS)  # figures on pages
-PARTS = ("_sd", "_excess", "_half")  # columns about the figure of the name before them
+SHOWN = ("fd", "fd_second", "kid", "precision", "recall", "legible", *LIKELIHOODS)  # metrics on pages
+PARTS = ("_sd", "_excess", "_half")  # columns about the metric of the name before them
 CURVE = ("metric", "step", "seconds", "value")  # the columns of a curve
 
 
@@ -59,7 +59,7 @@ class ReferenceRun:
 
     @property
     def curve(self) -> Curve | None:
-        """Its validations; None where none are shipped."""
+        """Its validations; None if none are shipped."""
         return read_curve(ROOT / self.data / self.scale / "curves" / f"{self.name}.csv")
 
     def stood_at(self, step: int, metric: str) -> str | None:
@@ -111,12 +111,12 @@ def results() -> str:
 
 def peers(data: str) -> list[dict[str, str]]:
     """What other packages' models have got from gz's judge: name, version, the `model` of gz that they stand
-    beside, seconds and steps of training, and columns of figures as `summary.csv` has them."""
+    beside, seconds and steps of training, and columns of metrics as `summary.csv` has them."""
     return rows_of(ROOT / data / "peers.csv")
 
 
 def detections() -> dict[tuple[str, str, str], str]:
-    """The AUROC of each score, its 95 % interval and papers' figure, the best first, by (set, foreign set,
+    """The AUROC of each score, its 95 % interval and papers' metric, the best first, by (set, foreign set,
     model)."""
     cells: dict[tuple[str, str, str], list[tuple[float, str]]] = {}
     rows = (row for path in ROOT.glob("*/ood.csv") for row in rows_of(path))
@@ -129,8 +129,8 @@ def detections() -> dict[tuple[str, str, str], str]:
 
 
 def figures(row: Mapping[str, str], kind: str) -> dict[str, str]:
-    """The figures of a row that pages show, in order, each with its excess over the floor and half the 95 %
-    interval of that where they are known. Likelihoods of another kind (exact, bound, ode) are another figure.
+    """The metrics of a row that pages show, in order, each with its excess over the floor and half the 95 %
+    interval of that if they are known. Likelihoods of another kind (exact, bound, ode) are another figure.
     """
     cells = {}
     for name, value in row.items():
@@ -150,7 +150,7 @@ def signed(value: float) -> str:
 
 
 def order(name: str) -> int:
-    """The place of a figure among those that pages show; their number for another one."""
+    """The place of a metric among those that pages show; their number for another one."""
     word = re.split(r"[@| /]", name)[0]
     words = (word, word.partition("_")[0] if word.startswith(("kid_", "precision_", "recall_")) else word)
     return min((SHOWN.index(word) for word in words if word in SHOWN), default=len(SHOWN))
@@ -162,7 +162,7 @@ def costs(model: str) -> list[dict[str, str]]:
 
 
 def picture(recipe: str, data: str, scale: str) -> Path:
-    """The picture of a reference run's samples, which need not exist."""
+    """The image of a reference run's samples, which need not exist."""
     return ROOT / data / scale / "samples" / f"{recipe}.png"
 
 

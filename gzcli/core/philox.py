@@ -2,7 +2,7 @@
 3"), on any device, in int64 arithmetic alone. It is apart from `types`, which must load without torch.
 
 A number is a function of its key and counter, so it needs no state and no order. The counter is (block of
-the draw, call, image), the key is the seed. Of a draw of m numbers an image, there are b = ⌈m / 4⌉ blocks,
+the draw, call, image), the key is the seed. Of a draw of m numbers per image, there are b = ⌈m / 4⌉ blocks,
 and word w of block j makes number w · b + j.
 """
 
@@ -78,7 +78,7 @@ def draw(
     seed: key of 64 bits.
     call: number of the draw.
     images: numbers of the images, int64 [n].
-    count: how many numbers an image gets.
+    count: how many numbers per image gets.
     numbers: makes four numbers of the words of a block.
     dtype: of the result.
     """

@@ -34,7 +34,7 @@ def world() -> int:
 
 
 def rejoin(device: str) -> None:
-    """Forms the process group anew after torch's launcher has restarted the processes; the first time
+    """Forms the process group again after torch's launcher has restarted the processes; the first time
     accelerate forms it. The launcher keeps its store through a restart, and with it the addresses of the dead
     processes, so each restart has names of its own in the store."""
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
@@ -200,7 +200,7 @@ def whole(value: Any) -> Any:
 
 
 def gathered(tree: Any) -> Any:
-    """A tree of dicts and lists with whole tensors on the CPU in place of sharded ones; other ranks than 0,
+    """A tree of dicts and lists with whole tensors on the CPU instead of sharded ones; other ranks than 0,
     which do not write, get empty ones. Called by every rank."""
 
     def one(value: Any) -> Any:

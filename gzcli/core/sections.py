@@ -21,7 +21,7 @@ SCALES = ("tiny", "small", "full", "paper")  # minutes on a core, an hour on two
 MEETING = ("machines", "machine_rank", "main_ip", "main_port")  # where processes of several machines meet
 
 # Old name → new name of a key, by section, and of an application's options as `do`: older recipes, runs,
-# pictures and command lines are read by the new name.
+# images and command lines are read by the new name.
 RENAMED: Mapping[str, Mapping[str, str]] = {"sample": {"solver": "sampler"}, "do": {"steps": "frames"}}
 
 # Other programs' word → name of a key, by section: recipes and command lines may use them.
@@ -336,7 +336,7 @@ def section_of(kind: type, tree: Mapping[str, Any]) -> Any:
 
 
 def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as a section holds them: lists as tuples."""
+    """The values as a section contains them: lists as tuples."""
     return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
 
 

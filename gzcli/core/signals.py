@@ -12,8 +12,8 @@ _noting: list[list[int]] = []  # the signals that each running block of `noted` 
 
 
 def hear(handler: Callable[[int, Any], Any]) -> dict[int, Any]:
-    """Installs handler(number, frame) for each signal of ENDING that is not ignored, as `nohup` and a shell's
-    `&` ignore some; returns the previous ones for `restore`."""
+    """Installs handler(number, frame) for each signal of ENDING that is not ignored, such as `nohup` and a
+    shell's `&` ignore some; returns the previous ones for `restore`."""
     heard = {signum: signal.getsignal(signum) for signum in ENDING}
     heard = {signum: before for signum, before in heard.items() if before is not signal.SIG_IGN}
     for signum in heard:
@@ -41,7 +41,7 @@ def noted() -> Iterator[list[int]]:
 
 
 def heard() -> int | None:
-    """The first signal that the innermost running block of `noted` got; None where there is none."""
+    """The first signal that the innermost running block of `noted` got; None if there is none."""
     return next(iter(_noting[-1]), None) if _noting else None
 
 

@@ -38,7 +38,7 @@ def spoken(call: Callable[P, T]) -> Callable[P, T]:
 
 
 def in_python(text: str) -> str:
-    """A hint with calls and keywords in place of commands and flags: "gz train vae --data mnist" becomes
+    """A hint with calls and keywords instead of commands and flags: "gz train vae --data mnist" becomes
     `gzcli.train("vae", data="mnist")`, and `--set train.steps=9` becomes `set={"train.steps": 9}`."""
     if "`" not in text:
         return " · ".join(map(_code, text.split(" · "))) if text.startswith(("gz ", "--")) else text
@@ -69,7 +69,7 @@ def _keyword(flag: str, value: str | None) -> str:
 
 
 def _call(command: str) -> str | None:
-    """The call that does what a command of gz does; None where there is none."""
+    """The call that does what a command of gz does; None if there is none."""
     try:
         _, verb, *words = shlex.split(command)
     except ValueError:

@@ -42,9 +42,9 @@ class Logged:
 class Tracker:
     """A tracker.
 
-    hint: what to do where it does not start: no key, no network, no server.
+    hint: what to do if it does not start: no key, no network, no server.
     make: accelerate's class, and what it is started with → its instance.
-    show: logs a picture of a step.
+    show: logs an image of a step.
     to_store: what a resume needs; None: nothing.
     recipe: when the recipe is logged by itself: at each start, or at the first; "": `make` does it.
     """

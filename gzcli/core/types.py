@@ -113,11 +113,11 @@ class Applied:
     marks: headings of the columns.
     of: for each output, or with `columns` for each row, the indices of its input images in x; empty where
       output i is made from image i.
-    condition: pictures [n, C, h, w] that the model was conditioned on in place of its input images.
+    condition: images [n, C, h, w] that the model was conditioned on instead of its input images.
     how: name of `condition`, shown beside it.
     visible: mask [n, 1, H, W]: 1 where the model saw the pixel, 0 where it did not.
     labels: [n] or [n, K], the labels that the outputs were conditioned on, or that were found.
-    figures: what was measured of the inputs, by name.
+    metrics: what was measured of the inputs, by name.
 
     Raises ValueError where the numbers of images, rows and columns do not fit together.
     """

@@ -24,12 +24,12 @@ def by_sides(shape: Iterable[int]) -> str:
 
 
 def figure(value: float) -> str:
-    """A measured value in four digits, without powers of ten where that is possible: 12,509, 0.4933."""
+    """A measured value in four digits, without powers of ten if that is possible: 12,509, 0.4933."""
     return f"{value:,.0f}" if 10_000 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def short(value: float | None, digits: int = 3) -> str:
-    """A number in a few digits, and without a power of ten where it is large; `-` for none."""
+    """A number in a few digits, and without a power of ten if it is large; `-` for none."""
     if value is None:
         return "-"
     return f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
@@ -115,7 +115,7 @@ def middle(side: int, patch: int) -> slice:
 
 
 def number_in(variable: str, unit: str) -> int | None:
-    """The number in an environment variable; None where it is not set. Raises UsageError."""
+    """The number in an environment variable; None if it is not set. Raises UsageError."""
     text = os.environ.get(variable, "").strip()
     if text and not (text.isascii() and text.isdigit()):
         raise UsageError(f"`{variable}` is a number of {unit}, not `{text}`")
@@ -135,8 +135,8 @@ def counted(n: int, what: str) -> str:
 
 
 def seconds_of(budget: str) -> float:
-    """The seconds of a budget. Raises UsageError for what is no time."""
+    """The seconds of a budget. Raises UsageError for what is not a time."""
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([smhd])", budget.strip())
     if not match:
-        raise UsageError(f"`--budget {budget}` is no time", hint=BUDGETS)
+        raise UsageError(f"`--budget {budget}` is not a time", hint=BUDGETS)
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86_400}[match[2]]

@@ -69,7 +69,7 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
     from gzcli.data.readers.folder import open_path
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", name):
-        hint = "use letters, digits, `-` and `_`, as `my-photos`"
+        hint = "use letters, digits, `-` and `_`, such as `my-photos`"
         raise UsageError(f"`{name}` cannot be a data set's name", hint=hint)
     if matching(name, SPECS):
         raise UsageError(f"`{name}` is a data set of gz already", hint="choose another `--name`")
@@ -153,15 +153,15 @@ def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
 
 
 # --- OpenOOD's image lists (Zhang et al. 2023, arXiv:2306.09301) ---
-# Its `data` folder holds `benchmark_imglist/cifar10/test_tin.txt`, whose lines are a picture and a label, and
-# the pictures below `images_classic`.
+# Its `data` folder holds `benchmark_imglist/cifar10/test_tin.txt`, whose lines are an image and a label, and
+# the images below `images_classic`.
 
 LISTS, PICTURES = "benchmark_imglist", "images_classic"
 CALLED = {"tinyimagenet": "tin", "dtd": "texture"}  # sets that OpenOOD names otherwise
 
 
 def list_of(root: Path, benchmark: Benchmark, name: str) -> Path | None:
-    """The list of a set's test images in a benchmark; None where there is none."""
+    """The list of a set's test images in a benchmark; None if there is none."""
     if not (root / LISTS).is_dir():
         hint = f"give OpenOOD's `data` folder, with `{LISTS}` and `{PICTURES}`"
         raise MissingError(f"`{root}` has no `{LISTS}`", hint=hint)
@@ -178,7 +178,7 @@ def listed_images(root: Path, benchmark: Benchmark, name: str) -> OwnSet:
     sources = [(root / PICTURES / line).absolute() for line in lines]
     if lost := [source for source in sources if not source.is_file()]:
         hint = "OpenOOD's own download script fetches them"
-        message = f"{len(lost):,} of the {len(sources):,} pictures in `{path}` are missing, as `{lost[0]}`"
+        message = f"{len(lost):,} of the {len(sources):,} images in `{path}` are missing, as `{lost[0]}`"
         raise MissingError(message, hint=hint)
     digest = hashlib.sha256("\n".join(map(str, sources)).encode()).hexdigest()[:16]
     folder = cache_dir("imglists", f"{name}-{digest}")

@@ -1,6 +1,6 @@
 """Who may speak to the server of `gz demo`: its own page alone. Plain ASGI, without an import of Gradio. A
 page from elsewhere can make a browser send requests to this machine: by a form, an image, a stream of events,
-or by a name of its own that resolves to 127.0.0.1. They are recognised by three headers that no script can
+or by its own name that resolves to 127.0.0.1. They are recognised by three headers that no script can
 set: Host, Origin and Sec-Fetch-Site."""
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-LARGEST_FILE = 20_000_000  # bytes of a picture that is dropped
-LARGEST_BODY = LARGEST_FILE + 1_000_000  # of a request, which holds a file and its head
+LARGEST_FILE = 20_000_000  # bytes of an image that is dropped
+LARGEST_BODY = LARGEST_FILE + 1_000_000  # of a request, which contains a file and its head
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 COOKIE = "gz-demo"
 # gradio asks itself for this while it starts, without a token; it runs what is to run at the start, once
@@ -29,7 +29,7 @@ POLICY = (
 )
 HEADERS = (
     (b"content-security-policy", POLICY.encode()),
-    (b"referrer-policy", b"same-origin"),  # an address may hold the token
+    (b"referrer-policy", b"same-origin"),  # an address may contain the token
     (b"x-content-type-options", b"nosniff"),
 )
 ANOTHER_PAGE = 403, "this request comes from another page"

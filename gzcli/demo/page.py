@@ -29,7 +29,7 @@ from gzcli.demo.studio import NUMBERS, Choice, Code, Controls, Request, Shown, S
 
 TITLE = "# gz demo\n\nImages that a model draws from noise. Choose a model, and press **Draw**."
 EACH = "each in turn"  # the label that asks for none
-SOURCES: Any = ["upload", "clipboard"]  # of a person's pictures
+SOURCES: Any = ["upload", "clipboard"]  # of a person's images
 # least, most and step of the slider of each of NUMBERS
 RANGES = {"steps": (1, 250, 1), "guidance": (0.0, 8.0, 0.1), "temperature": (0.0, 1.5, 0.05)}
 SERVER: dict[str, Any] = {"server_name": "127.0.0.1", "max_file_size": LARGEST_FILE, "show_error": True}
@@ -51,14 +51,14 @@ def serve(
     """Starts the server in a thread. Returns the page, whose `close` ends it, and its address.
 
     port: None: the first free one from 7860 on.
-    share: whether Gradio makes it reachable from elsewhere, through a tunnel. The address then holds a token,
-      without which nothing is answered.
+    share: whether Gradio makes it reachable from elsewhere, through a tunnel. The address then contains a
+      token, without which nothing is answered.
     browser: whether it is opened in the browser.
 
     Raises OSError where the port is taken.
     """
     studio = Studio()
-    os.environ["GRADIO_TEMP_DIR"] = str(studio.folder / "gradio")  # so that dropped pictures are removed too
+    os.environ["GRADIO_TEMP_DIR"] = str(studio.folder / "gradio")  # so that dropped images are removed too
     gr.set_static_paths(studio.shown)  # served as they are, without a copy
     system: Any = ["system-ui", "sans-serif"]  # fonts of the machine: none is fetched
     mono: Any = ["ui-monospace", "monospace"]
@@ -124,7 +124,7 @@ class Page:
         return part
 
     def _label(self, place: int = 0, first: Sequence[str] = (), **keywords: Any) -> gr.Dropdown:
-        """A choice among the run's classes, after `first`; hidden where it has none."""
+        """A choice among the run's classes, after `first`; hidden if it has none."""
 
         def change(run: Any, can: Controls) -> Any:
             names = [*first, *can.classes] if can.classes else []
@@ -200,7 +200,7 @@ class Page:
         go.click(_in_words(way), inputs, outputs)
 
     def _inpaint_tab(self) -> None:
-        gr.Markdown("Paint over what the model is to fill in: on a sample, or on a picture of your own.")
+        gr.Markdown("Paint over what the model is to fill in: on a sample, or on an image of your own.")
         with gr.Row():
             with gr.Column(min_width=280):
                 brush = gr.Brush(default_size=48, colors=["#e8590c"], color_mode="fixed")
@@ -225,7 +225,7 @@ class Page:
 
         def fill(name: str, drawing: dict[str, Any] | None, seed: int, label: str) -> Iterator[Any]:
             if not drawing or drawing["background"] is None:
-                raise gr.Error("there is no picture yet: draw one, or drop your own", print_exception=False)
+                raise gr.Error("there is no image yet: draw one, or drop your own", print_exception=False)
             layers = [layer[..., 3] > 0 for layer in drawing["layers"]] or [np.zeros((1, 1), bool)]
             background = drawing["background"][..., :3]
             request = Request(name, 1, int(seed), _class(label))
@@ -236,13 +236,13 @@ class Page:
         go.click(_in_words(fill), [self.run, editor, seed, label], outputs)
 
     def _judge_tab(self) -> None:
-        gr.Markdown("Is a picture like those that the model was trained on, and if not, where?")
+        gr.Markdown("Is an image like those that the model was trained on, and if not, where?")
         with gr.Row():
             with gr.Column(min_width=280):
                 dropped = gr.Image(label="Picture", type="numpy", sources=SOURCES, elem_id="dropped")
                 look: dict[str, Any] = {"columns": 2, "height": 200, "format": "png", "elem_id": "offered"}
                 look |= {"allow_preview": False, "elem_classes": "pixels"}
-                offered = gr.Gallery(label="Drop a picture, or click one", **look)
+                offered = gr.Gallery(label="Drop an image, or click one", **look)
                 n = gr.Slider(200, 1000, 200, step=100, label="Held-out images to compare it with")
                 go = gr.Button("Judge", variant="primary", elem_id="judge")
             with gr.Column(min_width=280):
@@ -252,7 +252,7 @@ class Page:
 
         def judge(name: str, picture: np.ndarray | None, n: int) -> Iterator[Any]:
             if picture is None:
-                raise gr.Error("drop a picture first", print_exception=False)
+                raise gr.Error("drop an image first", print_exception=False)
             result, sheet, code = self.studio.judge(name, picture, int(n))
             yield _verdict(result), self.studio.file(sheet), *code
 
@@ -280,7 +280,7 @@ class Page:
         return Request(name, int(n), int(seed or 0), _class(label) if can.classes else None, options)
 
     def _shown(self, pictures: Iterator[Shown]) -> Iterator[tuple[str, str, str]]:
-        """The files of pictures with their code, which is empty until the last one."""
+        """The files of images with their code, which is empty until the last one."""
         for picture, code in pictures:
             yield self.studio.file(picture), *(code or Code("", ""))
 
@@ -319,7 +319,7 @@ def _facts(run: Any) -> str:
 
 
 def _verdict(result: dict[str, Any]) -> str:
-    """The result of `gz ood --input` for one picture, in words."""
+    """The result of `gz ood --input` for one image, in words."""
     (row,) = result["files"]
     (score, value), n = next(iter(row["scores"].items())), result["compared"]["n"]
     verdict = "is **none of them**" if row["flagged"] else "could be **one of them**"
@@ -328,10 +328,10 @@ def _verdict(result: dict[str, Any]) -> str:
     low = result["thresholds_low"][score]
     below = f"below {low:.4g} or " if low is not None else ""
     return (
-        f"### This picture {verdict}\n\n"
+        f"### This image {verdict}\n\n"
         f"p = {row['p']:.3g}: of {n:,} held-out images of `{result['in']}`, {row['p'] * (n + 1) - 1:.0f} are "
         f"at least as strange. Its `{score}` is {value_text}; {below}above {result['threshold']:.4g} a "
-        f"picture is flagged, which {100 * result['fpr']:.3g} % of ordinary ones are."
+        f"image is flagged, which {100 * result['fpr']:.3g} % of ordinary ones are."
     )
 
 

@@ -1,4 +1,4 @@
-"""The work of `gz demo`: the models to choose from, and for each request pictures with their code."""
+"""The work of `gz demo`: the models to choose from, and for each request images with their code."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ from gzcli.store.run_folder import Run
 
 OPENS = "cfm"  # the model that comes with gz and draws best
 NUMBERS = ("steps", "guidance", "temperature")  # options with a slider, if the sampler takes them
-FOREIGN = ("patches", "digits")  # embedded sets of which a picture is offered to be judged
-WIDE = 900  # pixels to which pictures are enlarged
+FOREIGN = ("patches", "digits")  # embedded sets of which an image is offered to be judged
+WIDE = 900  # pixels to which images are enlarged
 MOST = 48  # most states shown of one sampling
 PAUSE = 0.05  # least seconds between two states, so that a fast sampler can be watched
 
 
 class Code(NamedTuple):
-    """The code that reproduces the pictures on the page, for a shell and in Python."""
+    """The code that reproduces the images on the page, for a shell and in Python."""
 
     shell: str
     python: str
 
 
-Shown = tuple[np.ndarray, Code | None]  # a picture [H, W, C] uint8, and the code once it is the last one
+Shown = tuple[np.ndarray, Code | None]  # an image [H, W, C] uint8, and the code once it is the last one
 Work = Callable[[Progress], np.ndarray]  # draws images and calls progress(i, n, x) at every step
 
 
@@ -94,13 +94,13 @@ class Controls:
 
     classes: tuple[str, ...]  # that can be asked for; () without
     numbers: Mapping[str, float]  # the options of NUMBERS that the sampler takes, with the recipe's values
-    samplers: tuple[str, ...]  # () where there is only one
+    samplers: tuple[str, ...]  # () if there is only one
     sampler: str | None  # that of the recipe
     prompts: bool  # whether it draws what a text says
     way: bool  # whether it goes from image to image
     inpaints: bool
-    maps: bool  # whether it shows where a picture is anomalous
-    scores: bool  # whether it judges pictures at all
+    maps: bool  # whether it shows where an image is anomalous
+    scores: bool  # whether it judges images at all
 
     @classmethod
     def of(cls, run: LoadedRun) -> Controls:
@@ -125,7 +125,7 @@ class Controls:
         )
 
 
-# ---------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------- images
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ class Studio:
         return large.repeat(3, 2) if large.shape[2] == 1 else large
 
     def inpaint(self, request: Request, picture: np.ndarray, painted: np.ndarray) -> Iterator[Shown]:
-        """A picture, uint8 [H, W, C] of any size, with what was painted over, bool [H, W], filled in."""
+        """An image, uint8 [H, W, C] of any size, with what was painted over, bool [H, W], filled in."""
         if not painted.any():
             raise UsageError("nothing is painted over", hint="mark with the brush what is to be filled in")
         run, words = self.open(request.run)[0], self.words(request)
@@ -211,7 +211,7 @@ class Studio:
         yield from self._pictures(run, work, inpainting(request, words), 1)
 
     def to_judge(self, run: LoadedRun) -> list[tuple[np.ndarray, str]]:
-        """A picture of the run's set, or a sample if the set is not packed, and one of another set, each
+        """An image of the run's set, or a sample if the set is not packed, and one of another set, each
         [H, W, C] with a caption."""
         home, form = locate(run.trained.part.data.name), run.trained.form
         foreign = next(name for name in FOREIGN if name != home.key)
@@ -223,9 +223,9 @@ class Studio:
         return [(np.asarray(images)[0].transpose(1, 2, 0), caption) for images, caption in pairs]
 
     def judge(self, name: str, picture: np.ndarray, n: int) -> tuple[dict[str, Any], np.ndarray, Code]:
-        """Whether a picture, uint8 [H, W, C], belongs to the run's set, compared with n held-out images.
+        """Whether an image, uint8 [H, W, C], belongs to the run's set, compared with n held-out images.
 
-        Returns the result of `gz ood --input`; the picture as the model sees it, beside the map of the model
+        Returns the result of `gz ood --input`; the image as the model sees it, beside the map of the model
         if it has one, [H, W, 3]; and the code.
         """
         run, can = self.open(name)
@@ -240,7 +240,7 @@ class Studio:
         return result, sheet(np.concatenate(pictures), len(pictures)), judging(name, n, can.maps)
 
     def file(self, picture: np.ndarray) -> str:
-        """The path of a picture [H, W, C], in a file of its own: the browser may still be reading the file of
+        """The path of an image [H, W, C], in its own file: the browser may still be reading the file of
         an equal picture."""
         path = self.shown / f"{next(self._numbers):06}.png"
         save_png(path, picture)
@@ -264,7 +264,7 @@ class Studio:
         yield sheet(last, columns), code
 
     def _sized(self, run: LoadedRun, picture: np.ndarray, channels: int) -> np.ndarray:
-        """A picture as the run's images are, uint8 [1, channels, H, W]; an enlarged image at its own size."""
+        """An image as the run's images are, uint8 [1, channels, H, W]; an enlarged image at its own size."""
         picture = np.atleast_3d(picture)
         scale = max(1, picture.shape[0] // run.info.shape[1])
         small, path = picture[::scale, ::scale], self.folder / "painted.png"
@@ -309,13 +309,13 @@ def watched(work: Work, to_images: Callable[[Tensor], np.ndarray]) -> Iterator[n
 
 
 def sheet(images: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """Images uint8 [N, C, H, W] as one picture [H', W', C] that fills the page, in about a square unless the
+    """Images uint8 [N, C, H, W] as one image [H', W', C] that fills the page, in about a square unless the
     number of columns is given; one image by itself."""
     return enlarged(images[0].transpose(1, 2, 0) if len(images) == 1 else grid(images, columns), WIDE)
 
 
 def enlarged(picture: np.ndarray, least: int) -> np.ndarray:
-    """A picture [H, W, C] by the whole number that brings its width to `least` pixels, about."""
+    """An image [H, W, C] by the whole number that brings its width to `least` pixels, about."""
     scale = max(1, least // picture.shape[1])
     return picture.repeat(scale, 0).repeat(scale, 1)
 
@@ -344,9 +344,9 @@ def interpolating(ends: Sequence[Request], words: Sequence[Words], frames: int) 
 def inpainting(request: Request, words: Words) -> Code:
     """The code that fills in `picture.png` where `mask.png` is black."""
     flags = {"--do": "inpaint", "--input": "picture.png", "--mask": "mask.png"} | _flags(request, words)
-    lines = f"""picture = np.atleast_3d(Image.open("picture.png")).transpose(2, 0, 1)[None]
+    lines = f"""image = np.atleast_3d(Image.open("picture.png")).transpose(2, 0, 1)[None]
 mask = np.asarray(Image.open("mask.png")) > 127
-images = run.do("inpaint", picture, mask=mask, {_keywords(words)})"""
+images = run.do("inpaint", image, mask=mask, {_keywords(words)})"""
     imports = "import numpy as np\nfrom PIL import Image\n\n"
     return Code(_line("gz sample", request.run, flags), _python(request.run, lines, imports))
 

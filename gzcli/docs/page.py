@@ -1,5 +1,5 @@
 """The manual as Markdown, for the site and for terminals: the page of a model, by its file and recipe, the
-text written by hand and measured figures; the other pages in order; and the help of every command.
+text written by hand and measured metrics; the other pages in order; and the help of every command.
 
 The text is `models/NAME.md`: a title, a paragraph, the key equation in TeX and as a terminal shows it, a line
 that names the equation, and two lists, limits and code by others.
@@ -42,7 +42,7 @@ _FORM = re.compile(  # the fields of `Written` in their order
     r"# (.+?)\n\n(.+?)\n\n\$\$(.+?)\$\$\n\n```\n(.+?)\n```\n\n(.+?)\n\n## Limits\n\n(.+?)\n\n## Code\n\n(.+)",
     re.DOTALL,
 )
-_REMARK = re.compile(r"\s{2,}\((.+)\)$")  # what stands in brackets behind a command in the head of a recipe
+_REMARK = re.compile(r"\s{2,}\((.+)\)$")  # what is in brackets behind a command in the head of a recipe
 _LIKELIHOOD = {"exact": "exact", "bound": "a lower bound"}
 _LIKELIHOOD |= {"ode": "by solving an ODE, with an estimated divergence"}
 
@@ -65,7 +65,7 @@ class Option:
     """An option of a model."""
 
     name: str
-    default: Any  # that of the recipe, where it has one
+    default: Any  # that of the recipe, if it has one
     kind: str  # its type in words
     text: str  # what it means
 
@@ -108,9 +108,9 @@ class Page:
     groups: tuple[Group, ...]
     remarks: tuple[str, ...]  # the further lines of the recipe's head
     references: tuple[Reference, ...]
-    drawn: tuple[tuple[str, str], ...]  # (set, scale) of the leagues that have a picture of its samples
+    drawn: tuple[tuple[str, str], ...]  # (set, scale) of the leagues that have an image of its samples
     ready: tuple[Pretrained, ...]  # those that come with gz, trained
-    compared: tuple[tuple[str, str, str, str], ...]  # (whose, set, figures, source): paper, peers, gz
+    compared: tuple[tuple[str, str, str, str], ...]  # (whose, set, metrics, source): paper, peers, gz
     costs: tuple[Mapping[str, str], ...]  # what its trainings cost, by set and scale
 
 
@@ -157,7 +157,7 @@ def page_of(name_or_file: str) -> Page:
 
 
 def _compared(name: str) -> Iterator[tuple[str, str, str, str]]:
-    """The figures of the model's paper, of other packages' models of its kind, and its own."""
+    """The metrics of the model's paper, of other packages' models of its kind, and its own."""
     for data, figures, source in load(ROOT / "published.yaml").get(name, ()):
         yield "paper", data, figures, source
     for data in sorted({data for data, _ in measured.places()}):
@@ -181,11 +181,11 @@ def _cells(row: Mapping[str, str]) -> dict[str, str]:
 
 
 def _figures(row: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {cell}" for name, cell in _cells(row).items()) or "no figure"
+    return ", ".join(f"{name} {cell}" for name, cell in _cells(row).items()) or "no metric"
 
 
 def league_table(data: str, scale: str) -> tuple[list[str], list[tuple[Mapping[str, str], list[str]]]]:
-    """The figures of a league and of peers on its set: their names, and each row with its cells."""
+    """The metrics of a league and of peers on its set: their names, and each row with its cells."""
     empty = dict.fromkeys(("place", "sample_seconds", "params", "n", "train_steps", "late"), "")
     peers = [{**empty, "train_seconds": row["seconds"], **row} for row in measured.peers(data)]
     rows = [(row, _cells(row)) for row in (*measured.standings(data, scale), *peers)]
@@ -335,8 +335,9 @@ def _items(text: str) -> tuple[str, ...]:
 def as_markdown(page: Page, *, site: bool = False, full: bool = True) -> str:
     """The page.
 
-    site: with MathML, pictures, and links to the pages beside it; else with the equation in Unicode.
-    full: with options, costs, metrics and curves; else without them, and a sentence for each thing it can do.
+    site: with MathML, images, and links to the pages beside it; otherwise with the equation in Unicode.
+    full: with options, costs, metrics and curves; otherwise without them, and a sentence for each thing it
+      can do.
     """
     return rendered("model", page=page, site=site, full=full)
 
@@ -379,12 +380,12 @@ def as_text(markdown: str, width: int) -> str:
 
 
 def picture_name(recipe: str, data: str, scale: str) -> str:
-    """The path of a picture of samples on the site, beside the pages of models."""
+    """The path of an image of samples on the site, beside the pages of models."""
     return f"samples/{data}-{scale}-{recipe}.png"
 
 
 def ready_picture(model: Pretrained) -> str:
-    """The path of the picture of a pretrained model on the site."""
+    """The path of the image of a pretrained model on the site."""
     return f"pretrained/{model.name}.png"
 
 
@@ -402,7 +403,7 @@ def thinned(points: Sequence[Any]) -> list[Any]:
 
 
 def sentence(text: str) -> str:
-    """The first sentence of a text, without its full stop or what stands in brackets."""
+    """The first sentence of a text, without its full stop or what is in brackets."""
     return re.split(r"[.:;] (?=[A-Z(])|\.$", re.sub(r" \([^()]*\)", "", text))[0]
 
 

@@ -93,7 +93,7 @@ def record_status(run: Run, log: Log) -> Iterator[None]:
 
     if log.main:
         # `seconds` and `work` are those of earlier starts. `run.seconds` would count a killed start as
-        # running still, as this process holds the run's lock.
+        # running still, because this process contains the run's lock.
         seconds = run.seconds if run.status().get("ended") else run.status().get("seconds", 0.0)
         parent = int(os.environ.get("GZ_PARENT", "0"))
         nothing = dict.fromkeys(("ended", "error", "code", "lost", "too_large"))
@@ -162,7 +162,7 @@ def train(run: Run, log: Log) -> None:
 
 
 def results_of(run: Run) -> dict[str, Any]:
-    """Of a finished run the last picture, the last and best validation, the chosen guidance with its figures,
+    """Of a finished run the last image, the last and best validation, the chosen guidance with its metrics,
     and the seconds of 1,000 samples; None for each that is missing."""
     pictures = sorted(run.samples_folder.glob("*.png"))
     figures = [{k: v for k, v in line.items() if k.startswith("val_")} for line in metric_lines(run.path)]
@@ -182,7 +182,7 @@ def train_one(run: Run, log: Log) -> Accelerator:
     accelerator = accelerate(part)
     if len(started := {*ranks.everyone(run.owner.id)}) > 1:  # of several machines
         message = f"the machines train different runs: {', '.join(sorted(started))}"
-        raise errors.UsageError(message, hint="start the same command on all anew")
+        raise errors.UsageError(message, hint="start the same command on all again")
     streams.change_spinner("reading the images")
     clock = partial(devices.clock, accelerator.device, part.train.clock)
     began = clock()

@@ -170,7 +170,7 @@ def average(
 
 
 def run(job: EmaJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Makes the average of `job.length`, or the best by the figure that chooses the best checkpoint, the
+    """Makes the average of `job.length`, or the best by the metric that chooses the best checkpoint, the
     weights that the run serves. Returns the JSON of `gz runs ema`."""
     run = Run(Path(job.run))
     trained = load_trained(run, device, str(run.saved_steps[-1]))
@@ -182,7 +182,7 @@ def run(job: EmaJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     if metric == "fd":
         net, metric = judge_of(model, pack, device, log)
     if metric is None and job.length is None:
-        message = "no figure chooses an average: `train.best` is `none`, or no images are for validation"
+        message = "no metric chooses an average: `train.best` is `none`, or no images are for validation"
         raise UsageError(message, hint="say which: `--length 0.05`")
     model.on_step(step - 1)  # what anneals is where the training has left it
     ema = EMA(model, part.train.ema, partial(some_images, images, trained))

@@ -34,7 +34,7 @@ EARLIEST = 10  # step before which no clock is read
 KEYS = {"eval": "eval_every", "checkpoint": "checkpoint_every", "sample": "sample_every"}
 KINDS = frozenset(KEYS)
 WARM_UP, TIMED = 5, 50  # steps; the first ones choose kernels and compile
-KEPT = 0.1  # share of the time for pictures and validation
+KEPT = 0.1  # share of the time for images and validation
 LEAST = 0.5  # least share of the time for training, however long the preparation took
 AGREE_EVERY = 10  # steps between two agreements of the ranks, which cost a collective; 1 where steps are slow
 SLOW = 0.1  # seconds
@@ -124,7 +124,7 @@ def count_steps(
     began: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
-    """The number of steps that fit in the time without the tenth for pictures and validation, or in half of
+    """The number of steps that fit in the time without the tenth for images and validation, or in half of
     the time if less remains. 50 steps are timed at the start, and 50 from the start of late phases on, for at
     most a tenth of the time each. A call of every rank."""
     late = max(phase.start for phase in phases)

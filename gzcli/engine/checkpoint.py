@@ -32,8 +32,8 @@ from gzcli.version import __version__
 KEPT, KEPT_AT_THE_END = 2, 1  # default number of newest checkpoints of a training and of a finished run
 SAMPLED = CheckpointFolder.averaged.name  # the file that the best checkpoint of a finished run keeps
 FILES = (CheckpointFolder.weights.name, SAMPLED, CheckpointFolder.training.name)  # with checksums in `meta`
-OTHER = "remove the folder: the run then goes on from the checkpoint before it"
-ALONE = "it holds the averaged weights alone"
+OTHER = "remove the folder: the run then continues from the checkpoint before it"
+ALONE = "it contains the averaged weights alone"
 EXTRA = "_extra_state"  # nn.Module.get_extra_state: per-rank state
 
 
@@ -62,7 +62,7 @@ class SpaceRecord:
 
 @dataclass
 class Saved:
-    """Weights with all that is needed to sample from them, as one safetensors file holds them."""
+    """Weights with all that is needed to sample from them, as one safetensors file contains them."""
 
     weights: dict[str, Tensor]  # of the model's state dict
     part: Part  # the recipe of their training
@@ -139,7 +139,7 @@ def read(path: Path) -> Checkpoint:
         train = torch.load(path / CheckpointFolder.training, map_location="cpu", weights_only=True)
         missing = {"optimizers", "scaler", "ema_updates", "extra"} - set(train)
     except Exception as e:  # of pickle, zip and torch, which advises to load it without safety
-        raise DamagedError(f"`{path / 'train.pt'}` is no state of a training by gz", hint=OTHER) from e
+        raise DamagedError(f"`{path / 'train.pt'}` is not a state of a training by gz", hint=OTHER) from e
     if missing:
         raise DamagedError(f"`{path / 'train.pt'}` has no {', '.join(sorted(missing))}", hint=OTHER)
     meta = files.read_object(path / CheckpointFolder.meta)

@@ -141,7 +141,7 @@ def work_of(part: Part, info: DataInfo, stages: Stages | None = None) -> Work | 
             noise = RecordedNoise(part.train.batch_size, torch.zeros((), dtype=torch.int64))
             model = build(part, info, stages or {})
             return count_work(model, batch_of(model, micro_batch(part), noise), part)
-    except Exception:  # what a model, or a library of its own, does with tensors without values
+    except Exception:  # what a model, or its own library, does with tensors without values
         return None
 
 
@@ -191,7 +191,7 @@ def batch_of(model: Model, images: int, noise: RecordedNoise | BatchNoise) -> Ba
     x = torch.rand(images, *info.shape, device=device) * 2 - 1
     labels = (images, len(info.classes)) if info.multilabel else (images,)
     y = torch.zeros(labels, dtype=torch.int64, device=device) if info.classes else None
-    extra = {key: ["a picture"] * images if key == "caption" else x.clone() for key in model.needs}
+    extra = {key: ["an image"] * images if key == "caption" else x.clone() for key in model.needs}
     with torch.no_grad():
         return with_prepared(model, Batch(x, y, torch.arange(images, device=device), noise, extra))
 
@@ -293,7 +293,7 @@ def speed_of(model: Model, batch: Batch, part: Part, accelerator: Accelerator, l
         blank, fake, mode = without_values(model, batch)
         with ranks.alone(), shapes_only(mode):
             work = count_work(blank.train(), fake.rows(slice(micro_batch(part)), fake.noise), part)
-    except Exception as e:  # a figure that cannot be found must not end a training
+    except Exception as e:  # a metric that cannot be found must not end a training
         log.record(f"the operations of a step are not known: {type(e).__name__}: {e}")
         return Speed(images)
     plain = "fp32" if part.train.deterministic else "tf32"

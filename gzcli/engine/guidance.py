@@ -59,7 +59,7 @@ def is_wanted(trained: Trained) -> bool:
 
 
 def choose(trained: Trained, pack: Pack, log: Log) -> list[Figures]:
-    """The figures of each scale that was tried, in order; none where the judge tells nothing apart."""
+    """The metrics of each scale that was tried, in order; none where the judge tells nothing apart."""
     real = pack.images("val")[:VALIDATION]
     net = lenet(pack, device=trained.device, say=log.info) if len(real) >= SAMPLES else None
     if net is None or not net.alive:

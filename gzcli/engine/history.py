@@ -25,9 +25,9 @@ from gzcli.store.paths import user_dir
 from gzcli.store.runs import Run, has_shipped_loss
 
 PATIENCE = 5  # bad steps in a row after which the run is stopped
-RISEN, GAIN = 3, 0.1  # validations, and share of the gain, by which a figure has risen
+RISEN, GAIN = 3, 0.1  # validations, and share of the gain, by which a metric has risen
 EXPLODED = 1e6  # factor of the first loss (at least 1) beyond which a step is bad
-WATCHED = ("loss", "grad_norm")  # figures that must be finite
+WATCHED = ("loss", "grad_norm")  # metrics that must be finite
 
 
 class History:
@@ -83,7 +83,7 @@ class History:
             raise self.diverged(reason, step)
 
     def diverged(self, reason: str, step: int) -> DivergedError:
-        """The error of a run that cannot go on."""
+        """The error of a run that cannot continue."""
         have = self.run.saved_steps
         good = f"the last good checkpoint is of step {have[-1]}" if have else "there is no checkpoint yet"
         message = f"{reason} at step {step}; {good}"
@@ -124,7 +124,7 @@ class History:
         return filter(_is_validation, lines)
 
     def risen(self, metric: str, steps: int) -> int | None:
-        """The step since which a validation figure has risen, for a fifth of `steps`; None if it has not. The
+        """The step since which a validation metric has risen, for a fifth of `steps`; None if it has not. The
         last three validations are then all worse, by more than a tenth of the gain from the first one to the
         best."""
         name = f"val_{metric}"
@@ -138,7 +138,7 @@ class History:
         return lowest if all(value > bound for value in later[-RISEN:]) else None
 
     def reference(self, part: Part, step: int, metric: str) -> str | None:
-        """Where the reference run of this recipe stood at a step, in words; None where there is none, or the
+        """Where the reference run of this recipe stood at a step, in words; None if there is none, or the
         run's loss may be another one."""
         owner = self.run.owner
         if part.scale is None or not has_shipped_loss(owner):
@@ -187,11 +187,11 @@ class Trackers:
         self.open = {name: start_tracker(name, run, config, start) for name in names}
 
     def figures(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs figures of a step."""
+        """Logs metrics of a step."""
         self._each(lambda name, tracker: tracker.log(dict(values), step=step))
 
     def picture(self, step: int, path: Path) -> None:
-        """Logs the picture of samples of a step."""
+        """Logs the image of samples of a step."""
         self._each(lambda name, tracker: TRACKERS[name].show(tracker, path, step))
 
     def close(self) -> None:
@@ -204,7 +204,7 @@ class Trackers:
             try:
                 with redirect_stdout(sys.stderr):
                     do(name, tracker)
-            except Exception as e:  # a server that is gone, a full disk: the training goes on
+            except Exception as e:  # a server that is gone, a full disk: the training continues
                 del self.open[name]
                 self.log.warn(f"`{name}` does not track any more: {first_line(e)}")
 

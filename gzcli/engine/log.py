@@ -22,11 +22,11 @@ from gzcli.store.run_folder import Run
 if TYPE_CHECKING:
     from torch import Tensor
 
-WIDTH = 80  # columns of a line of losses, which figures of speed do not make longer
+WIDTH = 80  # columns of a line of losses, which metrics of speed do not make longer
 BAR = 56  # columns of a terminal that the bar takes beside its note
 FULL = 16_000_000  # bytes of `log.txt`, 150,000 lines of losses
 PLAIN_AFTER = 10.0  # seconds until the first line of a bar without a terminal; each next takes twice that
-LINES = 3  # parts of a run that have a line of losses where there is no terminal: `log.txt` has them all
+LINES = 3  # parts of a run that have a line of losses if there is no terminal: `log.txt` has them all
 
 
 class Log:
@@ -41,7 +41,7 @@ class Log:
         terminal = sys.stderr.isatty() and "CI" not in os.environ and os.environ.get("TERM") != "dumb"
         self.fancy = self.main and self.mode == "human" and terminal
         self._bar: Any = None
-        self.validated = ""  # the figures of the last validation, which stand in the next line of losses
+        self.validated = ""  # the metrics of the last validation, which are in the next line of losses
 
     def info(self, text: str, *, sparse: bool = False) -> None:
         """A line for people, in `log.txt` too."""
@@ -210,6 +210,6 @@ class Speed:
 
 
 def in_words(values: Mapping[str, float]) -> list[str]:
-    """The figures of `Speed.rates_at` as a line shows them, the most telling first."""
+    """The metrics of `Speed.rates_at` as a line shows them, the most telling first."""
     formats = {"mfu": "MFU {:.0%}", "tflops": "{:.3g} TFLOP/s", "images_s": "{:.3g} images/s"}
     return [text.format(values[name]) for name, text in formats.items() if name in values]

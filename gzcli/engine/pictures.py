@@ -24,7 +24,7 @@ APART = 12  # factor between ranges of scores from which an axis is logarithmic 
 def histograms(
     path: Path, tables: Mapping[str, Mapping[str, np.ndarray]], inside: str, results: list[dict[str, Any]]
 ) -> None:
-    """Writes a figure with a panel for each score: the share of each set's images in every bin, and below a
+    """Writes a metric with a panel for each score: the share of each set's images in every bin, and below a
     legend with the AUROC."""
     auroc = {(row["out"], row["score"]): row["auroc"] for row in results}
     scores = list(dict.fromkeys(row["score"] for row in results))
@@ -59,7 +59,7 @@ Scale = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndar
 
 def score_bins(sides: Sequence[np.ndarray], count: int = 50) -> tuple[np.ndarray, Scale | None]:
     """Edges [count + 1] of bins that show the scores of every set; and the scale of the axis with its
-    inverse, None where it is linear. The edges span the quantiles .005 … .995 of each set. Where this span is
+    inverse, None if it is linear. The edges span the quantiles .005 … .995 of each set. Where this span is
     more than `APART` times that of one set alone, equal bins would show that set as a single bar. The bins
     are then equal in arsinh((s − median) / w), w being an eighth of the span of the first set."""
     ranges = [np.quantile(values, [0.005, 0.995]) for values in sides]
@@ -93,7 +93,7 @@ def _apart(ticks: Sequence[float], forward: Callable[[Any], Any], bins: np.ndarr
 
 
 def sample_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
-    """Writes a figure of rows (title, images uint8 [N, C, H, W]), of which the first 16 are shown."""
+    """Writes a metric of rows (title, images uint8 [N, C, H, W]), of which the first 16 are shown."""
     limit = 16
     shape = {"figsize": (0.6 * limit, 0.95 * len(rows)), "squeeze": False, "layout": "constrained"}
     figure, axes = pyplot().subplots(len(rows), 1, **shape)
@@ -119,7 +119,7 @@ def loss_curve(folder: Path) -> None:
 
 
 def losses_figure(lines: Sequence[Mapping[str, Any]]) -> Any:
-    """The curves of recorded lines: losses by the left axis, validation as dots by the right one. The figure
+    """The curves of recorded lines: losses by the left axis, validation as dots by the right one. The metric
     belongs to no window, so that a notebook shows it once."""
     from matplotlib.figure import Figure
 
@@ -149,7 +149,7 @@ def pyplot() -> Any:
 
 
 def save_figure(figure: Any, path: Path, dpi: int = 110) -> None:
-    """Writes a figure as a PNG, whole or not at all, and closes it."""
+    """Writes a metric as a PNG, whole or not at all, and closes it."""
     from matplotlib.axis import Tick
     from matplotlib.text import Text
 

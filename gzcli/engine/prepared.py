@@ -1,6 +1,6 @@
 """The outputs of frozen models for every image, computed once and not in every epoch.
 
-With `data.latent` a model is trained on latents of an autoencoder in place of pixels (Rombach et al. 2022,
+With `data.latent` a model is trained on latents of an autoencoder instead of pixels (Rombach et al. 2022,
 arXiv:2112.10752): each image is encoded once into the cache, and samples of the model are decoded. The
 autoencoder is a run whose model has `to_latent` and `from_latent`, or an `AutoencoderKL` of diffusers, by
 folder or id. A latent of an `AutoencoderKL` is the mode of its posterior; with `data.latent_draw: sample`, as

@@ -40,7 +40,7 @@ class Row:
 
 
 def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
-    """One picture uint8 [H, W, C], C = 1 or 3, of blocks of rows of images, which are all of one size."""
+    """One image uint8 [H, W, C], C = 1 or 3, of blocks of rows of images, which are all of one size."""
     from PIL import Image, ImageDraw
 
     # names may come from data: replace characters that cannot be drawn
@@ -95,14 +95,14 @@ def enlarged(image: np.ndarray, scale: int, *, exact: bool = False) -> Any:
 
 
 def grid(images: np.ndarray, columns: int | None = None, caption: str = "") -> np.ndarray:
-    """Images uint8 [N, C, H, W] as one picture [H', W', C], as square as possible."""
+    """Images uint8 [N, C, H, W] as one image [H', W', C], as square as possible."""
     n, _, high, wide = images.shape
     return blocks([Row("", images)], columns or columns_of(n, high / wide), caption=caption)
 
 
 def of_samples(images: np.ndarray, labels: Tensor | None, classes: Sequence[str], caption: str) -> np.ndarray:
     """The sheet [H, W, C] of samples [n, C, H, W]: a column for each class, in bands one below the other
-    where there are many, else as square as possible."""
+    if there are many, else as square as possible."""
     n = len(images)
     turn = turn_of(labels, n)
     if labels is not None and turn > BAND:
@@ -120,7 +120,7 @@ def of_samples(images: np.ndarray, labels: Tensor | None, classes: Sequence[str]
 
 
 def blocks(kinds: Sequence[Row], columns: int, marks: Sequence[str] = (), caption: str = "") -> np.ndarray:
-    """The sheet [H, W, C] of several kinds of pictures of the same n images, one kind below the other."""
+    """The sheet [H, W, C] of several kinds of images of the same n images, one kind below the other."""
     starts = range(0, len(kinds[0].images), columns)
     rows = [[replace(kind, images=kind.images[i : i + columns]) for kind in kinds] for i in starts]
     rows[0][0] = replace(rows[0][0], marks=marks)
@@ -128,7 +128,7 @@ def blocks(kinds: Sequence[Row], columns: int, marks: Sequence[str] = (), captio
 
 
 def by_class(labels: Tensor | None, n: int, about: int, classes: Sequence[str]) -> tuple[int, Sequence[str]]:
-    """The number of columns for n images, near `about`, such that each column holds one class; and the
+    """The number of columns for n images, near `about`, such that each column contains one class; and the
     columns' names. There are no names where the labels do not repeat in a short cycle."""
     turn = turn_of(labels, n)
     columns = min(n, turn * max(1, round(about / turn)))
@@ -155,7 +155,7 @@ def turn_of(labels: Tensor | None, n: int) -> int:
 def caption_of(
     trained: Trained, do: str | None, seed: int, options: Mapping[str, Any], step: int | None = None
 ) -> str:
-    """The origin of a picture: model, set, length of the training, application, seed and options."""
+    """The origin of an image: model, set, length of the training, application, seed and options."""
     words = [trained.title, trained.part.data.name.rpartition("/")[2], f"step {step or trained.step:,}"]
     owner = trained.run.owner
     what = "CPU time" if owner.clock == "cpu" else "training"
@@ -167,7 +167,7 @@ def caption_of(
 
 
 def columns_of(n: int, ratio: float) -> int:
-    """The number of images in a row such that a picture of n images is about square."""
+    """The number of images in a row such that an image of n images is about square."""
     ideal = math.sqrt(n * ratio)
     full = [k for k in range(1, n + 1) if n % k == 0 and 0.69 <= k / ideal <= 1.45]
     far = {k: round(abs(math.log(k / ideal)), 9) for k in full}  # of two that are equally far the wider one
@@ -180,7 +180,7 @@ def under(row: Row) -> int:
 
 
 def fit_text(text: str, width: int, *, end: bool = False) -> str:
-    """The text, cut short with `…` where it is wider than `width` pixels."""
+    """The text, cut short with `…` if it is wider than `width` pixels."""
     length = font_of(FONT).getlength
     if length(text) <= width:
         return text

@@ -256,7 +256,7 @@ def losses(
 
 
 def draws_of(model: Model, batch: Batch, phase: str) -> list[Draw]:
-    """The draws of a loss, found without values. Raises what the loss raises where it needs values."""
+    """The draws of a loss, found without values. Raises what the loss raises if it needs values."""
     blank, part, mode = without_values(model, batch)
     with mode, ranks.alone():
         named_losses(blank, part, phase)

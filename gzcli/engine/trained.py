@@ -81,7 +81,7 @@ def load_model(run: Run, device: torch.device | str, checkpoint: str = "finished
 
 @contextmanager
 def _named(run: Run) -> Iterator[None]:
-    """Names the user's file in the errors of a run that came as one, in place of its copy in the cache."""
+    """Names the user's file in the errors of a run that came as one, instead of its copy in the cache."""
     try:
         yield
     except DamagedError as e:
@@ -129,7 +129,7 @@ def _check_sizes(saved: Saved) -> None:
     if beyond := [n for n in numbers if isinstance(n, int | float) and abs(n) > most]:
         raise DamagedError(
             f"the recipe in the weights' file has the number {beyond[0]:g}, and its largest tensor "
-            f"the side {most:,}: it is no recipe of these weights"
+            f"the side {most:,}: it is not a recipe of these weights"
         )
 
 
@@ -159,7 +159,7 @@ def weights_file(run: Run, checkpoint: str) -> Path:
         step = run.best.step
     else:
         message = f"no best checkpoint in `{run.checkpoints_folder}`"
-        hint = "it is chosen where `train.best` is not `none`; else `--checkpoint STEP`"
+        hint = "it is chosen where `train.best` is not `none`; otherwise `--checkpoint STEP`"
         raise MissingError(message, hint=hint)
     path = run.checkpoint(step).averaged
     if not path.exists():
@@ -173,7 +173,7 @@ def weights_file(run: Run, checkpoint: str) -> Path:
 
 def init_from(model: Model, part: Part, run: Run, log: Log) -> None:
     """Gives a new model of `run` the weights that `train.init` names: an earlier stage, another run, or a
-    safetensors file. Layers whose shape the data decide begin anew if these differ, and a line says so.
+    safetensors file. Layers whose shape the data decide begin again if these differ, and a line says so.
     Raises MissingError without weights, UsageError for those of another architecture."""
     file, present = _file_to_start_from(part, run), model.state_dict()
     try:
@@ -202,7 +202,9 @@ def init_from(model: Model, part: Part, run: Run, log: Log) -> None:
             raise UsageError(f"`train.init`: the weights of `{file}` have no layer of this `{part.model}`")
         some = ", ".join(f"`{name}`" for name in fresh[:NAMED]) + (" …" if len(fresh) > NAMED else "")
         why = f" ({', '.join(changed)})" if changed else ""
-        log.info(f"`train.init`: these layers begin anew{why}, {100 * share:.2g} % of the parameters: {some}")
+        log.info(
+            f"`train.init`: these layers begin again{why}, {100 * share:.2g} % of the parameters: {some}"
+        )
     try:
         checkpoints.load(model, weights | own | checkpoints.extra_of(present))
     except RuntimeError as e:
@@ -234,7 +236,7 @@ def _file_to_start_from(part: Part, run: Run) -> Path:
         raise MissingError(f"`train.init`: no weights at `{file}`", hint=parent or "gz runs list")
     if parent and checksum(file) != parent.rpartition(":")[2]:
         message = f"`train.init`: `{file}` is no longer `{parent.partition(' ')[0]}`"
-        raise MissingError(message, hint="put those weights back, or set `train.init` anew")
+        raise MissingError(message, hint="put those weights back, or set `train.init` again")
     return file
 
 
@@ -255,7 +257,7 @@ def _changes(earlier: DataInfo, data: DataInfo) -> list[str]:
         "pixels": (earlier.shape[1:], data.shape[1:]),
     }
     words = lambda value: "×".join(map(str, value)) if isinstance(value, tuple) else value  # noqa: E731
-    return [f"{words(now)} {n} in place of {words(was)}" for n, (was, now) in pairs.items() if was != now]
+    return [f"{words(now)} {n} instead of {words(was)}" for n, (was, now) in pairs.items() if was != now]
 
 
 def _check_architecture(
@@ -286,7 +288,7 @@ def _check_architecture(
     if 2 * sum(twin[name].numel() for name in shared) < numbers or any(
         padded[name].shape != twin[name].shape for name in shared
     ):
-        there = ", ".join(f"`model.{key}` {was} in place of {now}" for key, (was, now) in differ.items())
+        there = ", ".join(f"`model.{key}` {was} instead of {now}" for key, (was, now) in differ.items())
         raise UsageError(
             f"the weights that `train.init` names are of another architecture than this `{part.model}`",
             hint=f"they have {there}",
@@ -316,7 +318,7 @@ class LatentSpace:
         return within(self.autoencoder.from_latent(z / self.scale.to(z) + self.shift.to(z)))
 
     def info(self, data: DataInfo) -> DataInfo:
-        """The description of such data for a model on latents: their shape in place of the images'."""
+        """The description of such data for a model on latents: their shape instead of the images'."""
         device = next(self.autoencoder.parameters()).device
         shape = tuple(self.encode(torch.zeros(1, *self.record.shape, device=device)).shape[1:])
         return replace(data, shape=shape, levels=None)
@@ -354,7 +356,7 @@ def find_autoencoder(name: str, device: torch.device | str) -> tuple[Any, DataIn
     try:
         vae = AutoencoderKL.from_pretrained(folder, use_safetensors=True, local_files_only=True)
     except (OSError, ValueError) as e:
-        message = f"`data.latent`: `{folder}` holds no `AutoencoderKL` in safetensors: {e}"
+        message = f"`data.latent`: `{folder}` contains no `AutoencoderKL` in safetensors: {e}"
         raise MissingError(message) from e
     (weights,) = folder.glob("*model.safetensors")
     return DiffusersVAE(vae.to(device).eval().requires_grad_(False)), None, checksum(weights)
@@ -412,7 +414,7 @@ class Trained:
         """The labels that an application takes, by their keywords.
 
         labels: those that were named, or None.
-        y: those of the images, or None where they are unknown. They take the place of `labels` in an
+        y: those of the images, or None if they are unknown. They take the place of `labels` in an
           application that does not tell the two apart, because its outputs keep the class of their images.
 
         Raises UsageError for labels that the application or the model does not take.

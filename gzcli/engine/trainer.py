@@ -47,7 +47,7 @@ from gzcli.store.runs import Run
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-GRID, LAST_GRID = 36, 64  # samples of a picture during training, and at its end
+GRID, LAST_GRID = 36, 64  # samples of an image during training, and at its end
 CHECK = 50  # steps between two checks whether the loss is finite, if a check waits for other ranks or a GPU
 
 
@@ -82,7 +82,7 @@ class Trainer:
         self.history = History(run, log, self.device)
         self.trained = Trained(run, unsharded or self.model, self.info, part, self.device, 0, self.space)
         self.built_on = built_on(run, card)  # sha256 of the weights of each stage below this one
-        # a resumed run keeps its figure
+        # a resumed run keeps its metric
         chosen = self.run.best.metric.removesuffix("_lite") if self.run.best else self.train.best
         self.metric = ranks.agree(best_metric(self.model, chosen, pack, self.train.minutes))
         if self.train.patience and not self.metric:
@@ -114,7 +114,7 @@ class Trainer:
         self.cadence = Cadence(train, self.steps, agree=ranks.agree, clock=clock)
         if self.start and ranks.agree(self.run.status().get("ended_by_patience")) == self.start:
             self.end = self.start
-        if self.start >= self.end:  # stopped between its last checkpoint and its final picture
+        if self.start >= self.end:  # stopped between its last checkpoint and its final image
             validated = ranks.agree(self.history.validated(self.end))
             self.pause(self.end, KINDS - {"eval"} if validated else KINDS)
             return
@@ -367,7 +367,7 @@ class Trainer:
         return meta["step"]
 
     def evaluate(self, done: int, metric: str) -> None:
-        """Validates, saves a checkpoint if it is the best so far, and records the figures last: a resumed run
+        """Validates, saves a checkpoint if it is the best so far, and records the metrics last: a resumed run
         validates again if they are missing."""
         with self.ema.evaluating():
             packs: dict[str, Pack] = {"pack": self.pack, "data": self.images.pack}
@@ -397,7 +397,7 @@ class Trainer:
             self.log.info(reference, sparse=unfinished)
 
     def risen_since(self, best: Best) -> int | None:
-        """The step since which the validation loss has risen, or the figure that chooses the best."""
+        """The step since which the validation loss has risen, or the metric that chooses the best."""
         return self.history.risen(self.model.watched or best.metric, self.steps)
 
     def get_net(self) -> None:

@@ -1,4 +1,4 @@
-"""The figures of a model on validation images, one of which chooses the best weights."""
+"""The metrics of a model on validation images, one of which chooses the best weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gzcli.metrics.quality.neighbours import FAR, prdc
 from gzcli.models.base import Model, named_losses
 from gzcli.models.nn import double, full_fp32
 
-VALIDATION = 2000  # validation images that figures are computed of, at most
+VALIDATION = 2000  # validation images that metrics are computed of, at most
 EVAL_BATCH = 100  # images of a batch of them
 SAMPLES = 200  # of a model that draws by many calls, as are compared with them
 FEWEST = 200  # of them, with which samples are compared; a distance to fewer is mostly noise
@@ -32,8 +32,8 @@ PATIENT = 10.0  # minutes of a run that trains the judge of its data set, which 
 
 
 def best_metric(model: Model, choice: str, pack: Pack, minutes: float | None = None) -> str | None:
-    """The figure that selects the best checkpoint: "bpd", "fd", "loss" or None; "auto": the model's choice.
-    A model with a `watched` figure falls back to it if its samples cannot be judged: there are fewer than
+    """The metric that selects the best checkpoint: "bpd", "fd", "loss" or None; "auto": the model's choice.
+    A model with a `watched` metric falls back to it if its samples cannot be judged: there are fewer than
     FEWEST validation images, or no judge yet and less than PATIENT `minutes` for the run."""
     n = len(pack.images("val"))
     if choice == "none" or n == 0:
@@ -120,7 +120,7 @@ def distances(
     """Figures of samples against validation images: the Fréchet distance, by a name; `distance`, that of
     pairs of samples as a share of that of pairs of real images; and, where the net knows the classes,
     `classes`, the entropy of the samples' classes as a share of that of real images. A model with a `watched`
-    figure draws a few hundred samples, as each takes many calls, and has `recall` too."""
+    metric draws a few hundred samples, as each takes many calls, and has `recall` too."""
     real = pack.images("val")[:VALIDATION]
     n = min(len(real), SAMPLES) if trained.model.watched else len(real)
     images = sampler.draw(trained, n, warn=warn)

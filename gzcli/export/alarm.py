@@ -1,5 +1,5 @@
 """An alarm that needs neither gz nor torch: its models as one ONNX graph, its held-out scores as a table, and
-a script that judges pictures by them.
+a script that judges images by them.
 
 The graph takes images uint8 [N, C, H, W] and returns `score` [N, K] of K models and, of most methods, `map`
 [N, H, W]. The false-alarm rate is in none of the files: it is an argument of the script.
@@ -205,7 +205,7 @@ def graph_of(models: Sequence[Fitted], shape: Shape) -> Any:
 def write(alarm: Calibrated, shape: Shape, fit: Fit, folder: Path, facts: dict[str, Any]) -> list[str]:
     """Writes the files of an alarm on images of a shape into a folder. Returns their names.
 
-    fit: how pictures of another shape are resized.
+    fit: how images of another shape are resized.
     facts: of `alarm.json`, besides what the script reads.
     """
     check(fit)
@@ -233,7 +233,7 @@ def check(fit: Fit) -> None:
         message = f"an exported alarm needs {' and '.join(missing)}"
         raise MissingError(message, hint='pip install "gzcli[onnx]"')
     if fit not in ("crop", "stretch"):
-        message = f"an exported alarm does not resize pictures by `data.fit: {fit}`"
+        message = f"an exported alarm does not resize images by `data.fit: {fit}`"
         raise UsageError(message, hint="`data.fit: crop` or `stretch`")
 
 

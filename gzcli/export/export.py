@@ -68,7 +68,7 @@ def to_diffusers(trained: Trained, out: str, log: Log) -> dict[str, Any]:
     """Writes a folder that diffusers loads. Returns the class of its pipeline and what to call next.
 
     A model can be exported if it has a method `to_diffusers`. That returns a pipeline, or any object with
-    `save_pretrained`. The object may have two attributes: `loaded_by`, the call that loads it, where that is
+    `save_pretrained`. The object may have two attributes: `loaded_by`, the call that loads it, if that is
     not its class's `from_pretrained`; and `usage`, what to call next. Both are printed, and written into the
     folder's README.md.
 
@@ -156,7 +156,7 @@ def _shared(part: Part, data: str, with_latent: bool) -> Part:
 
 
 def _whole(owner: Run, texts: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    """The recipe of a run in several parts: the stages each with a whole recipe of its own."""
+    """The recipe of a run in several parts: the stages each with its own whole recipe."""
     trees = {name: json.loads(text["recipe"]) for name, text in texts.items()}
     stages = {name.partition("/")[2]: tree for name, tree in trees.items() if name.startswith(STAGES)}
     last = list(trees.values())[-1]
@@ -178,7 +178,7 @@ def card_of(trained: Trained, job: ExportJob) -> dict[str, Any]:
     owner, name, images = trained.run.owner, trained.part.model, trained.images
     env = owner.environment
     model, noted, parts = catalog.card_of(trained.run, name), env.get("data") or {}, owner.stages or [owner]
-    about = {"title": "pictures of whoever trained it", "licence": "not stated", "citation": "not published"}
+    about = {"title": "images of whoever trained it", "licence": "not stated", "citation": "not published"}
     if spec := SPECS.get(owner.data):
         about = {key: getattr(spec, key) for key in about}
     return {
@@ -215,12 +215,12 @@ def _command(words: list[str]) -> str:
 
 
 def figures(trained: Trained) -> list[dict[str, Any]]:
-    """The figures of the run by its newest `gz bench` and by the last validation of its training,
+    """The metrics of the run by its newest `gz bench` and by the last validation of its training,
     [{name, value, on, n, from}]."""
     owner, step = trained.run.owner, trained.step
     benched: tuple[dict[str, Any], dict[str, Any]] = {}, {}
     for file in sorted(user_dir("bench").glob("*/result.json"), key=lambda f: f.stat().st_mtime):
-        with suppress(DamagedError), files.reading(file):  # the figures of a damaged one are left out
+        with suppress(DamagedError), files.reading(file):  # the metrics of a damaged one are left out
             result = jobs.result_of(file.parent, "bench")
             for row in result["rows"]:
                 if row.get("run") == owner.id and row.get("step") == step:
@@ -246,7 +246,7 @@ def contact_sheet(images: np.ndarray) -> np.ndarray:
 
 
 def preview(trained: Trained) -> bytes | None:
-    """A PNG of samples; for a model of pictures or texts the last one of its training, or None without
+    """A PNG of samples; for a model of images or texts the last one of its training, or None without
     one."""
     from PIL import Image
 

@@ -265,7 +265,7 @@ def step_of(trained: Trained, options: Mapping[str, Any]) -> tuple[dict[str, Any
     if family := next((part for part in card if part in NONE_YET), None):
         raise Unportable(f"it makes {NONE_YET[family]}")
     if hasattr(model, "sources"):
-        raise Unportable("it makes images of pictures")
+        raise Unportable("it makes images of images")
     if options.get("weak"):
         raise Unportable("it is guided by another run")
     y = spread_labels(None, BATCH, trained.info, trained.device) if model.conditional else None
@@ -300,7 +300,7 @@ def trace_sampler(
             result = model.sample(1, noise=units, progress=no_progress, **options)
         size = units.count
     if not settings:
-        raise Unportable("it calls its network in a way of its own")
+        raise Unportable("it calls its network in its own way")
     if tuple(settings.get("interval", (0.0, 1.0))) != (0.0, 1.0):
         raise Unportable("its guidance acts within an interval of times alone")
     return units.program, terms(result), settings

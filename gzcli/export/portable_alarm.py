@@ -1,4 +1,4 @@
-"""python judge.py FOLDER [--fpr 1%] [--json]: exit code 6 if a picture is flagged, else 0; 2: an error"""
+"""python judge.py FOLDER [--fpr 1%] [--json]: exit code 6 if an image is flagged, else 0; 2: an error"""
 
 import argparse
 import json
@@ -27,9 +27,9 @@ def read(path: Path, shape: list[int], fit: str) -> np.ndarray:
 def main(here: Path = Path(__file__).resolve().parent) -> int:
     import onnxruntime
 
-    parser = argparse.ArgumentParser(description="Judges pictures by an exported alarm.")
-    parser.add_argument("pictures", type=Path, help="a folder, or a picture")
-    parser.add_argument("--fpr", default="1%", help="share of good pictures that may be flagged")
+    parser = argparse.ArgumentParser(description="Judges images by an exported alarm.")
+    parser.add_argument("pictures", type=Path, help="a folder, or an image")
+    parser.add_argument("--fpr", default="1%", help="share of good images that may be flagged")
     parser.add_argument("--json", action="store_true")
     chosen, spec = parser.parse_args(), json.loads((here / "alarm.json").read_text())
     fpr = float(chosen.fpr.rstrip("%")) / (100 if chosen.fpr.endswith("%") else 1)
@@ -51,7 +51,7 @@ def main(here: Path = Path(__file__).resolve().parent) -> int:
         files.append({"file": str(path), "p": p, "flagged": flagged})
         print(*([] if chosen.json else [f"{p:.4f} {' !'[flagged]} {path}\n"]), end="")
     seconds = (time.perf_counter() - began) / max(1, len(files))
-    print(f"{count} of {len(files)} flagged (!), {seconds:.4f} s a picture", file=sys.stderr)
+    print(f"{count} of {len(files)} flagged (!), {seconds:.4f} s an image", file=sys.stderr)
     print(*([json.dumps({"fpr": fpr, "flagged": count, "files": files})] if chosen.json else []), end="")
     return 2 if not files else 6 if count else 0
 

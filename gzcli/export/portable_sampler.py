@@ -3,7 +3,7 @@
     pip install numpy onnxruntime pillow
     python sample.py -n 16 --seed 0 --label 3
 
-It stands beside `model.json`, which says what is drawn and computed in which order, and the networks as ONNX.
+It is beside `model.json`, which says what is drawn and computed in which order, and the networks as ONNX.
 The images are those of `gz sample` in fp32 of the same seed: noise is a function of (seed, image, draw).
 """
 

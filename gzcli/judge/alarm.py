@@ -1,4 +1,4 @@
-"""`gz ood --input`: which single pictures are no images of the set that a model was trained on."""
+"""`gz ood --input`: which single images are no images of the set that a model was trained on."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ from gzcli.store.runs import Run
 
 USUAL = 32  # held-out images whose maps say what is usual
 BRIGHT = 0.995  # the quantile of a map that has the brightest colour
-SHOWN, COLUMNS = 16, 8  # pictures of each kind on the sheet, and in a row of it
+SHOWN, COLUMNS = 16, 8  # images of each kind on the sheet, and in a row of it
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Scores of pictures and of the held-out images that they are compared with, by a run or by a method
+    """Scores of images and of the held-out images that they are compared with, by a run or by a method
     without training.
 
-    scores: of pictures, by K models [N, K] each; of a run K is 1.
+    scores: of images, by K models [N, K] each; of a run K is 1.
     held_out: of held-out images [n], each by the model `fold` [n] that it was not fitted to.
-    spread: of a picture's score over draws of noise, [N] each; {} of one draw.
-    maps: those of the pictures at some positions, in false colours, as `heat_maps`.
+    spread: of an image's score over draws of noise, [N] each; {} of one draw.
+    maps: those of the images at some positions, in false colours, such as `heat_maps`.
     """
 
     facts: Mapping[str, Any]
@@ -111,13 +111,13 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
 
 
 def open_pictures(job: AlarmJob, form: Mapping[str, Any], log: Log) -> Pack:
-    """The user's pictures, all in the split `test`, in the form of the in-distribution set."""
+    """The user's images, all in the split `test`, in the form of the in-distribution set."""
     source = OwnSet(Path(job.input), form=Form(skip_bad=True, layout="flat"))
     return open_pack(source, **form, foreign=True, say=log.info)
 
 
 def by_run(job: AlarmJob, device: torch.device, log: Log) -> Compared:
-    """By the scores of a run. That of a picture or of a held-out image is the mean over several draws of
+    """By the scores of a run. That of an image or of a held-out image is the mean over several draws of
     noise, seeded by its pixels. No score was fitted on these held-out images."""
     scoring = Scoring(job, device, log)
     trained = scoring.trained
@@ -192,7 +192,7 @@ def by_method(job: AlarmJob, log: Log) -> Compared:
 
 
 def calibrate(job: AlarmJob, scoring: Scoring) -> tuple[Pick, Pick]:
-    """The held-out images that pictures are compared with, in random order, and those that scores are fitted
+    """The held-out images that images are compared with, in random order, and those that scores are fitted
     on; takes the score of an alarm. Raises UsageError where there are too few for the rate."""
     needed = conformal.fewest(job.fpr, 1 if scoring.is_free else len(scoring.names))
     held_out, fitted = split_held_out(scoring.home, is_good_test(locate(job.ins), job.verb), needed)
@@ -211,7 +211,7 @@ def calibrate(job: AlarmJob, scoring: Scoring) -> tuple[Pick, Pick]:
 
 
 def split_held_out(home: Pack, with_test: bool = True, needed: int = 0) -> tuple[Pick, Pick]:
-    """The held-out images that pictures are compared with, in random order, and those that scores are fitted
+    """The held-out images that images are compared with, in random order, and those that scores are fitted
     on: 500, or a quarter; training images where fewer than the `needed` ones would be left. Held out are the
     validation images and, `with_test`, the test images; these alone of a tiny set without others. Raises
     UsageError for a set without either."""
@@ -219,7 +219,7 @@ def split_held_out(home: Pack, with_test: bool = True, needed: int = 0) -> tuple
     split = "+".join(["val"] * bool(counts["val"]) + ["test"] * (with_test or not counts["val"]))
     total = count_of(home, split)
     if not total:
-        none = "neither validation nor test images to compare pictures with"
+        none = "neither validation nor test images to compare images with"
         raise UsageError(f"`{home.meta.name}` has {none}")
     order = np.random.default_rng(0).permutation(total)
     k = min(FIT, total // 4)
@@ -258,9 +258,9 @@ def chosen_in_words(scoring: Scoring) -> list[str]:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The outcome for one picture, by the ranks of its scores among those of held-out images."""
+    """The outcome for one image, by the ranks of its scores among those of held-out images."""
 
-    i: int  # position among the pictures
+    i: int  # position among the images
     file: str
     scores: dict[str, float]  # infinite where the model overflows
     spread: dict[str, float]  # standard deviations over the draws of noise; {} of one draw
@@ -281,7 +281,7 @@ def finite(values: Mapping[str, float]) -> dict[str, float | None]:
 def verdicts_of(
     made: Compared, fpr: float, labels: Sequence[str]
 ) -> tuple[list[Verdict], dict[str, tuple[float, float]]]:
-    """The verdicts at a false-alarm rate, the strangest picture first, and the lower and upper threshold of
+    """The verdicts at a false-alarm rate, the strangest image first, and the lower and upper threshold of
     each score alone. A score that is not finite counts as higher than any: no held-out image has one."""
     by_models = {name: np.where(np.isnan(values), np.inf, values) for name, values in made.scores.items()}
     scores = {name: values.mean(1) for name, values in by_models.items()}
@@ -321,25 +321,25 @@ def notes(
         least = np.ceil(1000 * 2 * count / (n + 1)) / 10
         lines.append(
             f"{n:,} held-out images are too few to flag at {100 * job.fpr:.3g} % what is unusual by "
-            f"being simple, as a blank picture is: `--fpr {least:g}%` does"
+            f"being simple, as a blank image is: `--fpr {least:g}%` does"
         )
     if overflown := sum(not all(map(math.isfinite, verdict.scores.values())) for verdict in verdicts):
         lines.append(
-            f"{counted(overflown, 'picture')} with a score that is not finite: the model overflows, "
+            f"{counted(overflown, 'image')} with a score that is not finite: the model overflows, "
             "so it counts as higher than that of any held-out image"
         )
     return lines
 
 
 def shown_map(scoring: Scoring) -> str:
-    """The map that is shown: the local one where it is a score, else that of the first score with one."""
+    """The map that is shown: the local one if it is a score, else that of the first score with one."""
     model, names = scoring.trained.model, scoring.names
     return LOCAL if LOCAL in names else map_of(model, names, scoring.trained.name)
 
 
 def heat_maps(scoring: Scoring, name: str, pictures: Pick, usual: Pick) -> dict[int, np.ndarray]:
-    """The maps of the strangest pictures, or of all with `--png`, by their position: false colours, uint8
-    [3, H, W], in the pictures' size. Colours are scaled so that maps of `usual` images stay dark."""
+    """The maps of the strangest images, or of all with `--png`, by their position: false colours, uint8
+    [3, H, W], in the images' size. Colours are scaled so that maps of `usual` images stay dark."""
     job: Any = scoring.job
     maps_of = maps_by(scoring, name)
     chosen = pictures if job.png else replace(pictures, index=pictures.index[:SHOWN])
@@ -348,7 +348,7 @@ def heat_maps(scoring: Scoring, name: str, pictures: Pick, usual: Pick) -> dict[
 
 
 def maps_by(scoring: Scoring, name: str) -> Callable[[Pick], np.ndarray]:
-    """The local map, or a map of the model by this name, a function of pictures: float [N, H, W] in their
+    """The local map, or a map of the model by this name, a function of images: float [N, H, W] in their
     size and order. Each process computes its share. A local map is the mean over the draws of noise."""
     trained = scoring.trained
     scorers = scoring.scorers if name == LOCAL else scoring.scorers[:1]
@@ -376,7 +376,7 @@ def quantiles(maps: np.ndarray) -> np.ndarray:
 
 
 def heat(maps: np.ndarray, usual: float) -> np.ndarray:
-    """Maps [N, H, W] as pictures in false colours, uint8 [N, 3, H, W]. Black is 0 or less. The brightest
+    """Maps [N, H, W] as images in false colours, uint8 [N, 3, H, W]. Black is 0 or less. The brightest
     colour is the `BRIGHT` quantile of the map or `usual`, whichever is larger, and any value that is not
     finite."""
     from matplotlib import colormaps
@@ -389,7 +389,7 @@ def heat(maps: np.ndarray, usual: float) -> np.ndarray:
 
 
 def overview(pictures: Pack, verdicts: Sequence[Verdict], maps: Mapping[int, np.ndarray]) -> np.ndarray:
-    """A sheet of the flagged pictures and of the others, the strangest first, with their maps below."""
+    """A sheet of the flagged images and of the others, the strangest first, with their maps below."""
     blocks = []
     for kind in ("flagged", "not flagged"):
         every = [verdict for verdict in verdicts if verdict.flagged == (kind == "flagged")]

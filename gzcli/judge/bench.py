@@ -51,8 +51,8 @@ from gzcli.store.paths import cache_dir
 from gzcli.store.png import save_png
 from gzcli.store.runs import Run
 
-SHOWN = 16  # images of a contestant in the picture of all
-COPIES = 10  # samples of a contestant in the picture of those nearest to a training image
+SHOWN = 16  # images of a contestant in the image of all
+COPIES = 10  # samples of a contestant in the image of those nearest to a training image
 SMALL = 10_000  # number of images below which FID is biased upwards
 BANK = 50_000  # most training images that are searched for copies
 LPIPS_SIDE = 16  # shortest side in pixels, as VGG16 halves it four times
@@ -123,19 +123,19 @@ def brief(values: Mapping[str, float]) -> str:
 
 @dataclass
 class Floor:
-    """The figures of real images in place of samples."""
+    """The metrics of real images instead of samples."""
 
     n: int  # of the samples
     images: int  # of the real ones, which may be fewer
     drawn: str  # "random", or evenly by "label" or "cluster"
     figures: Figures = field(default_factory=dict)
-    draws: dict[str, list[float]] = field(default_factory=dict)  # of each figure that has many
+    draws: dict[str, list[float]] = field(default_factory=dict)  # of each metric that has many
     levels: list[int | None] = field(default_factory=list)  # grey levels so far
 
 
 class Judge:
     """The judge of a bench: the figures of images, and of the models that drew them, by the chosen metrics
-    against a data set's real images; and its floor, the same figures of real images in place of samples.
+    against a data set's real images; and its floor, the same figures of real images instead of samples.
     Metrics read its attributes."""
 
     def __init__(self, pack: Pack, names: Sequence[str], job: BenchJob, device: torch.device, log: Log):
@@ -226,10 +226,10 @@ class Judge:
         return training_speed(trained.run.path)
 
     def mark(self, levels: int | None) -> str:
-        """The suffix of figures at other grey levels than the data set's, as `@32`."""
+        """The suffix of metrics at other grey levels than the data set's, such as `@32`."""
         return "" if levels in (None, self.pack.meta.levels) else f"@{levels}"
 
-    # ------------------------------------------------------------------------ figures
+    # ------------------------------------------------------------------------ metrics
 
     def compared(
         self, images: ImageSet, real: ImageSet, chosen: Sequence[Metric], *, intervals: bool = True
@@ -251,7 +251,7 @@ class Judge:
         return figures | self._of_images(images, "draws", chosen=chosen)
 
     def of_model(self, contestant: Contestant, *, sampler_only: bool) -> Figures:
-        """The figures of a contestant's model itself, on the first rank. A call of every rank."""
+        """The metrics of a contestant's model itself, on the first rank. A call of every rank."""
         figures: Figures = {}
         for metric in self.metrics:
             applies = (metric.distributed or not ranks.rank()) and (metric.of_sampler or not sampler_only)
@@ -270,7 +270,7 @@ class Judge:
         return {name + self.mark(levels): value for name, value in figures.items()}
 
     def _named(self, name: str) -> str:
-        """A figure's name, with the suffix `_rot` if its LeNet was trained to classify rotations."""
+        """A metric's name, with the suffix `_rot` if its LeNet was trained to classify rotations."""
         of_lenet = name in ("fd", "fd_inf") or name.endswith("_lenet")
         rotated = of_lenet and self.lenet and self.lenet.rotations
         return f"{name.removesuffix('_lenet')}_rot" if rotated else name
@@ -278,7 +278,7 @@ class Judge:
     # ------------------------------------------------------------------------ the floor
 
     def floor(self, entry: Contestant) -> Floor:
-        """The figures of real images that were drawn as those of a contestant, at the grey levels of all
+        """The metrics of real images that were drawn as those of a contestant, at the grey levels of all
         contestants so far that were drawn so."""
         n, strata, levels = len(entry), entry.strata, entry.levels
         key = n, entry.layout
@@ -310,7 +310,7 @@ class Judge:
         return self.first_draws[key]
 
     def _draws(self, n: int, levels: int | None, strata: Strata | None) -> dict[str, list[float]]:
-        """The cheap figures of many draws of n real images. They are cached, as every run of a league needs
+        """The cheap metrics of many draws of n real images. They are cached, as every run of a league needs
         them and those of many images take minutes."""
         cheap = [metric for metric in self.metrics if metric.cheap]
         nets = [judge.hash for judge in self.living.values()]
@@ -374,7 +374,7 @@ class Judge:
             figures, images = brief(rows[-1]["metrics"]), entry.images.images
             if figures:
                 self.say(f"{entry.name}: {figures}")
-            # images of a folder often lie in the order of their classes
+            # images of a folder often are in the order of their classes
             n, rng = len(images), np.random.default_rng(0)
             order = np.arange(n) if entry.trained else rng.permutation(n)
             lines.append((f"{entry.name}   {figures}", images[order[:SHOWN]]))
@@ -438,7 +438,7 @@ class Judge:
         }
 
     def excesses(self, figures: Figures, floor: Floor) -> dict[str, list[float | None]]:
-        """How much worse than its floor each figure is, with its interval."""
+        """How much worse than its floor each metric is, with its interval."""
         differences = {
             name: excess(figure, floor.figures[name], way)
             for name, figure in figures.items()
@@ -478,7 +478,7 @@ class Judge:
         sizes = list(dict.fromkeys(floor.n for floor in floors))
         install = "" if "lite" in self.spaces else f"; `{pretrained.INSTALL}` has others"
         for name in [name for name in self.judges if name not in self.living]:
-            lines.append(f"{self.judges[name].is_dead(name)}: its figures are left out{install}")
+            lines.append(f"{self.judges[name].is_dead(name)}: its metrics are left out{install}")
         for n in sizes:
             if biased := self.biased(n):
                 reason = (
@@ -554,7 +554,7 @@ class Judge:
 
 
 def read_draws(path: Path) -> dict[str, list[float]]:
-    """The figures of the draws of a floor in a file of the cache."""
+    """The metrics of the draws of a floor in a file of the cache."""
     draws = files.read_json(path)
     with files.reading(path):
         return {name: list(map(float, values)) for name, values in draws.items()}

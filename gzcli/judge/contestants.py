@@ -60,7 +60,7 @@ class Contestant:
 
     @cached_property
     def levels(self) -> int | None:
-        """Grey levels of the images. None where they have those of the set: of images from elsewhere, and of
+        """Grey levels of the images. None if they have those of the set: of images from elsewhere, and of
         a binary model that draws the means of its pixels."""
         levels = self.trained.images.levels if self.trained else None
         return None if levels == 2 and not np.isin(self.images.images, (0, 255)).all() else levels
@@ -154,7 +154,7 @@ def read(name: str, pack: Pack, form: PackOptions, n: int, log: Log) -> Contesta
     if total < FEWEST:
         raise UsageError(f"`{name}` holds {total} images", hint=f"at least {FEWEST} can be compared")
     channels, height, width = images_pack.meta.shape
-    text = f"taken as {total:,} {'grey' if channels == 1 else 'colour'} pictures of {width}×{height}"
+    text = f"taken as {total:,} {'grey' if channels == 1 else 'colour'} images of {width}×{height}"
     if images_pack.meta.resized and (before := facts_of(source)):
         text += f", resized from {before.width}×{before.height}"
     if images_pack.meta.source_channels != channels:
@@ -184,11 +184,11 @@ def common_form(models: list[Trained], pack: Pack | None = None) -> PackOptions:
         size, first_size = by_sides(run.images.shape), by_sides(first.images.shape)
         why, criterion = f"`{run.run.id}` has images of {size}, `{first.run.id}` of {first_size}", "size"
         if run.images.shape == first.images.shape:
-            came = f"pictures came to `{run.run.id}` by `data.fit: {run.part.data.fit}`"
+            came = f"images came to `{run.run.id}` by `data.fit: {run.part.data.fit}`"
             why, criterion = f"{came}, to `{first.run.id}` by `{first.part.data.fit}`", "fit"
         if run.form != first.form:
             hint = f"run `gz bench` once for each {criterion}"
-            raise UsageError(f"{why}: their figures are not comparable", hint=hint)
+            raise UsageError(f"{why}: their metrics are not comparable", hint=hint)
     return first.form
 
 

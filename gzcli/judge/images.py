@@ -29,7 +29,7 @@ BANK = 10_000  # most training images that scores are fitted on or search for ne
 @dataclass(frozen=True)
 class Pick:
     """Some images of a split, as batches that can be read several times. `batches` sets grey levels and
-    device to a run's. A slice `pick[i:j]` holds the batches i … j − 1."""
+    device to a run's. A slice `pick[i:j]` contains the batches i … j − 1."""
 
     pack: Pack
     split: str  # "train", "val" or "test"; of "val+test" one after the other
@@ -91,7 +91,7 @@ def count_of(pack: Pack, split: str) -> int:
 
 
 def fitting_pick(pack: Pack) -> Pick:
-    """The held-out images that scores are fitted on where nothing is calibrated; without any, training
+    """The held-out images that scores are fitted on if nothing is calibrated; without any, training
     images."""
     split = "val" if pack.meta.counts["val"] else "train"
     return Pick(pack, split, subset(pack.meta.counts[split], FIT))
@@ -107,7 +107,7 @@ def fitting_images(run: Trained, held_out: Pick, *, size: int, seed: int) -> tup
 
 
 def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -> list[str]:
-    """Notes on how a figure's images were read, and how they differ from those of the set."""
+    """Notes on how a metric's images were read, and how they differ from those of the set."""
     lines = []
     for name, pack in packs.items():
         lines += [f"`{name}`: {note}" for note in pack.meta.notes]
@@ -116,9 +116,9 @@ def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -
         if channels != pack.meta.source_channels:
             changes.append("made grey" if channels == 1 else "made RGB")
         if changes:
-            lines.append(f"figures of `{name}` are of its images {' and '.join(changes)}")
+            lines.append(f"metrics of `{name}` are of its images {' and '.join(changes)}")
     if levels == 2:
-        draw = "figures of a binary model are of binarised images, one draw with a fixed seed"
+        draw = "metrics of a binary model are of binarised images, one draw with a fixed seed"
         lines.append(f"{draw}; {but}" if but else draw)
     return lines
 

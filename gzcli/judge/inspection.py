@@ -37,8 +37,8 @@ from gzcli.store import files
 from gzcli.store.jobs import InspectJob
 from gzcli.store.png import save_png
 
-AT_ONCE = 64  # pictures that are scored together
-SHOWN = 8  # pictures of each kind on the sheet
+AT_ONCE = 64  # images that are scored together
+SHOWN = 8  # images of each kind on the sheet
 PIXELS = ("pixel_auroc", "aupro", "pixel_f1")
 GOOD, MEAN = "good", "mean"
 
@@ -48,8 +48,8 @@ class Judged:
     """What an alarm says of pictures.
 
     p: p-values, [N].
-    score: one number of each, higher where it is stranger, [N].
-    maps: float [N, H, W] in the pictures' size; None of a score without a map.
+    score: one number of each, higher if it is stranger, [N].
+    maps: float [N, H, W] in the images' size; None of a score without a map.
     """
 
     p: np.ndarray
@@ -59,11 +59,11 @@ class Judged:
 
 @dataclass(frozen=True)
 class Defective:
-    """The pictures with defects of an inspection set.
+    """The images with defects of an inspection set.
 
     pack: they are its split `test`.
     kinds: the kind of defect of each.
-    masks: bool [kH, kW] by position, of those that have one; their pictures are [H, W].
+    masks: bool [kH, kW] by position, of those that have one; their images are [H, W].
     """
 
     pack: Pack
@@ -81,8 +81,8 @@ class Set:
     """An inspection set and what an alarm says of it.
 
     facts: of the alarm, for JSON.
-    good: of the good test pictures, whose files are `names`.
-    bad: of the pictures with defects.
+    good: of the good test images, whose files are `names`.
+    bad: of the images with defects.
     """
 
     facts: Mapping[str, Any]
@@ -94,13 +94,13 @@ class Set:
 
 
 def open_defective(path: Path, layout: Inspection, form: PackOptions, say: Say) -> Defective:
-    """The pictures with defects, in the form of the good ones."""
+    """The images with defects, in the form of the good ones."""
     source = OwnSet(path, form=Form(skip_bad=True, layout=DEFECTS))
     pack = open_pack(source, **form, foreign=True, say=say)
     names = pack.names("test") or []
     masks = read_masks(path, layout, names, (pack.meta.shape[1], pack.meta.shape[2]), form["fit"])
     at = {name: i for i, name in enumerate(names)}
-    lacking = [f"{counted(n, 'picture')} without a mask"] if (n := len(names) - len(masks)) and masks else []
+    lacking = [f"{counted(n, 'image')} without a mask"] if (n := len(names) - len(masks)) and masks else []
     kinds = tuple(layout.kinds[name] for name in names)
     by_place = {at[name]: mask for name, mask in masks.items()}
     return Defective(pack, kinds, by_place, (*layout.notes, *lacking))
@@ -135,7 +135,7 @@ def run(job: InspectJob, folder: Path, device: torch.device, log: Log) -> dict[s
 
 
 def by_method(job: InspectJob, layout: Inspection, log: Log) -> Set:
-    """By a method without training, which is fitted to the good training pictures alone."""
+    """By a method without training, which is fitted to the good training images alone."""
     good = methods.open_good(job, log.info)
     check_good(good.pack)
     defects = open_defective(Path(job.input), layout, good.form, log.info)
@@ -160,7 +160,7 @@ def by_method(job: InspectJob, layout: Inspection, log: Log) -> Set:
 
 
 def by_run(job: InspectJob, layout: Inspection, device: torch.device, log: Log) -> Set:
-    """By the scores of a run, as `alarm.by_run`."""
+    """By the scores of a run, such as `alarm.by_run`."""
     scoring = Scoring(job, device, log)
     trained, home = scoring.trained, scoring.home
     check_good(home)
@@ -200,8 +200,8 @@ def highest(values: np.ndarray) -> np.ndarray:
 
 def check_good(home: Pack) -> None:
     if not home.meta.counts["test"]:
-        hint = "put good pictures that are not trained on into `test/good`"
-        raise UsageError(f"`{home.meta.title}` has no good test pictures", hint=hint)
+        hint = "put good images that are not trained on into `test/good`"
+        raise UsageError(f"`{home.meta.title}` has no good test images", hint=hint)
 
 
 def write(judged: Set, folder: Path, fpr: float) -> dict[str, str]:
@@ -227,9 +227,9 @@ def write(judged: Set, folder: Path, fpr: float) -> dict[str, str]:
 def figures(good: Judged, bad: Judged, defects: Defective, fpr: float) -> list[dict[str, Any]]:
     """A row for each kind of defect, and their mean.
 
-    auroc, ci: against good test pictures, with its 95 % interval.
+    auroc, ci: against good test images, with its 95 % interval.
     detected, detected_ci: share that is flagged at the rate, with its interval.
-    pixel_auroc, aupro, pixel_f1: of the maps of pictures with masks and of all good ones; None without.
+    pixel_auroc, aupro, pixel_f1: of the maps of images with masks and of all good ones; None without.
     """
     flagged = conformal.flagged(bad.p, fpr)
     kinds = np.array(defects.kinds)
@@ -251,7 +251,7 @@ def figures(good: Judged, bad: Judged, defects: Defective, fpr: float) -> list[d
 
 
 def pixels(good: Judged, bad: Judged, defects: Defective, places: np.ndarray) -> dict[str, float]:
-    """The figures of maps of the pictures at some places that have a mask; {} without."""
+    """The metrics of maps of the images at some places that have a mask; {} without."""
     marked = [i for i in places.tolist() if i in defects.masks]
     if not marked or good.maps is None or bad.maps is None:
         return {}
@@ -270,7 +270,7 @@ def larger(each: np.ndarray, sides: tuple[int, ...]) -> np.ndarray:
 
 
 def overview(bad: Judged, defects: Defective, colours: np.ndarray | None, fpr: float) -> np.ndarray:
-    """A sheet of each kind of defect, its most suspicious pictures first: pictures, maps in false colours
+    """A sheet of each kind of defect, its most suspicious images first: images, maps in false colours
     uint8 [N, 3, H, W], and masks."""
     blocks, flagged = [], conformal.flagged(bad.p, fpr)
     for kind in dict.fromkeys(defects.kinds):
@@ -295,6 +295,6 @@ def overview(bad: Judged, defects: Defective, colours: np.ndarray | None, fpr: f
 
 
 def notes(defects: Defective, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is said of the figures besides."""
-    pixels = "`aupro` is integrated to a false-positive rate of 30 %; pixels of good pictures count as sound"
+    """What is said of the metrics besides."""
+    pixels = "`aupro` is integrated to a false-positive rate of 30 %; pixels of good images count as sound"
     return [*([pixels] if rows[-1]["aupro"] is not None else []), *defects.notes]

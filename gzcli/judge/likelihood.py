@@ -37,7 +37,7 @@ def likelihood(
 
     n is 10,000 at most, 500 by an ODE, or as many as the recipe's `ood.budget` allows. A conditional model is
     given the label. Where the budget allows every class in turn, `marginal` is {nats, bpd, se} of
-    p(x) = Σ_y p(y) p(x | y), p(y) being the classes' frequencies in training; else it is None.
+    p(x) = Σ_y p(y) p(x | y), p(y) being the classes' frequencies in training; otherwise it is None.
     """
     device, model = trained.device, trained.model
     budget, by_ode = trained.part.ood.budget, model.likelihood == "ode"

@@ -73,7 +73,7 @@ def open_good(job: AlarmJob, say: Say) -> Good:
 
 def is_good_test(data: DataSet, verb: str) -> bool:
     """Whether the test images of a set are known to be good, and may calibrate: those of a known set, and
-    those that gz has cut off itself. A `test` folder may hold anything; an inspection judges them."""
+    those that gz has cut off itself. A `test` folder may contain anything; an inspection judges them."""
     if verb == "inspect":
         return False
     return not isinstance(data, OwnSet) or not open_path(data.path, data.form).counts.get("test")
@@ -100,10 +100,10 @@ def check_enough(good: Good, job: AlarmJob) -> None:
     n = good.held_out.meta.counts["test"] if good.held_out else len(good.images)
     if n >= needed:
         return
-    of = "further good pictures" if good.held_out else "good pictures"
+    of = "further good images" if good.held_out else "good images"
     rate = f"a false-alarm rate of {100 * job.fpr:.3g} %"
     least = np.ceil(1000 / (n + 1)) / 10
-    more = f"{needed:,} pictures" + ("" if good.held_out else ", or further good ones by `--calibrate DIR`")
+    more = f"{needed:,} images" + ("" if good.held_out else ", or further good ones by `--calibrate DIR`")
     line = line_of(job, job.method if job.method != AUTO else None, least / 100)
     message = f"{n:,} {of} are too few for {rate}: it needs {needed:,}"
     if least >= 100:
@@ -193,7 +193,7 @@ def notes(alarm: Alarm, fpr: float) -> list[str]:
     else:
         folds, bound = len(calibrated.models), calibrated.bound(fpr)
         lines.append(
-            f"calibrated by {counted(folds, 'fold')} (CV+): about {100 * fpr:.3g} % of good pictures are "
+            f"calibrated by {counted(folds, 'fold')} (CV+): about {100 * fpr:.3g} % of good images are "
             f"flagged, and at most {100 * bound:.3g} % whatever they look like"
         )
     return lines

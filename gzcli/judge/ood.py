@@ -168,7 +168,7 @@ def with_group_means(results: list[dict[str, Any]], benchmark: Benchmark) -> lis
 
 
 def over_seeds(seeds: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The rows of every seed as one table of means; `spread` is the deviation of each figure over the
+    """The rows of every seed as one table of means; `spread` is the deviation of each metric over the
     seeds."""
     if len(seeds) == 1:
         return seeds[0]
@@ -193,12 +193,12 @@ def notes(
     lines = []
     if job.others:
         lines.append(
-            f"figures of {len(job.others) + 1} runs together: `waic` is the mean of −log p and its variance "
+            f"metrics of {len(job.others) + 1} runs together: `waic` is the mean of −log p and its variance "
             "over the runs; other scores are means of deviations from held-out images"
         )
     if job.seeds > 1:
         lines.append(
-            f"figures are means over {job.seeds} seeds of the noise, ± their deviation; `scores.csv` has a "
+            f"metrics are means over {job.seeds} seeds of the noise, ± their deviation; `scores.csv` has a "
             "column for each seed, the histograms are of the first"
         )
     lines += convention(benchmark, packs, job.imglists)
@@ -239,7 +239,7 @@ def write_scores(
     path: Path, seeds: Sequence[Mapping[str, Table]], picks: Mapping[str, Pick], job: OodJob
 ) -> None:
     """Writes a CSV with the columns set, role (in | out), index in the split, file (of the user's own
-    pictures), and one for each score; with several seeds one for each score and seed, as `recon@1`."""
+    images), and one for each score; with several seeds one for each score and seed, such as `recon@1`."""
     columns = {}
     for score in seeds[0][job.ins]:
         of_model = score not in BASELINES

@@ -1,7 +1,7 @@
-"""The real images of a data set, and draws of them in place of samples: the floor of figures.
+"""The real images of a data set, and draws of them instead of samples: the floor of figures.
 
 Samples of a model with labels or clusters lie evenly over these. Real images that do are nearer to the test
-split than random ones, digits by a Fréchet distance of 4.9 in place of 5.9: each contestant has the floor of
+split than random ones, digits by a Fréchet distance of 4.9 instead of 5.9: each contestant has the floor of
 images that were drawn as its own.
 """
 
@@ -31,7 +31,7 @@ DRAWS = 20  # of real images over which the floor is averaged
 BANK = 50_000  # most real images from which they are drawn
 BATCH_SIZE = 1000  # images whose clusters are found at once
 TIMES = 10  # the same for fewer samples: so many times their number
-# The split whose images stand in place of samples, by the one that they are compared with.
+# The split whose images stand instead of samples, by the one that they are compared with.
 OTHER = {"test": "train", "val": "train", "train": "test", "all": "all"}
 Space = Features | NetFeatures
 
@@ -41,7 +41,7 @@ class ImageSet:
     """Images, with their labels and features. Features are computed once and shared by the metrics."""
 
     images: Any  # uint8 [N, C, H, W]
-    labels: np.ndarray | None = None  # int64 [N] or [N, K] where there are any
+    labels: np.ndarray | None = None  # int64 [N] or [N, K] if there are any
     key: str | None = None  # name of real images' features in the cache; None: not cached
     say: Say = field(default=silent, repr=False)
     _features: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
@@ -116,7 +116,7 @@ class Strata:
         return counts
 
     def draw(self, strata: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-        """n of images in these strata [N], without repetition. Random ones of the other images stand in for
+        """n of images in these strata [N], without repetition. Random ones of the other images are in for
         those that a stratum lacks."""
         order, rows = rng.permutation(len(strata)), []
         for stratum, count in enumerate(self.quotas(n)):
@@ -191,14 +191,14 @@ class RealImages:
         return total // 2 if self.split == "all" else total
 
     def bank(self, n: int, levels: int | None) -> ImageSet:
-        """The images from which n are drawn in place of samples."""
+        """The images from which n are drawn instead of samples."""
         source = self.of(OTHER[self.split], levels)
         return source if self.split == "all" else source.first(min(BANK, max(TIMES * n, BANK // 5)))
 
     def draws(
         self, n: int, levels: int | None, strata: Strata | None = None
     ) -> Iterator[tuple[ImageSet, ImageSet]]:
-        """Draws of n real images in place of samples, each with the images that it is compared with: training
+        """Draws of n real images instead of samples, each with the images that it is compared with: training
         images with the test split, test images with the training split, and n of all images with the
         remaining ones. A single draw where n is all that there are."""
         bank, reference = self.bank(n, levels), self.reference(levels)

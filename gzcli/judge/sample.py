@@ -1,4 +1,4 @@
-"""`gz sample`: images from a trained model, or an application to pictures (`--do inpaint --input PATH`)."""
+"""`gz sample`: images from a trained model, or an application to images (`--do inpaint --input PATH`)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ HIDDEN = 127  # grey level of pixels that a model did not see
 class Output:
     images: np.ndarray  # uint8 [n, C, H, W]
     labels: np.ndarray | None  # [n] or [n, K] that samples are conditioned on, or those of the outputs
-    sheet: np.ndarray  # picture of the images and of any inputs, uint8 [H, W, C]
+    sheet: np.ndarray  # image of the images and of any inputs, uint8 [H, W, C]
     applied: Applied | None = None
 
 
@@ -51,7 +51,7 @@ def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[st
     """Writes `grid.png` and the other files of a job into `folder`. Returns the JSON of `gz sample`."""
     trained = load_trained(Run(Path(job.run)), device, job.checkpoint, job.precision)
     since, frames = time.monotonic(), Frames(trained.decode) if job.animate else None
-    read: list[str] = []  # how pictures were read
+    read: list[str] = []  # how images were read
     notes: list[str] = []  # what is wrong with images
 
     def say(text: str) -> None:
@@ -152,8 +152,8 @@ class Frames:
 def samples(
     trained: Trained, job: SampleJob, progress: Progress, say: Say = silent, warn: Say = silent
 ) -> Output:
-    """Samples that take the job's labels, prompts and input pictures in turn. The sheet shows them below
-    their input pictures, or in a column for each class."""
+    """Samples that take the job's labels, prompts and input images in turn. The sheet shows them below
+    their input images, or in a column for each class."""
     conditions: dict[str, Any] = {"prompt": job.prompts} if job.prompts else {}
     inputs, noise = None, None
     if job.input_as:
@@ -247,7 +247,7 @@ def sheet_of(trained: Trained, applied: Applied, images: np.ndarray, x: Tensor, 
         return sheet([rows], caption)
     firsts = inputs[[i for i, *_ in sources]]
     kinds = [Row("source", firsts)]
-    if applied.condition is not None:  # small pictures, edges, …
+    if applied.condition is not None:  # small images, edges, …
         condition = F.interpolate(applied.condition, size=trained.info.shape[1:], mode="nearest")
         kinds.append(Row(applied.how, to_bytes(trained.decode(condition)), exact=True))
     elif applied.visible is not None:
@@ -277,7 +277,7 @@ def read_inputs(
 def shown_pictures(
     trained: Trained, path: Path, channels: int, n: int | None, size: Size | None = None, say: Say = silent
 ) -> np.ndarray:
-    """At most n pictures at a path, uint8, resized as the run's images were."""
+    """At most n images at a path, uint8, resized as the run's images were."""
     form = trained.form
     patch, size = None if size else form["patch"], size or form["size"]
     return read_pictures(path, size=size, channels=channels, limit=n, fit=form["fit"], patch=patch, say=say)

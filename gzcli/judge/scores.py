@@ -57,7 +57,7 @@ from gzcli.store.jobs import ScoreJob
 from gzcli.store.runs import Run, find
 
 BATCH_SIZE = 128  # images that are scored together, of the usual device
-DRAWS = 4  # draws of the noise that a picture's score is averaged over
+DRAWS = 4  # draws of the noise that an image's score is averaged over
 TRIAL = 16  # held-out images on which scores are timed, and the likelihood by an ODE is checked
 REFERENCE = "held-out"  # the pick of the images by which the runs of an ensemble are made comparable
 WAIC = "waic"
@@ -90,7 +90,7 @@ def map_of(model: Model, scores: Sequence[str], name: str) -> str:
     `local` is of the first map."""
     if not (maps := model_maps(model)):
         hint = "gz list models --can map"
-        raise UsageError(f"`{name}` does not say where a picture is anomalous", hint=hint)
+        raise UsageError(f"`{name}` does not say where an image is anomalous", hint=hint)
     preferred = ["nll" if score in SCORES or score == WAIC else score for score in scores]
     return next((score for score in preferred if score in maps), maps[0])
 
@@ -103,8 +103,8 @@ def computable(trained: Trained, *, background: bool) -> list[str]:
 
 
 def choose(trained: Trained, names: Sequence[str] | None) -> list[str]:
-    """The scores to compute: those named, all of which the model must have; else the recipe's, or the cheap
-    ones, and `local`, unless its map is dear."""
+    """The scores to compute: those named, all of which the model must have; otherwise the recipe's, or the
+    cheap ones, and `local`, unless its map is expensive."""
     model, options = trained.model, available(trained)
     chosen = list(names or trained.part.ood.scores or ())
     if not chosen:
@@ -334,7 +334,7 @@ class Scoring:
 
     def choose(self, held_out: Pick) -> None:
         """Fits all scores, and takes the one that detects most synthetic defects on these images, if there
-        are enough of them; else the first. Residuals of principal components of the training images are
+        are enough of them; otherwise the first. Residuals of principal components of the training images are
         compared for the record."""
         scorer = self._scorer(self.trained, self.job.seed)
         self._fit(scorer, held_out)
@@ -440,7 +440,7 @@ class Scoring:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Of `local`, if it is one of the scores; else {}."""
+        """Of `local`, if it is one of the scores; otherwise {}."""
         scorer = self.scorers[0]
         if LOCAL not in self.names or scorer.local is None:
             return {}

@@ -56,11 +56,11 @@ def images_at(word: str) -> str:
             parts = [part for part in (drawn.images_file, drawn.images_folder) if part.exists()]
             if not parts:
                 hint = "draw them again with `gz sample … --npz`"
-                raise UsageError(f"`{word}` holds the sheet of a sample and not its images", hint=hint)
+                raise UsageError(f"`{word}` contains the sheet of a sample and not its images", hint=hint)
             source = OwnSet(parts[0])
         open_path(source.path, Form(foreign=True))
     except MissingError as e:
-        message = f"`{word}` is no run, no model, and no folder, zip, tar or npz of images: {e.message}"
+        message = f"`{word}` is not a run, a model, or a folder, zip, tar or npz of images: {e.message}"
         raise UsageError(message, hint=e.hint) from e
     return source.reference
 

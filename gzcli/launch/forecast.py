@@ -40,7 +40,7 @@ from gzcli.version import __version__
 
 UNKNOWN = 10  # classes that are planned for where a conditional model's set is not packed yet
 WEEK = 7 * 86_400  # seconds after which a plan asks before it starts
-PAUSES = 0.1  # share of the time that pictures, validation and checkpoints take; `--minutes` counts so too
+PAUSES = 0.1  # share of the time that images, validation and checkpoints take; `--minutes` counts so too
 # The share of an H100's peak that a net of this zoo is taken to reach, the seconds that each of its kernels
 # takes at least, and those of compiling a model, or of getting ready at all.
 SHARE, H100 = 0.2, 1e12 * PEAKS["H100"]["bf16"]
@@ -71,7 +71,7 @@ class DataFacts:
     size: Size | None = None  # of the images that a model sees
     channels: int | None = None
     levels: int | None = None
-    classes: tuple[str, ...] = ()  # made up where they are not known; () without labels
+    classes: tuple[str, ...] = ()  # made up if they are not known; () without labels
     multilabel: bool = False
     n: int = 0  # training images; 0: not known
 
@@ -145,7 +145,7 @@ def in_steps(recipe: Resolved, epochs: float, say: Say = silent) -> dict[str, in
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is expected of the training of one model; None where it is not known."""
+    """What is expected of the training of one model; None if it is not known."""
 
     part: Part  # its recipe, with the processes that train it
     params: int | None = None  # parameters of the model
@@ -174,7 +174,7 @@ class Forecast:
 
     @property
     def gpus(self) -> int:
-        """The GPUs for which the time on H100s is given: those of all machines, or one where none is used."""
+        """The GPUs for which the time on H100s is given: those of all machines, or one if none is used."""
         return (self.part.launch.processes or 1) if self.part.launch.gpus else 1
 
     def on_h100s(self, gpus: int) -> float | None:
@@ -191,14 +191,14 @@ class Forecast:
 
 
 def together(values: Sequence[float | None]) -> float | None:
-    """The sum; None where one is not known, or there are none."""
+    """The sum; None if one is not known, or there are none."""
     numbers = [value for value in values if value is not None]
     return sum(numbers) if numbers and len(numbers) == len(values) else None
 
 
 def shares(stages: Sequence[Forecast]) -> list[float]:
     """How a common time is split over stages: one half in equal parts, as a tokenizer of few steps would draw
-    badly under any prior, the other by the operations of each in a training of its own length, in steps of
+    badly under any prior, the other by the operations of each in its own training length, in steps of
     1/20. Equally where these are not known."""
     equal = 1 / len(stages)
     work = [(one.flops or 0.0) * one.part.train.steps for one in stages]
@@ -264,7 +264,7 @@ def row_of(
 
 
 def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:
-    """The rows of a job that is done in a process of its own. What keeps it from being done is the `error` of
+    """The rows of a job that is done in its own process. What keeps it from being done is the `error` of
     each: a plan is no reason not to start."""
     costs = cache_dir("costs")
     folder = files.part_path(costs / "job")
@@ -300,7 +300,7 @@ def cached(key: str) -> Path:
 
 
 def recall(key: str) -> dict[str, Any]:
-    """What the cache has under a key; {} where that is nothing, or damaged."""
+    """What the cache has under a key; {} if that is nothing, or damaged."""
     row = files.whole_object(cached(key))
     numbers = all(isinstance(row.get(name), int | float | None) for name in NUMBERS)
     return row if numbers and {"timed", "kernels"} <= set(row) else {}

@@ -91,7 +91,7 @@ def is_weights(ref: str) -> bool:
 
 
 def is_bundle(file: Path) -> bool:
-    """Whether a file holds several models, as that of a run in stages does."""
+    """Whether a file contains several models, as that of a run in stages does."""
     try:
         return bool(bundle.parts(files.safetensors_header(file).get("__metadata__", {})))
     except (OSError, ValueError):
@@ -99,7 +99,7 @@ def is_bundle(file: Path) -> bool:
 
 
 def run_of(file: Path, *, source: str | None = None) -> Run:
-    """The run of a weights file: the one whose folder it lies in, else one of its own in the cache. `source`
+    """The run of a weights file: the one whose folder it is in, else one of its own in the cache. `source`
     says where the file comes from, as `find_run` takes it; None: from the user's disk."""
     on_hub = source is not None and hub.is_address(source)  # where each file is called alike
     stem, file = hub.name_of(str(source)).rpartition("/")[2] if on_hub else file.stem, file.resolve()
@@ -156,11 +156,11 @@ def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> Non
 
 
 def _check(file: Path, texts: Mapping[str, str], trees: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises MissingError for a file that needs what is not at hand: other stages of a run, a model's
+    """Raises MissingError for a file that needs what is not available: other stages of a run, a model's
     program, or weights on the hub, which gz does not fetch for a stranger's file."""
     if stages := json.loads(texts.get("built_on") or "{}") or json.loads(texts["recipe"]).get("built_on"):
         named = ", ".join(f"`{stage}`" for stage in stages)
-        message = f"`{file}` is built on the weights of {named}, which lie in its run"
+        message = f"`{file}` is built on the weights of {named}, which are in its run"
         hint = "name the run or its folder, or take the file of `gz runs export RUN`"
         raise MissingError(message, hint=hint)
     for tree in trees.values():
@@ -168,7 +168,7 @@ def _check(file: Path, texts: Mapping[str, str], trees: Mapping[str, Mapping[str
         try:
             catalog.card(name)
         except UsageError as e:
-            message = f"`{file}` is of a model from outside, `{name}`, whose file is not at hand"
+            message = f"`{file}` is of a model from outside, `{name}`, whose file is not available"
             hint = "put the model's file into a folder that `GZ_MODELS` names"
             raise MissingError(message, hint=hint) from e
         weights = {"model.base": tree["model"].get("base")}
@@ -187,7 +187,7 @@ def metadata(file: Path) -> dict[str, str]:
     try:
         texts = files.safetensors_header(file).get("__metadata__", {})
     except (OSError, ValueError) as e:
-        raise MissingError(f"`{file}` is no safetensors file, or damaged: {e}", hint="get it again") from e
+        raise MissingError(f"`{file}` is not a safetensors file, or damaged: {e}", hint="get it again") from e
     if "recipe" not in texts or "data" not in texts:
         message = f"`{file}` does not say which model it is of"
         hint = "gz reads the `model.safetensors` of its own runs, and the files of `gz runs export`"

@@ -2,7 +2,7 @@
 
 What is launched is always `python -m gzcli.engine FOLDER`; all that the engine needs is in the folder. An
 engine records its own errors in `status.json`. One that was killed could not: its exit code and its
-checkpoints tell what happened. Processes of gz run side by side, each on a folder of its own.
+checkpoints tell what happened. Processes of gz run side by side, each on its own folder.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ TUNING = {
     "MALLOC_TOP_PAD_": "268435456",
 }
 
-# Options of `accelerate launch` that may stand after `--`, and whether a value follows.
+# Options of `accelerate launch` that may come after `--`, and whether a value follows.
 ALLOWED = {
     **dict.fromkeys(("--debug", "--enable_cpu_affinity"), False),
     **dict.fromkeys(("--gpu_ids", "--log_dir", "--max_restarts", "--monitor_interval"), True),
@@ -102,7 +102,7 @@ class Plan:
     machines: int = 1
     machine_rank: int = 0
     main_ip: str | None = None  # address of machine 0; None: this machine
-    main_port: int | None = None  # of machine 0; None on one machine, where one is chosen
+    main_port: int | None = None  # of machine 0; None on one machine, if one is chosen
     job: str | None = None  # by which the other machines find the run that machine 0 makes
     restarts: int = 0  # of all processes, after one of them has died
     extra: tuple[str, ...] = ()  # options for `accelerate launch`
@@ -187,7 +187,7 @@ def _usable(there: int, visible: str | None, path: str | None) -> Gpus:
 
 
 def _tried_apart(there: int) -> Gpus:
-    """What `gzcli.core.devices` says of so many GPUs in a process of its own."""
+    """What `gzcli.core.devices` says of so many GPUs in its own process."""
     words, env = [sys.executable, start.SCRIPT, "gzcli.core.devices"], environment(Plan(gpus=there), "quiet")
     try:
         done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=TRYING)
@@ -247,7 +247,7 @@ def slurm_host() -> str | None:
 
 
 def interface_to(host: str) -> str | None:
-    """The network interface by which this machine reaches a host; None where that is unknown, or only because
+    """The network interface by which this machine reaches a host; None if that is unknown, or only because
     the host's name means this machine's own loopback."""
     import psutil
 
@@ -317,7 +317,7 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
     entries = env.get("PYTHONPATH", "").split(os.pathsep)
     others = [entry for entry in entries if entry and os.path.realpath(entry) != here]
     env |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join([package, *others])}
-    # what torch compiles would else lie in the system's folder for temporary files, which others write too
+    # what torch compiles would else are in the system's folder for temporary files, which others write too
     kernels = cache_dir("kernels")
     places = {"TORCHINDUCTOR_CACHE_DIR": kernels, "TRITON_CACHE_DIR": kernels / "triton"}
     for key, value in {**TUNING, **places}.items():
@@ -343,10 +343,10 @@ def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[s
         received.append(signum)
         if len(received) == 1:
             files.write_atomic(target.stop_file, str(signum))
-        signals.note(signum)  # for a caller that would go on where this engine had finished by then
+        signals.note(signum)  # for a caller that would continue where this engine had finished by then
 
     heard = signals.hear(on_signal)
-    # a group of its own: Ctrl-C in a terminal reaches every process of the group
+    # its own group: Ctrl-C in a terminal reaches every process of the group
     child = subprocess.Popen(
         command(folder, p, launcher=launcher),
         env=environment(p, mode) | {FOLDER: str(folder)},
@@ -402,7 +402,7 @@ def is_saving(target: Run) -> bool:
 
 def end_all(child: subprocess.Popen[bytes], folder: Path | None = None) -> None:
     """Ends the child, its descendants and its process group, and ranks that work on the folder: torch's
-    launcher gives each a session of its own, so they outlive it."""
+    launcher gives each its own session, so they outlive it."""
     import psutil
 
     left: list[psutil.Process] = []
@@ -473,7 +473,7 @@ def deduced_error(target: Run, returncode: int, received: list[int]) -> GzError:
     who = f"rank {lost['rank']} (process {lost['pid']})" if lost else "the process"
     if code == KILLED:
         smaller = "`train.batch_size`, or a larger `train.accumulate`," if trains else "`-n`"
-        message = f"{who} was killed (SIGKILL), most likely for want of memory{state}"
+        message = f"{who} was killed (SIGKILL), most likely because memory ran out{state}"
         return DeviceError(message, hint="; ".join([*resume, f"a smaller {smaller} takes less"]))
     if signum > 0:
         message = f"{who} was ended by {signals.name_of(signum)}{state}"
@@ -484,7 +484,7 @@ def deduced_error(target: Run, returncode: int, received: list[int]) -> GzError:
 
 
 def saved_state(target: Run) -> str | None:
-    """Which whole checkpoint of a run is the last, in words; None where there is none."""
+    """Which whole checkpoint of a run is the last, in words; None if there is none."""
     for part in reversed(target.stages or [target]):
         for step in reversed(part.saved_steps):
             if part.checkpoint(step).meta.exists():
@@ -505,8 +505,8 @@ def check_extra(words: list[str]) -> list[str]:
         name = name.replace("-", "_").replace("__", "--", 1) if name.startswith("--") else name
         if name not in ALLOWED:
             if not word.startswith("-"):
-                hint = "only options and their values stand after `--`"
-                raise UsageError(f"`{word}` is no option of `accelerate launch`", hint=hint)
+                hint = "only options and their values come after `--`"
+                raise UsageError(f"`{word}` is not an option of `accelerate launch`", hint=hint)
             ours = next((ours for option, ours in OURS.items() if name.startswith(option)), None)
             hint = f"gz has its own: `{ours}`" if ours else f"these are: {' '.join(ALLOWED)}"
             raise UsageError(f"`{word}` is not passed on to `accelerate launch`", hint=hint)
@@ -544,7 +544,7 @@ def side_by_side(
             while free and waiting and not heard:
                 key, slot = waiting.pop(0), free.pop(0)
                 words = [sys.executable, start.SCRIPT, module, str(folders[key])]
-                # in a session of its own, where Ctrl-C does not reach it beside the signal that is passed on
+                # in its own session, where Ctrl-C does not reach it beside the signal that is passed on
                 how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True}
                 child = subprocess.Popen(words, env=os.environ | slot, stdout=subprocess.DEVNULL, **how)
                 running[key] = child, slot, time.monotonic()

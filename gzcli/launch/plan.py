@@ -66,7 +66,7 @@ class Request:
 
     @property
     def at_paper(self) -> Resolved | None:
-        """The recipe at the scale `paper`, to compare times; None where it is that already or has none, or
+        """The recipe at the scale `paper`, to compare times; None if it is that already or has none, or
         where the length of the run was typed."""
         if self.recipe.choice.scale in (None, "paper") or self.length_is_typed:
             return None
@@ -105,7 +105,7 @@ def ask(
 ) -> Request:
     """The recipe of a model, a file or an earlier run, with what was typed laid over it: `sets` of `--set`,
     and `flags` by dotted key, None where an option was not given; `epochs` become steps. Trained weights on
-    other data are started from; a run on its own data is repeated, and with `resume` it goes on."""
+    other data are started from; a run on its own data is repeated, and with `resume` it continues."""
     earlier, sets = runs.by_name(what), tuple(sets)
     parent, source, chosen, start = None, what, data, None
     if is_shared(what) or (earlier and data and data_key(data) != earlier.owner.data and not resume):
@@ -150,7 +150,7 @@ def start_of(name: str, run: Run) -> Weights:
     """The weights of a run, or of each of its stages, to start from; `name` as they were typed."""
     tree = {key: value for key, value in run.tree().items() if key not in OF_START}
     if stages := {stage.path.name: stage for stage in run.stages}:
-        parts = {  # one that was taken from another run lies in the folder too
+        parts = {  # one that was taken from another run is in the folder too
             stage: part if isinstance(part := tree[STAGES][stage], dict) else one.tree()
             for stage, one in stages.items()
         }
@@ -206,7 +206,8 @@ class Start:
 
     request: Request
     plan: Plan
-    run: Run | None = None  # that goes on; None: a new one is made, or that of machine 0 joined by the others
+    # that continues; None: a new one is made, or that of machine 0 joined by the others
+    run: Run | None = None
     alias: str | None = None  # of a new run
 
     def recipe(self, *, say: Say = silent, progress: Report = unreported) -> Recipe:
@@ -230,8 +231,8 @@ class Start:
         announce: Callable[[Run], None] = lambda run: None,
         say: Say = silent,
     ) -> Run:
-        """Trains in processes of their own, and waits for them. Returns the run; a new one is removed again
-        where nothing was trained. `announce` is called with the run before it is launched."""
+        """Trains their own in processes, and waits for them. Returns the run; a new one is removed again
+        if nothing was trained. `announce` is called with the run before it is launched."""
         if self.plan.machine_rank:
             run = made_by_machine_0(self.plan, say)
             announce(run)
@@ -250,7 +251,9 @@ class Start:
                     part.update(ended_by_patience=None)
         try:
             if self.run and run.environment_file.exists() and not run.environment:
-                say(f"`{run.environment_file}` is damaged and written anew, without what it said of the data")
+                say(
+                    f"`{run.environment_file}` is damaged and written again, without what it said of the data"
+                )
             with held:  # nobody else trains or removes it meanwhile, or its data
                 held.callback(Use(locate(recipe.data.name)).end)
                 write_run(run, recipe, self.plan)
@@ -277,8 +280,8 @@ def prepare(
     extra: Sequence[str] = (),
     check: bool = True,
 ) -> Start:
-    """How a training starts: by which processes, and whether a run goes on, as it must with `resume` and may
-    with `requeue`. Of several machines the first one decides that."""
+    """How a training starts: by which processes, and whether a run continues, as it must with `resume` and
+    may with `requeue`. Of several machines the first one decides that."""
     typed = [value for key, value in request.flags.items() if key != "launch.machine_rank"]
     words = [request.what, request.data, *request.sets, *typed, alias]
     job = hashlib.sha256(json.dumps([*map(str, words)]).encode()).hexdigest()
@@ -345,7 +348,7 @@ def with_data(
     progress: Report = unreported,
 ) -> R:
     """The recipe with channels, size and levels of its data set, which is fetched and packed if need be, and
-    must be the one that a run that goes on was trained on."""
+    must be the one that a run that continues was trained on."""
     data = recipe.data
     pack = open_pack(dataset or data.name, **pack_options(data), say=say, progress=progress)
     if run is not None:
@@ -398,7 +401,7 @@ def check_batches(recipe: Recipe, processes: int, *, goes_on: bool = False) -> N
         hint = f"--set {part.in_recipe}train.batch_size={near_batch(size, pieces)}"
         if goes_on:
             able = next(n for n in range(processes, 0, -1) if n == 1 or size % (n * accumulate) == 0)
-            hint = f"a run keeps its batch when it goes on: this one can on {able} of them"
+            hint = f"a run keeps its batch when it continues: this one can on {able} of them"
         raise UsageError(
             f"`{part.in_recipe}train.batch_size` is the global batch: {size} does not divide into "
             f"{in_words(processes, accumulate)}",
@@ -407,7 +410,7 @@ def check_batches(recipe: Recipe, processes: int, *, goes_on: bool = False) -> N
 
 
 def in_words(processes: int, accumulate: int) -> str:
-    """The parts of a batch, as `3 processes` or `3 processes × 2 parts`."""
+    """The parts of a batch, such as `3 processes` or `3 processes × 2 parts`."""
     several = f"{processes} process{'es' if processes > 1 else ''}"
     return several if accumulate == 1 else f"{several} × {accumulate} parts"
 
@@ -430,7 +433,7 @@ def continued(run: Run, typed: Resolved, steps: int | None) -> Recipe:
         differ += [f"  train.steps: the run has done {n}, {steps} asked for" for n in done if steps < n]
         recipe = recipe.lengthened(steps, ["" if part.owner is part else part.path.name for part in longer])
     if differ:
-        message = "\n".join([f"`{run.id}` cannot go on with another recipe", *differ])
+        message = "\n".join([f"`{run.id}` cannot continue with another recipe", *differ])
         raise UsageError(message, hint="leave them out, or start a new run without `--resume`")
     return recipe.launched(launched_again(run, typed))
 
@@ -442,7 +445,7 @@ def lengthened(run: Run) -> list[Run]:
 
 
 def launched_again(run: Run, typed: Resolved) -> LaunchSection:
-    """The processes that a run goes on with: its own, but for what was typed."""
+    """The processes that a run continues with: its own, but for what was typed."""
     section = recipe_of(run.tree()).launch
     names = [key.removeprefix("launch.") for key in typed_keys(typed) if key.startswith("launch.")]
     values = {name: getattr(typed.launch, name) for name in names}
@@ -528,7 +531,7 @@ def previous_words(run: Run) -> list[str]:
 
 def halve(run: Run, processes: int) -> str | None:
     """Splits the batch whose first step ran out of a GPU's memory into at least twice as many parts. Returns
-    what was changed, for people; None where nothing can be."""
+    what was changed, for people; None if nothing can be."""
     part = next((part for part in run.stages or [run] if part.status().get("too_large")), None)
     if part is None:
         return None

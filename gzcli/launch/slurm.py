@@ -32,8 +32,8 @@ class Job:
     gpus: int  # of each node
     cores: int  # of each node
     machines: int = 1
-    # when it was out of time: the run of the job's name goes on, or the one that its words resume, or they
-    # are run again; None: it would begin anew
+    # when it was out of time: the run of the job's name continues, or the one that its words resume, or they
+    # are run again; None: it would begin again
     goes_on: Literal["named", "resumed", "same"] | None = None
     tasks: Sequence[str] = ()  # entries of a league, of which each task of an array takes one
 
@@ -44,15 +44,15 @@ def options(words: Iterable[str]) -> dict[str, str | None]:
     for word in words:
         key, equals, value = word.removeprefix("--").partition("=")
         if not _KEY.fullmatch(key) or not value.isprintable() or _UNQUOTED & set(value):
-            message = f"`--slurm {word}` is no option of `sbatch`"
+            message = f"`--slurm {word}` is not an option of `sbatch`"
             raise UsageError(message, hint="--slurm partition=gpu --slurm time=2:00:00")
         chosen[key] = value if equals else None
     return chosen
 
 
 def check_printable(**values: str) -> None:
-    """Raises UsageError for a value, named by what it is, that cannot stand in a script: a line break would
-    begin a command of its own, and whoever reads it does not see the others."""
+    """Raises UsageError for a value, named by what it is, that cannot are in a script: a line break would
+    begin its own command, and whoever reads it does not see the others."""
     for what, value in values.items():
         if not value.isprintable():
             message = f"the {what} {value!a} holds characters that cannot be printed"
@@ -60,7 +60,7 @@ def check_printable(**values: str) -> None:
 
 
 def script(job: Job, chosen: Mapping[str, str | None], *, program: Sequence[str], folder: Path) -> str:
-    """The text of a job script, with options of `sbatch` in place of the defaults."""
+    """The text of a job script, with options of `sbatch` instead of the defaults."""
     array = "array" in chosen
     output = str(folder / ("%x-%A_%a.out" if array else "%x-%j.out"))
     output = output.replace("%", "%%", str(folder).count("%"))
@@ -94,8 +94,8 @@ def script(job: Job, chosen: Mapping[str, str | None], *, program: Sequence[str]
 
 
 def _command(job: Job, program: Sequence[str], array: bool) -> str:
-    """The command line of a node. `--requeue` goes on with the run that has the job's name, and a run that is
-    resumed has a seed already."""
+    """The command line of a node. `--requeue` continues with the run that has the job's name, and a run that
+    is resumed has a seed already."""
     at = list(job.words).index("--") if "--" in job.words else len(job.words)
     before, extra = job.words[:at], job.words[at:]
     words = [shlex.quote(word) for word in (*program, *before)]

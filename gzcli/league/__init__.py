@@ -1,5 +1,5 @@
 """Several trainings by one command: leagues, which rank models, and sweeps, which rank settings.
-`gzcli.league(…)` holds a league."""
+`gzcli.league(…)` runs a league."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from gzcli.league.league import Terms, beside_others
 from gzcli.league.sweep import SweepResult, play, sweep_of
 from gzcli.store.jobs import BenchJob
 
-CALLS = 20  # network calls an image at which samplers are compared too, as `gz bench` has it
+CALLS = 20  # network calls per image at which samplers are compared too, as `gz bench` has it
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,7 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
 
 
 def judgement(run: Run, job: BenchJob) -> tuple[str, dict[str, Any] | None]:
-    """The name of the job's folder in the run's `bench`, and its result by this code; None where there is
+    """The name of the job's folder in the run's `bench`, and its result by this code; None if there is
     none, or none that is whole."""
     terms = {key: value for key, value in asdict(job).items() if key not in ("launch", "runs")}
     key = digest([terms, syntax_of(JUDGING)], 12)

@@ -62,7 +62,7 @@ def hold(
     """Holds a league. A model that fails is a row with its error. Returns the JSON. Raises the error of the
     first row where all have failed.
 
-    at_once: how many entries are trained at a time, in processes of their own; None: one, in this process.
+    at_once: how many entries are trained at a time, their own in processes; None: one, in this process.
     command: the lines of a shell that hold it again; None: nobody typed any.
     mode: "quiet" where those processes print nothing.
     """
@@ -78,7 +78,7 @@ def hold(
         if longer := [seconds for seconds in took if seconds > standings.LATE * terms.budget]:
             result["notes"].append(
                 f"{len(longer)} of {len(took)} trainings took up to {duration(max(longer))} for a budget of "
-                f"{duration(terms.budget)}, and have no place: validation, pictures or what is computed "
+                f"{duration(terms.budget)}, and have no place: validation, images or what is computed "
                 "before the training took more than their share"
             )
         if len(terms.seeds) == 1:
@@ -171,7 +171,7 @@ def train(entry: Entry, budget: float, head: str, say: Say) -> Run:
     run = entry.run()
     if not run or run.state != "finished":
         until = time.strftime("%H:%M", time.localtime(time.time() + budget))
-        say(f"{head}: " + ("goes on" if run else f"is trained, until {until} at the earliest"))
+        say(f"{head}: " + ("continues" if run else f"is trained, until {until} at the earliest"))
     return entry.train(say=lambda text: say(f"{head}: {text}"))
 
 
@@ -245,7 +245,7 @@ def write(
 
 
 def in_short(row: dict[str, Any], metric: str | None) -> str:
-    """A row's figure beside its floor, or its error."""
+    """A row's metric beside its floor, or its error."""
     if row.get("error"):
         return f"failed: {row['error']}"
     value = standings.value_of(row, metric) if metric else None
@@ -256,7 +256,7 @@ def in_short(row: dict[str, Any], metric: str | None) -> str:
     return f"{metric} {value:.4g}, {over}, {counted(row['calls'], 'call')} an image"
 
 
-# ---------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------- images
 
 
 def draw(folder: Path, result: dict[str, Any]) -> None:
@@ -276,7 +276,7 @@ def draw(folder: Path, result: dict[str, Any]) -> None:
 def draw_curves(
     path: Path, curves: Mapping[str, Sequence[Point]], *, x: str, y: str, floor: float | None, title: str
 ) -> None:
-    """Writes a figure with a line for each model, on logarithmic axes, and one for real images."""
+    """Writes a metric with a line for each model, on logarithmic axes, and one for real images."""
     from matplotlib.ticker import LogLocator
 
     from gzcli.engine.pictures import pyplot, save_figure

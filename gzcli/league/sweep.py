@@ -1,7 +1,7 @@
 """A sweep: settings of a model that share a budget. All are trained for a short while, then the better half
 for twice as many steps, and so on (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943).
 
-Draws depend on the seed alone, trials are runs with names of their own, and `sweep.json` records their
+Draws depend on the seed alone, trials are runs their own with names, and `sweep.json` records their
 values, so the same call resumes a sweep that was stopped.
 """
 
@@ -176,7 +176,7 @@ def parsed(
         if match := _RANGE.fullmatch(value.strip()):
             ranges[key] = low, high = float(match[1]), float(match[2])
             if not 0 < low < high < math.inf:
-                message = f"`--set {text}` is no range of numbers above 0"
+                message = f"`--set {text}` is not a range of numbers above 0"
                 raise UsageError(message, hint=f"--set {key}=1e-4..1e-2")
         elif len(values := values_of(value)) > 1:
             lists[key] = values
@@ -373,7 +373,7 @@ def value_at(sweep: Sweep, i: int, rung: int, record: Record, say: Say) -> float
 
 
 def result_of(sweep: Sweep, records: list[Record]) -> SweepResult:
-    """The trials by their last values, those that were trained longest first, and a picture of their curves.
+    """The trials by their last values, those that were trained longest first, and an image of their curves.
     Raises the first trial's error where none has a value."""
     order = sorted(range(sweep.trials), key=lambda i: (-len(records[i].values), records[i].last))
     able = [i for i in order if math.isfinite(records[i].last) and not records[i].error]

@@ -22,7 +22,7 @@ from gzcli.store.runs import Run
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-AGAIN = "the same command goes on"
+AGAIN = "the same command resumes it"
 LOOK_EVERY = 0.5  # seconds between looks at a training of another process
 
 

@@ -30,7 +30,7 @@ from gzcli.data.packs.stream import Pictures
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
-SHIPPED = Path(__file__).parent / "judges"  # of MNIST, digits and glyphs: every machine has its figures
+SHIPPED = Path(__file__).parent / "judges"  # of MNIST, digits and glyphs: every machine has its metrics
 FEATURES = 64
 STEPS, BATCH = 1500, 128
 EPOCHS, SMALLEST = 30, 32  # a small set has smaller batches: of about so many epochs, but not below

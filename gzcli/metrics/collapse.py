@@ -24,7 +24,7 @@ def spread(features: np.ndarray, classes: np.ndarray) -> float:
 
 def diversity(features: np.ndarray, classes: np.ndarray, real: np.ndarray, real_classes: np.ndarray) -> float:
     """The distance between generated images of one class as a share of that between real ones: a
-    conditional generator may have collapsed to one picture for each class."""
+    conditional generator may have collapsed to one image for each class."""
     return spread(features, classes) / max(spread(real, real_classes), 1e-12)
 
 

@@ -5,7 +5,7 @@ most u, whatever the score (Vovk et al. 2005, Algorithmic Learning in a Random W
 arXiv:2104.08279, eq. 2). No score may have been fitted on the held-out images, and all are scored by one
 rule. A higher score is more out-of-distribution.
 
-A score may be unusual by being low, too: a blank picture has less to explain than any image of the set. Of
+A score may be unusual by being low, too: a blank image has less to explain than any image of the set. Of
 both tails an image is ordered by its place: the highest score is the most surprising, then the lowest, then
 the second highest, the second lowest, and so on. This is an order of n + 1 scores as any other, so its
 p-values are valid and reach down to 1 / (n + 1), which 2 · min(p_high, p_low) does not.
@@ -18,7 +18,7 @@ import math
 import numpy as np
 
 ROUNDING = 1e-9  # that products as .01 · 100 may be off by
-TIE = 1e-5  # relative: scores of one picture in different batches differ by less
+TIE = 1e-5  # relative: scores of one image in different batches differ by less
 
 
 def p_values(calibration: np.ndarray, scores: np.ndarray, *, tails: int = 1) -> np.ndarray:

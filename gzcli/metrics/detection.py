@@ -27,7 +27,7 @@ Ends = tuple[float, float]
 
 
 def detection(s_in: np.ndarray, s_out: np.ndarray, *, trapezoid: bool = False) -> dict[str, Any]:
-    """The figures of FIGURES, and `ci`, their 95 % intervals."""
+    """The metrics of FIGURES, and `ci`, their 95 % intervals."""
     from sklearn.metrics import auc, average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
     s_in, s_out = (np.asarray(s, np.float64).ravel() for s in (s_in, s_out))
@@ -37,7 +37,7 @@ def detection(s_in: np.ndarray, s_out: np.ndarray, *, trapezoid: bool = False) -
     if bad := int((~np.isfinite(scores)).sum()):
         raise DivergedError(f"{bad} of {len(scores)} scores are not finite")
     ood = np.repeat([0, 1], [len(s_in), len(s_out)])
-    # Every figure below depends on the order alone; ranks keep the ties.
+    # Every metric below depends on the order alone; ranks keep the ties.
     values, rank = np.unique(scores, return_inverse=True)
     in_, out = (np.bincount(rank[ood == side], minlength=len(values)) for side in (0, 1))
 

@@ -63,7 +63,7 @@ def frechet_distance(f1: Array, f2: Array) -> float:
     if max(len(f1), len(f2)) >= f1.shape[1] or f1.shape[1] != f2.shape[1]:
         return frechet_of_moments(moments(f1), moments(f2))
     # With Σ = AᵀA, tr (Σ₁Σ₂)^½ is the sum of the singular values of A₁A₂ᵀ, [N1, N2]: the same distance, in
-    # less time where there are fewer rows than features.
+    # less time if there are fewer rows than features.
     a1, a2 = ((f - f.mean(0)) / np.sqrt(len(f) - 1) for f in (f1, f2))
     difference = f1.mean(0) - f2.mean(0)
     cross = np.linalg.svd(a1 @ a2.T, compute_uv=False).sum()

@@ -16,9 +16,9 @@ Function = Callable[..., float]
 
 
 def half_samples(function: Function, *samples: np.ndarray, draws: int = 100, seed: int = 0) -> Interval:
-    """A figure of samples with an interval from random halves of their rows, which repeat no row: the
+    """A metric of samples with an interval from random halves of their rows, which repeat no row: the
     delete-d jackknife with d = N/2, whose halves spread as far as the whole (Shao & Wu 1989, Ann. Statist.
-    17:1176). Its middle is the figure, because a half is more biased than the whole."""
+    17:1176). Its middle is the metric, because a half is more biased than the whole."""
     check_rows(samples, 4)
     rng = np.random.default_rng(seed)
 
@@ -33,7 +33,7 @@ def around(value: float, draws: Sequence[float] | np.ndarray, scale: float = 1.0
     """value ± t·s·scale, where s is the standard deviation of draws and t is Student's quantile of their
     number. Percentiles of few draws are too near: those of 12 draws hold a mean in 82 % of cases.
 
-    scale: of the figure's deviation, in units of that of a draw.
+    scale: of the metric's deviation, in units of that of a draw.
     """
     from scipy.stats import t
 
@@ -49,7 +49,7 @@ def check_rows(samples: Sequence[np.ndarray], least: int) -> None:
 def halves(
     function: Function, fake: np.ndarray, real: Any, *, intervals: bool = True, **how: Any
 ) -> Interval:
-    """A figure of samples against real images, with the interval of the samples alone: all that is compared
+    """A metric of samples against real images, with the interval of the samples alone: all that is compared
     has the same real images."""
     if not intervals:
         return Interval(function(fake, real))
@@ -57,13 +57,13 @@ def halves(
 
 
 def moved(figure: Interval, value: float, unit: float = 1.0) -> Interval:
-    """An interval of another value with the spread of a figure, which is in units of 1 / `unit`."""
+    """An interval of another value with the spread of a metric, which is in units of 1 / `unit`."""
     ends = (figure.value if end is None else end for end in (figure.low, figure.high))
     return Interval(value, *(value + unit * (end - figure.value) for end in ends))
 
 
 def not_negative(figure: Interval) -> Interval:
-    """The figure, whose value may be below zero by rounding, as that of equal images, and its interval."""
+    """The metric, whose value may be below zero by rounding, as that of equal images, and its interval."""
     figure = replace(figure, value=0.0) if figure.value < 0 else figure  # NaN stays
     return figure if figure.low is None else replace(figure, low=max(0.0, figure.low))
 
@@ -89,14 +89,14 @@ def parts(rows: np.ndarray, n: int, most: int) -> list[np.ndarray]:
 
 
 def mean_of_draws(draws: Sequence[float] | np.ndarray, *, signed: bool = False) -> Interval:
-    """The mean of a figure over several draws of images, with Student's interval of that mean."""
+    """The mean of a metric over several draws of images, with Student's interval of that mean."""
     values = np.asarray(draws, np.float64)
     figure = around(float(values.mean()), values, len(values) ** -0.5)
     return figure if signed else not_negative(figure)
 
 
 def excess(figure: Interval, floor: Interval, better: Literal["down", "up"]) -> Interval:
-    """How much worse a figure is than the floor. Both are compared with the same real images, so that their
+    """How much worse a metric is than the floor. Both are compared with the same real images, so that their
     errors are those of the drawn images, and independent."""
     sign, squares = (1 if better == "down" else -1), 0.0
     for side in (figure, floor):

@@ -26,7 +26,7 @@ FETCHED = ("inception", "dinov2", "clip")  # feature spaces whose weights are fe
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and its 95 % interval; `low` and `high` are None where none is known."""
+    """A metric and its 95 % interval; `low` and `high` are None if none is known."""
 
     value: float
     low: float | None = None
@@ -43,9 +43,9 @@ class Column:
     name: str
     better: Literal["down", "up"] | None = None  # direction of better values; None: neither
     keep: int = 10  # priority in a narrow table, which drops the column with the least first
-    rank: int | None = None  # its place among the figures that a league is ranked by
+    rank: int | None = None  # its place among the metrics that a league is ranked by
     signed: bool = False  # whether it is unbiased and may be below 0
-    beside: bool = False  # whether it stands in the table of a league beside the figure of the places
+    beside: bool = False  # whether it is in the table of a league beside the metric of the places
     cost: bool = False  # whether it is a cost of a model, not a quality
     meaning: str = ""  # for the page of a shared model
 
@@ -64,7 +64,7 @@ class Metric:
     width: int | None = None  # number of features of a raw Fréchet distance
     weights: str = ""  # downloaded weights besides those of its features
     default: Literal["", "always", "colour"] = ""  # the sets for which it is a default metric
-    floor: Literal["draws", "test", "train"] = "draws"  # real images that stand in place of samples
+    floor: Literal["draws", "test", "train"] = "draws"  # real images that stand instead of samples
     of_sampler: bool = False  # whether `of_model` depends on the sampler
     distributed: bool = False  # whether every rank computes a share of `of_model`, not the first one all
     compare: Callable[[Array, Array, bool], Figures] | None = None
@@ -98,7 +98,7 @@ def columns() -> dict[str, Column]:
 
 def column_of(figure: str) -> Column:
     """The column of a figure: that of `fd` for `fd@32`, that of `kid_lenet` for `kid_rot` of a LeNet trained
-    on rotations; an empty one for figures of a model itself."""
+    on rotations; an empty one for metrics of a model itself."""
     name, table = re.split(r"[@/]", figure)[0], columns()
     base = name.partition("|")[0]
     plain = base.removesuffix("_rot")
@@ -119,7 +119,7 @@ def weights_of(names: Iterable[str]) -> list[str]:
 
 
 def one_distance(chosen: Iterable[Metric]) -> Metric:
-    """The metric that statistics of real images are for; the second judge's only where it is the only one.
+    """The metric that statistics of real images are for; the second judge's only if it is the only one.
     Raises UsageError unless there is exactly one."""
     of_both = [metric for metric in chosen if metric.width]
     distances = [metric for metric in of_both if metric.features != "second"] or of_both
@@ -139,7 +139,7 @@ def help_text() -> str:
 
 
 def meanings() -> dict[str, str]:
-    """Explanations of the figures on the page of a shared model, by their names."""
+    """Explanations of the metrics on the page of a shared model, by their names."""
     ways = {"down": "; less is better", "up": "; more is better", None: ""}
     texts = {name: c.meaning + ways[c.better] for name, c in columns().items() if c.meaning}
     return texts | {"loss": "training loss on unseen images; less is better"}

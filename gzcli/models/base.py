@@ -55,7 +55,7 @@ class Model(nn.Module):
       score_<name>(x, *, noise, …)         [B], higher = more out-of-distribution
       map_<name>(x, *, noise, …)           [B, H, W], the share of each pixel in that score, or its error
       fit_<name>(batches)                  computes in-distribution statistics for a score
-      measure(batches)                     {name: figure} of held-out images, shown by `gz bench`
+      measure(batches)                     {name: metric} of held-out images, shown by `gz bench`
       prepare(batch)                       {key: rows}, computed once for every image, for `batch.extra`
       reconstruct · interpolate · traverse · translate · inpaint · upscale · complete · edit · classify
                                            applications, run by `--do`: (x, *, noise, progress, …) →
@@ -138,7 +138,7 @@ class Model(nn.Module):
 
     def begins_anew(self, earlier: DataInfo) -> Iterable[str]:
         """Prefixes of the weights that mean something else in a model of `earlier` data, whatever their
-        shapes, so that a training from its weights (`train.init`) begins them anew."""
+        shapes, so that a training from its weights (`train.init`) begins them again."""
         return ()
 
     def on_start(self, batch: Batch) -> None:

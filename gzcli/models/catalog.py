@@ -78,7 +78,7 @@ def cached_by_file(function: Callable[[Path], T]) -> Callable[[Path], T]:
         except (RecursionError, MemoryError) as e:  # of Python's parser, for 5,000 signs in a row
             raise UsageError(f"`{path}` is nested too deeply for Python") from e
         except ValueError as e:  # bytes that are no UTF-8
-            raise UsageError(f"`{path}` is no Python file: {e}") from e
+            raise UsageError(f"`{path}` is not a Python file: {e}") from e
         except OSError as e:
             raise MissingError(f"`{path}` cannot be read: {e.strerror}") from e
 
@@ -131,7 +131,7 @@ def module_of(path: Path) -> Module:
 
 
 def _assigned(lines: list[ast.stmt]) -> dict[str, ast.expr]:
-    """The names that are assigned to, with their values; a `TypeAlias` stays a type of its own name."""
+    """The names that are assigned to, with their values; a `TypeAlias` stays its own type name."""
     values: dict[str, ast.expr] = {}
     for line in lines:
         if isinstance(line, ast.Assign):
@@ -186,7 +186,7 @@ def outline(text: str) -> str:
 
 @cache
 def _file_of(root: Path, module: str) -> Path | None:
-    """The file of a module of gzcli; None where there is none."""
+    """The file of a module of gzcli; None if there is none."""
     file = root.parent.joinpath(*module.split(".")[1:])
     return next((p for p in (file.with_suffix(".py"), file / "__init__.py") if p.is_file()), None)
 
@@ -459,7 +459,7 @@ class ModelCard:
     params: dict[str, Param]  # hyperparameters: the keys of the recipe's `model`
     stages: tuple[str, ...]  # earlier stages of the recipe, whose trained models `__init__` takes
     sample: dict[str, Param]  # options of `sample`
-    inputs: tuple[str, ...]  # pictures that `sample` may take: "control", "before"
+    inputs: tuple[str, ...]  # images that `sample` may take: "control", "before"
     scores: dict[str, dict[str, Param]]  # score → options of `score_<name>` and `fit_<name>`
     fits: tuple[str, ...]  # the scores that have a `fit_<name>`
     maps: tuple[str, ...]  # the scores that have a `map_<name>`
@@ -490,7 +490,7 @@ def card(name: str) -> ModelCard:
     """The card of one model, from its file and the files of its bases alone; `-` and `_` are alike.
 
     A file given by its path comes first, then the zoo, then other files outside the package.
-    Raises UsageError with the nearest name where there is no such model.
+    Raises UsageError with the nearest name if there is no such model.
     """
     for path in (model_files.typed(name), *_zoo(escape(canonical(name)))):
         if path and (card := read_card(path)):
@@ -510,11 +510,11 @@ def card_of(run: Run, name: str) -> ModelCard:
 
 
 def card_at(path: Path) -> ModelCard:
-    """The card of the model in a file. Raises UsageError where it holds none."""
+    """The card of the model in a file. Raises UsageError where it contains none."""
     if card := read_card(path):
         return card
     hint = "a class that derives from `gzcli.Model` and names its `paper`"
-    raise UsageError(f"`{path}` holds no model", hint=hint)
+    raise UsageError(f"`{path}` contains no model", hint=hint)
 
 
 def model_count(trained: int, staged: int) -> str:
@@ -524,7 +524,7 @@ def model_count(trained: int, staged: int) -> str:
 
 
 def _zoo(stem: str = "*") -> list[Path]:
-    """The files of the package that may hold a model; `stem` is a pattern of their names without `.py`."""
+    """The files of the package that may contain a model; `stem` is a pattern of their names without `.py`."""
     files = ROOT.glob(f"*/{stem}.py")
     return sorted(path for path in files if path.parent.name != "nn" and path.stem != "__init__")
 
@@ -639,7 +639,7 @@ def load_class(card: ModelCard) -> type[Model]:
 
 @cached_by_file
 def read_card(path: Path) -> ModelCard | None:
-    """The card of the model in a file; None where it holds none."""
+    """The card of the model in a file; None where it contains none."""
     lineage = model_class(path)
     if lineage is None:
         return None
@@ -701,7 +701,7 @@ def read_card(path: Path) -> ModelCard | None:
 
 def _place(path: Path) -> tuple[str, str]:
     """The family of a file, and the name of its module. Each version of an outside file has its own name,
-    because two runs may hold two versions."""
+    because two runs may contain two versions."""
     if ROOT in path.parents:
         return path.parent.name, f"{__package__}.{path.parent.name}.{path.stem}"
     digest = hashlib.sha256(f"{path}:{modification_time(path)}".encode()).hexdigest()[:12]

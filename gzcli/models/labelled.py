@@ -8,7 +8,7 @@ network. Those of a conditional model lie within the classes y. Its condition is
 and one of the cluster, which starts at zero; training hides the cluster alone as often as both. Samples draw
 c by its share of the training images. An existing image has the nearest cluster, so likelihoods are of log
 p(c) + log p(x | c), a lower bound of the mixture. Guidance alone needs the network without a cluster, which
-is learned where it is hidden.
+is learned if it is hidden.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ class Labelled(Model):
             self.clusters.fit(batches)
 
     def begins_anew(self, earlier: DataInfo) -> Iterable[str]:
-        """The rows of classes and of clusters within them, which lie in the order of the classes."""
+        """The rows of classes and of clusters within them, which are in the order of the classes."""
         if not self.conditional or len(earlier.classes) == len(self.data.classes):
             return ()
         tables = [name for name, module in self.named_modules() if isinstance(module, ClassEmbedding)]
@@ -222,7 +222,7 @@ class Labelled(Model):
         return next(self.parameters()).device
 
     def training_labels(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """The labels or clusters of a batch, and the rows [B] where they are hidden. Of equally many other
+        """The labels or clusters of a batch, and the rows [B] if they are hidden. Of equally many other
         rows the cluster is hidden, and the class is not."""
         y = self.condition(batch)
         if y is None:

@@ -170,7 +170,7 @@ def _cases(tree: Tree, name: str) -> Tree:
 
 
 def _section(rules: Rules, texts: Mapping[str, str]) -> Tree:
-    """A section that holds these keys alone; null stands for an empty one."""
+    """A section that contains these keys alone; null stands for an empty one."""
     properties = {
         key: _rule(rule, texts.get(key, "")) if isinstance(rule, Rule) else _section(rule, texts)
         for key, rule in rules.items()
@@ -193,7 +193,7 @@ def _rule(rule: Any, text: str) -> Tree:
 
 
 def _united(sections: Iterable[Tree]) -> Tree:
-    """A section that holds the keys of any of these; a value must suit one that has the key."""
+    """A section that contains the keys of any of these; a value must suit one that has the key."""
     values: dict[str, list[Tree]] = {}
     for section in sections:
         for key, value in section["properties"].items():

@@ -70,7 +70,7 @@ class Layer:
     document: Document | None = None  # of the file
     at: Key = ()  # the keys in the document that lead to the tree
     case: Keys = ()  # the section of `for`: of `128px, 256px`, which is one in the document, one of the two
-    applies: bool = True  # whether it is for this data set; else it is only checked
+    applies: bool = True  # whether it is for this data set; otherwise it is only checked
 
     def where(self, path: Key, value: bool = False) -> str:
         """The place of a key, or of its value, for messages."""
@@ -118,7 +118,7 @@ def recipes() -> dict[str, Path]:
 
 
 def presets() -> list[str]:
-    """What a recipe may extend beside recipes: values that several share, as `presets/unet`."""
+    """What a recipe may extend beside recipes: values that several share, such as `presets/unet`."""
     return [f"presets/{path.stem}" for path in sorted((recipes_dir() / "presets").glob("*.yaml"))]
 
 
@@ -151,7 +151,7 @@ def find(what: str) -> Path:
     if place := trained_in(what):
         recipe, stage = place
         hint = f"gz train {recipe} --set stages.{stage}.model.name={canonical(what)}"
-        message = f"`{what}` is no model of its own: it is trained as the stage `{stage}` of `{recipe}`"
+        message = f"`{what}` is not its own model: it is trained as the stage `{stage}` of `{recipe}`"
         raise UsageError(message, hint=hint)
     if model := model_files.find(what):
         return _recipe_of(model)
@@ -212,7 +212,7 @@ def _read(path: Path, problems: list[Problem]) -> RecipeFile:
     problems += document.problems
     tree = document.tree or {}
     if not isinstance(tree, dict):
-        message = "a recipe is a map of sections, as `model: {name: vae}`"
+        message = "a recipe is a map of sections, such as `model: {name: vae}`"
         problems.append(Problem(document.where(()), message))
         tree = {}
     own = {key: value for key, value in tree.items() if key not in ("for", "extends")}
@@ -235,7 +235,7 @@ def _sections(file: Layer, tree: Any, problems: list[Problem]) -> dict[Keys, Lay
             sections[case] = replace(file, tree=values or {}, at=("for", *written), case=case)
 
     if not isinstance(tree, dict):
-        problems.append(file.problem(("for",), "`for` must hold data sets, as `for: {mnist: {…}}`"))
+        problems.append(file.problem(("for",), "`for` must contain data sets, such as `for: {mnist: {…}}`"))
         return sections
     for name, section in tree.items():
         if name not in SCALES:
@@ -286,7 +286,8 @@ def layers_typed(flags: Mapping[str, Any], sets: Iterable[str], problems: list[P
 
 def read_header(path: Path) -> Document:
     """The recipe in a model's file, with the places of the file: the indented lines of its docstring that
-    begin with a section, as `  train: {steps: 600}`, and those below it. What is indented after an empty line
+    begin with a section, such as `  train: {steps: 600}`, and those below it. What is indented after an empty
+      line
     and has no key, as an equation, is none of it. Raises UsageError for a file that is no Python, or whose
     recipe is no YAML."""
     module = module_of(path)
@@ -301,8 +302,8 @@ def read_header(path: Path) -> Document:
 
 
 def mistakes(path: Path) -> list[str]:
-    """The mistakes in the source of a model's file, as `maf.py:12: …`; [] where it describes a model. Nothing
-    is imported."""
+    """The mistakes in the source of a model's file, such as `maf.py:12: …`; [] where it describes a model.
+    Nothing is imported."""
     try:
         lineage = catalog.model_class(path)
         if lineage is None:

@@ -55,7 +55,7 @@ from gzcli.recipe.yaml import Key, Problem, in_order, refusal
 from gzcli.store import runs
 from gzcli.store.paths import is_name, recipe_names, trained_in
 
-USUAL = "GZ_DATA"  # the environment variable that names the set to train on where none is named
+USUAL = "GZ_DATA"  # the environment variable that names the set to train on if none is named
 INHERITED = ("train", "optim")  # sections at the top of a recipe that every stage begins with
 OF_MODEL = ("model", "sample", "ood")  # sections whose keys the model decides
 MINUTES = 15.0  # up to which a training on a CPU is of the scale `tiny`
@@ -72,7 +72,7 @@ _TYPED = {
 @dataclass(frozen=True)
 class Choice:
     """The scale with its reason in words, None of a recipe without scales; the sections that apply, in order,
-    which a recipe need not have; and the facts of the set, None where it is not known."""
+    which a recipe need not have; and the facts of the set, None if it is not known."""
 
     scale: str | None
     why: str
@@ -94,7 +94,7 @@ class Resolved(Recipe):
     ours: the dotted keys whose values gz itself chose.
     card: the model that the run is called after.
     source: the file.
-    dataset: the data set; None where it is not there yet.
+    dataset: the data set; None if it is not there yet.
     layers: what was written and typed, as far as it applies.
     written: the recipe of the files alone, whatever was typed.
     """
@@ -125,7 +125,7 @@ def resolve(
 ) -> Resolved:
     """The recipe of a model, or of a file, for a data set (None: the recipe's own). Raises UsageError that
     lists everything that is wrong, each with its place. `sets` are texts `a.b=v` of `--set`, `flags` values
-    of other options by dotted key; by the number of `gpus` the scale is chosen where none is asked for.
+    of other options by dotted key; by the number of `gpus` the scale is chosen if none is asked for.
     With `start`, the recipe of its weights for another set, trained as long as few images need."""
     flags, (chain, problems) = flags or {}, read_chain(what)
     if start:
@@ -214,7 +214,7 @@ def _resolve(
 
 def _layers(chain: Iterable[RecipeFile], choice: Choice, problems: list[Problem]) -> Iterator[Layer]:
     """The layers of each file: its own values, the sections of `for` that apply, in their order, then the
-    others. One that holds no map is emptied, and added to `problems`."""
+    others. One that contains no map is emptied, and added to `problems`."""
     for file in chain:
         yield file.base
         last = len(choice.order)  # the rank of sections that do not apply
@@ -223,7 +223,7 @@ def _layers(chain: Iterable[RecipeFile], choice: Choice, problems: list[Problem]
         for at in (*applying, *(at for at in ranks if ranks[at] == last)):
             layer = replace(file.sections[at], applies=ranks[at] < last)
             if not isinstance(layer.tree, Mapping):
-                message = "a section of `for` must hold what changes, as `{train: {…}}`"
+                message = "a section of `for` must contain what changes, such as `{train: {…}}`"
                 problems.append(layer.problem((), message, value=True))
                 layer = replace(layer, tree={})
             yield layer
@@ -347,7 +347,7 @@ def choice_of(
 def _usual_scale(
     layers: Iterable[Layer], sections: Collection[Keys], of_set: str, name: str, gpus: int
 ) -> tuple[str, str]:
-    """The scale where none is asked for, and why."""
+    """The scale if none is asked for, and why."""
     layers = list(layers)
     launch = _merged(layer.section("launch") for layer in layers)
     minutes = _merged(layer.section("train") for layer in layers).get("minutes")
@@ -428,7 +428,7 @@ def _data_name(layers: Iterable[Layer]) -> str:
 
 
 def _usual_set(chain: Iterable[RecipeFile], bases: Iterable[Layer]) -> str | None:
-    """The set that `GZ_DATA` puts in the place of a shipped recipe's own; None where it does not: where the
+    """The set that `GZ_DATA` puts in the place of a shipped recipe's own; None if it does not: where the
     recipe lacks settings for one of the two, or the user names a set."""
     usual = os.environ.get(USUAL)
     if not usual or any("name" in layer.section("data") for layer in bases if layer.source != "shipped"):
@@ -502,7 +502,7 @@ def _stage_cards(layers: Iterable[Layer], problems: list[Problem]) -> dict[str, 
         stages = layer.tree.get("stages")
         staged |= stages is not None
         if stages is not None and not isinstance(stages, Mapping):
-            message = "`stages` must hold stages, as `stages: {prior: {model: …}}`"
+            message = "`stages` must contain stages, such as `stages: {prior: {model: …}}`"
             problems.append(layer.problem(("stages",), message, value=True))
         for stage, part in layer.section("stages").items():
             if not is_name(stage):  # it is a folder of the run
@@ -545,7 +545,7 @@ def _named(part: Any, stage: str, layer: Layer, problems: list[Problem]) -> str 
 
 
 def _called_after(cards: Mapping[str, ModelCard]) -> ModelCard | None:
-    """The model after which a run in stages is called: the last one that has a recipe of its own, else the
+    """The model after which a run in stages is called: the last one that has its own recipe, else the
     first."""
     shipped = {canonical(name) for name in recipe_names()}
     named = [card for card in cards.values() if card.name in shipped]
@@ -605,7 +605,7 @@ def _without_meeting(layer: Layer, problems: list[Problem]) -> Mapping[str, Any]
         return layer.tree
     for key in banned:
         if launch.get(key):
-            message = f"`launch.{key}` is for the command line alone, where it is yours"
+            message = f"`launch.{key}` is for the command line alone, if it is yours"
             problems.append(layer.problem(("launch", key), message, f"type {_TYPED[key]}"))
     return {**layer.tree, "launch": {key: value for key, value in launch.items() if key not in banned}}
 

@@ -1,4 +1,4 @@
-"""What a recipe may hold: closed sections of closed keys; those of a model are read from its signatures.
+"""What a recipe may contain: closed sections of closed keys; those of a model are read from its signatures.
 
 A schema is a tree of `Rule`s in the shape of a recipe. A rule's type is written as in a signature, so that
 `train.steps` and a model's own hyperparameter are checked by the same few lines: int, float, bool, str, None,
@@ -36,8 +36,8 @@ ELSEWHERE = {
 
 @dataclass(frozen=True)
 class Rule:
-    """What a key may hold: its type as in a signature, its default, and the range of its numbers, as `limits`
-    reads it."""
+    """What a key may contain: its type as in a signature, its default, and the range of its numbers, as
+    `limits` reads it."""
 
     annotation: str
     default: Any = None
@@ -115,7 +115,7 @@ def _without_defaults(rules: Rules) -> Rules:
 
 
 def _rules(params: Mapping[str, Param]) -> dict[str, Rule]:
-    # a required parameter has no default: `missing` finds where it is not given
+    # a required parameter has no default: `missing` finds if it is not given
     return {n: Rule(p.annotation, ABSENT if p.required else p.default, p.range) for n, p in params.items()}
 
 
@@ -183,7 +183,7 @@ def check(
                 keys = below(rules_here, key)
                 named = "name" in keys and len(here) == 1
                 hint = f"did you mean `{key}.name`?" if named else f"its keys: {_list(keys)}"
-                wrong(here, f"`{name}` must hold keys, not {shown(value)}", hint)
+                wrong(here, f"`{name}` must contain keys, not {shown(value)}", hint)
             elif path[-1:] != ("model",) or all(value != of.get(key, WRONG) for of in FIXED.values()):
                 inside = f" in `{'.'.join(path)}`" if path else ""
                 hint = _suggest(here, rules_here, rules, value)
@@ -237,7 +237,7 @@ def missing(tree: Mapping[str, Any], rules: Rules) -> list[str]:
 
 
 def _suggest(path: Key, rules: Rules, root: Rules, value: Any) -> str:
-    """The same key in another section, in one that has the keys of its value too where there is one, else the
+    """The same key in another section, in one that has the keys of its value too if there is one, else the
     nearest key of this one, else the keys that there are."""
     key = canonical(path[-1])
     if key in ELSEWHERE:
@@ -410,7 +410,7 @@ def shown(value: Any) -> str:
 
 
 def advice(node: ast.expr, value: Any) -> str | None:
-    """A hint at what to write instead; None where it cannot be guessed."""
+    """A hint at what to write instead; None if it cannot be guessed."""
 
     def suits(other: Any) -> bool:
         return convert(node, other)[0]
@@ -475,6 +475,6 @@ def limits(range: str | None) -> Mapping[str, float]:
 
 
 def in_range(value: Any, range: str | None) -> bool:
-    """Whether all numbers of a value lie in a range; None: any."""
+    """Whether all numbers of a value are in a range; None: any."""
     numbers = [*filter(_number, value if isinstance(value, list) else [value])]
     return all(_KEEPS[name](number, limit) for name, limit in limits(range).items() for number in numbers)

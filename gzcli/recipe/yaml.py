@@ -22,7 +22,7 @@ import yaml
 from gzcli.core.errors import UsageError
 
 Key = tuple[Any, ...]  # ("train", "steps"), ("optim", "betas", 0)
-WRONG = object()  # stands in a tree for a value whose problem is already recorded
+WRONG = object()  # is in a tree for a value whose problem is already recorded
 
 _TAG = "tag:yaml.org,2002:"
 _NULL = {"null", "Null", "NULL", "~", ""}
@@ -42,7 +42,7 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """A mistake in a recipe; `where` is its place, as `my.yaml:3:7` or `--steps`."""
+    """A mistake in a recipe; `where` is its place, such as `my.yaml:3:7` or `--steps`."""
 
     where: str
     message: str
@@ -71,7 +71,7 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
 
     def mark(self, path: Key, *, value: bool = False) -> Mark:
-        """The place of a key or of its value; of the nearest thing around it where it is not written out."""
+        """The place of a key or of its value; of the nearest thing around it if it is not written out."""
         first, second = (self.values, self.keys) if value else (self.keys, self.values)
         while path and path not in first and path not in second:
             path = path[:-1]
@@ -124,7 +124,7 @@ def read_file(path: Path, name: str | None = None) -> Document:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The plain content of a YAML file that holds a map. Raises UsageError that lists all its mistakes."""
+    """The plain content of a YAML file that contains a map. Raises UsageError that lists all its mistakes."""
     document = read_file(path)
     if document.problems:
         raise refusal(document.problems)
@@ -214,7 +214,7 @@ class _Reader:
                 self._problem(mark, "merge keys are not supported", "write the values out")
             elif key in values:
                 first = self.document.keys[here].line
-                message = f"the key `{key}` stands in line {first} already"
+                message = f"the key `{key}` is in line {first} already"
                 self._problem(mark, message, "leave one of them out")
             else:
                 self.document.keys[here] = mark
@@ -244,7 +244,7 @@ TAB = "a tab where only spaces may stand"
 _WORDS = {
     r"found a tab character.*": TAB,
     r"found character (that|'.' that) cannot start any token": "a value cannot begin with this sign",
-    r"mapping values are not allowed.*": "a colon where none may stand",
+    r"mapping values are not allowed.*": "a colon if none is allowed",
     r"(did not find )?expected ',' or '\].*": "a list that is not closed: `]` or `,` is missing",
     r"(did not find )?expected ',' or '\}.*": "a map that is not closed: `}` or `,` is missing",
     r".*expected (key|<block end>.*)": "a line that is indented otherwise than those around it",
@@ -264,7 +264,7 @@ _WORDS = {
 _HINTS = {
     "tab": "indent with spaces, and quote a value that begins with a sign such as `@`",
     "token": "indent with spaces, and quote a value that begins with a sign such as `@`",
-    "mapping values are not allowed": "quote a value that holds a colon, or check the indentation",
+    "mapping values are not allowed": "quote a value that contains a colon, or check the indentation",
     "document": "a recipe is one document: leave out `---`",
 }
 

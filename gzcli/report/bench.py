@@ -19,15 +19,15 @@ from gzcli.report.document import Cell, Chart, Column, Dots, Estimate, Picture, 
 from gzcli.report.results import Results, Row, facts_of, rows_of, words
 
 GRID, COLUMNS = 32, 8  # samples of a model, and in a row
-DOTTED = 9  # most figures that are drawn
+DOTTED = 9  # most metrics that are drawn
 # keys of a row that are no costs
 OTHERS = ("model", "name", "run", "path", "error", "precision", "conditional", "levels")
 # (key of a row, name of the axis) of each curve
-# keys of a standing before its figures
+# keys of a standing before its metrics
 FIRST = ("seeds", "failed", "n")
 
 CAPTION = (
-    "Means over seeds, ± one standard deviation. An excess is what a figure has above that of real images "
+    "Means over seeds, ± one standard deviation. An excess is what a metric has above that of real images "
     "which were drawn alike, ± half of its 95 % interval. Places are by the excess; models that the "
     "intervals do not tell apart share theirs."
 )
@@ -76,7 +76,7 @@ def labels(rows: Sequence[Row]) -> list[str]:
 
 
 class Figures:
-    """The figures of all rows, with floor, intervals and directions."""
+    """The metrics of all rows, with floor, intervals and directions."""
 
     def __init__(self, result: Row, rows: Sequence[Row]):
         self.rows, self.titled = rows, list(zip(labels(rows), rows, strict=True))
@@ -95,19 +95,19 @@ class Figures:
         self.names = [name for name in dict.fromkeys([*with_floor, *names]) if not column_of(name).cost]
 
     def direction(self, name: str) -> doc.Direction | None:
-        """The direction of better values of a figure; that of `fd` for `fd@32`."""
+        """The direction of better values of a metric; that of `fd` for `fd@32`."""
         way = self.directions.get(name, self.directions.get(name.partition("@")[0]))
         return way if way in ("down", "up") else None
 
     def groups(self, name: str) -> list[tuple[list[Row], float | None]]:
-        """The rows that may be compared by a figure, and the best value among them."""
+        """The rows that may be compared by a metric, and the best value among them."""
         rows = [row for row in self.rows if doc.is_number((row.get("metrics") or {}).get(name))]
         way = self.direction(name)
         groups = comparable(rows, name, self.floor)
         return [(group, doc.best_of([possible(name, row) for row in group], way)) for group in groups]
 
     def floor_of(self, row: Row, name: str) -> float | None:
-        """The figure of real images that were drawn as those of a row; None where it is not known."""
+        """The metric of real images that were drawn as those of a row; None if it is not known."""
         value = (row.get("floor") or self.floor).get(name)
         return value if doc.is_number(value) else None
 
@@ -135,7 +135,7 @@ class Figures:
             + [Cell(doc.number(figures.get(n)), doc.brackets(ends.get(n))) for n in self.names]
             for title, figures, ends in self.foot
         ]
-        caption = "Below stands the floor: real images in place of samples. "
+        caption = "Below stands the floor: real images instead of samples. "
         if self.directions:
             sizes = {row.get("n") for row in self.rows}
             of_one = ", of those of one number of images," if len(sizes) > 1 else ""
@@ -143,7 +143,7 @@ class Figures:
         return Table(title, columns, foot, caption)
 
     def dots(self) -> list[Dots]:
-        """Drawings of the figures that have a floor, one for each number of images."""
+        """Drawings of the metrics that have a floor, one for each number of images."""
         charts, titles = [], {id(row): title for title, row in self.titled}
         for name in self.names:
             groups = self.groups(name)
@@ -171,7 +171,7 @@ class Figures:
 
 
 def possible(name: str, row: Row) -> float:
-    """The value of a figure by which rows are compared: an estimate below 0 is not told apart from 0."""
+    """The value of a metric by which rows are compared: an estimate below 0 is not told apart from 0."""
     value = row["metrics"][name]
     return max(value, 0.0) if column_of(name).signed else value
 
@@ -216,7 +216,7 @@ def cost_column(key: str, rows: Sequence[Row]) -> Column:
 
 
 def agreement(result: Row) -> str:
-    """How well the orders of two seeds agree, in a sentence; empty where that is not known."""
+    """How well the orders of two seeds agree, in a sentence; empty if that is not known."""
     by = result.get("spearman") or {}
     if not doc.is_number(by.get("mean")):
         return ""
@@ -225,7 +225,7 @@ def agreement(result: Row) -> str:
 
 
 def standing(result: Row, rows: Sequence[Row]) -> list[tuple[str, Row]]:
-    """The first row with figures of each model of a league, the best first, with its place and name."""
+    """The first row with metrics of each model of a league, the best first, with its place and name."""
     first_rows = []
     for entry in rows_of(result, "summary"):
         rows_of_model = (row for row in rows if row.get("model") == entry.get("model") and row.get("metrics"))
@@ -240,13 +240,13 @@ def named(standing: Row) -> str:
 
 
 def league_winner(result: Row) -> str:
-    """The first of a league, in a sentence; empty where there is none."""
+    """The first of a league, in a sentence; empty if there is none."""
     best = first_of({named(row): row.get("place") for row in rows_of(result, "summary")})
     return f"First by `{result.get('metric')}`: {', '.join(best)}." if best else ""
 
 
 def second_judge(result: Row) -> str:
-    """How far the second judge agrees with the order of the first; empty where that is not known."""
+    """How far the second judge agrees with the order of the first; empty if that is not known."""
     second = result.get("second") or {}
     if not doc.is_number(second.get("spearman")):
         return ""

@@ -13,11 +13,11 @@ from gzcli.report.document import Cell, Column, Table
 from gzcli.report.results import Row, rows_of
 
 FACTS = {"samples": "n", "seconds": "train_seconds", "steps": "train_steps", "params": "params"}
-MOST = 7  # columns of figures and facts without a choice
+MOST = 7  # columns of metrics and facts without a choice
 LIKELIHOODS = ("bpd", "nats", "bpd|y", "nats|y")
 TITLE = "To cite"
 CAPTION = (
-    "± is half of a 95 % interval: of the images, or by Student's t over several seeds. Bold figures are not "
+    "± is half of a 95 % interval: of the images, or by Student's t over several seeds. Bold metrics are not "
     "told apart from the best."
 )
 
@@ -25,7 +25,7 @@ CAPTION = (
 def table(result: Row, columns: Sequence[str] = ()) -> Table | None:
     """A row for each model, the best first; None without rows.
 
-    columns: figures, and keys of FACTS; without any those of a default, at most `MOST`.
+    columns: metrics, and keys of FACTS; without any those of a default, at most `MOST`.
     """
     groups = models_of(result)
     if not groups:
@@ -61,7 +61,7 @@ def models_of(result: Row) -> dict[str, Sequence[Row]]:
 
 
 def usual(figures: Sequence[str], groups: dict[str, Sequence[Row]]) -> list[str]:
-    """The figure of the places and of the second judge, what stands beside them, likelihoods, and costs."""
+    """The metric of the places and of the second judge, what is beside them, likelihoods, and costs."""
     quality = [name for name in figures if column_of(name).rank == 1 or name == SECOND]
     beside = sorted(
         (name for name in figures if column_of(name).beside and name not in quality),
@@ -95,7 +95,7 @@ def figure(name: str, groups: dict[str, Sequence[Row]]) -> Column:
 
 
 def estimate(row: Row, name: str) -> Excess | None:
-    """A figure with half of its interval, 0 where none is known; None for a row without it."""
+    """A metric with half of its interval, 0 if none is known; None for a row without it."""
     if (value := value_of(row, name)) is None:
         return None
     low, high = doc.interval((row.get("intervals") or {}).get(name_of(row, name))) or (value, value)

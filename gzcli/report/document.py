@@ -1,4 +1,4 @@
-"""What a report says, whatever it is written in: sections of tables, charts, pictures and texts; and its
+"""What a report says, whatever it is written in: sections of tables, charts, images and texts; and its
 numbers as text."""
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Any, Literal, TypeGuard
 
 from gzcli.core.units import count, figure, size
 
-Direction = Literal["down", "up"]  # where better values of a figure lie
+Direction = Literal["down", "up"]  # where better values of a metric lie
 
 
 @dataclass(frozen=True)
 class Cell:
     text: str
-    small: str = ""  # what stands beside the text in small letters, as an interval
+    small: str = ""  # what is beside the text in small letters, as an interval
     value: float | None = None  # the number by which its column is sorted; None: the text is
     best: bool = False  # whether it is the best of its column
 
@@ -36,8 +36,8 @@ class Table:
     title: str
     columns: Sequence[Column]
     foot: Sequence[Sequence[Cell]] = ()  # rows that stay below, as the floor
-    caption: str = ""  # what the figures mean
-    cited: bool = False  # whether it is the one that LaTeX gets, where there is one
+    caption: str = ""  # what the metrics mean
+    cited: bool = False  # whether it is the one that LaTeX gets, if there is one
     kind: str = "table"
 
     @property
@@ -70,7 +70,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure of something called `name`, with its 95 % interval, which may be unknown."""
+    """A metric of something called `name`, with its 95 % interval, which may be unknown."""
 
     name: str
     value: float
@@ -81,12 +81,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Dots:
-    """Estimates of one figure below each other, with the floor as a line."""
+    """Estimates of one metric below each other, with the floor as a line."""
 
     name: str
     title: str
     rows: Sequence[Estimate]
-    floor: float  # the figure of real images
+    floor: float  # the metric of real images
     direction: Direction | None
     kind: str = "dots"
 
@@ -125,14 +125,14 @@ class Document:
     verb: str  # the command that made the results
     title: str
     lead: str
-    facts: Sequence[tuple[str, str]]  # (name, value) of what the figures depend on
-    notes: Sequence[str] = ()  # without which the figures could be misread
+    facts: Sequence[tuple[str, str]]  # (name, value) of what the metrics depend on
+    notes: Sequence[str] = ()  # without which the metrics could be misread
     sections: Sequence[Section] = field(default_factory=list)
     command: str = ""  # the line that makes the results again
 
     @property
     def tables(self) -> list[Table]:
-        """The tables for LaTeX: those to cite, or all where there is none."""
+        """The tables for LaTeX: those to cite, or all if there is none."""
         every = [item for section in self.sections for item in section.items if isinstance(item, Table)]
         return [table for table in every if table.cited] or every
 
@@ -158,7 +158,7 @@ def cost(key: str, value: Any) -> str:
 
 
 def interval(ends: Any) -> tuple[float, float] | None:
-    """The two ends of an interval; None where they are not known."""
+    """The two ends of an interval; None if they are not known."""
     try:
         low, high = (float(end) for end in ends)
     except (TypeError, ValueError):
@@ -167,7 +167,7 @@ def interval(ends: Any) -> tuple[float, float] | None:
 
 
 def brackets(ends: Any) -> str:
-    """An interval as text: `[1.2, 1.5]`; empty where it is not known."""
+    """An interval as text: `[1.2, 1.5]`; empty if it is not known."""
     bounds = interval(ends)
     return f"[{number(bounds[0])}, {number(bounds[1])}]" if bounds else ""
 

@@ -14,7 +14,7 @@ from gzcli.report import document as doc
 from gzcli.report.document import Chart, Section, Series, Table
 from gzcli.report.results import Results, Row, facts_of, rows_of, thinned
 
-LISTED = 500  # files of single pictures that are listed
+LISTED = 500  # files of single images that are listed
 
 
 def document(results: Results) -> doc.Document:
@@ -29,7 +29,7 @@ def document(results: Results) -> doc.Document:
     sections = [
         Section("Detection", detection(rows, names)),
         Section("Pictures", results.other_pictures(*(["histograms"] if results.scores else []))),
-        Section("All pictures", all_pictures(pictures)),
+        Section("All images", all_pictures(pictures)),
         Section("ROC", rocs(results, rows, names)),
         Section("Scores", histograms(results, rows, names)),
     ]
@@ -112,14 +112,14 @@ def histograms(results: Results, rows: Sequence[Row], names: Mapping[str, str]) 
 
 
 def flags(result: Row, pictures: Sequence[Row]) -> str:
-    """How many pictures were flagged, in a sentence."""
+    """How many images were flagged, in a sentence."""
     count = sum(bool(picture.get("flagged")) for picture in pictures)
     at = f" at a false-positive rate of {doc.number(result['fpr'])}" if result.get("fpr") is not None else ""
-    return f"{count:,} of {len(pictures):,} pictures are flagged{at}."
+    return f"{count:,} of {len(pictures):,} images are flagged{at}."
 
 
 def all_pictures(pictures: Sequence[Row]) -> list[Table]:
-    """The pictures, flagged ones and the least p-values first."""
+    """The images, flagged ones and the least p-values first."""
     order = sorted(pictures, key=lambda picture: (not picture.get("flagged"), picture.get("p") or 0))[:LISTED]
     paths = [Path(str(picture.get("file"))) for picture in order]
     folders = [str(path.parent) if path.parent != Path(".") else "" for path in paths]
@@ -131,4 +131,4 @@ def all_pictures(pictures: Sequence[Row]) -> list[Table]:
         columns.append(doc.numbers(score, values))
     left = len(pictures) - len(order)
     caption = f"{left:,} more, of larger p-values, are in the JSON." if left else ""
-    return [Table("All pictures", columns, caption=caption)] if order else []
+    return [Table("All images", columns, caption=caption)] if order else []

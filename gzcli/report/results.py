@@ -1,4 +1,4 @@
-"""The folder of a `gz bench` or `gz ood`: its JSON, scores, samples and pictures, and the runs in it; and the
+"""The folder of a `gz bench` or `gz ood`: its JSON, scores, samples and images, and the runs in it; and the
 sections that the reports of both verbs share."""
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
 from gzcli.store.runs import by_name
 
-# one of them holds the results
+# one of them contains the results
 FILES = (Run.bench_file, Run.ood_file, Run.league_file, Run.alarm_file, Run.result_file)
 NOT_SCORES = ("set", "role", "index", "file")  # the other columns of `scores.csv`
 POINTS = 240  # most points of a curve
-VALIDATED = 2  # most figures of validation in the charts of a run
+VALIDATED = 2  # most metrics of validation in the charts of a run
 LONGEST = 2_000  # rows of a table: of 60 models 33 seeds
 TABLES = ("rows", "summary", "equal_calls", "floors")
 ANEW = "the command that made it makes it again"
@@ -66,8 +66,8 @@ class Results:
 
     @cached_property
     def is_own(self) -> bool:
-        """Whether the folder lies in the user's store. One from elsewhere may name any file of this machine,
-        so that of such a one only what lies in it is read."""
+        """Whether the folder is in the user's store. One from elsewhere may name any file of this machine,
+        so that of such a one only what is in it is read."""
         return user_dir().resolve() in self.folder.resolve().parents
 
     def may_read(self, path: Path, root: Path | None = None) -> bool:
@@ -164,7 +164,7 @@ class Results:
         return Document(self.verb, title, lead, [*facts, ("made", day)], notes, nonempty, self.command())
 
     def training(self) -> Section:
-        """The losses of every run, and the first figures of its validations."""
+        """The losses of every run, and the first metrics of its validations."""
         charts = []
         for name, run in self.runs.items():
             for part in run.stages or [run]:
@@ -180,11 +180,11 @@ class Results:
         return Section("Training", charts[:CURVES])
 
     def behind(self) -> Section:
-        """Recipes, versions and everything else that the figures depend on."""
+        """Recipes, versions and everything else that the metrics depend on."""
         provenance, texts = dict(self.result.get("provenance") or {}), dict[str, str]()
         for name, run in self.runs.items():
             texts[f"Recipe of {name}"] = printable(redacted(run.recipe_file.read_text(errors="replace")))
-        texts["Versions that made the figures"] = aligned(provenance.pop("versions", None) or {})
+        texts["Versions that made the metrics"] = aligned(provenance.pop("versions", None) or {})
         for name, run in self.runs.items():
             facts = run.environment if self.may_read(run.environment_file, run.path) else {}
             others = {key: facts[key] for key in ("python", "platform", "processes", "gpus") if key in facts}
@@ -213,7 +213,7 @@ def read(place: Path) -> Results:
             check(path, result)
             return Results(path, clean(result), job, path.stat().st_mtime)
     hint = "a report is made of the folder with `bench.json` or `ood.json`"
-    raise UsageError(f"`{folder}` holds no results of `gz bench` or `gz ood`", hint=hint)
+    raise UsageError(f"`{folder}` contains no results of `gz bench` or `gz ood`", hint=hint)
 
 
 def check(path: Path, result: Row) -> None:
@@ -223,14 +223,14 @@ def check(path: Path, result: Row) -> None:
     tables += list(curves.items()) if isinstance(curves, dict) else []
     for key, rows in tables:
         if not (rows is None or (isinstance(rows, list) and all(isinstance(row, dict) for row in rows))):
-            raise DamagedError(f"`{path}` is damaged, or not by gz: `{key}` is no table", hint=ANEW)
+            raise DamagedError(f"`{path}` is damaged, or not by gz: `{key}` is not a table", hint=ANEW)
         if rows and len(rows) > LONGEST:
             hint = "compare fewer models or seeds, or read the file by a program"
             raise UsageError(f"`{path}` has {len(rows):,} rows, and a report shows {LONGEST:,}", hint=hint)
 
 
 def clean(value: Any) -> Any:
-    """The value with its texts made printable: a name may hold half a character, or a zero byte."""
+    """The value with its texts made printable: a name may contain half a character, or a zero byte."""
     if isinstance(value, Mapping):
         return {clean(key): clean(below) for key, below in value.items()}
     if isinstance(value, list):
@@ -243,7 +243,7 @@ def listed(value: Any) -> list[Any]:
 
 
 def rows_of(result: Row, key: str = "rows") -> list[dict[str, Any]]:
-    """The rows of a table of the results; none where it is missing."""
+    """The rows of a table of the results; none if it is missing."""
     rows = result.get(key)
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 

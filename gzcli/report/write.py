@@ -26,7 +26,7 @@ from gzcli.store.run_folder import Run
 from gzcli.version import __version__
 
 FORMS = {"html": "report.html", "markdown": "report.md", "latex": "report.tex"}
-FIGURES = "figures"  # folder of the pictures that Markdown names
+FIGURES = "figures"  # folder of the images that Markdown names
 # the marks of a template of LaTeX, where braces are the text's own
 TEX: dict[str, Any] = {"variable_start_string": "<<", "variable_end_string": ">>"}
 TEX |= {"comment_start_string": "<#", "comment_end_string": "#>"}
@@ -88,13 +88,13 @@ def document(results: Results, columns: Sequence[str] = ()) -> Document:
         if results.verb == "bench":
             return bench.document(results, columns)
     if columns:
-        raise UsageError("`--columns` chooses figures of a `gz bench`, and these are of a `gz ood`")
+        raise UsageError("`--columns` chooses metrics of a `gz bench`, and these are of a `gz ood`")
     with files.reading(results.file, ANEW):
         return ood.document(results)
 
 
 def with_paths(report: Document) -> Iterator[tuple[Chart | Dots | Picture, str]]:
-    """Every drawing and picture with its path below the report's folder."""
+    """Every drawing and image with its path below the report's folder."""
     taken: set[str] = set()
     for item in chain.from_iterable(section.items for section in report.sections):
         if isinstance(item, Chart | Dots | Picture):

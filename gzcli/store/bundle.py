@@ -22,7 +22,7 @@ def parts(texts: Mapping[str, str]) -> dict[str, dict[str, str]]:
     ValueError for malformed metadata."""
     tree = json.loads(texts.get("parts") or "{}")
     if not isinstance(tree, dict) or not all(isinstance(part, dict) for part in tree.values()):
-        raise ValueError("`parts` is no map of maps")
+        raise ValueError("`parts` is not a map of maps")
     return tree
 
 

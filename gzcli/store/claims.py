@@ -20,7 +20,7 @@ from gzcli.store.run_folder import RUN_ID, Run
 
 PATIENCE = 1.0  # seconds to wait for the process number of a new claim
 CLAIM = Run.claim_file.name
-# Files that a job writes about itself. A folder that holds no others is left over from a failed attempt.
+# Files that a job writes about itself. A folder that contains no others is left over from a failed attempt.
 _MARKS = Run.mark_file, Run.claim_file, Run.lock_file, Run.status_file
 _RECORDS = {place.name for place in (*_MARKS, Run.stop_file, Run.job_file, Run.log_file, Run.launch_file)}
 
@@ -71,7 +71,7 @@ def tidy(run: Run) -> None:
 
 
 def is_removable(folder: Path) -> bool:
-    """Whether the folder is a run of the store: it lies in `runs`, is no link and is marked; runs older than
+    """Whether the folder is a run of the store: it is in `runs`, is no link and is marked; runs older than
     the mark are recognised by their id and the keys of `status.json`."""
     if folder.is_symlink() or folder.resolve().parent != user_dir("runs").resolve():
         return False
@@ -101,11 +101,11 @@ def remove_folder(folder: Path) -> None:
 def _check_in_store(folder: Path) -> None:
     if not is_removable(folder):
         hint = f"gz removes what it made in `{user_dir('runs')}` only"
-        raise UsageError(f"`{folder}` is no run in gz's store, and stays", hint=hint)
+        raise UsageError(f"`{folder}` is not a run in gz's store, and stays", hint=hint)
 
 
 def check_empty(folder: Path) -> None:
-    """Raises UsageError where there is a file at `folder`, or a folder that holds anything."""
+    """Raises UsageError where there is a file at `folder`, or a folder that contains anything."""
     if folder.is_dir() and any(file.name != CLAIM for file in folder.iterdir()):
         hint = "name a new or an empty one, so that nothing is mixed up"
         raise UsageError(f"the folder `{folder}` is not empty", hint=hint)

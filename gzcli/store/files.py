@@ -154,7 +154,7 @@ def readable(folder: Path) -> None:
 
 
 def read_text(path: Path) -> str | None:
-    """The text of a file; None if it is missing. Raises DamagedError if it is no text or too large."""
+    """The text of a file; None if it is missing. Raises DamagedError if it is not text or too large."""
     try:
         if path.stat().st_size > LARGEST:
             raise DamagedError(f"`{path}` is damaged: it has more than {LARGEST / 1e6:.0f} MB")
@@ -162,26 +162,26 @@ def read_text(path: Path) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except UnicodeDecodeError as e:
-        raise DamagedError(f"`{path}` is damaged: it is no text") from e
+        raise DamagedError(f"`{path}` is damaged: it is not text") from e
     except OSError as e:
         raise DamagedError(f"`{path}` cannot be read: {e.strerror}") from e
 
 
 def read_json(path: Path) -> Any:
-    """The parsed file, or None if it is missing. Raises DamagedError if it is no JSON."""
+    """The parsed file, or None if it is missing. Raises DamagedError if it is not JSON."""
     if (text := read_text(path)) is None:
         return None
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as e:  # cut short, no JSON, or nested too deeply
-        raise DamagedError(f"`{path}` is damaged: it is no JSON ({e})") from e
+        raise DamagedError(f"`{path}` is damaged: it is not JSON ({e})") from e
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object of a file; empty if the file is missing. Raises DamagedError for any other content."""
     value = read_json(path)
     if not isinstance(value, dict | None):
-        raise DamagedError(f"`{path}` is damaged: it is no JSON object")
+        raise DamagedError(f"`{path}` is damaged: it is not JSON object")
     return value or {}
 
 
@@ -196,7 +196,7 @@ def read_record(path: Path, kinds: Mapping[str, Any], hint: str | None = AGAIN) 
 
 
 def whole_object(path: Path) -> dict[str, Any]:
-    """The JSON object of a file; empty where it is missing or damaged."""
+    """The JSON object of a file; empty if it is missing or damaged."""
     with suppress(DamagedError):
         return read_object(path)
     return {}
@@ -304,7 +304,7 @@ def first_rows(path: Path, name: str, n: int, hint: str | None = AGAIN) -> np.nd
 
 
 def is_below(path: Path, root: Path) -> bool:
-    """Whether a regular file lies in a folder, with no link on the way, and is no larger than LARGEST."""
+    """Whether a regular file is in a folder, with no link on the way, and is no larger than LARGEST."""
     try:
         way = path.absolute().relative_to(root.absolute())
         return path.resolve() == root.resolve() / way and path.is_file() and path.stat().st_size <= LARGEST
@@ -386,7 +386,8 @@ def lock(path: Path, *, wait: bool = True, on_wait: Callable[[], None] | None = 
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock. A lock without permission to read or write counts as held."""
+    """Whether a living process holds the lock. A lock without permission to read or write counts as
+    held."""
     if not path.exists():
         return False
     try:

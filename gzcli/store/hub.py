@@ -56,10 +56,10 @@ def repository(name: str, *, key: str, files: Sequence[str]) -> Path:
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     if not (is_id(name) and _ADDRESS.fullmatch(name)):
-        hint = "a folder, or an id of the hub, as `owner/name`"
+        hint = "a folder, or an id of the hub, such as `owner/name`"
         raise MissingError(f"`{key}`: there is no folder `{name}`", hint=hint)
     gated = "(a gated one needs `HF_TOKEN`)"
-    hint = f"`hf download {name}` where there is a network {gated}, or `--set {key}=FOLDER`"
+    hint = f"`hf download {name}` if there is a network {gated}, or `--set {key}=FOLDER`"
     return _snapshot(name, f"`{key}`: the weights of `{name}` are", hint, files, "model")
 
 
@@ -79,7 +79,7 @@ def _snapshot(name: str, subject: str, hint: str, files: Sequence[str], kind: st
         return Path(snapshot_download(name, repo_type=kind, **options))
     except (HfHubHTTPError, HFValidationError, OSError) as e:
         why = "`GZ_OFFLINE` is set" if offline() else f"the hub does not give it ({type(e).__name__})"
-        raise MissingError(f"{subject} not at hand, and {why}", hint=hint) from e
+        raise MissingError(f"{subject} not available, and {why}", hint=hint) from e
 
 
 def is_id(name: str) -> bool:
@@ -171,7 +171,7 @@ def explained(name: str) -> Iterator[None]:
     from huggingface_hub import errors
 
     absent = "`GZ_OFFLINE` is set" if offline() else "the hub cannot be reached"
-    get = f"`hf download {name}` where there is a network"
+    get = f"`hf download {name}` if there is a network"
     gated = f"`{name}` is given to those alone who ask for it", "ask on its page, then set `HF_TOKEN`"
     none_such = f"the hub has no `{name}`, or it is private", "look at the spelling, or set `HF_TOKEN`"
     # of an error's classes the first that is listed; a gated repository is one that is not found
@@ -179,7 +179,7 @@ def explained(name: str) -> Iterator[None]:
         errors.LocalEntryNotFoundError: (f"`{name}` is not here, and {absent}", get),
         errors.GatedRepoError: gated,
         errors.EntryNotFoundError: (
-            f"`{name}` holds no `{FILE}` of gz, and no network of diffusers",
+            f"`{name}` contains no `{FILE}` of gz, and no network of diffusers",
             "gz reads what `gz runs push` puts there, and U-Nets and DiTs of diffusers",
         ),
         errors.RepositoryNotFoundError: none_such,
@@ -206,7 +206,7 @@ def _parsed(ref: str) -> dict[str, str]:
     parts = _ADDRESS.fullmatch(ref.removeprefix(PREFIX))
     if parts is None:
         hint = f"`{PREFIX}owner/name`, or `{PREFIX}owner/name@revision`"
-        raise UsageError(f"`{ref}` is no address of a model on the hub", hint=hint)
+        raise UsageError(f"`{ref}` is not an address of a model on the hub", hint=hint)
     return parts.groupdict()
 
 

@@ -1,6 +1,6 @@
 """A cache of what was read of runs, in files beside them, so that a list of thousands opens few. An entry
 counts while its files have the same times, sizes and inodes. A damaged, missing or older index is made again;
-where it cannot be written, gz works without."""
+if it cannot be written, gz works without."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def save(root: Path, kind: str, names: Iterable[str]) -> None:
 
 
 def recall(folder: Path, kind: str) -> Any | None:
-    """The value kept for a run; None where there is none, or a file that it was read from has changed."""
+    """The value kept for a run; None if there is none, or a file that it was read from has changed."""
     index = _open.get((str(folder.parent), kind))
     marks, value = index.runs.get(folder.name, ({}, None)) if index else ({}, None)
     return value if all(mark(f"{folder}/{place}") == was for place, was in marks.items()) else None
@@ -76,7 +76,7 @@ def keep(folder: Path, kind: str, marks: Marks, value: Any) -> None:
 
 
 def mark(path: str) -> Mark | None:
-    """What changes with the content of a file or folder; None where there is none."""
+    """What changes with the content of a file or folder; None if there is none."""
     try:
         stat = os.stat(path)
     except OSError:

@@ -43,17 +43,17 @@ class SampleJob(RunJob):
     """Samples of a run, or one of its applications."""
 
     run: str  # folder of the run
-    n: int | None = None  # images; None: as many as there are prompts or input pictures
+    n: int | None = None  # images; None: as many as there are prompts or input images
     labels: str | None = None  # class names or numbers, separated by commas; the images take turns
     prompts: tuple[str, ...] = ()  # texts; the images take turns
     options: Mapping[str, Any] = field(default_factory=dict)  # of the model's `sample`, or the application
     do: str | None = None  # name of the application; None: samples are drawn
-    input: str | None = None  # path of a picture or of a folder of pictures
-    input_as: str | None = None  # the keyword of `sample` that gets the input pictures
-    mask: str | None = None  # path of a picture that is white where the input is kept
+    input: str | None = None  # path of an image or of a folder of images
+    input_as: str | None = None  # the keyword of `sample` that gets the input images
+    mask: str | None = None  # path of an image that is white where the input is kept
     formats: tuple[str, ...] = ()  # in which images are written beside the sheet; a few are always PNGs too
     animate: bool = False  # whether the sampler's intermediate states are written as an animation
-    origin: Mapping[str, Any] = field(default_factory=dict, compare=False)  # that the pictures tell besides
+    origin: Mapping[str, Any] = field(default_factory=dict, compare=False)  # that the images tell besides
     verb: str = field(default="sample", kw_only=True)
 
 
@@ -87,22 +87,22 @@ class OodJob(ScoreJob):
 
 @dataclass(frozen=True)
 class AlarmJob(ScoreJob):
-    """An alarm for each of the user's pictures; `n` and `full` are of the held-out images that they are
+    """An alarm for each of the user's images; `n` and `full` are of the held-out images that they are
     compared with."""
 
-    input: str  # path of a picture, or of a folder, zip, tar or npz of pictures
-    fpr: float = 0.01  # share of in-distribution pictures that may be flagged
-    maps: bool = False  # whether maps show where the pictures are anomalous
-    png: bool = False  # whether the map of every picture is written as a file
+    input: str  # path of an image, or of a folder, zip, tar or npz of images
+    fpr: float = 0.01  # share of in-distribution images that may be flagged
+    maps: bool = False  # whether maps show where the images are anomalous
+    png: bool = False  # whether the map of every image is written as a file
     method: str | None = None  # name of a method without training, or `auto`; None: the run's scores
-    calibrate: str | None = None  # name or path of further good pictures, with which pictures are compared
+    calibrate: str | None = None  # name or path of further good images, with which images are compared
     size: Any = None  # of the images that a method sees; None: their own, or as large as it looks at
     verb: str = field(default="alarm", kw_only=True)
 
 
 @dataclass(frozen=True)
 class InspectJob(AlarmJob):
-    """An alarm on the test pictures of an inspection set, whose path is `input`."""
+    """An alarm on the test images of an inspection set, whose path is `input`."""
 
     verb: str = field(default="inspect", kw_only=True)
 
@@ -132,7 +132,7 @@ class BenchJob(RunJob):
     patience: float | None = None  # seconds of sampling from which a model draws fewer images
     drawing: str | None = None  # hash of the code that draws: a league takes samples by the same code again
     # how each of the runs is taken, {"checkpoint", "sample", "calls", "quick"}, all of them optional: weights
-    # of a step, options of its sampler, at most how many network calls an image, and whether figures that do
+    # of a step, options of its sampler, at most how many network calls per image, and whether metrics that do
     # not depend on samples are left out; (): all as the job and the runs say
     variants: tuple[Mapping[str, Any], ...] = ()
     verb: str = field(default="bench", kw_only=True)
@@ -162,7 +162,7 @@ class PublishedJob(Job):
 
 @dataclass(frozen=True)
 class EmaJob(Job):
-    """An average of the weights of a finished run, in place of that which it serves."""
+    """An average of the weights of a finished run, instead of that which it serves."""
 
     run: str  # folder of the run, of a stage the stage's
     length: float | None = None  # deviation of its profile as a share of the training; None: the best one
@@ -185,7 +185,7 @@ _KINDS: tuple[type[Job], ...] = (SampleJob, *_OF_SCORES, BenchJob, ExportJob, Pu
 
 
 def facts(job: Job) -> dict[str, Any]:
-    """What the pictures of a job say of their making: verb, ids of runs, and settings, but no paths."""
+    """What the images of a job say of their making: verb, ids of runs, and settings, but no paths."""
     settings = ("n", "seed", "seeds", "scores", "metrics", "options", "precision", "fpr", "benchmark")
     tree = {key: getattr(job, key, None) for key in (*settings, "run", "runs", "others")}
     paths = [*(tree["runs"] or ()), *filter(None, [tree["run"]]), *(tree["others"] or ())]
@@ -199,7 +199,7 @@ def write(folder: Path, job: Job) -> None:
 
 
 def read(folder: Path) -> Job | None:
-    """The job in a folder; None where there is none, as in the folder of a run."""
+    """The job in a folder; None if there is none, as in the folder of a run."""
     file = Run(folder).job_file
     if not file.exists():
         return None

@@ -1,4 +1,4 @@
-"""The figures that a run has recorded while it was trained, their curves in a few points, and its summary."""
+"""The metrics that a run has recorded while it was trained, their curves in a few points, and its summary."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import RECORDS, Run
 
 POINTS = 12  # of a curve
-ENOUGH = 4  # points of a validation figure that make a curve; with fewer, the loss is shown
+ENOUGH = 4  # points of a validation metric that make a curve; with fewer, the loss is shown
 BARS = "▁▂▃▄▅▆▇█"
 LARGE = 15_000  # lines that are read; of more, SOME at even distances, the LAST, and up to MANY of validation
 SOME, LAST, MANY = 2_000, 40, 5_000
@@ -26,7 +26,7 @@ WIDE = 10.0  # a curve that spans more than this factor is drawn on a logarithmi
 
 @dataclass(frozen=True)
 class Curve:
-    """The course of a figure in a few points."""
+    """The course of a metric in a few points."""
 
     name: str  # of the figure in `metrics.jsonl`
     steps: tuple[int, ...]  # the last step of each point
@@ -70,7 +70,7 @@ def every_line(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _values(line: bytes) -> dict[str, Any]:
-    """The figures of a line; none of one that is cut off."""
+    """The metrics of a line; none of one that is cut off."""
     with contextlib.suppress(ValueError, RecursionError):
         values = json.loads(line)
         if isinstance(values, dict) and isinstance(values.get("step"), int):
@@ -79,7 +79,7 @@ def _values(line: bytes) -> dict[str, Any]:
 
 
 def last_figures(run: Run, step: int | None = None) -> dict[str, float]:
-    """The last value of each figure of validation, by its name, or that at a step; of a run in stages those
+    """The last value of each metric of validation, by its name, or that at a step; of a run in stages those
     of the last one."""
     figures: dict[str, float] = {}
     for line in metric_lines(run.serving.path):
@@ -89,7 +89,7 @@ def last_figures(run: Run, step: int | None = None) -> dict[str, float]:
 
 
 def curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) of each loss and each figure of validation, `val_…`, as far as it is finite."""
+    """(step, value) of each loss and each metric of validation, `val_…`, as far as it is finite."""
     points: dict[str, list[tuple[int, float]]] = {}
     for line in lines:
         for key, value in line.items():
@@ -100,8 +100,8 @@ def curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, floa
 
 
 def curve_of(run: Run) -> Curve | None:
-    """The curve of the figure that selects the best checkpoint of a run, or of its newest started stage. It
-    is that of the loss if the figure has fewer than ENOUGH points; None without either."""
+    """The curve of the metric that selects the best checkpoint of a run, or of its newest started stage. It
+    is that of the loss if the metric has fewer than ENOUGH points; None without either."""
     started = [stage for stage in run.stages if stage.metrics_file.exists()]
     part = started[-1] if started else run
     points, best = curves(metric_lines(part.path)), part.best

@@ -34,7 +34,7 @@ def add(file: str | Path) -> str:
     if not path.is_file():
         raise MissingError(f"there is no model file `{file}`", hint=f"`gz model new {path.stem}` writes one")
     if not can_be_named(path.stem):
-        hint = "a model is called as its file: lower-case letters, digits and `_`, as `maf.py`"
+        hint = "a model is called as its file: lower-case letters, digits and `_`, such as `maf.py`"
         raise UsageError(f"`{path.name}` cannot be a model's file", hint=hint)
     _typed[path.stem] = path
     return path.stem
@@ -56,7 +56,7 @@ def model_files() -> dict[str, Path]:
 
 
 def find(name: str) -> Path | None:
-    """The file of the model of that name, `-` and `_` alike; None where none is from outside."""
+    """The file of the model of that name, `-` and `_` alike; None if none is from outside."""
     models = model_files()
     stem = matching(name, reversed(models))  # the last one counts
     return models[stem] if stem else None
@@ -111,7 +111,7 @@ def _read(file: Path) -> str:
 def _trusted(file: Path) -> Path:
     """The file. Raises UsageError for one that came with a run from elsewhere: it is code, not data."""
     if _read(file) not in (read_json(user_dir(TRUSTED)) or []):
-        message = f"this run brings a program of its own, `{file}`, which gz does not run unasked"
+        message = f"this run brings its own program, `{file}`, which gz does not run unasked"
         hint = f"read it; `gz model check {file}` runs it, and from then on gz trusts it"
         raise UsageError(message, hint=hint)
     return file

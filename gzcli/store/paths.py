@@ -15,7 +15,7 @@ _NAME = re.compile(r"[a-z0-9_-]+")
 
 
 def cache_dir(*parts: str) -> Path:
-    """A folder for files that can be made or fetched again, as `raw`, `packs`, `weights`, `kernels`."""
+    """A folder for files that can be made or fetched again, such as `raw`, `packs`, `weights`, `kernels`."""
     return _home("user_cache_path").joinpath(*parts)
 
 
@@ -63,10 +63,10 @@ def is_name(text: str) -> bool:
 
 
 def inside(path: Path, root: Path) -> Path:
-    """`path`, if it lies below `root` with symbolic links resolved; else raises UsageError."""
+    """`path`, if it lies below `root` with symbolic links resolved; otherwise raises UsageError."""
     if root.resolve() not in path.resolve().parents:
         hint = "gz makes and removes files in folders of its own only"
-        raise UsageError(f"`{path}` does not lie inside `{root}`", hint=hint)
+        raise UsageError(f"`{path}` is not inside `{root}`", hint=hint)
     return path
 
 

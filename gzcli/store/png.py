@@ -1,5 +1,5 @@
 """Images as files: PNGs with a text chunk `gz`, which says in JSON what made them, and the other formats that
-`gz sample` writes. No file holds a time: equal commands write equal files."""
+`gz sample` writes. No file contains a time: equal commands write equal files."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ _maker: dict[str, Any] = {}  # the facts that `made_by` sets
 
 
 def made_by(**facts: Any) -> None:
-    """Sets the facts that every picture of this process gets, such as `verb` and `run`."""
+    """Sets the facts that every image of this process gets, such as `verb` and `run`."""
     _maker.clear()
     _maker.update(facts)
 
 
 def texts(**facts: Any) -> dict[str, str]:
-    """The text chunks of a picture: these facts and those of `made_by`."""
+    """The text chunks of an image: these facts and those of `made_by`."""
     origin = {**_maker, **facts, "versions": {"gz": __version__, "torch": version("torch")}}
     return {"Software": f"gz {__version__}", KEY: json.dumps(origin, sort_keys=True)}
 
 
 def save_png(path: Path, image: np.ndarray, origin: Mapping[str, Any] | None = None) -> None:
-    """Writes a picture [H, W, C] uint8, C = 1 or 3, with `origin` beside the facts of `made_by`."""
+    """Writes an image [H, W, C] uint8, C = 1 or 3, with `origin` beside the facts of `made_by`."""
     from PIL import Image, PngImagePlugin
 
     info = PngImagePlugin.PngInfo()
@@ -85,7 +85,7 @@ FORMATS = {
 
 
 def origin_of(file: Path) -> dict[str, Any]:
-    """What made a picture; raises MissingError without a file, UsageError for one that is no PNG by gz."""
+    """What made an image; raises MissingError without a file, UsageError for one that is not a PNG by gz."""
     from PIL import Image
 
     try:
@@ -93,14 +93,14 @@ def origin_of(file: Path) -> dict[str, Any]:
             image.load()
             text = image.info.get(KEY, "null")
     except FileNotFoundError as e:
-        raise MissingError(f"there is no picture `{file}`") from e
+        raise MissingError(f"there is no image `{file}`") from e
     except (ValueError, OSError, SyntaxError) as e:  # SyntaxError: so PIL calls a damaged chunk
-        raise UsageError(f"`{file}` is no whole PNG", hint="name a picture that gz wrote") from e
+        raise UsageError(f"`{file}` is no whole PNG", hint="name an image that gz wrote") from e
     origin = None
     with contextlib.suppress(ValueError, TypeError):
         origin = json.loads(text)
     if not isinstance(origin, dict):
-        hint = "programs that edit or send pictures often leave its text out: take the file that gz wrote"
+        hint = "programs that edit or send images often leave its text out: take the file that gz wrote"
         raise UsageError(f"`{file}` does not say what made it", hint=hint)
     return origin
 

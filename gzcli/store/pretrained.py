@@ -22,7 +22,7 @@ from gzcli.store.run_folder import STAGES
 PREFIX = "pretrained:"
 FOLDER = Path(__file__).resolve().parents[1] / "pretrained"
 MORE = "more"
-FIRST = ("emoji", "glyphs", "shapes", "digits")  # the preferred sets, in this order, where none is named
+FIRST = ("emoji", "glyphs", "shapes", "digits")  # the preferred sets, in this order, if none is named
 DEFAULT = f"{PREFIX}cfm"  # where no model is named
 
 
@@ -40,13 +40,13 @@ class Pretrained:
 
     @property
     def figures(self) -> list[dict[str, Any]]:
-        """Its results by `gz bench`, with the floor of real images where that was measured."""
+        """Its results by `gz bench`, with the floor of real images if that was measured."""
         rows = (row for row in self.card["figures"] if row["from"] == "gz bench")
         return [row | floors().get((self.data, row["name"], row["n"]), {}) for row in rows]
 
     @property
     def cells(self) -> tuple[str, str, str, str, str]:
-        """Its cells in a table: figure and its floor, parameters, seconds of training on a core, and size."""
+        """Its cells in a table: metric and its floor, parameters, seconds of training on a core, and size."""
         row = next(iter(self.figures), {})
         best = f"{row['name']} {row['value']:.3g}" if row else "-"
         floor = f"{row['floor']:.3g}" if "floor" in row else "-"
@@ -68,7 +68,7 @@ def every() -> tuple[Pretrained, ...]:
 
 @cache
 def floors() -> dict[tuple[str, str, int], dict[str, Any]]:
-    """The floors of figures and their intervals, by data set, figure and number of images."""
+    """The floors of metrics and their intervals, by data set, figure and number of images."""
     rows = read_json(FOLDER / "floors.json") or ()
     return {(row.pop("data"), row.pop("name"), row.pop("n")): row for row in rows}
 
@@ -90,7 +90,7 @@ def elsewhere() -> dict[str, str]:
 
 
 def parts_of(name: str) -> tuple[str, str]:
-    """The model and the set in a file's name; both may hold a `-`, so the model is the longest one that
+    """The model and the set in a file's name; both may contain a `-`, so the model is the longest one that
     fits."""
     fits = [m for m in recipe_names() if canonical(name).startswith(canonical(m) + "_")]
     model = max(fits, key=len, default=name.partition("-")[0])

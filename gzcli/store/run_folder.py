@@ -124,7 +124,7 @@ class Run:
 
     @property
     def owner(self) -> Run:
-        """The run of which this is a stage; else the run itself."""
+        """The run of which this is a stage; otherwise the run itself."""
         above = self.path.parent
         return Run(above.parent) if above.name == STAGES and Run(above.parent).recipe_file.exists() else self
 
@@ -235,7 +235,7 @@ class Run:
 
     @property
     def shortfalls(self) -> list[str]:
-        """The parts of its plan that the run lacks, as `60 of 700 steps`; empty for a complete run."""
+        """The parts of its plan that the run lacks, such as `60 of 700 steps`; empty for a complete run."""
         lacking = []
         for part in self.stages or [self]:
             status = part.status()
@@ -247,7 +247,7 @@ class Run:
         status = self.status()
         size, planned_size = status.get("size"), (status.get("recipe") or {}).get("size")
         if size and planned_size and size != planned_size:
-            lacking.append(f"images of {size} pixels in place of {planned_size}")
+            lacking.append(f"images of {size} pixels instead of {planned_size}")
         return lacking
 
     @property
@@ -303,8 +303,8 @@ class Run:
 
     @property
     def best(self) -> Best | None:
-        """The best validation result; None where nothing was validated."""
-        # the next validation writes a damaged record anew
+        """The best validation result; None if nothing was validated."""
+        # the next validation writes a damaged record again
         with contextlib.suppress(KeyError, TypeError, ValueError):
             record = files.whole_object(self.best_file)
             best = Best(str(record["metric"]), float(record["value"]), int(record["step"]))
@@ -369,7 +369,7 @@ class Run:
         has_names = isinstance(parts, dict) and all(is_name(str(name)) for name in parts)
         # a stage that is taken from another run is that run's id
         if not has_names or not all(isinstance(part, str) or _is_recipe(part) for part in parts.values()):
-            raise DamagedError(f"`{path}` is damaged: it is no recipe", hint=hint)
+            raise DamagedError(f"`{path}` is damaged: it is not a recipe", hint=hint)
         return tree
 
 

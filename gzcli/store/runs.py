@@ -1,5 +1,5 @@
 """The store of runs, a folder each as `glow-celeba-20260131-142501-ab12`; lookup by id, alias, path or model.
-A run in stages holds a run for each in `stages/<name>/`, with the id `vqgan-mnist-…/stages/tokenizer`. The
+A run in stages contains a run for each in `stages/<name>/`, with the id `vqgan-mnist-…/stages/tokenizer`. The
 last one is sampled and scored. The name of a model stands for its newest complete run: see `choose`."""
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def check_alias(alias: str, runs: list[Run] | None = None) -> None:
         hint = f"choose another `--name`, as `{alias}-1`"
         raise UsageError(f"the name `{alias}` is that of a model", hint=hint)
     if not re.fullmatch(r"[^\W_][\w.-]*", alias):
-        message = f"`--name {alias}` may hold letters, digits, `-`, `_` and `.` only, a letter or digit first"
+        message = f"`--name {alias}` may contain letters, digits, `-`, `_` and `.` only, a letter or "
+        "digit first"
         raise UsageError(message)
 
 
@@ -135,7 +136,7 @@ def all_runs(*, model: str | None = None, data: str | None = None) -> list[Run]:
 
 
 def _status(run: Run) -> dict[str, Any]:
-    """The status of a run; empty if the folder is no run, as other programs write such files too."""
+    """The status of a run; empty if the folder is not a run, as other programs write such files too."""
     status = run.status()
     is_valid = "model" in status and status.get("state") != "damaged"
     return status if is_valid or run.is_marked("run") else {}
@@ -147,7 +148,7 @@ def _age(status: Mapping[str, Any]) -> tuple[int, float]:
 
 
 def by_name(ref: str) -> Run | None:
-    """The run of this id, alias, short name or path; None where there is none."""
+    """The run of this id, alias, short name or path; None if there is none."""
     if "\0" in ref:  # which no path can hold
         return None
     path = Path(ref).expanduser()
@@ -195,7 +196,7 @@ def find(ref: str, *, data: str | None = None) -> Run:
     model = spelling(ref)
     if model not in recipe_names() and not all_runs(model=model):
         if place := trained_in(ref):
-            message = f"`{ref}` is no model of its own, but a stage of others"
+            message = f"`{ref}` is not its own model, but a stage of others"
             raise UsageError(message, hint=f"gz sample {place[0]}")
         options = [*recipe_names(), *(name for run in all_runs() for name in (run.id, run.alias) if name)]
         hint = did_you_mean(ref, options) or "gz list models · gz runs list"

@@ -302,7 +302,7 @@ def weights_come_back(case: Case) -> None:
         save_file(weights_of(model.state_dict()), Path(folder) / "w.safetensors")
         weights = load_file(Path(folder) / "w.safetensors")
     loaded = case.build(model.data, 99)
-    vars(loaded).update({name: vars(model)[name] for name in case.stages})  # a stage has a file of its own
+    vars(loaded).update({name: vars(model)[name] for name in case.stages})  # a stage has its own file
     missing, unexpected = loaded.load_state_dict(weights, strict=False)
     lost = [key for key in missing if not key.endswith("_extra_state")]
     require(not unexpected and not lost, f"a saved model does not load: {', '.join([*unexpected, *lost])}")

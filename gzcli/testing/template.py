@@ -1,4 +1,4 @@
-"""Template — what it is, who made it, where it is written down.
+"""Template — what it is, who made it, if it is written down.
 
     train: {steps: 600, batch_size: 64, ema: 0.99}
     optim: {lr: 1e-3}

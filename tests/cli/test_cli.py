@@ -86,7 +86,7 @@ ERRORS = [
 ]
 SIZES = "`data.size` is between 4 and 1024 pixels a side, not 2"
 ERRORS += [("data download mnist --size 2", 2, SIZES, "`--size 64`")]
-STRAY = ("unexpected argument `stray`", "arguments for `accelerate launch` stand after `--`")
+STRAY = ("unexpected argument `stray`", "arguments for `accelerate launch` come after `--`")
 ERRORS += [(line, 2, *STRAY) for line in ("train vae stray", "train vae stray -- --x")]
 
 
@@ -403,7 +403,7 @@ def test_runs_are_not_removed_unasked(gz, trained, busy, monkeypatch):
     assert gz("runs", "remove", "vae", "--yes")[0] == 2  # a model is not a run
     assert gz("runs", "remove", busy.id, "--yes")[0] == 2 and busy.path.exists()
     write_json(runs.user_dir("data.json"), {"mine": {"path": ".", "size": None, "channels": None}})
-    assert "needs `--yes` where nobody can be asked" in gz("data", "remove", "mine")[2]
+    assert "needs `--yes` if nobody can be asked" in gz("data", "remove", "mine")[2]
     assert gz("data", "remove", "mine", "nope", "--yes")[0] == 2 == gz("data", "remove", "mine")[0]
     answers = Terminal("n\ny\n")
     monkeypatch.setattr(sys, "stdin", answers)

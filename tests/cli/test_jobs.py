@@ -168,11 +168,11 @@ MISTAKES = [
     ("--out mnist --fpr 5%", 2, "`--fpr` goes with `--input`"),
     ("--out mnist --map", 2, "`--map` goes with `--input`"),
     ("--out mnist --fail", 2, "`--fail` goes with `--input`"),
-    ("--input here --out mnist", 2, "`--input` judges single pictures, `--out` compares sets"),
+    ("--input here --out mnist", 2, "`--input` judges single images, `--out` compares sets"),
     ("--input here --png", 2, "`--png` writes maps"),
     ("--input nowhere", 3, "there is no `nowhere`"),
-    ("--input . --fpr 150%", 2, "`--fpr 150%` is no share between 0 and 1"),
-    ("--input . --fpr much", 2, "`--fpr much` is no share between 0 and 1"),
+    ("--input . --fpr 150%", 2, "`--fpr 150%` is not a share between 0 and 1"),
+    ("--input . --fpr much", 2, "`--fpr much` is not a share between 0 and 1"),
     ("--out mnist --imglists .", 2, "`--imglists` goes with `--benchmark`"),
     ("unknown --out mnist", 2, "`unknown`"),
     ("--out mnist --score ell", 2, "`vae` has no score `ell`"),
@@ -397,7 +397,7 @@ def test_wrong_words(gz, tmp_path, monkeypatch):
     plain = replace(silent, do={}, can=("sample",))
     for card, words, message, hint in (
         (READS, "--prompts none.txt", "none.txt", ""),
-        (READS, "--prompts empty.txt", "holds no prompts", "one a line"),
+        (READS, "--prompts empty.txt", "contains no prompts", "one a line"),
         (READS, "--prompts latin.txt", "not UTF-8 text", "one a line"),
         (READS, "--promt x", "no such option `--promt`", "did you mean `--prompt`?"),
         (READS, "--guidance much", "`--guidance` must be a number", ""),

@@ -138,7 +138,7 @@ def test_what_a_job_cannot_be(fake, gz):
         code, _, stderr = gz(*words, *more)
         assert code == expected and message in stderr
     for wrong in ("Partition", "a b=c", 'comment=a"b', "time=1\n#SBATCH --uid=0"):
-        with pytest.raises(UsageError, match="no option of `sbatch`"):
+        with pytest.raises(UsageError, match="not an option of `sbatch`"):
             slurm.options([wrong])
     assert slurm.options(["exclusive", "--time=1:00"]) == {"exclusive": None, "time": "1:00"}
 
@@ -295,7 +295,7 @@ def test_a_run_goes_on_with_its_processes(home):
         return section.processes, section.gpus, section.cpu, section.threads
 
     assert again() == (2, None, True, 3)
-    assert again(processes=1) == (1, None, True, None), "what is typed counts, and cores are shared out anew"
+    assert again(processes=1) == (1, None, True, None), "what is typed counts, and cores are shared out again"
     assert again(gpus=4) == (None, 4, False, None)
     assert again(threads=5) == (2, None, True, 5)
 

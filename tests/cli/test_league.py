@@ -147,7 +147,7 @@ def test_a_league_from_python_is_that_of_the_command(call, home, trained, judged
     n = len(trained)
     call(*WORDS, "--models", "vae,fm", "-n", "100")
     assert len(trained) == n and len(judged) == 2, "the same runs and judgements"
-    with pytest.raises(UsageError, match="is no time"):
+    with pytest.raises(UsageError, match="is not a time"):
         gzcli.league(data="digits", budget="8")
 
 
@@ -170,7 +170,7 @@ def test_it_goes_on_where_it_was_stopped(call, home, trained, judged):
     trained.fails = {("fm", 0): Interrupted("stopped at step 5", signum=2)}
     words = (*WORDS, "--models", "vae,fm,wgan", "--calls", "0")
     code, _, said = call(*words)
-    assert code == 130 and "the same command goes on" in said
+    assert code == 130 and "the same command resumes it" in said
     assert [row["model"] for row in table(home, "league")] == ["vae"]  # what is known is written
     assert call(*words)[0] == 0
     assert trained == [("vae", 0, False), ("fm", 0, False), ("fm", 0, True), ("wgan", 0, False)]
@@ -193,7 +193,7 @@ def test_a_signal_that_comes_in_a_judgement_ends_the_league_whatever_became_of_i
 
         monkeypatch.setattr(jobs, "do_job", interrupted)
         code, _, said = call(*words)
-        assert code == 143 and "stopped by SIGTERM" in said and "the same command goes on" in said
+        assert code == 143 and "stopped by SIGTERM" in said and "the same command resumes it" in said
         assert trained == [("vae", 0, False)] and "failed" not in said
         assert not list((home / "bench").glob("*/league.json"))
     assert [row["model"] for row in table(home, "league")] == ["vae"]
@@ -277,12 +277,12 @@ def test_what_became_of_a_process_is_its_row(call, home, trained, judged, monkey
     code, shown, said = call(*words, "vae,fm,wgan,dcgan")
     assert code == 0 and trained[1:] == [("fm", 0, False)], said  # it is not there where a child said so
     rows = {row["model"]: row["metrics"].get("fd") or row["error"] for row in json.loads(shown)["rows"]}
-    killed = "the process was killed (SIGKILL), most likely for want of memory"
+    killed = "the process was killed (SIGKILL), most likely because memory ran out"
     assert rows == {"vae": 90, "fm": 20, "wgan": killed, "dcgan": "no room"}
     assert f"3/4 wgan: failed: {killed}" in said
     monkeypatch.setenv("GZ_WAITS", "1")
     code, _, said = call(*words[:-2], "--models", "wgan,dcgan")
-    assert code == 143 and "wgan: at step 7" in said and "the same command goes on" in said
+    assert code == 143 and "wgan: at step 7" in said and "the same command resumes it" in said
 
 
 CHILD = """import json, os, signal, sys, time

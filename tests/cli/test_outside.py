@@ -168,7 +168,7 @@ def test_a_run_s_copy_is_run_as_it_was_when_its_trust_was_tested(write, tmp_path
     compiled_beside(copy)
     copy.write_text(EVIL)  # after the test and before the import
     assert not hasattr(sys.modules[catalog.load_class(card).__module__], "EVIL")
-    with pytest.raises(UsageError, match="brings a program of its own"):
+    with pytest.raises(UsageError, match="brings its own program"):
         catalog.card_of(run, "maf")
 
 
@@ -256,7 +256,7 @@ def test_new_writes_a_file_that_check_passes(call, monkeypatch):
     monkeypatch.setattr(model_files, "_typed", {})
     code, out, _ = call("model", "new", "My_Flow")
     assert (code, out) == (0, "my_flow.py\n") and "class MyFlow(Model)" in Path("my_flow.py").read_text()
-    assert call("model", "new", "my_flow")[0] == 2, "it is there already"
+    assert call("model", "new", "my_flow")[0] == 2, "it already exists"
     assert call("model", "new", "vae")[0] == 2, "a model of gz"
     text = Path("my_flow.py").read_text().replace("hidden: int = 32", "hidden: int = 8")
     Path("my_flow.py").write_text(text)

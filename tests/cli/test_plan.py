@@ -140,10 +140,10 @@ def test_each_stage_has_its_lines(gz, dry_run, planned):
 
 def test_what_cannot_be_found_is_said_and_what_cannot_be_built_refused(gz, dry_run, planned):
     assert dry_run("vae", "--data", "./nowhere")["needs"] == ["there is no `./nowhere`"]
-    planned(error="the weights of `a/b` are not at hand")
+    planned(error="the weights of `a/b` are not available")
     result = dry_run("vae")
     assert result["params"] is None and result["seconds"] is None and result["memory"] == []
-    assert result["needs"] == ["the weights of `a/b` are not at hand"]
+    assert result["needs"] == ["the weights of `a/b` are not available"]
     planned(error="`model.width` is 64, which 7 heads cannot share", refused="set `model.heads`")
     code, stdout, _ = gz("train", "vqvae", "--cpu", "--dry-run", "--json")
     error = json.loads(stdout)["error"]
@@ -191,7 +191,7 @@ def test_a_batch_that_gz_chose_is_rounded_to_the_gpus(gz, planned, monkeypatch):
     run.recipe_file.write_text("model: {name: vae}\ntrain: {batch_size: 8}\n")
     run.update(state="interrupted")
     code, _, stderr = gz("train", "mine", "--resume", "--gpus", "3", "--dry-run")
-    assert code == 2 and "keeps its batch when it goes on: this one can on 2 of them" in stderr
+    assert code == 2 and "keeps its batch when it continues: this one can on 2 of them" in stderr
 
 
 def test_parts_and_small_sets_are_rounded_too(home):
@@ -339,9 +339,9 @@ def test_what_a_set_lacks_is_told_with_the_sets_that_have_it():
         check(needs, extras)
     for needs, extras, lacking, sets in (
         ("caption", (), "captions", "shapes, emoji, digits-captioned, digits-edited;"),
-        ("caption before", (), "captions and `before` pictures", ": digits-edited;"),
-        ("caption before", ("caption",), "`before` pictures", ": digits-edited;"),
-        ("control", ("caption", "before"), "`control` pictures", "none is shipped"),
+        ("caption before", (), "captions and `before` images", ": digits-edited;"),
+        ("caption before", ("caption",), "`before` images", ": digits-edited;"),
+        ("control", ("caption", "before"), "`control` images", "none is shipped"),
     ):
         with pytest.raises(UsageError) as e:
             check(needs, extras)
@@ -373,7 +373,7 @@ def test_refused_before_launch(gz, reader, tmp_path, monkeypatch):
     folder = str(captioned(tmp_path / "photos"))
     for more in ((), ("--dry-run",)):  # a plan looks into a folder that was never packed
         code, _, stderr = gz("train", "vae", "--data", folder, *more)
-        assert code == 2 and "`vae` needs `before` pictures, and `" in stderr and "photos` has none" in stderr
+        assert code == 2 and "`vae` needs `before` images, and `" in stderr and "photos` has none" in stderr
     assert not runs.all_runs()
     whole = str(captioned(tmp_path / "triples", "before"))
     monkeypatch.setattr(launcher, "run", lambda *args, **options: {})
@@ -405,8 +405,8 @@ def test_an_import_says_what_was_found(gz, tmp_path):
     folder = captioned(tmp_path / "triples", "before", "control")
     code, stdout, stderr = gz("data", "import", str(folder), "--name", "edits")
     assert (code, stdout) == (0, "edits\n")
-    assert "; no classes; with captions and `before` pictures and `control` pictures\n" in stderr
+    assert "; no classes; with captions and `before` images and `control` images\n" in stderr
     rows = {row["name"]: row["extras"] for row in json.loads(gz("list", "data", "--json")[1])["data"]}
     assert rows["edits"] == ["caption", "before", "control"]
     assert rows["digits-edited"] == ["caption", "before"]
-    assert "with each  captions and `before` pictures\n" in gz("data", "list", "--long")[1]
+    assert "with each  captions and `before` images\n" in gz("data", "list", "--long")[1]

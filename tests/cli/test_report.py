@@ -272,7 +272,7 @@ def test_what_results_lack_is_left_out(call, tmp_path):
     ):
         (tmp_path / "old" / "result.json").write_text(json.dumps(result))
         page = written(call, tmp_path / "old")["report.html"]
-    assert "1 of 2 pictures are flagged at a false-positive rate of 0.01" in page
+    assert "1 of 2 images are flagged at a false-positive rate of 0.01" in page
     assert [cell.strip() for cell in Page(page).cells][4:8] == ["a.png", "yes", "0.01", "2.5"]
 
 
@@ -370,7 +370,7 @@ def test_a_damaged_result_is_named(call, bench, ood, tmp_path):
         except GzError as error:
             assert error.code in (2, 3) and str(file.parent) in error.message and error.hint, result
     for rows, code, words in (
-        (5, 3, "is damaged, or not by gz: `rows` is no table"),
+        (5, 3, "is damaged, or not by gz: `rows` is not a table"),
         ([row] * 21_000, 2, "21,000 rows"),
     ):
         files.write_json(bench / "bench.json", whole | {"rows": rows})
@@ -472,7 +472,7 @@ def test_a_report_replaces_a_report_and_nothing_else(call, bench, tmp_path):
     code, _, stderr = call("report", str(bench), "--out", str(tmp_path / "mine"))
     assert code == 2 and "is not empty" in stderr and len(list((tmp_path / "mine").iterdir())) == 1
     code, _, stderr = call("report", str(tmp_path / "mine"))
-    assert code == 2 and "holds no results of `gz bench` or `gz ood`" in stderr
+    assert code == 2 and "contains no results of `gz bench` or `gz ood`" in stderr
     assert call("report", str(tmp_path / "gone"))[0] == 3
     (bench / "bench.json").write_text("{")
     assert call("report", str(bench))[0] == 3

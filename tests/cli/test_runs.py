@@ -42,7 +42,7 @@ def test_a_toy_does_not_stand_in_for_the_whole_run(home):
     assert toy.seconds == 190.0  # of all its starts
     toy.update(state="running", ended=None)
     assert toy.seconds == 100.0  # killed: nobody knows
-    assert made(size=32).shortfalls == ["images of 32 pixels in place of 16"]
+    assert made(size=32).shortfalls == ["images of 32 pixels instead of 16"]
     whole = made()
     made(10)
     made(size=32)
@@ -207,12 +207,14 @@ def test_a_model_that_is_only_a_stage_is_told_as_one(call):
     recipes = {"maskgit": "vqgan", "transformer": "vqgan", "latent_prior": "diffae", "latent-prior": "diffae"}
     for name, recipe in recipes.items():
         code, _, stderr = call("train", name)
-        message = f"`{name}` is no model of its own: it is trained as the stage `prior` of `{recipe}`"
+        message = f"`{name}` is not a model of its own: it is trained as the stage `prior` of `{recipe}`"
         assert code == 2 and message in stderr
         hint = stderr.partition("hint: ")[2].split()
         assert call(*hint[1:], "--dry-run")[0] == 0
         code, _, stderr = call("sample", name)
-        assert code == 2 and f"`{name}` is no model of its own" in stderr and f"gz sample {recipe}" in stderr
+        assert (
+            code == 2 and f"`{name}` is not a model of its own" in stderr and f"gz sample {recipe}" in stderr
+        )
 
 
 def test_lists_show_what_a_run_is_worth(call, monkeypatch):
@@ -380,7 +382,7 @@ def test_compare_shows_what_differs(call, monkeypatch):
 def test_the_end_of_a_verb(home, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "60")
     jobs.end(["12s", None, "3 MB"], [("gz sample vae", "pictures"), ("gz bench vae", "x" * 50)])
-    assert capsys.readouterr().err == "done: 12s, 3 MB\nnext: gz sample vae  pictures\n      gz bench vae\n"
+    assert capsys.readouterr().err == "done: 12s, 3 MB\nnext: gz sample vae  images\n      gz bench vae\n"
     monkeypatch.setenv("COLUMNS", "80")
     first, second = made(best=1.5, params=1000), made(best=1.25, params=1000, alias="mine")
     train.after_training(second)

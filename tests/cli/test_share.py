@@ -234,10 +234,10 @@ def test_what_the_hub_does_not_give_is_told(run, server, gz, monkeypatch):
     server.repos["me/empty"] = {}
     for words, code, message in (
         (("sample", "hf://me/nothing"), 3, "the hub has no `me/nothing`, or it is private"),
-        (("sample", "hf://me/empty"), 3, "`me/empty` holds no `model.safetensors`"),
-        (("sample", "hf://me"), 2, "is no address of a model on the hub"),
-        (("runs", "pull", "me/../../x"), 2, "is no address of a model on the hub"),
-        (("runs", "push", "mine", "a b/c"), 2, "is no address of a model on the hub"),
+        (("sample", "hf://me/empty"), 3, "`me/empty` contains no `model.safetensors`"),
+        (("sample", "hf://me"), 2, "is not an address of a model on the hub"),
+        (("runs", "pull", "me/../../x"), 2, "is not an address of a model on the hub"),
+        (("runs", "push", "mine", "a b/c"), 2, "is not an address of a model on the hub"),
     ):
         status, _, err = gz(*words)
         assert status == code and message in err, err
@@ -349,7 +349,7 @@ def test_a_picture_that_cannot_be_drawn_again_says_why(run, drawn, gz, tmp_path,
     plain, cut, text = tmp_path / "plain.png", tmp_path / "cut.png", tmp_path / "text.png"
     Image.open(picture).save(plain)
     cut.write_bytes(picture.read_bytes()[:40])
-    text.write_text("no picture")
+    text.write_text("no image")
     png.made_by(verb="train", run=run.id)
     png.save_png(tmp_path / "trained.png", np.zeros((4, 4, 1), np.uint8), {"step": 2, "n": 36, "seed": 0})
     second = trained(VAE, "seed=1")
@@ -359,7 +359,7 @@ def test_a_picture_that_cannot_be_drawn_again_says_why(run, drawn, gz, tmp_path,
         ((str(text),), 2, "is no whole PNG"),
         ((str(tmp_path / "trained.png"),), 2, f"gz sample {run.id} --checkpoint 2 -n 36"),
         ((str(picture), "-n", "3"), 2, "`--like` decides what is drawn, `-n` does too"),
-        ((str(picture), second.id), 3, "does not have the weights that drew the picture"),
+        ((str(picture), second.id), 3, "does not have the weights that drew the image"),
     ]
     for words, code, message in cases:
         status, _, err = gz("sample", "--like", *words)

@@ -172,7 +172,7 @@ REFUSED = [
     ("--use_fsdp", "`--use_fsdp` is not passed on", "`--set launch.strategy=fsdp`"),
     ("--use-deepspeed", "`--use-deepspeed` is not passed on", "`--set launch.strategy=fsdp`"),
     ("-m x", "`-m` is not passed on", "--gpu_ids"),
-    ("--debug evil.py", "`evil.py` is no option", "only options and their values"),
+    ("--debug evil.py", "`evil.py` is not an option", "only options and their values"),
     ("--gpu_ids", "`--gpu_ids` needs a value", "accelerate launch --help"),
     ("--gpu_ids --debug", "`--gpu_ids` needs a value", "accelerate launch --help"),
     ("--debug=1", "`--debug` takes no value", "--debug"),

@@ -44,7 +44,7 @@ def test_a_folder_of_the_user_s_is_never_removed(call, thesis, monkeypatch):
     before = tree_of(thesis)
     for ref in (str(thesis), f"{thesis}/.", "../thesis"):
         code, stdout, stderr = call("runs", "remove", ref, "--yes")
-        assert (code, stdout) == (2, "") and "is no run in gz's store, and stays" in stderr
+        assert (code, stdout) == (2, "") and "is not a run in gz's store, and stays" in stderr
     monkeypatch.chdir(thesis)
     assert call("runs", "remove", ".", "--yes")[0] == 2
     Run(thesis).mark("run")  # a copied mark does not help outside the store
@@ -99,10 +99,10 @@ def test_a_stage_s_name_is_no_path_and_no_link(home, tmp_path):
         assert any(text in problem for problem in check(str(recipe)) for text in refusals), name
         run.recipe_file.write_text(recipe.read_text())  # one from elsewhere
         assert run.stages == []
-        with pytest.raises(DamagedError, match="is no recipe"):
+        with pytest.raises(DamagedError, match="is not a recipe"):
             run.tree()
     (run.stages_folder / "prior").symlink_to(tmp_path)
-    with pytest.raises(UsageError, match="does not lie inside"):
+    with pytest.raises(UsageError, match="is not inside"):
         run.stage("prior")
 
 
@@ -122,7 +122,9 @@ def test_a_name_can_be_typed_and_is_checked_before_anything_is_done(call):
     runs.check_alias("a-1.b_2")
     for words in (("--dry-run",), ()):
         code, stdout, stderr = call("train", "vae", "--name", "-x", *words)
-        assert (code, stdout) == (2, "") and "`--name -x` may hold letters" in stderr and not runs.all_runs()
+        assert (
+            (code, stdout) == (2, "") and "`--name -x` may contain letters" in stderr and not runs.all_runs()
+        )
 
 
 def test_a_run_is_read_wherever_it_lies_and_no_weights_by_a_path_that_is_none(call, tmp_path):

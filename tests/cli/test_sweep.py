@@ -269,7 +269,7 @@ def test_a_signal_between_two_trials_ends_the_sweep_with_a_word(trained, capsys)
     for n in (1, 2):
         assert app.run([word for word in FOUR if word != "--json"]) == 143 and len(trained) == n
         said = capsys.readouterr().err
-        assert "stopped by SIGTERM" in said and "the same command goes on" in said
+        assert "stopped by SIGTERM" in said and "the same command resumes it" in said
     trained.meanwhile = None
     assert app.run(list(FOUR)) == 0
     assert [alias for alias, _ in trained] == ["0", "1", "2", "3", "2", "3", "2"], "each length once"
@@ -344,7 +344,7 @@ def test_what_is_tried_is_read_and_refused_before_the_first_training(trained, ca
     for words, message in (
         (["optim.lr=1e-3"], "nothing to try"),
         (["optim.lr=3..1"], "no range"),
-        (["optim.lr=1e-3..1e400"], "no range of numbers above 0"),
+        (["optim.lr=1e-3..1e400"], "not a range of numbers above 0"),
         (["optim.lr=1e-3,abc"], "`optim.lr` must be a number, not the text `abc`"),
         (["optim.lrr=1e-3,1e-2"], "did you mean `lr`?"),
         (["optim.lr=1e-3,1e-2", "optim.lr=1e-4..1e-2"], "`optim.lr` is set twice"),

@@ -66,15 +66,15 @@ START = {
     "models/normalizing_flow/layers.py::initialising": "once a run: whether a resume has initialised it",
 }
 TRAINED = {
-    "engine/validate.py::mean": "the figure",
+    "engine/validate.py::mean": "the metric",
     **TEXTS,
     "models/stable_diffusion/base.py::StableDiffusion.draw": "diffusers' pipeline",
     "models/stable_diffusion/base.py::StableDiffusion.examples": "remembered captions, which are text",
     "models/stable_diffusion/controlnet.py::canny": "edges are found on the host",
     "engine/sampler.py::draw": "labels there, once a batch",
     "engine/sampler.py::to_images": "images back, and which of them are finite, once a batch",
-    "engine/sampler.py::cycled": "pictures there, once a batch",
-    "judge/sample.py": "pictures there and back",
+    "engine/sampler.py::cycled": "images there, once a batch",
+    "judge/sample.py": "images there and back",
     "models/denoising/applications.py::Applications.classify": "once a call: the accuracy",
     "judge/scores.py::Scorer.model_score": "the scores",
     "judge/scores.py::Scorer._nll": "the scores",

@@ -38,7 +38,7 @@ def captioned(path: Path, files: dict[str, bytes], rows: list[dict]) -> Path:
 # Image i has red i; its map has red 100 + i, the image before it red 200 + i.
 AFTER = {f"{i}_out.png": png((i, 0, 9)) for i in range(N)}
 TRIPLES = AFTER | {f"{i}_in.png": png((200 + i, 0, 9)) for i in range(N)}
-ROWS = [{"file_name": f"{i}_out.png", "text": f"picture {i}", "before": f"{i}_in.png"} for i in range(N)]
+ROWS = [{"file_name": f"{i}_out.png", "text": f"image {i}", "before": f"{i}_in.png"} for i in range(N)]
 
 
 def check(opened, **plus: int) -> None:
@@ -47,7 +47,7 @@ def check(opened, **plus: int) -> None:
     assert opened.meta.classes == ()
     for split in SPLITS:
         red = opened.images(split)[:, 0, 3, 3].astype(int)
-        assert opened.captions(split) == [f"picture {i}" for i in red]
+        assert opened.captions(split) == [f"image {i}" for i in red]
         assert set(opened.further(split)) == set(plus)
         for kind, more in plus.items():
             pictures = opened.further(split)[kind]
@@ -63,7 +63,7 @@ def test_text_map_and_picture_before_have_several_names(tmp_path):
         ("maps.tar", "text", "conditioning"),
     ):
         rows = [
-            {"file_name": f"images/{i:02}.png", text: f"picture {i}", control: f"maps/{i:02}.png"}
+            {"file_name": f"images/{i:02}.png", text: f"image {i}", control: f"maps/{i:02}.png"}
             for i in range(N)
         ]
         check(open_pack(captioned(tmp_path / name, files, rows)), control=100)
@@ -74,7 +74,7 @@ def test_text_map_and_picture_before_have_several_names(tmp_path):
         ("source", "after", "text"),
         ("input_image_file_name", "edited_image_file_name", "edit_prompt"),
     ):
-        rows = [{before: f"{i}_in.png", text: f"picture {i}", after: f"{i}_out.png"} for i in range(N)]
+        rows = [{before: f"{i}_in.png", text: f"image {i}", after: f"{i}_out.png"} for i in range(N)]
         check(open_pack(captioned(tmp_path / before, TRIPLES, rows)), before=200)
 
 
@@ -82,9 +82,7 @@ def test_names_are_relative_to_the_lines_in_each_split(tmp_path):
     files = {f"maps/{i}.png": png((100 + i, 0, 9)) for i in range(N)}
     for split, part in (("train", range(15)), ("test", range(15, N))):
         files |= {f"{split}/{i}.png": png((i, 0, 9)) for i in part}
-        rows = [
-            {"file_name": f"{i}.png", "control": f"../maps/{i}.png", "text": f"picture {i}"} for i in part
-        ]
+        rows = [{"file_name": f"{i}.png", "control": f"../maps/{i}.png", "text": f"image {i}"} for i in part]
         files[f"{split}/metadata.jsonl"] = lines(*rows)
     opened = open_pack(write(tmp_path / "set", files))
     check(opened, control=100)
@@ -114,7 +112,7 @@ def test_pictures_that_several_images_share(tmp_path):
 def test_a_word_that_names_no_picture_is_not_taken_for_one(tmp_path):
     sources = ("flickr", "https://a.b/c.png")
     rows = [
-        {"file_name": f"{i}_out.png", "text": f"picture {i}", "source": sources[i % 2], "target": "cat"}
+        {"file_name": f"{i}_out.png", "text": f"image {i}", "source": sources[i % 2], "target": "cat"}
         for i in range(N)
     ]
     check(open_pack(captioned(tmp_path / "set", AFTER, rows)))
@@ -123,9 +121,9 @@ def test_a_word_that_names_no_picture_is_not_taken_for_one(tmp_path):
 A = {"file_name": "0_out.png", "text": "a", "before": "0_in.png"}
 SMALL = png(RED, (12, 8))
 BAD = [
-    ([A], {}, UsageError, "has 19 images without `before`, as `10_out.png`"),
+    ([A], {}, UsageError, "has 19 images without `before`, such as `10_out.png`"),
     ([A | {"before": "none.png"}], {}, MissingError, "line 1 of `metadata.jsonl` names `none.png`"),
-    ([A | {"before": "../0_in.png"}], {}, MissingError, r"names `../0_in.png`, which .* does not hold"),
+    ([A | {"before": "../0_in.png"}], {}, MissingError, r"names `../0_in.png`, which .* does not contain"),
     ([A | {"after": "1_out.png"}], {}, UsageError, "line 1 .* two images, `0_out.png` and `1_out.png`"),
     ([{"before": "0_in.png", "text": "a"}], {}, UsageError, "no `file_name`"),
     (ROWS, {"3_in.png": b"no picture"}, MissingError, "`3_in.png` does not decode"),
@@ -158,7 +156,7 @@ def test_unreadable_pictures_take_their_images_with_them(tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "cores", lambda: 2)
     bad = {"3_in.png": b"x", "5_out.png": b"y", "7_in.png": b"z", "7_out.png": b"z"}
     folder = captioned(tmp_path / "set", TRIPLES | bad, ROWS)
-    with pytest.raises(MissingError, match=r"3 pictures of .* do not decode") as e:
+    with pytest.raises(MissingError, match=r"3 images of .* do not decode") as e:
         open_pack(folder)
     assert "--skip-bad" in e.value.hint and nothing_half_written()
     import_set(folder, "good", Form(skip_bad=True))
@@ -167,7 +165,7 @@ def test_unreadable_pictures_take_their_images_with_them(tmp_path, monkeypatch):
     seen = []
     for split in SPLITS:
         red = opened.images(split)[:, 0, 3, 3].astype(int)
-        assert opened.captions(split) == [f"picture {i}" for i in red]
+        assert opened.captions(split) == [f"image {i}" for i in red]
         assert (opened.further(split)["before"][:, 0, 3, 3] == 200 + red).all()
         assert len(red) == opened.meta.counts[split]
         seen += red.tolist()
@@ -227,7 +225,7 @@ def test_dataset_folders(tmp_path):
         for name, more in columns.items():
             features[name] = datasets.Value("string") if more is None else datasets.Image()
             pictures = [{"bytes": png(((more or 0) + i, 0, 9)), "path": None} for i in range(N)]
-            rows[name] = [f"picture {i}" for i in range(N)] if more is None else pictures
+            rows[name] = [f"image {i}" for i in range(N)] if more is None else pictures
         if hole:
             rows[hole][4] = None
         return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
@@ -243,7 +241,7 @@ def test_dataset_folders(tmp_path):
         check(opened, **{kind: plus[kind] for kind in opened.meta.extras[1:]})
         assert set(opened.meta.extras) == {"caption", *plus}
     dataset(COLUMNS[0][0], hole="conditioning_image").save_to_disk(str(tmp_path / "hole"))
-    with pytest.raises(UsageError, match=r"no picture in `train.conditioning_image\[4\]`"):
+    with pytest.raises(UsageError, match=r"no image in `train.conditioning_image\[4\]`"):
         open_pack(tmp_path / "hole")
 
 
@@ -297,7 +295,7 @@ def test_extras_are_told_by_json_alone(tmp_path):
 def test_too_large_to_pack_is_refused_and_not_streamed(tmp_path, monkeypatch):
     folder = captioned(tmp_path / "set", TRIPLES, ROWS)
     monkeypatch.setenv("GZ_PACK_LIMIT", str(2 * N * 3 * 64 - 1))  # the images alone would fit
-    named = "larger than `GZ_PACK_LIMIT` allows to pack, and `before` pictures are not streamed"
+    named = "larger than `GZ_PACK_LIMIT` allows to pack, and `before` images are not streamed"
     with pytest.raises(UsageError, match=named) as e:
         open_pack(folder)
     assert "GZ_PACK_LIMIT" in e.value.hint and nothing_half_written()
@@ -314,7 +312,7 @@ def followed(tmp_path_factory):
         image = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
         names = {"file_name": f"{i}.png", "control": f"c{i}.png", "before": f"b{i}.png"}
         files |= dict(zip(names.values(), map(encoded, (image, 255 - image, image)), strict=True))
-        rows.append(names | {"text": f"picture {i}"})
+        rows.append(names | {"text": f"image {i}"})
     return open_pack(captioned(tmp_path_factory.mktemp("followed"), files, rows))
 
 

@@ -129,7 +129,7 @@ def test_bad_answers_are_named_and_leave_nothing(site, large):
         ("wrong", "wrong checksum"),
         ("long", "wrong size: 100,004 bytes where 100,000"),
         ("404", "404"),
-        ("astray", "is no address, or leads to one that is none"),
+        ("astray", "is not an address, or leads to one that is none"),
         ("503", "503"),
         ("ok", "an HTML page"),
     ):
@@ -206,14 +206,14 @@ def test_bad_sources(site, tmp_path, monkeypatch):
         (DATA[:-1], spec_at(), at, MissingError, "wrong size"),
         (DATA[:-1] + b"?", spec_at(), at, MissingError, "wrong checksum"),
         (DATA, "mnist", str(site / "a.bin"), UsageError, "4 files"),
-        (DATA, spec_at(), no_address, UsageError, r"`http://\[::1` is no address"),
-        (DATA, spec_at(no_address), None, MissingError, "is no address"),
+        (DATA, spec_at(), no_address, UsageError, r"`http://\[::1` is not an address"),
+        (DATA, spec_at(no_address), None, MissingError, "is not an address"),
     ):
         (site / "a.bin").write_bytes(content)
         with pytest.raises(error, match=named):
             fetch(spec, source=source)
     monkeypatch.setenv("GZ_MIRROR", no_address)
-    with pytest.raises(UsageError, match="is no address"):
+    with pytest.raises(UsageError, match="is not an address"):
         fetch(spec_at())
     assert left_over() == []
 
@@ -333,7 +333,7 @@ def test_pieces_recover(site, large):
         with serve(site, *faults) as server:
             fetch(spec_at(server.url), say=said.append)
             assert requests in (None, len(server.requests)) and is_fetched_whole(), faults
-        assert any("going on with one connection" in text for text in said) == alone, faults
+        assert any("continuing with one connection" in text for text in said) == alone, faults
         forget()
 
 
@@ -343,7 +343,7 @@ def test_a_piece_that_fails_leaves_the_others_for_a_resume(site, large, monkeypa
         with pytest.raises(MissingError, match="503") as e:
             fetch(spec_at(server.url))
         size = http.held(raw_dir(spec_at()) / "a.bin.part")
-        assert f"goes on from the {in_words(size)} that" in e.value.hint and size >= 12_500
+        assert f"continues from the {in_words(size)} that" in e.value.hint and size >= 12_500
         resumed(server, size)
 
 
@@ -450,7 +450,7 @@ def test_an_estimated_size_is_resumed_copied_and_checked(site, tmp_path):
         spec = estimated(90_000, server.url)
         with pytest.raises(MissingError, match="503") as e:
             fetch(spec)
-        assert "goes on from" in e.value.hint and (raw / "a.bin.part").exists() and not is_fetched(spec)
+        assert "continues from" in e.value.hint and (raw / "a.bin.part").exists() and not is_fetched(spec)
         fetch(spec)
         assert server.requests[-1][1] == "bytes=50000-"
         (raw / "a.bin").rename(raw / "a.bin.part")  # killed before it was renamed

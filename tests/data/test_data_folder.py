@@ -71,9 +71,9 @@ def test_layouts(tmp_path, layout, form):
 
 GOOD = {f"{i}.png": png(RED) for i in range(9)}
 BAD_FOLDERS = [
-    ({}, MissingError, "holds no images"),
-    ({"notes.txt": b"x"}, MissingError, "holds no images"),
-    ({"a.png": png(RED), "cats/b.png": png(RED)}, UsageError, "beside its class folders, as `a.png`"),
+    ({}, MissingError, "contains no images"),
+    ({"notes.txt": b"x"}, MissingError, "contains no images"),
+    ({"a.png": png(RED), "cats/b.png": png(RED)}, UsageError, "beside its class folders, such as `a.png`"),
     ({"train/a.png": png(RED), "extra/b.png": png(RED)}, UsageError, "mixes splits"),
     ({"test/a.png": png(RED), "val/b.png": png(RED)}, UsageError, "no `train` folder"),
     (GOOD | {"zz.png": png(RED)[:40]}, MissingError, "`zz.png` does not decode"),
@@ -120,7 +120,7 @@ def test_captions(tmp_path):
     for make, name in ((write, "folder"), (as_zip, "a.zip"), (as_tar, "a.tar")):
         opened = open_pack(make(tmp_path / name, files))
         for split in ("train", "val"):
-            assert opened.captions(split) == [f"picture {image[0, 0, 0]}" for image in opened.images(split)]
+            assert opened.captions(split) == [f"image {image[0, 0, 0]}" for image in opened.images(split)]
         assert opened.captions("test") == ["beside 0", "beside 1", "beside 2", ""], name
         assert opened.meta.classes == ()
 
@@ -158,7 +158,7 @@ def test_dataset_folders(tmp_path):
         rows = {
             "image": [{"bytes": png((RED, BLUE)[i % 2]), "path": None} for i in range(n)],
             "label": [i % 2 for i in range(n)],
-            "text": [f"picture {i}" if i else None for i in range(n)],
+            "text": [f"image {i}" if i else None for i in range(n)],
         }
         return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
 
@@ -210,7 +210,7 @@ def places(n):
 
 def test_unreadable_pictures_are_listed_and_left_out_only_if_asked(tmp_path):
     folder = bad_set(tmp_path / "p")
-    with pytest.raises(MissingError, match=r"4 pictures of .* do not decode") as e:
+    with pytest.raises(MissingError, match=r"4 images of .* do not decode") as e:
         open_pack(folder)
     for name in ("train/a/000.png", "train/b/007.png", "test/b/029.png", "train/b/015.png"):
         assert f"`{name}`" in e.value.message
@@ -229,10 +229,10 @@ def test_unreadable_pictures_are_listed_and_left_out_only_if_asked(tmp_path):
             seen.append(i)
     assert sorted(seen) == sorted(set(range(30)) - {0, 7, 15, 29})
     import_set(write(tmp_path / "q", {f"{i}.png": b"x" for i in range(9)}), "bad", Form(skip_bad=True))
-    with pytest.raises(MissingError, match="none of the pictures"):
+    with pytest.raises(MissingError, match="none of the images"):
         open_pack("bad")
     import_set(folder, "good")  # without the flag: refused again
-    with pytest.raises(MissingError, match="4 pictures"):
+    with pytest.raises(MissingError, match="4 images"):
         open_pack("good")
 
 
@@ -408,7 +408,7 @@ def test_tiny_imagenet_by_path(tmp_path):
     classes, counts, notes = read(tmp_path, files)
     assert classes == ("n01", "n02")
     assert counts == {"train": Counter(n01=4, n02=4), "val": Counter(n02=1, n01=3)}
-    assert notes == ["4 pictures of `test` skipped: they have no labels"]
+    assert notes == ["4 images of `test` skipped: they have no labels"]
 
 
 def test_mvtec(tmp_path):
@@ -417,8 +417,8 @@ def test_mvtec(tmp_path):
     classes, counts, notes = read(tmp_path, files | {"license.txt": b"x", "readme.md": b"x"})
     assert classes == () and counts == {"train": Counter({None: 4}), "test": Counter({None: 4})}
     assert notes == [
-        "8 pictures of `ground_truth` skipped: they mark others",
-        "8 pictures of `test/cut` and 1 others skipped: `train` has only `good`",
+        "8 images of `ground_truth` skipped: they mark others",
+        "8 images of `test/cut` and 1 others skipped: `train` has only `good`",
         "1 file of unknown kind skipped (.md)",
     ]
 
@@ -427,7 +427,7 @@ AMBIGUOUS = {
     "train/cat train/dog test/cat test/zebra": "`test/zebra` of .* is a class that `train` has not",
     "train/cat valid/cat validation/cat": "`valid` and `validation`, which are one split",
     "train car plane": "is `train` a split, or a class as `car`?",
-    "images masks": "`masks` beside its pictures",
+    "images masks": "`masks` beside its images",
     "cat/train cat/test dog": "cat/train`, a split by its name, and `dog/0.png`|cat/test`, a split",
     "train test/cat test/dog": "`test/cat` of .* is a class that `train` has not",
 }
@@ -468,7 +468,7 @@ def test_skipped_files_are_told_when_a_set_is_opened_first(tmp_path):
     said.clear()
     open_pack(path, say=said.append)
     assert said == []
-    with pytest.raises(MissingError, match=r"holds archives \(\.tar\)") as e:
+    with pytest.raises(MissingError, match=r"contains archives \(\.tar\)") as e:
         open_path(write(tmp_path / "tars", {"train-000.tar": b"x", "train-001.tar": b"x"}))
     assert "one of them" in e.value.hint
 
@@ -490,7 +490,7 @@ def test_no_reader_starts_another_program(tmp_path, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin.EpsImageFile, "load", lambda *_: pytest.fail("an EPS is opened"))
     assert "EPS" not in FORMATS
     for name in ("a.png", "a.eps"):
-        with pytest.raises(MissingError, match="does not decode: not a picture"):
+        with pytest.raises(MissingError, match="does not decode: not an image"):
             decode(EPS, name, Decoding(8, 3))
     files = {f"{i}.png": png(RED) for i in range(9)} | {"zz.png": EPS, "zz.eps": EPS}
     with pytest.raises(MissingError, match=r"`zz\.png` does not decode"):
@@ -514,9 +514,9 @@ def test_pipes_devices_and_dead_links_are_left_out_and_told(tmp_path):
     assert sum(open_pack(folder).meta.counts.values()) == 9
     assert len(read_pictures(folder, size=8, channels=3, limit=None)) == 9
     for path in (folder / "pipe.png", Path("/dev/zero"), folder / "zero.png"):
-        with pytest.raises((UsageError, MissingError), match="is no regular file"):
+        with pytest.raises((UsageError, MissingError), match="is not a regular file"):
             open_path(path)
-        with pytest.raises((UsageError, MissingError), match="is no regular file"):
+        with pytest.raises((UsageError, MissingError), match="is not a regular file"):
             read_pictures(path, size=8, channels=3, limit=1)
 
 
@@ -539,7 +539,7 @@ def test_a_file_that_grows_without_end_is_not_read(tmp_path):
     folder = write(tmp_path / "set", {f"{i}.png": png(RED) for i in range(4)})
     with (folder / "huge.png").open("wb") as file:
         file.truncate(1 << 40)  # a terabyte of holes
-    with pytest.raises(MissingError, match=r"`.*huge\.png` is larger than any picture"):
+    with pytest.raises(MissingError, match=r"`.*huge\.png` is larger than any image"):
         open_pack(folder)
 
 
@@ -650,5 +650,5 @@ def test_layouts_of_parquet(tmp_path):
         assert open_path(tmp_path / f"{i}").counts == {"train": 20, "test": 6}, name
     for name in ("large", "small"):
         parquet(tmp_path / "set" / name / "train" / "0000.parquet", 4)
-    with pytest.raises(UsageError, match="holds several sets: `large`, `small`"):
+    with pytest.raises(UsageError, match="contains several sets: `large`, `small`"):
         open_path(tmp_path / "set")

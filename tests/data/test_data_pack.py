@@ -329,7 +329,7 @@ def test_emoji_are_what_unicode_says():
     images = np.concatenate([block.data for block in raw.blocks()])
     assert images.shape == (len(texts), 3, 32, 32) and images.mean() > 127
     ink = (images < 250).any(1).reshape(len(texts), -1).mean(1)
-    assert ink.min() > 0.02, "an empty picture"
+    assert ink.min() > 0.02, "an empty image"
     names = [name for split in SPLITS for name in raw.captions[split]]
     labels = np.concatenate([raw.labels[split] for split in SPLITS])
     facts = {name: (raw.classes[k], images[i]) for i, (name, k) in enumerate(zip(names, labels, strict=True))}

@@ -465,7 +465,7 @@ def test_files_that_are_not_what_they_should_be(tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path / "celeba" / "img_align_celeba.zip") as archive:
         files = {name: archive.read(name) for name in archive.namelist()[1:]}
     (tmp_path / "celeba" / "img_align_celeba.zip").write_bytes(zipped(files))
-    with pytest.raises(MissingError, match=r"lacks 1 of its pictures, as `img_align_celeba/000001.jpg`"):
+    with pytest.raises(MissingError, match=r"lacks 1 of its images, such as `img_align_celeba/000001.jpg`"):
         publishers.celeba(SPECS["celeba"], tmp_path / "celeba")
 
 
@@ -497,7 +497,7 @@ CUT_OFF = {
     "test_32x32.mat": ("svhn", "cannot be read"),
     "list_attr_celeba.txt": ("celeba", "cannot be read"),
     "octmnist.npz": ("octmnist", "is damaged|cannot be read"),
-    "ILSVRC2012_img_train.tar": ("imagenet", "is damaged|no training pictures"),
+    "ILSVRC2012_img_train.tar": ("imagenet", "is damaged|no training images"),
 }
 
 

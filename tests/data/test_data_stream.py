@@ -157,7 +157,7 @@ def test_a_picture_that_does_not_decode_is_named_when_it_is_due(kind, workers, t
     ahead = Prefetch(images, lambda step: order[4 * step : 4 * step + 4], workers)
     assert ahead.at(0).shape == ahead.at(1).shape == (4, 3, 12, 12)
     for _ in range(2):
-        with pytest.raises(MissingError, match="not a picture that can be read") as e:
+        with pytest.raises(MissingError, match="not an image that can be read") as e:
             ahead.at(2)
         where = str(path / "a/06.png") if kind == "folder" else f"{path} at byte {images._spans[at, 1]:,}"
         assert f"`{where}`" in e.value.message and e.value.hint
@@ -185,7 +185,7 @@ def test_a_killed_worker_is_told(wait, pictures):
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.SIGKILL)
     time.sleep(wait)
-    with pytest.raises(DeviceError, match="worker process that decodes pictures was killed") as e:
+    with pytest.raises(DeviceError, match="worker process that decodes images was killed") as e:
         for step in range(1, 30):
             ahead.at(step)
     assert "GZ_WORKERS" in e.value.hint

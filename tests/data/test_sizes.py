@@ -444,7 +444,7 @@ def test_a_crop_that_cuts_away_most_of_a_picture_is_said(tmp_path):
     squares = np.zeros((12, 64, 64, 3), np.uint8)
     folder = write(tmp_path / "p", {f"{i:02}.png": encoded(image) for i, image in enumerate(squares)})
     np.savez(tmp_path / "a.npz", images=squares)
-    words = "12 pictures cropped to 24×72, which cuts away more than half of each"
+    words = "12 images cropped to 24×72, which cuts away more than half of each"
     words += " (`data.fit=pad` keeps them whole)"
     for source in (folder, tmp_path / "a.npz"):
         assert open_pack(source, size="24x72").meta.notes == (words,)
@@ -458,9 +458,7 @@ def test_a_crop_that_cuts_away_most_of_a_picture_is_said(tmp_path):
 def test_how_pictures_were_read_is_said_in_one_line(tmp_path, monkeypatch):
     files = {f"{i:02}.png": deep(RAMP, 12) for i in range(12)} | {"x.png": inked((255, 255, 255))}
     folder, lines = write(tmp_path / "p", files), []
-    words = (
-        "12 pictures of 12 bits, read as 0 … 4,095; 1 picture of white ink on transparency, laid over black"
-    )
+    words = "12 images of 12 bits, read as 0 … 4,095; 1 image of white ink on transparency, laid over black"
     opened = open_pack(folder, channels=1, say=lines.append)
     assert [line for line in lines if "12 bits" in line] == [f"`{folder}`: {opened.meta.words}"]
     assert opened.meta.words.endswith(words)
@@ -477,7 +475,7 @@ def test_how_pictures_were_read_is_said_in_one_line(tmp_path, monkeypatch):
     assert lines == []
     monkeypatch.setenv("GZ_PACK_LIMIT", "100")
     seen = open_pack(write(tmp_path / "s", {f"{i}.png": deep(RAMP) for i in range(4)}), channels=1).meta
-    assert seen.streamed and seen.notes[-1].startswith("of a few that were looked at, 4 pictures of 16 bits")
+    assert seen.streamed and seen.notes[-1].startswith("of a few that were looked at, 4 images of 16 bits")
 
 
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch):

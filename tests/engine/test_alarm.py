@@ -108,7 +108,7 @@ def test_every_picture_has_a_p_value_by_images_that_no_score_saw(trained, tmp_pa
     assert len(odd) == 6 and all(row["flagged"] for row in odd), "folders called train and test are both read"
     p = [row["p"] for row in result["files"]]
     assert p == sorted(p), "the strangest comes first"
-    assert result["unreadable"] == ["`broken.png` does not decode: not a picture that can be read"]
+    assert result["unreadable"] == ["`broken.png` does not decode: not an image that can be read"]
     rows = csv_rows(tmp_path / "alarm.csv")
     assert [row["file"] for row in rows] == [row["file"] for row in result["files"]]
     assert [float(row["nll"]) for row in rows] == [row["scores"]["nll"] for row in result["files"]]
@@ -129,7 +129,7 @@ def test_how_pictures_were_read_is_in_the_notes(trained, tmp_path, monkeypatch):
     for _ in range(2):  # packed now, and found
         result = alarm.run(job(folder, scores=("nll",)), tmp_path, CPU, Log(mode="quiet"))
         (note,) = (note for note in result["notes"] if "nearly black" in note)
-        assert note.startswith("`input`: 12 pictures of 16 bits")
+        assert note.startswith("`input`: 12 images of 16 bits")
     foreign = ood.run(OodJob("model", "digits", (str(folder),)), tmp_path, CPU, Log(mode="quiet"))
     assert any("nearly black" in note for note in foreign["notes"])
 
@@ -229,7 +229,7 @@ def test_a_model_that_overflows_flags_the_picture(trained, flat, tmp_path, monke
     assert {row["p"] for row in first} == {1 / (result["compared"]["n"] + 1)}
     assert {row["scores"]["noisy"] for row in first} == {row["spread"]["noisy"] for row in first} == {None}
     assert all(math.isfinite(row["scores"]["noisy"]) for row in rest)
-    assert any("3 pictures with a score that is not finite" in note for note in result["notes"])
+    assert any("3 images with a score that is not finite" in note for note in result["notes"])
     assert [row["noisy"] for row in csv_rows(tmp_path / "alarm.csv")[:3]] == ["inf"] * 3
     lines, _ = told_of(capsys, result)
     assert ["not finite" in line for line in lines[1:]] == [True] * 3 + [False] * (result["flagged"] - 3)
@@ -250,7 +250,7 @@ def test_pictures_and_their_table(trained, tmp_path, pictures, capsys):
     lines, said = told_of(capsys, result)
     assert lines[0].split() == ["file", "p", "nll", "far"] and max(map(len, lines)) <= 80
     assert len(lines) == 1 + result["flagged"] and any("…" in line and "holiday" in line for line in lines)
-    assert f"flagged: {result['flagged']} of 31 pictures by nll, far, against 375 held-out images" in said
+    assert f"flagged: {result['flagged']} of 31 images by nll, far, against 375 held-out images" in said
     assert "at most 10 % are, on average: 3.1 of 31" in said and "`broken.png` does not decode" in said
     lines, said = told_of(capsys, judged(tmp_path, pictures, scores=("noisy", "nll"), fpr=0.3))
     assert lines[0].split() == ["file", "p", "noisy", "±"] and max(map(len, lines)) <= 80
@@ -341,7 +341,7 @@ def test_maps_of_gans_and_their_colours():
 
     whole, distances = of(samples), of(changed)
     assert distances.shape == (3, 16, 16) and distances[0, 4:9, 4:9].mean() > 3 * distances[0].mean()
-    assert torch.equal(distances[1:], whole[1:]), "a picture's map is its own"
+    assert torch.equal(distances[1:], whole[1:]), "an image's map is its own"
     assert map_of(made, ["disc"], "wgan") == "inversion"
     made = CycleGAN.of(DataInfo((1, 16, 16), 256), width=4, blocks=1).eval()
     x = torch.rand(3, 1, 16, 16) * 2 - 1
@@ -351,7 +351,7 @@ def test_maps_of_gans_and_their_colours():
     maps = np.zeros((2, 8, 8), np.float32)
     maps[0, 2, 3], maps[1] = 9, 0.1
     seen = heat(maps, usual=5.0).astype(int).sum(1)
-    assert seen[0, 2, 3] == seen.max() and seen[1].max() < seen.max() / 4, "an ordinary picture stays dark"
+    assert seen[0, 2, 3] == seen.max() and seen[1].max() < seen.max() / 4, "an ordinary image stays dark"
     maps[1, 4, 4:6] = np.inf, np.nan
     again = heat(maps, usual=5.0).astype(int).sum(1)
     assert (again[1, 4, 4:6] == seen.max()).all() and (again[1, :4] == seen[1, :4]).all()
@@ -452,7 +452,7 @@ def test_the_images_of_openoods_lists_are_scored_in_their_order(trained, tmp_pat
     np.testing.assert_allclose([float(row["nll@0"]) for row in rows], expected, rtol=1e-5)
     assert any("those of OpenOOD's lists" in note for note in result["notes"])
     next((openood / "images_classic" / "texture").iterdir()).unlink()
-    refused("1 of the 20 pictures", compared, tmp_path, *outs, full=True, **options, error=MissingError)
+    refused("1 of the 20 images", compared, tmp_path, *outs, full=True, **options, error=MissingError)
     with pytest.raises(MissingError, match="has no `benchmark_imglist`"):
         ood_verb.with_lists(find_benchmark("toy"), tmp_path)
 
@@ -502,11 +502,11 @@ def test_good_pictures_alone_make_an_alarm(good, tmp_path, pictures):
 
 
 def test_an_alarm_of_too_few_good_pictures_says_how_many_it_needs(good, tmp_path, pictures):
-    with pytest.raises(UsageError, match="70 good pictures are too few") as error:
+    with pytest.raises(UsageError, match="70 good images are too few") as error:
         by_method(good, pictures, tmp_path, fpr=0.01)
     line = f"gz ood --in {good} --input {pictures} --fpr 1.5%"
-    assert error.value.hint.startswith(f"`--fpr 1.5%` or more, as {line}; or 99 pictures, or further")
+    assert error.value.hint.startswith(f"`--fpr 1.5%` or more, as {line}; or 99 images, or further")
     assert not by_method(good, pictures, tmp_path, fpr=0.015)["choice"], "the line works, without a choice"
-    with pytest.raises(UsageError, match="24 further good pictures are too few"):
+    with pytest.raises(UsageError, match="24 further good images are too few"):
         np.savez(tmp_path / "few.npz", images=np.asarray(open_pack("digits").images("test"))[:24])
         by_method(good, pictures, tmp_path, calibrate=str(tmp_path / "few.npz"))

@@ -179,7 +179,7 @@ def test_words_are_runs_models_or_images(home, paths, tmp_path, monkeypatch):
     assert images == [str(paths / "train"), str(paths / "same.npz"), "mnist"]
     assert find_contestants([], None)[1][0][0] == run, "every model with a run on the set of the newest"
     refused("say which by `--data`", find_contestants, ["./train"], None)
-    refused("no run, no model, and no folder", find_contestants, ["mine", "./absent"], None)
+    refused("not a run, a model, or a folder", find_contestants, ["mine", "./absent"], None)
     error = refused("no model or run is called `vaee`", find_contestants, ["vaee"], None)
     assert "did you mean `vae`" in error.hint
     (paths / "notes.txt").write_text("no images")
@@ -202,7 +202,7 @@ def test_the_table_fits_and_names_what_it_leaves_out(capsys, monkeypatch):
     head, *lines = printed.splitlines()
     assert max(map(len, printed.splitlines())) <= 80 and head.split()[:3] == ["name", "fd_lite~↓", "±"]
     assert "precision↑" in head and "recall↑" in head and "(real images, 150)" in lines[-1]
-    assert "left out for want of room" in told_ and "seconds" in told_ and "density_lenet" in told_
+    assert "omitted to save space" in told_ and "seconds" in told_ and "density_lenet" in told_
     bench_verb.table(result, wide=True)
     head = capsys.readouterr().out.splitlines()[0]
     assert head.count("±") == len(names) and "recon " in head and "samples_per_s↑" in head

@@ -144,7 +144,7 @@ def test_what_cannot_be_is_refused(tokenizer, on_latents, tmp_path, kl):
         (on_latents.id, UsageError, "has no latents"),
         ("./nowhere", MissingError, "no folder"),
         ("nobody/nothing", MissingError, "GZ_OFFLINE"),
-        (str(tmp_path), MissingError, "holds no `AutoencoderKL`"),
+        (str(tmp_path), MissingError, "contains no `AutoencoderKL`"),
     ):
         refused(message, trainer, recipe(FM, steps=1, sets=(f"data.latent={latent}",)), error=error)
     with pytest.raises(UsageError, match="trained on images of 1×16×16"):

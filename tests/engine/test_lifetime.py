@@ -63,7 +63,7 @@ def test_a_stream_that_nobody_reads(error, monkeypatch):
     out.warn("b")  # what was to be said is lost, nothing else
     monkeypatch.setattr(sys, "stdout", output)
     out.configure(lenient=True)
-    out.text("a training's picture")
+    out.text("a training's image")
     out.configure(lenient=False)
     refused("", out.text, "data", error=SystemExit if isinstance(error, BrokenPipeError) else OSError)
 
@@ -218,7 +218,8 @@ def test_what_is_told_of_an_engine_that_ended_silently(run, tmp_path):
         e = refused("", launch.outcome, run, returncode, got, error=kind)
         assert e.message == f"{message}; there is no checkpoint yet" and e.code == code
     run.update(state="running", error=None, code=None)
-    killed = "the process was killed (SIGKILL), most likely for want of memory; there is no checkpoint yet"
+    killed = "the process was killed (SIGKILL), most likely because memory ran out; there is no "
+    "checkpoint yet"
     e = refused("", launch.outcome, run, 137, [], error=DeviceError)
     assert e.message == killed
     assert e.hint.startswith("a smaller `train.batch_size`") and e.code == 4

@@ -266,7 +266,7 @@ def labels_by_name(run, tmp_path):
 def a_picture_inline(run, tmp_path):
     drawn = run.sample(6)
     assert drawn._repr_png_()[:4] == b"\x89PNG" and drawn.grid(2).size[0] < drawn.grid(6).size[0]
-    assert (drawn / 255)._repr_png_() is None, "numbers, and no picture"
+    assert (drawn / 255)._repr_png_() is None, "numbers, and no image"
 
 
 def samples_on_disk(run, tmp_path):

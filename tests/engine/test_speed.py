@@ -137,7 +137,7 @@ def test_batches_read_ahead_are_the_same():
 
     def fail(step: int) -> int:
         if step == 1:
-            raise UsageError("the picture is damaged")
+            raise UsageError("the image is damaged")
         return step
 
     reading = Ahead(CPU)

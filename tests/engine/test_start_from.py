@@ -54,7 +54,7 @@ def test_net_and_preprocessing_are_of_the_weights_and_the_length_is_of_few_image
 def test_layers_of_other_classes_begin_anew_and_a_line_says_so(capfd):
     run = tuned("pretrained:cvae-glyphs", "digits")
     said = (run.path / "log.txt").read_text()
-    assert "these layers begin anew (10 classes in place of 36, 17 levels in place of 256" in said
+    assert "these layers begin again (10 classes instead of 36, 17 levels instead of 256" in said
     assert run.tree()["train"]["parent"].startswith("pretrained:cvae-glyphs sha256:")
     old, new = weights("pretrained:cvae-glyphs"), weights(run.id)
     rows = {
@@ -74,7 +74,7 @@ def test_layers_of_other_classes_begin_anew_and_a_line_says_so(capfd):
 def test_colour_images_take_the_weights_of_grey_ones(capfd):
     run = tuned("pretrained:fm-glyphs", "patches", "data.n=64")
     said = (run.path / "log.txt").read_text()
-    assert "begin anew (3 channels in place of 1" in said and "`net.conv_in.weight`" in said
+    assert "begin again (3 channels instead of 1" in said and "`net.conv_in.weight`" in said
     name, new, old = "net.mid.blocks.0.conv1.weight", weights(run.id), weights("pretrained:fm-glyphs")
     assert new["net.conv_in.weight"].shape[1] == 3 and not new[name].equal(old[name])
     torch.testing.assert_close(new[name], old[name], atol=0.1, rtol=0)
@@ -109,7 +109,7 @@ def test_train_init_takes_the_same_names_and_refuses_another_net(capfd, tmp_path
     assert run.tree()["train"]["parent"].startswith("pretrained:cfm-glyphs sha256:")
     with pytest.raises(UsageError, match="another architecture") as e:
         tuned("fm", "digits", "train.init=pretrained:fm-glyphs", "model.channels=40", "data.n=64")
-    assert "`model.channels` 16 in place of 40" in e.value.hint
+    assert "`model.channels` 16 instead of 40" in e.value.hint
     with pytest.raises(UsageError, match="another architecture"):
         tuned("vae", "digits", "train.init=pretrained:fm-glyphs", "data.n=64")
     save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors")

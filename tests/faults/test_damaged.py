@@ -129,7 +129,7 @@ def test_a_record_of_the_machine_does_not_stop_a_training(run, how, capsys):
     with damaged(run.path / "env.json", content[how]), damaged(run.status_file, status):
         code, text = outcome(run, ("train", "RUN", "--resume", "--steps", "9"), capsys)
         assert code == 3 and "no engine is started here" in text
-        assert ("is damaged and written anew" in text) == (how != "other data")
+        assert ("is damaged and written again" in text) == (how != "other data")
         assert json.loads((run.path / "env.json").read_text())["packages"]["torch"]
 
 

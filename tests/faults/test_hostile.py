@@ -237,7 +237,7 @@ def test_bombs_are_refused_at_once(tmp_path):
     for name, content in BOMBS.items():
         path.write_bytes(content)
         with patient(5, name):
-            assert not list(open_members(path, is_picture).read()), f"nothing in {name} is a picture"
+            assert not list(open_members(path, is_picture).read()), f"nothing in {name} is an image"
 
 
 DTYPES = st.sampled_from(["F32", "F16", "F64", "I64", "U8", "BOOL", "F8_E4M3", "C64", "X9", "", 5, None])

@@ -273,7 +273,7 @@ def test_streamed_domains_are_the_packed_ones_and_read_in_one_go(folder, home, m
         one, two = packed.at(step), lazy.at(step)
         assert torch.equal(both(one), both(two)) and torch.equal(one.y, two.y)
     lazy.at(20)
-    assert lazy.ahead._open["batches"] is reader, "begun anew at a step"
+    assert lazy.ahead._open["batches"] is reader, "begun again at a step"
 
 
 def test_sets_without_two_domains(folder):

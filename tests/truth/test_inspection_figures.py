@@ -52,7 +52,7 @@ def test_each_kind_by_itself_and_the_mean_last(defects, tmp_path):
     # maps are enlarged to the masks; of the dents only the one with a mask counts, whose map is blank
     assert chip["aupro"] > 0.97 and chip["pixel_f1"] > 0.9 and dent["pixel_auroc"] == 0.5
     assert mean["aupro"] == pytest.approx((chip["aupro"] + dent["aupro"]) / 2)
-    assert "1 picture without a mask" in notes(defects, rows)
+    assert "1 image without a mask" in notes(defects, rows)
     colours = np.zeros((4, 3, 8, 8), np.uint8)
     image = overview(bad, defects, colours, 0.02)
     save_png(tmp_path / "sheet.png", image)
@@ -90,7 +90,7 @@ def test_a_method_and_a_run_judge_a_set_by_its_kinds_of_defects(tmp_path):
     assert chip["detected_n"] == dent["detected_n"] == 5 and mean["auroc"] == 1
     assert chip["aupro"] > 0.9 and dent["aupro"] is None and mean["aupro"] == chip["aupro"]
     assert result["good"]["n"] == 12 and result["good"]["flagged"] <= 2
-    assert "torn.png" in result["unreadable"][0] and "5 pictures without a mask" in result["notes"]
+    assert "torn.png" in result["unreadable"][0] and "5 images without a mask" in result["notes"]
     lines = (tmp_path / "inspection.csv").read_text().splitlines()
     assert lines[0] == "file,defect,p,flagged,score" and len(lines) == 1 + 12 + 10
     assert lines[1].startswith("test/good/00.png,good,") and lines[-1].startswith("test/dent/4.png,dent,")

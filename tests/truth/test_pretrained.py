@@ -150,9 +150,9 @@ def test_weights_that_are_absent_or_damaged(monkeypatch, tmp_path):
     absent = refused("dinov2_vitl14_pretrain", pretrained.dinov2, error=MissingError)
     assert str(cache_dir("weights", DINOV2)) in absent.hint and "--weights" not in absent.hint
     torch.save({"cls_token": torch.zeros(1)}, cache_dir("weights", DINOV2))
-    refused("does not hold the weights of dinov2", pretrained.dinov2)
+    refused("does not contain the weights of dinov2", pretrained.dinov2)
     cache_dir("weights", CLIP).write_bytes(b"no pickle")
-    refused("does not hold the weights of `openai", pretrained.clip)
+    refused("does not contain the weights of `openai", pretrained.clip)
     refused("not of 2", pretrained.enlarged, np.zeros((1, 2, 8, 8), np.uint8), cut=False)
     monkeypatch.setattr(pretrained, "PACKAGE", "no_such_package_of_weights")
     assert not is_installed()
@@ -164,7 +164,7 @@ def test_weights_that_are_absent_or_damaged(monkeypatch, tmp_path):
     (package / pretrained.WEIGHTS).write_bytes(b"nothing")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(pretrained, "PACKAGE", "damaged_weights")
-    refused("does not hold the weights", lite)
+    refused("does not contain the weights", lite)
 
 
 # EfficientNet-Lite0

@@ -266,7 +266,7 @@ def test_files_without_statistics_or_weights_are_told(net, tmp_path, monkeypatch
     (tmp_path / "bad.pth").write_bytes(b"not weights")
     refused("not a file of weights", inception, tmp_path / "bad.pth")
     torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
-    refused("does not hold", inception, tmp_path / "other.pth")
+    refused("does not contain", inception, tmp_path / "other.pth")
 
 
 def test_training_is_a_function_of_the_data_alone(digits, tmp_path, monkeypatch):

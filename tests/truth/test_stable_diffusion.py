@@ -487,7 +487,7 @@ def test_edges_are_those_of_scikit_image():
 
 def test_bases_that_are_not_whole_or_of_another_kind(tmp_path):
     """Absent ones, pickled weights, which are not read, and pointers of Git LFS in place of weights."""
-    with pytest.raises(MissingError, match=r"nobody/nothing` are not at hand") as e:
+    with pytest.raises(MissingError, match=r"nobody/nothing` are not available") as e:
         SDLoRA.of(INFO, base="nobody/nothing")
     assert "hf download nobody/nothing" in e.value.hint and "--set model.base=" in e.value.hint
     for folder, message in ((tmp_path / "none", ""), (tmp_path, "model_index")):

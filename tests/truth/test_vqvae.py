@@ -98,7 +98,7 @@ def test_dead_codes_move_into_the_batch_and_living_ones_stay():
     everything = z.movedim(1, -1).flatten(0, 2)
     nearest = (ours.embedding[:, None] - everything).norm(dim=2).min(1).values
     assert (nearest[:3] < 1e-5).all() and (before[3:] - ours.embedding[3:]).abs().max() < 0.2
-    assert len(ours.embedding[:3].unique(dim=0)) == 3, "each got a vector of its own"
+    assert len(ours.embedding[:3].unique(dim=0)) == 3, "each got its own vector"
     again = book().train()
     again.usage[:3], again.embedding[:3], again.total[:3] = 0.5 * DEAD / K, 100.0, 100.0
     again(z, noise(step=1))

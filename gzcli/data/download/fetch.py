@@ -115,7 +115,7 @@ def _unobtainable(spec: DataSpec, refused: dict[str, str], received: int, online
         if spec.hub:
             hints.append(f"`{command} --from {HUB_SCHEME}{spec.hub}` takes the hub's copy, with `HF_TOKEN`")
     if received:
-        hints.append(f"`{command}` goes on from the {size_in_words(received)} that came")
+        hints.append(f"`{command}` continues from the {size_in_words(received)} that came")
     elif not spec.page and online:
         hints.append(f"`{command}` tries again; `--from DIR` or `GZ_MIRROR` take the file from elsewhere")
     elif not spec.page:
@@ -265,7 +265,7 @@ def _check(file: DataFile, path: Path, say: Say, report: Report = unreported) ->
 
 
 def _link_folders(spec: DataSpec, folder: Path, source: str) -> bool:
-    """Links to the hub's copy or to folders `train` and `val`, where the source holds one of these."""
+    """Links to the hub's copy or to folders `train` and `val`, where the source contains one of these."""
     targets: dict[str, Path] = {}
     if source.startswith(HUB_SCHEME):
         targets[HUB] = data_repository(source.removeprefix(HUB_SCHEME))
@@ -283,7 +283,7 @@ def _link_folders(spec: DataSpec, folder: Path, source: str) -> bool:
 
 
 def _link(target: Path, path: Path) -> None:
-    """Makes a link at `path`, in place of what is there."""
+    """Makes a link at `path`, instead of what is there."""
     new = path.with_name(f"{path.name}.link")
     new.unlink(missing_ok=True)
     new.symlink_to(target.absolute())

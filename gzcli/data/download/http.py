@@ -73,8 +73,8 @@ def answer(url: str, byte_range: str | None) -> Iterator[http.client.HTTPRespons
             if byte_range:
                 http_request.add_header("Range", byte_range)
             response = urllib.request.urlopen(http_request, timeout=TIMEOUT)
-        except ValueError:  # as for `http://[::1`; its text may hold a password
-            raise Refused("is no address, or leads to one that is none") from None
+        except ValueError:  # as for `http://[::1`; its text may contain a password
+            raise Refused("is not an address, or leads to one that is none") from None
         with response:
             if "text/html" in response.headers.get("Content-Type", ""):
                 raise Refused("answers with an HTML page instead of the file")
@@ -108,7 +108,7 @@ def content_range(response: http.client.HTTPResponse) -> tuple[int | None, int |
 
 
 def join_url(base: str, *parts: str) -> str:
-    """An address below another one. The query, which may hold a token, stays at the end."""
+    """An address below another one. The query, which may contain a token, stays at the end."""
     address = split(base)
     path = "/".join([address.path.rstrip("/"), *map(urllib.parse.quote, parts)])
     return address._replace(path=path).geturl()
@@ -118,9 +118,9 @@ def split(address: str) -> urllib.parse.SplitResult:
     """The parts of an address. Raises UsageError where it is malformed."""
     try:
         return urllib.parse.urlsplit(address)
-    except ValueError:  # as for `http://[::1`; its text may hold a password
+    except ValueError:  # as for `http://[::1`; its text may contain a password
         hint = "an address is like `https://host/folder`"
-        raise UsageError(f"`{redacted(address)}` is no address", hint=hint) from None
+        raise UsageError(f"`{redacted(address)}` is not an address", hint=hint) from None
 
 
 class _NoRanges(Exception):
@@ -269,7 +269,7 @@ def _fill(url: str, pieces: list[_Piece], report: Report, say: Say) -> bool:
     except (Refused, _NoRanges) as e:
         if len(pieces) == 1:
             raise
-        say(f"{redacted(url)}: {e}; going on with one connection")
+        say(f"{redacted(url)}: {e}; continuing with one connection")
         for piece in pieces:
             _together(url, [piece], pieces, report, say)
         return True
@@ -327,7 +327,7 @@ def _patiently(
 
 
 def _attempt(url: str, piece: _Piece, stop: threading.Event) -> bool:
-    """Requests what is missing of a piece; starts anew where a server ignores the range. Returns whether
+    """Requests what is missing of a piece; starts again where a server ignores the range. Returns whether
     bytes of the piece were there before."""
     byte_range = piece.byte_range
     try:

@@ -117,7 +117,7 @@ def patch_of(names: Iterable[str]) -> int | None:
 
 
 def augmenter(names: Sequence[str]) -> Callable[[dict[str, Tensor], Noise], dict[str, Tensor]] | None:
-    """The named augmentations in order, as a function of (images and further pictures by kind, uint8
+    """The named augmentations in order, as a function of (images and further images by kind, uint8
     [B, C, H, W] each, noise), or None. Each kind is changed by the same draws; colours of maps are left."""
     steps = [(AUGMENTS[name], number) for name, number in parse_augment(names)]
 

@@ -169,7 +169,7 @@ def quantise(u8: Tensor, levels: int | None, noise: Noise | None = None) -> Tens
 def levelled(
     pictures: dict[str, Tensor], levels: int | None, noise: Noise | None = None
 ) -> dict[str, Tensor]:
-    """Bytes of images and of further pictures of them in [-1, 1]; binary ones by the same draw of `noise`."""
+    """Bytes of images and of further images of them in [-1, 1]; binary ones by the same draw of `noise`."""
     draws = None if noise is None else ReplayedNoise(noise)
     return {kind: quantise(u8, levels, draws and draws.replay()) for kind, u8 in pictures.items()}
 
@@ -201,11 +201,11 @@ class TrainImages:
 
 
 class TrainBatches:
-    """The training batches of one rank. Batch `step` is a function of (seed, step): shuffled anew each epoch,
-    the same global batch whatever the number of processes; this rank gets rows rank · B / world … of it. The
-    noise of a batch draws on the device.
+    """The training batches of one rank. Batch `step` is a function of (seed, step): shuffled again each
+    epoch, the same global batch whatever the number of processes; this rank gets rows rank · B / world … of
+    it. The noise of a batch draws on the device.
 
-    n: number of images of a fixed random subset, of each class where there are two domains; None: all.
+    n: number of images of a fixed random subset, of each class if there are two domains; None: all.
     needs: what the model needs. With `second_domain` the images are those of class 0; as many of class 1, in
       an order of their own, are `extra["second_domain"]`.
     """
@@ -357,7 +357,7 @@ def _noised(
     seed: int,
     device: torch.device,
 ) -> Batch:
-    """A batch of pictures, uint8 [B, C, H, W] each, whose noise follows from `ids`."""
+    """A batch of images, uint8 [B, C, H, W] each, whose noise follows from `ids`."""
     pictures = levelled(pictures, levels, ImageNoise(BINARY_SEED, ids, device) if levels == 2 else None)
     where = moved(torch.tensor(ids, dtype=torch.int64), device)
     return Batch(pictures.pop("x"), y, where, ImageNoise(seed, ids, device), pictures | extra)
@@ -377,7 +377,7 @@ def _taken(
 
 
 class _Rows:
-    """Rows of a split as bytes, kept on the GPU where it fits; those of a streamed split are handed in.
+    """Rows of a split as bytes, kept on the GPU if it fits; those of a streamed split are handed in.
 
     shaped: whether images of a pack of several shapes are taken in their own.
     """
@@ -411,7 +411,7 @@ class _Rows:
             self.labels = None if self.labels is None else self.labels.to(device)
 
     def take(self, index: Tensor, u8: Tensor | None = None) -> _Taken:
-        """(the images `x` and further pictures by kind, uint8 [B, C, H, W]; labels; captions)."""
+        """(the images `x` and further images by kind, uint8 [B, C, H, W]; labels; captions)."""
         extra = {} if self.captions is None else {"caption": [self.captions[i] for i in index.tolist()]}
         shape = None if self.shapes is None else self.shapes[index[0]].tolist()[::-1]
         if self.whole:

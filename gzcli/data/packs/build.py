@@ -23,13 +23,13 @@ from gzcli.data.sets.registry import Form, extras_in_words
 from gzcli.store.files import checksum, need_space, write_array, write_json
 
 LARGEST = 512  # largest side in pixels that is packed without `data.size`
-ASPECT = "aspect"  # a further picture of each image: itself, in a shape near its own (`pictures.bucket`)
-NAMED = 5  # most pictures that a message names
+ASPECT = "aspect"  # a further image of each image: itself, in a shape near its own (`pictures.bucket`)
+NAMED = 5  # most images that a message names
 
 Shape = tuple[int, int, int]  # (C, H, W)
 # by official split: int32 [N, 2], width and height of each image before packing
 Sides = dict[str, np.ndarray]
-Bad = dict[tuple[str, int], MissingError]  # pictures that did not decode, by (official split, number in it)
+Bad = dict[tuple[str, int], MissingError]  # images that did not decode, by (official split, number in it)
 # By official split, the index in SPLITS of each image's packed split, int8 [N]; −1: left out. Images keep
 # their order in the packed split.
 Plan = dict[str, np.ndarray]
@@ -39,7 +39,7 @@ def build(
     images: RawImages, folder: Path, form: Form, *, extra: dict[str, Any], limit: int | None, progress: Report
 ) -> None:
     """Writes the files of a `PackFolder`, with the keys of `extra` in its `meta.json`. For more than `limit`
-    bytes or images of several sizes, it writes an index of the pictures' places (`stream.py`) instead of
+    bytes or images of several sizes, it writes an index of the images' places (`stream.py`) instead of
     pixels."""
     files = PackFolder(folder)
     plan = foreign_plan(images.counts) if form.foreign else split_plan(images.title, images.counts)
@@ -47,7 +47,7 @@ def build(
     if form.fit == "aspect":
         _refuse_further(images)
         images = replace(images, further={ASPECT: images.blocks})
-    notes: list[str] = []  # of how pictures were read
+    notes: list[str] = []  # of how images were read
     native = _native(images, form, notes.append)
     total = sum(rows_of(plan).values()) * (1 + len(images.further))
     sizes = _sides_in(images) if form.mixed and images.shape is None else {}
@@ -135,7 +135,9 @@ def split_plan(title: str, counts: Mapping[str, int]) -> Plan:
     if not counts.get("val"):
         target[order[: min(2000, tenth)]] = 1
     if not (target == 0).any():
-        raise MissingError(f"`{title}` holds too few images: {n} to train on", hint="give at least 3 images")
+        raise MissingError(
+            f"`{title}` contains too few images: {n} to train on", hint="give at least 3 images"
+        )
     official = {s: np.full(counts[s], i, np.int8) for i, s in enumerate(SPLITS) if i and counts.get(s)}
     return {"train": target, **official}
 
@@ -178,14 +180,14 @@ def _native(images: RawImages, form: Form, note: Say) -> Shape:
         except MissingError as e:  # packing names every one of them
             problem = e
     if not shapes:
-        message = f"none of the pictures of `{images.title}` decodes that were looked at: {problem}"
+        message = f"none of the images of `{images.title}` decodes that were looked at: {problem}"
         raise MissingError(message) from problem
     height, width, _ = shapes[0]
     return 3 if any(colour for _, _, colour in shapes) else 1, height, width
 
 
 def _sides_in(images: RawImages) -> Sides:
-    """The sides of encoded pictures, read from their headers."""
+    """The sides of encoded images, read from their headers."""
     sizes: Sides = {split: np.zeros((n, 2), np.int32) for split, n in images.counts.items()}
     for split, start, data, name in images.blocks():
         assert isinstance(data, bytes)
@@ -241,8 +243,8 @@ class Fit:
     title: str  # name of the set in messages
     shape: Shape
     decoding: pictures.Decoding
-    hint: str  # remedy for pictures of mixed sizes
-    with_sides: bool  # whether the original sides of a picture are measured
+    hint: str  # remedy for images of mixed sizes
+    with_sides: bool  # whether the original sides of an image are measured
 
     def __call__(self, block: Block) -> Fitted:
         split, start, data, name = block
@@ -302,8 +304,8 @@ class RowFile:
 def _write_images(
     images: RawImages, plan: Plan, files: PackFolder, fit: Fit, report: Callable[[int], None]
 ) -> tuple[Bad, bool, list[str], Sides]:
-    """Writes the images, then their further pictures with the same crop. Returns those that did not decode,
-    whether any image was resized, notes on reading pictures, and the sides of images."""
+    """Writes the images, then their further images with the same crop. Returns those that did not decode,
+    whether any image was resized, notes on reading images, and the sides of images."""
     count = sum(images.counts.values())
     work = count if images.shape != fit.shape else 0  # number of images that are decoded or resized
     sizes: Sides = {split: np.zeros((n, 2), np.int32) for split, n in images.counts.items()}
@@ -337,7 +339,7 @@ def _write_images(
                 file.file.close()
         for split, file in row_files.items():
             if missing := int((~file.seen).sum()):
-                name = f"`{kind}` pictures" if kind else "images"
+                name = f"`{kind}` images" if kind else "images"
                 raise MissingError(f"{missing} {name} of the {split} split are missing in `{images.title}`")
         # a map may be smaller than its image
         fit = replace(fit, decoding=replace(fit.decoding, size=as_size(*fit.shape[1:])))
@@ -345,7 +347,7 @@ def _write_images(
 
 
 def _refuse_further(images: RawImages) -> None:
-    """Raises UsageError for images with further pictures, which would have to share their shapes."""
+    """Raises UsageError for images with further images, which would have to share their shapes."""
     if images.further:
         extras = extras_in_words(images.further)
         message = f"`{images.title}` has {extras}, which `data.fit: aspect` leaves out"
@@ -353,7 +355,7 @@ def _refuse_further(images: RawImages) -> None:
 
 
 def _check_sides(further: Fitted, image: list[int]) -> None:
-    """Raises UsageError if the aspect ratio of a further picture is not that of its image."""
+    """Raises UsageError if the aspect ratio of a further image is not that of its image."""
     (w, h), (w0, h0) = further.sides, image
     if w0 and h0:  # else the image did not decode
         slack = max(0.02, 1 / min(w, h, w0, h0))  # a pixel may be lost to rounding
@@ -363,12 +365,12 @@ def _check_sides(further: Fitted, image: list[int]) -> None:
 
 
 def _leave_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, files: PackFolder) -> None:
-    """Removes pictures that did not decode from plan and files, or raises MissingError with their names."""
+    """Removes images that did not decode from plan and files, or raises MissingError with their names."""
     title = images.title
     if not skip_bad:
         messages = [e.message for e in bad.values()]
         listed = "; ".join(messages[:NAMED]) + ("; …" if len(messages) > NAMED else "")
-        count = f"{len(messages):,} pictures of `{title}` do not decode: " if len(messages) > 1 else ""
+        count = f"{len(messages):,} images of `{title}` do not decode: " if len(messages) > 1 else ""
         hint = "replace them or take them out; `gz data import PATH --name NAME --skip-bad` leaves them out"
         raise MissingError(count + listed, hint=hint)
     targets = {split: target.copy() for split, target in plan.items()}
@@ -376,9 +378,11 @@ def _leave_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, files: P
         targets[split][i] = -1
     if rows_of(plan)["train"] and not (targets["train"] == 0).any():
         n = len(targets["train"])
-        raise MissingError(f"`{title}` holds too few images: {n} to train on", hint="give at least 3 images")
+        raise MissingError(
+            f"`{title}` contains too few images: {n} to train on", hint="give at least 3 images"
+        )
     if not any((target >= 0).any() for target in targets.values()):
-        raise MissingError(f"`{title}` holds no picture that decodes")
+        raise MissingError(f"`{title}` contains no image that decodes")
     for code, split in enumerate(SPLITS):
         stays = np.concatenate([targets[s][target == code] == code for s, target in plan.items()])
         for kind in () if stays.all() else ("", *images.further):
@@ -393,7 +397,7 @@ def _leave_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, files: P
 
 
 def _write_index(images: RawImages, plan: Plan, folder: Path, mixed: bool) -> None:
-    """Writes the places of the pictures instead of pixels. Raises UsageError if they have no places."""
+    """Writes the places of the images instead of pixels. Raises UsageError if they have no places."""
     why = f"`{images.title}` is larger than `GZ_PACK_LIMIT` allows to pack, and"
     first_remedy, second_remedy = "set `GZ_PACK_LIMIT` to more bytes", "`data.size` to fewer pixels"
     if mixed:

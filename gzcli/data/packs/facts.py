@@ -87,7 +87,7 @@ def measure(images: RawImages) -> Facts | None:
     pixels = np.concatenate([image.reshape(image.shape[0], -1) for image in looked_at], 1)  # [C, pixels]
     _, height, width = looked_at[0].shape
     grey = bool((pixels == pixels[:1]).all())
-    # encoded pictures without colour are packed as grey, arrays as they are
+    # encoded images without colour are packed as grey, arrays as they are
     channels = images.shape[0] if images.shape else 1 if grey else 3
     n = rows_of(split_plan(images.title, images.counts))["train"]
     grey = channels == 3 and grey
@@ -95,7 +95,7 @@ def measure(images: RawImages) -> Facts | None:
 
 
 def _few_of(images: RawImages) -> Iterator[np.ndarray]:
-    """The first `LOOKED_AT` images of arrays, or a few encoded pictures: uint8 [C, H, W]."""
+    """The first `LOOKED_AT` images of arrays, or a few encoded images: uint8 [C, H, W]."""
     if images.probe is None:
         blocks = (block.data for block in images.blocks() if not isinstance(block.data, bytes))
         yield from islice(chain.from_iterable(blocks), LOOKED_AT)

@@ -41,7 +41,7 @@ class PackOptions(TypedDict):
 
     size: Size | None  # of the images; None: the set's own
     channels: int | None  # 1 or 3; None: the set's own
-    fit: Fit  # how pictures of another shape are resized
+    fit: Fit  # how images of another shape are resized
     patch: int | None  # side of the patches of images; None: whole images
 
 
@@ -85,7 +85,7 @@ def open_pack(
     UsageError (mixed sizes, size out of range, images smaller than the patch) and MissingError.
 
     size, channels: of the images, 4 … 1024 pixels a side, and 1 or 3; None: the set's own.
-    fit: how pictures of another shape are resized.
+    fit: how images of another shape are resized.
     patch: side of the patches of images: random ones in training, elsewhere the middle one. Without a size
       the images may have mixed sizes. None: whole images.
     foreign: the user's own set is only scored: without a `test` split of its own, all images are in it.
@@ -101,7 +101,7 @@ def open_pack(
     form = replace(form, foreign=foreign and isinstance(data, OwnSet))
     with Use(data) as use:
         if pack := find_pack(data, form):
-            if form.foreign and pack.meta.notes:  # of pictures that are judged it is said each time
+            if form.foreign and pack.meta.notes:  # of images that are judged it is said each time
                 say(f"`{data.shown}`: {pack.meta.words}")
         else:
             pack, is_new = _pack_now(data, form, say, progress)
@@ -177,7 +177,7 @@ def facts_of(
     meta: PackMeta | None = None,
 ) -> Facts | None:
     """The facts of a set, packed or not; None if its files are gone or not readable. `meta`: of its pack,
-    where that is known."""
+    if that is known."""
     if isinstance(data, DataSpec):
         spec = data.sized(size)
         facts = Facts(spec.size, spec.size, spec.channels, spec.n_train)
@@ -275,7 +275,7 @@ def is_array(file: Path) -> bool:
     """Whether the length of a `.npy` file agrees with its header.
 
     This parses the header without numpy, which is slow to import: magic string, version in two bytes, and
-    length of a Python literal with the type, as `|u1` or `<i8`, and the shape.
+    length of a Python literal with the type, such as `|u1` or `<i8`, and the shape.
     """
     try:
         with file.open("rb") as f:

@@ -46,7 +46,7 @@ class PackFolder:
     sheet_picture = Place("sheet.png")
 
     def array(self, split: str, kind: str = "") -> Path:
-        """The images uint8 [N, C, H, W]; of a kind: labels, further pictures (`control`), `sides`, or images
+        """The images uint8 [N, C, H, W]; of a kind: labels, further images (`control`), `sides`, or images
         in shapes of these sides (`aspect`), whose bytes fill the beginnings of rows of the same length."""
         return self.path / (f"{split}_{kind}.npy" if kind else f"{split}.npy")
 
@@ -72,8 +72,8 @@ class PackMeta:
     digest: str  # hash of the content
     source_channels: int  # before packing
     fit: Fit = "crop"  # how images were resized
-    streamed: dict[str, Any] | None = None  # the `Decoding` of a pack that holds only the places of pictures
-    skipped: tuple[str, ...] = ()  # messages of pictures that do not decode
+    streamed: dict[str, Any] | None = None  # the `Decoding` of a pack that contains only the places of images
+    skipped: tuple[str, ...] = ()  # messages of images that do not decode
     extras: tuple[str, ...] = ()  # companions of each image, of EXTRAS
     notes: tuple[str, ...] = ()  # further omissions from the set, with reasons
     mixed: bool = False  # whether the images have several sizes
@@ -147,7 +147,7 @@ class Pack:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of its classes; () where it has no labels."""
+        """The names of its classes; () if it has no labels."""
         return self.meta.classes
 
     def __repr__(self) -> str:
@@ -168,7 +168,7 @@ class Pack:
         return Pictures(self.folder, split, self.meta.shape, Decoding(**self.meta.streamed), self.patch)
 
     def aspects(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """The rows of images in shapes of their own, uint8 [N, C, H, W], and these shapes, int32 [N, 2], each
+        """The rows of images their own in shapes, uint8 [N, C, H, W], and these shapes, int32 [N, 2], each
         (width, height); None of a pack in one shape."""
         if self.meta.fit != "aspect":
             return None
@@ -183,11 +183,11 @@ class Pack:
         return read_json(self._files.texts(split, "captions"))
 
     def names(self, split: str) -> list[str] | None:
-        """The file name of each of the user's pictures, relative to the set's path."""
+        """The file name of each of the user's images, relative to the set's path."""
         return read_json(self._files.texts(split, "names"))
 
     def further(self, split: str, *, uncut: bool = False) -> dict[str, np.ndarray]:
-        """Further pictures of each image by kind (`control`, `before`), uint8 [N, C, H, W]; {} without."""
+        """Further images of each image by kind (`control`, `before`), uint8 [N, C, H, W]; {} without."""
         arrays = {kind: self._load(split, kind) for kind in self.meta.extras if kind in FURTHER}
         return arrays if uncut else {kind: self._cut(images) for kind, images in arrays.items()}
 
@@ -252,7 +252,7 @@ def check_unchanged(folder: Path, meta: PackMeta) -> None:
         changes = ", ".join(_changes(before, now))
     except (KeyError, TypeError, ValueError):  # a damaged record does not end a training
         return
-    hint = "put the images back as they were, or train anew on what is there now, without `--resume`"
+    hint = "put the images back as they were, or train again on what is there now, without `--resume`"
     raise MissingError(f"`{meta.title}` is not what `{folder.name}` was trained on: {changes}", hint=hint)
 
 

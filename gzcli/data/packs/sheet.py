@@ -1,4 +1,4 @@
-"""A contact sheet of a set: a row for each class, which shows whether pictures and labels fit."""
+"""A contact sheet of a set: a row for each class, which shows whether images and labels fit."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from gzcli.core.streams import in_a_line
 from gzcli.data.packs.pack import Pack
 from gzcli.store.png import font_of, save_png
 
-COLUMNS, ROWS = 10, 40  # pictures of a row, and rows at most
-SIDE = 64  # pixels a side to which smaller pictures are enlarged, by a whole factor
-PAD, TEXT = 3, 14  # pixels between pictures, and of a line of text
+COLUMNS, ROWS = 10, 40  # images of a row, and rows at most
+SIDE = 64  # pixels a side to which smaller images are enlarged, by a whole factor
+PAD, TEXT = 3, 14  # pixels between images, and of a line of text
 LETTERS = 26  # letters of a name, at most
 
 Row = tuple[str, str, np.ndarray]  # name, a remark below it, images uint8 [n, C, H, W]
@@ -24,7 +24,7 @@ Row = tuple[str, str, np.ndarray]  # name, a remark below it, images uint8 [n, C
 
 def draw(pack: Pack, path: Path) -> Path:
     """Writes the sheet of a set as a PNG at `path`. Rows are classes of the training images, or splits
-    without classes, followed by rows of images and their further pictures (`before`, `control`)."""
+    without classes, followed by rows of images and their further images (`before`, `control`)."""
     every = list(_rows(pack))
     rows, omitted = every[:ROWS], len(every) - ROWS
     channels, high, wide = pack.meta.shape

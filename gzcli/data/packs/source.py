@@ -1,4 +1,4 @@
-"""From a set to its images: made, fetched and read, or read where they are. No heavy import at the top."""
+"""From a set to its images: made, fetched and read, or read if they are. No heavy import at the top."""
 
 from __future__ import annotations
 

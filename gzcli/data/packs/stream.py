@@ -1,5 +1,5 @@
-"""Worker processes that decode pictures: blocks of a set while it is packed, and batches of a set that is too
-large to pack, by an index of its pictures' places."""
+"""Worker processes that decode images: blocks of a set while it is packed, and batches of a set that is too
+large to pack, by an index of its images' places."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ _main_hidden = threading.Lock()
 def mapped(f: Callable[[Block], T], blocks: Iterable[Block], work: int) -> Iterator[T]:
     """f(block) of each block, in their order; `work` is the number of images that f must decode.
 
-    Threads would be no faster than one: decoding small pictures holds the interpreter's lock.
+    Threads would be no faster than one: decoding small images holds the interpreter's lock.
     """
     count = cores() if work > FEW else 1
     if count == 1:
         yield from map(f, blocks)
         return
     start.safe_children()
-    # Spawned: the parent may have threads and a GPU. Each holds a few imports and no torch.
+    # Spawned: the parent may have threads and a GPU. Each contains a few imports and no torch.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, mp_context=context, initializer=_follow_parent)
     flying: deque[Future[list[T]]] = deque()
@@ -141,8 +141,8 @@ def write_index(folder: Path, split: str, spans: Sequence[Span]) -> None:
 class Pictures:
     """The images of a split as an array uint8 [N, C, H, W], decoded when a row is read.
 
-    An index [B] gives whole pictures or middle patches. One of [B, 3] gives patches, placed by two large
-    random numbers each. Raises MissingError for an unreadable picture, UsageError for one of another size
+    An index [B] gives whole images or middle patches. One of [B, 3] gives patches, placed by two large
+    random numbers each. Raises MissingError for an unreadable image, UsageError for one of another size
     than `shape`."""
 
     dtype = np.dtype(np.uint8)
@@ -185,7 +185,7 @@ class Pictures:
         return np.load(self.folder / f"{self.split}_containers.npy", mmap_mode="r")
 
     def _decoded(self, row: np.ndarray, place: Sequence[int] | None = None) -> np.ndarray:
-        """The picture of a row of the index, or a patch of it: the middle one without a `place`."""
+        """The image of a row of the index, or a patch of it: the middle one without a `place`."""
         container, offset, length, deflated = row.tolist()
         path = os.fsdecode(self._containers[container].item())
         name = f"{path} at byte {offset:,}" if offset else path  # an archive's member lies behind its header
@@ -198,7 +198,7 @@ class Pictures:
             return image[:, y : y + self.patch, x : x + self.patch]
         if image.shape != self.shape[1:]:
             _, h0, w0 = self.shape[1:]
-            message = f"the pictures have mixed sizes: `{name}` is {w}×{h}, others are {w0}×{h0}"
+            message = f"the images have mixed sizes: `{name}` is {w}×{h}, others are {w0}×{h0}"
             raise UsageError(message, hint="`--set data.size=64` resizes them, cropped to squares")
         return image
 
@@ -212,7 +212,7 @@ def worker_count() -> int:
 
 
 class Prefetch:
-    """Batches of pictures, decoded ahead by worker processes that end with this object, or with the process.
+    """Batches of images, decoded ahead by worker processes that end with this object, or with the process.
     `index_of` gives the rows of a batch by its step, and is called in this process."""
 
     def __init__(
@@ -228,7 +228,7 @@ class Prefetch:
         if workers:
             # Like spawned processes, those of a fork server are safe beside threads and a GPU, but torch is
             # imported once for all (first batch from 8 workers on 2 cores: 3 s, spawned 15 s), and they end
-            # cleanly, where spawned ones aborted. Batches come through shared memory: through pipes, pictures
+            # cleanly, where spawned ones aborted. Batches come through shared memory: through pipes, images
             # of 256×256 came at 60 % of the rate.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload(PRELOADED)
@@ -249,7 +249,7 @@ class Prefetch:
 
     def at(self, step: int) -> Tensor:
         """The batch of a step: uint8 [B, C, H, W] on the CPU, not to be written to. Any other step than the
-        last one and the next starts the workers anew from there.
+        last one and the next starts the workers again from there.
 
         Raises what `Pictures` raises, and DeviceError where a worker was killed.
         """
@@ -272,7 +272,7 @@ class Prefetch:
                 raise
             full = "is the memory full, or the shared memory (`docker run --ipc=host`)?"
             hint = f"{full} `GZ_WORKERS` lowers their number"
-            raise DeviceError("a worker process that decodes pictures was killed", hint=hint) from e
+            raise DeviceError("a worker process that decodes images was killed", hint=hint) from e
 
     def close(self) -> None:
         """Ends the workers."""
@@ -290,7 +290,7 @@ class _Steps:
 
 
 class _Batches:
-    """A loader's data set. An error of a picture is returned, not raised: a loader would wrap it."""
+    """A loader's data set. An error of an image is returned, not raised: a loader would wrap it."""
 
     def __init__(self, pictures: Pictures):
         self.pictures = pictures

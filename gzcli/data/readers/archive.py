@@ -23,7 +23,7 @@ from gzcli.data.readers.images import Members, Span, damaged, is_regular, read_r
 
 MAX_ARCHIVE = 200_000_000_000  # unpacked bytes, unless `GZ_MAX_ARCHIVE` says otherwise
 # An archive of more than DENSE unpacked bytes, and more than RATIO for each packed one, is taken for a bomb.
-# Images of one colour, as a collapsed sampler makes them, have any ratio: DENSE holds 50,000 of 256×256.
+# Images of one colour, as a collapsed sampler makes them, have any ratio: DENSE contains 50,000 of 256×256.
 RATIO = 200
 DENSE = 10_000_000_000
 LONGEST_NAME = 1 << 17  # bytes of a name or of further facts about a member of a tar
@@ -53,7 +53,7 @@ _BESIDE = {"broken": "broken link", "special": "pipe or device file", "repeated"
 def open_members(path: Path, accepts: Callable[[str], bool]) -> Members:
     """The members of a folder, zip or tar for which `wanted(name)`."""
     if not is_regular(path):
-        raise UsageError(f"`{path}` is no regular file", hint="give a folder, a zip, a tar or an npz")
+        raise UsageError(f"`{path}` is not a regular file", hint="give a folder, a zip, a tar or an npz")
     if path.is_dir():
         return open_folder(path, accepts)
     refuse_foreign(path)
@@ -132,7 +132,7 @@ class Files:
 
 
 def open_folder(path: Path, accepts: Callable[[str], bool]) -> Files:
-    """The wanted regular files below a folder; `notes` count what is no regular file."""
+    """The wanted regular files below a folder; `notes` count what is not a regular file."""
     names, others = walk(path)
     notes = []
     for kind, odd in others.items():
@@ -172,7 +172,7 @@ class Zip:
         with self.opened(), open(path, "rb") as file:
             for name, info in self._infos.items():
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    hint = "pack it anew with deflate or uncompressed, or unpack it and give the folder"
+                    hint = "pack it again with deflate or uncompressed, or unpack it and give the folder"
                     message = f"`{path}` cannot be streamed: `{name}` is compressed, but not by deflate"
                     raise UsageError(message, hint=hint)
                 file.seek(info.header_offset)

@@ -38,7 +38,7 @@ def pictures(
     """Pictures [N, side, side] of one form, float32: the share of each pixel that the form covers."""
     from scipy.ndimage import map_coordinates
 
-    back = np.linalg.inv(maps) * (SIDE / 2)  # from pixels of the picture to those of the drawing, (x, y)
+    back = np.linalg.inv(maps) * (SIDE / 2)  # from pixels of the image to those of the drawing, (x, y)
     first = (SIDE - 1) / 2 - np.einsum("nij,nj->ni", back, center)
     across = np.arange(side) - (side - 1) / 2
     column, row = (  # in the drawing, of each pixel of each picture: [N, side, side]
@@ -131,7 +131,7 @@ class Factors:
     kind: np.ndarray  # number in KINDS, [N]
     colour: np.ndarray  # number in COLOURS, [N]
     radius: np.ndarray  # pixels from the middle of the form to its farthest point, [N]
-    center: np.ndarray  # pixels to the right of and below the middle of the picture, [N, 2]
+    center: np.ndarray  # pixels to the right of and below the middle of the image, [N, 2]
     angle: np.ndarray  # degrees clockwise, [N]; 0 where a turn shows nothing
 
     @property
@@ -172,7 +172,7 @@ def shapes(spec: DataSpec) -> RawImages:
 
 
 def shapes_factors(spec: DataSpec) -> RawImages:
-    """The same images, with a label for each factor in place of the class."""
+    """The same images, with a label for each factor instead of the class."""
     facts = factors(spec.n_train + spec.n_test)
     labels = [
         np.eye(len(names), dtype=np.uint8)[which]

@@ -42,31 +42,31 @@ from gzcli.data.readers.pictures import Decoding, decode, notes_in_words
 from gzcli.data.sets.registry import CAPTIONS, TARGETS, Form, further_of
 
 LAYOUTS = ("flat", "classes", "splits", "class-splits")  # values of `--layout`
-DEFECTS = "defects"  # a layout that takes the pictures of an inspection set that have a defect, to score them
+DEFECTS = "defects"  # a layout that takes the images of an inspection set that have a defect, to score them
 ASK = "`gz data import PATH --name NAME --layout flat|classes|splits|class-splits` says what is meant"
 HINT = "a set is a flat folder, class folders, `train` and `test` of these, or `trainA trainB testA testB`"
 HINT += f"; {ASK}"
-KINDS_HINT = f"pictures are files of these kinds: {PICTURE_KINDS}"
+KINDS_HINT = f"images are files of these kinds: {PICTURE_KINDS}"
 
-Places = dict[str, tuple[str, str | None]]  # name of a picture → its split and its class, if any
+Places = dict[str, tuple[str, str | None]]  # name of an image → its split and its class, if any
 
 
 def open_path(path: Path, form: Form | None = None) -> RawImages:
-    """The images at a path: folder, zip, tar, npz, dataset folder, or a single picture that is scored."""
+    """The images at a path: folder, zip, tar, npz, dataset folder, or a single image that is scored."""
     form = form or Form()
     is_npz = path.suffix.lower() == ".npz" and is_regular(path)
     if is_npz or is_dataset_folder(path):
         images = npz(path) if is_npz else dataset_folder(path)
         if form.layout and not form.foreign:
-            raise UsageError(f"`{path}` has no folders of pictures", hint="leave `--layout` out")
+            raise UsageError(f"`{path}` has no folders of images", hint="leave `--layout` out")
         return images
     chosen = PictureFilter()
     single = form.foreign and is_picture(path.name) and path.is_file()
     members: Members = Files(path.parent, [path.name]) if single else open_members(path, chosen)
     archives = [kind for kind in (".tar", ".zip", ".npz") if kind in chosen.others]
     if archives and not any(map(is_picture, members.names)):
-        hint = "give one of them; what lies in several, unpack into one folder"
-        raise MissingError(f"`{path}` holds archives ({' '.join(archives)}) and no images", hint=hint)
+        hint = "give one of them; what is in several, unpack into one folder"
+        raise MissingError(f"`{path}` contains archives ({' '.join(archives)}) and no images", hint=hint)
     images = pictures(str(path), members, form)
     return replace(images, notes=[*images.notes, *chosen.notes])
 
@@ -81,17 +81,17 @@ def read_pictures(
     patch: int | None = None,
     say: Say = silent,
 ) -> np.ndarray:
-    """The first `limit` pictures at a path, or their middle patches, in order of their names: uint8
+    """The first `limit` images at a path, or their middle patches, in order of their names: uint8
     [n, C, H, W]."""
     if not path.exists():
-        hint = "give a picture, or a folder, zip or tar of pictures"
+        hint = "give an image, or a folder, zip or tar of images"
         raise MissingError(f"there is no `{path}`", hint=hint)
     if path.is_file() and is_picture(path.name):
         encoded = iter([(str(path), read_regular(path))])
     else:
         members = open_members(path, is_picture)
         if not members.names:
-            raise MissingError(f"`{path}` holds no images", hint=KINDS_HINT)
+            raise MissingError(f"`{path}` contains no images", hint=KINDS_HINT)
         encoded = members.read(sorted(members.names)[:limit])
     decoding = Decoding(size, channels, fit=fit)
     notes: list[str] = []
@@ -100,7 +100,7 @@ def read_pictures(
         image, _ = decode(data, name, decoding, notes.append)
         _, height, width = image.shape
         if patch and min(height, width) < patch:
-            hint = "the model was trained on such patches; give larger pictures"
+            hint = "the model was trained on such patches; give larger images"
             message = f"`{name}` is {width}×{height}, smaller than the patch of {patch}×{patch}"
             raise UsageError(message, hint=hint)
         images[name] = image[:, middle(height, patch), middle(width, patch)] if patch else image
@@ -109,23 +109,23 @@ def read_pictures(
     return np.stack([images[name] for name in sorted(images)])
 
 
-# --- pictures and the files beside them ---
+# --- images and the files beside them ---
 
 
 def pictures(title: str, members: Members, form: Form) -> RawImages:
-    """The encoded pictures among the members of a folder or an archive.
+    """The encoded images among the members of a folder or an archive.
 
-    Files beside a picture may describe it:
-    - a line of a `metadata.jsonl`, {"file_name": …, "text": …}, with names relative to it. Further pictures
+    Files beside an image may describe it:
+    - a line of a `metadata.jsonl`, {"file_name": …, "text": …}, with names relative to it. Further images
     in   it ("control": …, "before": …) are no images of the set themselves.
     - `NAME.txt`, a caption
     - `NAME.cls`, a label, which overrides the folders
     """
     names = [name for name in members.names if is_picture(name)]
     if not names:
-        raise MissingError(f"`{title}` holds no images", hint=KINDS_HINT)
+        raise MissingError(f"`{title}` contains no images", hint=KINDS_HINT)
     lines, captions = _descriptions(title, members, names)
-    further: dict[str, dict[str, str]] = {}  # kind → image → its further picture
+    further: dict[str, dict[str, str]] = {}  # kind → image → its further image
     for name, line in lines.items():
         for kind, picture in line.further.items():
             further.setdefault(kind, {})[name] = picture
@@ -176,18 +176,18 @@ def _texts(members: Members, names: list[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def _label_files(title: str, members: Members, names: list[str]) -> dict[str, str]:
-    """The labels in `NAME.cls` files by picture, of all pictures or of none."""
+    """The labels in `NAME.cls` files by image, of all images or of none."""
     picture_of = {str(PurePosixPath(name).with_suffix(LABEL)): name for name in names}
     texts = _texts(members, [name for name in members.names if name in picture_of])
     labels = {picture_of[name]: data.decode("utf-8", "replace").strip() for name, data in texts}
     if labels and (lacking := next((name for name in names if not labels.get(name)), None)):
-        hint = "give one beside each picture, or none"
+        hint = "give one beside each image, or none"
         raise UsageError(f"`{title}` has no label `{LABEL}` beside `{lacking}`", hint=hint)
     return labels
 
 
 def _annotated(members: Members) -> dict[str, str]:
-    """The classes of pictures `SPLIT/images/NAME` by TinyImageNet's `SPLIT/SPLIT_annotations.txt`, whose
+    """The classes of images `SPLIT/images/NAME` by TinyImageNet's `SPLIT/SPLIT_annotations.txt`, whose
     lines are NAME, class and box with tabs between."""
     lists = [name for name in members.names if name.endswith("_annotations.txt") and "/" in name]
     classes: dict[str, str] = {}
@@ -202,7 +202,7 @@ class _Line(NamedTuple):
 
     picture: str  # name of the image
     caption: str
-    further: dict[str, str]  # names of its further pictures by their kind
+    further: dict[str, str]  # names of its further images by their kind
 
 
 def _descriptions(title: str, members: Members, names: list[str]) -> tuple[dict[str, _Line], dict[str, str]]:
@@ -228,7 +228,9 @@ def _descriptions(title: str, members: Members, names: list[str]) -> tuple[dict[
             folder = PurePosixPath(name).parent
             member = {file: normpath(f"{folder}/{file}") for file in (row.picture, *row.further.values())}
             if lost := next((file for file in member.values() if file not in pictures), None):
-                raise MissingError(f"line {number} of `{name}` names `{lost}`, which `{title}` does not hold")
+                raise MissingError(
+                    f"line {number} of `{name}` names `{lost}`, which `{title}` does not contain"
+                )
             further = {kind: member[file] for kind, file in row.further.items()}
             lines[member[row.picture]] = row._replace(further=further)
     return lines, captions | {name: line.caption for name, line in lines.items()}
@@ -236,7 +238,7 @@ def _descriptions(title: str, members: Members, names: list[str]) -> tuple[dict[
 
 def _metadata_line(line: str, place: str) -> _Line:
     """Parses a line of `metadata.jsonl`. Keys may end in `_file_name`, as in the `datasets` library. A key of
-    FURTHER is ignored if its value names no picture, as {"source": "flickr"}."""
+    FURTHER is ignored if its value names no image, as {"source": "flickr"}."""
     hint = 'each line is like {"file_name": "0001.png", "text": "a red door"}'
     try:
         row = {key.removesuffix("_file_name"): value for key, value in json.loads(line).items()}
@@ -263,7 +265,7 @@ def _metadata_line(line: str, place: str) -> _Line:
 def places_of(
     title: str, names: Iterable[str], layout: str | None = None, annotated: Mapping[str, str] | None = None
 ) -> tuple[Places, list[str]]:
-    """The splits and classes of pictures by their folders or by TinyImageNet's lists, and notes on omissions.
+    """The splits and classes of images by their folders or by TinyImageNet's lists, and notes on omissions.
     Raises UsageError with the name of an ambiguous folder."""
     folders = without_outer(names, layout)
     layout = layout or _layout_of(title, folders)
@@ -284,13 +286,13 @@ def places_of(
     if not any(split == "train" for split, _ in places.values()):
         raise UsageError(f"`{title}` has no `train` folder beside its splits", hint=HINT)
     if layout != "class-splits" and len({label for _, label in places.values()}) == 1:
-        # a lone folder, as `train/images` or `train/good`, is no class
+        # a lone folder, such as `train/images` or `train/good`, is no class
         places = {name: (split, None) for name, (split, _) in places.items()}
     return places, notes
 
 
 def scored(names: Iterable[str]) -> Places:
-    """The splits of pictures that are only scored, by their folders if all but masks are in split folders."""
+    """The splits of images that are only scored, by their folders if all but masks are in split folders."""
     folders = without_outer(names, None)
     heads = {name: f[0] if f else "" for name, f in folders.items()}
     splits = {name: split_of(head) for name, head in heads.items() if not MARKS.fullmatch(head)}
@@ -313,8 +315,8 @@ def _layout_of(title: str, folders: Folders) -> str:
             raise UsageError(f"{mixes}, as `{loose[0]}`", hint=HINT)
         return "splits"
     if marks and any(map(IMAGES.fullmatch, heads)):
-        message = f"`{title}` has `{marks[0]}` beside its pictures: a class, or what marks them?"
-        raise UsageError(message, hint=f"give the folder of the pictures alone; or {ASK}")
+        message = f"`{title}` has `{marks[0]}` beside its images: a class, or what marks them?"
+        raise UsageError(message, hint=f"give the folder of the images alone; or {ASK}")
     inside = [name for name, f in folders.items() if len(f) > 1 and split_of(f[1])]
     outside = next((name for name, f in folders.items() if len(f) <= 1 or not split_of(f[1])), None)
     if inside and outside:
@@ -335,7 +337,7 @@ def _by_split(title: str, folders: Folders, annotated: Mapping[str, str]) -> tup
             masks.append(f[0])
         else:
             raise UsageError(f"`{title}` has `{name}`, which is in no split", hint=ASK)
-    notes = [f"{counted(len(masks), 'picture')} of `{masks[0]}` skipped: they mark others"] if masks else []
+    notes = [f"{counted(len(masks), 'image')} of `{masks[0]}` skipped: they mark others"] if masks else []
     splits = {head: split for head in sorted(inside) if (split := split_of(head))}
     folder_of: dict[tuple[str, str], str] = {}
     for head, split in splits.items():
@@ -358,7 +360,7 @@ def _by_split(title: str, folders: Folders, annotated: Mapping[str, str]) -> tup
 
 
 def _without_meaningless(inside: dict[str, Folders]) -> dict[str, Folders]:
-    """Folders by split without two meaningless kinds: a folder of all pictures with the same name in every
+    """Folders by split without two meaningless kinds: a folder of all images with the same name in every
     split (`train/images test/images`), and a repeated split name (`training_set/training_set`)."""
     while True:
         heads = {head: {f[0] if f else None for f in rows.values()} for head, rows in inside.items()}
@@ -375,7 +377,7 @@ def _without_meaningless(inside: dict[str, Folders]) -> dict[str, Folders]:
 def _of_split(
     title: str, head: str, classes: dict[str, str | None], train: set[str | None]
 ) -> tuple[dict[str, str | None], str]:
-    """The classes of a split's pictures that train has too, and a note on those left out."""
+    """The classes of a split's images that train has too, and a note on those left out."""
     labels = set(classes.values())
     if None in labels and len(labels) > 1:
         loose = next(name for name, label in sorted(classes.items()) if label is None)
@@ -384,7 +386,7 @@ def _of_split(
         return classes, ""
     images = {label for label in labels if label and IMAGES.fullmatch(label)}
     if None not in train and (labels == {None} or (labels <= images and not labels & train)):
-        return {}, f"{counted(len(classes), 'picture')} of `{head}` skipped: they have no labels"
+        return {}, f"{counted(len(classes), 'image')} of `{head}` skipped: they have no labels"
     unknown = sorted(label for label in labels - train if label is not None)
     if not unknown:
         return classes, ""

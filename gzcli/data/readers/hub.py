@@ -22,7 +22,7 @@ BATCH_ROWS = 64  # rows that are read at a time
 MOST_FOLDERS = 30  # folders in a folder, beyond which it is taken for one of classes
 NAMED_AS_IMAGES = ("image", "img", "picture", "photo", "jpg", "png")
 SPLITS_FILE, STATE_FILE = "dataset_dict.json", "state.json"  # of a folder of `save_to_disk`
-# Columns that may hold labels as plain numbers or texts; the first that is there counts.
+# Columns that may contain labels as plain numbers or texts; the first that is there counts.
 LABELS = ("label", "labels", "fine_label", "class", "class_label", "target", "category", "cls", "y")
 MOST_CLASSES = 10_000  # classes of a column of numbers, at most
 
@@ -39,7 +39,7 @@ def is_dataset_folder(path: Path) -> bool:
 def parquet_files(path: Path) -> dict[str, list[Path]]:
     """The parquet files at a path, or in a folder and those below it, by split. A file's name tells its split
     (`train-00000-of-00002.parquet`), or its folder's does (`default/train/0000.parquet`). Where neither does
-    of any file, all are of train. {} where there are no files."""
+    of any file, all are of train. {} if there are no files."""
     if path.suffix == ".parquet":
         return {"train": [path]}
     sets: dict[str, dict[str, list[Path]]] = {}
@@ -53,7 +53,7 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
     if len(sets) > 1:
         names = ", ".join(f"`{name or '.'}`" for name in sorted(sets))
         hint = f"give one of them, as `{path / min(sets)}`"
-        raise UsageError(f"`{path}` holds several sets: {names}", hint=hint)
+        raise UsageError(f"`{path}` contains several sets: {names}", hint=hint)
     files = next(iter(sets.values()), {})
     named = {split: paths for split, paths in files.items() if split}
     return named or ({"train": files[""]} if files else {})
@@ -87,7 +87,7 @@ class Rows:
         try:
             self.files = [_opened(path) for path in paths]
         except (OSError, pyarrow.ArrowException) as e:
-            raise MissingError(f"`{paths[0].parent}` holds a file that cannot be read: {e}") from e
+            raise MissingError(f"`{paths[0].parent}` contains a file that cannot be read: {e}") from e
         self.paths = paths
         schema = getattr(self.files[0], "schema_arrow", None) or self.files[0].schema
         noted = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
@@ -119,13 +119,13 @@ class Rows:
         return [cell for file, group, _ in self._groups() for cell in self._cells(file, group, column)]
 
     def pictures(self, column: str) -> Iterator[bytes | None]:
-        """The encoded pictures of a column in order; None for an empty cell."""
+        """The encoded images of a column in order; None for an empty cell."""
         for file, group, _ in self._groups():
             for cell in self._cells(file, group, column):
                 yield self._picture(file, cell)
 
     def spread_rows(self, column: str, n: int) -> Iterator[tuple[int, bytes | None]]:
-        """(row, encoded picture) of about n rows that lie apart: the first of as many groups of rows."""
+        """(row, encoded image) of about n rows that lie apart: the first of as many groups of rows."""
         groups, first = [], 0
         for file, group, rows in self._groups():
             groups.append((first, file, group))
@@ -172,7 +172,7 @@ def _opened(path: Path) -> Any:
 
 
 def _splits(path: Path) -> dict[str, Rows]:
-    """The rows of train, and of val and test where there are."""
+    """The rows of train, and of val and test if there are."""
     try:
         if (path / SPLITS_FILE).exists():
             files = {split: _arrow_files(path / split) for split in read_object(path / SPLITS_FILE)["splits"]}
@@ -190,8 +190,8 @@ def _splits(path: Path) -> dict[str, Rows]:
 def dataset_folder(path: Path) -> RawImages:
     """The images of a data set of the hub.
 
-    - images: the first column of images whose name does not mean a further picture
-    - further pictures: columns of images whose names do (`conditioning_image`, `input_image`, …)
+    - images: the first column of images whose name does not mean a further image
+    - further images: columns of images whose names do (`conditioning_image`, `input_image`, …)
     - labels: the first column of class labels, else of integers or texts in a column of LABELS. A split but
       train whose labels are all −1, the hub's sign for hidden ones, is left out.
     - captions: a column `text`, `caption`, `edit_prompt` or `instruction`
@@ -214,7 +214,7 @@ def dataset_folder(path: Path) -> RawImages:
     def checked_picture(column: str, split: str, i: int, picture: bytes | None) -> tuple[str, bytes]:
         place = f"{split if column == image else f'{split}.{column}'}[{i}]"
         if picture is None:
-            raise UsageError(f"`{path}` has no picture in `{place}`", hint="take the row out, or the column")
+            raise UsageError(f"`{path}` has no image in `{place}`", hint="take the row out, or the column")
         return place, picture
 
     def blocks_of(column: str) -> Blocks:
@@ -251,7 +251,7 @@ def _labels(path: Path, splits: dict[str, Rows]) -> tuple[tuple[str, ...], dict[
     values = {split: rows.values(column) for split, rows in splits.items()}
     hidden = [split for split, y in values.items() if split != "train" and y and set(y) <= {-1, None}]
     notes = [
-        f"{counted(len(values.pop(split)), 'picture')} of `{split}` skipped: they have no labels"
+        f"{counted(len(values.pop(split)), 'image')} of `{split}` skipped: they have no labels"
         for split in hidden
     ]
     every = {value for y in values.values() for value in y}

@@ -20,7 +20,7 @@ from gzcli.data.sets.registry import DataSpec
 if TYPE_CHECKING:
     import numpy as np
 
-LARGEST_FILE = 1 << 30  # bytes: no picture is larger
+LARGEST_FILE = 1 << 30  # bytes: no image is larger
 # Pillow's names of the formats that are read. Other readers of Pillow are never tried: some start another
 # program (EPS: Ghostscript). TGA comes last: such a file has no mark at its beginning, so that its reader
 # tries every file that no other reader takes.
@@ -28,13 +28,13 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "J
 PICTURE_KINDS = "png apng jpg jpeg jpe jfif webp bmp dib gif tif tiff ppm pgm pbm pnm avif jp2 j2k tga"
 SUFFIXES = tuple(f".{kind}" for kind in PICTURE_KINDS.split())
 METADATA = "metadata.jsonl"
-LABEL = ".cls"  # what WebDataset calls the file of a picture's label
+LABEL = ".cls"  # what WebDataset calls the file of an image's label
 _SPLIT = re.compile(r"(train|val|test)(ing|id|idation)?(set|images?|imgs?|data|split)?|dev(set)?")
-# folders that hold pictures of any kind, and folders of pictures that mark others
+# folders that hold images of any kind, and folders of images that mark others
 IMAGES = re.compile(r"(images?|imgs?|pictures?|photos?|jpe?g(images)?|rgb|png)", re.IGNORECASE)
 MARKS = re.compile(r"(ground_?truth|gt|masks?|segmentations?|annotations?|labels?)", re.IGNORECASE)
 
-Folders = dict[str, tuple[str, ...]]  # name of a picture → its folders, the outermost first
+Folders = dict[str, tuple[str, ...]]  # name of an image → its folders, the outermost first
 
 
 def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
@@ -102,7 +102,7 @@ def read_regular(path: Path) -> bytes:
         with open(os.open(path, flags), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise MissingError(f"`{path}` is no regular file", hint="take it out")
+                raise MissingError(f"`{path}` is not a regular file", hint="take it out")
             refuse_large(str(path), status.st_size)
             return file.read(LARGEST_FILE)
     except OSError as e:
@@ -110,7 +110,7 @@ def read_regular(path: Path) -> bytes:
 
 
 def refuse_large(name: str, size: int) -> None:
-    """Raises MissingError for a file of more bytes than any picture has."""
+    """Raises MissingError for a file of more bytes than any image has."""
     if size > LARGEST_FILE:
         raise MissingError(f"`{name}` is larger than any picture: {size:,} bytes", hint="take it out")
 
@@ -123,17 +123,17 @@ def is_hidden(name: str) -> bool:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file is a picture, by its name."""
+    """Whether a file is an image, by its name."""
     return may_be_picture(name) and not is_hidden(name)
 
 
 def may_be_picture(value: str) -> bool:
-    """Whether a text may be the name of a picture, and no URL."""
+    """Whether a text may be the name of an image, and no URL."""
     return PurePosixPath(value).suffix.lower() in SUFFIXES and "://" not in value
 
 
 class PictureFilter:
-    """Chooses pictures and files that describe them, and counts the kinds of all other files."""
+    """Chooses images and files that describe them, and counts the kinds of all other files."""
 
     def __init__(self) -> None:
         self.others: Counter[str] = Counter()
@@ -175,7 +175,7 @@ def split_of(folder: str | None) -> tuple[str, str] | None:
 
 
 def without_outer(names: Iterable[str], layout: str | None) -> Folders:
-    """The folders of each picture, without outer folders common to all."""
+    """The folders of each image, without outer folders common to all."""
     folders = {name: PurePosixPath(name).parts[:-1] for name in names}
     while True:
         heads = {f[0] if f else None for f in folders.values()}
@@ -198,12 +198,12 @@ class Block(NamedTuple):
 
     split: str  # "train", "val" or "test"
     start: int  # number of the first image in the split
-    data: np.ndarray | bytes  # uint8 [n, C, H, W], or one encoded picture
+    data: np.ndarray | bytes  # uint8 [n, C, H, W], or one encoded image
     name: str  # file that held it, for messages
 
 
 class Span(NamedTuple):
-    """Where the bytes of an encoded picture lie, to be read without opening the archive."""
+    """Where the bytes of an encoded image lie, to be read without opening the archive."""
 
     path: str  # absolute, of the file that holds them
     offset: int  # bytes before them
@@ -215,7 +215,7 @@ def read_span(span: Span) -> bytes:
     """The bytes of a member."""
     if os.path.exists(span.path) and not is_regular(Path(span.path)):
         hint = "fetch or make the archive again"
-        raise MissingError(f"`{span.path}` is no regular file any more", hint=hint)
+        raise MissingError(f"`{span.path}` is not a regular file any more", hint=hint)
     try:
         with open(span.path, "rb") as file:
             file.seek(span.offset)
@@ -262,23 +262,23 @@ class RawImages:
 
     title: str  # what messages call it
     classes: tuple[str, ...]  # names of the classes; () without labels
-    counts: dict[str, int]  # images of the official splits: train, and val and test where there are
+    counts: dict[str, int]  # images of the official splits: train, and val and test if there are
     # by split, int64 [N], or uint8 [N, K] where an image may have any number of the classes; {} without
     labels: dict[str, np.ndarray]
     blocks: Blocks  # the images, each once
-    # (C, H, W) where every block is an array of it; None where they are encoded pictures
+    # (C, H, W) where every block is an array of it; None if they are encoded images
     shape: tuple[int, int, int] | None = None
-    # a few encoded pictures (name, bytes) that tell size and channels; without it and `shape` these must be
+    # a few encoded images (name, bytes) that tell size and channels; without it and `shape` these must be
     # asked for
     probe: Callable[[], Iterator[tuple[str, bytes]]] | None = None
-    # by split, where each encoded picture lies; without it the set cannot be streamed
+    # by split, where each encoded image lies; without it the set cannot be streamed
     spans: Callable[[], dict[str, list[Span]]] | None = None
     levels: int = 256  # grey levels, 2 … 256
     captions: dict[str, list[str]] = field(default_factory=dict)  # by split, a text for each image
-    names: dict[str, list[str]] = field(default_factory=dict)  # by split, the user's pictures at their path
-    # further pictures of each image by kind, of FURTHER, as blocks in the same places
+    names: dict[str, list[str]] = field(default_factory=dict)  # by split, the user's images at their path
+    # further images of each image by kind, of FURTHER, as blocks in the same places
     further: dict[str, Blocks] = field(default_factory=dict)
-    rule: str = "lanczos"  # how pictures are resized, as in `Decoding`
+    rule: str = "lanczos"  # how images are resized, as in `Decoding`
     notes: list[str] = field(default_factory=list)  # what was left out of the set, and why
 
     @property
@@ -297,7 +297,7 @@ BLOCK_IMAGES = 256  # images that are packed at a time
 
 
 def from_arrays(spec: DataSpec, labels: dict[str, np.ndarray], arrays: Callable[[], Arrays]) -> RawImages:
-    """The images of a set of its own shape, of each split in order."""
+    """The images of its own set shape, of each split in order."""
 
     def blocks() -> Iterator[Block]:
         first = dict.fromkeys(labels, 0)
@@ -311,14 +311,14 @@ def from_arrays(spec: DataSpec, labels: dict[str, np.ndarray], arrays: Callable[
     return RawImages(spec.title, spec.class_names, counts, labels, blocks, **more)
 
 
-PROBES = 16  # pictures by which size and channels of a set are found
+PROBES = 16  # images by which size and channels of a set are found
 
 Place = tuple[str, Any]  # official split; label: a class's number, 0/1 for each class (multi-label), or None
 PlacedMembers = tuple[Members, Mapping[str, Place]]  # an archive, and the place of each member that is used
 
 
 class Encoded:
-    """The pictures of `parts` that have a place, numbered in each split in the order of part and name."""
+    """The images of `parts` that have a place, numbered in each split in the order of part and name."""
 
     def __init__(self, title: str, parts: Sequence[PlacedMembers]):
         self.names: dict[str, list[str]] = {}  # by split
@@ -326,7 +326,7 @@ class Encoded:
         self._parts: list[tuple[Members, dict[str, tuple[str, int]]]] = []  # name → (split, number in it)
         for members, places in parts:
             if lost := set(places).difference(members.names):
-                raise MissingError(f"`{title}` lacks {len(lost):,} of its pictures, as `{min(lost)}`")
+                raise MissingError(f"`{title}` lacks {len(lost):,} of its images, as `{min(lost)}`")
             rows = {}
             for name in sorted(places):
                 split, label = places[name]
@@ -338,7 +338,7 @@ class Encoded:
         self.title, self.counts = title, {split: len(names) for split, names in self.names.items()}
 
     def images(self, classes: Sequence[str]) -> RawImages:
-        """The pictures, with labels int64 [N] or uint8 [N, K] (multi-label) where there are classes."""
+        """The images, with labels int64 [N] or uint8 [N, K] (multi-label) if there are classes."""
         import numpy as np
 
         labels = {
@@ -348,11 +348,11 @@ class Encoded:
         return RawImages(self.title, tuple(classes), self.counts, labels, self.blocks(), spans=self.spans)
 
     def blocks(self, other: Mapping[str, str] | None = None) -> Blocks:
-        """The pictures as blocks, or in their places the other pictures whose names `other` gives."""
+        """The images as blocks, or in their places the other images whose names `other` gives."""
 
         def blocks() -> Iterator[Block]:
             for members, rows in self._parts:
-                places: dict[str, list[tuple[str, int]]] = {}  # several images may share another picture
+                places: dict[str, list[tuple[str, int]]] = {}  # several images may share another image
                 for name, place in rows.items():
                     places.setdefault(name if other is None else other[name], []).append(place)
                 for name, data in members.read(list(places)):
@@ -361,7 +361,7 @@ class Encoded:
         return blocks
 
     def spans(self) -> dict[str, list[Span]]:
-        """By split, the places of the pictures' bytes."""
+        """By split, the places of the images' bytes."""
         spans: dict[str, list[Any]] = {split: [None] * n for split, n in self.counts.items()}
         for members, rows in self._parts:
             of_members = members.spans()
@@ -370,7 +370,7 @@ class Encoded:
         return spans
 
     def probe(self) -> Iterator[tuple[str, bytes]]:
-        """A few pictures of the first part, evenly apart."""
+        """A few images of the first part, evenly apart."""
         members, rows = self._parts[0]
         names = list(rows)
         return members.read(names[:: max(1, len(names) // PROBES)][:PROBES])

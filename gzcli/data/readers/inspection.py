@@ -1,11 +1,11 @@
-"""Inspection sets: good pictures to learn from, pictures of each kind of defect, and masks of the defects.
+"""Inspection sets: good images to learn from, images of each kind of defect, and masks of the defects.
 
     train/good · test/good · test/scratch · ground_truth/scratch/000_mask.png      as MVTec's
     Data/Images/Normal · Data/Images/Anomaly · Data/Masks/Anomaly/000.png          as VisA's
     good · scratch · masks/scratch/000.png                                         plain folders
 
-Masks are optional. A mask has the name of its picture, with or without an ending such as `_mask`. Several
-masks of a picture are in a folder of that name.
+Masks are optional. A mask has the name of its image, with or without an ending such as `_mask`. Several
+masks of an image are in a folder of that name.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ GOOD = re.compile(r"(good|normal|ok|no[_-]?defects?|defect[_-]?free|non[_-]?defe
 ENDING = re.compile(r"[_-](mask|gt|label|seg(mentation)?|ground_?truth)$", re.IGNORECASE)
 FINEST = 256  # pixels a side at most at which maps are compared with masks
 LIST = "image_anno.csv"  # VisA's kinds of defects, with the columns image, label, mask
-HINT = "a mask has the name of its picture, such as `ground_truth/scratch/000_mask.png`"
+HINT = "a mask has the name of its image, such as `ground_truth/scratch/000_mask.png`"
 
 
 @dataclass(frozen=True)
 class Inspection:
     """The defects of an inspection set.
 
-    good: the folder of the good pictures; None where they are the split `train`.
-    kinds: the kind of defect of each picture with one, in the order of kinds and pictures.
-    masks: the pictures that mark the defects of a picture.
+    good: the folder of the good images; None if they are the split `train`.
+    kinds: the kind of defect of each image with one, in the order of kinds and pictures.
+    masks: the images that mark the defects of a picture.
     notes: what was left out, and why.
     """
 
@@ -75,7 +75,7 @@ def open_inspection(path: Path) -> Inspection | None:
 
 
 def _listed(members: Members, lists: list[str]) -> dict[str, str]:
-    """VisA's kinds by the names of pictures; of several the first, as `bent` of `bent,stain`."""
+    """VisA's kinds by the names of images; of several the first, as `bent` of `bent,stain`."""
     rows = (
         row
         for _, data in members.read(lists)
@@ -88,7 +88,7 @@ def _listed(members: Members, lists: list[str]) -> dict[str, str]:
 
 
 def inspection(title: str, names: Sequence[str]) -> Inspection | None:
-    """The defects among pictures by their folders, as `open_inspection`."""
+    """The defects among images by their folders, such as `open_inspection`."""
     folders = {
         name: tuple(folder for folder in f if not IMAGES.fullmatch(folder))
         for name, f in without_outer(names, "splits").items()
@@ -111,32 +111,32 @@ def inspection(title: str, names: Sequence[str]) -> Inspection | None:
             fitting[name] = tuple(several)
     lost = sorted(name for several in by_key.values() for name in several)
     if lost and not fitting:
-        raise UsageError(f"no mask of `{title}` fits a picture: `{lost[0]}` marks none", hint=HINT)
-    notes = (f"{counted(len(lost), 'mask')} without a picture, such as `{lost[0]}`",) if lost else ()
+        raise UsageError(f"no mask of `{title}` fits an image: `{lost[0]}` marks none", hint=HINT)
+    notes = (f"{counted(len(lost), 'mask')} without an image, such as `{lost[0]}`",) if lost else ()
     return Inspection(good, kinds, fitting, notes)
 
 
 def _stem(name: str) -> str:
-    """The name of the picture that a mask is of."""
+    """The name of the image that a mask is of."""
     return ENDING.sub("", PurePosixPath(name).stem)
 
 
 def _marks_neighbour(name: str, pictures: Folders) -> bool:
-    """Whether a picture is the mask of another one beside it, as `000_mask.png` of `000.png`."""
+    """Whether an image is the mask of another one beside it, as `000_mask.png` of `000.png`."""
     path, stem = PurePosixPath(name), _stem(name)
     endings = {path.suffix, ".png", ".jpg", ".JPG", ".jpeg", ".bmp"}
     return stem != path.stem and any(str(path.with_name(stem + end)) in pictures for end in endings)
 
 
 def _key(name: str, inside: tuple[str, ...], kinds: set[str]) -> tuple[str, str]:
-    """The kind of defect and the picture that a mask is of, by its folders."""
+    """The kind of defect and the image that a mask is of, by its folders."""
     kind = next((folder for folder in inside if folder in kinds), "")
     deeper = inside[inside.index(kind) + 1 :] if kind else ()
     return kind, deeper[0] if deeper else _stem(name)
 
 
 def _kinds(pictures: Folders) -> tuple[str | None, dict[str, str]]:
-    """The folder of good pictures, and the kinds of defects by picture, {} where there are none."""
+    """The folder of good images, and the kinds of defects by image, {} if there are none."""
     splits = {name: split_of(f[0]) for name, f in pictures.items()}
     if all(splits.values()):
         rows = [(name, splits[name], f[1] if len(f) > 1 else "") for name, f in pictures.items()]
@@ -161,8 +161,8 @@ def _sorted(kinds: dict[str, str]) -> dict[str, str]:
 def read_masks(
     path: Path, layout: Inspection, names: Sequence[str], size: tuple[int, int], fit: Fit
 ) -> dict[str, np.ndarray]:
-    """The masks of those of the pictures that have one, bool [kH, kW], where pictures are scored at `size`
-    (H, W): cropped as pictures are, at about their own size, k whole. Raises UsageError for a mask of another
+    """The masks of those of the images that have one, bool [kH, kW], where images are scored at `size`
+    (H, W): cropped as images are, at about their own size, k whole. Raises UsageError for a mask of another
     size than its picture."""
     from gzcli.data.readers.pictures import Decoding, decode, sides_of
 
@@ -179,7 +179,7 @@ def read_masks(
         name = picture_of[mask]
         image, _ = decode(data, mask, decoding)
         if (sides := sides_of(data)) != sizes[name]:
-            message = f"the mask `{mask}` is {by_sides(sides)}, its picture {by_sides(sizes[name])}"
+            message = f"the mask `{mask}` is {by_sides(sides)}, its image {by_sides(sizes[name])}"
             raise UsageError(message, hint="replace it or take it out")
         masks[name] = masks.get(name, False) | (image[0] > 127)
     return masks

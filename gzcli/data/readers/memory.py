@@ -23,7 +23,7 @@ from gzcli.store.paths import cache_dir
 
 TAKEN = (
     "numpy arrays and tensors [N, H, W], [N, H, W, C] or [N, C, H, W], `(images, labels)`, data sets of "
-    "torch or of `datasets`, lists of pictures, `{'train': …, 'test': …}`, and names and paths of data sets"
+    "torch or of `datasets`, lists of images, `{'train': …, 'test': …}`, and names and paths of data sets"
 )
 IMAGE_KEYS = ("images", "image", "x", "X", *NAMED_AS_IMAGES, "pixel_values")
 WHOLE_RANGE = 1e-3  # of a grey level, by which a float may differ from one
@@ -34,7 +34,7 @@ IN_PNG = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")  # modes that PNG kee
 class Images(NamedTuple):
     """The images of a split."""
 
-    pixels: Any  # an array [N, …], or a list of pictures of several sizes
+    pixels: Any  # an array [N, …], or a list of images of several sizes
     layout: str = ""  # "NHW", "NHWC" or "NCHW"; "" of a list
     labels: Any = None  # integers [N], 0/1 [N, K] or texts [N]
     classes: tuple[str, ...] = ()  # names of the classes, where the data say them
@@ -118,7 +118,7 @@ def _labelled(images: Images, labels: Any, classes: Sequence[str] = ()) -> Image
 
 
 def _of_items(data: Any) -> Images:
-    """The images of a sequence or an iterable of pictures, (picture, label) or {"image": …, "label": …}."""
+    """The images of a sequence or an iterable of images, (image, label) or {"image": …, "label": …}."""
     pixels: list[Any] = []
     labels: list[Any] = []
     for item in range(len(data)) if _is_map(data) else data:
@@ -127,13 +127,13 @@ def _of_items(data: Any) -> Images:
         if isinstance(row, Mapping):
             image, key = _first(row, IMAGE_KEYS), _first(row, LABELS)
             if image is None:
-                hint = f"an item is a picture, `(picture, label)`, or has a key of {', '.join(IMAGE_KEYS)}"
+                hint = f"an item is an image, `(image, label)`, or has a key of {', '.join(IMAGE_KEYS)}"
                 raise UsageError(f"an item of `data` has the keys {', '.join(map(str, row))}", hint=hint)
             row, label = row[image], None if key is None else row[key]
         elif isinstance(row, tuple | list) and len(row) == 2:
             row, label = row
         if not (_is_picture(row) or _is_array(row)):
-            message = f"item {len(pixels)} of `data` is a {_kind(row)}, no picture"
+            message = f"item {len(pixels)} of `data` is a {_kind(row)}, no image"
             raise UsageError(message, hint=f"it takes {TAKEN}")
         pixels.append(row)
         labels.append(_as_numpy(label)[()] if _is_array(label) else label)
@@ -149,7 +149,7 @@ def _of_items(data: Any) -> Images:
 
 
 def _stacked(pixels: list[Any]) -> Images:
-    """Single pictures and arrays as one array where they have one shape, else as a list of pictures."""
+    """Single images and arrays as one array if they have one shape, else as a list of pictures."""
     if not pixels:
         return Images(pixels)
     if all(map(_is_picture, pixels)):

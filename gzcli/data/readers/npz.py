@@ -41,7 +41,7 @@ class Header(NamedTuple):
     n: int  # number of images
     shape: tuple[int, int, int]  # (C, H, W) of an image
     first: bool  # whether channels come first
-    fortran: bool  # whether the array lies in Fortran's order, column by column
+    fortran: bool  # whether the array is in Fortran's order, column by column
     dtype: np.dtype  # uint8 or uint16
 
 

@@ -1,4 +1,4 @@
-"""Decodes pictures to uint8 [C, H, W], by the same rules for every set."""
+"""Decodes images to uint8 [C, H, W], by the same rules for every set."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ CROPPED = "cropped to {}, which cuts away more than half of each (`data.fit=pad`
 
 @dataclass(frozen=True)
 class Decoding:
-    """How an encoded picture becomes an array uint8 [channels, height, width]."""
+    """How an encoded image becomes an array uint8 [channels, height, width]."""
 
-    size: Size | None  # to which the picture is resized; None: it keeps its height and width
+    size: Size | None  # to which the image is resized; None: it keeps its height and width
     channels: int  # 1 (grey) or 3 (RGB)
-    grey_only: bool = False  # whether a picture with colour is an error
+    grey_only: bool = False  # whether an image with colour is an error
     rule: str = "lanczos"  # by which it is cropped and resized: "lanczos", or "adm" (see `adm`)
-    fit: Fit = "crop"  # how a picture of another shape comes to the size; "aspect": as "crop"
-    bucketed: bool = False  # whether the size is that of the picture's `bucket`
+    fit: Fit = "crop"  # how an image of another shape comes to the size; "aspect": as "crop"
+    bucketed: bool = False  # whether the size is that of the image's `bucket`
 
 
 def decode(data: bytes, name: str, decoding: Decoding, note: Say = silent) -> tuple[np.ndarray, bool]:
-    """An encoded picture as uint8 [C, H, W], and whether it had another size. `note` gets each choice in its
+    """An encoded image as uint8 [C, H, W], and whether it had another size. `note` gets each choice in its
     reading, for `notes_in_words`.
 
-    EXIF rotation is applied; transparency is laid over white, or over black if the picture would be white on
+    EXIF rotation is applied; transparency is laid over white, or over black if the image would be white on
     white; palettes become RGB; grey of more than 8 bits is scaled from the range of `white_of`; RGB → grey is
     ITU-R 601 luma; of several frames the first is taken.
 
@@ -68,7 +68,7 @@ def decode(data: bytes, name: str, decoding: Decoding, note: Say = silent) -> tu
 
 
 def look(data: bytes, name: str, note: Say = silent) -> tuple[int, int, bool]:
-    """Height and width of an encoded picture, and whether it has colour; `note` as in `decode`."""
+    """Height and width of an encoded image, and whether it has colour; `note` as in `decode`."""
     try:
         image = _plain(data, note)
         return image.height, image.width, is_colour(image)
@@ -77,14 +77,14 @@ def look(data: bytes, name: str, note: Say = silent) -> tuple[int, int, bool]:
 
 
 def sides_of(data: bytes) -> tuple[int, int]:
-    """(width, height) of an encoded picture after its EXIF rotation, by its header alone."""
+    """(width, height) of an encoded image after its EXIF rotation, by its header alone."""
     with _opened(data) as image:
         turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
         return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def is_mostly_cropped(before: tuple[int, int], after: tuple[int, int]) -> bool:
-    """Whether a crop to the shape `after` cuts away more than half of a picture: both (height, width)."""
+    """Whether a crop to the shape `after` cuts away more than half of an image: both (height, width)."""
     ratio = before[1] * after[0] / (before[0] * after[1])
     return min(ratio, 1 / ratio) < 0.5
 
@@ -103,30 +103,30 @@ def fit_array(images: np.ndarray, shape: tuple[int, int, int], fit: Fit) -> np.n
 
 
 def notes_in_words(notes: Iterable[str] | Mapping[str, int]) -> list[str]:
-    """The counts of `decode`'s notes in words: `24 pictures of 12 bits, read as 0 … 4,095`."""
-    return [f"{counted(n, 'picture')} {note}" for note, n in Counter(notes).most_common()]
+    """The counts of `decode`'s notes in words: `24 images of 12 bits, read as 0 … 4,095`."""
+    return [f"{counted(n, 'image')} {note}" for note, n in Counter(notes).most_common()]
 
 
 def undecodable(name: str, e: Exception) -> MissingError:
-    """The error for a picture that does not decode."""
-    reason = str(e) if "cannot identify" not in str(e) else "not a picture that can be read"
+    """The error for an image that does not decode."""
+    reason = str(e) if "cannot identify" not in str(e) else "not an image that can be read"
     hint = "replace it or take it out"
     return MissingError(f"`{name}` does not decode: {reason or type(e).__name__}", hint=hint)
 
 
 def is_colour(image: Any) -> bool:
-    """Whether any pixel of a picture (L or RGB) has colour."""
+    """Whether any pixel of an image (L or RGB) has colour."""
     if image.mode == "L":
         return False
     r, g, b = (np.asarray(c) for c in image.split())
     return bool((r != g).any() or (g != b).any())
 
 
-# --- any picture as one of 8 bits, grey or RGB ---
+# --- any image as one of 8 bits, grey or RGB ---
 
 
 def _opened(data: bytes) -> Any:
-    """An encoded picture as a Pillow image, by the readers of FORMATS alone."""
+    """An encoded image as a Pillow image, by the readers of FORMATS alone."""
     from PIL import Image
 
     Image.init()
@@ -134,7 +134,7 @@ def _opened(data: bytes) -> Any:
 
 
 def _plain(data: bytes, note: Say) -> Any:
-    """An encoded picture as L or RGB of 8 bits, without rotation and transparency."""
+    """An encoded image as L or RGB of 8 bits, without rotation and transparency."""
     from PIL import Image, ImageOps
 
     with _opened(data) as encoded:
@@ -151,7 +151,7 @@ def _plain(data: bytes, note: Say) -> Any:
 
 
 def _opaque(image: Any, note: Say) -> Any:
-    """An RGBA picture laid over white, or over black where nothing would be seen on white."""
+    """An RGBA image laid over white, or over black where nothing would be seen on white."""
     from PIL import Image
 
     faintest, strongest = image.getchannel("A").getextrema()
@@ -166,11 +166,11 @@ def _opaque(image: Any, note: Say) -> Any:
 
 
 def white_of(image: Any, data: bytes, note: Say) -> int:
-    """The value that is white in a picture of more than 8 bits.
+    """The value that is white in an image of more than 8 bits.
 
     It is the largest of as many bits as the file says: a TIFF in its tag, a PNG in its chunk sBIT, unless the
     values were scaled to all 16 bits, as the standard of PNG has it. Else it is 65,535: what the largest
-    value of a picture is decides nothing, or dark and bright pictures of one set would be read alike.
+    value of an image is decides nothing, or dark and bright images of one set would be read alike.
     """
     bits, most = 16, 65535
     if image.format == "TIFF":
@@ -211,7 +211,7 @@ def _significant(png: bytes) -> int:
 
 
 def _fitted(image: Any, shape: tuple[int, int, int], fit: Fit, rule: str = "lanczos") -> np.ndarray:
-    """A picture (L or RGB) as uint8 of `shape`, resized by the rule `fit` of `data.fit`; crops follow
+    """An image (L or RGB) as uint8 of `shape`, resized by the rule `fit` of `data.fit`; crops follow
     `rule`."""
     from PIL import Image
 
@@ -230,7 +230,7 @@ def _fitted(image: Any, shape: tuple[int, int, int], fit: Fit, rule: str = "lanc
 
 
 def bucket(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """The height and width, multiples of a step, of the aspect ratio next to that of a picture of `shape`,
+    """The height and width, multiples of a step, of the aspect ratio next to that of an image of `shape`,
     [1/2, 2], with no more pixels than `size` and as many as possible."""
     pixels = size[0] * size[1]
     step = min(64, max(16, 1 << math.isqrt(pixels).bit_length() - 4))  # an eighth of the side, or more
@@ -254,7 +254,7 @@ def lanczos(image: Any, height: int, width: int) -> Any:
 def adm(image: Any, height: int, width: int) -> Any:
     """ImageNet's crop in the diffusion literature (Dhariwal & Nichol 2021, arXiv:2105.05233): halved by box
     averages while it is at least twice too large, then brought by bicubic interpolation to the smallest size
-    that holds the wanted one, then the middle of it."""
+    that contains the wanted one, then the middle of it."""
     from PIL import Image
 
     while image.height >= 2 * height and image.width >= 2 * width:
@@ -266,8 +266,8 @@ def adm(image: Any, height: int, width: int) -> Any:
 
 
 def padded(image: Any, height: int, width: int) -> Any:
-    """The whole picture in the middle, enlarged or reduced by Lanczos' filter until it fits, on the mean
-    colour of its border: a flat background goes on, and no black bars are learned of photographs."""
+    """The whole image in the middle, enlarged or reduced by Lanczos' filter until it fits, on the mean
+    colour of its border: a flat background continues, and no black bars are learned of photographs."""
     from PIL import Image
 
     scale = min(height / image.height, width / image.width)
@@ -280,4 +280,4 @@ def padded(image: Any, height: int, width: int) -> Any:
     return canvas
 
 
-RULES = {"lanczos": lanczos, "adm": adm}  # how a picture is cropped and resized, by `Decoding.rule`
+RULES = {"lanczos": lanczos, "adm": adm}  # how an image is cropped and resized, by `Decoding.rule`

@@ -134,7 +134,7 @@ def medmnist(spec: DataSpec, folder: Path) -> RawImages:
     return replace(npz(folder / spec.files[0].name), title=spec.title, classes=spec.class_names)
 
 
-# --- encoded pictures ---
+# --- encoded images ---
 
 
 def dtd(spec: DataSpec, folder: Path) -> RawImages:
@@ -166,8 +166,8 @@ def places365(spec: DataSpec, folder: Path) -> RawImages:
 
 
 def notmnist(spec: DataSpec, folder: Path) -> RawImages:
-    """`notMNIST_small/A/….png`, a folder a letter. Two of the files are no pictures and are left out. There
-    are no official splits: of each letter's pictures in the order of their names every fifth is for tests."""
+    """`notMNIST_small/A/….png`, a folder a letter. Two of the files are no images and are left out. There
+    are no official splits: of each letter's images in the order of their names every fifth is for tests."""
     members = Tar(folder / spec.files[0].name, lambda name: name.endswith(".png"))
     of_letter: dict[str, list[str]] = {}
     for name, data in members.read():
@@ -182,7 +182,7 @@ def notmnist(spec: DataSpec, folder: Path) -> RawImages:
 
 
 def celeba(spec: DataSpec, folder: Path) -> RawImages:
-    """A zip of `img_align_celeba/000001.jpg`; a line a picture with 0, 1 or 2 for its split, and one with −1
+    """A zip of `img_align_celeba/000001.jpg`; a line an image with 0, 1 or 2 for its split, and one with −1
     or 1 for each of forty attributes, whose names are the second line."""
     partition, attributes, archive = (folder / file.name for file in spec.files)
     _, header, *lines = attributes.read_text().splitlines()
@@ -207,7 +207,7 @@ def imagenette(spec: DataSpec, folder: Path) -> RawImages:
 
 def tinyimagenet(spec: DataSpec, folder: Path) -> RawImages:
     """`train/n01443537/images/….JPEG`; `val/images/val_0.JPEG` with its class in `val_annotations.txt`;
-    classes are the lines of `wnids.txt`, sorted, their names those of `words.txt`. The test pictures have no
+    classes are the lines of `wnids.txt`, sorted, their names those of `words.txt`. The test images have no
     labels and are not read."""
     root = "tiny-imagenet-200"
     members = Zip(folder / spec.files[0].name, lambda name: name.endswith((".JPEG", ".txt")))
@@ -243,7 +243,7 @@ def _lines(members: Members, *names: str) -> list[list[str]]:
 
 
 def imagenet(spec: DataSpec, folder: Path) -> RawImages:
-    """The training and validation (here: test) pictures in a thousand classes, in the order of their WordNet
+    """The training and validation (here: test) images in a thousand classes, in the order of their WordNet
     numbers. Cropped as in the diffusion literature (`pictures.adm`)."""
     if (folder / HUB).is_dir():
         return replace(_from_hub((folder / HUB).resolve()), title=spec.title, rule="adm")
@@ -251,7 +251,7 @@ def imagenet(spec: DataSpec, folder: Path) -> RawImages:
     train, test = ({wnid for _, wnid in places.values()} for _, places in parts)
     if unknown := test - train:
         hint = f"`gz data verify {spec.name}` checks its files"
-        raise MissingError(f"`{spec.name}` has no training pictures of `{min(unknown)}`", hint=hint)
+        raise MissingError(f"`{spec.name}` has no training images of `{min(unknown)}`", hint=hint)
     wnids = sorted(train)
     number = {wnid: i for i, wnid in enumerate(wnids)}
     numbered = [
@@ -291,8 +291,8 @@ def _from_folders(folder: Path) -> list[PlacedMembers]:
     for top, split in (("train", "train"), ("val", "test")):
         members = open_folder(folder / top, lambda name: name.lower().endswith((".jpeg", ".jpg", ".png")))
         if loose := [name for name in members.names if "/" not in name]:
-            hint = "sort the validation pictures into class folders, or give the three official archives"
-            message = f"`{folder / top}` has pictures outside of class folders, as `{loose[0]}`"
+            hint = "sort the validation images into class folders, or give the three official archives"
+            message = f"`{folder / top}` has images outside of class folders, as `{loose[0]}`"
             raise MissingError(message, hint=hint)
         parts.append((members, {name: (split, name.split("/")[0]) for name in members.names}))
     return parts
@@ -310,7 +310,7 @@ def _from_archives(spec: DataSpec, folder: Path) -> list[PlacedMembers]:
     wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
     classes = [wnid_of[int(line)] for line in files[names[1]].split()]  # by the kit's own numbers
     if len(classes) != len(flat.names):
-        counts = f"{len(flat.names):,} pictures, the development kit labels {len(classes):,}"
+        counts = f"{len(flat.names):,} images, the development kit labels {len(classes):,}"
         raise MissingError(f"`{val}` holds {counts}")
     truth = {name: ("test", wnid) for name, wnid in zip(sorted(flat.names), classes, strict=True)}
     return [(nested, {name: ("train", name.split("/")[0]) for name in nested.names}), (flat, truth)]

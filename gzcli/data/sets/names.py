@@ -70,7 +70,7 @@ def slug(text: str) -> str:
 
 
 def locate(what: DataSet | str | Path) -> DataSet:
-    """The set of a known name, an imported name, or else a path. Raises UsageError or MissingError."""
+    """The set of a known name, an imported name, or a path. Raises UsageError or MissingError."""
     if isinstance(what, DataSet):
         return what
     text = str(what)
@@ -85,7 +85,7 @@ def locate(what: DataSet | str | Path) -> DataSet:
     if isinstance(what, Path) or "/" in text or path.suffix.lower() in ENDINGS:
         hint = "give the path of a folder, zip, tar or npz of images"
         raise MissingError(f"there is no `{text}`", hint=hint)
-    ways = "`gz data list` shows the names; a path works too, as `./my_photos`"
+    ways = "`gz data list` shows the names; a path works too, such as `./my_photos`"
     raise UsageError(f"there is no data set `{text}`", hint=did_you_mean(text, names()) or ways)
 
 
@@ -116,7 +116,7 @@ def imports() -> dict[str, dict[str, Any]]:
     register = read_object(user_dir(REGISTER))
     if all(isinstance(line, dict) and isinstance(line.get("path"), str) for line in register.values()):
         return register
-    hint = "move the file away, and `gz data import` the sets again: their pictures are where they were"
+    hint = "move the file away, and `gz data import` the sets again: their images are where they were"
     raise DamagedError(f"`{user_dir(REGISTER)}` is damaged: a set has no path", hint=hint)
 
 
@@ -161,6 +161,6 @@ def _number(word: str, classes: Sequence[str]) -> int:
     if word.isascii() and word.isdecimal() and int(word) < len(classes):
         return int(word)
     match = next((name for name in classes if "," in name and word in name.split(",")), None)
-    quoted = f"""quote a name that holds a comma: `--label '"{match}"'`""" if match and word else None
+    quoted = f"""quote a name that contains a comma: `--label '"{match}"'`""" if match and word else None
     hint = quoted or did_you_mean(word, classes) or f"labels: {', '.join(classes[:20])}"
     raise UsageError(f"no label `{word}` among {len(classes)} classes", hint=hint)

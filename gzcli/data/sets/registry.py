@@ -28,7 +28,7 @@ FURTHER = {
     "control": ("control", "conditioning_image", "conditioning"),
     "before": ("before", "input_image", "original_image", "source"),
 }
-TARGETS = ("edited_image", "target", "after")  # the image itself, where it has a `before`
+TARGETS = ("edited_image", "target", "after")  # the image itself, if it has a `before`
 MAPS = ("control",)  # their values have a meaning: augmentations that change colours leave them as they are
 EXTRAS = ("caption", *FURTHER)
 
@@ -39,8 +39,8 @@ def further_of(name: str) -> str | None:
 
 
 def extras_in_words(extras: Iterable[str]) -> str:
-    """("caption", "before") → "captions and `before` pictures"."""
-    return " and ".join("captions" if extra == "caption" else f"`{extra}` pictures" for extra in extras)
+    """("caption", "before") → "captions and `before` images"."""
+    return " and ".join("captions" if extra == "caption" else f"`{extra}` images" for extra in extras)
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class Form:
 
     size: Size | None = None  # size of the packed images; None: their own
     channels: int | None = None  # channels of the packed images, 1 (grey) or 3 (RGB); None: their own
-    skip_bad: bool = False  # whether pictures that do not decode are left out instead of raising an error
+    skip_bad: bool = False  # whether images that do not decode are left out instead of raising an error
     layout: str | None = None  # meaning of the folders, of the folder reader's LAYOUTS; None: by their names
     foreign: bool = False  # whether images are only scored: one split `test`, any folders, no classes
-    fit: Fit = "crop"  # how pictures of another shape are resized
+    fit: Fit = "crop"  # how images of another shape are resized
     mixed: bool = False  # whether the images may have several sizes, for patches
 
     @property
@@ -87,7 +87,7 @@ class DataSpec:
     title: str  # what it shows, in a line
     classes: tuple[str, ...] | int  # names, or their number if the files hold the names; () without labels
     channels: int  # 1 (grey) or 3 (RGB)
-    size: int  # pixels a side; pictures of many sizes are packed to it unless `data.size` asks for another
+    size: int  # pixels a side; images of many sizes are packed to it unless `data.size` asks for another
     n_train: int  # images of the official training split
     n_test: int  # images of the official test split
     licence: str  # the publisher's terms, in a line
@@ -101,7 +101,7 @@ class DataSpec:
     extras: tuple[str, ...] = ()  # what comes with each image, of EXTRAS
     embedded: bool = False  # whether it is made from an installed package, without a download
     page: str = ""  # where a browser gets the files, if their host may refuse a program
-    hub: str = ""  # its id on the Hugging Face hub, where it may be had by agreement
+    hub: str = ""  # its id on the Hugging Face hub, if it may be had by agreement
     linked: bool = False  # whether `--from` links the user's files instead of copying them
 
     @property
@@ -148,7 +148,8 @@ class DataSpec:
         return (self, *(self.sized(side) for side, _ in self.larger))
 
     def sized(self, size: Size | None) -> DataSpec:
-        """The set in the smallest size of its publisher that holds images of `size`, else in the largest."""
+        """The set in the smallest size of its publisher that contains images of `size`, else in the
+        largest."""
         if size is None or max(sides(size)) <= self.size or not self.larger:
             return self
         side, files = next((row for row in self.larger if row[0] >= max(sides(size))), self.larger[-1])
@@ -157,7 +158,7 @@ class DataSpec:
 
 # --- the files of a set in the cache ---
 
-SPLIT_FOLDERS = ("train", "val")  # folders that `raw_dir` of a linked set may hold instead of its files
+SPLIT_FOLDERS = ("train", "val")  # folders that `raw_dir` of a linked set may contain instead of its files
 HUB = "hub"  # a link to the folder of its parquet files, which may be there instead too
 
 
@@ -191,7 +192,7 @@ def check_files(spec: DataSpec, say: Say) -> list[Path]:
         kind = "sha256" if file.sha256 else "md5"
         if not is_there(spec, file) or checksum(path, kind) != (file.sha256 or file.md5):
             command = f"`gz data remove {spec.name}`, then `gz data download {spec.name}"
-            hint = f"{command}{' --from DIR`' if spec.linked else '`'} fetches it anew"
+            hint = f"{command}{' --from DIR`' if spec.linked else '`'} fetches it again"
             raise MissingError(f"`{path}` is damaged: its {kind} is not the publisher's", hint=hint)
         paths.append(path)
     return paths
@@ -239,7 +240,7 @@ class Benchmark:
 
     @property
     def fpr(self) -> str:
-        """The figure of `gz ood` that the benchmark's evaluator prints as FPR95: version 1 takes
+        """The metric of `gz ood` that the benchmark's evaluator prints as FPR95: version 1 takes
         in-distribution images as positive (its `fpr_recall`), version 1.5 foreign ones."""
         return "fpr95_id" if self.version == "v1" else "fpr95"
 

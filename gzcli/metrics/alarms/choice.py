@@ -27,7 +27,7 @@ MARGIN = 0.02  # by which others must find more than settings and methods that a
 # scales of which one group is taken; the first is the default
 SCALES = ((1, 3, 5), (1,), (3,), (5,), (3, -9))
 SINGLE = tuple(dict.fromkeys(k for group in SCALES for k in group))
-AUTO = ("pca_local", "knn_patch", "pca")  # methods that are compared where none is named
+AUTO = ("pca_local", "knn_patch", "pca")  # methods that are compared if none is named
 Maps = Callable[[np.ndarray], np.ndarray]  # of images: the maps [N, h, w] that a local score is made of
 
 
@@ -54,7 +54,7 @@ def set_aside(n: int, methods: Sequence[str], needed: int = 0) -> int:
 
 def choose(images: np.ndarray, methods: Sequence[str], *, factor: int | None = None, seed: int = 0) -> Choice:
     """The best of these methods for good images uint8 [N, C, H, W], none of which is scored by what it was
-    fitted to; the first where there are none. factor: the size that is wanted."""
+    fitted to; the first if there are none. factor: the size that is wanted."""
     factors = sides(images.shape[1:]) if factor is None else [factor]
     if not len(images):
         return Choice(methods[0], defaults(methods[0], factors), {})

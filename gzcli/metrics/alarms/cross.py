@@ -1,9 +1,9 @@
 """Held-out scores of few images: each image is scored by a model that was not fitted on it.
 
 The images are dealt to K folds; model k is fitted on all folds but k, and scores the images of fold k. A
-picture is scored by every model, and its p-value counts the images whose score is at least as high as that
-of the picture *by the same model* (cross-conformal prediction: Vovk 2015, arXiv:1208.0806; CV+: Barber et al.
-2021, arXiv:1905.02928). Of pictures like the n images at most
+image is scored by every model, and its p-value counts the images whose score is at least as high as that
+of the image *by the same model* (cross-conformal prediction: Vovk 2015, arXiv:1208.0806; CV+: Barber et al.
+2021, arXiv:1905.02928). Of images like the n images at most
 
   2 α + min(2 (1 − 1/K) / (n/K + 1), (1 − K/n) / (K + 1))
 
@@ -49,7 +49,7 @@ class Calibrated:
         return conformal.cross_p_values(self.held_out, self.fold, scores, tails=self.tails)
 
     def bound(self, fpr: float) -> float:
-        """The largest share of good pictures that may be flagged at this rate, whatever the method."""
+        """The largest share of good images that may be flagged at this rate, whatever the method."""
         return bound(fpr, len(self.held_out), len(self.models))
 
 

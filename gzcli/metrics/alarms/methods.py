@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Method:
     about: str  # what it says of an image, for help and tables
-    function: str  # that fits it, as `pca.fit_pca`: of images uint8 [N, C, H, W] and settings → `Fitted`
+    function: str  # that fits it, such as `pca.fit_pca`: of images uint8 [N, C, H, W] and settings → `Fitted`
     mapped: bool = False  # whether it says where an image is strange
     fits: bool = True  # whether it depends on good images at all
     tails: int = 1  # 2 where a low value is unusual, too
@@ -32,9 +32,7 @@ REFERENCE = "pca_local"  # the method that the alarm of a model is compared with
 LOCAL = "local"  # the score of a run that is the maximum of its map, as `local.Local` of these methods
 
 METHODS: dict[str, Method] = {
-    "pca_local": Method(
-        "what principal components leave, where it is most unusual", "pca.fit_pca_local", True
-    ),
+    "pca_local": Method("what principal components leave, if it is most unusual", "pca.fit_pca_local", True),
     "knn_patch": Method(
         "the patch that is farthest from those of good images", "patches.fit_knn_patch", True
     ),

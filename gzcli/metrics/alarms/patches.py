@@ -46,7 +46,7 @@ class Embedding:
 
 def patches_of(x: np.ndarray, side: int) -> np.ndarray:
     """The patches of float32 [N, C, H, W] round every `STRIDE`-th cell, [N, h, w, C · p · p]; beyond the edge
-    the nearest cell goes on."""
+    the nearest cell continues."""
     before, after = side // 2, side - 1 - side // 2
     x = np.pad(x, ((0, 0), (0, 0), (before, after), (before, after)), mode="edge")
     view = np.lib.stride_tricks.sliding_window_view(x, (side, side), (2, 3))[:, :, ::STRIDE, ::STRIDE]
@@ -74,7 +74,7 @@ def fit_knn_patch(
     scales: Sequence[int] = SCALES,
     relate: bool = False,
 ) -> KnnPatch:
-    """`knn_patch`. Each of a few parts of the images has a memory of its own; the usual distances are those
+    """`knn_patch`. Each of a few parts of the images has its own memory; the usual distances are those
     of each part to the memories of the others."""
     x = reduced(images, factor)
     embedding = embed(x, side, weight)

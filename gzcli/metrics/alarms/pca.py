@@ -15,7 +15,7 @@ from gzcli.metrics.alarms.fitted import Fitted, Mapped, enlarged, reduced
 from gzcli.metrics.alarms.local import SCALES, Local, fit_local
 
 COMPONENTS = 60  # of `pca`
-MOST = 300  # components of `pca_local`, where there are as many images
+MOST = 300  # components of `pca_local`, if there are as many images
 SHARES = (1.0, 0.4)  # of these, of which the search takes one
 EVEN = 1e-4  # share of the largest variance that the least one has where rows need no second pass
 PARTS = 4  # of the good images, each of which the others' components leave residuals of

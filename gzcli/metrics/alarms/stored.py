@@ -18,14 +18,14 @@ from gzcli.metrics.alarms.alarm import Alarm
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
-TREE = "tree"  # name of the array that holds all but arrays, as JSON
+TREE = "tree"  # name of the array that contains all but arrays, as JSON
 LARGEST = 128_000_000  # bytes: larger alarms are made again
 ROOM = "gzcli.metrics.alarms."
 
 
 def stored(key: Mapping[str, Any], make: Callable[[], Alarm], say: Say) -> Alarm:
-    """The alarm of this key from the cache; else a new one, which is stored. Processes that make the same
-    alarm at once each write a whole file."""
+    """The alarm of this key from the cache; otherwise a new one, which is stored. Processes that make the
+    same alarm at once each write a whole file."""
     text = json.dumps({**key, "code": code()}, sort_keys=True, default=str)
     path = cache_dir("alarms", f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz")
     alarm = files.read_cached(path, read, say)

@@ -44,13 +44,13 @@ def legible(judge: Any, images: Any) -> Figures:
 
 
 def of_classes(judge: Any) -> Any:
-    """The judge's LeNet if it tells apart the classes, one an image; else None."""
+    """The judge's LeNet if it tells apart the classes, one an image; otherwise None."""
     net = judge.lenet
     return net if net and net.alive and not net.rotations and not judge.pack.meta.multilabel else None
 
 
 def logits(images: Any, net: Any) -> Array:
-    """[N, K], by way of the features where they have been computed."""
+    """[N, K], by way of the features if they have been computed."""
     return net.logits_of(images.features(net) if images.knows(net) else net.features(images.images))
 
 

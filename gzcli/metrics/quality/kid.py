@@ -1,5 +1,5 @@
-"""`kid…`: the kernel distance KID (Bińkowski et al. 2018, arXiv:1801.01401): unbiased, so it holds at small
-n."""
+"""`kid…`: the kernel distance KID (Bińkowski et al. 2018, arXiv:1801.01401): unbiased, so it holds at
+small n."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def kid(fake: Array, real: Array, *, subsets: int = 100, size: int = 1000, seed:
     size = min(size, n // 2)
     rng = np.random.RandomState(seed)
     draws = [[rng.choice(len(f), size, replace=False) for f in (fake, real)] for _ in range(subsets)]
-    # All subsets share one kernel matrix where it is smaller than theirs together, else each has its own.
+    # All subsets share one kernel matrix if it is smaller than theirs together, else each has its own.
     groups = 1 if len(fake) * len(real) <= subsets * size**2 else subsets
     values = np.concatenate([_mmd2(fake, real, draws[i::groups]) for i in range(groups)])
     return around(float(values.mean()), values, (size / (n - size)) ** 0.5)

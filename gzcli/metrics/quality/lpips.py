@@ -44,7 +44,7 @@ def reconstruction(judge: Any, contestant: Any) -> Figures:
 
 def diversity(judge: Any, images: Any) -> Figures:
     """`lpips_diversity`, the mean distance of random pairs of images, and `lpips_diversity|y`, that of pairs
-    of one class where there are labels. Images that do not differ are 0 apart."""
+    of one class if there are labels. Images that do not differ are 0 apart."""
     import numpy as np
 
     rng = np.random.default_rng(0)

@@ -24,7 +24,7 @@ def bpd(judge: Any, contestant: Any) -> Figures:
 
 
 def likelihood_figures(likelihood: Mapping[str, Any], mark: str, values: int, *, binary: bool) -> Figures:
-    """The figures of a likelihood of images with `values` values, in nats for binary ones. The name of
+    """The metrics of a likelihood of images with `values` values, in nats for binary ones. The name of
     log p(x | y) ends in `|y`, that of log p(x) is the unit."""
     import numpy as np
 
@@ -41,7 +41,7 @@ def likelihood_figures(likelihood: Mapping[str, Any], mark: str, values: int, *,
 
 
 def measured_figures(judge: Any, contestant: Any) -> Figures:
-    """The figures of the model's `measure`; {} of a model without one."""
+    """The metrics of the model's `measure`; {} of a model without one."""
     import torch
 
     trained = contestant.trained

@@ -13,7 +13,7 @@ from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 NEAR, FAR = 3, 5  # neighbour whose distance is the radius of precision and recall, of density and coverage
 DRAWS = 12  # halves of a part's samples for the interval of the density
 KEEP = {"precision": 16, "recall": 15, "coverage": 6, "density": 3}
-LEAST = 10  # what is kept for longer stands in the table of a league
+LEAST = 10  # what is kept for longer is in the table of a league
 CLOSE = 0.01  # the share of held-out images that count as duplicates of training images
 INSIDE = 1 - 1e-9  # rows on a ball's surface are outside, however their distances were rounded
 MOST = 5000  # images of a part: the distances of all pairs are computed
@@ -22,7 +22,7 @@ CELLS = 2**24  # distances that are held in memory at once
 
 
 def compare(features: str, fake: Array, real: Array, intervals: bool) -> Figures:
-    """The means over disjoint parts of both sides, of equal numbers of images, as these figures depend on
+    """The means over disjoint parts of both sides, of equal numbers of images, as these metrics depend on
     them: with a single part, its real images move precision by .02. Three are shares of the images, with
     intervals for fixed neighbours; the interval of the density is by halves of a part's samples."""
     from gzcli.metrics.interval import halves, moved, not_negative, parts, share

@@ -16,7 +16,7 @@ STEPS = 500  # the same for all training sets, so that more images are not more 
 
 
 def of_images(judge: Any, images: Any) -> Figures:
-    """The figures of `worth` after `worth_`; {} for images without labels, or of sets without classes."""
+    """The metrics of `worth` after `worth_`; {} for images without labels, or of sets without classes."""
     import numpy as np
 
     sets, meta = (judge.real.of("train"), images, judge.real.of("test")), judge.pack.meta

@@ -107,7 +107,7 @@ class PixelCNN(PixelModel):
 
     def forward(self, x: Tensor, labels: Labels = None) -> Tensor:
         """The logits of every value given those before it, [B, C, H, W, outputs]: one for each level, or one
-        of level 1 where there are two levels."""
+        of level 1 if there are two levels."""
         bias = self._bias(labels, x.shape[0])
         v, h = self.first_vertical(x), self.first_horizontal(x)
         # channels_last is faster on a CPU; it is set here, since images of one channel lose it. In bf16
@@ -131,7 +131,7 @@ class PixelCNN(PixelModel):
         logits, k = to_fp32(outputs), to_levels(x, self.levels)
         if self.outputs == 1:
             return -F.binary_cross_entropy_with_logits(logits[..., 0], k.to(logits.dtype), reduction="none")
-        logits, k = logits.movedim(1, 3), k.movedim(1, 3)  # [B, H, W, C, …], as they lie in memory
+        logits, k = logits.movedim(1, 3), k.movedim(1, 3)  # [B, H, W, C, …], as they are in memory
         nats = F.cross_entropy(logits.flatten(0, 3), k.flatten(), reduction="none")
         return -nats.view(k.shape).movedim(3, 1)
 

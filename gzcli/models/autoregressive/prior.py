@@ -124,7 +124,7 @@ class Prior(Labelled):
         return self.tokenizer.map_recon(x, noise=noise)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The tokenizer's figures, and in nats a code: `entropy` of a single code, and `nats` under the
+        """The tokenizer's metrics, and in nats a code: `entropy` of a single code, and `nats` under the
         prior, given the labels, or jointly with the clusters."""
         figures, nats, n = Figures(self.tokenizer), 0.0, 0
         for batch in batches:

@@ -283,7 +283,7 @@ class Applications(Denoiser):
     # ---- applications of labels
 
     def error(self, x: Tensor, eps: Tensor, level: Level, y: Tensor | None) -> Tensor:
-        """[B]: the mean squared error of the predicted velocity, or else of ε, for x noised by eps."""
+        """[B]: the mean squared error of the predicted velocity, or of ε, for x noised by eps."""
         x_t = level.alpha * x + level.sigma * eps
         image_level = self.process.batch_level(x, level.t)
         out = self.output(x_t, image_level, y)
@@ -330,7 +330,7 @@ class Applications(Denoiser):
         at_least(1, times=times)
         self.check_conditional("classify")
         if self.data.multilabel:
-            raise UsageError("several classes may hold at once: there is no one class to find")
+            raise UsageError("an image may have several classes, so it cannot be classified")
         labels = self.class_errors(x, noise, times, progress).argmin(1)
         figures = {} if y is None else {"accuracy": float((labels == y).float().mean())}
         return Applied(x, rows=("classified",), labels=labels, figures=figures)
@@ -389,7 +389,7 @@ class Applications(Denoiser):
             return errors.mean(1)
         fitted, count = len(self.recon_mean), errors.shape[1]
         if fitted != count:
-            raise UsageError(f"`recon` was fitted with {fitted} errors an image, not {count}")
+            raise UsageError(f"`recon` was fitted with {fitted} errors per image, not {count}")
         return ((errors - self.recon_mean) / self.recon_std).mean(1)
 
     @torch.no_grad()
@@ -420,7 +420,7 @@ class Applications(Denoiser):
 
 
 class NoiseApplications(Applications):
-    """The applications of a model whose estimate of the noise scores an image."""
+    """The applications of a model whose estimate of the noise scores per image."""
 
     @torch.no_grad()
     def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:

@@ -1,7 +1,7 @@
 """A denoising network: its prediction, training, guidance by labels, and likelihood.
 
 The inputs of the network net(x, t, y, drop) are the noised image x [B, C, H, W]; its time t [B], or [B, 2]
-for a network of two times; labels y [B] or [B, K], None where they are unknown; and drop [B], the rows whose
+for a network of two times; labels y [B] or [B, K], None if they are unknown; and drop [B], the rows whose
 label is hidden. It predicts one of four functions of x_t = α x_0 + σ ε, and each gives x_0 and ε:
 
     eps       ε
@@ -106,7 +106,7 @@ class Denoiser(Labelled):
     watched: ClassVar[str | None] = "loss"
     prediction: Prediction = "velocity"  # what the network predicts
     time_sampling: TimeSampling = "stratified"  # how a batch draws its times
-    rescale = False  # whether the network sees x / √(α² + σ²) in place of x
+    rescale = False  # whether the network sees x / √(α² + σ²) instead of x
     bounded = False  # whether estimates of x_0 are clamped to [-1, 1], if it is of images
 
     def __init__(self, data: DataInfo, net: nn.Module, process: Process, labels: ClusterOptions):

@@ -344,7 +344,7 @@ class DiscreteVP(Process):
         )
 
     def log_ratios(self) -> tuple[np.ndarray, np.ndarray]:
-        """log σ/α at the times where it is finite, and these times."""
+        """log σ/α at the times if it is finite, and these times."""
         with np.errstate(divide="ignore"):  # +inf at zero SNR
             log_ratio = np.log(self.sigma) - np.log(self.alpha)
         finite = np.isfinite(log_ratio)

@@ -85,7 +85,7 @@ def ddim(denoise: Denoise, x: Tensor, path: Path, randn: Randn, eta: float = 0.0
 def ddim_inverse(denoise: Denoise, x: Tensor, path: Path, randn: Randn) -> Steps:
     """The noise at path[0] from which DDIM along `path` generates x (Preechakul 2022, eq. 8).
 
-    It takes DDIM's steps backwards, each with the ε at its start in place of its end, an error of first order
+    It takes DDIM's steps backwards, each with the ε at its start instead of its end, an error of first order
     in the length of the step.
     """
     for u, s in pairwise(reversed(path)):
@@ -214,7 +214,7 @@ def predictor_corrector(
 ) -> Steps:
     """Song 2021, algorithm 1: the reverse diffusion predictor (eq. 46), then `corrector` Langevin steps at
     the new level. Their length is that of algorithms 4 and 5 with ‖z‖/‖score‖ = σ, as for pure noise; with
-    the norms of actual draws an image would depend on its batch."""
+    the norms of actual draws per image would depend on its batch."""
     for s, u in pairwise(path):
         x0, eps, _ = denoise(x, s.t)
         if u.sigma > 0:

@@ -156,7 +156,7 @@ class Diffusion(NoiseApplications):
         return losses | {"loss": losses["loss"] + BOUND_WEIGHT * bound, "bound": bound.detach()}
 
     def weighted_error(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
-        """The error of the prediction, as `loss_type` and `min_snr` have it."""
+        """The error of the prediction, such as `loss_type` and `min_snr` have it."""
         if self.prediction == "x0" and self.min_snr is None:
             out, target = over_sigma(out, target, level)
         error = LOSSES[self.loss_type](out, target, reduction="none").flatten(1).mean(1)  # [B]
@@ -245,7 +245,7 @@ class Diffusion(NoiseApplications):
         terms: number of strata; T − 1 or more: the whole sum.
         variance: of p(x_{t−1} | x_t): β̃ (small), the tighter bound for images with flat parts, such as
           digits; or β (large), for data that are smooth at the scale of one grey level; null: learned, and
-          small where it is not.
+          small if it is not.
         """
         levels, n, process = self.grey_levels, len(x), self.process
         y = self.image_condition(x, labels)

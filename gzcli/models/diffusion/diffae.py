@@ -228,7 +228,7 @@ class DiffAE(CodeApplications):
     """An encoder of z_sem [B, latent] and a U-Net that denoises given z_sem; a first stage of `latent_prior`.
 
     Without a prior it samples z_sem from a Gaussian with the running moments of the training codes.
-    Where the data have labels, a linear classifier of the normalised z_sem is trained in a phase of its own,
+    Where the data have labels, a linear classifier of the normalised z_sem is trained in its own phase,
     without a gradient to the encoder. Raises UsageError for sizes that do not fit.
 
     latent: dimensions of z_sem.

@@ -37,6 +37,6 @@ class DiT(Diffusion):
         pipeline: Any = DiTPipeline(transformer=net, vae=None, scheduler=scheduler)
         pipeline.usage = (
             "`pipeline.transformer(x, timestep=t, class_labels=y)` and `pipeline.scheduler`: without an "
-            "autoencoder the pipeline itself draws no pictures"
+            "autoencoder the pipeline itself draws no images"
         )
         return pipeline

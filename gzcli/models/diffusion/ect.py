@@ -3,7 +3,7 @@ denoiser becomes a consistency function f(x, σ), which maps every point of a pa
 
     x_t = x_0 + t ε,   x_r = x_0 + r ε,   r < t of the same image and noise
     E ‖f(x_t, t) − sg f(x_r, r)‖ / (t − r),   f(x, 0) = x                                  (eq. 7, 12)
-    1 − r/t = q^−(s + 1) n(t),   n(t) = 1 + 8 sigmoid(−t),   at r = 0 where that is above 1    (eq. 14)
+    1 − r/t = q^−(s + 1) n(t),   n(t) = 1 + 8 sigmoid(−t),   at r = 0 if that is above 1    (eq. 14)
 
 The stages s = 0, 1, … bring r nearer to t. σ is the noise-to-signal ratio of the teacher's process, whose
 estimate of x_0 is where f starts. Images take one call, or more, between which noise is added again.
@@ -57,7 +57,7 @@ class TuningOptions:
 class ECT(Denoiser):
     """A consistency function tuned from a trained `teacher`, any ddpm, sgm, edm, fm or rf.
 
-    Raises UsageError if the teacher is no denoiser, or if only one of teacher and student is conditional.
+    Raises UsageError if the teacher is not a denoiser, or if only one of teacher and student is conditional.
     """
 
     paper = "Geng et al. 2024, arXiv:2406.14548"
@@ -74,7 +74,7 @@ class ECT(Denoiser):
         labels: LabelOptions = LabelOptions(label_dropout=0.0),
     ):
         if not isinstance(teacher, Denoiser):
-            raise UsageError("the stage `teacher` is no denoiser", hint="make it a `ddpm`, `sgm` or `fm`")
+            raise UsageError("the stage `teacher` is not a denoiser", hint="make it a `ddpm`, `sgm` or `fm`")
         conditions = replace(conditions_of(teacher, labels), label_dropout=0.0)
         if tuning.q <= 1:
             raise UsageError(f"`model.q` must be above 1, not {tuning.q:g}")

@@ -2,8 +2,8 @@
 
     p(x) ∝ e^−E(x),   loss = E[E(x)] − E[E(x̃)] + α E[E(x)² + E(x̃)²]
 
-x̃ are the ends of chains of Langevin's steps, which go on from one training step to the next (Tieleman 2008,
-doi:10.1145/1390156.1390290), but for a share that starts anew from uniform noise:
+x̃ are the ends of chains of Langevin's steps, which continue from one training step to the next (Tieleman
+2008, doi:10.1145/1390156.1390290), but for a share that starts again from uniform noise:
 
     x ← x + σ ε,   x ← x − η ∇E(x),   each clamped to [-1, 1], the slope of a pixel to ±.03
 """
@@ -136,7 +136,7 @@ class EBM(Model):
         return {"ends": ends} | ({} if y is None else {"end_labels": y})
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """The loss against the `ends` of `on_batch`, or else those of new chains with the batch's labels."""
+        """The loss against the `ends` of `on_batch`, or those of new chains with the batch's labels."""
         x, y = batch.x, batch.y if self.conditional else None
         x = (x + self.chain.noise * batch.noise.randn(*x.shape)).clamp(-1, 1)
         if "ends" in batch.extra:

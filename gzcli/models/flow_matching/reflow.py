@@ -24,8 +24,8 @@ class Reflow(FlowMatching):
     """A flow that starts from the weights of a flow-matching `teacher` and learns straight paths between the
     teacher's pairs. `prepare` generates these once; they arrive in `batch.extra`.
 
-    Times are shifted as the teacher's. Raises UsageError if the teacher is no flow, or if only one of teacher
-    and student is conditional.
+    Times are shifted as the teacher's. Raises UsageError if the teacher is not a flow, or if only one of
+    teacher and student is conditional.
 
     pairs: number of generated pairs of noise and image for each training image, with its label. Each step
       uses one at random. With few images, use more than one, or the model memorizes it (Liu 2022 uses 80 for
@@ -54,7 +54,7 @@ class Reflow(FlowMatching):
         if pairs < 1:
             raise UsageError("`model.pairs` is the number of pairs a training image, 1 or more")
         if not isinstance(teacher, FlowMatching) or isinstance(teacher, AverageVelocity):
-            raise UsageError("the stage `teacher` is no flow", hint="make it an `rf` or an `fm`")
+            raise UsageError("the stage `teacher` is not a flow", hint="make it an `rf` or an `fm`")
         conditions = conditions_of(teacher, labels)
         net = copy.deepcopy(teacher.get_submodule("net")).requires_grad_(True)
         shift, bounded = teacher.process.shift, teacher.bounded

@@ -1,5 +1,5 @@
 """ZigMa, a DiT-style zigzag Mamba diffusion model — Hu et al. 2024, arXiv:2403.13802: flow matching by a DiT
-with Mamba blocks in place of attention.
+with Mamba blocks instead of attention.
 
     h ← h + gate · Mamba(LN(h) (1 + scale) + shift)[in the block's order]
 
@@ -173,7 +173,7 @@ def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
 @cache
 def fused_scan(device: torch.device) -> Callable[..., Tensor] | None:
     """The kernel of `mamba-ssm`, of (x [batch, D, T], delta [batch, D, T], A [D, N], B [batch, N, T], C
-    [batch, N, T]); None where there is none for the device."""
+    [batch, N, T]); None if there is none for the device."""
     if not kind_of(device).kernels:
         return None
     try:

@@ -31,7 +31,7 @@ from gzcli.models.nn.perceptual import gaussian_window, ssim_parts
 
 class ImagePool(nn.Module):
     """Up to `size` previous fakes of all ranks, for the discriminator (Shrivastava et al. 2016,
-    arXiv:1612.07828, section 2.3). Once the pool is full, it returns a new image, or else swaps it for a
+    arXiv:1612.07828, section 2.3). Once the pool is full, it returns a new image, or swaps it for a
     stored one and returns that."""
 
     def __init__(self, size: int):
@@ -42,7 +42,7 @@ class ImagePool(nn.Module):
     @torch.compiler.disable  # it would recompile for every count
     @torch.no_grad()
     def forward(self, images: Tensor, noise: Noise) -> Tensor:
-        """The images for the discriminator in place of images [B, C, H, W]; the host never waits for the
+        """The images for the discriminator instead of images [B, C, H, W]; the host never waits for the
         device."""
         if not self.size:
             return images

@@ -6,7 +6,7 @@ as seen by features φ of several scales. In one call the generator learns where
     loss = Σ_φ ‖φ(x) − sg(φ(x) + V(x))‖²,   V(x) = Σ_y Σ_x' A(x, y) A(x, x') (φ(y) − φ(x'))
 
 A is the geometric mean of two softmaxes of −‖φ(a) − φ(b)‖ / τ, over the b and over the a. V is antisymmetric
-in the two distributions, and so 0 where they are equal. The paper's φ is a masked autoencoder that is trained
+in the two distributions, and so 0 if they are equal. The paper's φ is a masked autoencoder that is trained
 before; here it is one that is trained beside the generator.
 """
 

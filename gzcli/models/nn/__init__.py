@@ -17,7 +17,7 @@ from gzcli.core.types import Applied, DataInfo
 
 Layer = TypeVar("Layer", bound=nn.Module)
 Classes = int | tuple[int, int]  # or (clusters, classes)
-Labels = Tensor | None  # [B] int64 or, multi-hot, [B, K]; None where they are unknown
+Labels = Tensor | None  # [B] int64 or, multi-hot, [B, K]; None if they are unknown
 
 
 class Modules(nn.ModuleList, Generic[Layer]):
@@ -182,7 +182,7 @@ def at_least(minimum: int, **values: float | None) -> None:
 
 
 def within(x: Tensor, low: float = -1, high: float = 1) -> Tensor:
-    """x clamped to [low, high]; NaN where it is not finite, so that `gz` still sees what has overflowed."""
+    """x clamped to [low, high]; NaN if it is not finite, so that `gz` still sees what has overflowed."""
     return torch.where(x.isfinite(), x.clamp(low, high), math.nan)
 
 
@@ -197,7 +197,7 @@ def from_levels(k: Tensor, levels: int) -> Tensor:
 
 
 def on_levels(x: Tensor, levels: int) -> Tensor:
-    """x rounded to the nearest grey level in [-1, 1]; NaN where it is not finite."""
+    """x rounded to the nearest grey level in [-1, 1]; NaN if it is not finite."""
     return from_levels(within(((x + 1) * ((levels - 1) / 2)).round(), 0, levels - 1), levels)
 
 

@@ -47,7 +47,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "none": lambda width: nn.Identity(),
     "group": group_norm,
     "batch": nn.BatchNorm2d,
-    "instance": lambda width: nn.GroupNorm(width, width, affine=False),  # each channel is a group of its own
+    "instance": lambda width: nn.GroupNorm(width, width, affine=False),  # each channel is its own group
 }
 
 
@@ -224,7 +224,7 @@ class AdversarialLoss(NamedTuple):
     """Losses of the critic, of f(x) and f(G(z)), and of the generator, of f(G(z)), all means.
 
     relative: whether the generator's is of f(G(z)) − f(x).
-    signed: whether f(x) > 0 says that x is real; else the losses leave a constant of f free.
+    signed: whether f(x) > 0 says that x is real; otherwise the losses leave a constant of f free.
     """
 
     critic: Callable[[Tensor, Tensor], Tensor]

@@ -129,7 +129,7 @@ class DiTNet(nn.Module):
         rows, columns = self.grid
         if rows != columns or self.freq_shift != 1 or not self.plain:
             raise UsageError(
-                "diffusers' DiT is for square images, and has plain blocks and a time embedding of its own"
+                "diffusers' DiT is for square images, and has plain blocks and its own time embedding"
             )
         net: Any = DiTTransformer2DModel(sample_size=rows * self.patch, **self.config)
         weights = self.state_dict()

@@ -84,7 +84,7 @@ def vgg_file() -> Path:
     """The file of VGG16's weights in the user's cache. Raises MissingError that says where to put it."""
     place = cache_dir("weights", VGG)
     if not place.is_file():
-        hint = f"put `{VGG}` of torchvision's models into `{place.parent}`; where there is a network, "
+        hint = f"put `{VGG}` of torchvision's models into `{place.parent}`; if there is a network, "
         hint += "`gz bench --metrics lpips` and `--set model.perceptual=lpips` fetch it"
         message = f"perceptual distances (LPIPS) need the weights `{VGG}`, and `{place}` is not there"
         raise MissingError(message, hint=hint)

@@ -195,7 +195,7 @@ class MixturePixels:
 
 def distribution(kind: str, channels: int, levels: int | None, components: int) -> Pixels | MixturePixels:
     """The distribution of the option `pixels`: of whole pixels for `mixture`, else of each channel. Raises
-    UsageError for one of grey levels where there are none, as of latents."""
+    UsageError for one of grey levels if there are none, as of latents."""
     at_least(1, **{"model.mixture": components})
     if levels is None and kind in ("mixture", "logistic"):
         message = f"`model.pixels: {kind}` needs grey levels, latents have none"

@@ -93,7 +93,7 @@ class UNet(nn.Module):
 
     The last convolution of each residual branch and the output start at zero, so that a new network returns
     zero. With `classes` the embedding of a label, or a null label, is added to that of the time; with
-    `scale_shift` the embedding scales and shifts the second norm, in place of being added before it. Raises
+    `scale_shift` the embedding scales and shifts the second norm, instead of being added before it. Raises
     UsageError where sizes do not fit."""
 
     any_size = True  # one trained on images of one size draws others too: no weight belongs to a place

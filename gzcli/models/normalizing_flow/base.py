@@ -105,8 +105,8 @@ class ImageFlow(Labelled):
     """A flow with the exact likelihood of the dequantised image, and so a bound for the discrete image by one
     draw of the noise. The prior of its top latent may depend on the class, unless the bijection does.
 
-    `dequantiser` builds the module of variational dequantisation, as `VariationalDequantiser`. `labels` are
-    those of a bijection that takes a condition.
+    `dequantiser` builds the module of variational dequantisation, such as `VariationalDequantiser`. `labels`
+    are those of a bijection that takes a condition.
     """
 
     likelihood: ClassVar[str] = "bound"
@@ -152,7 +152,7 @@ class ImageFlow(Labelled):
         raise NotImplementedError
 
     def to_unit(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor | float]:
-        """x in [0, 1), dequantised where it has grey levels, and −D log L − log q(u | x) of log p(x)."""
+        """x in [0, 1), dequantised if it has grey levels, and −D log L − log q(u | x) of log p(x)."""
         if self.data.levels is None:
             return x, 0.0
         if self.dequantiser is None:

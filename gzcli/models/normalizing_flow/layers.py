@@ -23,7 +23,7 @@ MIN_STD = 1e-4
 
 
 class Bijection(nn.Module):
-    """An invertible layer: forward(x) -> (y, log |det dy/dx| [B], or a scalar where it is the same for every
+    """An invertible layer: forward(x) -> (y, log |det dy/dx| [B], or a scalar if it is the same for every
     image), inverse(y) -> x."""
 
     def inverse(self, y: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def dequantise(x: Tensor, levels: int, u: Tensor) -> tuple[Tensor, float]:
 
 
 def quantise(v: Tensor, levels: int) -> Tensor:
-    """The inverse of `dequantise`: v as the image in [-1, 1] of the grey level whose bin it lies in."""
+    """The inverse of `dequantise`: v as the image in [-1, 1] of the grey level whose bin it is in."""
     return from_levels(within((v * levels).floor(), 0, levels - 1), levels)
 
 

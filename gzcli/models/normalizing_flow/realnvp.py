@@ -25,7 +25,7 @@ from gzcli.models.normalizing_flow.layers import Bijection, Initialised, per_cha
 
 class BatchNorm(Bijection, Initialised):
     """y = (x − m) / √(v + ε) for each channel (RealNVP, §3.7 and appendix E): in training by the batch of all
-    ranks, with a gradient (otherwise training would scale activations up); else by running averages."""
+    ranks, with a gradient (otherwise training would scale activations up); otherwise by running averages."""
 
     mean: Tensor
     var: Tensor

@@ -9,7 +9,7 @@ with μ and α of a causal transformer that starts at zero. The order of the pat
 flow. Images are encoded in one pass; they are decoded patch by patch, x_i = z_i · exp(α) + μ, with the keys
 and values of earlier patches in a cache.
 
-Jet (Kolesnikov et al. 2024, arXiv:2412.15129) has couplings in place of these flows, each of which sees one
+Jet (Kolesnikov et al. 2024, arXiv:2412.15129) has couplings instead of these flows, each of which sees one
 half of the numbers, x_1, and transforms the other, in one pass in both directions:
 
     z_1 = x_1,   z_2 = (x_2 + b(x_1)) · 2 sigmoid(s(x_1))

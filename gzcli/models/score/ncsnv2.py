@@ -5,7 +5,7 @@ arXiv:2006.09011.
 
 The network is not conditioned on the noise level, which the image shows (technique 3). The ladder is that of
 the VE SDE at t = 0, 1/(L − 1), …, 1, so that every sampler of score models works. The network may predict v
-in place of ε, from x / √(1 + σ²): its error of x_0 then stays bounded as σ grows (Karras 2022, eq. 7).
+instead of ε, from x / √(1 + σ²): its error of x_0 then stays bounded as σ grows (Karras 2022, eq. 7).
 """
 
 from __future__ import annotations

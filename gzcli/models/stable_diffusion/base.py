@@ -117,11 +117,11 @@ class StableDiffusion(Model):
 
     best: ClassVar[str] = "loss"
     shares: ClassVar[bool] = True
-    condition: ClassVar[str] = ""  # the key of the picture that the model takes beside the text; "": none
+    condition: ClassVar[str] = ""  # the key of the image that the model takes beside the text; "": none
     trains_unet: ClassVar[bool] = False  # whether the U-Net is trained and saved in checkpoints
     kinds: ClassVar[tuple[type[Kind], ...]] = KINDS  # of the bases that it tunes
     captions: Tensor  # uint8 [EXAMPLES, CAPTION]
-    pictures: Tensor  # uint8 [EXAMPLES, 3, H, W], where there is a condition
+    pictures: Tensor  # uint8 [EXAMPLES, 3, H, W], if there is a condition
     # the types are not known: diffusers adds the parts of a pipeline at run time
     pipe: Any
     vae: Any
@@ -182,7 +182,7 @@ class StableDiffusion(Model):
         return self.vae.device
 
     def in_dtype(self) -> contextlib.AbstractContextManager[Any]:
-        """Autocast to the dtype of the parts that are not trained; none where that is fp32."""
+        """Autocast to the dtype of the parts that are not trained; none if that is fp32."""
         if self.dtype == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, DTYPES[self.dtype])
@@ -348,7 +348,7 @@ class StableDiffusion(Model):
     def examples(
         self, n: int, noise: Noise, prompt: str | list[str] | None, pictures: Tensor | None = None
     ) -> tuple[list[str], Any]:
-        """n prompts, by default those of the option `prompts` or stored ones; and pictures [n, 3, H, W], by
+        """n prompts, by default those of the option `prompts` or stored ones; and images [n, 3, H, W], by
         default stored ones, None for a model without a condition."""
         prompts = self.tuning.prompts
         pick = noise.randint(EXAMPLES * max(1, len(prompts)), n).tolist()
@@ -383,7 +383,7 @@ class StableDiffusion(Model):
         **options: Any,
     ) -> Tensor:
         """Images [n, C, H, W] by a pipeline of diffusers from the noise z [n, c, h, w], a few at a time;
-        `pictures` have a row for each."""
+        `images` have a row for each."""
         if prompting.steps < 1:
             raise UsageError(f"{prompting.steps} sampling steps", hint="set `steps` to 1 or more")
         pipe.set_progress_bar_config(disable=True)

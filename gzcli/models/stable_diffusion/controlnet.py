@@ -101,7 +101,7 @@ class ControlNet(StableDiffusion):
         return prepared
 
     def picture(self, batch: Batch) -> Tensor:
-        """Maps [B, C, H, W] in [-1, 1]: those of the set, or else edges."""
+        """Maps [B, C, H, W] in [-1, 1]: those of the set, or edges."""
         if "control" in batch.extra:
             return batch.extra["control"]
         if "edges" in batch.extra:

@@ -88,7 +88,7 @@ def _load_folder(folder: Path, name: str) -> Kind:
     """The base in a folder, from safetensors alone, since other formats may run code on loading."""
     config = configs(str(folder))
     if config is None:
-        message = f"`model.base`: `{folder}` holds no `model_index.json`"
+        message = f"`model.base`: `{folder}` contains no `model_index.json`"
         raise MissingError(message, hint="it must be a folder of diffusers' format")
     kind = kind_of(config, name)
     absent: dict[str, Any] = {"image_encoder": None, "feature_extractor": None} | kind.absent

@@ -122,7 +122,7 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def tokenizer(encoder: type, config: Any) -> Any:
-    """That of CLIP, or of T5: words, or else letters."""
+    """That of CLIP, or of T5: words, or letters."""
     if encoder is not T5EncoderModel:
         vocab, merges = vocabulary()
         cls: Any = CLIPTokenizer

@@ -233,7 +233,7 @@ class LabelledVAE(Model):
         self.kl_warmup, self.kl_factor = kl_warmup, 0.0 if kl_warmup else 1.0
 
     def embed(self, labels: Labels, n: int, drop: Tensor | None = None) -> Tensor | None:
-        """The embeddings of n labels, the null label where they are None or `drop` [n] is true."""
+        """The embeddings of n labels, the null label if they are None or `drop` [n] is true."""
         if self.labels is None:
             return None
         if labels is None and not self.label_dropout:

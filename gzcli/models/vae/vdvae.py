@@ -140,7 +140,7 @@ class Up(nn.Module):
 
 
 class DeepTopDown(TopDown):
-    """`TopDown` of groups, and of blocks where there are none."""
+    """`TopDown` of groups, and of blocks if there are none."""
 
     def make_up(self, inputs: int, outputs: int, size: tuple[int, int]) -> nn.Module:
         return Up(inputs, outputs, size)
