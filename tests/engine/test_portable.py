@@ -25,7 +25,7 @@ from gzcli.models.base import group_options
 DCGAN = Case("dcgan", {"width": 8, "latent": 4, "conditional": True}, lr=1e-3, batch=8)
 # Models that are refused, and why.
 REFUSED = dict.fromkeys(("pixelcnn", "pixelcnnpp", "vqvae", "vqgan", "var"), "each value from those before")
-REFUSED |= {"cyclegan": "images of pictures"}
+REFUSED |= {"cyclegan": "images of images"}
 # torch does not write all their graphs
 UNWRITTEN = {"glow", "flowpp", "tarflow", "hvae", "vdvae", "zigma", "diffae", "aae"}
 STAGES = {"transformer", "maskgit", "var", "latent_prior", "reflow", "ect"}  # which need another stage
