@@ -285,6 +285,11 @@ def style(string: str, name: str, stream: TextIO | None = None) -> str:
     return f"{_MARKS[name]}{string}{_END}" if colourful(stream or sys.stderr) else string
 
 
+def sequence(stream: TextIO, string: str) -> None:
+    """Writes a line with sequences for the terminal as it is: nothing in it may come from elsewhere."""
+    _put(stream, string)
+
+
 def _write(stream: TextIO, string: str, *, styled: bool = True) -> None:
     """Writes a line, which may contain what `style` made if it is `styled`."""
     if styled and colourful(stream):
@@ -292,6 +297,10 @@ def _write(stream: TextIO, string: str, *, styled: bool = True) -> None:
         string = "".join(_SEQUENCES.get(part) or streams.printable(part) for part in parts)
     else:
         string = streams.printable(string)
+    _put(stream, string)
+
+
+def _put(stream: TextIO, string: str) -> None:
     try:
         stream.write(f"{string}\n")
         stream.flush()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gzcli.cli import jobs, out
+from gzcli.cli import jobs, out, preview
 from gzcli.cli import options as opt
 from gzcli.cli.jobs import end, quoted, took
 from gzcli.cli.model_options import a_label, an_application, labels_of
@@ -86,6 +86,7 @@ def sample(
     out_dir: _Out = None,
     formats: tuple[str, ...] = (),
     animate: _Animate = False,
+    opened: opt.Open = False,
     submit: opt.Submit = None,
     slurm: opt.Slurm = None,
 ) -> None:
@@ -123,7 +124,7 @@ def sample(
     name = "like" if like else job.do or (f"n{job.n}" if job.n else "from-input")
     folder = out_dir.absolute() if out_dir else claims.new_folder(run.path / "sampled", name)
     result = jobs.do_job(folder, replace(job, origin=origin_of_job(job, run)))
-    show(result)
+    show(result, opened=opened)
     if like:
         return out.data(result | {"like": compare(like, result)})
     out.data(result)
@@ -170,10 +171,12 @@ def classes_of(run: Run, data: str) -> list[str]:
     return []
 
 
-def show(result: Mapping[str, Any]) -> None:
+def show(result: Mapping[str, Any], *, opened: bool = False) -> None:
     """Prints what was drawn."""
+    if result["grid"]:
+        preview.show(Path(result["grid"]), opened=opened)
     whole = [result[format.key] for format in FORMATS.values() if not format.several]
-    for path in filter(None, (result["grid"], *whole, result["animation"])):
+    for path in filter(None, (*whole, result["animation"])):
         out.text(path)
     for name, value in result.get("figures", {}).items():
         out.info(f"{name}: {value:.3f} of {result['n']:,} images")

@@ -1,0 +1,145 @@
+"""A picture in the terminal: by the protocol of kitty, iTerm or sixel if the terminal has one, else by half
+blocks in 24-bit colour. Pipes, `NO_COLOR`, `CI` and `TERM=dumb` get its path alone."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from gzcli.cli import out
+from gzcli.core import streams
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+WIDEST, HIGHEST, ROWS = 640, 480, 24  # pixels of a picture, and rows of blocks, at most
+CHUNK = 4096  # letters of a part of kitty's protocol, at most
+COLOURS = 64  # of a sixel picture
+# programs of terminals that show a link by another text
+LINKING = ("iTerm.app", "WezTerm", "vscode", "ghostty", "Hyper")
+
+
+def show(path: Path, *, opened: bool = False) -> None:
+    """Prints a picture's path, below the picture itself on a terminal.
+
+    opened: whether the desktop's viewer shows it too.
+    """
+    if out.mode() == "human" and out.colourful(sys.stderr) and (way := protocol()):
+        with_picture(path, way)
+    if out.mode() == "human" and out.colourful(sys.stdout) and os.environ.get("TERM_PROGRAM") in LINKING:
+        out.sequence(sys.stdout, f"\033]8;;file://{quote(str(path))}\033\\{short(path)}\033]8;;\033\\")
+    else:
+        out.text(str(path))
+    if opened:
+        import typer
+
+        typer.launch(str(path))
+
+
+def protocol() -> str | None:
+    """The way in which this terminal shows a picture, by its environment; None where it has none."""
+    env = os.environ
+    program, term = env.get("TERM_PROGRAM", ""), env.get("TERM", "")
+    if "TMUX" not in env and not term.startswith("screen"):
+        if term == "xterm-kitty" or program in ("ghostty", "WezTerm"):
+            return "kitty"
+        if program == "iTerm.app":
+            return "iterm"
+        if term.startswith(("foot", "mlterm")) or "sixel" in term:
+            return "sixel"
+    return "blocks" if env.get("COLORTERM") in ("truecolor", "24bit") else None
+
+
+def with_picture(path: Path, way: str) -> None:
+    """Writes a picture to stderr. One that cannot be read is left out: its path follows."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return
+    columns, lines = shutil.get_terminal_size()
+    if way == "blocks":
+        text = blocks(fitted(image, min(columns, 80), 2 * min(lines - 4, ROWS)))
+    else:
+        text = {"kitty": kitty, "iterm": iterm, "sixel": sixel}[way](fitted(image, WIDEST, HIGHEST))
+    out.sequence(sys.stderr, text)
+
+
+def fitted(image: Image.Image, wide: int, high: int) -> Image.Image:
+    """The image, no larger than these sides."""
+    share = min(1.0, wide / image.width, max(2, high) / image.height)
+    sides = (max(1, round(image.width * share)), max(1, round(image.height * share)))
+    return image if share == 1 else image.resize(sides)
+
+
+def short(path: Path) -> str:
+    """The last two parts of a path."""
+    return streams.printable("/".join(path.parts[-2:]))
+
+
+# ---------------------------------------------------------------------------- protocols
+
+
+def kitty(image: Image.Image) -> str:
+    """https://sw.kovidgoyal.net/kitty/graphics-protocol: a PNG in parts, of which `m=0` is the last."""
+    text = base64.b64encode(png(image)).decode()
+    parts = [text[i : i + CHUNK] for i in range(0, len(text), CHUNK)]
+    heads = ["a=T,f=100,", *[""] * (len(parts) - 1)]
+    more = [*[1] * (len(parts) - 1), 0]
+    return "".join(f"\033_G{h}m={m};{part}\033\\" for h, m, part in zip(heads, more, parts, strict=True))
+
+
+def iterm(image: Image.Image) -> str:
+    """https://iterm2.com/documentation-images.html"""
+    content = png(image)
+    return f"\033]1337;File=inline=1;size={len(content)}:{base64.b64encode(content).decode()}\a"
+
+
+def sixel(image: Image.Image) -> str:
+    """Bands of six rows, each once for every colour in it: a letter has a bit for each row (DEC, VT340), and
+    `!5x` is `xxxxx`."""
+    import numpy as np
+
+    indexed = image.quantize(COLOURS)
+    pixels, palette = np.asarray(indexed), indexed.getpalette() or []
+    colours = [palette[3 * i : 3 * i + 3] for i in range(len(palette) // 3)]
+    text = ["\033Pq"]
+    text += [f"#{i};2;" + ";".join(str(round(v / 2.55)) for v in rgb) for i, rgb in enumerate(colours)]
+    for y in range(0, len(pixels), 6):
+        band = pixels[y : y + 6]
+        for colour in np.unique(band):
+            bits = ((band == colour) << np.arange(len(band))[:, None]).sum(0)
+            letters = bytes((63 + bits).astype(np.uint8)).decode()
+            text.append(f"#{colour}" + re.sub(r"(.)\1{3,}", lambda m: f"!{len(m[0])}{m[1]}", letters) + "$")
+        text.append("-")
+    return "".join([*text, "\033\\"])
+
+
+def blocks(image: Image.Image) -> str:
+    """A letter for two pixels: `▀` in the colour of the upper one, on that of the lower one."""
+    pixels, rows = image.load(), []
+    assert pixels is not None
+    for y in range(0, image.height - image.height % 2, 2):
+        cells = ((pixels[x, y], pixels[x, y + 1]) for x in range(image.width))
+        row = "".join(f"\033[38;2;{rgb(above)}m\033[48;2;{rgb(below)}m▀" for above, below in cells)
+        rows.append(f"{row}\033[0m")
+    return "\n".join(rows)
+
+
+def rgb(pixel: object) -> str:
+    return ";".join(map(str, pixel))  # type: ignore[call-overload]
+
+
+def png(image: Image.Image) -> bytes:
+    content = io.BytesIO()
+    image.save(content, "png")
+    return content.getvalue()
