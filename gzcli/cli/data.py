@@ -9,7 +9,7 @@ from math import prod
 from typing import TYPE_CHECKING, Annotated, Any
 
 from gzcli.cli import options as opt
-from gzcli.cli import out, preview
+from gzcli.cli import out
 from gzcli.cli.jobs import new_set, quoted
 from gzcli.cli.list import group, list_data
 from gzcli.cli.options import a_set, argument, choose, option
@@ -183,7 +183,7 @@ def show(name: _Shown, size: _Size = None, channels: _Channels = None) -> None:
     for message in meta.skipped:
         out.info(f"left out: {message}")
     sheet = draw(pack, PackFolder(pack.folder).sheet_picture)
-    preview.show(sheet)
+    out.picture(sheet)
     new_set(sum(meta.counts.values()), quoted(name), len(meta.classes), show=False)
     row |= {"classes": classes, "notes": meta.notes, "skipped": meta.skipped, "digest": meta.digest}
     out.data(row | {"sheet": sheet})

@@ -13,6 +13,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 from gzcli.core import streams
@@ -62,6 +63,26 @@ def text(string: str) -> None:
     """Human mode: prints a line or a document. JSON mode: nothing."""
     if not is_json():
         _write(sys.stdout, string)
+
+
+def picture(path: Path, *, opened: bool = False) -> None:
+    """Human mode: prints a picture's path, below the picture itself on a terminal that can show it.
+
+    opened: whether the desktop's viewer shows it too.
+    """
+    from gzcli.report import preview
+
+    way = preview.protocol() if mode() == "human" and colourful(sys.stderr) else None
+    if way and (drawn := preview.drawn(path, way)):
+        _put(sys.stderr, drawn)
+    if mode() == "human" and colourful(sys.stdout) and (link := preview.link(path)):
+        _put(sys.stdout, link)
+    else:
+        text(str(path))
+    if opened:
+        import typer
+
+        typer.launch(str(path))
 
 
 def table(
@@ -285,11 +306,6 @@ def style(string: str, name: str, stream: TextIO | None = None) -> str:
     return f"{_MARKS[name]}{string}{_END}" if colourful(stream or sys.stderr) else string
 
 
-def sequence(stream: TextIO, string: str) -> None:
-    """Writes a line with sequences for the terminal as it is: nothing in it may come from elsewhere."""
-    _put(stream, string)
-
-
 def _write(stream: TextIO, string: str, *, styled: bool = True) -> None:
     """Writes a line, which may contain what `style` made if it is `styled`."""
     if styled and colourful(stream):
@@ -301,6 +317,7 @@ def _write(stream: TextIO, string: str, *, styled: bool = True) -> None:
 
 
 def _put(stream: TextIO, string: str) -> None:
+    """Writes a line as it is: what comes from elsewhere in it must be printable."""
     try:
         stream.write(f"{string}\n")
         stream.flush()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gzcli.cli import jobs, out, preview
+from gzcli.cli import jobs, out
 from gzcli.cli import options as opt
 from gzcli.cli.jobs import end, quoted, took
 from gzcli.cli.model_options import a_label, an_application, labels_of
@@ -174,7 +174,7 @@ def classes_of(run: Run, data: str) -> list[str]:
 def show(result: Mapping[str, Any], *, opened: bool = False) -> None:
     """Prints what was drawn."""
     if result["grid"]:
-        preview.show(Path(result["grid"]), opened=opened)
+        out.picture(Path(result["grid"]), opened=opened)
     whole = [result[format.key] for format in FORMATS.values() if not format.several]
     for path in filter(None, (*whole, result["animation"])):
         out.text(path)

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated
 
 from gzcli.cli import options as opt
-from gzcli.cli import out, preview
+from gzcli.cli import out
 from gzcli.cli.options import a_model_or_run, argument, choose, option, split
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.trackers import TRACKERS
@@ -146,7 +146,7 @@ def train(
         vars(error)["event"] = "error"  # `out.error` prints it as its own line
         raise
     if pictures := sorted(run.serving.samples_folder.glob("*.png")):
-        preview.show(pictures[-1], opened=opened)
+        out.picture(pictures[-1], opened=opened)
     if not start.plan.machine_rank:
         after_training(run)
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gzcli.cli import out, preview
+from gzcli.cli import out
+from gzcli.report import preview
 
 
 @pytest.fixture
@@ -77,28 +78,28 @@ def test_a_path_is_data_and_the_picture_is_beside_it(picture, terminal, capsys):
         ({"COLORTERM": "truecolor", "TERM": "xterm-kitty", "TMUX": "1"}, "▀"),
     ):
         terminal(**env)
-        preview.show(picture)
+        out.picture(picture)
         shown, said = capsys.readouterr()
         assert shown == f"{picture}\n" and mark in said
     terminal(TERM="xterm", TERM_PROGRAM="vscode")
-    preview.show(picture)
+    out.picture(picture)
     shown, said = capsys.readouterr()
     assert shown.startswith("\033]8;;file:///") and "a%20folder" in shown and said == ""
     assert re.sub(r"\033]8;;.*?\033\\", "", shown) == "a folder/grid.png\n"
     for env in ({"TERM": "xterm-kitty", "NO_COLOR": "1"}, {"TERM": "xterm"}):
         terminal(**env)
-        preview.show(picture)
+        out.picture(picture)
         assert capsys.readouterr() == (f"{picture}\n", "")
     terminal(TERM="xterm-kitty")
     picture.write_bytes(b"no picture")
-    preview.show(picture)
+    out.picture(picture)
     assert capsys.readouterr() == (f"{picture}\n", "")
 
 
 def test_a_viewer_is_opened_where_it_is_asked_for(picture, monkeypatch, capsys):
     calls = []
     monkeypatch.setattr("typer.launch", calls.append)
-    preview.show(picture)
+    out.picture(picture)
     assert calls == []
-    preview.show(picture, opened=True)
+    out.picture(picture, opened=True)
     assert calls == [str(picture)] and not sys.stdout.isatty()

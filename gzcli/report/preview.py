@@ -8,12 +8,10 @@ import io
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from gzcli.cli import out
 from gzcli.core import streams
 
 if TYPE_CHECKING:
@@ -24,23 +22,6 @@ CHUNK = 4096  # letters of a part of kitty's protocol, at most
 COLOURS = 64  # of a sixel picture
 # programs of terminals that show a link by another text
 LINKING = ("iTerm.app", "WezTerm", "vscode", "ghostty", "Hyper")
-
-
-def show(path: Path, *, opened: bool = False) -> None:
-    """Prints a picture's path, below the picture itself on a terminal.
-
-    opened: whether the desktop's viewer shows it too.
-    """
-    if out.mode() == "human" and out.colourful(sys.stderr) and (way := protocol()):
-        with_picture(path, way)
-    if out.mode() == "human" and out.colourful(sys.stdout) and os.environ.get("TERM_PROGRAM") in LINKING:
-        out.sequence(sys.stdout, f"\033]8;;file://{quote(str(path))}\033\\{short(path)}\033]8;;\033\\")
-    else:
-        out.text(str(path))
-    if opened:
-        import typer
-
-        typer.launch(str(path))
 
 
 def protocol() -> str | None:
@@ -57,21 +38,27 @@ def protocol() -> str | None:
     return "blocks" if env.get("COLORTERM") in ("truecolor", "24bit") else None
 
 
-def with_picture(path: Path, way: str) -> None:
-    """Writes a picture to stderr. One that cannot be read is left out: its path follows."""
+def drawn(path: Path, way: str) -> str | None:
+    """A picture as a terminal takes it; None for one that cannot be read."""
     from PIL import Image
 
     try:
         with Image.open(path) as opened:
             image = opened.convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError):
-        return
-    columns, lines = shutil.get_terminal_size()
+        return None
     if way == "blocks":
-        text = blocks(fitted(image, min(columns, 80), 2 * min(lines - 4, ROWS)))
-    else:
-        text = {"kitty": kitty, "iterm": iterm, "sixel": sixel}[way](fitted(image, WIDEST, HIGHEST))
-    out.sequence(sys.stderr, text)
+        columns, lines = shutil.get_terminal_size()
+        return blocks(fitted(image, min(columns, 80), 2 * min(lines - 4, ROWS)))
+    return {"kitty": kitty, "iterm": iterm, "sixel": sixel}[way](fitted(image, WIDEST, HIGHEST))
+
+
+def link(path: Path) -> str | None:
+    """The last two parts of a path as a link to it; None where this terminal has no links."""
+    if os.environ.get("TERM_PROGRAM") not in LINKING:
+        return None
+    text = streams.printable("/".join(path.parts[-2:]))
+    return f"\033]8;;file://{quote(str(path))}\033\\{text}\033]8;;\033\\"
 
 
 def fitted(image: Image.Image, wide: int, high: int) -> Image.Image:
@@ -79,11 +66,6 @@ def fitted(image: Image.Image, wide: int, high: int) -> Image.Image:
     share = min(1.0, wide / image.width, max(2, high) / image.height)
     sides = (max(1, round(image.width * share)), max(1, round(image.height * share)))
     return image if share == 1 else image.resize(sides)
-
-
-def short(path: Path) -> str:
-    """The last two parts of a path."""
-    return streams.printable("/".join(path.parts[-2:]))
 
 
 # ---------------------------------------------------------------------------- protocols
