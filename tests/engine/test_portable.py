@@ -55,7 +55,7 @@ def test_noise_is_written_down():
 
 @pytest.mark.parametrize(
     ("name", "clusters"),
-    [("fm", 0), ("ddpm", 0), ("sgm", 0), ("soflow", 0), ("fm", 3), ("ddpm", 3), ("cfm", 20)],
+    [("fm", 0), ("ddpm", 0), ("sgm", 0), ("soflow", 0), ("soflow", 3), ("fm", 3), ("ddpm", 3), ("cfm", 20)],
 )
 def test_a_program_draws_what_gz_draws(name, clusters):
     trained = made(Case(name, SMALL | {"clusters": clusters}, lr=1e-3, batch=8))
