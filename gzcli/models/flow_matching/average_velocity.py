@@ -40,8 +40,8 @@ SMALLEST = 1e-3  # added to an image's error in its weight
 class MapOptions(GuidanceOptions):
     """The solution maps of a sample.
 
-    steps: solution maps from noise to image, each of one network call, and of two if guidance exceeds that of
-      the training.
+    steps: number of solution maps from noise to image. Each takes one network call, or two if `guidance` is
+      above `model.trained_guidance`.
     """
 
     steps: int = 4
@@ -55,8 +55,8 @@ class IntervalOptions:
     weight_power: p of the loss weight (e + .001)^−p of an image with error e. 0: unweighted.
     time_scale: factor of both times as the network's input. The less, the smoother is F in them, and the less
       do its targets over intervals scatter.
-    trained_guidance: largest guidance that the network learns as an input, so that guided samples take one
-      call a step; 1: none, and they take two. It needs labels or clusters.
+    trained_guidance: largest guidance scale that the network learns, as an input. Guided samples then take
+      one call per step instead of two. 1: none. Needs labels or clusters.
     """
 
     map_every: int = 2
