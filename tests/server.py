@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 @contextmanager
 def serve(folder: Path, *faults: str):
-    """Yields a server with `.url`, `.requests` (path, Range header), `.busy` (requests at once), `.stalling`
-    (an event), and settings: `.pace` (seconds a block of 4 KB) and `.faults`, of which each GET takes one:
+    """Yields a server with `.url`, `.requests` (path, Range header), `.stalling` (an event), and settings:
+    `.pace` (seconds a block of 4 KB) and `.faults`, of which each GET takes one:
 
     ok · 503 · 404 · stall (half, then silence) · hold (half, and the rest when `.released` is set)
     cut (half, then closed) · redirect · whole (ignores ranges) · astray (a redirect to no address)
@@ -28,12 +28,7 @@ def serve(folder: Path, *faults: str):
             with server.count:
                 server.requests.append((self.path, self.headers.get("Range")))
                 fault = server.faults.popleft() if server.faults else "ok"
-                server.busy += 1
-            try:
-                self.serve(fault)
-            finally:
-                with server.count:
-                    server.busy -= 1
+            self.serve(fault)
 
         def serve(self, fault):
             path = folder / urlsplit(self.path).path.removeprefix("/moved").lstrip("/")
@@ -98,7 +93,7 @@ def serve(folder: Path, *faults: str):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.faults, server.requests, server.pace = deque(faults), [], 0.0
-    server.count, server.busy = threading.Lock(), 0
+    server.count = threading.Lock()
     server.released, server.stalling = threading.Event(), threading.Event()
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)

@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from dataclasses import replace
@@ -101,8 +100,8 @@ def test_recovers(site):
 
 
 def test_a_connection_that_falls_silent_is_resumed(site, monkeypatch):
-    """In one piece and in four. Only silence in the middle of a body counts: how long the server takes to
-    answer depends on how busy the machine is."""
+    """Only silence in the middle of a body counts: how long the server takes to answer depends on how busy
+    the machine is."""
     urlopen, said = urllib.request.urlopen, []
 
     def impatient(request, timeout):
@@ -111,18 +110,13 @@ def test_a_connection_that_falls_silent_is_resumed(site, monkeypatch):
         return response
 
     monkeypatch.setattr(urllib.request, "urlopen", impatient)
-    with serve(site, "stall", "ok", "ok", "stall") as server:
+    with serve(site, "stall") as server:
         fetch(spec_at(server.url), say=said.append)
         assert is_fetched_whole() and server.requests == [("/a.bin", None), ("/a.bin", "bytes=50000-")]
-        forget()
-        monkeypatch.setattr(http, "LARGE", 50_000)
-        fetch(spec_at(server.url), say=said.append)
-        assert is_fetched_whole() and len(server.requests) == 2 + 6
-    assert len(said) == 2 and all("stalled for" in text for text in said)
+    assert len(said) == 1 and "stalled for" in said[0]
 
 
-@pytest.mark.parametrize("large", [10**9, 50_000], ids=["whole", "in pieces"], indirect=True)
-def test_bad_answers_are_named_and_leave_nothing(site, large):
+def test_bad_answers_are_named_and_leave_nothing(site):
     """Also a page of the right size under another type than HTML."""
     for fault, named in (
         ("html", "an HTML page"),
@@ -139,11 +133,9 @@ def test_bad_answers_are_named_and_leave_nothing(site, large):
             fetch(spec_at(server.url))
         assert e.value.code == 3 and "`a.bin`" in e.value.message and "gz data download toy" in e.value.hint
         assert left_over() == [], fault
-        if large < len(DATA) and fault in ("html", "long", "404", "503"):  # refused at the first look
-            assert {range_ for _, range_ in server.requests} == {FIRST}, fault
 
 
-def test_what_is_no_file_where_a_part_should_be_gives_way(site, large):
+def test_what_is_no_file_where_a_part_should_be_gives_way(site):
     part = raw_dir(spec_at()) / "a.bin.part"
     part.parent.mkdir(parents=True)
     makers = ((Path.mkdir,), (Path.symlink_to, "/nowhere/a.bin"), (Path.write_bytes, DATA * 2))
@@ -243,17 +235,17 @@ from dataclasses import replace
 from gzcli.data.download import http
 from gzcli.data.download.fetch import fetch
 from gzcli.data.sets.registry import SPECS, DataFile
-url, size, md5, large, sabotage = sys.argv[1:]
-http.LARGE, http.BLOCK, http.TIMEOUT = int(large), 1 << 12, 10**6
-exec(sabotage)
+url, size, md5 = sys.argv[1:]
+http.BLOCK, http.TIMEOUT = 1 << 12, 10**6
 fetch(replace(SPECS["mnist"], name="toy", files=(DataFile("a.bin", (url + "/a.bin",), int(size), md5=md5),)))
 """
 PATIENCE = 240  # seconds until a process counts as hanging
 
 
-def child(url, *, large=10**9, sabotage=""):
-    args = [url, str(len(DATA)), MD5, str(large), sabotage]
-    return subprocess.Popen([sys.executable, "-c", CHILD, *args], cwd=ROOT, stderr=subprocess.PIPE)
+def child(url):
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, url, str(len(DATA)), MD5], cwd=ROOT, stderr=subprocess.PIPE
+    )
 
 
 def wait_for(condition):
@@ -271,170 +263,81 @@ def test_two_processes_share_one_download(site):
         assert len(server.requests) == 1 and is_fetched_whole()
 
 
-QUARTERS = ["bytes=0-24999", "bytes=25000-49999", "bytes=50000-74999", "bytes=75000-"]
-FIRST = "bytes=0-0"  # asked for to see whether ranges are served
-
-
-@pytest.fixture
-def large(monkeypatch, request):
-    size = getattr(request, "param", 50_000)
-    monkeypatch.setattr(http, "LARGE", size)
-    return size
-
-
-def ranges(server) -> list[str | None]:
-    """The first request, then the others in the order of their bytes."""
-    first, *others = [span for _, span in server.requests]
-    return [first, *sorted(others, key=lambda span: int(span.split("=")[1].split("-")[0]) if span else -1)]
+FIRST = "bytes=0-0"  # asked for to see how large a file is
 
 
 def resumed(server, size: int) -> None:
-    """Fetches what is missing, and only that: the first request sees whether ranges are served."""
+    """Fetches what is missing, and only that."""
     server.faults.clear()
     server.requests.clear()
     fetch(spec_at(server.url))
-    spans = [range_.removeprefix("bytes=").split("-") for range_ in ranges(server)[1:]]
-    assert sum(int(last or len(DATA) - 1) + 1 - int(first) for first, last in spans) == len(DATA) - size
-    assert is_fetched_whole()
+    assert server.requests == [("/a.bin", f"bytes={size}-")] and is_fetched_whole()
 
 
-def test_a_large_file_comes_in_pieces(site, large):
-    """Over four connections at once: each waits after its half, until all four do."""
-    seen = []
-
-    def progress(done, total):
-        seen.append((done, total))
-        if server.busy == 4 and 0 < done < len(DATA):
-            server.released.set()
-
-    with serve(site, "ok", *["hold"] * 4) as server:
-        fetch(spec_at(server.url), progress=progress)
-        assert server.released.is_set() and ranges(server) == [FIRST, *QUARTERS]
-    assert is_fetched_whole() and seen[-1] == (len(DATA), len(DATA)) and seen == sorted(seen)
-
-
-RECOVERED_PIECES = [  # faults, how many requests there are, whether one connection goes on
-    (["503"], 6, False),
-    (["ok", "503"], 6, False),
-    (["ok", *["cut"] * 5], 10, False),
-    (["ok", "other"], 6, False),
-    (["ok", *["open"] * 3], 5, False),
-    (["redirect", "ok", "redirect"], 7, False),
-    (["whole", "whole"], 2, False),  # no ranges
-    (["ok", *["whole"] * 5], None, True),
-    (["ok", "ok", "404"], None, True),
-    (["ok", "ok", *["503"] * 12], 17, True),  # a server that serves one at a time
-]
-
-
-def test_pieces_recover(site, large):
-    for faults, requests, alone in RECOVERED_PIECES:
-        said = []
-        with serve(site, *faults) as server:
-            fetch(spec_at(server.url), say=said.append)
-            assert requests in (None, len(server.requests)) and is_fetched_whole(), faults
-        assert any("continuing with one connection" in text for text in said) == alone, faults
-        forget()
-
-
-def test_a_piece_that_fails_leaves_the_others_for_a_resume(site, large, monkeypatch):
-    monkeypatch.setattr(http, "TRIES", 1)
-    with serve(site, "ok", *["cut"] * 4, *["503"] * 8) as server:
-        with pytest.raises(MissingError, match="503") as e:
-            fetch(spec_at(server.url))
-        size = http.held(raw_dir(spec_at()) / "a.bin.part")
-        assert f"continues from the {in_words(size)} that" in e.value.hint and size >= 12_500
-        resumed(server, size)
-
-
-def test_pieces_killed_then_resumed(site, large):
-    """Three connections hang in a read that would never end."""
-    raw = cache_dir("raw", "toy")
-    with serve(site, "ok", "ok", *["hold"] * 3) as server:
-        process = child(server.url, large=50_000)
-        wait_for(lambda: len(left_over()) == 4 and all(map(http.size_of, raw.glob("a.bin.part*"))))
+def test_killed_then_resumed(site):
+    """The connection hangs in a read that would never end."""
+    part = cache_dir("raw", "toy") / "a.bin.part"
+    with serve(site, "hold") as server:
+        process = child(server.url)
+        wait_for(lambda: http.size_of(part))
         process.kill()
         assert process.wait(PATIENCE) == -signal.SIGKILL
-        size = http.held(raw / "a.bin.part")
-        assert left_over() == ["a.bin.part", "a.bin.part1", "a.bin.part2", "a.bin.part3"]
-        assert 0 < size < len(DATA)
-        resumed(server, size)
+        assert left_over() == ["a.bin.part"] and 0 < http.size_of(part) < len(DATA)
+        resumed(server, http.size_of(part))
 
 
-def test_an_interrupt_ends_every_connection_and_keeps_its_half(site, large):
+def test_an_interrupt_keeps_what_came(site):
     def interrupt(done, total):
-        if done and server.busy == 4:
+        if done:
             raise KeyboardInterrupt
 
-    with serve(site, "ok", *["hold"] * 4) as server:
+    with serve(site, "hold") as server:
         with pytest.raises(KeyboardInterrupt):
             fetch(spec_at(server.url), progress=interrupt)
         server.released.set()
-        wait_for(lambda: not any("(work)" in thread.name for thread in threading.enumerate()))
-        size = http.held(raw_dir(spec_at()) / "a.bin.part")
+        size = http.size_of(raw_dir(spec_at()) / "a.bin.part")
         assert 0 < size <= len(DATA) // 2
         resumed(server, size)
 
 
-COPYING = """import os, signal
-def copy(src, out, block, calls=[]):
-    calls.append(1)
-    out.write(src.read(10_000 if len(calls) == NTH else -1))
-    if len(calls) == NTH:
-        out.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-http.shutil.copyfileobj = copy
-"""
+def test_what_fails_leaves_its_bytes_for_a_resume(site, monkeypatch):
+    monkeypatch.setattr(http, "TRIES", 1)
+    with serve(site, "cut", *["503"] * 8) as server:
+        with pytest.raises(MissingError, match="503") as e:
+            fetch(spec_at(server.url))
+        size = http.size_of(raw_dir(spec_at()) / "a.bin.part")
+        assert f"continues from the {in_words(size)} that" in e.value.hint and size == 50_000
+        resumed(server, size)
 
 
-@pytest.mark.parametrize("nth", [1, 3])
-def test_killed_while_pieces_are_joined(site, large, nth):
-    """In the middle of a copy; `tests/faults/test_killed.py` kills between the changes of files."""
-    with serve(site) as server:
-        process = child(server.url, large=50_000, sabotage=COPYING.replace("NTH", str(nth)))
-        assert process.wait(PATIENCE) == -signal.SIGKILL
-        assert "a.bin" not in left_over()
-        server.requests.clear()
-        fetch(spec_at(server.url))
-        assert [range_ for _, range_ in server.requests] in ([FIRST], [])  # nothing is fetched twice
-    assert is_fetched_whole()
-
-
-ZEROS = ["bytes=0-24999", *QUARTERS[1:3], "bytes=40000-49999", "bytes=50000-74999", *[QUARTERS[3]] * 2]
-LEFT = [  # the ending of each part → its bytes; the ranges asked for after the first
-    ({"": DATA[:40_000]}, ["bytes=40000-49999", *QUARTERS[2:]]),  # by a single connection
-    ({"": DATA[:80_000]}, ["bytes=80000-"]),
-    ({"": DATA[:40_000], "1": DATA[25_000:30_000]}, ["bytes=40000-49999", *QUARTERS[2:]]),
-    (
-        {"": DATA[:10_000], "2": DATA[50_000:60_000]},
-        ["bytes=10000-24999", QUARTERS[1], "bytes=60000-74999", QUARTERS[3]],
-    ),
-    ({"1": DATA[:25_001]}, QUARTERS),  # too long to be a piece
-    ({"": bytes(40_000)}, [FIRST, *ZEROS]),  # of another file: all of it once more
-    ({"": bytes(200_000)}, QUARTERS),
-    ({"": DATA, "3": b"?"}, None),
+LEFT = [  # the ending of each part → its bytes; the ranges that are asked for
+    ({"": DATA[:40_000]}, ["bytes=40000-"]),
+    ({"": DATA[:40_000], "1": DATA[25_000:30_000]}, ["bytes=40000-"]),  # of four connections, once
+    ({"1": DATA[:25_001], "3": b"?"}, [None]),
+    ({"": bytes(40_000)}, ["bytes=40000-", None]),  # of another file: all of it once more
+    ({"": bytes(200_000)}, [None]),
+    ({"": DATA, "3": b"?"}, []),
 ]
 
 
-def test_parts_of_earlier_tries(site, large):
+def test_parts_of_earlier_tries(site):
     for left, spans in LEFT:
         write(cache_dir("raw", "toy"), {f"a.bin.part{ending}": content for ending, content in left.items()})
         with serve(site) as server:
             fetch(spec_at(server.url))
-            requests = sorted(range_ for _, range_ in server.requests)
-        assert requests == sorted([] if spans is None else [FIRST, *spans]), spans
-        assert is_fetched_whole(), spans
+            requests = [range_ for _, range_ in server.requests]
+        assert requests == spans and is_fetched_whole(), spans
         forget()
 
 
-def test_an_estimated_size_gives_way_to_the_real_one(site, large):
+def test_an_estimated_size_gives_way_to_the_real_one(site):
     for about in (10, 10**6):
         for fault in ("ok", "whole", "unsized"):
             seen = []
             with serve(site, *[fault] * 9) as server:
                 spec = estimated(about, server.url)
                 fetch(spec, progress=lambda *row, seen=seen: seen.append(row))
-                assert len(server.requests) == (5 if fault == "ok" else 2), (about, fault)
+                assert len(server.requests) == 2, (about, fault)
             assert is_fetched_whole() and is_fetched(spec) and seen[-1] == (len(DATA), len(DATA)), (
                 about,
                 fault,
@@ -589,8 +492,8 @@ def test_linked_folders(spec, site, monkeypatch):
         assert {name: (root / name).read_bytes() for name in pictures} == pictures
 
 
-def test_a_large_need_is_told_first(site, large, monkeypatch):
-    """Room for what is missing, and for a piece twice, is needed."""
+def test_a_large_need_is_told_first(site, monkeypatch):
+    """Room for what is missing is needed."""
     said, needs = [], []
     fetch(spec_at(), source=str(site), pack_size=10**6, say=said.append)
     assert said == []
@@ -604,10 +507,9 @@ def test_a_large_need_is_told_first(site, large, monkeypatch):
     with pytest.raises(MissingError, match="are needed"):
         fetch(spec_at(), source=str(site), pack_size=10**18)
     monkeypatch.setattr(fetching, "need_space", lambda folder, size: needs.append(size))
-    for number, size in (("", 25_000), ("1", 5_000)):
-        (raw_dir(spec_at()) / f"a.bin.part{number}").write_bytes(DATA[25_000:][:size])
+    (raw_dir(spec_at()) / "a.bin.part").write_bytes(DATA[:25_000])
     fetch(spec_at(), source=str(site))
-    assert needs == [len(DATA) - 30_000 + 25_000]
+    assert needs == [len(DATA) - 25_000]
 
 
 def test_download_takes_a_size_and_channels(monkeypatch, capsys):

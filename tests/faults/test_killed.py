@@ -25,7 +25,7 @@ TRAIN += tuple(word for key in SMALL for word in ("--set", key))
 CONTENT = random.Random(0).randbytes(300_000)
 
 
-LEFT = (".part", ".part1", ".part2", ".part3", ".link")
+LEFT = (".part", ".link")
 
 
 def unreadable(home: Path) -> list[str]:

@@ -83,7 +83,7 @@ def _fetch_missing(
                 break
         before += size_of(folder / file.name)
     if refused:
-        received = sum(http.held(_part(folder / name)) for name in refused)
+        received = sum(size_of(_part(folder / name)) for name in refused)
         online = any(is_url(address) for name in refused for address in places[name])
         raise _unobtainable(spec, refused, received, online)
     progress(before, before)
@@ -91,15 +91,13 @@ def _fetch_missing(
 
 def _say_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: int, say: Say) -> None:
     """Says how much disk a large download takes; raises MissingError without the space."""
-    need = sum(max(0, file.size - http.held(_part(folder / file.name))) for file in files)
+    need = sum(max(0, file.size - size_of(_part(folder / file.name))) for file in files)
     if max(need, pack_size) > LARGE:
         free = shutil.disk_usage(folder.parent).free
         parts = [f"fetching {size_in_words(need)} into `{folder}`"] if need else []
         parts += [f"its pack will take {size_in_words(pack_size)}"] if pack_size else []
         say(f"`{spec.name}`: {', '.join(parts)}; {size_in_words(free)} are free")
-    # Pieces of a large file are appended to the first: one of them is then on the disk twice.
-    joining = max((file.size // http.PIECES for file in files if file.size >= http.LARGE), default=0)
-    need_space(folder, need + max(joining, pack_size))
+    need_space(folder, need + pack_size)
 
 
 def _unobtainable(spec: DataSpec, refused: dict[str, str], received: int, online: bool) -> MissingError:
@@ -230,13 +228,13 @@ def _copy(address: str, file: DataFile, path: Path, report: Report, say: Say) ->
             _check(file, part, say)
             break
         except _Wrong:
-            http.drop(part)
+            part.unlink(missing_ok=True)
             if anew or not resumed:
                 raise
             anew = True  # it came in parts, of which one may be of another file: once more, from zero
     fsync(part)
     os.replace(part, path)
-    http.drop(part)
+    part.unlink(missing_ok=True)
 
 
 def _refuse_size(source: Path, file: DataFile) -> None:
@@ -350,7 +348,7 @@ def fetch_weights(name: str, *, progress: Report = unreported, say: Say = silent
             return path
         what = f"{weights.title} ({size_in_words(file.size)}, licence: {weights.licence})"
         say(f"fetching {what} from {addresses[0]}")
-        need_space(path.parent, file.size - http.held(_part(path)))
+        need_space(path.parent, file.size - size_of(_part(path)))
         try:
             _fetch_file(file, path, addresses, progress, say)
         except Refused as e:

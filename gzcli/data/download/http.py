@@ -1,37 +1,31 @@
-"""Downloads over HTTP: resumed by range, over several connections if that helps, retried with back-off.
-
-An incomplete file is `NAME.part`. Of a file in pieces that is the first one, and `NAME.part1` and so on are
-the others. Each is resumed from its own size, and they are appended when all are complete. The caller
-verifies the checksum.
+"""Downloads over HTTP: resumed by range from the size of an incomplete file `NAME.part`, and retried with
+back-off. The caller verifies the checksum.
 """
 
 from __future__ import annotations
 
 import base64
 import http.client
-import os
 import re
 import shutil
 import socket
-import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gzcli.core.errors import DISK, UsageError, redacted
 from gzcli.core.types import Report, Say
 
+T = TypeVar("T")
 TIMEOUT = 30.0  # seconds without a byte until a connection counts as stalled
 TRIES = 4  # attempts in a row that bring nothing new, with back-off
 BACKOFF = 1.0  # seconds before the second attempt; doubled each time
 BLOCK = 1 << 18
-LARGE = 64_000_000  # bytes from which a file comes in pieces, if the server serves ranges
-PIECES = 4
 
 
 class Refused(Exception):
@@ -123,87 +117,28 @@ def split(address: str) -> urllib.parse.SplitResult:
         raise UsageError(f"`{redacted(address)}` is not an address", hint=hint) from None
 
 
-class _NoRanges(Exception):
-    """The server ignores ranges and sends the whole file."""
-
-
-class _Stopped(Exception):
-    """The user pressed Ctrl-C."""
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A range of a file being downloaded."""
-
-    path: Path  # file of its bytes
-    start: int  # bytes of the file before it
-    end: int | None  # bytes of the file up to its end; None where the server does not say
-    total: int | None  # bytes of the file; None where the server does not say
-
-    @property
-    def size(self) -> int:
-        return size_of(self.path)
-
-    @property
-    def is_whole(self) -> bool:
-        return self.end is not None and self.size == self.end - self.start
-
-    @property
-    def is_file(self) -> bool:
-        """Whether the piece is the whole file."""
-        return self.start == 0 and self.end == self.total
-
-    @property
-    def byte_range(self) -> str | None:
-        """The missing range; None: the file from its beginning."""
-        if self.total is None or (self.is_file and not self.size):
-            return None
-        last = "" if self.end is None or self.end == self.total else self.end - 1
-        return f"bytes={self.start + self.size}-{last}"
-
-
 def download(url: str, part: Path, size: int, *, exact: bool, report: Report, say: Say) -> bool:
     """Downloads about `size` bytes into `part`, resuming an earlier attempt. Returns whether any bytes were
     there before the last request, so that the file may be of two. Raises Refused."""
-    if exact and size_of(part) == size:
+    total = size if exact else _patiently(url, lambda: _look(url), lambda: 0, say)
+    if size_of(part) > (total or 0):
+        part.unlink()  # of another file, or of one whose size is not known and that cannot be resumed
+    if total is not None and size_of(part) == total:
         return True
-    total, ranges = size if exact else None, False
-    if size >= LARGE or not exact:
-        found_size, ranges = _patiently(url, lambda: _look(url), lambda: 0, threading.Event(), say)
-        if exact and found_size is not None and found_size != size:
-            raise Refused(wrong_size(found_size, size))
-        total = found_size or total
-    pieces = _pieces(part, total, PIECES if ranges and (total or 0) >= LARGE else 1)
 
-    def report_all(received: int, total: int) -> None:
-        report(received, max(received, total or size))
+    def received(count: int) -> None:
+        report(count, max(count, total or size))
 
-    try:
-        resumed = _fill(url, pieces, report_all, say)
-    except _NoRanges:
-        pieces = _pieces(part, total, 1)
-        resumed = _fill(url, pieces, report_all, say)
-    _join(pieces)
-    return resumed
-
-
-def held(part: Path) -> int:
-    """The number of bytes received so far, in all pieces."""
-    return sum(map(size_of, part.parent.glob(f"{part.name}*")))
-
-
-def drop(part: Path) -> None:
-    """Removes all pieces received so far."""
-    for piece in part.parent.glob(f"{part.name}*"):
-        piece.unlink()
+    return _patiently(url, lambda: _attempt(url, part, total, received), lambda: size_of(part), say)
 
 
 def clear(part: Path) -> None:
-    """Removes folders and broken links from the paths of an incomplete file and its pieces."""
+    """Removes folders and broken links from the path of an incomplete file, and the further pieces of one
+    that an earlier version fetched over several connections."""
     for piece in part.parent.glob(f"{part.name}*"):
         if piece.is_dir() and not piece.is_symlink():
             shutil.rmtree(piece)
-        elif not piece.is_file():
+        elif not piece.is_file() or piece != part:
             piece.unlink()
 
 
@@ -215,100 +150,13 @@ def wrong_size(size: int, expected: int) -> str:
     return f"has the wrong size: {size:,} bytes where {expected:,} are expected"
 
 
-def _look(url: str) -> tuple[int | None, bool]:
-    """The size of the file, if known, and whether the server supports ranges, by a request of one byte."""
+def _look(url: str) -> int | None:
+    """The size of the file, if the server says it, by a request of one byte."""
     with answer(url, "bytes=0-0") as response:
-        if response.status != 206:
-            return response.length, False
-        _, total = content_range(response)
-        return total, total is not None
+        return content_range(response)[1] if response.status == 206 else response.length
 
 
-def _pieces(part: Path, total: int | None, count: int) -> list[_Piece]:
-    """The file in `count` equal ranges, the last a little shorter. Those that `part` covers already are one.
-
-    `part` reaches into a later range in two cases. If the file of that range is complete, appending it was
-    interrupted: `part` is truncated to the start of the range. Else a single connection wrote `part`, and
-    continues to the end of that range.
-    """
-    if size_of(part) > (total or 0):
-        part.unlink()  # of another file, or of one whose size is not known and that cannot be resumed
-    step = -(-(total or 0) // count)
-    starts = [step * i for i in range(count)]
-    paths = [part, *(part.with_name(f"{part.name}{i}") for i in range(1, count))]
-    ends = [*starts[1:], total]
-    rows = [_Piece(path, start, end, total) for path, start, end in zip(paths, starts, ends, strict=True)]
-    for row in rows[1:]:
-        if row.end is not None and row.size > row.end - row.start:
-            row.path.unlink()
-    reached = max(0, -(-size_of(part) // step) - 1) if step else 0
-    if reached and rows[reached].is_whole:
-        os.truncate(part, rows[reached].start)
-        reached -= 1
-    return [_Piece(part, 0, rows[reached].end, total), *rows[reached + 1 :]]
-
-
-def _join(pieces: list[_Piece]) -> None:
-    """Appends the pieces to the first. Each is removed only when its bytes are on the disk: if this is
-    killed, the piece is appended again (see `_pieces`)."""
-    first, *others = pieces
-    for piece in others:
-        with open(piece.path, "rb") as src, open(first.path, "r+b") as out:
-            out.seek(piece.start)
-            shutil.copyfileobj(src, out, BLOCK)
-            out.flush()
-            os.fsync(out.fileno())
-        piece.path.unlink()
-
-
-def _fill(url: str, pieces: list[_Piece], report: Report, say: Say) -> bool:
-    """Fetches all pieces at once, or one after the other if the server refuses several connections. Returns
-    whether bytes of any were there before its last request."""
-    try:
-        return _together(url, pieces, pieces, report, say)
-    except (Refused, _NoRanges) as e:
-        if len(pieces) == 1:
-            raise
-        say(f"{redacted(url)}: {e}; continuing with one connection")
-        for piece in pieces:
-            _together(url, [piece], pieces, report, say)
-        return True
-
-
-def _together(url: str, some: list[_Piece], pieces: list[_Piece], report: Report, say: Say) -> bool:
-    """Fetches `some` of the pieces, each in a thread; raises the first error when all threads have ended.
-    Returns whether bytes of any were there before its last request."""
-    stop, errors = threading.Event(), []
-    resumed = [piece.is_whole for piece in some]
-
-    def work(piece: _Piece) -> None:
-        try:
-            resumed.append(_patiently(url, lambda: _attempt(url, piece, stop), lambda: piece.size, stop, say))
-        except BaseException as e:
-            errors.append(e)
-
-    threads = [threading.Thread(target=work, args=(p,), daemon=True) for p in some if not p.is_whole]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(0.1)
-                report(sum(piece.size for piece in pieces), pieces[0].total or 0)
-    except BaseException:
-        # Ctrl-C. A thread that hangs in a read is left behind: it sees `stop` before it writes again.
-        stop.set()
-        for thread in filter(threading.Thread.is_alive, threads):
-            thread.join(0.25)
-        raise
-    if errors:
-        raise errors[0]
-    return any(resumed)
-
-
-def _patiently(
-    url: str, attempt: Callable[[], Any], got: Callable[[], int], stop: threading.Event, say: Say
-) -> Any:
+def _patiently(url: str, attempt: Callable[[], T], got: Callable[[], int], say: Say) -> T:
     """Calls `attempt` until it succeeds or is hopeless. Failures count only while no more bytes are there
     than ever before: bytes that were dropped and came again are no progress."""
     failures, most = 0, got()
@@ -322,44 +170,39 @@ def _patiently(
                 raise Refused(f"{e}, {TRIES} times in a row") from e
             wait = max(min(e.wait, 60.0), BACKOFF * 2 ** max(failures - 1, 0))
             say(f"{redacted(url)}: {e}; trying again in {wait:.0f} s")
-            if stop.wait(wait):
-                raise _Stopped from e
+            time.sleep(wait)
 
 
-def _attempt(url: str, piece: _Piece, stop: threading.Event) -> bool:
-    """Requests what is missing of a piece; starts again where a server ignores the range. Returns whether
-    bytes of the piece were there before."""
-    byte_range = piece.byte_range
+def _attempt(url: str, part: Path, total: int | None, report: Callable[[int], None]) -> bool:
+    """Requests what is missing of a file; starts anew where a server ignores the range. Returns whether bytes
+    of it were there before."""
+    before = size_of(part)
+    byte_range = f"bytes={before}-" if before and total is not None else None
     try:
         with answer(url, byte_range) as response:
             resumed = byte_range is not None and response.status == 206
-            held_some = resumed and piece.size > 0
-            if resumed:
-                start, total = content_range(response)
-                if start != piece.start + piece.size:
-                    raise BadRange("sent another range than asked for")
-            elif piece.is_file:
-                total = response.length
-            else:
-                raise _NoRanges("sends the whole file instead of a piece")
-            if total is not None and piece.total is not None and total != piece.total:
-                raise Refused(wrong_size(total, piece.total))
-            with open(piece.path, "ab" if resumed else "wb") as out:
-                _pour(response, out, None if piece.end is None else piece.end - piece.start, stop)
+            start, found = content_range(response) if resumed else (0, response.length)
+            if resumed and start != before:
+                raise BadRange("sent another range than asked for")
+            if found is not None and total is not None and found != total:
+                raise Refused(wrong_size(found, total))
+            with open(part, "ab" if resumed else "wb") as out:
+                _pour(response, out, total, report)
     except BadRange:  # what came does not fit this server's file
-        piece.path.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         raise
-    if piece.end is not None and not piece.is_whole:
-        raise Again(f"cut off after {piece.start + piece.size:,} of {piece.total:,} bytes")
-    return held_some
+    if total is not None and (size := size_of(part)) != total:
+        raise Again(f"cut off after {size:,} of {total:,} bytes")
+    return resumed
 
 
-def _pour(response: http.client.HTTPResponse, out: Any, size: int | None, stop: threading.Event) -> None:
+def _pour(
+    response: http.client.HTTPResponse, out: Any, size: int | None, report: Callable[[int], None]
+) -> None:
     """Writes bytes of the answer to `out`, up to `size`, as they arrive, so that a stall loses nothing."""
     while size is None or out.tell() < size:
         block = response.read1(BLOCK if size is None else min(BLOCK, size - out.tell()))
-        if stop.is_set():
-            raise _Stopped
         if not block:
             return
         out.write(block)
+        report(out.tell())
