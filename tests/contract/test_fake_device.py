@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import typing
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
@@ -38,6 +37,7 @@ from gzcli.models import catalog
 from gzcli.models.base import Phase, flat_defaults, group_options
 from gzcli.models.denoising.applications import Applications
 from gzcli.models.nn import double
+from gzcli.recipe import schema
 from gzcli.store import runs
 from gzcli.store.jobs import SampleJob
 
@@ -191,6 +191,7 @@ class Paths:
         self.t, self.device, self.card = t, device, catalog.card(case.model)
         self.first = FIRST[case.model] is case
         self.whole = self.first and case.model not in KIN
+        self.sampled = self.whole and "sampler" in self.card.sample
         steps = ([step for step in range(p.start, p.start + p.every) if p.due(step)] for p in t.phases)
         self.model, self.due = t.model, sorted({due[0] for due in steps})
         self.trained = t.trained
@@ -211,11 +212,10 @@ class Paths:
         # one pixel after another takes long, and `complete` does a row of them
         if "complete" not in self.card.do or self.card.stages:
             yield "sample", TRAINED, self.sample
-        for key in {"sampler", "solver"} & set(self.card.sample) if self.whole else ():
+        for choice in schema.listed(self.card.sample["sampler"].annotation) if self.sampled else ():
             few = {"steps": 2} | ({"repeats": 1} if "repeats" in self.card.sample else {})
-            for choice in typing.get_args(eval(self.card.sample[key].annotation, vars(typing))):
-                call = lambda key=key, choice=choice, few=few: self.sample(**{key: choice}, **few)  # noqa: E731
-                yield f"sample {key}={choice}", TRAINED, call
+            call = lambda choice=choice, few=few: self.sample(sampler=choice, **few)  # noqa: E731
+            yield f"sample sampler={choice}", TRAINED, call
         if self.first:
             yield from self.of_scores()
         for do in self.card.do if self.first else self.card.labelled:

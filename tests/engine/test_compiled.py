@@ -55,7 +55,11 @@ def gradients(model: Model, loss: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize(
     "case",
-    [Case("ddpm", DDPM | {"conditional": True}), Case("dit", DIT | {"timesteps": 20, "layers": 1}), VAE],
+    [
+        pytest.param(Case("ddpm", DDPM | {"conditional": True}), marks=pytest.mark.slow),
+        Case("dit", DIT | {"timesteps": 20, "layers": 1}),
+        VAE,
+    ],
     ids=str,
 )
 def test_one_graph_of_the_eager_numbers(case):

@@ -403,6 +403,8 @@ def test_pictures_in_colour_have_neighbours_in_features(monkeypatch, installed):
             return np.asarray(images).mean((2, 3)) + 1
 
     monkeypatch.setattr(ood.pretrained, "is_installed", lambda: installed)
+    monkeypatch.setattr(ood, "BANK", 400)
+    monkeypatch.setattr(ood, "FITTED", 100)
     monkeypatch.setattr(ood.pretrained, "lite", lambda device: Space())
     home, foreign = open_pack("patches"), open_pack("digits", size=32, channels=3)
     picks = {p.meta.name: scores.Pick(p, "test", np.arange(12)) for p in (home, foreign)}
@@ -410,7 +412,7 @@ def test_pictures_in_colour_have_neighbours_in_features(monkeypatch, installed):
     names = ["png", "mean", "knn_pixels", "pca", "pca_local", *(["knn_lite"] if installed else [])]
     assert [list(table) for table in tables.values()] == [names] * 2
     if installed:
-        index = subset(home.meta.counts["train"], 2500)
+        index = subset(home.meta.counts["train"], 100)
         rows = map(Space().features, (home.images("train")[index], foreign.images("test")[:12]))
         bank, seen = (f / np.linalg.norm(f, axis=1, keepdims=True) for f in rows)
         nearest = np.linalg.norm(seen[:, None] - bank, axis=2).min(1)

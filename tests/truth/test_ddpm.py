@@ -12,7 +12,7 @@ from refused import refused
 from torch import Tensor, nn
 
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
-from gzcli.engine.checkpoint import with_zero_inputs
+from gzcli.engine.trained import with_zero_inputs
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.denoiser import UNCLIPPED, WalkOptions
 from gzcli.models.denoising.process import DiscreteVP, Level, shift_of
@@ -553,10 +553,11 @@ def test_an_exported_model_makes_the_same_pictures(prediction, zero_snr, tmp_pat
         torch.testing.assert_close(theirs, draw(sampler), atol=close, rtol=0)
 
 
-def test_a_model_with_a_factor_learns_to_enlarge(tmp_path):
-    """Only one told of the small image can know these; from weights without a factor it starts as that."""
-    info = DataInfo((1, 8, 8))
-    keys = {"channels": 8, "mult": (1, 2), "attention": (), "timesteps": 100}
+ENLARGES = {"channels": 8, "mult": (1, 2), "attention": (), "timesteps": 100}
+
+
+def test_a_model_with_a_factor_starts_as_the_weights_without_and_says_what_it_cannot():
+    info, keys = DataInfo((1, 8, 8)), ENLARGES
     plain, torch_seed = DDPM.of(info, **keys), torch.manual_seed(0)
     for p in plain.parameters():
         torch.nn.init.normal_(p, std=0.2, generator=torch_seed)
@@ -569,7 +570,19 @@ def test_a_model_with_a_factor_learns_to_enlarge(tmp_path):
     with torch.no_grad():
         guided = model.net(model.inputs(x, model.process.levels_at(t), small), t)
         torch.testing.assert_close(guided, plain.net(x, t))
+    uneven = DDPM.of(DataInfo((1, 14, 14)), **keys | {"mult": (1, 1, 1)})
+    for message, call in {
+        "trained to enlarge 2 times": lambda: model.upscale(x, noise=noise(3), factor=4),
+        "no 3 times larger": lambda: DDPM.of(info, **keys, factor=3),
+        "no pipeline": model.to_diffusers,
+        "cannot halve 14×14 images 2 times": uneven.to_diffusers,
+    }.items():
+        refused(message, call)
 
+
+@pytest.mark.slow
+def test_a_model_with_a_factor_learns_to_enlarge():
+    """Only one told of the small image can know these."""
     pattern = torch.tensor([[0.3, -0.3], [-0.3, 0.3]]).repeat(4, 4)
 
     def draw(seed: int) -> Tensor:
@@ -578,7 +591,7 @@ def test_a_model_with_a_factor_learns_to_enlarge(tmp_path):
         return wide + pattern * wide.sign()
 
     torch.manual_seed(0)
-    model = DDPM.of(info, **keys, factor=2)
+    model = DDPM.of(DataInfo((1, 8, 8)), **ENLARGES, factor=2)
     at = lambda step: Batch(draw(step), None, torch.arange(32), BatchNoise(0, step, total=32))  # noqa: E731
     fitted(model, at, 250, 3e-3)
     held = draw(-1)
@@ -590,14 +603,6 @@ def test_a_model_with_a_factor_learns_to_enlarge(tmp_path):
     torch.testing.assert_close(nn.functional.avg_pool2d(mine, 2)[inside], small[inside], atol=1e-3, rtol=0)
     assert (mine - held).square().mean() < 0.25 * (bicubic - held).square().mean()
     assert flat(model.sample)(2, noise=noise(2), steps=3).shape == (2, 1, 8, 8)
-    uneven = DDPM.of(DataInfo((1, 14, 14)), **keys | {"mult": (1, 1, 1)})
-    for message, call in {
-        "trained to enlarge 2 times": lambda: model.upscale(held, noise=noise(32), factor=4),
-        "no 3 times larger": lambda: DDPM.of(info, **keys, factor=3),
-        "no pipeline": model.to_diffusers,
-        "cannot halve 14×14 images 2 times": uneven.to_diffusers,
-    }.items():
-        refused(message, call)
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])

@@ -99,6 +99,7 @@ def test_the_inverse_of_ddim():
     torch.testing.assert_close(back, x_T, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_reconstruction_of_held_out_images(trained):
     x, draws = bars(6, 999).x, torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
     z = trained.mean + 0.5 * trained.std * draws
@@ -247,6 +248,7 @@ def test_a_step_is_the_likeliest_that_moves_the_logits_so():
     assert torch.equal(model.move_codes(z, seen, 1.0, model.head), z)
 
 
+@pytest.mark.slow
 def test_edits_ways_between_images_and_scores(trained):
     batch = bars(40, 999)
     assert torch.equal(is_down(batch.x), batch.y)
@@ -303,6 +305,7 @@ def test_the_prior_s_loss_and_samples_are_those_of_a_gaussian(monkeypatch):
     torch.testing.assert_close(z.std(0), torch.full((4,), 1.5), atol=0, rtol=0.06)
 
 
+@pytest.mark.slow
 def test_the_prior_learns_the_codes_of_each_class_and_does_what_its_autoencoder_can(trained):
     """Codes sampled by label are what the classifier takes for it, and the images are bars of that class."""
     prior = prior_of(trained, width=64, layers=4, conditional=True).train()

@@ -144,6 +144,7 @@ def test_densities_of_noise_and_image_are_those_of_their_jacobians():
     torch.testing.assert_close(model.log_prob(x, noise=Given(eps)), want)
 
 
+@pytest.mark.slow
 def test_learned_noise_beats_uniform_and_more_samples_tighten_the_bound():
     """On independent two-level pixels, whose entropy no bound can beat."""
     g = torch.Generator().manual_seed(0)

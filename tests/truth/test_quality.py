@@ -154,6 +154,7 @@ class Coloured:
         return 400 if split == "train" else 99
 
 
+@pytest.mark.slow
 def test_shuffled_pixels_of_a_small_colour_set_are_not_precise():
     """A dead judge, of an accuracy of .19, gave .86. After 300 steps in place of 1,500 it may be a tenth."""
     pack = Coloured()
