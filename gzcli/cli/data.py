@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from gzcli.cli import options as opt
@@ -16,7 +17,7 @@ from gzcli.cli.options import a_set, argument, choose, option
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.units import Size, packable, sides
 from gzcli.data import library
-from gzcli.data.sets.names import locate, names
+from gzcli.data.sets.names import locate, names, slug
 from gzcli.data.sets.registry import DataSpec, Form, find, is_fetched
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ _Names = Annotated[list[str], argument("NAME", "Data sets.", a_set)]
 _Some = Annotated[list[str] | None, argument("NAME", "Data sets. Default: all cached ones.", a_set)]
 _Shown = Annotated[str, argument("NAME|PATH", "A data set, or your own images.", a_set)]
 _Path = Annotated[str, argument("PATH", "A folder, zip, tar, npz or parquet of images.")]
-_NewName = Annotated[str, option("--name NAME", "Name of the data set.")]
+_NEW_NAME_HELP = "Name of the data set. Default: that of the folder or file."
+_NewName = Annotated[str | None, option("--name NAME", _NEW_NAME_HELP)]
 _FROM_HELP = "Folder or URL of the files, instead of the publisher."
 _From = Annotated[str | None, option("--from DIR|URL", _FROM_HELP)]
 _SIZE_HELP = "Image size: a side, or width and height, such as 48x32. MedMNIST comes in 28, 64, 128 and 224."
@@ -109,7 +111,7 @@ def download(names: _Names, source: _From = None, size: _Size = None, channels: 
 @app.command("import")
 def import_(
     path: _Path,
-    name: _NewName,
+    name: _NewName = None,
     size: _Size = None,
     channels: _Channels = None,
     layout: _Layout = None,
@@ -119,6 +121,7 @@ def import_(
     from gzcli.data.readers.folder import LAYOUTS
 
     layout = choose("layout", layout, LAYOUTS) if layout else None
+    name = name or slug(Path(path).expanduser().absolute().name.partition(".")[0])
     new = name not in names()
     row = library.import_set(path, name, Form(size, channels, skip_bad, layout))
     more, classes = "", None

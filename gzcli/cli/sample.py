@@ -24,8 +24,9 @@ from gzcli.core.sections import LaunchSection
 from gzcli.core.units import counted
 from gzcli.data.sets.names import class_numbers, data_key, in_turns, slug
 from gzcli.store import claims
+from gzcli.store import pretrained as ready
 from gzcli.store.files import checksum
-from gzcli.store.paths import cache_dir
+from gzcli.store.paths import cache_dir, spelling
 from gzcli.store.png import FORMATS, origin_of
 from gzcli.store.run_folder import Run
 from gzcli.store.runs import all_runs
@@ -137,7 +138,12 @@ def job_of(model: str, data: str | None, typed: SampleJob, words: list[str]) -> 
     from gzcli.launch.from_file import find_run
     from gzcli.models.catalog import card_of
 
-    run = find_run(model, data=data)
+    try:
+        run = find_run(model, data=data)
+    except MissingError as error:
+        if data is None and spelling(model) in {ready.parts_of(name)[0] for name in ready.names()}:
+            error.hint = f"gz sample {model} --pretrained, or {error.hint}"
+        raise
     part = part_of(run.serving.tree())
     card, conditional = card_of(run, part.model), bool(part.options.get("conditional"))
     do = choose_application(typed.do, card) if typed.do else None

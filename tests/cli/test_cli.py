@@ -323,7 +323,7 @@ def test_data_of_your_own(gz, gz_json, home, tmp_path):
     images, labels = rng.integers(0, 256, (40, 8, 8), dtype=np.uint8), rng.integers(0, 2, (40, 1))
     file = tmp_path / "mine.npz"
     np.savez(file, train_images=images, train_labels=labels, test_images=images[:10], test_labels=labels[:10])
-    code, value = gz_json("data", "import", str(file), "--name", "mine")
+    code, value = gz_json("data", "import", str(file))  # named as the file
     assert code == 0 and value["name"] == "mine" and value["path"] == str(file)
     assert "mine" in {row["name"] for row in gz_json("list", "data")[1]["data"]}
     assert value["shape"] == [1, 8, 8] and value["counts"]["test"] == 10 and value["skipped"] == []
