@@ -13,8 +13,9 @@ is learned if it is hidden.
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -27,7 +28,16 @@ from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise
 from gzcli.models.base import Model
-from gzcli.models.nn import ClassEmbedding, Classes, at_least, full_fp32, needs_labels, spread_labels, to_fp32
+from gzcli.models.nn import (
+    ClassEmbedding,
+    Classes,
+    at_least,
+    every_label,
+    full_fp32,
+    needs_labels,
+    spread_labels,
+    to_fp32,
+)
 
 SIDE = 32  # images of a larger side are averaged to it before they are compared
 ROUNDS = 20  # of k-means, at most
@@ -265,6 +275,16 @@ class Labelled(Model):
             hint = "name them with `--label`, or set `model.label_dropout` and train"
             raise UsageError("a model trained without label dropout needs labels", hint=hint)
         return labels
+
+    def over_classes(
+        self, log_prob: Callable[[Tensor | None], Tensor], n: int, labels: Tensor | None
+    ) -> Tensor:
+        """log p(x | labels) [B] of n images. A conditional model without labels gives the mixture over its
+        classes, which it samples; of multi-label data, or with clusters, what `image_condition` gives."""
+        if labels is not None or not self.conditional or self.data.multilabel or self.clusters is not None:
+            return log_prob(labels)
+        each = torch.stack([log_prob(y) for y in every_label(self.data, n, self.device)])
+        return each.logsumexp(0) - math.log(len(each))
 
     def condition_log_prob(self, condition: Tensor | None, labels: Tensor | None) -> Tensor | float:
         """log p(c) of the clusters `condition`, or log p(c | labels), [B]; 0 without clusters."""

@@ -18,21 +18,25 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import torch
+from scipy.special import ndtri
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress
 from gzcli.core.units import Size, sides
 from gzcli.models.base import Model
 from gzcli.models.denoising import samplers
-from gzcli.models.denoising.process import Level, Process, TimeSampling, normal_draws, stratified
+from gzcli.models.denoising.process import Level, Process, normal_draws, stratified
 from gzcli.models.denoising.samplers import Denoise, Estimate, Sampler, Solver, Velocity, solve
 from gzcli.models.labelled import GUIDANCE, ClusterOptions, Guidance, Labelled, LabelOptions
 from gzcli.models.nn import double, to_fp32
 
+Times = Literal["uniform", "stratified", "logit_normal", "cosine", "log_normal"]
 Prediction = Literal["eps", "x0", "v", "velocity"]
 
 LEAST_SIGMA = 0.05  # by which the error of a predicted image is divided (Li & He 2025, arXiv:2511.13720)
@@ -91,6 +95,38 @@ class WalkOptions(DrawOptions):
     dynamic: float | None = None
 
 
+LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
+PURE = 1e6  # σ/α from which noise says nothing about an image in fp32
+QUANTILES = 4097  # of a distribution of times
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveOptions(EstimateOptions):
+    """What the network predicts, and how it is trained.
+
+    prediction: prediction target: the noise (eps), v = (α ε − σ x_0) / √(α² + σ²) (Salimans 2022), the
+      velocity α′ x_0 + σ′ ε, or the image (x0), with the error weighted as for v or the velocity (Li & He
+      2025, arXiv:2511.13720).
+    loss_type: error of the prediction: squared (l2), absolute (l1) or Huber's.
+    weighting: loss weight: the unweighted error of the prediction (even), the unweighted error of ε (score),
+      or g²/σ² of it, a bound of the likelihood (likelihood; Song 2021b, arXiv:2101.09258).
+    min_snr: γ of min-SNR-γ loss weights (Hang 2023, arXiv:2303.09556). Default: those of `weighting`.
+    time_sampling: distribution of training times: independent (uniform), one from each of B equal intervals
+      (stratified), concentrated in the middle (logit_normal; Esser 2024, arXiv:2403.03206), uniform in the
+      angle of (α, σ) as in the cosine schedule (cosine), or normal in log σ/α (log_normal; Karras 2022).
+    log_mean: mean of log σ/α in training by log_normal.
+    log_std: standard deviation of log σ/α.
+    """
+
+    prediction: Prediction = "v"
+    loss_type: Annotated[str, LOSSES] = "l2"
+    weighting: Literal["even", "score", "likelihood"] = "even"
+    min_snr: float | None = None
+    time_sampling: Times = "stratified"
+    log_mean: float = -1.2
+    log_std: float = 1.2
+
+
 AS_TRAINED, UNCLIPPED = WalkOptions(guidance=1.0), WalkOptions(guidance=1.0, clip=False)
 
 
@@ -105,13 +141,42 @@ class Denoiser(Labelled):
     best = "fd"  # a lower loss does not mean better images
     watched: ClassVar[str | None] = "loss"
     prediction: Prediction = "velocity"  # what the network predicts
-    time_sampling: TimeSampling = "stratified"  # how a batch draws its times
+    time_sampling: str = "stratified"  # how a batch draws its times
+    quantiles: Tensor | None  # of the distribution of times, where it is none of `Process.times`
+    loss_type, weighting = "l2", "even"
+    min_snr: float | None = None
     rescale = False  # whether the network sees x / √(α² + σ²) instead of x
     bounded = False  # whether estimates of x_0 are clamped to [-1, 1], if it is of images
 
     def __init__(self, data: DataInfo, net: nn.Module, process: Process, labels: ClusterOptions):
         super().__init__(data, labels)
         self.net, self.process = net, process
+        self.register_buffer("quantiles", None, persistent=False)
+
+    def train_by(self, options: ObjectiveOptions) -> None:
+        """Takes the options of training. Raises UsageError for weights that exclude each other, and for a
+        prediction that a process does not determine."""
+        if options.weighting != "even" and options.min_snr is not None:
+            hint = "leave one of them out"
+            raise UsageError(f"`model.min_snr` with `model.weighting: {options.weighting}`", hint=hint)
+        end = self.process.level(self.process.noisy)
+        if options.prediction == "eps" and end.sigma > PURE * end.alpha:
+            message = "`prediction: eps` where noise is pure at last: it says nothing about the image"
+            raise UsageError(message, hint="set `model.prediction` to `v` or `x0`")
+        self.prediction, self.bounded, self.loss_type = options.prediction, options.bounded, options.loss_type
+        self.weighting, self.min_snr = options.weighting, options.min_snr
+        self.time_sampling, u = options.time_sampling, np.linspace(0, 1, QUANTILES)
+        with np.errstate(divide="ignore"):
+            if options.time_sampling == "cosine":
+                ends = self.process.level(self.process.clean), end
+                low, high = (math.atan2(level.sigma, level.alpha) for level in ends)
+                self.take_quantiles(np.log(np.tan(low + u * (high - low))))
+            elif options.time_sampling == "log_normal":
+                self.take_quantiles(options.log_mean + options.log_std * ndtri(u))
+
+    def take_quantiles(self, log_ratio: np.ndarray) -> None:
+        """Times of training have these quantiles of log σ/α."""
+        self.quantiles = torch.from_numpy(self.process.times_at(log_ratio)).float()
 
     def on_format(self, format: int) -> None:
         self.process.clock = "time"
@@ -137,7 +202,11 @@ class Denoiser(Labelled):
             u = stratified(u, noise)
         if self.time_sampling == "logit_normal":
             u = normal_draws(u).sigmoid()
-        return self.process.times(u)
+        if self.quantiles is None:
+            return self.process.times(u)
+        place = u.to(self.quantiles.dtype) * (len(self.quantiles) - 1)
+        k = place.long().clamp_(max=len(self.quantiles) - 2)
+        return self.process.nearest(torch.lerp(self.quantiles[k], self.quantiles[k + 1], place - k))
 
     def noise_and_images(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The noise ε and the images x_0 [B, C, H, W] of a batch."""
@@ -156,7 +225,40 @@ class Denoiser(Labelled):
 
     def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
         """The loss of predictions at these noise levels, and values to log."""
-        return {"loss": (out - target).square().mean()}
+        weight = self.loss_weight(level)
+        if self.prediction == "x0" and weight is None:
+            scale = level.sigma / self.process.norm(level) if self.rescale else level.sigma
+            scale = scale.clamp(min=LEAST_SIGMA)
+            out, target = out / scale, target / scale
+        error = LOSSES[self.loss_type](out, target, reduction="none").flatten(1).mean(1)  # [B]
+        if weight is None:
+            return {"loss": error.mean()}
+        return {"loss": (weight * error).mean(), "unweighted": error.detach().mean()}
+
+    def loss_weight(self, level: Level) -> Tensor | None:
+        """[B]: the weight of the error of the prediction; None: 1."""
+        if self.min_snr is not None:
+            return self.process.snr(level).clamp(max=self.min_snr) / self.image_weight(level)
+        if self.weighting == "even":
+            return None
+        alpha, sigma = level.alpha.view(-1), level.sigma.view(-1)
+        if self.prediction == "eps":
+            weight = torch.ones_like(alpha)
+        elif self.prediction == "v":  # the error of ε is α/r times that of v
+            weight = (level.alpha / self.process.norm(level)).view(-1) ** 2
+        else:
+            weight = self.process.snr(level) / self.image_weight(level)
+        if self.weighting == "likelihood":
+            weight = weight * self.process.rates(level.t)[1].abs().view(-1) / sigma**2
+        return weight
+
+    def image_weight(self, level: Level) -> Tensor:
+        """[B]: the weight of the squared error of x_0 in that of the prediction."""
+        snr = self.process.snr(level)
+        if self.prediction == "velocity":
+            d_alpha, d_sigma = self.process.derivatives(level.t)
+            return (level.alpha / level.sigma * d_sigma - d_alpha).view(-1) ** 2
+        return {"eps": snr, "x0": torch.ones_like(snr), "v": snr + 1}[self.prediction]
 
     def training_guide(self, batch: Batch) -> Tensor | None:
         """The image that guides the network in training, if any."""
@@ -223,7 +325,7 @@ class Denoiser(Labelled):
             r = self.process.norm(level)
             return Estimate((alpha * x / r - sigma * out) / r, (sigma * x / r + alpha * out) / r)
         d_alpha, d_sigma = self.process.derivatives(level.t)
-        det = alpha * d_sigma - sigma * d_alpha
+        det = alpha * d_sigma - sigma * d_alpha  # of (α, σ) and (α′, σ′)
         return Estimate((d_sigma * x - sigma * out) / det, (alpha * out - d_alpha * x) / det)
 
     def estimate(self, x: Tensor, level: Level, y: Tensor | None = None) -> Estimate:
@@ -359,12 +461,6 @@ class Denoiser(Labelled):
         if self.data.levels is None:
             raise UsageError("latents have no grey levels, so no likelihood of the discrete image")
         return self.data.levels
-
-
-def over_sigma(out: Tensor, target: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-    """A predicted image and the true one over σ: their error is that of v, or of the velocity."""
-    scale = level.sigma.clamp(min=LEAST_SIGMA)
-    return out / scale, target / scale
 
 
 def conditions_of(teacher: Denoiser, labels: LabelOptions) -> ClusterOptions:

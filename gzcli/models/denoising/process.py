@@ -10,7 +10,7 @@ CondOT: times from noise at 0 to data at 1, on straight lines (Lipman 2022, arXi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -28,6 +28,7 @@ TimesT = TypeVar("TimesT", float, Tensor)
 UNSHIFTED = 64.0  # the side up to which noise is not shifted
 SIGMA_MAX = 80.0  # the noise-to-signal ratio σ/α at which EDM starts (Karras 2022, table 1)
 BETA_MAX = 20.0  # β at t = 1, of VP and SubVP (Song 2021, appendix C)
+BETA_MIN, LEAST_TIME, VE_MIN, VE_MAX = 0.1, 1e-5, 0.01, 50.0  # defaults of these
 STOP_TIME = 1e-3  # the time at which samplers of an SDE stop (appendix C); Tweedie's formula removes the rest
 # σ/α at the ends of a CondOT path: nearly pure noise, and invisible noise
 START_RATIO, END_RATIO = 80.0, 0.02
@@ -124,6 +125,14 @@ class Process(nn.Module):
     def times(self, u: Tensor) -> Tensor:
         """Times of training, of uniform draws u [B] in [0, 1)."""
         return self.clean + (self.noisy - self.clean) * u
+
+    def nearest(self, t: Tensor) -> Tensor:
+        """The nearest times of training."""
+        return t
+
+    def snr(self, level: Level) -> Tensor:
+        """α²/σ² of the levels of a batch, [B]."""
+        return (level.alpha / level.sigma).view(-1) ** 2
 
     # ---- the noise-to-signal ratio
 
@@ -334,6 +343,12 @@ class DiscreteVP(Process):
     def times(self, u: Tensor) -> Tensor:
         return (u * self.timesteps).long().clamp_(max=self.timesteps - 1)
 
+    def nearest(self, t: Tensor) -> Tensor:
+        return t.round().long()
+
+    def snr(self, level: Level) -> Tensor:
+        return self.snrs[level.t]
+
     def time_share(self, t: Any) -> Any:
         return t / self.timesteps
 
@@ -393,7 +408,14 @@ def cosine_betas(timesteps: int) -> np.ndarray:
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clip(max=0.999)
 
 
-BETAS = {"linear": linear_betas, "cosine": cosine_betas}
+def straight_betas(timesteps: int) -> np.ndarray:
+    """Those of σ/α = t / (1 − t), as on straight lines; the last at most .999."""
+    t = np.arange(timesteps + 1) / timesteps
+    alpha_bar = (1 - t) ** 2 / ((1 - t) ** 2 + t**2)
+    return (1 - alpha_bar[1:] / alpha_bar[:-1]).clip(max=0.999)
+
+
+BETAS = {"linear": linear_betas, "cosine": cosine_betas, "straight": straight_betas}
 ScheduleName = Annotated[str, BETAS]
 
 
@@ -568,6 +590,30 @@ class CondOT(Process):
         return 1 / (ratio + 1 - self.sigma_min)
 
 
+class Cosine(Process):
+    """α = cos, σ = sin of π t / 2, as the continuous limit of the cosine schedule (Nichol 2021) and of
+    trigonometric flows (Albergo 2023, arXiv:2303.08797); shift: the factor of σ/α."""
+
+    def __init__(self, shift: float = 1.0):
+        super().__init__()
+        self.shift = shift
+
+    def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = (t * math.pi / 2).cos(), self.shift * (t * math.pi / 2).sin()
+        r = (alpha**2 + sigma**2).sqrt()
+        return alpha / r, sigma / r
+
+
 def shift_times(t: TimesT, shift: float) -> TimesT:
     """The times at which the ratio (1 − t) / t is `shift` times that at t, in [0, 1] (Esser 2024, eq. 23)."""
     return t if shift == 1 else t / (t + shift * (1 - t))
+
+
+# Processes of continuous times by their shift
+PATHS: dict[str, Callable[[float], Process]] = {
+    "straight": lambda shift: CondOT(shift=shift),
+    "cosine": Cosine,
+    "vp": lambda shift: VP(LEAST_TIME, BETA_MIN, shift),
+    "subvp": lambda shift: SubVP(LEAST_TIME, BETA_MIN, shift),
+    "ve": lambda shift: VE(LEAST_TIME, VE_MIN, VE_MAX * shift),
+}

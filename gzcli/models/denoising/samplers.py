@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gzcli.core.errors import DivergedError
 from gzcli.core.types import Progress, no_progress
-from gzcli.models.denoising.process import SDE, SIGMA_MAX, Level
+from gzcli.models.denoising.process import SIGMA_MAX, Level, Process
 
 
 class Estimate(NamedTuple):
@@ -195,7 +195,7 @@ def heun(
 
 
 @sampler
-def euler_maruyama(denoise: Denoise, x: Tensor, path: Path, randn: Randn, sde: SDE) -> Steps:
+def euler_maruyama(denoise: Denoise, x: Tensor, path: Path, randn: Randn, sde: Process) -> Steps:
     """The reverse-time SDE dx = (f x − g² score) dt + g dw (Song 2021, eq. 6)."""
     for s, u in pairwise(path):
         x0, eps, _ = denoise(x, s.t)

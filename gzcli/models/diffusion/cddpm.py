@@ -5,7 +5,7 @@ from __future__ import annotations
 from gzcli.core.types import DataInfo
 from gzcli.models.diffusion.ddpm import DDPM, DiffusionOptions
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn.unet import UNetOptions
+from gzcli.models.nn.nets import NetOptions
 
 
 class CDDPM(DDPM):
@@ -17,9 +17,9 @@ class CDDPM(DDPM):
         self,
         data: DataInfo,
         *,
-        unet: UNetOptions = UNetOptions(),
+        net: NetOptions = NetOptions(),
         process: DiffusionOptions = DiffusionOptions(),
         labels: ClusterOptions = ClusterOptions(conditional=True),
         factor: int | None = None,
     ):
-        super().__init__(data, unet=unet, process=process, labels=labels, factor=factor)
+        super().__init__(data, net=net, process=process, labels=labels, factor=factor)

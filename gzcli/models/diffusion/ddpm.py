@@ -19,20 +19,21 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.applications import NoiseApplications, block_means, downscale, interpolate_images
-from gzcli.models.denoising.denoiser import UNCLIPPED, EstimateOptions, WalkOptions, over_sigma
+from gzcli.models.denoising.denoiser import UNCLIPPED, ObjectiveOptions, WalkOptions
 from gzcli.models.denoising.process import (
     DiscreteVP,
     Level,
     ScheduleName,
     Shift,
-    TimeSampling,
     per_image,
     shift_of,
 )
 from gzcli.models.denoising.samplers import Estimate, Sampler
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import as_interpolations, at_least, complete_pairs, nearer
-from gzcli.models.nn.unet import UNet, UNetOptions
+from gzcli.models.nn.dit import DiTNet
+from gzcli.models.nn.nets import NetOptions
+from gzcli.models.nn.unet import UNet
 
 Spacing = Literal["trailing", "leading", "linspace", "karras", "logsnr"]
 Variance = Literal["small", "large"]
@@ -40,25 +41,19 @@ Variance = Literal["small", "large"]
 SHARES: dict[Variance | None, float] = {"small": 0.0, "large": 1.0}  # of log β/β̃
 BOUND_WEIGHT = 1e-3  # λ of the bound in the loss of learned variances (Nichol 2021, eq. 16)
 
+DIFFUSERS_PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
 HIDDEN = 0.1  # share of the small images that training with a `factor` hides
-LOSSES = {"l2": F.mse_loss, "l1": F.l1_loss, "huber": F.smooth_l1_loss}
 
 
-@dataclass(frozen=True)
-class DiffusionOptions(EstimateOptions):
+@dataclass(frozen=True, kw_only=True)
+class DiffusionOptions(ObjectiveOptions):
     """The process and its training loss.
 
     timesteps: T, the number of noise levels.
-    schedule: noise schedule: linear β (Ho 2020), or cosine ᾱ (Nichol 2021).
+    schedule: noise schedule: linear β (Ho 2020), cosine ᾱ (Nichol 2021), or σ/α as on straight lines.
     shift: factor of the noise-to-signal ratio σ/α at every level. auto: side / 64, at least 1 (Hoogeboom
       2023, arXiv:2301.11093).
     zero_snr: whether the last level is pure noise (Lin 2023). Incompatible with prediction eps.
-    prediction: prediction target: the noise (eps), v = α ε − σ x_0 (Salimans 2022), or the image (x0), with
-      the error weighted as for v (Li & He 2025, arXiv:2511.13720).
-    loss_type: error of the prediction: squared (l2), absolute (l1) or Huber's.
-    min_snr: γ of min-SNR-γ loss weights (Hang 2023). Default: unweighted (Ho 2020, eq. 14).
-    time_sampling: distribution of training times: independent (uniform), one from each of B equal intervals
-      (stratified), or concentrated in the middle (logit-normal; Esser 2024, arXiv:2403.03206).
     learned_variance: whether the network learns the step variance of each pixel, between β̃ and β (Nichol
       2021, arXiv:2102.09672). Improves the likelihood.
     """
@@ -67,10 +62,6 @@ class DiffusionOptions(EstimateOptions):
     schedule: ScheduleName = "cosine"
     shift: Shift = 1.0
     zero_snr: bool = False
-    prediction: Literal["eps", "x0", "v"] = "v"
-    loss_type: Annotated[str, LOSSES] = "l2"
-    min_snr: float | None = None
-    time_sampling: TimeSampling = "stratified"
     learned_variance: bool = False
 
     @property
@@ -140,35 +131,19 @@ class Diffusion(NoiseApplications):
         shift = shift_of(process.shift, data.shape)
         schedule = DiscreteVP(process.schedule, process.timesteps, zero_snr=process.zero_snr, shift=shift)
         super().__init__(data, net, schedule, labels)
-        self.prediction, self.time_sampling = process.prediction, process.time_sampling
-        self.loss_type, self.min_snr = process.loss_type, process.min_snr
-        self.bounded, self.learned_variance = process.bounded, process.learned_variance
+        self.train_by(process)
+        self.learned_variance = process.learned_variance
 
     # ---- training
 
     def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
         out, shares = out[:, : target.shape[1]], out[:, target.shape[1] :]
-        losses = self.weighted_error(out, target, level)
+        losses = super().objective(out, target, level)
         if not self.learned_variance:
             return losses
         error = (out - target).detach().square() / per_image(self.image_weight(level))
         bound = self.process.timesteps * self.process.kl(level.t, error, (shares + 1) / 2).mean()
         return losses | {"loss": losses["loss"] + BOUND_WEIGHT * bound, "bound": bound.detach()}
-
-    def weighted_error(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
-        """The error of the prediction, such as `loss_type` and `min_snr` have it."""
-        if self.prediction == "x0" and self.min_snr is None:
-            out, target = over_sigma(out, target, level)
-        error = LOSSES[self.loss_type](out, target, reduction="none").flatten(1).mean(1)  # [B]
-        if self.min_snr is None:
-            return {"loss": error.mean()}
-        weight = self.process.snrs[level.t].clamp(max=self.min_snr) / self.image_weight(level)
-        return {"loss": (weight * error).mean(), "unweighted": error.detach().mean()}
-
-    def image_weight(self, level: Level) -> Tensor:
-        """[B]: the weight of the squared error of x_0 in that of the prediction."""
-        snr = self.process.snrs[level.t]
-        return {"eps": snr, "x0": torch.ones_like(snr), "v": snr + 1}[self.prediction]
 
     def to_estimate(self, out: Tensor, x: Tensor, level: Level) -> Estimate:
         estimate = super().to_estimate(out[:, : x.shape[1]], x, level)
@@ -216,12 +191,14 @@ class Diffusion(NoiseApplications):
         """diffusers' DPM-Solver++(2M), equivalent to `sample` by dpmpp on trailing steps."""
         from diffusers import DPMSolverMultistepScheduler
 
+        if self.prediction not in DIFFUSERS_PREDICTIONS:
+            raise UsageError(f"diffusers knows no `prediction: {self.prediction}` of a diffusion")
         alpha_bar = np.append(1.0, self.process.alpha**2)
         alpha_bar[-1] = max(alpha_bar[-1], 2.0**-24)  # at zero SNR as in diffusers, which takes its log
         return DPMSolverMultistepScheduler(
             num_train_timesteps=self.process.timesteps,
             trained_betas=1 - alpha_bar[1:] / alpha_bar[:-1],
-            prediction_type={"eps": "epsilon", "x0": "sample", "v": "v_prediction"}[self.prediction],
+            prediction_type=DIFFUSERS_PREDICTIONS[self.prediction],
             thresholding=self.data.levels is not None,
             sample_max_value=1.0,
             timestep_spacing="trailing",
@@ -372,13 +349,13 @@ class DDPM(Diffusion):
     """
 
     paper = "Ho et al. 2020, arXiv:2006.11239"
-    net: UNet
+    net: UNet | DiTNet
 
     def __init__(
         self,
         data: DataInfo,
         *,
-        unet: UNetOptions = UNetOptions(),
+        net: NetOptions = NetOptions(),
         process: DiffusionOptions = DiffusionOptions(),
         labels: ClusterOptions = ClusterOptions(),
         factor: int | None = None,
@@ -390,19 +367,32 @@ class DDPM(Diffusion):
             )
         guides = data.shape[0] if factor else 0
         classes, outputs = labels.kinds(data), process.outputs
-        net = UNet.of(data, unet, classes=classes, guides=guides, outputs=outputs)
-        super().__init__(data, net, process, labels)
+        network = net.build(
+            data, classes=classes, guides=guides, outputs=outputs, freq_shift=float(net.net == "dit")
+        )
+        super().__init__(data, network, process, labels)
         self.factor = factor
 
     def to_diffusers(self) -> Any:
         """A `DDPMPipeline` with the same weights and schedule, equivalent to `sample` by dpmpp on trailing
-        steps. With labels only its parts can be used."""
+        steps, or of a transformer a `DiTPipeline`. With labels, or a transformer, only its parts can be
+        used."""
         from diffusers import DDPMPipeline
 
         if self.factor:
             raise UsageError("diffusers has no pipeline for a `model.factor`")
+        if isinstance(self.net, DiTNet):
+            from diffusers import DiTPipeline
+
+            transformer, scheduler = self.net.to_diffusers(), self.to_scheduler()
+            pipeline: Any = DiTPipeline(transformer=transformer, vae=None, scheduler=scheduler)
+            pipeline.usage = (
+                "`pipeline.transformer(x, timestep=t, class_labels=y)` and `pipeline.scheduler`: without an "
+                "autoencoder the pipeline itself draws no pictures"
+            )
+            return pipeline
         unet = self.net.to_diffusers(self.data.shape[1:], self.data.shape[0])  # without variances
-        pipeline: Any = DDPMPipeline(unet=unet, scheduler=self.to_scheduler())
+        pipeline = DDPMPipeline(unet=unet, scheduler=self.to_scheduler())
         pipeline.usage = (
             "`pipeline.unet(x, t, class_labels=y)` and `pipeline.scheduler`: the pipeline itself knows "
             "no labels"

@@ -24,7 +24,7 @@ from gzcli.models.denoising.process import CondOT, Level, Shift, TimeSampling, s
 from gzcli.models.denoising.samplers import root_mean_square
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import at_least, to_fp32
-from gzcli.models.nn.unet import UNet, UNetOptions
+from gzcli.models.nn.nets import NetOptions
 
 SCALE, KNEE = 4.0, 0.8  # λ of the gradient, and a, the γ from which it decays
 NODES = 16  # of the integral of an implicit energy
@@ -70,14 +70,14 @@ class EqM(Denoiser):
         self,
         data: DataInfo,
         *,
-        unet: UNetOptions = UNetOptions(),
+        net: NetOptions = NetOptions(),
         energy: Literal["implicit", "dot"] = "implicit",
         time_sampling: TimeSampling = "stratified",
         shift: Shift = 1.0,
         labels: ClusterOptions = ClusterOptions(),
     ):
-        net = UNet.of(data, unet, classes=labels.kinds(data))
-        super().__init__(data, net, CondOT(shift=shift_of(shift, data.shape)), labels)
+        network = net.build(data, classes=labels.kinds(data))
+        super().__init__(data, network, CondOT(shift=shift_of(shift, data.shape)), labels)
         self.explicit, self.time_sampling = energy == "dot", time_sampling
 
     # ---- the energy and its gradient

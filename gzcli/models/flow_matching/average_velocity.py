@@ -19,10 +19,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
@@ -31,7 +30,7 @@ from gzcli.models.denoising.process import per_image
 from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import at_least, to_fp32
-from gzcli.models.nn.unet import UNet, UNetOptions
+from gzcli.models.nn.nets import NetOptions
 
 SMALLEST = 1e-3  # added to an image's error in its weight
 
@@ -79,14 +78,6 @@ class Interval:
     guidance: Tensor | None
 
 
-class TimesUNet(UNet):
-    """A U-Net whose second input is several times, [B, `times`]."""
-
-    def __init__(self, *sizes: Any, times: int, **options: Any):
-        super().__init__(*sizes, **options)
-        self.time[0] = nn.Linear(times * self.dim, 4 * self.dim)
-
-
 class AverageVelocity(FlowMatching):
     """A U-Net of the average velocity F between two times. A model defines the target of F over intervals.
 
@@ -96,18 +87,18 @@ class AverageVelocity(FlowMatching):
     def __init__(
         self,
         data: DataInfo,
-        unet: UNetOptions,
+        net: NetOptions,
         flow: FlowOptions,
         intervals: IntervalOptions,
         labels: ClusterOptions,
     ):
-        if flow.prediction != "velocity" or flow.bounded:
-            hint = "leave `model.prediction` and `model.bounded` out"
-            raise UsageError("a network of average velocities predicts no images", hint=hint)
+        if flow.prediction != "velocity" or flow.bounded or flow.process != "straight":
+            hint = "leave `model.prediction`, `model.bounded` and `model.process` out"
+            raise UsageError("average velocities are of straight paths, and of no images", hint=hint)
         at_least(1, map_every=intervals.map_every, trained_guidance=intervals.trained_guidance)
         classes = labels.kinds(data)
         guided = intervals.trained_guidance > 1 and classes != 0 and labels.label_dropout > 0
-        super().__init__(data, TimesUNet.of(data, unet, classes=classes, times=2 + guided), flow, labels)
+        super().__init__(data, net.build(data, classes=classes, times=2 + guided), flow, labels)
         self.map_every, self.weight_power = intervals.map_every, intervals.weight_power
         self.time_scale = intervals.time_scale
         self.trained_guidance = intervals.trained_guidance if guided else 1.0

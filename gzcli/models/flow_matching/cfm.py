@@ -10,7 +10,7 @@ import torch
 from gzcli.core.types import Batch, DataInfo
 from gzcli.models.flow_matching.fm import FM, FlowOptions
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn.unet import UNetOptions
+from gzcli.models.nn.nets import NetOptions
 
 CLASSIFIED_IMAGES = 200  # images that `measure` classifies
 
@@ -24,12 +24,12 @@ class CFM(FM):
         self,
         data: DataInfo,
         *,
-        unet: UNetOptions = UNetOptions(),
+        net: NetOptions = NetOptions(),
         sigma_min: float = 0.0,
         flow: FlowOptions = FlowOptions(),
         labels: ClusterOptions = ClusterOptions(conditional=True),
     ):
-        super().__init__(data, unet=unet, sigma_min=sigma_min, flow=flow, labels=labels)
+        super().__init__(data, net=net, sigma_min=sigma_min, flow=flow, labels=labels)
 
     @torch.no_grad()
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:

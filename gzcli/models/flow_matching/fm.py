@@ -10,7 +10,7 @@ Times run from noise at t = 0 to data at t = 1; images are made by solving dx/dt
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Any, Literal
 
@@ -26,41 +26,38 @@ from gzcli.models.denoising.applications import Applications
 from gzcli.models.denoising.denoiser import (
     LEAST_SIGMA,
     DrawOptions,
-    EstimateOptions,
     LikelihoodByODE,
+    ObjectiveOptions,
+    Prediction,
+    Times,
     WalkOptions,
-    over_sigma,
 )
-from gzcli.models.denoising.process import CondOT, Level, Shift, TimeSampling, shift_of
+from gzcli.models.denoising.process import PATHS, START_RATIO, CondOT, Shift, shift_of
 from gzcli.models.denoising.samplers import Path, Randn, Solver, solve
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import full_fp32, to_fp32
-from gzcli.models.nn.unet import UNet, UNetOptions
-
-FlowPrediction = Literal["velocity", "x0"]
+from gzcli.models.nn.nets import NetOptions
 
 END_SIGMA = 0.002  # by which an estimated image becomes a velocity at the end, where a likelihood starts
 
 
-@dataclass(frozen=True)
-class FlowOptions(EstimateOptions):
+@dataclass(frozen=True, kw_only=True)
+class FlowOptions(ObjectiveOptions):
     """How a flow is trained.
 
-    time_sampling: distribution of training times: uniform, one from each of B equal intervals (stratified),
-      or concentrated in the middle, where the velocity is hard to predict (logit-normal; Esser 2024,
-      arXiv:2403.03206, section 3.1).
+    process: path from data to noise: straight lines (straight), cosine (Albergo 2023, arXiv:2303.08797), or
+      that of an SDE (vp, subvp, ve; Song 2021, arXiv:2011.13456).
     shift: factor of the noise-to-signal ratio in training and sampling. auto: side / 64, at least 1 (Esser
       2024, eq. 23).
     coupling: pairing of noise and images in a batch: independent, or by optimal transport (ot; Tong 2023,
       arXiv:2302.00482). Conditional models pair within a class or cluster.
-    prediction: prediction target: the velocity, or the image (x0), with the error weighted as for the
-      velocity (Li & He 2025, arXiv:2511.13720).
     """
 
-    time_sampling: TimeSampling = "logit_normal"
+    process: Annotated[str, PATHS] = "straight"
+    prediction: Prediction = "velocity"
+    time_sampling: Times = "logit_normal"
     shift: Shift = 1.0
     coupling: Literal["independent", "ot"] = "independent"
-    prediction: FlowPrediction = "velocity"
 
 
 @dataclass(frozen=True)
@@ -83,8 +80,6 @@ class FlowMatching(LikelihoodByODE, Applications):
     """A network that predicts the velocity v(x [B, C, H, W], t [B]) from noise to data."""
 
     completion = ("moments", 25)
-    process: CondOT
-    prediction: FlowPrediction
     path_mean: Tensor | None = None  # [3], set by `fit_path`; float64 on the CPU
     path_precision: Tensor | None = None  # [3, 3]
 
@@ -96,12 +91,18 @@ class FlowMatching(LikelihoodByODE, Applications):
         labels: ClusterOptions,
         sigma_min: float = 0.0,
     ):
-        bounded = flow.bounded and data.levels is not None
-        least = END_SIGMA if bounded or flow.prediction == "x0" else 0.0
-        super().__init__(data, net, CondOT(sigma_min, shift_of(flow.shift, data.shape)), labels)
-        self.process.least_sigma = least
-        self.time_sampling = flow.time_sampling
-        self.coupling, self.prediction, self.bounded = flow.coupling, flow.prediction, bounded
+        if sigma_min and flow.process != "straight":
+            hint = "leave one of them out"
+            raise UsageError(f"`model.sigma_min` is of straight lines, not of `{flow.process}`", hint=hint)
+        process = PATHS[flow.process](shift_of(flow.shift, data.shape))
+        if isinstance(process, CondOT):
+            process.sigma_min = sigma_min
+        super().__init__(data, net, process, labels)
+        flow = replace(flow, bounded=flow.bounded and data.levels is not None)
+        process.least_sigma = END_SIGMA if flow.bounded or flow.prediction == "x0" else 0.0
+        process.least_alpha = 1 / START_RATIO if flow.prediction == "eps" else 0.0
+        self.train_by(flow)
+        self.coupling = flow.coupling
 
     # ---- training
 
@@ -116,11 +117,6 @@ class FlowMatching(LikelihoodByODE, Applications):
         if self.coupling == "ot":
             eps = couple_noise(eps, x, self.condition(batch), self)
         return eps, x
-
-    def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
-        if self.prediction == "x0":
-            out, target = over_sigma(out, target, level)
-        return super().objective(out, target, level)
 
     # ---- sampling
 
@@ -163,13 +159,14 @@ class FlowMatching(LikelihoodByODE, Applications):
         of the change of its velocity, and of its end."""
         f, before = self.velocity(self.image_condition(x)), None
         speed, turns = x.new_zeros(len(x)), x.new_zeros(len(x))
-        end = 1 - LEAST_SIGMA if self.process.least_sigma else 1.0  # the error of an image is divided by σ
+        first = LEAST_SIGMA if self.process.least_sigma else 0.0  # the error of an image is divided by σ
+        clean, way = self.process.clean, self.process.noisy - self.process.clean
         for i in range(steps):
-            v = f(x, x.new_full((len(x),), min(1 - i / steps, end)))
+            v = f(x, x.new_full((len(x),), clean + way * max(i / steps, first)))
             speed = speed + v.square().flatten(1).mean(1) / steps
             if before is not None:
                 turns = turns + (v - before).square().flatten(1).mean(1) * steps
-            x, before = x - v / steps, v
+            x, before = x + way * v / steps, v
         return torch.stack([speed, turns, x.square().flatten(1).mean(1)], 1).clamp(min=1e-12).log()
 
     @torch.no_grad()
@@ -229,10 +226,10 @@ class FM(FlowMatching):
         self,
         data: DataInfo,
         *,
-        unet: UNetOptions = UNetOptions(),
+        net: NetOptions = NetOptions(),
         sigma_min: float = 0.0,
         flow: FlowOptions = FlowOptions(),
         labels: ClusterOptions = ClusterOptions(),
     ):
-        net = UNet.of(data, unet, classes=labels.kinds(data))
-        super().__init__(data, net, flow, labels, sigma_min)
+        network = net.build(data, classes=labels.kinds(data))
+        super().__init__(data, network, flow, labels, sigma_min)

@@ -21,7 +21,7 @@ from gzcli.models.flow_matching.average_velocity import AverageVelocity, Interva
 from gzcli.models.flow_matching.fm import FlowOptions
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import is_shape_only
-from gzcli.models.nn.unet import UNetOptions
+from gzcli.models.nn.nets import NetOptions
 
 
 class MeanFlow(AverageVelocity):
@@ -33,12 +33,12 @@ class MeanFlow(AverageVelocity):
         self,
         data: DataInfo,
         *,
-        unet: UNetOptions = UNetOptions(),
+        net: NetOptions = NetOptions(),
         flow: FlowOptions = FlowOptions(),
         intervals: IntervalOptions = IntervalOptions(),
         labels: ClusterOptions = ClusterOptions(),
     ):
-        super().__init__(data, unet, flow, intervals, labels)
+        super().__init__(data, net, flow, intervals, labels)
 
     def interval_target(self, interval: Interval) -> tuple[Tensor, float]:
         """v + (s − t) dF/dt, of a guided v and v_θ. The derivative, in forward mode, has no gradient, and the

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo
 from gzcli.models.base import Model
 from gzcli.models.denoising.denoiser import conditions_of
-from gzcli.models.denoising.process import TimeSampling
+from gzcli.models.denoising.process import CondOT, TimeSampling
 from gzcli.models.denoising.samplers import Solver, solve
 from gzcli.models.flow_matching.average_velocity import AverageVelocity
 from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions
@@ -57,8 +58,11 @@ class Reflow(FlowMatching):
             raise UsageError("the stage `teacher` is not a flow", hint="make it an `rf` or an `fm`")
         conditions = conditions_of(teacher, labels)
         net = copy.deepcopy(teacher.get_submodule("net")).requires_grad_(True)
-        shift, bounded = teacher.process.shift, teacher.bounded
-        flow = FlowOptions(time_sampling, shift, prediction=teacher.prediction, bounded=bounded)
+        if not isinstance(teacher.process, CondOT):
+            hint = "train it with `--set model.process=straight`"
+            raise UsageError("the stage `teacher` is a flow on curved lines", hint=hint)
+        flow = FlowOptions(prediction=teacher.prediction, bounded=teacher.bounded)
+        flow = replace(flow, time_sampling=time_sampling, shift=teacher.process.shift)
         super().__init__(data, net, flow, conditions)
         self.learn_from(teacher)
         self.pairs_each, self.pair_solver, self.pair_steps = pairs, pair_solver, pair_steps

@@ -6,12 +6,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 from gzcli.core.types import DataInfo
-from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions
+from gzcli.models.flow_matching.fm import FM, FlowOptions
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn.dit import DiTNet, DiTOptions
+from gzcli.models.nn.nets import NetOptions
 
 
-class RF(FlowMatching):
+class RF(FM):
     """A transformer over patches that predicts the velocity."""
 
     paper = "Liu et al. 2022, arXiv:2209.03003"
@@ -21,9 +21,8 @@ class RF(FlowMatching):
         self,
         data: DataInfo,
         *,
-        dit: DiTOptions = DiTOptions(),
+        net: NetOptions = NetOptions(net="dit"),
         flow: FlowOptions = FlowOptions(),
         labels: ClusterOptions = ClusterOptions(),
     ):
-        net = DiTNet(data.shape, dit, classes=labels.kinds(data))
-        super().__init__(data, net, flow, labels)
+        super().__init__(data, net=net, flow=flow, labels=labels)

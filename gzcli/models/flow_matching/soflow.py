@@ -19,7 +19,7 @@ from gzcli.models.denoising.process import per_image
 from gzcli.models.flow_matching.average_velocity import AverageVelocity, Interval, IntervalOptions
 from gzcli.models.flow_matching.fm import FlowOptions
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn.unet import UNetOptions
+from gzcli.models.nn.nets import NetOptions
 
 
 class SoFlow(AverageVelocity):
@@ -36,7 +36,7 @@ class SoFlow(AverageVelocity):
         self,
         data: DataInfo,
         *,
-        unet: UNetOptions = UNetOptions(),
+        net: NetOptions = NetOptions(),
         flow: FlowOptions = FlowOptions(),
         rho: tuple[float, float] = (1.0, 0.02),
         intervals: IntervalOptions = IntervalOptions(),
@@ -44,7 +44,7 @@ class SoFlow(AverageVelocity):
     ):
         if not all(0 < share <= 1 for share in rho):
             raise UsageError(f"`model.rho` are shares of an interval, above 0 and at most 1, not {list(rho)}")
-        super().__init__(data, unet, flow, intervals, labels)
+        super().__init__(data, net, flow, intervals, labels)
         self.ends = rho
         self.register_buffer("rho", torch.tensor(rho[0]), persistent=False)
 

@@ -50,9 +50,9 @@ class DiTOptions:
 
 
 class DiTNet(nn.Module):
-    """x [B, C, H, W], t [B] → [B, outputs · C, H, W], by a token for each patch. Where there are classes, the
-    embedding of their labels and a null label is added to that of the time. Raises UsageError where sizes do
-    not fit."""
+    """x [B, C, H, W], t [B] or [B, times] → [B, outputs · C, H, W], by a token a patch. Where there are
+    classes, the embedding of their labels and a null label is added to that of the time. Raises UsageError
+    where sizes do not fit."""
 
     position: Tensor  # [T, width]
 
@@ -64,6 +64,7 @@ class DiTNet(nn.Module):
         classes: Classes = 0,
         freq_shift: float = 0.0,
         outputs: int = 1,
+        times: int = 1,
     ):
         width, layers, heads = options.width, options.layers, options.heads
         super().__init__()
@@ -92,7 +93,7 @@ class DiTNet(nn.Module):
         }
         self.embed = stacked(nn.Conv2d(c, width, patch, stride=patch), 0)
         self.register_buffer("position", sincos(self.grid, width), persistent=False)
-        self.time = nn.Sequential(nn.Linear(FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.time = nn.Sequential(nn.Linear(times * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.label = ClassEmbedding(classes, width) if classes else None
         self.config["num_embeds_ada_norm"] = self.label.classes if self.label else 1
         plain = partial(Block, width, heads, options.norm_eps)

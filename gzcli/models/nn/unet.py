@@ -243,6 +243,14 @@ def config_of(levels: Levels, dropout: float, groups: int, *, scale_shift: bool)
     }
 
 
+class TimesUNet(UNet):
+    """A U-Net whose second input is several times, [B, `times`]."""
+
+    def __init__(self, *sizes: Any, times: int, **options: Any):
+        super().__init__(*sizes, **options)
+        self.time[0] = nn.Linear(times * self.dim, 4 * self.dim)
+
+
 DIFFUSERS_NAMES = (  # of the weights of `UNet2DModel`, as patterns, and of those here
     (r"^time_embedding\.linear_1", "time.0"),
     (r"^time_embedding\.linear_2", "time.2"),

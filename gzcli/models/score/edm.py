@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
-import numpy as np
 import torch
-from scipy.special import ndtri
 from torch import Tensor
 
 from gzcli.core import ranks
@@ -28,7 +26,7 @@ from gzcli.models.denoising.denoiser import EstimateOptions, LikelihoodByODE
 from gzcli.models.denoising.process import VE, Level, Shift, shift_of
 from gzcli.models.denoising.samplers import Estimate
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn.unet import UNet, UNetOptions
+from gzcli.models.nn.nets import NetOptions
 from gzcli.models.score.sgm import ScoreModel, ScoreOptions
 
 MEASURED = 8  # batches of training images whose deviation is σ_d
@@ -69,16 +67,15 @@ class EDM(LikelihoodByODE, ScoreModel):
         self,
         data: DataInfo,
         *,
-        unet: UNetOptions = UNetOptions(),
+        net: NetOptions = NetOptions(),
         edm: EDMOptions = EDMOptions(),
         labels: ClusterOptions = ClusterOptions(),
     ):
-        shift, net = shift_of(edm.shift, data.shape), UNet.of(data, unet, classes=labels.kinds(data))
+        shift, network = shift_of(edm.shift, data.shape), net.build(data, classes=labels.kinds(data))
         process = VE(1e-5, edm.sigma_min, shift * edm.sigma_max)
-        super().__init__(data, net, process, ScoreOptions(bounded=edm.bounded), labels)
-        z = ndtri(np.linspace(0, 1, len(self.quantiles)))
-        log_sigma = math.log(shift) + edm.log_mean + edm.log_std * z
-        self.quantiles = torch.from_numpy(process.times_at(log_sigma)).float()
+        log_mean = math.log(shift) + edm.log_mean
+        times = ScoreOptions(time_sampling="log_normal", log_mean=log_mean, log_std=edm.log_std)
+        super().__init__(data, network, process, replace(times, bounded=edm.bounded), labels)
         self.measured, self.warmup = edm.sigma_data is None, edm.weight_warmup * data.steps
         self.register_buffer("sigma_data", torch.tensor(0.5 if self.measured else edm.sigma_data))
         self.on_step(-1)

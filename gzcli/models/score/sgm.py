@@ -10,7 +10,6 @@ the same marginals, dx/dt = f x − ½ g² score (eq. 13).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,11 +22,11 @@ from torch import Tensor, nn
 from gzcli.core.types import DataInfo, Noise, Progress, no_progress
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.applications import NoiseApplications
-from gzcli.models.denoising.denoiser import EstimateOptions, LikelihoodByODE, WalkOptions
-from gzcli.models.denoising.process import SDE, VE, VP, Level, Shift, SubVP, shift_of, stratified
+from gzcli.models.denoising.denoiser import QUANTILES, LikelihoodByODE, ObjectiveOptions, Times, WalkOptions
+from gzcli.models.denoising.process import VE, VP, CondOT, Cosine, Process, Shift, SubVP, shift_of
 from gzcli.models.denoising.samplers import Sampler, Solver, solve
 from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn.unet import UNet, UNetOptions
+from gzcli.models.nn.nets import NetOptions
 
 Spacing = Literal["uniform", "karras", "logsnr"]
 
@@ -55,27 +54,20 @@ class SDEOptions:
     t_min: float = 1e-5
 
 
-SDES: dict[str, Callable[[SDEOptions, float], SDE]] = {
+SDES: dict[str, Callable[[SDEOptions, float], Process]] = {
     "vp": lambda options, shift: VP(options.t_min, options.beta_min, shift),
     "subvp": lambda options, shift: SubVP(options.t_min, options.beta_min, shift),
     "ve": lambda options, _: VE(options.t_min, options.sigma_min, options.sigma_max),
+    "cosine": lambda _, shift: Cosine(shift),
+    "straight": lambda _, shift: CondOT(shift=shift),
 }
 
 
-@dataclass(frozen=True)
-class ScoreOptions(EstimateOptions):
-    """The training loss.
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(ObjectiveOptions):
+    """The training of a score; also by `uniform` a batch has one time from each of B equal intervals."""
 
-    prediction: prediction target: the noise (eps), or v = (α ε − σ x_0) / √(α² + σ²).
-    weighting: loss weight λ(t): σ², the unweighted error of ε (score); g², a bound of the likelihood
-      (likelihood; Song 2021b, arXiv:2101.09258); or the unweighted error of the prediction (even).
-    time_sampling: distribution of training times, one from each of B equal intervals: uniform in t (uniform),
-      or in the angle of (α, σ) as in the cosine schedule (cosine).
-    """
-
-    prediction: Literal["v", "eps"] = "v"
-    weighting: Literal["even", "score", "likelihood"] = "even"
-    time_sampling: Literal["uniform", "cosine"] = "cosine"
+    time_sampling: Times = "cosine"
 
 
 @dataclass(frozen=True)
@@ -107,7 +99,7 @@ class SamplingOptions(WalkOptions):
     tolerance: float = 1e-4
 
 
-SAMPLERS: dict[str, Callable[[SamplingOptions, SDE], Sampler]] = {
+SAMPLERS: dict[str, Callable[[SamplingOptions, Process], Sampler]] = {
     "dpmpp": lambda *_: samplers.dpmpp,
     "dpmpp_sde": lambda *_: partial(samplers.dpmpp, noisy=True),
     "heun": lambda options, sde: partial(samplers.heun, churn=options.churn, level=sde.ratio_level),
@@ -124,39 +116,17 @@ class ScoreModel(NoiseApplications):
     reverse_sampler = staticmethod(samplers.dpmpp)
     ode_solver = ("rk4", 10)
     rescale = True
-    process: SDE
-    quantiles: Tensor  # of the distribution of times, [4097]
+    quantiles: Tensor
 
-    def __init__(self, data: DataInfo, net: nn.Module, sde: SDE, score: ScoreOptions, labels: ClusterOptions):
+    def __init__(
+        self, data: DataInfo, net: nn.Module, sde: Process, score: ScoreOptions, labels: ClusterOptions
+    ):
         super().__init__(data, net, sde, labels)
-        self.prediction = score.prediction
-        self.weighting, self.bounded = score.weighting, score.bounded
-        u = np.linspace(0, 1, 4097)
-        if score.time_sampling == "uniform":
-            t = sde.clean + u * (1 - sde.clean)
-        else:
-            ends = sde.level(sde.clean), sde.level(1.0)
-            low, high = (math.atan2(level.sigma, level.alpha) for level in ends)
-            t = sde.times_at(np.log(np.tan(low + u * (high - low))))
-        self.register_buffer("quantiles", torch.from_numpy(t).float(), persistent=False)
-
-    # ---- training
-
-    def draw_times(self, noise: Noise, n: int) -> Tensor:
-        u = stratified(noise.rand(n), noise).to(self.quantiles.dtype)
-        place = u * (len(self.quantiles) - 1)
-        k = place.long().clamp_(max=len(self.quantiles) - 2)
-        return torch.lerp(self.quantiles[k], self.quantiles[k + 1], place - k)
-
-    def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
-        error = (out - target).square().flatten(1).mean(1)  # [B]
-        weight = error.new_ones(())
-        if self.weighting != "even" and self.prediction == "v":
-            # the error of ε is α/r times that of v
-            weight = (level.alpha / self.process.norm(level)).view(-1) ** 2
-        if self.weighting == "likelihood":
-            weight = weight * self.process.rates(level.t)[1] / level.sigma.view(-1) ** 2
-        return {"loss": (weight * error).mean()}
+        self.train_by(score)
+        if score.time_sampling in ("uniform", "stratified"):
+            self.time_sampling = "stratified"
+            t = sde.clean + np.linspace(0, 1, QUANTILES) * (sde.noisy - sde.clean)
+            self.quantiles = torch.from_numpy(t).float()
 
     # ---- sampling
 
@@ -190,11 +160,11 @@ class SGM(LikelihoodByODE, ScoreModel):
         self,
         data: DataInfo,
         *,
-        unet: UNetOptions = UNetOptions(),
+        net: NetOptions = NetOptions(),
         sde: SDEOptions = SDEOptions(),
         score: ScoreOptions = ScoreOptions(),
         labels: ClusterOptions = ClusterOptions(),
     ):
-        net = UNet.of(data, unet, classes=labels.kinds(data))
+        network = net.build(data, classes=labels.kinds(data))
         process = SDES[sde.sde](sde, shift_of(sde.shift, data.shape))
-        super().__init__(data, net, process, score, labels)
+        super().__init__(data, network, process, score, labels)

@@ -1,0 +1,71 @@
+"""The network of a denoiser, chosen by its recipe: a U-Net or a transformer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from gzcli.core.errors import UsageError
+from gzcli.core.types import DataInfo
+from gzcli.models.nn import Classes
+from gzcli.models.nn.dit import DiTNet, DiTOptions
+from gzcli.models.nn.unet import TimesUNet, UNet, UNetOptions
+
+
+@dataclass(frozen=True)
+class NetOptions(UNetOptions):
+    """The network and its sizes.
+
+    net: architecture: a U-Net (unet), or a transformer over patches (dit; Peebles & Xie 2023,
+      arXiv:2212.09748).
+    layers: residual blocks of each level of a U-Net's encoder, or transformer blocks. Default: 1, or 4 of
+      dit.
+    patch: patch size in pixels. A U-Net pads images to a multiple of it; for dit it must divide the image's
+      height and width. Default: 1, or the size that gives dit about `tokens` patches.
+    width: features of a token of dit, a multiple of `heads` and of 4.
+    heads: attention heads of each block of dit.
+    tokens: approximate number of patches of dit if `patch` is not set. The paper uses 256.
+    block: block of dit: that of DiT (plain), or with RMS norm, rotary positions, normalized queries and keys,
+      and a gated MLP (modern; Li & He 2025, arXiv:2511.13720, table 4).
+    norm_eps: number added to the variance in a norm. Default: 1e-5, or 1e-6 of dit.
+    """
+
+    net: Literal["unet", "dit"] = "unet"
+    layers: int | None = None  # type: ignore[assignment]
+    patch: int | None = None  # type: ignore[assignment]
+    norm_eps: float | None = None  # type: ignore[assignment]
+    width: int = 128
+    heads: int = 4
+    tokens: int = 256
+    block: Literal["plain", "modern"] = "plain"
+
+    def build(
+        self,
+        data: DataInfo,
+        *,
+        classes: Classes = 0,
+        guides: int = 0,
+        outputs: int = 1,
+        times: int = 1,
+        freq_shift: float = 0.0,
+    ) -> nn.Module:
+        """The network of images like `data`, with `guides` more channels of input, `outputs` channels of
+        output for each of the image, and several `times`. Raises UsageError for a transformer with guides."""
+        if self.net == "dit":
+            if guides:
+                hint = "set `model.net` to `unet`, or `model.factor` to null"
+                raise UsageError("a transformer is not conditioned on small images", hint=hint)
+            layers = 4 if self.layers is None else self.layers
+            eps = 1e-6 if self.norm_eps is None else self.norm_eps
+            sizes = DiTOptions(self.width, layers, self.heads, self.patch, self.tokens, self.block, eps)
+            return DiTNet(
+                data.shape, sizes, classes=classes, outputs=outputs, times=times, freq_shift=freq_shift
+            )
+        fields = {key: getattr(self, key) for key in UNetOptions.__dataclass_fields__}
+        usual = {"layers": 1, "patch": 1, "norm_eps": 1e-5}
+        options = UNetOptions(**fields | {key: v for key, v in usual.items() if fields[key] is None})
+        if times == 1:
+            return UNet.of(data, options, classes=classes, guides=guides, outputs=outputs)
+        return TimesUNet.of(data, options, classes=classes, times=times)

@@ -1,0 +1,99 @@
+"""Any process, prediction, weight, times and network of a denoiser go together."""
+
+import pytest
+import torch
+from draws import batch, images, noise
+
+from gzcli.core.types import DataInfo, no_progress
+from gzcli.models.base import group_options
+from gzcli.models.diffusion.ddpm import DDPM
+from gzcli.models.energy.eqm import EqM
+from gzcli.models.flow_matching.fm import FM
+from gzcli.models.flow_matching.meanflow import MeanFlow
+from gzcli.models.flow_matching.soflow import SoFlow
+from gzcli.models.score.edm import EDM
+from gzcli.models.score.sgm import SGM
+
+INFO = DataInfo((1, 8, 8), 256, ("a", "b", "c"), n=100, steps=10)
+SMALL = {"channels": 8, "mult": (1,), "attention": ()}
+DIT = {"net": "dit", "width": 16, "layers": 1, "heads": 2, "patch": 4}
+PREDICTIONS = ("eps", "x0", "v", "velocity")
+NEAR = {"rtol": 1e-2, "atol": 1e-6, "check_dtype": False}
+TIMES = ("uniform", "stratified", "logit_normal", "cosine", "log_normal")
+PROCESSES = [
+    *((DDPM, {"schedule": name, "timesteps": 50}) for name in ("linear", "cosine", "straight")),
+    *((SGM, {"sde": name}) for name in ("vp", "subvp", "ve")),
+    *((FM, {"process": name}) for name in ("straight", "cosine", "vp", "subvp", "ve")),
+]
+CHOSEN = [PROCESSES[i] for i in (1, 3, 6, 7)]
+
+
+def levels(model, n):
+    return model.process.levels_at(model.draw_times(noise(n), n))
+
+
+@pytest.mark.usefixtures("fp64")
+@pytest.mark.parametrize(("kind", "options"), PROCESSES, ids=str)
+def test_each_prediction_inverts_to_image_and_noise(kind, options):
+    """And its error is as much larger than that of the image, or of the noise, as its weights say."""
+    x, eps = images(16, INFO.shape).double(), noise(16).randn(16, *INFO.shape).double()
+    for prediction in PREDICTIONS:
+        model = kind.of(INFO, **SMALL, **options, prediction=prediction, time_sampling="cosine").train()
+        level = levels(model, 16)
+        x_t, target = level.alpha * x + level.sigma * eps, model.target(x, eps, level)
+        estimate = model.to_estimate(target, x_t, level)
+        torch.testing.assert_close(estimate.x0, x, rtol=1e-3, atol=1e-3, check_dtype=False)
+        torch.testing.assert_close(estimate.eps, eps, rtol=1e-3, atol=1e-3, check_dtype=False)
+        off = model.to_estimate(target + 1, x_t, level)
+        square = lambda a, b: (a - b).square().flatten(1).mean(1)  # noqa: E731
+        torch.testing.assert_close(model.image_weight(level), 1 / square(off.x0, x), **NEAR)
+        model.weighting = "score"
+        torch.testing.assert_close(model.loss_weight(level), square(off.eps, eps), **NEAR)
+        model.weighting, model.min_snr = "even", 5.0
+        snr = (level.alpha / level.sigma).view(-1) ** 2
+        wanted = snr.clamp(max=5) * square(off.x0, x)
+        torch.testing.assert_close(model.loss_weight(level), wanted, **NEAR)
+
+
+@pytest.mark.parametrize(("kind", "options"), CHOSEN, ids=str)
+def test_they_train_and_sample(kind, options):
+    """Each prediction with other weights and times: finite losses, gradients and samples."""
+    of_error = ({"min_snr": 5.0}, {"weighting": "score"}, {"weighting": "likelihood"}, {"loss_type": "l1"})
+    for i, prediction in enumerate(PREDICTIONS):
+        for net in (SMALL, DIT):
+            how = {"prediction": prediction, "time_sampling": TIMES[i + (net is DIT)], **of_error[i]}
+            model = kind.of(INFO, **net, **options, **how).train()
+            loss = model.loss(batch(images(8, INFO.shape), y=torch.arange(8) % 3))["loss"]
+            loss.backward()
+            grads = [p.grad for p in model.parameters() if p.grad is not None]
+            assert loss.isfinite() and all(g.isfinite().all() for g in grads), how
+            sample = group_options(model.sample, {"steps": 2})
+            with torch.no_grad():
+                x = model.eval().sample(2, noise=noise(2), progress=no_progress, **sample)
+            assert x.shape == (2, *INFO.shape) and x.isfinite().all() and x.abs().max() <= 1, how
+
+
+@pytest.mark.parametrize("kind", [EDM, SoFlow, MeanFlow, EqM], ids=lambda kind: kind.__name__)
+def test_others_take_a_transformer(kind):
+    model = kind.of(INFO, **DIT, conditional=True).train()
+    loss = model.loss(batch(images(8, INFO.shape), y=torch.arange(8) % 3))["loss"]
+    loss.backward()
+    with torch.no_grad():
+        x = model.eval().sample(3, noise=noise(3), progress=no_progress)
+    assert loss.isfinite() and x.shape == (3, *INFO.shape) and x.isfinite().all()
+
+
+def test_times_have_their_law_in_every_process():
+    """Log-normal ones a normal log σ/α, of this mean and deviation; cosine ones a uniform angle."""
+    for kind, options in PROCESSES:
+        options = options | {"timesteps": 1000} if kind is DDPM else options
+        log_normal = {"time_sampling": "log_normal", "log_mean": -0.5, "log_std": 0.5}
+        level = levels(kind.of(INFO, **SMALL, **options, **log_normal), 4000)
+        log_ratio = (level.sigma / level.alpha).log().view(-1)
+        assert float(log_ratio.mean()) == pytest.approx(-0.5, abs=0.05), options
+        assert float(log_ratio.std()) == pytest.approx(0.5, abs=0.05), options
+        model = kind.of(INFO, **SMALL, **options, time_sampling="cosine")
+        level = levels(model, 4000)
+        share = torch.atan2(level.sigma, level.alpha).view(-1).sort().values
+        even = torch.linspace(float(share[0]), float(share[-1]), 4000)
+        torch.testing.assert_close(share, even, atol=0.06, rtol=0)
