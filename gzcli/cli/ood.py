@@ -132,34 +132,40 @@ def ood(
     check_report(report)
     of_pictures = {"--fpr": fpr, "--calibrate": calibrate, "--map": map_, "--png": png, "--fail": fail}
     of_sets = {"--out": out_, "--benchmark": benchmark, "--imglists": imglists}
-    inspected = inspection_at(in_) if in_ and not (input_ or out_ or benchmark) else None
+    layout = inspection_at(in_) if in_ and not benchmark else None
+    inspected = None if input_ or out_ else layout
     check_options(model or "RUN", input_, of_pictures, of_sets, alone=bool(inspected or export))
-    method = method_of(model, in_, bool(input_ or inspected or export))
+    method = method_of(model, in_, of_sets)
     if export and not method:
         hint = f"gz runs export {quoted(model or 'RUN')} --to alarm"
         raise UsageError("`--export` is of methods without training", hint=hint)
-    if inspected and report:
-        raise UsageError("`--report` shows no inspection sets", hint="leave it out")
     openood = benchmark_of(benchmark, in_, out_) if benchmark else None
     name = openood.inside if openood else in_
-    inside = inspected.home if inspected else locate(name) if name else None
+    inside = layout.home if layout else locate(name) if name else None
     job: AlarmJob | OodJob
     further = str(local(calibrate)) if calibrate and not is_set(calibrate) else calibrate
     if method:
         assert in_ and inside
-        how: dict[str, Any] = {"method": method, "calibrate": further, "maps": True, "png": png, "seed": seed}
-        how |= {"launch": LaunchSection(opt.parse_gpus(gpus), cpu), "size": size_in(ctx.args)}
+        how: dict[str, Any] = {"method": method, "seed": seed, "size": size_in(ctx.args)}
+        how["launch"] = LaunchSection(opt.parse_gpus(gpus), cpu)
         if submit or slurm:
             return jobs.submit("ood", f"ood-{slug(inside.key)}", seed, how["launch"], slurm)
+        of_alarm: dict[str, Any] = {"calibrate": further, "maps": True, "png": png}
         if export:
-            exported = write_alarm(inside.reference, local(export), how)
+            exported = write_alarm(inside.reference, local(export), how | of_alarm)
             if not input_:
                 return out.data(exported)
-        kind, path = (InspectJob, inspected.path) if inspected else (AlarmJob, local(input_ or ""))
-        folder = claims.new_folder(user_dir("ood"), f"{inside.key}-{slug(path.stem)}")
-        result = jobs.do_job(folder, kind("", inside.reference, str(path), rate(fpr), **how))
-        (table_of_defects if inspected else table_of_pictures)(result)
         words = f"{model or ''} --in {quoted(in_)}".strip()
+        if out_:
+            outs = tuple(locate(name).reference for name in split_sets(out_))
+            folder = claims.new_folder(user_dir("ood"), f"{inside.key}-{label_of(outs)}")
+            job = OodJob("", inside.reference, outs, n=n, full=full, **how)
+        else:
+            kind, path = (InspectJob, inspected.path) if inspected else (AlarmJob, local(input_ or ""))
+            folder = claims.new_folder(user_dir("ood"), f"{inside.key}-{slug(path.stem)}")
+            job = kind("", inside.reference, str(path), rate(fpr), **how, **of_alarm)
+        result = jobs.do_job(folder, job)
+        (table_of_defects if inspected else table if out_ else table_of_pictures)(result)
         return finish(result, folder, words, METHODS[result["method"]].mapped, report, fail)
     assert model
     model = opt.spelled(model, pretrained)
@@ -189,7 +195,7 @@ def ood(
         else:
             foreign = [locate(name) for name in split_sets(out_ or "")]
         outs = tuple(one.reference for one in foreign)
-        label = openood.name if openood else "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
+        label = openood.name if openood else label_of(outs)
         settings |= {"benchmark": openood and openood.name, "imglists": str(lists) if lists else None}
         job = OodJob(outs=outs, seeds=seeds or 1, **settings)
     if submit or slurm:
@@ -201,6 +207,11 @@ def ood(
     shown(result)
     words = quoted(model) + (f" --in {quoted(in_)}" if in_ else "")
     finish(result, folder, words, bool(card.maps), report, fail)
+
+
+def label_of(outs: Sequence[str]) -> str:
+    """What a folder of scores of foreign sets is called."""
+    return "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
 
 
 def finish(
@@ -273,15 +284,17 @@ def check_options(
         raise UsageError("`gz ood` needs `--out`, `--benchmark` or `--input`", hint=hint)
 
 
-def method_of(model: str | None, in_: str | None, has_pictures: bool) -> str | None:
+def method_of(model: str | None, in_: str | None, of_sets: Mapping[str, Any]) -> str | None:
     """The method without training that a command names, `AUTO` where it names nothing; None: it names a model
     or a run. Raises UsageError where a method lacks its images."""
     method = AUTO if model is None else matching(model, (*METHODS, AUTO))
     if method is None:
         return None
     hint = " ".join(filter(None, ["gz ood", model, "--in ./good --input ./today"]))
-    if not has_pictures:
-        raise UsageError("a method without training judges images, or an inspection set", hint=hint)
+    if of_sets["--benchmark"]:
+        message = "`--benchmark` needs a model; a method without training takes `--out`"
+        words = filter(None, ["gz ood", model, "--in mnist --out fashionmnist"])
+        raise UsageError(message, hint=" ".join(words))
     if not in_:
         raise UsageError("a method without training needs `--in`, good images", hint=hint)
     return method
@@ -474,12 +487,21 @@ def ending(result: Mapping[str, Any], folder: Path, name: str, maps: bool) -> No
     scores = [row for row in result["results"] if not row["baseline"]]
     best = max(scores, key=lambda row: row["auroc"], default=None)
     best_score = f"best score `{best['score']}`, AUROC {best['auroc']:.3f}" if best else None
-    sided = [row for row in result["results"] if row["score"] in METHODS and METHODS[row["score"]].tails == 1]
-    method = max(sided, key=lambda row: row["auroc"], default=None)
-    if best and best_score and method and method["auroc"] >= best["auroc"]:
-        best_score += f", not better than `{method['score']}` without a model, {method['auroc']:.3f}"
+    if best and result["run"]:
+        best_score = f"{best_score}{beaten_by(best, result['results'])}"
     page = (f"gz report {quoted(folder)}", "")
     end([best_score, took()], [page, (f"gz ood {name} --input ./pictures", "your own images, one by one")])
+
+
+def beaten_by(best: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """What is said of the best score of a run where a method without a model does as well on the same set."""
+    tails = {name: method.tails for name, method in METHODS.items()}
+    sided = [row for row in rows if row["out"] == best["out"] and tails.get(row["score"]) == 1]
+    method = max(sided, key=lambda row: row["auroc"], default=None)
+    least = min([best["auroc"], *((best["ci"] or {}).get("auroc") or ())])
+    if not method or method["auroc"] < least:
+        return ""
+    return f", not clearly better than `{method['score']}` without a model, {method['auroc']:.3f}"
 
 
 def better_without(result: Mapping[str, Any]) -> tuple[str, str] | None:

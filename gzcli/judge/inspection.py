@@ -36,6 +36,7 @@ from gzcli.metrics.pixels import pixel_figures
 from gzcli.store import files
 from gzcli.store.jobs import InspectJob
 from gzcli.store.png import save_png
+from gzcli.store.runs import Run
 
 AT_ONCE = 64  # images that are scored together
 SHOWN = 8  # images of each kind on the sheet
@@ -130,7 +131,7 @@ def run(job: InspectJob, folder: Path, device: torch.device, log: Log) -> dict[s
         "seconds": round(time.monotonic() - began, 1),
         "outputs": outputs,
     }
-    files.write_json(folder / "inspection.json", result)
+    files.write_json(Run(folder).inspection_file, result)
     return result
 
 

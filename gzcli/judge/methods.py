@@ -20,12 +20,13 @@ from gzcli.judge.images import Pick
 from gzcli.metrics import conformal
 from gzcli.metrics.alarms.alarm import FITTED, Alarm, calibrate
 from gzcli.metrics.alarms.choice import AUTO as COMPARED
-from gzcli.metrics.alarms.choice import choose, detection, set_aside
+from gzcli.metrics.alarms.choice import Choice, choose, detection, set_aside
 from gzcli.metrics.alarms.cross import Calibrated
+from gzcli.metrics.alarms.fitted import Fitted
 from gzcli.metrics.alarms.methods import AUTO, METHODS, REFERENCE
 from gzcli.metrics.alarms.stored import stored
 from gzcli.metrics.interval import subset
-from gzcli.store.jobs import AlarmJob
+from gzcli.store.jobs import AlarmJob, ScoreJob
 
 LARGEST = 128  # pixels of the longer side to which larger images are reduced
 USUAL, BRIGHT = 32, 0.995  # held-out images whose maps say what is usual, and the quantile that does
@@ -56,10 +57,7 @@ class Good:
 def open_good(job: AlarmJob, say: Say) -> Good:
     """The good images of a job. Raises UsageError where there are too few for the rate."""
     data = locate(job.ins)
-    form = PackOptions(size=job.size or reduced_size(data), channels=None, fit="crop", patch=None)
-    pack = open_pack(data, **form, say=say)
-    channels, height, width = pack.meta.shape
-    form = PackOptions(size=as_size(height, width), channels=channels, fit="crop", patch=None)
+    pack, form = open_home(job, say)
     own_test = isinstance(data, OwnSet) and is_good_test(data, job.verb)
     splits = SPLITS if own_test else SPLITS[:2]
     images = np.concatenate([np.asarray(pack.images(split)) for split in splits if pack.meta.counts[split]])
@@ -69,6 +67,24 @@ def open_good(job: AlarmJob, say: Say) -> Good:
     good = Good(pack, form, splits, images, calibrating)
     check_enough(good, job)
     return good
+
+
+def open_home(job: ScoreJob, say: Say) -> tuple[Pack, PackOptions]:
+    """The in-distribution set of a method in the size that it looks at, and the options of packs of the same
+    form."""
+    data = locate(job.ins)
+    form = PackOptions(size=job.size or reduced_size(data), channels=None, fit="crop", patch=None)
+    pack = open_pack(data, **form, say=say)
+    channels, height, width = pack.meta.shape
+    return pack, PackOptions(size=as_size(height, width), channels=channels, fit="crop", patch=None)
+
+
+def fit_chosen(method: str, images: np.ndarray) -> tuple[Choice, Fitted]:
+    """A method, or for `AUTO` the best one, with the settings that detect most synthetic defects, fitted to
+    images."""
+    names = names_of(method)
+    choice = choose(images[: set_aside(len(images), names)], names)
+    return choice, METHODS[choice.method].fit(images, **choice.settings)
 
 
 def is_good_test(data: DataSet, verb: str) -> bool:
@@ -146,9 +162,7 @@ def without_model(good: Pick, bad: Pick) -> dict[str, float]:
     """The share of the defective images that `pca_local` of a set's other training images detects."""
     train = good.pack.images("train")
     index = np.setdiff1d(np.arange(len(train)), good.index if good.split == "train" else [])
-    images = np.asarray(train[index[subset(len(index), FITTED // 2)]])
-    choice = choose(images[: set_aside(len(images), (REFERENCE,))], (REFERENCE,))
-    fitted = METHODS[REFERENCE].fit(images, **choice.settings)
+    _, fitted = fit_chosen(REFERENCE, np.asarray(train[index[subset(len(index), FITTED // 2)]]))
     return {REFERENCE: detection(fitted.score(good.images()), fitted.score(bad.images()))}
 
 
@@ -162,30 +176,30 @@ def bright(good: Good, calibrated: Calibrated) -> float:
 
 def facts(good: Good, alarm: Alarm, job: AlarmJob) -> dict[str, Any]:
     """What the result says of the method and its images."""
+    return facts_in(alarm.choice, alarm.calibrated.models[0], good.pack, alarm.fitted_on, job)
+
+
+def facts_in(choice: Choice, fitted: Fitted, pack: Pack, fitted_on: int, job: ScoreJob) -> dict[str, Any]:
     return {
         "run": None,
-        "name": alarm.choice.method,
+        "name": choice.method,
         "runs": [],
         "in": job.ins,
         "seed": job.seed,
         "seeds": 1,
-        "method": alarm.choice.method,
-        "settings": dict(alarm.calibrated.models[0].parameters),
-        "choice": dict(alarm.choice.table),
-        "shape": list(good.pack.meta.shape),
-        "hash": alarm.calibrated.models[0].hash,
-        "fitted_on": alarm.fitted_on,
+        "method": choice.method,
+        "settings": dict(fitted.parameters),
+        "choice": dict(choice.table),
+        "shape": list(pack.meta.shape),
+        "hash": fitted.hash,
+        "fitted_on": fitted_on,
     }
 
 
 def notes(alarm: Alarm, fpr: float) -> list[str]:
     """How the method was chosen, and what is promised."""
-    lines, choice, calibrated = [], alarm.choice, alarm.calibrated
-    words = in_words(alarm.calibrated.models[0].parameters)
-    if choice.table:
-        shares = ", ".join(f"`{name}` {100 * share:.0f} %" for name, share in choice.table.items())
-        lines.append(f"of synthetic defects on good images set aside found: {shares}")
-    lines.append(f"taken: `{choice.method}`" + (f" with {words}" if words else ""))
+    calibrated = alarm.calibrated
+    lines = choice_in_words(alarm.choice, calibrated.models[0])
     if len(calibrated.models) == 1:
         lines.append(
             f"calibrated on images that nothing was fitted to: at most {100 * fpr:.3g} % are flagged"
@@ -197,6 +211,15 @@ def notes(alarm: Alarm, fpr: float) -> list[str]:
             f"flagged, and at most {100 * bound:.3g} % whatever they look like"
         )
     return lines
+
+
+def choice_in_words(choice: Choice, fitted: Fitted) -> list[str]:
+    """How a method was chosen."""
+    lines, words = [], in_words(fitted.parameters)
+    if choice.table:
+        shares = ", ".join(f"`{name}` {100 * share:.0f} %" for name, share in choice.table.items())
+        lines.append(f"of synthetic defects on good images set aside found: {shares}")
+    return [*lines, f"taken: `{choice.method}`" + (f" with {words}" if words else "")]
 
 
 def in_words(parameters: Mapping[str, Any]) -> str:

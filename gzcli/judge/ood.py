@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ import torch
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.data.library import listed_images
-from gzcli.data.packs.open import open_pack
+from gzcli.data.packs.open import PackOptions, open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.data.sets.registry import SPECS, Benchmark, find_benchmark
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import histograms
-from gzcli.judge.images import BANK, Pick, short_paths, treatment
+from gzcli.judge import methods
+from gzcli.judge.images import BANK, MOST, Pick, short_paths, treatment
 from gzcli.judge.scores import Scoring, Table, write_csv
 from gzcli.metrics import baselines, pretrained
 from gzcli.metrics.alarms.alarm import FITTED
@@ -41,43 +42,50 @@ FPR = {
 }
 
 
+@dataclass(frozen=True)
+class Scored:
+    """Scores of the test images of the in-distribution set, the first of `sets`, and of foreign ones, by a
+    run or by a method without training.
+
+    names: of the scores. levels: grey levels of the run; None: latents, or no run.
+    tables: of each seed, by the names of the sets; with baselines, {} on other ranks than 0.
+    facts: for JSON. notes: for people.
+    """
+
+    names: Sequence[str]
+    sets: Mapping[str, Pack]
+    picks: Mapping[str, Pick]
+    tables: Sequence[Mapping[str, Table]]
+    levels: int | None
+    facts: Mapping[str, Any]
+    notes: Sequence[str] = ()
+
+
 def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """Writes `scores.csv`, `histograms.png` and `ood.json` into `folder`. Returns the JSON of `gz ood` on
     rank 0, and {} on others."""
     began = time.monotonic()
-    scoring = Scoring(job, device, log)
-    trained, home = scoring.trained, scoring.home
-    sets = open_sets(scoring, job)
-
-    def picks(n: int | None) -> dict[str, Pick]:
-        totals = {name: pack.meta.counts["test"] for name, pack in sets.items()}
-        return {name: Pick(sets[name], "test", subset(total, n or total)) for name, total in totals.items()}
-
-    scoring.score(picks)
+    scored = by_method(job, device, log) if job.method else by_run(job, device, log)
     if ranks.rank():
         return {}
-    without_model = baseline_scores(scoring.picks, home, device)
-    seeds = [{name: tables[name] | without_model[name] for name in sets} for tables in scoring.tables]
+    sets, seeds = scored.sets, scored.tables
     benchmark = find_benchmark(job.benchmark) if job.benchmark else None
-    compared = partial(compare, packs=sets, names=scoring.names, benchmark=benchmark)
+    compared = partial(compare, packs=sets, names=scored.names, benchmark=benchmark)
     results = over_seeds([compared(tables) for tables in seeds])
     short = short_paths(list(sets))
     shown = [row | {"out": short.get(row["out"], row["out"])} for row in results]
     place, picture = Run(folder), folder / "histograms.png"
-    write_scores(place.scores_file, seeds, scoring.picks, job)
+    write_scores(place.scores_file, seeds, scored.picks, job)
     histograms(picture, {short[name]: table for name, table in seeds[0].items()}, short[job.ins], shown)
     packs = {short[name]: pack for name, pack in sets.items()}
     result = {
-        **scoring.facts(),
+        **scored.facts,
         "results": results,
-        "notes": notes(shown, packs, trained.images.levels, benchmark, job),
+        "notes": [*scored.notes, *notes(shown, packs, scored.levels, benchmark, job)],
         "names": short,
         "positive": "out",
         "benchmark": benchmark and benchmark.name,
-        "levels": trained.images.levels,
-        "shape": list(trained.images.shape),
-        "likelihood": trained.model.likelihood,
-        "solver_gap": scoring.gap and asdict(scoring.gap),
+        "levels": scored.levels,
         "coders": sorted(baselines.coders()),
         "seconds": round(time.monotonic() - began, 1),
         "files": {"scores": str(place.scores_file), "histograms": str(picture)},
@@ -86,10 +94,51 @@ def run(job: OodJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     return result
 
 
-def open_sets(scoring: Scoring, job: OodJob) -> dict[str, Pack]:
+def by_run(job: OodJob, device: torch.device, log: Log) -> Scored:
+    scoring = Scoring(job, device, log)
+    trained, home = scoring.trained, scoring.home
+    sets = open_sets(home, trained.form, job, log)
+
+    def picks(n: int | None) -> dict[str, Pick]:
+        return picks_of(sets, n)
+
+    scoring.score(picks)
+    without_model = {} if ranks.rank() else baseline_scores(scoring.picks, home, device)
+    facts = {
+        **scoring.facts(),
+        "shape": list(trained.images.shape),
+        "likelihood": trained.model.likelihood,
+        "solver_gap": scoring.gap and asdict(scoring.gap),
+    }
+    tables = [{name: each[name] | without_model.get(name, {}) for name in sets} for each in scoring.tables]
+    return Scored(scoring.names, sets, scoring.picks, tables, trained.images.levels, facts)
+
+
+def by_method(job: OodJob, device: torch.device, log: Log) -> Scored:
+    """By a method without training, which is fitted to training images."""
+    home, form = methods.open_home(job, log.info)
+    sets = open_sets(home, form, job, log)
+    train = home.images("train")
+    images = np.asarray(train[subset(len(train), FITTED)])
+    choice, fitted = methods.fit_chosen(job.method or "", images)
+    picks = picks_of(sets, None if job.full else job.n or MOST)
+    tables = baseline_scores(picks, home, device)
+    for name, pick in picks.items():
+        tables[name][choice.method] = fitted.score(pick.images())
+    facts = methods.facts_in(choice, fitted, home, len(images), job)
+    said = methods.choice_in_words(choice, fitted)
+    return Scored([choice.method], sets, picks, [tables], None, facts, said)
+
+
+def picks_of(sets: Mapping[str, Pack], n: int | None) -> dict[str, Pick]:
+    """At most n test images of each set."""
+    totals = {name: pack.meta.counts["test"] for name, pack in sets.items()}
+    return {name: Pick(sets[name], "test", subset(total, n or total)) for name, total in totals.items()}
+
+
+def open_sets(home: Pack, form: PackOptions, job: OodJob, log: Log) -> dict[str, Pack]:
     """The sets whose test images are scored by name, the in-distribution one first."""
-    home = scoring.home
-    foreign = partial(open_pack, **scoring.trained.form, foreign=True, say=scoring.log.info)
+    foreign = partial(open_pack, **form, foreign=True, say=log.info)
     if job.imglists and job.benchmark:
         listed = partial(listed_images, Path(job.imglists), find_benchmark(job.benchmark))
         sets = {name: foreign(listed(name)) for name in (job.ins, *job.outs)}
@@ -137,7 +186,7 @@ def compare(
     in-distribution set. Its `beats_baselines` says whether its AUROC is above that of every baseline, each in
     its better direction."""
     inside, *outside = tables
-    plain = [score for score in BASELINES if score in tables[inside]]
+    plain = [score for score in BASELINES if score in tables[inside] and score not in names]
     rows = []
     for out in outside:
         figures = {
@@ -146,8 +195,8 @@ def compare(
         }
         bar = max(max(figures[score]["auroc"], 1 - figures[score]["auroc"]) for score in plain)
         for score, row in figures.items():
-            head = {"out": out, "score": score, "baseline": score in BASELINES}
-            beats = None if score in BASELINES else row["auroc"] > bar
+            head = {"out": out, "score": score, "baseline": score in plain}
+            beats = None if score in plain else row["auroc"] > bar
             rows.append(head | row | {"resized": packs[out].meta.resized, "beats_baselines": beats})
     return with_group_means(rows, benchmark) if benchmark else rows
 

@@ -14,6 +14,8 @@ from gzcli.report import document as doc
 from gzcli.report.document import Chart, Section, Series, Table
 from gzcli.report.results import Results, Row, facts_of, rows_of, thinned
 
+# figures of a kind of defect, and the keys of their intervals
+OF_DEFECTS = {"auroc": "ci", "detected": "detected_ci", "pixel_auroc": "", "aupro": "", "pixel_f1": ""}
 LISTED = 500  # files of single images that are listed
 
 
@@ -23,10 +25,14 @@ def document(results: Results) -> doc.Document:
     rows, pictures = rows_of(result, "results"), rows_of(result, "files")
     names = {str(key): str(value) for key, value in (result.get("names") or {}).items()}
     inside = names.get(str(result.get("in")), str(result.get("in", "?")))
-    facts = [*((key, str(result.get(key, "?"))) for key in ("run", "name")), ("in-distribution", inside)]
+    of_method = bool(result.get("method"))  # without a run
+    names_of = ("name",) if of_method else ("run", "name")
+    facts = [*((key, str(result.get(key, "?"))) for key in names_of), ("in-distribution", inside)]
     titles = {"step": "step", "seed": "seed", "likelihood": "likelihood", "fpr": "FPR asked"}
     of_files = isinstance(result.get("files"), list)
+    kinds = rows_of(result, "defects")
     sections = [
+        Section("Defects", defects(kinds, result)),
         Section("Detection", detection(rows, names)),
         Section("Pictures", results.other_pictures(*(["histograms"] if results.scores else []))),
         Section("All images", all_pictures(pictures)),
@@ -35,6 +41,10 @@ def document(results: Results) -> doc.Document:
     ]
     title = f"Anomalies against {inside}" if of_files else f"Out-of-distribution detection: {inside}"
     lead = flags(result, pictures) if of_files else winner(rows, names)
+    if kinds:
+        title, mean = f"Defects of {Path(str(result.get('inspection'))).name}", kinds[-1]
+        lead = f"{mean.get('detected_n')} of {mean.get('n')} defects detected, mean AUROC "
+        lead += f"{doc.number(mean.get('auroc'))}."
     return results.document(title, lead, facts + facts_of(result, titles), sections)
 
 
@@ -47,6 +57,20 @@ def winner(rows: Sequence[Row], names: Mapping[str, str]) -> str:
         figure = f"AUROC {doc.number(best.get('auroc'))} by `{best.get('score')}`"
         sentences.append(f"{names.get(out, out)}: {figure}")
     return "; ".join(sentences) + "." if sentences else ""
+
+
+def defects(rows: Sequence[Row], result: Row) -> list[Table]:
+    """A line for each kind of defect, the mean last."""
+    if not rows:
+        return []
+    columns = [doc.texts("defect", [str(row.get("defect")) for row in rows])]
+    for key, ends in OF_DEFECTS.items():
+        intervals = [doc.brackets(row.get(ends)) for row in rows]
+        head, values = key.replace("_", " "), [row.get(key) for row in rows]
+        columns.append(doc.numbers(head, values, None, intervals, lambda v: "–" if v is None else f"{v:.4f}"))
+    good = result.get("good") or {}
+    caption = f"Of {good.get('n', '?')} good test pictures {good.get('flagged', '?')} are flagged. "
+    return [Table("Kinds of defects", columns, caption=caption + "Brackets hold 95 % intervals.")]
 
 
 def detection(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]:

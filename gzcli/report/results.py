@@ -26,12 +26,12 @@ from gzcli.store.run_folder import Run
 from gzcli.store.runs import by_name
 
 # one of them contains the results
-FILES = (Run.bench_file, Run.ood_file, Run.league_file, Run.alarm_file, Run.result_file)
+FILES = (Run.bench_file, Run.ood_file, Run.league_file, Run.alarm_file, Run.inspection_file, Run.result_file)
 NOT_SCORES = ("set", "role", "index", "file")  # the other columns of `scores.csv`
 POINTS = 240  # most points of a curve
 VALIDATED = 2  # most metrics of validation in the charts of a run
 LONGEST = 2_000  # rows of a table: of 60 models 33 seeds
-TABLES = ("rows", "summary", "equal_calls", "floors")
+TABLES = ("rows", "summary", "equal_calls", "floors", "defects")
 ANEW = "the command that made it makes it again"
 CURVES = 36  # most charts of training
 WITHOUT = "remove it: the report is then without these samples"
@@ -209,7 +209,7 @@ def read(place: Path) -> Results:
     job = clean(files.read_object(path)) if empty.may_read(path := Run(folder).job_file) else {}
     for path in filter(empty.may_read, (folder / name for name in FILES)):
         result = files.read_object(path)
-        if not result.keys().isdisjoint(("rows", "results", "files")):
+        if not result.keys().isdisjoint(("rows", "results", "files", "defects")):
             check(path, result)
             return Results(path, clean(result), job, path.stat().st_mtime)
     hint = "a report is made of the folder with `bench.json` or `ood.json`"

@@ -72,11 +72,13 @@ class ScoreJob(RunJob):
     others: tuple[str, ...] = ()  # folders of further runs, which make an ensemble with `run`
     # number of seeds, from `seed` on, whose scores are averaged; None: an alarm takes a few if noise matters
     seeds: int | None = None
+    method: str | None = None  # name of a method without training, or `auto`; None: the run's scores
+    size: Any = None  # of the images that a method sees; None: their own, or as large as it looks at
 
 
 @dataclass(frozen=True)
 class OodJob(ScoreJob):
-    """Out-of-distribution scores of a run."""
+    """Out-of-distribution scores of a run, or of a method without training."""
 
     outs: tuple[str, ...]  # names or paths of the foreign sets
     benchmark: str | None = None  # name of the benchmark whose conventions the results follow
@@ -94,9 +96,7 @@ class AlarmJob(ScoreJob):
     fpr: float = 0.01  # share of in-distribution images that may be flagged
     maps: bool = False  # whether maps show where the images are anomalous
     png: bool = False  # whether the map of every image is written as a file
-    method: str | None = None  # name of a method without training, or `auto`; None: the run's scores
     calibrate: str | None = None  # name or path of further good images, with which images are compared
-    size: Any = None  # of the images that a method sees; None: their own, or as large as it looks at
     verb: str = field(default="alarm", kw_only=True)
 
 

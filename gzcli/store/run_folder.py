@@ -111,6 +111,7 @@ class Run:
     result_file = Place("result.json")
     bench_file, league_file = Place("bench.json"), Place("league.json")
     ood_file, alarm_file = Place("ood.json"), Place("alarm.json")
+    inspection_file = Place("inspection.json")
     scores_file = Place("scores.csv")  # of `gz ood`
     sheet_picture = Place("grid.png")  # of `gz sample`
     images_folder = Place("images")

@@ -20,6 +20,7 @@ from gzcli.core.types import DataInfo, ImageNoise
 from gzcli.data.packs.batches import quantise
 from gzcli.data.packs.open import open_pack
 from gzcli.data.sets import registry
+from gzcli.data.sets.names import OwnSet
 from gzcli.data.sets.registry import Benchmark, find_benchmark
 from gzcli.engine.log import Log
 from gzcli.judge import alarm, ood, scores
@@ -27,6 +28,7 @@ from gzcli.judge.alarm import heat
 from gzcli.judge.local import few
 from gzcli.judge.scores import map_of
 from gzcli.metrics.alarms.local import fit_local
+from gzcli.metrics.alarms.methods import METHODS
 from gzcli.metrics.detection import detection
 from gzcli.metrics.interval import subset
 from gzcli.models.autoregressive.pixelcnn import PixelCNN
@@ -510,3 +512,27 @@ def test_an_alarm_of_too_few_good_pictures_says_how_many_it_needs(good, tmp_path
     with pytest.raises(UsageError, match="24 further good images are too few"):
         np.savez(tmp_path / "few.npz", images=np.asarray(open_pack("digits").images("test"))[:24])
         by_method(good, pictures, tmp_path, calibrate=str(tmp_path / "few.npz"))
+
+
+def test_a_method_without_training_tells_sets_apart_beside_baselines(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ood, "histograms", lambda *args: None)
+    images = np.asarray(open_pack("digits").images("test"))
+    np.savez(tmp_path / "marked.npz", images=np.where(np.arange(16) < 3, 255 - images[:40], images[:40]))
+    out = str(tmp_path / "marked.npz")
+    result = ood.run(OodJob("", "digits", (out,), method="pca", n=100), tmp_path, CPU, Log())
+    rows = {row["score"]: row for row in result["results"]}
+    assert list(rows) == ["pca", "png", "mean", "knn_pixels", "pca_local"]
+    assert [row["baseline"] for row in rows.values()] == [False] + [True] * 4
+    assert rows["pca"]["auroc"] == 1 and (rows["pca"]["n_in"], rows["pca"]["n_out"]) == (100, 40)
+    assert all(len(row["ci"]["auroc"]) == 2 for row in rows.values()) and result["run"] is None
+    train = METHODS["pca"].fit(np.asarray(open_pack("digits").images("train")))
+    scores_of = [float(row["pca"]) for row in csv_rows(tmp_path / "scores.csv", "out")]
+    marked = np.asarray(open_pack(OwnSet(tmp_path / "marked.npz"), foreign=True).images("test"))
+    np.testing.assert_allclose(scores_of, train.score(marked), rtol=1e-4)
+    ood_verb.table(result)
+    assert capsys.readouterr().out.splitlines()[1].split()[0] == "pca"
+    # a run whose best score is not above the interval of a method is told so
+    best = {"out": "x", "score": "nll", "auroc": 0.9, "ci": {"auroc": (0.85, 0.94)}}
+    rows = [best, {"out": "x", "score": "pca", "auroc": 0.86}, {"out": "y", "score": "pca", "auroc": 1.0}]
+    assert "not clearly better than `pca` without a model, 0.860" in ood_verb.beaten_by(best, rows)
+    assert ood_verb.beaten_by(best, [best, rows[1] | {"auroc": 0.84}]) == ""

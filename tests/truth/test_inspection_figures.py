@@ -8,10 +8,13 @@ from pictures import encoded, png, write
 from refused import refused
 from zoo import CASES
 
+from gzcli.cli.ood import inspection_at
 from gzcli.data.library import import_set
 from gzcli.data.readers.inspection import open_inspection
 from gzcli.engine.log import Log
 from gzcli.judge.inspection import MEAN, Judged, figures, notes, open_defective, overview, run
+from gzcli.report.ood import document
+from gzcli.report.results import read
 from gzcli.store.files import read_json
 from gzcli.store.jobs import InspectJob
 from gzcli.store.png import save_png
@@ -96,6 +99,10 @@ def test_a_method_and_a_run_judge_a_set_by_its_kinds_of_defects(tmp_path):
     assert lines[1].startswith("test/good/00.png,good,") and lines[-1].startswith("test/dent/4.png,dent,")
     assert (tmp_path / "inspection.png").exists()
     assert read_json(tmp_path / "inspection.json")["defects"] == result["defects"]
+    report = document(read(tmp_path))
+    table = report.tables[0]
+    assert [cell.text for cell in table.columns[0].cells] == ["chip", "dent", "mean"]
+    assert report.title == "Defects of parts" and "10 of 10 defects detected" in report.lead
     # by a run, of the set under a name
     import_set(path, "parts")
     case = next(case for case in CASES if case.model == "vae")
@@ -106,6 +113,33 @@ def test_a_method_and_a_run_judge_a_set_by_its_kinds_of_defects(tmp_path):
     assert result["run"] == trained.run.id and result["defects"][0]["aupro"] > 0.5
     nothing = InspectJob("", "digits", str(tmp_path / "today"), 0.03)
     refused("no inspection set", run, nothing, tmp_path, torch.device("cpu"), Log(mode="quiet"))
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "masks"),
+    [("Data/Images/Normal", "Data/Images/Anomaly", "Data/Masks/Anomaly"), ("good", "dent", "masks/dent")],
+)
+def test_the_layouts_of_visa_and_of_plain_folders_are_judged(tmp_path, good, bad, masks):
+    """Their defects are neither fitted to nor do they calibrate."""
+    rng, corner = np.random.default_rng(0), np.zeros((16, 16), np.uint8)
+    corner[:4, :4] = 255
+    images = rng.integers(100, 110, (45, 16, 16), np.uint8)
+    images[40:, :4, :4] = 255
+    files = {f"{good}/{i:02}.png": encoded(image) for i, image in enumerate(images[:40])}
+    files |= {f"{bad}/{i}.png": encoded(image) for i, image in enumerate(images[40:])}
+    files |= {f"{masks}/{i}.png": encoded(corner) for i in range(5)}
+    path = write(tmp_path / "set", files)
+    layout = inspection_at(str(path))
+    assert layout.path == path and layout.home.path == path / good
+    job = InspectJob("", layout.home.reference, str(path), 0.05, method="pca")
+    result = run(job, tmp_path, torch.device("cpu"), Log(mode="quiet"))
+    kind = result["defects"][0]
+    assert kind["defect"] == bad.rpartition("/")[2] and kind["detected_n"] == 5
+    assert kind["aupro"] > 0.9 and result["fitted_on"] < 40
+    # a mask that is none of these pictures'
+    for i in range(5):
+        (path / masks / f"{i}.png").rename(path / masks / f"other{i}.png")
+    assert "a mask has the name" in refused("no mask", inspection_at, str(path)).hint
 
 
 def test_a_score_without_a_map_has_no_figures_of_pixels(defects):
