@@ -283,9 +283,10 @@ class LoadedRun:
         texts, keywords = {"prompt": list(prompts)} if prompts else {}, self._options("sample", options)
         settings: dict[str, Any] = {"conditions": texts, "options": keywords}
         with notebook.sampling("sample", progress) as bar:
-            images = sampler.draw(self.trained, n, seed=seed, labels=y, progress=bar, **settings)
+            drawn = sampler.draw_all(self.trained, n, seed=seed, labels=y, progress=bar, **settings)
+        images, values = drawn
         known = None if y is None else y.numpy()
-        return Samples(images, labels=known, classes=self.info.classes, seed=seed)
+        return Samples(images, labels=known, classes=self.info.classes, seed=seed, values=values)
 
     @spoken
     def encode(self, images: np.ndarray, *, seed: int = 0) -> np.ndarray:
@@ -346,7 +347,7 @@ class LoadedRun:
 
         Raises UsageError where the model has no likelihood of images.
         """
-        if self.trained.space is not None or not hasattr(self.model, "log_prob"):
+        if not self.trained.has_levels or not hasattr(self.model, "log_prob"):
             message = f"`{self.trained.name}` has no likelihood of images"
             raise UsageError(message, hint="gz list models --can log_prob")
         keywords = group_options(self.model.log_prob, self._options("log_prob", options))
@@ -506,6 +507,15 @@ class LoadedRun:
 
     def _pixels(self, images: np.ndarray, index: range, seed: int) -> Tensor:
         """The images of these numbers at the model's grey levels, [B, C, H, W] in [-1, 1] on the device."""
+        if (values := self.trained.values) is not None:
+            part = np.asarray(images[index.start : index.stop])
+            if part.shape[1:] != self.trained.info.shape or part.dtype.kind not in "iuf":
+                shape = ", ".join(map(str, self.trained.info.shape))
+                message = f"images must be values [N, {shape}], not {part.dtype} {list(part.shape)}"
+                raise UsageError(message, hint="`run.sample(…).values` has all channels")
+            part = part if values.levels != 256 else part.astype(np.uint8)
+            x = quantise(torch.from_numpy(np.array(values.scaled(part))), self.trained.info.levels)
+            return x.to(self.trained.device)
         u8 = torch.from_numpy(np.array(images[index.start : index.stop]))  # a copy: they may be read-only
         if u8.dtype != torch.uint8 or tuple(u8.shape[1:]) != self.info.shape:
             shape = ", ".join(map(str, self.info.shape))

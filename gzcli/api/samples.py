@@ -26,11 +26,14 @@ class Samples(np.ndarray):
     labels: int64 [N] or 0/1 [N, K], the classes that the images are of; None if they have none.
     classes: names of the classes.
     seed: of the noise that they were drawn from; None for images that were not drawn.
+    values: [N, C, H, W], all channels in the numbers of the data set, where the images are only pictures of
+      these; else None.
     """
 
     labels: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     seed: int | None = None
+    values: np.ndarray | None = None
 
     def __new__(
         cls,
@@ -39,9 +42,11 @@ class Samples(np.ndarray):
         labels: np.ndarray | None = None,
         classes: Sequence[str] = (),
         seed: int | None = None,
+        values: np.ndarray | None = None,
     ) -> Samples:
         samples = np.asarray(images).view(cls)
         samples.labels, samples.classes, samples.seed = labels, tuple(classes), seed
+        samples.values = values
         return samples
 
     def __array_finalize__(self, source: Any) -> None:
@@ -49,12 +54,15 @@ class Samples(np.ndarray):
             self.classes, self.seed = source.classes, source.seed
             same = self.ndim == source.ndim and len(self) == len(source)
             self.labels = source.labels if same else None
+            self.values = source.values if same else None
 
     def __getitem__(self, rows: Any) -> Any:
         part = super().__getitem__(rows)
-        if isinstance(part, Samples) and self.labels is not None:
+        if isinstance(part, Samples):
             first = rows[0] if isinstance(rows, tuple) and rows else rows
-            part.labels = self.labels[first] if part.ndim == self.ndim and first is not ... else None
+            whole = part.ndim == self.ndim and first is not ...
+            part.labels = self.labels[first] if whole and self.labels is not None else None
+            part.values = self.values[first] if whole and self.values is not None else None
         return part
 
     def grid(self, columns: int | None = None) -> Image:
@@ -91,7 +99,8 @@ class Samples(np.ndarray):
         elif path.suffix == ".npz":
             labels = {} if self.labels is None else {"labels": self.labels}
             names = {"class_names": np.array(self.classes)} if labels and self.classes else {}
-            write_arrays(path, {"samples": images.transpose(0, 2, 3, 1), **labels, **names})
+            whole = images if self.values is None else self.values
+            write_arrays(path, {"samples": whole.transpose(0, 2, 3, 1), **labels, **names})
         else:
             save_images(path, images, {"seed": self.seed})
         return path

@@ -128,7 +128,7 @@ class DataSection:
     fit: how images of another shape are resized: cropped, padded with the mean colour of the border, or
       stretched. `aspect`: to the nearest aspect ratio, for models that support it.
     channels: 1 (grey) or 3 (RGB). Default: the data set's.
-    levels: grey levels, 2 … 256. 2: binary images. Default: the data set's.
+    levels: grey levels, 2 … 256, or 65,536 of images with 16 bits. 2: binary images. Default: the data set's.
     latent: run or diffusers `AutoencoderKL` whose latents are modelled instead of pixels.
     latent_draw: latent of an `AutoencoderKL`: the mode of the posterior, or a sample.
     augment: augmentations of training images, in this order.
@@ -139,7 +139,7 @@ class DataSection:
     size: Size | None = field(default=None, metadata={"range": "1 or more"})
     fit: Literal["crop", "pad", "stretch", "aspect"] = "crop"
     channels: Literal[1, 3] | None = None
-    levels: int | None = ranged(None, "2 … 256")
+    levels: int | None = ranged(None, "2 … 65,536")
     latent: str | None = None
     latent_draw: Literal["mode", "sample"] = "mode"
     augment: tuple[str, ...] = ()

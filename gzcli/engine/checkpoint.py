@@ -24,6 +24,7 @@ from gzcli.core import ranks
 from gzcli.core.errors import DamagedError, MissingError
 from gzcli.core.sections import Part, part_of
 from gzcli.core.types import DataInfo
+from gzcli.data.readers.values import Values
 from gzcli.models.nn import with_rows
 from gzcli.store import files
 from gzcli.store.run_folder import CheckpointFolder, Run, steps_of
@@ -71,6 +72,7 @@ class Saved:
     # sha256 of the weights of each stage that the model is built on, by the stage's name
     built_on: Mapping[str, str] = field(default_factory=dict)
     space: SpaceRecord | None = None  # latent space of the model; None: pixels
+    values: Values | None = None  # of its images, where these are no pictures of 8 bits
 
 
 def save_weights(path: Path, saved: Saved) -> None:
@@ -87,6 +89,7 @@ def metadata_of(saved: Saved) -> dict[str, str]:
         "step": str(saved.step),
         "built_on": json.dumps(saved.built_on),
         "space": json.dumps(saved.space and asdict(saved.space)),
+        **({"values": json.dumps(asdict(saved.values))} if saved.values else {}),
     }
 
 
@@ -103,7 +106,8 @@ def read_weights(path: Path) -> Saved:
             json.loads(metadata[key]) if key in metadata else tree.get(key) for key in ("built_on", "space")
         )
         record, step = SpaceRecord(**space) if space else None, int(metadata["step"])
-        return Saved(weights, part_of(tree), info, step, built_on or {}, record)
+        values = Values.of(json.loads(metadata["values"])) if "values" in metadata else None
+        return Saved(weights, part_of(tree), info, step, built_on or {}, record, values)
 
 
 @dataclass

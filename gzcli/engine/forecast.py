@@ -118,7 +118,8 @@ def check_stages(run: Run) -> None:
         part = part_of(stage.tree())
         try:
             pack = open_pack(part.data.name, **pack_options(part.data))
-            info = on_latents(part, pack.info(levels=part.data.levels, steps=part.train.steps))
+            seen = pack.seen(part.data.levels)
+            info = on_latents(part, seen.info(levels=part.data.levels, steps=part.train.steps))
             with shapes_only():
                 build(part, info, stages)
         except UsageError:

@@ -58,8 +58,9 @@ def train_images(
 ) -> tuple[TrainImages, DataInfo, LatentSpace | None]:
     """The training images of a recipe, their description for the model, and the latent space of
     `data.latent`."""
-    info = pack.info(levels=part.data.levels, steps=part.train.steps)
-    images = TrainImages(pack, info.levels, device, part.seed, part.data.augment)
+    seen = pack.seen(part.data.levels)
+    info = seen.info(levels=part.data.levels, steps=part.train.steps)
+    images = TrainImages(seen, info.levels, device, part.seed, part.data.augment)
     if not part.data.latent:
         return images, info, None
     space = new_space(part.data.latent, device, pack, info.levels)

@@ -28,7 +28,12 @@ BATCH_SIZE = 256  # images of VALUES values in a batch on a usual device
 VALUES = 3 * 64 * 64  # values of the largest image of a full batch; a batch holds fewer of larger images
 
 
-def draw(
+def draw(trained: Trained, n: int, **options: Any) -> np.ndarray:
+    """The pictures of `draw_all`."""
+    return draw_all(trained, n, **options)[0]
+
+
+def draw_all(
     trained: Trained,
     n: int,
     *,
@@ -38,9 +43,10 @@ def draw(
     options: Mapping[str, Any] | None = None,
     progress: Progress = no_progress,
     warn: Say = warnings.warn,
-) -> np.ndarray:
-    """Images 0 … n − 1 of the model, uint8 [n, C, H, W], on every rank; each rank draws its share. `warn`
-    gets a line if some are not finite. Raises NoneFinite if none is."""
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Images 0 … n − 1 of the model, uint8 [n, C, H, W], on every rank; each rank draws its share; and all
+    their channels where these are values and no pictures. `warn` gets a line if some are not finite. Raises
+    NoneFinite if none is."""
     if labels is None and trained.model.conditional:
         labels = spread_labels(None, n, trained.info, torch.device("cpu"))
     options, conditions = {**trained.part.sample, **(options or {})}, dict(conditions or {})
@@ -52,6 +58,7 @@ def draw(
     start, end = min(rank * share, n), min((rank + 1) * share, n)
     size, position = batch_size(trained, options), start
     parts, finite = [np.zeros((0, *trained.images.shape), np.uint8)], [np.zeros(0, bool)]
+    values: list[np.ndarray] = []
     while position < end:
         rows = range(position, min(position + size, end))
         chunk = None if labels is None else labels[rows.start : rows.stop].to(trained.device)
@@ -66,6 +73,8 @@ def draw(
             with torch.inference_mode(), trained.sampling(), guided_away(trained, weak):
                 noise = ImageNoise(seed, rows, trained.device)
                 x = trained.model.sample(len(rows), labels=chunk, noise=noise, progress=report, **keywords)
+                if trained.values:
+                    values.append(trained.values.restored(x.float().cpu().numpy()))
                 x = trained.decode(x)
         except torch.OutOfMemoryError as e:
             if size == 1:
@@ -78,7 +87,8 @@ def draw(
         finite.append(are_finite)
         position += len(rows)
     check_finite(ranks.gather(np.concatenate(finite)), trained, warn)
-    return ranks.gather(ranks.joined(parts))
+    pictures = ranks.gather(ranks.joined(parts))
+    return pictures, ranks.gather(ranks.joined(values)) if trained.values else None
 
 
 def to_images(x: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -23,6 +23,8 @@ from gzcli.core.types import Batch, DataInfo, Noise
 from gzcli.core.units import as_size
 from gzcli.data.packs.augment import patch_of
 from gzcli.data.packs.open import PackOptions
+from gzcli.data.packs.pack import Pack, ValuePack
+from gzcli.data.readers.values import Values
 from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine.checkpoint import Saved, SpaceRecord
 from gzcli.engine.log import Log
@@ -390,6 +392,7 @@ class Trained:
     device: torch.device
     step: int  # number of steps of its training; 0 during the training
     space: LatentSpace | None = None  # None: pixels
+    values: Values | None = None  # what its images are, if no pictures of 8 bits; the model sees all channels
     # None: the precision of the training for samples, fp32 for scores. Likelihoods are always in fp32.
     requested_precision: str | None = None
     memory: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)  # `prepare` of validation images
@@ -440,7 +443,9 @@ class Trained:
 
     @property
     def images(self) -> DataInfo:
-        """The description of the images, in a latent space too."""
+        """The description of the images, in a latent space too; of values, that of their pictures."""
+        if self.values is not None:
+            return replace(self.info, shape=(len(self.values.bands), *self.info.shape[1:]), levels=256)
         if self.space is None:
             return self.info
         return replace(self.info, shape=tuple(self.space.record.shape), levels=self.space.record.levels)
@@ -453,12 +458,32 @@ class Trained:
         size = data.size if patch else as_size(*sides)
         return PackOptions(size=size, channels=channels, fit=data.fit, patch=patch)
 
+    @property
+    def has_levels(self) -> bool:
+        """Whether a likelihood of the model is one of images: neither of latents nor of real numbers."""
+        return self.space is None and self.info.levels is not None
+
+    def seen(self, pack: Pack) -> Pack:
+        """Images as the model sees them. Raises UsageError for pictures where it models other values."""
+        if self.values is None:
+            return pack
+        channels, own = self.info.shape[0], pack.meta.values or {}
+        if own.get("channels") != channels or (own["levels"] is None) != (self.values.levels is None):
+            had = pack.meta.notes[-1] if own and pack.meta.notes else "pictures of 8 bits"
+            message = f"`{pack.meta.name}` has {had}; `{self.title}` was trained on {self.values.words}"
+            raise UsageError(message, hint="give images of the same kind: `.npy`, `.npz` or TIFF")
+        seen = pack.seen(own["levels"])
+        return seen.scaled_as(self.values) if isinstance(seen, ValuePack) else seen
+
     def encode(self, batch: Batch) -> Batch:
         """A batch of images in the model's space: of latents if it has a latent space."""
         return batch if self.space is None else replace(batch, x=self.space.encode(batch.x))
 
     def decode(self, x: Tensor) -> Tensor:
-        """The images [B, C, H, W] in [-1, 1] of an output of the model, decoded if it has a latent space."""
+        """The images [B, C, H, W] in [-1, 1] of an output of the model, decoded if it has a latent space; of
+        values, their pictures."""
+        if self.values is not None:
+            return x[:, list(self.values.bands)]
         return x if self.space is None else self.space.decode(x)
 
     @property
@@ -501,4 +526,5 @@ def load_trained(
             raise MissingError(message)
         space = LatentSpace(autoencoder, saved.space)
     device = torch.device(device)
-    return Trained(run.serving, model, saved.info, saved.part, device, saved.step, space, precision)
+    facts = (saved.info, saved.part, device, saved.step, space, saved.values, precision)
+    return Trained(run.serving, model, *facts)

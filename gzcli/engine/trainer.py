@@ -18,7 +18,7 @@ from gzcli.core.sections import Part
 from gzcli.core.types import Batch, BatchNoise, mix
 from gzcli.core.units import duration
 from gzcli.data.packs.batches import TrainBatches
-from gzcli.data.packs.pack import Pack
+from gzcli.data.packs.pack import Pack, values_of
 from gzcli.data.sets.names import in_turns
 from gzcli.engine import checkpoint, guidance, optim, sampler, sheets
 from gzcli.engine.averages import Snapshots
@@ -60,6 +60,7 @@ class Trainer:
         self.rank, self.world = ranks.rank(), ranks.world()
         self.train, self.steps = part.train, part.train.steps
         self.images, self.info, self.space = train_images(part, pack, self.device, run, log)
+        self.values = values_of(pack, part.data.levels)
         card = card_of(run, part.model)
         model = build_model(part, self.info, stages_for(run, card, self.device), card)
         self.model = to_device(model, self.device).train()
@@ -80,7 +81,9 @@ class Trainer:
         self.ema = EMA(self.model, self.train.ema, self.some_images, unsharded, lengths)
         self.snapshots = Snapshots(run, self.ema, self.train)
         self.history = History(run, log, self.device)
-        self.trained = Trained(run, unsharded or self.model, self.info, part, self.device, 0, self.space)
+        self.trained = Trained(
+            run, unsharded or self.model, self.info, part, self.device, 0, self.space, self.values
+        )
         self.built_on = built_on(run, card)  # sha256 of the weights of each stage below this one
         # a resumed run keeps its metric
         chosen = self.run.best.metric.removesuffix("_lite") if self.run.best else self.train.best
@@ -321,7 +324,8 @@ class Trainer:
             }
             averaged = weights | checkpoint.weights_of(averages | statistics)
             space = self.space.record if self.space else None
-            saved = checkpoint.Saved(averaged, self.part, self.info, step, self.built_on, space)
+            facts = (self.info, step, self.built_on, space, self.values)
+            saved = checkpoint.Saved(averaged, self.part, *facts)
             checkpoint.write(folder, step, checkpoint.Checkpoint(weights, saved, train, self.machine()))
             checkpoint.prune(folder, self.train.keep or checkpoint.KEPT)
             self.run.update(step=step)

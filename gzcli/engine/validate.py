@@ -42,11 +42,14 @@ def best_metric(model: Model, choice: str, pack: Pack, minutes: float | None = N
     if choice == "auto" and metric == "fd" and model.watched:
         judged = (minutes or 0.0) >= PATIENT or has_lenet(pack)
         return metric if n >= FEWEST and judged else model.watched
+    if metric == "bpd" and model.data.levels is None:  # real numbers have densities, and no bits
+        metric = "loss"
     return None if metric == "fd" and n < 2 else metric
 
 
 def usual_metric(model: Model) -> str:
-    return model.watched or ("bpd" if model.likelihood in ("exact", "bound") else "loss")
+    has_bits = model.likelihood in ("exact", "bound") and model.data.levels is not None
+    return model.watched or ("bpd" if has_bits else "loss")
 
 
 def judge_of(

@@ -40,7 +40,7 @@ from gzcli.metrics import pretrained, standings
 from gzcli.metrics.classifier import NetFeatures
 from gzcli.metrics.features import lenet
 from gzcli.metrics.interval import excess, mean_of_draws, subset
-from gzcli.metrics.metric import Figures, Metric, column_of, metrics, one_distance
+from gzcli.metrics.metric import FETCHED, Figures, Metric, column_of, metrics, one_distance
 from gzcli.metrics.quality.fd import Moments, moments, to_moments
 from gzcli.metrics.quality.neighbours import nearest
 from gzcli.metrics.second import second
@@ -100,7 +100,8 @@ def choose(names: Sequence[str] | None, pack: Pack | None = None) -> list[str]:
     """The named metrics, where `nats` means `bpd`; without names the cheap ones that need no download."""
     table = metrics()
     if names is None:
-        colour = pack is not None and pack.meta.shape[0] == 3 and pretrained.is_installed()
+        photographs = pack is not None and pack.meta.shape[0] == 3 and pack.meta.values is None
+        colour = photographs and pretrained.is_installed()
         ways = ("always", "colour") if colour else ("always",)
         return [name for way in ways for name, metric in table.items() if metric.default == way]
     names = ["bpd" if name == "nats" else name for name in names]
@@ -115,6 +116,16 @@ def sampler_of(trained: Trained) -> dict[str, Any]:
     """The resolved options of its sampler, and the guidance that these mean."""
     options = dict(trained.part.sample)
     return options if trained.guidance is None else options | {"guidance": trained.guidance}
+
+
+def refuse_photographs(chosen: Sequence[Metric], pack: Pack) -> None:
+    """Raises UsageError for metrics of networks that know photographs where images are none."""
+    shown = [metric.name for metric in chosen if metric.features in (*FETCHED, "lite")]
+    if shown and pack.meta.values and pack.meta.values["channels"] not in (1, 3):
+        message = (
+            f"`{shown[0]}` is by a network of photographs, and `{pack.meta.name}` has {pack.meta.notes[-1]}"
+        )
+        raise UsageError(message, hint="`fd` and `swd` compare the pictures of three channels")
 
 
 def brief(values: Mapping[str, float]) -> str:
@@ -140,6 +151,7 @@ class Judge:
 
     def __init__(self, pack: Pack, names: Sequence[str], job: BenchJob, device: torch.device, log: Log):
         self.metrics = [metrics()[name] for name in names]
+        refuse_photographs(self.metrics, pack)
         if job.stats or job.export_stats:
             one_distance(self.metrics)  # is refused before the networks are prepared
         self.pack, self.job, self.device, self.log, self.say = pack, job, device, log, log.info

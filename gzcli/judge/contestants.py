@@ -124,7 +124,7 @@ def timed_draw(
 
 def strata_of(trained: Trained, pack: Pack) -> Strata | None:
     """What the samples of a model lie evenly over; None for random ones."""
-    if getattr(trained.model, "clusters", None) is not None:
+    if getattr(trained.model, "clusters", None) is not None and trained.values is None:
         return by_cluster(trained)
     labels = pack.labels("train")
     if not trained.model.conditional or labels is None or labels.ndim > 1:

@@ -46,7 +46,9 @@ class Pick:
     def batches(self, run: Trained, *, size: int, seed: int) -> Pick:
         """Batches of `size` images, or of fewer so that every process has a share."""
         size = min(size, max(1, math.ceil(len(self.index) / ranks.world())))
-        return replace(self, size=size, levels=run.images.levels, device=run.device, seed=seed)
+        levels = run.images.levels if run.values is None else run.info.levels
+        pack = run.seen(self.pack)
+        return replace(self, pack=pack, size=size, levels=levels, device=run.device, seed=seed)
 
     def __len__(self) -> int:
         return math.ceil(len(self.index) / self.size)

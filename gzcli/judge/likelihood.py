@@ -123,7 +123,7 @@ def solver_gap(
 ) -> SolverGap | None:
     """The gap of a batch's first images; None where the likelihood is not by an ODE in fixed steps."""
     model, n = trained.model, min(CHECKED, len(batch))
-    if model.likelihood != "ode" or trained.space is not None:
+    if model.likelihood != "ode" or not trained.has_levels:
         return None
     options = flat_defaults(model.log_prob)
     if options["solver"] == "adaptive":

@@ -45,6 +45,7 @@ class Output:
     labels: np.ndarray | None  # [n] or [n, K] that samples are conditioned on, or those of the outputs
     sheet: np.ndarray  # image of the images and of any inputs, uint8 [H, W, C]
     applied: Applied | None = None
+    values: np.ndarray | None = None  # all channels [n, C, H, W], where the images are only pictures of them
 
 
 def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
@@ -89,7 +90,8 @@ def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[st
     source = origin(trained, job, len(images))
     save_png(place.sheet_picture, output.sheet, source)
     for name in {*job.formats, *(["png"] if len(images) <= PNG_LIMIT else [])}:
-        result[FORMATS[name].key] = FORMATS[name].write(place, images, labels, source)
+        whole = output.values if name == "npz" and output.values is not None else images
+        result[FORMATS[name].key] = FORMATS[name].write(place, whole, labels, source)
     if frames:
         result["animation"] = str(place.animation_file)
         frames.save(place.animation_file, images)
@@ -158,7 +160,7 @@ def samples(
     inputs, noise = None, None
     if job.input_as:
         size = {**trained.part.sample, **job.options}.get("size")
-        inputs, _ = read_inputs(trained, job.input, job.n, size, say)
+        inputs, _, _ = read_inputs(trained, job.input, job.n, size, say)
         noise = ImageNoise(job.seed, range(len(inputs)))
         conditions[job.input_as] = quantise(torch.from_numpy(inputs), trained.images.levels, noise)
     n, labels = job.n or max(map(len, conditions.values())), None
@@ -166,7 +168,7 @@ def samples(
         labels = sampler.parse_labels(job.labels, n, trained.info)
     elif trained.model.conditional:
         labels = spread_labels(None, n, trained.info, torch.device("cpu"))
-    images = sampler.draw(
+    images, values = sampler.draw_all(
         trained,
         n,
         seed=job.seed,
@@ -183,7 +185,7 @@ def samples(
         taken = {key: value for key, value in options.items() if key in flat_defaults(method)}
         with torch.inference_mode(), trained.sampling():
             sources = method(n, noise=ImageNoise(job.seed, range(n), device), **group_options(method, taken))
-        inputs = to_bytes(sources)
+        inputs = to_bytes(sources if trained.values is None else trained.decode(sources))
         inputs = inputs.mean(1, keepdims=True).astype(np.uint8) if images.shape[1] == 1 else inputs
     elif inputs is not None:
         inputs = inputs[np.arange(n) % len(inputs)]
@@ -193,7 +195,7 @@ def samples(
         picture = sheets.blocks(kinds, min(n, COLUMNS), caption=caption)
     else:
         picture = sheets.of_samples(images, labels, trained.info.classes, caption)
-    return Output(images, None if labels is None else labels.numpy(), picture)
+    return Output(images, None if labels is None else labels.numpy(), picture, values=values)
 
 
 # ---------------------------------------------------------------------------- applications
@@ -204,10 +206,11 @@ def apply(
 ) -> Output:
     """Applies a model to the job's input or, without one, to the first test images of the run's data set."""
     method = getattr(trained.model, do)
-    inputs, input_labels = read_inputs(trained, job.input, job.n, say=say)
+    inputs, input_labels, pixels = read_inputs(trained, job.input, job.n, say=say)
     n, device, parameters = len(inputs), trained.device, flat_defaults(method)
     # inputs of a binary model are binarised by one draw, as in training
-    x = quantise(torch.from_numpy(inputs), trained.images.levels, ImageNoise(job.seed, range(n))).to(device)
+    levels = trained.images.levels if trained.values is None else trained.info.levels
+    x = quantise(torch.from_numpy(np.array(pixels)), levels, ImageNoise(job.seed, range(n))).to(device)
     options = {renamed(name, parameters, "do"): value for name, value in job.options.items()}
     if job.mask:
         mask = torch.from_numpy(shown_pictures(trained, Path(job.mask), 1, 1)) > 127
@@ -222,6 +225,9 @@ def apply(
     with trained.applying():
         applied: Applied = method(encoded, noise=noise, progress=progress, **group_options(method, options))
         images, finite = sampler.to_images(trained.decode(applied.images))
+    values = None
+    if trained.values is not None:
+        values = trained.values.restored(applied.images.float().cpu().numpy())
     sampler.check_finite(finite, trained, warn)
     applied = replace(applied, of=applied.of or tuple((i,) for i in range(len(images))))
     if images.shape[1:] != inputs.shape[1:]:
@@ -230,7 +236,8 @@ def apply(
     if labels is None and input_labels is not None and applied.columns is None:
         labels = input_labels[[i for i, *_ in applied.of]]  # an output has its input's class
     caption = sheets.caption_of(trained, do, job.seed, job.options)
-    return Output(images, labels, sheet_of(trained, applied, images, x, caption), applied)
+    x = x if trained.values is None else trained.decode(x)
+    return Output(images, labels, sheet_of(trained, applied, images, x, caption), applied, values)
 
 
 def sheet_of(trained: Trained, applied: Applied, images: np.ndarray, x: Tensor, caption: str) -> np.ndarray:
@@ -265,13 +272,19 @@ def to_bytes(x: Tensor) -> np.ndarray:
 
 def read_inputs(
     trained: Trained, path: str | None, n: int | None, size: Size | None = None, say: Say = silent
-) -> tuple[np.ndarray, np.ndarray | None]:
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Pictures uint8 [n, C, H, W], their labels, and the same images as the model is given them."""
+    if path is not None and trained.values is None:
+        pictures = shown_pictures(trained, Path(path), trained.images.shape[0], n, size, say)
+        return pictures, None, pictures
     if path is not None:
-        return shown_pictures(trained, Path(path), trained.images.shape[0], n, size, say), None
-    pack = open_pack(trained.part.data.name, **trained.form)
-    check_unchanged(trained.run.owner.path, pack.meta)
-    labels = pack.labels("test")
-    return pack.images("test")[:n], None if labels is None else np.asarray(labels[:n])
+        pack, labels = open_pack(path, **trained.form, foreign=True, say=say), None
+    else:
+        pack = open_pack(trained.part.data.name, **trained.form)
+        check_unchanged(trained.run.owner.path, pack.meta)
+        labels = pack.labels("test")
+    images, seen = (each.images("test")[:n] for each in (pack, trained.seen(pack)))
+    return images, None if labels is None else np.asarray(labels[:n]), seen
 
 
 def shown_pictures(

@@ -76,7 +76,7 @@ def cheap_scores(model: Model) -> list[str]:
 def available(trained: Trained) -> list[str]:
     """Every score that the model has."""
     of_model = model_scores(trained.model)
-    has_density = hasattr(trained.model, "log_prob") and trained.space is None
+    has_density = hasattr(trained.model, "log_prob") and trained.has_levels
     made = scores_made(log_prob=has_density, names=of_model, maps=bool(model_maps(trained.model)))
     return list(dict.fromkeys((*of_model, *made)))
 
@@ -108,7 +108,7 @@ def choose(trained: Trained, names: Sequence[str] | None) -> list[str]:
     model, options = trained.model, available(trained)
     chosen = list(names or trained.part.ood.scores or ())
     if not chosen:
-        cheap = trained.space is None and model.likelihood in ("exact", "bound")
+        cheap = trained.has_levels and model.likelihood in ("exact", "bound")
         of_likelihood = [name for name, score in SCORES.items() if score.default and cheap]
         chosen = [*of_likelihood, *cheap_scores(model)] or model_scores(model)[:1]
     if not names and set(model_maps(model)[:1]).difference(model.costly):
@@ -487,7 +487,7 @@ def scores_of(trained: Trained, job: ScoreJob) -> list[str]:
 def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
     """Sets the perceptual distance of a model whose scores compare images: LPIPS, or the LeNet's distance if
     its weights are absent. Returns the name of the distance."""
-    if not trained.model.perceptual_scores or trained.space is not None:
+    if not trained.model.perceptual_scores or trained.space is not None or trained.values is not None:
         return None
     try:
         trained.model.perceptual = LPIPS.from_files().to(trained.device).forward

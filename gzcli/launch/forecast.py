@@ -74,6 +74,7 @@ class DataFacts:
     classes: tuple[str, ...] = ()  # made up if they are not known; () without labels
     multilabel: bool = False
     n: int = 0  # training images; 0: not known
+    valued: bool = False  # whether they are no pictures of 8 bits
 
     def info(self) -> dict[str, Any] | None:
         """The description for which models are planned; None where size or channels are not known."""
@@ -81,7 +82,8 @@ class DataFacts:
             return None
         # in this order, which the names of costs in the cache depend on
         info = {"shape": [self.channels, *sides(self.size)], "classes": list(self.classes)}
-        return {**info, "levels": self.levels or 256, "multilabel": self.multilabel, "n": self.n}
+        levels = self.levels if self.packed or self.valued else self.levels or 256
+        return {**info, "levels": levels, "multilabel": self.multilabel, "n": self.n}
 
 
 def check_set(recipe: Recipe, meta: PackMeta, *, batch: bool = True) -> None:
@@ -108,7 +110,13 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
     if meta:
         check_set(recipe, meta)
         channels, height, width = meta.shape
-        values = {"packed": True, "size": as_size(height, width), "channels": channels, "levels": meta.levels}
+        own = meta.values if data.levels in (None, (meta.values or {}).get("levels")) else None
+        own = own or {"channels": channels, "levels": meta.levels}
+        values = {
+            "packed": True,
+            "size": as_size(height, width),
+            **{key: own[key] for key in ("channels", "levels")},
+        }
         values |= {"classes": meta.classes, "multilabel": meta.multilabel, "n": meta.counts["train"]}
     elif isinstance(dataset, DataSpec):
         values = {"size": facts.size or dataset.sized(data.size).size, "levels": dataset.levels}
@@ -116,8 +124,10 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
         values |= {"multilabel": dataset.multilabel, "n": dataset.trained_on}
     elif measured:
         classes = UNKNOWN if any(part.options.get("conditional") for part in recipe.parts) else 0
-        values = {"size": data.size or as_size(measured.height, measured.width), "levels": 256}
-        values |= {"channels": data.channels or measured.channels, "n": measured.n}
+        values = {"size": data.size or as_size(measured.height, measured.width)}
+        values |= {"levels": measured.levels, "valued": measured.valued, "n": measured.n}
+        channels = measured.channels if measured.valued else data.channels or measured.channels
+        values |= {"channels": channels}
         values |= {"classes": tuple(map(str, range(classes)))}  # made up
     facts = replace(facts, **values | ({"levels": data.levels} if data.levels else {}))
     here, title = is_here(dataset), f"{dataset.name}: {dataset.title}" if dataset.name else dataset.title

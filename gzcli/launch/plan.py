@@ -356,7 +356,7 @@ def with_data(
     check_set(recipe, pack.meta, batch=run is None)
     channels, *sides = pack.meta.shape
     size = data.size if pack.patch else as_size(*sides)
-    levels = data.levels or pack.meta.levels
+    levels = pack.seen(data.levels).info(data.levels).levels
     return recipe.on(replace(data, channels=1 if channels == 1 else 3, size=size, levels=levels))
 
 

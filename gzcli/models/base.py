@@ -78,6 +78,8 @@ class Model(nn.Module):
     labels_for: ClassVar[tuple[str, ...]] = ()
     with_labels: ClassVar[tuple[str, ...]] = ()  # applications that a conditional model alone has
     latents: ClassVar[bool] = False  # whether it can be trained on latents (`data.latent`)
+    # images of any kind; "levels": no real numbers; "bytes": 256 levels at most; "pictures": of 8 bits
+    takes: ClassVar[str] = "values"
     square: ClassVar[bool] = False  # whether it needs square images
     aspects: ClassVar[bool] = False  # whether it trains on images of several shapes (`data.fit: aspect`)
     shares: ClassVar[bool] = False  # whether GPUs can share its weights out (`launch.strategy: fsdp`)

@@ -39,7 +39,7 @@ OUTSIDE = "outside"  # the family of models from outside the package
 
 # class attributes of `Model` that a card has
 _ATTRIBUTES = (
-    *("needs", "likelihood", "best", "latents", "square", "aspects", "shares"),
+    *("needs", "likelihood", "best", "latents", "takes", "square", "aspects", "shares"),
     *("labels_for", "with_labels"),
 )
 _INPUTS = {"Tensor", "Module", "Noise", "Progress", "Batch", "Callable", "Iterable", "Iterator"}
@@ -453,6 +453,7 @@ class ModelCard:
     likelihood: str | None  # what log_prob is: "exact" | "bound" | "ode"
     best: str
     latents: bool  # whether it can be trained on latents
+    takes: str  # the images that it models: "values", "levels", "bytes" or "pictures", as in `Model`
     square: bool  # whether it needs square images
     aspects: bool  # whether it trains on images of several shapes
     shares: bool  # whether GPUs can share its weights out

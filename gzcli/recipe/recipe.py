@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gzcli.core.errors import UsageError
 from gzcli.core.sections import BenchSection, DataSection, LaunchSection, Part, lists, part_of, plain, tuples
+from gzcli.data.packs.augment import AUGMENTS, parse_augment
 from gzcli.data.sets.names import DataSet
 from gzcli.data.sets.registry import EXTRAS, SPECS, DataSpec, extras_in_words
 from gzcli.models import catalog
@@ -190,8 +192,38 @@ def check_strategy(part: Part, card: ModelCard) -> None:
             raise UsageError(f"{what}, which `launch.strategy: fsdp` has not", hint=hint)
 
 
+def check_values(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts) -> None:
+    """Raises UsageError where a model cannot have images that are no pictures of 8 bits, or a recipe asks for
+    what these do not have."""
+    own = getattr(data, "values", None)  # of a pack; its facts say it themselves
+    if getattr(data, "valued", False):
+        own = {"channels": data.shape[0], "levels": getattr(data, "levels", None)}
+    levels = part.data.levels
+    if own is None or (own["channels"] in (1, 3) and levels is not None and levels <= 256):
+        return
+    name, spelt = data.name, spelling(card.name)
+    kind = "real numbers" if own["levels"] is None else f"{own['levels']:,} levels"
+    what = f"`{name}` has images of {own['channels']} channels of {kind}"
+    as_pictures = "; `--set data.levels=256` trains on 8 bits" if own["channels"] in (1, 3) else ""
+    most, kinds = {
+        "values": (math.inf, ""),
+        "levels": (65536, "grey levels"),
+        "bytes": (256, "up to 256 grey levels"),
+        "pictures": (0, "pictures of 8 bits"),
+    }[card.takes]
+    if (own["levels"] or math.inf) > most:
+        hint = f"models that can: fm ddpm vae dcgan vqvae{as_pictures}"
+        raise UsageError(f"`{spelt}` models {kinds}, and {what}", hint=hint)
+    if part.data.latent:
+        raise UsageError(f"`data.latent` is of pictures, and {what}", hint="leave `data.latent` out")
+    if changed := [key for key, _ in parse_augment(part.data.augment) if not AUGMENTS[key].moves]:
+        message = f"`data.augment: {changed[0]}` changes colours of pictures, and {what}"
+        raise UsageError(message, hint="those that move pixels work: `hflip`, `crop`, `patch`")
+
+
 def check_data(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts) -> None:
     """Raises UsageError where a set lacks what a part's model needs; its hint names sets that fit."""
+    check_values(part, card, data)
     name, (_, height, width) = data.name, data.shape
     if card.square and height != width:
         message = f"`{card.name}` needs square images, and those of `{name}` are {width}×{height}"

@@ -286,8 +286,8 @@ def test_arrays_follow_the_same_rules(tmp_path):
 X = np.zeros((4, 8, 8), np.uint8)
 BAD_ARRAYS = [
     ({"embedding": np.zeros(3)}, "has no images"),
-    ({"images": np.zeros((4, 8, 8))}, "float64 of shape"),
-    ({"images": np.zeros((4, 8, 8, 5), np.uint8)}, "of shape"),
+    ({"images": np.zeros((4, 8, 8), complex)}, "complex128 of shape"),
+    ({"images": np.zeros((4, 8, 8, 8), np.uint8)}, "of shape"),
     ({"images": X, "labels": np.zeros(3, int)}, "for 4 images"),
     ({"images": X, "labels": np.full(4, -1)}, "for 4 images"),
     ({"images": np.array([{}] * 4)}, "Python objects"),
@@ -300,7 +300,7 @@ def test_bad_npz(tmp_path):
         np.savez(tmp_path / "a.npz", **arrays)
         with pytest.raises((UsageError, MissingError), match=named) as e:
             open_pack(tmp_path / "a.npz")
-        assert nothing_half_written() and ("float64" not in named or "uint8" in e.value.hint)
+        assert nothing_half_written() and ("complex" not in named or "numbers" in e.value.hint)
 
 
 def evil_tar(path: Path, **fields) -> Path:

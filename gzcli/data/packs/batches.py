@@ -155,7 +155,7 @@ def quantise(u8: Tensor, levels: int | None, noise: Noise | None = None) -> Tens
     """Bytes as x in [-1, 1], of the same shape and the default dtype: with L levels, x = 2k / (L − 1) − 1
     where k = ⌊u8 · L / 256⌋. With 2 levels x is a draw of Bernoulli(u8 / 255), never a threshold: a
     likelihood of binary images is of such draws (Salakhutdinov & Murray 2008)."""
-    if levels is None:
+    if levels is None or u8.is_floating_point():  # latents, or values in [-1, 1]
         return u8.to(torch.get_default_dtype())
     if levels == 2:
         if noise is None:

@@ -14,11 +14,12 @@ import numpy as np
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.types import Report, Say
-from gzcli.core.units import as_size, sides
+from gzcli.core.units import as_size, counted, sides
 from gzcli.data.packs.pack import SPLITS, PackFolder
 from gzcli.data.packs.stream import mapped, write_index
 from gzcli.data.readers import pictures
 from gzcli.data.readers.images import Block, RawImages
+from gzcli.data.readers.values import VALUES, Values, fitted, measured, with_pictures
 from gzcli.data.sets.registry import Form, extras_in_words
 from gzcli.store.files import checksum, need_space, write_array, write_json
 
@@ -48,6 +49,7 @@ def build(
         _refuse_further(images)
         images = replace(images, further={ASPECT: images.blocks})
     notes: list[str] = []  # of how images were read
+    images, values = _valued(images, form, sum(rows_of(plan).values()), limit)
     native = _native(images, form, notes.append)
     total = sum(rows_of(plan).values()) * (1 + len(images.further))
     sizes = _sides_in(images) if form.mixed and images.shape is None else {}
@@ -56,7 +58,7 @@ def build(
         width, height = np.concatenate(list(sizes.values())).min(0).tolist()
         native = native[0], height, width
     shape, decoding = _target(images, native, form, mixed)
-    pixels = total * int(np.prod(shape))
+    pixels = total * int(np.prod(shape)) * (_times(values) if values else 1)
     streamed = mixed or (limit is not None and pixels > limit)
     bad: Bad = {}
     if streamed:
@@ -65,7 +67,7 @@ def build(
         notes = [f"of a few that were looked at, {note}" for note in pictures.notes_in_words(notes)]
     else:
         need_space(folder, pixels)
-        fit = Fit(images.title, shape, decoding, _crop_hint(native), with_sides=bool(images.further))
+        fit = Fit(images.title, shape, decoding, _crop_hint(native), bool(images.further), values)
         bad, resized, notes, sizes = _write_images(images, plan, files, fit, lambda n: progress(n, total))
         if bad:
             _leave_out(images, plan, bad, form.skip_bad, files)
@@ -87,12 +89,39 @@ def build(
         "streamed": asdict(decoding) if streamed else None,
         "skipped": [e.message for e in bad.values()],
         "notes": [*images.notes, *notes],
-        "extras": [kind for kind in images.extras if kind != ASPECT],
+        "extras": [kind for kind in images.extras if kind not in (ASPECT, VALUES)],
+        "values": asdict(values) if values else None,
         **extra,
         "source_channels": native[0],
         "sha256": {name: checksum(folder / name) for name in names},
     }
     write_json(files.meta_file, meta)
+
+
+def _valued(images: RawImages, form: Form, n: int, limit: int | None) -> tuple[RawImages, Values | None]:
+    """The images with pictures made of their values, which become a further kind of them; and how these are
+    read. Values of one or three channels are left out, with a note, where the form or their size asks for
+    pictures alone."""
+    if images.values is None or images.shape is None:
+        return images, None
+    values = measured(images)
+    pictured, words = with_pictures(images, values), f"{counted(n, 'image')} of {values.words}"
+    channels, height, width = images.shape
+    fits = form.size is None or form.fit in ("crop", "stretch")
+    asked = form.channels not in (None, len(values.bands)) or not fits
+    size = sides(form.size) if form.size else (height, width)
+    large = limit is not None and n * size[0] * size[1] * 4 * channels > limit
+    if not asked and not large:
+        return replace(pictured, notes=[*images.notes, words]), values
+    key = "`data.channels`" if fits else "`data.fit`"
+    why = "larger than `GZ_PACK_LIMIT`" if large else f"{key} asks for pictures"
+    if values.is_picture:
+        notes = [*images.notes, f"{words}; packed as 8 bits: {why}"]
+        return replace(pictured, further={}, notes=notes), None
+    hint = (
+        "set `GZ_PACK_LIMIT` to more bytes, or `data.size`" if large else "leave it out, or `data.fit: crop`"
+    )
+    raise UsageError(f"`{images.title}` has {channels} channels, and cannot be packed: {why}", hint=hint)
 
 
 def _of_plan(images: RawImages, plan: Plan) -> RawImages:
@@ -217,6 +246,11 @@ def _target(images: RawImages, native: Shape, form: Form, mixed: bool) -> tuple[
     return shape, pictures.Decoding(form.size, shape[0], grey_only, images.rule, form.fit)
 
 
+def _times(values: Values) -> int:
+    """How many times the bytes of its pictures the arrays of a set take, rounded up."""
+    return 1 + 4 * values.channels // len(values.bands)
+
+
 def _crop_hint(native: Shape) -> str:
     """Proposes a usual size that is not larger than these images."""
     size = next((s for s in (64, 32) if s <= min(native[1:])), 16)
@@ -245,11 +279,16 @@ class Fit:
     decoding: pictures.Decoding
     hint: str  # remedy for images of mixed sizes
     with_sides: bool  # whether the original sides of an image are measured
+    values: Values | None = None  # of the arrays, where the set has any
+    of_values: bool = False  # whether these are what is packed
 
     def __call__(self, block: Block) -> Fitted:
         split, start, data, name = block
         if not isinstance(data, bytes):
             height, width = data.shape[2:]
+            if self.of_values:
+                rows = fitted(data, self.shape, self.decoding.fit)
+                return Fitted(split, start, name, rows, data.shape != rows.shape, (width, height))
             if self.decoding.bucketed:
                 height, width = pictures.bucket((height, width), self.shape[1:])
                 images = pictures.fit_array(data, (self.shape[0], height, width), "crop")
@@ -283,14 +322,14 @@ class Fit:
 
 
 class RowFile:
-    """A `.npy` file of n uint8 rows, written in any order. It is not mapped, so that resident memory does not
-    grow with the file."""
+    """A `.npy` file of n rows, of bytes or floats, written in any order. It is not mapped, so that resident
+    memory does not grow with the file."""
 
-    def __init__(self, path: Path, n: int, shape: tuple[int, ...]):
-        self.row = int(np.prod(shape))
+    def __init__(self, path: Path, n: int, shape: tuple[int, ...], dtype: Any = np.uint8):
+        self.row = int(np.prod(shape)) * np.dtype(dtype).itemsize
         self.seen = np.zeros(n, bool)
         self.file = path.open("wb+")
-        head = {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)}
+        head = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (n, *shape)}
         np.lib.format.write_array_header_1_0(self.file, head)
         self.start = self.file.tell()
         self.file.truncate(self.start + n * self.row)
@@ -313,9 +352,13 @@ def _write_images(
     notes: Counter[str] = Counter()
     any_resized, places = False, _places(plan)
     for i, (kind, blocks) in enumerate({"": images.blocks, **images.further}.items()):
-        row_files = {s: RowFile(files.array(s, kind), n, fit.shape) for s, n in rows_of(plan).items()}
+        dtype: Any = np.uint8
         if kind == ASPECT:
             fit = replace(fit, decoding=replace(fit.decoding, bucketed=True))
+        if kind == VALUES and (values := fit.values):
+            fit = replace(fit, of_values=True, shape=(values.channels, *fit.shape[1:]))
+            dtype = np.uint8 if values.levels == 256 else np.float32
+        row_files = {s: RowFile(files.array(s, kind), n, fit.shape, dtype) for s, n in rows_of(plan).items()}
         progress = i * count
         try:
             for block in mapped(fit, blocks(), work):
@@ -326,7 +369,7 @@ def _write_images(
                     bad.setdefault((block.split, block.start), block.images)
                     row_files[SPLITS[target[block.start]]].seen[row[block.start]] = True
                     continue
-                if kind and kind != ASPECT:
+                if kind and kind not in (ASPECT, VALUES):
                     _check_sides(block, sizes[block.split][block.start].tolist())
                 else:
                     sizes[block.split][block.start : block.start + len(block.images)] = block.sides
@@ -388,7 +431,7 @@ def _leave_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, files: P
         for kind in () if stays.all() else ("", *images.further):
             path = files.array(split, kind)
             old, part = np.load(path, mmap_mode="r"), path.with_suffix(".part")
-            file = RowFile(part, int(stays.sum()), old.shape[1:])
+            file = RowFile(part, int(stays.sum()), old.shape[1:], old.dtype)
             for to, row in enumerate(np.flatnonzero(stays)):
                 file.write_row(to, old[row])
             file.file.close()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
@@ -33,12 +33,14 @@ class Facts:
 
     height: int  # of an image, in pixels
     width: int  # of an image, in pixels
-    channels: int  # 1 or 3
+    channels: int  # 1 or 3, or those of values
     n: int  # number of training images
     grey: bool = False  # whether the images are grey and stored as colour
     classes: int | None = None  # number of classes; 0: no labels, None: not known
     extras: tuple[str, ...] = ()  # what comes with each image, of EXTRAS
     name: str = ""  # of the set
+    levels: int | None = 256  # grey levels; None: real numbers
+    valued: bool = False  # whether they are no images of 8 bits
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -49,7 +51,7 @@ class Facts:
         """The name of the set's shape class, of SHAPES."""
         side = math.sqrt(self.height * self.width)
         if side <= SMALLEST:
-            return "colour" if self.channels == 3 and not self.grey else "grey"
+            return "colour" if self.channels > 1 and not self.grey else "grey"
         return next(name for name, most in CLASSES.items() if side <= most)
 
     @property
@@ -61,6 +63,7 @@ class Facts:
     def words(self) -> str:
         """For people: `1,600 colour images of 64×64, few`."""
         kind = "grey" if self.channels == 1 else "grey (stored as colour)" if self.grey else "colour"
+        kind = kind if self.channels in (1, 3) else f"{self.channels}-channel"
         return ", ".join([f"{self.n:,} {kind} images of {self.width}×{self.height}", *self.traits])
 
 
@@ -91,11 +94,12 @@ def measure(images: RawImages) -> Facts | None:
     channels = images.shape[0] if images.shape else 1 if grey else 3
     n = rows_of(split_plan(images.title, images.counts))["train"]
     grey = channels == 3 and grey
-    return Facts(height, width, channels, n, grey, len(images.classes), images.extras)
+    facts = Facts(height, width, channels, n, grey, len(images.classes), images.extras)
+    return replace(facts, levels=images.values.levels, valued=True) if images.values else facts
 
 
 def _few_of(images: RawImages) -> Iterator[np.ndarray]:
-    """The first `LOOKED_AT` images of arrays, or a few encoded images: uint8 [C, H, W]."""
+    """The first `LOOKED_AT` images of arrays, or a few encoded images: [C, H, W]."""
     if images.probe is None:
         blocks = (block.data for block in images.blocks() if not isinstance(block.data, bytes))
         yield from islice(chain.from_iterable(blocks), LOOKED_AT)

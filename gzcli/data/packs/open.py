@@ -29,7 +29,7 @@ from gzcli.data.sets.registry import DataSpec, Form, is_fetched
 from gzcli.store.files import is_locked, lock, new_dir, sweep
 from gzcli.store.paths import cache_dir
 
-RULE, OWN_RULE = 2, 7  # versions of packing, of known sets and of the user's images: older packs are remade
+RULE, OWN_RULE = 2, 8  # versions of packing, of known sets and of the user's images: older packs are remade
 LONGEST_HEAD = 4096  # bytes of the head of an array
 PACK_LIMIT = 32_000_000_000  # bytes: larger sets stream, unless `GZ_PACK_LIMIT` says otherwise
 WAIT = "stop it first, or wait for it"
@@ -199,7 +199,7 @@ def facts_of(
     size = patch or size
     height, width = (facts.height, facts.width) if size is None else sides(size)
     many = facts.n if n is None else min(n, facts.n)
-    channels = channels or facts.channels
+    channels = facts.channels if facts.channels not in (1, 3) else channels or facts.channels
     return replace(facts, height=height, width=width, channels=channels, n=many, name=data.reference)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from gzcli.data.packs.stream import Pictures
+    from gzcli.data.readers.values import Values
 
 SPLITS = ("train", "val", "test")
 META_TYPES: dict[str, type] = {  # of the keys that `meta.json` must have
@@ -78,6 +80,7 @@ class PackMeta:
     notes: tuple[str, ...] = ()  # further omissions from the set, with reasons
     mixed: bool = False  # whether the images have several sizes
     facts: dict[str, Any] | None = None  # `open.Facts` of the user's own set
+    values: dict[str, Any] | None = None  # `readers.values.Values` of a set that is not of 8-bit images
 
     @classmethod
     def read(cls, pack: PackFolder, data: DataSet) -> PackMeta | None:
@@ -88,7 +91,11 @@ class PackMeta:
                 return None
         except (DamagedError, KeyError):
             return None
-        content = sorted(item for item in meta["sha256"].items() if not item[0].endswith("_names.json"))
+        values = meta.get("values") or {}
+        beside = ["_names.json"]
+        if values.get("levels") and values["channels"] in (1, 3):
+            beside.append("_values.npy")  # older packs had images of 8 bits alone
+        content = sorted(item for item in meta["sha256"].items() if not item[0].endswith(tuple(beside)))
         channels = data.channels if isinstance(data, DataSpec) else meta.get("source_channels")
         captioned = ["caption"] if "train_captions.json" in meta["sha256"] else []
         row: dict[str, Any] = {"extras": captioned}
@@ -191,6 +198,21 @@ class Pack:
         arrays = {kind: self._load(split, kind) for kind in self.meta.extras if kind in FURTHER}
         return arrays if uncut else {kind: self._cut(images) for kind, images in arrays.items()}
 
+    def seen(self, levels: int | None) -> Pack:
+        """The pack that a model of some grey levels is trained on: the values of a set that has any, else the
+        images, which 256 levels or fewer mean if these show all channels. Raises UsageError for levels that
+        the values do not have."""
+        if self.meta.values is None:
+            return self
+        channels, own = self.meta.values["channels"], self.meta.values["levels"]
+        if levels in (None, own) or (own == 256 and levels and levels < own):
+            return ValuePack(self)
+        if channels in (1, 3) and levels and levels <= 256:
+            return self
+        have = "real numbers" if own is None else f"{own:,} levels"
+        hint = "leave `data.levels` out: `--set data.levels=null`"
+        raise UsageError(f"`data.levels: {levels}`: the values of `{self.meta.name}` are {have}", hint=hint)
+
     def info(self, levels: int | None = None, steps: int = 0) -> DataInfo:
         """The description of the data for building a model, by default with the grey levels of the source."""
         m = self.meta
@@ -229,6 +251,44 @@ class Pack:
         if file not in self._open:  # an empty file cannot be mapped
             self._open[file] = np.load(file, mmap_mode="c" if self.meta.counts[split] else None)
         return self._open[file]
+
+
+class ValuePack(Pack):
+    """The values of a set as its images: bytes, or float32 [N, C, H, W] scaled to [-1, 1]."""
+
+    def __init__(self, pictures: Pack):
+        super().__init__(pictures.folder, pictures.meta)
+        values, (_, *sides) = pictures.meta.values or {}, pictures.meta.shape
+        self.meta = replace(pictures.meta, shape=(values["channels"], *sides), values=None)
+        self.patch, self.use, self.levels = pictures.patch, pictures.use, values["levels"]
+        self.own, self.onto = values, values
+
+    def scaled_as(self, values: Values) -> ValuePack:
+        """The same real numbers where other ones are −1 and 1: those that a model was trained on."""
+        self.onto = asdict(values)
+        return self
+
+    def images(self, split: str = "train", *, uncut: bool = False) -> np.ndarray:
+        values, (own, onto) = self._load(split, "values"), map(_ends, (self.own, self.onto))
+        if self.levels is None and own != onto:
+            from gzcli.data.readers.values import Values
+
+            values = Values.of(self.onto).scaled(Values.of(self.own).restored(values))
+        return values if uncut else self._cut(values)
+
+    def info(self, levels: int | None = None, steps: int = 0) -> DataInfo:
+        return replace(super().info(1, steps), levels=levels or self.levels)
+
+
+def _ends(values: Mapping[str, Any]) -> list[float]:
+    return [*values["low"], *values["high"]]
+
+
+def values_of(pack: Pack, levels: int | None) -> Values | None:
+    """What the images are that a model of some grey levels is trained on; None: images of 8 bits."""
+    from gzcli.data.readers.values import Values
+
+    return None if pack.seen(levels) is pack else Values.of(pack.meta.values or {})
 
 
 # --- the record of a run's data: the user's files may change after a training ---

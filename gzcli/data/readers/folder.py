@@ -39,8 +39,10 @@ from gzcli.data.readers.images import (
 from gzcli.data.readers.inspection import inspection
 from gzcli.data.readers.npz import npz
 from gzcli.data.readers.pictures import Decoding, decode, notes_in_words
+from gzcli.data.readers.values import npy, of_files
 from gzcli.data.sets.registry import CAPTIONS, TARGETS, Form, further_of
 
+ARRAYS = {".npz": npz, ".npy": npy}  # readers of files that hold all images, by their ending
 LAYOUTS = ("flat", "classes", "splits", "class-splits")  # values of `--layout`
 DEFECTS = "defects"  # a layout that takes the images of an inspection set that have a defect, to score them
 ASK = "`gz data import PATH --name NAME --layout flat|classes|splits|class-splits` says what is meant"
@@ -54,9 +56,9 @@ Places = dict[str, tuple[str, str | None]]  # name of an image → its split and
 def open_path(path: Path, form: Form | None = None) -> RawImages:
     """The images at a path: folder, zip, tar, npz, dataset folder, or a single image that is scored."""
     form = form or Form()
-    is_npz = path.suffix.lower() == ".npz" and is_regular(path)
-    if is_npz or is_dataset_folder(path):
-        images = npz(path) if is_npz else dataset_folder(path)
+    ending = path.suffix.lower() if is_regular(path) and not path.is_dir() else ""
+    if ending in ARRAYS or is_dataset_folder(path):
+        images = ARRAYS.get(ending, dataset_folder)(path)
         if form.layout and not form.foreign:
             raise UsageError(f"`{path}` has no folders of images", hint="leave `--layout` out")
         return images
@@ -68,6 +70,8 @@ def open_path(path: Path, form: Form | None = None) -> RawImages:
         hint = "give one of them; what is in several, unpack into one folder"
         raise MissingError(f"`{path}` contains archives ({' '.join(archives)}) and no images", hint=hint)
     images = pictures(str(path), members, form)
+    files = [name for name in members.names if is_picture(name)]
+    images = of_files(images, files, resized=form.size is not None)
     return replace(images, notes=[*images.notes, *chosen.notes])
 
 

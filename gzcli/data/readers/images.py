@@ -27,6 +27,7 @@ LARGEST_FILE = 1 << 30  # bytes: no image is larger
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
 PICTURE_KINDS = "png apng jpg jpeg jpe jfif webp bmp dib gif tif tiff ppm pgm pbm pnm avif jp2 j2k tga"
 SUFFIXES = tuple(f".{kind}" for kind in PICTURE_KINDS.split())
+ARRAY = ".npy"  # of an image that is no picture
 METADATA = "metadata.jsonl"
 LABEL = ".cls"  # what WebDataset calls the file of an image's label
 _SPLIT = re.compile(r"(train|val|test)(ing|id|idation)?(set|images?|imgs?|data|split)?|dev(set)?")
@@ -123,8 +124,8 @@ def is_hidden(name: str) -> bool:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file is an image, by its name."""
-    return may_be_picture(name) and not is_hidden(name)
+    """Whether a file is a picture, or the array of one, by its name."""
+    return (may_be_picture(name) or name.lower().endswith(ARRAY)) and not is_hidden(name)
 
 
 def may_be_picture(value: str) -> bool:
@@ -198,7 +199,7 @@ class Block(NamedTuple):
 
     split: str  # "train", "val" or "test"
     start: int  # number of the first image in the split
-    data: np.ndarray | bytes  # uint8 [n, C, H, W], or one encoded image
+    data: np.ndarray | bytes  # uint8 [n, C, H, W], or values of this shape, or one encoded image
     name: str  # file that held it, for messages
 
 
@@ -280,6 +281,8 @@ class RawImages:
     further: dict[str, Blocks] = field(default_factory=dict)
     rule: str = "lanczos"  # how images are resized, as in `Decoding`
     notes: list[str] = field(default_factory=list)  # what was left out of the set, and why
+    # `values.Values` of the arrays of blocks, where they are no pictures of 8 bits
+    values: Any = None
 
     @property
     def multilabel(self) -> bool:

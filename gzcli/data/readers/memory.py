@@ -179,17 +179,15 @@ def _of_array(data: Any, *, tensor: bool = False) -> Images:
 
 def _levelled(pixels: np.ndarray) -> np.ndarray:
     """Pixels as uint8 or uint16 where these hold every value: integers in their range, and floats that are
-    grey levels over 255, in [0, 1] or in [-1, 1], as transforms make them."""
+    grey levels over 255, in [0, 1] or in [-1, 1], as transforms make them. Others stay real numbers."""
     if pixels.dtype in (np.uint8, np.uint16):
         return pixels
     if pixels.dtype.kind == "b":
         return pixels.astype(np.uint8) * 255
-    if pixels.dtype.kind in "iu" and pixels.size:
-        low, high = int(pixels.min()), int(pixels.max())
-        if low >= 0 and high <= 65535:
-            return pixels.astype(np.uint8 if high <= 255 else np.uint16)
-        message = f"`data` has integers from {low:,} to {high:,}"
-        raise UsageError(message, hint="integers are 0 … 255 or 0 … 65,535; make others floats")
+    if pixels.dtype.kind in "iu":
+        low, high = (int(pixels.min()), int(pixels.max())) if pixels.size else (0, 0)
+        kind = np.uint8 if high <= 255 else np.uint16 if high <= 65535 else np.float64
+        return pixels.astype(kind if low >= 0 else np.float64)
     if pixels.dtype.kind != "f":
         raise UsageError(f"`data` is an array of {pixels.dtype}", hint=f"it takes {TAKEN}")
     for scale, shift in ((255.0, 0.0), (127.5, 127.5)):
@@ -198,8 +196,7 @@ def _levelled(pixels: np.ndarray) -> np.ndarray:
         fits = levels.size and levels.min() > -0.5 and levels.max() < 255.5 and levels.max() > 1.5
         if fits and float(np.abs(levels - whole).max()) < WHOLE_RANGE:
             return whole.astype(np.uint8)
-    message = "`data` is an array of floats that are no grey levels over 255"
-    raise UsageError(message, hint="bring them to 0 … 255 and to uint8, or to 0 … 65,535 and uint16")
+    return pixels
 
 
 # --- files ---
@@ -343,8 +340,9 @@ def _picture(data: Any) -> Any:
     pixels = images.pixels[0]
     pixels = pixels.transpose(1, 2, 0) if images.layout == "NCHW" else pixels
     pixels = pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
-    if pixels.ndim == 3 and pixels.shape[2] != 3:
-        raise UsageError(f"`data` has arrays of mixed sizes and {pixels.shape[2]} channels")
+    if pixels.dtype != np.uint8 or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        message = f"`data` has arrays of mixed sizes that are no pictures of 8 bits: {pixels.dtype}"
+        raise UsageError(f"{message} {pixels.shape}", hint="give arrays of one size, stacked")
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 

@@ -15,6 +15,7 @@ from gzcli.core.errors import MissingError, UsageError, first_line
 from gzcli.core.units import counted
 from gzcli.data.readers.archive import Zip
 from gzcli.data.readers.images import Block, RawImages
+from gzcli.data.readers.values import HINT, Values, axis_of, kind_of, with_bands
 
 BLOCK_BYTES = 1 << 18
 MOST_CLASSES = 100_000
@@ -23,11 +24,11 @@ IMAGES, LABELS = ("images", "x", "X"), ("labels", "y", "Y")
 # Names of arrays of a set without splits; `gz sample --npz` writes `samples`, `np.savez` writes `arr_0`.
 LONE_IMAGES, LONE_LABELS = ("images", "x", "X", "samples", "arr_0"), ("labels", "y", "Y", "arr_1")
 CLASS_NAMES = ("class_names", "classes", "label_names")
+BANDS = "bands"  # of an array with the channels that pictures show
 LAYOUT = "layout"  # of an array whose text, "NHWC" or "NCHW", says where channels are
 WHOLE = 8_000_000_000  # bytes of an array that is read at once: labels, or images in Fortran's order
 LABEL_HINT = "labels are integers from 0 on, of shape [N] or [N, 1], or 0 and 1 of shape [N, K]"
 AGAIN = "fetch or make the file again"
-HINT = "images are uint8 or uint16 of shape [N, H, W], [N, H, W, C] or [N, C, H, W], with C = 1 or 3"
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
@@ -42,16 +43,18 @@ class Header(NamedTuple):
     shape: tuple[int, int, int]  # (C, H, W) of an image
     first: bool  # whether channels come first
     fortran: bool  # whether the array is in Fortran's order, column by column
-    dtype: np.dtype  # uint8 or uint16
+    dtype: np.dtype
+    values: Values | None  # None: images of 8 bits
 
 
 def npz(path: Path) -> RawImages:
     """The images of an npz, by the names of its arrays.
 
-    Images are uint8 or uint16 (divided by 257), [N, H, W], [N, H, W, C] or [N, C, H, W]: of splits by
+    Images are numbers, [N, H, W], [N, H, W, C] or [N, C, H, W]: of splits by
     MedMNIST's names (`train_images`, `val_images`, …) or Keras' (`x_train`, …), or `images` alone. Labels, if
     any, are integers [N], [N, 1] or [N, K] with names alike; names of classes [K] are `class_names`. A text
-    `layout`, "NHWC" or "NCHW", says where channels are in case their number leaves it open.
+    `layout`, "NHWC" or "NCHW", says where channels are in case their number leaves it open. Three integers
+    `bands` are the channels that pictures show as red, green and blue.
     """
     archive = _Npz(path)
     images, labels = archive.of_splits(IMAGES), archive.of_splits(LABELS)
@@ -82,15 +85,19 @@ def npz(path: Path) -> RawImages:
                 yield Block(split, start, rows, name)
 
     unread = [
-        name for name in archive.names if name not in {*images.values(), *labels.values(), names, LAYOUT}
+        name
+        for name in archive.names
+        if name not in {*images.values(), *labels.values(), names, LAYOUT, BANDS}
     ]
     notes = []
     if unread:
         notes.append(f"{counted(len(unread), 'array')} skipped (`{unread[0]}`{', …' if unread[1:] else ''})")
-    if deep := sum(header.n for header in headers.values() if header.dtype == np.uint16):
-        notes.append(f"{counted(deep, 'image')} of 16 bits, read as 0 … 65,535")
-    shape = headers["train"].shape
-    return RawImages(str(path), classes, counts, y, blocks, shape=shape, notes=notes)
+    if len({header.values for header in headers.values()}) > 1:
+        raise UsageError(f"`{path}` has splits of different kinds of values")
+    shape, values = headers["train"].shape, headers["train"].values
+    if values and BANDS in archive.names:
+        values = with_bands(values, archive.numbers(BANDS), str(path))
+    return RawImages(str(path), classes, counts, y, blocks, shape=shape, notes=notes, values=values)
 
 
 class _Npz:
@@ -118,22 +125,16 @@ class _Npz:
         with self._opened(name) as (_, shape, fortran, dtype):
             pass
         description = f"`{name}` in `{self.path}` is {dtype} of shape {shape}"
-        last, first = (len(shape) == 4 and shape[axis] in (1, 3) for axis in (3, 1))
-        if dtype not in (np.uint8, np.uint16) or not (len(shape) == 3 or last or first):
-            hint = "; bring others to 0 … 255 and to uint8" if dtype.kind in "fi" else ""
-            raise UsageError(description, hint=HINT + hint)
-        if LAYOUT in self.names and len(shape) == 4:
-            first = str(self._whole(LAYOUT)) == "NCHW"
-            last = not first
-        if last and first:
-            hint = "put them last, leave an axis of 1 out, or add `layout=np.array('NHWC')`"
-            raise UsageError(f"{description}: channels first or last?", hint=hint)
+        if len(shape) not in (3, 4):
+            raise UsageError(description, hint=HINT)
+        layout = str(self._whole(LAYOUT)) if LAYOUT in self.names else ""
+        first = len(shape) == 4 and axis_of(shape[1:], description, layout=layout)
         n, *sides = shape
-        c, h, w = (1, *sides) if len(sides) == 2 else (sides[2], *sides[:2]) if last else sides
-        return Header(n, (c, h, w), first, fortran, dtype)
+        c, h, w = (1, *sides) if len(sides) == 2 else sides if first else (sides[2], *sides[:2])
+        return Header(n, (c, h, w), first, fortran, dtype, kind_of(dtype, c, description))
 
     def images(self, name: str, header: Header) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, uint8 [n, C, H, W]) in order. An array in Fortran's order comes as one block."""
+        """(first row, values [n, C, H, W]) in order. An array in Fortran's order comes as one block."""
         c, h, w = header.shape
         shape = (-1, c, h, w) if header.first else (-1, h, w, c)
         row = c * h * w * header.dtype.itemsize
@@ -147,9 +148,14 @@ class _Npz:
                     images = np.frombuffer(data, header.dtype).reshape(shape)
                 else:
                     raise MissingError(f"`{self.path}` is cut off in `{name}`", hint=AGAIN)
-                images = images if header.first else images.transpose(0, 3, 1, 2)
-                wide = header.dtype != np.uint8
-                yield start, ((images.astype(np.uint32) + 128) // 257).astype(np.uint8) if wide else images
+                yield start, images if header.first else images.transpose(0, 3, 1, 2)
+
+    def numbers(self, name: str) -> list[int]:
+        """The integers of a small array. Raises UsageError for others."""
+        values = self._whole(name)
+        if values.ndim != 1 or values.dtype.kind not in "iu":
+            raise UsageError(f"`{name}` in `{self.path}` is {values.dtype} of shape {values.shape}")
+        return values.tolist()
 
     def labels(self, name: str, n: int) -> np.ndarray:
         """int64 [N], or uint8 [N, K] where several classes can hold at once."""

@@ -78,7 +78,7 @@ def look(data: bytes, name: str, note: Say = silent) -> tuple[int, int, bool]:
 
 def sides_of(data: bytes) -> tuple[int, int]:
     """(width, height) of an encoded image after its EXIF rotation, by its header alone."""
-    with _opened(data) as image:
+    with opened(data) as image:
         turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
         return (image.height, image.width) if turned else (image.width, image.height)
 
@@ -125,7 +125,7 @@ def is_colour(image: Any) -> bool:
 # --- any image as one of 8 bits, grey or RGB ---
 
 
-def _opened(data: bytes) -> Any:
+def opened(data: bytes) -> Any:
     """An encoded image as a Pillow image, by the readers of FORMATS alone."""
     from PIL import Image
 
@@ -137,7 +137,7 @@ def _plain(data: bytes, note: Say) -> Any:
     """An encoded image as L or RGB of 8 bits, without rotation and transparency."""
     from PIL import Image, ImageOps
 
-    with _opened(data) as encoded:
+    with opened(data) as encoded:
         white = white_of(encoded, data, note)
         image = ImageOps.exif_transpose(encoded)
     if image.mode.startswith("I") or image.mode == "F":

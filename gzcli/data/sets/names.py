@@ -17,7 +17,16 @@ from gzcli.store.files import read_object
 from gzcli.store.paths import user_dir
 
 REGISTER = "data.json"  # in the user's folder: the imported sets, {name: {"path": …, "size": …, …}}
-ENDINGS = (".zip", ".npz", ".tar", ".tgz", ".gz", ".zst", ".parquet")  # by which a text is taken for a path
+ENDINGS = (
+    ".zip",
+    ".npz",
+    ".npy",
+    ".tar",
+    ".tgz",
+    ".gz",
+    ".zst",
+    ".parquet",
+)  # by which a text is taken for a path
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,12 +16,12 @@ def bpd(judge: Any, contestant: Any) -> Figures:
     """The likelihood, in nats for binary images. Models of latents have none of pixels; the expensive one by
     an ODE is computed only if metrics are named."""
     trained = contestant.trained
-    kind = None if trained.space else trained.model.likelihood
+    kind = trained.model.likelihood if trained.has_levels else None
     if kind not in ("exact", "bound") and not (kind == "ode" and judge.named):
         return {}
     likelihood = contestant.facts["likelihood"] = judge.likelihood(trained)
-    levels = trained.images.levels
-    return likelihood_figures(likelihood, judge.mark(levels), judge.values, binary=levels == 2)
+    levels, values = trained.info.levels, math.prod(trained.info.shape)
+    return likelihood_figures(likelihood, judge.mark(levels), values, binary=levels == 2)
 
 
 def likelihood_figures(likelihood: Mapping[str, Any], mark: str, values: int, *, binary: bool) -> Figures:

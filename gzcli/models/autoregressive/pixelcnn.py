@@ -7,6 +7,8 @@ levels.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,6 +62,8 @@ class PixelCNN(PixelModel):
     first: kernel size of the first layer in pixels; odd, 3 or more.
     head: channels before the softmax.
     """
+
+    takes: ClassVar[str] = "bytes"  # a softmax over 65,536 levels would take the memory
 
     paper = "van den Oord et al. 2016, arXiv:1606.05328"
 

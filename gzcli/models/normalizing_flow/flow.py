@@ -47,6 +47,8 @@ class Flow(MultiscaleFlow):
     blocks: gated convolutions of a coupling's network.
     """
 
+    takes: ClassVar[str] = "levels"
+
     paper: ClassVar[str] = "arXiv:1505.05770"
 
     def __init__(

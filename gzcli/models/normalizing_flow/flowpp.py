@@ -320,6 +320,8 @@ class FlowPP(ImageFlow):
     dequant_blocks: blocks of a coupling's network in the dequantization flow.
     """
 
+    takes: ClassVar[str] = "levels"
+
     paper: ClassVar[str] = "arXiv:1902.00275"
 
     def __init__(

@@ -116,6 +116,8 @@ class RealNVP(MultiscaleFlow):
     batch_norm: whether batch norm follows each coupling.
     """
 
+    takes: ClassVar[str] = "levels"
+
     paper: ClassVar[str] = "arXiv:1605.08803"
 
     def __init__(

@@ -117,6 +117,7 @@ class StableDiffusion(Model):
 
     best: ClassVar[str] = "loss"
     shares: ClassVar[bool] = True
+    takes: ClassVar[str] = "pictures"
     condition: ClassVar[str] = ""  # the key of the image that the model takes beside the text; "": none
     trains_unet: ClassVar[bool] = False  # whether the U-Net is trained and saved in checkpoints
     kinds: ClassVar[tuple[type[Kind], ...]] = KINDS  # of the bases that it tunes

@@ -1,0 +1,324 @@
+"""Images that are no pictures of 8 bits: any number of channels, 16 bits, floats. A model sees their values,
+scaled to [-1, 1]; people, judges and PNGs see three bands of them as a picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from gzcli.core.errors import MissingError, UsageError, first_line
+from gzcli.core.sections import Fit
+from gzcli.core.units import counted
+from gzcli.data.readers.images import Block, RawImages
+from gzcli.data.readers.pictures import BITS, DARK, lanczos, opened
+
+VALUES = "values"  # the kind of a pack's arrays that hold them
+PICTURE = (1, 3)  # channels of a picture
+FILES = (".npy", ".tif", ".tiff")  # endings of files that may hold values
+SAMPLES, PLANES = 277, 339  # numbers of TIFF's tags: channels of a pixel, and whether these are floats
+HINT = "images are numbers of shape [N, H, W], [N, H, W, C] or [N, C, H, W]"
+TIFF = "`pip install 'gzcli[tiff]'` reads more kinds of them"
+INTEGERS = {np.dtype(np.uint8): 256, np.dtype(np.uint16): 65536}  # with their levels
+
+
+@dataclass(frozen=True)
+class Values:
+    """What the values of a set are, and how x in [-1, 1] and a picture are made of them.
+
+    channels: of an image.
+    levels: of each value; None: real numbers.
+    low, high: least and largest value of each channel; −1 and 1 stand for those of real numbers.
+    bands: the channels that a picture shows: one as grey, three as red, green and blue.
+    """
+
+    channels: int
+    levels: int | None
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+    bands: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, tree: Mapping[str, Any]) -> Values:
+        rows = (tuple(tree[key]) for key in ("low", "high", "bands"))
+        return cls(tree["channels"], tree["levels"], *rows)
+
+    @classmethod
+    def like(cls, channels: int, levels: int | None) -> Values:
+        """Those of an array: two channels are shown as red and as green with blue."""
+        bands = (0,) if channels == 1 else (0, 1, 1) if channels == 2 else (0, 1, 2)
+        return cls(channels, levels, bands=bands)
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether pictures of 8 bits show all channels."""
+        return self.channels in PICTURE
+
+    @property
+    def words(self) -> str:
+        most = max(self.high)
+        if self.levels is None:
+            kind = f"real numbers {min(self.low):.4g} … {most:.4g}"
+        else:
+            kind = f"{self.levels.bit_length() - 1} bits, read as 0 … {self.levels - 1:,}"
+        dark = ""
+        if self.levels == 65536 and 0 < most <= DARK:
+            dark = (
+                f": nearly black, as none has a value above {DARK:,} (where 4,095 is white, multiply by 16)"
+            )
+        if self.is_picture:
+            return f"{kind}{dark}"
+        shown = ", ".join(map(str, self.bands))
+        return f"{self.channels} channels of {kind}{dark}; pictures show channels {shown}"
+
+    def scaled(self, values: np.ndarray) -> np.ndarray:
+        """Values [n, C, H, W] as float32 in [-1, 1]; bytes stay bytes, which batches scale."""
+        if values.dtype == np.uint8 and self.levels == 256:
+            return values
+        if self.levels is not None:
+            return (values * np.float32(2 / (self.levels - 1)) - 1).astype(np.float32)
+        low, high = (np.asarray(side, np.float64)[:, None, None] for side in (self.low, self.high))
+        return (2 * (values - low) / np.maximum(high - low, np.finfo(np.float64).tiny) - 1).astype(np.float32)
+
+    def restored(self, x: np.ndarray) -> np.ndarray:
+        """The values of x [n, C, H, W] in [-1, 1], in the kind of numbers that they came in."""
+        if self.levels is not None:
+            kind = np.uint8 if self.levels <= 256 else np.uint16
+            return np.clip(np.rint((x + 1.0) * ((self.levels - 1) / 2)), 0, self.levels - 1).astype(kind)
+        low, high = (np.asarray(side, np.float64)[:, None, None] for side in (self.low, self.high))
+        return (low + (x + 1.0) / 2 * (high - low)).astype(np.float32)
+
+    def pictures(self, values: np.ndarray) -> np.ndarray:
+        """Pictures uint8 [n, 1 or 3, H, W] of values [n, C, H, W]."""
+        x = self.scaled(values)[:, list(self.bands)]
+        return x if x.dtype == np.uint8 else np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def fitted(values: np.ndarray, shape: Sequence[int], fit: Fit) -> np.ndarray:
+    """Values [n, C, H, W] in another height and width, each channel resized as a picture is."""
+    from PIL import Image
+
+    height, width = shape[1:]
+    if values.shape[2:] == (height, width):
+        return values
+    out = np.empty((len(values), *shape), values.dtype)
+    for row, channels in zip(out, values, strict=True):
+        for target, plane in zip(row, channels, strict=True):
+            image = Image.fromarray(plane.astype(np.float32))
+            if fit == "stretch":
+                image = image.resize((width, height), Image.Resampling.LANCZOS)
+            else:
+                image = lanczos(image, height, width)
+            pixels = np.asarray(image)
+            whole = np.clip(np.rint(pixels), 0, 255) if values.dtype == np.uint8 else np.clip(pixels, -1, 1)
+            target[:] = whole
+    return out
+
+
+def axis_of(shape: Sequence[int], name: str, *, layout: str = "") -> bool:
+    """Whether the channels of images come first, by their shape [A, B, C] each: of the first and the last
+    axis the one of 1 or 3, else the smaller one. Raises UsageError where it may be either."""
+    if layout:
+        return layout == "NCHW"
+    first, last = shape[0] in PICTURE, shape[-1] in PICTURE
+    if first == last:
+        first, last = shape[0] < shape[-1], shape[-1] < shape[0]
+    if first == last or (shape[0] in PICTURE and shape[-1] in PICTURE):
+        hint = "put them last, leave an axis of 1 out, or add `layout=np.array('NHWC')`"
+        raise UsageError(f"{name}: channels first or last?", hint=hint)
+    return first
+
+
+def kind_of(dtype: np.dtype, channels: int, name: str) -> Values | None:
+    """The values of an array; None where it is of pictures of 8 bits. Raises UsageError for no numbers."""
+    if dtype.kind not in "iuf":
+        raise UsageError(name, hint=HINT)
+    if dtype == np.uint8 and channels in PICTURE:
+        return None
+    return Values.like(channels, INTEGERS.get(dtype))
+
+
+def with_bands(values: Values, bands: Sequence[int], title: str) -> Values:
+    """Values whose pictures show other channels. Raises UsageError for channels that there are not."""
+    if len(bands) not in PICTURE or not all(0 <= band < values.channels for band in bands):
+        message = f"`{title}`: the bands {list(bands)} are no 1 or 3 of channels 0 … {values.channels - 1}"
+        raise UsageError(message)
+    return replace(values, bands=tuple(bands))
+
+
+def npy(path: Path) -> RawImages:
+    """The images of a `.npy` file, [N, H, W], [N, H, W, C] or [N, C, H, W], read in parts."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError, SyntaxError, MemoryError) as e:
+        raise MissingError(f"`{path}` is not a numpy array: {first_line(e)}", hint="write it again") from e
+    title = f"`{path}` is {array.dtype} of shape {array.shape}"
+    if array.ndim not in (3, 4) or not all(array.shape):
+        raise UsageError(title, hint=HINT)
+    first = array.ndim == 4 and axis_of(array.shape[1:], title)
+    n, *sides = array.shape
+    c, h, w = (1, *sides) if array.ndim == 3 else sides if first else (sides[2], *sides[:2])
+    kind = kind_of(array.dtype, c, title)
+    many = max(1, (1 << 22) // (c * h * w * array.dtype.itemsize))
+
+    def blocks() -> Iterator[Block]:
+        for start in range(0, n, many):
+            rows = np.asarray(array[start : start + many])
+            rows = rows.reshape(-1, 1, h, w) if array.ndim == 3 else rows
+            rows = rows if first or array.ndim == 3 else rows.transpose(0, 3, 1, 2)
+            yield Block("train", start, rows, path.name)
+
+    return RawImages(str(path), (), {"train": n}, {}, blocks, shape=(c, h, w), values=kind)
+
+
+# --- folders of files ---
+
+
+def of_files(images: RawImages, names: Sequence[str], *, resized: bool) -> RawImages:
+    """The values of encoded files where all are `.npy` or TIFF, and the first of them is no plain picture;
+    else the pictures as they came. `resized`: whether they come to one size later."""
+    if images.probe is None or not all(PurePosixPath(name).suffix.lower() in FILES for name in names):
+        return images
+    name, data = next(iter(images.probe()), ("", b""))
+    first = decoded(data, name)
+    if first is None:
+        return images
+    if images.further:
+        raise UsageError(f"`{images.title}` has values and further pictures", hint="leave the latter out")
+    array, levels = first
+    source, shape = images.blocks, array.shape
+    images = replace(images, shape=shape, probe=None, spans=None, further={})
+    if levels == 256 and shape[0] in PICTURE:
+        kind = None
+    else:
+        kind = Values.like(shape[0], levels)
+
+    def blocks() -> Iterator[Block]:
+        for split, start, content, file in source():
+            assert isinstance(content, bytes)
+            found = decoded(content, file)
+            if found is None or found[1] != levels or found[0].shape[0] != shape[0]:
+                other = "a picture of 8 bits" if found is None else f"{found[0].dtype} {found[0].shape}"
+                message = f"`{file}` of `{images.title}` is {other}, `{name}` is {array.dtype} {shape}"
+                raise UsageError(message, hint="a set has one kind of values and one number of channels")
+            if found[0].shape != shape and not resized:
+                raise UsageError(
+                    f"the images of `{images.title}` have mixed sizes: `{file}` is {found[0].shape[1:]}, "
+                    f"`{name}` is {shape[1:]}",
+                    hint="`--set data.size=64` resizes them, cropped to squares",
+                )
+            yield Block(split, start, found[0][None], file)
+
+    return replace(images, blocks=blocks, values=kind)
+
+
+def decoded(data: bytes, name: str) -> tuple[np.ndarray, int | None] | None:
+    """The values [C, H, W] of a `.npy` or a TIFF, and their levels; None for a picture of 8 bits that any
+    reader of pictures takes. Raises MissingError for a file that cannot be read."""
+    if PurePosixPath(name).suffix.lower() == ".npy":
+        return _npy(data, name)
+    try:
+        with opened(data) as image:
+            bits, samples = image.tag_v2.get(BITS, (8,)), image.tag_v2.get(SAMPLES, 1)
+            pages = getattr(image, "n_frames", 1)
+            if max(bits) <= 8 and pages == 1:
+                return None
+            if samples == 1:
+                planes = [np.asarray(_page(image, i)) for i in range(pages)]
+                return _typed(np.stack(planes), min(16, max(bits)), name)
+    except MissingError:
+        raise
+    except Exception as e:  # Pillow does not know the kind: many channels, or floats of 64 bits
+        return _by_tifffile(data, name, first_line(e))
+    if samples == 3 and pages == 1:
+        try:
+            return _by_tifffile(data, name, "")
+        except MissingError:  # read as a picture, which notes its 16 bits
+            return None
+    return _by_tifffile(data, name, f"{samples} values a pixel, {counted(pages, 'page')}")
+
+
+def _page(image: Any, number: int) -> Any:
+    image.seek(number)
+    return image
+
+
+def _by_tifffile(data: bytes, name: str, why: str) -> tuple[np.ndarray, int | None]:
+    try:
+        import tifffile
+    except ImportError as e:
+        raise MissingError(f"`{name}` does not decode: {why}", hint=TIFF) from e
+    try:
+        with tifffile.TiffFile(io.BytesIO(data)) as file:
+            series = file.series[0]
+            array, axes, bits = series.asarray(), series.axes, file.pages.first.bitspersample
+    except Exception as e:  # of a damaged file it raises anything
+        raise MissingError(f"`{name}` does not decode: {first_line(e)}", hint="replace it") from e
+    if not {"Y", "X"} <= set(axes):
+        raise MissingError(f"`{name}` has the axes {axes}, and no height and width")
+    planes = np.moveaxis(array, (axes.index("Y"), axes.index("X")), (-2, -1))
+    return _typed(planes.reshape(-1, *planes.shape[-2:]), bits, name)
+
+
+def _npy(data: bytes, name: str) -> tuple[np.ndarray, int | None]:
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, OSError, EOFError, SyntaxError, MemoryError) as e:
+        raise MissingError(f"`{name}` is not a numpy array: {first_line(e)}", hint="replace it") from e
+    title = f"`{name}` is {array.dtype} of shape {array.shape}"
+    if array.ndim not in (2, 3) or not all(array.shape) or array.dtype.kind not in "iuf":
+        raise UsageError(
+            title, hint="a file holds one image: numbers of shape [H, W], [H, W, C] or [C, H, W]"
+        )
+    if array.ndim == 2:
+        array = array[None]
+    elif not axis_of(array.shape, title):
+        array = array.transpose(2, 0, 1)
+    return _typed(array, 8 * array.dtype.itemsize, name)
+
+
+def _typed(array: np.ndarray, bits: int, name: str) -> tuple[np.ndarray, int | None]:
+    """Values as bytes, integers of 16 bits or floats, and their levels."""
+    if array.dtype.kind == "i" and array.size and array.min() >= 0 and 8 < bits <= 16:
+        array = array.astype(np.uint16)  # as Pillow has them
+    if array.dtype in INTEGERS:
+        return array, 256 if array.dtype == np.uint8 else 1 << max(9, bits)
+    if array.dtype.kind not in "iufb":
+        raise UsageError(f"`{name}` is of {array.dtype}", hint=HINT)
+    return array.astype(np.float64 if array.dtype.itemsize > 4 else np.float32), None
+
+
+# --- a set with values, as it is packed ---
+
+
+def measured(images: RawImages) -> Values:
+    """The values of a set with least and largest of each channel. Raises UsageError for one that is not
+    finite."""
+    kind = images.values
+    assert kind is not None
+    low, high = np.full(kind.channels, np.inf), np.full(kind.channels, -np.inf)
+    for split, start, data, name in images.blocks():
+        rows = np.asarray(data, np.float64)
+        if not np.isfinite(rows).all():
+            first = start + int((~np.isfinite(rows)).any((1, 2, 3)).argmax())
+            message = f"`{name}` of `{images.title}` has values that are not finite: image {first} of {split}"
+            raise UsageError(message, hint="replace NaN and infinite values, or leave these images out")
+        low, high = np.minimum(low, rows.min((0, 2, 3))), np.maximum(high, rows.max((0, 2, 3)))
+    return replace(kind, low=tuple(low.tolist()), high=tuple(high.tolist()))
+
+
+def with_pictures(images: RawImages, kind: Values) -> RawImages:
+    """The set with pictures as its images, and its values as a further kind of them."""
+    assert images.shape is not None
+    source, shape = images.blocks, (len(kind.bands), *images.shape[1:])
+
+    def made(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[], Iterator[Block]]:
+        return lambda: (block._replace(data=change(np.asarray(block.data))) for block in source())
+
+    return replace(
+        images, blocks=made(kind.pictures), shape=shape, values=None, further={VALUES: made(kind.scaled)}
+    )
