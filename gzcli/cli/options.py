@@ -225,7 +225,7 @@ def switch(json: Json = False, quiet: Quiet = False) -> None:
 Wide = Annotated[bool, option("--wide", "Print every column, even beyond the terminal width.", panel=OUTPUT)]
 _REPORT_HELP = "Also write the results as HTML, Markdown and LaTeX."
 Report = Annotated[Path | None, option("--report DIR", _REPORT_HELP, panel=OUTPUT)]
-Open = Annotated[bool, option("--open", "Show the picture in the desktop's viewer too.", panel=OUTPUT)]
+Open = Annotated[bool, option("--open", "Also open the image in the desktop's viewer.", panel=OUTPUT)]
 _COLUMNS_HELP = "Columns of the report's table to cite, such as `fd,recall,bpd,seconds`."
 Columns = Annotated[str | None, option("--columns C[,C…]", _COLUMNS_HELP, panel=OUTPUT)]
 Yes = Annotated[bool, option("--yes -y", "Do not ask.")]

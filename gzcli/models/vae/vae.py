@@ -40,8 +40,8 @@ class VAEOptions:
       levels, gaussian for latents, otherwise logistic.
     mixture: number of discretized logistics in a pixel's mixture.
     recon: `likelihood` trains −log p(x | z); `ms_ssim` trains D·(1 − MS-SSIM) of the decoder's mean, where D
-      is the number of pixels. The scales of gaussian and logistic pixels are then not trained, and log_prob
-      is a loose bound.
+      is the number of pixels. The scales of gaussian and logistic pixels are then not trained, and the
+      likelihood is a loose bound.
     beta: weight of the KL in the loss (Higgins 2017).
     kl_warmup: steps over which the weight of the KL rises from 0.
     iwae: samples of the importance-weighted bound in the loss (Burda 2015, arXiv:1509.00519, eq. 8). 1: the
