@@ -52,7 +52,7 @@ class Samples(np.ndarray):
     def __array_finalize__(self, source: Any) -> None:
         if isinstance(source, Samples):
             self.classes, self.seed = source.classes, source.seed
-            same = self.ndim == source.ndim and len(self) == len(source)
+            same = 0 < self.ndim == source.ndim and len(self) == len(source)
             self.labels = source.labels if same else None
             self.values = source.values if same else None
 

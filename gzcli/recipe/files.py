@@ -247,7 +247,7 @@ def _sections(file: Layer, tree: Any, problems: list[Problem]) -> dict[Keys, Lay
                 if key not in PARTS:
                     add((name, key), values)
         else:
-            message = f"`for.{name}` is a scale: it must hold sections, as `{name}: {{colour: {{…}}}}`"
+            message = f"`for.{name}` is a scale: it must contain sections, as `{name}: {{colour: {{…}}}}`"
             problems.append(file.problem(("for", name), message))
     return sections
 

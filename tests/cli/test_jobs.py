@@ -143,7 +143,7 @@ def test_samples_of_classes_fill_whole_rows(call, monkeypatch):
 def test_a_flagged_picture_is_an_exit_code_on_demand(order, call, monkeypatch):
     one = {"file": "a.png", "p": 0.001, "side": "high", "scores": {"elbo": 1.0}}
     result = {"in": "digits", "input": "here", "fpr": 0.01, "thresholds": {"elbo": 0.5}}
-    result |= {"seeds": 1, "unreadable": [], "compared": {"n": 200}}
+    result |= {"run": None, "seeds": 1, "unreadable": [], "compared": {"n": 200}}
     for count, code in ((0, 0), (2, 6)):
         rows = [one | {"flagged": i < count} for i in range(3)]
         verdict = result | {"files": rows, "flagged": count}

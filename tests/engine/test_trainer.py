@@ -117,9 +117,10 @@ def test_ema_follows_the_weights_and_ranks_draw_by_themselves():
 
 
 NORMED = Case("dcgan", {"width": 8, "latent": 16, "norm": "batch", "disc_norm": "batch"}, lr=2e-3)
+AVERAGED = [NORMED, FIRST["realnvp"], pytest.param(FIRST["diffae"], marks=pytest.mark.slow)]
 
 
-@pytest.mark.parametrize("which", [NORMED, FIRST["realnvp"], FIRST["diffae"]], ids=lambda c: c.model)
+@pytest.mark.parametrize("which", AVERAGED, ids=lambda c: c.model)
 def test_the_averaged_weights_have_their_own_statistics_and_the_trained_ones_keep_theirs(which):
     """Batch norm's statistics and diffae's moments are found anew for the average."""
     sets = ("train.ema=0.99", "optim.schedule=constant", "optim.warmup=0", "train.checkpoint_every=10")

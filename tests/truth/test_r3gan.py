@@ -80,6 +80,7 @@ def test_relativistic_pairs_of_every_gan_with_its_own_images():
     torch.testing.assert_close(model.loss(batch(x), "generator")["loss"], F.softplus(-gap).mean())
 
 
+@pytest.mark.slow
 def test_eight_gaussians_all_modes():
     torch.manual_seed(0)
     angles = torch.arange(8) * (math.pi / 4)
