@@ -190,7 +190,7 @@ def figures(outlook: Outlook) -> dict[str, Any]:
 
 def starts(request: Request) -> list[str]:
     """The weights that a training starts from, in a line."""
-    if request.parent is None:
+    if request.parent is None or request.recipe.parts[-1].train.parent is None:
         return []
     part, run = request.recipe.parts[-1], request.parent
     name, _, digest = str(part.train.parent).partition(" sha256:")

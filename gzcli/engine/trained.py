@@ -185,18 +185,19 @@ def init_from(model: Model, part: Part, run: Run, log: Log) -> None:
         hint = "the name of a run or a stage, or a `model.safetensors`"
         raise UsageError(f"`train.init`: {e.message}", hint=hint) from e
     changed: list[str] = []
+    anew: dict[str, Tensor] = {}
+    weights, wider = values, list[str]()
+    if earlier is None or earlier[1].shape[0] == model.data.shape[0]:
+        weights, wider = with_zero_inputs(values, present)
     if earlier:
         _check_architecture(model, part, *earlier, values, run)
-        changed = _changes(earlier[1], model.data)
-        if changed:
-            anew = tuple(model.begins_anew(earlier[1]))
-            fits = lambda name, v: name in present and v.shape == present[name].shape  # noqa: E731
-            values = {n: v for n, v in values.items() if fits(n, v) and not (anew and n.startswith(anew))}
-        values = {name: value for name, value in values.items() if name in present}
-    weights, wider = with_zero_inputs(values, present)
+        weights = {name: value for name, value in weights.items() if name in present}
+        if changed := _changes(earlier[1], model.data):
+            anew = model.begins_anew(earlier[1], weights)
+            weights = {n: v for n, v in weights.items() if v.shape == present[n].shape and n not in anew}
     if wider:
         log.info(f"`train.init`: inputs that those weights do not know start at zero: {', '.join(wider)}")
-    own = {name: value for name, value in present.items() if earlier and name not in weights}
+    own = {name: value for name, value in present.items() if earlier and name not in weights} | anew
     if fresh := [name for name in own if not name.endswith(checkpoints.EXTRA)]:
         numbers = {name: p.numel() for name, p in model.named_parameters()}
         share = sum(numbers.get(name, 0) for name in fresh) / max(1, sum(numbers.values()))

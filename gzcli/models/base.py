@@ -138,10 +138,10 @@ class Model(nn.Module):
     def fit(self, batches: Iterable[Batch]) -> None:
         """Called once a run, before `on_start`, with a random subset of the training images."""
 
-    def begins_anew(self, earlier: DataInfo) -> Iterable[str]:
-        """Prefixes of the weights that mean something else in a model of `earlier` data, whatever their
-        shapes, so that a training from its weights (`train.init`) begins them again."""
-        return ()
+    def begins_anew(self, earlier: DataInfo, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a training from the weights of a model of `earlier` data (`train.init`) begins again although
+        the shapes may fit, since it means something else: by name the values that it starts from."""
+        return {}
 
     def on_start(self, batch: Batch) -> None:
         """Called with the first batch before the first step, for data-dependent initialisation. It is called

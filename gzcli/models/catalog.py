@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent
 
 APPLICATIONS = (
     *("reconstruct", "interpolate", "traverse", "translate", "inpaint"),
-    *("upscale", "complete", "edit", "classify"),
+    *("upscale", "complete", "edit", "classify", "restore"),
 )
 OUTSIDE = "outside"  # the family of models from outside the package
 

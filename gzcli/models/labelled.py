@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -220,12 +220,22 @@ class Labelled(Model):
         if self.clusters is not None:
             self.clusters.fit(batches)
 
-    def begins_anew(self, earlier: DataInfo) -> Iterable[str]:
-        """The rows of classes and of clusters within them, which are in the order of the classes."""
+    def begins_anew(self, earlier: DataInfo, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Clusters within other classes, and the rows of these classes, which begin as the null label: so the
+        network draws what it drew without a label."""
         if not self.conditional or len(earlier.classes) == len(self.data.classes):
-            return ()
-        tables = [name for name, module in self.named_modules() if isinstance(module, ClassEmbedding)]
-        return [f"{name}." for name in (*tables, "clusters")]
+            return {}
+        anew: dict[str, Tensor] = {}
+        if self.clusters is not None:
+            anew |= {f"clusters.{name}": value for name, value in self.clusters.state_dict().items()}
+        for name, module in self.named_modules():
+            key = f"{name}.table.weight"
+            if isinstance(module, ClassEmbedding) and key in weights:
+                rows = module.table.weight.detach().clone()
+                if len(weights[key]) == len(earlier.classes) + 1:  # without rows of clusters
+                    rows[module.classes if module.parents else 0 :] = weights[key][-1]
+                anew[key] = rows
+        return anew
 
     @property
     def device(self) -> torch.device:

@@ -49,7 +49,8 @@ def pairs():
         for do in catalog.card(case.model).do:
             of = next(cls for cls in catalog.card(case.model).lineage if do in cls.methods)
             key = of.path, of.node.name, do, case.conditional
-            yield pytest.param(case, do, id=f"{case}-{do}", marks=pytest.mark.slow if key in seen else ())
+            slow = key in seen or do == "restore"  # which tests/truth/test_restore.py tries
+            yield pytest.param(case, do, id=f"{case}-{do}", marks=pytest.mark.slow if slow else ())
             seen.add(key)
 
 

@@ -218,7 +218,7 @@ class Paths:
             yield f"sample sampler={choice}", TRAINED, call
         if self.first:
             yield from self.of_scores()
-        for do in self.card.do if self.first else self.card.labelled:
+        for do in {*(self.card.do if self.first else self.card.labelled)} - {"restore"}:  # deepinv's
             yield f"do {do}", TRAINED, lambda do=do: self.apply(do)
         cheap = self.card.family in ("autoregressive", "gan", "vae")
         if self.whole and hasattr(self.model, "measure") and cheap:

@@ -192,6 +192,20 @@ def test_calls_of_the_page_are_calls_of_the_functions():
         inspect.signature(functions[node.func.attr]).bind(*node.args, **options)
 
 
+def test_parts_alone_run_as_the_page_says_and_load_nothing_of_the_trainer():
+    text = texts()["python"].partition("## Parts alone")[2]
+    codes = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(codes) == 3
+    ends = "assert tuple(samples.shape) == (8, 1, 28, 28) and loss > 0\n"
+    ends += "assert 0 < distance < 2 and auroc > 0.9 and (p < 0.05).mean() > 0.9\n"
+    loaded = "import sys\nprint(*{name.split('.')[1] for name in sys.modules if name.startswith('gzcli.')})\n"
+    words = [sys.executable, "-c", "\n".join([*codes, ends, loaded])]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, capture_output=True, text=True, env=env, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert not {"engine", "launch", "recipe", "cli", "judge", "api", "export"} & {*done.stdout.split()}
+
+
 def test_bench_and_ood_are_jobs_with_typed_results(run, monkeypatch, tmp_path):
     """The jobs are those of the verbs, whose options have the same names."""
     jobs = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gzcli.core.errors import UsageError
+from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.types import Applied, Batch, Noise, Progress, no_progress
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.denoiser import UNCLIPPED, Denoiser, WalkOptions
@@ -29,6 +29,7 @@ from gzcli.models.nn import (
 )
 
 TIMES = 4  # noise levels by which translation classifies an unlabelled image
+MEASURED, JPEG_SIGMA = 0.01, 0.05  # deviation of the noise of degraded images in 0 … 1
 SIGMA_Y = 0.05  # standard deviation of measurements, which stands for the error of the network's estimates
 
 
@@ -52,6 +53,31 @@ class InpaintOptions:
     jump: int = 5
     iterations: int = 4
     guidance: float = 1.0
+
+
+@dataclass(frozen=True)
+class RestoreOptions:
+    """How images are degraded, and restored by DiffPIR (Zhu 2023, arXiv:2305.08995).
+
+    operator: degradation: a Gaussian blur, a lower resolution (super), hidden pixels (inpaint) or JPEG.
+    degraded: whether the inputs are degraded already. Default: gz degrades them and measures both in dB.
+    width: standard deviation of the blur in pixels.
+    factor: factor of the lower resolution.
+    share: share of pixels that inpaint shows, drawn at random. With a mask these are its pixels.
+    quality: JPEG quality, 1 … 95.
+    sigma: standard deviation of the noise in the degraded images, whose range is 0 … 1. gz adds it unless
+      they are of JPEG. Default: 0.01, or 0.05 for JPEG, whose errors it stands for.
+    steps: steps, one network call each.
+    """
+
+    operator: Literal["blur", "super", "inpaint", "jpeg"] = "blur"
+    degraded: bool = False
+    width: float = 1.0
+    factor: int = 2
+    share: float = 0.5
+    quality: int = 10
+    sigma: float | None = None
+    steps: int = 50
 
 
 class Applications(Denoiser):
@@ -245,6 +271,54 @@ class Applications(Denoiser):
         upscaled, how = self.into_range(images), f"small, 1/{ratio}"
         return Applied(upscaled, rows=("upscaled",), condition=small, how=how, labels=labels)
 
+    @torch.no_grad()
+    def restore(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        noise: Noise,
+        progress: Progress = no_progress,
+        options: RestoreOptions = RestoreOptions(),
+    ) -> Applied:
+        """Restores degraded images [B, C, H, W] by a solver of deepinv, each by itself. Its figures are the
+        peak signal-to-noise ratios before and after, unless the inputs are degraded already. Raises
+        MissingError without deepinv, UsageError for latents and options that do not fit."""
+        at_least(1, steps=options.steps)
+        degrade = Degradation(options, tuple(x.shape[1:]), mask, noise.rand(*x.shape)[:, :1])
+        solver = solver_of(options, x.device)
+        if self.data.levels is None:
+            hint = "it works with models of pixels"
+            raise UsageError("`restore` compares pixels, and this model is of latents", hint=hint)
+        clean, randn, seeds = x / 2 + 0.5, noise.randn(*x.shape), (noise.rand(len(x)) * 2**31).long()
+        restored, seen = [], []
+        for i in range(len(x)):
+            physics, y, rough = degrade(clean[i : i + 1], randn[i : i + 1], i)
+            condition = self.image_condition(2 * rough - 1, None if labels is None else labels[i : i + 1])
+            solver.model = self.on_unit_range(condition)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(seeds[i]))
+                restored.append(solver(y, physics, x_init=rough))
+            seen.append(rough)
+            progress(i + 1, len(x), None)
+        images, rough = torch.cat(restored).clamp(0, 1), torch.cat(seen)
+        figures = {}
+        if not options.degraded:
+            error = lambda z: float((z.clamp(0, 1) - clean).square().flatten(1).mean(1).log10().mean())  # noqa: E731
+            figures = {"dB before": -10 * error(rough), "dB after": -10 * error(images)}
+        applied = Applied(2 * images - 1, rows=("restored",), figures=figures, labels=labels)
+        return replace(applied, condition=2 * rough - 1, how=options.operator)
+
+    def on_unit_range(self, y: Tensor | None) -> Callable[..., Tensor]:
+        """The denoiser of deepinv: x, images in 0 … 1 with noise of deviation σ → images without."""
+
+        def denoise(x: Tensor, sigma: Tensor | float, **_: Any) -> Tensor:
+            level = self.process.ratio_level(2 * float(torch.as_tensor(sigma).flatten()[0]))
+            return self.into_range(self.estimate(level.alpha * (2 * x - 1), level, y).x0) / 2 + 0.5
+
+        return denoise
+
     def condition_on(
         self, denoise: Denoise, y: Tensor, measurement: Measurement, iterations: int = 0
     ) -> Denoise:
@@ -429,6 +503,79 @@ class NoiseApplications(Applications):
         times: number of noise levels that the error is averaged over, evenly spaced.
         """
         return self.errors(x, self.image_condition(x), noise, times)
+
+
+def solver_of(options: RestoreOptions, device: torch.device) -> Any:
+    """DiffPIR, without its denoiser. Raises MissingError without deepinv."""
+    try:
+        from deepinv.optim.data_fidelity import L2
+        from deepinv.sampling import DiffPIR
+    except ImportError as e:
+        message = "`restore` needs the package `deepinv`"
+        raise MissingError(message, hint="pip install 'gzcli[restore]'") from e
+    sigma = options.sigma or (JPEG_SIGMA if options.operator == "jpeg" else MEASURED)
+    # deepinv overwrites the level by that of the noise model, so physics have none
+    return DiffPIR(None, L2(), sigma=sigma, max_iter=options.steps, device=device)
+
+
+class Degradation:
+    """What images in 0 … 1 lose. Raises UsageError for options that do not fit.
+
+    draws: [B, 1, H, W], uniform; the pixels below `share` are shown.
+    """
+
+    def __init__(self, options: RestoreOptions, shape: tuple[int, ...], mask: Tensor | None, draws: Tensor):
+        self.options, self.shape = options, shape
+        self.mask = (draws < options.share).float() if mask is None else mask.to(draws)
+        if not (options.width > 0 and 0 < options.share <= 1 and 1 <= options.quality <= 95):
+            raise UsageError("`width` is above 0, `share` in (0, 1], `quality` 1 … 95")
+        at_least(2 if options.operator == "super" else 1, factor=options.factor)
+        if options.operator == "super" and any(side % options.factor for side in shape[1:]):
+            size = f"{shape[2]}×{shape[1]}"
+            raise UsageError(f"images of {size} are no {options.factor} times larger ones", hint="`--factor`")
+
+    def __call__(self, x: Tensor, noise: Tensor, i: int) -> tuple[Any, Tensor, Tensor]:
+        """The operator, the measurement, and an image of full size that shows it, of image i."""
+        import deepinv as dinv
+
+        options, device = self.options, x.device
+        if options.operator == "jpeg":
+            y = x if options.degraded else compressed(x, options.quality)
+            return dinv.physics.Denoising(noise_model=None), y, y
+        if options.operator == "blur":
+            kernel = dinv.physics.blur.gaussian_blur(sigma=(options.width, options.width))
+            physics = dinv.physics.BlurFFT(img_size=self.shape, filter=kernel, device=device)
+        elif options.operator == "super":
+            form = {"factor": options.factor, "filter": "bicubic", "padding": "circular", "device": device}
+            physics = dinv.physics.Downsampling(img_size=self.shape, **form)
+        else:
+            shown = self.mask[i : i + 1].expand(1, *self.shape)
+            physics = dinv.physics.Inpainting(img_size=self.shape, mask=shown[0], device=device)
+        is_measured = options.degraded and options.operator != "super"  # else it comes at full size
+        y = x if is_measured else physics.A(x)
+        if not options.degraded:
+            y = y + (options.sigma or MEASURED) * noise[..., : y.shape[2], : y.shape[3]]
+        if options.operator == "inpaint":
+            y = y * self.mask[i : i + 1]
+        if y.shape == x.shape:
+            return physics, y, y
+        return physics, y, F.interpolate(y, size=x.shape[2:], mode="bicubic", align_corners=False)
+
+
+def compressed(x: Tensor, quality: int) -> Tensor:
+    """Images [B, C, H, W] in 0 … 1 as JPEG gives them back."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    images = []
+    for image in (x.clamp(0, 1) * 255).round().byte().cpu().permute(0, 2, 3, 1).numpy():
+        file = io.BytesIO()
+        Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(file, "jpeg", quality=quality)
+        decoded = np.asarray(Image.open(file), np.float32) / 255
+        images.append(torch.from_numpy(decoded.reshape(image.shape)).permute(2, 0, 1))
+    return torch.stack(images).to(x)
 
 
 def centre_mask(x: Tensor) -> Tensor:
