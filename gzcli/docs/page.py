@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core import measured
+from gzcli.core.errors import canonical
 from gzcli.core.measured import Curve
-from gzcli.core.sections import lists
+from gzcli.core.sections import Part, lists
 from gzcli.core.units import about, count, duration, figure
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard, Param
 from gzcli.recipe.files import RecipeFile, find, read_chain
+from gzcli.recipe.resolve import resolve
 from gzcli.recipe.schema import parse, score_names, words
 from gzcli.recipe.yaml import flow, load
 from gzcli.store import model_files
@@ -37,6 +39,8 @@ GUIDES = (
 ORDER = (*TUTORIALS, *GUIDES)
 COLUMNS = 72  # of a command, before it is broken
 POINTS = 6  # of a curve
+
+TARGETS = {"eps": "ε", "x0": "x₀", "v": "(α ε − σ x₀)/√(α² + σ²)", "velocity": "(α′ x₀ + σ′ ε)"}
 
 _FORM = re.compile(  # the fields of `Written` in their order
     r"# (.+?)\n\n(.+?)\n\n\$\$(.+?)\$\$\n\n```\n(.+?)\n```\n\n(.+?)\n\n## Limits\n\n(.+?)\n\n## Code\n\n(.+)",
@@ -101,6 +105,8 @@ class Page:
     stages: Mapping[str, str]  # the model of each stage of the recipe
     about: str  # the recipe in one line, else what the class says; "" of a model that is only ever a stage
     words: Written | None  # what is written about it; None for a model from outside
+    objective: str  # the loss of a denoiser by its recipe, in Unicode; "" of other models
+    differs: tuple[str, ...]  # where the recipe by itself differs from the paper's settings
     likelihood: str | None  # what its likelihood is; None: it has none
     commands: tuple[tuple[str, str], ...]  # (command, remark) to try
     can: tuple[tuple[str, str], ...]  # (command, what it does) of sampling and of each application
@@ -137,6 +143,7 @@ def page_of(name_or_file: str) -> Page:
         stages=stages,
         about="" if alone else chain[-1].tree.get("about") or catalog.first_words(card),
         words=written(name),
+        **_as_trained(card, recipe, chain),
         likelihood=_LIKELIHOOD[card.likelihood] if card.likelihood else None,
         commands=((f"gz train {recipe}", ""),) if alone else head,
         can=_can(card, serving, recipe, (list(stages) or [""])[-1]),
@@ -154,6 +161,49 @@ def page_of(name_or_file: str) -> Page:
         compared=() if alone else tuple(_compared(name)),
         costs=tuple(measured.costs(recipe)),
     )
+
+
+def _as_trained(card: ModelCard, recipe: str, chain: Sequence[RecipeFile]) -> dict[str, Any]:
+    """`objective` and `differs` of a page: by the recipe as it is resolved without options, and as the first
+    set of its scale `paper` has it."""
+
+    def part_of_model(**how: Any) -> Part | None:
+        parts = resolve(recipe, **how).parts
+        return next((part for part in parts if canonical(part.model) == canonical(card.name)), None)
+
+    sets = [at[-1] for file in chain for at in file.sections if at[0] == "paper" and len(at) == 2]
+    if not chain[-1].shipped or (part := part_of_model()) is None:
+        return {"objective": "", "differs": ()}
+    paper = part_of_model(data=sets[0], flags={"scale": "paper"}) if sets else None
+    owner = next((cls.node.name for cls in card.lineage if {"loss", "target"} & set(cls.methods)), "")
+    loss = objective(part.options) if owner == "Denoiser" else ""  # else a loss of its own
+    return {"objective": loss, "differs": _differences(card, part, paper or part)}
+
+
+def _differences(card: ModelCard, part: Part, paper: Part) -> tuple[str, ...]:
+    """Choices of a recipe beside those of the paper, `prediction v (eps)`; sizes and lengths depend on the
+    data, and are none."""
+    choices = [key for key, param in card.params.items() if {"Literal", "bool"} & param.words]
+    rows = [(key, part.options.get(key), paper.options.get(key)) for key in (*choices, "clusters")]
+    rows += [("optimizer", part.optim.name, paper.optim.name)]
+    rows += [(key, part.sample.get(key), paper.sample.get(key)) for key in ("sampler",)]
+    return tuple(f"{key} {flow(a)} ({flow(b)})" for key, a, b in rows if a != b)
+
+
+def objective(options: Mapping[str, Any]) -> str:
+    """The loss of a denoiser with these options, in Unicode; "" of a model that is none."""
+    prediction = options.get("prediction")
+    if prediction not in TARGETS or "weighting" not in options:
+        return ""
+    power = {"l2": "²", "l1": "₁"}.get(options["loss_type"], " (Huber)")
+    loss = f"‖f(α x₀ + σ ε, t) − {TARGETS[prediction]}‖{power}"
+    if options["min_snr"] is not None:
+        scale = {"eps": "α²/σ²", "x0": "1", "v": "(α²/σ² + 1)"}.get(prediction, "((α σ′ − σ α′)/σ)²")
+        return f"E min(α²/σ², {options['min_snr']:g}) / {scale} · {loss}"
+    if options["weighting"] == "even":
+        return f"E {loss} / σ²" if prediction == "x0" else f"E {loss}"
+    kind = {"score": "the error of ε", "likelihood": "g²/σ² times the error of ε"}[options["weighting"]]
+    return f"E w(t) {loss}, w so that it is {kind}"
 
 
 def _compared(name: str) -> Iterator[tuple[str, str, str, str]]:

@@ -32,6 +32,7 @@ from gzcli.docs.page import (
     as_markdown,
     as_text,
     league_table,
+    objective,
     page_of,
     rendered,
     texts,
@@ -40,6 +41,7 @@ from gzcli.docs.page import (
 from gzcli.docs.page import ROOT as DOCS
 from gzcli.launch import plan
 from gzcli.models.catalog import OUTSIDE, cards
+from gzcli.recipe.resolve import resolve
 from gzcli.recipe.yaml import dump
 from gzcli.store import model_files, pretrained, runs
 from gzcli.store.paths import recipe_names, recipes_dir, spelling
@@ -561,3 +563,14 @@ def test_the_schema_takes_every_recipe_and_no_wrong_key(call):
         assert [error.message for error in check.iter_errors(load(path))] == [], path
     assert [tree for tree in WRONG if check.is_valid(tree)] == []
     assert check.is_valid({"model": {"name": "a_model_of_mine", "anything": 1}, "sample": {"any": 2}})
+
+
+def test_a_page_names_the_loss_of_its_recipe_and_what_is_not_the_papers():
+    ddpm, sgm, vae = map(page_of, ("ddpm", "sgm", "vae"))
+    assert ddpm.objective == "E ‖f(α x₀ + σ ε, t) − (α ε − σ x₀)/√(α² + σ²)‖²"
+    assert {"prediction v (eps)", "schedule cosine (linear)", "bounded true (false)"} <= set(ddpm.differs)
+    assert page_of("soflow").objective == "", "a loss of its own"
+    assert "weighting even (score)" in sgm.differs and vae.objective == ""
+    options = resolve("fm", flags={"model.prediction": "x0", "model.loss_type": "l1"}).parts[0].options
+    assert objective(options) == "E ‖f(α x₀ + σ ε, t) − x₀‖₁ / σ²"
+    assert objective(dict(options, min_snr=5.0)) == "E min(α²/σ², 5) / 1 · ‖f(α x₀ + σ ε, t) − x₀‖₁"
