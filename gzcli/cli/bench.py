@@ -282,7 +282,7 @@ def terms_of(
 
     hint = f"gz bench --train-missing --budget {budget if train_missing and budget else '8m'} --data mnist"
     if not train_missing:
-        raise UsageError("`--budget`, `--models`, `--curve` and `--jobs` say what is trained", hint=hint)
+        raise UsageError("`--budget`, `--models`, `--curve` and `--jobs` need `--train-missing`", hint=hint)
     if not job.data:
         raise UsageError("`--train-missing` needs `--data`, the set to train on", hint=hint)
     if budget is None:

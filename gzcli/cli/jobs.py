@@ -172,16 +172,16 @@ def submit(
     path = folder / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1000:03d}.sh"
     files.write_atomic(path, text)
     if shutil.which("sbatch") is None:
-        message = f"there is no `sbatch` here; the script is written: `{path}`"
+        message = f"`sbatch` is not available here; the script is `{path}`"
         raise MissingError(message, hint=f"sbatch {path}, where SLURM is")
     done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True)
     if done.returncode:
         why = " ".join(done.stderr.split()) or f"code {done.returncode}"
-        hint = f"correct it by `--slurm KEY=VALUE`, or in `{path}`"
+        hint = f"correct it with `--slurm KEY=VALUE`, or edit `{path}`"
         raise MissingError(f"`sbatch` refuses the job: {why}", hint=hint)
     number = done.stdout.strip().partition(";")[0]
     if not number:
-        raise GzError("`sbatch` has told no number of a job")
+        raise GzError("`sbatch` printed no job number")
     out.info(f"script: {path}")
     out.text(f"job {number}")
     out.data({"job": number, "script": text, "path": path})

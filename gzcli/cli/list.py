@@ -126,10 +126,10 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
             cells.append((row["name"], row["about"], marked, card.family, card.paper))
         out.table(columns, cells, spare=("paper", "family"), wrap=wrap, wide=wide)
         if any(card.unlabelled_lack for card, _ in rows):
-            out.hint(f"what is marked {LABELLED} is for runs trained with `--set model.conditional=true`")
+            out.hint(f"{LABELLED} marks what needs a run trained with `--set model.conditional=true`")
     out.info(model_count(len(rows) - len(staged), len(staged)))
     if short:
-        out.hint("`gz list models` says what they do; also data, recipes, runs, pretrained")
+        out.hint("`gz list models` describes them; also: gz list data|recipes|runs|pretrained")
     out.data({"models": [row for _, row in rows]})
 
 

@@ -35,13 +35,13 @@ def new(name: _Name, force: opt.Force = False) -> None:
     if not model_files.can_be_named(stem):
         raise UsageError(f"`{name}` cannot be a model's name", hint="use lower-case letters, digits and `_`")
     if stem in cards():
-        raise UsageError(f"`{name}` is a model of gz already", hint=f"another name, as `{stem}2`")
+        raise UsageError(f"`{name}` is a model of gz already", hint=f"choose another name, such as `{stem}2`")
     title = "".join(part.capitalize() for part in stem.split("_"))
     # it is not imported, for it loads torch
     template = (files("gzcli") / "testing" / "template.py").read_text(encoding="utf-8")
     imports = [node for node in ast.walk(ast.parse(template)) if isinstance(node, ast.alias)]
     if title in {*keyword.kwlist, *(node.asname or node.name for node in imports)}:
-        hint = f"the file needs the class `{title}` for something else; another name, as `my_{stem}`"
+        hint = f"the class name `{title}` is taken; choose another name, such as `my_{stem}`"
         raise UsageError(f"`{name}` cannot be a model's name", hint=hint)
     target = Path(f"{stem}.py")
     if target.exists() and not force:
@@ -72,7 +72,7 @@ def check(file: _File, data: _Data = "digits") -> None:
             out.text(f"       {fault}")
     out.data({"model": name, "checks": [{"check": title, "fault": fault} for title, fault in results]})
     if faults := sum(bool(fault) for _, fault in results):
-        message = f"`{file}` does not keep the contract: {counted(faults, 'fault')}"
+        message = f"`{file}` violates the contract: {counted(faults, 'fault')}"
         raise UsageError(message, hint="`gz model new NAME` writes one that does")
     more = (f"gz train {quoted(file)} --data mnist", "the same on another set")
     end([f"all {len(results)} checks hold", took()], [(f"gz train {quoted(file)}", ""), more])

@@ -51,7 +51,7 @@ _Outs = Annotated[str | None, option("--out NAME|PATH[,…]", _OUT_HELP, complet
 _BENCHMARK_HELP = "Data sets of openood-mnist, openood-cifar10 or openood-cifar100."
 _Benchmark = Annotated[str | None, option("--benchmark B", _BENCHMARK_HELP)]
 _SCORE_HELP = (
-    "Scores, or `all`. Default: those of the recipe and `local` (with `--input`, the one that finds most "
+    "Scores, or `all`. Default: the scores of the recipe, and `local` (with `--input`, the one that finds most "
     "synthetic defects)."
 )
 _Score = Annotated[str | None, option("--score S[,S…]", _SCORE_HELP, complete=a_score)]
@@ -138,7 +138,7 @@ def ood(
     method = method_of(model, in_, of_sets)
     if export and not method:
         hint = f"gz runs export {quoted(model or 'RUN')} --to alarm"
-        raise UsageError("`--export` is of methods without training", hint=hint)
+        raise UsageError("`--export` needs a method without training", hint=hint)
     openood = benchmark_of(benchmark, in_, out_) if benchmark else None
     name = openood.inside if openood else in_
     inside = layout.home if layout else locate(name) if name else None
@@ -182,7 +182,7 @@ def ood(
             from gzcli.models.catalog import cards
 
             able = ", ".join(other.name for other in cards().values() if other.maps)
-            message = f"`{card.name}` does not say where an image is anomalous"
+            message = f"`{card.name}` has no map of anomalies"
             raise UsageError(message, hint=f"these do: {able}")
         path = local(input_)
         label = f"input-{slug(path.stem)}"
@@ -247,7 +247,9 @@ def inspection_at(name: str) -> Inspected | None:
         return Inspected(data.path, data)
     if not data.path.is_dir():
         hint = "unpack it, and give the folder"
-        raise UsageError(f"`{data.path}` is an archive whose good images are no split `train`", hint=hint)
+        raise UsageError(
+            f"the good images of the archive `{data.path}` are not in a split `train`", hint=hint
+        )
     return Inspected(data.path, OwnSet(data.path / layout.good))
 
 
@@ -335,9 +337,9 @@ def of_runs(
     for each, name in zip(runs, trained_on, strict=True):
         if data_key(name) != data_key(trained_on[0]):
             message = f"`{each.id}` was trained on `{name}`, the first run on `{trained_on[0]}`"
-            raise UsageError(message, hint="an ensemble is of runs of one set")
+            raise UsageError(message, hint="an ensemble needs runs of one data set")
     chosen = choose_scores(scores, cards, parts[0].ood.scores)
-    what = f"`gz ood` of `{cards[0].name}`"
+    what = f"`gz ood {cards[0].name}`"
     options = jobs.method_options(words[at:], score_options(cards[0]), what, "ood")
     paths = [str(each.path) for each in runs]
     settings = {"run": paths[0], "others": tuple(paths[1:]), "ins": home.reference}
@@ -385,7 +387,7 @@ def benchmark_of(name: str, in_: str | None, out_: str | None) -> Benchmark:
 
     benchmark = find_benchmark(name)
     if out_ or (in_ and in_ != benchmark.inside):
-        message = f"`{benchmark.name}` has sets of its own: `--in {benchmark.inside}`"
+        message = f"`{benchmark.name}` defines its own data sets: `--in {benchmark.inside}`"
         raise UsageError(message, hint="leave `--in` and `--out` out")
     return benchmark
 
@@ -415,7 +417,7 @@ def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:
         except MissingError as e:
             out.info(f"left out: {e.message} ({e.hint})")
     if not sets:
-        message = f"none of the foreign sets of `{benchmark.name}` is available"
+        message = f"no foreign data set of `{benchmark.name}` is available"
         raise MissingError(message, hint=f"gz data download {' '.join(names)}")
     return sets
 

@@ -130,7 +130,7 @@ def explain(e: BaseException) -> errors.GzError:
         return error
     if "timed out" in str(e).lower() and (silent := ranks.unresponsive()):
         names = ", ".join(f"rank {rank} (process {pid})" for rank, pid in silent.items())
-        hint = "`launch.timeout` says for how long others wait"
+        hint = "`launch.timeout` sets how long the others wait"
         return errors.DeviceError(f"{names} does not answer", hint=hint)
     message = f"{type(e).__name__}: {e}"
     return errors.GzError(message, hint="the traceback is in the run's `log.txt`; `GZ_DEBUG=1` shows it")
@@ -140,7 +140,7 @@ def train(run: Run, log: Log) -> None:
     """Trains the run of `run.yaml`, or each of its stages that is not finished; a call of every rank."""
     png.made_by(verb="train", run=run.id)
     if lives := int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
-        log.warn(f"a process has died, all are started again ({lives} of `launch.restarts`)")
+        log.warn(f"a process failed; all restart ({lives} of `launch.restarts`)")
     if sum(stage.state != "finished" for stage in run.stages) > 1:
         check_stages(run)
     accelerator: Accelerator | None = None
@@ -227,7 +227,7 @@ def steps_of_minutes(trial: Trainer, began: float, clock: Callable[[], float]) -
     with note_out_of_memory(trial):
         steps = ranks.agree(count_steps(trial.step, trial.phases, minutes, clock() - ready, clock))
     if ready > (1 - LEAST - KEPT) * 60 * minutes:
-        trial.log.warn(f"getting ready took {duration(ready)} of the {duration(60 * minutes)}")
+        trial.log.warn(f"preparation took {duration(ready)} of the {duration(60 * minutes)}")
     # the run is compiled as the steps were that were timed
     compiled = compiles(trial.part, trial.model, trial.device)
     return {"steps": steps, "minutes": None, "compile": compiled}

@@ -79,7 +79,7 @@ class History:
         exploded, or the final one had and changed weights. A call of every rank."""
         bad, harmful = self.bad_steps()
         if bad >= min(PATIENCE, steps) or (step == steps and harmful):
-            reason = "the loss or its gradient is not finite, or a million times what it was"
+            reason = "the loss or its gradient is not finite, or grew a millionfold"
             raise self.diverged(reason, step)
 
     def diverged(self, reason: str, step: int) -> DivergedError:
@@ -100,7 +100,7 @@ class History:
             values["dropped"] = dropped
             self.dropped.zero_()
             if not self.said:
-                self.log.warn("gradients that are not finite change no weights; `dropped` counts such steps")
+                self.log.warn("steps with gradients that are not finite are skipped; `dropped` counts them")
             self.said = True
         self.record("step", step, values | bar.show(step, values))
 

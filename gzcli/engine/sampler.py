@@ -105,7 +105,7 @@ def check_finite(finite: np.ndarray, trained: Trained, warn: Say) -> None:
     """Raises NoneFinite if none of some images is finite, bool [n]; tells `warn` how many are not."""
     n, bad = len(finite), int((~finite).sum())
     if bad and bad == n:
-        message = f"no image by `{trained.title}` is finite"
+        message = f"`{trained.title}` produced no finite image"
         hint = "the model's usual options, `--precision fp32`, or another checkpoint: `--checkpoint best`"
         raise NoneFinite(message, hint=hint)
     if bad:

@@ -91,7 +91,7 @@ class Trainer:
         if self.train.patience and not self.metric:
             if self.train.best == "none":
                 hint = "leave `train.patience` out, or set `train.best`"
-                message = "`train.patience` waits for better validations, and there are none"
+                message = "`train.patience` needs validations, and there are none"
                 raise UsageError(message, hint=hint)
             log.warn("`train.patience` has no effect: no images are for validation")
         # rank 0's, whose features are compared by the metric `fd`
@@ -281,7 +281,7 @@ class Trainer:
             chosen = best and (self.end < self.steps or self.risen_since(best))
             served = best.step if best and chosen else self.end
             if checkpoint.finish(self.run, self.train.keep, served) < self.end:
-                self.log.info(f"the weights of step {served} are served, the best by validation")
+                self.log.info(f"serving the weights of step {served}, the best by validation")
         if guidance.is_wanted(self.trained):
             scale = None
             if self.rank == 0:
@@ -366,7 +366,7 @@ class Trainer:
         self.saved = meta["step"]
         here = {key: value for key, value in self.machine().items() if key in meta}  # older ones have less
         if changed := [f"{key} {meta[key]} → {value}" for key, value in here.items() if meta[key] != value]:
-            self.log.warn(f"not bit for bit the run that was broken off: {', '.join(changed)}")
+            self.log.warn(f"not bit for bit the interrupted run: {', '.join(changed)}")
         self.log.info(f"resumed at step {meta['step']}")
         return meta["step"]
 
@@ -387,9 +387,11 @@ class Trainer:
         patience, best = self.train.patience, self.run.best
         if best and not self.has_risen and (since := self.risen_since(best)):
             self.has_risen = True
-            self.log.warn(f"validation has risen since step {since}: if it stays so, the best step is served")
+            self.log.warn(
+                f"validation got worse since step {since}; if it stays worse, gz serves the best step"
+            )
         if patience and ranks.agree(bool(best and self.history.validations(best.step) > patience)):
-            self.log.info(f"no better validation in {patience} of them: the training ends at step {done}")
+            self.log.info(f"no improvement in {patience} validations: training stops at step {done}")
             self.end = done
             if self.rank == 0:
                 self.run.update(ended_by_patience=done)

@@ -90,7 +90,7 @@ def map_of(model: Model, scores: Sequence[str], name: str) -> str:
     `local` is of the first map."""
     if not (maps := model_maps(model)):
         hint = "gz list models --can map"
-        raise UsageError(f"`{name}` does not say where an image is anomalous", hint=hint)
+        raise UsageError(f"`{name}` has no map of anomalies", hint=hint)
     preferred = ["nll" if score in SCORES or score == WAIC else score for score in scores]
     return next((score for score in preferred if score in maps), maps[0])
 
@@ -401,7 +401,7 @@ class Scoring:
         if form != other_form:
             detail = f"`{run.run.owner.id}` has images of {other_form[0]} and {other_form[1]} levels"
             message = f"{detail}, `{first.run.owner.id}` of {form[0]} and {form[1]}"
-            raise UsageError(message, hint="an ensemble is of runs of the same images")
+            raise UsageError(message, hint="an ensemble needs runs of the same images")
         return run
 
     def _scorer(self, trained: Trained, seed: int) -> Scorer:

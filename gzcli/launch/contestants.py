@@ -30,7 +30,7 @@ def find_contestants(words: list[str], data: str | None) -> tuple[DataSet, list[
         data_set = data_set or locate(data_of(runs[0][0]))
     if data_set is None:
         hint = f"gz bench {words[0]} --data mnist · gz bench {words[0]} --data ./real"
-        raise UsageError("images are compared with real ones: say which by `--data`", hint=hint)
+        raise UsageError("images need real ones for comparison: pass `--data`", hint=hint)
     return data_set, runs, images
 
 

@@ -168,7 +168,7 @@ def _check(file: Path, texts: Mapping[str, str], trees: Mapping[str, Mapping[str
         try:
             catalog.card(name)
         except UsageError as e:
-            message = f"`{file}` is of a model from outside, `{name}`, whose file is not available"
+            message = f"`{file}` needs the model file of `{name}`, which is not available"
             hint = "put the model's file into a folder that `GZ_MODELS` names"
             raise MissingError(message, hint=hint) from e
         weights = {"model.base": tree["model"].get("base")}
@@ -189,7 +189,7 @@ def metadata(file: Path) -> dict[str, str]:
     except (OSError, ValueError) as e:
         raise MissingError(f"`{file}` is not a safetensors file, or damaged: {e}", hint="get it again") from e
     if "recipe" not in texts or "data" not in texts:
-        message = f"`{file}` does not say which model it is of"
+        message = f"`{file}` does not name its model"
         hint = "gz reads the `model.safetensors` of its own runs, and the files of `gz runs export`"
         raise MissingError(message, hint=hint)
     return texts

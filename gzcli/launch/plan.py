@@ -142,7 +142,7 @@ def to_start_from(what: str, data: str | None) -> Run:
     for a run without weights."""
     if data is None:
         hint = f"`gz train {what} --data D` starts from them"
-        raise UsageError(f"which images shall the weights of `{what}` be trained on?", hint=hint)
+        raise UsageError(f"`gz train {what}` needs `--data`: the images to fine-tune on", hint=hint)
     return find_run(what)
 
 
@@ -266,7 +266,7 @@ class Start:
         except BaseException as error:
             ours = not isinstance(error, KeyboardInterrupt) and getattr(error, "kind", "bug") == "bug"
             if self.run is None and runs.give_up(run, keep=ours):
-                say(f"nothing was trained: `{run.id}` is removed again")
+                say(f"nothing was trained: removing `{run.id}`")
             raise
         return run
 
@@ -309,7 +309,7 @@ def made_by_machine_0(plan: Plan, say: Say, patience: float = PATIENCE) -> Run:
     """The run of this job, for which another machine waits in the store that all share. A start of the same
     words that ended without a trace may lie there too: the engine compares the ids of all machines."""
     store, begun = user_dir("runs"), time.time()
-    say(f"waiting for the run that machine 0 makes in `{store}`")
+    say(f"waiting for machine 0 to create the run in `{store}`")
     while time.time() < begun + patience:
         for run in runs.all_runs():
             status = run.status()
@@ -317,7 +317,7 @@ def made_by_machine_0(plan: Plan, say: Say, patience: float = PATIENCE) -> Run:
             if status.get("job") == plan.job and recent and status.get("state") in ("planned", "running"):
                 return run
         time.sleep(0.5)
-    message = f"machine 0 has made no run of this job in `{store}` for {patience / 60:.0f} minutes"
+    message = f"machine 0 has not created the run in `{store}` for {patience / 60:.0f} minutes"
     hint = "start the same command there with `--machine-rank 0`; all machines share one `GZ_HOME`"
     raise MissingError(message, hint=hint)
 

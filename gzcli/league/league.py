@@ -148,7 +148,7 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
     flags["train.minutes"] = minutes(terms.budget / len(parts))
     request = planning.ask(name, terms.data, (), flags)
     if request.earlier:
-        raise UsageError(f"`{name}` is a run, and a league trains models", hint=f"gz bench {name}")
+        raise UsageError(f"`{name}` is a run, but a league needs models", hint=f"gz bench {name}")
     plan = launcher.plan(request.recipe.launch, every_gpu=True)
     if len(parts) > 1:
         budgets = [minutes(share * terms.budget) for share in shares_of(request, plan, say)]

@@ -69,7 +69,7 @@ def hold(
     terms, folder = held.terms, held.folder
     with files.lock(folder / ".lock", wait=False) as locked:
         if not locked:
-            raise UsageError("another `gz` holds this league", hint=f"it writes into `{folder}`")
+            raise UsageError("another `gz` is running this league", hint=f"it writes into `{folder}`")
         if command:
             files.write_atomic(folder / "command.sh", command)
         with signals.noted() as heard:

@@ -140,7 +140,7 @@ def sweep_of(
     fixed, lists, ranges = parsed(sets)
     recipe = ask(model, data, fixed, flags).recipe
     if len(recipe.parts) > 1:
-        raise UsageError(f"`{model}` is trained in stages, and a sweep is of one training")
+        raise UsageError(f"a sweep cannot train a recipe with stages, such as `{model}`")
     size = math.prod(map(len, lists.values()))
     n = trials or max(USUAL, size) if ranges else size
     if n > MOST:
@@ -255,16 +255,16 @@ def read(sweep: Sweep, path: Path, say: Say) -> list[Record]:
         if tree is None:
             return fresh
         if [tuple(row["setting"]) for row in tree["trials"]] != list(sweep.settings):
-            raise DamagedError(f"`{path}` is damaged: its settings are others")
+            raise DamagedError(f"`{path}` is damaged: its settings differ")
         rows = [Record(row["steps"], [*map(_value, row["values"])]) for row in tree["trials"]]
         if all(isinstance(row.steps, int | None) for row in rows):
             return rows
     except DamagedError as error:
-        say(f"{error.message}; it is made again from the runs of the trials")
+        say(f"{error.message}; gz rebuilds it from the runs of the trials")
         return fresh
     except (TypeError, ValueError, KeyError, AttributeError):
         pass
-    say(f"`{path}` is damaged; it is made again from the runs of the trials")
+    say(f"`{path}` is damaged; gz rebuilds it from the runs of the trials")
     return fresh
 
 
@@ -293,7 +293,7 @@ def play(sweep: Sweep, say: Say = silent) -> SweepResult:
     folder = sweep.folder
     with files.lock(folder / ".lock", wait=False) as locked, signals.noted() as heard:
         if not locked:
-            raise UsageError("another `gz` does this sweep", hint=f"it writes into `{folder}`")
+            raise UsageError("another `gz` is running this sweep", hint=f"it writes into `{folder}`")
         path = folder / "sweep.json"
         records = read(sweep, path, say)
         if not all(record.values for record in records):

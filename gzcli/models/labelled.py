@@ -315,4 +315,4 @@ class Labelled(Model):
             message = f"`guidance` {guidance:g} needs a conditional model trained with label dropout"
             raise UsageError(message, hint=hint)
         if guidance != 1 and y is None:
-            raise UsageError("guidance needs labels to go towards", hint="name them with `--label`")
+            raise UsageError("guidance needs labels", hint="name them with `--label`")

@@ -170,7 +170,7 @@ def _added(file: str) -> str:
     """Makes the model of a file known to this process. Returns its name."""
     name = model_files.add(file)
     if canonical(name) in map(canonical, recipes()) or trained_in(name):
-        hint = f"call the file otherwise, as `my_{name}.py`"
+        hint = f"rename the file, such as `my_{name}.py`"
         raise UsageError(f"`{name}` is a model of gz already", hint=hint)
     if wrong := mistakes(Path(file).expanduser().absolute()):
         raise UsageError("\n".join(wrong), hint=f"`gz model check {file}` tells more")

@@ -78,7 +78,7 @@ def _snapshot(name: str, subject: str, hint: str, files: Sequence[str], kind: st
     try:
         return Path(snapshot_download(name, repo_type=kind, **options))
     except (HfHubHTTPError, HFValidationError, OSError) as e:
-        why = "`GZ_OFFLINE` is set" if offline() else f"the hub does not give it ({type(e).__name__})"
+        why = "`GZ_OFFLINE` is set" if offline() else f"the hub does not provide it ({type(e).__name__})"
         raise MissingError(f"{subject} not available, and {why}", hint=hint) from e
 
 
@@ -147,7 +147,7 @@ def push(folder: Path, name: str, *, private: bool) -> str:
     """Puts the files of a folder into a repository of the user, as one commit. Returns its web address.
     Raises MissingError without a token or a network, and where the hub refuses."""
     if offline():
-        raise MissingError("nothing can be pushed, `GZ_OFFLINE` is set", hint="GZ_OFFLINE=0")
+        raise MissingError("cannot push while `GZ_OFFLINE` is set", hint="GZ_OFFLINE=0")
     from huggingface_hub import HfApi, get_token
 
     if not (token := get_token()):

@@ -111,7 +111,7 @@ def _read(file: Path) -> str:
 def _trusted(file: Path) -> Path:
     """The file. Raises UsageError for one that came with a run from elsewhere: it is code, not data."""
     if _read(file) not in (read_json(user_dir(TRUSTED)) or []):
-        message = f"this run brings its own program, `{file}`, which gz does not run unasked"
+        message = f"this run includes a model file, `{file}`, which gz does not run until you trust it"
         hint = f"read it; `gz model check {file}` runs it, and from then on gz trusts it"
         raise UsageError(message, hint=hint)
     return file
@@ -124,7 +124,7 @@ def _of_folders(folders: str) -> dict[str, Path]:
     for entry in filter(None, folders.split(os.pathsep)):
         folder = Path(entry).expanduser()
         if not folder.is_dir():
-            raise MissingError(f"`GZ_MODELS` names `{entry}`, and there is no such folder")
+            raise MissingError(f"`GZ_MODELS` contains `{entry}`, but there is no such folder")
         paths += [path.absolute() for path in sorted(folder.glob("*.py")) if path.is_file()]
     return {path.stem: path for path in paths if names_paper(path.read_text("utf-8", "replace"))}
 

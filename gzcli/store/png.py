@@ -101,7 +101,7 @@ def origin_of(file: Path) -> dict[str, Any]:
         origin = json.loads(text)
     if not isinstance(origin, dict):
         hint = "programs that edit or send images often leave its text out: take the file that gz wrote"
-        raise UsageError(f"`{file}` does not say what made it", hint=hint)
+        raise UsageError(f"`{file}` does not record how it was made", hint=hint)
     return origin
 
 

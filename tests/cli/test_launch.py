@@ -89,9 +89,9 @@ def test_other_machines_wait_for_the_run_of_machine_0(home):
         ("killed", first.job, now),
     ):
         runs.create("vae", "digits").update(state=state, job=job, launched=launched)
-    with pytest.raises(MissingError, match="machine 0 has made no run") as caught:
+    with pytest.raises(MissingError, match="machine 0 has not created the run") as caught:
         made_by_machine_0(second, lines.append, patience=0.1)
-    assert "`GZ_HOME`" in (caught.value.hint or "") and "waiting for the run" in lines[0]
+    assert "`GZ_HOME`" in (caught.value.hint or "") and "waiting for machine 0" in lines[0]
     run = runs.create("vae", "digits")
     later = threading.Timer(0.2, lambda: run.update(state="planned", job=first.job, launched=time.time()))
     later.start()
@@ -132,7 +132,7 @@ def test_a_job_is_written_and_submitted(fake, gz, tmp_path):
 def test_what_a_job_cannot_be(fake, gz):
     words = ("train", "vae", "--submit", "slurm")
     code, _, stderr = gz(*words)
-    assert code == 3 and "there is no `sbatch`" in stderr
+    assert code == 3 and "`sbatch` is not available" in stderr
     fake("sbatch", "echo 'invalid partition' >&2; exit 1")
     for more, expected, message in (((), 3, "invalid partition"), (("--gpus", "all"), 2, "wants a number")):
         code, _, stderr = gz(*words, *more)

@@ -168,7 +168,7 @@ def test_a_run_s_copy_is_run_as_it_was_when_its_trust_was_tested(write, tmp_path
     compiled_beside(copy)
     copy.write_text(EVIL)  # after the test and before the import
     assert not hasattr(sys.modules[catalog.load_class(card).__module__], "EVIL")
-    with pytest.raises(UsageError, match="brings its own program"):
+    with pytest.raises(UsageError, match="includes a model file"):
         catalog.card_of(run, "maf")
 
 

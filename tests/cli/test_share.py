@@ -159,7 +159,7 @@ def test_a_strangers_file_makes_gz_fetch_nothing_and_write_nowhere_else(run, for
         code, _, err = gz("sample", forged(parts=parts))
         assert code == 3 and "is damaged, or of a later version" in err, err
     code, _, err = gz("sample", forged(recipe='{"model": {"name": "os"}, "data": {"name": "x"}}'))
-    assert code == 3 and "a model from outside, `os`" in err
+    assert code == 3 and "needs the model file of `os`" in err
     assert not list(tmp_path.rglob("evil*"))
 
 
@@ -354,7 +354,7 @@ def test_a_picture_that_cannot_be_drawn_again_says_why(run, drawn, gz, tmp_path,
     png.save_png(tmp_path / "trained.png", np.zeros((4, 4, 1), np.uint8), {"step": 2, "n": 36, "seed": 0})
     second = trained(VAE, "seed=1")
     cases = [
-        ((str(plain),), 2, "does not say what made it"),
+        ((str(plain),), 2, "does not record how it was made"),
         ((str(cut),), 2, "is no whole PNG"),
         ((str(text),), 2, "is no whole PNG"),
         ((str(tmp_path / "trained.png"),), 2, f"gz sample {run.id} --checkpoint 2 -n 36"),

@@ -135,7 +135,7 @@ def test_a_weights_file_samples_by_itself(run, forks, tmp_path):
     made = json.loads(forks.gz(*words.split()).stdout)
     assert np.array_equal(np.load(made["npz"])["samples"].transpose(0, 3, 1, 2), run.sample(4))
     (tmp_path / "other.safetensors").write_bytes(b"12345678{}")
-    with pytest.raises(MissingError, match=r"not a safetensors file|does not say which model"):
+    with pytest.raises(MissingError, match=r"not a safetensors file|does not name its model"):
         gzcli.load(tmp_path / "other.safetensors")
 
 
@@ -156,7 +156,7 @@ def test_a_model_from_outside_is_a_model_like_any_other(forks, tmp_path, monkeyp
     elsewhere = shutil.copytree(run.path, tmp_path / "elsewhere")
     (elsewhere / "models" / "house.py").write_text(copy.read_text() + "\nraise SystemExit('a stranger')\n")
     for call in (lambda: gzcli.load(elsewhere), lambda: gzcli.train(str(elsewhere), cpu=True)):
-        refused("brings its own program", call)
+        refused("includes a model file", call)
     assert forks.gz("sample", "house", "-n", "2", "--cpu", "-q").stdout.strip().endswith("grid.png")
     shutil.copy(run.path / "model.safetensors", tmp_path / "alone.safetensors")
     refused("`house`", gzcli.load, tmp_path / "alone.safetensors", error=MissingError)

@@ -178,7 +178,7 @@ def test_words_are_runs_models_or_images(home, paths, tmp_path, monkeypatch):
     assert source.key == "digits" and [word for _, word in named] == ["vae", "mine"]
     assert images == [str(paths / "train"), str(paths / "same.npz"), "mnist"]
     assert find_contestants([], None)[1][0][0] == run, "every model with a run on the set of the newest"
-    refused("say which by `--data`", find_contestants, ["./train"], None)
+    refused("pass `--data`", find_contestants, ["./train"], None)
     refused("not a run, a model, or a folder", find_contestants, ["mine", "./absent"], None)
     error = refused("no model or run is called `vaee`", find_contestants, ["vaee"], None)
     assert "did you mean `vae`" in error.hint

@@ -242,9 +242,9 @@ def test_a_benchmark_has_groups_a_version_and_names_what_is_missing(trained, tmp
     assert said[0].startswith("left out of `toy`: svhn, patches;")
     benchmark = ood_verb.benchmark_of("OpenOOD_CIFAR10", None, None)
     assert benchmark.inside == "cifar10" and benchmark.near == ("cifar100", "tinyimagenet")
-    refused("has sets of its own", ood_verb.benchmark_of, "openood-mnist", "cifar10", None)
+    refused("defines its own data sets", ood_verb.benchmark_of, "openood-mnist", "cifar10", None)
     refused("there is no benchmark `openood`", ood_verb.benchmark_of, "openood", None, None)
-    with pytest.raises(MissingError, match="none of the foreign sets"):
+    with pytest.raises(MissingError, match="no foreign data set"):
         ood_verb.at_hand(benchmark, DataSection(size=32, channels=3))
     messages = capsys.readouterr().err
     assert all(f"`{name}`" in messages for name in (*benchmark.near, *benchmark.far))

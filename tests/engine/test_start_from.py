@@ -113,7 +113,7 @@ def test_train_init_takes_the_same_names_and_refuses_another_net(capfd, tmp_path
     with pytest.raises(UsageError, match="another architecture"):
         tuned("vae", "digits", "train.init=pretrained:fm-glyphs", "data.n=64")
     save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
-    with pytest.raises(MissingError, match="does not say which model it is of"):
+    with pytest.raises(MissingError, match="does not name its model"):
         ask(str(tmp_path / "a.safetensors"), "digits", (), CPU)
     # the recipe names its weights by hash, and others at their place are refused
     tree = run.tree()
@@ -130,7 +130,7 @@ def test_train_init_takes_the_same_names_and_refuses_another_net(capfd, tmp_path
 
 def test_what_is_refused_before_anything_starts(call):
     for words, said in (
-        (("pretrained:fm-glyphs",), "which images shall the weights"),
+        (("pretrained:fm-glyphs",), "needs `--data`: the images to fine-tune on"),
         (
             ("pretrained:fm-glyphs", "--data", "digits", "--scale", "full"),
             "the net is that of `pretrained:fm",

@@ -442,7 +442,7 @@ class Applications(Denoiser):
     def check_conditional(self, verb: str) -> None:
         if not self.conditional:
             hint = "train it with `--set model.conditional=true`"
-            raise UsageError(f"only a model that knows labels can {verb}", hint=hint)
+            raise UsageError(f"only a conditional model can {verb}", hint=hint)
 
     # ---- out-of-distribution scores
 

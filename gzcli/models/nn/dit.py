@@ -35,7 +35,7 @@ class DiTOptions:
     patch: patch size in pixels, one token each. Must divide the image's height and width. Default: the size
       that gives about `tokens` patches.
     tokens: approximate number of patches from which `patch` is derived if it is not set. The paper uses 256.
-    block: transformer block: that of DiT (plain), or with RMS norm, rotary positions, normalized queries and
+    block: transformer block: as in DiT (plain), or with RMS norm, rotary positions, normalized queries and
       keys, and a gated MLP (modern; Li & He 2025, arXiv:2511.13720, table 4).
     norm_eps: number added to the variance in the norm before each plain MLP.
     """

@@ -139,5 +139,5 @@ def _build_empty(name: str) -> Kind:
     config = configs(name)
     if config is None:
         hint = f"`hf download {name}`, then `--set model.base=FOLDER`"
-        raise MissingError(f"`model.base`: the shape of `{name}` is not known before it is here", hint=hint)
+        raise MissingError(f"`model.base`: the size of `{name}` is unknown until it is downloaded", hint=hint)
     return kind_of(config, name).built(config, BlankTokenizer)
