@@ -51,8 +51,8 @@ _Outs = Annotated[str | None, option("--out NAME|PATH[,…]", _OUT_HELP, complet
 _BENCHMARK_HELP = "Data sets of openood-mnist, openood-cifar10 or openood-cifar100."
 _Benchmark = Annotated[str | None, option("--benchmark B", _BENCHMARK_HELP)]
 _SCORE_HELP = (
-    "Scores, or `all`. Default: the scores of the recipe, and `local` (with `--input`, the one that finds most "
-    "synthetic defects)."
+    "Scores, or `all`. Default: the scores of the recipe, and `local`. With `--input`: the score that finds "
+    "most synthetic defects."
 )
 _Score = Annotated[str | None, option("--score S[,S…]", _SCORE_HELP, complete=a_score)]
 _N_HELP = "Number of images per data set. Default: as many as the time budget allows."

@@ -110,7 +110,7 @@ class ObjectiveOptions(EstimateOptions):
     loss_type: error of the prediction: squared (l2), absolute (l1) or Huber's.
     weighting: loss weight: the unweighted error of the prediction (even), the unweighted error of ε (score),
       or g²/σ² of it, a bound of the likelihood (likelihood; Song 2021b, arXiv:2101.09258).
-    min_snr: γ of min-SNR-γ loss weights (Hang 2023, arXiv:2303.09556). Default: those of `weighting`.
+    min_snr: γ of min-SNR-γ loss weights (Hang 2023, arXiv:2303.09556). Default: see `weighting`.
     time_sampling: distribution of training times: independent (uniform), one from each of B equal intervals
       (stratified), concentrated in the middle (logit_normal; Esser 2024, arXiv:2403.03206), uniform in the
       angle of (α, σ) as in the cosine schedule (cosine), or normal in log σ/α (log_normal; Karras 2022).
