@@ -10,7 +10,7 @@ from gaussian import check_likelihood
 from torch import nn
 
 from gzcli.core.types import DataInfo, no_progress
-from gzcli.models.denoising.process import VE, VP, CondOT, DiscreteVP, Process, SubVP
+from gzcli.models.denoising.process import VE, VP, CondOT, Cosine, DiscreteVP, Process, SubVP
 from gzcli.models.diffusion.ddpm import DDPM
 from gzcli.models.flow_matching.fm import FM
 from gzcli.models.score.sgm import SGM
@@ -48,6 +48,7 @@ class WrongSlope(Reversed):
 
 
 PATHS = [Trigonometric(), Reversed(), VP(1e-5, 0.1), SubVP(1e-5, 0.1), VE(1e-5, 0.01, 50.0), CondOT(0.01)]
+PATHS += [Cosine(), Cosine(3.0)]
 
 
 def check(process):

@@ -436,6 +436,14 @@ class SDE(Process):
     def batch_level(self, x: Tensor, t: float) -> Level:
         return self.levels_at(x.new_full((len(x),), t))
 
+    def derivatives(self, t: Any) -> tuple[Any, Any]:
+        """α′ = f α, σ′ = f σ + g² / 2σ (eq. 30 – 33), where f and g are known."""
+        if not isinstance(t, Tensor) or type(self).rates is Process.rates:
+            return super().derivatives(t)
+        f, g2 = self.rates(per_image(t))
+        _, alpha, sigma = self.levels_at(t)
+        return f * alpha, f * sigma + 0.5 * g2 / sigma
+
     def velocity(self, x: Tensor, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """f x − ½ g² score (eq. 13)."""
         drift, g2 = self.rates(per_image(t))
@@ -602,6 +610,16 @@ class Cosine(Process):
         alpha, sigma = (t * math.pi / 2).cos(), self.shift * (t * math.pi / 2).sin()
         r = (alpha**2 + sigma**2).sqrt()
         return alpha / r, sigma / r
+
+    def derivatives(self, t: Any) -> tuple[Any, Any]:
+        """The angle of (α, σ), arctan of shift · tan(π t / 2), has the derivative `rate`."""
+        if not isinstance(t, Tensor):
+            return super().derivatives(t)
+        t = per_image(t)
+        alpha, sigma = self.marginal(t)
+        r2 = (t * math.pi / 2).cos() ** 2 + (self.shift * (t * math.pi / 2).sin()) ** 2
+        rate = self.shift * math.pi / 2 / r2
+        return -sigma * rate, alpha * rate
 
 
 def shift_times(t: TimesT, shift: float) -> TimesT:

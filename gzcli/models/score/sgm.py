@@ -36,9 +36,9 @@ class SDEOptions:
     """The stochastic differential equation.
 
     sde: stochastic differential equation: variance preserving (vp), sub-VP (subvp) or variance exploding
-      (ve).
+      (ve); or that with the marginals of the cosine schedule (cosine) or of straight lines (straight).
     beta_min: β at t = 0, for vp and subvp.
-    shift: factor of the noise-to-signal ratio √(1 − α²)/α, for vp and subvp. auto: side / 64, at least 1
+    shift: factor of the noise-to-signal ratio √(1 − α²)/α, but for ve. auto: side / 64, at least 1
       (Hoogeboom 2023, arXiv:2301.11093).
     sigma_min: σ at t = 0, for ve and images in [-1, 1].
     sigma_max: σ at t = 1.
