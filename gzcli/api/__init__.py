@@ -149,7 +149,7 @@ def load(
     precision: of samples and scores: "fp32", "bf16", "fp16" or "auto"; None: samples as it was trained,
       scores in fp32. Likelihoods are always in fp32.
 
-    Raises MissingError where there is none, UsageError where nothing is called so, and for another precision.
+    Raises MissingError if there is none, UsageError where nothing is called so, and for another precision.
     """
     if precision not in (None, *PRECISIONS):
         raise UsageError(f"there is no precision `{precision}`", hint=f"it is one of {', '.join(PRECISIONS)}")
@@ -295,7 +295,7 @@ class LoadedRun:
         images: uint8 [N, C, H, W].
         seed: of the draw of binary images.
 
-        Raises UsageError where the model has no latents of images.
+        Raises UsageError if the model has no latents of images.
         """
         model: Any = self.model
         if self.trained.space is not None:
@@ -345,7 +345,7 @@ class LoadedRun:
         seed: of the noise.
         options: keywords of the model's `log_prob`, such as `steps=100`.
 
-        Raises UsageError where the model has no likelihood of images.
+        Raises UsageError if the model has no likelihood of images.
         """
         if not self.trained.has_levels or not hasattr(self.model, "log_prob"):
             message = f"`{self.trained.name}` has no likelihood of images"

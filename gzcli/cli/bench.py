@@ -168,7 +168,7 @@ def bench(
 
 
 def check_stats(job: BenchJob) -> None:
-    """Raises UsageError where statistics of real images are of no one metric, or cannot be written."""
+    """Raises UsageError if statistics of real images are of no one metric, or cannot be written."""
     if (job.stats or job.export_stats) and job.metrics:
         one_distance(metrics()[name] for name in job.metrics if name in metrics())
     if job.export_stats and Path(job.export_stats).is_dir():

@@ -79,7 +79,7 @@ def check(file: _File, data: _Data = "digits") -> None:
 
 
 def _contract(name: str, data: str) -> list[tuple[str, str | None]]:
-    """Each check with the fault that it finds, None where it passes."""
+    """Each check with the fault that it finds, None if it passes."""
     from gzcli.recipe.resolve import resolve
 
     with streams.spinner("loading torch", shown=out.mode() == "human"):

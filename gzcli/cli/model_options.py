@@ -31,7 +31,7 @@ STYLES = ("cyan", "yellow", "")  # of the columns, as Typer's own
 
 
 def recipe_for(word: str, data: str | None = None) -> Recipe | None:
-    """The recipe of a run, of a file, or of a model on a data set; None where the word means none."""
+    """The recipe of a run, of a file, or of a model on a data set; None if the word means none."""
     from gzcli.core.devices import count_gpus  # at a TAB nobody waits until torch has tried them
     from gzcli.recipe.recipe import recipe_of
     from gzcli.recipe.resolve import resolve
@@ -105,7 +105,7 @@ def flag(name: str) -> str:
 
 
 def labels_of(word: str | None, data: str | None) -> list[str]:
-    """The classes of `--data`, else of a run's set, else of the digits; [] where no pack says them yet."""
+    """The classes of `--data`, else of a run's set, else of the digits; [] if no pack says them yet."""
     from gzcli.data.sets.names import locate
     from gzcli.store.runs import all_runs, by_name
 

@@ -288,7 +288,7 @@ def check_options(
 
 def method_of(model: str | None, in_: str | None, of_sets: Mapping[str, Any]) -> str | None:
     """The method without training that a command names, `AUTO` where it names nothing; None: it names a model
-    or a run. Raises UsageError where a method lacks its images."""
+    or a run. Raises UsageError if a method lacks its images."""
     method = AUTO if model is None else matching(model, (*METHODS, AUTO))
     if method is None:
         return None
@@ -382,7 +382,7 @@ def split_sets(text: str) -> list[str]:
 
 
 def benchmark_of(name: str, in_: str | None, out_: str | None) -> Benchmark:
-    """The benchmark of this name. Raises UsageError where other sets than its own are given."""
+    """The benchmark of this name. Raises UsageError if other sets than its own are given."""
     from gzcli.data.sets.registry import find_benchmark
 
     benchmark = find_benchmark(name)

@@ -322,7 +322,7 @@ def facts(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def differences(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The keys whose values differ, with the value of each run; None where a run has no such key."""
+    """The keys whose values differ, with the value of each run; None if a run has no such key."""
     keys = dict.fromkeys(key for tree in trees for key in tree)
     of_training = [key for key in keys if not key.startswith(NOT_TRAINED) and not key.endswith("_every")]
     values = {key: [tree.get(key) for tree in trees] for key in of_training}

@@ -167,7 +167,7 @@ def job_of(model: str, data: str | None, typed: SampleJob, words: list[str]) -> 
 
 
 def classes_of(run: Run, data: str) -> list[str]:
-    """The classes that a run was trained with, by its weights or its set; [] where neither says."""
+    """The classes that a run was trained with, by its weights or its set; [] if neither says."""
     from gzcli.launch.from_file import metadata
 
     with suppress(GzError):
@@ -205,7 +205,7 @@ def ending(name: str, able: Iterable[str], do: str | None, result: Mapping[str, 
 
 
 def check(model: ModelCard, do: str | None, run: Run, job: SampleJob, *, conditional: bool) -> None:
-    """Raises UsageError where the application `do`, or sampling without one, does not take the images or
+    """Raises UsageError if the application `do`, or sampling without one, does not take the images or
     labels of the job, or needs a run that was trained with labels."""
     if not do and (job.mask or (job.input and not model.inputs)):
         raise UsageError(f"`{'--mask' if job.mask else '--input'}` goes with `--do`", hint=abilities(model))

@@ -120,7 +120,7 @@ def gpu_name() -> str:
 
 
 def gpu_memory() -> int | None:
-    """Bytes of the smallest visible GPU; None where the driver does not say."""
+    """Bytes of the smallest visible GPU; None if the driver does not say."""
     visible = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
     sizes = []
     for line in _nvidia_smi("--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"):
@@ -186,7 +186,7 @@ def tried(most: int | None = None) -> Gpus:
 
 
 def pick_device(launch: LaunchSection) -> torch.device:
-    """The device of a verb that runs in one process. Raises DeviceError where a GPU was asked for and there
+    """The device of a verb that runs in one process. Raises DeviceError if a GPU was asked for and there
     is none that torch can use."""
     import torch
 
@@ -211,7 +211,7 @@ def training_kind(launch: LaunchSection) -> str:
 
 
 def check_planned() -> None:
-    """Raises DeviceError where the `gz` that started this process planned with GPUs, and torch can use none:
+    """Raises DeviceError if the `gz` that started this process planned with GPUs, and torch can use none:
     accelerate would take the CPU without a word."""
     import torch
 
@@ -231,7 +231,7 @@ def environment(gpus: int, on_cpu: bool) -> dict[str, str]:
 
 
 def titles(gpus: Gpus) -> list[tuple[str, str]]:
-    """(device, facts) of each GPU that torch can use, and last of the CPU, for people."""
+    """(device, facts) of each GPU that torch can use, and last of the CPU, for the user."""
     import torch
 
     lines = []
@@ -354,7 +354,7 @@ class SideStream:
 
 def peak_memory(device: torch.device) -> int | None:
     """The most bytes that this process has held: of the device's memory if that is counted, else of the
-    machine's, libraries included; None where the system does not tell."""
+    machine's, libraries included; None if the system does not tell."""
     if device.type == "cuda":
         return _library(device).max_memory_allocated(device)
     try:

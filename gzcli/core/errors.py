@@ -139,7 +139,7 @@ def matching(text: str, names: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str | None:
-    """The hint `did you mean `vae`?`; None where no option resembles the name."""
+    """The hint `did you mean `vae`?`; None if no option resembles the name."""
     by_form, form = {canonical(option): option for option in options}, canonical(name)
     distances = {option: edits(form, option) for option in by_form}
     near = min(distances, key=lambda option: distances[option], default=None)

@@ -167,7 +167,7 @@ def picture(recipe: str, data: str, scale: str) -> Path:
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    """The rows of a table; none where the file is missing."""
+    """The rows of a table; none if the file is missing."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:

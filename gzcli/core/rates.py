@@ -58,7 +58,7 @@ def chosen_precision(wanted: str, kind: str) -> str:
 
 
 def speed_title() -> str:
-    """The rates of a core of the CPU in each type, and the type that `auto` takes, for people."""
+    """The rates of a core of the CPU in each type, and the type that `auto` takes, for the user."""
     speeds = cpu_rates(cpu_name())
     cells = [f"{kind} {of['product']:.0f} and {of['convolution']:.0f}" for kind, of in speeds.items()]
     sets = " ".join(instruction_sets()) or platform.machine()

@@ -87,7 +87,7 @@ def without_gone(section: str, keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_fixed(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's section `model` without options that became constants. Raises UsageError where one has
+    """A recipe's section `model` without options that became constants. Raises UsageError if one has
     another value than the constant."""
     fixed = FIXED.get(canonical(str(model.get("name"))), {})
     for key in fixed.keys() & model.keys():
@@ -354,7 +354,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-# options that add to the method of a model's name, and what its name for people then says
+# options that add to the method of a model's name, and what its name for the user then says
 ADDITIONS = {"clusters": "+{} clusters", "image_weight": "+image discriminator"}
 
 
@@ -364,7 +364,7 @@ def additions(options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def titled(model: str, trees: Iterable[Mapping[str, Any]]) -> str:
-    """The name of a model for people, `fm +100 clusters`, by the recipes of its parts."""
+    """The name of a model for the user, `fm +100 clusters`, by the recipes of its parts."""
     added = [text for tree in trees for text in additions(tree["model"]).values()]
     return " ".join(dict.fromkeys((model, *added)))
 
@@ -413,7 +413,7 @@ class Part:
 
     @property
     def title(self) -> str:
-        """The model's name for people: `fm +100 clusters`."""
+        """The model's name for the user: `fm +100 clusters`."""
         return titled(self.model, [{"model": self.options}])
 
     def tree(self) -> dict[str, Any]:

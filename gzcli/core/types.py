@@ -109,17 +109,17 @@ class Applied:
 
     images: the outputs [n, C, H, W] in order, in [-1, 1]; latents where the model lives on latents.
     rows: name of each row; without `columns` one name for all outputs.
-    columns: number of outputs in a row; None where the outputs are not laid out in rows.
+    columns: number of outputs in a row; None if the outputs are not laid out in rows.
     marks: headings of the columns.
     of: for each output, or with `columns` for each row, the indices of its input images in x; empty where
       output i is made from image i.
     condition: images [n, C, h, w] that the model was conditioned on instead of its input images.
     how: name of `condition`, shown beside it.
-    visible: mask [n, 1, H, W]: 1 where the model saw the pixel, 0 where it did not.
+    visible: mask [n, 1, H, W]: 1 where the model saw the pixel, 0 if it did not.
     labels: [n] or [n, K], the labels that the outputs were conditioned on, or that were found.
     metrics: what was measured of the inputs, by name.
 
-    Raises ValueError where the numbers of images, rows and columns do not fit together.
+    Raises ValueError if the numbers of images, rows and columns do not fit together.
     """
 
     images: Tensor

@@ -76,7 +76,7 @@ class Guard:
                 await _refuse(scope, answer, *TOO_LARGE)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """The status and the reason of a refusal; None where the request may pass."""
+        """The status and the reason of a refusal; None if the request may pass."""
         hosts, sites = _values(scope, b"host"), _values(scope, b"sec-fetch-site")
         # whatever the port: a tunnel of the user's (`ssh -L`) may have another one
         names = {urlsplit(address).netloc for address in self.addresses}

@@ -55,7 +55,7 @@ def serve(
       token, without which nothing is answered.
     browser: whether it is opened in the browser.
 
-    Raises OSError where the port is taken.
+    Raises OSError if the port is taken.
     """
     studio = Studio()
     os.environ["GRADIO_TEMP_DIR"] = str(studio.folder / "gradio")  # so that dropped images are removed too

@@ -94,7 +94,7 @@ def metadata_of(saved: Saved) -> dict[str, str]:
 
 
 def read_weights(path: Path) -> Saved:
-    """What `save_weights` wrote. Raises MissingError where the file is missing or damaged."""
+    """What `save_weights` wrote. Raises MissingError if the file is missing or damaged."""
     hint = "use another checkpoint: `--checkpoint best`"
     if not path.exists():
         raise MissingError(f"no weights at `{path}`", hint="gz runs list")
@@ -121,7 +121,7 @@ class Checkpoint:
 
 
 def write(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
-    """Writes `folder/<step>/` whole or not at all. Raises MissingError where the disk is full."""
+    """Writes `folder/<step>/` whole or not at all. Raises MissingError if the disk is full."""
     path = CheckpointFolder.of(folder, step).path
     tensors = [*checkpoint.weights.values(), *checkpoint.averaged.weights.values()]
     files.need_space(folder, 2 * sum(t.numel() * t.element_size() for t in tensors))

@@ -136,7 +136,7 @@ def params_of(part: Part, info: DataInfo, stages: Stages) -> int:
 
 
 def work_of(part: Part, info: DataInfo, stages: Stages | None = None) -> Work | None:
-    """The work of a step of the global batch; None where the model needs values."""
+    """The work of a step of the global batch; None if the model needs values."""
     try:
         with shapes_only():
             noise = RecordedNoise(part.train.batch_size, torch.zeros((), dtype=torch.int64))

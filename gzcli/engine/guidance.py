@@ -59,7 +59,7 @@ def is_wanted(trained: Trained) -> bool:
 
 
 def choose(trained: Trained, pack: Pack, log: Log) -> list[Figures]:
-    """The metrics of each scale that was tried, in order; none where the judge tells nothing apart."""
+    """The metrics of each scale that was tried, in order; none if the judge distinguishes nothing."""
     real = pack.images("val")[:VALIDATION]
     net = lenet(pack, device=trained.device, say=log.info) if len(real) >= SAMPLES else None
     if net is None or not net.alive:
@@ -83,7 +83,7 @@ def choose(trained: Trained, pack: Pack, log: Log) -> list[Figures]:
 
 
 def write(run: Run, pack: Pack, device: torch.device, log: Log) -> float | None:
-    """Chooses the guidance of a run's weights, and writes it into them and into the run's status. None where
+    """Chooses the guidance of a run's weights, and writes it into them and into the run's status. None if
     there is nothing to choose. Only rank 0 calls it."""
     trained = load_trained(run, device, "finished")
     if not is_wanted(trained) or not (tried := choose(trained, pack, log)):

@@ -44,7 +44,7 @@ class Log:
         self.validated = ""  # the metrics of the last validation, which are in the next line of losses
 
     def info(self, text: str, *, sparse: bool = False) -> None:
-        """A line for people, in `log.txt` too."""
+        """A line for the user, in `log.txt` too."""
         self.record(text)
         if self.main and self.mode == "human" and (self.fancy or not sparse):
             self.say(text)

@@ -271,7 +271,7 @@ def _check_architecture(
     shapes: Mapping[str, Tensor],
     run: Run,
 ) -> None:
-    """Raises UsageError where the model, on the data of some weights, has another shape than they have."""
+    """Raises UsageError if the model, on the data of some weights, has another shape than they have."""
     differ = {
         key: (options[key], value)
         for key, value in {"name": part.model, **part.tree()["model"]}.items()
@@ -494,7 +494,7 @@ class Trained:
 
     @property
     def title(self) -> str:
-        """The name of the model for people: `fm +100 clusters`."""
+        """The name of the model for the user: `fm +100 clusters`."""
         owner = self.run.owner
         return owner.title if owner.status().get("model") else self.part.title
 

@@ -255,7 +255,7 @@ class Trainer:
             if self.metric:
                 with self.cadence.timed("eval"):
                     self.evaluate(done, self.metric)
-            else:  # its judge tells nothing apart
+            else:  # its judge distinguishes nothing
                 self.cadence.every["eval"] = 0
         if last := done == self.end:
             due = due | KINDS
@@ -408,7 +408,7 @@ class Trainer:
 
     def get_net(self) -> None:
         """Loads the net of `fd`, or trains it on its first use for a data set, which takes a while. One that
-        tells nothing apart changes the metric. A call of every rank."""
+        distinguishes nothing changes the metric. A call of every rank."""
         if not self.has_judge:
             self.has_judge = True
             if self.rank == 0:

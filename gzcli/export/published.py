@@ -253,7 +253,7 @@ def _space(published: Published, height: int, width: int) -> tuple[str | None, S
 
 
 def _check_config(published: Published, model: Any) -> None:
-    """Raises UsageError where the network of the folder is not the one that gz builds of its options."""
+    """Raises UsageError if the network of the folder is not the one that gz builds of its options."""
     import diffusers
 
     of_class = dict(getattr(diffusers, published.kind)().config)
@@ -291,7 +291,7 @@ def reversed_flow(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> d
 @torch.no_grad()
 def check(model: Any, published: Published) -> float:
     """The largest difference of one forward pass from that of diffusers, as a share of the deviation of the
-    outputs. Raises UsageError where it is too large to be of rounding."""
+    outputs. Raises UsageError if it is too large to be of rounding."""
     import diffusers
 
     reference: Any = getattr(diffusers, published.kind)

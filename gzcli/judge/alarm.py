@@ -193,7 +193,7 @@ def by_method(job: AlarmJob, log: Log) -> Compared:
 
 def calibrate(job: AlarmJob, scoring: Scoring) -> tuple[Pick, Pick]:
     """The held-out images that images are compared with, in random order, and those that scores are fitted
-    on; takes the score of an alarm. Raises UsageError where there are too few for the rate."""
+    on; takes the score of an alarm. Raises UsageError if there are too few for the rate."""
     needed = conformal.fewest(job.fpr, 1 if scoring.is_free else len(scoring.names))
     held_out, fitted = split_held_out(scoring.home, is_good_test(locate(job.ins), job.verb), needed)
     if job.calibrate:

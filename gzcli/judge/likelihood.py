@@ -106,7 +106,7 @@ class SolverGap:
     """How much the likelihood of some images changes with twice as many steps of the solver."""
 
     steps: int
-    mean: float  # mean change in bits per dimension, above 0 where the likelihood is too high
+    mean: float  # mean change in bits per dimension, above 0 if the likelihood is too high
     worst: float  # largest absolute change in bits per dimension
     n: int
 
@@ -121,7 +121,7 @@ class SolverGap:
 def solver_gap(
     trained: Trained, batch: Batch, labels: Tensor | None = None, seed: int = 0
 ) -> SolverGap | None:
-    """The gap of a batch's first images; None where the likelihood is not by an ODE in fixed steps."""
+    """The gap of a batch's first images; None if the likelihood is not by an ODE in fixed steps."""
     model, n = trained.model, min(CHECKED, len(batch))
     if model.likelihood != "ode" or not trained.has_levels:
         return None

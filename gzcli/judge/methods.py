@@ -55,7 +55,7 @@ class Good:
 
 
 def open_good(job: AlarmJob, say: Say) -> Good:
-    """The good images of a job. Raises UsageError where there are too few for the rate."""
+    """The good images of a job. Raises UsageError if there are too few for the rate."""
     data = locate(job.ins)
     pack, form = open_home(job, say)
     own_test = isinstance(data, OwnSet) and is_good_test(data, job.verb)
@@ -223,7 +223,7 @@ def choice_in_words(choice: Choice, fitted: Fitted) -> list[str]:
 
 
 def in_words(parameters: Mapping[str, Any]) -> str:
-    """Settings for people: `components 300, scales 3`."""
+    """Settings for the user: `components 300, scales 3`."""
 
     def shown(value: Any) -> str:
         return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

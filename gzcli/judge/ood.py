@@ -1,4 +1,4 @@
-"""`gz ood`: scores of in-distribution and foreign test images, and how well each score tells them apart."""
+"""`gz ood`: scores of in-distribution and foreign test images, and how well each score distinguishes them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Scored:
 
     names: of the scores. levels: grey levels of the run; None: latents, or no run.
     tables: of each seed, by the names of the sets; with baselines, {} on other ranks than 0.
-    facts: for JSON. notes: for people.
+    facts: for JSON. notes: for the user.
     """
 
     names: Sequence[str]

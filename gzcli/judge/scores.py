@@ -554,7 +554,7 @@ def combined(
             nll = np.stack([member[pick]["nll"] for member in members])
             return nll.mean(0) + nll.var(0)
         pairs = ((member[pick][name], member[reference][name]) for member in members)
-        # 0 where the held-out scores are all alike
+        # 0 if the held-out scores are all alike
         return np.mean([(scores - usual.mean()) / (usual.std() or np.inf) for scores, usual in pairs], 0)
 
     return {pick: {name: together(pick, name) for name in names} for pick in picks}

@@ -60,7 +60,7 @@ Measure = Callable[[TrialJob], Sequence[Mapping[str, Any]]]  # does a job and re
 
 @dataclass(frozen=True)
 class DataFacts:
-    """A data set as far as it is known without opening it; None where something is not."""
+    """A data set as far as it is known without opening it; None if something is not."""
 
     name: str  # in the recipe
     key: str  # in ids of runs
@@ -77,7 +77,7 @@ class DataFacts:
     valued: bool = False  # whether they are no pictures of 8 bits
 
     def info(self) -> dict[str, Any] | None:
-        """The description for which models are planned; None where size or channels are not known."""
+        """The description for which models are planned; None if size or channels are not known."""
         if self.size is None or self.channels is None:
             return None
         # in this order, which the names of costs in the cache depend on
@@ -87,7 +87,7 @@ class DataFacts:
 
 
 def check_set(recipe: Recipe, meta: PackMeta, *, batch: bool = True) -> None:
-    """Raises UsageError where a set lacks what a model needs or, with `batch`, has fewer images than a
+    """Raises UsageError if a set lacks what a model needs or, with `batch`, has fewer images than a
     batch."""
     for part in recipe.parts:
         check_data(part, catalog.card(part.model), meta)

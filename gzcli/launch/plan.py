@@ -57,7 +57,7 @@ class Request:
     """What was asked for: the arguments of `ask`, and the recipe that they make."""
 
     recipe: Resolved  # with absolute paths
-    earlier: Run | None  # that is repeated; None where a model, a file or weights to start from were named
+    earlier: Run | None  # that is repeated; None if a model, a file or weights to start from were named
     what: str
     data: str | None
     sets: Sequence[str]
@@ -104,7 +104,7 @@ def ask(
     resume: bool = False,
 ) -> Request:
     """The recipe of a model, a file or an earlier run, with what was typed laid over it: `sets` of `--set`,
-    and `flags` by dotted key, None where an option was not given; `epochs` become steps. Trained weights on
+    and `flags` by dotted key, None if an option was not given; `epochs` become steps. Trained weights on
     other data are started from; a run on its own data is repeated, and with `resume` it continues."""
     earlier, sets = runs.by_name(what), tuple(sets)
     parent, source, chosen, start = None, what, data, None
@@ -393,7 +393,7 @@ def near_batch(size: int, pieces: int, most: int | None = None) -> int:
 
 
 def check_batches(recipe: Recipe, processes: int, *, goes_on: bool = False) -> None:
-    """Raises UsageError where a global batch does not divide into the processes and their parts."""
+    """Raises UsageError if a global batch does not divide into the processes and their parts."""
     for part in recipe.parts:
         size, accumulate = part.train.batch_size, part.train.accumulate
         if size % (pieces := processes * accumulate) == 0:
@@ -531,7 +531,7 @@ def previous_words(run: Run) -> list[str]:
 
 def halve(run: Run, processes: int) -> str | None:
     """Splits the batch whose first step ran out of a GPU's memory into at least twice as many parts. Returns
-    what was changed, for people; None if nothing can be."""
+    what was changed, for the user; None if nothing can be."""
     part = next((part for part in run.stages or [run] if part.status().get("too_large")), None)
     if part is None:
         return None

@@ -38,7 +38,7 @@ class League:
 
     @classmethod
     def of(cls, terms: Terms, budget: str, *, say: Say = silent, progress: Report = unreported) -> League:
-        """The league of these terms; `budget` is their budget as it was typed. Raises UsageError where no
+        """The league of these terms; `budget` is their budget as it was typed. Raises UsageError if no
         model can take part."""
         entries, left_out = league.entries_of(terms, say=say, progress=progress)
         if not entries:

@@ -81,7 +81,7 @@ class Outcome:
 
 def race_of(terms: Terms, needs: Sequence[str]) -> Race:
     """The race of the models that terms name, else of the shortlist and of what gz suggests without a race.
-    Raises UsageError where no model fits the set, or where the budget is too small."""
+    Raises UsageError if no model fits the set, or where the budget is too small."""
     if terms.models:
         for name in terms.models:
             planning.ask(name, terms.data, (), {})
@@ -180,7 +180,7 @@ def leagues(race: Race, outcomes: list[dict[str, Any]], how: Mapping[str, Any]) 
 
 
 def run(race: Race, *, at_once: int | None = None, say: Say = silent, mode: str = "human") -> Outcome:
-    """Holds the race. Raises MissingError where the judges cannot tell models apart on this set."""
+    """Holds the race. Raises MissingError if the judges cannot tell models apart on this set."""
     outcomes: list[dict[str, Any]] = []
     for i, league in enumerate(leagues(race, outcomes, {"say": say})):
         names = ", ".join(dict.fromkeys(entry.model for entry in league.entries))

@@ -95,9 +95,9 @@ class NetFeatures:
         return self.accuracy - self.chance >= SKILL * (1 - self.chance)
 
     def is_dead(self, name: str) -> str:
-        """The sentence that it tells nothing apart."""
+        """The sentence that it distinguishes nothing."""
         what = f"accuracy {self.accuracy:.0%} on test images, {self.chance:.0%} by chance"
-        return f"the judge `{name}` tells nothing apart ({what})"
+        return f"the judge `{name}` distinguishes nothing ({what})"
 
     @torch.no_grad()
     def features(self, images: np.ndarray | Pictures) -> np.ndarray:

@@ -107,7 +107,7 @@ def lite(device: torch.device | str = "cpu") -> Features:
 
 
 def lite_weights() -> tuple[Path, str]:
-    """The file of the weights and its sha256. Raises MissingError where the extra is absent."""
+    """The file of the weights and its sha256. Raises MissingError if the extra is absent."""
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         message = f"features of images in colour need the package `{PACKAGE.replace('_', '-')}`"

@@ -151,7 +151,7 @@ def _apart(place: str, other: str) -> bool:
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's rank correlation (1904); 0 where all values of a side are equal."""
+    """Spearman's rank correlation (1904); 0 if all values of a side are equal."""
     from scipy.stats import spearmanr
 
     varied = len(set(a)) > 1 and len(set(b)) > 1
@@ -277,7 +277,7 @@ def of_one_size(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def agreement(rows: Sequence[Row], metric: str) -> dict[str, float] | None:
     """How well the orders of any two seeds agree: Spearman's rank correlation, {"mean", "min"} over the
-    pairs, each over the models that both have. None where no two seeds have three models in common."""
+    pairs, each over the models that both have. None if no two seeds have three models in common."""
     correlations = []
     for pair in combinations(dict.fromkeys(row["seed"] for row in rows), 2):
         first, second = (of_seed(rows, seed, metric) for seed in pair)

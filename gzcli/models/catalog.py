@@ -278,7 +278,7 @@ class Param:
     """A parameter of a signature, or a field of a dataclass of options in it.
 
     annotation: its type, with aliases and tables resolved.
-    default: None where a value is `required`.
+    default: None if a value is `required`.
     from_gz: whether its class is part of gz.
     doc: text of the field in the docstring of its dataclass.
     """
@@ -511,7 +511,7 @@ def card_of(run: Run, name: str) -> ModelCard:
 
 
 def card_at(path: Path) -> ModelCard:
-    """The card of the model in a file. Raises UsageError where it contains none."""
+    """The card of the model in a file. Raises UsageError if it contains none."""
     if card := read_card(path):
         return card
     hint = "a class that derives from `gzcli.Model` and names its `paper`"
@@ -548,7 +548,7 @@ def scores_made(*, log_prob: bool, names: Iterable[str], maps: bool) -> tuple[st
 
 
 def phases(model: ModelCard) -> tuple[str, ...] | None:
-    """The names of the model's phases, from the `Phase("critic", …)` calls of its `phases`; None where the
+    """The names of the model's phases, from the `Phase("critic", …)` calls of its `phases`; None if the
     calls do not name them by literals: then only the trainer knows them."""
     method = next((cls.methods["phases"] for cls in model.lineage if "phases" in cls.methods), None)
     if method is None:
@@ -611,7 +611,7 @@ def load(name: str) -> type[Model]:
 
 
 def load_class(card: ModelCard) -> type[Model]:
-    """The class that a card describes. Raises UsageError where a file from outside cannot be imported."""
+    """The class that a card describes. Raises UsageError if a file from outside cannot be imported."""
     import importlib.util
 
     if card.family != OUTSIDE:
@@ -640,7 +640,7 @@ def load_class(card: ModelCard) -> type[Model]:
 
 @cached_by_file
 def read_card(path: Path) -> ModelCard | None:
-    """The card of the model in a file; None where it contains none."""
+    """The card of the model in a file; None if it contains none."""
     lineage = model_class(path)
     if lineage is None:
         return None

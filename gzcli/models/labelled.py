@@ -274,7 +274,7 @@ class Labelled(Model):
         self, x: Tensor, labels: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor | None:
         """The condition of existing images x: their nearest clusters, as `Clusters.forward` says, or their
-        labels; None where these are unknown.
+        labels; None if these are unknown.
 
         Raises UsageError for unknown labels if training never hid any.
         """

@@ -31,7 +31,7 @@ DIALECT = "http://json-schema.org/draft-07/schema#"  # the newest one that edito
 OPEN = ("model", "optim", "sample", "ood")  # sections whose keys depend on the model
 
 
-# --- for people ---
+# --- for the user ---
 
 
 def section_texts(section: type) -> dict[str, str]:

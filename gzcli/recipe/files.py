@@ -84,7 +84,7 @@ class Layer:
         return f"{case}{self.label}:{self.document.mark((*self.at, *path)).line}"
 
     def section(self, name: str) -> Mapping[str, Any]:
-        """The values of a section; {} where the layer has none, or something else in its place."""
+        """The values of a section; {} if the layer has none, or something else in its place."""
         values = self.tree.get(name)
         return values if isinstance(values, Mapping) else {}
 
@@ -123,7 +123,7 @@ def presets() -> list[str]:
 
 
 def show(what: str) -> str:
-    """The text of a shipped recipe or of a file. Raises UsageError where there is none."""
+    """The text of a shipped recipe or of a file. Raises UsageError if there is none."""
     return find(what).read_text(encoding="utf-8")
 
 
@@ -181,7 +181,7 @@ def _added(file: str) -> str:
 
 
 def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
-    """The recipe's files, those that it extends first, and the mistakes in them. Raises UsageError where one
+    """The recipe's files, those that it extends first, and the mistakes in them. Raises UsageError if one
     is not there or not YAML."""
     chain: list[RecipeFile] = []
     problems: list[Problem] = []
@@ -302,7 +302,7 @@ def read_header(path: Path) -> Document:
 
 
 def mistakes(path: Path) -> list[str]:
-    """The mistakes in the source of a model's file, such as `maf.py:12: …`; [] where it describes a model.
+    """The mistakes in the source of a model's file, such as `maf.py:12: …`; [] if it describes a model.
     Nothing is imported."""
     try:
         lineage = catalog.model_class(path)

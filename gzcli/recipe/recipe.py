@@ -162,7 +162,7 @@ def _absolute(name: str) -> str:
 
 
 def check_batch_of(part: Part, data: PackMeta) -> None:
-    """Raises UsageError where a batch has more images than the set has to train on."""
+    """Raises UsageError if a batch has more images than the set has to train on."""
     n = min(data.counts["train"], part.data.n or data.counts["train"])
     if part.train.batch_size > n:
         fits = 1 << (n.bit_length() - 1)
@@ -173,7 +173,7 @@ def check_batch_of(part: Part, data: PackMeta) -> None:
 
 
 def check_strategy(part: Part, card: ModelCard) -> None:
-    """Raises UsageError where the model's weights cannot be shared out as `launch.strategy` asks."""
+    """Raises UsageError if the model's weights cannot be shared out as `launch.strategy` asks."""
     if part.launch.strategy != "fsdp":
         return
     if not card.shares:
@@ -193,7 +193,7 @@ def check_strategy(part: Part, card: ModelCard) -> None:
 
 
 def check_values(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts) -> None:
-    """Raises UsageError where a model cannot have images that are no pictures of 8 bits, or a recipe asks for
+    """Raises UsageError if a model cannot have images that are no pictures of 8 bits, or a recipe asks for
     what these do not have."""
     own = getattr(data, "values", None)  # of a pack; its facts say it themselves
     if getattr(data, "valued", False):
@@ -222,7 +222,7 @@ def check_values(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts)
 
 
 def check_data(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts) -> None:
-    """Raises UsageError where a set lacks what a part's model needs; its hint names sets that fit."""
+    """Raises UsageError if a set lacks what a part's model needs; its hint names sets that fit."""
     check_values(part, card, data)
     name, (_, height, width) = data.name, data.shape
     if card.square and height != width:

@@ -338,7 +338,7 @@ def _choices(node: ast.expr) -> list[Any]:
 
 
 def listed(annotation: str) -> list[Any]:
-    """The values that a type lists: those of each Literal, true and false of bool; [] where it lists none."""
+    """The values that a type lists: those of each Literal, true and false of bool; [] if it lists none."""
     node = parse(annotation)
     is_bool = any(isinstance(part, ast.Name) and part.id == "bool" for part in ast.walk(node))
     return [*_choices(node), *((True, False) if is_bool else ())]

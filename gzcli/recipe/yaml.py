@@ -110,7 +110,7 @@ def read_text(text: str, name: str) -> Document:
 
 
 def read_file(path: Path, name: str | None = None) -> Document:
-    """Parses a file. Raises UsageError where it cannot be read or is not YAML."""
+    """Parses a file. Raises UsageError if it cannot be read or is not YAML."""
     name = name or str(path)
     try:
         if (size := path.stat().st_size) > LARGEST:

@@ -25,7 +25,7 @@ CAPTION = (
 def table(result: Row, columns: Sequence[str] = ()) -> Table | None:
     """A row for each model, the best first; None without rows.
 
-    columns: metrics, and keys of FACTS; without any those of a default, at most `MOST`.
+    columns: metrics, and keys of FACTS; the default is at most `MOST`.
     """
     groups = models_of(result)
     if not groups:

@@ -25,7 +25,7 @@ LINKING = ("iTerm.app", "WezTerm", "vscode", "ghostty", "Hyper")
 
 
 def protocol() -> str | None:
-    """The way in which this terminal shows a picture, by its environment; None where it has none."""
+    """The way in which this terminal shows a picture, by its environment; None if it has none."""
     env = os.environ
     program, term = env.get("TERM_PROGRAM", ""), env.get("TERM", "")
     if "TMUX" not in env and not term.startswith("screen"):
@@ -54,7 +54,7 @@ def drawn(path: Path, way: str) -> str | None:
 
 
 def link(path: Path) -> str | None:
-    """The last two parts of a path as a link to it; None where this terminal has no links."""
+    """The last two parts of a path as a link to it; None if this terminal has no links."""
     if os.environ.get("TERM_PROGRAM") not in LINKING:
         return None
     text = streams.printable("/".join(path.parts[-2:]))

@@ -105,7 +105,7 @@ def _check_in_store(folder: Path) -> None:
 
 
 def check_empty(folder: Path) -> None:
-    """Raises UsageError where there is a file at `folder`, or a folder that contains anything."""
+    """Raises UsageError if there is a file at `folder`, or a folder that contains anything."""
     if folder.is_dir() and any(file.name != CLAIM for file in folder.iterdir()):
         hint = "name a new or an empty one, so that nothing is mixed up"
         raise UsageError(f"the folder `{folder}` is not empty", hint=hint)

@@ -81,7 +81,7 @@ def _machine() -> str:
 
 
 def make_folder(path: Path, *, exist_ok: bool = True) -> None:
-    """Makes a folder and those above it. Raises MissingError where none can be made, as below `/proc`."""
+    """Makes a folder and those above it. Raises MissingError if none can be made, as below `/proc`."""
     try:
         path.mkdir(parents=True, exist_ok=exist_ok)
     except FileNotFoundError as e:
@@ -269,7 +269,7 @@ def read_array(path: Path, hint: str | None = AGAIN) -> np.ndarray:
 
 
 def read_arrays(path: Path, *names: str, hint: str | None = AGAIN) -> dict[str, np.ndarray]:
-    """The arrays of a `.npz` file. Raises DamagedError, also where one of `names` is missing."""
+    """The arrays of a `.npz` file. Raises DamagedError, also if one of `names` is missing."""
     import numpy as np
 
     with reading(path, hint):

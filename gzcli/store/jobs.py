@@ -61,7 +61,7 @@ class SampleJob(RunJob):
 class ScoreJob(RunJob):
     """What both jobs with out-of-distribution scores say."""
 
-    run: str  # folder of the run; "" where a method without training takes its place
+    run: str  # folder of the run; "" if a method without training takes its place
     ins: str  # name or path of the in-distribution set
     _: KW_ONLY
     scores: tuple[str, ...] | None = None  # None: those of the recipe, for an alarm the first of them

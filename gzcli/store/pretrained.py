@@ -120,7 +120,7 @@ def file_of(ref: str, data: str | None = None) -> Path:
 
 
 def _file(name: str) -> Path:
-    """The file of a model. Raises MissingError where a clone alone has it."""
+    """The file of a model. Raises MissingError if a clone alone has it."""
     if file := names().get(name):
         return file
     path = f"gzcli/{FOLDER.name}/{MORE}/{name}.safetensors"

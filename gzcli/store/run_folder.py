@@ -161,7 +161,7 @@ class Run:
 
     @property
     def title(self) -> str:
-        """The model's name for people: `fm +100 clusters`."""
+        """The model's name for the user: `fm +100 clusters`."""
         # a verb that needs the recipe reads it again, and says what is wrong with it
         with contextlib.suppress(DamagedError, UsageError):
             tree, stage = self.owner.tree(), self.owner.stage
@@ -253,7 +253,7 @@ class Run:
 
     @property
     def ended_by_patience(self) -> int | None:
-        """The step at which `train.patience` ended the training; None where it did not."""
+        """The step at which `train.patience` ended the training; None if it did not."""
         status = self.status()
         end = status.get("ended_by_patience")
         return end if end and end == status.get("step") else None

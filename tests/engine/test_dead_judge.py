@@ -20,7 +20,7 @@ from gzcli.store.jobs import BenchJob
 pytestmark = [pytest.mark.xdist_group("quality"), pytest.mark.usefixtures("undrawn")]
 CPU = torch.device("cpu")
 INSTALL = 'pip install "gzcli[features]"'
-DEAD = "tells nothing apart (accuracy 26% on test images, 25% by chance)"
+DEAD = "distinguishes nothing (accuracy 26% on test images, 25% by chance)"
 
 
 def dying(judge):

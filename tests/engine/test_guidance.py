@@ -80,7 +80,7 @@ def test_scales_are_tried_until_one_is_worse(chosen):
     assert all((one["steps"], one["sampler"]) == (6, "adams") for one in asked), "few steps"
     assert [one.guidance for one in chosen(1.0)[0]] == list(SCALES[:2])
     assert [one.guidance for one in chosen(9.0)[0]] == list(SCALES)
-    assert chosen(1.3, alive=False)[0] == [], "a judge that tells nothing apart chooses nothing"
+    assert chosen(1.3, alive=False)[0] == [], "a judge that distinguishes nothing chooses nothing"
 
 
 def test_the_choice_is_kept_with_the_weights_and_shown(monkeypatch):

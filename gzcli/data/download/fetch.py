@@ -45,7 +45,7 @@ def fetch(
       or base URL that holds NAME/FILE, and of the publisher.
     pack_size: bytes that the pack will need beside the files.
 
-    Raises MissingError where a file cannot be fetched, has a wrong checksum, or does not fit on the disk;
+    Raises MissingError if a file cannot be fetched, has a wrong checksum, or does not fit on the disk;
     what came so far is kept for a resume unless it was wrong.
     """
     spec = registry.find(what) if isinstance(what, str) else what
@@ -238,7 +238,7 @@ def _copy(address: str, file: DataFile, path: Path, report: Report, say: Say) ->
 
 
 def _refuse_size(source: Path, file: DataFile) -> None:
-    """Raises Refused where a local file has not the size of the publisher's."""
+    """Raises Refused if a local file has not the size of the publisher's."""
     if not source.is_file():
         raise Refused("does not exist")
     if (size := source.stat().st_size) != file.size and file.exact:
@@ -337,7 +337,7 @@ WEIGHTS = {key: _weights(name, **_ROWS[key]) for key, name in _NAMES.items()}
 
 def fetch_weights(name: str, *, progress: Report = unreported, say: Say = silent) -> Path | None:
     """The path of a file of WEIGHTS in the cache, fetched from `GZ_MIRROR` (weights/FILE) or its publisher
-    unless it is there; None where `GZ_OFFLINE` forbids that."""
+    unless it is there; None if `GZ_OFFLINE` forbids that."""
     weights = WEIGHTS[name]
     file, path = weights.file, cache_dir(FOLDER, weights.file.name)
     addresses = _addresses(FOLDER, file)

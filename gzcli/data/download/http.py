@@ -109,7 +109,7 @@ def join_url(base: str, *parts: str) -> str:
 
 
 def split(address: str) -> urllib.parse.SplitResult:
-    """The parts of an address. Raises UsageError where it is malformed."""
+    """The parts of an address. Raises UsageError if it is malformed."""
     try:
         return urllib.parse.urlsplit(address)
     except ValueError:  # as for `http://[::1`; its text may contain a password

@@ -59,7 +59,7 @@ class Ahead:
 
 
 def domains(pack: Pack) -> list[Tensor]:
-    """Positions of the training images of class 0 and of class 1. Raises UsageError where either has none."""
+    """Positions of the training images of class 0 and of class 1. Raises UsageError if either has none."""
     labels = pack.labels("train")
     if labels is not None and labels.ndim == 1:
         both = [torch.from_numpy(np.flatnonzero(labels == k)) for k in (0, 1)]

@@ -150,7 +150,7 @@ def _make(data: DataSet, folder: Path, form: Form, say: Say, progress: Report) -
         build(images, part, form, limit=pack_limit(), progress=progress, extra=extra)
     meta = PackMeta.read(PackFolder(folder), data)
     if meta is None or fingerprint(data) != made_of:
-        hint = "try again when its files are at rest"
+        hint = "try again when its files are unchanged"
         raise MissingError(f"`{data.shown}` changed while it was packed", hint=hint)
     return Pack(folder, meta)
 
@@ -308,7 +308,7 @@ def fingerprint(data: DataSet) -> str | None:
         try:
             stat = os.stat(path)
         except OSError as e:
-            hint = "try again when the files are at rest"
+            hint = "try again when the files are unchanged"
             raise MissingError(f"`{path}` cannot be read: {e.strerror}", hint=hint) from e
         digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -317,7 +317,7 @@ def check_unchanged(folder: Path, meta: PackMeta) -> None:
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The differences between two records, for people."""
+    """The differences between two records, for the user."""
     changes = []
     gone = [name for name in before["classes"] if name not in now["classes"]]
     added = [name for name in now["classes"] if name not in before["classes"]]

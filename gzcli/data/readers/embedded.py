@@ -132,7 +132,7 @@ class Factors:
     colour: np.ndarray  # number in COLOURS, [N]
     radius: np.ndarray  # pixels from the middle of the form to its farthest point, [N]
     center: np.ndarray  # pixels to the right of and below the middle of the image, [N, 2]
-    angle: np.ndarray  # degrees clockwise, [N]; 0 where a turn shows nothing
+    angle: np.ndarray  # degrees clockwise, [N]; 0 if a turn shows nothing
 
     @property
     def size(self) -> np.ndarray:

@@ -121,7 +121,7 @@ def fitted(values: np.ndarray, shape: Sequence[int], fit: Fit) -> np.ndarray:
 
 def axis_of(shape: Sequence[int], name: str, *, layout: str = "") -> bool:
     """Whether the channels of images come first, by their shape [A, B, C] each: of the first and the last
-    axis the one of 1 or 3, else the smaller one. Raises UsageError where it may be either."""
+    axis the one of 1 or 3, else the smaller one. Raises UsageError if it may be either."""
     if layout:
         return layout == "NCHW"
     first, last = shape[0] in PICTURE, shape[-1] in PICTURE
@@ -134,7 +134,7 @@ def axis_of(shape: Sequence[int], name: str, *, layout: str = "") -> bool:
 
 
 def kind_of(dtype: np.dtype, channels: int, name: str) -> Values | None:
-    """The values of an array; None where it is of pictures of 8 bits. Raises UsageError for no numbers."""
+    """The values of an array; None if it is of pictures of 8 bits. Raises UsageError for no numbers."""
     if dtype.kind not in "iuf":
         raise UsageError(name, hint=HINT)
     if dtype == np.uint8 and channels in PICTURE:

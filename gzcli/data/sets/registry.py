@@ -72,7 +72,7 @@ class DataFile:
     """A file as its publisher serves it."""
 
     name: str  # its name there and in the cache
-    urls: tuple[str, ...]  # addresses, tried in order; () where the publisher asks for a log-in
+    urls: tuple[str, ...]  # addresses, tried in order; () if the publisher asks for a log-in
     size: int  # bytes; an estimate where the publisher states none
     md5: str | None = None  # checksum in hexadecimal digits, where the publisher states this one
     sha256: str | None = None  # checksum in hexadecimal digits, where the publisher states this one
@@ -101,7 +101,7 @@ class DataSpec:
     extras: tuple[str, ...] = ()  # what comes with each image, of EXTRAS
     embedded: bool = False  # whether it is made from an installed package, without a download
     page: str = ""  # where a browser gets the files, if their host may refuse a program
-    hub: str = ""  # its id on the Hugging Face hub, if it may be had by agreement
+    hub: str = ""  # its id on the Hugging Face hub, if it is available by agreement
     linked: bool = False  # whether `--from` links the user's files instead of copying them
 
     @property

@@ -45,7 +45,7 @@ def sides(shape: Sequence[int]) -> list[int]:
 
 
 def set_aside(n: int, methods: Sequence[str], needed: int = 0) -> int:
-    """The number of n good images that a choice among these methods takes; 0 where fewer than `needed` would
+    """The number of n good images that a choice among these methods takes; 0 if fewer than `needed` would
     be left."""
     free = len(methods) > 1 or methods[0] in SEARCHES
     count = min(MOST, round(SHARE * n))

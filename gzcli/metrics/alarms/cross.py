@@ -45,7 +45,7 @@ class Calibrated:
         return np.mean([each for each in maps if each is not None], 0) if maps[0] is not None else None
 
     def p_values(self, scores: np.ndarray) -> np.ndarray:
-        """Of scores [N, K], [N]."""
+        """The p-values [N] of scores [N, K]."""
         return conformal.cross_p_values(self.held_out, self.fold, scores, tails=self.tails)
 
     def bound(self, fpr: float) -> float:

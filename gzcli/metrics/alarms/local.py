@@ -49,7 +49,7 @@ class Local:
 
 
 def fit_local(maps: np.ndarray, scales: Sequence[int] = SCALES, *, relate: bool = False) -> Local:
-    """Of the maps [N, h, w] of good images; relate: whether maps are relative."""
+    """Fits the local map on maps [N, h, w] of good images; relate: whether maps are relative."""
     maps = np.asarray(maps, np.float32)
     level = None
     if relate:
@@ -73,7 +73,8 @@ def relative(maps: np.ndarray, level: np.ndarray | None) -> np.ndarray:
 
 
 def smooth(maps: np.ndarray, k: int) -> np.ndarray:
-    """The mean over the k × k places round each one, float32; beyond the edge there is nothing to average."""
+    """The mean over the k × k places around each one, float32; beyond the edge there is nothing to
+    average."""
     from scipy.ndimage import uniform_filter1d
 
     maps = np.asarray(maps, np.float32)

@@ -32,7 +32,7 @@ def of_images(judge: Any, images: Any) -> Figures:
 
 
 def legible(judge: Any, images: Any) -> Figures:
-    """The share of images of whose class the LeNet is as sure as of 95 % of the real test images."""
+    """The share of images that the LeNet classifies as confidently as 95 % of the real test images."""
     import numpy as np
 
     from gzcli.metrics.interval import share

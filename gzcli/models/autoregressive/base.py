@@ -34,7 +34,7 @@ def gate(y: Tensor, dim: int = 1) -> Tensor:
 
 def group_mask(n_out: int, n_in: int, groups: int, *, parts: int = 1, strict: bool = False) -> Tensor | None:
     """0/1 [n_out, n_in]: 1 where output o sees input i of the same pixel: groups ≤ its own (mask B), or < its
-    own if `strict` (mask A); None where all outputs see all inputs."""
+    own if `strict` (mask A); None if all outputs see all inputs."""
     if groups == 1 and not strict:
         return None
     out = output_groups(n_out, groups, parts)[:, None]

@@ -196,7 +196,7 @@ class CornerCache:
             self.base = taps @ self.above + (self.bias + extra)
 
     def pixel(self, value: Tensor) -> Any:
-        """The output [n, n_out] at the next pixel, whose input is `value` [n, n_in]; None where the stride
+        """The output [n, n_out] at the next pixel, whose input is `value` [n, n_in]; None if the stride
         skips it."""
         self.j += 1
         self.input[:, (self.j + 1) * self.n_in : (self.j + 2) * self.n_in] = value
@@ -238,7 +238,7 @@ class IncrementalPair:
 
 
 class IncrementalShrink:
-    """Computes a `Shrink` position by position; None where the coarser scale has no new position."""
+    """Computes a `Shrink` position by position; None if the coarser scale has no new position."""
 
     def __init__(self, shrink: Shrink, n: int, width: int):
         self.vertical, self.corner = RowCache(shrink.vertical, n, width), CornerCache(shrink.corner, n, width)

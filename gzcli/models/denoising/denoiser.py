@@ -393,7 +393,7 @@ class Denoiser(Labelled):
 
     @property
     def weak(self) -> Denoiser | None:
-        """The model away from which guidance leads now, in this thread."""
+        """The weaker model that guides samples now, in this thread."""
         guided, weak = _GUIDED.get()
         return weak if guided is self else None
 

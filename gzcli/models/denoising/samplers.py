@@ -359,7 +359,7 @@ def solve_adaptive(
     f: Velocity, x: Tensor, start: float, end: float, tolerance: float, norm: Norm, progress: Progress
 ) -> Tensor:
     """The solution at `end` from x at `start` by the Dormand–Prince pair (Hairer, Nørsett & Wanner 1993,
-    II.4). Raises DivergedError where `LIMIT` steps do not reach the end."""
+    II.4). Raises DivergedError if `LIMIT` steps do not reach the end."""
     sign = 1.0 if end > start else -1.0
     t = x.new_full((len(x),), start)
     slope = f(x, t)

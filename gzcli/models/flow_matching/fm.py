@@ -46,7 +46,7 @@ class FlowOptions(ObjectiveOptions):
     """How a flow is trained.
 
     process: path from data to noise: straight lines (straight), cosine (Albergo 2023, arXiv:2303.08797), or
-      that of an SDE (vp, subvp, ve; Song 2021, arXiv:2011.13456).
+      an SDE (vp, subvp, ve; Song 2021, arXiv:2011.13456).
     shift: factor of the noise-to-signal ratio in training and sampling. auto: side / 64, at least 1 (Esser
       2024, eq. 23).
     coupling: pairing of noise and images in a batch: independent, or by optimal transport (ot; Tong 2023,

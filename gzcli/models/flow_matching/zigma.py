@@ -57,7 +57,7 @@ class ZigzagOptions:
 
 
 class ZigzagNet(DiTNet):
-    """`DiTNet` with blocks of state-space models. Raises UsageError where sizes do not fit."""
+    """`DiTNet` with blocks of state-space models. Raises UsageError if sizes do not fit."""
 
     def __init__(self, shape: tuple[int, ...], options: ZigzagOptions, *, classes: Classes = 0):
         width, expand, state = options.width, options.expand, options.state

@@ -115,7 +115,7 @@ def with_rows(t: Tensor, like: Tensor) -> Tensor:
 
 
 def needs_labels(conditional: bool, data: DataInfo) -> bool:
-    """The option `conditional`. Raises UsageError where it is true and the data have no labels."""
+    """The option `conditional`. Raises UsageError if it is true and the data have no labels."""
     if conditional and not data.classes:
         hint = "set `model.conditional` to `false`; gz list data"
         raise UsageError("`model.conditional` needs a data set with labels", hint=hint)

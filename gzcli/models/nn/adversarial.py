@@ -129,7 +129,7 @@ class Critic(Discriminator):
     def maps(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         x = self.with_channel(x, y)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            if self.kernel % 2 == 0:  # an even kernel would round the half of an odd side down
+            if self.kernel % 2 == 0:  # an even kernel would around the half of an odd side down
                 x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
             x = F.leaky_relu(norm(conv(x)), 0.2)
         return x

@@ -124,7 +124,7 @@ class DiTNet(nn.Module):
 
     def to_diffusers(self) -> nn.Module:
         """A `DiTTransformer2DModel` of the same weights; without labels, the embedding of its one label is
-        zero. Raises UsageError where it cannot be built."""
+        zero. Raises UsageError if it cannot be built."""
         from diffusers import DiTTransformer2DModel
 
         rows, columns = self.grid
@@ -148,7 +148,7 @@ class DiTNet(nn.Module):
 
     def load_diffusers(self, state: Mapping[str, Tensor]) -> None:
         """Takes the weights of a `DiTTransformer2DModel`: of the embeddings of the time, which are alike in
-        its blocks, those of the first. Raises RuntimeError where they do not fit."""
+        its blocks, those of the first. Raises RuntimeError if they do not fit."""
         weights: dict[str, Tensor] = {}
         stacks: dict[str, dict[str, Tensor]] = {}
         for key, value in state.items():
@@ -195,7 +195,7 @@ DIFFUSERS_NAMES = (  # patterns of the weights of `DiTTransformer2DModel`, and t
 
 
 def patch_side(h: int, w: int, patch: int | None, tokens: int) -> int:
-    """The side of a patch, by default `default_patch`. Raises UsageError where it does not divide h and w."""
+    """The side of a patch, by default `default_patch`. Raises UsageError if it does not divide h and w."""
     patch = default_patch(h, w, tokens) if patch is None else patch
     at_least(1, patch=patch)
     if h % patch or w % patch:
@@ -210,7 +210,7 @@ def patch_side(h: int, w: int, patch: int | None, tokens: int) -> int:
 def default_patch(h: int, w: int, tokens: int) -> int:
     """The side of PATCHES that divides h and w and makes nearly `tokens` patches, by their ratio.
 
-    Raises UsageError where it makes more than TOKENS: few sides divide both, or the image is too large.
+    Raises UsageError if it makes more than TOKENS: few sides divide both, or the image is too large.
     """
     fit = [patch for patch in PATCHES if not (h % patch or w % patch)]
     patch = min(fit, key=lambda patch: abs(math.log(h * w / (patch**2 * tokens))))

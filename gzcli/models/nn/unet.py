@@ -179,7 +179,7 @@ class UNet(nn.Module):
 
     def to_diffusers(self, size: tuple[int, ...], channels: int) -> nn.Module:
         """A `UNet2DModel` of the same weights, for images of that size and with the first channels of the
-        output. Raises UsageError where it cannot be built."""
+        output. Raises UsageError if it cannot be built."""
         from diffusers import UNet2DModel
 
         if self.patch > 1:

@@ -337,7 +337,7 @@ class MultiscaleFlow(ImageFlow):
         """Builds the scales of steps(channels, last), each on squeezed images of that many channels.
 
         Without a number of scales the image is halved while both sides are even and the smaller one is above
-        4, at least once. Raises UsageError where the image cannot be halved so often.
+        4, at least once. Raises UsageError if the image cannot be halved so often.
         """
         C, H, W = self.data.shape
         if scales is None:

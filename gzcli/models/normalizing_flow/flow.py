@@ -39,7 +39,7 @@ class GatedNet(nn.Module):
 class Flow(MultiscaleFlow):
     """Checkerboard affine couplings with gated convolutional networks.
 
-    Raises UsageError where height or width cannot be halved `scales` times.
+    Raises UsageError if height or width cannot be halved `scales` times.
 
     scales: number of times that the image is squeezed. Default: until a side is odd, or 4 or less.
     depth: couplings per scale.

@@ -311,7 +311,7 @@ class Dequantiser(nn.Module):
 class FlowPP(ImageFlow):
     """Flow++, with a bound on the likelihood that variational dequantisation tightens.
 
-    Latents are continuous and are not dequantised. Raises UsageError where the image cannot be halved so
+    Latents are continuous and are not dequantised. Raises UsageError if the image cannot be halved so
     often.
 
     channel: number of channel couplings at each image size, squeezed 0, 1, 2 … times.

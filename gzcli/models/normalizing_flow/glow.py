@@ -62,7 +62,7 @@ class Step(Bijection):
 class Glow(MultiscaleFlow):
     """A multi-scale flow with exact likelihood of the dequantised image.
 
-    Raises UsageError where height or width cannot be halved `scales` times.
+    Raises UsageError if height or width cannot be halved `scales` times.
 
     scales: number of times that the image is squeezed. Default: until a side is odd, or 4 or less.
     depth: flow steps per scale.

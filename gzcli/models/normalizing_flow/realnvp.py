@@ -106,7 +106,7 @@ class WeightNormConv(Initialised):
 class RealNVP(MultiscaleFlow):
     """Multi-scale affine couplings with residual networks and batch normalisation.
 
-    Raises UsageError where height or width cannot be halved `scales` times.
+    Raises UsageError if height or width cannot be halved `scales` times.
 
     scales: number of times that the image is squeezed. Default: until a side is odd, or 4 or less.
     couplings: couplings for each of the two masks of a scale. The last scale has only checkerboard masks, and

@@ -236,7 +236,7 @@ class LadderVAE(LabelledVAE):
         return [part.unflatten(1, grid) for part, grid in zip(eps, self.grids, strict=True)]
 
     def check_groups(self, name: str, count: int) -> int:
-        """The value `count` of the option `name`. Raises UsageError where the model has fewer groups."""
+        """The value `count` of the option `name`. Raises UsageError if the model has fewer groups."""
         if not 0 <= count <= len(self.sizes):
             message = f"`{name}` is {count}, the model has {len(self.sizes)} groups"
             raise UsageError(message, hint="name a number from 0 to that")
