@@ -62,8 +62,11 @@ def hub():
 
         def do_GET(self):
             path, _ = self.begin()
-            if path.startswith("/api/models/"):
-                name, tree, _ = path.removeprefix("/api/models/").partition("/tree/")
+            if path.startswith(
+                ("/api/models/", "/api/datasets/")
+            ):  # a data set is the repository `datasets/…`
+                name = path.removeprefix("/api/").removeprefix("models/")
+                name, tree, _ = name.partition("/tree/")
                 name = name.partition("/revision")[0]
                 exists = name in server.repos
                 if tree and exists:

@@ -12,9 +12,11 @@ from gzcli.core.types import Say, silent
 from gzcli.core.units import as_size, canonical_size
 from gzcli.data.packs.open import alone, find_pack, is_here, packs_of
 from gzcli.data.packs.pack import PackMeta
+from gzcli.data.packs.source import at_hand
 from gzcli.data.sets.names import REGISTER, DataSet, OwnSet, imports, local, locate, own_set
 from gzcli.data.sets.registry import SPECS, Benchmark, DataSpec, Form, check_files, is_fetched, raw_dir
 from gzcli.store import files
+from gzcli.store.hub import HUB_SCHEME
 from gzcli.store.paths import cache_dir, user_dir
 
 LOCK = ".data.lock"  # in the user's folder: held while the register is written
@@ -73,7 +75,10 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
         raise UsageError(f"`{name}` cannot be a data set's name", hint=hint)
     if matching(name, SPECS):
         raise UsageError(f"`{name}` is a data set of gz already", hint="choose another `--name`")
-    path, form = local(str(what)), form or Form()
+    on_hub = str(what).startswith(HUB_SCHEME)
+    found = at_hand(locate(what)) if on_hub else None
+    path = found.path if isinstance(found, OwnSet) else local(str(what))
+    form = form or Form()
     if not path.exists():
         hint = "give the path of a folder, zip, tar or npz of images"
         raise MissingError(f"there is no `{path}`", hint=hint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gzcli.core.errors import MissingError, UsageError, canonical, matching
+from gzcli.data.packs.source import at_hand
 from gzcli.data.sets.names import ENDINGS, DataSet, OwnSet, is_set, locate
 from gzcli.data.sets.registry import Form
 from gzcli.launch.from_file import find_run, is_shared
@@ -48,7 +49,7 @@ def images_at(word: str) -> str:
     from gzcli.data.readers.folder import open_path
 
     try:
-        source = locate(word)
+        source = at_hand(locate(word))
         if not isinstance(source, OwnSet):
             return source.reference
         drawn = Run(source.path)

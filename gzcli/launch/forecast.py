@@ -24,7 +24,7 @@ from gzcli.core.types import Say, silent
 from gzcli.core.units import Size, as_size, sides, size
 from gzcli.data.packs.open import is_here, pack_options, peek, size_of
 from gzcli.data.packs.pack import PackMeta
-from gzcli.data.sets.names import locate
+from gzcli.data.sets.names import HubSet, locate
 from gzcli.data.sets.registry import DataSpec
 from gzcli.launch import launcher
 from gzcli.launch.from_file import find_run
@@ -133,7 +133,10 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
     here, title = is_here(dataset), f"{dataset.name}: {dataset.title}" if dataset.name else dataset.title
     download = dataset.sized(data.size).download_size if isinstance(dataset, DataSpec) else 0
     facts = replace(facts, title=title, cached=here, download=download)
-    return facts, [] if here else [f"`gz data download {dataset.name}`"]
+    fetch = f"`gz data download {dataset.name}`"
+    if isinstance(dataset, HubSet):
+        fetch = f"`hf download {dataset.address} --repo-type dataset`, which the training does itself"
+    return facts, [] if here else [fetch]
 
 
 def in_steps(recipe: Resolved, epochs: float, say: Say = silent) -> dict[str, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,11 +63,25 @@ def repository(name: str, *, key: str, files: Sequence[str]) -> Path:
     return _snapshot(name, f"`{key}`: the weights of `{name}` are", hint, files, "model")
 
 
-def data_repository(name: str) -> Path:
-    """The folder of the parquet files of a data set of the hub, fetched unless they are there. Raises
-    MissingError."""
-    hint = "agree to its terms on its page, then set `HF_TOKEN` to a token of yours"
-    return _snapshot(name, f"the data set `{name}` of the hub is", hint, ["*.parquet"], "dataset")
+def data_repository(name: str, files: Sequence[str] = ("*.parquet",)) -> Path:
+    """The folder of the parquet files of a data set of the hub, or of other files, fetched unless they are
+    there. Raises MissingError."""
+    hint = f"`hf download {name} --repo-type dataset` where there is a network; for a set that is given on "
+    hint += "request, agree to its terms on its page, then set `HF_TOKEN` to a token of yours"
+    return _snapshot(name, f"the data set `{name}` of the hub is", hint, files, "dataset")
+
+
+def snapshot_of(name: str, kind: str) -> Path:
+    """The folder of a repository's files in the hub's cache, which may not be there: of its branch `main`,
+    else the newest. `kind`: "models" or "datasets"."""
+    cache = Path(os.environ.get("HF_HUB_CACHE") or hub_home() / "hub").expanduser()
+    folder = cache / f"{kind}--{name.replace('/', '--')}"
+    with suppress(OSError, UnicodeDecodeError):
+        snapshot = folder / "snapshots" / (folder / "refs" / "main").read_text().strip()
+        if snapshot.is_dir():
+            return snapshot
+    snapshots = sorted((folder / "snapshots").glob("*"), key=lambda path: path.stat().st_mtime)
+    return snapshots[-1] if snapshots else folder / "snapshots" / "main"
 
 
 def _snapshot(name: str, subject: str, hint: str, files: Sequence[str], kind: str) -> Path:
@@ -75,6 +89,7 @@ def _snapshot(name: str, subject: str, hint: str, files: Sequence[str], kind: st
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     options: dict[str, Any] = {"allow_patterns": list(files), "local_files_only": offline()}
+    options |= {"endpoint": endpoint()}
     try:
         return Path(snapshot_download(name, repo_type=kind, **options))
     except (HfHubHTTPError, HFValidationError, OSError) as e:

@@ -251,6 +251,7 @@ def samples_that_know_what_they_are(run, tmp_path):
     assert drawn.seed == 4 and drawn.labels.tolist() == [0, 1, 2, 0, 1, 2] and drawn.classes == NAMES
     assert drawn[2:4].labels.tolist() == [2, 0] and drawn[np.array([5])].labels.tolist() == [2]
     assert drawn[0].labels is None and drawn.mean().dtype == np.float64
+    assert (drawn == drawn).all() and np.abs(drawn - 1.0).max(keepdims=True).labels is None
 
 
 def labels_by_name(run, tmp_path):

@@ -22,7 +22,7 @@ from gzcli.core.units import Size, as_size, canonical_size, counted, number_in, 
 from gzcli.data.packs.augment import patch_of
 from gzcli.data.packs.facts import Facts, measure, settings_lines
 from gzcli.data.packs.pack import Pack, PackFolder, PackMeta
-from gzcli.data.packs.source import read
+from gzcli.data.packs.source import at_hand, read
 from gzcli.data.readers.images import walk
 from gzcli.data.sets.names import DataSet, OwnSet, locate
 from gzcli.data.sets.registry import DataSpec, Form, is_fetched
@@ -104,6 +104,7 @@ def open_pack(
             if form.foreign and pack.meta.notes:  # of images that are judged it is said each time
                 say(f"`{data.shown}`: {pack.meta.words}")
         else:
+            data = at_hand(data, say)
             pack, is_new = _pack_now(data, form, say, progress)
             if is_new:
                 facts = (

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 from gzcli.core.errors import GzError, MissingError
 from gzcli.core.types import Say, silent
 from gzcli.core.units import size as size_in_words
-from gzcli.data.sets.names import DataSet, OwnSet
+from gzcli.data.readers.images import METADATA, SUFFIXES
+from gzcli.data.sets.names import DataSet, HubSet, OwnSet, hub_set
 from gzcli.data.sets.registry import SPECS, DataSpec, Form, check_files, is_fetched, raw_dir
-from gzcli.store.hub import HUB_SCHEME, offline
+from gzcli.store.hub import HUB_SCHEME, data_repository, offline
 
 if TYPE_CHECKING:
     from gzcli.data.readers.images import RawImages
 
+HUB_FILES = (".parquet", ".zip", ".tar", ".tar.gz", ".npz", METADATA, *SUFFIXES)  # endings that are fetched
+HUB_PAGES = "https://huggingface.co/datasets"
 FETCHED_UNASKED = 200_000_000  # bytes of a set, beyond which only `gz data download` downloads it
 
 
@@ -22,6 +25,21 @@ def read(data: DataSet, form: Form, say: Say = silent) -> RawImages:
     if isinstance(data, OwnSet):
         return _own(data, form)
     return _embedded(data) if data.embedded else _known(data, say)
+
+
+def at_hand(data: DataSet, say: Say = silent) -> DataSet:
+    """The set, whose files are fetched into the hub's cache if it is one of the hub. Raises MissingError."""
+    if not isinstance(data, HubSet) or data.path.exists():
+        return data
+    folder = f"{data.config}/" if data.config else ""
+    say(f"fetching `{data.reference}`")
+    data_repository(data.address, [f"{folder}*{ending}" for ending in HUB_FILES])
+    found = hub_set(data.reference)
+    if not found.path.exists():
+        message = f"the data set `{data.address}` of the hub has no `{data.config or 'files of images'}`"
+        hint = f"its parts: {HUB_PAGES}/{data.address}; `hf download {data.address} --repo-type dataset`"
+        raise MissingError(message, hint=f"{hint} fetches all")
+    return found
 
 
 def _own(data: OwnSet, form: Form) -> RawImages:

@@ -14,9 +14,11 @@ from gzcli.core.errors import DamagedError, MissingError, UsageError, canonical,
 from gzcli.core.units import Size
 from gzcli.data.sets.registry import SPECS, DataSpec, Form
 from gzcli.store.files import read_object
+from gzcli.store.hub import HUB_SCHEME, snapshot_of
 from gzcli.store.paths import user_dir
 
 REGISTER = "data.json"  # in the user's folder: the imported sets, {name: {"path": …, "size": …, …}}
+_ADDRESS = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 ENDINGS = (
     ".zip",
     ".npz",
@@ -70,6 +72,25 @@ class OwnSet:
         return self
 
 
+@dataclass(frozen=True)
+class HubSet(OwnSet):
+    """A data set of the hub, `hf://datasets/OWNER/NAME[/config]`; `path` is its folder in the hub's cache."""
+
+    address: str = ""  # OWNER/NAME
+    config: str = ""  # its folder there; empty for all
+
+    @property
+    def key(self) -> str:
+        return f"hub-{slug(' '.join((*self.address.split('/'), self.config)))}"
+
+    @property
+    def reference(self) -> str:
+        return HUB_SCHEME + "/".join(filter(None, (self.address, self.config)))
+
+    shown = reference
+    title = reference
+
+
 DataSet = DataSpec | OwnSet  # both have key, title, reference, shown, form, size, channels and sized()
 
 
@@ -83,6 +104,8 @@ def locate(what: DataSet | str | Path) -> DataSet:
     if isinstance(what, DataSet):
         return what
     text = str(what)
+    if text.startswith(HUB_SCHEME):
+        return hub_set(text)
     if name := matching(text, SPECS):
         return SPECS[name]
     imported = imports()
@@ -96,6 +119,17 @@ def locate(what: DataSet | str | Path) -> DataSet:
         raise MissingError(f"there is no `{text}`", hint=hint)
     ways = "`gz data list` shows the names; a path works too, such as `./my_photos`"
     raise UsageError(f"there is no data set `{text}`", hint=did_you_mean(text, names()) or ways)
+
+
+def hub_set(text: str) -> HubSet:
+    """The set of an address on the hub, which is not fetched. Raises UsageError for no address."""
+    address, _, config = text.removeprefix(HUB_SCHEME).strip("/").partition("/")
+    name, _, config = config.partition("/")
+    address = f"{address}/{name}"
+    if not _ADDRESS.fullmatch(address) or ".." in Path(config).parts:
+        hint = f"`{HUB_SCHEME}owner/name`, or `{HUB_SCHEME}owner/name/config`"
+        raise UsageError(f"`{text}` is no address of a data set on the hub", hint=hint)
+    return HubSet(snapshot_of(address, "datasets") / config, address=address, config=config)
 
 
 def is_set(what: str) -> bool:
