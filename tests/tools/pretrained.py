@@ -35,9 +35,8 @@ PRIOR = "stages.prior.model.width=64 stages.prior.model.layers=3"
 TABLE = {
     "cfm-glyphs": "model.channels=16 train.steps=1200",
     "cfm-shapes": f"{COLOUR} sample.guidance=2 sample.steps=10 train.steps=5000",
-    "cfm-emoji": f"model.bounded=true {EMOJI} optim.schedule=wsd sample.sampler=adams sample.guidance=auto "
-    "train.steps=2000",
-    "fm-emoji": f"model.channels=16 {EMOJI} train.steps=2000",
+    "cfm-emoji": f"model.channels=24 model.bounded=true {EMOJI} optim.schedule=wsd sample.sampler=adams "
+    "sample.guidance=auto train.steps=5000",
     "cvae-glyphs": CONV,
     "vae-glyphs": CONV,
     "fm-glyphs": UNET,
@@ -56,7 +55,6 @@ TABLE = {
     "pixelcnn-glyphs": "model.hidden=48 model.head=48 train.steps=1200",
     "vqvae-glyphs": f"{PRIOR} stages.tokenizer.train.steps=1500 stages.prior.train.steps=1500",
 }
-START = {"cfm-emoji": "pretrained:cfm-shapes"}  # weights that a line starts from
 # One or two of each family are in the wheel, the others in a clone alone.
 WHEEL = (
     *("cfm-emoji", "cfm-glyphs", "vae-glyphs", "cvae-glyphs", "wgan-glyphs"),
@@ -71,8 +69,7 @@ def file_of(name: str) -> Path:
 def command_of(name: str) -> list[str]:
     """The words of `gz` that train a line of the table."""
     model, data = name.split("-")
-    start, changes = START.get(name, model), TABLE[name].split()
-    return ["train", start, "--data", data, *(w for pair in changes for w in ("--set", pair))]
+    return ["train", model, "--data", data, *(w for pair in TABLE[name].split() for w in ("--set", pair))]
 
 
 def gz(*words: str) -> dict | None:
