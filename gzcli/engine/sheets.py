@@ -161,8 +161,8 @@ def caption_of(
     what = "CPU time" if owner.clock == "cpu" else "training"
     words += [f"{duration(seconds)} of {what}"] if (seconds := owner.training_seconds) else []
     words += [do] if do else []
-    if not do and (chosen := trained.run.status().get("guidance")):
-        options = {"guidance": trained.part.sample.get("guidance", chosen["guidance"]), **options}
+    if not do and trained.guidance not in (None, 1.0):
+        options = {"guidance": f"{trained.guidance:g}", **options}
     return " · ".join([*words, f"seed {seed}", *(f"{key} {value}" for key, value in options.items())])
 
 

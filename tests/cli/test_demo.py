@@ -61,7 +61,7 @@ def test_samples_become_and_the_code_makes_the_same(studio):
     show, name = studio("cfm")
     choice, *ready = choices()
     assert {one.name for one in ready} == {f"pretrained:{model}" for model in pretrained.names()}
-    assert ready[0].name.endswith("-glyphs") and "comes with gz" in ready[0].title
+    assert ready[0].name.startswith("pretrained:") and "comes with gz" in ready[0].title
     assert choice.name == name and "cfm on digits, 7 steps" in choice.title
     _, can = show.open(name)
     assert dict(can.numbers) == {"steps": 3, "guidance": 2.0} and can.sampler == "midpoint" in can.samplers
@@ -72,7 +72,7 @@ def test_samples_become_and_the_code_makes_the_same(studio):
     assert made.shell == f"gz sample {name} -n 4 --seed 5 --label 7 --steps 2"
     assert (sheet(made_by(made.python)["images"]) == last).all()
     # the page opens on a good picture, not on the newest run, which may have trained for three steps
-    assert opening([choice, *ready]) == "pretrained:cfm-glyphs"
+    assert opening([choice, *ready]) == "pretrained:cfm-emoji"
     assert opening(choices([find_run(name)])) == name, "what is named is shown"
 
 
@@ -98,7 +98,7 @@ def test_what_is_painted_over_is_filled_in(studio, monkeypatch):
     assert (sheet(remade["images"]) == last).all()
     assert not remade["mask"][:7].any() and remade["mask"][9:].all()
     small = show.open(name)[0].sample(1, seed=3)
-    assert (remade["picture"] == small).all(), "the enlarged sample becomes what it was"
+    assert (remade["image"] == small).all(), "the enlarged sample becomes what it was"
 
 
 def test_a_picture_is_judged_as_by_the_verb(studio, monkeypatch):
@@ -318,7 +318,7 @@ def test_the_page_is_served_from_here_alone(studio, capsys, monkeypatch):
     monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)  # as on a busy machine
     assert app.run(["demo", "--no-browser", "-q"]) == 0
     assert seen["url"].startswith("http://127.0.0.1:") and seen["policy"] == POLICY
-    assert "# gz demo" in seen["html"] and '"value":"pretrained:cfm-glyphs"' in seen["html"].replace(" ", "")
+    assert "# gz demo" in seen["html"] and '"value":"pretrained:cfm-emoji"' in seen["html"].replace(" ", "")
     assert "gradio" in sys.modules and seen["foreign"] == [403] * 9
     assert (seen["upload"], seen["large"], seen["files"]) == (403, 413, [403, 403])
 

@@ -37,6 +37,7 @@ TABLE = {
     "cfm-shapes": f"{COLOUR} sample.guidance=2 sample.steps=10 train.steps=5000",
     "cfm-emoji": f"model.channels=24 model.bounded=true {EMOJI} optim.schedule=wsd sample.sampler=adams "
     "sample.guidance=auto train.steps=5000",
+    "fm-emoji": f"model.channels=24 model.bounded=true {EMOJI} train.steps=2000",
     "cvae-glyphs": CONV,
     "vae-glyphs": CONV,
     "fm-glyphs": UNET,
