@@ -23,9 +23,9 @@ RATES = 0.06  # of good images, up to which thresholds count
 FEWEST = 12  # good images that a choice needs; with fewer the first settings are taken
 SHARE, MOST = 0.28, 140  # of good images that are set aside: 50 of 70 are left for a rate of 2 %
 EACH = 16  # defects of each kind
-MARGIN = 0.02  # by which others must find more than settings and methods that are tried earlier
+MARGIN = 0.03  # by which others must find more than settings and methods that are tried earlier
 # scales of which one group is taken; the first is the default
-SCALES = ((1, 3, 5), (1,), (3,), (5,), (3, -9))
+SCALES = ((1, 3, 5), (1,), (3, -9), (3,), (5,))
 SINGLE = tuple(dict.fromkeys(k for group in SCALES for k in group))
 AUTO = ("pca_local", "knn_patch", "pca")  # methods that are compared if none is named
 Maps = Callable[[np.ndarray], np.ndarray]  # of images: the maps [N, h, w] that a local score is made of
