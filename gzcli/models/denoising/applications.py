@@ -66,7 +66,7 @@ class RestoreOptions:
     share: share of pixels that inpaint shows, drawn at random. With a mask these are its pixels.
     quality: JPEG quality, 1 … 95.
     sigma: standard deviation of the noise in the degraded images, whose range is 0 … 1. gz adds it unless
-      they are of JPEG. Default: 0.01, or 0.05 for JPEG, whose errors it stands for.
+      they are of JPEG. Default: 0.01, or 0.05 for JPEG, because of its errors.
     steps: steps, one network call each.
     """
 
