@@ -46,7 +46,10 @@ def knn_pca(train: np.ndarray, images: list[np.ndarray], *, k: int = 5, dims: in
     from sklearn.decomposition import PCA
 
     flat, *queries = (np.asarray(a).reshape(len(a), -1).astype(np.float32) / 255 for a in (train, *images))
-    solver = "covariance_eigh" if flat.shape[1] <= 4096 else "randomized"
+    count, values = flat.shape
+    # of few images the covariance is larger than their own matrix
+    exact = "full" if 4 * count <= values else "covariance_eigh"
+    solver = exact if values <= 4096 else "randomized"
     pca = PCA(min(dims, *flat.shape), svd_solver=solver, random_state=0)
     bank = pca.fit_transform(flat)
     return [nearest(pca.transform(query), bank, k=min(k, len(bank)))[0][:, -1] for query in queries]
