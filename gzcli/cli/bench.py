@@ -55,7 +55,10 @@ _Data = Annotated[str | None, option("--data NAME|PATH", _DATA_HELP, complete=a_
 _SPLIT_HELP = "Split of the real images. Papers on CIFAR-10 use `train`."
 _Split = Annotated[Literal["test", "val", "train", "all"], option("--split", _SPLIT_HELP)]
 _Metrics = Annotated[str | None, option("--metrics M[,M…]", help_text(), complete=metrics())]
-_N_HELP = "Samples per model, and real images at most. Default: 2,000, or 10,000 with `--train-missing`."
+_N_HELP = (
+    "Samples per model, and real images at most, also for likelihoods. Default: 2,000, or 10,000 with "
+    "`--train-missing`."
+)
 _N = Annotated[int | None, option("-n N", _N_HELP, min=50)]
 _WEIGHTS_HELP = "File of Inception's weights."
 _Weights = Annotated[Path | None, option("--weights FILE", _WEIGHTS_HELP, exists=True, resolve_path=True)]
@@ -138,6 +141,7 @@ def bench(
         split=split,
         stats=str(real_stats) if real_stats else None,
         export_stats=str(export_stats) if export_stats else None,
+        likelihoods=n,
     )
     check_stats(job)
     networks = [] if weights else weights_of(job.metrics or ())

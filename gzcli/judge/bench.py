@@ -232,7 +232,8 @@ class Judge:
         return Pick(self.pack, "test", index).batches(trained, size=size, seed=self.seed)
 
     def likelihood(self, trained: Trained) -> dict[str, Any]:
-        return likelihood(trained, self.test_images, self.pack, self.seed, self.log)
+        most = self.job.likelihoods
+        return likelihood(trained, self.test_images, self.pack, self.seed, self.log, most=most)
 
     def training_speed(self, trained: Trained) -> dict[str, float]:
         return training_speed(trained.run.path)

@@ -30,7 +30,13 @@ NOTABLE = 0.01  # bits a dimension: the last digit in which tables give bpd
 
 
 def likelihood(
-    trained: Trained, test_images: Callable[[Trained, int], Pick], pack: Pack, seed: int, log: Log
+    trained: Trained,
+    test_images: Callable[[Trained, int], Pick],
+    pack: Pack,
+    seed: int,
+    log: Log,
+    *,
+    most: int | None = None,
 ) -> dict[str, Any]:
     """The mean negative log-likelihood of test images: {kind, nats, bpd, n, se (of nats), given_labels,
     marginal, solver_gap}.
@@ -43,7 +49,8 @@ def likelihood(
     budget, by_ode = trained.part.ood.budget, model.likelihood == "ode"
     trial = next(iter(test_images(trained, devices.batch_of(BATCH_SIZE, device))))
     seconds_each = timed(lambda: given_label(model, trial), device) / len(trial) / ranks.world()
-    n = min(affordable(seconds_each, budget, 1), MOST_BY_ODE if by_ode else MOST, pack.meta.counts["test"])
+    most = min(most or MOST, MOST_BY_ODE if by_ode else MOST, pack.meta.counts["test"])
+    n = min(affordable(seconds_each, budget, 1), most)
     labels, frequencies, passes = pack.labels("train"), None, 1
     if labels is not None and model.conditional and not pack.meta.multilabel:
         counts = np.bincount(labels, minlength=len(pack.meta.classes))

@@ -129,6 +129,7 @@ class BenchJob(RunJob):
     split: str = "test"  # the real images: "test", "val", "train" or "all"
     stats: str | None = None  # path of the mean and covariance of other real images, for Fréchet distances
     export_stats: str | None = None  # path to which those of the real images are written
+    likelihoods: int | None = None  # most test images whose likelihood is computed; None: as many as usual
     patience: float | None = None  # seconds of sampling from which a model draws fewer images
     drawing: str | None = None  # hash of the code that draws: a league takes samples by the same code again
     # how each of the runs is taken, {"checkpoint", "sample", "calls", "quick"}, all of them optional: weights

@@ -97,6 +97,8 @@ def test_figures_follow_from_the_kept_samples_and_the_code_length_of_the_test_sp
     assert figures["samples_per_s"] == pytest.approx(200 / float(samples["seconds"]), rel=1e-2)
     assert figures["bpd"] == pytest.approx(nll.mean() / (256 * math.log(2)), rel=1e-5)
     assert set(figures) == {"fd", "samples_per_s", "bpd"}
+    few = run(tmp_path, "plain", metrics=("bpd",), likelihoods=60)["rows"][0]
+    assert few["likelihood"]["n"] == 60 < row["likelihood"]["n"], "`-n 60` is of likelihoods too"
     assert (made["kind"], made["n"], made["given_labels"]) == ("exact", 355, False)
     assert made["se"] == pytest.approx(nll.std() / math.sqrt(355), rel=1e-4)
 
