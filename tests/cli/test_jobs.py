@@ -188,7 +188,7 @@ def test_mistakes_of_ood_are_told(order, call, monkeypatch):
     card = replace(catalog.card("vae"), maps=())
     monkeypatch.setattr(catalog, "card_of", lambda *args: card)
     code, _, err = call("ood", "mine", "--input", ".", "--map")
-    assert code == 2 and all(text in err for text in ("does not say where", "pixelcnn", "glow"))
+    assert code == 2 and all(text in err for text in ("has no map of anomalies", "pixelcnn", "glow"))
 
 
 @pytest.fixture

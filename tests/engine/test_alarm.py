@@ -297,7 +297,7 @@ def test_maps_show_the_strangest(trained, tmp_path, pictures, monkeypatch):
     chosen = judged(tmp_path, pictures)["choice"]
     assert "local" in chosen and list(chosen)[-1] == "pca_local" and min(chosen.values()) >= 0
     monkeypatch.delattr(Pixelwise, "map_nll")
-    refused("does not say where", judged, tmp_path, pictures, maps=True)
+    refused("has no map of anomalies", judged, tmp_path, pictures, maps=True)
 
 
 @pytest.mark.parametrize("conditional", [False, True])
