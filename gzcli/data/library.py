@@ -183,7 +183,7 @@ def listed_images(root: Path, benchmark: Benchmark, name: str) -> OwnSet:
     sources = [(root / PICTURES / line).absolute() for line in lines]
     if lost := [source for source in sources if not source.is_file()]:
         hint = "OpenOOD's own download script fetches them"
-        message = f"{len(lost):,} of the {len(sources):,} images in `{path}` are missing, as `{lost[0]}`"
+        message = f"{len(lost):,} of the {len(sources):,} images in `{path}` are missing, such as `{lost[0]}`"
         raise MissingError(message, hint=hint)
     digest = hashlib.sha256("\n".join(map(str, sources)).encode()).hexdigest()[:16]
     folder = cache_dir("imglists", f"{name}-{digest}")

@@ -22,6 +22,8 @@ from gzcli.store.jobs import BenchJob
 
 CALLS = 20  # network calls per image at which samplers are compared too, as `gz bench` has it
 
+USUAL = 10_000  # images that are drawn of each run
+
 
 @dataclass(frozen=True)
 class LeagueRow:
@@ -86,7 +88,7 @@ def league(
     data: Any,
     budget: str = "8m",
     seeds: int = 1,
-    n: int = 10_000,
+    n: int = USUAL,
     at_once: int | None = None,
     cpu: bool = False,
     quiet: bool = False,
@@ -98,7 +100,7 @@ def league(
     data: name or path of the data set, or images in memory, as `gzcli.train` takes them.
     budget: time of each training, such as "90s", "8m" or "1.5h": CPU time, on GPUs wall-clock time.
     seeds: trainings of each model, with the seeds from 0 on.
-    n: images that are drawn of each run.
+    n: images that are drawn of each run, and whose likelihood is computed at most.
     at_once: trainings side by side, each on one core or GPU; None: one after the other on all of them.
     cpu: whether to use the CPU even if there are GPUs.
     quiet: whether nothing is printed meanwhile.
@@ -109,7 +111,8 @@ def league(
     launch = beside_others(launch) if at_once else launch
     reference = locate(_place(data)).reference
     names = tuple(map(str, models or ())) or None
-    job = BenchJob((), reference, n=n, checkpoint="last", launch=launch)
+    most = None if n == USUAL else n
+    job = BenchJob((), reference, n=n, likelihoods=most, checkpoint="last", launch=launch)
     terms, say = Terms(reference, seconds_of(budget), names, tuple(range(seeds)), job, CALLS), speaking(quiet)
     held = loop.League.of(terms, budget, say=say)
     result = loop.hold(held, at_once=at_once, say=say, mode="quiet" if quiet else "human")

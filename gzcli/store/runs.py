@@ -113,7 +113,7 @@ def check_alias(alias: str, runs: list[Run] | None = None) -> None:
     if taken and not _is_stillborn(taken):
         raise UsageError(f"the name `{alias}` is taken by `{taken.id}`", hint="choose another `--name`")
     if matching(alias, recipe_names()):  # it would hide the model's recipe
-        hint = f"choose another `--name`, as `{alias}-1`"
+        hint = f"choose another `--name`, such as `{alias}-1`"
         raise UsageError(f"the name `{alias}` is that of a model", hint=hint)
     if not re.fullmatch(r"[^\W_][\w.-]*", alias):
         message = f"`--name {alias}` may contain letters, digits, `-`, `_` and `.` only, a letter or "

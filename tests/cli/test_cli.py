@@ -290,7 +290,7 @@ def test_what_takes_labels_is_marked(gz):
     code, stdout, stderr = gz("list", "models", "--can", "classify", "--wide")
     rows = {line.split()[0]: line for line in stdout.splitlines()}
     assert code == 0 and "classify°" in rows["fm"] and "classify°" not in rows["cfm"]
-    assert "marked ° is for runs trained with `--set model.conditional=true`" in stderr
+    assert "° marks what needs a run trained with `--set model.conditional=true`" in stderr
     assert "°" not in "".join(gz("list", "models", "--can", "traverse")[1:])
 
 

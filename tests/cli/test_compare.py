@@ -31,9 +31,9 @@ def test_a_change_is_found_and_a_date_is_none(tmp_path: Path):
     assert compare.verdict(first, written(tmp_path / "date", day="29")) == ("same to the bit", [], False)
 
     said, lines, broken = compare.verdict(first, written(tmp_path / "pixel", day="28", red=1))
-    assert said == "metrics differ (1)" and "grid.png" in lines[0] and broken
+    assert said == "figures differ (1)" and "grid.png" in lines[0] and broken
     said, lines, broken = compare.verdict(first, written(tmp_path / "loss", day="28", loss=0.5000000001))
-    assert said.startswith("metrics differ") and "metrics.jsonl" in lines[0] and broken
+    assert said.startswith("figures differ") and "metrics.jsonl" in lines[0] and broken
     said, lines, broken = compare.verdict(first, written(tmp_path / "words", day="28", said="ready"))
     assert said == "same but for messages (2 lines)" and "ready" in lines[1] and not broken
     assert compare.verdict(first, first | {"code": 1})[2] and compare.verdict(first, None)[2]

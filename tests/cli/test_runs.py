@@ -65,7 +65,8 @@ def test_the_time_of_a_run_is_that_of_its_clock(home):
     row = metrics.summary(run)
     assert (row["clock"], row["seconds"]) == ("cpu", 30.0)
     assert metrics.in_words(row)["time"] == "30s CPU time"
-    trained = SimpleNamespace(title="vae", part=SimpleNamespace(data=SimpleNamespace(name="digits")), run=run)
+    part = SimpleNamespace(data=SimpleNamespace(name="digits"))
+    trained = SimpleNamespace(title="vae", part=part, run=run, guidance=None)
     assert sheets.caption_of(trained, None, 0, {}, 20) == "vae · digits · step 20 · 30s of CPU time · seed 0"
     with files.lock(run.lock):  # while it trains, its own process counts on
         run.update(state="running", pid=os.getpid(), work_from=time.process_time() - 2.0)
@@ -176,7 +177,7 @@ def test_a_model_in_training_is_named_with_what_there_is_meanwhile(call, monkeyp
     name = runs.short_names([run])[run.id]
     code, _, stderr = call("sample", "cvae")
     assert code == 3 and f"no finished run of `cvae`; `{name}` is being trained" in stderr
-    assert "hint: it has no checkpoint yet; `--pretrained` takes the model that comes with gz" in stderr
+    assert "it has no checkpoint yet; `--pretrained` takes the model that comes with gz" in stderr
     files.write_atomic(run.checkpoint(10).averaged, "x")
     assert f"name it, `{name}`, for its newest checkpoint; `--pretrained`" in call("sample", "cvae")[2]
     monkeypatch.setattr(Run, "is_held", False)
@@ -207,14 +208,12 @@ def test_a_model_that_is_only_a_stage_is_told_as_one(call):
     recipes = {"maskgit": "vqgan", "transformer": "vqgan", "latent_prior": "diffae", "latent-prior": "diffae"}
     for name, recipe in recipes.items():
         code, _, stderr = call("train", name)
-        message = f"`{name}` is not a model of its own: it is trained as the stage `prior` of `{recipe}`"
+        message = f"`{name}` is not its own model: it is trained as the stage `prior` of `{recipe}`"
         assert code == 2 and message in stderr
         hint = stderr.partition("hint: ")[2].split()
         assert call(*hint[1:], "--dry-run")[0] == 0
         code, _, stderr = call("sample", name)
-        assert (
-            code == 2 and f"`{name}` is not a model of its own" in stderr and f"gz sample {recipe}" in stderr
-        )
+        assert code == 2 and f"`{name}` is not its own model" in stderr and f"gz sample {recipe}" in stderr
 
 
 def test_lists_show_what_a_run_is_worth(call, monkeypatch):
@@ -282,7 +281,7 @@ def test_a_start_that_failed_leaves_no_run_and_no_name_taken(call, monkeypatch):
         return code, stderr
 
     code, stderr = failed(MissingError("no such weights"))
-    assert code == 3 and "nothing was trained: `vae-digits-" in stderr and not runs.all_runs()
+    assert code == 3 and "nothing was trained: removing `vae-digits-" in stderr and not runs.all_runs()
     assert failed(RuntimeError("boom"))[0] == 1  # a fault of ours: its log is wanted
     (survivor,) = runs.all_runs()
     assert (survivor.state, survivor.alias) == ("failed", None)
@@ -382,7 +381,7 @@ def test_compare_shows_what_differs(call, monkeypatch):
 def test_the_end_of_a_verb(home, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "60")
     jobs.end(["12s", None, "3 MB"], [("gz sample vae", "pictures"), ("gz bench vae", "x" * 50)])
-    assert capsys.readouterr().err == "done: 12s, 3 MB\nnext: gz sample vae  images\n      gz bench vae\n"
+    assert capsys.readouterr().err == "done: 12s, 3 MB\nnext: gz sample vae  pictures\n      gz bench vae\n"
     monkeypatch.setenv("COLUMNS", "80")
     first, second = made(best=1.5, params=1000), made(best=1.25, params=1000, alias="mine")
     train.after_training(second)

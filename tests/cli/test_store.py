@@ -117,7 +117,7 @@ def test_a_run_s_id_is_made_of_names(home):
 
 def test_a_name_can_be_typed_and_is_checked_before_anything_is_done(call):
     for alias in ("-x", ".x", "_x", "..", "a/b", "a b", ""):
-        with pytest.raises(UsageError, match="a letter or digit first"):
+        with pytest.raises(UsageError, match="digits, `-`, `_`"):
             runs.check_alias(alias)
     runs.check_alias("a-1.b_2")
     for words in (("--dry-run",), ()):

@@ -182,7 +182,7 @@ def test_a_record_that_is_damaged_or_lost_is_made_again(trained, home, capsys):
         assert app.run(list(FOUR)) == 0, text
         said = capsys.readouterr()
         assert json.loads(said.out) == result and len(trained) == n, text
-        assert "is damaged" in said.err and "made again from the runs" in said.err, text
+        assert "is damaged" in said.err and "rebuilds it from the runs" in said.err, text
         assert path.read_text() == whole, text
     path.unlink()
     assert app.run(list(FOUR)) == 0 and shown(capsys) == result and len(trained) == n
@@ -343,7 +343,7 @@ def test_what_is_tried_is_read_and_refused_before_the_first_training(trained, ca
     assert sweep_of("vae", "digits", ["train.batch_size=8..10"], **terms).trials == 3
     for words, message in (
         (["optim.lr=1e-3"], "nothing to try"),
-        (["optim.lr=3..1"], "no range"),
+        (["optim.lr=3..1"], "is not a range"),
         (["optim.lr=1e-3..1e400"], "not a range of numbers above 0"),
         (["optim.lr=1e-3,abc"], "`optim.lr` must be a number, not the text `abc`"),
         (["optim.lrr=1e-3,1e-2"], "did you mean `lr`?"),

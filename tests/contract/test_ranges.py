@@ -14,6 +14,7 @@ from gzcli.core.types import DataInfo
 from gzcli.data.packs.open import open_pack
 from gzcli.models import catalog
 from gzcli.models.catalog import FLOAT_RANGES, OUTSIDE, SIGNED, ZERO_ALLOWED, Param
+from gzcli.models.denoising import denoiser as denoising
 from gzcli.models.denoising.process import BETAS
 from gzcli.models.denoising.samplers import TABLEAUX
 from gzcli.models.diffusion import ddpm
@@ -129,7 +130,7 @@ REFUSED = [
     ("sgm", GREY, {"sde": "ve", "sigma_min": 0.0}, "", "model."),
     *(("sgm", GREY, option, "", "model.") for option in ({"beta_min": 30.0}, {"t_min": 0.0})),
     ("edm", GREY, {"sigma_min": 0.0}, "", "model."),
-    ("soflow", GREY, {"prediction": "x0"}, "predicts no images", "model.prediction"),
+    ("soflow", GREY, {"prediction": "x0"}, "of no images", "model.prediction"),
     *(("ncsnv2", GREY, {"mult": (1, 2), "dilation": d}, "", "model.") for d in ((1, 1, 2), (2, 1))),
     *(("ncsnv2", GREY, option, "", "model.") for option in ({"levels": 1}, {"sigma_max": 0.01})),
     ("cgan", GREY, {}, "needs a data set with labels", "gz list data"),
@@ -154,7 +155,7 @@ def test_choices_are_the_entries_of_their_table():
         ("reflow", "pair_solver", solvers),
         ("sgm", "sde", sgm.SDES),
         ("ddpm", "schedule", BETAS),
-        ("ddpm", "loss_type", ddpm.LOSSES),
+        ("ddpm", "loss_type", denoising.LOSSES),
     ):
         card = catalog.card(model)
         assert listed((card.params | card.sample)[option].annotation) == list(table), (model, option)

@@ -120,7 +120,7 @@ def test_captions(tmp_path):
     for make, name in ((write, "folder"), (as_zip, "a.zip"), (as_tar, "a.tar")):
         opened = open_pack(make(tmp_path / name, files))
         for split in ("train", "val"):
-            assert opened.captions(split) == [f"image {image[0, 0, 0]}" for image in opened.images(split)]
+            assert opened.captions(split) == [f"picture {image[0, 0, 0]}" for image in opened.images(split)]
         assert opened.captions("test") == ["beside 0", "beside 1", "beside 2", ""], name
         assert opened.meta.classes == ()
 

@@ -225,7 +225,7 @@ def test_what_was_best_is_served_where_validation_has_risen(monkeypatch):
         run.update(state="finished")
         assert load_trained(run, "cpu").step == served and run.served == (served if served < 10 else None)
         is_said = losses[2] == 4.0 and losses[3] > 4.5
-        assert sum("has risen since step 3" in text for text in said) == is_said
+        assert sum("got worse since step 3" in text for text in said) == is_said
 
 
 def test_a_generator_that_has_just_begun_has_not_collapsed(monkeypatch):

@@ -218,10 +218,9 @@ def test_what_is_told_of_an_engine_that_ended_silently(run, tmp_path):
         e = refused("", launch.outcome, run, returncode, got, error=kind)
         assert e.message == f"{message}; there is no checkpoint yet" and e.code == code
     run.update(state="running", error=None, code=None)
-    killed = "the process was killed (SIGKILL), most likely because memory ran out; there is no "
-    "checkpoint yet"
+    killed = "the process was killed (SIGKILL), most likely because memory ran out"
     e = refused("", launch.outcome, run, 137, [], error=DeviceError)
-    assert e.message == killed
+    assert e.message == f"{killed}; there is no checkpoint yet"
     assert e.hint.startswith("a smaller `train.batch_size`") and e.code == 4
     for step in (20, 100):
         files.write_json(run.path / "checkpoints" / f"{step:08d}" / "meta.json", {})

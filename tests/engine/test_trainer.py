@@ -267,8 +267,8 @@ def test_a_loss_that_rises_is_told_whatever_chooses_the_best(monkeypatch):
     monkeypatch.setattr(Trainer, "get_net", lambda self: None)
     monkeypatch.setattr(Log, "warn", lambda self, text: said.append(text))
     run = fit(recipe(FIRST["fm"], steps=10, sets=("train.eval_every=1", "train.best=fd"))).run
-    (told,) = [text for text in said if "has risen" in text]
-    assert told.startswith("validation has risen since step 2") and next(losses, None) is None
+    (told,) = [text for text in said if "got worse" in text]
+    assert told.startswith("validation got worse since step 2") and next(losses, None) is None
     assert run.model_file.samefile(run.checkpoint(4).averaged)
 
 
@@ -417,4 +417,4 @@ def test_what_a_run_does_before_its_first_step_is_of_its_time(home, monkeypatch,
     (run.path / "run.yaml").write_text(dump(tree))
     train_one(run, Log(run.path))
     assert run.tree()["train"]["steps"] == pytest.approx(10 * left, abs=1)
-    assert ("getting ready took 4m00s of the 4m00s" in capfd.readouterr().err) == (judge > 100)
+    assert ("preparation took 4m00s of the 4m00s" in capfd.readouterr().err) == (judge > 100)

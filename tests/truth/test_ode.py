@@ -147,7 +147,7 @@ def test_the_gap_to_twice_the_steps_is_told():
     model = FM.of(DataInfo((1, 2, 2), 256), channels=8, mult=(1,), attention=(), groups=4).eval()
     x, index = torch.rand(12, 1, 2, 2) * 2 - 1, torch.arange(12)
     batch = Batch(x, None, index, ImageNoise(0, range(12)))
-    trained = SimpleNamespace(model=model, space=None, device="cpu")
+    trained = SimpleNamespace(model=model, has_levels=True, device="cpu")
     gaps = []
     for speed in (0.0, 300.0):  # turns a unit of log σ/α
         turn = lambda t, speed=speed: (speed * (1 - t).clamp(min=1e-6).log()).sin()  # noqa: E731

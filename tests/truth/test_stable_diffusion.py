@@ -576,7 +576,7 @@ def test_what_a_base_and_its_optimizer_need(monkeypatch):
     # four maps of 3,072 features in 19 blocks, three in 38
     assert params_of(part_lora, DataInfo((3, 64, 64)), {}) == (4 * 19 + 3 * 38) * 2 * 3072 * 16
     stranger = replace(part, options={**options, "base": "somebody/something"})
-    with pytest.raises(MissingError, match="the shape of `somebody/something` is not known"):
+    with pytest.raises(MissingError, match="the size of `somebody/something` is unknown"):
         params_of(stranger, DataInfo((3, 64, 64)), {})
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     conf = OptimSection(name="adamw8bit", lr=1e-3, betas=(0.9, 0.99))

@@ -138,7 +138,7 @@ def pictures(title: str, members: Members, form: Form) -> RawImages:
     for kind, pairs in further.items():
         if lacking := [name for name in names if name not in pairs]:
             hint = f"each image has a line in `{METADATA}` with its `{kind}`, or none has"
-            message = f"`{title}` has {len(lacking):,} images without `{kind}`, as `{lacking[0]}`"
+            message = f"`{title}` has {len(lacking):,} images without `{kind}`, such as `{lacking[0]}`"
             raise UsageError(message, hint=hint)
     labels = {} if form.foreign else _label_files(title, members, names)
     layout: Places
@@ -281,7 +281,7 @@ def places_of(
         places, notes = _by_split(title, folders, annotated or {})
     for name, f in folders.items() if layout == "classes" else ():
         if not f:
-            raise UsageError(f"`{title}` has images beside its class folders, as `{name}`", hint=HINT)
+            raise UsageError(f"`{title}` has images beside its class folders, such as `{name}`", hint=HINT)
         places[name] = "train", f[0]
     for name, f in folders.items() if layout == "class-splits" else ():
         if len(f) < 2 or not (split := split_of(f[1])):
@@ -316,7 +316,7 @@ def _layout_of(title: str, folders: Folders) -> str:
             message = f"{mixes}: is `{splits[0]}` a split, or a class as `{others[0]}`?"
             raise UsageError(message, hint=HINT)
         if loose := sorted(name for name, f in folders.items() if not f):
-            raise UsageError(f"{mixes}, as `{loose[0]}`", hint=HINT)
+            raise UsageError(f"{mixes}, such as `{loose[0]}`", hint=HINT)
         return "splits"
     if marks and any(map(IMAGES.fullmatch, heads)):
         message = f"`{title}` has `{marks[0]}` beside its images: a class, or what marks them?"
@@ -385,7 +385,7 @@ def _of_split(
     labels = set(classes.values())
     if None in labels and len(labels) > 1:
         loose = next(name for name, label in sorted(classes.items()) if label is None)
-        raise UsageError(f"`{title}` has images beside its class folders, as `{loose}`", hint=HINT)
+        raise UsageError(f"`{title}` has images beside its class folders, such as `{loose}`", hint=HINT)
     if split_of(head) == ("train", ""):
         return classes, ""
     images = {label for label in labels if label and IMAGES.fullmatch(label)}
@@ -399,5 +399,5 @@ def _of_split(
         raise UsageError(message, hint=f"take it out, or name it as in `train`; {ASK}")
     used = {name: label for name, label in classes.items() if label in train}
     classes_text = f"`{head}/{unknown[0]}`" + (f" and {len(unknown) - 1} others" if len(unknown) > 1 else "")
-    left_out = counted(len(classes) - len(used), "picture")
+    left_out = counted(len(classes) - len(used), "image")
     return used, f"{left_out} of {classes_text} skipped: `train` has only `{next(iter(train))}`"

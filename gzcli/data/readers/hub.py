@@ -52,7 +52,7 @@ def parquet_files(path: Path) -> dict[str, list[Path]]:
     sets = {name: splits for name, splits in sets.items() if any(splits)} or sets
     if len(sets) > 1:
         names = ", ".join(f"`{name or '.'}`" for name in sorted(sets))
-        hint = f"give one of them, as `{path / min(sets)}`"
+        hint = f"give one of them, such as `{path / min(sets)}`"
         raise UsageError(f"`{path}` contains several sets: {names}", hint=hint)
     files = next(iter(sets.values()), {})
     named = {split: paths for split, paths in files.items() if split}

@@ -113,7 +113,7 @@ def read_regular(path: Path) -> bytes:
 def refuse_large(name: str, size: int) -> None:
     """Raises MissingError for a file of more bytes than any image has."""
     if size > LARGEST_FILE:
-        raise MissingError(f"`{name}` is larger than any picture: {size:,} bytes", hint="take it out")
+        raise MissingError(f"`{name}` is larger than any image: {size:,} bytes", hint="take it out")
 
 
 def is_hidden(name: str) -> bool:
@@ -329,7 +329,7 @@ class Encoded:
         self._parts: list[tuple[Members, dict[str, tuple[str, int]]]] = []  # name → (split, number in it)
         for members, places in parts:
             if lost := set(places).difference(members.names):
-                raise MissingError(f"`{title}` lacks {len(lost):,} of its images, as `{min(lost)}`")
+                raise MissingError(f"`{title}` lacks {len(lost):,} of its images, such as `{min(lost)}`")
             rows = {}
             for name in sorted(places):
                 split, label = places[name]

@@ -292,7 +292,7 @@ def _from_folders(folder: Path) -> list[PlacedMembers]:
         members = open_folder(folder / top, lambda name: name.lower().endswith((".jpeg", ".jpg", ".png")))
         if loose := [name for name in members.names if "/" not in name]:
             hint = "sort the validation images into class folders, or give the three official archives"
-            message = f"`{folder / top}` has images outside of class folders, as `{loose[0]}`"
+            message = f"`{folder / top}` has images outside of class folders, such as `{loose[0]}`"
             raise MissingError(message, hint=hint)
         parts.append((members, {name: (split, name.split("/")[0]) for name in members.names}))
     return parts
