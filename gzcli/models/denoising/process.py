@@ -10,12 +10,13 @@ CondOT: times from noise at 0 to data at 1, on straight lines (Lipman 2022, arXi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Noise
@@ -35,6 +36,13 @@ START_RATIO, END_RATIO = 80.0, 0.02
 LIKELIHOOD_RATIO = 20.0  # σ/α from which a likelihood takes one step to pure noise, where σ/α is infinite
 HALVINGS = 64  # of the range of times, in which bisection finds one
 ERROR_STEPS = 200  # steps in log σ/α to which noise levels for errors of an SDE are rounded
+
+
+def at_one(function: Callable[[Tensor], Iterable[Tensor]], t: float) -> list[float]:
+    """The values of a function at one time, in float64; also while nets are built without values. There the
+    constants of torch 2.13 corrupted memory: a process ended by a signal some tests later."""
+    with unset_fake_temporarily():
+        return [float(value) for value in function(torch.tensor(t, dtype=torch.float64, device="cpu"))]
 
 
 class Level(NamedTuple):
@@ -77,7 +85,7 @@ class Process(nn.Module):
 
     def level(self, t: float) -> Level:
         """The level at one time, in float64."""
-        return Level(t, *map(float, self.levels_at(torch.tensor(t, dtype=torch.float64, device="cpu"))[1:]))
+        return Level(t, *at_one(lambda time: self.levels_at(time)[1:], t))
 
     def levels_at(self, t: Tensor) -> Level:
         """The levels at times t."""
@@ -87,8 +95,8 @@ class Process(nn.Module):
     def derivatives(self, t: Any) -> tuple[Any, Any]:
         """α′ and σ′ at times."""
         if not isinstance(t, Tensor):
-            d_alpha, d_sigma = self.derivatives(torch.tensor(t, dtype=torch.float64, device="cpu"))
-            return float(d_alpha), float(d_sigma)
+            d_alpha, d_sigma = at_one(self.derivatives, t)
+            return d_alpha, d_sigma
         with torch.inference_mode(False), torch.enable_grad():
             t = per_image(t).detach().clone().requires_grad_()
             # a constant has no graph
