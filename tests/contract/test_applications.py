@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 
@@ -206,6 +207,7 @@ def test_the_images_of_a_set_bring_their_labels(shop, case):
     images, own = pack.images("test")[:FEW], pack.labels("test")[:FEW]
     wrong = (own + 1) % 10
     kept = [do for do in card.labelled if "y" not in signature(getattr(model, do)).parameters]
+    kept = [do for do in kept if do != "restore" or find_spec("deepinv")]  # an extra
     assert kept
     for do in kept:
         few = {name: 4 for name in ("steps", "search") if name in card.do[do]}
