@@ -48,16 +48,20 @@ def models_of(result: Row) -> dict[str, Sequence[Row]]:
     rows = [row for row in rows_of(result) if row.get("metrics")]
     if not (summary := rows_of(result, "summary")):
         places = result.get("places") or {}
-        names = {str(row.get("title") or row.get("name")): [row] for row in rows}
+        names = {str(row.get("name")): [row] for row in rows}  # told apart by the bench
 
         def first(name: str) -> int:
-            place = str(places.get(names[name][0].get("name")) or "")
+            place = str(places.get(name) or "")
             return int(place.split("–")[0]) if place else len(names)
 
         return {name: names[name] for name in sorted(names, key=first)}
-    titles = {str(entry.get("title") or entry.get("model")): entry.get("model") for entry in summary}
-    of_model = {title: [row for row in rows if row.get("model") == model] for title, model in titles.items()}
-    return {title: some for title, some in of_model.items() if some}
+    groups: dict[str, Sequence[Row]] = {}
+    for entry in summary:
+        title, model = str(entry.get("title") or entry.get("model")), entry.get("model")
+        if some := [row for row in rows if row.get("model") == model]:
+            # two recipes of one model have one title
+            groups[f"{title} ({model})" if title in groups else title] = some
+    return groups
 
 
 def usual(figures: Sequence[str], groups: dict[str, Sequence[Row]]) -> list[str]:

@@ -165,6 +165,11 @@ def test_the_table_to_cite_has_one_kind_of_error_and_ties_are_bold(call, tmp_pat
     half = 12.706  # Student's t of two seeds that differ by 2, whose mean has a deviation of 1
     assert [cell.small for cell in figures] == [f"± {half:.4g}", "± 6.353", "± 6.353"]
     assert [cell.best for cell in figures] == [True, True, False]
+    twins = league_json()
+    for row in twins["summary"]:
+        row["title"] = "vae"
+    names = [cell.text for cell in cited.table(twins, ("fd",)).columns[0].cells]
+    assert names == ["vae", "vae (b)", "vae (c)"], "recipes of one model"
     tex = written(call, folder, "--columns", "fd,bpd,seconds")["report.tex"]
     assert tex.count("tabular}") == 2 and "booktabs" in tex, "one table"
     assert r"a, guided 1.3 & {}\textbf{11} {\scriptsize $\pm$ 12.71} & " in tex

@@ -22,7 +22,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from scipy.special import ndtri
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -172,6 +171,8 @@ class Denoiser(Labelled):
                 low, high = (math.atan2(level.sigma, level.alpha) for level in ends)
                 self.take_quantiles(np.log(np.tan(low + u * (high - low))))
             elif options.time_sampling == "log_normal":
+                from scipy.special import ndtri  # a tenth of a second that other models need not wait
+
                 self.take_quantiles(options.log_mean + options.log_std * ndtri(u))
 
     def take_quantiles(self, log_ratio: np.ndarray) -> None:
