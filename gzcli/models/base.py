@@ -57,7 +57,8 @@ class Model(nn.Module):
       fit_<name>(batches)                  computes in-distribution statistics for a score
       measure(batches)                     {name: metric} of held-out images, shown by `gz bench`
       prepare(batch)                       {key: rows}, computed once for every image, for `batch.extra`
-      reconstruct · interpolate · traverse · translate · inpaint · upscale · complete · edit · classify
+      reconstruct · interpolate · traverse · analogies · translate · inpaint · upscale · complete ·
+      edit · classify
                                            applications, run by `--do`: (x, *, noise, progress, …) →
                                            `Applied`; some take a `mask`, `labels`, or y, the labels of x
                                            where the set has them; without a y, `labels` are those of x

@@ -32,7 +32,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent
 
 APPLICATIONS = (
-    *("reconstruct", "interpolate", "traverse", "translate", "inpaint"),
+    *("reconstruct", "interpolate", "traverse", "analogies", "translate", "inpaint"),
     *("upscale", "complete", "edit", "classify", "restore"),
 )
 OUTSIDE = "outside"  # the family of models from outside the package

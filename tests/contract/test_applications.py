@@ -33,7 +33,11 @@ from gzcli.store.jobs import SampleJob
 
 CPU = torch.device("cpu")
 FEW = 3  # images, in place of 64: an odd number, as a set of one's own may have
-WAYS = {"interpolate": (FEW // 2, 8, 2), "traverse": (8, 8, 1)}  # rows, columns, images that a row is of
+WAYS = {  # rows, columns, images that a row is of
+    "interpolate": (FEW // 2, 8, 2),
+    "traverse": (8, 8, 1),
+    "analogies": (FEW, 10, 1),
+}
 GIVEN = {"inpaint": "masked", "complete": "kept", "upscale": "small, 1/2"}
 
 # the first build of each model, and conditional ones of those whose applications ask for labels
@@ -122,8 +126,9 @@ def test_the_plain_call_of_every_application(shop, case, do):
     """No options, the set's test images: the outputs alone are written, the sheet shows what each is of."""
     gz, test = shop(case), open_pack(case.data).images("test")
     flows = ("glow", "flow", "realnvp", "flowpp", "tarflow")
-    by_class = (do in ("classify", "translate") and case.model != "cyclegan") or case.model in flows
-    if do in ("edit", "classify", "translate") and by_class and not case.conditional:
+    by_class = do == "analogies" or (do in ("classify", "translate") and case.model != "cyclegan")
+    by_class = by_class or case.model in flows
+    if do in ("edit", "classify", "translate", "analogies") and by_class and not case.conditional:
         assert "conditional=true" in gz("--do", do, code=2)["hint"]
         assert do in catalog.card(case.model).unlabelled_lack
         assert not (gz.trained.run.path / "sampled").exists()
@@ -217,7 +222,8 @@ def test_the_images_of_a_set_bring_their_labels(shop, case):
             return np.load(gz(*words)["npz"])["samples"].transpose(0, 3, 1, 2)
 
         of_set, named, others = drawn(), *(drawn("--label", ",".join(map(str, y))) for y in (own, wrong))
-        assert (of_set == named).all() and (of_set != others).any(), do
+        sees_labels = (case.model, do) != ("aae", "analogies")  # whose encoder sees none
+        assert (of_set == named).all() and (of_set != others).any() == sees_labels, do
         assert (run.do(do, images, y=own, **few) == of_set).all(), do
         assert (run.do(do, images, y=own, labels=wrong, **few) == others).all(), do
 
@@ -263,6 +269,21 @@ def test_interpolations_start_and_end_at_the_reconstructions(case):
     for end, expected in ((way[:, 0], ends[0::2]), (way[:, -1], ends[1::2])):
         assert ((end - expected).abs() > 1e-4).float().mean() < 0.02  # a level of a flow may round across
     refused("pairs", images, "interpolate", x[:1])
+
+
+def test_an_analogy_of_the_own_class_is_the_reconstruction():
+    """And one of another class is the image of the same code by that label."""
+    model = awake(FIRST["cvae"].fresh()).eval()
+    pack = open_pack("digits")
+    x, y = (torch.from_numpy(part("test")[:5].copy()) for part in (pack.images, pack.labels))
+    x = x / 127.5 - 1
+    noise = ImageNoise(0, range(5))
+    applied = model.analogies(x, labels=y, noise=noise, progress=no_progress, codes=5)
+    rows = applied.images.unflatten(0, (5, 10))
+    same = model.reconstruct(x, labels=y, noise=noise, progress=no_progress).images
+    assert torch.allclose(rows[range(5), y], same, atol=1e-6)
+    assert torch.allclose(rows[:, 3], model.image(model.code(x, y), torch.full_like(y, 3)), atol=1e-6)
+    assert (rows[:, 3] - rows[:, 4]).abs().max() > 1e-3 and applied.labels.tolist() == [*range(10)] * 5
 
 
 def test_many_images_are_said_to_be_on_one_sheet(shop, capsys):

@@ -23,6 +23,8 @@ from gzcli.models.nn import (
     ClassEmbedding,
     Labels,
     as_interpolations,
+    at_least,
+    every_label,
     halved_sizes,
     mix_codes,
     nearer,
@@ -170,6 +172,8 @@ LABEL_SIZE = 32  # of a label's embedding
 class Autoencoder(Model):
     """A model with a code z [B, latent] of each image, distributed as N(0, I)."""
 
+    with_labels = ("analogies",)
+
     def code(self, x: Tensor, labels: Labels = None) -> Tensor:
         """The code of each image, without noise."""
         raise NotImplementedError
@@ -191,6 +195,28 @@ class Autoencoder(Model):
         x = self.image(mix_codes(self.code(x, labels), frames), y)
         progress(1, 1, x)
         return as_interpolations(x, frames, y)
+
+    @torch.no_grad()
+    def analogies(
+        self, x: Tensor, *, labels: Labels = None, noise: Noise, progress: Progress, codes: int = 8
+    ) -> Applied:
+        """Decodes the code of an image with every class, so that each row has one style (Kingma 2014,
+        arXiv:1406.5298, figure 1).
+
+        codes: number of images, one per row.
+        """
+        at_least(1, codes=codes)
+        x, y = x[:codes], None if labels is None else labels[:codes]
+        n, columns = len(x), len(self.data.classes)
+        z = self.code(x, y).repeat_interleave(columns, 0)
+        targets = torch.stack(every_label(self.data, n, x.device), 1).flatten(0, 1)
+        parts = zip(z.split(64), targets.split(64), strict=True)
+        images = torch.cat([self.image(part, target) for part, target in parts])
+        progress(1, 1, images)
+        rows, ends = tuple(str(i) for i in range(n)), tuple((i,) for i in range(n))
+        return Applied(
+            images, rows=rows, columns=columns, marks=tuple(self.data.classes), of=ends, labels=targets
+        )
 
     @torch.no_grad()
     def traverse(
