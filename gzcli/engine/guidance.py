@@ -1,6 +1,6 @@
 """The guidance of samples, chosen for each run at the end of its training: a few hundred samples at few steps
-for each of several scales are compared with validation images (`sample.guidance: auto`). No test image is
-read."""
+for each of several scales are compared with validation images (`sample.guidance: auto`), and with training
+images if these are too few. No test image is read."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from gzcli.data.packs.pack import Pack
 from gzcli.engine import checkpoint, sampler
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.metrics.features import lenet
+from gzcli.metrics.features import NetFeatures, lenet
 from gzcli.metrics.frechet import frechet_distance
+from gzcli.metrics.interval import subset
 from gzcli.metrics.quality.neighbours import prdc
 from gzcli.models.nn import spread_labels
 from gzcli.store import files
@@ -26,6 +27,7 @@ SCALES = (1.0, 1.15, 1.3, 1.5, 2.0, 3.0)  # in this order, until one is worse th
 SAMPLES = 200  # of each scale
 SHARE, LEAST = 0.6, 5  # of the recipe's steps, and the fewest
 VALIDATION = 2_000  # validation images, at most
+ENOUGH = 500  # images with which samples are compared; training images make up what validation lacks
 ERRORS = 0.01  # added to the share of wrong classes: the judge itself errs
 
 
@@ -58,12 +60,19 @@ def is_wanted(trained: Trained) -> bool:
     return trained.part.sample.get("guidance") == AUTO and bool(can) and trained.space is None
 
 
-def choose(trained: Trained, pack: Pack, log: Log) -> list[Figures]:
-    """The metrics of each scale that was tried, in order; none if the judge distinguishes nothing."""
-    real = pack.images("val")[:VALIDATION]
-    net = lenet(pack, device=trained.device, say=log.info) if len(real) >= SAMPLES else None
-    if net is None or not net.alive:
-        return []
+def reference(pack: Pack) -> tuple[np.ndarray, str]:
+    """The images with which samples are compared, and what they are. All scales are of one model, so that
+    training images, which it knows, favour none of them."""
+    real, training = pack.images("val")[:VALIDATION], pack.images("train")
+    rows = subset(len(training), max(0, ENOUGH - len(real)))
+    if not len(rows):
+        return real[:], "validation images"
+    both = np.concatenate([real[:], training[rows]])
+    return both, f"{len(real)} validation and {len(rows)} training images"
+
+
+def choose(trained: Trained, real: np.ndarray, net: NetFeatures) -> list[Figures]:
+    """The metrics of each scale that was tried, in order."""
     of_real, labels = net.features(real), None
     if trained.model.conditional:
         labels = spread_labels(None, SAMPLES, trained.info, torch.device("cpu"))
@@ -84,12 +93,18 @@ def choose(trained: Trained, pack: Pack, log: Log) -> list[Figures]:
 
 def write(run: Run, pack: Pack, device: torch.device, log: Log) -> float | None:
     """Chooses the guidance of a run's weights, and writes it into them and into the run's status. None if
-    there is nothing to choose. Only rank 0 calls it."""
+    there is nothing to choose, or the judge distinguishes nothing. Only rank 0 calls it."""
     trained = load_trained(run, device, "finished")
-    if not is_wanted(trained) or not (tried := choose(trained, pack, log)):
+    if not is_wanted(trained):
         return None
+    net = lenet(pack, device=device, say=log.info)
+    if not net.alive:
+        log.info(f"guidance {trained.guidance:g}, not chosen: {net.is_dead('lenet')}")
+        return None
+    real, of = reference(pack)
+    tried = choose(trained, real, net)
     best = min(tried, key=lambda one: one.score)
-    log.info(f"guidance {best}, of {', '.join(f'{one.guidance:g}' for one in tried)} on validation images")
+    log.info(f"guidance {best}, of {', '.join(f'{one.guidance:g}' for one in tried)} on {of}")
     saved = checkpoint.read_weights(run.model_file)
     sample = {**saved.part.sample, "guidance": best.guidance}
     with files.replacing(run.model_file) as part:

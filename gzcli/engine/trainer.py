@@ -436,7 +436,8 @@ class Trainer:
                 seconds = 1000 * (devices.clock(self.device, self.train.clock) - since) / n
                 self.run.update(sample_seconds=round(seconds, 2))
                 time = duration(seconds) if seconds >= 1 else "less than a second"
-                self.log.info(f"1,000 samples take {time} here")
+                of = " of CPU time" if devices.clock_of(self.device, self.train.clock) == "cpu" else ""
+                self.log.info(f"1,000 samples take {time}{of} here")
             caption = sheets.caption_of(trained, None, 0, {}, done)
             path = self.run.samples_picture(done)
             picture = sheets.of_samples(images, labels, classes, caption)

@@ -1,5 +1,6 @@
 """`sample.guidance: auto`: the scale is chosen at the end of a training, on validation images alone."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,12 +10,14 @@ from helpers import fit, recipe
 from PIL import Image
 from zoo import FIRST
 
+from gzcli.data.packs.open import open_pack
 from gzcli.engine import guidance
 from gzcli.engine.__main__ import results_of
 from gzcli.engine.checkpoint import read_weights
 from gzcli.engine.guidance import SCALES, Figures
 from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
+from gzcli.metrics.features import lenet
 
 CPU = torch.device("cpu")
 LABELLED = ("model.conditional=true", "sample.guidance=auto")
@@ -49,7 +52,7 @@ class Judge:
 def chosen(monkeypatch):
     """The scales that are tried where samples at `best` are those of the set, and worse the further away."""
 
-    def try_scales(best: float, **attributes) -> tuple[list[Figures], list[dict]]:
+    def try_scales(best: float) -> tuple[list[Figures], list[dict]]:
         rng, asked = np.random.default_rng(0), []
         real = rng.integers(0, 100, (400, 1, 2, 2)).astype(np.uint8)
 
@@ -57,18 +60,11 @@ def chosen(monkeypatch):
             asked.append(options | {"labels": labels})
             return real[:n] + np.uint8(10 * abs(options["guidance"] - best))
 
-        def images(split):
-            assert split == "val", "the test split is left alone"
-            return real
-
-        judge = Judge()
-        vars(judge).update(attributes)
-        monkeypatch.setattr(guidance, "lenet", lambda *_, **__: judge)
         monkeypatch.setattr(guidance.sampler, "draw", draw)
         part = SimpleNamespace(sample={"guidance": "auto", "steps": 10, "sampler": "adams"})
         model = SimpleNamespace(conditional=False)
         trained = SimpleNamespace(part=part, model=model, device=CPU)
-        return guidance.choose(trained, SimpleNamespace(images=images), Log(None)), asked
+        return guidance.choose(trained, real, Judge()), asked
 
     return try_scales
 
@@ -80,7 +76,34 @@ def test_scales_are_tried_until_one_is_worse(chosen):
     assert all((one["steps"], one["sampler"]) == (6, "adams") for one in asked), "few steps"
     assert [one.guidance for one in chosen(1.0)[0]] == list(SCALES[:2])
     assert [one.guidance for one in chosen(9.0)[0]] == list(SCALES)
-    assert chosen(1.3, alive=False)[0] == [], "a judge that distinguishes nothing chooses nothing"
+
+
+def test_training_images_make_up_what_validation_lacks():
+    def pack(**sizes):
+        def images(split):
+            assert split != "test", "the test split is left alone"
+            return np.full((sizes[split], 1, 2, 2), ("val", "train").index(split), np.uint8)
+
+        return SimpleNamespace(images=images)
+
+    both, of = guidance.reference(pack(val=144, train=1298))
+    assert of == "144 validation and 356 training images" and both.sum() == 4 * 356 and len(both) == 500
+    both, of = guidance.reference(pack(val=9000, train=1298))
+    assert of == "validation images" and len(both) == guidance.VALIDATION and not both.any()
+    both, of = guidance.reference(pack(val=20, train=200))
+    assert of == "20 validation and 200 training images" and len(both) == 220
+
+
+def test_a_judge_that_distinguishes_nothing_chooses_nothing(monkeypatch):
+    net = lenet(open_pack("digits"))
+    monkeypatch.setattr(guidance, "lenet", lambda *_, **__: replace(net, accuracy=0.11, chance=0.1))
+    monkeypatch.setattr(guidance, "choose", lambda *_: pytest.fail("chosen"))
+    said = []
+    monkeypatch.setattr(Log, "info", lambda self, text, **_: said.append(text))
+    run = fit(recipe(FIRST["fm"], steps=2, sets=LABELLED)).run
+    assert run.status().get("guidance") is None
+    dead = "the judge `lenet` distinguishes nothing (accuracy 11% on test images, 10% by chance)"
+    assert f"guidance 1, not chosen: {dead}" in said
 
 
 def test_the_choice_is_kept_with_the_weights_and_shown(monkeypatch):
@@ -96,7 +119,8 @@ def test_the_choice_is_kept_with_the_weights_and_shown(monkeypatch):
     results = results_of(run)
     assert results["guidance"] == {"guidance": 1.3, "fd": 5.0, "recall": 0.5, "agreement": 0.7}
     assert results["sample_seconds"] > 0
-    assert "guidance 1.3 (fd 5, recall 0.50, 0.70 of the right class), of 1, 1.3 on validation images" in said
+    figures_of_best = "guidance 1.3 (fd 5, recall 0.50, 0.70 of the right class)"
+    assert f"{figures_of_best}, of 1, 1.3 on 144 validation and 356 training images" in said
     assert any(text.startswith("1,000 samples take ") for text in said)
     assert Image.open(results["picture"]).size[0] > 0
 
