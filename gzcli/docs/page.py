@@ -119,6 +119,18 @@ class Page:
     compared: tuple[tuple[str, str, str, str], ...]  # (whose, set, metrics, source): paper, peers, gz
     costs: tuple[Mapping[str, str], ...]  # what its trainings cost, by set and scale
 
+    @property
+    def pictures(self) -> tuple[tuple[str, str], ...]:
+        """(path from the models' pages on the site, caption) of its samples."""
+        league = ((place, picture_name(self.recipe or self.name, *place)) for place in self.drawn)
+        return (
+            *((path, f"Samples from a league, {data} at scale {scale}") for (data, scale), path in league),
+            *(
+                (f"../{ready_picture(one)}", f"Samples of gz sample pretrained:{one.name}")
+                for one in self.ready
+            ),
+        )
+
 
 def page_of(name_or_file: str) -> Page:
     """The page of a model by its name or file. Raises UsageError with the nearest name for an unknown one."""
@@ -412,7 +424,7 @@ def environment() -> Any:
         "cell": lambda text: text.replace("|", "\\|"),
         "own_scores": lambda scores: ", ".join(name for name, _ in scores if "," not in name) or "–",
     }
-    env.globals |= {"picture_name": picture_name, "ready_picture": ready_picture}
+    env.globals |= {"ready_picture": ready_picture}
     return env
 
 

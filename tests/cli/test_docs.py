@@ -359,6 +359,8 @@ def test_the_readme_names_every_model_in_its_family():
 
     index = models_index({name: page_of(name) for name in ("vae", "vqvae", "transformer")})
     assert "\n2 models, and 1 that only ever is a stage of one." in index
+    first = {"vae": "mnist-tiny-vae", "vqvae": "mnist-tiny-vqvae", "transformer": "mnist-tiny-vqgan"}
+    assert all(f"(samples/{picture}.png)]({name}.md)" in index for name, picture in first.items())
 
 
 def test_links_between_pages_lead_somewhere():
