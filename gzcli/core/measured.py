@@ -2,8 +2,8 @@
 `docs/measured/<set>/<scale>/` holds `league.csv` and `summary.csv` of `gz bench --train-missing`,
 `about.json` with how they were made, `curves/<recipe>[.<stage>].csv` and `samples/<recipe>.png`;
 `docs/measured/<set>/peers.csv` contains what other packages' models got, `ood.csv` there how well models of
-the set recognise foreign images, `docs/measured/costs.csv` the cost of trainings. No heavy import: the
-trainer reads it."""
+the set recognise foreign images, `docs/measured/costs.csv` the cost of trainings, `parity.csv` beside it how
+far gz is from published code. No heavy import: the trainer reads it."""
 
 from __future__ import annotations
 
@@ -154,6 +154,11 @@ def order(name: str) -> int:
     word = re.split(r"[@| /]", name)[0]
     words = (word, word.partition("_")[0] if word.startswith(("kid_", "precision_", "recall_")) else word)
     return min((SHOWN.index(word) for word in words if word in SHOWN), default=len(SHOWN))
+
+
+def parity() -> list[dict[str, str]]:
+    """What gz computes beside published code: models, part, reference, version, largest difference."""
+    return rows_of(ROOT / "parity.csv")
 
 
 def costs(model: str) -> list[dict[str, str]]:

@@ -50,6 +50,7 @@ def write(folder: Path, commands: str) -> list[Any]:
     files |= {f"models/{name}": as_markdown(page, site=True) for name, page in pages.items()}
     files |= {"models/index": models_index(pages), "commands": commands}
     files["pretrained"] = rendered("pretrained", ready=ready)
+    files["parity"] = rendered("parity", rows=measured.parity())
     if leagues:
         facts = [(*place, measured.about(*place), *manual.league_table(*place)) for place in leagues]
         files["league"] = rendered("league", leagues=facts, detections=measured.detections())
@@ -66,7 +67,8 @@ def write(folder: Path, commands: str) -> list[Any]:
     def navigation(names: Iterable[str], titles: Mapping[str, str] = titles, under: str = "") -> list[Any]:
         return [{titles[name]: f"{under}{name}.md"} for name in names]
 
-    further = {"league": "Leagues", "pretrained": "Pretrained models", "commands": "Commands"}
+    further = {"league": "Leagues", "parity": "Parity", "pretrained": "Pretrained models"}
+    further |= {"commands": "Commands"}
     guides = [*navigation(manual.GUIDES), *navigation((name for name in further if name in files), further)]
     families = [
         {family: navigation((page.name for page in some), {page.name: page.name for page in some}, "models/")}

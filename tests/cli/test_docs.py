@@ -364,7 +364,7 @@ def test_the_readme_names_every_model_in_its_family():
 
 
 def test_links_between_pages_lead_somewhere():
-    made = ("models/index.md", "commands.md", "league.md", "pretrained.md")
+    made = ("models/index.md", "commands.md", "league.md", "parity.md", "pretrained.md")
     static = DOCS / "static"
     sources = {name: (text, [DOCS / "pages"]) for name, text in texts().items()}
     sources["index"] = ((static / "index.md").read_text(), [static, DOCS / "pages"])
