@@ -54,7 +54,8 @@ SYNONYMS: Mapping[str, Mapping[str, str]] = {
 
 # What keys mean, which a resolved recipe notes. In runs that note nothing it is 1: shares of the way to noise
 # are of a model's own time (`strength`, `interval`, the levels of scores). In 2 they are of the noise itself.
-FORMAT = 2
+# Up to 2 `clip` and `skip` are of the gradient of a loss of an image; in 3, of its loss per dimension.
+FORMAT = 3
 
 # Options that became constants, by model: older recipes and runs that hold the constant's value are read.
 FIXED: Mapping[str, Mapping[str, float]] = {
@@ -160,7 +161,7 @@ class TrainSection:
     ema: decay per step of the averaged weights (EMA). 0: no average.
     ema_snapshots: number of points at which two more averages are saved, each the size of the weights. `gz
       runs ema` combines them into averages of any length. 0: none.
-    clip: maximum gradient norm of a phase. Default: no limit.
+    clip: maximum gradient norm of a phase, of its loss per dimension of an image. Default: no limit.
     skip: gradient norm of a phase, before `clip`, above which its step is skipped. Default: never.
     compile: whether to use `torch.compile`. auto: if it is known to help.
     deterministic: whether to use deterministic kernels only.

@@ -22,16 +22,16 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from gzcli.core import devices, ranks
 from gzcli.core.errors import GzError, UsageError, first_line
 from gzcli.core.sections import Part, part_of
-from gzcli.core.types import Batch, BatchNoise, DataInfo
+from gzcli.core.types import Batch, BatchNoise, DataInfo, Noise
 from gzcli.data.packs.open import open_pack, pack_options
-from gzcli.engine import optim
 from gzcli.engine.ema import EMA, LENGTHS
 from gzcli.engine.log import Log, Speed
 from gzcli.engine.prepared import on_latents, with_prepared
-from gzcli.engine.step import RecordedNoise, precision, prepare_torch, shapes_only, without_values
+from gzcli.engine.step import RecordedNoise, Step, precision, prepare_torch, shapes_only, without_values
 from gzcli.engine.trained import build_model
+from gzcli.engine.updates import Alone, Updates
 from gzcli.models import catalog
-from gzcli.models.base import Model, named_losses
+from gzcli.models.base import Model
 from gzcli.store.jobs import TrialJob
 from gzcli.store.runs import Run
 
@@ -197,45 +197,40 @@ def batch_of(model: Model, images: int, noise: RecordedNoise | BatchNoise) -> Ba
         return with_prepared(model, Batch(x, y, torch.arange(images, device=device), noise, extra))
 
 
-class Trial:
-    """Steps of a model, as the trainer takes them. `real`: whether tensors have values; without them only
-    Muon's update has operations that count."""
+class Trial(Updates):
+    """Steps of a model as the trainer takes them, of one micro-batch. `real`: whether tensors have values;
+    without them only Muon's update has operations that count."""
 
     def __init__(self, model: Model, part: Part, batch: Batch, *, real: bool = True):
-        self.model, self.part, self.batch, self.phases = model, part, batch, model.phases()
-        settings, kind = optim.settings(part.optim, self.phases), precision(part) if real else "fp32"
-        self.half = devices.half(kind)
-        self.optimizers = {
-            phase.name: optim.build(phase, settings[phase.name], model, kind)
-            for phase in self.phases
-            if real or settings[phase.name].name == "muon"
-        }
+        kind = precision(part) if real else "fp32"
+        alone = Alone(batch.x.device, devices.half(kind))
+        super().__init__(model, part, alone, Step(model), kind)
+        self.batch, self.parts, self.real = batch, 1, real
         lengths = LENGTHS if real and part.train.ema_snapshots else ()
         self.ema = EMA(model, part.train.ema if real else 0, lengths=lengths)
+
+    def noise(self, step: int, key: str, start: int) -> Noise:
+        return self.batch.noise
 
     def step(self, read: Callable[[], Any]) -> tuple[Any, Any]:
         """Takes every phase once. Returns the increments of the counter `read`, of losses with gradients and
         of updates. Each phase is weighted by its share of the run's steps."""
-        params = {id(p): p for phase in self.phases for p in phase.parameters()}.values()
-        loss, update, steps = 0.0, 0.0, self.part.train.steps
+        loss, update, steps = 0.0, 0.0, self.steps
+        start = read()
+        batch = self.batch.rows(slice(None), self.batch.noise)
+        self.extend(batch, 0)
+        loss += read() - start
         for phase in self.phases:
-            trained = {id(p) for p in phase.parameters()}
-            for p in params:
-                p.requires_grad_(id(p) in trained)
+            self.only(phase)
             start = read()
-            batch = self.batch.rows(slice(None), self.batch.noise)
-            with torch.autocast(batch.x.device.type, self.half, enabled=self.half is not None):
-                if hasattr(self.model, "on_batch"):
-                    batch.extra |= self.model.on_batch(batch)
-                losses = named_losses(self.model, batch, phase.name)
-            losses["loss"].backward()
+            with self.accelerator.autocast():
+                self.backward(batch, 0, phase)
             middle = read()
-            if optimizer := self.optimizers.get(phase.name):
-                optim.clip(phase.parameters(), self.part.train.clip)
-                optimizer.step()
+            if self.real or self.settings[phase.name].name == "muon":
+                self.update(0, phase)
             share = max(0, steps - phase.start) / steps / phase.every
             loss, update = loss + share * (middle - start), update + share * (read() - middle)
-            for p in params:
+            for p in self.trainable:
                 p.grad = None
         start = read()
         self.ema.update()

@@ -17,6 +17,7 @@ from gzcli.core.devices import kind_of
 from gzcli.core.errors import MissingError, UsageError, did_you_mean
 from gzcli.core.sections import SCHEDULES, OptimSection
 from gzcli.models.base import Phase
+from gzcli.models.nn import is_shape_only
 
 NARROW = 32  # matrices of fewer rows or columns are left to AdamW
 MOMENTUM = 0.95
@@ -106,7 +107,8 @@ def step(
     """Takes a step by gradients of this total norm, unless it is above `most` or not finite: one bad batch
     should not end a run. On a GPU the host waits for the norm only if there is a `most`, or shards."""
     take = optimizer.step if scaler is None else partial(scaler.step, optimizer)
-    if most or not kind_of(norm.device).queued or ranks.is_sharded(params[0]):
+    waits = most or not kind_of(norm.device).queued or ranks.is_sharded(params[0])
+    if waits and not is_shape_only():  # a trial without values has no norm
         if scaler is not None or bool(norm <= most if most else norm.isfinite()):
             take()
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator, Set
 from dataclasses import asdict, replace
@@ -20,7 +19,7 @@ from gzcli.core.units import duration
 from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.pack import Pack, values_of
 from gzcli.data.sets.names import in_turns
-from gzcli.engine import checkpoint, guidance, optim, sampler, sheets
+from gzcli.engine import checkpoint, guidance, sampler, sheets
 from gzcli.engine.averages import Snapshots
 from gzcli.engine.cadence import KINDS, Cadence, Stop, listening
 from gzcli.engine.ema import EMA, LENGTHS, MANY, SOME, random_images
@@ -31,11 +30,11 @@ from gzcli.engine.pictures import loss_curve
 from gzcli.engine.prepared import prepare, train_images
 from gzcli.engine.step import is_shared_out, precision, twin, wrap_step
 from gzcli.engine.trained import Trained, build_model, built_on, init_from, stages_for, to_device
+from gzcli.engine.updates import Updates
 from gzcli.engine.validate import best_metric, judge_of, validate
 from gzcli.metrics import collapse
 from gzcli.metrics.classifier import NetFeatures
 from gzcli.metrics.pretrained import Features
-from gzcli.models.base import Phase
 from gzcli.models.catalog import OUTSIDE, card_of
 from gzcli.models.nn import spread_labels
 from gzcli.recipe.recipe import write_train
@@ -51,7 +50,7 @@ GRID, LAST_GRID = 36, 64  # samples of an image during training, and at its end
 CHECK = 50  # steps between two checks whether the loss is finite, if a check waits for other ranks or a GPU
 
 
-class Trainer:
+class Trainer(Updates):
     """Trains a model."""
 
     def __init__(self, run: Run, part: Part, pack: Pack, accelerator: Accelerator, log: Log):
@@ -70,13 +69,8 @@ class Trainer:
         unsharded = twin(self.model) if is_shared_out(part) else None
         # a third-party model may leave out parameters at later steps that its first batch does not reveal
         first = self.batches.at(0) if card.family != OUTSIDE and self.world > 1 else None
-        self.wrapped = wrap_step(accelerator, self.model, part, log, first=first)
-        self.phases: list[Phase] = self.model.phases()
-        self.params = {phase.name: phase.parameters() for phase in self.phases}
-        self.trainable = list({id(p): p for params in self.params.values() for p in params}.values())
-        self.settings = optim.settings(part.optim, self.phases)
-        shared: dict[str, Any] = {"model": self.model, "precision": precision(part)}
-        self.optimizers = {p.name: optim.build(p, self.settings[p.name], **shared) for p in self.phases}
+        wrapped = wrap_step(accelerator, self.model, part, log, first=first)
+        super().__init__(self.model, part, accelerator, wrapped)
         lengths = LENGTHS if self.train.ema_snapshots else ()
         self.ema = EMA(self.model, self.train.ema, self.some_images, unsharded, lengths)
         self.snapshots = Snapshots(run, self.ema, self.train)
@@ -160,16 +154,17 @@ class Trainer:
         """Trains on one batch, which all phases that are due share. Returns the losses by name, detached."""
         self.seed_global(step)
         batch = self.batches.at(step)
-        if hasattr(self.model, "on_batch"):
-            local_batch = batch.rows(slice(None), self.noise(step, "batch", self.rank * len(batch)))
-            with self.accelerator.autocast():
-                batch.extra |= self.model.on_batch(local_batch)
+        self.extend(batch, step)
         losses: dict[str, Tensor] = {}
         for phase in self.phases:
             if phase.due(step):
                 self.only(phase)
                 values = self.backward(batch, step, phase)
-                values |= self.update(step, phase)
+                norm = self.update(step, phase)
+                if self.accelerator.scaler is None:
+                    self.history.gradient(norm)
+                if self.train.clip or self.train.skip:
+                    values["grad_norm"] = norm
                 prefix = "" if len(self.phases) == 1 else f"{phase.name}."
                 losses |= {prefix + key: value for key, value in values.items()}
         self.ema.update()
@@ -177,53 +172,10 @@ class Trainer:
         self.model.on_step(step)
         return losses
 
-    def backward(self, batch: Batch, step: int, phase: Phase) -> dict[str, Tensor]:
-        """The gradient of the phase's mean loss over the global batch, in `accumulate` parts."""
-        parts = self.train.accumulate
-        micro = len(batch) // parts
-        first = self.rank * len(batch)
-        losses: dict[str, Tensor] = {}
-        for i in range(parts):
-            noise = self.noise(step, phase.name, first + i * micro)
-            part = batch.rows(slice(i * micro, (i + 1) * micro), noise)
-            with contextlib.nullcontext() if i + 1 == parts else self.accelerator.no_sync(self.wrapped):
-                out = self.wrapped(part, phase.name)
-                self.accelerator.backward(out["loss"] if parts == 1 else out["loss"] / parts)
-            for name, value in out.items():
-                value = value.detach() if parts == 1 else value.detach() / parts
-                losses[name] = losses[name] + value if name in losses else value
-        return losses
-
     def noise(self, step: int, key: str, start: int) -> BatchNoise:
         """The noise of the rows of a global batch from `start` on."""
         total = self.train.batch_size
         return BatchNoise(self.part.seed, step, key, total=total, start=start, device=self.device)
-
-    def update(self, step: int, phase: Phase) -> dict[str, Tensor]:
-        """Takes one optimizer step, and clears all gradients. A step with a gradient norm above `train.skip`,
-        or one that is not finite, is left out: one bad batch does not end a run."""
-        optimizer, scaler = self.optimizers[phase.name], self.accelerator.scaler
-        optim.set_lr(optimizer, self.settings[phase.name], step, self.steps)
-        if scaler is not None:
-            scaler.unscale_(optimizer)
-        limit, params = self.train.clip or self.train.skip, self.params[phase.name]
-        norm = optim.clip(params, limit)
-        optim.step(optimizer, params, norm, scaler, self.train.skip)
-        if scaler is not None:
-            scaler.update()
-        else:
-            self.history.gradient(norm)
-        for p in self.trainable:
-            p.grad = None
-        return {"grad_norm": norm} if limit else {}
-
-    def only(self, phase: Phase) -> None:
-        """Makes the phase's parameters alone require grad."""
-        if len(self.phases) > 1:
-            for p in self.trainable:
-                p.requires_grad_(False)
-            for p in self.params[phase.name]:
-                p.requires_grad_(True)
 
     def seed_global(self, step: int) -> None:
         """Seeds dropout and the like by seed, rank and step, so that a resume repeats what is drawn."""

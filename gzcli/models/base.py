@@ -87,6 +87,9 @@ class Model(nn.Module):
     likelihood: ClassVar[str | None] = None  # what log_prob is: "exact" | "bound" | "ode"
     # the metric of the best checkpoint: "bpd" | "fd" | "loss"; auto: bpd where log_prob is cheap, else loss
     best: ClassVar[str] = "auto"
+    # phases whose loss is a sum over the dimensions of an image, such as its nats; training divides their
+    # gradient by the number of dimensions, so that its norm is alike for images of any size
+    sums: ClassVar[tuple[str, ...]] = ()
     # a loss that is validated beside `best`: its rise shows that training images are memorised
     watched: ClassVar[str | None] = None
     # scores that take an optimisation for each image, computed only when named
@@ -126,7 +129,8 @@ class Model(nn.Module):
         return [Phase("main", [p for p in self.parameters() if p.requires_grad])]
 
     def loss(self, batch: Batch, phase: str = "main") -> Tensor | dict[str, Tensor]:
-        """The loss of a phase, a mean over the batch; or a dict with it as "loss" and other values to log."""
+        """The loss of a phase, a mean over the batch; or a dict with it as "loss" and other values to log.
+        The loss of an image is a mean over its dimensions, or their sum if `sums` names the phase."""
         raise NotImplementedError
 
     def sample(self, n: int, *, labels: Tensor | None = None, noise: Noise, progress: Progress) -> Tensor:

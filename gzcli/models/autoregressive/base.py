@@ -190,6 +190,7 @@ class PixelModel(Model):
     likelihood: ClassVar[str] = "exact"
     best: ClassVar[str] = "bpd"
     takes: ClassVar[str] = "levels"
+    sums = ("main",)
 
     def __init__(self, data: DataInfo, conditional: bool, *, parts: int, uniforms: int):
         super().__init__(data)

@@ -180,7 +180,8 @@ class Denoiser(Labelled):
         self.quantiles = torch.from_numpy(self.process.times_at(log_ratio)).float()
 
     def on_format(self, format: int) -> None:
-        self.process.clock = "time"
+        if format < 2:
+            self.process.clock = "time"
 
     # ---- training
 

@@ -111,6 +111,7 @@ class ImageFlow(Labelled):
 
     likelihood: ClassVar[str] = "bound"
     with_labels = ("edit",)
+    sums = ("main",)
     shapes: list[tuple[int, int, int]]  # of the latents, the top one last
 
     def __init__(

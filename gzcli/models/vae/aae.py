@@ -38,6 +38,7 @@ class AAE(Autoencoder):
 
     paper = "Makhzani 2015, arXiv:1511.05644"
     best = "fd"
+    sums = ("autoencoder",)
 
     def __init__(
         self,

@@ -210,6 +210,7 @@ class LadderVAE(LabelledVAE):
     """A VAE with a ladder of Gaussian latents. A model gives the two towers, built from (shape, ladder) and
     from (shape, ladder, outputs, embed)."""
 
+    sums = ("main",)
     bottom_up: ClassVar[Any]
     top_down: ClassVar[Any]
     share: Tensor

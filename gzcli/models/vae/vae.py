@@ -61,6 +61,7 @@ class VAE(Autoencoder, LabelledVAE):
 
     paper = "Kingma & Welling 2013, arXiv:1312.6114"
     costly = ("regret",)
+    sums = ("main",)
 
     def __init__(
         self,

@@ -1,0 +1,128 @@
+"""The updates of a training step, phase by phase: those of the trainer, which a trial of a recipe times."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gzcli.core import ranks
+from gzcli.core.sections import Part
+from gzcli.core.types import Batch, Noise
+from gzcli.engine import optim
+from gzcli.engine.step import precision
+from gzcli.models.base import Model, Phase
+
+PER_DIMENSION = 3  # the format from which losses that are sums have gradients per dimension
+
+
+class Accelerating(Protocol):
+    """What updates use of accelerate's Accelerator."""
+
+    scaler: Any
+
+    def autocast(self) -> AbstractContextManager[Any]: ...
+    def no_sync(self, model: nn.Module) -> AbstractContextManager[Any]: ...
+    def backward(self, loss: Tensor) -> None: ...
+
+
+class Updates:
+    """The phases of a model, their optimizers, and the gradient and update of each.
+
+    kind: precision of the losses.
+    wrapped: the module whose forward gives the losses of a batch and a phase.
+    """
+
+    def __init__(
+        self, model: Model, part: Part, accelerator: Accelerating, wrapped: nn.Module, kind: str = ""
+    ):
+        self.model, self.part, self.train, self.steps = model, part, part.train, part.train.steps
+        self.accelerator, self.wrapped, self.parts = accelerator, wrapped, part.train.accumulate
+        self.phases: list[Phase] = model.phases()
+        self.params = {phase.name: phase.parameters() for phase in self.phases}
+        self.trainable = list({id(p): p for params in self.params.values() for p in params}.values())
+        self.settings = optim.settings(part.optim, self.phases)
+        shared: dict[str, Any] = {"model": model, "precision": kind or precision(part)}
+        self.optimizers = {p.name: optim.build(p, self.settings[p.name], **shared) for p in self.phases}
+        # number of dimensions over which the loss of a phase is a sum, by which its gradient is divided
+        dims = math.prod(model.data.shape) if part.format >= PER_DIMENSION else 1
+        self.dims = {phase.name: dims if phase.name in model.sums else 1 for phase in self.phases}
+
+    def noise(self, step: int, key: str, start: int) -> Noise:
+        """The noise of the rows of a global batch from `start` on."""
+        raise NotImplementedError
+
+    def extend(self, batch: Batch, step: int) -> None:
+        """Adds what the model computes of the whole batch of a step."""
+        if hasattr(self.model, "on_batch"):
+            local_batch = batch.rows(slice(None), self.noise(step, "batch", ranks.rank() * len(batch)))
+            with self.accelerator.autocast():
+                batch.extra |= self.model.on_batch(local_batch)
+
+    def backward(self, batch: Batch, step: int, phase: Phase) -> dict[str, Tensor]:
+        """The gradient of the phase's mean loss over the global batch, in micro-batches. Returns the losses
+        by name; one that is a sum over dimensions also as `loss_dim`, per dimension."""
+        parts, dims = self.parts, self.dims[phase.name]
+        micro = len(batch) // parts
+        first = ranks.rank() * len(batch)
+        losses: dict[str, Tensor] = {}
+        for i in range(parts):
+            noise = self.noise(step, phase.name, first + i * micro)
+            part = batch.rows(slice(i * micro, (i + 1) * micro), noise)
+            with contextlib.nullcontext() if i + 1 == parts else self.accelerator.no_sync(self.wrapped):
+                out = self.wrapped(part, phase.name)
+                share = parts * dims
+                self.accelerator.backward(out["loss"] if share == 1 else out["loss"] / share)
+            for name, value in out.items():
+                value = value.detach() if parts == 1 else value.detach() / parts
+                losses[name] = losses[name] + value if name in losses else value
+        return losses if dims == 1 else losses | {"loss_dim": losses["loss"] / dims}
+
+    def update(self, step: int, phase: Phase) -> Tensor:
+        """Takes one optimizer step, and clears all gradients. A step with a gradient norm above `train.skip`,
+        or one that is not finite, is left out: one bad batch does not end a run. Returns that norm."""
+        optimizer, scaler = self.optimizers[phase.name], self.accelerator.scaler
+        optim.set_lr(optimizer, self.settings[phase.name], step, self.steps)
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        params = self.params[phase.name]
+        norm = optim.clip(params, self.train.clip or self.train.skip)
+        optim.step(optimizer, params, norm, scaler, self.train.skip)
+        if scaler is not None:
+            scaler.update()
+        for p in self.trainable:
+            p.grad = None
+        return norm
+
+    def only(self, phase: Phase) -> None:
+        """Makes the phase's parameters alone require grad."""
+        if len(self.phases) > 1:
+            for p in self.trainable:
+                p.requires_grad_(False)
+            for p in self.params[phase.name]:
+                p.requires_grad_(True)
+
+
+class Alone:
+    """What updates use of an Accelerator, in one process without accelerate, which takes seconds to load.
+
+    half: the type of losses under autocast; None: fp32.
+    """
+
+    scaler = None
+
+    def __init__(self, device: torch.device, half: torch.dtype | None):
+        self.device, self.half = device, half
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, self.half, enabled=self.half is not None)
+
+    def no_sync(self, model: nn.Module) -> AbstractContextManager[Any]:
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
