@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gzcli.league.loop import League
     from gzcli.league.which import Outcome, Race
     from gzcli.store.jobs import BenchJob
+    from gzcli.store.run_folder import Run
 
 ARROWS = {"down": "↓", "up": "↑"}
 DAY = 86_400  # seconds of training after which it is asked whether to start
@@ -110,6 +111,7 @@ def bench(
     curve: _Curve = None,
     at_once: _Jobs = None,
     entry: _Entry = None,
+    dry_run: opt.DryRun = False,
     yes: opt.Yes = False,
     submit: opt.Submit = None,
     slurm: opt.Slurm = None,
@@ -150,16 +152,20 @@ def bench(
         job = replace(job, launch=beside_others(job.launch)) if at_once else job
         terms = terms_of(job, names, seeds, calls, curve, budget, train_missing=train_missing)
         if submit or slurm:
-            return submit_league(terms, at_once, slurm)
+            return submit_league(terms, at_once, slurm, dry_run=dry_run)
+        if dry_run:
+            return show_dry(terms, str(budget))
         jobs.fetch(networks)
         if entry:
             return play_one(terms.of(entry), out.info)
         return hold(terms, budget=str(budget), yes=yes, at_once=at_once, page=report, columns=columns)
     data_set, runs, images = find_contestants(contestants or [], data)
     if submit or slurm:
-        return jobs.submit("bench", f"bench-{slug(data_set.key)}", seed, job.launch, slurm)
+        return jobs.submit("bench", f"bench-{slug(data_set.key)}", seed, job.launch, slurm, dry_run=dry_run)
     for run, word in runs:
         jobs.announce(run, word, data=data_set.key)
+    if dry_run:
+        return show_dry_bench([run for run, _ in runs], len(images), job.n)
     paths = tuple(str(run.path) for run, _ in runs)
     jobs.fetch(networks)
     folder = claims.new_folder(user_dir("bench"), data_set.key)
@@ -169,6 +175,15 @@ def bench(
         out.info(text)
     ended(result, folder, took())
     out.data(with_report(result, folder, report, columns))
+
+
+def show_dry_bench(runs: Sequence[Run], images: int, n: int) -> None:
+    """Prints what the samples of runs take; `images`: how many contestants bring theirs."""
+    from gzcli.cli.plan import Drawing, show_drawing
+
+    sets = f"{counted(images, 'set')} of images, " if images else ""
+    further = f"then {sets}features of all, and likelihoods of test images"
+    show_drawing([(run, n, Drawing.of(run.model, run.data, run)) for run in runs], further)
 
 
 def check_stats(job: BenchJob) -> None:
@@ -301,7 +316,7 @@ def terms_of(
     return Terms(job.data, seconds, None if names in ((), ("all",)) else names, all_seeds, job, calls, curves)
 
 
-def submit_league(terms: Terms, at_once: int | None, options: list[str] | None) -> None:
+def submit_league(terms: Terms, at_once: int | None, options: list[str] | None, *, dry_run: bool) -> None:
     """Submits a league as one job; with `--jobs` as an array of a task for each entry."""
     from gzcli.launch.plan import ask
 
@@ -311,7 +326,8 @@ def submit_league(terms: Terms, at_once: int | None, options: list[str] | None) 
     models = (terms.models or recipe_names()) if at_once else ()
     tasks = [f"{model}:{number}" for number in terms.seeds for model in models]
     array = [f"array=0-{len(tasks) - 1}%{at_once}"] if tasks else []
-    jobs.submit("bench", name, terms.job.seed, launch, [*array, *(options or ())], "same", tasks=tasks)
+    options = [*array, *(options or ())]
+    jobs.submit("bench", name, terms.job.seed, launch, options, "same", tasks=tasks, dry_run=dry_run)
     if tasks:
         out.info(f"{counted(len(tasks), 'task')}; then the same command without `--submit` makes the tables")
 
@@ -342,21 +358,64 @@ def before_start(league: League, budget: str, *, yes: bool) -> None:
     """Prints the plan, and asks on a terminal whether to start what takes more than a day."""
     from gzcli.cli.plan import start_or_not
 
-    entries, terms = league.entries, league.terms
-    done = sum((run := entry.run()) is not None and run.state == "finished" for entry in entries)
-    models, seeds = list(dict.fromkeys(entry.model for entry in entries)), len(terms.seeds)
-    seconds = (len(entries) - done) * terms.budget
-    of_seeds = f", {seeds} seeds" if seeds > 1 else ""
-    takes = f"about {about(seconds)} of training, and the time to sample and judge"
-    lines = out.fitted(" ".join(models), f"{len(models)} models: ")
-    lines.append(f"{budget} each{of_seeds}: {len(entries) - done} to train, {done} there")
-    lines.append(takes if seconds else "nothing is trained, all that is left is to judge")
-    for name, why in league.left_out.items():
-        lines += out.fitted(f"left out: {name} ({why})")
-    for line in lines:
+    costs = costs_of(league)
+    seconds = sum(cost["train_seconds"] + (cost["sample_seconds"] or 0.0) for cost in costs)
+    for line in lines_of(league, budget, costs):
         out.info(line)
     less = "fewer models or seeds, or a smaller `--budget`, take less"
     start_or_not(seconds, most=DAY, span="a day", ways=less, yes=yes)
+
+
+def show_dry(terms: Terms, budget: str) -> None:
+    """Prints the plan of a league."""
+    from gzcli.league import loop
+
+    with out.progress("packing", unit="images") as report:
+        league = loop.League.of(terms, budget, say=out.info, progress=report)
+    costs = costs_of(league)
+    for line in lines_of(league, budget, costs):
+        out.text(line)
+    out.data({"data": terms.data, "budget": terms.budget, "rows": costs, "left_out": dict(league.left_out)})
+
+
+def costs_of(league: League) -> list[dict[str, Any]]:
+    """What is left to do for each entry, in seconds: to train, and to draw, of which None is not known."""
+    from gzcli.cli.plan import Drawing
+    from gzcli.league.league import is_judged
+
+    terms, rows = league.terms, []
+    for entry in league.entries:
+        run = entry.run()
+        trained, judged = bool(run and run.state == "finished"), is_judged(run, terms)
+        drawing = Drawing.of(entry.model, locate(terms.data).key, run if trained else None)
+        n, each = terms.job.n, drawing.seconds
+        if each and n * each > terms.budget:
+            n = min(n, OF_BENCH)
+        facts = {"model": entry.model, "seed": entry.seed, "n": n, "calls": drawing.calls}
+        facts["train_seconds"] = 0.0 if trained else terms.budget
+        rows.append(facts | {"sample_seconds": 0.0 if judged else each and n * each})
+    return rows
+
+
+def lines_of(league: League, budget: str, costs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The plan of a league in words."""
+    terms, models = league.terms, list(dict.fromkeys(entry.model for entry in league.entries))
+    left = sum(cost["train_seconds"] > 0 for cost in costs)
+    seeds = f", {len(terms.seeds)} seeds" if len(terms.seeds) > 1 else ""
+    lines = out.fitted(" ".join(models), f"{len(models)} models: ")
+    lines.append(f"{budget} each{seeds}: {left} to train, {len(costs) - left} there")
+    trains = sum(cost["train_seconds"] for cost in costs)
+    draws = sum(cost["sample_seconds"] or 0.0 for cost in costs)
+    unknown = list(dict.fromkeys(cost["model"] for cost in costs if cost["sample_seconds"] is None))
+    parts = [f"about {about(trains)} of training"] if trains else ["nothing is trained"]
+    parts += [f"about {about(draws)} of sampling"] if draws else []
+    parts.append("the time to judge")
+    lines += out.fitted(", ".join(parts[:-1]) + f", and {parts[-1]}")
+    if unknown:
+        lines += out.fitted(" ".join(unknown), "time to sample not known: ")
+    for name, why in league.left_out.items():
+        lines += out.fitted(f"left out: {name} ({why})")
+    return lines
 
 
 # ---------------------------------------------------------------------------- what is printed

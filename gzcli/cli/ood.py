@@ -19,7 +19,7 @@ from gzcli.cli.options import a_set, option, split
 from gzcli.cli.report import check_report, with_report
 from gzcli.core.errors import FLAGGED, MissingError, UsageError, canonical, matching
 from gzcli.core.sections import LaunchSection, part_of
-from gzcli.core.units import counted
+from gzcli.core.units import about, counted
 from gzcli.data.readers.inspection import open_inspection
 from gzcli.data.sets.names import OwnSet, data_key, is_set, local, locate, slug
 from gzcli.metrics.alarms.methods import AUTO, METHODS, REFERENCE, is_local
@@ -112,6 +112,7 @@ def ood(
     seeds: _Seeds = None,
     imglists: _Imglists = None,
     report: opt.Report = None,
+    dry_run: opt.DryRun = False,
     submit: opt.Submit = None,
     slurm: opt.Slurm = None,
 ) -> None:
@@ -149,8 +150,11 @@ def ood(
         how: dict[str, Any] = {"method": method, "seed": seed, "size": size_in(ctx.args)}
         how["launch"] = LaunchSection(opt.parse_gpus(gpus), cpu)
         if submit or slurm:
-            return jobs.submit("ood", f"ood-{slug(inside.key)}", seed, how["launch"], slurm)
+            name = f"ood-{slug(inside.key)}"
+            return jobs.submit("ood", name, seed, how["launch"], slurm, dry_run=dry_run)
         of_alarm: dict[str, Any] = {"calibrate": further, "maps": True, "png": png}
+        if dry_run:
+            return show_dry(inside, split_sets(out_) if out_ else [input_ or str(in_)], n, method)
         if export:
             exported = write_alarm(inside.reference, local(export), how | of_alarm)
             if not input_:
@@ -199,14 +203,33 @@ def ood(
         settings |= {"benchmark": openood and openood.name, "imglists": str(lists) if lists else None}
         job = OodJob(outs=outs, seeds=seeds or 1, **settings)
     if submit or slurm:
-        return jobs.submit("ood", f"ood-{slug(model)}", seed, job.launch, slurm)
+        return jobs.submit("ood", f"ood-{slug(model)}", seed, job.launch, slurm, dry_run=dry_run)
     jobs.announce(run, model, data=inside.key if inside else None)
+    if dry_run:
+        against = list(job.outs) if isinstance(job, OodJob) else [job.input]
+        part = part_of(run.serving.tree())
+        names = job.scores or part.ood.scores or ()
+        budget = None if n or full else part.ood.budget
+        return show_dry(locate(job.ins), against, None if full else n, ", ".join(names), budget)
     folder = claims.new_folder(run.path / "ood", label)
     result = jobs.do_job(folder, job)
     shown = table_of_defects if inspected else table if input_ is None else table_of_pictures
     shown(result)
     words = quoted(model) + (f" --in {quoted(in_)}" if in_ else "")
     finish(result, folder, words, bool(card.maps), report, fail)
+
+
+def show_dry(
+    home: DataSet, against: Sequence[str], n: int | None, by: str, budget: float | None = None
+) -> None:
+    """Prints the sets or images that are scored, by what, and within which budget of seconds."""
+    for label, text in (("in", home.reference), ("against", ", ".join(against)), ("by", by)):
+        out.text("\n".join(out.fitted(text, f"{label:<9}")))
+    many = f"{n:,}" if n else "as many as the budget allows" if budget else "all"
+    out.text(f"images   {many} of each set")
+    if budget:
+        out.text(f"time     about {about(budget)}, the recipe's `ood.budget`")
+    out.data({"in": home.reference, "against": list(against), "by": by, "n": n, "budget": budget})
 
 
 def label_of(outs: Sequence[str]) -> str:

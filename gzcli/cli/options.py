@@ -229,6 +229,7 @@ Open = Annotated[bool, option("--open", "Also open the image in the desktop's vi
 _COLUMNS_HELP = "Columns of the report's table to cite, such as `fd,recall,bpd,seconds`."
 Columns = Annotated[str | None, option("--columns C[,C…]", _COLUMNS_HELP, panel=OUTPUT)]
 Yes = Annotated[bool, option("--yes -y", "Do not ask.")]
+DryRun = Annotated[bool, option("--dry-run", "Print what would be done and how long it takes, and stop.")]
 Force = Annotated[bool, option("--force", "Overwrite an existing file.")]
 
 MODEL_HELP = (

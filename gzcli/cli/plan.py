@@ -1,5 +1,6 @@
 """What `gz train` says of a training before it starts: scale, set, size, memory and time, in short or, for
-`--dry-run`, in a few lines with all that is missing, and with `--keys` every value with its origin.
+`--dry-run`, in a few lines with all that is missing, and with `--keys` every value with its origin. And what
+samples of a model take, for the dry runs of other verbs.
 
 A dry run creates nothing but, in the cache, what a step costs; torch is loaded in another process alone.
 """
@@ -7,21 +8,25 @@ A dry run creates nothing but, in the cache, what a step costs; torch is loaded 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 from gzcli.cli import out
-from gzcli.core.errors import UsageError
+from gzcli.core import measured
+from gzcli.core.errors import GzError, UsageError
 from gzcli.core.sections import additions, leaves
-from gzcli.core.units import about, count, counted, sides, size
+from gzcli.core.units import about, count, counted, short, sides, size
 from gzcli.launch import forecast
 from gzcli.launch.forecast import DataFacts, Forecast, together
 from gzcli.launch.launcher import Plan, show, usable_gpus
 from gzcli.launch.plan import Request, Start, check_batches, previous_words, shared_out
 from gzcli.recipe.recipe import Recipe, recipe_of
 from gzcli.recipe.resolve import Resolved
+from gzcli.store import files
 from gzcli.store.paths import user_dir
+from gzcli.store.run_folder import Run
 
 MINUTES = 60  # for which the steps are given that `--minutes` would choose
 
@@ -183,6 +188,67 @@ def figures(outlook: Outlook) -> dict[str, Any]:
         "seconds_on_gpus": together([one.on_h100s(models[0].gpus) for one in models]),
         "memory": each,
     }
+
+
+# ---------------------------------------------------------------------------- samples of a model
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What an image of a model takes: seconds and network calls. None: not known."""
+
+    seconds: float | None = None
+    calls: float | None = None
+
+    @classmethod
+    def of(cls, model: str, data: str, run: Run | None = None, steps: int | None = None) -> Drawing:
+        """As a run measured at its end and in its benches, else as in a shipped league, of the set if there
+        is one. steps: those of the sampler, to which both are proportional. Default: the model's own."""
+        if run:
+            seconds = run.status().get("sample_seconds")
+            usual = (run.serving.tree().get("sample") or {}).get("steps")
+            more = steps / usual if steps and usual else 1.0
+            if steps and not usual:
+                return cls()
+            calls = calls_of(run)
+            return cls(seconds and more * seconds / 1000, calls and more * calls)
+        places = sorted(measured.places(), key=lambda place: place[0] != data)
+        rows = (row for place in places for row in measured.standings(*place) if row["model"] == model)
+        row = next((row for row in rows if row["sample_seconds"]), {})
+        seconds, calls = (float(row.get(key) or 0.0) for key in ("sample_seconds", "calls"))
+        return cls(seconds or None, calls or None)
+
+    def in_words(self, n: int | None) -> str:
+        """Of n images, or of an unknown number of them."""
+        each = f", {counted(round(self.calls), 'call')} an image" if self.calls else ""
+        if self.seconds is None:
+            return f"an unknown time{each}"
+        return (f"about {about(n * self.seconds)}" if n else f"{short(self.seconds, 2)} s an image") + each
+
+
+def calls_of(run: Run) -> float | None:
+    """The network calls of an image as the newest bench of the run counted them."""
+    for path in sorted(run.path.glob(f"bench/*/{Run.result_file}"), reverse=True):
+        with suppress(GzError):  # a damaged result counts as none
+            for row in files.read_object(path).get("rows") or []:
+                if isinstance(row, dict) and row.get("run") == run.id and row.get("calls"):
+                    return float(row["calls"])
+    return None
+
+
+def show_drawing(rows: Sequence[tuple[Run, int | None, Drawing]], further: str) -> None:
+    """Prints what samples of runs take, and what more is to be done."""
+    for run, n, drawing in rows:
+        images = counted(n, "image") if n else "an image for each of the input"
+        for line in out.fitted(f"{run.id}: {images}, {drawing.in_words(n)}"):
+            out.text(line)
+    seconds = together([n and one.seconds and n * one.seconds for _, n, one in rows])
+    if seconds and len(rows) > 1:
+        out.text(f"together about {about(seconds)}")
+    if further:
+        out.text(further)
+    values = [{"run": run.id, "n": n, **asdict(one)} for run, n, one in rows]
+    out.data({"rows": values, "seconds": seconds})
 
 
 # ---------------------------------------------------------------------------- in words

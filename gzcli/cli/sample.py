@@ -88,6 +88,7 @@ def sample(
     formats: tuple[str, ...] = (),
     animate: _Animate = False,
     opened: opt.Open = False,
+    dry_run: opt.DryRun = False,
     submit: opt.Submit = None,
     slurm: opt.Slurm = None,
 ) -> None:
@@ -120,8 +121,11 @@ def sample(
     run, job, able = job_like(like, model, typed, ctx.args) if like else job_of(model, key, typed, ctx.args)
     if submit or slurm:
         subject = model or Path(str(like)).stem
-        return jobs.submit("sample", f"sample-{slug(subject)}", seed, job.launch, slurm)
+        name = f"sample-{slug(subject)}"
+        return jobs.submit("sample", name, seed, job.launch, slurm, dry_run=dry_run)
     jobs.announce(run, str(run.path) if like else model, data=key)
+    if dry_run:
+        return show_dry(run, job)
     name = "like" if like else job.do or (f"n{job.n}" if job.n else "from-input")
     folder = out_dir.absolute() if out_dir else claims.new_folder(run.path / "sampled", name)
     result = jobs.do_job(folder, replace(job, origin=origin_of_job(job, run)))
@@ -164,6 +168,14 @@ def job_of(model: str, data: str | None, typed: SampleJob, words: list[str]) -> 
     job = replace(typed, run=str(run.path), n=n, options=options, do=do)
     job = replace(job, input_as=card.inputs[0] if from_input else None)
     return run, job, [name for name in card.do if conditional or name not in card.with_labels]
+
+
+def show_dry(run: Run, job: SampleJob) -> None:
+    """Prints what the job takes."""
+    from gzcli.cli.plan import Drawing, show_drawing
+
+    drawing = Drawing.of(run.model, run.data, run, job.options.get("steps")) if not job.do else Drawing()
+    show_drawing([(run, job.n, drawing)], f"an application, `{job.do}`" if job.do else "")
 
 
 def classes_of(run: Run, data: str) -> list[str]:

@@ -24,6 +24,7 @@ from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
 
 MARKERS = "osD^vP*X"
+SECONDS_COUNT = 600.0  # a budget below which the end of a training has seconds
 Point = tuple[float, float, float | None]  # x, mean over seeds, standard deviation over seeds
 
 
@@ -170,7 +171,8 @@ def play_one(terms: Terms, say: Say) -> None:
 def train(entry: Entry, budget: float, head: str, say: Say) -> Run:
     run = entry.run()
     if not run or run.state != "finished":
-        until = time.strftime("%H:%M", time.localtime(time.time() + budget))
+        clock = "%H:%M:%S" if budget < SECONDS_COUNT else "%H:%M"
+        until = time.strftime(clock, time.localtime(time.time() + budget))
         say(f"{head}: " + ("continues" if run else f"is trained, until {until} at the earliest"))
     return entry.train(say=lambda text: say(f"{head}: {text}"))
 

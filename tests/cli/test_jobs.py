@@ -52,6 +52,33 @@ def finished(model: str, alias: str, data: str = "digits", options: str = "") ->
     return run
 
 
+def test_a_dry_run_says_what_a_job_takes_and_starts_none(call, home, monkeypatch):
+    monkeypatch.setattr(launcher, "run", None)
+    run = finished("vae", "here")
+    run.update(sample_seconds=20.0)
+    with run.recipe_file.open("a") as file:
+        file.write("sample: {steps: 10}\n")
+    code, shown, _ = call("sample", "here", "-n", "500", "--dry-run")
+    assert (code, shown) == (0, f"{run.id}: 500 images, about 10 seconds\n")
+    folder = run.path / "bench" / "one"
+    row = {"run": run.id, "calls": 30}
+    files.write_json(folder / "result.json", {"rows": [row]})
+    code, shown, _ = call("bench", "here", "here", "--data", "digits", "-n", "300", "--dry-run")
+    assert code == 0 and shown.count("300 images, about 6 seconds, 30 calls an image\n") == 2
+    assert "\ntogether about 12 seconds\n" in shown
+    value = json.loads(call("sample", "here", "--do", "reconstruct", "--dry-run", "--json")[1])
+    assert value["rows"] == [{"run": run.id, "n": 64, "seconds": None, "calls": None}]
+    code, shown, _ = call("ood", "here", "--out", "patches", "-n", "40", "--score", "elbo", "--dry-run")
+    lines = [line.split(maxsplit=1) for line in shown.splitlines()]
+    assert code == 0 and dict(lines) == {
+        "in": "digits",
+        "against": "patches",
+        "by": "elbo",
+        "images": "40 of each set",
+    }
+    assert not (run.path / "ood").exists() and not (run.path / "sampled").exists()
+
+
 def test_a_job_is_read_as_it_was_written(tmp_path):
     assert jobs.read(tmp_path) is None, "a run is no job"
     for job in JOBS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -133,6 +134,30 @@ def test_every_model_is_a_row_and_the_best_is_first(call, home, trained, judged,
     assert (best["model"], best["place"], float(best["fd_excess"])) == ("fm", "1–3", pytest.approx(12))
     # the budget of a run without stages is its own, and figures of likelihood are found once
     assert [job.variants for job in judged[:2]] == [({},), ({}, {"calls": 20, "quick": True})]
+
+
+def test_a_dry_run_counts_what_is_left_and_trains_nothing(call, home, trained, judged):
+    words = (*WORDS, "--models", "vae,fm,wgan", "-n", "5000")
+    code, shown, _ = call(*words, "--dry-run")
+    assert code == 0 and "3 models: vae fm wgan\n0.2m each: 3 to train, 0 there\n" in shown
+    words_of_time = r"about 36 seconds of training, about \d+ seconds of sampling, and the time to judge"
+    assert re.search(words_of_time, " ".join(shown.split()))
+    assert not trained and not judged and not (home / "bench").exists()
+    rows = json.loads(call(*words, "--dry-run", "--json")[1])["rows"]
+    assert [row["train_seconds"] for row in rows] == [12.0] * 3
+    vae, fm, _ = rows  # as the shipped leagues have them: an image of fm takes longer
+    assert (vae["n"], fm["n"], vae["calls"]) == (5000, 2000, 1)
+    assert vae["sample_seconds"] < 12 < fm["sample_seconds"] and fm["calls"] > 4
+    call(*words)
+    rows = json.loads(call(*words, "--dry-run", "--json")[1])["rows"]
+    assert {row["train_seconds"] + row["sample_seconds"] for row in rows} == {0.0} and len(trained) == 3
+    shown = call(*words, "--dry-run")[1]
+    assert "0 to train, 3 there\nnothing is trained, and the time to judge\n" in shown
+
+
+def test_the_end_of_a_short_training_has_seconds(call, home, trained, judged):
+    said = call(*WORDS, "--models", "vae")[2]
+    assert re.search(r"vae: is trained, until \d\d:\d\d:\d\d at the earliest", said)
 
 
 def test_a_league_from_python_is_that_of_the_command(call, home, trained, judged, capsys):
