@@ -22,11 +22,13 @@ from gzcli.export import portable_alarm
 from gzcli.judge import methods
 from gzcli.judge.scores import write_csv
 from gzcli.metrics.alarms.cross import Calibrated
+from gzcli.metrics.alarms.features import STRIDE, cells_of, enlargement, network
 from gzcli.metrics.alarms.fitted import Fitted, Mapped
 from gzcli.metrics.alarms.local import Local
-from gzcli.metrics.alarms.patches import STRIDE, KnnPatch
+from gzcli.metrics.alarms.patches import KnnPatch, PatchCore
 from gzcli.metrics.alarms.pca import Components, Pca, PcaLocal
 from gzcli.metrics.alarms.whole import NEIGHBOUR, KnnPixels, Plain
+from gzcli.metrics.pretrained import MEAN, STD, Block
 from gzcli.store import files
 from gzcli.store.jobs import PortableJob
 
@@ -40,6 +42,7 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
+        self.features = ""  # of the network that several models share, once they are there
 
     def __call__(self, kind: str, *inputs: str | np.ndarray, name: str = "", **attributes: Any) -> str:
         """Adds a node. Returns the name of its first output."""
@@ -97,17 +100,21 @@ def strength(g: Graph, x: str, shape: Shape, of: Components) -> str:
 
 def local(g: Graph, maps: str, of: Local) -> str:
     """As `local.Local` of maps [N, 1, h, w]."""
-    if of.level is not None:
-        share = g("Div", maps, of.level)
-        root = g("Sqrt", g("Add", g.mean(g("Mul", share, share), 2, 3, keep=True), np.float32(1e-12)))
-        maps = g("Div", maps, root)
+    share = g("Div", maps, of.level)
+    rise = g("Sqrt", g("Add", g.mean(g("Mul", share, share), 2, 3, keep=True), np.float32(1e-12)))
+    maps = g("Div", maps, rise) if of.relate else maps
     z, tops = g("Div", g("Sub", maps, of.mean), of.deviation), []
     for k, shift, unit in zip(of.scales, of.shift, of.unit, strict=True):
         side = abs(k)
         signed = z if k > 0 else g("Neg", z)
         smooth = signed if side == 1 else g.pool(signed, side, pad=side // 2)
         tops.append(g("Div", g("Sub", smooth, np.float32(shift)), np.float32(unit)))
-    return g("Max", *tops) if len(tops) > 1 else tops[0]
+    top = g("Max", *tops) if len(tops) > 1 else tops[0]
+    ratio = g("Div", rise, of.whole[0])
+    either = g("Sub", g("Max", ratio, g("Reciprocal", ratio)), np.float32(1))
+    share = g("Div", either, of.whole[1])
+    lacking = g("Sub", g("Mul", share, share), g("ReduceMax", top, axes=[2, 3]))
+    return g("Add", top, g("Relu", lacking))
 
 
 def pca(g: Graph, fitted: Pca, shape: Shape) -> tuple[str, str | None]:
@@ -123,12 +130,66 @@ def pca_local(g: Graph, fitted: PcaLocal, shape: Shape) -> tuple[str, str | None
 
 def knn_patch(g: Graph, fitted: KnnPatch, shape: Shape) -> tuple[str, str | None]:
     x, (c, h, w) = reduced(g, shape, fitted.cell)
-    of = fitted.embedding
+    return nearest(g, x, (c, h, w), fitted, shape)
+
+
+def patchcore(g: Graph, fitted: PatchCore, shape: Shape) -> tuple[str, str | None]:
+    (h, w), rows = cells_of(shape, fitted.cell), fitted.embedding.rows
+    if not g.features:
+        g.features = features(g, shape, fitted.cell)
+    return nearest(g, g.features, (rows.shape[1], h, w), fitted, shape)
+
+
+def features(g: Graph, shape: Shape, cell: int) -> str:
+    """As `features.features`."""
+    (h, w), (c, height, width) = cells_of(shape, cell), shape
+    x = g("Div", g("Cast", "image", to=1), np.float32(255))
+    beyond = np.array([0, 0, 0, 0, 0, 0, h * cell - height, w * cell - width], np.int64)
+    x = resized(g, g("Pad", x, beyond, mode="edge"), (h * cell, w * cell), (h * STRIDE, w * STRIDE))
+    x = g("Div", g("Sub", x, np.float32(MEAN)), np.float32(STD))
+    x = x if c == 3 else g("Concat", x, x, x, axis=1)
+    finer, coarser = network()
+    near = layers(g, x, finer)
+    far = layers(g, near, coarser)
+    near, far = (g.pool(each, 3, pad=1) for each in (near, far))
+    return g("Concat", near, resized(g, far, (h // 2, w // 2), (h, w)), axis=1)
+
+
+def resized(g: Graph, x: str, before: tuple[int, int], after: tuple[int, int]) -> str:
+    rows, columns = (enlargement(*sides) for sides in zip(before, after, strict=True))
+    return g("MatMul", g("MatMul", rows, x), np.ascontiguousarray(columns.T))
+
+
+def layers(g: Graph, x: str, module: Any) -> str:
+    """The layers of EfficientNet-Lite0."""
+    from torch import nn
+
+    if isinstance(module, nn.Conv2d):
+        assert module.bias is not None and isinstance(module.padding, tuple)
+        pad, stride = module.padding[0], module.stride[0]
+        weights = [np.ascontiguousarray(each.detach().numpy()) for each in (module.weight, module.bias)]
+        return g("Conv", x, *weights, strides=[stride] * 2, pads=[pad] * 4, group=module.groups)
+    if isinstance(module, nn.ZeroPad2d):
+        left, right, top, bottom = module.padding
+        return g("Pad", x, np.array([0, 0, top, left, 0, 0, bottom, right], np.int64))
+    if isinstance(module, nn.ReLU6):
+        return g("Clip", x, np.float32(0), np.float32(6))
+    inside = x
+    for each in module.layers if isinstance(module, Block) else module:
+        inside = layers(g, inside, each)
+    return g("Add", x, inside) if isinstance(module, Block) and module.residual else inside
+
+
+def nearest(
+    g: Graph, x: str, sides: tuple[int, int, int], fitted: KnnPatch, shape: Shape
+) -> tuple[str, str | None]:
+    """The local map of distances to the memory, of what is embedded in `sides`."""
+    (c, h, w), of = sides, fitted.embedding
     before, after = of.side // 2, of.side - 1 - of.side // 2
     edge = np.array([0, 0, before, before, 0, 0, after, after], np.int64)
     kernel, shift = of.rows.reshape(len(of.rows), c, of.side, of.side), -(of.rows @ of.mean)
-    projected = g("Conv", g("Pad", x, edge, mode="edge"), kernel, shift, strides=[STRIDE] * 2)
-    h, w, d = -(-h // STRIDE), -(-w // STRIDE), len(of.rows)
+    projected = g("Conv", g("Pad", x, edge, mode="edge"), kernel, shift, strides=[of.stride] * 2)
+    h, w, d = -(-h // of.stride), -(-w // of.stride), len(of.rows)
     flat = g.shaped(g("Transpose", projected, perm=[0, 2, 3, 1]), -1, h * w, d)
     places = np.stack(np.meshgrid(np.arange(h) / h, np.arange(w) / w, indexing="ij"), -1).reshape(1, -1, 2)
     far = (places * of.weight).astype(np.float32)
@@ -136,8 +197,8 @@ def knn_patch(g: Graph, fitted: KnnPatch, shape: Shape) -> tuple[str, str | None
     flat = g("Concat", flat, g("Add", nothing, far), axis=2)
     squares = g("ReduceSum", g("Mul", flat, flat), np.array([2], np.int64), keepdims=0)
     product = g("MatMul", flat, np.ascontiguousarray(-2 * fitted.memory.T))
-    nearest = g("ReduceMin", g("Add", product, np.square(fitted.memory).sum(1)), axes=[2], keepdims=0)
-    distance = g("Sqrt", g("Max", g("Add", squares, nearest), np.float32(0)))
+    least = g("ReduceMin", g("Add", product, np.square(fitted.memory).sum(1)), axes=[2], keepdims=0)
+    distance = g("Sqrt", g("Max", g("Add", squares, least), np.float32(0)))
     return largest(g, local(g, g.shaped(distance, -1, 1, h, w), fitted.local), fitted, shape)
 
 
@@ -177,6 +238,7 @@ WRITERS: dict[type[Fitted], Callable[..., tuple[str, str | None]]] = {
     Pca: pca,
     PcaLocal: pca_local,
     KnnPatch: knn_patch,
+    PatchCore: patchcore,
     KnnPixels: knn_pixels,
     Plain: plain,
 }

@@ -1,7 +1,7 @@
 """`gz runs export --to alarm`: the map of a run as a local score in one graph, with its held-out scores.
 
-The graph draws no noise: of a model whose map draws some, the draws are constants, equal for every picture.
-Held-out images are scored by the graph itself, so p-values hold for whatever it computes.
+The graph draws no noise: that of a map is the same for every image, so its draws are constants. Held-out
+images are scored by the graph itself, and the p-values are those of the score `local`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gzcli.engine.trained import Trained
 from gzcli.export import alarm
 from gzcli.export.portable import ELSE, DrawnNoise, RecordedNoise
 from gzcli.judge.alarm import split_held_out
-from gzcli.judge.local import fit_run_local
+from gzcli.judge.local import Maps, fit_run_local
 from gzcli.judge.methods import is_good_test
 from gzcli.judge.scores import DRAWS, map_of
 from gzcli.metrics.alarms.local import Local
@@ -46,49 +46,53 @@ class LocalMap(nn.Module):
         method = getattr(trained.model, f"map_{name}")
         keys = flat_defaults(method)
         self.options = group_options(method, {k: v for k, v in trained.part.ood.options.items() if k in keys})
-        self.draws: list[list[Tensor]] = []
-        self.local: Local | None = None
-        noise = RecordedNoise(1)
-        self.raw(quantise(torch.zeros(1, *trained.images.shape, dtype=torch.uint8), levels), noise)
-        if noise.values:
-            self.draws = [list(noise.values)]
-            for seed in range(1, DRAWS):
-                again = RecordedNoise(1, seed)
-                self.raw(quantise(torch.zeros(1, *trained.images.shape, dtype=torch.uint8), levels), again)
-                self.draws.append(list(again.values))
+        self.draws = [values for seed in range(DRAWS) if (values := self.recorded(trained, seed))]
+        self.locals: list[Local] = []  # of each draw, one without draws
+
+    def recorded(self, trained: Trained, seed: int) -> list[Tensor]:
+        """The noise that the map of an image draws with this seed."""
+        noise = RecordedNoise(1, seed)
+        self.raw(quantise(torch.zeros(1, *trained.images.shape, dtype=torch.uint8), self.levels), noise)
+        return noise.values
 
     def raw(self, x: Tensor, noise: ImageNoise | DrawnNoise) -> Tensor:
         return getattr(self.model, f"map_{self.name}")(x, noise=noise, **self.options)
 
-    def maps(self, x: Tensor) -> Tensor:
-        """The maps of the model, [N, h, w], as a mean over the draws."""
-        n = x.shape[0]
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The maps of the model by each draw, [N, h, w]."""
+        return [self.map(x, i) for i in range(max(1, len(self.draws)))]
+
+    def map(self, x: Tensor, i: int) -> Tensor:
         if not self.draws:
             return self.raw(x, ImageNoise(0, [0]))
-        each = [DrawnNoise([v.expand(n, *v.shape[1:]) for v in values]) for values in self.draws]
-        return torch.stack([self.raw(x, noise) for noise in each]).mean(0)
+        return self.raw(x, DrawnNoise([v.expand(x.shape[0], *v.shape[1:]) for v in self.draws[i]]))
+
+    def draw(self, i: int) -> Maps:
+        """The maps of batches by a draw."""
+        return lambda batch: self.map(batch.x, i).numpy()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.local is not None
-        cells = localised(self.maps(quantise(image, self.levels)), self.local)[:, None]
-        sides = image.shape[2:]
-        shown = cells if cells.shape[2:] == sides else nn.functional.interpolate(cells, sides)
-        return cells.amax((2, 3)), shown[:, 0]
+        maps = self.maps(quantise(image, self.levels))
+        cells = torch.stack([localised(each, of) for each, of in zip(maps, self.locals, strict=True)])
+        shown, sides = cells.mean(0)[:, None], image.shape[2:]
+        shown = shown if shown.shape[2:] == sides else nn.functional.interpolate(shown, sides)
+        return cells.amax((2, 3)).mean(0)[:, None], shown[:, 0]
 
 
 def localised(maps: Tensor, of: Local) -> Tensor:
     """As `Local`, of tensors."""
-    if of.level is not None:
-        share = maps / torch.from_numpy(of.level)
-        maps = maps / (share.square().mean((1, 2), keepdim=True) + 1e-12).sqrt()
-    z, tops = (maps - torch.from_numpy(of.mean)) / torch.from_numpy(of.deviation), []
+    rise = ((maps / torch.from_numpy(of.level)).square().mean((1, 2), keepdim=True) + 1e-12).sqrt()
+    u = maps / rise if of.relate else maps
+    z, tops = (u - torch.from_numpy(of.mean)) / torch.from_numpy(of.deviation), []
     for k, shift, unit in zip(of.scales, of.shift, of.unit, strict=True):
         side, signed = abs(k), z if k > 0 else -z
         if side > 1:
             how: dict[str, Any] = {"stride": 1, "padding": side // 2, "count_include_pad": False}
             signed = nn.functional.avg_pool2d(signed[:, None], side, **how)[:, 0]
         tops.append((signed - float(shift)) / float(unit))
-    return torch.stack(tops).amax(0)
+    top, ratio = torch.stack(tops).amax(0), rise / float(of.whole[0])
+    whole = ((torch.maximum(ratio, 1 / ratio) - 1) / float(of.whole[1])).square()
+    return top + (whole - top.amax((1, 2), keepdim=True)).relu()
 
 
 def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
@@ -109,7 +113,7 @@ def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
         with torch.no_grad():
             net = LocalMap(trained, name, levels).eval()
             usual = fitted.batches(trained, size=AT_ONCE, seed=0)
-            net.local = fit_run_local(usual, lambda batch: net.maps(batch.x).numpy()).local
+            net.locals = [fit_run_local(usual, net.draw(i)).local for i in range(max(1, len(net.draws)))]
             images = held_out.images()
             write_graph(net, torch.from_numpy(images[:1]), folder / "alarm.onnx")
     except Exception as e:  # maps that search by gradients, and what the exporters of torch raise

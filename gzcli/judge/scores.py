@@ -227,8 +227,10 @@ class Scorer:
         return score.detach().cpu().double().numpy()
 
     def map(self, batch: Batch, name: str | None = None) -> np.ndarray:
-        """The model's map by this name, or that of `local`, float32 [B, h, w]."""
-        method, noise = f"map_{name or self.map_name}", fresh_noise(self.seed, batch)
+        """The model's map by this name, or that of `local`, float32 [B, h, w]. Every image has the same
+        noise: then maps are compared with each other alone, and a graph contains the noise as constants."""
+        method = f"map_{name or self.map_name}"
+        noise = ImageNoise(self.seed, torch.zeros_like(batch.index), batch.x.device)
         with self.trained.scoring(), torch.no_grad():
             maps = getattr(self.model, method)(batch.x, noise=noise, **self._keywords(method))
         return maps.float().cpu().numpy()
@@ -445,7 +447,7 @@ class Scoring:
         if LOCAL not in self.names or scorer.local is None:
             return {}
         local = scorer.local.local
-        return {"map": scorer.map_name, "scales": list(local.scales), "relative": local.level is not None}
+        return {"map": scorer.map_name, "scales": list(local.scales), "relative": local.relate}
 
     def facts(self) -> dict[str, Any]:
         job = self.job

@@ -86,6 +86,7 @@ WEIGHTS = "models/efficientnet-lite0-57934424.pth"  # the name ends in the first
 LITE_SIDE = 128  # the side that images are resized to: a third of the cost of the 224 it was trained at
 MEAN, STD = 127 / 255, 128 / 255  # of its training, in TensorFlow; not those of ImageNet
 EPSILON = 1e-3  # of the batch normalisation
+TAPPED = (3, 5)  # stages whose activations describe patches: 40 channels at stride 8, 112 at stride 16
 # number of blocks, stride of the first, expansion
 STAGES = ((1, 1, 1), (2, 2, 6), (2, 2, 6), (3, 2, 6), (3, 1, 6), (4, 2, 6), (1, 1, 6))
 
@@ -97,13 +98,17 @@ def is_installed() -> bool:
 def lite(device: torch.device | str = "cpu") -> Features:
     """1,280 features, averaged over places before the classifier."""
     path, digest = lite_weights()
-    net = Lite0(torch.load(path, map_location="cpu", weights_only=True))
-    net.eval().requires_grad_(False).to(device)
+    net = lite_net(path).to(device)
 
     def features(x: Tensor) -> Tensor:
         return net.features(prepared(x.to(device).float() / 255))
 
     return Features(features, digest[:16], torch.device(device))
+
+
+def lite_net(path: Path) -> Lite0:
+    net = Lite0(torch.load(path, map_location="cpu", weights_only=True))
+    return net.eval().requires_grad_(False)
 
 
 def lite_weights() -> tuple[Path, str]:
@@ -151,6 +156,11 @@ class Lite0(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """[B, 1280] of `prepared` images: the last activations, averaged over places."""
         return self.layers(x).mean((2, 3))
+
+    def tapped(self) -> list[nn.Module]:
+        """The layers up to the end of each stage in `TAPPED`, one after the other."""
+        ends = [1 + sum(n for n, _, _ in STAGES[:stage]) for stage in TAPPED]
+        return [self.layers[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 class Block(nn.Module):

@@ -2,9 +2,11 @@
 seed:
 
     python tests/tools/inspection_sets.py FOLDER [--set parts|textures|digits] [--good 70 --good 500]
-        [--textures textures64.zip] [--mnist DIR] [--seed 0] [--kinds 20] [--test 200]
+        [--textures textures64.zip] [--canvas NAME] [--part plate|bracket] [--mnist DIR] [--seed 0]
+        [--kinds 20] [--test 200]
 
-  parts     a plate with a bore and four holes, 96 px, turned, shifted, lit and noisy
+  parts     a plate with a bore and four holes, 96 px, turned, shifted, lit and noisy; or a square bracket of
+            cast metal with six
   textures  crops of a canvas, 96 px, which is quilted from one picture of a zip of textures
   digits    handwritten digits, 28 px of MNIST, or of scikit-learn where `--mnist` is absent
 
@@ -20,6 +22,8 @@ import gzip
 import io
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +31,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 SIDE = 96  # pixels of a part or a texture
-CANVAS = "train/008/00007.png"  # a woven one, among the textures
+CANVAS = "train/008/00007.png"  # a woven one, among the textures; an embossed one is train/004/00062.png
 SEEN = 12  # grey levels by which a pixel of a defect differs at least
 Rng = np.random.Generator
 Picture = np.ndarray  # float64 [H, W, 3] or [H, W], 0 … 255
@@ -72,35 +76,65 @@ def wander(rng: Rng, start: np.ndarray, length: float, bend: float, steps: int =
 # ---------------------------------------------------------------------------- parts
 
 PARTS = ("missing_hole", "wide_hole", "scratch", "stain", "chip", "crack")
-HOLES = np.array([[24, 0], [0, 24], [-24, 0], [0, -24]], np.float64)  # (x, y) from the middle
 
 
-def part(seed: int, kind: str | None) -> Picture:
-    """A round plate from above. Its place, turn, light, brush marks and noise go by the seed."""
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a part, and its metal.
+
+    holes: their middles (x, y) from that of the part.
+    power: of its outline |x|^p + |y|^p = 40^p; 2 is a circle.
+    bore: the radius of the hole in the middle.
+    grain: deviations by which the noise of the metal is blurred, along y and x.
+    """
+
+    holes: tuple[tuple[float, float], ...] = ((24, 0), (0, 24), (-24, 0), (0, -24))
+    power: float = 2
+    bore: float = 11
+    shade: float = 150
+    grain: tuple[float, float] = (0.7, 8)
+    tint: tuple[float, float, float] = (1.0, 0.99, 0.95)
+
+
+SIX = ((26, 0), (-26, 0), (25, 25), (-25, 25), (25, -25), (-25, -25))
+SHAPES = {
+    "plate": Shape(),
+    "bracket": Shape(SIX, power=6, bore=8, shade=105, grain=(1.6, 1.6), tint=(0.9, 0.97, 1.05)),
+}
+
+
+def part(seed: int, kind: str | None, shape: Shape = SHAPES["plate"]) -> Picture:
+    """A part from above. Its place, turn, light, grain and noise go by the seed."""
     rng, hurt = rng_of(seed, "part"), rng_of(seed, "hurt")
     fine = SIDE * 2
     centre, turn = SIDE / 2 - 0.5 + rng.normal(0, 0.8, 2), rng.normal(0, np.deg2rad(2))
     y, x = (np.mgrid[:fine, :fine] + 0.5) / 2 - 0.5
     x, y = x - centre[0], y - centre[1]
     u, v = x * np.cos(turn) + y * np.sin(turn), -x * np.sin(turn) + y * np.cos(turn)
-    r = np.hypot(u, v)
+    p, radius_of = shape.power, np.hypot(u, v)
+    r = (np.abs(u) ** p + np.abs(v) ** p) ** (1 / p) if p != 2 else radius_of
     inside = lambda distance: np.clip(0.5 - distance * 2, 0, 1)  # noqa: E731
-    chosen, size = int(hurt.integers(4)), hurt.uniform(0.8, 1.2)
+    chosen, size = int(hurt.integers(len(shape.holes))), hurt.uniform(0.8, 1.2)
     plate, rim = inside(r - 40), np.exp(-(((r - 38.5) / 1.2) ** 2))
-    holes = np.stack([np.hypot(u - hx, v - hy) for hx, hy in HOLES])
-    radii = np.full(4, 4.5)
+    holes = np.stack([np.hypot(u - hx, v - hy) for hx, hy in shape.holes])
+    radii = np.full(len(shape.holes), 4.5)
     if kind == "wide_hole":
         radii[chosen] += 1.3 * size
     if kind == "missing_hole":
         radii[chosen] = -2
     angle = hurt.uniform(0, 2 * np.pi)
     if kind == "chip":
-        plate = plate * (1 - inside(np.hypot(u - 41 * np.cos(angle), v - 41 * np.sin(angle)) - 3.2 * size))
-    brush = ndimage.gaussian_filter(rng.standard_normal((fine, fine)), (0.7, 8))
-    metal = 150 + 7 * brush / brush.std() + 35 * rim + 6 * np.exp(-(((r - 14) / 1.5) ** 2))
+        way = np.array([np.cos(angle), np.sin(angle)])
+        rim_x, rim_y = 41 * way / ((np.abs(way) ** p).sum() ** (1 / p) if p != 2 else 1)
+        plate = plate * (1 - inside(np.hypot(u - rim_x, v - rim_y) - 3.2 * size))
+    brush = ndimage.gaussian_filter(rng.standard_normal((fine, fine)), shape.grain)
+    ring = np.exp(-(((radius_of - shape.bore - 3) / 1.5) ** 2))
+    metal = shape.shade + 7 * brush / brush.std() + 35 * rim + 6 * ring
     bevel = np.exp(-(((holes - radii[:, None, None] - 1) / 1.2) ** 2)).sum(0).clip(0, 1)
     metal = metal * (1 - 0.2 * bevel)
-    cut = inside(r - 11) + sum(inside(d - radius) for d, radius in zip(holes, radii, strict=True))
+    cut = inside(radius_of - shape.bore) + sum(
+        inside(d - radius) for d, radius in zip(holes, radii, strict=True)
+    )
     where = np.array([centre[0], centre[1]]) + hurt.uniform(17, 33) * np.array([np.cos(angle), np.sin(angle)])
     if kind == "stain":
         mark = shifted(blot(hurt, (fine, fine), 6.5 * size), *(2 * where[::-1]))
@@ -120,8 +154,7 @@ def part(seed: int, kind: str | None) -> Picture:
     tilt = rng.normal(0, 0.05, 2)
     light = rng.normal(1, 0.04) * (1 + tilt[0] * x / 48 + tilt[1] * y / 48)
     image = (image * light).reshape(SIDE, 2, SIDE, 2).mean((1, 3))
-    tint = np.array([1.0, 0.99, 0.95])
-    return image[..., None] * tint + rng.normal(0, 2.5, (SIDE, SIDE, 3))
+    return image[..., None] * np.array(shape.tint) + rng.normal(0, 2.5, (SIDE, SIDE, 3))
 
 
 # ---------------------------------------------------------------------------- textures
@@ -304,17 +337,33 @@ def store(image: Picture, path: Path) -> None:
 Sets = Mapping[str, tuple[Drawer, tuple[str, ...]]]  # of each set its drawer and its kinds of defects
 
 
-def drawers(textures: Path | None, digits: Path | None, seed: int) -> Sets:
+def drawers(
+    textures: Path | None, digits: Path | None, seed: int, *, canvas: str = CANVAS, shape: str = "plate"
+) -> Sets:
     """The sets by name. Textures are among them only if there is a zip of them."""
-    rows: dict[str, tuple[Drawer, tuple[str, ...]]] = {"parts": (part, PARTS)}
+    rows: dict[str, tuple[Drawer, tuple[str, ...]]] = {"parts": (partial(part, shape=SHAPES[shape]), PARTS)}
     if textures:
         with zipfile.ZipFile(textures) as archive:
-            source = Image.open(io.BytesIO(archive.read(CANVAS))).convert("RGB")
+            source = Image.open(io.BytesIO(archive.read(canvas))).convert("RGB")
         cloth = quilt(np.asarray(source, np.float64), 640, rng_of(seed, "quilt"))
         rows["textures"] = texture_drawer(cloth), TEXTURES
     numbers = mnist(digits) if digits else small_digits()
     rows["digits"] = digit_drawer(numbers[rng_of(seed, "digits").permutation(len(numbers))]), DIGITS
     return rows
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of what is drawn, for `drawers_of`."""
+    parser.add_argument("--textures", type=Path, help="the zip of textures; without it no textures")
+    parser.add_argument("--canvas", default=CANVAS, help="the picture in the zip that is quilted")
+    parser.add_argument("--part", choices=list(SHAPES), default="plate")
+    parser.add_argument("--mnist", type=Path, help="a folder of MNIST's files; else scikit-learn's digits")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def drawers_of(chosen: argparse.Namespace) -> Sets:
+    how = {"canvas": chosen.canvas, "shape": chosen.part}
+    return drawers(chosen.textures, chosen.mnist, chosen.seed, **how)
 
 
 def main() -> None:
@@ -323,13 +372,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--set", action="append", dest="sets", help="parts, textures or digits; else all")
     parser.add_argument("--good", type=int, action="append", help="good training pictures; else 70 and 500")
-    parser.add_argument("--textures", type=Path, help="the zip of textures; without it no textures")
-    parser.add_argument("--mnist", type=Path, help="a folder of MNIST's files; else scikit-learn's digits")
-    parser.add_argument("--seed", type=int, default=0)
+    add_options(parser)
     parser.add_argument("--kinds", type=int, default=20, help="pictures of each kind of defect")
     parser.add_argument("--test", type=int, default=200, help="good test pictures")
     chosen = parser.parse_args()
-    for name, (draw, kinds) in drawers(chosen.textures, chosen.mnist, chosen.seed).items():
+    for name, (draw, kinds) in drawers_of(chosen).items():
         for good in chosen.good or (70, 500):
             if name in (chosen.sets or (name,)):
                 folder = chosen.folder / f"{name}-{good}"

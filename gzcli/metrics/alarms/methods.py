@@ -36,6 +36,9 @@ METHODS: dict[str, Method] = {
     "knn_patch": Method(
         "the patch that is farthest from those of good images", "patches.fit_knn_patch", True
     ),
+    "patchcore": Method(
+        "as `knn_patch`, of features of EfficientNet-Lite0 (`gzcli[features]`)", "patches.fit_patchcore", True
+    ),
     "pca": Method("what principal components leave, in the mean", "pca.fit_pca", True),
     "knn_pixels": Method("the distance to the fifth nearest good image, in pixels", "whole.fit_knn_pixels"),
     "png": Method("the bytes of the image as a PNG", "whole.fit_png", fits=False, tails=2),
@@ -45,7 +48,7 @@ METHODS: dict[str, Method] = {
 
 def is_local(score: str) -> bool:
     """Whether a score is that of the strangest place of an image, not of the image as a whole."""
-    return score in (REFERENCE, "knn_patch", LOCAL)
+    return score in (REFERENCE, "knn_patch", "patchcore", LOCAL)
 
 
 def tails_of(score: str) -> int | None:

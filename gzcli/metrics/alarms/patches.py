@@ -1,9 +1,10 @@
 """The distance of each patch of an image to the nearest one in a memory of patches of good images (PatchCore:
-Roth et al. 2022, arXiv:2106.08265, with raw patches in the place of features).
+Roth et al. 2022, arXiv:2106.08265): `patchcore` of features of a network, `knn_patch` of raw patches.
 
-A patch is p × p cells of all channels, in its first principal components, and its place times a weight: with
-a weight a patch is compared with those of its neighbourhood, without one with those of all places, as of a
-texture. The memory is a greedy coreset: the patch that is farthest from those taken is taken next.
+A patch is p × p cells of all channels, or the features of a place, in its first principal components, and its
+place times a weight: with a weight a patch is compared with those of its neighbourhood, without one with
+those of all places, as of a texture. The memory is a greedy coreset: the patch that is farthest from those
+taken is taken next.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gzcli.metrics.alarms.features import cell_of, features
 from gzcli.metrics.alarms.fitted import Mapped, reduced
 from gzcli.metrics.alarms.local import SCALES, Local, fit_local
 from gzcli.metrics.alarms.pca import parts_of
 
-DIMENSIONS = 16  # principal components of a patch
+DIMENSIONS, OF_FEATURES = 16, 64  # principal components of a patch, and of the features of a place
 STRIDE = 2  # cells from one patch to the next
 MEMORY = 1200  # patches that are remembered
 CANDIDATES = 16_000  # patches of which these are taken
@@ -27,16 +29,17 @@ KNOWN = 120  # good images, at most, whose maps say what is usual
 
 @dataclass(frozen=True)
 class Embedding:
-    """What becomes of a patch: a convolution with stride `STRIDE`, and a place."""
+    """What becomes of a patch: a convolution, and a place."""
 
     side: int  # of a patch, in cells
     mean: np.ndarray  # float32 [C · p · p]
     rows: np.ndarray  # float32 [dimensions, C · p · p], orthonormal
     weight: float  # of the place, whose coordinates are shares of the sides
+    stride: int = STRIDE
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """float32 [N, h, w, dimensions + 2] of images float32 [N, C, H, W]."""
-        patches = patches_of(x, self.side)
+        patches = patches_of(x, self.side, self.stride)
         n, h, w, d = patches.shape
         projected = (patches.reshape(-1, d) - self.mean) @ self.rows.T
         y, x = np.meshgrid(np.arange(h) / h, np.arange(w) / w, indexing="ij")
@@ -44,25 +47,35 @@ class Embedding:
         return np.concatenate([projected.reshape(n, h, w, -1), places], -1, dtype=np.float32)
 
 
-def patches_of(x: np.ndarray, side: int) -> np.ndarray:
-    """The patches of float32 [N, C, H, W] round every `STRIDE`-th cell, [N, h, w, C · p · p]; beyond the edge
+def patches_of(x: np.ndarray, side: int, stride: int = STRIDE) -> np.ndarray:
+    """The patches of float32 [N, C, H, W] round every `stride`-th cell, [N, h, w, C · p · p]; beyond the edge
     the nearest cell continues."""
     before, after = side // 2, side - 1 - side // 2
     x = np.pad(x, ((0, 0), (0, 0), (before, after), (before, after)), mode="edge")
-    view = np.lib.stride_tricks.sliding_window_view(x, (side, side), (2, 3))[:, :, ::STRIDE, ::STRIDE]
+    view = np.lib.stride_tricks.sliding_window_view(x, (side, side), (2, 3))[:, :, ::stride, ::stride]
     n, c, h, w, _, _ = view.shape
     return view.transpose(0, 2, 3, 1, 4, 5).reshape(n, h, w, c * side * side)
 
 
 @dataclass(frozen=True)
 class KnnPatch(Mapped):
-    cell: int  # pixels of the image a cell of the embedding has
+    cell: int  # pixels of the image that a cell of what is embedded has
     embedding: Embedding
     memory: np.ndarray  # float32 [M, dimensions + 2]
     local: Local
 
+    def seen(self, images: np.ndarray) -> np.ndarray:
+        """What is embedded, float32 [N, C, h, w]."""
+        return reduced(images, self.cell)
+
     def cells(self, images: np.ndarray) -> np.ndarray:
-        return self.local(distances(self.embedding(reduced(images, self.cell)), self.memory))
+        return self.local(distances(self.embedding(self.seen(images)), self.memory))
+
+
+@dataclass(frozen=True)
+class PatchCore(KnnPatch):
+    def seen(self, images: np.ndarray) -> np.ndarray:
+        return features(images, self.cell)
 
 
 def fit_knn_patch(
@@ -78,28 +91,49 @@ def fit_knn_patch(
     of each part to the memories of the others."""
     x = reduced(images, factor)
     embedding = embed(x, side, weight)
-    embedded = embedding(x)
-    memories, usual, parts = [], [], list(parts_of(len(x)))
+    memory, usual = remembered(embedding(x))
+    parameters = {"factor": factor, "side": side, "weight": weight, "scales": tuple(scales)}
+    parameters["relative"] = relate
+    local = fit_local(usual, scales, relate=relate)
+    return KnnPatch(parameters, factor * STRIDE, factor, embedding, memory, local)
+
+
+def fit_patchcore(
+    images: np.ndarray, *, weight: float = 0.0, scales: Sequence[int] = SCALES, relate: bool = False
+) -> PatchCore:
+    """`patchcore`. Raises MissingError without the weights of the network."""
+    cell = cell_of(images.shape[1:])
+    x = features(images, cell)
+    embedding = embed(x, 1, weight, stride=1, dimensions=OF_FEATURES)
+    memory, usual = remembered(embedding(x))
+    parameters = {"cell": cell, "weight": weight, "scales": tuple(scales), "relative": relate}
+    local = fit_local(usual, scales, relate=relate)
+    return PatchCore(parameters, cell, cell, embedding, memory, local)
+
+
+def remembered(embedded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The memory of good patches [n, h, w, D], and distances that are usual, of each part of the images to
+    the memories of the others."""
+    usual, parts = [], list(parts_of(len(embedded)))
     memories = [coreset(embedded[part], MEMORY // len(parts)) for part in parts]
     for i, part in enumerate(parts):
         others = [memory for j, memory in enumerate(memories) if j != i] or memories
         usual.append(distances(embedded[part][: KNOWN // len(parts)], np.concatenate(others)))
-    local = fit_local(np.concatenate(usual), scales, relate=relate)
-    parameters = {"factor": factor, "side": side, "weight": weight, "scales": tuple(scales)}
-    parameters["relative"] = relate
-    return KnnPatch(parameters, factor * STRIDE, factor, embedding, np.concatenate(memories), local)
+    return np.concatenate(memories), np.concatenate(usual)
 
 
-def embed(x: np.ndarray, side: int, weight: float) -> Embedding:
+def embed(
+    x: np.ndarray, side: int, weight: float, *, stride: int = STRIDE, dimensions: int = DIMENSIONS
+) -> Embedding:
     """The embedding of patches of good images. A weight of 1 makes a whole side of the image as far as the
     largest component of patches deviates, times ten."""
-    some = patches_of(x[:: max(1, len(x) // 64)], side)
+    some = patches_of(x[:: max(1, len(x) // 64)], side, stride)
     flat = some.reshape(-1, some.shape[-1])
     flat = flat[:: max(1, len(flat) // 8000)]
     mean = flat.mean(0)
     values, vectors = np.linalg.eigh(((flat - mean).T @ (flat - mean) / len(flat)).astype(np.float64))
-    rows = np.ascontiguousarray(vectors[:, ::-1][:, :DIMENSIONS].T.astype(np.float32))
-    return Embedding(side, mean, rows, float(weight * 10 * np.sqrt(max(values[-1], 1e-12))))
+    rows = np.ascontiguousarray(vectors[:, ::-1][:, :dimensions].T.astype(np.float32))
+    return Embedding(side, mean, rows, float(weight * 10 * np.sqrt(max(values[-1], 1e-12))), stride)
 
 
 def coreset(embedded: np.ndarray, size: int) -> np.ndarray:

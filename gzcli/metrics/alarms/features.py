@@ -1,0 +1,99 @@
+"""Features of patches by EfficientNet-Lite0, for `patchcore`: activations in the middle of the network, which
+see shapes and materials, yet not the classes of ImageNet (Roth et al. 2022, arXiv:2106.08265, §3.1).
+
+An image is enlarged so that a cell of the map has `cell` pixels of it. Activations at strides of 8 and 16 are
+averaged over 3 × 3 places, the latter enlarged, and joined.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SIDE = 24  # cells of a side of the map, about
+STRIDE = 8  # of the finer activations, in pixels of the enlarged image
+AT_ONCE = 16  # images that pass the network together
+ROOM = 400_000_000  # bytes of features that are remembered: folds see the same images again and again
+
+_seen: dict[tuple[int, bytes], np.ndarray] = {}
+
+
+def cell_of(shape: Sequence[int]) -> int:
+    """The pixels of a cell of images [C, H, W]."""
+    return max(1, round(min(shape[1:]) / SIDE))
+
+
+def cells_of(shape: Sequence[int], cell: int) -> tuple[int, int]:
+    """The sides of the map: even, as the coarser activations have half as many places."""
+    height, width = (2 * -(-side // (2 * cell)) for side in shape[1:])
+    return height, width
+
+
+def features(images: np.ndarray, cell: int) -> np.ndarray:
+    """float32 [N, D, h, w] of images uint8 [N, C, H, W]. Raises MissingError without the weights."""
+    keys = [(cell, hashlib.blake2b(image.tobytes(), digest_size=16).digest()) for image in images]
+    lacking = {key: i for i, key in enumerate(keys) if key not in _seen}
+    fresh: dict[tuple[int, bytes], np.ndarray] = {}
+    order = list(lacking.items())
+    for start in range(0, len(order), AT_ONCE):
+        some = order[start : start + AT_ONCE]
+        made = computed(images[[i for _, i in some]], cell)
+        fresh |= {key: each for (key, _), each in zip(some, made, strict=True)}
+    out = np.stack([fresh[key] if key in fresh else _seen[key] for key in keys])
+    if (len(_seen) + len(fresh)) * out[0].nbytes > ROOM:
+        _seen.clear()
+    _seen.update(fresh)
+    return out
+
+
+def computed(images: np.ndarray, cell: int) -> np.ndarray:
+    import torch
+    import torch.nn.functional as F
+
+    from gzcli.metrics.pretrained import MEAN, STD
+
+    finer, coarser = network()
+    h, w = cells_of(images.shape[1:], cell)
+    height, width = images.shape[2:]
+    with torch.inference_mode():
+        x = torch.from_numpy(np.ascontiguousarray(images)).float() / 255
+        x = F.pad(x, (0, w * cell - width, 0, h * cell - height), mode="replicate")
+        x = resized(x, enlargement(h * cell, h * STRIDE), enlargement(w * cell, w * STRIDE))
+        x = ((x - MEAN) / STD).expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+        near = finer(x)
+        far = coarser(near)
+        near, far = (F.avg_pool2d(each, 3, 1, 1, count_include_pad=False) for each in (near, far))
+        far = resized(far, enlargement(h // 2, h), enlargement(w // 2, w))
+        return torch.cat([near, far], 1).contiguous().numpy()
+
+
+def resized(x: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
+    """Images [N, C, H, W] by the matrices of both axes."""
+    import torch
+
+    return torch.from_numpy(rows) @ x @ torch.from_numpy(columns).mT
+
+
+@lru_cache(maxsize=16)
+def enlargement(before: int, after: int) -> np.ndarray:
+    """The matrix [after, before] of a bilinear resize with antialiasing."""
+    import torch
+    import torch.nn.functional as F
+
+    unit = torch.eye(before)[None, None]
+    return F.interpolate(unit, (after, before), mode="bilinear", antialias=True)[0, 0].numpy()
+
+
+@lru_cache(maxsize=1)
+def network() -> tuple[Any, ...]:
+    """The layers up to the finer activations, and those from there to the coarser ones."""
+    from gzcli.metrics.pretrained import lite_net, lite_weights
+
+    return tuple(lite_net(lite_weights()[0]).tapped())

@@ -1,0 +1,340 @@
+"""How well alarms without training do on inspection sets, beside simple ones, and how often they are wrong:
+
+    python tests/tools/alarm_rows.py rows SET…      # detected at 2 %, AUROC, good and foreign images flagged
+    python tests/tools/alarm_rows.py hindsight SET…     # the chosen settings beside the best, in hindsight
+    python tests/tools/alarm_rows.py coverage NAME --good 500 [--splits 20] [--textures ZIP] [--mnist DIR] …
+    python tests/tools/alarm_rows.py summary --csv FILE     # of all splits of `coverage`
+
+A SET is a folder that `inspection_sets.py` has written, a NAME one of its sets, of which every split has new
+pictures. Lines of CSV go to stdout, or to the end of `--csv FILE`, whose splits are not made again.
+
+`rows` has the default alarm, each method, and two alarms of a few lines each, whose held-out pictures are the
+same: the largest mean over 3 × 3 of the squared residual of 60 principal components, and that of the residual
+of 150 after it is normalised in each pixel, both of images of about 32 pixels, by 5 folds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import inspection_sets
+import numpy as np
+from PIL import Image
+from scipy.stats import betabinom
+
+from gzcli.metrics import conformal
+from gzcli.metrics.alarms import choice, cross, patches, pca
+from gzcli.metrics.alarms.alarm import Alarm, calibrate
+from gzcli.metrics.alarms.fitted import Fitted, reduced
+from gzcli.metrics.alarms.local import fit_local, smooth
+from gzcli.metrics.alarms.methods import METHODS
+from gzcli.metrics.detection import detection as figures_of
+
+RATE = 0.02
+METHODS_ALONE = ("pca_local", "knn_patch", "patchcore", "pca", "knn_pixels")
+Row = dict[str, Any]
+
+
+# ---------------------------------------------------------------------------- pictures
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """An inspection set: good pictures for training and for the test, defects and their kinds."""
+
+    name: str
+    train: np.ndarray  # uint8 [N, C, H, W]
+    good: np.ndarray
+    bad: np.ndarray
+    kinds: np.ndarray
+
+    @classmethod
+    def read(cls, folder: Path) -> Inspected:
+        files = sorted(path for path in folder.glob("test/*/*.png") if path.parent.name != "good")
+        kinds = np.array([path.parent.name for path in files])
+        train, good = (sorted(folder.glob(f"{split}/good/*.png")) for split in ("train", "test"))
+        return cls(folder.name, pictures(train), pictures(good), pictures(files), kinds)
+
+
+def pictures(files: list[Path]) -> np.ndarray:
+    return stacked([np.array(Image.open(file)) for file in files])
+
+
+def stacked(images: list[np.ndarray]) -> np.ndarray:
+    whole = np.stack(images)
+    return whole[:, None] if whole.ndim == 3 else np.ascontiguousarray(whole.transpose(0, 3, 1, 2))
+
+
+def foreign(shape: tuple[int, ...], like: np.ndarray) -> dict[str, np.ndarray]:
+    """Images that are none of a set, in its shape: of one colour, noise, photographs, and inverted ones."""
+    from sklearn.datasets import load_sample_images
+
+    rng, (channels, height, width) = np.random.default_rng(0), shape
+    photos = []
+    for source in load_sample_images().images:
+        for _ in range(10):
+            side = int(rng.integers(height, 4 * height))
+            y, x = rng.integers(0, source.shape[0] - side), rng.integers(0, source.shape[1] - side)
+            crop = Image.fromarray(source[y : y + side, x : x + side]).resize((width, height))
+            photos.append(np.array(crop.convert("L" if channels == 1 else "RGB")))
+    blank = [np.full(shape, value, np.uint8) for value in (0, 64, 128, 192, 255)]
+    return {
+        "blank": np.stack(blank),
+        "noise": rng.integers(0, 256, (20, *shape), np.uint8),
+        "photos": stacked(photos),
+        "inverted": 255 - like[:20],
+    }
+
+
+# ---------------------------------------------------------------------------- alarms of a few lines
+
+
+def side_32(images: np.ndarray) -> np.ndarray:
+    return reduced(images, max(1, round(images.shape[2] / 32)))
+
+
+@dataclass(frozen=True)
+class Plain60(Fitted):
+    basis: pca.Components
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        squares = np.square(self.basis.residual(side_32(images))).mean(1)
+        return smooth(squares, 3).max((1, 2)).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class Normalised150(Fitted):
+    basis: pca.Components
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        z = (pca.strength(self.basis.residual(side_32(images))) - self.mean) / self.deviation
+        return smooth(z, 3).max((1, 2)).astype(np.float64)
+
+
+def fit_plain_60(images: np.ndarray) -> Plain60:
+    return Plain60({}, pca.components(side_32(images), 60))
+
+
+def fit_normalised_150(images: np.ndarray) -> Normalised150:
+    x = side_32(images)
+    left = pca.strength(pca.left_out(x, 150))
+    return Normalised150({}, pca.components(x, 150), left.mean(0), left.std(0) + 1e-6)
+
+
+FEW_LINES = {"PCA 60, 3×3": fit_plain_60, "PCA 150, normalised, 3×3": fit_normalised_150}
+
+
+# ---------------------------------------------------------------------------- rows
+
+
+def rows(of: Inspected, only: list[str] | None) -> Iterator[Row]:
+    needed = conformal.fewest(RATE)
+    alone = [name for name in METHODS_ALONE if name in METHODS]
+    for name in ["default", *FEW_LINES, *alone]:
+        if only and name not in only:
+            continue
+        began = time.process_time()
+        settings: Mapping[str, Any] = {}
+        if name in FEW_LINES:
+            calibrated = cross.cross(of.train, FEW_LINES[name], folds=5)
+        else:
+            methods = choice.AUTO if name == "default" else (name,)
+            alarm = calibrate(of.train, methods, needed=needed)
+            calibrated = alarm.calibrated
+            settings = {"method": alarm.choice.method, **calibrated.models[0].parameters}
+        yield figures(of, calibrated, name) | {
+            "settings": settings,
+            "cpu_seconds": round(time.process_time() - began, 1),
+        }
+
+
+def figures(of: Inspected, calibrated: cross.Calibrated, name: str) -> Row:
+    strange = foreign(of.good.shape[1:], of.good)
+    scores = {
+        key: calibrated.score(images) for key, images in {"good": of.good, "bad": of.bad, **strange}.items()
+    }
+    flagged = {key: conformal.flagged(calibrated.p_values(each), RATE) for key, each in scores.items()}
+    by_kind = {kind: int(flagged["bad"][of.kinds == kind].sum()) for kind in dict.fromkeys(of.kinds.tolist())}
+    auroc = figures_of(scores["good"].mean(1), scores["bad"].mean(1))["auroc"]
+    return {
+        "set": of.name,
+        "alarm": name,
+        "detected": int(flagged["bad"].sum()),
+        "of": len(of.bad),
+        "auroc": round(auroc, 4),
+        "good_flagged": int(flagged["good"].sum()),
+        "good": len(of.good),
+        **{key: f"{flagged[key].sum()}/{len(images)}" for key, images in strange.items()},
+        "kinds": by_kind,
+    }
+
+
+# ---------------------------------------------------------------------------- hindsight
+
+
+def hindsight(of: Inspected) -> Iterator[Row]:
+    """Each setting is fitted to all good training images. Detected are the defects whose score is above the
+    2 % of the good test images that have the highest ones, of the choice as of all others."""
+    aside = choice.set_aside(len(of.train), choice.AUTO, conformal.fewest(RATE))
+    order = np.random.default_rng(0).permutation(len(of.train))
+    taken = choice.choose(of.train[order][:aside], choice.AUTO)
+    count = max(1, round(RATE * len(of.good)))
+    every: list[tuple[float, str, Mapping[str, Any]]] = []
+    for name, settings, (good, bad) in every_score(of):
+        share = float((bad > np.sort(good)[-count]).mean())
+        every.append((share, name, settings))
+        is_taken = name == taken.method and {**settings, **taken.settings} == {**taken.settings, **settings}
+        if is_taken:
+            chosen = share
+    best, name, settings = max(every, key=lambda row: row[0])
+    yield {
+        "set": of.name,
+        "chosen": taken.method,
+        "chosen_settings": dict(taken.settings),
+        "chosen_detected": round(100 * chosen, 1),
+        "best": name,
+        "best_settings": dict(settings),
+        "best_detected": round(100 * best, 1),
+        "regret": round(100 * (best - chosen), 1),
+        "settings": len(every),
+        "table": {key: round(value, 3) for key, value in taken.table.items()},
+        "best_of": {
+            key: round(100 * max(s for s, n, _ in every if n == key), 1) for key in {n for _, n, _ in every}
+        },
+    }
+
+
+def every_score(of: Inspected) -> Iterator[tuple[str, Mapping[str, Any], tuple[np.ndarray, np.ndarray]]]:
+    factors = choice.sides(of.train.shape[1:])
+    for name in choice.AUTO:
+        if name not in choice.SEARCHES:
+            base = choice.defaults(name, factors)
+            fitted = METHODS[name].fit(of.train, **base)
+            yield name, base, (fitted.score(of.good), fitted.score(of.bad))
+            continue
+        for base, maps_of in choice.SEARCHES[name](of.train, factors):
+            usual = usual_maps(name, of.train, base)
+            maps = [maps_of(images) for images in (of.good, of.bad)]
+            for relate in (False, True):
+                for scales in choice.SCALES:
+                    local = fit_local(usual, scales, relate=relate)
+                    good, bad = (local(each).max((1, 2)) for each in maps)
+                    yield name, {**base, "scales": scales, "relate": relate}, (good, bad)
+
+
+def usual_maps(name: str, images: np.ndarray, base: Mapping[str, Any]) -> np.ndarray:
+    """Maps of good images by what was not fitted to them, as the fits of the methods have them."""
+    x = reduced(images, base["factor"])
+    if name == "pca_local":
+        k = max(1, round(base["share"] * min(pca.MOST, len(x) - 1, x[0].size)))
+        return pca.strength(pca.left_out(x, k))
+    return patches.remembered(patches.embed(x, base["side"], base["weight"])(x))[1]
+
+
+# ---------------------------------------------------------------------------- coverage
+
+
+def coverage(name: str, draw: inspection_sets.Drawer, chosen: argparse.Namespace) -> Iterator[Row]:
+    """Of each split the good pictures, of `TEST` new ones, that are flagged at 2 %."""
+    each, seen = chosen.good + chosen.test, done(chosen.csv)
+    for split in range(chosen.splits):
+        if (name, str(chosen.good), str(split)) in seen:
+            continue
+        first, began = (1 + split) * 1_000_000 + chosen.seed * 100_000_000, time.process_time()
+        whole = stacked([inspection_sets.rounded(draw(first + i, None)) for i in range(each)])
+        alarm: Alarm = calibrate(whole[: chosen.good], choice.AUTO, needed=conformal.fewest(RATE))
+        calibrated = alarm.calibrated
+        p = calibrated.p_values(calibrated.score(whole[chosen.good :]))
+        yield {
+            "set": name,
+            "good": chosen.good,
+            "split": split,
+            "flagged": int(conformal.flagged(p, RATE).sum()),
+            "test": chosen.test,
+            "held_out": len(calibrated.held_out),
+            "method": alarm.choice.method,
+            "cpu_seconds": round(time.process_time() - began, 1),
+        }
+
+
+def done(file: Path | None) -> set[tuple[str, ...]]:
+    if file is None or not file.exists():
+        return set()
+    return {tuple(row[:3]) for row in csv.reader(file.open())}
+
+
+def summary(file: Path) -> None:
+    """Of each set and number of good pictures: the false alarms of all splits, and the 95 % interval of a
+    rate of 2 %. It is that of independent splits, of which each has the rate that its own held-out images
+    give it by chance (Vovk 2012): k of n + 1 places, Beta(k, n + 1 − k)."""
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in csv.DictReader(file.open()):
+        groups.setdefault((row["set"], row["good"]), []).append(row)
+    for (name, good), group in groups.items():
+        flagged, test = (sum(int(row[key]) for row in group) for key in ("flagged", "test"))
+        n = int(group[0]["held_out"])
+        k = int(RATE * (n + 1) + 1e-9)
+        rng = np.random.default_rng(0)
+        sums = sum(
+            betabinom.rvs(int(row["test"]), k, n + 1 - k, size=20_000, random_state=rng) for row in group
+        )
+        low, high = np.quantile(sums, [0.025, 0.975])
+        print(
+            f"{name},{good},{len(group)} splits,{flagged} of {test},{100 * flagged / test:.2f} %,"
+            f"interval {100 * low / test:.2f}–{100 * high / test:.2f} % of {100 * k / (n + 1):.2f} %"
+        )
+
+
+# ---------------------------------------------------------------------------- the command
+
+
+def write(lines: Iterator[Row], file: Path | None) -> None:
+    """Writes each row as soon as it is made, the first one below the names of its columns."""
+    new = file is None or not file.exists()
+    for row in lines:
+        text = io.StringIO()
+        table = csv.writer(text, lineterminator="\n")
+        table.writerows([list(row), list(row.values())] if new else [list(row.values())])
+        new = False
+        if file is None:
+            print(text.getvalue(), end="", flush=True)
+            continue
+        with file.open("a") as out:
+            out.write(text.getvalue())
+
+
+def main() -> None:
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
+    parser.add_argument("what", choices=["rows", "hindsight", "coverage", "summary"])
+    parser.add_argument("names", nargs="*", metavar="SET|NAME")
+    parser.add_argument("--csv", type=Path, metavar="FILE")
+    parser.add_argument("--only", action="append", help="an alarm of `rows`")
+    parser.add_argument("--good", type=int, default=500)
+    parser.add_argument("--test", type=int, default=200, help="new good pictures of a split")
+    parser.add_argument("--splits", type=int, default=20)
+    inspection_sets.add_options(parser)
+    chosen = parser.parse_args()
+    if chosen.what == "summary":
+        summary(chosen.csv)
+        return
+    made = inspection_sets.drawers_of(chosen) if chosen.what == "coverage" else {}
+    for name in chosen.names:
+        if chosen.what == "coverage":
+            write(coverage(name, made[name][0], chosen), chosen.csv)
+            continue
+        of = Inspected.read(Path(name))
+        write(rows(of, chosen.only) if chosen.what == "rows" else hindsight(of), chosen.csv)
+
+
+if __name__ == "__main__":
+    main()
