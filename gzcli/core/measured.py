@@ -116,16 +116,24 @@ def peers(data: str) -> list[dict[str, str]]:
 
 
 def detections() -> dict[tuple[str, str, str], str]:
-    """The AUROC of each score, its 95 % interval and papers' metric, the best first, by (set, foreign set,
-    model)."""
+    """The AUROC of each score, its 95 % interval and papers' metric, the best first, and how long the model
+    was trained, by (set, foreign set, model)."""
+    took: dict[tuple[str, str, str], str] = {}
     cells: dict[tuple[str, str, str], list[tuple[float, str]]] = {}
     rows = (row for path in ROOT.glob("*/ood.csv") for row in rows_of(path))
     for row in sorted(rows, key=lambda row: (row["in"], row["out"])):
         ends = [f"{float(row[f'auroc_{end}']):.3f}" for end in ("low", "high") if row[f"auroc_{end}"]]
         notes = filter(None, ["–".join(ends), row["paper_auroc"] and f"papers {row['paper_auroc']}"])
         text = f"{float(row['auroc']):.3f} by {row['score']} ({'; '.join(notes)})".removesuffix(" ()")
-        cells.setdefault((row["in"], row["out"], row["model"]), []).append((float(row["auroc"]), text))
-    return {key: ", ".join(text for _, text in sorted(texts, reverse=True)) for key, texts in cells.items()}
+        key = row["in"], row["out"], row["model"]
+        cells.setdefault(key, []).append((float(row["auroc"]), text))
+        if clock := row.get("clock"):
+            seconds = (
+                f"{float(row['train_seconds']):.0f} s of CPU time" if clock == "cpu" else "the wall clock"
+            )
+            took[key] = f"; trained {'for' if clock == 'cpu' else 'by'} {seconds}"
+    joined = {key: ", ".join(text for _, text in sorted(texts, reverse=True)) for key, texts in cells.items()}
+    return {key: text + took.get(key, "") for key, text in joined.items()}
 
 
 def figures(row: Mapping[str, str], kind: str) -> dict[str, str]:

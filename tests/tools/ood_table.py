@@ -1,24 +1,29 @@
 """Every score of runs on one set, in one table, which pages show: AUROC and FPR95 beside what papers report.
 
-python tests/tools/ood_table.py RUN… --in mnist
-    --out fashionmnist[,…] [-n N] [--score all|recipe] [--into FOLDER]
+python tests/tools/ood_table.py RUN|METHOD… --in mnist
+    --out fashionmnist[,…] [-n N] [--score all|recipe] [--into FOLDER] [--join CSV]
 
-A run is a model's name, a run's id or alias. Each is judged by `gz ood --json`, whose answer is kept in
-FOLDER: the same command goes on where it was stopped, and a run that fails is left out with its error.
-FOLDER then holds `table.csv`; pages show it as `gzcli/docs/measured/<in>/ood.csv`.
+A run is a model's name, a run's id or alias; a method needs no training. Each is judged by `gz ood --json`,
+whose answer is kept in FOLDER: the same command resumes, and a run that fails is left out with its error.
+FOLDER then contains `table.csv`; pages show it as `gzcli/docs/measured/<in>/ood.csv`. With `--join` rows of
+other models in that file stay, and rows of the same model and images are replaced.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gzcli.core.devices import cpu_name
 from gzcli.core.units import duration
+from gzcli.metrics.alarms.methods import METHODS
 from gzcli.metrics.standings import as_csv
+from gzcli.store.run_folder import Run
 
 FIGURES = ("auroc", "fpr95", "fpr95_id", "aupr_in", "aupr_out", "n_in", "n_out")
 
@@ -48,6 +53,18 @@ PAPERS = {
 }
 
 
+def trained(run: Run | None) -> dict[str, Any]:
+    """How long a run was trained, on what; empty of a method without training, whose machine is this one."""
+    if run is None:
+        return {"machine": cpu_name(), "clock": "", "train_seconds": "", "train_steps": ""}
+    return {
+        "machine": run.environment().get("machine", ""),
+        "clock": run.clock,
+        "train_seconds": round(run.training_seconds, 1),
+        "train_steps": run.status().get("steps", ""),
+    }
+
+
 def judged(run: str, words: list[str], file: Path) -> dict[str, Any] | None:
     """The JSON of `gz ood` of a run, which is kept in a file; None where it failed, with the error shown."""
     if not file.exists():
@@ -64,15 +81,16 @@ def judged(run: str, words: list[str], file: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text())
 
 
-def rows_of(made: dict[str, Any], model: str) -> list[dict[str, Any]]:
+def rows_of(made: dict[str, Any], model: str, facts: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each score and foreign set."""
     rows = []
+    facts_of_none = trained(None)
     for one in made["results"]:
         paper = PAPERS.get((made["in"], one["out"], model, one["score"]))
         low, high = (one.get("ci") or {}).get("auroc") or (None, None)
         rows.append(
             {
-                "model": "baseline" if one["baseline"] else model,
+                "model": "baseline" if one["baseline"] or model in METHODS else model,
                 "run": made["run"],
                 "in": made["in"],
                 "out": one["out"],
@@ -83,6 +101,7 @@ def rows_of(made: dict[str, Any], model: str) -> list[dict[str, Any]]:
                 "paper_auroc": paper and paper.auroc,
                 "paper": paper and paper.source,
                 "seconds": made["seconds"],
+                **(facts_of_none if one["baseline"] else facts),
             }
         )
     return rows
@@ -92,26 +111,42 @@ def main() -> None:
     from gzcli.launch.from_file import find_run
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("runs", nargs="+", metavar="RUN|METHOD")
     parser.add_argument("--in", dest="inside", required=True, metavar="NAME")
     parser.add_argument("--out", dest="outs", required=True, metavar="NAME[,NAME…]")
     parser.add_argument("-n", type=int, help="images of each set; without it as many as `ood.budget` allows")
     parser.add_argument("--score", default="all", help="as in `gz ood`; recipe: those of each model's recipe")
     parser.add_argument("--into", type=Path, default=Path("ood_table"), metavar="FOLDER")
+    parser.add_argument("--join", type=Path, metavar="CSV", help="a table whose further rows stay")
     args = parser.parse_args()
     args.into.mkdir(parents=True, exist_ok=True)
-    words = ["--in", args.inside, "--out", args.outs]
-    words += [] if args.score == "recipe" else ["--score", args.score]
-    words += ["-n", str(args.n)] if args.n else []
-    rows: list[dict[str, Any]] = []
+    common = ["--in", args.inside, "--out", args.outs]
+    common += ["-n", str(args.n)] if args.n else []
+    scores = [] if args.score == "recipe" else ["--score", args.score]
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    if args.join and args.join.exists():
+        earlier = csv.DictReader(args.join.read_text().splitlines())
+        rows = {key_of(row): row for row in earlier}
     for word in args.runs:
-        run = find_run(word, data=args.inside)
+        run = None if word in METHODS else find_run(word, data=args.inside)
+        words = common if run is None else [*common, *scores]
         slug = "-".join(part.strip("-").replace(",", "+").replace("/", "_") for part in words)
-        if made := judged(run.id, words, args.into / f"{run.id}-{slug}.json"):
-            print(f"{run.model}: {duration(made['seconds'])}", file=sys.stderr, flush=True)
-            # baselines know no model: those of the first run are every run's
-            rows += [row for row in rows_of(made, run.model) if not rows or row["model"] != "baseline"]
-            (args.into / "table.csv").write_text(as_csv(rows))
+        name = word if run is None else run.id
+        if made := judged(name, words, args.into / f"{name}-{slug}.json"):
+            model = word if run is None else run.model
+            print(f"{model}: {duration(made['seconds'])}", file=sys.stderr, flush=True)
+            fresh = rows_of(made, model, trained(run))
+            judged_again = {(row["model"], row["out"]) for row in fresh} - {
+                ("baseline", row["out"]) for row in fresh
+            }
+            rows = {key: row for key, row in rows.items() if key[:2] not in judged_again}
+            # baselines know no model: those of the last run are every run's
+            rows |= {key_of(row): row for row in fresh}
+            (args.into / "table.csv").write_text(as_csv(list(rows.values())))
+
+
+def key_of(row: dict[str, Any]) -> tuple[str, str, str]:
+    return row["model"], row["out"], row["score"]
 
 
 if __name__ == "__main__":
