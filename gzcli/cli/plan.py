@@ -261,7 +261,9 @@ def starts(request: Request) -> list[str]:
     part, run = request.recipe.parts[-1], request.parent
     name, _, digest = str(part.train.parent).partition(" sha256:")
     step, title = run.serving.status().get("step", 0), run.title
-    return [f"the weights of {name}: {title}, {step:,} steps on {run.data} (sha256 {digest[:12]})"]
+    less = run.serving.tree()["model"].get("conditional") and not part.options.get("conditional")
+    without = ", without its labels" if less else ""
+    return [f"the weights of {name}: {title}, {step:,} steps on {run.data}{without} (sha256 {digest[:12]})"]
 
 
 def in_short(outlook: Outlook) -> list[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -191,10 +191,10 @@ def init_from(model: Model, part: Part, run: Run, log: Log) -> None:
         weights, wider = with_zero_inputs(values, present)
     if earlier:
         _check_architecture(model, part, *earlier, values, run)
-        weights = {name: value for name, value in weights.items() if name in present}
         if changed := _changes(earlier[1], model.data):
-            anew = model.begins_anew(earlier[1], weights)
-            weights = {n: v for n, v in weights.items() if v.shape == present[n].shape and n not in anew}
+            weights, anew = _of_other_data(model, *earlier, weights, log)
+        else:
+            weights = {name: value for name, value in weights.items() if name in present}
     if wider:
         log.info(f"`train.init`: inputs that those weights do not know start at zero: {', '.join(wider)}")
     own = {name: value for name, value in present.items() if earlier and name not in weights} | anew
@@ -203,16 +203,41 @@ def init_from(model: Model, part: Part, run: Run, log: Log) -> None:
         share = sum(numbers.get(name, 0) for name in fresh) / max(1, sum(numbers.values()))
         if share == 1:
             raise UsageError(f"`train.init`: the weights of `{file}` have no layer of this `{part.model}`")
-        some = ", ".join(f"`{name}`" for name in fresh[:NAMED]) + (" …" if len(fresh) > NAMED else "")
         why = f" ({', '.join(changed)})" if changed else ""
         log.info(
-            f"`train.init`: these layers begin again{why}, {100 * share:.2g} % of the parameters: {some}"
+            f"`train.init`: these layers begin again{why}, {100 * share:.2g} % of the parameters: "
+            f"{_some(fresh)}"
         )
     try:
         checkpoints.load(model, weights | own | checkpoints.extra_of(present))
     except RuntimeError as e:
         message = f"`train.init`: the weights of `{file}` do not fit this model"
         raise UsageError(message, hint=str(e).splitlines()[-1].strip()) from e
+
+
+def _of_other_data(
+    model: Model,
+    options: Mapping[str, Any],
+    earlier: DataInfo,
+    weights: Mapping[str, Tensor],
+    log: Log,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Those of some weights, of a model of earlier data, that `model` takes, and the values of what begins
+    again although it would fit. A line names the layers that it lacks."""
+    present, parameters = model.state_dict(), dict(model.named_parameters())
+    info = replace(earlier, classes=earlier.classes if options.get("conditional") else ())
+    anew = model.begins_anew(info, weights)
+    if dropped := [name for name in weights if name not in present and not name.endswith(checkpoints.EXTRA)]:
+        log.info(f"`train.init`: layers of those weights that this model lacks: {_some(dropped)}")
+    fit = {n: v for n, v in weights.items() if n in present and v.shape == present[n].shape}
+    changed = {n: v for n, v in anew.items() if n in fit and n in parameters}  # on account of what is lacking
+    taken = {n: v for n, v in fit.items() if n not in anew} | changed
+    return taken, {n: v for n, v in anew.items() if n not in changed}
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of some names, in words."""
+    return ", ".join(f"`{name}`" for name in names[:NAMED]) + (" …" if len(names) > NAMED else "")
 
 
 def with_zero_inputs(
@@ -278,6 +303,8 @@ def _check_architecture(
         if key in options and options[key] != value
     }
     if not differ:
+        return
+    if len(earlier.classes) != len(model.data.classes) and differ.keys() == {"conditional"}:
         return
     info, card = replace(earlier, classes=earlier.classes or model.data.classes), catalog.card(part.model)
     try:

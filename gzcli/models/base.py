@@ -145,7 +145,8 @@ class Model(nn.Module):
 
     def begins_anew(self, earlier: DataInfo, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What a training from the weights of a model of `earlier` data (`train.init`) begins again although
-        the shapes may fit, since it means something else: by name the values that it starts from."""
+        the shapes may fit, since it means something else: by name the values that it starts from. `earlier`
+        has classes if that model was conditioned on them."""
         return {}
 
     def on_start(self, batch: Batch) -> None:

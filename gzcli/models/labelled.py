@@ -40,6 +40,7 @@ from gzcli.models.nn import (
 )
 
 SIDE = 32  # images of a larger side are averaged to it before they are compared
+TABLE = ".table.weight"  # of a `ClassEmbedding`
 ROUNDS = 20  # of k-means, at most
 MIN_CLUSTER = 20  # least images a cluster on average: the network would memorise smaller ones
 Guidance = float | Literal["auto"] | None
@@ -221,20 +222,24 @@ class Labelled(Model):
             self.clusters.fit(batches)
 
     def begins_anew(self, earlier: DataInfo, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Clusters within other classes, and the rows of these classes, which begin as the null label: so the
-        network draws what it drew without a label."""
-        if not self.conditional or len(earlier.classes) == len(self.data.classes):
+        """Clusters within other classes, and the rows of labels, which begin as the null label: so the
+        network draws what it drew without a label. One that no longer embeds labels adds it to its time."""
+        if len(earlier.classes) == (len(self.data.classes) if self.conditional else 0):
             return {}
         anew: dict[str, Tensor] = {}
         if self.clusters is not None:
             anew |= {f"clusters.{name}": value for name, value in self.clusters.state_dict().items()}
-        for name, module in self.named_modules():
-            key = f"{name}.table.weight"
-            if isinstance(module, ClassEmbedding) and key in weights:
-                rows = module.table.weight.detach().clone()
-                if len(weights[key]) == len(earlier.classes) + 1:  # without rows of clusters
-                    rows[module.classes if module.parents else 0 :] = weights[key][-1]
-                anew[key] = rows
+        count = len(weights.get("clusters.shares", earlier.classes))
+        modules = dict(self.named_modules())
+        for name, table in ((name, value) for name, value in weights.items() if name.endswith(TABLE)):
+            place, null = name.removesuffix(TABLE), table[count]
+            module, time = modules.get(place), f"{place.removesuffix('label')}time.2.bias"
+            if isinstance(module, ClassEmbedding):
+                rows = torch.zeros_like(module.table.weight)
+                rows[module.classes if module.parents else 0 :] = null
+                anew[name] = rows
+            elif time in weights:  # the two embeddings are added
+                anew[time] = weights[time] + null
         return anew
 
     @property

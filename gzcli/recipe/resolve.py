@@ -59,6 +59,7 @@ USUAL = "GZ_DATA"  # the environment variable that names the set to train on if 
 INHERITED = ("train", "optim")  # sections at the top of a recipe that every stage begins with
 OF_MODEL = ("model", "sample", "ood")  # sections whose keys the model decides
 MINUTES = 15.0  # up to which a training on a CPU is of the scale `tiny`
+WARMUP = 10  # most steps of warm-up of weights that are trained; a longer one spares random weights
 GENERAL = (*SHAPES, FEW_IMAGES, *SCALES)  # sections of `for` of no single set
 _TYPED = {
     "extra": "options of `accelerate launch` after `--`",
@@ -266,15 +267,16 @@ def _tuned(own: RecipeFile, data: str | None, gpus: int, start: Weights) -> list
     layers = [Layer(dict(start.tree), start.name, "file", start.name)]
     if start.recipe:
         layers.append(
-            Layer(_lengths(start, data, gpus), f"few images: recipes/{start.recipe}.yaml", "shipped")
+            Layer(_for_few(start, data, gpus), f"few images: recipes/{start.recipe}.yaml", "shipped")
         )
     layers.append(Layer(dict(start.changes), start.name, "file", start.name))
     return [replace(own, base=layer, sections={}) for layer in layers]
 
 
-def _lengths(start: Weights, data: str | None, gpus: int) -> dict[str, Any]:
-    """The sections `train` and `optim` of the shipped recipe for few images, by stage if there are stages. A
-    set that a recipe names does not count: its settings are those of a training from the beginning."""
+def _for_few(start: Weights, data: str | None, gpus: int) -> dict[str, Any]:
+    """The sections `train` and `optim` of the shipped recipe for few images, with a short warm-up, by stage
+    if there are stages; and no labels if the set has none and the model goes without. A set that a recipe
+    names does not count: its settings are those of a training from the beginning."""
     chain, problems = read_chain(str(start.recipe))
     scale = "full" if start.tree.get("scale") == "paper" else start.tree.get("scale")
     form = {"data.name": data, "scale": scale, "data.size": start.tree["data"].get("size")}
@@ -292,8 +294,19 @@ def _lengths(start: Weights, data: str | None, gpus: int) -> dict[str, Any]:
         same = [part for part in recipe.parts if part.stage == stage] if stage else []
         same = same or [part for part in recipe.parts if canonical(part.model) == canonical(model)]
         if same:
-            values[stage] = {"train": plain(same[0].train), "optim": plain(same[0].optim)}
+            optim = plain(same[0].optim)
+            optim["warmup"] = min(optim["warmup"], WARMUP)
+            values[stage] = {"train": plain(same[0].train), "optim": optim}
+            if _lacks_labels(dataset, choice.facts) and "conditional" in same[0].options:
+                guidance = {"guidance": None} if "guidance" in same[0].sample else {}  # that of labels
+                values[stage] |= {"model": {"conditional": False}, "sample": guidance}
     return values.get("", {}) if "" in start.models else {"stages": values}
+
+
+def _lacks_labels(dataset: DataSet | None, facts: Facts | None) -> bool:
+    """Whether a set is known to have no labels."""
+    described = dataset if isinstance(dataset, DataSpec) else facts
+    return described is not None and described.classes in (0, ())
 
 
 def _without_scale(flags: Mapping[str, Any], start: Weights) -> dict[str, Any]:

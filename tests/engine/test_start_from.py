@@ -3,16 +3,22 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from helpers import in_process
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import gzcli
 from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.types import DataInfo
+from gzcli.engine.log import Log
+from gzcli.engine.trained import _of_other_data
 from gzcli.launch import launcher
 from gzcli.launch.from_file import find_run
 from gzcli.launch.plan import ask, prepare
+from gzcli.models import catalog
 from gzcli.store import files
 
 QUICK = ("train.sample_every=0", "train.eval_every=0", "train.best=none", "train.patience=null")
@@ -69,6 +75,47 @@ def test_layers_of_other_classes_begin_anew_and_a_line_says_so(capfd):
     assert other.parent and other.recipe.parts[0].train.parent.startswith(f"{run.id} sha256:")
     assert ask(run.id, "digits", (), CPU).earlier == run  # its own: the same training again
     assert ask(run.id, "digits-ab", (), CPU, resume=True).earlier == run
+
+
+def test_without_labels_a_network_begins_as_the_one_that_hides_them():
+    """Clusters within classes, clusters alone and classes alone; onto clusters, classes and nothing."""
+    x, t, log = torch.randn(2, 3, 8, 8), torch.tensor([0.2, 0.7]), Log(mode="quiet")
+    net = {"channels": 8, "mult": (1, 2), "groups": 4}
+
+    def model(classes, conditional, clusters, **more):
+        info = DataInfo((3, 8, 8), 256, tuple(map(str, range(classes))))
+        made = catalog.load("cfm").of(info, conditional=conditional, clusters=clusters, **{**net, **more})
+        for p in made.parameters():
+            torch.nn.init.normal_(p, std=0.1)
+        return made.eval()
+
+    dit = {"net": "dit", "width": 16, "heads": 2, "layers": 1, "patch": 4}
+    for more in ({}, dit):
+        for old in (model(3, True, 6, **more), model(3, True, 0, **more)):
+            want = old.net(x, t, None)
+            for new in (model(0, False, 4, **more), model(0, False, 0, **more), model(2, True, 4, **more)):
+                values = _of_other_data(new, {"conditional": True}, old.data, old.state_dict(), log)
+                new.load_state_dict(new.state_dict() | values[0] | values[1])
+                for y in (None, torch.tensor([0, 1])) if new.labelled else (None,):
+                    torch.testing.assert_close(new.net(x, t, y), want)
+
+
+def test_images_without_classes_take_the_weights_of_a_conditional_model(call, tmp_path):
+    folder, rng = tmp_path / "flat", np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(folder / f"{i}.png")
+    run = tuned("pretrained:cfm-glyphs", str(folder), steps=1)
+    tree, said = run.tree(), (run.path / "log.txt").read_text()
+    assert (tree["model"]["conditional"], tree["sample"]["guidance"]) == (False, None)
+    assert "layers of those weights that this model lacks: `net.label.table.weight`" in said
+    stdout = call("train", "pretrained:cfm-emoji", "--data", str(folder), "--dry-run")[1]
+    assert "steps on emoji, without its labels" in " ".join(stdout.split())
+
+
+def test_a_start_has_a_short_warm_up():
+    for name, warmup in (("vae-glyphs", 10), ("wgan-glyphs", 0)):
+        assert ask(f"pretrained:{name}", "patches", (), CPU).recipe.parts[0].optim.warmup == warmup
 
 
 def test_colour_images_take_the_weights_of_grey_ones(capfd):
