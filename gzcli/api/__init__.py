@@ -341,7 +341,8 @@ class LoadedRun:
         """The log-likelihood of each image, float64 [N] nats of the discrete image.
 
         images: uint8 [N, C, H, W].
-        labels: the class of each image [N] by number, or [N, K]; None: without labels.
+        labels: the class of each image [N] by number, or [N, K]. None: log p(x), which a conditional model
+          has as the mixture of its classes.
         seed: of the noise.
         options: keywords of the model's `log_prob`, such as `steps=100`.
 

@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
-from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from gzcli.core.devices import kind_of
@@ -171,6 +170,10 @@ class Noise:
         """The noise of the first n images of the batch."""
         return self
 
+    def again(self) -> Noise:
+        """Noise that draws the numbers which this one draws from now on."""
+        return copy(self)
+
     def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
         raise NotImplementedError
 
@@ -225,18 +228,28 @@ class ImageNoise(Noise):
             self.index = torch.arange(index.start, index.stop, index.step, device=self.device)
         else:
             self.index = moved(torch.as_tensor(index, dtype=torch.int64), self.device)
-        self.calls = count()  # shared with copies by `first`, so that none repeats another's draw
+        self.calls = [0]  # shared with copies by `first`, so that none repeats another's draw
 
     def first(self, n: int) -> ImageNoise:
         part = copy(self)
         part.index = self.index[:n]
         return part
 
+    def again(self) -> ImageNoise:
+        part = copy(self)
+        part.calls = [*self.calls]
+        return part
+
+    def _next(self) -> int:
+        """The number of this call."""
+        self.calls[0] += 1
+        return self.calls[0] - 1
+
     def spread(self, n: int) -> Tensor:
         from gzcli.core import philox
 
         self._check(n)
-        return philox.spread(self.seed, next(self.calls), self.index)
+        return philox.spread(self.seed, self._next(), self.index)
 
     def _check(self, n: int) -> None:
         if n != len(self.index):
@@ -252,7 +265,7 @@ class ImageNoise(Noise):
         make = numbers[method] if high is None else philox.below(high)
         dtype = torch.int64 if high is not None else torch.get_default_dtype()
         each = torch.Size(shape[1:]).numel()
-        return philox.draw(self.seed, next(self.calls), self.index, each, make, dtype).reshape(shape)
+        return philox.draw(self.seed, self._next(), self.index, each, make, dtype).reshape(shape)
 
 
 def moved(t: Tensor, device: torch.device | str) -> Tensor:

@@ -42,6 +42,7 @@ from gzcli.models.nn import (
 SIDE = 32  # images of a larger side are averaged to it before they are compared
 TABLE = ".table.weight"  # of a `ClassEmbedding`
 ROUNDS = 20  # of k-means, at most
+SUMMED, SUMMED_BY_ODE = 100, 10  # classes of a likelihood without labels, each of which takes its passes
 MIN_CLUSTER = 20  # least images a cluster on average: the network would memorise smaller ones
 Guidance = float | Literal["auto"] | None
 # guidance of samples towards their cluster. On MNIST after 8 CPU-minutes, of 1,000 samples against validation
@@ -202,6 +203,29 @@ def k_means(points: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     return kmeans.cluster_centers_, np.bincount(kmeans.labels_, minlength=count)
 
 
+LogProb = Callable[[Tensor | None, Noise], Tensor]  # of labels, by draws of the noise: [B] nats
+
+
+def over_classes(model: Model, log_prob: LogProb, n: int, labels: Tensor | None, noise: Noise) -> Tensor:
+    """log p(x | labels) [B] of n images. Of a conditional model without labels log 1/K Σ_y p(x | y), the
+    mixture of classes that it samples, by the same noise for each; for lower bounds a lower bound.
+
+    Of multi-label data, whose 2^K sets of labels cannot be summed, it is the density that the model learned
+    from images with hidden labels. Raises UsageError for more classes than can be summed.
+    """
+    if labels is not None or not model.conditional or model.data.multilabel:
+        return log_prob(labels, noise)
+    count, most = len(model.data.classes), SUMMED_BY_ODE if model.likelihood == "ode" else SUMMED
+    if count > most:
+        message = f"log p(x) without labels is a sum over {count:,} classes, and {most} are the most"
+        raise UsageError(message, hint="pass the labels: `gz bench` gives log p(x | y)")
+    noises = [*(noise.again() for _ in range(count - 1)), noise]
+    each = [
+        log_prob(y, draws) for y, draws in zip(every_label(model.data, n, noise.device), noises, strict=True)
+    ]
+    return torch.stack(each).logsumexp(0) - math.log(count)
+
+
 class Labelled(Model):
     """A model that may be conditioned on labels, or on clusters. Raises UsageError for a conditional model of
     data without labels."""
@@ -291,15 +315,10 @@ class Labelled(Model):
             raise UsageError("a model trained without label dropout needs labels", hint=hint)
         return labels
 
-    def over_classes(
-        self, log_prob: Callable[[Tensor | None], Tensor], n: int, labels: Tensor | None
-    ) -> Tensor:
-        """log p(x | labels) [B] of n images. A conditional model without labels gives the mixture over its
-        classes, which it samples; of multi-label data, or with clusters, what `image_condition` gives."""
-        if labels is not None or not self.conditional or self.data.multilabel or self.clusters is not None:
-            return log_prob(labels)
-        each = torch.stack([log_prob(y) for y in every_label(self.data, n, self.device)])
-        return each.logsumexp(0) - math.log(len(each))
+    def over_classes(self, log_prob: LogProb, n: int, labels: Tensor | None, noise: Noise) -> Tensor:
+        """`over_classes` of a model that may have clusters: with them the joint likelihood of an image and
+        its nearest cluster of any class, a lower bound of the mixture over clusters."""
+        return log_prob(labels, noise) if self.clusters else over_classes(self, log_prob, n, labels, noise)
 
     def condition_log_prob(self, condition: Tensor | None, labels: Tensor | None) -> Tensor | float:
         """log p(c) of the clusters `condition`, or log p(c | labels), [B]; 0 without clusters."""

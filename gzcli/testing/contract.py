@@ -190,6 +190,8 @@ def held_out(pack: Pack, model: Model, split: str, n: int, count: int | None = N
 def each_phase_learns_alone(case: Case) -> None:
     """On one batch with fixed noise each phase's loss falls; no gradient is infinite or outside the phase."""
     fresh, batch = started(case)
+    strange = {*fresh.sums} - {phase.name for phase in fresh.phases()}
+    require(not strange, f"`sums` names {', '.join(sorted(strange))}, which is no phase")
     for phase in fresh.phases():
         model = copy.deepcopy(fresh)
         params = only(model, next(p for p in model.phases() if p.name == phase.name))

@@ -507,13 +507,22 @@ class LikelihoodByODE(Denoiser):
         ode: LikelihoodOptions = LikelihoodOptions(),
     ) -> Tensor:
         """[B] nats of the discrete image by the change of density along the ODE to noise (Song 2021,
-        arXiv:2011.13456, eq. 39), with clusters jointly with that of x. Raises UsageError for latents.
+        arXiv:2011.13456, eq. 39), with clusters jointly with that of x. A conditional model without labels
+        has the mixture of its classes, each of which takes a solution. Raises UsageError for latents, and for
+        a mixture of more than 10 classes.
 
         Grey levels are dequantised uniformly, so the value is a bound. The dequantised images replace α x + σ
         ε at the time where σ/α is the deviation of the uniform noise, or at the nearest time of the model.
         With less noise, a model with spikes at the grey levels underestimates the likelihood; more noise
         hides details of flat parts. The divergence is Hutchinson's unbiased estimate.
         """
+        density = partial(self.log_density, x, ode=ode)
+        return self.over_classes(density, len(x), labels, noise)
+
+    def log_density(
+        self, x: Tensor, labels: Tensor | None, noise: Noise, *, ode: LikelihoodOptions
+    ) -> Tensor:
+        """log p(x | labels), [B] nats, or with clusters of x and its cluster."""
         n, size, width = len(x), x[0].numel(), 2 / (self.grey_levels - 1)  # of a grey level
         path = self.process.likelihood_path(1 / (self.grey_levels - 1) / math.sqrt(3), ode.steps)
         c = self.image_condition(x, labels)

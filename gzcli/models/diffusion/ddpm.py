@@ -217,13 +217,21 @@ class Diffusion(NoiseApplications):
     ) -> Tensor:
         """[B] nats: the variational bound (Ho 2020, eq. 5), by `terms` + 1 network calls. L_T and L_0 are
         exact; of the T − 1 other terms one is drawn from each of `terms` strata and weighted by the stratum's
-        width. With clusters the bound is of x and its cluster. Raises UsageError for latents.
+        width. With clusters the bound is of x and its cluster; a conditional model without labels has that of
+        the mixture of its classes, `terms` + 1 calls each. Raises UsageError for latents.
 
         terms: number of strata; T − 1 or more: the whole sum.
         variance: of p(x_{t−1} | x_t): β̃ (small), the tighter bound for images with flat parts, such as
           digits; or β (large), for data that are smooth at the scale of one grey level; null: learned, and
           small if it is not.
         """
+        bound = partial(self.variational_bound, x, terms=terms, variance=variance)
+        return self.over_classes(bound, len(x), labels, noise)
+
+    def variational_bound(
+        self, x: Tensor, labels: Tensor | None, noise: Noise, *, terms: int, variance: Variance | None
+    ) -> Tensor:
+        """`log_prob` given labels; of multi-label data None hides them."""
         levels, n, process = self.grey_levels, len(x), self.process
         y = self.image_condition(x, labels)
         alpha_T, sigma_T = process.alpha[-1], process.sigma[-1]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
-from gzcli.models.labelled import LabelOptions
+from gzcli.models.labelled import LabelOptions, over_classes
 from gzcli.models.nn import (
     Labels,
     as_interpolations,
@@ -273,12 +273,23 @@ class LadderVAE(LabelledVAE):
     # ---- likelihood and out-of-distribution scores
 
     def log_prob(self, x: Tensor, labels: Labels = None, *, noise: Noise, samples: int = 1) -> Tensor:
-        """A lower bound of log p(x), [B] nats. Without labels a conditional model uses the null label.
+        """A lower bound of log p(x), [B] nats. A conditional model without labels has that of the mixture of
+        its classes.
 
         samples: samples of z. 1: the ELBO; more: the importance-weighted bound.
         """
-        e = self.embed(labels, len(x))
-        return self.bound(x, self.encoder(x), e, [self.draw(len(x), noise) for _ in range(samples)])
+        return self.mixed_bound(x, self.encoder(x), labels, noise, samples)
+
+    def mixed_bound(
+        self, x: Tensor, features: Sequence[Tensor], labels: Labels, noise: Noise, samples: int
+    ) -> Tensor:
+        """`bound` given labels, or without them that of the mixture of classes."""
+
+        def bound(labels: Labels, noise: Noise) -> Tensor:
+            draws = [self.draw(len(x), noise) for _ in range(samples)]
+            return self.bound(x, features, self.embed(labels, len(x)), draws)
+
+        return over_classes(self, bound, len(x), labels, noise)
 
     def bound(
         self, x: Tensor, features: Sequence[Tensor], e: Tensor | None, draws: list[list[Tensor]]
@@ -307,9 +318,9 @@ class LadderVAE(LabelledVAE):
         samples: draws of z in both bounds.
         """
         keep = len(self.sizes) - self.check_groups("k", k)
-        e, features = self.embed(None, len(x)), self.encoder(x)
-        draws = [self.draw(len(x), noise) for _ in range(samples)]
-        return self.bound(x, features, e, draws) - self.bound(x, features[:keep], e, draws)
+        features = self.encoder(x)
+        coarse = self.mixed_bound(x, features[:keep], None, noise.again(), samples)
+        return self.mixed_bound(x, features, None, noise, samples) - coarse
 
     # ---- sampling and applications
 

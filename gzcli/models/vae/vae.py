@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
-from gzcli.models.labelled import LabelOptions
+from gzcli.models.labelled import LabelOptions, over_classes
 from gzcli.models.nn import Labels, bits_per_dim, double, to_fp32
 from gzcli.models.nn.perceptual import ms_ssim
 from gzcli.models.nn.pixels import PixelKind, distribution
@@ -153,14 +153,19 @@ class VAE(Autoencoder, LabelledVAE):
     # ---- likelihood
 
     def log_prob(self, x: Tensor, labels: Labels = None, *, noise: Noise, k: int = 1) -> Tensor:
-        """A lower bound of log p(x), [B] nats. Without labels a conditional model uses the null label.
+        """A lower bound of log p(x), [B] nats. A conditional model without labels has that of the mixture of
+        its classes.
 
         k: samples of z; 1: the ELBO, more: the importance-weighted bound.
         """
-        if k > 1:
-            return self.iwae_bound(x, noise, k, labels)
-        recon, kl = self.elbo_parts(x, noise, labels)
-        return -(recon + kl)
+
+        def bound(labels: Labels, noise: Noise) -> Tensor:
+            if k > 1:
+                return self.iwae_bound(x, noise, k, labels)
+            recon, kl = self.elbo_parts(x, noise, labels)
+            return -(recon + kl)
+
+        return over_classes(self, bound, len(x), labels, noise)
 
     def elbo_parts(self, x: Tensor, noise: Noise, labels: Labels = None) -> tuple[Tensor, Tensor]:
         """−log p(x | z) at one z ~ q, and KL, [B] each: the ELBO is minus their sum."""
@@ -214,7 +219,7 @@ class VAE(Autoencoder, LabelledVAE):
 
         k: samples of z in the importance-weighted bound.
         """
-        return -self.iwae_bound(x, noise, k)
+        return -self.log_prob(x, noise=noise, k=k)
 
     def score_regret(
         self, x: Tensor, *, noise: Noise, steps: int = 100, samples: int = 4, lr: float = 0.05
