@@ -301,6 +301,10 @@ def parse(annotation: str) -> ast.expr:
     return ast.parse(annotation or "Any", mode="eval").body
 
 
+# the trees that `parse` has made stay, so that what is read off their nodes can be kept
+
+
+@cache
 def _alternatives(node: ast.expr) -> list[ast.expr]:
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):
         return [*_alternatives(node.left), *_alternatives(node.right)]
@@ -314,6 +318,7 @@ def _arguments(node: ast.AST) -> list[ast.expr]:
     return node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
 
 
+@cache
 def _head(node: ast.expr) -> str:
     """The name of a type without its brackets: int, None, Literal, tuple, …"""
     if isinstance(node, ast.Subscript):
@@ -331,6 +336,7 @@ def _item_kinds(node: ast.expr, n: int) -> list[ast.expr]:
     return kinds
 
 
+@cache
 def _choices(node: ast.expr) -> list[Any]:
     """The values of every Literal in a type."""
     literals = (n for n in ast.walk(node) if isinstance(n, ast.Subscript) and _head(n) == "Literal")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from contextlib import ExitStack
 from dataclasses import astuple, replace
 from functools import cache
 from pathlib import Path
@@ -702,6 +703,10 @@ def info_of(part, classes: int | None) -> DataInfo:
     return DataInfo((data.channels or spec.channels, height, width), data.levels or spec.levels, **more)
 
 
+INITS = ("uniform_", "normal_", "trunc_normal_", "zeros_", "ones_", "constant_", "orthogonal_")
+INITS += ("kaiming_uniform_", "kaiming_normal_", "xavier_uniform_", "xavier_normal_")
+
+
 def build(recipe, classes: int | None = 10) -> list:
     """The model of each part on the meta device: shapes alone. A later stage is built on the earlier ones."""
     built = {}
@@ -716,8 +721,11 @@ def build(recipe, classes: int | None = 10) -> list:
 def _build(model, options, info, **earlier):
     import torch
 
-    norms = mock.patch("torch.nn.utils.parametrizations._SpectralNorm._power_method")  # of no values
-    with torch.device("meta"), norms:
+    with ExitStack() as unset:  # there are no values
+        unset.enter_context(mock.patch("torch.nn.utils.parametrizations._SpectralNorm._power_method"))
+        for name in INITS:
+            unset.enter_context(mock.patch(f"torch.nn.init.{name}", lambda tensor, *_, **__: tensor))
+        unset.enter_context(torch.device("meta"))
         return catalog.load(model).of(DataInfo(*info), **json.loads(options), **earlier)
 
 
