@@ -32,8 +32,8 @@ _DTYPE_HELP = "Type of the weights in the file. bf16 halves its size and slightl
 _Dtype = Annotated[Literal["fp32", "bf16"], option("--dtype", _DTYPE_HELP)]
 _OfModel = Annotated[str, option("--model M", "Only runs of one model.", complete=a_model)]
 _OfData = Annotated[str, option("--data NAME", "Only runs on one data set.", complete=a_set)]
-_TO_HELP = "One file for `gz`, the format of another library, or an `alarm` that needs neither gz nor torch."
-_To = Annotated[Literal["file", "onnx", "torch", "diffusers", "alarm"], option("--to", _TO_HELP)]
+_TO_HELP = "One file for `gz`, a folder for diffusers, or an `alarm` that needs neither gz nor torch."
+_To = Annotated[Literal["file", "diffusers", "alarm"], option("--to", _TO_HELP)]
 _LENGTH_HELP = (
     "EMA length: standard deviation of the averaging profile, relative to training time. Default: the best."
 )

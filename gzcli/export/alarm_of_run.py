@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.core.errors import UsageError
-from gzcli.core.types import ImageNoise
+from gzcli.core.types import ImageNoise, Noise
 from gzcli.data.packs.batches import quantise
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import check_unchanged
@@ -24,7 +24,6 @@ from gzcli.data.sets.names import locate
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
 from gzcli.export import alarm
-from gzcli.export.portable import ELSE, DrawnNoise, RecordedNoise
 from gzcli.judge.alarm import split_held_out
 from gzcli.judge.local import Maps, fit_run_local
 from gzcli.judge.methods import is_good_test
@@ -35,6 +34,29 @@ from gzcli.models.base import flat_defaults, group_options
 HELD_OUT = 2000  # held-out scores, at most
 AT_ONCE = 32  # images that are scored together
 TOLERANCE = 1e-3  # by which scores of the graph may differ, relative
+ELSE = "`--to file` takes every run; `--to diffusers` what `gz list models --can export` shows"
+
+
+class DrawnNoise(Noise):
+    """Noise that returns draws from a list."""
+
+    def __init__(self, values: list[Tensor]):
+        self.values, self.device = iter(values), values[0].device
+
+    def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
+        return next(self.values)
+
+
+class RecordedNoise(ImageNoise):
+    """Noise of an image that records its draws."""
+
+    def __init__(self, seed: int):
+        super().__init__(seed, [0])
+        self.values: list[Tensor] = []
+
+    def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
+        self.values.append(super()._draw(method, shape, high))
+        return self.values[-1]
 
 
 class LocalMap(nn.Module):
@@ -51,7 +73,7 @@ class LocalMap(nn.Module):
 
     def recorded(self, trained: Trained, seed: int) -> list[Tensor]:
         """The noise that the map of an image draws with this seed."""
-        noise = RecordedNoise(1, seed)
+        noise = RecordedNoise(seed)
         self.raw(quantise(torch.zeros(1, *trained.images.shape, dtype=torch.uint8), self.levels), noise)
         return noise.values
 

@@ -26,7 +26,7 @@ from gzcli.engine import sampler
 from gzcli.engine.checkpoint import metadata_of, read_weights
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, autoencoder_run, load_model, load_trained, weights_file
-from gzcli.export import alarm_of_run, portable
+from gzcli.export import alarm_of_run
 from gzcli.models import catalog
 from gzcli.store import files, jobs
 from gzcli.store.bundle import LATENT, MAIN
@@ -57,10 +57,6 @@ def run(job: ExportJob, folder: Path, device: torch.device, log: Log) -> dict[st
         export = alarm_of_run.write(trained, Path(job.out), log)
         log.info(f"{export['held_out']:,} held-out scores of the map `{export['map']}`")
         return facts | export
-    if job.to in ("onnx", "torch"):
-        export = portable.write(trained, job.to, Path(job.out))
-        log.info(f"images within {export['differs']} of 255 of gz's; files: {', '.join(export['files'])}")
-        return facts | export
     return facts | to_diffusers(trained, job.out, log)
 
 
@@ -79,7 +75,7 @@ def to_diffusers(trained: Trained, out: str, log: Log) -> dict[str, Any]:
         raise UsageError(message, hint="gz list models --can export")
     if getattr(trained.model, "clusters", None) is not None:
         message = f"no pipeline of diffusers draws clusters, from which `{trained.title}` makes its images"
-        hint = "`--to torch` and `--to onnx` draw them; or train with `--set model.clusters=0`"
+        hint = "`--to file` keeps them; or train with `--set model.clusters=0`"
         raise UsageError(message, hint=hint)
     pipeline = trained.model.to_diffusers()
     pipeline.save_pretrained(out)

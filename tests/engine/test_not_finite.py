@@ -2,7 +2,6 @@
 
 import json
 import math
-import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -20,7 +19,6 @@ from gzcli.core.types import Applied
 from gzcli.data.packs.open import open_pack
 from gzcli.engine import sampler
 from gzcli.engine.log import Log
-from gzcli.export import portable_sampler
 from gzcli.judge import bench, contestants, sample
 from gzcli.models.nn import within
 from gzcli.models.nn.pixels import Pixels
@@ -118,14 +116,3 @@ def test_clamping_hides_nothing():
     logistic = Pixels("logistic", 17)
     for images in (logistic.mean(out), logistic.draw(out, torch.full((1, 1, 1, 6), 0.5))):
         assert images.flatten()[:3].isnan().all() and images.flatten()[3:].isfinite().all()
-
-
-def test_an_exported_sampler_tells_too():
-    step = {"do": "draw", "kind": "normal", "shape": [1, 2, 2]}
-    spec = {"classes": [], "program": [step], "result": [[0, math.nan]], "decode": False}
-    with pytest.raises(FloatingPointError, match="no image is finite"):
-        portable_sampler.draw(spec, None, 3)
-    spec["result"] = [[0, 1.0]]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert portable_sampler.draw(spec, None, 3).shape == (3, 2, 2, 1)

@@ -1,6 +1,7 @@
 """Diffusion: schedules and samplers against diffusers and closed forms, the bound, guidance, uses."""
 
 import math
+from types import SimpleNamespace
 
 import draws
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
 from gzcli.engine.trained import with_zero_inputs
+from gzcli.export.export import to_diffusers
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.denoiser import UNCLIPPED, WalkOptions
 from gzcli.models.denoising.process import DiscreteVP, Level, shift_of
@@ -551,6 +553,12 @@ def test_an_exported_model_makes_the_same_pictures(prediction, zero_snr, tmp_pat
         theirs = call(batch_size=4, num_inference_steps=10, output_type="np", **how).images
         theirs = torch.from_numpy(theirs).permute(0, 3, 1, 2) * 2 - 1
         torch.testing.assert_close(theirs, draw(sampler), atol=close, rtol=0)
+
+
+def test_no_pipeline_draws_clusters():
+    model = DDPM.of(DataInfo((1, 16, 16)), **SMALL, clusters=3)
+    trained = SimpleNamespace(model=model, name="ddpm", title="ddpm")
+    refused("no pipeline", to_diffusers, trained, "", None, hint="model.clusters=0")
 
 
 ENLARGES = {"channels": 8, "mult": (1, 2), "attention": (), "timesteps": 100}
