@@ -1,10 +1,12 @@
-"""Commands of gz in children of a process that has loaded it: see `zygote`."""
+"""Commands of gz in children of a process that has loaded it: see `zygote`. The ranks of a training are
+children, too."""
 
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,12 +41,20 @@ class Zygote:
 
     def gz(self, *words: str, code: int = 0, env: dict[str, str] | None = None):
         """As `helpers.gz`, seconds sooner: the command, and an engine of one process, run in the child."""
-        home, err = Path(os.environ["GZ_HOME"]), self.folder / "err.txt"
-        where = {"home": str(home), "here": str(traps()), "said": str(self.folder / "said.txt")}
-        got = self.code_of(words=words, env={**os.environ, **(env or {})}, err=str(err), **where)
+        err = self.folder / "err.txt"
+        got = self.here(words=words, env={**os.environ, **(env or {})}, err=str(err))
         done = subprocess.CompletedProcess(words, got, self.said(), err.read_text())
         assert got == code, f"gz {' '.join(words)} → {got}\n{done.stdout}\n{done.stderr}"
         return done
+
+    def train(self, by_world: dict[str, list[str]]) -> None:
+        """Trains runs by one process or several: see `two_ranks`."""
+        assert self.here(train=by_world, env=dict(os.environ)) == 0, self.said()
+
+    def here(self, **job: Any) -> int:
+        """The exit code of a job in the home of the test."""
+        where = {"home": os.environ["GZ_HOME"], "here": str(traps()), "said": str(self.folder / "said.txt")}
+        return self.code_of(**job, **where)
 
     def code_of(self, **job: Any) -> int:
         """The exit code of a job."""
@@ -75,3 +85,30 @@ def zygote(folder: Path) -> Iterator[Zygote]:
         yield one
     finally:
         one.close()
+
+
+def forked(world: int, work: Callable[[], object]) -> list[int]:
+    """The exit codes of `world` children of this process, the ranks, that do the work: what it returns, or 0.
+    This process serves the store by which they meet: no port is free first and taken later."""
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if world > 1 else None
+    pids = []
+    for rank in range(world):
+        if (pid := os.fork()) == 0:
+            code = 1
+            if store:
+                several = {"WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": store.port}
+                several |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
+                os.environ |= {name: str(value) for name, value in several.items()}
+                os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
+            try:
+                code = work() or 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                # gloo's threads now and then abort an interpreter that exits by itself
+                os._exit(code)
+        pids.append(pid)
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]

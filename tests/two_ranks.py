@@ -19,15 +19,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import traceback
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from forks import forked
 from helpers import QUICK, lines, recipe, trainer
 from safetensors.torch import load_file
-from torch.distributed import TCPStore
 
 from gzcli.core import ranks
 from gzcli.engine import trainer as train_loop
@@ -82,36 +82,30 @@ def work(folders: list[str]) -> None:
     accelerator.end_training()
 
 
-def forked(world: int, folders: list[str]) -> None:
-    """Does the work in `world` children of this process, which has imported what they need, and serves the
-    store by which they meet: no port is free first and taken later."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if world > 1 else None
-    for rank in range(world):
-        if os.fork() == 0:
-            if store:
-                several = {"WORLD_SIZE": world, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": store.port}
-                several |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
-                os.environ |= {name: str(value) for name, value in several.items()}
-                os.environ |= {"MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
-            try:
-                work(folders)
-                # gloo's threads now and then abort an interpreter that exits by itself; `gz` goes by
-                # `status.json`
-                os._exit(0)
-            except BaseException:
-                traceback.print_exc()
-                os._exit(1)
-    ended = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(world)]
-    assert ended == [0] * world, f"the processes ended with {ended}"
+def train(by_world: dict[str, list[str]], *, fp32: bool = False) -> None:
+    """Trains the runs in these folders, by the number of processes that each has."""
+    torch.set_num_threads(1)
+    folders = {Path(folder) for of_world in by_world.values() for folder in of_world}
+    for model in {run.tree()["model"]["name"] for f in folders for run in Run(f).stages or [Run(f)]}:
+        catalog.load(model)
+    gc.freeze()  # after each run accelerate collects garbage, of which what is imported here is none
+    if not fp32:
+        torch.set_default_dtype(torch.float64)
+    for world, of_world in by_world.items():
+        ended = forked(int(world), partial(work, of_world))
+        assert ended == [0] * int(world), f"the processes ended with {ended}"
+
+
+def folders_of(planned: dict[int, list[Run]]) -> dict[str, list[str]]:
+    """What `train` takes, and JSON holds."""
+    return {str(world): [str(run.path) for run in of_world] for world, of_world in planned.items()}
 
 
 def launched(planned: dict[int, list[Run]], *, fp32: bool = False, said: int | None = None) -> None:
     """Trains runs, by the number of gloo processes; `said` is where they write, as `subprocess` has it."""
     here = Path(__file__).resolve()
     common = {"PYTHONPATH": os.pathsep.join(map(str, here.parents[:2])), "OMP_NUM_THREADS": "1"}
-    common |= {"TWO_RANKS_FP32": "1" if fp32 else ""}
-    what = json.dumps({world: [str(run.path) for run in of_world] for world, of_world in planned.items()})
-    words = [sys.executable, str(here), "--train", what]
+    words = [sys.executable, str(here), "--train", json.dumps(folders_of(planned)), *["--fp32"][: int(fp32)]]
     subprocess.run(words, env={**os.environ, **common}, stderr=said, timeout=7200, check=True)
 
 
@@ -187,17 +181,9 @@ def main() -> None:
             os.environ |= {"GZ_HOME": home, "GZ_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "GZ_TRIAL": "0"}
             measure(args.what or recipe_names(), args.steps, args.batch, args.fp32)
         return
-    torch.set_num_threads(1)
-    folders = {Path(folder) for of_world in args.train.values() for folder in of_world}
-    for model in {run.tree()["model"]["name"] for f in folders for run in Run(f).stages or [Run(f)]}:
-        catalog.load(model)
     for name in ("torch._dynamo", "torch.distributed.tensor", "accelerate"):
         importlib.import_module(name)
-    gc.freeze()  # after each run accelerate collects garbage, of which what is imported here is none
-    if not os.environ.get("TWO_RANKS_FP32"):
-        torch.set_default_dtype(torch.float64)
-    for world, of_world in args.train.items():
-        forked(int(world), of_world)
+    train(args.train, fp32=args.fp32)
 
 
 if __name__ == "__main__":

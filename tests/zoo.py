@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,12 +139,12 @@ CASES = [
     DIFFAE,
     Case("latent_prior", LATENT, lr=3e-3, sample=CODES, stages={"autoencoder": DIFFAE}),
     Case("latent_prior", LATENT | LABELS, lr=3e-3, sample=CODES | GUIDED, stages={"autoencoder": DIFFAE}),
-    denoiser("zigma", ZIGMA, steps=3),
-    denoiser("zigma", ZIGMA | LABELS | {"patch": 2}, steps=3, guidance=2.0),
     denoiser("fm", FM, lr=5e-3, steps=3),
     denoiser("fm", FM | LABELS | {"time_sampling": "uniform", "sigma_min": 0.01}, lr=5e-3, steps=3),
     denoiser("fm", FM | {"clusters": 5}, lr=5e-3, steps=3, guidance=2.0),
     denoiser("cfm", FM | {"coupling": "ot", "clusters": 20}, lr=5e-3, steps=3, guidance=2.0),
+    denoiser("zigma", ZIGMA, steps=3),
+    denoiser("zigma", ZIGMA | LABELS | {"patch": 2}, steps=3, guidance=2.0),
     denoiser("soflow", FM, lr=5e-3, steps=2),
     denoiser(
         "soflow", FM | LABELS | {"clusters": 20, "map_every": 1} | LEARNS, lr=5e-3, steps=1, guidance=2.0
@@ -187,7 +188,8 @@ CASES = [
     tuner("controlnet", {"cache": False}, lr=3e-3),
     tuner("instructpix2pix", {"cache": False}, lr=3e-3, data="digits-edited"),
 ]
-FIRST = {case.model: case for case in reversed(CASES)}  # of each model
+# of each model, and the first of a family is quick
+FIRST = dict(reversed({case.model: case for case in reversed(CASES)}.items()))
 
 
 def one_a_family(cases: Iterable[Case]) -> list[ParameterSet]:
@@ -199,3 +201,9 @@ def one_a_family(cases: Iterable[Case]) -> list[ParameterSet]:
         chosen.append(pytest.param(case, id=str(case), marks=pytest.mark.slow if family in families else ()))
         families.add(family)
     return chosen
+
+
+def definer(model: str, method: str) -> tuple[Path, str] | None:
+    """The class that a model has a method of, by its file and its name; None without such a method."""
+    lineage = catalog.card(model).lineage
+    return next(((cls.path, cls.node.name) for cls in lineage if method in cls.methods), None)

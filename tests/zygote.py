@@ -1,11 +1,11 @@
 """A process that has loaded gz once and forks a child for each command, which saves seconds of imports; the
 child may end itself by SIGKILL, or by os._exit, just before or after its n-th change of the store.
 
-It reads a JSON object a line: {words | fetch, home, here, env, said, err, at, when, how, log}, and answers
-{"code": …}, the exit code, or −9, on the file whose number is its argument. What the child says goes into the
-file `said`, its errors too unless `err` names another. The engine runs in the child itself, but for one of
-several processes. A change is a call of os.fsync, replace, rename, unlink, remove, rmdir or mkdir that does
-something below `home`.
+It reads a JSON object a line: {words | train | fetch, home, here, env, said, err, at, when, how, log}, and
+answers {"code": …}, the exit code, or −9, on the file whose number is its argument. What the child says goes
+into the file `said`, its errors too unless `err` names another. The engine runs in the child itself, or in
+children of it if it has several processes. A change is a call of os.fsync, replace, rename, unlink, remove,
+rmdir or mkdir that does something below `home`.
 """
 
 import hashlib
@@ -65,18 +65,23 @@ def die(job: dict[str, Any]) -> None:
 
 
 def here(started: Any, folder: Path, plan: Any, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
-    """`launch.run` without a process, in the environment that it gives to one; `started` is the real one."""
+    """`launch.run` without its process, in the environment that it gives to one: several processes are forks
+    of this one, and the launcher has no part in them. `started`, the real one, is for GPUs."""
+    from forks import forked
+
     from gzcli.engine.__main__ import main
     from gzcli.launch.launcher import environment, outcome
     from gzcli.store.runs import Run
 
-    if plan.distributed:
+    if plan.gpus or plan.machines > 1:
         return started(folder, plan, launcher=launcher, mode=mode)
     variables = environment(plan, mode)
     del variables["GZ_PARENT"]
     os.environ.clear()
     os.environ.update(variables)
-
+    if plan.distributed:
+        ended = forked(plan.processes, partial(main, folder))
+        return outcome(Run(folder), next(filter(None, ended), 0), [])
     return outcome(Run(folder), main(folder), [])
 
 
@@ -100,6 +105,11 @@ def work(job: dict[str, Any]) -> int:
         patched(job)
     if "largest" in job:  # bytes of a file
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["largest"], resource.RLIM_INFINITY))
+    if "train" in job:
+        import two_ranks
+
+        two_ranks.train(job["train"])
+        return 0
     if "fetch" in job:
         from gzcli.core.errors import GzError
         from gzcli.data.download import http

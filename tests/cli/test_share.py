@@ -28,7 +28,7 @@ from gzcli.recipe.resolve import resolve
 from gzcli.store import claims, files, jobs, png, pretrained, runs
 
 # one worker makes what these tests share, once
-pytestmark = [pytest.mark.xdist_group("share"), pytest.mark.usefixtures("undrawn")]
+pytestmark = pytest.mark.usefixtures("undrawn")
 VAE = Case("vae", {"net": "mlp", "hidden": (16,), "latent": 2}, lr=3e-3)
 TOKENIZER = Case("vqvae", {"hidden": 8, "residual": 4, "blocks": 1, "codes": 8, "dim": 4}, lr=3e-3)
 FM = Case("fm", {"channels": 8, "mult": (1,), "attention": ()}, lr=3e-3, batch=16, sample={"steps": 2})

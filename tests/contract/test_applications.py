@@ -12,7 +12,7 @@ import torch
 from draws import awake, fitted, train_batches
 from PIL import Image
 from refused import refused
-from zoo import CASES, FIRST, Case
+from zoo import CASES, FIRST, Case, definer
 
 from gzcli.api import LoadedRun
 from gzcli.cli import app
@@ -52,8 +52,7 @@ def pairs():
     seen = set()
     for case in TRIED:
         for do in catalog.card(case.model).do:
-            of = next(cls for cls in catalog.card(case.model).lineage if do in cls.methods)
-            key = of.path, of.node.name, do, case.conditional
+            key = definer(case.model, do), do, case.conditional
             slow = key in seen or do == "restore"  # which tests/truth/test_restore.py tries
             yield pytest.param(case, do, id=f"{case}-{do}", marks=pytest.mark.slow if slow else ())
             seen.add(key)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT
+from helpers import ROOT, in_process
 from refused import refused
 
 import gzcli
@@ -26,12 +26,12 @@ from gzcli.core.errors import MissingError
 from gzcli.data.packs import stream
 from gzcli.data.sets.registry import SPECS, DataFile
 from gzcli.docs.page import texts
+from gzcli.launch import launcher
 from gzcli.league.call import league
 from gzcli.models.vae.vae import VAE
 from gzcli.store import model_files, runs
 from gzcli.store.paths import cache_dir
 
-pytestmark = pytest.mark.xdist_group("api")
 TEMPLATE = Path(testing.__file__).parent / "template.py"
 SMALL = {"model.net": "mlp", "model.hidden": (16,), "model.latent": 2, "train.best": "none"}
 
@@ -143,6 +143,7 @@ def test_a_model_from_outside_is_a_model_like_any_other(forks, tmp_path, monkeyp
     file = tmp_path / "house.py"
     file.write_text(TEMPLATE.read_text().replace("hidden: int = 32", "hidden: int = 4"))
     (tmp_path / "house.yaml").write_text("train: {steps: 15, batch_size: 16, best: none}\n")
+    monkeypatch.setattr(launcher, "run", in_process)  # `run` above is trained by a process of its own
     run = gzcli.train(str(file), cpu=True, quiet=True, set=["train.log_every=5"])
     assert (run.trained.part.train.steps, run.trained.part.options["hidden"]) == (15, 4)
     copy = run.path / "models" / "house.py"

@@ -107,6 +107,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(steps, "BACKEND", "aot_eager")
 
 
+@pytest.mark.slow
 def test_a_compiled_run_resumes_bit_for_bit(quick):
     """Of several phases, each of which has its graph."""
     case = Case("aae", MLP, lr=3e-3)

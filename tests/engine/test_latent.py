@@ -18,7 +18,7 @@ from gzcli.judge.scores import Scorer, choose
 from gzcli.store import runs
 
 # one worker makes what these tests share, once
-pytestmark = [pytest.mark.xdist_group("latent"), pytest.mark.usefixtures("undrawn")]
+pytestmark = pytest.mark.usefixtures("undrawn")
 TOKENIZER = Case("vqvae", {"hidden": 16, "residual": 8, "blocks": 1, "codes": 64, "dim": 4}, lr=3e-3)
 VAE = Case("vae", {"net": "mlp", "hidden": (64,), "latent": 8}, lr=3e-3)
 FM = Case("fm", {"channels": 8, "mult": (1, 2), "attention": ()}, lr=3e-3, batch=16, sample={"steps": 3})

@@ -18,7 +18,6 @@ from gzcli.core.spoken import in_python
 from gzcli.data.readers import memory
 from gzcli.store import model_files
 
-pytestmark = pytest.mark.xdist_group("notebook")
 NAMES = ("ant", "bee", "cow")
 SMALL = {"model.net": "mlp", "model.hidden": (16,), "model.latent": 2, "model.conditional": True}
 SMALL |= {"train.log_every": 5, "train.best": "loss", "train.eval_every": 10, "train.batch_size": 16}

@@ -12,12 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import torch
 import two_ranks
-from helpers import ROOT, figures, fit, gz, in_process, lines, recipe, run_at, same, spawn, traps
+from helpers import ROOT, figures, lines, recipe, run_at, same, spawn, traps
 from refused import refused
 from safetensors.torch import load_file
 from zoo import FIRST, Case, one_a_family
@@ -29,8 +28,7 @@ from gzcli.docs.page import ROOT as DOCS
 from gzcli.launch import launcher
 from gzcli.models import catalog
 from gzcli.recipe.yaml import dump
-from gzcli.store import files, jobs, runs
-from gzcli.store.jobs import SampleJob
+from gzcli.store import files, runs
 from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run
 
@@ -39,10 +37,12 @@ LONG = ("--set", "train.sample_every=0", "--set", "train.eval_every=0", "--set",
 STEPS, DIFFUSERS_STEPS = 6, 2
 PATIENCE = 240  # seconds for what takes a few on a machine that does nothing else
 ADAPTIVE = {"augment": ("cutout",), "ada": 0.95, "lecam": 0.1}
-# what looks at a whole batch: batch norm, also under a penalty on a gradient, means of outputs, a full pool
+# what looks at a whole batch: batch norm, also under a penalty on a gradient, means of outputs, a full pool,
+# codes that are means of inputs
 WHOLE_BATCH = {
     "dcgan": {"norm": "batch", "disc_norm": "batch", "spectral": False, "r1": 1.0, "r1_every": 2} | ADAPTIVE,
     "cyclegan": {"pool": 8},
+    "vqvae": {},
 }
 
 ALONE = [name for name, case in FIRST.items() if not case.stages]
@@ -88,7 +88,7 @@ SHARING = {  # with FSDP2, as processes are dear, Muon
 
 
 @pytest.fixture(scope="module")
-def ranks(request):
+def ranks(request, forks):
     """ranks(key, world): of a run its losses, figures of validation, the largest difference between the
     ranks' states, and where it is. The key is the `repr` of a case, or a model and how its weights are shared
     out. The first that asks has all trained that are to be tested: a start costs more than many a training.
@@ -109,7 +109,8 @@ def ranks(request):
                     tree = recipe(FIRST[model], steps=6, sets=(*FEW, *SHARED.split(), *sets))
                     started[2][f"{model} {name}"] = written(FIRST[model], tree)
                 again[2].append(started[2][f"{model} fsdp"])
-            two_ranks.launched({n: [*by_key.values(), *again[n]] for n, by_key in started.items()})
+            every = {n: [*by_key.values(), *again[n]] for n, by_key in started.items()}
+            forks.train(two_ranks.folders_of(every))
             for n, by_key in started.items():
                 results[n] = {key: two_ranks.out_of(run) | {"run": run} for key, run in by_key.items()}
         return results[world][key]
@@ -117,8 +118,6 @@ def ranks(request):
     return trained
 
 
-@pytest.mark.launch
-@pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize("case", one_a_family(changed(name, **WHOLE_BATCH.get(name, {})) for name in ALONE))
 def test_two_processes_are_one(case, ranks):
     one, two = (ranks(repr(case), world) for world in (1, 2))
@@ -130,8 +129,6 @@ def test_two_processes_are_one(case, ranks):
     assert len(one["held_out"]) == (0 if catalog.load(case.model).best == "fd" else 2)
 
 
-@pytest.mark.launch
-@pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize("case", [changed("ddpm", dropout=0.1), changed("flowpp", dropout=0.2)], ids=str)
 def test_with_dropout_two_processes_have_the_same_weights_and_resume(case, ranks):
     """Each drops out what it likes, so they are not one; what they drew is drawn again by a resume."""
@@ -143,8 +140,6 @@ def test_with_dropout_two_processes_have_the_same_weights_and_resume(case, ranks
         assert same(first, resumed)
 
 
-@pytest.mark.launch
-@pytest.mark.xdist_group("ranks")
 @pytest.mark.parametrize("model", ["dit", pytest.param("instructpix2pix", marks=pytest.mark.slow)])
 def test_weights_that_are_shared_out_are_those_of_ddp(model, ranks):
     """FSDP2 beside DDP, with a global norm that is clipped; it resumes, and saves whole weights."""
@@ -225,7 +220,8 @@ def family(child: subprocess.Popen) -> list[psutil.Process]:
     ("signum", "whom", "more"),
     [
         (signal.SIGINT, slice(0, 1), ()),  # Ctrl-C
-        (signal.SIGTERM, slice(None), ()),  # a scheduler tells all processes
+        # a scheduler tells all processes
+        pytest.param(signal.SIGTERM, slice(None), (), marks=pytest.mark.slow),
         (signal.SIGTERM, slice(1, 2), ("--processes", "2")),  # somebody ends the launcher
     ],
     ids=["gz", "all", "launcher of two"],
@@ -243,6 +239,7 @@ def test_a_signal_saves_a_checkpoint_and_leaves_no_process(signum, whom, more, h
     assert "checkpoint saved" in err and "--resume" in err
     assert run.state == "interrupted"
     (saved,) = (run.path / "checkpoints").glob("0*")
+    assert files.read_json(saved / "meta.json")["world"] == len(everyone) // 2
     # no step is lost
     assert int(saved.name) == run.status()["step"] == lines(run.path / "metrics.jsonl")[-1]["step"]
     assert not any(alive(process.pid) for process in everyone)
@@ -288,34 +285,16 @@ def test_kill_9_and_resume_is_the_unbroken_run(model, home, forks):
     assert same(a, b) and figures(run) == figures(whole)
 
 
-@pytest.mark.launch
 @pytest.mark.xdist_group("quality")  # the worker that has the LeNet of the digits
-def test_the_launcher_starts_two_processes():
-    """With everything that a run does beside its steps: grids, `fd`, the best checkpoint."""
+def test_two_processes_do_all_that_a_run_does_beside_its_steps(forks):
+    """Grids, `fd`, the best checkpoint."""
     words = "train wgan --steps 20 --cpu --processes 2 --set train.log_every=5 --json"
-    done = gz(*words.split())
-    events = [json.loads(line) for line in done.stdout.splitlines()]
+    events = [json.loads(line) for line in forks.gz(*words.split()).stdout.splitlines()]
     assert events[0]["event"] == "start" and events[-1]["event"] == "done"
     assert any("val_fd" in event for event in events)
     run = Run(Path(events[-1]["path"]))
     assert files.read_json(run.path / "env.json")["processes"] == 2
     assert files.read_json(run.checkpoints[-1] / "meta.json")["world"] == 2
-
-
-@pytest.mark.launch
-def test_two_processes_draw_what_one_draws(home):
-    """Each rank draws its share; image i is the same whoever draws it."""
-    t = fit(recipe(FIRST["vae"], steps=20))
-    drawn = []
-    for n, run in ((1, in_process), (2, launcher.run)):
-        folder = home / f"draw{n}"
-        folder.mkdir()
-        launch = LaunchSection(cpu=True)
-        jobs.write(folder, SampleJob(str(t.run.path), n=7, formats=("npz",), launch=launch))
-        run(folder, launcher.Plan(processes=n), launcher=False, mode="quiet")
-        drawn.append(np.load(folder / "samples.npz")["samples"].astype(int))
-    assert drawn[0].shape == drawn[1].shape == (7, 16, 16, 1)
-    assert np.abs(drawn[0] - drawn[1]).max() <= 1
 
 
 def test_gpus_threads_and_machines_of_a_plan(monkeypatch):

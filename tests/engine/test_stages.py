@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import gz, lines
+from helpers import lines
 from refused import refused
 from safetensors.torch import load_file
 
@@ -25,7 +25,6 @@ from gzcli.recipe.yaml import dump
 from gzcli.store import runs
 from gzcli.store.runs import Run
 
-pytestmark = pytest.mark.xdist_group("stages")  # one worker makes what these tests share, once
 RECIPE = """
 data: {name: digits}
 train: {steps: 6, batch_size: 16, sample_every: 0, eval_every: 3, log_every: 1, precision: fp32}
@@ -215,10 +214,9 @@ def test_weights_and_wrong_options_of_a_later_stage(path, tmp_path):
     assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in first)
 
 
-@pytest.mark.launch
-def test_two_processes_prepare_what_one_prepares(trained, path):
+def test_two_processes_prepare_what_one_prepares(trained, path, forks):
     words = f"--set stages.tokenizer={trained.id} --steps 4 --cpu --processes 2 --name pair"
-    gz("train", path, *words.split())
+    forks.gz("train", path, *words.split())
     run = runs.find("pair")
     one, two = (np.load(r.stage("prior").path / "prepared" / "codes.npy") for r in (trained, run))
     assert np.array_equal(one, two) and run.state == "finished"

@@ -21,7 +21,7 @@ from gzcli.judge.images import Pick
 from gzcli.models import catalog
 from gzcli.store.runs import Run
 
-pytestmark = [pytest.mark.xdist_group("values"), pytest.mark.usefixtures("undrawn")]
+pytestmark = pytest.mark.usefixtures("undrawn")
 RNG = np.random.default_rng(1)
 N, SIDE = 60, 16
 KINDS = {

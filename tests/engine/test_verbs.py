@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import gz, in_process
+from helpers import in_process
 from PIL import Image
 
 from gzcli.cli import app
@@ -22,16 +22,15 @@ from gzcli.launch.plan import with_data, write_run
 from gzcli.recipe.resolve import resolve
 from gzcli.store import jobs, runs
 
-pytestmark = pytest.mark.xdist_group("verbs")  # one worker makes what these tests share, once
 SHORT = ("--set", "train.sample_every=0", "--set", "train.eval_every=0", "--set", "train.best=none", "--cpu")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
+def home(tmp_path_factory, forks):
     """One home for the module, with a VAE and a conditional one trained for a moment."""
     patch = pytest.MonkeyPatch()
     patch.setenv("GZ_HOME", str(tmp_path_factory.mktemp("verbs")))
-    done = gz("train", "vae", "--steps", "60", "--name", "first", *SHORT)
+    done = forks.gz("train", "vae", "--steps", "60", "--name", "first", *SHORT)
     assert Path(done.stdout.strip()).exists() and done.stdout.strip().endswith("00000060.png")
     trained("labelled", "model.conditional=true")
     trained("binary", "data.levels=2")
@@ -82,6 +81,17 @@ def test_sample_writes_what_it_says(forks, tmp_path):
     assert not np.array_equal(samples, np.load(again["npz"])["samples"])
     done = forks.gz("sample", "labelled", "--label", "11", "--cpu", code=2)
     assert "no label `11` among 10 classes" in done.stderr
+
+
+def test_two_processes_draw_what_one_draws(forks, tmp_path):
+    """Each rank draws its share; image i is the same whoever draws it."""
+    drawn = []
+    for n in (1, 2):
+        words = f"sample first -n 7 --npz --cpu --processes {n} --json --out {tmp_path / str(n)}"
+        done = json.loads(forks.gz(*words.split()).stdout)
+        drawn.append(np.load(done["npz"])["samples"].astype(int))
+    assert drawn[0].shape == drawn[1].shape == (7, 16, 16, 1)
+    assert np.abs(drawn[0] - drawn[1]).max() <= 1
 
 
 def test_animation_shows_the_way(tmp_path):

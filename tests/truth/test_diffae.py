@@ -16,7 +16,6 @@ from gzcli.models.diffusion.diffae import CodedUNet, DiffAE, Encoder
 from gzcli.models.diffusion.latent_prior import LatentPrior
 from gzcli.models.nn.unet import Levels, UNet, UNetOptions
 
-pytestmark = pytest.mark.xdist_group("diffae")  # one worker trains what these tests share, once
 INFO = DataInfo((1, 8, 8), levels=17, classes=("across", "down"), n=100)
 STEPS, LR = 160, 4e-3
 SMALL = {"latent": 4, "channels": 8, "mult": (1, 2), "encoder_mult": (1, 2), "attention": (4,)}

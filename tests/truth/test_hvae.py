@@ -15,7 +15,6 @@ from gzcli.models.nn.pixels import MixturePixels
 from gzcli.models.vae.hvae import HVAE, NormalGroup, SpectralNorms, decoder_cell, encoder_cell
 from gzcli.models.vae.ladder import Group, kl_of
 
-pytestmark = pytest.mark.xdist_group("hvae")  # one worker trains what these tests share, once
 INFO = DataInfo((1, 8, 8), 2, ("a", "b", "c"))
 SMALL = {"channels": (8, 8, 16), "groups": (0, 2, 1), "cells": (0, 1, 1), "latent": 2}
 

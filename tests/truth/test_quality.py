@@ -87,6 +87,7 @@ def test_lenet_knows_digits_or_rotations_and_comes_back_from_its_cache(digits, n
     assert logits.dtype == np.float64 and np.allclose(logits, direct, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_judge_of_no_labels_or_of_labels_that_are_noise_tells_rotations(monkeypatch):
     """Nothing can be told of noise: of four rotations a quarter is right by chance."""
     for module, name in ((features, "LENET"), (second_judge, "SECOND")):

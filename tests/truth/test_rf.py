@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from draws import fitted, flat, noise
 from refused import refused
@@ -120,6 +121,7 @@ def test_several_pairs_an_image():
     refused(r"model\.pairs", Reflow.of, INFO, teacher=model.teacher, pairs=0)
 
 
+@pytest.mark.slow
 def test_one_step_is_nearer_to_the_ode_after_reflow():
     teacher = trained(RF.of(INFO, **SMALL), 180).requires_grad_(False)
     before = {key: value.clone() for key, value in teacher.state_dict().items()}

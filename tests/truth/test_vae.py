@@ -17,7 +17,6 @@ from gzcli.models.vae.aae import AAE
 from gzcli.models.vae.base import NetOptions, kl_normal, log_normal
 from gzcli.models.vae.vae import VAE
 
-pytestmark = pytest.mark.xdist_group("vae")  # one worker makes what these tests share, once
 DIGITS = DataInfo((1, 16, 16), 17, tuple("0123456789"))
 
 
