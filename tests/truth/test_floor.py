@@ -39,7 +39,7 @@ def test_quotas_are_shares_and_short_strata_are_filled_up():
     assert list(by_label(np.array([0, 0, 1]), 3).shares) == [2 / 3, 1 / 3, 0]
 
 
-@pytest.mark.parametrize("evenly", [False, True])
+@pytest.mark.parametrize("evenly", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_real_images_have_no_excess_over_the_floor_that_is_drawn_as_they_are(evenly):
     """The nominal 95 % interval holds 0 at least 19 times in 20; by another floor it does not."""
     strata = Strata("label", SHARES, lambda images: images.labels) if evenly else None
