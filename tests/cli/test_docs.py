@@ -375,6 +375,12 @@ def test_links_between_pages_lead_somewhere():
             assert there or (link in made and name != "README"), f"{name}: {link}"
 
 
+def test_a_league_is_small_in_git():
+    for place in measured.places():
+        folder = measured.ROOT.joinpath(*place)
+        assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 1.5e6, place
+
+
 def test_the_league_of_the_readme_is_the_measured_one():
     standings = measured.standings("mnist", "tiny")
     rows = {row["model"]: row for row in standings}

@@ -82,6 +82,19 @@ def test_the_workflow_runs_what_is_there():
     assert all(f"{name}=${{{name}:-" in text for name in job["env"])
 
 
+def test_a_row_of_a_league_must_be_judged_alike():
+    """`.ci/row.py`, which the workflow calls."""
+    row = runpy.run_path(str(ROOT / ".ci/row.py"))
+    again = {"intervals": {"fd": [10.0, 20.0], "recall": [0.8, 0.9]}}
+    assert row["differing"]({"metrics": {"fd": 12.0, "recall": 0.8}}, again) == []
+    wrong = row["differing"]({"metrics": {"fd": 9.0}}, again)
+    assert wrong == ["fd: claimed 9.0, judged 10 to 20", "recall: claimed None, judged 0.8 to 0.9"]
+    (step,) = [one["run"] for one in steps_of("check") if "row.py" in one.get("run", "")]
+    assert (
+        "rows/*.json" in step and "rows/glyphs/NAME.json" in (ROOT / "gzcli/docs/pages/bench.md").read_text()
+    )
+
+
 def test_actions_are_pinned_and_a_release_is_a_tag_with_its_changes():
     for flow in ("check", "nightly", "release"):
         for action in (step["uses"] for step in steps_of(flow) if "uses" in step):

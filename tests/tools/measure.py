@@ -55,7 +55,7 @@ KEPT = (
     "shape",
     "error",
 )
-WIDEST, COLOURS = 420, 48  # of a picture of samples
+WIDEST, COLOURS, GREYS = 420, 48, 12  # of a picture of samples
 
 
 def league(*folders: Path, root: Path = measured.ROOT) -> list[Path]:
@@ -193,7 +193,9 @@ def small(picture: Path, target: Path) -> None:
     with Image.open(picture) as image:
         high = max(1, round(image.height * min(1.0, WIDEST / image.width)))
         resized = image.convert("RGB").resize((min(image.width, WIDEST), high), Image.Resampling.LANCZOS)
-        resized.quantize(COLOURS).save(target, optimize=True)
+    red, green, blue = resized.split()
+    grey = red.tobytes() == green.tobytes() == blue.tobytes()
+    resized.quantize(GREYS if grey else COLOURS).save(target, optimize=True)
 
 
 def spent(run: Run) -> float:
