@@ -66,6 +66,8 @@ _Size = Annotated[str | None, option("--size S|WxH", _SIZE_HELP, callback=_packa
 _CHANNELS = option("--channels C", "1 for grey, 3 for RGB.", min=1, max=3, callback=_one_or_three)
 _Channels = Annotated[int | None, _CHANNELS]
 _LAYOUT_HELP = "Folder layout: flat, classes, splits or class-splits. Default: inferred from folder names."
+_FIT_HELP = "How images of another shape are resized: crop, pad or stretch. Default: crop."
+_Fit = Annotated[str, option("--fit F", _FIT_HELP)]
 _Layout = Annotated[str | None, option("--layout L", _LAYOUT_HELP)]
 _SkipBad = Annotated[bool, option("--skip-bad", "Skip images that cannot be read.")]
 _Long = Annotated[bool, option("--long -l", "Also show splits, sizes, licences and citations.")]
@@ -75,8 +77,9 @@ def _opened(data_set: DataSet, size: Size | None, channels: int | None) -> Pack:
     """The pack of a data set, with a progress bar while it is made."""
     from gzcli.data.packs.open import open_pack
 
+    form: dict[str, Any] = {"size": size, "channels": channels, "fit": data_set.form.fit}
     with _flags_in_hints(), out.progress(data_set.reference, unit="images") as report:
-        return open_pack(data_set, size=size, channels=channels, say=out.info, progress=report)
+        return open_pack(data_set, **form, say=out.info, progress=report)
 
 
 @app.command()
@@ -114,6 +117,7 @@ def import_(
     name: _NewName = None,
     size: _Size = None,
     channels: _Channels = None,
+    fit: _Fit = "crop",
     layout: _Layout = None,
     skip_bad: _SkipBad = False,
 ) -> None:
@@ -123,7 +127,8 @@ def import_(
     layout = choose("layout", layout, LAYOUTS) if layout else None
     name = name or slug(Path(path).expanduser().absolute().name.partition(".")[0])
     new = name not in names()
-    row = library.import_set(path, name, Form(size, channels, skip_bad, layout))
+    how: Any = choose("fit", fit, ("crop", "pad", "stretch"))
+    row = library.import_set(path, name, Form(size, channels, skip_bad, layout, fit=how))
     more, classes = "", None
     try:
         meta = _opened(locate(name), size, channels).meta

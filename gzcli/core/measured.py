@@ -68,8 +68,10 @@ class ReferenceRun:
             return None
         last, _, end = self.curve.points[-1]
         if (value := self.curve.at(step)) is not None:
-            return f"the reference, a run of {last:,} steps, stood at {metric} {figure(value)} there"
-        return f"the reference ended at step {last:,} with {metric} {figure(end)}" if step > last else None
+            return f"the reference run, of {last:,} steps, had {metric} {figure(value)} at this step"
+        return (
+            f"the reference run ended at step {last:,} with {metric} {figure(end)}" if step > last else None
+        )
 
 
 @cache

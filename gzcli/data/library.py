@@ -84,7 +84,7 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
         raise MissingError(f"there is no `{path}`", hint=hint)
     images = open_path(path, form)
     line = {"path": str(path), "size": form.size and canonical_size(form.size), "channels": form.channels}
-    line |= {"skip_bad": form.skip_bad, "form": form.layout, "classes": len(images.classes)}
+    line |= {"skip_bad": form.skip_bad, "form": form.layout, "fit": form.fit, "classes": len(images.classes)}
     with files.lock(user_dir(LOCK)):
         files.sweep(user_dir())
         imported = imports()

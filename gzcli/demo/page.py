@@ -25,7 +25,18 @@ from starlette.middleware import Middleware
 from gzcli.core.devices import short_title
 from gzcli.core.errors import GzError
 from gzcli.demo.guard import LARGEST_FILE, Guard
-from gzcli.demo.studio import NUMBERS, Choice, Code, Controls, Request, Shown, Studio, opening
+from gzcli.demo.studio import (
+    NUMBERS,
+    PAINT,
+    Choice,
+    Code,
+    Controls,
+    Request,
+    Shown,
+    Studio,
+    opening,
+    painted_example,
+)
 
 TITLE = "# gz demo\n\nImages that a model draws from noise. Choose a model, and press **Draw**."
 EACH = "each in turn"  # the label that asks for none
@@ -41,7 +52,10 @@ SERVER["_frontend"] = False
 CSS = """
 .pixels img {image-rendering: pixelated}
 footer {display: none !important}
-@media (max-width: 640px) {.gradio-container {padding: 8px !important}}
+@media (max-width: 640px) {
+  .gradio-container {padding: 8px !important}
+  .result {order: -1}
+}
 """
 
 
@@ -107,7 +121,8 @@ class Page:
                 ):
                     with gr.Tab(title, id=name) as tab:
                         self._follow(tab, functools.partial(_shown_by, control))
-                        fill()
+                        if (example := fill()) is not None:
+                            tab.select(**example)
 
             def opened(name: str) -> Iterator[Any]:
                 yield [change(*studio.open(name)) for _, change in self.following]
@@ -145,8 +160,9 @@ class Page:
                 with gr.Row():
                     go = gr.Button("Draw", variant="primary", elem_id="draw", min_width=120)
                     following = gr.Button("Next seed", min_width=120)
-            with gr.Column(scale=2, min_width=280):
-                outputs = [_picture("drawn"), *_code()]
+            with gr.Column(scale=2, min_width=280, elem_classes="result"):
+                drawn = _picture("drawn")
+        outputs = [drawn, *_code()]
         self._follow(prompt, lambda run, can: gr.update(visible=can.prompts, value=""))
 
         def offered(run: Any, can: Controls) -> Any:
@@ -199,13 +215,16 @@ class Page:
         inputs = [self.run, seed, label, last_seed, last_label, frames, *self.sampling]
         go.click(_in_words(way), inputs, outputs)
 
-    def _inpaint_tab(self) -> None:
+    def _inpaint_tab(self) -> dict[str, Any]:
+        """Returns the event that fills in an example."""
         gr.Markdown("Paint over what the model is to fill in: on a sample, or on an image of your own.")
         with gr.Row():
             with gr.Column(min_width=280):
-                brush = gr.Brush(default_size=48, colors=["#e8590c"], color_mode="fixed")
+                brush = gr.Brush(
+                    default_size=48, colors=["#{:02x}{:02x}{:02x}".format(*PAINT)], color_mode="fixed"
+                )
                 how: dict[str, Any] = {"brush": brush, "sources": SOURCES, "transforms": (), "layers": False}
-                look: dict[str, Any] = {"canvas_size": (520, 520), "elem_classes": "pixels", "format": "png"}
+                look: dict[str, Any] = {"canvas_size": (480, 480), "elem_classes": "pixels", "format": "png"}
                 editor = gr.ImageEditor(label="Picture", elem_id="editor", type="numpy", **how, **look)
                 with gr.Row():
                     seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=100)
@@ -223,6 +242,18 @@ class Page:
             image = self.studio.file(self.studio.canvas(Request(name, 1, int(seed), _class(label))))
             yield {"background": image, "layers": [], "composite": image}
 
+        def example(name: str, drawing: dict[str, Any] | None, seed: int, label: str) -> Iterator[Any]:
+            if drawing and drawing["background"] is not None:
+                yield gr.skip()
+                return
+            image = self.studio.canvas(Request(name, 1, int(seed), _class(label)))
+            layer, composite = painted_example(image)
+            files = [self.studio.file(picture) for picture in (image, layer, composite)]
+            painted = {"background": files[0], "layers": [files[1]], "composite": files[2]}
+            yield painted, *[gr.skip()] * len(outputs)
+            for state in fill(name, {"background": image, "layers": [layer]}, seed, label):
+                yield gr.skip(), *state
+
         def fill(name: str, drawing: dict[str, Any] | None, seed: int, label: str) -> Iterator[Any]:
             if not drawing or drawing["background"] is None:
                 raise gr.Error("there is no image yet: draw one, or drop your own", print_exception=False)
@@ -233,9 +264,12 @@ class Page:
                 yield *state, [str(self.studio.folder / file) for file in ("picture.png", "mask.png")]
 
         start.click(_in_words(canvas), [self.run, seed, label], editor)
-        go.click(_in_words(fill), [self.run, editor, seed, label], outputs)
+        inputs = [self.run, editor, seed, label]
+        go.click(_in_words(fill), inputs, outputs)
+        return {"fn": _in_words(example), "inputs": inputs, "outputs": [editor, *outputs]}
 
-    def _judge_tab(self) -> None:
+    def _judge_tab(self) -> dict[str, Any]:
+        """Returns the event that opens the tab with an example, which takes a minute to judge."""
         gr.Markdown("Is an image like those that the model was trained on, and if not, where?")
         with gr.Row():
             with gr.Column(min_width=280):
@@ -248,7 +282,7 @@ class Page:
             with gr.Column(min_width=280):
                 verdict = gr.Markdown(elem_id="verdict")
                 picture = _picture("judged", "As the model sees it, and where it is strange")
-                outputs = [verdict, picture, *_code()]
+        outputs = [verdict, picture, *_code()]
 
         def judge(name: str, picture: np.ndarray | None, n: int) -> Iterator[Any]:
             if picture is None:
@@ -263,10 +297,20 @@ class Page:
         def picked(pictures: Any, event: gr.SelectData) -> Any:
             return pictures[event.index][0]
 
+        def example(name: str, picture: np.ndarray | None) -> Iterator[Any]:
+            if picture is not None:
+                yield gr.skip()
+                return
+            _, (foreign, _) = self.studio.to_judge(self.studio.open(name)[0])
+            yield self.studio.file(foreign), "Press **Judge** to compare this image with the training set."
+
         self._follow(offered, offers)
+        for part, empty in ((dropped, None), (verdict, ""), (picture, None)):
+            self._follow(part, functools.partial(_cleared, empty))
         event: dict[str, Any] = {"fn": _in_words(judge), "inputs": [self.run, dropped, n], "outputs": outputs}
         offered.select(picked, offered, dropped).then(**event)
         go.click(**event)
+        return {"fn": _in_words(example), "inputs": [self.run, dropped], "outputs": [dropped, verdict]}
 
     def _request(
         self, name: str, n: int, seed: int, label: str, sampler: str | None, prompt: str, *numbers: float
@@ -303,6 +347,10 @@ def _code() -> list[gr.Code]:
 
 def _class(text: str | None) -> str | None:
     return None if text == EACH else text
+
+
+def _cleared(empty: str | None, run: Any, can: Controls) -> str | None:
+    return empty
 
 
 def _shown_by(control: str, run: Any, can: Controls) -> Any:

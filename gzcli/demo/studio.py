@@ -38,6 +38,7 @@ NUMBERS = ("steps", "guidance", "temperature")  # options with a slider, if the 
 FOREIGN = ("patches", "digits")  # embedded sets of which an image is offered to be judged
 WIDE = 900  # pixels to which images are enlarged
 MOST = 48  # most states shown of one sampling
+PAINT = (232, 89, 12)  # colour of the brush
 PAUSE = 0.05  # least seconds between two states, so that a fast sampler can be watched
 
 
@@ -318,6 +319,15 @@ def enlarged(picture: np.ndarray, least: int) -> np.ndarray:
     """An image [H, W, C] by the whole number that brings its width to `least` pixels, about."""
     scale = max(1, least // picture.shape[1])
     return picture.repeat(scale, 0).repeat(scale, 1)
+
+
+def painted_example(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A layer [H, W, 4] of the editor that covers the middle third of an image [H, W, 3], and the image
+    under it."""
+    layer, composite = np.zeros((*image.shape[:2], 4), np.uint8), image.copy()
+    third = slice(len(image) // 3, 2 * len(image) // 3)
+    layer[third], composite[third] = (*PAINT, 255), PAINT
+    return layer, composite
 
 
 # ---------------------------------------------------------------------------- code

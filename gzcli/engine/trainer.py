@@ -351,8 +351,8 @@ class Trainer(Updates):
         unfinished = done < self.end
         of_stage = f"{self.log.stage}: " if self.log.stage else ""
         self.log.info(f"{of_stage}step {done}  {self.log.validated}", sparse=unfinished)
-        if reference := self.history.reference(self.part, done, metric):
-            self.log.info(reference, sparse=unfinished)
+        if not unfinished and (reference := self.history.reference(self.part, done, metric)):
+            self.log.info(reference)
 
     def risen_since(self, best: Best) -> int | None:
         """The step since which the validation loss has risen, or the metric that chooses the best."""

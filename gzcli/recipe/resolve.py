@@ -44,7 +44,7 @@ from gzcli.core.sections import MEETING, SCALES, DataSection, leaves, part_of, p
 from gzcli.data.packs.augment import patch_of
 from gzcli.data.packs.facts import FEW_IMAGES, SHAPES, Facts
 from gzcli.data.packs.open import facts_of
-from gzcli.data.sets.names import DataSet, data_key, locate, names
+from gzcli.data.sets.names import DataSet, OwnSet, data_key, locate, names
 from gzcli.data.sets.registry import DataSpec
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
@@ -171,7 +171,7 @@ def _resolve(
     name = usual or _data_name(bases)
     dataset = _located(name, bases, {at[-1] for file in chain for at in file.sections}, problems)
     choice = forced or choice_of(chain, bases, dataset, name, gpus, problems)
-    layers = [*_layers(chain, choice, problems), *typed]
+    layers = [*_of_import(dataset), *_layers(chain, choice, problems), *typed]
     stages, reused = _stage_cards(layers, problems), _reused_runs(layers)
     if stages is None:
         card = _card(chain, problems)
@@ -211,6 +211,12 @@ def _resolve(
     about: dict[str, Any] = {"origin": origin, "ours": ours, "card": card, "source": chain[-1].path}
     about |= {"dataset": dataset, "layers": applied, "written": written, "choice": choice}
     return Resolved(**vars(recipe), **about), problems
+
+
+def _of_import(dataset: DataSet | None) -> Iterator[Layer]:
+    """How the images of an imported set are resized, if its import says so."""
+    if isinstance(dataset, OwnSet) and dataset.form.fit != "crop":
+        yield Layer({"data": {"fit": dataset.form.fit}}, "gz data import --fit", "file")
 
 
 def _layers(chain: Iterable[RecipeFile], choice: Choice, problems: list[Problem]) -> Iterator[Layer]:

@@ -38,7 +38,7 @@ def texts(**facts: Any) -> dict[str, str]:
 
 
 def save_png(path: Path, image: np.ndarray, origin: Mapping[str, Any] | None = None) -> None:
-    """Writes an image [H, W, C] uint8, C = 1 or 3, with `origin` beside the facts of `made_by`."""
+    """Writes an image [H, W, C] uint8, C = 1, 3 or 4, with `origin` beside the facts of `made_by`."""
     from PIL import Image, PngImagePlugin
 
     info = PngImagePlugin.PngInfo()

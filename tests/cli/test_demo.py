@@ -23,7 +23,19 @@ from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.sections import DataSection, Part
 from gzcli.data.packs.open import open_pack
 from gzcli.demo.guard import COOKIE, LARGEST_BODY, POLICY, Guard
-from gzcli.demo.studio import MOST, Request, Studio, choices, drawing, enlarged, opening, sheet, watched
+from gzcli.demo.studio import (
+    MOST,
+    PAINT,
+    Request,
+    Studio,
+    choices,
+    drawing,
+    enlarged,
+    opening,
+    painted_example,
+    sheet,
+    watched,
+)
 from gzcli.engine.trained import Trained
 from gzcli.launch.from_file import find_run
 from gzcli.store import pretrained, runs
@@ -127,6 +139,14 @@ def test_a_picture_of_the_set_and_a_foreign_one_are_offered_in_their_own_pixels(
     assert (own_words, words) == ("one of digits" if here else "a sample", "one of patches")
     held_out = open_pack("digits").images("test")[0].transpose(1, 2, 0)
     assert np.array_equal(own, held_out) == here
+
+
+def test_the_example_to_fill_in_covers_the_middle_third():
+    image = np.full((30, 40, 3), 7, np.uint8)
+    layer, composite = painted_example(image)
+    painted = layer[..., 3] > 0
+    assert painted[10:20].all() and painted.sum() == 400 and (image == 7).all()
+    assert (composite[painted] == PAINT).all() and (composite[~painted] == 7).all()
 
 
 def test_the_verdict_of_a_picture_without_a_finite_score():

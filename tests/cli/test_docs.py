@@ -142,9 +142,9 @@ def test_a_league_becomes_files_that_pages_and_trainings_read(reference):
     later = measured.ReferenceRun("vqvae", "mnist", "tiny", "prior").curve
     assert [seconds for _, seconds, _ in later.points] == [100.0, 120.0, 160.0], "after the first stage's"
     run = measured.ReferenceRun("vae", "mnist", "tiny")
-    stood = "the reference, a run of 400 steps, stood at bpd 1.25 there"
+    stood = "the reference run, of 400 steps, had bpd 1.25 at this step"
     assert run.stood_at(300, "bpd") == stood
-    assert run.stood_at(500, "bpd") == "the reference ended at step 400 with bpd 1"
+    assert run.stood_at(500, "bpd") == "the reference run ended at step 400 with bpd 1"
     assert run.stood_at(300, "fd") is run.stood_at(50, "bpd") is None
     with Image.open(measured.picture("vqvae", "mnist", "tiny")) as picture:
         assert picture.size == (420, 210)
@@ -230,15 +230,17 @@ def test_a_validation_is_told_beside_the_reference(monkeypatch, reference, capfd
 
     (reference.parent.parent / "digits" / "tiny" / "curves").mkdir(parents=True)
     tree = recipe(next(case for case in CASES if case.model == "vae"), steps=2)
-    tree["train"] |= {"eval_every": 2, "best": "bpd"}
+    tree["train"] |= {"eval_every": 1, "best": "bpd"}
     name = reference.parent.parent / "digits" / tree["scale"] / "curves" / "vae.csv"
     name.write_text("metric,step,seconds,value\nbpd,1,1,9\nbpd,3,3,7\n")
-    line = "the reference, a run of 3 steps, stood at bpd 8 there"
+    line = "the reference run, of 3 steps, had bpd 8 at this step"
     for shipped in (True, False):
         t = trainer(tree)
         runs.note_recipe(t.run, {"": 2}, None, shipped)
         t.fit()
-        assert (line in capfd.readouterr().err) == shipped
+        stderr = capfd.readouterr().err
+        assert (line in stderr) == shipped
+        assert stderr.count("the reference run") == shipped, "one line, at the end of the training"
 
 
 def test_the_reference_is_told_of_runs_of_its_own_loss(home, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zlib
 from dataclasses import replace
@@ -440,19 +441,34 @@ def test_ink_on_transparency_is_seen():
         assert notes == expected
 
 
-def test_a_crop_that_cuts_away_most_of_a_picture_is_said(tmp_path):
+def test_the_share_that_a_crop_cuts_away_is_said(tmp_path):
     squares = np.zeros((12, 64, 64, 3), np.uint8)
     folder = write(tmp_path / "p", {f"{i:02}.png": encoded(image) for i, image in enumerate(squares)})
     np.savez(tmp_path / "a.npz", images=squares)
-    words = "12 images cropped to 24×72, which cuts away more than half of each"
+    words = "12 images cropped to 24×72, which cuts away 65 % of each"
     words += " (`data.fit=pad` keeps them whole)"
     for source in (folder, tmp_path / "a.npz"):
         assert open_pack(source, size="24x72").meta.notes == (words,)
-        for how in ({"size": 32}, {"size": "36x64"}, {"size": "24x72", "fit": "pad"}):
+        assert open_pack(source, size="36x64").meta.notes == (
+            words.replace("24×72", "36×64").replace("65", "45"),
+        )
+        for how in ({"size": 32}, {"size": "63x64"}, {"size": "24x72", "fit": "pad"}):
             assert open_pack(source, **how).meta.notes == (), how
     lines = []
     read_pictures(folder, size="24x72", channels=3, limit=None, say=lines.append)
     assert lines == [f"`{folder}`: {words}"]
+
+
+def test_an_import_says_how_images_are_resized(tmp_path, call):
+    """Packs, recipes and samples of the set follow it, until a recipe says otherwise."""
+    wide = {f"{i:02}.png": encoded(np.zeros((32, 64, 3), np.uint8)) for i in range(12)}
+    folder = str(write(tmp_path / "p", wide))
+    for name, words in (("cut", ()), ("padded", ("--fit", "pad"))):
+        code, stdout, _ = call("data", "import", folder, "--name", name, "--size", "16", *words, "--json")
+        assert code == 0 and bool(json.loads(stdout)["notes"]) == (name == "cut")
+    assert resolve("fm", data="cut").data.fit == "crop" and resolve("fm", data="padded").data.fit == "pad"
+    assert resolve("fm", data="padded", flags={"data.fit": "stretch"}).data.fit == "stretch"
+    assert call("data", "import", folder, "--name", "x", "--fit", "squeeze")[0] == 2
 
 
 def test_how_pictures_were_read_is_said_in_one_line(tmp_path, monkeypatch):

@@ -294,8 +294,8 @@ class Fit:
                 images = pictures.fit_array(data, (self.shape[0], height, width), "crop")
                 return Fitted(split, start, name, self._rows(images), sides=(width, height))
             images, (_, h, w) = pictures.fit_array(data, self.shape, self.decoding.fit), self.shape
-            cropped = self.decoding.fit == "crop" and pictures.is_mostly_cropped((height, width), (h, w))
-            notes = len(images) * (pictures.CROPPED.format(f"{w}×{h}"),) if cropped else ()
+            cropped = pictures.cropping((height, width), (h, w)) if self.decoding.fit == "crop" else ()
+            notes = len(images) * cropped
             return Fitted(split, start, name, images, (height, width) != (h, w), (width, height), notes)
         said: list[str] = []
         try:

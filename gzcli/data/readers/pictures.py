@@ -24,7 +24,8 @@ DARK = 4095  # largest value of 12 bits
 FAINT = 240  # grey level from which ink does not show on white
 
 
-CROPPED = "cropped to {}, which cuts away more than half of each (`data.fit=pad` keeps them whole)"
+CROPPED = "cropped to {}, which cuts away {} % of each (`data.fit=pad` keeps them whole)"
+STEP = 5  # in per cent: a smaller share that is cut away is no note, and shares are rounded to it
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,9 @@ def decode(data: bytes, name: str, decoding: Decoding, note: Say = silent) -> tu
         if decoding.bucketed:
             height, width = bucket((image.height, image.width), (height, width))
         resized = image.size != (width, height)
-        if decoding.fit == "crop" and is_mostly_cropped((image.height, image.width), (height, width)):
-            note(CROPPED.format(f"{width}×{height}"))
+        if decoding.fit == "crop":
+            for text in cropping((image.height, image.width), (height, width)):
+                note(text)
         return _fitted(image, (decoding.channels, height, width), decoding.fit, decoding.rule), resized
     except GzError:
         raise
@@ -83,10 +85,11 @@ def sides_of(data: bytes) -> tuple[int, int]:
         return (image.height, image.width) if turned else (image.width, image.height)
 
 
-def is_mostly_cropped(before: tuple[int, int], after: tuple[int, int]) -> bool:
-    """Whether a crop to the shape `after` cuts away more than half of an image: both (height, width)."""
+def cropping(before: tuple[int, int], after: tuple[int, int]) -> tuple[str, ...]:
+    """The note on an image of which a crop takes a share, if any; both shapes are (height, width)."""
     ratio = before[1] * after[0] / (before[0] * after[1])
-    return min(ratio, 1 / ratio) < 0.5
+    share = STEP * round(100 / STEP * (1 - min(ratio, 1 / ratio)))
+    return (CROPPED.format(f"{after[1]}×{after[0]}", share),) if share else ()
 
 
 def fit_array(images: np.ndarray, shape: tuple[int, int, int], fit: Fit) -> np.ndarray:

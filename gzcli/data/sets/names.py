@@ -165,7 +165,13 @@ def imports() -> dict[str, dict[str, Any]]:
 
 def own_set(name: str, line: dict[str, Any]) -> OwnSet:
     """The imported set that a line of the register describes."""
-    form = Form(line.get("size"), line.get("channels"), line.get("skip_bad", False), line.get("form"))
+    form = Form(
+        line.get("size"),
+        line.get("channels"),
+        line.get("skip_bad", False),
+        line.get("form"),
+        fit=line.get("fit", "crop"),
+    )
     return OwnSet(Path(line["path"]), name, form)
 
 
