@@ -192,14 +192,21 @@ def _as_trained(card: ModelCard, recipe: str, chain: Sequence[RecipeFile]) -> di
     return {"objective": loss, "differs": _differences(card, part, paper or part)}
 
 
+# weights of terms of a loss, which 0 or null leaves out
+TERMS = ("image_weight", "penalty", "r1", "r2", "lecam", "min_snr", "noise_std")
+
+
 def _differences(card: ModelCard, part: Part, paper: Part) -> tuple[str, ...]:
-    """Choices of a recipe beside those of the paper, `prediction v (eps)`; sizes and lengths depend on the
-    data, and are none."""
-    choices = [key for key, param in card.params.items() if {"Literal", "bool"} & param.words]
-    rows = [(key, part.options.get(key), paper.options.get(key)) for key in (*choices, "clusters")]
+    """Choices of a recipe beside those of the paper, `prediction v (eps)`, and terms that one of both leaves
+    out by 0, `image_weight 150 (0)`; sizes and lengths depend on the data, and are none."""
+    pairs = [(key, part.options.get(key), paper.options.get(key)) for key in card.params]
+    kinds = {key: param.words for key, param in card.params.items()}
+    rows = [row for row in pairs if {"Literal", "bool"} & kinds[row[0]] or row[0] == "clusters"]
+    rows += [(key, a, b) for key, a, b in pairs if key in TERMS and bool(a) != bool(b)]
     rows += [("optimizer", part.optim.name, paper.optim.name)]
     rows += [(key, part.sample.get(key), paper.sample.get(key)) for key in ("sampler",)]
-    return tuple(f"{key} {flow(a)} ({flow(b)})" for key, a, b in rows if a != b)
+    value = lambda v: f"{v:g}" if isinstance(v, float) else flow(v)  # noqa: E731
+    return tuple(f"{key} {value(a)} ({value(b)})" for key, a, b in rows if a != b)
 
 
 def objective(options: Mapping[str, Any]) -> str:

@@ -581,6 +581,8 @@ def test_a_page_names_the_loss_of_its_recipe_and_what_is_not_the_papers():
     assert {"prediction v (eps)", "schedule cosine (linear)", "bounded true (false)"} <= set(ddpm.differs)
     assert page_of("soflow").objective == "", "a loss of its own"
     assert "weighting even (score)" in sgm.differs and vae.objective == ""
+    assert any(row.startswith("image_weight") and row.endswith("(0)") for row in page_of("aae").differs)
+    assert {"spectral true (false)", "objective hinge (nonsaturating)"} <= set(page_of("dcgan").differs)
     options = resolve("fm", flags={"model.prediction": "x0", "model.loss_type": "l1"}).parts[0].options
     assert objective(options) == "E ‖f(α x₀ + σ ε, t) − x₀‖₁ / σ²"
     assert objective(dict(options, min_snr=5.0)) == "E min(α²/σ², 5) / 1 · ‖f(α x₀ + σ ε, t) − x₀‖₁"
