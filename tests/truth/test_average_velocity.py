@@ -78,6 +78,17 @@ def test_a_guided_sample_of_one_step_is_one_call(name):
     assert before.net.rows == [2 * n]
 
 
+def test_half_of_the_targets_and_those_of_hidden_labels_are_unguided():
+    hidden = torch.arange(4000) < 400
+    guidance = exact("meanflow", info=CLASSES, **GUIDED).draw_guidance(noise(4000), 4000, hidden)
+    assert bool((guidance[hidden] == 1).all())
+    rest = guidance[~hidden]
+    assert float((rest == 1).float().mean()) == pytest.approx(0.5, abs=0.03)
+    logs = rest[rest > 1].log() / torch.tensor(3.0).log()
+    assert float(logs.max()) <= 1
+    assert float(logs.mean()) == pytest.approx(0.5, abs=0.03), "log-uniform"
+
+
 def gradient(model: AverageVelocity, n: int = 20_000) -> float:
     """Of the loss by the error of F."""
     x = MEAN + STD * torch.randn(n, *INFO.shape, generator=torch.Generator().manual_seed(0))

@@ -33,6 +33,7 @@ from gzcli.models.nn import at_least, to_fp32
 from gzcli.models.nn.nets import NetOptions
 
 SMALLEST = 1e-3  # added to an image's error in its weight
+UNGUIDED = 0.5  # share of images with unguided targets; without them unguided samples are worse
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,10 @@ class AverageVelocity(FlowMatching):
         return (-start % every + every * torch.arange(-(-n // every), device=noise.device)) % n
 
     def draw_guidance(self, noise: Noise, n: int, drop: Tensor | None) -> Tensor:
-        """The guidance of n images, log-uniform in 1 … `trained_guidance`; 1 where the label is hidden."""
-        guidance = self.trained_guidance ** noise.rand(n)
+        """The guidance of n images: 1 for a share `UNGUIDED` and where the label is hidden, else log-uniform
+        in 1 … `trained_guidance`."""
+        share = (noise.rand(n) - UNGUIDED).clamp(min=0) / (1 - UNGUIDED)
+        guidance = self.trained_guidance**share
         return guidance if drop is None else guidance.masked_fill(drop, 1.0)
 
     def interval_target(self, interval: Interval) -> tuple[Tensor, Tensor | float]:
