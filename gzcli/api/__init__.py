@@ -285,8 +285,8 @@ class LoadedRun:
         with notebook.sampling("sample", progress) as bar:
             drawn = sampler.draw_all(self.trained, n, seed=seed, labels=y, progress=bar, **settings)
         images, values = drawn
-        known = None if y is None else y.numpy()
-        return Samples(images, labels=known, classes=self.info.classes, seed=seed, values=values)
+        label_array = None if y is None else y.numpy()
+        return Samples(images, labels=label_array, classes=self.info.classes, seed=seed, values=values)
 
     @spoken
     def encode(self, images: np.ndarray, *, seed: int = 0) -> np.ndarray:
@@ -426,8 +426,8 @@ class LoadedRun:
             applied.images = self.trained.decode(applied.images)
         outputs, finite = sampler.to_images(applied.images)
         sampler.check_finite(finite, self.trained, warnings.warn)
-        known = None if applied.labels is None else applied.labels.cpu().numpy()
-        return Samples(outputs, labels=known, classes=self.info.classes, seed=seed)
+        label_array = None if applied.labels is None else applied.labels.cpu().numpy()
+        return Samples(outputs, labels=label_array, classes=self.info.classes, seed=seed)
 
     @spoken
     def judge(

@@ -106,8 +106,8 @@ def _print(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> None:
         from gzcli.docs.page import overview, topics
 
         words = [word for word in ctx.obj or () if not word.startswith("-")]
-        known = topics(build()) if words else {}
-        text = "\n\n".join(known[choose("topic", word, known)]() for word in words) if words else overview()
+        texts = topics(build()) if words else {}
+        text = "\n\n".join(texts[choose("topic", word, texts)]() for word in words) if words else overview()
         out.text(text)
         out.data({"manual": text})
     raise typer.Exit()

@@ -225,7 +225,7 @@ def disagreement(result: Mapping[str, Any]) -> list[str]:
     by = f"order by {result['metric']} and {second['metric']}"
     lines = [f"{by}: rank correlation {second['spearman']:.3f}"]
     if second["apart"]:
-        apart = (f"{name} ({first}, {other})" for name, first, other in second["apart"])
+        apart = (f"{name} ({first}, {second_name})" for name, first, second_name in second["apart"])
         lines += out.fitted(", ".join(apart), "places that disagree: ")
     return lines
 
@@ -270,7 +270,7 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
 def heading(name: str, columns: Sequence[str]) -> str:
     """The heading of a metric by neighbours, without the name of its features if it is the only one."""
     word, _, features = name.partition("_")
-    several = sum(other.startswith(f"{word}_") for other in columns) > 1
+    several = sum(column.startswith(f"{word}_") for column in columns) > 1
     return word if word in BY_NEIGHBOURS and features and not several else name
 
 

@@ -185,7 +185,7 @@ def ood(
         if map_ and not card.maps:
             from gzcli.models.catalog import cards
 
-            able = ", ".join(other.name for other in cards().values() if other.maps)
+            able = ", ".join(model.name for model in cards().values() if model.maps)
             message = f"`{card.name}` has no map of anomalies"
             raise UsageError(message, hint=f"these do: {able}")
         path = local(input_)

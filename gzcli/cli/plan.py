@@ -47,7 +47,7 @@ class Outlook:
     ) -> Outlook:
         """Of a recipe, and of it at the scale `paper`; `timed`: a step may be tried for that."""
         measure = partial(forecast.measured, say=out.info) if timed else None
-        rows = forecast.expect(recipe, plan, facts.info(), measure=measure, timed=timed, other=paper)
+        rows = forecast.expect(recipe, plan, facts.info(), measure=measure, timed=timed, paper=paper)
         return cls(recipe, plan, facts, *rows)
 
     @property

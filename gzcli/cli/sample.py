@@ -154,8 +154,8 @@ def job_of(model: str, data: str | None, typed: SampleJob, words: list[str]) -> 
     check(card, do, run, typed, conditional=conditional)
     what, takes = (f"`--do {do}`", card.do[do]) if do else (f"`{card.name}`", card.sample)
     if typed.prompts and "prompt" not in takes:
-        other = "`gz list models --can prompt` shows models that do"
-        hint = "`--label` asks for a class" if "conditional" in card.can else other
+        alternative = "`gz list models --can prompt` shows models that do"
+        hint = "`--label` asks for a class" if "conditional" in card.can else alternative
         raise UsageError(f"{what} takes no prompts", hint=hint)
     classes = classes_of(run, part.data.name)
     turns = class_numbers(typed.labels, classes) if typed.labels and classes else classes
@@ -205,7 +205,7 @@ def show(result: Mapping[str, Any], *, opened: bool = False) -> None:
 
 def ending(name: str, able: Iterable[str], do: str | None, result: Mapping[str, Any]) -> None:
     """The end of `gz sample`: how many images in what time, and what else the run can do."""
-    others = [other for other in able if other != do]
+    others = [application for application in able if application != do]
     then = [(f"gz sample {name} --do {others[0]}", f"it can {', '.join(others)}")] if others else []
     again = (f"gz sample {name} --do {do} --input ./pictures", "the same with your own images")
     then.append(again if do else (f"gz bench {name}", "how good they are, beside real images"))

@@ -154,9 +154,9 @@ def edits(a: str, b: str) -> int:
     rows = [list(range(len(b) + 1))]
     for i, letter in enumerate(a, 1):
         row = [i]
-        for j, other in enumerate(b, 1):
-            least = min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (letter != other))
-            if min(i, j) > 1 and (letter, a[i - 2]) == (b[j - 2], other):
+        for j, letter_b in enumerate(b, 1):
+            least = min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (letter != letter_b))
+            if min(i, j) > 1 and (letter, a[i - 2]) == (b[j - 2], letter_b):
                 least = min(least, rows[-2][j - 2] + 1)
             row.append(least)
         rows.append(row)

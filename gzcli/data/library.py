@@ -76,8 +76,8 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
     if matching(name, SPECS):
         raise UsageError(f"`{name}` is a data set of gz already", hint="choose another `--name`")
     on_hub = str(what).startswith(HUB_SCHEME)
-    found = at_hand(locate(what)) if on_hub else None
-    path = found.path if isinstance(found, OwnSet) else local(str(what))
+    data_set = at_hand(locate(what)) if on_hub else None
+    path = data_set.path if isinstance(data_set, OwnSet) else local(str(what))
     form = form or Form()
     if not path.exists():
         hint = "give the path of a folder, zip, tar or npz of images"

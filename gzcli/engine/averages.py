@@ -129,11 +129,11 @@ def whole_snapshots(run: Run, like: Mapping[str, Tensor], warn: Say) -> dict[int
 # ---------------------------------------------------------------------------- profiles
 
 
-def product(t: Any, gamma: Any, s: Any, other: Any) -> np.ndarray:
+def product(t: Any, gamma: Any, s: Any, gamma_s: Any) -> np.ndarray:
     """⟨p, q⟩ = ∫ p q dτ of profiles p of time t and exponent γ, and q of time s and another exponent."""
     later = np.maximum(t, s)
-    ratio, of_later = np.minimum(t, s) / later, np.where(np.greater(s, t), other, gamma)
-    return (gamma + 1) * (other + 1) / (gamma + other + 1) * ratio**of_later / later
+    ratio, of_later = np.minimum(t, s) / later, np.where(np.greater(s, t), gamma_s, gamma)
+    return (gamma + 1) * (gamma_s + 1) / (gamma + gamma_s + 1) * ratio**of_later / later
 
 
 def fitted(times: np.ndarray, lengths: np.ndarray, time: int, length: float) -> tuple[np.ndarray, float]:

@@ -166,11 +166,11 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a network's safetensors files, in fp32. Raises MissingError without one."""
     from safetensors.torch import load_file
 
-    found = sorted(path for path in folder.glob(WEIGHTS) if ".fp16" not in path.name)
-    if not found:
+    paths = sorted(path for path in folder.glob(WEIGHTS) if ".fp16" not in path.name)
+    if not paths:
         hint = "gz reads nothing but safetensors: a `.bin` may run programs"
         raise MissingError(f"`{folder}` holds no `diffusion_pytorch_model.safetensors`", hint=hint)
-    for path in found:
+    for path in paths:
         for name, value in load_file(path).items():
             yield name, value.float()
 

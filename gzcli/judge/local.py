@@ -25,11 +25,11 @@ Maps = Callable[[Batch], np.ndarray]  # float32 [B, h, w] of images
 
 @dataclass(frozen=True)
 class RunLocal:
-    """A fitted `local`. found: the share of synthetic defects that it detects; None: too few images to
+    """A fitted `local`. detected: the share of synthetic defects that it detects; None: too few images to
     draw any on."""
 
     local: Local
-    found: float | None
+    detected: float | None
 
     def cells(self, maps: np.ndarray) -> np.ndarray:
         return self.local(maps)
@@ -62,8 +62,8 @@ def fit_run_local(held_out: Pick, maps_of: Maps) -> RunLocal:
     if len(maps) < FEWEST:
         return RunLocal(fit_local(maps), None)
     bad, source = with_defects(good)
-    found, settings = best_scales(maps, ranks.over(bad, work)["map"], source)
-    return RunLocal(fit_local(maps, **settings), found)
+    auroc, settings = best_scales(maps, ranks.over(bad, work)["map"], source)
+    return RunLocal(fit_local(maps, **settings), auroc)
 
 
 def enlarged(maps: np.ndarray, sides: tuple[int, ...]) -> np.ndarray:

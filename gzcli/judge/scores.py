@@ -348,8 +348,8 @@ class Scoring:
             for name in sorted(scorer.names, key=lambda name: name != LOCAL):
                 of_good, of_bad = (np.where(np.isnan(table[name]), np.inf, table[name]) for table in tables)
                 self.choice[name] = detection(of_good, of_bad, tails=tails_of(name))
-            if scorer.local and scorer.local.found is not None:
-                self.choice[LOCAL] = scorer.local.found
+            if scorer.local and scorer.local.detected is not None:
+                self.choice[LOCAL] = scorer.local.detected
             self.names = [best_name(self.choice)]
             self.choice |= without_model(good, bad)
         scorer.names = self.names

@@ -228,15 +228,15 @@ def expect(
     *,
     measure: Measure | None,
     timed: bool,
-    other: Recipe | None = None,
+    paper: Recipe | None = None,
 ) -> tuple[list[Forecast], list[Forecast]]:
-    """What is expected of a recipe's parts, and of those of another one, whose time is estimated from it."""
+    """The forecasts of a recipe's parts, and of those of the paper's recipe, timed by extrapolation."""
     if shape is None:
         return [Forecast(part, lacking="the data set is not here") for part in recipe.parts], []
     here = plan.gpus <= (usable_gpus().usable if plan.gpus else 0)
     rows = [row_of(part, recipe, plan, shape, timed=timed and here) for part in recipe.parts]
-    if other:
-        rows += [row_of(part, other, plan, shape, timed=False) for part in other.parts]
+    if paper:
+        rows += [row_of(part, paper, plan, shape, timed=False) for part in paper.parts]
     unknown = [row for row in rows if not row["result"] or (row["timed"] and not row["result"]["timed"])]
     if unknown and measure and os.environ.get("GZ_TRIAL") != "0":
         gpus = min(1, plan.gpus) if here else 0

@@ -70,8 +70,8 @@ def published_file(folder: Path, name: str) -> Path:
     out = cache / key[:12] / f"{stem}{SUFFIX}"
     if out.is_file():
         return out
-    known = max((data for data in SPECS if data in canonical(stem)), key=len, default=stem.lower())
-    job = PublishedJob(str(folder.absolute()), known if is_name(known) else "published", str(out))
+    data_name = max((data for data in SPECS if data in canonical(stem)), key=len, default=stem.lower())
+    job = PublishedJob(str(folder.absolute()), data_name if is_name(data_name) else "published", str(out))
     files.make_folder(cache)
     files.sweep(cache)
     place = files.part_path(cache / "job")

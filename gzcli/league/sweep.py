@@ -169,7 +169,7 @@ def parsed(
     for text in sets:
         key, _, value = text.partition("=")
         key = key.strip()
-        if key in {*lists, *ranges, *(other.partition("=")[0].strip() for other in fixed)}:
+        if key in {*lists, *ranges, *(setting.partition("=")[0].strip() for setting in fixed)}:
             raise UsageError(f"`--set {text}`: `{key}` is set twice", hint=f"--set {key}=1e-3,3e-3")
         if key in _LENGTH:
             raise UsageError(f"`--set {text}`: `--budget` says how long the trials are trained")

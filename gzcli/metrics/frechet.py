@@ -37,9 +37,9 @@ def rows_of(features: Array) -> Array:
     return features
 
 
-def check_widths(one: int, other: int) -> None:
-    if one != other:
-        raise UsageError(f"features of widths {one} and {other} cannot be compared")
+def check_widths(width_a: int, width_b: int) -> None:
+    if width_a != width_b:
+        raise UsageError(f"features of widths {width_a} and {width_b} cannot be compared")
 
 
 def frechet_of_moments(a: Moments, b: Moments) -> float:

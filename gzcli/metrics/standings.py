@@ -92,8 +92,8 @@ class Excess(NamedTuple):
         """The excess and the ends of its interval, as JSON has it."""
         return [self.value, self.value - self.half, self.value + self.half]
 
-    def differs(self, other: Excess) -> bool:
-        return abs(self.size - other.size) > math.hypot(self.half, other.half)
+    def differs(self, excess: Excess) -> bool:
+        return abs(self.size - excess.size) > math.hypot(self.half, excess.half)
 
 
 def over_seeds(excesses: Sequence[Excess]) -> Excess:
@@ -113,8 +113,8 @@ def places(excesses: Mapping[str, Excess]) -> dict[str, str]:
     """The place of each model by its excess, `2–4` for one that cannot be told from its neighbours."""
     spans = {}
     for name, excess in excesses.items():
-        apart = [other for other in excesses.values() if excess.differs(other)]
-        better = sum(other.size < excess.size for other in apart)
+        apart = [rival for rival in excesses.values() if excess.differs(rival)]
+        better = sum(rival.size < excess.size for rival in apart)
         worse = len(apart) - better
         first, last = better + 1, len(excesses) - worse
         spans[name] = f"{first}" if first == last else f"{first}–{last}"
@@ -143,9 +143,9 @@ def second_order(excesses: Mapping[str, Mapping[str, Excess]], metric: str) -> d
     return {"metric": SECOND, "spearman": spearman(*sizes), "apart": apart}
 
 
-def _apart(place: str, other: str) -> bool:
+def _apart(place: str, place_b: str) -> bool:
     (first, *_, last), (other_first, *_, other_last) = (
-        2 * list(map(int, text.split("–"))) for text in (place, other)
+        2 * list(map(int, text.split("–"))) for text in (place, place_b)
     )
     return last < other_first or other_last < first
 

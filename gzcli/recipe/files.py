@@ -141,7 +141,7 @@ def find(what: str) -> Path:
     if what.endswith((".yaml", ".yml")) or "/" in what:
         path = Path(what).expanduser()
         if not path.is_file():
-            near = did_you_mean(path.name, [other.name for other in path.parent.glob("*.y*ml")])
+            near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.y*ml")])
             copy = "`gz recipe copy NAME` makes one of a shipped one"
             raise UsageError(f"there is no recipe `{what}`", hint=near or copy)
         return path
@@ -200,7 +200,7 @@ def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
             path = find(base if is_name or is_preset else str(path.parent / base))
         except UsageError as e:
             return chain, [*problems, Problem(where, e.message, e.hint)]
-        if any(path.resolve() == other.path.resolve() for other in chain):
+        if any(path.resolve() == parent.path.resolve() for parent in chain):
             return chain, [*problems, Problem(where, f"`{base}` extends this recipe in its turn")]
 
 

@@ -177,7 +177,7 @@ def check_strategy(part: Part, card: ModelCard) -> None:
     if part.launch.strategy != "fsdp":
         return
     if not card.shares:
-        able = ", ".join(f"`{other.name}`" for other in catalog.cards().values() if other.shares)
+        able = ", ".join(f"`{model.name}`" for model in catalog.cards().values() if model.shares)
         message = f"`launch.strategy: fsdp` cannot share out the weights of `{card.name}`"
         raise UsageError(message, hint=f"it works with {able}; `ddp` works with every model")
     for key, value, refused, why, instead in (
@@ -230,7 +230,7 @@ def check_data(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts) -
         hint = f"`--set data.size={min(height, width)}` crops them, with `--set data.fit=pad` it pads them"
         raise UsageError(message, hint=hint)
     if part.data.fit == "aspect" and not card.aspects:
-        able = ", ".join(f"`{spelling(other.name)}`" for other in catalog.cards().values() if other.aspects)
+        able = ", ".join(f"`{spelling(model.name)}`" for model in catalog.cards().values() if model.aspects)
         message = f"`{spelling(card.name)}` trains on images of one shape, not by `data.fit: aspect`"
         raise UsageError(message, hint=f"`--set data.fit=crop`, or `pad`; several are for {able}")
     needed = [extra for extra in EXTRAS if extra in card.needs]
@@ -245,7 +245,7 @@ def check_data(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts) -
         message = f"`{card.name}` needs images of two domains, and `{name}` has {count or 'no'} classes"
         raise UsageError(message, hint=hint)
     if part.data.latent and not card.latents:
-        able = ", ".join(f"`{other.name}`" for other in catalog.cards().values() if other.latents)
+        able = ", ".join(f"`{model.name}`" for model in catalog.cards().values() if model.latents)
         message = f"`{card.name}` models grey levels, so it cannot live on latents"
         raise UsageError(message, hint=f"`data.latent` works with {able}")
     conditional = part.options.get("conditional") is True

@@ -187,10 +187,10 @@ def _resolve(
     cards = stages or {"": card}
     tree, origin = _composed(applied, rules, cards, reused)
     if not stages:
-        other, tree["model"]["name"] = tree["model"]["name"], card.name
-        if canonical(other) != canonical(card.name):
+        named, tree["model"]["name"] = tree["model"]["name"], card.name
+        if canonical(named) != canonical(card.name):
             where = f"`{origin['model.name']}`"
-            problems.append(Problem(where, f"this is a recipe of `{card.name}`", f"gz train {other}"))
+            problems.append(Problem(where, f"this is a recipe of `{card.name}`", f"gz train {named}"))
     tree["data"]["name"] = dataset.name if isinstance(dataset, DataSpec) else name
     if usual:
         origin["data.name"] = USUAL
@@ -416,7 +416,7 @@ def _lack(
 
     if serves(scale):
         return None
-    able = next((other for other in ("small", "full", "paper") if serves(other)), None)
+    able = next((option for option in ("small", "full", "paper") if serves(option)), None)
     named = ", ".join(at[1] for at in sections if at[0] == scale and at[1:])
     hint = f"`--scale {able}`" + (f"; `{scale}` has: {named}" if named else "")
     return f"no setting of scale `{scale}` is known for {words}", hint if able else None

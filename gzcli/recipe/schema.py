@@ -418,8 +418,8 @@ def shown(value: Any) -> str:
 def advice(node: ast.expr, value: Any) -> str | None:
     """A hint at what to write instead; None if it cannot be guessed."""
 
-    def suits(other: Any) -> bool:
-        return convert(node, other)[0]
+    def suits(option: Any) -> bool:
+        return convert(node, option)[0]
 
     if isinstance(value, float) and value.is_integer() and suits(int(value)):
         return f"write {int(value)}"

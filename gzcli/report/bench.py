@@ -252,7 +252,7 @@ def second_judge(result: Row) -> str:
         return ""
     orders = f"The orders by `{result.get('metric')}` and `{second.get('metric')}`"
     text = f"{orders} agree by a rank correlation of {doc.number(second['spearman'])}"
-    apart = [f"{name} ({first} and {other})" for name, first, other in second.get("apart") or ()]
+    apart = [f"{name} ({first} and {rival})" for name, first, rival in second.get("apart") or ()]
     return f"{text}. Places that disagree: {', '.join(apart)}." if apart else f"{text}."
 
 

@@ -426,9 +426,11 @@ def _check_levels(process: Process) -> None:
     for share in (0.2, 0.5, 0.8):
         ratio = math.tan(share * math.pi / 2)
         level = process.ratio_level(ratio)
-        got, found = level.sigma / level.alpha, process.ratio_level(process.ratio(level.t)).t
+        got, t_of_ratio = level.sigma / level.alpha, process.ratio_level(process.ratio(level.t)).t
         require(abs(got / ratio - 1) < 0.02, f"`{name}.ratio_level({ratio:.3g})` has a σ/α of {got:.3g}")
-        require(abs(found - level.t) < 0.01 * abs(process.noisy - process.clean), f"`{name}.ratio` is no σ/α")
+        require(
+            abs(t_of_ratio - level.t) < 0.01 * abs(process.noisy - process.clean), f"`{name}.ratio` is no σ/α"
+        )
         walk = process.path(5, start=share)
         first, ends = walk[0].sigma / walk[0].alpha, walk[-1].sigma
         require(abs(first / ratio - 1) < 0.05, f"`{name}.path(start={share})` starts at a σ/α of {first:.3g}")
@@ -441,14 +443,14 @@ def _check_derivatives(process: Process) -> None:
     name, h = type(process).__name__, 1e-6
     for share in (0.2, 0.5, 0.8):
         t = process.at_share(share)
-        before, after, found = process.level(t - h), process.level(t + h), process.derivatives(t)
-        for k, got in enumerate(found, 1):
+        before, after, derivatives = process.level(t - h), process.level(t + h), process.derivatives(t)
+        for k, got in enumerate(derivatives, 1):
             slope = (after[k] - before[k]) / (2 * h)
             right = abs(got - slope) < 1e-3 * (1 + abs(slope))
             require(right, f"`{name}.derivatives({t:.3g})` has {got:.4g}, and differences {slope:.4g}")
         for times in (torch.full((2,), t), torch.full((2, 1, 1, 1), t)):
             same = all(torch.allclose(torch.as_tensor(v), torch.tensor(w), rtol=1e-3)
-                       for v, w in zip(process.derivatives(times), found, strict=True))  # fmt: skip
+                       for v, w in zip(process.derivatives(times), derivatives, strict=True))  # fmt: skip
             require(same, f"`{name}.derivatives` differ for times {list(times.shape)}")
 
 

@@ -181,11 +181,11 @@ def _attempt(url: str, part: Path, total: int | None, report: Callable[[int], No
     try:
         with answer(url, byte_range) as response:
             resumed = byte_range is not None and response.status == 206
-            start, found = content_range(response) if resumed else (0, response.length)
+            start, length = content_range(response) if resumed else (0, response.length)
             if resumed and start != before:
                 raise BadRange("sent another range than asked for")
-            if found is not None and total is not None and found != total:
-                raise Refused(wrong_size(found, total))
+            if length is not None and total is not None and length != total:
+                raise Refused(wrong_size(length, total))
             with open(part, "ab" if resumed else "wb") as out:
                 _pour(response, out, total, report)
     except BadRange:  # what came does not fit this server's file

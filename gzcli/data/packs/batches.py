@@ -338,9 +338,9 @@ def scan_by_content(
     parts = torch.as_tensor(np.asarray(index), dtype=torch.int64).split(batch_size)
     others = [None] * len(parts) if drawn is None else torch.from_numpy(drawn).split(batch_size)
     taken = _taken(pack, split, parts, device, uncut=False, shaped=False)
-    for (pictures, y, extra), other in zip(taken, others, strict=True):
-        if other is not None:
-            pictures = pictures | {"x": moved(other, device)}
+    for (pictures, y, extra), replaced in zip(taken, others, strict=True):
+        if replaced is not None:
+            pictures = pictures | {"x": moved(replaced, device)}
         images = pictures["x"].cpu().numpy()
         hashes = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images)
         ids = [int.from_bytes(digest, "little") >> 1 for digest in hashes]  # 63 bits

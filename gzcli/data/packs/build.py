@@ -108,10 +108,10 @@ def _valued(images: RawImages, form: Form, n: int, limit: int | None) -> tuple[R
     pictured, words = with_pictures(images, values), f"{counted(n, 'image')} of {values.words}"
     channels, height, width = images.shape
     fits = form.size is None or form.fit in ("crop", "stretch")
-    asked = form.channels not in (None, len(values.bands)) or not fits
+    reshaped = form.channels not in (None, len(values.bands)) or not fits
     size = sides(form.size) if form.size else (height, width)
     large = limit is not None and n * size[0] * size[1] * 4 * channels > limit
-    if not asked and not large:
+    if not reshaped and not large:
         return replace(pictured, notes=[*images.notes, words]), values
     key = "`data.channels`" if fits else "`data.fit`"
     why = "larger than `GZ_PACK_LIMIT`" if large else f"{key} asks for pictures"

@@ -34,12 +34,12 @@ def at_hand(data: DataSet, say: Say = silent) -> DataSet:
     folder = f"{data.config}/" if data.config else ""
     say(f"fetching `{data.reference}`")
     data_repository(data.address, [f"{folder}*{ending}" for ending in HUB_FILES])
-    found = hub_set(data.reference)
-    if not found.path.exists():
+    data_set = hub_set(data.reference)
+    if not data_set.path.exists():
         message = f"the data set `{data.address}` of the hub has no `{data.config or 'files of images'}`"
         hint = f"its parts: {HUB_PAGES}/{data.address}; `hf download {data.address} --repo-type dataset`"
         raise MissingError(message, hint=f"{hint} fetches all")
-    return found
+    return data_set
 
 
 def _own(data: OwnSet, form: Form) -> RawImages:

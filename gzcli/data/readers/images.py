@@ -350,14 +350,14 @@ class Encoded:
         }
         return RawImages(self.title, tuple(classes), self.counts, labels, self.blocks(), spans=self.spans)
 
-    def blocks(self, other: Mapping[str, str] | None = None) -> Blocks:
-        """The images as blocks, or in their places the other images whose names `other` gives."""
+    def blocks(self, names: Mapping[str, str] | None = None) -> Blocks:
+        """The images as blocks, or in their places the other images whose names `names` gives."""
 
         def blocks() -> Iterator[Block]:
             for members, rows in self._parts:
                 places: dict[str, list[tuple[str, int]]] = {}  # several images may share another image
                 for name, place in rows.items():
-                    places.setdefault(name if other is None else other[name], []).append(place)
+                    places.setdefault(name if names is None else names[name], []).append(place)
                 for name, data in members.read(list(places)):
                     yield from (Block(*place, data, name) for place in places[name])
 

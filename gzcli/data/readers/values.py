@@ -200,18 +200,20 @@ def of_files(images: RawImages, names: Sequence[str], *, resized: bool) -> RawIm
     def blocks() -> Iterator[Block]:
         for split, start, content, file in source():
             assert isinstance(content, bytes)
-            found = decoded(content, file)
-            if found is None or found[1] != levels or found[0].shape[0] != shape[0]:
-                other = "a picture of 8 bits" if found is None else f"{found[0].dtype} {found[0].shape}"
-                message = f"`{file}` of `{images.title}` is {other}, `{name}` is {array.dtype} {shape}"
+            decoding = decoded(content, file)
+            if decoding is None or decoding[1] != levels or decoding[0].shape[0] != shape[0]:
+                kind = (
+                    "a picture of 8 bits" if decoding is None else f"{decoding[0].dtype} {decoding[0].shape}"
+                )
+                message = f"`{file}` of `{images.title}` is {kind}, `{name}` is {array.dtype} {shape}"
                 raise UsageError(message, hint="a set has one kind of values and one number of channels")
-            if found[0].shape != shape and not resized:
+            if decoding[0].shape != shape and not resized:
                 raise UsageError(
-                    f"the images of `{images.title}` have mixed sizes: `{file}` is {found[0].shape[1:]}, "
+                    f"the images of `{images.title}` have mixed sizes: `{file}` is {decoding[0].shape[1:]}, "
                     f"`{name}` is {shape[1:]}",
                     hint="`--set data.size=64` resizes them, cropped to squares",
                 )
-            yield Block(split, start, found[0][None], file)
+            yield Block(split, start, decoding[0][None], file)
 
     return replace(images, blocks=blocks, values=kind)
 

@@ -176,8 +176,8 @@ class AverageVelocity(FlowMatching):
             return self.raw_output(of.x, time, of.y, of.drop), 0.0
         hidden = torch.cat([of.drop, torch.ones_like(of.drop)])
         x, y = of.x.repeat(2, 1, 1, 1), torch.cat([of.y, of.y])
-        known, unknown = self.raw_output(x, torch.cat([time, time]), y, hidden).chunk(2)
-        return known, per_image(of.guidance - 1) * (known - unknown)
+        labelled, unlabelled = self.raw_output(x, torch.cat([time, time]), y, hidden).chunk(2)
+        return labelled, per_image(of.guidance - 1) * (labelled - unlabelled)
 
     # ---- sampling
 
