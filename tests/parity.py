@@ -236,7 +236,7 @@ def edm_walk(churn: float) -> Tensor:
 
 
 def sgm(sde: str, weighting: str = "score") -> nn.Module:
-    return denoiser("sgm", sde=sde, prediction="eps", weighting=weighting)
+    return denoiser("sgm", process=sde, prediction="eps", weighting=weighting)
 
 
 def sgm_walk(sampler: Callable[..., Tensor], **options: object) -> Tensor:

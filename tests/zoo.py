@@ -72,7 +72,7 @@ GUIDED_PAIRS = {"pair_steps": 4, "pair_guidance": 2.0}
 AAE_CONV = {"hidden": (16, 32), "latent": 8, "disc_hidden": (32,), "image_weight": 1.0, "image_width": 8}
 R1 = {"r1": 1.0, "r1_every": 1, "augment": ("color", "cutout"), "ada": 0.6, "lecam": 0.1}
 RESIDUAL = {"net": "residual", "patch": 2}
-LIKELIHOOD = {"sde": "subvp", "prediction": "eps", "weighting": "likelihood"}
+LIKELIHOOD = {"process": "subvp", "prediction": "eps", "weighting": "likelihood"}
 EDM = {"bounded": True, "sigma_data": 0.5, "weight_warmup": 0.5}
 FEW_LEVELS = {"levels": 10, "prediction": "v", "weighting": "even", "time_sampling": "cosine"}
 
@@ -159,7 +159,7 @@ CASES = [
     denoiser("ect", LABELS | {"tuned_guidance": 2.0}, stages={"teacher": TEACHER_LABELS}, steps=2),
     denoiser("sgm", FM, lr=5e-3, steps=4),
     denoiser("sgm", FM | LABELS | LIKELIHOOD, lr=5e-3, steps=4, guidance=2.0),
-    denoiser("sgm", FM | {"sde": "ve", "time_sampling": "uniform"}, lr=5e-3, sampler="pc", steps=4),
+    denoiser("sgm", FM | {"process": "ve", "time_sampling": "uniform"}, lr=5e-3, sampler="pc", steps=4),
     denoiser("edm", FM, lr=5e-3, steps=4),
     denoiser("edm", FM | LABELS | EDM, lr=5e-3, sampler="heun", churn=2.0, steps=4, guidance=2.0),
     denoiser("ncsnv2", REFINENET, steps=4),

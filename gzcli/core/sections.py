@@ -22,7 +22,11 @@ MEETING = ("machines", "machine_rank", "main_ip", "main_port")  # where processe
 
 # Old name → new name of a key, by section, and of an application's options as `do`: older recipes, runs,
 # images and command lines are read by the new name.
-RENAMED: Mapping[str, Mapping[str, str]] = {"sample": {"solver": "sampler"}, "do": {"steps": "frames"}}
+RENAMED: Mapping[str, Mapping[str, str]] = {
+    "model": {"sde": "process"},
+    "sample": {"solver": "sampler"},
+    "do": {"steps": "frames"},
+}
 
 # Other programs' word → name of a key, by section: recipes and command lines may use them.
 SYNONYMS: Mapping[str, Mapping[str, str]] = {
@@ -49,7 +53,13 @@ SYNONYMS: Mapping[str, Mapping[str, str]] = {
         "guidance_interval": "interval",
         "num_inference_steps": "steps",
     },
-    "model": {"channel_mult": "mult", "model_channels": "channels", "latent_dim": "latent", "r1_gamma": "r1"},
+    "model": {
+        "channel_mult": "mult",
+        "model_channels": "channels",
+        "latent_dim": "latent",
+        "r1_gamma": "r1",
+        "path": "process",
+    },
 }
 
 # What keys mean, which a resolved recipe notes. In runs that note nothing it is 1: shares of the way to noise

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from gzcli.core import devices, rates
 from gzcli.core.errors import DamagedError, GzError, MissingError, UsageError, canonical, first_line
-from gzcli.core.sections import FORMAT, Part, part_of
+from gzcli.core.sections import FORMAT, Part, part_of, renamed
 from gzcli.core.types import Batch, DataInfo, Noise
 from gzcli.core.units import as_size
 from gzcli.data.packs.augment import patch_of
@@ -29,7 +29,7 @@ from gzcli.engine import checkpoint as checkpoints
 from gzcli.engine.checkpoint import Saved, SpaceRecord
 from gzcli.engine.log import Log
 from gzcli.models import catalog
-from gzcli.models.base import Model
+from gzcli.models.base import Model, flat_defaults
 from gzcli.models.catalog import ModelCard
 from gzcli.models.nn import within
 from gzcli.store import runs
@@ -48,7 +48,9 @@ def build_model(
     """The model of a recipe, on the CPU so that its weights depend on the seed alone, not on the device."""
     cls = catalog.load_class(card or catalog.card(part.model))
     torch.manual_seed(part.seed)
-    model = cls.of(info, **part.options, **(stages or {}))
+    known = flat_defaults(cls)
+    options = {renamed(key, known, "model"): value for key, value in part.options.items()}  # of older runs
+    model = cls.of(info, **options, **(stages or {}))
     if part.format < FORMAT:
         model.on_format(part.format)
     return model

@@ -265,6 +265,10 @@ def test_other_programs_words_are_read(write):
     (part,) = resolve(str(path)).parts
     assert (part.train.clip, part.train.accumulate, part.sample["guidance"]) == (2, 4, 3)
     assert part.options["mult"] == [1, 2]
+    for model in ("fm", "cfm", "rf", "sgm"):
+        for word in ("process", "path", "sde"):
+            options = resolve(model, sets=(f"model.{word}=subvp",)).parts[0].options
+            assert options["process"] == "subvp" and (word == "process") == (word in options)
     (problem,) = problems(resolve, write("wrong.yaml", "model: {name: fm}\ntrain: {warmup_steps: 5}\n"))
     assert "did you mean `optim.warmup`?" in problem
 

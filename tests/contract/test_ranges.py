@@ -127,7 +127,7 @@ REFUSED = [
     *((name, GREY, {"conditional": True}, "needs a data set with labels", "") for name in ("ddpm", "zigma")),
     ("zigma", LABELLED, {"patch": 3}, "28×28 do not divide into patches of 3", ""),
     ("zigma", LABELLED, {"width": 30}, r"`model\.width` is 30, which must divide by 4", "to 32"),
-    ("sgm", GREY, {"sde": "ve", "sigma_min": 0.0}, "", "model."),
+    ("sgm", GREY, {"process": "ve", "sigma_min": 0.0}, "", "model."),
     *(("sgm", GREY, option, "", "model.") for option in ({"beta_min": 30.0}, {"t_min": 0.0})),
     ("edm", GREY, {"sigma_min": 0.0}, "", "model."),
     ("soflow", GREY, {"prediction": "x0"}, "of no images", "model.prediction"),
@@ -153,7 +153,7 @@ def test_choices_are_the_entries_of_their_table():
         ("ncsnv2", "sampler", ["langevin", *sgm.SAMPLERS, "ode"]),
         ("fm", "sampler", [*solvers, "sde"]),
         ("reflow", "pair_solver", solvers),
-        ("sgm", "sde", sgm.SDES),
+        ("sgm", "process", sgm.SDES),
         ("ddpm", "schedule", BETAS),
         ("ddpm", "loss_type", denoising.LOSSES),
     ):

@@ -22,7 +22,7 @@ NEAR = {"rtol": 1e-2, "atol": 1e-6, "check_dtype": False}
 TIMES = ("uniform", "stratified", "logit_normal", "cosine", "log_normal")
 PROCESSES = [
     *((DDPM, {"schedule": name, "timesteps": 50}) for name in ("linear", "cosine", "straight")),
-    *((SGM, {"sde": name}) for name in ("vp", "subvp", "ve")),
+    *((SGM, {"process": name}) for name in ("vp", "subvp", "ve")),
     *((FM, {"process": name}) for name in ("straight", "cosine", "vp", "subvp", "ve")),
 ]
 CHOSEN = [PROCESSES[i] for i in (1, 3, 6, 7)]

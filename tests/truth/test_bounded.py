@@ -21,7 +21,7 @@ MODELS = [
     (FM, {"prediction": "x0"}),
     (DDPM, {"prediction": "eps"}),
     (DDPM, {"prediction": "v"}),
-    (SGM, {"sde": "ve"}),
+    (SGM, {"process": "ve"}),
     (EDM, {}),
 ]
 

@@ -18,7 +18,7 @@ TEACHERS = {
     "ddpm": {"prediction": "v"},
     "ddpm eps": {"prediction": "eps", "schedule": "linear"},
     "sgm": {},
-    "sgm ve": {"sde": "ve"},
+    "sgm ve": {"process": "ve"},
     "edm": {"sigma_data": 0.5},
 }
 

@@ -100,7 +100,7 @@ CALLS |= dict.fromkeys(("dpmpp", "dpmpp_sde", "em"), lambda n: n)
 @pytest.mark.parametrize("sampler", [*CALLS, "ode"])
 def test_samplers_recover_a_mixture_at_the_cost_that_they_state(name, sampler):
     """Variance along and across the line of the parts and their share; those of the SDE with many steps."""
-    model = exact(mixture=True, sde=name)
+    model = exact(mixture=True, process=name)
     how = {"steps": 300, "spacing": "uniform", "corrector": 2} if sampler in ("em", "pc") else {"steps": 50}
     steps, draw = how["steps"], BatchNoise(0, total=2000)
     x = flat(model.sample)(2000, noise=draw, progress=no_progress, sampler=sampler, clip=False, **how)
@@ -160,7 +160,7 @@ def test_the_error_of_the_sde_falls_with_its_steps():
 )
 def test_the_likelihood_of_a_gaussian_is_exact(name, solver, shift):
     """A diagonal Jacobian, for which Rademacher probes are exact; σ/α is dequantisation's, or the least."""
-    model, x = exact(0.5, sde=name, shift=shift), images(16, INFO.shape).double()
+    model, x = exact(0.5, process=name, shift=shift), images(16, INFO.shape).double()
     first, last = model.process.likelihood_path(1 / 255 / 3**0.5, 1)
     least = max(1 / 255 / 3**0.5, 0.01 if name == "ve" else 0)
     assert first.sigma / first.alpha == pytest.approx(least, rel=1e-3)
@@ -179,7 +179,7 @@ def test_the_likelihood_of_a_gaussian_is_exact(name, solver, shift):
 def test_the_likelihood_is_true_by_default(options):
     """Of broad and of narrow Gaussians; VE's narrowest is its own least noise."""
     for name, std in product(SDES, (0.5, 0.05, 0.02)):
-        model = exact(std, sde=name, sigma_min=0.002)
+        model = exact(std, process=name, sigma_min=0.002)
         check_likelihood(model, model.net.mean.detach(), std, n=32, **options)
         assert options or model.net.calls == 96
 
@@ -187,14 +187,15 @@ def test_the_likelihood_is_true_by_default(options):
 def test_a_flat_pixel_costs_little():
     """Of one image, a grey level of 256 is known but for its dequantisation (Song 2021 starts at 1e-5)."""
     for name in ("vp", "subvp"):
-        model = exact(1e-6, sde=name)
+        model = exact(1e-6, process=name)
         value = model.log_prob(model.net.mean.detach().expand(16, *INFO.shape), noise=noise(16))
         assert -0.25 < float(value.mean()) / 16 < 0
 
 
 @pytest.mark.usefixtures("fp64")
 @pytest.mark.parametrize(
-    "options", [{}, {"weighting": "score"}, {"weighting": "likelihood"}, {"prediction": "eps", "sde": "ve"}]
+    "options",
+    [{}, {"weighting": "score"}, {"weighting": "likelihood"}, {"prediction": "eps", "process": "ve"}],
 )
 def test_the_true_score_has_the_least_loss(options):
     draw = torch.Generator().manual_seed(3)
@@ -210,11 +211,11 @@ def test_the_true_score_has_the_least_loss(options):
 def test_weightings_say_the_same_of_either_prediction_and_cosine_times_are_uniform():
     """λ = σ² is the error of ε, and g² weighs it by g²/σ², whatever the network predicts."""
     for name, weighting in product(SDES, ("score", "likelihood")):
-        v, eps = (exact(bias=0.1, sde=name, weighting=weighting, prediction=p) for p in ("v", "eps"))
+        v, eps = (exact(bias=0.1, process=name, weighting=weighting, prediction=p) for p in ("v", "eps"))
         of_v, of_eps = (m.loss(batch(images(8, INFO.shape).double()))["loss"] for m in (v, eps))
         torch.testing.assert_close(of_v, of_eps, msg=f"{name} {weighting}")
     for name in SDES:
-        model = SGM.of(INFO, **SMALL, sde=name)
+        model = SGM.of(INFO, **SMALL, process=name)
         _, alpha, sigma = model.process.levels_at(model.draw_times(BatchNoise(0, total=4000), 4000))
         angle = torch.atan2(sigma, alpha).flatten()
         spread = (angle - angle.min()) / (angle.max() - angle.min())
@@ -238,7 +239,7 @@ def test_inpainting_keeps_what_is_known_and_follows_it():
 @pytest.mark.parametrize("name", ["vp", "ve"])
 def test_inpainting_by_moments_draws_from_what_images_may_be(name):
     field, n = GaussianField(), 3000
-    model = SGM.of(DataInfo((1, 4, 4), None), **SMALL, sde=name).eval()
+    model = SGM.of(DataInfo((1, 4, 4), None), **SMALL, process=name).eval()
 
     def split(out, x, at):
         _, alpha, sigma = model.process.level(float(at.t[0]))

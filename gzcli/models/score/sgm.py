@@ -35,7 +35,7 @@ Spacing = Literal["uniform", "karras", "logsnr"]
 class SDEOptions:
     """The stochastic differential equation.
 
-    sde: stochastic differential equation: variance preserving (vp), sub-VP (subvp) or variance exploding
+    process: stochastic differential equation: variance preserving (vp), sub-VP (subvp) or variance exploding
       (ve); or that with the marginals of the cosine schedule (cosine) or of straight lines (straight).
     beta_min: β at t = 0, for vp and subvp.
     shift: factor of the noise-to-signal ratio √(1 − α²)/α, but for ve. auto: side / 64, at least 1
@@ -46,7 +46,7 @@ class SDEOptions:
       pixel: with 256 levels, σ = .01 costs 1.2 nats and .002 costs .2.
     """
 
-    sde: Annotated[str, SDES] = "vp"
+    process: Annotated[str, SDES] = "vp"
     beta_min: float = 0.1
     shift: Shift = 1.0
     sigma_min: float = 0.01
@@ -166,5 +166,5 @@ class SGM(LikelihoodByODE, ScoreModel):
         labels: ClusterOptions = ClusterOptions(),
     ):
         network = net.build(data, classes=labels.kinds(data))
-        process = SDES[sde.sde](sde, shift_of(sde.shift, data.shape))
+        process = SDES[sde.process](sde, shift_of(sde.shift, data.shape))
         super().__init__(data, network, process, score, labels)
