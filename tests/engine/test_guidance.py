@@ -19,6 +19,8 @@ from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
 from gzcli.metrics.features import lenet
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CPU = torch.device("cpu")
 LABELLED = ("model.conditional=true", "sample.guidance=auto")
 

@@ -38,6 +38,15 @@ from gzcli.models.gan.wgan import WGAN
 from gzcli.store.jobs import OodJob
 
 
+@pytest.fixture(autouse=True)
+def _quick(request, monkeypatch):
+    """Histograms, which take longer to draw than most scores, are drawn where files are tested. Components
+    are those of few images."""
+    monkeypatch.setattr(ood, "FITTED", 100)
+    if request.function is not test_result_files_and_figures_agree:
+        monkeypatch.setattr(ood, "histograms", lambda *args: None)
+
+
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
     return fake_run(tmp_path, monkeypatch, scores)
@@ -179,7 +188,6 @@ def test_options_reach_the_scores_that_take_them_also_in_a_dataclass(trained, tm
 
 def test_fits_see_the_same_images_whatever_n_is(trained, tmp_path, monkeypatch):
     """Statistics those of held-out images, the bank of `knn` those of training images."""
-    monkeypatch.setattr(ood, "histograms", lambda *args: None)
     monkeypatch.setattr(Pixelwise, "fit_knn", Pixelwise.fit_far, raising=False)
     monkeypatch.setattr(Pixelwise, "score_knn", Pixelwise.score_noisy, raising=False)
     monkeypatch.setattr(Pixelwise, "fitted_on_train", ("knn",))
@@ -301,7 +309,6 @@ FOLDERS = {  # the pictures, and which of them are scored where it is not all
 
 
 def test_a_foreign_folder_is_scored_whole_or_its_subset_told(trained, tmp_path, monkeypatch, pictures):
-    monkeypatch.setattr(ood, "histograms", lambda *args: None)
     for which, (names, scored) in FOLDERS.items():
         folder = pictures(which, names)
         result = run(tmp_path, outs=(folder,), scores=("nll",), n=None, full=True)
@@ -404,7 +411,6 @@ def test_pictures_in_colour_have_neighbours_in_features(monkeypatch, installed):
 
     monkeypatch.setattr(ood.pretrained, "is_installed", lambda: installed)
     monkeypatch.setattr(ood, "BANK", 400)
-    monkeypatch.setattr(ood, "FITTED", 100)
     monkeypatch.setattr(ood.pretrained, "lite", lambda device: Space())
     home, foreign = open_pack("patches"), open_pack("digits", size=32, channels=3)
     picks = {p.meta.name: scores.Pick(p, "test", np.arange(12)) for p in (home, foreign)}

@@ -25,6 +25,8 @@ from gzcli.recipe.yaml import dump
 from gzcli.store import runs
 from gzcli.store.runs import Run
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 RECIPE = """
 data: {name: digits}
 train: {steps: 6, batch_size: 16, sample_every: 0, eval_every: 3, log_every: 1, precision: fp32}

@@ -21,6 +21,8 @@ from gzcli.launch.plan import ask, prepare
 from gzcli.models import catalog
 from gzcli.store import files
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 QUICK = ("train.sample_every=0", "train.eval_every=0", "train.best=none", "train.patience=null")
 QUICK += ("train.samples=2",)
 CPU = {"launch.cpu": True}
