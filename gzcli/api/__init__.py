@@ -79,7 +79,7 @@ def train(
     set: Mapping[str, Any] | Iterable[str] = (),
     quiet: bool = False,
 ) -> LoadedRun:
-    """Trains a model in processes of its own, as `gz train` does, and loads what came out.
+    """Trains a model in separate processes, as `gz train` does, and loads the result.
 
     what: name of a model, path of a recipe or of a model's file, or a run to repeat; or, with `data`,
       weights to start from: a run, a file, `pretrained:NAME` or `hf://OWNER/NAME`.
@@ -87,7 +87,7 @@ def train(
       [N, C, H, W], `(images, labels)`, a data set of torch or of `datasets`, a list of images, {"train": …,
       "test": …} of these; None: the set of the recipe.
     scale: "tiny", "small", "full" or "paper"; None: tiny for embedded sets and up to 15 minutes of a
-      CPU, else full where GPUs are used, small elsewhere.
+      CPU, otherwise full if GPUs are used, small elsewhere.
     steps: number of training steps; None: that of the recipe.
     minutes: time to train, in minutes; None: the recipe's number of steps.
     seed: seed of weights and noise; None: that of the recipe.
@@ -142,14 +142,14 @@ def load(
 
     what: a run's id, alias or folder, a model, whose newest finished run is taken, a file of weights,
       `hf://OWNER/NAME` of the hub, or `pretrained:MODEL`.
-    data: the set of that run, where a model is named.
+    data: the set of that run, if a model is named.
     pretrained: whether the model is the one that comes with gz: `pretrained:MODEL` by another name.
     checkpoint: "last", "best" or a step.
     device: as torch names it; None: a GPU if there is one.
     precision: of samples and scores: "fp32", "bf16", "fp16" or "auto"; None: samples as it was trained,
       scores in fp32. Likelihoods are always in fp32.
 
-    Raises MissingError if there is none, UsageError where nothing is called so, and for another precision.
+    Raises MissingError if there is none, UsageError if nothing is called so, and for another precision.
     """
     if precision not in (None, *PRECISIONS):
         raise UsageError(f"there is no precision `{precision}`", hint=f"it is one of {', '.join(PRECISIONS)}")
@@ -186,7 +186,7 @@ def open_data(name: Any, *, size: Size | None = None, channels: int | None = Non
     channels: 1 or 3; None: as the set has it.
     fit: how images of another shape come to the size: "crop", "pad", "stretch" or "aspect".
 
-    Raises UsageError for an unknown name, MissingError where its files are not there.
+    Raises UsageError for an unknown name, MissingError if its files are not there.
     """
     return open_pack(reference_of(name), size=size, channels=channels, fit=fit)
 
@@ -233,7 +233,7 @@ class LoadedRun:
     @property
     def history(self) -> Any:
         """What was recorded while it was trained, a row for each line of losses or validation: a DataFrame
-        by step where pandas is installed, else a list of dicts."""
+        by step if pandas is installed, otherwise a list of dicts."""
         lines = metric_lines(self.trained.run.path)
         try:
             from pandas import DataFrame
@@ -268,11 +268,11 @@ class LoadedRun:
         labels: classes [m] by name or number, or [m, K], that the images take in turn; None: each class in
           turn.
         prompts: texts that the images take in turn.
-        progress: called as progress(i, n, x) after step i of n; x are the images of the batch as they stand,
-          as the model sees them, where its sampler shows them, else None.
+        progress: called as progress(i, n, x) after step i of n; x are the images of the batch unchanged,
+          as the model sees them, if its sampler shows them, otherwise None.
         options: keywords of the model's `sample`, such as `steps=20`; they replace those of the recipe.
 
-        Raises UsageError for an option that the model does not have, or labels where it takes none, and
+        Raises UsageError for an option that the model does not have, or labels if it takes none, and
         DivergedError if no image is finite; warns of some that are not, which are black.
         """
         if labels is not None and not self.model.conditional:

@@ -49,8 +49,8 @@ class BenchResult:
     """A comparison with the real images of a data set.
 
     metric: by which it ranks; None if nothing can be ranked.
-    places: "1", or "1–2" where intervals do not tell two apart, by the names of rows.
-    floor: the metrics of real images in the place of samples.
+    places: "1", or "1–2" if intervals do not tell two apart, by the names of rows.
+    floor: the metrics of real images instead of samples.
     folder: of its tables, which `gz report` takes.
     """
 
@@ -123,7 +123,7 @@ def bench(
     cpu: whether to use the CPU even if there are GPUs.
     quiet: whether nothing is printed meanwhile.
 
-    Raises UsageError for an unknown name, MissingError where there is no such run.
+    Raises UsageError for an unknown name, MissingError if there is no such run.
     """
     words, real = [str(reference_of(word)) for word in contestants], reference_of(data)
     data_set, runs, images = find_contestants(words, None if real is None else str(real))
@@ -205,7 +205,7 @@ def ood(
     quiet: whether nothing is printed meanwhile.
     options: keywords of the scores, such as `starts=8`.
 
-    Raises UsageError for a score or an option that the model does not have, MissingError where there is no
+    Raises UsageError for a score or an option that the model does not have, MissingError if there is no
     run. `LoadedRun.judge` judges single pictures.
     """
     inside = None if data is None else locate(reference_of(data))

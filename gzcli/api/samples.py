@@ -26,8 +26,8 @@ class Samples(np.ndarray):
     labels: int64 [N] or 0/1 [N, K], the classes that the images are of; None if they have none.
     classes: names of the classes.
     seed: of the noise that they were drawn from; None for images that were not drawn.
-    values: [N, C, H, W], all channels in the numbers of the data set, where the images are only pictures of
-      these; else None.
+    values: [N, C, H, W], all channels in the numbers of the data set, if the images are only pictures of
+      these; otherwise None.
     """
 
     labels: np.ndarray | None = None
@@ -89,8 +89,8 @@ class Samples(np.ndarray):
         return Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the images: as one image where the path ends in `.png`; as `samples` [N, H, W, C] with
-        `labels` where it ends in `.npz`; otherwise as a folder with a PNG for each image. Returns the
+        """Writes the images: as one image if the path ends in `.png`; as `samples` [N, H, W, C] with
+        `labels` if it ends in `.npz`; otherwise as a folder with a PNG for each image. Returns the
         path."""
         path, images = Path(path), np.asarray(self)
         if path.suffix == ".png":

@@ -149,7 +149,7 @@ def submit(
     dry_run: bool = False,
 ) -> None:
     """Writes the command line of this process as a job script into the folder of runs, and submits it, or
-    prints it where `dry_run` is set. Raises UsageError for all GPUs, as SLURM wants a number.
+    prints it if `dry_run` is set. Raises UsageError for all GPUs, as SLURM wants a number.
 
     goes_on: how a job that is out of time is started again; None: it is not.
     tasks: entries of a league, of which each task of an array takes one.
@@ -206,7 +206,7 @@ def words_of(argv: list[str], verb: str) -> list[str]:
 
 
 def end(facts: Iterable[str | None], then: Iterable[tuple[str, str]] = ()) -> None:
-    """Prints on stderr `done: …` and `next: …`, a command a line with its purpose where the line has room."""
+    """Prints on stderr `done: …` and `next: …`, a command a line with its purpose if the line has room."""
     if out.mode() != "human":
         return
     if words := ", ".join(filter(None, facts)):

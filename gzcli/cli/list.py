@@ -134,7 +134,7 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
 
 
 def _about(name: str, card: ModelCard, *, staged: bool) -> str:
-    """What a model is, in a line: as its recipe says it, else its class."""
+    """What a model is, in a line: from its recipe, otherwise from its class."""
     from gzcli.docs.page import written
     from gzcli.models.catalog import first_words
     from gzcli.recipe.files import recipes
@@ -282,7 +282,7 @@ def table_of_runs(
 
 
 def names_of(chosen: Sequence[Run], *, wide: bool = False, to_stderr: bool = False) -> list[str]:
-    """How the runs are named in a table: in full for scripts, and else as short as is unambiguous."""
+    """How the runs are named in a table: in full for scripts, and otherwise as short as is unambiguous."""
     from gzcli.store.runs import short_names
 
     for_scripts = wide or out.room(sys.stderr if to_stderr else sys.stdout) is None

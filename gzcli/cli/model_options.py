@@ -105,7 +105,8 @@ def flag(name: str) -> str:
 
 
 def labels_of(word: str | None, data: str | None) -> list[str]:
-    """The classes of `--data`, else of a run's set, else of the digits; [] if no pack says them yet."""
+    """The classes of `--data`, otherwise of a run's set, otherwise of the digits; [] if no pack says them
+    yet."""
     from gzcli.data.sets.names import locate
     from gzcli.store.runs import all_runs, by_name
 
@@ -192,7 +193,7 @@ def _cards(ctx: typer.Context) -> list[ModelCard]:
 
 
 def show_help(argv: Sequence[str]) -> None:
-    """Prints panels on the model of a command line with `--help`; nothing where it names none."""
+    """Prints panels on the model of a command line with `--help`; nothing if it names none."""
     verb, *words = [word for word in argv if not word.startswith("-")] or [""]
     recipe = recipe_for(words[0]) if words and verb in ("train", *EXTENDED) else None
     if recipe is None:

@@ -284,7 +284,7 @@ def check_options(
     *,
     alone: bool = False,
 ) -> None:
-    """Raises UsageError for options that do not go together, MissingError where there are no pictures. alone:
+    """Raises UsageError for options that do not go together, MissingError if there are no pictures. alone:
     whether `--in` is enough, as that of an inspection set."""
     wrong = of_pictures if input_ is None else of_sets
     allowed = ("--fpr", "--calibrate") if alone else ()
@@ -310,7 +310,7 @@ def check_options(
 
 
 def method_of(model: str | None, in_: str | None, of_sets: Mapping[str, Any]) -> str | None:
-    """The method without training that a command names, `AUTO` where it names nothing; None: it names a model
+    """The method without training that a command names, `AUTO` if it names nothing; None: it names a model
     or a run. Raises UsageError if a method lacks its images."""
     method = AUTO if model is None else matching(model, (*METHODS, AUTO))
     if method is None:
@@ -519,7 +519,7 @@ def ending(result: Mapping[str, Any], folder: Path, name: str, maps: bool) -> No
 
 
 def beaten_by(best: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
-    """What is said of the best score of a run where a method without a model does as well on the same set."""
+    """The note on the best score of a run if a method without a model does as well on the same set."""
     tails = {name: method.tails for name, method in METHODS.items()}
     sided = [row for row in rows if row["out"] == best["out"] and tails.get(row["score"]) == 1]
     method = max(sided, key=lambda row: row["auroc"], default=None)
@@ -530,7 +530,7 @@ def beaten_by(best: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str
 
 
 def better_without(result: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The line of an alarm without a model, where it detects as many synthetic defects as that of the run."""
+    """The line of an alarm without a model, if it detects as many synthetic defects as that of the run."""
     table = result["choice"] if result["run"] else {}
     if not table or max(table, key=lambda name: (table[name], name == REFERENCE)) != REFERENCE:
         return None
@@ -590,7 +590,7 @@ def table_of_pictures(result: Mapping[str, Any]) -> None:
 
 
 def facts_of_alarm(result: Mapping[str, Any], flagged: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """What is said of the flagged images below their table."""
+    """The note on the flagged images below their table."""
     total, draws = len(result["files"]), result["seeds"]
     if len(flagged) > LINES:
         yield f"and {len(flagged) - LINES:,} more: `alarm.csv` has all images, strangest first"

@@ -141,7 +141,7 @@ def fitted(text: str, head: str = "") -> list[str]:
 
 
 def info(string: str) -> None:
-    """Prints a line unless `-q` is set. A long line is broken at spaces where the terminal would break it
+    """Prints a line unless `-q` is set. A long line is broken at spaces if the terminal would break it
     within a word; a line that is mostly a path stays whole."""
     columns = room(sys.stderr) or math.inf
     for text in string.split("\n"):
@@ -302,7 +302,7 @@ def trace(problem: BaseException) -> None:
 
 
 def style(string: str, name: str, stream: TextIO | None = None) -> str:
-    """The string in a colour or weight, where the stream (stderr by default) shows it."""
+    """The string in a colour or weight, if the stream (stderr by default) shows it."""
     return f"{_MARKS[name]}{string}{_END}" if colourful(stream or sys.stderr) else string
 
 

@@ -64,7 +64,7 @@ def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
     """Prints in short what is about to be trained, and asks about more than a week.
 
     A step is tried to tell the time, but not for the embedded sets, demonstrations that take a minute, nor
-    where the length was typed. The other machines of several print nothing.
+    if the length was typed. The other machines of several print nothing.
     """
     request, plan = start.request, start.plan
     if start.run:
@@ -87,7 +87,7 @@ def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
 
 
 def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, yes: bool) -> None:
-    """Asks on a terminal whether to start what takes more than `most` seconds; a script is only told."""
+    """Asks on a terminal whether to start what takes more than `most` seconds; a script only gets a note."""
     if seconds is None or seconds <= most or yes:
         return
     long, ways = f"about {about(seconds)} on this machine", f"`--yes` starts it; {ways}"
@@ -202,8 +202,9 @@ class Drawing:
 
     @classmethod
     def of(cls, model: str, data: str, run: Run | None = None, steps: int | None = None) -> Drawing:
-        """As a run measured at its end and in its benches, else as in a shipped league, of the set if there
-        is one. steps: those of the sampler, to which both are proportional. Default: the model's own."""
+        """As a run measured at its end and in its benches, otherwise as in a shipped league, of the set if
+        there is one. steps: those of the sampler, to which both are proportional. Default: the model's
+        own."""
         if run:
             seconds = run.status().get("sample_seconds")
             usual = (run.serving.tree().get("sample") or {}).get("steps")

@@ -31,7 +31,7 @@ def report(folder: _Folder, to: _Out = None, columns: Columns = None) -> None:
 
 
 def check_report(to: Path | None) -> None:
-    """Raises UsageError before the work where `--report DIR` names a folder that contains anything else."""
+    """Raises UsageError before the work if `--report DIR` names a folder that contains anything else."""
     if to:
         from gzcli.report.write import check
 
@@ -41,7 +41,7 @@ def check_report(to: Path | None) -> None:
 def with_report(
     result: Mapping[str, Any], folder: Path, to: Path | None, columns: str | None = None
 ) -> dict[str, Any]:
-    """The result of a verb; where `--report DIR` was given, with the report's paths, once it is written."""
+    """The result of a verb; if `--report DIR` was given, with the report's paths, once it is written."""
     if not to:
         return dict(result)
     from gzcli.report.write import write

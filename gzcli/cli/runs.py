@@ -305,7 +305,7 @@ def exported(source: Run, ref: str, place: Path, **fields: Any) -> dict[str, Any
 
 
 def facts(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """What is said of every run, a line each."""
+    """A line about every run."""
     columns: list[dict[str, Any]] = []
     for run, row in zip(runs, rows, strict=True):
         step, steps = row["step"], row["steps"]

@@ -1,7 +1,7 @@
 """Everything that is particular to a kind of device: cpu, cuda, mps.
 
 What the command line needs (number, names and memory of GPUs) does without torch, which the other functions
-import when they are called. `python -m gzcli.core.devices` tries the GPUs in a process of its own, which
+import when they are called. `python -m gzcli.core.devices` tries the GPUs in a separate process, which
 `launch.usable_gpus` starts.
 """
 
@@ -302,7 +302,7 @@ def clock(device: torch.device, kind: str = "wall") -> float:
 
 
 def clock_of(device: torch.device, kind: str) -> str:
-    """The kind of clock that is read for a device: "cpu" for a CPU alone, else "wall"."""
+    """The kind of clock that is read for a device: "cpu" for a CPU alone, otherwise "wall"."""
     return "cpu" if kind == "cpu" and not kind_of(device).queued else "wall"
 
 
@@ -353,8 +353,8 @@ class SideStream:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The most bytes that this process has held: of the device's memory if that is counted, else of the
-    machine's, libraries included; None if the system does not tell."""
+    """The most bytes that this process has held: of the device's memory if that is counted, otherwise of the
+    machine's, libraries included; None if the system does not report it."""
     if device.type == "cuda":
         return _library(device).max_memory_allocated(device)
     try:
@@ -367,7 +367,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 def memory_now(device: torch.device) -> int:
     """The bytes that this process holds now, of the same memory; `peak_memory` counts again from here on
-    where the device counts it."""
+    if the device counts it."""
     if device.type == "cuda":
         _library(device).reset_peak_memory_stats(device)
         return _library(device).memory_allocated(device)
@@ -377,7 +377,7 @@ def memory_now(device: torch.device) -> int:
 
 
 def is_out_of_memory(e: BaseException) -> bool:
-    """Whether an exception says that a device or the machine has no memory left."""
+    """Whether an exception means that a device or the machine has no memory left."""
     import torch
 
     return isinstance(e, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(e)

@@ -1,4 +1,5 @@
-"""Errors that a user can cause. Each says what is wrong and where, and hints at what to do next."""
+"""Errors that a user can cause. Each has a message (what is wrong, and where) and a hint (what to do
+next)."""
 
 from __future__ import annotations
 

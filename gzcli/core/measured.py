@@ -63,7 +63,7 @@ class ReferenceRun:
         return read_curve(ROOT / self.data / self.scale / "curves" / f"{self.name}.csv")
 
     def stood_at(self, step: int, metric: str) -> str | None:
-        """The value at this step, in words; None without one, or where it was validated by another metric."""
+        """The value at this step, in words; None without one, or if it was validated by another metric."""
         if self.curve is None or self.curve.metric != metric:
             return None
         last, _, end = self.curve.points[-1]

@@ -44,7 +44,7 @@ def instruction_sets() -> tuple[str, ...]:
 
 def chosen_precision(wanted: str, kind: str) -> str:
     """fp32, bf16 or fp16 on a kind of device: `auto` is a 16-bit type if the device gains from it, which on a
-    CPU is measured. Raises UsageError for fp16 where the device does not compute in it."""
+    CPU is measured. Raises UsageError for fp16 if the device does not compute in it."""
     import torch
 
     if wanted == "fp16" and not kind_of(kind).fp16:

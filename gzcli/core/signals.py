@@ -52,7 +52,7 @@ def note(signum: int) -> None:
 
 
 def name_of(signum: int) -> str:
-    """`SIGKILL` for 9; `signal 70` where the system has no name for it."""
+    """`SIGKILL` for 9; `signal 70` if the system has no name for it."""
     try:
         return signal.Signals(signum).name
     except ValueError:

@@ -95,7 +95,7 @@ def _cause(exitcode: int) -> int:
 
 
 def _code(returncode: int) -> int:
-    """The exit code of a process, 128 + N where signal N ended it."""
+    """The exit code of a process, 128 + N if signal N ended it."""
     return 128 - returncode if returncode < 0 else returncode
 
 

@@ -58,7 +58,7 @@ def mute(stream: Any) -> None:
 
 
 class Tolerant:
-    """A text stream that is muted where its reader (EPIPE), terminal (EIO) or disk (ENOSPC) fails."""
+    """A text stream that is muted if its reader (EPIPE), terminal (EIO) or disk (ENOSPC) fails."""
 
     def __init__(self, stream: Any):
         self._stream = stream

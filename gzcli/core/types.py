@@ -73,7 +73,7 @@ class Batch:
 
     x: images [B, C, H, W] in [-1, 1].
     y: labels, [B] int64 or, of a multi-label set, [B, K] of 0 and 1; None without labels.
-    index: position of each image in the data set, [B] int64; a number of its pixels where noise goes by them.
+    index: position of each image in the data set, [B] int64; a number of its pixels if noise goes by them.
     noise: the random numbers of this batch, on the same device.
     extra: tensors [B, …] that the model `needs` or that its `prepare` made, by name.
     """
@@ -106,7 +106,7 @@ class Applied:
     There are two forms. Without `columns`, each output belongs to an input image. With `columns`, the outputs
     are rows of so many images, as an interpolation is.
 
-    images: the outputs [n, C, H, W] in order, in [-1, 1]; latents where the model lives on latents.
+    images: the outputs [n, C, H, W] in order, in [-1, 1]; latents if the model lives on latents.
     rows: name of each row; without `columns` one name for all outputs.
     columns: number of outputs in a row; None if the outputs are not laid out in rows.
     marks: headings of the columns.

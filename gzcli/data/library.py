@@ -98,7 +98,7 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
 
 
 def data_path(what: DataSet | str | Path) -> Path:
-    """The folder or file of a set: its pack, else its downloaded files, else the user's path."""
+    """The folder or file of a set: its pack, otherwise its downloaded files, otherwise the user's path."""
     data = locate(what)
     if pack := find_pack(data):
         return pack.folder

@@ -183,7 +183,7 @@ class Page:
         return event
 
     def _slider(self, name: str) -> gr.Slider:
-        """The slider of an option, hidden where the sampler does not take it."""
+        """The slider of an option, hidden if the sampler does not take it."""
         low, high, step = RANGES[name]
 
         def change(run: Any, can: Controls) -> Any:
@@ -354,7 +354,7 @@ def _cleared(empty: str | None, run: Any, can: Controls) -> str | None:
 
 
 def _shown_by(control: str, run: Any, can: Controls) -> Any:
-    """Shows a tab where the run has what it controls."""
+    """Shows a tab if the run has what it controls."""
     return gr.update(visible=getattr(can, control))
 
 

@@ -64,8 +64,8 @@ class Choice(NamedTuple):
 
 
 def choices(named: Sequence[Run] = ()) -> list[Choice]:
-    """The choices in the order of the menu: the named runs, else every run of the store with weights, newest
-    first, followed by the models that come with gz."""
+    """The choices in the order of the menu: the named runs, otherwise every run of the store with weights,
+    newest first, followed by the models that come with gz."""
     menu = []
     for run in named or [run for run in runs.all_runs() if run.weights is not None]:
         status = run.serving.status()

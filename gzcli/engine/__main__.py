@@ -1,7 +1,7 @@
 """`python -m gzcli.engine FOLDER`: trains the run, or does the job, that the folder describes.
 
 A folder with `job.json` is a job of `gz sample`, `gz ood`, `gz bench` or `gz runs`, which writes
-`result.json`. One with `run.yaml` is a run to be trained. `status.json` then says how it ended.
+`result.json`. One with `run.yaml` is a run to be trained. `status.json` then records how it ended.
 """
 
 from __future__ import annotations

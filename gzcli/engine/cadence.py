@@ -159,7 +159,7 @@ def _seconds(
 @contextlib.contextmanager
 def listening(run: Run) -> Iterator[None]:
     """Within the block, a signal does not end the process but is recorded for the next step. The status of
-    the run says so: `gz` then waits for a checkpoint instead of ending the process at once."""
+    the run records it: `gz` then waits for a checkpoint instead of ending the process at once."""
     owner, main = run.owner, ranks.rank() == 0
     if main:
         owner.update(stepping=True)

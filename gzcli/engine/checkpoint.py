@@ -76,7 +76,7 @@ class Saved:
 
 
 def save_weights(path: Path, saved: Saved) -> None:
-    """Writes a safetensors file with everything but the weights as JSON in its metadata."""
+    """Writes a safetensors file whose metadata has everything but the weights as JSON."""
     files.write_tensors(path, saved.weights, metadata_of(saved))
 
 
@@ -224,7 +224,7 @@ def load(model: nn.Module, values: Mapping[str, Any]) -> None:
 
 def finish(run: Run, keep: int | None, step: int) -> int:
     """Makes the averaged weights of the checkpoint of a step, or of the last one if there is none, the run's
-    `model.safetensors`: one file by two names where the disk can. Returns the step. Only rank 0 calls it."""
+    `model.safetensors`: one file by two names if the disk can. Returns the step. Only rank 0 calls it."""
     step = step if run.checkpoint(step).averaged.exists() else run.saved_steps[-1]
     weights, place = run.checkpoint(step).averaged, run.model_file
     if not (place.exists() and place.samefile(weights)):  # a name cannot replace another of the same file

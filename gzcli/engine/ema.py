@@ -139,7 +139,7 @@ class EMA:
             s.copy_(held)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Parameter name → average, shared out among ranks where the parameter is."""
+        """Parameter name → average, shared out among ranks if the parameter is."""
         return self._named(self.shadow)
 
     def power_state(self) -> dict[str, dict[str, Tensor]]:

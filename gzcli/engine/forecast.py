@@ -70,7 +70,7 @@ Stages = Mapping[str, PartOnData]  # earlier stages by their names
 
 
 def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """{"parts": […]}: for each part `params`, `flops` and `kernels` of a step, and where a step is tried its
+    """{"parts": […]}: for each part `params`, `flops` and `kernels` of a step, and if a step is tried its
     `seconds` and `bytes`, or the `error` that keeps them from being known. `refused` is the hint of a mistake
     in the recipe."""
     results = []

@@ -200,7 +200,7 @@ class Speed:
     peak: float | None = None  # FLOP/s of all devices together
 
     def rates_at(self, rate: float) -> dict[str, float]:
-        """`images_s`, and where they are known `tflops` and `mfu`, a share of 1."""
+        """`images_s`, and if they are known `tflops` and `mfu`, a share of 1."""
         rates = {"images_s": self.images * rate}
         if self.flops:
             rates["tflops"] = self.flops * rate / 1e12

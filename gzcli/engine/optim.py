@@ -150,7 +150,7 @@ class Muon(Optimizer):
                 update(list(grads), list(grads.values()), group)
 
     def orthogonal(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        """Steps each matrix by itself, also where several share a parameter; those of one size together."""
+        """Steps each matrix by itself, also if several share a parameter; those of one size together."""
         moments = [self.state_of(p, "momentum") for p in params]
         torch._foreach_lerp_(moments, grads, 1 - MOMENTUM)
         ahead = torch._foreach_lerp(grads, moments, MOMENTUM)  # Nesterov's

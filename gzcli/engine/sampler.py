@@ -45,7 +45,7 @@ def draw_all(
     warn: Say = warnings.warn,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Images 0 … n − 1 of the model, uint8 [n, C, H, W], on every rank; each rank draws its share; and all
-    their channels where these are values and no pictures. `warn` gets a line if some are not finite. Raises
+    their channels if these are values and no pictures. `warn` gets a line if some are not finite. Raises
     NoneFinite if none is."""
     if labels is None and trained.model.conditional:
         labels = spread_labels(None, n, trained.info, torch.device("cpu"))

@@ -102,7 +102,7 @@ def grid(images: np.ndarray, columns: int | None = None, caption: str = "") -> n
 
 def of_samples(images: np.ndarray, labels: Tensor | None, classes: Sequence[str], caption: str) -> np.ndarray:
     """The sheet [H, W, C] of samples [n, C, H, W]: a column for each class, in bands one below the other
-    if there are many, else as square as possible."""
+    if there are many, otherwise as square as possible."""
     n = len(images)
     turn = turn_of(labels, n)
     if labels is not None and turn > BAND:
@@ -129,7 +129,7 @@ def blocks(kinds: Sequence[Row], columns: int, marks: Sequence[str] = (), captio
 
 def by_class(labels: Tensor | None, n: int, about: int, classes: Sequence[str]) -> tuple[int, Sequence[str]]:
     """The number of columns for n images, near `about`, such that each column contains one class; and the
-    columns' names. There are no names where the labels do not repeat in a short cycle."""
+    columns' names. There are no names if the labels do not repeat in a short cycle."""
     turn = turn_of(labels, n)
     columns = min(n, turn * max(1, round(about / turn)))
     once = 2 * turn > n and n > about  # no turns at all, unless every image is of another class

@@ -1,4 +1,4 @@
-"""The training step: a model's loss, in one process or in several, compiled where that gains.
+"""The training step: a model's loss, in one process or in several, compiled if that gains.
 
 A compiled step is one graph for each phase, as its random numbers are drawn before it. To find the draws of a
 loss, a copy of the model runs on tensors without values (torch's FakeTensorMode), which takes no memory. A
@@ -270,7 +270,7 @@ def numbers(model: Model) -> dict[str, float]:
 
 
 def numbers_after(model: Model, steps: int) -> dict[str, float]:
-    """The `numbers` of a model after the last step. The model is not changed."""
+    """`numbers` of a model after the last step. The model is not changed."""
     if type(model).on_step is Model.on_step:
         return numbers(model)
     later, buffers = copy.copy(model), [b.clone() for b in model.buffers()]

@@ -177,8 +177,8 @@ def weights_file(run: Run, checkpoint: str) -> Path:
 
 def init_from(model: Model, part: Part, run: Run, log: Log) -> None:
     """Gives a new model of `run` the weights that `train.init` names: an earlier stage, another run, or a
-    safetensors file. Layers whose shape the data decide begin again if these differ, and a line says so.
-    Raises MissingError without weights, UsageError for those of another architecture."""
+    safetensors file. Layers whose shape the data decide start from scratch if these differ, and a line
+    reports it. Raises MissingError without weights, UsageError for those of another architecture."""
     file, present = _file_to_start_from(part, run), model.state_dict()
     try:
         values, texts = read_tensors(file)
@@ -494,7 +494,7 @@ class Trained:
         return self.space is None and self.info.levels is not None
 
     def seen(self, pack: Pack) -> Pack:
-        """Images as the model sees them. Raises UsageError for pictures where it models other values."""
+        """Images as the model sees them. Raises UsageError for pictures if it models other values."""
         if self.values is None:
             return pack
         channels, own = self.info.shape[0], pack.meta.values or {}

@@ -285,7 +285,7 @@ class Trainer(Updates):
         ranks.wait()
 
     def save_best(self, step: int, metric: str, value: float) -> None:
-        """Saves a checkpoint of `step` steps as the best, where `value` is less than at all earlier ones. A
+        """Saves a checkpoint of `step` steps as the best, if `value` is less than at all earlier ones. A
         call of every rank; the value of rank 0 counts."""
         best = self.run.best
         if ranks.agree(best is None or best.metric != metric or value < best.value):

@@ -55,9 +55,9 @@ def usual_metric(model: Model) -> str:
 def judge_of(
     model: Model, pack: Pack, device: torch.device, log: Log
 ) -> tuple[NetFeatures | Features, str | None]:
-    """The net whose features the metric `fd` compares, and the metric. If the judge of the data set tells
-    nothing apart, the metric is `fd_lite` with the extra `features`, and without it the usual one of models
-    without a judge; None for GANs, whose loss says nothing of their samples."""
+    """The net whose features the metric `fd` compares, and the metric. If the judge of the data set
+    distinguishes nothing, the metric is `fd_lite` with the extra `features`, and without it the usual one of
+    models without a judge; None for GANs, whose loss says nothing of their samples."""
     judge = lenet(pack, device=device, say=log.info)
     if judge.alive:
         return judge, "fd"
@@ -121,7 +121,7 @@ def distances(
     trained: Trained, name: str, pack: Pack, net: NetFeatures | Features | None, warn: Say
 ) -> dict[str, float]:
     """Figures of samples against validation images: the Fréchet distance, by a name; `distance`, that of
-    pairs of samples as a share of that of pairs of real images; and, where the net knows the classes,
+    pairs of samples as a share of that of pairs of real images; and, if the net knows the classes,
     `classes`, the entropy of the samples' classes as a share of that of real images. A model with a `watched`
     metric draws a few hundred samples, as each takes many calls, and has `recall` too."""
     real = pack.images("val")[:VALIDATION]

@@ -118,7 +118,7 @@ def localised(maps: Tensor, of: Local) -> Tensor:
 
 
 def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
-    """Writes the alarm of a run into a folder. Returns what `gz runs export` says of it."""
+    """Writes the alarm of a run into a folder. Returns its line for `gz runs export`."""
     levels = trained.images.levels
     alarm.check(trained.part.data.fit)
     if trained.space is not None or levels in (None, 2):

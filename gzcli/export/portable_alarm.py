@@ -1,4 +1,4 @@
-"""python judge.py FOLDER [--fpr 1%] [--json]: exit code 6 if an image is flagged, else 0; 2: an error"""
+"""python judge.py FOLDER [--fpr 1%] [--json]: exit code 6 if an image is flagged, otherwise 0; 2: an error"""
 
 import argparse
 import json

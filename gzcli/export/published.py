@@ -104,7 +104,8 @@ def run(job: PublishedJob, folder: Path, device: torch.device, log: Log) -> dict
 
 
 def read(folder: Path) -> Published:
-    """What a folder says. Raises MissingError for a missing part, UsageError for an unknown network."""
+    """The facts of a published folder. Raises MissingError for a missing part, UsageError for an unknown
+    network."""
     net = next((folder / p for p in PLACES if files.whole_object(folder / p / "config.json")), None)
     config = files.whole_object(net / "config.json") if net else {}
     name = config.get("_class_name")

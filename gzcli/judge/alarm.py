@@ -212,7 +212,7 @@ def calibrate(job: AlarmJob, scoring: Scoring) -> tuple[Pick, Pick]:
 
 def split_held_out(home: Pack, with_test: bool = True, needed: int = 0) -> tuple[Pick, Pick]:
     """The held-out images that images are compared with, in random order, and those that scores are fitted
-    on: 500, or a quarter; training images where fewer than the `needed` ones would be left. Held out are the
+    on: 500, or a quarter; training images if fewer than the `needed` ones would be left. Held out are the
     validation images and, `with_test`, the test images; these alone of a tiny set without others. Raises
     UsageError for a set without either."""
     counts = home.meta.counts
@@ -332,7 +332,7 @@ def notes(
 
 
 def shown_map(scoring: Scoring) -> str:
-    """The map that is shown: the local one if it is a score, else that of the first score with one."""
+    """The map that is shown: the local one if it is a score, otherwise that of the first score with one."""
     model, names = scoring.trained.model, scoring.names
     return LOCAL if LOCAL in names else map_of(model, names, scoring.trained.name)
 

@@ -97,7 +97,7 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
 
 
 def choose(names: Sequence[str] | None, pack: Pack | None = None) -> list[str]:
-    """The named metrics, where `nats` means `bpd`; without names the cheap ones that need no download."""
+    """The named metrics, if `nats` means `bpd`; without names the cheap ones that need no download."""
     table = metrics()
     if names is None:
         photographs = pack is not None and pack.meta.shape[0] == 3 and pack.meta.values is None
@@ -119,7 +119,7 @@ def sampler_of(trained: Trained) -> dict[str, Any]:
 
 
 def refuse_photographs(chosen: Sequence[Metric], pack: Pack) -> None:
-    """Raises UsageError for metrics of networks that know photographs where images are none."""
+    """Raises UsageError for metrics of networks that know photographs if images are none."""
     shown = [metric.name for metric in chosen if metric.features in (*FETCHED, "lite")]
     if shown and pack.meta.values and pack.meta.values["channels"] not in (1, 3):
         message = (
@@ -194,8 +194,8 @@ class Judge:
             self.lpips  # noqa: B018 -- absent weights are reported before the work
 
     def leave_out_the_dead(self) -> None:
-        """Drops the metrics of judges that tell nothing apart. Those of the extra `features`, if it is there,
-        take their place unless metrics were named."""
+        """Drops the metrics of judges that distinguish nothing. Those of the extra `features`, if it is
+        there, take their place unless metrics were named."""
         self.living = {name: judge for name, judge in self.judges.items() if judge.alive}
         if self.living.keys() == self.judges.keys():
             return

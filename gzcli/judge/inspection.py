@@ -46,7 +46,7 @@ GOOD, MEAN = "good", "mean"
 
 @dataclass(frozen=True)
 class Judged:
-    """What an alarm says of pictures.
+    """The verdicts of an alarm on images.
 
     p: p-values, [N].
     score: one number of each, higher if it is stranger, [N].
@@ -79,7 +79,7 @@ class Defective:
 
 @dataclass(frozen=True)
 class Set:
-    """An inspection set and what an alarm says of it.
+    """An inspection set and the verdicts of an alarm on it.
 
     facts: of the alarm, for JSON.
     good: of the good test images, whose files are `names`.
@@ -296,6 +296,6 @@ def overview(bad: Judged, defects: Defective, colours: np.ndarray | None, fpr: f
 
 
 def notes(defects: Defective, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is said of the metrics besides."""
+    """Remarks on the metrics."""
     pixels = "`aupro` is integrated to a false-positive rate of 30 %; pixels of good images count as sound"
     return [*([pixels] if rows[-1]["aupro"] is not None else []), *defects.notes]

@@ -1,4 +1,4 @@
-"""The score `local` of a run: the map of its model against the maps of held-out images, at its largest.
+"""The score `local` of a run: the largest value of its model's map relative to the maps of held-out images.
 
 Scales, and whether maps are relative, are those that find most synthetic defects on these images.
 """
@@ -35,7 +35,7 @@ class RunLocal:
         return self.local(maps)
 
     def score(self, maps: np.ndarray) -> np.ndarray:
-        """float64 [B]; the highest of all where a map is not finite."""
+        """float64 [B]; the highest of all if a map is not finite."""
         tops = self.local(maps).max((1, 2)).astype(np.float64)
         return np.where(np.isfinite(maps).all((1, 2)), tops, np.inf)
 

@@ -38,7 +38,7 @@ class Good:
     """The good images of an alarm.
 
     pack: of the set. form: the options of packs of the same form.
-    splits: those that the images are of; `test` only where gz has cut it off itself, as other sets may have
+    splits: those that the images are of; `test` only if gz has cut it off itself, as other sets may have
       anything there. Of an inspection set it is judged, not fitted to.
     held_out: images that calibrate and that nothing is fitted to; None: the images themselves do, by folds.
     """
@@ -175,7 +175,7 @@ def bright(good: Good, calibrated: Calibrated) -> float:
 
 
 def facts(good: Good, alarm: Alarm, job: AlarmJob) -> dict[str, Any]:
-    """What the result says of the method and its images."""
+    """The facts of the method and its images for the result."""
     return facts_in(alarm.choice, alarm.calibrated.models[0], good.pack, alarm.fitted_on, job)
 
 

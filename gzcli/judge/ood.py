@@ -156,7 +156,7 @@ def open_sets(home: Pack, form: PackOptions, job: OodJob, log: Log) -> dict[str,
 
 def baseline_scores(picks: Mapping[str, Pick], home: Pack, device: torch.device) -> dict[str, Table]:
     """The scores without a model of every pick, of its own bytes, whatever grey levels the model has: PNG
-    size, pixel mean, the distance to neighbours in pixels, residuals of principal components and, where the
+    size, pixel mean, the distance to neighbours in pixels, residuals of principal components and, if the
     images have colour and its weights are installed, the distance in features of EfficientNet-Lite0."""
     train = home.images("train")
     index = subset(len(train), BANK if train[:1].size <= 4096 else BANK // 4)
@@ -183,7 +183,7 @@ def compare(
     benchmark: Benchmark | None = None,
 ) -> list[dict[str, Any]]:
     """A row for each foreign set and score, by the conventions of a benchmark; the first table is that of the
-    in-distribution set. Its `beats_baselines` says whether its AUROC is above that of every baseline, each in
+    in-distribution set. Its `beats_baselines` is whether its AUROC is above that of every baseline, each in
     its better direction."""
     inside, *outside = tables
     plain = [score for score in BASELINES if score in tables[inside] and score not in names]

@@ -86,7 +86,7 @@ def model_maps(model: Model) -> list[str]:
 
 
 def map_of(model: Model, scores: Sequence[str], name: str) -> str:
-    """The map of the first score that has one, else the first map. Likelihood scores have that of `nll`,
+    """The map of the first score that has one, otherwise the first map. Likelihood scores have that of `nll`,
     `local` is of the first map."""
     if not (maps := model_maps(model)):
         hint = "gz list models --can map"
@@ -330,7 +330,7 @@ class Scoring:
 
     @property
     def is_free(self) -> bool:
-        """Whether one of the scores is to be chosen: where an alarm by one run names none."""
+        """Whether one of the scores is to be chosen: if an alarm by one run names none."""
         job = self.job
         return job.verb in ("alarm", "inspect") and not job.scores and not job.others
 
@@ -423,7 +423,7 @@ class Scoring:
         return scorer
 
     def _fit(self, scorer: Scorer, held_out: Pick) -> None:
-        """Fits the scores on fixed numbers of held-out images or, where a score says so, of training
+        """Fits the scores on fixed numbers of held-out images or, if a score says so, of training
         images."""
         size = devices.batch_of(BATCH_SIZE, self.device)
         picks = fitting_images(scorer.trained, held_out, size=size, seed=scorer.seed)
@@ -470,8 +470,8 @@ class Scoring:
 
 
 def scores_of(trained: Trained, job: ScoreJob) -> list[str]:
-    """The scores of a job: those requested, every score of the model for `all`, else those of `choose`, of
-    which an alarm takes one."""
+    """The scores of a job: those requested, every score of the model for `all`, otherwise those of `choose`,
+    of which an alarm takes one."""
     requested = job.scores or ()
     if requested == ("all",):
         background = job.background or trained.part.ood.background

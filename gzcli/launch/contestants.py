@@ -45,7 +45,8 @@ def is_run(word: str) -> bool:
 
 
 def images_at(word: str) -> str:
-    """The images that a word means; those of a folder of `gz sample` are `samples.npz`, else `images`."""
+    """The images that a word means; those of a folder of `gz sample` are `samples.npz`, otherwise
+    `images`."""
     from gzcli.data.readers.folder import open_path
 
     try:

@@ -212,7 +212,7 @@ def together(values: Sequence[float | None]) -> float | None:
 def shares(stages: Sequence[Forecast]) -> list[float]:
     """How a common time is split over stages: one half in equal parts, as a tokenizer of few steps would draw
     badly under any prior, the other by the operations of each in its own training length, in steps of
-    1/20. Equally where these are not known."""
+    1/20. Equally if these are not known."""
     equal = 1 / len(stages)
     work = [(one.flops or 0.0) * one.part.train.steps for one in stages]
     if not all(work):
@@ -277,8 +277,8 @@ def row_of(
 
 
 def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:
-    """The rows of a job that is done in its own process. What keeps it from being done is the `error` of
-    each: a plan is no reason not to start."""
+    """The rows of a job that is done in its own process. If it fails, each row has an `error`: a plan that
+    fails does not prevent a start."""
     costs = cache_dir("costs")
     folder = files.part_path(costs / "job")
     try:
@@ -333,7 +333,7 @@ def memory_of(plan: Plan) -> int | None:
 
 
 def memory_hint(forecasts: Sequence[Forecast], plan: Plan, there: int | None) -> str | None:
-    """What to do where a model needs more memory than there is for a process; on a GPU its batch is split as
+    """What to do if a model needs more memory than there is for a process; on a GPU its batch is split as
     it is trained."""
     for forecast in forecasts:
         if there and not plan.gpus and forecast.bytes and forecast.bytes > there:

@@ -32,8 +32,8 @@ SUFFIX = ".safetensors"
 
 
 def find_run(ref: str, *, data: str | None = None) -> Run:
-    """The run of a file, of `hf://OWNER/NAME` or of `pretrained:MODEL`, else what `runs.find` means by the
-    text."""
+    """The run of a file, of `hf://OWNER/NAME` or of `pretrained:MODEL`, otherwise what `runs.find` means by
+    the text."""
     if hub.is_address(ref):
         return run_of(file_on_hub(ref), source=ref)
     if is_published(ref):
@@ -55,7 +55,7 @@ def is_published(ref: str) -> bool:
 
 
 def file_on_hub(ref: str) -> Path:
-    """The file by gz of a repository of the hub, made of its weights where others published them."""
+    """The file by gz of a repository of the hub, made of its weights if others published them."""
     place = hub.fetched(ref)
     return place if place.is_file() else published_file(place, hub.name_of(ref))
 
@@ -99,8 +99,8 @@ def is_bundle(file: Path) -> bool:
 
 
 def run_of(file: Path, *, source: str | None = None) -> Run:
-    """The run of a weights file: the one whose folder it is in, else one of its own in the cache. `source`
-    says where the file comes from, as `find_run` takes it; None: from the user's disk."""
+    """The run of a weights file: the one whose folder it is in, otherwise one of its own in the cache.
+    `source` is the origin of the file, as `find_run` takes it; None: from the user's disk."""
     on_hub = source is not None and hub.is_address(source)  # where each file is called alike
     stem, file = hub.name_of(str(source)).rpartition("/")[2] if on_hub else file.stem, file.resolve()
     if Run(file.parent).recipe_file.is_file() and Run(file.parent).status_file.is_file():

@@ -15,7 +15,7 @@ from gzcli.store.paths import user_dir
 
 
 def do_job(folder: Path, job: Job, *, mode: str = "quiet", warn: Say = silent) -> dict[str, Any]:
-    """The `result.json` of the engine on a job; a new folder goes where an error left it without output."""
+    """The `result.json` of the engine on a job; a new folder goes if an error left it without output."""
     for_this_job = user_dir() in folder.parents
     try:
         plan = launcher.plan(job.launch, every_gpu=False)

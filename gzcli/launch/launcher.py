@@ -122,7 +122,7 @@ class Plan:
 def plan(
     section: LaunchSection, *, every_gpu: bool, check: bool = True, job: str = "", extra: Sequence[str] = ()
 ) -> Plan:
-    """The processes that a recipe's `launch` section asks for. A training (`every_gpu`) uses all GPUs where
+    """The processes that a recipe's `launch` section asks for. A training (`every_gpu`) uses all GPUs if
     no number is asked for, and SLURM's variables; other verbs run on one machine, on one GPU. The port
     follows from the `job`, a hash of what was typed. `extra` never comes from a recipe or a run, which may be
     a stranger's."""
@@ -330,7 +330,7 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
 def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
     """Starts the engine on `folder`, passes signals on and waits for its end. Returns its status, or raises
     its error. A signal becomes a stop file, and an engine that trains gets time for a checkpoint. Processes
-    are killed only after a second Ctrl-C, or where they do not end in time and write no checkpoint."""
+    are killed only after a second Ctrl-C, or if they do not end in time and write no checkpoint."""
     target, launcher = Run(folder), launcher or p.distributed
     if launcher:
         files.write_atomic(target.launch_file_of(p.machine_rank), config(p))
@@ -436,8 +436,8 @@ def _working_on(folder: Path, child: int) -> list[psutil.Process]:
 
 
 def outcome(target: Run, returncode: int, received: list[int]) -> dict[str, Any]:
-    """The status of a finished run or job; raises the error that the engine recorded, else one that is
-    deduced from the exit code, −N where signal N ended the process."""
+    """The status of a finished run or job; raises the error that the engine recorded, otherwise one that is
+    deduced from the exit code, −N if signal N ended the process."""
     if returncode == UsageError.code and files.is_locked(target.lock):
         raise claims.in_use(target)  # by a process that another `gz` has left behind
     status = target.status()

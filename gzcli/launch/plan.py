@@ -67,7 +67,7 @@ class Request:
     @property
     def at_paper(self) -> Resolved | None:
         """The recipe at the scale `paper`, to compare times; None if it is that already or has none, or
-        where the length of the run was typed."""
+        if the length of the run was typed."""
         if self.recipe.choice.scale in (None, "paper") or self.length_is_typed:
             return None
         try:
@@ -81,8 +81,8 @@ class Request:
         return any(key.endswith(("train.steps", "train.minutes")) for key in typed_keys(self.recipe))
 
     def to_resume(self, alias: str | None = None) -> Run | None:
-        """The run that `--resume` means: the one named, else the newest of this model and data that is not
-        finished or, where more steps are asked for, the newest; of an alias the run that is called so."""
+        """The run that `--resume` means: the one named, otherwise the newest of this model and data that is
+        not finished or, if more steps are asked for, the newest; of an alias the run that is called so."""
         if self.earlier and alias is None:
             return self.earlier
         if alias is not None:
@@ -179,7 +179,7 @@ def weights_of(name: str, run: Run) -> dict[str, Any]:
 
 def with_parents(recipe: Resolved) -> Resolved:
     """The recipe with the path and the hash of the weights that `train.init` names. Raises MissingError and
-    UsageError where there are none."""
+    UsageError if there are none."""
     parts = [replace(part, train=replace(part.train, **_parent_of(part, recipe))) for part in recipe.parts]
     return replace(recipe, parts=tuple(parts))
 
@@ -323,7 +323,7 @@ def made_by_machine_0(plan: Plan, say: Say, patience: float = PATIENCE) -> Run:
 
 
 def _launch(run: Run, plan: Plan, mode: str, say: Say) -> None:
-    """Trains a run; where the first step runs out of a GPU's memory, again with smaller parts of its
+    """Trains a run; if the first step runs out of a GPU's memory, again with smaller parts of its
     batch."""
     while True:
         try:
@@ -416,7 +416,7 @@ def in_words(processes: int, accumulate: int) -> str:
 
 
 def continued(run: Run, typed: Resolved, steps: int | None) -> Recipe:
-    """The run's own recipe, with more steps and other processes where these were typed. Raises UsageError
+    """The run's own recipe, with more steps and other processes if these were typed. Raises UsageError
     that lists what was typed with other values than the run has."""
     if run.is_held:
         raise claims.in_use(run.owner)
@@ -439,7 +439,7 @@ def continued(run: Run, typed: Resolved, steps: int | None) -> Recipe:
 
 
 def lengthened(run: Run) -> list[Run]:
-    """The stages of a run, or the run itself, for which more steps are meant: where all stages are finished
+    """The stages of a run, or the run itself, for which more steps are meant: if all stages are finished
     the last, as it was trained with the others as they are."""
     return [stage for stage in run.stages if stage.state != "finished"] or [run.serving]
 

@@ -1,8 +1,8 @@
 """Job scripts for SLURM's `sbatch`.
 
 A job starts one `gz` a node, which find each other by SLURM's variables (`launcher.py`). Three minutes before
-its time is up the script asks a training to stop: it saves a checkpoint, and the job is queued again and goes
-on.
+its time is up the script asks a training to stop: it saves a checkpoint, and the job is queued again and
+resumes.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class LeagueRow:
     """A model of a league.
 
     model: its name.
-    place: "1", or "1–2" where intervals do not tell it from another; None if it has no value.
+    place: "1", or "1–2" if intervals do not tell it from another; None if it has no value.
     metrics: the mean of each metric over the seeds.
     failed: how many of its trainings failed.
     """
@@ -59,7 +59,7 @@ class LeagueResult:
     metric: by which it ranks; None if nothing could be ranked.
     rows: the models, the best first.
     trainings: one for each model and seed.
-    floor: the metrics of real images in the place of samples.
+    floor: the metrics of real images instead of samples.
     left_out: the reason for each model that cannot be trained on the set.
     folder: of its tables, which `gz report` takes.
     """

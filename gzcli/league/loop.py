@@ -61,11 +61,11 @@ def hold(
     mode: str = "human",
 ) -> dict[str, Any]:
     """Holds a league. A model that fails is a row with its error. Returns the JSON. Raises the error of the
-    first row where all have failed.
+    first row if all have failed.
 
     at_once: how many entries are trained at a time, their own in processes; None: one, in this process.
     command: the lines of a shell that hold it again; None: nobody typed any.
-    mode: "quiet" where those processes print nothing.
+    mode: "quiet" if those processes print nothing.
     """
     terms, folder = held.terms, held.folder
     with files.lock(folder / ".lock", wait=False) as locked:
@@ -178,7 +178,7 @@ def train(entry: Entry, budget: float, head: str, say: Say) -> Run:
 
 
 def facts_of(entry: Entry, run: Run | None) -> dict[str, Any]:
-    """The model of a row, its seed, and what its run is and took."""
+    """A row's model and seed, and its run's id and cost."""
     facts = {"model": entry.model, "seed": entry.seed, "command": entry.command}
     return facts | (league.facts_of(run) if run else {})
 

@@ -199,7 +199,7 @@ def drawn(
     n: int,
     seed: int,
 ) -> tuple[Setting, ...]:
-    """n settings, fewer where no more differ. They take the combinations of the lists in turn, and of ranges
+    """n settings, fewer if no more differ. They take the combinations of the lists in turn, and of ranges
     values whose logarithm is uniform."""
     grid = [tuple(map("=".join, zip(lists, values, strict=True))) for values in product(*lists.values())]
     if not ranges:
@@ -235,7 +235,7 @@ class Record:
     """What is known of a trial.
 
     steps: of its first, short training; None before that.
-    values: its best validation metric at each length, infinite where it diverged.
+    values: its best validation metric at each length, infinite if it diverged.
     """
 
     steps: int | None = None
@@ -288,8 +288,8 @@ def write(sweep: Sweep, path: Path, records: Iterable[Record]) -> None:
 
 
 def play(sweep: Sweep, say: Say = silent) -> SweepResult:
-    """Trains the trials. A trial that diverges or fails loses alone. Raises the error of the first where none
-    has a value, and MissingError where what is missing is missing for all, as on a full disk."""
+    """Trains the trials. A trial that diverges or fails loses alone. Raises the error of the first if none
+    has a value, and MissingError if what is missing is missing for all, as on a full disk."""
     folder = sweep.folder
     with files.lock(folder / ".lock", wait=False) as locked, signals.noted() as heard:
         if not locked:
@@ -374,7 +374,7 @@ def value_at(sweep: Sweep, i: int, rung: int, record: Record, say: Say) -> float
 
 def result_of(sweep: Sweep, records: list[Record]) -> SweepResult:
     """The trials by their last values, those that were trained longest first, and an image of their curves.
-    Raises the first trial's error where none has a value."""
+    Raises the first trial's error if none has a value."""
     order = sorted(range(sweep.trials), key=lambda i: (-len(records[i].values), records[i].last))
     able = [i for i in order if math.isfinite(records[i].last) and not records[i].error]
     if not able:

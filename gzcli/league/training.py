@@ -43,7 +43,7 @@ class Training:
         return cls(request=request, recipe=recipe, plan=plan, **facts)
 
     def run(self) -> Run | None:
-        """The finished run of this training, else the newest that can be resumed or has diverged."""
+        """The finished run of this training, otherwise the newest that can be resumed or has diverged."""
         if self.alias is not None:
             return self.request.to_resume(self.alias)
         similar = runs.all_runs(model=self.request.recipe.card.name, data=self.request.recipe.key)

@@ -80,8 +80,8 @@ class Outcome:
 
 
 def race_of(terms: Terms, needs: Sequence[str]) -> Race:
-    """The race of the models that terms name, else of the shortlist and of what gz suggests without a race.
-    Raises UsageError if no model fits the set, or where the budget is too small."""
+    """The race of the models that terms name, otherwise of the shortlist and of what gz suggests without a
+    race. Raises UsageError if no model fits the set, or if the budget is too small."""
     if terms.models:
         for name in terms.models:
             planning.ask(name, terms.data, (), {})
@@ -111,7 +111,7 @@ def fits(name: str, data: str) -> bool:
 
 
 def able(needs: Sequence[str]) -> list[str]:
-    """The models of the shipped leagues that meet the needs."""
+    """The models of the shipped leagues that meet `needs`."""
     one_call = calls()
     names = []
     for name in dict.fromkeys(name for row in excesses().values() for name in row):

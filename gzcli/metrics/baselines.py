@@ -14,7 +14,7 @@ from gzcli.metrics.quality.neighbours import nearest
 
 
 def png_size(images: np.ndarray) -> np.ndarray:
-    """Bytes of each image as an optimised PNG, with one bit a pixel where all are black or white."""
+    """Bytes of each image as an optimised PNG, with one bit a pixel if all are black or white."""
     return np.array([_png(image) for image in images], np.float64)
 
 

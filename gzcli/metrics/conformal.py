@@ -59,7 +59,7 @@ def _of_counts(high: np.ndarray, low: np.ndarray, n: int, tails: int) -> np.ndar
 
 
 def thresholds(calibration: np.ndarray, fpr: float, *, tails: int = 1) -> tuple[float, float]:
-    """The scores below and above which an image's p-value is at most `fpr`; infinite where n is too small for
+    """The scores below and above which an image's p-value is at most `fpr`; infinite if n is too small for
     an alarm on that side."""
     ordered = np.sort(calibration)
     k = math.floor(fpr * (len(ordered) + 1) + ROUNDING)

@@ -26,8 +26,8 @@ FACTS = (*IDENTITY, *NUMBERS)  # `sample_seconds` are of an image
 def ranking_metric(
     rows: Sequence[Row], requested: Sequence[str] | None, directions: Mapping[str, Any]
 ) -> str | None:
-    """The metric that models are ranked by: the first requested one, else the first one, that a row has and
-    whose judge is alive."""
+    """The metric that models are ranked by: the first requested one, otherwise the first one, that a row has
+    and whose judge is alive."""
     names = [name for row in rows for name in row["metrics"]]
     available, ranked = {base(name) for name in names if directions.get(name)}, ranking()
     return next(
@@ -161,7 +161,7 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
 def two_judges(
     rows: Sequence[Row], requested: Sequence[str] | None, directions: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The metric by which contestants are ranked, their places, and the order of the second judge."""
+    """The metric that ranks contestants, their places, and the order by the second judge."""
     metric = ranking_metric(rows, requested, directions)
     if metric is None:
         return {"metric": None, "places": {}, "second": None}

@@ -61,7 +61,7 @@ class Model(nn.Module):
       edit · classify
                                            applications, run by `--do`: (x, *, noise, progress, …) →
                                            `Applied`; some take a `mask`, `labels`, or y, the labels of x
-                                           where the set has them; without a y, `labels` are those of x
+                                           if the set has them; without a y, `labels` are those of x
                                            unless others are named
       sources(n, *, noise, …)              [n, C, H, W], the images that `sample` transforms for this noise
       to_latent(x) · from_latent(z)        latents [B, c, h, w] of images and back, for `data.latent`
@@ -184,7 +184,7 @@ def named_losses(model: Model, batch: Batch, phase: str = "main") -> dict[str, T
 def group_options(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Flat options as keywords of `function`: those that are fields of a dataclass are grouped in it.
 
-    A parameter is a group where its default is an instance of a dataclass, as in
+    A parameter is a group if its default is an instance of a dataclass, as in
     `unet: UNetOptions = UNetOptions(channels=32)`. Fields without an option keep the value of that default.
     """
     flat, keywords = dict(options), {}

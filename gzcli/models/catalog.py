@@ -54,7 +54,7 @@ PARSING = RLock()  # Python's parser counts its depth for all threads together (
 
 
 def modification_time(path: Path) -> int:
-    """The time in ns when a file outside the package was changed; 0 for a file of the package."""
+    """The modification time, in ns, of a file outside the package; 0 for a file of the package."""
     return 0 if str(path).startswith(f"{ROOT}/") else path.stat().st_mtime_ns
 
 
@@ -565,7 +565,7 @@ def option_texts(card: ModelCard) -> dict[str, dict[str, str]]:
     """The text of each option, by the section of a recipe: `model`, `sample`, `ood` and each application.
 
     Docstrings of classes document `__init__`, those of dataclasses their fields, those of methods their
-    keywords. An option without a text in its method takes that in `sample`, else that in the class.
+    keywords. An option without a text in its method takes that in `sample`, otherwise that in the class.
     """
 
     def texts_of(*methods: str | None) -> dict[str, str]:
@@ -711,7 +711,7 @@ def _place(path: Path) -> tuple[str, str]:
 
 @cached_by_file
 def model_class(path: Path) -> list[Class] | None:
-    """The lineage of the file's model class; of several, that named like the file, else the last."""
+    """The lineage of the file's model class; of several, that named like the file, otherwise the last."""
     if not model_files.names_paper(text_of(path)):
         return None  # a file of helpers need not be parsed
     lineages = [lineage_of(path, name) for name in module_of(path).classes]

@@ -1,6 +1,6 @@
 """Recipes described: to people, as YAML with the text of each key, and to editors, as a JSON schema.
 
-The schema is made of the rules that gz checks by. The keys of a model are known where the recipe names it, by
+The schema is made of the rules that gz checks by. The keys of a model are known if the recipe names it, by
 `model.name` or `extends`. Elsewhere, as in the sections of `for` of a recipe in stages, a key is allowed if
 any model has it. `gz recipe check` tells the rest.
 """
@@ -59,7 +59,7 @@ def texts(recipe: Recipe) -> dict[str, str]:
 
 
 def annotated(tree: Mapping[str, Any], texts: Mapping[str, str], width: int = WIDTH) -> str:
-    """The tree as YAML with the text of each key as a comment, in `width` columns where values allow."""
+    """The tree as YAML with the text of each key as a comment, in `width` columns if values allow."""
     written = [(at[:-1], texts.get(".".join(map(str, at)), ""), line) for at, line in lines(tree)]
     columns: dict[Key, int] = {}  # where the texts of a section begin
     for section, _, line in written:
@@ -149,14 +149,14 @@ def _fragment(union: Tree, sections: Mapping[str, Tree], *, top: bool) -> Tree:
 
 
 def _named(one: Tree) -> Tree:
-    """Holds where a recipe names, or extends the recipe of, one of some models."""
+    """Holds if a recipe names, or extends the recipe of, one of some models."""
     model = {"type": "object", "required": ["name"], "properties": {"name": one}}
     by_name = {"required": ["model"], "properties": {"model": model}}
     return {"anyOf": [by_name, {"required": ["extends"], "properties": {"extends": one}}]}
 
 
 def _closed(sections: Tree, name: str) -> Tree:
-    """Holds where these sections have no other keys, in the sections of `for` too."""
+    """Holds if these sections have no other keys, in the sections of `for` too."""
     return {"properties": {**sections, "for": _cases({}, name)}}
 
 

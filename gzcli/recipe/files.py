@@ -129,7 +129,7 @@ def show(what: str) -> str:
 
 def find(what: str) -> Path:
     """The file of a recipe: of a shipped recipe or preset by its name, of a recipe of the user by its path,
-    or of a model from outside. That is the YAML file beside it, else the model's file itself. Raises
+    or of a model from outside. That is the YAML file beside it, otherwise the model's file itself. Raises
     UsageError with the nearest name."""
     if model_files.is_file(what):
         what = _added(what)

@@ -43,7 +43,7 @@ class Recipe:
 
     parts: one for each model that is trained, in order of training.
     stages: names of all stages in order, trained or not; () of a recipe without stages.
-    reused: the run in the place of a stage, by the stage's name.
+    reused: the run instead of a stage, by the stage's name.
     own_data: keys of `data` that a stage has for itself, by the stage's name.
     """
 

@@ -336,8 +336,8 @@ def choice_of(
     gpus: int,
     problems: list[Problem],
 ) -> Choice:
-    """The scale and the sections that apply for a data set, None of one that is not there yet. Adds to
-    `problems` that the recipe lacks the scale."""
+    """The scale and the sections that apply for a data set, None of one that is not there yet. Adds a
+    problem if the recipe lacks the scale."""
     written = [(tuple(map(canonical, at)), x.tree) for file in chain for at, x in file.sections.items()]
     sections, of_set = dict(written), canonical(name)
     scaled = any(at[0] in SCALES for at in sections)
@@ -447,7 +447,7 @@ def _data_name(layers: Iterable[Layer]) -> str:
 
 
 def _usual_set(chain: Iterable[RecipeFile], bases: Iterable[Layer]) -> str | None:
-    """The set that `GZ_DATA` puts in the place of a shipped recipe's own; None if it does not: where the
+    """The set that `GZ_DATA` puts instead of a shipped recipe's own; None if it does not: if the
     recipe lacks settings for one of the two, or the user names a set."""
     usual = os.environ.get(USUAL)
     if not usual or any("name" in layer.section("data") for layer in bases if layer.source != "shipped"):
@@ -564,7 +564,7 @@ def _named(part: Any, stage: str, layer: Layer, problems: list[Problem]) -> str 
 
 
 def _called_after(cards: Mapping[str, ModelCard]) -> ModelCard | None:
-    """The model after which a run in stages is called: the last one that has its own recipe, else the
+    """The model after which a run in stages is called: the last one that has its own recipe, otherwise the
     first."""
     shipped = {canonical(name) for name in recipe_names()}
     named = [card for card in cards.values() if card.name in shipped]
@@ -572,7 +572,7 @@ def _called_after(cards: Mapping[str, ModelCard]) -> ModelCard | None:
 
 
 def _reused_runs(layers: Iterable[Layer]) -> dict[str, tuple[str, str]]:
-    """The runs that are used in the place of stages, each with the origin of its name."""
+    """The runs that are used instead of stages, each with the origin of its name."""
     applied = ((layer, item) for layer in layers if layer.applies for item in layer.section("stages").items())
     return {s: (run, layer.origin(("stages", s))) for layer, (s, run) in applied if isinstance(run, str)}
 
@@ -636,7 +636,7 @@ def _composed(
     reused: Mapping[str, tuple[str, str]],
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """The tree of defaults and layers, and the origin of each value by dotted key. `cards` has the model of
-    each stage, "" of a recipe without stages; `reused` the runs in the place of stages, with their origin."""
+    each stage, "" of a recipe without stages; `reused` the runs instead of stages, with their origin."""
     tree: dict[str, Any] = schema.defaults({key: rules[key] for key in SHARED})
     origin = dict.fromkeys(dotted(tree), "default")
     for layer in layers:
@@ -718,7 +718,7 @@ def _lower_batches(tree: dict[str, Any], origin: dict[str, str], n: int, ours: C
 
 def changes_loss(layer: Layer) -> bool:
     """Whether a layer has keys on which the loss depends: those of models and images, but for the name of the
-    set, and a run in the place of a stage. How long, how fast and in which batches it trains changes none."""
+    set, and a run instead of a stage. How long, how fast and in which batches it trains changes none."""
     stages = layer.section("stages").values()
     keys = {*layer.section("model"), *layer.section("data")} - {"name"}
     return bool(keys) or any(isinstance(p, str) or p.get("model") or p.get("data") for p in stages)

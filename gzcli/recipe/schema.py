@@ -237,8 +237,8 @@ def missing(tree: Mapping[str, Any], rules: Rules) -> list[str]:
 
 
 def _suggest(path: Key, rules: Rules, root: Rules, value: Any) -> str:
-    """The same key in another section, in one that has the keys of its value too if there is one, else the
-    nearest key of this one, else the keys that there are."""
+    """The same key in another section, in one that has the keys of its value too if there is one, otherwise
+    the nearest key of this one, otherwise the keys that there are."""
     key = canonical(path[-1])
     if key in ELSEWHERE:
         return ELSEWHERE[key]
@@ -387,7 +387,7 @@ def _convert_one(node: ast.expr, value: Any) -> tuple[bool, Any]:
 
 
 def words(node: ast.expr) -> str:
-    """The type in words."""
+    """A description of the type for messages."""
     options: list[str] = []
     for option in _alternatives(node):
         kind = _head(option)

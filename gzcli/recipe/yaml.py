@@ -85,7 +85,7 @@ class Document:
 
 def read_text(text: str, name: str) -> Document:
     """Parses one document, and collects the mistakes in its content. Raises UsageError with
-    `file:line:column` where the text is not YAML."""
+    `file:line:column` if the text is not YAML."""
     document = Document(name)
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -171,10 +171,10 @@ def scalar(text: str) -> Any:
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """libyaml's parser where PyYAML was built with it: ten times as fast, the same nodes and marks."""
+    """libyaml's parser if PyYAML was built with it: ten times as fast, the same nodes and marks."""
 
     def resolve(self, kind: type, value: Any, implicit: Any) -> str:
-        """Plain scalars get a tag of their own, so that `scalar` decides what they are."""
+        """Plain scalars get a tag of their own, so that `scalar` decides their type."""
         plain = kind is yaml.ScalarNode and implicit[0]
         return f"{_TAG}plain" if plain else super().resolve(kind, value, implicit)
 
@@ -314,7 +314,7 @@ def flow(value: Any) -> str:
 
 
 def _text(text: str) -> str:
-    """Plain where every reader takes it for a string, else in double quotes with YAML's escapes."""
+    """Plain if every reader takes it for a string, otherwise in double quotes with YAML's escapes."""
     plain = (
         _PLAIN.fullmatch(text)
         and text.lower() not in _BOOL_1_1

@@ -173,7 +173,7 @@ def brackets(ends: Any) -> str:
 
 
 def best_of(values: Sequence[float], direction: Direction | None) -> float | None:
-    """The best of two values or more; None for a single one, or where neither direction is better."""
+    """The best of two values or more; None for a single one, or if neither direction is better."""
     if direction is None or len(values) < 2:
         return None
     return min(values) if direction == "down" else max(values)

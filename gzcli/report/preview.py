@@ -1,5 +1,5 @@
-"""A picture in the terminal: by the protocol of kitty, iTerm or sixel if the terminal has one, else by half
-blocks in 24-bit colour. Pipes, `NO_COLOR`, `CI` and `TERM=dumb` get its path alone."""
+"""A picture in the terminal: by the protocol of kitty, iTerm or sixel if the terminal has one, otherwise by
+half blocks in 24-bit colour. Pipes, `NO_COLOR`, `CI` and `TERM=dumb` get its path alone."""
 
 from __future__ import annotations
 

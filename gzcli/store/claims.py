@@ -1,5 +1,5 @@
 """Who may write into a folder, and what may be removed. A run has two locks: `gz` holds the claim while it
-starts a training and waits for it, the engine holds `.lock` while it trains, even where `gz` is killed.
+starts a training and waits for it, the engine holds `.lock` while it trains, even if `gz` is killed.
 Whoever wants to train, change or remove a run takes the claim, then looks at the other lock. Every folder
 that gz makes has a mark: gz removes no other folder and writes into no other. A run is marked when it is
 created in the store; a job claims a new folder below its run, or an empty one of `--out`."""
@@ -129,7 +129,7 @@ def new_folder(parent: Path, name: str = "") -> Path:
 @contextlib.contextmanager
 def claimed_folder(folder: Path) -> Iterator[None]:
     """Marks a folder for a job, and keeps it from other processes in the block. It is new, empty, or left by
-    an attempt that failed without output; raises UsageError for any other, or where another process has
+    an attempt that failed without output; raises UsageError for any other, or if another process has
     it."""
     if not _is_left_over(folder):
         check_empty(folder)

@@ -73,7 +73,7 @@ def data_repository(name: str, files: Sequence[str] = ("*.parquet",)) -> Path:
 
 def snapshot_of(name: str, kind: str) -> Path:
     """The folder of a repository's files in the hub's cache, which may not be there: of its branch `main`,
-    else the newest. `kind`: "models" or "datasets"."""
+    otherwise the newest. `kind`: "models" or "datasets"."""
     cache = Path(os.environ.get("HF_HUB_CACHE") or hub_home() / "hub").expanduser()
     folder = cache / f"{kind}--{name.replace('/', '--')}"
     with suppress(OSError, UnicodeDecodeError):
@@ -110,7 +110,8 @@ def at_hand(name: str) -> bool:
 
 
 def hub_home() -> Path:
-    """The folder of Hugging Face's libraries: HF_HOME, else below XDG_CACHE_HOME, else below ~/.cache."""
+    """The folder of Hugging Face's libraries: HF_HOME, otherwise below XDG_CACHE_HOME, otherwise below
+    ~/.cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.environ.get("HF_HOME") or f"{cache}/huggingface").expanduser()
 
@@ -160,7 +161,7 @@ def is_published(folder: Path) -> bool:
 
 def push(folder: Path, name: str, *, private: bool) -> str:
     """Puts the files of a folder into a repository of the user, as one commit. Returns its web address.
-    Raises MissingError without a token or a network, and where the hub refuses."""
+    Raises MissingError without a token or a network, and if the hub refuses."""
     if offline():
         raise MissingError("cannot push while `GZ_OFFLINE` is set", hint="GZ_OFFLINE=0")
     from huggingface_hub import HfApi, get_token

@@ -86,7 +86,7 @@ def mark(path: str) -> Mark | None:
 
 def survey(folder: Path, records: Container[str]) -> tuple[Marks, int]:
     """The marks of all folders below this one and of the files of these names, and the total size of the
-    files in bytes, where a file with two names counts once."""
+    files in bytes, if a file with two names counts once."""
     marks: Marks = {}
     sizes: dict[int, int] = {}  # by inode
     for subfolder, _, names in os.walk(folder):

@@ -109,8 +109,8 @@ class InspectJob(AlarmJob):
 
 @dataclass(frozen=True)
 class PortableJob(AlarmJob):
-    """The alarm of a method without training as files that need neither gz nor torch. It judges nothing: its
-    `input` is empty, and its rate is an argument of those who use it."""
+    """The alarm of a method without training as files that need neither gz nor torch. It judges no images:
+    `input` is empty, and the rate is an argument of the exported program."""
 
     out: str = ""  # path of the folder that is written
     verb: str = field(default="portable", kw_only=True)

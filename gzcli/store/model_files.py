@@ -29,7 +29,7 @@ def is_file(what: str) -> bool:
 
 def add(file: str | Path) -> str:
     """Makes the model of a file known to this process, before all others of its name. Returns the name.
-    Raises MissingError without such a file, UsageError where its name cannot be a model's."""
+    Raises MissingError without such a file, UsageError if its name cannot be a model's."""
     path = Path(file).expanduser().absolute()
     if not path.is_file():
         raise MissingError(f"there is no model file `{file}`", hint=f"`gz model new {path.stem}` writes one")

@@ -1,4 +1,4 @@
-"""Where files are kept: below `GZ_HOME`, else in the user's cache folder (data, weights) and data folder
+"""Where files are kept: below `GZ_HOME`, otherwise in the user's cache folder (data, weights) and data folder
 (runs); and the shipped recipes."""
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def inside(path: Path, root: Path) -> Path:
 
 
 def _home(kind: str) -> Path:
-    """`GZ_HOME`, else the `user_cache_path` or `user_data_path` of platformdirs."""
+    """`GZ_HOME`, otherwise the `user_cache_path` or `user_data_path` of platformdirs."""
     if home := os.environ.get("GZ_HOME"):
         return Path(home).expanduser().absolute()
     import platformdirs

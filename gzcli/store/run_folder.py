@@ -355,7 +355,7 @@ class Run:
         files.write_json(self.status_file, status | changes)
 
     def tree(self) -> dict[str, Any]:
-        """The resolved recipe of `run.yaml`; raises DamagedError where it is missing, or no recipe."""
+        """The resolved recipe of `run.yaml`; raises DamagedError if it is missing, or no recipe."""
         import yaml
 
         path, hint = self.recipe_file, f"put a copy back, or `gz runs remove {self.owner.id}`"

@@ -168,14 +168,14 @@ def by_name(ref: str) -> Run | None:
 
 
 def short_names(runs: Iterable[Run], everything: Iterable[Run] | None = None) -> dict[str, str]:
-    """The short name of each run by its id; the id where two runs share the name."""
+    """The short name of each run by its id; the id if two runs share the name."""
     counts = Counter(short_name(run.id) for run in (all_runs() if everything is None else everything))
     names = {run.id: short_name(run.id) for run in runs}
     return {id: short if counts[short] < 2 else id for id, short in names.items()}
 
 
 def choose(finished: list[Run]) -> Run | None:
-    """The run that stands for a model: its newest complete run, else its newest finished one. So a quick
+    """The run that stands for a model: its newest complete run, otherwise its newest finished one. So a quick
     trial does not replace a run that was trained for a night."""
     return next((run for run in finished if not run.shortfalls), finished[0] if finished else None)
 
@@ -239,7 +239,7 @@ def has_shipped_loss(run: Run) -> bool:
 
 def find_stage(ref: str, name: str) -> Run:
     """The run that `ref` means or, of a run in stages, its stage of this name. Raises as `find` does, and
-    MissingError where the stage is not finished."""
+    MissingError if the stage is not finished."""
     run = by_name(ref) or find(ref)
     part = next((stage for stage in run.stages if stage.path.name == name), run.serving)
     if not part.model_file.exists():
@@ -250,7 +250,7 @@ def find_stage(ref: str, name: str) -> Run:
 
 
 def copy_weights(run: Run, target: Run) -> None:
-    """Makes `target` a finished run with the recipe and weights of `run`, by hard links where possible."""
+    """Makes `target` a finished run with the recipe and weights of `run`, by hard links if possible."""
     with files.new_dir(target.path) as part:
         for place in (Run.recipe_file, Run.model_file):
             files.link_or_copy(run.path / place, part / place)

@@ -166,7 +166,7 @@ def draw(model: Model, case: Case, seed: int = 0, n: int = 4, labels: Tensor | N
 
 
 def log_likelihood(model: Model, x: Tensor, labels: Tensor | None = None, *, noise: Noise) -> Tensor:
-    """The model's `log_prob` of images, [B] nats; over few steps where it integrates an equation."""
+    """The model's `log_prob` of images, [B] nats; over few steps if it integrates an equation."""
     in_steps = model.likelihood == "ode" and "steps" in flat_defaults(model.log_prob)
     short = {"steps": ODE_STEPS} if in_steps else {}
     return model.log_prob(x, labels, noise=noise, **group_options(model.log_prob, short))
@@ -356,7 +356,7 @@ def training_helps(case: Case) -> None:
 
 
 def goodness(model: Model, batch: Batch) -> float:
-    """The mean log-likelihood of test images, else minus the error of their reconstruction."""
+    """The mean log-likelihood of test images, otherwise minus the error of their reconstruction."""
     noise = ImageNoise(0, batch.index.tolist())
     with torch.inference_mode():
         if hasattr(model, "prepare"):  # a later stage models what an earlier one makes of the images

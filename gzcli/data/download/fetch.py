@@ -41,7 +41,7 @@ def fetch(
 ) -> Path:
     """Fetches the missing files of a set into the cache; returns their folder. A `linked` set is linked.
 
-    source: a folder, a file or a URL to take the files from (`--from`), in the place of `GZ_MIRROR`, a folder
+    source: a folder, a file or a URL to take the files from (`--from`), instead of `GZ_MIRROR`, a folder
       or base URL that holds NAME/FILE, and of the publisher.
     pack_size: bytes that the pack will need beside the files.
 
@@ -263,7 +263,7 @@ def _check(file: DataFile, path: Path, say: Say, report: Report = unreported) ->
 
 
 def _link_folders(spec: DataSpec, folder: Path, source: str) -> bool:
-    """Links to the hub's copy or to folders `train` and `val`, where the source contains one of these."""
+    """Links to the hub's copy or to folders `train` and `val`, if the source contains one of these."""
     targets: dict[str, Path] = {}
     if source.startswith(HUB_SCHEME):
         targets[HUB] = data_repository(source.removeprefix(HUB_SCHEME))

@@ -333,7 +333,7 @@ def scan_by_content(
     drawn: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """As `scan`, but the noise depends on (seed, pixels) alone; the batch's `index` numbers the pixels.
-    drawn: images uint8 in the place of those at these positions."""
+    drawn: images uint8 instead of those at these positions."""
     device = torch.device(device)
     parts = torch.as_tensor(np.asarray(index), dtype=torch.int64).split(batch_size)
     others = [None] * len(parts) if drawn is None else torch.from_numpy(drawn).split(batch_size)

@@ -100,7 +100,7 @@ def build(
 
 def _valued(images: RawImages, form: Form, n: int, limit: int | None) -> tuple[RawImages, Values | None]:
     """The images with pictures made of their values, which become a further kind of them; and how these are
-    read. Values of one or three channels are left out, with a note, where the form or their size asks for
+    read. Values of one or three channels are left out, with a note, if the form or their size asks for
     pictures alone."""
     if images.values is None or images.shape is None:
         return images, None

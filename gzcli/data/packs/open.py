@@ -120,7 +120,7 @@ def open_pack(
 
 
 def _pack_now(data: DataSet, form: Form, say: Say, progress: Report) -> tuple[Pack, bool]:
-    """The new pack of a set, and whether this process made it, not a concurrent one."""
+    """The new pack of a set, and whether this process made it rather than a concurrent one."""
     folder = pack_dir(data, form)
     waiting = f"another process packs `{data.shown}`: waiting"
     try:

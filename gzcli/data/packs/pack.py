@@ -199,9 +199,9 @@ class Pack:
         return arrays if uncut else {kind: self._cut(images) for kind, images in arrays.items()}
 
     def seen(self, levels: int | None) -> Pack:
-        """The pack that a model of some grey levels is trained on: the values of a set that has any, else the
-        images, which 256 levels or fewer mean if these show all channels. Raises UsageError for levels that
-        the values do not have."""
+        """The pack that a model of some grey levels is trained on: the values of a set that has any,
+        otherwise the images, which 256 levels or fewer mean if these show all channels. Raises UsageError
+        for levels that the values do not have."""
         if self.meta.values is None:
             return self
         channels, own = self.meta.values["channels"], self.meta.values["levels"]
@@ -264,7 +264,7 @@ class ValuePack(Pack):
         self.own, self.onto = values, values
 
     def scaled_as(self, values: Values) -> ValuePack:
-        """The same real numbers where other ones are −1 and 1: those that a model was trained on."""
+        """The same real numbers rescaled, so that −1 and 1 are those of a model's training set."""
         self.onto = asdict(values)
         return self
 

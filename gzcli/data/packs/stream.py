@@ -251,7 +251,7 @@ class Prefetch:
         """The batch of a step: uint8 [B, C, H, W] on the CPU, not to be written to. Any other step than the
         last one and the next starts the workers again from there.
 
-        Raises what `Pictures` raises, and DeviceError where a worker was killed.
+        Raises what `Pictures` raises, and DeviceError if a worker was killed.
         """
         if self._last is None or self._last[0] != step:
             if "batches" not in self._open or self._last is None or step != self._last[0] + 1:

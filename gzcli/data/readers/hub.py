@@ -192,7 +192,8 @@ def dataset_folder(path: Path) -> RawImages:
 
     - images: the first column of images whose name does not mean a further image
     - further images: columns of images whose names do (`conditioning_image`, `input_image`, …)
-    - labels: the first column of class labels, else of integers or texts in a column of LABELS. A split but
+    - labels: the first column of class labels, otherwise of integers or texts in a column of LABELS. A split
+    but
       train whose labels are all −1, the hub's sign for hidden ones, is left out.
     - captions: a column `text`, `caption`, `edit_prompt` or `instruction`
     """

@@ -161,7 +161,7 @@ def _sorted(kinds: dict[str, str]) -> dict[str, str]:
 def read_masks(
     path: Path, layout: Inspection, names: Sequence[str], size: tuple[int, int], fit: Fit
 ) -> dict[str, np.ndarray]:
-    """The masks of those of the images that have one, bool [kH, kW], where images are scored at `size`
+    """The masks of those of the images that have one, bool [kH, kW], if images are scored at `size`
     (H, W): cropped as images are, at about their own size, k whole. Raises UsageError for a mask of another
     size than its picture."""
     from gzcli.data.readers.pictures import Decoding, decode, sides_of

@@ -41,7 +41,7 @@ class Images(NamedTuple):
 
 
 def reference_of(data: Any) -> Any:
-    """What verbs take as a data set: names, paths and None as they stand, a `Data` by its name, and anything
+    """What verbs take as a data set: names, paths and None unchanged, a `Data` by its name, and anything
     else as the path of a file in the cache.
 
     Raises UsageError for an object that is no images.
@@ -149,7 +149,7 @@ def _of_items(data: Any) -> Images:
 
 
 def _stacked(pixels: list[Any]) -> Images:
-    """Single images and arrays as one array if they have one shape, else as a list of pictures."""
+    """Single images and arrays as one array if they have one shape, otherwise as a list of pictures."""
     if not pixels:
         return Images(pixels)
     if all(map(_is_picture, pixels)):
@@ -178,7 +178,7 @@ def _of_array(data: Any, *, tensor: bool = False) -> Images:
 
 
 def _levelled(pixels: np.ndarray) -> np.ndarray:
-    """Pixels as uint8 or uint16 where these hold every value: integers in their range, and floats that are
+    """Pixels as uint8 or uint16 if these hold every value: integers in their range, and floats that are
     grey levels over 255, in [0, 1] or in [-1, 1], as transforms make them. Others stay real numbers."""
     if pixels.dtype in (np.uint8, np.uint16):
         return pixels

@@ -158,7 +158,7 @@ class _Npz:
         return values.tolist()
 
     def labels(self, name: str, n: int) -> np.ndarray:
-        """int64 [N], or uint8 [N, K] where several classes can hold at once."""
+        """int64 [N], or uint8 [N, K] if several classes can hold at once."""
         with self._opened(name) as (_, shape, _, dtype):
             wrong = f"`{name}` in `{self.path}` is {dtype} of shape {shape} for {n} images"
         if not 1 <= len(shape) <= 2 or shape[0] != n or dtype.kind not in "iub":

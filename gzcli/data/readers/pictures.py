@@ -48,7 +48,7 @@ def decode(data: bytes, name: str, decoding: Decoding, note: Say = silent) -> tu
     white; palettes become RGB; grey of more than 8 bits is scaled from the range of `white_of`; RGB → grey is
     ITU-R 601 luma; of several frames the first is taken.
 
-    Raises MissingError if it does not decode, UsageError if it has colour where only grey is allowed.
+    Raises MissingError if it does not decode, UsageError if it has colour if only grey is allowed.
     """
     try:
         image = _plain(data, note)
@@ -154,7 +154,7 @@ def _plain(data: bytes, note: Say) -> Any:
 
 
 def _opaque(image: Any, note: Say) -> Any:
-    """An RGBA image laid over white, or over black where nothing would be seen on white."""
+    """An RGBA image laid over white, or over black if nothing would be seen on white."""
     from PIL import Image
 
     faintest, strongest = image.getchannel("A").getextrema()

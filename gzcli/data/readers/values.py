@@ -121,7 +121,7 @@ def fitted(values: np.ndarray, shape: Sequence[int], fit: Fit) -> np.ndarray:
 
 def axis_of(shape: Sequence[int], name: str, *, layout: str = "") -> bool:
     """Whether the channels of images come first, by their shape [A, B, C] each: of the first and the last
-    axis the one of 1 or 3, else the smaller one. Raises UsageError if it may be either."""
+    axis the one of 1 or 3, otherwise the smaller one. Raises UsageError if it may be either."""
     if layout:
         return layout == "NCHW"
     first, last = shape[0] in PICTURE, shape[-1] in PICTURE
@@ -179,8 +179,8 @@ def npy(path: Path) -> RawImages:
 
 
 def of_files(images: RawImages, names: Sequence[str], *, resized: bool) -> RawImages:
-    """The values of encoded files where all are `.npy` or TIFF, and the first of them is no plain picture;
-    else the pictures as they came. `resized`: whether they come to one size later."""
+    """The values of encoded files if all are `.npy` or TIFF, and the first of them is no plain picture;
+    otherwise the pictures as they came. `resized`: whether they come to one size later."""
     if images.probe is None or not all(PurePosixPath(name).suffix.lower() in FILES for name in names):
         return images
     name, data = next(iter(images.probe()), ("", b""))

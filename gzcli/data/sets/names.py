@@ -184,7 +184,7 @@ def local(text: str) -> Path:
 
 def class_numbers(text: str, classes: Sequence[str]) -> list[int]:
     """The class numbers of a text: `cat`, `3`, or a list `cat,"x,y"` as in CSV. A word is the name of a
-    class, else one up to capitals, `-` and `_`, else a number."""
+    class, otherwise one up to capitals, `-` and `_`, otherwise a number."""
     if not classes:
         raise UsageError("`--label` needs a data set with classes")
     if text in classes:

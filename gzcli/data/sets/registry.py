@@ -62,7 +62,7 @@ class Form:
         return f"{self.size or 'own'}x{self.channels or 'own'}{end}{'-foreign' if self.foreign else ''}"
 
     def with_options(self, size: Size | None, channels: int | None, fit: Fit, patch: int | None) -> Form:
-        """This form with the size, channels and fit asked for, where any are."""
+        """This form with the size, channels and fit asked for, if any are."""
         form = replace(self, size=size or self.size, channels=channels or self.channels, fit=fit)
         return replace(form, mixed=patch is not None and form.size is None)
 
@@ -123,7 +123,7 @@ class DataSpec:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes; numbers where only the files tell the names."""
+        """Names of the classes; numbers if only the files tell the names."""
         return tuple(map(str, range(self.classes))) if isinstance(self.classes, int) else self.classes
 
     @property
@@ -148,7 +148,7 @@ class DataSpec:
         return (self, *(self.sized(side) for side, _ in self.larger))
 
     def sized(self, size: Size | None) -> DataSpec:
-        """The set in the smallest size of its publisher that contains images of `size`, else in the
+        """The set in the smallest size of its publisher that contains images of `size`, otherwise in the
         largest."""
         if size is None or max(sides(size)) <= self.size or not self.larger:
             return self

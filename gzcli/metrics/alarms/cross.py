@@ -8,7 +8,7 @@ of the image *by the same model* (cross-conformal prediction: Vovk 2015, arXiv:1
   2 α + min(2 (1 − 1/K) / (n/K + 1), (1 − K/n) / (K + 1))
 
 are flagged at the rate α, whatever the method (Barber et al., theorem 4 and its remark, and Vovk & Wang 2020,
-arXiv:1212.4966, by which the factor 2 is the price of averaging p-values); about α where models differ
+arXiv:1212.4966, by which the factor 2 is the price of averaging p-values); about α if models differ
 little. One model and images that it never saw (split conformal) flag at most α.
 """
 

@@ -1,4 +1,4 @@
-"""Small synthetic defects, by which methods and their settings are compared where no real defect was seen.
+"""Small synthetic defects, by which methods and their settings are compared if no real defect was seen.
 
 A piece of an image is pasted elsewhere, whole or as a thin scar (after CutPaste: Li et al. 2021,
 arXiv:2104.04015), a blot covers a region (after DRAEM: Zavrtanik et al. 2021, arXiv:2108.07610), a line is

@@ -1,4 +1,4 @@
-"""What a method without training becomes once it is fitted: a score of an image and, of most, a map."""
+"""A fitted method without training: a score of an image and, for most methods, a map."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Fitted:
     parameters: Mapping[str, Any]
 
     def score(self, images: np.ndarray) -> np.ndarray:
-        """float64 [N], higher where an image is stranger."""
+        """float64 [N], higher if an image is stranger."""
         raise NotImplementedError
 
     def map(self, images: np.ndarray) -> np.ndarray | None:

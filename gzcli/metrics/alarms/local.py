@@ -1,7 +1,7 @@
 """Where a map differs from what it is on good images: the map normalised in each place, smoothed at several
 scales, and the maximum of all. A defect covers few pixels, whose part in the mean of a whole image is lost.
 
-  u      m / (the root of the mean of (m / μ)² over the image), or m itself where `relative` is not set
+  u      m / (the root of the mean of (m / μ)² over the image), or m itself if `relative` is not set
   z      (u − μ) / σ, by the mean and deviation of u over good images in this place
   s_k    (mean of z over k × k places − a_k) / b_k, by the mean and deviation of its maximum in a good image;
          for a scale of −k the mean is that of −z: a place is too faint, as where an image is blurred
@@ -42,7 +42,7 @@ class Local:
     whole: np.ndarray  # a, and 3 q / √t, float32 [2]
 
     def __call__(self, maps: np.ndarray) -> np.ndarray:
-        """The largest s_k of each place, float32 of maps [N, h, w]; raised everywhere where the largest of
+        """The largest s_k of each place, float32 of maps [N, h, w]; raised everywhere if the largest of
         all is below s_0, by as much."""
         ratio = rise(maps, self.level)
         u = maps / ratio[:, None, None] if self.relate else maps

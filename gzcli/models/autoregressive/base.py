@@ -78,7 +78,7 @@ class HorizontalConv(nn.Module):
 
     strict: whether group c sees only groups < c of the current pixel (mask A, of the first layer); with one
       group the current pixel then has no tap.
-    parts: 2 where `gate` follows.
+    parts: 2 if `gate` follows.
     """
 
     weight: Tensor

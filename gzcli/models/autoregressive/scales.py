@@ -25,7 +25,7 @@ class ScaledCodebook(Codebook):
     scales, each in raster order. The last scale is the grid h × w.
 
     The loss is that of `Codebook` for the sums up to each scale, on average (eq. 5). By its first term φ_k =
-    1 + a convolution learns, also where codes follow averages. Raises UsageError for codes on the unit
+    1 + a convolution learns, also if codes follow averages. Raises UsageError for codes on the unit
     sphere."""
 
     down: Tensor  # [h · w, T], means over blocks

@@ -198,7 +198,7 @@ class FiniteScalar(Codebook):
         self.embedding.copy_((2 * digits + 1) / levels - 1)
 
     def nearest(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """f(z), its codes and their vectors."""
+        """The continuous codes f(z), their indices and their vectors."""
         z = torch.tanh((to_fp32(z) - self.mean) / self.std)
         codes = self.index(z)
         return z, codes, self.lookup(codes)

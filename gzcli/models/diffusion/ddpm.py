@@ -92,7 +92,7 @@ class SamplingOptions(WalkOptions, PathOptions):
     eta: noise of ddim as a fraction of the ancestral sampler's, 0 … 1.
     churn: S_churn of heun (Karras 2022, algorithm 2). 0: no new noise.
     variance: variance of ancestral steps (Ho 2020, section 3.2): β̃ (small) or β (large). Default: the
-      learned variance if there is one, else small.
+      learned variance if there is one, otherwise small.
     """
 
     eta: float = 0.0

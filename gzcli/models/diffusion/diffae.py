@@ -76,7 +76,7 @@ class Encoder(nn.Module):
 
 
 class CodedUNet(UNet):
-    """A U-Net with blocks conditioned on time and on a code [B, latent], in the place of the label."""
+    """A U-Net with blocks conditioned on time and on a code [B, latent], instead of the label."""
 
     def __init__(self, *args: Any, latent: int, **options: Any):
         super().__init__(*args, scale_shift=True, **options)

@@ -153,8 +153,8 @@ class AverageVelocity(FlowMatching):
         return (-start % every + every * torch.arange(-(-n // every), device=noise.device)) % n
 
     def draw_guidance(self, noise: Noise, n: int, drop: Tensor | None) -> Tensor:
-        """The guidance of n images: 1 for a share `UNGUIDED` and where the label is hidden, else log-uniform
-        in 1 … `trained_guidance`."""
+        """The guidance of n images: 1 for a share `UNGUIDED` and if the label is hidden, otherwise
+        log-uniform in 1 … `trained_guidance`."""
         share = (noise.rand(n) - UNGUIDED).clamp(min=0) / (1 - UNGUIDED)
         guidance = self.trained_guidance**share
         return guidance if drop is None else guidance.masked_fill(drop, 1.0)

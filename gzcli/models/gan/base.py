@@ -142,7 +142,7 @@ def diff_augment(x: Tensor, policy: tuple[str, ...], noise: Noise, p: Tensor | N
 
 class AdaptiveProbability(nn.Module):
     """The probability of each augmentation, at first 0. It rises after a step whose E[sign f(x)] of real
-    images is above the target, as where the critic knows them by heart, and else falls (Karras 2020,
+    images is above the target, as if the critic knows them by heart, and otherwise falls (Karras 2020,
     arXiv:2006.06676, section 3)."""
 
     p: Tensor

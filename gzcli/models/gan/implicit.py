@@ -104,7 +104,7 @@ class ImplicitModel(Model):
 
         Without labels a conditional model starts from every class (multi-label: also from no class), and at
         half the steps takes the labels of the least distance. Adam works elementwise on the sum over images,
-        in double where the device can, so that z does not depend on the batch."""
+        in double if the device can, so that z does not depend on the batch."""
         n, tries, feature = len(x), self.first_labels(x, labels, search.starts), search.feature
         with torch.inference_mode(False), torch.enable_grad():
             exact, z = double(x.detach()).clone(), double(noise.randn(n, len(tries) * self.latent)).clone()

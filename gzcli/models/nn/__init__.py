@@ -109,7 +109,7 @@ class ClassEmbedding(nn.Module):
 
 
 def with_rows(t: Tensor, like: Tensor) -> Tensor:
-    """t with rows of zeros at its end, as many as `like` has; as it is where it has them."""
+    """t with rows of zeros at its end, as many as `like` has; as it is if it has them."""
     missing = len(like) - len(t) if t.ndim and t.shape[1:] == like.shape[1:] else 0
     return t if missing <= 0 else torch.cat([t, t.new_zeros(missing, *t.shape[1:])])
 
@@ -139,7 +139,7 @@ def every_label(data: DataInfo, n: int, device: torch.device) -> list[Tensor]:
 @torch.no_grad()
 def best_labels(distance: Callable[[Tensor], Tensor], y: Tensor, data: DataInfo) -> tuple[Tensor, Tensor]:
     """Labels that lower the distance [B] from that of y, and this distance, by coordinate descent: each class
-    in turn replaces a row's label, or is toggled in its set, where that lowers the distance."""
+    in turn replaces a row's label, or is toggled in its set, if that lowers the distance."""
     y, best = y.clone(), distance(y)
     for k in range(len(data.classes)):
         changed = y.clone()
@@ -215,7 +215,7 @@ def to_fp32(t: Tensor) -> Tensor:
 
 
 def double(t: Tensor) -> Tensor:
-    """float64 where the device has it, else (MPS) at least fp32. For sums over pixels and images.
+    """float64 if the device has it, otherwise (MPS) at least fp32. For sums over pixels and images.
 
     A value that is read on the host is exact on every device by `t.cpu().double()`.
     """

@@ -63,7 +63,7 @@ class Discriminator(nn.Module):
         raise NotImplementedError
 
     def add_head(self, features: int, classes: int = 0) -> None:
-        """Adds the last layer, of maps of so many features C'·h·w, and the embedding of labels, if any."""
+        """Adds the last layer, for `features` = C'·h·w inputs, and the embedding of labels, if any."""
         self.features, self.head = features, nn.Linear(features, 1)
         self.embed = ClassEmbedding(classes, features) if classes else None
         self.scale = features**-0.5  # the norm of an embedding is about √features

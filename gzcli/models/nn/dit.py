@@ -52,7 +52,7 @@ class DiTOptions:
 class DiTNet(nn.Module):
     """x [B, C, H, W], t [B] or [B, times] → [B, outputs · C, H, W], by a token a patch. Where there are
     classes, the embedding of their labels and a null label is added to that of the time. Raises UsageError
-    where sizes do not fit."""
+    if sizes do not fit."""
 
     position: Tensor  # [T, width]
 

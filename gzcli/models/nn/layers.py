@@ -73,7 +73,7 @@ def group_norm(width: int) -> GroupNorm:
 
 
 class ResBlock(nn.Module):
-    """Two pre-activated 3×3 convolutions beside an identity, or a 1×1 convolution where the width changes.
+    """Two pre-activated 3×3 convolutions beside an identity, or a 1×1 convolution if the width changes.
 
     hidden: channels between the two; by default `o`.
     """

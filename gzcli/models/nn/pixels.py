@@ -56,10 +56,10 @@ PixelKind = Literal["auto", "bernoulli", "gaussian", "logistic", "mixture"]
 
 class Pixels:
     """p(x | z) of independent pixels, whose parameters are a decoder's output [B, size, H, W]. Raises
-    UsageError where `kind` does not fit the levels (None: latents).
+    UsageError if `kind` does not fit the levels (None: latents).
 
     A draw takes `uniforms` numbers a pixel. `init_bias` sets the bias [size] of the decoder's last layer,
-    where a layer's own start will not do.
+    if a layer's own start will not do.
     """
 
     init_bias: Callable[[Tensor], None] | None = None
@@ -194,8 +194,8 @@ class MixturePixels:
 
 
 def distribution(kind: str, channels: int, levels: int | None, components: int) -> Pixels | MixturePixels:
-    """The distribution of the option `pixels`: of whole pixels for `mixture`, else of each channel. Raises
-    UsageError for one of grey levels if there are none, as of latents."""
+    """The distribution of the option `pixels`: of whole pixels for `mixture`, otherwise of each channel.
+    Raises UsageError for one of grey levels if there are none, as of latents."""
     at_least(1, **{"model.mixture": components})
     if levels is None and kind in ("mixture", "logistic"):
         message = f"`model.pixels: {kind}` needs grey levels, latents have none"

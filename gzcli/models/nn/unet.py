@@ -94,7 +94,7 @@ class UNet(nn.Module):
     The last convolution of each residual branch and the output start at zero, so that a new network returns
     zero. With `classes` the embedding of a label, or a null label, is added to that of the time; with
     `scale_shift` the embedding scales and shifts the second norm, instead of being added before it. Raises
-    UsageError where sizes do not fit."""
+    UsageError if sizes do not fit."""
 
     any_size = True  # one trained on images of one size draws others too: no weight belongs to a place
 
@@ -200,7 +200,7 @@ class UNet(nn.Module):
 
     def load_diffusers(self, state: Mapping[str, Tensor]) -> None:
         """Takes the weights of a `UNet2DModel`, whose null label, if it has none, becomes zero. Raises
-        RuntimeError where they do not fit."""
+        RuntimeError if they do not fit."""
         weights = {renamed(key, (*DIFFUSERS_NAMES, *OLD_NAMES)): value for key, value in state.items()}
         if self.label is not None:
             weights["label.table.weight"] = with_rows(weights["label.table.weight"], self.label.table.weight)

@@ -239,7 +239,7 @@ class ImageFlow(Labelled):
         return F.avg_pool2d(surprise, 3, 1, 1, count_include_pad=False)[:, 0]
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """−log p(x | y) in nats, with −log p(y | x) by Bayes' rule where labels are single."""
+        """−log p(x | y) in nats, with −log p(y | x) by Bayes' rule if labels are single."""
         y = batch.y
         if self.classes is None or self.data.multilabel or y is None:
             if self.classes is None or y is None:

@@ -155,7 +155,7 @@ class LogisticCDF:
         return log_cdf - log_tail, density.logsumexp(1) - log_cdf - log_tail
 
     def inverse_logit_cdf(self, y: Tensor) -> Tensor:
-        """x with logit F(x) = y, by Newton's method inside a bracket, with bisection where a step leaves it.
+        """x with logit F(x) = y, by Newton's method inside a bracket, with bisection if a step leaves it.
 
         The solution for component k alone is x_k = μ_k + s_k y; that of the mixture lies between the least
         and the largest x_k. The number of iterations is fixed, so that the host need not wait.

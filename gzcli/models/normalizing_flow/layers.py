@@ -193,7 +193,7 @@ class InvertibleConv1x1(Bijection):
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The matrix and the bias applied at each pixel, in one product where x is channels-last."""
+    """The matrix and the bias applied at each pixel, in one product if x is channels-last."""
     return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 

@@ -48,7 +48,7 @@ class RefineNetOptions:
 
 class RefineNet(nn.Module):
     """x [B, C, H, W], labels as in `ClassEmbedding` → [B, C, H, W]; times are ignored. Raises UsageError
-    where `mult` and `dilation` are not of one length."""
+    if `mult` and `dilation` are not of one length."""
 
     def __init__(self, channels: int, options: RefineNetOptions, *, classes: Classes):
         width, mult, dilation = options.width, options.mult, options.dilation

@@ -210,7 +210,7 @@ class StableDiffusion(Model):
     # ---- texts
 
     def embed(self, captions: list[str]) -> dict[str, Tensor]:
-        """The conditions of `Kind.embed`, with a gradient where a text encoder is trained."""
+        """The conditions of `Kind.embed`, with a gradient if a text encoder is trained."""
         with torch.set_grad_enabled(self.text_trains and torch.is_grad_enabled()), self.in_dtype():
             return self.kind.embed(captions, self.device)
 

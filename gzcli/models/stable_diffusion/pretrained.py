@@ -51,7 +51,7 @@ FILES = (
 
 
 def load_base(name: str) -> Kind:
-    """The pipeline of a base, on the CPU, by its kind; without values where new tensors have none."""
+    """The pipeline of a base, on the CPU, by its kind; without values if new tensors have none."""
     if is_shape_only():
         base = tiny.made(name) if name in TINY else _build_empty(name)
     else:

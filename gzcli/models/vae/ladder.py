@@ -175,7 +175,7 @@ class TopDown(nn.Module):
         raise NotImplementedError
 
     def make_scale(self, ladder: Any, i: int, size: tuple[int, int]) -> list[nn.Module]:
-        """The groups of resolution i, and layers [B, width, h, w] → [B, width, h, w] beside them."""
+        """The groups of resolution i, and their layers [B, width, h, w] → [B, width, h, w]."""
         raise NotImplementedError
 
     def forward(

@@ -70,7 +70,7 @@ def residual_block(width: int, inner: int, depth: int, size: tuple[int, int]) ->
 
 
 def change_width(inputs: int, outputs: int) -> nn.Module:
-    """Nothing where widths are equal, as the paper's are."""
+    """Nothing if widths are equal, as the paper's are."""
     return nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
 
