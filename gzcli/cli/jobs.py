@@ -188,7 +188,7 @@ def submit(
 
 
 def words_of(argv: list[str], verb: str) -> list[str]:
-    """The command line of a verb as a job runs it: without the options of OURS, all after `--` as it is."""
+    """The command line that a job runs: without the options of OURS, and unchanged after `--`."""
     words: list[str] = []
     rest = iter(argv[argv.index(verb) :] if verb in argv else argv)
     for word in rest:

@@ -282,7 +282,7 @@ def table_of_runs(
 
 
 def names_of(chosen: Sequence[Run], *, wide: bool = False, to_stderr: bool = False) -> list[str]:
-    """How the runs are named in a table: in full for scripts, and otherwise as short as is unambiguous."""
+    """The names of the runs in a table: in full for scripts, otherwise as short as is unambiguous."""
     from gzcli.store.runs import short_names
 
     for_scripts = wide or out.room(sys.stderr if to_stderr else sys.stdout) is None

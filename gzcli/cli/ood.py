@@ -233,7 +233,7 @@ def show_dry(
 
 
 def label_of(outs: Sequence[str]) -> str:
-    """What a folder of scores of foreign sets is called."""
+    """The name of a folder of scores of foreign sets."""
     return "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
 
 

@@ -272,7 +272,7 @@ def read_prompts(typed: list[str], file: Path | None) -> list[str]:
 
 
 def origin_of_job(job: SampleJob, run: Run) -> dict[str, Any]:
-    """What the images of a job say of their making that the engine does not know: the command that makes
+    """The part of the origin of images that the engine cannot know: the command that makes
     them, without places of files, the origin of a shared run, and the hashes of the user's own pictures."""
     paths = {key: Path(path) for key, path in (("input", job.input), ("mask", job.mask)) if path}
     pictures = {key: {"name": path.name, "sha256": digest(path)} for key, path in paths.items()}

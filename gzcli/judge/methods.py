@@ -1,4 +1,4 @@
-"""Alarms by methods without training, of good images alone."""
+"""Alarms by methods without training, fitted to good images alone."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ Measure = Callable[[TrialJob], Sequence[Mapping[str, Any]]]  # does a job and re
 
 @dataclass(frozen=True)
 class DataFacts:
-    """A data set as far as it is known without opening it; None if something is not."""
+    """The facts of a data set that need no opening of it; None: unknown."""
 
     name: str  # in the recipe
     key: str  # in ids of runs

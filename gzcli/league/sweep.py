@@ -215,7 +215,7 @@ def drawn(
 
 
 def check(sweep: Sweep, progress: Report) -> None:
-    """Raises UsageError for a setting that cannot be trained, and for two that train the same."""
+    """Raises UsageError for a setting that cannot be trained, and for two equal ones."""
     seen: dict[str, Setting] = {}
     for i, setting in enumerate(sweep.settings):
         recipe = Training.of(sweep.request(i), progress=progress).recipe
@@ -223,7 +223,7 @@ def check(sweep: Sweep, progress: Report) -> None:
             raise UsageError("no validation metric chooses among the settings", hint="--set train.best=loss")
         key = json.dumps(trained(recipe.tree()), sort_keys=True)
         if key in seen:
-            raise UsageError(f"`{' '.join(seen[key])}` and `{' '.join(setting)}` train the same")
+            raise UsageError(f"`{' '.join(seen[key])}` and `{' '.join(setting)}` are the same setting")
         seen[key] = setting
 
 

@@ -49,8 +49,8 @@ def check_rows(samples: Sequence[np.ndarray], least: int) -> None:
 def halves(
     function: Function, fake: np.ndarray, real: Any, *, intervals: bool = True, **how: Any
 ) -> Interval:
-    """A metric of samples against real images, with the interval of the samples alone: all that is compared
-    has the same real images."""
+    """A metric of samples against real images, with the interval of the samples alone, because everything
+    compared shares the real images."""
     if not intervals:
         return Interval(function(fake, real))
     return half_samples(lambda rows: function(rows, real), fake, **how)

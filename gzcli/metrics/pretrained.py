@@ -54,8 +54,8 @@ POOLED = 2048  # features of an image, behind which stand its logits
 
 
 def inception(path: str | Path | None = None, device: torch.device | str = "cpu") -> Features:
-    """The pooled features [N, 2048] and behind them the logits of 1,008 classes, of one pass over images that
-    are resized to 299×299 inside. The weights are those of a file, or of the cache."""
+    """The pooled features [N, 2048] of images, resized to 299×299, and the logits of 1,008 classes. The
+    weights come from a file, or from the cache."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     use, source = "FID, KID and IS, by Inception,", "torch-fidelity's releases (v0.2.0)"

@@ -173,7 +173,7 @@ def _added(file: str) -> str:
         hint = f"rename the file, such as `my_{name}.py`"
         raise UsageError(f"`{name}` is a model of gz already", hint=hint)
     if wrong := mistakes(Path(file).expanduser().absolute()):
-        raise UsageError("\n".join(wrong), hint=f"`gz model check {file}` tells more")
+        raise UsageError("\n".join(wrong), hint=f"`gz model check {file}` prints more")
     return name
 
 
@@ -253,7 +253,7 @@ def _sections(file: Layer, tree: Any, problems: list[Problem]) -> dict[Keys, Lay
 
 
 def layers_typed(flags: Mapping[str, Any], sets: Iterable[str], problems: list[Problem]) -> list[Layer]:
-    """What was typed: flags by dotted key, None for one that was not given, then texts `a.b=v` of `--set`."""
+    """The typed settings: flags by dotted key (None: not typed), then texts `a.b=v` of `--set`."""
     layers = []
 
     def add(keys: list[str], value: Any, label: str, typed: str) -> None:

@@ -189,7 +189,7 @@ def check_strategy(part: Part, card: ModelCard) -> None:
         if value == refused:
             what = f"`{key}: {str(value).lower()}` {why}"
             hint = f"`--set {key}={instead}`"
-            raise UsageError(f"{what}, which `launch.strategy: fsdp` has not", hint=hint)
+            raise UsageError(f"{what}, which `launch.strategy: fsdp` does not support", hint=hint)
 
 
 def check_values(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts) -> None:

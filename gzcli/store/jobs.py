@@ -186,7 +186,7 @@ _KINDS: tuple[type[Job], ...] = (SampleJob, *_OF_SCORES, BenchJob, ExportJob, Pu
 
 
 def facts(job: Job) -> dict[str, Any]:
-    """What the images of a job say of their making: verb, ids of runs, and settings, but no paths."""
+    """The origin of a job's images: verb, ids of runs, and settings, but no paths."""
     settings = ("n", "seed", "seeds", "scores", "metrics", "options", "precision", "fpr", "benchmark")
     tree = {key: getattr(job, key, None) for key in (*settings, "run", "runs", "others")}
     paths = [*(tree["runs"] or ()), *filter(None, [tree["run"]]), *(tree["others"] or ())]

@@ -349,7 +349,7 @@ def test_what_is_tried_is_read_and_refused_before_the_first_training(trained, ca
         (["optim.lrr=1e-3,1e-2"], "did you mean `lr`?"),
         (["optim.lr=1e-3,1e-2", "optim.lr=1e-4..1e-2"], "`optim.lr` is set twice"),
         (["optim.lr=1e-3,1e-2", "optim.lr=1e-4"], "`optim.lr` is set twice"),
-        (["optim.lr=1e-3,0.001"], "train the same"),
+        (["optim.lr=1e-3,0.001"], "are the same setting"),
         (["optim.lr=1e-3,1e-2", "train.best=none"], "no validation metric"),
         (["train.steps=10,20"], "`--budget` says how long"),
         ([f"optim.lr={','.join(map(str, range(1, 100_001)))}"], "100,000 settings"),

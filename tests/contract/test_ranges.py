@@ -134,7 +134,7 @@ REFUSED = [
     *(("ncsnv2", GREY, {"mult": (1, 2), "dilation": d}, "", "model.") for d in ((1, 1, 2), (2, 1))),
     *(("ncsnv2", GREY, option, "", "model.") for option in ({"levels": 1}, {"sigma_max": 0.01})),
     ("cgan", GREY, {}, "needs a data set with labels", "gz list data"),
-    ("dcgan", GREY, {"augment": ("colour",)}, "does not know `colour`", "color, translation, cutout"),
+    ("dcgan", GREY, {"augment": ("colour",)}, "has no `colour`", "color, translation, cutout"),
 ]
 
 

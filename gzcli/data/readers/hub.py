@@ -137,7 +137,7 @@ class Rows:
                 yield first + i, self._picture(file, cell)
 
     def _groups(self) -> Iterator[tuple[int, int, int]]:
-        """(number of the file, number of a group of rows in it that is read by itself, rows of the group)."""
+        """(index of the file, index of a row group in it, rows of the group)."""
         for number, file in enumerate(self.files):
             if hasattr(file, "num_row_groups"):
                 for group in range(file.num_row_groups):

@@ -361,7 +361,7 @@ class DiscreteVP(Process):
         return t / self.timesteps
 
     def level_at(self, share: float) -> Level:
-        """Of an integer time."""
+        """The level at an integer time."""
         return self.level(
             int(share * self.timesteps) if self.clock == "time" else round(self.at_share(share))
         )
@@ -438,7 +438,7 @@ class SDE(Process):
         super().__init__()
         if not 0 < start < 1:
             hint = "set `model.t_min`, such as 1e-5"
-            raise UsageError(f"the least time is in 0 … 1, not {start:g}", hint=hint)
+            raise UsageError(f"the lowest time must be in 0 … 1, not {start:g}", hint=hint)
         self.clean, self.stop = start, max(start, STOP_TIME)
 
     def batch_level(self, x: Tensor, t: float) -> Level:

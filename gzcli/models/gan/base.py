@@ -246,7 +246,7 @@ class GANOptions:
         at_least(1, r1_every=self.r1_every)
         if unknown := sorted(set(self.augment) - set(POLICIES)):
             hint = f"it knows: {', '.join(POLICIES)}"
-            raise UsageError(f"`model.augment` does not know `{unknown[0]}`", hint=hint)
+            raise UsageError(f"`model.augment` has no `{unknown[0]}`", hint=hint)
         if self.ada is not None and not self.augment:
             hint = "set `model.augment`, or `model.ada` to `null`"
             raise UsageError("`model.ada` has no augmentation to apply", hint=hint)

@@ -346,7 +346,7 @@ class CycleGAN(Model):
         return -torch.maximum(*(net(x).flatten(1).mean(1) for net in (self.disc_a, self.disc_b)))
 
     def score_cycle(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """The cycle error in the direction with the smaller one."""
+        """The cycle error in the direction in which it is smaller."""
         return torch.minimum(*(self.cycle_error(x, from_a) for from_a in (True, False)))
 
     def map_cycle(self, x: Tensor, *, noise: Noise) -> Tensor:

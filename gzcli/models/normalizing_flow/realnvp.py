@@ -24,8 +24,9 @@ from gzcli.models.normalizing_flow.layers import Bijection, Initialised, per_cha
 
 
 class BatchNorm(Bijection, Initialised):
-    """y = (x − m) / √(v + ε) for each channel (RealNVP, §3.7 and appendix E): in training by the batch of all
-    ranks, with a gradient (otherwise training would scale activations up); otherwise by running averages."""
+    """y = (x − m) / √(v + ε) for each channel (RealNVP, §3.7 and appendix E): in training by the statistics
+    of the batch of all ranks, with their gradient (without it, training scales activations up); in
+    evaluation by running averages."""
 
     mean: Tensor
     var: Tensor

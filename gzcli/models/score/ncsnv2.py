@@ -233,7 +233,7 @@ class NCSNv2(ScoreModel):
         self.rescale = score.prediction == "v"
         if levels is not None and levels < 2:
             raise UsageError(
-                "a ladder of fewer than two noise levels", hint="set `model.levels` to 2 or more, or to null"
+                "there must be at least two noise levels", hint="set `model.levels` to 2 or more, or to null"
             )
         self.rungs = levels or 1 + math.ceil(ladder.log_ratio / math.log(overlap_ratio(size)))
 
