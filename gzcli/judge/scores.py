@@ -17,6 +17,7 @@ images that score higher than every held-out one.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import math
 import time
@@ -32,7 +33,7 @@ from torch import Tensor
 
 from gzcli.core import devices, ranks
 from gzcli.core.errors import DivergedError, MissingError, UsageError, did_you_mean
-from gzcli.core.types import Batch, ImageNoise
+from gzcli.core.types import Batch, ImageNoise, Say
 from gzcli.data.packs.batches import to_uint8
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack, check_unchanged
@@ -45,6 +46,7 @@ from gzcli.judge.methods import without_model
 from gzcli.metrics import conformal
 from gzcli.metrics.alarms.choice import FEWEST, best_name, detection
 from gzcli.metrics.alarms.methods import LOCAL
+from gzcli.metrics.alarms.stored import code, stored
 from gzcli.metrics.baselines import code_length
 from gzcli.metrics.features import lenet
 from gzcli.metrics.likelihood_scores import SCORES, Fact, read, tails_of
@@ -167,20 +169,56 @@ class Scorer:
 
     def fit(self, held_out: ranks.Sliceable[Batch], train: Iterable[Batch]) -> None:
         """held_out: of `local` a `Pick`."""
+        self.take(self.learn(held_out, train))
+
+    def learn(self, held_out: ranks.Sliceable[Batch], train: Iterable[Batch]) -> dict[str, Any]:
+        """What `take` needs: the tensors that the model's fits set, facts of held-out images for each
+        likelihood score with a fit, and the local score."""
+        attributes: dict[str, Tensor] = {}
         for name in self.fits:
-            batches = SeenBatches(self.trained, train if name in self.model.fitted_on_train else held_out)
+            batches = train if name in self.model.fitted_on_train else held_out
+            fit, before = getattr(self.model, f"fit_{name}"), tensors_of(self.model)
             with self.trained.scoring():
-                getattr(self.model, f"fit_{name}")(batches, **self._keywords(f"fit_{name}"))
+                fit(SeenBatches(self.trained, batches), **self._keywords(f"fit_{name}"))
+            after = tensors_of(self.model)
+            attributes |= {key: value for key, value in after.items() if value is not before.get(key)}
+        tables = {}
         for name in self.names:
             if (score := SCORES.get(name)) and score.fit:
 
                 def facts(batch: Batch, name: str = name) -> Table:
                     return self.facts(self.trained.encode(batch), [name])
 
-                self.fitted[name] = score.fit(ranks.over(held_out, facts))
+                tables[name] = ranks.over(held_out, facts)
+        local = None
         if self.map_name:
             assert isinstance(held_out, Pick)
-            self.local = fit_run_local(held_out, lambda batch: self.map(self.trained.encode(batch)))
+            local = fit_run_local(held_out, lambda batch: self.map(self.trained.encode(batch)))
+        parts = {"local": local.local, "detected": local.detected} if local else {}
+        return {"attributes": attributes, "tables": tables, **parts}
+
+    def take(self, learned: Mapping[str, Any]) -> None:
+        """Fits the scores by what `learn` returned."""
+        for key, value in learned["attributes"].items():
+            setattr(self.model, key, value)
+        for name, table in learned["tables"].items():
+            fit = SCORES[name].fit
+            assert fit is not None
+            self.fitted[name] = fit(table)
+        if "local" in learned:
+            self.local = RunLocal(learned["local"], learned["detected"])
+
+    def take_stored(self, key: Mapping[str, Any], learn: Callable[[], dict[str, Any]], say: Say) -> None:
+        """The same from the cache, if it has this key; otherwise `learn` fills it."""
+
+        def make() -> dict[str, Any]:
+            learned = learn()
+            return learned | {"attributes": {k: v.cpu().numpy() for k, v in learned["attributes"].items()}}
+
+        found = stored(key, make, say, "fits")
+        device = self.trained.device
+        tensors = {name: torch.from_numpy(value).to(device) for name, value in found["attributes"].items()}
+        self.take({**found, "attributes": tensors})
 
     def values(self, batch: Batch) -> Table:
         """float64 [B] of each score, finite or not."""
@@ -266,6 +304,12 @@ class Scorer:
         """The options that a method of the model takes, as its keywords."""
         taken = {key: self.options[key] for key in self._parameters(method) & set(self.options)}
         return group_options(getattr(self.model, method), taken)
+
+
+def tensors_of(model: Model) -> dict[str, Tensor]:
+    """The model's own attributes and buffers that are tensors."""
+    values = {**vars(model), **dict(model.named_buffers(recurse=False))}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True)
@@ -431,7 +475,28 @@ class Scoring:
             on_train = [name in scorer.model.fitted_on_train for name in scorer.fits] or [False]
             most = max(len(picks[i].index) for i in on_train)
             self.log.info(f"fitting the scores on {most:,} images of `{self.home.meta.name}`")
-        scorer.fit(*picks)
+        key = self._key_of(scorer, held_out) if scorer.is_fitted() else None
+        if key is None:
+            return scorer.fit(*picks)
+        scorer.take_stored(key, lambda: scorer.learn(*picks), self.log.info)
+
+    def _key_of(self, scorer: Scorer, held_out: Pick) -> dict[str, Any] | None:
+        """What fits depend on; None if they are not stored: of a model from outside, which may keep anything,
+        of several processes, and of runs without a file of weights."""
+        trained, index = scorer.trained, hashlib.sha256(held_out.index.tobytes()).hexdigest()
+        runs = [one.run for one in (trained, scorer.background) if one]
+        ours = type(trained.model).__module__.startswith("gzcli.models.")
+        stats = [run.model_file.stat() for run in runs if run.model_file.exists()]
+        if ranks.world() > 1 or not ours or len(stats) < len(runs):
+            return None
+        return {
+            "code": [code(Path(__file__).parents[1]), torch.__version__, str(self.device)],
+            "runs": [str(run.path) for run in runs],
+            "weights": [[one.st_mtime_ns, one.st_size] for one in stats],
+            "step": [trained.step, trained.requested_precision],
+            "images": [held_out.pack.meta.digest, trained.form, held_out.split, held_out.by_content, index],
+            "scores": [scorer.names, scorer.map_name, self.perceptual, scorer.options, scorer.seed],
+        }
 
     def over_seeds(self, pick: str) -> tuple[Table, Table]:
         """The means of a pick's scores over the seeds, and their deviations, {} of a single seed."""

@@ -206,6 +206,43 @@ def test_fits_see_the_same_images_whatever_n_is(trained, tmp_path, monkeypatch):
     assert result["results"][0]["score"] == "knn"
 
 
+def test_fits_are_made_once(home, trained, tmp_path, monkeypatch):
+    """Of the same weights, images and options; a model from outside may keep anything, and is fitted anew."""
+    monkeypatch.setattr(ood, "histograms", lambda *args: None)
+    fits = []
+
+    def counted(kind, method):
+        fit = getattr(kind, method)
+        monkeypatch.setattr(
+            kind, method, lambda self, *words, **how: fits.append(method) or fit(self, *words, **how)
+        )
+
+    def scored(**changes):
+        model = WGAN.of(trained.info, width=8, latent=4)
+        model.load_state_dict(weights)
+        fake_run(tmp_path, monkeypatch, scores, model=model, name="wgan")
+        return run(tmp_path, run="wgan", n=10, **{"scores": ("knn", "local")} | changes)["results"]
+
+    counted(WGAN, "fit_knn"), counted(Pixelwise, "fit_far")
+    weights = WGAN.of(trained.info, width=8, latent=4).state_dict()
+    (tmp_path / "wgan").mkdir()
+    (tmp_path / "wgan" / "model.safetensors").write_bytes(b"x")
+    first = scored()
+    assert scored() == first and fits == ["fit_knn"]
+    assert len(list((home / "fits").glob("*.npz"))) == 1
+    scored(seed=1), scored(scores=("knn",))
+    assert fits == ["fit_knn"] * 3
+    (tmp_path / "wgan" / "model.safetensors").write_bytes(b"xy")  # other weights
+    scored()
+    (stored, *_) = (home / "fits").glob("*.npz")
+    for path in (home / "fits").glob("*.npz"):
+        path.write_bytes(stored.read_bytes()[:50])  # a damaged file is made again
+    assert scored() == first and fits == ["fit_knn"] * 5
+    for _ in range(2):
+        run(tmp_path, scores=("far",), n=10)
+    assert fits[5:] == ["fit_far"] * 2
+
+
 @pytest.mark.xdist_group("quality")  # the worker that has the LeNet of the digits
 def test_rebuilt_images_are_also_compared_by_the_features_of_the_set(trained, tmp_path, monkeypatch):
     """Without LPIPS's weights by those of a LeNet, which then moves the score; `pixels` leaves it out."""

@@ -1,4 +1,5 @@
-"""Alarms in the cache, by the hash of the images, of the settings and of this folder's code."""
+"""Alarms, and other fits of dataclasses and arrays, in the cache by the hash of the images, of the settings
+and of this folder's code."""
 
 from __future__ import annotations
 
@@ -9,41 +10,41 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from gzcli.core.types import Say
-from gzcli.metrics.alarms.alarm import Alarm
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
 TREE = "tree"  # name of the array that contains all but arrays, as JSON
 LARGEST = 400_000_000  # bytes: larger alarms are made again; 5 folds of 300 components of 128 px have 295 MB
 ROOM = "gzcli.metrics.alarms."
+T = TypeVar("T")
 
 
-def stored(key: Mapping[str, Any], make: Callable[[], Alarm], say: Say) -> Alarm:
-    """The alarm of this key from the cache; otherwise a new one, which is stored. Processes that make the
-    same alarm at once each write a whole file."""
-    text = json.dumps({**key, "code": code()}, sort_keys=True, default=str)
-    path = cache_dir("alarms", f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz")
-    alarm = files.read_cached(path, read, say)
-    if alarm is None:
-        alarm = make()
-        write(path, alarm)
-    return alarm
+def stored(key: Mapping[str, Any], make: Callable[[], T], say: Say, folder: str = "alarms") -> T:
+    """The fit of this key from the cache; otherwise a new one, which is stored. Processes that make the same
+    at once each write a whole file."""
+    text = json.dumps({"code": code(), **key}, sort_keys=True, default=str)
+    path = cache_dir(folder, f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz")
+    found: T | None = files.read_cached(path, read, say)
+    if found is None:
+        found = make()
+        write(path, found)
+    return found
 
 
-def code() -> str:
-    """The hash of the code by which alarms are made."""
+def code(root: Path = Path(__file__).parent) -> str:
+    """The hash of the code of a folder, by default that by which alarms are made."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(root.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def write(path: Path, alarm: Alarm) -> None:
+def write(path: Path, found: Any) -> None:
     arrays: dict[str, np.ndarray] = {}
 
     def plain(value: Any) -> Any:
@@ -59,14 +60,14 @@ def write(path: Path, alarm: Alarm) -> None:
             return {"map": [[key, plain(each)] for key, each in value.items()]}
         return value.item() if isinstance(value, np.generic) else value
 
-    tree = json.dumps(plain(alarm))
+    tree = json.dumps(plain(found))
     if sum(array.nbytes for array in arrays.values()) <= LARGEST:
         buffer = io.BytesIO()
         np.savez(buffer, **dict[str, Any]({TREE: np.array(tree), **arrays}))
         files.write_atomic(path, buffer.getvalue())
 
 
-def read(path: Path) -> Alarm:
+def read(path: Path) -> Any:
     arrays = files.read_arrays(path, TREE)
 
     def whole(value: Any) -> Any:
@@ -82,5 +83,4 @@ def read(path: Path) -> Alarm:
         kind = getattr(import_module(ROOM + module), name)
         return kind(**{key: whole(each) for key, each in value.items() if key != "kind"})
 
-    alarm: Alarm = whole(json.loads(str(arrays[TREE])))
-    return alarm
+    return whole(json.loads(str(arrays[TREE])))
