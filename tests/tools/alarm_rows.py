@@ -21,6 +21,7 @@ import io
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -224,11 +225,11 @@ def every_score(of: Inspected) -> Iterator[tuple[str, Mapping[str, Any], tuple[n
         for base, maps_of in choice.SEARCHES[name](of.train, factors):
             usual = usual_maps(name, of.train, base)
             maps = [maps_of(images) for images in (of.good, of.bad)]
-            for relate in (False, True):
-                for scales in choice.SCALES:
-                    local = fit_local(usual, scales, relate=relate)
-                    good, bad = (local(each).max((1, 2)) for each in maps)
-                    yield name, {**base, "scales": scales, "relate": relate}, (good, bad)
+            for scales, relate, even in product(choice.SCALES, (False, True), (False, True)):
+                how: dict[str, Any] = {"scales": scales, "relate": relate, "even": even}
+                local = fit_local(usual, **how)
+                good, bad = (local(each).max((1, 2)) for each in maps)
+                yield name, {**base, **how}, (good, bad)
 
 
 def usual_maps(name: str, images: np.ndarray, base: Mapping[str, Any]) -> np.ndarray:

@@ -16,15 +16,19 @@ Change = tuple[np.ndarray, np.ndarray]  # what an image becomes, float32 [C, H, 
 Drawer = Callable[[np.ndarray, Rng], Change]  # of an image float32 [C, H, W], 0 … 255
 LEAST, MOST = 0.03, 0.16  # side of a defect as a share of the image's
 OPAQUE = 0.3  # the least opacity of a defect; contrasts are drawn of their own
+PLAIN = 1.5  # contrast of plain defects, relative to opaque ones
 SOFT = (0.003, 0.012)  # deviation by which its edges are blurred, as a share of the side, as by a lens
 SEEN = 6  # grey levels by which a pixel of a defect differs at least
 
 
 def synthetic(
-    images: np.ndarray, *, each: int = 1, seed: int = 0
+    images: np.ndarray, *, each: int = 1, seed: int = 0, plain: bool = False
 ) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Images uint8 [N, C, H, W] with one defect each, [kinds · each, C, H, W], the kind of each, and the
-    number of the image it was drawn on. A defect that cannot be seen is drawn again."""
+    number of the image it was drawn on. A defect that cannot be seen is drawn again.
+
+    plain: whether they are opaque, and differ from the image by `PLAIN` times as much.
+    """
     out, kinds, source = [], [], []
     for i in range(each * len(DRAWERS)):
         kind = list(DRAWERS)[i % len(DRAWERS)]
@@ -32,7 +36,7 @@ def synthetic(
         source.append(int(rng.integers(len(images))))
         image = images[source[-1]]
         for _ in range(8):
-            drawn = changed(image.astype(np.float32), DRAWERS[kind], rng)
+            drawn = changed(image.astype(np.float32), DRAWERS[kind], rng, plain=plain)
             if np.abs(drawn.astype(int) - image).max() >= SEEN:
                 break
         out.append(drawn)
@@ -40,12 +44,13 @@ def synthetic(
     return np.stack(out), kinds, np.array(source)
 
 
-def changed(image: np.ndarray, drawer: Drawer, rng: Rng) -> np.ndarray:
+def changed(image: np.ndarray, drawer: Drawer, rng: Rng, *, plain: bool = False) -> np.ndarray:
     """An image with a defect, uint8."""
     from scipy.ndimage import gaussian_filter
 
     target, mask = drawer(image, rng)
     mask = gaussian_filter(mask, rng.uniform(*SOFT) * min(image.shape[1:])) * rng.uniform(OPAQUE, 1)
+    mask = PLAIN * mask / max(OPAQUE, float(mask.max())) if plain else mask
     return (image + mask * (target - image)).clip(0, 255).round().astype(np.uint8)
 
 

@@ -55,8 +55,15 @@ class Local:
         return top + np.maximum(0, whole - top.max((1, 2)))[:, None, None]
 
 
-def fit_local(maps: np.ndarray, scales: Sequence[int] = SCALES, *, relate: bool = False) -> Local:
-    """Fits the local map on maps [N, h, w] of good images; relate: whether maps are relative."""
+def fit_local(
+    maps: np.ndarray, scales: Sequence[int] = SCALES, *, relate: bool = False, even: bool = False
+) -> Local:
+    """Fits the local map on maps [N, h, w] of good images.
+
+    relate: whether maps are relative.
+    even: whether one mean and deviation of all places is that of each. Where edges lie elsewhere in each
+      image, those of a place hide what is strange at an edge.
+    """
     maps = np.asarray(maps, np.float32)
     level = maps.mean(0)
     level = level + np.float32(FLOOR * level.mean() + 1e-12)
@@ -65,6 +72,8 @@ def fit_local(maps: np.ndarray, scales: Sequence[int] = SCALES, *, relate: bool 
     n, mean, variance = len(u), u.mean(0), u.var(0)
     pooled = float(variance.mean())
     deviation = np.sqrt((n * variance + SHRINK * pooled) / (n + SHRINK)) if pooled else np.ones_like(mean)
+    if even:
+        mean, deviation = np.full_like(mean, u.mean()), np.full_like(mean, max(float(u.std()), 1e-12))
     z = (u - mean) / deviation
     tops = np.stack([smooth(z if k > 0 else -z, abs(k)).max((1, 2)) for k in scales])
     shift, unit = tops.mean(1), np.maximum(tops.std(1), 1e-3)

@@ -86,6 +86,7 @@ def fit_knn_patch(
     weight: float = 1.0,
     scales: Sequence[int] = SCALES,
     relate: bool = False,
+    even: bool = False,
 ) -> KnnPatch:
     """`knn_patch`. Each of a few parts of the images has its own memory; the usual distances are those
     of each part to the memories of the others."""
@@ -93,21 +94,27 @@ def fit_knn_patch(
     embedding = embed(x, side, weight)
     memory, usual = remembered(embedding(x))
     parameters = {"factor": factor, "side": side, "weight": weight, "scales": tuple(scales)}
-    parameters["relative"] = relate
-    local = fit_local(usual, scales, relate=relate)
+    parameters |= {"relative": relate, "even": even}
+    local = fit_local(usual, scales, relate=relate, even=even)
     return KnnPatch(parameters, factor * STRIDE, factor, embedding, memory, local)
 
 
 def fit_patchcore(
-    images: np.ndarray, *, weight: float = 0.0, scales: Sequence[int] = SCALES, relate: bool = False
+    images: np.ndarray,
+    *,
+    weight: float = 0.0,
+    scales: Sequence[int] = SCALES,
+    relate: bool = False,
+    even: bool = False,
 ) -> PatchCore:
     """`patchcore`. Raises MissingError without the weights of the network."""
     cell = cell_of(images.shape[1:])
     x = features(images, cell)
     embedding = embed(x, 1, weight, stride=1, dimensions=OF_FEATURES)
     memory, usual = remembered(embedding(x))
-    parameters = {"cell": cell, "weight": weight, "scales": tuple(scales), "relative": relate}
-    local = fit_local(usual, scales, relate=relate)
+    parameters = {"cell": cell, "weight": weight, "scales": tuple(scales)}
+    parameters |= {"relative": relate, "even": even}
+    local = fit_local(usual, scales, relate=relate, even=even)
     return PatchCore(parameters, cell, cell, embedding, memory, local)
 
 

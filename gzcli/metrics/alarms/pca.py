@@ -101,6 +101,7 @@ def fit_pca_local(
     share: float = 1.0,
     scales: Sequence[int] = SCALES,
     relate: bool = False,
+    even: bool = False,
 ) -> PcaLocal:
     """`pca_local`; share: of the components that there are, at most `MOST`.
 
@@ -110,8 +111,8 @@ def fit_pca_local(
     k = max(1, round(share * min(MOST, len(x) - 1, x[0].size)))
     basis, residuals = components(x, k), strength(left_out(x, k))
     parameters = {"factor": factor, "components": len(basis.rows), "scales": tuple(scales)}
-    parameters["relative"] = relate
-    return PcaLocal(parameters, factor, basis, fit_local(residuals, scales, relate=relate))
+    parameters |= {"relative": relate, "even": even}
+    return PcaLocal(parameters, factor, basis, fit_local(residuals, scales, relate=relate, even=even))
 
 
 def left_out(x: np.ndarray, k: int) -> np.ndarray:
