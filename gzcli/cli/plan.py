@@ -120,7 +120,7 @@ def show_plan(start: Start, *, keys: bool) -> None:
     memory, (tree, origin) = forecast.memory_of(plan), resolved_tree(outlook)
     path = run.path if run else user_dir("runs") / f"{recipe.card.name}-{facts.key}-<time>-<id>"
     launch = show(path, plan)
-    lines = [*in_lines(outlook, memory), ("needs", ", ".join(needs) or "nothing that is not here")]
+    lines = [*in_lines(outlook, memory), ("needs", ", ".join(needs) or "no downloads")]
     for label, text in (*(("start", line) for line in starts(start.request)), *lines):
         out.text("\n".join(out.fitted(text, f"{label:<8}")))
     on = counted(plan.gpus, "GPU") if plan.gpus else "no GPUs"

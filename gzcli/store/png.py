@@ -113,4 +113,4 @@ def font_of(height: int) -> ImageFont.FreeTypeFont:
     library = find_spec("matplotlib")  # finds the library's files without the time of its import
     assert library is not None and library.origin is not None
     fonts = Path(library.origin).parent / "mpl-data" / "fonts" / "ttf"
-    return ImageFont.truetype(fonts / "DejaVuSans.ttf", height)
+    return ImageFont.truetype(str(fonts / "DejaVuSans.ttf"), height)
