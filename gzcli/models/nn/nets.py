@@ -11,6 +11,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import DataInfo
 from gzcli.models.nn import Classes
 from gzcli.models.nn.dit import DiTNet, DiTOptions
+from gzcli.models.nn.magnitude import MPUNet
 from gzcli.models.nn.unet import TimesUNet, UNet, UNetOptions
 
 
@@ -18,8 +19,9 @@ from gzcli.models.nn.unet import TimesUNet, UNet, UNetOptions
 class NetOptions(UNetOptions):
     """The network and its sizes.
 
-    net: architecture: a U-Net (unet), or a transformer over patches (dit; Peebles & Xie 2023,
-      arXiv:2212.09748).
+    net: architecture: a U-Net (unet), a transformer over patches (dit; Peebles & Xie 2023,
+      arXiv:2212.09748), or a U-Net whose layers preserve magnitudes (edm2; Karras 2023, arXiv:2312.02696). It
+      has no norms. Train it with Adam at a learning rate of .01.
     layers: residual blocks of each level of a U-Net's encoder, or transformer blocks. Default: 1, or 4 of
       dit.
     patch: patch size in pixels. A U-Net pads images to a multiple of it; for dit it must divide the image's
@@ -32,7 +34,7 @@ class NetOptions(UNetOptions):
     norm_eps: number added to the variance in a norm. Default: 1e-5, or 1e-6 of dit.
     """
 
-    net: Literal["unet", "dit"] = "unet"
+    net: Literal["unet", "dit", "edm2"] = "unet"
     layers: int | None = None  # type: ignore[assignment]
     patch: int | None = None  # type: ignore[assignment]
     norm_eps: float | None = None  # type: ignore[assignment]
@@ -66,6 +68,11 @@ class NetOptions(UNetOptions):
         fields = {key: getattr(self, key) for key in UNetOptions.__dataclass_fields__}
         usual = {"layers": 1, "patch": 1, "norm_eps": 1e-5}
         options = UNetOptions(**fields | {key: v for key, v in usual.items() if fields[key] is None})
+        if self.net == "edm2":
+            if times > 1:
+                hint = "set `model.net` to `unet` or `dit`"
+                raise UsageError("`net: edm2` takes one time, and this model has two", hint=hint)
+            return MPUNet(data, options, classes, guides, outputs)
         if times == 1:
             return UNet.of(data, options, classes=classes, guides=guides, outputs=outputs)
         return TimesUNet.of(data, options, classes=classes, times=times)

@@ -5,6 +5,8 @@ arXiv:2206.00364: a denoiser D of x = x_0 + σ ε whose network F has inputs and
     c_skip = σ_d² / (σ² + σ_d²),  c_out = σ σ_d / √(σ² + σ_d²),  c_in = 1 / √(σ² + σ_d²)    (table 1)
     E λ(σ) ‖D(x, σ) − x_0‖²,   ln σ ~ N(−1.2, 1.2²),   λ = 1 / c_out²                       (eq. 2)
 
+Its successor EDM2 (Karras 2023, arXiv:2312.02696) is `net: edm2` with `uncertainty`: E λ/e^u ‖D − x_0‖² + u.
+
 The process is VE's, whose time t in 0 … 1 is even in ln σ. The network gets 1000 t, affine in the paper's
 c_noise = ¼ ln σ, since its embedding is made for times of that range.
 """
@@ -26,6 +28,7 @@ from gzcli.models.denoising.denoiser import EstimateOptions, LikelihoodByODE
 from gzcli.models.denoising.process import VE, Level, Shift, shift_of
 from gzcli.models.denoising.samplers import Estimate
 from gzcli.models.labelled import ClusterOptions
+from gzcli.models.nn.magnitude import Uncertainty
 from gzcli.models.nn.nets import NetOptions
 from gzcli.models.score.sgm import ScoreModel, ScoreOptions
 
@@ -46,6 +49,8 @@ class EDMOptions(EstimateOptions):
       arXiv:2301.11093).
     weight_warmup: fraction of training in which λ is capped. The cap grows from 5 to 500, so structure is
       learned before detail (Wu 2023, arXiv:2306.06991).
+    uncertainty: whether the loss is divided by its learned expectation at each noise level (Karras 2023,
+      arXiv:2312.02696, eq. 21), so that all levels contribute alike.
     """
 
     sigma_data: float | None = None
@@ -55,6 +60,7 @@ class EDMOptions(EstimateOptions):
     log_std: float = 1.2
     shift: Shift = 1.0
     weight_warmup: float = 0.0
+    uncertainty: bool = False
 
 
 class EDM(LikelihoodByODE, ScoreModel):
@@ -78,6 +84,7 @@ class EDM(LikelihoodByODE, ScoreModel):
         super().__init__(data, network, process, replace(times, bounded=edm.bounded), labels)
         self.measured, self.warmup = edm.sigma_data is None, edm.weight_warmup * data.steps
         self.register_buffer("sigma_data", torch.tensor(0.5 if self.measured else edm.sigma_data))
+        self.uncertainty = Uncertainty() if edm.uncertainty else None
         self.on_step(-1)
 
     # ---- the network
@@ -114,7 +121,11 @@ class EDM(LikelihoodByODE, ScoreModel):
         c_out = self.coefficients(level.sigma)[1]
         bound = self.bound if self.training else math.inf
         weight = (bound * c_out**2).clamp(max=1)  # λ c_out²; below 1 where λ is bounded
-        return {"loss": (weight * (out - target).square()).mean()}
+        if self.uncertainty is None:
+            return {"loss": (weight * (out - target).square()).mean()}
+        error = (weight * (out - target).square()).flatten(1).mean(1)
+        u = self.uncertainty(self.time_input(level.t))
+        return {"loss": (error / u.exp() + u).mean(), "unweighted": error.detach().mean()}
 
     def on_step(self, step: int) -> None:
         """The bound of λ at the next step."""
