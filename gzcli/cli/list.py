@@ -166,7 +166,7 @@ def list_pretrained(*, wide: bool = False) -> None:
     from gzcli.store.pretrained import PREFIX, elsewhere, every
 
     models, lacking = every(), list(elsewhere())
-    columns = ("pretrained", "data", "figure", "floor", "params", "CPU time", "size")
+    columns = ("pretrained", "data", "figure", "above real", "params", "CPU time", "size")
     out.table(columns, [(PREFIX + one.name, one.data, *one.cells) for one in models], wide=wide)
     if models:
         out.hint(f"gz sample {PREFIX}{models[0].name}")

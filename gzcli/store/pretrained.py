@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from gzcli.core.errors import MissingError, UsageError, canonical, did_you_mean, matching
 from gzcli.core.sections import titled
-from gzcli.core.units import count, duration, size
+from gzcli.core.units import count, duration, short, size
 from gzcli.store.files import read_json, safetensors_header
 from gzcli.store.paths import recipe_names
 from gzcli.store.run_folder import STAGES
@@ -40,22 +41,27 @@ class Pretrained:
 
     @property
     def figures(self) -> list[dict[str, Any]]:
-        """Its results by `gz bench`, with the floor of real images if that was measured."""
-        rows = (row for row in self.card["figures"] if row["from"] == "gz bench")
-        return [row | floors().get((self.data, row["name"], row["n"]), {}) for row in rows]
+        """Its results by `gz bench`: name, value, n, drawn, the floor of as many real images that are drawn
+        alike, and the excess over it with its 95 % interval."""
+        return [row for row in measured() if row["model"] == self.name]
 
     @property
     def cells(self) -> tuple[str, str, str, str, str]:
-        """Its cells in a table: metric and its floor, parameters, seconds of training on a core, and size."""
-        row = next(iter(self.figures), {})
-        best = f"{row['name']} {row['value']:.3g}" if row else "-"
-        floor = f"{row['floor']:.3g}" if "floor" in row else "-"
+        """Its cells in a table: metric, its excess over real images, parameters, seconds of training on a
+        core, and size."""
+        best = excess = "-"
+        if self.figures:
+            row = self.figures[0]
+            value, low, high = row["excess"]
+            half = short((high - low) / 2, 2)
+            best, excess = f"{row['name']} {short(row['value'])}", f"{short(value)} ± {half}"
         params, seconds = count(self.card["params"]), duration(self.card["work"])
-        return best, floor, params, seconds, size(self.file.stat().st_size)
+        return best, excess, params, seconds, size(self.file.stat().st_size)
 
 
 @cache  # pages of all models ask for them
 def every() -> tuple[Pretrained, ...]:
+    """The models that are here, by data set, and the best first."""
     models = []
     for name, file in names().items():
         texts = safetensors_header(file)["__metadata__"]
@@ -63,14 +69,14 @@ def every() -> tuple[Pretrained, ...]:
         (model, data), recipe = parts_of(name), json.loads(texts["recipe"])
         title = titled(model, (recipe.get(STAGES) or {"": recipe}).values())
         models.append(Pretrained(name, file, model, title, data, card, preview))
-    return tuple(models)
+    excess = {row["model"]: row["excess"][0] for row in reversed(measured())}
+    return tuple(sorted(models, key=lambda one: (one.data, excess.get(one.name, math.inf))))
 
 
 @cache
-def floors() -> dict[tuple[str, str, int], dict[str, Any]]:
-    """The floors of metrics and their intervals, by data set, figure and number of images."""
-    rows = read_json(FOLDER / "floors.json") or ()
-    return {(row.pop("data"), row.pop("name"), row.pop("n")): row for row in rows}
+def measured() -> list[dict[str, Any]]:
+    """The results of `gz bench` on the files, of which `every` has those that are here."""
+    return read_json(FOLDER / "figures.json") or []
 
 
 def is_name(ref: str) -> bool:

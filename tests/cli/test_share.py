@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from zoo import Case
 
 import gzcli
+from gzcli.docs.page import as_markdown, page_of
 from gzcli.engine.__main__ import VERBS, main
 from gzcli.engine.log import Log
 from gzcli.launch import launcher
@@ -264,7 +265,11 @@ def test_a_pretrained_model_loads_and_draws(one, elsewhere):
     assert card["work"] > 1 and Image.open(model.path / "preview.png").size[0] >= 64
     assert card["dtype"] == "bf16" and card["command"].startswith("gz train ")
     assert "--json" not in card["command"]
-    assert [(row["name"], row["n"]) for row in one.figures] == [("fd", 500)]
+    (row,) = one.figures
+    excess, low, high = row["excess"]
+    assert (row["name"], row["n"]) == ("fd", 1000) and low <= excess <= high
+    assert excess == pytest.approx(row["value"] - row["floor"])
+    assert f", {one.cells[0]}, {one.cells[1]} above real" in " ".join(as_markdown(page_of(one.model)).split())
 
 
 def test_pretrained_models_are_small_together_and_have_one_spelling(gz, elsewhere):
@@ -277,8 +282,9 @@ def test_pretrained_models_are_small_together_and_have_one_spelling(gz, elsewher
     assert gzcli.load(model, data=data, pretrained=True, device="cpu").path == run.path
     code, out, _ = gz("list", "pretrained", "--json")
     rows = json.loads(out)["pretrained"]
-    assert code == 0 and [row["name"] for row in rows] == [f"pretrained:{n}" for n in names]
-    assert all(row["floor_interval"][0] < row["floor"] for one in rows for row in one["figures"])
+    assert code == 0 and {row["name"] for row in rows} == {f"pretrained:{n}" for n in names}
+    excesses = [one["figures"][0]["excess"][0] for one in rows if one["data"] == "glyphs"]
+    assert excesses == sorted(excesses), "the best is first"
     code, _, err = gz("sample", "nothing", "--pretrained")
     assert code == 2 and "`gz list pretrained` names them" in err
     code, _, err = gz("sample", model, "--pretrained", "--data", "mnist")

@@ -3,6 +3,7 @@
     python tests/tools/pretrained.py                  every line of the table
     python tests/tools/pretrained.py cfm-glyphs …     these
     python tests/tools/pretrained.py --list           what there is, and what is done
+    python tests/tools/pretrained.py --measure …      measures files that are there again
 
 It goes on where it was stopped: runs lie in GZ_HOME, else in `build/pretrained`, and a line is done when its
 file is there. Each file records its own command; a file that is to be made again is removed first.
@@ -21,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TARGET = ROOT / "gzcli" / "pretrained"
 MORE, CHECKSUMS = TARGET / "more", TARGET / "more.json"
 MOST, ALL = 4_000_000, 20_000_000  # bytes of a file, and of all together
-N = 500  # samples that `fd` is measured with
+N = 1000  # samples that `fd` is measured with
+FIGURES = TARGET / "figures.json"
 
 WARM = "train.ema=0.998 optim.warmup=100"
 UNET = f"model.channels=16 model.mult=[1,1,3] model.patch=1 train.batch_size=32 {WARM} train.steps=1800"
@@ -85,30 +87,38 @@ def gz(*words: str) -> dict | None:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def record_floor(bench: dict) -> None:
-    """Writes the floor of a bench into `floors.json`, which has a row for each set."""
-    file = TARGET / "floors.json"
-    rows = {row["data"]: row for row in (json.loads(file.read_text()) if file.exists() else ())}
-    floor = {"floor": bench["floor"]["fd"], "floor_interval": bench["floor_intervals"]["fd"]}
-    rows[bench["data"]] = {"data": bench["data"], "name": "fd", "n": N} | floor
-    file.write_text("[\n" + ",\n".join("  " + json.dumps(rows[data]) for data in sorted(rows)) + "\n]\n")
+def record(bench: dict) -> None:
+    """Writes the rows of a bench of files into `figures.json`, which has a row for each of them."""
+    rows = {row["model"]: row for row in (json.loads(FIGURES.read_text()) if FIGURES.exists() else ())}
+    for row in bench["rows"]:
+        name = row["run"].rpartition("-")[0]  # a file is the run NAME-HASH
+        values = {key: row[key]["fd"] for key in ("floor", "excess")}
+        values |= {"value": row["metrics"]["fd"], "drawn": row["drawn"], "title": row["title"]}
+        rows[name] = {"model": name, "name": "fd", "n": row["n"]} | values
+    text = ",\n".join("  " + json.dumps(rows[name]) for name in sorted(rows))
+    FIGURES.write_text(f"[\n{text}\n]\n")
+
+
+def measure(name: str) -> None:
+    data = name.rpartition("-")[2]
+    record(gz("bench", f"pretrained:{name}", "--data", data, "-n", str(N), "--metrics", "fd,fd_second"))
 
 
 def make(name: str) -> Path:
     """Trains, measures and exports a line of the table, as far as that is not done yet."""
-    file, data = file_of(name), name.rpartition("-")[2]
+    file = file_of(name)
     if file.exists():
         return file
     run = gz("runs", "show", name)
     if run is None or run["state"] != "finished":
         gz(*command_of(name), "--name", name, *(["--resume"] if run else []))
     file.parent.mkdir(parents=True, exist_ok=True)
-    record_floor(gz("bench", name, "--data", data, "-n", str(N), "--metrics", "fd"))
     if gz("runs", "export", name, "--to", "file", "--dtype", "bf16", "--out", str(file)) is None:
         raise SystemExit(f"`{name}` could not be exported")
     if (size := file.stat().st_size) > MOST:
         file.unlink()
         raise SystemExit(f"`{name}` has {size:,} bytes, more than {MOST:,}")
+    measure(name)
     return file
 
 
@@ -117,6 +127,10 @@ def main(words: list[str]) -> None:
         for name in TABLE:
             state = "done" if file_of(name).exists() else "    "
             print(state, f"{name:<16} gz {' '.join(command_of(name))}")
+        return
+    if words[:1] == ["--measure"]:
+        for name in words[1:] or TABLE:
+            measure(name)
         return
     for name in words or TABLE:
         if name not in TABLE:
