@@ -69,6 +69,11 @@ class Published:
         return "FlowMatch" in str(self.scheduler.get("_class_name"))
 
     @property
+    def consistency(self) -> bool:
+        """Whether it is a consistency function of the noise of EDM."""
+        return str(self.scheduler.get("_class_name")).startswith("CM")
+
+    @property
     def learned_variance(self) -> bool:
         channels = self.config.get("out_channels") or self.config["in_channels"]
         return bool(channels == 2 * self.config["in_channels"])
@@ -142,13 +147,16 @@ def saved_of(published: Published, name: str) -> Saved:
         raise UsageError(f"`{published.folder}` is of images of {channels} channels", hint=hint)
     data = DataSection(name, size=size, channels=channels, levels=256, latent=latent)
     net = _unet(published) if published.kind == UNET else _dit(published)
-    model = "dit" if published.kind == DIT else "fm" if published.flow else "ddpm"
+    model = "fm" if published.flow else "edm" if published.consistency else "ddpm"
+    model = "dit" if published.kind == DIT else model
     options = {**net, **_process(published)}
     if published.classes:
         options |= {"conditional": True, "label_dropout": 0.1 if published.kind == DIT else 0.0}
     elif published.kind == DIT:
         options["conditional"] = False
-    part = Part(model, options, about=f"Published weights, {name}", data=data, train=TrainSection(steps=1))
+    sample = {"sampler": "renoise", "steps": 1, "spacing": "logsnr"} if published.consistency else {}
+    train = TrainSection(steps=1)
+    part = Part(model, options, sample=sample, about=f"Published weights, {name}", data=data, train=train)
     made: Any = build_model(part, info)
     tensors = dict(_tensors(published.net))
     if published.flow:
@@ -220,6 +228,9 @@ def _process(published: Published) -> dict[str, Any]:
         if published.kind == DIT or scheduler.get("use_dynamic_shifting"):
             raise UsageError(f"gz has no such flow as that of `{published.folder}`")
         return {"shift": float(scheduler.get("shift", 1.0)), "sigma_min": 0.0}
+    if published.consistency:
+        noise = {key: float(scheduler[key]) for key in ("sigma_min", "sigma_max", "sigma_data")}
+        return {**noise, "boundary": noise["sigma_min"], "noise_input": "log_sigma"}
     keys = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
     form = {key: scheduler[key] for key in (*keys, "rescale_betas_zero_snr") if key in scheduler}
     reference: Any = DDPMScheduler(**form)
@@ -227,7 +238,7 @@ def _process(published: Published) -> dict[str, Any]:
     kinds = ((name, zero) for name in BETAS for zero in (False, True))
     fits = lambda name, zero: np.allclose(DiscreteVP(name, len(table), zero_snr=zero).alpha, table, atol=1e-5)  # noqa: E731
     schedule = next(((name, zero) for name, zero in kinds if fits(name, zero)), None)
-    if schedule is None or scheduler.get("_class_name", "").startswith(("CM", "EDM")):
+    if schedule is None or scheduler.get("_class_name", "").startswith("EDM"):
         what = scheduler.get("beta_schedule") or scheduler.get("_class_name")
         hint = "gz has the schedules linear (1e-4 … .02) and cosine, and straight flows"
         raise UsageError(f"gz has no noise like that of `{published.folder}` ({what})", hint=hint)

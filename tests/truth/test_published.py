@@ -16,6 +16,8 @@ from gzcli.export import published
 from gzcli.launch import launcher
 from gzcli.launch.from_file import find_run
 from gzcli.launch.plan import ask, prepare
+from gzcli.models.denoising import samplers
+from gzcli.models.denoising.process import Level
 from gzcli.models.diffusion.ddpm import SamplingOptions
 
 diffusers = pytest.importorskip("diffusers")
@@ -44,6 +46,26 @@ def blocks(widths, attended):
     return {"block_out_channels": widths, "down_block_types": down, "up_block_types": up}
 
 
+CD = {  # `openai/diffusers-cd_imagenet64_l2`, a consistency function
+    "attention_head_dim": 64,
+    "attn_norm_num_groups": 32,
+    "block_out_channels": [192, 384, 576, 768],
+    "down_block_types": ["ResnetDownsampleBlock2D", *["AttnDownBlock2D"] * 3],
+    "downsample_padding": 1,
+    "downsample_type": "resnet",
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "in_channels": 3,
+    "layers_per_block": 3,
+    "norm_eps": 1e-5,
+    "norm_num_groups": 32,
+    "num_class_embeds": 1000,
+    "out_channels": 3,
+    "resnet_time_scale_shift": "scale_shift",
+    "sample_size": 64,
+    "up_block_types": [*["AttnUpBlock2D"] * 3, "ResnetUpsampleBlock2D"],
+    "upsample_type": "resnet",
+}
 CIFAR = GOOGLE | {"sample_size": 32} | blocks([128, 256, 256, 256], {1})
 PHOTOS = GOOGLE | {"sample_size": 256} | blocks([128, 128, 256, 256, 512, 512], {4})
 SMALL = {"norm_num_groups": 4}
@@ -54,6 +76,7 @@ FULL = {
     "google/ddpm-church-256": PHOTOS,
     "google/ddpm-bedroom-256": PHOTOS,
     "google/ddpm-cat-256": PHOTOS,
+    "openai/diffusers-cd_imagenet64_l2": CD,
     "facebook/DiT-XL-2-256": DIT,
 }
 HERE = {
@@ -63,6 +86,10 @@ HERE = {
     | {"attention_head_dim": 4, "flip_sin_to_cos": True, "freq_shift": 0, "out_channels": 6},
     "classes": SMALL_CIFAR
     | {"num_class_embeds": 5, "sample_size": 16, "downsample_padding": 1, "norm_eps": 1e-5},
+    "consistency": CD
+    | SMALL
+    | {"attn_norm_num_groups": 4, "block_out_channels": [8, 16, 16, 16], "attention_head_dim": 4}
+    | {"layers_per_block": 1, "num_class_embeds": 5, "sample_size": 16},
     "dit": DIT | {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8},
 }
 
@@ -76,7 +103,10 @@ def folder_of(path, config, scheduler=None):
         p.data.normal_().mul_(0.7 * p[0].numel() ** -0.5 if p.ndim > 1 else 0.1)
     if kind == "UNet2DModel":
         net.save_pretrained(path)
-        (scheduler or diffusers.DDPMScheduler(variance_type="fixed_large")).save_pretrained(path)
+        noise = diffusers.DDPMScheduler(variance_type="fixed_large")
+        if "downsample_type" in config:
+            noise = diffusers.CMStochasticIterativeScheduler()
+        (scheduler or noise).save_pretrained(path)
         return path
     first = net.transformer_blocks[0].norm1.emb.state_dict()  # every block has the same, as published
     for block in net.transformer_blocks:
@@ -103,7 +133,12 @@ def difference(folder):
     return published.check(model_of(folder)[0], published.read(folder))
 
 
-@pytest.mark.parametrize("name", HERE)
+def some(*fast, of=HERE):
+    """These configurations, and the others of some nightly."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in of]
+
+
+@pytest.mark.parametrize("name", some("cifar10", "heads", "consistency", "dit"))
 def test_a_forward_pass_is_that_of_diffusers(name, tmp_path):
     assert difference(folder_of(tmp_path, HERE[name])) <= 1e-5
 
@@ -123,26 +158,90 @@ def test_a_flow_runs_from_noise_to_data_here(tmp_path):
         assert published.check(model, published.read(folder)) <= 2e-5
 
 
-def test_twenty_steps_of_ddim_from_the_same_noise(tmp_path):
-    """diffusers keeps the noise of an estimate that it clamps, unless `use_clipped_model_output` is set."""
-    model, _ = model_of(folder_of(tmp_path, SMALL_CIFAR))
-    net = diffusers.UNet2DModel.from_pretrained(tmp_path).eval()
-    scheduler, noise = diffusers.DDIMScheduler(), ImageNoise(0, range(2), torch.device("cpu"))
-    scheduler.set_timesteps(20)
-    x = ImageNoise(0, range(2), torch.device("cpu")).randn(2, 3, 32, 32)
+def twenty_steps(folder, steps=20, n=2):
+    """The largest difference of what gz and diffusers draw from the same noise by DDIM, images or latents.
+    diffusers keeps the noise of an estimate that it clamps, unless `use_clipped_model_output` is set."""
+    model, _ = model_of(folder)
+    read, shape = published.read(folder), model.data.shape
+    y = torch.arange(n) % len(read.classes) if read.classes else None
+    net = getattr(diffusers, read.kind).from_pretrained(read.net).eval()
+    options = {"clip_sample": model.data.levels is not None}
+    scheduler = diffusers.DDIMScheduler.from_config(dict(read.scheduler) | options)
+    scheduler.set_timesteps(steps)
+    x = ImageNoise(0, range(n), torch.device("cpu")).randn(n, *shape)
+    labels = {} if y is None else {"class_labels": y}
     with torch.no_grad():
         for t in scheduler.timesteps:
-            x = scheduler.step(net(x, t).sample, t, x, use_clipped_model_output=True).prev_sample
-    options = SamplingOptions(sampler="ddim", steps=20, spacing="leading")
-    ours = model.sample(2, noise=noise, progress=no_progress, options=options)
-    assert ours.std() > 0.05 and float((ours - x.clamp(-1, 1)).abs().max()) < 2 / 255
+            times = t.expand(n)
+            out = net(x, times, **labels).sample[:, : shape[0]]
+            x = scheduler.step(out, t, x, use_clipped_model_output=True).prev_sample
+    walk = SamplingOptions(sampler="ddim", steps=steps, spacing="leading", guidance=1.0)
+    noise = ImageNoise(0, range(n), torch.device("cpu"))
+    ours = model.sample(n, labels=y, noise=noise, progress=no_progress, options=walk)
+    assert ours.std() > 0.05
+    return float((ours - (x.clamp(-1, 1) if options["clip_sample"] else x)).abs().max())
 
 
-def test_export_and_import_again(tmp_path):
-    model, saved = model_of(folder_of(tmp_path / "a", SMALL_CIFAR))
+@pytest.mark.parametrize("name", some("classes", "dit", of=("cifar10", "celebahq", "classes", "dit")))
+def test_twenty_steps_of_ddim_from_the_same_noise(name, tmp_path):
+    assert twenty_steps(folder_of(tmp_path, HERE[name])) < 2 / 255  # of [-1, 1]
+
+
+def test_twenty_steps_of_a_consistency_function(tmp_path, monkeypatch):
+    from diffusers.schedulers import scheduling_consistency_models
+
+    folder = folder_of(tmp_path, HERE["consistency"])
+    model, saved = model_of(folder)
+    net, y = diffusers.UNet2DModel.from_pretrained(tmp_path).eval(), torch.tensor([1, 3])
+    noise = torch.randn(21, 2, 3, 16, 16)
+    scheduler, draws = diffusers.CMStochasticIterativeScheduler(), iter(noise)
+    monkeypatch.setattr(scheduling_consistency_models, "randn_tensor", lambda *_, **__: next(draws))
+    scheduler.set_timesteps(20)
+    x = scheduler.init_noise_sigma * next(draws)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            out = net(scheduler.scale_model_input(x, t), t, class_labels=y).sample
+            x = scheduler.step(out, t, x).prev_sample
+        path = [model.process.ratio_level(float(sigma)) for sigma in scheduler.sigmas]
+        draws = iter(noise)
+        start = path[0].sigma * next(draws)
+        path.append(Level(0.0, 1.0, 0.0))
+        ours = samplers.renoise(model.denoiser(y), start, path, randn=lambda: next(draws))
+    assert ours.std() > 0.05 and float((ours - x).abs().max()) < 2 / 255
+    # at its boundary it is the identity, and one step of `gz sample` is f of noise
+    level = model.process.ratio_level(model.boundary)
+    torch.testing.assert_close(model.estimate(x, level, y).x0, x, atol=1e-5, rtol=0)
+    assert saved.part.sample["sampler"] == "renoise"
+
+
+@pytest.mark.slow
+def test_twenty_steps_at_the_size_of_dit_xl(tmp_path):
+    """8 GB of memory, some minutes."""
+    assert twenty_steps(folder_of(tmp_path, DIT), n=1) < 2 / 255
+
+
+@pytest.mark.parametrize("name", some("cifar10", "consistency"))
+def test_a_network_is_exported_and_imported_again(name, tmp_path):
+    model, saved = model_of(folder := folder_of(tmp_path / "a", HERE[name]))
+    if name == "consistency":  # whose pipeline gz does not write
+        model.net.to_diffusers(model.data.shape[1:], 3, null=False).save_pretrained(tmp_path / "b")
+        diffusers.CMStochasticIterativeScheduler().save_pretrained(tmp_path / "b")
+    else:
+        model.to_diffusers().save_pretrained(tmp_path / "b")
+    if name == "dit":  # beside whose transformer the autoencoder is to lie
+        (folder / "vae").rename(tmp_path / "b" / "vae")
+    again, other = model_of(tmp_path / "b")
+    kept = {key: value for key, value in saved.weights.items() if not key.startswith("net.conv_out")}
+    assert all(again.state_dict()[key].equal(value) for key, value in kept.items())
+    assert len(other.info.classes) == len(saved.info.classes) and other.part.model == saved.part.model
+    if name != "dit":  # without learned variances
+        rows = again.net.conv_out.bias
+        assert rows.equal(model.net.conv_out.bias[: len(rows)])
+
+
+def test_export_keeps_the_noise_and_old_names_are_read(tmp_path):
+    model, _ = model_of(folder_of(tmp_path / "a", SMALL_CIFAR))
     model.to_diffusers().save_pretrained(tmp_path / "b")
-    again, _ = model_of(tmp_path / "b")
-    assert all(again.state_dict()[key].equal(value) for key, value in saved.weights.items())
     scheduler = diffusers.DDIMScheduler.from_pretrained(tmp_path / "b" / "scheduler")
     assert scheduler.config.prediction_type == "epsilon"
     # names of 2022, which diffusers still reads

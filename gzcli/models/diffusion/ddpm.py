@@ -399,7 +399,8 @@ class DDPM(Diffusion):
                 "autoencoder the pipeline itself draws no pictures"
             )
             return pipeline
-        unet = self.net.to_diffusers(self.data.shape[1:], self.data.shape[0])  # without variances
+        null = self.label_dropout > 0 or self.clusters is not None  # else nothing is known of it
+        unet = self.net.to_diffusers(self.data.shape[1:], self.data.shape[0], null=null)  # without variances
         pipeline = DDPMPipeline(unet=unet, scheduler=self.to_scheduler())
         pipeline.usage = (
             "`pipeline.unet(x, t, class_labels=y)` and `pipeline.scheduler`: the pipeline itself knows "

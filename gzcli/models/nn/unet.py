@@ -36,12 +36,19 @@ class Constants:
     flip_sin_to_cos: whether the embedding of the time has its cosines first.
     freq_shift: number that is subtracted from the number of frequencies in their exponents.
     norm_eps: number added to the variance in group normalisation.
+    resnet_time_scale_shift: how the embedding of time and label enters a residual block: added before the
+      second norm (default), or as scale and shift of that norm (scale_shift; Dhariwal & Nichol 2021,
+      arXiv:2105.05233).
+    downsample_type: what changes the resolution: a convolution (conv), or a residual block whose two branches
+      are averaged or repeated (resnet; the same paper).
     """
 
     downsample_padding: Literal[0, 1] = 1
     flip_sin_to_cos: bool = True
     freq_shift: float = 0.0
     norm_eps: float = 1e-5
+    resnet_time_scale_shift: Literal["default", "scale_shift"] = "default"
+    downsample_type: Literal["conv", "resnet"] = "conv"
 
 
 @dataclass(frozen=True)
@@ -113,6 +120,9 @@ class UNet(nn.Module):
         super().__init__()
         channels, attention, head_dim = levels.channels, levels.attention, levels.head_dim
         constants, eps = levels.constants, levels.constants.norm_eps
+        scale_shift = scale_shift or constants.resnet_time_scale_shift == "scale_shift"
+        sizes = (4 * channels[0], groups, eps, dropout, scale_shift)
+        resnet, padding = constants.downsample_type == "resnet", constants.downsample_padding
         for c in channels:
             if c % (head_dim or c):
                 raise UsageError(f"a level of {c} channels does not divide into {head_dim} channels a head")
@@ -131,16 +141,16 @@ class UNet(nn.Module):
         self.config["num_class_embeds"] = self.label.classes + 1 if self.label else None
 
         def parts(widths: list[tuple[int, int]], *attend: bool) -> tuple[list[Any], list[Any]]:
-            blocks = [ResBlock(i, o, dim, groups, eps, dropout, scale_shift) for i, o in widths]
+            blocks = [ResBlock(i, o, *sizes) for i, o in widths]
             outputs = zip((o for _, o in widths), attend, strict=True)
             return blocks, [Attention(o, head_dim or o, groups, eps) if a else None for o, a in outputs]
 
-        c, skips = channels[0], [channels[0]]
+        c, skips, deepest = channels[0], [channels[0]], len(channels) - 1
         self.conv_in = stacked(nn.Conv2d(in_channels * patch**2, c, 3, padding=1), 0)
         self.down: Modules[Stage] = Modules()
         self.up: Modules[UpStage] = Modules()
         for i, o in enumerate(channels):
-            half = Down(o, constants.downsample_padding) if i < len(channels) - 1 else None
+            half = (ResDown(o, o, *sizes) if resnet else Down(o, padding)) if i < deepest else None
             widths = [(c if j == 0 else o, o) for j in range(levels.layers)]
             self.down.append(Stage(*parts(widths, *[attention[i]] * levels.layers), half))
             skips += [o] * (levels.layers + (half is not None))
@@ -148,7 +158,7 @@ class UNet(nn.Module):
         self.mid = Stage(*parts([(c, c), (c, c)], True, False))
         for i, o in reversed(list(enumerate(channels))):
             widths = [((c if j == 0 else o) + skips.pop(), o) for j in range(levels.layers + 1)]
-            double = Up(o) if i else None
+            double = (ResUp(o, o, *sizes) if resnet else Up(o)) if i else None
             self.up.append(UpStage(*parts(widths, *[attention[i]] * (levels.layers + 1)), double))
             c = o
         self.norm_out = GroupNorm(groups, c, eps)
@@ -177,9 +187,10 @@ class UNet(nn.Module):
         more |= {"dropout": options.dropout, "groups": options.groups, "patch": options.patch}
         return cls(c + guides, outputs * c, levels, classes=classes, **more)
 
-    def to_diffusers(self, size: tuple[int, ...], channels: int) -> nn.Module:
+    def to_diffusers(self, size: tuple[int, ...], channels: int, *, null: bool = True) -> nn.Module:
         """A `UNet2DModel` of the same weights, for images of that size and with the first channels of the
-        output. Raises UsageError if it cannot be built."""
+        output; of labels with the null label, the last, or without. Raises UsageError if it cannot be
+        built."""
         from diffusers import UNet2DModel
 
         if self.patch > 1:
@@ -190,7 +201,10 @@ class UNet(nn.Module):
                 f"diffusers cannot halve {size[0]}×{size[1]} images {halvings} times",
                 hint=f"train with a `data.size` that {2**halvings} divides, or a shorter `model.mult`",
             )
-        net: Any = UNet2DModel(sample_size=size, **self.config | {"out_channels": channels})
+        config = self.config | {"out_channels": channels}
+        if self.label is not None and not null:
+            config["num_class_embeds"] = self.label.classes
+        net: Any = UNet2DModel(sample_size=size, **config)
         state = self.state_dict()
         if self.label is not None:
             state["label.table.weight"] = self.label.null_last
@@ -228,18 +242,20 @@ class UNet(nn.Module):
 
 def config_of(levels: Levels, dropout: float, groups: int, *, scale_shift: bool) -> dict[str, Any]:
     """The configuration of a `UNet2DModel`, in diffusers' names, without channels of input and output."""
-    attention = levels.attention
+    attention, resnet = levels.attention, levels.constants.downsample_type == "resnet"
+    down, up = ("ResnetDownsample", "ResnetUpsample") if resnet else ("Down", "Up")
     return {
         "block_out_channels": levels.channels,
-        "down_block_types": tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
-        "up_block_types": tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+        "down_block_types": tuple(f"{'AttnDown' if a else down}Block2D" for a in attention),
+        "up_block_types": tuple(f"{'AttnUp' if a else up}Block2D" for a in reversed(attention)),
         "layers_per_block": levels.layers,
         "attention_head_dim": levels.head_dim,
         "dropout": dropout,
         "norm_num_groups": groups,
         "attn_norm_num_groups": groups,
-        "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
         **asdict(levels.constants),
+        "resnet_time_scale_shift": "scale_shift" if scale_shift else "default",
+        "upsample_type": levels.constants.downsample_type,
     }
 
 
@@ -336,7 +352,7 @@ class Stage(nn.Module):
         for block, attend in zip(self.blocks, self.attentions, strict=True):
             h = attend(block(h, emb))
             outputs.append(h)
-        return outputs if self.resample is None else [*outputs, self.resample(h)]
+        return outputs if self.resample is None else [*outputs, self.resample(h, emb)]
 
 
 class UpStage(Stage):
@@ -346,7 +362,7 @@ class UpStage(Stage):
         """The output of the stage; each block takes an output of the encoder off the end of `skips`."""
         for block, attend in zip(self.blocks, self.attentions, strict=True):
             h = attend(block(torch.cat([h, skips.pop()], 1), emb))
-        return h if self.resample is None else self.resample(h, skips[-1].shape[-2:])
+        return h if self.resample is None else self.resample(h, size=tuple(skips[-1].shape[-2:]), emb=emb)
 
 
 class ResBlock(nn.Module):
@@ -367,8 +383,9 @@ class ResBlock(nn.Module):
         self.conv2 = zero_init(nn.Conv2d(c_out, c_out, 3, padding=1))
         self.skip = nn.Conv2d(c_in, c_out, 1) if c_in != c_out else nn.Identity()
 
-    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
+    def forward(self, x: Tensor, emb: Tensor | None = None, size: tuple[int, int] | None = None) -> Tensor:
+        h = self.conv1(self.resized(F.silu(self.norm1(x)), size))
+        x = self.resized(x, size)
         if self.emb is None:
             h = self.norm2(h)
         elif self.scale_shift:
@@ -378,6 +395,24 @@ class ResBlock(nn.Module):
             h = self.norm2(h + self.emb(emb)[:, :, None, None])
         return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
 
+    def resized(self, x: Tensor, size: tuple[int, int] | None) -> Tensor:
+        """The input of either branch at the resolution of the output."""
+        return x
+
+
+class ResDown(ResBlock):
+    """A residual block that halves the resolution."""
+
+    def resized(self, x: Tensor, size: tuple[int, int] | None) -> Tensor:
+        return F.avg_pool2d(x, 2, ceil_mode=True)
+
+
+class ResUp(ResBlock):
+    """A residual block that enlarges to the size of the next skip connection."""
+
+    def resized(self, x: Tensor, size: tuple[int, int] | None) -> Tensor:
+        return F.interpolate(x, size=size, mode="nearest")
+
 
 class Down(nn.Module):
     """Halves the resolution by a strided convolution."""
@@ -386,7 +421,7 @@ class Down(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(c, c, 3, stride=2, padding=padding)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         return self.conv(x if self.conv.padding[0] else F.pad(x, (0, 1, 0, 1)))
 
 
@@ -397,7 +432,7 @@ class Up(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(c, c, 3, padding=1)
 
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+    def forward(self, x: Tensor, size: tuple[int, int], emb: Tensor | None = None) -> Tensor:
         return self.conv(F.interpolate(x, size=tuple(size), mode="nearest"))
 
 

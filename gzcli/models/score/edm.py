@@ -17,7 +17,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from gzcli.models.nn.nets import NetOptions
 from gzcli.models.score.sgm import ScoreModel, ScoreOptions
 
 MEASURED = 8  # batches of training images whose deviation is σ_d
+LEAST_OUT = 1e-4  # c_out by which targets are divided; at a `boundary` it is 0, and so is their weight
 FIRST_BOUND, GROWTH = 5.0, 100.0  # the bound of λ at the start of its warm-up, and how much it grows
 
 
@@ -51,6 +52,10 @@ class EDMOptions(EstimateOptions):
       learned before detail (Wu 2023, arXiv:2306.06991).
     uncertainty: whether the loss is divided by its learned expectation at each noise level (Karras 2023,
       arXiv:2312.02696, eq. 21), so that all levels contribute alike.
+    boundary: σ at which D(x, σ) = x, as for a consistency function (Song 2023, arXiv:2303.01469, eq. 5): it
+      is subtracted from σ in c_skip and in the numerator of c_out. 0: a denoiser.
+    noise_input: noise level that the network gets: 1000 t (time), or 250 ln σ (log_sigma), as in published
+      weights.
     """
 
     sigma_data: float | None = None
@@ -61,6 +66,8 @@ class EDMOptions(EstimateOptions):
     shift: Shift = 1.0
     weight_warmup: float = 0.0
     uncertainty: bool = False
+    boundary: float = 0.0
+    noise_input: Literal["time", "log_sigma"] = "time"
 
 
 class EDM(LikelihoodByODE, ScoreModel):
@@ -83,6 +90,7 @@ class EDM(LikelihoodByODE, ScoreModel):
         times = ScoreOptions(time_sampling="log_normal", log_mean=log_mean, log_std=edm.log_std)
         super().__init__(data, network, process, replace(times, bounded=edm.bounded), labels)
         self.measured, self.warmup = edm.sigma_data is None, edm.weight_warmup * data.steps
+        self.boundary, self.log_sigma = edm.boundary, edm.noise_input == "log_sigma"
         self.register_buffer("sigma_data", torch.tensor(0.5 if self.measured else edm.sigma_data))
         self.uncertainty = Uncertainty() if edm.uncertainty else None
         self.on_step(-1)
@@ -91,8 +99,12 @@ class EDM(LikelihoodByODE, ScoreModel):
 
     def coefficients(self, sigma: Any) -> tuple[Any, Any, Any]:
         """c_skip, c_out and c_in."""
-        variance = sigma**2 + self.sigma_data**2
-        return self.sigma_data**2 / variance, sigma * self.sigma_data * variance**-0.5, variance**-0.5
+        above, c_in = sigma - self.boundary, (sigma**2 + self.sigma_data**2) ** -0.5
+        c_skip = self.sigma_data**2 / (above**2 + self.sigma_data**2)
+        return c_skip, above * self.sigma_data * c_in, c_in
+
+    def time_input(self, t: Tensor) -> Tensor:
+        return 250 * self.process.marginal(t)[1].log() if self.log_sigma else super().time_input(t)
 
     def inputs(self, x: Tensor, level: Level, guide: Tensor | None = None) -> Tensor:
         return self.coefficients(level.sigma)[2] * x
@@ -114,13 +126,17 @@ class EDM(LikelihoodByODE, ScoreModel):
 
     def target(self, x: Tensor, eps: Tensor, level: Level) -> Tensor:
         """F where D = x_0 (eq. 8): (x_0 − c_skip (x_0 + σ ε)) / c_out."""
-        c_in = self.coefficients(level.sigma)[2]
-        return c_in * (level.sigma / self.sigma_data * x - self.sigma_data * eps)
+        c_skip, c_out, c_in = self.coefficients(level.sigma)
+        if not self.boundary:
+            return c_in * (level.sigma / self.sigma_data * x - self.sigma_data * eps)
+        return (x - c_skip * (x + level.sigma * eps)) / c_out.clamp(min=LEAST_OUT)
 
     def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
         c_out = self.coefficients(level.sigma)[1]
         bound = self.bound if self.training else math.inf
         weight = (bound * c_out**2).clamp(max=1)  # λ c_out²; below 1 where λ is bounded
+        if self.boundary:  # λ is that of a denoiser
+            weight = weight * (1 - self.boundary / level.sigma) ** 2
         if self.uncertainty is None:
             return {"loss": (weight * (out - target).square()).mean()}
         error = (weight * (out - target).square()).flatten(1).mean(1)

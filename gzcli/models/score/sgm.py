@@ -77,7 +77,7 @@ class SamplingOptions(WalkOptions):
     sampler: a solver of the ODE or of the SDE. ODE: dpmpp (Lu 2022b), heun (2 · steps − 1 calls; Karras
       2022), or ode (a general `solver`, which never clamps). SDE: dpmpp_sde or,
       with hundreds of uniform steps, em (Euler–Maruyama) or pc (predictor–corrector; steps + corrector ·
-      (steps − 1) calls).
+      (steps − 1) calls). renoise: that of consistency functions, which noises each estimate anew.
     steps: number of noise levels.
     spacing: spacing of the noise levels: uniform in t (uniform), in the 7th root of σ/α (karras; Karras 2022,
       eq. 5), or in log σ/α (logsnr).
@@ -103,6 +103,7 @@ SAMPLERS: dict[str, Callable[[SamplingOptions, Process], Sampler]] = {
     "dpmpp": lambda *_: samplers.dpmpp,
     "dpmpp_sde": lambda *_: partial(samplers.dpmpp, noisy=True),
     "heun": lambda options, sde: partial(samplers.heun, churn=options.churn, level=sde.ratio_level),
+    "renoise": lambda *_: samplers.renoise,
     "em": lambda _, sde: partial(samplers.euler_maruyama, sde=sde),
     "pc": lambda options, _: partial(
         samplers.predictor_corrector, corrector=options.corrector, snr=options.snr
