@@ -77,7 +77,7 @@ class SamplingOptions(WalkOptions):
     sampler: a solver of the ODE or of the SDE. ODE: dpmpp (Lu 2022b), heun (2 · steps − 1 calls; Karras
       2022), or ode (a general `solver`, which never clamps). SDE: dpmpp_sde or,
       with hundreds of uniform steps, em (Euler–Maruyama) or pc (predictor–corrector; steps + corrector ·
-      (steps − 1) calls). renoise: that of consistency functions, which noises each estimate anew.
+      (steps − 1) calls). renoise: for consistency functions; adds new noise to each estimate.
     steps: number of noise levels.
     spacing: spacing of the noise levels: uniform in t (uniform), in the 7th root of σ/α (karras; Karras 2022,
       eq. 5), or in log σ/α (logsnr).
