@@ -41,11 +41,11 @@ class Figures:
     recall: float
     agreement: float | None = None
 
-    @property
-    def score(self) -> float:
+    def score(self, accuracy: float) -> float:
         """Less is better. Guidance lowers the errors of the class at first and the recall always; `fd` sees
-        both, and errors of the class too little: features of a wrong digit are those of a digit."""
-        errors = 1.0 if self.agreement is None else (1 - self.agreement + ERRORS) ** 0.5
+        both, and errors of the class too little: features of a wrong digit are those of a digit. A judge of
+        this accuracy errs so often on real images: samples that it errs on less are no better."""
+        errors = 1.0 if self.agreement is None else (1 - min(self.agreement, accuracy) + ERRORS) ** 0.5
         return self.fd * errors / max(self.recall, ERRORS)
 
     def __str__(self) -> str:
@@ -80,7 +80,8 @@ def choose(trained: Trained, real: np.ndarray, net: NetFeatures) -> list[Figures
     if steps := options.get("steps"):
         options["steps"] = min(steps, max(LEAST, round(SHARE * steps)))
     tried: list[Figures] = []
-    while len(tried) < len(SCALES) and (len(tried) < 2 or tried[-1].score <= tried[-2].score):
+    scores: list[float] = []
+    while len(tried) < len(SCALES) and (len(tried) < 2 or scores[-1] <= scores[-2]):
         options["guidance"] = scale = SCALES[len(tried)]
         fake = net.features(sampler.draw(trained, SAMPLES, labels=labels, options=options))
         agreement = None
@@ -88,6 +89,7 @@ def choose(trained: Trained, real: np.ndarray, net: NetFeatures) -> list[Figures
             agreement = float(np.mean(net.logits_of(fake).argmax(1) == labels.numpy()))
         recall = prdc(fake, of_real)["recall"]
         tried.append(Figures(scale, float(frechet_distance(of_real, fake)), recall, agreement))
+        scores.append(tried[-1].score(net.accuracy))
     return tried
 
 
@@ -103,7 +105,7 @@ def write(run: Run, pack: Pack, device: torch.device, log: Log) -> float | None:
         return None
     real, of = reference(pack)
     tried = choose(trained, real, net)
-    best = min(tried, key=lambda one: one.score)
+    best = min(tried, key=lambda one: one.score(net.accuracy))
     log.info(f"guidance {best}, of {', '.join(f'{one.guidance:g}' for one in tried)} on {of}")
     saved = checkpoint.read_weights(run.model_file)
     sample = {**saved.part.sample, "guidance": best.guidance}

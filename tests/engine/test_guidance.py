@@ -33,15 +33,21 @@ def test_the_right_class_counts_beside_the_distance_and_the_recall():
         Figures(1.5, 38.4, 0.77, 0.96),
         Figures(2, 72.4, 0.70, 0.985),
     ]
-    assert min(measured, key=lambda one: one.score).guidance == 1.5
+    assert min(measured, key=lambda one: one.score(0.99)).guidance == 1.5
     plain = [Figures(1, 20, 0.8), Figures(1.3, 18, 0.78), Figures(2, 19, 0.6)]
-    assert min(plain, key=lambda one: one.score).guidance == 1.3, "without labels"
+    assert min(plain, key=lambda one: one.score(0.99)).guidance == 1.3, "without labels"
+
+
+def test_labels_on_which_a_judge_is_surer_than_of_real_images_are_not_rewarded():
+    sharp = [Figures(1.3, 20, 0.8, 0.87), Figures(1.5, 22, 0.8, 0.91)]
+    assert min(sharp, key=lambda one: one.score(0.99)).guidance == 1.5
+    assert min(sharp, key=lambda one: one.score(0.87)).guidance == 1.3
 
 
 class Judge:
     """Features are the first pixels; the class is the first feature."""
 
-    alive, rotations = True, False
+    alive, rotations, accuracy = True, False, 0.99
 
     def features(self, images):
         return images.reshape(len(images), -1)[:, :4].astype(float)
@@ -74,7 +80,7 @@ def chosen(monkeypatch):
 def test_scales_are_tried_until_one_is_worse(chosen):
     tried, asked = chosen(1.3)
     assert [one.guidance for one in tried] == list(SCALES[:4])
-    assert min(tried, key=lambda one: one.score).guidance == 1.3
+    assert min(tried, key=lambda one: one.score(1)).guidance == 1.3
     assert all((one["steps"], one["sampler"]) == (6, "adams") for one in asked), "few steps"
     assert [one.guidance for one in chosen(1.0)[0]] == list(SCALES[:2])
     assert [one.guidance for one in chosen(9.0)[0]] == list(SCALES)
