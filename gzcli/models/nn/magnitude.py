@@ -156,18 +156,18 @@ class MPUNet(nn.Module):
         self.label = ClassEmbedding(classes, features) if classes else None
         # with a channel of ones, in place of biases
         self.input = MPWeight((c + guides) * area + 1, width := widths[0], 3)
-        block, kept = partial(Block, features=features, dropout=options.dropout), [width]
+        block, skips = partial(Block, features=features, dropout=options.dropout), [width]
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
         for i, (w, h) in enumerate(zip(widths, heads, strict=True)):
             for scale in [0.5] * (i > 0) + [1.0] * layers:
                 self.encoder.append(block(width, w, heads=h * (scale == 1), encoder=True, scale=scale))
-                kept.append(width := w)
+                skips.append(width := w)
         self.decoder.extend(block(width, width, heads=h) for h in (heads[-1], 0))
         for i, (w, h) in enumerate(zip(reversed(widths), reversed(heads), strict=True)):
             if i:
                 self.decoder.append(block(width, width, heads=0, scale=2.0))
             for _ in range(layers + 1):
-                self.decoder.append(block(width, w, heads=h, cats=kept.pop()))
+                self.decoder.append(block(width, w, heads=h, cats=skips.pop()))
                 width = w
         self.output, self.gain = MPWeight(width, outputs * c * area, 3), nn.Parameter(torch.zeros(()))
 
@@ -177,11 +177,11 @@ class MPUNet(nn.Module):
             e = mp_sum(e, normalised(self.label(y, len(x), drop)), 0.5)
         e, (height, width) = mp_silu(e), x.shape[2:]
         x = F.pixel_unshuffle(F.pad(x, (0, -width % self.side, 0, -height % self.side)), self.patch)
-        kept = [x := self.input(torch.cat([x, torch.ones_like(x[:, :1])], 1))]
+        skips = [x := self.input(torch.cat([x, torch.ones_like(x[:, :1])], 1))]
         for block in self.encoder:
-            kept.append(x := block(x, e))
+            skips.append(x := block(x, e))
         for block in self.decoder:
-            x = block(mp_cat(x, kept.pop()) if block.cats else x, e)
+            x = block(mp_cat(x, skips.pop()) if block.cats else x, e)
         return F.pixel_shuffle(self.output(x, self.gain), self.patch)[:, :, :height, :width]
 
     def to_diffusers(self, *_: Any) -> nn.Module:
