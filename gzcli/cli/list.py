@@ -135,16 +135,13 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
 
 def _about(name: str, card: ModelCard, *, staged: bool) -> str:
     """What a model is, in a line: from its recipe, otherwise from its class."""
-    from gzcli.docs.page import written
+    from gzcli.docs.page import in_a_line, written
     from gzcli.models.catalog import first_words
-    from gzcli.recipe.files import recipes
-    from gzcli.recipe.yaml import load
 
     if staged:
         words, (recipe, _) = written(name), trained_in(name) or ("another", "")
         return f"A stage of {recipe}: {words.title if words else first_words(card)}"
-    shipped = recipes().get(name)
-    return str(load(shipped).get("about", "")) if shipped else first_words(card)
+    return in_a_line(name)
 
 
 def list_recipes(*, wide: bool = False) -> None:

@@ -22,7 +22,7 @@ from gzcli.core.sections import Part, lists
 from gzcli.core.units import about, count, duration, figure
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard, Param
-from gzcli.recipe.files import RecipeFile, find, read_chain
+from gzcli.recipe.files import RecipeFile, find, read_chain, recipes
 from gzcli.recipe.resolve import resolve
 from gzcli.recipe.schema import parse, score_names, words
 from gzcli.recipe.yaml import flow, load
@@ -519,10 +519,16 @@ def leaves(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
         yield from leaves(child, (*path, name))
 
 
+def in_a_line(name: str) -> str:
+    """What a model is: from its shipped recipe, otherwise from its class."""
+    shipped = recipes().get(name)
+    return str(load(shipped).get("about", "")) if shipped else catalog.first_words(catalog.card(name))
+
+
 def overview() -> str:
     """What gz is, its commands at a glance, and the topics of `gz --llm TOPIC`."""
     titles = {name: text.partition("\n")[0].removeprefix("# ") for name, text in texts().items()}
-    about = {name: page_of(name).about for name in recipe_names()}
+    about = {name: in_a_line(name) for name in recipe_names()}
     return _plain(rendered("llm", use=texts()["use"], titles=titles, about=about))
 
 

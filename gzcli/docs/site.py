@@ -82,7 +82,7 @@ def write(folder: Path, commands: str) -> list[Any]:
 def model_names() -> list[str]:
     """The models that have a page: those of recipes, and those that are only ever a stage."""
     names = {*recipe_names(), *(path.stem for path in (manual.ROOT / "models").glob("*.md"))}
-    return sorted(names, key=lambda name: (page_of(name).family, canonical(name)))
+    return sorted(names, key=lambda name: (catalog.card(name).family, canonical(name)))
 
 
 def by_family(pages: Mapping[str, Page]) -> dict[str, list[Page]]:

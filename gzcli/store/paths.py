@@ -49,9 +49,11 @@ def trained_in(model: str) -> tuple[str, str] | None:
         for key, below in part.items() if isinstance(part, dict) else ():
             yield from below.items() if key == "stages" and isinstance(below, dict) else stages(below)
 
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     for name in recipe_names():
         text = (recipes_dir() / f"{name}.yaml").read_text(encoding="utf-8")
-        for stage, part in stages(yaml.safe_load(text)) if "stages:" in text else ():
+        # the loader in C, as this is asked for each name that is none of a recipe
+        for stage, part in stages(yaml.load(text, loader)) if "stages:" in text else ():
             if canonical(str((part.get("model") or {}).get("name", ""))) == canonical(model):
                 return name, stage
     return None

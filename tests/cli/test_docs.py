@@ -496,7 +496,7 @@ def follow(lines: list[str], tmp_path: Path) -> None:
 def test_the_manual_as_text(call):
     """An overview of at most 8,000 tokens, of four characters each, and every topic that it names."""
     assert modules("--llm") & HEAVY == set()
-    within(["-c", "import typer"], "--llm", times=20)
+    within(["-c", "import typer"], "--llm", times=8)
     code, overview, _ = call("--llm")
     assert code == 0 and overview.startswith("# gz\n\ngz trains, samples") and len(overview) < 4 * 8000
     assert all(f"\n- `{name}`: " in overview for name in (*ORDER, *recipe_names()))

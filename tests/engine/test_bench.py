@@ -33,8 +33,6 @@ from gzcli.metrics.quality.fd import frechet_distance
 from gzcli.models.nn.perceptual import LPIPS
 from gzcli.store.jobs import BenchJob
 
-pytestmark = pytest.mark.xdist_group("quality")  # the worker that has the LeNet of the digits
-
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):

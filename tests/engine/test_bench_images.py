@@ -31,8 +31,6 @@ from gzcli.metrics.quality.fd import frechet_distance
 from gzcli.store import runs
 from gzcli.store.jobs import BenchJob
 
-pytestmark = pytest.mark.xdist_group("quality")  # the worker that has the LeNet of the digits
-
 
 @pytest.fixture(scope="module")
 def digits():

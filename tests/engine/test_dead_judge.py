@@ -17,7 +17,7 @@ from gzcli.metrics.metric import metrics
 from gzcli.metrics.second import second
 from gzcli.store.jobs import BenchJob
 
-pytestmark = [pytest.mark.xdist_group("quality"), pytest.mark.usefixtures("undrawn")]
+pytestmark = pytest.mark.usefixtures("undrawn")
 CPU = torch.device("cpu")
 INSTALL = 'pip install "gzcli[features]"'
 DEAD = "distinguishes nothing (accuracy 26% on test images, 25% by chance)"

@@ -243,7 +243,6 @@ def test_fits_are_made_once(home, trained, tmp_path, monkeypatch):
     assert fits[5:] == ["fit_far"] * 2
 
 
-@pytest.mark.xdist_group("quality")  # the worker that has the LeNet of the digits
 def test_rebuilt_images_are_also_compared_by_the_features_of_the_set(trained, tmp_path, monkeypatch):
     """Without LPIPS's weights by those of a LeNet, which then moves the score; `pixels` leaves it out."""
     monkeypatch.setattr("gzcli.judge.images.FIT", 12)

@@ -285,7 +285,6 @@ def test_kill_9_and_resume_is_the_unbroken_run(model, home, forks):
     assert same(a, b) and figures(run) == figures(whole)
 
 
-@pytest.mark.xdist_group("quality")  # the worker that has the LeNet of the digits
 def test_two_processes_do_all_that_a_run_does_beside_its_steps(forks):
     """Grids, `fd`, the best checkpoint."""
     words = "train wgan --steps 20 --cpu --processes 2 --set train.log_every=5 --json"

@@ -162,7 +162,6 @@ def test_more_ranks_than_batches_share_smaller_ones(tmp_path, monkeypatch):
         assert a["auroc"] == pytest.approx(b["auroc"], abs=1e-9)
 
 
-@pytest.mark.xdist_group("quality")  # the worker that has the LeNet of the digits
 def test_two_ranks_compare_as_one_does(ranks, tmp_path, folders, monkeypatch):
     """Each computes the features of a share of the images: of the samples, of the real ones, of the floor."""
     fake_run(tmp_path, monkeypatch, bench, model=fitted(conditional=True))

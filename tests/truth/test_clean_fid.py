@@ -16,7 +16,6 @@ from gzcli.metrics import pretrained
 from gzcli.metrics.features import lenet
 from gzcli.store.jobs import BenchJob
 
-pytestmark = pytest.mark.xdist_group("quality")  # the worker that has the LeNet of the digits
 CPU = torch.device("cpu")
 fid = pytest.importorskip("cleanfid.fid", reason="pip install clean-fid")
 

@@ -33,8 +33,6 @@ from gzcli.metrics.second import SECOND, ResNet, erased, second
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
-pytestmark = pytest.mark.xdist_group("quality")  # one worker makes what these tests share, once
-
 
 @pytest.fixture(scope="module")
 def digits():
