@@ -243,7 +243,7 @@ class Paths:
             if f"map_{name}" in self.without:
                 continue
             yield f"map {name}", TRAINED, lambda name=name: self.map(f"map_{name}")
-        if self.model.likelihood == "ode" and "log_prob" not in self.without:
+        if self.model.likelihood == "ode":  # a score would take all of its steps
             yield "log_prob", TRAINED, self.log_prob
         elif self.whole and self.model.likelihood:
             yield "score complexity", TRAINED, lambda: self.score("complexity")
