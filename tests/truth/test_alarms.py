@@ -44,6 +44,20 @@ def test_residuals_equal_scikit_learn_s(n, k):
         np.testing.assert_allclose(without[part], residual, atol=5e-5)
 
 
+@pytest.mark.parametrize("k", [12, 60])
+def test_residuals_of_few_pixels_are_exact_and_those_of_products_of_images(k):
+    """Black pixels round an image add nothing, but where pixels outnumber images, these are multiplied."""
+    x = reduced(parts(200, 0, 12), 1)
+    padded = np.pad(x, ((0, 0), (0, 0), (2, 2), (2, 2)))
+    assert x[0].size < 150 < padded[0].size
+    left, flat = pca.left_out(x, k), x.reshape(200, -1).astype(np.float64)
+    for part in pca.parts_of(200):
+        reference = PCA(k, svd_solver="full").fit(flat[~part])
+        residual = flat[part] - reference.inverse_transform(reference.transform(flat[part]))
+        np.testing.assert_allclose(left[part].reshape(-1, 144), residual, atol=1e-6)
+    np.testing.assert_allclose(left, pca.left_out(padded, k)[:, :, 2:-2, 2:-2], atol=2e-5)
+
+
 def test_cells_and_smoothing_are_means_of_what_is_there():
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 7, 5), np.uint8)
     cells = reduced(images, 3)

@@ -54,7 +54,8 @@ def components(x: np.ndarray, most: int) -> Components:
         rows = np.linalg.qr((vectors.astype(np.float32).T @ flat).T)[0].T
         keep = values > 1e-9 * max(values[0], 1e-30)
         return Components(mean, np.ascontiguousarray(rows[keep]))
-    _, vectors = np.linalg.eigh((flat.T @ flat).astype(np.float64))
+    exact = flat.astype(np.float64)
+    _, vectors = np.linalg.eigh(exact.T @ exact)
     return Components(mean, np.ascontiguousarray(vectors[:, ::-1][:, :most].T.astype(np.float32)))
 
 
@@ -121,6 +122,8 @@ def left_out(x: np.ndarray, k: int) -> np.ndarray:
     Where images R have the components u_i Xᵣ / √λ_i, an image is left with x − m − aᵀ Xᵣ, where m is their
     mean, a = U Λ⁻¹ Uᵀ Xᵣ (x − m), and Xᵣ is centred: all follow from the products of the images."""
     flat = x.reshape(len(x), -1)
+    if flat.shape[1] < len(x) - len(x) // PARTS:  # then `components` decomposes a smaller matrix
+        return left_by_components(x, k)
     flat = flat - flat.mean(0)
     products, left = (flat @ flat.T).astype(np.float64), np.eye(len(x))
     for part in parts_of(len(x)):
@@ -130,15 +133,19 @@ def left_out(x: np.ndarray, k: int) -> np.ndarray:
         across = across - means[:, None]
         across -= across.mean(0)
         values, vectors = np.linalg.eigh(within - means - means[:, None] + means.mean())
-        most = max(1, min(k, len(values) - 1, x[0].size))
+        most = max(1, min(k, len(values) - 1))
         values, vectors = values[::-1][:most], vectors[:, ::-1][:, :most]
         if values[-1] <= EVEN * values[0]:
-            residuals = np.empty_like(x)
-            for each in parts_of(len(x)):
-                residuals[each] = components(x[~each], k).residual(x[each])
-            return residuals
+            return left_by_components(x, k)
         left[np.ix_(part, rest)] = -1 / rest.sum() - ((vectors / values) @ (vectors.T @ across)).T
     return (left.astype(np.float32) @ flat).reshape(x.shape)
+
+
+def left_by_components(x: np.ndarray, k: int) -> np.ndarray:
+    residuals = np.empty_like(x)
+    for part in parts_of(len(x)):
+        residuals[part] = components(x[~part], k).residual(x[part])
+    return residuals
 
 
 def parts_of(n: int) -> Iterator[np.ndarray]:
