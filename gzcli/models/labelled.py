@@ -311,7 +311,7 @@ class Labelled(Model):
         if self.clusters is not None:
             return self.clusters(x, labels, mask)
         if self.labelled and labels is None and not self.label_dropout:
-            hint = "name them with `--label`, or set `model.label_dropout` and train"
+            hint = "`gz sample` takes `--label`; other commands need a run with `model.label_dropout` above 0"
             raise UsageError("a model trained without label dropout needs labels", hint=hint)
         return labels
 

@@ -118,7 +118,8 @@ def test_labels_are_hidden_in_a_share_of_training_and_edit_leaves_an_image_of_it
         model = tarflow(conditional=True, label_dropout=share)
         losses = [model.loss(batch(x, y=labels))["loss"] for labels in (y, y + 1)]
         assert (losses[0] == losses[1]) == same
-    refused("without label dropout", model.interpolate, x, noise=noise(4))
+    error = refused("without label dropout", model.interpolate, x, noise=noise(4))
+    assert "`gz sample` takes `--label`" in error.hint and "model.label_dropout" in error.hint
     model = tarflow(conditional=True)
     with torch.no_grad():
         each = torch.stack([model.log_prob(x, torch.full((4,), k), noise=noise(4)) for k in range(10)])
