@@ -19,7 +19,7 @@ from gzcli.core.errors import GzError, UsageError
 from gzcli.core.sections import additions, leaves
 from gzcli.core.units import about, count, counted, short, sides, size
 from gzcli.launch import forecast
-from gzcli.launch.forecast import DataFacts, Forecast, together
+from gzcli.launch.forecast import DataFacts, Forecast, h100_seconds, together
 from gzcli.launch.launcher import Plan, show, usable_gpus
 from gzcli.launch.plan import Request, Start, check_batches, previous_words, shared_out
 from gzcli.recipe.recipe import Recipe, recipe_of
@@ -172,8 +172,8 @@ def figures(outlook: Outlook) -> dict[str, Any]:
             "steps": one.part.train.steps,
             "seconds_per_step": one.step,
             "seconds": one.seconds,
-            "seconds_on_h100": one.on_h100s(1),
-            "seconds_on_gpus": one.on_h100s(one.gpus),
+            "seconds_on_h100": h100_seconds([one], 1),
+            "seconds_on_gpus": h100_seconds([one], one.gpus),
         }
         for one in models
         if one.params is not None
@@ -184,8 +184,8 @@ def figures(outlook: Outlook) -> dict[str, Any]:
         "gflop_per_step": flops and flops / 1e9,
         "bytes": max((one.bytes for one in models if one.bytes is not None), default=None),
         "seconds": outlook.seconds,
-        "seconds_on_h100": together([one.on_h100s(1) for one in models]),
-        "seconds_on_gpus": together([one.on_h100s(models[0].gpus) for one in models]),
+        "seconds_on_h100": h100_seconds(models, 1),
+        "seconds_on_gpus": h100_seconds(models, models[0].gpus),
         "memory": each,
     }
 
@@ -340,8 +340,8 @@ def _time(one: Forecast) -> str:
 
 
 def _on_h100s(forecasts: Sequence[Forecast]) -> str:
-    """The time of all on as many H100s as there are GPUs asked for; "" if it is not known."""
+    """The time of all on as many H100s as there are GPUs asked for; "" if gz has no estimate."""
     gpus = forecasts[0].gpus
-    seconds = together([one.on_h100s(gpus) for one in forecasts])
+    seconds = h100_seconds(forecasts, gpus)
     where = "an H100" if gpus == 1 else f"{gpus} H100s"
     return f", {about(seconds)} on {where}" if seconds else ""

@@ -265,10 +265,28 @@ def notes(
             "plain likelihood fails in the hard direction (FashionMNIST → MNIST: AUROC near .1), as simpler "
             f"images are more likely{here}; `complexity` or `ratio` correct for it"
         )
-    if beaten := [
-        f"`{row['score']}` on `{row['out']}`" for row in results if row["beats_baselines"] is False
-    ]:
-        lines.append(f"a baseline, without a model, does as well as {', '.join(beaten)}")
+    return [*lines, *(line for out in packs for line in beside_baselines(results, out))]
+
+
+def beside_baselines(results: list[dict[str, Any]], out: str) -> list[str]:
+    """Notes on the scores of a model that do not exceed the best baseline on a foreign set, each baseline in
+    its better direction, and on those that are worse than chance."""
+    rows = [row for row in results if row["out"] == out]
+    reached = {row["score"]: max(row["auroc"], 1 - row["auroc"]) for row in rows if row["baseline"]}
+    if not reached:
+        return []
+    best = max(reached, key=lambda name: reached[name])
+    of_model = {f"`{row['score']}`": row["auroc"] for row in rows if not row["baseline"]}
+    level = [name for name, auroc in of_model.items() if auroc <= reached[best]]
+    worse = [name for name, auroc in of_model.items() if auroc < 0.5]
+    baseline = f"the baseline `{best}`, which uses no model ({reached[best]:.3f})"
+    lines = []
+    above, chance = f"no higher AUROC than {baseline}", "an AUROC below .5: chance is better"
+    for names, words in ((level, above), (worse, chance)):
+        if names:
+            *most, last = names
+            listed = f"{', '.join(most)} and {last} have" if most else f"{last} has"
+            lines.append(f"on `{out}`, {listed} {words}")
     return lines
 
 

@@ -209,6 +209,13 @@ def together(values: Sequence[float | None]) -> float | None:
     return sum(numbers) if numbers and len(numbers) == len(values) else None
 
 
+def h100_seconds(forecasts: Sequence[Forecast], gpus: int) -> float | None:
+    """Seconds of trainings on so many H100s; None if they are not known, or if compiling takes most of them:
+    short runs are not compiled, and how long they take on a GPU is not measured."""
+    seconds = together([one.on_h100s(gpus) for one in forecasts])
+    return seconds if seconds and seconds >= 2 * COMPILING * len(forecasts) else None
+
+
 def shares(stages: Sequence[Forecast]) -> list[float]:
     """How a common time is split over stages: one half in equal parts, as a tokenizer of few steps would draw
     badly under any prior, the other by the operations of each in its own training length, in steps of

@@ -236,7 +236,8 @@ class Run:
 
     @property
     def shortfalls(self) -> list[str]:
-        """The parts of its plan that the run lacks, such as `60 of 700 steps`; empty for a complete run."""
+        """What the run lacks of its recipe, such as `60 steps instead of the recipe's 700`; empty for a
+        complete run."""
         lacking = []
         for part in self.stages or [self]:
             status = part.status()
@@ -244,7 +245,7 @@ class Run:
             length = status.get("steps") if part.ended_by_patience else steps
             if planned and (length or 0) < planned:
                 of_stage = "" if part is self else f" of `{part.path.name}`"
-                lacking.append(f"{steps:,} of {planned:,} steps{of_stage}")
+                lacking.append(f"{steps:,} steps{of_stage} instead of the recipe's {planned:,}")
         status = self.status()
         size, planned_size = status.get("size"), (status.get("recipe") or {}).get("size")
         if size and planned_size and size != planned_size:

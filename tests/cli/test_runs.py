@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gzcli.cli import bench, jobs, out, train
+from gzcli.cli import bench, jobs, out, sample, train
 from gzcli.cli.out import table_lines, wrapped
 from gzcli.core.errors import MissingError
 from gzcli.core.sections import part_of
@@ -21,6 +21,8 @@ from gzcli.launch import launcher
 from gzcli.store import files, metrics, runs
 from gzcli.store.metrics import curve_of
 from gzcli.store.runs import Run, outdated, short_name
+
+CUT = "10 steps instead of the recipe's 700"  # a run of 10 steps has all steps that were asked of it
 
 
 def made(steps: int = 700, *, of: int | None = 700, size: int = 16, best: float | None = None, **more) -> Run:
@@ -38,7 +40,7 @@ def made(steps: int = 700, *, of: int | None = 700, size: int = 16, best: float 
 def test_a_toy_does_not_stand_in_for_the_whole_run(home):
     toy = made(20, seconds=100.0)
     last = made(10)
-    assert runs.find("vae") == last and last.shortfalls == ["10 of 700 steps"]  # where all are toys
+    assert runs.find("vae") == last and last.shortfalls == [CUT]  # where all are toys
     assert toy.seconds == 190.0  # of all its starts
     toy.update(state="running", ended=None)
     assert toy.seconds == 100.0  # killed: nobody knows
@@ -84,7 +86,7 @@ def test_stages_are_judged_each(home):
         run.stage(name).update(state="finished", step=step)
     runs.note_recipe(run, {"tokenizer": 500, "prior": 800}, 16, False, size=16)
     run.update(state="finished")
-    assert run.shortfalls == ["8 of 800 steps of `prior`"]
+    assert run.shortfalls == ["8 steps of `prior` instead of the recipe's 800"]
 
 
 def test_the_name_of_a_run_says_what_its_recipe_adds_to_the_method(call):
@@ -117,13 +119,13 @@ def test_it_is_said_which_run_was_taken_and_why(home, capsys):
     whole = made()
     toy = made(10)
     jobs.announce(runs.find("vae"), "vae", data="digits")
-    passed = f"note: passed over `{toy.id}`, which is newer: 10 of 700 steps"
+    passed = f"note: passed over `{toy.id}`, which is newer: {CUT}"
     assert capsys.readouterr().err == f"run: {whole.id}\n{passed}\n"
     jobs.announce(runs.find(toy.id), toy.id)
     assert capsys.readouterr().err == f"run: {toy.id}\n"
     runs.remove(whole)
     jobs.announce(runs.find("vae"), "vae", data="digits")
-    note = "note: the newest finished run of `vae` on `digits` is taken: 10 of 700 steps"
+    note = f"note: the newest finished run of `vae` on `digits` is taken: {CUT}"
     assert capsys.readouterr().err == f"run: {toy.id}\n{note}\n"
 
 
@@ -140,7 +142,7 @@ def test_a_start_notes_what_the_recipe_calls_done(call, monkeypatch, tmp_path):
     for words in ("steps 10", "minutes 1", "set train.steps=10", "set data.size=8"):
         run = train("vae", *f"--{words}".split())
         noted = {"steps": 700, "size": 16, "shipped_loss": "data.size" not in words}
-        assert run.status()["recipe"] == noted and "10 of 700 steps" in run.shortfalls
+        assert run.status()["recipe"] == noted and CUT in run.shortfalls
         assert train(run.id).status()["recipe"] == noted, "a repeat of a cut run is cut too"
     for i, (text, steps) in enumerate((("steps: 30", 30), ("minutes: 2", None))):
         (tmp_path / f"{i}.yaml").write_text(f"extends: vae\ntrain: {{{text}}}\n")
@@ -230,7 +232,7 @@ def test_lists_show_what_a_run_is_worth(call, monkeypatch):
     row = json.loads(call("runs", "list", "--json")[1])["runs"][0]
     assert row["best"] == {"metric": "bpd", "value": 1.23456, "step": 10} and row["seconds"] == 90.0
     assert row["created"] == "2026-01-31T14:35:01+01:00"
-    assert row["bytes"] > 1000 and row["short"] == "10 of 700 steps"
+    assert row["bytes"] > 1000 and row["short"] == CUT
     run.recipe_file.write_text("model: {name: vae}\nparams: null\n")
     shown = call("runs", "show", run.id)[1]
     assert shown.rstrip().endswith("name: vae")  # nothing is said of a size that no paper gives
@@ -382,6 +384,13 @@ def test_the_end_of_a_verb(home, capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("COLUMNS", "60")
     jobs.end(["12s", None, "3 MB"], [("gz sample vae", "pictures"), ("gz bench vae", "x" * 50)])
     assert capsys.readouterr().err == "done: 12s, 3 MB\nnext: gz sample vae  pictures\n      gz bench vae\n"
+    able = ["inpaint", "upscale", "reconstruct", "interpolate", "translate", "edit", "classify"]
+    sample.ending("fm-photos-1234", able, "edit", {"n": 4, "seconds": 2.0})
+    messages = capsys.readouterr().err
+    others = "inpaint, upscale, reconstruct, interpolate, translate, classify"
+    assert f"applications (`--do`): {others}" in " ".join(messages.split()), "all, on however many lines"
+    assert "next: gz sample fm-photos-1234 --do inpaint\n" in messages
+    assert max(map(len, messages.splitlines())) <= 60
     monkeypatch.setenv("COLUMNS", "80")
     first, second = made(best=1.5, params=1000), made(best=1.25, params=1000, alias="mine")
     train.after_training(second)

@@ -305,6 +305,17 @@ def test_a_benchmark_has_groups_a_version_and_names_what_is_missing(trained, tmp
         assert all(word in line for word in words), benchmark
 
 
+def test_what_is_worse_than_chance_is_not_called_as_good_as_a_baseline():
+    """`kl` at .22 is neither level with `png` at .9 nor with `mean` at .05, which is worth .95."""
+    figures = {"local": 0.95, "nll": 0.97, "kl": 0.22, "png": 0.9, "mean": 0.05}
+    rows = [{"out": "b", "score": s, "auroc": v, "baseline": s in BASELINES} for s, v in figures.items()]
+    level, worse = ood.beside_baselines(rows, "b")
+    assert level.startswith("on `b`, `local` and `kl` have no higher AUROC than the baseline `mean`, ")
+    assert level.endswith("(0.950)") and worse == "on `b`, `kl` has an AUROC below .5: chance is better"
+    assert ood.beside_baselines([row for row in rows if row["score"] not in ("local", "kl")], "b") == []
+    assert ood.beside_baselines(rows, "the set itself") == []
+
+
 def test_baselines_of_a_binary_run_are_of_the_sets_own_bytes(trained, tmp_path, monkeypatch):
     fake_run(tmp_path, monkeypatch, scores, model=fitted(levels=2), name="binary")
     result = run(tmp_path, run="binary", scores=("nll",), n=40)

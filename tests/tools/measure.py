@@ -276,7 +276,7 @@ def costs_of(recipes: list[Resolved], shape: dict[str, Any], *, timed: bool) -> 
             print(f"{name} {recipe.key} {scale}: {rows[0].lacking}", file=sys.stderr)
             continue
         seconds = forecast.together([one.seconds for one in rows]) if timed else None
-        on_h100 = forecast.together([one.on_h100s(1) for one in rows])
+        on_h100 = forecast.h100_seconds(rows, 1)
         yield {
             "model": name,
             "data": recipe.key,
