@@ -601,7 +601,8 @@ def facts_of_alarm(result: Mapping[str, Any], flagged: Sequence[Mapping[str, Any
     if low := sum(row["side"] == "low" for row in flagged):
         yield f"{low:,} by a score below the usual, as that of images simpler than those of the set"
     of_set, expected = Path(result["in"]).name, result["fpr"] * total
-    share = f"of images like those of `{of_set}` at most {100 * result['fpr']:.3g} % are, on average"
+    most = "about" if result["compared"].get("folds", 1) > 1 else "at most"  # the bound by folds is a note
+    share = f"of images like those of `{of_set}` {most} {100 * result['fpr']:.3g} % are, on average"
     yield f"{share}: {expected:.2g} of {total:,}" if expected >= 1 else share
     if len(flagged) < total and not any(map(is_local, result["thresholds"])):
         yield "the others may be foreign all the same: a score of a whole image misses small defects"

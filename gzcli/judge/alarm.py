@@ -28,6 +28,7 @@ from gzcli.judge.local import enlarged
 from gzcli.judge.methods import is_good_test
 from gzcli.judge.scores import Scoring, Table, batches_of, map_of, write_csv
 from gzcli.metrics import conformal
+from gzcli.metrics.alarms.cross import USUAL, quantiles
 from gzcli.metrics.alarms.methods import LOCAL, METHODS
 from gzcli.metrics.interval import subset
 from gzcli.metrics.likelihood_scores import tails_of
@@ -36,8 +37,6 @@ from gzcli.store.jobs import AlarmJob
 from gzcli.store.png import save_images, save_png
 from gzcli.store.runs import Run
 
-USUAL = 32  # held-out images whose maps say what is usual
-BRIGHT = 0.995  # the quantile of a map that has the brightest colour
 SHOWN, COLUMNS = 16, 8  # images of each kind on the sheet, and in a row of it
 
 
@@ -73,7 +72,8 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
     pictures = made.pictures
     labels = pictures.names("test") or [str(i) for i in range(pictures.meta.counts["test"])]
     verdicts, thresholds = verdicts_of(made, job.fpr, labels)
-    maps = made.maps(np.array([verdict.i for verdict in verdicts])) if made.shows else {}
+    mapped = verdicts if job.png else [v for flagged in (True, False) for v in listed(verdicts, flagged)]
+    maps = made.maps(np.array([verdict.i for verdict in mapped])) if made.shows else {}
     if ranks.rank():
         return {}
     table, picture = folder / "alarm.csv", folder / "alarm.png"
@@ -163,12 +163,11 @@ def by_method(job: AlarmJob, log: Log) -> Compared:
     images = np.asarray(pictures.images("test"))
     n = len(calibrated.held_out)
 
-    def maps(order: np.ndarray) -> dict[int, np.ndarray]:
-        chosen = order if job.png else order[:SHOWN]
+    def maps(chosen: np.ndarray) -> dict[int, np.ndarray]:
         strange = calibrated.map(images[chosen])
         if strange is None:
             return {}
-        return dict(zip(chosen.tolist(), heat(strange, methods.bright(good, calibrated)), strict=True))
+        return dict(zip(chosen.tolist(), heat(strange, calibrated.bright), strict=True))
 
     return Compared(
         facts=methods.facts(good, alarm, job),
@@ -338,13 +337,11 @@ def shown_map(scoring: Scoring) -> str:
 
 
 def heat_maps(scoring: Scoring, name: str, pictures: Pick, usual: Pick) -> dict[int, np.ndarray]:
-    """The maps of the strangest images, or of all with `--png`, by their position: false colours, uint8
-    [3, H, W], in the images' size. Colours are scaled so that maps of `usual` images stay dark."""
-    job: Any = scoring.job
+    """The maps of images by their position: false colours, uint8 [3, H, W], in the images' size. Colours are
+    scaled so that maps of `usual` images stay dark."""
     maps_of = maps_by(scoring, name)
-    chosen = pictures if job.png else replace(pictures, index=pictures.index[:SHOWN])
     bright = float(quantiles(maps_of(usual)).mean())
-    return dict(zip(chosen.index.tolist(), heat(maps_of(chosen), bright), strict=True))
+    return dict(zip(pictures.index.tolist(), heat(maps_of(pictures), bright), strict=True))
 
 
 def maps_by(scoring: Scoring, name: str) -> Callable[[Pick], np.ndarray]:
@@ -370,11 +367,6 @@ def maps_by(scoring: Scoring, name: str) -> Callable[[Pick], np.ndarray]:
     return maps_of
 
 
-def quantiles(maps: np.ndarray) -> np.ndarray:
-    """The `BRIGHT` quantile of each map of [N, H, W]."""
-    return np.quantile(maps.reshape(len(maps), -1), BRIGHT, axis=1)
-
-
 def heat(maps: np.ndarray, usual: float) -> np.ndarray:
     """Maps [N, H, W] as images in false colours, uint8 [N, 3, H, W]. Black is 0 or less. The brightest
     colour is the `BRIGHT` quantile of the map or `usual`, whichever is larger, and any value that is not
@@ -388,15 +380,20 @@ def heat(maps: np.ndarray, usual: float) -> np.ndarray:
     return (colormaps["inferno"](share)[..., :3] * 255).round().astype(np.uint8).transpose(0, 3, 1, 2)
 
 
+def listed(verdicts: Sequence[Verdict], flagged: bool) -> list[Verdict]:
+    """The images of a kind on the sheet."""
+    return [verdict for verdict in verdicts if verdict.flagged == flagged][:SHOWN]
+
+
 def overview(pictures: Pack, verdicts: Sequence[Verdict], maps: Mapping[int, np.ndarray]) -> np.ndarray:
     """A sheet of the flagged images and of the others, the strangest first, with their maps below."""
     blocks = []
     for kind in ("flagged", "not flagged"):
-        every = [verdict for verdict in verdicts if verdict.flagged == (kind == "flagged")]
-        rows, listed = [], every[:SHOWN]
-        count = f"{len(listed)} of {len(every):,}" if len(every) > SHOWN else f"{len(every)}"
-        for start in range(0, len(listed), COLUMNS):
-            some = listed[start : start + COLUMNS]
+        rows, every = [], sum(verdict.flagged == (kind == "flagged") for verdict in verdicts)
+        shown = listed(verdicts, kind == "flagged")
+        count = f"{len(shown)} of {every:,}" if every > SHOWN else f"{every}"
+        for start in range(0, len(shown), COLUMNS):
+            some = shown[start : start + COLUMNS]
             images = pictures.images("test")[np.array([verdict.i for verdict in some])]
             if maps and images.shape[1] == 1:  # maps are in colour
                 images = images.repeat(3, 1)

@@ -26,10 +26,11 @@ from gzcli.data.sets.registry import Form
 from gzcli.engine.log import Log
 from gzcli.engine.sheets import Row, sheet
 from gzcli.judge import methods
-from gzcli.judge.alarm import calibrate, chosen_in_words, heat, maps_by, quantiles, shown_map
+from gzcli.judge.alarm import calibrate, chosen_in_words, heat, maps_by, shown_map
 from gzcli.judge.images import Pick
 from gzcli.judge.scores import Scoring, model_maps, write_csv
 from gzcli.metrics import conformal
+from gzcli.metrics.alarms.cross import quantiles
 from gzcli.metrics.detection import detection, wilson
 from gzcli.metrics.likelihood_scores import tails_of
 from gzcli.metrics.pixels import pixel_figures

@@ -21,7 +21,6 @@ from gzcli.metrics import conformal
 from gzcli.metrics.alarms.alarm import FITTED, Alarm, calibrate
 from gzcli.metrics.alarms.choice import AUTO as COMPARED
 from gzcli.metrics.alarms.choice import Choice, choose, detection, set_aside
-from gzcli.metrics.alarms.cross import Calibrated
 from gzcli.metrics.alarms.fitted import Fitted
 from gzcli.metrics.alarms.methods import AUTO, METHODS, REFERENCE
 from gzcli.metrics.alarms.stored import stored
@@ -29,7 +28,6 @@ from gzcli.metrics.interval import subset
 from gzcli.store.jobs import AlarmJob, ScoreJob
 
 LARGEST = 128  # pixels of the longer side to which larger images are reduced
-USUAL, BRIGHT = 32, 0.995  # held-out images whose maps say what is usual, and the quantile that does
 SPLITS = ("train", "val", "test")
 
 
@@ -164,14 +162,6 @@ def without_model(good: Pick, bad: Pick) -> dict[str, float]:
     index = np.setdiff1d(np.arange(len(train)), good.index if good.split == "train" else [])
     _, fitted = fit_chosen(REFERENCE, np.asarray(train[index[subset(len(index), FITTED // 2)]]))
     return {REFERENCE: detection(fitted.score(good.images()), fitted.score(bad.images()))}
-
-
-def bright(good: Good, calibrated: Calibrated) -> float:
-    """The value of maps that is the brightest colour of usual images."""
-    maps = calibrated.models[0].map(good.images[:USUAL])
-    if maps is None:
-        return 1.0
-    return max(float(np.quantile(maps.reshape(len(maps), -1), BRIGHT, axis=1).mean()), 1e-6)
 
 
 def facts(good: Good, alarm: Alarm, job: AlarmJob) -> dict[str, Any]:

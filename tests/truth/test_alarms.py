@@ -58,6 +58,21 @@ def test_residuals_of_few_pixels_are_exact_and_those_of_products_of_images(k):
     np.testing.assert_allclose(left, pca.left_out(padded, k)[:, :, 2:-2, 2:-2], atol=2e-5)
 
 
+def test_colours_are_by_maps_of_images_that_nothing_was_fitted_to():
+    """Components leave nothing of the images that they were fitted to, which seem unusually simple."""
+    x = parts(40)
+
+    def fit(images):
+        return pca.fit_pca_local(images, relate=True)
+
+    folds = cross.cross(x, fit, folds=4)
+    unseen, seen = (x[(folds.fold == 0) == side] for side in (True, False))
+    of_unseen, of_seen = (cross.quantiles(folds.models[0].map(images)).mean() for images in (unseen, seen))
+    assert folds.bright == pytest.approx(of_unseen, rel=1e-6) and 100 * folds.bright < of_seen
+    assert cross.split(folds.models[0], unseen).bright == folds.bright
+    assert cross.cross(x, METHODS["png"].fit, folds=4).bright == 1
+
+
 def test_cells_and_smoothing_are_means_of_what_is_there():
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 7, 5), np.uint8)
     cells = reduced(images, 3)

@@ -23,6 +23,7 @@ from gzcli.metrics import conformal
 from gzcli.metrics.alarms.fitted import Fitted
 
 FEW, FOLDS_OF_FEW, FOLDS = 180, 20, 5  # up to so many images 20 folds have the lower bound, above them 5
+USUAL, BRIGHT = 32, 0.995  # held-out images whose maps say what is usual, and the quantile that does
 Fit = Callable[[np.ndarray], Fitted]
 
 
@@ -34,6 +35,7 @@ class Calibrated:
     fold: np.ndarray  # int64 [n], the model that scored each held-out image
     held_out: np.ndarray  # float64 [n], their scores
     tails: int = 1
+    bright: float = 1.0  # the brightest colour of the maps of images that the first model did not see
 
     def score(self, images: np.ndarray) -> np.ndarray:
         """float64 [N, K] of images uint8 [N, C, H, W]."""
@@ -78,10 +80,22 @@ def cross(
         model = fit(rest if spare is None else np.concatenate([spare, rest]))
         held_out[fold == i] = model.score(images[fold == i])
         models.append(model)
-    return Calibrated(tuple(models), fold, held_out, tails)
+    return Calibrated(tuple(models), fold, held_out, tails, brightest(models[0], images[fold == 0]))
 
 
 def split(fitted: Fitted, held_out: np.ndarray, *, tails: int = 1) -> Calibrated:
     """Calibrates a fitted method on images that it was not fitted on."""
     scores = fitted.score(held_out)
-    return Calibrated((fitted,), np.zeros(len(scores), np.int64), scores, tails)
+    fold = np.zeros(len(scores), np.int64)
+    return Calibrated((fitted,), fold, scores, tails, brightest(fitted, held_out))
+
+
+def brightest(fitted: Fitted, held_out: np.ndarray) -> float:
+    """The value of maps that is the brightest colour of images that nothing was fitted to; 1 without maps."""
+    maps = fitted.map(held_out[:USUAL])
+    return 1.0 if maps is None else max(float(quantiles(maps).mean()), 1e-6)
+
+
+def quantiles(maps: np.ndarray) -> np.ndarray:
+    """The `BRIGHT` quantile of each map of [N, H, W]."""
+    return np.quantile(maps.reshape(len(maps), -1), BRIGHT, axis=1)
