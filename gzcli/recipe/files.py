@@ -8,6 +8,7 @@ import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,10 @@ def _read(path: Path, problems: list[Problem]) -> RecipeFile:
     home = recipes_dir().resolve()
     shipped = home in path.resolve().parents
     label = f"recipes/{path.resolve().relative_to(home).as_posix()}" if shipped else str(path)
-    document = read_header(path) if path.suffix == ".py" else read_file(path, label)
+    if shipped:
+        document = _parsed(path.read_text(encoding="utf-8"), label)
+    else:
+        document = read_header(path) if path.suffix == ".py" else read_file(path, label)
     problems += document.problems
     tree = document.tree or {}
     if not isinstance(tree, dict):
@@ -222,6 +226,12 @@ def _read(path: Path, problems: list[Problem]) -> RecipeFile:
     base = Layer(own, label, "shipped" if shipped else "file", document=document)
     sections = _sections(base, tree.get("for") or {}, problems)
     return RecipeFile(path, document, base, tree.get("extends"), sections)
+
+
+@cache
+def _parsed(text: str, label: str) -> Document:
+    """A shipped recipe, which a league or a page resolves many times; nothing writes into a document."""
+    return read_text(text, label)
 
 
 def _sections(file: Layer, tree: Any, problems: list[Problem]) -> dict[Keys, Layer]:
