@@ -291,7 +291,7 @@ def test_what_takes_labels_is_marked(gz):
     rows = {line.split()[0]: line for line in stdout.splitlines()}
     assert code == 0 and "classify°" in rows["fm"] and "classify°" not in rows["cfm"]
     assert "° marks what needs a run trained with `--set model.conditional=true`" in stderr
-    assert "°" not in "".join(gz("list", "models", "--can", "traverse")[1:])
+    assert "°" not in "".join(gz("list", "models", "--can", "prompt")[1:]), "unlike analogies"
 
 
 def test_a_group_alone_lists_what_there_is(gz, gz_json, home):
