@@ -602,7 +602,7 @@ def facts_of_alarm(result: Mapping[str, Any], flagged: Sequence[Mapping[str, Any
         yield f"{low:,} by a score below the usual, as that of images simpler than those of the set"
     of_set, expected = Path(result["in"]).name, result["fpr"] * total
     most = "about" if result["compared"].get("folds", 1) > 1 else "at most"  # the bound by folds is a note
-    share = f"of images like those of `{of_set}` {most} {100 * result['fpr']:.3g} % are, on average"
+    share = f"on average, {most} {100 * result['fpr']:.3g} % of images like those of `{of_set}` are flagged"
     yield f"{share}: {expected:.2g} of {total:,}" if expected >= 1 else share
     if len(flagged) < total and not any(map(is_local, result["thresholds"])):
         yield "the others may be foreign all the same: a score of a whole image misses small defects"

@@ -277,7 +277,7 @@ def in_short(outlook: Outlook) -> list[str]:
     times = [f"about {about(here)} here", *_in_paper(outlook)] if here else []
     words = ": ".join(filter(None, [", ".join(model), "; ".join(times)]))
     added = [
-        f"{part.model} {text}: `--set {part.in_recipe}model.{key}=0` goes without"
+        f"{part.model} {text}: `--set {part.in_recipe}model.{key}=0` turns this off"
         for part in outlook.recipe.parts
         for key, text in additions(part.options).items()
     ]

@@ -207,7 +207,7 @@ def init_from(model: Model, part: Part, run: Run, log: Log) -> None:
             raise UsageError(f"`train.init`: the weights of `{file}` have no layer of this `{part.model}`")
         why = f" ({', '.join(changed)})" if changed else ""
         log.info(
-            f"`train.init`: these layers begin again{why}, {100 * share:.2g} % of the parameters: "
+            f"`train.init`: these layers start from scratch{why}, {100 * share:.2g} % of the parameters: "
             f"{_some(fresh)}"
         )
     try:

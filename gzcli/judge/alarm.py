@@ -250,9 +250,9 @@ def chosen_in_words(scoring: Scoring) -> list[str]:
     if not (table := scoring.choice):
         return []
     shares = ", ".join(f"`{name}` {100 * share:.0f} %" for name, share in table.items())
-    text = f"of synthetic defects on held-out images found: {shares}, the last without a model"
+    text = f"synthetic defects detected, on held-out images: {shares}; the last uses no model"
     words = methods.in_words(scoring.settings)
-    return [text, f"taken: `{scoring.names[0]}`" + (f" with {words}" if words else "")]
+    return [text, f"selected: `{scoring.names[0]}`" + (f" with {words}" if words else "")]
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ def notes(alarm: Alarm, fpr: float) -> list[str]:
         folds, bound = len(calibrated.models), calibrated.bound(fpr)
         lines.append(
             f"calibrated by {counted(folds, 'fold')} (CV+): about {100 * fpr:.3g} % of good images are "
-            f"flagged, and at most {100 * bound:.3g} % whatever they look like"
+            f"flagged; the bound for any distribution is {100 * bound:.3g} %"
         )
     return lines
 
@@ -208,8 +208,8 @@ def choice_in_words(choice: Choice, fitted: Fitted) -> list[str]:
     lines, words = [], in_words(fitted.parameters)
     if choice.table:
         shares = ", ".join(f"`{name}` {100 * share:.0f} %" for name, share in choice.table.items())
-        lines.append(f"of synthetic defects on good images set aside found: {shares}")
-    return [*lines, f"taken: `{choice.method}`" + (f" with {words}" if words else "")]
+        lines.append(f"synthetic defects detected, on good images set aside: {shares}")
+    return [*lines, f"selected: `{choice.method}`" + (f" with {words}" if words else "")]
 
 
 def in_words(parameters: Mapping[str, Any]) -> str:

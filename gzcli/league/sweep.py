@@ -156,7 +156,7 @@ def sweep_of(
     sweep = Sweep(model, recipe.data.name, budget, len(settings), flags, fixed, lists, ranges, settings)
     if sweep.first < SHORTEST:
         message = f"the budget leaves each of {sweep.trials} trials {sweep.first:.1g} s at first"
-        raise UsageError(message, hint=f"it takes {SHORTEST:g} s: a larger `--budget`, or fewer values")
+        raise UsageError(message, hint=f"each needs {SHORTEST:g} s: pass a larger `--budget` or fewer values")
     check(sweep, progress)
     return sweep
 

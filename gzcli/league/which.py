@@ -97,7 +97,7 @@ def race_of(terms: Terms, needs: Sequence[str]) -> Race:
     race = Race(models, terms, terms.budget)
     if (least := race.rounds[0][1]) < SHORTEST:
         message = f"the budget leaves each of {len(models)} models {least:.1g} s at first"
-        raise UsageError(message, hint=f"it takes {SHORTEST:g} s: a larger `--budget`")
+        raise UsageError(message, hint=f"each needs {SHORTEST:g} s: pass a larger `--budget`")
     return race
 
 

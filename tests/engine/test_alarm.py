@@ -254,7 +254,8 @@ def test_pictures_and_their_table(trained, tmp_path, pictures, capsys):
     assert lines[0].split() == ["file", "p", "nll", "far"] and max(map(len, lines)) <= 80
     assert len(lines) == 1 + result["flagged"] and any("…" in line and "holiday" in line for line in lines)
     assert f"flagged: {result['flagged']} of 31 images by nll, far, against 375 held-out images" in said
-    assert "at most 10 % are, on average: 3.1 of 31" in said and "`broken.png` does not decode" in said
+    assert "on average, at most 10 % of images like those of `" in said and "are flagged: 3.1 of 31" in said
+    assert "`broken.png` does not decode" in said
     lines, said = told_of(capsys, judged(tmp_path, pictures, scores=("noisy", "nll"), fpr=0.3))
     assert lines[0].split() == ["file", "p", "noisy", "±"] and max(map(len, lines)) <= 80
     assert "means over 4 draws" in said and "misses small defects" in said

@@ -62,7 +62,7 @@ def test_net_and_preprocessing_are_of_the_weights_and_the_length_is_of_few_image
 def test_layers_of_other_classes_begin_anew_and_a_line_says_so(capfd):
     run = tuned("pretrained:cvae-glyphs", "digits")
     said = (run.path / "log.txt").read_text()
-    assert "these layers begin again (10 classes instead of 36, 17 levels instead of 256" in said
+    assert "these layers start from scratch (10 classes instead of 36, 17 levels instead of 256" in said
     assert run.tree()["train"]["parent"].startswith("pretrained:cvae-glyphs sha256:")
     old, new = weights("pretrained:cvae-glyphs"), weights(run.id)
     rows = {
@@ -123,7 +123,7 @@ def test_a_start_has_a_short_warm_up():
 def test_colour_images_take_the_weights_of_grey_ones(capfd):
     run = tuned("pretrained:fm-glyphs", "patches", "data.n=64")
     said = (run.path / "log.txt").read_text()
-    assert "begin again (3 channels instead of 1" in said and "`net.conv_in.weight`" in said
+    assert "start from scratch (3 channels instead of 1" in said and "`net.conv_in.weight`" in said
     name, new, old = "net.mid.blocks.0.conv1.weight", weights(run.id), weights("pretrained:fm-glyphs")
     assert new["net.conv_in.weight"].shape[1] == 3 and not new[name].equal(old[name])
     torch.testing.assert_close(new[name], old[name], atol=0.1, rtol=0)
