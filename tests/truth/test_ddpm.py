@@ -482,6 +482,15 @@ def test_larger_and_edited_images_and_ways_between_them():
     torch.testing.assert_close(way[[0, 2, 3, 5]], ends[:4], atol=1e-5, rtol=0)
 
 
+def test_reconstructions_take_two_steps_from_each_of_four_levels(monkeypatch):
+    model, calls = exact_model(DataInfo((1, 8, 8)), 0.0, 0.2), []
+    output = model.output
+    monkeypatch.setattr(model, "output", lambda x, *args: calls.append(len(x)) or output(x, *args))
+    model.score_recon(batch_of(3).x, noise=noise(3))
+    model.map_recon(batch_of(3).x, noise=noise(3))
+    assert calls == [3] * 16
+
+
 def test_scores_tell_noise_from_data_by_mean_z_scores():
     info = DataInfo((1, 8, 8))
     model = exact_model(info, 0.0, 0.2)  # knows smooth grey; white noise of the full range is foreign to it

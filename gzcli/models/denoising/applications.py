@@ -448,7 +448,7 @@ class Applications(Denoiser):
 
     @torch.no_grad()
     def score_recon(
-        self, x: Tensor, *, noise: Noise, starts: int = 4, steps: int = 10, pixels: bool = False
+        self, x: Tensor, *, noise: Noise, starts: int = 4, steps: int = 2, pixels: bool = False
     ) -> Tensor:
         """[B]: the mean z-score of the errors of images rebuilt from several noise levels (Graham 2023,
         arXiv:2211.07740). Before `fit_recon` it is the mean error. Raises UsageError if the fit had a
@@ -468,14 +468,14 @@ class Applications(Denoiser):
 
     @torch.no_grad()
     def fit_recon(
-        self, batches: Iterable[Batch], *, starts: int = 4, steps: int = 10, pixels: bool = False
+        self, batches: Iterable[Batch], *, starts: int = 4, steps: int = 2, pixels: bool = False
     ) -> None:
         """Mean and deviation of each error over held-out images."""
         errors = torch.cat([self.recon_errors(b.x, b.noise, starts, steps, pixels) for b in batches])
         self.recon_mean, self.recon_std = errors.mean(0), errors.std(0).clamp(min=1e-8)
 
     @torch.no_grad()
-    def map_recon(self, x: Tensor, *, noise: Noise, starts: int = 4, steps: int = 10) -> Tensor:
+    def map_recon(self, x: Tensor, *, noise: Noise, starts: int = 4, steps: int = 2) -> Tensor:
         """|x − x̂| at each pixel, the mean over channels and noise levels: [B, H, W]."""
         rebuilt = self.reconstructions(x, noise, starts, steps)
         return torch.stack([(x - x_hat).abs().mean(1) for x_hat in rebuilt]).mean(0)
