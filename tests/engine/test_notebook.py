@@ -284,7 +284,7 @@ def latents_and_likelihoods(run, tmp_path):
 
 
 def features(run, tmp_path):
-    ready = gzcli.load("cfm", pretrained=True, device="cpu")
+    ready = gzcli.load("cfm", data="glyphs", pretrained=True, device="cpu")  # whose judge comes with gz
     pixels = np.array(ready.data.images("test")[:5])
     assert ready.features(pixels).shape[0] == 5
     with pytest.raises(gzcli.UsageError, match="no features `vgg`"):

@@ -221,7 +221,8 @@ def test_fits_are_made_once(home, trained, tmp_path, monkeypatch):
         model = WGAN.of(trained.info, width=8, latent=4)
         model.load_state_dict(weights)
         fake_run(tmp_path, monkeypatch, scores, model=model, name="wgan")
-        return run(tmp_path, run="wgan", n=10, **{"scores": ("knn", "local")} | changes)["results"]
+        how = {"scores": ("knn", "local"), "options": {"starts": 2, "steps": 3}}
+        return run(tmp_path, run="wgan", n=10, **how | changes)["results"]
 
     counted(WGAN, "fit_knn"), counted(Pixelwise, "fit_far")
     weights = WGAN.of(trained.info, width=8, latent=4).state_dict()
@@ -230,7 +231,7 @@ def test_fits_are_made_once(home, trained, tmp_path, monkeypatch):
     first = scored()
     assert scored() == first and fits == ["fit_knn"]
     assert len(list((home / "fits").glob("*.npz"))) == 1
-    scored(seed=1), scored(scores=("knn",))
+    scored(seed=1), scored(scores=("knn",), options={})
     assert fits == ["fit_knn"] * 3
     (tmp_path / "wgan" / "model.safetensors").write_bytes(b"xy")  # other weights
     scored()

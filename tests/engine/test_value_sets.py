@@ -18,6 +18,7 @@ from gzcli.engine import sampler
 from gzcli.engine.trained import load_trained
 from gzcli.judge.bench import Judge
 from gzcli.judge.images import Pick
+from gzcli.metrics import features
 from gzcli.models import catalog
 from gzcli.store.runs import Run
 
@@ -34,6 +35,12 @@ KINDS = {
 }
 PLAIN = ("train.patience=null",)
 REFUSED = "`pixelcnn` models up to 256 grey levels, and `of-"
+
+
+@pytest.fixture(autouse=True)
+def _quick_judge(monkeypatch):
+    """The judge of a guidance, which cannot learn what is noise, tries for a few steps."""
+    monkeypatch.setattr(features, "LENET", replace(features.LENET, steps=4))
 
 
 @pytest.fixture(scope="module")
