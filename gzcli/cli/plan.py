@@ -69,8 +69,9 @@ def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
     request, plan = start.request, start.plan
     if start.run:
         if words := previous_words(start.run):
-            typed = f"it was started with `-- {' '.join(words)}`"
-            out.info(f"note: {typed}, which is not taken over: type it again")
+            out.info(
+                f"note: a resume does not repeat `-- {' '.join(words)}` of the first start: pass it again"
+            )
         return
     if plan.machine_rank:
         return

@@ -97,7 +97,7 @@ def compare(runs: _Any, wide: opt.Wide = False) -> None:
     if not differ:
         out.info("their recipes are the same")
     if alone := len(differ) - len(several):
-        out.info(f"left out: {counted(alone, 'key')} that not all have ({out.ELSEWHERE})")
+        out.info(f"omitted: {counted(alone, 'key')} that only some runs have ({out.ELSEWHERE})")
     with_figures = [{**row, "figures": last} for row, last in zip(rows, figures, strict=True)]
     out.data({"runs": with_figures, "differ": differ})
 

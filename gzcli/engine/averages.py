@@ -157,7 +157,7 @@ def average(
     if missed > MISSED:
         message = f"no average of length {length:g} can be made of {counted(len(places), 'snapshot')}"
         hint = "a length nearer to 0.05 … 0.1, or a training with a larger `train.ema_snapshots`"
-        raise UsageError(f"{message}: {missed:.0%} of it is missed", hint=hint)
+        raise UsageError(f"{message}: its profile would be off by {missed:.0%}", hint=hint)
     total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in like.items()}
     for path, row in zip(places.values(), factors.reshape(len(places), -1), strict=True):
         for profile, factor in zip(read_snapshot(path, like).values(), row, strict=True):

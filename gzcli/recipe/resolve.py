@@ -624,7 +624,7 @@ def _without_meeting(layer: Layer, problems: list[Problem]) -> Mapping[str, Any]
         return layer.tree
     for key in banned:
         if launch.get(key):
-            message = f"`launch.{key}` is for the command line alone, if it is yours"
+            message = f"`launch.{key}` is accepted on the command line only"
             problems.append(layer.problem(("launch", key), message, f"type {_TYPED[key]}"))
     return {**layer.tree, "launch": {key: value for key, value in launch.items() if key not in banned}}
 

@@ -101,7 +101,7 @@ def remove_folder(folder: Path) -> None:
 def _check_in_store(folder: Path) -> None:
     if not is_removable(folder):
         hint = f"gz removes what it made in `{user_dir('runs')}` only"
-        raise UsageError(f"`{folder}` is not a run in gz's store, and stays", hint=hint)
+        raise UsageError(f"`{folder}` is not a run in gz's store, so gz does not remove it", hint=hint)
 
 
 def check_empty(folder: Path) -> None:

@@ -125,7 +125,7 @@ def test_a_recipe_starts_no_program(call, tmp_path, monkeypatch):
     recipe = tmp_path / "evil.yaml"
     recipe.write_text("extends: vae\nlaunch:\n  extra: [--no_python, touch, X]\n")
     code, _, stderr = call("train", str(recipe))
-    assert code == 2 and f"{recipe}:3:3: `launch.extra` is for the command line alone" in stderr
+    assert code == 2 and f"{recipe}:3:3: `launch.extra` is accepted on the command line only" in stderr
     assert "after `--`" in stderr
     assert call("train", "vae", "--set", "launch.extra=[--no_python]")[0] == 2
     started = []
@@ -144,7 +144,7 @@ def test_a_recipe_starts_no_program(call, tmp_path, monkeypatch):
     assert resolve(str(run.recipe_file)).card.name == "vae"
     env = {"command": ["gz", "train", "vae", "--", "--debug"]}
     (run.path / "env.json").write_text(json.dumps(env))
-    note = "note: it was started with `-- --debug`, which is not taken over"
+    note = "note: a resume does not repeat `-- --debug` of the first start"
     assert note in call("train", run.id, "--resume")[2]
     assert started[-1].extra == ()
 
@@ -155,7 +155,7 @@ def test_a_recipe_does_not_say_where_processes_meet(call, tmp_path, monkeypatch)
     recipe.write_text("extends: vae\nlaunch: {machines: 2, machine_rank: 1, main_ip: evil.example}\n")
     code, _, stderr = call("train", str(recipe))
     keys = ("machines", "machine_rank", "main_ip")
-    assert code == 2 and all(f"`launch.{key}` is for" in stderr for key in keys)
+    assert code == 2 and all(f"`launch.{key}` is accepted on the command line" in stderr for key in keys)
     started = []
     monkeypatch.setattr(launcher, "run", lambda folder, plan, **options: started.append(plan))
     typed = ("--num-machines", "2", "--machine-rank", "0", "--main-process-ip", "10.0.0.1")

@@ -44,7 +44,7 @@ def test_a_folder_of_the_user_s_is_never_removed(call, thesis, monkeypatch):
     before = tree_of(thesis)
     for ref in (str(thesis), f"{thesis}/.", "../thesis"):
         code, stdout, stderr = call("runs", "remove", ref, "--yes")
-        assert (code, stdout) == (2, "") and "is not a run in gz's store, and stays" in stderr
+        assert (code, stdout) == (2, "") and "is not a run in gz's store, so gz does not remove it" in stderr
     monkeypatch.chdir(thesis)
     assert call("runs", "remove", ".", "--yes")[0] == 2
     Run(thesis).mark("run")  # a copied mark does not help outside the store

@@ -127,7 +127,12 @@ BAD = [
     ([A | {"after": "1_out.png"}], {}, UsageError, "line 1 .* two images, `0_out.png` and `1_out.png`"),
     ([{"before": "0_in.png", "text": "a"}], {}, UsageError, "no `file_name`"),
     (ROWS, {"3_in.png": b"no picture"}, MissingError, "`3_in.png` does not decode"),
-    (ROWS, {"3_in.png": SMALL}, UsageError, "`3_in.png` is 12×8, and its image 8×8: another shape"),
+    (
+        ROWS,
+        {"3_in.png": SMALL},
+        UsageError,
+        "`3_in.png` is 12×8, and its image 8×8: their aspect ratios differ",
+    ),
 ]
 
 

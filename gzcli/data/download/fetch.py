@@ -119,7 +119,7 @@ def _unobtainable(spec: DataSpec, refused: dict[str, str], received: int, online
     elif not spec.page:
         hints.append(f"`{command}` takes `--from DIR`, a folder with the publisher's {names}")
     reasons = "; ".join(dict.fromkeys(refused.values()))
-    return MissingError(f"{names} of `{spec.name}` could not be had: {reasons}", hint="; ".join(hints))
+    return MissingError(f"{names} of `{spec.name}` could not be downloaded: {reasons}", hint="; ".join(hints))
 
 
 # --- where a file is looked for ---

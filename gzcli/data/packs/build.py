@@ -403,7 +403,7 @@ def _check_sides(further: Fitted, image: list[int]) -> None:
     if w0 and h0:  # else the image did not decode
         slack = max(0.02, 1 / min(w, h, w0, h0))  # a pixel may be lost to rounding
         if abs(w * h0 / (h * w0) - 1) > slack:
-            message = f"`{further.name}` is {w}×{h}, and its image {w0}×{h0}: another shape"
+            message = f"`{further.name}` is {w}×{h}, and its image {w0}×{h0}: their aspect ratios differ"
             raise UsageError(message, hint="crop both alike, before they become a set")
 
 

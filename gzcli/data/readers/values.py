@@ -188,7 +188,9 @@ def of_files(images: RawImages, names: Sequence[str], *, resized: bool) -> RawIm
     if first is None:
         return images
     if images.further:
-        raise UsageError(f"`{images.title}` has values and further pictures", hint="leave the latter out")
+        raise UsageError(
+            f"`{images.title}` has both values and further images", hint="leave the further images out"
+        )
     array, levels = first
     source, shape = images.blocks, array.shape
     images = replace(images, shape=shape, probe=None, spans=None, further={})

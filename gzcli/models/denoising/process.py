@@ -500,7 +500,7 @@ class VE(SDE):
         super().__init__(start)
         if not 0 < sigma_min < sigma_max:
             hint = "set `model.sigma_min` above 0 and `model.sigma_max` above it"
-            raise UsageError(f"noise that grows from {sigma_min:g} to {sigma_max:g}", hint=hint)
+            raise UsageError(f"the noise level cannot grow from {sigma_min:g} to {sigma_max:g}", hint=hint)
         self.sigma_min, self.log_ratio = sigma_min, math.log(sigma_max / sigma_min)
 
     def marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:

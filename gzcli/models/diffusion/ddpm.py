@@ -192,7 +192,7 @@ class Diffusion(NoiseApplications):
         from diffusers import DPMSolverMultistepScheduler
 
         if self.prediction not in DIFFUSERS_PREDICTIONS:
-            raise UsageError(f"diffusers knows no `prediction: {self.prediction}` of a diffusion")
+            raise UsageError(f"diffusers does not support `prediction: {self.prediction}`")
         alpha_bar = np.append(1.0, self.process.alpha**2)
         alpha_bar[-1] = max(alpha_bar[-1], 2.0**-24)  # at zero SNR as in diffusers, which takes its log
         return DPMSolverMultistepScheduler(

@@ -93,7 +93,7 @@ class FlowMatching(LikelihoodByODE, Applications):
     ):
         if sigma_min and flow.process != "straight":
             hint = "leave one of them out"
-            raise UsageError(f"`model.sigma_min` is of straight lines, not of `{flow.process}`", hint=hint)
+            raise UsageError(f"`model.sigma_min` is for straight paths, not for `{flow.process}`", hint=hint)
         process = PATHS[flow.process](shift_of(flow.shift, data.shape))
         if isinstance(process, CondOT):
             process.sigma_min = sigma_min
