@@ -129,7 +129,7 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
             out.hint(f"{LABELLED} marks what needs a run trained with `--set model.conditional=true`")
     out.info(model_count(len(rows) - len(staged), len(staged)))
     if short:
-        out.hint("`gz list models` describes them; also: gz list data|recipes|runs|pretrained")
+        out.hint("`gz list models` describes them; also gz list data|recipes|runs|pretrained")
     out.data({"models": [row for _, row in rows]})
 
 
