@@ -1,8 +1,8 @@
-"""Judges rows that a pull request adds to the leagues again: python .ci/row.py rows/SET/NAME.json …
+"""Judges rows that a pull request adds to the leagues again: python .ci/row.py .github/rows/SET/NAME.json …
 
 Beside each file is the model, NAME.safetensors of `gz runs export`. The file is what `gz bench
-rows/SET/NAME.safetensors --data SET -n 2000 --json` printed. A value that is outside of the interval of the
-second judgement fails.
+.github/rows/SET/NAME.safetensors --data SET -n 2000 --json` printed. A value that is outside of the interval
+of the second judgement fails.
 """
 
 from __future__ import annotations

@@ -91,7 +91,8 @@ def test_a_row_of_a_league_must_be_judged_alike():
     assert wrong == ["fd: claimed 9.0, judged 10 to 20", "recall: claimed None, judged 0.8 to 0.9"]
     (step,) = [one["run"] for one in steps_of("check") if "row.py" in one.get("run", "")]
     assert (
-        "rows/*.json" in step and "rows/glyphs/NAME.json" in (ROOT / "gzcli/docs/pages/bench.md").read_text()
+        ".github/rows/*.json" in step
+        and ".github/rows/glyphs/NAME.json" in (ROOT / "gzcli/docs/pages/bench.md").read_text()
     )
 
 
