@@ -205,10 +205,10 @@ def show(result: Mapping[str, Any], *, opened: bool = False) -> None:
 
 def ending(name: str, able: Iterable[str], do: str | None, result: Mapping[str, Any]) -> None:
     """The end of `gz sample`: how many images in what time, and what else the run can do."""
-    others = [application for application in able if application != do]
-    if others:
-        out.info(f"applications (`--do`): {', '.join(others)}")
-    then = [(f"gz sample {name} --do {others[0]}", "one of its applications")] if others else []
+    further = [application for application in able if application != do]
+    if further:
+        out.info(f"applications (`--do`): {', '.join(further)}")
+    then = [(f"gz sample {name} --do {further[0]}", "one of its applications")] if further else []
     again = (f"gz sample {name} --do {do} --input ./pictures", "the same with your own images")
     then.append(again if do else (f"gz bench {name}", "how good they are, beside real images"))
     each = f"{result['seconds'] / result['n']:.2g} s an image" if result["n"] and result["seconds"] else None

@@ -129,11 +129,10 @@ def detections() -> dict[tuple[str, str, str], str]:
         text = f"{float(row['auroc']):.3f} by {row['score']} ({'; '.join(notes)})".removesuffix(" ()")
         key = row["in"], row["out"], row["model"]
         cells.setdefault(key, []).append((float(row["auroc"]), text))
-        if clock := row.get("clock"):
-            seconds = (
-                f"{float(row['train_seconds']):.0f} s of CPU time" if clock == "cpu" else "the wall clock"
-            )
-            took[key] = f"; trained {'for' if clock == 'cpu' else 'by'} {seconds}"
+        if row.get("clock") == "cpu":
+            took[key] = f"; trained for {float(row['train_seconds']):.0f} s of CPU time"
+        elif row.get("clock"):
+            took[key] = "; trained by the wall clock"
     joined = {key: ", ".join(text for _, text in sorted(texts, reverse=True)) for key, texts in cells.items()}
     return {key: text + took.get(key, "") for key, text in joined.items()}
 

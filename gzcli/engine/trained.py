@@ -48,8 +48,8 @@ def build_model(
     """The model of a recipe, on the CPU so that its weights depend on the seed alone, not on the device."""
     cls = catalog.load_class(card or catalog.card(part.model))
     torch.manual_seed(part.seed)
-    known = flat_defaults(cls)
-    options = {renamed(key, known, "model"): value for key, value in part.options.items()}  # of older runs
+    defaults = flat_defaults(cls)
+    options = {renamed(key, defaults, "model"): value for key, value in part.options.items()}  # of older runs
     model = cls.of(info, **options, **(stages or {}))
     if part.format < FORMAT:
         model.on_format(part.format)

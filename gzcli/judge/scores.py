@@ -212,13 +212,13 @@ class Scorer:
         """The same from the cache, if it has this key; otherwise `learn` fills it."""
 
         def make() -> dict[str, Any]:
-            learned = learn()
-            return learned | {"attributes": {k: v.cpu().numpy() for k, v in learned["attributes"].items()}}
+            fresh = learn()
+            return fresh | {"attributes": {k: v.cpu().numpy() for k, v in fresh["attributes"].items()}}
 
-        found = stored(key, make, say, "fits")
+        learned = stored(key, make, say, "fits")
         device = self.trained.device
-        tensors = {name: torch.from_numpy(value).to(device) for name, value in found["attributes"].items()}
-        self.take({**found, "attributes": tensors})
+        tensors = {name: torch.from_numpy(value).to(device) for name, value in learned["attributes"].items()}
+        self.take({**learned, "attributes": tensors})
 
     def values(self, batch: Batch) -> Table:
         """float64 [B] of each score, finite or not."""

@@ -29,11 +29,11 @@ def stored(key: Mapping[str, Any], make: Callable[[], T], say: Say, folder: str 
     at once each write a whole file."""
     text = json.dumps({"code": code(), **key}, sort_keys=True, default=str)
     path = cache_dir(folder, f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz")
-    found: T | None = files.read_cached(path, read, say)
-    if found is None:
-        found = make()
-        write(path, found)
-    return found
+    fit: T | None = files.read_cached(path, read, say)
+    if fit is None:
+        fit = make()
+        write(path, fit)
+    return fit
 
 
 def code(root: Path = Path(__file__).parent) -> str:
@@ -44,7 +44,7 @@ def code(root: Path = Path(__file__).parent) -> str:
     return digest.hexdigest()[:16]
 
 
-def write(path: Path, found: Any) -> None:
+def write(path: Path, fit: Any) -> None:
     arrays: dict[str, np.ndarray] = {}
 
     def plain(value: Any) -> Any:
@@ -60,7 +60,7 @@ def write(path: Path, found: Any) -> None:
             return {"map": [[key, plain(each)] for key, each in value.items()]}
         return value.item() if isinstance(value, np.generic) else value
 
-    tree = json.dumps(plain(found))
+    tree = json.dumps(plain(fit))
     if sum(array.nbytes for array in arrays.values()) <= LARGEST:
         buffer = io.BytesIO()
         np.savez(buffer, **dict[str, Any]({TREE: np.array(tree), **arrays}))
