@@ -33,7 +33,8 @@ from gzcli.data.packs.batches import quantise
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack as Data
 from gzcli.data.readers.memory import reference_of
-from gzcli.data.sets.names import class_numbers, data_key
+from gzcli.data.sets.labels import class_numbers
+from gzcli.data.sets.registry import data_key
 from gzcli.engine import sampler
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import losses_figure

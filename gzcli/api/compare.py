@@ -14,7 +14,7 @@ from gzcli.core.sections import LaunchSection, part_of
 from gzcli.core.spoken import spoken
 from gzcli.data.download.fetch import fetch_weights
 from gzcli.data.readers.memory import reference_of
-from gzcli.data.sets.names import locate, slug
+from gzcli.data.sets.registry import locate, slug
 from gzcli.engine.log import Log
 from gzcli.judge import bench as judge
 from gzcli.launch.contestants import find_contestants

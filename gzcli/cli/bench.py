@@ -22,7 +22,7 @@ from gzcli.cli.report import check_report, with_report
 from gzcli.core.errors import UsageError
 from gzcli.core.sections import LaunchSection
 from gzcli.core.units import BUDGETS, about, count, counted, duration, figure, seconds_of, short
-from gzcli.data.sets.names import locate, slug
+from gzcli.data.sets.registry import locate, slug
 from gzcli.launch.slurm import check_printable
 from gzcli.metrics import standings
 from gzcli.metrics.metric import column_of, help_text, metrics, one_distance, weights_of

@@ -17,13 +17,12 @@ from gzcli.cli.options import a_set, argument, choose, option
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.units import Size, packable, sides
 from gzcli.data import library
-from gzcli.data.sets.names import locate, names, slug
-from gzcli.data.sets.registry import DataSpec, Form, find, is_fetched
+from gzcli.data.sets.registry import DataSpec, Form, find, is_fetched, locate, names, slug
 
 if TYPE_CHECKING:
     from gzcli.data.packs.facts import Facts
     from gzcli.data.packs.pack import Pack, PackMeta
-    from gzcli.data.sets.names import DataSet
+    from gzcli.data.sets.registry import DataSet
 
 app = group("data", list_data)
 
@@ -170,7 +169,7 @@ def show(name: _Shown, size: _Size = None, channels: _Channels = None) -> None:
         facts = facts_of(spec, size=size, channels=channels)
         height, width = (facts.height, facts.width) if facts else (spec.size, spec.size)
         counts = {"train": spec.n_train, "val": spec.n_val, "test": spec.n_test}
-        row = _described(spec, (channels or spec.channels, height, width), counts, spec, facts)
+        row = _described(spec, (channels or spec.channels, height, width), counts, facts)
         kind = "attributes, of which an image may have several" if spec.multilabel else "classes"
         names = "" if isinstance(spec.classes, int) else f": {', '.join(spec.classes)}"
         out.info(f"{spec.n_classes:,} {kind}{names}")
@@ -185,7 +184,7 @@ def show(name: _Shown, size: _Size = None, channels: _Channels = None) -> None:
 
     pack = _opened(data_set, size, channels)
     facts, meta, classes = facts_of(data_set, size=size, channels=channels), pack.meta, class_counts(pack)
-    row = _described(meta, meta.shape, meta.counts, data_set, facts)
+    row = _described(meta, meta.shape, meta.counts, facts)
     lines = [(each["name"], *(each[split] for split in meta.counts)) for each in classes]
     out.table(("class", *meta.counts), [*lines, ("images", *meta.counts.values())])
     for message in meta.skipped:
@@ -201,7 +200,6 @@ def _described(
     described: PackMeta | DataSpec,
     shape: Sequence[int],
     counts: Mapping[str, int],
-    data_set: DataSet,
     facts: Facts | None,
 ) -> dict[str, Any]:
     """Prints what a pack, or the description of a set without one, has in common; returns it for scripts."""
@@ -209,7 +207,7 @@ def _described(
 
     c, h, w = shape
     out.info(f"{described.title}: {w}×{h} pixels, {'grey' if c == 1 else 'RGB'}, {described.levels} levels")
-    for note in (*settings_lines(data_set, facts), *getattr(described, "notes", ())):
+    for note in (*settings_lines(facts), *getattr(described, "notes", ())):
         out.info(note.replace("--set data.channels=", "--channels "))
     row = {key: getattr(described, key) for key in ("name", "title", "levels", "multilabel", "extras")}
     row |= {"shape_class": facts and facts.shape_class, "traits": facts.traits if facts else ()}

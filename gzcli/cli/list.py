@@ -240,7 +240,7 @@ def _data_block(row: dict[str, Any], room: int | None) -> list[str]:
 
 def list_runs(model: str | None = None, data: str | None = None, *, wide: bool = False) -> None:
     """Prints the runs of a model on a data set, newest first. Raises UsageError for unknown names."""
-    from gzcli.data.sets.names import data_key
+    from gzcli.data.sets.registry import data_key
     from gzcli.recipe.files import find
     from gzcli.store.metrics import summaries
     from gzcli.store.runs import all_runs

@@ -107,7 +107,7 @@ def flag(name: str) -> str:
 def labels_of(word: str | None, data: str | None) -> list[str]:
     """The classes of `--data`, otherwise of a run's set, otherwise of the digits; [] if no pack says them
     yet."""
-    from gzcli.data.sets.names import locate
+    from gzcli.data.sets.registry import locate
     from gzcli.store.runs import all_runs, by_name
 
     if not data and word:

@@ -21,15 +21,15 @@ from gzcli.core.errors import FLAGGED, MissingError, UsageError, canonical, matc
 from gzcli.core.sections import LaunchSection, part_of
 from gzcli.core.units import about, counted
 from gzcli.data.readers.inspection import open_inspection
-from gzcli.data.sets.names import OwnSet, data_key, is_set, local, locate, slug
+from gzcli.data.sets.registry import OwnSet, data_key, is_set, local, locate, slug
 from gzcli.metrics.alarms.methods import AUTO, METHODS, REFERENCE, is_local
 from gzcli.store import claims
 from gzcli.store.paths import user_dir
 
 if TYPE_CHECKING:
     from gzcli.core.sections import DataSection
-    from gzcli.data.sets.names import DataSet
-    from gzcli.data.sets.registry import Benchmark
+    from gzcli.data.sets.benchmarks import Benchmark
+    from gzcli.data.sets.registry import DataSet
     from gzcli.models.catalog import ModelCard
     from gzcli.store.run_folder import Run
 
@@ -406,7 +406,7 @@ def split_sets(text: str) -> list[str]:
 
 def benchmark_of(name: str, in_: str | None, out_: str | None) -> Benchmark:
     """The benchmark of this name. Raises UsageError if other sets than its own are given."""
-    from gzcli.data.sets.registry import find_benchmark
+    from gzcli.data.sets.benchmarks import find_benchmark
 
     benchmark = find_benchmark(name)
     if out_ or (in_ and in_ != benchmark.inside):

@@ -130,7 +130,7 @@ def a_setting(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def a_set(ctx: typer.Context, incomplete: str) -> list[str]:
-    from gzcli.data.sets.names import names as names_of_sets
+    from gzcli.data.sets.registry import names as names_of_sets
 
     return list(names_of_sets())
 

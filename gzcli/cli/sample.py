@@ -22,7 +22,8 @@ from gzcli.cli.options import choose, option
 from gzcli.core.errors import GzError, MissingError, UsageError, canonical, did_you_mean
 from gzcli.core.sections import LaunchSection
 from gzcli.core.units import counted
-from gzcli.data.sets.names import class_numbers, data_key, in_turns, slug
+from gzcli.data.sets.labels import class_numbers, in_turns
+from gzcli.data.sets.registry import data_key, slug
 from gzcli.store import claims
 from gzcli.store import pretrained as ready
 from gzcli.store.files import checksum

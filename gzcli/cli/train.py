@@ -16,7 +16,7 @@ from gzcli.cli.options import a_model_or_run, argument, choose, option, split
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.trackers import TRACKERS
 from gzcli.core.units import duration, figure, seconds_of
-from gzcli.data.sets.names import locate
+from gzcli.data.sets.registry import locate
 from gzcli.recipe.suggest import suggest
 
 if TYPE_CHECKING:

@@ -13,8 +13,22 @@ from gzcli.core.units import as_size, canonical_size
 from gzcli.data.packs.open import alone, find_pack, is_here, packs_of
 from gzcli.data.packs.pack import PackMeta
 from gzcli.data.packs.source import at_hand
-from gzcli.data.sets.names import REGISTER, DataSet, OwnSet, imports, local, locate, own_set
-from gzcli.data.sets.registry import SPECS, Benchmark, DataSpec, Form, check_files, is_fetched, raw_dir
+from gzcli.data.sets.benchmarks import Benchmark
+from gzcli.data.sets.registry import (
+    REGISTER,
+    SPECS,
+    DataSet,
+    DataSpec,
+    Form,
+    OwnSet,
+    check_files,
+    imports,
+    is_fetched,
+    local,
+    locate,
+    own_set,
+    raw_dir,
+)
 from gzcli.store import files
 from gzcli.store.hub import HUB_SCHEME
 from gzcli.store.paths import cache_dir, user_dir
@@ -58,7 +72,7 @@ def _own_row(name: str, line: dict[str, Any]) -> dict[str, Any]:
     newest = max(packs_of(own_images), key=lambda pack: pack.meta_file.stat().st_mtime, default=None)
     row = {key: line.get(key, value) for key, value in _ROW.items()}
     row |= {"name": name, "title": line["path"], "lost": not own_images.path.exists()}
-    if newest and (meta := PackMeta.read(newest, own_images)):
+    if newest and (meta := PackMeta.read(newest)):
         row |= {"classes": len(meta.classes), "channels": meta.shape[0], "size": as_size(*meta.shape[1:])}
         row |= {"n_train": meta.counts["train"] + meta.counts["val"], "n_val": 0}
         row |= {"n_test": meta.counts["test"], "cached": True}

@@ -23,7 +23,8 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Progress
 from gzcli.data.packs.batches import to_uint8
 from gzcli.data.packs.open import PackOptions, open_pack, peek
-from gzcli.data.sets.names import DataSet, class_numbers, locate
+from gzcli.data.sets.labels import class_numbers
+from gzcli.data.sets.registry import DataSet, locate
 from gzcli.engine.sheets import grid
 from gzcli.judge.sample import shown_pictures
 from gzcli.models.catalog import card_of

@@ -18,7 +18,7 @@ from gzcli.core.errors import DeviceError, DivergedError
 from gzcli.core.types import DataInfo, ImageNoise, Progress, Say, no_progress
 from gzcli.core.units import sides
 from gzcli.data.packs.batches import to_uint8
-from gzcli.data.sets.names import class_numbers
+from gzcli.data.sets.labels import class_numbers
 from gzcli.engine.trained import Trained, load_model
 from gzcli.models.base import Model, group_options
 from gzcli.models.nn import spread_labels

@@ -18,7 +18,7 @@ from gzcli.core.types import Batch, BatchNoise, mix
 from gzcli.core.units import duration
 from gzcli.data.packs.batches import TrainBatches
 from gzcli.data.packs.pack import Pack, values_of
-from gzcli.data.sets.names import in_turns
+from gzcli.data.sets.labels import in_turns
 from gzcli.engine import checkpoint, guidance, sampler, sheets
 from gzcli.engine.averages import Snapshots
 from gzcli.engine.cadence import KINDS, Cadence, Stop, listening

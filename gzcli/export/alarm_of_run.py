@@ -20,7 +20,7 @@ from gzcli.core.types import ImageNoise, Noise
 from gzcli.data.packs.batches import quantise
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import check_unchanged
-from gzcli.data.sets.names import locate
+from gzcli.data.sets.registry import locate
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
 from gzcli.export import alarm

@@ -18,8 +18,7 @@ from gzcli.core.types import Batch
 from gzcli.core.units import counted
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
-from gzcli.data.sets.names import OwnSet, locate
-from gzcli.data.sets.registry import Form
+from gzcli.data.sets.registry import Form, OwnSet, locate
 from gzcli.engine.log import Log
 from gzcli.engine.sheets import Row, sheet
 from gzcli.judge import methods

@@ -26,7 +26,7 @@ from gzcli.core.types import ImageNoise, Progress, no_progress
 from gzcli.core.units import as_size, by_sides
 from gzcli.data.packs.open import PackOptions, facts_of, open_pack
 from gzcli.data.packs.pack import Pack
-from gzcli.data.sets.names import locate
+from gzcli.data.sets.registry import locate
 from gzcli.engine.log import Log
 from gzcli.engine.sampler import draw
 from gzcli.engine.trained import Trained

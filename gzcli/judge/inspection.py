@@ -21,8 +21,7 @@ from gzcli.data.packs.pack import Pack
 from gzcli.data.readers.folder import DEFECTS
 from gzcli.data.readers.inspection import Inspection, open_inspection, read_masks
 from gzcli.data.readers.pictures import fit_array
-from gzcli.data.sets.names import OwnSet
-from gzcli.data.sets.registry import Form
+from gzcli.data.sets.registry import Form, OwnSet
 from gzcli.engine.log import Log
 from gzcli.engine.sheets import Row, sheet
 from gzcli.judge import methods

@@ -15,7 +15,7 @@ from gzcli.core.units import as_size, counted
 from gzcli.data.packs.open import PackOptions, facts_of, open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.data.readers.folder import open_path
-from gzcli.data.sets.names import DataSet, OwnSet, locate
+from gzcli.data.sets.registry import DataSet, OwnSet, locate
 from gzcli.judge.images import Pick
 from gzcli.metrics import conformal
 from gzcli.metrics.alarms.alarm import FITTED, Alarm, calibrate

@@ -17,7 +17,8 @@ from gzcli.core.errors import UsageError
 from gzcli.data.library import listed_images
 from gzcli.data.packs.open import PackOptions, open_pack
 from gzcli.data.packs.pack import Pack
-from gzcli.data.sets.registry import SPECS, Benchmark, find_benchmark
+from gzcli.data.sets.benchmarks import Benchmark, find_benchmark
+from gzcli.data.sets.registry import SPECS
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import histograms
 from gzcli.judge import methods

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from gzcli.core.errors import MissingError, UsageError, canonical, matching
 from gzcli.data.packs.source import at_hand
-from gzcli.data.sets.names import ENDINGS, DataSet, OwnSet, is_set, locate
-from gzcli.data.sets.registry import Form
+from gzcli.data.sets.registry import ENDINGS, DataSet, Form, OwnSet, is_set, locate
 from gzcli.launch.from_file import find_run, is_shared
 from gzcli.store.paths import recipe_names
 from gzcli.store.run_folder import Run

@@ -24,8 +24,7 @@ from gzcli.core.types import Say, silent
 from gzcli.core.units import Size, as_size, sides, size
 from gzcli.data.packs.open import is_here, pack_options, peek, size_of
 from gzcli.data.packs.pack import PackMeta
-from gzcli.data.sets.names import HubSet, locate
-from gzcli.data.sets.registry import DataSpec
+from gzcli.data.sets.registry import DataSpec, HubSet, locate
 from gzcli.launch import launcher
 from gzcli.launch.from_file import find_run
 from gzcli.launch.launcher import Plan, usable_gpus

@@ -26,8 +26,7 @@ from gzcli.core.units import as_size
 from gzcli.data.packs.augment import patch_of
 from gzcli.data.packs.open import Use, open_pack, pack_options, size_of
 from gzcli.data.packs.pack import check_unchanged
-from gzcli.data.sets.names import DataSet, data_key, locate
-from gzcli.data.sets.registry import SPECS
+from gzcli.data.sets.registry import SPECS, DataSet, data_key, locate
 from gzcli.launch import launcher
 from gzcli.launch.forecast import check_set, in_steps
 from gzcli.launch.from_file import find_run, is_bundle, is_shared, is_weights

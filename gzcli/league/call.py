@@ -14,7 +14,7 @@ from gzcli.core.sections import LaunchSection
 from gzcli.core.spoken import spoken
 from gzcli.core.types import Say, silent
 from gzcli.core.units import seconds_of
-from gzcli.data.sets.names import locate
+from gzcli.data.sets.registry import locate
 from gzcli.league import loop
 from gzcli.league.league import Terms, beside_others
 from gzcli.league.sweep import SweepResult, play, sweep_of

@@ -13,7 +13,7 @@ from gzcli.core import signals
 from gzcli.core.errors import GzError, Interrupted, UsageError
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import counted, duration, short
-from gzcli.data.sets.names import locate
+from gzcli.data.sets.registry import locate
 from gzcli.launch import jobs, launcher
 from gzcli.league import league
 from gzcli.league.league import Entry, Terms

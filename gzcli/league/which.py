@@ -19,7 +19,7 @@ from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.types import Say, silent
 from gzcli.core.units import duration
 from gzcli.data.packs.open import facts_of
-from gzcli.data.sets.names import locate
+from gzcli.data.sets.registry import locate
 from gzcli.launch import plan as planning
 from gzcli.league.league import EXTRA, SHORTEST, Terms
 from gzcli.league.loop import League, hold

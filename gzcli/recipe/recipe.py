@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gzcli.core.errors import UsageError
 from gzcli.core.sections import BenchSection, DataSection, LaunchSection, Part, lists, part_of, plain, tuples
 from gzcli.data.packs.augment import AUGMENTS, parse_augment
-from gzcli.data.sets.names import DataSet
-from gzcli.data.sets.registry import EXTRAS, SPECS, DataSpec, extras_in_words
+from gzcli.data.sets.registry import EXTRAS, SPECS, DataSet, DataSpec, extras_in_words
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.recipe.suggest import suggest

@@ -44,8 +44,7 @@ from gzcli.core.sections import MEETING, SCALES, DataSection, leaves, part_of, p
 from gzcli.data.packs.augment import patch_of
 from gzcli.data.packs.facts import FEW_IMAGES, SHAPES, Facts
 from gzcli.data.packs.open import facts_of
-from gzcli.data.sets.names import DataSet, OwnSet, data_key, locate, names
-from gzcli.data.sets.registry import DataSpec
+from gzcli.data.sets.registry import DataSet, DataSpec, OwnSet, data_key, locate, names
 from gzcli.models import catalog
 from gzcli.models.catalog import ModelCard
 from gzcli.recipe import schema

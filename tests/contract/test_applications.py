@@ -19,7 +19,7 @@ from gzcli.cli import app
 from gzcli.core.sections import DataSection, Part
 from gzcli.core.types import Applied, ImageNoise, no_progress
 from gzcli.data.packs.open import open_pack
-from gzcli.data.sets.names import in_turns
+from gzcli.data.sets.labels import in_turns
 from gzcli.engine import sheets
 from gzcli.engine.log import Log
 from gzcli.engine.sheets import BETWEEN, CELL, GAP, HEAD, MARGIN, PAPER, Row, sheet

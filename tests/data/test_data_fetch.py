@@ -33,8 +33,7 @@ from gzcli.data.download import fetch as fetching
 from gzcli.data.download import http
 from gzcli.data.download.fetch import WEIGHTS, fetch, fetch_weights
 from gzcli.data.library import data_path, import_set, remove, verify
-from gzcli.data.sets.names import locate
-from gzcli.data.sets.registry import SPECS, DataFile, is_fetched, raw_dir
+from gzcli.data.sets.registry import SPECS, DataFile, is_fetched, locate, raw_dir
 from gzcli.launch import launcher
 from gzcli.metrics.metric import metrics, weights_of
 from gzcli.store import files, runs

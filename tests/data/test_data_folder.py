@@ -38,8 +38,7 @@ from gzcli.data.readers import archive
 from gzcli.data.readers.folder import open_path, read_pictures
 from gzcli.data.readers.images import FORMATS, Block, walk
 from gzcli.data.readers.pictures import Decoding, decode
-from gzcli.data.sets.names import locate
-from gzcli.data.sets.registry import Form
+from gzcli.data.sets.registry import Form, locate
 
 pytestmark = pytest.mark.usefixtures("home")
 FORMS = ["folder", "zip", "tar", "tar.gz", "wrapped zip"]  # a form for each layout, and all for class folders

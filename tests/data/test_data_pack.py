@@ -28,8 +28,8 @@ from gzcli.data.packs.open import open_pack, peek
 from gzcli.data.readers import embedded
 from gzcli.data.readers.embedded import MAKERS, SIDE, distance, matrices, pictures
 from gzcli.data.readers.images import Block, RawImages
-from gzcli.data.sets.names import class_numbers, data_key, names
-from gzcli.data.sets.registry import SPECS, Form, find
+from gzcli.data.sets.labels import class_numbers
+from gzcli.data.sets.registry import SPECS, Form, data_key, find, names
 from gzcli.engine.sampler import parse_labels
 
 pytestmark = pytest.mark.usefixtures("home")
@@ -245,7 +245,7 @@ def test_looking_at_metadata_imports_nothing_heavy():
 from gzcli.data.packs.augment import parse_augment
 from gzcli.data.packs.open import peek
 from gzcli.data.library import listing
-from gzcli.data.sets.names import data_key
+from gzcli.data.sets.registry import data_key
 listing(), peek("digits").levels
 print([m for m in ("torch", "numpy", "PIL", "sklearn", "urllib.request") if m in sys.modules])"""
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

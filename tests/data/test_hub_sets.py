@@ -11,7 +11,7 @@ from refused import refused
 import gzcli
 from gzcli.core.errors import MissingError
 from gzcli.data.library import import_set
-from gzcli.data.sets.names import HubSet, locate
+from gzcli.data.sets.registry import HubSet, locate
 
 pq = pytest.importorskip("pyarrow.parquet")
 pa = pytest.importorskip("pyarrow")

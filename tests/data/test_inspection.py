@@ -9,8 +9,7 @@ from gzcli.core.errors import UsageError
 from gzcli.data.packs.open import open_pack
 from gzcli.data.readers.folder import DEFECTS
 from gzcli.data.readers.inspection import inspection, open_inspection, read_masks
-from gzcli.data.sets.names import OwnSet
-from gzcli.data.sets.registry import Form
+from gzcli.data.sets.registry import Form, OwnSet
 
 pytestmark = pytest.mark.usefixtures("home")
 

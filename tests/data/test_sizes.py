@@ -30,8 +30,7 @@ from gzcli.data.readers.folder import open_path, read_pictures
 from gzcli.data.readers.images import FORMATS
 from gzcli.data.readers.pictures import Decoding, bucket, decode, look
 from gzcli.data.readers.publishers import PARSERS
-from gzcli.data.sets.names import locate
-from gzcli.data.sets.registry import SPECS
+from gzcli.data.sets.registry import SPECS, locate
 from gzcli.engine.sheets import columns_of, grid
 from gzcli.engine.validate import best_metric
 from gzcli.metrics.classifier import turns
@@ -294,7 +293,7 @@ def test_what_a_set_was_taken_for_is_told(tmp_path):
     assert facts_of(source) == of_pack
     assert facts_of(source, size="90x100").shape_class == "128px"
     assert facts_of(source, size="90x100", patch=64).shape_class == "64px"
-    assert not settings_lines(SPECS["digits"], facts_of(SPECS["digits"]))
+    assert not settings_lines(facts_of(SPECS["digits"]))
 
 
 @pytest.mark.slow

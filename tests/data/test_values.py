@@ -13,7 +13,7 @@ from gzcli.core.errors import MissingError
 from gzcli.data.packs.batches import TrainImages
 from gzcli.data.packs.open import facts_of, open_pack
 from gzcli.data.readers.values import Values, decoded
-from gzcli.data.sets.names import OwnSet
+from gzcli.data.sets.registry import OwnSet
 
 RNG = np.random.default_rng(0)
 N = 40

@@ -20,8 +20,8 @@ from gzcli.core.types import DataInfo, ImageNoise
 from gzcli.data.packs.batches import quantise
 from gzcli.data.packs.open import open_pack
 from gzcli.data.sets import registry
-from gzcli.data.sets.names import OwnSet
-from gzcli.data.sets.registry import Benchmark, find_benchmark
+from gzcli.data.sets.benchmarks import Benchmark, find_benchmark
+from gzcli.data.sets.registry import OwnSet
 from gzcli.engine.log import Log
 from gzcli.judge import alarm, ood, scores
 from gzcli.judge.alarm import heat

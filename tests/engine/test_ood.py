@@ -20,7 +20,7 @@ from gzcli.core.errors import DivergedError, MissingError
 from gzcli.core.sections import DataSection
 from gzcli.data.packs.batches import scan, to_uint8
 from gzcli.data.packs.open import open_pack
-from gzcli.data.sets.registry import Benchmark, find_benchmark
+from gzcli.data.sets.benchmarks import Benchmark, find_benchmark
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import score_bins
 from gzcli.judge import ood, scores

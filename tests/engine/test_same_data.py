@@ -12,7 +12,7 @@ from gzcli.cli import app
 from gzcli.core.errors import MissingError
 from gzcli.data.packs import pack as packs
 from gzcli.data.packs.open import open_pack
-from gzcli.data.sets.names import locate
+from gzcli.data.sets.registry import locate
 from gzcli.launch import launcher
 from gzcli.launch.plan import anchored
 from gzcli.recipe.recipe import recipe_of

@@ -17,7 +17,7 @@ from gzcli.cli import app
 from gzcli.core import start
 from gzcli.core.errors import DeviceError, Interrupted, MissingError, UsageError
 from gzcli.data.packs.open import Use, open_pack
-from gzcli.data.sets.names import locate
+from gzcli.data.sets.registry import locate
 from gzcli.launch import launcher, plan
 from gzcli.store import claims, files, runs
 from gzcli.store.files import part_path, sweep
@@ -147,7 +147,7 @@ def test_jobs_of_one_second_and_one_suffix_are_apart(tmp_path, monkeypatch):
 HOLD = """
 import sys, time
 from gzcli.data.packs.open import Use
-from gzcli.data.sets.names import locate
+from gzcli.data.sets.registry import locate
 use = Use(locate(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
@@ -176,7 +176,7 @@ def test_a_set_that_another_process_uses_or_downloads_is_not_removed(home, capsy
 AT_EXIT = """
 import sys
 from gzcli.data.packs.open import Use
-from gzcli.data.sets.names import locate
+from gzcli.data.sets.registry import locate
 sys.use = Use(locate("digits"))  # it lives as long as the interpreter
 """
 

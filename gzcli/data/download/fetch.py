@@ -51,14 +51,15 @@ def fetch(
     spec = registry.find(what) if isinstance(what, str) else what
     folder = registry.raw_dir(spec)
     with _alone(spec.name, folder.with_name(f".{spec.name}.lock"), say):
-        if not registry.is_fetched(spec):
-            _fetch_missing(spec, folder, source, pack_size, progress, say)
+        _fetch_missing(spec, folder, source, pack_size, progress, say)
     return folder
 
 
 def _fetch_missing(
     spec: DataSpec, folder: Path, source: str | None, pack_size: int, progress: Report, say: Say
 ) -> None:
+    if registry.is_fetched(spec):
+        return
     linked = spec.linked and source is not None and _link_folders(spec, folder, local_path(source))
     missing = [] if linked else [file for file in spec.files if not registry.is_there(spec, file)]
     places = {file.name: _addresses_of(spec, file, source) for file in missing}

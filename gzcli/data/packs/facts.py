@@ -11,8 +11,7 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from gzcli.core.errors import MissingError
-from gzcli.data.sets.names import DataSet
-from gzcli.data.sets.registry import DataSpec
+from gzcli.data.sets.registry import SPECS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,9 +66,9 @@ class Facts:
         return ", ".join([f"{self.n:,} {kind} images of {self.width}×{self.height}", *self.traits])
 
 
-def settings_lines(data: DataSet, facts: Facts | None) -> list[str]:
-    """Lines on the facts of a set and the settings chosen by them; [] if they are not known."""
-    if facts is None or (isinstance(data, DataSpec) and data.embedded):
+def settings_lines(facts: Facts | None) -> list[str]:
+    """Lines on the facts of a set and the settings chosen by them; [] for an embedded set or no facts."""
+    if facts is None or (facts.name in SPECS and SPECS[facts.name].embedded):
         return []
     settings = " ".join((facts.shape_class, *facts.traits))
     lines = [f"{facts.words}; models take their settings for `{settings}`"]

@@ -24,8 +24,7 @@ from gzcli.data.packs.facts import Facts, measure, settings_lines
 from gzcli.data.packs.pack import Pack, PackFolder, PackMeta
 from gzcli.data.packs.source import at_hand, read
 from gzcli.data.readers.images import walk
-from gzcli.data.sets.names import DataSet, OwnSet, locate
-from gzcli.data.sets.registry import DataSpec, Form, is_fetched
+from gzcli.data.sets.registry import DataSet, DataSpec, Form, OwnSet, is_fetched, locate
 from gzcli.store.files import is_locked, lock, new_dir, sweep
 from gzcli.store.paths import cache_dir
 
@@ -112,7 +111,7 @@ def open_pack(
                     if foreign
                     else facts_of(data, size=size, channels=channels, patch=patch, meta=pack.meta)
                 )
-                for line in (pack.meta.words, *settings_lines(data, facts)):
+                for line in (pack.meta.words, *settings_lines(facts)):
                     say(f"`{data.shown}`: {line}")
         pack = Pack(pack.folder, pack.meta, patch)
         pack.use = use
@@ -149,7 +148,7 @@ def _make(data: DataSet, folder: Path, form: Form, say: Say, progress: Report) -
     with new_dir(folder) as part:
         extra = {"fingerprint": made_of, "rule": RULE, "facts": facts and asdict(facts)}
         build(images, part, form, limit=pack_limit(), progress=progress, extra=extra)
-    meta = PackMeta.read(PackFolder(folder), data)
+    meta = PackMeta.read(PackFolder(folder))
     if meta is None or fingerprint(data) != made_of:
         hint = "try again when its files are unchanged"
         raise MissingError(f"`{data.shown}` changed while it was packed", hint=hint)
@@ -206,7 +205,7 @@ def facts_of(
 
 def _packed(data: DataSet) -> PackMeta | None:
     """A pack of the current files that has their facts."""
-    metas = [meta for pack in packs_of(data) if (meta := PackMeta.read(pack, data)) and meta.facts]
+    metas = [meta for pack in packs_of(data) if (meta := PackMeta.read(pack)) and meta.facts]
     now = fingerprint(data) if metas else None
     return next((meta for meta in metas if now in (meta.fingerprint, None)), None)
 
@@ -249,7 +248,7 @@ def find_pack(data: DataSet, form: Form | None = None) -> Pack | None:
     )
     home = cache_dir("packs") / data.key
     packs = [PackFolder(home / name) for name in dict.fromkeys(variant.folder for variant in forms)]
-    metas = [(pack.path, meta) for pack in packs if (meta := PackMeta.read(pack, data))]
+    metas = [(pack.path, meta) for pack in packs if (meta := PackMeta.read(pack))]
     now = fingerprint(data) if metas else None
     for folder, meta in metas:
         # `gz data verify` reads every byte of the arrays

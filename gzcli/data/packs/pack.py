@@ -12,9 +12,8 @@ from gzcli.core.errors import DamagedError, MissingError, UsageError
 from gzcli.core.sections import Fit
 from gzcli.core.types import DataInfo
 from gzcli.core.units import by_sides, counted, middle
-from gzcli.data.sets.names import DataSet
-from gzcli.data.sets.names import names as set_names
-from gzcli.data.sets.registry import FURTHER, DataSpec, extras_in_words
+from gzcli.data.sets.registry import FURTHER, SPECS, extras_in_words
+from gzcli.data.sets.registry import names as set_names
 from gzcli.store.files import read_json, read_object, write_json
 from gzcli.store.run_folder import Place, Run
 
@@ -83,7 +82,7 @@ class PackMeta:
     values: dict[str, Any] | None = None  # `readers.values.Values` of a set that is not of 8-bit images
 
     @classmethod
-    def read(cls, pack: PackFolder, data: DataSet) -> PackMeta | None:
+    def read(cls, pack: PackFolder) -> PackMeta | None:
         """The content of a set's pack; None if it is damaged. Older packs lack some of the keys."""
         try:
             meta = read_object(pack.meta_file)
@@ -96,11 +95,12 @@ class PackMeta:
         if values.get("levels") and values["channels"] in (1, 3):
             beside.append("_values.npy")  # older packs had images of 8 bits alone
         content = sorted(item for item in meta["sha256"].items() if not item[0].endswith(tuple(beside)))
-        channels = data.channels if isinstance(data, DataSpec) else meta.get("source_channels")
+        name = pack.path.parent.name
+        channels = SPECS[name].channels if name in SPECS else meta.get("source_channels")
         captioned = ["caption"] if "train_captions.json" in meta["sha256"] else []
         row: dict[str, Any] = {"extras": captioned}
         row |= {key: meta[key] for key in cls.__dataclass_fields__ if key in meta}
-        row |= {"digest": hashlib.sha256(repr(content).encode()).hexdigest()[:16], "name": data.key}
+        row |= {"digest": hashlib.sha256(repr(content).encode()).hexdigest()[:16], "name": name}
         row |= {"source_channels": channels or meta["shape"][0]}
         row = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
         return cls(**row)

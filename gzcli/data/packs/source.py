@@ -8,8 +8,18 @@ from gzcli.core.errors import GzError, MissingError
 from gzcli.core.types import Say, silent
 from gzcli.core.units import size as size_in_words
 from gzcli.data.readers.images import METADATA, SUFFIXES
-from gzcli.data.sets.names import DataSet, HubSet, OwnSet, hub_set
-from gzcli.data.sets.registry import SPECS, DataSpec, Form, check_files, is_fetched, raw_dir
+from gzcli.data.sets.registry import (
+    SPECS,
+    DataSet,
+    DataSpec,
+    Form,
+    HubSet,
+    OwnSet,
+    check_files,
+    hub_set,
+    is_fetched,
+    raw_dir,
+)
 from gzcli.store.hub import HUB_SCHEME, data_repository, offline
 
 if TYPE_CHECKING:

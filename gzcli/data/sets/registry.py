@@ -1,5 +1,5 @@
-"""The data sets known by name: their content, their files, and the places of these in the cache. No heavy
-import.
+"""The data sets: those known by name, with their content, their files and the places of these in the cache,
+and the user's own by path. No heavy import.
 
 Adding a set is one entry in `sets.json` and one reader of the same name in `readers/publishers.py` or
 `embedded.py`.
@@ -7,18 +7,26 @@ Adding a set is one entry in `sets.json` and one reader of the same name in `rea
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gzcli.core.errors import MissingError, UsageError, did_you_mean, matching
+from gzcli.core.errors import DamagedError, MissingError, UsageError, did_you_mean, matching
 from gzcli.core.sections import Fit
 from gzcli.core.types import Say
 from gzcli.core.units import Size, sides
-from gzcli.store.files import checksum
-from gzcli.store.paths import cache_dir
+from gzcli.store.files import checksum, read_object
+from gzcli.store.hub import HUB_SCHEME, snapshot_of
+from gzcli.store.paths import cache_dir, user_dir
+
+REGISTER = "data.json"  # in the user's folder: the imported sets, {name: {"path": …, "size": …, …}}
+_ADDRESS = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+# by which a text is taken for a path
+ENDINGS = (".zip", ".npz", ".npy", ".tar", ".tgz", ".gz", ".zst", ".parquet")
 
 # Companions of an image besides its label, by keys of `metadata.jsonl` or columns, the first of which counts.
 # `control` is a map that the image follows (edges, depth, a pose), `before` the image that an instruction,
@@ -156,6 +164,74 @@ class DataSpec:
         return replace(self, size=side, files=files, larger=())
 
 
+@dataclass(frozen=True)
+class OwnSet:
+    """The user's own images."""
+
+    path: Path  # their absolute path
+    name: str | None = None  # the name of their import; None for a path
+    form: Form = field(default_factory=Form)  # their default form, set by the import
+
+    @property
+    def key(self) -> str:
+        """Its name in run ids and in the cache, which differs for equally named folders."""
+        if self.name:
+            return self.name
+        stem = self.path.name.split(".")[0] or "data"
+        return f"{slug(stem)}-{hashlib.sha256(str(self.path).encode()).hexdigest()[:6]}"
+
+    @property
+    def reference(self) -> str:
+        """The name or absolute path of the set, valid in any folder."""
+        return self.name or str(self.path)
+
+    @property
+    def shown(self) -> str:
+        """Its name in messages."""
+        return str(self.path)
+
+    title = shown
+
+    @property
+    def size(self) -> Size | None:
+        return self.form.size
+
+    @property
+    def channels(self) -> int | None:
+        return self.form.channels
+
+    def sized(self, size: Size | None) -> OwnSet:
+        """The set itself: only a publisher has versions of several sizes."""
+        return self
+
+
+@dataclass(frozen=True)
+class HubSet(OwnSet):
+    """A data set of the hub, `hf://datasets/OWNER/NAME[/config]`; `path` is its folder in the hub's cache."""
+
+    address: str = ""  # OWNER/NAME
+    config: str = ""  # its folder there; empty for all
+
+    @property
+    def key(self) -> str:
+        return f"hub-{slug(' '.join((*self.address.split('/'), self.config)))}"
+
+    @property
+    def reference(self) -> str:
+        return HUB_SCHEME + "/".join(filter(None, (self.address, self.config)))
+
+    shown = reference
+    title = reference
+
+
+DataSet = DataSpec | OwnSet  # both have key, title, reference, shown, form, size, channels and sized()
+
+
+def slug(text: str) -> str:
+    """A text as part of a file name: small letters, digits and `-`."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "data"
+
+
 # --- the files of a set in the cache ---
 
 SPLIT_FOLDERS = ("train", "val")  # folders that `raw_dir` of a linked set may contain instead of its files
@@ -225,44 +301,87 @@ def find(name: str) -> DataSpec:
     raise UsageError(f"there is no data set `{name}`", hint=hint)
 
 
-# --- which sets the published out-of-distribution benchmarks compare ---
+# --- sets by name or path ---
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """The sets of a published benchmark."""
-
-    name: str  # what `--benchmark` takes
-    inside: str  # the in-distribution set
-    near: tuple[str, ...]  # foreign sets that resemble it
-    far: tuple[str, ...]  # foreign sets that do not
-    version: str = "v1.5"  # of OpenOOD, whose evaluator prints another FPR95 in each (`fpr`)
-
-    @property
-    def fpr(self) -> str:
-        """The metric of `gz ood` that the benchmark's evaluator prints as FPR95: version 1 takes
-        in-distribution images as positive (its `fpr_recall`), version 1.5 foreign ones."""
-        return "fpr95_id" if self.version == "v1" else "fpr95"
-
-    def group(self, name: str) -> str:
-        """Whether a foreign set is "near" or "far"."""
-        return "near" if name in self.near else "far"
-
-
-_FAR = ("mnist", "svhn", "dtd", "places365")
-_FAR_OF_MNIST = ("dtd", "cifar10", "tinyimagenet", "places365")
-# OpenOOD v1.5 (Zhang et al. 2023, arXiv:2306.09301), table 1; MNIST's is that of v1.
-_ALL = (
-    Benchmark("openood-mnist", "mnist", ("notmnist", "fashionmnist"), _FAR_OF_MNIST, version="v1"),
-    Benchmark("openood-cifar10", "cifar10", ("cifar100", "tinyimagenet"), _FAR),
-    Benchmark("openood-cifar100", "cifar100", ("cifar10", "tinyimagenet"), _FAR),
-)
-BENCHMARKS = {benchmark.name: benchmark for benchmark in _ALL}
+def locate(what: DataSet | str | Path) -> DataSet:
+    """The set of a known name, an imported name, or a path. Raises UsageError or MissingError."""
+    if isinstance(what, DataSet):
+        return what
+    text = str(what)
+    if text.startswith(HUB_SCHEME):
+        return hub_set(text)
+    if name := matching(text, SPECS):
+        return SPECS[name]
+    imported = imports()
+    if name := matching(text, imported):
+        return own_set(name, imported[name])
+    path = local(text)
+    if path.exists():
+        return OwnSet(path)
+    if isinstance(what, Path) or "/" in text or path.suffix.lower() in ENDINGS:
+        hint = "give the path of a folder, zip, tar or npz of images"
+        raise MissingError(f"there is no `{text}`", hint=hint)
+    ways = "`gz data list` shows the names; a path works too, such as `./my_photos`"
+    raise UsageError(f"there is no data set `{text}`", hint=did_you_mean(text, names()) or ways)
 
 
-def find_benchmark(name: str) -> Benchmark:
-    """The benchmark of this name, `-` and `_` alike."""
-    if match := matching(name, BENCHMARKS):
-        return BENCHMARKS[match]
-    hint = did_you_mean(name, BENCHMARKS) or f"there are: {', '.join(BENCHMARKS)}"
-    raise UsageError(f"there is no benchmark `{name}`", hint=hint)
+def hub_set(text: str) -> HubSet:
+    """The set of an address on the hub, which is not fetched. Raises UsageError for no address."""
+    address, _, config = text.removeprefix(HUB_SCHEME).strip("/").partition("/")
+    name, _, config = config.partition("/")
+    address = f"{address}/{name}"
+    if not _ADDRESS.fullmatch(address) or ".." in Path(config).parts:
+        hint = f"`{HUB_SCHEME}owner/name`, or `{HUB_SCHEME}owner/name/config`"
+        raise UsageError(f"`{text}` is no address of a data set on the hub", hint=hint)
+    return HubSet(snapshot_of(address, "datasets") / config, address=address, config=config)
+
+
+def is_set(what: str) -> bool:
+    """Whether the text as it stands is the name of a set or an existing path."""
+    try:
+        locate(what)
+    except (UsageError, MissingError):
+        return False
+    return True
+
+
+def data_key(what: str | Path) -> str:
+    """The key of a set: `mnist`, or `my-photos-3f2a1c` for a path, which need not exist."""
+    try:
+        return locate(what).key
+    except MissingError:
+        return OwnSet(Path(what).expanduser().absolute()).key
+
+
+def names() -> list[str]:
+    """Every name that `--data` takes: known sets first, then imported ones."""
+    return [*SPECS, *imports()]
+
+
+def imports() -> dict[str, dict[str, Any]]:
+    """The imported sets by name, as the register has them."""
+    register = read_object(user_dir(REGISTER))
+    if all(isinstance(line, dict) and isinstance(line.get("path"), str) for line in register.values()):
+        return register
+    hint = "move the file away, and `gz data import` the sets again: their images are where they were"
+    raise DamagedError(f"`{user_dir(REGISTER)}` is damaged: a set has no path", hint=hint)
+
+
+def own_set(name: str, line: dict[str, Any]) -> OwnSet:
+    """The imported set that a line of the register describes."""
+    form = Form(
+        line.get("size"),
+        line.get("channels"),
+        line.get("skip_bad", False),
+        line.get("form"),
+        fit=line.get("fit", "crop"),
+    )
+    return OwnSet(Path(line["path"]), name, form)
+
+
+def local(text: str) -> Path:
+    """The absolute path of a typed one. Raises UsageError for a URL."""
+    if "://" in text:
+        raise UsageError(f"`{text}` is a URL", hint="download it yourself, then give the path of what came")
+    return Path(text).expanduser().absolute()

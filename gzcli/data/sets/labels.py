@@ -1,0 +1,41 @@
+"""Classes by the names of `--label`. No heavy import."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+
+from gzcli.core.errors import UsageError, canonical, did_you_mean
+
+
+def class_numbers(text: str, classes: Sequence[str]) -> list[int]:
+    """The class numbers of a text: `cat`, `3`, or a list `cat,"x,y"` as in CSV. A word is the name of a
+    class, otherwise one up to capitals, `-` and `_`, otherwise a number."""
+    if not classes:
+        raise UsageError("`--label` needs a data set with classes")
+    if text in classes:
+        return [classes.index(text)]
+    words = next(csv.reader([text.replace("\n", " ")], skipinitialspace=True), [])
+    return [_number(word.strip(), classes) for word in words or [""]]
+
+
+def in_turns(n: int, classes: int) -> int:
+    """The multiple of `classes` nearest to n; n itself if there are more classes."""
+    return n if not 0 < classes <= n else classes * round(n / classes)
+
+
+def _number(word: str, classes: Sequence[str]) -> int:
+    if word in classes:
+        return classes.index(word)
+    alike = [i for i, name in enumerate(classes) if canonical(name) == canonical(word)]
+    if len(alike) > 1:
+        either = " or ".join(f"`{classes[i]}`" for i in alike)
+        raise UsageError(f"the label `{word}` may be {either}", hint="write it as it is spelt")
+    if alike:
+        return alike[0]
+    if word.isascii() and word.isdecimal() and int(word) < len(classes):
+        return int(word)
+    match = next((name for name in classes if "," in name and word in name.split(",")), None)
+    quoted = f"""quote a name that contains a comma: `--label '"{match}"'`""" if match and word else None
+    hint = quoted or did_you_mean(word, classes) or f"labels: {', '.join(classes[:20])}"
+    raise UsageError(f"no label `{word}` among {len(classes)} classes", hint=hint)
