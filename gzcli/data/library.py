@@ -86,16 +86,16 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", name):
         hint = "use letters, digits, `-` and `_`, such as `my-photos`"
-        raise UsageError(f"`{name}` cannot be a data set's name", hint=hint)
+        raise UsageError(f"`{name}` is not a valid name for a data set", hint=hint)
     if matching(name, SPECS):
-        raise UsageError(f"`{name}` is a data set of gz already", hint="choose another `--name`")
+        raise UsageError(f"gz has a data set named `{name}`", hint="choose another `--name`")
     on_hub = str(what).startswith(HUB_SCHEME)
     data_set = at_hand(locate(what)) if on_hub else None
     path = data_set.path if isinstance(data_set, OwnSet) else local(str(what))
     form = form or Form()
     if not path.exists():
         hint = "give the path of a folder, zip, tar or npz of images"
-        raise MissingError(f"there is no `{path}`", hint=hint)
+        raise MissingError(f"`{path}` does not exist", hint=hint)
     images = open_path(path, form)
     line = {"path": str(path), "size": form.size and canonical_size(form.size), "channels": form.channels}
     line |= {"skip_bad": form.skip_bad, "form": form.layout, "fit": form.fit, "classes": len(images.classes)}
@@ -103,10 +103,11 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
         files.sweep(user_dir())
         imported = imports()
         if name not in imported and matching(name, imported):
-            raise UsageError(f"`{name}` is taken", hint=f"`gz data remove {name}` frees it")
+            hint = f"choose another `--name`, or run `gz data remove {name}`"
+            raise UsageError(f"the name `{name}` is already used", hint=hint)
         if name in imported and imported[name]["path"] != str(path):
-            hint = f"`gz data remove {name}` frees it"
-            raise UsageError(f"`{name}` is taken by `{imported[name]['path']}`", hint=hint)
+            hint = f"choose another `--name`, or run `gz data remove {name}`"
+            raise UsageError(f"the name `{name}` is already used for `{imported[name]['path']}`", hint=hint)
         files.write_json(user_dir(REGISTER), {**imported, name: line})
     return {"name": name, "path": str(path), "classes": list(images.classes), "counts": images.counts}
 
@@ -138,7 +139,7 @@ def remove(what: DataSet | str | Path) -> list[Path]:
                 files.remove_tree(folder)
             except OSError as e:
                 message = f"`{folder}` cannot be removed: {e.strerror}"
-                raise MissingError(message, hint="is the disk read-only?") from e
+                raise MissingError(message, hint="check whether the disk is read-only") from e
         if isinstance(data, OwnSet) and data.name:
             with files.lock(user_dir(LOCK)):
                 files.write_json(user_dir(REGISTER), {k: v for k, v in imports().items() if k != data.name})
@@ -157,17 +158,17 @@ def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
         for part, digest in files.read_object(pack.meta_file).get("sha256", {}).items():
             file = pack.path / part
             if not file.exists() or files.checksum(file) != digest:
-                remedy = f"`gz data remove {name}` drops it; the next use packs it again"
+                remedy = f"run `gz data remove {name}`; gz will pack the set again when you use it"
                 raise MissingError(f"the pack `{file}` is damaged", hint=remedy)
     if not sources and not packs:
         hint = f"`gz data download {name}`"
         if isinstance(data, OwnSet):
             if not data.path.exists():
-                hint = f"`gz data remove {name}`, or bring it back"
-                raise MissingError(f"`{data.path}`, imported as `{name}`, is gone", hint=hint)
-            hint = f"`gz train vae --data {name}` packs it"
+                hint = f"restore it, or run `gz data remove {name}`"
+                raise MissingError(f"`{data.path}`, imported as `{name}`, no longer exists", hint=hint)
+            hint = f"run `gz train vae --data {name}` to pack it"
         if isinstance(data, OwnSet) or not (data.embedded or is_fetched(data)):
-            raise MissingError(f"nothing of `{name}` is in the cache", hint=hint)
+            raise MissingError(f"`{name}` is not in the cache", hint=hint)
     return {"name": name, "files": sources, "packs": [str(pack.path) for pack in packs]}
 
 
@@ -182,7 +183,7 @@ CALLED = {"tinyimagenet": "tin", "dtd": "texture"}  # sets that OpenOOD names ot
 def list_of(root: Path, benchmark: Benchmark, name: str) -> Path | None:
     """The list of a set's test images in a benchmark; None if there is none."""
     if not (root / LISTS).is_dir():
-        hint = f"give OpenOOD's `data` folder, with `{LISTS}` and `{PICTURES}`"
+        hint = f"give OpenOOD's `data` folder, which contains `{LISTS}` and `{PICTURES}`"
         raise MissingError(f"`{root}` has no `{LISTS}`", hint=hint)
     path = root / LISTS / benchmark.inside / f"test_{CALLED.get(name, name)}.txt"
     return path if path.is_file() else None
@@ -196,7 +197,7 @@ def listed_images(root: Path, benchmark: Benchmark, name: str) -> OwnSet:
     lines = [line.strip().rsplit(maxsplit=1)[0] for line in path.read_text().splitlines() if line.strip()]
     sources = [(root / PICTURES / line).absolute() for line in lines]
     if lost := [source for source in sources if not source.is_file()]:
-        hint = "OpenOOD's own download script fetches them"
+        hint = "download them with OpenOOD's download script"
         message = f"{len(lost):,} of the {len(sources):,} images in `{path}` are missing, such as `{lost[0]}`"
         raise MissingError(message, hint=hint)
     digest = hashlib.sha256("\n".join(map(str, sources)).encode()).hexdigest()[:16]

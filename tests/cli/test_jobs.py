@@ -197,7 +197,7 @@ MISTAKES = [
     ("--out mnist --fail", 2, "`--fail` goes with `--input`"),
     ("--input here --out mnist", 2, "`--input` judges single images, `--out` compares sets"),
     ("--input here --png", 2, "`--png` writes maps"),
-    ("--input nowhere", 3, "there is no `nowhere`"),
+    ("--input nowhere", 3, "`nowhere` does not exist"),
     ("--input . --fpr 150%", 2, "`--fpr 150%` is not a share between 0 and 1"),
     ("--input . --fpr much", 2, "`--fpr much` is not a share between 0 and 1"),
     ("--out mnist --imglists .", 2, "`--imglists` goes with `--benchmark`"),

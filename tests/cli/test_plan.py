@@ -139,7 +139,7 @@ def test_each_stage_has_its_lines(gz, dry_run, planned):
 
 
 def test_what_cannot_be_found_is_said_and_what_cannot_be_built_refused(gz, dry_run, planned):
-    assert dry_run("vae", "--data", "./nowhere")["needs"] == ["there is no `./nowhere`"]
+    assert dry_run("vae", "--data", "./nowhere")["needs"] == ["`./nowhere` does not exist"]
     planned(error="the weights of `a/b` are not available")
     result = dry_run("vae")
     assert result["params"] is None and result["seconds"] is None and result["memory"] == []

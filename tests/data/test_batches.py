@@ -72,7 +72,7 @@ def test_a_subset_is_fixed_and_mixed_and_ranks_share_a_batch(pack):
     a, b = (index.sort().values for index in sets)
     assert torch.equal(a, b) and len(a.unique()) == 64 and a.max() > 500
     assert len(batches(pack, n=10**9).at(0)) == 32
-    with pytest.raises(UsageError, match="cannot be shared by 3") as e:
+    with pytest.raises(UsageError, match="cannot be divided among 3") as e:
         batches(pack, world=3)
     assert "train.batch_size=30" in e.value.hint
 

@@ -125,13 +125,13 @@ BAD = [
     ([A | {"before": "none.png"}], {}, MissingError, "line 1 of `metadata.jsonl` names `none.png`"),
     ([A | {"before": "../0_in.png"}], {}, MissingError, r"names `../0_in.png`, which .* does not contain"),
     ([A | {"after": "1_out.png"}], {}, UsageError, "line 1 .* two images, `0_out.png` and `1_out.png`"),
-    ([{"before": "0_in.png", "text": "a"}], {}, UsageError, "no `file_name`"),
-    (ROWS, {"3_in.png": b"no picture"}, MissingError, "`3_in.png` does not decode"),
+    ([{"before": "0_in.png", "text": "a"}], {}, UsageError, "lacks `file_name`"),
+    (ROWS, {"3_in.png": b"no picture"}, MissingError, "`3_in.png` cannot be decoded"),
     (
         ROWS,
         {"3_in.png": SMALL},
         UsageError,
-        "`3_in.png` is 12×8, and its image 8×8: their aspect ratios differ",
+        "`3_in.png` is 12×8, but its image is 8×8: their aspect ratios differ",
     ),
 ]
 
@@ -149,7 +149,7 @@ def test_colour_in_a_map_of_grey_images_is_not_dropped_unasked(tmp_path):
     files |= {f"m/{i}.png": png((i, 90, 9)) for i in range(N)}
     rows = [{"file_name": f"{i}.png", "text": "a", "control": f"m/{i}.png"} for i in range(N)]
     folder = captioned(tmp_path / "set", files, rows)
-    with pytest.raises(UsageError, match=r"`m/0.png` has colour, the first images have none") as e:
+    with pytest.raises(UsageError, match=r"`m/0.png` has colours, but the first images are grey") as e:
         open_pack(folder)
     assert "data.channels=3" in e.value.hint
     opened = open_pack(folder, channels=3)
@@ -161,7 +161,7 @@ def test_unreadable_pictures_take_their_images_with_them(tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "cores", lambda: 2)
     bad = {"3_in.png": b"x", "5_out.png": b"y", "7_in.png": b"z", "7_out.png": b"z"}
     folder = captioned(tmp_path / "set", TRIPLES | bad, ROWS)
-    with pytest.raises(MissingError, match=r"3 images of .* do not decode") as e:
+    with pytest.raises(MissingError, match=r"3 images of .* cannot be decoded") as e:
         open_pack(folder)
     assert "--skip-bad" in e.value.hint and nothing_half_written()
     import_set(folder, "good", Form(skip_bad=True))
@@ -210,7 +210,7 @@ def test_a_turned_photograph_and_its_upright_map(tmp_path):
     rows = [{"file_name": f"{i}.jpg", "text": "a", "control": f"m{i}.png"} for i in range(4)]
     assert open_pack(captioned(tmp_path / "set", files, rows), size=8).meta.shape == (3, 8, 8)
     files["m2.png"] = png(RED, (16, 24))
-    with pytest.raises(UsageError, match=r"`m2.png` is 16×24, and its image 24×16"):
+    with pytest.raises(UsageError, match=r"`m2.png` is 16×24, but its image is 24×16"):
         open_pack(captioned(tmp_path / "other", files, rows), size=8)
 
 
@@ -300,7 +300,7 @@ def test_extras_are_told_by_json_alone(tmp_path):
 def test_too_large_to_pack_is_refused_and_not_streamed(tmp_path, monkeypatch):
     folder = captioned(tmp_path / "set", TRIPLES, ROWS)
     monkeypatch.setenv("GZ_PACK_LIMIT", str(2 * N * 3 * 64 - 1))  # the images alone would fit
-    named = "larger than `GZ_PACK_LIMIT` allows to pack, and `before` images are not streamed"
+    named = "exceeds `GZ_PACK_LIMIT`, and `before` images cannot be streamed"
     with pytest.raises(UsageError, match=named) as e:
         open_pack(folder)
     assert "GZ_PACK_LIMIT" in e.value.hint and nothing_half_written()

@@ -112,7 +112,7 @@ def test_a_connection_that_falls_silent_is_resumed(site, monkeypatch):
     with serve(site, "stall") as server:
         fetch(spec_at(server.url), say=said.append)
         assert is_fetched_whole() and server.requests == [("/a.bin", None), ("/a.bin", "bytes=50000-")]
-    assert len(said) == 1 and "stalled for" in said[0]
+    assert len(said) == 1 and "sent nothing for" in said[0]
 
 
 def test_bad_answers_are_named_and_leave_nothing(site):
@@ -120,9 +120,9 @@ def test_bad_answers_are_named_and_leave_nothing(site):
     for fault, named in (
         ("html", "an HTML page"),
         ("wrong", "wrong checksum"),
-        ("long", "wrong size: 100,004 bytes where 100,000"),
+        ("long", "wrong size: 100,004 bytes instead of 100,000"),
         ("404", "404"),
-        ("astray", "is not an address, or leads to one that is none"),
+        ("astray", "is not a valid URL, or redirects to an invalid one"),
         ("503", "503"),
         ("ok", "an HTML page"),
     ):
@@ -158,7 +158,7 @@ def test_a_store_that_may_only_be_read_is_told(site, monkeypatch):
     def refuse(path, *args, **how):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
-    with monkeypatch.context() as patch, pytest.raises(MissingError, match="cannot be written"):
+    with monkeypatch.context() as patch, pytest.raises(MissingError, match="is not writable"):
         patch.setattr(Path, "mkdir", refuse)
         fetch(spec_at(), source=str(site))
     fetch(spec_at(), source=str(site))
@@ -193,18 +193,18 @@ def test_next_address_mirror_and_source(site, tmp_path, monkeypatch):
 def test_bad_sources(site, tmp_path, monkeypatch):
     at, no_address = str(site), "http://[::1"
     for content, spec, source, error, named in (
-        (DATA, spec_at(), str(tmp_path / "none"), MissingError, "there is no"),
+        (DATA, spec_at(), str(tmp_path / "none"), MissingError, "does not exist"),
         (DATA[:-1], spec_at(), at, MissingError, "wrong size"),
         (DATA[:-1] + b"?", spec_at(), at, MissingError, "wrong checksum"),
         (DATA, "mnist", str(site / "a.bin"), UsageError, "4 files"),
-        (DATA, spec_at(), no_address, UsageError, r"`http://\[::1` is not an address"),
-        (DATA, spec_at(no_address), None, MissingError, "is not an address"),
+        (DATA, spec_at(), no_address, UsageError, r"`http://\[::1` is not a valid URL"),
+        (DATA, spec_at(no_address), None, MissingError, "is not a valid URL"),
     ):
         (site / "a.bin").write_bytes(content)
         with pytest.raises(error, match=named):
             fetch(spec, source=source)
     monkeypatch.setenv("GZ_MIRROR", no_address)
-    with pytest.raises(UsageError, match="is not an address"):
+    with pytest.raises(UsageError, match="is not a valid URL"):
         fetch(spec_at())
     assert left_over() == []
 
@@ -305,7 +305,7 @@ def test_what_fails_leaves_its_bytes_for_a_resume(site, monkeypatch):
         with pytest.raises(MissingError, match="503") as e:
             fetch(spec_at(server.url))
         size = http.size_of(raw_dir(spec_at()) / "a.bin.part")
-        assert f"continues from the {in_words(size)} that" in e.value.hint and size == 50_000
+        assert f"to resume after {in_words(size)}" in e.value.hint and size == 50_000
         resumed(server, size)
 
 
@@ -352,7 +352,7 @@ def test_an_estimated_size_is_resumed_copied_and_checked(site, tmp_path):
         spec = estimated(90_000, server.url)
         with pytest.raises(MissingError, match="503") as e:
             fetch(spec)
-        assert "continues from" in e.value.hint and (raw / "a.bin.part").exists() and not is_fetched(spec)
+        assert "to resume after" in e.value.hint and (raw / "a.bin.part").exists() and not is_fetched(spec)
         fetch(spec)
         assert server.requests[-1][1] == "bytes=50000-"
         (raw / "a.bin").rename(raw / "a.bin.part")  # killed before it was renamed
@@ -395,7 +395,7 @@ def test_every_size_of_a_set_lies_in_one_folder_and_is_verified(site, monkeypatc
     for sized, words in ((both, "toy"), (both.sized(64), "toy --size 64")):
         with pytest.raises(MissingError) as e:
             fetch(sized, source=str(site.parent))
-        assert f"`gz data download {words}`" in e.value.hint
+        assert f"`gz data download {words} --from DIR`" in e.value.hint
 
 
 def test_by_hand_what_a_program_is_refused(site):
@@ -408,10 +408,8 @@ def test_by_hand_what_a_program_is_refused(site):
         with pytest.raises(MissingError, match="HTML page") as e:
             fetch(spec)
         assert "`a.bin`, `c.bin` of `toy`" in e.value.message and left_over() == ["b.bin"]
-        by_hand = (
-            "get `a.bin`, `c.bin` at https://faces.example/get with a browser, then `gz data download toy"
-        )
-        assert e.value.hint == f"{by_hand} --from DIR`"
+        by_hand = "download `a.bin`, `c.bin` from https://faces.example/get in a browser"
+        assert e.value.hint == f"{by_hand}, then run `gz data download toy --from DIR`"
         server.faults.extend(["html"] * 2)
         # without a page for a browser there is no use in fetching the other files
         with pytest.raises(MissingError, match=r"^`a\.bin` of `toy`"):
@@ -434,7 +432,7 @@ def test_no_address_no_network(spec, monkeypatch):
     said = []
     for offline in "01":
         monkeypatch.setenv("GZ_OFFLINE", offline)
-        with pytest.raises(MissingError, match=r"`train\.tar`, `val\.tar` of `own` could not .* log-in") as e:
+        with pytest.raises(MissingError, match=r"`train\.tar`, `val\.tar` of `own` could not .* login") as e:
             fetch(spec, pack_size=10**18, say=said.append)
         assert said == []
         assert "https://image-net.org" in e.value.hint and "`gz data download own --from DIR`" in e.value.hint
@@ -453,7 +451,7 @@ def test_linked_files_stay_where_they_are(spec, site, monkeypatch):
     said, seen = [], []
     link = fetch(spec, source="site", say=said.append, progress=lambda *row: seen.append(row)) / "train.tar"
     assert link.is_symlink() and os.readlink(link) == str(site / "train.tar") and is_fetched(spec)
-    assert said == ["checking the md5 of `train.tar`, 100 kB"] and seen[-1] == (len(DATA), len(DATA))
+    assert said == ["checking the md5 of `train.tar` (100 kB)"] and seen[-1] == (len(DATA), len(DATA))
     (site / "train.tar").rename(site / "moved.tar")
     assert not is_fetched(spec)  # a dangling link
     fetch(spec, source=str(site / "moved.tar"))
@@ -478,7 +476,7 @@ def test_linked_folders(spec, site, monkeypatch):
     flat = write(site / "flat", {"train/n01/a.jpg": b"picture", "val/b.jpg": b"picture"})
     with pytest.raises(MissingError, match="does not exist") as e:
         fetch(spec, source=str(flat))
-    assert "folders of class folders" in e.value.hint and not is_fetched(spec)
+    assert "a folder for each class" in e.value.hint and not is_fetched(spec)
     for source, root in ((site, site), (site / "x", site / "x" / "own")):
         pictures = {"train/n01/a.jpg": b"picture", "val/n01/b.jpg": b"picture"}
         write(root, pictures)
@@ -501,7 +499,7 @@ def test_a_large_need_is_told_first(site, monkeypatch):
     with serve(site, "404") as server, pytest.raises(MissingError):
         fetch(spec_at(server.url), pack_size=2 * 10**6, say=said.append)
     where = re.escape(str(raw_dir(spec_at())))
-    regex = rf"`toy`: fetching 100 kB into `{where}`, its pack will take 2,000 kB; [\d,.]+ [MG]B are free"
+    regex = rf"`toy`: downloading 100 kB to `{where}`, the pack will take 2,000 kB; [\d,.]+ [MG]B free"
     assert len(said) == 1 and re.fullmatch(regex, said[0])
     with pytest.raises(MissingError, match="are needed"):
         fetch(spec_at(), source=str(site), pack_size=10**18)
@@ -567,7 +565,7 @@ def test_other_bytes_and_no_network_leave_nothing_but_advice(weights, monkeypatc
         with pytest.raises(MissingError, match="has the wrong checksum") as error:
             fetch_weights("inception")
     place = cache_dir("weights", INCEPTION)
-    assert error.value.hint == f"put that file at `{place}` or name it with `--weights FILE`"
+    assert error.value.hint == f"save the file as `{place}` or name it with `--weights FILE`"
     assert left_over("weights") == []
     monkeypatch.setattr(http, "TRIES", 1)
     with pytest.raises(MissingError, match="cannot be read"):  # nobody listens there any more
@@ -619,7 +617,7 @@ def test_bench_fetches_what_its_metric_needs_before_it_starts(call, weights, mon
         words = ("bench", "mine", "--data", "digits", "--metrics", "fd,fid")
         assert call(*words, "--weights", str(file))[0] == 0 and not server.requests
         code, _, stderr = call(*words)
-        assert code == 0 and "fetching InceptionV3" in stderr and cache_dir("weights", INCEPTION).exists()
+        assert code == 0 and "downloading InceptionV3" in stderr and cache_dir("weights", INCEPTION).exists()
 
 
 REDACTED = {

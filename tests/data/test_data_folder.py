@@ -73,12 +73,12 @@ BAD_FOLDERS = [
     ({}, MissingError, "contains no images"),
     ({"notes.txt": b"x"}, MissingError, "contains no images"),
     ({"a.png": png(RED), "cats/b.png": png(RED)}, UsageError, "beside its class folders, such as `a.png`"),
-    ({"train/a.png": png(RED), "extra/b.png": png(RED)}, UsageError, "mixes splits"),
-    ({"test/a.png": png(RED), "val/b.png": png(RED)}, UsageError, "no `train` folder"),
-    (GOOD | {"zz.png": png(RED)[:40]}, MissingError, "`zz.png` does not decode"),
-    (GOOD | {"zz.jpg": b"hello"}, MissingError, "`zz.jpg` does not decode"),
+    ({"train/a.png": png(RED), "extra/b.png": png(RED)}, UsageError, "images outside its splits"),
+    ({"test/a.png": png(RED), "val/b.png": png(RED)}, UsageError, "splits but no `train`"),
+    (GOOD | {"zz.png": png(RED)[:40]}, MissingError, "`zz.png` cannot be decoded"),
+    (GOOD | {"zz.jpg": b"hello"}, MissingError, "`zz.jpg` cannot be decoded"),
     (GOOD | {"2.png": png(RED, (9, 8))}, UsageError, "mixed sizes: `2.png` is 9×8"),
-    ({f"{i}.png": png(RED, (600, 600)) for i in range(3)}, UsageError, "are large"),
+    ({f"{i}.png": png(RED, (600, 600)) for i in range(3)}, UsageError, "are too large"),
 ]
 
 
@@ -93,7 +93,7 @@ def test_bad_folders(tmp_path):
 def test_colour_that_comes_late_is_not_dropped(tmp_path, monkeypatch):
     monkeypatch.setattr("gzcli.data.readers.images.PROBES", 2)
     folder = write(tmp_path / "p", {f"{i}.png": png(90, mode="L") for i in range(9)} | {"7.png": png(RED)})
-    with pytest.raises(UsageError, match=r"`7.png` has colour") as e:
+    with pytest.raises(UsageError, match=r"`7.png` has colours") as e:
         open_pack(folder)
     assert "data.channels=3" in e.value.hint
     assert open_pack(folder, channels=3).meta.shape == (3, 8, 8)
@@ -125,7 +125,7 @@ def test_captions(tmp_path):
 
 
 BAD_LINES = [
-    ('{"file_name": "0.png"}', "line 2 of `metadata.jsonl`.*no `file_name` or no `text`"),
+    ('{"file_name": "0.png"}', "line 2 of `metadata.jsonl`.*lacks `file_name` or `text`"),
     ("0.png a red door", "line 2 of `metadata.jsonl`"),
     ("[1]", "line 2 of `metadata.jsonl`"),
     ('{"file_name": "none.png", "caption": "x"}', "names `none.png`"),
@@ -189,7 +189,7 @@ def test_a_dataset_folder_without_the_package_or_images(tmp_path, monkeypatch):
         open_pack(tmp_path / "text")
     assert "`text`" in e.value.hint
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(MissingError, match="takes the package `pyarrow`") as e:
+    with pytest.raises(MissingError, match="requires the package `pyarrow`") as e:
         open_pack(tmp_path / "text")
     assert "pip install 'gzcli[datasets]'" in e.value.hint
 
@@ -209,7 +209,7 @@ def places(n):
 
 def test_unreadable_pictures_are_listed_and_left_out_only_if_asked(tmp_path):
     folder = bad_set(tmp_path / "p")
-    with pytest.raises(MissingError, match=r"4 images of .* do not decode") as e:
+    with pytest.raises(MissingError, match=r"4 images of .* cannot be decoded") as e:
         open_pack(folder)
     for name in ("train/a/000.png", "train/b/007.png", "test/b/029.png", "train/b/015.png"):
         assert f"`{name}`" in e.value.message
@@ -228,7 +228,7 @@ def test_unreadable_pictures_are_listed_and_left_out_only_if_asked(tmp_path):
             seen.append(i)
     assert sorted(seen) == sorted(set(range(30)) - {0, 7, 15, 29})
     import_set(write(tmp_path / "q", {f"{i}.png": b"x" for i in range(9)}), "bad", Form(skip_bad=True))
-    with pytest.raises(MissingError, match="none of the images"):
+    with pytest.raises(MissingError, match="none of the sampled images"):
         open_pack("bad")
     import_set(folder, "good")  # without the flag: refused again
     with pytest.raises(MissingError, match="4 images"):
@@ -416,19 +416,19 @@ def test_mvtec(tmp_path):
     classes, counts, notes = read(tmp_path, files | {"license.txt": b"x", "readme.md": b"x"})
     assert classes == () and counts == {"train": Counter({None: 4}), "test": Counter({None: 4})}
     assert notes == [
-        "8 images of `ground_truth` skipped: they mark others",
+        "8 images of `ground_truth` skipped: they annotate other images",
         "8 images of `test/cut` and 1 others skipped: `train` has only `good`",
         "1 file of unknown kind skipped (.md)",
     ]
 
 
 AMBIGUOUS = {
-    "train/cat train/dog test/cat test/zebra": "`test/zebra` of .* is a class that `train` has not",
-    "train/cat valid/cat validation/cat": "`valid` and `validation`, which are one split",
-    "train car plane": "is `train` a split, or a class as `car`?",
+    "train/cat train/dog test/cat test/zebra": "`test/zebra` of .* is a class that `train` lacks",
+    "train/cat valid/cat validation/cat": "`valid` and `validation`, which are the same split",
+    "train car plane": "`train` is a split, or a class like `car`",
     "images masks": "`masks` beside its images",
-    "cat/train cat/test dog": "cat/train`, a split by its name, and `dog/0.png`|cat/test`, a split",
-    "train test/cat test/dog": "`test/cat` of .* is a class that `train` has not",
+    "cat/train cat/test dog": "a split `cat/train`, but `dog/0.png` is outside|a split `cat/test`",
+    "train test/cat test/dog": "`test/cat` of .* is a class that `train` lacks",
 }
 
 
@@ -450,7 +450,7 @@ def test_a_class_called_train(tmp_path):
     assert open_pack("vehicles").meta.classes == ("car", "plane", "train")
     import_set(path, "vehicles", Form(layout="flat"))  # said otherwise: packed anew
     assert open_pack("vehicles").meta.classes == ()
-    with pytest.raises(UsageError, match="in no split of a class"):
+    with pytest.raises(UsageError, match="in a class but not in a split"):
         open_path(path, Form(layout="class-splits"))
 
 
@@ -489,10 +489,10 @@ def test_no_reader_starts_another_program(tmp_path, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin.EpsImageFile, "load", lambda *_: pytest.fail("an EPS is opened"))
     assert "EPS" not in FORMATS
     for name in ("a.png", "a.eps"):
-        with pytest.raises(MissingError, match="does not decode: not an image"):
+        with pytest.raises(MissingError, match="cannot be decoded: not a readable image"):
             decode(EPS, name, Decoding(8, 3))
     files = {f"{i}.png": png(RED) for i in range(9)} | {"zz.png": EPS, "zz.eps": EPS}
-    with pytest.raises(MissingError, match=r"`zz\.png` does not decode"):
+    with pytest.raises(MissingError, match=r"`zz\.png` cannot be decoded"):
         open_pack(write(tmp_path / "set", files))
 
 
@@ -538,7 +538,7 @@ def test_a_file_that_grows_without_end_is_not_read(tmp_path):
     folder = write(tmp_path / "set", {f"{i}.png": png(RED) for i in range(4)})
     with (folder / "huge.png").open("wb") as file:
         file.truncate(1 << 40)  # a terabyte of holes
-    with pytest.raises(MissingError, match=r"`.*huge\.png` is larger than any image"):
+    with pytest.raises(MissingError, match=r"`.*huge\.png` is too large for an image"):
         open_pack(folder)
 
 
@@ -566,7 +566,7 @@ def test_labels_of_webdataset(tmp_path):
         for image, label in zip(opened.images("train"), opened.labels("train"), strict=True):
             assert image[:, 0, 0].tolist() == list({0: RED, 3: GREEN, 7: BLUE}[int(label)])
     half = {f"{i}.png": png(RED) for i in range(3)} | {"0.cls": b"a", "1.cls": b"b"}
-    with pytest.raises(UsageError, match=r"no label `\.cls` beside `2\.png`"):
+    with pytest.raises(UsageError, match=r"no label file \(`\.cls`\) for `2\.png`"):
         open_path(write(tmp_path / "half", half))
 
 
@@ -574,7 +574,7 @@ def test_archives_of_other_kinds(tmp_path):
     for mark, kind in ((b"\x28\xb5\x2f\xfd", "zstd"), (b"7z\xbc\xaf\x27\x1c", "7z"), (b"Rar!\x1a", "rar")):
         path = tmp_path / {"zstd": "a.tar.zst"}.get(kind, f"a.{kind}")
         path.write_bytes(mark + bytes(99))
-        with pytest.raises(UsageError, match=f"compressed by {kind}, which gz does not read") as e:
+        with pytest.raises(UsageError, match=f"compressed with {kind}, which gz cannot read") as e:
             open_path(path)
         assert "tar.gz" in e.value.hint
 
@@ -598,7 +598,7 @@ def test_keras_names_and_class_names(tmp_path):
     members = {"images": PIXELS, "labels": np.arange(12) % 3}
     source = open_path(arrays(tmp_path, **members, class_names=np.array(["ant", "bee", "cow"])))
     assert source.classes == ("ant", "bee", "cow") and source.notes == []
-    with pytest.raises(UsageError, match="`class_names` names 2 classes, its labels have 3"):
+    with pytest.raises(UsageError, match=r"`class_names` .* names 2 classes, but its labels have 3"):
         open_path(arrays(tmp_path, **members, class_names=np.array(["ant", "bee"])))
 
 
@@ -608,7 +608,7 @@ def test_channels_first_or_last_and_what_is_not_clear(tmp_path):
         source = open_path(arrays(tmp_path, images=x))
         got = np.concatenate([block for _, _, block, _ in source.blocks()])
         assert source.shape == (3, 8, 9) and (got == first).all()
-    with pytest.raises(UsageError, match="channels first or last"):
+    with pytest.raises(UsageError, match="channels may be first or last"):
         open_path(arrays(tmp_path, images=np.zeros((4, 3, 8, 3), np.uint8)))
     source = open_path(arrays(tmp_path, images=PIXELS, embedding=np.zeros((12, 2))))
     assert source.notes == ["1 array skipped (`embedding`)"]

@@ -93,7 +93,7 @@ def test_without_a_network_the_line_that_fetches_is_said(_cache, capsys):
     assert run(["train", "vae", "--data", NAME, "--cpu"]) == 3
     assert hint in capsys.readouterr().err
     for wrong in ("hf://datasets/alone", "hf://datasets/a/b/../c", "hf://datasets/a b/c"):
-        refused("no address of a data set", locate, wrong)
+        refused("not the address of a data set", locate, wrong)
 
 
 def test_files_are_fetched_and_others_are_not(_cache, monkeypatch):

@@ -117,9 +117,11 @@ def test_masks_that_fit_nothing(tmp_path):
     found = open_inspection(write(tmp_path / "one", one))
     assert found.notes == ("1 mask without an image, such as `ground_truth/chip/099_mask.png`",)
     none = write(tmp_path / "none", lost | {"ground_truth/chip/099_mask.png": MASK})
-    with pytest.raises(UsageError, match=r"no mask of .* fits an image: `ground_truth/chip/099_mask.png`"):
+    with pytest.raises(
+        UsageError, match=r"no mask of .* matches an image, for example `ground_truth/chip/099_mask.png`"
+    ):
         open_inspection(none)
     small = write(tmp_path / "small", lost | {"ground_truth/chip/000_mask.png": png(255, (6, 6), "L")})
-    message = "the mask `ground_truth/chip/000_mask.png` is 6×6, its image 8×8"
+    message = "the mask `ground_truth/chip/000_mask.png` is 6×6, but its image is 8×8"
     found = open_inspection(small)
     refused(message, read_masks, small, found, list(found.kinds), (8, 8), "crop")

@@ -156,7 +156,7 @@ def test_images_of_several_shapes_come_in_batches_of_one(tmp_path, monkeypatch):
     files = {f"{i:02}.png": encoded(places(*shape, i)) for i, shape in enumerate(shapes)}
     folder = write(tmp_path / "photos", files)
     pack = open_pack(folder, size=64, fit="aspect")
-    assert "of 48×80 (24), 80×48 (12), 64×64 (4)" in pack.meta.words and pack.meta.shape == (3, 64, 64)
+    assert "sizes: 48×80 (24), 80×48 (12), 64×64 (4)" in pack.meta.words and pack.meta.shape == (3, 64, 64)
     assert (pack.images("train") == open_pack(folder, size=64).images("train")).all()  # for all but training
     assert open_pack(folder, size=64, fit="aspect").folder == pack.folder
     batches = [train_batches(pack, seed=3, batch_size=4, levels=256, n=30) for _ in range(3)]
@@ -181,13 +181,13 @@ def test_images_of_several_shapes_come_in_batches_of_one(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("options", "problem"),
-    [({"size": None}, "in shapes of a `data.size`"), ({"patch": 16}, "whole images")],
+    [({"size": None}, "needs a `data.size`"), ({"patch": 16}, "whole images")],
 )
 def test_what_cannot_have_several_shapes(tmp_path, options, problem):
     folder = write(tmp_path / "p", {f"{i}.png": png(RED, (30, 20)) for i in range(9)})
     with pytest.raises(UsageError, match=problem):
         open_pack(folder, **{"size": 32, "fit": "aspect", **options})
-    with pytest.raises(UsageError, match="leaves out"):
+    with pytest.raises(UsageError, match="does not support"):
         open_pack("digits-edited", size=32, fit="aspect")
     part = Part("ddpm", data=DataSection(fit="aspect"))
     with pytest.raises(UsageError, match="one shape"):
@@ -266,15 +266,15 @@ def test_arrays_and_large_pictures_are_cut_too(tmp_path, monkeypatch):
 
 def test_a_picture_smaller_than_the_patch_is_named(tmp_path):
     folder = folder_of(tmp_path, (20, 28), (17, 40))
-    with pytest.raises(UsageError, match=r"`\d+.png` of .*set` is 40×17") as e:
+    with pytest.raises(UsageError, match=r"`\d+.png` of .*set` \(40×17\)") as e:
         open_pack(folder, patch=18)
     assert "smaller than the patch of 18×18" in e.value.message and "[patch=17]" in e.value.hint
     assert open_pack(folder, patch=17).meta.shape == (3, 17, 17)
-    with pytest.raises(UsageError, match="are 16×16: smaller than the patch"):
+    with pytest.raises(UsageError, match=r"\(16×16\) are smaller than the patch"):
         open_pack("digits", patch=32)
     with pytest.raises(UsageError, match="mixed sizes"):
         open_pack(folder)
-    with pytest.raises(UsageError, match="pixels a side from 4 to 1024"):
+    with pytest.raises(UsageError, match="the side in pixels must be a whole number from 4 to 1024"):
         resolved = resolve("vae", sets=["data.augment=[patch=2]"])
         pack_options(resolved.data)
 
@@ -286,7 +286,7 @@ def test_what_a_set_was_taken_for_is_told(tmp_path):
     said: list[str] = []
     pack = open_pack(tmp_path / "grey.npz", say=said.append)
     assert pack.meta.shape == (3, 24, 24)  # as it is
-    words = "32 grey (stored as colour) images of 24×24, few; models take their settings for `grey few`"
+    words = "32 grey (stored as colour) images of 24×24, few; models use their settings for `grey few`"
     assert said[-2].endswith(words) and "data.channels=1" in said[-1]
     source = locate(tmp_path / "grey.npz")
     of_pack = Facts(24, 24, 3, 32, grey=True, classes=0, name=str(source.path))
@@ -426,8 +426,8 @@ def inked(colour) -> bytes:
 
 
 def test_ink_on_transparency_is_seen():
-    over_white = "with transparency, laid over white"
-    over_black = "of white ink on transparency, laid over black"
+    over_white = "with transparency, placed on white"
+    over_black = "in white on a transparent background, placed on black"
     dark, light = ((0, 0, 0), RED), ((255, 255, 255), (250, 250, 245))
     for colour in (*dark, *light):
         notes, expected = [], over_white if colour in dark else over_black
@@ -473,7 +473,8 @@ def test_an_import_says_how_images_are_resized(tmp_path, call):
 def test_how_pictures_were_read_is_said_in_one_line(tmp_path, monkeypatch):
     files = {f"{i:02}.png": deep(RAMP, 12) for i in range(12)} | {"x.png": inked((255, 255, 255))}
     folder, lines = write(tmp_path / "p", files), []
-    words = "12 images of 12 bits, read as 0 … 4,095; 1 image of white ink on transparency, laid over black"
+    words = "12 images of 12 bits, read as 0 … 4,095; "
+    words += "1 image in white on a transparent background, placed on black"
     opened = open_pack(folder, channels=1, say=lines.append)
     assert [line for line in lines if "12 bits" in line] == [f"`{folder}`: {opened.meta.words}"]
     assert opened.meta.words.endswith(words)
@@ -490,7 +491,7 @@ def test_how_pictures_were_read_is_said_in_one_line(tmp_path, monkeypatch):
     assert lines == []
     monkeypatch.setenv("GZ_PACK_LIMIT", "100")
     seen = open_pack(write(tmp_path / "s", {f"{i}.png": deep(RAMP) for i in range(4)}), channels=1).meta
-    assert seen.streamed and seen.notes[-1].startswith("of a few that were looked at, 4 images of 16 bits")
+    assert seen.streamed and seen.notes[-1].startswith("in a sample of the set: 4 images of 16 bits")
 
 
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch):

@@ -93,7 +93,9 @@ def test_bands_can_be_named(tmp_path):
     pack = gzcli.open_data(tmp_path / "a.npz")
     assert np.array_equal(pack.images("test"), pack.seen(None).images("test")[:, [4, 2, 0]])
     np.savez(tmp_path / "b.npz", images=ARRAYS["5 channels"], bands=[4, 5, 0])
-    refused("bands .4, 5, 0. are no 1 or 3 of channels 0 … 4", gzcli.open_data, tmp_path / "b.npz")
+    refused(
+        "`bands` must be 1 or 3 of the channels 0 … 4, not .4, 5, 0.", gzcli.open_data, tmp_path / "b.npz"
+    )
 
 
 def test_eight_bits_of_sixteen_are_those_of_before(tmp_path):
@@ -105,7 +107,7 @@ def test_eight_bits_of_sixteen_are_those_of_before(tmp_path):
     assert np.array_equal(
         order(found), order(((array.astype(np.uint32) + 128) // 257).astype(np.uint8)[:, None])
     )
-    refused("the values of `.*` are 65,536 levels", pack.seen, 4096)
+    refused("whose values have 65,536 levels", pack.seen, 4096)
     refused("are real numbers", gzcli.open_data(ARRAYS["floats"]).seen, 256)
 
 
@@ -116,11 +118,15 @@ def test_values_are_resized_as_pictures_are(tmp_path):
     bands = np.clip(np.rint((x[:, :3] + 1) * 127.5), 0, 255)
     assert np.abs(bands - pack.images("train")).max() <= 2, "resized before it was rounded, and after"
     refused(
-        "cannot be packed: `data.fit` asks for pictures", gzcli.open_data, ARRAYS["floats"], size=4, fit="pad"
+        "cannot be packed, as `data.fit` requires grey or RGB images",
+        gzcli.open_data,
+        ARRAYS["floats"],
+        size=4,
+        fit="pad",
     )
-    refused("cannot be packed: `data.channels`", gzcli.open_data, ARRAYS["floats"], channels=1)
+    refused("cannot be packed, as `data.channels`", gzcli.open_data, ARRAYS["floats"], channels=1)
     grey = gzcli.open_data(ARRAYS["grey floats"], channels=3)
-    assert grey.meta.values is None and "packed as 8 bits" in grey.meta.notes[-1]
+    assert grey.meta.values is None and "packed with 8 bits" in grey.meta.notes[-1]
 
 
 def test_a_batch_has_them_in_the_range_of_pixels(tmp_path):
@@ -144,7 +150,7 @@ def test_what_a_float_cannot_be(tmp_path):
     np.save(tmp_path / "o.npy", np.array([{}], object), allow_pickle=True)
     refused("is not a numpy array", gzcli.open_data, tmp_path / "o.npy", error=MissingError)
     np.save(tmp_path / "q.npy", np.zeros((4, 8, 8, 8), np.uint8))
-    refused("channels first or last", gzcli.open_data, tmp_path / "q.npy")
+    refused("channels may be first or last", gzcli.open_data, tmp_path / "q.npy")
     (tmp_path / "t.npy").write_bytes(b"\x93NUMPY\x01")
     refused("is not a numpy array", gzcli.open_data, tmp_path / "t.npy", error=MissingError)
 
@@ -166,7 +172,7 @@ def test_a_tiff_of_many_pages_floats_or_sixteen_bits(tmp_path):
     real = ARRAYS["floats"][0, :, :, 0]
     found, levels = decoded(tiff(real, real * 2), "a.tif")
     assert levels is None and np.array_equal(found[1], real * 2)
-    refused("does not decode", decoded, b"II*\0", "a.tif", error=MissingError)
+    refused("cannot be decoded", decoded, b"II*\0", "a.tif", error=MissingError)
 
 
 def test_a_tiff_of_many_values_a_pixel(tmp_path):
@@ -186,7 +192,7 @@ def test_a_folder_of_tiffs_is_of_one_kind(tmp_path):
     pack = gzcli.open_data(place)
     assert pack.meta.values["channels"] == 4 and pack.seen(None).images("train").shape[1:] == (4, 10, 8)
     (place / "9.tif").write_bytes(tiff(ARRAYS["4 channels"][0, :, :, 0]))
-    refused("`9.tif` of .* is a picture of 8 bits", gzcli.open_data, place)
+    refused("`9.tif` of .* is an image of 8 bits", gzcli.open_data, place)
     (place / "9.tif").write_bytes(tiff(*(ARRAYS["16 bits"][k][:4] for k in range(4))))
     refused("mixed sizes", gzcli.open_data, place)
     assert open_pack(place, size=4).meta.shape == (3, 4, 4)

@@ -111,7 +111,7 @@ def test_every_picture_has_a_p_value_by_images_that_no_score_saw(trained, tmp_pa
     assert len(odd) == 6 and all(row["flagged"] for row in odd), "folders called train and test are both read"
     p = [row["p"] for row in result["files"]]
     assert p == sorted(p), "the strangest comes first"
-    assert result["unreadable"] == ["`broken.png` does not decode: not an image that can be read"]
+    assert result["unreadable"] == ["`broken.png` cannot be decoded: not a readable image"]
     rows = csv_rows(tmp_path / "alarm.csv")
     assert [row["file"] for row in rows] == [row["file"] for row in result["files"]]
     assert [float(row["nll"]) for row in rows] == [row["scores"]["nll"] for row in result["files"]]
@@ -246,7 +246,7 @@ def test_pictures_and_their_table(trained, tmp_path, pictures, capsys):
     np.savez(tmp_path / "some.npz", images=np.asarray(open_pack("digits").images("test")[:3]))
     many = judged(tmp_path, tmp_path / "some.npz", scores=("nll",))
     assert sorted(row["file"] for row in many["files"]) == ["0", "1", "2"]
-    refused("decodes", judged, tmp_path, pictures / "broken.png", scores=("nll",), error=MissingError)
+    refused("can be decoded", judged, tmp_path, pictures / "broken.png", scores=("nll",), error=MissingError)
     long = pictures / "test" / f"{'holiday ' * 9}.png"
     long.write_bytes((pictures / "test/odd00.png").read_bytes())
     result = judged(tmp_path, pictures, scores=("nll", "far"), fpr=0.1)
@@ -255,7 +255,7 @@ def test_pictures_and_their_table(trained, tmp_path, pictures, capsys):
     assert len(lines) == 1 + result["flagged"] and any("…" in line and "holiday" in line for line in lines)
     assert f"flagged: {result['flagged']} of 31 images by nll, far, against 375 held-out images" in said
     assert "on average, at most 10 % of images like those of `" in said and "are flagged: 3.1 of 31" in said
-    assert "`broken.png` does not decode" in said
+    assert "`broken.png` cannot be decoded" in said
     lines, said = told_of(capsys, judged(tmp_path, pictures, scores=("noisy", "nll"), fpr=0.3))
     assert lines[0].split() == ["file", "p", "noisy", "±"] and max(map(len, lines)) <= 80
     assert "means over 4 draws" in said and "misses small defects" in said

@@ -90,27 +90,29 @@ def test_a_run_whose_data_has_changed_does_not_go_on_and_names_what(gz, tmp_path
     shutil.rmtree(photos / "cat")
     code, stdout, _ = gz("train", run.id, "--steps", "9", "--resume", "--json")
     error = json.loads(stdout.splitlines()[-1])["error"]
-    assert code == 3 and "is not what" in error["message"] and "no class `cat` any more" in error["message"]
+    assert (
+        code == 3 and "has changed since" in error["message"] and "missing classes `cat`" in error["message"]
+    )
     assert "train images instead of" in error["message"]
     assert run.state == "finished" and run.tree()["train"]["steps"] == 5  # it is what it was
     classes(photos, "cat")
     with pytest.raises(MissingError) as e:
         packs.check_unchanged(run.path, replace(open_pack(photos).meta, digest="x"))
-    assert e.value.message.endswith("other pixels, labels or texts")
+    assert e.value.message.endswith("different pixels, labels or texts")
     packs.check_unchanged(run.path, open_pack(photos).meta)  # put back as they were
     then = {"classes": list("abcdefgh"), "counts": {"train": 900, "val": 100, "test": 0}}
     then |= {"shape": [3, 32, 32], "extras": []}
     now = {"classes": ["a", "x"], "counts": {"train": 90, "val": 10, "test": 0}}
     now |= {"shape": [1, 28, 28], "extras": ["caption"]}
     assert packs._changes(then, now) == [
-        "no class `b` `c` `d` `e` `f` and 2 more any more",
-        "a new class `x`",
+        "missing classes `b` `c` `d` `e` `f` and 2 more",
+        "new classes `x`",
         "90 train images instead of 900",
         "10 val images instead of 100",
         "images of 28×28×1 instead of 32×32×3",
-        "with caption to each instead of nothing",
+        "caption beside each image instead of nothing",
     ]
-    assert packs._changes(then, then) == ["other pixels, labels or texts"]
+    assert packs._changes(then, then) == ["different pixels, labels or texts"]
     run = runs.create("vae", "digits")
     digits = open_pack("digits").meta
     patches = replace(digits, name="patches", digest="x")

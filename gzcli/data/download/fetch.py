@@ -95,9 +95,9 @@ def _say_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: in
     need = sum(max(0, file.size - size_of(_part(folder / file.name))) for file in files)
     if max(need, pack_size) > LARGE:
         free = shutil.disk_usage(folder.parent).free
-        parts = [f"fetching {size_in_words(need)} into `{folder}`"] if need else []
-        parts += [f"its pack will take {size_in_words(pack_size)}"] if pack_size else []
-        say(f"`{spec.name}`: {', '.join(parts)}; {size_in_words(free)} are free")
+        parts = [f"downloading {size_in_words(need)} to `{folder}`"] if need else []
+        parts += [f"the pack will take {size_in_words(pack_size)}"] if pack_size else []
+        say(f"`{spec.name}`: {', '.join(parts)}; {size_in_words(free)} free")
     need_space(folder, need + pack_size)
 
 
@@ -108,17 +108,17 @@ def _unobtainable(spec: DataSpec, refused: dict[str, str], received: int, online
     if spec.size != registry.SPECS.get(spec.name, spec).size:  # the set in another of its publisher's sizes
         command += f" --size {spec.size}"
     if spec.page:
-        hints.append(f"get {names} at {spec.page} with a browser, then `{command} --from DIR`")
+        hints.append(f"download {names} from {spec.page} in a browser, then run `{command} --from DIR`")
     if spec.linked:
-        hints.append("DIR may instead hold `train` and `val`, folders of class folders")
+        hints.append("DIR may instead contain `train` and `val`, each with a folder for each class")
         if spec.hub:
-            hints.append(f"`{command} --from {HUB_SCHEME}{spec.hub}` takes the hub's copy, with `HF_TOKEN`")
+            hints.append(f"or set `HF_TOKEN` and run `{command} --from {HUB_SCHEME}{spec.hub}`")
     if received:
-        hints.append(f"`{command}` continues from the {size_in_words(received)} that came")
+        hints.append(f"run `{command}` to resume after {size_in_words(received)}")
     elif not spec.page and online:
-        hints.append(f"`{command}` tries again; `--from DIR` or `GZ_MIRROR` take the file from elsewhere")
+        hints.append(f"run `{command}` to try again; `--from DIR` and `GZ_MIRROR` set another source")
     elif not spec.page:
-        hints.append(f"`{command}` takes `--from DIR`, a folder with the publisher's {names}")
+        hints.append(f"run `{command} --from DIR`, where DIR contains the publisher's {names}")
     reasons = "; ".join(dict.fromkeys(refused.values()))
     return MissingError(f"{names} of `{spec.name}` could not be downloaded: {reasons}", hint="; ".join(hints))
 
@@ -156,28 +156,28 @@ def _addresses_of(spec: DataSpec, file: DataFile, source: str | None) -> list[st
     if source is None:
         addresses = _addresses(spec.name, file)
         if not addresses and (file.urls or os.environ.get("GZ_MIRROR")):
-            command = f"`gz data download {spec.name}`; or `--from DIR` with `{file.name}`"
+            command = f"`gz data download {spec.name}`; or add `--from DIR` if DIR contains `{file.name}`"
             message = f"`{spec.name}` is not in the cache and `GZ_OFFLINE` is set"
-            raise MissingError(message, hint=f"unset `GZ_OFFLINE`, then {command}")
+            raise MissingError(message, hint=f"unset `GZ_OFFLINE`, then run {command}")
         return addresses
     source = local_path(source)
     if is_url(source):
         if offline():
             hint = "unset `GZ_OFFLINE`"
-            raise MissingError(f"`{source}` is on the network and `GZ_OFFLINE` is set", hint=hint)
+            raise MissingError(f"`{source}` is a URL, but `GZ_OFFLINE` is set", hint=hint)
         last = split(source).path.rsplit("/", 1)[-1]
         is_folder = last not in {f.name for f in spec.files}
     elif os.path.exists(source):
         last, is_folder = os.path.basename(source), os.path.isdir(source)
     else:
-        raise MissingError(f"there is no `{source}`", hint="`--from` takes a folder, a file or a URL")
+        raise MissingError(f"`{source}` does not exist", hint="give `--from` a folder, a file or a URL")
     if is_folder:
         local_names = [_join(source, file.name), _join(source, spec.name, file.name)]
         return local_names if is_url(source) else [next(filter(os.path.exists, local_names), local_names[0])]
     if last != file.name and len(spec.files) > 1:
         every = ", ".join(f"`{f.name}`" for f in spec.files)
-        hint = f"give the folder of {every}"
-        raise UsageError(f"`{spec.name}` has {len(spec.files)} files, `{source}` is one", hint=hint)
+        hint = f"give the folder that contains {every}"
+        raise UsageError(f"`{spec.name}` has {len(spec.files)} files, but `{source}` is one file", hint=hint)
     return [source]
 
 
@@ -196,7 +196,7 @@ def _fetch_file(
     file: DataFile, path: Path, addresses: list[str], report: Report, say: Say, *, linked: bool = False
 ) -> None:
     """Fetches a file from the first address that serves the right bytes, or links to it; raises Refused."""
-    reasons = [] if addresses else ["the publisher gives it out after a log-in only"]
+    reasons = [] if addresses else ["the publisher requires a login"]
     for address in addresses:
         try:
             if linked and not is_url(address):
@@ -250,7 +250,7 @@ def _check(file: DataFile, path: Path, say: Say, report: Report = unreported) ->
     """Raises _Wrong unless the checksum is the publisher's."""
     kind, checksum, size = "sha256" if file.sha256 else "md5", file.sha256 or file.md5, size_of(path)
     if size > LARGE:
-        say(f"checking the {kind} of `{file.name}`, {size_in_words(size)}")
+        say(f"checking the {kind} of `{file.name}` ({size_in_words(size)})")
     digest, head = hashlib.new(kind), b""
     with open(path, "rb") as f:
         while block := f.read(BLOCK_BYTES):
@@ -259,8 +259,8 @@ def _check(file: DataFile, path: Path, say: Say, report: Report = unreported) ->
             report(f.tell(), size)
     if digest.hexdigest() != checksum:
         if head.startswith((b"<!doctype html", b"<html")):
-            raise _Wrong("answers with an HTML page instead of the file")
-        raise _Wrong(f"has the wrong checksum: {kind} {digest.hexdigest()}, not {checksum}")
+            raise _Wrong("returned an HTML page instead of the file")
+        raise _Wrong(f"has the wrong checksum: {kind} {digest.hexdigest()} instead of {checksum}")
 
 
 def _link_folders(spec: DataSpec, folder: Path, source: str) -> bool:
@@ -297,7 +297,7 @@ def _part(path: Path) -> Path:
 def _alone(name: str, lock_file: Path, say: Say) -> Iterator[None]:
     """Waits for others that download the same; turns errors of a full or read-only disk into messages."""
     try:
-        with lock(lock_file, on_wait=lambda: say(f"another process is downloading `{name}`: waiting")):
+        with lock(lock_file, on_wait=lambda: say(f"waiting: another process is downloading `{name}`")):
             yield
     except GzError:
         raise
@@ -305,10 +305,10 @@ def _alone(name: str, lock_file: Path, say: Say) -> Iterator[None]:
         if e.errno not in DISK:
             raise
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
-            hint = "free some space, or set `GZ_HOME` elsewhere"
+            hint = "free some space, or set `GZ_HOME` to a folder on another disk"
             raise MissingError(f"the disk of `{lock_file.parent}` is full", hint=hint) from e
-        hint = "set `GZ_HOME` to a folder that can"
-        raise MissingError(f"`{lock_file.parent}` cannot be written", hint=hint) from e
+        hint = "set `GZ_HOME` to a folder that you can write to"
+        raise MissingError(f"`{lock_file.parent}` is not writable", hint=hint) from e
 
 
 # --- weights of published networks ---
@@ -348,11 +348,11 @@ def fetch_weights(name: str, *, progress: Report = unreported, say: Say = silent
         if path.is_file():
             return path
         what = f"{weights.title} ({size_in_words(file.size)}, licence: {weights.licence})"
-        say(f"fetching {what} from {addresses[0]}")
+        say(f"downloading {what} from {addresses[0]}")
         need_space(path.parent, file.size - size_of(_part(path)))
         try:
             _fetch_file(file, path, addresses, progress, say)
         except Refused as e:
-            hint = f"put that file at `{path}` {weights.otherwise}".rstrip()
-            raise MissingError(f"`{file.name}` could not be had: {e}", hint=hint) from e
+            hint = f"save the file as `{path}` {weights.otherwise}".rstrip()
+            raise MissingError(f"`{file.name}` could not be downloaded: {e}", hint=hint) from e
     return path

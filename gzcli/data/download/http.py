@@ -68,22 +68,22 @@ def answer(url: str, byte_range: str | None) -> Iterator[http.client.HTTPRespons
                 http_request.add_header("Range", byte_range)
             response = urllib.request.urlopen(http_request, timeout=TIMEOUT)
         except ValueError:  # as for `http://[::1`; its text may contain a password
-            raise Refused("is not an address, or leads to one that is none") from None
+            raise Refused("is not a valid URL, or redirects to an invalid one") from None
         with response:
             if "text/html" in response.headers.get("Content-Type", ""):
-                raise Refused("answers with an HTML page instead of the file")
+                raise Refused("returned an HTML page instead of the file")
             yield response
     except urllib.error.HTTPError as e:
         if e.code == 416:
-            raise BadRange("refused the range") from e
+            raise BadRange("refused the range of bytes") from e
         if e.code in (408, 425, 429) or e.code >= 500:
             wait = e.headers.get("Retry-After", "") if e.headers else ""
-            raise Again(f"answers {e.code} {e.reason}", float(wait) if wait.isdigit() else 0.0) from e
-        raise Refused(f"answers {e.code} {e.reason}") from e
+            raise Again(f"returned {e.code} {e.reason}", float(wait) if wait.isdigit() else 0.0) from e
+        raise Refused(f"returned {e.code} {e.reason}") from e
     except TimeoutError as e:
-        raise Again(f"stalled for {TIMEOUT:g} s") from e
+        raise Again(f"sent nothing for {TIMEOUT:g} s") from e
     except http.client.InvalidURL as e:
-        raise Refused("is not an address") from e
+        raise Refused("is not a valid URL") from e
     except (http.client.HTTPException, OSError) as e:
         reason = getattr(e, "reason", None) or e
         if isinstance(e, OSError) and e.errno in DISK:
@@ -113,8 +113,8 @@ def split(address: str) -> urllib.parse.SplitResult:
     try:
         return urllib.parse.urlsplit(address)
     except ValueError:  # as for `http://[::1`; its text may contain a password
-        hint = "an address is like `https://host/folder`"
-        raise UsageError(f"`{redacted(address)}` is not an address", hint=hint) from None
+        hint = "give a URL such as `https://host/folder`"
+        raise UsageError(f"`{redacted(address)}` is not a valid URL", hint=hint) from None
 
 
 def download(url: str, part: Path, size: int, *, exact: bool, report: Report, say: Say) -> bool:
@@ -147,7 +147,7 @@ def size_of(path: Path) -> int:
 
 
 def wrong_size(size: int, expected: int) -> str:
-    return f"has the wrong size: {size:,} bytes where {expected:,} are expected"
+    return f"has the wrong size: {size:,} bytes instead of {expected:,}"
 
 
 def _look(url: str) -> int | None:
@@ -183,7 +183,7 @@ def _attempt(url: str, part: Path, total: int | None, report: Callable[[int], No
             resumed = byte_range is not None and response.status == 206
             start, length = content_range(response) if resumed else (0, response.length)
             if resumed and start != before:
-                raise BadRange("sent another range than asked for")
+                raise BadRange("sent a different range of bytes than requested")
             if length is not None and total is not None and length != total:
                 raise Refused(wrong_size(length, total))
             with open(part, "ab" if resumed else "wb") as out:
@@ -192,7 +192,7 @@ def _attempt(url: str, part: Path, total: int | None, report: Callable[[int], No
         part.unlink(missing_ok=True)
         raise
     if total is not None and (size := size_of(part)) != total:
-        raise Again(f"cut off after {size:,} of {total:,} bytes")
+        raise Again(f"was cut off after {size:,} of {total:,} bytes")
     return resumed
 
 

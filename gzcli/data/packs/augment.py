@@ -80,11 +80,11 @@ class Augmentation(NamedTuple):
 
 
 AUGMENTS = {
-    "hflip": Augmentation(hflip, 0.5, 1, "a probability", moves=True),
-    "crop": Augmentation(crop, 4, 64, "pixels of padding", whole=True, moves=True),
-    "mutate": Augmentation(mutate, 0.3, 1, "a probability"),
-    "patch": Augmentation(patch, 64, SIDES[-1], "pixels a side", whole=True, moves=True, least=SIDES[0]),
-    "jitter": Augmentation(jitter, 0.2, 1, "a strength"),
+    "hflip": Augmentation(hflip, 0.5, 1, "the probability", moves=True),
+    "crop": Augmentation(crop, 4, 64, "the padding in pixels", whole=True, moves=True),
+    "mutate": Augmentation(mutate, 0.3, 1, "the probability"),
+    "patch": Augmentation(patch, 64, SIDES[-1], "the side in pixels", whole=True, moves=True, least=SIDES[0]),
+    "jitter": Augmentation(jitter, 0.2, 1, "the strength"),
 }
 
 
@@ -95,7 +95,7 @@ def parse_augment(names: Iterable[str]) -> tuple[tuple[str, float], ...]:
         name, equals, value = str(text).partition("=")
         if name not in AUGMENTS:
             every = ", ".join(f"`{each}`" for each in AUGMENTS)
-            hint = did_you_mean(name, AUGMENTS) or f"there are {every}"
+            hint = did_you_mean(name, AUGMENTS) or f"choose from {every}"
             raise UsageError(f"there is no augmentation `{name}`", hint=hint)
         augmentation = AUGMENTS[name]
         try:
@@ -104,8 +104,9 @@ def parse_augment(names: Iterable[str]) -> tuple[tuple[str, float], ...]:
             number = float("nan")
         low, high = augmentation.least, augmentation.most
         if not low <= number <= high or (augmentation.whole and number != int(number)):
-            hint = f"as in `{name}={augmentation.default}`"
-            message = f"`{text}`: {augmentation.what} from {low} to {high} is needed"
+            hint = f"write, for example, `{name}={augmentation.default}`"
+            kind = "a whole number" if augmentation.whole else "a number"
+            message = f"`{text}`: {augmentation.what} must be {kind} from {low} to {high}"
             raise UsageError(message, hint=hint)
         parsed.append((name, number))
     return tuple(parsed)

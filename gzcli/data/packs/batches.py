@@ -65,7 +65,7 @@ def domains(pack: Pack) -> list[Tensor]:
         both = [torch.from_numpy(np.flatnonzero(labels == k)) for k in (0, 1)]
         if all(map(len, both)):
             return both
-    hint = "put them into `trainA` and `trainB`"
+    hint = "put the images of each domain into `trainA` and `trainB`"
     raise UsageError(f"`{pack.meta.name}` has no training images of two domains", hint=hint)
 
 
@@ -221,8 +221,8 @@ class TrainBatches:
         needs: Sequence[str] = (),
     ):
         if batch_size < world or batch_size % world:
-            hint = f"`--set train.batch_size={max(1, batch_size // world) * world}`"
-            raise UsageError(f"a batch of {batch_size} cannot be shared by {world} processes", hint=hint)
+            hint = f"use `--set train.batch_size={max(1, batch_size // world) * world}`"
+            raise UsageError(f"a batch of {batch_size} cannot be divided among {world} processes", hint=hint)
         self.seed, self.levels, self.device = images.seed, images.levels, images.device
         self.total, pack = batch_size, images.pack
         size = batch_size // world

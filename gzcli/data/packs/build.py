@@ -64,7 +64,7 @@ def build(
     if streamed:
         _write_index(images, plan, folder, mixed)
         resized = form.size is not None
-        notes = [f"of a few that were looked at, {note}" for note in pictures.notes_in_words(notes)]
+        notes = [f"in a sample of the set: {note}" for note in pictures.notes_in_words(notes)]
     else:
         need_space(folder, pixels)
         fit = Fit(images.title, shape, decoding, _crop_hint(native), bool(images.further), values)
@@ -73,7 +73,7 @@ def build(
             _leave_out(images, plan, bad, form.skip_bad, files)
         if ASPECT in images.further:
             shapes = Counter(f"{w}×{h}" for rows in sizes.values() for w, h in rows.tolist() if w)
-            notes.append("of " + ", ".join(f"{shape} ({n:,})" for shape, n in shapes.most_common()))
+            notes.append("sizes: " + ", ".join(f"{shape} ({n:,})" for shape, n in shapes.most_common()))
     _write_values(images, sizes if mixed or ASPECT in images.further else {}, plan, files)
     names = sorted(path.name for path in folder.iterdir())
     meta = {
@@ -114,14 +114,12 @@ def _valued(images: RawImages, form: Form, n: int, limit: int | None) -> tuple[R
     if not reshaped and not large:
         return replace(pictured, notes=[*images.notes, words]), values
     key = "`data.channels`" if fits else "`data.fit`"
-    why = "larger than `GZ_PACK_LIMIT`" if large else f"{key} asks for pictures"
+    why = "its values exceed `GZ_PACK_LIMIT`" if large else f"{key} requires grey or RGB images"
     if values.is_picture:
-        notes = [*images.notes, f"{words}; packed as 8 bits: {why}"]
+        notes = [*images.notes, f"{words}; packed with 8 bits, as {why}"]
         return replace(pictured, further={}, notes=notes), None
-    hint = (
-        "set `GZ_PACK_LIMIT` to more bytes, or `data.size`" if large else "leave it out, or `data.fit: crop`"
-    )
-    raise UsageError(f"`{images.title}` has {channels} channels, and cannot be packed: {why}", hint=hint)
+    hint = "raise `GZ_PACK_LIMIT`, or set `data.size`" if large else "omit it, or use `--set data.fit=crop`"
+    raise UsageError(f"`{images.title}` has {channels} channels and cannot be packed, as {why}", hint=hint)
 
 
 def _of_plan(images: RawImages, plan: Plan) -> RawImages:
@@ -209,7 +207,7 @@ def _native(images: RawImages, form: Form, note: Say) -> Shape:
         except MissingError as e:  # packing names every one of them
             problem = e
     if not shapes:
-        message = f"none of the images of `{images.title}` decodes that were looked at: {problem}"
+        message = f"none of the sampled images of `{images.title}` can be decoded: {problem}"
         raise MissingError(message) from problem
     height, width, _ = shapes[0]
     return 3 if any(colour for _, _, colour in shapes) else 1, height, width
@@ -239,8 +237,11 @@ def _target(images: RawImages, native: Shape, form: Form, mixed: bool) -> tuple[
     """The packed shape, and the decoding to it. Raises UsageError if a size must be given."""
     c, h, w = native
     if not form.size and not mixed and max(h, w) > LARGEST:
-        hint = "`--set data.size=64` resizes them once, when they are packed"
-        raise UsageError(f"the images of `{images.title}` are large ({w}×{h} pixels)", hint=hint)
+        hint = "use `--set data.size=64` to resize them when they are packed"
+        raise UsageError(
+            f"the images of `{images.title}` are too large to use without resizing ({w}×{h} pixels)",
+            hint=hint,
+        )
     shape = (form.channels or c, *(sides(form.size) if form.size else (h, w)))
     grey_only = form.channels is None and shape[0] == 1
     return shape, pictures.Decoding(form.size, shape[0], grey_only, images.rule, form.fit)
@@ -254,7 +255,7 @@ def _times(values: Values) -> int:
 def _crop_hint(native: Shape) -> str:
     """Proposes a usual size that is not larger than these images."""
     size = next((s for s in (64, 32) if s <= min(native[1:])), 16)
-    return f"`--set data.size={size}` resizes them, cropped to squares"
+    return f"use `--set data.size={size}` to crop them to squares and resize them"
 
 
 class Fitted(NamedTuple):
@@ -383,7 +384,7 @@ def _write_images(
         for split, file in row_files.items():
             if missing := int((~file.seen).sum()):
                 name = f"`{kind}` images" if kind else "images"
-                raise MissingError(f"{missing} {name} of the {split} split are missing in `{images.title}`")
+                raise MissingError(f"{missing} {name} of the {split} split are missing from `{images.title}`")
         # a map may be smaller than its image
         fit = replace(fit, decoding=replace(fit.decoding, size=as_size(*fit.shape[1:])))
     return bad, any_resized, pictures.notes_in_words(notes), sizes
@@ -393,8 +394,8 @@ def _refuse_further(images: RawImages) -> None:
     """Raises UsageError for images with further images, which would have to share their shapes."""
     if images.further:
         extras = extras_in_words(images.further)
-        message = f"`{images.title}` has {extras}, which `data.fit: aspect` leaves out"
-        raise UsageError(message, hint="`--set data.fit=crop`, or `pad`")
+        message = f"`{images.title}` has {extras}, which `data.fit: aspect` does not support"
+        raise UsageError(message, hint="use `--set data.fit=crop` or `--set data.fit=pad`")
 
 
 def _check_sides(further: Fitted, image: list[int]) -> None:
@@ -403,8 +404,8 @@ def _check_sides(further: Fitted, image: list[int]) -> None:
     if w0 and h0:  # else the image did not decode
         slack = max(0.02, 1 / min(w, h, w0, h0))  # a pixel may be lost to rounding
         if abs(w * h0 / (h * w0) - 1) > slack:
-            message = f"`{further.name}` is {w}×{h}, and its image {w0}×{h0}: their aspect ratios differ"
-            raise UsageError(message, hint="crop both alike, before they become a set")
+            message = f"`{further.name}` is {w}×{h}, but its image is {w0}×{h0}: their aspect ratios differ"
+            raise UsageError(message, hint="crop both to the same region")
 
 
 def _leave_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, files: PackFolder) -> None:
@@ -413,8 +414,8 @@ def _leave_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, files: P
     if not skip_bad:
         messages = [e.message for e in bad.values()]
         listed = "; ".join(messages[:NAMED]) + ("; …" if len(messages) > NAMED else "")
-        count = f"{len(messages):,} images of `{title}` do not decode: " if len(messages) > 1 else ""
-        hint = "replace them or take them out; `gz data import PATH --name NAME --skip-bad` leaves them out"
+        count = f"{len(messages):,} images of `{title}` cannot be decoded: " if len(messages) > 1 else ""
+        hint = "replace or remove them, or skip them with `gz data import PATH --name NAME --skip-bad`"
         raise MissingError(count + listed, hint=hint)
     targets = {split: target.copy() for split, target in plan.items()}
     for split, i in bad:
@@ -425,7 +426,7 @@ def _leave_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, files: P
             f"`{title}` contains too few images: {n} to train on", hint="give at least 3 images"
         )
     if not any((target >= 0).any() for target in targets.values()):
-        raise MissingError(f"`{title}` contains no image that decodes")
+        raise MissingError(f"`{title}` contains no image that can be decoded")
     for code, split in enumerate(SPLITS):
         stays = np.concatenate([targets[s][target == code] == code for s, target in plan.items()])
         for kind in () if stays.all() else ("", *images.further):
@@ -441,17 +442,17 @@ def _leave_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, files: P
 
 def _write_index(images: RawImages, plan: Plan, folder: Path, mixed: bool) -> None:
     """Writes the places of the images instead of pixels. Raises UsageError if they have no places."""
-    why = f"`{images.title}` is larger than `GZ_PACK_LIMIT` allows to pack, and"
-    first_remedy, second_remedy = "set `GZ_PACK_LIMIT` to more bytes", "`data.size` to fewer pixels"
+    why = f"`{images.title}` exceeds `GZ_PACK_LIMIT`, and"
+    first_remedy, second_remedy = "raise `GZ_PACK_LIMIT`", "lower `data.size`"
     if mixed:
-        why = f"`{images.title}` has large or mixed sizes, and"
-        first_remedy, second_remedy = "set `data.size`", "leave them out"
+        why = f"`{images.title}` has images of large or mixed sizes, and"
+        first_remedy, second_remedy = "set `data.size`", "remove them"
     if images.further:
-        message = f"{why} {extras_in_words(images.further)} are not streamed"
+        message = f"{why} {extras_in_words(images.further)} cannot be streamed"
         raise UsageError(message, hint=f"{first_remedy}, or {second_remedy}")
     if images.spans is None:
-        ways = "bring the images as files: a folder, a zip or a plain tar"
-        raise UsageError(f"{why} cannot be streamed", hint=f"{first_remedy}, or {ways}")
+        ways = "provide the images as a folder, a zip or an uncompressed tar"
+        raise UsageError(f"{why} its images cannot be streamed", hint=f"{first_remedy}, or {ways}")
     spans = images.spans()
     for code, split in enumerate(SPLITS):
         pairs = (pair for s, target in plan.items() for pair in zip(spans[s], target, strict=True))

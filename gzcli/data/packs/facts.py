@@ -71,9 +71,9 @@ def settings_lines(facts: Facts | None) -> list[str]:
     if facts is None or (facts.name in SPECS and SPECS[facts.name].embedded):
         return []
     settings = " ".join((facts.shape_class, *facts.traits))
-    lines = [f"{facts.words}; models take their settings for `{settings}`"]
+    lines = [f"{facts.words}; models use their settings for `{settings}`"]
     if facts.grey:
-        lines.append("they are trained as they are; `--set data.channels=1` takes a third of the values")
+        lines.append("to train on one channel instead of three, use `--set data.channels=1`")
     return lines
 
 

@@ -31,7 +31,7 @@ from gzcli.store.paths import cache_dir
 RULE, OWN_RULE = 2, 8  # versions of packing, of known sets and of the user's images: older packs are remade
 LONGEST_HEAD = 4096  # bytes of the head of an array
 PACK_LIMIT = 32_000_000_000  # bytes: larger sets stream, unless `GZ_PACK_LIMIT` says otherwise
-WAIT = "stop it first, or wait for it"
+WAIT = "stop that process, or wait until it ends"
 _uses = itertools.count()
 
 
@@ -90,11 +90,13 @@ def open_pack(
     foreign: the user's own set is only scored: without a `test` split of its own, all images are in it.
     """
     if channels not in (None, 1, 3):
-        raise UsageError(f"`data.channels` is 1 (grey) or 3 (RGB), not {channels}")
+        raise UsageError(f"`data.channels` must be 1 (grey) or 3 (RGB), not {channels}")
     size = None if size is None else packable(size)
     if fit == "aspect" and (size is None or patch):
-        hint = "`--set data.size=512`, without `patch` in `data.augment`"
-        raise UsageError("`data.fit: aspect` is of whole images, in shapes of a `data.size`", hint=hint)
+        hint = "use `--set data.size=512`, and remove `patch` from `data.augment`"
+        raise UsageError(
+            "`data.fit: aspect` needs a `data.size`, and whole images instead of patches", hint=hint
+        )
     data = locate(what).sized(size)
     form = data.form.with_options(size, channels, fit, patch)
     form = replace(form, foreign=foreign and isinstance(data, OwnSet))
@@ -121,7 +123,7 @@ def open_pack(
 def _pack_now(data: DataSet, form: Form, say: Say, progress: Report) -> tuple[Pack, bool]:
     """The new pack of a set, and whether this process made it rather than a concurrent one."""
     folder = pack_dir(data, form)
-    waiting = f"another process packs `{data.shown}`: waiting"
+    waiting = f"waiting: another process is packing `{data.shown}`"
     try:
         with lock(folder.with_name(f".{folder.name}.lock"), on_wait=lambda: say(waiting)):
             if pack := find_pack(data, form):
@@ -150,8 +152,8 @@ def _make(data: DataSet, folder: Path, form: Form, say: Say, progress: Report) -
         build(images, part, form, limit=pack_limit(), progress=progress, extra=extra)
     meta = PackMeta.read(PackFolder(folder))
     if meta is None or fingerprint(data) != made_of:
-        hint = "try again when its files are unchanged"
-        raise MissingError(f"`{data.shown}` changed while it was packed", hint=hint)
+        hint = "try again when its files no longer change"
+        raise MissingError(f"`{data.shown}` changed while it was being packed", hint=hint)
     return Pack(folder, meta)
 
 
@@ -308,7 +310,7 @@ def fingerprint(data: DataSet) -> str | None:
         try:
             stat = os.stat(path)
         except OSError as e:
-            hint = "try again when the files are unchanged"
+            hint = "try again when its files no longer change"
             raise MissingError(f"`{path}` cannot be read: {e.strerror}", hint=hint) from e
         digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

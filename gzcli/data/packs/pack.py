@@ -113,7 +113,7 @@ class PackMeta:
         names = ", ".join(self.classes) if is_short else f"{self.classes[0]} to {self.classes[-1]}"
         kind = "attributes" if self.multilabel else "classes" if len(self.classes) != 1 else "class"
         classes = f"{len(self.classes):,} {kind} {names}" if self.classes else "no classes"
-        bad = [f"{counted(len(self.skipped), 'unreadable picture')} left out"] if self.skipped else []
+        bad = [f"{counted(len(self.skipped), 'unreadable image')} skipped"] if self.skipped else []
         extras = [f"with {extras_in_words(self.extras)}"] if self.extras else []
         return "; ".join([splits, classes, *extras, *self.notes, *bad])
 
@@ -209,9 +209,11 @@ class Pack:
             return ValuePack(self)
         if channels in (1, 3) and levels and levels <= 256:
             return self
-        have = "real numbers" if own is None else f"{own:,} levels"
-        hint = "leave `data.levels` out: `--set data.levels=null`"
-        raise UsageError(f"`data.levels: {levels}`: the values of `{self.meta.name}` are {have}", hint=hint)
+        have = "are real numbers" if own is None else f"have {own:,} levels"
+        hint = "use `--set data.levels=null`"
+        raise UsageError(
+            f"`data.levels: {levels}` does not fit `{self.meta.name}`, whose values {have}", hint=hint
+        )
 
     def info(self, levels: int | None = None, steps: int = 0) -> DataInfo:
         """The description of the data for building a model, by default with the grey levels of the source."""
@@ -231,18 +233,18 @@ class Pack:
         least = min(height, width)
         if patch <= least:
             return
-        problem = f"the images of `{self.meta.title}` are {width}×{height}"
+        small_ones = f"the images of `{self.meta.title}` ({width}×{height}) are"
         for split in SPLITS if self.meta.mixed else ():
             sides, names = self._load(split, "sides"), self.names(split)
             small = (sides < patch).any(1).nonzero()[0]
             if len(small) and names is not None:
                 width, height = sides[small[0]].tolist()
                 more = len(small) - 1
-                others = f", and {more:,} more of the {split} split are small" if more else ""
-                problem = f"`{names[small[0]]}` of `{self.meta.title}` is {width}×{height}{others}"
+                others = f" and {more:,} more {split} images are" if more else " is"
+                small_ones = f"`{names[small[0]]}` of `{self.meta.title}` ({width}×{height}){others}"
                 break
-        hint = f"`--set 'data.augment=[patch={least}]'`, or `--set data.size={patch}`, which enlarges them"
-        raise UsageError(f"{problem}: smaller than the patch of {patch}×{patch}", hint=hint)
+        hint = f"use `--set 'data.augment=[patch={least}]'`, or enlarge them by `--set data.size={patch}`"
+        raise UsageError(f"{small_ones} smaller than the patch of {patch}×{patch}", hint=hint)
 
     def _load(self, split: str, kind: str = "") -> np.ndarray:
         import numpy as np
@@ -312,8 +314,8 @@ def check_unchanged(folder: Path, meta: PackMeta) -> None:
         changes = ", ".join(_changes(before, now))
     except (KeyError, TypeError, ValueError):  # a damaged record does not end a training
         return
-    hint = "put the images back as they were, or train again on what is there now, without `--resume`"
-    raise MissingError(f"`{meta.title}` is not what `{folder.name}` was trained on: {changes}", hint=hint)
+    hint = "restore the images, or train again without `--resume`"
+    raise MissingError(f"`{meta.title}` has changed since `{folder.name}` was trained: {changes}", hint=hint)
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -321,10 +323,10 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     changes = []
     gone = [name for name in before["classes"] if name not in now["classes"]]
     added = [name for name in now["classes"] if name not in before["classes"]]
-    for change, names, end in (("no class", gone, " any more"), ("a new class", added, "")):
+    for change, names in (("missing", gone), ("new", added)):
         if names:
             others = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            changes.append(f"{change} {' '.join(f'`{name}`' for name in names[:NAMED])}{others}{end}")
+            changes.append(f"{change} classes {' '.join(f'`{name}`' for name in names[:NAMED])}{others}")
     for split in SPLITS:
         if before["counts"][split] != now["counts"][split]:
             changes.append(f"{now['counts'][split]:,} {split} images instead of {before['counts'][split]:,}")
@@ -333,5 +335,5 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
         changes.append(f"images of {new} instead of {old}")
     if before["extras"] != now["extras"]:
         old, new = (", ".join(row["extras"]) or "nothing" for row in (before, now))
-        changes.append(f"with {new} to each instead of {old}")
-    return changes or ["other pixels, labels or texts"]
+        changes.append(f"{new} beside each image instead of {old}")
+    return changes or ["different pixels, labels or texts"]

@@ -36,7 +36,7 @@ def draw(pack: Pack, path: Path) -> Path:
     letters = int(width / font.getlength("n"))
     titles = textwrap.wrap(in_a_line(f"{Path(pack.meta.title).name}: {pack.meta.words}"), letters)
     if omitted > 0:
-        titles.append(f"the first {ROWS} rows of {len(every)}")
+        titles.append(f"the first {ROWS} of {len(every)} rows")
     top = len(titles) * (TEXT + PAD) + 2 * PAD
     height = max(high * scale + PAD, 2 * TEXT + 2 * PAD)
     sheet = Image.new("RGB", (width, top + height * len(rows)), "white")
@@ -82,8 +82,8 @@ def _rows(pack: Pack) -> Iterator[Row]:
                 yield split, f"{n:,} images", pack.images(split)[_spread(np.arange(n))]
     for kind, pictures in pack.further("train").items():
         chosen = _spread(np.arange(len(pictures)))
-        yield "image", "of train", pack.images("train")[chosen]
-        yield kind, "of the same", pictures[chosen]
+        yield "image", "train", pack.images("train")[chosen]
+        yield kind, "same images", pictures[chosen]
 
 
 def _spread(rows: np.ndarray) -> np.ndarray:

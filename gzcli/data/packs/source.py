@@ -46,9 +46,11 @@ def at_hand(data: DataSet, say: Say = silent) -> DataSet:
     data_repository(data.address, [f"{folder}*{ending}" for ending in HUB_FILES])
     data_set = hub_set(data.reference)
     if not data_set.path.exists():
-        message = f"the data set `{data.address}` of the hub has no `{data.config or 'files of images'}`"
-        hint = f"its parts: {HUB_PAGES}/{data.address}; `hf download {data.address} --repo-type dataset`"
-        raise MissingError(message, hint=f"{hint} fetches all")
+        lacking = f"`{data.config}`" if data.config else "image files"
+        message = f"the hub's data set `{data.address}` has no {lacking}"
+        hint = f"see its parts at {HUB_PAGES}/{data.address}"
+        command = f"hf download {data.address} --repo-type dataset"
+        raise MissingError(message, hint=f"{hint}, or download it whole with `{command}`")
     return data_set
 
 
@@ -56,8 +58,8 @@ def _own(data: OwnSet, form: Form) -> RawImages:
     from gzcli.data.readers.folder import open_path
 
     if not data.path.exists():
-        hint = f"`gz data remove {data.key}`, then `gz data import PATH --name {data.key}`"
-        raise MissingError(f"`{data.path}`, imported as `{data.key}`, is gone", hint=hint)
+        hint = f"run `gz data remove {data.key}`, then `gz data import PATH --name {data.key}`"
+        raise MissingError(f"`{data.path}`, imported as `{data.key}`, no longer exists", hint=hint)
     return open_path(data.path, form)
 
 
@@ -79,7 +81,7 @@ def _known(spec: DataSpec, say: Say) -> RawImages:
     except GzError:
         raise
     except (OSError, EOFError, ValueError, KeyError, IndexError, tarfile.TarError) as e:
-        hint = f"`gz data verify {spec.name}` checks its files"
+        hint = f"run `gz data verify {spec.name}` to check its files"
         raise MissingError(f"the files of `{spec.name}` cannot be read: {e}", hint=hint) from e
 
 
@@ -93,18 +95,21 @@ def _fetch_files(spec: DataSpec, say: Say) -> None:
             message = f"`{spec.name}` is not in the cache and `GZ_OFFLINE` is set"
             raise MissingError(message, hint=ways_to_fetch(spec))
         if spec.download_size > FETCHED_UNASKED:
-            raise MissingError(f"`{spec.name}` is not in the cache, and large", hint=ways_to_fetch(spec))
+            raise MissingError(
+                f"`{spec.name}` is not in the cache, and too large to download unasked",
+                hint=ways_to_fetch(spec),
+            )
         say(f"downloading `{spec.name}` ({megabytes}, licence: {spec.licence})")
         fetch(spec, say=say)
     if spec.download_size > FETCHED_UNASKED:
-        say(f"checking the files of `{spec.name}`, {megabytes}")
+        say(f"checking the files of `{spec.name}` ({megabytes})")
     check_files(spec, silent)
 
 
 def ways_to_fetch(spec: DataSpec) -> str:
     """The commands that fetch the files of a known set."""
     if spec.linked:
-        ways = f"`gz data download {spec.name} --from DIR`, where DIR has the files of {spec.page}"
+        ways = f"run `gz data download {spec.name} --from DIR`, where DIR has the files from {spec.page}"
         return ways + (f", or `--from {HUB_SCHEME}{spec.hub}` with `HF_TOKEN`" if spec.hub else "")
     size = "" if spec in SPECS.values() else f" --size {spec.size}"
-    return f"`gz data download {spec.name}{size}` ({size_in_words(spec.download_size)})"
+    return f"run `gz data download {spec.name}{size}` ({size_in_words(spec.download_size)})"

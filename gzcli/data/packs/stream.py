@@ -71,7 +71,7 @@ def mapped(f: Callable[[Block], T], blocks: Iterable[Block], work: int) -> Itera
         while flying:
             yield from flying.popleft().result()
     except BrokenProcessPool as e:
-        hint = "is the memory full? close other programs, try again"
+        hint = "free some memory, for example by closing other programs, and try again"
         raise DeviceError("a worker process was killed while packing", hint=hint) from e
     finally:
         pool.shutdown(cancel_futures=True)
@@ -199,7 +199,7 @@ class Pictures:
         if image.shape != self.shape[1:]:
             _, h0, w0 = self.shape[1:]
             message = f"the images have mixed sizes: `{name}` is {w}×{h}, others are {w0}×{h0}"
-            raise UsageError(message, hint="`--set data.size=64` resizes them, cropped to squares")
+            raise UsageError(message, hint="use `--set data.size=64` to crop them to squares and resize them")
         return image
 
 
@@ -270,9 +270,9 @@ class Prefetch:
         except (RuntimeError, OSError, EOFError) as e:  # OSError, EOFError: killed in the middle of a batch
             if isinstance(e, RuntimeError) and "DataLoader worker (pid" not in str(e):
                 raise
-            full = "is the memory full, or the shared memory (`docker run --ipc=host`)?"
-            hint = f"{full} `GZ_WORKERS` lowers their number"
-            raise DeviceError("a worker process that decodes images was killed", hint=hint) from e
+            shared = "`docker run --ipc=host` provides more shared memory"
+            hint = f"set `GZ_WORKERS` to fewer workers if memory is full; {shared}"
+            raise DeviceError("a worker process was killed while decoding images", hint=hint) from e
 
     def close(self) -> None:
         """Ends the workers."""

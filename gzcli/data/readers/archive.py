@@ -73,15 +73,15 @@ def refuse_foreign(path: Path) -> None:
     with path.open("rb") as file:
         kind, unpack = _FOREIGN.get(file.read(4), ("", ""))
     if kind and not (kind == "zstd" and hasattr(tarfile.TarFile, "zstopen")):  # Python 3.14 reads it
-        hint = f"`{unpack} {path.name}`, then give what comes of it; or pack it as a zip or a tar.gz"
-        raise UsageError(f"`{path}` is compressed by {kind}, which gz does not read", hint=hint)
+        hint = f"run `{unpack} {path.name}` and give the result, or repack it as a zip or a tar.gz"
+        raise UsageError(f"`{path}` is compressed with {kind}, which gz cannot read", hint=hint)
 
 
 def refuse_escape(path: Path, name: str) -> None:
     """Raises MissingError for a member whose name leads outside of the archive's folder."""
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts or re.match(r"[A-Za-z]:", name):
-        raise refused(path, f"`{name}` points outside of it")
+        raise refused(path, f"`{name}` points outside the archive")
 
 
 def refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
@@ -89,7 +89,7 @@ def refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
     limit = number_in("GZ_MAX_ARCHIVE", "bytes")
     most = MAX_ARCHIVE if limit is None else limit
     if unpacked > most:
-        hint = f"`GZ_MAX_ARCHIVE={unpacked}` allows it"
+        hint = f"if you trust it, set `GZ_MAX_ARCHIVE={unpacked}`"
         raise MissingError(f"`{path}` is refused: it unpacks to more than {size(most)}", hint=hint)
     if unpacked > DENSE and unpacked > RATIO * max(packed, 1):
         raise refused(path, f"it unpacks to {size(unpacked)}, more than {RATIO} times its size")
@@ -136,7 +136,7 @@ def open_folder(path: Path, accepts: Callable[[str], bool]) -> Files:
     names, others = walk(path)
     notes = []
     for kind, odd in others.items():
-        place = " to folders that are read" if kind == "repeated" else ""
+        place = " to folders already read" if kind == "repeated" else ""
         notes.append(f"{counted(len(odd), _BESIDE[kind])}{place} skipped (`{odd[0]}`)")
     return Files(path, [name for name in names if accepts(name)], notes)
 
@@ -172,8 +172,8 @@ class Zip:
         with self.opened(), open(path, "rb") as file:
             for name, info in self._infos.items():
                 if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                    hint = "pack it again with deflate or uncompressed, or unpack it and give the folder"
-                    message = f"`{path}` cannot be streamed: `{name}` is compressed, but not by deflate"
+                    hint = "repack it with deflate or uncompressed, or unpack it and give the folder"
+                    message = f"`{path}` cannot be streamed: `{name}` is not compressed with deflate"
                     raise UsageError(message, hint=hint)
                 file.seek(info.header_offset)
                 header = file.read(LOCAL_HEADER)
@@ -215,7 +215,7 @@ class Tar:
             file.seek(archive.offset)
             end = file.read(tarfile.BLOCKSIZE)
             if end.strip(b"\0") or len(end) < tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("it ends in the middle")
+                raise tarfile.ReadError("the archive is cut off")
             while block := file.read(1 << 20):
                 total += len(block)
                 refuse_bomb(path, total, packed)
@@ -240,8 +240,10 @@ class Tar:
         names = set(self.names)
         with self.opened() as archive:
             if not isinstance(archive.fileobj, io.BufferedReader):
-                hint = "`gunzip` it, or unpack it and give the folder"
-                raise UsageError(f"`{self.path}` cannot be streamed: it is compressed as a whole", hint=hint)
+                hint = "decompress it to a plain tar, or unpack it and give the folder"
+                raise UsageError(
+                    f"`{self.path}` cannot be streamed: the whole archive is compressed", hint=hint
+                )
             for member in archive:
                 name = _clean(member.name)
                 if member.isfile() and name in names:
@@ -259,7 +261,7 @@ class _Member(tarfile.TarInfo):
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
         member = super().frombuf(buf, encoding, errors)
         if member.size < 0 or (member.type in _NAMING and member.size > LONGEST_NAME):
-            raise ValueError(f"a header claims {member.size:,} bytes")
+            raise ValueError(f"a header declares a size of {member.size:,} bytes")
         return member
 
 

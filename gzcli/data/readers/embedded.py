@@ -352,7 +352,7 @@ def draw_emoji(texts: Sequence[str], side: int, font: Path) -> np.ndarray:
 
     if not features.check("raqm"):
         hint = "install `libfribidi0`, or train at `data.size=32`"
-        raise MissingError("Pillow cannot shape text here: a flag would be drawn as its letters", hint=hint)
+        raise MissingError("Pillow has no text shaping here: a flag would be drawn as letters", hint=hint)
     noto = ImageFont.truetype(font, STRIKE, layout_engine=ImageFont.Layout.RAQM)
     wide, high = BITMAP
     left = (wide - high) // 2  # no bitmap has ink in the columns that are cut off

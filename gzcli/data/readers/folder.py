@@ -45,10 +45,11 @@ from gzcli.data.sets.registry import CAPTIONS, TARGETS, Form, further_of
 ARRAYS = {".npz": npz, ".npy": npy}  # readers of files that hold all images, by their ending
 LAYOUTS = ("flat", "classes", "splits", "class-splits")  # values of `--layout`
 DEFECTS = "defects"  # a layout that takes the images of an inspection set that have a defect, to score them
-ASK = "`gz data import PATH --name NAME --layout flat|classes|splits|class-splits` says what is meant"
-HINT = "a set is a flat folder, class folders, `train` and `test` of these, or `trainA trainB testA testB`"
-HINT += f"; {ASK}"
-KINDS_HINT = f"images are files of these kinds: {PICTURE_KINDS}"
+LAYOUT = "`gz data import PATH --name NAME --layout flat|classes|splits|class-splits`"
+ASK = f"choose the layout with {LAYOUT}"
+HINT = "give a flat folder, class folders, `train` and `test` of these, or `trainA trainB testA testB`"
+HINT += f"; or {ASK}"
+KINDS_HINT = f"give images in a format that gz reads: {PICTURE_KINDS}"
 
 Places = dict[str, tuple[str, str | None]]  # name of an image → its split and its class, if any
 
@@ -60,15 +61,15 @@ def open_path(path: Path, form: Form | None = None) -> RawImages:
     if ending in ARRAYS or is_dataset_folder(path):
         images = ARRAYS.get(ending, dataset_folder)(path)
         if form.layout and not form.foreign:
-            raise UsageError(f"`{path}` has no folders of images", hint="leave `--layout` out")
+            raise UsageError(f"`{path}` has no folders of images", hint="omit `--layout`")
         return images
     chosen = PictureFilter()
     single = form.foreign and is_picture(path.name) and path.is_file()
     members: Members = Files(path.parent, [path.name]) if single else open_members(path, chosen)
     archives = [kind for kind in (".tar", ".zip", ".npz") if kind in chosen.others]
     if archives and not any(map(is_picture, members.names)):
-        hint = "give one of them; what is in several, unpack into one folder"
-        raise MissingError(f"`{path}` contains archives ({' '.join(archives)}) and no images", hint=hint)
+        hint = "give one of them; if the set is in several archives, unpack them into one folder"
+        raise MissingError(f"`{path}` contains archives ({' '.join(archives)}) but no images", hint=hint)
     images = pictures(str(path), members, form)
     files = [name for name in members.names if is_picture(name)]
     images = of_files(images, files, resized=form.size is not None)
@@ -89,7 +90,7 @@ def read_pictures(
     [n, C, H, W]."""
     if not path.exists():
         hint = "give an image, or a folder, zip or tar of images"
-        raise MissingError(f"there is no `{path}`", hint=hint)
+        raise MissingError(f"`{path}` does not exist", hint=hint)
     if path.is_file() and is_picture(path.name):
         encoded = iter([(str(path), read_regular(path))])
     else:
@@ -104,7 +105,7 @@ def read_pictures(
         image, _ = decode(data, name, decoding, notes.append)
         _, height, width = image.shape
         if patch and min(height, width) < patch:
-            hint = "the model was trained on such patches; give larger images"
+            hint = "give larger images: the model was trained on patches of this size"
             message = f"`{name}` is {width}×{height}, smaller than the patch of {patch}×{patch}"
             raise UsageError(message, hint=hint)
         images[name] = image[:, middle(height, patch), middle(width, patch)] if patch else image
@@ -137,7 +138,7 @@ def pictures(title: str, members: Members, form: Form) -> RawImages:
     names = [name for name in names if name not in hidden]
     for kind, pairs in further.items():
         if lacking := [name for name in names if name not in pairs]:
-            hint = f"each image has a line in `{METADATA}` with its `{kind}`, or none has"
+            hint = f"give every image a line in `{METADATA}` with its `{kind}`, or none"
             message = f"`{title}` has {len(lacking):,} images without `{kind}`, such as `{lacking[0]}`"
             raise UsageError(message, hint=hint)
     labels = {} if form.foreign else _label_files(title, members, names)
@@ -185,8 +186,8 @@ def _label_files(title: str, members: Members, names: list[str]) -> dict[str, st
     texts = _texts(members, [name for name in members.names if name in picture_of])
     labels = {picture_of[name]: data.decode("utf-8", "replace").strip() for name, data in texts}
     if labels and (lacking := next((name for name in names if not labels.get(name)), None)):
-        hint = "give one beside each image, or none"
-        raise UsageError(f"`{title}` has no label `{LABEL}` beside `{lacking}`", hint=hint)
+        hint = "give every image a label file, or none"
+        raise UsageError(f"`{title}` has no label file (`{LABEL}`) for `{lacking}`", hint=hint)
     return labels
 
 
@@ -220,7 +221,7 @@ def _descriptions(title: str, members: Members, names: list[str]) -> tuple[dict[
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as e:
-            hint = "captions are plain text in UTF-8"
+            hint = "save captions as UTF-8 text"
             raise UsageError(f"`{name}` in `{title}` is not UTF-8 text", hint=hint) from e
         if name in picture_of:
             captions[picture_of[name]] = text.strip()
@@ -243,7 +244,7 @@ def _descriptions(title: str, members: Members, names: list[str]) -> tuple[dict[
 def _metadata_line(line: str, place: str) -> _Line:
     """Parses a line of `metadata.jsonl`. Keys may end in `_file_name`, as in the `datasets` library. A key of
     FURTHER is ignored if its value names no image, as {"source": "flickr"}."""
-    hint = 'each line is like {"file_name": "0001.png", "text": "a red door"}'
+    hint = 'write each line like {"file_name": "0001.png", "text": "a red door"}'
     try:
         row = {key.removesuffix("_file_name"): value for key, value in json.loads(line).items()}
         pictures = {k: v for k, v in row.items() if isinstance(v, str) and may_be_picture(v)}
@@ -251,10 +252,10 @@ def _metadata_line(line: str, place: str) -> _Line:
         picture = str(row["file_name"]) if "file_name" in row or not targets else targets[0]
         caption = next(row[key] for key in CAPTIONS if isinstance(row.get(key), str))
     except (ValueError, KeyError, StopIteration, AttributeError, RecursionError) as e:
-        raise UsageError(f"{place} has no `file_name` or no `text`", hint=hint) from e
+        raise UsageError(f"{place} lacks `file_name` or `text`", hint=hint) from e
     if any(target != picture for target in targets):
         example = '{"before": "in.png", "after": "out.png", "text": "make it snow"}'
-        hint = f"the image before an instruction is `before`, as in {example}"
+        hint = f"name the image to edit `before`, as in {example}"
         raise UsageError(f"{place} names two images, `{picture}` and `{targets[-1]}`", hint=hint)
     further: dict[str, str] = {}
     for key, value in pictures.items():
@@ -285,10 +286,10 @@ def places_of(
         places[name] = "train", f[0]
     for name, f in folders.items() if layout == "class-splits" else ():
         if len(f) < 2 or not (split := split_of(f[1])):
-            raise UsageError(f"`{title}` has `{name}`, which is in no split of a class", hint=ASK)
+            raise UsageError(f"`{title}` contains `{name}`, which is in a class but not in a split", hint=ASK)
         places[name] = split[0], f[0]
     if not any(split == "train" for split, _ in places.values()):
-        raise UsageError(f"`{title}` has no `train` folder beside its splits", hint=HINT)
+        raise UsageError(f"`{title}` has splits but no `train`", hint=HINT)
     if layout != "class-splits" and len({label for _, label in places.values()}) == 1:
         # a lone folder, such as `train/images` or `train/good`, is no class
         places = {name: (split, None) for name, (split, _) in places.items()}
@@ -311,21 +312,21 @@ def _layout_of(title: str, folders: Folders) -> str:
     marks = [head for head in heads if MARKS.fullmatch(head)]
     if splits:
         others = [head for head in heads if head not in (*splits, *marks)]
-        mixes = f"`{title}` mixes splits with other images"
+        mixes = f"`{title}` has images outside its splits"
         if others:
-            message = f"{mixes}: is `{splits[0]}` a split, or a class as `{others[0]}`?"
+            message = f"{mixes}: `{splits[0]}` is a split, or a class like `{others[0]}`"
             raise UsageError(message, hint=HINT)
         if loose := sorted(name for name, f in folders.items() if not f):
             raise UsageError(f"{mixes}, such as `{loose[0]}`", hint=HINT)
         return "splits"
     if marks and any(map(IMAGES.fullmatch, heads)):
-        message = f"`{title}` has `{marks[0]}` beside its images: a class, or what marks them?"
-        raise UsageError(message, hint=f"give the folder of the images alone; or {ASK}")
+        message = f"`{title}` has `{marks[0]}` beside its images, which is either a class or annotations"
+        raise UsageError(message, hint=f"give only the folder of images, or {ASK}")
     inside = [name for name, f in folders.items() if len(f) > 1 and split_of(f[1])]
     outside = next((name for name, f in folders.items() if len(f) <= 1 or not split_of(f[1])), None)
     if inside and outside:
         split = PurePosixPath(inside[0]).parent
-        message = f"`{title}` has `{split}`, a split by its name, and `{outside}` outside of any"
+        message = f"`{title}` has a split `{split}`, but `{outside}` is outside any split"
         raise UsageError(message, hint=ASK)
     return "class-splits" if inside else "classes" if heads else "flat"
 
@@ -340,14 +341,18 @@ def _by_split(title: str, folders: Folders, annotated: Mapping[str, str]) -> tup
         elif f and MARKS.fullmatch(f[0]):
             masks.append(f[0])
         else:
-            raise UsageError(f"`{title}` has `{name}`, which is in no split", hint=ASK)
-    notes = [f"{counted(len(masks), 'image')} of `{masks[0]}` skipped: they mark others"] if masks else []
+            raise UsageError(f"`{title}` contains `{name}`, which is not in a split", hint=ASK)
+    notes = (
+        [f"{counted(len(masks), 'image')} of `{masks[0]}` skipped: they annotate other images"]
+        if masks
+        else []
+    )
     splits = {head: split for head in sorted(inside) if (split := split_of(head))}
     folder_of: dict[tuple[str, str], str] = {}
     for head, split in splits.items():
         if (first_head := folder_of.setdefault(split, head)) != head:
-            message = f"`{title}` has `{first_head}` and `{head}`, which are one split"
-            raise UsageError(message, hint="put them into one folder")
+            message = f"`{title}` has `{first_head}` and `{head}`, which are the same split"
+            raise UsageError(message, hint="merge them into one folder")
     inside = _without_meaningless(inside)
     of_train = (f for head in inside for f in inside[head].values() if splits[head][0] == "train")
     train = {f[0] if f else None for f in of_train}
@@ -395,8 +400,8 @@ def _of_split(
     if not unknown:
         return classes, ""
     if len(train) != 1 or None in train:
-        message = f"`{head}/{unknown[0]}` of `{title}` is a class that `train` has not"
-        raise UsageError(message, hint=f"take it out, or name it as in `train`; {ASK}")
+        message = f"`{head}/{unknown[0]}` of `{title}` is a class that `train` lacks"
+        raise UsageError(message, hint=f"remove it, or rename it as in `train`; or {ASK}")
     used = {name: label for name, label in classes.items() if label in train}
     classes_text = f"`{head}/{unknown[0]}`" + (f" and {len(unknown) - 1} others" if len(unknown) > 1 else "")
     left_out = counted(len(classes) - len(used), "image")

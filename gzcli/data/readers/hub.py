@@ -83,7 +83,7 @@ class Rows:
             import pyarrow
         except ImportError as e:
             hint = "`pip install 'gzcli[datasets]'`"
-            raise MissingError(f"reading `{paths[0]}` takes the package `pyarrow`", hint=hint) from e
+            raise MissingError(f"reading `{paths[0]}` requires the package `pyarrow`", hint=hint) from e
         try:
             self.files = [_opened(path) for path in paths]
         except (OSError, pyarrow.ArrowException) as e:
@@ -179,11 +179,14 @@ def _splits(path: Path) -> dict[str, Rows]:
         else:
             files = {"train": _arrow_files(path)} if (path / STATE_FILE).exists() else parquet_files(path)
     except (KeyError, TypeError) as e:
-        raise MissingError(f"`{path}` is not a dataset folder that can be read: {first_line(e)}") from e
+        raise MissingError(f"`{path}` cannot be read as a data set folder: {first_line(e)}") from e
     splits = {split[0]: paths for name, paths in files.items() if paths and (split := split_of(name))}
     if "train" not in splits:
         names = ", ".join(name for name, paths in files.items() if paths)
-        raise UsageError(f"`{path}` has no split `train`", hint=f"it has: {names or 'none with rows'}")
+        raise UsageError(
+            f"`{path}` has no split `train`",
+            hint=f"name one of its splits `train`; it has: {names or 'none with rows'}",
+        )
     return {split: Rows(paths) for split, paths in splits.items()}
 
 
@@ -201,7 +204,7 @@ def dataset_folder(path: Path) -> RawImages:
     kinds = splits["train"].kinds
     columns = [name for name, kind in kinds.items() if kind == "image"]
     if not columns:
-        hint = f"its columns are {', '.join(f'`{name}`' for name in kinds)}; one must be of images"
+        hint = f"put images into one of its columns: {', '.join(f'`{name}`' for name in kinds)}"
         raise UsageError(f"`{path}` has no column of images", hint=hint)
     image = next((name for name in columns if further_of(name) is None), columns[0])
     further: dict[str, str] = {}  # kind → column
@@ -215,7 +218,7 @@ def dataset_folder(path: Path) -> RawImages:
     def checked_picture(column: str, split: str, i: int, picture: bytes | None) -> tuple[str, bytes]:
         place = f"{split if column == image else f'{split}.{column}'}[{i}]"
         if picture is None:
-            raise UsageError(f"`{path}` has no image in `{place}`", hint="take the row out, or the column")
+            raise UsageError(f"`{path}` has no image in `{place}`", hint="remove the row or the column")
         return place, picture
 
     def blocks_of(column: str) -> Blocks:
@@ -257,7 +260,7 @@ def _labels(path: Path, splits: dict[str, Rows]) -> tuple[tuple[str, ...], dict[
     ]
     every = {value for y in values.values() for value in y}
     message = f"`{path}` has images without a label in `{column}`"
-    unlabelled = UsageError(message, hint="take them out, or the column")
+    unlabelled = UsageError(message, hint="remove these images, or the column")
     if None in every:
         raise unlabelled
     if kinds[column] == "text":

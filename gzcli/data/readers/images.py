@@ -56,7 +56,7 @@ def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
             status = os.stat(path)
             entries = sorted(os.scandir(path), key=lambda entry: entry.name)
         except OSError as e:
-            hint = "look at its owner and mode"
+            hint = "check its owner and permissions"
             raise MissingError(f"`{path}` cannot be read: {e.strerror}", hint=hint) from e
         if (status.st_dev, status.st_ino) in seen:
             odd.setdefault("repeated", []).append(folder)
@@ -103,7 +103,7 @@ def read_regular(path: Path) -> bytes:
         with open(os.open(path, flags), "rb") as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
-                raise MissingError(f"`{path}` is not a regular file", hint="take it out")
+                raise MissingError(f"`{path}` is not a regular file", hint="remove it")
             refuse_large(str(path), status.st_size)
             return file.read(LARGEST_FILE)
     except OSError as e:
@@ -113,7 +113,7 @@ def read_regular(path: Path) -> bytes:
 def refuse_large(name: str, size: int) -> None:
     """Raises MissingError for a file of more bytes than any image has."""
     if size > LARGEST_FILE:
-        raise MissingError(f"`{name}` is larger than any image: {size:,} bytes", hint="take it out")
+        raise MissingError(f"`{name}` is too large for an image: {size:,} bytes", hint="remove it")
 
 
 def is_hidden(name: str) -> bool:
@@ -215,8 +215,8 @@ class Span(NamedTuple):
 def read_span(span: Span) -> bytes:
     """The bytes of a member."""
     if os.path.exists(span.path) and not is_regular(Path(span.path)):
-        hint = "fetch or make the archive again"
-        raise MissingError(f"`{span.path}` is not a regular file any more", hint=hint)
+        hint = "download or create the archive again"
+        raise MissingError(f"`{span.path}` is no longer a regular file", hint=hint)
     try:
         with open(span.path, "rb") as file:
             file.seek(span.offset)
@@ -233,12 +233,12 @@ def read_span(span: Span) -> bytes:
     except zlib.error as e:
         raise damaged(span.path, f" at byte {span.offset:,}: {e}") from e
     if not inflate.eof:
-        raise damaged(span.path, f" at byte {span.offset:,}: a member has no end")
+        raise damaged(span.path, f" at byte {span.offset:,}: a member is incomplete")
     return data
 
 
 def damaged(path: str | Path, why: str) -> MissingError:
-    return MissingError(f"`{path}` is damaged{why}", hint="fetch or make the archive again")
+    return MissingError(f"`{path}` is damaged{why}", hint="download or create the archive again")
 
 
 class Members(Protocol):

@@ -40,7 +40,7 @@ GOOD = re.compile(r"(good|normal|ok|no[_-]?defects?|defect[_-]?free|non[_-]?defe
 ENDING = re.compile(r"[_-](mask|gt|label|seg(mentation)?|ground_?truth)$", re.IGNORECASE)
 FINEST = 256  # pixels a side at most at which maps are compared with masks
 LIST = "image_anno.csv"  # VisA's kinds of defects, with the columns image, label, mask
-HINT = "a mask has the name of its image, such as `ground_truth/scratch/000_mask.png`"
+HINT = "name each mask after its image, such as `ground_truth/scratch/000_mask.png`"
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def inspection(title: str, names: Sequence[str]) -> Inspection | None:
             fitting[name] = tuple(several)
     lost = sorted(name for several in by_key.values() for name in several)
     if lost and not fitting:
-        raise UsageError(f"no mask of `{title}` fits an image: `{lost[0]}` marks none", hint=HINT)
+        raise UsageError(f"no mask of `{title}` matches an image, for example `{lost[0]}`", hint=HINT)
     notes = (f"{counted(len(lost), 'mask')} without an image, such as `{lost[0]}`",) if lost else ()
     return Inspection(good, kinds, fitting, notes)
 
@@ -179,7 +179,7 @@ def read_masks(
         name = picture_of[mask]
         image, _ = decode(data, mask, decoding)
         if (sides := sides_of(data)) != sizes[name]:
-            message = f"the mask `{mask}` is {by_sides(sides)}, its image {by_sides(sizes[name])}"
-            raise UsageError(message, hint="replace it or take it out")
+            message = f"the mask `{mask}` is {by_sides(sides)}, but its image is {by_sides(sizes[name])}"
+            raise UsageError(message, hint="replace or remove it")
         masks[name] = masks.get(name, False) | (image[0] > 127)
     return masks

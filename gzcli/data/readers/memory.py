@@ -73,7 +73,9 @@ def _splits(data: Any) -> dict[str, Any]:
         parts = {split[0]: data[name] for name, split in splits.items() if split}
         if "train" in parts:
             return parts
-        raise UsageError("`data` has no split `train`", hint=f"it has: {', '.join(splits)}")
+        raise UsageError(
+            "`data` has no split `train`", hint=f"name one of its splits `train`: {', '.join(splits)}"
+        )
     image, label = _first(data, IMAGE_KEYS), _first(data, LABELS)
     if image is None:
         names = ", ".join(map(str, data)) or "none"
@@ -95,10 +97,10 @@ def _images_of(data: Any) -> Images:
         images = _images_of(data[0])
         return _labelled(images, data[1], images.classes)
     if hasattr(data, "batch_sampler") and hasattr(data, "dataset"):
-        message = "`data` is a loader, which gives batches in a random order"
-        raise UsageError(message, hint="give its data set: `data=loader.dataset`")
+        message = "`data` is a data loader, which returns batches in random order"
+        raise UsageError(message, hint="pass its data set: `data=loader.dataset`")
     if isinstance(data, str | bytes) or not (hasattr(data, "__getitem__") or hasattr(data, "__iter__")):
-        raise UsageError(f"`data` is a {_kind(data)}, no images", hint=f"it takes {TAKEN}")
+        raise UsageError(f"`data` is a {_kind(data)}, not images", hint=f"it takes {TAKEN}")
     return _of_items(data)
 
 
@@ -110,10 +112,10 @@ def _labelled(images: Images, labels: Any, classes: Sequence[str] = ()) -> Image
     if y.dtype.kind == "f" and y.size and (y == np.round(y)).all():
         y = y.astype(np.int64)
     if y.ndim not in (1, 2) or len(y) != n or y.dtype.kind not in "iubUSO":
-        message = f"`data` has labels {y.dtype} of shape {y.shape} for {counted(n, 'image')}"
-        raise UsageError(message, hint="labels are integers or texts [N], or 0 and 1 of shape [N, K]")
+        message = f"`data` has labels of type {y.dtype} and shape {y.shape} for {counted(n, 'image')}"
+        raise UsageError(message, hint="labels must be integers or strings [N], or 0s and 1s of shape [N, K]")
     if y.dtype.kind in "iu" and y.size and y.min() < 0:
-        raise UsageError("`data` has a label below 0", hint="labels are integers from 0 on, or texts")
+        raise UsageError("`data` has a label below 0", hint="labels must be integers from 0, or strings")
     return images._replace(labels=y, classes=tuple(map(str, classes)))
 
 
@@ -127,13 +129,15 @@ def _of_items(data: Any) -> Images:
         if isinstance(row, Mapping):
             image, key = _first(row, IMAGE_KEYS), _first(row, LABELS)
             if image is None:
-                hint = f"an item is an image, `(image, label)`, or has a key of {', '.join(IMAGE_KEYS)}"
-                raise UsageError(f"an item of `data` has the keys {', '.join(map(str, row))}", hint=hint)
+                hint = f"an item must be an image, `(image, label)`, or have a key of {', '.join(IMAGE_KEYS)}"
+                raise UsageError(
+                    f"an item of `data` has no image, only the keys {', '.join(map(str, row))}", hint=hint
+                )
             row, label = row[image], None if key is None else row[key]
         elif isinstance(row, tuple | list) and len(row) == 2:
             row, label = row
         if not (_is_picture(row) or _is_array(row)):
-            message = f"item {len(pixels)} of `data` is a {_kind(row)}, no image"
+            message = f"item {len(pixels)} of `data` is a {_kind(row)}, not an image"
             raise UsageError(message, hint=f"it takes {TAKEN}")
         pixels.append(row)
         labels.append(_as_numpy(label)[()] if _is_array(label) else label)
@@ -141,7 +145,7 @@ def _of_items(data: Any) -> Images:
     if not pixels or all(label is None for label in labels):
         return images
     if (lacking := next((i for i, label in enumerate(labels) if label is None), None)) is not None:
-        raise UsageError(f"item {lacking} of `data` has no label, others have one")
+        raise UsageError(f"item {lacking} of `data` has no label, but others have one")
     y = np.stack([np.asarray(label) for label in labels]) if _is_array(labels[0]) else np.asarray(labels)
     classes: Any = getattr(data, "classes", ())
     numbered = isinstance(classes, list | tuple) and y.ndim == 1 and y.dtype.kind in "iu"
@@ -171,8 +175,8 @@ def _of_array(data: Any, *, tensor: bool = False) -> Images:
     if pixels.ndim == 3:
         return Images(_levelled(pixels), "NHW")
     if pixels.ndim != 4:
-        message = f"`data` is an array {pixels.dtype} of shape {pixels.shape}"
-        raise UsageError(message, hint="images have the shape [N, H, W], [N, H, W, C] or [N, C, H, W]")
+        message = f"`data` is an array of type {pixels.dtype} and shape {pixels.shape}"
+        raise UsageError(message, hint="images must have shape [N, H, W], [N, H, W, C] or [N, C, H, W]")
     first, last = (pixels.shape[axis] in (1, 3) for axis in (1, 3))
     return Images(_levelled(pixels), "NCHW" if (first and not last) or (tensor and first == last) else "NHWC")
 
@@ -213,7 +217,7 @@ def _npz(parts: Mapping[str, Images]) -> Path:
             arrays[f"{split}_labels"] = labels[split]
     layouts = {part.layout.replace("NHW", "NHWC").replace("CC", "C") for part in parts.values()}
     if len(layouts) > 1:
-        raise UsageError("`data` has splits with channels first and last", hint="give all of them alike")
+        raise UsageError("`data` has channels first in one split and last in another", hint="use one layout")
     arrays["layout"] = np.array(layouts.pop())
     if classes:
         arrays["class_names"] = np.array(classes)
@@ -263,7 +267,7 @@ def _numbered(parts: Mapping[str, Images]) -> tuple[dict[str, np.ndarray], tuple
     if not texts:
         return with_labels, next((part.classes for part in parts.values() if part.classes), ())
     if len(texts) < len(with_labels) or any(y.ndim > 1 for y in texts):
-        raise UsageError("`data` has labels that are texts and others", hint="give all of them alike")
+        raise UsageError("`data` has both strings and numbers as labels", hint="use one kind of label")
     classes = sorted({str(label) for y in texts for label in y})
     number = {label: i for i, label in enumerate(classes)}
     return {s: np.array([number[str(label)] for label in y]) for s, y in with_labels.items()}, tuple(classes)
@@ -341,8 +345,8 @@ def _picture(data: Any) -> Any:
     pixels = pixels.transpose(1, 2, 0) if images.layout == "NCHW" else pixels
     pixels = pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
     if pixels.dtype != np.uint8 or (pixels.ndim == 3 and pixels.shape[2] != 3):
-        message = f"`data` has arrays of mixed sizes that are no pictures of 8 bits: {pixels.dtype}"
-        raise UsageError(f"{message} {pixels.shape}", hint="give arrays of one size, stacked")
+        message = f"`data` has arrays of mixed sizes that are not 8-bit images: {pixels.dtype}"
+        raise UsageError(f"{message} {pixels.shape}", hint="stack arrays of one size")
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 

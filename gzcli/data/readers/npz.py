@@ -27,8 +27,8 @@ CLASS_NAMES = ("class_names", "classes", "label_names")
 BANDS = "bands"  # of an array with the channels that pictures show
 LAYOUT = "layout"  # of an array whose text, "NHWC" or "NCHW", says where channels are
 WHOLE = 8_000_000_000  # bytes of an array that is read at once: labels, or images in Fortran's order
-LABEL_HINT = "labels are integers from 0 on, of shape [N] or [N, 1], or 0 and 1 of shape [N, K]"
-AGAIN = "fetch or make the file again"
+LABEL_HINT = "labels must be integers from 0 of shape [N] or [N, 1], or 0s and 1s of shape [N, K]"
+AGAIN = "download or create the file again"
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
@@ -64,14 +64,14 @@ def npz(path: Path) -> RawImages:
         images, labels = ({"train": name} if name else {} for name in lone)
     if "train" not in images:
         keras = "`x_train` (and `y_train`, …)"
-        hint = f"it needs `train_images` (and `train_labels`, `test_images`, …), {keras}, or `images`"
+        hint = f"name them `train_images` (and `train_labels`, `test_images`, …), {keras}, or `images`"
         arrays = ", ".join(archive.names) or "none"
         raise UsageError(f"`{path}` has no images: its arrays are {arrays}", hint=hint)
     if labels and len(labels) < len(images):
         raise UsageError(f"`{path}` has labels for some splits only", hint="give them for all, or for none")
     headers = {split: archive.header(name) for split, name in images.items()}
     if len({header.shape for header in headers.values()}) > 1:
-        raise UsageError(f"`{path}` has splits of different image sizes")
+        raise UsageError(f"the splits of `{path}` have different image sizes")
     counts = {split: header.n for split, header in headers.items()}
     y = {split: archive.labels(name, counts[split]) for split, name in labels.items()}
     most = [rows.shape[1] if rows.ndim == 2 else int(rows.max()) + 1 for rows in y.values() if len(rows)]
@@ -93,7 +93,7 @@ def npz(path: Path) -> RawImages:
     if unread:
         notes.append(f"{counted(len(unread), 'array')} skipped (`{unread[0]}`{', …' if unread[1:] else ''})")
     if len({header.values for header in headers.values()}) > 1:
-        raise UsageError(f"`{path}` has splits of different kinds of values")
+        raise UsageError(f"the splits of `{path}` have different data types")
     shape, values = headers["train"].shape, headers["train"].values
     if values and BANDS in archive.names:
         values = with_bands(values, archive.numbers(BANDS), str(path))
@@ -173,17 +173,19 @@ class _Npz:
         """The names of the classes."""
         texts = self._whole(name)
         if texts.ndim != 1 or texts.dtype.kind not in "US":
-            hint = f"it is an array of texts, one a class: `{name}=np.array(['ant', 'bee'])`"
+            hint = f"give an array of strings, one for each class: `{name}=np.array(['ant', 'bee'])`"
             raise UsageError(f"`{name}` in `{self.path}` is {texts.dtype} of shape {texts.shape}", hint=hint)
         if len(texts) < least:
-            raise UsageError(f"`{self.path}`: `{name}` names {len(texts)} classes, its labels have {least}")
+            raise UsageError(
+                f"`{name}` in `{self.path}` names {len(texts)} classes, but its labels have {least}"
+            )
         return tuple(text.decode() if isinstance(text, bytes) else str(text) for text in texts)
 
     def _whole(self, name: str) -> np.ndarray:
         with self._opened(name) as (f, shape, _, dtype):
             if (size := math.prod(shape) * dtype.itemsize) > WHOLE:
-                hint = "an array of images in C's order is read in parts: `np.ascontiguousarray`"
-                message = f"`{name}` in `{self.path}` has {size / 1e9:,.0f} GB, too much to be read at once"
+                hint = "save the images in C order with `np.ascontiguousarray`, which gz reads in parts"
+                message = f"`{name}` in `{self.path}` takes {size / 1e9:,.0f} GB, too much to read at once"
                 raise UsageError(message, hint=hint)
             f.seek(0)
             return np.lib.format.read_array(f, allow_pickle=False)
@@ -200,7 +202,7 @@ class _Npz:
                 read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
                 shape, fortran, dtype = read(f)
                 if dtype.hasobject:
-                    raise ValueError("it holds Python objects")
+                    raise ValueError("it contains Python objects")
                 if not all(type(side) is int and side > 0 for side in shape):
                     raise ValueError(f"its shape is {shape}")
             except (ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as e:

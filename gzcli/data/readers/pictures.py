@@ -53,8 +53,8 @@ def decode(data: bytes, name: str, decoding: Decoding, note: Say = silent) -> tu
     try:
         image = _plain(data, note)
         if decoding.grey_only and is_colour(image):
-            hint = "`--set data.channels=3` keeps the colours, `--set data.channels=1` drops them"
-            raise UsageError(f"`{name}` has colour, the first images have none", hint=hint)
+            hint = "use `--set data.channels=3` to keep the colours, or `--set data.channels=1` to drop them"
+            raise UsageError(f"`{name}` has colours, but the first images are grey", hint=hint)
         height, width = sides(decoding.size) if decoding.size else (image.height, image.width)
         if decoding.bucketed:
             height, width = bucket((image.height, image.width), (height, width))
@@ -112,9 +112,9 @@ def notes_in_words(notes: Iterable[str] | Mapping[str, int]) -> list[str]:
 
 def undecodable(name: str, e: Exception) -> MissingError:
     """The error for an image that does not decode."""
-    reason = str(e) if "cannot identify" not in str(e) else "not an image that can be read"
-    hint = "replace it or take it out"
-    return MissingError(f"`{name}` does not decode: {reason or type(e).__name__}", hint=hint)
+    reason = str(e) if "cannot identify" not in str(e) else "not a readable image"
+    hint = "replace or remove it"
+    return MissingError(f"`{name}` cannot be decoded: {reason or type(e).__name__}", hint=hint)
 
 
 def is_colour(image: Any) -> bool:
@@ -146,7 +146,7 @@ def _plain(data: bytes, note: Say) -> Any:
     if image.mode.startswith("I") or image.mode == "F":
         pixels = np.asarray(image)
         if image.mode == "F" or pixels.min() < 0 or pixels.max() > white:
-            raise ValueError(f"pixels of mode {image.mode} have no known range")
+            raise ValueError(f"the range of pixels of mode {image.mode} is unknown")
         return Image.fromarray(((pixels.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         return _opaque(image.convert("RGBA"), note)
@@ -162,9 +162,9 @@ def _opaque(image: Any, note: Say) -> Any:
     if faintest == 255:
         return over
     if strongest and np.asarray(over).min() >= FAINT:
-        note("of white ink on transparency, laid over black")
+        note("in white on a transparent background, placed on black")
         return Image.alpha_composite(Image.new("RGBA", image.size, "black"), image).convert("RGB")
-    note("with transparency, laid over white")
+    note("with transparency, placed on white")
     return over
 
 

@@ -44,7 +44,7 @@ def idx(spec: DataSpec, folder: Path) -> RawImages:
         with gzip.open(folder / name) as f:
             zeros, kind, dims = struct.unpack(">HBB", f.read(4))
             if zeros != 0 or kind != 8:
-                raise MissingError(f"`{folder / name}` is not an IDX file of bytes")
+                raise MissingError(f"`{folder / name}` is not an IDX file of unsigned bytes")
             shape = struct.unpack(f">{dims}I", f.read(4 * dims))
             return np.frombuffer(f.read(), np.uint8).reshape(shape)
 
@@ -56,8 +56,11 @@ def idx(spec: DataSpec, folder: Path) -> RawImages:
             images = read(name := f"{stem}-images-idx3-ubyte.gz")
             n, h, w = images.shape
             if (n, h, w) != (len(labels[split]), *spec.shape[1:]):
-                hint = f"`gz data verify {spec.name}`"
-                raise MissingError(f"`{folder / name}` holds {n} images of {h}×{w}", hint=hint)
+                hint = f"run `gz data verify {spec.name}`"
+                raise MissingError(
+                    f"`{folder / name}` contains {n} images of {h}×{w}, which does not match its labels",
+                    hint=hint,
+                )
             yield split, images[:, None], name
 
     return from_arrays(spec, labels, arrays)
@@ -107,8 +110,8 @@ class _Arrays(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self.ALLOWED:
-            hint = "fetch the publisher's own file"
-            raise MissingError(f"a pickle asks for `{module}.{name}`: refused", hint=hint)
+            hint = "use the publisher's own file"
+            raise MissingError(f"a pickle refers to `{module}.{name}`, which gz does not load", hint=hint)
         if module.startswith(("numpy.core", "numpy._core")):
             core = "numpy.core" if np.__version__.startswith("1.") else "numpy._core"
             module = f"{core}.{module.rpartition('.')[2]}"
@@ -250,7 +253,7 @@ def imagenet(spec: DataSpec, folder: Path) -> RawImages:
     parts = _from_folders(folder) if (folder / "train").is_dir() else _from_archives(spec, folder)
     train, test = ({wnid for _, wnid in places.values()} for _, places in parts)
     if unknown := test - train:
-        hint = f"`gz data verify {spec.name}` checks its files"
+        hint = f"run `gz data verify {spec.name}` to check its files"
         raise MissingError(f"`{spec.name}` has no training images of `{min(unknown)}`", hint=hint)
     wnids = sorted(train)
     number = {wnid: i for i, wnid in enumerate(wnids)}
@@ -292,7 +295,7 @@ def _from_folders(folder: Path) -> list[PlacedMembers]:
         members = open_folder(folder / top, lambda name: name.lower().endswith((".jpeg", ".jpg", ".png")))
         if loose := [name for name in members.names if "/" not in name]:
             hint = "sort the validation images into class folders, or give the three official archives"
-            message = f"`{folder / top}` has images outside of class folders, such as `{loose[0]}`"
+            message = f"`{folder / top}` has images outside class folders, such as `{loose[0]}`"
             raise MissingError(message, hint=hint)
         parts.append((members, {name: (split, name.split("/")[0]) for name in members.names}))
     return parts
@@ -310,8 +313,8 @@ def _from_archives(spec: DataSpec, folder: Path) -> list[PlacedMembers]:
     wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets}
     classes = [wnid_of[int(line)] for line in files[names[1]].split()]  # by the kit's own numbers
     if len(classes) != len(flat.names):
-        counts = f"{len(flat.names):,} images, the development kit labels {len(classes):,}"
-        raise MissingError(f"`{val}` holds {counts}")
+        counts = f"{len(flat.names):,} images, but the development kit labels {len(classes):,}"
+        raise MissingError(f"`{val}` contains {counts}")
     truth = {name: ("test", wnid) for name, wnid in zip(sorted(flat.names), classes, strict=True)}
     return [(nested, {name: ("train", name.split("/")[0]) for name in nested.names}), (flat, truth)]
 

@@ -21,8 +21,8 @@ VALUES = "values"  # the kind of a pack's arrays that hold them
 PICTURE = (1, 3)  # channels of a picture
 FILES = (".npy", ".tif", ".tiff")  # endings of files that may hold values
 SAMPLES, PLANES = 277, 339  # numbers of TIFF's tags: channels of a pixel, and whether these are floats
-HINT = "images are numbers of shape [N, H, W], [N, H, W, C] or [N, C, H, W]"
-TIFF = "`pip install 'gzcli[tiff]'` reads more kinds of them"
+HINT = "images must be numbers of shape [N, H, W], [N, H, W, C] or [N, C, H, W]"
+TIFF = "run `pip install 'gzcli[tiff]'` to read more kinds of TIFF"
 INTEGERS = {np.dtype(np.uint8): 256, np.dtype(np.uint16): 65536}  # with their levels
 
 
@@ -73,7 +73,7 @@ class Values:
         if self.is_picture:
             return f"{kind}{dark}"
         shown = ", ".join(map(str, self.bands))
-        return f"{self.channels} channels of {kind}{dark}; pictures show channels {shown}"
+        return f"{self.channels} channels of {kind}{dark}; previews show channels {shown}"
 
     def scaled(self, values: np.ndarray) -> np.ndarray:
         """Values [n, C, H, W] as float32 in [-1, 1]; bytes stay bytes, which batches scale."""
@@ -128,8 +128,8 @@ def axis_of(shape: Sequence[int], name: str, *, layout: str = "") -> bool:
     if first == last:
         first, last = shape[0] < shape[-1], shape[-1] < shape[0]
     if first == last or (shape[0] in PICTURE and shape[-1] in PICTURE):
-        hint = "put them last, leave an axis of 1 out, or add `layout=np.array('NHWC')`"
-        raise UsageError(f"{name}: channels first or last?", hint=hint)
+        hint = "put the channels last, remove an axis of length 1, or add `layout=np.array('NHWC')`"
+        raise UsageError(f"{name}: its channels may be first or last", hint=hint)
     return first
 
 
@@ -145,7 +145,9 @@ def kind_of(dtype: np.dtype, channels: int, name: str) -> Values | None:
 def with_bands(values: Values, bands: Sequence[int], title: str) -> Values:
     """Values whose pictures show other channels. Raises UsageError for channels that there are not."""
     if len(bands) not in PICTURE or not all(0 <= band < values.channels for band in bands):
-        message = f"`{title}`: the bands {list(bands)} are no 1 or 3 of channels 0 … {values.channels - 1}"
+        message = (
+            f"`{title}`: `bands` must be 1 or 3 of the channels 0 … {values.channels - 1}, not {list(bands)}"
+        )
         raise UsageError(message)
     return replace(values, bands=tuple(bands))
 
@@ -155,7 +157,7 @@ def npy(path: Path) -> RawImages:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError, SyntaxError, MemoryError) as e:
-        raise MissingError(f"`{path}` is not a numpy array: {first_line(e)}", hint="write it again") from e
+        raise MissingError(f"`{path}` is not a numpy array: {first_line(e)}", hint="save it again") from e
     title = f"`{path}` is {array.dtype} of shape {array.shape}"
     if array.ndim not in (3, 4) or not all(array.shape):
         raise UsageError(title, hint=HINT)
@@ -189,7 +191,7 @@ def of_files(images: RawImages, names: Sequence[str], *, resized: bool) -> RawIm
         return images
     if images.further:
         raise UsageError(
-            f"`{images.title}` has both values and further images", hint="leave the further images out"
+            f"`{images.title}` has both values and further images", hint="remove the further images"
         )
     array, levels = first
     source, shape = images.blocks, array.shape
@@ -205,15 +207,15 @@ def of_files(images: RawImages, names: Sequence[str], *, resized: bool) -> RawIm
             decoding = decoded(content, file)
             if decoding is None or decoding[1] != levels or decoding[0].shape[0] != shape[0]:
                 kind = (
-                    "a picture of 8 bits" if decoding is None else f"{decoding[0].dtype} {decoding[0].shape}"
+                    "an image of 8 bits" if decoding is None else f"{decoding[0].dtype} {decoding[0].shape}"
                 )
-                message = f"`{file}` of `{images.title}` is {kind}, `{name}` is {array.dtype} {shape}"
-                raise UsageError(message, hint="a set has one kind of values and one number of channels")
+                message = f"`{file}` of `{images.title}` is {kind}, but `{name}` is {array.dtype} {shape}"
+                raise UsageError(message, hint="use one data type and one number of channels in a set")
             if decoding[0].shape != shape and not resized:
                 raise UsageError(
                     f"the images of `{images.title}` have mixed sizes: `{file}` is {decoding[0].shape[1:]}, "
                     f"`{name}` is {shape[1:]}",
-                    hint="`--set data.size=64` resizes them, cropped to squares",
+                    hint="use `--set data.size=64` to crop them to squares and resize them",
                 )
             yield Block(split, start, decoding[0][None], file)
 
@@ -255,15 +257,15 @@ def _by_tifffile(data: bytes, name: str, why: str) -> tuple[np.ndarray, int | No
     try:
         import tifffile
     except ImportError as e:
-        raise MissingError(f"`{name}` does not decode: {why}", hint=TIFF) from e
+        raise MissingError(f"`{name}` cannot be decoded: {why}", hint=TIFF) from e
     try:
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             series = file.series[0]
             array, axes, bits = series.asarray(), series.axes, file.pages.first.bitspersample
     except Exception as e:  # of a damaged file it raises anything
-        raise MissingError(f"`{name}` does not decode: {first_line(e)}", hint="replace it") from e
+        raise MissingError(f"`{name}` cannot be decoded: {first_line(e)}", hint="replace or remove it") from e
     if not {"Y", "X"} <= set(axes):
-        raise MissingError(f"`{name}` has the axes {axes}, and no height and width")
+        raise MissingError(f"`{name}` has the axes {axes}, but no height and width")
     planes = np.moveaxis(array, (axes.index("Y"), axes.index("X")), (-2, -1))
     return _typed(planes.reshape(-1, *planes.shape[-2:]), bits, name)
 
@@ -272,12 +274,12 @@ def _npy(data: bytes, name: str) -> tuple[np.ndarray, int | None]:
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
     except (ValueError, OSError, EOFError, SyntaxError, MemoryError) as e:
-        raise MissingError(f"`{name}` is not a numpy array: {first_line(e)}", hint="replace it") from e
+        raise MissingError(
+            f"`{name}` is not a numpy array: {first_line(e)}", hint="replace or remove it"
+        ) from e
     title = f"`{name}` is {array.dtype} of shape {array.shape}"
     if array.ndim not in (2, 3) or not all(array.shape) or array.dtype.kind not in "iuf":
-        raise UsageError(
-            title, hint="a file holds one image: numbers of shape [H, W], [H, W, C] or [C, H, W]"
-        )
+        raise UsageError(title, hint="save one image a file: numbers of shape [H, W], [H, W, C] or [C, H, W]")
     if array.ndim == 2:
         array = array[None]
     elif not axis_of(array.shape, title):
@@ -292,7 +294,7 @@ def _typed(array: np.ndarray, bits: int, name: str) -> tuple[np.ndarray, int | N
     if array.dtype in INTEGERS:
         return array, 256 if array.dtype == np.uint8 else 1 << max(9, bits)
     if array.dtype.kind not in "iufb":
-        raise UsageError(f"`{name}` is of {array.dtype}", hint=HINT)
+        raise UsageError(f"`{name}` has the data type {array.dtype}", hint=HINT)
     return array.astype(np.float64 if array.dtype.itemsize > 4 else np.float32), None
 
 
@@ -310,7 +312,7 @@ def measured(images: RawImages) -> Values:
         if not np.isfinite(rows).all():
             first = start + int((~np.isfinite(rows)).any((1, 2, 3)).argmax())
             message = f"`{name}` of `{images.title}` has values that are not finite: image {first} of {split}"
-            raise UsageError(message, hint="replace NaN and infinite values, or leave these images out")
+            raise UsageError(message, hint="replace NaN and infinite values, or remove these images")
         low, high = np.minimum(low, rows.min((0, 2, 3))), np.maximum(high, rows.max((0, 2, 3)))
     return replace(kind, low=tuple(low.tolist()), high=tuple(high.tolist()))
 

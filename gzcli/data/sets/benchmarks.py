@@ -43,5 +43,5 @@ def find_benchmark(name: str) -> Benchmark:
     """The benchmark of this name, `-` and `_` alike."""
     if match := matching(name, BENCHMARKS):
         return BENCHMARKS[match]
-    hint = did_you_mean(name, BENCHMARKS) or f"there are: {', '.join(BENCHMARKS)}"
+    hint = did_you_mean(name, BENCHMARKS) or f"choose from {', '.join(BENCHMARKS)}"
     raise UsageError(f"there is no benchmark `{name}`", hint=hint)

@@ -30,7 +30,7 @@ def _number(word: str, classes: Sequence[str]) -> int:
     alike = [i for i, name in enumerate(classes) if canonical(name) == canonical(word)]
     if len(alike) > 1:
         either = " or ".join(f"`{classes[i]}`" for i in alike)
-        raise UsageError(f"the label `{word}` may be {either}", hint="write it as it is spelt")
+        raise UsageError(f"the label `{word}` is ambiguous: {either}", hint="spell the label exactly")
     if alike:
         return alike[0]
     if word.isascii() and word.isdecimal() and int(word) < len(classes):
@@ -38,4 +38,4 @@ def _number(word: str, classes: Sequence[str]) -> int:
     match = next((name for name in classes if "," in name and word in name.split(",")), None)
     quoted = f"""quote a name that contains a comma: `--label '"{match}"'`""" if match and word else None
     hint = quoted or did_you_mean(word, classes) or f"labels: {', '.join(classes[:20])}"
-    raise UsageError(f"no label `{word}` among {len(classes)} classes", hint=hint)
+    raise UsageError(f"there is no label `{word}` among the {len(classes)} classes", hint=hint)

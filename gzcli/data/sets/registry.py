@@ -267,9 +267,9 @@ def check_files(spec: DataSpec, say: Say) -> list[Path]:
         say(f"checking `{path}`")
         kind = "sha256" if file.sha256 else "md5"
         if not is_there(spec, file) or checksum(path, kind) != (file.sha256 or file.md5):
-            command = f"`gz data remove {spec.name}`, then `gz data download {spec.name}"
-            hint = f"{command}{' --from DIR`' if spec.linked else '`'} fetches it again"
-            raise MissingError(f"`{path}` is damaged: its {kind} is not the publisher's", hint=hint)
+            command = f"run `gz data remove {spec.name}`, then `gz data download {spec.name}"
+            hint = f"{command}{' --from DIR`' if spec.linked else '`'}"
+            raise MissingError(f"`{path}` is damaged: its {kind} differs from the publisher's", hint=hint)
         paths.append(path)
     return paths
 
@@ -297,7 +297,7 @@ def find(name: str) -> DataSpec:
     """The set of this name, `-` and `_` alike. Raises UsageError with the nearest name."""
     if match := matching(name, SPECS):
         return SPECS[match]
-    hint = did_you_mean(name, SPECS) or "`gz data list` shows the names; a path works too"
+    hint = did_you_mean(name, SPECS) or "see the names with `gz data list`, or give a path"
     raise UsageError(f"there is no data set `{name}`", hint=hint)
 
 
@@ -321,8 +321,8 @@ def locate(what: DataSet | str | Path) -> DataSet:
         return OwnSet(path)
     if isinstance(what, Path) or "/" in text or path.suffix.lower() in ENDINGS:
         hint = "give the path of a folder, zip, tar or npz of images"
-        raise MissingError(f"there is no `{text}`", hint=hint)
-    ways = "`gz data list` shows the names; a path works too, such as `./my_photos`"
+        raise MissingError(f"`{text}` does not exist", hint=hint)
+    ways = "see the names with `gz data list`, or give a path such as `./my_photos`"
     raise UsageError(f"there is no data set `{text}`", hint=did_you_mean(text, names()) or ways)
 
 
@@ -332,8 +332,8 @@ def hub_set(text: str) -> HubSet:
     name, _, config = config.partition("/")
     address = f"{address}/{name}"
     if not _ADDRESS.fullmatch(address) or ".." in Path(config).parts:
-        hint = f"`{HUB_SCHEME}owner/name`, or `{HUB_SCHEME}owner/name/config`"
-        raise UsageError(f"`{text}` is no address of a data set on the hub", hint=hint)
+        hint = f"write `{HUB_SCHEME}owner/name` or `{HUB_SCHEME}owner/name/config`"
+        raise UsageError(f"`{text}` is not the address of a data set on the hub", hint=hint)
     return HubSet(snapshot_of(address, "datasets") / config, address=address, config=config)
 
 
@@ -364,7 +364,7 @@ def imports() -> dict[str, dict[str, Any]]:
     register = read_object(user_dir(REGISTER))
     if all(isinstance(line, dict) and isinstance(line.get("path"), str) for line in register.values()):
         return register
-    hint = "move the file away, and `gz data import` the sets again: their images are where they were"
+    hint = "move the file away and import the sets again; their images are unchanged"
     raise DamagedError(f"`{user_dir(REGISTER)}` is damaged: a set has no path", hint=hint)
 
 
@@ -383,5 +383,5 @@ def own_set(name: str, line: dict[str, Any]) -> OwnSet:
 def local(text: str) -> Path:
     """The absolute path of a typed one. Raises UsageError for a URL."""
     if "://" in text:
-        raise UsageError(f"`{text}` is a URL", hint="download it yourself, then give the path of what came")
+        raise UsageError(f"`{text}` is a URL, not a path", hint="download it, then give the path of the file")
     return Path(text).expanduser().absolute()
