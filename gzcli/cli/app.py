@@ -28,10 +28,10 @@ VERBS = {
     "sample": (_MODELS, "Draw images from a trained model, or apply it to images (`--do`)."),
     "ood": (
         _MODELS,
-        "Score how foreign other data sets, or single images, are to a model.",
+        "Score data sets or single images for out-of-distribution detection.",
     ),
     "bench": (_MODELS, "Compare models, or images from elsewhere, with real images."),
-    "sweep": (_MODELS, "Try settings of a model within one budget, and find the best by validation."),
+    "sweep": (_MODELS, "Tune a model's settings within a time budget, by validation."),
     "which": (_MODELS, "Find the model that suits a data set, by racing models on it."),
     "report": (
         _MODELS,
@@ -41,7 +41,7 @@ VERBS = {
     "demo": (_MODELS, "Try trained models in the browser: draw, interpolate, fill in, judge images."),
     "list": (_STORE, "List models, data sets, recipes or runs."),
     "doctor": (_STORE, "Check this machine: devices, folders, settings, packages."),
-    "model": (_MODELS, "Write a model of your own, and check it."),
+    "model": (_MODELS, "Create a model file, and check it."),
     "recipe": (_STORE, "Show, copy and check recipes, and print their schema for editors."),
     "runs": (_STORE, "List, show, compare, share, export and remove runs."),
     "data": (_STORE, "Download, import and check data sets."),
@@ -114,7 +114,7 @@ def _print(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> None:
 
 
 Version = Annotated[bool, option("--version -V", "Print the version.", callback=_print, is_eager=True)]
-_LLM = "Print an overview for language models, or the TOPIC that follows."
+_LLM = "Print an overview for language models, or the page on TOPIC."
 Llm = Annotated[bool, option("--llm", _LLM, callback=_print, is_eager=True)]
 
 
@@ -154,7 +154,7 @@ def run(argv: list[str]) -> int:
         return answer(shell, build)
     try:
         if zero := next((word for word in argv if "\0" in word), None):
-            raise UsageError(f"`{zero}` contains a zero byte, which no name and no path can")
+            raise UsageError(f"`{zero}` contains a null byte, which names and paths cannot contain")
         code = build(argv)(args=argv, prog_name=program, standalone_mode=False, obj=argv)
         if code == 130:  # Typer's answer to Ctrl-C
             raise KeyboardInterrupt
@@ -218,5 +218,5 @@ def _usage(problem: Any) -> UsageError:
         hint = f"did you mean {options}?"
     else:
         context = getattr(problem, "ctx", None)
-        hint = f"`{context.command_path if context else 'gz'} --help` shows what it takes"
+        hint = f"`{context.command_path if context else 'gz'} --help` shows its arguments and options"
     return UsageError(message[:1].lower() + message[1:], hint=hint)

@@ -57,20 +57,20 @@ _SPLIT_HELP = "Split of the real images. Papers on CIFAR-10 use `train`."
 _Split = Annotated[Literal["test", "val", "train", "all"], option("--split", _SPLIT_HELP)]
 _Metrics = Annotated[str | None, option("--metrics M[,M…]", help_text(), complete=metrics())]
 _N_HELP = (
-    "Samples per model, and real images at most, also for likelihoods. Default: 2,000, or 10,000 with "
+    "Number of samples per model and of real images, at most. Default: 2,000, or 10,000 with "
     "`--train-missing`."
 )
 _N = Annotated[int | None, option("-n N", _N_HELP, min=50)]
-_WEIGHTS_HELP = "File of Inception's weights."
+_WEIGHTS_HELP = "File with Inception weights."
 _Weights = Annotated[Path | None, option("--weights FILE", _WEIGHTS_HELP, exists=True, resolve_path=True)]
-_STATS_HELP = "`mu` and `sigma` of real images for the Fréchet distance, in the format of pytorch-fid."
+_STATS_HELP = "`mu` and `sigma` of real images for the Fréchet distance, in pytorch-fid format."
 _Stats = Annotated[Path | None, option("--real-stats FILE", _STATS_HELP, exists=True, resolve_path=True)]
 _EXPORT_HELP = "Write `mu` and `sigma` of the real images."
 _Export = Annotated[Path | None, option("--export-stats FILE", _EXPORT_HELP, resolve_path=True)]
 
-_of_league = partial(option, panel="Training what is compared")
+_of_league = partial(option, panel="Training the compared models")
 _TrainMissing = Annotated[bool, _of_league("--train-missing", "Train each model for an equal time first.")]
-_BUDGET_HELP = "Time of each training: CPU time on CPUs, wall-clock time on GPUs."
+_BUDGET_HELP = "Training time per model: CPU time on CPUs, wall-clock time on GPUs."
 _Budget = Annotated[str | None, _of_league("--budget 8m|1h", _BUDGET_HELP)]
 _MODELS = _of_league(
     "--models all|M[,M…]", "Models to train. Default: all that fit the data set.", complete=_models_or_all
@@ -182,7 +182,7 @@ def show_dry_bench(runs: Sequence[Run], images: int, n: int) -> None:
     from gzcli.cli.plan import Drawing, show_drawing
 
     sets = f"{counted(images, 'set')} of images, " if images else ""
-    further = f"then {sets}features of all, and likelihoods of test images"
+    further = f"then {sets}feature extraction, and likelihoods of test images"
     show_drawing([(run, n, Drawing.of(run.model, run.data, run)) for run in runs], further)
 
 
@@ -192,12 +192,16 @@ def check_stats(job: BenchJob) -> None:
         one_distance(metrics()[name] for name in job.metrics if name in metrics())
     if job.export_stats and Path(job.export_stats).is_dir():
         hint = f"name a file in it: `--export-stats {quoted(Path(job.export_stats) / 'stats.npz')}`"
-        raise UsageError(f"`{job.export_stats}` is a folder, and `--export-stats` writes a file", hint=hint)
+        raise UsageError(f"`--export-stats` needs a file, but `{job.export_stats}` is a folder", hint=hint)
 
 
 def ended(result: Mapping[str, Any], folder: Path, time: str) -> None:
     """The end of `gz bench`: what the judges say of the order, who is best, and a page of it."""
-    then, facts, metric = [(f"gz report {quoted(folder)}", "a page of it")], [time], result["metric"]
+    then, facts, metric = (
+        [(f"gz report {quoted(folder)}", "make a page of the results")],
+        [time],
+        result["metric"],
+    )
     if text := judges(result["provenance"]):
         out.info(text)
     best = standings.first_of(result["places"])
@@ -205,7 +209,7 @@ def ended(result: Mapping[str, Any], folder: Path, time: str) -> None:
         facts = [f"best by {metric}: {' and '.join(best)}", time]
         runs = {row["name"]: row["run"] for row in result["rows"] if row.get("run")}
         if len(best) == 1 and (run := by_name(runs.get(best[0], ""))):
-            then.append((f"gz sample {name_of(run)}", "more of its images"))
+            then.append((f"gz sample {name_of(run)}", "draw more images"))
     for line in disagreement(result):
         out.info(line)
     end(facts, then)
@@ -222,11 +226,11 @@ def disagreement(result: Mapping[str, Any]) -> list[str]:
     """How far the second judge agrees with the order of the first."""
     if not (second := result.get("second")):
         return []
-    by = f"order by {result['metric']} and {second['metric']}"
-    lines = [f"{by}: rank correlation {second['spearman']:.3f}"]
+    by = f"rank correlation between {result['metric']} and {second['metric']}"
+    lines = [f"{by}: {second['spearman']:.3f}"]
     if second["apart"]:
         apart = (f"{name} ({first}, {second_name})" for name, first, second_name in second["apart"])
-        lines += out.fitted(", ".join(apart), "places that disagree: ")
+        lines += out.fitted(", ".join(apart), "models ranked differently: ")
     return lines
 
 
@@ -303,12 +307,12 @@ def terms_of(
     if not train_missing:
         raise UsageError("`--budget`, `--models`, `--curve` and `--jobs` need `--train-missing`", hint=hint)
     if not job.data:
-        raise UsageError("`--train-missing` needs `--data`, the set to train on", hint=hint)
+        raise UsageError("`--train-missing` needs `--data`, the data set to train on", hint=hint)
     if budget is None:
-        raise UsageError("`--train-missing` needs `--budget`, the time of each training", hint=BUDGETS)
+        raise UsageError("`--train-missing` needs `--budget`, the training time per model", hint=BUDGETS)
     seconds = seconds_of(budget)
     if seconds < SHORTEST:
-        raise UsageError(f"`--budget {budget}` is too short to train anything", hint=BUDGETS)
+        raise UsageError(f"`--budget {budget}` is too short to train a model", hint=BUDGETS)
     job = replace(job, data=locate(job.data).reference)
     curves = tuple(choose("curve", name, ("steps", "time")) for name in opt.split(curve))
     names = tuple(dict.fromkeys(models or ()))
@@ -329,7 +333,7 @@ def submit_league(terms: Terms, at_once: int | None, options: list[str] | None, 
     options = [*array, *(options or ())]
     jobs.submit("bench", name, terms.job.seed, launch, options, "same", tasks=tasks, dry_run=dry_run)
     if tasks:
-        out.info(f"{counted(len(tasks), 'task')}; then the same command without `--submit` makes the tables")
+        out.info(f"{counted(len(tasks), 'task')}; then repeat the command without `--submit` for the tables")
 
 
 def hold(
@@ -362,7 +366,7 @@ def before_start(league: League, budget: str, *, yes: bool) -> None:
     seconds = sum(cost["train_seconds"] + (cost["sample_seconds"] or 0.0) for cost in costs)
     for line in lines_of(league, budget, costs):
         out.info(line)
-    less = "fewer models or seeds, or a smaller `--budget`, take less"
+    less = "to take less, use fewer models or seeds, or a smaller `--budget`"
     start_or_not(seconds, most=DAY, span="a day", ways=less, yes=yes)
 
 
@@ -403,16 +407,16 @@ def lines_of(league: League, budget: str, costs: Sequence[Mapping[str, Any]]) ->
     left = sum(cost["train_seconds"] > 0 for cost in costs)
     seeds = f", {len(terms.seeds)} seeds" if len(terms.seeds) > 1 else ""
     lines = out.fitted(" ".join(models), f"{len(models)} models: ")
-    lines.append(f"{budget} each{seeds}: {left} to train, {len(costs) - left} there")
+    lines.append(f"{budget} each{seeds}: {left} to train, {len(costs) - left} already trained")
     trains = sum(cost["train_seconds"] for cost in costs)
     draws = sum(cost["sample_seconds"] or 0.0 for cost in costs)
     unknown = list(dict.fromkeys(cost["model"] for cost in costs if cost["sample_seconds"] is None))
-    parts = [f"about {about(trains)} of training"] if trains else ["nothing is trained"]
+    parts = [f"about {about(trains)} of training"] if trains else ["no training"]
     parts += [f"about {about(draws)} of sampling"] if draws else []
-    parts.append("the time to judge")
+    parts.append("the time to evaluate")
     lines += out.fitted(", ".join(parts[:-1]) + f", and {parts[-1]}")
     if unknown:
-        lines += out.fitted(" ".join(unknown), "time to sample not known: ")
+        lines += out.fitted(" ".join(unknown), "unknown sampling time: ")
     for name, why in league.left_out.items():
         lines += out.fitted(f"left out: {name} ({why})")
     return lines
@@ -441,7 +445,7 @@ def show_league(result: dict[str, Any], columns: str | None = None) -> None:
         if row.get("error"):
             out.info(f"failed: {row['model']}, seed {row['seed']}: {row['error']}")
     if order := result["spearman"]:
-        out.info(f"order over seeds: rank correlation {order['mean']:.3f}, {order['min']:.3f} at least")
+        out.info(f"rank correlation between seeds: mean {order['mean']:.3f}, minimum {order['min']:.3f}")
     notes = [line for note in result["notes"] for line in out.fitted(note, "note: ")]
     judged = judges(result.get("provenance") or {})
     for text in (*disagreement(result), judged, *notes, f"files: {result['folder']}"):
@@ -451,7 +455,7 @@ def show_league(result: dict[str, Any], columns: str | None = None) -> None:
     facts = [f"best by {result['metric']}: {' and '.join(best)}"] if best else []
     if failed := sum("error" in row for row in result["rows"]):
         facts.append(f"{failed} of {counted(len(result['rows']), 'training')} failed")
-    end(facts, [(f"gz report {quoted(result['folder'])}", "a page of it")])
+    end(facts, [(f"gz report {quoted(result['folder'])}", "make a page of the results")])
 
 
 def standings_table(result: Mapping[str, Any]) -> None:
@@ -478,7 +482,7 @@ def standings_table(result: Mapping[str, Any]) -> None:
         real = [short(floor.get(name)) for name in beside]
         lines.append([None, title, short(floor.get(metric)), None, *real, *[None] * (len(at) + 4)])
     spare = ("s/image", "calls", "params", "trained", *at, *reversed(titles))
-    out.table(head, lines, spare=spare, elsewhere="`--json` has them")
+    out.table(head, lines, spare=spare, elsewhere="see `--json`")
 
 
 def floors_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, float]]:
@@ -509,11 +513,11 @@ def with_deviation(row: dict[str, Any], metric: str | None) -> str | None:
 
 # ---------------------------------------------------------------------------- a race
 
-_RACE_HELP = "Time of all trainings together: CPU time on CPUs, wall-clock time on GPUs."
+_RACE_HELP = "Total training time: CPU time on CPUs, wall-clock time on GPUs."
 _RaceBudget = Annotated[str, option("--budget 20m|1h", _RACE_HELP)]
 _NEED_HELP = f"Capabilities that the model needs: {', '.join(NEEDS)}."
 _Need = Annotated[str | None, option("--need A[,B…]", _NEED_HELP, complete=NEEDS)]
-_RACED_HELP = "Models to race. Default: the shortlist of the shipped leagues."
+_RACED_HELP = "Models to race. Default: a shortlist from the shipped leagues."
 _Raced = Annotated[str | None, option("--models M[,M…]", _RACED_HELP, complete=a_model)]
 _RACE_DATA_HELP = "The data set, or your own images."
 _RaceData = Annotated[str, option("--data NAME|PATH", _RACE_DATA_HELP, complete=a_set)]
@@ -554,7 +558,7 @@ def which(
         out.info(text)
     if dry_run:
         return out.data({"data": name, "budget": terms.budget, **as_json(plan)})
-    ways = "fewer `--models`, or a smaller `--budget`, take less"
+    ways = "to take less, use fewer `--models`, or a smaller `--budget`"
     start_or_not(terms.budget, most=DAY, span="a day", ways=ways, yes=yes)
     mode = "quiet" if out.is_quiet() else "human"
     show_race(race.run(plan, at_once=at_once, say=out.info, mode=mode))
@@ -565,7 +569,7 @@ def in_words(race: Race) -> list[str]:
     rounds = " → ".join(f"{n} × {duration(seconds)}" for n, seconds in race.rounds)
     return [
         *out.fitted(" ".join(race.models), f"{len(race.models)} models: "),
-        f"rounds: {rounds}; about {about(race.budget)} of training, and the time to sample and judge",
+        f"rounds: {rounds}; about {about(race.budget)} of training, plus sampling and evaluation",
     ]
 
 
@@ -590,12 +594,15 @@ def show_race(outcome: Outcome) -> None:
         lines.append([name, i + 1, row["place"], *cells, duration(outcome.race.rounds[i][1])])
     out.table(("model", "round", "place", f"{metric} above real", f"{second} above real", "trained"), lines)
     if outcome.agreement is not None:
-        out.info(f"order of the first two rounds: rank correlation {outcome.agreement:.2f}")
+        out.info(f"rank correlation between the first two rounds: {outcome.agreement:.2f}")
     winner, steps = outcome.winner, outcome.winner.status()["step"]
     resume = f"gz train {quoted(name_of(winner))} --resume --steps {2 * steps}"
     data = quoted(outcome.race.terms.data)
     whole = f"gz train {outcome.order[0]} --data {data}"
-    end([f"best: {outcome.order[0]}", took()], [(whole, "at full length"), (resume, "train the winner on")])
+    end(
+        [f"best: {outcome.order[0]}", took()],
+        [(whole, "train it at full length"), (resume, "continue its training")],
+    )
     out.data(
         {
             "data": outcome.race.terms.data,

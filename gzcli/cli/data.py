@@ -46,7 +46,7 @@ def _packable(text: str | None) -> Size | None:
 def _one_or_three(channels: int | None) -> int | None:
     """The value of `--channels`. Raises UsageError for 2, which Typer's range allows."""
     if channels == 2:
-        raise UsageError("`--channels` is 1 (grey) or 3 (RGB), not 2")
+        raise UsageError("`--channels` must be 1 (grey) or 3 (RGB), not 2")
     return channels
 
 
@@ -57,7 +57,7 @@ _Shown = Annotated[str, argument("NAME|PATH", "A data set, or your own images.",
 _Path = Annotated[str, argument("PATH", "A folder, zip, tar, npz or parquet of images.")]
 _NEW_NAME_HELP = "Name of the data set. Default: the name of the folder or file."
 _NewName = Annotated[str | None, option("--name NAME", _NEW_NAME_HELP)]
-_FROM_HELP = "Folder or URL of the files, instead of the publisher."
+_FROM_HELP = "Folder or URL to get the files from, instead of the publisher."
 _From = Annotated[str | None, option("--from DIR|URL", _FROM_HELP)]
 _SIZE_HELP = "Image size: a side, or width and height, such as 48x32. MedMNIST comes in 28, 64, 128 and 224."
 # the functions below get the result of `_packable`
@@ -145,7 +145,7 @@ def import_(
         out.info(f"not packed yet: {error.message}")
         if flag := re.search(r"`--(size|channels) (\w+)`", error.hint or ""):
             more = f" --set data.{flag[1]}={flag[2]}"
-            out.hint(f"import it again with {flag[0]}, or say it when you train, as below")
+            out.hint(f"import it again with {flag[0]}, or pass the setting when you train, as below")
         else:
             out.hint(str(error.hint))
     out.text(row["name"])
@@ -170,7 +170,7 @@ def show(name: _Shown, size: _Size = None, channels: _Channels = None) -> None:
         height, width = (facts.height, facts.width) if facts else (spec.size, spec.size)
         counts = {"train": spec.n_train, "val": spec.n_val, "test": spec.n_test}
         row = _described(spec, (channels or spec.channels, height, width), counts, facts)
-        kind = "attributes, of which an image may have several" if spec.multilabel else "classes"
+        kind = "attributes (several per image)" if spec.multilabel else "classes"
         names = "" if isinstance(spec.classes, int) else f": {', '.join(spec.classes)}"
         out.info(f"{spec.n_classes:,} {kind}{names}")
         out.info(f"licence: {spec.licence}; {spec.citation}")
@@ -246,5 +246,5 @@ def remove(names: _Names, yes: opt.Yes = False) -> None:
         sets = {}
     removed = [name for name, data_set in sets.items() if library.remove(data_set)]
     for name in sets:
-        out.info(f"removed `{name}`" if name in removed else f"nothing of `{name}` was in the cache")
+        out.info(f"removed `{name}`" if name in removed else f"`{name}` was not in the cache")
     out.data({"removed": removed})

@@ -14,7 +14,7 @@ from gzcli.core.errors import MissingError, UsageError
 
 _RUNS_HELP = "Models or runs to choose from. Default: all runs and the pretrained models."
 _Runs = Annotated[list[str] | None, argument("[RUN]…", _RUNS_HELP, a_model_or_run)]
-_PORT_HELP = "Port of the server. Default: the first free one from 7860."
+_PORT_HELP = "Server port. Default: the first free port from 7860."
 _Port = Annotated[int | None, option("--port N", _PORT_HELP, min=1, max=65535)]
 _SHARE_HELP = "Make the page public through Gradio, at a URL that contains a token."
 _Share = Annotated[bool, option("--share", _SHARE_HELP)]
@@ -29,7 +29,7 @@ def demo(
     Only this machine can reach the page, unless you pass `--share`.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise MissingError("`gz demo` takes the package `gradio`", hint="pip install 'gzcli[demo]'")
+        raise MissingError("`gz demo` needs the package `gradio`", hint="pip install 'gzcli[demo]'")
     from gzcli.launch.from_file import find_run
 
     named = [find_run(word) for word in runs or ()]
@@ -41,11 +41,11 @@ def demo(
     try:
         page, url = serve(offered, port=port, share=share, browser=not no_browser)
     except OSError as e:
-        taken = f"port {port} is taken" if port else "no port from 7860 to 7959 is free"
-        raise UsageError(taken, hint="`--port N` takes another") from e
+        taken = f"port {port} is in use" if port else "no port from 7860 to 7959 is free"
+        raise UsageError(taken, hint="choose another port with `--port N`") from e
     out.text(url)
     out.data({"url": url, "runs": [choice.name for choice in offered]})
-    out.info("Ctrl-C ends it")
+    out.info("press Ctrl-C to stop the server")
     try:
         wait()
     except KeyboardInterrupt:

@@ -78,8 +78,8 @@ def devices() -> Iterator[Check]:
         with streams.spinner("loading torch", shown=out.mode() == "human"):
             import torch  # noqa: F401
     except Exception as problem:  # a broken installation may raise anything
-        fix = "install torch again, see pytorch.org"
-        yield Check("devices", "bad", f"torch does not load: {problem}", fix)
+        fix = "reinstall torch (see pytorch.org)"
+        yield Check("devices", "bad", f"torch cannot be imported: {problem}", fix)
         return
     gpus_here = tried()
     *gpus, cpu = titles(gpus_here)
@@ -99,20 +99,20 @@ def folders() -> Iterator[Check]:
             parent = parent.parent
         free = shutil.disk_usage(parent).free / 1e9
         if not parent.is_dir() or not os.access(parent, os.W_OK):
-            fix = "set `GZ_HOME` to a folder that you may write"
-            yield Check(name, "bad", f"{folder} cannot be written", fix)
+            fix = "set `GZ_HOME` to a writable folder"
+            yield Check(name, "bad", f"{folder} is not writable", fix)
         elif free < 1:
             fix = "set `GZ_HOME` to a folder on a larger disk"
             yield Check(name, "note", f"{folder}, only {free:.1f} GB free", fix)
         else:
             yield Check(name, "ok", f"{folder}, {free:,.0f} GB free")
     kernels = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or cache_dir("kernels"))
-    code = f"{bytes_of(kernels)} of compiled code, which may be removed"
+    code = f"{bytes_of(kernels)} of compiled code, which you can remove"
     yield Check(
-        "kernels", "ok", f"{kernels}, {code if kernels.is_dir() else 'empty: nothing was compiled yet'}"
+        "kernels", "ok", f"{kernels}, {code if kernels.is_dir() else 'empty: nothing has been compiled yet'}"
     )
     detail = f"{len(recipe_names())} in {recipes_dir()}"
-    missing = Check("recipes", "bad", detail, "install gz again")
+    missing = Check("recipes", "bad", detail, "reinstall gz")
     yield Check("recipes", "ok", detail) if recipe_names() else missing
 
 
@@ -126,7 +126,7 @@ def settings() -> Iterator[Check]:
         yield wrong if problem else Check("mirror", "ok", "reachable")
     config = hub_home() / "accelerate" / "default_config.yaml"
     if config.exists():
-        yield Check("accelerate", "ok", f"{config} is there; gz ignores it and uses its own")
+        yield Check("accelerate", "ok", f"{config} exists, but gz ignores it and uses its own")
 
 
 def unreachable(mirror: str) -> str | None:
@@ -142,7 +142,7 @@ def unreachable(mirror: str) -> str | None:
         parts = urlsplit(mirror)
         if parts.scheme in ("", "file"):
             folder = Path(url2pathname(parts.path) if parts.scheme else mirror).expanduser()
-            return None if folder.is_dir() else f"no folder {folder}"
+            return None if folder.is_dir() else f"there is no folder {folder}"
         with urlopen(request(mirror, "HEAD"), timeout=3):
             return None
     except HTTPError:  # the server answers; it need not list its folders

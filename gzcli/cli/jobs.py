@@ -49,22 +49,24 @@ def announce(run: Run, ref: str, *, data: str | None = None) -> None:
     out.info(f"run: {run.id}")
     if run.served:
         last = run.serving.status()["step"]
-        best = f"it serves the weights of step {run.served:,}, the best by validation"
-        out.info(f"note: {best}; `--checkpoint {last}` takes the last")
+        best = f"using the weights of step {run.served:,}, the best by validation"
+        out.info(f"note: {best}; `--checkpoint {last}` selects the last")
     if runs.by_name(ref) is not None:
         weights = run.weights
         if run.state != "finished" and weights and weights != run.serving.model_file:
             step = int(weights.parent.name)
-            out.info(f"note: it is {run.state}; its newest checkpoint is taken, of step {step:,}")
+            out.info(
+                f"note: the run is unfinished ({run.state}); using its newest checkpoint, of step {step:,}"
+            )
     elif is_shared(ref):
         return
     elif short := run.shortfalls:
         on = f" on `{data}`" if data else ""
-        out.info(f"note: the newest finished run of `{run.model}`{on} is taken: {', '.join(short)}")
+        out.info(f"note: the newest finished run of `{run.model}`{on} has {', '.join(short)}")
     else:
         finished = [one for one in runs.all_runs(model=run.model, data=data) if one.state == "finished"]
         for newer in finished[: finished.index(run)]:
-            out.info(f"note: passed over `{newer.id}`, which is newer: {', '.join(newer.shortfalls)}")
+            out.info(f"note: skipped the newer run `{newer.id}`: {', '.join(newer.shortfalls)}")
 
 
 def fetch(weights: Iterable[str]) -> None:
@@ -87,7 +89,7 @@ def as_options(words: list[str], section: str) -> list[str]:
             setting = next(rest, "") if word == "--set" else word.removeprefix("--set=")
             key, equals, value = setting.partition("=")
             if not equals or not key.startswith(f"{section}."):
-                message = f"`--set {setting}`: of a trained model only `{section}.KEY=VALUE` can be changed"
+                message = f"`--set {setting}`: a trained model accepts only `{section}.KEY=VALUE`"
                 raise UsageError(message, hint=f"--set {section}.steps=20")
             word = f"--{key.removeprefix(f'{section}.')}={value}"
         options.append(word)
@@ -109,11 +111,11 @@ def method_options(
         name = renamed(name.replace("-", "_"), params, section, "do")
         positive = name.removeprefix("no_")  # `--no-clip` sets `clip` to false
         if name == "size" and name not in params and section == "sample":
-            hint = "`gz sample fm --size 96x64`: the U-Nets of ddpm, fm and sgm draw any size"
-            raise UsageError(f"{what} makes images of the size that it was trained on", hint=hint)
+            hint = "the U-Nets of ddpm, fm and sgm draw any size: `gz sample fm --size 96x64`"
+            raise UsageError(f"{what} draws images only at its training size", hint=hint)
         if not word.startswith("--") or (name not in params and positive not in params):
             options = [f"--{p.replace('_', '-')}" for p in params]
-            takes = f"{what} takes: {' '.join(options)}" if options else f"{what} takes no options of its own"
+            takes = f"options of {what}: {' '.join(options)}" if options else f"{what} has no options"
             raise UsageError(f"no such option `{word}`", hint=did_you_mean(word, options) or takes)
         if name not in params:
             values[positive] = False
@@ -157,7 +159,7 @@ def submit(
     from gzcli.launch import slurm
 
     if launch.gpus == "all":
-        raise UsageError("`--gpus all`: SLURM wants a number", hint="--gpus 4")
+        raise UsageError("SLURM needs a number of GPUs, not `--gpus all`", hint="--gpus 4")
     gpus = launch.gpus or 0
     cores = (launch.threads or slurm.CORES_OF_A_PROCESS) * (gpus or launch.processes or 1)
     words, machines = words_of(sys.argv, verb), launch.machines or 1
@@ -172,13 +174,13 @@ def submit(
     path = folder / f"{job.name}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 1000:03d}.sh"
     files.write_atomic(path, text)
     if shutil.which("sbatch") is None:
-        message = f"`sbatch` is not available here; the script is `{path}`"
-        raise MissingError(message, hint=f"sbatch {path}, where SLURM is")
+        message = f"`sbatch` is not available on this machine; the script is `{path}`"
+        raise MissingError(message, hint=f"on a machine with SLURM, run `sbatch {path}`")
     done = subprocess.run(["sbatch", "--parsable", str(path)], capture_output=True, text=True)
     if done.returncode:
         why = " ".join(done.stderr.split()) or f"code {done.returncode}"
-        hint = f"correct it with `--slurm KEY=VALUE`, or edit `{path}`"
-        raise MissingError(f"`sbatch` refuses the job: {why}", hint=hint)
+        hint = f"correct the options with `--slurm KEY=VALUE`, or edit `{path}`"
+        raise MissingError(f"`sbatch` refused the job: {why}", hint=hint)
     number = done.stdout.strip().partition(";")[0]
     if not number:
         raise GzError("`sbatch` printed no job number")
@@ -243,6 +245,6 @@ def quoted(text: object) -> str:
 
 def new_set(images: int | None, words: str, classes: int | None, *, show: bool) -> None:
     """The end of a verb that makes a set of so many classes ready, which `--data` takes by these words."""
-    drawn = [(f"gz data show {words}", "its classes, and a sheet of its images")] if show else []
-    trained = (f"gz train {suggest(classes)} --data {words}", "a model of it")
+    drawn = [(f"gz data show {words}", "show its classes and some images")] if show else []
+    trained = (f"gz train {suggest(classes)} --data {words}", "train a model")
     end([counted(images, "image") if images else None, took()], [*drawn, trained])

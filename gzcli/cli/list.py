@@ -51,7 +51,7 @@ def list_(what: _What = "", family: _Family = "", can: _Can = "", wide: opt.Wide
     if kind == "models":
         return list_models(family, can, short=not what, wide=wide)
     if family or can:
-        raise UsageError("`--family` and `--can` choose among models", hint="gz list models")
+        raise UsageError("`--family` and `--can` filter models only", hint="gz list models")
     lists: dict[str, Callable[..., None]]
     lists = {"data": list_data, "recipes": list_recipes, "runs": list_runs, "pretrained": list_pretrained}
     lists[kind](wide=wide)
@@ -68,10 +68,12 @@ def group(verb: str, show: Callable[[], None]) -> typer.Typer:
     return typer.Typer(callback=callback, invoke_without_command=True)
 
 
-_ShownModel = Annotated[str, argument("MODEL", "A model, as `gz list` names it.", a_model)]
+_ShownModel = Annotated[str, argument("MODEL", "Name of a model from `gz list`.", a_model)]
 
 
-_Options = Annotated[bool, option("--options", "Add every option, costs, metrics and reference curves.")]
+_Options = Annotated[
+    bool, option("--options", "Also show every option, costs, metrics and reference curves.")
+]
 
 
 def show(model: _ShownModel, options: _Options = False) -> None:
@@ -126,10 +128,12 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
             cells.append((row["name"], row["about"], marked, card.family, card.paper))
         out.table(columns, cells, spare=("paper", "family"), wrap=wrap, wide=wide)
         if any(card.unlabelled_lack for card, _ in rows):
-            out.hint(f"{LABELLED} marks what needs a run trained with `--set model.conditional=true`")
+            out.hint(
+                f"{LABELLED} marks capabilities that need a run trained with `--set model.conditional=true`"
+            )
     out.info(model_count(len(rows) - len(staged), len(staged)))
     if short:
-        out.hint("`gz list models` describes them; also gz list data|recipes|runs|pretrained")
+        out.hint("`gz list models` describes them; see also `gz list data|recipes|runs|pretrained`")
     out.data({"models": [row for _, row in rows]})
 
 
@@ -163,12 +167,12 @@ def list_pretrained(*, wide: bool = False) -> None:
     from gzcli.store.pretrained import PREFIX, elsewhere, every
 
     models, lacking = every(), list(elsewhere())
-    columns = ("pretrained", "data", "figure", "above real", "params", "CPU time", "size")
+    columns = ("pretrained", "data", "metric", "above real", "params", "CPU time", "size")
     out.table(columns, [(PREFIX + one.name, one.data, *one.cells) for one in models], wide=wide)
     if models:
         out.hint(f"gz sample {PREFIX}{models[0].name}")
     if lacking:
-        out.info(f"a clone of gz has {len(lacking)} more: {', '.join(lacking)}")
+        out.info(f"the gz repository has {len(lacking)} more: {', '.join(lacking)}")
     facts = ("about", "params", "seconds", "work", "command")
     rows = [
         {"name": PREFIX + one.name, "model": one.model, "data": one.data, "figures": one.figures}
@@ -212,10 +216,10 @@ def _data_block(row: dict[str, Any], room: int | None) -> list[str]:
     from gzcli.data.sets.registry import extras_in_words
 
     images = ", ".join(f"{n:,} {split}" for split in ("train", "val", "test") if (n := row[f"n_{split}"]))
-    sizes = f"also {', '.join(map(str, row['larger']))} pixels a side" if row["larger"] else None
-    kind = "findings or attributes, any number at once" if row["multilabel"] else "classes"
+    sizes = f"also {', '.join(map(str, row['larger']))} pixels per side" if row["larger"] else None
+    kind = "findings or attributes (any number per image)" if row["multilabel"] else "classes"
     state = ["cached" if row["cached"] else "not cached"]
-    state += ["nothing is at its path any more"] if row["lost"] else []
+    state += ["its path no longer exists"] if row["lost"] else []
     state += [f"{size(row['download'])} to download"] if row["download"] else []
     texts = {
         f"{row['name']}: ": row["title"],

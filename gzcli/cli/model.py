@@ -35,7 +35,7 @@ def new(name: _Name, force: opt.Force = False) -> None:
     if not model_files.can_be_named(stem):
         raise UsageError(f"`{name}` cannot be a model's name", hint="use lower-case letters, digits and `_`")
     if stem in cards():
-        raise UsageError(f"`{name}` is a model of gz already", hint=f"choose another name, such as `{stem}2`")
+        raise UsageError(f"gz already has a model `{name}`", hint=f"choose another name, such as `{stem}2`")
     title = "".join(part.capitalize() for part in stem.split("_"))
     # it is not imported, for it loads torch
     template = (files("gzcli") / "testing" / "template.py").read_text(encoding="utf-8")
@@ -45,11 +45,11 @@ def new(name: _Name, force: opt.Force = False) -> None:
         raise UsageError(f"`{name}` cannot be a model's name", hint=hint)
     target = Path(f"{stem}.py")
     if target.exists() and not force:
-        raise UsageError(f"`{target}` already exists", hint="`--force` writes over it")
+        raise UsageError(f"`{target}` already exists", hint="overwrite it with `--force`")
     write_atomic(target, template.replace("Template", title).replace("template", stem))
     out.text(str(target))
-    check = (f"gz model check ./{target}", "whether it keeps the contract of the zoo")
-    train = (f"gz train ./{target}", "trains it on the digits")
+    check = (f"gz model check ./{target}", "check it against the model contract")
+    train = (f"gz train ./{target}", "train it on digits")
     end([f"{len(template.splitlines())} lines"], [check, train])
     out.data({"path": target})
 
@@ -73,9 +73,9 @@ def check(file: _File, data: _Data = "digits") -> None:
     out.data({"model": name, "checks": [{"check": title, "fault": fault} for title, fault in results]})
     if faults := sum(bool(fault) for _, fault in results):
         message = f"`{file}` violates the contract: {counted(faults, 'fault')}"
-        raise UsageError(message, hint="`gz model new NAME` writes one that does")
-    more = (f"gz train {quoted(file)} --data mnist", "the same on another set")
-    end([f"all {len(results)} checks hold", took()], [(f"gz train {quoted(file)}", ""), more])
+        raise UsageError(message, hint="start from a file that passes: `gz model new NAME`")
+    more = (f"gz train {quoted(file)} --data mnist", "train it on another data set")
+    end([f"all {len(results)} checks passed", took()], [(f"gz train {quoted(file)}", ""), more])
 
 
 def _contract(name: str, data: str) -> list[tuple[str, str | None]]:

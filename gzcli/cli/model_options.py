@@ -271,19 +271,19 @@ def scores(model: ModelCard, part: Part) -> Iterator[Row]:
     from gzcli.recipe.schema import score_names
 
     for name in score_names(model):
-        kind = "of its own" if name in model.scores else "of its likelihood"
-        mapped = ", shows where (--map)" if name in model.maps else ""
+        kind = "specific to the model" if name in model.scores else "from its likelihood"
+        mapped = ", with an anomaly map (--map)" if name in model.maps else ""
         yield name, "default" if name in (part.ood.scores or ()) else "", kind + mapped
-    yield "all", "", "every one of these"
+    yield "all", "", "all scores above"
 
 
 def labels(word: str, model: ModelCard, part: Part) -> Row:
     """Whether the model takes labels, and which."""
     if not part.options.get("conditional"):
-        advice = "with `--set model.conditional=true` it is trained with them"
-        return "none", "", advice if "conditional" in model.can else "it takes none"
+        advice = "to train with labels, use `--set model.conditional=true`"
+        return "none", "", advice if "conditional" in model.can else "the model takes no labels"
     classes = labels_of(word, None)
-    of_set = "of the set that it was trained on; a list as A,B takes turns"
+    of_set = "of the training data; a list such as A,B is used in turn"
     if len(classes) > MOST:
         return f"{classes[0]} to {classes[-1]}", "", f"{len(classes):,} classes {of_set}"
     return " ".join(classes) or "a class", "", of_set

@@ -44,14 +44,14 @@ _Judge = Annotated[str | None, opt.argument("[MODEL|RUN|METHOD]", _JUDGE_HELP, o
 _IN_HELP = "In-distribution data set, scored on its test split. Default: the run's data set."
 _In = Annotated[str | None, option("--in NAME|PATH", _IN_HELP, complete=a_set)]
 _OUT_HELP = (
-    "Foreign data sets: their test splits, or your own images (the `test` folder, or all of them). A path "
+    "Out-of-distribution data sets, or your own images. Uses the test split, or else all images. A path "
     "may contain a comma."
 )
 _Outs = Annotated[str | None, option("--out NAME|PATH[,…]", _OUT_HELP, complete=a_set)]
 _BENCHMARK_HELP = "Data sets of openood-mnist, openood-cifar10 or openood-cifar100."
 _Benchmark = Annotated[str | None, option("--benchmark B", _BENCHMARK_HELP)]
 _SCORE_HELP = (
-    "Scores, or `all`. Default: the scores of the recipe, and `local`. With `--input`: the score that finds "
+    "Scores, or `all`. Default: the recipe's scores and `local`. With `--input`: the score that detects the "
     "most synthetic defects."
 )
 _Score = Annotated[str | None, option("--score S[,S…]", _SCORE_HELP, complete=a_score)]
@@ -61,7 +61,8 @@ _Full = Annotated[bool, option("--full", "Score all images of each set.")]
 _BACKGROUND_HELP = "Background run of the score `ratio`, trained on mutated images."
 _Background = Annotated[str | None, option("--background RUN", _BACKGROUND_HELP)]
 _SEEDS_HELP = (
-    "Number of noise seeds: mean ± deviation over K. Default: 1, or 4 with `--input` if the score draws "
+    "Number of noise seeds, reported as mean ± standard deviation. Default: 1, or 4 with `--input` if the "
+    "score draws "
     "noise."
 )
 _Seeds = Annotated[int | None, option("--seeds K", _SEEDS_HELP, min=1)]
@@ -75,13 +76,11 @@ _FPR_HELP = "False-positive rate. Default: 1 %."
 _Fpr = Annotated[str | None, _of_pictures("--fpr 1%|0.01", _FPR_HELP)]
 _CALIBRATE_HELP = "More good images for calibration. Methods are not fitted to them."
 _Calibrate = Annotated[str | None, _of_pictures("--calibrate DIR", _CALIBRATE_HELP)]
-_Map = Annotated[bool, _of_pictures("--map", "Map where the most unusual images are anomalous.")]
-_Png = Annotated[
-    bool, _of_pictures("--png", "Write the map of every image, not only of the most unusual ones.")
-]
-_EXPORT_HELP = "Write the alarm of a method as an ONNX graph and a script that need neither gz nor torch."
+_Map = Annotated[bool, _of_pictures("--map", "Write anomaly maps of the most unusual images.")]
+_Png = Annotated[bool, _of_pictures("--png", "Write the map of every image, not just the most unusual.")]
+_EXPORT_HELP = "Export a method's alarm as an ONNX graph and a script that need neither gz nor torch."
 _Export = Annotated[str | None, option("--export DIR", _EXPORT_HELP)]
-_FAIL_HELP = "End with exit code 6 if an image is flagged, for scripts."
+_FAIL_HELP = "Exit with code 6 if any image is flagged, for scripts."
 _Fail = Annotated[bool, _of_pictures("--fail", _FAIL_HELP)]
 
 
@@ -116,7 +115,7 @@ def ood(
     submit: opt.Submit = None,
     slurm: opt.Slurm = None,
 ) -> None:
-    """Score how foreign other data sets, or single images, are to a model.
+    """Score data sets or single images for out-of-distribution detection.
 
     If you omit the model, a method that needs no training checks the images of `--input` in seconds: `gz ood
     --in ./good --input ./today --fail`. For an inspection set with defects and masks, such as MVTec's, `gz
@@ -139,7 +138,7 @@ def ood(
     method = method_of(model, in_, of_sets)
     if export and not method:
         hint = f"gz runs export {quoted(model or 'RUN')} --to alarm"
-        raise UsageError("`--export` needs a method without training", hint=hint)
+        raise UsageError("`--export` needs a method that requires no training", hint=hint)
     openood = benchmark_of(benchmark, in_, out_) if benchmark else None
     name = openood.inside if openood else in_
     inside = layout.home if layout else locate(name) if name else None
@@ -186,8 +185,8 @@ def ood(
             from gzcli.models.catalog import cards
 
             able = ", ".join(model.name for model in cards().values() if model.maps)
-            message = f"`{card.name}` has no map of anomalies"
-            raise UsageError(message, hint=f"these do: {able}")
+            message = f"`{card.name}` has no anomaly maps"
+            raise UsageError(message, hint=f"models with maps: {able}")
         path = local(input_)
         label = f"input-{slug(path.stem)}"
         settings |= {"calibrate": further}
@@ -226,7 +225,7 @@ def show_dry(
     for label, text in (("in", home.reference), ("against", ", ".join(against)), ("by", by)):
         out.text("\n".join(out.fitted(text, f"{label:<9}")))
     many = f"{n:,}" if n else "as many as the budget allows" if budget else "all"
-    out.text(f"images   {many} of each set")
+    out.text(f"images   {many} per data set")
     if budget:
         out.text(f"time     about {about(budget)}, the recipe's `ood.budget`")
     out.data({"in": home.reference, "against": list(against), "by": by, "n": n, "budget": budget})
@@ -269,10 +268,8 @@ def inspection_at(name: str) -> Inspected | None:
     if layout.good is None:
         return Inspected(data.path, data)
     if not data.path.is_dir():
-        hint = "unpack it, and give the folder"
-        raise UsageError(
-            f"the good images of the archive `{data.path}` are not in a split `train`", hint=hint
-        )
+        hint = "unpack it, and pass the folder"
+        raise UsageError(f"the archive `{data.path}` has no `train` split of good images", hint=hint)
     return Inspected(data.path, OwnSet(data.path / layout.good))
 
 
@@ -291,17 +288,17 @@ def check_options(
     strange = next((name for name, value in wrong.items() if value and name not in allowed), None)
     if input_ is not None:
         if strange:
-            message = f"`--input` judges single images, `{strange}` compares sets"
-            raise UsageError(message, hint="leave one of them out")
+            message = f"`--input` checks single images, but `{strange}` compares data sets"
+            raise UsageError(message, hint="omit one of them")
         if of_pictures["--png"] and not of_pictures["--map"]:
-            raise UsageError("`--png` writes maps", hint="add `--map`")
+            raise UsageError("`--png` needs `--map`", hint="--map --png")
         if not local(input_).exists():
-            hint = "give an image, or a folder, zip, tar or npz of images"
+            hint = "pass an image, or a folder, zip, tar or npz of images"
             raise MissingError(f"there is no `{input_}`", hint=hint)
     elif strange:
-        raise UsageError(f"`{strange}` goes with `--input`", hint="gz ood RUN --input ./pictures")
+        raise UsageError(f"`{strange}` needs `--input`", hint="gz ood RUN --input ./pictures")
     elif of_sets["--imglists"] and not of_sets["--benchmark"]:
-        raise UsageError("`--imglists` goes with `--benchmark`", hint="--benchmark openood-cifar10")
+        raise UsageError("`--imglists` needs `--benchmark`", hint="--benchmark openood-cifar10")
     elif of_sets["--out"]:
         split_sets(of_sets["--out"])
     elif not of_sets["--benchmark"] and not alone:
@@ -317,11 +314,11 @@ def method_of(model: str | None, in_: str | None, of_sets: Mapping[str, Any]) ->
         return None
     hint = " ".join(filter(None, ["gz ood", model, "--in ./good --input ./today"]))
     if of_sets["--benchmark"]:
-        message = "`--benchmark` needs a model; a method without training takes `--out`"
+        message = "`--benchmark` needs a model; use `--out` with a method that requires no training"
         words = filter(None, ["gz ood", model, "--in mnist --out fashionmnist"])
         raise UsageError(message, hint=" ".join(words))
     if not in_:
-        raise UsageError("a method without training needs `--in`, good images", hint=hint)
+        raise UsageError("a method that requires no training needs good images: `--in`", hint=hint)
     return method
 
 
@@ -336,7 +333,7 @@ def size_in(words: list[str]) -> Any:
         setting = rest.pop(0) if word == "--set" and rest else word.removeprefix("--set=")
         key, equals, value = setting.partition("=")
         if key != "data.size" or not equals:
-            hint = "a method without training takes `--set data.size=64`"
+            hint = "a method that requires no training accepts only `--set data.size=64`"
             raise UsageError(f"no such option `{word}`", hint=hint)
         size = canonical_size(scalar(value))
     return size
@@ -359,8 +356,8 @@ def of_runs(
     trained_on = [part.data.name for part in parts]
     for each, name in zip(runs, trained_on, strict=True):
         if data_key(name) != data_key(trained_on[0]):
-            message = f"`{each.id}` was trained on `{name}`, the first run on `{trained_on[0]}`"
-            raise UsageError(message, hint="an ensemble needs runs of one data set")
+            message = f"`{each.id}` was trained on `{name}`, but the first run on `{trained_on[0]}`"
+            raise UsageError(message, hint="use runs that were trained on the same data set")
     chosen = choose_scores(scores, cards, parts[0].ood.scores)
     what = f"`gz ood {cards[0].name}`"
     options = jobs.method_options(words[at:], score_options(cards[0]), what, "ood")
@@ -400,7 +397,7 @@ def split_sets(text: str) -> list[str]:
         names.append(",".join(parts[:length]).strip())
         parts = parts[length:]
     if not any(names):
-        raise UsageError(f"`--out {text}` names no set", hint="gz list data")
+        raise UsageError(f"`--out {text}` names no data set", hint="gz list data")
     return [name for name in names if name]
 
 
@@ -411,7 +408,7 @@ def benchmark_of(name: str, in_: str | None, out_: str | None) -> Benchmark:
     benchmark = find_benchmark(name)
     if out_ or (in_ and in_ != benchmark.inside):
         message = f"`{benchmark.name}` defines its own data sets: `--in {benchmark.inside}`"
-        raise UsageError(message, hint="leave `--in` and `--out` out")
+        raise UsageError(message, hint="omit `--in` and `--out`")
     return benchmark
 
 
@@ -422,9 +419,9 @@ def with_lists(benchmark: Benchmark, root: Path) -> list[DataSet]:
     names = (*benchmark.near, *benchmark.far)
     sets = [locate(name) for name in names if list_of(root, benchmark, name)]
     for name in set(names).difference(one.key for one in sets):
-        out.info(f"left out: `{name}`, of which `{root}` has no list")
+        out.info(f"left out: `{name}`, because `{root}` has no list of it")
     if not sets or not list_of(root, benchmark, benchmark.inside):
-        raise MissingError(f"`{root}` has no lists of `{benchmark.name}`", hint="leave `--imglists` out")
+        raise MissingError(f"`{root}` has no lists of `{benchmark.name}`", hint="omit `--imglists`")
     return sets
 
 
@@ -440,7 +437,7 @@ def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:
         except MissingError as e:
             out.info(f"left out: {e.message} ({e.hint})")
     if not sets:
-        message = f"no foreign data set of `{benchmark.name}` is available"
+        message = f"no out-of-distribution data set of `{benchmark.name}` is available"
         raise MissingError(message, hint=f"gz data download {' '.join(names)}")
     return sets
 
@@ -453,7 +450,7 @@ def rate(text: str | None) -> float:
     except ValueError:
         share = 0.0
     if not 0 < share < 1:
-        raise UsageError(f"`--fpr {text}` is not a share between 0 and 1", hint="`--fpr 1%`, or `--fpr 0.01`")
+        raise UsageError(f"`--fpr {text}` is not a rate between 0 and 1", hint="`--fpr 1%`, or `--fpr 0.01`")
     return share
 
 
@@ -471,8 +468,8 @@ def write_alarm(reference: str, place: Path, how: Mapping[str, Any]) -> dict[str
         f"`{result['method']}` with {result['held_out']:,} held-out scores: {', '.join(result['files'])}"
     )
     least = max(1.0, math.ceil(1000 / (result["held_out"] + 1)) / 10)
-    then = (f"python {quoted(place / 'judge.py')} ./today --fpr {least:g}%", "without gz")
-    end([f"an alarm in {quoted(place)}", took()], [then])
+    then = (f"python {quoted(place / 'judge.py')} ./today --fpr {least:g}%", "run it without gz")
+    end([f"exported to {quoted(place)}", took()], [then])
     return result
 
 
@@ -485,7 +482,7 @@ def table_of_defects(result: Mapping[str, Any]) -> None:
         figures = (row[key] for key in ("pixel_auroc", "aupro", "pixel_f1"))
         lines.append(line + ["" if value is None else f"{value:.4f}" for value in figures])
     columns = ["defect", "auroc", "(95 %)", rate, "pixel auroc", "aupro", "pixel f1"]
-    out.table(columns, lines, spare=("pixel f1", "(95 %)"), elsewhere="`--json` has them")
+    out.table(columns, lines, spare=("pixel f1", "(95 %)"), elsewhere="see `--json`")
     good = result["good"]
     out.info(f"good test images flagged {rate}: {good['flagged']:,} of {good['n']:,}")
     for message in result["unreadable"]:
@@ -500,13 +497,13 @@ def ending(result: Mapping[str, Any], folder: Path, name: str, maps: bool) -> No
         summary = (
             f"{mean['detected_n']:,} of {counted(mean['n'], 'defect')} detected, AUROC {mean['auroc']:.3f}"
         )
-        more = better_without(result) or (f"gz ood {name} --input ./today --fail", "images one by one")
+        more = better_without(result) or (f"gz ood {name} --input ./today --fail", "check images one by one")
         return end([summary, took()], [more])
     if "thresholds" in result:
         flagged = sum(row["flagged"] for row in result["files"])
         again = f"gz ood {name} --input {quoted(result['input'])}"
         shown = maps and not result.get("map")
-        more = (f"{again} --map", "where they are unusual") if shown else (f"{again} --fpr 5%", "")
+        more = (f"{again} --map", "show where they are unusual") if shown else (f"{again} --fpr 5%", "")
         more = better_without(result) or more
         return end([f"{flagged:,} of {counted(len(result['files']), 'image')} flagged", took()], [more])
     scores = [row for row in result["results"] if not row["baseline"]]
@@ -514,8 +511,11 @@ def ending(result: Mapping[str, Any], folder: Path, name: str, maps: bool) -> No
     best_score = f"best score `{best['score']}`, AUROC {best['auroc']:.3f}" if best else None
     if best and result["run"]:
         best_score = f"{best_score}{beaten_by(best, result['results'])}"
-    page = (f"gz report {quoted(folder)}", "")
-    end([best_score, took()], [page, (f"gz ood {name} --input ./pictures", "your own images, one by one")])
+    page = (f"gz report {quoted(folder)}", "make a page of the results")
+    end(
+        [best_score, took()],
+        [page, (f"gz ood {name} --input ./pictures", "check your own images one by one")],
+    )
 
 
 def beaten_by(best: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -526,7 +526,7 @@ def beaten_by(best: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str
     least = min([best["auroc"], *((best["ci"] or {}).get("auroc") or ())])
     if not method or method["auroc"] < least:
         return ""
-    return f", not clearly better than `{method['score']}` without a model, {method['auroc']:.3f}"
+    return f", not clearly better than `{method['score']}` without a model ({method['auroc']:.3f})"
 
 
 def better_without(result: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -557,12 +557,12 @@ def table(result: Mapping[str, Any]) -> None:
             line += [f"{row[key]:.4f}", spread]
         lines.append(line + [f"{row[key]:.4f}" for key in ("fpr95_id", "aupr_in", "aupr_out")])
     columns = ["score", "auroc", error, "fpr95", error, "fpr95_id", "aupr_in", "aupr_out"]
-    spare, elsewhere = ("aupr_in", "aupr_out", "fpr95_id", error), "`gz report` shows them, `--json` too"
+    spare, elsewhere = ("aupr_in", "aupr_out", "fpr95_id", error), "see `gz report` or `--json`"
     out.table([*(["out"] if several else []), *columns], lines, spare=spare, elsewhere=elsewhere)
     counts = {names[row["out"]]: row["n_out"] for row in rows if row["out"] in names}
     sizes = ", ".join(f"{n:,} of `{name}`" for name, n in counts.items())
     inside = f"{rows[0]['n_in']:,} of `{names[result['in']]}`"
-    out.info(f"images: {inside} (in), {sizes} (out); * baselines, which know no model")
+    out.info(f"images: {inside} (in), {sizes} (out); * baselines, which use no model")
 
 
 def table_of_pictures(result: Mapping[str, Any]) -> None:
@@ -593,16 +593,16 @@ def facts_of_alarm(result: Mapping[str, Any], flagged: Sequence[Mapping[str, Any
     """The note on the flagged images below their table."""
     total, draws = len(result["files"]), result["seeds"]
     if len(flagged) > LINES:
-        yield f"and {len(flagged) - LINES:,} more: `alarm.csv` has all images, strangest first"
+        yield f"and {len(flagged) - LINES:,} more: `alarm.csv` lists all images, most unusual first"
     by = f"by {', '.join(result['thresholds'])}, against {result['compared']['n']:,} held-out images"
     yield f"flagged: {len(flagged):,} of {counted(total, 'image')} {by}"
     if draws > 1:
-        yield f"scores are means over {draws} draws of noise, ± is the deviation between the draws"
+        yield f"scores are means over {draws} noise draws; ± is their standard deviation"
     if low := sum(row["side"] == "low" for row in flagged):
-        yield f"{low:,} by a score below the usual, as that of images simpler than those of the set"
+        yield f"{low:,} for an unusually low score, such as images simpler than the training set"
     of_set, expected = Path(result["in"]).name, result["fpr"] * total
     most = "about" if result["compared"].get("folds", 1) > 1 else "at most"  # the bound by folds is a note
     share = f"on average, {most} {100 * result['fpr']:.3g} % of images like those of `{of_set}` are flagged"
     yield f"{share}: {expected:.2g} of {total:,}" if expected >= 1 else share
     if len(flagged) < total and not any(map(is_local, result["thresholds"])):
-        yield "the others may be foreign all the same: a score of a whole image misses small defects"
+        yield "the others may still be anomalous: whole-image scores miss small defects"

@@ -143,7 +143,7 @@ def choose(what: str, name: str, options: Iterable[str]) -> str:
     options = list(options)
     if match := matching(name, options):
         return match
-    every = "it is one of " + ", ".join(f"`{option}`" for option in options)
+    every = "choose one of " + ", ".join(f"`{option}`" for option in options)
     raise UsageError(f"no {what} is called `{name}`", hint=did_you_mean(name, options) or every)
 
 
@@ -170,7 +170,7 @@ def split(text: str | None) -> list[str]:
     without a name."""
     items = [item for item in map(str.strip, (text or "").split(",")) if item]
     if text and not items:
-        raise UsageError(f"`{text}` names nothing", hint="separate names by commas, as in `a,b`")
+        raise UsageError(f"`{text}` contains no names", hint="separate names with commas, such as `a,b`")
     return items
 
 
@@ -179,7 +179,7 @@ def _after_dashes(ctx: typer.Context, value: list[str] | None) -> list[str]:
     words, extra = ctx.obj or [], list(value or ())
     after = words[words.index("--") + 1 :] if "--" in words else []
     if extra and extra != after[-len(extra) :] and not ctx.resilient_parsing:
-        hint = "arguments for `accelerate launch` come after `--`"
+        hint = "put arguments for `accelerate launch` after `--`"
         raise UsageError(f"unexpected argument `{extra[0]}`", hint=hint)
     if not extra:
         return extra
@@ -196,7 +196,7 @@ def _switch(param: typer.CallbackParam, value: bool) -> bool:
 def may_remove(what: str, yes: bool) -> bool:
     """Whether `what` may be removed: `--yes`, or the answer of a user who can be asked."""
     if not yes and not sys.stdin.isatty():
-        raise UsageError(f"removing {what} needs `--yes` if nobody can be asked")
+        raise UsageError(f"removing {what} needs `--yes` if there is no terminal to ask on")
     return yes or out.confirmed(f"Remove {what}?")
 
 
@@ -225,11 +225,13 @@ def switch(json: Json = False, quiet: Quiet = False) -> None:
 Wide = Annotated[bool, option("--wide", "Print every column, even beyond the terminal width.", panel=OUTPUT)]
 _REPORT_HELP = "Also write the results as HTML, Markdown and LaTeX."
 Report = Annotated[Path | None, option("--report DIR", _REPORT_HELP, panel=OUTPUT)]
-Open = Annotated[bool, option("--open", "Also open the image in the desktop's viewer.", panel=OUTPUT)]
+Open = Annotated[bool, option("--open", "Also open the image in the default viewer.", panel=OUTPUT)]
 _COLUMNS_HELP = "Columns of the report's table to cite, such as `fd,recall,bpd,seconds`."
 Columns = Annotated[str | None, option("--columns C[,C…]", _COLUMNS_HELP, panel=OUTPUT)]
-Yes = Annotated[bool, option("--yes -y", "Do not ask.")]
-DryRun = Annotated[bool, option("--dry-run", "Print what would be done and how long it takes, and stop.")]
+Yes = Annotated[bool, option("--yes -y", "Do not ask for confirmation.")]
+DryRun = Annotated[
+    bool, option("--dry-run", "Print what would be done and how long it would take, and stop.")
+]
 Force = Annotated[bool, option("--force", "Overwrite an existing file.")]
 
 MODEL_HELP = (
@@ -242,21 +244,26 @@ Pretrained = Annotated[bool, option("--pretrained", _PRETRAINED_HELP)]
 Data = Annotated[str | None, option("--data NAME|PATH", "A data set, or your own images.", complete=a_set)]
 _SCALE_HELP = "Model and training size. Default: tiny for embedded data sets, full on GPUs, small on CPUs."
 Scale = Annotated[str | None, option(f"--scale {'|'.join(SCALES)}", _SCALE_HELP, complete=SCALES)]
-_SEED = option("--seed S", "Seed of all randomness.", min=0)
+_SEED = option("--seed S", "Random seed.", min=0)
 Seed = Annotated[int | None, _SEED]  # None: the recipe's
 SeedOrZero = Annotated[int, _SEED]
 _of_checkpoint = partial(option, callback=parse_checkpoint, complete=("last", "best"))
-Checkpoint = Annotated[str, _of_checkpoint("--checkpoint last|best|STEP", "Weights of the run.")]
-_PRECISION_HELP = "Default: the training precision for samples, fp32 for scores. Likelihoods always use fp32."
+Checkpoint = Annotated[str, _of_checkpoint("--checkpoint last|best|STEP", "Checkpoint of the run to use.")]
+_PRECISION_HELP = (
+    "Numeric precision. Default: the training precision for samples, fp32 for scores. Likelihoods always "
+    "use fp32."
+)
 _of_precision = partial(_of_devices, callback=parse_precision, complete=PRECISIONS)
 Precision = Annotated[str | None, _of_precision(f"--precision {'|'.join(PRECISIONS)}", _PRECISION_HELP)]
-Gpus = Annotated[str | None, _of_devices("--gpus N|all", "How many GPUs.")]
+Gpus = Annotated[str | None, _of_devices("--gpus N|all", "Number of GPUs.")]
 Cpu = Annotated[bool, _of_devices("--cpu", "Use the CPU even if there are GPUs.")]
-Processes = Annotated[int | None, _of_devices("--processes N", "CPU processes, with `--cpu`.", min=1)]
+Processes = Annotated[
+    int | None, _of_devices("--processes N", "Number of CPU processes, with `--cpu`.", min=1)
+]
 Submit = Annotated[Literal["slurm"] | None, _of_cluster("--submit", "Write a job script and submit it.")]
 _SLURM_HELP = "An `sbatch` option, such as `time=2:00:00`. `array=0-4` runs five seeds."
 Slurm = Annotated[list[str] | None, _of_cluster("--slurm KEY=VALUE", _SLURM_HELP)]
-_EXTRA = argument("-- ARG", "Options of `accelerate launch`, after `--`.", callback=_after_dashes)
+_EXTRA = argument("-- ARG", "Options for `accelerate launch`, after `--`.", callback=_after_dashes)
 Extra = Annotated[list[str] | None, _EXTRA]
 _SETS_HELP = "Change a key of the recipe; repeatable. Quote brackets: 'data.augment=[hflip]'."
 Sets = Annotated[list[str] | None, option("--set a.b=v", _SETS_HELP, complete=a_setting)]

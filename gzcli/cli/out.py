@@ -20,7 +20,7 @@ from gzcli.core import streams
 from gzcli.core.errors import GzError
 
 _mode = {"json": False, "quiet": False, "lenient": False, "lost": False}
-ELSEWHERE = "`--wide` prints them, `--json` too"  # the columns that did not fit
+ELSEWHERE = "see `--wide` or `--json`"  # the columns that did not fit
 GAP, NARROW = "  ", 24
 UNREAD = 128 + 13  # the exit code where nobody reads stdout any longer, as after `| head`
 _STYLES = {"red": "31", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}

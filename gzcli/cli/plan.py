@@ -69,9 +69,7 @@ def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
     request, plan = start.request, start.plan
     if start.run:
         if words := previous_words(start.run):
-            out.info(
-                f"note: a resume does not repeat `-- {' '.join(words)}` of the first start: pass it again"
-            )
+            out.info(f"note: resuming does not repeat `-- {' '.join(words)}`; pass it again if you need it")
         return
     if plan.machine_rank:
         return
@@ -83,7 +81,7 @@ def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
         out.info(line)
     if hint := forecast.memory_hint(outlook.models, plan, forecast.memory_of(plan)):
         out.hint(hint)
-    less = "`--scale small`, `--minutes 60` or a GPU take less"
+    less = "to take less, use `--scale small`, `--minutes 60` or a GPU"
     start_or_not(outlook.seconds, most=forecast.WEEK, span="a week", ways=less, yes=yes)
 
 
@@ -91,10 +89,10 @@ def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, ye
     """Asks on a terminal whether to start what takes more than `most` seconds; a script only gets a note."""
     if seconds is None or seconds <= most or yes:
         return
-    long, ways = f"about {about(seconds)} on this machine", f"`--yes` starts it; {ways}"
+    long, ways = f"about {about(seconds)} on this machine", f"to start anyway, pass `--yes`; {ways}"
     if not out.on_terminal():
-        out.warn(f"{long}: more than {span}; {ways}")
-    elif not out.confirmed(f"{long}: start?"):
+        out.warn(f"this takes {long}, more than {span}; {ways}")
+    elif not out.confirmed(f"This takes {long}. Start?"):
         raise UsageError(f"not started: it would take {long}", hint=ways)
 
 
@@ -135,7 +133,7 @@ def show_plan(start: Start, *, keys: bool) -> None:
         ]
         wrap = ("value", "from")
         out.text("")
-        out.table(("key", *wrap), rows, spare=("from",), wrap=wrap, narrow=12, elsewhere="`--json` has them")
+        out.table(("key", *wrap), rows, spare=("from",), wrap=wrap, narrow=12, elsewhere="see `--json`")
     for text in rounded:
         out.info(text)
     if hint := forecast.memory_hint(outlook.models, plan, memory):
@@ -241,12 +239,12 @@ def calls_of(run: Run) -> float | None:
 def show_drawing(rows: Sequence[tuple[Run, int | None, Drawing]], further: str) -> None:
     """Prints what samples of runs take, and what more is to be done."""
     for run, n, drawing in rows:
-        images = counted(n, "image") if n else "an image for each of the input"
+        images = counted(n, "image") if n else "one image per input image"
         for line in out.fitted(f"{run.id}: {images}, {drawing.in_words(n)}"):
             out.text(line)
     seconds = together([n and one.seconds and n * one.seconds for _, n, one in rows])
     if seconds and len(rows) > 1:
-        out.text(f"together about {about(seconds)}")
+        out.text(f"total: about {about(seconds)}")
     if further:
         out.text(further)
     values = [{"run": run.id, "n": n, **asdict(one)} for run, n, one in rows]
@@ -289,22 +287,22 @@ def in_lines(outlook: Outlook, there: int | None) -> Iterator[tuple[str, str]]:
     """Scale, set, model, memory and time with their labels; `there`: bytes that a process may take."""
     choice, models, facts, here = outlook.recipe.choice, outlook.models, outlook.facts, outlook.seconds
     yield "scale", f"{choice.scale} ({choice.why})" if choice.scale else "the recipe has no scales"
-    download = f", {size(facts.download)} to fetch" if facts.download else ""
-    packed = " (here, to be packed)" if facts.cached else f" (not here{download})"
+    download = f", {size(facts.download)} to download" if facts.download else ""
+    packed = " (cached, not packed yet)" if facts.cached else f" (not cached{download})"
     yield "set", _set(outlook) + ("" if facts.packed else packed)
     stages = [f"{one.part.stage}: " if len(models) > 1 else "" for one in models]
     for stage, one in zip(stages, models, strict=True):
         yield "model", stage + _model(one)
     most = max(one.bytes or 0 for one in models)
     where = f"; {'the GPU' if outlook.plan.gpus else 'this machine'} has {size(there)}" if there else ""
-    yield "memory", (f"{size(most)} a process, as a step took here" if most else "here: not known") + where
+    yield "memory", (f"{size(most)} per process, measured for one step here" if most else "unknown") + where
     if len(models) == 1:
         yield "time", _time(models[0])
     elif here:
         each = ", ".join(stage + about(one.seconds or 0) for stage, one in zip(stages, models, strict=True))
-        yield "in all", f"about {about(here)} here{_on_h100s(models)} ({each})"
+        yield "total", f"about {about(here)} here{_on_h100s(models)} ({each})"
     else:
-        yield "time", "here: not known"
+        yield "time", "unknown"
     yield from (("paper", text) for text in _in_paper(outlook))
 
 
@@ -325,7 +323,7 @@ def _set(outlook: Outlook) -> str:
 def _model(one: Forecast) -> str:
     train = one.part.train
     if one.params is None:
-        return f"{one.part.title}: not known: {one.lacking or 'no step is tried here (GZ_TRIAL=0)'}"
+        return f"{one.part.title}: size unknown: {one.lacking or 'no trial step was run (GZ_TRIAL=0)'}"
     steps = f"--minutes {train.minutes:g}" if train.minutes else f"{train.steps:,} steps"
     giga = (one.flops or 0) / 1e9
     cost = f" at {giga:{',.0f' if giga >= 100 else '.3g'}} GFLOP" if giga else ""
@@ -335,7 +333,7 @@ def _model(one: Forecast) -> str:
 def _time(one: Forecast) -> str:
     if one.part.train.minutes:
         return about(60 * one.part.train.minutes)
-    here = f"about {about(one.seconds)} here" if one.seconds else "here: not known"
+    here = f"about {about(one.seconds)} here" if one.seconds else "unknown here"
     steps = one.steps_in(MINUTES)
     return here + _on_h100s([one]) + (f"; --minutes {MINUTES}: {steps:,} steps" if steps else "")
 

@@ -21,8 +21,8 @@ app = group("recipe", list_recipes)
 _What = Annotated[str, argument("NAME|FILE", "A shipped recipe, or a file.", a_model)]
 _SOME_HELP = "Recipes or files. Default: every shipped recipe."
 _Some = Annotated[list[str] | None, argument("NAME|FILE", _SOME_HELP, a_model)]
-_Data = Annotated[str | None, option("--data NAME", "Resolve it for a data set.", complete=a_set)]
-_Resolved = Annotated[bool, option("--resolved", "Print every key instead of the file.")]
+_Data = Annotated[str | None, option("--data NAME", "Resolve the recipe for a data set.", complete=a_set)]
+_Resolved = Annotated[bool, option("--resolved", "Print every resolved key instead of the file.")]
 _To = Annotated[Path | None, argument("FILE", "The new file. Default: NAME.yaml.")]
 
 
@@ -72,13 +72,13 @@ def copy(recipe: _What, to: _To = None, force: opt.Force = False) -> None:
     target = to or Path(name)
     target = target / name if target.is_dir() else target
     if target.exists() and not force:
-        hint = "`--force` writes over it, or name another file"
+        hint = "overwrite it with `--force`, or name another file"
         raise UsageError(f"`{target}` already exists", hint=hint)
     write_atomic(target, text)
     out.text(str(target))
     file = quoted(target if "/" in str(target) else f"./{target}")
-    check_it = (f"gz recipe check {file}", "after each change")
-    end([f"{len(text.splitlines())} lines"], [check_it, (f"gz train {file}", "a run by it")])
+    check_it = (f"gz recipe check {file}", "check it after each change")
+    end([f"{len(text.splitlines())} lines"], [check_it, (f"gz train {file}", "train it")])
     out.data({"recipe": recipe, "path": target})
 
 
@@ -93,11 +93,11 @@ def check(recipes: _Some = None) -> None:
         raise UsageError(problems[0])
     if problems:
         raise UsageError("\n  ".join([f"{len(problems)} mistakes", *problems]))
-    out.text(f"{counted(len(names), 'recipe')}, no mistake")
+    out.text(f"{counted(len(names), 'recipe')}, no mistakes")
     if recipes:
         name = quoted(recipes[0])
-        plan = (f"gz train {name} --dry-run", "what it would do, and what that takes here")
-        end([took()], [plan, (f"gz train {name}", "a run by it")])
+        plan = (f"gz train {name} --dry-run", "show the plan and the estimated time")
+        end([took()], [plan, (f"gz train {name}", "train it")])
     out.data({"recipes": names, "ok": True})
 
 

@@ -10,7 +10,7 @@ from gzcli.cli import out
 from gzcli.cli.jobs import bytes_of, end, quoted, took
 from gzcli.cli.options import Columns, argument, option, split
 
-_Folder = Annotated[Path, argument("FOLDER", "Folder of a `gz bench` or `gz ood` (printed as `files`).")]
+_Folder = Annotated[Path, argument("FOLDER", "Output folder of `gz bench` or `gz ood` (printed as `files`).")]
 _Out = Annotated[Path | None, option("--out DIR", "Output folder. Default: FOLDER/report.")]
 
 
@@ -24,8 +24,8 @@ def report(folder: _Folder, to: _Out = None, columns: Columns = None) -> None:
     made = write(folder, to, split(columns))
     page = Path(made["html"])
     out.text(str(page))
-    look = (f"python -m webbrowser {quoted(page)}", "the page in a browser")
-    more = (f"ls {quoted(page.parent)}", "its Markdown, LaTeX tables, figures")
+    look = (f"python -m webbrowser {quoted(page)}", "open the page in a browser")
+    more = (f"ls {quoted(page.parent)}", "list its Markdown, LaTeX and figures")
     end([bytes_of(page), took()], [look, more])
     out.data(made)
 

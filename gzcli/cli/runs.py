@@ -27,7 +27,7 @@ app = group("runs", list_runs)
 _Ref = Annotated[str, argument("RUN", "Id, alias, folder or model.", a_model_or_run)]
 _Refs = Annotated[list[str], argument("RUN…", "Ids, aliases or folders.", opt.a_run)]
 _Any = Annotated[list[str], argument("RUN RUN…", "Ids, aliases, folders or models.", a_model_or_run)]
-_Repository = Annotated[str, argument("OWNER/NAME", "A model repository of the Hugging Face hub.")]
+_Repository = Annotated[str, argument("OWNER/NAME", "A model repository on the Hugging Face hub.")]
 _DTYPE_HELP = "Type of the weights in the file. bf16 halves its size and slightly changes samples."
 _Dtype = Annotated[Literal["fp32", "bf16"], option("--dtype", _DTYPE_HELP)]
 _OfModel = Annotated[str, option("--model M", "Only runs of one model.", complete=a_model)]
@@ -67,7 +67,7 @@ def show(run: _Ref) -> None:
     tree, facts = place.tree(), summary(place) | {"ema": place.serving.status().get("ema_length")}
     shown = facts | dict.fromkeys(("seconds", "bytes")) | in_words(facts) | {"made": None}
     if early := shown.pop("ended_by_patience"):
-        shown["ended"] = f"by patience at {early:,}"
+        shown["ended"] = f"early (`train.patience`), at step {early:,}"
     shown = {key: value for key, value in shown.items() if value is not None}
     width = max(map(len, shown)) + 1
     out.text("\n".join(f"{key + ':':<{width}} {value}" for key, value in shown.items()))
@@ -84,7 +84,7 @@ def compare(runs: _Any, wide: opt.Wide = False) -> None:
     """Compare runs side by side: metrics, time, size, and the keys that differ."""
     chosen = list({run.path: run for run in map(_find, runs)}.values())
     if len(chosen) < 2:
-        raise UsageError("`gz runs compare` needs two runs or more", hint="`gz runs list` shows them")
+        raise UsageError("`gz runs compare` needs at least two runs", hint="`gz runs list` shows them")
     rows, figures = [summary(run) for run in chosen], [last_figures(run) for run in chosen]
     trees = [dict(leaves(run.tree())) for run in chosen]
     differ = differences(trees)
@@ -95,7 +95,7 @@ def compare(runs: _Any, wide: opt.Wide = False) -> None:
     lines += [(key, *(None if v is None else str(v) for v in differ[key])) for key in several]
     side_by_side(names_of(chosen, wide=wide), lines, wide=wide)
     if not differ:
-        out.info("their recipes are the same")
+        out.info("their recipes are identical")
     if alone := len(differ) - len(several):
         out.info(f"omitted: {counted(alone, 'key')} that only some runs have ({out.ELSEWHERE})")
     with_figures = [{**row, "figures": last} for row, last in zip(rows, figures, strict=True)]
@@ -124,18 +124,18 @@ def export(
     if to == "file" and place.suffix != ".safetensors":
         raise UsageError(f"`{place.name}` must end in `.safetensors`", hint="--out my-model.safetensors")
     if to == "file" and out_ and place.exists():
-        raise UsageError(f"there is a `{place}` already", hint="name a new file")
+        raise UsageError(f"`{place}` already exists", hint="name a new file")
     if to != "file" and dtype != "fp32":
-        raise UsageError("`--dtype` goes with `--to file`")
+        raise UsageError("`--dtype` works only with `--to file`")
     if to != "file" and out_:
         claims.check_empty(place)
     result = exported(source, run, place, to=to, dtype=dtype, checkpoint=checkpoint)
     out.text(str(place))
     if to == "file":
-        then = [(f"gz sample {quoted(place)}", "images from it, on any machine")]
+        then = [(f"gz sample {quoted(place)}", "draw images, on any machine")]
         end([f"one file of {bytes_of(place)}", took()], then)
     else:
-        look = (f"ls {quoted(place)}", "what it holds, and how it is loaded")
+        look = (f"ls {quoted(place)}", "list its files")
         end([f"{bytes_of(place)} for {to}", took()], [look, (f"gz sample {quoted(run)}", "")])
     out.data(result)
 
@@ -153,23 +153,23 @@ def ema(run: _Ref, length: _Length = None) -> None:
     served = source.serving
     if source.state != "finished":
         hint = store.WAIT if source.state == "running" else f"gz train {source.id} --resume"
-        raise MissingError(f"`{source.id}` is {source.state}", hint=hint)
+        raise MissingError(f"`{source.id}` is not finished ({source.state})", hint=hint)
     if not any(served.snapshots_folder.glob("[0-9]*.safetensors")):
         key, model = f"{served.in_owner}train.ema_snapshots=20", source.model
         hint = f"gz train {quoted(model)} --data {quoted(source.data)} --set {key}"
-        raise MissingError(f"`{source.id}` has no snapshots, of which averages are made", hint=hint)
+        raise MissingError(f"`{source.id}` has no snapshots to average", hint=hint)
     jobs.announce(source, run)
     with claims.claimed(source):
         result = jobs.do_job(claims.new_folder(source.path / "ema"), EmaJob(str(served.path), length))
     lines = []
     for row in result["rows"]:
         length, missed, value = row["length"], row["missed"], row["value"]
-        name = "of the training" if length is None else f"{length:g}"
+        name = "of the run" if length is None else f"{length:g}"
         fit = None if missed is None else f"{missed:.2%}"
         validated = None if value is None else figure(value)
         lines.append((name, fit, validated, "served" if length == result["length"] else None))
-    out.table(("average of length", "missed", f"val {result['metric'] or '–'}", ""), lines)
-    end([took()], [(f"gz sample {quoted(run)}", "images from it")])
+    out.table(("EMA length", "fit error", f"val {result['metric'] or '–'}", ""), lines)
+    end([took()], [(f"gz sample {quoted(run)}", "draw images")])
     out.data(result)
 
 
@@ -194,8 +194,8 @@ def push(
         result = exported(source, run, folder / hub.FILE, to="file", dtype=dtype, checkpoint=checkpoint)
         card = result["card"]
         if (preview := metadata(folder / hub.FILE).get("preview")) is None:
-            hint = "gz train RUN --resume draws one"
-            raise MissingError("the run has no image of its samples", hint=hint)
+            hint = "draw one with `gz train RUN --resume`"
+            raise MissingError("the run has no sample image", hint=hint)
         files.write_atomic(folder / Run.preview_picture, base64.b64decode(preview))
         files.write_atomic(folder / "README.md", hub.readme(card, name, licence, meanings()))
         sent = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
@@ -280,9 +280,9 @@ def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
         except UsageError as error:
             if not skip:
                 raise
-            out.info(f"left: {error.message}")
+            out.info(f"kept: {error.message}")
     if gone:
-        left = [("gz runs list", "what is left")] if store.all_runs() else []
+        left = [("gz runs list", "list the remaining runs")] if store.all_runs() else []
         end([f"removed {counted(len(gone), 'run')} ({size(total)})"], left)
     else:
         out.info("nothing was removed" if rows else "nothing to remove")
@@ -313,7 +313,7 @@ def facts(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]) -> list[Row]:
         more = {"name": row["alias"], "memory": size(memory) if memory else None}
         more["step"] = f"{step:,} of {steps:,}" if step is not None and steps else step
         if row["ended_by_patience"]:
-            more["step"] = f"{more['step']}, ended by patience"
+            more["step"] = f"{more['step']}, stopped early"
         if row["served"]:
             more["step"] = f"{more['step']}; step {row['served']:,} is served"
         more["at step"] = f"{row['best']['step']:,}" if row["best"] else None

@@ -1,4 +1,4 @@
-"""`gz sample`: images from a trained model, or one of its applications; `--like PICTURE` repeats an earlier
+"""`gz sample`: images from a trained model, or one of its applications; `--like IMAGE` repeats an earlier
 `gz sample` from one of its pictures."""
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ _Mask = Annotated[Path | None, option("--mask PATH", _MASK_HELP, exists=True, re
 _Out = Annotated[Path | None, option("--out DIR", "Output folder. Default: inside the run's folder.")]
 _ANIMATE_HELP = "Write animation.gif: the sampling process of the first 16 images."
 _Animate = Annotated[bool, option("--animate", _ANIMATE_HELP)]
-_LIKE_HELP = "Repeat the image of this PNG from `gz sample`; omit MODEL."
-_LIKE = option("--like PICTURE", _LIKE_HELP, exists=True, dir_okay=False, resolve_path=True)
+_LIKE_HELP = "Redraw the image in this PNG from `gz sample`. Omit MODEL."
+_LIKE = option("--like IMAGE", _LIKE_HELP, exists=True, dir_okay=False, resolve_path=True)
 _Like = Annotated[Path | None, _LIKE]
 
 
@@ -156,7 +156,7 @@ def job_of(model: str, data: str | None, typed: SampleJob, words: list[str]) -> 
     what, takes = (f"`--do {do}`", card.do[do]) if do else (f"`{card.name}`", card.sample)
     if typed.prompts and "prompt" not in takes:
         alternative = "`gz list models --can prompt` shows models that do"
-        hint = "`--label` asks for a class" if "conditional" in card.can else alternative
+        hint = "choose a class with `--label`" if "conditional" in card.can else alternative
         raise UsageError(f"{what} takes no prompts", hint=hint)
     classes = classes_of(run, part.data.name)
     turns = class_numbers(typed.labels, classes) if typed.labels and classes else classes
@@ -176,7 +176,7 @@ def show_dry(run: Run, job: SampleJob) -> None:
     from gzcli.cli.plan import Drawing, show_drawing
 
     drawing = Drawing.of(run.model, run.data, run, job.options.get("steps")) if not job.do else Drawing()
-    show_drawing([(run, job.n, drawing)], f"an application, `{job.do}`" if job.do else "")
+    show_drawing([(run, job.n, drawing)], f"application: `{job.do}`" if job.do else "")
 
 
 def classes_of(run: Run, data: str) -> list[str]:
@@ -198,10 +198,10 @@ def show(result: Mapping[str, Any], *, opened: bool = False) -> None:
     for path in filter(None, (*whole, result["animation"])):
         out.text(path)
     for name, value in result.get("figures", {}).items():
-        out.info(f"{name}: {value:.3f} of {result['n']:,} images")
+        out.info(f"{name}: {value:.3f} over {result['n']:,} images")
     if not any(result[format.key] for format in FORMATS.values()):
-        out.info(f"{result['n']:,} images: all on one sheet, none by itself")
-        out.hint("`--png` writes each of them, `--npz` all in one file")
+        out.info(f"{result['n']:,} images on one sheet; no single files")
+        out.hint("`--png` writes one file per image, `--npz` one for all")
 
 
 def ending(name: str, able: Iterable[str], do: str | None, result: Mapping[str, Any]) -> None:
@@ -209,9 +209,9 @@ def ending(name: str, able: Iterable[str], do: str | None, result: Mapping[str, 
     further = [application for application in able if application != do]
     if further:
         out.info(f"applications (`--do`): {', '.join(further)}")
-    then = [(f"gz sample {name} --do {further[0]}", "one of its applications")] if further else []
-    again = (f"gz sample {name} --do {do} --input ./pictures", "the same with your own images")
-    then.append(again if do else (f"gz bench {name}", "how good they are, beside real images"))
+    then = [(f"gz sample {name} --do {further[0]}", "try one of its applications")] if further else []
+    again = (f"gz sample {name} --do {do} --input ./pictures", "use your own images")
+    then.append(again if do else (f"gz bench {name}", "compare with real images"))
     each = f"{result['seconds'] / result['n']:.2g} s an image" if result["n"] and result["seconds"] else None
     end([counted(result["n"], "image"), took(), each], then)
 
@@ -223,17 +223,17 @@ def check(model: ModelCard, do: str | None, run: Run, job: SampleJob, *, conditi
     """Raises UsageError if the application `do`, or sampling without one, does not take the images or
     labels of the job, or needs a run that was trained with labels."""
     if not do and (job.mask or (job.input and not model.inputs)):
-        raise UsageError(f"`{'--mask' if job.mask else '--input'}` goes with `--do`", hint=abilities(model))
+        raise UsageError(f"`{'--mask' if job.mask else '--input'}` needs `--do`", hint=abilities(model))
     if job.mask and do not in model.masked:
         others = "`gz list models --can inpaint` shows models that take one"
-        hint = f"these do: {', '.join(model.masked)}" if model.masked else others
+        hint = f"these applications do: {', '.join(model.masked)}" if model.masked else others
         raise UsageError(f"`--do {do}` of `{model.name}` takes no mask", hint=hint)
     train = f"gz train {run.model} --data {run.data} --set {run.serving.in_owner}model.conditional=true"
     if do in model.with_labels and not conditional:
-        message = f"`--do {do}` is for runs that were trained with labels, unlike `{run.id}`"
+        message = f"`--do {do}` needs a run trained with labels, but `{run.id}` was not"
         raise UsageError(message, hint=train)
     if job.labels and do and do not in model.labelled:
-        hint = f"these do: {', '.join(model.labelled) or 'none'}"
+        hint = f"applications that do: {', '.join(model.labelled) or 'none'}"
         raise UsageError(f"`--do {do}` of `{model.name}` takes no labels", hint=hint)
     if job.labels and not conditional and do not in model.labels_for:
         raise UsageError(f"`{run.id}` was not trained with labels", hint=train)
@@ -249,12 +249,12 @@ def choose_application(word: str, model: ModelCard) -> str:
         raise UsageError(f"`{model.name}` does not {name}", hint=hint)
     if not model.do:
         hint = did_you_mean(word, APPLICATIONS) or abilities(model)
-        raise UsageError(f"`{model.name}` has no applications, so none is called `{word}`", hint=hint)
+        raise UsageError(f"`{model.name}` has no applications, so `{word}` is not one", hint=hint)
     return choose(f"application of `{model.name}`", word, model.do)
 
 
 def abilities(model: ModelCard) -> str:
-    return f"`{model.name}` can: {', '.join(model.do) or 'sample only'}"
+    return f"`{model.name}` supports: {', '.join(model.do) or 'sampling only'}"
 
 
 def read_prompts(typed: list[str], file: Path | None) -> list[str]:
@@ -264,9 +264,11 @@ def read_prompts(typed: list[str], file: Path | None) -> list[str]:
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as e:
-        raise UsageError(f"`{file}` is not UTF-8 text", hint="prompts are plain text, one a line") from e
+        raise UsageError(
+            f"`{file}` is not UTF-8 text", hint="save the prompts as plain text, one per line"
+        ) from e
     if not (prompts := [line for line in lines if line and not line.startswith("#")]):
-        hint = "write them one a line; lines that begin with `#` are left out"
+        hint = "write one prompt per line; lines that begin with `#` are comments"
         raise UsageError(f"`{file}` contains no prompts", hint=hint)
     return typed + prompts
 
@@ -317,29 +319,34 @@ def job_like(picture: Path, model: str, typed: SampleJob, words: list[str]) -> S
 
     facts = origin_of(picture)
     if (verb := facts.get("verb")) != "sample":
-        hint = f"`gz {verb}` made it" if verb else "name an image of `gz sample`"
+        hint = f"it was made by `gz {verb}`" if verb else "pass an image that `gz sample` wrote"
         if verb == "train" and facts.get("run") and facts.get("step"):
             owner = facts["run"].partition("/")[0]
             hint = f"gz sample {owner} --checkpoint {facts['step']} -n {facts['n']}"
         raise UsageError(f"`{picture}` was not drawn by `gz sample`", hint=hint)
     flags = [flag for key, flag in DECIDED.items() if getattr(typed, key)] + (["options"] if words else [])
     if flags:
-        raise UsageError(f"`--like` decides what is drawn, `{flags[0]}` does too", hint=facts.get("command"))
+        raise UsageError(f"`--like` and `{flags[0]}` exclude each other", hint=facts.get("command"))
     for key in ("input", "mask"):
         then, now = facts.get(key), getattr(typed, key)
         if not then and now:
             raise UsageError(f"the image was drawn without `--{key}`")
         if then and not now:
-            message = f"the image was made from `{then['name']}`, which it does not contain"
-            raise UsageError(message, hint=f"name it: `--{key} PATH`")
+            message = f"the image was made from `{then['name']}`, which is not stored in it"
+            raise UsageError(message, hint=f"pass it: `--{key} PATH`")
         if then and digest(Path(now)) != then["sha256"]:
             raise UsageError(f"`{now}` is not the `{then['name']}` that the image was made from")
     run = find_run(model) if model else next(_candidates(facts), None)
     if run is None:
-        hint = f"gz sample {facts.get('from') or 'MODEL|FILE'} --like PICTURE"
-        raise MissingError(f"the image is of the run `{facts['run']}`, which is not here", hint=hint)
+        hint = f"gz sample {facts.get('from') or 'MODEL|FILE'} --like IMAGE"
+        raise MissingError(
+            f"the image was drawn by the run `{facts['run']}`, which is not on this machine", hint=hint
+        )
     if (checkpoint := _checkpoint_with(facts, run)) is None:
-        hint = f"they were of step {facts['step']:,} of `{facts['run']}`, sha256 {facts['weights'][:12]}…"
+        hint = (
+            f"the weights were those of step {facts['step']:,} of `{facts['run']}`, sha256 "
+            f"{facts['weights'][:12]}…"
+        )
         raise MissingError(f"`{run.id}` does not have the weights that drew the image", hint=hint)
     drawn = {key: facts[key] for key in ("n", "seed", "labels", "options", "do", "input_as", "precision")}
     drawn |= {"prompts": tuple(facts["prompts"]), "checkpoint": checkpoint}
@@ -359,13 +366,13 @@ def compare(picture: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     then, now = (np.asarray(Image.open(path)).astype(int) for path in (picture, file))
     most = int(abs(then - now).max()) if then.shape == now.shape else None
     if most == 0:
-        out.info(f"the same to the last bit: {file}")
+        out.info(f"identical to the last bit: {file}")
     else:
         devices = [facts.get("device"), origin_of(Path(file)).get("device")]
-        why = "other versions or threads"
+        why = "different versions or threads"
         if devices[0] != devices[1]:
             why = f"drawn on {devices[0]}, now on {devices[1]}"
-        how = "of another size" if most is None else f"pixels differ by up to {most} of 255"
+        how = "the image sizes differ" if most is None else f"pixels differ by up to {most} of 255"
         out.info(f"note: {how} ({why}): {file}")
     return {"file": file, "same": most == 0, "most": most}
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 _WHAT_HELP = (
-    "A model, a recipe file, or a run to repeat. With `--data` also weights to start from: a run, a file, "
+    "A model, a recipe file, or a run to repeat. With `--data`, also weights to start from: a run, a file, "
     "pretrained:NAME or hf://OWNER/NAME. Default: the model that suits the data set."
 )
 _What = Annotated[str | None, argument("MODEL|RECIPE|RUN|FILE", _WHAT_HELP, a_model_or_run)]
@@ -42,7 +42,7 @@ _Name = Annotated[str | None, option("--name ALIAS", "A second name for the run.
 _Resume = Annotated[bool, option("--resume", "Resume the newest unfinished run, or the given RUN.")]
 _Requeue = Annotated[bool, option("--requeue", "Resume if possible, otherwise start.")]
 _Wandb = Annotated[bool, option("--wandb", "The same as `--track wandb`.")]
-_TRACK_HELP = f"Log to {', '.join(TRACKERS)} too; repeatable."
+_TRACK_HELP = f"Also log to {', '.join(TRACKERS)}; repeatable."
 _Track = Annotated[list[str] | None, option("--track T", _TRACK_HELP, complete=TRACKERS)]
 _Dry = Annotated[bool, option("--dry-run", "Print the plan without training.")]
 _Keys = Annotated[
@@ -51,7 +51,7 @@ _Keys = Annotated[
 _Yes = Annotated[bool, option("--yes", "Start without asking, even if it takes more than a week.")]
 _several = partial(option, panel="Several machines")
 _Machines = Annotated[int | None, _several("--num-machines N", "Number of machines.", min=1)]
-_Rank = Annotated[int | None, _several("--machine-rank R", "Which one this is.", min=0)]
+_Rank = Annotated[int | None, _several("--machine-rank R", "Index of this machine, from 0.", min=0)]
 _Ip = Annotated[str | None, _several("--main-process-ip HOST", "Address of machine 0.")]
 _PORT = _several("--main-process-port P", "Port of machine 0. Default: derived from the job.")
 _Port = Annotated[int | None, _PORT]
@@ -103,7 +103,7 @@ def train(
     if len(typed := [f"`{flag}`" for flag, value in lengths.items() if value]) > 1:
         raise UsageError(f"{' and '.join(typed)} exclude each other")
     if keys and not dry_run:
-        raise UsageError("`--keys` goes with `--dry-run`", hint=f"gz recipe show {what} --resolved")
+        raise UsageError("`--keys` needs `--dry-run`", hint=f"gz recipe show {what} --resolved")
     flags = {
         "scale": scale,
         "train.steps": steps,
@@ -156,7 +156,9 @@ def suggested(data: str | None) -> str:
     from gzcli.data.packs.open import facts_of
 
     if data is None:
-        raise UsageError("which model?", hint="gz train cvae · gz train --data ./photos · gz list")
+        raise UsageError(
+            "`gz train` needs a model or `--data`", hint="gz train cvae · gz train --data ./photos · gz list"
+        )
     facts = facts_of(locate(data))
     model = suggest(facts.classes if facts else None)
     out.info(f"model: {model}")
@@ -186,19 +188,19 @@ def after_training(run: Run) -> None:
     shown, best = in_words(row), row["best"]
     best_one = f"best {shown['best']} at step {best['step']:,}" if best else None
     params = f"{shown['params']} parameters" if shown["params"] else None
-    second = (f"gz bench {name}", "how good they are, beside real images")
+    second = (f"gz bench {name}", "compare with real images")
     others = [r for r in all_runs(data=run.data) if r.state == "finished" and r.path != run.path]
     if others:
         like = next((r for r in others if r.model == run.model), others[0])
-        second = (f"gz runs compare {name} {name_of(like)}", "what was better, and why")
-    end([best_one, shown["time"], params, shown["size"]], [(f"gz sample {name}", "images from it"), second])
+        second = (f"gz runs compare {name} {name_of(like)}", "compare the two runs")
+    end([best_one, shown["time"], params, shown["size"]], [(f"gz sample {name}", "draw images"), second])
 
 
 # ---------------------------------------------------------------------------- several settings
 
 _SWEPT = argument("MODEL|RECIPE", "A model, or a recipe file.", opt.a_model)
 _Swept = Annotated[str, _SWEPT]
-_BUDGET_HELP = "Time of all trainings together: CPU time on CPUs, wall-clock time on GPUs."
+_BUDGET_HELP = "Total training time: CPU time on CPUs, wall-clock time on GPUs."
 _Budget = Annotated[str, option("--budget 20m|1h", _BUDGET_HELP)]
 _Trials = Annotated[
     int | None, option("--trials N", "Number of settings drawn from ranges. Default: 8.", min=2)
@@ -216,7 +218,7 @@ def sweep(
     gpus: opt.Gpus = None,
     cpu: opt.Cpu = False,
 ) -> None:
-    """Try settings of a model within one budget, and find the best by validation.
+    """Tune a model's settings within a time budget, by validation.
 
     `--set optim.lr=1e-3,3e-3` tries values, with several keys all combinations. `--set optim.lr=1e-4..1e-2`
     draws values from a range, log-uniformly. Re-running the command resumes a sweep.
@@ -229,18 +231,18 @@ def sweep(
     seconds = seconds_of(budget)
     with out.progress("packing", unit="images") as report:
         plan = sweep_of(what, data, sets or (), budget=seconds, trials=trials, flags=flags, progress=report)
-    out.info(f"{' → '.join(map(str, plan.rungs))} trials, of {duration(plan.first)} each at first")
+    out.info(f"{' → '.join(map(str, plan.rungs))} trials, {duration(plan.first)} each in the first round")
     result = play(plan, out.info)
     rows = [
         (" ".join(row.setting), row.steps, "-" if row.value is None else figure(row.value), row.state)
         for row in result.trials
     ]
     out.table(("setting", "steps", f"val {result.metric}", ""), rows)
-    out.info(f"picture: {result.picture}")
+    out.info(f"plot: {result.picture}")
     best = [word for text in (*result.fixed, *result.best.setting) for word in ("--set", text)]
     of_scale = ["--scale", scale] if scale else []
     command = " ".join(map(quoted, ["gz", "train", what, "--data", plan.data, *of_scale, *best]))
     lost = Counter(row.state for row in result.trials)
     facts = [f"{lost[state]} of {plan.trials} {state}" for state in ("diverged", "failed") if lost[state]]
-    end([*facts, took()], [(command, "the best at full length")])
+    end([*facts, took()], [(command, "train the best at full length")])
     out.data(asdict(result) | {"command": command})

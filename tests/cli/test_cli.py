@@ -56,17 +56,22 @@ def gz_json(gz):
     return call
 
 
-HELP = "`gz {} --help` shows what it takes"
+HELP = "`gz {} --help` shows its arguments and options"
 ERRORS = [
     ("tran", 2, "no such command `tran`", "did you mean `train`?"),
     ("fit vea", 2, "there is no model `vea`", "did you mean `vae`?"),
     ("list modles", 2, "no list is called `modles`", "did you mean `models`?"),
     ("list models --family vea", 2, "no family is called `vea`", "did you mean `vae`?"),
     ("list --can smple", 2, "no capability is called `smple`", "did you mean `sample`?"),
-    ("list data --can ood", 2, "`--family` and `--can` choose among models", "gz list models"),
+    ("list data --can ood", 2, "`--family` and `--can` filter models only", "gz list models"),
     ("list --famly vae", 2, "no such option `--famly`", "did you mean `--family`?"),
     ("list --zzz", 2, "no such option `--zzz`", HELP.format("list")),
-    ("train", 2, "which model?", "gz train cvae · gz train --data ./photos · gz list"),
+    (
+        "train",
+        2,
+        "`gz train` needs a model or `--data`",
+        "gz train cvae · gz train --data ./photos · gz list",
+    ),
     ("train vae --steps many", 2, "invalid value for `--steps`: must be an integer", HELP.format("train")),
     ("data lst", 2, "no such command `lst`", "did you mean `list`?"),
     ("data path mnits", 2, "there is no data set `mnits`", "did you mean `mnist`?"),
@@ -86,7 +91,7 @@ ERRORS = [
 ]
 SIZES = "`data.size` is between 4 and 1024 pixels a side, not 2"
 ERRORS += [("data download mnist --size 2", 2, SIZES, "`--size 64`")]
-STRAY = ("unexpected argument `stray`", "arguments for `accelerate launch` come after `--`")
+STRAY = ("unexpected argument `stray`", "put arguments for `accelerate launch` after `--`")
 ERRORS += [(line, 2, *STRAY) for line in ("train vae stray", "train vae stray -- --x")]
 
 
@@ -247,7 +252,7 @@ def test_quiet_leaves_data_and_errors(gz, home):
 
 def test_help_of_a_verb_names_what_the_model_adds(gz, home, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    of_cfm = ("Options of cfm", "--sampler", "midpoint", "inpaint", "0 to 9", "10 classes of the set")
+    of_cfm = ("Options of cfm", "--sampler", "midpoint", "inpaint", "0 to 9", "10 classes of the training")
     for line, texts in {
         "sample cfm": of_cfm,
         "sample vqvae": ("Options of transformer", "--top-p", "--set model.conditional=true"),
@@ -290,7 +295,7 @@ def test_what_takes_labels_is_marked(gz):
     code, stdout, stderr = gz("list", "models", "--can", "classify", "--wide")
     rows = {line.split()[0]: line for line in stdout.splitlines()}
     assert code == 0 and "classify°" in rows["fm"] and "classify°" not in rows["cfm"]
-    assert "° marks what needs a run trained with `--set model.conditional=true`" in stderr
+    assert "° marks capabilities that need a run trained with `--set model.conditional=true`" in stderr
     assert "°" not in "".join(gz("list", "models", "--can", "prompt")[1:]), "unlike analogies"
 
 
@@ -352,7 +357,10 @@ def test_recipes(gz, gz_json, tmp_path, monkeypatch):
     assert (tmp_path / "vae.yaml").read_bytes() == (recipes_dir() / "vae.yaml").read_bytes()
     assert gz("recipe", "copy", "vae")[0] == 2 and gz("recipe", "copy", "vae", "--force")[0] == 0
     code, stdout, stderr = gz("recipe", "check", "./vae.yaml")
-    assert (code, stdout) == (0, "1 recipe, no mistake\n") and "next: gz train ./vae.yaml --dry-run" in stderr
+    assert (code, stdout) == (
+        0,
+        "1 recipe, no mistakes\n",
+    ) and "next: gz train ./vae.yaml --dry-run" in stderr
     assert {row["name"] for row in gz_json("list", "recipes")[1]["recipes"]} == set(recipe_names())
 
 
@@ -403,7 +411,7 @@ def test_runs_are_not_removed_unasked(gz, trained, busy, monkeypatch):
     assert gz("runs", "remove", "vae", "--yes")[0] == 2  # a model is not a run
     assert gz("runs", "remove", busy.id, "--yes")[0] == 2 and busy.path.exists()
     write_json(runs.user_dir("data.json"), {"mine": {"path": ".", "size": None, "channels": None}})
-    assert "needs `--yes` if nobody can be asked" in gz("data", "remove", "mine")[2]
+    assert "needs `--yes` if there is no terminal to ask on" in gz("data", "remove", "mine")[2]
     assert gz("data", "remove", "mine", "nope", "--yes")[0] == 2 == gz("data", "remove", "mine")[0]
     answers = Terminal("n\ny\n")
     monkeypatch.setattr(sys, "stdin", answers)

@@ -65,7 +65,7 @@ def test_a_dry_run_says_what_a_job_takes_and_starts_none(call, home, monkeypatch
     files.write_json(folder / "result.json", {"rows": [row]})
     code, shown, _ = call("bench", "here", "here", "--data", "digits", "-n", "300", "--dry-run")
     assert code == 0 and shown.count("300 images, about 6 seconds, 30 calls an image\n") == 2
-    assert "\ntogether about 12 seconds\n" in shown
+    assert "\ntotal: about 12 seconds\n" in shown
     value = json.loads(call("sample", "here", "--do", "reconstruct", "--dry-run", "--json")[1])
     assert value["rows"] == [{"run": run.id, "n": 64, "seconds": None, "calls": None}]
     code, shown, _ = call("ood", "here", "--out", "patches", "-n", "40", "--score", "elbo", "--dry-run")
@@ -74,7 +74,7 @@ def test_a_dry_run_says_what_a_job_takes_and_starts_none(call, home, monkeypatch
         "in": "digits",
         "against": "patches",
         "by": "elbo",
-        "images": "40 of each set",
+        "images": "40 per data set",
     }
     assert not (run.path / "ood").exists() and not (run.path / "sampled").exists()
 
@@ -188,23 +188,23 @@ def test_further_runs_of_one_set_make_an_ensemble(order, call):
     assert order("ood", "mine", "other", "--out", "mnist", "--score", "WAIC,nll")[0].scores == ("waic", "nll")
     finished("glow", "elsewhere", data="patches")
     code, _, err = call("ood", "mine", "elsewhere", "--out", "mnist")
-    assert code == 2 and "was trained on `patches`, the first run on `digits`" in err
+    assert code == 2 and "was trained on `patches`, but the first run on `digits`" in err
 
 
 MISTAKES = [
-    ("--out mnist --fpr 5%", 2, "`--fpr` goes with `--input`"),
-    ("--out mnist --map", 2, "`--map` goes with `--input`"),
-    ("--out mnist --fail", 2, "`--fail` goes with `--input`"),
-    ("--input here --out mnist", 2, "`--input` judges single images, `--out` compares sets"),
-    ("--input here --png", 2, "`--png` writes maps"),
+    ("--out mnist --fpr 5%", 2, "`--fpr` needs `--input`"),
+    ("--out mnist --map", 2, "`--map` needs `--input`"),
+    ("--out mnist --fail", 2, "`--fail` needs `--input`"),
+    ("--input here --out mnist", 2, "`--input` checks single images, but `--out` compares data sets"),
+    ("--input here --png", 2, "`--png` needs `--map`"),
     ("--input nowhere", 3, "`nowhere` does not exist"),
-    ("--input . --fpr 150%", 2, "`--fpr 150%` is not a share between 0 and 1"),
-    ("--input . --fpr much", 2, "`--fpr much` is not a share between 0 and 1"),
-    ("--out mnist --imglists .", 2, "`--imglists` goes with `--benchmark`"),
+    ("--input . --fpr 150%", 2, "`--fpr 150%` is not a rate between 0 and 1"),
+    ("--input . --fpr much", 2, "`--fpr much` is not a rate between 0 and 1"),
+    ("--out mnist --imglists .", 2, "`--imglists` needs `--benchmark`"),
     ("unknown --out mnist", 2, "`unknown`"),
     ("--out mnist --score ell", 2, "`vae` has no score `ell`"),
-    ("--out ,", 2, "`--out ,` names no set"),
-    ("--out mnist --score ,", 2, "`,` names nothing"),
+    ("--out ,", 2, "`--out ,` names no data set"),
+    ("--out mnist --score ,", 2, "`,` contains no names"),
 ]
 
 
@@ -215,7 +215,7 @@ def test_mistakes_of_ood_are_told(order, call, monkeypatch):
     card = replace(catalog.card("vae"), maps=())
     monkeypatch.setattr(catalog, "card_of", lambda *args: card)
     code, _, err = call("ood", "mine", "--input", ".", "--map")
-    assert code == 2 and all(text in err for text in ("has no map of anomalies", "pixelcnn", "glow"))
+    assert code == 2 and all(text in err for text in ("has no anomaly maps", "pixelcnn", "glow"))
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ def test_what_can_be_known_is_refused_before_the_engine_starts(run, call, tmp_pa
             "bench mine --data digits --metrics fd,fid --export-stats s.npz",
             "Fréchet distance, not of 2",
         ),
-        ("bench mine --data digits --metrics ,", "`,` names nothing"),
+        ("bench mine --data digits --metrics ,", "`,` contains no names"),
     ):
         code, _, err = call(*words.split())
         assert code == 2 and message in err, words
@@ -424,15 +424,15 @@ def test_wrong_words(gz, tmp_path, monkeypatch):
     plain = replace(silent, do={}, can=("sample",))
     for card, words, message, hint in (
         (READS, "--prompts none.txt", "none.txt", ""),
-        (READS, "--prompts empty.txt", "contains no prompts", "one a line"),
-        (READS, "--prompts latin.txt", "not UTF-8 text", "one a line"),
+        (READS, "--prompts empty.txt", "contains no prompts", "one prompt per line"),
+        (READS, "--prompts latin.txt", "not UTF-8 text", "one per line"),
         (READS, "--promt x", "no such option `--promt`", "did you mean `--prompt`?"),
         (READS, "--guidance much", "`--guidance` must be a number", ""),
-        (READS, "--mask empty.txt", "`--mask` goes with `--do`", "can: edit"),
+        (READS, "--mask empty.txt", "`--mask` needs `--do`", "supports: edit"),
         (READS, "--input maps -n 2 --sise 8", "no such option `--sise`", "did you mean `--size`?"),
         (plain, "--prompt x", "`vae` takes no prompts", "--can prompt"),
         (silent, "--prompt x --do edit", "`--do edit` takes no prompts", "--label"),
-        (silent, "--input maps", "`--input` goes with `--do`", "can: edit"),
+        (silent, "--input maps", "`--input` needs `--do`", "supports: edit"),
     ):
         monkeypatch.setattr(catalog, "card", lambda name, card=card: card)
         code, error = gz(*words.split())

@@ -118,7 +118,7 @@ def test_every_model_is_a_row_and_the_best_is_first(call, home, trained, judged,
     assert first == [["1–3", "fm"], ["1–3", "wgan"], ["1–3", "vae"]], "Student's interval of two seeds"
     assert "22 ± 2.8" in shown and "12 ± 25" in shown
     assert all(len(line) <= 80 or "/" in line for line in (shown + said).splitlines())
-    assert "6 to train, 0 there" in said and "rank correlation 1.000" in said
+    assert "6 to train, 0 already trained" in said and "rank correlation between seeds: mean 1.000" in said
     rows = table(home, "league")
     figures = [(row["model"], row["seed"], float(row["fd"])) for row in rows]
     assert figures == [(m, str(s), FD[m, s]) for m, s, _ in trained]
@@ -139,8 +139,8 @@ def test_every_model_is_a_row_and_the_best_is_first(call, home, trained, judged,
 def test_a_dry_run_counts_what_is_left_and_trains_nothing(call, home, trained, judged):
     words = (*WORDS, "--models", "vae,fm,wgan", "-n", "5000")
     code, shown, _ = call(*words, "--dry-run")
-    assert code == 0 and "3 models: vae fm wgan\n0.2m each: 3 to train, 0 there\n" in shown
-    words_of_time = r"about 36 seconds of training, about \d+ seconds of sampling, and the time to judge"
+    assert code == 0 and "3 models: vae fm wgan\n0.2m each: 3 to train, 0 already trained\n" in shown
+    words_of_time = r"about 36 seconds of training, about \d+ seconds of sampling, and the time to evaluate"
     assert re.search(words_of_time, " ".join(shown.split()))
     assert not trained and not judged and not (home / "bench").exists()
     rows = json.loads(call(*words, "--dry-run", "--json")[1])["rows"]
@@ -152,7 +152,7 @@ def test_a_dry_run_counts_what_is_left_and_trains_nothing(call, home, trained, j
     rows = json.loads(call(*words, "--dry-run", "--json")[1])["rows"]
     assert {row["train_seconds"] + row["sample_seconds"] for row in rows} == {0.0} and len(trained) == 3
     shown = call(*words, "--dry-run")[1]
-    assert "0 to train, 3 there\nnothing is trained, and the time to judge\n" in shown
+    assert "0 to train, 3 already trained\nno training, and the time to evaluate\n" in shown
 
 
 def test_the_end_of_a_short_training_has_seconds(call, home, trained, judged):

@@ -82,9 +82,9 @@ def test_the_first_lines_of_a_dry_run_and_its_plan_for_scripts(gz, dry_run, plan
     lines = stdout.splitlines()
     assert code == 0 and max(map(len, lines[:6])) <= 80
     assert lines[0] == "scale   small (no GPU is used)"
-    assert lines[1] == "set     cifar10: 50,000 colour images of 32×32 (not here, 170 MB to fetch)"
+    assert lines[1] == "set     cifar10: 50,000 colour images of 32×32 (not cached, 170 MB to download)"
     assert lines[2].startswith("model   ddpm, 35.7M parameters, ") and lines[2].endswith(" at 6,000 GFLOP")
-    assert lines[3].startswith("memory  900 MB a process, as a step took here; this machine has ")
+    assert lines[3].startswith("memory  900 MB per process, measured for one step here; this machine has ")
     assert lines[4].startswith("time    about 65 minutes here, ")
     assert "on an H100; --minutes 60: 6,480 steps" in " ".join(map(str.strip, lines[4:6]))
     assert "\npaper   --scale paper: " in stdout
@@ -106,7 +106,7 @@ def test_a_plan_is_short_and_the_keys_are_asked_for(gz, planned, monkeypatch, wo
     assert code == 0 and len(stdout.splitlines()) <= 12 and "optim.lr" not in stdout
     assert gz("train", *words, "--dry-run", "--keys")[1].startswith(stdout + "\nkey ")
     code, _, stderr = gz("train", *words, "--keys")
-    assert code == 2 and "`--keys` goes with `--dry-run`" in stderr and not runs.all_runs()
+    assert code == 2 and "`--keys` needs `--dry-run`" in stderr and not runs.all_runs()
 
 
 def test_words_of_other_programs_are_understood(gz, dry_run):
@@ -132,7 +132,7 @@ def test_each_stage_has_its_lines(gz, dry_run, planned):
     planned()
     code, stdout, _ = gz("train", "vqvae", "--cpu", "--dry-run")
     assert code == 0 and "tokenizer: vqvae, 35.7M parameters" in stdout and "prior: transformer" in stdout
-    assert "in all  about" in stdout
+    assert "total   about" in stdout
     result = dry_run("vqvae", "--cpu")
     assert result["params"] == 2 * PARAMS and len(result["memory"]) == 2
     assert all(stage["params"] == PARAMS for stage in result["recipe"]["stages"].values())
@@ -158,7 +158,7 @@ def test_gpus_that_are_not_here_are_planned_for(gz, dry_run, planned, monkeypatc
     words = ("ddpm", "--data", "cifar10", "--gpus")
     for gpus, here, elsewhere in (("4", "on 4 H100s", "on an H100"), ("1", "on an H100", "on 4 H100s")):
         code, stdout, _ = gz("train", *words, gpus, "--dry-run")
-        assert code == 0 and here in stdout and elsewhere not in stdout and "here: not known, " in stdout
+        assert code == 0 and here in stdout and elsewhere not in stdout and "unknown here, " in stdout
     assert not any(row["timed"] for row in jobs[0].parts)
     one, four = (dry_run(*words, gpus) for gpus in ("1", "4"))
     assert one["seconds_on_gpus"] == one["seconds_on_h100"] == four["seconds_on_h100"]
@@ -251,14 +251,16 @@ def test_more_than_a_week_is_asked_for_on_a_terminal(gz, planned, monkeypatch, p
     monkeypatch.setattr(launcher, "run", lambda *args, **options: {})
     words = ("train", "vae", "--data", photos, "--cpu", *FEW)
     code, _, stderr = gz(*words)
-    assert code == 0 and "more than a week; `--yes` starts it" in stderr  # a script is told, and goes on
+    assert (
+        code == 0 and "more than a week; to start anyway, pass `--yes`" in stderr
+    )  # no question to a script
     assert "than a week" not in gz(*words, "--yes")[2]
     monkeypatch.setattr(out, "on_terminal", lambda: True)
     for answer, expected in (("y\n", 0), ("n\n", 2), ("", 2)):
         before = len(runs.all_runs())
         monkeypatch.setattr("sys.stdin", io.StringIO(answer))
         code, _, stderr = gz(*words)
-        assert code == expected and "start? [y/N]" in stderr and ("not started" in stderr) == bool(code)
+        assert code == expected and "Start? [y/N]" in stderr and ("not started" in stderr) == bool(code)
         assert len(runs.all_runs()) == before + (code == 0)
 
 

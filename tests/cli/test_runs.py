@@ -119,13 +119,13 @@ def test_it_is_said_which_run_was_taken_and_why(home, capsys):
     whole = made()
     toy = made(10)
     jobs.announce(runs.find("vae"), "vae", data="digits")
-    passed = f"note: passed over `{toy.id}`, which is newer: {CUT}"
+    passed = f"note: skipped the newer run `{toy.id}`: {CUT}"
     assert capsys.readouterr().err == f"run: {whole.id}\n{passed}\n"
     jobs.announce(runs.find(toy.id), toy.id)
     assert capsys.readouterr().err == f"run: {toy.id}\n"
     runs.remove(whole)
     jobs.announce(runs.find("vae"), "vae", data="digits")
-    note = f"note: the newest finished run of `vae` on `digits` is taken: {CUT}"
+    note = f"note: the newest finished run of `vae` on `digits` has {CUT}"
     assert capsys.readouterr().err == f"run: {toy.id}\n{note}\n"
 
 
@@ -160,7 +160,10 @@ def test_an_unfinished_run_is_sampled_from_its_newest_checkpoint(home, capsys):
         assert runs.find("mine") == run
         assert run.weights == run.checkpoint(200).averaged
         jobs.announce(run, "mine")
-        assert "note: it is running; its newest checkpoint is taken, of step 200\n" in capsys.readouterr().err
+        assert (
+            "note: the run is unfinished (running); using its newest checkpoint, of step 200\n"
+            in capsys.readouterr().err
+        )
     run.update(state="finished")
     assert run.weights == run.model_file
     begun = runs.create("vae", "digits", alias="begun")
@@ -379,11 +382,11 @@ def test_compare_shows_what_differs(call, monkeypatch):
     cells = {line.split("  ")[0]: line.split()[-2:] for line in stdout.splitlines()}
     assert code == 0 and cells["optim.lr"] == ["0.1", "0.2"] and "model.depth" not in cells
     assert cells["params"] == ["12.3K", "12.3K"] and "bpd 1.25" in stdout and "last bpd" in stdout
-    assert "recipes are the same" in call("runs", "compare", "r0", "r2")[2]
+    assert "recipes are identical" in call("runs", "compare", "r0", "r2")[2]
     result = json.loads(call("runs", "compare", "r0", "r1", "r2", "--json")[1])
     assert result["differ"] == {"optim.lr": [0.1, 0.2, 0.1]} and result["runs"][1]["figures"] == {"bpd": 1.5}
     code, _, stderr = call("runs", "compare", "r0", "r0")
-    assert code == 2 and "needs two runs or more" in stderr
+    assert code == 2 and "needs at least two runs" in stderr
 
 
 def test_the_end_of_a_verb(home, capsys, monkeypatch, tmp_path):

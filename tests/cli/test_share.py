@@ -130,7 +130,7 @@ def test_half_the_size_is_nearly_the_same_picture_and_what_cannot_be_a_file_is_r
     for words, message in (
         (("--out", str(places["fp32"])), "already"),
         (("--out", str(tmp_path / "it.bin")), "must end in `.safetensors`"),
-        (("--to", "diffusers", "--dtype", "bf16"), "`--dtype` goes with `--to file`"),
+        (("--to", "diffusers", "--dtype", "bf16"), "`--dtype` works only with `--to file`"),
     ):
         code, _, err = gz("runs", "export", "mine", *words)
         assert code == 2 and message in err
@@ -364,7 +364,7 @@ def test_a_picture_that_cannot_be_drawn_again_says_why(run, drawn, gz, tmp_path,
         ((str(cut),), 2, "is no whole PNG"),
         ((str(text),), 2, "is no whole PNG"),
         ((str(tmp_path / "trained.png"),), 2, f"gz sample {run.id} --checkpoint 2 -n 36"),
-        ((str(picture), "-n", "3"), 2, "`--like` decides what is drawn, `-n` does too"),
+        ((str(picture), "-n", "3"), 2, "`--like` and `-n` exclude each other"),
         ((str(picture), second.id), 3, "does not have the weights that drew the image"),
     ]
     for words, code, message in cases:
@@ -373,7 +373,7 @@ def test_a_picture_that_cannot_be_drawn_again_says_why(run, drawn, gz, tmp_path,
     assert gz("sample")[0] == 2
     monkeypatch.setenv("GZ_HOME", str(tmp_path / "empty"))
     code, _, err = gz("sample", "--like", str(picture))
-    assert code == 3 and f"`{run.id}`, which is not here" in err
+    assert code == 3 and f"`{run.id}`, which is not on this machine" in err
 
 
 def test_a_picture_of_ones_own_pictures_asks_for_them(run, drawn, gz, tmp_path):

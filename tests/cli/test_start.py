@@ -144,7 +144,7 @@ def test_a_recipe_starts_no_program(call, tmp_path, monkeypatch):
     assert resolve(str(run.recipe_file)).card.name == "vae"
     env = {"command": ["gz", "train", "vae", "--", "--debug"]}
     (run.path / "env.json").write_text(json.dumps(env))
-    note = "note: a resume does not repeat `-- --debug` of the first start"
+    note = "note: resuming does not repeat `-- --debug`"
     assert note in call("train", run.id, "--resume")[2]
     assert started[-1].extra == ()
 

@@ -115,7 +115,7 @@ def test_a_zero_byte_in_a_name_is_told(run, capsys):
     for verb in (*verbs, "model new"):
         for word in ("a\0b", "~\0", "a\0/b"):
             assert app.run([*verb.split(), word]) == 2
-            assert "contains a zero byte" in capsys.readouterr().err, verb
+            assert "contains a null byte" in capsys.readouterr().err, verb
     assert runs.by_name("a\0b") is runs.by_name("~\0") is None
 
 

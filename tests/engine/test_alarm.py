@@ -258,7 +258,7 @@ def test_pictures_and_their_table(trained, tmp_path, pictures, capsys):
     assert "`broken.png` cannot be decoded" in said
     lines, said = told_of(capsys, judged(tmp_path, pictures, scores=("noisy", "nll"), fpr=0.3))
     assert lines[0].split() == ["file", "p", "noisy", "±"] and max(map(len, lines)) <= 80
-    assert "means over 4 draws" in said and "misses small defects" in said
+    assert "means over 4 draws" in said and "miss small defects" in said
     many = [result["files"][0] | {"file": f"{i}.png", "flagged": True} for i in range(25)]
     lines, said = told_of(capsys, result | {"files": many})
     assert len(lines) == 21 and "and 5 more" in said
@@ -303,7 +303,7 @@ def test_maps_show_the_strangest(trained, tmp_path, pictures, monkeypatch):
     chosen = judged(tmp_path, pictures)["choice"]
     assert "local" in chosen and list(chosen)[-1] == "pca_local" and min(chosen.values()) >= 0
     monkeypatch.delattr(Pixelwise, "map_nll")
-    refused("has no map of anomalies", judged, tmp_path, pictures, maps=True)
+    refused("has no anomaly maps", judged, tmp_path, pictures, maps=True)
 
 
 @pytest.mark.parametrize("conditional", [False, True])
@@ -543,5 +543,5 @@ def test_a_method_without_training_tells_sets_apart_beside_baselines(home, tmp_p
     # a run whose best score is not above the interval of a method is told so
     best = {"out": "x", "score": "nll", "auroc": 0.9, "ci": {"auroc": (0.85, 0.94)}}
     rows = [best, {"out": "x", "score": "pca", "auroc": 0.86}, {"out": "y", "score": "pca", "auroc": 1.0}]
-    assert "not clearly better than `pca` without a model, 0.860" in ood_verb.beaten_by(best, rows)
+    assert "not clearly better than `pca` without a model (0.860)" in ood_verb.beaten_by(best, rows)
     assert ood_verb.beaten_by(best, [best, rows[1] | {"auroc": 0.84}]) == ""

@@ -289,7 +289,7 @@ def test_a_benchmark_has_groups_a_version_and_names_what_is_missing(trained, tmp
     assert benchmark.inside == "cifar10" and benchmark.near == ("cifar100", "tinyimagenet")
     refused("defines its own data sets", ood_verb.benchmark_of, "openood-mnist", "cifar10", None)
     refused("there is no benchmark `openood`", ood_verb.benchmark_of, "openood", None, None)
-    with pytest.raises(MissingError, match="no foreign data set"):
+    with pytest.raises(MissingError, match="no out-of-distribution data set"):
         ood_verb.at_hand(benchmark, DataSection(size=32, channels=3))
     messages = capsys.readouterr().err
     assert all(f"`{name}`" in messages for name in (*benchmark.near, *benchmark.far))

@@ -138,7 +138,7 @@ def test_a_dry_run_knows_the_set_and_what_is_not_here(gz, tmp_path, monkeypatch)
     assert json.loads(gz("train", "glow", "--set", init, "--dry-run", "--json")[1])["needs"] == []
     photos = classes(tmp_path / "photos", "a", "b")
     words = ("train", "vae", "--data", str(photos), "--dry-run", *SMALL)
-    assert "(here, to be packed)" in " ".join(gz(*words)[1].split())
+    assert "(cached, not packed yet)" in " ".join(gz(*words)[1].split())
     result = json.loads(gz("train", "vae", "--dry-run", "--json")[1])
     # an embedded set is known before it is packed
     assert not result["data"]["packed"] and result["data"]["cached"]

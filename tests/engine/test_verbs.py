@@ -172,7 +172,11 @@ WRONG = {  # a command: its exit code, and what message and hint say
     "sample first --temprature 1": (2, "no such option `--temprature`", "did you mean `--temperature`?"),
     "sample first --temperature warm": (2, "`--temperature` must be", ""),
     "sample first --set sample.temperature=warm": (2, "`--temperature` must be", ""),
-    "sample first --set model.latent=3": (2, "only `sample.KEY=VALUE` can be changed", "sample.steps"),
+    "sample first --set model.latent=3": (
+        2,
+        "a trained model accepts only `sample.KEY=VALUE`",
+        "sample.steps",
+    ),
     "sample first --do reconstrct": (2, "`reconstrct`", "did you mean `reconstruct`?"),
     "sample first --label 3": (2, "was not trained with labels", "model.conditional=true"),
     "sample first --do interpolate --label 3": (2, "was not trained with labels", "model.conditional=true"),
