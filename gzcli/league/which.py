@@ -1,9 +1,10 @@
 """`gz which`: which model suits a set of images, by a race on the set itself.
 
-The shortlist is the smallest set of models of which one is nearly the best on every shipped league. They are
-trained for equal times and judged on validation images; the better half is trained for twice as long, until
-two are left (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943). Each round is a league, so
-the same call resumes a race that was stopped.
+The shortlist is the smallest set of models of which one is nearly the best on every shipped league, the model
+that gz suggests without a race, and models of further families until there are four: the ranking on one set
+does not hold on another. They are trained for equal times and judged on validation images; the better half is
+trained for twice as long, until two are left (successive halving, Jamieson and Talwalkar 2016,
+arXiv:1502.07943). Each round is a league, so the same call resumes a race that was stopped.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -29,6 +31,7 @@ from gzcli.recipe.suggest import NEEDS, suggest
 from gzcli.store.runs import Run, by_name
 
 REGRET = 1.1  # times the least excess that the shortlist may have on a shipped league
+FEWEST = 4  # models of the shortlist, if as many fit
 SAMPLES = 1000  # of each model, that the judges compare
 JUDGES = ("fd", standings.SECOND)
 
@@ -84,13 +87,14 @@ def race_of(terms: Terms, needs: Sequence[str]) -> Race:
     race. Raises UsageError if no model fits the set, or if the budget is too small."""
     if terms.models:
         for name in terms.models:
-            planning.ask(name, terms.data, (), {})
+            card = planning.ask(name, terms.data, (), {}).recipe.card
+            if lacking := [need for need in needs if not meets(card, need)]:
+                raise UsageError(
+                    f"`{name}` does not meet `--need {lacking[0]}`", hint="leave one of them out"
+                )
         models = terms.models
     else:
-        fitting = [name for name in able(needs) if fits(name, terms.data)]
-        facts = facts_of(locate(terms.data))
-        usual = suggest(facts.classes if facts else None)
-        models = tuple(dict.fromkeys([*shortlist(excesses(), fitting), *({usual} & {*fitting})]))
+        models = candidates(terms.data, needs)
     if not models:
         hint = "fewer needs, or `--models` names some"
         raise UsageError(f"no model of the shipped leagues fits `{terms.data}`", hint=hint)
@@ -99,6 +103,21 @@ def race_of(terms: Terms, needs: Sequence[str]) -> Race:
         message = f"the budget leaves each of {len(models)} models {least:.1g} s at first"
         raise UsageError(message, hint=f"each needs {SHORTEST:g} s: pass a larger `--budget`")
     return race
+
+
+def candidates(data: str, needs: Sequence[str]) -> tuple[str, ...]:
+    """The models of the leagues that race on a set. Those that do not fit it are left out before others are
+    chosen."""
+    facts = facts_of(locate(data))
+    if "labels" in needs and facts and facts.classes == 0:
+        message = f"`--need labels`: `{data}` has no labels"
+        raise UsageError(message, hint="a class folder for each label, or a race without this need")
+    usual, models = suggest(facts.classes if facts else None), able(needs)
+    while True:
+        chosen = shortlist(excesses(), models, usual)
+        if not (misfits := [name for name in chosen if not fits(name, data)]):
+            return chosen
+        models = [name for name in models if name not in misfits]
 
 
 def fits(name: str, data: str) -> bool:
@@ -112,13 +131,14 @@ def fits(name: str, data: str) -> bool:
 
 def able(needs: Sequence[str]) -> list[str]:
     """The models of the shipped leagues that meet `needs`."""
-    one_call = calls()
-    names = []
-    for name in dict.fromkeys(name for row in excesses().values() for name in row):
-        can = catalog.card(name).can
-        if all(NEEDS[need] in can if NEEDS[need] else one_call.get(name) == 1 for need in needs):
-            names.append(name)
-    return names
+    names = dict.fromkeys(name for row in excesses().values() for name in row)
+    return [name for name in names if all(meets(catalog.card(name), need) for need in needs)]
+
+
+def meets(card: catalog.ModelCard, need: str) -> bool:
+    """Whether a model has a capability, one of NEEDS."""
+    can = NEEDS[need]
+    return can in card.can if can else calls().get(card.name) == 1
 
 
 def excesses() -> dict[str, dict[str, float]]:
@@ -137,6 +157,7 @@ def excesses() -> dict[str, dict[str, float]]:
     return table
 
 
+@cache
 def calls() -> dict[str, float]:
     """The most network calls for an image of each model, over the shipped leagues."""
     most: dict[str, float] = {}
@@ -146,11 +167,32 @@ def calls() -> dict[str, float]:
     return most
 
 
-def shortlist(table: Excesses, models: Collection[str]) -> tuple[str, ...]:
+def shortlist(table: Excesses, models: Collection[str], usual: str) -> tuple[str, ...]:
+    """The models that cover every row of the table, and the usual one. If these are fewer than `FEWEST`, the
+    one with the least regrets over all rows follows, first from families that are not there yet."""
+    chosen = dict.fromkeys([*cover(table, models), *({usual} & {*models})])
+    regrets = regrets_of(table, models)
+
+    def preference(name: str) -> tuple[bool, float]:
+        families = {catalog.card(other).family for other in chosen}
+        logs = [math.log(row.get(name, max(row.values()))) for row in regrets]
+        return catalog.card(name).family in families, sum(logs)
+
+    while len(chosen) < FEWEST and (left := [name for name in models if name not in chosen]):
+        chosen[min(left, key=preference)] = None
+    return tuple(chosen)
+
+
+def regrets_of(table: Excesses, models: Collection[str]) -> list[dict[str, float]]:
+    """The rows of the table with some of these models, their excesses as multiples of the row's least."""
+    rows = [{name: row[name] for name in models if name in row} for row in table.values()]
+    return [{name: value / min(row.values()) for name, value in row.items()} for row in rows if row]
+
+
+def cover(table: Excesses, models: Collection[str]) -> tuple[str, ...]:
     """The smallest set of these models whose best one has at most `REGRET` times the least excess in every
     row of the table; of equally small ones that with the least regrets."""
-    rows = [{name: row[name] for name in models if name in row} for row in table.values()]
-    regrets = [{name: value / min(row.values()) for name, value in row.items()} for row in rows if row]
+    regrets = regrets_of(table, models)
     if not regrets:
         return tuple(models)
     # a model that no row puts within the bound serves nobody

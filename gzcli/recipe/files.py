@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -14,6 +15,7 @@ from typing import Any
 
 from gzcli.core.errors import UsageError, canonical, did_you_mean
 from gzcli.core.sections import SCALES, SECTIONS
+from gzcli.data.sets.names import is_set
 from gzcli.models import catalog
 from gzcli.models.catalog import ENGINE_ARGS, lineage_of, module_of, params_of
 from gzcli.recipe.schema import is_storable, parse, schema
@@ -142,7 +144,7 @@ def find(what: str) -> Path:
     if what.endswith((".yaml", ".yml")) or "/" in what:
         path = Path(what).expanduser()
         if not path.is_file():
-            near = did_you_mean(path.name, [file.name for file in path.parent.glob("*.y*ml")])
+            near = as_data(what) or did_you_mean(path.name, [x.name for x in path.parent.glob("*.y*ml")])
             copy = "`gz recipe copy NAME` makes one of a shipped one"
             raise UsageError(f"there is no recipe `{what}`", hint=near or copy)
         return path
@@ -158,8 +160,13 @@ def find(what: str) -> Path:
         return _recipe_of(model)
     names = "`gz list models` shows the names; a recipe of yours is given as a path"
     ours = ELSEWHERE.get(canonical(what))
-    near = f"the nearest model here is `{ours}`" if ours else did_you_mean(what, recipes())
+    near = f"the nearest model here is `{ours}`" if ours else as_data(what) or did_you_mean(what, recipes())
     raise UsageError(f"there is no model `{what}`", hint=near or names)
+
+
+def as_data(what: str) -> str | None:
+    """The hint for a data set in the place of a model; None for another text."""
+    return f"`{what}` is a data set: `gz train --data {shlex.quote(what)}`" if is_set(what) else None
 
 
 def _recipe_of(model: Path) -> Path:

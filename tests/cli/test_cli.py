@@ -60,6 +60,7 @@ HELP = "`gz {} --help` shows its arguments and options"
 ERRORS = [
     ("tran", 2, "no such command `tran`", "did you mean `train`?"),
     ("fit vea", 2, "there is no model `vea`", "did you mean `vae`?"),
+    ("train digits", 2, "there is no model `digits`", "`digits` is a data set: `gz train --data digits`"),
     ("list modles", 2, "no list is called `modles`", "did you mean `models`?"),
     ("list models --family vea", 2, "no family is called `vea`", "did you mean `vae`?"),
     ("list --can smple", 2, "no capability is called `smple`", "did you mean `sample`?"),

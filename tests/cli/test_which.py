@@ -1,7 +1,9 @@
 """`gz which`: the shortlist of the shipped leagues, the rounds of a race, and what it prints."""
 
+import io
 import json
 import math
+import zipfile
 from itertools import combinations, pairwise
 
 import pytest
@@ -9,7 +11,8 @@ import pytest
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.league import which
 from gzcli.league.league import Terms
-from gzcli.league.which import Race, able, calls, excesses, order, shortlist
+from gzcli.league.which import Race, able, calls, cover, excesses, order, shortlist
+from gzcli.models import catalog
 from gzcli.store.jobs import BenchJob
 
 TABLE = {
@@ -19,16 +22,37 @@ TABLE = {
 }
 
 
-def test_the_shortlist_is_the_smallest_set_within_the_regret():
-    assert set(shortlist(TABLE, "abcd")) == {"a", "c"}
-    assert shortlist(TABLE, "d") == ("d",)
-    assert shortlist(TABLE, "bd") == ("b", "d")
-    assert shortlist({}, "ab") == ("a", "b")  # no league knows any
+def test_the_cover_is_the_smallest_set_within_the_regret():
+    assert set(cover(TABLE, "abcd")) == {"a", "c"}
+    assert cover(TABLE, "d") == ("d",)
+    assert cover(TABLE, "bd") == ("b", "d")
+    assert cover({}, "ab") == ("a", "b")  # no league knows any
+
+
+def test_further_families_make_up_a_race_of_four():
+    table = {"fd": {"cvae": 1.0, "vae": 2.0, "dcgan": 3.0, "cgan": 4.0, "glow": 5.0, "cfm": 6.0}}
+    assert shortlist(table, [*table["fd"]], "cfm") == ("cvae", "cfm", "dcgan", "glow")
+    # without another family, the one with the least regrets
+    assert shortlist(table, ["dcgan", "cgan", "cvae", "vae"], "cfm") == ("cvae", "dcgan", "vae", "cgan")
+    assert shortlist(table, ["glow", "cfm"], "cfm") == ("glow", "cfm")
+
+
+@pytest.mark.parametrize("needs", [[], ["labels"], ["likelihood"], ["one-call"], ["ood"]])
+def test_a_race_by_the_shipped_leagues_has_rounds(needs):
+    models = able(needs)
+    for usual, fitting in (("cfm", models), ("fm", [name for name in models if not labelled(name)])):
+        chosen = shortlist(excesses(), fitting, usual)
+        assert len(Race(chosen, terms(), 120.0).rounds) > 1
+        assert len({catalog.card(name).family for name in chosen}) > 1
+
+
+def labelled(name: str) -> bool:
+    return name in {"cfm", "cvae", "cgan", "cddpm"}
 
 
 def test_no_smaller_set_of_the_shipped_leagues_would_do():
     table, models = excesses(), able([])
-    chosen = shortlist(table, models)
+    chosen = cover(table, models)
 
     def regret(names) -> float:
         best = [(min(row.values()), [row.get(name, math.inf) for name in names]) for row in table.values()]
@@ -135,6 +159,40 @@ def test_a_set_without_labels_has_a_race_of_models_without(call, tmp_path):
     code, stdout, _ = call("which", "--data", str(folder), "--budget", "30m", "--dry-run", "--json")
     models = json.loads(stdout)["models"]
     assert code == 0 and "fm" in models and not {"cfm", "cvae", "cgan", "cddpm"} & {*models}
+
+
+def test_needs_that_cannot_be_met_are_refused(call, tmp_path):
+    from PIL import Image
+
+    for i in range(20):
+        Image.new("RGB", (32, 32), (i, 2 * i, 3 * i)).save(tmp_path / f"{i}.png")
+    code, _, stderr = call("which", "--data", str(tmp_path), "--budget", "30m", "--need", "labels")
+    assert code == 2 and "has no labels" in stderr
+    race = ("which", "--data", "digits", "--budget", "30m", "--need", "one-call", "--dry-run")
+    code, _, stderr = call(*race, "--models", "cgan,cfm")
+    assert code == 2 and "`cfm` does not meet" in stderr
+    assert call(*race, "--models", "cgan,cvae")[0] == 0
+
+
+def test_a_plan_reads_an_archive_once(call, tmp_path, monkeypatch):
+    from PIL import Image
+
+    from gzcli.data.packs import open as packs
+
+    with zipfile.ZipFile(tmp_path / "few.zip", "w") as archive:
+        for i in range(40):
+            image = io.BytesIO()
+            Image.new("L", (28, 28), i).save(image, "PNG")
+            archive.writestr(f"{i % 2}/{i}.png", image.getvalue())
+    reads, read = [], packs.read
+
+    def counted(*args):
+        reads.append(args)
+        return read(*args)
+
+    monkeypatch.setattr(packs, "read", counted)
+    assert call("which", "--data", str(tmp_path / "few.zip"), "--budget", "30m", "--dry-run")[0] == 0
+    assert len(reads) == 1
 
 
 def test_what_cannot_be_trained_is_refused_before_the_race():

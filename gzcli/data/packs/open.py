@@ -12,6 +12,7 @@ import os
 import weakref
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TypedDict
 
@@ -187,10 +188,10 @@ def facts_of(
     else:
         if meta is None and not (meta := _packed(data)):
             try:
-                measured = measure(read(data, data.form))
+                surveyed = _surveyed(data, fingerprint(data))
             except GzError:  # packing says what is wrong with them
                 return None
-            values = measured and vars(measured)
+            values = surveyed and vars(surveyed)
         else:  # the pack counts what could be read
             values = {**(meta.facts or {}), "n": meta.counts["train"]}
         if not values:
@@ -203,6 +204,13 @@ def facts_of(
     many = facts.n if n is None else min(n, facts.n)
     channels = facts.channels if facts.channels not in (1, 3) else channels or facts.channels
     return replace(facts, height=height, width=width, channels=channels, n=many, name=data.reference)
+
+
+@lru_cache(maxsize=1)
+def _surveyed(data: OwnSet, made_of: str | None) -> Facts | None:
+    """The facts of a set that is not packed. Recipes that are resolved in turn ask for the same one's, and an
+    archive of many images takes seconds; `made_of` changes with its files."""
+    return measure(read(data, data.form))
 
 
 def _packed(data: DataSet) -> PackMeta | None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from posixpath import normpath
+from posixpath import normpath, splitext
 from typing import NamedTuple
 
 import numpy as np
@@ -182,8 +182,9 @@ def _texts(members: Members, names: list[str]) -> Iterator[tuple[str, bytes]]:
 
 def _label_files(title: str, members: Members, names: list[str]) -> dict[str, str]:
     """The labels in `NAME.cls` files by image, of all images or of none."""
-    picture_of = {str(PurePosixPath(name).with_suffix(LABEL)): name for name in names}
-    texts = _texts(members, [name for name in members.names if name in picture_of])
+    files = [name for name in members.names if name.endswith(LABEL)]
+    picture_of = {splitext(name)[0] + LABEL: name for name in names} if files else {}
+    texts = _texts(members, [name for name in files if name in picture_of])
     labels = {picture_of[name]: data.decode("utf-8", "replace").strip() for name, data in texts}
     if labels and (lacking := next((name for name in names if not labels.get(name)), None)):
         hint = "give every image a label file, or none"
@@ -212,8 +213,9 @@ class _Line(NamedTuple):
 
 def _descriptions(title: str, members: Members, names: list[str]) -> tuple[dict[str, _Line], dict[str, str]]:
     """The lines of `metadata.jsonl`, and all captions, by picture."""
-    picture_of = {str(PurePosixPath(name).with_suffix(".txt")): name for name in names}
-    texts = [name for name in members.names if name in picture_of or PurePosixPath(name).name == METADATA]
+    files = [name for name in members.names if name.endswith((".txt", METADATA))]
+    picture_of = {splitext(name)[0] + ".txt": name for name in names} if files else {}
+    texts = [name for name in files if name in picture_of or PurePosixPath(name).name == METADATA]
     lines: dict[str, _Line] = {}
     captions: dict[str, str] = {}
     pictures = set(names)

@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from posixpath import splitext
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from gzcli.core.errors import MissingError
@@ -118,8 +119,9 @@ def refuse_large(name: str, size: int) -> None:
 
 def is_hidden(name: str) -> bool:
     """Whether a file is one that systems leave behind: `.DS_Store`, `__MACOSX/…`, `Thumbs.db`."""
-    parts = PurePosixPath(name).parts
-    hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
+    inside = f"/{name}"
+    hidden = "/." in inside or "/__MACOSX" in inside  # most names need no path object
+    hidden = hidden and any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
     return hidden or name.endswith(("Thumbs.db", "desktop.ini"))
 
 
@@ -130,7 +132,7 @@ def is_picture(name: str) -> bool:
 
 def may_be_picture(value: str) -> bool:
     """Whether a text may be the name of an image, and no URL."""
-    return PurePosixPath(value).suffix.lower() in SUFFIXES and "://" not in value
+    return splitext(value)[1].lower() in SUFFIXES and "://" not in value
 
 
 class PictureFilter:
@@ -140,10 +142,12 @@ class PictureFilter:
         self.others: Counter[str] = Counter()
 
     def __call__(self, name: str) -> bool:
+        if is_picture(name):
+            return True
         if is_hidden(name):
             return False
         path = PurePosixPath(name)
-        if is_picture(name) or path.name == METADATA or path.suffix in (".txt", LABEL):
+        if path.name == METADATA or path.suffix in (".txt", LABEL):
             return True
         self.others[path.suffix.lower() or path.name] += 1
         return False
