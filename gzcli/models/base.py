@@ -75,6 +75,7 @@ class Model(nn.Module):
     paper: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()  # inputs beside the image, such as a caption
     conditional: bool = False  # whether this instance was built to take labels
+    null_label: ClassVar[bool] = True  # whether a conditional model has a label for images without one
     # applications that take labels though the model is not conditional
     labels_for: ClassVar[tuple[str, ...]] = ()
     with_labels: ClassVar[tuple[str, ...]] = ()  # applications that a conditional model alone has

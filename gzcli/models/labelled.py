@@ -17,7 +17,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -203,27 +203,43 @@ def k_means(points: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     return kmeans.cluster_centers_, np.bincount(kmeans.labels_, minlength=count)
 
 
-LogProb = Callable[[Tensor | None, Noise], Tensor]  # of labels, by draws of the noise: [B] nats
+LogProb = Callable[[Tensor | None, Any], Tensor]  # of labels, by draws of a `Noise`: [B] nats
 
 
-def over_classes(model: Model, log_prob: LogProb, n: int, labels: Tensor | None, noise: Noise) -> Tensor:
+def mixture(of_class: Tensor) -> Tensor:
+    """log 1/K Σ_y p(x | y) [B, …], from log p(x | y) [B, K, …]."""
+    return of_class.logsumexp(1) - math.log(of_class.shape[1])
+
+
+def over_classes(
+    model: Model,
+    log_prob: LogProb,
+    n: int,
+    labels: Tensor | None,
+    noise: Noise | None,
+    *,
+    of_each: Callable[[], Tensor] | None = None,
+) -> Tensor:
     """log p(x | labels) [B] of n images. Of a conditional model without labels log 1/K Σ_y p(x | y), the
     mixture of classes that it samples, by the same noise for each; for lower bounds a lower bound.
 
     Of multi-label data, whose 2^K sets of labels cannot be summed, it is the density that the model learned
-    from images with hidden labels. Raises UsageError for more classes than can be summed.
+    from images with hidden labels, if it has a null label. Raises UsageError for more classes than can be
+    summed.
+
+    of_each: log p(x | y) [B, K] of every class at once, if that takes fewer than K passes.
     """
-    if labels is not None or not model.conditional or model.data.multilabel:
+    if labels is not None or not model.conditional or (model.data.multilabel and model.null_label):
         return log_prob(labels, noise)
+    if of_each is not None:
+        return mixture(of_each())
     count, most = len(model.data.classes), SUMMED_BY_ODE if model.likelihood == "ode" else SUMMED
     if count > most:
         message = f"log p(x) without labels is a sum over {count:,} classes, and {most} are the most"
         raise UsageError(message, hint="pass the labels: `gz bench` gives log p(x | y)")
-    noises = [*(noise.again() for _ in range(count - 1)), noise]
-    each = [
-        log_prob(y, draws) for y, draws in zip(every_label(model.data, n, noise.device), noises, strict=True)
-    ]
-    return torch.stack(each).logsumexp(0) - math.log(count)
+    noises = [*(noise and noise.again() for _ in range(count - 1)), noise]
+    every = every_label(model.data, n, next(model.parameters()).device)
+    return mixture(torch.stack([log_prob(y, draws) for y, draws in zip(every, noises, strict=True)], 1))
 
 
 class Labelled(Model):
@@ -315,10 +331,19 @@ class Labelled(Model):
             raise UsageError("a model trained without label dropout needs labels", hint=hint)
         return labels
 
-    def over_classes(self, log_prob: LogProb, n: int, labels: Tensor | None, noise: Noise) -> Tensor:
+    def over_classes(
+        self,
+        log_prob: LogProb,
+        n: int,
+        labels: Tensor | None,
+        noise: Noise,
+        of_each: Callable[[], Tensor] | None = None,
+    ) -> Tensor:
         """`over_classes` of a model that may have clusters: with them the joint likelihood of an image and
         its nearest cluster of any class, a lower bound of the mixture over clusters."""
-        return log_prob(labels, noise) if self.clusters else over_classes(self, log_prob, n, labels, noise)
+        if self.clusters:
+            return log_prob(labels, noise)
+        return over_classes(self, log_prob, n, labels, noise, of_each=of_each)
 
     def condition_log_prob(self, condition: Tensor | None, labels: Tensor | None) -> Tensor | float:
         """log p(c) of the clusters `condition`, or log p(c | labels), [B]; 0 without clusters."""

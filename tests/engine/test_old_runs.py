@@ -87,7 +87,7 @@ def same_machine(expected: dict[str, np.ndarray]) -> bool:
 @pytest.mark.parametrize(("name", "commit"), {**OLDEST, **NEWEST}.items())
 def test_they_are_sampled_and_scored(name, commit, expected, monkeypatch):
     """The likelihood of conditional models without labels was that of hidden labels."""
-    monkeypatch.setattr(Labelled, "over_classes", lambda self, log_prob, n, y, noise: log_prob(y, noise))
+    monkeypatch.setattr(Labelled, "over_classes", lambda self, log_prob, n, y, noise, **_: log_prob(y, noise))
     for checkpoint in ("finished", "10") if (name, commit) in RESUMED else ("finished",):
         then = expected[f"{name}/{checkpoint}"]
         now = sampler.draw(load_trained(runs.find(name), "cpu", checkpoint, "fp32"), len(then), seed=3)

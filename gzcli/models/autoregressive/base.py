@@ -9,7 +9,6 @@ groups of the current pixel need a mask."""
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from typing import Any, ClassVar
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.base import Model
+from gzcli.models.labelled import mixture, over_classes
 from gzcli.models.nn import Labels, bits_per_dim, double, every_label, needs_labels, spread_labels
 
 # ---- convolutions and their caches
@@ -190,6 +190,7 @@ class PixelModel(Model):
     likelihood: ClassVar[str] = "exact"
     best: ClassVar[str] = "bpd"
     takes: ClassVar[str] = "levels"
+    null_label = False
     sums = ("main",)
 
     def __init__(self, data: DataInfo, conditional: bool, *, parts: int, uniforms: int):
@@ -216,10 +217,12 @@ class PixelModel(Model):
         return {"loss": nats, "bpd": bits_per_dim(nats, self.data)}
 
     def log_prob(self, x: Tensor, labels: Labels = None, *, noise: Noise | None = None) -> Tensor:
-        """[B] nats, exact; for a conditional model without labels log mean_y p(x | y), over its classes."""
-        if not self.conditional or labels is not None:
+        """[B] nats, exact. A conditional model without labels has that of the mixture of its classes."""
+
+        def exact(labels: Labels, noise: Noise | None) -> Tensor:
             return self._pixels_log_prob(x, labels).flatten(1).sum(1)
-        return self._class_log_prob(x, rows=x.shape[2]).logsumexp(1) - math.log(len(self.data.classes))
+
+        return over_classes(self, exact, len(x), labels, noise)
 
     def map_nll(self, x: Tensor, *, noise: Noise) -> Tensor:
         """−log p(pixel | pixels before it) in nats, [B, H, W]; it sums to −log p(x). For a conditional model
@@ -228,7 +231,7 @@ class PixelModel(Model):
             return -self._pixels_log_prob(x, None).sum(1)
         every = every_label(self.data, len(x), x.device)
         of_class = torch.stack([self._pixels_log_prob(x, y).sum(1) for y in every], 1)
-        log_p = double(of_class).flatten(2).cumsum(2).logsumexp(1) - math.log(len(every))
+        log_p = mixture(double(of_class).flatten(2).cumsum(2))
         return -log_p.diff(prepend=log_p.new_zeros(len(x), 1)).unflatten(1, x.shape[2:]).to(x.dtype)
 
     def _pixels_log_prob(self, x: Tensor, labels: Labels) -> Tensor:

@@ -14,7 +14,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 from gzcli.models.autoregressive.tokenizer import Figures, Tokenizer
 from gzcli.models.base import Model, Phase
-from gzcli.models.labelled import ClusterOptions, Labelled
+from gzcli.models.labelled import ClusterOptions, Labelled, mixture
 from gzcli.models.nn import ClassEmbedding, Labels, every_label
 from gzcli.models.nn.transformer import Position, TransformerOptions, Trunk, initial_std
 
@@ -97,7 +97,7 @@ class Prior(Labelled):
         codes = self.tokenizer.encode(x).flatten(1)
         if self.clusters is not None or not self.conditional:
             return self.joint_nll(codes, x, None, noise)
-        return math.log(len(self.data.classes)) - self.class_log_prob(codes, noise).logsumexp(1)
+        return -mixture(self.class_log_prob(codes, noise))
 
     def joint_nll(self, codes: Tensor, x: Tensor, labels: Labels, noise: Noise) -> Tensor:
         """−log p(codes | labels) [B] in nats, or with the clusters c of images x −log p(codes, c | labels);

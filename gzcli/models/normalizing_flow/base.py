@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -211,15 +212,18 @@ class ImageFlow(Labelled):
     def log_prob(self, x: Tensor, labels: Labels = None, *, noise: Noise, samples: int = 1) -> Tensor:
         """A bound of log p(x), or of log p(x | labels), [B] nats.
 
-        A conditional model without labels gives the marginal over equally likely classes (multi-label: the
-        null label).
+        A conditional model without labels gives that of the mixture of its classes (multi-label: the null
+        label).
 
         samples: draws of the noise over which the density is averaged.
         """
-        marginal = self.classes is not None and labels is None and not self.data.multilabel
-        draws = torch.stack([self.log_joint(x, labels, noise, each_class=marginal) for _ in range(samples)])
-        log_p = draws.logsumexp(0) - math.log(samples) if samples > 1 else draws[0]
-        return log_p.logsumexp(1) - math.log(log_p.shape[1]) if marginal else log_p
+
+        def averaged(labels: Labels, noise: Noise, *, each_class: bool = False) -> Tensor:
+            draws = [self.log_joint(x, labels, noise, each_class=each_class) for _ in range(samples)]
+            return torch.stack(draws).logsumexp(0) - math.log(samples) if samples > 1 else draws[0]
+
+        of_each = partial(averaged, None, noise, each_class=True) if self.prior_of_class else None
+        return self.over_classes(averaged, len(x), labels, noise, of_each=of_each)
 
     def map_nll(self, x: Tensor, *, noise: Noise, draws: int = 8) -> Tensor:
         """½ z² − ½ of the latents over each pixel, the mean over 3 × 3 pixels, [B, H, W]: the excess in nats

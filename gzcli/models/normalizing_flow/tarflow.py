@@ -222,14 +222,9 @@ class TarFlow(ImageFlow):
         return log_det + top_log_prob(z, *self.top)
 
     def log_joint(self, x: Tensor, labels: Labels, noise: Noise, *, each_class: bool = False) -> Tensor:
-        v, constant = self.to_unit(x, noise)
-
-        def log_p(labels: Labels, noise: Noise) -> Tensor:
-            y = self.image_condition(x, labels)
-            log_p = constant + self.log_density(v, self.embedding(y, len(x)))
-            return log_p + self.condition_log_prob(y, labels)
-
-        return self.over_classes(log_p, len(x), labels, noise)
+        (v, constant), y = self.to_unit(x, noise), self.image_condition(x, labels)
+        log_p = constant + self.log_density(v, self.embedding(y, len(x)))
+        return log_p + self.condition_log_prob(y, labels)
 
     def middle(self, x: Tensor) -> Tensor:
         """x in [0, 1), in the middle of the bins of its grey levels."""
