@@ -21,7 +21,7 @@ from gzcli.cli.options import a_model, a_model_or_run, a_set, argument, choose, 
 from gzcli.cli.report import check_report, with_report
 from gzcli.core.errors import UsageError
 from gzcli.core.sections import LaunchSection
-from gzcli.core.units import BUDGETS, about, count, counted, duration, figure, seconds_of, short
+from gzcli.core.units import BUDGETS, MOST, about, count, counted, duration, figure, seconds_of, short
 from gzcli.data.sets.registry import locate, slug
 from gzcli.launch.slurm import check_printable
 from gzcli.metrics import standings
@@ -35,12 +35,13 @@ if TYPE_CHECKING:
     from gzcli.league.league import Terms
     from gzcli.league.loop import League
     from gzcli.league.which import Outcome, Race
-    from gzcli.store.jobs import BenchJob
+    from gzcli.store.jobs import BenchJob, TrialJob
     from gzcli.store.run_folder import Run
 
 ARROWS = {"down": "↓", "up": "↑"}
 DAY = 86_400  # seconds of training after which it is asked whether to start
 KEEP = {"seconds": 2, "params": 5}  # as `Column.keep`, of what is no figure of a metric
+TIMES = ("train_seconds", "sample_seconds", "judge_seconds")  # of an entry of a league
 OF_BENCH, OF_LEAGUE = 2000, 10_000  # samples of each model
 BY_NEIGHBOURS = ("precision", "recall", "density", "coverage")
 
@@ -165,7 +166,7 @@ def bench(
     for run, word in runs:
         jobs.announce(run, word, data=data_set.key)
     if dry_run:
-        return show_dry_bench([run for run, _ in runs], len(images), job.n)
+        return show_dry_bench([run for run, _ in runs], len(images), job)
     paths = tuple(str(run.path) for run, _ in runs)
     jobs.fetch(networks)
     folder = claims.new_folder(user_dir("bench"), data_set.key)
@@ -177,13 +178,38 @@ def bench(
     out.data(with_report(result, folder, report, columns))
 
 
-def show_dry_bench(runs: Sequence[Run], images: int, n: int) -> None:
-    """Prints what the samples of runs take; `images`: how many contestants bring theirs."""
+def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob) -> None:
+    """Prints what it takes to sample runs and to judge. images: how many contestants bring theirs."""
     from gzcli.cli.plan import Drawing, show_drawing
+    from gzcli.launch import forecast, launcher
 
+    plan = launcher.plan(job.launch, every_gpu=False)
+    drawers = list(filter(None, (forecast.drawer_of_run(run, plan) for run in runs)))
+    budgets = [one.part.ood.budget for one in drawers]
+    drawn = forecast.drawn(drawers, kinds_of(job), measured_here)
+    likelihoods = sum(
+        one.of_likelihoods(job.likelihoods or MOST, budget)
+        for one, budget in zip(drawn, budgets, strict=True)
+    )
     sets = f"{counted(images, 'set')} of images, " if images else ""
-    further = f"then {sets}feature extraction, and likelihoods of test images"
-    show_drawing([(run, n, Drawing.of(run.model, run.data, run)) for run in runs], further)
+    judged = forecast.judging(job.n, plan.gpus) * (len(runs) + images)
+    further = f"then {sets}about {about(judged)} of evaluation"
+    further += f", and about {about(likelihoods)} of likelihoods of test images" if likelihoods else ""
+    rows = [(run, job.n, Drawing.of(run.model, run.data, run)) for run in runs]
+    show_drawing(rows, further, judged + likelihoods)
+
+
+def kinds_of(job: BenchJob) -> tuple[str, ...]:
+    """The kinds of likelihoods that a bench computes: that by an ODE is expensive, and has to be named."""
+    if job.metrics is None:
+        return ("exact", "bound")
+    return ("exact", "bound", "ode") if {"bpd", "nats"} & set(job.metrics) else ()
+
+
+def measured_here(job: TrialJob) -> Sequence[Mapping[str, Any]]:
+    from gzcli.launch import forecast
+
+    return forecast.measured(job, out.info)
 
 
 def check_stats(job: BenchJob) -> None:
@@ -363,7 +389,7 @@ def before_start(league: League, budget: str, *, yes: bool) -> None:
     from gzcli.cli.plan import start_or_not
 
     costs = costs_of(league)
-    seconds = sum(cost["train_seconds"] + (cost["sample_seconds"] or 0.0) for cost in costs)
+    seconds = sum(cost[name] or 0.0 for cost in costs for name in TIMES)
     for line in lines_of(league, budget, costs):
         out.info(line)
     less = "to take less, use fewer models or seeds, or a smaller `--budget`"
@@ -383,21 +409,33 @@ def show_dry(terms: Terms, budget: str) -> None:
 
 
 def costs_of(league: League) -> list[dict[str, Any]]:
-    """What is left to do for each entry, in seconds: to train, and to draw, of which None is not known."""
+    """What is left to do for each entry, in seconds: to train, to draw, of which None is not known, and to
+    judge."""
     from gzcli.cli.plan import Drawing
+    from gzcli.launch import forecast
     from gzcli.league.league import is_judged
 
     terms, rows = league.terms, []
+    left = {entry.key: entry for entry in league.entries if not is_judged(entry.run(), terms)}
+    drawers = [forecast.Drawer.of(entry.request.recipe, entry.plan) for entry in left.values()]
+    drawn = dict(zip(left, forecast.drawn(drawers, kinds_of(terms.job), measured_here), strict=True))
     for entry in league.entries:
         run = entry.run()
-        trained, judged = bool(run and run.state == "finished"), is_judged(run, terms)
+        trained = bool(run and run.state == "finished")
         drawing = Drawing.of(entry.model, locate(terms.data).key, run if trained else None)
+        here = drawn.get(entry.key) or forecast.Drawn()
+        if here.sample and not trained:
+            drawing = Drawing(here.sample)
         n, each = terms.job.n, drawing.seconds
         if each and n * each > terms.budget:
             n = min(n, OF_BENCH)
+        budget = entry.request.recipe.parts[-1].ood.budget
+        judged = forecast.STARTING_UP + forecast.judging(n, entry.plan.gpus)
+        judged += here.of_likelihoods(terms.job.likelihoods or MOST, budget)
         facts = {"model": entry.model, "seed": entry.seed, "n": n, "calls": drawing.calls}
-        facts["train_seconds"] = 0.0 if trained else terms.budget
-        rows.append(facts | {"sample_seconds": 0.0 if judged else each and n * each})
+        facts |= {"train_seconds": 0.0 if trained else terms.budget}
+        facts |= {"sample_seconds": each and n * each, "judge_seconds": judged}
+        rows.append(facts if entry.key in drawn else facts | dict.fromkeys(TIMES, 0.0))
     return rows
 
 
@@ -408,13 +446,14 @@ def lines_of(league: League, budget: str, costs: Sequence[Mapping[str, Any]]) ->
     seeds = f", {len(terms.seeds)} seeds" if len(terms.seeds) > 1 else ""
     lines = out.fitted(" ".join(models), f"{len(models)} models: ")
     lines.append(f"{budget} each{seeds}: {left} to train, {len(costs) - left} already trained")
-    trains = sum(cost["train_seconds"] for cost in costs)
-    draws = sum(cost["sample_seconds"] or 0.0 for cost in costs)
     unknown = list(dict.fromkeys(cost["model"] for cost in costs if cost["sample_seconds"] is None))
-    parts = [f"about {about(trains)} of training"] if trains else ["no training"]
-    parts += [f"about {about(draws)} of sampling"] if draws else []
-    parts.append("the time to evaluate")
-    lines += out.fitted(", ".join(parts[:-1]) + f", and {parts[-1]}")
+    times = [sum(cost[name] or 0.0 for cost in costs) for name in TIMES]
+    words = zip(times, ("training", "sampling", "evaluation"), strict=True)
+    parts = [f"about {about(seconds)} of {what}" for seconds, what in words if seconds]
+    parts = [*parts[:-2], " and ".join(parts[-2:])] if parts else ["nothing to do"]
+    lines += out.fitted(", ".join(parts))
+    if sum(map(bool, times)) > 1:
+        lines.append(f"together about {about(sum(times))}")
     if unknown:
         lines += out.fitted(" ".join(unknown), "unknown sampling time: ")
     for name, why in league.left_out.items():

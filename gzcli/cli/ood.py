@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -23,15 +24,15 @@ from gzcli.core.units import about, counted
 from gzcli.data.readers.inspection import open_inspection
 from gzcli.data.sets.registry import OwnSet, data_key, is_set, local, locate, slug
 from gzcli.metrics.alarms.methods import AUTO, METHODS, REFERENCE, is_local
-from gzcli.store import claims
+from gzcli.store import claims, files
 from gzcli.store.paths import user_dir
+from gzcli.store.run_folder import Run
 
 if TYPE_CHECKING:
     from gzcli.core.sections import DataSection
     from gzcli.data.sets.benchmarks import Benchmark
     from gzcli.data.sets.registry import DataSet
     from gzcli.models.catalog import ModelCard
-    from gzcli.store.run_folder import Run
 
 SETTINGS = jobs.OWN_OPTIONS
 ANY_RATE = 0.5  # of an alarm that is exported: who uses it says the rate
@@ -209,7 +210,9 @@ def ood(
         part = part_of(run.serving.tree())
         names = job.scores or part.ood.scores or ()
         budget = None if n or full else part.ood.budget
-        return show_dry(locate(job.ins), against, None if full else n, ", ".join(names), budget)
+        each = seconds_each(run, names)
+        seconds = each * n * (1 + len(against)) if each and n and isinstance(job, OodJob) else None
+        return show_dry(locate(job.ins), against, None if full else n, ", ".join(names), budget, seconds)
     folder = claims.new_folder(run.path / "ood", label)
     result = jobs.do_job(folder, job)
     shown = table_of_defects if inspected else table if input_ is None else table_of_pictures
@@ -219,16 +222,37 @@ def ood(
 
 
 def show_dry(
-    home: DataSet, against: Sequence[str], n: int | None, by: str, budget: float | None = None
+    home: DataSet,
+    against: Sequence[str],
+    n: int | None,
+    by: str,
+    budget: float | None = None,
+    seconds: float | None = None,
 ) -> None:
-    """Prints the sets or images that are scored, by what, and within which budget of seconds."""
+    """Prints the sets or images that are scored, by what, and the time that this takes: at most the budget,
+    or as many seconds as earlier scores of the run tell."""
     for label, text in (("in", home.reference), ("against", ", ".join(against)), ("by", by)):
         out.text("\n".join(out.fitted(text, f"{label:<9}")))
     many = f"{n:,}" if n else "as many as the budget allows" if budget else "all"
     out.text(f"images   {many} per data set")
     if budget:
-        out.text(f"time     about {about(budget)}, the recipe's `ood.budget`")
-    out.data({"in": home.reference, "against": list(against), "by": by, "n": n, "budget": budget})
+        out.text(f"time     about {about(budget)} at most, the recipe's `ood.budget`")
+    elif seconds:
+        out.text(f"time     about {about(seconds)}, as the last scores of this run took")
+    facts = {"in": home.reference, "against": list(against), "by": by, "n": n, "budget": budget}
+    out.data(facts | {"seconds": seconds})
+
+
+def seconds_each(run: Run, names: Sequence[str]) -> float | None:
+    """The seconds of an image as the run's newest result with these scores took them."""
+    for path in sorted(run.path.glob(f"ood/*/{Run.ood_file}"), reverse=True):
+        result = files.whole_object(path)
+        with suppress(KeyError, TypeError, ZeroDivisionError):
+            rows = [row for row in result["results"] if not row["baseline"]]
+            if set(names) <= {row["score"] for row in rows}:
+                outs = {row["out"]: row["n_out"] for row in rows}
+                return float(result["seconds"]) / (rows[0]["n_in"] + sum(outs.values()))
+    return None
 
 
 def label_of(outs: Sequence[str]) -> str:

@@ -236,8 +236,10 @@ def calls_of(run: Run) -> float | None:
     return None
 
 
-def show_drawing(rows: Sequence[tuple[Run, int | None, Drawing]], further: str) -> None:
-    """Prints what samples of runs take, and what more is to be done."""
+def show_drawing(
+    rows: Sequence[tuple[Run, int | None, Drawing]], further: str, judge_seconds: float | None = None
+) -> None:
+    """Prints what samples of runs take, and what more is to be done; `judge_seconds` of that are for JSON."""
     for run, n, drawing in rows:
         images = counted(n, "image") if n else "one image per input image"
         for line in out.fitted(f"{run.id}: {images}, {drawing.in_words(n)}"):
@@ -248,7 +250,8 @@ def show_drawing(rows: Sequence[tuple[Run, int | None, Drawing]], further: str) 
     if further:
         out.text(further)
     values = [{"run": run.id, "n": n, **asdict(one)} for run, n, one in rows]
-    out.data({"rows": values, "seconds": seconds})
+    judged = {} if judge_seconds is None else {"judge_seconds": judge_seconds}
+    out.data({"rows": values, "seconds": seconds, **judged})
 
 
 # ---------------------------------------------------------------------------- in words

@@ -13,6 +13,8 @@ from gzcli.core.errors import UsageError
 
 Size: TypeAlias = int | str  # as `as_size` writes it
 
+FEWEST, MOST = 500, 10_000  # images of a split that a budget of seconds pays for
+BY_ODE = 500  # most test images of a likelihood by an ODE, which takes hundreds of network calls for each
 SIDES = range(4, 1025)  # pixels a side of images that are packed
 BUDGETS = "a number with its unit, at least 3s: `--budget 8m`, `--budget 1.5h`"
 WORDS = "a number of pixels, or width and height as `48x32`"
@@ -63,6 +65,18 @@ def about(seconds: float) -> str:
     name, unit = [(name, unit) for name, unit in steps if seconds >= 2 * unit or unit == 1][-1]
     count = round(seconds / unit)
     return f"{count:,} {name}{'s' if count != 1 else ''}"
+
+
+def affordable(seconds: float, budget: float, sets: int) -> int:
+    """The number of images of each split that a budget pays for: 500 … 10,000, in steps of 100."""
+    return int(min(max(budget / max(seconds * sets, 1e-9) // 100 * 100, FEWEST), MOST))
+
+
+def likelihoods(seconds: float, budget: float, most: int, classes: int) -> tuple[int, int]:
+    """How many test images a budget pays the likelihood of, and how often it is computed of each: for its
+    label, and for each class in turn if the budget pays for that too."""
+    n = min(affordable(seconds, budget, 1), most)
+    return n, 1 + classes if seconds * n * (1 + classes) <= budget else 1
 
 
 def count(number: float) -> str:

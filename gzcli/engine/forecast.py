@@ -1,5 +1,5 @@
 """The cost of a training step of a recipe: its floating-point operations, counted on tensors without values,
-and the time and memory of a real step on this machine.
+and the time and memory of a real step on this machine; or the time of a sample and of a likelihood.
 
 The images are noise: the data set is not read. Without values a net of a billion parameters takes no memory,
 and no weights are read.
@@ -8,7 +8,8 @@ and no weights are read.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,22 +17,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.functional import one_hot
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from gzcli.core import devices, ranks
 from gzcli.core.errors import GzError, UsageError, first_line
 from gzcli.core.sections import Part, part_of
-from gzcli.core.types import Batch, BatchNoise, DataInfo, Noise
+from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, Noise, silent
 from gzcli.data.packs.open import open_pack, pack_options
 from gzcli.engine.ema import EMA, LENGTHS
 from gzcli.engine.log import Log, Speed
 from gzcli.engine.prepared import on_latents, with_prepared
+from gzcli.engine.sampler import NoneFinite, batch_size, draw
 from gzcli.engine.step import RecordedNoise, Step, precision, prepare_torch, shapes_only, without_values
-from gzcli.engine.trained import build_model
+from gzcli.engine.trained import Trained, build_model, to_device
 from gzcli.engine.updates import Alone, Updates
 from gzcli.models import catalog
 from gzcli.models.base import Model
+from gzcli.models.nn import full_fp32
 from gzcli.store.jobs import TrialJob
 from gzcli.store.runs import Run
 
@@ -45,6 +49,8 @@ SHORT = 1_500
 FEW = 4  # images of a step whose operations are not known
 ENOUGH = 1.0  # seconds after which no further step is timed
 TIMED, MOST = 2, 12  # steps that are timed: at least, and where they are short
+SAMPLED = 20  # images of a sample that is timed on a CPU
+DRAWN = ("sample_seconds", "log_prob_seconds", "classes")  # of an image
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 _aten = torch.ops.aten
@@ -71,15 +77,18 @@ Stages = Mapping[str, PartOnData]  # earlier stages by their names
 
 def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """{"parts": […]}: for each part `params`, `flops` and `kernels` of a step, and if a step is tried its
-    `seconds` and `bytes`, or the `error` that keeps them from being known. `refused` is the hint of a mistake
-    in the recipe."""
+    `seconds` and `bytes`; of a part that draws, what `try_drawing` returns; or the `error` that keeps them
+    from being known. `refused` is the hint of a mistake in the recipe."""
     results = []
     for row in job.parts:
-        result: dict[str, Any] = dict.fromkeys(("params", *Work._fields, "seconds", "bytes", "error"))
-        result["timed"] = row["timed"]
+        result: dict[str, Any] = {"timed": row["timed"], "error": None}
+        result |= dict.fromkeys(DRAWN if row.get("draws") else ("params", *Work._fields, "seconds", "bytes"))
         try:
             stages = {name: on_data(part_of(tree, name), job.info) for name, tree in row["stages"].items()}
             part, info = on_data(part_of(row["tree"], row["stage"]), job.info)
+            if row.get("draws"):
+                result |= try_drawing(part, info, stages, device, Run(folder), row["draws"])
+                continue
             result["params"] = params_of(part, info, stages)
             if work := work_of(part, info, stages):
                 result |= work._asdict()
@@ -91,7 +100,8 @@ def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str
                 result["refused"] = e.hint or ""
         except Exception as e:  # a model of others may do anything, and a net may not fit the memory
             result["error"] = f"{type(e).__name__}: {first_line(e)}"
-        results.append(result)
+        finally:
+            results.append(result)
     return {"parts": results}
 
 
@@ -278,6 +288,53 @@ def measure_steps(trial: Trial, times: float, device: torch.device) -> dict[str,
     loss, update = (min(values) for values in zip(*steps, strict=True))
     size = None if peak is None else round(before + state + max(0, peak - before - state) * times)
     return {"seconds": loss * times * trial.part.train.accumulate + update, "bytes": size}
+
+
+def try_drawing(
+    part: Part, info: DataInfo, stages: Stages, device: torch.device, run: Run, kinds: Sequence[str]
+) -> dict[str, Any]:
+    """What an image takes of an untrained model: `sample_seconds`, by the sampler of the recipe; of a
+    likelihood of these kinds `log_prob_seconds`, and the `classes` that it may be computed for."""
+    prepare_torch(part)
+    model = to_device(build(part, info, stages), device).eval().requires_grad_(False)
+    trained = Trained(run, model, info, part, device, 0)
+
+    def sample(n: int) -> None:
+        with suppress(NoneFinite):
+            draw(trained, n, warn=silent)
+
+    result: dict[str, Any] = {"sample_seconds": seconds_each(sample, trained)}
+    if model.likelihood in kinds and trained.has_levels:
+        y = torch.zeros(SAMPLED, dtype=torch.int64, device=device) if model.conditional else None
+        y = one_hot(y, len(info.classes)).float() if y is not None and info.multilabel else y
+        levels = info.levels or 256
+        x = torch.randint(levels, (SAMPLED, *info.shape), device=device) * 2 / (levels - 1) - 1
+
+        def log_prob(n: int) -> None:
+            with torch.no_grad(), full_fp32(device):
+                noise = ImageNoise(0, range(n), device)
+                model.log_prob(x[:n], None if y is None else y[:n], noise=noise)
+
+        result["log_prob_seconds"] = seconds_each(log_prob, trained)
+        turns = model.conditional and not info.multilabel and model.likelihood != "ode"
+        result["classes"] = len(info.classes) if turns else 0
+    return result
+
+
+def seconds_each(function: Callable[[int], None], trained: Trained) -> float:
+    """The seconds of an image in a call with many. On a CPU it is the difference of two calls, because a full
+    batch shares what a call takes whatever its number of images."""
+    device = trained.device
+    few, many = (FEW, SAMPLED) if device.type == "cpu" else (0, batch_size(trained, {}))
+    clock = partial(devices.clock, device, "cpu" if torch.get_num_threads() == 1 else "wall")
+    function(FEW)
+    times = []
+    for n in filter(None, (few, many)):
+        since = clock()
+        function(n)
+        times.append(clock() - since)
+    longer = times[-1] - times[0] if few else times[-1]
+    return longer / (many - few) if longer > 0 else times[-1] / many
 
 
 def speed_of(model: Model, batch: Batch, part: Part, accelerator: Accelerator, log: Log) -> Speed:

@@ -16,12 +16,12 @@ import torch
 from gzcli.core import ranks
 from gzcli.core.devices import synchronise
 from gzcli.core.types import Batch
+from gzcli.core.units import FEWEST
 from gzcli.data.packs.batches import scan, scan_by_content
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.trained import Trained
 from gzcli.metrics.interval import subset
 
-FEWEST, MOST = 500, 10_000  # images of a split that a budget of seconds pays for
 FIT = FEWEST  # held-out images that scores are fitted on: as many as the smallest budget pays for
 BANK = 10_000  # most training images that scores are fitted on or search for neighbours
 
@@ -123,11 +123,6 @@ def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -
         draw = "metrics of a binary model are of binarised images, one draw with a fixed seed"
         lines.append(f"{draw}; {but}" if but else draw)
     return lines
-
-
-def affordable(seconds: float, budget: float, sets: int) -> int:
-    """The number of images of each split that a budget pays for: 500 … 10,000, in steps of 100."""
-    return int(np.clip(budget / max(seconds * sets, 1e-9) // 100 * 100, FEWEST, MOST))
 
 
 def timed(function: Callable[[], Any], device: torch.device) -> float:

@@ -14,17 +14,15 @@ from torch import Tensor
 from gzcli.core import devices, ranks
 from gzcli.core.errors import DivergedError
 from gzcli.core.types import Batch, ImageNoise, Noise
-from gzcli.core.units import about
+from gzcli.core.units import BY_ODE, MOST, about, likelihoods
 from gzcli.data.packs.pack import Pack
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
-from gzcli.judge.images import Pick, affordable, timed
+from gzcli.judge.images import Pick, timed
 from gzcli.models.base import Model, flat_defaults, group_options
 from gzcli.models.nn import full_fp32
 
 BATCH_SIZE = 100  # test images of a batch on a usual device
-MOST = 10_000  # most test images that a likelihood is computed on
-MOST_BY_ODE = 500  # the same by an ODE, which takes hundreds of network calls for each image
 CHECKED = 8  # most images that the solver is checked on
 NOTABLE = 0.01  # bits a dimension: the last digit in which tables give bpd
 
@@ -49,13 +47,12 @@ def likelihood(
     budget, by_ode = trained.part.ood.budget, model.likelihood == "ode"
     trial = next(iter(test_images(trained, devices.batch_of(BATCH_SIZE, device))))
     seconds_each = timed(lambda: given_label(model, trial), device) / len(trial) / ranks.world()
-    most = min(most or MOST, MOST_BY_ODE if by_ode else MOST, pack.meta.counts["test"])
-    n = min(affordable(seconds_each, budget, 1), most)
-    labels, frequencies, passes = pack.labels("train"), None, 1
-    if labels is not None and model.conditional and not pack.meta.multilabel:
+    most = min(most or MOST, BY_ODE if by_ode else MOST, pack.meta.counts["test"])
+    labels, frequencies, classes = pack.labels("train"), None, 0
+    if labels is not None and model.conditional and not pack.meta.multilabel and not by_ode:
         counts = np.bincount(labels, minlength=len(pack.meta.classes))
-        frequencies, passes = torch.from_numpy(counts / len(labels)), 1 + len(counts)
-    n, passes = ranks.agree((n, 1 if by_ode or seconds_each * n * passes > budget else passes))
+        frequencies, classes = torch.from_numpy(counts / len(labels)), len(counts)
+    n, passes = ranks.agree(likelihoods(seconds_each, budget, most, classes))
     log.info(f"likelihood of {n:,} test images by {trained.title}, about {about(seconds_each * n * passes)}")
     count = 0
     with log.bar(f"likelihood of {trained.title}") as progress:

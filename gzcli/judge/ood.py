@@ -14,6 +14,7 @@ import torch
 
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
+from gzcli.core.units import MOST
 from gzcli.data.library import listed_images
 from gzcli.data.packs.open import PackOptions, open_pack
 from gzcli.data.packs.pack import Pack
@@ -22,7 +23,7 @@ from gzcli.data.sets.registry import SPECS
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import histograms
 from gzcli.judge import methods
-from gzcli.judge.images import BANK, MOST, Pick, short_paths, treatment
+from gzcli.judge.images import BANK, Pick, short_paths, treatment
 from gzcli.judge.scores import Scoring, Table, write_csv
 from gzcli.metrics import baselines, pretrained
 from gzcli.metrics.alarms.alarm import FITTED

@@ -34,12 +34,13 @@ from torch import Tensor
 from gzcli.core import devices, ranks
 from gzcli.core.errors import DivergedError, MissingError, UsageError, did_you_mean
 from gzcli.core.types import Batch, ImageNoise, Say
+from gzcli.core.units import affordable
 from gzcli.data.packs.batches import to_uint8
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack, check_unchanged
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.judge.images import Pick, affordable, fitting_images, fitting_pick, timed
+from gzcli.judge.images import Pick, fitting_images, fitting_pick, timed
 from gzcli.judge.likelihood import SolverGap, solver_gap
 from gzcli.judge.local import RunLocal, few, fit_run_local, with_defects
 from gzcli.judge.methods import without_model

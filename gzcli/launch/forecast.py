@@ -7,10 +7,12 @@ its own.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,12 +23,12 @@ from gzcli.core.devices import PEAKS, cpu_name, gpu_memory, gpu_name, host_memor
 from gzcli.core.errors import GzError, Interrupted, UsageError
 from gzcli.core.sections import LaunchSection, Part, part_of
 from gzcli.core.types import Say, silent
-from gzcli.core.units import Size, as_size, sides, size
+from gzcli.core.units import Size, as_size, counted, likelihoods, sides, size
 from gzcli.data.packs.open import is_here, pack_options, peek, size_of
 from gzcli.data.packs.pack import PackMeta
 from gzcli.data.sets.registry import DataSpec, HubSet, locate
 from gzcli.launch import launcher
-from gzcli.launch.from_file import find_run
+from gzcli.launch.from_file import find_run, metadata
 from gzcli.launch.launcher import Plan, usable_gpus
 from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe, check_batch_of, check_data
@@ -35,6 +37,7 @@ from gzcli.store import files, jobs, runs
 from gzcli.store.hub import at_hand, is_id
 from gzcli.store.jobs import TrialJob
 from gzcli.store.paths import cache_dir
+from gzcli.store.run_folder import Run
 from gzcli.version import __version__
 
 UNKNOWN = 10  # classes that are planned for where a conditional model's set is not packed yet
@@ -49,7 +52,11 @@ APART = ("seed", "about", "scale", "sample", "ood", "bench", "params")
 PAUSING = ("log_every", "sample_every", "samples", "eval_every", "checkpoint_every", "keep", "best")
 STARTING = ("init", "parent")
 
+JUDGED = 7e-3  # seconds that an image is compared for on a core of 90 GFLOP/s, of 2,000 in a league
+STARTING_UP = 10.0  # seconds in which the two processes that train and judge a model load torch
 NUMBERS = ("params", "flops", "kernels", "seconds", "bytes")  # of a part's result
+IMAGES = ("sample_seconds", "log_prob_seconds", "classes")  # of the result of a part that draws
+DRAWING = ("model", "data", "sample")  # sections of a recipe on which the time of an image depends
 
 Measure = Callable[[TrialJob], Sequence[Mapping[str, Any]]]  # does a job and returns its rows
 
@@ -240,9 +247,11 @@ def expect(
     if shape is None:
         return [Forecast(part, lacking="the data set is not here") for part in recipe.parts], []
     here = plan.gpus <= (usable_gpus().usable if plan.gpus else 0)
-    rows = [row_of(part, recipe, plan, shape, timed=timed and here) for part in recipe.parts]
+    stages = stages_of(recipe)
+    rows = [row_of(part, stages, plan, shape, timed=timed and here) for part in recipe.parts]
     if paper:
-        rows += [row_of(part, paper, plan, shape, timed=False) for part in paper.parts]
+        stages = stages_of(paper)
+        rows += [row_of(part, stages, plan, shape, timed=False) for part in paper.parts]
     unknown = [row for row in rows if not row["result"] or (row["timed"] and not row["result"]["timed"])]
     if unknown and measure and os.environ.get("GZ_TRIAL") != "0":
         gpus = min(1, plan.gpus) if here else 0
@@ -260,26 +269,135 @@ def expect(
 
 
 def row_of(
-    part: Part, recipe: Recipe, plan: Plan, shape: Mapping[str, Any], *, timed: bool
+    part: Part, stages: Mapping[str, Part], plan: Plan, shape: Mapping[str, Any], *, timed: bool
 ) -> dict[str, Any]:
-    """A part as `TrialJob.parts` has it, with its name in the cache and what is there."""
-    parts = {stage.stage: stage for stage in recipe.parts}
-    for name, reused in recipe.reused.items():
-        if run := runs.by_name(reused):
-            parts[name] = part_of(run.serving.tree(), name)
+    """A part as `TrialJob.parts` has it, with its name in the cache and what is there. stages: the recipe's
+    parts by their names."""
     card = catalog.card(part.model)
-    stages = {name: parts[name].tree() for name in card.stages if name in parts}
+    built_on = {name: stages[name].tree() for name in card.stages if name in stages}
     launch = replace(part.launch, processes=plan.processes, gpus=plan.gpus, threads=plan.threads)
     tree = replace(part, launch=replace(launch, cpu=not plan.gpus, machines=None).alone()).tree()
     counting = {key: value for key, value in tree.items() if key not in APART}
     counting["train"] = {
         key: value for key, value in tree["train"].items() if key not in (*PAUSING, *STARTING)
     }
-    program = hashlib.sha256(card.path.read_bytes()).hexdigest()
-    facts = (counting, *stages.values(), shape, machine_of(plan), program, __version__, version("torch"))
-    key = hashlib.sha256(repr(facts).encode()).hexdigest()[:20]
-    row = {"stage": part.stage, "tree": tree, "stages": stages, "timed": timed}
+    key = key_of(card.path, plan, counting, *built_on.values(), shape)
+    row = {"stage": part.stage, "tree": tree, "stages": built_on, "timed": timed, "draws": ()}
     return row | {"key": key, "result": recall(key)}
+
+
+def key_of(program: Path, plan: Plan, *facts: Any) -> str:
+    """The name in the cache of what a model's file costs on this machine."""
+    code = hashlib.sha256(program.read_bytes()).hexdigest()
+    everything = (*facts, machine_of(plan), code, __version__, version("torch"))
+    return hashlib.sha256(repr(everything).encode()).hexdigest()[:20]
+
+
+def stages_of(recipe: Recipe) -> dict[str, Part]:
+    """The parts of a recipe by their names; in the place of those that it reuses, the recipes of their
+    runs."""
+    parts = {stage.stage: stage for stage in recipe.parts}
+    reused = {name: runs.by_name(word) for name, word in recipe.reused.items()}
+    return parts | {name: part_of(run.serving.tree(), name) for name, run in reused.items() if run}
+
+
+# ---------------------------------------------------------------------------- time of an image
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What an image of a model takes here, in seconds; None if it is not known, or if the model has no such
+    likelihood."""
+
+    sample: float | None = None
+    log_prob: float | None = None
+    classes: int = 0  # for which a likelihood may be computed too
+
+    def of_likelihoods(self, n: int, budget: float) -> float:
+        """Seconds of the likelihoods of at most n test images, within the budget of a recipe."""
+        if self.log_prob is None:
+            return 0.0
+        n, passes = likelihoods(self.log_prob, budget, n, self.classes)
+        return n * passes * self.log_prob
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """A model whose images are timed untrained."""
+
+    part: Part
+    stages: Mapping[str, Part]
+    plan: Plan
+    shape: Mapping[str, Any] | None  # as `TrialJob.info`; None: not known
+
+    @classmethod
+    def of(cls, recipe: Resolved, plan: Plan) -> Drawer:
+        return cls(recipe.parts[-1], stages_of(recipe), plan, of_data(recipe)[0].info())
+
+    def row(self, kinds: Sequence[str]) -> dict[str, Any]:
+        """As `row_of`, for images and for likelihoods of these kinds."""
+        row = row_of(self.part, self.stages, self.plan, self.shape or {}, timed=False)
+        trees = [{key: tree[key] for key in DRAWING} for tree in (row["tree"], *row["stages"].values())]
+        precision = row["tree"]["train"]["precision"]
+        draws = ("samples", *kinds)
+        key = key_of(catalog.card(self.part.model).path, self.plan, trees, precision, self.shape, draws)
+        return row | {"draws": draws, "key": key, "result": recall(key, IMAGES)}
+
+
+def drawer_of_run(run: Run, plan: Plan) -> Drawer | None:
+    """That of a run's recipe; None if its weights do not tell what it was trained on, or if it draws
+    latents."""
+    with suppress(GzError, KeyError, ValueError):
+        stages = {part.path.name: part_of(part.tree(), part.path.name) for part in run.stages}
+        part, shape = part_of(run.serving.tree()), json.loads(metadata(run.serving.model_file)["data"])
+        return None if part.data.latent else Drawer(part, stages, plan, shape)
+    return None
+
+
+def drawn(drawers: Sequence[Drawer], kinds: Sequence[str], measure: Measure) -> list[Drawn]:
+    """What images of models take here. Those that are not in the cache are measured together, in one process
+    for each description of a set."""
+    rows = [one.row(kinds) for one in drawers]
+    jobs_of: dict[str, dict[str, list[dict[str, Any]]]] = {}  # rows by set and name in the cache
+    for one, row in zip(drawers, rows, strict=True):
+        if not row["result"] and one.shape and os.environ.get("GZ_TRIAL") != "0":
+            jobs_of.setdefault(repr((one.shape, one.plan)), {}).setdefault(row["key"], []).append(row)
+    of_place = {repr((one.shape, one.plan)): one for one in drawers}
+    for place, by_key in jobs_of.items():
+        one, alike = of_place[place], list(by_key.values())
+        launch = LaunchSection(gpus=1 if one.plan.gpus else None, cpu=not one.plan.gpus)
+        launch = replace(launch, threads=one.plan.threads)
+        job = TrialJob(tuple(same[0] for same in alike), one.shape or {}, launch=launch)
+        for same, result in zip(alike, measure(job), strict=True):
+            for row in same:
+                row["result"] = dict(result)
+            if not result.get("error"):
+                files.write_json(cached(same[0]["key"]), dict(result))
+    results = [[row["result"].get(name) for name in IMAGES] for row in rows]
+    return [Drawn(sample, log_prob, classes or 0) for sample, log_prob, classes in results]
+
+
+def judging(n: int, gpus: int) -> float:
+    """Seconds in which n images of a contestant are compared with real ones, without likelihoods: as in the
+    last bench on this machine, or as on a core of 90 GFLOP/s."""
+    known = files.whole_object(judged_file(gpus)).get("seconds")
+    return n * (known if isinstance(known, float) else JUDGED)
+
+
+def note_judging(result: Mapping[str, Any], gpus: int) -> None:
+    """Keeps what `judging` reads, of the result of a bench."""
+    each = [
+        (row["seconds"] - row["n"] / row["metrics"]["samples_per_s"]) / row["n"]
+        for row in result["rows"]
+        if row.get("seconds") and row["metrics"].get("samples_per_s") and "likelihood" not in row
+    ]
+    if each:
+        files.write_json(judged_file(gpus), {"seconds": max(0.0, *each)})
+
+
+def judged_file(gpus: int) -> Path:
+    name = gpu_name() if gpus else cpu_name()
+    return cache_dir("costs", f"judged-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json")
 
 
 def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:
@@ -291,8 +409,7 @@ def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:
         files.make_folder(costs)
         files.sweep(costs)
         folder.mkdir()
-        tried = any(row["timed"] for row in job.parts)
-        say("planning: " + ("a step is tried on this machine" if tried else "finding what a step costs"))
+        say(f"planning: {what_is_done(job)}")
         jobs.write(folder, job)
         with signals.noted() as received:
             try:
@@ -313,16 +430,24 @@ def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:
     return [{"params": None, "error": why} for _ in job.parts]
 
 
+def what_is_done(job: TrialJob) -> str:
+    """The work of a trial, in words."""
+    if drawing := sum(bool(row.get("draws")) for row in job.parts):
+        return f"images of {counted(drawing, 'model')} are timed on this machine"
+    tried = any(row["timed"] for row in job.parts)
+    return "a step is tried on this machine" if tried else "finding what a step costs"
+
+
 def cached(key: str) -> Path:
     """The file of a forecast in the cache."""
     return cache_dir("costs", f"{key}.json")
 
 
-def recall(key: str) -> dict[str, Any]:
-    """What the cache has under a key; {} if that is nothing, or damaged."""
+def recall(key: str, names: Sequence[str] = NUMBERS) -> dict[str, Any]:
+    """What the cache has under a key, numbers of these names; {} if that is nothing, or damaged."""
     row = files.whole_object(cached(key))
-    numbers = all(isinstance(row.get(name), int | float | None) for name in NUMBERS)
-    return row if numbers and {"timed", "kernels"} <= set(row) else {}
+    numbers = all(isinstance(row.get(name), int | float | None) for name in names)
+    return row if numbers and {"timed", *names} <= set(row) else {}
 
 
 def machine_of(plan: Plan) -> str:

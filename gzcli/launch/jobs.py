@@ -8,9 +8,9 @@ from typing import Any
 
 from gzcli.core.errors import GzError
 from gzcli.core.types import Say, silent
-from gzcli.launch import launcher
+from gzcli.launch import forecast, launcher
 from gzcli.store import claims, jobs
-from gzcli.store.jobs import Job
+from gzcli.store.jobs import BenchJob, Job
 from gzcli.store.paths import user_dir
 
 
@@ -34,4 +34,7 @@ def do_job(folder: Path, job: Job, *, mode: str = "quiet", warn: Say = silent) -
         if new and error.kind != "bug":  # whose log may tell more
             claims.discard(folder)
         raise
-    return jobs.result_of(folder, job.verb)
+    result = jobs.result_of(folder, job.verb)
+    if isinstance(job, BenchJob):
+        forecast.note_judging(result, plan.gpus)
+    return result

@@ -172,10 +172,10 @@ class EmaJob(Job):
 
 @dataclass(frozen=True)
 class TrialJob(Job):
-    """What parts of recipes cost, and how long a step of them takes."""
+    """What parts of recipes cost, and how long a step or an image of them takes."""
 
-    # each {"stage", "tree", "stages", "timed"}: its recipe, those that it is built on by name, and whether a
-    # step is tried
+    # each {"stage", "tree", "stages", "timed"}: its recipe, those that it is built on by name,
+    # whether a step is tried; with "draws" an image is timed instead, and likelihoods of these kinds
     parts: tuple[Mapping[str, Any], ...]
     info: Mapping[str, Any]  # description of the data set: {"shape", "levels", "classes", "multilabel", "n"}
     verb: str = field(default="trial", kw_only=True)

@@ -24,6 +24,7 @@ from uncached import uncached_samples
 from zoo import CASES, DDPM, FM
 
 import gzcli
+from gzcli.cli.bench import TIMES
 from gzcli.core import devices, start
 from gzcli.core.errors import DivergedError, GzError, Interrupted, UsageError
 from gzcli.core.sections import LaunchSection, Part
@@ -31,7 +32,7 @@ from gzcli.data.packs.open import open_pack
 from gzcli.engine.trained import Trained
 from gzcli.judge import contestants
 from gzcli.judge.contestants import varied
-from gzcli.launch import jobs, launcher
+from gzcli.launch import forecast, jobs, launcher
 from gzcli.launch import plan as planning
 from gzcli.launch.plan import is_of_training, write_run
 from gzcli.league import __main__ as child
@@ -140,19 +141,55 @@ def test_a_dry_run_counts_what_is_left_and_trains_nothing(call, home, trained, j
     words = (*WORDS, "--models", "vae,fm,wgan", "-n", "5000")
     code, shown, _ = call(*words, "--dry-run")
     assert code == 0 and "3 models: vae fm wgan\n0.2m each: 3 to train, 0 already trained\n" in shown
-    words_of_time = r"about 36 seconds of training, about \d+ seconds of sampling, and the time to evaluate"
-    assert re.search(words_of_time, " ".join(shown.split()))
+    words_of_time = r"about 36 seconds of training, about \d+ seconds of sampling and about 114 seconds of "
+    words_of_time += "evaluation together"
+    assert re.search(words_of_time, " ".join(shown.split())) and "together about 4 minutes\n" in shown
     assert not trained and not judged and not (home / "bench").exists()
     rows = json.loads(call(*words, "--dry-run", "--json")[1])["rows"]
     assert [row["train_seconds"] for row in rows] == [12.0] * 3
     vae, fm, _ = rows  # as the shipped leagues have them: an image of fm takes longer
     assert (vae["n"], fm["n"], vae["calls"]) == (5000, 2000, 1)
     assert vae["sample_seconds"] < 12 < fm["sample_seconds"] and fm["calls"] > 4
+    assert (vae["judge_seconds"], fm["judge_seconds"]) == pytest.approx((45, 24))
     call(*words)
     rows = json.loads(call(*words, "--dry-run", "--json")[1])["rows"]
-    assert {row["train_seconds"] + row["sample_seconds"] for row in rows} == {0.0} and len(trained) == 3
+    assert {row[name] for row in rows for name in TIMES} == {0.0} and len(trained) == 3
     shown = call(*words, "--dry-run")[1]
-    assert "0 to train, 3 already trained\nno training, and the time to evaluate\n" in shown
+    assert "0 to train, 3 already trained\nnothing to do\n" in shown
+
+
+def test_a_plan_times_the_images_of_each_model_once(call, home, trained, judged, monkeypatch):
+    """Those of three seeds are one, and what is known is not measured again."""
+    jobs = []
+
+    def measure(job, say):
+        jobs.append(job)
+        values = {"sample_seconds": 0.01, "log_prob_seconds": 0.002, "classes": 10, "error": None}
+        return [{**values, "timed": False} for _ in job.parts]
+
+    monkeypatch.setenv("GZ_TRIAL", "1")
+    monkeypatch.setattr(forecast, "measured", measure)
+    files.write_json(forecast.judged_file(0), {"seconds": 0.001})
+    words = (*WORDS, "--models", "vae,wgan", "--seeds", "2", "-n", "500", "--dry-run", "--json")
+    rows = json.loads(call(*words)[1])["rows"]
+    assert [len(job.parts) for job in jobs] == [2] and len(rows) == 4
+    assert {row["draws"] for row in jobs[0].parts} == {("samples", "exact", "bound")}
+    # 11 times each of 500 likelihoods, and features
+    expected = {"sample_seconds": 5.0, "judge_seconds": 11 * 500 * 0.002 + 500 * 0.001 + forecast.STARTING_UP}
+    assert [{name: row[name] for name in expected} for row in rows] == [pytest.approx(expected)] * 4
+    assert json.loads(call(*words)[1])["rows"] == rows and len(jobs) == 1
+    # metrics without a likelihood have no time of one
+    jobs.clear()
+    call(*words, "--metrics", "fd")
+    assert {row["draws"] for row in jobs[0].parts} == {("samples",)}
+
+
+def test_a_likelihood_takes_what_its_budget_allows():
+    drawn = forecast.Drawn(log_prob=0.1, classes=10)
+    assert drawn.of_likelihoods(400, 600.0) == pytest.approx(11 * 400 * 0.1)
+    assert drawn.of_likelihoods(400, 300.0) == pytest.approx(400 * 0.1), "not every class in turn"
+    assert drawn.of_likelihoods(10_000, 300.0) == pytest.approx(3000 * 0.1)
+    assert forecast.Drawn(sample=1.0).of_likelihoods(400, 300.0) == 0
 
 
 def test_the_end_of_a_short_training_has_seconds(call, home, trained, judged):

@@ -74,6 +74,23 @@ def test_operations_are_those_of_a_real_step(model, sets, home, monkeypatch):
     assert all(p.grad is None for p in t.model.parameters())
 
 
+def test_an_image_and_a_likelihood_of_an_untrained_model_are_timed(home, tmp_path, monkeypatch):
+    """Of a prior on its tokenizer, of a bound with classes, of no likelihood that is not asked for."""
+    names, draws = ("transformer", "cvae", "fm", "dcgan"), ("samples", "exact", "bound")
+    monkeypatch.setattr(forecast, "SAMPLED", 6)
+    rows = []
+    for name in names:
+        case = FIRST[name]
+        stages = {stage: on_data(of).part.tree() for stage, of in case.stages.items()}
+        tree = on_data(case).part.tree()
+        rows.append({"stage": "", "tree": tree, "stages": stages, "timed": False, "draws": draws})
+    results = forecast.run(TrialJob(tuple(rows), INFO), tmp_path, CPU, None)["parts"]
+    assert [one["error"] for one in results] == [None] * 4
+    assert all(0 < one["sample_seconds"] < 5 for one in results)
+    assert [one["log_prob_seconds"] is not None for one in results] == [False, True, False, False]
+    assert [one["classes"] for one in results] == [None, 10, None, None]
+
+
 def test_a_trial_finds_size_time_and_memory_by_few_images(home, tmp_path, monkeypatch):
     """Of a recipe in stages: each part by itself, the second one on the first."""
     case = FIRST["transformer"]

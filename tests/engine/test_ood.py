@@ -18,13 +18,14 @@ from gzcli.cli import ood as ood_verb
 from gzcli.cli import out
 from gzcli.core.errors import DivergedError, MissingError
 from gzcli.core.sections import DataSection
+from gzcli.core.units import affordable
 from gzcli.data.packs.batches import scan, to_uint8
 from gzcli.data.packs.open import open_pack
 from gzcli.data.sets.benchmarks import Benchmark, find_benchmark
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import score_bins
 from gzcli.judge import ood, scores
-from gzcli.judge.images import affordable, short_paths
+from gzcli.judge.images import short_paths
 from gzcli.judge.ood import BASELINES
 from gzcli.judge.scores import Scorer, choose, computable
 from gzcli.metrics.baselines import code_length, pixel_mean, png_size
