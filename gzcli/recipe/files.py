@@ -15,7 +15,7 @@ from typing import Any
 
 from gzcli.core.errors import UsageError, canonical, did_you_mean
 from gzcli.core.sections import SCALES, SECTIONS
-from gzcli.data.sets.names import is_set
+from gzcli.data.sets.registry import is_set
 from gzcli.models import catalog
 from gzcli.models.catalog import ENGINE_ARGS, lineage_of, module_of, params_of
 from gzcli.recipe.schema import is_storable, parse, schema
