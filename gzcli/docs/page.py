@@ -236,12 +236,12 @@ def _compared(name: str) -> Iterator[tuple[str, str, str, str]]:
             yield f"{row['name']} {row['version']}", data, _figures(row), how
     for data, scale in measured.places():
         for row in (row for row in measured.standings(data, scale) if row["model"] == name):
-            place = f"place {row['place']} of the league" if row["place"] else "the league"
+            place = f"rank {row['place']} in the league" if row["place"] else "the league"
             took = f", {duration(float(row['train_seconds']))} of training" if row["train_seconds"] else ""
             yield "gz", f"{data}, {scale}", _figures(row), place + took
     for (data, out, model), cell in measured.detections().items():
         if model == name:
-            yield "gz", f"{out} told from {data}", f"AUROC {cell}", "the league"
+            yield "gz", f"{out} with a model of {data}", f"AUROC {cell}", "the league"
 
 
 def _cells(row: Mapping[str, str]) -> dict[str, str]:
@@ -304,10 +304,11 @@ def _can(card: ModelCard, serving: ModelCard, name: str, stage: str) -> tuple[tu
     first = "" if always or "conditional" not in can else f" (train with `--set {key}=true`)"
     sets = "--out SET" if serving.needs else "--in mnist --out fashionmnist"
     does = {do: catalog.first_words(serving, do) for do in serving.do}
+    pairs = {"translate"} == {*serving.do} - {"reconstruct"}  # it draws nothing from noise
     rows = [
-        (True, f"gz sample {name}", "draws images"),
-        ("conditional" in can, f"gz sample {name} --label 3", f"draws a class{first}"),
-        ("prompt" in can, f'gz sample {name} --prompt "a red door"', "draws a prompt"),
+        (True, f"gz sample {name}", "translates training images" if pairs else "draws images"),
+        ("conditional" in can, f"gz sample {name} --label 3", f"draws images of a class{first}"),
+        ("prompt" in can, f'gz sample {name} --prompt "a red door"', "draws images of a prompt"),
         *(
             (
                 True,
@@ -337,10 +338,13 @@ def _with(meaning: str, remark: str) -> str:
 
 
 def _scores(card: ModelCard) -> tuple[tuple[str, str], ...]:
-    """The model's own scores, and in one row those that every likelihood gives."""
+    """The model's own scores, in one row those that every likelihood gives, and that of its map."""
     rows = [(name, catalog.first_words(card, f"score_{name}")) for name in card.scores]
-    general = ", ".join(name for name in score_names(card) if name not in card.scores)
-    return (*rows, (general, "derived from the likelihood")) if general else tuple(rows)
+    general = [name for name in score_names(card) if name not in card.scores]
+    of_map = catalog.scores_made(log_prob=False, names=(), maps=True)
+    kinds = {"derived from the likelihood": [name for name in general if name not in of_map]}
+    kinds["the largest deviation in its map"] = [*{*general} & {*of_map}]
+    return (*rows, *((", ".join(names), what) for what, names in kinds.items() if names))
 
 
 def _groups(
@@ -424,7 +428,7 @@ def environment() -> Any:
     loader = PackageLoader("gzcli.docs")
     env = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     env.filters |= {"about": about, "count": count, "duration": duration, "figure": figure, "flow": flow}
-    env.filters |= {"folded": folded, "mathml": mathml, "sentence": sentence}
+    env.filters |= {"folded": folded, "mathml": mathml, "phrase": phrase}
     env.filters |= {"short": short, "thinned": thinned}
     env.filters |= {
         "arxiv": lambda text: re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[\g<0>](https://arxiv.org/abs/\1)", text),
@@ -471,9 +475,10 @@ def thinned(points: Sequence[Any]) -> list[Any]:
     return [points[i] for i in sorted({round(i * (len(points) - 1) / (POINTS - 1)) for i in range(POINTS)})]
 
 
-def sentence(text: str) -> str:
-    """The first sentence of a text, without its full stop or what is in brackets."""
-    return re.split(r"[.:;] (?=[A-Z(])|\.$", re.sub(r" \([^()]*\)", "", text))[0]
+def phrase(text: str) -> str:
+    """The first sentence of a text as the end of another, without its full stop or what is in brackets."""
+    first: str = re.split(r"[.:;] (?=[A-Z(])|\.$", re.sub(r" \([^()]*\)", "", text))[0]
+    return first[:1].lower() + first[1:] if re.match(r"[A-Z]([a-z]|\b )", first) else first
 
 
 def short(cell: str) -> str:

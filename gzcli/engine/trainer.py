@@ -233,7 +233,7 @@ class Trainer(Updates):
             chosen = best and (self.end < self.steps or self.risen_since(best))
             served = best.step if best and chosen else self.end
             if checkpoint.finish(self.run, self.train.keep, served) < self.end:
-                self.log.info(f"serving the weights of step {served}, the best by validation")
+                self.log.info(f"using the weights of step {served}, the best by validation")
         if guidance.is_wanted(self.trained):
             scale = None
             if self.rank == 0:
@@ -340,7 +340,7 @@ class Trainer(Updates):
         if best and not self.has_risen and (since := self.risen_since(best)):
             self.has_risen = True
             self.log.warn(
-                f"validation got worse since step {since}; if it stays worse, gz serves the best step"
+                f"validation got worse since step {since}; if it stays worse, gz will use the best step"
             )
         if patience and ranks.agree(bool(best and self.history.validations(best.step) > patience)):
             self.log.info(f"no improvement in {patience} validations: training stops at step {done}")

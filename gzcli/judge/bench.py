@@ -56,7 +56,7 @@ COPIES = 10  # samples of a contestant in the image of those nearest to a traini
 SMALL = 10_000  # number of images below which FID is biased upwards
 BANK = 50_000  # most training images that are searched for copies
 LPIPS_SIDE = 16  # shortest side in pixels, as VGG16 halves it four times
-GIVEN_LABELS = "columns `|y` are of log p(x | y), the label given: not to be compared with those of log p(x)"
+GIVEN_LABELS = "columns with `|y` give log p(x | y), for the given label; do not compare them with log p(x)"
 MEANS = "samples that are means of pixels are compared with the grey images"
 MARGINAL = "log p(x) of a conditional model is log Σ p(y) p(x | y), classes as frequent as in training"
 # suffixes of a judge's name in the provenance, and the facts that they stand for

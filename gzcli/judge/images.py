@@ -118,9 +118,9 @@ def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -
         if channels != pack.meta.source_channels:
             changes.append("made grey" if channels == 1 else "made RGB")
         if changes:
-            lines.append(f"metrics of `{name}` are of its images {' and '.join(changes)}")
+            lines.append(f"for all metrics, `{name}` was {' and '.join(changes)}")
     if levels == 2:
-        draw = "metrics of a binary model are of binarised images, one draw with a fixed seed"
+        draw = "for a binary model, images are binarized, by one draw with a fixed seed"
         lines.append(f"{draw}; {but}" if but else draw)
     return lines
 

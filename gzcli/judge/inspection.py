@@ -297,5 +297,5 @@ def overview(bad: Judged, defects: Defective, colours: np.ndarray | None, fpr: f
 
 def notes(defects: Defective, rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Remarks on the metrics."""
-    pixels = "`aupro` is integrated to a false-positive rate of 30 %; pixels of good images count as sound"
+    pixels = "`aupro` is integrated to a false-positive rate of 30 %; good images count as free of defects"
     return [*([pixels] if rows[-1]["aupro"] is not None else []), *defects.notes]

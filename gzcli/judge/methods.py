@@ -216,6 +216,8 @@ def in_words(parameters: Mapping[str, Any]) -> str:
     """Settings for the user: `components 300, scales 3`."""
 
     def shown(value: Any) -> str:
+        if isinstance(value, bool):
+            return "yes" if value else "no"
         return " ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
     return ", ".join(f"{key} {shown(value)}" for key, value in parameters.items())

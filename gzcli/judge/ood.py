@@ -39,8 +39,8 @@ BASELINES = ("png", "mean", "knn_pixels", "pca", "pca_local", "knn_lite")  # sco
 RESIDUALS = ("pca", "pca_local")
 PLAIN = ("nll", "elbo")  # the likelihood itself, or its bound
 FPR = {
-    "fpr95": "the share of in-distribution images that is flagged when 95 % of the foreign ones are found",
-    "fpr95_id": "the share of foreign images that is accepted when 95 % of the in-distribution ones are",
+    "fpr95": "the share of in-distribution images that is flagged if 95 % of the foreign images are",
+    "fpr95_id": "the share of foreign images that is accepted if 95 % of the in-distribution images are",
 }
 
 
@@ -253,7 +253,7 @@ def notes(
             "column for each seed, the histograms are of the first"
         )
     lines += convention(benchmark, packs, job.imglists)
-    lines += ["`png` and `mean` know no direction: their AUROC of .1 is worth one of .9"]
+    lines += ["`png` and `mean` can differ in either direction: an AUROC of .1 is as good as one of .9"]
     lines += treatment(packs, levels, but="the baselines are of the sets' own bytes")
     totals = {name: pack.meta.counts["test"] for name, pack in packs.items() if pack.meta.name not in SPECS}
     for row in {row["out"]: row for row in results if row["out"] in totals}.values():
@@ -262,10 +262,10 @@ def notes(
             lines.append(f"{row['n_out']:,} {of} were scored; `--full` takes all")
     if plain := [row for row in results if row["score"] in PLAIN]:
         failed = sorted({f"`{row['out']}`" for row in plain if row["auroc"] < 0.5})
-        here = f", as here on {', '.join(failed)}" if failed else ""
+        here = f", as on {', '.join(failed)}" if failed else ""
         lines.append(
-            "plain likelihood fails in the hard direction (FashionMNIST → MNIST: AUROC near .1), as simpler "
-            f"images are more likely{here}; `complexity` or `ratio` correct for it"
+            f"likelihood fails in the hard direction (foreign images that are simpler){here}; `complexity` "
+            "or `ratio` correct for it"
         )
     return [*lines, *(line for out in packs for line in beside_baselines(results, out))]
 
@@ -283,7 +283,7 @@ def beside_baselines(results: list[dict[str, Any]], out: str) -> list[str]:
     worse = [name for name, auroc in of_model.items() if auroc < 0.5]
     baseline = f"the baseline `{best}`, which uses no model ({reached[best]:.3f})"
     lines = []
-    above, chance = f"no higher AUROC than {baseline}", "an AUROC below .5: chance is better"
+    above, chance = f"no higher AUROC than {baseline}", "an AUROC below .5, which is worse than chance"
     for names, words in ((level, above), (worse, chance)):
         if names:
             *most, last = names

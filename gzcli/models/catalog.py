@@ -520,7 +520,7 @@ def card_at(path: Path) -> ModelCard:
 
 def model_count(trained: int, staged: int) -> str:
     """The number of models in words: those that are trained by name, then those that are a stage alone."""
-    stages = f", and {staged} that only ever {'is' if staged == 1 else 'are'} a stage of one"
+    stages = f", and {staged} that only {'serves as a stage' if staged == 1 else 'serve as stages'}"
     return f"{trained} model{'' if trained == 1 else 's'}{stages if staged else ''}"
 
 

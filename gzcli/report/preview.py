@@ -22,6 +22,7 @@ CHUNK = 4096  # letters of a part of kitty's protocol, at most
 COLOURS = 64  # of a sixel picture
 # programs of terminals that show a link by another text
 LINKING = ("iTerm.app", "WezTerm", "vscode", "ghostty", "Hyper")
+VTE = 5000  # the version from which the terminals of GNOME and Xfce show links
 
 
 def protocol() -> str | None:
@@ -55,7 +56,10 @@ def drawn(path: Path, way: str) -> str | None:
 
 def link(path: Path) -> str | None:
     """The last two parts of a path as a link to it; None if this terminal has no links."""
-    if os.environ.get("TERM_PROGRAM") not in LINKING:
+    env = os.environ
+    vte = env.get("VTE_VERSION", "")
+    by_version = (vte.isdigit() and int(vte) >= VTE) or "WT_SESSION" in env  # the latter: Windows Terminal
+    if env.get("TERM_PROGRAM") not in LINKING and ("TMUX" in env or not by_version):
         return None
     text = streams.printable("/".join(path.parts[-2:]))
     return f"\033]8;;file://{quote(str(path))}\033\\{text}\033]8;;\033\\"

@@ -187,7 +187,7 @@ def held_out(pack: Pack, model: Model, split: str, n: int, count: int | None = N
 # ---------------------------------------------------------------------------- the checks
 
 
-def each_phase_learns_alone(case: Case) -> None:
+def each_phase_trains_its_parameters(case: Case) -> None:
     """On one batch with fixed noise each phase's loss falls; no gradient is infinite or outside the phase."""
     fresh, batch = started(case)
     strange = {*fresh.sums} - {phase.name for phase in fresh.phases()}
@@ -249,7 +249,7 @@ def the_loss_is_a_mean(case: Case) -> None:
         )
 
 
-def the_loss_depends_on_the_batch_alone(case: Case) -> None:
+def the_loss_depends_only_on_the_batch(case: Case) -> None:
     """All randomness of a loss comes from `batch.noise`; torch's global generator changes nothing."""
     model, batch = started(case)
     for phase in model.phases():
@@ -297,7 +297,7 @@ def samples_are_images(case: Case) -> None:
         require(not torch.equal(one, with_seed_1), "`sample` draws the same images with other labels")
 
 
-def weights_come_back(case: Case) -> None:
+def weights_save_and_load(case: Case) -> None:
     """What is saved and loaded into a new model draws the same images."""
     model = started(case)[0]
     with tempfile.TemporaryDirectory() as folder:
@@ -313,7 +313,7 @@ def weights_come_back(case: Case) -> None:
     require(is_equal, f"a loaded model draws other images: {lost_state}")
 
 
-def capabilities_tell_the_truth(case: Case) -> None:
+def declared_capabilities_work(case: Case) -> None:
     """What the catalogue reads from the file without an import is what the class has."""
     card, model = catalog.card(case.model), case.fresh()
     require(type(model) is catalog.load(case.model), f"the catalogue takes `{card.cls}` for the model")
@@ -327,7 +327,7 @@ def capabilities_tell_the_truth(case: Case) -> None:
     require(model.conditional == case.conditional, conditional)
 
 
-def training_helps(case: Case) -> None:
+def training_improves_the_model(case: Case) -> None:
     """Within 200 steps the likelihood, or reconstruction, of test images beats that of an untrained copy."""
     model, source = started(case)[0], case.batches()
     if not hasattr(model, "log_prob") and not hasattr(model, "reconstruct"):
@@ -367,7 +367,7 @@ def goodness(model: Model, batch: Batch) -> float:
         return -float((rebuilt - batch.x).square().mean())
 
 
-def scores_know_nothing_of_their_batch(case: Case) -> None:
+def scores_do_not_depend_on_the_batch(case: Case) -> None:
     """A score of an image is the same alone and in a batch."""
     model, pack, card = started(case)[0].eval(), case.pack(), catalog.card(case.model)
     for name in card.fits:
@@ -390,7 +390,7 @@ def scores_know_nothing_of_their_batch(case: Case) -> None:
         )
 
 
-def evaluation_waits_for_no_other_process(case: Case) -> None:
+def evaluation_needs_no_other_process(case: Case) -> None:
     """In eval mode a model calls no collective: as ranks have unequal shares, one would wait for ever."""
     model = started(case)[0].eval()
     met: list[str] = []
@@ -411,7 +411,7 @@ def evaluation_waits_for_no_other_process(case: Case) -> None:
     require(not met, f"in eval mode the model calls `{next(iter(met), '')}`; see `gzcli.core.ranks`")
 
 
-def a_path_follows_its_marginal(case: Case) -> None:
+def a_path_matches_its_marginal(case: Case) -> None:
     """The derivatives, levels and paths of a denoiser's process are those of its α(t) and σ(t)."""
     process = getattr(started(case)[0], "process", None)
     if isinstance(process, Process) and not isinstance(process, DiscreteVP):  # which has few times
@@ -472,7 +472,7 @@ def _check_density(process: Process, std: float = 0.5) -> None:
     require(abs(got * first / last - 1) < 0.01, sentence)
 
 
-def every_kind_of_set(case: Case) -> None:
+def every_kind_of_data_set(case: Case) -> None:
     """The model takes RGB images, several labels at once, and none."""
     refused = ("label-free", *(("multi-label",) if case.options.get("clusters") else ()))
     for kind in KINDS:
@@ -520,10 +520,10 @@ def _takes(case: Case, kind: str) -> None:
 
 
 _CHECKS = (
-    *(capabilities_tell_the_truth, each_phase_learns_alone, the_loss_is_a_mean),
-    *(the_loss_depends_on_the_batch_alone, samples_are_images, weights_come_back),
-    *(scores_know_nothing_of_their_batch, evaluation_waits_for_no_other_process, every_kind_of_set),
-    a_path_follows_its_marginal,
-    training_helps,
+    *(declared_capabilities_work, each_phase_trains_its_parameters, the_loss_is_a_mean),
+    *(the_loss_depends_only_on_the_batch, samples_are_images, weights_save_and_load),
+    *(scores_do_not_depend_on_the_batch, evaluation_needs_no_other_process, every_kind_of_data_set),
+    a_path_matches_its_marginal,
+    training_improves_the_model,
 )
 CHECKS: dict[str, Callable[[Case], None]] = {check.__name__: check for check in _CHECKS}

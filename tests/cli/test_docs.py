@@ -173,7 +173,7 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference):
     (foreign := reference.parents[1] / "fashionmnist").mkdir()
     (foreign / "ood.csv").write_text(detections)
     text = as_markdown(page_of("glow"), site=True)
-    assert "\n| gz | mnist, tiny | fd 80 (+50.2 ± 8), bpd (bound) 1.2 | place 1–2 of [the league]" in text
+    assert "\n| gz | mnist, tiny | fd 80 (+50.2 ± 8), bpd (bound) 1.2 | rank 1–2 in [the league]" in text
     paper = "| paper | cifar10 | bpd ≤ 2.91, NVAE with flows | [arXiv:2007.03898]("
     assert paper in as_markdown(page_of("hvae"), site=True)
     assert (
@@ -181,12 +181,12 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference):
         in text
     )
     cell = "0.900 by complexity (0.880–0.920; papers .998), 0.100 by nll (0.080–0.120)"
-    assert f"\n| gz | mnist told from fashionmnist | AUROC {cell} | [the league]" in text
+    assert f"\n| gz | mnist with a model of fashionmnist | AUROC {cell} | [the league]" in text
     facts = ("mnist", "tiny", measured.about("mnist", "tiny"), *league_table("mnist", "tiny"))
     league = rendered("league", leagues=[facts], detections=measured.detections())
     lines = [re.sub(r"\(models/\w+.md\)", "", line) for line in league.splitlines()]
     assert lines[-2:] == [f"| [glow] | {cell} |", "| baseline | 0.950 by png |"]
-    head = r"|  | model | fd | bpd (ode) | bpd (bound) | nats\|y (bound) | samples | trained | steps |"
+    head = r"|  | model | fd | bpd (ode) | bpd (bound) | nats\|y (bound) | samples | training | steps |"
     assert f"{head} parameters | s/image |" in lines
     assert "| 1–2 | [fm] | 75 (+45 ± 8) | 1.5 | – | – | 2,000 | 480 s | 70 | 1,000 | 0.01 |" in lines
     assert "| – | [cvae] † | – | – | – | 87 | 10,000 | 610 s | 90 | 9 | – |" in lines, "too late for a place"
@@ -330,7 +330,7 @@ def test_screens_of_the_terminal_are_shown_and_ask_nobody():
     """`make screens` makes them; the first line of each is the command that it shows."""
     pages = "\n".join([*TEXTS.values(), (DOCS / "static" / "index.md").read_text()])
     files = sorted((DOCS / "static" / "assets").glob("screen-*.svg"))
-    assert {path.stem[7:] for path in files} == {"list", "train", "error", "compare", "check"}
+    assert {path.stem[7:] for path in files} == {"list", "train", "error", "compare", "check", "bench"}
     for path in files:
         text = path.read_text()
         assert f"assets/{path.name})" in pages and len(text) < 60_000
@@ -361,7 +361,7 @@ def test_the_readme_names_every_model_in_its_family():
     from gzcli.docs.site import models_index
 
     index = models_index({name: described(name) for name in ("vae", "vqvae", "transformer")})
-    assert "\n2 models, and 1 that only ever is a stage of one." in index
+    assert "\n2 models, and 1 that only serves as a stage." in index
     first = {"vae": "mnist-tiny-vae", "vqvae": "mnist-tiny-vqvae", "transformer": "mnist-tiny-vqgan"}
     assert all(f"(samples/{picture}.png)]({name}.md)" in index for name, picture in first.items())
 
@@ -410,9 +410,9 @@ def test_an_installation_shows_what_it_fetches(tmp_path):
 
 
 def scripts(text: str) -> list[str]:
-    """The lines of a page's `sh` blocks, which a test runs."""
+    """The lines of a page's `sh` blocks, without their comments, which a test runs."""
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    return [line for block in blocks for line in block.splitlines()]
+    return [re.sub(r" +# .*", "", line) for block in blocks for line in block.splitlines()]
 
 
 def with_pictures(folder: Path) -> Path:
@@ -477,7 +477,7 @@ def test_what_the_readme_does_on_real_data(tmp_path, home, shared_data, monkeypa
     monkeypatch.setenv("GZ_MIRROR", f"file://{shared_data}/mirror")
     section = TEXTS["README"].partition("## On real data\n")[2].partition("\nEach of these")[0]
     lines = commands_of(section)
-    assert len(lines) == 5
+    assert len(lines) == 6
     follow([line.replace("-n 500", "-n 50") + " -n 30" * ("gz ood" in line) for line in lines], tmp_path)
 
 

@@ -55,14 +55,14 @@ def test_the_template_keeps_the_contract_and_an_earlier_one_is_a_model(write):
     assert mistakes(path := write()) == []
     assert {check: fault(path, check) for check in CHECKS} == dict.fromkeys(CHECKS)
     path = write("earlier", ("Model, Noise, Progress", "Model\nfrom gzcli.types import Noise, Progress"))
-    assert mistakes(path) == [] and fault(path, "each_phase_learns_alone") is None
+    assert mistakes(path) == [] and fault(path, "each_phase_trains_its_parameters") is None
 
 
 def test_the_files_of_the_page_on_methods_are_models(tmp_path, monkeypatch):
     """A loss in twelve lines, and a path, over models of gz."""
     monkeypatch.setattr(model_files, "_typed", {})
     blocks = re.findall(r"```python\n(.*?)```", texts()["own-method"], re.DOTALL)
-    checks = {"min_snr": [LEARNS], "cosines": ["a_path_follows_its_marginal", "samples_are_images"]}
+    checks = {"min_snr": [LEARNS], "cosines": ["a_path_matches_its_marginal", "samples_are_images"]}
     for (name, owed), block in zip(checks.items(), blocks, strict=True):
         (file := tmp_path / f"{name}.py").write_text(block)
         assert mistakes(file) == [] and list(read_header(file).tree) == ["train"]
@@ -71,8 +71,8 @@ def test_the_files_of_the_page_on_methods_are_models(tmp_path, monkeypatch):
     assert sum(bool(line.strip()) for line in blocks[0].splitlines()) <= 12
 
 
-DEPENDS = "the_loss_depends_on_the_batch_alone"
-LEARNS = "each_phase_learns_alone"
+DEPENDS = "the_loss_depends_only_on_the_batch"
+LEARNS = "each_phase_trains_its_parameters"
 LOSSES = {
     "return (self.velocity(x0, t) - x1).square().sum()": ("the_loss_is_a_mean", "a sum over the batch"),
     "return F.mse_loss(self.velocity(torch.randn_like(x1), t), x1)": (DEPENDS, "torch's global generator"),

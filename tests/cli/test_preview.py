@@ -27,7 +27,8 @@ def terminal(monkeypatch):
     """terminal(TERM="xterm-kitty") makes stdout and stderr one that shows colour."""
 
     def pretend(**env: str) -> None:
-        for name in ("NO_COLOR", "CI", "TMUX", "COLORTERM", "TERM", "TERM_PROGRAM"):
+        names = ("NO_COLOR", "CI", "TMUX", "COLORTERM", "TERM", "TERM_PROGRAM", "VTE_VERSION", "WT_SESSION")
+        for name in names:
             monkeypatch.delenv(name, raising=False)
         for name, value in env.items():
             monkeypatch.setenv(name, value)
@@ -81,12 +82,14 @@ def test_a_path_is_data_and_the_picture_is_beside_it(picture, terminal, capsys):
         out.picture(picture)
         shown, said = capsys.readouterr()
         assert shown == f"{picture}\n" and mark in said
-    terminal(TERM="xterm", TERM_PROGRAM="vscode")
-    out.picture(picture)
-    shown, said = capsys.readouterr()
-    assert shown.startswith("\033]8;;file:///") and "a%20folder" in shown and said == ""
-    assert re.sub(r"\033]8;;.*?\033\\", "", shown) == "a folder/grid.png\n"
-    for env in ({"TERM": "xterm-kitty", "NO_COLOR": "1"}, {"TERM": "xterm"}):
+    for env in ({"TERM_PROGRAM": "vscode"}, {"VTE_VERSION": "7601"}, {"WT_SESSION": "1"}):
+        terminal(TERM="xterm", **env)
+        out.picture(picture)
+        shown, said = capsys.readouterr()
+        assert shown.startswith("\033]8;;file:///") and "a%20folder" in shown and said == ""
+        assert re.sub(r"\033]8;;.*?\033\\", "", shown) == "a folder/grid.png\n"
+    plain = {"TERM": "xterm", "VTE_VERSION": "7601", "TMUX": "1"}, {"TERM": "xterm", "VTE_VERSION": "4600"}
+    for env in ({"TERM": "xterm-kitty", "NO_COLOR": "1"}, {"TERM": "xterm"}, *plain):
         terminal(**env)
         out.picture(picture)
         assert capsys.readouterr() == (f"{picture}\n", "")

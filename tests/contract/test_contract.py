@@ -24,9 +24,9 @@ from gzcli.testing.contract import draw
 
 # what options of a model can break, which its first case does not show
 BROKEN_BY_OPTIONS = (
-    "the_loss_depends_on_the_batch_alone",
+    "the_loss_depends_only_on_the_batch",
     "samples_are_images",
-    "scores_know_nothing_of_their_batch",
+    "scores_do_not_depend_on_the_batch",
 )
 
 
@@ -68,7 +68,7 @@ def test_scores_over_all_their_steps_know_nothing_of_their_batch(case, monkeypat
     """The check itself takes few."""
     monkeypatch.setattr(tools, "FEW", {})
     monkeypatch.setattr(tools, "ODE_STEPS", 8)
-    CHECKS["scores_know_nothing_of_their_batch"](case)
+    CHECKS["scores_do_not_depend_on_the_batch"](case)
 
 
 INFO = DataInfo((1, 16, 16), 17, tuple("0123456789"), n=100, steps=100)

@@ -275,7 +275,7 @@ def test_a_benchmark_has_groups_a_version_and_names_what_is_missing(trained, tmp
     """Offline and with an empty cache every set is named with what would fetch it."""
     result = run(tmp_path, outs=("patches", "digits-ab"))
     rows = result["results"]
-    assert any("`patches` are of its images resized to 16×16 and made grey" in n for n in result["notes"])
+    assert any("`patches` was resized to 16×16 and made grey" in n for n in result["notes"])
     assert all(row["resized"] == (row["out"] == "patches") for row in rows)
     toy = Benchmark("toy", "digits", ("digits-ab", "svhn"), ("patches",))
     table = ood.with_group_means(rows, toy)
@@ -313,7 +313,10 @@ def test_what_is_worse_than_chance_is_not_called_as_good_as_a_baseline():
     rows = [{"out": "b", "score": s, "auroc": v, "baseline": s in BASELINES} for s, v in figures.items()]
     level, worse = ood.beside_baselines(rows, "b")
     assert level.startswith("on `b`, `local` and `kl` have no higher AUROC than the baseline `mean`, ")
-    assert level.endswith("(0.950)") and worse == "on `b`, `kl` has an AUROC below .5: chance is better"
+    assert (
+        level.endswith("(0.950)")
+        and worse == "on `b`, `kl` has an AUROC below .5, which is worse than chance"
+    )
     assert ood.beside_baselines([row for row in rows if row["score"] not in ("local", "kl")], "b") == []
     assert ood.beside_baselines(rows, "the set itself") == []
 

@@ -26,16 +26,19 @@ from gzcli.docs.page import ROOT
 
 INTO = ROOT / "static" / "assets"
 COLUMNS = 80
+NARROW = {"bench": 58}  # columns of a screen that the README shows beside another
 # The pictures, in the order in which their commands are run, from an empty GZ_HOME on; None is not drawn.
 SCREENS: list[tuple[str | None, str]] = [
     ("list", "gz list"),
     ("train", "gz train cvae --data glyphs"),
     (None, "gz train vae --data glyphs"),
     ("compare", "gz runs compare vae cvae"),
+    ("bench", "gz bench vae cvae --data glyphs -n 500 --quiet"),
     ("error", "gz train glow --set model.dpeth=4"),
     (None, "gz model new maf"),
     ("check", "gz model check ./maf.py"),
 ]
+SHOWN = 0.7  # of the size in which rich draws: letters of 14 pixels
 WINDOW, LETTERS = (30, 33, 40), (220, 223, 228)
 COLOURS = [(110, 117, 130), (240, 113, 120), (152, 195, 121), (229, 192, 123), (97, 175, 239)]
 COLOURS += [(198, 120, 221), (86, 182, 194), LETTERS]  # grey, red, green, yellow, blue, magenta, cyan
@@ -62,18 +65,18 @@ FORMAT = """\
 """
 
 
-def screen_of(command: str, home: str, folder: str) -> pyte.Screen:
+def screen_of(command: str, home: str, folder: str, columns: int = COLUMNS) -> pyte.Screen:
     """What stands on a terminal, high enough for all of it, when a command has ended.
 
     home: the GZ_HOME.
     folder: the working directory.
     """
-    screen = pyte.Screen(COLUMNS, 400)
+    screen = pyte.Screen(columns, 400)
     stream = pyte.ByteStream(screen)
     ours, theirs = pty.openpty()
     drop = ("NO_COLOR", "CI", "LINES")
     env = {key: value for key, value in os.environ.items() if key not in drop}
-    env |= {"GZ_HOME": home, "COLUMNS": str(COLUMNS), "TERM": "xterm-256color"}
+    env |= {"GZ_HOME": home, "COLUMNS": str(columns), "TERM": "xterm-256color"}
     env |= {"PYTHONPATH": str(ROOT.parents[1])}
     words = [sys.executable, "-m", "gzcli", *shlex.split(command)[1:]]
     process = subprocess.Popen(words, cwd=folder, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
@@ -92,7 +95,7 @@ def lines_of(screen: pyte.Screen) -> Iterator[Text]:
     """The lines with their colours and weights, without the empty ones at the end."""
     last = max((y for y, line in enumerate(screen.display) if line.strip()), default=-1)
     for y in range(last + 1):
-        cells = [screen.buffer[y][x] for x in range(COLUMNS)]
+        cells = [screen.buffer[y][x] for x in range(screen.columns)]
         runs = ((style, "".join(c.data for c in same)) for style, same in groupby(cells, style_of))
         line = Text.assemble(*((text, style) for style, text in runs))
         line.rstrip()
@@ -107,21 +110,25 @@ def style_of(cell: pyte.screens.Char) -> str:
 
 
 def drawn(name: str, command: str, screen: pyte.Screen) -> str:
-    """The picture of a command and of what it has left on the screen."""
+    """The picture of a command and of what it has left on the screen, as wide as its longest line."""
+    lines = [Text.assemble(("$ ", "bright_black"), (command, "bold")), *lines_of(screen)]
+    width = max(line.cell_len for line in lines)
     with open(os.devnull, "w") as nowhere:
         console = Console(
-            record=True, width=COLUMNS, file=nowhere, force_terminal=True, color_system="truecolor"
+            record=True, width=width, file=nowhere, force_terminal=True, color_system="truecolor"
         )
-        console.print(Text.assemble(("$ ", "bright_black"), (command, "bold")))
-        for line in lines_of(screen):
+        for line in lines:
             console.print(line)
-        return console.export_svg(title="", theme=THEME, code_format=FORMAT, unique_id=f"gz-{name}")
+        svg = console.export_svg(title="", theme=THEME, code_format=FORMAT, unique_id=f"gz-{name}")
+    return re.sub(
+        r'(?<=<svg )viewBox="0 0 (\S+)', lambda box: f'width="{SHOWN * float(box[1]):.0f}" {box[0]}', svg
+    )
 
 
 def main(into: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="gz-") as home:
         for name, command in SCREENS:
-            screen = screen_of(command, home, home)
+            screen = screen_of(command, home, home, NARROW.get(name or "", COLUMNS))
             if name:
                 path = into / f"screen-{name}.svg"
                 path.write_text(drawn(name, command, screen))

@@ -282,7 +282,7 @@ class Applications(Denoiser):
         progress: Progress = no_progress,
         options: RestoreOptions = RestoreOptions(),
     ) -> Applied:
-        """Restores degraded images [B, C, H, W] by a solver of deepinv, each by itself. Its figures are the
+        """Restores degraded images [B, C, H, W] one by one, with a solver of deepinv. Its metrics are the
         peak signal-to-noise ratios before and after, unless the inputs are degraded already. Raises
         MissingError without deepinv, UsageError for latents and options that do not fit."""
         at_least(1, steps=options.steps)

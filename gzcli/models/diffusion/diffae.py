@@ -164,7 +164,7 @@ class CodeApplications(Model):
         steps: int = 50,
     ) -> Applied:
         """Changes images from their labels, or the predicted ones, to `labels` by a step of z_sem (section
-        5.3). x_T stays the same, and an image that has these labels does not change.
+        5.3). The noise x_T stays the same, and an image that has these labels does not change.
         Raises UsageError for data without labels.
 
         strength: step length in standard deviations of the codes along its direction.
