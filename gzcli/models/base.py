@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -73,6 +74,8 @@ class Model(nn.Module):
     """
 
     paper: ClassVar[str]
+    # models that are this class with other defaults: by name their paper, other class attributes and options
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     needs: ClassVar[tuple[str, ...]] = ()  # inputs beside the image, such as a caption
     conditional: bool = False  # whether this instance was built to take labels
     null_label: ClassVar[bool] = True  # whether a conditional model has a label for images without one
@@ -200,6 +203,24 @@ def group_options(function: Callable[..., Any], options: Mapping[str, Any]) -> d
 def _is_group(default: Any) -> bool:
     """Whether a parameter is a group of options, by its default."""
     return dataclasses.is_dataclass(default) and not isinstance(default, type)
+
+
+@cache
+def variant(cls: type[Model], name: str) -> type[Model]:
+    """A class with the paper, class attributes and defaults of an entry of `cls.variants`."""
+    values = dict(cls.variants[name])
+    attributes = {key: values.pop(key) for key in values.keys() - flat_defaults(cls).keys()}
+    defaults = group_options(cls, values)
+
+    @wraps(cls.__init__)
+    def init(self: Model, data: DataInfo, **options: Any) -> None:
+        cls.__init__(self, data, **defaults | options)
+
+    signature = inspect.signature(cls.__init__)
+    parameters = [p.replace(default=defaults.get(p.name, p.default)) for p in signature.parameters.values()]
+    init.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    more = {"__init__": init, "__doc__": cls.__doc__, "__module__": cls.__module__}
+    return type(name, (cls,), attributes | more)
 
 
 def flat_defaults(function: Callable[..., Any]) -> dict[str, Any]:

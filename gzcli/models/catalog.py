@@ -1,7 +1,7 @@
 """Model cards, read from model files with `ast`, so that neither listing nor resolving imports torch.
 
 A model file is `models/<family>/<name>.py`. It defines a subclass of `Model` with a `paper`; files of nets,
-layers or samplers define none. The folder is the registry.
+layers or samplers define none. The folder is the registry. The `variants` of a class are models too.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ _ATTRIBUTES = (
     *("needs", "likelihood", "best", "latents", "takes", "square", "aspects", "shares"),
     *("labels_for", "with_labels"),
 )
+VARIANTS = "    variants = {"  # with which a class starts a table of them
 _INPUTS = {"Tensor", "Module", "Noise", "Progress", "Batch", "Callable", "Iterable", "Iterator"}
 _SHAPE = re.compile(r"^\[B\]: | \[[A-Z1, ]+\]")  # as in `images [B, C, H, W]`
 _RAISES = re.compile(r" ?\bRaises \w+.*?(?:\.(?= |$)|$)")
@@ -446,7 +447,7 @@ class ModelCard:
     family: str
     path: Path
     module: str
-    cls: str
+    cls: str  # the class in the file
     lineage: tuple[Class, ...] = field(repr=False, compare=False)
     paper: str
     needs: tuple[str, ...]
@@ -480,8 +481,9 @@ class ModelCard:
 
 def cards() -> dict[str, ModelCard]:
     """Every model by name: the zoo in order of family and name, then models from outside the package."""
-    by_name: dict[str, ModelCard] = {}
-    for path in (*_zoo(), *model_files.model_files().values()):
+    zoo = [card for path in _zoo() if (first := read_card(path)) for card in (first, *variants_of(first))]
+    by_name = {card.name: card for card in sorted(zoo, key=lambda card: (card.family, card.name))}
+    for path in model_files.model_files().values():
         if card := read_card(path):
             by_name.setdefault(card.name, card)
     return by_name
@@ -496,6 +498,11 @@ def card(name: str) -> ModelCard:
     for path in (model_files.typed(name), *_zoo(escape(canonical(name)))):
         if path and (card := read_card(path)):
             return card
+    for path in _zoo():
+        if VARIANTS in text_of(path) and (card := read_card(path)):
+            for variant in variants_of(card):
+                if variant.name == canonical(name):
+                    return variant
     # installed packages are searched last: that takes longer than all else
     if (path := model_files.find(name)) and (card := read_card(path)):
         return card
@@ -615,7 +622,9 @@ def load_class(card: ModelCard) -> type[Model]:
     import importlib.util
 
     if card.family != OUTSIDE:
-        return getattr(importlib.import_module(card.module), card.cls)
+        cls = getattr(importlib.import_module(card.module), card.cls)
+        base = importlib.import_module(f"{__package__}.base")
+        return cls if card.name == card.path.stem else base.variant(cls, card.name)
     if (module := sys.modules.get(card.module)) is None:
         spec = importlib.util.spec_from_file_location(card.module, card.path)
         assert spec is not None
@@ -698,6 +707,15 @@ def read_card(path: Path) -> ModelCard | None:
         masked=tuple(name for name in do if "mask" in params(name)),
         can=(*(name for name, holds in can.items() if holds), *do),
     )
+
+
+def variants_of(card: ModelCard) -> Iterator[ModelCard]:
+    """The cards of the models that are a class of the package with other defaults."""
+    table = card.lineage[0].attributes.get("variants") if card.family != OUTSIDE else None
+    for name, values in (value_of(table, card.path) if table else {}).items():
+        own = {key: value for key, value in values.items() if key not in card.params}
+        params = {key: replace(p, default=values.get(key, p.default)) for key, p in card.params.items()}
+        yield replace(card, name=name, params=params, **own)
 
 
 def _place(path: Path) -> tuple[str, str]:

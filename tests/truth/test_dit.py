@@ -9,7 +9,7 @@ from refused import refused
 
 from gzcli.core.types import DataInfo
 from gzcli.core.units import sides
-from gzcli.models.diffusion.dit import DiT
+from gzcli.models import catalog
 from gzcli.models.nn.dit import DIFFUSERS_NAMES, DiTNet, DiTOptions, ModernBlock, default_patch, rotations
 from gzcli.models.nn.unet import renamed
 
@@ -70,7 +70,7 @@ def test_sizes_are_the_papers():
 def test_an_exported_model_makes_the_same_pictures(conditional, tmp_path):
     diffusers = pytest.importorskip("diffusers")
     info = DataInfo((1, 8, 8), classes=("cat", "dog", "owl"))
-    model = DiT.of(info, **SMALL, timesteps=50, conditional=conditional).eval()
+    model = catalog.load("dit").of(info, **SMALL, timesteps=50, conditional=conditional).eval()
     awake(model, std=0.1)
     model.to_diffusers().save_pretrained(tmp_path)
     pipeline = diffusers.DiTPipeline.from_pretrained(tmp_path, vae=None)

@@ -19,12 +19,12 @@ from gzcli.models import catalog
 from gzcli.models.denoising.denoiser import LikelihoodOptions
 from gzcli.models.denoising.process import CondOT, shift_times
 from gzcli.models.denoising.samplers import TABLEAUX
-from gzcli.models.flow_matching.cfm import CFM
 from gzcli.models.flow_matching.fm import FM, couple_noise
 from gzcli.models.score.sgm import SGM
 from gzcli.recipe import schema
 
 INFO = DataInfo((1, 4, 4), 256, tuple("abc"))
+CFM = catalog.load("cfm")
 SCALE = CondOT.scale
 CALLS = {"sde": 1, "adams": 1} | {
     name: len(weights) for name, (_, _, weights) in TABLEAUX.items()

@@ -11,14 +11,15 @@ from test_fm import Exact, batch
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise
 from gzcli.data.packs.open import open_pack
 from gzcli.engine.prepared import TrainImages, with_remembered
+from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.denoising.samplers import solve
 from gzcli.models.flow_matching.reflow import Reflow
-from gzcli.models.flow_matching.rf import RF
 from gzcli.recipe.resolve import resolve
 from gzcli.recipe.yaml import dump
 
 INFO = DataInfo((1, 4, 4), 256, tuple("abc"))
+RF = catalog.load("rf")
 SMALL = {"width": 32, "layers": 2, "heads": 2, "patch": 2}
 
 

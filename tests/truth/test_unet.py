@@ -7,9 +7,9 @@ from refused import refused
 from torch.nn import functional as F
 
 from gzcli.core.types import DataInfo
-from gzcli.models.flow_matching.zigma import ZigzagNet, ZigzagOptions
 from gzcli.models.nn.dit import DiTNet, DiTOptions
 from gzcli.models.nn.unet import DIFFUSERS_NAMES, Levels, UNet, UNetOptions, attended, renamed, widths_of
+from gzcli.models.nn.zigzag import ZigzagNet, ZigzagOptions
 
 A, D = True, False
 CASES = {

@@ -10,15 +10,15 @@ from flows import roughen
 from refused import refused
 
 from gzcli.core.types import DataInfo, ImageNoise
+from gzcli.models import catalog
 from gzcli.models.autoregressive.pixelcnn import PixelCNN
-from gzcli.models.diffusion.cddpm import CDDPM
-from gzcli.models.flow_matching.cfm import CFM
 from gzcli.models.normalizing_flow.glow import Glow
 from gzcli.models.normalizing_flow.tarflow import TarFlow
 from gzcli.models.vae.cvae import CVAE
 from gzcli.models.vae.hvae import HVAE
 
 N = 4
+CDDPM, CFM = catalog.load("cddpm"), catalog.load("cfm")
 UNET = {"channels": 8, "mult": (1,), "layers": 1, "groups": 4}
 MODELS = {
     CVAE: {"net": "mlp", "hidden": (16,), "latent": 2},

@@ -10,9 +10,10 @@ from draws import awake
 from torch.nn import functional as F
 
 from gzcli.core.types import DataInfo
+from gzcli.models import catalog
 from gzcli.models.denoising.samplers import with_divergence
-from gzcli.models.flow_matching import zigma as scans
-from gzcli.models.flow_matching.zigma import Block, Mamba, ZigMa, ZigzagNet, ZigzagOptions, zigzags
+from gzcli.models.nn import zigzag as scans
+from gzcli.models.nn.zigzag import Block, Mamba, ZigzagNet, ZigzagOptions, zigzags
 
 selective_scan = scans.selective_scan
 SMALL = {"width": 16, "layers": 8, "patch": 2, "state": 4}
@@ -189,7 +190,7 @@ def test_blocks_take_turns_in_the_orders_and_few_images_change_nothing(monkeypat
 
 
 def test_the_divergence_of_the_likelihood_is_that_of_finite_differences():
-    model = ZigMa.of(DataInfo((1, 4, 4)), **SMALL).double().eval()
+    model = catalog.load("zigma").of(DataInfo((1, 4, 4)), **SMALL).double().eval()
     awake(model.net, 0.1).time.register_forward_pre_hook(lambda module, args: (args[0].double(),))
     f, t = model.velocity(None), torch.tensor([0.3], dtype=torch.float64)
     x, v = torch.randn(1, 16, dtype=torch.float64), torch.randint(2, (1, 16)).double() * 2 - 1

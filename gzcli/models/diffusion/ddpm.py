@@ -350,13 +350,22 @@ def discretised_gaussian(x: Tensor, mean: Tensor, sigma: float, levels: int) -> 
 
 
 class DDPM(Diffusion):
-    """The U-Net of Ho 2020, appendix B, as a `Diffusion`.
+    """A network on the discrete process: by default the U-Net of Ho 2020, appendix B.
 
     factor: super-resolution factor of `--do upscale`: the network is conditioned on small images.
       `train.init` can be an unconditional run. Default: no such condition.
     """
 
     paper = "Ho et al. 2020, arXiv:2006.11239"
+    variants = {
+        "cddpm": {"paper": "Ho & Salimans 2022, arXiv:2207.12598", "conditional": True},
+        "dit": {
+            "paper": "Peebles & Xie 2023, arXiv:2212.09748",
+            "shares": True,
+            "net": "dit",
+            "conditional": True,
+        },
+    }
     net: UNet | DiTNet
 
     def __init__(

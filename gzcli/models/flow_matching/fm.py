@@ -38,6 +38,7 @@ from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import full_fp32, to_fp32
 from gzcli.models.nn.nets import NetOptions
 
+CLASSIFIED_IMAGES, MOST_CLASSES = 200, 100  # images that `measure` classifies; a class is a network call
 END_SIGMA = 0.002  # by which an estimated image becomes a velocity at the end, where a likelihood starts
 
 
@@ -215,12 +216,17 @@ def couple_noise(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) ->
 
 
 class FM(FlowMatching):
-    """A U-Net that predicts the velocity.
+    """A network that predicts the velocity.
 
     sigma_min: standard deviation of the remaining noise at t = 1, for images in [-1, 1].
     """
 
     paper = "Lipman et al. 2022, arXiv:2210.02747"
+    variants = {
+        "cfm": {"paper": "Tong et al. 2023, arXiv:2302.00482", "conditional": True},
+        "rf": {"paper": "Liu et al. 2022, arXiv:2209.03003", "shares": True, "net": "dit"},
+        "zigma": {"paper": "Hu et al. 2024, arXiv:2403.13802", "net": "zigzag"},
+    }
 
     def __init__(
         self,
@@ -233,3 +239,16 @@ class FM(FlowMatching):
     ):
         network = net.build(data, classes=labels.kinds(data))
         super().__init__(data, network, flow, labels, sigma_min)
+
+    @torch.no_grad()
+    def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """The `accuracy` of the model as a classifier of the first images; nothing for an unconditional
+        model, for multi-label data and for more than `MOST_CLASSES` classes."""
+        if not self.conditional or self.data.multilabel or len(self.data.classes) > MOST_CLASSES:
+            return {}
+        correct, n = 0, 0
+        for batch in batches:
+            if n < CLASSIFIED_IMAGES and batch.y is not None:
+                correct += int((self.class_errors(batch.x, batch.noise).argmin(1) == batch.y).sum())
+                n += len(batch)
+        return {"accuracy": correct / n}

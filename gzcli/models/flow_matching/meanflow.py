@@ -38,7 +38,7 @@ class MeanFlow(AverageVelocity):
         intervals: IntervalOptions = IntervalOptions(),
         labels: ClusterOptions = ClusterOptions(),
     ):
-        super().__init__(data, net, flow, intervals, labels)
+        super().__init__(data, net.twice_differentiable(), flow, intervals, labels)
 
     def interval_target(self, interval: Interval) -> tuple[Tensor, float]:
         """v + (s − t) dF/dt, of a guided v and v_θ. The derivative, in forward mode, has no gradient, and the

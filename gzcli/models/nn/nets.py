@@ -1,9 +1,9 @@
-"""The network of a denoiser, chosen by its recipe: a U-Net or a transformer."""
+"""The network of a denoiser, chosen by its recipe."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -13,6 +13,9 @@ from gzcli.models.nn import Classes
 from gzcli.models.nn.dit import DiTNet, DiTOptions
 from gzcli.models.nn.magnitude import MPUNet
 from gzcli.models.nn.unet import TimesUNet, UNet, UNetOptions
+from gzcli.models.nn.zigzag import ZigzagNet, ZigzagOptions
+
+LAYERS = {"unet": 1, "dit": 4, "edm2": 1, "zigzag": 8}  # by default
 
 
 @dataclass(frozen=True)
@@ -20,21 +23,24 @@ class NetOptions(UNetOptions):
     """The network and its sizes.
 
     net: architecture: a U-Net (unet), a transformer over patches (dit; Peebles & Xie 2023,
-      arXiv:2212.09748), or a U-Net whose layers preserve magnitudes (edm2; Karras 2023, arXiv:2312.02696). It
-      has no norms. Train it with Adam at a learning rate of .01.
-    layers: residual blocks of each level of a U-Net's encoder, or transformer blocks. Default: 1, or 4 of
-      dit.
-    patch: patch size in pixels. A U-Net pads images to a multiple of it; for dit it must divide the image's
-      height and width. Default: 1, or the size that gives dit about `tokens` patches.
-    width: features of a token of dit, a multiple of `heads` and of 4.
+      arXiv:2212.09748), state-space blocks over patches at a cost linear in their number (zigzag; Hu 2024,
+      arXiv:2403.13802), or a U-Net whose layers preserve magnitudes (edm2; Karras 2023, arXiv:2312.02696),
+      which has no norms: train it with Adam at a learning rate of .01.
+    layers: residual blocks of each level of a U-Net's encoder, or blocks of dit and zigzag. Default: 1, or 4
+      of dit, and 8 of zigzag.
+    patch: patch size in pixels. A U-Net pads images to a multiple of it; for dit and zigzag it must divide
+      the image's height and width. Default: 1, or the size that gives about `tokens` patches.
+    width: features of a token of dit and zigzag. A multiple of 4, and for dit of `heads`.
     heads: attention heads of each block of dit.
-    tokens: approximate number of patches of dit if `patch` is not set. The paper uses 256.
+    tokens: approximate number of patches of dit and zigzag if `patch` is not set. The papers use 256.
     block: block of dit: that of DiT (plain), or with RMS norm, rotary positions, normalized queries and keys,
       and a gated MLP (modern; Li & He 2025, arXiv:2511.13720, table 4).
+    expand: inner channels of a block of zigzag as a multiple of `width`.
+    state: size of the state of each inner channel.
     norm_eps: number added to the variance in a norm. Default: 1e-5, or 1e-6 of dit.
     """
 
-    net: Literal["unet", "dit", "edm2"] = "unet"
+    net: Literal["unet", "dit", "edm2", "zigzag"] = "unet"
     layers: int | None = None  # type: ignore[assignment]
     patch: int | None = None  # type: ignore[assignment]
     norm_eps: float | None = None  # type: ignore[assignment]
@@ -42,6 +48,16 @@ class NetOptions(UNetOptions):
     heads: int = 4
     tokens: int = 256
     block: Literal["plain", "modern"] = "plain"
+    expand: int = 2
+    state: int = 16
+
+    def twice_differentiable(self) -> NetOptions:
+        """These options. Raises UsageError for a network without a gradient of its gradient, or a derivative
+        in forward mode."""
+        if self.net == "zigzag":
+            hint = "set `model.net` to `unet` or `dit`"
+            raise UsageError("the loss takes second derivatives, which `net: zigzag` lacks", hint=hint)
+        return self
 
     def build(
         self,
@@ -55,22 +71,24 @@ class NetOptions(UNetOptions):
     ) -> nn.Module:
         """The network of images like `data`, with `guides` more channels of input, `outputs` channels of
         output for each of the image, and several `times`. Raises UsageError for a transformer with guides."""
-        if self.net == "dit":
+        layers = LAYERS[self.net] if self.layers is None else self.layers
+        if self.net in ("dit", "zigzag"):
             if guides:
                 hint = "set `model.net` to `unet`, or `model.factor` to null"
                 raise UsageError("a transformer is not conditioned on small images", hint=hint)
-            layers = 4 if self.layers is None else self.layers
+            how: dict[str, Any] = {"outputs": outputs, "times": times, "freq_shift": freq_shift}
+            if self.net == "zigzag":
+                tokens = ZigzagOptions(self.width, layers, self.patch, self.tokens, self.expand, self.state)
+                return ZigzagNet(data.shape, tokens, classes=classes, **how)
             eps = 1e-6 if self.norm_eps is None else self.norm_eps
             sizes = DiTOptions(self.width, layers, self.heads, self.patch, self.tokens, self.block, eps)
-            return DiTNet(
-                data.shape, sizes, classes=classes, outputs=outputs, times=times, freq_shift=freq_shift
-            )
-        fields = {key: getattr(self, key) for key in UNetOptions.__dataclass_fields__}
-        usual = {"layers": 1, "patch": 1, "norm_eps": 1e-5}
+            return DiTNet(data.shape, sizes, classes=classes, **how)
+        fields = {key: getattr(self, key) for key in UNetOptions.__dataclass_fields__} | {"layers": layers}
+        usual = {"patch": 1, "norm_eps": 1e-5}
         options = UNetOptions(**fields | {key: v for key, v in usual.items() if fields[key] is None})
         if self.net == "edm2":
             if times > 1:
-                hint = "set `model.net` to `unet` or `dit`"
+                hint = "set `model.net` to `unet`, `dit` or `zigzag`"
                 raise UsageError("`net: edm2` takes one time, and this model has two", hint=hint)
             return MPUNet(data, options, classes, guides, outputs)
         if times == 1:

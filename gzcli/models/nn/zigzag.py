@@ -1,5 +1,4 @@
-"""ZigMa, a DiT-style zigzag Mamba diffusion model — Hu et al. 2024, arXiv:2403.13802: flow matching by a DiT
-with Mamba blocks instead of attention.
+"""The network of ZigMa — Hu et al. 2024, arXiv:2403.13802: a DiT with Mamba blocks instead of attention.
 
     h ← h + gate · Mamba(LN(h) (1 + scale) + shift)[in the block's order]
 
@@ -23,10 +22,7 @@ from torch.nn import functional as F
 
 from gzcli.core.devices import kind_of
 from gzcli.core.errors import UsageError
-from gzcli.core.types import DataInfo
-from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions
-from gzcli.models.labelled import ClusterOptions
-from gzcli.models.nn import Classes, is_shape_only, stacked, to_fp32, zero_init
+from gzcli.models.nn import is_shape_only, stacked, to_fp32, zero_init
 from gzcli.models.nn.dit import DiTNet, DiTOptions, modulate
 from gzcli.models.nn.layers import LayerNorm
 
@@ -57,15 +53,17 @@ class ZigzagOptions:
 
 
 class ZigzagNet(DiTNet):
-    """`DiTNet` with blocks of state-space models. Raises UsageError if sizes do not fit."""
+    """`DiTNet`, with its keywords `how`, and blocks of state-space models. Raises UsageError if sizes do not
+    fit."""
 
-    def __init__(self, shape: tuple[int, ...], options: ZigzagOptions, *, classes: Classes = 0):
+    def __init__(self, shape: tuple[int, ...], options: ZigzagOptions, **how: Any):
         width, expand, state = options.width, options.expand, options.state
         if width % 4:
             hint = f"set `model.width` to {width // 4 * 4 + 4}"
             raise UsageError(f"`model.width` is {width}, which must divide by 4", hint=hint)
         empty = DiTOptions(width=width, layers=0, heads=1, patch=options.patch, tokens=options.tokens)
-        super().__init__(shape, empty, classes=classes)
+        super().__init__(shape, empty, **how)
+        self.plain = False
         orders = zigzags(*self.grid)
         self.blocks = nn.ModuleList(
             Block(width, expand, state, orders[i % len(orders)]) for i in range(options.layers)
@@ -241,20 +239,3 @@ def run_chunk(delta: Tensor, A: Tensor, B: Tensor, u: Tensor, h: Tensor) -> tupl
     for t in range(len(states)):
         h = states[t].addcmul_(decay[t], h)
     return decay, states
-
-
-class ZigMa(FlowMatching):
-    """State-space blocks over patches that predict the velocity, at a cost linear in their number."""
-
-    paper = "Hu et al. 2024, arXiv:2403.13802"
-
-    def __init__(
-        self,
-        data: DataInfo,
-        *,
-        zigzag: ZigzagOptions = ZigzagOptions(),
-        flow: FlowOptions = FlowOptions(),
-        labels: ClusterOptions = ClusterOptions(),
-    ):
-        net = ZigzagNet(data.shape, zigzag, classes=labels.kinds(data))
-        super().__init__(data, net, flow, labels)
