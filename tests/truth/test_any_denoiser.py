@@ -3,6 +3,7 @@
 import pytest
 import torch
 from draws import batch, images, noise
+from refused import refused
 
 from gzcli.core.types import DataInfo, no_progress
 from gzcli.models.base import group_options
@@ -16,6 +17,7 @@ from gzcli.models.score.sgm import SGM
 
 INFO = DataInfo((1, 8, 8), 256, ("a", "b", "c"), n=100, steps=10)
 SMALL = {"channels": 8, "mult": (1,), "attention": ()}
+ZIGZAG = {"net": "zigzag", "width": 16, "layers": 1, "patch": 4, "state": 2}
 DIT = {"net": "dit", "width": 16, "layers": 1, "heads": 2, "patch": 4}
 PREDICTIONS = ("eps", "x0", "v", "velocity")
 NEAR = {"rtol": 1e-2, "atol": 1e-6, "check_dtype": False}
@@ -24,8 +26,13 @@ PROCESSES = [
     *((DDPM, {"schedule": name, "timesteps": 50}) for name in ("linear", "cosine", "straight")),
     *((SGM, {"process": name}) for name in ("vp", "subvp", "ve")),
     *((FM, {"process": name}) for name in ("straight", "cosine", "vp", "subvp", "ve")),
+    (EDM, {}),
 ]
-CHOSEN = [PROCESSES[i] for i in (1, 3, 6, 7)]
+OF_PATCHES = [
+    *((kind, ZIGZAG) for kind in (DDPM, SGM, SoFlow, EqM)),
+    *((kind, DIT) for kind in (SoFlow, MeanFlow, EqM)),
+]
+CHOSEN = [PROCESSES[i] for i in (1, 3, 6, 7, -1)]
 
 
 def levels(model, n):
@@ -37,7 +44,7 @@ def levels(model, n):
 def test_each_prediction_inverts_to_image_and_noise(kind, options):
     """And its error is as much larger than that of the image, or of the noise, as its weights say."""
     x, eps = images(16, INFO.shape).double(), noise(16).randn(16, *INFO.shape).double()
-    for prediction in PREDICTIONS:
+    for prediction in (*PREDICTIONS, *(["edm"] if kind is EDM else [])):
         model = kind.of(INFO, **SMALL, **options, prediction=prediction, time_sampling="cosine").train()
         level = levels(model, 16)
         x_t, target = level.alpha * x + level.sigma * eps, model.target(x, eps, level)
@@ -53,6 +60,32 @@ def test_each_prediction_inverts_to_image_and_noise(kind, options):
         snr = (level.alpha / level.sigma).view(-1) ** 2
         wanted = snr.clamp(max=5) * square(off.x0, x)
         torch.testing.assert_close(model.loss_weight(level), wanted, **NEAR)
+
+
+@pytest.mark.usefixtures("fp64")
+@pytest.mark.parametrize(("kind", "options"), PROCESSES, ids=str)
+def test_one_function_is_one_denoiser_and_one_ode_by_any_prediction(kind, options):
+    """A network whose image is sin x / 2, by each of its four or five outputs: the same estimates, the same
+    right-hand side of the ODE, which for a velocity is the output itself, and the same step."""
+    x, found = images(4, INFO.shape).double(), []
+    for prediction in (*PREDICTIONS, *(["edm"] if kind is EDM else [])):
+        model = kind.of(INFO, **SMALL, **options, prediction=prediction).eval()
+        time = round(model.process.at_share(0.5)) if kind is DDPM else model.process.at_share(0.5)
+        t = torch.full((4,), time, dtype=torch.long if kind is DDPM else torch.double)
+
+        def output(x, level, *_, model=model):
+            image = x.sin() / 2
+            return model.target(image, (x - level.alpha * image) / level.sigma, level)
+
+        model.output = output
+        level, slope = model.process.levels_at(t), model.velocity()(x, t)
+        estimate = model.estimate(x, level)
+        found.append((estimate.x0, estimate.eps, slope, x + 0.01 * slope))
+    near = {"rtol": 1e-4, "atol": 1e-5} if kind is DDPM else {"rtol": 1e-9, "atol": 1e-9}  # of fp32 tables
+    for values in found:
+        for value, first in zip(values, found[0], strict=True):
+            torch.testing.assert_close(value, first, **near)
+    torch.testing.assert_close(found[0][0], x.sin() / 2, **near)
 
 
 @pytest.mark.parametrize(("kind", "options"), CHOSEN, ids=str)
@@ -73,19 +106,25 @@ def test_they_train_and_sample(kind, options):
             assert x.shape == (2, *INFO.shape) and x.isfinite().all() and x.abs().max() <= 1, how
 
 
-@pytest.mark.parametrize("kind", [EDM, SoFlow, MeanFlow, EqM], ids=lambda kind: kind.__name__)
-def test_others_take_a_transformer(kind):
-    model = kind.of(INFO, **DIT, conditional=True).train()
+@pytest.mark.parametrize(("kind", "net"), OF_PATCHES, ids=str)
+def test_others_take_networks_of_patches(kind, net):
+    model = kind.of(INFO, **net, conditional=True).train()
     loss = model.loss(batch(images(8, INFO.shape), y=torch.arange(8) % 3))["loss"]
     loss.backward()
+    sample = group_options(model.sample, {"steps": 2})
     with torch.no_grad():
-        x = model.eval().sample(3, noise=noise(3), progress=no_progress)
+        x = model.eval().sample(3, noise=noise(3), progress=no_progress, **sample)
     assert loss.isfinite() and x.shape == (3, *INFO.shape) and x.isfinite().all()
+
+
+@pytest.mark.parametrize(("kind", "energy"), [(MeanFlow, {}), (EqM, {"energy": "dot"})], ids=str)
+def test_a_network_without_second_derivatives_is_refused_where_a_loss_takes_them(kind, energy):
+    refused("second derivatives, which `net: zigzag` lacks", kind.of, INFO, **ZIGZAG, **energy)
 
 
 def test_times_have_their_law_in_every_process():
     """Log-normal ones a normal log σ/α, of this mean and deviation; cosine ones a uniform angle."""
-    for kind, options in PROCESSES:
+    for kind, options in (*PROCESSES, (EqM, {})):
         options = options | {"timesteps": 1000} if kind is DDPM else options
         log_normal = {"time_sampling": "log_normal", "log_mean": -0.5, "log_std": 0.5}
         level = levels(kind.of(INFO, **SMALL, **options, **log_normal), 4000)

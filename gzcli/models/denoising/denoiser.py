@@ -100,7 +100,23 @@ QUANTILES = 4097  # of a distribution of times
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveOptions(EstimateOptions):
+class TimeOptions:
+    """How a batch draws its times.
+
+    time_sampling: distribution of training times: independent (uniform), one from each of B equal intervals
+      (stratified), concentrated in the middle (logit_normal; Esser 2024, arXiv:2403.03206), uniform in the
+      angle of (α, σ) as in the cosine schedule (cosine), or normal in log σ/α (log_normal; Karras 2022).
+    log_mean: mean of log σ/α in training by log_normal.
+    log_std: standard deviation of log σ/α.
+    """
+
+    time_sampling: Times = "stratified"
+    log_mean: float = -1.2
+    log_std: float = 1.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveOptions(TimeOptions, EstimateOptions):
     """What the network predicts, and how it is trained.
 
     prediction: prediction target: the noise (eps), v = (α ε − σ x_0) / √(α² + σ²) (Salimans 2022), the
@@ -110,20 +126,12 @@ class ObjectiveOptions(EstimateOptions):
     weighting: loss weight: the unweighted error of the prediction (even), the unweighted error of ε (score),
       or g²/σ² of it, a bound of the likelihood (likelihood; Song 2021b, arXiv:2101.09258).
     min_snr: γ of min-SNR-γ loss weights (Hang 2023, arXiv:2303.09556). Default: see `weighting`.
-    time_sampling: distribution of training times: independent (uniform), one from each of B equal intervals
-      (stratified), concentrated in the middle (logit_normal; Esser 2024, arXiv:2403.03206), uniform in the
-      angle of (α, σ) as in the cosine schedule (cosine), or normal in log σ/α (log_normal; Karras 2022).
-    log_mean: mean of log σ/α in training by log_normal.
-    log_std: standard deviation of log σ/α.
     """
 
     prediction: Prediction = "v"
     loss_type: Annotated[str, LOSSES] = "l2"
     weighting: Literal["even", "score", "likelihood"] = "even"
     min_snr: float | None = None
-    time_sampling: Times = "stratified"
-    log_mean: float = -1.2
-    log_std: float = 1.2
 
 
 AS_TRAINED, UNCLIPPED = WalkOptions(guidance=1.0), WalkOptions(guidance=1.0, clip=False)
@@ -164,10 +172,14 @@ class Denoiser(Labelled):
             raise UsageError(message, hint="set `model.prediction` to `v` or `x0`")
         self.prediction, self.bounded, self.loss_type = options.prediction, options.bounded, options.loss_type
         self.weighting, self.min_snr = options.weighting, options.min_snr
+        self.draw_by(options)
+
+    def draw_by(self, options: TimeOptions) -> None:
+        """Takes the distribution of times."""
         self.time_sampling, u = options.time_sampling, np.linspace(0, 1, QUANTILES)
         with np.errstate(divide="ignore"):
             if options.time_sampling == "cosine":
-                ends = self.process.level(self.process.clean), end
+                ends = (self.process.level(t) for t in (self.process.clean, self.process.noisy))
                 low, high = (math.atan2(level.sigma, level.alpha) for level in ends)
                 self.take_quantiles(np.log(np.tan(low + u * (high - low))))
             elif options.time_sampling == "log_normal":

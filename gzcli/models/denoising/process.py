@@ -23,7 +23,6 @@ from gzcli.core.types import Noise
 from gzcli.models.nn import at_least
 
 Shift = float | Literal["auto"]
-TimeSampling = Literal["uniform", "stratified", "logit_normal"]
 TimesT = TypeVar("TimesT", float, Tensor)
 
 UNSHIFTED = 64.0  # the side up to which noise is not shifted

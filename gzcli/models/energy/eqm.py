@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gzcli.core.types import DataInfo, Noise, Progress, no_progress
-from gzcli.models.denoising.denoiser import Denoiser, GuidanceOptions
-from gzcli.models.denoising.process import CondOT, Level, Shift, TimeSampling, shift_of
+from gzcli.models.denoising.denoiser import Denoiser, GuidanceOptions, TimeOptions
+from gzcli.models.denoising.process import CondOT, Level, Shift, shift_of
 from gzcli.models.denoising.samplers import root_mean_square
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import at_least, to_fp32
@@ -56,8 +56,6 @@ class EqM(Denoiser):
 
     energy: form of the energy. implicit: the network predicts the gradient directly. dot: E(x) = x · f(x),
       whose gradient takes a second pass, and training a third.
-    time_sampling: distribution of γ in training: uniform, one from each of B equal intervals (stratified), or
-      concentrated in the middle (logit-normal).
     shift: factor of the noise-to-signal ratio (1 − γ) / γ. auto: side / 64, at least 1.
     """
 
@@ -72,13 +70,15 @@ class EqM(Denoiser):
         *,
         net: NetOptions = NetOptions(),
         energy: Literal["implicit", "dot"] = "implicit",
-        time_sampling: TimeSampling = "stratified",
+        times: TimeOptions = TimeOptions(),
         shift: Shift = 1.0,
         labels: ClusterOptions = ClusterOptions(),
     ):
+        net = net.twice_differentiable() if energy == "dot" else net
         network = net.build(data, classes=labels.kinds(data))
         super().__init__(data, network, CondOT(shift=shift_of(shift, data.shape)), labels)
-        self.explicit, self.time_sampling = energy == "dot", time_sampling
+        self.draw_by(times)
+        self.explicit = energy == "dot"
 
     # ---- the energy and its gradient
 

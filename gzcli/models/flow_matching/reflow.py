@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,8 +12,8 @@ from torch import Tensor
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo
 from gzcli.models.base import Model
-from gzcli.models.denoising.denoiser import conditions_of
-from gzcli.models.denoising.process import CondOT, TimeSampling
+from gzcli.models.denoising.denoiser import TimeOptions, conditions_of
+from gzcli.models.denoising.process import CondOT
 from gzcli.models.denoising.samplers import Solver, solve
 from gzcli.models.flow_matching.average_velocity import AverageVelocity
 from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions
@@ -34,7 +33,6 @@ class Reflow(FlowMatching):
     pair_solver: solver of the teacher's ODE, see `sample`.
     pair_steps: steps of that solver.
     pair_guidance: guidance scale of the pairs. 1: no guidance. Default: the teacher's.
-    time_sampling: distribution of training times: uniform, stratified or logit_normal, see `rf`.
     """
 
     paper = "Liu et al. 2022, arXiv:2209.03003"
@@ -49,7 +47,7 @@ class Reflow(FlowMatching):
         pair_solver: Solver = "midpoint",
         pair_steps: int = 20,
         pair_guidance: float | None = None,
-        time_sampling: TimeSampling = "stratified",
+        times: TimeOptions = TimeOptions(),
         labels: LabelOptions = LabelOptions(),
     ):
         if pairs < 1:
@@ -61,9 +59,10 @@ class Reflow(FlowMatching):
         if not isinstance(teacher.process, CondOT):
             hint = "train it with `--set model.process=straight`"
             raise UsageError("the stage `teacher` is a flow on curved lines", hint=hint)
-        flow = FlowOptions(prediction=teacher.prediction, bounded=teacher.bounded)
-        flow = replace(flow, time_sampling=time_sampling, shift=teacher.process.shift)
+        shift = teacher.process.shift
+        flow = FlowOptions(prediction=teacher.prediction, bounded=teacher.bounded, shift=shift)
         super().__init__(data, net, flow, conditions)
+        self.draw_by(times)
         self.learn_from(teacher)
         self.pairs_each, self.pair_solver, self.pair_steps = pairs, pair_solver, pair_steps
         self.pair_guidance = teacher.guidance_scale(pair_guidance)

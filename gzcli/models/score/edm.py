@@ -6,6 +6,7 @@ arXiv:2206.00364: a denoiser D of x = x_0 + σ ε whose network F has inputs and
     E λ(σ) ‖D(x, σ) − x_0‖²,   ln σ ~ N(−1.2, 1.2²),   λ = 1 / c_out²                       (eq. 2)
 
 Its successor EDM2 (Karras 2023, arXiv:2312.02696) is `net: edm2` with `uncertainty`: E λ/e^u ‖D − x_0‖² + u.
+By another `prediction` than edm the network and its loss are those of `sgm` on the same noise.
 
 The process is VE's, whose time t in 0 … 1 is even in ln σ. The network gets 1000 t, affine in the paper's
 c_noise = ¼ ln σ, since its embedding is made for times of that range.
@@ -23,31 +24,32 @@ import torch
 from torch import Tensor
 
 from gzcli.core import ranks
+from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo
-from gzcli.models.denoising.denoiser import EstimateOptions, LikelihoodByODE
+from gzcli.models.denoising.denoiser import LOSSES, LikelihoodByODE, ObjectiveOptions, Prediction, Times
 from gzcli.models.denoising.process import VE, Level, Shift, shift_of
 from gzcli.models.denoising.samplers import Estimate
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn.magnitude import Uncertainty
 from gzcli.models.nn.nets import NetOptions
-from gzcli.models.score.sgm import ScoreModel, ScoreOptions
+from gzcli.models.score.sgm import ScoreModel
 
 MEASURED = 8  # batches of training images whose deviation is σ_d
 LEAST_OUT = 1e-4  # c_out by which targets are divided; at a `boundary` it is 0, and so is their weight
 FIRST_BOUND, GROWTH = 5.0, 100.0  # the bound of λ at the start of its warm-up, and how much it grows
 
 
-@dataclass(frozen=True)
-class EDMOptions(EstimateOptions):
+@dataclass(frozen=True, kw_only=True)
+class EDMOptions(ObjectiveOptions):
     """The noise and its weights.
 
+    prediction: prediction target: F, whose input and target have unit variance (edm); or the noise (eps), the
+      image (x0), v or the velocity, as for `sgm`.
     sigma_data: σ_d, the standard deviation of images in [-1, 1]. Default: measured on the training images.
     sigma_min: smallest σ of samplers and likelihoods.
     sigma_max: σ at which sampling starts.
-    log_mean: mean of ln σ in training.
-    log_std: standard deviation of ln t.
-    shift: factor of σ in training and of sigma_max. auto: side / 64, at least 1 (Hoogeboom 2023,
-      arXiv:2301.11093).
+    shift: factor of sigma_max, and of σ in training by log_normal. auto: side / 64, at least 1 (Hoogeboom
+      2023, arXiv:2301.11093).
     weight_warmup: fraction of training in which λ is capped. The cap grows from 5 to 500, so structure is
       learned before detail (Wu 2023, arXiv:2306.06991).
     uncertainty: whether the loss is divided by its learned expectation at each noise level (Karras 2023,
@@ -58,11 +60,11 @@ class EDMOptions(EstimateOptions):
       weights.
     """
 
+    prediction: Prediction | Literal["edm"] = "edm"  # type: ignore[assignment]
+    time_sampling: Times = "log_normal"
     sigma_data: float | None = None
     sigma_min: float = 0.002
     sigma_max: float = 80.0
-    log_mean: float = -1.2
-    log_std: float = 1.2
     shift: Shift = 1.0
     weight_warmup: float = 0.0
     uncertainty: bool = False
@@ -71,7 +73,7 @@ class EDMOptions(EstimateOptions):
 
 
 class EDM(LikelihoodByODE, ScoreModel):
-    """A U-Net with EDM's preconditioning."""
+    """A network with EDM's preconditioning. Raises UsageError for weights that exclude each other."""
 
     paper = "Karras et al. 2022, arXiv:2206.00364"
     sigma_data: Tensor  # scalar
@@ -86,9 +88,13 @@ class EDM(LikelihoodByODE, ScoreModel):
     ):
         shift, network = shift_of(edm.shift, data.shape), net.build(data, classes=labels.kinds(data))
         process = VE(1e-5, edm.sigma_min, shift * edm.sigma_max)
-        log_mean = math.log(shift) + edm.log_mean
-        times = ScoreOptions(time_sampling="log_normal", log_mean=log_mean, log_std=edm.log_std)
-        super().__init__(data, network, process, replace(times, bounded=edm.bounded), labels)
+        score = replace(edm, log_mean=math.log(shift) + edm.log_mean)
+        super().__init__(data, network, process, score, labels)
+        self.conditioned = edm.prediction == "edm"
+        self.karras = self.conditioned and edm.weighting == "even" and edm.min_snr is None  # whether λ weighs
+        if not self.karras and (edm.uncertainty or edm.weight_warmup or edm.boundary):
+            hint = "leave out `model.prediction`, `model.weighting` and `model.min_snr`"
+            raise UsageError("`uncertainty`, `weight_warmup` and `boundary` need EDM's weight λ", hint=hint)
         self.measured, self.warmup = edm.sigma_data is None, edm.weight_warmup * data.steps
         self.boundary, self.log_sigma = edm.boundary, edm.noise_input == "log_sigma"
         self.register_buffer("sigma_data", torch.tensor(0.5 if self.measured else edm.sigma_data))
@@ -107,9 +113,11 @@ class EDM(LikelihoodByODE, ScoreModel):
         return 250 * self.process.marginal(t)[1].log() if self.log_sigma else super().time_input(t)
 
     def inputs(self, x: Tensor, level: Level, guide: Tensor | None = None) -> Tensor:
-        return self.coefficients(level.sigma)[2] * x
+        return self.coefficients(level.sigma)[2] * x if self.conditioned else super().inputs(x, level)
 
     def to_estimate(self, out: Tensor, x: Tensor, level: Level) -> Estimate:
+        if not self.conditioned:
+            return super().to_estimate(out, x, level)
         c_skip, c_out, _ = self.coefficients(level.sigma)
         x0 = c_skip * x + c_out * out
         return Estimate(x0, (x - x0) / level.sigma)
@@ -126,20 +134,29 @@ class EDM(LikelihoodByODE, ScoreModel):
 
     def target(self, x: Tensor, eps: Tensor, level: Level) -> Tensor:
         """F where D = x_0 (eq. 8): (x_0 − c_skip (x_0 + σ ε)) / c_out."""
+        if not self.conditioned:
+            return super().target(x, eps, level)
         c_skip, c_out, c_in = self.coefficients(level.sigma)
         if not self.boundary:
             return c_in * (level.sigma / self.sigma_data * x - self.sigma_data * eps)
         return (x - c_skip * (x + level.sigma * eps)) / c_out.clamp(min=LEAST_OUT)
 
+    def image_weight(self, level: Level) -> Tensor:
+        c_out = self.coefficients(level.sigma)[1].clamp(min=LEAST_OUT)
+        return (c_out**-2).view(-1) if self.conditioned else super().image_weight(level)
+
     def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
+        if not self.karras:
+            return super().objective(out, target, level)
         c_out = self.coefficients(level.sigma)[1]
         bound = self.bound if self.training else math.inf
         weight = (bound * c_out**2).clamp(max=1)  # λ c_out²; below 1 where λ is bounded
         if self.boundary:  # λ is that of a denoiser
             weight = weight * (1 - self.boundary / level.sigma) ** 2
+        errors = weight * LOSSES[self.loss_type](out, target, reduction="none")
         if self.uncertainty is None:
-            return {"loss": (weight * (out - target).square()).mean()}
-        error = (weight * (out - target).square()).flatten(1).mean(1)
+            return {"loss": errors.mean()}
+        error = errors.flatten(1).mean(1)
         u = self.uncertainty(self.time_input(level.t))
         return {"loss": (error / u.exp() + u).mean(), "unweighted": error.detach().mean()}
 

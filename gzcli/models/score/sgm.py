@@ -120,7 +120,7 @@ class ScoreModel(NoiseApplications):
     quantiles: Tensor
 
     def __init__(
-        self, data: DataInfo, net: nn.Module, sde: Process, score: ScoreOptions, labels: ClusterOptions
+        self, data: DataInfo, net: nn.Module, sde: Process, score: ObjectiveOptions, labels: ClusterOptions
     ):
         super().__init__(data, net, sde, labels)
         self.train_by(score)
