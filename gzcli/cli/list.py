@@ -76,11 +76,11 @@ _Options = Annotated[
 ]
 
 
-def show(model: _ShownModel, options: _Options = False) -> None:
+def show(model: _ShownModel, options: _Options = False, sets: opt.Sets = None) -> None:
     """Explain a model: its idea, equation, commands and limits."""
     from gzcli.docs.page import as_markdown, as_text, page_of
 
-    page = page_of(model)
+    page = page_of(model, sets or ())
     columns = max(NARROWEST, min(WIDEST, shutil.get_terminal_size().columns))
     out.text(as_text(as_markdown(page, full=options), columns))
     if not options:

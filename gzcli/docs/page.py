@@ -132,8 +132,9 @@ class Page:
         )
 
 
-def page_of(name_or_file: str) -> Page:
-    """The page of a model by its name or file. Raises UsageError with the nearest name for an unknown one."""
+def page_of(name_or_file: str, sets: Sequence[str] = ()) -> Page:
+    """The page of a model by its name or file, with the loss of its recipe changed by `sets`, `model.key=v`.
+    Raises UsageError with the nearest name for an unknown one."""
     if model_files.is_file(name_or_file):
         find(name_or_file)  # makes its model known
         name_or_file = Path(name_or_file).stem
@@ -155,7 +156,7 @@ def page_of(name_or_file: str) -> Page:
         stages=stages,
         about="" if alone else chain[-1].tree.get("about") or catalog.first_words(card),
         words=written(name),
-        **_as_trained(card, recipe, chain),
+        **_as_trained(card, recipe, chain, sets),
         likelihood=_LIKELIHOOD[card.likelihood] if card.likelihood else None,
         commands=((f"gz train {recipe}", ""),) if alone else head,
         can=_can(card, serving, recipe, (list(stages) or [""])[-1]),
@@ -175,20 +176,24 @@ def page_of(name_or_file: str) -> Page:
     )
 
 
-def _as_trained(card: ModelCard, recipe: str, chain: Sequence[RecipeFile]) -> dict[str, Any]:
-    """`objective` and `differs` of a page: by the recipe as it is resolved without options, and as the first
-    set of its scale `paper` has it."""
+def _as_trained(
+    card: ModelCard, recipe: str, chain: Sequence[RecipeFile], sets: Sequence[str]
+) -> dict[str, Any]:
+    """`objective` and `differs` of a page: by the recipe as it is resolved with `sets`, and as the first set
+    of its scale `paper` has it."""
 
     def part_of_model(**how: Any) -> Part | None:
         parts = resolve(recipe, **how).parts
         return next((part for part in parts if canonical(part.model) == canonical(card.name)), None)
 
-    sets = [at[-1] for file in chain for at in file.sections if at[0] == "paper" and len(at) == 2]
-    if not chain[-1].shipped or (part := part_of_model()) is None:
+    papers = [at[-1] for file in chain for at in file.sections if at[0] == "paper" and len(at) == 2]
+    if not chain[-1].shipped or (part := part_of_model(sets=sets)) is None:
         return {"objective": "", "differs": ()}
-    paper = part_of_model(data=sets[0], flags={"scale": "paper"}) if sets else None
+    paper = part_of_model(data=papers[0], flags={"scale": "paper"}) if papers else None
     owner = next((cls.node.name for cls in card.lineage if {"loss", "target"} & set(cls.methods)), "")
-    loss = objective(part.options) if owner == "Denoiser" else ""  # else a loss of its own
+    rescaled = any("rescale" in cls.attributes for cls in card.lineage if cls.node.name != "Denoiser")
+    # others have a loss of their own
+    loss = objective(part.options, rescaled) if owner in ("Denoiser", "EDM") else ""
     return {"objective": loss, "differs": _differences(card, part, paper or part)}
 
 
@@ -209,18 +214,22 @@ def _differences(card: ModelCard, part: Part, paper: Part) -> tuple[str, ...]:
     return tuple(f"{key} {value(a)} ({value(b)})" for key, a, b in rows if a != b)
 
 
-def objective(options: Mapping[str, Any]) -> str:
-    """The loss of a denoiser with these options, in Unicode; "" of a model that is none."""
+def objective(options: Mapping[str, Any], rescaled: bool = False) -> str:
+    """The loss of a denoiser with these options, in Unicode, whose network's input is `rescaled` to unit
+    variance or not; "" of a model that is none."""
     prediction = options.get("prediction")
     if prediction not in TARGETS or "weighting" not in options:
         return ""
     power = {"l2": "²", "l1": "₁"}.get(options["loss_type"], " (Huber)")
     loss = f"‖f(α x₀ + σ ε, t) − {TARGETS[prediction]}‖{power}"
     if options["min_snr"] is not None:
-        scale = {"eps": "α²/σ²", "x0": "1", "v": "(α²/σ² + 1)"}.get(prediction, "((α σ′ − σ α′)/σ)²")
+        scale = {"eps": "(α²/σ²)", "x0": "1", "v": "(α²/σ² + 1)"}.get(prediction, "((α σ′ − σ α′)/σ)²")
         return f"E min(α²/σ², {options['min_snr']:g}) / {scale} · {loss}"
     if options["weighting"] == "even":
-        return f"E {loss} / σ²" if prediction == "x0" else f"E {loss}"
+        if prediction != "x0":
+            return f"E {loss}"
+        scale = "σ/√(α² + σ²)" if rescaled else "σ"
+        return f"E ‖(f(α x₀ + σ ε, t) − x₀) / max({scale}, .05)‖{power}"
     kind = {"score": "the error of ε", "likelihood": "g²/σ² times the error of ε"}[options["weighting"]]
     return f"E w(t) {loss}, w so that it is {kind}"
 

@@ -588,5 +588,13 @@ def test_a_page_names_the_loss_of_its_recipe_and_what_is_not_the_papers():
     assert any(row.startswith("image_weight") and row.endswith("(0)") for row in described("aae").differs)
     assert {"spectral true (false)", "objective hinge (nonsaturating)"} <= set(described("dcgan").differs)
     options = resolve("fm", flags={"model.prediction": "x0", "model.loss_type": "l1"}).parts[0].options
-    assert objective(options) == "E ‖f(α x₀ + σ ε, t) − x₀‖₁ / σ²"
+    assert objective(options) == "E ‖(f(α x₀ + σ ε, t) − x₀) / max(σ, .05)‖₁"
     assert objective(dict(options, min_snr=5.0)) == "E min(α²/σ², 5) / 1 · ‖f(α x₀ + σ ε, t) − x₀‖₁"
+    page = page_of("fm", ["model.prediction=eps", "model.process=vp"])
+    assert page.objective == "E ‖f(α x₀ + σ ε, t) − ε‖²"
+    assert {"prediction eps (velocity)", "process vp (straight)"} <= set(page.differs)
+    scale = "σ/√(α² + σ²)"  # by which the networks of sgm and edm see images of unit variance
+    for name in ("sgm", "edm"):
+        loss = page_of(name, ["model.prediction=x0"]).objective
+        assert loss == f"E ‖(f(α x₀ + σ ε, t) − x₀) / max({scale}, .05)‖²"
+    assert page_of("edm").objective == "", "that of its preconditioning, which the page names"
