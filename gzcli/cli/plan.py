@@ -23,7 +23,7 @@ from gzcli.launch.forecast import DataFacts, Forecast, h100_seconds, together
 from gzcli.launch.launcher import Plan, show, usable_gpus
 from gzcli.launch.plan import Request, Start, check_batches, previous_words, shared_out
 from gzcli.recipe.recipe import Recipe, recipe_of
-from gzcli.recipe.resolve import Resolved
+from gzcli.recipe.resolve import Resolved, large_limits
 from gzcli.store import files
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
@@ -107,6 +107,7 @@ def show_plan(start: Start, *, keys: bool) -> None:
         check_batches(recipe_of(run.tree()), plan.processes, goes_on=True)
     else:
         recipe, rounded = shared_out(recipe, plan.processes)
+        rounded += large_limits(recipe)
     facts, needs = forecast.of_data(recipe)
     outlook = Outlook.of(recipe, plan, facts, None if run else start.request.at_paper, timed=True)
     if refused := next((one.refused for one in outlook.models if one.refused), None):

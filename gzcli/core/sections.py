@@ -66,6 +66,7 @@ SYNONYMS: Mapping[str, Mapping[str, str]] = {
 # are of a model's own time (`strength`, `interval`, the levels of scores). In 2 they are of the noise itself.
 # Up to 2 `clip` and `skip` are of the gradient of a loss of an image; in 3, of its loss per dimension.
 FORMAT = 3
+PER_DIMENSION = 3  # the format from which losses that are sums have gradients per dimension
 
 # Options that became constants, by model: older recipes and runs that hold the constant's value are read.
 FIXED: Mapping[str, Mapping[str, float]] = {

@@ -11,13 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.core import ranks
-from gzcli.core.sections import Part
+from gzcli.core.sections import PER_DIMENSION, Part
 from gzcli.core.types import Batch, Noise
 from gzcli.engine import optim
 from gzcli.engine.step import precision
 from gzcli.models.base import Model, Phase
-
-PER_DIMENSION = 3  # the format from which losses that are sums have gradients per dimension
 
 
 class Accelerating(Protocol):

@@ -34,7 +34,7 @@ from gzcli.launch.launcher import Plan
 from gzcli.models import catalog
 from gzcli.recipe import schema
 from gzcli.recipe.recipe import OF_STAGE, Recipe, anchored, recipe_of, write_train
-from gzcli.recipe.resolve import Resolved, Weights, changes_loss, dotted, resolve
+from gzcli.recipe.resolve import Resolved, Weights, changes_loss, dotted, large_limits, resolve
 from gzcli.recipe.yaml import dump
 from gzcli.store import claims, files, model_files, runs
 from gzcli.store.paths import user_dir
@@ -218,7 +218,7 @@ class Start:
             check_batches(recipe, processes, goes_on=True)
         else:
             recipe, changes = shared_out(with_parents(resolved), processes)
-            for line in changes:
+            for line in (*changes, *large_limits(resolved)):
                 say(line)
         return with_data(recipe, resolved.dataset, self.run, say=say, progress=progress)
 

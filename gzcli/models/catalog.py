@@ -40,7 +40,7 @@ OUTSIDE = "outside"  # the family of models from outside the package
 # class attributes of `Model` that a card has
 _ATTRIBUTES = (
     *("needs", "likelihood", "best", "latents", "takes", "square", "aspects", "shares"),
-    *("labels_for", "with_labels"),
+    *("sums", "labels_for", "with_labels"),
 )
 VARIANTS = "    variants = {"  # with which a class starts a table of them
 _INPUTS = {"Tensor", "Module", "Noise", "Progress", "Batch", "Callable", "Iterable", "Iterator"}
@@ -458,6 +458,7 @@ class ModelCard:
     square: bool  # whether it needs square images
     aspects: bool  # whether it trains on images of several shapes
     shares: bool  # whether GPUs can share its weights out
+    sums: tuple[str, ...]  # the phases with a loss that is a sum over the dimensions of an image
     params: dict[str, Param]  # hyperparameters: the keys of the recipe's `model`
     stages: tuple[str, ...]  # earlier stages of the recipe, whose trained models `__init__` takes
     sample: dict[str, Param]  # options of `sample`

@@ -33,6 +33,7 @@ own; a set that `tiny` names takes that section alone.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 from gzcli.core.errors import GzError, MissingError, UsageError, canonical
-from gzcli.core.sections import MEETING, SCALES, DataSection, leaves, part_of, plain
+from gzcli.core.sections import MEETING, PER_DIMENSION, SCALES, DataSection, leaves, part_of, plain
 from gzcli.data.packs.augment import patch_of
 from gzcli.data.packs.facts import FEW_IMAGES, SHAPES, Facts
 from gzcli.data.packs.open import facts_of
@@ -59,6 +60,7 @@ INHERITED = ("train", "optim")  # sections at the top of a recipe that every sta
 OF_MODEL = ("model", "sample", "ood")  # sections whose keys the model decides
 MINUTES = 15.0  # up to which a training on a CPU is of the scale `tiny`
 WARMUP = 10  # most steps of warm-up of weights that are trained; a longer one spares random weights
+LARGE_LIMIT = 20.0  # norm of a gradient that a limit per dimension rarely reaches, and one per image does
 GENERAL = (*SHAPES, FEW_IMAGES, *SCALES)  # sections of `for` of no single set
 _TYPED = {
     "extra": "options of `accelerate launch` after `--`",
@@ -713,6 +715,27 @@ def _lower_batches(tree: dict[str, Any], origin: dict[str, str], n: int, ours: C
             train["accumulate"] = max(1, train["accumulate"] * fits // train["batch_size"])
             train["batch_size"] = fits
             origin[key] = f"{n} images"
+
+
+def large_limits(recipe: Resolved) -> list[str]:
+    """A line for each limit of the gradient that is the user's own and large for a loss per dimension, as in
+    recipes from before format 3, with its value in the unit of today."""
+    lines = list[str]()
+    facts, marked = recipe.choice.facts, recipe.origin.get("format", "default") != "default"
+    if facts is None or marked:
+        return lines
+    for part in recipe.parts:
+        summed = part.format >= PER_DIMENSION and catalog.card(part.model).sums and not part.data.latent
+        for name in ("clip", "skip") if summed else ():
+            limit, key = getattr(part.train, name), f"{part.in_recipe}train.{name}"
+            if limit is not None and limit > LARGE_LIMIT and key not in recipe.ours:
+                dims, where = math.prod(facts.shape), recipe.origin[key]
+                lines.append(
+                    f"note: `{key}` {limit:g} ({where}) limits the gradient of a loss per dimension; for the "
+                    f"loss of a whole image, {dims:,} dimensions, write `{key}: {limit / dims:.3g}`, or add "
+                    f"`format: 2`"
+                )
+    return lines
 
 
 def changes_loss(layer: Layer) -> bool:

@@ -34,7 +34,7 @@ from gzcli.recipe import schema
 from gzcli.recipe.describe import annotated, section_texts, texts
 from gzcli.recipe.files import presets, read_chain, recipes, show
 from gzcli.recipe.recipe import check_data, recipe_of
-from gzcli.recipe.resolve import GENERAL, check, dotted, resolve
+from gzcli.recipe.resolve import GENERAL, check, dotted, large_limits, resolve
 from gzcli.recipe.yaml import Mark, dump, load, read_text, refusal
 
 
@@ -874,3 +874,16 @@ def test_full_takes_a_day_of_one_gpu(name, monkeypatch, tmp_path):
     for row in rows_of(name):
         for n in (50_000, 2_000) if row in SHAPES else (None,):
             check_day(name, row, monkeypatch, tmp_path, n=n)
+
+
+def test_a_limit_for_the_loss_of_a_whole_image_is_shown_in_the_unit_of_today(write):
+    """Up to format 2 `clip` and `skip` limited the gradient of a loss summed over pixels."""
+    old = "train: {max_grad_norm: 100, skip: 5}\n"  # a limit of 5 is usual in either unit
+    [line] = large_limits(resolve(write("my.yaml", f"extends: glow\n{old}"), data="digits"))
+    assert f"`train.clip: {100 / 256:.3g}`" in line and "(my.yaml:2)" in line and "256 dimensions" in line
+    [line] = large_limits(resolve("vae", data="mnist", sets=["train.skip=1000"]))
+    assert f"`train.skip: {1000 / 784:.3g}`" in line and "(--set)" in line
+    for head in ("extends: glow\nformat: 2\n", "extends: glow\nformat: 3\n", "extends: ddpm\n"):
+        assert not large_limits(resolve(write("my.yaml", head + old), data="digits")), head
+    paper = resolve("vdvae", data="cifar10", flags={"scale": "paper"})
+    assert paper.parts[0].train.clip == 200 and not large_limits(paper)  # a shipped recipe means it
