@@ -82,6 +82,8 @@ def show(run: _Ref) -> None:
 @app.command()
 def compare(runs: _Any, wide: opt.Wide = False) -> None:
     """Compare runs side by side: metrics, time, size, and the keys that differ."""
+    from gzcli.recipe.yaml import flow
+
     chosen = list({run.path: run for run in map(_find, runs)}.values())
     if len(chosen) < 2:
         raise UsageError("`gz runs compare` needs at least two runs", hint="`gz runs list` shows them")
@@ -92,7 +94,7 @@ def compare(runs: _Any, wide: opt.Wide = False) -> None:
     for key in dict.fromkeys(key for last in figures for key in last):
         lines.append((f"last {key}", *(figure(last[key]) if key in last else None for last in figures)))
     several = [key for key in differ if wide or _differ([tree[key] for tree in trees if key in tree])]
-    lines += [(key, *(None if v is None else str(v) for v in differ[key])) for key in several]
+    lines += [(key, *(None if v is None else flow(v) for v in differ[key])) for key in several]
     side_by_side(names_of(chosen, wide=wide), lines, wide=wide)
     if not differ:
         out.info("their recipes are identical")

@@ -519,7 +519,7 @@ class Judge:
             lines.append(f"`{name}` is the distance to the mean and covariance in `{file}`")
         for n, images in dict.fromkeys((floor.n, floor.images) for floor in floors):
             if images < n:
-                lines.append(f"the floor of {n:,} samples is of {images:,} real images, as there are no more")
+                lines.append(f"the floor of {n:,} samples uses {images:,} real images: there are no more")
         unlabelled = [entry.name for entry in contestants if entry.images.labels is None]
         if unlabelled and "worth" in names:
             lines.append(f"`worth` needs labels, which there are none of with `{'`, `'.join(unlabelled)}`")

@@ -173,7 +173,7 @@ def train(entry: Entry, budget: float, head: str, say: Say) -> Run:
     if not run or run.state != "finished":
         clock = "%H:%M:%S" if budget < SECONDS_COUNT else "%H:%M"
         until = time.strftime(clock, time.localtime(time.time() + budget))
-        say(f"{head}: " + ("continues" if run else f"is trained, until {until} at the earliest"))
+        say(f"{head}: " + ("continues" if run else f"training, until {until} at the earliest"))
     return entry.train(say=lambda text: say(f"{head}: {text}"))
 
 

@@ -194,7 +194,7 @@ def test_a_likelihood_takes_what_its_budget_allows():
 
 def test_the_end_of_a_short_training_has_seconds(call, home, trained, judged):
     said = call(*WORDS, "--models", "vae")[2]
-    assert re.search(r"vae: is trained, until \d\d:\d\d:\d\d at the earliest", said)
+    assert re.search(r"vae: training, until \d\d:\d\d:\d\d at the earliest", said)
 
 
 def test_a_league_from_python_is_that_of_the_command(call, home, trained, judged, capsys):
