@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# pip shows what it fetches, and how large that is: on a fresh machine it takes minutes
-INSTALL = @echo "installing into $(VENV): the first time 0.4 GB are fetched, with CUDA's libraries about 3 GB"; \
+# pip shows what it downloads: on a fresh machine, this takes minutes
+INSTALL = @echo "installing into $(VENV): the first time 0.4 GB are fetched, or about 3 GB with CUDA"; \
 	$(BIN)/python -m pip install --disable-pip-version-check
 
 .PHONY: demo test test-fast test-slow fuzz faults wheel bench pretrained docs measured screens costs audit lock lint format readme completions clean
@@ -19,7 +19,7 @@ $(VENV)/.tested: pyproject.toml | $(BIN)/python
 	$(INSTALL) --editable '.[test]'
 	@touch $@ $(VENV)/.installed
 
-demo: $(VENV)/.installed  ## Train a conditional VAE on letters of many faces and draw each of them
+demo: $(VENV)/.installed  ## Train a conditional VAE on letters and digits, and draw images of each
 	$(BIN)/gz train cvae --data glyphs
 	$(BIN)/gz sample cvae --data glyphs -n 72
 	@echo; echo "To type gz in this shell:"; echo '  export PATH="$(abspath $(BIN)):$$PATH"'
@@ -27,23 +27,23 @@ demo: $(VENV)/.installed  ## Train a conditional VAE on letters of many faces an
 test: $(VENV)/.tested  ## The whole fast suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup
 
-test-fast: $(VENV)/.tested  ## The rules of the house, and the tests of a family of models: FAMILY=gan
+test-fast: $(VENV)/.tested  ## House rules and the tests of one family of models: FAMILY=gan
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadgroup $(if $(FAMILY),--family $(FAMILY)) \
 		tests/contract tests/truth tests/engine/test_trainer.py tests/cli/test_house.py
 
-test-slow: $(VENV)/.tested  ## Long checks, on real data where ../shared/data is there
+test-slow: $(VENV)/.tested  ## Long tests, on real data if ../shared/data exists
 	$(BIN)/python -m pytest -m slow
 
 fuzz: $(VENV)/.tested  ## The generated tests, with 100,000 cases in all
 	GZ_FUZZ=50 $(BIN)/python -m pytest tests/faults
 
-faults: $(VENV)/.tested  ## Every fault and its outcome, a line each, the slow ones too
+faults: $(VENV)/.tested  ## Every fault and its outcome, one per line, including slow ones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --verbose -m "slow or not slow" tests/faults
 
-bench: $(VENV)/.tested  ## Speed, each as a ratio against a baseline of the same run
+bench: $(VENV)/.tested  ## Speed, as ratios to a baseline of the same run
 	$(BIN)/python tests/tools/speed.py
 
-pretrained: $(VENV)/.tested  ## gzcli/pretrained/: trains the models that come with gz again; ONLY="cfm-glyphs …" some
+pretrained: $(VENV)/.tested  ## Train the models in gzcli/pretrained/ again; ONLY="cfm-glyphs …": only these
 	$(BIN)/python tests/tools/pretrained.py $(ONLY)
 
 # in an environment of their own: they are no part of what they look at
@@ -52,13 +52,13 @@ $(AUDIT)/pip-audit:
 	$(PYTHON) -m venv $(VENV)/audit
 	$(AUDIT)/python -m pip install 'pip-audit>=2.7' 'cyclonedx-bom>=4'
 
-audit: $(AUDIT)/pip-audit $(VENV)/.installed  ## build/sbom.json, and the known faults of what is installed
+audit: $(AUDIT)/pip-audit $(VENV)/.installed  ## build/sbom.json, and known vulnerabilities of installed packages
 	$(BIN)/python .ci/audit.py $(BIN)/python $(AUDIT)
 
-wheel: $(BIN)/python  ## The package as it is installed, in dist/
+wheel: $(BIN)/python  ## The wheel, in dist/
 	$(BIN)/python -m pip wheel --disable-pip-version-check --no-deps --wheel-dir dist .
 
-lock: $(BIN)/python  ## .ci/lock.txt, what the image holds: on Linux x86-64, PIP_OPTIONS="--extra-index-url URL"
+lock: $(BIN)/python  ## .ci/lock.txt, the packages of the Docker image; on Linux x86-64, PIP_OPTIONS="--extra-index-url URL"
 	$(BIN)/python .ci/lock.py $(PIP_OPTIONS)
 
 lint: $(VENV)/.tested
@@ -70,7 +70,7 @@ format: $(VENV)/.tested
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-readme: $(VENV)/.installed  ## The models in README.md
+readme: $(VENV)/.installed  ## Update the list of models in README.md
 	$(BIN)/python .ci/readme.py
 
 completions: $(VENV)/.installed  ## completions/gz.bash, _gz and gz.fish
@@ -80,16 +80,16 @@ $(VENV)/.documented: pyproject.toml | $(BIN)/python
 	$(INSTALL) --editable '.[docs]'
 	@touch $@ $(VENV)/.installed
 
-docs: $(VENV)/.documented  ## The site of the documentation, in site/
+docs: $(VENV)/.documented  ## The manual as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python .ci/site.py site
 
-measured: $(VENV)/.tested  ## Figures of the pages: make measured LEAGUE="FOLDER…", of `gz bench --train-missing`
+measured: $(VENV)/.tested  ## Values on the pages: make measured LEAGUE="FOLDER…", of `gz bench --train-missing`
 	$(BIN)/python tests/tools/measure.py league $(LEAGUE)
 
-screens: $(VENV)/.tested  ## What a terminal shows of some commands, as pictures of the pages; trains two models
+screens: $(VENV)/.tested  ## Terminal screenshots for the pages; trains two models
 	$(BIN)/python tests/tools/screens.py
 
-costs: $(VENV)/.tested  ## What trainings cost, for the pages; needs a quiet machine
+costs: $(VENV)/.tested  ## Training costs for the pages; needs an idle machine
 	$(BIN)/python tests/tools/measure.py costs --timed
 
 clean:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,8 @@ from gzcli.docs.page import Page, as_markdown, page_of, picture_name, ready_pict
 from gzcli.models import catalog
 from gzcli.store.paths import recipe_names
 from gzcli.store.pretrained import every
+
+WIDE = 84  # columns of a block of code on a laptop's screen
 
 
 def build(into: Path, commands: str) -> Path:
@@ -44,7 +47,7 @@ def write(folder: Path, commands: str) -> list[Any]:
     pages = {name: page_of(name) for name in model_names()}
     ready, leagues = every(), list(measured.places())
     # the folder `static` is beside the pages here
-    files = {name: text.replace("](../static/", "](") for name, text in manual.texts().items()}
+    files = {name: stacked(text.replace("](../static/", "](")) for name, text in manual.texts().items()}
     heads = {name: text.partition("\n")[0] for name, text in files.items()}
     titles = {name: head.split(": ")[-1].removeprefix("# ") for name, head in heads.items()}
     files |= {f"models/{name}": as_markdown(page, site=True) for name, page in pages.items()}
@@ -77,6 +80,18 @@ def write(folder: Path, commands: str) -> list[Any]:
     sections = {"Tutorials": navigation(manual.TUTORIALS), "Guides": guides}
     sections["Models"] = ["models/index.md", *families]
     return [{"gz": "index.md"}, *({title: pages_of} for title, pages_of in sections.items())]
+
+
+def stacked(text: str) -> str:
+    """A page whose blocks of code fit it: if a line is too long, comments are above what they describe."""
+
+    def narrow(block: re.Match[str]) -> str:
+        code = block[0].splitlines()
+        if max(map(len, code)) <= WIDE:
+            return block[0]
+        return "\n".join(re.sub(r"^( *)(\S.*?) {2,}# (.+)$", r"\1# \3\n\1\2", line) for line in code) + "\n"
+
+    return re.sub(r"(?ms)^```(?:sh|python)?\n.*?^```\n", narrow, text)
 
 
 def model_names() -> list[str]:

@@ -526,6 +526,19 @@ def test_no_page_shows_its_own_marks():
         assert not re.search(r"```|^(<p>)?([*-] |\||#+ )|\*\*", page, re.MULTILINE), name
 
 
+def test_the_site_shows_comments_above_lines_that_are_too_long():
+    pytest.importorskip("mkdocs")
+    from gzcli.docs.site import stacked
+
+    short = "```sh\ngz list   # all models\n```\n"
+    wide = f"```\ngz list   # all models\ngz sample cfm   # {'x' * 80}\n```\n"
+    yaml_block = f"```yaml\nsteps: 3   # {'x' * 80}\n```\n"
+    above = f"```\n# all models\ngz list\n# {'x' * 80}\ngz sample cfm\n```\n"
+    assert stacked(short + wide + yaml_block) == short + above + yaml_block
+    inside = f"```python\nclass A:\n    x = 1  # {'y' * 80}\n```\n"
+    assert stacked(inside) == f"```python\nclass A:\n    # {'y' * 80}\n    x = 1\n```\n"
+
+
 @pytest.mark.slow
 def test_the_site_asks_nobody(tmp_path):
     pytest.importorskip("mkdocs")
