@@ -618,22 +618,29 @@ def as_json(race: Race) -> dict[str, Any]:
 
 def show_race(outcome: Outcome) -> None:
     """Prints the longest training of each model, the best first, and how to train the winner on."""
-    of_model: dict[str, tuple[int, dict[str, Any]]] = {}
+    from gzcli.league.which import judged
+
+    of_model: dict[str, tuple[int, dict[str, standings.Excess]]] = {}
     for i, result in enumerate(outcome.rounds):
-        of_model |= {row["model"]: (i, row) for row in result["summary"]}
-    metric, second = outcome.rounds[-1]["metric"], standings.SECOND
+        of_model |= {row["model"]: (i, judged(result, row)) for row in result["summary"]}
+    judges = list(dict.fromkeys(judge for _, excesses in of_model.values() for judge in excesses))
     lines = []
     for name in outcome.order:
-        i, row = of_model[name]
-        both = standings.excesses_of(row, (metric, second))
+        i, excesses = of_model[name]
         cells = [
-            f"{short(both[key].value)} ± {short(both[key].half, 2)}" if key in both else None
-            for key in (metric, second)
+            f"{short(excesses[key].value)} ± {short(excesses[key].half, 2)}" if key in excesses else None
+            for key in judges
         ]
-        lines.append([name, i + 1, row["place"], *cells, duration(outcome.race.rounds[i][1])])
-    out.table(("model", "round", "place", f"{metric} above real", f"{second} above real", "trained"), lines)
+        lines.append([name, i + 1, *cells, duration(outcome.race.rounds[i][1])])
+    out.table(("model", "round", *judges, "trained"), lines)
+    out.info(f"{', '.join(judges)}: above real images; less is better, and the order is by all of them")
+    if outcome.ties:
+        out.info(f"the judges do not distinguish {' and '.join(outcome.ties)}")
     if outcome.agreement is not None:
         out.info(f"rank correlation between the first two rounds: {outcome.agreement:.2f}")
+    if outcome.order[0] != outcome.favourite:
+        text = f"`{outcome.favourite}` led the first round: short trainings mislead here, so give more time"
+        out.info(text)
     winner, steps = outcome.winner, outcome.winner.status()["step"]
     resume = f"gz train {quoted(name_of(winner))} --resume --steps {2 * steps}"
     data = quoted(outcome.race.terms.data)
@@ -648,6 +655,7 @@ def show_race(outcome: Outcome) -> None:
             "budget": outcome.race.budget,
             **as_json(outcome.race),
             "order": outcome.order,
+            "ties": outcome.ties,
             "agreement": outcome.agreement,
             "run": winner.id,
             "command": resume,

@@ -17,7 +17,7 @@ from gzcli.data.sets.registry import locate
 from gzcli.launch import jobs, launcher
 from gzcli.league import league
 from gzcli.league.league import Entry, Terms
-from gzcli.league.training import AGAIN, stopped
+from gzcli.league.training import AGAIN, stopped, train_judges
 from gzcli.metrics import standings
 from gzcli.store import claims, files
 from gzcli.store.paths import user_dir
@@ -73,6 +73,8 @@ def hold(
             raise UsageError("another `gz` is running this league", hint=f"it writes into `{folder}`")
         if command:
             files.write_atomic(folder / "command.sh", command)
+        left = [entry for entry in held.entries if not ((run := entry.run()) and run.state == "finished")]
+        train_judges((entry.recipe.parts[0].data for entry in left), say)
         with signals.noted() as heard:
             result, failed = play(held, turns(held, at_once, heard, say, mode), heard, say)
         took = [row.get("train_seconds") or 0 for row in result["rows"]]

@@ -20,11 +20,10 @@ from typing import Any, Literal
 from gzcli.core import signals
 from gzcli.core.errors import DamagedError, DivergedError, GzError, Interrupted, MissingError, UsageError
 from gzcli.core.types import Report, Say, silent, unreported
-from gzcli.data.packs.open import open_pack, pack_options
 from gzcli.launch.plan import Request, ask, trained
 from gzcli.league.league import SHORTEST
 from gzcli.league.loop import Point, draw_curves
-from gzcli.league.training import AGAIN, Training, digest, stopped
+from gzcli.league.training import AGAIN, Training, digest, stopped, train_judges
 from gzcli.recipe import schema
 from gzcli.store import files, runs
 from gzcli.store.metrics import curves, metric_lines
@@ -319,13 +318,11 @@ def play(sweep: Sweep, say: Say = silent) -> SweepResult:
 def train_judge(sweep: Sweep, say: Say) -> None:
     """Trains the judge of the data set if the trials are compared by their samples: the first trial would
     train it in its own time, or all would go by the loss."""
-    from gzcli.metrics.features import lenet
-
     recipe = ask(sweep.model, sweep.data, sweep.fixed, sweep.flags).recipe
     (part,) = recipe.parts
     chosen = part.train.best if part.train.best != "auto" else recipe.card.best
-    if chosen == "fd" and not part.data.latent:
-        lenet(open_pack(part.data.name, **pack_options(part.data), say=say), say=say)
+    if chosen == "fd":
+        train_judges([part.data], say)
 
 
 def extend(sweep: Sweep, i: int, rung: int, record: Record, say: Say) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 from gzcli.core import signals
 from gzcli.core.errors import DivergedError, Interrupted
+from gzcli.core.sections import DataSection
 from gzcli.core.types import Report, Say, silent, unreported
+from gzcli.data.packs.open import open_pack, pack_options
 from gzcli.launch import launcher
 from gzcli.launch.launcher import Plan
 from gzcli.launch.plan import Request, Start, is_of_training, launched_again, resumable, training
@@ -90,6 +93,16 @@ class Training:
             plan = launcher.plan(launched_again(run, self.request.recipe), every_gpu=True)
             recipe = Start(self.request, plan, run).recipe(say=say)
         return Start(self.request, plan, run, self.alias).train(recipe, say=say)
+
+
+def train_judges(sets: Iterable[DataSection], say: Say) -> None:
+    """Trains the first judges of packed sets, those of latents aside. Otherwise the first training does so in
+    its own time."""
+    from gzcli.metrics.features import lenet
+
+    options = {tuple(pack_options(data).items()): data for data in sets if not data.latent}
+    for data in options.values():
+        lenet(open_pack(data.name, **pack_options(data), say=say), say=say)
 
 
 def stopped(number: int) -> Interrupted:

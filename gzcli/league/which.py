@@ -33,7 +33,8 @@ from gzcli.store.runs import Run, by_name
 REGRET = 1.1  # times the least excess that the shortlist may have on a shipped league
 FEWEST = 4  # models of the shortlist, if as many fit
 SAMPLES = 1000  # of each model, that the judges compare
-JUDGES = ("fd", standings.SECOND)
+JUDGES = ("fd", standings.SECOND)  # of the shipped leagues
+PUBLISHED = "kid_lite"  # of colour images: a judge that needs no training on the set, which may be small
 
 Excesses = Mapping[str, Mapping[str, float]]  # league and judge → model → excess over real images
 
@@ -69,6 +70,24 @@ class Outcome:
     rounds: tuple[dict[str, Any], ...]
     order: tuple[str, ...]
     agreement: float | None
+
+    @property
+    def favourite(self) -> str:
+        """The best model of the first round."""
+        return order(self.rounds[0])[0]
+
+    @property
+    def ties(self) -> list[str]:
+        """The best model and those of the last round that no judge distinguishes from it; [] without any."""
+        last = self.rounds[-1]
+        of_model = {row["model"]: judged(last, row) for row in last["summary"]}
+        best = of_model[self.order[0]]
+        alike = [
+            name
+            for name in order(last)
+            if of_model[name] and not any(best[key].differs(excess) for key, excess in of_model[name].items())
+        ]
+        return alike if len(alike) > 1 else []
 
     @property
     def winner(self) -> Run:
@@ -236,6 +255,12 @@ def run(race: Race, *, at_once: int | None = None, say: Say = silent, mode: str 
     return Outcome(race, tuple(outcomes), tuple(ordered), agreement(outcomes))
 
 
+def judged(result: Mapping[str, Any], row: standings.Row) -> dict[str, standings.Excess]:
+    """The excess of a row of a round by each judge; empty for a model that failed."""
+    excesses = standings.excesses_of(row, (result["metric"], standings.SECOND, PUBLISHED))
+    return excesses if result["metric"] in excesses else {}
+
+
 def agreement(outcomes: Sequence[Mapping[str, Any]]) -> float | None:
     """Spearman's rank correlation of the first two rounds; None for fewer than three models in both."""
     if len(outcomes) < 2 or len(second := order(outcomes[1])) < 3:
@@ -245,11 +270,16 @@ def agreement(outcomes: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def order(result: Mapping[str, Any]) -> list[str]:
-    """The models of a round, the best first, by the geometric mean of their excesses by both judges. One that
-    failed comes last."""
-    metric, scores = result["metric"], dict[str, float]()
-    for row in result["summary"]:
-        both = standings.excesses_of(row, (metric, standings.SECOND))
-        sizes = [math.log(max(excess.value, excess.half, 1e-12)) for excess in both.values()]
-        scores[row["model"]] = sum(sizes) / len(sizes) if metric in both else math.inf
+    """The models of a round, the best first, by the geometric mean of their excesses by all judges. What a
+    judge cannot distinguish from real images counts alike. A model that failed comes last."""
+    of_model = {row["model"]: judged(result, row) for row in result["summary"]}
+    judges = {judge for excesses in of_model.values() for judge in excesses}
+    least = {
+        judge: min(excesses[judge].half for excesses in of_model.values() if judge in excesses)
+        for judge in judges
+    }
+    scores = dict[str, float]()
+    for name, excesses in of_model.items():
+        sizes = [math.log(max(excess.value, least[judge], 1e-12)) for judge, excess in excesses.items()]
+        scores[name] = sum(sizes) / len(sizes) if sizes else math.inf
     return sorted(scores, key=lambda name: scores[name])

@@ -36,7 +36,7 @@ from gzcli.launch import forecast, jobs, launcher
 from gzcli.launch import plan as planning
 from gzcli.launch.plan import is_of_training, write_run
 from gzcli.league import __main__ as child
-from gzcli.league import league
+from gzcli.league import league, loop, training
 from gzcli.league.loop import draw_curves
 from gzcli.metrics import standings
 from gzcli.recipe.yaml import dump
@@ -74,6 +74,7 @@ def trained(monkeypatch):
         return run
 
     monkeypatch.setattr(planning.Start, "train", train)
+    monkeypatch.setattr(loop, "train_judges", lambda sets, say: list(sets))
     return log
 
 
@@ -135,6 +136,21 @@ def test_every_model_is_a_row_and_the_best_is_first(call, home, trained, judged,
     assert (best["model"], best["place"], float(best["fd_excess"])) == ("fm", "1–3", pytest.approx(12))
     # the budget of a run without stages is its own, and figures of likelihood are found once
     assert [job.variants for job in judged[:2]] == [({},), ({}, {"calls": 20, "quick": True})]
+
+
+def test_a_judge_is_trained_before_the_first_training_and_in_nobodys_time(
+    call, home, trained, judged, monkeypatch
+):
+    """Guidance and `best` need it: the first model would train it, and have no place for lack of time."""
+    trained_on = []
+    monkeypatch.setattr("gzcli.metrics.features.lenet", lambda pack, say: trained_on.append(pack.folder.name))
+    monkeypatch.setattr(
+        loop, "train_judges", lambda *how: trained.append(("judge",)) or training.train_judges(*how)
+    )
+    words = (*WORDS, "--models", "vae,fm")
+    assert call(*words)[0] == 0
+    assert [row[0] for row in trained] == ["judge", "vae", "fm"] and len(trained_on) == 1  # of one pack
+    assert call(*words)[0] == 0 and len(trained_on) == 1, "nothing is left to train"
 
 
 def test_a_dry_run_counts_what_is_left_and_trains_nothing(call, home, trained, judged):

@@ -11,7 +11,7 @@ import pytest
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.league import which
 from gzcli.league.league import Terms
-from gzcli.league.which import Race, able, calls, cover, excesses, order, shortlist
+from gzcli.league.which import Outcome, Race, able, calls, cover, excesses, order, shortlist
 from gzcli.models import catalog
 from gzcli.store.jobs import BenchJob
 
@@ -94,6 +94,18 @@ def summary(values: dict[str, tuple[float, float] | None]) -> dict:
 def test_both_judges_count_and_a_failed_model_is_last():
     result = summary({"failed": None, "a": (10.0, 10.0), "b": (1.0, 200.0), "c": (20.0, 1.0)})
     assert order(result) == ["c", "a", "b", "failed"]
+
+
+def test_a_published_judge_decides_where_those_of_the_set_do_not():
+    result = summary({"a": (1.0, 1.0), "b": (1.0, 1.0), "c": (1.0, 1.0)})
+    for row, value in zip(result["summary"], (0.9, 0.2, 0.5), strict=True):
+        row["metrics"]["kid_lite"], row["excess"]["kid_lite"] = value, [value, value - 0.1, value + 0.1]
+    assert order(result) == ["b", "c", "a"]
+    outcome = Outcome(Race(("a", "b", "c"), terms(), 120.0), (result,), ("b", "c", "a"), None)
+    assert outcome.ties == [] and outcome.favourite == "b"
+    for row in result["summary"]:
+        row["excess"]["kid_lite"] = [row["excess"]["kid_lite"][0], -9.0, 9.0]
+    assert {*outcome.ties} == {*"abc"}
 
 
 @pytest.fixture
