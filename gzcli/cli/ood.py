@@ -318,7 +318,7 @@ def check_options(
             raise UsageError("`--png` needs `--map`", hint="--map --png")
         if not local(input_).exists():
             hint = "pass an image, or a folder, zip, tar or npz of images"
-            raise MissingError(f"there is no `{input_}`", hint=hint)
+            raise MissingError(f"`{input_}` does not exist", hint=hint)
     elif strange:
         raise UsageError(f"`{strange}` needs `--input`", hint="gz ood RUN --input ./pictures")
     elif of_sets["--imglists"] and not of_sets["--benchmark"]:
