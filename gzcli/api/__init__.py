@@ -153,7 +153,9 @@ def load(
     Raises MissingError if there is none, UsageError if nothing is called so, and for another precision.
     """
     if precision not in (None, *PRECISIONS):
-        raise UsageError(f"there is no precision `{precision}`", hint=f"it is one of {', '.join(PRECISIONS)}")
+        raise UsageError(
+            f"there is no precision `{precision}`", hint=f"choose one of {', '.join(PRECISIONS)}"
+        )
     reference = reference_of(data)
     key = None if reference is None else data_key(reference)
     run = find_run(f"{PREFIX}{what}" if pretrained else str(what), data=key)
@@ -296,7 +298,7 @@ class LoadedRun:
         images: uint8 [N, C, H, W].
         seed: of the draw of binary images.
 
-        Raises UsageError if the model has no latents of images.
+        Raises UsageError if the model has no image latents.
         """
         model: Any = self.model
         if self.trained.space is not None:
@@ -306,7 +308,7 @@ class LoadedRun:
         elif hasattr(model, "encode") and next(iter(flat_defaults(model.encode)), None) == "x":
             encode = model.encode
         else:
-            message = f"`{self.trained.name}` has no latents of images"
+            message = f"`{self.trained.name}` has no image latents"
             raise UsageError(message, hint="gz list models --can latent")
         with torch.inference_mode(), full_fp32(self.trained.device):
             parts = [encode(batch.x).float().cpu().numpy() for batch in self._batches(images, seed)]
@@ -332,7 +334,7 @@ class LoadedRun:
             "lite": lambda: pretrained.lite(device),
         }
         if by not in networks:
-            raise UsageError(f"there are no features `{by}`", hint=f"they are {', '.join(networks)}")
+            raise UsageError(f"there are no features `{by}`", hint=f"choose one of {', '.join(networks)}")
         return networks[by]().features(np.asarray(images))
 
     @spoken
@@ -347,10 +349,10 @@ class LoadedRun:
         seed: of the noise.
         options: keywords of the model's `log_prob`, such as `steps=100`.
 
-        Raises UsageError if the model has no likelihood of images.
+        Raises UsageError if the model has no image likelihood.
         """
         if not self.trained.has_levels or not hasattr(self.model, "log_prob"):
-            message = f"`{self.trained.name}` has no likelihood of images"
+            message = f"`{self.trained.name}` has no image likelihood"
             raise UsageError(message, hint="gz list models --can log_prob")
         keywords = group_options(self.model.log_prob, self._options("log_prob", options))
         y = None if labels is None else self._labels(labels, len(images))

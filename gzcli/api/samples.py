@@ -76,7 +76,7 @@ class Samples(np.ndarray):
 
         images = np.asarray(self)
         if images.dtype != np.uint8 or images.ndim not in (3, 4) or images.shape[-3] not in (1, 3):
-            message = f"an array {images.dtype} of shape {images.shape} is no longer of images"
+            message = f"an array of {images.dtype} with shape {images.shape} does not contain images"
             raise UsageError(message, hint="images are uint8 [N, C, H, W], C = 1 or 3")
         images = images[None] if images.ndim == 3 else images
         labels = None if self.labels is None or len(self.labels) != len(images) else self.labels

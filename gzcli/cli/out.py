@@ -10,7 +10,6 @@ import math
 import os
 import re
 import sys
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any, TextIO
 
 from gzcli.core import streams
 from gzcli.core.errors import GzError
+from gzcli.core.streams import room, wrapped
 
 _mode = {"json": False, "quiet": False, "lenient": False, "lost": False}
 ELSEWHERE = "see `--wide` or `--json`"  # the columns that did not fit
@@ -114,19 +114,6 @@ def table(
         info(f"omitted to save space: {names} ({elsewhere})")
 
 
-def room(stream: TextIO) -> int | None:
-    """The columns of a terminal, or `COLUMNS`; None for any other stream, whose lines are of any length."""
-    columns = os.environ.get("COLUMNS", "")
-    if columns.isdecimal() and int(columns):
-        return int(columns)
-    if not stream.isatty():
-        return None
-    try:
-        return os.get_terminal_size(stream.fileno()).columns or None
-    except OSError:
-        return None
-
-
 def width() -> int:
     """The columns that texts on stderr may take, 80 at most."""
     return min(80, room(sys.stderr) or 80)
@@ -141,12 +128,8 @@ def fitted(text: str, head: str = "") -> list[str]:
 
 
 def info(string: str) -> None:
-    """Prints a line unless `-q` is set. A long line is broken at spaces if the terminal would break it
-    within a word; a line that is mostly a path stays whole."""
-    columns = room(sys.stderr) or math.inf
-    for text in string.split("\n"):
-        whole = len(text) <= columns or max(map(len, text.split())) > columns / 2
-        line(text if whole else "\n".join(wrapped(text, width=int(columns))))
+    """Prints a line unless `-q` is set, broken at spaces if the terminal would break it within a word."""
+    line(streams.broken(string, room(sys.stderr)))
 
 
 def line(string: str) -> None:
@@ -267,13 +250,6 @@ def _narrowed(
             return None
         narrowed[max(able, key=lambda i: narrowed[i])] -= 1
     return narrowed
-
-
-def wrapped(text: str, head: str = "", width: int = 80) -> list[str]:
-    """The text in lines of `width` columns, broken at spaces and indented as `head` is wide."""
-    indent = " " * len(head)
-    wrapper = textwrap.TextWrapper(width, head, indent, break_on_hyphens=False, break_long_words=False)
-    return wrapper.wrap(text) or [head.rstrip()]
 
 
 def _is_number(cell: str) -> bool:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-INSTALL = "install the torch that fits it, see pytorch.org; `gz doctor` checks it"
+INSTALL = "install a matching build of torch (see pytorch.org); then run `gz doctor`"
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 OTHER_GPUS = ("/dev/kfd", "/dev/nvhost-gpu", "/dev/dxg")  # AMD's, Jetson's, WSL's: no driver lists them
 
@@ -90,8 +90,8 @@ class Gpus:
         if self.usable >= self.there:
             return None
         of = f"{self.usable or 'none'} of the {self.there} GPUs"
-        some = "cannot use the GPU that is" if self.there == 1 else f"can use {of} that are"
-        return f"torch {some} here: {self.why}"
+        some = "cannot use the GPU" if self.there == 1 else f"can use {of}"
+        return f"torch {some} on this machine: {self.why}"
 
 
 def count_gpus() -> int:
@@ -168,7 +168,7 @@ def tried(most: int | None = None) -> Gpus:
             warnings.simplefilter("ignore")  # a driver that is too old raises an error as well
             seen = torch.cuda.device_count()
             if there and not (torch.version.cuda or torch.version.hip):
-                return Gpus(there, 0, f"it is built for CPUs alone ({torch.__version__})")
+                return Gpus(there, 0, f"this build is for CPUs only ({torch.__version__})")
             if there or seen:
                 torch.cuda.init()
     except Exception as e:
@@ -197,7 +197,7 @@ def pick_device(launch: LaunchSection) -> torch.device:
     if launch.gpus:
         raise DeviceError(gpus.lack or "there is no GPU here", hint=INSTALL)
     if gpus.lack:
-        warnings.warn(f"{gpus.lack}; the CPU is used", stacklevel=2)
+        warnings.warn(f"{gpus.lack}; using the CPU", stacklevel=2)
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
@@ -216,7 +216,7 @@ def check_planned() -> None:
     import torch
 
     if os.environ.get("GZ_GPUS", "0") != "0" and not torch.cuda.is_available():
-        raise DeviceError(tried(1).lack or "there is no GPU here any more", hint=INSTALL)
+        raise DeviceError(tried(1).lack or "there is no GPU here any longer", hint=INSTALL)
 
 
 def trains_on_cpu(gpus: int, processes: int) -> bool:

@@ -81,23 +81,23 @@ class Interrupted(GzError):
         self.code = 128 + signum
 
 
-PLACE = "name another place, or set `GZ_HOME` to a folder"
+PLACE = "use another path, or set `GZ_HOME` to a folder"
 SPACE = "free some space, or set `GZ_HOME` to a folder on a larger disk"
 # full, or not to be written
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
-_RIGHTS = "`gz doctor` shows which folders gz uses; `GZ_HOME` moves them"
+_RIGHTS = "`gz doctor` shows the folders that gz uses; set `GZ_HOME` to move them"
 _SYSTEM = {  # error of a file or folder → what to do
     errno.ENOSPC: SPACE,
     errno.EDQUOT: SPACE,
     errno.EFBIG: f"{SPACE}; `ulimit -f` shows the largest file that you may write",
-    errno.ENAMETOOLONG: "give a shorter name",
-    errno.EIO: "is the disk or the terminal gone?",
-    errno.EROFS: "set `GZ_HOME` to a folder that you may write",
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.EIO: "check that the disk or the terminal is still connected",
+    errno.EROFS: "set `GZ_HOME` to a writable folder",
     errno.EACCES: _RIGHTS,
     errno.EPERM: _RIGHTS,
-    errno.ENOTDIR: f"a file stands where a folder is needed: {PLACE}",
-    errno.EEXIST: f"something else stands there: {PLACE}",
-    errno.EISDIR: "a folder stands where a file is needed: name another place",
+    errno.ENOTDIR: f"a file has the name of a folder that gz needs: {PLACE}",
+    errno.EEXIST: f"the path is already in use: {PLACE}",
+    errno.EISDIR: "a folder has the name of a file that gz needs: use another path",
     errno.ELOOP: f"a link leads back to itself: {PLACE}",
 }
 # how libraries in Rust, such as safetensors, end the text of an error of the system

@@ -132,7 +132,7 @@ def detections() -> dict[tuple[str, str, str], str]:
         if row.get("clock") == "cpu":
             took[key] = f"; trained for {float(row['train_seconds']):.0f} s of CPU time"
         elif row.get("clock"):
-            took[key] = "; trained by the wall clock"
+            took[key] = "; timed by the wall clock"
     joined = {key: ", ".join(text for _, text in sorted(texts, reverse=True)) for key, texts in cells.items()}
     return {key: text + took.get(key, "") for key, text in joined.items()}
 

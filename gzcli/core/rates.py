@@ -48,7 +48,7 @@ def chosen_precision(wanted: str, kind: str) -> str:
     import torch
 
     if wanted == "fp16" and not kind_of(kind).fp16:
-        hint = "`bf16` works on many CPUs, `fp32` on all"
+        hint = "use `bf16`, which works on many CPUs, or `fp32`"
         raise UsageError("`train.precision: fp16` needs a GPU", hint=hint)
     if wanted != "auto":
         return wanted
@@ -62,8 +62,8 @@ def speed_title() -> str:
     speeds = cpu_rates(cpu_name())
     cells = [f"{kind} {of['product']:.0f} and {of['convolution']:.0f}" for kind, of in speeds.items()]
     sets = " ".join(instruction_sets()) or platform.machine()
-    facts = f"{sets}; GFLOP/s of a core in products and convolutions: {', '.join(cells)}"
-    return f"{facts}; `precision: auto` takes {faster(speeds)}"
+    facts = f"{sets}; GFLOP/s per core for matrix products and convolutions: {', '.join(cells)}"
+    return f"{facts}; `precision: auto` uses {faster(speeds)}"
 
 
 def cpu_rates(cpu: str) -> Rates:

@@ -105,7 +105,7 @@ def without_fixed(model: Mapping[str, Any]) -> dict[str, Any]:
     for key in fixed.keys() & model.keys():
         if model[key] != fixed[key]:
             message = f"`model.{key}` is {fixed[key]:g} in this version of gz, not {model[key]}"
-            raise UsageError(message, hint="train it again, or use an older version of gz")
+            raise UsageError(message, hint="train the model again, or use an older version of gz")
     return {key: value for key, value in model.items() if key not in fixed}
 
 

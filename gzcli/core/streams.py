@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+import textwrap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,38 @@ def printable(text: str) -> str:
 
 def in_a_line(text: str) -> str:
     return printable(" ".join(text.split("\n")))
+
+
+def room(stream: TextIO) -> int | None:
+    """The columns of a terminal, or `COLUMNS`; None for any other stream, whose lines are of any length."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns):
+        return int(columns)
+    if not stream.isatty():
+        return None
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except OSError:
+        return None
+
+
+def wrapped(text: str, head: str = "", width: int = 80) -> list[str]:
+    """The text in lines of `width` columns, broken at spaces and indented as `head` is wide."""
+    indent = " " * len(head)
+    wrapper = textwrap.TextWrapper(width, head, indent, break_on_hyphens=False, break_long_words=False)
+    return wrapper.wrap(text) or [head.rstrip()]
+
+
+def broken(text: str, columns: int | None) -> str:
+    """The text with lines that a terminal of so many columns would break within a word broken at spaces; a
+    line that is mostly a path stays whole."""
+    if columns is None:
+        return text
+    lines = list[str]()
+    for line in text.split("\n"):
+        whole = len(line) <= columns or max(map(len, line.split())) > columns / 2
+        lines += [line] if whole else wrapped(line, width=columns)
+    return "\n".join(lines)
 
 
 def hold_open() -> None:

@@ -101,21 +101,21 @@ def _show_mlflow(tracker: Any, path: Path, step: int) -> None:
 
 TRACKERS: Mapping[str, Tracker] = {
     "wandb": Tracker(
-        "`wandb login` once, or `WANDB_MODE=offline`, and `wandb sync` later", _wandb, _show_array
+        "run `wandb login`, or set `WANDB_MODE=offline` and run `wandb sync` later", _wandb, _show_array
     ),
     "tensorboard": Tracker(
-        "it writes into the run's folder, which must be writable",
+        "make the run's folder writable: tensorboard logs to it",
         _tensorboard,
         _show_tensorboard,
         recipe="each",
     ),
     "trackio": Tracker(
-        "`TRACKIO_DIR` and `HF_TOKEN` set where it writes; without a space it stays on this machine",
+        "set `TRACKIO_DIR` to a writable folder, or `HF_TOKEN` to log to a space",
         _service,
         _show_trackio,
     ),
     "mlflow": Tracker(
-        "`MLFLOW_TRACKING_URI` says which server; without it a file in gz's own folder serves",
+        "set `MLFLOW_TRACKING_URI` to your server, or unset it to log to gz's own folder",
         _mlflow,
         _show_mlflow,
         to_store=lambda tracker: {"run_id": tracker.active_run.info.run_id},

@@ -61,9 +61,9 @@ class DataInfo:
         info = cls(**{**tree, "shape": tuple(tree["shape"]), "classes": tuple(tree.get("classes", ()))})
         numbers = (*info.shape, *([] if info.levels is None else [info.levels]))
         if len(info.shape) != 3 or not all(type(number) is int and number > 0 for number in numbers):
-            raise ValueError(f"images of shape {info.shape} and {info.levels} levels")
+            raise ValueError(f"images cannot have the shape {info.shape} and {info.levels} levels")
         if not all(isinstance(name, str) for name in info.classes):
-            raise ValueError("its classes have no names")
+            raise ValueError("its class names are not strings")
         return info
 
 
@@ -137,7 +137,7 @@ class Applied:
         if n != self.columns * rows if self.columns is not None else rows != 1:
             raise ValueError(f"{n} images are not {rows} rows of {self.columns}")
         if len(self.of) != (n if self.columns is None else rows) and (self.of or self.columns is not None):
-            raise ValueError(f"{len(self.of)} are known to be of images, of {n} images in {rows} rows")
+            raise ValueError(f"`of` has {len(self.of)} entries for {n} images in {rows} rows")
 
 
 class Noise:
@@ -253,7 +253,7 @@ class ImageNoise(Noise):
 
     def _check(self, n: int) -> None:
         if n != len(self.index):
-            raise ValueError(f"noise for {len(self.index)} images, asked for {n}")
+            raise ValueError(f"there is noise for {len(self.index)} images, not for {n}")
 
     def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
         import torch

@@ -17,7 +17,7 @@ FEWEST, MOST = 500, 10_000  # images of a split that a budget of seconds pays fo
 BY_ODE = 500  # most test images of a likelihood by an ODE, which takes hundreds of network calls for each
 SIDES = range(4, 1025)  # pixels a side of images that are packed
 BUDGETS = "a number with its unit, at least 3s: `--budget 8m`, `--budget 1.5h`"
-WORDS = "a number of pixels, or width and height as `48x32`"
+WORDS = "a number of pixels, or width and height such as `48x32`"
 
 
 def by_sides(shape: Iterable[int]) -> str:
@@ -94,7 +94,9 @@ def sides(size: Size) -> tuple[int, int]:
         return size, size
     digits = re.fullmatch(r"([1-9]\d*)(?:[xX]([1-9]\d*))?", size, re.ASCII)
     if not digits:
-        raise UsageError(f"`data.size` is {WORDS}, not `{size}`", hint=f"`--set data.size={nearest(size)}`")
+        raise UsageError(
+            f"`data.size` must be {WORDS}, not `{size}`", hint=f"`--set data.size={nearest(size)}`"
+        )
     return int(digits[2] or digits[1]), int(digits[1])
 
 
@@ -117,7 +119,7 @@ def canonical_size(size: Size) -> Size:
 def packable(size: Size) -> Size:
     """The size, in the form of `as_size`, of images that may be packed. Raises UsageError."""
     if not all(side in SIDES for side in sides(size)):
-        message = f"`data.size` is between {SIDES[0]} and {SIDES[-1]} pixels a side, not {size}"
+        message = f"`data.size` must be {SIDES[0]} to {SIDES[-1]} pixels per side, not {size}"
         raise UsageError(message, hint="`--set data.size=64`")
     return canonical_size(size)
 
@@ -132,7 +134,7 @@ def number_in(variable: str, unit: str) -> int | None:
     """The number in an environment variable; None if it is not set. Raises UsageError."""
     text = os.environ.get(variable, "").strip()
     if text and not (text.isascii() and text.isdigit()):
-        raise UsageError(f"`{variable}` is a number of {unit}, not `{text}`")
+        raise UsageError(f"`{variable}` must be a number of {unit}, not `{text}`")
     return int(text) if text else None
 
 

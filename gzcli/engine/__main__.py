@@ -121,7 +121,7 @@ def explain(e: BaseException) -> errors.GzError:
     if isinstance(e, KeyboardInterrupt):
         return errors.Interrupted("interrupted", signum=2)
     if devices.is_out_of_memory(e):
-        hint = "lower `train.batch_size`, or raise `train.accumulate`: the result is the same"
+        hint = "lower `train.batch_size`, or raise `train.accumulate`, which does not change the result"
         return errors.DeviceError("out of memory", hint=hint)
     if "no kernel image" in str(e):
         message = f"torch cannot use this GPU: {errors.first_line(e)}"
@@ -130,8 +130,8 @@ def explain(e: BaseException) -> errors.GzError:
         return error
     if "timed out" in str(e).lower() and (silent := ranks.unresponsive()):
         names = ", ".join(f"rank {rank} (process {pid})" for rank, pid in silent.items())
-        hint = "`launch.timeout` sets how long the others wait"
-        return errors.DeviceError(f"{names} does not answer", hint=hint)
+        hint = "raise `launch.timeout` to wait longer"
+        return errors.DeviceError(f"{names} did not respond", hint=hint)
     message = f"{type(e).__name__}: {e}"
     return errors.GzError(message, hint="the traceback is in the run's `log.txt`; `GZ_DEBUG=1` shows it")
 
@@ -140,7 +140,7 @@ def train(run: Run, log: Log) -> None:
     """Trains the run of `run.yaml`, or each of its stages that is not finished; a call of every rank."""
     png.made_by(verb="train", run=run.id)
     if lives := int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
-        log.warn(f"a process failed; all restart ({lives} of `launch.restarts`)")
+        log.warn(f"a process failed; restarting all processes ({lives} of `launch.restarts`)")
     if sum(stage.state != "finished" for stage in run.stages) > 1:
         check_stages(run)
     accelerator: Accelerator | None = None
@@ -182,7 +182,7 @@ def train_one(run: Run, log: Log) -> Accelerator:
     accelerator = accelerate(part)
     if len(started := {*ranks.everyone(run.owner.id)}) > 1:  # of several machines
         message = f"the machines train different runs: {', '.join(sorted(started))}"
-        raise errors.UsageError(message, hint="start the same command on all again")
+        raise errors.UsageError(message, hint="start the same command on all machines again")
     streams.change_spinner("reading the images")
     clock = partial(devices.clock, accelerator.device, part.train.clock)
     began = clock()
@@ -196,7 +196,7 @@ def train_one(run: Run, log: Log) -> Accelerator:
         if log.main:
             write_train(run, chosen)
         ranks.wait()
-        log.info(f"{part.train.steps} steps fit in the time")
+        log.info(f"{part.train.steps} steps fit into the time")
     streams.change_spinner("building the model")
     trainer = Trainer(run, part, pack, accelerator, log)
     if log.main:

@@ -37,7 +37,7 @@ from gzcli.store.jobs import EmaJob
 from gzcli.store.runs import Run
 
 TRIED = (0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25)  # lengths of which the best is chosen
-OTHERS = "remove it: averages are then made of the others"
+OTHERS = "remove it to average the others"
 MISSED = 0.1  # largest relative error of a fitted profile
 
 
@@ -48,8 +48,8 @@ class Snapshots:
         self.folder, self.ema = run.snapshots_folder, ema
         self.every = -(-train.steps // train.ema_snapshots) if train.ema_snapshots else 0
         if self.every and not train.ema:
-            message = "`train.ema_snapshots` is for averaged weights, and this training averages none"
-            raise UsageError(message, hint="set `train.ema` too, such as `train.ema=0.999`, or leave it out")
+            message = "`train.ema_snapshots` needs averaged weights, but `train.ema` is 0"
+            raise UsageError(message, hint="set `train.ema=0.999`, or omit `train.ema_snapshots`")
 
     def take(self, done: int, *, last: bool = False) -> None:
         """Writes a file if `done` steps are a multiple of the interval or, with `last`, if they are none. A
@@ -119,10 +119,10 @@ def whole_snapshots(run: Run, like: Mapping[str, Tensor], warn: Say) -> dict[int
             read_snapshot(path, like)
             whole[step] = path
         except DamagedError as e:
-            warn(f"{e.message}; averages are made without it")
+            warn(f"{e.message}; averaging the others")
     if not whole:
-        message = f"no whole snapshot in `{run.snapshots_folder}`"
-        raise MissingError(message, hint="they are made by a training with `train.ema_snapshots=20`")
+        message = f"no intact snapshot in `{run.snapshots_folder}`"
+        raise MissingError(message, hint="train with `--set train.ema_snapshots=20` to save snapshots")
     return whole
 
 
@@ -155,9 +155,9 @@ def average(
     times = np.repeat([float(step) for step in places], len(LENGTHS))
     factors, missed = fitted(times, np.tile(LENGTHS, len(places)), step, length)
     if missed > MISSED:
-        message = f"no average of length {length:g} can be made of {counted(len(places), 'snapshot')}"
-        hint = "a length nearer to 0.05 … 0.1, or a training with a larger `train.ema_snapshots`"
-        raise UsageError(f"{message}: its profile would be off by {missed:.0%}", hint=hint)
+        message = f"{counted(len(places), 'snapshot')} cannot give an average of length {length:g}"
+        hint = "use a length closer to 0.05 … 0.1, or train with a larger `train.ema_snapshots`"
+        raise UsageError(f"{message}: the error of its profile would be {missed:.0%}", hint=hint)
     total = {name: torch.zeros_like(value, dtype=torch.float64) for name, value in like.items()}
     for path, row in zip(places.values(), factors.reshape(len(places), -1), strict=True):
         for profile, factor in zip(read_snapshot(path, like).values(), row, strict=True):
@@ -182,8 +182,8 @@ def run(job: EmaJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     if metric == "fd":
         net, metric = judge_of(model, pack, device, log)
     if metric is None and job.length is None:
-        message = "no metric chooses an average: `train.best` is `none`, or no images are for validation"
-        raise UsageError(message, hint="say which: `--length 0.05`")
+        message = "no metric can choose the length: `train.best` is `none`, or there are no validation images"
+        raise UsageError(message, hint="choose it yourself: `--length 0.05`")
     model.on_step(step - 1)  # what anneals is where the training has left it
     ema = EMA(model, part.train.ema, partial(some_images, images, trained))
     usual = checkpoint.read_weights(run.checkpoint(served_by_training(run)).averaged).weights

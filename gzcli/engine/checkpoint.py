@@ -33,8 +33,8 @@ from gzcli.version import __version__
 KEPT, KEPT_AT_THE_END = 2, 1  # default number of newest checkpoints of a training and of a finished run
 SAMPLED = CheckpointFolder.averaged.name  # the file that the best checkpoint of a finished run keeps
 FILES = (CheckpointFolder.weights.name, SAMPLED, CheckpointFolder.training.name)  # with checksums in `meta`
-OTHER = "remove the folder: the run then continues from the checkpoint before it"
-ALONE = "it contains the averaged weights alone"
+OTHER = "remove the folder to resume from the checkpoint before it"
+ALONE = "it contains only the averaged weights"
 EXTRA = "_extra_state"  # nn.Module.get_extra_state: per-rank state
 
 
@@ -143,7 +143,7 @@ def read(path: Path) -> Checkpoint:
         train = torch.load(path / CheckpointFolder.training, map_location="cpu", weights_only=True)
         missing = {"optimizers", "scaler", "ema_updates", "extra"} - set(train)
     except Exception as e:  # of pickle, zip and torch, which advises to load it without safety
-        raise DamagedError(f"`{path / 'train.pt'}` is not a state of a training by gz", hint=OTHER) from e
+        raise DamagedError(f"`{path / 'train.pt'}` is not a training state from gz", hint=OTHER) from e
     if missing:
         raise DamagedError(f"`{path / 'train.pt'}` has no {', '.join(sorted(missing))}", hint=OTHER)
     meta = files.read_object(path / CheckpointFolder.meta)
@@ -165,7 +165,7 @@ def damage(path: Path) -> str | None:
     except DamagedError as e:
         return e.message
     except (KeyError, TypeError):
-        return "`meta.json` is not by gz"
+        return "`meta.json` is not from gz"
     for name, (size, digest) in sums.items():
         file = path / name
         if not file.exists():
@@ -182,7 +182,7 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
         if (fault := damage(path)) is None:
             return path
         if fault != ALONE:
-            warn(f"checkpoint `{path}` is damaged ({fault}), trying the one before it")
+            warn(f"checkpoint `{path}` is damaged ({fault}); trying the one before it")
     return None
 
 

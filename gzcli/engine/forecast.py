@@ -347,7 +347,7 @@ def speed_of(model: Model, batch: Batch, part: Part, accelerator: Accelerator, l
         with ranks.alone(), shapes_only(mode):
             work = count_work(blank.train(), fake.rows(slice(micro_batch(part)), fake.noise), part)
     except Exception as e:  # a metric that cannot be found must not end a training
-        log.record(f"the operations of a step are not known: {type(e).__name__}: {e}")
+        log.record(f"the cost of a step is unknown: {type(e).__name__}: {e}")
         return Speed(images)
     plain = "fp32" if part.train.deterministic else "tf32"
     kind = {"no": plain}.get(accelerator.mixed_precision, accelerator.mixed_precision)

@@ -106,7 +106,7 @@ def write(run: Run, pack: Pack, device: torch.device, log: Log) -> float | None:
     real, of = reference(pack)
     tried = choose(trained, real, net)
     best = min(tried, key=lambda one: one.score(net.accuracy))
-    log.info(f"guidance {best}, of {', '.join(f'{one.guidance:g}' for one in tried)} on {of}")
+    log.info(f"guidance {best}, chosen from {', '.join(f'{one.guidance:g}' for one in tried)} by {of}")
     saved = checkpoint.read_weights(run.model_file)
     sample = {**saved.part.sample, "guidance": best.guidance}
     with files.replacing(run.model_file) as part:

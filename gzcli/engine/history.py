@@ -100,7 +100,7 @@ class History:
             values["dropped"] = dropped
             self.dropped.zero_()
             if not self.said:
-                self.log.warn("steps with gradients that are not finite are skipped; `dropped` counts them")
+                self.log.warn("steps with non-finite gradients are skipped and counted as `dropped`")
             self.said = True
         self.record("step", step, values | bar.show(step, values))
 
@@ -167,8 +167,8 @@ class History:
             lines = [line for line in every_line(self.run.path) if line["step"] <= step]
             logged = {n for line in lines if (n := line["step"]) % every == 0 and not _is_validation(line)}
             if lost := step // every - len(logged):
-                text = f"`{path}` was cut: {lost:,} of {step // every:,} lines of losses are missing"
-                self.log.warn(f"{text}, which changes no weights")
+                text = f"`{path}` was cut off: {lost:,} of {step // every:,} loss lines are missing"
+                self.log.warn(f"{text}; the weights are not affected")
             files.write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -206,7 +206,7 @@ class Trackers:
                     do(name, tracker)
             except Exception as e:  # a server that is gone, a full disk: the training continues
                 del self.open[name]
-                self.log.warn(f"`{name}` does not track any more: {first_line(e)}")
+                self.log.warn(f"`{name}` stopped tracking: {first_line(e)}")
 
 
 def start_tracker(name: str, run: Run, config: Mapping[str, Any], start: int) -> Any:
@@ -214,7 +214,10 @@ def start_tracker(name: str, run: Run, config: Mapping[str, Any], start: int) ->
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     if name not in LOGGER_TYPE_TO_CLASS:
-        raise MissingError(f"this accelerate knows no tracker `{name}`", hint="pip install -U accelerate")
+        raise MissingError(
+            f"this version of accelerate does not support the tracker `{name}`",
+            hint="pip install -U accelerate",
+        )
     kind = TRACKERS[name]
     stored = files.read_json(run.tracker_file) if start and kind.to_store else None
     logged = Logged(name, run.id, run.path, user_dir(name), config, start, stored or {})

@@ -120,7 +120,8 @@ class Log:
             self._bar.console.print(printable(text), markup=False, highlight=False)
         else:
             erase = streams.ERASE if self.fancy else ""  # erases a spinner
-            print(erase + printable(text), file=sys.stderr, flush=True)
+            columns = streams.room(sys.stderr) if self.fancy else None
+            print(erase + streams.broken(printable(text), columns), file=sys.stderr, flush=True)
 
     def record(self, text: str) -> None:
         """A line of `log.txt`, which is renamed to `log.1.txt` beyond FULL bytes."""

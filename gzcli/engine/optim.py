@@ -34,7 +34,7 @@ def settings(section: OptimSection, phases: list[Phase]) -> dict[str, OptimSecti
     for name in section.phases:
         if name not in names:
             hint = did_you_mean(name, names) or f"its phases are: {', '.join(names)}"
-            raise UsageError(f"`optim.{name}` names no phase of this model", hint=hint)
+            raise UsageError(f"this model has no phase `{name}` for `optim.{name}`", hint=hint)
     return {name: section.of(name) for name in names}
 
 

@@ -121,7 +121,8 @@ def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, lo
     training image is augmented by one draw before it is encoded."""
     if draw and not isinstance(space.autoencoder, DiffusersVAE):
         raise UsageError(
-            "`data.latent_draw: sample` is for an `AutoencoderKL`: latents of this run are no distribution",
+            "`data.latent_draw: sample` needs an `AutoencoderKL`: the latents of this run have no "
+            "distribution",
             hint="`--set data.latent_draw=mode`",
         )
     meta = images.pack.meta
@@ -150,7 +151,7 @@ def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | N
         channels, *sides = trained_on.shape
         raise UsageError(
             f"`data.latent`: `{name}` was trained on images of {by_sides(trained_on.shape)} with "
-            f"{trained_on.levels} levels, these are of {by_sides(images.shape)} with {images.levels}",
+            f"{trained_on.levels} levels, but these are {by_sides(images.shape)} with {images.levels}",
             hint=f"`--set data.size={as_size(*sides)} --set data.channels={channels} "
             f"--set data.levels={trained_on.levels}`",
         )
@@ -159,7 +160,9 @@ def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | N
     else:
         config = autoencoder.vae.config
         if images.shape[0] != (channels := config.in_channels):
-            message = f"`data.latent`: `{name}` takes {channels} channels, the images have {images.shape[0]}"
+            message = (
+                f"`data.latent`: `{name}` takes {channels} channels, but the images have {images.shape[0]}"
+            )
             raise UsageError(message, hint=f"`--set data.channels={channels}`")
         shift = torch.full((config.latent_channels,), config.shift_factor or 0.0)
         scaling = shift, torch.full((config.latent_channels,), config.scaling_factor)
@@ -213,7 +216,7 @@ def is_whole(folder: Path, log: Log) -> bool:
     """Whether there is a folder of maps; a damaged one is removed with a line. A call of every rank."""
     exists = folder.exists()
     if ranks.rank() == 0 and exists and not all(is_array(file) for file in folder.glob("*.npy")):
-        log.warn(f"`{folder}` is damaged; it is made again")
+        log.warn(f"`{folder}` is damaged; gz makes it again")
         remove_tree(folder)
         exists = False
     return ranks.agree(exists)

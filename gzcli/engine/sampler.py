@@ -106,10 +106,10 @@ def check_finite(finite: np.ndarray, trained: Trained, warn: Say) -> None:
     n, bad = len(finite), int((~finite).sum())
     if bad and bad == n:
         message = f"`{trained.title}` produced no finite image"
-        hint = "the model's usual options, `--precision fp32`, or another checkpoint: `--checkpoint best`"
+        hint = "use the default options, `--precision fp32` or `--checkpoint best`"
         raise NoneFinite(message, hint=hint)
     if bad:
-        warn(f"{bad:,} of {n:,} images by `{trained.title}` are not finite, and black")
+        warn(f"{bad:,} of {n:,} images from `{trained.title}` are not finite and shown in black")
 
 
 def guided_away(trained: Trained, weak: Model | None) -> AbstractContextManager[None]:

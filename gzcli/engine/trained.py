@@ -76,7 +76,7 @@ def load_model(run: Run, device: torch.device | str, checkpoint: str = "finished
         card = catalog.card_of(run, saved.part.model)
         for stage, digest in built_on(run, card).items():
             if digest != saved.built_on.get(stage):
-                message = f"`{run.id}` was trained with another stage `{stage}`"
+                message = f"`{run.id}` was trained with a different stage `{stage}`"
                 hint = f"gz train {run.owner.model} --data {run.owner.data}"
                 raise MissingError(f"{message} than `{run.owner.stage(stage).path}`", hint=hint)
         model = restore_model(saved, stages_for(run, card, device), card)
@@ -93,7 +93,7 @@ def _named(run: Run) -> Iterator[None]:
             raise
         copy = f"`{run.model_file}`"
         message = e.message.replace(copy, f"`{file}`") if copy in e.message else f"`{file}`: {e.message}"
-        raise DamagedError(message, hint="get the file again, or the run that it was made of") from e
+        raise DamagedError(message, hint="get a new copy of the file, or use its run") from e
 
 
 def restore_model(
@@ -107,15 +107,15 @@ def restore_model(
     except GzError:
         raise
     except Exception as e:  # a model may do anything with a value that makes no sense
-        message = f"no `{saved.part.model}` can be made of the recipe in its weights' file: {first_line(e)}"
-        raise DamagedError(message, hint="use another checkpoint, or the file as it was written") from e
+        message = f"the recipe in the weights file does not build a `{saved.part.model}`: {first_line(e)}"
+        raise DamagedError(message, hint="use another checkpoint, or the original file") from e
     # per-rank extra state is not part of the weights
     missing = [name for name in keys.missing_keys if not name.endswith("_extra_state")]
     if wrong := [*missing, *keys.unexpected_keys]:
         others = f" and {len(wrong) - 1:,} more" if len(wrong) > 1 else ""
         raise DamagedError(
-            f"the weights of `{saved.part.model}` are of another version of it: `{wrong[0]}`{others} "
-            f"{'missing' if missing else 'unknown'}",
+            f"the weights are from another version of `{saved.part.model}`: "
+            f"{'missing' if missing else 'unknown'} `{wrong[0]}`{others}",
             hint="use the version of gz that wrote them, or train it again",
         )
     for name, _ in model.named_parameters():  # a buffer may be infinite, as a mask is
@@ -132,8 +132,8 @@ def _check_sizes(saved: Saved) -> None:
     numbers = [*tree_leaves(saved.part.options), *saved.info.shape, len(saved.info.classes)]
     if beyond := [n for n in numbers if isinstance(n, int | float) and abs(n) > most]:
         raise DamagedError(
-            f"the recipe in the weights' file has the number {beyond[0]:g}, and its largest tensor "
-            f"the side {most:,}: it is not a recipe of these weights"
+            f"the recipe in the weights file does not fit the weights: it has the number {beyond[0]:g}, "
+            f"but the largest side of a tensor is {most:,}"
         )
 
 
@@ -163,12 +163,12 @@ def weights_file(run: Run, checkpoint: str) -> Path:
         step = run.best.step
     else:
         message = f"no best checkpoint in `{run.checkpoints_folder}`"
-        hint = "it is chosen where `train.best` is not `none`; otherwise `--checkpoint STEP`"
+        hint = "use `--checkpoint STEP`; `train.best: none` keeps no best checkpoint"
         raise MissingError(message, hint=hint)
     path = run.checkpoint(step).averaged
     if not path.exists():
         have = ", ".join(map(str, run.saved_steps)) or "none"
-        raise MissingError(f"`{run.id}` has no checkpoint of step {step}", hint=f"it has: {have}")
+        raise MissingError(f"`{run.id}` has no checkpoint of step {step}", hint=f"it has the steps {have}")
     return path
 
 
@@ -184,7 +184,7 @@ def init_from(model: Model, part: Part, run: Run, log: Log) -> None:
         values, texts = read_tensors(file)
         earlier = _earlier(texts)
     except DamagedError as e:
-        hint = "the name of a run or a stage, or a `model.safetensors`"
+        hint = "use the name of a run or a stage, or a `model.safetensors`"
         raise UsageError(f"`train.init`: {e.message}", hint=hint) from e
     changed: list[str] = []
     anew: dict[str, Tensor] = {}
@@ -198,13 +198,13 @@ def init_from(model: Model, part: Part, run: Run, log: Log) -> None:
         else:
             weights = {name: value for name, value in weights.items() if name in present}
     if wider:
-        log.info(f"`train.init`: inputs that those weights do not know start at zero: {', '.join(wider)}")
+        log.info(f"`train.init`: inputs that are new to these weights start at zero: {', '.join(wider)}")
     own = {name: value for name, value in present.items() if earlier and name not in weights} | anew
     if fresh := [name for name in own if not name.endswith(checkpoints.EXTRA)]:
         numbers = {name: p.numel() for name, p in model.named_parameters()}
         share = sum(numbers.get(name, 0) for name in fresh) / max(1, sum(numbers.values()))
         if share == 1:
-            raise UsageError(f"`train.init`: the weights of `{file}` have no layer of this `{part.model}`")
+            raise UsageError(f"`train.init`: the weights of `{file}` share no layer with this `{part.model}`")
         why = f" ({', '.join(changed)})" if changed else ""
         log.info(
             f"`train.init`: these layers start from scratch{why}, {100 * share:.2g} % of the parameters: "
@@ -230,7 +230,7 @@ def _of_other_data(
     info = replace(earlier, classes=earlier.classes if options.get("conditional") else ())
     anew = model.begins_anew(info, weights)
     if dropped := [name for name in weights if name not in present and not name.endswith(checkpoints.EXTRA)]:
-        log.info(f"`train.init`: layers of those weights that this model lacks: {_some(dropped)}")
+        log.info(f"`train.init`: unused layers of the weights: {_some(dropped)}")
     fit = {n: v for n, v in weights.items() if n in present and v.shape == present[n].shape}
     changed = {n: v for n, v in anew.items() if n in fit and n in parameters}  # on account of what is lacking
     taken = {n: v for n, v in fit.items() if n not in anew} | changed
@@ -266,7 +266,7 @@ def _file_to_start_from(part: Part, run: Run) -> Path:
         raise MissingError(f"`train.init`: no weights at `{file}`", hint=parent or "gz runs list")
     if parent and checksum(file) != parent.rpartition(":")[2]:
         message = f"`train.init`: `{file}` is no longer `{parent.partition(' ')[0]}`"
-        raise MissingError(message, hint="put those weights back, or set `train.init` again")
+        raise MissingError(message, hint="restore those weights, or set `train.init` again")
     return file
 
 
@@ -322,7 +322,7 @@ def _check_architecture(
     ):
         there = ", ".join(f"`model.{key}` {was} instead of {now}" for key, (was, now) in differ.items())
         raise UsageError(
-            f"the weights that `train.init` names are of another architecture than this `{part.model}`",
+            f"`train.init`: the weights have a different architecture from this `{part.model}`",
             hint=f"they have {there}",
         )
 
@@ -403,7 +403,7 @@ def autoencoder_run(name: str) -> Run | None:
     for stage in run.stages or [run]:
         if "latent" in catalog.card_of(stage, part_of(stage.tree()).model).can:
             return stage
-    message = f"`data.latent`: `{run.id}` has no latents of images"
+    message = f"`data.latent`: `{run.id}` has no image latents"
     raise UsageError(message, hint="gz list models --can latent")
 
 
@@ -544,7 +544,9 @@ def load_trained(
 ) -> Trained:
     """The trained model of a run; `checkpoint` and errors as of `load_model`."""
     if precision == "fp16" and not devices.kind_of(device).fp16:
-        raise UsageError("precision `fp16` needs a GPU", hint="`bf16` works on many CPUs, `fp32` on all")
+        raise UsageError(
+            "precision `fp16` needs a GPU", hint="use `bf16`, which works on many CPUs, or `fp32`"
+        )
     model, saved = load_model(run, device, checkpoint)
     space = None
     if saved.space is not None:

@@ -84,10 +84,10 @@ class Trainer(Updates):
         self.metric = ranks.agree(best_metric(self.model, chosen, pack, self.train.minutes))
         if self.train.patience and not self.metric:
             if self.train.best == "none":
-                hint = "leave `train.patience` out, or set `train.best`"
-                message = "`train.patience` needs validations, and there are none"
+                hint = "omit `train.patience`, or set `train.best`"
+                message = "`train.patience` needs validation, but `train.best` is `none`"
                 raise UsageError(message, hint=hint)
-            log.warn("`train.patience` has no effect: no images are for validation")
+            log.warn("`train.patience` has no effect: there are no validation images")
         # rank 0's, whose features are compared by the metric `fd`
         self.net: NetFeatures | Features | None = None
         self.has_judge = self.metric != "fd"
@@ -95,6 +95,7 @@ class Trainer(Updates):
         self.end = self.steps  # step of the last one: by `train.patience` less than the length in schedules
         self.saved = 0  # step of the newest checkpoint
         self.has_risen = False  # whether it was said that validation has risen
+        self.has_collapsed = False  # whether the last validation found that the generator may have collapsed
 
     def fit(self) -> None:
         """Trains from the newest checkpoint, or from the start, to the end; saves when it is stopped."""
@@ -318,7 +319,7 @@ class Trainer(Updates):
         self.saved = meta["step"]
         here = {key: value for key, value in self.machine().items() if key in meta}  # older ones have less
         if changed := [f"{key} {meta[key]} → {value}" for key, value in here.items() if meta[key] != value]:
-            self.log.warn(f"not bit for bit the interrupted run: {', '.join(changed)}")
+            self.log.warn(f"the resumed run will not be bit-identical: {', '.join(changed)}")
         self.log.info(f"resumed at step {meta['step']}")
         return meta["step"]
 
@@ -329,8 +330,10 @@ class Trainer(Updates):
             packs: dict[str, Pack] = {"pack": self.pack, "data": self.images.pack}
             values = validate(self.trained, metric, **packs, net=self.net, warn=self.log.warn)
         spread_out = "distance" in values and 4 * done >= self.steps  # not yet at the first steps
-        if spread_out and (text := collapse.warning(values["distance"], values.get("classes"))):
-            self.log.warn(text)
+        collapsed = collapse.warning(values["distance"], values.get("classes")) if spread_out else None
+        if collapsed and not self.has_collapsed:
+            self.log.warn(f"step {done}: {collapsed}")
+        self.has_collapsed = bool(collapsed)
         if ranks.agree(math.isfinite(values[metric])):
             self.save_best(done, metric, values[metric])
         else:
@@ -340,10 +343,10 @@ class Trainer(Updates):
         if best and not self.has_risen and (since := self.risen_since(best)):
             self.has_risen = True
             self.log.warn(
-                f"validation got worse since step {since}; if it stays worse, gz will use the best step"
+                f"validation has worsened since step {since}; if it does not recover, gz uses the best step"
             )
         if patience and ranks.agree(bool(best and self.history.validations(best.step) > patience)):
-            self.log.info(f"no improvement in {patience} validations: training stops at step {done}")
+            self.log.info(f"stopped early at step {done}: no improvement in {patience} validations")
             self.end = done
             if self.rank == 0:
                 self.run.update(ended_by_patience=done)
@@ -389,7 +392,7 @@ class Trainer(Updates):
                 self.run.update(sample_seconds=round(seconds, 2))
                 time = duration(seconds) if seconds >= 1 else "less than a second"
                 of = " of CPU time" if devices.clock_of(self.device, self.train.clock) == "cpu" else ""
-                self.log.info(f"1,000 samples take {time}{of} here")
+                self.log.info(f"1,000 samples take {time}{of} on this machine")
             caption = sheets.caption_of(trained, None, 0, {}, done)
             path = self.run.samples_picture(done)
             picture = sheets.of_samples(images, labels, classes, caption)

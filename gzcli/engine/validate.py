@@ -63,11 +63,11 @@ def judge_of(
         return judge, "fd"
     why = judge.is_dead("lenet")
     if pretrained.is_installed():
-        log.warn(f"{why}: `train.best` is by features of EfficientNet-Lite0")
+        log.warn(f"{why}: `train.best` uses features of EfficientNet-Lite0")
         return pretrained.lite(device), "fd_lite"
     metric = usual_metric(model) if model.watched or model.best != "fd" else None
-    instead = f"`train.best` is by `{metric}`" if metric else "no best checkpoint is chosen"
-    log.warn(f"{why}: {instead}; `{pretrained.INSTALL}` has other features")
+    instead = f"`train.best` uses `{metric}`" if metric else "no best checkpoint is chosen"
+    log.warn(f"{why}: {instead}; for other features, run `{pretrained.INSTALL}`")
     return judge, metric
 
 

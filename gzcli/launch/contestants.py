@@ -30,7 +30,7 @@ def find_contestants(words: list[str], data: str | None) -> tuple[DataSet, list[
         data_set = data_set or locate(data_of(runs[0][0]))
     if data_set is None:
         hint = f"gz bench {words[0]} --data mnist · gz bench {words[0]} --data ./real"
-        raise UsageError("images need real ones for comparison: pass `--data`", hint=hint)
+        raise UsageError("comparing images needs real images: pass `--data`", hint=hint)
     return data_set, runs, images
 
 
@@ -57,7 +57,9 @@ def images_at(word: str) -> str:
             parts = [part for part in (drawn.images_file, drawn.images_folder) if part.exists()]
             if not parts:
                 hint = "draw them again with `gz sample … --npz`"
-                raise UsageError(f"`{word}` contains the sheet of a sample and not its images", hint=hint)
+                raise UsageError(
+                    f"`{word}` contains only a sheet of samples, not the single images", hint=hint
+                )
             source = OwnSet(parts[0])
         open_path(source.path, Form(foreign=True))
     except MissingError as e:

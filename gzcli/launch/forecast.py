@@ -141,7 +141,7 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
     facts = replace(facts, title=title, cached=here, download=download)
     fetch = f"`gz data download {dataset.name}`"
     if isinstance(dataset, HubSet):
-        fetch = f"`hf download {dataset.address} --repo-type dataset`, which the training does itself"
+        fetch = f"`hf download {dataset.address} --repo-type dataset`, done automatically by the training"
     return facts, [] if here else [fetch]
 
 
@@ -151,8 +151,8 @@ def in_steps(recipe: Resolved, epochs: float, say: Say = silent) -> dict[str, in
     for part in recipe.parts:
         images, batch = min(facts.n, part.data.n or facts.n), part.train.batch_size
         if not images:
-            message = f"`--epochs`: how many images `{recipe.data.name}` has is not known yet"
-            raise UsageError(message, hint=f"`--steps N` says how long: a step takes {batch} images")
+            message = f"`--epochs`: the number of images in `{recipe.data.name}` is not known yet"
+            raise UsageError(message, hint=f"use `--steps N`; each step uses {batch} images")
         flags[f"{part.in_recipe}train.steps"] = steps = max(1, math.ceil(epochs * images / batch))
         of = f"`{part.stage}`: " if part.stage else ""
         say(f"{of}{epochs:g} epochs of {images:,} images in batches of {batch}: --steps {steps}")
@@ -245,7 +245,7 @@ def expect(
 ) -> tuple[list[Forecast], list[Forecast]]:
     """The forecasts of a recipe's parts, and of those of the paper's recipe, timed by extrapolation."""
     if shape is None:
-        return [Forecast(part, lacking="the data set is not here") for part in recipe.parts], []
+        return [Forecast(part, lacking="the data set is not on this machine") for part in recipe.parts], []
     here = plan.gpus <= (usable_gpus().usable if plan.gpus else 0)
     stages = stages_of(recipe)
     rows = [row_of(part, stages, plan, shape, timed=timed and here) for part in recipe.parts]
@@ -469,8 +469,8 @@ def memory_hint(forecasts: Sequence[Forecast], plan: Plan, there: int | None) ->
     for forecast in forecasts:
         if there and not plan.gpus and forecast.bytes and forecast.bytes > there:
             ways = ", ".join(ways_to_save(forecast.part, plan)) or "a smaller `train.batch_size`"
-            machine = f"this machine has {size(there)} for each process"
-            return f"`{forecast.part.model}` may not fit: {machine}; what saves memory: {ways}"
+            machine = f"this machine has {size(there)} per process"
+            return f"`{forecast.part.model}` may not fit: {machine}; to save memory, use {ways}"
     return None
 
 

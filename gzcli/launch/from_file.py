@@ -151,8 +151,8 @@ def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> Non
         facts |= {"state": "finished", "step": int(texts["step"]), "from": source}
         files.write_json(run.status_file, (files.read_json(run.status_file) or {}) | facts | status)
     except (AttributeError, KeyError, IndexError, TypeError, ValueError, RecursionError) as e:
-        message = f"`{file}` is damaged, or of a later version of gz ({type(e).__name__}: {e})"
-        raise MissingError(message, hint="get it again, or install a newer gz") from e
+        message = f"`{file}` is damaged, or from a later version of gz ({type(e).__name__}: {e})"
+        raise MissingError(message, hint="get a new copy, or install a newer gz") from e
 
 
 def _check(file: Path, texts: Mapping[str, str], trees: Mapping[str, Mapping[str, Any]]) -> None:
@@ -160,8 +160,8 @@ def _check(file: Path, texts: Mapping[str, str], trees: Mapping[str, Mapping[str
     program, or weights on the hub, which gz does not fetch for a stranger's file."""
     if stages := json.loads(texts.get("built_on") or "{}") or json.loads(texts["recipe"]).get("built_on"):
         named = ", ".join(f"`{stage}`" for stage in stages)
-        message = f"`{file}` is built on the weights of {named}, which are in its run"
-        hint = "name the run or its folder, or take the file of `gz runs export RUN`"
+        message = f"`{file}` needs the weights of {named}, which are stored in its run"
+        hint = "pass the run or its folder, or a file from `gz runs export RUN`"
         raise MissingError(message, hint=hint)
     for tree in trees.values():
         name = tree["model"]["name"]
@@ -169,7 +169,7 @@ def _check(file: Path, texts: Mapping[str, str], trees: Mapping[str, Mapping[str
             catalog.card(name)
         except UsageError as e:
             message = f"`{file}` needs the model file of `{name}`, which is not available"
-            hint = "put the model's file into a folder that `GZ_MODELS` names"
+            hint = "put the model file into a folder listed in `GZ_MODELS`"
             raise MissingError(message, hint=hint) from e
         weights = {"model.base": tree["model"].get("base")}
         if bundle.LATENT not in trees:
@@ -177,7 +177,8 @@ def _check(file: Path, texts: Mapping[str, str], trees: Mapping[str, Mapping[str
         for key, ref in weights.items():
             if ref and hub.is_id(ref) and not hub.at_hand(ref) and runs.by_name(ref) is None:
                 raise MissingError(
-                    f"`{file}` needs the weights of `{ref}` (`{key}`), which gz does not fetch for a file",
+                    f"`{file}` needs the weights of `{ref}` (`{key}`), which gz does not download "
+                    "automatically",
                     hint=f"if you trust them: hf download {ref}",
                 )
 
@@ -187,9 +188,11 @@ def metadata(file: Path) -> dict[str, str]:
     try:
         texts = files.safetensors_header(file).get("__metadata__", {})
     except (OSError, ValueError) as e:
-        raise MissingError(f"`{file}` is not a safetensors file, or damaged: {e}", hint="get it again") from e
+        raise MissingError(
+            f"`{file}` is not a safetensors file, or is damaged: {e}", hint="get a new copy"
+        ) from e
     if "recipe" not in texts or "data" not in texts:
         message = f"`{file}` does not name its model"
-        hint = "gz reads the `model.safetensors` of its own runs, and the files of `gz runs export`"
+        hint = "pass the `model.safetensors` of a gz run, or a file from `gz runs export`"
         raise MissingError(message, hint=hint)
     return texts

@@ -28,7 +28,7 @@ from gzcli.core import devices, signals, start, streams
 from gzcli.core.devices import INSTALL, VISIBLE, Gpus, count_gpus, trains_on_cpu
 from gzcli.core.errors import DeviceError, DivergedError, GzError, Interrupted, MissingError, UsageError
 from gzcli.core.sections import LaunchSection
-from gzcli.core.units import number_in, threads_wanted
+from gzcli.core.units import counted, number_in, threads_wanted
 from gzcli.store import claims, files
 from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run
@@ -136,14 +136,14 @@ def plan(
         threads=section.threads or threads_wanted() or max(1, start.cores() // here),
         restarts=restarts if section.restarts is None else section.restarts,
         extra=tuple(extra),
-        note=f"{note}; {'the CPU is used' if not gpus else f'{gpus} are used'}" if note else None,
+        note=f"{note}; using {counted(gpus, 'GPU') if gpus else 'the CPU'}" if note else None,
         **(_meeting(section, machines, job) if machines > 1 or section.machine_rank else {}),
     )
 
 
 def _gpus(section: LaunchSection, *, every_gpu: bool, check: bool) -> tuple[int, str | None]:
     """The GPUs of this machine that are used, and why others that are here are not, if nobody said so."""
-    number, fewer = section.gpus, "leave `--gpus` out, or `--cpu --processes 2`"
+    number, fewer = section.gpus, "omit `--gpus`, or use `--cpu --processes 2`"
     if section.cpu and number:
         raise UsageError("`--gpus` and `--cpu` exclude each other")
     here = Gpus() if section.cpu or number == 0 else usable_gpus()
@@ -178,7 +178,7 @@ def _usable(there: int, visible: str | None, path: str | None) -> Gpus:
             key = [driver, sys.executable, torch, there, visible]
             if files.read_json(remembered) == key:
                 return Gpus(there, there)
-    with streams.spinner("trying the GPU" + "s" * (there > 1)):
+    with streams.spinner("testing the GPU" + "s" * (there > 1)):
         gpus = _tried_apart(there)
     if key and gpus.lack is None:
         with contextlib.suppress(OSError):  # a home that nobody may write
@@ -192,11 +192,11 @@ def _tried_apart(there: int) -> Gpus:
     try:
         done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=TRYING)
     except subprocess.TimeoutExpired:
-        return Gpus(there, 0, f"it does not answer in {TRYING:.0f} s")
+        return Gpus(there, 0, f"it did not respond within {TRYING:.0f} s")
     try:
         return Gpus(**json.loads(done.stdout.splitlines()[-1]))
     except (IndexError, TypeError, ValueError):  # no torch, or one that does not load
-        said = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]
+        said = done.stderr.strip().splitlines() or [f"it exited with code {done.returncode}"]
         return Gpus(there, 0, said[-1])
 
 
@@ -208,7 +208,7 @@ def _meeting(section: LaunchSection, machines: int, job: str) -> dict[str, Any]:
     if not 0 <= rank < machines:
         several = f"{machines} machine{'s' if machines > 1 else ''}"
         hint = f"gz train … --num-machines {max(machines, rank + 1)}"
-        raise UsageError(f"`--machine-rank {rank}`: {several} are numbered from 0", hint=hint)
+        raise UsageError(f"`--machine-rank {rank}`: the {several} have ranks from 0", hint=hint)
     ip = section.main_ip or slurm_host()
     if ip is None:
         message = "several machines need `--main-process-ip`"
@@ -229,7 +229,7 @@ def _meeting(section: LaunchSection, machines: int, job: str) -> dict[str, Any]:
 def slurm_nodes() -> int:
     """The nodes of this job step; 1 outside SLURM. One `gz` starts all processes of a node."""
     if os.environ.get("SLURM_LOCALID", "0") != "0":
-        message = "SLURM has started several tasks on this node; one `gz` starts the processes of a machine"
+        message = "SLURM started several tasks on this node, but one `gz` starts all processes of a machine"
         raise UsageError(message, hint="srun --ntasks-per-node=1 gz train …")
     return number_in("SLURM_STEP_NUM_NODES", "nodes") or number_in("SLURM_NNODES", "nodes") or 1
 
@@ -363,7 +363,9 @@ def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[s
             if (received or ended) and deadline is None:
                 trains = target.status().get("stepping")
                 if received and trains and mode == "human":
-                    print("stopping: a checkpoint is saved; Ctrl-C again ends it at once", file=sys.stderr)
+                    print(
+                        "stopping: saving a checkpoint; press Ctrl-C again to quit at once", file=sys.stderr
+                    )
                 deadline = time.monotonic() + (GRACE if trains else 0.0)
             late = deadline is not None and time.monotonic() > deadline
             if len(received) > 1 or (late and not is_saving(target)):
@@ -472,14 +474,14 @@ def deduced_error(target: Run, returncode: int, received: list[int]) -> GzError:
     lost = target.status().get("lost")
     who = f"rank {lost['rank']} (process {lost['pid']})" if lost else "the process"
     if code == KILLED:
-        smaller = "`train.batch_size`, or a larger `train.accumulate`," if trains else "`-n`"
+        smaller = "`train.batch_size` or a larger `train.accumulate`" if trains else "`-n`"
         message = f"{who} was killed (SIGKILL), most likely because memory ran out{state}"
-        return DeviceError(message, hint="; ".join([*resume, f"a smaller {smaller} takes less"]))
+        return DeviceError(message, hint="; ".join([*resume, f"use a smaller {smaller}"]))
     if signum > 0:
-        message = f"{who} was ended by {signals.name_of(signum)}{state}"
-        crash = "most likely a library or a driver has crashed: `gz doctor` shows which are here"
+        message = f"{who} was terminated by {signals.name_of(signum)}{state}"
+        crash = "most likely a library or a driver crashed; check their versions with `gz doctor`"
         return DeviceError(message, hint="; ".join([*resume, crash]))
-    message = f"{who} ended with code {returncode} and no word{state}"
+    message = f"{who} exited with code {returncode} and no error message{state}"
     return GzError(message, hint="; ".join([*resume, f"see `{target.log_file}`"]))
 
 
@@ -505,11 +507,11 @@ def check_extra(words: list[str]) -> list[str]:
         name = name.replace("-", "_").replace("__", "--", 1) if name.startswith("--") else name
         if name not in ALLOWED:
             if not word.startswith("-"):
-                hint = "only options and their values come after `--`"
+                hint = "put only options and their values after `--`"
                 raise UsageError(f"`{word}` is not an option of `accelerate launch`", hint=hint)
             ours = next((ours for option, ours in OURS.items() if name.startswith(option)), None)
-            hint = f"gz has its own: `{ours}`" if ours else f"these are: {' '.join(ALLOWED)}"
-            raise UsageError(f"`{word}` is not passed on to `accelerate launch`", hint=hint)
+            hint = f"use `{ours}` instead" if ours else f"the options that can be passed: {' '.join(ALLOWED)}"
+            raise UsageError(f"`{word}` cannot be passed to `accelerate launch`", hint=hint)
         if not ALLOWED[name]:
             if equals:
                 raise UsageError(f"`{name}` takes no value", hint=name)
@@ -517,7 +519,7 @@ def check_extra(words: list[str]) -> list[str]:
             continue
         value = value if equals else next(rest, "")
         if not value or value.startswith("-"):
-            raise UsageError(f"`{name}` needs a value", hint="`accelerate launch --help` tells which")
+            raise UsageError(f"`{name}` needs a value", hint="see `accelerate launch --help`")
         checked += [name, value]
     return checked
 

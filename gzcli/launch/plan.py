@@ -140,8 +140,8 @@ def to_start_from(what: str, data: str | None) -> Run:
     """The run whose weights a training on a set starts from. Raises UsageError without a set, MissingError
     for a run without weights."""
     if data is None:
-        hint = f"`gz train {what} --data D` starts from them"
-        raise UsageError(f"`gz train {what}` needs `--data`: the images to fine-tune on", hint=hint)
+        hint = f"gz train {what} --data NAME|PATH"
+        raise UsageError(f"`gz train {what}` needs `--data`, the images to fine-tune on", hint=hint)
     return find_run(what)
 
 
@@ -250,9 +250,7 @@ class Start:
                     part.update(ended_by_patience=None)
         try:
             if self.run and run.environment_file.exists() and not run.environment:
-                say(
-                    f"`{run.environment_file}` is damaged and written again, without what it said of the data"
-                )
+                say(f"`{run.environment_file}` was damaged; gz rewrote it without its record of the data set")
             with held:  # nobody else trains or removes it meanwhile, or its data
                 held.callback(Use(locate(recipe.data.name)).end)
                 write_run(run, recipe, self.plan)
@@ -316,8 +314,8 @@ def made_by_machine_0(plan: Plan, say: Say, patience: float = PATIENCE) -> Run:
             if status.get("job") == plan.job and recent and status.get("state") in ("planned", "running"):
                 return run
         time.sleep(0.5)
-    message = f"machine 0 has not created the run in `{store}` for {patience / 60:.0f} minutes"
-    hint = "start the same command there with `--machine-rank 0`; all machines share one `GZ_HOME`"
+    message = f"machine 0 did not create the run in `{store}` within {patience / 60:.0f} minutes"
+    hint = "start the same command there with `--machine-rank 0`; all machines must share one `GZ_HOME`"
     raise MissingError(message, hint=hint)
 
 
@@ -375,7 +373,7 @@ def shared_out(recipe: Resolved, processes: int) -> tuple[Resolved, list[str]]:
         if key in recipe.ours and size % (processes * accumulate):
             batch, into = near_batch(size, processes * accumulate, images), in_words(processes, accumulate)
             whose = f" of stage `{part.stage}`" if part.stage else ""
-            changes.append(f"a batch of {size}{whose} does not divide into {into}: {batch} is taken")
+            changes.append(f"a batch of {size}{whose} does not divide into {into}; using {batch}")
             origin[key] = f"{size}, for {into}"
         parts.append(replace(part, train=replace(part.train, batch_size=batch, accumulate=accumulate)))
     recipe = replace(recipe, parts=tuple(parts), origin=origin)
@@ -400,7 +398,7 @@ def check_batches(recipe: Recipe, processes: int, *, goes_on: bool = False) -> N
         hint = f"--set {part.in_recipe}train.batch_size={near_batch(size, pieces)}"
         if goes_on:
             able = next(n for n in range(processes, 0, -1) if n == 1 or size % (n * accumulate) == 0)
-            hint = f"a run keeps its batch when it continues: this one can on {able} of them"
+            hint = f"a resumed run keeps its batch size: resume on {in_words(able, 1)}"
         raise UsageError(
             f"`{part.in_recipe}train.batch_size` is the global batch: {size} does not divide into "
             f"{in_words(processes, accumulate)}",
@@ -425,15 +423,15 @@ def continued(run: Run, typed: Resolved, steps: int | None) -> Recipe:
             old, new = recipe.value(key), typed.value(key)
             counted = key.endswith("train.minutes") and old is None  # they have become a number of steps
             if old != new and not counted:
-                differ.append(f"  {key}: {old} in the run, {new} asked for")
+                differ.append(f"  {key}: {old} in the run, {new} requested")
     if steps is not None:
         longer = lengthened(run)
         done = [part.status().get("step", 0) for part in longer]
-        differ += [f"  train.steps: the run has done {n}, {steps} asked for" for n in done if steps < n]
+        differ += [f"  train.steps: the run has done {n}, {steps} requested" for n in done if steps < n]
         recipe = recipe.lengthened(steps, ["" if part.owner is part else part.path.name for part in longer])
     if differ:
-        message = "\n".join([f"`{run.id}` cannot continue with another recipe", *differ])
-        raise UsageError(message, hint="leave them out, or start a new run without `--resume`")
+        message = "\n".join([f"`{run.id}` cannot resume with a different recipe", *differ])
+        raise UsageError(message, hint="omit these settings, or start a new run without `--resume`")
     return recipe.launched(launched_again(run, typed))
 
 
@@ -540,7 +538,8 @@ def halve(run: Run, processes: int) -> str | None:
     if (pieces := next(able, None)) is None:
         return None
     write_train(part, {"accumulate": pieces})
-    return f"a batch of {train['batch_size']} does not fit the GPU: {pieces} parts of {share // pieces}"
+    parts = f"{pieces} parts of {share // pieces}"
+    return f"a batch of {train['batch_size']} does not fit on the GPU; splitting it into {parts}"
 
 
 def training(recipe: Recipe, p: Plan) -> dict[str, Any]:

@@ -55,8 +55,8 @@ def check_printable(**values: str) -> None:
     begin its own command, and whoever reads it does not see the others."""
     for what, value in values.items():
         if not value.isprintable():
-            message = f"the {what} {value!a} holds characters that cannot be printed"
-            raise UsageError(f"{message}, so no script is written", hint="give it another name")
+            message = f"the {what} {value!a} contains unprintable characters"
+            raise UsageError(f"{message}, so no script is written", hint="use another name")
 
 
 def script(job: Job, chosen: Mapping[str, str | None], *, program: Sequence[str], folder: Path) -> str:
@@ -69,7 +69,7 @@ def script(job: Job, chosen: Mapping[str, str | None], *, program: Sequence[str]
     for path in (str(folder), str(Path.cwd())):
         check_printable(folder=path)
         if _UNQUOTED & set(path):
-            raise UsageError(f"`sbatch` cannot be told of the folder `{path}`", hint="give it another name")
+            raise UsageError(f"`sbatch` does not accept the folder name `{path}`", hint="rename the folder")
     values: dict[str, str | None] = {
         "job-name": job.name,
         "nodes": str(job.machines),
@@ -114,10 +114,10 @@ _SCRIPT = """\
 #!/bin/bash
 {directives}
 
-# A run of this job has its number in its name, so that the job goes on with it when it is queued again.
+# The run has the job's number in its name, so that a requeued job resumes it.
 name={name}-"${{SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}}${{SLURM_ARRAY_TASK_ID:+-$SLURM_ARRAY_TASK_ID}}"{tasks}
 
-# SLURM sends USR1 to this script alone before the time is up, and TERM to all when the job is to end.
+# SLURM sends USR1 to this script alone before the time limit, and TERM to all processes at the end.
 again=
 trap 'again=yes; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
 trap ':' TERM

@@ -71,7 +71,7 @@ class Terms:
         """The terms of a single entry, by its key."""
         model, _, seed = entry.rpartition(":")
         if not model or not seed.isdecimal():
-            raise UsageError(f"`--entry {entry}` is no entry of a league", hint="--entry vae:0")
+            raise UsageError(f"`--entry {entry}` is not an entry of a league", hint="--entry vae:0")
         return replace(self, models=(model,), seeds=(int(seed),))
 
     def write(self, folder: Path) -> None:
@@ -139,11 +139,11 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
     def minutes(seconds: float) -> float:
         if seconds < SHORTEST:
             whose = f"`{label}`" if len(parts) == 1 else f"one of the {len(parts)} stages of `{label}`"
-            raise UsageError(f"the budget leaves {whose} less than {SHORTEST:g} s")
+            raise UsageError(f"the budget is too short: {whose} gets less than {SHORTEST:g} s")
         return seconds / 60
 
     if needs := [need for part in parts for need in catalog.card(part.model).needs if need in EXTRA]:
-        raise UsageError(f"`{label}` needs {EXTRA[needs[0]]} to draw from, so its samples are not compared")
+        raise UsageError(f"`{label}` needs {EXTRA[needs[0]]} as input, so its samples are not compared")
     flags["train.clock"] = "cpu"  # the work of cores: the machine may be busy
     flags["train.minutes"] = minutes(terms.budget / len(parts))
     request = planning.ask(name, terms.data, (), flags)
@@ -163,7 +163,7 @@ def beside_others(launch: LaunchSection) -> LaunchSection:
     which a run would be another one."""
     if (launch.gpus or 1) != 1 or launch.processes:
         message = "`--jobs` gives each training one GPU, or one core"
-        raise UsageError(message, hint="--jobs 4 without `--gpus`")
+        raise UsageError(message, hint="omit `--gpus`")
     on_cpu = launch.cpu or launch.gpus == 0
     if launch.gpus or (not on_cpu and launcher.usable_gpus().usable):
         return replace(launch, gpus=1, threads=CORES_OF_A_PROCESS)

@@ -70,7 +70,9 @@ def hold(
     terms, folder = held.terms, held.folder
     with files.lock(folder / ".lock", wait=False) as locked:
         if not locked:
-            raise UsageError("another `gz` is running this league", hint=f"it writes into `{folder}`")
+            raise UsageError(
+                "another `gz` is running this league", hint=f"wait for it to finish; it writes to `{folder}`"
+            )
         if command:
             files.write_atomic(folder / "command.sh", command)
         left = [entry for entry in held.entries if not ((run := entry.run()) and run.state == "finished")]
@@ -80,12 +82,12 @@ def hold(
         took = [row.get("train_seconds") or 0 for row in result["rows"]]
         if longer := [seconds for seconds in took if seconds > standings.LATE * terms.budget]:
             result["notes"].append(
-                f"{len(longer)} of {len(took)} trainings took up to {duration(max(longer))} for a budget of "
-                f"{duration(terms.budget)}, and have no place: validation, images or what is computed "
-                "before the training took more than their share"
+                f"{len(longer)} of {len(took)} trainings took up to {duration(max(longer))} instead of "
+                f"{duration(terms.budget)}, and are not ranked: "
+                "validation, sample grids or preparation took too long"
             )
         if len(terms.seeds) == 1:
-            result["notes"].append("1 seed: ± is of the images, and another seed may differ by more")
+            result["notes"].append("1 seed: ± covers the images only; another seed may differ by more")
         draw(folder, result)
         result |= {"left_out": dict(held.left_out)}
         files.write_json(Run(folder).league_file, result)
@@ -175,7 +177,7 @@ def train(entry: Entry, budget: float, head: str, say: Say) -> Run:
     if not run or run.state != "finished":
         clock = "%H:%M:%S" if budget < SECONDS_COUNT else "%H:%M"
         until = time.strftime(clock, time.localtime(time.time() + budget))
-        say(f"{head}: " + ("continues" if run else f"training, until {until} at the earliest"))
+        say(f"{head}: " + ("resuming" if run else f"training until {until} or later"))
     return entry.train(say=lambda text: say(f"{head}: {text}"))
 
 
@@ -190,8 +192,8 @@ def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[d
     rows: list[dict[str, Any]] = []
     if "time" in terms.curves and len(league.kept_steps(run)) < 2:
         facts["notes"].append(
-            f"`{run.id}` was trained for less than a curve and kept no checkpoints for one: "
-            f"`gz runs remove {run.id}` lets it be trained again with more (`train.keep`)"
+            f"`{run.id}` kept too few checkpoints for a curve; "
+            f"to train it again with more, first run `gz runs remove {run.id}`"
         )
     for kind, (job, descriptions) in league.jobs_of(run, terms).items():
         key, result = league.judgement(run, job)
@@ -254,10 +256,10 @@ def in_short(row: dict[str, Any], metric: str | None) -> str:
         return f"failed: {row['error']}"
     value = standings.value_of(row, metric) if metric else None
     if metric is None or value is None:
-        return "judged"
+        return "evaluated"
     excess = standings.excess_of(row, metric)
-    over = f"{short(excess.value)} ± {short(excess.half, 2)} above real images" if excess else ""
-    return f"{metric} {value:.4g}, {over}, {counted(row['calls'], 'call')} an image"
+    over = f", {short(excess.value)} ± {short(excess.half, 2)} above real images" if excess else ""
+    return f"{metric} {value:.4g}{over}, {counted(row['calls'], 'call')} per image"
 
 
 # ---------------------------------------------------------------------------- images

@@ -139,22 +139,27 @@ def sweep_of(
     fixed, lists, ranges = parsed(sets)
     recipe = ask(model, data, fixed, flags).recipe
     if len(recipe.parts) > 1:
-        raise UsageError(f"a sweep cannot train a recipe with stages, such as `{model}`")
+        raise UsageError(f"a sweep cannot train recipes with stages, such as `{model}`")
     size = math.prod(map(len, lists.values()))
     n = trials or max(USUAL, size) if ranges else size
     if n > MOST:
-        message = f"these are {n:,} settings, and a sweep tries {MOST:,} at most"
-        raise UsageError(message, hint="fewer values, or `--trials N` of a range")
+        message = f"there are {n:,} settings, but a sweep tries at most {MOST:,}"
+        raise UsageError(message, hint="use fewer values, or ranges with `--trials N`")
     integers = {key for key in ranges if schema.takes_integers(schema.schema(recipe.card), key)}
     settings = drawn(lists, ranges, integers, n, flags["seed"])
     if trials and len(settings) < n:
-        message = f"`--trials {n}`: only {len(settings)} settings differ in these ranges"
+        message = f"`--trials {n}`: these ranges have only {len(settings)} different settings"
         raise UsageError(message, hint=f"--trials {len(settings)}")
     if len(settings) < 2:
-        raise UsageError("there is nothing to try", hint="--set optim.lr=1e-3,3e-3 or optim.lr=1e-4..1e-2")
+        raise UsageError(
+            "a sweep needs at least two settings",
+            hint="`--set optim.lr=1e-3,3e-3`, or `--set optim.lr=1e-4..1e-2`",
+        )
     sweep = Sweep(model, recipe.data.name, budget, len(settings), flags, fixed, lists, ranges, settings)
     if sweep.first < SHORTEST:
-        message = f"the budget leaves each of {sweep.trials} trials {sweep.first:.1g} s at first"
+        message = (
+            f"the budget gives each of {sweep.trials} trials only {sweep.first:.1g} s in the first round"
+        )
         raise UsageError(message, hint=f"each needs {SHORTEST:g} s: pass a larger `--budget` or fewer values")
     check(sweep, progress)
     return sweep
@@ -171,7 +176,7 @@ def parsed(
         if key in {*lists, *ranges, *(setting.partition("=")[0].strip() for setting in fixed)}:
             raise UsageError(f"`--set {text}`: `{key}` is set twice", hint=f"--set {key}=1e-3,3e-3")
         if key in _LENGTH:
-            raise UsageError(f"`--set {text}`: `--budget` says how long the trials are trained")
+            raise UsageError(f"`--set {text}`: the length of a trial follows from `--budget`")
         if match := _RANGE.fullmatch(value.strip()):
             ranges[key] = low, high = float(match[1]), float(match[2])
             if not 0 < low < high < math.inf:
@@ -219,7 +224,9 @@ def check(sweep: Sweep, progress: Report) -> None:
     for i, setting in enumerate(sweep.settings):
         recipe = Training.of(sweep.request(i), progress=progress).recipe
         if recipe.parts[0].train.best == "none":
-            raise UsageError("no validation metric chooses among the settings", hint="--set train.best=loss")
+            raise UsageError(
+                "the sweep needs a validation metric to compare settings", hint="--set train.best=loss"
+            )
         key = json.dumps(trained(recipe.tree()), sort_keys=True)
         if key in seen:
             raise UsageError(f"`{' '.join(seen[key])}` and `{' '.join(setting)}` are the same setting")
@@ -292,7 +299,9 @@ def play(sweep: Sweep, say: Say = silent) -> SweepResult:
     folder = sweep.folder
     with files.lock(folder / ".lock", wait=False) as locked, signals.noted() as heard:
         if not locked:
-            raise UsageError("another `gz` is running this sweep", hint=f"it writes into `{folder}`")
+            raise UsageError(
+                "another `gz` is running this sweep", hint=f"wait for it to finish; it writes to `{folder}`"
+            )
         path = folder / "sweep.json"
         records = read(sweep, path, say)
         if not all(record.values for record in records):
@@ -358,7 +367,9 @@ def value_at(sweep: Sweep, i: int, rung: int, record: Record, say: Say) -> float
         record.steps = run.status().get("first_steps") or run.status()["step"]
     run.update(first_steps=record.steps)
     if (best := run.best) is None:
-        raise UsageError("no validation metric chooses among the settings", hint="--set train.best=loss")
+        raise UsageError(
+            "the sweep needs a validation metric to compare settings", hint="--set train.best=loss"
+        )
     last = record.steps << rung
     if best.step <= last:
         return best.value
@@ -376,10 +387,10 @@ def result_of(sweep: Sweep, records: list[Record]) -> SweepResult:
     able = [i for i in order if math.isfinite(records[i].last) and not records[i].error]
     if not able:
         failed = next((record.error for record in records if record.error), None)
-        message = f"none of {sweep.trials} trials has a value"
+        message = f"none of the {sweep.trials} trials has a result"
         if failed:
             raise type(failed)(f"{message}: {failed.message}", hint=failed.hint)
-        hint = "smaller learning rates, or another `train.precision`"
+        hint = "use smaller learning rates, or another `train.precision`"
         raise DivergedError(f"{message}: all diverged", hint=hint)
     rows, lines, metric = list[Trial](), dict[str, list[Point]](), ""
     for i in (*able, *(i for i in order if i not in able)):

@@ -25,7 +25,7 @@ from gzcli.store.runs import Run
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-AGAIN = "the same command resumes it"
+AGAIN = "run the same command to resume"
 LOOK_EVERY = 0.5  # seconds between looks at a training of another process
 
 
@@ -75,9 +75,9 @@ class Training:
                 raise stopped(number)
             if not waits:
                 say(
-                    f"another process trains `{run.id}`: waiting"
+                    f"waiting: another process is training `{run.id}`"
                     if run
-                    else "another `gz` trains it: waiting"
+                    else "waiting: another `gz` is training it"
                 )
             waits = True
             time.sleep(LOOK_EVERY)
@@ -87,7 +87,7 @@ class Training:
             return run
         if run and run.state == "diverged":
             message = (run.status().get("error") or {}).get("message", "the loss is not finite")
-            raise DivergedError(message, hint=f"`gz runs remove {run.id}` lets it be tried again")
+            raise DivergedError(message, hint=f"to try again, first run `gz runs remove {run.id}`")
         plan, recipe = self.plan, self.recipe
         if run:
             plan = launcher.plan(launched_again(run, self.request.recipe), every_gpu=True)

@@ -115,11 +115,11 @@ def race_of(terms: Terms, needs: Sequence[str]) -> Race:
     else:
         models = candidates(terms.data, needs)
     if not models:
-        hint = "fewer needs, or `--models` names some"
+        hint = "ask for fewer capabilities, or choose models with `--models`"
         raise UsageError(f"no model of the shipped leagues fits `{terms.data}`", hint=hint)
     race = Race(models, terms, terms.budget)
     if (least := race.rounds[0][1]) < SHORTEST:
-        message = f"the budget leaves each of {len(models)} models {least:.1g} s at first"
+        message = f"the budget gives each of {len(models)} models only {least:.1g} s in the first round"
         raise UsageError(message, hint=f"each needs {SHORTEST:g} s: pass a larger `--budget`")
     return race
 

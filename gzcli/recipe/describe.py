@@ -89,7 +89,7 @@ def recipe_schema() -> Tree:
     union = {section: _united([tree[section] for tree in sections.values()]) for section in OPEN}
     return {
         "$schema": DIALECT,
-        "title": "a recipe of gz",
+        "title": "gz recipe",
         "allOf": [{"$ref": "#/definitions/recipe"}],
         "definitions": {
             "recipe": _fragment(union, sections, top=True),
@@ -129,15 +129,15 @@ def _fragment(union: Tree, sections: Mapping[str, Tree], *, top: bool) -> Tree:
         properties[section]["properties"] = union[section]["properties"]
     properties["stages"] = {
         "type": "object",
-        "description": "stages in order: each trains a model, on those before it.",
+        "description": "stages in order: each trains a model that can use the earlier ones.",
         "additionalProperties": {"$ref": "#/definitions/stage"},
     }
     if top:
         properties["extends"] = {
-            "description": "recipe that this one changes: a shipped one's name, or a path.",
+            "description": "recipe to extend: the name of a shipped recipe, or a path.",
             "anyOf": [{"enum": [*recipe_names(), *presets()]}, {"type": "string"}],
         }
-        cases = {"type": "object", "description": "what changes with the set or the scale."}
+        cases = {"type": "object", "description": "settings for some data sets or scales."}
         properties["for"] = _cases(cases, "stage")
     strangers = _named({"not": {"enum": list(dict.fromkeys([*sections, *map(spelling, sections)]))}})
     choices: list[Tree] = [{"if": strangers, "else": {"$ref": "#/definitions/any model"}}]

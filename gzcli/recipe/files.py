@@ -145,7 +145,7 @@ def find(what: str) -> Path:
         path = Path(what).expanduser()
         if not path.is_file():
             near = as_data(what) or did_you_mean(path.name, [x.name for x in path.parent.glob("*.y*ml")])
-            copy = "`gz recipe copy NAME` makes one of a shipped one"
+            copy = "copy a shipped one with `gz recipe copy NAME`"
             raise UsageError(f"there is no recipe `{what}`", hint=near or copy)
         return path
     shipped = {canonical(name): path for name, path in recipes().items()}
@@ -154,13 +154,13 @@ def find(what: str) -> Path:
     if place := trained_in(what):
         recipe, stage = place
         hint = f"gz train {recipe} --set stages.{stage}.model.name={canonical(what)}"
-        message = f"`{what}` is not its own model: it is trained as the stage `{stage}` of `{recipe}`"
+        message = f"`{what}` cannot be trained alone: it is the stage `{stage}` of `{recipe}`"
         raise UsageError(message, hint=hint)
     if model := model_files.find(what):
         return _recipe_of(model)
-    names = "`gz list models` shows the names; a recipe of yours is given as a path"
+    names = "see the names with `gz list models`, or pass your own recipe as a path"
     ours = ELSEWHERE.get(canonical(what))
-    near = f"the nearest model here is `{ours}`" if ours else as_data(what) or did_you_mean(what, recipes())
+    near = f"the closest model in gz is `{ours}`" if ours else as_data(what) or did_you_mean(what, recipes())
     raise UsageError(f"there is no model `{what}`", hint=near or names)
 
 
@@ -178,10 +178,10 @@ def _added(file: str) -> str:
     """Makes the model of a file known to this process. Returns its name."""
     name = model_files.add(file)
     if canonical(name) in map(canonical, recipes()) or trained_in(name):
-        hint = f"rename the file, such as `my_{name}.py`"
-        raise UsageError(f"`{name}` is a model of gz already", hint=hint)
+        hint = f"rename the file, for example to `my_{name}.py`"
+        raise UsageError(f"gz already has a model `{name}`", hint=hint)
     if wrong := mistakes(Path(file).expanduser().absolute()):
-        raise UsageError("\n".join(wrong), hint=f"`gz model check {file}` prints more")
+        raise UsageError("\n".join(wrong), hint=f"see the details with `gz model check {file}`")
     return name
 
 
@@ -209,7 +209,10 @@ def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
         except UsageError as e:
             return chain, [*problems, Problem(where, e.message, e.hint)]
         if any(path.resolve() == parent.path.resolve() for parent in chain):
-            return chain, [*problems, Problem(where, f"`{base}` extends this recipe in its turn")]
+            return chain, [
+                *problems,
+                Problem(where, f"`extends` forms a circle: `{base}` also extends this recipe"),
+            ]
 
 
 def _read(path: Path, problems: list[Problem]) -> RecipeFile:
@@ -264,7 +267,9 @@ def _sections(file: Layer, tree: Any, problems: list[Problem]) -> dict[Keys, Lay
                 if key not in PARTS:
                     add((name, key), values)
         else:
-            message = f"`for.{name}` is a scale: it must contain sections, as `{name}: {{colour: {{…}}}}`"
+            message = (
+                f"`for.{name}` is a scale: it must contain sections, such as `{name}: {{colour: {{…}}}}`"
+            )
             problems.append(file.problem(("for", name), message))
     return sections
 
@@ -286,12 +291,12 @@ def layers_typed(flags: Mapping[str, Any], sets: Iterable[str], problems: list[P
         name, equals, value = text.partition("=")
         keys, where = [part.strip() for part in name.split(".")], f"`--set {text}`"
         if not equals or not all(keys):
-            problems.append(Problem(where, "not of the form `a.b=v`", "such as `--set train.steps=1000`"))
+            problems.append(Problem(where, "not of the form `a.b=v`", "write it as `--set train.steps=1000`"))
             continue
         try:
             document = read_text(value, where)
         except UsageError:
-            problems.append(Problem(where, f"`{value}` is not YAML", "quote it, such as `--set 'a.b=\"…\"'`"))
+            problems.append(Problem(where, f"`{value}` is not valid YAML", "quote it: `--set 'a.b=\"…\"'`"))
             continue
         problems += [Problem(where, problem.message, problem.hint) for problem in document.problems]
         add(keys, document.tree, "--set", f"--set {text}")
@@ -326,9 +331,9 @@ def mistakes(path: Path) -> list[str]:
         if lineage is None:
             for name, node in module_of(path).classes.items():
                 if any(cls.is_model for cls in lineage_of(path, name)):
-                    needed = 'a line `paper = "…"`, which names its source'
+                    needed = 'a line `paper = "…"` that names its source'
                     return [f"{path}:{node.lineno}: class `{name}` needs {needed}"]
-            return [f"{path}: no class here derives from `gzcli.Model`"]
+            return [f"{path}: no class derives from `gzcli.Model`"]
         methods = [item for cls in lineage if cls.path == path for item in cls.methods.items()]
         public = ("__init__", "sample", *catalog.APPLICATIONS)
         wrong: list[str] = []
@@ -365,5 +370,8 @@ def _of_signature(name: str, method: ast.FunctionDef, path: Path) -> Iterator[st
     for param in options:
         made_by_gz = {"Tensor", "Module", "Model"} & set(param.annotation.replace("|", " ").split())
         if not made_by_gz and not is_storable(parse(param.annotation)):
-            what = f"option `{param.name}` of `{name}` is a `{param.annotation}`, which no recipe can hold"
-            yield f"{at}: {what}; known are {STORABLE} and unions of these by `|`"
+            what = (
+                f"option `{param.name}` of `{name}` has the type `{param.annotation}`, which a recipe "
+                "cannot contain"
+            )
+            yield f"{at}: {what}; use {STORABLE} or a union of these with `|`"

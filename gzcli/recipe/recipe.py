@@ -166,7 +166,7 @@ def check_batch_of(part: Part, data: PackMeta) -> None:
     if part.train.batch_size > n:
         fits = 1 << (n.bit_length() - 1)
         raise UsageError(
-            f"`train.batch_size` is {part.train.batch_size}, and `{data.name}` has {n} images to train on",
+            f"`train.batch_size` is {part.train.batch_size}, but `{data.name}` has {n} training images",
             hint=f"`--set train.batch_size={fits}`",
         )
 
@@ -177,8 +177,8 @@ def check_strategy(part: Part, card: ModelCard) -> None:
         return
     if not card.shares:
         able = ", ".join(f"`{model.name}`" for model in catalog.cards().values() if model.shares)
-        message = f"`launch.strategy: fsdp` cannot share out the weights of `{card.name}`"
-        raise UsageError(message, hint=f"it works with {able}; `ddp` works with every model")
+        message = f"`launch.strategy: fsdp` cannot shard the weights of `{card.name}`"
+        raise UsageError(message, hint=f"use it with {able}; `ddp` works with every model")
     for key, value, refused, why, instead in (
         ("optim.name", part.optim.name, "muon", "needs whole matrices", "adamw"),
         ("optim.name", part.optim.name, "adamw8bit", "keeps blocks of whole tensors", "adamw"),
@@ -202,22 +202,22 @@ def check_values(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts)
         return
     name, spelt = data.name, spelling(card.name)
     kind = "real numbers" if own["levels"] is None else f"{own['levels']:,} levels"
-    what = f"`{name}` has images of {own['channels']} channels of {kind}"
+    what = f"`{name}` has images with {own['channels']} channels of {kind}"
     as_pictures = "; `--set data.levels=256` trains on 8 bits" if own["channels"] in (1, 3) else ""
     most, kinds = {
         "values": (math.inf, ""),
         "levels": (65536, "grey levels"),
         "bytes": (256, "up to 256 grey levels"),
-        "pictures": (0, "pictures of 8 bits"),
+        "pictures": (0, "8-bit images"),
     }[card.takes]
     if (own["levels"] or math.inf) > most:
         hint = f"models that can: fm ddpm vae dcgan vqvae{as_pictures}"
-        raise UsageError(f"`{spelt}` models {kinds}, and {what}", hint=hint)
+        raise UsageError(f"`{spelt}` models {kinds}, but {what}", hint=hint)
     if part.data.latent:
-        raise UsageError(f"`data.latent` is of pictures, and {what}", hint="leave `data.latent` out")
+        raise UsageError(f"`data.latent` needs 8-bit images, but {what}", hint="omit `data.latent`")
     if changed := [key for key, _ in parse_augment(part.data.augment) if not AUGMENTS[key].moves]:
-        message = f"`data.augment: {changed[0]}` changes colours of pictures, and {what}"
-        raise UsageError(message, hint="those that move pixels work: `hflip`, `crop`, `patch`")
+        message = f"`data.augment: {changed[0]}` works on the colours of 8-bit images, but {what}"
+        raise UsageError(message, hint="use one that only moves pixels: `hflip`, `crop` or `patch`")
 
 
 def check_data(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts) -> None:
@@ -225,32 +225,36 @@ def check_data(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts) -
     check_values(part, card, data)
     name, (_, height, width) = data.name, data.shape
     if card.square and height != width:
-        message = f"`{card.name}` needs square images, and those of `{name}` are {width}×{height}"
-        hint = f"`--set data.size={min(height, width)}` crops them, with `--set data.fit=pad` it pads them"
+        message = f"`{card.name}` needs square images, but those of `{name}` are {width}×{height}"
+        hint = (
+            f"`--set data.size={min(height, width)}` crops them; add `--set data.fit=pad` to pad them instead"
+        )
         raise UsageError(message, hint=hint)
     if part.data.fit == "aspect" and not card.aspects:
         able = ", ".join(f"`{spelling(model.name)}`" for model in catalog.cards().values() if model.aspects)
-        message = f"`{spelling(card.name)}` trains on images of one shape, not by `data.fit: aspect`"
-        raise UsageError(message, hint=f"`--set data.fit=crop`, or `pad`; several are for {able}")
+        message = (
+            f"`{spelling(card.name)}` trains on images of one shape, so `data.fit: aspect` does not apply"
+        )
+        raise UsageError(message, hint=f"use `--set data.fit=crop` or `pad`; several shapes work with {able}")
     needed = [extra for extra in EXTRAS if extra in card.needs]
     if lacking := [extra for extra in needed if extra not in data.extras]:
         able = ", ".join(spec.name for spec in SPECS.values() if set(needed) <= set(spec.extras))
-        hint = f"sets that have: {able or 'none is shipped'}; or a folder with a `metadata.jsonl`"
-        raise UsageError(f"`{card.name}` needs {extras_in_words(lacking)}, and `{name}` has none", hint=hint)
+        hint = f"data sets that have them: {able or 'none'}; or use a folder with a `metadata.jsonl`"
+        raise UsageError(f"`{card.name}` needs {extras_in_words(lacking)}, but `{name}` has none", hint=hint)
     count = data.classes if isinstance(data.classes, int) else len(data.classes or ())
     if "second_domain" in card.needs and count != 2:
         paired = [spec.name for spec in SPECS.values() if spec.n_classes == 2]
-        hint = f"sets of two classes: {', '.join(paired)}; or a folder with `trainA` and `trainB`"
-        message = f"`{card.name}` needs images of two domains, and `{name}` has {count or 'no'} classes"
+        hint = f"data sets of two classes: {', '.join(paired)}; or use a folder with `trainA` and `trainB`"
+        message = f"`{card.name}` needs images of two domains, but `{name}` has {count or 'no'} classes"
         raise UsageError(message, hint=hint)
     if part.data.latent and not card.latents:
         able = ", ".join(f"`{model.name}`" for model in catalog.cards().values() if model.latents)
-        message = f"`{card.name}` models grey levels, so it cannot live on latents"
+        message = f"`{card.name}` models grey levels, so it cannot use latents"
         raise UsageError(message, hint=f"`data.latent` works with {able}")
     conditional = part.options.get("conditional") is True
     if count or not (conditional or "labels" in card.needs):
         return
-    hint = f"`gz train {suggest(0)} --data {part.data.name or name}`, or class folders inside the set"
+    hint = f"`gz train {suggest(0)} --data {part.data.name or name}`, or sort the images into class folders"
     if conditional and "labels" not in card.needs:
         hint += "; or `--set model.conditional=false`"
-    raise UsageError(f"`{card.name}` needs labels, and `{name}` has none", hint=hint)
+    raise UsageError(f"`{card.name}` needs labels, but `{name}` has none", hint=hint)

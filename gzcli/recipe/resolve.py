@@ -63,7 +63,7 @@ WARMUP = 10  # most steps of warm-up of weights that are trained; a longer one s
 LARGE_LIMIT = 20.0  # norm of a gradient that a limit per dimension rarely reaches, and one per image does
 GENERAL = (*SHAPES, FEW_IMAGES, *SCALES)  # sections of `for` of no single set
 _TYPED = {
-    "extra": "options of `accelerate launch` after `--`",
+    "extra": "options after `--`",
     "machines": "`--num-machines N`",
     "machine_rank": "`--machine-rank R`",
     "main_ip": "`--main-process-ip HOST`",
@@ -191,7 +191,7 @@ def _resolve(
         named, tree["model"]["name"] = tree["model"]["name"], card.name
         if canonical(named) != canonical(card.name):
             where = f"`{origin['model.name']}`"
-            problems.append(Problem(where, f"this is a recipe of `{card.name}`", f"gz train {named}"))
+            problems.append(Problem(where, f"this recipe is for `{card.name}`", f"gz train {named}"))
     tree["data"]["name"] = dataset.name if isinstance(dataset, DataSpec) else name
     if usual:
         origin["data.name"] = USUAL
@@ -202,7 +202,7 @@ def _resolve(
         _lower_batches(tree, origin, choice.facts.n, ours)
     if not problems:
         label = chain[-1].base.label
-        problems += [Problem(label, f"`{key}` must be given") for key in schema.missing(tree, rules)]
+        problems += [Problem(label, f"`{key}` is required") for key in schema.missing(tree, rules)]
     recipe = recipe_of(tree)
     problems += _needs(recipe, dataset, choice.facts)
     written = recipe
@@ -320,9 +320,12 @@ def _without_scale(flags: Mapping[str, Any], start: Weights) -> dict[str, Any]:
     """The flags without a `scale` that is that of the weights. Raises UsageError for another one."""
     scale, own = flags.get("scale"), start.tree.get("scale")
     if scale not in (None, own):
-        whose = f"of scale `{own}`" if own else "of no scale"
-        hint = "leave it out; `--steps` or `--minutes` say how long to train"
-        raise UsageError(f"`--scale {scale}`: the net is that of `{start.name}`, {whose}", hint=hint)
+        whose = f"has the scale `{own}`" if own else "has no scale"
+        hint = "omit it, and set the length with `--steps` or `--minutes`"
+        raise UsageError(
+            f"`--scale {scale}` does not apply: the network comes from `{start.name}`, which {whose}",
+            hint=hint,
+        )
     return {key: value for key, value in flags.items() if key != "scale"}
 
 
@@ -372,7 +375,7 @@ def _usual_scale(
     launch = _merged(layer.section("launch") for layer in layers)
     minutes = _merged(layer.section("train") for layer in layers).get("minutes")
     if ("tiny", of_set) in sections:
-        return "tiny", f"the recipe names {name}"
+        return "tiny", f"set by the recipe for {name}"
     if not launch.get("cpu") and launch.get("gpus") != 0 and (launch.get("gpus") or gpus):
         return "full", "on GPUs"
     if isinstance(minutes, int | float) and minutes <= MINUTES:
@@ -404,7 +407,7 @@ def _lack(
     """The mistake, with its hint, that a recipe lacks the scale that was asked for; `words` name the set."""
     scale = str(choice.scale)
     if not any(at[0] in SCALES for at in sections):
-        hint = "a run is repeated at the scale that it has; a model's recipe has scales"
+        hint = "a repeated run keeps its scale; only the recipe of a model has scales"
         typed = choice.why.startswith("--")
         return (f"{choice.why} {scale}: this recipe has no scales", hint) if typed else None
 
@@ -419,8 +422,8 @@ def _lack(
         return None
     able = next((option for option in ("small", "full", "paper") if serves(option)), None)
     named = ", ".join(at[1] for at in sections if at[0] == scale and at[1:])
-    hint = f"`--scale {able}`" + (f"; `{scale}` has: {named}" if named else "")
-    return f"no setting of scale `{scale}` is known for {words}", hint if able else None
+    hint = f"use `--scale {able}`" + (f"; `{scale}` has settings for: {named}" if named else "")
+    return f"the recipe has no `{scale}` settings for {words}", hint if able else None
 
 
 def _merged(parts: Iterable[Any]) -> dict[str, Any]:
@@ -501,7 +504,7 @@ def _card(chain: list[RecipeFile], problems: list[Problem]) -> ModelCard | None:
         if not isinstance(name, str):
             continue
         if card and canonical(name) != canonical(card.name):
-            problems.append(Problem(where, f"what it extends is a recipe of `{card.name}`, not of `{name}`"))
+            problems.append(Problem(where, f"the extended recipe is for `{card.name}`, not for `{name}`"))
             return None
         try:
             card = card or catalog.card(name)
@@ -527,7 +530,9 @@ def _stage_cards(layers: Iterable[Layer], problems: list[Problem]) -> dict[str, 
         for stage, part in layer.section("stages").items():
             if not is_name(stage):  # it is a folder of the run
                 hint = "use lower-case letters, digits, `-` and `_`"
-                problems.append(layer.problem(("stages", stage), f"`{stage}` cannot be a stage's name", hint))
+                problems.append(
+                    layer.problem(("stages", stage), f"`{stage}` is not a valid name for a stage", hint)
+                )
                 continue
             named.setdefault(stage, ("", layer.where(("stages", stage))))
             if layer.applies and (name := _named(part, stage, layer, problems)):
@@ -609,7 +614,7 @@ def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Laye
     tree, wrong = schema.check(_without_meeting(layer, problems), rules, layer.where)
     problems += wrong
     if layer.case and tree.get("data", {}).pop("name", None) is not None:
-        message = "`data.name` has no place here: a section of `for` is named by its data set"
+        message = "`data.name` is not allowed here: a section of `for` is named by its data set"
         problems.append(layer.problem(("data", "name"), message))
     return replace(layer, tree=tree)
 
@@ -626,7 +631,7 @@ def _without_meeting(layer: Layer, problems: list[Problem]) -> Mapping[str, Any]
     for key in banned:
         if launch.get(key):
             message = f"`launch.{key}` is accepted on the command line only"
-            problems.append(layer.problem(("launch", key), message, f"type {_TYPED[key]}"))
+            problems.append(layer.problem(("launch", key), message, f"use {_TYPED[key]}"))
     return {**layer.tree, "launch": {key: value for key, value in launch.items() if key not in banned}}
 
 

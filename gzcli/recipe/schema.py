@@ -27,7 +27,7 @@ ABSENT = object()  # the default of a key that is left out of the resolved recip
 ANY = "*"  # stands for every other key of a section whose keys cannot be known
 # what other programs call otherwise, or do not have
 ELSEWHERE = {
-    "epochs": "`train.steps` says how long; `gz train MODEL --epochs N` says how many steps they are",
+    "epochs": "use `train.steps`; `gz train MODEL --epochs N` converts epochs to steps",
 }
 
 
@@ -212,7 +212,7 @@ def check_scores(names: Iterable[str], card: ModelCard) -> list[str]:
     for name in names:
         if canonical(name) not in scores:
             able = ", ".join(scores.values())
-            ways = f"it has: {able}" if able else "`gz list models --can ood` shows models that have"
+            ways = f"its scores: {able}" if able else "`gz list models --can ood` shows models with scores"
             hint = did_you_mean(name, scores.values()) or ways
             raise UsageError(f"`{card.name}` has no score `{name}`", hint=hint)
     return [scores[canonical(name)] for name in names]
@@ -287,7 +287,7 @@ SCALARS = {
     "Any": Scalar(lambda value: True, "Any"),
     "None": Scalar(lambda value: value is None, "null", json="null"),
     "bool": Scalar(lambda value: isinstance(value, bool), "true or false", "true or false", "boolean"),
-    "str": Scalar(lambda value: isinstance(value, str), "a text", "texts", "string"),
+    "str": Scalar(lambda value: isinstance(value, str), "a string", "strings", "string"),
     "int": Scalar(lambda value: type(value) is int, "an integer", "integers", "integer"),
     "float": Scalar(lambda value: _number(value) and math.isfinite(value), "a number", "numbers", "number"),
     "Size": Scalar(lambda value: isinstance(value, int | str) and not isinstance(value, bool), WORDS),
@@ -398,7 +398,7 @@ def words(node: ast.expr) -> str:
             count = f"{len(items)} " if kind == "tuple" and len(items) > 1 else ""
             choices, of = ", ".join(f"`{choice}`" for choice in _choices(items[0])), _head(items[0])
             many = SCALARS[of].many if of in SCALARS else "lists"
-            options.append(f"a list out of {choices}" if choices else f"a list of {count}{many}")
+            options.append(f"a list from {choices}" if choices else f"a list of {count}{many}")
         else:
             options.append(SCALARS[kind].words if kind in SCALARS else kind)
     return " or ".join([", ".join(options[:-1]), options[-1]] if options[:-1] else options)
@@ -411,7 +411,7 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return f"the text `{value}`"
+        return f"the string `{value}`"
     return "a map" if isinstance(value, Mapping) else f"`{value}`"
 
 

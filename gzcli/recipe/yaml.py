@@ -90,7 +90,7 @@ def read_text(text: str, name: str) -> Document:
     try:
         node = yaml.compose(text, Loader=_Loader)
     except UnicodeEncodeError as e:
-        raise UsageError(f"{name}: not a text in UTF-8: {e.reason}") from None
+        raise UsageError(f"{name}: not valid UTF-8: {e.reason}") from None
     except yaml.reader.ReaderError as e:
         before = text.encode()[: e.position].decode(errors="ignore")
         line, column = before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1
@@ -102,7 +102,7 @@ def read_text(text: str, name: str) -> Document:
         if at.line < len(lines) and lines[at.line][at.column : at.column + 1] == "\t":
             words = TAB
         hint = next((hint for part, hint in _HINTS.items() if part in problem), None)
-        message = f"{name}:{at.line + 1}:{at.column + 1}: {words or 'this is no YAML'}"
+        message = f"{name}:{at.line + 1}:{at.column + 1}: {words or 'this is not valid YAML'}"
         raise UsageError(message, hint=hint) from None
     if node is not None:
         document.tree = _Reader(document).read(node, ())
@@ -114,11 +114,11 @@ def read_file(path: Path, name: str | None = None) -> Document:
     name = name or str(path)
     try:
         if (size := path.stat().st_size) > LARGEST:
-            most = f"a recipe {LARGEST / 1e6:g} MB at most"
-            raise UsageError(f"{name}: it has {size / 1e6:,.1f} MB, and {most}")
+            most = f"a recipe may be at most {LARGEST / 1e6:g} MB"
+            raise UsageError(f"{name}: it is {size / 1e6:,.1f} MB, but {most}")
         return read_text(path.read_text(encoding="utf-8-sig"), name)
     except UnicodeDecodeError as e:
-        raise UsageError(f"{name}: not a text in UTF-8: {e.reason} at byte {e.start}") from None
+        raise UsageError(f"{name}: not valid UTF-8: {e.reason} at byte {e.start}") from None
     except OSError as e:
         raise UsageError(f"{name}: {(e.strerror or str(e)).lower()}") from None
 
@@ -195,7 +195,7 @@ class _Reader:
         self.document.values[path] = mark = _mark(node)
         if node.tag.removeprefix(_TAG) not in ("map", "seq", "str", "plain"):
             message = f"the tag `{node.tag.replace(_TAG, '!!')}` is not supported"
-            return self._problem(mark, message, "leave it out")
+            return self._problem(mark, message, "remove it")
         if isinstance(node, yaml.MappingNode):
             return self._map(node, path)
         if isinstance(node, yaml.SequenceNode):
@@ -214,8 +214,8 @@ class _Reader:
                 self._problem(mark, "merge keys are not supported", "write the values out")
             elif key in values:
                 first = self.document.keys[here].line
-                message = f"the key `{key}` is in line {first} already"
-                self._problem(mark, message, "leave one of them out")
+                message = f"the key `{key}` is already on line {first}"
+                self._problem(mark, message, "remove one of them")
             else:
                 self.document.keys[here] = mark
                 values[key] = self.read(value_node, here)
@@ -239,33 +239,33 @@ def _mark(node: yaml.Node) -> Mark:
     return Mark(node.start_mark.line + 1, node.start_mark.column + 1)
 
 
-TAB = "a tab where only spaces may stand"
+TAB = "a tab where only spaces are allowed"
 # What libyaml says (and PyYAML's own parser, in other words) → what is meant.
 _WORDS = {
     r"found a tab character.*": TAB,
-    r"found character (that|'.' that) cannot start any token": "a value cannot begin with this sign",
-    r"mapping values are not allowed.*": "a colon if none is allowed",
+    r"found character (that|'.' that) cannot start any token": "a value cannot begin with this character",
+    r"mapping values are not allowed.*": "a colon that is not allowed here",
     r"(did not find )?expected ',' or '\].*": "a list that is not closed: `]` or `,` is missing",
     r"(did not find )?expected ',' or '\}.*": "a map that is not closed: `}` or `,` is missing",
-    r".*expected (key|<block end>.*)": "a line that is indented otherwise than those around it",
-    r"did not find expected '-' indicator": "an item of a list without its `-`",
+    r".*expected (key|<block end>.*)": "a line with a different indentation from its neighbours",
+    r"did not find expected '-' indicator": "a list item without its `-`",
     r"(could|did) not find expected ':'": "a key without its colon",
     r"found unexpected end of stream": "a quote that is not closed",
     r"found unexpected document indicator": "a quote that is not closed before `---`",
     r"did not find expected node content|expected the node content.*": "a value is missing",
-    r"found undefined alias.*": "an alias, `*`, of nothing",
+    r"found undefined alias.*": "an undefined alias (`*`)",
     r"(but )?found another document": "a second document",
-    r".*expected .?<document start>.*": "something behind the end of the recipe",
-    r"found unknown escape character.*": "a `\\` that means nothing between double quotes",
-    r"did not find expected alphabetic or numeric character.*": "a name is missing behind `*`, `&` or `!`",
+    r".*expected .?<document start>.*": "text after the end of the recipe",
+    r"found unknown escape character.*": "an unknown `\\` escape in double quotes",
+    r"did not find expected alphabetic or numeric character.*": "a name is missing after `*`, `&` or `!`",
 }
 
 
 _HINTS = {
-    "tab": "indent with spaces, and quote a value that begins with a sign such as `@`",
-    "token": "indent with spaces, and quote a value that begins with a sign such as `@`",
+    "tab": "indent with spaces, and quote a value that begins with a character such as `@`",
+    "token": "indent with spaces, and quote a value that begins with a character such as `@`",
     "mapping values are not allowed": "quote a value that contains a colon, or check the indentation",
-    "document": "a recipe is one document: leave out `---`",
+    "document": "remove `---`: a recipe is one document",
 }
 
 

@@ -32,7 +32,7 @@ def place_of(part: str, folder: Path) -> Path:
     if part == MAIN:
         return folder
     if part != LATENT and not (kind == STAGES and is_name(stage)):
-        raise ValueError(f"`{part}` is no part of a run")
+        raise ValueError(f"`{part}` is not a part of a run")
     return folder / part
 
 

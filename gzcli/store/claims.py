@@ -30,7 +30,7 @@ def claimed(run: Run) -> Iterator[None]:
     """Keeps other processes from training, changing or removing a run and its stages within the block. Raises
     UsageError if another process has it, MissingError if it is gone."""
     owner = run.owner
-    gone = MissingError(f"the run `{owner.id}` is gone", hint="gz runs list")
+    gone = MissingError(f"the run `{owner.id}` no longer exists", hint="gz runs list")
     if not owner.path.is_dir():
         raise gone
     with files.lock(owner.claim_file, wait=False) as acquired:
@@ -88,7 +88,7 @@ def check_removable(run: Run) -> None:
         raise in_use(run)
     locks = (lock for name in (Run.lock_file.name, CLAIM) for lock in run.path.glob(f"*/*/{name}"))
     if busy := next(filter(files.is_locked, locks), None):
-        message = f"`{run.id}` is read by a job that writes `{busy.parent}`"
+        message = f"`{run.id}` is in use by a job that writes to `{busy.parent}`"
         raise UsageError(message, hint="stop it first, or wait for it")
 
 
@@ -100,17 +100,17 @@ def remove_folder(folder: Path) -> None:
 
 def _check_in_store(folder: Path) -> None:
     if not is_removable(folder):
-        hint = f"gz removes what it made in `{user_dir('runs')}` only"
+        hint = f"gz removes only what it created in `{user_dir('runs')}`"
         raise UsageError(f"`{folder}` is not a run in gz's store, so gz does not remove it", hint=hint)
 
 
 def check_empty(folder: Path) -> None:
     """Raises UsageError if there is a file at `folder`, or a folder that contains anything."""
     if folder.is_dir() and any(file.name != CLAIM for file in folder.iterdir()):
-        hint = "name a new or an empty one, so that nothing is mixed up"
+        hint = "use a new or an empty folder"
         raise UsageError(f"the folder `{folder}` is not empty", hint=hint)
     if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
-        raise UsageError(f"`{folder}` is not a folder", hint="name a new or an empty one")
+        raise UsageError(f"`{folder}` is not a folder", hint="use a new or an empty folder")
 
 
 def new_folder(parent: Path, name: str = "") -> Path:
@@ -136,7 +136,7 @@ def claimed_folder(folder: Path) -> Iterator[None]:
     with files.lock(folder / CLAIM, wait=False) as acquired:
         if not acquired or files.is_locked(Run(folder).lock_file):
             message = f"the folder `{folder}` is in use by another `gz`"
-            raise UsageError(message, hint="name another one")
+            raise UsageError(message, hint="use another folder")
         if _is_left_over(folder):
             for file in folder.iterdir():
                 if file.name != CLAIM:

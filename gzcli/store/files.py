@@ -33,7 +33,7 @@ LARGEST = 256_000_000  # most bytes of a text that gz reads: captions of a large
 PROBED = 0.5  # seconds of trying for a lock without `wait`: another `is_locked` may hold it for a moment
 LONGEST_HEADER = 100_000_000  # bytes of a safetensors header, as the library has it
 DAY = 86_400.0
-AGAIN = "remove it: it is made again"
+AGAIN = "remove it: gz makes it again"
 # machine and process in the name of `part_path`; version 0.1 named no machine
 _PART = re.compile(r"\..+?\.(?:([0-9a-f]{8})\.)?(\d+)(?:\.\d+)?\.part")
 _parts = itertools.count()
@@ -85,7 +85,7 @@ def make_folder(path: Path, *, exist_ok: bool = True) -> None:
     try:
         path.mkdir(parents=True, exist_ok=exist_ok)
     except FileNotFoundError as e:
-        raise MissingError(f"no folder `{path}` can be made", hint=PLACE) from e
+        raise MissingError(f"the folder `{path}` cannot be created", hint=PLACE) from e
 
 
 def write_atomic(path: Path, content: str | bytes | memoryview, *, mode: int = 0o666) -> None:
@@ -157,7 +157,7 @@ def read_text(path: Path) -> str | None:
     """The text of a file; None if it is missing. Raises DamagedError if it is not text or too large."""
     try:
         if path.stat().st_size > LARGEST:
-            raise DamagedError(f"`{path}` is damaged: it has more than {LARGEST / 1e6:.0f} MB")
+            raise DamagedError(f"`{path}` is damaged: it is larger than {LARGEST / 1e6:.0f} MB")
         return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         return None
@@ -181,7 +181,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object of a file; empty if the file is missing. Raises DamagedError for any other content."""
     value = read_json(path)
     if not isinstance(value, dict | None):
-        raise DamagedError(f"`{path}` is damaged: it is not JSON object")
+        raise DamagedError(f"`{path}` is damaged: it is not a JSON object")
     return value or {}
 
 
@@ -191,7 +191,7 @@ def read_record(path: Path, kinds: Mapping[str, Any], hint: str | None = AGAIN) 
     record = read_object(path)
     for key, kind in kinds.items():
         if not isinstance(record.get(key), kind):
-            raise DamagedError(f"`{path}` is damaged, or not by gz: it has no whole `{key}`", hint=hint)
+            raise DamagedError(f"`{path}` is damaged, or not from gz: it has no valid `{key}`", hint=hint)
     return record
 
 
@@ -208,11 +208,11 @@ def reading(path: Path, hint: str | None = AGAIN) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as e:
-        raise MissingError(f"there is no `{path}`") from e
+        raise MissingError(f"`{path}` does not exist") from e
     except GzError:
         raise
     except Exception as e:  # of zip, pickle, numpy, safetensors and torch, each with errors of its own
-        raise DamagedError(f"`{path}` is damaged, or not by gz: {first_line(e)}", hint=hint) from e
+        raise DamagedError(f"`{path}` is damaged, or not from gz: {first_line(e)}", hint=hint) from e
 
 
 def read_tensors(path: Path, hint: str | None = AGAIN) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -223,7 +223,7 @@ def read_tensors(path: Path, hint: str | None = AGAIN) -> tuple[dict[str, Tensor
         tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
         for name, value in tensors.items():
             if value.is_floating_point() and value.isnan().any():
-                raise ValueError(f"`{name}` holds NaN")
+                raise ValueError(f"`{name}` contains NaN")
         return tensors, dict(f.metadata() or {})
 
 
@@ -235,7 +235,7 @@ def safetensors_header(file: Path) -> dict[str, Any]:
     with file.open("rb") as f:
         length = int.from_bytes(f.read(8), "little")
         if not 0 < length <= min(size, LONGEST_HEADER):
-            raise ValueError("its header is cut off, or longer than any")
+            raise ValueError("its header is cut off, or too long")
         text = f.read(length)
     try:
         head = json.loads(text)
@@ -243,11 +243,11 @@ def safetensors_header(file: Path) -> dict[str, Any]:
         are_integers = all(isinstance(position, int) for first, last in spans for position in (first, last))
         texts = head.setdefault("__metadata__", {})
         if not (isinstance(texts, dict) and all(isinstance(text, str) for text in texts.values())):
-            raise ValueError("its metadata are no texts")
+            raise ValueError("its metadata is not text")
     except RecursionError as e:
         raise ValueError("its header is nested too deeply") from e
     except (AttributeError, KeyError, TypeError, ValueError) as e:
-        raise ValueError("its header does not say where the tensors are") from e
+        raise ValueError("its header does not describe the tensors") from e
     position = 0
     for first, last in spans:
         if not are_integers or first != position or last < first:
@@ -264,7 +264,7 @@ def read_array(path: Path, hint: str | None = AGAIN) -> np.ndarray:
 
     with reading(path, hint):
         if not isinstance(array := np.load(path, allow_pickle=False), np.ndarray):
-            raise ValueError("it is no array")
+            raise ValueError("it is not an array")
         return array
 
 
@@ -274,7 +274,7 @@ def read_arrays(path: Path, *names: str, hint: str | None = AGAIN) -> dict[str, 
 
     with reading(path, hint):
         if isinstance(archive := np.load(path, allow_pickle=False), np.ndarray):
-            raise ValueError("it is one array")
+            raise ValueError("it is a single array, not an archive")
         with archive:
             arrays = {name: archive[name] for name in archive.files}
         if lacking := [name for name in names if name not in arrays]:
@@ -296,7 +296,7 @@ def first_rows(path: Path, name: str, n: int, hint: str | None = AGAIN) -> np.nd
         )
         shape, fortran, dtype = header(f)
         if len(shape) != 4 or shape[3] not in (1, 3) or dtype != np.uint8 or fortran:
-            raise ValueError(f"`{name}` is no uint8 [N, H, W, 1 or 3]")
+            raise ValueError(f"`{name}` is not a uint8 array [N, H, W, 1 or 3]")
         n, row = min(n, shape[0]), math.prod(shape[1:])
         if not 0 < row * max(n, 1) <= LARGEST or len(data := f.read(n * row)) < n * row:
             raise ValueError(f"`{name}` is cut off, or its images are too large")
@@ -320,7 +320,7 @@ def read_cached(path: Path, read: Callable[[Path], T], say: Callable[[str], None
     try:
         return read(path)
     except DamagedError as e:
-        say(f"{e.message}; it is made again")
+        say(f"{e.message}; gz makes it again")
         path.unlink(missing_ok=True)
         return None
 
@@ -458,5 +458,5 @@ def need_space(folder: Path, size: int) -> None:
     while not folder.exists():
         folder = folder.parent
     if (free := shutil.disk_usage(folder).free) < size:
-        message = f"{size_in_words(size)} are needed in `{folder}`, {size_in_words(free)} are free"
+        message = f"`{folder}` needs {size_in_words(size)} of free space, but has {size_in_words(free)}"
         raise MissingError(message, hint=SPACE)

@@ -45,8 +45,8 @@ def weights(name: str, *, path: str | Path | None = None, use: str, source: str,
     place = cache_dir("weights", name)
     file = Path(path).expanduser() if path else place
     if not file.is_file():
-        message = f"{use} need the weights `{name}`, and `{file}` is not there"
-        raise MissingError(message, hint=f"put that file of {source} at `{place}`{otherwise}")
+        message = f"{use} need the weights `{name}`, but `{file}` does not exist"
+        raise MissingError(message, hint=f"save the file from {source} as `{place}`{otherwise}")
     return file
 
 
@@ -56,19 +56,19 @@ def repository(name: str, *, key: str, files: Sequence[str]) -> Path:
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     if not (is_id(name) and _ADDRESS.fullmatch(name)):
-        hint = "a folder, or an id of the hub, such as `owner/name`"
-        raise MissingError(f"`{key}`: there is no folder `{name}`", hint=hint)
-    gated = "(a gated one needs `HF_TOKEN`)"
-    hint = f"`hf download {name}` if there is a network {gated}, or `--set {key}=FOLDER`"
+        hint = "use a folder, or a hub id such as `owner/name`"
+        raise MissingError(f"`{key}`: the folder `{name}` does not exist", hint=hint)
+    gated = "(a gated model needs `HF_TOKEN`)"
+    hint = f"run `hf download {name}` online {gated}, or use `--set {key}=FOLDER`"
     return _snapshot(name, f"`{key}`: the weights of `{name}` are", hint, files, "model")
 
 
 def data_repository(name: str, files: Sequence[str] = ("*.parquet",)) -> Path:
     """The folder of the parquet files of a data set of the hub, or of other files, fetched unless they are
     there. Raises MissingError."""
-    hint = f"`hf download {name} --repo-type dataset` where there is a network; for a set that is given on "
-    hint += "request, agree to its terms on its page, then set `HF_TOKEN` to a token of yours"
-    return _snapshot(name, f"the data set `{name}` of the hub is", hint, files, "dataset")
+    hint = f"run `hf download {name} --repo-type dataset` online; "
+    hint += "for a gated data set, first accept its terms on its page and set `HF_TOKEN`"
+    return _snapshot(name, f"the data set `{name}` from the hub is", hint, files, "dataset")
 
 
 def snapshot_of(name: str, kind: str) -> Path:
@@ -93,7 +93,7 @@ def _snapshot(name: str, subject: str, hint: str, files: Sequence[str], kind: st
     try:
         return Path(snapshot_download(name, repo_type=kind, **options))
     except (HfHubHTTPError, HFValidationError, OSError) as e:
-        why = "`GZ_OFFLINE` is set" if offline() else f"the hub does not provide it ({type(e).__name__})"
+        why = "`GZ_OFFLINE` is set" if offline() else f"the download failed ({type(e).__name__})"
         raise MissingError(f"{subject} not available, and {why}", hint=hint) from e
 
 
@@ -167,8 +167,8 @@ def push(folder: Path, name: str, *, private: bool) -> str:
     from huggingface_hub import HfApi, get_token
 
     if not (token := get_token()):
-        hint = "`hf auth login`, or set `HF_TOKEN` to one that may write"
-        raise MissingError("there is no token of the hub", hint=hint)
+        hint = "run `hf auth login`, or set `HF_TOKEN` to a token with write access"
+        raise MissingError("there is no hub token", hint=hint)
     api = HfApi(endpoint=endpoint(), token=token)
     with explained(name):
         api.create_repo(name, private=private, exist_ok=True)
@@ -187,32 +187,32 @@ def explained(name: str) -> Iterator[None]:
     from huggingface_hub import errors
 
     absent = "`GZ_OFFLINE` is set" if offline() else "the hub cannot be reached"
-    get = f"`hf download {name}` if there is a network"
-    gated = f"`{name}` is given to those alone who ask for it", "ask on its page, then set `HF_TOKEN`"
-    none_such = f"the hub has no `{name}`, or it is private", "look at the spelling, or set `HF_TOKEN`"
+    get = f"run `hf download {name}` online"
+    gated = f"`{name}` is gated", "request access on its page, then set `HF_TOKEN`"
+    none_such = f"the hub has no `{name}`, or it is private", "check the spelling, or set `HF_TOKEN`"
     # of an error's classes the first that is listed; a gated repository is one that is not found
     texts: dict[type[Exception], tuple[str, str | None]] = {
-        errors.LocalEntryNotFoundError: (f"`{name}` is not here, and {absent}", get),
+        errors.LocalEntryNotFoundError: (f"`{name}` is not on this machine, and {absent}", get),
         errors.GatedRepoError: gated,
         errors.EntryNotFoundError: (
-            f"`{name}` contains no `{FILE}` of gz, and no network of diffusers",
-            "gz reads what `gz runs push` puts there, and U-Nets and DiTs of diffusers",
+            f"`{name}` contains neither a `{FILE}` from gz nor a network from diffusers",
+            "use a repository from `gz runs push`, or a U-Net or DiT from diffusers",
         ),
         errors.RepositoryNotFoundError: none_such,
         errors.RevisionNotFoundError: none_such,
-        errors.OfflineModeIsEnabled: (f"`{name}` is not here, and `HF_HUB_OFFLINE` is set", None),
+        errors.OfflineModeIsEnabled: (f"`{name}` is not on this machine, and `HF_HUB_OFFLINE` is set", None),
     }
     try:
         yield
     except errors.HFValidationError as e:
-        raise UsageError(f"`{name}` is no name of a repository", hint="it is like `owner/name`") from e
+        raise UsageError(f"`{name}` is not a repository name", hint="use a name such as `owner/name`") from e
     except (errors.HfHubHTTPError, errors.EntryNotFoundError, OSError) as e:
         text = next((text for kind, text in texts.items() if isinstance(e, kind)), None)
         if text is None and isinstance(e, errors.HfHubHTTPError):
             status = e.response.status_code if e.response is not None else None
             reason = str(e.server_message or "") or type(e).__name__
-            rights = "the token may not write there: https://huggingface.co/settings/tokens"
-            refused = f"the hub refuses `{name}`: {reason} ({status})"
+            rights = "use a token with write access: https://huggingface.co/settings/tokens"
+            refused = f"the hub refused `{name}`: {reason} ({status})"
             text = refused, rights if status in (401, 403) else "try again"
         message, hint = text or (f"the hub cannot be reached ({type(e).__name__})", "try again")
         raise MissingError(message, hint=hint) from e
@@ -221,8 +221,8 @@ def explained(name: str) -> Iterator[None]:
 def _parsed(ref: str) -> dict[str, str]:
     parts = _ADDRESS.fullmatch(ref.removeprefix(PREFIX))
     if parts is None:
-        hint = f"`{PREFIX}owner/name`, or `{PREFIX}owner/name@revision`"
-        raise UsageError(f"`{ref}` is not an address of a model on the hub", hint=hint)
+        hint = f"use `{PREFIX}owner/name`, or `{PREFIX}owner/name@revision`"
+        raise UsageError(f"`{ref}` is not a valid hub address", hint=hint)
     return parts.groupdict()
 
 

@@ -32,10 +32,12 @@ def add(file: str | Path) -> str:
     Raises MissingError without such a file, UsageError if its name cannot be a model's."""
     path = Path(file).expanduser().absolute()
     if not path.is_file():
-        raise MissingError(f"there is no model file `{file}`", hint=f"`gz model new {path.stem}` writes one")
+        raise MissingError(
+            f"there is no model file `{file}`", hint=f"create it with `gz model new {path.stem}`"
+        )
     if not can_be_named(path.stem):
-        hint = "a model is called as its file: lower-case letters, digits and `_`, such as `maf.py`"
-        raise UsageError(f"`{path.name}` cannot be a model's file", hint=hint)
+        hint = "name it with lower-case letters, digits and `_`, such as `maf.py`"
+        raise UsageError(f"`{path.name}` is not a valid name for a model file", hint=hint)
     _typed[path.stem] = path
     return path.stem
 
@@ -112,7 +114,7 @@ def _trusted(file: Path) -> Path:
     """The file. Raises UsageError for one that came with a run from elsewhere: it is code, not data."""
     if _read(file) not in (read_json(user_dir(TRUSTED)) or []):
         message = f"this run includes a model file, `{file}`, which gz does not run until you trust it"
-        hint = f"read it; `gz model check {file}` runs it, and from then on gz trusts it"
+        hint = f"read it, then trust it by running `gz model check {file}`"
         raise UsageError(message, hint=hint)
     return file
 
@@ -124,7 +126,7 @@ def _of_folders(folders: str) -> dict[str, Path]:
     for entry in filter(None, folders.split(os.pathsep)):
         folder = Path(entry).expanduser()
         if not folder.is_dir():
-            raise MissingError(f"`GZ_MODELS` contains `{entry}`, but there is no such folder")
+            raise MissingError(f"`GZ_MODELS` contains `{entry}`, which is not a folder")
         paths += [path.absolute() for path in sorted(folder.glob("*.py")) if path.is_file()]
     return {path.stem: path for path in paths if names_paper(path.read_text("utf-8", "replace"))}
 

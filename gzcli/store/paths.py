@@ -67,7 +67,7 @@ def is_name(text: str) -> bool:
 def inside(path: Path, root: Path) -> Path:
     """`path`, if it lies below `root` with symbolic links resolved; otherwise raises UsageError."""
     if root.resolve() not in path.resolve().parents:
-        hint = "gz makes and removes files in folders of its own only"
+        hint = "gz creates and removes files only in its own folders"
         raise UsageError(f"`{path}` is not inside `{root}`", hint=hint)
     return path
 

@@ -93,14 +93,14 @@ def origin_of(file: Path) -> dict[str, Any]:
             image.load()
             text = image.info.get(KEY, "null")
     except FileNotFoundError as e:
-        raise MissingError(f"there is no image `{file}`") from e
+        raise MissingError(f"the image `{file}` does not exist") from e
     except (ValueError, OSError, SyntaxError) as e:  # SyntaxError: so PIL calls a damaged chunk
-        raise UsageError(f"`{file}` is no whole PNG", hint="name an image that gz wrote") from e
+        raise UsageError(f"`{file}` is not a complete PNG", hint="use an image that gz wrote") from e
     origin = None
     with contextlib.suppress(ValueError, TypeError):
         origin = json.loads(text)
     if not isinstance(origin, dict):
-        hint = "programs that edit or send images often leave its text out: take the file that gz wrote"
+        hint = "use the original file: programs that edit or send images often remove its metadata"
         raise UsageError(f"`{file}` does not record how it was made", hint=hint)
     return origin
 

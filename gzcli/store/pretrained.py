@@ -114,15 +114,17 @@ def file_of(ref: str, data: str | None = None) -> Path:
     parts = {stem: parts_of(stem) for stem in every_name}
     sets = {key: stem for stem, (model, key) in parts.items() if matching(name, [model])}
     if not sets:
-        hint = did_you_mean(name, every_name) or "`gz list pretrained` names them"
-        raise UsageError(f"no model that comes with gz is called `{name}`", hint=hint)
+        hint = did_you_mean(name, every_name) or "`gz list pretrained` lists them"
+        raise UsageError(f"no pretrained model is called `{name}`", hint=hint)
     if data is None:
         first = [key for key in FIRST if key in sets] or list(sets)
         return _file(sets[next((key for key in first if sets[key] in here), first[0])])
     if key := matching(data, sets):
         return _file(sets[key])
-    message = f"no `{name}` that was trained on `{data}` comes with gz"
-    raise MissingError(message, hint=f"there is one of {', '.join(sets)} · gz train {name} --data {data}")
+    message = f"there is no pretrained `{name}` for `{data}`"
+    raise MissingError(
+        message, hint=f"use one for {', '.join(sets)}, or train one: `gz train {name} --data {data}`"
+    )
 
 
 def _file(name: str) -> Path:
@@ -130,5 +132,5 @@ def _file(name: str) -> Path:
     if file := names().get(name):
         return file
     path = f"gzcli/{FOLDER.name}/{MORE}/{name}.safetensors"
-    hint = f"a clone of gz has it: give the path of its `{path}`, SHA-256 {elsewhere()[name][:12]}…"
-    raise MissingError(f"`{PREFIX}{name}` is not part of an installed gz, which is kept small", hint=hint)
+    hint = f"use the file from the gz repository: `{path}`, SHA-256 {elsewhere()[name][:12]}…"
+    raise MissingError(f"`{PREFIX}{name}` is not included in the installed package", hint=hint)

@@ -151,7 +151,7 @@ class Run:
     def stage(self, name: str) -> Run:
         """The stage of this name, which need not exist yet. Raises UsageError for a name that is a path."""
         if not is_name(name):
-            message = f"`{name}` cannot be a stage's name"
+            message = f"`{name}` is not a valid name for a stage"
             raise UsageError(message, hint="use lower-case letters, digits, `-` and `_`")
         return Run(inside(self.stages_folder / name, self.path))
 
@@ -322,7 +322,7 @@ class Run:
             status = files.read_object(self.status_file)
             if "model" not in status and self.is_marked("run"):
                 fault = "is damaged" if status else "is missing or empty"
-                raise DamagedError(f"`{self.status_file}` {fault}: it does not say what the run is of")
+                raise DamagedError(f"`{self.status_file}` {fault}: it does not name the run's model")
             for key, value in status.items():
                 if value is not None and not isinstance(value, KINDS.get(key, object)):
                     raise DamagedError(f"`{self.status_file}` is damaged: `{key}` is {value!r:.40}")
@@ -359,9 +359,9 @@ class Run:
         """The resolved recipe of `run.yaml`; raises DamagedError if it is missing, or no recipe."""
         import yaml
 
-        path, hint = self.recipe_file, f"put a copy back, or `gz runs remove {self.owner.id}`"
+        path, hint = self.recipe_file, f"restore a copy, or run `gz runs remove {self.owner.id}`"
         if (text := files.read_text(path)) is None:
-            raise DamagedError(f"`{path}` is missing, the recipe of this run", hint=hint)
+            raise DamagedError(f"the recipe of this run, `{path}`, is missing", hint=hint)
         try:
             tree = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         except (yaml.YAMLError, RecursionError, ValueError) as e:

@@ -23,7 +23,7 @@ from gzcli.store.claims import check_removable, claimed, remove_folder
 from gzcli.store.paths import is_name, recipe_names, spelling, trained_in, user_dir
 from gzcli.store.run_folder import RUN_ID, STAGES, Run
 
-WAIT = "wait until its training has ended"
+WAIT = "wait until the training ends"
 _STAMP = "%Y%m%d-%H%M%S"
 
 
@@ -41,7 +41,7 @@ def create(model: str, data: str, *, alias: str | None = None, held: ExitStack |
         name = f"{model}-{data}".lower()
         if not is_name(name):
             hint = "use letters, digits, `-` and `_` in names"
-            raise UsageError(f"`{name}` cannot be in a run's id", hint=hint)
+            raise UsageError(f"`{name}` is not valid in a run's id", hint=hint)
         files.sweep(root, user_dir())
         for run in filter(_is_stillborn, runs):
             remove_folder(run.path)
@@ -111,14 +111,15 @@ def check_alias(alias: str, runs: list[Run] | None = None) -> None:
     runs = all_runs() if runs is None else runs
     taken = next((run for run in runs if run.alias == alias or run.id == alias), None)
     if taken and not _is_stillborn(taken):
-        raise UsageError(f"the name `{alias}` is taken by `{taken.id}`", hint="choose another `--name`")
+        raise UsageError(
+            f"the name `{alias}` is already used for `{taken.id}`", hint="choose another `--name`"
+        )
     if matching(alias, recipe_names()):  # it would hide the model's recipe
         hint = f"choose another `--name`, such as `{alias}-1`"
-        raise UsageError(f"the name `{alias}` is that of a model", hint=hint)
+        raise UsageError(f"`{alias}` is the name of a model", hint=hint)
     if not re.fullmatch(r"[^\W_][\w.-]*", alias):
-        message = f"`--name {alias}` may contain letters, digits, `-`, `_` and `.` only, a letter or "
-        "digit first"
-        raise UsageError(message)
+        hint = "use letters, digits, `-`, `_` and `.`, and begin with a letter or digit"
+        raise UsageError(f"`--name {alias}` is not a valid name", hint=hint)
 
 
 def all_runs(*, model: str | None = None, data: str | None = None) -> list[Run]:
@@ -190,13 +191,13 @@ def find(ref: str, *, data: str | None = None) -> Run:
             raise DamagedError(error["message"], hint=error["hint"])
         if state != "finished" and run.weights is None:
             is_running = state == "running"
-            hint = "its first checkpoint is still to come" if is_running else f"gz train {ref} --resume"
-            raise MissingError(f"`{run.id}` is {state} and has no weights yet", hint=hint)
+            hint = "wait for its first checkpoint" if is_running else f"gz train {ref} --resume"
+            raise MissingError(f"`{run.id}` has no weights yet ({state})", hint=hint)
         return run
     model = spelling(ref)
     if model not in recipe_names() and not all_runs(model=model):
         if place := trained_in(ref):
-            message = f"`{ref}` is not its own model, but a stage of others"
+            message = f"`{ref}` has no runs: it is a stage of other models"
             raise UsageError(message, hint=f"gz sample {place[0]}")
         options = [*recipe_names(), *(name for run in all_runs() for name in (run.id, run.alias) if name)]
         hint = did_you_mean(ref, options) or "gz list models · gz runs list"
@@ -215,9 +216,9 @@ def _of_model(model: str, data: str | None) -> Run:
         raise MissingError(message, hint=f"gz train {model}" + (f" --data {data}" if data else ""))
     name = newest.alias or short_names([newest])[newest.id]
     state = "being trained" if newest.state == "running" else newest.state
-    ways = [f"name it, `{name}`, for its newest checkpoint" if newest.weights else "it has no checkpoint yet"]
+    ways = [f"to use its newest checkpoint, pass `{name}`" if newest.weights else "it has no checkpoint yet"]
     if model in {pretrained.parts_of(stem)[0] for stem in pretrained.names()}:
-        ways.append("`--pretrained` takes the model that comes with gz")
+        ways.append("use the pretrained model with `--pretrained`")
     raise MissingError(f"{message}; `{name}` is {state}", hint="; ".join(ways))
 
 
@@ -243,7 +244,7 @@ def find_stage(ref: str, name: str) -> Run:
     run = by_name(ref) or find(ref)
     part = next((stage for stage in run.stages if stage.path.name == name), run.serving)
     if not part.model_file.exists():
-        message = f"`{part.id}` is {part.state} and has no weights yet"
+        message = f"`{part.id}` has no weights yet ({part.state})"
         resume = f"gz train {run.id} --resume"
         raise MissingError(message, hint=WAIT if run.state == "running" else resume)
     return part

@@ -90,7 +90,7 @@ ERRORS = [
     ),
     ("recipe show veae", 2, "there is no model `veae`", "did you mean `vae`?"),
 ]
-SIZES = "`data.size` is between 4 and 1024 pixels a side, not 2"
+SIZES = "`data.size` must be 4 to 1024 pixels per side, not 2"
 ERRORS += [("data download mnist --size 2", 2, SIZES, "`--size 64`")]
 STRAY = ("unexpected argument `stray`", "put arguments for `accelerate launch` after `--`")
 ERRORS += [(line, 2, *STRAY) for line in ("train vae stray", "train vae stray -- --x")]
@@ -437,5 +437,5 @@ def test_doctor(gz, gz_json, home, monkeypatch, tmp_path):
     assert code == 0 and "gz ignores it" in stdout and "reachable" in stdout
     monkeypatch.setenv("GZ_MIRROR", str(tmp_path / "gone"))
     code, stdout, stderr = gz("doctor")
-    assert code == 3 and f"no folder {tmp_path / 'gone'}" in stdout
+    assert code == 3 and f"there is no folder {tmp_path / 'gone'}" in stdout
     assert stderr.endswith("checks failed: `mirror`\n")

@@ -56,8 +56,8 @@ def test_the_port_follows_from_the_job(monkeypatch):
 
 def test_machines_that_are_not_there():
     for section, text in (
-        (LaunchSection(machines=2, machine_rank=2, main_ip="a"), "numbered from 0"),
-        (LaunchSection(machine_rank=1, main_ip="a"), "numbered from 0"),
+        (LaunchSection(machines=2, machine_rank=2, main_ip="a"), "have ranks from 0"),
+        (LaunchSection(machine_rank=1, main_ip="a"), "have ranks from 0"),
         (LaunchSection(machines=2), "need `--main-process-ip`"),
     ):
         with pytest.raises(UsageError, match=text):
@@ -89,7 +89,7 @@ def test_other_machines_wait_for_the_run_of_machine_0(home):
         ("killed", first.job, now),
     ):
         runs.create("vae", "digits").update(state=state, job=job, launched=launched)
-    with pytest.raises(MissingError, match="machine 0 has not created the run") as caught:
+    with pytest.raises(MissingError, match="machine 0 did not create the run") as caught:
         made_by_machine_0(second, lines.append, patience=0.1)
     assert "`GZ_HOME`" in (caught.value.hint or "") and "waiting for machine 0" in lines[0]
     run = runs.create("vae", "digits")
@@ -218,12 +218,12 @@ def test_no_script_holds_what_cannot_be_printed(fake, gz, tmp_path, monkeypatch)
     plain = ["train", "vae", "--submit", "slurm"]
     league = ["bench", "--train-missing", "--budget", "9s", "--models", "vae", "--data", "digits", "--cpu"]
     for folder, store, words, message in (
-        ("a\n#SBATCH --uid=0\ntouch PWNED", "home", plain, "characters that cannot be printed"),
-        ('a"b', "home", plain, "cannot be told"),
-        ("a\nb", "home", league, "cannot be printed"),
-        ("ok", "home\nb", plain, "cannot be printed"),
-        ("ok", "home", [*plain, "--set", "about=a\nb"], "the word 'about=a\\nb' holds"),
-        ("a\udcff", "home", plain, "cannot be printed"),
+        ("a\n#SBATCH --uid=0\ntouch PWNED", "home", plain, "unprintable characters"),
+        ('a"b', "home", plain, "does not accept the folder name"),
+        ("a\nb", "home", league, "unprintable characters"),
+        ("ok", "home\nb", plain, "unprintable characters"),
+        ("ok", "home", [*plain, "--set", "about=a\nb"], "the word 'about=a\\nb' contains"),
+        ("a\udcff", "home", plain, "unprintable characters"),
     ):
         (tmp_path / folder).mkdir(exist_ok=True)
         monkeypatch.chdir(tmp_path / folder)
@@ -273,7 +273,7 @@ def test_variables_of_launchers_are_read_told_and_not_the_engines(monkeypatch):
         assert launcher.plan(LaunchSection(cpu=True, threads=None), every_gpu=True).threads >= 1
     for variable in ("SLURM_NNODES", "SLURM_STEP_NUM_NODES", "GZ_MAX_ARCHIVE"):
         monkeypatch.setenv(variable, "many")
-        with pytest.raises(UsageError, match=f"`{variable}` is a number of .*, not `many`"):
+        with pytest.raises(UsageError, match=f"`{variable}` must be a number of .*, not `many`"):
             units.number_in(variable, "nodes")
         monkeypatch.delenv(variable)
     for variable in ("PMI_SIZE", "OMPI_COMM_WORLD_RANK", "RANK", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_CPU"):
@@ -375,7 +375,7 @@ def test_places_where_no_folder_can_be_made(gz, home, tmp_path, monkeypatch):
         (file, "train vae --submit slurm", "not a directory"),
     ]
     if Path("/proc/self").exists():
-        cases.append((Path("/proc/none"), "train vae --steps 1", "no folder `/proc/none"))
+        cases.append((Path("/proc/none"), "train vae --steps 1", "the folder `/proc/none"))
     for place, words, message in cases:
         monkeypatch.setenv("GZ_HOME", str(place))
         code, _, stderr = gz(*words.split())
@@ -406,7 +406,7 @@ def foreign_gpu(home, tmp_path, monkeypatch):
 
 def test_a_gpu_that_torch_cannot_use_is_refused_by_all(foreign_gpu, gz, monkeypatch):
     """Exit code 4 with the reason where GPUs were asked for; by `gz doctor` with the same words."""
-    message = "torch cannot use the GPU that is here: "
+    message = "torch cannot use the GPU on this machine: "
     for words in (
         "train vae --steps 1 --gpus 1",
         "train vae --steps 1 --gpus all",
@@ -416,7 +416,7 @@ def test_a_gpu_that_torch_cannot_use_is_refused_by_all(foreign_gpu, gz, monkeypa
         "bench --train-missing --budget 9s --models vae --data digits --gpus 1",
     ):
         code, _, stderr = gz(*words.split())
-        assert code == 4 and message in stderr and "hint: install the torch that fits it" in stderr, words
+        assert code == 4 and message in stderr and "hint: install a matching build of torch" in stderr, words
     assert not runs.all_runs()
     with pytest.raises(DeviceError, match=message):
         gzcli.train("vae", steps=1, gpus=1)
@@ -436,12 +436,12 @@ def test_nobody_asked_for_the_gpu_that_torch_cannot_use(foreign_gpu, gz, monkeyp
     words = ("train", "vae", "--dry-run", "--json")
     code, said, messages = gz(*words)
     assert code == 0 and json.loads(said)["scale"] == "tiny" and json.loads(said)["gpus"] == 0
-    assert "warning: torch cannot use the GPU that is here: " in messages and "; the CPU is used" in messages
+    assert "warning: torch cannot use the GPU on this machine: " in messages and "; using the CPU" in messages
     code, _, messages = gz(*words, "--cpu")
     assert code == 0 and "GPU" not in messages
     code, said, _ = gz(*words, "--gpus", "1")
     assert code == 0 and "1 GPU (torch cannot use" in json.loads(said)["needs"][0]
-    with pytest.warns(UserWarning, match="the CPU is used"):
+    with pytest.warns(UserWarning, match="using the CPU"):
         assert devices.pick_device(LaunchSection()).type == "cpu"
 
 

@@ -104,7 +104,7 @@ SIGNATURE = "hidden: int = 32, layers: int = 3"
 SIGNATURES = {
     f"{SIGNATURE}, **more": "takes `**more`",
     "hidden=32, layers: int = 3": "option `hidden` of `__init__` has no type",
-    f"{SIGNATURE}, more: dict = None": "is a `dict`, which no recipe can hold",
+    f"{SIGNATURE}, more: dict = None": "has the type `dict`, which a recipe cannot contain",
     f"{SIGNATURE}, name: str = 'x'": "`name` cannot be an option",
     f"{SIGNATURE}, more: int = len('x')": "must be a literal, no expression",
 }
@@ -126,7 +126,7 @@ def test_what_is_no_model_is_told(write, tmp_path, call):
     assert "needs a line `paper" in mistakes(write("maf", ('    paper = "Lipman', '    source = "Lipman')))[0]
     with pytest.raises(MissingError, match="there is no model file"):
         model_files.add(tmp_path / "c.py")
-    with pytest.raises(UsageError, match="cannot be a model's file"):
+    with pytest.raises(UsageError, match="is not a valid name for a model file"):
         model_files.add(write("My-Model"))
     for name in ("None", "true", "model", "f", "tensor"):  # classes that could not be written
         code, _, message = call("model", "new", name)

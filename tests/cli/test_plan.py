@@ -195,7 +195,7 @@ def test_a_batch_that_gz_chose_is_rounded_to_the_gpus(gz, planned, monkeypatch):
     run.recipe_file.write_text("model: {name: vae}\ntrain: {batch_size: 8}\n")
     run.update(state="interrupted")
     code, _, stderr = gz("train", "mine", "--resume", "--gpus", "3", "--dry-run")
-    assert code == 2 and "keeps its batch when it continues: this one can on 2 of them" in stderr
+    assert code == 2 and "keeps its batch size: resume on 2 processes" in stderr
 
 
 def test_parts_and_small_sets_are_rounded_too(home):
@@ -280,11 +280,11 @@ def test_a_hint_where_it_does_not_fit(gz, planned, monkeypatch):
     words = ("train", "vae", "--dry-run", "--cpu", "--set", "train.batch_size=64")
     monkeypatch.setattr(forecast, "host_memory", lambda: 800_000_000)
     code, _, stderr = gz(*words)
-    assert code == 0 and "`vae` may not fit: this machine has 800 MB for each process" in stderr
+    assert code == 0 and "`vae` may not fit: this machine has 800 MB per process" in stderr
     assert "`--set train.accumulate=2`" in stderr
     monkeypatch.setattr(forecast, "host_memory", lambda: 1_000_000_000)
     assert "fit" not in gz(*words)[2]
-    assert "500 MB for each process" in gz(*words, "--processes", "2")[2]  # they share the machine
+    assert "500 MB per process" in gz(*words, "--processes", "2")[2]  # they share the machine
 
 
 def test_ways_to_save_are_those_that_the_model_has():
@@ -347,11 +347,11 @@ def test_what_a_set_lacks_is_told_with_the_sets_that_have_it():
         ("caption", (), "captions", "shapes, emoji, digits-captioned, digits-edited;"),
         ("caption before", (), "captions and `before` images", ": digits-edited;"),
         ("caption before", ("caption",), "`before` images", ": digits-edited;"),
-        ("control", ("caption", "before"), "`control` images", "none is shipped"),
+        ("control", ("caption", "before"), "`control` images", "have them: none"),
     ):
         with pytest.raises(UsageError) as e:
             check(needs, extras)
-        assert e.value.message == f"`reader` needs {lacking}, and `photos` has none"
+        assert e.value.message == f"`reader` needs {lacking}, but `photos` has none"
         assert sets in e.value.hint and "metadata.jsonl" in e.value.hint
 
 
@@ -373,13 +373,13 @@ def test_refused_before_launch(gz, reader, tmp_path, monkeypatch):
     for name in ("digits", "digits-captioned", "mnist"):
         for more in ((), ("--dry-run",)):
             code, _, stderr = gz("train", "vae", "--data", name, *more)
-            assert code == 2 and f"and `{name}` has none" in stderr
-            assert "sets that have: digits-edited" in stderr
+            assert code == 2 and f"but `{name}` has none" in stderr
+            assert "sets that have them: digits-edited" in stderr
     assert gz("train", "vae", "--data", "digits-edited", "--dry-run")[0] == 0
     folder = str(captioned(tmp_path / "photos"))
     for more in ((), ("--dry-run",)):  # a plan looks into a folder that was never packed
         code, _, stderr = gz("train", "vae", "--data", folder, *more)
-        assert code == 2 and "`vae` needs `before` images, and `" in stderr and "photos` has none" in stderr
+        assert code == 2 and "`vae` needs `before` images, but `" in stderr and "photos` has none" in stderr
     assert not runs.all_runs()
     whole = str(captioned(tmp_path / "triples", "before"))
     monkeypatch.setattr(launcher, "run", lambda *args, **options: {})

@@ -101,14 +101,14 @@ def test_every_key_and_value_has_its_place():
 
 
 NOT_YAML = {
-    "a: 1\n\tb: 2": "2:1: a tab where only spaces may stand",
+    "a: 1\n\tb: 2": "2:1: a tab where only spaces are allowed",
     "a: [1, 2": "2:1: a list that is not closed: `]` or `,` is missing",
-    "a: @x": "1:4: a value cannot begin with this sign",
+    "a: @x": "1:4: a value cannot begin with this character",
     'a: "x': "1:6: a quote that is not closed",
     "a: {b: 1": "2:1: a map that is not closed: `}` or `,` is missing",
-    "a: b: c": "1:5: a colon if none is allowed",
+    "a: b: c": "1:5: a colon that is not allowed here",
     "a: 1\n---\nb: 1": "2:1: a second document",
-    "é: *x": "1:4: an alias, `*`, of nothing",
+    "é: *x": "1:4: an undefined alias (`*`)",
     "b: é\x07": "1:5: control characters are not allowed",
     "[" * 5000: "1:1001: exceeded maximum nesting depth",
 }
@@ -128,11 +128,11 @@ def test_what_yaml_allows_and_recipes_do_not():
     assert [str(p) for p in document.problems] == [
         "r.yaml:2:1: aliases are not supported (write the value out)",
         "r.yaml:3:1: merge keys are not supported (write the values out)",
-        "r.yaml:4:1: the key `a` is in line 1 already (leave one of them out)",
+        "r.yaml:4:1: the key `a` is already on line 1 (remove one of them)",
         'r.yaml:5:1: a key must be a word (write `"7"`)',
         "r.yaml:6:4: `200_000` is not a number (write 200000)",
-        "r.yaml:7:4: the tag `!!int` is not supported (leave it out)",
-        "r.yaml:8:4: the tag `!!python/name:os.system` is not supported (leave it out)",
+        "r.yaml:7:4: the tag `!!int` is not supported (remove it)",
+        "r.yaml:8:4: the tag `!!python/name:os.system` is not supported (remove it)",
         "r.yaml:9:1: aliases are not supported (write the value out)",
     ]
     assert refusal(document.problems).message.startswith("8 mistakes")
@@ -143,7 +143,7 @@ def test_load_reads_plainly(write):
     assert load(path) == {"x": {"y": 1e-4, "z": "no"}}
     path.write_bytes(b"\xef\xbb\xbfx: 1\n")
     assert load(path) == {"x": 1}, "a byte order mark is no content"
-    for content, message in ((b"x: \xff\n", "not a text in UTF-8"), (b"- 1\n", "not a map")):
+    for content, message in ((b"x: \xff\n", "not valid UTF-8"), (b"- 1\n", "not a map")):
         path.write_bytes(content)
         assert message in problems(load, path)[0]
     assert problems(load, Path("none.yaml")) == ["none.yaml: no such file or directory"]
@@ -162,7 +162,7 @@ def test_all_mistakes_are_told_at_once(write, tmp_path):
         "my.yaml:4:3: unknown key `stepz` in `train` (did you mean `steps`?)",
         "my.yaml:5:15: `train.batch_size` must be 1 … 1,000,000, not `0`",
         "my.yaml:6:9: `1_0` is not a number (write 10)",
-        "my.yaml:7:13: `optim.lr` must be a number, not the text `1e-4` (leave out the quotes)",
+        "my.yaml:7:13: `optim.lr` must be a number, not the string `1e-4` (leave out the quotes)",
         "my.yaml:9:3: there is no data set `minst` (did you mean `mnist`?)",
         "my.yaml:10:19: unknown key `stepz` in `train` (did you mean `steps`?)",
     ]
@@ -184,13 +184,13 @@ def test_all_mistakes_are_told_at_once(write, tmp_path):
 # what follows `model: {name: glow}`, or a whole recipe → the mistake
 MISTAKES = {
     "steps: 5": "2:1: unknown key `steps` (did you mean `train.steps`?)",
-    "train: {epochs: 5}": "2:9: unknown key `epochs` in `train` (`train.steps` says how long; ",
+    "train: {epochs: 5}": "2:9: unknown key `epochs` in `train` (use `train.steps`; ",
     "trian: {}": "2:1: unknown key `trian` (did you mean `train`?)",
-    "data: mnist": "2:7: `data` must contain keys, not the text `mnist`",
+    "data: mnist": "2:7: `data` must contain keys, not the string `mnist`",
     "train: {steps: 1e4}": "2:16: `train.steps` must be an integer, not `10000.0` (write 10000)",
     "train: {steps: true}": "2:16: `train.steps` must be an integer, not true",
     "train: {steps: }": "2:16: `train.steps` must be an integer, not null",
-    "train: {compile: yes}": "2:18: `train.compile` must be true or false or `auto`, not the text"
+    "train: {compile: yes}": "2:18: `train.compile` must be true or false or `auto`, not the string"
     " `yes` (write true)",
     "train: {ema: 1}": "2:14: `train.ema` must be in [0, 1), not `1`",
     "optim: {lr: .nan}": "2:13: `optim.lr` must be a number, not `nan`",
@@ -198,11 +198,11 @@ MISTAKES = {
     "optim: {betas: [0.5, 1]}": "2:16: `optim.betas` must be in [0, 1), not `[0.5, 1]`",
     "optim: {schedule: cosin}": "2:19: `optim.schedule` must be `constant`, `cosine`, "
     "`linear`, `late_linear` or `wsd`",
-    "data: {augment: flip}": "2:17: `data.augment` must be a list of texts, not the text `flip`"
+    "data: {augment: flip}": "2:17: `data.augment` must be a list of strings, not the string `flip`"
     " (write [flip])",
     "data: {channels: 2}": "2:18: `data.channels` must be `1`, `3` or null, not `2`",
     "launch: {gpus: most}": "2:16: `launch.gpus` must be an integer, `all` or null",
-    "ood: {scores: [nl]}": "2:15: `ood.scores` must be a list out of `nll`, `typicality`, "
+    "ood: {scores: [nl]}": "2:15: `ood.scores` must be a list from `nll`, `typicality`, "
     "`complexity`, `ratio`, `gradnorm`, `ensemble`, `local` or null, not `['nl']` (did you mean `nll`?)",
     "model: {name: wgan}\noptim: {critic: {lrr: 1}, genrator: {lr: 1}}": "2:18: unknown key `lrr` in "
     "`optim.critic` (did you mean `lr`?)",
@@ -212,7 +212,7 @@ MISTAKES = {
     "scale: brief": "2:8: `scale` must be `tiny`, `small`, `full`, `paper` or null",
     "for: [mnist]": "2:1: `for` must contain data sets, such as `for: {mnist: {…}}`",
     "for: {mnist: 3}": "2:14: a section of `for` must contain what changes, such as `{train: {…}}`",
-    "for: {mnist: {data: {name: x}}}": "2:22: `data.name` has no place here: a section of `for` is"
+    "for: {mnist: {data: {name: x}}}": "2:22: `data.name` is not allowed here: a section of `for` is"
     " named by its data set",
     "for: {mnist: {extends: vae}}": "2:15: unknown key `extends`",
     "for: {small: {train: {stepz: 1}}}": "2:23: unknown key `stepz` in `train`",
@@ -239,12 +239,12 @@ def test_unknown_names(write):
     for what, message in (
         ("pixelcn", "there is no model `pixelcn` (did you mean `pixelcnn`?)"),
         ("vea", "there is no model `vea` (did you mean `vae`?)"),
-        ("AdvVAE", "there is no model `AdvVAE` (the nearest model here is `aae`)"),
+        ("AdvVAE", "there is no model `AdvVAE` (the closest model in gz is `aae`)"),
         ("./mien.yaml", "there is no recipe `./mien.yaml` (did you mean `mine.yaml`?)"),
         ("./list.yaml", "list.yaml:1:1: a recipe is a map of sections"),
         ("./a.yaml", "a.yaml:1:10: there is no recipe `x.yaml`"),
-        ("./b.yaml", "c.yaml:1:10: `b.yaml` extends this recipe in its turn"),
-        ("./e.yaml", "e.yaml:2:15: what it extends is a recipe of `glow`, not of `vae`"),
+        ("./b.yaml", "c.yaml:1:10: `extends` forms a circle: `b.yaml` also extends this recipe"),
+        ("./e.yaml", "e.yaml:2:15: the extended recipe is for `glow`, not for `vae`"),
     ):
         (problem,) = problems(resolve, what)
         assert problem.startswith(message)
@@ -375,8 +375,8 @@ def test_the_scale_the_shape_few_images_and_the_set_decide_on_for(shipped):
     assert chosen("digits-ab")[:2] == ("small", 5), "it is not named"
     for data, scale, n, has in (("svhn", "full", "73,257", "64px"), ("cifar10", "paper", "50,000", "mnist")):
         assert problems(resolve, "glow", data=data, flags={"scale": scale}) == [
-            f"`--scale`: no setting of scale `{scale}` is known for {n} colour images of 32×32"
-            f" (`--scale small`; `{scale}` has: {has})"
+            f"`--scale`: the recipe has no `{scale}` settings for {n} colour images of 32×32"
+            f" (use `--scale small`; `{scale}` has settings for: {has})"
         ]
     assert resolve("glow", data="mnist").origin["model.hidden"] == "for.small.mnist recipes/glow.yaml:9"
 
@@ -421,14 +421,14 @@ def test_set_takes_yaml(write):
     assert resolve(path, sets=["about=c=d"]).about == "c=d"
     wrong = ["train.stepz=5", "x", "train.keep=[", "seed=1_0", "model.name=vae"]
     assert problems(resolve, path, sets=wrong) == [
-        "`--set x`: not of the form `a.b=v` (such as `--set train.steps=1000`)",
-        "`--set train.keep=[`: `[` is not YAML (quote it, such as `--set 'a.b=\"…\"'`)",
+        "`--set x`: not of the form `a.b=v` (write it as `--set train.steps=1000`)",
+        "`--set train.keep=[`: `[` is not valid YAML (quote it: `--set 'a.b=\"…\"'`)",
         "`--set seed=1_0`: `1_0` is not a number (write 10)",
         "`--set train.stepz=5`: unknown key `stepz` in `train` (did you mean `steps`?)",
-        "`--set`: this is a recipe of `ddpm` (gz train vae)",
+        "`--set`: this recipe is for `ddpm` (gz train vae)",
     ]
     (problem,) = problems(resolve, path, sets=["model.mult=1,2"])
-    assert problem.endswith("must be a list of integers or null, not the text `1,2` (write [1, 2])")
+    assert problem.endswith("must be a list of integers or null, not the string `1,2` (write [1, 2])")
     (problem,) = problems(resolve, path, flags={"launch.machines": 0})
     assert problem.startswith("`--num-machines`: `launch.machines` must")
 
@@ -480,7 +480,7 @@ def test_values_of_the_command_line():
     assert schema.check_value(3, schema.Rule("float"), "--rate") == 3.0
     assert schema.check_value("1,2", schema.Rule("tuple[int, ...]"), "--rows") == [1, 2]
     assert schema.check_value("ddim", sampler, "--sampler") == "ddim"
-    message = "`--sampler` must be `ddim` or `dpm`, not the text `ddmi` (did you mean `ddim`?)"
+    message = "`--sampler` must be `ddim` or `dpm`, not the string `ddmi` (did you mean `ddim`?)"
     assert problems(schema.check_value, "ddmi", sampler, "--sampler") == [message]
     assert schema.check_scores(["NLL", "iwae"], catalog.card("vae")) == ["nll", "iwae"]
     (problem,) = problems(schema.check_scores, ["nll"], catalog.card("wgan"))
@@ -497,7 +497,7 @@ def test_a_conditional_model_needs_labels(write, monkeypatch):
     assert resolve(path, data="digits").tree()["model"]["conditional"] is True
     assert resolve(path, data="./photos").tree()["data"]["name"] == "./photos", "only its pack can tell"
     (problem,) = problems(resolve, path, data="mnist")
-    assert problem.startswith("`glow` needs labels, and `mnist` has none (`gz train fm --data mnist`")
+    assert problem.startswith("`glow` needs labels, but `mnist` has none (`gz train fm --data mnist`")
     assert problem.endswith("or `--set model.conditional=false`)")
     recipe = resolve(path)
     (part,) = recipe.parts

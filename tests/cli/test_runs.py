@@ -167,12 +167,12 @@ def test_an_unfinished_run_is_sampled_from_its_newest_checkpoint(home, capsys):
     run.update(state="finished")
     assert run.weights == run.model_file
     begun = runs.create("vae", "digits", alias="begun")
-    with pytest.raises(MissingError, match="is planned and has no weights yet"):
+    with pytest.raises(MissingError, match=r"has no weights yet \(planned\)"):
         runs.find("begun")
     begun.update(state="running")
     with files.lock(begun.lock), pytest.raises(MissingError) as e:
         runs.find("begun")
-    assert e.value.hint == "its first checkpoint is still to come"
+    assert e.value.hint == "wait for its first checkpoint"
 
 
 def test_a_model_in_training_is_named_with_what_there_is_meanwhile(call, monkeypatch):
@@ -182,9 +182,9 @@ def test_a_model_in_training_is_named_with_what_there_is_meanwhile(call, monkeyp
     name = runs.short_names([run])[run.id]
     code, _, stderr = call("sample", "cvae")
     assert code == 3 and f"no finished run of `cvae`; `{name}` is being trained" in stderr
-    assert "it has no checkpoint yet; `--pretrained` takes the model that comes with gz" in stderr
+    assert "it has no checkpoint yet; use the pretrained model with `--pretrained`" in stderr
     files.write_atomic(run.checkpoint(10).averaged, "x")
-    assert f"name it, `{name}`, for its newest checkpoint; `--pretrained`" in call("sample", "cvae")[2]
+    assert f"to use its newest checkpoint, pass `{name}`; use the pretrained" in call("sample", "cvae")[2]
     monkeypatch.setattr(Run, "is_held", False)
     run.update(state="interrupted")
     assert f"`{name}` is interrupted" in call("sample", "cvae")[2]
@@ -213,12 +213,14 @@ def test_a_model_that_is_only_a_stage_is_told_as_one(call):
     recipes = {"maskgit": "vqgan", "transformer": "vqgan", "latent_prior": "diffae", "latent-prior": "diffae"}
     for name, recipe in recipes.items():
         code, _, stderr = call("train", name)
-        message = f"`{name}` is not its own model: it is trained as the stage `prior` of `{recipe}`"
+        message = f"`{name}` cannot be trained alone: it is the stage `prior` of `{recipe}`"
         assert code == 2 and message in stderr
         hint = stderr.partition("hint: ")[2].split()
         assert call(*hint[1:], "--dry-run")[0] == 0
         code, _, stderr = call("sample", name)
-        assert code == 2 and f"`{name}` is not its own model" in stderr and f"gz sample {recipe}" in stderr
+        assert (
+            code == 2 and f"`{name}` has no runs: it is a stage" in stderr and f"gz sample {recipe}" in stderr
+        )
 
 
 def test_lists_show_what_a_run_is_worth(call, monkeypatch):

@@ -166,19 +166,19 @@ def test_a_recipe_does_not_say_where_processes_meet(call, tmp_path, monkeypatch)
 
 
 REFUSED = [
-    ("--no_python", "`--no_python` is not passed on", "these are: --debug"),
-    ("--no_py", "`--no_py` is not passed on", "--gpu_ids"),  # argparse would complete it
-    ("--config_file x.yaml", "`--config_file` is not passed on", "--gpu_ids"),
-    ("--use_fsdp", "`--use_fsdp` is not passed on", "`--set launch.strategy=fsdp`"),
-    ("--use-deepspeed", "`--use-deepspeed` is not passed on", "`--set launch.strategy=fsdp`"),
-    ("-m x", "`-m` is not passed on", "--gpu_ids"),
+    ("--no_python", "`--no_python` cannot be passed", "the options that can be passed: --debug"),
+    ("--no_py", "`--no_py` cannot be passed", "--gpu_ids"),  # argparse would complete it
+    ("--config_file x.yaml", "`--config_file` cannot be passed", "--gpu_ids"),
+    ("--use_fsdp", "`--use_fsdp` cannot be passed", "`--set launch.strategy=fsdp`"),
+    ("--use-deepspeed", "`--use-deepspeed` cannot be passed", "`--set launch.strategy=fsdp`"),
+    ("-m x", "`-m` cannot be passed", "--gpu_ids"),
     ("--debug evil.py", "`evil.py` is not an option", "only options and their values"),
     ("--gpu_ids", "`--gpu_ids` needs a value", "accelerate launch --help"),
     ("--gpu_ids --debug", "`--gpu_ids` needs a value", "accelerate launch --help"),
     ("--debug=1", "`--debug` takes no value", "--debug"),
-    ("--rdzv_backnd c10d", "`--rdzv_backnd` is not passed on", "--rdzv_backend"),
-    ("--mixed_precision bf16", "`--mixed_precision` is not passed on", "--set train.precision=bf16"),
-    ("--num-machines 2", "`--num-machines` is not passed on", "`--num-machines N`"),
+    ("--rdzv_backnd c10d", "`--rdzv_backnd` cannot be passed", "--rdzv_backend"),
+    ("--mixed_precision bf16", "`--mixed_precision` cannot be passed", "--set train.precision=bf16"),
+    ("--num-machines 2", "`--num-machines` cannot be passed", "`--num-machines N`"),
 ]
 
 

@@ -156,7 +156,7 @@ def test_a_dry_run_tells_the_rounds(call):
     assert sum(row["models"] * row["seconds"] for row in plan["rounds"]) == pytest.approx(180)
     assert "rounds: " in stderr
     code, _, stderr = call("which", "--data", "digits", "--budget", "5s", "--models", "vae,cvae", "--dry-run")
-    assert code == 2 and "leaves each of 2 models" in stderr
+    assert code == 2 and "gives each of 2 models" in stderr
     assert call("which", "--data", "digits", "--budget", "3m", "--need", "speed")[0] == 2
     assert call("which", "--data", "digits", "--budget", "3m", "--models", "vaee")[0] == 2
 

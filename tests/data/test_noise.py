@@ -76,7 +76,7 @@ def test_the_first_images_and_the_rest_share_no_number():
     assert torch.equal(ImageNoise(0, [4, 7, 9]).first(2).rand(2, 5), ImageNoise(0, [4, 7]).rand(2, 5))
     for _ in range(2):  # alone and in a batch, also in a later draw
         assert torch.equal(many.randn(3, 2, 2)[1:2], one.randn(1, 2, 2))
-    with pytest.raises(ValueError, match="noise for 3 images, asked for 2"):
+    with pytest.raises(ValueError, match="noise for 3 images, not for 2"):
         many.randn(2, 4)
 
 

@@ -64,7 +64,7 @@ def test_a_size_is_a_side_or_width_and_height(tmp_path):
         resolved = resolve("vae", sets=[f"data.size={text}"]).data.size
         assert resolved == size and type(resolved) is type(size)
     for size in ("2x8", "8x2000", 3):
-        with pytest.raises(UsageError, match="between 4 and 1024 pixels a side"):
+        with pytest.raises(UsageError, match="4 to 1024 pixels per side"):
             open_pack("digits", size=size)
 
 
@@ -332,7 +332,7 @@ def test_a_model_that_needs_a_square_says_so():
     square, wide = (SimpleNamespace(name="x", shape=(3, 32, w), classes=(), extras=()) for w in (32, 48))
     check_data(Part("vae"), card, square)
     check_data(Part("vae"), replace(card, square=False), wide)
-    with pytest.raises(UsageError, match="needs square images, and those of `x` are 48×32") as e:
+    with pytest.raises(UsageError, match="needs square images, but those of `x` are 48×32") as e:
         check_data(Part("vae"), card, wide)
     assert "data.size=32" in e.value.hint
 

@@ -164,7 +164,7 @@ def test_words_are_runs_models_or_images(home, paths, tmp_path, monkeypatch):
     drawn.mkdir()
     for name in ("grid.png", "job.json"):
         (drawn / name).write_bytes(b"{}")
-    refused("the sheet of a sample", images_at, str(drawn))
+    refused("only a sheet of samples", images_at, str(drawn))
     (drawn / "images").symlink_to(paths / "train")
     assert images_at(str(drawn)) == str(drawn / "images")
     monkeypatch.chdir(paths)

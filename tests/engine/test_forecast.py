@@ -149,8 +149,8 @@ def test_a_batch_whose_first_step_does_not_fit_is_split(home, monkeypatch):
     messages = []
     split, whole = trained(say=messages.append), trained("train.accumulate=4")
     assert messages == [
-        "a batch of 32 does not fit the GPU: 2 parts of 16",
-        "a batch of 32 does not fit the GPU: 4 parts of 8",
+        "a batch of 32 does not fit on the GPU; splitting it into 2 parts of 16",
+        "a batch of 32 does not fit on the GPU; splitting it into 4 parts of 8",
     ]
     assert split.tree()["train"]["accumulate"] == 4 and split.state == "finished"
     weights = [(run.path / "model.safetensors").read_bytes()[-4096:] for run in (split, whole)]

@@ -100,7 +100,7 @@ def test_two_hosts_train_one_run_through_a_stop_and_a_death(hosts, home):
     killed = run_at(12, "killed", PATIENCE)
     engine_of(children[1], 1).kill()
     messages = ended(children, 0)
-    assert "all restart (1 of" in messages[0] and "resumed at step" in messages[0]
+    assert "restarting all processes (1 of" in messages[0] and "resumed at step" in messages[0]
     assert killed.state == "finished" and killed.status()["error"] is None
     assert_equal(killed, whole)
 
@@ -116,5 +116,5 @@ def test_a_process_that_dies_is_started_again(rank, home):
     killed = run_at(12, "killed", PATIENCE)
     engine_of(child, rank).kill()
     (message,) = ended([child], 0)
-    assert "all restart (1 of" in message and "resumed at step" in message
+    assert "restarting all processes (1 of" in message and "resumed at step" in message
     assert_equal(killed, runs.by_name("whole"))

@@ -141,8 +141,8 @@ def test_an_autoencoder_kl_is_taken_as_diffusers_means_it(kl):
 def test_what_cannot_be_is_refused(tokenizer, on_latents, tmp_path, kl):
     refused("models grey levels", recipe, Case("pixelcnn"), steps=1, sets=(f"data.latent={tokenizer.id}",))
     for latent, error, message in (
-        (on_latents.id, UsageError, "has no latents"),
-        ("./nowhere", MissingError, "no folder"),
+        (on_latents.id, UsageError, "has no image latents"),
+        ("./nowhere", MissingError, "does not exist"),
         ("nobody/nothing", MissingError, "GZ_OFFLINE"),
         (str(tmp_path), MissingError, "contains no `AutoencoderKL`"),
     ):

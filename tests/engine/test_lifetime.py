@@ -209,8 +209,8 @@ def test_no_process_is_left(run, monkeypatch):
 
 def test_what_is_told_of_an_engine_that_ended_silently(run, tmp_path):
     for returncode, got, kind, code, message in (
-        (139, [], DeviceError, 4, "the process was ended by SIGSEGV"),
-        (1, [], GzError, 1, "the process ended with code 1 and no word"),
+        (139, [], DeviceError, 4, "the process was terminated by SIGSEGV"),
+        (1, [], GzError, 1, "the process exited with code 1 and no error message"),
         (-15, [], Interrupted, 143, "stopped by SIGTERM"),
         (137, [2], Interrupted, 130, "stopped by SIGINT"),
     ):
@@ -236,7 +236,7 @@ def test_what_is_told_of_an_engine_that_ended_silently(run, tmp_path):
     for code, lost, said in (
         (137, None, "the process was killed (SIGKILL)"),
         (137, rank, f"{who} was killed (SIGKILL)"),
-        (139, rank, f"{who} was ended by SIGSEGV"),
+        (139, rank, f"{who} was terminated by SIGSEGV"),
     ):
         run.update(state="failed", code=1, error=broken, lost=lost)
         e = refused("", launch.outcome, run, code, [], error=DeviceError)
@@ -267,7 +267,7 @@ def test_without_the_names_that_windows_lacks(monkeypatch):
 def test_a_model_in_pieces_is_refused(capsys, home):
     fsdp = ("--use_fsdp", "--use-fsdp", "--fsdp_offload_params=true")
     for option in (*fsdp, "--use_deepspeed", "--use_megatron_lm", "--zero_stage"):
-        error = refused(f"`{option}` is not passed on", launch.check_extra, ["--gpu_ids", "0", option])
+        error = refused(f"`{option}` cannot be passed", launch.check_extra, ["--gpu_ids", "0", option])
         assert "--set launch.strategy=fsdp" in error.hint
     assert app.run(["train", "vae", "--json", "--", option]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["kind"] == "usage" and not runs.all_runs()
@@ -301,7 +301,7 @@ def test_a_second_signal_or_one_before_the_first_step_does_not_wait(run, sends, 
         since = time.monotonic()
         e = refused("", launch.run, run.path, launch.Plan(), launcher=False, error=Interrupted)
         assert e.code == 130 and (0.5 if stepping else 0) <= time.monotonic() - since < 600
-        assert ("stopping: a checkpoint is saved" in capfd.readouterr().err) is stepping
+        assert ("stopping: saving a checkpoint" in capfd.readouterr().err) is stepping
 
 
 def test_a_signal_that_a_finished_engine_did_not_end_by_is_noted(run, sends):

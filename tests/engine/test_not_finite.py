@@ -55,14 +55,14 @@ def test_a_model_without_finite_samples_has_no_row_and_a_few_are_told(tmp_path, 
     error = refused("produced no finite image", bench.run, job, tmp_path, CPU, Log(), error=DivergedError)
     assert error.code == 5
     spoiled(monkeypatch, trained, value, slice(0, 3))
-    draw = "`pixelwise` are not finite, and black"
+    draw = "`pixelwise` are not finite and shown in black"
     for _ in range(2):  # drawn, and read again
         folder = trained.run.owner.path / "bench" / "1"
         entry = contestants.sampled(trained, open_pack("digits"), job, folder, Log())
-        assert [note for note in entry.notes if draw in note] == [f"3 of 60 images by {draw}"]
+        assert [note for note in entry.notes if draw in note] == [f"3 of 60 images from {draw}"]
         assert not entry.images.images[:3].any() and entry.images.images[3:].any((1, 2, 3)).all()
     result = bench.run(job, tmp_path, CPU, Log())
-    assert f"3 of 60 images by {draw}" in result["notes"]
+    assert f"3 of 60 images from {draw}" in result["notes"]
 
 
 @BAD
@@ -76,7 +76,7 @@ def test_samples_and_applications_that_are_not_finite_are_no_pictures(tmp_path, 
         assert not (tmp_path / "grid.png").exists()
         spoiled(monkeypatch, trained, value, slice(0, 2))
         result = sample.run(of, tmp_path, CPU, Log())
-        assert result["notes"] == ["2 of 8 images by `pixelwise` are not finite, and black"]
+        assert result["notes"] == ["2 of 8 images from `pixelwise` are not finite and shown in black"]
         assert "warning: 2 of 8 images" in capsys.readouterr().err
         (tmp_path / "grid.png").unlink()
     pictures = np.asarray(open_pack("digits").images("test")[:8])

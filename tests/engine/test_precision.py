@@ -221,7 +221,7 @@ def test_a_resume_in_another_precision_that_auto_chose_is_said(monkeypatch):
     monkeypatch.setattr(rates, "cpu_rates", lambda _: SLOW)
     monkeypatch.setattr(Log, "warn", lambda self, text: said.append(text))
     assert trainer(tree, run).resume() == 2
-    assert said == ["not bit for bit the interrupted run: precision bf16 → fp32"]
+    assert said == ["the resumed run will not be bit-identical: precision bf16 → fp32"]
     del record["precision"]
     meta.write_text(json.dumps(record))
     assert trainer(tree, run).resume() == 2 and len(said) == 1

@@ -256,7 +256,7 @@ def test_a_rank_that_does_not_answer_is_named(home):
     stalled = next(p for p in everyone if p.environ().get("RANK") == "1")
     stalled.suspend()
     err = child.communicate(timeout=PATIENCE)[1]
-    assert child.returncode == 4 and f"rank 1 (process {stalled.pid}) does not answer" in err
+    assert child.returncode == 4 and f"rank 1 (process {stalled.pid}) did not respond" in err
     assert run.state == "failed" and run.checkpoints == [] and not any(alive(p.pid) for p in everyone)
 
 

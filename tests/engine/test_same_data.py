@@ -49,7 +49,7 @@ def test_a_run_holds_the_absolute_path_of_its_data(gz, tmp_path, monkeypatch):
     assert run.tree()["data"]["name"] == str(tmp_path / "here" / "photos")
     code, _, stderr = gz("train", run.id, "--data", "photos", "--resume")
     here, there = (tmp_path / name / "photos" for name in ("here", "there"))
-    assert code == 2 and f"data.name: {here} in the run, {there} asked for" in stderr
+    assert code == 2 and f"data.name: {here} in the run, {there} requested" in stderr
     monkeypatch.chdir(tmp_path / "here")
     assert gz("train", run.id, "--data", "./photos", "--resume")[0] == 0  # the same by another name
     assert gz("train", "vae", "--data", "DIGITS", "--steps", "5")[0] == 0

@@ -172,7 +172,7 @@ def test_what_can_be_shared_out():
     ids = {id(p) for p in module.parameters()}
     assert ids.isdisjoint({id(p) for p in twin.parameters()})
     for model, sets, says in (
-        ("vae", (), "cannot share out the weights of `vae`"),
+        ("vae", (), "cannot shard the weights of `vae`"),
         ("dit", ("optim.name=muon",), "`optim.name: muon` needs whole matrices"),
         ("dit", ("train.precision=fp16",), "`train.precision: fp16` needs a scale"),
         ("dit", ("train.compile=true",), "`train.compile: true` compiles whole weights"),

@@ -177,7 +177,7 @@ def test_a_finished_stage_serves_another_prior_and_no_prior_takes_another(traine
     copy = Run(Path(shutil.copytree(trained.path, tmp_path / "copy")))
     weights = (copy.stage("prior").path / "model.safetensors").read_bytes()
     (copy.stage("tokenizer").path / "model.safetensors").write_bytes(weights)
-    refused("was trained with another stage `tokenizer`", load_trained, copy, "cpu", error=MissingError)
+    refused("was trained with a different stage `tokenizer`", load_trained, copy, "cpu", error=MissingError)
 
 
 def test_what_is_prepared_is_augmented_by_one_draw(trained, path):

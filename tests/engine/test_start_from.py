@@ -110,7 +110,7 @@ def test_images_without_classes_take_the_weights_of_a_conditional_model(call, tm
     run = tuned("pretrained:cfm-glyphs", str(folder), steps=1)
     tree, said = run.tree(), (run.path / "log.txt").read_text()
     assert (tree["model"]["conditional"], tree["sample"]["guidance"]) == (False, None)
-    assert "layers of those weights that this model lacks: `net.label.table.weight`" in said
+    assert "unused layers of the weights: `net.label.table.weight`" in said
     stdout = call("train", "pretrained:cfm-emoji", "--data", str(folder), "--dry-run")[1]
     assert "steps on emoji, without its labels" in " ".join(stdout.split())
 
@@ -179,13 +179,13 @@ def test_train_init_takes_the_same_names_and_refuses_another_net(capfd, tmp_path
 
 def test_what_is_refused_before_anything_starts(call):
     for words, said in (
-        (("pretrained:fm-glyphs",), "needs `--data`: the images to fine-tune on"),
+        (("pretrained:fm-glyphs",), "needs `--data`, the images to fine-tune on"),
         (
             ("pretrained:fm-glyphs", "--data", "digits", "--scale", "full"),
-            "the net is that of `pretrained:fm",
+            "the network comes from `pretrained:fm",
         ),
-        (("pretrained:nothing", "--data", "digits"), "no model that comes with gz"),
-        (("vae", "--set", "train.init=pretrained:nothing", "--cpu"), "no model that comes with gz"),
+        (("pretrained:nothing", "--data", "digits"), "no pretrained model"),
+        (("vae", "--set", "train.init=pretrained:nothing", "--cpu"), "no pretrained model"),
     ):
         code, stdout, stderr = call("train", *words, *(() if "--set" in words else ("--dry-run",)))
         assert code in (2, 3) and not stdout and said in stderr, stderr

@@ -59,7 +59,7 @@ class Service(ModuleType):
 def test_a_service_gets_it_all(home, monkeypatch, name):
     accelerate = pytest.importorskip("accelerate.tracking")
     if name not in accelerate.LOGGER_TYPE_TO_CLASS:
-        pytest.skip(f"this accelerate knows no {name}")
+        pytest.skip(f"this version of accelerate does not support {name}")
     service = Service(name)
     monkeypatch.setitem(sys.modules, name, service)
     run = fit(name)
@@ -88,4 +88,4 @@ def test_what_is_missing_is_told_first_and_what_fails_stops_nothing(monkeypatch,
     some.figures(1, {"loss": 1.0})
     some.figures(2, {"loss": 1.0})
     some.close()
-    assert said == ["`mlflow` does not track any more: division by zero"]
+    assert said == ["`mlflow` stopped tracking: division by zero"]

@@ -199,7 +199,7 @@ def test_rates_and_settings_of_phases():
     common = OptimSection(name="adam", lr=1.0)
     settings = optim.settings(replace(common, phases={"critic": {"lr": 2.0}}), phases)
     assert (settings["critic"].lr, settings["generator"].lr) == (2.0, 1.0)
-    refused("names no phase", optim.settings, replace(common, phases={"critc": {"lr": 2.0}}), phases)
+    refused("has no phase", optim.settings, replace(common, phases={"critc": {"lr": 2.0}}), phases)
 
 
 def shipped(model: str, *sets: str):
@@ -306,8 +306,8 @@ def test_a_loss_that_rises_is_told_whatever_chooses_the_best(monkeypatch):
     monkeypatch.setattr(Trainer, "get_net", lambda self: None)
     monkeypatch.setattr(Log, "warn", lambda self, text: said.append(text))
     run = fit(recipe(FIRST["fm"], steps=10, sets=("train.eval_every=1", "train.best=fd"))).run
-    (told,) = [text for text in said if "got worse" in text]
-    assert told.startswith("validation got worse since step 2") and next(losses, None) is None
+    (told,) = [text for text in said if "has worsened" in text]
+    assert told.startswith("validation has worsened since step 2") and next(losses, None) is None
     assert run.model_file.samefile(run.checkpoint(4).averaged)
 
 
@@ -390,7 +390,7 @@ def test_gradients_that_are_not_finite_are_dropped_counted_and_shown(monkeypatch
         assert checkpoints.steps_of(t.run.path / "checkpoints")[-1] == t.run.status()["step"] == 20
         counts = {row["step"]: row["dropped"] for row in lines(t.run.metrics_file) if "dropped" in row}
         assert counts == {10 if steps.start == 6 else 20: len(steps)}
-        assert t.run.log_file.read_text().count("gradients that are not finite are skipped") == 1
+        assert t.run.log_file.read_text().count("steps with non-finite gradients are skipped") == 1
     t = poisoned(monkeypatch, math.nan, range(3), "train.steps=3")
     refused("at step 3; there is no checkpoint", t.fit, error=DivergedError)
     history = History(t.run, t.log, torch.device("cpu"))

@@ -129,7 +129,7 @@ def test_a_record_of_the_machine_does_not_stop_a_training(run, how, capsys):
     with damaged(run.path / "env.json", content[how]), damaged(run.status_file, status):
         code, text = outcome(run, ("train", "RUN", "--resume", "--steps", "9"), capsys)
         assert code == 3 and "no engine is started here" in text
-        assert ("is damaged and written again" in text) == (how != "other data")
+        assert ("was damaged; gz rewrote it" in text) == (how != "other data")
         assert json.loads((run.path / "env.json").read_text())["packages"]["torch"]
 
 
@@ -145,7 +145,7 @@ def test_a_cut_record_of_losses_is_said(run, monkeypatch):
         return list(said)
 
     assert resumed(whole) == [] and resumed(whole + b'{"step": 5, "lo') == []
-    cut = f"`{run.metrics_file}` was cut: {{}} of 4 lines of losses are missing, which changes no weights"
+    cut = f"`{run.metrics_file}` was cut off: {{}} of 4 loss lines are missing; the weights are not affected"
     assert resumed(whole[: whole.index(b"\n") + 20]) == [cut.format(3)]
     assert resumed(b"") == resumed(None) == [cut.format(4)]
 
@@ -242,7 +242,7 @@ def test_weights_that_are_not_the_models_are_not_taken(run, tmp_path):
         with pytest.raises(DamagedError, match=f"`{re.escape(first)}`.*not finite"):
             restore_model(broken)
         checkpoints.save_weights(file, broken)
-    with pytest.raises(DamagedError, match=f"`{re.escape(first)}` holds NaN"):
+    with pytest.raises(DamagedError, match=f"`{re.escape(first)}` contains NaN"):
         checkpoints.read_weights(file)
 
 
@@ -264,7 +264,7 @@ def test_a_file_that_fails_on_loading_is_named_as_the_user_typed_it(run, tmp_pat
             with pytest.raises(DamagedError) as e:
                 load_trained(run_of(Path(place)), "cpu")
             assert f"`{place}`" in e.value.message and "files/" not in e.value.message, how
-            assert e.value.hint.startswith("get the file again")
+            assert e.value.hint.startswith("get a new copy of the file")
 
 
 def test_metadata_that_are_no_texts_are_damage(run, tmp_path):

@@ -125,10 +125,10 @@ def test_a_training_beyond_its_quota_says_so_and_resumes_to_the_bit(forks, tmp_p
 
 def test_a_folder_that_cannot_be_made_is_a_message(call, tmp_path, monkeypatch):
     code, _, stderr = call("recipe", "copy", "vae", "/proc/nothing/vae.yaml")
-    assert code == 3 and stderr.startswith("error: no folder `/proc/nothing` can be made\n")
+    assert code == 3 and stderr.startswith("error: the folder `/proc/nothing` cannot be created\n")
     monkeypatch.setenv("GZ_HOME", "/proc/nothing")
     code, _, stderr = call("train", "vae", "--data", "digits", "--steps", "2")
-    assert code == 3 and "no folder `/proc/nothing" in stderr and "`GZ_HOME`" in stderr
+    assert code == 3 and "the folder `/proc/nothing" in stderr and "`GZ_HOME`" in stderr
 
 
 def test_a_working_folder_that_was_removed_is_a_message(call, tmp_path, monkeypatch):
@@ -149,4 +149,4 @@ def test_small_sizes_are_shown_in_kilobytes(tmp_path):
     assert [size(n) for n in (300, 4_321_000, 12e6, 3e9)] == ["300 bytes", "4,321 kB", "12 MB", "3.0 GB"]
     with pytest.raises(files.MissingError) as caught:
         files.need_space(tmp_path, 10**18)
-    assert "GB are needed" in caught.value.message
+    assert "GB of free space" in caught.value.message

@@ -131,8 +131,8 @@ def test_a_run_that_a_job_reads_is_left_alone(call, broken, monkeypatch):
         for words in (("remove", broken.id), ("prune", "--keep", "0")):
             code, said, err = call("runs", *words, "--yes")
             answers.append((code, said + err))
-    assert answers[0][0] == 2 and f"is read by a job that writes `{folder}`" in answers[0][1]
-    assert answers[1][0] == 0 and "left:" in answers[1][1] and broken.path.exists()
+    assert answers[0][0] == 2 and f"is in use by a job that writes to `{folder}`" in answers[0][1]
+    assert answers[1][0] == 0 and "kept:" in answers[1][1] and broken.path.exists()
     assert call("runs", "remove", broken.id, "--yes")[0] == 0 and not broken.path.exists()
 
 

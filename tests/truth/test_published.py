@@ -328,6 +328,6 @@ def test_the_hub_gives_a_folder_as_a_disk_does(tmp_path, monkeypatch, capfd):
     assert (run.model, run.data) == ("ddpm", "cifar10")
     monkeypatch.setenv("GZ_OFFLINE", "1")
     assert find_run("hf://google/ddpm-cifar10-32").path == run.path  # it is in the hub's cache
-    with pytest.raises(MissingError, match="is not here") as e:
+    with pytest.raises(MissingError, match="is not on this machine") as e:
         find_run("hf://google/ddpm-cat-256")
     assert e.value.code == 3 and "hf download google/ddpm-cat-256" in e.value.hint
