@@ -137,12 +137,16 @@ def detections() -> dict[tuple[str, str, str], str]:
     return {key: text + took.get(key, "") for key, text in joined.items()}
 
 
-def figures(row: Mapping[str, str], kind: str) -> dict[str, str]:
+def figures(row: Mapping[str, str], kind: str | None) -> dict[str, str]:
     """The metrics of a row that pages show, in order, each with its excess over the floor and half the 95 %
     interval of that if they are known. Likelihoods of another kind (exact, bound, ode) are another figure.
+
+    kind: that of the row's likelihoods; "" if it is unknown, None for a model of codes, which has none.
     """
     cells = {}
     for name, value in row.items():
+        if name.startswith(LIKELIHOODS) and kind is None:
+            continue
         if value and order(name) < len(SHOWN) and not name.endswith(PARTS):
             excess, half = (row.get(f"{name}_excess{end}") for end in ("", "_half"))
             title = name.removesuffix("_lenet")

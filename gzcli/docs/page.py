@@ -254,8 +254,8 @@ def _compared(name: str) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _cells(row: Mapping[str, str]) -> dict[str, str]:
-    is_ours = row["model"] in recipe_names()
-    return measured.figures(row, (catalog.card(row["model"]).likelihood or "") if is_ours else "")
+    is_ours = row["model"] in recipe_names() and "version" not in row
+    return measured.figures(row, catalog.card(row["model"]).likelihood if is_ours else "")
 
 
 def _figures(row: Mapping[str, str]) -> str:
@@ -264,9 +264,10 @@ def _figures(row: Mapping[str, str]) -> str:
 
 def league_table(data: str, scale: str) -> tuple[list[str], list[tuple[Mapping[str, str], list[str]]]]:
     """The metrics of a league and of peers on its set: their names, and each row with its cells."""
-    empty = dict.fromkeys(("place", "sample_seconds", "params", "n", "train_steps", "late"), "")
+    lacking = ("place", "sample_seconds", "params", "n", "train_steps", "late", "sampler", "calls")
+    empty = dict.fromkeys(lacking, "")
     peers = [{**empty, "train_seconds": row["seconds"], **row} for row in measured.peers(data)]
-    rows = [(row, _cells(row)) for row in (*measured.standings(data, scale), *peers)]
+    rows = [(empty | row, _cells(row)) for row in (*measured.standings(data, scale), *peers)]
     names = sorted(dict.fromkeys(name for _, cells in rows for name in cells), key=measured.order)
     return names, [(row, [cells.get(name, "–") for name in names]) for row, cells in rows]
 
@@ -439,8 +440,10 @@ def environment() -> Any:
     env.filters |= {"about": about, "count": count, "duration": duration, "figure": figure, "flow": flow}
     env.filters |= {"folded": folded, "mathml": mathml, "phrase": phrase}
     env.filters |= {"short": short, "thinned": thinned}
+    env.filters |= {"ms": lambda seconds: short(str(1000 * float(seconds)) if seconds else "")}
     env.filters |= {
         "arxiv": lambda text: re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[\g<0>](https://arxiv.org/abs/\1)", text),
+        "hashes": lambda text: re.sub(r"[0-9a-f]{40}", lambda match: match[0][:12], text),
         "cell": lambda text: text.replace("|", "\\|"),
         "own_scores": lambda scores: ", ".join(name for name, _ in scores if "," not in name) or "–",
     }

@@ -474,7 +474,8 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
         "platform": platform.platform(),
         "machine": cpu_name(),
         "instructions": list(rates.instruction_sets()),
-        "git": git_state(),
+        "git": git_state(Path.cwd()),
+        "code": code_state(),
         "processes": p.processes,
         "threads": p.threads,
         "gpus": p.gpus,
@@ -504,12 +505,13 @@ def kept_models(target: Run, recipe: Recipe) -> list[dict[str, str]]:
     return [model_files.keep(target.path, card.path) for card in cards if card.family == catalog.OUTSIDE]
 
 
-def git_state() -> dict[str, Any] | None:
-    """Commit of the folder that gz was called in and whether it has changes; None outside a repository."""
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit of the repository of a folder, and whether it has changes; None outside a repository."""
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10)
+            command = ["git", "-C", str(folder), *words]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.strip() if done.returncode == 0 else None
@@ -518,6 +520,12 @@ def git_state() -> dict[str, Any] | None:
     if not commit:
         return None
     return {"commit": commit, "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
+
+
+def code_state() -> dict[str, Any] | None:
+    """The same of gz's own clone; None where gz is installed otherwise, also within another repository."""
+    clone = Path(__file__).resolve().parents[2]
+    return git_state(clone) if (clone / ".git").exists() else None
 
 
 def previous_words(run: Run) -> list[str]:

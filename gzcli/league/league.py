@@ -11,7 +11,7 @@ import hashlib
 import math
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -280,13 +280,19 @@ def kept_steps(run: Run) -> list[tuple[int, float]]:
     return sorted(chosen.items())
 
 
+def commit_in(environment: Mapping[str, Any]) -> str | None:
+    """The commit of gz's code that trained a run, marked if its clone had changes; None if it is unknown."""
+    code = environment.get("code") or {}
+    return f"{code['commit']} with changes" if code.get("dirty") else code.get("commit")
+
+
 def facts_of(run: Run) -> dict[str, Any]:
     """The title, commit and machine of a run; over all of its stages parameters, peak memory in bytes,
     seconds and steps."""
     parts, made = [part.status() for part in run.stages or [run]], run.environment
     return {
         "run": run.id,
-        "commit": (made.get("git") or {}).get("commit"),
+        "commit": commit_in(made),
         "machine": made.get("machine"),
         "title": run.title,
         "params": sum(status.get("params") or 0 for status in parts),

@@ -21,6 +21,8 @@ LATE = 1.25  # times the budget, above which a training took too long to have a 
 NUMBERS = ("params", "train_seconds", "train_steps", "sample_seconds", "steps", "calls", "peak_memory")
 IDENTITY = ("model", "title", "seed", "setting", "run", "n", "drawn")
 FACTS = (*IDENTITY, *NUMBERS)  # `sample_seconds` are of an image
+SAMPLER = ("sampler", "guidance")  # of the resolved options of the sampler
+ORIGIN = ("commit", "machine")
 
 
 def ranking_metric(
@@ -189,9 +191,9 @@ def of_seed(rows: Sequence[Row], seed: int, metric: str) -> dict[str, float]:
 
 
 def summary(rows: Sequence[Row], metric: str | None, budget: float | None = None) -> list[dict[str, Any]]:
-    """A row for each model, the best first: NUMBERS and metrics as means over its seeds, standard deviations
-    (None for one seed), excesses with their intervals, its place, and the numbers of complete and failed
-    seeds.
+    """A row for each model, the best first and those without a place last: NUMBERS and metrics as means over
+    its seeds, standard deviations (None for one seed), excesses with their intervals, its place, the numbers
+    of complete and failed seeds, and the details of SAMPLER and ORIGIN.
 
     budget: seconds of training that each model had. One that took over `LATE` times as long has no place.
     """
@@ -220,6 +222,7 @@ def summary(rows: Sequence[Row], metric: str | None, budget: float | None = None
                 "late": late,
                 "n": min((row["n"] for row in complete if row.get("n")), default=None),
                 **{key: mean(present(row.get(key) for row in complete)) for key in NUMBERS},
+                **{key: joined(detail(row, key) for row in complete) for key in (*SAMPLER, *ORIGIN)},
                 "metrics": {name: fmean(samples) for name, samples in values.items() if samples},
                 "deviations": {name: deviation(samples) for name, samples in values.items() if samples},
                 "excess": {name: excess.ends for name, excess in excesses.items()},
@@ -228,9 +231,22 @@ def summary(rows: Sequence[Row], metric: str | None, budget: float | None = None
     of_place = places(of_metric)
     for row in summaries:
         row["place"] = of_place.get(row["model"])
-    last = (True, 0.0)
-    summaries.sort(key=lambda row: (False, of_metric[row["model"]].value) if row["place"] else last)
-    return summaries
+
+    def order(row: Row) -> tuple[bool, float]:
+        ends = row["excess"].get(metric)
+        return not row["place"], excess_from(ends).value if ends else math.inf
+
+    return sorted(summaries, key=order)
+
+
+def detail(row: Row, key: str) -> Any:
+    """A fact of SAMPLER or ORIGIN; None if the row lacks it."""
+    return (row.get("sample") or {}).get(key) if key in SAMPLER else row.get(key)
+
+
+def joined(values: Iterable[Any]) -> str:
+    """Different values in words."""
+    return "; ".join(dict.fromkeys(str(value) for value in values if value is not None))
 
 
 def present(values: Any) -> list[float]:
@@ -298,6 +314,7 @@ def table_of(rows: Sequence[Row], *extra: str) -> str:
     lines = []
     for row in rows:
         line = {key: row.get(key) for key in (*FACTS, *extra)}
+        line |= {key: detail(row, key) for key in (*SAMPLER, *ORIGIN)}
         for name in names:
             line[name] = row["metrics"].get(name)
             if any(name in any_row.get("intervals", {}) for any_row in rows):

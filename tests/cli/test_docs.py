@@ -157,11 +157,12 @@ def test_a_league_becomes_files_that_pages_and_trainings_read(reference):
 
 def test_figures_stand_beside_those_of_papers_and_peers(reference):
     """Likelihoods of several kinds are several columns."""
-    head = "place,late,model,n,train_seconds,train_steps,sample_seconds,params,fd,fd_sd,fd_excess,"
-    head += "fd_excess_half,bpd,nats|y,swd\n"
-    rows = "1–2,False,fm,2000,480,70,.01,1000,75,,45,8,1.5,,9\n"
-    rows += "1–2,False,glow,10000,480,80,,1000,80,2,50.2,8,1.2,,9\n"
-    rows += ",True,cvae,10000,610,90,,9,,,,,,87,\n"
+    head = "place,late,model,n,train_seconds,train_steps,sample_seconds,params,sampler,calls,fd,fd_sd,"
+    head += "fd_excess,fd_excess_half,bpd,nats|y,nats,swd\n"
+    rows = "1–2,False,fm,2000,480,70,.01,1000,adams,20.0,75,,45,8,1.5,,,9\n"
+    rows += "1–2,False,glow,10000,480,80,,1000,,1.0,80,2,50.2,8,1.2,,,9\n"
+    rows += ",True,cvae,10000,610,90,,9,,1.0,,,,,,87,,\n"
+    rows += ",False,vqvae,10000,480,90,,9,,1.0,,,,,,,1.8,\n"  # nats of a code, as earlier code named them
     (reference / "summary.csv").write_text(head + rows)
     head = "name,version,model,seconds,train_steps,fd,fd_excess,fd_excess_half\n"
     peers = head + "normflows,1.7,glow,480,62,90,60,9\n"
@@ -187,10 +188,14 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference):
     lines = [re.sub(r"\(models/\w+.md\)", "", line) for line in league.splitlines()]
     assert lines[-2:] == [f"| [glow] | {cell} |", "| baseline | 0.950 by png |"]
     head = r"|  | model | fd | bpd (ode) | bpd (bound) | nats\|y (bound) | samples | training | steps |"
-    assert f"{head} parameters | s/image |" in lines
-    assert "| 1–2 | [fm] | 75 (+45 ± 8) | 1.5 | – | – | 2,000 | 480 s | 70 | 1,000 | 0.01 |" in lines
-    assert "| – | [cvae] † | – | – | – | 87 | 10,000 | 610 s | 90 | 9 | – |" in lines, "too late for a place"
-    assert "| – | normflows 1.7, as [glow] | 90 (+60 ± 9) | – | – | – | – | 480 s | 62 | – | – |" in lines
+    assert f"{head} parameters | sampler | calls | ms/image |" in lines
+    row = "| 1–2 | [fm] | 75 (+45 ± 8) | 1.5 | – | – | 2,000 | 480 s | 70 | 1,000 | adams | 20 | 10 |"
+    assert row in lines
+    row = "| – | [cvae] † | – | – | – | 87 | 10,000 | 610 s | 90 | 9 | – | 1 | – |"
+    assert row in lines, "too late for a place"
+    assert "| – | [vqvae] | – | – | – | – | 10,000 | 480 s | 90 | 9 | – | 1 | – |" in lines
+    row = "| – | normflows 1.7, as [glow] | 90 (+60 ± 9) | – | – | – | – | 480 s | 62 | – | – | – | – |"
+    assert row in lines
 
 
 def test_leagues_of_one_set_and_scale_are_joined(reference, tmp_path, monkeypatch):
@@ -208,8 +213,12 @@ def test_leagues_of_one_set_and_scale_are_joined(reference, tmp_path, monkeypatc
     curves = {path.name for path in reference.glob("curves/*")}
     assert curves == {"vae.csv", "vqvae.tokenizer.csv", "vqvae.prior.csv"}
     vae = {"model": "vae", "run": measured.rows_of(reference / "league.csv")[0]["run"]}
-    again = league_of(tmp_path / "again", vae | {"metrics": {"fd": 60.0}, "seed": 1})
-    measure.league(again, root=tmp_path / "measured")
+    assert about["commit"] is None, "it is that of the rows' code, not of this clone"
+    again = league_of(tmp_path / "again", vae | {"metrics": {"fd": 60.0}, "seed": 1, "commit": "0" * 40})
+    measure.league(again, root=tmp_path / "measured", commit="1" * 40)
+    assert measured.about("mnist", "tiny")["commit"] == "0" * 40
+    (best, *_) = measured.standings("mnist", "tiny")
+    assert best["commit"] == "0" * 40
     assert [(r["model"], r["seeds"]) for r in measured.standings("mnist", "tiny")] == [
         ("vae", "2"),
         ("vqvae", "1"),

@@ -153,6 +153,34 @@ def test_a_judge_is_trained_before_the_first_training_and_in_nobodys_time(
     assert call(*words)[0] == 0 and len(trained_on) == 1, "nothing is left to train"
 
 
+def test_rows_without_a_place_are_last_and_in_order():
+    """With the sampler and origin of their seeds."""
+    rows = [
+        {
+            "model": model,
+            "title": model,
+            "seed": seed,
+            "metrics": {"fd": fd},
+            "excess": {"fd": [fd, fd - 1, fd + 1]},
+        }
+        | {"train_seconds": seconds, "sample": {"sampler": "heun", "guidance": 2.0}, "commit": commit}
+        for model, seed, fd, seconds, commit in (
+            ("a", 0, 9.0, 90, "x"),
+            ("b", 0, 5.0, 90, "x"),
+            ("c", 0, 30.0, 60, "x"),
+            ("c", 1, 32.0, 60, "y"),
+        )
+    ]
+    found = standings.summary(rows, "fd", 60.0)
+    assert [(row["model"], row["place"], row["late"]) for row in found] == [
+        ("c", "1", False),
+        ("b", None, True),
+        ("a", None, True),
+    ]
+    details = [found[0][key] for key in ("sampler", "guidance", "commit", "machine")]
+    assert details == ["heun", "2.0", "x; y", ""]
+
+
 def test_a_dry_run_counts_what_is_left_and_trains_nothing(call, home, trained, judged):
     words = (*WORDS, "--models", "vae,fm,wgan", "-n", "5000")
     code, shown, _ = call(*words, "--dry-run")
@@ -198,6 +226,17 @@ def test_a_plan_times_the_images_of_each_model_once(call, home, trained, judged,
     jobs.clear()
     call(*words, "--metrics", "fd")
     assert {row["draws"] for row in jobs[0].parts} == {("samples",)}
+
+
+def test_a_row_has_the_commit_of_gz_s_own_clone(monkeypatch, tmp_path):
+    """Not that of the folder that gz was called in."""
+    root = Path(gzcli.__file__).parents[1]
+    here = planning.git_state(root) if (root / ".git").exists() else None
+    monkeypatch.chdir(tmp_path)
+    assert planning.git_state(Path.cwd()) is None and planning.code_state() == here
+    assert league.commit_in({"git": {"commit": "abc", "dirty": False}, "code": None}) is None
+    assert league.commit_in({"code": {"commit": "abc", "dirty": False}}) == "abc"
+    assert league.commit_in({"code": {"commit": "abc", "dirty": True}}) == "abc with changes"
 
 
 def test_a_likelihood_takes_what_its_budget_allows():

@@ -1,7 +1,9 @@
 """`make measured LEAGUE=FOLDER`: the figures that pages show, from leagues' folders and their runs, into
 `gzcli/docs/measured/`; `make costs`: what every recipe's trainings cost.
 
-python tests/tools/measure.py league FOLDER…      those of one set and scale are joined
+python tests/tools/measure.py league FOLDER… [--commit HASH]
+                                                  those of one set and scale are joined; the commit of code
+                                                  that was trained outside of a clone
 python tests/tools/measure.py peers FOLDER         of `gz bench` on images of `peers.py`
 python tests/tools/measure.py costs [--timed]      times are those of this machine, which must be quiet
 """
@@ -25,7 +27,7 @@ from gzcli.core import devices, measured, rates, start
 from gzcli.core.errors import GzError
 from gzcli.core.sections import LaunchSection
 from gzcli.launch import forecast, launcher
-from gzcli.launch.plan import ask, git_state
+from gzcli.launch.plan import ask
 from gzcli.metrics import standings
 from gzcli.metrics.standings import as_csv
 from gzcli.recipe.resolve import Resolved
@@ -58,11 +60,12 @@ KEPT = (
 WIDEST, COLOURS, GREYS = 420, 48, 12  # of a picture of samples
 
 
-def league(*folders: Path, root: Path = measured.ROOT) -> list[Path]:
+def league(*folders: Path, root: Path = measured.ROOT, commit: str | None = None) -> list[Path]:
     """Writes what pages show of the leagues whose folders `gz bench --train-missing` has named: those of one
     set and scale are one league, joined by model and seed, also with what stands there. Returns the files.
 
     root: where to; the package's own folder unless it is given.
+    commit: of the code of rows that do not know theirs.
     """
     places: dict[Path, list[League]] = {}
     for one in map(opened, folders):
@@ -74,7 +77,8 @@ def league(*folders: Path, root: Path = measured.ROOT) -> list[Path]:
             (into / name).mkdir(parents=True, exist_ok=True)
         about["commands"] = merged([*commands, *about["commands"]])
         rows = {}  # by model and seed; one that failed gives way to one that did not
-        for row in (*before, *(row for one in leagues for row in one.result["rows"])):
+        new = [row for one in leagues for row in one.result["rows"]]
+        for row in (*before, *({**row, "commit": row.get("commit") or commit} for row in new)):
             if not row.get("error") or (row["model"], row["seed"]) not in rows:
                 rows[row["model"], row["seed"]] = {key: row[key] for key in KEPT if key in row}
         (into / "rows.json").write_text(json.dumps(list(rows.values())) + "\n")
@@ -82,6 +86,7 @@ def league(*folders: Path, root: Path = measured.ROOT) -> list[Path]:
         (into / "league.csv").write_text(standings.table_of(joined))
         summary = standings.summary_table(standings.summary(joined, about["metric"], about["budget"]))
         (into / "summary.csv").write_text(summary)
+        about["commit"] = standings.joined(row.get("commit") for row in rows.values()) or None
         about["seeds"] = sorted({seed for _, seed in rows})
         (into / "about.json").write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
         for model, run in {name: run for one in leagues for name, run in one.runs.items()}.items():
@@ -149,7 +154,6 @@ def shared_by(leagues: list[League]) -> dict[str, Any]:
     return {
         "commands": [(one.folder / "command.sh").read_text().splitlines()[-1] for one in leagues],
         "date": date.today().isoformat(),
-        **(git_state() or {"commit": None, "dirty": None}),
         "version": __version__,
         "torch": versions.get("torch"),
         "machine": devices.cpu_name(),
@@ -291,7 +295,9 @@ def costs_of(recipes: list[Resolved], shape: dict[str, Any], *, timed: bool) -> 
 
 def main(words: list[str]) -> None:
     if words[:1] == ["league"] and len(words) > 1:
-        for path in league(*map(Path, words[1:])):
+        commit = words.pop() if words[-2] == "--commit" else None
+        folders = [Path(word) for word in words[1:] if word != "--commit"]
+        for path in league(*folders, commit=commit):
             print(path)
     elif words[:1] == ["peers"] and len(words) == 2:
         print(peers(Path(words[1])))

@@ -124,15 +124,15 @@ class Prior(Labelled):
         return self.tokenizer.map_recon(x, noise=noise)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The tokenizer's metrics, and in nats a code: `entropy` of a single code, and `nats` under the
-        prior, given the labels, or jointly with the clusters."""
+        """The tokenizer's metrics, and in nats a code: `entropy` of a single code, and `code_nats` under
+        the prior, given the labels, or jointly with the clusters."""
         figures, nats, n = Figures(self.tokenizer), 0.0, 0
         for batch in batches:
             codes = figures.add(batch.x).flatten(1)
             nll = self.joint_nll(codes, batch.x, batch.y if self.conditional else None, batch.noise)
             nats += float(nll.cpu().double().sum())
             n += codes.numel()
-        return figures.as_dict() | {"entropy": figures.entropy, "nats": nats / n}
+        return figures.as_dict() | {"entropy": figures.entropy, "code_nats": nats / n}
 
 
 class OrderedPrior(Prior):
