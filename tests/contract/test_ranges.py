@@ -15,7 +15,7 @@ from gzcli.data.packs.open import open_pack
 from gzcli.models import catalog
 from gzcli.models.catalog import FLOAT_RANGES, OUTSIDE, SIGNED, ZERO_ALLOWED, Param
 from gzcli.models.denoising import denoiser as denoising
-from gzcli.models.denoising.process import BETAS
+from gzcli.models.denoising.process import BETAS, PATHS
 from gzcli.models.denoising.samplers import TABLEAUX
 from gzcli.models.diffusion import ddpm
 from gzcli.models.score import sgm
@@ -153,13 +153,13 @@ def test_choices_are_the_entries_of_their_table():
         ("ncsnv2", "sampler", ["langevin", *sgm.SAMPLERS, "ode"]),
         ("fm", "sampler", [*solvers, "sde"]),
         ("reflow", "pair_solver", solvers),
-        ("sgm", "process", sgm.SDES),
+        ("sgm", "process", PATHS),
         ("ddpm", "schedule", BETAS),
         ("ddpm", "loss_type", denoising.LOSSES),
     ):
         card = catalog.card(model)
         assert listed((card.params | card.sample)[option].annotation) == list(table), (model, option)
-    groups = (ddpm.SamplingOptions, ddpm.DiffusionOptions, sgm.SamplingOptions, sgm.SDEOptions)
+    groups = (ddpm.SamplingOptions, ddpm.DiffusionOptions, sgm.SamplingOptions, sgm.PathOptions)
     for group in groups:
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(group(), dataclasses.fields(group)[0].name, None)

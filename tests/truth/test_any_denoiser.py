@@ -117,6 +117,24 @@ def test_others_take_networks_of_patches(kind, net):
     assert loss.isfinite() and x.shape == (3, *INFO.shape) and x.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", [SoFlow, MeanFlow])
+def test_average_velocities_have_the_weights_and_the_error_of_their_options(kind):
+    """A network begins with F = 0, whose targets are all v: the loss is that of v by hand. The squared error
+    of x_0 is σ² times that of v, so the weight of min-SNR is min(α²/σ², γ) σ²."""
+
+    def losses(**more):
+        model, seen = kind.of(INFO, **DIT, weight_power=0.0, **more).train(), []
+        target = model.target
+        model.target = lambda x, eps, level: seen.append((target(x, eps, level), level.t)) or seen[-1][0]
+        return model.loss(batch(images(8, INFO.shape)))["loss"].item(), *seen[0]
+
+    loss, v, t = losses(min_snr=5.0)
+    weight = torch.minimum(t**2, 5 * (1 - t) ** 2)
+    assert loss == pytest.approx(float((weight * v.square().flatten(1).mean(1)).mean()), rel=1e-4)
+    loss, v, _ = losses(loss_type="l1")
+    assert loss == pytest.approx(float(v.abs().mean()), rel=1e-4)
+
+
 @pytest.mark.parametrize(("kind", "energy"), [(MeanFlow, {}), (EqM, {"energy": "dot"})], ids=str)
 def test_a_network_without_second_derivatives_is_refused_where_a_loss_takes_them(kind, energy):
     refused("second derivatives, which `net: zigzag` lacks", kind.of, INFO, **ZIGZAG, **energy)

@@ -126,7 +126,15 @@ def carried(model: SGM, z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 # how much of the error twice the steps leave at most, and the network calls of a step of a solver
-SHRINK = {"dpmpp": 0.4, "heun": 0.4, "euler": 0.7, "midpoint": 0.35, "ode heun": 0.35, "rk4": 0.0875}
+SHRINK = {
+    "dpmpp": 0.4,
+    "unipc": 0.4,
+    "heun": 0.4,
+    "euler": 0.7,
+    "midpoint": 0.35,
+    "ode heun": 0.35,
+    "rk4": 0.0875,
+}
 EVALUATIONS = {"euler": 1, "midpoint": 2, "ode heun": 2, "rk4": 4}
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
+from functools import partial, wraps
 from itertools import pairwise
 from typing import Annotated, Any, NamedTuple
 
@@ -289,6 +289,15 @@ def posterior(x0: Tensor, x: Tensor, s: Level, u: Level) -> tuple[Tensor, float]
     scale, beta = transition(s, u)
     mean = (u.alpha * beta / s.sigma**2) * x0 + (scale * u.sigma**2 / s.sigma**2) * x
     return mean, beta * (u.sigma / s.sigma) ** 2
+
+
+# samplers of every process, by their options
+SOLVERS: dict[str, Callable[[Any, Process], Sampler]] = {
+    "dpmpp": lambda *_: dpmpp,
+    "dpmpp_sde": lambda *_: partial(dpmpp, noisy=True),
+    "unipc": lambda *_: unipc,
+    "heun": lambda options, process: partial(heun, churn=options.churn, level=process.ratio_level),
+}
 
 
 # ---------------------------------------------------------------------------- ODE

@@ -28,7 +28,7 @@ from gzcli.models.denoising.process import (
     per_image,
     shift_of,
 )
-from gzcli.models.denoising.samplers import Estimate, Sampler
+from gzcli.models.denoising.samplers import SOLVERS, Estimate, Sampler
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import as_interpolations, at_least, complete_pairs, nearer
 from gzcli.models.nn.dit import DiTNet
@@ -103,10 +103,7 @@ class SamplingOptions(WalkOptions, PathOptions):
 SAMPLERS: dict[str, Callable[[SamplingOptions, DiscreteVP], Sampler]] = {
     "ancestral": lambda options, _: partial(samplers.ancestral, share=SHARES.get(options.variance)),
     "ddim": lambda options, _: partial(samplers.ddim, eta=options.eta),
-    "dpmpp": lambda *_: samplers.dpmpp,
-    "dpmpp_sde": lambda *_: partial(samplers.dpmpp, noisy=True),
-    "unipc": lambda *_: samplers.unipc,
-    "heun": lambda options, process: partial(samplers.heun, churn=options.churn, level=process.ratio_level),
+    **SOLVERS,
 }
 
 

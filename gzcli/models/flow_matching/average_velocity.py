@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
-from gzcli.models.denoising.denoiser import GuidanceOptions
+from gzcli.models.denoising.denoiser import LOSSES, GuidanceOptions
 from gzcli.models.denoising.process import per_image
 from gzcli.models.flow_matching.fm import FlowMatching, FlowOptions
 from gzcli.models.labelled import ClusterOptions
@@ -142,9 +142,11 @@ class AverageVelocity(FlowMatching):
             interval = Interval(x_t[rows], t[rows], s[rows], v[rows], labels, hidden, scales)
             target[rows], rho[rows] = self.interval_target(interval)
         out = to_fp32(self.net(x_t, self.time_input(torch.stack([t, s], 1), guidance), y, drop))
-        error = (out - target).square().flatten(1).mean(1)
+        error = LOSSES[self.loss_type](out, target, reduction="none").flatten(1).mean(1)
         power = self.weight_power if self.training else 0.0  # at 1 the loss would tell nothing
         weight = ((error / rho**2).detach() + SMALLEST) ** -power
+        if (by_noise := self.loss_weight(level)) is not None:
+            weight = weight * by_noise
         return {"loss": (weight * error / rho).mean(), "error": error.detach().mean()}
 
     def interval_rows(self, noise: Noise, n: int) -> Tensor:

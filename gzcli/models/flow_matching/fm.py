@@ -32,7 +32,7 @@ from gzcli.models.denoising.denoiser import (
     Times,
     WalkOptions,
 )
-from gzcli.models.denoising.process import PATHS, START_RATIO, CondOT, Shift, shift_of
+from gzcli.models.denoising.process import PATHS, START_RATIO, CondOT, SDEOptions, Shift, shift_of
 from gzcli.models.denoising.samplers import Path, Randn, Solver, solve
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import full_fp32, to_fp32
@@ -95,7 +95,7 @@ class FlowMatching(LikelihoodByODE, Applications):
         if sigma_min and flow.process != "straight":
             hint = "leave one of them out"
             raise UsageError(f"`model.sigma_min` is for straight paths, not for `{flow.process}`", hint=hint)
-        process = PATHS[flow.process](shift_of(flow.shift, data.shape))
+        process = PATHS[flow.process](SDEOptions(), shift_of(flow.shift, data.shape))
         if isinstance(process, CondOT):
             process.sigma_min = sigma_min
         super().__init__(data, net, process, labels)

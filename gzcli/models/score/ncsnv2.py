@@ -192,7 +192,7 @@ class NCSNSampling(SamplingOptions):
     differs from the level's; those of the SDE renew the noise.
 
     sampler: the paper's langevin (repeats · levels + 1 network calls), a solver of the SDE (dpmpp_sde, em,
-      pc), or of the ODE (dpmpp, heun, ode).
+      pc), or of the ODE (dpmpp, unipc, heun, ode).
     repeats: Langevin steps at each of the model's levels.
     step: Langevin step size in units of σ². Default: the size that preserves the variance of each level
       (technique 4).

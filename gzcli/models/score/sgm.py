@@ -23,44 +23,26 @@ from gzcli.core.types import DataInfo, Noise, Progress, no_progress
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.applications import NoiseApplications
 from gzcli.models.denoising.denoiser import QUANTILES, LikelihoodByODE, ObjectiveOptions, Times, WalkOptions
-from gzcli.models.denoising.process import VE, VP, CondOT, Cosine, Process, Shift, SubVP, shift_of
-from gzcli.models.denoising.samplers import Sampler, Solver, solve
+from gzcli.models.denoising.process import PATHS, Process, SDEOptions, Shift, shift_of
+from gzcli.models.denoising.samplers import SOLVERS, Sampler, Solver, solve
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn.nets import NetOptions
 
 Spacing = Literal["uniform", "karras", "logsnr"]
 
 
-@dataclass(frozen=True)
-class SDEOptions:
-    """The stochastic differential equation.
+@dataclass(frozen=True, kw_only=True)
+class PathOptions(SDEOptions):
+    """The path from data to noise.
 
     process: stochastic differential equation: variance preserving (vp), sub-VP (subvp) or variance exploding
       (ve); or that with the marginals of the cosine schedule (cosine) or of straight lines (straight).
-    beta_min: β at t = 0, for vp and subvp.
     shift: factor of the noise-to-signal ratio √(1 − α²)/α, but for ve. auto: side / 64, at least 1
       (Hoogeboom 2023, arXiv:2301.11093).
-    sigma_min: σ at t = 0, for ve and images in [-1, 1].
-    sigma_max: σ at t = 1.
-    t_min: smallest time of training and likelihoods, 0 … 1. Its noise limits the likelihood of a constant
-      pixel: with 256 levels, σ = .01 costs 1.2 nats and .002 costs .2.
     """
 
-    process: Annotated[str, SDES] = "vp"
-    beta_min: float = 0.1
+    process: Annotated[str, PATHS] = "vp"
     shift: Shift = 1.0
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
-    t_min: float = 1e-5
-
-
-SDES: dict[str, Callable[[SDEOptions, float], Process]] = {
-    "vp": lambda options, shift: VP(options.t_min, options.beta_min, shift),
-    "subvp": lambda options, shift: SubVP(options.t_min, options.beta_min, shift),
-    "ve": lambda options, _: VE(options.t_min, options.sigma_min, options.sigma_max),
-    "cosine": lambda _, shift: Cosine(shift),
-    "straight": lambda _, shift: CondOT(shift=shift),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +56,8 @@ class ScoreOptions(ObjectiveOptions):
 class SamplingOptions(WalkOptions):
     """The sampler, its steps and guidance.
 
-    sampler: a solver of the ODE or of the SDE. ODE: dpmpp (Lu 2022b), heun (2 · steps − 1 calls; Karras
-      2022), or ode (a general `solver`, which never clamps). SDE: dpmpp_sde or,
+    sampler: a solver of the ODE or of the SDE. ODE: dpmpp (Lu 2022b), unipc (Zhao 2023), heun (2 · steps − 1
+      calls; Karras 2022), or ode (a general `solver`, which never clamps). SDE: dpmpp_sde or,
       with hundreds of uniform steps, em (Euler–Maruyama) or pc (predictor–corrector; steps + corrector ·
       (steps − 1) calls). renoise: for consistency functions; adds new noise to each estimate.
     steps: number of noise levels.
@@ -100,9 +82,7 @@ class SamplingOptions(WalkOptions):
 
 
 SAMPLERS: dict[str, Callable[[SamplingOptions, Process], Sampler]] = {
-    "dpmpp": lambda *_: samplers.dpmpp,
-    "dpmpp_sde": lambda *_: partial(samplers.dpmpp, noisy=True),
-    "heun": lambda options, sde: partial(samplers.heun, churn=options.churn, level=sde.ratio_level),
+    **SOLVERS,
     "renoise": lambda *_: samplers.renoise,
     "em": lambda _, sde: partial(samplers.euler_maruyama, sde=sde),
     "pc": lambda options, _: partial(
@@ -162,10 +142,11 @@ class SGM(LikelihoodByODE, ScoreModel):
         data: DataInfo,
         *,
         net: NetOptions = NetOptions(),
-        sde: SDEOptions = SDEOptions(),
+        sde: PathOptions = PathOptions(),
         score: ScoreOptions = ScoreOptions(),
         labels: ClusterOptions = ClusterOptions(),
     ):
         network = net.build(data, classes=labels.kinds(data))
-        process = SDES[sde.process](sde, shift_of(sde.shift, data.shape))
+        shift = 1.0 if sde.process == "ve" else shift_of(sde.shift, data.shape)
+        process = PATHS[sde.process](sde, shift)
         super().__init__(data, network, process, score, labels)
