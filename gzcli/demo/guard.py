@@ -81,7 +81,7 @@ class Guard:
         # whatever the port: a tunnel of the user's (`ssh -L`) may have another one
         names = {urlsplit(address).netloc for address in self.addresses}
         if len(hosts) != 1 or not (_name(hosts[0]) in LOOPBACK or hosts[0] in names):
-            return 403, "this server does not have the name that it was called by"
+            return 403, "this server does not have the host name of the request"
         # behind a tunnel the scheme is not known here: a host and port that are the same are enough
         origins = {*self.addresses, f"http://{hosts[0]}", f"https://{hosts[0]}"}
         if not origins.issuperset(_values(scope, b"origin")):
@@ -89,7 +89,7 @@ class Guard:
         if not {"same-origin", "none"}.issuperset(sites) and not _is_link(scope):
             return ANOTHER_PAGE
         if scope.get("path") != STARTING and not (self._in_address(scope) or self._in_cookie(scope)):
-            return 401, "the address of this page has a token: `gz demo` has printed it"
+            return 401, "open the address that `gz demo` printed: it contains a token"
         for length in _values(scope, b"content-length"):
             if not length.isdecimal() or len(length) > 15 or int(length) > LARGEST_BODY:
                 return TOO_LARGE

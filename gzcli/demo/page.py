@@ -195,13 +195,13 @@ class Page:
         return self._follow(slider, change)
 
     def _between_tab(self) -> None:
-        gr.Markdown("From the first image of one seed to that of another, with the sampler of the first tab.")
+        gr.Markdown("Interpolate between the first images of two seeds, with the sampler of the first tab.")
         with gr.Row():
             seed = gr.Number(0, label="From seed", precision=0, minimum=0, min_width=120)
             label = self._label(min_width=120)
             last_seed = gr.Number(1, label="To seed", precision=0, minimum=0, min_width=120)
             last_label = self._label(-1, min_width=120)
-        frames = gr.Slider(3, 12, 8, step=1, label="Images of the way")
+        frames = gr.Slider(3, 12, 8, step=1, label="Number of images")
         go = gr.Button("Go", variant="primary", elem_id="between")
         outputs = [_picture("way"), *_code()]
 
@@ -217,7 +217,7 @@ class Page:
 
     def _inpaint_tab(self) -> dict[str, Any]:
         """Returns the event that fills in an example."""
-        gr.Markdown("Paint over what the model is to fill in: on a sample, or on an image of your own.")
+        gr.Markdown("Paint over the area to fill in, on a sample or on your own image.")
         with gr.Row():
             with gr.Column(min_width=280):
                 brush = gr.Brush(
@@ -270,7 +270,7 @@ class Page:
 
     def _judge_tab(self) -> dict[str, Any]:
         """Returns the event that opens the tab with an example, which takes a minute to judge."""
-        gr.Markdown("Is an image like those that the model was trained on, and if not, where?")
+        gr.Markdown("Does an image resemble the training images? If not, where does it differ?")
         with gr.Row():
             with gr.Column(min_width=280):
                 dropped = gr.Image(label="Picture", type="numpy", sources=SOURCES, elem_id="dropped")
@@ -281,7 +281,7 @@ class Page:
                 go = gr.Button("Judge", variant="primary", elem_id="judge")
             with gr.Column(min_width=280):
                 verdict = gr.Markdown(elem_id="verdict")
-                picture = _picture("judged", "As the model sees it, and where it is strange")
+                picture = _picture("judged", "The image as the model sees it, and where it is unusual")
         outputs = [verdict, picture, *_code()]
 
         def judge(name: str, picture: np.ndarray | None, n: int) -> Iterator[Any]:
@@ -340,7 +340,7 @@ def _picture(name: str, label: str = "Images") -> gr.Image:
 def _code() -> list[gr.Code]:
     """The command line and the Python lines that make what is shown."""
     look: dict[str, Any] = {"interactive": False, "lines": 1, "wrap_lines": True, "show_line_numbers": False}
-    with gr.Accordion("The same from the command line, and from Python"):
+    with gr.Accordion("The same with the command line and with Python"):
         names: Any = {"shell": "Command line", "python": "Python"}
         return [gr.Code(language=language, label=label, **look) for language, label in names.items()]
 
@@ -372,14 +372,16 @@ def _verdict(result: dict[str, Any]) -> str:
     (score, value), n = next(iter(row["scores"].items())), result["compared"]["n"]
     verdict = "is **none of them**" if row["flagged"] else "could be **one of them**"
     spread = f" ± {row['spread'][score]:.2g}" if result["seeds"] > 1 and value is not None else ""
-    value_text = "not finite, beyond all of theirs" if value is None else f"{value:.4g}{spread}"
+    value_text = (
+        "not finite, which counts as higher than all of theirs" if value is None else f"{value:.4g}{spread}"
+    )
     low = result["thresholds_low"][score]
     below = f"below {low:.4g} or " if low is not None else ""
     return (
         f"### This image {verdict}\n\n"
-        f"p = {row['p']:.3g}: of {n:,} held-out images of `{result['in']}`, {row['p'] * (n + 1) - 1:.0f} are "
-        f"at least as strange. Its `{score}` is {value_text}; {below}above {result['threshold']:.4g} a "
-        f"image is flagged, which {100 * result['fpr']:.3g} % of ordinary ones are."
+        f"p = {row['p']:.3g}: {row['p'] * (n + 1) - 1:.0f} of {n:,} held-out images of `{result['in']}` are "
+        f"at least as unusual. Its `{score}` is {value_text}; images {below}above {result['threshold']:.4g} "
+        f"are flagged, which happens to {100 * result['fpr']:.3g} % of ordinary images."
     )
 
 

@@ -200,7 +200,7 @@ class Studio:
     def inpaint(self, request: Request, picture: np.ndarray, painted: np.ndarray) -> Iterator[Shown]:
         """An image, uint8 [H, W, C] of any size, with what was painted over, bool [H, W], filled in."""
         if not painted.any():
-            raise UsageError("nothing is painted over", hint="mark with the brush what is to be filled in")
+            raise UsageError("nothing is painted over", hint="brush over the area to fill in")
         run, words = self.open(request.run)[0], self.words(request)
         image = self._sized(run, picture, run.info.shape[0])
         mask = self._sized(run, np.where(painted, 0, 255).astype(np.uint8), 1) > 127

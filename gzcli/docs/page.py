@@ -231,7 +231,7 @@ def objective(options: Mapping[str, Any], rescaled: bool = False) -> str:
         scale = "σ/√(α² + σ²)" if rescaled else "σ"
         return f"E ‖(f(α x₀ + σ ε, t) − x₀) / max({scale}, .05)‖{power}"
     kind = {"score": "the error of ε", "likelihood": "g²/σ² times the error of ε"}[options["weighting"]]
-    return f"E w(t) {loss}, w so that it is {kind}"
+    return f"E w(t) {loss}, with w such that it is {kind}"
 
 
 def _compared(name: str) -> Iterator[tuple[str, str, str, str]]:
@@ -241,7 +241,7 @@ def _compared(name: str) -> Iterator[tuple[str, str, str, str]]:
     for data in sorted({data for data, _ in measured.places()}):
         for row in (row for row in measured.peers(data) if row["model"] == name):
             steps = f"{int(row['train_steps']):,} steps"
-            how = f"trained for {duration(float(row['seconds']))}, {steps}, by its own settings"
+            how = f"trained for {duration(float(row['seconds']))}, {steps}, with its own settings"
             yield f"{row['name']} {row['version']}", data, _figures(row), how
     for data, scale in measured.places():
         for row in (row for row in measured.standings(data, scale) if row["model"] == name):

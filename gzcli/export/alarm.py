@@ -214,7 +214,7 @@ def knn_pixels(g: Graph, fitted: KnnPixels, shape: Shape) -> tuple[str, str | No
 
 def plain(g: Graph, fitted: Plain, shape: Shape) -> tuple[str, str | None]:
     if fitted.name != "mean":
-        message = f"`{fitted.name}` cannot be exported: no graph computes it"
+        message = f"`{fitted.name}` cannot be exported: it cannot be computed by a graph"
         raise UsageError(message, hint="gz ood pca_local --in ./good --export ./alarm")
     return g.shaped(g.mean(g("Cast", "image", to=1), 1, 2, 3, keep=True), -1, 1), None
 
@@ -296,7 +296,7 @@ def check(fit: Fit) -> None:
         raise MissingError(message, hint='pip install "gzcli[onnx]"')
     if fit not in ("crop", "stretch"):
         message = f"an exported alarm does not resize images by `data.fit: {fit}`"
-        raise UsageError(message, hint="`data.fit: crop` or `stretch`")
+        raise UsageError(message, hint="use `data.fit: crop` or `stretch`")
 
 
 def table(folder: Path, fold: np.ndarray, held_out: np.ndarray) -> None:

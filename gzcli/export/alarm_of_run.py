@@ -34,7 +34,7 @@ from gzcli.models.base import flat_defaults, group_options
 HELD_OUT = 2000  # held-out scores, at most
 AT_ONCE = 32  # images that are scored together
 TOLERANCE = 1e-3  # by which scores of the graph may differ, relative
-ELSE = "`--to file` takes every run; `--to diffusers` what `gz list models --can export` shows"
+ELSE = "use `--to file` for any run, or `--to diffusers` for those of `gz list models --can export`"
 
 
 class DrawnNoise(Noise):
@@ -140,13 +140,13 @@ def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
             write_graph(net, torch.from_numpy(images[:1]), folder / "alarm.onnx")
     except Exception as e:  # maps that search by gradients, and what the exporters of torch raise
         why = str(e).strip().partition("\n")[0][:200]
-        message = f"torch cannot write the map of `{trained.name}` as a graph: {why}"
+        message = f"torch cannot export the map of `{trained.name}` as a graph: {why}"
         raise UsageError(message, hint="gz ood pca_local --in ./good --export ./alarm") from e
     scores = scored(folder, images)
     with torch.no_grad():
         expected = net(torch.from_numpy(images[:AT_ONCE]))[0].numpy()[:, 0]
     if not np.allclose(scores[:AT_ONCE], expected, rtol=TOLERANCE, atol=TOLERANCE):
-        raise UsageError(f"the graph of `{trained.name}` scores images otherwise than gz", hint=ELSE)
+        raise UsageError(f"the exported graph of `{trained.name}` gives other scores than gz", hint=ELSE)
     alarm.table(folder, np.zeros(len(scores)), scores)
     spec = {"shape": list(trained.images.shape), "fit": trained.part.data.fit, "tails": 1}
     files = alarm.script(folder, spec | {"run": trained.run.owner.id, "map": name, "draws": len(net.draws)})

@@ -74,8 +74,8 @@ def to_diffusers(trained: Trained, out: str, log: Log) -> dict[str, Any]:
         message = f"`{trained.name}` has no counterpart in diffusers"
         raise UsageError(message, hint="gz list models --can export")
     if getattr(trained.model, "clusters", None) is not None:
-        message = f"no pipeline of diffusers draws clusters, from which `{trained.title}` makes its images"
-        hint = "`--to file` keeps them; or train with `--set model.clusters=0`"
+        message = f"diffusers has no pipeline that draws clusters, which `{trained.title}` is conditioned on"
+        hint = "use `--to file`, or train with `--set model.clusters=0`"
         raise UsageError(message, hint=hint)
     pipeline = trained.model.to_diffusers()
     pipeline.save_pretrained(out)
@@ -84,7 +84,7 @@ def to_diffusers(trained: Trained, out: str, log: Log) -> dict[str, Any]:
     loaded_by = getattr(pipeline, "loaded_by", f"{name}.from_pretrained")
     readme = [f"# {trained.title}, {trained.run.owner.id}"]
     readme += [f"Weights after {trained.step} steps, for diffusers:", f"    pipeline = {loaded_by}(FOLDER)"]
-    log.info(f"diffusers loads it by `{loaded_by}({out!r})`")
+    log.info(f"load it in diffusers with `{loaded_by}({out!r})`")
     if usage:
         log.info(f"then {usage}")
         readme.append(f"then {usage}.")
@@ -137,8 +137,8 @@ def _parts(trained: Trained) -> dict[str, Run]:
             outside["data.latent"] = name
     for key, name in outside.items():
         if name and name not in TINY and (not is_id(str(name)) or Path(str(name)).expanduser().is_dir()):
-            hint = f"train with an id of the hub: `--set {key}=owner/name`"
-            raise UsageError(f"`{key}` is the folder `{name}`, which a file cannot carry", hint=hint)
+            hint = f"train with the name of a hub repository: `--set {key}=owner/name`"
+            raise UsageError(f"`{key}` is the folder `{name}`, which a file cannot contain", hint=hint)
     stages = {f"{STAGES}/{stage.path.name}": stage for stage in owner.stages}
     return parts | (stages or {MAIN if parts else "": trained.run})
 

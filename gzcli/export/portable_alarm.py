@@ -27,7 +27,7 @@ def read(path: Path, shape: list[int], fit: str) -> np.ndarray:
 def main(here: Path = Path(__file__).resolve().parent) -> int:
     import onnxruntime
 
-    parser = argparse.ArgumentParser(description="Judges images by an exported alarm.")
+    parser = argparse.ArgumentParser(description="Judges images with an exported alarm.")
     parser.add_argument("pictures", type=Path, help="a folder, or an image")
     parser.add_argument("--fpr", default="1%", help="share of good images that may be flagged")
     parser.add_argument("--json", action="store_true")
@@ -36,13 +36,13 @@ def main(here: Path = Path(__file__).resolve().parent) -> int:
     model, usual = np.loadtxt(here / "held_out.csv", delimiter=",", skiprows=1, ndmin=2).T
     graph, by, n = onnxruntime.InferenceSession(here / "alarm.onnx"), model.astype(int), len(usual)
     if fpr * (n + 1) < 1 - 1e-9:
-        sys.exit(print(f"{n} held-out scores allow --fpr {100 / (n + 1):.3g}%", file=sys.stderr) or 2)
+        sys.exit(print(f"{n} held-out scores allow --fpr {100 / (n + 1):.3g}% or more", file=sys.stderr) or 2)
     files, count, began = [], 0, time.perf_counter()
     for path in sorted(chosen.pictures.rglob("*.[pPjJ]*[gG]")) or [chosen.pictures]:  # png, jpg, jpeg
         try:
             score = graph.run(["score"], {"image": read(path, spec["shape"], spec["fit"])})[0][0][by]
         except (OSError, SyntaxError, ValueError) as e:
-            print(f"left out: {path}: {e}", file=sys.stderr)
+            print(f"skipped: {path}: {e}", file=sys.stderr)
             continue
         near = np.where(np.isfinite(score), 1e-5 * abs(score), 0)  # scores are equal up to rounding
         high, low = 1 + (~(usual < score - near)).sum(), 1 + (usual <= score + near).sum()
@@ -51,7 +51,7 @@ def main(here: Path = Path(__file__).resolve().parent) -> int:
         files.append({"file": str(path), "p": p, "flagged": flagged})
         print(*([] if chosen.json else [f"{p:.4f} {' !'[flagged]} {path}\n"]), end="")
     seconds = (time.perf_counter() - began) / max(1, len(files))
-    print(f"{count} of {len(files)} flagged (!), {seconds:.4f} s an image", file=sys.stderr)
+    print(f"{count} of {len(files)} flagged (!), {seconds:.4f} s per image", file=sys.stderr)
     print(*([json.dumps({"fpr": fpr, "flagged": count, "files": files})] if chosen.json else []), end="")
     return 2 if not files else 6 if count else 0
 

@@ -83,9 +83,7 @@ class Published:
         """Height and width of what the network sees."""
         size = self.config.get("sample_size")
         if not size:
-            raise UsageError(
-                f"`{self.net}` does not say the size of its images", hint="`sample_size` is missing"
-            )
+            raise UsageError(f"`{self.net}` does not specify its image size", hint="add `sample_size` to it")
         return (size, size) if isinstance(size, int) else tuple(size)
 
     @property
@@ -117,16 +115,16 @@ def read(folder: Path) -> Published:
     is_dit = NETS.get(str(name)) == DIT
     if name not in NETS or (name == "Transformer2DModel" and config.get("norm_type") != "ada_norm_zero"):
         raise UsageError(
-            f"`{folder}` holds no network that gz reads, but `{name}`"
+            f"`{folder}` contains `{name}`, a network that gz cannot read"
             if name
-            else f"`{folder}` holds no network",
-            hint=f"gz reads `{UNET}` and `{DIT}` of diffusers",
+            else f"`{folder}` contains no network",
+            hint=f"give a `{UNET}` or `{DIT}` of diffusers",
         )
     places = (folder / "scheduler", folder)
     scheduler = next((s for p in places if (s := files.whole_object(p / "scheduler_config.json"))), None)
     if scheduler is None or net is None:
         hint = "put its `scheduler_config.json` beside it"
-        raise MissingError(f"`{folder}` does not say the noise that its network was trained with", hint=hint)
+        raise MissingError(f"`{folder}` does not specify the noise schedule of its network", hint=hint)
     count = config.get("num_embeds_ada_norm" if is_dit else LABELS) or 0
     count = 0 if is_dit and count == 1 else count  # the one label of a network without labels
     words = files.whole_object(folder / "model_index.json").get("id2label") or {}
@@ -143,8 +141,8 @@ def saved_of(published: Published, name: str) -> Saved:
     size = as_size(*(space.shape[1:] if space else (h, w)))
     channels: Any = space.shape[0] if space else config["in_channels"]
     if channels not in (1, 3):
-        hint = "gz reads networks of grey or RGB images, or of latents with their `vae`"
-        raise UsageError(f"`{published.folder}` is of images of {channels} channels", hint=hint)
+        hint = "give a network of grey or RGB images, or of latents with their `vae`"
+        raise UsageError(f"`{published.folder}` is for images of {channels} channels", hint=hint)
     data = DataSection(name, size=size, channels=channels, levels=256, latent=latent)
     net = _unet(published) if published.kind == UNET else _dit(published)
     model = "fm" if published.flow else "edm" if published.consistency else "ddpm"
@@ -177,8 +175,8 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
     paths = sorted(path for path in folder.glob(WEIGHTS) if ".fp16" not in path.name)
     if not paths:
-        hint = "gz reads nothing but safetensors: a `.bin` may run programs"
-        raise MissingError(f"`{folder}` holds no `diffusion_pytorch_model.safetensors`", hint=hint)
+        hint = "convert the weights to safetensors; gz does not read `.bin` files, as they may run code"
+        raise MissingError(f"`{folder}` contains no `diffusion_pytorch_model.safetensors`", hint=hint)
     for path in paths:
         for name, value in load_file(path).items():
             yield name, value.float()
@@ -190,7 +188,9 @@ def _unet(published: Published) -> dict[str, Any]:
     widths, downs = config["block_out_channels"], config["down_block_types"]
     first = widths[0]
     if any(width % first for width in widths):
-        raise UsageError(f"`{published.net}` has levels of {widths} channels, no multiples of the first")
+        raise UsageError(
+            f"`{published.net}` has levels of {widths} channels, which are not multiples of the first"
+        )
     sides = [math.ceil(side / 2**i) for i in range(len(widths))]
     constants = {key: config[key] for key in vars(Constants()) if key in config}
     return {
@@ -226,7 +226,7 @@ def _process(published: Published) -> dict[str, Any]:
     scheduler = published.scheduler
     if published.flow:
         if published.kind == DIT or scheduler.get("use_dynamic_shifting"):
-            raise UsageError(f"gz has no such flow as that of `{published.folder}`")
+            raise UsageError(f"gz does not support the flow of `{published.folder}`")
         return {"shift": float(scheduler.get("shift", 1.0)), "sigma_min": 0.0}
     if published.consistency:
         noise = {key: float(scheduler[key]) for key in ("sigma_min", "sigma_max", "sigma_data")}
@@ -240,11 +240,13 @@ def _process(published: Published) -> dict[str, Any]:
     schedule = next(((name, zero) for name, zero in kinds if fits(name, zero)), None)
     if schedule is None or scheduler.get("_class_name", "").startswith("EDM"):
         what = scheduler.get("beta_schedule") or scheduler.get("_class_name")
-        hint = "gz has the schedules linear (1e-4 … .02) and cosine, and straight flows"
-        raise UsageError(f"gz has no noise like that of `{published.folder}` ({what})", hint=hint)
+        hint = "give a model with a linear (1e-4 … .02) or cosine schedule, or with a straight flow"
+        raise UsageError(
+            f"gz does not support the noise schedule of `{published.folder}` ({what})", hint=hint
+        )
     prediction = PREDICTIONS.get(scheduler.get("prediction_type", "epsilon"))
     if prediction is None:
-        raise UsageError(f"gz has no prediction `{scheduler['prediction_type']}`")
+        raise UsageError(f"gz does not support the prediction type `{scheduler['prediction_type']}`")
     process = {"timesteps": len(table), "schedule": schedule[0], "zero_snr": schedule[1], "shift": 1.0}
     return {**process, "prediction": prediction, "learned_variance": published.learned_variance}
 
@@ -258,7 +260,7 @@ def _space(published: Published, height: int, width: int) -> tuple[str | None, S
     channels = published.config["in_channels"]
     weights = sorted(published.vae.glob("*model.safetensors"))
     if len(weights) != 1:
-        raise MissingError(f"`{published.vae}` holds no `diffusion_pytorch_model.safetensors`")
+        raise MissingError(f"`{published.vae}` contains no `diffusion_pytorch_model.safetensors`")
     shape, shift = [config["out_channels"], factor * height, factor * width], [0.0] * channels
     record = SpaceRecord(files.checksum(weights[0]), shape, 256, shift, [scale] * channels)
     return str(published.folder.absolute()), record
@@ -277,8 +279,8 @@ def _check_config(published: Published, model: Any) -> None:
         if key == "out_channels" and value in (None, built[key]):
             continue
         raise UsageError(
-            f"gz has no `{published.kind}` with `{key}: {value}`, as `{published.net}` says",
-            hint=f"gz builds it with `{key}: {built[key]}`",
+            f"`{published.net}` is a `{published.kind}` with `{key}: {value}`, which gz does not support",
+            hint=f"give a network with `{key}: {built[key]}`",
         )
 
 
@@ -327,8 +329,8 @@ def check(model: Any, published: Published) -> float:
     differs = float((want - got).abs().max() / want.std().clamp(min=1e-6))
     if not differs <= DIFFERENCE:
         raise UsageError(
-            f"gz reads the network of `{published.net}` wrongly: its outputs differ from diffusers' by "
-            f"{differs:.2g} of their deviation",
-            hint="tell gz's authors which weights these are",
+            f"gz reads the network of `{published.net}` wrongly: its outputs differ from those of "
+            f"diffusers by {differs:.2g} standard deviations",
+            hint="report these weights to gz's authors",
         )
     return differs

@@ -233,14 +233,14 @@ def check_enough(total: int, job: AlarmJob, names: Sequence[str], home: Pack) ->
     n, least_images = total if job.n is None else min(job.n, total), conformal.fewest(job.fpr, len(names))
     if n >= least_images:
         return
-    by, fewer = (f" by {len(names)} scores", "one score with `--score`, or ") if len(names) > 1 else ("", "")
-    larger = "a larger `-n`, or " if total >= least_images else ""
+    by, fewer = (f" with {len(names)} scores", "one score with `--score`, ") if len(names) > 1 else ("", "")
+    larger = "a larger `-n`, " if total >= least_images else ""
     percent = np.ceil(1000 * len(names) / (total + 1)) / 10
     rate = f"a false-alarm rate of {100 * job.fpr:.3g} %{by}"
-    message = f"{n:,} held-out images are too few for {rate}: it needs {least_images:,}"
-    hint = f"{fewer}{larger}`--fpr {percent:g}%` or more, or further good ones by `--calibrate DIR`"
+    message = f"{rate} needs {least_images:,} held-out images, and there are {n:,}"
+    hint = f"use {fewer}{larger}`--fpr {percent:g}%` or more, or give more good images with `--calibrate DIR`"
     if (line := methods.line_that_reaches(job, home)) and not (fewer or larger):
-        hint += f"; without the model: {line}"
+        hint += f"; or use no model: {line}"
     raise UsageError(message, hint=hint)
 
 
@@ -249,7 +249,7 @@ def chosen_in_words(scoring: Scoring) -> list[str]:
     if not (table := scoring.choice):
         return []
     shares = ", ".join(f"`{name}` {100 * share:.0f} %" for name, share in table.items())
-    text = f"synthetic defects detected, on held-out images: {shares}; the last uses no model"
+    text = f"synthetic defects detected on held-out images: {shares}; the last method uses no model"
     words = methods.in_words(scoring.settings)
     return [text, f"selected: `{scoring.names[0]}`" + (f" with {words}" if words else "")]
 
@@ -312,19 +312,19 @@ def notes(
     lines, count = [], len(thresholds)
     if count > 1:
         lines.append(
-            f"p-values of {count} scores together: the least times {count} (Bonferroni), so each "
+            f"the p-value is the smallest of {count} scores, times {count} (Bonferroni), so each "
             f"score flags at {100 * job.fpr / count:.3g} %"
         )
     if any(tails_of(name) == 2 and not math.isfinite(low) for name, (low, _) in thresholds.items()):
         least = np.ceil(1000 * 2 * count / (n + 1)) / 10
         lines.append(
-            f"{n:,} held-out images are too few to flag at {100 * job.fpr:.3g} % what is unusual by "
-            f"being simple, as a blank image is: `--fpr {least:g}%` does"
+            f"{n:,} held-out images are too few to flag unusually simple images, such as blank ones, "
+            f"at {100 * job.fpr:.3g} %; use `--fpr {least:g}%`"
         )
     if overflown := sum(not all(map(math.isfinite, verdict.scores.values())) for verdict in verdicts):
         lines.append(
-            f"{counted(overflown, 'image')} with a score that is not finite: the model overflows, "
-            "so it counts as higher than that of any held-out image"
+            f"the score of {counted(overflown, 'image')} is not finite, because the model overflows: "
+            "it counts as higher than the score of any held-out image"
         )
     return lines
 

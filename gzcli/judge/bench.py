@@ -107,7 +107,7 @@ def choose(names: Sequence[str] | None, pack: Pack | None = None) -> list[str]:
     names = ["bpd" if name == "nats" else name for name in names]
     for name in names:
         if name not in table:
-            hint = did_you_mean(name, table) or f"metrics: {', '.join(table)}"
+            hint = did_you_mean(name, table) or f"choose from {', '.join(table)}"
             raise UsageError(f"there is no metric `{name}`", hint=hint)
     return list(dict.fromkeys(names))
 
@@ -122,10 +122,9 @@ def refuse_photographs(chosen: Sequence[Metric], pack: Pack) -> None:
     """Raises UsageError for metrics of networks that know photographs if images are none."""
     shown = [metric.name for metric in chosen if metric.features in (*FETCHED, "lite")]
     if shown and pack.meta.values and pack.meta.values["channels"] not in (1, 3):
-        message = (
-            f"`{shown[0]}` is by a network of photographs, and `{pack.meta.name}` has {pack.meta.notes[-1]}"
-        )
-        raise UsageError(message, hint="`fd` and `swd` compare the pictures of three channels")
+        has = f"`{pack.meta.name}` has {pack.meta.notes[-1]}"
+        message = f"`{shown[0]}` uses a network trained on photographs, but {has}"
+        raise UsageError(message, hint="use `fd` or `swd`, which compare images of three channels")
 
 
 def brief(values: Mapping[str, float]) -> str:
@@ -223,7 +222,9 @@ class Judge:
         _, height, width = self.pack.meta.shape
         if min(height, width) < LPIPS_SIDE:
             least, name = f"{LPIPS_SIDE}×{LPIPS_SIDE}", self.pack.meta.name
-            raise UsageError(f"LPIPS needs images of {least}, and those of `{name}` are {width}×{height}")
+            raise UsageError(
+                f"LPIPS needs images of at least {least}, but those of `{name}` are {width}×{height}"
+            )
         return LPIPS.from_files().eval().requires_grad_(False).to(self.device)
 
     def test_images(self, trained: Trained, n: int, size: int | None = None) -> Pick:
@@ -489,31 +490,29 @@ class Judge:
         """Notes on what could be misread in the figures."""
         lines, names = [], {metric.name for metric in self.metrics}
         sizes = list(dict.fromkeys(floor.n for floor in floors))
-        install = "" if "lite" in self.spaces else f"; `{pretrained.INSTALL}` has others"
+        install = "" if "lite" in self.spaces else f"; for others, run `{pretrained.INSTALL}`"
         for name in [name for name in self.judges if name not in self.living]:
-            lines.append(f"{self.judges[name].is_dead(name)}: its metrics are left out{install}")
+            lines.append(f"{self.judges[name].is_dead(name)}: its metrics are omitted{install}")
         for n in sizes:
             if biased := self.biased(n):
-                reason = (
-                    "fewer images than twice the features, a raw Fréchet distance then sees their number more"
-                )
-                remedy = "than their quality; `kid…` and `…_pca` hold at this n"
+                reason = "with fewer images than twice the features, a raw Fréchet distance reflects n more"
+                remedy = "than quality; use `kid…` or `…_pca`"
                 lines.append(f"`{'~`, `'.join(biased)}~`: {reason} {remedy}")
             elif n < SMALL and "fid" in names:
                 lines.append(
-                    f"FID of {n} images is biased upwards: compare it at the same n only, or use `kid`"
+                    f"FID of {n} images is biased upwards: compare it only at the same n, or use `kid`"
                 )
         binary = any(entry.trained and entry.trained.images.levels == 2 for entry in contestants)
         lines += treatment({self.pack.meta.name: self.pack}, 2 if binary else None, but=MEANS)
         lines += [note for entry in contestants for note in entry.notes]
         if len(sizes) > 1:
             counts = ", ".join(f"{n:,}" for n in sizes)
-            lines.append(
-                f"the contestants have {counts} images: compare each with the floor of its own number"
-            )
+            lines.append(f"the contestants have {counts} images: compare each with the floor for its number")
         values = {name: value for row in rows for name, value in row["metrics"].items() if value < 0}
         if below := [name for name in values if column_of(name).signed]:
-            lines.append(f"`{'`, `'.join(below)}` below 0: not told apart from real images")
+            lines.append(
+                f"`{'`, `'.join(below)}` below 0: the samples cannot be distinguished from real images"
+            )
         if self.stats and self.stats_facts:
             name, file = self.stats[0].name, self.stats_facts["file"]
             lines.append(f"`{name}` is the distance to the mean and covariance in `{file}`")
@@ -522,7 +521,7 @@ class Judge:
                 lines.append(f"the floor of {n:,} samples uses {images:,} real images: there are no more")
         unlabelled = [entry.name for entry in contestants if entry.images.labels is None]
         if unlabelled and "worth" in names:
-            lines.append(f"`worth` needs labels, which there are none of with `{'`, `'.join(unlabelled)}`")
+            lines.append(f"`worth` needs labels and is omitted for `{'`, `'.join(unlabelled)}`")
         likelihoods = [row["likelihood"] for row in rows if "likelihood" in row]
         for key, line in (("given_labels", GIVEN_LABELS), ("marginal", MARGINAL)):
             lines += [line] if any(likelihood[key] for likelihood in likelihoods) else []
@@ -583,18 +582,20 @@ def read_statistics(path: Path, metric: Metric, space: Space | None) -> tuple[Mo
             mu, sigma = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
             n = int(arrays["n"]) if "n" in arrays else None
             if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
-                raise ValueError("it holds numbers that are not finite")
+                raise ValueError("it contains numbers that are not finite")
     except MissingError as e:
-        hint = "statistics are arrays `mu` and `sigma`"
-        raise UsageError(f"no npz of statistics: {e.message}", hint=hint) from e
+        hint = "give an npz file with the arrays `mu` and `sigma`"
+        raise UsageError(f"these are not statistics: {e.message}", hint=hint) from e
     if mu.shape != (width,) or sigma.shape != (width, width):
         shapes = f"`mu` of shape {mu.shape} and `sigma` of {sigma.shape}"
-        raise UsageError(f"`{path}` has {shapes}: `{metric.name}` has {width} features")
+        raise UsageError(f"`{path}` has {shapes}, but `{metric.name}` has {width} features")
     features = str(arrays["features"]) if "features" in arrays else None
     if features and space and features != space.hash:
         hashes = f"({features[:8]}, not {space.hash[:8]})"
-        hint = "a LeNet is of one data set: compare on the same `--data`, or by `fid`"
-        raise UsageError(f"`{path}` is of other features than `{metric.name}` has here {hashes}", hint=hint)
+        hint = "use the same `--data`, as each data set has its own LeNet, or compare by `fid`"
+        raise UsageError(
+            f"`{path}` has features of another network than `{metric.name}` here {hashes}", hint=hint
+        )
     return Moments(mu, sigma), {"file": str(path), "n": n, "features": features}
 
 

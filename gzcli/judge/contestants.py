@@ -95,7 +95,9 @@ def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log)
         arrays = {"samples": images.transpose(0, 2, 3, 1), "seconds": np.float64(seconds)}
         files.write_arrays(path, arrays | {"notes": np.array(notes, str)})
     if (n := len(images)) < job.n:
-        notes.append(f"`{trained.title}` has {n:,} samples: more take longer than its training")
+        notes.append(
+            f"`{trained.title}` drew only {n:,} samples, as more would take longer than its training"
+        )
     image_set = ImageSet(images, None if labels is None else labels[:n].numpy())
     title = trained.title_of_samples
     return Contestant(title, image_set, str(owner.path), trained, seconds, str(path), notes, strata=strata)
@@ -152,17 +154,17 @@ def read(name: str, pack: Pack, form: PackOptions, n: int, log: Log) -> Contesta
     images_pack = open_pack(source, **form, foreign=True, say=log.info)
     total = images_pack.meta.counts["test"]
     if total < FEWEST:
-        raise UsageError(f"`{name}` holds {total} images", hint=f"at least {FEWEST} can be compared")
+        raise UsageError(f"`{name}` contains {total} images", hint=f"give at least {FEWEST} images")
     channels, height, width = images_pack.meta.shape
-    text = f"taken as {total:,} {'grey' if channels == 1 else 'colour'} images of {width}×{height}"
+    text = f"read as {total:,} {'grey' if channels == 1 else 'colour'} images of {width}×{height}"
     if images_pack.meta.resized and (before := facts_of(source)):
         text += f", resized from {before.width}×{before.height}"
     if images_pack.meta.source_channels != channels:
-        text += ", made grey" if channels == 1 else ", made RGB"
+        text += ", converted to grey" if channels == 1 else ", converted to RGB"
     if total > n:
         text += f"; {n:,} of them are compared"
     elif total < n:
-        text += f"; fewer than the {n:,} of `-n`, so that the floor is drawn at {total:,} too"
+        text += f"; fewer than the {n:,} of `-n`, so the floor also uses {total:,}"
     labels = images_pack.labels("test")
     if labels is not None and (
         pack.meta.multilabel or labels.ndim > 1 or labels.max() >= len(pack.meta.classes)
@@ -182,10 +184,10 @@ def common_form(models: list[Trained], pack: Pack | None = None) -> PackOptions:
     first, *others = models
     for run in others:
         size, first_size = by_sides(run.images.shape), by_sides(first.images.shape)
-        why, criterion = f"`{run.run.id}` has images of {size}, `{first.run.id}` of {first_size}", "size"
+        why, criterion = f"`{run.run.id}` has images of {size}, but `{first.run.id}` of {first_size}", "size"
         if run.images.shape == first.images.shape:
-            came = f"images came to `{run.run.id}` by `data.fit: {run.part.data.fit}`"
-            why, criterion = f"{came}, to `{first.run.id}` by `{first.part.data.fit}`", "fit"
+            fit = f"`{run.run.id}` was trained with `data.fit: {run.part.data.fit}`"
+            why, criterion = f"{fit}, but `{first.run.id}` with `{first.part.data.fit}`", "fit"
         if run.form != first.form:
             hint = f"run `gz bench` once for each {criterion}"
             raise UsageError(f"{why}: their metrics are not comparable", hint=hint)

@@ -116,7 +116,7 @@ def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -
         channels, height, width = pack.meta.shape
         changes = [f"resized to {width}×{height}"] if pack.meta.resized else []
         if channels != pack.meta.source_channels:
-            changes.append("made grey" if channels == 1 else "made RGB")
+            changes.append("converted to grey" if channels == 1 else "converted to RGB")
         if changes:
             lines.append(f"for all metrics, `{name}` was {' and '.join(changes)}")
     if levels == 2:

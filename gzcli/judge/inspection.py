@@ -113,7 +113,7 @@ def run(job: InspectJob, folder: Path, device: torch.device, log: Log) -> dict[s
     began = time.monotonic()
     path = Path(job.input)
     if (layout := open_inspection(path)) is None:
-        raise UsageError(f"`{path}` is no inspection set", hint="gz ood --in ./good --input ./today")
+        raise UsageError(f"`{path}` is not an inspection set", hint="gz ood --in ./good --input ./today")
     judged = by_method(job, layout, log) if job.method else by_run(job, layout, device, log)
     if ranks.rank():
         return {}
@@ -201,7 +201,7 @@ def highest(values: np.ndarray) -> np.ndarray:
 
 def check_good(home: Pack) -> None:
     if not home.meta.counts["test"]:
-        hint = "put good images that are not trained on into `test/good`"
+        hint = "put good images that are not used for training into `test/good`"
         raise UsageError(f"`{home.meta.title}` has no good test images", hint=hint)
 
 

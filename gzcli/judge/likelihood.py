@@ -116,10 +116,10 @@ class SolverGap:
 
     def __str__(self) -> str:
         line = (
-            f"likelihood by the ODE: {self.steps} steps read {self.mean:+.4f} bpd against {2 * self.steps}, "
-            f"{self.worst:.4f} at most, on {self.n} images"
+            f"likelihood by the ODE: {self.steps} steps instead of {2 * self.steps} change it by "
+            f"{self.mean:+.4f} bpd on average, by {self.worst:.4f} at most ({self.n} images)"
         )
-        return line if self.worst < NOTABLE else f"{line}: too few steps for the second decimal"
+        return line if self.worst < NOTABLE else f"{line}: too few steps for two correct decimals"
 
 
 def solver_gap(

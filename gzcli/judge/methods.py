@@ -117,12 +117,12 @@ def check_enough(good: Good, job: AlarmJob) -> None:
     of = "further good images" if good.held_out else "good images"
     rate = f"a false-alarm rate of {100 * job.fpr:.3g} %"
     least = np.ceil(1000 / (n + 1)) / 10
-    more = f"{needed:,} images" + ("" if good.held_out else ", or further good ones by `--calibrate DIR`")
+    more = f"{needed:,} images" + ("" if good.held_out else ", or more good ones with `--calibrate DIR`")
     line = line_of(job, job.method if job.method != AUTO else None, least / 100)
-    message = f"{n:,} {of} are too few for {rate}: it needs {needed:,}"
+    message = f"{rate} needs {needed:,} {of}, and there are {n:,}"
     if least >= 100:
         raise UsageError(message, hint=more)
-    raise UsageError(message, hint=f"`--fpr {least:g}%` or more, as {line}; or {more}")
+    raise UsageError(message, hint=f"use `--fpr {least:g}%` or more, as in {line}; or give {more}")
 
 
 def line_of(job: AlarmJob, method: str | None, fpr: float) -> str:
@@ -191,9 +191,7 @@ def notes(alarm: Alarm, fpr: float) -> list[str]:
     calibrated = alarm.calibrated
     lines = choice_in_words(alarm.choice, calibrated.models[0])
     if len(calibrated.models) == 1:
-        lines.append(
-            f"calibrated on images that nothing was fitted to: at most {100 * fpr:.3g} % are flagged"
-        )
+        lines.append(f"calibrated on images not used for fitting: at most {100 * fpr:.3g} % are flagged")
     else:
         folds, bound = len(calibrated.models), calibrated.bound(fpr)
         lines.append(
@@ -208,7 +206,7 @@ def choice_in_words(choice: Choice, fitted: Fitted) -> list[str]:
     lines, words = [], in_words(fitted.parameters)
     if choice.table:
         shares = ", ".join(f"`{name}` {100 * share:.0f} %" for name, share in choice.table.items())
-        lines.append(f"synthetic defects detected, on good images set aside: {shares}")
+        lines.append(f"synthetic defects detected on good images set aside: {shares}")
     return [*lines, f"selected: `{choice.method}`" + (f" with {words}" if words else "")]
 
 

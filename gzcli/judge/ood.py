@@ -150,7 +150,7 @@ def open_sets(home: Pack, form: PackOptions, job: OodJob, log: Log) -> dict[str,
             meta = sets[name].meta
             if meta.digest == home.meta.digest or meta.title == home.meta.title:
                 message = f"`{name}` is both the in- and the out-of-distribution set"
-                raise UsageError(message, hint="`--out` takes other sets")
+                raise UsageError(message, hint="choose another set for `--out`")
     if not home.meta.counts["test"]:
         raise UsageError(f"`{home.meta.name}` has no test images")
     return sets
@@ -244,13 +244,13 @@ def notes(
     lines = []
     if job.others:
         lines.append(
-            f"metrics of {len(job.others) + 1} runs together: `waic` is the mean of −log p and its variance "
-            "over the runs; other scores are means of deviations from held-out images"
+            f"metrics of an ensemble of {len(job.others) + 1} runs: `waic` is the mean of −log p plus "
+            "its variance over the runs; other scores are means of deviations from held-out images"
         )
     if job.seeds > 1:
         lines.append(
-            f"metrics are means over {job.seeds} seeds of the noise, ± their deviation; `scores.csv` has a "
-            "column for each seed, the histograms are of the first"
+            f"metrics are means over {job.seeds} seeds of the noise, ± one standard deviation; "
+            "`scores.csv` has a column for each seed, and the histograms show the first"
         )
     lines += convention(benchmark, packs, job.imglists)
     lines += ["`png` and `mean` can differ in either direction: an AUROC of .1 is as good as one of .9"]
@@ -259,7 +259,7 @@ def notes(
     for row in {row["out"]: row for row in results if row["out"] in totals}.values():
         if row["n_out"] < (total := totals[row["out"]]):
             of = f"of the {total:,} images of `{row['out']}`"
-            lines.append(f"{row['n_out']:,} {of} were scored; `--full` takes all")
+            lines.append(f"{row['n_out']:,} {of} were scored; use `--full` to score all")
     if plain := [row for row in results if row["score"] in PLAIN]:
         failed = sorted({f"`{row['out']}`" for row in plain if row["auroc"] < 0.5})
         here = f", as on {', '.join(failed)}" if failed else ""
@@ -296,12 +296,12 @@ def convention(benchmark: Benchmark | None, packs: Mapping[str, Pack], lists: st
     if not benchmark:
         return [f"`fpr95` (OpenOOD v1.5): {FPR['fpr95']}; `fpr95_id` (ODIN, OpenOOD v1): {FPR['fpr95_id']}"]
     left = [name for name in (*benchmark.near, *benchmark.far) if name not in packs]
-    missing = f"left out of `{benchmark.name}`: {', '.join(left)}; means are of the others"
-    drawn = "OpenOOD draws its images from lists of its own; these are from the whole test splits"
+    missing = f"omitted from `{benchmark.name}`: {', '.join(left)}; means are over the other sets"
+    drawn = "the images are those of the whole test splits, not those of OpenOOD's lists"
     drawn = f"the images are those of OpenOOD's lists in `{lists}`" if lists else drawn
     fpr = f"whose FPR95 is `{benchmark.fpr}`: {FPR[benchmark.fpr]}"
-    of = f"`{benchmark.name}` is of OpenOOD {benchmark.version}, {fpr}"
-    return [*([missing] if left else []), f"{drawn}, AUPR by its trapezoid", of]
+    of = f"`{benchmark.name}` is from OpenOOD {benchmark.version}, {fpr}"
+    return [*([missing] if left else []), f"{drawn}; AUPR is by OpenOOD's trapezoid rule", of]
 
 
 def write_scores(

@@ -231,7 +231,7 @@ def apply(
     sampler.check_finite(finite, trained, warn)
     applied = replace(applied, of=applied.of or tuple((i,) for i in range(len(images))))
     if images.shape[1:] != inputs.shape[1:]:
-        raise UsageError(f"`--do {do}` returned images of another shape")
+        raise UsageError(f"`--do {do}` returned images of a different shape")
     labels = None if applied.labels is None else applied.labels.cpu().numpy()
     if labels is None and input_labels is not None and applied.columns is None:
         labels = input_labels[[i for i, *_ in applied.of]]  # an output has its input's class

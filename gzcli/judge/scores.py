@@ -93,7 +93,7 @@ def map_of(model: Model, scores: Sequence[str], name: str) -> str:
     `local` is of the first map."""
     if not (maps := model_maps(model)):
         hint = "gz list models --can map"
-        raise UsageError(f"`{name}` has no map of anomalies", hint=hint)
+        raise UsageError(f"`{name}` has no anomaly maps", hint=hint)
     preferred = ["nll" if score in SCORES or score == WAIC else score for score in scores]
     return next((score for score in preferred if score in maps), maps[0])
 
@@ -122,9 +122,9 @@ def choose(trained: Trained, names: Sequence[str] | None) -> list[str]:
     for score in chosen:
         if score not in options and score in SCORES:
             message = f"`{trained.name}` has no likelihood, which the score `{score}` needs"
-            raise UsageError(message, hint=f"it has: {', '.join(model_scores(model))}")
+            raise UsageError(message, hint=f"choose from {', '.join(model_scores(model))}")
         if score not in options:
-            hint = did_you_mean(score, options) or f"it has: {', '.join(options)}"
+            hint = did_you_mean(score, options) or f"choose from {', '.join(options)}"
             raise UsageError(f"`{trained.name}` has no score `{score}`", hint=hint)
         if score == "gradnorm" and model.likelihood == "ode":
             raise no_gradient(trained)
@@ -133,7 +133,7 @@ def choose(trained: Trained, names: Sequence[str] | None) -> list[str]:
 
 def no_gradient(trained: Trained) -> UsageError:
     """The error for a likelihood that is computed without a gradient, as that by an ODE is."""
-    return UsageError(f"`{trained.name}` has a likelihood without gradient, `gradnorm` needs one")
+    return UsageError(f"`gradnorm` needs a gradient, which the likelihood of `{trained.name}` does not have")
 
 
 class Scorer:
@@ -240,7 +240,7 @@ class Scorer:
         for name, value in values.items():
             if bad := int((~np.isfinite(value)).sum()):
                 message = f"the score `{name}` is not finite for {bad} of {len(value)} images"
-                raise DivergedError(message, hint="the model may have diverged: look at its `loss.png`")
+                raise DivergedError(message, hint="look at the run's `loss.png`: the model may have diverged")
         return values
 
     def facts(self, batch: Batch, names: Sequence[str]) -> Table:
@@ -345,11 +345,13 @@ def check_background(trained: Trained, background: Trained | None) -> None:
         stages = (f"stages.{stage.path.name}={run.owner.id}" for stage in run.owner.stages[:-1])
         sets = " ".join(f"--set {option}" for option in (f"{run.in_owner}data.augment=[mutate]", *stages))
         train = f"`gz train {trained.name} --data {data} {sets} --name background`"
-        hint = f"{train}, then `--background background`"
+        hint = f"run {train}, then add `--background background`"
         raise MissingError("the score `ratio` needs a background run", hint=hint)
     form, background_form = ((run.info.shape, run.info.levels) for run in (trained, background))
     if form != background_form:
-        shapes = f"{background_form[0]} and {background_form[1]} levels, this one of {form[0]} and {form[1]}"
+        shapes = (
+            f"{background_form[0]} and {background_form[1]} levels, but this run of {form[0]} and {form[1]}"
+        )
         raise UsageError(f"the background run has images of {shapes}")
 
 
@@ -447,8 +449,8 @@ class Scoring:
         form, other_form = ((each.images.shape, each.images.levels) for each in (first, run))
         if form != other_form:
             detail = f"`{run.run.owner.id}` has images of {other_form[0]} and {other_form[1]} levels"
-            message = f"{detail}, `{first.run.owner.id}` of {form[0]} and {form[1]}"
-            raise UsageError(message, hint="an ensemble needs runs of the same images")
+            message = f"{detail}, but `{first.run.owner.id}` of {form[0]} and {form[1]}"
+            raise UsageError(message, hint="choose runs whose images have the same shape and levels")
         return run
 
     def _scorer(self, trained: Trained, seed: int) -> Scorer:
@@ -460,7 +462,7 @@ class Scoring:
         options = {**section.options, **job.options}
         scorer = Scorer(trained, choose(trained, names), background=background, options=options, seed=seed)
         if not self.choice and (wrong := sorted(set(job.options) & set(scorer.unused))):
-            raise UsageError(f"none of the scores {', '.join(names)} takes `{wrong[0]}`")
+            raise UsageError(f"none of the scores {', '.join(names)} has the option `{wrong[0]}`")
         compares = set(trained.model.perceptual_scores) & set(scorer.of_model)
         if compares and seed == job.seed and not options.get("pixels"):
             distance = perceive(trained, self.home, self.log)
@@ -547,7 +549,7 @@ def scores_of(trained: Trained, job: ScoreJob) -> list[str]:
     if WAIC not in requested:
         return names
     if not job.others:
-        raise UsageError(f"`{WAIC}` is a score of several runs", hint="gz ood RUN RUN2 RUN3 --score waic")
+        raise UsageError(f"the score `{WAIC}` needs several runs", hint="gz ood RUN RUN2 RUN3 --score waic")
     choose(trained, ["nll"])
     return list(requested)
 
@@ -580,8 +582,8 @@ def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> 
     seconds = timed(lambda: scorer(trial), trial.x.device) / len(trial) / ranks.world()
     n = affordable(seconds, budget, sets)
     if (expected := seconds * sets * n) > 1.5 * budget:
-        minutes = f"{expected / 60:.0f} minutes even for {n} images a set"
-        log.warn(f"the scores need about {minutes}; `-n` takes fewer")
+        minutes = f"{expected / 60:.0f} minutes even for {n} images of each set"
+        log.warn(f"the scores need about {minutes}; lower `-n` to score fewer")
     return n
 
 

@@ -46,7 +46,7 @@ class Classifier(nn.Module):
         height, width = sides(size)
         if min(height, width) < 8:
             small = f"images of {width}×{height} are too small"
-            raise UsageError(f"{small} for the feature network, it needs 8×8")
+            raise UsageError(f"{small} for the feature network, which needs 8×8")
 
     def features(self, x: Tensor) -> Tensor:
         """[B, 64]"""
@@ -97,7 +97,7 @@ class NetFeatures:
     def is_dead(self, name: str) -> str:
         """The sentence that it distinguishes nothing."""
         what = f"accuracy {self.accuracy:.0%} on test images, {self.chance:.0%} by chance"
-        return f"the judge `{name}` distinguishes nothing ({what})"
+        return f"the judge network `{name}` did not learn its classes ({what})"
 
     @torch.no_grad()
     def features(self, images: np.ndarray | Pictures) -> np.ndarray:
@@ -131,7 +131,7 @@ def once(
         if cached := files.read_cached(path, read, say):
             return cached
         files.sweep(path.parent)
-        say(f"training the feature network `{kind}` of `{pack.meta.name}` once, about a minute")
+        say(f"training the feature network `{kind}` of `{pack.meta.name}` (once, about a minute)")
         net = _living(pack, training, say)
         meta = _task(pack, net.rotations) | {"accuracy": net.accuracy, "chance": net.chance}
         files.write_tensors(path, net.net.state_dict(), {"judge": json.dumps(meta)})
@@ -165,7 +165,7 @@ def _living(pack: Pack, training: Training, say: Say) -> NetFeatures:
         if judge.alive:
             break
         task, score = "rotations" if rotations else "classes", f"accuracy {judge.accuracy:.0%}"
-        say(f"the feature network cannot tell the {task} apart: {score}, by chance {judge.chance:.0%}")
+        say(f"the feature network did not learn its {task}: {score}, {judge.chance:.0%} by chance")
     return judge
 
 
@@ -220,12 +220,12 @@ def _load(path: Path, pack: Pack, training: Training, device: torch.device) -> N
         accuracy, chance = float(meta.pop("accuracy")), float(meta.pop("chance"))
         task = _task(pack, bool(meta["rotations"]))
         if meta != json.loads(json.dumps(task)):
-            raise ValueError("it is of other images")
+            raise ValueError("it was trained on other images")
         with torch.device("meta"):  # no draw from the global generator
             net = training.network(task["channels"], task["size"], task["outputs"])
         expected = {name: (value.shape, value.dtype) for name, value in net.state_dict().items()}
         if {name: (value.shape, value.dtype) for name, value in state.items()} != expected:
-            raise ValueError("its weights are of another network")
+            raise ValueError("its weights are those of another network")
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(state[name].numpy().tobytes())

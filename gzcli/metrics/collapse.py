@@ -37,7 +37,7 @@ def warning(distance: float, classes: float | None) -> str | None:
     if classes is not None and classes < FEW_CLASSES:
         what = f"the entropy of its classes is {classes:.0%} of the real images'"
     elif distance < CLOSE:
-        what = f"the distance between its images is {distance:.0%} of that of real ones"
+        what = f"the distance between its images is {distance:.0%} of that between real images"
     else:
         return None
     return f"the generator may have collapsed: {what}"

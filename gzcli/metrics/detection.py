@@ -32,7 +32,7 @@ def detection(s_in: np.ndarray, s_out: np.ndarray, *, trapezoid: bool = False) -
 
     s_in, s_out = (np.asarray(s, np.float64).ravel() for s in (s_in, s_out))
     if not len(s_in) or not len(s_out):
-        raise UsageError("detection needs scores of both sides")
+        raise UsageError("detection metrics need scores of both in- and out-of-distribution images")
     scores = np.concatenate([s_in, s_out])
     if bad := int((~np.isfinite(scores)).sum()):
         raise DivergedError(f"{bad} of {len(scores)} scores are not finite")

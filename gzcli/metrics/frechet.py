@@ -29,9 +29,9 @@ def rows_of(features: Array) -> Array:
 
     features = np.asarray(features, np.float64)
     if features.ndim != 2:
-        raise UsageError(f"features of the shape {features.shape} are not rows")
+        raise UsageError(f"features must have the shape [N, D], not {features.shape}")
     if len(features) < 2:
-        raise UsageError("a Fréchet distance needs at least two images on each side")
+        raise UsageError("a Fréchet distance needs at least two images in each set")
     if not np.isfinite(features).all():
         raise UsageError("some features are not finite")
     return features

@@ -124,8 +124,10 @@ def one_distance(chosen: Iterable[Metric]) -> Metric:
     of_both = [metric for metric in chosen if metric.width]
     distances = [metric for metric in of_both if metric.features != "second"] or of_both
     if len(distances) != 1:
-        hint = "`--metrics fid` for files of pytorch-fid and clean-fid, `fd` for the features of the set"
-        raise UsageError(f"statistics are of one Fréchet distance, not of {len(distances)}", hint=hint)
+        hint = "use `--metrics fid` for files of pytorch-fid and clean-fid, or `fd` for features of the set"
+        raise UsageError(
+            f"statistics need one Fréchet distance among the metrics, not {len(distances)}", hint=hint
+        )
     return distances[0]
 
 
@@ -135,11 +137,11 @@ def help_text() -> str:
         need = metric.fetches or ("lite" if metric.features == "lite" else "")
         groups.setdefault(need, []).append(metric.name)
     plain, extra, *fetched = (" ".join(names) for names in groups.values())
-    return f"{plain}; with the extra `features` {extra}; with weights that are fetched {', '.join(fetched)}."
+    return f"{plain}; with the extra `features` {extra}; with downloaded weights {', '.join(fetched)}."
 
 
 def meanings() -> dict[str, str]:
     """Explanations of the metrics on the page of a shared model, by their names."""
-    ways = {"down": "; less is better", "up": "; more is better", None: ""}
+    ways = {"down": "; lower is better", "up": "; higher is better", None: ""}
     texts = {name: c.meaning + ways[c.better] for name, c in columns().items() if c.meaning}
-    return texts | {"loss": "training loss on unseen images; less is better"}
+    return texts | {"loss": "training loss on unseen images; lower is better"}

@@ -65,10 +65,10 @@ def inception(path: str | Path | None = None, device: torch.device | str = "cpu"
     try:  # torch-fidelity unpickles freely; a file that passes here holds tensors only
         state = torch.load(file, map_location="meta", weights_only=True)
     except Exception as e:
-        raise UsageError(f"`{file}` is not a file of weights: {type(e).__name__}") from e
+        raise UsageError(f"`{file}` is not a weights file: {type(e).__name__}") from e
     if not isinstance(state, dict) or "Mixed_7c.branch1x1.conv.weight" not in state:
         message = f"`{file}` does not contain the weights of torch-fidelity's Inception"
-        raise UsageError(message, hint=f"its name is `{INCEPTION}`")
+        raise UsageError(message, hint=f"give the file `{INCEPTION}`")
     layers = ["2048", "logits_unbiased"]
     net = FeatureExtractorInceptionV3("inception-v3-compat", layers, feature_extractor_weights_path=str(file))
     net.eval().requires_grad_(False).to(device)
@@ -145,7 +145,7 @@ class Lite0(nn.Module):
         except KeyError as e:
             raise UsageError(f"the weights of EfficientNet-Lite0 lack {e}") from e
         if weights:
-            raise UsageError(f"`{min(weights)}` is no weight of EfficientNet-Lite0")
+            raise UsageError(f"`{min(weights)}` is not a weight of EfficientNet-Lite0")
         self.head = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
         self.head.load_state_dict({"weight": weight, "bias": bias}, assign=True)
 
@@ -196,7 +196,7 @@ def prepared(x: Tensor) -> Tensor:
     """Images [B, C, H, W] in [0, 1], of one channel or three and any size, as EfficientNet-Lite0 reads them:
     three channels, resized to 128 × 128 with antialiasing, in the units of its training."""
     if x.shape[1] not in (1, 3):
-        raise UsageError(f"EfficientNet-Lite0 reads images of one channel or three, not of {x.shape[1]}")
+        raise UsageError(f"EfficientNet-Lite0 reads images of one or three channels, not {x.shape[1]}")
     x = F.interpolate(x, (LITE_SIDE, LITE_SIDE), mode="bilinear", antialias=True)
     x = ((x - MEAN) / STD).expand(-1, 3, -1, -1)
     return x.contiguous(memory_format=torch.channels_last)
@@ -243,7 +243,7 @@ def transformer(name: str, build: Callable[[State], nn.Module]) -> tuple[nn.Modu
         net = build(torch.load(file, map_location="cpu", weights_only=True))
     except Exception as e:  # pickles break in many ways
         message = f"`{file}` does not contain the weights of {SOURCES[name]}: {type(e).__name__}: {e}"
-        raise UsageError(message, hint="remove it: it is fetched again") from e
+        raise UsageError(message, hint="remove it and try again: gz will download it again") from e
     return net.float().eval().requires_grad_(False), files.checksum(file)
 
 
@@ -326,7 +326,7 @@ def enlarged(images: np.ndarray, *, cut: bool) -> Tensor:
     from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 
     if images.shape[1] not in (1, 3):
-        raise UsageError(f"DINOv2 and CLIP read images of one channel or three, not of {images.shape[1]}")
+        raise UsageError(f"DINOv2 and CLIP read images of one or three channels, not {images.shape[1]}")
     pictures = []
     for image in images:
         picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).convert("RGB")

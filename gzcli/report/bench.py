@@ -27,9 +27,9 @@ OTHERS = ("model", "name", "run", "path", "error", "precision", "conditional", "
 FIRST = ("seeds", "failed", "n")
 
 CAPTION = (
-    "Means over seeds, ± one standard deviation. An excess is what a metric has above that of real images "
-    "which were drawn alike, ± half of its 95 % interval. Places are by the excess; models that the "
-    "intervals do not tell apart share theirs."
+    "Means over seeds, ± one standard deviation. The excess is a metric minus its value for real images "
+    "sampled the same way, ± half of its 95 % interval. Ranks are by excess. Models that the "
+    "intervals do not separate share a rank."
 )
 
 
@@ -42,7 +42,7 @@ def document(results: Results, columns: Sequence[str] = ()) -> doc.Document:
     data, summary = str(result.get("data", "?")), rows_of(result, "summary")
     equal = rows_of(result, "equal_calls")
     facts = [("data", data), ("contestants", str(len(figures.rows)))]
-    titles = {"n_fake": "samples of each", "n_real": "real images", "seed": "seed"}
+    titles = {"n_fake": "samples of each model", "n_real": "real images", "seed": "seed"}
     failed = ", ".join(title for title, row in figures.titled if row.get("error"))
     failed = f"Failed: {failed}." if failed else ""
     title = f"At {equal[0].get('setting', 'equal calls')}" if equal else ""
@@ -135,11 +135,11 @@ class Figures:
             + [Cell(doc.number(figures.get(n)), doc.brackets(ends.get(n))) for n in self.names]
             for title, figures, ends in self.foot
         ]
-        caption = "Below stands the floor: real images instead of samples. "
+        caption = "The last row is the floor: real images instead of samples. "
         if self.directions:
             sizes = {row.get("n") for row in self.rows}
-            of_one = ", of those of one number of images," if len(sizes) > 1 else ""
-            caption += f"Brackets hold 95 % intervals; the best of a column{of_one} is bold."
+            of_one = ", among those with as many images," if len(sizes) > 1 else ""
+            caption += f"Brackets show 95 % intervals; the best value of a column{of_one} is bold."
         return Table(title, columns, foot, caption)
 
     def dots(self) -> list[Dots]:
@@ -166,7 +166,7 @@ class Figures:
         best = first_of(self.places)
         if not best or len(self.places) < 2:
             return f"{len(self.rows)} contestants side by side."
-        tied = "Not to be told apart as the best" if len(best) > 1 else "Best"
+        tied = "Tied for best" if len(best) > 1 else "Best"
         return f"{tied} by `{self.metric}`: {', '.join(best)}."
 
 
@@ -177,7 +177,7 @@ def possible(name: str, row: Row) -> float:
 
 
 def title_of(floor: Row) -> str:
-    evenly = "" if floor.get("drawn", "random") == "random" else f", evenly by {floor['drawn']}"
+    evenly = "" if floor.get("drawn", "random") == "random" else f", drawn evenly by {floor['drawn']}"
     return f"real images, {floor.get('n')}{evenly}"
 
 
@@ -220,8 +220,8 @@ def agreement(result: Row) -> str:
     by = result.get("spearman") or {}
     if not doc.is_number(by.get("mean")):
         return ""
-    lead = f"The orders of two seeds agree by a Spearman correlation of {doc.number(by['mean'])}"
-    return f"{lead} on average, {doc.number(by['min'])} at least."
+    lead = f"The rankings of two seeds have a Spearman correlation of {doc.number(by['mean'])}"
+    return f"{lead} on average and of at least {doc.number(by['min'])}."
 
 
 def standing(result: Row, rows: Sequence[Row]) -> list[tuple[str, Row]]:
@@ -250,10 +250,10 @@ def second_judge(result: Row) -> str:
     second = result.get("second") or {}
     if not doc.is_number(second.get("spearman")):
         return ""
-    orders = f"The orders by `{result.get('metric')}` and `{second.get('metric')}`"
-    text = f"{orders} agree by a rank correlation of {doc.number(second['spearman'])}"
+    orders = f"The rankings by `{result.get('metric')}` and `{second.get('metric')}`"
+    text = f"{orders} have a rank correlation of {doc.number(second['spearman'])}"
     apart = [f"{name} ({first} and {rival})" for name, first, rival in second.get("apart") or ()]
-    return f"{text}. Places that disagree: {', '.join(apart)}." if apart else f"{text}."
+    return f"{text}. Ranks that differ: {', '.join(apart)}." if apart else f"{text}."
 
 
 def standings(summary: Sequence[Row], of_rows: Figures) -> Table:

@@ -17,8 +17,8 @@ MOST = 7  # columns of metrics and facts without a choice
 LIKELIHOODS = ("bpd", "nats", "bpd|y", "nats|y")
 TITLE = "To cite"
 CAPTION = (
-    "± is half of a 95 % interval: of the images, or by Student's t over several seeds. Bold metrics are not "
-    "told apart from the best."
+    "± is half of a 95 % interval, over images or (Student's t) over several seeds. Metrics in bold cannot "
+    "be distinguished from the best."
 )
 
 
@@ -35,7 +35,7 @@ def table(result: Row, columns: Sequence[str] = ()) -> Table | None:
     names = list(columns) or usual(figures, groups)
     for name in names:
         if name not in figures and name not in FACTS:
-            hint = did_you_mean(name, [*figures, *FACTS]) or f"columns: {', '.join([*figures, *FACTS])}"
+            hint = did_you_mean(name, [*figures, *FACTS]) or f"choose from {', '.join([*figures, *FACTS])}"
             raise UsageError(f"the results have no column `{name}`", hint=hint)
     made = [doc.texts("model", list(groups))]
     for name in names:

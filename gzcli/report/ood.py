@@ -28,7 +28,7 @@ def document(results: Results) -> doc.Document:
     of_method = bool(result.get("method"))  # without a run
     names_of = ("name",) if of_method else ("run", "name")
     facts = [*((key, str(result.get(key, "?"))) for key in names_of), ("in-distribution", inside)]
-    titles = {"step": "step", "seed": "seed", "likelihood": "likelihood", "fpr": "FPR asked"}
+    titles = {"step": "step", "seed": "seed", "likelihood": "likelihood", "fpr": "requested FPR"}
     of_files = isinstance(result.get("files"), list)
     kinds = rows_of(result, "defects")
     sections = [
@@ -69,8 +69,8 @@ def defects(rows: Sequence[Row], result: Row) -> list[Table]:
         head, values = key.replace("_", " "), [row.get(key) for row in rows]
         columns.append(doc.numbers(head, values, None, intervals, lambda v: "–" if v is None else f"{v:.4f}"))
     good = result.get("good") or {}
-    caption = f"Of {good.get('n', '?')} good test pictures {good.get('flagged', '?')} are flagged. "
-    return [Table("Kinds of defects", columns, caption=caption + "Brackets hold 95 % intervals.")]
+    caption = f"{good.get('flagged', '?')} of {good.get('n', '?')} good test images are flagged. "
+    return [Table("Kinds of defects", columns, caption=caption + "Brackets show 95 % intervals.")]
 
 
 def detection(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]:
@@ -86,8 +86,14 @@ def detection(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]:
             values = [row.get(key) for row in of_set]
             columns.append(doc.numbers(head, values, way, ends, lambda v: "–" if v is None else f"{v:.4f}"))
         n_in, n_out = (next((row[key] for row in of_set if row.get(key)), None) for key in ("n_in", "n_out"))
-        counts = f"{doc.number(n_in)} images inside, {doc.number(n_out)} outside. " if n_in and n_out else ""
-        caption = "A baseline uses no model. Brackets hold 95 % intervals; the best of a column is bold."
+        counts = (
+            f"{doc.number(n_in)} in-distribution images, {doc.number(n_out)} out-of-distribution images. "
+            if n_in and n_out
+            else ""
+        )
+        caption = (
+            "A baseline uses no model. Brackets show 95 % intervals; the best value of a column is bold."
+        )
         tables.append(Table(names.get(out, out), columns, caption=counts + caption))
     return tables
 
@@ -154,5 +160,5 @@ def all_pictures(pictures: Sequence[Row]) -> list[Table]:
         values = [(picture.get("scores") or {}).get(score) for picture in order]
         columns.append(doc.numbers(score, values))
     left = len(pictures) - len(order)
-    caption = f"{left:,} more, of larger p-values, are in the JSON." if left else ""
+    caption = f"{left:,} more, with larger p-values, are in the JSON." if left else ""
     return [Table("All images", columns, caption=caption)] if order else []

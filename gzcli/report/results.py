@@ -32,9 +32,9 @@ POINTS = 240  # most points of a curve
 VALIDATED = 2  # most metrics of validation in the charts of a run
 LONGEST = 2_000  # rows of a table: of 60 models 33 seeds
 TABLES = ("rows", "summary", "equal_calls", "floors", "defects")
-ANEW = "the command that made it makes it again"
+ANEW = "run the command that made it again"
 CURVES = 36  # most charts of training
-WITHOUT = "remove it: the report is then without these samples"
+WITHOUT = "remove it, and the report will omit these samples"
 # keys of a job → options of its command, in the order in which they are written
 OPTIONS = {"data": "--data", "ins": "--in", "outs": "--out", "metrics": "--metrics", "n": "-n"}
 OPTIONS |= {"scores": "--score", "benchmark": "--benchmark", "checkpoint": "--checkpoint"}
@@ -184,7 +184,7 @@ class Results:
         provenance, texts = dict(self.result.get("provenance") or {}), dict[str, str]()
         for name, run in self.runs.items():
             texts[f"Recipe of {name}"] = printable(redacted(run.recipe_file.read_text(errors="replace")))
-        texts["Versions that made the metrics"] = aligned(provenance.pop("versions", None) or {})
+        texts["Versions that computed the metrics"] = aligned(provenance.pop("versions", None) or {})
         for name, run in self.runs.items():
             facts = run.environment if self.may_read(run.environment_file, run.path) else {}
             others = {key: facts[key] for key in ("python", "platform", "processes", "gpus") if key in facts}
@@ -203,7 +203,7 @@ def read(place: Path) -> Results:
     """The results in a folder, or in the folder of the file that is named."""
     folder = place.parent if place.is_file() else place
     if not folder.is_dir():
-        hint = "`gz bench` and `gz ood` print theirs: `files: …`"
+        hint = "give the folder that `gz bench` or `gz ood` prints after `files:`"
         raise MissingError(f"there is no folder `{place}`", hint=hint)
     empty = Results(folder / FILES[0], {}, {}, 0.0)
     job = clean(files.read_object(path)) if empty.may_read(path := Run(folder).job_file) else {}
@@ -212,7 +212,7 @@ def read(place: Path) -> Results:
         if not result.keys().isdisjoint(("rows", "results", "files", "defects")):
             check(path, result)
             return Results(path, clean(result), job, path.stat().st_mtime)
-    hint = "a report is made of the folder with `bench.json` or `ood.json`"
+    hint = "give the folder that contains `bench.json` or `ood.json`"
     raise UsageError(f"`{folder}` contains no results of `gz bench` or `gz ood`", hint=hint)
 
 
@@ -223,10 +223,14 @@ def check(path: Path, result: Row) -> None:
     tables += list(curves.items()) if isinstance(curves, dict) else []
     for key, rows in tables:
         if not (rows is None or (isinstance(rows, list) and all(isinstance(row, dict) for row in rows))):
-            raise DamagedError(f"`{path}` is damaged, or not by gz: `{key}` is not a table", hint=ANEW)
+            raise DamagedError(
+                f"`{path}` is damaged, or was not written by gz: `{key}` is not a table", hint=ANEW
+            )
         if rows and len(rows) > LONGEST:
-            hint = "compare fewer models or seeds, or read the file by a program"
-            raise UsageError(f"`{path}` has {len(rows):,} rows, and a report shows {LONGEST:,}", hint=hint)
+            hint = "compare fewer models or seeds, or read the file with a program"
+            raise UsageError(
+                f"`{path}` has {len(rows):,} rows, but a report shows at most {LONGEST:,}", hint=hint
+            )
 
 
 def clean(value: Any) -> Any:

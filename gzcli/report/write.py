@@ -88,7 +88,7 @@ def document(results: Results, columns: Sequence[str] = ()) -> Document:
         if results.verb == "bench":
             return bench.document(results, columns)
     if columns:
-        raise UsageError("`--columns` chooses metrics of a `gz bench`, and these are of a `gz ood`")
+        raise UsageError("`--columns` chooses metrics of `gz bench`, but these are results of `gz ood`")
     with files.reading(results.file, ANEW):
         return ood.document(results)
 
@@ -236,7 +236,7 @@ def draw_dots(axes: Any, drawing: Dots) -> None:
     axes.set_ylim(len(drawing.rows) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     axes.xaxis.set_major_formatter(short)
-    way = {"down": "less is better · ", "up": "more is better · ", None: ""}[drawing.direction]
+    way = {"down": "lower is better · ", "up": "higher is better · ", None: ""}[drawing.direction]
     axes.set_xlabel(f"{way}dashed: floor", loc="right")
 
 

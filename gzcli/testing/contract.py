@@ -191,7 +191,7 @@ def each_phase_trains_its_parameters(case: Case) -> None:
     """On one batch with fixed noise each phase's loss falls; no gradient is infinite or outside the phase."""
     fresh, batch = started(case)
     strange = {*fresh.sums} - {phase.name for phase in fresh.phases()}
-    require(not strange, f"`sums` names {', '.join(sorted(strange))}, which is no phase")
+    require(not strange, f"`sums` names {', '.join(sorted(strange))}, which is not a phase")
     for phase in fresh.phases():
         model = copy.deepcopy(fresh)
         params = only(model, next(p for p in model.phases() if p.name == phase.name))
@@ -200,7 +200,7 @@ def each_phase_trains_its_parameters(case: Case) -> None:
         for _ in range(STEPS + 1):
             loss = loss_of(model, fixed_noise(batch, phase.name), phase.name)
             loss_name = f"`loss` of phase `{phase.name}`"
-            require(loss.ndim == 0, f"{loss_name} is of shape {tuple(loss.shape)}, not a scalar")
+            require(loss.ndim == 0, f"{loss_name} has shape {tuple(loss.shape)} and is not a scalar")
             require(loss.requires_grad, f"{loss_name} has no gradient")
             losses.append(float(loss.detach()))
             if has_fallen := losses[0] - losses[-1] >= FALL * abs(losses[0]) > 0:
@@ -244,7 +244,7 @@ def the_loss_is_a_mean(case: Case) -> None:
         once, twice = (sum(_value(m, b, phase.name, i) for i in range(4)) / 4 for m, b in copies)
         require(
             abs(twice - once) <= abs(twice - 2 * once) or abs(once) < 1e-3,
-            f"the loss of phase `{phase.name}` is a sum over the batch and not a mean: {len(batch)} images "
+            f"the loss of phase `{phase.name}` is a sum over the batch, not a mean: {len(batch)} images "
             f"give {once:.4g}, the same images twice {twice:.4g}; divide by `len(batch)`",
         )
 
@@ -286,15 +286,18 @@ def samples_are_images(case: Case) -> None:
     low, high = float(x.min()), float(x.max())
     require(low >= -1 and high <= 1, f"`sample` leaves [-1, 1]: {low:.3g} … {high:.3g}")
     repeated, with_seed_1, first_two = draw(model, case), draw(model, case, seed=1), draw(model, case, n=2)
-    require(torch.equal(x, repeated), "`sample` draws other images with the same noise; use `noise` alone")
-    require(not torch.equal(x, with_seed_1), "`sample` draws the same images with other noise")
+    require(
+        torch.equal(x, repeated),
+        "`sample` draws different images from the same noise; draw only from `noise`",
+    )
+    require(not torch.equal(x, with_seed_1), "`sample` draws the same images from different noise")
     alike = torch.allclose(x[:2], first_two, atol=2 / 255)
-    require(alike, "image i depends on how many images are drawn beside it")
+    require(alike, "image i depends on how many images are drawn with it")
     if model.conditional:
         for table in (m.table for m in model.modules() if isinstance(m, ClassEmbedding)):
             torch.nn.init.normal_(table.weight, generator=torch.Generator().manual_seed(2))
         one, with_seed_1 = (draw(model, case, labels=torch.full((4,), y)) for y in (0, 1))
-        require(not torch.equal(one, with_seed_1), "`sample` draws the same images with other labels")
+        require(not torch.equal(one, with_seed_1), "`sample` draws the same images for different labels")
 
 
 def weights_save_and_load(case: Case) -> None:
@@ -310,20 +313,20 @@ def weights_save_and_load(case: Case) -> None:
     require(not unexpected and not lost, f"a saved model does not load: {', '.join([*unexpected, *lost])}")
     is_equal = torch.equal(draw(model.eval(), case), draw(loaded.eval(), case))
     lost_state = "something that `sample` uses is neither parameter nor buffer"
-    require(is_equal, f"a loaded model draws other images: {lost_state}")
+    require(is_equal, f"a loaded model draws different images: {lost_state}")
 
 
 def declared_capabilities_work(case: Case) -> None:
     """What the catalogue reads from the file without an import is what the class has."""
     card, model = catalog.card(case.model), case.fresh()
-    require(type(model) is catalog.load(case.model), f"the catalogue takes `{card.cls}` for the model")
+    require(type(model) is catalog.load(case.model), f"the catalogue reads `{card.cls}` as the model")
     require(card.paper and card.paper == model.paper, "`paper` is empty")
     for name in (*card.do, *(f"score_{score}" for score in card.scores)):
-        require(callable(getattr(model, name, None)), f"`{name}` is no method")
+        require(callable(getattr(model, name, None)), f"`{name}` is not a method")
     alike = hasattr(model, "log_prob") == (model.likelihood is not None)
     require(alike, '`log_prob` and the class attribute `likelihood` ("exact", "bound" or "ode") go together')
     require(("log_prob" in card.can) == hasattr(model, "log_prob"), "the catalogue does not see `log_prob`")
-    conditional = "`self.conditional` is not what the option says; set it in `__init__`"
+    conditional = "`self.conditional` differs from the option `conditional`; set it in `__init__`"
     require(model.conditional == case.conditional, conditional)
 
 
@@ -382,7 +385,7 @@ def scores_do_not_depend_on_the_batch(case: Case) -> None:
             together = method(batch.x, noise=ImageNoise(0, index))
             alone = method(batch.x[2:3], noise=ImageNoise(0, index[2:3]))
         shape = tuple(together.shape)
-        require(shape == (4,), f"`{name}` of 4 images returns {shape}, not (4,)")
+        require(shape == (4,), f"`{name}` of 4 images has shape {shape}, not (4,)")
         require(torch.isfinite(together).all(), f"`{name}` is not finite")
         require(
             torch.allclose(alone[0], together[2], rtol=1e-5, atol=1e-4),
@@ -429,7 +432,8 @@ def _check_levels(process: Process) -> None:
         got, t_of_ratio = level.sigma / level.alpha, process.ratio_level(process.ratio(level.t)).t
         require(abs(got / ratio - 1) < 0.02, f"`{name}.ratio_level({ratio:.3g})` has a σ/α of {got:.3g}")
         require(
-            abs(t_of_ratio - level.t) < 0.01 * abs(process.noisy - process.clean), f"`{name}.ratio` is no σ/α"
+            abs(t_of_ratio - level.t) < 0.01 * abs(process.noisy - process.clean),
+            f"`{name}.ratio` is not σ/α",
         )
         walk = process.path(5, start=share)
         first, ends = walk[0].sigma / walk[0].alpha, walk[-1].sigma
@@ -447,11 +451,13 @@ def _check_derivatives(process: Process) -> None:
         for k, got in enumerate(derivatives, 1):
             slope = (after[k] - before[k]) / (2 * h)
             right = abs(got - slope) < 1e-3 * (1 + abs(slope))
-            require(right, f"`{name}.derivatives({t:.3g})` has {got:.4g}, and differences {slope:.4g}")
+            require(
+                right, f"`{name}.derivatives({t:.3g})` is {got:.4g}, but finite differences give {slope:.4g}"
+            )
         for times in (torch.full((2,), t), torch.full((2, 1, 1, 1), t)):
             same = all(torch.allclose(torch.as_tensor(v), torch.tensor(w), rtol=1e-3)
                        for v, w in zip(process.derivatives(times), derivatives, strict=True))  # fmt: skip
-            require(same, f"`{name}.derivatives` differ for times {list(times.shape)}")
+            require(same, f"`{name}.derivatives` differ for times of shape {list(times.shape)}")
 
 
 def _check_density(process: Process, std: float = 0.5) -> None:

@@ -178,7 +178,7 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference):
     paper = "| paper | cifar10 | bpd ≤ 2.91, NVAE with flows | [arXiv:2007.03898]("
     assert paper in as_markdown(page_of("hvae"), site=True)
     assert (
-        "\n| normflows 1.7 | mnist | fd 90 (+60 ± 9) | trained for 8m00s, 62 steps, by its own settings |"
+        "\n| normflows 1.7 | mnist | fd 90 (+60 ± 9) | trained for 8m00s, 62 steps, with its own settings |"
         in text
     )
     cell = "0.900 by complexity (0.880–0.920; papers .998), 0.100 by nll (0.080–0.120)"

@@ -228,13 +228,16 @@ def test_what_can_be_known_is_refused_before_the_engine_starts(run, call, tmp_pa
     """Labels that the set does not have, and statistics that are of no one metric or have no place."""
     finished("cvae", "classes", options=", conditional: true")
     for words, message in (
-        ("sample classes --label AB", "no label `AB` among 10 classes"),
-        ("sample classes --do reconstruct --label 12", "no label `12` among 10 classes"),
+        ("sample classes --label AB", "no label `AB` among the 10 classes"),
+        ("sample classes --do reconstruct --label 12", "no label `12` among the 10 classes"),
         (f"bench mine --data digits --export-stats {tmp_path}", "is a folder"),
-        ("bench mine --data digits --metrics swd --export-stats s.npz", "of one Fréchet distance, not of 0"),
+        (
+            "bench mine --data digits --metrics swd --export-stats s.npz",
+            "need one Fréchet distance among the metrics, not 0",
+        ),
         (
             "bench mine --data digits --metrics fd,fid --export-stats s.npz",
-            "Fréchet distance, not of 2",
+            "Fréchet distance among the metrics, not 2",
         ),
         ("bench mine --data digits --metrics ,", "`,` contains no names"),
     ):

@@ -84,10 +84,10 @@ LOSSES = {
 }
 SAMPLES = {
     "return x": "leaves [-1, 1]",
-    "return torch.rand_like(x)": "other images with the same noise",
+    "return torch.rand_like(x)": "different images from the same noise",
     "return (x * len(x) / 4).clamp(-1, 1)": "how many images are drawn",
     "return x.clamp(-1, 1)[:, :, 1:]": "returns (4, 1, 15, 16), not (4, 1, 16, 16)",
-    "return x.clamp(-1, 1) * 0": "the same images with other noise",
+    "return x.clamp(-1, 1) * 0": "the same images from different noise",
 }
 
 

@@ -127,7 +127,7 @@ def test_a_conditional_model_has_two_columns(load, tmp_path, monkeypatch):
     result = run(tmp_path, "plain", "classes", metrics=("bpd",))
     plain, classes = result["rows"]
     assert set(plain["metrics"]) == {"bpd"} and set(classes["metrics"]) == {"bpd", "bpd|y"}
-    assert any("not to be compared" in note for note in result["notes"])
+    assert any("do not compare" in note for note in result["notes"])
     pack = open_pack("digits")
     k = (np.asarray(pack.images("test")).astype(int) * 17) >> 8
     logp = np.log(trained.model.table.numpy()).astype(float)  # [classes, pixels, levels]

@@ -70,7 +70,7 @@ def test_a_set_against_itself_is_at_nought_and_the_floor_is_of_as_many_images(pa
         assert floor["metrics"]["fd"] == pytest.approx(np.mean(floor["draws"]["fd"]))
     assert result["provenance"]["floor_draws"] == result["floors"][0]["draws"]
     assert (same["name"], same["model"], same["run"]) == ("same.npz", None, None)
-    for said in ("260 grey images of 16×16, resized from 32×32; fewer than", "floor of its own number"):
+    for said in ("260 grey images of 16×16, resized from 32×32; fewer than", "floor for its number"):
         assert any(said in note for note in result["notes"]), said
     # copies of training images are told from images that were not trained on
     assert train["metrics"]["authenticity"] < 0.2 < result["floor"]["authenticity"]

@@ -20,7 +20,7 @@ from gzcli.store.jobs import BenchJob
 pytestmark = pytest.mark.usefixtures("undrawn")
 CPU = torch.device("cpu")
 INSTALL = 'pip install "gzcli[features]"'
-DEAD = "distinguishes nothing (accuracy 26% on test images, 25% by chance)"
+DEAD = "did not learn its classes (accuracy 26% on test images, 25% by chance)"
 
 
 def dying(judge):
@@ -50,7 +50,7 @@ def test_a_bench_leaves_out_what_a_dead_judge_says(extra, tmp_path, monkeypatch)
     assert {"swd", "bpd", "samples_per_s"} <= set(row["metrics"])
     assert result["metric"] == ("kid_lite" if extra else "swd")  # of pixels, which no judge sees
     for name in ("lenet", "second"):
-        (note,) = (note for note in result["notes"] if f"the judge `{name}` {DEAD}" in note)
+        (note,) = (note for note in result["notes"] if f"the judge network `{name}` {DEAD}" in note)
         assert (INSTALL in note) != extra
     assert not any("below 0" in note and "kid_lenet" in note for note in result["notes"])
     named = bench.run(replace(job, metrics=("fd", "memory", "swd")), tmp_path, CPU, Log())

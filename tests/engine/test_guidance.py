@@ -110,7 +110,7 @@ def test_a_judge_that_distinguishes_nothing_chooses_nothing(monkeypatch):
     monkeypatch.setattr(Log, "info", lambda self, text, **_: said.append(text))
     run = fit(recipe(FIRST["fm"], steps=2, sets=LABELLED)).run
     assert run.status().get("guidance") is None
-    dead = "the judge `lenet` distinguishes nothing (accuracy 11% on test images, 10% by chance)"
+    dead = "the judge network `lenet` did not learn its classes (accuracy 11% on test images, 10% by chance)"
     assert f"guidance 1, not chosen: {dead}" in said
 
 

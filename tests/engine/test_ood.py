@@ -275,7 +275,7 @@ def test_a_benchmark_has_groups_a_version_and_names_what_is_missing(trained, tmp
     """Offline and with an empty cache every set is named with what would fetch it."""
     result = run(tmp_path, outs=("patches", "digits-ab"))
     rows = result["results"]
-    assert any("`patches` was resized to 16×16 and made grey" in n for n in result["notes"])
+    assert any("`patches` was resized to 16×16 and converted to grey" in n for n in result["notes"])
     assert all(row["resized"] == (row["out"] == "patches") for row in rows)
     toy = Benchmark("toy", "digits", ("digits-ab", "svhn"), ("patches",))
     table = ood.with_group_means(rows, toy)
@@ -285,7 +285,7 @@ def test_a_benchmark_has_groups_a_version_and_names_what_is_missing(trained, tmp
     single = next(row for row in rows if row["out"] == "patches" and row["score"] == "nll")
     assert mean["auroc"] == single["auroc"] > 0.9 and mean["group"] == "far"
     said = ood.notes(rows, {"digits-ab": open_pack("digits-ab")}, 17, toy, job())
-    assert said[0].startswith("left out of `toy`: svhn, patches;")
+    assert said[0].startswith("omitted from `toy`: svhn, patches;")
     benchmark = ood_verb.benchmark_of("OpenOOD_CIFAR10", None, None)
     assert benchmark.inside == "cifar10" and benchmark.near == ("cifar100", "tinyimagenet")
     refused("defines its own data sets", ood_verb.benchmark_of, "openood-mnist", "cifar10", None)
@@ -371,7 +371,9 @@ def test_a_foreign_folder_is_scored_whole_or_its_subset_told(trained, tmp_path, 
         assert mean == {name: 10 * names.index(name) for name in mean}, which
     folder = pictures("own", [f"{i}.png" for i in range(20)])
     notes = run(tmp_path, outs=(folder,), scores=("nll",), n=12)["notes"]
-    assert any("12 of the 20 images of `own` were scored; `--full` takes all" in note for note in notes)
+    assert any(
+        "12 of the 20 images of `own` were scored; use `--full` to score all" in note for note in notes
+    )
     for sides in ({"ins": folder, "outs": (folder,)}, {"outs": ("digits",)}):
         refused("both", run, tmp_path, **sides)
     trained.model.broken = True

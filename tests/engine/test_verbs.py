@@ -80,7 +80,7 @@ def test_sample_writes_what_it_says(forks, tmp_path):
     again = json.loads(forks.gz(*words, "--out", str(tmp_path / "b"), "--temperature", "0.5").stdout)
     assert not np.array_equal(samples, np.load(again["npz"])["samples"])
     done = forks.gz("sample", "labelled", "--label", "11", "--cpu", code=2)
-    assert "no label `11` among 10 classes" in done.stderr
+    assert "no label `11` among the 10 classes" in done.stderr
 
 
 def test_two_processes_draw_what_one_draws(forks, tmp_path):

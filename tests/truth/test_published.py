@@ -265,18 +265,18 @@ def test_what_gz_cannot_read_is_refused(tmp_path):
         ("with `act_fn: gelu`", {"act_fn": "gelu"}),
         ("with `time_embedding_type: fourier`", {"time_embedding_type": "fourier"}),
         ("do not fit its `config.json`", {"layers_per_block": 1}),
-        ("no multiples of the first", {"block_out_channels": [8, 12, 16, 16]}),
+        ("not multiples of the first", {"block_out_channels": [8, 12, 16, 16]}),
     ):
         refused(said, published.saved_of, changed(said[-8:-1].strip("`: "), **changes), "digits")
-    refused("holds no network that gz reads, but `X`", changed, "x", _class_name="X")
+    refused("contains `X`, a network that gz cannot read", changed, "x", _class_name="X")
     scaled = changed("scaled", "scheduler_config.json", beta_schedule="scaled_linear")
-    refused("gz has no noise like that of", published.saved_of, scaled, "digits")
+    refused("gz does not support the noise schedule of", published.saved_of, scaled, "digits")
     folder = folder_of(tmp_path / "bin", SMALL_CIFAR)
     (folder / "diffusion_pytorch_model.safetensors").rename(folder / "diffusion_pytorch_model.bin")
     with pytest.raises(MissingError, match=r"no `diffusion_pytorch_model\.safetensors`"):
         published.saved_of(published.read(folder), "digits")
     (folder / "scheduler_config.json").unlink()
-    with pytest.raises(MissingError, match="does not say the noise"):
+    with pytest.raises(MissingError, match="does not specify the noise"):
         published.read(folder)
 
 
@@ -286,7 +286,7 @@ def test_a_network_that_computes_something_else_is_not_trusted(tmp_path, monkeyp
     read = published._unet
     monkeypatch.setattr(published, "_unet", lambda folder: read(folder) | {"downsample_padding": 1})
     monkeypatch.setattr(published, "_check_config", lambda *_: None)
-    with pytest.raises(UsageError, match="outputs differ from diffusers'"):
+    with pytest.raises(UsageError, match="outputs differ from those of diffusers"):
         model_of(folder)
 
 

@@ -98,7 +98,7 @@ def test_a_judge_of_no_labels_or_of_labels_that_are_noise_tells_rotations(monkey
     said: list[str] = []
     labelled = replace(bare, classes=("a", "b"))
     net = lenet(labelled, say=said.append)
-    assert net.rotations and net.alive and "cannot tell the classes apart" in said[-1]
+    assert net.rotations and net.alive and "did not learn its classes" in said[-1]
     again = lenet(labelled, say=pytest.fail)
     assert (again.hash, again.accuracy, again.chance) == (net.hash, net.accuracy, net.chance)
     net = lenet(replace(labelled, noise=True))
@@ -259,12 +259,12 @@ def test_files_without_statistics_or_weights_are_told(net, tmp_path, monkeypatch
             path.write_bytes(wrong)
         else:
             np.savez(path, **wrong)
-        refused("no npz of statistics", read_statistics, path, metrics()["fd"], net)
+        refused("these are not statistics", read_statistics, path, metrics()["fd"], net)
     monkeypatch.setenv("GZ_HOME", str(tmp_path))
     error = refused("", inception, error=MissingError)
     assert INCEPTION in error.message and str(cache_dir("weights") / INCEPTION) in error.hint
     (tmp_path / "bad.pth").write_bytes(b"not weights")
-    refused("not a file of weights", inception, tmp_path / "bad.pth")
+    refused("not a weights file", inception, tmp_path / "bad.pth")
     torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
     refused("does not contain", inception, tmp_path / "other.pth")
 

@@ -32,16 +32,20 @@ REFERENCE = "pca_local"  # the method that the alarm of a model is compared with
 LOCAL = "local"  # the score of a run that is the maximum of its map, as `local.Local` of these methods
 
 METHODS: dict[str, Method] = {
-    "pca_local": Method("what principal components leave, if it is most unusual", "pca.fit_pca_local", True),
+    "pca_local": Method("the residual of a PCA where it is most unusual", "pca.fit_pca_local", True),
     "knn_patch": Method(
-        "the patch that is farthest from those of good images", "patches.fit_knn_patch", True
+        "the distance of the patch that is farthest from patches of good images",
+        "patches.fit_knn_patch",
+        True,
     ),
     "patchcore": Method(
-        "as `knn_patch`, of features of EfficientNet-Lite0 (`gzcli[features]`)", "patches.fit_patchcore", True
+        "like `knn_patch`, with features of EfficientNet-Lite0 (`gzcli[features]`)",
+        "patches.fit_patchcore",
+        True,
     ),
-    "pca": Method("what principal components leave, in the mean", "pca.fit_pca", True),
+    "pca": Method("the mean residual of a PCA", "pca.fit_pca", True),
     "knn_pixels": Method("the distance to the fifth nearest good image, in pixels", "whole.fit_knn_pixels"),
-    "png": Method("the bytes of the image as a PNG", "whole.fit_png", fits=False, tails=2),
+    "png": Method("the size of the image as a PNG, in bytes", "whole.fit_png", fits=False, tails=2),
     "mean": Method("the mean of all pixels", "whole.fit_mean", fits=False, tails=2),
 }
 

@@ -86,7 +86,11 @@ def inception_score(fake: Array, real: Array, intervals: bool) -> Figures:
 COLUMNS = (Column("tv", "down", keep=12), Column("label_accuracy", "up", keep=11))
 LEGIBLE = (
     Column(
-        "legible", "up", keep=14, beside=True, meaning="share of samples of a sure class, of real images 0.95"
+        "legible",
+        "up",
+        keep=14,
+        beside=True,
+        meaning="share of samples of a confident class; 0.95 of real images",
     ),
 )
 METRICS = (

@@ -43,7 +43,7 @@ def frechet_infinity(fake: Array, real: Array, *, points: int = 15, seed: int = 
 
     n = min(len(fake), len(real))
     if n < 10:
-        raise UsageError("an extrapolated Fréchet distance needs at least ten images on each side")
+        raise UsageError("an extrapolated Fréchet distance needs at least ten images in each set")
     # Below two rows a feature the distance does not fall as 1/n yet: half of the rows at most are left out.
     least = max(0.1, min(0.5, 2 * np.shape(real)[1] / n))
     rng, shares = np.random.default_rng(seed), np.linspace(least, 1, points)
@@ -69,7 +69,7 @@ def within_classes(fake: Array, real: Array, fake_classes: Array, real_classes: 
         total += size * frechet_distance(samples, real[real_classes == k])
         count += size
     if not count:
-        raise UsageError("no class has two real images")
+        raise UsageError("no class has at least two real images")
     return float(total / count)
 
 
@@ -120,7 +120,7 @@ def metric(
 
 MEANINGS = {
     "fd": "Fréchet distance in features of the set's own LeNet",
-    "fd_second": "Fréchet distance in features of a second network, by which no recipe was chosen",
+    "fd_second": "Fréchet distance in features of a second network, which no recipe was tuned by",
     "fid": "Fréchet Inception distance",
 }
 FD_CLASS = Column("fd_class", "down", keep=5, meaning="Fréchet distance within predicted classes")

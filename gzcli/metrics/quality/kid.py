@@ -28,7 +28,7 @@ def kid(fake: Array, real: Array, *, subsets: int = 100, size: int = 1000, seed:
         raise UsageError(f"features of shapes {fake.shape} and {real.shape} cannot be compared")
     n = min(len(fake), len(real))
     if n < 4:
-        raise UsageError("a kernel distance needs at least four images on each side")
+        raise UsageError("a kernel distance needs at least four images in each set")
     size = min(size, n // 2)
     rng = np.random.RandomState(seed)
     draws = [[rng.choice(len(f), size, replace=False) for f in (fake, real)] for _ in range(subsets)]

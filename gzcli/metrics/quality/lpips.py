@@ -25,7 +25,7 @@ def reconstruction(judge: Any, contestant: Any) -> Figures:
     if method is None:
         return {}
     images, count = judge.test_images(trained, REBUILT, BATCH), 0
-    with judge.log.bar(f"reconstruct by {trained.title}") as progress:
+    with judge.log.bar(f"reconstruct with {trained.title}") as progress:
 
         def work(batch: Batch) -> dict[str, Array]:
             nonlocal count

@@ -61,7 +61,7 @@ def prdc(fake: Array, real: Array, *, near: int = NEAR, far: int = FAR) -> dict[
     fake, real = paired(fake, real)
     most = max(near, far)
     if min(len(fake), len(real)) <= most:
-        raise UsageError(f"precision and recall need more than {most} images on each side")
+        raise UsageError(f"precision and recall need more than {most} images in each set")
     # the first of its neighbours is a row itself
     of_real, of_fake = (nearest(rows, rows, k=most + 1)[0] * INSIDE for rows in (real, fake))
     precise, inside = np.zeros(len(fake), bool), np.empty(len(fake), np.int64)  # the balls that hold a sample
@@ -86,7 +86,7 @@ def nearest(queries: Array, bank: Array, *, k: int = 1) -> tuple[Array, Array]:
 
     queries, bank = paired(queries, bank)
     if len(bank) < k:
-        raise UsageError(f"{k} neighbours need as many images, and there are {len(bank)}")
+        raise UsageError(f"{k} nearest neighbours need at least {k} images, but there are {len(bank)}")
     distances_to, places = np.empty((len(queries), k)), np.empty((len(queries), k), np.int64)
     for rows, distances in _blocks(queries, bank):
         places[rows] = np.argpartition(distances, k - 1, axis=1)[:, :k]
@@ -124,7 +124,7 @@ def paired(a: Array, b: Array) -> tuple[Array, Array]:
     import numpy as np
 
     if not len(a) or not len(b):
-        raise UsageError("there must be images on both sides")
+        raise UsageError("both sets must contain images")
     a, b = (np.asarray(f).reshape(len(f), -1) for f in (a, b))
     if a.shape[1] != b.shape[1]:
         raise UsageError(f"rows of widths {a.shape[1]} and {b.shape[1]} cannot be compared")

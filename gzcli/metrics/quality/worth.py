@@ -49,7 +49,7 @@ def worth(
 
     for images, labels in (real, samples, test):
         if not len(images) or np.shape(labels) != (len(images),):
-            raise UsageError("the worth of samples needs images with one class each on all sides")
+            raise UsageError("`worth` needs images with one class each in all sets")
     real, samples, (test_x, test_y) = (
         (np.asarray(x), np.asarray(y, np.int64)) for x, y in (real, samples, test)
     )
