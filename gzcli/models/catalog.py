@@ -325,14 +325,16 @@ def params_of(function: ast.FunctionDef, path: Path) -> tuple[Param, ...]:
                 options = list(_fields(group, default, path))
             elif isinstance(default.func, ast.Name) and default.func.id == arg.annotation.id:
                 message = f"{place}: `{arg.annotation.id}` must be a dataclass of this file or of gz"
-                raise UsageError(message, hint="move it here: recipes are made without an import")
+                raise UsageError(
+                    message, hint="define it in this file: recipes are made without importing it"
+                )
         if not options:
             value = None if default is None or arg.arg in ENGINE_ARGS else value_of(default, path)
             options = [Param(arg.arg, type_of(arg.annotation, path), value, default is None, from_gz)]
         for option in options:
             if option.name in params:
                 message = f"{place}: the option `{option.name}` is in `{source[option.name]}` and `{arg.arg}`"
-                hint = "a recipe has one key for both: use a dataclass with other names of fields"
+                hint = "rename one of the fields: a recipe has one key for each option"
                 raise UsageError(message, hint=hint)
             params[option.name], source[option.name] = option, arg.arg
     return tuple(params.values())
@@ -368,7 +370,7 @@ def type_of(node: ast.expr | None, path: Path) -> str:
     if node is None:
         return ""
     if sum(1 for _ in ast.walk(node)) > MOST_PARTS:
-        raise UsageError(f"{path}:{node.lineno}: a type of more than {MOST_PARTS} parts")
+        raise UsageError(f"{path}:{node.lineno}: the type has more than {MOST_PARTS} parts")
     return _type(node, path)
 
 
@@ -414,8 +416,8 @@ def value_of(node: ast.expr, path: Path) -> Any:
     except RecursionError:
         raise UsageError(f"{place}: this is nested too deeply") from None
     raise UsageError(
-        f"{place}: `{text}` must be a literal, no expression: recipes are made from it without an import",
-        hint="write the value itself: a number, a text, true or false, None, or a tuple of these",
+        f"{place}: `{text}` must be a literal, not an expression: recipes are made without importing it",
+        hint="write a number, a string, True, False, None, or a tuple of these",
     )
 
 
@@ -507,8 +509,8 @@ def card(name: str) -> ModelCard:
     # installed packages are searched last: that takes longer than all else
     if (path := model_files.find(name)) and (card := read_card(path)):
         return card
-    hint = did_you_mean(name, cards()) or "`gz list models` names them all"
-    raise UsageError(f"no model is called `{name}`", hint=hint)
+    hint = did_you_mean(name, cards()) or "see the names with `gz list models`"
+    raise UsageError(f"there is no model `{name}`", hint=hint)
 
 
 def card_of(run: Run, name: str) -> ModelCard:
@@ -522,7 +524,7 @@ def card_at(path: Path) -> ModelCard:
     """The card of the model in a file. Raises UsageError if it contains none."""
     if card := read_card(path):
         return card
-    hint = "a class that derives from `gzcli.Model` and names its `paper`"
+    hint = "define a class that derives from `gzcli.Model` and sets `paper`"
     raise UsageError(f"`{path}` contains no model", hint=hint)
 
 

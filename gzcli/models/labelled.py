@@ -82,7 +82,7 @@ class ClusterOptions(LabelOptions):
         at_least(0, clusters=self.clusters)
         if self.conditional and self.clusters and data.multilabel:
             hint = "set `model.clusters` to 0"
-            raise UsageError("images of several classes have no clusters within one class", hint=hint)
+            raise UsageError("clusters within classes need images with one class each", hint=hint)
         classes = len(data.classes) if self.conditional else 0
         return max(self.clusters, classes) if self.clusters else classes
 
@@ -235,8 +235,8 @@ def over_classes(
         return mixture(of_each())
     count, most = len(model.data.classes), SUMMED_BY_ODE if model.likelihood == "ode" else SUMMED
     if count > most:
-        message = f"log p(x) without labels is a sum over {count:,} classes, and {most} are the most"
-        raise UsageError(message, hint="pass the labels: `gz bench` gives log p(x | y)")
+        message = f"log p(x) without labels needs a sum over {count:,} classes, and gz allows at most {most}"
+        raise UsageError(message, hint="pass labels, or use `gz bench`, which computes log p(x | y)")
     noises = [*(noise and noise.again() for _ in range(count - 1)), noise]
     every = every_label(model.data, n, next(model.parameters()).device)
     return mixture(torch.stack([log_prob(y, draws) for y, draws in zip(every, noises, strict=True)], 1))
@@ -327,7 +327,7 @@ class Labelled(Model):
         if self.clusters is not None:
             return self.clusters(x, labels, mask)
         if self.labelled and labels is None and not self.label_dropout:
-            hint = "`gz sample` takes `--label`; other commands need a run with `model.label_dropout` above 0"
+            hint = "use `gz sample --label`; for other commands, train with `model.label_dropout` above 0"
             raise UsageError("a model trained without label dropout needs labels", hint=hint)
         return labels
 
@@ -360,7 +360,7 @@ class Labelled(Model):
     def check_guidance(self, guidance: float, y: Tensor | None) -> None:
         """Raises UsageError for guidance of a model that cannot be guided, or without labels."""
         if guidance != 1 and not (self.labelled and self.label_dropout):
-            hint = "set `model.conditional` to `true` and train, or `guidance` to 1"
+            hint = "train with `--set model.conditional=true`, or set `guidance` to 1"
             message = f"`guidance` {guidance:g} needs a conditional model trained with label dropout"
             raise UsageError(message, hint=hint)
         if guidance != 1 and y is None:

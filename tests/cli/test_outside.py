@@ -106,7 +106,7 @@ SIGNATURES = {
     "hidden=32, layers: int = 3": "option `hidden` of `__init__` has no type",
     f"{SIGNATURE}, more: dict = None": "has the type `dict`, which a recipe cannot contain",
     f"{SIGNATURE}, name: str = 'x'": "`name` cannot be an option",
-    f"{SIGNATURE}, more: int = len('x')": "must be a literal, no expression",
+    f"{SIGNATURE}, more: int = len('x')": "must be a literal, not an expression",
 }
 
 

@@ -144,7 +144,7 @@ def test_what_cannot_be_found_is_said_and_what_cannot_be_built_refused(gz, dry_r
     result = dry_run("vae")
     assert result["params"] is None and result["seconds"] is None and result["memory"] == []
     assert result["needs"] == ["the weights of `a/b` are not available"]
-    planned(error="`model.width` is 64, which 7 heads cannot share", refused="set `model.heads`")
+    planned(error="`model.width` is 64, which is not divisible by 7 heads", refused="set `model.heads`")
     code, stdout, _ = gz("train", "vqvae", "--cpu", "--dry-run", "--json")
     error = json.loads(stdout)["error"]
     assert code == error["code"] == 2 and error["hint"] == "set `model.heads`"

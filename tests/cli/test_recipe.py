@@ -207,7 +207,7 @@ MISTAKES = {
     "model: {name: wgan}\noptim: {critic: {lrr: 1}, genrator: {lr: 1}}": "2:18: unknown key `lrr` in "
     "`optim.critic` (did you mean `lr`?)",
     "model: {name: wgan}\noptim: {critic: 3}": "2:17: `optim.critic` must contain keys, not `3`",
-    "model: {name: glwo}": "1:15: no model is called `glwo` (did you mean `glow`?)",
+    "model: {name: glwo}": "1:15: there is no model `glwo` (did you mean `glow`?)",
     "model: {depth: 4}": "1:1: `model.name` is missing (write `model: {name: vae}`",
     "scale: brief": "2:8: `scale` must be `tiny`, `small`, `full`, `paper` or null",
     "for: [mnist]": "2:1: `for` must contain data sets, such as `for: {mnist: {…}}`",

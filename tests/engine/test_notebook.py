@@ -187,7 +187,7 @@ def the_same_images_again(run, tmp_path):
 
 def what_is_no_image(run, tmp_path):
     for data, words in (
-        (object(), "`object`, no images"),
+        (object(), "`object`, not images"),
         (X[0], "uint8 of shape (16, 16)"),
         (X.astype(complex), "complex"),
         ((X, Y[:5]), "labels int64 of shape (5,) for 90 images"),

@@ -266,7 +266,7 @@ def test_scores_that_there_are_and_are_not(trained, monkeypatch):
     for score in ("nlll", "fara"):
         refused(f"no score `{score}`", choose, trained, [score], hint="did you mean")
     monkeypatch.setattr(Pixelwise, "likelihood", "ode")  # which is computed without a gradient
-    refused("without gradient, `gradnorm` needs one", choose, trained, ["gradnorm"])
+    refused("`gradnorm` needs a gradient", choose, trained, ["gradnorm"])
     monkeypatch.delattr(Pixelwise, "log_prob")
     refused("has no likelihood", choose, trained, ["nll"])
 

@@ -106,7 +106,7 @@ def test_stages_lay_their_own_over_what_is_shared_and_the_command_line_over_all(
 MISTAKES = {  # what stands in the recipe in place of what, and what is said
     ("  tokenizer:", "  tokeniser:"): "`transformer` needs a stage `tokenizer` before it",
     ("width: 16", "widht: 16"): "unknown key `widht` in `stages.prior.model` (did you mean `width`?)",
-    ("name: transformer", "name: transfomer"): "no model is called `transfomer`",
+    ("name: transformer", "name: transfomer"): "there is no model `transfomer`",
     ("    sample: {temp", "    data: {name: mnist}\n    sample: {temp"): "`name` in `stages.prior.data`",
     ("train: {steps: 6", "sample: {}\ntrain: {steps: 6"): "did you mean `stages.tokenizer.sample`?",
     ("    model: {name: vqvae", "    model: {x: 1"): "`stages.tokenizer.model.name` is missing",
@@ -201,7 +201,7 @@ def test_only_the_images_that_are_trained_on_are_prepared(trained, path):
 def test_weights_and_wrong_options_of_a_later_stage(path, tmp_path):
     run = make(path, "stages.prior.model.heads=3")
     assert main(run.path) == UsageError.code
-    assert run.status()["error"]["message"] == "`model.width` is 16, which 3 heads cannot share"
+    assert run.status()["error"]["message"] == "`model.width` is 16, which is not divisible by 3 heads"
     assert not any((stage.path / "metrics.jsonl").exists() for stage in run.stages)
     text = """
     train: {steps: 2, batch_size: 8, sample_every: 0, best: none, precision: fp32}

@@ -145,7 +145,7 @@ def _log():
 
 def test_a_network_of_photographs_is_refused(sets):
     pack = open_pack(sets["float"])
-    refused("`fid` is by a network of photographs", Judge, pack, ["fid"], _job(), "cpu", _log())
+    refused("`fid` uses a network trained on photographs", Judge, pack, ["fid"], _job(), "cpu", _log())
 
 
 def test_other_images_are_read_in_the_scale_of_the_run(runs_of, tmp_path):

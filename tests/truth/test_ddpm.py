@@ -94,7 +94,7 @@ def test_paths_fall_to_the_clean_image(spacing, zero_snr):
         assert all(abs(math.hypot(a, s) - 1) < 1e-12 and 0 <= t <= 999 for t, a, s in path[:-1])
     half = schedule.path(10, spacing, start=0.5)
     assert half[0].t <= 499
-    refused("1001 sampling steps over 1000 timesteps", schedule.path, 1001, spacing)
+    refused("1001 sampling steps do not fit 1000 timesteps", schedule.path, 1001, spacing)
 
 
 def exact_start():
@@ -468,7 +468,9 @@ def test_larger_and_edited_images_and_ways_between_them():
     torch.testing.assert_close(nn.functional.avg_pool2d(big, 2), small, atol=1e-4, rtol=0)
     full = nn.functional.interpolate(small, scale_factor=2)
     torch.testing.assert_close(model.upscale(full, noise=noise(3), steps=20).images, big)
-    refused("no whole part", model.upscale, torch.zeros(1, 1, 3, 3), noise=ImageNoise(0, [0]))
+    refused(
+        "do not fit a whole number of times", model.upscale, torch.zeros(1, 1, 3, 3), noise=ImageNoise(0, [0])
+    )
     model, x = exact_model(DataInfo((1, 8, 8)), 0.0, 0.5), batch_of(4).x * 0.5
     edit = lambda s: model.edit(x, noise=noise(4), strength=s, steps=10).images  # noqa: E731
     moved = [float((edit(s) - x).square().mean()) for s in (0.05, 0.4, 1.0)]
@@ -590,7 +592,7 @@ def test_a_model_with_a_factor_starts_as_the_weights_without_and_says_what_it_ca
     uneven = DDPM.of(DataInfo((1, 14, 14)), **keys | {"mult": (1, 1, 1)})
     for message, call in {
         "trained to enlarge 2 times": lambda: model.upscale(x, noise=noise(3), factor=4),
-        "no 3 times larger": lambda: DDPM.of(info, **keys, factor=3),
+        "cannot be reduced 3 times": lambda: DDPM.of(info, **keys, factor=3),
         "no pipeline": model.to_diffusers,
         "cannot halve 14×14 images 2 times": uneven.to_diffusers,
     }.items():
@@ -636,7 +638,7 @@ def test_a_shift_moves_the_log_snr_of_each_level(name, zero_snr):
     shapes = {(3, 64, 64): 1, (1, 28, 28): 1, (3, 128, 128): 2, (3, 256, 64): 2, (4, 32, 32): 1}
     assert {shape: shift_of("auto", shape) for shape in shapes} == shapes
     assert shift_of(1.5, (3, 256, 256)) == 1.5
-    refused("noise shifted by a factor of 0", shift_of, 0, (3, 8, 8))
+    refused("cannot be shifted by a factor of 0", shift_of, 0, (3, 8, 8))
     with torch.device("meta"):
         model = DDPM.of(DataInfo((3, 128, 128)), channels=8, shift="auto")
     shifted, level = model.process.level(500), DiscreteVP("cosine", 1000).level(500)

@@ -111,7 +111,7 @@ def test_a_modern_block_sees_the_distance_of_patches_and_the_direction_of_featur
         for kind in ("plain", "modern")
     ]
     assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
-    refused("heads of a multiple of 4, not 6", DiTNet, (1, 8, 8), DiTOptions(24, 1, 4, 2, block="modern"))
+    refused("a multiple of 4, not 6", DiTNet, (1, 8, 8), DiTOptions(24, 1, 4, 2, block="modern"))
 
 
 PATCHES = [(28, 28, 256, 2), (28, 28, 64, 4), (32, 32, 256, 2), (64, 64, 256, 4), (128, 128, 256, 8)]

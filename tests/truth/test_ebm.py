@@ -68,7 +68,9 @@ def test_chains_go_on_where_they_ended_and_keep_their_labels():
     started = 2 * batch(x, 3, y).noise.rand(*x.shape) - 1
     torch.testing.assert_close(anew.on_batch(batch(x, 3, y))["ends"], started)
     refused(
-        "`model.chains`: 64 are fewer than a batch of 65", model.on_batch, batch(torch.zeros(65, *INFO.shape))
+        "`model.chains` is 64, which is fewer than a batch of 65",
+        model.on_batch,
+        batch(torch.zeros(65, *INFO.shape)),
     )
 
 

@@ -125,5 +125,5 @@ def test_stages_halve_the_step_and_a_teacher_is_a_denoiser_conditioned_alike():
         gaps.append(model.gap)
     assert gaps == [1 / 2, 1 / 2, 1 / 4, 1 / 8, 1 / 8, 1 / 8]
     ect = catalog.load("ect")
-    refused("is false, and the student's is not", ect.of, INFO, teacher=teacher, conditional=True)
+    refused("is false, but the student's is not", ect.of, INFO, teacher=teacher, conditional=True)
     refused("not a denoiser", ect.of, INFO, teacher=nn.Identity())

@@ -101,4 +101,4 @@ def test_it_draws_odd_sizes_in_patches_by_labels_and_refuses_two_times(side, pat
     assert outs[0].shape == x.shape and not torch.equal(*outs)
     drawn = model.sample(2, labels=torch.tensor([0, 1]), noise=noise(2), progress=no_progress)
     assert drawn.shape == x.shape
-    assert "unet" in refused("takes one time", MeanFlow.of, info, net="edm2").hint
+    assert "unet" in refused("supports one time", MeanFlow.of, info, net="edm2").hint

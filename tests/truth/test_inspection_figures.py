@@ -139,7 +139,7 @@ def test_the_layouts_of_visa_and_of_plain_folders_are_judged(tmp_path, good, bad
     # a mask that is none of these pictures'
     for i in range(5):
         (path / masks / f"{i}.png").rename(path / masks / f"other{i}.png")
-    assert "a mask has the name" in refused("no mask", inspection_at, str(path)).hint
+    assert "name each mask after its image" in refused("no mask", inspection_at, str(path)).hint
 
 
 def test_a_score_without_a_map_has_no_figures_of_pixels(defects):

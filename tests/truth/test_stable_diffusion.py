@@ -503,7 +503,7 @@ def test_bases_that_are_not_whole_or_of_another_kind(tmp_path):
         for file in (tmp_path / part / part).glob("*.safetensors"):
             file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 3438167536\n")
     for folder in ("pickled", "unet", "text_encoder"):
-        refused("is not whole", SDLoRA.of, INFO, base=str(tmp_path / folder), error=MissingError)
+        refused("is incomplete", SDLoRA.of, INFO, base=str(tmp_path / folder), error=MissingError)
     pipe = tiny.made("tiny").pipe
     widen(pipe.unet, 5)  # of inpainting
     pipe.save_pretrained(tmp_path)

@@ -57,8 +57,8 @@ def test_any_size_has_levels_and_attention():
     assert widths_of((1, 64, 64), options) == (1, 3)
     assert attended((1, 64, 64), 2, options) == (True, False), "sides are those after the patches"
     assert attended((1, 28, 28), 3, UNetOptions(attention=())) == (False, False, False)
-    refused("12 channels does not divide into 8 norm groups", UNet, 1, 1, Levels((8, 12), (D, D)))
-    refused("channels a head", UNet, 1, 1, Levels((8, 16), (D, A), head_dim=3))
+    refused("12 channels cannot be divided into 8 norm groups", UNet, 1, 1, Levels((8, 12), (D, D)))
+    refused("heads of 3 channels", UNet, 1, 1, Levels((8, 16), (D, A), head_dim=3))
 
 
 def net_of(kind: str, side: int, classes: int = 0) -> torch.nn.Module:
@@ -121,7 +121,7 @@ def test_patches_are_positions():
     cells = x.unflatten(3, (4, 2)).unflatten(2, (6, 2)).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
     out = plain(cells, t).unflatten(1, (2, 2, 2)).permute(0, 1, 4, 2, 5, 3).flatten(4, 5).flatten(2, 3)
     torch.testing.assert_close(net(x, t), out, atol=1e-5, rtol=1e-5)
-    refused("diffusers has no U-Net of patches", net.to_diffusers, (12, 8), 1)
+    refused("diffusers has no U-Net with patches", net.to_diffusers, (12, 8), 1)
     x = torch.randn(2, 3, 11, 7)  # continued by zeros to 12×8
     torch.testing.assert_close(net(x, t), net(F.pad(x, (0, 1, 0, 1)), t)[..., :11, :7])
     assert UNet.of(DataInfo((3, 33, 47)), UNetOptions(patch=4)).config["block_out_channels"] == (32,)

@@ -109,4 +109,4 @@ def test_codes_of_the_wrong_kind_are_refused():
     refused("several scales", prior, VAR, hint="stages.tokenizer.model.scales")
     refused("one scale", prior, Transformer, book={"scales": SCALES}, hint="stages.tokenizer.model.scales")
     refused("unit sphere", build, book={"scales": SCALES, "cosine": True}, hint="model.cosine")
-    refused("do not fit scales", build, book={"scales": SCALES, "levels": (4, 4)}, hint="model.levels")
+    refused("get smaller", build, book={"scales": SCALES, "levels": (4, 4)}, hint="model.levels")

@@ -185,4 +185,4 @@ def test_lpips_comes_from_the_cache_and_is_missed_aloud(home, monkeypatch):
     tree["model"]["perceptual"] = "auto"
     text = (fit(tree).run.path / "log.txt").read_text()
     assert f"warning: no perceptual loss: perceptual distances (LPIPS) need the weights `{VGG}`" in text
-    assert f"put `{VGG}` of torchvision's models into" in text
+    assert f"copy torchvision's `{VGG}` into" in text

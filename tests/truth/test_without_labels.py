@@ -58,7 +58,7 @@ def test_it_is_the_mixture_of_classes_by_enumeration(cls):
 def test_more_classes_than_can_be_summed_are_refused(cls, most):
     model, x = built(cls, tuple(map(str, range(most + 1)))), grey()
     error = refused(
-        f"a sum over {most + 1} classes, and {most} are the most", model.log_prob, x, noise=noise(N)
+        f"a sum over {most + 1} classes, and gz allows at most {most}", model.log_prob, x, noise=noise(N)
     )
     assert "labels" in error.hint
 

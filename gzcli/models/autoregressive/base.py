@@ -280,7 +280,7 @@ class PixelModel(Model):
         """
         rows = x.shape[2] // 2 if rows is None else rows
         if not 0 <= rows <= x.shape[2]:
-            raise UsageError(f"`rows` is {rows}, the images have {x.shape[2]} rows")
+            raise UsageError(f"`rows` is {rows}, but the images have {x.shape[2]} rows")
         x = x.to(next(self.parameters()))
         if self.conditional and labels is None:
             best = self._class_log_prob(x, rows).argmax(1)
@@ -300,7 +300,7 @@ class PixelModel(Model):
     ) -> Tensor:
         """x with the values below its first `rows` rows drawn in order."""
         if temperature <= 0:
-            raise UsageError(f"`temperature` is {temperature}, it must be above 0")
+            raise UsageError(f"`temperature` must be above 0, not {temperature}")
         n, _, height, width = x.shape
         u = noise.rand(n, self.parts, self.uniforms, height, width)
         x = x.clone()
@@ -324,8 +324,8 @@ class PixelModel(Model):
 
 def grey_levels(data: DataInfo) -> int:
     if data.levels is None:
-        message = "this model is of pixels with grey levels, and latents have none"
-        raise UsageError(message, hint="leave `data.latent` out")
+        message = "this model needs pixels with grey levels, which latents do not have"
+        raise UsageError(message, hint="omit `data.latent`")
     return data.levels
 
 

@@ -180,7 +180,7 @@ class MaskGIT(Prior):
         """codes [n, T], where the masked ones are drawn given the rest (algorithm of section 3.2)."""
         steps = options.steps
         if options.temperature <= 0 or steps < 1:
-            raise UsageError("`temperature` must be above 0, `steps` 1 or more")
+            raise UsageError("`temperature` must be above 0, and `steps` must be at least 1")
         n, count = len(codes), masked.sum(1, keepdim=True)
         # without autocast: a draw follows the distribution that the weights define, at full precision
         with torch.autocast(codes.device.type, enabled=False):

@@ -82,7 +82,9 @@ class PixelCNN(PixelModel):
         super().__init__(data, conditional, parts=channels, uniforms=1)
         hidden, head = (-(-size // channels) * channels for size in (hidden, head))
         if kernel % 2 == 0 or first % 2 == 0 or first < 3:
-            raise UsageError("`model.kernel` and `model.first` must be odd, `model.first` 3 or more")
+            raise UsageError(
+                "`model.kernel` and `model.first` must be odd, and `model.first` must be at least 3"
+            )
         self.outputs = 1 if self.levels == 2 else self.levels  # logits a channel
         reach = first // 2
         self.first_vertical = VerticalConv(channels, hidden, (reach, first), strict=True)

@@ -317,8 +317,8 @@ class PixelCNNpp(PixelModel):
         conditional: bool = False,
     ):
         if not blocks or min(blocks) < 0 or mixture < 1:
-            message = "`model.blocks` must name a number of blocks for one scale or more"
-            raise UsageError(f"{message}, `model.mixture` be 1 or more")
+            message = "`model.blocks` must give a number of blocks for each scale"
+            raise UsageError(f"{message}, and `model.mixture` must be at least 1")
         channels, height, width = data.shape
         pixels = LogisticMixture(channels, grey_levels(data), mixture)
         super().__init__(data, conditional, parts=1, uniforms=pixels.uniforms)

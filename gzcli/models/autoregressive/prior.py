@@ -43,9 +43,11 @@ class Prior(Labelled):
     ):
         super().__init__(data, labels)
         if not isinstance(tokenizer, Tokenizer):
-            raise UsageError("the stage `tokenizer` makes no codes", hint="make it a `vqvae` or a `vqgan`")
+            raise UsageError("the stage `tokenizer` makes no codes", hint="use a `vqvae` or a `vqgan`")
         if bool(tokenizer.codebook.scales) != self.scaled:
-            scales, value = ("several scales", "say to [1, 2, 4]") if self.scaled else ("one scale", "to []")
+            scales, value = (
+                ("several scales", "to a list such as [1, 2, 4]") if self.scaled else ("one scale", "to []")
+            )
             hint = f"set `stages.tokenizer.model.scales` {value}"
             raise UsageError(f"`{type(self).__name__.lower()}` reads codes of {scales}", hint=hint)
         self.attach("tokenizer", tokenizer)

@@ -35,7 +35,7 @@ class ScaledCodebook(Codebook):
         super().__init__(options)
         if options.cosine:
             hint = "set `model.cosine` to `false`"
-            raise UsageError("codes of several scales cannot lie on the unit sphere", hint=hint)
+            raise UsageError("`model.cosine` does not work with codes of several scales", hint=hint)
         (height, width), side = grid, max(grid)
         grids = [(-(-s * height // side), -(-s * width // side)) for s in options.scales if s < side]
         grids.append(grid)
@@ -101,8 +101,8 @@ def codebook_of(options: CodebookOptions, grid: tuple[int, int]) -> Codebook:
     if not options.levels:
         return ScaledCodebook(options, grid) if options.scales else Codebook(options)
     if options.scales:
-        hint = "leave out one of `model.levels` and `model.scales`"
+        hint = "use only one of `model.levels` and `model.scales`"
         raise UsageError(
-            "levels of fixed size do not fit scales, each of which codes a smaller rest", hint=hint
+            "`model.levels` has a fixed size, but the residuals of `model.scales` get smaller", hint=hint
         )
     return FiniteScalar(options)

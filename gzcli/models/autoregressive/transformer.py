@@ -106,7 +106,7 @@ class Transformer(OrderedPrior):
         height, step = x.shape[2], -(-x.shape[2] // self.grid[0])
         rows = height // 2 // step * step if rows is None else rows
         if not 0 <= rows <= height or (rows % step and rows < height):
-            raise UsageError(f"`rows` is {rows}, it must be a multiple of {step} up to {height}")
+            raise UsageError(f"`rows` must be a multiple of {step} up to {height}, not {rows}")
         first = -(-rows // step) * self.grid[1]
         # codes depend on pixels around theirs, so the hidden rows are overwritten by the last kept one
         last = x[:, :, max(rows - 1, 0) : max(rows, 1)].expand(-1, -1, height - rows, -1)
@@ -167,7 +167,9 @@ def truncated_probs(logits: Tensor, options: DrawOptions) -> Tensor:
     """The distribution [..., K], up to a factor, that codes are drawn from, given logits [..., K]."""
     temperature, top_k, top_p = options.temperature, options.top_k, options.top_p
     if temperature <= 0 or (top_k is not None and top_k < 1) or not 0 < top_p <= 1:
-        raise UsageError("`temperature` must be above 0, `top_k` 1 or more, `top_p` above 0 and at most 1")
+        raise UsageError(
+            "`temperature` must be above 0, `top_k` at least 1, and `top_p` above 0 and at most 1"
+        )
     p = (logits / temperature).softmax(-1)
     if top_k is not None and top_k < p.shape[-1]:
         p = p * (p >= p.topk(top_k, -1).values[..., -1:])

@@ -98,7 +98,7 @@ class Applications(Denoiser):
         noise."""
         strength = options.get("start", 1.0)
         if not 0 < strength <= 1:
-            raise UsageError(f"`strength` is a share of the way to pure noise, 0 … 1, not {strength:g}")
+            raise UsageError(f"`strength` must be above 0 and at most 1, not {strength:g}")
         return self.process.path(min(steps, self.process.most_steps(strength)), **options)
 
     def to_noise(self, x: Tensor, y: Tensor | None, steps: int, progress: Progress) -> Tensor:
@@ -289,8 +289,8 @@ class Applications(Denoiser):
         degrade = Degradation(options, tuple(x.shape[1:]), mask, noise.rand(*x.shape)[:, :1])
         solver = solver_of(options, x.device)
         if self.data.levels is None:
-            hint = "it works with models of pixels"
-            raise UsageError("`restore` compares pixels, and this model is of latents", hint=hint)
+            hint = "use a model of pixels"
+            raise UsageError("`restore` compares pixels, but this model is of latents", hint=hint)
         clean, randn, seeds = x / 2 + 0.5, noise.randn(*x.shape), (noise.rand(len(x)) * 2**31).long()
         restored, seen = [], []
         for i in range(len(x)):
@@ -404,7 +404,7 @@ class Applications(Denoiser):
         at_least(1, times=times)
         self.check_conditional("classify")
         if self.data.multilabel:
-            raise UsageError("an image may have several classes, so it cannot be classified")
+            raise UsageError("`classify` needs images with one class, and these may have several")
         labels = self.class_errors(x, noise, times, progress).argmin(1)
         figures = {} if y is None else {"accuracy": float((labels == y).float().mean())}
         return Applied(x, rows=("classified",), labels=labels, figures=figures)
@@ -528,11 +528,13 @@ class Degradation:
         self.options, self.shape = options, shape
         self.mask = (draws < options.share).float() if mask is None else mask.to(draws)
         if not (options.width > 0 and 0 < options.share <= 1 and 1 <= options.quality <= 95):
-            raise UsageError("`width` is above 0, `share` in (0, 1], `quality` 1 … 95")
+            raise UsageError("`width` must be above 0, `share` in (0, 1], and `quality` in 1 … 95")
         at_least(2 if options.operator == "super" else 1, factor=options.factor)
         if options.operator == "super" and any(side % options.factor for side in shape[1:]):
             size = f"{shape[2]}×{shape[1]}"
-            raise UsageError(f"images of {size} are no {options.factor} times larger ones", hint="`--factor`")
+            raise UsageError(
+                f"images of {size} cannot be reduced {options.factor} times", hint="choose another `--factor`"
+            )
 
     def __call__(self, x: Tensor, noise: Tensor, i: int) -> tuple[Any, Tensor, Tensor]:
         """The operator, the measurement, and an image of full size that shows it, of image i."""
@@ -595,7 +597,9 @@ def downscale(x: Tensor, factor: int, size: tuple[int, ...]) -> tuple[Tensor, in
         x = F.avg_pool2d(x, factor)
     ratio = size[0] // x.shape[2]
     if tuple(s * ratio for s in x.shape[2:]) != tuple(size):
-        raise UsageError(f"images of {tuple(x.shape[2:])} pixels are no whole part of {tuple(size)}")
+        raise UsageError(
+            f"images of {tuple(x.shape[2:])} pixels do not fit a whole number of times into {tuple(size)}"
+        )
     return x, ratio
 
 

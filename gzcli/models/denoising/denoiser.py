@@ -164,11 +164,13 @@ class Denoiser(Labelled):
         """Takes the options of training. Raises UsageError for weights that exclude each other, and for a
         prediction that a process does not determine."""
         if options.weighting != "even" and options.min_snr is not None:
-            hint = "leave one of them out"
-            raise UsageError(f"`model.min_snr` with `model.weighting: {options.weighting}`", hint=hint)
+            hint = "omit one of them"
+            raise UsageError(
+                f"`model.min_snr` does not work with `model.weighting: {options.weighting}`", hint=hint
+            )
         end = self.process.level(self.process.noisy)
         if options.prediction == "eps" and end.sigma > PURE * end.alpha:
-            message = "`prediction: eps` where noise is pure at last: it says nothing about the image"
+            message = "`prediction: eps` does not determine the image where the last level is pure noise"
             raise UsageError(message, hint="set `model.prediction` to `v` or `x0`")
         self.prediction, self.bounded, self.loss_type = options.prediction, options.bounded, options.loss_type
         self.weighting, self.min_snr = options.weighting, options.min_snr
@@ -417,11 +419,11 @@ class Denoiser(Labelled):
         something else, or has other images, noise, labels or clusters."""
         form = lambda m: (m.prediction, m.data.shape, m.data.classes, m.labelled, m.process.path(4))  # noqa: E731
         if not isinstance(weak, Denoiser) or form(weak) != form(self):
-            hint = "train it by the same recipe, for fewer steps or with a smaller network"
-            raise UsageError("`weak` is a model of other images, labels or noise", hint=hint)
+            hint = "train it with the same recipe, for fewer steps or with a smaller network"
+            raise UsageError("`weak` has different images, labels or noise levels than this model", hint=hint)
         centres = [None if m.clusters is None else m.clusters.centres.tolist() for m in (self, weak)]
         if centres[0] != centres[1]:
-            raise UsageError("`weak` has other clusters", hint="train it with the same seed")
+            raise UsageError("`weak` has different clusters", hint="train it with the same seed")
         token = _GUIDED.set((self, weak))
         try:
             yield
@@ -464,8 +466,8 @@ class Denoiser(Labelled):
             limit = "latents" if self.data.levels is None else "one size of images"
             height, width = self.data.shape[1:]
             raise UsageError(
-                f"`size` {size}: the network of `{type(self).__name__}` is made for {limit}",
-                hint=f"leave `size` out: it draws {width}×{height}; the U-Nets of ddpm, fm and sgm draw any",
+                f"`size` {size} is not possible: the network of `{type(self).__name__}` is made for {limit}",
+                hint=f"omit `size` to draw {width}×{height}; the U-Nets of ddpm, fm and sgm draw any size",
             )
         return self.data.shape[0], *sides(size)
 
@@ -473,7 +475,7 @@ class Denoiser(Labelled):
     def grey_levels(self) -> int:
         """The number of grey levels. Raises UsageError for latents, which have none."""
         if self.data.levels is None:
-            raise UsageError("latents have no grey levels, so no likelihood of the discrete image")
+            raise UsageError("latents have no grey levels, so there is no likelihood of the discrete image")
         return self.data.levels
 
 
@@ -482,8 +484,8 @@ def conditions_of(teacher: Denoiser, labels: LabelOptions) -> ClusterOptions:
     conditional."""
     if labels.conditional != teacher.conditional:
         value = str(teacher.conditional).lower()
-        message = f"the teacher's `model.conditional` is {value}, and the student's is not"
-        raise UsageError(message, hint="set both alike")
+        message = f"the teacher's `model.conditional` is {value}, but the student's is not"
+        raise UsageError(message, hint="give both the same value")
     clusters = 0 if teacher.clusters is None else len(teacher.clusters)
     return ClusterOptions(labels.conditional, labels.label_dropout, clusters)
 

@@ -253,8 +253,8 @@ def shift_of(shift: Shift, shape: Sequence[int]) -> float:
     if shift == "auto":
         return max(1.0, math.sqrt(shape[1] * shape[2]) / UNSHIFTED)
     if not shift > 0:
-        hint = "set `model.shift` above 0, or `auto`"
-        raise UsageError(f"noise shifted by a factor of {shift:g}", hint=hint)
+        hint = "set `model.shift` to a positive number or to `auto`"
+        raise UsageError(f"the noise cannot be shifted by a factor of {shift:g}", hint=hint)
     return float(shift)
 
 
@@ -291,7 +291,7 @@ class DiscreteVP(Process):
     def __init__(self, name: ScheduleName, timesteps: int, *, zero_snr: bool = False, shift: float = 1.0):
         super().__init__()
         if timesteps < 2:
-            raise UsageError(f"a diffusion of {timesteps} timesteps: at least 2 are needed")
+            raise UsageError(f"a diffusion needs at least 2 timesteps, not {timesteps}")
         self.alpha = np.sqrt(np.cumprod(1 - BETAS[name](timesteps)))
         if zero_snr:  # the last exactly 0, and the first as it is (Lin 2023, algorithm 1)
             first, last = self.alpha[0], self.alpha[-1]
@@ -389,7 +389,9 @@ class DiscreteVP(Process):
         cleanest on; linspace: both ends included (Lin 2023, table 2); others as in `spaced_log_ratios`."""
         top = self.most_steps(start)  # times 0 … top − 1
         if not 1 <= steps <= top:
-            raise UsageError(f"{steps} sampling steps over {top} timesteps", hint=f"set `steps` to 1 … {top}")
+            raise UsageError(
+                f"{steps} sampling steps do not fit {top} timesteps", hint=f"set `steps` to 1 … {top}"
+            )
         if spacing == "trailing":
             times = np.round(top - np.arange(steps) * (top / steps)) - 1
         elif spacing == "leading":
@@ -436,7 +438,7 @@ class SDE(Process):
     def __init__(self, start: float):
         super().__init__()
         if not 0 < start < 1:
-            hint = "set `model.t_min`, such as 1e-5"
+            hint = "set `model.t_min` to a small number such as 1e-5"
             raise UsageError(f"the lowest time must be in 0 … 1, not {start:g}", hint=hint)
         self.clean, self.stop = start, max(start, STOP_TIME)
 
@@ -516,8 +518,8 @@ class VP(SDE):
     def __init__(self, start: float, beta_min: float, shift: float = 1.0):
         super().__init__(start)
         if not 0 < beta_min <= BETA_MAX:
-            hint = f"set `model.beta_min` above 0 and to {BETA_MAX:g} at most"
-            raise UsageError(f"a noise rate that grows from {beta_min:g} to {BETA_MAX:g}", hint=hint)
+            hint = f"set `model.beta_min` above 0 and to at most {BETA_MAX:g}"
+            raise UsageError(f"the noise rate cannot grow from {beta_min:g} to {BETA_MAX:g}", hint=hint)
         self.beta_min, self.gain = beta_min, shift**2
 
     def beta(self, t: Tensor) -> Tensor:

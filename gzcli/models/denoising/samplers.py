@@ -403,7 +403,7 @@ def solve_adaptive(
         progress(float(1 - remaining.mean()), 1.0, x)
         if remaining.max() <= 1e-6:
             return x
-    hint = "a larger `tolerance`, or a solver of fixed steps"
+    hint = "use a larger `tolerance`, or a solver with fixed steps"
     raise DivergedError(f"the ODE took more than {LIMIT} steps", hint=hint)
 
 

@@ -121,8 +121,8 @@ class Diffusion(NoiseApplications):
     def __init__(self, data: DataInfo, net: nn.Module, process: DiffusionOptions, labels: ClusterOptions):
         if process.zero_snr and process.prediction == "eps":
             raise UsageError(
-                "`zero_snr` with `prediction: eps`: the last level is pure noise, which says nothing about "
-                "the image",
+                "`prediction: eps` does not determine the image at the last level, which is pure noise with "
+                "`zero_snr`",
                 hint="set `model.prediction` to `v` or `x0`",
             )
         shift = shift_of(process.shift, data.shape)
@@ -312,7 +312,9 @@ class Diffusion(NoiseApplications):
         at_least(1, factor=factor, steps=steps)
         x, ratio = downscale(x, factor or self.factor or 2, self.data.shape[1:])
         if self.factor and ratio != self.factor:
-            raise UsageError(f"the model was trained to enlarge {self.factor} times, not {ratio}")
+            raise UsageError(
+                f"the model was trained to enlarge images {self.factor} times, not {ratio} times"
+            )
         eta = (0.0 if self.factor else 0.85) if eta is None else eta
         denoise = self.denoiser(self.image_condition(x, labels), guide=x if self.factor else None)
         path = self.path(steps or (4 if self.factor else 50))
@@ -376,7 +378,7 @@ class DDPM(Diffusion):
     ):
         if factor and any(side % factor for side in data.shape[1:]):
             raise UsageError(
-                f"images of {data.shape[1]}×{data.shape[2]} are no {factor} times larger ones",
+                f"images of {data.shape[1]}×{data.shape[2]} cannot be reduced {factor} times",
                 hint="set `model.factor` to a divisor of their side",
             )
         guides = data.shape[0] if factor else 0
@@ -394,25 +396,25 @@ class DDPM(Diffusion):
         from diffusers import DDPMPipeline
 
         if self.factor:
-            raise UsageError("diffusers has no pipeline for a `model.factor`")
+            raise UsageError("diffusers has no pipeline for models with `model.factor`")
         if isinstance(self.net, DiTNet):
             from diffusers import DiTPipeline
 
             transformer, scheduler = self.net.to_diffusers(), self.to_scheduler()
             pipeline: Any = DiTPipeline(transformer=transformer, vae=None, scheduler=scheduler)
             pipeline.usage = (
-                "`pipeline.transformer(x, timestep=t, class_labels=y)` and `pipeline.scheduler`: without an "
-                "autoencoder the pipeline itself draws no pictures"
+                "use `pipeline.transformer(x, timestep=t, class_labels=y)` and `pipeline.scheduler`, because "
+                "the pipeline itself cannot draw images without an autoencoder"
             )
             return pipeline
         null = self.label_dropout > 0 or self.clusters is not None  # else nothing is known of it
         unet = self.net.to_diffusers(self.data.shape[1:], self.data.shape[0], null=null)  # without variances
         pipeline = DDPMPipeline(unet=unet, scheduler=self.to_scheduler())
         pipeline.usage = (
-            "`pipeline.unet(x, t, class_labels=y)` and `pipeline.scheduler`: the pipeline itself knows "
-            "no labels"
+            "use `pipeline.unet(x, t, class_labels=y)` and `pipeline.scheduler`, because the pipeline "
+            "itself does not support labels"
             if self.labelled
-            else "`pipeline(batch_size=16, num_inference_steps=20).images`: what gz draws with "
+            else "run `pipeline(batch_size=16, num_inference_steps=20).images`, which draws like gz with "
             "`sample.sampler=dpmpp`, `sample.spacing=trailing` and as many `sample.steps`"
         )
         return pipeline

@@ -74,7 +74,7 @@ class ECT(Denoiser):
         labels: LabelOptions = LabelOptions(label_dropout=0.0),
     ):
         if not isinstance(teacher, Denoiser):
-            raise UsageError("the stage `teacher` is not a denoiser", hint="make it a `ddpm`, `sgm` or `fm`")
+            raise UsageError("the stage `teacher` is not a denoiser", hint="use a `ddpm`, `sgm` or `fm`")
         conditions = replace(conditions_of(teacher, labels), label_dropout=0.0)
         if tuning.q <= 1:
             raise UsageError(f"`model.q` must be above 1, not {tuning.q:g}")

@@ -77,7 +77,7 @@ class Chains(nn.Module):
         or have not begun, and the chains' numbers [B]. Raises UsageError for fewer chains than images."""
         turn, total = self.begun, len(fresh) * ranks.sharing(self)
         if total > self.size:
-            raise UsageError(f"`model.chains`: {self.size} are fewer than a batch of {total}")
+            raise UsageError(f"`model.chains` is {self.size}, which is fewer than a batch of {total}")
         self.begun += total
         turns = ranks.own_rows(torch.arange(turn, turn + total, device=fresh.device), self)
         images = fresh.new_zeros(self.size, *fresh.shape[1:]) if self.images is None else self.images

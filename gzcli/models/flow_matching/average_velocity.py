@@ -94,8 +94,10 @@ class AverageVelocity(FlowMatching):
         labels: ClusterOptions,
     ):
         if flow.prediction != "velocity" or flow.bounded or flow.process != "straight":
-            hint = "leave `model.prediction`, `model.bounded` and `model.process` out"
-            raise UsageError("average velocities are of straight paths, and of no images", hint=hint)
+            hint = "omit `model.prediction`, `model.bounded` and `model.process`"
+            raise UsageError(
+                "average velocities need straight paths and a network that predicts velocities", hint=hint
+            )
         at_least(1, map_every=intervals.map_every, trained_guidance=intervals.trained_guidance)
         classes = labels.kinds(data)
         guided = intervals.trained_guidance > 1 and classes != 0 and labels.label_dropout > 0

@@ -93,7 +93,7 @@ class FlowMatching(LikelihoodByODE, Applications):
         sigma_min: float = 0.0,
     ):
         if sigma_min and flow.process != "straight":
-            hint = "leave one of them out"
+            hint = "omit one of them"
             raise UsageError(f"`model.sigma_min` is for straight paths, not for `{flow.process}`", hint=hint)
         process = PATHS[flow.process](SDEOptions(), shift_of(flow.shift, data.shape))
         if isinstance(process, CondOT):
@@ -185,7 +185,7 @@ class FlowMatching(LikelihoodByODE, Applications):
         steps: Euler steps of the path.
         """
         if self.path_mean is None or self.path_precision is None:
-            raise UsageError("the `path` score needs in-distribution statistics", hint="fit it first")
+            raise UsageError("the `path` score needs in-distribution statistics", hint="fit the score first")
         gap = self.path_statistics(x, steps).cpu().double() - self.path_mean
         return ((gap @ self.path_precision) * gap).sum(1).to(x)
 

@@ -51,14 +51,14 @@ class Reflow(FlowMatching):
         labels: LabelOptions = LabelOptions(),
     ):
         if pairs < 1:
-            raise UsageError("`model.pairs` is the number of pairs a training image, 1 or more")
+            raise UsageError("`model.pairs`, the number of pairs per training image, must be at least 1")
         if not isinstance(teacher, FlowMatching) or isinstance(teacher, AverageVelocity):
-            raise UsageError("the stage `teacher` is not a flow", hint="make it an `rf` or an `fm`")
+            raise UsageError("the stage `teacher` is not a flow", hint="use an `rf` or an `fm`")
         conditions = conditions_of(teacher, labels)
         net = copy.deepcopy(teacher.get_submodule("net")).requires_grad_(True)
         if not isinstance(teacher.process, CondOT):
             hint = "train it with `--set model.process=straight`"
-            raise UsageError("the stage `teacher` is a flow on curved lines", hint=hint)
+            raise UsageError("the stage `teacher` is a flow on curved paths", hint=hint)
         shift = teacher.process.shift
         flow = FlowOptions(prediction=teacher.prediction, bounded=teacher.bounded, shift=shift)
         super().__init__(data, net, flow, conditions)

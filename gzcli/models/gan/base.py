@@ -245,13 +245,15 @@ class GANOptions:
         """Raises UsageError for options that do not fit together."""
         at_least(1, r1_every=self.r1_every)
         if unknown := sorted(set(self.augment) - set(POLICIES)):
-            hint = f"it knows: {', '.join(POLICIES)}"
+            hint = f"choose from {', '.join(POLICIES)}"
             raise UsageError(f"`model.augment` has no `{unknown[0]}`", hint=hint)
         if self.ada is not None and not self.augment:
             hint = "set `model.augment`, or `model.ada` to `null`"
             raise UsageError("`model.ada` has no augmentation to apply", hint=hint)
         if self.ada is not None and not OBJECTIVES[self.objective].signed:
-            message = f"`model.ada` needs outputs whose sign says what is real, unlike `{self.objective}`"
+            message = (
+                f"`model.ada` needs an objective whose sign marks real images, unlike `{self.objective}`"
+            )
             raise UsageError(message, hint="set `model.ada` to `null`, or `model.objective` to `hinge`")
 
     def gradient_weights(self, step: int, steps: int) -> dict[str, float]:

@@ -161,7 +161,9 @@ class CycleGAN(Model):
         c, *sides = data.shape
         # reflection takes 3 pixels of the image itself, and 1 at the smallest size
         if min(sides) < 4 or math.ceil(min(sides) / 2**halvings) < 2:
-            message = f"images of {sides[0]}×{sides[1]} are too small for translators of {halvings} halvings"
+            message = (
+                f"images of {sides[0]}×{sides[1]} are too small for translators with {halvings} halvings"
+            )
             raise UsageError(message, hint="lower `model.halvings`")
         self.a_to_b, self.b_to_a = (Translator(c, width, halvings, blocks) for _ in "AB")
         self.disc_a, self.disc_b = (
@@ -318,7 +320,9 @@ class CycleGAN(Model):
         elif y is not None:
             rows = rows[(y == 0) == from_a]
         if not len(rows):
-            raise UsageError(f"none of these images can go {direction}", hint="`--direction auto` takes all")
+            raise UsageError(
+                f"none of these images can be translated {direction}", hint="use `--direction auto`"
+            )
         x = (self.there_and_back if back else self.to_other_domain)(x[rows], from_a)
         progress(1, 1, x)
         to_b = torch.zeros_like(rows) + from_a  # class 1, which is B, for an image of A

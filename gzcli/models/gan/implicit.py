@@ -249,7 +249,7 @@ class ImplicitModel(Model):
         if self.bank is None or len(self.bank) < k:
             raise UsageError(
                 f"the `knn` score needs the features of at least {k} training images",
-                hint="fit it first, or ask for fewer neighbours",
+                hint="fit the score first, or use fewer neighbours",
             )
         h = self.unit_features(x)
         neighbour = (h @ self.bank.T).topk(k, dim=1).indices[:, -1]

@@ -105,7 +105,7 @@ class PresGAN(GAN):
         nets = conv_nets(data, generator, critic)
         super().__init__(data, generator.latent, nets, options, conditional)
         if not 0 < sigma_min <= sigma <= sigma_max:
-            raise UsageError("`sigma_min`, `sigma` and `sigma_max` must be greater than 0 and in this order")
+            raise UsageError("`sigma_min`, `sigma` and `sigma_max` must be above 0 and in ascending order")
         self.bounds = math.log(sigma_min), math.log(sigma_max)
         self.log_sigma = nn.Parameter(torch.full(data.shape, math.log(sigma)))
         self.entropy, self.burn_in, self.draws = entropy, burn_in, draws

@@ -117,7 +117,7 @@ def with_rows(t: Tensor, like: Tensor) -> Tensor:
 def needs_labels(conditional: bool, data: DataInfo) -> bool:
     """The option `conditional`. Raises UsageError if it is true and the data have no labels."""
     if conditional and not data.classes:
-        hint = "set `model.conditional` to `false`; gz list data"
+        hint = "set `model.conditional` to `false`, or choose a set with classes from `gz list data`"
         raise UsageError("`model.conditional` needs a data set with labels", hint=hint)
     return conditional
 
@@ -296,7 +296,7 @@ def complete_pairs(x: Tensor) -> Tensor:
     """x [n, …] without an odd last image. Raises UsageError for fewer than two."""
     if len(x) < 2:
         hint = "give a folder of two or more images"
-        raise UsageError("`interpolate` needs pairs of images, got one", hint=hint)
+        raise UsageError("`interpolate` needs pairs of images, not one image", hint=hint)
     return x[: len(x) // 2 * 2]
 
 

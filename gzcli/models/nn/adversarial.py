@@ -197,7 +197,7 @@ class PatchGAN(nn.Module):
         super().__init__()
         if min(shape[1:]) // 2**layers < 3:  # two convolutions of stride 1 take a pixel each
             small = f"images of {shape[1]}×{shape[2]} are too small for a discriminator of {layers} halvings"
-            raise UsageError(small, hint="set fewer `layers` of the discriminator")
+            raise UsageError(small, hint="use fewer `layers` in the discriminator")
         widths = [shape[0], *(width * min(2**i, 8) for i in range(layers + 1))]
         strides = [2] * layers + [1]
         self.convs = nn.ModuleList(

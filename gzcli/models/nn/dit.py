@@ -72,13 +72,13 @@ class DiTNet(nn.Module):
         patch = patch_side(h, w, options.patch, options.tokens)
         if width % heads or width % 4:
             raise UsageError(
-                f"`model.width` is {width}, which must divide by `model.heads`, {heads}, and by 4",
+                f"`model.width` is {width}, but must be divisible by `model.heads`, {heads}, and by 4",
                 hint=f"set `model.width` to {max(1, round(width / math.lcm(heads, 4))) * math.lcm(heads, 4)}",
             )
         if options.block == "modern" and width // heads % 4:
             hint = f"set `model.width` to {max(1, round(width / heads / 4)) * 4 * heads}"
             raise UsageError(
-                f"rotary positions need heads of a multiple of 4, not {width // heads}", hint=hint
+                f"rotary positions need heads whose width is a multiple of 4, not {width // heads}", hint=hint
             )
         self.patch, self.grid, self.freq_shift = patch, (h // patch, w // patch), freq_shift
         self.plain = options.block == "plain"
@@ -130,7 +130,7 @@ class DiTNet(nn.Module):
         rows, columns = self.grid
         if rows != columns or self.freq_shift != 1 or not self.plain:
             raise UsageError(
-                "diffusers' DiT is for square images, and has plain blocks and its own time embedding"
+                "diffusers supports a DiT only for square images, with plain blocks and its time embedding"
             )
         net: Any = DiTTransformer2DModel(sample_size=rows * self.patch, **self.config)
         weights = self.state_dict()
@@ -201,7 +201,7 @@ def patch_side(h: int, w: int, patch: int | None, tokens: int) -> int:
     if h % patch or w % patch:
         fit = ", ".join(str(p) for p in range(1, min(h, w) // 2 + 1) if not (h % p or w % p))
         raise UsageError(
-            f"images of {h}×{w} do not divide into patches of {patch}",
+            f"images of {h}×{w} cannot be divided into patches of {patch}",
             hint=f"set `model.patch` to one of {fit}",
         )
     return patch
@@ -219,7 +219,7 @@ def default_patch(h: int, w: int, tokens: int) -> int:
         fits = as_size(*(max(8, math.floor(side * scale / 8) * 8) for side in (h, w)))
         raise UsageError(
             f"images of {w}×{h} make {h * w // patch**2:,} patches of {patch}×{patch}, too many to train on",
-            hint=f"`--set data.size={fits}`, or set `model.patch` or `data.latent`",
+            hint=f"use `--set data.size={fits}`, or set `model.patch` or `data.latent`",
         )
     return patch
 

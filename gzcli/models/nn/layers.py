@@ -24,7 +24,7 @@ class GroupNorm(nn.GroupNorm):
 
     def __init__(self, groups: int, channels: int, eps: float = 1e-5):
         if channels % groups:
-            raise UsageError(f"a level of {channels} channels does not divide into {groups} norm groups")
+            raise UsageError(f"a level of {channels} channels cannot be divided into {groups} norm groups")
         super().__init__(groups, channels, eps)
 
     def forward(self, x: Tensor) -> Tensor:

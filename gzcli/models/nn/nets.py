@@ -75,7 +75,7 @@ class NetOptions(UNetOptions):
         if self.net in ("dit", "zigzag"):
             if guides:
                 hint = "set `model.net` to `unet`, or `model.factor` to null"
-                raise UsageError("a transformer is not conditioned on small images", hint=hint)
+                raise UsageError("a transformer cannot be conditioned on small images", hint=hint)
             how: dict[str, Any] = {"outputs": outputs, "times": times, "freq_shift": freq_shift}
             if self.net == "zigzag":
                 tokens = ZigzagOptions(self.width, layers, self.patch, self.tokens, self.expand, self.state)

@@ -84,9 +84,9 @@ def vgg_file() -> Path:
     """The file of VGG16's weights in the user's cache. Raises MissingError that says where to put it."""
     place = cache_dir("weights", VGG)
     if not place.is_file():
-        hint = f"put `{VGG}` of torchvision's models into `{place.parent}`; if there is a network, "
-        hint += "`gz bench --metrics lpips` and `--set model.perceptual=lpips` fetch it"
-        message = f"perceptual distances (LPIPS) need the weights `{VGG}`, and `{place}` is not there"
+        hint = f"copy torchvision's `{VGG}` into `{place.parent}`, or download it with "
+        hint += "`gz bench --metrics lpips` or `--set model.perceptual=lpips`"
+        message = f"perceptual distances (LPIPS) need the weights `{VGG}`, but `{place}` does not exist"
         raise MissingError(message, hint=hint)
     return place
 

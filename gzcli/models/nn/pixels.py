@@ -69,9 +69,9 @@ class Pixels:
             kind = "gaussian" if levels is None else "bernoulli" if levels == 2 else "logistic"
         if kind == "bernoulli" and levels != 2:
             raise UsageError(
-                f"`model.pixels: bernoulli` needs images of 2 grey levels, these have {levels or 'none'}",
-                hint="`--set data.levels=2` binarises them; `--set model.pixels=logistic` takes any number "
-                "of levels",
+                f"`model.pixels: bernoulli` needs images of 2 grey levels, but these have {levels or 'none'}",
+                hint="binarise them with `--set data.levels=2`, or use `--set model.pixels=logistic` for any "
+                "number of levels",
             )
         self.kind, self.levels = kind, levels
         self.size, self.uniforms = channels * (1 if kind == "bernoulli" else 2), channels
@@ -198,7 +198,7 @@ def distribution(kind: str, channels: int, levels: int | None, components: int) 
     Raises UsageError for one of grey levels if there are none, as of latents."""
     at_least(1, **{"model.mixture": components})
     if levels is None and kind in ("mixture", "logistic"):
-        message = f"`model.pixels: {kind}` needs grey levels, latents have none"
+        message = f"`model.pixels: {kind}` needs grey levels, which latents do not have"
         raise UsageError(message, hint="use `gaussian`")
     if levels is not None and kind == "mixture":
         return MixturePixels(channels, levels, components)

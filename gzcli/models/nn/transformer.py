@@ -95,8 +95,8 @@ class Trunk(nn.Module):
         super().__init__()
         self.options, width, heads = options, options.width, options.heads
         if width % heads:
-            message = f"`model.width` is {width}, which {heads} heads cannot share"
-            raise UsageError(message, hint="set `model.heads` to a divisor")
+            message = f"`model.width` is {width}, which is not divisible by {heads} heads"
+            raise UsageError(message, hint="set `model.heads` to a divisor of it")
         self.drop = nn.Dropout(options.dropout)
         self.blocks = nn.ModuleList(
             TransformerBlock(width, heads, options.dropout, near) for _ in range(options.layers)

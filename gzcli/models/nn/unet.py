@@ -125,7 +125,9 @@ class UNet(nn.Module):
         resnet, padding = constants.downsample_type == "resnet", constants.downsample_padding
         for c in channels:
             if c % (head_dim or c):
-                raise UsageError(f"a level of {c} channels does not divide into {head_dim} channels a head")
+                raise UsageError(
+                    f"a level of {c} channels cannot be divided into heads of {head_dim} channels"
+                )
         self.config = config_of(levels, dropout, groups, scale_shift=scale_shift)
         self.config |= {"in_channels": in_channels, "out_channels": out_channels}
         self.embed_time = partial(
@@ -194,12 +196,12 @@ class UNet(nn.Module):
         from diffusers import UNet2DModel
 
         if self.patch > 1:
-            raise UsageError("diffusers has no U-Net of patches", hint="train with `--set model.patch=1`")
+            raise UsageError("diffusers has no U-Net with patches", hint="train with `--set model.patch=1`")
         halvings = len(self.config["block_out_channels"]) - 1
         if any(side % 2**halvings for side in size):
             raise UsageError(
                 f"diffusers cannot halve {size[0]}×{size[1]} images {halvings} times",
-                hint=f"train with a `data.size` that {2**halvings} divides, or a shorter `model.mult`",
+                hint=f"train with a `data.size` divisible by {2**halvings}, or with a shorter `model.mult`",
             )
         config = self.config | {"out_channels": channels}
         if self.label is not None and not null:
@@ -300,7 +302,7 @@ def renamed(key: str, names: Sequence[tuple[str, str]]) -> str:
 def positions(shape: tuple[int, ...], patch: int) -> int:
     """Positions on the shorter side of images of a shape [C, H, W]. Raises UsageError for a patch below 1."""
     if patch < 1:
-        raise UsageError(f"patches of {patch} pixels", hint="set `model.patch` to 1 or more")
+        raise UsageError(f"`model.patch` cannot be {patch}", hint="set `model.patch` to 1 or more")
     return math.ceil(min(shape[1:]) / patch)
 
 

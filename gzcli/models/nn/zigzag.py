@@ -60,7 +60,7 @@ class ZigzagNet(DiTNet):
         width, expand, state = options.width, options.expand, options.state
         if width % 4:
             hint = f"set `model.width` to {width // 4 * 4 + 4}"
-            raise UsageError(f"`model.width` is {width}, which must divide by 4", hint=hint)
+            raise UsageError(f"`model.width` is {width}, but must be divisible by 4", hint=hint)
         empty = DiTOptions(width=width, layers=0, heads=1, patch=options.patch, tokens=options.tokens)
         super().__init__(shape, empty, **how)
         self.plain = False

@@ -72,7 +72,7 @@ class VariationalDequantiser(nn.Module):
 
 def grey_levels(data: DataInfo) -> int:
     if data.levels is None:
-        message = "`model.dequant` is for grey levels, and latents have none"
+        message = "`model.dequant` needs grey levels, which latents do not have"
         raise UsageError(message, hint="set `model.dequant=uniform`")
     return data.levels
 
@@ -398,7 +398,7 @@ def check_size(height: int, width: int, scales: int) -> None:
         most = int(math.log2(math.gcd(height, width) & -math.gcd(height, width)))
         larger = f"`data.size={as_size(*(-(-side // unit) * unit for side in (height, width)))}`"
         raise UsageError(
-            f"`model.scales={scales}` halves images {scales} times, and {height}×{width} is not divisible "
+            f"`model.scales={scales}` halves images {scales} times, but {height}×{width} is not divisible "
             f"by {unit}",
             hint=f"set `model.scales={most}`, or {larger}" if most else f"set {larger}",
         )

@@ -383,9 +383,9 @@ def check_scales(
     """Raises UsageError unless the lists fit together, the heads the channels, and the scales the image."""
     if len(channel) != len(checkerboard) or not any(channel + checkerboard) or channel[0]:
         raise UsageError(
-            "`model.channel` and `model.checkerboard` list the couplings of each scale, and "
-            "`model.channel` begins with 0",
-            hint="`model.channel: [0, 2]` and `model.checkerboard: [4, 3]` are the paper's",
+            "`model.channel` and `model.checkerboard` must list the couplings of each scale, and "
+            "`model.channel` must begin with 0",
+            hint="use the paper's `model.channel: [0, 2]` and `model.checkerboard: [4, 3]`",
         )
     if couplings.hidden % couplings.heads:
         raise UsageError(
@@ -397,6 +397,6 @@ def check_scales(
     if height % tall or width % wide:
         fitting = (-(-side // wide) * wide for side in (height, width))
         raise UsageError(
-            f"{height}×{width} cannot be halved as often as `model.checkerboard={list(checkerboard)}` asks",
+            f"{height}×{width} cannot be halved as often as `model.checkerboard={list(checkerboard)}` needs",
             hint=f"set `data.size={as_size(*fitting)}`, or fewer scales",
         )

@@ -160,7 +160,9 @@ class TarFlow(ImageFlow):
         super().__init__(data, options, labels=labels)
         if noise_std and (options.logit or options.dequant != "uniform"):
             hint = "set `model.logit` to 0 and `model.dequant` to uniform, or `model.noise_std` to 0"
-            message = "`model.noise_std` replaces dequantisation, and leaves the range of a logit"
+            message = (
+                "`model.noise_std` replaces dequantisation, and its noise leaves the range of `model.logit`"
+            )
             raise UsageError(message, hint=hint)
         C, H, W = data.shape
         self.sigma = noise_std if data.levels is None else noise_std / 2  # for images in [0, 1)

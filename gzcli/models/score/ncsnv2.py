@@ -54,9 +54,10 @@ class RefineNet(nn.Module):
         width, mult, dilation = options.width, options.mult, options.dilation
         super().__init__()
         if len(mult) != len(dilation) or dilation[0] != 1:
+            numbers = f"{len(mult)} and {len(dilation)} numbers, the first dilation {dilation[0]}"
             raise UsageError(
-                f"{len(mult)} widths and {len(dilation)} dilations of stages, the first one {dilation[0]}",
-                hint="give `model.mult` and `model.dilation` one number a stage, the first dilation 1",
+                f"`model.mult` and `model.dilation` have {numbers}",
+                hint="give both one number for each stage, and begin `model.dilation` with 1",
             )
         widths = [width * m for m in mult]
         self.conv_in = stacked(nn.Conv2d(channels, width, 3, padding=1), 0)

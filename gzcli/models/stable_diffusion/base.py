@@ -135,15 +135,15 @@ class StableDiffusion(Model):
         self.pipe = self.kind.pipe
         if type(self.kind) not in self.kinds:
             able = ", ".join(kind.label for kind in self.kinds)
-            message = f"`model.base`: `{tuning.base}` is {self.kind.label}, which this model does not tune"
-            raise UsageError(message, hint=f"take one of {able}")
+            message = f"`model.base`: `{tuning.base}` is {self.kind.label}, which this model cannot tune"
+            raise UsageError(message, hint=f"choose one of {able}")
         self.text_trains = False  # whether a text encoder has weights that are trained
         self.embedded: dict[str, dict[str, Tensor]] = {}  # the embeddings of `embed_once`
         self.schedule: Any = self.pipe.scheduler
         if not self.kind.flow:
             self.schedule = DDPMScheduler.from_config(self.pipe.scheduler.config)
             if (target := self.schedule.config.prediction_type) not in ("epsilon", "v_prediction"):
-                hint = "take one that predicts `epsilon` or `v_prediction`"
+                hint = "choose one that predicts `epsilon` or `v_prediction`"
                 raise UsageError(f"`model.base`: `{tuning.base}` predicts `{target}`", hint=hint)
         self.check_size(data.shape[1], data.shape[2], key="data.size")
         self.attach("vae", self.pipe.vae)
@@ -171,7 +171,7 @@ class StableDiffusion(Model):
         step = max(8, self.pipe.vae_scale_factor * self.kind.multiple)
         if height % step or width % step:
             nearest, rule = max(1, round(height / step)) * step, f"multiples of {step}, not {height}"
-            raise UsageError(f"`{key}`: sides of images must be {rule}", hint=f"take {nearest}")
+            raise UsageError(f"`{key}`: the sides of images must be {rule}", hint=f"use {nearest}")
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """The shape (c, h, w) of the latents of images of these sides."""
@@ -386,7 +386,7 @@ class StableDiffusion(Model):
         """Images [n, C, H, W] by a pipeline of diffusers from the noise z [n, c, h, w], a few at a time;
         `images` have a row for each."""
         if prompting.steps < 1:
-            raise UsageError(f"{prompting.steps} sampling steps", hint="set `steps` to 1 or more")
+            raise UsageError(f"{prompting.steps} sampling steps are too few", hint="set `steps` to 1 or more")
         pipe.set_progress_bar_config(disable=True)
         n, seeds = len(z), noise.randint(2**31, len(z)).tolist()  # for schedulers that draw
         images = []

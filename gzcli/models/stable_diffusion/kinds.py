@@ -245,5 +245,7 @@ def kind_of(config: Config, name: str) -> type[Kind]:
     kind = next((kind for kind in KINDS if kind.cls.__name__ == cls), None)
     if kind is None:
         able = ", ".join(f"{kind.label} (`{kind.cls.__name__}`)" for kind in KINDS)
-        raise UsageError(f"`model.base`: `{name}` is a `{cls}`", hint=f"take one of {able}")
+        raise UsageError(
+            f"`model.base`: `{name}` is a `{cls}`, which gz does not support", hint=f"choose one of {able}"
+        )
     return kind

@@ -63,7 +63,7 @@ def load_base(name: str) -> Kind:
     if takes != (channels := base.pipe.vae.config.latent_channels):
         raise UsageError(
             f"`model.base`: `{name}` takes {takes} channels, not the {channels} of a latent",
-            hint="take a text-to-image model, not one for inpainting or editing",
+            hint="choose a text-to-image model, not one for inpainting or editing",
         )
     return base
 
@@ -89,23 +89,23 @@ def _load_folder(folder: Path, name: str) -> Kind:
     config = configs(str(folder))
     if config is None:
         message = f"`model.base`: `{folder}` contains no `model_index.json`"
-        raise MissingError(message, hint="it must be a folder of diffusers' format")
+        raise MissingError(message, hint="give a folder in diffusers' format")
     kind = kind_of(config, name)
     absent: dict[str, Any] = {"image_encoder": None, "feature_extractor": None} | kind.absent
     for part, entry in config["model_index"].items():
         if not (part.startswith("_") or (part in absent and is_skipped(entry)) or is_known(entry)):
             message = f"`model.base`: `{part}` of `{folder}` is {json.dumps(entry)[:80]}"
             raise UsageError(
-                message, hint="a part must be a network, tokenizer or schedule of diffusers or transformers"
+                message, hint="use only networks, tokenizers and schedules of diffusers or transformers"
             )
     try:
         pipe = kind.cls.from_pretrained(folder, use_safetensors=True, local_files_only=True, **absent)
     except Exception as e:  # of diffusers, transformers, safetensors and torch, each with errors of its own
         first = first_line(e)
         is_folder = Path(name).expanduser().is_dir()
-        hint = "save it by `pipeline.save_pretrained`" if is_folder else f"`hf download {name}`"
-        message = f"`model.base`: `{folder}` is not whole: {first}"
-        raise MissingError(message, hint=f"{hint}, as safetensors") from e
+        hint = "save it with `pipeline.save_pretrained`" if is_folder else f"run `hf download {name}`"
+        message = f"`model.base`: `{folder}` is incomplete: {first}"
+        raise MissingError(message, hint=f"{hint}; its weights must be safetensors") from e
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
             nn.Module.to(part, torch.get_default_dtype())  # some are kept in half precision on disk
@@ -138,6 +138,6 @@ def _build_empty(name: str) -> Kind:
     """The base built from its configs, without weights and vocabularies."""
     config = configs(name)
     if config is None:
-        hint = f"`hf download {name}`, then `--set model.base=FOLDER`"
+        hint = f"run `hf download {name}`, then add `--set model.base=FOLDER`"
         raise MissingError(f"`model.base`: the size of `{name}` is unknown until it is downloaded", hint=hint)
     return kind_of(config, name).built(config, BlankTokenizer)

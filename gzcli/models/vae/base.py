@@ -265,7 +265,7 @@ class LabelledVAE(Model):
         if labels is None and not self.label_dropout:
             raise UsageError(
                 "this model was trained without a null label, so it needs labels",
-                hint="name them with `--label`, or train it with `--set model.label_dropout=0.1`",
+                hint="give them with `--label`, or train with `--set model.label_dropout=0.1`",
             )
         return self.labels(labels, n, drop)
 

@@ -76,7 +76,7 @@ def check_ladder(ladder: LadderOptions) -> None:
         *first, last = (f"`{name}`" for name in lists)
         raise UsageError(
             f"{', '.join(first)} and {last} differ in length",
-            hint="give each one number a resolution, the image's own first, as in `groups: [0, 1, 2]`",
+            hint="give each one number per resolution, beginning with the image's, as in `groups: [0, 1, 2]`",
         )
     if not ladder.groups or ladder.groups[-1] < 1:
         message = "`model.groups` has no group at the coarsest resolution"
@@ -239,8 +239,8 @@ class LadderVAE(LabelledVAE):
     def check_groups(self, name: str, count: int) -> int:
         """The value `count` of the option `name`. Raises UsageError if the model has fewer groups."""
         if not 0 <= count <= len(self.sizes):
-            message = f"`{name}` is {count}, the model has {len(self.sizes)} groups"
-            raise UsageError(message, hint="name a number from 0 to that")
+            message = f"`{name}` is {count}, but the model has {len(self.sizes)} groups"
+            raise UsageError(message, hint="give a number from 0 to that number")
         return count
 
     # ---- training

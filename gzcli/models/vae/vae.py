@@ -73,9 +73,9 @@ class VAE(Autoencoder, LabelledVAE):
         super().__init__(data, labels, options.kl_warmup)
         if options.recon == "ms_ssim" and options.iwae > 1:
             message = "`model.iwae` above 1 needs `model.recon: likelihood`"
-            raise UsageError(message, hint="set one of the two back")
+            raise UsageError(message, hint="set `model.iwae` to 1, or `model.recon` to `likelihood`")
         if options.recon == "ms_ssim" and options.pixels == "mixture":
-            text = "`model.recon: ms_ssim` trains the pixels' means, and those of a mixture have no gradient"
+            text = "`model.recon: ms_ssim` trains the means of pixels, which have no gradient in a mixture"
             raise UsageError(text, hint="set `model.pixels=logistic`")
         self.pixels = distribution(options.pixels, data.shape[0], data.levels, options.mixture)
         self.recon, self.beta, self.iwae = options.recon, options.beta, options.iwae
