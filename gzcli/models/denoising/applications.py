@@ -43,7 +43,7 @@ class InpaintOptions:
     resample: repetitions of each segment by repaint. The cost is at most steps × resample network calls.
     jump: noise levels of a segment of repaint.
     iterations: iterations of conjugate gradients in each step of `moments`. A step takes one network call,
-      and one gradient more than iterations.
+      and iterations + 1 gradients.
     guidance: classifier-free guidance scale. 0: unconditional; 1: no guidance; above 1: sharper.
     """
 
@@ -63,10 +63,10 @@ class RestoreOptions:
     degraded: whether the inputs are degraded already. Default: gz degrades them and measures both in dB.
     width: standard deviation of the blur in pixels.
     factor: factor of the lower resolution.
-    share: share of pixels that inpaint shows, drawn at random. With a mask these are its pixels.
+    share: fraction of pixels that inpaint shows, drawn at random. A mask replaces it.
     quality: JPEG quality, 1 … 95.
-    sigma: standard deviation of the noise in the degraded images, whose range is 0 … 1. gz adds it unless
-      they are of JPEG. Default: 0.01, or 0.05 for JPEG, because of its errors.
+    sigma: standard deviation of the noise in the degraded images, whose range is 0 … 1. gz adds the noise
+      except to JPEG images. Default: 0.01, or 0.05 for JPEG because of its compression errors.
     steps: steps, one network call each.
     """
 
@@ -167,7 +167,7 @@ class Applications(Denoiser):
     ) -> Applied:
         """Adds noise to images [B, C, H, W] and denoises them towards `labels` (SDEdit).
 
-        strength: share of the way from data to noise, 0 … 1; .5 is as much noise as image. More changes more.
+        strength: share of the way from data to noise, 0 … 1; .5 is as much noise as image.
         steps: denoising steps, at most.
         guidance: classifier-free guidance scale. 0: unconditional; 1: no guidance; above 1: sharper.
         """
@@ -259,7 +259,7 @@ class Applications(Denoiser):
 
         x: small images [B, C, h, w], where h divides H; or images of full size, which are first reduced.
         factor: factor by which full-size images are first reduced.
-        steps: steps, uniform in log σ/α. Each takes a network call, and one gradient more than iterations.
+        steps: steps, uniform in log σ/α. Each takes a network call and iterations + 1 gradients.
         iterations: iterations of conjugate gradients in each step.
         """
         at_least(1, factor=factor, steps=steps, iterations=iterations)

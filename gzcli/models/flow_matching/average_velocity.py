@@ -53,8 +53,8 @@ class IntervalOptions:
 
     map_every: every N-th image trains the average over an interval, the others the velocity. 1: all.
     weight_power: p of the loss weight (e + .001)^−p of an image with error e. 0: unweighted.
-    time_scale: factor of both times as the network's input. The less, the smoother is F in them, and the less
-      do its targets over intervals scatter.
+    time_scale: factor of both times as inputs of the network. A smaller factor makes F smoother in time and
+      its targets over intervals less scattered.
     trained_guidance: largest guidance scale that the network learns, as an input. Guided samples then take
       one call per step instead of two. 1: none. Needs labels or clusters.
     """

@@ -31,7 +31,7 @@ class Reflow(FlowMatching):
       uses one at random. With few images, use more than one, or the model memorizes it (Liu 2022 uses 80 for
       CIFAR-10).
     pair_solver: solver of the teacher's ODE, see `sample`.
-    pair_steps: steps of that solver.
+    pair_steps: steps of `pair_solver`.
     pair_guidance: guidance scale of the pairs. 1: no guidance. Default: the teacher's.
     """
 

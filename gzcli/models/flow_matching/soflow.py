@@ -26,7 +26,7 @@ class SoFlow(AverageVelocity):
     """A U-Net that learns the solution map of its own flow. Raises UsageError for shares outside 0 … 1.
 
     rho: ρ at the first and the last step, between which it changes geometrically. At 1 the target is the
-      velocity; small ones blur less, and need F to be smooth in t.
+      velocity. Smaller values blur less, and need F to be smooth in t.
     """
 
     paper = "Luo et al. 2025, arXiv:2512.15657"

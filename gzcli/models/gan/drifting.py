@@ -39,8 +39,8 @@ class DriftOptions:
     temperatures: values of τ in units of the mean distance. Their fields, each of unit mean square, are
       summed.
     feature_width: channels of the autoencoder's finest scale, doubled at each coarser one, at most 8-fold.
-    feature_latent: dimensions of its code.
-    hidden: fraction of an image's patches that it must complete.
+    feature_latent: dimensions of the autoencoder's code.
+    hidden: fraction of an image's patches that the autoencoder must complete.
     """
 
     temperatures: tuple[float, ...] = (0.02, 0.05, 0.2)

@@ -36,7 +36,7 @@ class ResidualOptions:
       scales.
     blocks: residual blocks of each scale.
     expansion: width of a block's grouped convolution as a multiple of its scale's.
-    group: channels per group of that convolution, rounded up to a divisor.
+    group: channels per group of the grouped convolution, rounded up to a divisor.
     patch: patch size (space-to-depth factor). The paper's is 1.
     """
 

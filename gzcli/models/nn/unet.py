@@ -31,16 +31,16 @@ LARGEST = 22  # the largest such side
 class Constants:
     """What published U-Nets do in several ways.
 
-    downsample_padding: zeros around what a strided convolution sees: 1 on each side, or 0: one row and one
-      column at the end, as in DDPM's own code.
+    downsample_padding: zero padding of strided convolutions: 1 on each side, or 0: only one row and one
+      column at the end, as in DDPM's code.
     flip_sin_to_cos: whether the embedding of the time has its cosines first.
     freq_shift: number that is subtracted from the number of frequencies in their exponents.
     norm_eps: number added to the variance in group normalisation.
     resnet_time_scale_shift: how the embedding of time and label enters a residual block: added before the
       second norm (default), or as scale and shift of that norm (scale_shift; Dhariwal & Nichol 2021,
       arXiv:2105.05233).
-    downsample_type: what changes the resolution: a convolution (conv), or a residual block whose two branches
-      are averaged or repeated (resnet; the same paper).
+    downsample_type: layer that changes the resolution: a convolution (conv), or a residual block
+      whose two branches are averaged or repeated (resnet; the same paper).
     """
 
     downsample_padding: Literal[0, 1] = 1

@@ -36,8 +36,8 @@ class PriorOptions:
 
     prior: text of the class that the subject belongs to, such as `a dog` (DreamBooth prior preservation).
       Default: none.
-    prior_images: number of images of that class that the base draws, with guidance 7.5 in 30 steps.
-    prior_weight: weight λ of the loss of these images.
+    prior_images: number of images that the base draws of the class in `prior`, with guidance 7.5 in 30 steps.
+    prior_weight: weight λ of the loss of the prior images.
     """
 
     prior: str | None = None
