@@ -92,7 +92,7 @@ GREY, LATENTS = DataInfo((1, 28, 28)), DataInfo((4, 8, 8), None)
 LABELLED, PIXELS = DataInfo((1, 28, 28), 256, tuple("abc")), ("pixelcnn", "pixelcnnpp")
 REFUSED = [
     ("flow", DataInfo((1, 7, 7)), {}, "7×7 is not divisible by 2", ""),
-    ("flow", LATENTS, {"dequant": "variational"}, "latents have none", "dequant=uniform"),
+    ("flow", LATENTS, {"dequant": "variational"}, "latents do not have", "dequant=uniform"),
     ("flow", GREY, {"conditional": True}, "needs a data set with labels", "gz list data"),
     ("flow", GREY, {"logit": 1.0}, r"`model.logit` must be in \[0, 1\)", ""),
     ("glow", GREY, {"scales": 3}, "28×28 is not divisible by 8", "set `model.scales=2`, or `data.size=32`"),
