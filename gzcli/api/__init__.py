@@ -1,8 +1,8 @@
 """gz from Python: train, load, sample and score with numpy arrays in and out.
 
-Images are uint8 [N, C, H, W] with C = 1 or 3. What is drawn depends on the seed and the number of the image
-alone, as on the command line. Where a function takes `data`, it is the name or path of a data set, a `Data`,
-or images in memory, see `gzcli.data.readers.memory`.
+Images are uint8 [N, C, H, W] with C = 1 or 3. As on the command line, a sample depends only on the seed and
+the number of the image. An argument `data` is the name or path of a data set, a `Data`, or images in memory
+(see `gzcli.data.readers.memory`).
 """
 
 from __future__ import annotations
@@ -92,13 +92,13 @@ def train(
     steps: number of training steps; None: that of the recipe.
     minutes: time to train, in minutes; None: the recipe's number of steps.
     seed: seed of weights and noise; None: that of the recipe.
-    name: an alias of the run.
-    resume: whether the newest unfinished run continues, or the run that `what` names or that is called
-      `name`; if there is none a new one starts.
+    name: an alias for the run.
+    resume: whether to resume the newest unfinished run, or the run that `what` or `name` refers to. If there
+      is none, a new run starts.
     gpus: number of GPUs, or "all"; None: every visible one.
     cpu: whether to use the CPU even if there are GPUs.
     processes: number of processes on a CPU.
-    set: keys of the recipe with other values, {"model.hidden": 16} or ["model.hidden=16"].
+    set: new values for keys of the recipe, {"model.hidden": 16} or ["model.hidden=16"].
     quiet: whether nothing is printed meanwhile.
 
     Raises the errors of `gzcli.core.errors`: UsageError, MissingError, DeviceError, DivergedError,
@@ -139,18 +139,18 @@ def load(
     device: str | None = None,
     precision: str | None = None,
 ) -> LoadedRun:
-    """The trained model that a name means.
+    """The trained model that a name refers to.
 
-    what: a run's id, alias or folder, a model, whose newest finished run is taken, a file of weights,
-      `hf://OWNER/NAME` of the hub, or `pretrained:MODEL`.
-    data: the set of that run, if a model is named.
-    pretrained: whether the model is the one that comes with gz: `pretrained:MODEL` by another name.
+    what: id, alias or folder of a run, name of a model (its newest finished run), a weights file,
+      `hf://OWNER/NAME` on the hub, or `pretrained:MODEL`.
+    data: the data set of the run, if `what` is a model.
+    pretrained: whether to load the model that comes with gz, as `pretrained:MODEL` does.
     checkpoint: "last", "best" or a step.
-    device: as torch names it; None: a GPU if there is one.
-    precision: of samples and scores: "fp32", "bf16", "fp16" or "auto"; None: samples as it was trained,
-      scores in fp32. Likelihoods are always in fp32.
+    device: device as torch names it; None: a GPU if there is one.
+    precision: precision of samples and scores: "fp32", "bf16", "fp16" or "auto"; None: that of the training
+      for samples, fp32 for scores. Likelihoods are always in fp32.
 
-    Raises MissingError if there is none, UsageError if nothing is called so, and for another precision.
+    Raises MissingError if there is no such run, UsageError for an unknown name or precision.
     """
     if precision not in (None, *PRECISIONS):
         raise UsageError(
@@ -173,8 +173,8 @@ def runs(model: str | None = None, *, data: Any = None) -> list[dict[str, Any]]:
     """Each run as a dict of run, model, data, state, step, best, …, newest first, as `gz runs list --json`
     prints it.
 
-    model: of one model only.
-    data: on one data set only.
+    model: show only runs of this model.
+    data: show only runs on this data set.
     """
     reference = reference_of(data)
     return summaries(all_runs(model=model, data=None if reference is None else data_key(reference)))
@@ -182,12 +182,12 @@ def runs(model: str | None = None, *, data: Any = None) -> list[dict[str, Any]]:
 
 @spoken
 def open_data(name: Any, *, size: Size | None = None, channels: int | None = None, fit: Fit = "crop") -> Data:
-    """A data set, fetched (up to 200 MB) and packed now if need be.
+    """A data set, which is downloaded (up to 200 MB) and packed if necessary.
 
-    name: a known set, an imported one, a path, or images in memory as `train` takes them.
-    size: side of the images in pixels, or width and height as "48x32"; None: as the set has it.
-    channels: 1 or 3; None: as the set has it.
-    fit: how images of another shape come to the size: "crop", "pad", "stretch" or "aspect".
+    name: name of a known or imported set, a path, or images in memory as in `train`.
+    size: side of the images in pixels, or width and height such as "48x32"; None: the size of the set.
+    channels: 1 or 3; None: the channels of the set.
+    fit: how images of another aspect ratio are resized: "crop", "pad", "stretch" or "aspect".
 
     Raises UsageError for an unknown name, MissingError if its files are not there.
     """
@@ -205,12 +205,12 @@ class LoadedRun:
 
     @property
     def id(self) -> str:
-        """Its id, as `gz runs list` shows it."""
+        """The id of the run, as `gz runs list` shows it."""
         return self.trained.run.owner.id
 
     @property
     def path(self) -> Path:
-        """Its folder."""
+        """The folder of the run."""
         return self.trained.run.owner.path
 
     @property
@@ -220,23 +220,23 @@ class LoadedRun:
 
     @property
     def info(self) -> DataInfo:
-        """Shape, grey levels and classes of its images."""
+        """Shape, grey levels and classes of the images."""
         return self.trained.images
 
     @cached_property
     def data(self) -> Data:
-        """The data set that it was trained on, at the size of its training."""
+        """The training data set, at the size that the model was trained on."""
         return open_pack(self.trained.part.data.name, **self.trained.form)
 
     @property
     def config(self) -> dict[str, Any]:
-        """The whole recipe, as `run.yaml` has it: `run.config["train"]["steps"]`."""
+        """The whole recipe, as in `run.yaml`: `run.config["train"]["steps"]`."""
         return self.trained.run.owner.tree()
 
     @property
     def history(self) -> Any:
-        """What was recorded while it was trained, a row for each line of losses or validation: a DataFrame
-        by step if pandas is installed, otherwise a list of dicts."""
+        """The losses and validation metrics recorded in training, a row for each step: a DataFrame if pandas
+        is installed, otherwise a list of dicts."""
         lines = metric_lines(self.trained.run.path)
         try:
             from pandas import DataFrame
@@ -246,7 +246,7 @@ class LoadedRun:
 
     @property
     def best(self) -> Best | None:
-        """Metric, value and step of the best validation; None if nothing was validated."""
+        """Metric, value and step of the best validation; None without any validation."""
         return self.trained.run.best
 
     def plot(self) -> Figure:
@@ -264,10 +264,10 @@ class LoadedRun:
         progress: Progress = no_progress,
         **options: Any,
     ) -> Samples:
-        """n images, uint8 [n, C, H, W], with their `labels` and an image of them: see `Samples`.
+        """Draws n images, uint8 [n, C, H, W], with their `labels`. See `Samples`.
 
-        n: how many.
-        seed: of the noise; image i is a function of (seed, i).
+        n: number of images.
+        seed: seed of the noise; image i is a function of (seed, i).
         labels: classes [m] by name or number, or [m, K], that the images take in turn; None: each class in
           turn.
         prompts: texts that the images take in turn.
@@ -275,8 +275,9 @@ class LoadedRun:
           as the model sees them, if its sampler shows them, otherwise None.
         options: keywords of the model's `sample`, such as `steps=20`; they replace those of the recipe.
 
-        Raises UsageError for an option that the model does not have, or labels if it takes none, and
-        DivergedError if no image is finite; warns of some that are not, which are black.
+        Raises UsageError for an unknown option, or for labels if the model is unconditional, and
+        DivergedError if no image is finite. If some images are not finite, they are black, and a warning is
+        shown.
         """
         if labels is not None and not self.model.conditional:
             raise UsageError(f"`{self.trained.name}` was not trained with labels")
@@ -293,7 +294,7 @@ class LoadedRun:
 
     @spoken
     def encode(self, images: np.ndarray, *, seed: int = 0) -> np.ndarray:
-        """The latents of images, float32 [N, …] in the shape that the model has them.
+        """The latents of images, float32 [N, …] in the shape of the model's latents.
 
         images: uint8 [N, C, H, W].
         seed: of the draw of binary images.
@@ -316,10 +317,10 @@ class LoadedRun:
 
     @spoken
     def features(self, images: np.ndarray, by: str = "lenet") -> np.ndarray:
-        """The features of images by a network of a metric, float64 [N, D].
+        """The features of images, float64 [N, D], by the network of a metric.
 
         images: uint8 [N, C, H, W].
-        by: "lenet" or "second", small networks of the data set itself, which are trained once; "inception",
+        by: "lenet" or "second", small networks that are trained once on the data set; or "inception",
           "dinov2", "clip" or "lite", whose weights must be available.
 
         Raises UsageError for another network, MissingError without its weights.
@@ -344,8 +345,8 @@ class LoadedRun:
         """The log-likelihood of each image, float64 [N] nats of the discrete image.
 
         images: uint8 [N, C, H, W].
-        labels: the class of each image [N] by number, or [N, K]. None: log p(x), which a conditional model
-          has as the mixture of its classes.
+        labels: class number of each image [N], or [N, K]. None: log p(x), for conditional models of the
+          mixture of the classes.
         seed: of the noise.
         options: keywords of the model's `log_prob`, such as `steps=100`.
 
@@ -369,11 +370,11 @@ class LoadedRun:
         """An out-of-distribution score of each image, float64 [N]; higher is more out-of-distribution.
 
         images: uint8 [N, C, H, W].
-        name: of the score, as `gz ood --score` has it.
+        name: name of the score, as in `gz ood --score`.
         seed: of the noise.
         options: keywords of the score.
 
-        Raises UsageError for a score, or an option of it, that the model does not have.
+        Raises UsageError if the model does not have the score or the option.
         """
         (score,) = choose(self.trained, [name.replace("-", "_")])
         scorer = Scorer(self.trained, [score], options=options, seed=seed)
@@ -396,19 +397,20 @@ class LoadedRun:
         progress: Progress = no_progress,
         **options: Any,
     ) -> Samples:
-        """The outputs of an application for some images, uint8 [M, C, H, W], as `gz sample --do` orders them.
+        """Applies the model to images. Returns the outputs, uint8 [M, C, H, W], in the order of `gz sample
+        --do`.
 
-        application: "reconstruct", "inpaint", …, of those that `gz list models` shows.
+        application: "reconstruct", "inpaint", …, as `gz list models` shows.
         images: uint8 [N, C, H, W].
         seed: of the noise.
-        labels: classes [m] by number that the outputs take in turn.
-        y: classes [N] of the images by number, as `run.data.labels("test")` has them; None: unknown.
+        labels: class numbers [m] that the outputs take in turn.
+        y: class numbers [N] of the images, such as `run.data.labels("test")`; None: unknown.
         mask: 0/1 [H, W], 1 where the images are kept.
-        progress: called as by `sample`.
+        progress: called as in `sample`.
         options: keywords of the application.
 
-        Raises UsageError for an application that the model does not have, or labels that it does not take,
-        and DivergedError if no output is finite; warns of some that are not, which are black.
+        Raises UsageError if the model does not have the application or takes no labels, and DivergedError if
+        no output is finite. If some outputs are not finite, they are black, and a warning is shown.
         """
         method = getattr(self.model, application, None)
         if method is None:
@@ -444,17 +446,18 @@ class LoadedRun:
         maps: bool = False,
         folder: str | Path | None = None,
     ) -> dict[str, Any]:
-        """Which single images are no images of the run's data set: what `gz ood --input --json` prints.
+        """Flags images that do not resemble the run's data set. Returns the JSON of `gz ood --input --json`.
 
         images: an image, or a folder, zip, tar or npz of images; or images in memory.
-        fpr: share of images like those of the set that may be flagged.
-        n: held-out images that the images are compared with; None: as many as the recipe's time allows.
-        scores: names of scores; None: the first of the recipe.
+        fpr: false-positive rate: the share of ordinary images that may be flagged.
+        n: number of held-out images to compare with; None: as many as the recipe's time budget allows.
+        scores: names of scores; None: the first score of the recipe.
         seed: of the noise.
-        maps: whether maps show where the images are anomalous.
-        folder: where the table and the images are written; None: into the run's folder.
+        maps: whether to draw maps of the anomalous regions.
+        folder: folder for the table and the images; None: in the run's folder.
 
-        Raises UsageError for scores or maps that the model does not have, and for too few held-out images.
+        Raises UsageError if the model does not have the scores or maps, or if there are too few held-out
+        images.
         """
         target = Path(folder) if folder else self.path / "ood" / f"input-{os.urandom(4).hex()}"
         files.make_folder(target)
@@ -470,7 +473,7 @@ class LoadedRun:
         return f"<gzcli.Run {self.id}: {name}, {by_sides(self.info.shape)}, step {step:,}>"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: what it is, how it validates, and its last image of samples."""
+        """The HTML for notebooks: a description of the run, its validation metrics and its last samples."""
         status, owner = self.trained.run.status(), self.trained.run.owner
         best = self.best and f"{self.best.metric} {self.best.value:.4g} at step {self.best.step:,}"
         pictures = sorted(self.trained.run.samples_folder.glob("*.png"))
@@ -488,8 +491,7 @@ class LoadedRun:
     # ------------------------------------------------------------------------------------------ helpers
 
     def _options(self, method: str, options: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The options, by the names that they have now. Raises UsageError for one that the method does not
-        have."""
+        """The options under their current names. Raises UsageError for an unknown option."""
         params = flat_defaults(getattr(self.model, method))
         values = {renamed(name, params, "sample", "do"): value for name, value in options.items()}
         if strange := [name for name in values if name not in params]:
@@ -497,7 +499,7 @@ class LoadedRun:
         return values
 
     def _labels(self, labels: Labels, n: int) -> Tensor:
-        """[n] int64, or float [n, K], of the m labels that are taken in turn."""
+        """The m labels repeated to n: int64 [n], or float [n, K]."""
         if isinstance(labels, str):
             labels = class_numbers(labels, self.info.classes)
         elif len(labels) and all(isinstance(label, str) for label in labels):
@@ -510,7 +512,7 @@ class LoadedRun:
         return y.long() if y.ndim == 1 else y.float()
 
     def _pixels(self, images: np.ndarray, index: range, seed: int) -> Tensor:
-        """The images of these numbers at the model's grey levels, [B, C, H, W] in [-1, 1] on the device."""
+        """The images with these numbers at the model's grey levels, [B, C, H, W] in [-1, 1] on the device."""
         if (values := self.trained.values) is not None:
             part = np.asarray(images[index.start : index.stop])
             if part.shape[1:] != self.trained.info.shape or part.dtype.kind not in "iuf":

@@ -32,7 +32,7 @@ from gzcli.store.paths import user_dir
 class BenchRow:
     """A run, or images from elsewhere, in a comparison.
 
-    name: as tables show it.
+    name: name in tables.
     run: id of the run; None for images from elsewhere.
     metrics: each metric by name, such as `fd`.
     intervals: ends of the 95 % interval of those that have one.
@@ -48,10 +48,10 @@ class BenchRow:
 class BenchResult:
     """A comparison with the real images of a data set.
 
-    metric: by which it ranks; None if nothing can be ranked.
-    places: "1", or "1–2" if intervals do not tell two apart, by the names of rows.
+    metric: metric of the ranking; None if nothing can be ranked.
+    places: rank by row name: "1", or "1–2" if the intervals do not separate two rows.
     floor: the metrics of real images instead of samples.
-    folder: of its tables, which `gz report` takes.
+    folder: folder with the tables, for `gz report`.
     """
 
     data: str
@@ -70,7 +70,7 @@ class BenchResult:
 
 @dataclass(frozen=True)
 class OodRow:
-    """How well a score tells a foreign set; `baseline` scores use no model."""
+    """How well a score detects a foreign set. `baseline` scores use no model."""
 
     out: str
     score: str
@@ -94,7 +94,7 @@ class OodResult:
 
     @property
     def best(self) -> OodRow | None:
-        """The model's score of the highest AUROC."""
+        """The model's score with the highest AUROC."""
         return max((row for row in self.rows if not row.baseline), key=lambda row: row.auroc, default=None)
 
 
@@ -110,15 +110,15 @@ def bench(
     cpu: bool = False,
     quiet: bool = False,
 ) -> BenchResult:
-    """Compares trained models, and images from anywhere, with real images, as `gz bench` does.
+    """Compares trained models and other sets of images with real images, as `gz bench` does.
 
     contestants: models, ids, aliases or folders of runs; a folder, zip, tar or npz of images, or images in
       memory. None: every model that has a finished run on the data set.
-    data: name or path of the real images, or these in memory; None: the set of the first run.
+    data: name or path of the set of real images, or images in memory; None: the set of the first run.
     metrics: names of metrics; (): those that need no weights of Inception.
-    n: samples that are drawn of each model, images that are taken at most.
-    split: which of the real images.
-    seed: of the noise.
+    n: number of samples of each model, and maximum number of other images.
+    split: split of the real images.
+    seed: seed of the noise.
     gpus: number of GPUs; None: one, if there is one.
     cpu: whether to use the CPU even if there are GPUs.
     quiet: whether nothing is printed meanwhile.
@@ -159,13 +159,13 @@ def compare(
 ) -> BenchResult:
     """Compares images with real ones, in this process and without a run: `result.metrics["fd"]`.
 
-    images: an array uint8 [N, C, H, W] or [N, H, W, C], or whatever else `train` takes as `data`.
-    real: the real images, alike; or the name of a data set.
+    images: uint8 array [N, C, H, W] or [N, H, W, C], or anything else that `train` accepts as `data`.
+    real: the real images in the same form, or the name of a data set.
     metrics: names of metrics; (): those that need no weights of Inception. `fd` is by a small network that
       is trained on the real images once.
-    n: images that are taken at most.
-    split: which of the real images.
-    seed: of the choice of images.
+    n: maximum number of images.
+    split: split of the real images.
+    seed: seed of the choice of images.
 
     Raises UsageError for fewer than 50 images and for an unknown metric.
     """
@@ -195,18 +195,18 @@ def ood(
 ) -> OodResult:
     """Scores images of other data sets by how foreign they are to a model, as `gz ood` does.
 
-    what: a model, whose newest finished run is taken, or a run's id, alias or folder.
-    out: the foreign set, or a list of names and paths of several.
+    what: name of a model (its newest finished run), or id, alias or folder of a run.
+    out: name or path of the foreign set, or a list of them.
     data: the in-distribution set; None: that of the run.
     scores: names of scores; (): those of the recipe.
-    n: images of each set that are scored; None: as many as the recipe's time allows.
+    n: number of images of each set; None: as many as the recipe's time budget allows.
     seed: of the noise.
     cpu: whether to use the CPU even if there are GPUs.
     quiet: whether nothing is printed meanwhile.
     options: keywords of the scores, such as `starts=8`.
 
-    Raises UsageError for a score or an option that the model does not have, MissingError if there is no
-    run. `LoadedRun.judge` judges single pictures.
+    Raises UsageError if the model does not have the score or the option, MissingError if there is no run. For
+    single images, see `LoadedRun.judge`.
     """
     inside = None if data is None else locate(reference_of(data))
     run = find_run(str(what), data=inside.key if inside else None)
@@ -238,7 +238,7 @@ def ood(
 
 
 def done(folder: Path, job: Job, quiet: bool) -> dict[str, Any]:
-    """What the engine has found."""
+    """The results of the engine."""
     return do_job(
         folder,
         job,

@@ -1,5 +1,5 @@
-"""What a notebook shows: bars of a training and of samples, and a run as a table. A notebook sees nothing of
-what other processes print, so that the bar of a training is drawn from the lines that the run records."""
+"""Output in notebooks: progress bars of training and sampling, and a run as a table. A notebook does not see
+what other processes print, so the bar of a training follows the lines that the run records."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def bar_html(title: str, done: float, total: float, note: str = "") -> str:
 
 @contextmanager
 def sampling(title: str, progress: Progress) -> Iterator[Progress]:
-    """A bar for calls `progress(i, n, x)`, in a notebook unless the caller has one of its own."""
+    """A bar for calls `progress(i, n, x)` in a notebook, unless the caller passes a callback."""
     if progress is not no_progress or not is_here():
         yield progress
         return
@@ -47,7 +47,8 @@ def sampling(title: str, progress: Progress) -> Iterator[Progress]:
 
 
 class TrainingBar:
-    """The bar of a run that another process trains: `begin` is called with the run, and the block ends it."""
+    """The progress bar of a run that another process trains. `begin` starts it for a run; the end of the
+    block ends it."""
 
     def __init__(self, shown: bool):
         self.run: Run | None = None
@@ -86,7 +87,7 @@ class TrainingBar:
 
 
 def table_html(rows: Mapping[str, Any], picture: str | None = None) -> str:
-    """A table of two columns, and an image below it by its data in base64."""
+    """A table of two columns, with an image below it in base64."""
     cells = "".join(
         f"<tr><th style='text-align:left'>{html.escape(str(key))}</th><td>{html.escape(str(value))}</td></tr>"
         for key, value in rows.items()

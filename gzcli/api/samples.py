@@ -1,4 +1,4 @@
-"""Images that a model drew: an array that shows itself in a notebook, and knows its labels and its seed."""
+"""Images that a model drew: an array with labels and seed that a notebook shows as an image."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SHOWN = 64  # images of an image in a notebook
 
 
 class Samples(np.ndarray):
-    """Images, uint8 [N, C, H, W]: a numpy array with what is known of them.
+    """Images, a numpy array uint8 [N, C, H, W], with their labels and seed.
 
-    labels: int64 [N] or 0/1 [N, K], the classes that the images are of; None if they have none.
+    labels: int64 [N] or 0/1 [N, K], the classes of the images; None without labels.
     classes: names of the classes.
-    seed: of the noise that they were drawn from; None for images that were not drawn.
-    values: [N, C, H, W], all channels in the numbers of the data set, if the images are only pictures of
-      these; otherwise None.
+    seed: seed of their noise; None for images that a model did not draw.
+    values: [N, C, H, W], all channels in the units of the data set, if the images are only previews of them;
+      otherwise None.
     """
 
     labels: np.ndarray | None = None
@@ -68,9 +68,9 @@ class Samples(np.ndarray):
     def grid(self, columns: int | None = None) -> Image:
         """All images as one image, a column for each class if they have labels.
 
-        columns: images side by side; None: by their classes, or as square as possible.
+        columns: number of columns; None: one for each class, or as square as possible.
 
-        Raises UsageError for an array that is no longer of images.
+        Raises UsageError if the array no longer has the shape of images.
         """
         from PIL import Image
 

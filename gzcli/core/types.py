@@ -56,8 +56,8 @@ class DataInfo:
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> DataInfo:
-        """The description that `asdict` made the tree of. Raises ValueError or TypeError for a tree of
-        something else, such as images without pixels."""
+        """The description from its `asdict` tree. Raises ValueError or TypeError for any other tree, such as
+        one of images without pixels."""
         info = cls(**{**tree, "shape": tuple(tree["shape"]), "classes": tuple(tree.get("classes", ()))})
         numbers = (*info.shape, *([] if info.levels is None else [info.levels]))
         if len(info.shape) != 3 or not all(type(number) is int and number > 0 for number in numbers):
@@ -69,11 +69,12 @@ class DataInfo:
 
 @dataclass
 class Batch:
-    """One batch of images; all its tensors lie on one device.
+    """One batch of images, with all tensors on one device.
 
     x: images [B, C, H, W] in [-1, 1].
     y: labels, [B] int64 or, of a multi-label set, [B, K] of 0 and 1; None without labels.
-    index: position of each image in the data set, [B] int64; a number of its pixels if noise goes by them.
+    index: position of each image in the data set, [B] int64; or a hash of its pixels if the noise depends on
+      them.
     noise: the random numbers of this batch, on the same device.
     extra: tensors [B, …] that the model `needs` or that its `prepare` made, by name.
     """
@@ -88,7 +89,7 @@ class Batch:
         return self.x.shape[0]
 
     def rows(self, rows: slice, noise: Noise) -> Batch:
-        """A micro-batch: the images in `rows`, with a `noise` of their own."""
+        """A micro-batch: the images in `rows`, with their own `noise`."""
         return replace(
             self,
             x=self.x[rows],
@@ -103,20 +104,20 @@ class Batch:
 class Applied:
     """What an application returns for the input images x [B, C, H, W].
 
-    There are two forms. Without `columns`, each output belongs to an input image. With `columns`, the outputs
-    are rows of so many images, as an interpolation is.
+    There are two forms. Without `columns`, there is one output for each input image. With `columns`, the
+    outputs are rows of that many images, as in an interpolation.
 
     images: the outputs [n, C, H, W] in order, in [-1, 1]; latents if the model lives on latents.
     rows: name of each row; without `columns` one name for all outputs.
     columns: number of outputs in a row; None if the outputs are not laid out in rows.
     marks: headings of the columns.
-    of: for each output, or with `columns` for each row, the indices of its input images in x; empty where
-      output i is made from image i.
+    of: for each output, or with `columns` for each row, the indices of its input images in x; empty if output
+      i is made from image i.
     condition: images [n, C, h, w] that the model was conditioned on instead of its input images.
     how: name of `condition`, shown beside it.
     visible: mask [n, 1, H, W]: 1 where the model saw the pixel, 0 if it did not.
-    labels: [n] or [n, K], the labels that the outputs were conditioned on, or that were found.
-    metrics: what was measured of the inputs, by name.
+    labels: [n] or [n, K], the labels that the outputs were conditioned on, or that the model predicted.
+    metrics: metrics of the inputs, by name.
 
     Raises ValueError if the numbers of images, rows and columns do not fit together.
     """
@@ -145,7 +146,7 @@ class Noise:
 
     A draw is made for the device of the batch, so a model calls no `.to(device)` on it.
 
-    device: the device on which every draw lies.
+    device: device of the draws.
     """
 
     device: torch.device
@@ -163,7 +164,8 @@ class Noise:
         return self._draw("random_", shape, high)
 
     def spread(self, n: int) -> Tensor:
-        """Uniform numbers in [0, 1), [n]; of samples they lie evenly over the images, see `philox.spread`."""
+        """Uniform numbers in [0, 1), [n]. For samples they are spread evenly over the images, see
+        `philox.spread`."""
         return self.rand(n)
 
     def first(self, n: int) -> Noise:
@@ -171,7 +173,7 @@ class Noise:
         return self
 
     def again(self) -> Noise:
-        """Noise that draws the numbers which this one draws from now on."""
+        """A copy that draws the numbers that this noise will draw from now on."""
         return copy(self)
 
     def _draw(self, method: str, shape: tuple[int, ...], high: int | None = None) -> Tensor:
@@ -210,7 +212,7 @@ class BatchNoise(Noise):
 
 
 class ImageNoise(Noise):
-    """Noise of sampling and scoring: that of an image depends on (seed, index of the image, call) alone.
+    """Noise of sampling and scoring: the noise of an image depends only on (seed, index of the image, call).
 
     An image therefore gets the same numbers alone and in any batch. They are computed on the device, with the
     same bits on every device (normal numbers up to the rounding of its log, sine and cosine).

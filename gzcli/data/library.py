@@ -43,9 +43,9 @@ _ROW |= {"multilabel": False, "extras": [], "embedded": False, "lost": False}
 def listing() -> list[dict[str, Any]]:
     """A row for each set, known sets first, as dicts with these keys.
 
-    name, title: as `--data` takes it, and what it shows or its path.
+    name, title: the name for `--data`, and a description or the path.
     classes: how many.
-    channels, size: of an image, as `data.size` has it; None for an imported set that is not packed.
+    channels, size: channels and size of an image; None for an imported set that is not packed.
     larger: sizes that the publisher offers beside `size`.
     cached: whether it can be used without the network.
     n_train, n_val, n_test: images; n_val 0: validation is carved from train.

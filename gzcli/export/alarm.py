@@ -86,7 +86,7 @@ def reduced(g: Graph, shape: Shape, factor: int) -> tuple[str, Shape]:
 
 
 def coordinates(g: Graph, x: str, of: Components) -> tuple[str, str]:
-    """Images in these components, and their differences from the mean."""
+    """The coordinates of images in these components, and their differences from the mean."""
     flat = g("Sub", g("Flatten", x), of.mean)
     return g("MatMul", flat, np.ascontiguousarray(of.rows.T)), flat
 
@@ -183,7 +183,7 @@ def layers(g: Graph, x: str, module: Any) -> str:
 def nearest(
     g: Graph, x: str, sides: tuple[int, int, int], fitted: KnnPatch, shape: Shape
 ) -> tuple[str, str | None]:
-    """The local map of distances to the memory, of what is embedded in `sides`."""
+    """The local map of the distances between embedded images and the memory."""
     (c, h, w), of = sides, fitted.embedding
     before, after = of.side // 2, of.side - 1 - of.side // 2
     edge = np.array([0, 0, before, before, 0, 0, after, after], np.int64)
@@ -268,7 +268,7 @@ def write(alarm: Calibrated, shape: Shape, fit: Fit, folder: Path, facts: dict[s
     """Writes the files of an alarm on images of a shape into a folder. Returns their names.
 
     fit: how images of another shape are resized.
-    facts: of `alarm.json`, besides what the script reads.
+    facts: further entries of `alarm.json`, which the script does not read.
     """
     check(fit)
     folder.mkdir(parents=True, exist_ok=True)
@@ -289,8 +289,8 @@ def run(job: PortableJob, folder: Path, device: Any, log: Log) -> dict[str, Any]
 
 
 def check(fit: Fit) -> None:
-    """Raises MissingError without the packages of ONNX, UsageError for a way to resize that the script has
-    not."""
+    """Raises MissingError without the packages of ONNX, UsageError for a fit that the script does not
+    support."""
     if missing := [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]:
         message = f"an exported alarm needs {' and '.join(missing)}"
         raise MissingError(message, hint='pip install "gzcli[onnx]"')

@@ -1,6 +1,6 @@
 """`gz runs export --to alarm`: the map of a run as a local score in one graph, with its held-out scores.
 
-The graph draws no noise: that of a map is the same for every image, so its draws are constants. Held-out
+The graph draws no noise: a map uses the same noise for every image, so the draws are constants. Held-out
 images are scored by the graph itself, and the p-values are those of the score `local`.
 """
 
@@ -102,7 +102,7 @@ class LocalMap(nn.Module):
 
 
 def localised(maps: Tensor, of: Local) -> Tensor:
-    """As `Local`, of tensors."""
+    """`Local` for tensors."""
     rise = ((maps / torch.from_numpy(of.level)).square().mean((1, 2), keepdim=True) + 1e-12).sqrt()
     u = maps / rise if of.relate else maps
     z, tops = (u - torch.from_numpy(of.mean)) / torch.from_numpy(of.deviation), []

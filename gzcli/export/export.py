@@ -125,7 +125,7 @@ def write(trained: Trained, job: ExportJob) -> dict[str, Any]:
 
 
 def _parts(trained: Trained) -> dict[str, Run]:
-    """The runs that the file holds, by the names of its parts, in the order of training."""
+    """The runs in the file by the names of its parts, in the order of training."""
     owner, part = trained.run.owner, trained.part
     parts: dict[str, Run] = {}
     outside = {"model.base": part.options.get("base")}
@@ -152,7 +152,7 @@ def _shared(part: Part, data: str, with_latent: bool) -> Part:
 
 
 def _whole(owner: Run, texts: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
-    """The recipe of a run in several parts: the stages each with its own whole recipe."""
+    """The recipe of a run in several parts, with the whole recipe of each stage."""
     trees = {name: json.loads(text["recipe"]) for name, text in texts.items()}
     stages = {name.partition("/")[2]: tree for name, tree in trees.items() if name.startswith(STAGES)}
     last = list(trees.values())[-1]
@@ -170,7 +170,7 @@ def _rounded(model: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype
 
 
 def card_of(trained: Trained, job: ExportJob) -> dict[str, Any]:
-    """The facts of a run for its users, with those of its data set: licence and source of a known one."""
+    """The facts of a run for its users, with the licence and source of a known data set."""
     owner, name, images = trained.run.owner, trained.part.model, trained.images
     env = owner.environment
     model, noted, parts = catalog.card_of(trained.run, name), env.get("data") or {}, owner.stages or [owner]

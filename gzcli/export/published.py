@@ -1,8 +1,8 @@
-"""Weights that others published, as a file of gz: a folder in the layout of diffusers becomes a model here.
+"""Published weights as a file of gz: converts a folder in the layout of diffusers into a model.
 
-The network is a `UNet2DModel` or a `DiTTransformer2DModel` with the scheduler of its noise; of a DiT on
-latents the folder holds the autoencoder too. Only JSON and safetensors are read, and no program of the
-folder's is run. The network is trusted after one forward pass that diffusers' own agrees with.
+The network is a `UNet2DModel` or a `DiTTransformer2DModel` with the scheduler of its noise; for a DiT on
+latents the folder also contains the autoencoder. Only JSON and safetensors are read, and no code in the
+folder is run. The network is trusted after one forward pass that diffusers' own agrees with.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Published:
 
     @property
     def flow(self) -> bool:
-        """Whether its noise is that of a straight path, and its output the velocity."""
+        """Whether it is a flow on straight paths that predicts the velocity."""
         return "FlowMatch" in str(self.scheduler.get("_class_name"))
 
     @property
@@ -133,8 +133,8 @@ def read(folder: Path) -> Published:
 
 
 def saved_of(published: Published, name: str) -> Saved:
-    """The weights with a recipe of gz. Raises UsageError for a network or a noise that gz lacks, and for one
-    whose outputs are not those of diffusers."""
+    """The weights with a recipe of gz. Raises UsageError if gz does not support the network or its noise
+    schedule, or if the outputs differ from those of diffusers."""
     config, (h, w) = published.config, published.sides
     latent, space = _space(published, h, w)
     info = DataInfo((config["in_channels"], h, w), None if latent else 256, published.classes)
@@ -304,8 +304,8 @@ def reversed_flow(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> d
 
 @torch.no_grad()
 def check(model: Any, published: Published) -> float:
-    """The largest difference of one forward pass from that of diffusers, as a share of the deviation of the
-    outputs. Raises UsageError if it is too large to be of rounding."""
+    """The largest difference of one forward pass from that of diffusers, relative to the standard deviation
+    of the outputs. Raises UsageError if it is larger than rounding errors."""
     import diffusers
 
     reference: Any = getattr(diffusers, published.kind)

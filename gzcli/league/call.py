@@ -29,10 +29,10 @@ USUAL = 10_000  # images that are drawn of each run
 class LeagueRow:
     """A model of a league.
 
-    model: its name.
-    place: "1", or "1–2" if intervals do not tell it from another; None if it has no value.
+    model: name of the model.
+    place: rank, "1", or "1–2" if the intervals do not separate it from another; None without a value.
     metrics: the mean of each metric over the seeds.
-    failed: how many of its trainings failed.
+    failed: number of failed trainings.
     """
 
     model: str
@@ -43,7 +43,7 @@ class LeagueRow:
 
 @dataclass(frozen=True)
 class Trained:
-    """A training of a league: model, seed, the run's id, its metrics, and the error that it ended by."""
+    """A training of a league: model, seed, id of the run, metrics, and the error if it failed."""
 
     model: str
     seed: int
@@ -56,12 +56,12 @@ class Trained:
 class LeagueResult:
     """A league.
 
-    metric: by which it ranks; None if nothing could be ranked.
+    metric: metric of the ranking; None if nothing could be ranked.
     rows: the models, the best first.
     trainings: one for each model and seed.
     floor: the metrics of real images instead of samples.
     left_out: the reason for each model that cannot be trained on the set.
-    folder: of its tables, which `gz report` takes.
+    folder: folder with the tables, for `gz report`.
     """
 
     data: str
@@ -93,19 +93,19 @@ def league(
     cpu: bool = False,
     quiet: bool = False,
 ) -> LeagueResult:
-    """Trains models for equal time on one set, judges them alike and ranks them: `gz bench --train-missing`.
-    The same call resumes a league that was stopped.
+    """Trains models for equal time on one data set, evaluates and ranks them: `gz bench --train-missing`. The
+    same call resumes an interrupted league.
 
     models: names of models, or paths of recipes; None: all that fit the set.
     data: name or path of the data set, or images in memory, as `gzcli.train` takes them.
-    budget: time of each training, such as "90s", "8m" or "1.5h": CPU time, on GPUs wall-clock time.
+    budget: time of each training, such as "90s", "8m" or "1.5h": CPU time, or wall-clock time on GPUs.
     seeds: trainings of each model, with the seeds from 0 on.
-    n: images that are drawn of each run, and whose likelihood is computed at most.
-    at_once: trainings side by side, each on one core or GPU; None: one after the other on all of them.
+    n: number of samples of each run, and maximum number of images for the likelihood.
+    at_once: number of parallel trainings, each on one core or GPU; None: one at a time on all of them.
     cpu: whether to use the CPU even if there are GPUs.
     quiet: whether nothing is printed meanwhile.
 
-    Raises UsageError for a model that does not fit the set; the error of the first training if all failed.
+    Raises UsageError for a model that does not fit the set, or the error of the first training if all fail.
     """
     launch = LaunchSection(cpu=cpu)
     launch = beside_others(launch) if at_once else launch
@@ -140,21 +140,21 @@ def sweep(
     cpu: bool = False,
     quiet: bool = False,
 ) -> SweepResult:
-    """Tries settings of a model on one budget, and finds the best by validation: `gz sweep`. The same call
-    resumes a sweep that was stopped.
+    """Tries settings of a model within a time budget, and finds the best by validation: `gz sweep`. The same
+    call resumes an interrupted sweep.
 
     what: name of a model, or path of a recipe.
-    set: keys of the recipe, {"optim.lr": [1e-3, 3e-3]} with a list of the values that are tried, "1e-4..1e-2"
-      for a range and any other value for all trials; or texts as of `--set`.
-    budget: time of all trainings together, such as "20m": CPU time, on GPUs wall-clock time.
+    set: keys of the recipe with a list of values to try ({"optim.lr": [1e-3, 3e-3]}), a range ("1e-4..1e-2"),
+      or one value for all trials; or strings as in `--set`.
+    budget: total time of all trainings, such as "20m": CPU time, or wall-clock time on GPUs.
     data: name or path of the data set, or images in memory; None: the set of the recipe.
-    trials: settings drawn of a range; None: 8.
-    seed: of the draws, and of weights and noise.
+    trials: number of settings drawn from ranges; None: 8.
+    seed: seed of the draws, weights and noise.
     cpu: whether to use the CPU even if there are GPUs.
     quiet: whether nothing is printed meanwhile.
 
-    Raises UsageError for a setting that cannot be trained, before the first training; DivergedError if all
-    diverge.
+    Raises UsageError before the first training for a setting that cannot be trained; DivergedError if all
+    trials diverge.
     """
     sets = (
         [f"{key}={as_text(value)}" for key, value in set.items()] if isinstance(set, Mapping) else list(set)
@@ -166,7 +166,7 @@ def sweep(
 
 
 def as_text(value: Any) -> str:
-    """Values as `--set` takes them: those of a list are tried in turn."""
+    """Values in the form of `--set`; the values of a list are tried in turn."""
     if isinstance(value, list | tuple):
         return ",".join(one if isinstance(one, str) else json.dumps(one) for one in value)
     return value if isinstance(value, str) else json.dumps(value)

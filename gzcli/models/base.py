@@ -124,7 +124,7 @@ class Model(nn.Module):
 
     @classmethod
     def of(cls, data: DataInfo, **options: Any) -> Self:
-        """The model with options as a recipe has them: flat, with lists for tuples."""
+        """The model with options as in a recipe: flat, with lists for tuples."""
         values = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
         return cls(data, **group_options(cls, values))
 
@@ -148,24 +148,24 @@ class Model(nn.Module):
         """Called once a run, before `on_start`, with a random subset of the training images."""
 
     def begins_anew(self, earlier: DataInfo, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What a training from the weights of a model of `earlier` data (`train.init`) begins again although
-        the shapes may fit, since it means something else: by name the values that it starts from. `earlier`
-        has classes if that model was conditioned on them."""
+        """Values by name that a training from the weights of another model (`train.init`) starts from instead
+        of those weights, because they have another meaning on this data. `earlier` describes the data of that
+        model; it has classes if the model was conditioned on them."""
         return {}
 
     def on_start(self, batch: Batch) -> None:
-        """Called with the first batch before the first step, for data-dependent initialisation. It is called
-        after a resume too, and then must change nothing."""
+        """Called with the first batch before the first step, for data-dependent initialisation. After a
+        resume it is called again, and must then change nothing."""
 
     def on_format(self, format: int) -> None:
-        """Called after `__init__` by a recipe of an earlier format, in which keys meant something else."""
+        """Called after `__init__` for recipes of an earlier format, in which keys had another meaning."""
 
     def on_step(self, step: int) -> None:
         """Called after each step, and after a resume, for annealing as a function of the step."""
 
     def attach(self, name: str, module: nn.Module) -> None:
-        """Attaches a frozen module: it moves with the model and stays in eval mode, but belongs to neither
-        parameters, state dict, average of the weights nor DDP."""
+        """Attaches a frozen module. It moves with the model and stays in eval mode, but is not part of the
+        parameters, the state dict, the averaged weights or DDP."""
         module.eval().requires_grad_(False)
         self.__dict__.setdefault("attached", {})[name] = module
         self.__dict__[name] = module  # past nn.Module.__setattr__, which would register it

@@ -41,8 +41,8 @@ def fetch(
 ) -> Path:
     """Fetches the missing files of a set into the cache; returns their folder. A `linked` set is linked.
 
-    source: a folder, a file or a URL to take the files from (`--from`), instead of `GZ_MIRROR`, a folder
-      or base URL that holds NAME/FILE, and of the publisher.
+    source: folder, file or URL of the files (`--from`), instead of the publisher or `GZ_MIRROR`, a folder or
+      base URL with NAME/FILE.
     pack_size: bytes that the pack will need beside the files.
 
     Raises MissingError if a file cannot be fetched, has a wrong checksum, or does not fit on the disk;
@@ -91,7 +91,7 @@ def _fetch_missing(
 
 
 def _say_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: int, say: Say) -> None:
-    """Says how much disk a large download takes; raises MissingError without the space."""
+    """Reports how much disk space a large download needs; raises MissingError if there is less."""
     need = sum(max(0, file.size - size_of(_part(folder / file.name))) for file in files)
     if max(need, pack_size) > LARGE:
         free = shutil.disk_usage(folder.parent).free
@@ -102,7 +102,7 @@ def _say_need(spec: DataSpec, folder: Path, files: list[DataFile], pack_size: in
 
 
 def _unobtainable(spec: DataSpec, refused: dict[str, str], received: int, online: bool) -> MissingError:
-    """The error for files that no address served, with the ways to get them."""
+    """The error for files that no address provides, with other ways to get them."""
     names, hints = ", ".join(f"`{name}`" for name in refused), []
     command = f"gz data download {spec.name}"
     if spec.size != registry.SPECS.get(spec.name, spec).size:  # the set in another of its publisher's sizes
@@ -131,7 +131,7 @@ def is_url(address: str) -> bool:
 
 
 def local_path(address: str) -> str:
-    """The path of a `file://` URL; anything else unchanged, but for `~`."""
+    """The path of a `file://` URL; anything else unchanged except for `~`."""
     if not address.startswith("file://"):
         return os.path.expanduser(address)
     return urllib.request.url2pathname(split(address).path)
@@ -195,7 +195,7 @@ class _Wrong(Refused):
 def _fetch_file(
     file: DataFile, path: Path, addresses: list[str], report: Report, say: Say, *, linked: bool = False
 ) -> None:
-    """Fetches a file from the first address that serves the right bytes, or links to it; raises Refused."""
+    """Downloads a file from the first address with the right bytes, or links to it; raises Refused."""
     reasons = [] if addresses else ["the publisher requires a login"]
     for address in addresses:
         try:
@@ -212,7 +212,7 @@ def _fetch_file(
 
 
 def _copy(address: str, file: DataFile, path: Path, report: Report, say: Say) -> None:
-    """Brings a file into the cache, where it appears once it is complete and its checksum is right."""
+    """Copies a file into the cache. It appears there once it is complete and its checksum is right."""
     part, anew = _part(path), False
     http.clear(part)
     while True:
@@ -239,7 +239,7 @@ def _copy(address: str, file: DataFile, path: Path, report: Report, say: Say) ->
 
 
 def _refuse_size(source: Path, file: DataFile) -> None:
-    """Raises Refused if a local file has not the size of the publisher's."""
+    """Raises Refused if the size of a local file differs from the publisher's."""
     if not source.is_file():
         raise Refused("does not exist")
     if (size := source.stat().st_size) != file.size and file.exact:

@@ -59,7 +59,7 @@ def request(url: str, method: str = "GET") -> urllib.request.Request:
 
 @contextmanager
 def answer(url: str, byte_range: str | None) -> Iterator[http.client.HTTPResponse]:
-    """The response to a request. Faults, also those while it is read, become Refused or Again."""
+    """The response to a request. Errors, including those while reading it, become Refused or Again."""
     try:
         try:
             http_request = request(url)
@@ -118,8 +118,8 @@ def split(address: str) -> urllib.parse.SplitResult:
 
 
 def download(url: str, part: Path, size: int, *, exact: bool, report: Report, say: Say) -> bool:
-    """Downloads about `size` bytes into `part`, resuming an earlier attempt. Returns whether any bytes were
-    there before the last request, so that the file may be of two. Raises Refused."""
+    """Downloads about `size` bytes into `part`, resuming an earlier attempt. Returns whether some bytes are
+    from an earlier request, which may have been of a different file. Raises Refused."""
     total = size if exact else _patiently(url, lambda: _look(url), lambda: 0, say)
     if size_of(part) > (total or 0):
         part.unlink()  # of another file, or of one whose size is not known and that cannot be resumed
@@ -151,7 +151,7 @@ def wrong_size(size: int, expected: int) -> str:
 
 
 def _look(url: str) -> int | None:
-    """The size of the file, if the server says it, by a request of one byte."""
+    """The size of the file if the server reports it, by a request of one byte."""
     with answer(url, "bytes=0-0") as response:
         return content_range(response)[1] if response.status == 206 else response.length
 
@@ -199,7 +199,7 @@ def _attempt(url: str, part: Path, total: int | None, report: Callable[[int], No
 def _pour(
     response: http.client.HTTPResponse, out: Any, size: int | None, report: Callable[[int], None]
 ) -> None:
-    """Writes bytes of the answer to `out`, up to `size`, as they arrive, so that a stall loses nothing."""
+    """Writes bytes of the response to `out`, up to `size`, as they arrive, so that a stall loses nothing."""
     while size is None or out.tell() < size:
         block = response.read1(BLOCK if size is None else min(BLOCK, size - out.tell()))
         if not block:

@@ -119,7 +119,8 @@ def patch_of(names: Iterable[str]) -> int | None:
 
 def augmenter(names: Sequence[str]) -> Callable[[dict[str, Tensor], Noise], dict[str, Tensor]] | None:
     """The named augmentations in order, as a function of (images and further images by kind, uint8
-    [B, C, H, W] each, noise), or None. Each kind is changed by the same draws; colours of maps are left."""
+    [B, C, H, W] each, noise), or None. All kinds are changed by the same draws, except for the colours of
+    maps."""
     steps = [(AUGMENTS[name], number) for name, number in parse_augment(names)]
 
     def augment(pictures: dict[str, Tensor], noise: Noise) -> dict[str, Tensor]:
@@ -169,7 +170,7 @@ def _mirrored(i: Tensor, n: int) -> Tensor:
 
 
 def _luma(x: Tensor) -> Tensor:
-    """The luma of images by ITU-R 601, [B, 3, …] → [B, 1, …]; images of one channel as they are."""
+    """The luma of images by ITU-R 601, [B, 3, …] → [B, 1, …]; images of one channel are unchanged."""
     return x if x.shape[1] == 1 else 0.299 * x[:, :1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:]
 
 

@@ -31,7 +31,7 @@ _Taken = tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]  # what `_Rows.
 def reader(
     device: torch.device, *, on_device: bool, streamed: bool
 ) -> Callable[[Callable[[int], Any], int], Any]:
-    """A function of (read, step) that returns `read(step)`, read ahead for a GPU alone."""
+    """A function of (read, step) that returns `read(step)`, read ahead only for a GPU."""
     if on_device or not kind_of(device).streams:
         return lambda read, step: read(step)
     if streamed:
@@ -41,7 +41,7 @@ def reader(
 
 
 class Ahead:
-    """Reads one step ahead, in a thread; any other step than the next is read when asked for."""
+    """Reads the next step ahead in a thread; any other step is read on request."""
 
     def __init__(self, device: torch.device):
         self.side, self.pool = SideStream(device), ThreadPoolExecutor(1, "ahead")
@@ -70,9 +70,9 @@ def domains(pack: Pack) -> list[Tensor]:
 
 
 class Order:
-    """The order of training images, of which this rank has the rows `part` of each global batch. `among`
-    limits the images to some positions, `n` to a random subset; `key` makes orders of one seed differ. The
-    images of a batch are of one of the `kinds` [N], None: of any."""
+    """The order of training images. This rank gets the rows `part` of each global batch. `among` limits the
+    images to some positions, `n` to a random subset; `key` makes orders of one seed differ. With `kinds` [N],
+    all images of a batch are of one kind."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ def kinds_of(shapes: np.ndarray) -> np.ndarray:
 
 
 def rows_of(orders: Sequence[Order], patches: bool, step: int) -> np.ndarray:
-    """The rows of all orders as `stream.Pictures` takes them: positions [B], with patches [B, 3]."""
+    """The rows of all orders as indices for `stream.Pictures`: positions [B], or [B, 3] with patches."""
     positions = torch.cat([order.at(step) for order in orders])
     if not patches:
         return positions.numpy()
@@ -153,8 +153,8 @@ def rows_of(orders: Sequence[Order], patches: bool, step: int) -> np.ndarray:
 
 def quantise(u8: Tensor, levels: int | None, noise: Noise | None = None) -> Tensor:
     """Bytes as x in [-1, 1], of the same shape and the default dtype: with L levels, x = 2k / (L − 1) − 1
-    where k = ⌊u8 · L / 256⌋. With 2 levels x is a draw of Bernoulli(u8 / 255), never a threshold: a
-    likelihood of binary images is of such draws (Salakhutdinov & Murray 2008)."""
+    where k = ⌊u8 · L / 256⌋. With 2 levels x is a draw of Bernoulli(u8 / 255), never a threshold: likelihoods
+    of binary images are defined for such draws (Salakhutdinov & Murray 2008)."""
     if levels is None or u8.is_floating_point():  # latents, or values in [-1, 1]
         return u8.to(torch.get_default_dtype())
     if levels == 2:
@@ -169,7 +169,7 @@ def quantise(u8: Tensor, levels: int | None, noise: Noise | None = None) -> Tens
 def levelled(
     pictures: dict[str, Tensor], levels: int | None, noise: Noise | None = None
 ) -> dict[str, Tensor]:
-    """Bytes of images and of further images of them in [-1, 1]; binary ones by the same draw of `noise`."""
+    """Bytes of images and their further images in [-1, 1]; binary images share one draw of `noise`."""
     draws = None if noise is None else ReplayedNoise(noise)
     return {kind: quantise(u8, levels, draws and draws.replay()) for kind, u8 in pictures.items()}
 
@@ -299,9 +299,9 @@ def scan(
     """The images of a split, or of some positions in it, in order; the last batch may be smaller. Those of
     a pack of several shapes come one shape after another.
 
-    The noise of image i depends on (seed, i) alone, and so does its augmentation. It is drawn on the CPU, so
-    that its bits do not depend on the device, and moved to the batch's device. Binary images are the same
-    draw for every seed.
+    The noise and the augmentation of image i depend only on (seed, i). It is drawn on the CPU, so that its
+    bits do not depend on the device, and moved to the batch's device. Binary images are the same draw for
+    every seed.
     """
     device, change = torch.device(device), augmenter(augment)
     rows = np.arange(pack.meta.counts[split]) if index is None else np.asarray(index)
@@ -332,7 +332,7 @@ def scan_by_content(
     seed: int = 0,
     drawn: np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """As `scan`, but the noise depends on (seed, pixels) alone; the batch's `index` numbers the pixels.
+    """Like `scan`, but the noise depends only on (seed, pixels); the batch's `index` is a hash of the pixels.
     drawn: images uint8 instead of those at these positions."""
     device = torch.device(device)
     parts = torch.as_tensor(np.asarray(index), dtype=torch.int64).split(batch_size)
@@ -379,7 +379,7 @@ def _taken(
 class _Rows:
     """Rows of a split as bytes, kept on the GPU if it fits; those of a streamed split are handed in.
 
-    shaped: whether images of a pack of several shapes are taken in their own.
+    shaped: whether images of a pack of several shapes keep their own shape.
     """
 
     def __init__(

@@ -99,9 +99,8 @@ def build(
 
 
 def _valued(images: RawImages, form: Form, n: int, limit: int | None) -> tuple[RawImages, Values | None]:
-    """The images with pictures made of their values, which become a further kind of them; and how these are
-    read. Values of one or three channels are left out, with a note, if the form or their size asks for
-    pictures alone."""
+    """The images as 8-bit images with their values as a further kind, and how the values are read. Values of
+    one or three channels are omitted, with a note, if the form or their size requires 8-bit images."""
     if images.values is None or images.shape is None:
         return images, None
     values = measured(images)
@@ -123,14 +122,14 @@ def _valued(images: RawImages, form: Form, n: int, limit: int | None) -> tuple[R
 
 
 def _of_plan(images: RawImages, plan: Plan) -> RawImages:
-    """The images of the plan's official splits, without their further pictures."""
+    """The images of the plan's official splits, without their further images."""
     counts = {split: images.counts[split] for split in plan}
     blocks = lambda: (block for block in images.blocks() if block.split in counts)  # noqa: E731
     return replace(images, counts=counts, blocks=blocks, further={})
 
 
 def _write_values(images: RawImages, sizes: Sides, plan: Plan, files: PackFolder) -> None:
-    """Writes what belongs to the images beside their pixels: labels, sides, captions and names."""
+    """Writes the data of the images other than pixels: labels, sides, captions and names."""
     for kind, values in (("labels", images.labels), ("sides", sizes)):
         for split, rows in _in_plan(values, plan).items():
             write_array(files.array(split, kind), rows)
@@ -248,7 +247,7 @@ def _target(images: RawImages, native: Shape, form: Form, mixed: bool) -> tuple[
 
 
 def _times(values: Values) -> int:
-    """How many times the bytes of its pictures the arrays of a set take, rounded up."""
+    """The bytes of a set's values as a multiple of the bytes of its 8-bit images, rounded up."""
     return 1 + 4 * values.channels // len(values.bands)
 
 

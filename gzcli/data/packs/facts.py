@@ -47,7 +47,7 @@ class Facts:
 
     @property
     def shape_class(self) -> str:
-        """The name of the set's shape class, of SHAPES."""
+        """The name of the set's shape class, a key of SHAPES."""
         side = math.sqrt(self.height * self.width)
         if side <= SMALLEST:
             return "colour" if self.channels > 1 and not self.grey else "grey"

@@ -46,7 +46,7 @@ class PackOptions(TypedDict):
 
 
 def pack_options(data: DataSection) -> PackOptions:
-    """The keywords that the section `data` of a recipe asks for."""
+    """The keywords of `open_pack` for the section `data` of a recipe."""
     return PackOptions(size=data.size, channels=data.channels, fit=data.fit, patch=patch_of(data.augment))
 
 
@@ -63,7 +63,7 @@ def peek(
     fit: Fit = "crop",
     patch: int | None = None,
 ) -> PackMeta | None:
-    """The metadata of a set's pack, from its JSON alone; None without a pack of the current files."""
+    """The metadata of a set's pack, read only from its JSON; None without a pack of the current files."""
     data = locate(what).sized(size := size and canonical_size(size))
     pack = find_pack(data, data.form.with_options(size, channels, fit, patch))
     return Pack(pack.folder, pack.meta, patch).meta if pack else None
@@ -84,7 +84,7 @@ def open_pack(
     would be larger than `GZ_PACK_LIMIT` is streamed instead. Several processes may call it at once. Raises
     UsageError (mixed sizes, size out of range, images smaller than the patch) and MissingError.
 
-    size, channels: of the images, 4 … 1024 pixels a side, and 1 or 3; None: the set's own.
+    size, channels: of the images, 4 … 1024 pixels per side, and 1 or 3; None: those of the set.
     fit: how images of another shape are resized.
     patch: side of the patches of images: random ones in training, elsewhere the middle one. Without a size
       the images may have mixed sizes. None: whole images.
@@ -269,7 +269,7 @@ def find_pack(data: DataSet, form: Form | None = None) -> Pack | None:
 
 
 def _serves(meta: PackMeta, form: Form) -> bool:
-    """Whether a pack has the images that a form asks for."""
+    """Whether a pack has the images of a form."""
     c, h, w = meta.shape
     if meta.streamed and not meta.mixed:
         fits = sum(meta.counts.values()) * c * h * w <= pack_limit()  # the limit was raised

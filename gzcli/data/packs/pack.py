@@ -119,12 +119,11 @@ class PackMeta:
 
 
 class Pack:
-    """A packed data set, as `gzcli.open_data` returns it.
+    """A packed data set, returned by `gzcli.open_data`. The arrays of its splits are memory-maps, which all
+    processes share. With `patch` the images are patches of that side: random patches in training, otherwise
+    the middle ones.
 
-    The arrays of its splits are memory-maps, which all processes share. With `patch` the images are patches
-    of that side: random ones in training, elsewhere the middle ones.
-
-    meta: what it holds.
+        meta: what it holds.
     """
 
     use: object = None  # protects the set from removal for the lifetime of the pack
@@ -175,8 +174,8 @@ class Pack:
         return Pictures(self.folder, split, self.meta.shape, Decoding(**self.meta.streamed), self.patch)
 
     def aspects(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """The rows of images their own in shapes, uint8 [N, C, H, W], and these shapes, int32 [N, 2], each
-        (width, height); None of a pack in one shape."""
+        """The rows of images in several shapes, uint8 [N, C, H, W], and the shapes (width, height), int32 [N,
+        2]; None for a pack in one shape."""
         if self.meta.fit != "aspect":
             return None
         return self._load(split, "aspect"), self._load(split, "sides")
@@ -199,9 +198,9 @@ class Pack:
         return arrays if uncut else {kind: self._cut(images) for kind, images in arrays.items()}
 
     def seen(self, levels: int | None) -> Pack:
-        """The pack that a model of some grey levels is trained on: the values of a set that has any,
-        otherwise the images, which 256 levels or fewer mean if these show all channels. Raises UsageError
-        for levels that the values do not have."""
+        """The pack that a model with these grey levels is trained on: the values of the set if it has any,
+        otherwise the images. If the images show all channels, at most 256 levels select the images. Raises
+        UsageError for levels that the values do not have."""
         if self.meta.values is None:
             return self
         channels, own = self.meta.values["channels"], self.meta.values["levels"]

@@ -87,7 +87,7 @@ def _rows(pack: Pack) -> Iterator[Row]:
 
 
 def _spread(rows: np.ndarray) -> np.ndarray:
-    """As many of some rows as the sheet has columns, evenly apart."""
+    """Evenly spaced rows, as many as the sheet has columns."""
     if not len(rows):
         return rows
     return rows[np.unique(np.linspace(0, len(rows) - 1, min(COLUMNS, len(rows))).astype(int))]

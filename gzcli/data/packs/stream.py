@@ -49,7 +49,7 @@ _main_hidden = threading.Lock()
 
 
 def mapped(f: Callable[[Block], T], blocks: Iterable[Block], work: int) -> Iterator[T]:
-    """f(block) of each block, in their order; `work` is the number of images that f must decode.
+    """f(block) of each block in order; `work` is the number of images that f must decode.
 
     Threads would be no faster than one: decoding small images holds the interpreter's lock.
     """

@@ -69,7 +69,7 @@ def open_members(path: Path, accepts: Callable[[str], bool]) -> Members:
 
 
 def refuse_foreign(path: Path) -> None:
-    """Raises UsageError for an archive of a kind that is not read here, told by its first bytes."""
+    """Raises UsageError for an archive of a kind that gz cannot read, identified by its first bytes."""
     with path.open("rb") as file:
         kind, unpack = _FOREIGN.get(file.read(4), ("", ""))
     if kind and not (kind == "zstd" and hasattr(tarfile.TarFile, "zstopen")):  # Python 3.14 reads it

@@ -35,7 +35,7 @@ def matrices(angle: np.ndarray, shear: np.ndarray, size: np.ndarray) -> np.ndarr
 def pictures(
     form: np.ndarray, maps: np.ndarray, center: np.ndarray, bolder: np.ndarray | float, side: int
 ) -> np.ndarray:
-    """Pictures [N, side, side] of one form, float32: the share of each pixel that the form covers."""
+    """Images [N, side, side] of one form, float32: the fraction of each pixel that the form covers."""
     from scipy.ndimage import map_coordinates
 
     back = np.linalg.inv(maps) * (SIDE / 2)  # from pixels of the image to those of the drawing, (x, y)
@@ -141,7 +141,7 @@ class Factors:
 
     @property
     def places(self) -> np.ndarray:
-        """Which of PLACES hold, bool [N, 5]: left, right, top and bottom from two pixels off the middle."""
+        """Which of PLACES apply, bool [N, 5]: left, right, top and bottom from two pixels off the middle."""
         x, y = self.center.T
         off = np.stack([x < -2, x > 2, y < -2, y > 2], 1)
         return np.concatenate([off, ~off.any(1, keepdims=True)], 1)
@@ -244,7 +244,7 @@ def digits(spec: DataSpec) -> RawImages:
 
 
 def digits_ab(spec: DataSpec) -> RawImages:
-    """Two unpaired domains: every other digit as it is (A, white on black), the rest inverted (B)."""
+    """Two unpaired domains: every second digit unchanged (A, white on black), the others inverted (B)."""
     images, _ = _digits()
     for split, x in images.items():
         images[split] = np.where((np.arange(len(x)) % 2 == 1)[:, None, None, None], 255 - x, x)
@@ -346,7 +346,7 @@ def emoji_font() -> Path:
 
 
 def draw_emoji(texts: Sequence[str], side: int, font: Path) -> np.ndarray:
-    """Pictures uint8 [N, 3, side, side] of emoji on white. Raises MissingError without the library that joins
+    """Images uint8 [N, 3, side, side] of emoji on white. Raises MissingError without the library that joins
     characters to one emoji."""
     from PIL import Image, ImageDraw, ImageFont, features
 

@@ -181,7 +181,7 @@ def _texts(members: Members, names: list[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def _label_files(title: str, members: Members, names: list[str]) -> dict[str, str]:
-    """The labels in `NAME.cls` files by image, of all images or of none."""
+    """The labels in `NAME.cls` files by image, for all images or none."""
     files = [name for name in members.names if name.endswith(LABEL)]
     picture_of = {splitext(name)[0] + LABEL: name for name in names} if files else {}
     texts = _texts(members, [name for name in files if name in picture_of])
@@ -212,7 +212,7 @@ class _Line(NamedTuple):
 
 
 def _descriptions(title: str, members: Members, names: list[str]) -> tuple[dict[str, _Line], dict[str, str]]:
-    """The lines of `metadata.jsonl`, and all captions, by picture."""
+    """The lines of `metadata.jsonl`, and all captions, by image."""
     files = [name for name in members.names if name.endswith((".txt", METADATA))]
     picture_of = {splitext(name)[0] + ".txt": name for name in names} if files else {}
     texts = [name for name in files if name in picture_of or PurePosixPath(name).name == METADATA]
@@ -388,7 +388,7 @@ def _without_meaningless(inside: dict[str, Folders]) -> dict[str, Folders]:
 def _of_split(
     title: str, head: str, classes: dict[str, str | None], train: set[str | None]
 ) -> tuple[dict[str, str | None], str]:
-    """The classes of a split's images that train has too, and a note on those left out."""
+    """The classes of a split's images that are also in train, and a note on the others."""
     labels = set(classes.values())
     if None in labels and len(labels) > 1:
         loose = next(name for name, label in sorted(classes.items()) if label is None)

@@ -28,7 +28,7 @@ MOST_CLASSES = 10_000  # classes of a column of numbers, at most
 
 
 def is_dataset_folder(path: Path) -> bool:
-    """Whether a path is a data set of the hub, by its files alone: no library is imported."""
+    """Whether a path is a data set of the hub. Only its files are checked, without importing a library."""
     if not is_regular(path):
         return False
     if path.is_file():
@@ -37,9 +37,9 @@ def is_dataset_folder(path: Path) -> bool:
 
 
 def parquet_files(path: Path) -> dict[str, list[Path]]:
-    """The parquet files at a path, or in a folder and those below it, by split. A file's name tells its split
-    (`train-00000-of-00002.parquet`), or its folder's does (`default/train/0000.parquet`). Where neither does
-    of any file, all are of train. {} if there are no files."""
+    """The parquet files at a path, or in a folder and those below it, by split. The split is in the file name
+    (`train-00000-of-00002.parquet`) or the folder name (`default/train/0000.parquet`). If no file has a
+    split, all are train. {} if there are no files."""
     if path.suffix == ".parquet":
         return {"train": [path]}
     sets: dict[str, dict[str, list[Path]]] = {}
@@ -125,7 +125,7 @@ class Rows:
                 yield self._picture(file, cell)
 
     def spread_rows(self, column: str, n: int) -> Iterator[tuple[int, bytes | None]]:
-        """(row, encoded image) of about n rows that lie apart: the first of as many groups of rows."""
+        """(row, encoded image) of about n rows spread over the files: the first row of n row groups."""
         groups, first = [], 0
         for file, group, rows in self._groups():
             groups.append((first, file, group))
@@ -196,8 +196,7 @@ def dataset_folder(path: Path) -> RawImages:
     - images: the first column of images whose name does not mean a further image
     - further images: columns of images whose names do (`conditioning_image`, `input_image`, …)
     - labels: the first column of class labels, otherwise of integers or texts in a column of LABELS. A split
-    but
-      train whose labels are all −1, the hub's sign for hidden ones, is left out.
+    other than train whose labels are all −1 (hidden on the hub) is omitted.
     - captions: a column `text`, `caption`, `edit_prompt` or `instruction`
     """
     splits = _splits(path)

@@ -89,7 +89,7 @@ def _kind_of(entry: os.DirEntry) -> str:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether a path leads to a regular file or a folder; of a pipe or a device nothing should be read."""
+    """Whether a path is a regular file or a folder; pipes and devices must not be read."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -126,7 +126,7 @@ def is_hidden(name: str) -> bool:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file is a picture, or the array of one, by its name."""
+    """Whether a file is an image, or the array of an image, by its name."""
     return (may_be_picture(name) or name.lower().endswith(ARRAY)) and not is_hidden(name)
 
 
@@ -208,7 +208,7 @@ class Block(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Where the bytes of an encoded image lie, to be read without opening the archive."""
+    """The position of an encoded image's bytes, to read it without opening the archive."""
 
     path: str  # absolute, of the file that holds them
     offset: int  # bytes before them
@@ -255,7 +255,7 @@ class Members(Protocol):
         """(name, bytes) of all members, or of some."""
 
     def spans(self) -> dict[str, Span]:
-        """Where the bytes of each member lie."""
+        """The positions of each member's bytes."""
 
 
 Blocks = Callable[[], Iterator[Block]]
@@ -295,7 +295,7 @@ class RawImages:
 
     @property
     def extras(self) -> tuple[str, ...]:
-        """What comes with each image, of EXTRAS."""
+        """The kinds of data beside each image, from EXTRAS."""
         return (*(["caption"] if self.captions else []), *self.further)
 
 
@@ -304,7 +304,7 @@ BLOCK_IMAGES = 256  # images that are packed at a time
 
 
 def from_arrays(spec: DataSpec, labels: dict[str, np.ndarray], arrays: Callable[[], Arrays]) -> RawImages:
-    """The images of its own set shape, of each split in order."""
+    """The images in the shape of their own set, each split in order."""
 
     def blocks() -> Iterator[Block]:
         first = dict.fromkeys(labels, 0)
@@ -377,7 +377,7 @@ class Encoded:
         return spans
 
     def probe(self) -> Iterator[tuple[str, bytes]]:
-        """A few images of the first part, evenly apart."""
+        """A few evenly spaced images of the first part."""
         members, rows = self._parts[0]
         names = list(rows)
         return members.read(names[:: max(1, len(names) // PROBES)][:PROBES])

@@ -48,9 +48,9 @@ class Inspection:
     """The defects of an inspection set.
 
     good: the folder of the good images; None if they are the split `train`.
-    kinds: the kind of defect of each image with one, in the order of kinds and pictures.
-    masks: the images that mark the defects of a picture.
-    notes: what was left out, and why.
+    kinds: the kind of defect of each defective image, in the order of kinds and images.
+    masks: the images that mark the defects of an image.
+    notes: omitted files, and why.
     """
 
     good: str | None
@@ -60,8 +60,8 @@ class Inspection:
 
 
 def open_inspection(path: Path) -> Inspection | None:
-    """The defects of a set at a path; None if it is no inspection set. Raises UsageError if no mask fits a
-    picture."""
+    """The defects of a set at a path; None if it is not an inspection set. Raises UsageError if no mask
+    matches an image."""
     if not is_regular(path) or (path.is_file() and (is_picture(path.name) or path.suffix == ".npz")):
         return None
     members = open_members(path, lambda name: is_picture(name) or PurePosixPath(name).name == LIST)
@@ -75,7 +75,7 @@ def open_inspection(path: Path) -> Inspection | None:
 
 
 def _listed(members: Members, lists: list[str]) -> dict[str, str]:
-    """VisA's kinds by the names of images; of several the first, as `bent` of `bent,stain`."""
+    """VisA's kinds by the names of images; the first of several, such as `bent` of `bent,stain`."""
     rows = (
         row
         for _, data in members.read(lists)
@@ -117,19 +117,19 @@ def inspection(title: str, names: Sequence[str]) -> Inspection | None:
 
 
 def _stem(name: str) -> str:
-    """The name of the image that a mask is of."""
+    """The name of a mask's image."""
     return ENDING.sub("", PurePosixPath(name).stem)
 
 
 def _marks_neighbour(name: str, pictures: Folders) -> bool:
-    """Whether an image is the mask of another one beside it, as `000_mask.png` of `000.png`."""
+    """Whether an image is the mask of a neighbour, such as `000_mask.png` of `000.png`."""
     path, stem = PurePosixPath(name), _stem(name)
     endings = {path.suffix, ".png", ".jpg", ".JPG", ".jpeg", ".bmp"}
     return stem != path.stem and any(str(path.with_name(stem + end)) in pictures for end in endings)
 
 
 def _key(name: str, inside: tuple[str, ...], kinds: set[str]) -> tuple[str, str]:
-    """The kind of defect and the image that a mask is of, by its folders."""
+    """The kind of defect and the image of a mask, by its folders."""
     kind = next((folder for folder in inside if folder in kinds), "")
     deeper = inside[inside.index(kind) + 1 :] if kind else ()
     return kind, deeper[0] if deeper else _stem(name)
@@ -161,9 +161,9 @@ def _sorted(kinds: dict[str, str]) -> dict[str, str]:
 def read_masks(
     path: Path, layout: Inspection, names: Sequence[str], size: tuple[int, int], fit: Fit
 ) -> dict[str, np.ndarray]:
-    """The masks of those of the images that have one, bool [kH, kW], if images are scored at `size`
-    (H, W): cropped as images are, at about their own size, k whole. Raises UsageError for a mask of another
-    size than its picture."""
+    """The masks of the images that have one, bool [kH, kW], if images are scored at `size` (H, W). They are
+    cropped like the images, at about their own size, with an integer k. Raises UsageError if a mask and its
+    image differ in size."""
     from gzcli.data.readers.pictures import Decoding, decode, sides_of
 
     marked = [name for name in names if name in layout.masks]

@@ -1,5 +1,5 @@
-"""Images in Python's memory: arrays, tensors, data sets of torch and of the hub's library, lists of pictures.
-They are written once into the cache, as a file that the readers of files read; its name is their content."""
+"""Images in Python's memory: arrays, tensors, data sets of torch and of the hub's library, lists of images.
+They are written once into the cache as a file, which is named by a hash of its content."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def _of_items(data: Any) -> Images:
 
 
 def _stacked(pixels: list[Any]) -> Images:
-    """Single images and arrays as one array if they have one shape, otherwise as a list of pictures."""
+    """Single images and arrays as one array if they have one shape, otherwise as a list of images."""
     if not pixels:
         return Images(pixels)
     if all(map(_is_picture, pixels)):
@@ -169,8 +169,8 @@ def _stacked(pixels: list[Any]) -> Images:
 
 
 def _of_array(data: Any, *, tensor: bool = False) -> Images:
-    """The images [N, H, W], [N, H, W, C] or [N, C, H, W] of an array. Where both may be meant, the channels
-    of a tensor are first and those of an array last."""
+    """The images [N, H, W], [N, H, W, C] or [N, C, H, W] of an array. If the layout is ambiguous, the
+    channels are first in a tensor and last in an array."""
     pixels, tensor = _as_numpy(data), tensor or _is_tensor(data)
     if pixels.ndim == 3:
         return Images(_levelled(pixels), "NHW")
@@ -182,8 +182,8 @@ def _of_array(data: Any, *, tensor: bool = False) -> Images:
 
 
 def _levelled(pixels: np.ndarray) -> np.ndarray:
-    """Pixels as uint8 or uint16 if these hold every value: integers in their range, and floats that are
-    grey levels over 255, in [0, 1] or in [-1, 1], as transforms make them. Others stay real numbers."""
+    """Pixels as uint8 or uint16 if these represent every value: integers in their range, and floats that are
+    grey levels over 255, in [0, 1] or in [-1, 1]. Other pixels stay real numbers."""
     if pixels.dtype in (np.uint8, np.uint16):
         return pixels
     if pixels.dtype.kind == "b":
@@ -234,7 +234,7 @@ def _npz(parts: Mapping[str, Images]) -> Path:
 
 
 def _zip(parts: Mapping[str, Images]) -> Path:
-    """Pictures of several sizes as PNGs, with their labels beside them."""
+    """A zip of images of several sizes as PNGs, with their labels."""
     labels, classes = _numbered(parts)
     digest, members = hashlib.blake2b(digest_size=8), {}
     for split, part in parts.items():
@@ -313,7 +313,7 @@ def _is_picture(data: Any) -> bool:
 
 
 def _is_table(data: Any) -> bool:
-    """Whether it is a `datasets.Dataset` with a column of encoded pictures."""
+    """Whether it is a `datasets.Dataset` with a column of encoded images."""
     features = getattr(data, "features", None)
     has_pictures = isinstance(features, Mapping) and any(
         type(kind).__name__ == "Image" for kind in features.values()
@@ -337,7 +337,7 @@ def _as_numpy(data: Any) -> np.ndarray:
 
 
 def _picture(data: Any) -> Any:
-    """One array or tensor of a list as a picture."""
+    """An array or tensor of a list as an image."""
     from PIL import Image
 
     images = _of_array(_as_numpy(data)[None], tensor=_is_tensor(data))

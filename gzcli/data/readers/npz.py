@@ -52,9 +52,9 @@ def npz(path: Path) -> RawImages:
 
     Images are numbers, [N, H, W], [N, H, W, C] or [N, C, H, W]: of splits by
     MedMNIST's names (`train_images`, `val_images`, …) or Keras' (`x_train`, …), or `images` alone. Labels, if
-    any, are integers [N], [N, 1] or [N, K] with names alike; names of classes [K] are `class_names`. A text
-    `layout`, "NHWC" or "NCHW", says where channels are in case their number leaves it open. Three integers
-    `bands` are the channels that pictures show as red, green and blue.
+    any, are integers [N], [N, 1] or [N, K] with names alike; names of classes [K] are `class_names`. A string
+    `layout`, "NHWC" or "NCHW", gives the layout if it is ambiguous. Three integers `bands` are the channels
+    that previews show as red, green and blue.
     """
     archive = _Npz(path)
     images, labels = archive.of_splits(IMAGES), archive.of_splits(LABELS)
@@ -158,7 +158,7 @@ class _Npz:
         return values.tolist()
 
     def labels(self, name: str, n: int) -> np.ndarray:
-        """int64 [N], or uint8 [N, K] if several classes can hold at once."""
+        """int64 [N], or uint8 [N, K] for several classes at once."""
         with self._opened(name) as (_, shape, _, dtype):
             wrong = f"`{name}` in `{self.path}` is {dtype} of shape {shape} for {n} images"
         if not 1 <= len(shape) <= 2 or shape[0] != n or dtype.kind not in "iub":

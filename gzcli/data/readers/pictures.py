@@ -41,10 +41,10 @@ class Decoding:
 
 
 def decode(data: bytes, name: str, decoding: Decoding, note: Say = silent) -> tuple[np.ndarray, bool]:
-    """An encoded image as uint8 [C, H, W], and whether it had another size. `note` gets each choice in its
-    reading, for `notes_in_words`.
+    """An encoded image as uint8 [C, H, W], and whether it had another size. `note` is called with each choice
+    in reading it, for `notes_in_words`.
 
-    EXIF rotation is applied; transparency is laid over white, or over black if the image would be white on
+    EXIF rotation is applied; transparency is placed on white, or on black if the image would be white on
     white; palettes become RGB; grey of more than 8 bits is scaled from the range of `white_of`; RGB → grey is
     ITU-R 601 luma; of several frames the first is taken.
 
@@ -79,14 +79,14 @@ def look(data: bytes, name: str, note: Say = silent) -> tuple[int, int, bool]:
 
 
 def sides_of(data: bytes) -> tuple[int, int]:
-    """(width, height) of an encoded image after its EXIF rotation, by its header alone."""
+    """(width, height) of an encoded image after its EXIF rotation, read only from the header."""
     with opened(data) as image:
         turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
         return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def cropping(before: tuple[int, int], after: tuple[int, int]) -> tuple[str, ...]:
-    """The note on an image of which a crop takes a share, if any; both shapes are (height, width)."""
+    """The note on the share of an image that a crop removes, if any; both shapes are (height, width)."""
     ratio = before[1] * after[0] / (before[0] * after[1])
     share = STEP * round(100 / STEP * (1 - min(ratio, 1 / ratio)))
     return (CROPPED.format(f"{after[1]}×{after[0]}", share),) if share else ()
@@ -129,7 +129,7 @@ def is_colour(image: Any) -> bool:
 
 
 def opened(data: bytes) -> Any:
-    """An encoded image as a Pillow image, by the readers of FORMATS alone."""
+    """An encoded image as a Pillow image, read only in the formats of FORMATS."""
     from PIL import Image
 
     Image.init()
@@ -171,9 +171,10 @@ def _opaque(image: Any, note: Say) -> Any:
 def white_of(image: Any, data: bytes, note: Say) -> int:
     """The value that is white in an image of more than 8 bits.
 
-    It is the largest of as many bits as the file says: a TIFF in its tag, a PNG in its chunk sBIT, unless the
-    values were scaled to all 16 bits, as the standard of PNG has it. Else it is 65,535: what the largest
-    value of an image is decides nothing, or dark and bright images of one set would be read alike.
+    It is the largest value of the bits that the file declares, a TIFF in its tag and a PNG in its chunk sBIT,
+    unless the values were scaled to 16 bits, as the PNG standard requires. Otherwise it is 65,535. The
+    largest value in the image is ignored, because dark and bright images of one set would otherwise look
+    alike.
     """
     bits, most = 16, 65535
     if image.format == "TIFF":
@@ -233,8 +234,8 @@ def _fitted(image: Any, shape: tuple[int, int, int], fit: Fit, rule: str = "lanc
 
 
 def bucket(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """The height and width, multiples of a step, of the aspect ratio next to that of an image of `shape`,
-    [1/2, 2], with no more pixels than `size` and as many as possible."""
+    """The height and width whose aspect ratio, in [1/2, 2], is closest to that of an image of `shape`. They
+    are multiples of a step, with as many pixels as possible but no more than `size`."""
     pixels = size[0] * size[1]
     step = min(64, max(16, 1 << math.isqrt(pixels).bit_length() - 4))  # an eighth of the side, or more
     longer = ((side, pixels // side // step * step) for side in range(step, math.isqrt(2 * pixels) + 1, step))
@@ -270,7 +271,8 @@ def adm(image: Any, height: int, width: int) -> Any:
 
 def padded(image: Any, height: int, width: int) -> Any:
     """The whole image in the middle, enlarged or reduced by Lanczos' filter until it fits, on the mean
-    colour of its border: a flat background continues, and no black bars are learned of photographs."""
+    colour of its border: a flat background continues, and a model does not learn black bars from
+    photographs."""
     from PIL import Image
 
     scale = min(height / image.height, width / image.width)

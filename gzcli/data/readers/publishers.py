@@ -210,7 +210,7 @@ def imagenette(spec: DataSpec, folder: Path) -> RawImages:
 
 def tinyimagenet(spec: DataSpec, folder: Path) -> RawImages:
     """`train/n01443537/images/….JPEG`; `val/images/val_0.JPEG` with its class in `val_annotations.txt`;
-    classes are the lines of `wnids.txt`, sorted, their names those of `words.txt`. The test images have no
+    classes are the sorted lines of `wnids.txt`, with their names from `words.txt`. The test images have no
     labels and are not read."""
     root = "tiny-imagenet-200"
     members = Zip(folder / spec.files[0].name, lambda name: name.endswith((".JPEG", ".txt")))

@@ -1,5 +1,5 @@
-"""Images that are no pictures of 8 bits: any number of channels, 16 bits, floats. A model sees their values,
-scaled to [-1, 1]; people, judges and PNGs see three bands of them as a picture."""
+"""Images other than 8-bit grey and RGB: any number of channels, 16 bits, floats. A model sees their values,
+scaled to [-1, 1]. People, judges and PNGs see three bands as an 8-bit image."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ INTEGERS = {np.dtype(np.uint8): 256, np.dtype(np.uint16): 65536}  # with their l
 
 @dataclass(frozen=True)
 class Values:
-    """What the values of a set are, and how x in [-1, 1] and a picture are made of them.
+    """The kind of values of a set, and how they map to x in [-1, 1] and to 8-bit images.
 
-    channels: of an image.
-    levels: of each value; None: real numbers.
-    low, high: least and largest value of each channel; −1 and 1 stand for those of real numbers.
-    bands: the channels that a picture shows: one as grey, three as red, green and blue.
+    channels: channels of an image.
+    levels: levels of each value; None: real numbers.
+    low, high: smallest and largest value of each channel; for real numbers they map to −1 and 1.
+    bands: channels that 8-bit images show: one as grey, three as red, green and blue.
     """
 
     channels: int
@@ -55,7 +55,7 @@ class Values:
 
     @property
     def is_picture(self) -> bool:
-        """Whether pictures of 8 bits show all channels."""
+        """Whether 8-bit images show all channels."""
         return self.channels in PICTURE
 
     @property
@@ -93,13 +93,13 @@ class Values:
         return (low + (x + 1.0) / 2 * (high - low)).astype(np.float32)
 
     def pictures(self, values: np.ndarray) -> np.ndarray:
-        """Pictures uint8 [n, 1 or 3, H, W] of values [n, C, H, W]."""
+        """8-bit images [n, 1 or 3, H, W] of values [n, C, H, W]."""
         x = self.scaled(values)[:, list(self.bands)]
         return x if x.dtype == np.uint8 else np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
 def fitted(values: np.ndarray, shape: Sequence[int], fit: Fit) -> np.ndarray:
-    """Values [n, C, H, W] in another height and width, each channel resized as a picture is."""
+    """Values [n, C, H, W] in another height and width, with each channel resized like an image."""
     from PIL import Image
 
     height, width = shape[1:]
@@ -134,7 +134,7 @@ def axis_of(shape: Sequence[int], name: str, *, layout: str = "") -> bool:
 
 
 def kind_of(dtype: np.dtype, channels: int, name: str) -> Values | None:
-    """The values of an array; None if it is of pictures of 8 bits. Raises UsageError for no numbers."""
+    """The kind of values of an array; None for 8-bit images. Raises UsageError for anything but numbers."""
     if dtype.kind not in "iuf":
         raise UsageError(name, hint=HINT)
     if dtype == np.uint8 and channels in PICTURE:
@@ -143,7 +143,7 @@ def kind_of(dtype: np.dtype, channels: int, name: str) -> Values | None:
 
 
 def with_bands(values: Values, bands: Sequence[int], title: str) -> Values:
-    """Values whose pictures show other channels. Raises UsageError for channels that there are not."""
+    """Values whose 8-bit images show other channels. Raises UsageError for channels that do not exist."""
     if len(bands) not in PICTURE or not all(0 <= band < values.channels for band in bands):
         message = (
             f"`{title}`: `bands` must be 1 or 3 of the channels 0 … {values.channels - 1}, not {list(bands)}"
@@ -181,8 +181,8 @@ def npy(path: Path) -> RawImages:
 
 
 def of_files(images: RawImages, names: Sequence[str], *, resized: bool) -> RawImages:
-    """The values of encoded files if all are `.npy` or TIFF, and the first of them is no plain picture;
-    otherwise the pictures as they came. `resized`: whether they come to one size later."""
+    """The values of encoded files if all are `.npy` or TIFF, and the first is not an 8-bit image; otherwise
+    the unchanged images. `resized`: whether they are resized to one size later."""
     if images.probe is None or not all(PurePosixPath(name).suffix.lower() in FILES for name in names):
         return images
     name, data = next(iter(images.probe()), ("", b""))
@@ -223,8 +223,8 @@ def of_files(images: RawImages, names: Sequence[str], *, resized: bool) -> RawIm
 
 
 def decoded(data: bytes, name: str) -> tuple[np.ndarray, int | None] | None:
-    """The values [C, H, W] of a `.npy` or a TIFF, and their levels; None for a picture of 8 bits that any
-    reader of pictures takes. Raises MissingError for a file that cannot be read."""
+    """The values [C, H, W] of a `.npy` or a TIFF, and their levels; None for an 8-bit image. Raises
+    MissingError for a file that cannot be read."""
     if PurePosixPath(name).suffix.lower() == ".npy":
         return _npy(data, name)
     try:
@@ -318,7 +318,7 @@ def measured(images: RawImages) -> Values:
 
 
 def with_pictures(images: RawImages, kind: Values) -> RawImages:
-    """The set with pictures as its images, and its values as a further kind of them."""
+    """The set with 8-bit images, and its values as a further kind of image."""
     assert images.shape is not None
     source, shape = images.blocks, (len(kind.bands), *images.shape[1:])
 

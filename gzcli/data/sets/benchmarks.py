@@ -19,8 +19,8 @@ class Benchmark:
 
     @property
     def fpr(self) -> str:
-        """The metric of `gz ood` that the benchmark's evaluator prints as FPR95: version 1 takes
-        in-distribution images as positive (its `fpr_recall`), version 1.5 foreign ones."""
+        """The metric of `gz ood` that the benchmark's evaluator prints as FPR95: in version 1 the
+        in-distribution images are positive (its `fpr_recall`), in version 1.5 the foreign ones."""
         return "fpr95_id" if self.version == "v1" else "fpr95"
 
     def group(self, name: str) -> str:
@@ -40,7 +40,7 @@ BENCHMARKS = {benchmark.name: benchmark for benchmark in _ALL}
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """The benchmark of this name, `-` and `_` alike."""
+    """The benchmark with this name; `-` and `_` are equivalent."""
     if match := matching(name, BENCHMARKS):
         return BENCHMARKS[match]
     hint = did_you_mean(name, BENCHMARKS) or f"choose from {', '.join(BENCHMARKS)}"

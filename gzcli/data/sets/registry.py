@@ -1,5 +1,5 @@
-"""The data sets: those known by name, with their content, their files and the places of these in the cache,
-and the user's own by path. No heavy import.
+"""The data sets: known ones by name, with their content, their files and their places in the cache, and the
+user's own by path. It imports nothing heavy.
 
 Adding a set is one entry in `sets.json` and one reader of the same name in `readers/publishers.py` or
 `embedded.py`.
@@ -42,7 +42,7 @@ EXTRAS = ("caption", *FURTHER)
 
 
 def further_of(name: str) -> str | None:
-    """`conditioning_image` → "control"; None for a name that means no further picture."""
+    """`conditioning_image` → "control"; None for a name that is not of a further image."""
     return next((kind for kind, names in FURTHER.items() if name in names), None)
 
 
@@ -70,14 +70,14 @@ class Form:
         return f"{self.size or 'own'}x{self.channels or 'own'}{end}{'-foreign' if self.foreign else ''}"
 
     def with_options(self, size: Size | None, channels: int | None, fit: Fit, patch: int | None) -> Form:
-        """This form with the size, channels and fit asked for, if any are."""
+        """This form with the requested size, channels and fit, if any."""
         form = replace(self, size=size or self.size, channels=channels or self.channels, fit=fit)
         return replace(form, mixed=patch is not None and form.size is None)
 
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file as its publisher serves it."""
+    """A file of a publisher."""
 
     name: str  # its name there and in the cache
     urls: tuple[str, ...]  # addresses, tried in order; () if the publisher asks for a log-in
@@ -121,7 +121,7 @@ class DataSpec:
 
     @property
     def form(self) -> Form:
-        """How its images are packed unless asked otherwise."""
+        """The default form of its packs."""
         return Form(self.size, self.channels)
 
     @property
@@ -131,7 +131,7 @@ class DataSpec:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes; numbers if only the files tell the names."""
+        """Names of the classes; numbers if the names are only in the files."""
         return tuple(map(str, range(self.classes))) if isinstance(self.classes, int) else self.classes
 
     @property
@@ -201,7 +201,7 @@ class OwnSet:
         return self.form.channels
 
     def sized(self, size: Size | None) -> OwnSet:
-        """The set itself: only a publisher has versions of several sizes."""
+        """The set itself, as only published sets have versions of several sizes."""
         return self
 
 
@@ -239,7 +239,7 @@ HUB = "hub"  # a link to the folder of its parquet files, which may be there ins
 
 
 def raw_dir(spec: DataSpec) -> Path:
-    """The folder of a set's files, in whatever sizes its publisher offers."""
+    """The folder of a set's files in all sizes."""
     return cache_dir("raw") / spec.name
 
 
@@ -294,7 +294,7 @@ MEDMNIST = tuple(spec for spec in SPECS.values() if spec.title.endswith("(MedMNI
 
 
 def find(name: str) -> DataSpec:
-    """The set of this name, `-` and `_` alike. Raises UsageError with the nearest name."""
+    """The set with this name; `-` and `_` are equivalent. Raises UsageError with the closest name."""
     if match := matching(name, SPECS):
         return SPECS[match]
     hint = did_you_mean(name, SPECS) or "see the names with `gz data list`, or give a path"
@@ -338,7 +338,7 @@ def hub_set(text: str) -> HubSet:
 
 
 def is_set(what: str) -> bool:
-    """Whether the text as it stands is the name of a set or an existing path."""
+    """Whether the unchanged text is the name of a set or an existing path."""
     try:
         locate(what)
     except (UsageError, MissingError):
@@ -355,7 +355,7 @@ def data_key(what: str | Path) -> str:
 
 
 def names() -> list[str]:
-    """Every name that `--data` takes: known sets first, then imported ones."""
+    """Every name for `--data`: known sets first, then imported ones."""
     return [*SPECS, *imports()]
 
 
