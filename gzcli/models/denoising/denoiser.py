@@ -103,9 +103,10 @@ QUANTILES = 4097  # of a distribution of times
 class TimeOptions:
     """How a batch draws its times.
 
-    time_sampling: distribution of training times: independent (uniform), one from each of B equal intervals
-      (stratified), concentrated in the middle (logit_normal; Esser 2024, arXiv:2403.03206), uniform in the
-      angle of (α, σ) as in the cosine schedule (cosine), or normal in log σ/α (log_normal; Karras 2022).
+    time_sampling: distribution of training times: independent (uniform; in score models stratified), one from
+      each of B equal intervals (stratified), concentrated in the middle (logit_normal; Esser 2024,
+      arXiv:2403.03206), uniform in the angle of (α, σ) as in the cosine schedule (cosine), or normal in log
+      σ/α (log_normal; Karras 2022).
     log_mean: mean of log σ/α in training by log_normal.
     log_std: standard deviation of log σ/α.
     """

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -85,13 +86,16 @@ class AverageVelocity(FlowMatching):
     Without `trained_guidance` it acts on F of each call in sampling. That is exact only as s → t.
     """
 
+    derives: ClassVar[bool] = False  # whether the target is a derivative of F
+
     def __init__(
         self,
         data: DataInfo,
-        net: NetOptions,
-        flow: FlowOptions,
-        intervals: IntervalOptions,
-        labels: ClusterOptions,
+        *,
+        net: NetOptions = NetOptions(),
+        flow: FlowOptions = FlowOptions(),
+        intervals: IntervalOptions = IntervalOptions(),
+        labels: ClusterOptions = ClusterOptions(),
     ):
         if flow.prediction != "velocity" or flow.bounded or flow.process != "straight":
             hint = "omit `model.prediction`, `model.bounded` and `model.process`"
@@ -99,6 +103,7 @@ class AverageVelocity(FlowMatching):
                 "average velocities need straight paths and a network that predicts velocities", hint=hint
             )
         at_least(1, map_every=intervals.map_every, trained_guidance=intervals.trained_guidance)
+        net = net.twice_differentiable() if self.derives else net
         classes = labels.kinds(data)
         guided = intervals.trained_guidance > 1 and classes != 0 and labels.label_dropout > 0
         super().__init__(data, net.build(data, classes=classes, times=2 + guided), flow, labels)

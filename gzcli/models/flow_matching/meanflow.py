@@ -15,30 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gzcli.core.types import DataInfo
 from gzcli.models.denoising.process import per_image
-from gzcli.models.flow_matching.average_velocity import AverageVelocity, Interval, IntervalOptions
-from gzcli.models.flow_matching.fm import FlowOptions
-from gzcli.models.labelled import ClusterOptions
+from gzcli.models.flow_matching.average_velocity import AverageVelocity, Interval
 from gzcli.models.nn import is_shape_only
-from gzcli.models.nn.nets import NetOptions
 
 
 class MeanFlow(AverageVelocity):
     """A U-Net that learns the average of its own velocity by its derivative along the flow."""
 
     paper = "Geng et al. 2025, arXiv:2505.13447"
-
-    def __init__(
-        self,
-        data: DataInfo,
-        *,
-        net: NetOptions = NetOptions(),
-        flow: FlowOptions = FlowOptions(),
-        intervals: IntervalOptions = IntervalOptions(),
-        labels: ClusterOptions = ClusterOptions(),
-    ):
-        super().__init__(data, net.twice_differentiable(), flow, intervals, labels)
+    derives = True
 
     def interval_target(self, interval: Interval) -> tuple[Tensor, float]:
         """v + (s − t) dF/dt, of a guided v and v_θ. The derivative, in forward mode, has no gradient, and the

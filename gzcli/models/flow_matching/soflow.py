@@ -44,7 +44,7 @@ class SoFlow(AverageVelocity):
     ):
         if not all(0 < share <= 1 for share in rho):
             raise UsageError(f"the values of `model.rho` must be above 0 and at most 1, not {list(rho)}")
-        super().__init__(data, net, flow, intervals, labels)
+        super().__init__(data, net=net, flow=flow, intervals=intervals, labels=labels)
         self.ends = rho
         self.register_buffer("rho", torch.tensor(rho[0]), persistent=False)
 

@@ -22,11 +22,12 @@ from torch.nn import functional as F
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
+from gzcli.models.denoising.denoiser import ObjectiveOptions
 from gzcli.models.denoising.process import VE, Level
 from gzcli.models.denoising.samplers import Denoise, Path, annealed_langevin
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import ClassEmbedding, Classes, at_least, stacked, to_fp32
-from gzcli.models.score.sgm import SAMPLERS, SamplingOptions, ScoreModel, ScoreOptions, Spacing
+from gzcli.models.score.sgm import SAMPLERS, SamplingOptions, ScoreModel, Spacing
 
 WIDEST = 1.7  # the largest distance between two images of a set in units of √D
 
@@ -225,7 +226,9 @@ class NCSNv2(ScoreModel):
         sigma_max: float | None = None,
         sigma_min: float = 0.02,
         levels: int | None = None,
-        score: ScoreOptions = ScoreOptions(prediction="eps", weighting="score", time_sampling="uniform"),
+        score: ObjectiveOptions = ObjectiveOptions(
+            prediction="eps", weighting="score", time_sampling="uniform"
+        ),
         labels: ClusterOptions = ClusterOptions(),
     ):
         net, size = RefineNet(data.shape[0], refinenet, classes=labels.kinds(data)), math.prod(data.shape)

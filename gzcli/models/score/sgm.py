@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from gzcli.core.types import DataInfo, Noise, Progress, no_progress
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.applications import NoiseApplications
-from gzcli.models.denoising.denoiser import QUANTILES, LikelihoodByODE, ObjectiveOptions, Times, WalkOptions
+from gzcli.models.denoising.denoiser import QUANTILES, LikelihoodByODE, ObjectiveOptions, WalkOptions
 from gzcli.models.denoising.process import PATHS, Process, SDEOptions, Shift, shift_of
 from gzcli.models.denoising.samplers import SOLVERS, Sampler, Solver, solve
 from gzcli.models.labelled import ClusterOptions
@@ -43,13 +43,6 @@ class PathOptions(SDEOptions):
 
     process: Annotated[str, PATHS] = "vp"
     shift: Shift = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoreOptions(ObjectiveOptions):
-    """The training of a score; also by `uniform` a batch has one time from each of B equal intervals."""
-
-    time_sampling: Times = "cosine"
 
 
 @dataclass(frozen=True)
@@ -143,7 +136,7 @@ class SGM(LikelihoodByODE, ScoreModel):
         *,
         net: NetOptions = NetOptions(),
         sde: PathOptions = PathOptions(),
-        score: ScoreOptions = ScoreOptions(),
+        score: ObjectiveOptions = ObjectiveOptions(time_sampling="cosine"),
         labels: ClusterOptions = ClusterOptions(),
     ):
         network = net.build(data, classes=labels.kinds(data))
