@@ -105,7 +105,7 @@ def train(
     Interrupted.
     """
     if steps and minutes:
-        raise UsageError("`steps` and `minutes` exclude each other")
+        raise UsageError("`steps` and `minutes` cannot be used together")
     flags: dict[str, Any] = {"train.steps": steps, "train.minutes": minutes, "seed": seed, "scale": scale}
     flags |= {"launch.gpus": gpus, "launch.cpu": cpu or None, "launch.processes": processes}
     sets = map(_setting, set.items()) if isinstance(set, Mapping) else set
@@ -379,7 +379,7 @@ class LoadedRun:
         (score,) = choose(self.trained, [name.replace("-", "_")])
         scorer = Scorer(self.trained, [score], options=options, seed=seed)
         if scorer.unused:
-            raise UsageError(f"the score `{score}` does not take `{scorer.unused[0]}`")
+            raise UsageError(f"the score `{score}` has no option `{scorer.unused[0]}`")
         if scorer.is_fitted():
             scorer.fit(*fitting_images(self.trained, fitting_pick(self.data), size=BATCH, seed=seed))
         return np.concatenate([np.zeros(0), *(scorer(batch)[score] for batch in self._batches(images, seed))])
@@ -495,7 +495,7 @@ class LoadedRun:
         params = flat_defaults(getattr(self.model, method))
         values = {renamed(name, params, "sample", "do"): value for name, value in options.items()}
         if strange := [name for name in values if name not in params]:
-            raise UsageError(f"`{method}` of `{self.trained.name}` takes no `{strange[0]}`")
+            raise UsageError(f"`{method}` of `{self.trained.name}` has no option `{strange[0]}`")
         return values
 
     def _labels(self, labels: Labels, n: int) -> Tensor:

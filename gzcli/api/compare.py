@@ -215,7 +215,7 @@ def ood(
     rules = score_options(card)
     if strange := [name for name in options if name not in rules]:
         raise UsageError(
-            f"no score of `{card.name}` takes `{strange[0]}`",
+            f"no score of `{card.name}` has the option `{strange[0]}`",
             hint=f"options of the scores: {', '.join(rules)}",
         )
     values = {name: check_value(value, rules[name], name) for name, value in options.items()}

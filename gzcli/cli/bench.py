@@ -58,7 +58,7 @@ _SPLIT_HELP = "Split of the real images. Papers on CIFAR-10 use `train`."
 _Split = Annotated[Literal["test", "val", "train", "all"], option("--split", _SPLIT_HELP)]
 _Metrics = Annotated[str | None, option("--metrics M[,M…]", help_text(), complete=metrics())]
 _N_HELP = (
-    "Number of samples per model and of real images, at most. Default: 2,000, or 10,000 with "
+    "Maximum number of samples per model and of real images. Default: 2,000, or 10,000 with "
     "`--train-missing`."
 )
 _N = Annotated[int | None, option("-n N", _N_HELP, min=50)]
@@ -194,7 +194,7 @@ def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob) -> None:
     sets = f"{counted(images, 'set')} of images, " if images else ""
     judged = forecast.judging(job.n, plan.gpus) * (len(runs) + images)
     further = f"then {sets}about {about(judged)} of evaluation"
-    further += f", and about {about(likelihoods)} of likelihoods of test images" if likelihoods else ""
+    further += f", and about {about(likelihoods)} of test likelihoods" if likelihoods else ""
     rows = [(run, job.n, Drawing.of(run.model, run.data, run)) for run in runs]
     show_drawing(rows, further, judged + likelihoods)
 
@@ -453,7 +453,7 @@ def lines_of(league: League, budget: str, costs: Sequence[Mapping[str, Any]]) ->
     parts = [*parts[:-2], " and ".join(parts[-2:])] if parts else ["nothing to do"]
     lines += out.fitted(", ".join(parts))
     if sum(map(bool, times)) > 1:
-        lines.append(f"together about {about(sum(times))}")
+        lines.append(f"total: about {about(sum(times))}")
     if unknown:
         lines += out.fitted(" ".join(unknown), "unknown sampling time: ")
     for name, why in league.left_out.items():
@@ -633,13 +633,16 @@ def show_race(outcome: Outcome) -> None:
         ]
         lines.append([name, i + 1, *cells, duration(outcome.race.rounds[i][1])])
     out.table(("model", "round", *judges, "trained"), lines)
-    out.info(f"{', '.join(judges)}: above real images; less is better, and the order is by all of them")
+    out.info(f"{', '.join(judges)}: excess over real images, lower is better; the ranking uses all of them")
     if outcome.ties:
         out.info(f"the judges do not distinguish {' and '.join(outcome.ties)}")
     if outcome.agreement is not None:
         out.info(f"rank correlation between the first two rounds: {outcome.agreement:.2f}")
     if outcome.order[0] != outcome.favourite:
-        text = f"`{outcome.favourite}` led the first round: short trainings mislead here, so give more time"
+        text = (
+            f"`{outcome.favourite}` led the first round; short trainings mislead here, so use a larger "
+            "`--budget`"
+        )
         out.info(text)
     winner, steps = outcome.winner, outcome.winner.status()["step"]
     resume = f"gz train {quoted(name_of(winner))} --resume --steps {2 * steps}"

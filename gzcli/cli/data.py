@@ -175,7 +175,7 @@ def show(name: _Shown, size: _Size = None, channels: _Channels = None) -> None:
         out.info(f"{spec.n_classes:,} {kind}{names}")
         out.info(f"licence: {spec.licence}; {spec.citation}")
         out.table(("data", *counts), [(spec.name, *counts.values())])
-        out.hint(f"its images are not here: {ways_to_fetch(spec)}")
+        out.hint(f"the images are not on this machine: {ways_to_fetch(spec)}")
         row |= {"classes": [{"name": name} for name in spec.class_names], "notes": (), "skipped": ()}
         row |= {"digest": None, "sheet": None, "licence": spec.licence, "download": spec.download_size}
         return out.data(row)

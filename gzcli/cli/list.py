@@ -260,7 +260,7 @@ def list_runs(model: str | None = None, data: str | None = None, *, wide: bool =
     else:
         out.info("no runs yet")
         on = f" --data {data}" if data else ""
-        out.hint(f"`gz train {spelling(model) if model else 'vae'}{on}` makes one")
+        out.hint(f"start one with `gz train {spelling(model) if model else 'vae'}{on}`")
     out.data({"runs": rows})
 
 

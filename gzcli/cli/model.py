@@ -33,7 +33,9 @@ def new(name: _Name, force: opt.Force = False) -> None:
 
     stem = canonical(name.removesuffix(".py"))
     if not model_files.can_be_named(stem):
-        raise UsageError(f"`{name}` cannot be a model's name", hint="use lower-case letters, digits and `_`")
+        raise UsageError(
+            f"`{name}` is not a valid name for a model", hint="use lower-case letters, digits and `_`"
+        )
     if stem in cards():
         raise UsageError(f"gz already has a model `{name}`", hint=f"choose another name, such as `{stem}2`")
     title = "".join(part.capitalize() for part in stem.split("_"))
@@ -41,8 +43,8 @@ def new(name: _Name, force: opt.Force = False) -> None:
     template = (files("gzcli") / "testing" / "template.py").read_text(encoding="utf-8")
     imports = [node for node in ast.walk(ast.parse(template)) if isinstance(node, ast.alias)]
     if title in {*keyword.kwlist, *(node.asname or node.name for node in imports)}:
-        hint = f"the class name `{title}` is taken; choose another name, such as `my_{stem}`"
-        raise UsageError(f"`{name}` cannot be a model's name", hint=hint)
+        hint = f"the class name `{title}` is already used; choose another name, such as `my_{stem}`"
+        raise UsageError(f"`{name}` is not a valid name for a model", hint=hint)
     target = Path(f"{stem}.py")
     if target.exists() and not force:
         raise UsageError(f"`{target}` already exists", hint="overwrite it with `--force`")

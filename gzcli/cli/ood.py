@@ -236,9 +236,9 @@ def show_dry(
     many = f"{n:,}" if n else "as many as the budget allows" if budget else "all"
     out.text(f"images   {many} per data set")
     if budget:
-        out.text(f"time     about {about(budget)} at most, the recipe's `ood.budget`")
+        out.text(f"time     at most {about(budget)}, the recipe's `ood.budget`")
     elif seconds:
-        out.text(f"time     about {about(seconds)}, as the last scores of this run took")
+        out.text(f"time     about {about(seconds)}, like the last scores of this run")
     facts = {"in": home.reference, "against": list(against), "by": by, "n": n, "budget": budget}
     out.data(facts | {"seconds": seconds})
 
@@ -315,7 +315,7 @@ def check_options(
             message = f"`--input` checks single images, but `{strange}` compares data sets"
             raise UsageError(message, hint="omit one of them")
         if of_pictures["--png"] and not of_pictures["--map"]:
-            raise UsageError("`--png` needs `--map`", hint="--map --png")
+            raise UsageError("`--png` needs `--map`", hint="add `--map`")
         if not local(input_).exists():
             hint = "pass an image, or a folder, zip, tar or npz of images"
             raise MissingError(f"`{input_}` does not exist", hint=hint)
@@ -623,7 +623,7 @@ def facts_of_alarm(result: Mapping[str, Any], flagged: Sequence[Mapping[str, Any
     if draws > 1:
         yield f"scores are means over {draws} noise draws; ± is their standard deviation"
     if low := sum(row["side"] == "low" for row in flagged):
-        yield f"{low:,} for an unusually low score, such as images simpler than the training set"
+        yield f"{low:,} have an unusually low score, which is typical of very simple images"
     of_set, expected = Path(result["in"]).name, result["fpr"] * total
     most = "about" if result["compared"].get("folds", 1) > 1 else "at most"  # the bound by folds is a note
     share = f"on average, {most} {100 * result['fpr']:.3g} % of images like those of `{of_set}` are flagged"

@@ -54,7 +54,7 @@ def show(
     width = min(WIDTH, out.room(sys.stdout) or WIDTH)
     if as_file:
         every = annotated(tree, docs, width - len("# ")).splitlines()
-        out.text("\n".join(["", "# Every key, as it resolves, and what it means:", "#"]))
+        out.text("\n".join(["", "# Every key with its resolved value and its meaning:", "#"]))
         out.text("\n".join(f"# {line}" for line in every))
     else:
         out.text(annotated(tree, docs, width))

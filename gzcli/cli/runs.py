@@ -39,7 +39,7 @@ _LENGTH_HELP = (
 )
 _Length = Annotated[float | None, option("--length S", _LENGTH_HELP, min=0.01, max=0.25)]
 _Out = Annotated[Path | None, option("--out PATH", "Output folder. Default: inside the run's folder.")]
-_Licence = Annotated[str, option("--licence ID", "Licence of the weights, by its name on the hub.")]
+_Licence = Annotated[str, option("--licence ID", "Licence of the weights: its identifier on the hub.")]
 _Private = Annotated[bool, option("--private", "Make the repository private.")]
 _Name = Annotated[str | None, option("--name ALIAS", "A second name for the run.")]
 _KEEP_HELP = "Keep the best and the K newest runs of each model and data set."
@@ -126,7 +126,7 @@ def export(
     if to == "file" and place.suffix != ".safetensors":
         raise UsageError(f"`{place.name}` must end in `.safetensors`", hint="--out my-model.safetensors")
     if to == "file" and out_ and place.exists():
-        raise UsageError(f"`{place}` already exists", hint="name a new file")
+        raise UsageError(f"`{place}` already exists", hint="choose another file name")
     if to != "file" and dtype != "fp32":
         raise UsageError("`--dtype` works only with `--to file`")
     if to != "file" and out_:

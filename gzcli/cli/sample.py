@@ -200,7 +200,7 @@ def show(result: Mapping[str, Any], *, opened: bool = False) -> None:
     for name, value in result.get("figures", {}).items():
         out.info(f"{name}: {value:.3f} over {result['n']:,} images")
     if not any(result[format.key] for format in FORMATS.values()):
-        out.info(f"{result['n']:,} images on one sheet; no single files")
+        out.info(f"{result['n']:,} images are on one sheet; no single files were written")
         out.hint("`--png` writes one file per image, `--npz` one for all")
 
 
@@ -249,7 +249,7 @@ def choose_application(word: str, model: ModelCard) -> str:
         raise UsageError(f"`{model.name}` does not {name}", hint=hint)
     if not model.do:
         hint = did_you_mean(word, APPLICATIONS) or abilities(model)
-        raise UsageError(f"`{model.name}` has no applications, so `{word}` is not one", hint=hint)
+        raise UsageError(f"`{model.name}` has no applications, including `{word}`", hint=hint)
     return choose(f"application of `{model.name}`", word, model.do)
 
 
@@ -326,7 +326,7 @@ def job_like(picture: Path, model: str, typed: SampleJob, words: list[str]) -> S
         raise UsageError(f"`{picture}` was not drawn by `gz sample`", hint=hint)
     flags = [flag for key, flag in DECIDED.items() if getattr(typed, key)] + (["options"] if words else [])
     if flags:
-        raise UsageError(f"`--like` and `{flags[0]}` exclude each other", hint=facts.get("command"))
+        raise UsageError(f"`--like` and `{flags[0]}` cannot be used together", hint=facts.get("command"))
     for key in ("input", "mask"):
         then, now = facts.get(key), getattr(typed, key)
         if not then and now:

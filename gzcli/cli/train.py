@@ -101,7 +101,7 @@ def train(
     what = what or suggested(data)
     lengths = {"--steps": steps, "--minutes": minutes, "--epochs": epochs}
     if len(typed := [f"`{flag}`" for flag, value in lengths.items() if value]) > 1:
-        raise UsageError(f"{' and '.join(typed)} exclude each other")
+        raise UsageError(f"{' and '.join(typed)} cannot be used together")
     if keys and not dry_run:
         raise UsageError("`--keys` needs `--dry-run`", hint=f"gz recipe show {what} --resolved")
     flags = {

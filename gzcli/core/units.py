@@ -95,7 +95,7 @@ def sides(size: Size) -> tuple[int, int]:
     digits = re.fullmatch(r"([1-9]\d*)(?:[xX]([1-9]\d*))?", size, re.ASCII)
     if not digits:
         raise UsageError(
-            f"`data.size` must be {WORDS}, not `{size}`", hint=f"`--set data.size={nearest(size)}`"
+            f"`data.size` must be {WORDS}, not `{size}`", hint=f"use `--set data.size={nearest(size)}`"
         )
     return int(digits[2] or digits[1]), int(digits[1])
 
@@ -120,7 +120,7 @@ def packable(size: Size) -> Size:
     """The size, in the form of `as_size`, of images that may be packed. Raises UsageError."""
     if not all(side in SIDES for side in sides(size)):
         message = f"`data.size` must be {SIDES[0]} to {SIDES[-1]} pixels per side, not {size}"
-        raise UsageError(message, hint="`--set data.size=64`")
+        raise UsageError(message, hint="use `--set data.size=64`")
     return canonical_size(size)
 
 

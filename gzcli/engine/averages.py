@@ -100,7 +100,7 @@ def read_snapshot(path: Path, like: Mapping[str, Tensor]) -> dict[str, dict[str,
         if not all(value.isfinite().all() for value in tensors.values()):
             raise ValueError("its values are not finite")
         if int(facts.get("step", path.stem)) != int(path.stem):
-            raise ValueError(f"it is of step {facts['step']}")
+            raise ValueError(f"it belongs to step {facts['step']}")
         if "sha256" in facts and facts["sha256"] != digest_of(tensors):  # older ones have none
             raise ValueError("it does not match its checksum")
     averages: dict[str, dict[str, Tensor]] = {f"{length:g}": {} for length in LENGTHS}

@@ -101,7 +101,7 @@ def write(run: Run, pack: Pack, device: torch.device, log: Log) -> float | None:
         return None
     net = lenet(pack, device=device, say=log.info)
     if not net.alive:
-        log.info(f"guidance {trained.guidance:g}, not chosen: {net.is_dead('lenet')}")
+        log.info(f"guidance {trained.guidance:g} is kept: {net.is_dead('lenet')}")
         return None
     real, of = reference(pack)
     tried = choose(trained, real, net)

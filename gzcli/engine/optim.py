@@ -68,7 +68,7 @@ def adamw8bit(groups: list[dict[str, Any]], **options: Any) -> Optimizer:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as e:
-        hint = "`pip install bitsandbytes`, or `--set optim.name=adamw`"
+        hint = "run `pip install bitsandbytes`, or use `--set optim.name=adamw`"
         raise MissingError("`optim.name: adamw8bit` needs the package `bitsandbytes`", hint=hint) from e
     return AdamW8bit(groups, **options)
 

@@ -123,7 +123,7 @@ def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, lo
         raise UsageError(
             "`data.latent_draw: sample` needs an `AutoencoderKL`: the latents of this run have no "
             "distribution",
-            hint="`--set data.latent_draw=mode`",
+            hint="use `--set data.latent_draw=mode`",
         )
     meta = images.pack.meta
     seed = mix(images.seed, "prepare") if images.augment or draw else 0
@@ -152,7 +152,7 @@ def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | N
         raise UsageError(
             f"`data.latent`: `{name}` was trained on images of {by_sides(trained_on.shape)} with "
             f"{trained_on.levels} levels, but these are {by_sides(images.shape)} with {images.levels}",
-            hint=f"`--set data.size={as_size(*sides)} --set data.channels={channels} "
+            hint=f"use `--set data.size={as_size(*sides)} --set data.channels={channels} "
             f"--set data.levels={trained_on.levels}`",
         )
     if trained_on:
@@ -163,7 +163,7 @@ def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | N
             message = (
                 f"`data.latent`: `{name}` takes {channels} channels, but the images have {images.shape[0]}"
             )
-            raise UsageError(message, hint=f"`--set data.channels={channels}`")
+            raise UsageError(message, hint=f"use `--set data.channels={channels}`")
         shift = torch.full((config.latent_channels,), config.shift_factor or 0.0)
         scaling = shift, torch.full((config.latent_channels,), config.scaling_factor)
     of_channels = [values.float().tolist() for values in scaling]

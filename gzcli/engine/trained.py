@@ -168,7 +168,9 @@ def weights_file(run: Run, checkpoint: str) -> Path:
     path = run.checkpoint(step).averaged
     if not path.exists():
         have = ", ".join(map(str, run.saved_steps)) or "none"
-        raise MissingError(f"`{run.id}` has no checkpoint of step {step}", hint=f"it has the steps {have}")
+        raise MissingError(
+            f"`{run.id}` has no checkpoint of step {step}", hint=f"steps with checkpoints: {have}"
+        )
     return path
 
 
@@ -499,9 +501,9 @@ class Trained:
             return pack
         channels, own = self.info.shape[0], pack.meta.values or {}
         if own.get("channels") != channels or (own["levels"] is None) != (self.values.levels is None):
-            had = pack.meta.notes[-1] if own and pack.meta.notes else "pictures of 8 bits"
+            had = pack.meta.notes[-1] if own and pack.meta.notes else "8-bit images"
             message = f"`{pack.meta.name}` has {had}; `{self.title}` was trained on {self.values.words}"
-            raise UsageError(message, hint="give images of the same kind: `.npy`, `.npz` or TIFF")
+            raise UsageError(message, hint="pass images of the same kind: `.npy`, `.npz` or TIFF")
         seen = pack.seen(own["levels"])
         return seen.scaled_as(self.values) if isinstance(seen, ValuePack) else seen
 

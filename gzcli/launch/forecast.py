@@ -433,9 +433,9 @@ def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:
 def what_is_done(job: TrialJob) -> str:
     """The work of a trial, in words."""
     if drawing := sum(bool(row.get("draws")) for row in job.parts):
-        return f"images of {counted(drawing, 'model')} are timed on this machine"
+        return f"timing samples of {counted(drawing, 'model')} on this machine"
     tried = any(row["timed"] for row in job.parts)
-    return "a step is tried on this machine" if tried else "finding what a step costs"
+    return "timing a step on this machine" if tried else "measuring the cost of a step"
 
 
 def cached(key: str) -> Path:

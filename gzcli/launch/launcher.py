@@ -145,7 +145,7 @@ def _gpus(section: LaunchSection, *, every_gpu: bool, check: bool) -> tuple[int,
     """The GPUs of this machine that are used, and why others that are here are not, if nobody said so."""
     number, fewer = section.gpus, "omit `--gpus`, or use `--cpu --processes 2`"
     if section.cpu and number:
-        raise UsageError("`--gpus` and `--cpu` exclude each other")
+        raise UsageError("`--gpus` and `--cpu` cannot be used together")
     here = Gpus() if section.cpu or number == 0 else usable_gpus()
     if number is None:
         gpus = here.usable if every_gpu else min(here.usable, 1)
@@ -206,9 +206,8 @@ def _meeting(section: LaunchSection, machines: int, job: str) -> dict[str, Any]:
     if rank is None:
         rank = number_in("SLURM_NODEID", "nodes") or 0
     if not 0 <= rank < machines:
-        several = f"{machines} machine{'s' if machines > 1 else ''}"
         hint = f"gz train … --num-machines {max(machines, rank + 1)}"
-        raise UsageError(f"`--machine-rank {rank}`: the {several} have ranks from 0", hint=hint)
+        raise UsageError(f"`--machine-rank {rank}` must be less than {machines}: ranks start at 0", hint=hint)
     ip = section.main_ip or slurm_host()
     if ip is None:
         message = "several machines need `--main-process-ip`"
@@ -510,7 +509,7 @@ def check_extra(words: list[str]) -> list[str]:
                 hint = "put only options and their values after `--`"
                 raise UsageError(f"`{word}` is not an option of `accelerate launch`", hint=hint)
             ours = next((ours for option, ours in OURS.items() if name.startswith(option)), None)
-            hint = f"use `{ours}` instead" if ours else f"the options that can be passed: {' '.join(ALLOWED)}"
+            hint = f"use `{ours}` instead" if ours else f"allowed options: {' '.join(ALLOWED)}"
             raise UsageError(f"`{word}` cannot be passed to `accelerate launch`", hint=hint)
         if not ALLOWED[name]:
             if equals:

@@ -373,7 +373,7 @@ def shared_out(recipe: Resolved, processes: int) -> tuple[Resolved, list[str]]:
         if key in recipe.ours and size % (processes * accumulate):
             batch, into = near_batch(size, processes * accumulate, images), in_words(processes, accumulate)
             whose = f" of stage `{part.stage}`" if part.stage else ""
-            changes.append(f"a batch of {size}{whose} does not divide into {into}; using {batch}")
+            changes.append(f"a batch of {size}{whose} cannot be divided among {into}; using {batch}")
             origin[key] = f"{size}, for {into}"
         parts.append(replace(part, train=replace(part.train, batch_size=batch, accumulate=accumulate)))
     recipe = replace(recipe, parts=tuple(parts), origin=origin)
@@ -400,7 +400,7 @@ def check_batches(recipe: Recipe, processes: int, *, goes_on: bool = False) -> N
             able = next(n for n in range(processes, 0, -1) if n == 1 or size % (n * accumulate) == 0)
             hint = f"a resumed run keeps its batch size: resume on {in_words(able, 1)}"
         raise UsageError(
-            f"`{part.in_recipe}train.batch_size` is the global batch: {size} does not divide into "
+            f"`{part.in_recipe}train.batch_size` is the global batch: {size} cannot be divided among "
             f"{in_words(processes, accumulate)}",
             hint=hint,
         )

@@ -122,7 +122,7 @@ again=
 trap 'again=yes; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
 trap ':' TERM
 
-# `srun` does not take over the cores of a task by itself.
+# `srun` does not inherit the cores of a task by itself.
 srun --kill-on-bad-exit=0 --cpus-per-task="${{SLURM_CPUS_PER_TASK:-{cores}}}" {command} &
 step=$!
 wait "$step"; code=$?

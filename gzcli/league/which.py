@@ -108,9 +108,7 @@ def race_of(terms: Terms, needs: Sequence[str]) -> Race:
         for name in terms.models:
             card = planning.ask(name, terms.data, (), {}).recipe.card
             if lacking := [need for need in needs if not meets(card, need)]:
-                raise UsageError(
-                    f"`{name}` does not meet `--need {lacking[0]}`", hint="leave one of them out"
-                )
+                raise UsageError(f"`{name}` does not meet `--need {lacking[0]}`", hint="omit one of them")
         models = terms.models
     else:
         models = candidates(terms.data, needs)
@@ -130,7 +128,7 @@ def candidates(data: str, needs: Sequence[str]) -> tuple[str, ...]:
     facts = facts_of(locate(data))
     if "labels" in needs and facts and facts.classes == 0:
         message = f"`--need labels`: `{data}` has no labels"
-        raise UsageError(message, hint="a class folder for each label, or a race without this need")
+        raise UsageError(message, hint="sort the images into class folders, or omit `--need labels`")
     usual, models = suggest(facts.classes if facts else None), able(needs)
     while True:
         chosen = shortlist(excesses(), models, usual)

@@ -167,7 +167,7 @@ def check_batch_of(part: Part, data: PackMeta) -> None:
         fits = 1 << (n.bit_length() - 1)
         raise UsageError(
             f"`train.batch_size` is {part.train.batch_size}, but `{data.name}` has {n} training images",
-            hint=f"`--set train.batch_size={fits}`",
+            hint=f"use `--set train.batch_size={fits}`",
         )
 
 
@@ -182,12 +182,12 @@ def check_strategy(part: Part, card: ModelCard) -> None:
     for key, value, refused, why, instead in (
         ("optim.name", part.optim.name, "muon", "needs whole matrices", "adamw"),
         ("optim.name", part.optim.name, "adamw8bit", "keeps blocks of whole tensors", "adamw"),
-        ("train.precision", part.train.precision, "fp16", "needs a scale that all agree on", "bf16"),
+        ("train.precision", part.train.precision, "fp16", "needs one loss scale for all processes", "bf16"),
         ("train.compile", part.train.compile, True, "compiles whole weights", "auto"),
     ):
         if value == refused:
             what = f"`{key}: {str(value).lower()}` {why}"
-            hint = f"`--set {key}={instead}`"
+            hint = f"use `--set {key}={instead}`"
             raise UsageError(f"{what}, which `launch.strategy: fsdp` does not support", hint=hint)
 
 
@@ -211,7 +211,7 @@ def check_values(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts)
         "pictures": (0, "8-bit images"),
     }[card.takes]
     if (own["levels"] or math.inf) > most:
-        hint = f"models that can: fm ddpm vae dcgan vqvae{as_pictures}"
+        hint = f"use fm, ddpm, vae, dcgan or vqvae{as_pictures}"
         raise UsageError(f"`{spelt}` models {kinds}, but {what}", hint=hint)
     if part.data.latent:
         raise UsageError(f"`data.latent` needs 8-bit images, but {what}", hint="omit `data.latent`")
@@ -227,7 +227,7 @@ def check_data(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts) -
     if card.square and height != width:
         message = f"`{card.name}` needs square images, but those of `{name}` are {width}×{height}"
         hint = (
-            f"`--set data.size={min(height, width)}` crops them; add `--set data.fit=pad` to pad them instead"
+            f"use `--set data.size={min(height, width)}` to crop them; add `--set data.fit=pad` to pad them"
         )
         raise UsageError(message, hint=hint)
     if part.data.fit == "aspect" and not card.aspects:

@@ -734,11 +734,10 @@ def large_limits(recipe: Resolved) -> list[str]:
         for name in ("clip", "skip") if summed else ():
             limit, key = getattr(part.train, name), f"{part.in_recipe}train.{name}"
             if limit is not None and limit > LARGE_LIMIT and key not in recipe.ours:
-                dims, where = math.prod(facts.shape), recipe.origin[key]
+                each, where = f"{key}: {limit / math.prod(facts.shape):.3g}", recipe.origin[key]
                 lines.append(
-                    f"note: `{key}` {limit:g} ({where}) limits the gradient of a loss per dimension; for the "
-                    f"loss of a whole image, {dims:,} dimensions, write `{key}: {limit / dims:.3g}`, or add "
-                    f"`format: 2`"
+                    f"note: `{key}` {limit:g} ({where}) is for a loss per dimension; for a loss per image, "
+                    f"write `{each}`, or add `format: 2`"
                 )
     return lines
 

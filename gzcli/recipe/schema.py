@@ -429,7 +429,7 @@ def advice(node: ast.expr, value: Any) -> str | None:
         if value.lower() in _TRUE_1_1 | _FALSE_1_1 and suits(True):
             return f"write {'true' if value.lower() in _TRUE_1_1 else 'false'}"
         if not isinstance(scalar(value), str) and suits(scalar(value)):
-            return "leave out the quotes"
+            return "remove the quotes"
         items = [item.strip() for item in value.split(",")]
         if suits([*map(scalar, items)]):
             return f"write [{', '.join(items)}]"

@@ -94,7 +94,7 @@ def _snapshot(name: str, subject: str, hint: str, files: Sequence[str], kind: st
         return Path(snapshot_download(name, repo_type=kind, **options))
     except (HfHubHTTPError, HFValidationError, OSError) as e:
         why = "`GZ_OFFLINE` is set" if offline() else f"the download failed ({type(e).__name__})"
-        raise MissingError(f"{subject} not available, and {why}", hint=hint) from e
+        raise MissingError(f"{subject} not available: {why}", hint=hint) from e
 
 
 def is_id(name: str) -> bool:
@@ -163,7 +163,7 @@ def push(folder: Path, name: str, *, private: bool) -> str:
     """Puts the files of a folder into a repository of the user, as one commit. Returns its web address.
     Raises MissingError without a token or a network, and if the hub refuses."""
     if offline():
-        raise MissingError("cannot push while `GZ_OFFLINE` is set", hint="GZ_OFFLINE=0")
+        raise MissingError("cannot push while `GZ_OFFLINE` is set", hint="unset `GZ_OFFLINE`")
     from huggingface_hub import HfApi, get_token
 
     if not (token := get_token()):

@@ -272,7 +272,7 @@ def test_a_folder_that_holds_anything_is_never_written_into(call, run, engine, t
         (folder / name).write_text("mine")
         code, stdout, stderr = call("sample", "mine", "--out", str(folder))
         assert (code, stdout) == (2, "") and f"the folder `{folder}` is not empty" in stderr
-        assert "hint: name a new or an empty one" in stderr
+        assert "hint: use a new or an empty folder" in stderr
         assert {path.name: path.read_text() for path in folder.iterdir()} == {name: "mine"}
         words = ("runs", "export", "mine", "--to", "diffusers", "--out", str(folder))
         assert call(*words)[0] == 2 and len(list(folder.iterdir())) == 1

@@ -56,8 +56,8 @@ def test_the_port_follows_from_the_job(monkeypatch):
 
 def test_machines_that_are_not_there():
     for section, text in (
-        (LaunchSection(machines=2, machine_rank=2, main_ip="a"), "have ranks from 0"),
-        (LaunchSection(machine_rank=1, main_ip="a"), "have ranks from 0"),
+        (LaunchSection(machines=2, machine_rank=2, main_ip="a"), "ranks start at 0"),
+        (LaunchSection(machine_rank=1, main_ip="a"), "ranks start at 0"),
         (LaunchSection(machines=2), "need `--main-process-ip`"),
     ):
         with pytest.raises(UsageError, match=text):
@@ -134,7 +134,7 @@ def test_what_a_job_cannot_be(fake, gz):
     code, _, stderr = gz(*words)
     assert code == 3 and "`sbatch` is not available" in stderr
     fake("sbatch", "echo 'invalid partition' >&2; exit 1")
-    for more, expected, message in (((), 3, "invalid partition"), (("--gpus", "all"), 2, "wants a number")):
+    for more, expected, message in (((), 3, "invalid partition"), (("--gpus", "all"), 2, "needs a number")):
         code, _, stderr = gz(*words, *more)
         assert code == expected and message in stderr
     for wrong in ("Partition", "a b=c", 'comment=a"b', "time=1\n#SBATCH --uid=0"):
@@ -251,7 +251,7 @@ def test_a_start_is_of_a_new_run_or_one_that_goes_on(home):
     assert (start.run, start.plan.processes) == (second, 2)
     assert planning.prepare(request, requeue=True, alias="mine-1").run == mine
     assert planning.prepare(request, requeue=True, alias="mine-3").run is None
-    with pytest.raises(UsageError, match="the name `mine-1` is taken"):
+    with pytest.raises(UsageError, match="the name `mine-1` is already used"):
         planning.prepare(request, alias="mine-1")
     for run in (mine, second):
         run.update(state="finished")

@@ -130,7 +130,7 @@ def test_what_is_no_model_is_told(write, tmp_path, call):
         model_files.add(write("My-Model"))
     for name in ("None", "true", "model", "f", "tensor"):  # classes that could not be written
         code, _, message = call("model", "new", name)
-        assert code == 2 and "cannot be a model's name" in message and not list(Path().glob("*.py"))
+        assert code == 2 and "is not a valid name for a model" in message and not list(Path().glob("*.py"))
 
 
 def test_two_files_of_one_name_are_two_models(write, tmp_path):

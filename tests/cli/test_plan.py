@@ -120,7 +120,7 @@ def test_words_of_other_programs_are_understood(gz, dry_run):
     stages = dry_run("vqvae", "--epochs", "0.5")["recipe"]["stages"]
     assert [stage["train"]["steps"] for stage in stages.values()] == [11, 11]
     for line, *messages in (
-        ("--epochs 3 --steps 4", "`--steps` and `--epochs` exclude each other"),
+        ("--epochs 3 --steps 4", "`--steps` and `--epochs` cannot be used together"),
         ("--lr 0", "`--lr`: `optim.lr` must be greater than 0"),
         ("--data ./nowhere --epochs 3 --dry-run", "not known yet", "`--steps N`"),
     ):
@@ -186,7 +186,9 @@ def test_a_batch_that_gz_chose_is_rounded_to_the_gpus(gz, planned, monkeypatch):
     monkeypatch.setattr(forecast, "gpu_memory", lambda: None)
     words = ("train", "vqgan", "--data", "cifar10", "--gpus", "3", "--dry-run", "--keys")
     code, stdout, stderr = gz(*words)
-    assert code == 0 and len(re.findall(r"a batch of \d+ of stage `\w+` does not divide into 3", stderr)) == 2
+    assert (
+        code == 0 and len(re.findall(r"a batch of \d+ of stage `\w+` cannot be divided among 3", stderr)) == 2
+    )
     assert re.search(r"stages.prior.train.batch_size +\d+ +\d+, for 3 processes", stdout)
     code, _, stderr = gz(*words, "--set", "stages.prior.train.batch_size=64")
     assert code == 2 and "`stages.prior.train.batch_size` is the global batch: 64 does not divide" in stderr
@@ -220,7 +222,7 @@ def test_a_start_tells_in_two_lines(gz, planned, monkeypatch, photos):
     monkeypatch.setattr(launcher, "run", lambda *args, **options: {})
     code, stdout, stderr = gz("train", "vae", "--cpu")
     assert (code, stdout, jobs) == (0, "", [])  # the embedded digits take a minute: nothing is tried
-    assert "tiny (the recipe names digits): digits: 1," in stderr
+    assert "tiny (set by the recipe for digits): digits: 1," in stderr
     words = ("train", "vae", "--data", photos, "--cpu", *FEW)
     for length in (("--steps", "5"), ("--set", "train.steps=5")):
         assert gz(*words, *length)[0] == 0 and not jobs

@@ -162,7 +162,7 @@ def test_all_mistakes_are_told_at_once(write, tmp_path):
         "my.yaml:4:3: unknown key `stepz` in `train` (did you mean `steps`?)",
         "my.yaml:5:15: `train.batch_size` must be 1 … 1,000,000, not `0`",
         "my.yaml:6:9: `1_0` is not a number (write 10)",
-        "my.yaml:7:13: `optim.lr` must be a number, not the string `1e-4` (leave out the quotes)",
+        "my.yaml:7:13: `optim.lr` must be a number, not the string `1e-4` (remove the quotes)",
         "my.yaml:9:3: there is no data set `minst` (did you mean `mnist`?)",
         "my.yaml:10:19: unknown key `stepz` in `train` (did you mean `steps`?)",
     ]

@@ -260,7 +260,7 @@ def test_a_list_of_what_there_is_not_is_refused(call):
     gone = made(data="gone")  # of a set that was removed since
     assert gone.id in call("runs", "list", "--data", "gone")[1]
     code, _, stderr = call("runs", "list", "--data", "mnist", "--model", "vae")
-    assert code == 0 and "hint: `gz train vae --data mnist` makes one" in stderr
+    assert code == 0 and "hint: start one with `gz train vae --data mnist`" in stderr
 
 
 def test_prune_keeps_the_whole_and_the_best(call):

@@ -364,7 +364,7 @@ def test_a_picture_that_cannot_be_drawn_again_says_why(run, drawn, gz, tmp_path,
         ((str(cut),), 2, "is not a complete PNG"),
         ((str(text),), 2, "is not a complete PNG"),
         ((str(tmp_path / "trained.png"),), 2, f"gz sample {run.id} --checkpoint 2 -n 36"),
-        ((str(picture), "-n", "3"), 2, "`--like` and `-n` exclude each other"),
+        ((str(picture), "-n", "3"), 2, "`--like` and `-n` cannot be used together"),
         ((str(picture), second.id), 3, "does not have the weights that drew the image"),
     ]
     for words, code, message in cases:

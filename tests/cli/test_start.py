@@ -166,7 +166,7 @@ def test_a_recipe_does_not_say_where_processes_meet(call, tmp_path, monkeypatch)
 
 
 REFUSED = [
-    ("--no_python", "`--no_python` cannot be passed", "the options that can be passed: --debug"),
+    ("--no_python", "`--no_python` cannot be passed", "allowed options: --debug"),
     ("--no_py", "`--no_py` cannot be passed", "--gpu_ids"),  # argparse would complete it
     ("--config_file x.yaml", "`--config_file` cannot be passed", "--gpu_ids"),
     ("--use_fsdp", "`--use_fsdp` cannot be passed", "`--set launch.strategy=fsdp`"),

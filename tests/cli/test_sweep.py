@@ -286,7 +286,7 @@ def test_a_signal_ends_the_waiting_for_another_process(trained, home, monkeypatc
     monkeypatch.setattr(training.time, "sleep", lambda seconds: os.kill(os.getpid(), signal.SIGTERM))
     with files.lock(run.lock):
         assert app.run(list(FOUR)) == 143 and len(trained) == 1
-    assert "another process trains" in capsys.readouterr().err
+    assert "another process is training" in capsys.readouterr().err
 
 
 def test_a_full_disk_ends_the_sweep_with_its_code(trained, monkeypatch, capsys):
@@ -308,10 +308,10 @@ def test_a_full_disk_ends_the_sweep_with_its_code(trained, monkeypatch, capsys):
 def test_a_run_that_was_killed_before_its_recipe_is_made_again_whoever_has_its_number_now(trained, home):
     """As in a container, where each `gz` has the same number."""
     run = runs.create("vae", "digits", alias="a-0")
-    with pytest.raises(GzError, match="is taken"):
+    with pytest.raises(GzError, match="is already used"):
         runs.check_alias("a-0")
     run.update(created=run.status()["created"] - 1e6)  # a clock that was set back tells nothing
-    with pytest.raises(GzError, match="is taken"):
+    with pytest.raises(GzError, match="is already used"):
         runs.check_alias("a-0")
     run.update(process_began=run.status()["process_began"] - 1e6)
     runs.check_alias("a-0")

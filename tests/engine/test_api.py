@@ -63,14 +63,14 @@ def test_a_run_is_what_was_asked_for(run):
     assert gzcli.models()["vae"].family == "vae"
     images = np.array(run.data.images("test")[:2])
     for call, message in (
-        (lambda: run.sample(2, stepz=3), "takes no `stepz`"),
+        (lambda: run.sample(2, stepz=3), "has no option `stepz`"),
         (lambda: run.sample(2, labels=[1]), "labels"),
         (lambda: run.score(images, "nonsense"), "no score `nonsense`"),
-        (lambda: run.score(images, "recon", stepz=3), "does not take `stepz`"),
+        (lambda: run.score(images, "recon", stepz=3), "has no option `stepz`"),
         (lambda: run.log_prob(images[:, :, :8]), "images must be uint8"),
         (lambda: run.log_prob(images / 255.0), "images must be uint8"),
         (lambda: run.do("inpaint", images), "does not inpaint"),
-        (lambda: gzcli.train("vae", steps=3, minutes=1), "exclude each other"),
+        (lambda: gzcli.train("vae", steps=3, minutes=1), "cannot be used together"),
         (lambda: gzcli.load("nothing"), "no model or run"),
     ):
         refused(message, call)
@@ -226,4 +226,4 @@ def test_bench_and_ood_are_jobs_with_typed_results(run, monkeypatch, tmp_path):
     told = gzcli.ood("mine", out="glyphs", scores=["elbo"], n=5, cpu=True, quiet=True)
     assert (jobs[1].ins, jobs[1].outs, jobs[1].scores) == ("digits", ("glyphs",), ("elbo",))
     assert told.best.score == "elbo" and told.best.auroc == 0.9 and told.run == run.id
-    refused("no score of `vae` takes `strats`", gzcli.ood, "mine", out="glyphs", strats=3)
+    refused("no score of `vae` has the option `strats`", gzcli.ood, "mine", out="glyphs", strats=3)

@@ -109,7 +109,7 @@ def test_a_damaged_or_foreign_snapshot_leaves_the_others_usable(home, monkeypatc
         place.write_bytes(text)
         assert "averaging the others" in ema()
     shutil.copy(folder / "00000008.safetensors", place)  # of another step
-    assert "it is of step 8" in ema()
+    assert "it belongs to step 8" in ema()
     save_file(tensors, place)  # as they were written before
     ema()
     assert all(v.allclose(whole[name], atol=1e-6) for name, v in load_file(run.model_file).items())

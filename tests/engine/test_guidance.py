@@ -111,7 +111,7 @@ def test_a_judge_that_distinguishes_nothing_chooses_nothing(monkeypatch):
     run = fit(recipe(FIRST["fm"], steps=2, sets=LABELLED)).run
     assert run.status().get("guidance") is None
     dead = "the judge network `lenet` did not learn its classes (accuracy 11% on test images, 10% by chance)"
-    assert f"guidance 1, not chosen: {dead}" in said
+    assert f"guidance 1 is kept: {dead}" in said
 
 
 def test_the_choice_is_kept_with_the_weights_and_shown(monkeypatch):

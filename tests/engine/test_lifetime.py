@@ -244,7 +244,7 @@ def test_what_is_told_of_an_engine_that_ended_silently(run, tmp_path):
     run.update(state="failed", code=1, lost=None, error={**broken, "message": "KeyError: 'x'"})
     refused("KeyError", launch.outcome, run, 1, [], error=GzError)
     e = refused("", launch.outcome, Run(tmp_path), -9, [], error=DeviceError)
-    assert "checkpoint" not in e.message and e.hint == "a smaller `-n` takes less"
+    assert "checkpoint" not in e.message and e.hint == "use a smaller `-n`"
 
 
 def test_without_the_names_that_windows_lacks(monkeypatch):

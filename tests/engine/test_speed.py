@@ -174,7 +174,7 @@ def test_what_can_be_shared_out():
     for model, sets, says in (
         ("vae", (), "cannot shard the weights of `vae`"),
         ("dit", ("optim.name=muon",), "`optim.name: muon` needs whole matrices"),
-        ("dit", ("train.precision=fp16",), "`train.precision: fp16` needs a scale"),
+        ("dit", ("train.precision=fp16",), "`train.precision: fp16` needs one loss scale"),
         ("dit", ("train.compile=true",), "`train.compile: true` compiles whole weights"),
     ):
         e = refused(says, resolve, model, data="digits", sets=("launch.strategy=fsdp", *sets))

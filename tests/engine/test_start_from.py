@@ -156,10 +156,10 @@ def test_train_init_takes_the_same_names_and_refuses_another_net(capfd, tmp_path
         "data.n=64",
     )
     assert run.tree()["train"]["parent"].startswith("pretrained:cfm-glyphs sha256:")
-    with pytest.raises(UsageError, match="another architecture") as e:
+    with pytest.raises(UsageError, match="different architecture") as e:
         tuned("fm", "digits", "train.init=pretrained:fm-glyphs", "model.channels=40", "data.n=64")
     assert "`model.channels` 16 instead of 40" in e.value.hint
-    with pytest.raises(UsageError, match="another architecture"):
+    with pytest.raises(UsageError, match="different architecture"):
         tuned("vae", "digits", "train.init=pretrained:fm-glyphs", "data.n=64")
     save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
     with pytest.raises(MissingError, match="does not name its model"):

@@ -96,7 +96,7 @@ def test_a_model_of_grey_levels_is_refused_before_it_starts(sets):
     for kind in ("uint16", "float"):
         assert steps_of(models()["pixelcnn"], sets[kind], kind).startswith(REFUSED)
     assert "real numbers" in steps_of(models()["realnvp"], sets["float"], "float")
-    assert "pictures of 8 bits" in steps_of(models()["sd_lora"], sets["5 channels"], "5 channels")
+    assert "8-bit images" in steps_of(models()["sd_lora"], sets["5 channels"], "5 channels")
 
 
 @pytest.mark.slow
@@ -155,7 +155,7 @@ def test_other_images_are_read_in_the_scale_of_the_run(runs_of, tmp_path):
     x, y = (trained.values.restored(trained.seen(pack).images("test")) for pack in (whole, half))
     np.testing.assert_allclose(y, x / 2, rtol=1e-4, atol=1e-4)
     refused("was trained on 5 channels", trained.seen, gzcli.open_data(KINDS["12 channels"]))
-    refused("has pictures of 8 bits", trained.seen, gzcli.open_data("digits"))
+    refused("has 8-bit images", trained.seen, gzcli.open_data("digits"))
     (batch, *_) = Pick(whole, "test", np.arange(3)).batches(trained, size=3, seed=0)
     assert batch.x.shape == (3, 5, SIDE, SIDE)
 

@@ -162,7 +162,7 @@ WRONG = {  # a command: its exit code, and what message and hint say
     "train glow --resume": (3, "no unfinished run of `glow` on `digits`", "gz train glow"),
     "train first --resume --seed 5": (2, "seed: 0 in the run, 5 requested", "without `--resume`"),
     "train first --resume --steps 10": (2, "the run has done 60, 10 requested", ""),
-    "train vae --steps 5 --minutes 1": (2, "exclude each other", ""),
+    "train vae --steps 5 --minutes 1": (2, "cannot be used together", ""),
     "train vae --name first": (2, "the name `first` is already used", "choose another"),
     "train vae --name sd_lora": (2, "`sd_lora` is the name of a model", "sd_lora-1"),
     "train vae --set train.batch_size=63 --cpu --processes 2": (2, "63 does not divide", "batch_size=6"),
@@ -215,7 +215,7 @@ def test_dry_run_creates_nothing_and_plans_for_what_is_absent(capsys):
     code, out, _ = call(capsys, "train", "glow", "--data", "mnist", "--gpus", "4", "--dry-run", "--keys")
     assert code == 0 and len(runs.all_runs()) == before
     pieces = ("model.depth", "recipes/glow.yaml:", "accelerate launch", "4 GPUs", "gz data download mnist")
-    assert all(piece in out for piece in (*pieces, "not here")), out
+    assert all(piece in out for piece in (*pieces, "not cached")), out
 
 
 def test_a_larger_steps_extends_a_finished_run_and_a_run_can_be_repeated(forks):

@@ -104,10 +104,10 @@ def test_of_two_resumes_at_one_instant_one_is_refused(broken, monkeypatch):
 
 def test_a_run_that_was_removed_meanwhile_is_not_made_again(broken):
     runs.remove(broken)
-    with pytest.raises(MissingError, match="is gone"), claims.claimed(broken):
+    with pytest.raises(MissingError, match="no longer exists"), claims.claimed(broken):
         pass
     broken.path.mkdir()  # as a lock does that is made in that moment
-    with pytest.raises(MissingError, match="is gone"), claims.claimed(broken):
+    with pytest.raises(MissingError, match="no longer exists"), claims.claimed(broken):
         pass
     assert not broken.path.exists()
 

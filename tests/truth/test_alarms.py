@@ -341,4 +341,4 @@ def test_an_alarm_is_made_once_and_again_where_its_file_is_damaged(monkeypatch, 
     for path in (tmp_path / "alarms").iterdir():
         path.write_bytes(path.read_bytes()[:100])
     stored({"images": "a"}, make, said.append)
-    assert made == [1, 1, 1] and "made again" in said[0]
+    assert made == [1, 1, 1] and "makes it again" in said[0]
