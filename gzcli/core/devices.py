@@ -120,7 +120,7 @@ def gpu_name() -> str:
 
 
 def gpu_memory() -> int | None:
-    """Bytes of the smallest visible GPU; None if the driver does not say."""
+    """Bytes of the smallest visible GPU; None if the driver does not report them."""
     visible = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
     sizes = []
     for line in _nvidia_smi("--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"):
@@ -220,13 +220,13 @@ def check_planned() -> None:
 
 
 def trains_on_cpu(gpus: int, processes: int) -> bool:
-    """Whether a training on so many CUDA devices takes the CPU: one process on a Mac takes its GPU."""
+    """Whether a training with this number of CUDA devices uses the CPU; one process on a Mac uses its GPU."""
     apple = sys.platform == "darwin" and platform.machine() == "arm64"
     return not gpus and not (apple and processes == 1)
 
 
 def environment(gpus: int, on_cpu: bool) -> dict[str, str]:
-    """The environment variables of a process that trains on so many CUDA devices."""
+    """The environment variables of a process that trains on this number of CUDA devices."""
     return {} if gpus else {**({"ACCELERATE_USE_CPU": "true"} if on_cpu else {}), VISIBLE: ""}
 
 
@@ -268,7 +268,7 @@ def fast_kernels() -> None:
 
 
 def deterministic_kernels() -> None:
-    """Allows only kernels that give the same bits every time."""
+    """Allows only kernels whose results are the same to the bit every time."""
     import torch
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -302,12 +302,12 @@ def clock(device: torch.device, kind: str = "wall") -> float:
 
 
 def clock_of(device: torch.device, kind: str) -> str:
-    """The kind of clock that is read for a device: "cpu" for a CPU alone, otherwise "wall"."""
+    """The kind of clock for a device: "cpu" for a CPU, otherwise "wall"."""
     return "cpu" if kind == "cpu" and not kind_of(device).queued else "wall"
 
 
 def empty_cache(device: torch.device) -> None:
-    """Gives back the memory that torch holds for later."""
+    """Releases the memory that torch has cached."""
     if library := _library(device):
         library.empty_cache()
 
@@ -324,7 +324,7 @@ def seed(device: torch.device, number: int) -> None:
 
 
 class SideStream:
-    """A stream for copies beside the one that computes; on devices without streams work is done at once."""
+    """A stream for copies beside the compute stream. On devices without streams, work is done at once."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -366,8 +366,8 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def memory_now(device: torch.device) -> int:
-    """The bytes that this process holds now, of the same memory; `peak_memory` counts again from here on
-    if the device counts it."""
+    """The bytes of the same memory in use by this process now. `peak_memory` restarts its count if the device
+    counts it."""
     if device.type == "cuda":
         _library(device).reset_peak_memory_stats(device)
         return _library(device).memory_allocated(device)
@@ -413,7 +413,7 @@ def short_title(device: torch.device) -> str:
 
 
 def title(device: torch.device) -> str:
-    """The name of a GPU, such as `NVIDIA H100`; of another device its kind, such as `cpu`."""
+    """The name of a GPU, such as `NVIDIA H100`, or the kind of another device, such as `cpu`."""
     return _library(device).get_device_name(device) if device.type == "cuda" else device.type
 
 
@@ -423,7 +423,7 @@ def peak(device: torch.device, precision: str) -> float | None:
 
 
 def peak_of(name: str, precision: str) -> float | None:
-    """The dense FLOP/s of a device by the name that its driver gives it; None if they are not known."""
+    """The dense FLOP/s of a device by the name from its driver; None if unknown."""
     words = set(re.split(r"[ \-/]", name))
     device = next((device for device in PEAKS if words.issuperset(device.split())), None)
     tera = PEAKS[device].get(precision) if device and words.isdisjoint(OTHER) else None

@@ -16,8 +16,8 @@ _URL = re.compile(r"(?<![A-Za-z0-9+.-])(?!file:)([A-Za-z][A-Za-z0-9+.-]+:/+)([^\
 
 def redacted(text: str) -> str:
     """The text with user-info, query and fragment of every URL in it replaced by `…`, as they may contain
-    passwords and tokens. User-info is everything before an `@`, even a slash, which an unquoted password may
-    hold."""
+    passwords and tokens. User-info is everything before an `@`, including a slash, which an unquoted password
+    may contain."""
 
     def hide(match: re.Match[str]) -> str:
         path = re.split("[?#]", match[2], maxsplit=1)[0]
@@ -56,7 +56,7 @@ class MissingError(GzError):
 
 
 class DamagedError(MissingError):
-    """A file that gz wrote cannot be read any more, or contains something else."""
+    """A file that gz wrote can no longer be read, or contains something else."""
 
 
 class DeviceError(GzError):
@@ -66,7 +66,7 @@ class DeviceError(GzError):
 
 
 class DivergedError(GzError):
-    """The loss is not finite any more."""
+    """The loss is no longer finite."""
 
     code, kind = 5, "diverged"
 

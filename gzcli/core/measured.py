@@ -29,7 +29,7 @@ CURVE = ("metric", "step", "seconds", "value")  # the columns of a curve
 
 @dataclass(frozen=True)
 class Curve:
-    """The validation of a reference run by a metric of which less is better."""
+    """The validation of a reference run by a metric, lower is better."""
 
     metric: str
     points: tuple[tuple[int, float, float], ...]
@@ -46,7 +46,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class ReferenceRun:
-    """The run of a recipe, on a set at a scale, whose validations are shipped; of a stage of the recipe."""
+    """A run of a recipe or of one of its stages, on a set at a scale, whose validation is shipped."""
 
     recipe: str
     data: str
@@ -82,7 +82,7 @@ def read_curve(path: Path) -> Curve | None:
 
 
 def places() -> Iterator[tuple[str, str]]:
-    """(set, scale) of each league that is shipped, that of the longest trainings first."""
+    """(set, scale) of each shipped league, the one with the longest trainings first."""
     leagues = [(path.parent.parent.name, path.parent.name) for path in ROOT.glob("*/*/about.json")]
     yield from sorted(leagues, key=lambda place: (-about(*place)["budget"], place))
 
@@ -112,8 +112,8 @@ def results() -> str:
 
 
 def peers(data: str) -> list[dict[str, str]]:
-    """What other packages' models have got from gz's judge: name, version, the `model` of gz that they stand
-    beside, seconds and steps of training, and columns of metrics as `summary.csv` has them."""
+    """The results of other packages' models by gz's judge: name, version, the comparable `model` of gz,
+    seconds and steps of training, and the metrics of `summary.csv`."""
     return rows_of(ROOT / data / "peers.csv")
 
 
@@ -139,9 +139,8 @@ def detections() -> dict[tuple[str, str, str], str]:
 
 def figures(row: Mapping[str, str], kind: str | None) -> dict[str, str]:
     """The metrics of a row that pages show, in order, each with its excess over the floor and half the 95 %
-    interval of that if they are known. Likelihoods of another kind (exact, bound, ode) are another figure.
-
-    kind: that of the row's likelihoods; "" if it is unknown, None for a model of codes, which has none.
+        interval of that if they are known. Likelihoods of different kinds (exact, bound, ode) are different
+    metrics. kind: kind of the row's likelihoods; "" if unknown, None for a model of codes, which has none.
     """
     cells = {}
     for name, value in row.items():
@@ -163,14 +162,14 @@ def signed(value: float) -> str:
 
 
 def order(name: str) -> int:
-    """The place of a metric among those that pages show; their number for another one."""
+    """The position of a metric among those on pages; the number of those for any other metric."""
     word = re.split(r"[@| /]", name)[0]
     words = (word, word.partition("_")[0] if word.startswith(("kid_", "precision_", "recall_")) else word)
     return min((SHOWN.index(word) for word in words if word in SHOWN), default=len(SHOWN))
 
 
 def parity() -> list[dict[str, str]]:
-    """What gz computes beside published code: models, part, reference, version, largest difference."""
+    """Comparisons of gz with published code: models, part, reference, version, largest difference."""
     return rows_of(ROOT / "parity.csv")
 
 

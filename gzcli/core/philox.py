@@ -1,5 +1,5 @@
 """Random numbers by a counter: Philox 4×32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
-3"), on any device, in int64 arithmetic alone. It is apart from `types`, which must load without torch.
+3"), on any device, in int64 arithmetic only. It is separate from `types`, which must load without torch.
 
 A number is a function of its key and counter, so it needs no state and no order. The counter is (block of
 the draw, call, image), the key is the seed. Of a draw of m numbers per image, there are b = ⌈m / 4⌉ blocks,
@@ -78,7 +78,7 @@ def draw(
     seed: key of 64 bits.
     call: number of the draw.
     images: numbers of the images, int64 [n].
-    count: how many numbers per image gets.
+    count: numbers per image.
     numbers: makes four numbers of the words of a block.
     dtype: of the result.
     """
@@ -102,7 +102,7 @@ def draw(
 
 
 def spread(seed: int, call: int, images: Tensor) -> Tensor:
-    """Numbers in [0, 1), [n], which lie evenly over the images.
+    """Numbers in [0, 1), [n], which are spread evenly over the images.
 
         u_i = u + i (√5 − 1) / 2  mod 1
 

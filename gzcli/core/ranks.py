@@ -1,7 +1,6 @@
-"""The processes of a run or a verb, each a rank. This file alone touches `torch.distributed`.
-
-All ranks must call these functions in the same order, or they wait for each other for ever. In a run of one
-process every function returns what it was given.
+"""The processes of a run or a verb, each a rank. Only this file uses `torch.distributed`. All ranks must call
+these functions in the same order, otherwise they wait for each other forever. In a run of one process every
+function returns its argument.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ def world() -> int:
 
 def rejoin(device: str) -> None:
     """Forms the process group again after torch's launcher has restarted the processes; the first time
-    accelerate forms it. The launcher keeps its store through a restart, and with it the addresses of the dead
-    processes, so each restart has names of its own in the store."""
+    accelerate forms it. The launcher keeps its store during a restart, with the addresses of the dead
+    processes, so each restart uses new names in the store."""
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if not again or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or _several():
         return
@@ -143,7 +142,7 @@ def rows(t: Tensor, module: nn.Module) -> Tensor:
 
 
 def own_rows(t: Tensor, module: nn.Module) -> Tensor:
-    """This rank's rows of those that `rows` puts together, [N, …] → [N / sharing(module), …]."""
+    """This rank's rows of the output of `rows`, [N, …] → [N / sharing(module), …]."""
     count = sharing(module)
     return t if count == 1 else t.chunk(count)[rank()]
 
@@ -170,7 +169,7 @@ def is_sharded(value: Any) -> bool:
 
 
 def part_of(t: Tensor) -> Tensor:
-    """This rank's part of a sharded tensor, in the same memory; any other tensor as it is."""
+    """This rank's part of a sharded tensor, in the same memory; any other tensor unchanged."""
     parts: Any = t
     return parts.to_local() if is_sharded(t) else t
 
@@ -186,7 +185,7 @@ def part_like(t: Tensor, like: Any) -> Tensor:
 
 
 def put_together(part: Tensor, like: Any) -> Tensor:
-    """The tensor of which every rank has a part, sharded as `like` is."""
+    """The tensor made of every rank's part, sharded like `like`."""
     if not is_sharded(like):
         return part
     from torch.distributed.tensor import DTensor
@@ -195,13 +194,13 @@ def put_together(part: Tensor, like: Any) -> Tensor:
 
 
 def whole(value: Any) -> Any:
-    """The whole of a sharded tensor, on every rank; any other value as it is. Called by every rank."""
+    """The whole of a sharded tensor, on every rank; any other value unchanged. Every rank must call it."""
     return value.full_tensor() if is_sharded(value) else value
 
 
 def gathered(tree: Any) -> Any:
-    """A tree of dicts and lists with whole tensors on the CPU instead of sharded ones; other ranks than 0,
-    which do not write, get empty ones. Called by every rank."""
+    """A tree of dicts and lists with whole tensors on the CPU instead of sharded ones; ranks other than 0,
+    which do not write, get empty ones. Every rank must call it."""
 
     def one(value: Any) -> Any:
         if not is_sharded(value):

@@ -58,7 +58,7 @@ def chosen_precision(wanted: str, kind: str) -> str:
 
 
 def speed_title() -> str:
-    """The rates of a core of the CPU in each type, and the type that `auto` takes, for the user."""
+    """For the user: the rates of a CPU core in each type, and the type that `auto` selects."""
     speeds = cpu_rates(cpu_name())
     cells = [f"{kind} {of['product']:.0f} and {of['convolution']:.0f}" for kind, of in speeds.items()]
     sets = " ".join(instruction_sets()) or platform.machine()
@@ -77,7 +77,7 @@ def cpu_rates(cpu: str) -> Rates:
 
 
 def faster(rates: Rates) -> str:
-    """The type in which a step of equal parts of each kind of work takes the least time."""
+    """The fastest type for a step with equal parts of each kind of work."""
     return min(rates, key=lambda kind: sum(WORK[work] / rate for work, rate in rates[kind].items()))
 
 

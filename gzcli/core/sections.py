@@ -110,14 +110,14 @@ def without_fixed(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def renamed(key: str, options: Container[str], *sections: str) -> str:
-    """The name that an option has now, by some sections of RENAMED and SYNONYMS: the new one where `options`,
-    the names of those that there are, has that one only."""
+    """The current name of an option, by some sections of RENAMED and SYNONYMS: the new name if `options`, the
+    existing names, has only that one."""
     names = (table.get(section, {}).get(key, key) for table in (RENAMED, SYNONYMS) for section in sections)
     return key if key in options else next((name for name in names if name in options), key)
 
 
 def ranged(default: Any, range: str) -> Any:
-    """A field whose numbers lie within a range, as `schema.limits` reads it."""
+    """A field whose numbers are in a range, in the form of `schema.limits`."""
     return field(default=default, metadata={"range": range})
 
 
@@ -315,7 +315,7 @@ class LaunchSection:
     track: tuple[Annotated[str, TRACKERS], ...] = ()
 
     def alone(self) -> LaunchSection:
-        """The section without where processes of several machines meet."""
+        """The section without the address where processes of several machines meet."""
         nowhere: dict[str, Any] = dict.fromkeys(MEETING)
         return replace(self, **nowhere)
 
@@ -340,7 +340,7 @@ def plain(section: Any) -> dict[str, Any]:
 
 
 def section_of(kind: type, tree: Mapping[str, Any]) -> Any:
-    """The section that `plain` made the tree of; keys that it does not declare are those of the model."""
+    """The section from its tree by `plain`; keys that it does not declare are those of the model."""
     declared = {f.name for f in keys_of(kind)}
     rest = {key: value for key, value in tree.items() if key not in declared}
     further = {f.name: rest for f in fields(kind) if f.metadata.get("further")}
@@ -371,7 +371,7 @@ ADDITIONS = {"clusters": "+{} clusters", "image_weight": "+image discriminator"}
 
 
 def additions(options: Mapping[str, Any]) -> dict[str, str]:
-    """What a model with these options adds to its method, by the option."""
+    """What a model with these options adds to its method, by option."""
     return {key: text.format(options[key]) for key, text in ADDITIONS.items() if options.get(key)}
 
 
@@ -383,7 +383,7 @@ def titled(model: str, trees: Iterable[Mapping[str, Any]]) -> str:
 
 @dataclass(frozen=True)
 class Part:
-    """What one model is trained by, and then sampled and scored by.
+    """The recipe of one model: how to train, sample and score it.
 
     model: name of the model.
     options: hyperparameters of the model, flat, as `Model.of` takes them.

@@ -1,4 +1,4 @@
-"""Errors in Python's words: a call that fails from Python says what to call next, not what to type."""
+"""Errors for Python: the hint of a failed call names the next call instead of a command."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def in_python(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    """A command or flags as code; what is neither is left as it is."""
+    """A command or flags as code; any other text unchanged."""
     if text.startswith(FOREIGN):
         return text
     if text.startswith("gz "):

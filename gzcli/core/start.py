@@ -17,7 +17,7 @@ SCRIPT = os.path.abspath(__file__)
 
 
 def clean_path() -> None:
-    """Removes the folder of this script from `sys.path`, where Python has put it."""
+    """Removes the folder of this script from `sys.path`, to which Python has added it."""
     folder = os.path.dirname(os.path.realpath(__file__))
     sys.path[:] = [entry for entry in sys.path if entry and os.path.realpath(entry) != folder]
 

@@ -37,7 +37,7 @@ def in_a_line(text: str) -> str:
 
 
 def room(stream: TextIO) -> int | None:
-    """The columns of a terminal, or `COLUMNS`; None for any other stream, whose lines are of any length."""
+    """The columns of a terminal, or `COLUMNS`; None for any other stream, whose lines may have any length."""
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns):
         return int(columns)
@@ -57,8 +57,8 @@ def wrapped(text: str, head: str = "", width: int = 80) -> list[str]:
 
 
 def broken(text: str, columns: int | None) -> str:
-    """The text with lines that a terminal of so many columns would break within a word broken at spaces; a
-    line that is mostly a path stays whole."""
+    """The text with long lines broken at spaces, so that a terminal of this width does not break them within
+    a word. A line that is mostly a path stays whole."""
     if columns is None:
         return text
     lines = list[str]()
@@ -69,8 +69,8 @@ def broken(text: str, columns: int | None) -> str:
 
 
 def hold_open() -> None:
-    """Opens the null device for closed standard streams: else a file that is opened later gets the number of
-    one, and with it what a library writes to stderr."""
+    """Opens the null device for closed standard streams. Otherwise a file that is opened later gets the
+    number of such a stream, and with it what a library writes to stderr."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
@@ -123,8 +123,7 @@ def tolerate() -> None:
 
 
 def start_spinner(text: str, stream: TextIO | None = None) -> None:
-    """Shows on a terminal what is waited for, until `stop_spinner`; elsewhere prints it as a line if it takes
-    long."""
+    """Shows a task on a terminal until `stop_spinner`; elsewhere prints it as a line if it takes long."""
     global _shows
     stop_spinner()
     _shows, stream = True, stream or sys.stderr

@@ -282,7 +282,7 @@ def moved(t: Tensor, device: torch.device | str) -> Tensor:
 
 
 def to_rows(images: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Images [B, C, h, w] at the beginnings of rows [B, *shape], which have as many values or more."""
+    """Images [B, C, h, w] at the beginnings of rows [B, *shape] with at least as many values."""
     rows = images.new_zeros(len(images), math.prod(shape))
     rows[:, : images[0].numel()] = images.flatten(1)
     return rows.unflatten(1, shape)

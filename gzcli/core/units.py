@@ -101,13 +101,13 @@ def sides(size: Size) -> tuple[int, int]:
 
 
 def nearest(text: str) -> Size:
-    """The size that a text probably means, by the numbers in it."""
+    """The probable size in a text, by its numbers."""
     numbers = [int(digits) for digits in re.findall(r"\d+", text) if int(digits)]
     return as_size(*reversed(numbers)) if len(numbers) == 2 else numbers[0] if len(numbers) == 1 else "48x32"
 
 
 def as_size(height: int, width: int) -> Size:
-    """The size of these sides; `sides` reads it back."""
+    """The size with these sides; the inverse of `sides`."""
     return height if height == width else f"{width}x{height}"
 
 
@@ -139,8 +139,8 @@ def number_in(variable: str, unit: str) -> int | None:
 
 
 def threads_wanted() -> int | None:
-    """The threads of a process by `OMP_NUM_THREADS`, or None; of a list, one number for each level of nested
-    regions (OpenMP 5.2, §21.2), the first counts."""
+    """The threads of a process by `OMP_NUM_THREADS`, or None. In a list with one number for each level of
+    nested regions (OpenMP 5.2, §21.2), the first counts."""
     text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(text) or None if text.isascii() and text.isdigit() else None
 

@@ -370,7 +370,9 @@ def _verdict(result: dict[str, Any]) -> str:
     """The result of `gz ood --input` for one image, in words."""
     (row,) = result["files"]
     (score, value), n = next(iter(row["scores"].items())), result["compared"]["n"]
-    verdict = "is **none of them**" if row["flagged"] else "could be **one of them**"
+    verdict = (
+        "does **not resemble** the training images" if row["flagged"] else "**resembles** the training images"
+    )
     spread = f" ± {row['spread'][score]:.2g}" if result["seeds"] > 1 and value is not None else ""
     value_text = (
         "not finite, which counts as higher than all of theirs" if value is None else f"{value:.4g}{spread}"

@@ -65,8 +65,8 @@ class Snapshots:
             files.write_tensors(self.folder / f"{done:08d}.safetensors", tensors, facts)
 
     def trim(self, done: int) -> None:
-        """Removes files of steps after `done`, which come again, and those between the moments of a run that
-        has become longer. So there are never more than `train.ema_snapshots`."""
+        """Removes files of steps after `done`, which will be written again, and superfluous ones of a run
+        that was extended, so that there are at most `train.ema_snapshots`."""
         if ranks.rank() == 0 and self.every:
             files.sweep(self.folder)
             for step, path in snapshots_in(self.folder).items():
@@ -90,8 +90,8 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_snapshot(path: Path, like: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The averages of a snapshot, by length and name of a parameter. Raises DamagedError unless it is whole
-    and has those of the parameters `like`."""
+    """The averages of a snapshot, by length and name of a parameter. Raises DamagedError unless it is
+    complete and has the averages of the parameters `like`."""
     tensors, facts = files.read_tensors(path, OTHERS)
     with files.reading(path, OTHERS):
         shapes = {f"{length:g}/{name}": value.shape for length in LENGTHS for name, value in like.items()}
@@ -170,8 +170,8 @@ def average(
 
 
 def run(job: EmaJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Makes the average of `job.length`, or the best by the metric that chooses the best checkpoint, the
-    weights that the run serves. Returns the JSON of `gz runs ema`."""
+    """Makes the average of `job.length` the weights of the run, or the best average by the metric of the best
+    checkpoint. Returns the JSON of `gz runs ema`."""
     run = Run(Path(job.run))
     trained = load_trained(run, device, str(run.saved_steps[-1]))
     part, model, step = trained.part, trained.model.train(), trained.step
@@ -219,13 +219,13 @@ def some_images(images: TrainImages, trained: Trained) -> Iterator[Batch]:
 
 
 def served_by_training(run: Run) -> int:
-    """The step of the weights that a run serves without `gz runs ema`."""
+    """The step of a run's weights without `gz runs ema`."""
     step = run.status().get("served") or 0
     return step if run.checkpoint(step).averaged.exists() else run.saved_steps[-1]
 
 
 def serve(run: Run, ema: EMA, weights: Mapping[str, Tensor], length: float | None) -> None:
-    """Makes an average the run's `model.safetensors`; None: that of the training itself."""
+    """Makes an average the run's `model.safetensors`; None: the average of the training."""
     step = run.saved_steps[-1] if length else served_by_training(run)
     saved = checkpoint.read_weights(run.checkpoint(step).averaged)
     ema.load_state_dict(weights, step)

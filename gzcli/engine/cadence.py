@@ -101,12 +101,12 @@ class Cadence:
 
 
 def in_series(step: int) -> bool:
-    """Whether a step is 10, 20, 50, 100 and so on."""
+    """Whether a step is 10, 20, 50, 100, …."""
     return step >= EARLIEST and int(str(step).rstrip("0")) in SERIES
 
 
 def in_proportion(usual: int, interval: float) -> int:
-    """`usual`, multiplied or divided by the number of the series that brings it nearest to `interval`."""
+    """`usual`, multiplied or divided by the number of the series that makes it closest to `interval`."""
     ratio = max(interval, 1) / usual
     large = max(ratio, 1 / ratio)
     power = 10 ** int(math.log10(large))
@@ -173,7 +173,7 @@ def listening(run: Run) -> Iterator[None]:
 
 
 class Stop:
-    """Tells after each step whether to stop. Every rank gets the same answer at the same step."""
+    """Decides after each step whether to stop. Every rank gets the same answer at the same step."""
 
     def __init__(self, folder: Path, *, world: int, device: torch.device):
         self.file, self.world, self.device = Run(folder).stop_file, world, device

@@ -202,7 +202,7 @@ def prune(folder: Path, keep: int, *, finished: bool = False) -> None:
 
 
 def strip(path: Path) -> None:
-    """Removes all but the averaged weights of a checkpoint. A damaged one is left alone."""
+    """Removes all but the averaged weights of a checkpoint. A damaged checkpoint is not changed."""
     if damage(path) is None:
         meta = files.read_object(path / CheckpointFolder.meta)
         files.write_json(path / CheckpointFolder.meta, meta | {"files": {SAMPLED: meta["files"][SAMPLED]}})
@@ -216,8 +216,8 @@ def strip(path: Path) -> None:
 
 
 def load(model: nn.Module, values: Mapping[str, Any]) -> None:
-    """Loads an unsharded state into a model, of which each rank takes its part. Raises RuntimeError if it
-    does not fit."""
+    """Loads an unsharded state into a model; each rank takes its part. Raises RuntimeError if it does not
+    fit."""
     present = model.state_dict()
     model.load_state_dict({name: ranks.part_like(v, present.get(name)) for name, v in values.items()})
 
@@ -237,9 +237,9 @@ def finish(run: Run, keep: int | None, step: int) -> int:
 
 
 def restore(optimizer: Optimizer, values: dict[str, Any]) -> None:
-    """Loads the state of an optimizer. A tensor with a parameter's shape is sharded as the parameter is, and
-    takes its memory format, as fused kernels require: a checkpoint may come from a device with another
-    one."""
+    """Loads the state of an optimizer. A tensor with a parameter's shape is sharded like the parameter and
+    gets its memory format, as fused kernels require. The device of the checkpoint may have had another
+    format."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
 
     def part(value: Any, p: Tensor) -> Any:

@@ -1,6 +1,6 @@
-"""Averages of the weights, on every rank: the exponential one that is sampled, whose decay warms up to
-min(decay, (1 + n) / (10 + n)) after n updates, and power-function averages, of which others are made after
-the training (`averages`).
+"""Averages of the weights, on every rank: the exponential average, which is sampled and whose decay warms up
+to min(decay, (1 + n) / (10 + n)) after n updates; and power-function averages, from which other averages are
+made after the training (`averages`).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class EMA:
             shadow.copy_(p)
 
     def update(self) -> None:
-        """After a step; three multi-tensor kernels an average, whatever the number of parameters."""
+        """Called after a step. Takes three multi-tensor kernels per average, for any number of parameters."""
         self.fitting = None
         if not self.params:
             return

@@ -76,9 +76,9 @@ Stages = Mapping[str, PartOnData]  # earlier stages by their names
 
 
 def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """{"parts": […]}: for each part `params`, `flops` and `kernels` of a step, and if a step is tried its
-    `seconds` and `bytes`; of a part that draws, what `try_drawing` returns; or the `error` that keeps them
-    from being known. `refused` is the hint of a mistake in the recipe."""
+    """{"parts": […]}: for each part `params`, `flops` and `kernels` of a step, and if a step is tried, its
+    `seconds` and `bytes`; for a part that draws, the result of `try_drawing`; or the `error` of the attempt.
+    `refused` is the hint of a mistake in the recipe."""
     results = []
     for row in job.parts:
         result: dict[str, Any] = {"timed": row["timed"], "error": None}
@@ -157,7 +157,7 @@ def work_of(part: Part, info: DataInfo, stages: Stages | None = None) -> Work | 
 
 
 def count_work(model: Model, batch: Batch, part: Part) -> Work:
-    """The work of a step of the global batch, of a model and a micro-batch without values."""
+    """The work of a step over the global batch, by a model and a micro-batch without values."""
     with Counter() as counter:
         loss, update = Trial(model, part, batch, real=False).step(counter.read)
     flops, kernels = loss * np.array([pieces_of(part), part.train.accumulate]) + update
@@ -165,8 +165,8 @@ def count_work(model: Model, batch: Batch, part: Part) -> Work:
 
 
 class Counter(TorchDispatchMode):
-    """Counts floating-point operations by torch's formulas, and the kernels that do them and all else. Unlike
-    FlopCounterMode it takes a gradient of a gradient, and knows the attention of CPUs."""
+    """Counts floating-point operations by torch's formulas, and all kernels. Unlike FlopCounterMode it
+    supports gradients of gradients and the attention of CPUs."""
 
     flops, kernels = 0.0, 0
 
@@ -197,7 +197,7 @@ def micro_batch(part: Part) -> int:
 
 
 def batch_of(model: Model, images: int, noise: RecordedNoise | BatchNoise) -> Batch:
-    """A batch of noise, with what the model needs beside the images."""
+    """A batch of noise, with everything that the model needs besides the images."""
     info, device = model.data, noise.device
     x = torch.rand(images, *info.shape, device=device) * 2 - 1
     labels = (images, len(info.classes)) if info.multilabel else (images,)
@@ -208,8 +208,8 @@ def batch_of(model: Model, images: int, noise: RecordedNoise | BatchNoise) -> Ba
 
 
 class Trial(Updates):
-    """Steps of a model as the trainer takes them, of one micro-batch. `real`: whether tensors have values;
-    without them only Muon's update has operations that count."""
+    """Steps of a model like those of the trainer, on one micro-batch. `real`: whether tensors have values.
+    Without values, only Muon's update has operations that count."""
 
     def __init__(self, model: Model, part: Part, batch: Batch, *, real: bool = True):
         kind = precision(part) if real else "fp32"
@@ -223,8 +223,8 @@ class Trial(Updates):
         return self.batch.noise
 
     def step(self, read: Callable[[], Any]) -> tuple[Any, Any]:
-        """Takes every phase once. Returns the increments of the counter `read`, of losses with gradients and
-        of updates. Each phase is weighted by its share of the run's steps."""
+        """Runs every phase once. Returns the increments of the counter `read`, for losses with gradients and
+        for updates. Each phase is weighted by its share of the run's steps."""
         loss, update, steps = 0.0, 0.0, self.steps
         start = read()
         batch = self.batch.rows(slice(None), self.batch.noise)
@@ -293,8 +293,8 @@ def measure_steps(trial: Trial, times: float, device: torch.device) -> dict[str,
 def try_drawing(
     part: Part, info: DataInfo, stages: Stages, device: torch.device, run: Run, kinds: Sequence[str]
 ) -> dict[str, Any]:
-    """What an image takes of an untrained model: `sample_seconds`, by the sampler of the recipe; of a
-    likelihood of these kinds `log_prob_seconds`, and the `classes` that it may be computed for."""
+    """The cost of an image for an untrained model: `sample_seconds` by the sampler of the recipe; for
+    likelihoods of these kinds `log_prob_seconds`, and the `classes` that it may be computed for."""
     prepare_torch(part)
     model = to_device(build(part, info, stages), device).eval().requires_grad_(False)
     trained = Trained(run, model, info, part, device, 0)
@@ -322,8 +322,8 @@ def try_drawing(
 
 
 def seconds_each(function: Callable[[int], None], trained: Trained) -> float:
-    """The seconds of an image in a call with many. On a CPU it is the difference of two calls, because a full
-    batch shares what a call takes whatever its number of images."""
+    """The seconds of an image in a call with many. On a CPU it is measured as the difference of two calls,
+    because a full batch shares the fixed cost of a call."""
     device = trained.device
     few, many = (FEW, SAMPLED) if device.type == "cpu" else (0, batch_size(trained, {}))
     clock = partial(devices.clock, device, "cpu" if torch.get_num_threads() == 1 else "wall")

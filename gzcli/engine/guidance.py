@@ -42,7 +42,7 @@ class Figures:
     agreement: float | None = None
 
     def score(self, accuracy: float) -> float:
-        """Less is better. Guidance lowers the errors of the class at first and the recall always; `fd` sees
+        """Lower is better. Guidance lowers the errors of the class at first and the recall always; `fd` sees
         both, and errors of the class too little: features of a wrong digit are those of a digit. A judge of
         this accuracy errs so often on real images: samples that it errs on less are no better."""
         errors = 1.0 if self.agreement is None else (1 - min(self.agreement, accuracy) + ERRORS) ** 0.5
@@ -61,8 +61,8 @@ def is_wanted(trained: Trained) -> bool:
 
 
 def reference(pack: Pack) -> tuple[np.ndarray, str]:
-    """The images with which samples are compared, and what they are. All scales are of one model, so that
-    training images, which it knows, favour none of them."""
+    """The images that samples are compared with, and their description. All scales use one model, so training
+    images, which it has seen, favour none of them."""
     real, training = pack.images("val")[:VALIDATION], pack.images("train")
     rows = subset(len(training), max(0, ENOUGH - len(real)))
     if not len(rows):

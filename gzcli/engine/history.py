@@ -1,4 +1,4 @@
-"""The losses and figures of a run, recorded in `metrics.jsonl`, as events, and in accelerate's trackers."""
+"""The losses and metrics of a run, recorded in `metrics.jsonl`, as events, and in accelerate's trackers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WATCHED = ("loss", "grad_norm")  # metrics that must be finite
 
 
 class History:
-    """The losses of a run, summed on the device until they are logged, and its other figures."""
+    """The losses of a run, summed on the device until they are logged, and its other metrics."""
 
     trackers: Trackers | None = None
     said = False  # whether a warning has told of dropped gradients
@@ -65,8 +65,8 @@ class History:
         self.bad = torch.where(torch.stack([good, good | dropped]), 0.0, self.bad + 1)
 
     def bad_steps(self) -> tuple[int, int]:
-        """The number of bad steps in a row by now, and of those of them that changed weights, on the worst
-        rank. A call of every rank."""
+        """The number of consecutive bad steps so far, and how many of them changed weights, on the worst
+        rank. Every rank must call it."""
         bad, harmful = ranks.maximum(self.bad.clone()).tolist()
         return int(bad), int(harmful)
 
@@ -91,7 +91,7 @@ class History:
         return DivergedError(message, hint=hint)
 
     def show(self, step: int, model: nn.Module, bar: TrainBar, lr: float | None) -> None:
-        """Logs the mean of each loss since the last call, over all ranks; a call of every rank."""
+        """Logs the mean of each loss since the last call, over all ranks. Every rank must call it."""
         means = torch.stack([total / self.counts[name] for name, total in self.sums.items()])
         values = dict(zip(self.sums, ranks.mean(means, model).tolist(), strict=True))
         self.sums, self.counts = {}, {}
@@ -105,14 +105,14 @@ class History:
         self.record("step", step, values | bar.show(step, values))
 
     def record(self, event: str, step: int, values: Mapping[str, float]) -> None:
-        """Writes figures of a step into `metrics.jsonl`, as an event, and to the trackers."""
+        """Writes metrics of a step to `metrics.jsonl`, as an event, and to the trackers."""
         self.log.metrics(step, **values)
         self.log.event(event, step=step, **values)
         if self.trackers:
             self.trackers.figures(step, values)
 
     def validated(self, step: int) -> bool:
-        """Whether `metrics.jsonl` has a figure of validation at this step."""
+        """Whether `metrics.jsonl` has a validation metric at this step."""
         return any(line["step"] == step for line in self._validations())
 
     def validations(self, start: int) -> int:
@@ -195,7 +195,7 @@ class Trackers:
         self._each(lambda name, tracker: TRACKERS[name].show(tracker, path, step))
 
     def close(self) -> None:
-        """Ends the trackers' runs, which sends pending figures."""
+        """Ends the trackers' runs, which sends pending metrics."""
         self._each(lambda name, tracker: tracker.finish())
         self.open = {}
 
@@ -237,6 +237,6 @@ def start_tracker(name: str, run: Run, config: Mapping[str, Any], start: int) ->
 
 
 def flat(tree: Mapping[str, Any]) -> dict[str, int | float | str | bool]:
-    """The values of a tree by dotted key, in types that all trackers take; without those that are None."""
+    """The values of a tree by dotted key, in types that all trackers accept, without None."""
     values = {key: value for key, value in leaves(tree) if value is not None and value != {}}
     return {key: v if isinstance(v, int | float | str) else str(v) for key, v in values.items()}

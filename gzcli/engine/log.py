@@ -146,7 +146,7 @@ class TrainBar:
         self.task = bar.add_task(log.stage or "train", total=steps, completed=start, note="") if bar else None
 
     def advance(self, step: int) -> None:
-        """After every step; rich draws ten times a second whatever the number of calls."""
+        """Called after every step; rich draws ten times a second, however often it is called."""
         if self.bar:
             self.bar.update(self.task, completed=step)
 
@@ -182,7 +182,7 @@ class TrainBar:
 
 
 def with_room(line: str, extras: Sequence[str], width: int) -> str:
-    """The line, with those of `extras` that fit in `width` columns."""
+    """The line, with the `extras` that fit in `width` columns."""
     for text in extras:
         if len(line) + 2 + len(text) <= width:
             line = f"{line}  {text}"

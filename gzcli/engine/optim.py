@@ -29,7 +29,7 @@ RMS = 0.2  # root mean square of an update by AdamW, roughly (Liu 2025, section 
 
 
 def settings(section: OptimSection, phases: list[Phase]) -> dict[str, OptimSection]:
-    """The settings of each phase: those of the section, overridden by the keys under the phase's name."""
+    """The settings of each phase: the section, overridden by the keys under the phase's name."""
     names = [phase.name for phase in phases]
     for name in section.phases:
         if name not in names:
@@ -41,8 +41,8 @@ def settings(section: OptimSection, phases: list[Phase]) -> dict[str, OptimSecti
 def build(
     phase: Phase, conf: OptimSection, model: nn.Module | None = None, precision: str = "fp32"
 ) -> Optimizer:
-    """The phase's optimizer, multi-tensor or fused: a step of 1,000 parameters costs as much as one of 10.
-    `precision`: that of the run's losses, in which Muon iterates."""
+    """The phase's optimizer, multi-tensor or fused, so that a step with 1,000 parameters costs as much as one
+    with 10. `precision`: precision of the run's losses, in which Muon iterates."""
     groups = []
     for group in phase.groups():
         scale = group.get("lr_scale", 1.0)
@@ -150,7 +150,8 @@ class Muon(Optimizer):
                 update(list(grads), list(grads.values()), group)
 
     def orthogonal(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
-        """Steps each matrix by itself, also if several share a parameter; those of one size together."""
+        """Updates each matrix separately, even if several share a parameter. Matrices of one size are
+        batched."""
         moments = [self.state_of(p, "momentum") for p in params]
         torch._foreach_lerp_(moments, grads, 1 - MOMENTUM)
         ahead = torch._foreach_lerp(grads, moments, MOMENTUM)  # Nesterov's
@@ -197,7 +198,7 @@ def matrices_of(model: nn.Module) -> dict[int, int]:
 
 
 def is_wide(p: Tensor, matrices: int = 1) -> bool:
-    """Whether p [out, in, …] holds so many matrices [out / matrices, rest] worth making orthogonal."""
+    """Whether p [out, in, …] consists of matrices [out / matrices, rest] worth orthogonalizing."""
     return p.ndim >= 2 and matrices > 0 and min(len(p) // matrices, p[0].numel()) >= NARROW
 
 

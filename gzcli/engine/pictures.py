@@ -59,9 +59,9 @@ Scale = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndar
 
 def score_bins(sides: Sequence[np.ndarray], count: int = 50) -> tuple[np.ndarray, Scale | None]:
     """Edges [count + 1] of bins that show the scores of every set; and the scale of the axis with its
-    inverse, None if it is linear. The edges span the quantiles .005 … .995 of each set. Where this span is
-    more than `APART` times that of one set alone, equal bins would show that set as a single bar. The bins
-    are then equal in arsinh((s − median) / w), w being an eighth of the span of the first set."""
+    inverse, None if it is linear. The edges span the quantiles .005 … .995 of each set. If this span is more
+    than `APART` times that of one set, equal bins would show that set as a single bar. The bins are then
+    equal in arsinh((s − median) / w), w being an eighth of the span of the first set."""
     ranges = [np.quantile(values, [0.005, 0.995]) for values in sides]
     low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
     widths = [r[1] - r[0] for r in ranges if r[1] > r[0]]
@@ -93,7 +93,7 @@ def _apart(ticks: Sequence[float], forward: Callable[[Any], Any], bins: np.ndarr
 
 
 def sample_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
-    """Writes a metric of rows (title, images uint8 [N, C, H, W]), of which the first 16 are shown."""
+    """Writes an image of rows (title, images uint8 [N, C, H, W]), with the first 16 images of each row."""
     limit = 16
     shape = {"figsize": (0.6 * limit, 0.95 * len(rows)), "squeeze": False, "layout": "constrained"}
     figure, axes = pyplot().subplots(len(rows), 1, **shape)
@@ -119,7 +119,7 @@ def loss_curve(folder: Path) -> None:
 
 
 def losses_figure(lines: Sequence[Mapping[str, Any]]) -> Any:
-    """The curves of recorded lines: losses by the left axis, validation as dots by the right one. The metric
+    """The curves of recorded lines: losses by the left axis, validation as dots by the right one. The figure
     belongs to no window, so that a notebook shows it once."""
     from matplotlib.figure import Figure
 
@@ -139,7 +139,7 @@ def losses_figure(lines: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def pyplot() -> Any:
-    """Matplotlib's pyplot, for figures that are written to files alone."""
+    """Matplotlib's pyplot, for figures that are only written to files."""
     import matplotlib
 
     matplotlib.use("Agg")

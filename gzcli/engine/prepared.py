@@ -103,7 +103,7 @@ def with_remembered(model: Model, batch: Batch, memory: dict[int, Mapping[str, T
 
 
 class LatentPack(Pack):
-    """A pack whose images are latents, float16 [N, c, h, w]; labels and captions are those of `pixels`."""
+    """A pack whose images are latents, float16 [N, c, h, w], with the labels and captions of `pixels`."""
 
     def __init__(self, pixels: Pack, folder: Path):
         super().__init__(folder, replace(pixels.meta, streamed=None))  # latents are arrays

@@ -1,5 +1,5 @@
-"""Images from a trained model, in batches that fit the device. The noise of image i depends on (seed, i)
-alone."""
+"""Images from a trained model, in batches that fit the device. The noise of image i depends only on (seed,
+i)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VALUES = 3 * 64 * 64  # values of the largest image of a full batch; a batch hol
 
 
 def draw(trained: Trained, n: int, **options: Any) -> np.ndarray:
-    """The pictures of `draw_all`."""
+    """The 8-bit images of `draw_all`."""
     return draw_all(trained, n, **options)[0]
 
 
@@ -44,9 +44,9 @@ def draw_all(
     progress: Progress = no_progress,
     warn: Say = warnings.warn,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images 0 … n − 1 of the model, uint8 [n, C, H, W], on every rank; each rank draws its share; and all
-    their channels if these are values and no pictures. `warn` gets a line if some are not finite. Raises
-    NoneFinite if none is."""
+    """Images 0 … n − 1 of the model, uint8 [n, C, H, W], on every rank; each rank draws its share. If the
+    images have values beyond 8 bits, also returns all their channels. `warn` gets a line if some are not
+    finite. Raises NoneFinite if none is finite."""
     if labels is None and trained.model.conditional:
         labels = spread_labels(None, n, trained.info, torch.device("cpu"))
     options, conditions = {**trained.part.sample, **(options or {})}, dict(conditions or {})
@@ -113,7 +113,7 @@ def check_finite(finite: np.ndarray, trained: Trained, warn: Say) -> None:
 
 
 def guided_away(trained: Trained, weak: Model | None) -> AbstractContextManager[None]:
-    """A context in which samples are guided away from those of a weaker model, if there is one."""
+    """A context in which samples are guided away from a weaker model, if there is one."""
     model: Any = trained.model
     return model.guided_away_from(weak) if weak else nullcontext()
 

@@ -40,7 +40,7 @@ class Row:
 
 
 def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
-    """One image uint8 [H, W, C], C = 1 or 3, of blocks of rows of images, which are all of one size."""
+    """One image uint8 [H, W, C], C = 1 or 3, of blocks of rows of images of one size."""
     from PIL import Image, ImageDraw
 
     # names may come from data: replace characters that cannot be drawn
@@ -120,7 +120,7 @@ def of_samples(images: np.ndarray, labels: Tensor | None, classes: Sequence[str]
 
 
 def blocks(kinds: Sequence[Row], columns: int, marks: Sequence[str] = (), caption: str = "") -> np.ndarray:
-    """The sheet [H, W, C] of several kinds of images of the same n images, one kind below the other."""
+    """The sheet [H, W, C] of several kinds of the same n images, one kind below the other."""
     starts = range(0, len(kinds[0].images), columns)
     rows = [[replace(kind, images=kind.images[i : i + columns]) for kind in kinds] for i in starts]
     rows[0][0] = replace(rows[0][0], marks=marks)

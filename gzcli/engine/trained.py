@@ -45,7 +45,7 @@ USUAL = 16_384  # largest number of a recipe that needs no check against its wei
 def build_model(
     part: Part, info: DataInfo, stages: Mapping[str, Model] | None = None, card: ModelCard | None = None
 ) -> Model:
-    """The model of a recipe, on the CPU so that its weights depend on the seed alone, not on the device."""
+    """The model of a recipe, on the CPU so that its weights depend only on the seed, not on the device."""
     cls = catalog.load_class(card or catalog.card(part.model))
     torch.manual_seed(part.seed)
     defaults = flat_defaults(cls)
@@ -69,7 +69,7 @@ def built_on(run: Run, card: ModelCard) -> dict[str, str]:
 def load_model(run: Run, device: torch.device | str, checkpoint: str = "finished") -> tuple[Model, Saved]:
     """The model of a run in eval mode with its averaged weights, and what was saved with them. `checkpoint`
     is "last", the newest while the run is trained, "best", a step, or "finished": `model.safetensors`, which
-    does not change any more."""
+    no longer changes."""
     run = run.serving
     with _named(run):
         saved = checkpoints.read_weights(weights_file(run, checkpoint))
@@ -226,8 +226,8 @@ def _of_other_data(
     weights: Mapping[str, Tensor],
     log: Log,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Those of some weights, of a model of earlier data, that `model` takes, and the values of what begins
-    again although it would fit. A line names the layers that it lacks."""
+    """The weights of a model of earlier data that `model` can use, and the values that start anew although
+    they would fit. A line names the missing layers."""
     present, parameters = model.state_dict(), dict(model.named_parameters())
     info = replace(earlier, classes=earlier.classes if options.get("conditional") else ())
     anew = model.begins_anew(info, weights)
@@ -248,7 +248,7 @@ def with_zero_inputs(
     weights: dict[str, Tensor], present: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Weights padded with zeros for convolutions with more input channels, and the names of the padded ones.
-    A model with a condition as further channels thus begins as the model without it."""
+    A model with a condition as further channels thus starts like the model without the condition."""
     wider = {}
     for name, value in weights.items():
         shape = present[name].shape if name in present else value.shape
@@ -397,7 +397,7 @@ def find_autoencoder(name: str, device: torch.device | str) -> tuple[Any, DataIn
 
 
 def autoencoder_run(name: str) -> Run | None:
-    """The run, or the stage of a run, that a name of `data.latent` means; None for an `AutoencoderKL`."""
+    """The run, or the stage of a run, that `data.latent` refers to; None for an `AutoencoderKL`."""
     is_model = canonical(name) in map(canonical, recipe_names())
     run = runs.by_name(name) or (runs.find(name) if is_model else None)
     if run is None:
@@ -475,7 +475,7 @@ class Trained:
 
     @property
     def images(self) -> DataInfo:
-        """The description of the images, in a latent space too; of values, that of their pictures."""
+        """The description of the images, also for a latent space; for values, of their 8-bit images."""
         if self.values is not None:
             return replace(self.info, shape=(len(self.values.bands), *self.info.shape[1:]), levels=256)
         if self.space is None:
@@ -496,7 +496,7 @@ class Trained:
         return self.space is None and self.info.levels is not None
 
     def seen(self, pack: Pack) -> Pack:
-        """Images as the model sees them. Raises UsageError for pictures if it models other values."""
+        """Images as the model sees them. Raises UsageError for 8-bit images if it models other values."""
         if self.values is None:
             return pack
         channels, own = self.info.shape[0], pack.meta.values or {}
@@ -512,15 +512,15 @@ class Trained:
         return batch if self.space is None else replace(batch, x=self.space.encode(batch.x))
 
     def decode(self, x: Tensor) -> Tensor:
-        """The images [B, C, H, W] in [-1, 1] of an output of the model, decoded if it has a latent space; of
-        values, their pictures."""
+        """The images [B, C, H, W] in [-1, 1] of an output of the model, decoded if it has a latent space; for
+        values, their 8-bit images."""
         if self.values is not None:
             return x[:, list(self.values.bands)]
         return x if self.space is None else self.space.decode(x)
 
     @property
     def name(self) -> str:
-        """The name of the model; of a stage the name of the whole run's model."""
+        """The name of the model; for a stage, of the whole run's model."""
         return self.run.owner.status().get("model") or self.part.model
 
     @property
@@ -537,7 +537,8 @@ class Trained:
 
     @property
     def title_of_samples(self) -> str:
-        """The title of what it draws, `fm +100 clusters, guided 1.3`: likelihoods are of no such guidance."""
+        """The title of its samples, such as `fm +100 clusters, guided 1.3`; likelihoods are without
+        guidance."""
         return self.title if self.guidance in (None, 1.0) else f"{self.title}, guided {self.guidance:g}"
 
 

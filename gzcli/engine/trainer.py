@@ -140,7 +140,7 @@ class Trainer(Updates):
                     return
 
     def record(self, losses: dict[str, Tensor], done: int, bar: TrainBar) -> None:
-        """Takes the losses of a step, checks them and shows their means, as often as that is due."""
+        """Records the losses of a step, checks them and shows their means when due."""
         alone, last = not devices.kind_of(self.device).queued and self.world == 1, done == self.end
         self.history.add(losses)
         bar.advance(done)
@@ -362,8 +362,8 @@ class Trainer(Updates):
         return self.history.risen(self.model.watched or best.metric, self.steps)
 
     def get_net(self) -> None:
-        """Loads the net of `fd`, or trains it on its first use for a data set, which takes a while. One that
-        distinguishes nothing changes the metric. A call of every rank."""
+        """Loads the network of `fd`, or trains it on its first use for a data set, which takes a while. If it
+        fails to learn its classes, the metric changes. Every rank must call it."""
         if not self.has_judge:
             self.has_judge = True
             if self.rank == 0:

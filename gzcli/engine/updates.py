@@ -1,4 +1,4 @@
-"""The updates of a training step, phase by phase: those of the trainer, which a trial of a recipe times."""
+"""The updates of a training step, phase by phase, for the trainer and for trials that time a recipe."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Updates:
         return norm
 
     def only(self, phase: Phase) -> None:
-        """Makes the phase's parameters alone require grad."""
+        """Makes only the phase's parameters require grad."""
         if len(self.phases) > 1:
             for p in self.trainable:
                 p.requires_grad_(False)
@@ -106,7 +106,8 @@ class Updates:
 
 
 class Alone:
-    """What updates use of an Accelerator, in one process without accelerate, which takes seconds to load.
+    """The part of an Accelerator that updates need, for one process without accelerate, which takes seconds
+    to load.
 
     half: the type of losses under autocast; None: fp32.
     """

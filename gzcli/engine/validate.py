@@ -55,9 +55,9 @@ def usual_metric(model: Model) -> str:
 def judge_of(
     model: Model, pack: Pack, device: torch.device, log: Log
 ) -> tuple[NetFeatures | Features, str | None]:
-    """The net whose features the metric `fd` compares, and the metric. If the judge of the data set
-    distinguishes nothing, the metric is `fd_lite` with the extra `features`, and without it the usual one of
-    models without a judge; None for GANs, whose loss says nothing of their samples."""
+    """The net whose features the metric `fd` compares, and the metric. If the judge of the data set fails to
+    learn its classes, the metric is `fd_lite` with the extra `features`, otherwise the usual metric of models
+    without a judge; None for GANs, whose loss does not measure sample quality."""
     judge = lenet(pack, device=device, say=log.info)
     if judge.alive:
         return judge, "fd"
@@ -80,8 +80,8 @@ def validate(
     net: NetFeatures | Features | None,
     warn: Say,
 ) -> dict[str, float]:
-    """The metric on the first 2,000 validation images, with figures that explain it; less is better. A call
-    of every rank; the metric is the same number however many there are. NaN if no sample is finite."""
+    """The metric on the first 2,000 validation images, with metrics that explain it; lower is better. Every
+    rank must call it, and gets the same value for any number of ranks. NaN if no sample is finite."""
     values: dict[str, float] = {}
     if metric in ("fd", "fd_lite"):
         try:
@@ -120,8 +120,8 @@ def mean(trained: Trained, metric: str, data: Pack) -> float:
 def distances(
     trained: Trained, name: str, pack: Pack, net: NetFeatures | Features | None, warn: Say
 ) -> dict[str, float]:
-    """Figures of samples against validation images: the Fréchet distance, by a name; `distance`, that of
-    pairs of samples as a share of that of pairs of real images; and, if the net knows the classes,
+    """Metrics of samples against validation images: the Fréchet distance, under a name; `distance`, the
+    distance of pairs of samples relative to pairs of real images; and, if the net knows the classes,
     `classes`, the entropy of the samples' classes as a share of that of real images. A model with a `watched`
     metric draws a few hundred samples, as each takes many calls, and has `recall` too."""
     real = pack.images("val")[:VALIDATION]

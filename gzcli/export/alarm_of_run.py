@@ -146,7 +146,9 @@ def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
     with torch.no_grad():
         expected = net(torch.from_numpy(images[:AT_ONCE]))[0].numpy()[:, 0]
     if not np.allclose(scores[:AT_ONCE], expected, rtol=TOLERANCE, atol=TOLERANCE):
-        raise UsageError(f"the exported graph of `{trained.name}` gives other scores than gz", hint=ELSE)
+        raise UsageError(
+            f"the scores of the exported graph of `{trained.name}` differ from those of gz", hint=ELSE
+        )
     alarm.table(folder, np.zeros(len(scores)), scores)
     spec = {"shape": list(trained.images.shape), "fit": trained.part.data.fit, "tails": 1}
     files = alarm.script(folder, spec | {"run": trained.run.owner.id, "map": name, "draws": len(net.draws)})

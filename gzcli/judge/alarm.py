@@ -1,4 +1,4 @@
-"""`gz ood --input`: which single images are no images of the set that a model was trained on."""
+"""`gz ood --input`: flags single images that do not resemble the training set of a model."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Compared:
     """Scores of images and of the held-out images that they are compared with, by a run or by a method
     without training.
 
-    scores: of images, by K models [N, K] each; of a run K is 1.
-    held_out: of held-out images [n], each by the model `fold` [n] that it was not fitted to.
+    scores: scores of images by K models, [N, K] each; K is 1 for a run.
+    held_out: scores of held-out images [n], each by the model `fold` [n] that it was not fitted to.
     spread: of an image's score over draws of noise, [N] each; {} of one draw.
     maps: those of the images at some positions, in false colours, such as `heat_maps`.
     """
@@ -116,8 +116,8 @@ def open_pictures(job: AlarmJob, form: Mapping[str, Any], log: Log) -> Pack:
 
 
 def by_run(job: AlarmJob, device: torch.device, log: Log) -> Compared:
-    """By the scores of a run. That of an image or of a held-out image is the mean over several draws of
-    noise, seeded by its pixels. No score was fitted on these held-out images."""
+    """By the scores of a run. The score of an image is the mean over several draws of noise, seeded by its
+    pixels. No score was fitted on these held-out images."""
     scoring = Scoring(job, device, log)
     trained = scoring.trained
     held_out, fitted = calibrate(job, scoring)
@@ -190,8 +190,8 @@ def by_method(job: AlarmJob, log: Log) -> Compared:
 
 
 def calibrate(job: AlarmJob, scoring: Scoring) -> tuple[Pick, Pick]:
-    """The held-out images that images are compared with, in random order, and those that scores are fitted
-    on; takes the score of an alarm. Raises UsageError if there are too few for the rate."""
+    """The held-out images to compare with, in random order, and those to fit scores on; chooses the score of
+    an alarm. Raises UsageError if there are too few for the rate."""
     needed = conformal.fewest(job.fpr, 1 if scoring.is_free else len(scoring.names))
     held_out, fitted = split_held_out(scoring.home, is_good_test(locate(job.ins), job.verb), needed)
     if job.calibrate:
@@ -209,15 +209,15 @@ def calibrate(job: AlarmJob, scoring: Scoring) -> tuple[Pick, Pick]:
 
 
 def split_held_out(home: Pack, with_test: bool = True, needed: int = 0) -> tuple[Pick, Pick]:
-    """The held-out images that images are compared with, in random order, and those that scores are fitted
-    on: 500, or a quarter; training images if fewer than the `needed` ones would be left. Held out are the
-    validation images and, `with_test`, the test images; these alone of a tiny set without others. Raises
-    UsageError for a set without either."""
+    """The held-out images to compare with, in random order, and those to fit scores on: 500, or a quarter. If
+    fewer than `needed` would be left, scores are fitted on training images. Held out are the validation
+    images and, `with_test`, the test images; these alone of a tiny set without others. Raises UsageError for
+    a set without either."""
     counts = home.meta.counts
     split = "+".join(["val"] * bool(counts["val"]) + ["test"] * (with_test or not counts["val"]))
     total = count_of(home, split)
     if not total:
-        none = "neither validation nor test images to compare images with"
+        none = "neither validation nor test images to compare with"
         raise UsageError(f"`{home.meta.name}` has {none}")
     order = np.random.default_rng(0).permutation(total)
     k = min(FIT, total // 4)
@@ -279,8 +279,9 @@ def finite(values: Mapping[str, float]) -> dict[str, float | None]:
 def verdicts_of(
     made: Compared, fpr: float, labels: Sequence[str]
 ) -> tuple[list[Verdict], dict[str, tuple[float, float]]]:
-    """The verdicts at a false-alarm rate, the strangest image first, and the lower and upper threshold of
-    each score alone. A score that is not finite counts as higher than any: no held-out image has one."""
+    """The verdicts at a false-alarm rate, the most unusual image first, and the lower and upper threshold of
+    each score. A score that is not finite counts as higher than any other, because no held-out image has such
+    a score."""
     by_models = {name: np.where(np.isnan(values), np.inf, values) for name, values in made.scores.items()}
     scores = {name: values.mean(1) for name, values in by_models.items()}
     p, low, thresholds, beyond = [], [], {}, []
@@ -330,7 +331,7 @@ def notes(
 
 
 def shown_map(scoring: Scoring) -> str:
-    """The map that is shown: the local one if it is a score, otherwise that of the first score with one."""
+    """The map to show: the local map if it is a score, otherwise the map of the first score that has one."""
     model, names = scoring.trained.model, scoring.names
     return LOCAL if LOCAL in names else map_of(model, names, scoring.trained.name)
 

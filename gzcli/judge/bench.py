@@ -58,7 +58,7 @@ BANK = 50_000  # most training images that are searched for copies
 LPIPS_SIDE = 16  # shortest side in pixels, as VGG16 halves it four times
 GIVEN_LABELS = "columns with `|y` give log p(x | y), for the given label; do not compare them with log p(x)"
 MEANS = "samples that are means of pixels are compared with the grey images"
-MARGINAL = "log p(x) of a conditional model is log Σ p(y) p(x | y), classes as frequent as in training"
+MARGINAL = "log p(x) of a conditional model is log Σ p(y) p(x | y), with p(y) from the training set"
 # suffixes of a judge's name in the provenance, and the facts that they stand for
 JUDGE_FACTS = {"": "hash", "_accuracy": "accuracy", "_rotations": "rotations", "_alive": "alive"}
 VERSION = 2  # of the floors in the cache
@@ -67,8 +67,8 @@ VERSIONS = ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")
 
 def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """Writes samples, `bench.json` and `bench.png` into `folder`, and `neighbours.png` if `memory` is
-    among the metrics. Rank 0 alone compares: it returns the JSON of `gz bench`, the others {}. All runs
-    must have images of one size and fit. Other images are resized to these."""
+    among the metrics. Only rank 0 compares: it returns the JSON of `gz bench`, the others {}. All runs must
+    have images of one size and fit. Other images are resized to these."""
     choose(job.metrics)
     variants = job.variants or ({},) * len(job.runs)
     models = []
@@ -97,7 +97,7 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
 
 
 def choose(names: Sequence[str] | None, pack: Pack | None = None) -> list[str]:
-    """The named metrics, if `nats` means `bpd`; without names the cheap ones that need no download."""
+    """The named metrics (`nats` is `bpd`); without names the cheap ones that need no download."""
     table = metrics()
     if names is None:
         photographs = pack is not None and pack.meta.shape[0] == 3 and pack.meta.values is None
@@ -113,13 +113,13 @@ def choose(names: Sequence[str] | None, pack: Pack | None = None) -> list[str]:
 
 
 def sampler_of(trained: Trained) -> dict[str, Any]:
-    """The resolved options of its sampler, and the guidance that these mean."""
+    """The resolved options of the sampler, and the guidance scale."""
     options = dict(trained.part.sample)
     return options if trained.guidance is None else options | {"guidance": trained.guidance}
 
 
 def refuse_photographs(chosen: Sequence[Metric], pack: Pack) -> None:
-    """Raises UsageError for metrics of networks that know photographs if images are none."""
+    """Raises UsageError for metrics of networks trained on photographs if the images have other channels."""
     shown = [metric.name for metric in chosen if metric.features in (*FETCHED, "lite")]
     if shown and pack.meta.values and pack.meta.values["channels"] not in (1, 3):
         has = f"`{pack.meta.name}` has {pack.meta.notes[-1]}"
@@ -144,9 +144,9 @@ class Floor:
 
 
 class Judge:
-    """The judge of a bench: the figures of images, and of the models that drew them, by the chosen metrics
-    against a data set's real images; and its floor, the same figures of real images instead of samples.
-    Metrics read its attributes."""
+    """The judge of a bench: the chosen metrics of images, and of the models that drew them, against a data
+    set's real images; and the floor, the same metrics of real images instead of samples. Metrics read its
+    attributes."""
 
     def __init__(self, pack: Pack, names: Sequence[str], job: BenchJob, device: torch.device, log: Log):
         self.metrics = [metrics()[name] for name in names]
@@ -292,8 +292,8 @@ class Judge:
     # ------------------------------------------------------------------------ the floor
 
     def floor(self, entry: Contestant) -> Floor:
-        """The metrics of real images that were drawn as those of a contestant, at the grey levels of all
-        contestants so far that were drawn so."""
+        """The metrics of real images sampled like those of a contestant, at the grey levels of all
+        contestants so far that were sampled in this way."""
         n, strata, levels = len(entry), entry.strata, entry.levels
         key = n, entry.layout
         if key not in self.floors:
@@ -324,8 +324,8 @@ class Judge:
         return self.first_draws[key]
 
     def _draws(self, n: int, levels: int | None, strata: Strata | None) -> dict[str, list[float]]:
-        """The cheap metrics of many draws of n real images. They are cached, as every run of a league needs
-        them and those of many images take minutes."""
+        """The cheap metrics of many draws of n real images. They are cached, because every run of a league
+        needs them, and many images take minutes."""
         cheap = [metric for metric in self.metrics if metric.cheap]
         nets = [judge.hash for judge in self.living.values()]
         of = strata and [strata.name, strata.key, strata.shares.tolist()]
@@ -345,8 +345,8 @@ class Judge:
     # ------------------------------------------------------------------------ features
 
     def prepare(self, contestants: Sequence[Contestant]) -> None:
-        """Computes the features of the contestants' and of the real images, each process those of a share. A
-        call of every rank."""
+        """Computes the features of the contestants' and of the real images, a share in each process. Every
+        rank must call it."""
         memory = [self.memory_space] if self.remembers else []
         for images in (self.train_images, self.real.of("test")) if memory else ():
             self._compute("the data set", images, memory)
@@ -487,7 +487,7 @@ class Judge:
     def notes(
         self, contestants: Sequence[Contestant], rows: Sequence[Mapping[str, Any]], floors: Sequence[Floor]
     ) -> list[str]:
-        """Notes on what could be misread in the figures."""
+        """Notes on metrics that could be misread."""
         lines, names = [], {metric.name for metric in self.metrics}
         sizes = list(dict.fromkeys(floor.n for floor in floors))
         install = "" if "lite" in self.spaces else f"; for others, run `{pretrained.INSTALL}`"
@@ -594,13 +594,13 @@ def read_statistics(path: Path, metric: Metric, space: Space | None) -> tuple[Mo
         hashes = f"({features[:8]}, not {space.hash[:8]})"
         hint = "use the same `--data`, as each data set has its own LeNet, or compare by `fid`"
         raise UsageError(
-            f"`{path}` has features of another network than `{metric.name}` here {hashes}", hint=hint
+            f"`{path}` was computed with another network than `{metric.name}` here {hashes}", hint=hint
         )
     return Moments(mu, sigma), {"file": str(path), "n": n, "features": features}
 
 
 def json_figures(name: str, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Figures under a name, and their intervals under `intervals` or `NAME_intervals`, for JSON."""
+    """Metrics under a name, and their intervals under `intervals` or `NAME_intervals`, for JSON."""
     ends = {key: [value.low, value.high] for key, value in figures.items() if value.low is not None}
     intervals = "intervals" if name == "metrics" else f"{name}_intervals"
     return {name: {key: value.value for key, value in figures.items()}, intervals: ends}

@@ -60,14 +60,14 @@ class Contestant:
 
     @cached_property
     def levels(self) -> int | None:
-        """Grey levels of the images. None if they have those of the set: of images from elsewhere, and of
-        a binary model that draws the means of its pixels."""
+        """Grey levels of the images. None for the levels of the set, as for images from elsewhere, and for a
+        binary model that draws pixel means."""
         levels = self.trained.images.levels if self.trained else None
         return None if levels == 2 and not np.isin(self.images.images, (0, 255)).all() else levels
 
     @property
     def layout(self) -> str:
-        """A key of what the images lie evenly over; "" of random ones."""
+        """A key of the classes or clusters that are sampled evenly; "" for random samples."""
         return self.strata.name + self.strata.key if self.strata else ""
 
     def __len__(self) -> int:
@@ -125,7 +125,7 @@ def timed_draw(
 
 
 def strata_of(trained: Trained, pack: Pack) -> Strata | None:
-    """What the samples of a model lie evenly over; None for random ones."""
+    """The classes or clusters that a model samples evenly; None for random samples."""
     if getattr(trained.model, "clusters", None) is not None and trained.values is None:
         return by_cluster(trained)
     labels = pack.labels("train")
@@ -135,8 +135,8 @@ def strata_of(trained: Trained, pack: Pack) -> Strata | None:
 
 
 def sample_labels(trained: Trained, pack: Pack, n: int) -> Tensor | None:
-    """The labels of n samples of a conditional model: classes in the shares of the training images, however
-    many of the samples are taken; of a multi-label set the labels of random training images."""
+    """The labels of n samples of a conditional model: classes in the proportions of the training images, for
+    any number of the samples; for a multi-label set the labels of random training images."""
     labels = pack.labels("train") if trained.model.conditional else None
     if labels is None:
         return None
@@ -177,7 +177,7 @@ def read(name: str, pack: Pack, form: PackOptions, n: int, log: Log) -> Contesta
 
 
 def common_form(models: list[Trained], pack: Pack | None = None) -> PackOptions:
-    """The form of the images of all runs; without runs that of the data set."""
+    """The form of the images of all runs, or of the data set if there are no runs."""
     if not models:
         channels, *sides = pack.meta.shape if pack else (None,)
         return PackOptions(size=as_size(*sides) if sides else None, channels=channels, fit="crop", patch=None)
@@ -195,8 +195,8 @@ def common_form(models: list[Trained], pack: Pack | None = None) -> PackOptions:
 
 
 def tell_apart(contestants: list[Contestant]) -> None:
-    """Renames contestants of equal names to their alias, id or a longer part of their path, and numbers
-    those that are still equal."""
+    """Renames contestants with equal names to their alias, id or a longer part of their path, and numbers
+    those whose names are still equal."""
     names = Counter(contestant.name for contestant in contestants)
     for contestant in contestants:
         if names[contestant.name] > 1 and contestant.trained:
@@ -216,7 +216,7 @@ def tell_apart(contestants: list[Contestant]) -> None:
 
 
 def varied(trained: Trained, variant: Mapping[str, Any]) -> Trained:
-    """The model with the sampler that a variant of `BenchJob.variants` asks for."""
+    """The model with the sampler of a variant in `BenchJob.variants`."""
     options = dict(variant.get("sample", {}))
     if "calls" in variant:
         options["steps"] = steps_for(trained, variant["calls"])

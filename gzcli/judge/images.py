@@ -93,8 +93,7 @@ def count_of(pack: Pack, split: str) -> int:
 
 
 def fitting_pick(pack: Pack) -> Pick:
-    """The held-out images that scores are fitted on if nothing is calibrated; without any, training
-    images."""
+    """The held-out images to fit scores on if nothing is calibrated; training images if there are none."""
     split = "val" if pack.meta.counts["val"] else "train"
     return Pick(pack, split, subset(pack.meta.counts[split], FIT))
 
@@ -109,7 +108,7 @@ def fitting_images(run: Trained, held_out: Pick, *, size: int, seed: int) -> tup
 
 
 def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -> list[str]:
-    """Notes on how a metric's images were read, and how they differ from those of the set."""
+    """Notes on how images were read for metrics, and how they differ from those of the set."""
     lines = []
     for name, pack in packs.items():
         lines += [f"`{name}`: {note}" for note in pack.meta.notes]

@@ -62,9 +62,9 @@ class Judged:
 class Defective:
     """The images with defects of an inspection set.
 
-    pack: they are its split `test`.
-    kinds: the kind of defect of each.
-    masks: bool [kH, kW] by position, of those that have one; their images are [H, W].
+    pack: the pack whose split `test` they are.
+    kinds: the kind of defect of each image.
+    masks: bool [kH, kW] by position, for images with a mask; the images are [H, W].
     """
 
     pack: Pack
@@ -136,7 +136,7 @@ def run(job: InspectJob, folder: Path, device: torch.device, log: Log) -> dict[s
 
 
 def by_method(job: InspectJob, layout: Inspection, log: Log) -> Set:
-    """By a method without training, which is fitted to the good training images alone."""
+    """By a method without training, which is fitted only to the good training images."""
     good = methods.open_good(job, log.info)
     check_good(good.pack)
     defects = open_defective(Path(job.input), layout, good.form, log.info)
@@ -228,9 +228,10 @@ def write(judged: Set, folder: Path, fpr: float) -> dict[str, str]:
 def figures(good: Judged, bad: Judged, defects: Defective, fpr: float) -> list[dict[str, Any]]:
     """A row for each kind of defect, and their mean.
 
-    auroc, ci: against good test images, with its 95 % interval.
+    auroc, ci: AUROC against good test images, with its 95 % interval.
     detected, detected_ci: share that is flagged at the rate, with its interval.
-    pixel_auroc, aupro, pixel_f1: of the maps of images with masks and of all good ones; None without.
+    pixel_auroc, aupro, pixel_f1: metrics of the maps of images with masks and of all good images; None
+      without maps.
     """
     flagged = conformal.flagged(bad.p, fpr)
     kinds = np.array(defects.kinds)

@@ -39,8 +39,8 @@ def likelihood(
     """The mean negative log-likelihood of test images: {kind, nats, bpd, n, se (of nats), given_labels,
     marginal, solver_gap}.
 
-    n is 10,000 at most, 500 by an ODE, or as many as the recipe's `ood.budget` allows. A conditional model is
-    given the label. Where the budget allows every class in turn, `marginal` is {nats, bpd, se} of
+    n is at most 10,000, or 500 by an ODE, and no more than the recipe's `ood.budget` allows. A conditional
+    model gets the label. If the budget allows every class in turn, `marginal` is {nats, bpd, se} of
     p(x) = Σ_y p(y) p(x | y), p(y) being the classes' frequencies in training; otherwise it is None.
     """
     device, model = trained.device, trained.model

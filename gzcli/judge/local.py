@@ -1,6 +1,6 @@
 """The score `local` of a run: the largest value of its model's map relative to the maps of held-out images.
 
-Scales, and whether maps are relative, are those that find most synthetic defects on these images.
+The scales, and whether maps are relative, are chosen to detect the most synthetic defects on these images.
 """
 
 from __future__ import annotations

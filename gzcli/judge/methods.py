@@ -1,4 +1,4 @@
-"""Alarms by methods without training, fitted to good images alone."""
+"""Alarms by methods without training, fitted only to good images."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ SPLITS = ("train", "val", "test")
 class Good:
     """The good images of an alarm.
 
-    pack: of the set. form: the options of packs of the same form.
-    splits: those that the images are of; `test` only if gz has cut it off itself, as other sets may have
-      anything there. Of an inspection set it is judged, not fitted to.
-    held_out: images that calibrate and that nothing is fitted to; None: the images themselves do, by folds.
+    pack: the pack of the set.
+    form: the options of packs of the same form.
+    splits: splits of the images; `test` only if gz has split it off itself, because it may otherwise contain
+      anything. In an inspection set it is judged, not fitted to.
+    held_out: images for calibration that nothing is fitted to; None: the good images calibrate, by folds.
     """
 
     pack: Pack
@@ -87,14 +88,14 @@ def fit_chosen(method: str, images: np.ndarray) -> tuple[Choice, Fitted]:
 
 def is_good_test(data: DataSet, verb: str) -> bool:
     """Whether the test images of a set are known to be good, and may calibrate: those of a known set, and
-    those that gz has cut off itself. A `test` folder may contain anything; an inspection judges them."""
+    those that gz has split off itself. A `test` folder may contain anything; an inspection judges them."""
     if verb == "inspect":
         return False
     return not isinstance(data, OwnSet) or not open_path(data.path, data.form).counts.get("test")
 
 
 def reduced_size(data: DataSet) -> Any:
-    """The size of images that are larger than methods look at; None: their own."""
+    """The size to which larger images are reduced for methods; None: no change."""
     facts = facts_of(data)
     if facts is None or max(facts.height, facts.width) <= LARGEST:
         return None

@@ -49,9 +49,11 @@ class Scored:
     """Scores of the test images of the in-distribution set, the first of `sets`, and of foreign ones, by a
     run or by a method without training.
 
-    names: of the scores. levels: grey levels of the run; None: latents, or no run.
-    tables: of each seed, by the names of the sets; with baselines, {} on other ranks than 0.
-    facts: for JSON. notes: for the user.
+    names: names of the scores.
+    levels: grey levels of the run; None: latents, or no run.
+    tables: table of each seed by the names of the sets, with baselines; {} on ranks other than 0.
+    facts: facts for JSON.
+    notes: notes for the user.
     """
 
     names: Sequence[str]
@@ -157,7 +159,7 @@ def open_sets(home: Pack, form: PackOptions, job: OodJob, log: Log) -> dict[str,
 
 
 def baseline_scores(picks: Mapping[str, Pick], home: Pack, device: torch.device) -> dict[str, Table]:
-    """The scores without a model of every pick, of its own bytes, whatever grey levels the model has: PNG
+    """The scores without a model of every pick, on its unchanged bytes for any grey levels of the model: PNG
     size, pixel mean, the distance to neighbours in pixels, residuals of principal components and, if the
     images have colour and its weights are installed, the distance in features of EfficientNet-Lite0."""
     train = home.images("train")
@@ -185,8 +187,8 @@ def compare(
     benchmark: Benchmark | None = None,
 ) -> list[dict[str, Any]]:
     """A row for each foreign set and score, by the conventions of a benchmark; the first table is that of the
-    in-distribution set. Its `beats_baselines` is whether its AUROC is above that of every baseline, each in
-    its better direction."""
+    in-distribution set. `beats_baselines` is whether the AUROC is above that of every baseline, each in its
+    better direction."""
     inside, *outside = tables
     plain = [score for score in BASELINES if score in tables[inside] and score not in names]
     rows = []
@@ -219,8 +221,8 @@ def with_group_means(results: list[dict[str, Any]], benchmark: Benchmark) -> lis
 
 
 def over_seeds(seeds: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The rows of every seed as one table of means; `spread` is the deviation of each metric over the
-    seeds."""
+    """The rows of every seed as one table of means; `spread` is the standard deviation of each metric over
+    the seeds."""
     if len(seeds) == 1:
         return seeds[0]
     means_of_rows = []
@@ -245,7 +247,7 @@ def notes(
     if job.others:
         lines.append(
             f"metrics of an ensemble of {len(job.others) + 1} runs: `waic` is the mean of −log p plus "
-            "its variance over the runs; other scores are means of deviations from held-out images"
+            "its variance over the runs; other scores are means of standardised scores"
         )
     if job.seeds > 1:
         lines.append(

@@ -1,8 +1,7 @@
-"""The real images of a data set, and draws of them instead of samples: the floor of figures.
-
-Samples of a model with labels or clusters lie evenly over these. Real images that do are nearer to the test
-split than random ones, digits by a Fréchet distance of 4.9 instead of 5.9: each contestant has the floor of
-images that were drawn as its own.
+"""The real images of a data set, and draws of them instead of samples: the floor of metrics. Models with
+labels or clusters sample them evenly. Real images sampled evenly are closer to the test split than random
+ones (digits: a Fréchet distance of 4.9 instead of 5.9), so the floor of each contestant uses images that were
+sampled like its own.
 """
 
 from __future__ import annotations
@@ -100,7 +99,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Strata:
-    """The classes or clusters that samples lie evenly over."""
+    """The classes or clusters that are sampled evenly."""
 
     name: str  # "label" or "cluster"
     shares: np.ndarray  # of the samples, [K]
@@ -116,8 +115,8 @@ class Strata:
         return counts
 
     def draw(self, strata: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-        """n of images in these strata [N], without repetition. Random ones of the other images are in for
-        those that a stratum lacks."""
+        """n of the images in these strata [N], without repetition. If a stratum has too few images, random
+        other images replace the missing ones."""
         order, rows = rng.permutation(len(strata)), []
         for stratum, count in enumerate(self.quotas(n)):
             rows.append(order[strata[order] == stratum][:count])
@@ -167,7 +166,7 @@ class RealImages:
         return self.of(self.split, levels)
 
     def of(self, split: str, levels: int | None = None) -> ImageSet:
-        """The images of a split, quantised to a number of grey levels, those of two by a draw."""
+        """The images of a split, quantised to a number of grey levels; binary images by a draw."""
         meta = self.pack.meta
         levels = None if levels == meta.levels else levels
         if (split, levels) not in self._sets:

@@ -273,7 +273,7 @@ def to_bytes(x: Tensor) -> np.ndarray:
 def read_inputs(
     trained: Trained, path: str | None, n: int | None, size: Size | None = None, say: Say = silent
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Pictures uint8 [n, C, H, W], their labels, and the same images as the model is given them."""
+    """Images uint8 [n, C, H, W], their labels, and the same images as inputs of the model."""
     if path is not None and trained.values is None:
         pictures = shown_pictures(trained, Path(path), trained.images.shape[0], n, size, say)
         return pictures, None, pictures

@@ -1,8 +1,8 @@
-"""Out-of-distribution scores of images: a model's own `score_<name>`, those made of its likelihood and that
-of its map, by one run or several, with one seed or several.
+"""Out-of-distribution scores of images: a model's own `score_<name>`, scores from its likelihood, and the
+score of its map, by one or several runs and seeds.
 
-A higher score is more out-of-distribution. It depends on (model, image, seed, index) alone, not on the batch.
-A model without a density of pixels may have a `score_nll` of its own, as that of the codes of its tokenizer.
+A higher score is more out-of-distribution. It depends only on (model, image, seed, index), not on the batch.
+A model without a density of pixels may define a `score_nll`, such as the likelihood of its tokenizer's codes.
 
 Several runs together give
 
@@ -89,8 +89,8 @@ def model_maps(model: Model) -> list[str]:
 
 
 def map_of(model: Model, scores: Sequence[str], name: str) -> str:
-    """The map of the first score that has one, otherwise the first map. Likelihood scores have that of `nll`,
-    `local` is of the first map."""
+    """The map of the first score that has one, otherwise the first map. Likelihood scores have the map of
+    `nll`, and `local` has the first map."""
     if not (maps := model_maps(model)):
         hint = "gz list models --can map"
         raise UsageError(f"`{name}` has no anomaly maps", hint=hint)
@@ -267,7 +267,7 @@ class Scorer:
 
     def map(self, batch: Batch, name: str | None = None) -> np.ndarray:
         """The model's map by this name, or that of `local`, float32 [B, h, w]. Every image has the same
-        noise: then maps are compared with each other alone, and a graph contains the noise as constants."""
+        noise, so that maps differ only by their images, and a graph contains the noise as constants."""
         method = f"map_{name or self.map_name}"
         noise = ImageNoise(self.seed, torch.zeros_like(batch.index), batch.x.device)
         with self.trained.scoring(), torch.no_grad():
@@ -325,7 +325,7 @@ class SeenBatches:
 
 
 def log_prob(model: Model, batch: Batch, seed: int) -> Tensor:
-    """The log-likelihood of each image, [B] nats, in fp32; of a model of codes that of the image's codes."""
+    """The log-likelihood of each image, [B] nats, in fp32; for a model of codes, of the image's codes."""
     noise = fresh_noise(seed, batch)
     with full_fp32(batch.x.device):
         if hasattr(model, "log_prob"):
@@ -382,9 +382,9 @@ class Scoring:
         return job.verb in ("alarm", "inspect") and not job.scores and not job.others
 
     def choose(self, held_out: Pick) -> None:
-        """Fits all scores, and takes the one that detects most synthetic defects on these images, if there
-        are enough of them; otherwise the first. Residuals of principal components of the training images are
-        compared for the record."""
+        """Fits all scores, and selects the one that detects the most synthetic defects on these images if
+        there are enough images; otherwise the first. Residuals of principal components of the training images
+        are compared for the record."""
         scorer = self._scorer(self.trained, self.job.seed)
         self._fit(scorer, held_out)
         good = replace(few(held_out), unbounded=True)
@@ -470,7 +470,7 @@ class Scoring:
         return scorer
 
     def _fit(self, scorer: Scorer, held_out: Pick) -> None:
-        """Fits the scores on fixed numbers of held-out images or, if a score says so, of training
+        """Fits the scores on fixed numbers of held-out images or, if a score requires it, of training
         images."""
         size = devices.batch_of(BATCH_SIZE, self.device)
         picks = fitting_images(scorer.trained, held_out, size=size, seed=scorer.seed)
@@ -484,8 +484,8 @@ class Scoring:
         scorer.take_stored(key, lambda: scorer.learn(*picks), self.log.info)
 
     def _key_of(self, scorer: Scorer, held_out: Pick) -> dict[str, Any] | None:
-        """What fits depend on; None if they are not stored: of a model from outside, which may keep anything,
-        of several processes, and of runs without a file of weights."""
+        """A key of everything that fits depend on; None if they are not stored, as for outside models, which
+        may keep anything, several processes, and runs without a weights file."""
         trained, index = scorer.trained, hashlib.sha256(held_out.index.tobytes()).hexdigest()
         runs = [one.run for one in (trained, scorer.background) if one]
         ours = type(trained.model).__module__.startswith("gzcli.models.")
@@ -502,7 +502,8 @@ class Scoring:
         }
 
     def over_seeds(self, pick: str) -> tuple[Table, Table]:
-        """The means of a pick's scores over the seeds, and their deviations, {} of a single seed."""
+        """The means of a pick's scores over the seeds, and their standard deviations, {} for a single
+        seed."""
         tables = [tables[pick] for tables in self.tables]
         stacked = {name: np.stack([table[name] for table in tables]) for name in tables[0]}
         spread = {name: values.std(0, ddof=1) for name, values in stacked.items() if len(tables) > 1}
@@ -539,7 +540,7 @@ class Scoring:
 
 def scores_of(trained: Trained, job: ScoreJob) -> list[str]:
     """The scores of a job: those requested, every score of the model for `all`, otherwise those of `choose`,
-    of which an alarm takes one."""
+    from which an alarm selects one."""
     requested = job.scores or ()
     if requested == ("all",):
         background = job.background or trained.part.ood.background
@@ -593,7 +594,7 @@ def batches_of(pick: Pick, trained: Trained, seed: int) -> Pick:
 
 def score_pick(scorer: Scorer, pick: Pick, log: Log) -> Table:
     """The scores of picked images. A score that is not finite raises DivergedError; for an `unbounded` pick
-    it becomes NaN, which means over seeds and runs keep."""
+    it becomes NaN, and so do means over seeds and runs."""
     images = batches_of(pick, scorer.trained, scorer.seed)
     count, share = 0, math.ceil(len(images.index) / ranks.world())
     with log.bar(f"score {pick.pack.meta.name}") as progress:
@@ -614,7 +615,8 @@ def score_pick(scorer: Scorer, pick: Pick, log: Log) -> Table:
 def combined(
     members: Sequence[Mapping[str, Table]], names: Sequence[str], reference: str
 ) -> dict[str, Table]:
-    """The scores of every pick by all runs together, without the reference; of a single run its own."""
+    """The scores of every pick by all runs together, without the reference; for a single run, its own
+    scores."""
     picks = [pick for pick in members[0] if pick != reference]
     if len(members) == 1:
         return {pick: dict(members[0][pick]) for pick in picks}

@@ -28,7 +28,7 @@ def code_length(images: np.ndarray) -> np.ndarray:
 
 
 def coders() -> dict[str, Callable[[np.ndarray], int]]:
-    """The lossless coders of this machine by name; each gives the bytes of one image [C, H, W]."""
+    """The lossless coders of this machine by name; each returns the bytes of one image [C, H, W]."""
     from PIL import features
 
     sizes = {"png": _png, "deflate": lambda image: len(zlib.compress(image.tobytes(), 9))}

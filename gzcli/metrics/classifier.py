@@ -79,7 +79,7 @@ class Training:
 
 @dataclass
 class NetFeatures:
-    """A trained network. Figures in the features of different networks are not comparable."""
+    """A trained network. Metrics in the features of different networks are not comparable."""
 
     net: Classifier
     hash: str  # of the weights; it names the feature space
@@ -91,7 +91,7 @@ class NetFeatures:
 
     @property
     def alive(self) -> bool:
-        """Whether it has learned its task. The features of a dead network tell nothing apart."""
+        """Whether it has learned its task. The features of a dead network are useless."""
         return self.accuracy - self.chance >= SKILL * (1 - self.chance)
 
     def is_dead(self, name: str) -> str:
@@ -252,9 +252,9 @@ def _rotated(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _skill(net: NetFeatures, pack: Pack) -> tuple[float, float]:
-    """The accuracy on the test split, and that by chance. Of attributes it is the mean of the shares found of
-    those present and of those absent, ½ by chance, over the attributes of which there are both: most images
-    lack most attributes, and a network that finds none would be right about these."""
+    """The accuracy on the test split, and that by chance. For attributes it is the balanced accuracy (½ by
+    chance), averaged over the attributes with both values. Most images lack most attributes, so a network
+    that finds none would have a high plain accuracy."""
     images, labels = pack.images("test"), pack.labels("test")
     if net.rotations or labels is None:
         quarters, upright = turns(images.shape[2:]), np.asarray(images)

@@ -1,5 +1,5 @@
-"""Whether a generator has collapsed: the diversity of its images as a share of that of real ones. Apart from
-the trainer, its one caller, because it knows features alone."""
+"""Whether a generator has collapsed: the diversity of its images as a share of that of real ones. It is
+separate from the trainer, its only caller, because it needs only features."""
 
 from __future__ import annotations
 

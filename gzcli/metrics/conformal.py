@@ -1,7 +1,7 @@
 """Conformal p-values: how surprising a score is among those of held-out in-distribution images.
 
-Where an image is exchangeable with the n held-out ones, its p-value is at most u with a probability of at
-most u, whatever the score (Vovk et al. 2005, Algorithmic Learning in a Random World, §2; Bates et al. 2023,
+If an image is exchangeable with the n held-out ones, its p-value is at most u with a probability of at most
+u, for any score (Vovk et al. 2005, Algorithmic Learning in a Random World, §2; Bates et al. 2023,
 arXiv:2104.08279, eq. 2). No score may have been fitted on the held-out images, and all are scored by one
 rule. A higher score is more out-of-distribution.
 
@@ -38,7 +38,7 @@ def cross_p_values(
     calibration: np.ndarray, fold: np.ndarray, scores: np.ndarray, *, tails: int = 1
 ) -> np.ndarray:
     """The p-value of each row of scores [N, K] by K models, float64 [N]: `p_values`, where each held-out
-    score is compared with the one by the same model, `fold` [n]."""
+    score is compared with the score by the same model, `fold` [n]."""
     n, scores = len(calibration), np.asarray(scores, np.float64)
     near = np.where(np.isfinite(scores), TIE * np.abs(scores), 0)
     high, low = (np.ones(len(scores), np.int64) for _ in range(2))

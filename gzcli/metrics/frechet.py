@@ -24,7 +24,7 @@ def moments(features: Array) -> Moments:
 
 
 def rows_of(features: Array) -> Array:
-    """Features [N, D] in float64, of two rows or more, all finite. Raises UsageError for others."""
+    """Features [N, D] in float64. Raises UsageError if they have fewer than two rows or are not finite."""
     import numpy as np
 
     features = np.asarray(features, np.float64)

@@ -1,4 +1,4 @@
-"""Figures with 95 % intervals, by resampling the images from which they are computed."""
+"""Metrics with 95 % intervals, by resampling the images from which they are computed."""
 
 from __future__ import annotations
 
@@ -31,9 +31,8 @@ def half_samples(function: Function, *samples: np.ndarray, draws: int = 100, see
 
 def around(value: float, draws: Sequence[float] | np.ndarray, scale: float = 1.0) -> Interval:
     """value ± t·s·scale, where s is the standard deviation of draws and t is Student's quantile of their
-    number. Percentiles of few draws are too near: those of 12 draws hold a mean in 82 % of cases.
-
-    scale: of the metric's deviation, in units of that of a draw.
+        number. Percentiles of few draws are too narrow: with 12 draws they contain the mean in 82 % of cases.
+    scale: deviation of the metric in units of the deviation of a draw.
     """
     from scipy.stats import t
 
@@ -49,8 +48,8 @@ def check_rows(samples: Sequence[np.ndarray], least: int) -> None:
 def halves(
     function: Function, fake: np.ndarray, real: Any, *, intervals: bool = True, **how: Any
 ) -> Interval:
-    """A metric of samples against real images, with the interval of the samples alone, because everything
-    compared shares the real images."""
+    """A metric of samples against real images, with the interval over the samples only, because all
+    contestants share the real images."""
     if not intervals:
         return Interval(function(fake, real))
     return half_samples(lambda rows: function(rows, real), fake, **how)
@@ -63,7 +62,7 @@ def moved(figure: Interval, value: float, unit: float = 1.0) -> Interval:
 
 
 def not_negative(figure: Interval) -> Interval:
-    """The metric, whose value may be below zero by rounding, as that of equal images, and its interval."""
+    """The metric and its interval. Its value may be below zero by rounding, for example for equal images."""
     figure = replace(figure, value=0.0) if figure.value < 0 else figure  # NaN stays
     return figure if figure.low is None else replace(figure, low=max(0.0, figure.low))
 
@@ -77,7 +76,7 @@ def share(value: float, n: int) -> Interval:
 
 
 def subset(total: int, n: int) -> np.ndarray:
-    """Sorted positions of min(n, total) images, drawn with seed 0: a larger subset holds every smaller
+    """Sorted positions of min(n, total) images, drawn with seed 0: a larger subset contains every smaller
     one."""
     return np.sort(np.random.default_rng(0).permutation(total)[:n])
 

@@ -38,7 +38,7 @@ Figures = dict[str, Interval]
 
 @dataclass(frozen=True)
 class Column:
-    """A figure of a metric, as tables show it. A name that ends in `*` is a prefix of several figures."""
+    """A column of a metric in tables. A name that ends in `*` is a prefix of several columns."""
 
     name: str
     better: Literal["down", "up"] | None = None  # direction of better values; None: neither
@@ -97,8 +97,8 @@ def columns() -> dict[str, Column]:
 
 
 def column_of(figure: str) -> Column:
-    """The column of a figure: that of `fd` for `fd@32`, that of `kid_lenet` for `kid_rot` of a LeNet trained
-    on rotations; an empty one for metrics of a model itself."""
+    """The column of a value: `fd` for `fd@32`, `kid_lenet` for `kid_rot` of a LeNet trained on rotations; an
+    empty column for metrics of a model itself."""
     name, table = re.split(r"[@/]", figure)[0], columns()
     base = name.partition("|")[0]
     plain = base.removesuffix("_rot")

@@ -12,7 +12,7 @@ LIMIT = 0.3  # false-positive rate up to which regions are integrated
 
 def pixel_figures(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> dict[str, float] | None:
     """The metrics of maps float [H, W] against masks bool [H, W] of the same sizes; None if no pixel or every
-    pixel is of a defect. A map's value that is not a number counts as the highest.
+    pixel is of a defect. A value of a map that is not a number counts as the highest.
 
     pixel_auroc: area under the ROC curve of all pixels.
     aupro: area under the curve of the mean overlap with a defect's region over the false-positive rate of

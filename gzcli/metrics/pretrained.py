@@ -176,8 +176,8 @@ def folded(
     state: dict[str, Tensor], conv: str, norm: str, *, stride: int = 1, relu: bool = True
 ) -> nn.Module:
     """A convolution and the batch normalisation after it as one convolution, whose weights are taken out of
-    the state dict. Zeros about the image keep its side, or halve it at a stride of 2; of an odd number of
-    them more come after the image than before it, as TensorFlow has it."""
+    the state dict. Zero padding preserves the image size, or halves it at a stride of 2. If the number of
+    zeros is odd, more come after the image than before it, as in TensorFlow."""
     weight = state.pop(f"{conv}.weight").double()
     names = ("weight", "bias", "running_mean", "running_var")
     scale, shift, mean, var = (state.pop(f"{norm}.{name}").double() for name in names)
@@ -193,7 +193,7 @@ def folded(
 
 
 def prepared(x: Tensor) -> Tensor:
-    """Images [B, C, H, W] in [0, 1], of one channel or three and any size, as EfficientNet-Lite0 reads them:
+    """Images [B, C, H, W] in [0, 1], of one or three channels and any size, as inputs of EfficientNet-Lite0:
     three channels, resized to 128 × 128 with antialiasing, in the units of its training."""
     if x.shape[1] not in (1, 3):
         raise UsageError(f"EfficientNet-Lite0 reads images of one or three channels, not {x.shape[1]}")
@@ -220,7 +220,7 @@ def dinov2(device: torch.device | str = "cpu") -> Features:
 
 
 def clip(device: torch.device | str = "cpu") -> Features:
-    """512 features, those that are compared with texts."""
+    """The 512 features that CLIP compares with texts."""
     return of_pictures(CLIP, clip_of, "image_embeds", device, cut=True)
 
 
@@ -248,7 +248,7 @@ def transformer(name: str, build: Callable[[State], nn.Module]) -> tuple[nn.Modu
 
 
 def dinov2_of(state: State) -> nn.Module:
-    """DINOv2 of the publisher's weights; its sizes are those of the weights."""
+    """DINOv2 with the publisher's weights, which determine its sizes."""
     from transformers import Dinov2Config, Dinov2Model
 
     width, _, patch, _ = state["patch_embed.proj.weight"].shape
@@ -298,7 +298,7 @@ def positions(table: Tensor, side: int) -> Tensor:
 
 
 def clip_of(state: State) -> nn.Module:
-    """The vision part of CLIP of the publisher's weights; its sizes are those of the weights."""
+    """The vision part of CLIP with the publisher's weights, which determine its sizes."""
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     width, _, patch, _ = state["vision_model.embeddings.patch_embedding.weight"].shape

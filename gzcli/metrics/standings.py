@@ -1,5 +1,5 @@
 """The standings of a bench or a league: places by the excess over the floor, means and deviations over seeds,
-how well seeds and judges agree, and tables of them as CSV. Nothing here knows of runs."""
+how well seeds and judges agree, and tables of them as CSV. It does not depend on runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ORIGIN = ("commit", "machine")
 def ranking_metric(
     rows: Sequence[Row], requested: Sequence[str] | None, directions: Mapping[str, Any]
 ) -> str | None:
-    """The metric that models are ranked by: the first requested one, otherwise the first one, that a row has
+    """The metric that models are ranked by: the first requested metric (or the first of all) that a row has
     and whose judge is alive."""
     names = [name for row in rows for name in row["metrics"]]
     available, ranked = {base(name) for name in names if directions.get(name)}, ranking()
@@ -52,7 +52,7 @@ def comparable(rows: Sequence[Row], metric: str, floor: Mapping[str, Any]) -> li
 
 
 def name_of(row: Row, metric: str) -> str | None:
-    """The name under which a row has the metric, at whatever grey levels; None if it has none."""
+    """The name of the metric in a row, at any grey levels; None if the row lacks it."""
     names = (name for name, value in row["metrics"].items() if base(name) == metric and value is not None)
     return next(names, None)
 
@@ -63,8 +63,8 @@ def value_of(row: Row, metric: str) -> float | None:
 
 
 def excess_of(row: Row, metric: str) -> Excess | None:
-    """How much worse a row is than real images that were drawn alike, which makes all rows comparable; the
-    value itself of a metric without a floor."""
+    """How much worse a row is than real images that were sampled in the same way, which makes all rows
+    comparable; for a metric without a floor, its value."""
     if (name := name_of(row, metric)) is None:
         return None
     if name in row.get("excess", {}):
@@ -86,7 +86,7 @@ class Excess(NamedTuple):
 
     @property
     def size(self) -> float:
-        """The excess, and 0 below the floor: nothing is nearer to real images than these are."""
+        """The excess, or 0 below the floor, because nothing is closer to real images than real images."""
         return max(0.0, self.value)
 
     @property
@@ -99,8 +99,8 @@ class Excess(NamedTuple):
 
 
 def over_seeds(excesses: Sequence[Excess]) -> Excess:
-    """The mean over trainings, whose interval is by their spread (Student's t) and no narrower than that of
-    their images."""
+    """The mean over trainings. Its interval is by their spread (Student's t), but no narrower than the
+    interval over images."""
     from scipy.stats import t
 
     n = len(excesses)
@@ -112,7 +112,8 @@ def over_seeds(excesses: Sequence[Excess]) -> Excess:
 
 
 def places(excesses: Mapping[str, Excess]) -> dict[str, str]:
-    """The place of each model by its excess, `2–4` for one that cannot be told from its neighbours."""
+    """The rank of each model by its excess, such as `2–4` for one that cannot be distinguished from its
+    neighbours."""
     spans = {}
     for name, excess in excesses.items():
         apart = [rival for rival in excesses.values() if excess.differs(rival)]
@@ -129,8 +130,8 @@ def first_of(places: Mapping[str, str | None]) -> list[str]:
 
 
 def second_order(excesses: Mapping[str, Mapping[str, Excess]], metric: str) -> dict[str, Any] | None:
-    """The order of models by the second judge beside that by the first: Spearman's rank correlation, and the
-    models whose places by the two do not overlap. None with fewer than three models that both have judged."""
+    """Compares the rankings by the two judges: Spearman's rank correlation, and the models whose ranks do not
+    overlap. None with fewer than three models that both have judged."""
     first, second = (
         {name: by[judge] for name, by in excesses.items() if metric in by and SECOND in by}
         for judge in (metric, SECOND)
@@ -292,7 +293,7 @@ def of_one_size(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def agreement(rows: Sequence[Row], metric: str) -> dict[str, float] | None:
-    """How well the orders of any two seeds agree: Spearman's rank correlation, {"mean", "min"} over the
+    """How well the rankings of any two seeds agree: Spearman's rank correlation, {"mean", "min"} over the
     pairs, each over the models that both have. None if no two seeds have three models in common."""
     correlations = []
     for pair in combinations(dict.fromkeys(row["seed"] for row in rows), 2):

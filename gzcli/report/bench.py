@@ -34,9 +34,8 @@ CAPTION = (
 
 
 def document(results: Results, columns: Sequence[str] = ()) -> doc.Document:
-    """The report; keys that the results lack are left out.
-
-    columns: of the table to cite; without any its usual ones.
+    """The report; missing keys of the results are skipped. columns: columns of the table to cite; empty: the
+    usual ones.
     """
     result, figures = results.result, Figures(results.result, rows_of(results.result))
     data, summary = str(result.get("data", "?")), rows_of(result, "summary")
@@ -64,8 +63,8 @@ def document(results: Results, columns: Sequence[str] = ()) -> doc.Document:
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
-    """The names of the rows, those of the models in a league, with seeds if there are several. Equal names
-    are numbered."""
+    """The names of the rows (in a league, of the models), with seeds if there are several. Equal names are
+    numbered."""
     seeds = [row.get("seed") for row in rows]
     keys = ("name", "model", "run") if None in seeds else ("model", "name", "run")
     names = [str(next((row[key] for key in keys if row.get(key)), "?")) for row in rows]
@@ -95,7 +94,7 @@ class Figures:
         self.names = [name for name in dict.fromkeys([*with_floor, *names]) if not column_of(name).cost]
 
     def direction(self, name: str) -> doc.Direction | None:
-        """The direction of better values of a metric; that of `fd` for `fd@32`."""
+        """The direction of better values of a metric; `fd@32` has the direction of `fd`."""
         way = self.directions.get(name, self.directions.get(name.partition("@")[0]))
         return way if way in ("down", "up") else None
 
@@ -107,7 +106,7 @@ class Figures:
         return [(group, doc.best_of([possible(name, row) for row in group], way)) for group in groups]
 
     def floor_of(self, row: Row, name: str) -> float | None:
-        """The metric of real images that were drawn as those of a row; None if it is not known."""
+        """The metric of real images that were sampled like those of a row; None if unknown."""
         value = (row.get("floor") or self.floor).get(name)
         return value if doc.is_number(value) else None
 
@@ -138,7 +137,7 @@ class Figures:
         caption = "The last row is the floor: real images instead of samples. "
         if self.directions:
             sizes = {row.get("n") for row in self.rows}
-            of_one = ", among those with as many images," if len(sizes) > 1 else ""
+            of_one = ", among rows with as many images," if len(sizes) > 1 else ""
             caption += f"Brackets show 95 % intervals; the best value of a column{of_one} is bold."
         return Table(title, columns, foot, caption)
 
@@ -171,7 +170,7 @@ class Figures:
 
 
 def possible(name: str, row: Row) -> float:
-    """The value of a metric by which rows are compared: an estimate below 0 is not told apart from 0."""
+    """The value of a metric by which rows are compared; an estimate below 0 counts as 0."""
     value = row["metrics"][name]
     return max(value, 0.0) if column_of(name).signed else value
 

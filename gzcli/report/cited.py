@@ -1,5 +1,5 @@
 """The table of a bench or league to cite: a few columns, one kind of ±, and bold for every row that intervals
-do not tell apart from the best."""
+do not separate from the best."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def models_of(result: Row) -> dict[str, Sequence[Row]]:
 
 
 def usual(figures: Sequence[str], groups: dict[str, Sequence[Row]]) -> list[str]:
-    """The metric of the places and of the second judge, what is beside them, likelihoods, and costs."""
+    """The usual columns: the metrics of the ranking and of the second judge, those beside them, likelihoods,
+    and costs."""
     quality = [name for name in figures if column_of(name).rank == 1 or name == SECOND]
     beside = sorted(
         (name for name in figures if column_of(name).beside and name not in quality),

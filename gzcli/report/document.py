@@ -1,5 +1,5 @@
-"""What a report says, whatever it is written in: sections of tables, charts, images and texts; and its
-numbers as text."""
+"""The content of a report in any format: sections of tables, charts, images and texts; and its numbers as
+text."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Text:
-    """A text that is shown as it is, when its title is opened."""
+    """A text that is shown unchanged when its title is opened."""
 
     title: str
     body: str
@@ -151,7 +151,7 @@ def number(value: Any) -> str:
 
 
 def cost(key: str, value: Any) -> str:
-    """Parameters or bytes as people read them; any other number as a figure."""
+    """Parameters or bytes in readable units; any other number as a metric."""
     if is_number(value) and key in ("params", "peak_memory"):
         return count(value) if key == "params" else size(value)
     return number(value)

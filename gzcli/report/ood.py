@@ -1,4 +1,4 @@
-"""The report of a `gz ood`, between sets or of single pictures."""
+"""The report of `gz ood`, for data sets or single images."""
 
 from __future__ import annotations
 

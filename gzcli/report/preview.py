@@ -1,5 +1,5 @@
-"""A picture in the terminal: by the protocol of kitty, iTerm or sixel if the terminal has one, otherwise by
-half blocks in 24-bit colour. Pipes, `NO_COLOR`, `CI` and `TERM=dumb` get its path alone."""
+"""An image in the terminal: by the protocol of kitty, iTerm or sixel if the terminal has one, otherwise by
+half blocks in 24-bit colour. Pipes, `NO_COLOR`, `CI` and `TERM=dumb` get only the path."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VTE = 5000  # the version from which the terminals of GNOME and Xfce show links
 
 
 def protocol() -> str | None:
-    """The way in which this terminal shows a picture, by its environment; None if it has none."""
+    """How this terminal can show an image, by its environment; None if it cannot."""
     env = os.environ
     program, term = env.get("TERM_PROGRAM", ""), env.get("TERM", "")
     if "TMUX" not in env and not term.startswith("screen"):
@@ -40,7 +40,7 @@ def protocol() -> str | None:
 
 
 def drawn(path: Path, way: str) -> str | None:
-    """A picture as a terminal takes it; None for one that cannot be read."""
+    """An image encoded for a terminal; None if it cannot be read."""
     from PIL import Image
 
     try:
@@ -111,7 +111,7 @@ def sixel(image: Image.Image) -> str:
 
 
 def blocks(image: Image.Image) -> str:
-    """A letter for two pixels: `▀` in the colour of the upper one, on that of the lower one."""
+    """One character for two pixels: `▀` in the colour of the upper pixel, on the colour of the lower one."""
     pixels, rows = image.load(), []
     assert pixels is not None
     for y in range(0, image.height - image.height % 2, 2):

@@ -66,8 +66,8 @@ class Results:
 
     @cached_property
     def is_own(self) -> bool:
-        """Whether the folder is in the user's store. One from elsewhere may name any file of this machine,
-        so that of such a one only what is in it is read."""
+        """Whether the folder is in the user's store. A folder from elsewhere may name any file of this
+        machine, so only files inside it are read."""
         return user_dir().resolve() in self.folder.resolve().parents
 
     def may_read(self, path: Path, root: Path | None = None) -> bool:
@@ -75,8 +75,8 @@ class Results:
         return path.is_file() if self.is_own else files.is_below(path, root or self.folder)
 
     def run_of(self, name: str, place: str) -> tuple[Run | None, Path]:
-        """A run that the results name, and the folder in which its files must lie: the run itself, one below
-        the folder, or one of this name in the store."""
+        """A run that the results name, and the folder that must contain its files: the run itself, a run
+        below the folder, or a run with this name in the store."""
         if self.is_own:
             return by_name(place), self.folder
         below, store = Run(self.folder / place), user_dir("runs")
@@ -194,7 +194,7 @@ class Results:
         return Section("Recipes and versions", [Text(title, text) for title, text in texts.items() if text])
 
     def other_pictures(self, *excluded: str) -> list[Picture]:
-        """The PNGs of the folder, but for those that the report shows elsewhere."""
+        """The PNGs of the folder, except for those that the report shows elsewhere."""
         pngs = self.pictures().items()
         return [Picture(stem, words(stem), png, wide=True) for stem, png in pngs if stem not in excluded]
 

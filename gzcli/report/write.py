@@ -59,7 +59,7 @@ def check(folder: Path) -> None:
 def write(place: Path, folder: Path | None = None, columns: Sequence[str] = ()) -> dict[str, str]:
     """Writes the report of the results in a folder. Returns the paths of its `html`, `markdown` and `latex`.
 
-    columns: of the table of a bench to cite; without any its usual ones.
+    columns: columns of the table to cite; empty: the usual ones.
     """
     results = read(place)
     folder = (folder or results.folder / "report").absolute()
@@ -83,7 +83,7 @@ def write(place: Path, folder: Path | None = None, columns: Sequence[str] = ()) 
 
 
 def document(results: Results, columns: Sequence[str] = ()) -> Document:
-    """The report. Raises DamagedError for results whose values are of other types, as a stranger's may be."""
+    """The report. Raises DamagedError for values of other types, which results from elsewhere may contain."""
     with files.reading(results.file, ANEW):
         if results.verb == "bench":
             return bench.document(results, columns)
@@ -106,7 +106,7 @@ def with_paths(report: Document) -> Iterator[tuple[Chart | Dots | Picture, str]]
 
 
 def rendered(report: Document, name: str, images: dict[int, tuple[str, bytes]]) -> str:
-    """The report in the form that a file's name says."""
+    """The report in the format of a file name."""
     env = Environment(
         loader=PackageLoader("gzcli.report"),
         autoescape=name.endswith(".html"),
@@ -129,12 +129,12 @@ def rendered(report: Document, name: str, images: dict[int, tuple[str, bytes]]) 
 
 
 def csp_hash(text: str) -> str:
-    """The hash by which the page's content security policy knows a script or style sheet of its own."""
+    """The hash of a script or style sheet in the page's content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def data_uri(path: str, content: bytes) -> str:
-    """An image within an address; the ending of its path says its format."""
+    """An image as a data URI; its format is the suffix of the path."""
     kind = "png" if path.endswith(".png") else "svg+xml"
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
@@ -203,7 +203,7 @@ def svg(drawing: Chart | Dots) -> bytes:
 
 
 def draw_chart(axes: Any, drawing: Chart, columns: int) -> None:
-    """Lines over one axis, with a legend of so many columns below."""
+    """Lines over one axis, with a legend of the given number of columns below."""
     lines = []
     for i, line in enumerate(drawing.series):
         colour, points = COLOURS[i % len(COLOURS)], list(zip(*line.points, strict=True)) or [(), ()]
@@ -245,5 +245,5 @@ def cut(name: str, most: int) -> str:
 
 
 def short(value: float, place: object = None) -> str:
-    """A number at an axis, as matplotlib asks for it: 20k, 0.25."""
+    """A tick label of an axis, called by matplotlib: 20k, 0.25."""
     return f"{value / 1000:.4g}k" if abs(value) >= 10_000 else f"{value:.4g}"

@@ -18,7 +18,7 @@ LATENT = Run.latent_folder.name  # the part of the autoencoder whose latents are
 
 
 def parts(texts: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """The metadata of each part, of a stage by the name `stages/NAME`; {} for a file of one model. Raises
+    """The metadata of each part by name (a stage is `stages/NAME`); {} for a file of one model. Raises
     ValueError for malformed metadata."""
     tree = json.loads(texts.get("parts") or "{}")
     if not isinstance(tree, dict) or not all(isinstance(part, dict) for part in tree.values()):

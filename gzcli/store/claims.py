@@ -114,7 +114,7 @@ def check_empty(folder: Path) -> None:
 
 
 def new_folder(parent: Path, name: str = "") -> Path:
-    """A new folder NAME-TIME-xxxx for a job; what killed jobs left half written beside it is removed."""
+    """A new folder NAME-TIME-xxxx for a job. Removes incomplete folders of killed jobs beside it."""
     files.sweep(*parent.glob("*"))
     while True:
         words = filter(None, [name, time.strftime("%Y%m%d-%H%M%S"), os.urandom(2).hex()])

@@ -46,8 +46,9 @@ def part_path(path: Path) -> Path:
 
 
 def sweep(*folders: Path) -> None:
-    """Removes the temporary files of killed processes directly in these folders, whose lock the caller holds.
-    Those of other machines, whose processes cannot be seen, are removed a day after their last change."""
+    """Removes the temporary files of killed processes directly in these folders; the caller must hold the
+    folders' lock. Files of other machines, whose processes are not visible, are removed a day after their
+    last change."""
     for folder in folders:
         for part in folder.glob(".*.part") if folder.is_dir() else ():
             if (match := _PART.fullmatch(part.name)) and _is_left_over(part, *match.groups()):
@@ -72,7 +73,7 @@ def _is_left_over(part: Path, machine: str | None, pid: str) -> bool:
 
 @cache
 def _machine() -> str:
-    """Eight digits for the machine, or the container, to which process numbers belong."""
+    """Eight digits that identify the machine or the container of process numbers."""
     import platform
 
     space = Path("/proc/self/ns/pid")
@@ -81,7 +82,8 @@ def _machine() -> str:
 
 
 def make_folder(path: Path, *, exist_ok: bool = True) -> None:
-    """Makes a folder and those above it. Raises MissingError if none can be made, as below `/proc`."""
+    """Creates a folder and its parents. Raises MissingError if that is impossible, for example below
+    `/proc`."""
     try:
         path.mkdir(parents=True, exist_ok=exist_ok)
     except FileNotFoundError as e:
@@ -101,8 +103,8 @@ def write_json(path: Path, value: Any, *, mode: int = 0o666) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file, as `write_atomic` does. The library's own writer says nothing of a full disk
-    and withholds the file from other users."""
+    """Writes a safetensors file, as `write_atomic` does. The library's writer does not report a full disk,
+    and makes the file unreadable for other users."""
     write_atomic(path, bytes_of(tensors, metadata or {}))
 
 
@@ -120,7 +122,7 @@ def bytes_of(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 
 
 def write_state(path: Path, state: Any) -> None:
-    """Writes what `torch.load` reads, as `write_atomic` does: an error of the disk has its own number."""
+    """Writes a file for `torch.load`, like `write_atomic`, so that a disk error has its own number."""
     import torch
 
     torch.save(state, buffer := io.BytesIO())
@@ -229,8 +231,8 @@ def read_tensors(path: Path, hint: str | None = AGAIN) -> tuple[dict[str, Tensor
 
 def safetensors_header(file: Path) -> dict[str, Any]:
     """The header of a safetensors file: `__metadata__`, and dtype, shape and offsets of each tensor. Raises
-    ValueError for any other file, and unless the tensors fill the rest of the file without overlap: a small
-    file could otherwise hold any number of tensors that share bytes."""
+    ValueError for any other file, and unless the tensors fill the rest of the file without overlap: otherwise
+    a small file could contain any number of tensors that share bytes."""
     size = file.stat().st_size - 8
     with file.open("rb") as f:
         length = int.from_bytes(f.read(8), "little")
@@ -357,7 +359,8 @@ def new_dir(path: Path, *, keep: bool = False) -> Iterator[Path]:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder atomically: no part of it stays under its name if this is killed. Raises OSError."""
+    """Removes a folder atomically: if the process is killed, no part remains under its name. Raises
+    OSError."""
     part = part_path(path)
     os.replace(path, part)
     try:
@@ -423,7 +426,7 @@ def _acquired(path: Path, patience: float = 0.0) -> BaseFileLock | None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write, which takes its place once it is whole on the disk."""
+    """A file to write beside `path`, which replaces `path` once it is complete on the disk."""
     part = part_path(path)
     try:
         yield part

@@ -1,6 +1,5 @@
 """Files from outside: weights that the user puts into the cache, repositories of the Hugging Face hub, and
-the page of a run there. The hub's own variables hold: `HF_TOKEN`, `HF_HOME`, `HF_ENDPOINT`,
-`HF_HUB_OFFLINE`."""
+the page of a run there. The hub's variables apply: `HF_TOKEN`, `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`."""
 
 from __future__ import annotations
 
@@ -40,8 +39,8 @@ _ADDRESS = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re
 
 
 def weights(name: str, *, path: str | Path | None = None, use: str, source: str, otherwise: str = "") -> Path:
-    """The path of a file of weights: the user's, or that of this name in the cache. Raises MissingError that
-    says what needs it, who publishes it and where to put it."""
+    """The path of a weights file: the user's, or the file with this name in the cache. Raises MissingError
+    with its purpose, its publisher and where to put it."""
     place = cache_dir("weights", name)
     file = Path(path).expanduser() if path else place
     if not file.is_file():
@@ -51,8 +50,8 @@ def weights(name: str, *, path: str | Path | None = None, use: str, source: str,
 
 
 def repository(name: str, *, key: str, files: Sequence[str]) -> Path:
-    """The folder of a model repository: `name` itself, or the files of these patterns, fetched from the hub
-    unless they are there. Raises MissingError that names the recipe's `key` and says what to fetch."""
+    """The folder of a model repository: `name` itself, or the files of these patterns, downloaded from the
+    hub if they are missing. Raises MissingError that names the recipe's `key` and the download."""
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     if not (is_id(name) and _ADDRESS.fullmatch(name)):

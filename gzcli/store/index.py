@@ -1,6 +1,6 @@
-"""A cache of what was read of runs, in files beside them, so that a list of thousands opens few. An entry
-counts while its files have the same times, sizes and inodes. A damaged, missing or older index is made again;
-if it cannot be written, gz works without."""
+"""A cache of values read from runs, in files beside them, so that a list of thousands opens few files. An
+entry is valid while its files have the same times, sizes and inodes. A damaged, missing or older index is
+made again; if it cannot be written, gz works without."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def recall(folder: Path, kind: str) -> Any | None:
 
 
 def keep(folder: Path, kind: str, marks: Marks, value: Any) -> None:
-    """Keeps a value read of a run with the marks that its files had before, unless one of these is so new
-    that its next change might not show."""
+    """Stores a value read from a run with the earlier marks of its files, unless a file is so new that its
+    next change might not be visible."""
     newest = max((max(was[:2]) for was in marks.values() if was), default=0)
     if (index := _open.get((str(folder.parent), kind))) and time.time_ns() - newest > SETTLED:
         index.runs[folder.name] = marks, value
@@ -86,7 +86,7 @@ def mark(path: str) -> Mark | None:
 
 def survey(folder: Path, records: Container[str]) -> tuple[Marks, int]:
     """The marks of all folders below this one and of the files of these names, and the total size of the
-    files in bytes, if a file with two names counts once."""
+    files in bytes; a file with two names counts once."""
     marks: Marks = {}
     sizes: dict[int, int] = {}  # by inode
     for subfolder, _, names in os.walk(folder):

@@ -1,4 +1,5 @@
-"""The jobs of the engine other than training: what a verb writes into a folder as `job.json`."""
+"""The jobs of the engine other than training: the content of `job.json`, which a verb writes into a
+folder."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every job says."""
+    """The fields of every job."""
 
     launch: LaunchSection = field(default_factory=LaunchSection)
     verb: str = ""
@@ -31,7 +32,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class RunJob(Job):
-    """What every job on the weights of runs says."""
+    """The fields of every job on the weights of runs."""
 
     checkpoint: str = "finished"  # "last", "best", "finished" or a step
     seed: int = 0  # seed of the noise
@@ -59,7 +60,7 @@ class SampleJob(RunJob):
 
 @dataclass(frozen=True)
 class ScoreJob(RunJob):
-    """What both jobs with out-of-distribution scores say."""
+    """The fields of both jobs with out-of-distribution scores."""
 
     run: str  # folder of the run; "" if a method without training takes its place
     ins: str  # name or path of the in-distribution set
@@ -163,7 +164,7 @@ class PublishedJob(Job):
 
 @dataclass(frozen=True)
 class EmaJob(Job):
-    """An average of the weights of a finished run, instead of that which it serves."""
+    """An average of the weights of a finished run, to replace its current one."""
 
     run: str  # folder of the run, of a stage the stage's
     length: float | None = None  # deviation of its profile as a share of the training; None: the best one
@@ -172,7 +173,7 @@ class EmaJob(Job):
 
 @dataclass(frozen=True)
 class TrialJob(Job):
-    """What parts of recipes cost, and how long a step or an image of them takes."""
+    """The cost of parts of recipes, and the time of a step or an image."""
 
     # each {"stage", "tree", "stages", "timed"}: its recipe, those that it is built on by name,
     # whether a step is tried; with "draws" an image is timed instead, and likelihoods of these kinds

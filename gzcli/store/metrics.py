@@ -79,8 +79,8 @@ def _values(line: bytes) -> dict[str, Any]:
 
 
 def last_figures(run: Run, step: int | None = None) -> dict[str, float]:
-    """The last value of each metric of validation, by its name, or that at a step; of a run in stages those
-    of the last one."""
+    """The last value of each validation metric by name, or the value at a step; for a run in stages, of the
+    last stage."""
     figures: dict[str, float] = {}
     for line in metric_lines(run.serving.path):
         if step in (None, line["step"]):
@@ -116,7 +116,7 @@ def curve_of(run: Run) -> Curve | None:
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """A run as `--json` shows it; of stages `step` and `steps` are those of the first unfinished one."""
+    """A run as shown by `--json`. For stages, `step` and `steps` are those of the first unfinished stage."""
     if (facts := index.recall(run.path, "summary")) is None:
         marks, total = index.survey(run.path, RECORDS)
         facts = _facts(run) | {"bytes": total}
@@ -167,7 +167,7 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def in_words(row: Mapping[str, Any]) -> dict[str, str | None]:
-    """Figures and times of a summary, as people read them."""
+    """Metrics and times of a summary in readable form."""
     best, curve, created = row["best"], row["curve"], row["created"]
     time_is = " CPU time" if row.get("clock") == "cpu" else ""
     return {

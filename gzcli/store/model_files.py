@@ -58,7 +58,7 @@ def model_files() -> dict[str, Path]:
 
 
 def find(name: str) -> Path | None:
-    """The file of the model of that name, `-` and `_` alike; None if none is from outside."""
+    """The file of the outside model with this name (`-` and `_` are equivalent); None if there is none."""
     models = model_files()
     stem = matching(name, reversed(models))  # the last one counts
     return models[stem] if stem else None

@@ -65,7 +65,7 @@ def is_name(text: str) -> bool:
 
 
 def inside(path: Path, root: Path) -> Path:
-    """`path`, if it lies below `root` with symbolic links resolved; otherwise raises UsageError."""
+    """`path`, if it is below `root` with symbolic links resolved; otherwise raises UsageError."""
     if root.resolve() not in path.resolve().parents:
         hint = "gz creates and removes files only in its own folders"
         raise UsageError(f"`{path}` is not inside `{root}`", hint=hint)

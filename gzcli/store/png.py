@@ -1,5 +1,5 @@
-"""Images as files: PNGs with a text chunk `gz`, which says in JSON what made them, and the other formats that
-`gz sample` writes. No file contains a time: equal commands write equal files."""
+"""Images as files: PNGs with their origin as JSON in a text chunk `gz`, and the other formats of `gz sample`.
+No file contains a time, so equal commands write equal files."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def write_npz(job: Run, images: np.ndarray, labels: np.ndarray | None, made: Map
 
 
 class Format(NamedTuple):
-    """A format in which `gz sample` writes its images, beside the sheet of all; its flag is `--NAME`."""
+    """A format for the images of `gz sample`, in addition to the sheet; its flag is `--NAME`."""
 
     key: str  # of the result in JSON: what `write` returns
     help: str
@@ -107,7 +107,7 @@ def origin_of(file: Path) -> dict[str, Any]:
 
 @cache
 def font_of(height: int) -> ImageFont.FreeTypeFont:
-    """The font of matplotlib's figures, which has the letters of most languages."""
+    """Matplotlib's font, which has the letters of most languages."""
     from PIL import ImageFont
 
     library = find_spec("matplotlib")  # finds the library's files without the time of its import

@@ -1,7 +1,7 @@
 """The trained models that come with gz: files of `gz runs export` in the package's folder `pretrained`, named
 MODEL-DATA.safetensors. `pretrained:cfm` is one of them in every verb; `pretrained:cfm-digits`, or `--data
-digits`, chooses the set. A wheel has one or two of each family; the rest, in `more`, is in a clone alone, and
-`more.json` names it with its checksums."""
+digits`, chooses the set. A wheel has one or two of each family. The others, in `more`, are only in a clone,
+and `more.json` lists them with their checksums."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def every() -> tuple[Pretrained, ...]:
 
 @cache
 def measured() -> list[dict[str, Any]]:
-    """The results of `gz bench` on the files, of which `every` has those that are here."""
+    """The results of `gz bench` on the files, including those that are missing here."""
     return read_json(FOLDER / "figures.json") or []
 
 
@@ -90,7 +90,7 @@ def names() -> dict[str, Path]:
 
 
 def elsewhere() -> dict[str, str]:
-    """The checksums, SHA-256, of the files that a clone of gz has and this installation lacks, by name."""
+    """The SHA-256 checksums by name of the files that a clone of gz has and this installation lacks."""
     listed: dict[str, str] = read_json(FOLDER / f"{MORE}.json") or {}
     return {name: checksum for name, checksum in listed.items() if name not in names()}
 
@@ -105,8 +105,8 @@ def parts_of(name: str) -> tuple[str, str]:
 
 def file_of(ref: str, data: str | None = None) -> Path:
     """The file of `pretrained:MODEL-DATA`, or of `pretrained:MODEL`, preferably on a set of FIRST. Raises
-    UsageError for an unknown name, MissingError for a model without a file for that set, or whose file a
-    clone alone has."""
+    UsageError for an unknown name, MissingError for a model without a file for that set, or whose file is
+    only in a clone."""
     name, here = ref.removeprefix(PREFIX), names()
     every_name = [*here, *elsewhere()]
     if stem := matching(name, every_name):
@@ -128,7 +128,7 @@ def file_of(ref: str, data: str | None = None) -> Path:
 
 
 def _file(name: str) -> Path:
-    """The file of a model. Raises MissingError if a clone alone has it."""
+    """The file of a model. Raises MissingError if it is only in a clone."""
     if file := names().get(name):
         return file
     path = f"gzcli/{FOLDER.name}/{MORE}/{name}.safetensors"

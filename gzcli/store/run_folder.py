@@ -69,7 +69,7 @@ def steps_of(folder: Path) -> list[int]:
 
 @dataclass(frozen=True)
 class Best:
-    """The best value of a metric on validation images, where less is better, and its step."""
+    """The best value of a metric on validation images (lower is better), and its step."""
 
     metric: str
     value: float
@@ -200,7 +200,7 @@ class Run:
 
     @property
     def checkpoints(self) -> list[Path]:
-        """The folders of the checkpoints, oldest first; of a run in stages those of all stages."""
+        """The folders of the checkpoints, oldest first; for a run in stages, of all stages."""
         folders = sorted(self.checkpoints_folder.glob("[0-9]*"))
         complete = [folder for folder in folders if CheckpointFolder(folder).averaged.exists()]
         return [path for stage in self.stages for path in stage.checkpoints] or complete
@@ -228,7 +228,7 @@ class Run:
 
     @property
     def weights(self) -> Path | None:
-        """The weights that are sampled; of an unfinished run its newest checkpoint's, or None."""
+        """The weights for sampling; for an unfinished run, those of its newest checkpoint, or None."""
         run = self.serving
         if run.state != "finished" and (checkpoints := run.checkpoints):
             return CheckpointFolder(checkpoints[-1]).averaged
@@ -261,7 +261,7 @@ class Run:
 
     @property
     def served(self) -> int | None:
-        """The step of the weights of a finished run; None if it serves those of its last step."""
+        """The step of the weights of a finished run; None if they are those of its last step."""
         status = self.serving.status()
         served, is_average = status.get("served"), status.get("ema_length")
         earlier = served and served != status.get("step") and not is_average
@@ -290,7 +290,7 @@ class Run:
 
     @property
     def _clock(self) -> str | None:
-        """The clock that its status notes; of an older run that of its recipe."""
+        """The clock in the run's status; for an older run, in its recipe."""
         if clock := self.status().get("clock"):
             return str(clock)
         with contextlib.suppress(DamagedError, UsageError):

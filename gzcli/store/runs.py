@@ -1,6 +1,6 @@
 """The store of runs, a folder each as `glow-celeba-20260131-142501-ab12`; lookup by id, alias, path or model.
 A run in stages contains a run for each in `stages/<name>/`, with the id `vqgan-mnist-…/stages/tokenizer`. The
-last one is sampled and scored. The name of a model stands for its newest complete run: see `choose`."""
+last one is sampled and scored. The name of a model refers to its newest complete run, see `choose`."""
 
 from __future__ import annotations
 
@@ -176,8 +176,8 @@ def short_names(runs: Iterable[Run], everything: Iterable[Run] | None = None) ->
 
 
 def choose(finished: list[Run]) -> Run | None:
-    """The run that stands for a model: its newest complete run, otherwise its newest finished one. So a quick
-    trial does not replace a run that was trained for a night."""
+    """The run that a model name refers to: its newest complete run, otherwise its newest finished one. So a
+    quick trial does not replace a run that was trained for a night."""
     return next((run for run in finished if not run.shortfalls), finished[0] if finished else None)
 
 
@@ -206,7 +206,7 @@ def find(ref: str, *, data: str | None = None) -> Run:
 
 
 def _of_model(model: str, data: str | None) -> Run:
-    """The run that `choose` takes. Raises MissingError with the way to one."""
+    """The run by `choose`. Raises MissingError with the command that trains one."""
     of_model = all_runs(model=model, data=data)
     if run := choose([run for run in of_model if run.state == "finished"]):
         return run

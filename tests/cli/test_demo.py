@@ -156,7 +156,7 @@ def test_the_verdict_of_a_picture_without_a_finite_score():
     row = {"flagged": True, "p": 0.01, "scores": {"nll": None}, "spread": {"nll": None}}
     result = {"files": [row], "compared": {"n": 99}, "seeds": 4, "in": "digits", "fpr": 0.01}
     text = _verdict(result | {"threshold": 5.0, "thresholds_low": {"nll": None}})
-    assert "**none of them**" in text and "`nll` is not finite" in text and "±" not in text
+    assert "**not resemble**" in text and "`nll` is not finite" in text and "±" not in text
 
 
 def test_states_are_thinned_out_and_errors_come_through():

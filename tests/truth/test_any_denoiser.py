@@ -137,7 +137,7 @@ def test_average_velocities_have_the_weights_and_the_error_of_their_options(kind
 
 @pytest.mark.parametrize(("kind", "energy"), [(MeanFlow, {}), (EqM, {"energy": "dot"})], ids=str)
 def test_a_network_without_second_derivatives_is_refused_where_a_loss_takes_them(kind, energy):
-    refused("second derivatives, which `net: zigzag` lacks", kind.of, INFO, **ZIGZAG, **energy)
+    refused("second derivatives, which `net: zigzag` does not support", kind.of, INFO, **ZIGZAG, **energy)
 
 
 def test_times_have_their_law_in_every_process():

@@ -197,7 +197,7 @@ def _native(images: RawImages, form: Form, note: Say) -> Shape:
         return images.shape
     if images.probe is None:
         if form.size is None or form.channels is None:
-            raise ValueError(f"`{images.title}` is packed in a size and channels that must be asked for")
+            raise ValueError(f"`{images.title}` can only be packed with a given size and channels")
         return form.channels, *sides(form.size)
     shapes, problem = [], None
     for name, data in images.probe():

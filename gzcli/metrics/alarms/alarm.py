@@ -1,4 +1,4 @@
-"""An alarm of good images alone: the choice of a method and its calibration."""
+"""An alarm from good images only: the choice of a method and its calibration."""
 
 from __future__ import annotations
 

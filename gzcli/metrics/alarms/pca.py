@@ -1,4 +1,4 @@
-"""Principal components of good images: what they leave of an image is what is new in it.
+"""Principal components of good images: the residual of an image is what is new in it.
 
 `pca` is the mean of the squared residual over an image, `pca_local` the residual of each place against that
 of good images (see `local`), at its largest.
@@ -117,7 +117,7 @@ def fit_pca_local(
 
 
 def left_out(x: np.ndarray, k: int) -> np.ndarray:
-    """What k components of the images of all other parts leave of each image, in the shape of x.
+    """The residual of each image after k components of the images of all other parts, in the shape of x.
 
     Where images R have the components u_i Xᵣ / √λ_i, an image is left with x − m − aᵀ Xᵣ, where m is their
     mean, a = U Λ⁻¹ Uᵀ Xᵣ (x − m), and Xᵣ is centred: all follow from the products of the images."""

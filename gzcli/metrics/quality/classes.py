@@ -44,7 +44,7 @@ def legible(judge: Any, images: Any) -> Figures:
 
 
 def of_classes(judge: Any) -> Any:
-    """The judge's LeNet if it tells apart the classes, one an image; otherwise None."""
+    """The judge's LeNet if it was trained on classes, one per image; otherwise None."""
     net = judge.lenet
     return net if net and net.alive and not net.rotations and not judge.pack.meta.multilabel else None
 

@@ -120,7 +120,7 @@ def metric(
 
 MEANINGS = {
     "fd": "Fréchet distance in features of the set's own LeNet",
-    "fd_second": "Fréchet distance in features of a second network, which no recipe was tuned by",
+    "fd_second": "Fréchet distance in features of a second network, which was not used to tune recipes",
     "fid": "Fréchet Inception distance",
 }
 FD_CLASS = Column("fd_class", "down", keep=5, meaning="Fréchet distance within predicted classes")

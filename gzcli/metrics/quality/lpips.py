@@ -14,7 +14,7 @@ BATCH = 50  # pairs in a forward pass
 
 
 def reconstruction(judge: Any, contestant: Any) -> Figures:
-    """`lpips_recon`, the mean distance of test images to their reconstructions, as by `gz sample --do
+    """`lpips_recon`, the mean distance of test images to their reconstructions by `gz sample --do
     reconstruct`; {} for a model without reconstructions."""
     import torch
 
@@ -44,7 +44,7 @@ def reconstruction(judge: Any, contestant: Any) -> Figures:
 
 def diversity(judge: Any, images: Any) -> Figures:
     """`lpips_diversity`, the mean distance of random pairs of images, and `lpips_diversity|y`, that of pairs
-    of one class if there are labels. Images that do not differ are 0 apart."""
+    of one class if there are labels. Equal images have distance 0."""
     import numpy as np
 
     rng = np.random.default_rng(0)

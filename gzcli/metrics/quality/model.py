@@ -1,4 +1,4 @@
-"""Figures of a model itself: `bpd`, the likelihood of test images; `own`, those of its method `measure`; and
+"""Metrics of a model itself: `bpd`, the likelihood of test images; `own`, those of its method `measure`; and
 `speed`."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Figures by nearest neighbours in a feature space: `prc_…`, precision, recall, density and coverage; and
+"""Metrics by nearest neighbours in a feature space: `prc_…`, precision, recall, density and coverage; and
 `memory`, whether samples are copies of training images."""
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def compare(features: str, fake: Array, real: Array, intervals: bool) -> Figures
 
 
 def memory(judge: Any, images: Any) -> Figures:
-    """`authenticity` and `duplicates` of samples. The floor of `duplicates` is 1 %, that of test images."""
+    """`authenticity` and `duplicates` of samples. The floor of `duplicates` is 1 %, the value for test
+    images."""
     from gzcli.metrics.interval import share
 
     sets = (images, judge.train_images, judge.real.of("test"))

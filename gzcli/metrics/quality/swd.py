@@ -11,7 +11,7 @@ DRAWS, PROJECTIONS = 20, 64  # halves of the images for the interval, and direct
 
 
 def compare(fake: Array, real: Array, intervals: bool) -> Figures:
-    """In units of a pixel's whole range: images that are all lighter by the share s are s apart."""
+    """In units of a pixel's range: images that are all lighter by a fraction s have distance s."""
     from gzcli.metrics.interval import halves, moved, not_negative
 
     value = sliced_wasserstein(fake, real) / 255

@@ -56,7 +56,9 @@ class NetOptions(UNetOptions):
         in forward mode."""
         if self.net == "zigzag":
             hint = "set `model.net` to `unet` or `dit`"
-            raise UsageError("the loss takes second derivatives, which `net: zigzag` lacks", hint=hint)
+            raise UsageError(
+                "the loss needs second derivatives, which `net: zigzag` does not support", hint=hint
+            )
         return self
 
     def build(
