@@ -95,7 +95,7 @@ def _add(switches: list[Any], command: Any) -> None:
 
 
 def _print(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> None:
-    """Prints what an option that ends the program asks for."""
+    """Prints the output of an option that ends the program."""
     if not value:
         return
     out.configure(json="--json" in (ctx.obj or ()) or None)  # it may follow the option

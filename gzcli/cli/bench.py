@@ -179,7 +179,7 @@ def bench(
 
 
 def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob) -> None:
-    """Prints what it takes to sample runs and to judge. images: how many contestants bring theirs."""
+    """Prints the cost of sampling runs and of judging. images: number of contestants that are images."""
     from gzcli.cli.plan import Drawing, show_drawing
     from gzcli.launch import forecast, launcher
 
@@ -213,7 +213,7 @@ def measured_here(job: TrialJob) -> Sequence[Mapping[str, Any]]:
 
 
 def check_stats(job: BenchJob) -> None:
-    """Raises UsageError if statistics of real images are of no one metric, or cannot be written."""
+    """Raises UsageError if statistics of real images do not fit exactly one metric, or cannot be written."""
     if (job.stats or job.export_stats) and job.metrics:
         one_distance(metrics()[name] for name in job.metrics if name in metrics())
     if job.export_stats and Path(job.export_stats).is_dir():
@@ -222,7 +222,7 @@ def check_stats(job: BenchJob) -> None:
 
 
 def ended(result: Mapping[str, Any], folder: Path, time: str) -> None:
-    """The end of `gz bench`: what the judges say of the order, who is best, and a page of it."""
+    """Prints the end of `gz bench`: the agreement of the judges, the best models, and the report."""
     then, facts, metric = (
         [(f"gz report {quoted(folder)}", "make a page of the results")],
         [time],
@@ -242,7 +242,7 @@ def ended(result: Mapping[str, Any], folder: Path, time: str) -> None:
 
 
 def judges(provenance: Mapping[str, Any]) -> str:
-    """How well the networks do that features are of."""
+    """The accuracy of the networks behind the features."""
     titles = {"features_accuracy": "first judge", "second_accuracy": "second"}
     parts = [f"{title} {provenance[key]:.1%}" for key, title in titles.items() if provenance.get(key)]
     return f"accuracy on real test images: {', '.join(parts)}" if parts else ""
@@ -326,7 +326,7 @@ def terms_of(
     *,
     train_missing: bool,
 ) -> Terms:
-    """What the options ask for; a budget is a time such as `8m`, `1.5h` or `90s`."""
+    """The terms of the options; a budget is a time such as `8m`, `1.5h` or `90s`."""
     from gzcli.league.league import SHORTEST, Terms
 
     hint = f"gz bench --train-missing --budget {budget if train_missing and budget else '8m'} --data mnist"
@@ -409,8 +409,7 @@ def show_dry(terms: Terms, budget: str) -> None:
 
 
 def costs_of(league: League) -> list[dict[str, Any]]:
-    """What is left to do for each entry, in seconds: to train, to draw, of which None is not known, and to
-    judge."""
+    """The remaining seconds for each entry: training, drawing (None: unknown) and judging."""
     from gzcli.cli.plan import Drawing
     from gzcli.launch import forecast
     from gzcli.league.league import is_judged
@@ -465,7 +464,7 @@ def lines_of(league: League, budget: str, costs: Sequence[Mapping[str, Any]]) ->
 
 
 def cite(result: Mapping[str, Any], columns: str) -> None:
-    """Prints the table to cite, of these columns alone."""
+    """Prints the table to cite, with only these columns."""
     from gzcli.report import cited
 
     if chosen := cited.table(result, opt.split(columns)):
@@ -525,7 +524,7 @@ def standings_table(result: Mapping[str, Any]) -> None:
 
 
 def floors_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, float]]:
-    """The floors of a league's rows by how their images were drawn, those of the most images."""
+    """The floors of a league's rows by how their images were sampled, each with the most images."""
     floors = {}
     for row in sorted(rows, key=lambda row: row.get("n") or 0):
         if row.get("floor"):

@@ -1,6 +1,6 @@
 """Shell completion: the answer to a TAB, and the scripts of `completions/`, which `python -m
 gzcli.cli.completion [DIR]` writes. The scripts are Typer's. The answer is not: Typer parses the words before
-the cursor with pydantic, whose import alone takes most of the time that a TAB may take."""
+the cursor with pydantic, whose import takes most of the time allowed for a TAB."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def candidates(command: Any, words: list[str], incomplete: str) -> list[tuple[st
 
 def _typed(shell: str) -> tuple[list[str], str, str]:
     """The whole words after the program's name, the word under the cursor, and the part of it that the shell
-    counts their own as words: bash splits `--data=m` and `model.depth=4` in three."""
+    treats as a separate word: bash splits `--data=m` and `model.depth=4` in three."""
     line = os.environ.get("COMP_WORDS" if shell == "bash" else "_TYPER_COMPLETE_ARGS", "")
     try:
         words = shlex.split(line)
@@ -111,7 +111,7 @@ def _typed(shell: str) -> tuple[list[str], str, str]:
 
 
 def _joined(words: list[str]) -> list[str]:
-    """The words of bash, which splits at `=`, as they were typed; an option and its value stay two."""
+    """The typed words from those of bash, which splits at `=`; an option and its value remain two."""
     whole: list[str] = []
     for i, word in enumerate(words):
         if word == "=":
@@ -129,7 +129,7 @@ def _for_zsh(items: list[tuple[str, str]]) -> str:
     letters and digits is written as a number, so that none can be a command under any option of the shell."""
 
     def as_number(match: re.Match[str]) -> str:
-        """A character as it is written within `$'…'`; above ASCII none means anything to a shell."""
+        """A character written for `$'…'`; characters above ASCII have no special meaning in a shell."""
         return f"\\x{ord(match[0]):02x}" if match[0].isascii() else match[0]
 
     lines = []

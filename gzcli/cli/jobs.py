@@ -43,7 +43,7 @@ def do_job(folder: Path, job: Job) -> dict[str, Any]:
 
 
 def announce(run: Run, ref: str, *, data: str | None = None) -> None:
-    """Prints which run is taken, and why, where the user may have expected another one."""
+    """Prints which run is used, and why, if the user may have expected another one."""
     from gzcli.launch.from_file import is_shared
 
     out.info(f"run: {run.id}")
@@ -99,7 +99,7 @@ def as_options(words: list[str], section: str) -> list[str]:
 def method_options(
     words: list[str], params: Mapping[str, Param | Rule], what: str, section: str
 ) -> dict[str, Any]:
-    """The typed keywords of a method, which messages call `what`, from words as `--rows 14 --no-clip`."""
+    """The typed keywords of a method (`what` in messages) from words such as `--rows 14 --no-clip`."""
     from gzcli.recipe.schema import check_value
     from gzcli.recipe.yaml import scalar
 
@@ -234,17 +234,18 @@ def bytes_of(path: Path) -> str:
 
 
 def name_of(run: Run) -> str:
-    """The shortest word by which a command means a run of the store."""
+    """The shortest word that identifies a run of the store in a command."""
     return quoted(run.alias or runs.short_names([run])[run.id])
 
 
 def quoted(text: object) -> str:
-    """A text as a shell takes it for one word."""
+    """A text quoted as one word of a shell."""
     return shlex.quote(str(text))
 
 
 def new_set(images: int | None, words: str, classes: int | None, *, show: bool) -> None:
-    """The end of a verb that makes a set of so many classes ready, which `--data` takes by these words."""
+    """Prints the end of a verb that prepares a data set with this number of classes, with its words for
+    `--data`."""
     drawn = [(f"gz data show {words}", "show its classes and some images")] if show else []
     trained = (f"gz train {suggest(classes)} --data {words}", "train a model")
     end([counted(images, "image") if images else None, took()], [*drawn, trained])

@@ -93,7 +93,7 @@ def show(model: _ShownModel, options: _Options = False, sets: opt.Sets = None) -
 
 
 def list_models(family: str = "", can: str = "", *, short: bool = False, wide: bool = False) -> None:
-    """Prints the models of a family that have a capability; `short`: their names by family alone."""
+    """Prints the models of a family that have a capability; `short`: only their names by family."""
     from gzcli.models.catalog import OUTSIDE, cards, model_count
 
     every = sorted(cards().values(), key=lambda card: (card.family, card.name))

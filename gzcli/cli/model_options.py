@@ -1,6 +1,5 @@
-"""What a model adds to a verb: options of its methods, keys, scores, labels; for completion and `--help`.
-
-Models are read from their files and recipes, and nothing is imported that takes long.
+"""What a model adds to a verb: options of its methods, keys, scores and labels, for completion and `--help`.
+Models are read from their files and recipes, without slow imports.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ STYLES = ("cyan", "yellow", "")  # of the columns, as Typer's own
 
 
 def recipe_for(word: str, data: str | None = None) -> Recipe | None:
-    """The recipe of a run, of a file, or of a model on a data set; None if the word means none."""
+    """The recipe of a run, of a file, or of a model on a data set; None if the word refers to none."""
     from gzcli.core.devices import count_gpus  # at a TAB nobody waits until torch has tried them
     from gzcli.recipe.recipe import recipe_of
     from gzcli.recipe.resolve import resolve
@@ -56,7 +55,7 @@ def card_for(word: str) -> ModelCard | None:
 
 
 def options_of(verb: str, card: ModelCard, do: str | None = None) -> Options:
-    """The options that a verb takes for a model beyond its own; `do` is the application of `--do`."""
+    """The options that a model adds to a verb; `do` is the application of `--do`."""
     from gzcli.recipe.schema import score_options
 
     if verb == "ood":
@@ -65,7 +64,7 @@ def options_of(verb: str, card: ModelCard, do: str | None = None) -> Options:
 
 
 def values_of(annotation: str) -> list[str]:
-    """The values of a Literal type, as they are typed; [] for any other type."""
+    """The values of a Literal type in the form of the command line; [] for any other type."""
     from gzcli.recipe.schema import listed
 
     return [written(value) for value in listed(annotation)]
@@ -93,7 +92,7 @@ def keys_of(recipe: Recipe) -> dict[str, tuple[Any, list[str]]]:
 
 
 def written(value: Any) -> str:
-    """A value as `--set` takes it, in one word of a shell."""
+    """A value for `--set`, as one word of a shell."""
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
     return f"[{','.join(map(written, value))}]" if isinstance(value, (list, tuple)) else str(value)
@@ -105,7 +104,7 @@ def flag(name: str) -> str:
 
 
 def labels_of(word: str | None, data: str | None) -> list[str]:
-    """The classes of `--data`, otherwise of a run's set, otherwise of the digits; [] if no pack says them
+    """The classes of `--data`, otherwise of a run's set, otherwise of the digits; [] if no pack has them
     yet."""
     from gzcli.data.sets.registry import locate
     from gzcli.store.runs import all_runs, by_name
@@ -290,7 +289,7 @@ def labels(word: str, model: ModelCard, part: Part) -> Row:
 
 
 def applied(model: ModelCard, name: str) -> Row:
-    """An application, and the options that it takes."""
+    """An application and its options."""
     takes = [flag(option) for option in model.do[name]]
     takes += ["--mask"] if name in model.masked else []
     takes += ["--label"] if name in model.labelled else []

@@ -229,8 +229,8 @@ def show_dry(
     budget: float | None = None,
     seconds: float | None = None,
 ) -> None:
-    """Prints the sets or images that are scored, by what, and the time that this takes: at most the budget,
-    or as many seconds as earlier scores of the run tell."""
+    """Prints the sets or images that are scored, by which scores, and the time for this: at most the budget,
+    or an estimate from earlier scores of the run."""
     for label, text in (("in", home.reference), ("against", ", ".join(against)), ("by", by)):
         out.text("\n".join(out.fitted(text, f"{label:<9}")))
     many = f"{n:,}" if n else "as many as the budget allows" if budget else "all"
@@ -244,7 +244,7 @@ def show_dry(
 
 
 def seconds_each(run: Run, names: Sequence[str]) -> float | None:
-    """The seconds of an image as the run's newest result with these scores took them."""
+    """The seconds per image in the run's newest result with these scores."""
     for path in sorted(run.path.glob(f"ood/*/{Run.ood_file}"), reverse=True):
         result = files.whole_object(path)
         with suppress(KeyError, TypeError, ZeroDivisionError):
@@ -263,7 +263,7 @@ def label_of(outs: Sequence[str]) -> str:
 def finish(
     result: dict[str, Any], folder: Path, words: str, maps: bool, report: Path | None, fail: bool
 ) -> None:
-    """Prints what follows the table, and ends with `FLAGGED` if the caller asked for that."""
+    """Prints the lines after the table, and ends with `FLAGGED` if requested."""
     for text in (*(f"note: {note}" for note in result.get("notes", [])), f"files: {folder}"):
         out.info(text)
     ending(result, folder, words, maps)
@@ -305,8 +305,10 @@ def check_options(
     *,
     alone: bool = False,
 ) -> None:
-    """Raises UsageError for options that do not go together, MissingError if there are no pictures. alone:
-    whether `--in` is enough, as that of an inspection set."""
+    """Raises UsageError for options that do not go together, MissingError if there are no images.
+
+    alone: whether `--in` is enough, as for an inspection set.
+    """
     wrong = of_pictures if input_ is None else of_sets
     allowed = ("--fpr", "--calibrate") if alone else ()
     strange = next((name for name, value in wrong.items() if value and name not in allowed), None)
@@ -347,7 +349,7 @@ def method_of(model: str | None, in_: str | None, of_sets: Mapping[str, Any]) ->
 
 
 def size_in(words: list[str]) -> Any:
-    """The size of images by `--set data.size=64`, the only further option of methods; None without it."""
+    """The image size by `--set data.size=64`, the only other option of methods; None without it."""
     from gzcli.core.units import canonical_size
     from gzcli.recipe.yaml import scalar
 
@@ -393,7 +395,7 @@ def of_runs(
 def choose_scores(
     names: list[str], cards: Sequence[ModelCard], of_recipe: Sequence[str] | None
 ) -> tuple[str, ...] | None:
-    """The scores by their proper names, of several runs those that all have; None: the recipe's."""
+    """The scores by their exact names; for several runs, the scores of all; None: the recipe's."""
     from gzcli.recipe.schema import check_scores, score_names
 
     if [canonical(name) for name in names] == ["all"]:
@@ -426,7 +428,7 @@ def split_sets(text: str) -> list[str]:
 
 
 def benchmark_of(name: str, in_: str | None, out_: str | None) -> Benchmark:
-    """The benchmark of this name. Raises UsageError if other sets than its own are given."""
+    """The benchmark with this name. Raises UsageError if other sets than its own are given."""
     from gzcli.data.sets.benchmarks import find_benchmark
 
     benchmark = find_benchmark(name)
@@ -437,7 +439,7 @@ def benchmark_of(name: str, in_: str | None, out_: str | None) -> Benchmark:
 
 
 def with_lists(benchmark: Benchmark, root: Path) -> list[DataSet]:
-    """The foreign sets of a benchmark that OpenOOD's `data` folder has lists of; prints those left out."""
+    """The foreign sets of a benchmark with lists in OpenOOD's `data` folder; prints the omitted ones."""
     from gzcli.data.library import list_of
 
     names = (*benchmark.near, *benchmark.far)
@@ -450,7 +452,8 @@ def with_lists(benchmark: Benchmark, root: Path) -> list[DataSet]:
 
 
 def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:
-    """The foreign sets of a benchmark that are here or small enough to be fetched; prints those left out."""
+    """The foreign sets of a benchmark that are in the cache or small enough to download; prints the omitted
+    ones."""
     from gzcli.data.packs.open import open_pack, pack_options
 
     sets, names = [], (*benchmark.near, *benchmark.far)
@@ -498,7 +501,7 @@ def write_alarm(reference: str, place: Path, how: Mapping[str, Any]) -> dict[str
 
 
 def table_of_defects(result: Mapping[str, Any]) -> None:
-    """Prints a line for each kind of defect, their mean last, and how many good images are flagged."""
+    """Prints a line for each kind of defect, then their mean, and the number of flagged good images."""
     rate, lines = f"at {100 * result['fpr']:.3g} %", []
     for row in result["defects"]:
         interval = "–".join(f"{end:.3f}".removeprefix("0") for end in row["ci"] or ())
@@ -554,7 +557,7 @@ def beaten_by(best: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str
 
 
 def better_without(result: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The line of an alarm without a model, if it detects as many synthetic defects as that of the run."""
+    """The line of an alarm without a model, if it detects at least as many synthetic defects as the run."""
     table = result["choice"] if result["run"] else {}
     if not table or max(table, key=lambda name: (table[name], name == REFERENCE)) != REFERENCE:
         return None

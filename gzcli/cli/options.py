@@ -71,8 +71,7 @@ def with_flags(parameter: str, helps: Mapping[str, str]) -> Callable[[Verb], Ver
 
 
 def completer(words: Words | Iterable[str] | None, metavar: str) -> Any:
-    """What Typer calls for the completions of a value; of a list, such as `M[,M…]`, it completes the last
-    item."""
+    """A completion function for Typer; in a list such as `M[,M…]` it completes the last item."""
 
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:
         options = words(ctx, incomplete) if callable(words) else words or ()
@@ -139,7 +138,8 @@ def a_set(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def choose(what: str, name: str, options: Iterable[str]) -> str:
-    """The option that `name` means, `-` and `_` being the same; `what` is their kind, for the message."""
+    """The option with this name; `-` and `_` are equivalent. `what` is the kind of options, for the
+    message."""
     options = list(options)
     if match := matching(name, options):
         return match
@@ -194,14 +194,14 @@ def _switch(param: typer.CallbackParam, value: bool) -> bool:
 
 
 def may_remove(what: str, yes: bool) -> bool:
-    """Whether `what` may be removed: `--yes`, or the answer of a user who can be asked."""
+    """Whether `what` may be removed: by `--yes`, or by the user's answer on a terminal."""
     if not yes and not sys.stdin.isatty():
         raise UsageError(f"removing {what} needs `--yes` if there is no terminal to ask on")
     return yes or out.confirmed(f"Remove {what}?")
 
 
 def spelled(model: str, pretrained: bool) -> str:
-    """`MODEL --pretrained`, or `--pretrained` alone, in the spelling that every verb takes."""
+    """`MODEL --pretrained`, or only `--pretrained`, in the spelling of every verb."""
     from gzcli.store.pretrained import DEFAULT, PREFIX
 
     if not pretrained or model.startswith(PREFIX):

@@ -1,4 +1,4 @@
-"""The only writer: data on stdout, everything else on stderr; it holds the `--json` and `-q` switches.
+"""The only writer: data on stdout, everything else on stderr; it stores the `--json` and `-q` switches.
 
 Tables and texts fit the terminal: the least important columns leave first, texts are wrapped between words.
 """
@@ -33,7 +33,7 @@ _SEQUENCES = {_MARKS[name]: f"\033[{code}m" for name, code in _STYLES.items()} |
 
 def configure(**switches: bool | None) -> None:
     """Sets `json`, `quiet`, `lenient` (a closed or full stdout does not end the verb) or `lost` (that has
-    happened, so that an error goes to stderr); None leaves a switch as it is."""
+    happened, so that an error goes to stderr); None leaves a switch unchanged."""
     _mode.update({key: value for key, value in switches.items() if value is not None})
 
 
@@ -66,9 +66,9 @@ def text(string: str) -> None:
 
 
 def picture(path: Path, *, opened: bool = False) -> None:
-    """Human mode: prints a picture's path, below the picture itself on a terminal that can show it.
+    """Human mode: prints the path of an image, below the image itself on a terminal that can show it.
 
-    opened: whether the desktop's viewer shows it too.
+    opened: whether the desktop's viewer also shows it.
     """
     from gzcli.report import preview
 
@@ -98,8 +98,8 @@ def table(
 ) -> None:
     """Human mode: prints the lines of a table that fit the terminal, under a bold head. JSON mode: nothing.
 
-    spare: headings of the columns that may leave, the first to leave first; a mapping also says what the note
-      on those that left calls them.
+    spare: headings of the columns that may leave, the first to leave first; a mapping also gives their names
+      in the note on omitted columns.
     to_stderr: whether it is printed as `info` would.
     elsewhere: where to see the columns that did not fit.
     """
@@ -181,7 +181,7 @@ def progress(title: str, unit: str = "bytes") -> Iterator[Callable[[int, int], N
 
 def error(problem: GzError) -> None:
     """Prints `error: …` and `hint: …` on stderr, also with `-q`; in JSON mode `{"error": {…}}` on stdout,
-    unless stdout is what fails."""
+    unless stdout itself fails."""
     if is_json() and not _mode["lost"]:
         shown = {"code": problem.code, "kind": problem.kind, "message": problem.message, "hint": problem.hint}
         data({"event": problem.event, "error": shown} if problem.event else {"error": shown})
@@ -205,7 +205,8 @@ def table_lines(
 ) -> tuple[list[str], list[str]]:
     """The lines of a table that fit `room` columns (None: any number), and the headings that were left out.
 
-    spare: as of `table`; of columns of one name the last leaves first. One without any value leaves at once.
+    spare: as for `table`; among columns with one name, the last is dropped first. Columns without any value
+      are always dropped.
     wrap: headings of the columns whose texts may take several lines.
     narrow: the least width of such a text while a spare column can leave in its place.
     """
@@ -241,7 +242,8 @@ def table_lines(
 def _narrowed(
     widths: Sequence[int], words: Mapping[int, int], shown: Sequence[int], room: int, least: int
 ) -> dict[int, int] | None:
-    """The widths, of at least `least`, to which wrapped columns shrink so that all fit; None: they cannot."""
+    """The widths, of at least `least`, to which wrapped columns shrink so that all fit; None if
+    impossible."""
     narrowed = {i: widths[i] for i in shown if i in words}
     floors = {i: max(words[i], min(width, least)) for i, width in narrowed.items()}
     for _ in range(_total(widths, shown) - room):  # the widest gives first
@@ -253,7 +255,7 @@ def _narrowed(
 
 
 def _is_number(cell: str) -> bool:
-    """Whether a cell is a number, or stands for a missing one."""
+    """Whether a cell is a number or a placeholder for a missing number."""
     digits = cell.lstrip("-").replace(",", "").replace(".", "")
     return cell in ("-", "nan", "inf", "-inf") or digits.isdecimal()
 
@@ -293,7 +295,7 @@ def _write(stream: TextIO, string: str, *, styled: bool = True) -> None:
 
 
 def _put(stream: TextIO, string: str) -> None:
-    """Writes a line as it is: what comes from elsewhere in it must be printable."""
+    """Writes a line unchanged; any foreign text in it must be printable."""
     try:
         stream.write(f"{string}\n")
         stream.flush()

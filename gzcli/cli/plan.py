@@ -1,6 +1,6 @@
-"""What `gz train` says of a training before it starts: scale, set, size, memory and time, in short or, for
-`--dry-run`, in a few lines with all that is missing, and with `--keys` every value with its origin. And what
-samples of a model take, for the dry runs of other verbs.
+"""The plan that `gz train` prints before a training: scale, set, size, memory and time; with `--dry-run` also
+everything that is missing, and with `--keys` every value with its origin. Also the cost of samples, for the
+dry runs of other verbs.
 
 A dry run creates nothing but, in the cache, what a step costs; torch is loaded in another process alone.
 """
@@ -63,8 +63,8 @@ class Outlook:
 def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
     """Prints in short what is about to be trained, and asks about more than a week.
 
-    A step is tried to tell the time, but not for the embedded sets, demonstrations that take a minute, nor
-    if the length was typed. The other machines of several print nothing.
+    A step is timed for the estimate, except for embedded sets, which take a minute, and if the length was
+    given. The other machines of several print nothing.
     """
     request, plan = start.request, start.plan
     if start.run:
@@ -86,7 +86,7 @@ def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
 
 
 def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, yes: bool) -> None:
-    """Asks on a terminal whether to start what takes more than `most` seconds; a script only gets a note."""
+    """Asks on a terminal whether to start a job of more than `most` seconds; a script only gets a note."""
     if seconds is None or seconds <= most or yes:
         return
     long, ways = f"about {about(seconds)} on this machine", f"to start anyway, pass `--yes`; {ways}"
@@ -195,7 +195,7 @@ def figures(outlook: Outlook) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What an image of a model takes: seconds and network calls. None: not known."""
+    """The cost of an image of a model: seconds and network calls. None: unknown."""
 
     seconds: float | None = None
     calls: float | None = None
@@ -343,7 +343,7 @@ def _time(one: Forecast) -> str:
 
 
 def _on_h100s(forecasts: Sequence[Forecast]) -> str:
-    """The time of all on as many H100s as there are GPUs asked for; "" if gz has no estimate."""
+    """The total time on as many H100s as requested GPUs; "" if gz has no estimate."""
     gpus = forecasts[0].gpus
     seconds = h100_seconds(forecasts, gpus)
     where = "an H100" if gpus == 1 else f"{gpus} H100s"

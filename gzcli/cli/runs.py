@@ -260,14 +260,16 @@ def remove(runs: _Refs, yes: opt.Yes = False) -> None:
 
 
 def _find(ref: str) -> Run:
-    """The run of this id, alias or folder, in any state; otherwise the finished one that `ref` means."""
+    """The run with this id, alias or folder, in any state; otherwise the finished run that `ref` refers
+    to."""
     from gzcli.launch.from_file import find_run
 
     return store.by_name(ref) or find_run(ref)
 
 
 def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
-    """Lists the runs, asks unless `yes`, removes them; with `skip` one that was taken meanwhile stays."""
+    """Lists the runs, asks unless `yes`, and removes them; with `skip`, a run that is in use meanwhile is
+    kept."""
     rows = summaries(runs)
     if runs:
         table_of_runs(runs, rows, to_stderr=True)
@@ -336,7 +338,8 @@ def _differ(values: Sequence[Any]) -> bool:
 
 
 def side_by_side(names: Sequence[str], lines: Sequence[Row], *, wide: bool) -> None:
-    """Prints a column for each run, in as many tables as the terminal needs, two runs in each at least."""
+    """Prints a column for each run, in as many tables as the terminal width requires, with at least two runs
+    each."""
     runs, tables, room = len(names), 1, None if wide else out.room(sys.stdout)
     if room is not None:
         first = max(len(line[0]) for line in lines)

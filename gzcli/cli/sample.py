@@ -1,5 +1,5 @@
-"""`gz sample`: images from a trained model, or one of its applications; `--like IMAGE` repeats an earlier
-`gz sample` from one of its pictures."""
+"""`gz sample`: images from a trained model, or one of its applications; `--like IMAGE` repeats an earlier `gz
+sample` from one of its images."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def job_of(model: str, data: str | None, typed: SampleJob, words: list[str]) -> 
 
 
 def show_dry(run: Run, job: SampleJob) -> None:
-    """Prints what the job takes."""
+    """Prints the cost of the job."""
     from gzcli.cli.plan import Drawing, show_drawing
 
     drawing = Drawing.of(run.model, run.data, run, job.options.get("steps")) if not job.do else Drawing()
@@ -180,7 +180,7 @@ def show_dry(run: Run, job: SampleJob) -> None:
 
 
 def classes_of(run: Run, data: str) -> list[str]:
-    """The classes that a run was trained with, by its weights or its set; [] if neither says."""
+    """The classes of a run's training, by its weights or its set; [] if neither records them."""
     from gzcli.launch.from_file import metadata
 
     with suppress(GzError):
@@ -240,7 +240,7 @@ def check(model: ModelCard, do: str | None, run: Run, job: SampleJob, *, conditi
 
 
 def choose_application(word: str, model: ModelCard) -> str:
-    """The application of the model that the word means."""
+    """The application of the model that the word refers to."""
     from gzcli.models.catalog import APPLICATIONS
 
     name = canonical(word)
@@ -277,8 +277,8 @@ def read_prompts(typed: list[str], file: Path | None) -> list[str]:
 
 
 def origin_of_job(job: SampleJob, run: Run) -> dict[str, Any]:
-    """The part of the origin of images that the engine cannot know: the command that makes
-    them, without places of files, the origin of a shared run, and the hashes of the user's own pictures."""
+    """The part of the origin of images that the engine cannot know: the command without paths of files, the
+    origin of a shared run, and the hashes of the user's own images."""
     paths = {key: Path(path) for key, path in (("input", job.input), ("mask", job.mask)) if path}
     pictures = {key: {"name": path.name, "sha256": digest(path)} for key, path in paths.items()}
     return {"command": command(job, run), "from": run.status().get("from"), **pictures}
@@ -301,7 +301,7 @@ def command(job: SampleJob, run: Run) -> str:
 
 
 def digest(path: Path) -> str:
-    """The sha256 of a file; of a folder that of the names and checksums of all its files."""
+    """The sha256 of a file, or of the names and checksums of all files in a folder."""
     if path.is_file():
         return checksum(path)
     total = hashlib.sha256()
@@ -378,7 +378,7 @@ def compare(picture: Path, result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _candidates(facts: Mapping[str, Any]) -> Iterator[Run]:
-    """Runs that may be the image's: by its id, of a file that was used before, by its weights."""
+    """Candidates for the run of an image: by its id, from a file used before, or by its weights."""
     stored = all_runs()
     yield from (run for run in stored if run.id == facts["run"])
     yield from (Run(path) for path in cache_dir("files").glob("*") if path.name == facts["run"])
@@ -386,7 +386,7 @@ def _candidates(facts: Mapping[str, Any]) -> Iterator[Run]:
 
 
 def _checkpoint_with(facts: Mapping[str, Any], run: Run) -> str | None:
-    """The checkpoint of a run that has the image's weights, as `--checkpoint` takes it."""
+    """The checkpoint of a run that has the image's weights, in the form of `--checkpoint`."""
     step = int(facts["step"])
     places = {"finished": run.serving.model_file, str(step): run.serving.checkpoint(step).averaged}
     equal = (at for at, file in places.items() if file.is_file() and checksum(file) == facts["weights"])

@@ -139,8 +139,10 @@ def detections() -> dict[tuple[str, str, str], str]:
 
 def figures(row: Mapping[str, str], kind: str | None) -> dict[str, str]:
     """The metrics of a row that pages show, in order, each with its excess over the floor and half the 95 %
-        interval of that if they are known. Likelihoods of different kinds (exact, bound, ode) are different
-    metrics. kind: kind of the row's likelihoods; "" if unknown, None for a model of codes, which has none.
+    interval of that if they are known. Likelihoods of different kinds (exact, bound, ode) are
+    different metrics.
+
+    kind: kind of the row's likelihoods; "" if unknown, None for a model of codes, which has none.
     """
     cells = {}
     for name, value in row.items():

@@ -1,4 +1,4 @@
-"""Who may speak to the server of `gz demo`: its own page alone. Plain ASGI, without an import of Gradio. A
+"""Access control for the server of `gz demo`: only its own page. Plain ASGI, without an import of Gradio. A
 page from elsewhere can make a browser send requests to this machine: by a form, an image, a stream of events,
 or by its own name that resolves to 127.0.0.1. They are recognised by three headers that no script can
 set: Host, Origin and Sec-Fetch-Site."""
@@ -109,7 +109,7 @@ class Guard:
         return token is None or any(hmac.compare_digest(word.encode(), token.encode()) for word in words)
 
     def _cookie(self, scope: Scope) -> list[tuple[bytes, bytes]]:
-        """The header that keeps the token of the address, so that what the page asks for needs none."""
+        """The header that stores the token of the address, so that requests of the page need none."""
         if self.token is None or not self._in_address(scope):
             return []
         local = any(_name(host) in LOOPBACK for host in _values(scope, b"host"))

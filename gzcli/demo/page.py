@@ -1,4 +1,4 @@
-"""The page of `gz demo`, by Gradio, and its server: on this machine alone, with no request to any other."""
+"""The page of `gz demo`, by Gradio, and its server: only on this machine, without requests to others."""
 
 # ruff: noqa: E402
 from __future__ import annotations
@@ -315,7 +315,7 @@ class Page:
     def _request(
         self, name: str, n: int, seed: int, label: str, sampler: str | None, prompt: str, *numbers: float
     ) -> Request:
-        """What the page asks for; parts that are hidden for this run have no say."""
+        """The request of the page; parts that are hidden for this run are ignored."""
         can = self.studio.open(name)[1]
         values: dict[str, Any] = dict(zip(NUMBERS, numbers, strict=True))
         options = {key: value for key, value in values.items() if key in can.numbers}

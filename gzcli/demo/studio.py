@@ -143,7 +143,7 @@ class Request:
 
 class Studio:
     """The run on the page, which is loaded once and serves one request at a time. Its `folder` is removed
-    with it, or when the program ends."""
+    together with it, or when the program ends."""
 
     def __init__(self) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="gz-demo-", ignore_cleanup_errors=True)
@@ -242,8 +242,8 @@ class Studio:
         return result, sheet(np.concatenate(pictures), len(pictures)), judging(name, n, can.maps)
 
     def file(self, picture: np.ndarray) -> str:
-        """The path of an image [H, W, C], in its own file: the browser may still be reading the file of
-        an equal picture."""
+        """The path of an image [H, W, C], in its own file: the browser may still be reading the file of an
+        equal image."""
         path = self.shown / f"{next(self._numbers):06}.png"
         save_png(path, picture)
         return str(path)
@@ -266,7 +266,8 @@ class Studio:
         yield sheet(last, columns), code
 
     def _sized(self, run: LoadedRun, picture: np.ndarray, channels: int) -> np.ndarray:
-        """An image as the run's images are, uint8 [1, channels, H, W]; an enlarged image at its own size."""
+        """An image in the form of the run's images, uint8 [1, channels, H, W]; an enlarged image at its
+        original size."""
         picture = np.atleast_3d(picture)
         scale = max(1, picture.shape[0] // run.info.shape[1])
         small, path = picture[::scale, ::scale], self.folder / "painted.png"
@@ -317,7 +318,7 @@ def sheet(images: np.ndarray, columns: int | None = None) -> np.ndarray:
 
 
 def enlarged(picture: np.ndarray, least: int) -> np.ndarray:
-    """An image [H, W, C] by the whole number that brings its width to `least` pixels, about."""
+    """An image [H, W, C] enlarged by a whole number to a width of about `least` pixels."""
     scale = max(1, least // picture.shape[1])
     return picture.repeat(scale, 0).repeat(scale, 1)
 
@@ -375,7 +376,8 @@ def _line(verb: str, name: str, flags: Mapping[str, Any]) -> str:
 
 
 def _flags(request: Request, words: Words) -> dict[str, Any]:
-    """The flags of a drawing; a class with a comma in its name is quoted, as `--label` takes a list."""
+    """The flags of a drawing; a class with a comma in its name is quoted, because `--label` accepts a
+    list."""
     label = f'"{request.label}"' if request.label and "," in request.label else request.label
     options = {f"--{key.replace('_', '-')}": value for key, value in words.items() if key != "labels"}
     return {"--seed": request.seed, "--label": label, "--prompt": None, **options}

@@ -1,2 +1,2 @@
-"""The documentation: what is written (`models/`, `pages/`), what was measured (`measured/`), and the code
-that joins them with what recipes and signatures say."""
+"""The documentation: texts (`models/`, `pages/`), measurements (`measured/`), and the code that combines them
+with recipes and signatures."""

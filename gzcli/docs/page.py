@@ -216,7 +216,7 @@ def _differences(card: ModelCard, part: Part, paper: Part) -> tuple[str, ...]:
 
 def objective(options: Mapping[str, Any], rescaled: bool = False) -> str:
     """The loss of a denoiser with these options, in Unicode, whose network's input is `rescaled` to unit
-    variance or not; "" of a model that is none."""
+    variance or not; "" for other models."""
     prediction = options.get("prediction")
     if prediction not in TARGETS or "weighting" not in options:
         return ""
@@ -465,7 +465,7 @@ def as_text(markdown: str, width: int) -> str:
 
 
 def picture_name(recipe: str, data: str, scale: str) -> str:
-    """The path of an image of samples on the site, beside the pages of models."""
+    """The path of a model's samples on the site, beside the model pages."""
     return f"samples/{data}-{scale}-{recipe}.png"
 
 
@@ -494,7 +494,7 @@ def phrase(text: str) -> str:
 
 
 def short(cell: str) -> str:
-    """A number of a table in three digits; other text as it is."""
+    """A number of a table in three digits; other text unchanged."""
     try:
         value = float(cell)
     except ValueError:
@@ -550,9 +550,9 @@ def overview() -> str:
 
 
 def topics(root: Any) -> dict[str, Callable[[], str]]:
-    """What gives the text of each topic: a page, a verb with its options, or a model.
+    """The function for the text of each topic: a page, a verb with its options, or a model.
 
-    root: the command line with all of its verbs.
+    root: the command line with all verbs.
     """
     pages = texts()
 

@@ -1,4 +1,4 @@
-"""The static site: all pages, built by MkDocs into a folder that opens from disk and asks no server."""
+"""The static site: all pages, built by MkDocs in a folder that opens from disk without a server."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WIDE = 84  # columns of a block of code on a laptop's screen
 def build(into: Path, commands: str) -> Path:
     """Builds the site. Returns its first page.
 
-    into: the folder; what an earlier build left there goes.
+    into: the folder; files of an earlier build are removed.
     commands: the page of all commands.
     """
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +95,7 @@ def stacked(text: str) -> str:
 
 
 def model_names() -> list[str]:
-    """The models that have a page: those of recipes, and those that are only ever a stage."""
+    """The models that have a page: those of recipes, and those that are only stages."""
     names = {*recipe_names(), *(path.stem for path in (manual.ROOT / "models").glob("*.md"))}
     return sorted(names, key=lambda name: (catalog.card(name).family, canonical(name)))
 

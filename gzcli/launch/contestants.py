@@ -1,4 +1,4 @@
-"""Who takes part in a comparison: runs, and images from anywhere."""
+"""The contestants of a comparison: runs, and images from anywhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gzcli.store.runs import all_runs, by_name
 
 
 def find_contestants(words: list[str], data: str | None) -> tuple[DataSet, list[tuple[Run, str]], list[str]]:
-    """The set of real images, the runs with the words that mean them, and the references of the images."""
+    """The set of real images, the runs with their words, and the references of the images."""
     data_set = locate(data) if data else None
     names = [word for word in words if is_run(word)]
     images = [images_at(word) for word in words if word not in names]
@@ -35,7 +35,8 @@ def find_contestants(words: list[str], data: str | None) -> tuple[DataSet, list[
 
 
 def is_run(word: str) -> bool:
-    """Whether a word means a run, a model or weights; an unknown name does, for their search has a hint."""
+    """Whether a word refers to a run, a model or weights; true for an unknown name, because their search has
+    a hint."""
     if by_name(word) is not None or is_shared(word) or matching(word, recipe_names()):
         return True
     if "/" in word or word.lower().endswith(ENDINGS) or word.endswith(".safetensors"):
@@ -44,8 +45,7 @@ def is_run(word: str) -> bool:
 
 
 def images_at(word: str) -> str:
-    """The images that a word means; those of a folder of `gz sample` are `samples.npz`, otherwise
-    `images`."""
+    """The images that a word refers to; for a folder of `gz sample`, `samples.npz`, otherwise `images`."""
     from gzcli.data.readers.folder import open_path
 
     try:

@@ -1,7 +1,6 @@
-"""What a training needs before it starts, and what is expected of it: its data, earlier runs and weights, the
-size of its models, and the memory and time of a step as they were measured on this machine. No data set is
-opened and no torch is loaded: what is not in the cache is found by the engine's `forecast`, in a process of
-its own.
+"""The requirements and the forecast of a training: its data, earlier runs and weights, the size of its
+models, and the memory and time of a step measured on this machine. No data set is opened and no torch is
+loaded: what is not in the cache is found by the engine's `forecast`, in a process of its own.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ Measure = Callable[[TrialJob], Sequence[Mapping[str, Any]]]  # does a job and re
 
 @dataclass(frozen=True)
 class DataFacts:
-    """The facts of a data set that need no opening of it; None: unknown."""
+    """The facts of a data set that is not opened; None: unknown."""
 
     name: str  # in the recipe
     key: str  # in ids of runs
@@ -146,7 +145,8 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
 
 
 def in_steps(recipe: Resolved, epochs: float, say: Say = silent) -> dict[str, int]:
-    """The steps of so many passes over the training images, by the dotted key of each part of a recipe."""
+    """The steps for the given number of passes over the training images, by the dotted key of each part of a
+    recipe."""
     facts, flags = of_data(recipe)[0], {}
     for part in recipe.parts:
         images, batch = min(facts.n, part.data.n or facts.n), part.train.batch_size
@@ -193,12 +193,12 @@ class Forecast:
 
     @property
     def gpus(self) -> int:
-        """The GPUs for which the time on H100s is given: those of all machines, or one if none is used."""
+        """The number of GPUs for the time on H100s: those of all machines, or one if none is used."""
         return (self.part.launch.processes or 1) if self.part.launch.gpus else 1
 
     def on_h100s(self, gpus: int) -> float | None:
-        """Seconds of the training on so many H100s: at a fifth of their peak, but no faster than kernels are
-        launched, after a minute in which the model is compiled."""
+        """Seconds of the training on this number of H100s: at a fifth of their peak, but no faster than
+        kernels are launched, plus a minute of compilation."""
         if not self.flops:
             return None
         step = max(self.flops / (gpus * H100 * SHARE), KERNEL * (self.kernels or 0))
@@ -216,16 +216,16 @@ def together(values: Sequence[float | None]) -> float | None:
 
 
 def h100_seconds(forecasts: Sequence[Forecast], gpus: int) -> float | None:
-    """Seconds of trainings on so many H100s; None if they are not known, or if compiling takes most of them:
-    short runs are not compiled, and how long they take on a GPU is not measured."""
+    """Seconds of trainings on this number of H100s; None if unknown, or if compiling would dominate, because
+    the time of short, uncompiled runs on a GPU has not been measured."""
     seconds = together([one.on_h100s(gpus) for one in forecasts])
     return seconds if seconds and seconds >= 2 * COMPILING * len(forecasts) else None
 
 
 def shares(stages: Sequence[Forecast]) -> list[float]:
-    """How a common time is split over stages: one half in equal parts, as a tokenizer of few steps would draw
-    badly under any prior, the other by the operations of each in its own training length, in steps of
-    1/20. Equally if these are not known."""
+    """How a common time is split over stages, in steps of 1/20. One half is split equally, because an
+    undertrained tokenizer is bad under any prior; the other by the operations of each stage's own training
+    length. Equal parts if these are unknown."""
     equal = 1 / len(stages)
     work = [(one.flops or 0.0) * one.part.train.steps for one in stages]
     if not all(work):
@@ -243,7 +243,7 @@ def expect(
     timed: bool,
     paper: Recipe | None = None,
 ) -> tuple[list[Forecast], list[Forecast]]:
-    """The forecasts of a recipe's parts, and of those of the paper's recipe, timed by extrapolation."""
+    """The forecasts of a recipe's parts, and of the paper's recipe, timed by extrapolation."""
     if shape is None:
         return [Forecast(part, lacking="the data set is not on this machine") for part in recipe.parts], []
     here = plan.gpus <= (usable_gpus().usable if plan.gpus else 0)
@@ -294,8 +294,7 @@ def key_of(program: Path, plan: Plan, *facts: Any) -> str:
 
 
 def stages_of(recipe: Recipe) -> dict[str, Part]:
-    """The parts of a recipe by their names; in the place of those that it reuses, the recipes of their
-    runs."""
+    """The parts of a recipe by name; for reused parts, the recipes of their runs."""
     parts = {stage.stage: stage for stage in recipe.parts}
     reused = {name: runs.by_name(word) for name, word in recipe.reused.items()}
     return parts | {name: part_of(run.serving.tree(), name) for name, run in reused.items() if run}
@@ -306,7 +305,7 @@ def stages_of(recipe: Recipe) -> dict[str, Part]:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What an image of a model takes here, in seconds; None if it is not known, or if the model has no such
+    """The seconds that an image of a model takes here; None if unknown, or if the model has no such
     likelihood."""
 
     sample: float | None = None
@@ -335,7 +334,7 @@ class Drawer:
         return cls(recipe.parts[-1], stages_of(recipe), plan, of_data(recipe)[0].info())
 
     def row(self, kinds: Sequence[str]) -> dict[str, Any]:
-        """As `row_of`, for images and for likelihoods of these kinds."""
+        """Like `row_of`, for images and for likelihoods of these kinds."""
         row = row_of(self.part, self.stages, self.plan, self.shape or {}, timed=False)
         trees = [{key: tree[key] for key in DRAWING} for tree in (row["tree"], *row["stages"].values())]
         precision = row["tree"]["train"]["precision"]
@@ -345,7 +344,7 @@ class Drawer:
 
 
 def drawer_of_run(run: Run, plan: Plan) -> Drawer | None:
-    """That of a run's recipe; None if its weights do not tell what it was trained on, or if it draws
+    """The drawer of a run's recipe; None if its weights do not record the training data, or if it draws
     latents."""
     with suppress(GzError, KeyError, ValueError):
         stages = {part.path.name: part_of(part.tree(), part.path.name) for part in run.stages}
@@ -385,7 +384,7 @@ def judging(n: int, gpus: int) -> float:
 
 
 def note_judging(result: Mapping[str, Any], gpus: int) -> None:
-    """Keeps what `judging` reads, of the result of a bench."""
+    """Stores the values for `judging` from the result of a bench."""
     each = [
         (row["seconds"] - row["n"] / row["metrics"]["samples_per_s"]) / row["n"]
         for row in result["rows"]
@@ -401,8 +400,8 @@ def judged_file(gpus: int) -> Path:
 
 
 def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:
-    """The rows of a job that is done in its own process. If it fails, each row has an `error`: a plan that
-    fails does not prevent a start."""
+    """The rows of a job that is done in its own process. If it fails, each row has an `error`, because a
+    failed plan must not prevent a start."""
     costs = cache_dir("costs")
     folder = files.part_path(costs / "job")
     try:
@@ -444,7 +443,7 @@ def cached(key: str) -> Path:
 
 
 def recall(key: str, names: Sequence[str] = NUMBERS) -> dict[str, Any]:
-    """What the cache has under a key, numbers of these names; {} if that is nothing, or damaged."""
+    """The numbers of these names in the cache under a key; {} if they are missing or damaged."""
     row = files.whole_object(cached(key))
     numbers = all(isinstance(row.get(name), int | float | None) for name in names)
     return row if numbers and {"timed", *names} <= set(row) else {}
@@ -464,8 +463,8 @@ def memory_of(plan: Plan) -> int | None:
 
 
 def memory_hint(forecasts: Sequence[Forecast], plan: Plan, there: int | None) -> str | None:
-    """What to do if a model needs more memory than there is for a process; on a GPU its batch is split as
-    it is trained."""
+    """The hint for a model that needs more memory than available for a process; on a GPU its batch is split
+    in training."""
     for forecast in forecasts:
         if there and not plan.gpus and forecast.bytes and forecast.bytes > there:
             ways = ", ".join(ways_to_save(forecast.part, plan)) or "a smaller `train.batch_size`"

@@ -1,4 +1,4 @@
-"""A run that came as one file: it becomes a run in the cache, which every verb takes.
+"""Runs from a single file: the file becomes a run in the cache, for every verb.
 
 The file is a `model.safetensors` by gz, or what `gz runs export` wrote: on disk, on the hub
 (`hf://OWNER/NAME`) or in gz itself (`pretrained:MODEL`). It is data: no code comes with it, and what it names
@@ -32,8 +32,8 @@ SUFFIX = ".safetensors"
 
 
 def find_run(ref: str, *, data: str | None = None) -> Run:
-    """The run of a file, of `hf://OWNER/NAME` or of `pretrained:MODEL`, otherwise what `runs.find` means by
-    the text."""
+    """The run of a file, of `hf://OWNER/NAME` or of `pretrained:MODEL`, otherwise the result of
+    `runs.find`."""
     if hub.is_address(ref):
         return run_of(file_on_hub(ref), source=ref)
     if is_published(ref):
@@ -44,7 +44,7 @@ def find_run(ref: str, *, data: str | None = None) -> Run:
 
 
 def is_shared(ref: str) -> bool:
-    """Whether the text means a run that came as one file."""
+    """Whether the text refers to a run from a single file."""
     return hub.is_address(ref) or pretrained.is_name(ref) or is_weights(ref) or is_published(ref)
 
 
@@ -91,7 +91,7 @@ def is_weights(ref: str) -> bool:
 
 
 def is_bundle(file: Path) -> bool:
-    """Whether a file contains several models, as that of a run in stages does."""
+    """Whether a file contains several models, like that of a run in stages."""
     try:
         return bool(bundle.parts(files.safetensors_header(file).get("__metadata__", {})))
     except (OSError, ValueError):
@@ -99,8 +99,8 @@ def is_bundle(file: Path) -> bool:
 
 
 def run_of(file: Path, *, source: str | None = None) -> Run:
-    """The run of a weights file: the one whose folder it is in, otherwise one of its own in the cache.
-    `source` is the origin of the file, as `find_run` takes it; None: from the user's disk."""
+    """The run of a weights file: the run whose folder it is in, otherwise a new run in the cache. `source` is
+    the origin of the file, in the form of `find_run`; None: the user's disk."""
     on_hub = source is not None and hub.is_address(source)  # where each file is called alike
     stem, file = hub.name_of(str(source)).rpartition("/")[2] if on_hub else file.stem, file.resolve()
     if Run(file.parent).recipe_file.is_file() and Run(file.parent).status_file.is_file():
@@ -122,7 +122,7 @@ def run_of(file: Path, *, source: str | None = None) -> Run:
 
 
 def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> None:
-    """Makes a folder the run of a file, with further keys of its `status.json`."""
+    """Makes a folder the run of a file, with further keys in its `status.json`."""
     file = file.resolve()  # the hub's cache holds links
     texts, run = metadata(file), Run(folder)
     try:

@@ -1,4 +1,4 @@
-"""From a folder to processes and back: accelerate's configuration, the child, signals, and how it ended.
+"""Launches a folder in processes: accelerate's configuration, the child process, signals, and the outcome.
 
 What is launched is always `python -m gzcli.engine FOLDER`; all that the engine needs is in the folder. An
 engine records its own errors in `status.json`. One that was killed could not: its exit code and its
@@ -122,10 +122,9 @@ class Plan:
 def plan(
     section: LaunchSection, *, every_gpu: bool, check: bool = True, job: str = "", extra: Sequence[str] = ()
 ) -> Plan:
-    """The processes that a recipe's `launch` section asks for. A training (`every_gpu`) uses all GPUs if
-    no number is asked for, and SLURM's variables; other verbs run on one machine, on one GPU. The port
-    follows from the `job`, a hash of what was typed. `extra` never comes from a recipe or a run, which may be
-    a stranger's."""
+    """The processes for a recipe's `launch` section. A training (`every_gpu`) uses all GPUs by default, and
+    SLURM's variables; other verbs run on one machine, on one GPU. The port follows from the `job`, a hash of
+    what was typed. `extra` never comes from a recipe or a run, which may be a stranger's."""
     gpus, note = _gpus(section, every_gpu=every_gpu, check=check)
     machines = section.machines or (slurm_nodes() if every_gpu else 1)
     here = gpus or section.processes or 1
@@ -159,14 +158,13 @@ def _gpus(section: LaunchSection, *, every_gpu: bool, check: bool) -> tuple[int,
 
 
 def usable_gpus() -> Gpus:
-    """The GPUs of this machine, and how many of them torch can use, which is tried in a process of its
-    own."""
+    """The GPUs of this machine, and how many of them torch can use, tested in a separate process."""
     return _usable(count_gpus(), os.environ.get(VISIBLE), os.environ.get("PATH"))
 
 
 @cache
 def _usable(there: int, visible: str | None, path: str | None) -> Gpus:
-    """The GPUs, of which so many are `there`. The variables are keys of the cache."""
+    """The GPUs of the `there` available ones. The variables are keys of the cache."""
     if not there:
         return Gpus()
     from importlib.metadata import distributions
@@ -187,7 +185,7 @@ def _usable(there: int, visible: str | None, path: str | None) -> Gpus:
 
 
 def _tried_apart(there: int) -> Gpus:
-    """What `gzcli.core.devices` says of so many GPUs in its own process."""
+    """The result of `gzcli.core.devices` for this number of GPUs, in a separate process."""
     words, env = [sys.executable, start.SCRIPT, "gzcli.core.devices"], environment(Plan(gpus=there), "quiet")
     try:
         done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=TRYING)
@@ -201,7 +199,7 @@ def _tried_apart(there: int) -> Gpus:
 
 
 def _meeting(section: LaunchSection, machines: int, job: str) -> dict[str, Any]:
-    """Which machine this is of several, and where they meet: the keys of a Plan."""
+    """The number of this machine among several, and their rendezvous address: keys of a Plan."""
     rank = section.machine_rank
     if rank is None:
         rank = number_in("SLURM_NODEID", "nodes") or 0
@@ -234,7 +232,7 @@ def slurm_nodes() -> int:
 
 
 def slurm_host() -> str | None:
-    """The first node of the job step, as `scontrol` expands the list; None outside SLURM."""
+    """The first node of the job step, from the list by `scontrol`; None outside SLURM."""
     nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")
     if not nodes:
         return None
@@ -246,8 +244,8 @@ def slurm_host() -> str | None:
 
 
 def interface_to(host: str) -> str | None:
-    """The network interface by which this machine reaches a host; None if that is unknown, or only because
-    the host's name means this machine's own loopback."""
+    """The network interface by which this machine reaches a host; None if unknown, or if the host's name only
+    resolves to this machine's loopback."""
     import psutil
 
     try:
@@ -295,7 +293,7 @@ def command(folder: Path, p: Plan, *, launcher: bool) -> list[str]:
 
 
 def show(folder: Path, p: Plan) -> str:
-    """The command line of a training's processes, as it could be typed."""
+    """The command line of a training's processes, ready to type."""
     words = command(folder, p, launcher=p.launched)
     return shlex.join(["accelerate", "launch", *words[3:]] if p.launched else words)
 
@@ -402,8 +400,8 @@ def is_saving(target: Run) -> bool:
 
 
 def end_all(child: subprocess.Popen[bytes], folder: Path | None = None) -> None:
-    """Ends the child, its descendants and its process group, and ranks that work on the folder: torch's
-    launcher gives each its own session, so they outlive it."""
+    """Ends the child, its descendants and its process group, and the ranks that work on the folder: torch's
+    launcher starts each in its own session, so they outlive it."""
     import psutil
 
     left: list[psutil.Process] = []
@@ -498,8 +496,8 @@ def saved_state(target: Run) -> str | None:
 
 
 def check_extra(words: list[str]) -> list[str]:
-    """The words after `--` as accelerate gets them. Raises UsageError for an option that is not of `ALLOWED`,
-    and for a word that accelerate would take for the program to start."""
+    """The words after `--` for accelerate. Raises UsageError for an option outside `ALLOWED`, and for a word
+    that accelerate would interpret as the program to start."""
     checked, rest = [], iter(words)
     for word in rest:
         name, equals, value = word.partition("=")
@@ -527,7 +525,7 @@ def check_extra(words: list[str]) -> list[str]:
 
 
 def slots(most: int, *, gpus: bool) -> list[dict[str, str]]:
-    """The environments of at most so many processes at a time: a GPU for each, or a core."""
+    """The environments of at most this many processes at a time: a GPU for each, or a core."""
     if not gpus:
         return [{"OMP_NUM_THREADS": "1"}] * most
     visible = os.environ.get(VISIBLE) or ",".join(map(str, range(usable_gpus().usable)))
@@ -537,8 +535,8 @@ def slots(most: int, *, gpus: bool) -> list[dict[str, str]]:
 def side_by_side(
     module: str, folders: Mapping[int, Path], free: list[dict[str, str]], heard: Sequence[int]
 ) -> Iterator[tuple[int, float, int]]:
-    """Runs a module of gz on folders, as many at a time as there are free slots. Yields key, begin and exit
-    code of each process that has ended. Signals of `heard` are passed on, and none begins after one."""
+    """Runs a module of gz on folders, as many at a time as there are slots. Yields key, begin and exit code
+    of each process that has ended. Signals of `heard` are passed on, and none begins after one."""
     waiting, running, passed = list(folders), dict[int, tuple[Any, ...]](), 0
     try:
         while running or (waiting and not heard):

@@ -1,6 +1,5 @@
-"""From what was asked for to a run that trains: which recipe, which processes, and in which folder.
-
-Nothing is printed here: lines go to `say`, and progress to `progress`, which the caller gives.
+"""From a request to a training run: its recipe, its processes and its folder. Nothing is printed here: the
+caller passes `say` for lines and `progress` for progress.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ NOT_TRAINED = ("about", "format", "bench", "launch", "ood", "params")
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for: the arguments of `ask`, and the recipe that they make."""
+    """A request: the arguments of `ask`, and the resulting recipe."""
 
     recipe: Resolved  # with absolute paths
     earlier: Run | None  # that is repeated; None if a model, a file or weights to start from were named
@@ -76,12 +75,12 @@ class Request:
 
     @property
     def length_is_typed(self) -> bool:
-        """Whether the command line says how long to train, so that nobody waits for an estimate of it."""
+        """Whether the command line sets the length of the training, so that no estimate is needed."""
         return any(key.endswith(("train.steps", "train.minutes")) for key in typed_keys(self.recipe))
 
     def to_resume(self, alias: str | None = None) -> Run | None:
         """The run that `--resume` means: the one named, otherwise the newest of this model and data that is
-        not finished or, if more steps are asked for, the newest; of an alias the run that is called so."""
+        not finished or, if more steps are asked for, the newest; for an alias, the run of that name."""
         if self.earlier and alias is None:
             return self.earlier
         if alias is not None:
@@ -102,9 +101,9 @@ def ask(
     say: Say = silent,
     resume: bool = False,
 ) -> Request:
-    """The recipe of a model, a file or an earlier run, with what was typed laid over it: `sets` of `--set`,
-    and `flags` by dotted key, None if an option was not given; `epochs` become steps. Trained weights on
-    other data are started from; a run on its own data is repeated, and with `resume` it continues."""
+    """The recipe of a model, a file or an earlier run, overridden by the command line: `sets` of `--set`, and
+    `flags` by dotted key, None for an omitted option; `epochs` become steps. Trained weights on other data
+    are started from; a run on its own data is repeated, and with `resume` it continues."""
     earlier, sets = runs.by_name(what), tuple(sets)
     parent, source, chosen, start = None, what, data, None
     if is_shared(what) or (earlier and data and data_key(data) != earlier.owner.data and not resume):
@@ -129,7 +128,7 @@ def resumable(run: Run) -> bool:
 
 
 def typed_keys(recipe: Resolved) -> list[str]:
-    """The dotted keys whose values the command line gives."""
+    """The dotted keys with values from the command line."""
     return [key for key, origin in recipe.origin.items() if origin.startswith("--")]
 
 
@@ -146,7 +145,7 @@ def to_start_from(what: str, data: str | None) -> Run:
 
 
 def start_of(name: str, run: Run) -> Weights:
-    """The weights of a run, or of each of its stages, to start from; `name` as they were typed."""
+    """The weights of a run, or of each of its stages, to start from; `name` as on the command line."""
     tree = {key: value for key, value in run.tree().items() if key not in OF_START}
     if stages := {stage.path.name: stage for stage in run.stages}:
         parts = {  # one that was taken from another run is in the folder too
@@ -382,8 +381,9 @@ def shared_out(recipe: Resolved, processes: int) -> tuple[Resolved, list[str]]:
 
 
 def near_batch(size: int, pieces: int, most: int | None = None) -> int:
-    """The batch near a size that so many pieces divide, of no more than `most` images if that is possible.
-    Each piece has a number of images in four binary digits: a prime number could not be split again."""
+    """The batch size closest to a size that the number of pieces divides, at most `most` if possible. The
+    images per piece have at most four significant binary digits, because a prime number could not be split
+    again."""
     unit = pieces << max(0, (size // pieces).bit_length() - 4)
     near = unit * max(1, round(size / unit))
     return max(unit, near - unit) if most is not None and near > most else near
@@ -413,8 +413,8 @@ def in_words(processes: int, accumulate: int) -> str:
 
 
 def continued(run: Run, typed: Resolved, steps: int | None) -> Recipe:
-    """The run's own recipe, with more steps and other processes if these were typed. Raises UsageError
-    that lists what was typed with other values than the run has."""
+    """The run's recipe, with more steps and other processes if requested. Raises UsageError that lists the
+    requested values that differ from the run's."""
     if run.is_held:
         raise claims.in_use(run.owner)
     recipe, differ = recipe_of(run.tree()), []
@@ -436,13 +436,13 @@ def continued(run: Run, typed: Resolved, steps: int | None) -> Recipe:
 
 
 def lengthened(run: Run) -> list[Run]:
-    """The stages of a run, or the run itself, for which more steps are meant: if all stages are finished
-    the last, as it was trained with the others as they are."""
+    """The stages of a run, or the run itself, to extend: the last stage if all are finished, because it was
+    trained with the others as they are."""
     return [stage for stage in run.stages if stage.state != "finished"] or [run.serving]
 
 
 def launched_again(run: Run, typed: Resolved) -> LaunchSection:
-    """The processes that a run continues with: its own, but for what was typed."""
+    """The processes that a run resumes with: its own, except for requested changes."""
     section = recipe_of(run.tree()).launch
     names = [key.removeprefix("launch.") for key in typed_keys(typed) if key.startswith("launch.")]
     values = {name: getattr(typed.launch, name) for name in names}
@@ -529,7 +529,7 @@ def code_state() -> dict[str, Any] | None:
 
 
 def previous_words(run: Run) -> list[str]:
-    """The words after `--` when this run was last started, as `env.json` records them."""
+    """The words after `--` when this run was last started, from `env.json`."""
     words = run.environment.get("command", [])
     return words[words.index("--") + 1 :] if "--" in words else []
 
@@ -551,7 +551,7 @@ def halve(run: Run, processes: int) -> str | None:
 
 
 def training(recipe: Recipe, p: Plan) -> dict[str, Any]:
-    """What is trained, and for which time, as it was asked for: before `train.minutes` become steps."""
+    """The requested training and its length, before `train.minutes` become steps."""
     return {"recipe": trained(recipe.tree()), "on": [p.processes, p.gpus, p.threads]}
 
 

@@ -1,6 +1,5 @@
-"""`python -m gzcli.league FOLDER`: trains and judges one entry of a league that another process holds.
-
-The folder contains its terms; `status.json` then says how it ended.
+"""`python -m gzcli.league FOLDER`: trains and judges one entry of a league of another process. The folder
+contains its terms, and afterwards the outcome in `status.json`.
 """
 
 from __future__ import annotations

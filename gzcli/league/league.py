@@ -1,6 +1,5 @@
-"""A league: models that are each trained for the same time on one set, with several seeds, and judged alike.
-
-Runs are identified by what was asked for, so a league resumes where it stopped, and leagues share runs. Here
+"""A league: models that are trained for the same time on one set, with several seeds, and evaluated in the
+same way. Runs are identified by their request, so an interrupted league resumes, and leagues share runs. Here
 are its terms, its trainings and the jobs that judge them; `loop.py` does them.
 """
 
@@ -159,8 +158,8 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
 
 
 def beside_others(launch: LaunchSection) -> LaunchSection:
-    """The devices of a training beside others: a GPU, or a core. The threads do not depend on the machine, by
-    which a run would be another one."""
+    """The devices of a training that runs in parallel with others: a GPU, or a core. The number of threads
+    does not depend on the machine, because it is part of a run's identity."""
     if (launch.gpus or 1) != 1 or launch.processes:
         message = "`--jobs` gives each training one GPU, or one core"
         raise UsageError(message, hint="omit `--gpus`")
@@ -237,7 +236,7 @@ def code_of(run: Run) -> str:
 
 def syntax_of(patterns: Sequence[str], models: Sequence[Path] = (), root: Path = PACKAGE) -> str:
     """A hash of the files of some patterns, and of files of models with what these import of their families.
-    Comments, docstrings and the form of the text do not count."""
+    Comments, docstrings and formatting do not count."""
     shared = {path for pattern in patterns for path in root.glob(pattern)}
     return digest([_syntax(path) for path in (*sorted(shared), *family_of(models))], 12)
 

@@ -31,7 +31,8 @@ def half_samples(function: Function, *samples: np.ndarray, draws: int = 100, see
 
 def around(value: float, draws: Sequence[float] | np.ndarray, scale: float = 1.0) -> Interval:
     """value ± t·s·scale, where s is the standard deviation of draws and t is Student's quantile of their
-        number. Percentiles of few draws are too narrow: with 12 draws they contain the mean in 82 % of cases.
+    number. Percentiles of few draws are too narrow: with 12 draws they contain the mean in 82 % of cases.
+
     scale: deviation of the metric in units of the deviation of a draw.
     """
     from scipy.stats import t

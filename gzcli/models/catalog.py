@@ -55,7 +55,7 @@ PARSING = RLock()  # Python's parser counts its depth for all threads together (
 
 
 def modification_time(path: Path) -> int:
-    """The modification time, in ns, of a file outside the package; 0 for a file of the package."""
+    """The modification time in ns of a file outside the package; 0 for a file of the package."""
     return 0 if str(path).startswith(f"{ROOT}/") else path.stat().st_mtime_ns
 
 
@@ -132,7 +132,7 @@ def module_of(path: Path) -> Module:
 
 
 def _assigned(lines: list[ast.stmt]) -> dict[str, ast.expr]:
-    """The names that are assigned to, with their values; a `TypeAlias` stays its own type name."""
+    """The assigned names with their values; a `TypeAlias` remains its own type name."""
     values: dict[str, ast.expr] = {}
     for line in lines:
         if isinstance(line, ast.Assign):
@@ -298,7 +298,7 @@ class Param:
 
     @property
     def range(self) -> str | None:
-        """The range of its numbers, as `gzcli.recipe.schema` reads it; None: unbounded or no number."""
+        """The range of its numbers, in the form of `gzcli.recipe.schema`; None: unbounded or not a number."""
         if "int" in self.words:
             # HVAE has `groups` for each resolution, some of which are 0
             zero = self.name in ZERO_ALLOWED or (self.name == "groups" and "tuple" in self.words)
@@ -341,7 +341,7 @@ def params_of(function: ast.FunctionDef, path: Path) -> tuple[Param, ...]:
 
 
 def _fields(group: list[Class], default: ast.Call, path: Path) -> Iterator[Param]:
-    """The fields of a dataclass of options, with the values that the default of the signature gives them."""
+    """The fields of a dataclass of options, with their values in the default of the signature."""
     changed = {keyword.arg: value_of(keyword.value, path) for keyword in default.keywords}
     fields: dict[str, Param] = {}
     texts: dict[str, str] = {}
@@ -362,8 +362,8 @@ MOST_PARTS = 400  # names, unions and brackets of a type
 
 def type_of(node: ast.expr | None, path: Path) -> str:
     """The text of a type, with aliases (`Spacing = Literal[…]`) replaced by the types, and a choice from a
-    table, `Annotated[str, TABLE, "more"]`, by the `Literal` of the table's keys and the texts after it. In
-    place of `str` there may be another such choice.
+    table, `Annotated[str, TABLE, "more"]`, by the `Literal` of the table's keys and the texts after it.
+    Another such choice may replace `str`.
 
     Raises UsageError for a type with too many parts.
     """
@@ -477,7 +477,7 @@ class ModelCard:
 
     @property
     def unlabelled_lack(self) -> tuple[str, ...]:
-        """The applications of conditional runs alone, for a model that is unconditional by default."""
+        """The applications that need a conditional run, for a model that is unconditional by default."""
         default = self.params.get("conditional")
         return self.with_labels if default is not None and default.default is False else ()
 
@@ -493,10 +493,9 @@ def cards() -> dict[str, ModelCard]:
 
 
 def card(name: str) -> ModelCard:
-    """The card of one model, from its file and the files of its bases alone; `-` and `_` are alike.
-
-    A file given by its path comes first, then the zoo, then other files outside the package.
-    Raises UsageError with the nearest name if there is no such model.
+    """The card of one model, read only from its file and the files of its bases; `-` and `_` are equivalent.
+    A file given by its path comes first, then the zoo, then other files outside the package. Raises
+    UsageError with the closest name if there is no such model.
     """
     for path in (model_files.typed(name), *_zoo(escape(canonical(name)))):
         if path and (card := read_card(path)):
@@ -529,7 +528,7 @@ def card_at(path: Path) -> ModelCard:
 
 
 def model_count(trained: int, staged: int) -> str:
-    """The number of models in words: those that are trained by name, then those that are a stage alone."""
+    """The number of models in words: those that are trained by name, then those that are only stages."""
     stages = f", and {staged} that only {'serves as a stage' if staged == 1 else 'serve as stages'}"
     return f"{trained} model{'' if trained == 1 else 's'}{stages if staged else ''}"
 
@@ -547,9 +546,9 @@ def scores_made(*, log_prob: bool, names: Iterable[str], maps: bool) -> tuple[st
     """The out-of-distribution scores that the engine computes from a model's likelihood, and from its map.
 
     log_prob: whether the model has `log_prob`, the likelihood of pixels.
-    maps: whether it says where an image is strange.
-    names: of the model's scores. Without `log_prob` its `nll` is the likelihood of codes, which is
-      not compared with the length of a lossless code of the pixels.
+    maps: whether it has maps of anomalies.
+    names: names of the model's scores. Without `log_prob` its `nll` is the likelihood of codes, which is not
+      compared with the length of a lossless code of the pixels.
     """
     made = list(SCORES) if log_prob or "nll" in names else []
     if not log_prob:
@@ -558,8 +557,8 @@ def scores_made(*, log_prob: bool, names: Iterable[str], maps: bool) -> tuple[st
 
 
 def phases(model: ModelCard) -> tuple[str, ...] | None:
-    """The names of the model's phases, from the `Phase("critic", …)` calls of its `phases`; None if the
-    calls do not name them by literals: then only the trainer knows them."""
+    """The names of the model's phases, from the `Phase("critic", …)` calls of its `phases`; None if the names
+    are not literals, because then only the trainer can determine them."""
     method = next((cls.methods["phases"] for cls in model.lineage if "phases" in cls.methods), None)
     if method is None:
         return ("main",)
@@ -616,7 +615,7 @@ def first_words(card: ModelCard, method: str | None = None) -> str:
 
 
 def load(name: str) -> type[Model]:
-    """The model's class. Imports its file, and so torch."""
+    """The model's class. Imports its file and therefore torch."""
     return load_class(card(name))
 
 
@@ -732,7 +731,8 @@ def _place(path: Path) -> tuple[str, str]:
 
 @cached_by_file
 def model_class(path: Path) -> list[Class] | None:
-    """The lineage of the file's model class; of several, that named like the file, otherwise the last."""
+    """The lineage of the file's model class; of several classes, the one named like the file, otherwise the
+    last."""
     if not model_files.names_paper(text_of(path)):
         return None  # a file of helpers need not be parsed
     lineages = [lineage_of(path, name) for name in module_of(path).classes]

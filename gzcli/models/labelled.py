@@ -87,8 +87,8 @@ class ClusterOptions(LabelOptions):
         return max(self.clusters, classes) if self.clusters else classes
 
     def kinds(self, data: DataInfo) -> Classes:
-        """What an `nn.ClassEmbedding` embeds: the number of classes or of clusters, or of clusters and of the
-        classes in which several of them lie."""
+        """The sizes for `nn.ClassEmbedding`: the number of classes or of clusters, or of clusters and of
+        their classes if a class has several clusters."""
         count, classes = self.count(data), len(data.classes) if self.conditional else 0
         return (count, classes) if classes and count >= 2 * classes else count
 
@@ -98,7 +98,7 @@ class Clusters(nn.Module):
     a class are in its first one.
 
     shape: (C, H, W) of images.
-    count: number of clusters; those beyond `each` · `classes` have no share.
+    count: number of clusters; clusters beyond `each` · `classes` have no share.
     classes: number of classes; 1 for an unconditional model.
     """
 
@@ -136,7 +136,7 @@ class Clusters(nn.Module):
             return distance.masked_fill(never, torch.inf).argmin(1)
 
     def outside(self, y: Tensor) -> Tensor:
-        """Whether each cluster is of another class than y [B]: [B, count]."""
+        """Whether each cluster belongs to a class other than y [B]: [B, count]."""
         return torch.arange(len(self), device=y.device) // self.each != y[:, None]
 
     def points(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
@@ -220,10 +220,10 @@ def over_classes(
     *,
     of_each: Callable[[], Tensor] | None = None,
 ) -> Tensor:
-    """log p(x | labels) [B] of n images. Of a conditional model without labels log 1/K Σ_y p(x | y), the
-    mixture of classes that it samples, by the same noise for each; for lower bounds a lower bound.
+    """log p(x | labels) [B] of n images. For a conditional model without labels, log 1/K Σ_y p(x | y), the
+    mixture of classes that it samples, with the same noise for each class; for lower bounds, a lower bound.
 
-    Of multi-label data, whose 2^K sets of labels cannot be summed, it is the density that the model learned
+    For multi-label data, whose 2^K sets of labels cannot be summed, it is the density that the model learned
     from images with hidden labels, if it has a null label. Raises UsageError for more classes than can be
     summed.
 
@@ -296,7 +296,7 @@ class Labelled(Model):
         return self.without_clusters(y, u >= 1 - self.label_dropout), u < self.label_dropout
 
     def without_clusters(self, y: Tensor, rows: Tensor) -> Tensor:
-        """The condition y [B], in these rows of the class alone, if several clusters lie within a class."""
+        """The condition y [B], reduced to the class in these rows, if a class has several clusters."""
         if self.clusters is None or not self.conditional or self.clusters.each < 2:
             return y
         return torch.where(rows, len(self.clusters) + 1 + y // self.clusters.each, y)
@@ -318,8 +318,8 @@ class Labelled(Model):
     def image_condition(
         self, x: Tensor, labels: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor | None:
-        """The condition of existing images x: their nearest clusters, as `Clusters.forward` says, or their
-        labels; None if these are unknown.
+        """The condition of existing images x: their nearest clusters by `Clusters.forward`, or their labels;
+        None if these are unknown.
 
         Raises UsageError for unknown labels if training never hid any.
         """

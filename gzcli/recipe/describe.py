@@ -1,8 +1,8 @@
-"""Recipes described: to people, as YAML with the text of each key, and to editors, as a JSON schema.
+"""Descriptions of recipes: for people, YAML with the text of each key; for editors, a JSON schema.
 
-The schema is made of the rules that gz checks by. The keys of a model are known if the recipe names it, by
-`model.name` or `extends`. Elsewhere, as in the sections of `for` of a recipe in stages, a key is allowed if
-any model has it. `gz recipe check` tells the rest.
+The schema is made from gz's rules. The keys of a model are known if the recipe names it, by `model.name` or
+`extends`. Elsewhere, as in the sections of `for` of a recipe in stages, a key is allowed if any model has it.
+`gz recipe check` tells the rest.
 """
 
 from __future__ import annotations
@@ -156,12 +156,12 @@ def _named(one: Tree) -> Tree:
 
 
 def _closed(sections: Tree, name: str) -> Tree:
-    """Holds if these sections have no other keys, in the sections of `for` too."""
+    """Applies if these sections have no other keys, including the sections of `for`."""
     return {"properties": {**sections, "for": _cases({}, name)}}
 
 
 def _cases(tree: Tree, name: str) -> Tree:
-    """`for`: a fragment for each set or shape class; a scale holds sections of its own, and a map of such."""
+    """`for`: a fragment for each set or shape class; a scale has its own sections, and a map of them."""
     one = {"$ref": f"#/definitions/{name}"}
     there = PARTS if name == "stage" else OPEN
     scales = {part: {"$ref": f"{one['$ref']}/properties/{part}"} if part in there else {} for part in PARTS}
@@ -170,7 +170,7 @@ def _cases(tree: Tree, name: str) -> Tree:
 
 
 def _section(rules: Rules, texts: Mapping[str, str]) -> Tree:
-    """A section that contains these keys alone; null stands for an empty one."""
+    """A section with only these keys; null is an empty section."""
     properties = {
         key: _rule(rule, texts.get(key, "")) if isinstance(rule, Rule) else _section(rule, texts)
         for key, rule in rules.items()
@@ -193,7 +193,7 @@ def _rule(rule: Any, text: str) -> Tree:
 
 
 def _united(sections: Iterable[Tree]) -> Tree:
-    """A section that contains the keys of any of these; a value must suit one that has the key."""
+    """A section with the keys of any of these; a value must be valid in one that has the key."""
     values: dict[str, list[Tree]] = {}
     for section in sections:
         for key, value in section["properties"].items():

@@ -1,5 +1,6 @@
-"""Recipe files, with what each extends, as layers: a file's own values, those of each section of its `for`,
-and what was typed. A file is a shipped recipe by name, the user's by path, or the header of a model's file.
+"""Recipe files, with the files that they extend, as layers: a file's own values, the sections of its `for`,
+and command-line values. A file is a shipped recipe by name, the user's by path, or the header of a model's
+file.
 """
 
 from __future__ import annotations
@@ -76,11 +77,11 @@ class Layer:
     applies: bool = True  # whether it is for this data set; otherwise it is only checked
 
     def where(self, path: Key, value: bool = False) -> str:
-        """The place of a key, or of its value, for messages."""
+        """The position of a key or of its value, for messages."""
         return self.document.where((*self.at, *path), value=value) if self.document else f"`{self.typed}`"
 
     def origin(self, path: Key) -> str:
-        """The place of a key as it is shown beside its value."""
+        """The position of a key, shown beside its value."""
         if self.document is None:
             return self.label
         case = f"for.{'.'.join(self.case)} " if self.case else ""
@@ -121,7 +122,7 @@ def recipes() -> dict[str, Path]:
 
 
 def presets() -> list[str]:
-    """What a recipe may extend beside recipes: values that several share, such as `presets/unet`."""
+    """Presets that a recipe may extend: values that several recipes share, such as `presets/unet`."""
     return [f"presets/{path.stem}" for path in sorted((recipes_dir() / "presets").glob("*.yaml"))]
 
 
@@ -133,7 +134,7 @@ def show(what: str) -> str:
 def find(what: str) -> Path:
     """The file of a recipe: of a shipped recipe or preset by its name, of a recipe of the user by its path,
     or of a model from outside. That is the YAML file beside it, otherwise the model's file itself. Raises
-    UsageError with the nearest name."""
+    UsageError with the closest name."""
     if model_files.is_file(what):
         what = _added(what)
     if model := model_files.typed(what):
@@ -165,7 +166,7 @@ def find(what: str) -> Path:
 
 
 def as_data(what: str) -> str | None:
-    """The hint for a data set in the place of a model; None for another text."""
+    """The hint if a data set is named instead of a model; None for any other text."""
     return f"`{what}` is a data set: `gz train --data {shlex.quote(what)}`" if is_set(what) else None
 
 

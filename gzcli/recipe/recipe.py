@@ -1,4 +1,4 @@
-"""A recipe: what is trained, model by model, and what the models share. `run.yaml` holds it."""
+"""A recipe: each model to train, and what the models share. It is stored in `run.yaml`."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Recipe:
         return replace(self, launch=launch, parts=tuple(parts))
 
     def lengthened(self, steps: int, stages: Collection[str]) -> Self:
-        """The recipe with another number of steps for these stages, "" of a recipe without stages."""
+        """The recipe with another number of steps for these stages; "" for a recipe without stages."""
         parts = list(self.parts)
         for i, part in enumerate(parts):
             if part.stage in stages:
@@ -98,7 +98,7 @@ class Recipe:
 
 
 def recipe_of(tree: Mapping[str, Any]) -> Recipe:
-    """The recipe of a resolved tree, or of what a `run.yaml` holds."""
+    """The recipe of a resolved tree, such as the content of `run.yaml`."""
     if "stages" not in tree:
         part = part_of(tree)
         return Recipe((part,), **_shared(part))
@@ -119,7 +119,7 @@ def recipe_of(tree: Mapping[str, Any]) -> Recipe:
 
 
 def write_train(run: Run, changes: Mapping[str, Any]) -> None:
-    """Writes keys of `train` that gz chose into `run.yaml`; of a stage into that of its run too."""
+    """Writes keys of `train` that gz chose to `run.yaml`; for a stage, also to the run's."""
     tree = run.tree()
     files.write_atomic(run.recipe_file, dump(tree | {"train": {**tree["train"], **changes}}))
     if run.owner is not run:
@@ -136,7 +136,8 @@ def _shared(part: Part) -> dict[str, Any]:
 
 
 def anchored(recipe: R, dataset: DataSet | None) -> R:
-    """The recipe with absolute paths, as `run.yaml` is read from other folders too; names stay."""
+    """The recipe with absolute paths, because `run.yaml` is also read from other folders; names are
+    unchanged."""
     tree = recipe.tree()
     stages = tree.get("stages", {})
     stages |= {stage: _absolute(run) for stage, run in recipe.reused.items()}
@@ -172,7 +173,7 @@ def check_batch_of(part: Part, data: PackMeta) -> None:
 
 
 def check_strategy(part: Part, card: ModelCard) -> None:
-    """Raises UsageError if the model's weights cannot be shared out as `launch.strategy` asks."""
+    """Raises UsageError if the model's weights cannot be sharded by `launch.strategy`."""
     if part.launch.strategy != "fsdp":
         return
     if not card.shares:
@@ -192,8 +193,8 @@ def check_strategy(part: Part, card: ModelCard) -> None:
 
 
 def check_values(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts) -> None:
-    """Raises UsageError if a model cannot have images that are no pictures of 8 bits, or a recipe asks for
-    what these do not have."""
+    """Raises UsageError if the model does not support images beyond 8 bits, or if the recipe uses options
+    that these do not support."""
     own = getattr(data, "values", None)  # of a pack; its facts say it themselves
     if getattr(data, "valued", False):
         own = {"channels": data.shape[0], "levels": getattr(data, "levels", None)}

@@ -1,4 +1,4 @@
-"""A recipe as it will run: every key of every section, and where each value comes from.
+"""A resolved recipe: every key of every section, and the origin of each value.
 
 The layers, of which a later one wins: defaults of the signatures and sections < a preset < the recipe < its
 sections of `for` that apply < the user's own recipe that `extends` it < its own sections < flags < `--set`.
@@ -82,14 +82,14 @@ class Choice:
     facts: Facts | None = None
 
     def rank(self, path: Keys) -> int | None:
-        """The place of a section in `order`; None: it does not apply."""
+        """The position of a section in `order`; None if it does not apply."""
         path = tuple(map(canonical, path))
         return self.order.index(path) if path in self.order else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved(Recipe):
-    """A recipe as it was asked for, with where its values come from.
+    """A requested recipe, with the origin of its values.
 
     origin: the place of the value of each dotted key: "default" | "recipes/glow.yaml:9" |
       "for.mnist recipes/glow.yaml:14" | "my.yaml:3" | "--steps" | "--set".
@@ -140,7 +140,7 @@ def resolve(
 
 
 def check(path: str | Path) -> list[str]:
-    """Everything that is wrong with a recipe, for its own data set and for each that it names under `for`."""
+    """All errors of a recipe, for its own data set and for each set under `for`."""
     try:
         chain, mistakes = read_chain(str(path))
     except UsageError as e:
@@ -215,14 +215,14 @@ def _resolve(
 
 
 def _of_import(dataset: DataSet | None) -> Iterator[Layer]:
-    """How the images of an imported set are resized, if its import says so."""
+    """How the images of an imported set are resized, if its import specifies it."""
     if isinstance(dataset, OwnSet) and dataset.form.fit != "crop":
         yield Layer({"data": {"fit": dataset.form.fit}}, "gz data import --fit", "file")
 
 
 def _layers(chain: Iterable[RecipeFile], choice: Choice, problems: list[Problem]) -> Iterator[Layer]:
     """The layers of each file: its own values, the sections of `for` that apply, in their order, then the
-    others. One that contains no map is emptied, and added to `problems`."""
+    others. A layer that is not a map is emptied, and added to `problems`."""
     for file in chain:
         yield file.base
         last = len(choice.order)  # the rank of sections that do not apply
@@ -244,9 +244,10 @@ def _layers(chain: Iterable[RecipeFile], choice: Choice, problems: list[Problem]
 class Weights:
     """The weights that a training starts from.
 
-    name: as they were typed.
-    tree: the recipe that they were trained by.
-    changes: what differs from it, in its form: the weights of each stage, and what the other set decides.
+    name: name on the command line.
+    tree: recipe of their training.
+    changes: changes to that recipe: the weights of each stage, and the values that depend on the new data
+      set.
     """
 
     name: str
@@ -270,7 +271,7 @@ class Weights:
 
 
 def _tuned(own: RecipeFile, data: str | None, gpus: int, start: Weights) -> list[RecipeFile]:
-    """The recipe of some weights, trained as the shipped recipe says for few images at their scale."""
+    """The recipe of some weights, with the training of the shipped recipe for few images at their scale."""
     layers = [Layer(dict(start.tree), start.name, "file", start.name)]
     if start.recipe:
         layers.append(
@@ -317,7 +318,8 @@ def _lacks_labels(dataset: DataSet | None, facts: Facts | None) -> bool:
 
 
 def _without_scale(flags: Mapping[str, Any], start: Weights) -> dict[str, Any]:
-    """The flags without a `scale` that is that of the weights. Raises UsageError for another one."""
+    """The flags without `scale`, which must be the scale of the weights. Raises UsageError for another
+    scale."""
     scale, own = flags.get("scale"), start.tree.get("scale")
     if scale not in (None, own):
         whose = f"has the scale `{own}`" if own else "has no scale"
@@ -370,7 +372,7 @@ def choice_of(
 def _usual_scale(
     layers: Iterable[Layer], sections: Collection[Keys], of_set: str, name: str, gpus: int
 ) -> tuple[str, str]:
-    """The scale if none is asked for, and why."""
+    """The default scale, and the reason for it."""
     layers = list(layers)
     launch = _merged(layer.section("launch") for layer in layers)
     minutes = _merged(layer.section("train") for layer in layers).get("minutes")
@@ -404,7 +406,7 @@ def _order(scale: str | None, sections: Collection[Keys], of_set: str, facts: Fa
 def _lack(
     choice: Choice, sections: Collection[Keys], of_set: str, words: str
 ) -> tuple[str, str | None] | None:
-    """The mistake, with its hint, that a recipe lacks the scale that was asked for; `words` name the set."""
+    """The error, with a hint, for a recipe that lacks the requested scale; `words` name the set."""
     scale = str(choice.scale)
     if not any(at[0] in SCALES for at in sections):
         hint = "a repeated run keeps its scale; only the recipe of a model has scales"
@@ -412,7 +414,7 @@ def _lack(
         return (f"{choice.why} {scale}: this recipe has no scales", hint) if typed else None
 
     def serves(scale: str) -> bool:
-        """Whether it has values for the shape class, for the set or, but for `paper`, for all sets."""
+        """Whether it has values for the shape class, for the set or (except for `paper`) for all sets."""
         order = _order(scale, sections, of_set, choice.facts)
         if any(at in sections for at in order if at[-1] not in (FEW_IMAGES, *SCALES)):
             return True
@@ -427,13 +429,13 @@ def _lack(
 
 
 def _merged(parts: Iterable[Any]) -> dict[str, Any]:
-    """The values of all maps among the parts, those of later ones over earlier ones."""
+    """The values of all maps among the parts; later maps override earlier ones."""
     return {key: value for part in parts if isinstance(part, Mapping) for key, value in part.items()}
 
 
 def misspelt(path: Keys, sets: Iterable[str]) -> tuple[str, str] | None:
-    """The mistake, with its hint, of a section whose name nearly is that of a set, a shape class or a scale:
-    it would never apply. Other unknown names may be of sets that are imported later."""
+    """The error, with a hint, for a section whose name is almost that of a set, a shape class or a scale, so
+    that it would never apply. Other unknown names may be of sets that are imported later."""
     names = [*map(canonical, (*sets, *GENERAL))]
     if canonical(path[-1]) in names:
         return None
@@ -465,8 +467,8 @@ def _usual_set(chain: Iterable[RecipeFile], bases: Iterable[Layer]) -> str | Non
 def _located(
     name: str, layers: Iterable[Layer], sections: Collection[str], problems: list[Problem]
 ) -> DataSet | None:
-    """The data set of that name or path. Adds to `problems` that there is none, with the place of the name. A
-    path, and a name that a recipe has settings `for`, may be there by the time it is needed: then None."""
+    """The data set with that name or path. If there is none, adds it to `problems` with the position of the
+    name. A path, or a name under `for`, may exist by the time it is needed; the result is then None."""
     try:
         return locate(name)
     except UsageError as e:
@@ -570,7 +572,7 @@ def _named(part: Any, stage: str, layer: Layer, problems: list[Problem]) -> str 
 
 
 def _called_after(cards: Mapping[str, ModelCard]) -> ModelCard | None:
-    """The model after which a run in stages is called: the last one that has its own recipe, otherwise the
+    """The model that a run in stages is named after: the last model with its own recipe, otherwise the
     first."""
     shipped = {canonical(name) for name in recipe_names()}
     named = [card for card in cards.values() if card.name in shipped]
@@ -701,7 +703,7 @@ def changes_model(part: Mapping[str, Any]) -> bool:
 
 
 def _chosen_by_gz(origin: Mapping[str, str], chain: Iterable[RecipeFile]) -> frozenset[str]:
-    """The dotted keys whose values nobody but gz chose: defaults, and values of its own recipes."""
+    """The dotted keys whose values only gz chose: defaults, and values of its own recipes."""
     shipped = {file.base.label.split()[-1] for file in chain if file.shipped}
     places = ((key, place.split()[-1]) for key, place in origin.items() if place)
     files = ((key, place.rpartition(":")[0] or place) for key, place in places)
@@ -710,7 +712,7 @@ def _chosen_by_gz(origin: Mapping[str, str], chain: Iterable[RecipeFile]) -> fro
 
 def _lower_batches(tree: dict[str, Any], origin: dict[str, str], n: int, ours: Collection[str]) -> None:
     """Lowers each batch that gz itself chose, and that is larger than the n images of the set, to the largest
-    power of two that the set holds, of parts no larger than before. One that the user chose stays, and is
+    power of two up to n, with parts no larger than before. A batch chosen by the user is unchanged, and
     refused later."""
     stages = {f"stages.{name}.": part for name, part in tree.get("stages", {}).items()} or {"": tree}
     for prefix, part in stages.items():
@@ -743,8 +745,8 @@ def large_limits(recipe: Resolved) -> list[str]:
 
 
 def changes_loss(layer: Layer) -> bool:
-    """Whether a layer has keys on which the loss depends: those of models and images, but for the name of the
-    set, and a run instead of a stage. How long, how fast and in which batches it trains changes none."""
+    """Whether a layer has keys that the loss depends on: keys of models and images except the name of the
+    set, and a run instead of a stage. The length, speed and batches of the training do not matter."""
     stages = layer.section("stages").values()
     keys = {*layer.section("model"), *layer.section("data")} - {"name"}
     return bool(keys) or any(isinstance(p, str) or p.get("model") or p.get("data") for p in stages)

@@ -1,4 +1,5 @@
-"""What a recipe may contain: closed sections of closed keys; those of a model are read from its signatures.
+"""What a recipe may contain: closed sections of closed keys; the keys of a model are read from its
+signatures.
 
 A schema is a tree of `Rule`s in the shape of a recipe. A rule's type is written as in a signature, so that
 `train.steps` and a model's own hyperparameter are checked by the same few lines: int, float, bool, str, None,
@@ -36,8 +37,8 @@ ELSEWHERE = {
 
 @dataclass(frozen=True)
 class Rule:
-    """What a key may contain: its type as in a signature, its default, and the range of its numbers, as
-    `limits` reads it."""
+    """What a key may contain: its type as in a signature, its default, and the range of its numbers, in the
+    form of `limits`."""
 
     annotation: str
     default: Any = None
@@ -94,8 +95,8 @@ def schema(card: ModelCard | None) -> Rules:
 
 
 def staged(cards: Mapping[str, ModelCard | None]) -> Rules:
-    """The rules of a recipe in stages: the sections at the top hold for all stages, those below `stages` for
-    one, which cannot have another data set."""
+    """The rules of a recipe in stages: sections at the top apply to all stages, sections below `stages` to
+    one stage, which cannot have another data set."""
     own_data = {key: rule for key, rule in DATA.items() if key != "name"}
     first, last = {key: PART[key] for key in FIRST}, {"bench": BENCH, "launch": LAUNCH}
     stages: dict[str, Rules] = {}
@@ -121,7 +122,8 @@ def _rules(params: Mapping[str, Param]) -> dict[str, Rule]:
 
 def score_options(card: ModelCard) -> dict[str, Rule]:
     """The options of a model's scores: keys of the recipe's `ood` section, and of `gz ood`. An option is
-    passed to every score that has it. Where defaults differ it has none here, and each score keeps its own.
+    passed to every score that has it. If defaults differ, it has no default here, and each score keeps its
+    own.
     """
     rules: dict[str, Rule] = {}
     for options in card.scores.values():
@@ -132,7 +134,7 @@ def score_options(card: ModelCard) -> dict[str, Rule]:
 
 
 def score_names(card: ModelCard) -> list[str]:
-    """The scores of a model: its own, and those that the engine makes of its likelihood and its map."""
+    """The scores of a model: its own, and those that the engine computes from its likelihood and its map."""
     made = scores_made(log_prob="log_prob" in card.can, names=card.scores, maps=bool(card.maps))
     return list(dict.fromkeys((*card.scores, *made)))
 
@@ -154,8 +156,8 @@ def defaults(rules: Rules) -> dict[str, Any]:
 def check(
     fragment: Mapping[str, Any], rules: Rules, where: Callable[[Key, bool], str]
 ) -> tuple[dict[str, Any], list[Problem]]:
-    """A part of a recipe with its values converted, as an int to a float, and all that is wrong with it.
-    `where` tells the place of a key or, if its second argument is true, of its value."""
+    """A part of a recipe with converted values, such as a float from an int, and all its errors. `where`
+    returns the position of a key or, if its second argument is true, of its value."""
     problems: list[Problem] = []
 
     def wrong(here: Key, message: str, hint: str | None, *, value: bool = True) -> None:
@@ -194,7 +196,7 @@ def check(
 
 
 def check_value(value: Any, param: Param | Rule, name: str) -> Any:
-    """A value of the command line as a parameter takes it; `1,2` may be a list. Raises UsageError."""
+    """A command-line value converted for a parameter; `1,2` may be a list. Raises UsageError."""
     node = parse(param.annotation)
     ok, converted = convert(node, value)
     if not ok and isinstance(value, str):
@@ -207,7 +209,8 @@ def check_value(value: Any, param: Param | Rule, name: str) -> Any:
 
 
 def check_scores(names: Iterable[str], card: ModelCard) -> list[str]:
-    """The scores by their proper names, `-` and `_` alike. Raises UsageError with the nearest one."""
+    """The scores by their exact names; `-` and `_` are equivalent. Raises UsageError with the closest
+    name."""
     scores = {canonical(score): score for score in score_names(card)}
     for name in names:
         if canonical(name) not in scores:
@@ -219,7 +222,7 @@ def check_scores(names: Iterable[str], card: ModelCard) -> list[str]:
 
 
 def takes_integers(rules: Rules, key: str) -> bool:
-    """Whether a dotted key takes integers and no other numbers."""
+    """Whether a dotted key accepts only integers as numbers."""
     rule: Rule | Rules | None = rules
     for name in key.split("."):
         rule = None if rule is None or isinstance(rule, Rule) else rule.get(name, rule.get(ANY))
@@ -228,7 +231,7 @@ def takes_integers(rules: Rules, key: str) -> bool:
 
 
 def missing(tree: Mapping[str, Any], rules: Rules) -> list[str]:
-    """The models' hyperparameters without a default that the recipe does not give."""
+    """Hyperparameters of the models without a default that are missing in the recipe."""
     if "stages" in rules:
         parts = {name: part for name, part in tree["stages"].items() if isinstance(part, Mapping)}
         of_stage = below(rules, "stages")
@@ -297,7 +300,7 @@ _TRUE_1_1, _FALSE_1_1 = {"yes", "on", "y"}, {"no", "off", "n"}  # in YAML 1.1; t
 
 @cache
 def parse(annotation: str) -> ast.expr:
-    """The syntax tree of a type; of an empty text that of Any."""
+    """The syntax tree of a type; Any for an empty text."""
     return ast.parse(annotation or "Any", mode="eval").body
 
 
@@ -351,7 +354,7 @@ def listed(annotation: str) -> list[Any]:
 
 
 def is_storable(node: ast.expr) -> bool:
-    """Whether a recipe can hold values of the type."""
+    """Whether a recipe can contain values of the type."""
     if len(options := _alternatives(node)) > 1:
         return all(map(is_storable, options))
     if _head(node) in ("tuple", "list"):
@@ -360,7 +363,7 @@ def is_storable(node: ast.expr) -> bool:
 
 
 def convert(node: ast.expr, value: Any) -> tuple[bool, Any]:
-    """Whether the value is of the type, and the value in it: a list for a tuple, a float for a whole
+    """Whether the value is of the type, and the converted value: a tuple from a list, a float from a whole
     number."""
     for option in _alternatives(node):
         ok, converted = _convert_one(option, value)
@@ -442,7 +445,7 @@ def advice(node: ast.expr, value: Any) -> str | None:
 
 
 def as_json_schema(node: ast.expr, limits: Mapping[str, float]) -> dict[str, Any]:
-    """The type as a JSON schema says it, with `limits` of its numbers, in lists too."""
+    """The type as a JSON schema, with `limits` of its numbers, also in lists."""
     if len(options := _alternatives(node)) > 1:
         return {"anyOf": [as_json_schema(option, limits) for option in options]}
     kind = _head(node)

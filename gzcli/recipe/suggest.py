@@ -7,5 +7,5 @@ NEEDS = {"likelihood": "log_prob", "labels": "conditional", "ood": "ood", "one-c
 
 
 def suggest(classes: int | None) -> str:
-    """The model to begin with on a set of so many classes; 0: without labels, None: not known."""
+    """The model to start with on a set with this number of classes; 0: without labels; None: unknown."""
     return "cfm" if classes else "fm"

@@ -1,5 +1,5 @@
-"""YAML as recipes mean it, read and written: the core schema of YAML 1.2.2 (§10.3), with the place of every
-key and value.
+"""Reading and writing the YAML of recipes: the core schema of YAML 1.2.2 (§10.3), with the place of every key
+and value.
 
 PyYAML follows YAML 1.1, where `1e-4` is a string, `no` is false, `010` is 8, `12:30` is 750 and the last of
 two equal keys wins in silence. Here `1e-4` is a float, `no` and `12:30` are strings, `010` is 10, and equal

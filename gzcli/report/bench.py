@@ -34,8 +34,9 @@ CAPTION = (
 
 
 def document(results: Results, columns: Sequence[str] = ()) -> doc.Document:
-    """The report; missing keys of the results are skipped. columns: columns of the table to cite; empty: the
-    usual ones.
+    """The report; missing keys of the results are skipped.
+
+    columns: columns of the table to cite; empty: the usual ones.
     """
     result, figures = results.result, Figures(results.result, rows_of(results.result))
     data, summary = str(result.get("data", "?")), rows_of(result, "summary")

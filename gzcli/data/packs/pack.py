@@ -123,7 +123,7 @@ class Pack:
     processes share. With `patch` the images are patches of that side: random patches in training, otherwise
     the middle ones.
 
-        meta: what it holds.
+    meta: metadata of the pack.
     """
 
     use: object = None  # protects the set from removal for the lifetime of the pack

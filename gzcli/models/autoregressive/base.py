@@ -181,8 +181,8 @@ class PixelModel(Model):
     """p(x) = Π p(part_i | parts before it): rows from the top, pixels from the left, each of `parts` equal
     groups of channels.
 
-    A subclass defines the three methods below, and forward(x, labels) [B, parts, H, W, outputs], the net's
-    outputs for every part given those before it. A draw of a part takes `uniforms` numbers.
+    A subclass defines the three methods below, and forward(x, labels) [B, parts, H, W, outputs], the
+    network's outputs for every part given the parts before it. A draw of a part takes `uniforms` numbers.
 
     conditional: whether labels condition every factor.
     """
@@ -199,7 +199,7 @@ class PixelModel(Model):
         self.conditional, self.parts, self.uniforms = needs_labels(conditional, data), parts, uniforms
 
     def part_log_prob(self, outputs: Tensor, x: Tensor) -> Tensor:
-        """log p of every part of x given those before it, [B, parts, H, W]."""
+        """log p of every part of x given the parts before it, [B, parts, H, W]."""
         raise NotImplementedError
 
     def draw(self, outputs: Tensor, u: Tensor, temperature: float) -> Tensor:

@@ -72,7 +72,7 @@ class MaskGIT(Prior):
     def forward(
         self, codes: Tensor, masked: Tensor, labels: Labels = None, drop: Tensor | None = None
     ) -> Tensor:
-        """The logits [B, T, codes] of all codes [B, T] given those that are not `masked` [B, T]."""
+        """The logits [B, T, codes] of all codes [B, T] given the codes that are not `masked` [B, T]."""
         h = self.embed(codes.masked_fill(masked, self.codes)) + self.position()
         h = torch.cat([self.label(labels, len(codes), drop)[:, None], h], 1)
         return to_fp32(self.head(self.trunk(h, grids=[self.grid])[:, 1:]))
@@ -99,7 +99,7 @@ class MaskGIT(Prior):
         return self.bound(codes, labels, self.masks(codes, noise, terms))
 
     def masks(self, codes: Tensor, noise: Noise, terms: int = 8) -> list[Tensor]:
-        """`terms` random masks [B, T], true where a code is masked; their sizes are of equal strata."""
+        """`terms` random masks [B, T], true where a code is masked; their sizes are stratified."""
         shares = ((i + noise.rand(len(codes))) / terms for i in range(terms))
         return [self.mask((1 + u * self.length).long().clamp(max=self.length), noise) for u in shares]
 
@@ -177,7 +177,7 @@ class MaskGIT(Prior):
         progress: Progress,
         options: FillOptions,
     ) -> Tensor:
-        """codes [n, T], where the masked ones are drawn given the rest (algorithm of section 3.2)."""
+        """codes [n, T], with the masked ones drawn given the rest (algorithm of section 3.2)."""
         steps = options.steps
         if options.temperature <= 0 or steps < 1:
             raise UsageError("`temperature` must be above 0, and `steps` must be at least 1")

@@ -112,8 +112,8 @@ class PixelCNN(PixelModel):
         self.logits.bias.copy_(bias.flatten())
 
     def forward(self, x: Tensor, labels: Labels = None) -> Tensor:
-        """The logits of every value given those before it, [B, C, H, W, outputs]: one for each level, or one
-        of level 1 if there are two levels."""
+        """The logits of every value given the values before it, [B, C, H, W, outputs]: one for each level, or
+        only that of level 1 for two levels."""
         bias = self._bias(labels, x.shape[0])
         v, h = self.first_vertical(x), self.first_horizontal(x)
         # channels_last is faster on a CPU; it is set here, since images of one channel lose it. In bf16
@@ -183,7 +183,7 @@ class IncrementalPixelCNN:
         self.i += 1
 
     def keep(self, row: Tensor) -> None:
-        """Does nothing: the horizontal stack sees the current row alone; `row` feeds the vertical one."""
+        """Does nothing: the horizontal stack sees only the current row; `row` feeds the vertical stack."""
 
     def outputs(self, j: int, c: int) -> Tensor:
         """The logits of channel c at pixel j of the row, [n, outputs]."""

@@ -100,7 +100,7 @@ class GatedResNet(nn.Module, Generic[Conv]):
 
 
 class Pair(nn.Module):
-    """A block of each stream; the corner block also gets the result of the vertical one."""
+    """A block of each stream; the corner block also gets the output of the vertical one."""
 
     def __init__(self, hidden: int, skip: bool, classes: int, dropout: float):
         super().__init__()
@@ -342,7 +342,7 @@ class PixelCNNpp(PixelModel):
                 weight_norm(layer, dim=1)
 
     def forward(self, x: Tensor, labels: Labels = None) -> Tensor:
-        """The parameters of every pixel's distribution given those before it, [B, 1, H, W, size]."""
+        """The parameters of every pixel's distribution given the pixels before it, [B, 1, H, W, size]."""
         v, h = self.first_vertical(x), self.first_above(x) + self.first_left(x)
         v = v + self.position.to(v.dtype)
         # channels_last is faster on a CPU; it is set here, as images of one channel do not pass it on

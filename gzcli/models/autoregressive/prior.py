@@ -62,7 +62,7 @@ class Prior(Labelled):
             nn.init.normal_(layer.weight, std=initial_std(net.width))
 
     def phases(self) -> list[Phase]:
-        """One phase, with weight decay for matrices alone."""
+        """One phase, with weight decay only for matrices."""
         matrices = [p for p in self.parameters() if p.ndim > 1]
         vectors = [p for p in self.parameters() if p.ndim <= 1]
         groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
@@ -74,7 +74,7 @@ class Prior(Labelled):
         return {"codes": codes.to(torch.int16) if self.codes <= 2**15 else codes}
 
     def training_labels(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """The labels or clusters of a batch, and which of them are hidden, in training alone."""
+        """The labels or clusters of a batch, and which of them are hidden (only in training)."""
         if self.training:
             return super().training_labels(batch)
         y = self.condition(batch)
@@ -138,8 +138,8 @@ class Prior(Labelled):
 
 
 class OrderedPrior(Prior):
-    """A prior whose `forward(codes, labels, drop)` gives the logits [B, T, codes] of each code given those
-    before it in some order."""
+    """A prior whose `forward(codes, labels, drop)` returns the logits [B, T, codes] of each code given the
+    codes before it in some order."""
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
         codes, (labels, drop) = batch.extra["codes"].long(), self.training_labels(batch)
@@ -147,8 +147,8 @@ class OrderedPrior(Prior):
         return {"loss": nats, "bits": nats.detach() / math.log(2)}
 
     def guided(self, labels: Labels, n: int, guidance: float) -> tuple[int, Tensor]:
-        """1, or 2 if guidance takes a second copy of n rows, whose labels are hidden; and the embeddings of
-        the labels of all rows."""
+        """The number of copies of n rows (2 if guidance needs a copy with hidden labels), and the embeddings
+        of the labels of all rows."""
         if guidance == 1 or labels is None:
             return 1, self.label(labels, n, None)
         drop = torch.arange(2 * n, device=self.device) >= n

@@ -219,7 +219,7 @@ class FiniteScalar(Codebook):
 
     @torch.no_grad()
     def track(self, z: Tensor, weight: Tensor | float) -> None:
-        """Moves mean and standard deviation towards those of z by `weight`."""
+        """Moves the mean and the standard deviation towards those of z by `weight`."""
         z = to_fp32(z).movedim(1, 0).flatten(1)[..., None]  # [dim, B · h · w, 1]
         mean = ranks.mean(z.mean(1, keepdim=True), self)
         std = ranks.mean((z - mean).square().mean(1, keepdim=True), self).sqrt().clamp_min(EPS)
@@ -303,7 +303,7 @@ class Tokenizer(Model):
         return (x - self.decode(self.encode(x))).square().flatten(1).sum(1)
 
     def map_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """|x − x̂| at each pixel, the mean over the channels: [B, H, W]."""
+        """|x − x̂| at each pixel, averaged over the channels: [B, H, W]."""
         return (x - self.decode(self.encode(x))).abs().mean(1)
 
     def score_code(self, x: Tensor, *, noise: Noise) -> Tensor:

@@ -55,7 +55,8 @@ class Transformer(OrderedPrior):
         super().__init__(data, tokenizer, condition, net)
 
     def forward(self, codes: Tensor, labels: Labels = None, drop: Tensor | None = None) -> Tensor:
-        """The logits [B, T, codes] of each of codes [B, T], the first of the grid, given those before it."""
+        """The logits [B, T, codes] of each of the first codes of the grid [B, T], given the codes before
+        it."""
         n, t = codes.shape
         first = self.label(labels, n, drop)[:, None]
         h = torch.cat([first, self.embed(codes[:, :-1])], 1) + self.position()[:t]

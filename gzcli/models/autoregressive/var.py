@@ -61,7 +61,7 @@ class VAR(OrderedPrior):
         return self.tokenizer.codebook
 
     def forward(self, codes: Tensor, labels: Labels = None, drop: Tensor | None = None) -> Tensor:
-        """The logits [B, T, codes] of each of codes [B, T], given those of coarser scales."""
+        """The logits [B, T, codes] of each code [B, T], given the codes of coarser scales."""
         sums = zip(range(len(self.level)), self.book.sums(codes), strict=False)
         h = torch.cat([self.inputs(f, k) for k, f in sums], 1)
         h = h + self.label(labels, len(codes), drop)[:, None]

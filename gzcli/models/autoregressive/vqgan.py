@@ -241,5 +241,5 @@ class VQGAN(Tokenizer):
     # ---- out-of-distribution scores
 
     def score_disc(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """−D(x), the mean over its patches."""
+        """−D(x), averaged over patches."""
         return -self.discriminator(x).flatten(1).mean(1)

@@ -322,10 +322,10 @@ class Applications(Denoiser):
     def condition_on(
         self, denoise: Denoise, y: Tensor, measurement: Measurement, iterations: int = 0
     ) -> Denoise:
-        """The denoiser of images x_0 of which y = A x_0 is known. Without iterations x̂_0 is moved to the
-        nearest image with A x_0 = y (DDNM, Wang 2022, arXiv:2212.00490, eq. 13); with them E[x_0 | x_t, y] is
-        first estimated by the first two moments of x_0 given x_t (Rozet 2024, arXiv:2405.13712, section 4),
-        from the gradient of a `denoise` that does not clip.
+        """The denoiser of images x_0 with known y = A x_0. Without iterations x̂_0 is moved to the nearest
+        image with A x_0 = y (DDNM, Wang 2022, arXiv:2212.00490, eq. 13); with them E[x_0 | x_t, y] is first
+        estimated by the first two moments of x_0 given x_t (Rozet 2024, arXiv:2405.13712, section 4), from
+        the gradient of a `denoise` that does not clip.
 
             Cov[x_0 | x_t] = (σ²/α) ∂x̂_0/∂x_t
             x̂_0 + Cov Aᵀ (A Cov Aᵀ + σ_y² I)⁻¹ (y − A x̂_0)
@@ -476,7 +476,7 @@ class Applications(Denoiser):
 
     @torch.no_grad()
     def map_recon(self, x: Tensor, *, noise: Noise, starts: int = 4, steps: int = 2) -> Tensor:
-        """|x − x̂| at each pixel, the mean over channels and noise levels: [B, H, W]."""
+        """|x − x̂| at each pixel, averaged over channels and noise levels: [B, H, W]."""
         rebuilt = self.reconstructions(x, noise, starts, steps)
         return torch.stack([(x - x_hat).abs().mean(1) for x_hat in rebuilt]).mean(0)
 
@@ -565,7 +565,7 @@ class Degradation:
 
 
 def compressed(x: Tensor, quality: int) -> Tensor:
-    """Images [B, C, H, W] in 0 … 1 as JPEG gives them back."""
+    """Images [B, C, H, W] in 0 … 1 after JPEG compression."""
     import io
 
     import numpy as np

@@ -191,7 +191,7 @@ class Denoiser(Labelled):
                 self.take_quantiles(options.log_mean + options.log_std * ndtri(u))
 
     def take_quantiles(self, log_ratio: np.ndarray) -> None:
-        """Times of training have these quantiles of log σ/α."""
+        """Sets the quantiles of log σ/α for training times."""
         self.quantiles = torch.from_numpy(self.process.times_at(log_ratio)).float()
 
     def on_format(self, format: int) -> None:
@@ -241,7 +241,7 @@ class Denoiser(Labelled):
         return d_alpha * x + d_sigma * eps
 
     def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
-        """The loss of predictions at these noise levels, and values to log."""
+        """The loss of predictions at these noise levels, and further values to log."""
         weight = self.loss_weight(level)
         if self.prediction == "x0" and weight is None:
             scale = level.sigma / self.process.norm(level) if self.rescale else level.sigma
@@ -313,7 +313,7 @@ class Denoiser(Labelled):
 
     def guided_output(self, x: Tensor, t: Tensor, y: Tensor | None, scale: float) -> Tensor:
         """The output u + scale · (c − u) in fp32, of c with labels and u without (Ho & Salimans 2022,
-        arXiv:2207.12598, eq. 6): one pass of a doubled batch, at scales 1 and 0 of the batch alone."""
+        arXiv:2207.12598, eq. 6): one pass of a doubled batch; at scales 1 and 0, of the batch itself."""
         if y is None or scale in (0, 1):
             return self.raw_output(x, t, y if scale else None)
         n = x.shape[0]
@@ -323,7 +323,8 @@ class Denoiser(Labelled):
 
     def within(self, out: Tensor, x: Tensor, level: Level) -> Tensor:
         """The output at x whose estimate of x_0 is clamped, if the model is `bounded`. In training the
-        gradient is that of `out` itself: an estimate beyond the range comes back if the image is inside."""
+        gradient is that of `out` itself, so that an estimate outside the range moves back if the image is
+        inside."""
         if not self.bounded or self.data.levels is None:
             return out
         x0 = self.into_range(self.to_estimate(out, x, level).x0)
@@ -459,7 +460,7 @@ class Denoiser(Labelled):
         return self.into_range(sampler(denoise, x, path, randn=randn, progress=progress))
 
     def shape_of(self, size: Size | None) -> tuple[int, ...]:
-        """The shape of images of a size; None: that of training. Raises UsageError for a size that the
+        """The shape of images of a size; None: the training size. Raises UsageError for a size that the
         network or latents do not support."""
         if size is None or sides(size) == self.data.shape[1:]:
             return self.data.shape
@@ -509,7 +510,7 @@ class LikelihoodOptions:
 
 
 class LikelihoodByODE(Denoiser):
-    """A denoiser whose likelihood is that of its probability-flow ODE."""
+    """A denoiser with the likelihood of its probability-flow ODE."""
 
     likelihood = "ode"
 
@@ -522,9 +523,9 @@ class LikelihoodByODE(Denoiser):
         ode: LikelihoodOptions = LikelihoodOptions(),
     ) -> Tensor:
         """[B] nats of the discrete image by the change of density along the ODE to noise (Song 2021,
-        arXiv:2011.13456, eq. 39), with clusters jointly with that of x. A conditional model without labels
-        has the mixture of its classes, each of which takes a solution. Raises UsageError for latents, and for
-        a mixture of more than 10 classes.
+        arXiv:2011.13456, eq. 39), jointly with the cluster of x if there are clusters. A conditional model
+        without labels has the mixture of its classes, each of which takes a solution. Raises UsageError for
+        latents, and for a mixture of more than 10 classes.
 
         Grey levels are dequantised uniformly, so the value is a bound. The dequantised images replace α x + σ
         ε at the time where σ/α is the deviation of the uniform noise, or at the nearest time of the model.

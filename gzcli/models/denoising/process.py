@@ -105,7 +105,7 @@ class Process(nn.Module):
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """f and g² of the SDE dx = f x dt + g dw of these marginals (Song 2021, eq. 5; Kingma 2021, eq. 15);
-        g² is negative where time runs from noise to data, as dt is."""
+        g² is negative, like dt, if time runs from noise to data."""
         _, alpha, sigma = self.levels_at(t)
         d_alpha, d_sigma = self.derivatives(t)
         f = d_alpha / alpha
@@ -130,7 +130,7 @@ class Process(nn.Module):
         return self.level(self.noisy).sigma
 
     def times(self, u: Tensor) -> Tensor:
-        """Times of training, of uniform draws u [B] in [0, 1)."""
+        """Training times from uniform draws u [B] in [0, 1)."""
         return self.clean + (self.noisy - self.clean) * u
 
     def nearest(self, t: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ class Process(nn.Module):
     # ---- the noise-to-signal ratio
 
     def ratio(self, t: float) -> float:
-        """σ/α at a time; infinite where α is 0."""
+        """σ/α at a time; infinite if α is 0."""
         level = self.level(t)
         return level.sigma / level.alpha if level.alpha else math.inf
 
@@ -219,7 +219,8 @@ class Process(nn.Module):
         return [*map(self.level, times.tolist()), Level(self.clean, 1.0, 0.0)]
 
     def ode_times(self, steps: int, start: float = 1.0) -> list[float]:
-        """Times of so many equal steps of a solver, from a share `start` of the way to noise to data."""
+        """Times of the given number of equal solver steps, from a share `start` of the way to noise down to
+        data."""
         at_least(1, steps=steps)
         first = self.at_share(start)
         return [first + (self.clean - first) * i / steps for i in range(steps + 1)]
@@ -259,7 +260,7 @@ def shift_of(shift: Shift, shape: Sequence[int]) -> float:
 
 
 def per_image(t: Tensor) -> Tensor:
-    """[B] as [B, 1, 1, 1]; a number, and what images broadcast with, as it is."""
+    """[B] as [B, 1, 1, 1]; numbers, and tensors that broadcast with images, are unchanged."""
     return t[:, None, None, None] if t.ndim in (1, 2) else t
 
 
@@ -464,7 +465,7 @@ class SDE(Process):
         return np.interp(log_ratio, (sigma / alpha).log().numpy(), t)
 
     def path(self, steps: int, spacing: str = "karras", start: float = 1.0) -> list[Level]:
-        """From α and σ at t = 1, as they are, to the time at which samplers stop."""
+        """From the unmodified α and σ at t = 1 to the time at which samplers stop."""
         at_least(1, steps=steps)
         top = max(start if self.clock == "time" else self.at_share(start), self.stop)
         if spacing == "uniform":
@@ -480,7 +481,7 @@ class SDE(Process):
         return [level.t for level in self.path(steps + 1, start=start)[:-1]]
 
     def likelihood_path(self, ratio: float, steps: int) -> list[Level]:
-        """To α and σ at t = 1, as they are."""
+        """To the unmodified α and σ at t = 1."""
         at_least(1, steps=steps)
         low, high = max(math.log(ratio), self.log_ratio_at(self.clean)), self.log_ratio_at(1.0)
         return [*map(self.level, self.times_at(np.linspace(low, high, steps + 1)).tolist())]

@@ -27,8 +27,8 @@ from gzcli.models.denoising.process import SIGMA_MAX, Level, Process
 
 
 class Estimate(NamedTuple):
-    """A network's estimates from a noised image. `share` is the place of a step's log variance between those
-    of β̃, at 0, and β, at 1 (Nichol 2021, arXiv:2102.09672, eq. 15)."""
+    """A network's estimates from a noised image. `share` interpolates a step's log variance between β̃ (0)
+    and β (1) (Nichol 2021, arXiv:2102.09672, eq. 15)."""
 
     x0: Tensor
     eps: Tensor
@@ -43,7 +43,7 @@ Sampler = Callable[..., Tensor]
 
 
 def sampler(steps: Callable[..., Steps]) -> Sampler:
-    """The sampler that takes these steps; it passes other keywords than `progress` on to them."""
+    """The sampler with these steps; it passes all keywords except `progress` on to them."""
 
     @wraps(steps)
     def run(
@@ -256,8 +256,8 @@ def annealed_langevin(
 @sampler
 def repaint(denoise: Denoise, x: Tensor, path: Path, randn: Randn, image: Tensor, mask: Tensor) -> Steps:
     """Inpainting by RePaint (Lugmayr 2022, algorithm 1): at each level the known pixels of `image` [B, C, H,
-    W], where mask [B, 1, H, W] is 1, replace the generated ones, with noise of that level. Where the path
-    returns to more noise (`repeat_stretches`), the forward process takes x there."""
+    W], where mask [B, 1, H, W] is 1, replace the generated ones, with noise of that level. If the path
+    returns to more noise (`repeat_stretches`), the forward process adds noise to x."""
     for s, u in pairwise(path):
         if u.sigma > s.sigma:
             scale, var = transition(u, s)
@@ -270,7 +270,8 @@ def repaint(denoise: Denoise, x: Tensor, path: Path, randn: Randn, image: Tensor
 
 
 def repeat_stretches(path: Path, resample: int, jump: int) -> list[Level]:
-    """The path that goes over each stretch of `jump` steps `resample` times, so that all pixels agree."""
+    """The path that repeats each stretch of `jump` steps `resample` times, so that known and generated pixels
+    agree."""
     walk = [path[0]]
     for start in range(0, len(path) - 1, jump):
         stretch = path[start + 1 : start + jump + 1]
@@ -454,6 +455,6 @@ def with_divergence(f: Velocity, shape: Sequence[int], probe: Tensor) -> Velocit
 
 
 def density_norm(error: Tensor) -> Tensor:
-    """The norm [B] of errors of states [x, ℓ]: the larger of the two norms. In a mean over all elements ℓ
-    would count as one pixel."""
+    """The norm [B] of errors of states [x, ℓ]: the larger of the two norms. In a mean over all elements, ℓ
+    would count as much as one pixel."""
     return torch.maximum(root_mean_square(error[:, :-1]), error[:, -1].abs())

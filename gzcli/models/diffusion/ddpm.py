@@ -228,7 +228,7 @@ class Diffusion(NoiseApplications):
     def variational_bound(
         self, x: Tensor, labels: Tensor | None, noise: Noise, *, terms: int, variance: Variance | None
     ) -> Tensor:
-        """`log_prob` given labels; of multi-label data None hides them."""
+        """`log_prob` given labels; for multi-label data None hides them."""
         levels, n, process = self.grey_levels, len(x), self.process
         y = self.image_condition(x, labels)
         alpha_T, sigma_T = process.alpha[-1], process.sigma[-1]

@@ -191,7 +191,7 @@ class CodeApplications(Model):
 
     @torch.no_grad()
     def map_recon(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
-        """[B, H, W]: |x − x̂| at each pixel, of images rebuilt from z_sem alone, over channels."""
+        """[B, H, W]: |x − x̂| at each pixel, of images rebuilt only from z_sem, averaged over channels."""
         return (x - self.reconstruct(x, noise=noise, steps=steps, stochastic=False).images).abs().mean(1)
 
     @torch.no_grad()
@@ -204,7 +204,7 @@ class CodeApplications(Model):
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
         """The `mse` of the first images rebuilt from both codes in 50 steps, for images in [0, 1];
-        `mse_semantic`, from z_sem alone; and the `accuracy` of the classifier."""
+        `mse_semantic`, only from z_sem; and the `accuracy` of the classifier."""
         sums: dict[str, float] = defaultdict(float)
         n = 0
         for batch in batches:
@@ -220,7 +220,8 @@ class CodeApplications(Model):
 
 
 def half_progress(progress: Progress, which: int) -> Progress:
-    """Maps the progress from image to noise (which = 0) or from noise to image (1) to that of both."""
+    """Maps the progress from image to noise (which = 0), or from noise to image (1), to the progress of
+    both."""
     return lambda i, n, x=None: progress(which * n + i, 2 * n, x)
 
 
@@ -228,8 +229,8 @@ class DiffAE(CodeApplications):
     """An encoder of z_sem [B, latent] and a U-Net that denoises given z_sem; a first stage of `latent_prior`.
 
     Without a prior it samples z_sem from a Gaussian with the running moments of the training codes.
-    Where the data have labels, a linear classifier of the normalised z_sem is trained in its own phase,
-    without a gradient to the encoder. Raises UsageError for sizes that do not fit.
+    If the data have labels, a linear classifier of the normalised z_sem is trained in its own phase, without
+    a gradient to the encoder. Raises UsageError for sizes that do not fit.
 
     latent: dimensions of z_sem.
     encoder_mult: width of each level of the encoder as a multiple of `channels`. Default: 1, 2, 4, 8, 8, one
@@ -277,8 +278,8 @@ class DiffAE(CodeApplications):
         return [main] if self.head is None else [main, Phase("classifier", list(self.head.parameters()))]
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """The error of the denoiser given the code; in the phase `classifier` that of the classifier, by
-        softmax, or for multi-label data by a sigmoid for each label."""
+        """The error of the denoiser given the code; in the phase `classifier`, the cross-entropy of the
+        classifier, by softmax, or by a sigmoid for each label of multi-label data."""
         if phase == "classifier" and self.head is not None and batch.y is not None:
             with torch.no_grad():
                 z = self.encode(batch.x)
@@ -304,8 +305,8 @@ class DiffAE(CodeApplications):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Recomputes the moments of z_sem, since the running ones are those of the encoder in training, not
-        of averaged weights."""
+        """Recomputes the moments of z_sem, because the running moments are those of the encoder in training,
+        not of the averaged weights."""
         z = torch.cat([self.encode(batch.x) for batch in batches])
         self.mean.copy_(z.mean(0))
         with full_fp32(z.device):

@@ -146,7 +146,7 @@ class ECT(Denoiser):
         return torch.lerp(unguided, eps, self.guidance)
 
     def on_step(self, step: int) -> None:
-        """1 − r/t at large t, of the next step's stage."""
+        """Sets 1 − r/t at large t for the stage of the next step."""
         stage = (step + 1) * self.tuning.stages // max(self.data.steps, 1)
         self.gap = self.tuning.q ** -(min(stage, self.tuning.stages - 1) + 1)
 

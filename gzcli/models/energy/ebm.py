@@ -74,7 +74,8 @@ class Chains(nn.Module):
 
     def starts(self, fresh: Tensor, restart: Tensor) -> tuple[Tensor, Tensor]:
         """The images [B, C, H, W] from which the next chains start, `fresh` ones for those that restart [B]
-        or have not begun, and the chains' numbers [B]. Raises UsageError for fewer chains than images."""
+        or have not begun, and the chains' indices [B]. Raises UsageError if there are fewer chains than
+        images."""
         turn, total = self.begun, len(fresh) * ranks.sharing(self)
         if total > self.size:
             raise UsageError(f"`model.chains` is {self.size}, which is fewer than a batch of {total}")
@@ -126,7 +127,7 @@ class EBM(Model):
 
     @torch.no_grad()
     def on_batch(self, batch: Batch) -> dict[str, Tensor]:
-        """The ends x̃ of as many chains as there are images, and their labels."""
+        """The ends x̃ of one chain for each image, and their labels."""
         noise = batch.noise
         fresh, restart = self.uniform(len(batch), noise), noise.rand(len(batch)) < self.chain.restart
         x, number = self.chains.starts(fresh, restart)
@@ -173,7 +174,7 @@ class EBM(Model):
     def langevin(
         self, x: Tensor, y: Labels, steps: int, noise: Noise, progress: Progress = no_progress
     ) -> Tensor:
-        """The ends of chains after so many steps from x [B, C, H, W]."""
+        """The ends of chains after the given number of steps from x [B, C, H, W]."""
         for i in range(steps):
             x = (x + self.chain.noise * noise.randn(*x.shape)).clamp(-1, 1)
             x = (x - self.chain.step * self.slope(x, y).clamp(-STEEPEST, STEEPEST)).clamp(-1, 1)

@@ -104,13 +104,15 @@ class EqM(Denoiser):
             return torch.autograd.grad(energy.sum(), x, create_graph=trains)[0]
 
     def energy(self, x: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        """[B]: E(x) = x · f(x); of an implicit energy, its rise ∫ x · f(s x) ds along the ray from 0 to x."""
+        """[B]: E(x) = x · f(x); for an implicit energy, its rise ∫ x · f(s x) ds along the ray from 0 to
+        x."""
         shares = [1.0] if self.explicit else [(i + 0.5) / NODES for i in range(NODES)]
         slopes = [to_fp32(self.net(s * x, x.new_zeros(len(x)), y, drop)) for s in shares]
         return (x * torch.stack(slopes).mean(0)).flatten(1).sum(1)
 
     def gradient(self, y: Tensor | None, guidance: float = 1.0) -> Callable[[Tensor], Tensor]:
-        """The gradient of the energy, given labels y; guided, of E(x) + guidance · (E(x | y) − E(x))."""
+        """The gradient of the energy given labels y; with guidance, of E(x) + guidance · (E(x | y) −
+        E(x))."""
         self.check_guidance(guidance, y)
         return lambda x: self.guided_output(x, x.new_zeros(len(x)), y, guidance)
 

@@ -3,7 +3,7 @@
     f(x, t, s) = x + (s − t) F(x, t, s)
 
 takes x at time t along the flow to time s in one network call. F(x, t, t) is the velocity of `fm`, so that
-its applications, scores and likelihood hold here. Times run from noise at t = 0 to data at t = 1.
+its applications, scores and likelihood apply here. Times run from noise at t = 0 to data at t = 1.
 
 Guidance ω is an input of the network (Geng 2025, arXiv:2512.02012), whose targets over intervals are those of
 the guided velocity, so that a guided sample takes one call, too:
@@ -157,7 +157,8 @@ class AverageVelocity(FlowMatching):
         return {"loss": (weight * error / rho).mean(), "error": error.detach().mean()}
 
     def interval_rows(self, noise: Noise, n: int) -> Tensor:
-        """Every `map_every`-th row of the global batch, whatever its ranks: of n rows of this process."""
+        """Every `map_every`-th row of the global batch, for any number of ranks, among the n rows of this
+        process."""
         start, every = getattr(noise, "start", 0), self.map_every
         return (-start % every + every * torch.arange(-(-n // every), device=noise.device)) % n
 

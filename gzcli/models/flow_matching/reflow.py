@@ -24,7 +24,7 @@ class Reflow(FlowMatching):
     """A flow that starts from the weights of a flow-matching `teacher` and learns straight paths between the
     teacher's pairs. `prepare` generates these once; they arrive in `batch.extra`.
 
-    Times are shifted as the teacher's. Raises UsageError if the teacher is not a flow, or if only one of
+    Times are shifted like the teacher's. Raises UsageError if the teacher is not a flow, or if only one of
     teacher and student is conditional.
 
     pairs: number of generated pairs of noise and image for each training image, with its label. Each step
@@ -77,8 +77,9 @@ class Reflow(FlowMatching):
     @torch.no_grad()
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
         """Noise, and the images that the teacher generates from it given the labels of the batch, both [B, C,
-        H, W], or [B, pairs, C, H, W] for several pairs. With clusters also those of the training images, [B].
-        Half precision has an error of 1/2000, where grey levels are 1/128 apart."""
+        H, W], or [B, pairs, C, H, W] for several pairs. With clusters, also the clusters of the training
+        images, [B]. The error of half precision, 1/2000, is small against the distance of grey levels,
+        1/128."""
         y = super().condition(batch)
         f, times = self.teacher.velocity(y, self.pair_guidance), self.process.ode_times(self.pair_steps)
         noises, images = [], []

@@ -53,7 +53,8 @@ class SoFlow(AverageVelocity):
         self.rho.fill_(first * (last / first) ** min(1.0, (step + 1) / max(1, self.data.steps)))
 
     def interval_target(self, interval: Interval) -> tuple[Tensor, Tensor]:
-        """ρ v + (1 − ρ) F(x_l, l, s), of a guided v; in evaluation of the last ρ, so that losses compare."""
+        """ρ v + (1 − ρ) F(x_l, l, s), with a guided v. In evaluation ρ is the last one, so that losses are
+        comparable."""
         rho = self.rho if self.training else torch.full_like(self.rho, self.ends[1])
         x, t, v = interval.x, interval.t, interval.v
         if interval.guidance is not None:

@@ -142,8 +142,8 @@ def diff_augment(x: Tensor, policy: tuple[str, ...], noise: Noise, p: Tensor | N
 
 class AdaptiveProbability(nn.Module):
     """The probability of each augmentation, at first 0. It rises after a step whose E[sign f(x)] of real
-    images is above the target, as if the critic knows them by heart, and otherwise falls (Karras 2020,
-    arXiv:2006.06676, section 3)."""
+    images is above the target, which indicates that the critic memorizes them, and otherwise falls (Karras
+    2020, arXiv:2006.06676, section 3)."""
 
     p: Tensor
     signs: Tensor
@@ -162,7 +162,7 @@ class AdaptiveProbability(nn.Module):
 
     def adjust(self, steps: int) -> None:
         """Moves p by the signs since the last call: from 0 to 1 in 500,000 images, as in the paper, or in a
-        tenth of a shorter run of so many steps."""
+        tenth of a shorter run."""
         total, n = self.signs
         pace = (n / 500_000).clamp(min=10 / steps if steps else 0.0)
         change = torch.where(n > 0, (total / n - self.target).sign() * pace, 0.0)  # a resume has none
@@ -257,7 +257,7 @@ class GANOptions:
             raise UsageError(message, hint="set `model.ada` to `null`, or `model.objective` to `hinge`")
 
     def gradient_weights(self, step: int, steps: int) -> dict[str, float]:
-        """The weights of R1 and R2 at a step of a run of so many, without those that are 0."""
+        """The nonzero weights of R1 and R2 at a step of a run."""
         usual, every = (1.0, 1) if OBJECTIVES[self.objective].relative else (0.0, 16)
         every = self.r1_every or every
         weights = {"r1": usual if self.r1 is None else self.r1, "r2": usual if self.r2 is None else self.r2}

@@ -98,7 +98,7 @@ class Translator(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with instance norm beside an identity."""
+    """A residual block: two convolutions with instance norm."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -193,7 +193,7 @@ class CycleGAN(Model):
     @torch.compiler.disable  # it would recompile for every step
     @torch.no_grad()
     def remember(self, a: Tensor, b: Tensor) -> None:
-        """Replaces the memory by the training images of the first steps, of all ranks."""
+        """Fills the memory with the training images of the first steps on all ranks."""
         if self.step >= MEMORY:  # every step adds one image at least, so it is full
             return
         images = self.domain_bytes(a, b)
@@ -233,8 +233,8 @@ class CycleGAN(Model):
     # ---- translation
 
     def to_other_domain(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
-        """Each image translated to the other domain, [B, C, H, W]; from_a: whether all, or each [B], are of
-        A."""
+        """Each image translated to the other domain, [B, C, H, W]; from_a: whether all images, or each image
+        [B], are from A."""
         # with [B] both networks translate every image: selecting rows would make the host wait
         if isinstance(from_a, bool):
             return self.a_to_b(x) if from_a else self.b_to_a(x)
@@ -250,8 +250,8 @@ class CycleGAN(Model):
         return (self.there_and_back(x, from_a) - x).abs().flatten(1).mean(1)
 
     def is_from_a(self, x: Tensor, y: Labels) -> Tensor:
-        """Whether each image is of A, [B], by its label y. Without labels, an image is of A if the translator
-        to A changes it less than the translator to B."""
+        """Whether each image is from A, [B], by its label y. Without labels, an image is from A if the
+        translator to A changes it less than the translator to B."""
         if y is not None:
             return y.eq(0)
         to_a, to_b = ((net(x) - x).abs().flatten(1).mean(1) for net in (self.b_to_a, self.a_to_b))
@@ -281,7 +281,7 @@ class CycleGAN(Model):
         return self.draw_memory(n, noise, direction)[0]
 
     def draw_memory(self, n: int, noise: Noise, direction: SampleDirection) -> tuple[Tensor, Tensor | bool]:
-        """n images drawn from the memory for a direction, and whether they are of A."""
+        """n images drawn from the memory for a direction, and whether they are from A."""
         domains = {"both": slice(0, 2), "AtoB": slice(0, 1), "BtoA": slice(1, 2)}[direction]
         images = self.memory[domains].flatten(0, 1)
         pick = noise.randint(len(images), n)
@@ -294,8 +294,8 @@ class CycleGAN(Model):
         """Translates images to the other domain.
 
         direction: direction of translation. `AtoB` and `BtoA` use the images labelled with one domain, or all
-          if there are no labels. `auto` translates every image from its domain; if there is no label, that of
-          the translator that changes it less.
+          if there are no labels. `auto` translates every image from its domain; without labels, by the
+          translator that changes it less.
         """
         return self.translation(x, y, direction, progress, back=False)
 
@@ -354,6 +354,6 @@ class CycleGAN(Model):
         return torch.minimum(*(self.cycle_error(x, from_a) for from_a in (True, False)))
 
     def map_cycle(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """The error of the cycle at each pixel [B, H, W], the mean over channels, in the same direction."""
+        """The cycle error at each pixel [B, H, W], averaged over channels, in the same direction."""
         a, b = ((self.there_and_back(x, from_a) - x).abs().mean(1) for from_a in (True, False))
         return torch.where((a.mean((1, 2)) < b.mean((1, 2)))[:, None, None], a, b)

@@ -76,7 +76,7 @@ class MaskedAutoencoder(nn.Module):
         return x
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
-        """The mean squared error of images completed, from a part of their squares."""
+        """The mean squared error of images that are completed from a part of their patches."""
         seen = (noise.rand(len(x), 1, GRID, GRID) >= self.hidden).to(x)
         code = self.code(self.maps(x * F.interpolate(seen, x.shape[2:])).flatten(1))
         return (self.decoder(code) - x).square().mean()
@@ -84,7 +84,7 @@ class MaskedAutoencoder(nn.Module):
 
 def field(x: Tensor, y: Tensor, apart: Tensor, temperatures: tuple[float, ...]) -> Tensor:
     """V [N, D] at the features x [N, D] of generated images for those y [M, D] of real ones (algorithm 2).
-    `apart` [N, M + N] says which of y and x do not act on an x."""
+    `apart` [N, M + N] marks which of y and x do not act on an x."""
     distance = torch.cdist(x, torch.cat([y, x])) / x.shape[1] ** 0.5
     total = torch.zeros_like(x)
     for tau in temperatures:
@@ -142,7 +142,7 @@ class Drifting(ImplicitModel):
 
     def drift_loss(self, f: Tensor, real: Tensor, apart: Tensor) -> Tensor:
         """‖φ(x) − sg(φ(x) + V)‖² / D, the mean over images, for features [B, D] of generated and real ones.
-        The images of all ranks act on each other, but for those that are `apart`."""
+        The images of all ranks act on each other, except for those that are `apart`."""
         x, y = ranks.rows(f.detach(), self), ranks.rows(real, self)
         # features are scaled so that their mean distance is √D (appendix A.6)
         scale = x.shape[1] ** 0.5 / torch.cdist(x, torch.cat([y, x])).mean().clamp(min=1e-12)

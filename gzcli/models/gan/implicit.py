@@ -228,7 +228,7 @@ class ImplicitModel(Model):
         return self.invert(x, noise, search)[2]
 
     def map_inversion(self, x: Tensor, *, noise: Noise, search: Search = Search()) -> Tensor:
-        """|x − G(z)| at each pixel, of the generator's nearest image, the mean over channels: [B, H, W]."""
+        """|x − G(z)| at each pixel for the generator's nearest image, averaged over channels: [B, H, W]."""
         z, y, _ = self.invert(x, noise, search)
         return (x - self.generator(z, y)).abs().mean(1)
 

@@ -31,7 +31,7 @@ Potential = Callable[[Tensor], Tensor]  # z [B, D] → U [B], differentiable
 
 
 def gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor]:
-    """U [B] and ∂U/∂z [B, D], where the U of each chain depends on its own z alone."""
+    """U [B] and ∂U/∂z [B, D], where the U of each chain depends only on its own z."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         u = potential(z)

@@ -60,7 +60,7 @@ class Block(nn.Module):
     """x + a 1×1, a grouped 3×3 and a 1×1 convolution without norms, the identity at first.
 
     The first two layers have a gain of L^(−1/4), L the number of blocks in the net, so that one step changes
-    the output of the net by as much whatever its depth (Fixup, Zhang 2019, arXiv:1901.09321, section 3).
+    the output of the net equally at any depth (Fixup, Zhang 2019, arXiv:1901.09321, section 3).
     """
 
     def __init__(self, width: int, options: ResidualOptions, depth: int):

@@ -93,7 +93,7 @@ class ClassEmbedding(nn.Module):
         return self.rows[: self.classes + 1]
 
     def forward(self, y: Tensor | None, n: int, drop: Tensor | None = None) -> Tensor:
-        """The embeddings of n labels, [n, dim]; where the boolean `drop` [n] is true, of the null label."""
+        """The embeddings of n labels, [n, dim]; of the null label where the boolean `drop` [n] is true."""
         null = self.table.weight[self.classes]
         if y is None:
             return null.expand(n, -1)
@@ -102,14 +102,14 @@ class ClassEmbedding(nn.Module):
         return e if drop is None else torch.where(drop[:, None], null, e)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """Clusters of earlier versions had no row of their class: it is zero."""
+        """Loads clusters of earlier versions, which had no row for their class; the row becomes zero."""
         if (name := f"{prefix}table.weight") in state_dict:
             state_dict[name] = with_rows(state_dict[name], self.table.weight)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 def with_rows(t: Tensor, like: Tensor) -> Tensor:
-    """t with rows of zeros at its end, as many as `like` has; as it is if it has them."""
+    """t with rows of zeros appended up to the number of rows of `like`."""
     missing = len(like) - len(t) if t.ndim and t.shape[1:] == like.shape[1:] else 0
     return t if missing <= 0 else torch.cat([t, t.new_zeros(missing, *t.shape[1:])])
 
@@ -311,8 +311,8 @@ def mix_codes(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
 
 
 def nearer(labels: Labels, frames: int) -> Labels:
-    """The labels [n // 2 · frames, …] of interpolations between images with labels [n, …]: each frame has
-    that of the nearer end."""
+    """The labels [n // 2 · frames, …] of interpolations between images with labels [n, …]: each frame has the
+    label of the nearer end."""
     if labels is None:
         return None
     pairs, frame = (torch.arange(count, device=labels.device) for count in (len(labels) // 2, frames))

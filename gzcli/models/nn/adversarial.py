@@ -223,8 +223,8 @@ def critic_outputs(disc: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor)
 class AdversarialLoss(NamedTuple):
     """Losses of the critic, of f(x) and f(G(z)), and of the generator, of f(G(z)), all means.
 
-    relative: whether the generator's is of f(G(z)) − f(x).
-    signed: whether f(x) > 0 says that x is real; otherwise the losses leave a constant of f free.
+    relative: whether the generator's loss depends on f(G(z)) − f(x).
+    signed: whether f(x) > 0 means that x is real; otherwise the losses do not determine a constant of f.
     """
 
     critic: Callable[[Tensor, Tensor], Tensor]
@@ -288,7 +288,7 @@ LECAM_DECAY = 0.99  # of the averages at each step
 
 class LeCam(nn.Module):
     """E ‖f(x) − α_F‖² + E ‖f(G(z)) − α_R‖², of moving averages α_R and α_F of f(x) and f(G(z)) (Tseng 2021,
-    arXiv:2104.03310, section 3): a critic of few images that knows them by heart is held back."""
+    arXiv:2104.03310, section 3): it restrains a critic that memorizes few images."""
 
     averages: Tensor
 

@@ -50,9 +50,9 @@ class DiTOptions:
 
 
 class DiTNet(nn.Module):
-    """x [B, C, H, W], t [B] or [B, times] → [B, outputs · C, H, W], by a token a patch. Where there are
-    classes, the embedding of their labels and a null label is added to that of the time. Raises UsageError
-    if sizes do not fit."""
+    """x [B, C, H, W], t [B] or [B, times] → [B, outputs · C, H, W], with one token per patch. If there are
+    classes, the embedding of the label or of a null label is added to that of the time. Raises UsageError if
+    sizes do not fit."""
 
     position: Tensor  # [T, width]
 
@@ -147,8 +147,8 @@ class DiTNet(nn.Module):
         return net.to(self.position.device).eval()
 
     def load_diffusers(self, state: Mapping[str, Tensor]) -> None:
-        """Takes the weights of a `DiTTransformer2DModel`: of the embeddings of the time, which are alike in
-        its blocks, those of the first. Raises RuntimeError if they do not fit."""
+        """Loads the weights of a `DiTTransformer2DModel`. Its blocks have equal time embeddings, of which the
+        first is used. Raises RuntimeError if the weights do not fit."""
         weights: dict[str, Tensor] = {}
         stacks: dict[str, dict[str, Tensor]] = {}
         for key, value in state.items():
@@ -246,7 +246,7 @@ class Block(nn.Module):
 
 class ModernBlock(nn.Module):
     """`Block` on a grid of patches with the parts of today's language models: norms by the root mean square,
-    queries and keys that are normalised and then rotated by the place of their patch, and a gated MLP."""
+    queries and keys that are normalised and then rotated by the position of their patch, and a gated MLP."""
 
     cos: Tensor  # [T, width / heads / 2]
     sin: Tensor

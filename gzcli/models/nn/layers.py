@@ -50,7 +50,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class RMSNorm(nn.RMSNorm):
-    """Norm by the root mean square, whose output has the type that that of `LayerNorm` has."""
+    """RMS norm whose output has the same type as that of `LayerNorm`."""
 
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
@@ -68,12 +68,14 @@ def cast_weights(x: Tensor, *weights: Tensor | None) -> list[Tensor | None]:
 
 
 def group_norm(width: int) -> GroupNorm:
-    """Group norm over `width` channels, of the most groups among 8, 4, 2 and 1 that divide them."""
+    """Group norm over `width` channels, with the largest number of groups among 8, 4, 2 and 1 that divides
+    them."""
     return GroupNorm(next(g for g in (8, 4, 2, 1) if width % g == 0), width)
 
 
 class ResBlock(nn.Module):
-    """Two pre-activated 3×3 convolutions beside an identity, or a 1×1 convolution if the width changes.
+    """A residual block of two pre-activated 3×3 convolutions; the shortcut is a 1×1 convolution if the width
+    changes.
 
     hidden: channels between the two; by default `o`.
     """

@@ -77,8 +77,8 @@ class MPFourier(nn.Module):
 
 
 class Uncertainty(nn.Module):
-    """u(t) [B], the log of the expected error at a noise level: of loss / e^u + u it is the minimum, which
-    makes all levels contribute alike (eq. 21 and appendix B.3)."""
+    """u(t) [B], the log of the expected error at a noise level. It minimizes loss / e^u + u, which makes all
+    levels contribute equally (eq. 21 and appendix B.3)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -27,7 +27,8 @@ WIDTHS = (64, 128, 256, 512, 512)  # channels of the features that LPIPS compare
 
 
 class LPIPS(nn.Module):
-    """The distance [B] of images x, y [B, 1 or 3, H, W] in [-1, 1], of sides of 16 pixels or more (eq. 1)."""
+    """The distance [B] of images x, y [B, 1 or 3, H, W] in [-1, 1], with sides of at least 16 pixels (eq.
+    1)."""
 
     shift: Tensor  # mean of ImageNet's colours, [3, 1, 1]
     scale: Tensor  # their standard deviation, [3, 1, 1]
@@ -81,7 +82,7 @@ class LPIPS(nn.Module):
 
 
 def vgg_file() -> Path:
-    """The file of VGG16's weights in the user's cache. Raises MissingError that says where to put it."""
+    """The file of VGG16's weights in the user's cache. Raises MissingError with the place for it."""
     place = cache_dir("weights", VGG)
     if not place.is_file():
         hint = f"copy torchvision's `{VGG}` into `{place.parent}`, or download it with "

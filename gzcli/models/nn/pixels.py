@@ -58,8 +58,8 @@ class Pixels:
     """p(x | z) of independent pixels, whose parameters are a decoder's output [B, size, H, W]. Raises
     UsageError if `kind` does not fit the levels (None: latents).
 
-    A draw takes `uniforms` numbers a pixel. `init_bias` sets the bias [size] of the decoder's last layer,
-    if a layer's own start will not do.
+    A draw takes `uniforms` numbers a pixel. `init_bias` sets the bias [size] of the decoder's last layer if
+    the usual initialisation is unsuitable.
     """
 
     init_bias: Callable[[Tensor], None] | None = None

@@ -1,8 +1,8 @@
 """Batch norm over the batch of all ranks, so that two processes compute the same as one.
 
-torch's own batch norm uses the images of its rank alone. Its `SyncBatchNorm` works on GPUs only, and has no
-second derivative. Models are written with torch's layers; `share_batch_norm` replaces these in a run of
-several ranks. Each rank draws its own dropout.
+torch's batch norm uses only the images of its rank. Its `SyncBatchNorm` works only on GPUs, and has no second
+derivative. Models are written with torch's layers; `share_batch_norm` replaces these in a run of several
+ranks. Each rank draws its own dropout.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ class SharedBatchNorm(_BatchNorm):
 
     @torch.no_grad()
     def update_running(self, mean: Tensor, var: Tensor, n: int) -> None:
-        """Moves the running statistics by those of a batch of n values a channel, as torch's layers do."""
+        """Updates the running statistics by those of a batch with n values per channel, like torch's
+        layers."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
         self.num_batches_tracked.add_(1)
@@ -59,7 +60,7 @@ class SharedBatchNorm(_BatchNorm):
         self.running_var.lerp_((var * (n / (n - 1))).to(self.running_var), weight)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """Does nothing, where torch's layers check the number of dimensions: any will do."""
+        """Does nothing: unlike torch's layers, it allows any number of dimensions."""
 
 
 def share_batch_norm(model: nn.Module) -> None:

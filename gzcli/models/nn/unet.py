@@ -99,7 +99,7 @@ class UNet(nn.Module):
     """x [B, in_channels, H, W], t [B] → [B, out_channels, H, W]; any H and W, odd ones included.
 
     The last convolution of each residual branch and the output start at zero, so that a new network returns
-    zero. With `classes` the embedding of a label, or a null label, is added to that of the time; with
+    zero. With `classes` the embedding of a label, or of a null label, is added to that of the time; with
     `scale_shift` the embedding scales and shifts the second norm, instead of being added before it. Raises
     UsageError if sizes do not fit."""
 
@@ -190,8 +190,8 @@ class UNet(nn.Module):
         return cls(c + guides, outputs * c, levels, classes=classes, **more)
 
     def to_diffusers(self, size: tuple[int, ...], channels: int, *, null: bool = True) -> nn.Module:
-        """A `UNet2DModel` of the same weights, for images of that size and with the first channels of the
-        output; of labels with the null label, the last, or without. Raises UsageError if it cannot be
+        """A `UNet2DModel` with the same weights, for images of that size and the first channels of the
+        output; its labels include the null label, which is the last. Raises UsageError if it cannot be
         built."""
         from diffusers import UNet2DModel
 
@@ -361,7 +361,7 @@ class UpStage(Stage):
     """A stage of the decoder, whose blocks also see the outputs of the encoder at their resolution."""
 
     def forward(self, h: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:  # type: ignore[override]
-        """The output of the stage; each block takes an output of the encoder off the end of `skips`."""
+        """The output of the stage; each block removes the last output of the encoder from `skips`."""
         for block, attend in zip(self.blocks, self.attentions, strict=True):
             h = attend(block(torch.cat([h, skips.pop()], 1), emb))
         return h if self.resample is None else self.resample(h, size=tuple(skips[-1].shape[-2:]), emb=emb)

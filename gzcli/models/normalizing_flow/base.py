@@ -229,7 +229,7 @@ class ImageFlow(Labelled):
         """½ z² − ½ of the latents over each pixel, the mean over 3 × 3 pixels, [B, H, W]: the excess in nats
         of the local part of −log p(x) over its expectation, for the most probable class.
 
-        draws: draws of the noise in the average, since the latents of an even background are noise alone.
+        draws: draws of the noise in the average, because the latents of a uniform background are only noise.
         """
         single = self.classes is not None and not self.data.multilabel
         surprise = x.new_zeros(len(x), 1, *x.shape[2:])

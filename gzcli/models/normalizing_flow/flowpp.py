@@ -157,8 +157,8 @@ class LogisticCDF:
     def inverse_logit_cdf(self, y: Tensor) -> Tensor:
         """x with logit F(x) = y, by Newton's method inside a bracket, with bisection if a step leaves it.
 
-        The solution for component k alone is x_k = μ_k + s_k y; that of the mixture lies between the least
-        and the largest x_k. The number of iterations is fixed, so that the host need not wait.
+        The solution for a single component k is x_k = μ_k + s_k y; that of the mixture is between the
+        smallest and the largest x_k. The number of iterations is fixed, so that the host need not wait.
         """
         solutions = self.mean + self.log_scale.exp() * y[:, None]
         low, high = solutions.amin(1), solutions.amax(1)

@@ -48,7 +48,8 @@ from gzcli.models.normalizing_flow.base import DequantOptions, ImageFlow, top_lo
 
 
 class PatchNet(nn.Module):
-    """A transformer over patches x [B, T, D] that gives two numbers, at first 0, for each of theirs."""
+    """A transformer over patches x [B, T, D] that returns two numbers, initially 0, for each number of a
+    patch."""
 
     def __init__(self, grid: tuple[int, int], dim: int, options: TransformerOptions):
         super().__init__()
@@ -234,7 +235,7 @@ class TarFlow(ImageFlow):
         return x if levels is None else layers.dequantise(x, levels, torch.full_like(x, 0.5))[0]
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """−log p in nats, of dequantised images or of those with Gaussian noise."""
+        """−log p in nats of dequantised images, or of images with Gaussian noise."""
         x, (y, drop) = batch.x, self.training_labels(batch)
         c = self.embedding(y, len(x), drop)
         if self.sigma:
@@ -257,7 +258,7 @@ class TarFlow(ImageFlow):
         temperature: float = 1.0,
         guidance: float | None = None,
     ) -> Tensor:
-        """n images [n, C, H, W], patch by patch; those of a model of noisy images are denoised.
+        """n images [n, C, H, W], patch by patch; images of a model of noisy images are denoised.
 
         temperature: factor of the standard deviation of every latent.
         guidance: guidance scale of μ and α, at twice the cost. 1: no guidance; above 1: sharper. Default: 1,
@@ -311,9 +312,9 @@ class TarFlow(ImageFlow):
         progress: Progress = no_progress,
         strength: float = 1.0,
     ) -> Applied:
-        """Encodes x as an image of its class, or of the most probable one (multi-label: of none), and decodes
-        it as one of `labels`. Without labels, the images get all classes in turn. Raises UsageError for an
-        unconditional model.
+        """Encodes x as an image of its class, or of the most probable class (multi-label: none), and decodes
+        it as an image of `labels`. Without labels, the images get all classes in turn. Raises UsageError for
+        an unconditional model.
 
         strength: how far the class embedding is moved. 1: to that of the labels; below 0: away from it.
         """

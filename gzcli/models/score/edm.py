@@ -133,7 +133,7 @@ class EDM(LikelihoodByODE, ScoreModel):
         super().fit(chain(first, batches))
 
     def target(self, x: Tensor, eps: Tensor, level: Level) -> Tensor:
-        """F where D = x_0 (eq. 8): (x_0 − c_skip (x_0 + σ ε)) / c_out."""
+        """The F for which D = x_0 (eq. 8): (x_0 − c_skip (x_0 + σ ε)) / c_out."""
         if not self.conditioned:
             return super().target(x, eps, level)
         c_skip, c_out, c_in = self.coefficients(level.sigma)

@@ -117,8 +117,8 @@ class InstanceNormPlus(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two pre-activated convolutions beside a shortcut. The `first` block of a stage without dilation halves
-    the resolution by average pooling, odd sides rounded up."""
+    """A residual block of two pre-activated convolutions. The `first` block of a stage without dilation
+    halves the resolution by average pooling, odd sides rounded up."""
 
     def __init__(self, c_in: int, c_out: int, classes: Classes, dilation: int, first: bool = False):
         super().__init__()

@@ -109,8 +109,8 @@ def per_row(mask: Tensor, value: Tensor) -> Tensor:
 class StableDiffusion(Model):
     """The loss, examples stored in training, and sampling by a pipeline of diffusers with frozen parts.
 
-    Raises UsageError for a base of a kind that the model does not tune, for one that predicts neither the
-    noise nor v, or for a size of images that it does not support.
+    Raises UsageError for a base of a kind that the model cannot tune, for a base that predicts neither the
+    noise nor v, and for an unsupported image size.
 
     caption_dropout: probability of hiding a caption in training, which guidance needs.
     """
@@ -253,7 +253,7 @@ class StableDiffusion(Model):
         return self.embed_captions(batch, batch.noise.rand(len(batch)) < self.caption_dropout)
 
     def embed_captions(self, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
-        """The embeddings of the captions; in the rows `hidden` [B], those of no text."""
+        """The embeddings of the captions; in the rows `hidden` [B], of an empty text."""
         cached = {key: batch.extra[key].to(batch.x) for key in ("text", "pooled") if key in batch.extra}
         embedded = cached or self.embed(batch.extra["caption"])
         none = self.embed_once("")
@@ -303,7 +303,7 @@ class StableDiffusion(Model):
         return {"loss": (weight * error).mean()} | parts
 
     def times(self, n: int, noise: Noise) -> Tensor:
-        """Times [n] of training: integers of the base's schedule; of a flow logit-normal, in (0, 1)."""
+        """Times [n] of training: integers of the base's schedule; for a flow, logit-normal in (0, 1)."""
         if not self.kind.flow:
             return noise.randint(self.schedule.config.num_train_timesteps, n)
         tau, config = noise.randn(n).sigmoid(), self.schedule.config

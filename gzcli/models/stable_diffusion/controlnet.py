@@ -34,7 +34,7 @@ def canny(x: Tensor) -> Tensor:
 
 
 def edges(grey: np.ndarray) -> np.ndarray:
-    """Edges of an image float32 [H, W] in [0, 1], bool [H, W], as `skimage.feature.canny` finds them."""
+    """Edges of an image float32 [H, W] in [0, 1], bool [H, W], like those of `skimage.feature.canny`."""
     from scipy import ndimage
 
     def blurred(image: np.ndarray) -> np.ndarray:
@@ -101,7 +101,7 @@ class ControlNet(StableDiffusion):
         return prepared
 
     def picture(self, batch: Batch) -> Tensor:
-        """Maps [B, C, H, W] in [-1, 1]: those of the set, or edges."""
+        """Maps [B, C, H, W] in [-1, 1]: the set's maps, or edges."""
         if "control" in batch.extra:
             return batch.extra["control"]
         if "edges" in batch.extra:
@@ -178,5 +178,5 @@ class ControlNet(StableDiffusion):
         return self.maps(n, noise, sides, control, edges)[1]
 
     def to_diffusers(self) -> Any:
-        """diffusers' ControlNetModel, which goes with the base."""
+        """diffusers' ControlNetModel, to use with the base."""
         return self.controlnet

@@ -69,8 +69,8 @@ class Kind:
 
     @classmethod
     def built(cls, config: Config, tokenizer: Callable[[type, Any], Any]) -> Kind:
-        """A base of these configs with new weights; `tokenizer` makes that of a text encoder, by its class
-        and config."""
+        """A base of these configs with new weights; `tokenizer` creates the tokenizer of a text encoder from
+        its class and config."""
         parts: dict[str, Any] = {
             cls.net: cls.net_class.from_config(config[cls.net]),
             "vae": AutoencoderKL.from_config(config["vae"]),
@@ -87,7 +87,7 @@ class Kind:
         return {"requires_safety_checker": False}
 
     def embed(self, captions: list[str], device: torch.device) -> dict[str, Tensor]:
-        """`text` [B, L, D] and, but for 1.x and 2.x, `pooled` [B, P]."""
+        """`text` [B, L, D] and, except for 1.x and 2.x, `pooled` [B, P]."""
         text, _ = self.pipe.encode_prompt(captions, device, 1, do_classifier_free_guidance=False)
         return {"text": text}
 

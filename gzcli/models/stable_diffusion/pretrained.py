@@ -85,7 +85,7 @@ class BlankTokenizer:
 
 
 def _load_folder(folder: Path, name: str) -> Kind:
-    """The base in a folder, from safetensors alone, since other formats may run code on loading."""
+    """The base in a folder, only from safetensors, because other formats may run code on loading."""
     config = configs(str(folder))
     if config is None:
         message = f"`model.base`: `{folder}` contains no `model_index.json`"
@@ -130,7 +130,7 @@ def is_known(entry: Any) -> bool:
 
 
 def is_skipped(entry: Any) -> bool:
-    """Whether an entry is of a part that is not loaded, by the libraries alone."""
+    """Whether an entry is a part that is not loaded, by its libraries."""
     return isinstance(entry, list) and entry[:1] in ([name] for name in (*LIBRARIES, "stable_diffusion"))
 
 

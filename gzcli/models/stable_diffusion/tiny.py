@@ -1,8 +1,8 @@
-"""Tiny bases that gz itself makes, one of each kind, so that a first minute needs no download.
+"""Tiny bases made by gz, one of each kind, so that the first steps need no download.
 
-By construction the VAE is exact, and a U-Net's output is linear in its last features. The text encoders tell
-words apart without training. All else is random: tuning teaches the nets what they know. A base is saved
-once, in the user's cache.
+By construction the VAE is exact, and a U-Net's output is linear in its last features. The text encoders
+distinguish words without training. All else is random: tuning teaches the nets what they know. A base is
+saved once, in the user's cache.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LARGE = 1e3  # constant beside which GroupNorm sees nothing of an image
 
 
 def folder(name: str) -> Path:
-    """The folder of the tiny base of this name, made when first asked for."""
+    """The folder of the tiny base with this name, made on its first use."""
     place = cache_dir("bases", f"{name}-{EDITION}")
     if not place.is_dir():
         part = part_path(place)
@@ -80,8 +80,8 @@ def make_linear(unet: Any) -> None:
 
 
 def make_exact(vae: Any) -> None:
-    """Makes latents of the mean colours of blocks of 2×2 pixels, and of these the mean, and images of such
-    blocks again. diffusers' InstructPix2Pix requires four channels.
+    """Makes the VAE exact: latents are the mean colours of 2×2 blocks and the mean of these, and are decoded
+    to such blocks. diffusers' InstructPix2Pix requires four channels.
 
     h = (x, −x, ±LARGE) passes all residual blocks unchanged. As LARGE alone makes the variance of h,
     GroupNorm is a constant factor, and SiLU(x) − SiLU(−x) = x.

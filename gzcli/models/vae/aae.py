@@ -25,7 +25,7 @@ LOSS = OBJECTIVES["nonsaturating"]
 class AAE(Autoencoder):
     """An autoencoder whose codes a discriminator makes N(0, I).
 
-    A conditional decoder is given the label (section 4), so that the code need not encode it.
+    A conditional decoder gets the label (section 4), so that the code need not encode it.
 
     posterior: code of an image: a function of it (`deterministic`), or a sample of a Gaussian (`gaussian`).
     disc_hidden: widths of the layers of the discriminator of codes.
@@ -64,7 +64,7 @@ class AAE(Autoencoder):
             self.critic = Critic(data.shape, image_width, options=CriticOptions(spectral=True))
 
     def encode(self, x: Tensor, eps: Tensor | None = None) -> Tensor:
-        """Codes [B, latent]; for a Gaussian posterior its draw by eps [B, latent], or its mean."""
+        """Codes [B, latent]; for a Gaussian posterior, a sample by eps [B, latent], or the mean."""
         if self.posterior == "deterministic":
             return to_fp32(self.encoder(x))
         mu, logvar = to_fp32(self.encoder(x)).chunk(2, dim=1)

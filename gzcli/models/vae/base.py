@@ -290,7 +290,8 @@ class LabelledVAE(Model):
         return x
 
     def map_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """|x − x̂| at each pixel, of the reconstruction at the posterior's mean, over channels: [B, H, W]."""
+        """|x − x̂| at each pixel for the reconstruction at the posterior's mean, averaged over channels: [B,
+        H, W]."""
         return (x - self.reconstruct(x, noise=noise, progress=no_progress).images).abs().mean(1)
 
     def on_step(self, step: int) -> None:

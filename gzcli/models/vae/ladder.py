@@ -283,7 +283,7 @@ class LadderVAE(LabelledVAE):
     def mixed_bound(
         self, x: Tensor, features: Sequence[Tensor], labels: Labels, noise: Noise, samples: int
     ) -> Tensor:
-        """`bound` given labels, or without them that of the mixture of classes."""
+        """`bound` given labels; without labels, the bound of the mixture of classes."""
 
         def bound(labels: Labels, noise: Noise) -> Tensor:
             draws = [self.draw(len(x), noise) for _ in range(samples)]

@@ -183,7 +183,7 @@ class VAE(Autoencoder, LabelledVAE):
         return torch.logsumexp(torch.cat(log_w, dim=1), dim=1) - math.log(k)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Figures of held-out images, in nats an image: the terms `recon` and `kl` of the ELBO, `iwae100`,
+        """Metrics of held-out images, in nats per image: the terms `recon` and `kl` of the ELBO, `iwae100`,
         −IWAE-100 of the first 1,000 images, and `active_units`, those whose posterior mean has a variance
         above 0.01 (Burda 2015, section 5.2)."""
         sums, means, bounds, images = [], [], [], 0
@@ -206,13 +206,13 @@ class VAE(Autoencoder, LabelledVAE):
         return -self.log_prob(x, noise=noise)
 
     def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """The reconstruction loss at the posterior's mean; of a conditional model for the hidden label,
-        in one pass, where `score_elbo` takes one for each class."""
+        """The reconstruction loss at the posterior's mean; for a conditional model with the hidden label, in
+        one pass, whereas `score_elbo` needs one pass for each class."""
         e = self.embed(None, len(x))
         return self.distance(x, self.decoder(self.encode(x, e)[0], e))
 
     def score_kl(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """KL(q(z | x) ‖ p(z)); of a conditional model for the hidden label, as `score_recon`."""
+        """KL(q(z | x) ‖ p(z)); for a conditional model with the hidden label, like `score_recon`."""
         return kl_normal(*self.encode(x, self.embed(None, len(x))))
 
     def score_iwae(self, x: Tensor, *, noise: Noise, k: int = 100) -> Tensor:
@@ -225,9 +225,9 @@ class VAE(Autoencoder, LabelledVAE):
     def score_regret(
         self, x: Tensor, *, noise: Noise, steps: int = 100, samples: int = 4, lr: float = 0.05
     ) -> Tensor:
-        """Likelihood regret of the ELBO with fixed samples of z (Xiao 2020, arXiv:2003.02977, eq. 5). Of a
-        conditional model it is that of the ELBO for the hidden label: the mixture of K classes would take K
-        optimisations of each image.
+        """Likelihood regret of the ELBO with fixed samples of z (Xiao 2020, arXiv:2003.02977, eq. 5). For a
+        conditional model it uses the ELBO with the hidden label, because the mixture of K classes would need
+        K optimisations for each image.
 
         steps: steps of Adam on the posterior's mean and log-variance, starting from the encoder's.
         samples: draws of z in the ELBO.

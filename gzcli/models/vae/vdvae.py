@@ -102,7 +102,8 @@ class BottomUp(nn.Module):
 
 
 class DeepGroup(Group):
-    """A group with an absolute posterior, q = N(mu_q, sigma_q²), which knows the state as the prior does."""
+    """A group with an absolute posterior, q = N(mu_q, sigma_q²), which depends on the state like the
+    prior."""
 
     def __init__(self, ladder: BlockOptions, i: int, size: tuple[int, int]):
         super().__init__()
