@@ -312,7 +312,7 @@ def test_a_batch_larger_than_the_set_is_refused():
     part = Part("vae", train=TrainSection(batch_size=64))
     check_batch_of(part, SimpleNamespace(name="x", counts={"train": 64}))
     for n, of, fits in ((17, None, 16), (1000, 15, 8), (1, None, 1)):
-        with pytest.raises(UsageError, match=rf"is 64, and `x` has {of or n} images") as e:
+        with pytest.raises(UsageError, match=rf"is 64, but `x` has {of or n} training images?") as e:
             meta = SimpleNamespace(name="x", counts={"train": n})
             check_batch_of(replace(part, data=DataSection(n=of)), meta)
         assert f"train.batch_size={fits}`" in e.value.hint
