@@ -23,7 +23,7 @@ from gzcli.core.sections import LaunchSection, part_of
 from gzcli.core.units import about, counted
 from gzcli.data.readers.inspection import open_inspection
 from gzcli.data.sets.registry import OwnSet, data_key, is_set, local, locate, slug
-from gzcli.metrics.alarms.methods import AUTO, METHODS, REFERENCE, is_local
+from gzcli.metrics.alarms.methods import DEFAULT, METHODS, is_local
 from gzcli.store import claims, files
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
@@ -39,7 +39,7 @@ ANY_RATE = 0.5  # of an alarm that is exported: who uses it says the rate
 LINES, NAME = 20, 40  # flagged images in the table, and letters of a name there, at most
 
 _JUDGE_HELP = (
-    f"{opt.MODEL_HELP} Or a method that needs no training: {', '.join(METHODS)}. Default: the best method."
+    f"{opt.MODEL_HELP} Or a method that needs no training: {', '.join(METHODS)}. Default: `{DEFAULT}`."
 )
 _Judge = Annotated[str | None, opt.argument("[MODEL|RUN|METHOD]", _JUDGE_HELP, opt.a_judge)]
 _IN_HELP = "In-distribution data set, scored on its test split. Default: the run's data set."
@@ -333,9 +333,9 @@ def check_options(
 
 
 def method_of(model: str | None, in_: str | None, of_sets: Mapping[str, Any]) -> str | None:
-    """The method without training that a command names, `AUTO` if it names nothing; None: it names a model
+    """The method without training that a command names, `DEFAULT` if it names nothing; None: it names a model
     or a run. Raises UsageError if a method lacks its images."""
-    method = AUTO if model is None else matching(model, (*METHODS, AUTO))
+    method = DEFAULT if model is None else matching(model, tuple(METHODS))
     if method is None:
         return None
     hint = " ".join(filter(None, ["gz ood", model, "--in ./good --input ./today"]))
@@ -559,9 +559,9 @@ def beaten_by(best: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str
 def better_without(result: Mapping[str, Any]) -> tuple[str, str] | None:
     """The line of an alarm without a model, if it detects at least as many synthetic defects as the run."""
     table = result["choice"] if result["run"] else {}
-    if not table or max(table, key=lambda name: (table[name], name == REFERENCE)) != REFERENCE:
+    if not table or max(table, key=lambda name: (table[name], name == DEFAULT)) != DEFAULT:
         return None
-    words = f"gz ood {REFERENCE} --in {quoted(result['in'])}"
+    words = f"gz ood --in {quoted(result['in'])}"
     if "defects" not in result:
         words += f" --input {quoted(result['input'])}"
     if result["fpr"] != rate(None):

@@ -21,10 +21,12 @@ from gzcli.engine.log import Log
 from gzcli.export import portable_alarm
 from gzcli.judge import methods
 from gzcli.judge.scores import write_csv
+from gzcli.metrics.alarms.combined import HIGHEST, Combined
 from gzcli.metrics.alarms.cross import Calibrated
 from gzcli.metrics.alarms.features import STRIDE, cells_of, enlargement, network
 from gzcli.metrics.alarms.fitted import Fitted, Mapped
 from gzcli.metrics.alarms.local import Local
+from gzcli.metrics.alarms.neighbourhoods import SIDE, PcaPatch
 from gzcli.metrics.alarms.patches import KnnPatch, PatchCore
 from gzcli.metrics.alarms.pca import Components, Pca, PcaLocal
 from gzcli.metrics.alarms.whole import NEIGHBOUR, KnnPixels, Plain
@@ -43,6 +45,7 @@ class Graph:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
         self.features = ""  # of the network that several models share, once they are there
+        self.shared: dict[tuple[int, int], tuple[str, Shape]] = {}  # residuals, and their shape
 
     def __call__(self, kind: str, *inputs: str | np.ndarray, name: str = "", **attributes: Any) -> str:
         """Adds a node. Returns the name of its first output."""
@@ -91,18 +94,31 @@ def coordinates(g: Graph, x: str, of: Components) -> tuple[str, str]:
     return g("MatMul", flat, np.ascontiguousarray(of.rows.T)), flat
 
 
-def strength(g: Graph, x: str, shape: Shape, of: Components) -> str:
-    """As `pca.strength` of the residual, [N, 1, h, w]."""
-    inside, flat = coordinates(g, x, of)
-    residual = g.shaped(g("Sub", flat, g("MatMul", inside, of.rows)), -1, *shape)
-    return g("Sqrt", g.mean(g("Mul", residual, residual), 1, keep=True))
+def residual(g: Graph, shape: Shape, factor: int, of: Components) -> tuple[str, Shape]:
+    """As `Components.residual` of reduced images, and its shape. Members of a method share it."""
+    key = id(of), factor
+    if key not in g.shared:
+        x, small = reduced(g, shape, factor)
+        inside, flat = coordinates(g, x, of)
+        g.shared[key] = g.shaped(g("Sub", flat, g("MatMul", inside, of.rows)), -1, *small), small
+    return g.shared[key]
+
+
+def strength(g: Graph, x: str) -> str:
+    """As `pca.strength` of a residual, [N, 1, h, w]."""
+    return g("Sqrt", g.mean(g("Mul", x, x), 1, keep=True))
+
+
+def rise(g: Graph, maps: str, of: Local) -> str:
+    """As `local.rise` of maps [N, 1, h, w], [N, 1, 1, 1]."""
+    share = g("Div", maps, of.level)
+    return g("Sqrt", g("Add", g.mean(g("Mul", share, share), 2, 3, keep=True), np.float32(1e-12)))
 
 
 def local(g: Graph, maps: str, of: Local) -> str:
     """As `local.Local` of maps [N, 1, h, w]."""
-    share = g("Div", maps, of.level)
-    rise = g("Sqrt", g("Add", g.mean(g("Mul", share, share), 2, 3, keep=True), np.float32(1e-12)))
-    maps = g("Div", maps, rise) if of.relate else maps
+    size = rise(g, maps, of)
+    maps = g("Div", maps, size) if of.relate else maps
     z, tops = g("Div", g("Sub", maps, of.mean), of.deviation), []
     for k, shift, unit in zip(of.scales, of.shift, of.unit, strict=True):
         side = abs(k)
@@ -110,7 +126,7 @@ def local(g: Graph, maps: str, of: Local) -> str:
         smooth = signed if side == 1 else g.pool(signed, side, pad=side // 2)
         tops.append(g("Div", g("Sub", smooth, np.float32(shift)), np.float32(unit)))
     top = g("Max", *tops) if len(tops) > 1 else tops[0]
-    ratio = g("Div", rise, of.whole[0])
+    ratio = g("Div", size, of.whole[0])
     either = g("Sub", g("Max", ratio, g("Reciprocal", ratio)), np.float32(1))
     share = g("Div", either, of.whole[1])
     lacking = g("Sub", g("Mul", share, share), g("ReduceMax", top, axes=[2, 3]))
@@ -118,26 +134,34 @@ def local(g: Graph, maps: str, of: Local) -> str:
 
 
 def pca(g: Graph, fitted: Pca, shape: Shape) -> tuple[str, str | None]:
-    x, small = reduced(g, shape, fitted.factor)
-    cells = strength(g, x, small, fitted.components)
+    cells = strength(g, residual(g, shape, fitted.factor, fitted.components)[0])
     return g.mean(g("Mul", cells, cells), 2, 3), enlarged(g, cells, fitted.factor, shape)
 
 
-def pca_local(g: Graph, fitted: PcaLocal, shape: Shape) -> tuple[str, str | None]:
-    x, small = reduced(g, shape, fitted.factor)
-    return largest(g, local(g, strength(g, x, small, fitted.components), fitted.local), fitted, shape)
+def of_pca_local(g: Graph, fitted: PcaLocal, shape: Shape) -> str:
+    return strength(g, residual(g, shape, fitted.factor, fitted.components)[0])
 
 
-def knn_patch(g: Graph, fitted: KnnPatch, shape: Shape) -> tuple[str, str | None]:
-    x, (c, h, w) = reduced(g, shape, fitted.cell)
-    return nearest(g, x, (c, h, w), fitted, shape)
+def of_pca_patch(g: Graph, fitted: PcaPatch, shape: Shape) -> str:
+    """As `neighbourhoods.Whitened`, [N, 1, h, w]."""
+    x, (c, _, _) = residual(g, shape, fitted.factor, fitted.components)
+    of, beyond = fitted.whitened, SIDE // 2
+    edge = np.array([0, 0, beyond, beyond] * 2, np.int64)
+    y = g("Conv", g("Pad", x, edge, mode="edge"), of.rows.reshape(len(of.rows), c, SIDE, SIDE))
+    mean, deviation = (np.ascontiguousarray(each.transpose(2, 0, 1)) for each in (of.mean, of.deviation))
+    return strength(g, g("Div", g("Sub", y, mean), deviation))
 
 
-def patchcore(g: Graph, fitted: PatchCore, shape: Shape) -> tuple[str, str | None]:
+def of_knn_patch(g: Graph, fitted: KnnPatch, shape: Shape) -> str:
+    x, sides = reduced(g, shape, fitted.cell)
+    return nearest(g, x, sides, fitted)
+
+
+def of_patchcore(g: Graph, fitted: PatchCore, shape: Shape) -> str:
     (h, w), rows = cells_of(shape, fitted.cell), fitted.embedding.rows
     if not g.features:
         g.features = features(g, shape, fitted.cell)
-    return nearest(g, g.features, (rows.shape[1], h, w), fitted, shape)
+    return nearest(g, g.features, (rows.shape[1], h, w), fitted)
 
 
 def features(g: Graph, shape: Shape, cell: int) -> str:
@@ -180,10 +204,8 @@ def layers(g: Graph, x: str, module: Any) -> str:
     return g("Add", x, inside) if isinstance(module, Block) and module.residual else inside
 
 
-def nearest(
-    g: Graph, x: str, sides: tuple[int, int, int], fitted: KnnPatch, shape: Shape
-) -> tuple[str, str | None]:
-    """The local map of the distances between embedded images and the memory."""
+def nearest(g: Graph, x: str, sides: Shape, fitted: KnnPatch) -> str:
+    """The distances [N, 1, h, w] of embedded images to the memory."""
     (c, h, w), of = sides, fitted.embedding
     before, after = of.side // 2, of.side - 1 - of.side // 2
     edge = np.array([0, 0, before, before, 0, 0, after, after], np.int64)
@@ -199,7 +221,7 @@ def nearest(
     product = g("MatMul", flat, np.ascontiguousarray(-2 * fitted.memory.T))
     least = g("ReduceMin", g("Add", product, np.square(fitted.memory).sum(1)), axes=[2], keepdims=0)
     distance = g("Sqrt", g("Max", g("Add", squares, least), np.float32(0)))
-    return largest(g, local(g, g.shaped(distance, -1, 1, h, w), fitted.local), fitted, shape)
+    return g.shaped(distance, -1, 1, h, w)
 
 
 def knn_pixels(g: Graph, fitted: KnnPixels, shape: Shape) -> tuple[str, str | None]:
@@ -219,8 +241,32 @@ def plain(g: Graph, fitted: Plain, shape: Shape) -> tuple[str, str | None]:
     return g.shaped(g.mean(g("Cast", "image", to=1), 1, 2, 3, keep=True), -1, 1), None
 
 
-def largest(g: Graph, cells: str, fitted: Mapped, shape: Shape) -> tuple[str, str]:
-    return g.shaped(g("ReduceMax", cells, axes=[2, 3]), -1, 1), enlarged(g, cells, fitted.factor, shape)
+def mapped(g: Graph, fitted: Mapped, shape: Shape) -> tuple[str, str]:
+    cells = local(g, RAW[type(fitted)](g, fitted, shape), fitted.local)
+    return largest(g, cells), enlarged(g, cells, fitted.factor, shape)
+
+
+def combined(g: Graph, fitted: Combined, shape: Shape) -> tuple[str, str]:
+    scores, maps = [], []
+    for member in fitted.members:
+        of, (top, level) = member.fitted, member.usual
+        raw = RAW[type(of)](g, of, shape)
+        cells = local(g, raw, of.local)
+        scores.append(standard(g, largest(g, cells), top))
+        maps.append(standard(g, enlarged(g, cells, of.factor, shape), top))
+        if member.whole:
+            z = standard(g, g.shaped(g("Log", rise(g, raw, of.local)), -1, 1), level)
+            scores.append(g("Abs", z) if member.whole == 2 else z)
+    highest = g("TopK", g("Concat", *scores, axis=1), np.array([HIGHEST], np.int64))
+    return g.mean(highest, 1, keep=True), g("Mean", *maps)
+
+
+def standard(g: Graph, x: str, usual: np.ndarray) -> str:
+    return g("Div", g("Sub", x, usual[0]), usual[1])
+
+
+def largest(g: Graph, cells: str) -> str:
+    return g.shaped(g("ReduceMax", cells, axes=[2, 3]), -1, 1)
 
 
 def enlarged(g: Graph, cells: str, factor: int, shape: Shape) -> str:
@@ -234,11 +280,16 @@ def enlarged(g: Graph, cells: str, factor: int, shape: Shape) -> str:
     return g("Squeeze", cells, np.array([1], np.int64))
 
 
+RAW: dict[type[Fitted], Callable[..., str]] = {
+    PcaLocal: of_pca_local,
+    PcaPatch: of_pca_patch,
+    KnnPatch: of_knn_patch,
+    PatchCore: of_patchcore,
+}
 WRITERS: dict[type[Fitted], Callable[..., tuple[str, str | None]]] = {
+    **dict.fromkeys(RAW, mapped),
+    Combined: combined,
     Pca: pca,
-    PcaLocal: pca_local,
-    KnnPatch: knn_patch,
-    PatchCore: patchcore,
     KnnPixels: knn_pixels,
     Plain: plain,
 }

@@ -19,10 +19,9 @@ from gzcli.data.sets.registry import DataSet, OwnSet, locate
 from gzcli.judge.images import Pick
 from gzcli.metrics import conformal
 from gzcli.metrics.alarms.alarm import FITTED, Alarm, calibrate
-from gzcli.metrics.alarms.choice import AUTO as COMPARED
 from gzcli.metrics.alarms.choice import Choice, choose, detection, set_aside
 from gzcli.metrics.alarms.fitted import Fitted
-from gzcli.metrics.alarms.methods import AUTO, METHODS, REFERENCE
+from gzcli.metrics.alarms.methods import DEFAULT, METHODS
 from gzcli.metrics.alarms.stored import stored
 from gzcli.metrics.interval import subset
 from gzcli.store.jobs import AlarmJob, ScoreJob
@@ -79,11 +78,9 @@ def open_home(job: ScoreJob, say: Say) -> tuple[Pack, PackOptions]:
 
 
 def fit_chosen(method: str, images: np.ndarray) -> tuple[Choice, Fitted]:
-    """A method, or for `AUTO` the best one, with the settings that detect most synthetic defects, fitted to
-    images."""
-    names = names_of(method)
-    choice = choose(images[: set_aside(len(images), names)], names)
-    return choice, METHODS[choice.method].fit(images, **choice.settings)
+    """A method with the settings that detect most synthetic defects, fitted to images."""
+    choice = choose(images[: set_aside(len(images), method)], method)
+    return choice, METHODS[method].fit(images, **choice.settings)
 
 
 def is_good_test(data: DataSet, verb: str) -> bool:
@@ -103,11 +100,6 @@ def reduced_size(data: DataSet) -> Any:
     return as_size(max(8, round(facts.height * scale)), max(8, round(facts.width * scale)))
 
 
-def names_of(method: str | None) -> tuple[str, ...]:
-    """The methods that are compared for this one, or for `AUTO`."""
-    return COMPARED if method == AUTO or method is None else (method,)
-
-
 def check_enough(good: Good, job: AlarmJob) -> None:
     """Raises UsageError if there are too few images for the false-alarm rate, with the line that reaches
     it."""
@@ -119,16 +111,16 @@ def check_enough(good: Good, job: AlarmJob) -> None:
     rate = f"a false-alarm rate of {100 * job.fpr:.3g} %"
     least = np.ceil(1000 / (n + 1)) / 10
     more = f"{needed:,} images" + ("" if good.held_out else ", or more good ones with `--calibrate DIR`")
-    line = line_of(job, job.method if job.method != AUTO else None, least / 100)
+    line = line_of(job, job.method or DEFAULT, least / 100)
     message = f"{rate} needs {needed:,} {of}, and there are {n:,}"
     if least >= 100:
         raise UsageError(message, hint=more)
     raise UsageError(message, hint=f"use `--fpr {least:g}%` or more, as in {line}; or give {more}")
 
 
-def line_of(job: AlarmJob, method: str | None, fpr: float) -> str:
+def line_of(job: AlarmJob, method: str, fpr: float) -> str:
     """The command line of an alarm by a method without training at a rate."""
-    words = ["gz", "ood", *([method] if method else []), "--in", job.ins]
+    words = ["gz", "ood", *([method] if method != DEFAULT else []), "--in", job.ins]
     if job.verb != "inspect":
         words += ["--input", job.input or "./today"]
     return shlex.join([*words, "--fpr", f"{100 * fpr:.3g}%"])
@@ -139,30 +131,29 @@ def line_that_reaches(job: AlarmJob, home: Pack) -> str | None:
     few for it."""
     splits = SPLITS if is_good_test(locate(job.ins), job.verb) else SPLITS[:2]
     total = sum(home.meta.counts[split] for split in splits)
-    return line_of(job, REFERENCE, job.fpr) if total >= conformal.fewest(job.fpr) else None
+    return line_of(job, DEFAULT, job.fpr) if total >= conformal.fewest(job.fpr) else None
 
 
 def alarm_of(good: Good, job: AlarmJob, say: Say) -> Alarm:
     """The alarm of a job, from the cache if it was made before."""
-    methods = names_of(job.method)
-    held_out = good.held_out
+    name, held_out = job.method or DEFAULT, good.held_out
 
     def make() -> Alarm:
         others = None if held_out is None else np.asarray(held_out.images("test"))
-        return calibrate(good.images, methods, held_out=others, needed=needed)
+        return calibrate(good.images, name, held_out=others, needed=needed)
 
     needed = conformal.fewest(job.fpr)
-    aside = set_aside(len(good.images), methods, needed if held_out is None else 0)
-    key = {"images": good.pack.meta.digest, "splits": good.splits, "methods": methods, "aside": aside}
+    aside = set_aside(len(good.images), name, needed if held_out is None else 0)
+    key = {"images": good.pack.meta.digest, "splits": good.splits, "method": name, "aside": aside}
     return stored(key | {"held_out": held_out and held_out.meta.digest}, make, say)
 
 
 def without_model(good: Pick, bad: Pick) -> dict[str, float]:
-    """The share of the defective images that `pca_local` of a set's other training images detects."""
+    """The share of the defective images that `DEFAULT` of a set's other training images detects."""
     train = good.pack.images("train")
     index = np.setdiff1d(np.arange(len(train)), good.index if good.split == "train" else [])
-    _, fitted = fit_chosen(REFERENCE, np.asarray(train[index[subset(len(index), FITTED // 2)]]))
-    return {REFERENCE: detection(fitted.score(good.images()), fitted.score(bad.images()))}
+    _, fitted = fit_chosen(DEFAULT, np.asarray(train[index[subset(len(index), FITTED // 2)]]))
+    return {DEFAULT: detection(fitted.score(good.images()), fitted.score(bad.images()))}
 
 
 def facts(good: Good, alarm: Alarm, job: AlarmJob) -> dict[str, Any]:
@@ -180,7 +171,7 @@ def facts_in(choice: Choice, fitted: Fitted, pack: Pack, fitted_on: int, job: Sc
         "seeds": 1,
         "method": choice.method,
         "settings": dict(fitted.parameters),
-        "choice": dict(choice.table),
+        "choice": {} if choice.detected is None else {choice.method: choice.detected},
         "shape": list(pack.meta.shape),
         "hash": fitted.hash,
         "fitted_on": fitted_on,
@@ -205,9 +196,8 @@ def notes(alarm: Alarm, fpr: float) -> list[str]:
 def choice_in_words(choice: Choice, fitted: Fitted) -> list[str]:
     """How a method was chosen."""
     lines, words = [], in_words(fitted.parameters)
-    if choice.table:
-        shares = ", ".join(f"`{name}` {100 * share:.0f} %" for name, share in choice.table.items())
-        lines.append(f"synthetic defects detected on good images set aside: {shares}")
+    if choice.detected is not None:
+        lines.append(f"synthetic defects detected on good images set aside: {100 * choice.detected:.0f} %")
     return [*lines, f"selected: `{choice.method}`" + (f" with {words}" if words else "")]
 
 

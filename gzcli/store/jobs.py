@@ -73,7 +73,7 @@ class ScoreJob(RunJob):
     others: tuple[str, ...] = ()  # folders of further runs, which make an ensemble with `run`
     # number of seeds, from `seed` on, whose scores are averaged; None: an alarm takes a few if noise matters
     seeds: int | None = None
-    method: str | None = None  # name of a method without training, or `auto`; None: the run's scores
+    method: str | None = None  # name of a method without training; None: the run's scores
     size: Any = None  # of the images that a method sees; None: their own, or as large as it looks at
 
 

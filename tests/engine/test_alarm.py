@@ -27,7 +27,6 @@ from gzcli.judge import alarm, ood, scores
 from gzcli.judge.alarm import heat
 from gzcli.judge.local import few
 from gzcli.judge.scores import map_of
-from gzcli.metrics.alarms.choice import MARGIN
 from gzcli.metrics.alarms.local import fit_local
 from gzcli.metrics.alarms.methods import METHODS
 from gzcli.metrics.detection import detection
@@ -147,7 +146,7 @@ def test_several_scores_are_one_p_value(trained, tmp_path, pictures):
     assert any("Bonferroni" in note and "5 %" in note for note in result["notes"])
     first = judged(tmp_path, pictures)
     (name,) = first["thresholds"]
-    table = {key: value for key, value in first["choice"].items() if key != "pca_local"}
+    table = {key: value for key, value in first["choice"].items() if key != "combined"}
     assert set(table) == {"nll", "typicality", "complexity", "far"} and len(first["choice"]) == 5
     assert table[name] >= max(table.values()) - 0.02, "without a name that which detects most"
     for fpr, n in ((0.001, None), (0.01, 50)):
@@ -301,7 +300,7 @@ def test_maps_show_the_strangest(trained, tmp_path, pictures, monkeypatch):
         assert row["p"] == pytest.approx(p, abs=1.5 / len(usual))
     assert settings["map"] == "nll" and result["map"] == "local"
     chosen = judged(tmp_path, pictures)["choice"]
-    assert "local" in chosen and list(chosen)[-1] == "pca_local" and min(chosen.values()) >= 0
+    assert "local" in chosen and list(chosen)[-1] == "combined" and min(chosen.values()) >= 0
     monkeypatch.delattr(Pixelwise, "map_nll")
     refused("has no anomaly maps", judged, tmp_path, pictures, maps=True)
 
@@ -486,22 +485,21 @@ def good(tmp_path):
 
 
 def by_method(good, pictures, folder, **changes):
-    settings = {"method": "auto", "fpr": 0.02, "maps": True} | changes
+    settings = {"method": "combined", "fpr": 0.02, "maps": True} | changes
     return alarm.run(AlarmJob("", str(good), str(pictures), **settings), folder, CPU, Log())
 
 
 def test_good_pictures_alone_make_an_alarm(good, tmp_path, pictures):
     result = by_method(good, pictures, tmp_path)
     assert json.loads((tmp_path / "alarm.json").read_text()) == json.loads(json.dumps(result))
-    assert result["run"] is None and result["compared"]["n"] == 50 and result["compared"]["folds"] == 20
+    assert result["run"] is None and result["compared"]["n"] == 70 and result["compared"]["folds"] == 20
     assert result["compared"]["bound"] > 2 * 0.02 and len(result["files"]) == 30
-    name, choice = result["method"], result["choice"]
-    assert set(choice) == {"pca_local", "knn_patch", "pca"} and choice[name] >= max(choice.values()) - MARGIN
     named = by_method(good, pictures, tmp_path / "named", method="pca_local")
-    for each, least in ((result, 3), (named, 6)):  # the choice is for defects, these are other images
+    assert not result["choice"] and 0 <= named["choice"]["pca_local"] <= 1 and named["compared"]["n"] == 50
+    for each in (result, named):
         odd = [row["flagged"] for row in each["files"] if row["file"].startswith("test/odd")]
-        assert len(odd) == 6 and sum(odd) >= least
-    assert list(result["thresholds"]) == [name] and result["outputs"]["maps"]
+        assert len(odd) == 6 and all(odd)
+    assert list(result["thresholds"]) == ["combined"] and result["outputs"]["maps"]
     again = by_method(good, pictures, tmp_path)
     assert again["files"] == result["files"], "the second time from the cache"
     # further good pictures calibrate instead, and nothing is fitted to them
@@ -516,8 +514,10 @@ def test_an_alarm_of_too_few_good_pictures_says_how_many_it_needs(good, tmp_path
     with pytest.raises(UsageError, match="good images, and there are 70") as error:
         by_method(good, pictures, tmp_path, fpr=0.01)
     line = f"gz ood --in {good} --input {pictures} --fpr 1.5%"
-    assert error.value.hint.startswith(f"`--fpr 1.5%` or more, as {line}; or 99 images, or further")
-    assert not by_method(good, pictures, tmp_path, fpr=0.015)["choice"], "the line works, without a choice"
+    assert error.value.hint.startswith(f"use `--fpr 1.5%` or more, as in {line}; or give 99 images, or more")
+    assert by_method(good, pictures, tmp_path, fpr=0.015)["compared"]["n"] == 70, "the line works"
+    few = by_method(good, pictures, tmp_path, method="pca_local", fpr=0.015)
+    assert not few["choice"], "without a choice"
     with pytest.raises(UsageError, match="further good images, and there are 24"):
         np.savez(tmp_path / "few.npz", images=np.asarray(open_pack("digits").images("test"))[:24])
         by_method(good, pictures, tmp_path, calibrate=str(tmp_path / "few.npz"))

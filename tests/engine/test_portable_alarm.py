@@ -40,6 +40,8 @@ sys.argv[0] = script
 runpy.run_path(script, run_name="__main__")
 """
 SETTINGS = {
+    "combined": [{}, {"factor": 2}],
+    "pca_patch": [{}, {"factor": 3, "relate": False, "even": True, "scales": (1, -5)}],
     "pca_local": [
         {"share": 0.2},
         {"share": 0.1, "factor": 2, "scales": (1, 3, -5), "relate": True},

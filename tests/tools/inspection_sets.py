@@ -1,7 +1,7 @@
-"""Writes three inspection sets in MVTec's layout, with drawn defects and their masks, the same from the same
+"""Writes five inspection sets in MVTec's layout, with drawn defects and their masks, the same from the same
 seed:
 
-    python tests/tools/inspection_sets.py FOLDER [--set parts|textures|digits] [--good 70 --good 500]
+    python tests/tools/inspection_sets.py FOLDER [--set parts|textures|digits|labels|meshes] [--good 70 …]
         [--textures textures64.zip] [--canvas NAME] [--part plate|bracket] [--mnist DIR] [--seed 0]
         [--kinds 20] [--test 200]
 
@@ -9,6 +9,8 @@ seed:
             cast metal with six
   textures  crops of a canvas, 96 px, which is quilted from one picture of a zip of textures
   digits    handwritten digits, 28 px of MNIST, or of scikit-learn where `--mnist` is absent
+  labels    printed labels, 96 px, whose ink, place and turn vary; most defects are misprints
+  meshes    wire meshes, 96 px, of any phase; most defects are out of shape
 
 FOLDER then contains a set for each number of good training pictures, such as `parts-70` and `parts-500`.
 Their test pictures are the same: 200 good ones, and 20 of each kind of defect. A mask is white where a pixel
@@ -27,7 +29,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 from scipy import ndimage
 
 SIDE = 96  # pixels of a part or a texture
@@ -289,6 +291,96 @@ def small_digits() -> np.ndarray:
     return eights.repeat(2, 1).repeat(2, 2)
 
 
+# ---------------------------------------------------------------------------- labels
+
+LABELS = ("letter", "turned", "dropped", "faded", "double", "skewed")
+LINES, BARS = ("KERN", "8250", "LOT7"), 14
+FINE = 4  # the multiple of the size at which labels and meshes are drawn
+
+
+def label(seed: int, kind: str | None) -> Picture:
+    """A label of three lines of text and a bar code. Its place, turn, light, paper and ink go by the seed."""
+    rng, hurt = rng_of(seed, "label"), rng_of(seed, "hurt")
+    fine, font = SIDE * FINE, ImageFont.load_default(19 * FINE)
+    place, turn = rng.normal(0, 0.6 * FINE, 2), rng.normal(0, 1)
+    ink, paper, light = rng.normal(0.85, 0.03), rng.standard_normal((SIDE, SIDE)), rng.normal(1, 0.03)
+    row, column = int(hurt.integers(3)), int(hurt.integers(4))
+    sheet = Image.new("L", (fine, fine))
+    for i, j in np.ndindex(3, 4):
+        chosen = (i, j) == (row, column)
+        letter = LINES[i][j]
+        if chosen and kind == "letter":
+            letter = str(hurt.choice([c for c in "ABDGHMPUWXZ3469" if c != letter]))
+        glyph = Image.new("L", (17 * FINE, 22 * FINE))
+        ImageDraw.Draw(glyph).text((8 * FINE, 11 * FINE), letter, 255, font, "mm")
+        if chosen and kind == "turned":
+            glyph = glyph.rotate(180)
+        x, y = (13 + 18 * j) * FINE, (8 + 19 * i) * FINE
+        if chosen and kind == "dropped":
+            y += round(hurt.uniform(2.5, 4) * FINE)
+        sheet.paste(ImageChops.lighter(glyph, sheet.crop((x, y, x + 17 * FINE, y + 22 * FINE))), (x, y))
+    widths = rng_of("bars").integers(1, 4, BARS)
+    for at, width in zip(np.cumsum(widths + 2) - 2, widths, strict=True):
+        ImageDraw.Draw(sheet).rectangle(
+            [(13 + at) * FINE, 70 * FINE, (13 + at + width) * FINE, 86 * FINE], 255
+        )
+    if kind == "double":
+        ghost = Image.blend(Image.new("L", sheet.size), sheet, hurt.uniform(0.25, 0.5))
+        sheet = ImageChops.lighter(sheet, ImageChops.offset(ghost, 2 * FINE, FINE))
+    if kind == "skewed":
+        turn += hurt.choice([-1, 1]) * hurt.uniform(5, 7)
+    printed = np.asarray(
+        sheet.rotate(turn, Image.Resampling.BILINEAR, translate=tuple(map(float, place))), np.float64
+    )
+    if kind == "faded":
+        ramp = np.linspace(hurt.uniform(0.35, 0.5), 1, fine)
+        printed = printed * (ramp if hurt.random() < 0.5 else ramp[::-1, None])
+    printed = printed.reshape(SIDE, FINE, SIDE, FINE).mean((1, 3)) / 255
+    grain = 5 * ndimage.gaussian_filter(paper, 1) / 0.28
+    image = (225 + grain - 200 * ink * printed) * light
+    return image[..., None] * np.array([1.0, 0.98, 0.9]) + rng.normal(0, 3, (SIDE, SIDE, 3))
+
+
+# ---------------------------------------------------------------------------- meshes
+
+MESHES = ("broken", "bent", "spacing", "twist", "thin", "dirt")
+
+
+def mesh(seed: int, kind: str | None) -> Picture:
+    """A mesh of wires 8 px apart. Its phase, turn, light and noise go by the seed."""
+    rng, hurt = rng_of(seed, "mesh"), rng_of(seed, "hurt")
+    phase, turn, light = rng.uniform(0, 8, 2), rng.normal(0, np.deg2rad(1.5)), rng.normal(1, 0.04)
+    middle, size = hurt.uniform(24, SIDE - 24, 2), hurt.uniform(0.85, 1.2)
+    fine = SIDE * 2
+    y, x = (np.mgrid[:fine, :fine] + 0.5) / 2 - 0.5
+    near = np.exp(-((y - middle[0]) ** 2 + (x - middle[1]) ** 2) / (2 * (7 * size) ** 2))
+    if kind == "bent":
+        y, x = y + hurt.choice([-1, 1]) * 3 * near, x + hurt.choice([-1, 1]) * 2 * near
+    if kind == "twist":
+        angle, dy, dx = hurt.choice([-1, 1]) * 0.45 * near, y - middle[0], x - middle[1]
+        y, x = (
+            middle[0] + dy * np.cos(angle) - dx * np.sin(angle),
+            middle[1] + dy * np.sin(angle) + dx * np.cos(angle),
+        )
+    u, v = x * np.cos(turn) + y * np.sin(turn) + phase[0], y * np.cos(turn) - x * np.sin(turn) + phase[1]
+    wire = np.round(middle / 8)
+    if kind == "spacing":
+        v = v + np.where(np.round(v / 8) == wire[0], hurt.choice([-1, 1]) * hurt.uniform(1.8, 2.6), 0)
+    thick = 1.1 - (0.45 * np.clip(2 * near, 0, 1) if kind == "thin" else 0)
+    across, along = (np.abs(each - 8 * np.round(each / 8)) for each in (u, v))
+    rows, columns = (np.clip(0.5 + 2 * (thick - each), 0, 1) for each in (along, across))
+    if kind == "broken":
+        gone = (np.round(v / 8) == wire[0]) & (np.abs(x - middle[1]) < 4 * size)
+        rows = np.where(gone, 0, rows)
+    over = (np.round(u / 8) + np.round(v / 8)) % 2
+    shade = np.maximum(rows * (150 + 45 * over), columns * (195 - 45 * over))
+    image = 45 + np.maximum(rows, columns) * (shade - 45)
+    if kind == "dirt":
+        image = image + np.clip(1.5 * near, 0, 1) * hurt.uniform(22, 34)
+    image = (image * light).reshape(SIDE, 2, SIDE, 2).mean((1, 3))
+    return image[..., None] * np.array([0.95, 1.0, 1.04]) + rng.normal(0, 4, (SIDE, SIDE, 3))
+
+
 # ---------------------------------------------------------------------------- files
 
 
@@ -349,7 +441,7 @@ def drawers(
         rows["textures"] = texture_drawer(cloth), TEXTURES
     numbers = mnist(digits) if digits else small_digits()
     rows["digits"] = digit_drawer(numbers[rng_of(seed, "digits").permutation(len(numbers))]), DIGITS
-    return rows
+    return rows | {"labels": (label, LABELS), "meshes": (mesh, MESHES)}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -370,7 +462,7 @@ def main() -> None:
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--set", action="append", dest="sets", help="parts, textures or digits; else all")
+    parser.add_argument("--set", action="append", dest="sets", help="one of the five; else all")
     parser.add_argument("--good", type=int, action="append", help="good training pictures; else 70 and 500")
     add_options(parser)
     parser.add_argument("--kinds", type=int, default=20, help="pictures of each kind of defect")

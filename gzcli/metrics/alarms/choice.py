@@ -1,7 +1,7 @@
-"""Which method, and by which settings, finds most synthetic defects on held-out good images.
+"""Which settings of a method find most synthetic defects on held-out good images.
 
 Some of the good images are set aside for the choice: they are fitted to, but neither calibrated nor judged.
-They are dealt to parts, and methods that are fitted to all parts but one score the images of this one, as
+They are dealt to parts, and fits to all parts but one score the images of this one, as
 they are and with a synthetic defect. `detection` is the share of the defects that score higher than the good
 images do, at rates up to `RATES`: the mean over the thresholds that these have. Where hardly any is, as on an
 irregular texture, plainer defects tell more.
@@ -19,21 +19,20 @@ import numpy as np
 from gzcli.metrics.alarms import patches, pca
 from gzcli.metrics.alarms.defects import synthetic
 from gzcli.metrics.alarms.features import cell_of, features
+from gzcli.metrics.alarms.fitted import sides
 from gzcli.metrics.alarms.local import fit_local
-from gzcli.metrics.alarms.methods import METHODS
 
 RATES = 0.06  # of good images, up to which thresholds count
 FEWEST = 12  # good images that a choice needs; with fewer the first settings are taken
 SHARE, MOST = 0.28, 140  # of good images that are set aside: 50 of 70 are left for a rate of 2 %
 EACH = 16  # defects of each kind
 MARGIN = 0.03  # by which others must find more than settings that are tried earlier
-APART = 0.06  # and methods: their scores agree less on which of few good images is the strangest
+APART = 0.06  # and scores: they agree less on which of few good images is the strangest
 TELLING = 0.25  # share of the defects that the best must find; otherwise plainer ones are drawn
 # scales of which one group is taken; the first is the default
 SCALES = ((1, 3, 5), (1,), (3, -9), (3,), (5,))
 SINGLE = tuple(dict.fromkeys(k for group in SCALES for k in group))
-AUTO = ("pca_local", "knn_patch", "pca")  # methods that are compared if none is named
-SIZED = AUTO  # methods that see images reduced by a factor
+SIZED = ("pca_local", "pca_patch", "knn_patch", "pca")  # methods that see images reduced by a factor
 Maps = Callable[[np.ndarray], np.ndarray]  # of images: the maps [N, h, w] that a local score is made of
 
 
@@ -41,42 +40,30 @@ Maps = Callable[[np.ndarray], np.ndarray]  # of images: the maps [N, h, w] that 
 class Choice:
     method: str
     settings: Mapping[str, Any]  # keywords of its fit
-    table: Mapping[str, float]  # the share of the synthetic defects that the best settings of a method find
+    detected: float | None  # the share of the synthetic defects that they find; None: nothing was chosen
 
 
-def sides(shape: Sequence[int]) -> list[int]:
-    """The factors by which images [C, H, W] are reduced: to about 32, 48 and 96 pixels, as far as they go."""
-    side = min(shape[1:])
-    return sorted({max(1, round(side / size)) for size in (32, 48, 96)}, reverse=True)
-
-
-def set_aside(n: int, methods: Sequence[str], needed: int = 0) -> int:
-    """The number of n good images that a choice among these methods takes; 0 if fewer than `needed` would
-    be left."""
-    free = len(methods) > 1 or methods[0] in SEARCHES
+def set_aside(n: int, name: str, needed: int = 0) -> int:
+    """The number of n good images that the choice of a method's settings takes; 0 if fewer than `needed`
+    would be left."""
     count = min(MOST, round(SHARE * n))
-    return count if free and count >= FEWEST and n - count >= needed else 0
+    return count if name in SEARCHES and count >= FEWEST and n - count >= needed else 0
 
 
-def choose(images: np.ndarray, methods: Sequence[str], *, factor: int | None = None, seed: int = 0) -> Choice:
-    """The best of these methods for good images uint8 [N, C, H, W], none of which is scored by what it was
-    fitted to; the first if there are none. factor: the size that is wanted."""
-    factors = sides(images.shape[1:]) if factor is None else [factor]
+def choose(images: np.ndarray, name: str, *, seed: int = 0) -> Choice:
+    """The best settings of a method for good images uint8 [N, C, H, W], none of which is scored by what it
+    was fitted to; the default ones if there are none."""
+    factors = sides(images.shape[1:])
     if not len(images):
-        return Choice(methods[0], defaults(methods[0], factors), {})
+        return Choice(name, defaults(name, factors), None)
     drawn = [synthetic(images, each=EACH, seed=seed, plain=plain) for plain in (False, True)]
     bad, source = (np.concatenate([each[i] for each in drawn]) for i in (0, 2))
-    scored = {name: list(tried(name, factors, images, bad, source)) for name in methods}
+    rows = list(tried(name, factors, images, bad, source))
     for half in np.split(np.arange(len(bad)), 2):
-        best = {
-            name: best_of((how, of_good, of_bad[half]) for how, of_good, of_bad in rows)
-            for name, rows in scored.items()
-        }
-        table = {name: value for name, (value, _) in best.items()}
-        if max(table.values()) >= TELLING:
+        detected, settings = best_of((how, of_good, of_bad[half]) for how, of_good, of_bad in rows)
+        if detected >= TELLING:
             break
-    method = best_name(table)
-    return Choice(method, best[method][1], table)
+    return Choice(name, settings, detected)
 
 
 def best_name(table: Mapping[str, float]) -> str:
@@ -104,14 +91,6 @@ def tried(
     """Settings of a method, and the scores of good and of defective images by each; `source` is the good
     image that a defective one was drawn on."""
     parts = [(part, part[source]) for part in pca.parts_of(len(good))]
-    if name not in SEARCHES:
-        settings, scores = defaults(name, factors), (np.empty(len(good)), np.empty(len(bad)))
-        for part in parts:
-            fitted = METHODS[name].fit(good[~part[0]], **settings)
-            for out, images, which in zip(scores, (good, bad), part, strict=True):
-                out[which] = fitted.score(images[which])
-        yield settings, *scores
-        return
     searches = [SEARCHES[name](good[~part], factors) for part, _ in parts]
     for candidates in zip(*searches, strict=True):
         settings = candidates[0][0]

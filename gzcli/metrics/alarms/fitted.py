@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
+
+from gzcli.metrics.alarms.local import Local
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,15 @@ class Mapped(Fitted):
     of the image."""
 
     factor: int
+    local: Local
+
+    def raw(self, images: np.ndarray) -> np.ndarray:
+        """What the map is the local map of, float32 [N, h, w]."""
+        raise NotImplementedError
 
     def cells(self, images: np.ndarray) -> np.ndarray:
         """The map, float32 [N, h, w], a value for each cell."""
-        raise NotImplementedError
+        return self.local(self.raw(images))
 
     def score(self, images: np.ndarray) -> np.ndarray:
         return self.cells(images).max((1, 2)).astype(np.float64)
@@ -62,8 +70,17 @@ def _feed(digest: Any, value: Any) -> None:
     elif hasattr(value, "__dataclass_fields__"):
         for field in fields(value):
             _feed(digest, getattr(value, field.name))
+    elif isinstance(value, tuple):
+        for each in value:
+            _feed(digest, each)
     else:
         digest.update(repr(value).encode())
+
+
+def sides(shape: Sequence[int]) -> list[int]:
+    """The factors by which images [C, H, W] are reduced: to about 32, 48 and 96 pixels, as far as they go."""
+    side = min(shape[1:])
+    return sorted({max(1, round(side / size)) for size in (32, 48, 96)}, reverse=True)
 
 
 def reduced(images: np.ndarray, factor: int) -> np.ndarray:
@@ -74,8 +91,10 @@ def reduced(images: np.ndarray, factor: int) -> np.ndarray:
     if factor == 1:
         return x.astype(np.float32) / 255
     if height % factor == 0 and width % factor == 0:
-        cells = x.reshape(n, c, height // factor, factor, width // factor, factor)
-        return cells.sum((3, 5), dtype=np.int32).astype(np.float32) / (255 * factor * factor)
+        cells = np.zeros((n, c, height // factor, width // factor), np.uint16 if factor <= 16 else np.int32)
+        for i, j in product(range(factor), repeat=2):
+            cells += x[:, :, i::factor, j::factor]
+        return cells.astype(np.float32) / (255 * factor * factor)
     for axis, side in ((2, height), (3, width)):
         x = np.add.reduceat(x.astype(np.int32), np.arange(0, side, factor), axis=axis)
     rows, columns = (np.minimum(factor, side - np.arange(0, side, factor)) for side in (height, width))

@@ -27,12 +27,15 @@ class Method:
         return function
 
 
-AUTO = "auto"  # the name by which the best of them is taken
-REFERENCE = "pca_local"  # the method that the alarm of a model is compared with
+DEFAULT = "combined"  # the method of an alarm without a model, with which that of a model is compared
 LOCAL = "local"  # the score of a run that is the maximum of its map, as `local.Local` of these methods
 
 METHODS: dict[str, Method] = {
+    "combined": Method("the mean of the two highest of several scores", "combined.fit_combined", True),
     "pca_local": Method("the residual of a PCA where it is most unusual", "pca.fit_pca_local", True),
+    "pca_patch": Method(
+        "like `pca_local`, around each place, by its covariance", "neighbourhoods.fit_pca_patch", True
+    ),
     "knn_patch": Method(
         "the distance of the patch that is farthest from patches of good images",
         "patches.fit_knn_patch",
@@ -52,7 +55,7 @@ METHODS: dict[str, Method] = {
 
 def is_local(score: str) -> bool:
     """Whether a score is that of the strangest place of an image, not of the image as a whole."""
-    return score in (REFERENCE, "knn_patch", "patchcore", LOCAL)
+    return score in (DEFAULT, "pca_local", "pca_patch", "knn_patch", "patchcore", LOCAL)
 
 
 def tails_of(score: str) -> int | None:

@@ -16,14 +16,14 @@ import numpy as np
 
 from gzcli.metrics.alarms.features import cell_of, features
 from gzcli.metrics.alarms.fitted import Mapped, reduced
-from gzcli.metrics.alarms.local import SCALES, Local, fit_local
+from gzcli.metrics.alarms.local import SCALES, fit_local
 from gzcli.metrics.alarms.pca import parts_of
 
 DIMENSIONS, OF_FEATURES = 16, 64  # principal components of a patch, and of the features of a place
 STRIDE = 2  # cells from one patch to the next
 MEMORY = 1200  # patches that are remembered
 CANDIDATES = 16_000  # patches of which these are taken
-AT_ONCE = 4096  # patches that are compared at a time
+AT_ONCE = 512  # patches that are compared at a time, so many that the distances stay in the cache
 KNOWN = 120  # good images, at most, whose maps say what is usual
 
 
@@ -62,14 +62,13 @@ class KnnPatch(Mapped):
     cell: int  # pixels of the image that a cell of what is embedded has
     embedding: Embedding
     memory: np.ndarray  # float32 [M, dimensions + 2]
-    local: Local
 
     def seen(self, images: np.ndarray) -> np.ndarray:
         """What is embedded, float32 [N, C, h, w]."""
         return reduced(images, self.cell)
 
-    def cells(self, images: np.ndarray) -> np.ndarray:
-        return self.local(distances(self.embedding(self.seen(images)), self.memory))
+    def raw(self, images: np.ndarray) -> np.ndarray:
+        return distances(self.embedding(self.seen(images)), self.memory)
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def fit_knn_patch(
     parameters = {"factor": factor, "side": side, "weight": weight, "scales": tuple(scales)}
     parameters |= {"relative": relate, "even": even}
     local = fit_local(usual, scales, relate=relate, even=even)
-    return KnnPatch(parameters, factor * STRIDE, factor, embedding, memory, local)
+    return KnnPatch(parameters, factor * STRIDE, local, factor, embedding, memory)
 
 
 def fit_patchcore(
@@ -115,7 +114,7 @@ def fit_patchcore(
     parameters = {"cell": cell, "weight": weight, "scales": tuple(scales)}
     parameters |= {"relative": relate, "even": even}
     local = fit_local(usual, scales, relate=relate, even=even)
-    return PatchCore(parameters, cell, cell, embedding, memory, local)
+    return PatchCore(parameters, cell, local, cell, embedding, memory)
 
 
 def remembered(embedded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from gzcli.metrics.alarms.fitted import Fitted, Mapped, enlarged, reduced
-from gzcli.metrics.alarms.local import SCALES, Local, fit_local
+from gzcli.metrics.alarms.local import SCALES, fit_local
 
 COMPONENTS = 60  # of `pca`
 MOST = 300  # components of `pca_local`, if there are as many images
@@ -83,10 +83,9 @@ class Pca(Fitted):
 @dataclass(frozen=True)
 class PcaLocal(Mapped):
     components: Components
-    local: Local
 
-    def cells(self, images: np.ndarray) -> np.ndarray:
-        return self.local(strength(self.components.residual(reduced(images, self.factor))))
+    def raw(self, images: np.ndarray) -> np.ndarray:
+        return strength(self.components.residual(reduced(images, self.factor)))
 
 
 def fit_pca(images: np.ndarray, *, factor: int = 1, k: int = COMPONENTS) -> Pca:
@@ -113,7 +112,7 @@ def fit_pca_local(
     basis, residuals = components(x, k), strength(left_out(x, k))
     parameters = {"factor": factor, "components": len(basis.rows), "scales": tuple(scales)}
     parameters |= {"relative": relate, "even": even}
-    return PcaLocal(parameters, factor, basis, fit_local(residuals, scales, relate=relate, even=even))
+    return PcaLocal(parameters, factor, fit_local(residuals, scales, relate=relate, even=even), basis)
 
 
 def left_out(x: np.ndarray, k: int) -> np.ndarray:

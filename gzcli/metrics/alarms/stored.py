@@ -46,10 +46,12 @@ def code(root: Path = Path(__file__).parent) -> str:
 
 def write(path: Path, fit: Any) -> None:
     arrays: dict[str, np.ndarray] = {}
+    names: dict[int, str] = {}  # by the identity of arrays that several parts of a fit share
 
     def plain(value: Any) -> Any:
         if isinstance(value, np.ndarray):
-            arrays[name := f"a{len(arrays)}"] = value
+            name = names.setdefault(id(value), f"a{len(names)}")
+            arrays[name] = value
             return {"array": name}
         if is_dataclass(value):
             kind = f"{type(value).__module__.removeprefix(ROOM)}.{type(value).__name__}"

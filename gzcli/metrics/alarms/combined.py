@@ -1,0 +1,113 @@
+"""Several methods as one: a defect that one of them cannot see is seen by another.
+
+Each score is standardised by its mean and deviation over good images that the method was not fitted to, and
+the score of an image is the mean of its two highest. These are
+
+  pca_patch   at the second size: faint structure, and what is too smooth
+  pca_local   at two sizes, relative and even: what is strong in its place or out of it
+  pca_local   at the first size, even but not relative: what many places share
+  pca_local   of few components at the last size, if there are three: places too smooth to be good
+  knn_patch   of 3 × 3 cells of any place: pieces that no good image has
+  ℓ           of the first two, the size of a whole map (see `local`): foreign images
+
+No choice is made among them, so that all good images calibrate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gzcli.metrics.alarms import neighbourhoods, patches, pca
+from gzcli.metrics.alarms.fitted import Fitted, Mapped, reduced, sides
+from gzcli.metrics.alarms.local import fit_local, rise
+
+SHARE = 0.4  # of the components that there are
+FEW = 20  # components at the last size, where places that are too smooth are not those that they see
+HIGHEST = 2  # standardised scores of which the mean is taken
+
+
+@dataclass(frozen=True)
+class Member:
+    """A method, and what its scores are on good images.
+
+    whole: the tails of log ℓ that count: 0 none, 1 the upper one, 2 both.
+    usual: the mean and the deviation of its score, and of log ℓ, float32 [2, 2].
+    """
+
+    fitted: Mapped
+    whole: int
+    usual: np.ndarray
+
+    def scores(self, images: np.ndarray) -> list[np.ndarray]:
+        """Standardised scores, float64 [N] each."""
+        raw = self.fitted.raw(images)
+        (mean, deviation), (level, spread) = self.usual.astype(np.float64)
+        scores = [(self.fitted.local(raw).max((1, 2)) - mean) / deviation]
+        if self.whole:
+            z = (np.log(rise(raw, self.fitted.local.level)) - level) / spread
+            scores.append(np.abs(z) if self.whole == 2 else z)
+        return scores
+
+
+@dataclass(frozen=True)
+class Combined(Fitted):
+    members: tuple[Member, ...]
+
+    def score(self, images: np.ndarray) -> np.ndarray:
+        every = np.stack([each for member in self.members for each in member.scores(images)])
+        return np.sort(every, 0)[-HIGHEST:].mean(0)
+
+    def map(self, images: np.ndarray) -> np.ndarray:
+        """The mean of the standardised maps."""
+        maps = [
+            (member.fitted.map(images) - member.usual[0, 0]) / member.usual[0, 1] for member in self.members
+        ]
+        return np.mean(maps, 0)
+
+
+def fit_combined(images: np.ndarray, *, factor: int | None = None) -> Combined:
+    """`combined` of good images uint8 [N, C, H, W]; factor: by which images are reduced for all methods.
+    Default: to about 32 and 48 pixels."""
+    every = sides(images.shape[1:]) if factor is None else [factor]
+    factors, members, components = every[:2], [], []
+    for factor in factors:
+        x = reduced(images, factor)
+        k = max(1, round(SHARE * min(pca.MOST, len(x) - 1, x[0].size)))
+        basis, left = pca.components(x, k), pca.left_out(x, k)
+        components.append(len(basis.rows))
+        usual = pca.strength(left)
+        if factor == factors[-1]:
+            whitened, maps = neighbourhoods.fit_whitened(left)
+            local = fit_local(maps, neighbourhoods.SCALES, relate=True)
+            members.append(member(neighbourhoods.PcaPatch({}, factor, local, basis, whitened), maps, 2))
+        local = fit_local(usual, (1, 3), relate=True, even=True)
+        members.append(member(pca.PcaLocal({}, factor, local, basis), usual, int(factor == factors[0])))
+        if factor == factors[0]:
+            local = fit_local(usual, (1,), even=True)
+            members.append(member(pca.PcaLocal({}, factor, local, basis), usual))
+    members += [near_patches(images, factors[0]), *(smooth_places(images, each) for each in every[2:])]
+    return Combined({"factors": tuple(every), "components": tuple(components)}, tuple(members))
+
+
+def smooth_places(images: np.ndarray, factor: int) -> Member:
+    x = reduced(images, factor)
+    usual = pca.strength(pca.left_out(x, FEW))
+    local = fit_local(usual, (-9,), even=True)
+    return member(pca.PcaLocal({}, factor, local, pca.components(x, FEW)), usual)
+
+
+def near_patches(images: np.ndarray, factor: int) -> Member:
+    x = reduced(images, factor)
+    embedding = patches.embed(x, 3, 0.0)
+    memory, usual = patches.remembered(embedding(x))
+    local = fit_local(usual, neighbourhoods.SCALES, relate=True, even=True)
+    return member(patches.KnnPatch({}, factor * patches.STRIDE, local, factor, embedding, memory), usual)
+
+
+def member(fitted: Mapped, usual: np.ndarray, whole: int = 0) -> Member:
+    """A member by the maps of good images that it was not fitted to."""
+    each = [fitted.local(usual).max((1, 2)), np.log(rise(usual, fitted.local.level))]
+    rows = [[scores.mean(), max(float(scores.std()), 1e-6)] for scores in each]
+    return Member(fitted, whole, np.array(rows, np.float32))

@@ -1,0 +1,102 @@
+"""The residual of principal components around each place, by its covariance.
+
+A neighbourhood of p × p cells of all channels is turned to coordinates that are uncorrelated over all places
+of good images, and each is divided by its deviation in its place. Their root mean square is a Mahalanobis
+distance whose covariance is diagonal in these coordinates: what is unusual for the grain of a surface counts,
+as a faint line across it, though none of its pixels is unusual by itself.
+
+  v      the neighbourhood of a place in the residual
+  y      U (v − the mean), by the eigenvectors U of the covariance of v over all places
+  m      the root of the mean of (y / σ)² over the coordinates, by their deviation σ in this place
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gzcli.metrics.alarms.fitted import Mapped, reduced
+from gzcli.metrics.alarms.local import SHRINK, fit_local
+from gzcli.metrics.alarms.patches import patches_of
+from gzcli.metrics.alarms.pca import MOST, Components, components, left_out
+
+SIDE = 3  # of a neighbourhood, in cells
+SHARE = 0.4  # of the components that there are
+SCALES = (1, 3, -9)  # of the local map
+AT_ONCE = 32  # images whose neighbourhoods are computed at a time
+OWN = 0.05  # the least share of a squared distance that is divided by, see `fit_whitened`
+
+
+@dataclass(frozen=True)
+class Whitened:
+    rows: np.ndarray  # U, float32 [D, C · p · p]
+    mean: np.ndarray  # float32 [h, w, D]
+    deviation: np.ndarray  # σ, float32 [h, w, D]
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """m of residuals float32 [N, C, h, w], float32 [N, h, w]."""
+        out = np.empty((len(x), *self.mean.shape[:2]), np.float32)
+        for i in range(0, len(x), AT_ONCE):
+            y = coordinates(x[i : i + AT_ONCE], self.rows)
+            y -= self.mean
+            y /= self.deviation
+            out[i : i + AT_ONCE] = np.einsum("nhwd,nhwd->nhw", y, y)
+        return np.sqrt(out / len(self.rows))
+
+
+def coordinates(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """U v, float32 [N, h, w, D] of residuals [N, C, h, w]."""
+    return patches_of(x, SIDE, 1) @ rows.T
+
+
+def fit_whitened(x: np.ndarray) -> tuple[Whitened, np.ndarray]:
+    """By residuals float32 [N, C, h, w] of good images, and the maps of these as if each was not among them:
+    without y_i, the variance of n values is (1 − y_i² / n σ²) of what it is with it."""
+    some = patches_of(x[:: max(1, len(x) // 64)], SIDE, 1)
+    _, vectors = np.linalg.eigh(np.cov(some.reshape(-1, some.shape[-1]).T.astype(np.float64)))
+    rows = np.ascontiguousarray(vectors.T.astype(np.float32))
+    y = np.empty((len(x), *x.shape[2:], len(rows)), np.float32)
+    for i in range(0, len(x), AT_ONCE):
+        y[i : i + AT_ONCE] = coordinates(x[i : i + AT_ONCE], rows)
+    mean = y.mean(0)
+    y -= mean
+    variance = np.einsum("nhwd,nhwd->hwd", y, y) / len(y)
+    pooled = variance.mean((0, 1))
+    n = len(y) + SHRINK
+    variance = (len(y) * variance + SHRINK * pooled) / n + 1e-4 * pooled.mean() + 1e-12
+    squares = np.empty(y.shape[:3], np.float32)
+    for i, each in enumerate(y):
+        z = np.square(each) / variance
+        squares[i] = (z / np.maximum(1 - z / n, OWN)).mean(-1)
+    return Whitened(rows, mean, np.sqrt(variance).astype(np.float32)), np.sqrt(squares)
+
+
+@dataclass(frozen=True)
+class PcaPatch(Mapped):
+    components: Components
+    whitened: Whitened
+
+    def raw(self, images: np.ndarray) -> np.ndarray:
+        return self.whitened(self.components.residual(reduced(images, self.factor)))
+
+
+def fit_pca_patch(
+    images: np.ndarray,
+    *,
+    factor: int = 1,
+    share: float = SHARE,
+    scales: Sequence[int] = SCALES,
+    relate: bool = True,
+    even: bool = False,
+) -> PcaPatch:
+    """`pca_patch`; share: of the components that there are, as of `pca_local`."""
+    x = reduced(images, factor)
+    k = max(1, round(share * min(MOST, len(x) - 1, x[0].size)))
+    basis = components(x, k)
+    whitened, usual = fit_whitened(left_out(x, k))
+    parameters = {"factor": factor, "components": len(basis.rows), "scales": tuple(scales)}
+    parameters |= {"relative": relate, "even": even}
+    local = fit_local(usual, scales, relate=relate, even=even)
+    return PcaPatch(parameters, factor, local, basis, whitened)
