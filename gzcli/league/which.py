@@ -78,7 +78,7 @@ class Outcome:
 
     @property
     def ties(self) -> list[str]:
-        """The best model and those of the last round that no judge distinguishes from it; [] without any."""
+        """The best model and those of the last round that no judge distinguishes from it, if any."""
         last = self.rounds[-1]
         of_model = {row["model"]: judged(last, row) for row in last["summary"]}
         best = of_model[self.order[0]]
