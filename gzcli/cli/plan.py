@@ -24,6 +24,7 @@ from gzcli.launch.launcher import Plan, show, usable_gpus
 from gzcli.launch.plan import Request, Start, check_batches, previous_words, shared_out
 from gzcli.recipe.recipe import Recipe, recipe_of
 from gzcli.recipe.resolve import Resolved, large_limits
+from gzcli.recipe.yaml import flow
 from gzcli.store import files
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
@@ -128,7 +129,7 @@ def show_plan(start: Start, *, keys: bool) -> None:
     out.text(f"launch  {plan.processes} × {plan.threads} threads, {on}: {launch}")
     if keys:
         rows = [
-            (key, "null" if value is None else str(value), origin.get(key, ""))
+            (key, value if isinstance(value, str) else flow(value), origin.get(key, ""))
             for key, value in leaves(tree)
             if (key.rpartition(".")[2], value) != ("params", None)
         ]

@@ -94,7 +94,8 @@ def compare(runs: _Any, wide: opt.Wide = False) -> None:
     for key in dict.fromkeys(key for last in figures for key in last):
         lines.append((f"last {key}", *(figure(last[key]) if key in last else None for last in figures)))
     several = [key for key in differ if wide or _differ([tree[key] for tree in trees if key in tree])]
-    lines += [(key, *(None if v is None else flow(v) for v in differ[key])) for key in several]
+    shown = lambda v: v if v is None or isinstance(v, str) else flow(v)  # noqa: E731
+    lines += [(key, *map(shown, differ[key])) for key in several]
     side_by_side(names_of(chosen, wide=wide), lines, wide=wide)
     if not differ:
         out.info("their recipes are identical")

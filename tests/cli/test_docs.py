@@ -339,7 +339,8 @@ def test_screens_of_the_terminal_are_shown_and_ask_nobody():
     """`make screens` makes them; the first line of each is the command that it shows."""
     pages = "\n".join([*TEXTS.values(), (DOCS / "static" / "index.md").read_text()])
     files = sorted((DOCS / "static" / "assets").glob("screen-*.svg"))
-    assert {path.stem[7:] for path in files} == {"list", "train", "error", "compare", "check", "bench"}
+    names = "list train error compare check bench league"
+    assert {path.stem[7:] for path in files} == set(names.split())
     for path in files:
         text = path.read_text()
         assert f"assets/{path.name})" in pages and len(text) < 60_000
@@ -494,7 +495,7 @@ def follow(lines: list[str], tmp_path: Path) -> None:
     """Does what lines say, with a few steps where they train."""
     folder = with_pictures(tmp_path / "here")
     for line in lines:
-        words = re.sub(r" --minutes \S+", "", line).replace("--budget 60s", "--budget 3s")
+        words = re.sub(r" --minutes \S+", "", line).replace("--budget 10s", "--budget 3s")
         quick = ["--steps", "20"] if words.startswith("gz train ") and "--steps" not in words else []
         command = [sys.executable, "-m", "gzcli", *shlex.split(words)[1:], *quick]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -26,6 +26,7 @@ from gzcli.docs.page import ROOT
 
 INTO = ROOT / "static" / "assets"
 COLUMNS = 80
+LEAGUE = "gz bench --train-missing --budget 10s --models vae,dcgan --seeds 2 --data digits --report page"
 NARROW = {"bench": 58}  # columns of a screen that the README shows beside another
 # The pictures, in the order in which their commands are run, from an empty GZ_HOME on; None is not drawn.
 SCREENS: list[tuple[str | None, str]] = [
@@ -34,6 +35,8 @@ SCREENS: list[tuple[str | None, str]] = [
     (None, "gz train vae --data glyphs"),
     ("compare", "gz runs compare vae cvae"),
     ("bench", "gz bench vae cvae --data glyphs -n 500 --quiet"),
+    (None, LEAGUE),
+    ("league", LEAGUE),  # again, with all of it trained
     ("error", "gz train glow --set model.dpeth=4"),
     (None, "gz model new maf"),
     ("check", "gz model check ./maf.py"),
