@@ -89,7 +89,9 @@ def stacked(text: str) -> str:
         code = block[0].splitlines()
         if max(map(len, code)) <= WIDE:
             return block[0]
-        return "\n".join(re.sub(r"^( *)(\S.*?) {2,}# (.+)$", r"\1# \3\n\1\2", line) for line in code) + "\n"
+        lines = (re.sub(r"^( *)(\S.*?) {2,}# (.+)$", r"\1# \3\n\1\2", line) for line in code)
+        apart = re.sub(r"(?<=[^\n]\n)(?=# )", "\n", "\n".join(lines))
+        return re.sub(r"^(```\w*\n)\n", r"\1", apart) + "\n"
 
     return re.sub(r"(?ms)^```(?:sh|python)?\n.*?^```\n", narrow, text)
 

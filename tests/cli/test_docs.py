@@ -543,7 +543,7 @@ def test_the_site_shows_comments_above_lines_that_are_too_long():
     short = "```sh\ngz list   # all models\n```\n"
     wide = f"```\ngz list   # all models\ngz sample cfm   # {'x' * 80}\n```\n"
     yaml_block = f"```yaml\nsteps: 3   # {'x' * 80}\n```\n"
-    above = f"```\n# all models\ngz list\n# {'x' * 80}\ngz sample cfm\n```\n"
+    above = f"```\n# all models\ngz list\n\n# {'x' * 80}\ngz sample cfm\n```\n"
     assert stacked(short + wide + yaml_block) == short + above + yaml_block
     inside = f"```python\nclass A:\n    x = 1  # {'y' * 80}\n```\n"
     assert stacked(inside) == f"```python\nclass A:\n    # {'y' * 80}\n    x = 1\n```\n"
