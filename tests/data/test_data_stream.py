@@ -263,7 +263,7 @@ def test_how_many_workers(monkeypatch):
     monkeypatch.setenv("GZ_WORKERS", "0")
     assert worker_count() == 0
     monkeypatch.setenv("GZ_WORKERS", "-1")
-    with pytest.raises(UsageError, match="`GZ_WORKERS` is a number"):
+    with pytest.raises(UsageError, match="`GZ_WORKERS` must be a number"):
         worker_count()
 
 
