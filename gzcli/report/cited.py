@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from gzcli.core.errors import UsageError, did_you_mean
 from gzcli.metrics.metric import column_of
-from gzcli.metrics.standings import SECOND, Excess, base, excess_of, name_of, over_seeds, value_of
+from gzcli.metrics.standings import LATE, SECOND, Excess, base, excess_of, name_of, over_seeds, value_of
 from gzcli.report import document as doc
 from gzcli.report.document import Cell, Column, Table
 from gzcli.report.results import Row, rows_of
@@ -20,6 +20,8 @@ CAPTION = (
     "± is half of a 95 % interval, over images or (Student's t) over several seeds. Metrics in bold cannot "
     "be distinguished from the best."
 )
+MARK = " †"  # of a model that was trained for too long
+LATE_CAPTION = f"†: trained for over {LATE} times the budget, so without a rank."
 
 
 def table(result: Row, columns: Sequence[str] = ()) -> Table | None:
@@ -40,7 +42,8 @@ def table(result: Row, columns: Sequence[str] = ()) -> Table | None:
     made = [doc.texts("model", list(groups))]
     for name in names:
         made.append(fact(name, groups) if name in FACTS else figure(name, groups))
-    return Table(TITLE, made, caption=CAPTION, cited=True)
+    late = any(title.endswith(MARK) for title in groups)
+    return Table(TITLE, made, caption=f"{CAPTION} {LATE_CAPTION}" if late else CAPTION, cited=True)
 
 
 def models_of(result: Row) -> dict[str, Sequence[Row]]:
@@ -60,7 +63,8 @@ def models_of(result: Row) -> dict[str, Sequence[Row]]:
         title, model = str(entry.get("title") or entry.get("model")), entry.get("model")
         if some := [row for row in rows if row.get("model") == model]:
             # two recipes of one model have one title
-            groups[f"{title} ({model})" if title in groups else title] = some
+            title = f"{title} ({model})" if title in groups or title + MARK in groups else title
+            groups[title + (MARK if entry.get("late") else "")] = some
     return groups
 
 
@@ -80,21 +84,23 @@ def usual(figures: Sequence[str], groups: dict[str, Sequence[Row]]) -> list[str]
 
 
 def figure(name: str, groups: dict[str, Sequence[Row]]) -> Column:
-    """The mean of each model with half of its interval."""
+    """The mean of each model with half of its interval. One that trained for too long is never the best."""
     means, worse, way = dict[str, Excess](), dict[str, Excess](), column_of(name).better
     for title, rows in groups.items():
         if each := [one for row in rows if (one := estimate(row, name))]:
             means[title] = over_seeds(each)
             # above the floor, which makes rows of other numbers of samples comparable
             excesses = [over for row in rows if (over := excess_of(row, name))]
+            if title.endswith(MARK):
+                continue
             pairs = zip(excesses, each, strict=True)
             worse[title] = over_seeds([Excess(over.value, over.half or one.half) for over, one in pairs])
     first = min(worse.values(), key=lambda one: one.value, default=None)
     cells = []
     for title in groups:
         one = means.get(title)
-        half = f"± {doc.number(one.half)}" if one and one.half else ""
-        best = first is not None and one is not None and bool(way) and not first.differs(worse[title])
+        half = f"± {doc.number(float(f'{one.half:.2g}'))}" if one and one.half else ""
+        best = first is not None and title in worse and bool(way) and not first.differs(worse[title])
         cells.append(Cell(doc.number(one and one.value), half, one and one.value, best and len(worse) > 1))
     return Column(name, cells, way)
 

@@ -35,7 +35,15 @@ _LATEX = {character: f"\\{character}" for character in "&%_#${}"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
 _LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\textasciigrave{}"}
 _LATEX |= {'"': r"\textquotedbl{}", "…": r"\ldots{}"}
-_SIGNS = {"·": "cdot", "×": "times", "→": "rightarrow", "↓": "downarrow", "↑": "uparrow", "±": "pm"}
+_SIGNS = {
+    "·": "cdot",
+    "×": "times",
+    "→": "rightarrow",
+    "↓": "downarrow",
+    "↑": "uparrow",
+    "±": "pm",
+    "†": "dagger",
+}
 _SIGNS |= {"≤": "leq", "≥": "geq", "Σ": "Sigma", "σ": "sigma", "β": "beta", "½": "frac12"}
 _LATEX |= {"−": "$-$"} | {sign: f"$\\{name}$" for sign, name in _SIGNS.items()}
 

@@ -162,17 +162,22 @@ def test_the_table_to_cite_has_one_kind_of_error_and_ties_are_bold(call, tmp_pat
     table = cited.table(league_json(), ("fd", "seconds"))
     assert [cell.text for cell in table.columns[0].cells] == [f"{name}, guided 1.3" for name in "abc"]
     figures = table.columns[1].cells
-    half = 12.706  # Student's t of two seeds that differ by 2, whose mean has a deviation of 1
-    assert [cell.small for cell in figures] == [f"± {half:.4g}", "± 6.353", "± 6.353"]
+    # Student's t of two seeds that differ by 2, whose mean has a deviation of 1, is 12.706
+    assert [cell.small for cell in figures] == ["± 13", "± 6.4", "± 6.4"]
     assert [cell.best for cell in figures] == [True, True, False]
     twins = league_json()
     for row in twins["summary"]:
         row["title"] = "vae"
     names = [cell.text for cell in cited.table(twins, ("fd",)).columns[0].cells]
     assert names == ["vae", "vae (b)", "vae (c)"], "recipes of one model"
+    late = league_json()
+    late["summary"][0]["late"] = True
+    table = cited.table(late, ("fd",))
+    assert table.columns[0].cells[0].text == "a, guided 1.3 †" and "†" not in cited.CAPTION
+    assert [cell.best for cell in table.columns[1].cells] == [False, True, False] and "†: " in table.caption
     tex = written(call, folder, "--columns", "fd,bpd,seconds")["report.tex"]
     assert tex.count("tabular}") == 2 and "booktabs" in tex, "one table"
-    assert r"a, guided 1.3 & {}\textbf{11} {\scriptsize $\pm$ 12.71} & " in tex
+    assert r"a, guided 1.3 & {}\textbf{11} {\scriptsize $\pm$ 13} & " in tex
     code, _, stderr = call("report", str(folder), "--columns", "fdd")
     assert code == 2 and "no column `fdd`" in stderr and "`fd`" in stderr
 
