@@ -121,7 +121,7 @@ def train(
 
 
 def _setting(pair: tuple[str, Any]) -> str:
-    """A key of a recipe with its value, as `--set` takes it: JSON is YAML too."""
+    """A key of a recipe with its value in the form of `--set`, as JSON is also YAML."""
 
     def plain(value: Any) -> Any:
         return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)

@@ -125,8 +125,9 @@ def _joined(words: list[str]) -> list[str]:
 
 
 def _for_zsh(items: list[tuple[str, str]]) -> str:
-    """The words that the script of zsh evaluates. Values and helps may be a stranger's: all of ASCII but
-    letters and digits is written as a number, so that none can be a command under any option of the shell."""
+    """The words that the script of zsh evaluates. Values and helps may be from someone else. All of ASCII
+    except letters and digits is written as a number, so that none can be a command under any option of the
+    shell."""
 
     def as_number(match: re.Match[str]) -> str:
         """A character written for `$'…'`; characters above ASCII have no special meaning in a shell."""

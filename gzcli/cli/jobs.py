@@ -35,7 +35,7 @@ BEGAN = time.monotonic()
 
 
 def do_job(folder: Path, job: Job) -> dict[str, Any]:
-    """What the engine has found, whose progress is shown."""
+    """The result of the engine, whose progress is shown."""
     from gzcli.launch import jobs
 
     mode = "human" if out.mode() == "human" else "quiet"

@@ -593,7 +593,7 @@ def table(result: Mapping[str, Any]) -> None:
 
 
 def table_of_pictures(result: Mapping[str, Any]) -> None:
-    """Prints the flagged images, strangest first, and how many there are; within 80 columns."""
+    """Prints the flagged images, the most unusual first, and their number, within 80 columns."""
     flagged = [row for row in result["files"] if row["flagged"]]
     names, draws = list(result["thresholds"]), result["seeds"]
     shown = names[: 1 if draws > 1 else 2]  # as many as 80 columns hold, with their spread

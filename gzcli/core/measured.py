@@ -59,7 +59,7 @@ class ReferenceRun:
 
     @property
     def curve(self) -> Curve | None:
-        """Its validations; None if none are shipped."""
+        """The run's validation curve; None if it is not shipped."""
         return read_curve(ROOT / self.data / self.scale / "curves" / f"{self.name}.csv")
 
     def stood_at(self, step: int, metric: str) -> str | None:

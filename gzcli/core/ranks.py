@@ -175,7 +175,7 @@ def part_of(t: Tensor) -> Tensor:
 
 
 def part_like(t: Tensor, like: Any) -> Tensor:
-    """A tensor, whole on every rank, sharded as `like` is."""
+    """A tensor that is whole on every rank, sharded like `like`."""
     if not is_sharded(like):
         return t
     from torch.distributed.tensor import distribute_tensor

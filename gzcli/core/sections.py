@@ -386,7 +386,7 @@ class Part:
     """The recipe of one model: how to train, sample and score it.
 
     model: name of the model.
-    options: hyperparameters of the model, flat, as `Model.of` takes them.
+    options: hyperparameters of the model, flat, as in `Model.of`.
     stage: name of the stage; "" of a recipe without stages.
     about: the recipe in one line.
     scale: scale of the recipe: tiny, small, full or paper. Default: none.

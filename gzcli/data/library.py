@@ -52,7 +52,7 @@ def listing() -> list[dict[str, Any]]:
     licence, citation, page: the publisher's terms, the paper, and where a browser gets the files.
     download: bytes.
     multilabel, embedded, extras: as in `DataSpec`.
-    path, lost: of an imported set, and whether nothing is there any more.
+    path, lost: path of an imported set, and whether it no longer exists.
 
     None of the files of an imported set is looked at: there may be millions.
     """

@@ -137,7 +137,7 @@ def explain(e: BaseException) -> errors.GzError:
 
 
 def train(run: Run, log: Log) -> None:
-    """Trains the run of `run.yaml`, or each of its stages that is not finished; a call of every rank."""
+    """Trains the run of `run.yaml`, or each of its unfinished stages. Every rank must call it."""
     png.made_by(verb="train", run=run.id)
     if lives := int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
         log.warn(f"a process failed; restarting all processes ({lives} of `launch.restarts`)")

@@ -52,8 +52,8 @@ class Snapshots:
             raise UsageError(message, hint="set `train.ema=0.999`, or omit `train.ema_snapshots`")
 
     def take(self, done: int, *, last: bool = False) -> None:
-        """Writes a file if `done` steps are a multiple of the interval or, with `last`, if they are none. A
-        call of every rank; rank 0 writes."""
+        """Writes a file if `done` steps are a multiple of the interval or, with `last`, if they are not.
+        Every rank must call it; rank 0 writes."""
         if not self.every or (done % self.every == 0) == last:
             return
         averages = ranks.gathered(self.ema.power_state())
@@ -150,8 +150,8 @@ def fitted(times: np.ndarray, lengths: np.ndarray, time: int, length: float) -> 
 def average(
     places: Mapping[int, Path], like: Mapping[str, Tensor], step: int, length: float
 ) -> tuple[dict[str, Tensor], float]:
-    """The average of a length of weights `like` these after `step` steps, by snapshots, and the relative
-    error of its profile. Raises UsageError if that is more than MISSED."""
+    """The average with a length after `step` steps, computed from snapshots for weights `like` these, and the
+    relative error of its profile. Raises UsageError if the error exceeds MISSED."""
     times = np.repeat([float(step) for step in places], len(LENGTHS))
     factors, missed = fitted(times, np.tile(LENGTHS, len(places)), step, length)
     if missed > MISSED:

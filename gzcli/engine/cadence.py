@@ -63,7 +63,7 @@ class Cadence:
         self.mark = (0, self.began, 0.0)  # steps, clock and pauses when the timing of steps began
 
     def due(self, step: int) -> set[str]:
-        """The kinds that are due after `step` steps. A call of every rank after every step."""
+        """The kinds that are due after `step` steps. Every rank must call it after every step."""
         self.steps += 1
         if self.steps <= UNTIMED:
             self.mark = (self.steps, self.clock(), self.paused)
@@ -126,7 +126,7 @@ def count_steps(
 ) -> int:
     """The number of steps that fit in the time without the tenth for images and validation, or in half of
     the time if less remains. 50 steps are timed at the start, and 50 from the start of late phases on, for at
-    most a tenth of the time each. A call of every rank."""
+    most a tenth of the time each. Every rank must call it."""
     late = max(phase.start for phase in phases)
     cycle = math.lcm(*(phase.every for phase in phases))
     limit = 6 * minutes / (1 + bool(late))

@@ -80,8 +80,8 @@ class EMA:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """Within the block, the sampled model has the averaged weights and their buffers. A call of every
-        rank."""
+        """Within the block, the sampled model has the averaged weights and their buffers. Every rank must
+        call it."""
         if self.unsharded is not None:
             values = dict(self.model.named_parameters()) | self.state_dict()
             with torch.no_grad():
@@ -120,7 +120,7 @@ class EMA:
                 self.model.train()
 
     def statistics(self) -> dict[str, Tensor]:
-        """The buffers that `calibrate` changes for the average, by name. A call of every rank."""
+        """The buffers that `calibrate` changes for the average, by name. Every rank must call it."""
         if self.calibrate and self.fitting is None:
             with self.swapped():
                 pass
@@ -139,7 +139,7 @@ class EMA:
             s.copy_(held)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Parameter name → average, shared out among ranks if the parameter is."""
+        """Parameter name → average, sharded among ranks if the parameter is sharded."""
         return self._named(self.shadow)
 
     def power_state(self) -> dict[str, dict[str, Tensor]]:

@@ -71,12 +71,12 @@ class History:
         return int(bad), int(harmful)
 
     def is_harmed(self) -> bool:
-        """Whether the last step changed weights by a bad gradient. A call of every rank."""
+        """Whether the last step changed weights by a bad gradient. Every rank must call it."""
         return self.bad_steps()[1] > 0
 
     def check_finite(self, step: int, steps: int) -> None:
         """Raises DivergedError if the last `PATIENCE` steps had a loss or gradient that was not finite or had
-        exploded, or the final one had and changed weights. A call of every rank."""
+        exploded, or the final one had and changed weights. Every rank must call it."""
         bad, harmful = self.bad_steps()
         if bad >= min(PATIENCE, steps) or (step == steps and harmful):
             reason = "the loss or its gradient is not finite, or grew a millionfold"
@@ -138,8 +138,8 @@ class History:
         return lowest if all(value > bound for value in later[-RISEN:]) else None
 
     def reference(self, part: Part, step: int, metric: str) -> str | None:
-        """Where the reference run of this recipe stood at a step, in words; None if there is none, or the
-        run's loss may be another one."""
+        """The metric of this recipe's reference run at a step, in words; None if there is no reference, or if
+        the run's loss may differ."""
         owner = self.run.owner
         if part.scale is None or not has_shipped_loss(owner):
             return None

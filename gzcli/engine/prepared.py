@@ -213,7 +213,7 @@ def on_latents(part: Part, info: DataInfo) -> DataInfo:
 
 
 def is_whole(folder: Path, log: Log) -> bool:
-    """Whether there is a folder of maps; a damaged one is removed with a line. A call of every rank."""
+    """Whether there is a folder of maps; a damaged one is removed with a line. Every rank must call it."""
     exists = folder.exists()
     if ranks.rank() == 0 and exists and not all(is_array(file) for file in folder.glob("*.npy")):
         log.warn(f"`{folder}` is damaged; gz makes it again")
@@ -226,7 +226,7 @@ def write_maps(
     folder: Path, images: TrainImages, positions: Mapping[str, np.ndarray], make: Make, log: Log, title: str
 ) -> None:
     """Writes the outputs of `make` for images at some positions of each split into `folder/<key>.npy` [N, …].
-    A call of every rank: each fills its share of the rows, and the folder appears when all are done."""
+    Every rank must call it: each fills its share of the rows, and the folder appears when all are done."""
     main = ranks.rank() == 0
     maps: dict[str, np.memmap] = {}
     if main:

@@ -252,7 +252,7 @@ class Trainer(Updates):
         self.pause(start, due - ({"eval"} if validated else set()) - ({"sample"} if has_picture else set()))
 
     def save(self, step: int) -> None:
-        """Saves a checkpoint of `step` steps, unless there is one. A call of every rank; rank 0 writes."""
+        """Saves a checkpoint of `step` steps, unless there is one. Every rank must call it; rank 0 writes."""
         if step == self.saved:
             return
         self.saved, folder, scaler = step, self.run.checkpoints_folder, self.accelerator.scaler
@@ -286,8 +286,8 @@ class Trainer(Updates):
         ranks.wait()
 
     def save_best(self, step: int, metric: str, value: float) -> None:
-        """Saves a checkpoint of `step` steps as the best, if `value` is less than at all earlier ones. A
-        call of every rank; the value of rank 0 counts."""
+        """Saves a checkpoint of `step` steps as the best, if `value` is less than at all earlier ones. Every
+        rank must call it; the value of rank 0 counts."""
         best = self.run.best
         if ranks.agree(best is None or best.metric != metric or value < best.value):
             self.save(step)

@@ -164,7 +164,7 @@ def _whole(owner: Run, texts: Mapping[str, Mapping[str, str]]) -> dict[str, Any]
 
 def _rounded(model: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
     """The weights with fp32 parameters in another dtype. Buffers — schedules, statistics, codebooks that are
-    averages — stay, as a rounded one would change what the model computes."""
+    averages — keep their type, because rounding would change the outputs of the model."""
     names = {name for name, p in model.named_parameters() if p.dtype == torch.float32}
     return {k: v.to(dtype) if k in names and v.dtype == torch.float32 else v for k, v in weights.items()}
 

@@ -386,7 +386,7 @@ def listed(verdicts: Sequence[Verdict], flagged: bool) -> list[Verdict]:
 
 
 def overview(pictures: Pack, verdicts: Sequence[Verdict], maps: Mapping[int, np.ndarray]) -> np.ndarray:
-    """A sheet of the flagged images and of the others, the strangest first, with their maps below."""
+    """A sheet of the flagged images and of the others, the most unusual first, with their maps below."""
     blocks = []
     for kind in ("flagged", "not flagged"):
         rows, every = [], sum(verdict.flagged == (kind == "flagged") for verdict in verdicts)

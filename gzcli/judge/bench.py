@@ -193,8 +193,8 @@ class Judge:
             self.lpips  # noqa: B018 -- absent weights are reported before the work
 
     def leave_out_the_dead(self) -> None:
-        """Drops the metrics of judges that distinguish nothing. Those of the extra `features`, if it is
-        there, take their place unless metrics were named."""
+        """Drops the metrics of judges that distinguish nothing. Metrics of the extra `features`, if
+        installed, replace them unless metrics were named."""
         self.living = {name: judge for name, judge in self.judges.items() if judge.alive}
         if self.living.keys() == self.judges.keys():
             return
@@ -265,7 +265,7 @@ class Judge:
         return figures | self._of_images(images, "draws", chosen=chosen)
 
     def of_model(self, contestant: Contestant, *, sampler_only: bool) -> Figures:
-        """The metrics of a contestant's model itself, on the first rank. A call of every rank."""
+        """The metrics of a contestant's model itself, on the first rank. Every rank must call it."""
         figures: Figures = {}
         for metric in self.metrics:
             applies = (metric.distributed or not ranks.rank()) and (metric.of_sampler or not sampler_only)

@@ -49,7 +49,7 @@ class Judged:
     """The verdicts of an alarm on images.
 
     p: p-values, [N].
-    score: one number of each, higher if it is stranger, [N].
+    score: one number for each image, higher if it is more unusual, [N].
     maps: float [N, H, W] in the images' size; None of a score without a map.
     """
 

@@ -41,7 +41,7 @@ class RunLocal:
 
 
 def few(held_out: Pick) -> Pick:
-    """The held-out images whose maps are normal, and on which synthetic defects are drawn."""
+    """The held-out images that define normal maps and get synthetic defects."""
     return replace(held_out, index=held_out.index[subset(len(held_out.index), MOST)], by_content=True)
 
 

@@ -199,7 +199,7 @@ class RealImages:
     ) -> Iterator[tuple[ImageSet, ImageSet]]:
         """Draws of n real images instead of samples, each with the images that it is compared with: training
         images with the test split, test images with the training split, and n of all images with the
-        remaining ones. A single draw if n is all that there are."""
+        remaining ones. A single draw if n is the number of all images."""
         bank, reference = self.bank(n, levels), self.reference(levels)
         of_bank = None if strata is None else strata.assign(bank)
         for i in range(DRAWS if n < len(bank) else 1):

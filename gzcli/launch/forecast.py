@@ -271,7 +271,7 @@ def expect(
 def row_of(
     part: Part, stages: Mapping[str, Part], plan: Plan, shape: Mapping[str, Any], *, timed: bool
 ) -> dict[str, Any]:
-    """A part as `TrialJob.parts` has it, with its name in the cache and what is there. stages: the recipe's
+    """A part in the form of `TrialJob.parts`, with its name and its values in the cache. stages: the recipe's
     parts by their names."""
     card = catalog.card(part.model)
     built_on = {name: stages[name].tree() for name in card.stages if name in stages}

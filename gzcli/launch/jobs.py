@@ -1,4 +1,4 @@
-"""A job of the engine: its folder, its processes, and what it has found."""
+"""A job of the engine: its folder, its processes and its result."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def plan(
 ) -> Plan:
     """The processes for a recipe's `launch` section. A training (`every_gpu`) uses all GPUs by default, and
     SLURM's variables; other verbs run on one machine, on one GPU. The port follows from the `job`, a hash of
-    what was typed. `extra` never comes from a recipe or a run, which may be a stranger's."""
+    what was typed. `extra` never comes from a recipe or a run, which may be from someone else."""
     gpus, note = _gpus(section, every_gpu=every_gpu, check=check)
     machines = section.machines or (slurm_nodes() if every_gpu else 1)
     here = gpus or section.processes or 1
@@ -141,7 +141,7 @@ def plan(
 
 
 def _gpus(section: LaunchSection, *, every_gpu: bool, check: bool) -> tuple[int, str | None]:
-    """The GPUs of this machine that are used, and why others that are here are not, if nobody said so."""
+    """The GPUs of this machine that are used, and by default the reason why others are not used."""
     number, fewer = section.gpus, "omit `--gpus`, or use `--cpu --processes 2`"
     if section.cpu and number:
         raise UsageError("`--gpus` and `--cpu` cannot be used together")

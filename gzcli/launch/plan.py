@@ -595,8 +595,9 @@ def trained(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def note_whole(run: Run, request: Request, recipe: Recipe) -> None:
-    """Notes in the status of a new run how many steps and which image size its recipe plans, whatever was
-    typed, and whether its loss is that of the shipped recipe. A repeated run takes over the earlier one's."""
+    """Notes in the status of a new run the number of steps and the image size of its recipe without
+    command-line changes, and whether its loss is that of the shipped recipe. A repeated run takes over the
+    earlier one's."""
     resolved, earlier = request.recipe, request.earlier
     steps = {part.stage: None if part.train.minutes else part.train.steps for part in resolved.written.parts}
     # the size of the user's own file does not count: a run of the set's own size is preferred to it

@@ -97,7 +97,7 @@ def league(
     same call resumes an interrupted league.
 
     models: names of models, or paths of recipes; None: all that fit the set.
-    data: name or path of the data set, or images in memory, as `gzcli.train` takes them.
+    data: name or path of the data set, or images in memory, as in `gzcli.train`.
     budget: time of each training, such as "90s", "8m" or "1.5h": CPU time, or wall-clock time on GPUs.
     seeds: trainings of each model, with the seeds from 0 on.
     n: number of samples of each run, and maximum number of images for the likelihood.

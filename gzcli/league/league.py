@@ -98,7 +98,7 @@ class Entry(Training):
 
     @property
     def command(self) -> str:
-        """The command that trains it alone."""
+        """The command for this training."""
         flags = {key: value for key, value in self.request.flags.items() if value is not None}
         settings = [*self.request.sets, *(f"{key}={value}" for key, value in flags.items() if key != "seed")]
         words = ["gz", "train", self.request.what, "--seed", str(self.seed)]

@@ -64,7 +64,7 @@ def hold(
     first row if all have failed.
 
     at_once: how many entries are trained at a time, their own in processes; None: one, in this process.
-    command: the lines of a shell that hold it again; None: nobody typed any.
+    command: the lines of a shell that hold it again; None: there are none.
     mode: "quiet" if those processes print nothing.
     """
     terms, folder = held.terms, held.folder
@@ -188,7 +188,7 @@ def facts_of(entry: Entry, run: Run | None) -> dict[str, Any]:
 
 
 def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a run, of its own sampler first. A curve that cannot be drawn is a note."""
+    """The rows of a run, first with its own sampler. If a curve cannot be drawn, a note says so."""
     rows: list[dict[str, Any]] = []
     if "time" in terms.curves and len(league.kept_steps(run)) < 2:
         facts["notes"].append(

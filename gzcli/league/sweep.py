@@ -56,8 +56,8 @@ class Sweep:
 
     @property
     def name(self) -> str:
-        """Sweeps of the same terms are one. Without ranges the settings follow from the other terms, by which
-        earlier versions name them."""
+        """Equal terms have equal names. Without ranges, the settings follow from the other terms, from which
+        earlier versions derive the name."""
         terms = {key: value for key, value in asdict(self).items() if key != "settings" or self.ranges}
         return f"{Path(self.model).stem}-sweep-{digest(terms, 6)}"
 

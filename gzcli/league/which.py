@@ -102,8 +102,8 @@ class Outcome:
 
 
 def race_of(terms: Terms, needs: Sequence[str]) -> Race:
-    """The race of the models that terms name, otherwise of the shortlist and of what gz suggests without a
-    race. Raises UsageError if no model fits the set, or if the budget is too small."""
+    """The race of the models in the terms; by default, of the shortlist and of gz's suggestion. Raises
+    UsageError if no model fits the set, or if the budget is too small."""
     if terms.models:
         for name in terms.models:
             card = planning.ask(name, terms.data, (), {}).recipe.card
@@ -268,8 +268,8 @@ def agreement(outcomes: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def order(result: Mapping[str, Any]) -> list[str]:
-    """The models of a round, the best first, by the geometric mean of their excesses by all judges. What a
-    judge cannot distinguish from real images counts alike. A model that failed comes last."""
+    """The models of a round, the best first, by the geometric mean of their excesses by all judges. Models
+    that a judge cannot distinguish from real images count equally. A model that failed comes last."""
     of_model = {row["model"]: judged(result, row) for row in result["summary"]}
     judges = {judge for excesses in of_model.values() for judge in excesses}
     least = {

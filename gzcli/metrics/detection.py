@@ -71,7 +71,7 @@ def detection(s_in: np.ndarray, s_out: np.ndarray, *, trapezoid: bool = False) -
 
 
 def wilson(share: Any, n: Any, chi2: Any = CHI2) -> tuple[Any, Any]:
-    """Wilson's interval (1927) of a share of n, which need not be whole; of arrays too."""
+    """Wilson's interval (1927) of a share of n, which need not be an integer; also for arrays."""
     middle, half = share + chi2 / (2 * n), np.sqrt(chi2 * (share * (1 - share) / n + chi2 / (4 * n * n)))
     scale = 1 + chi2 / n
     return np.clip((middle - half) / scale, 0, 1), np.clip((middle + half) / scale, 0, 1)

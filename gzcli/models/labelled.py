@@ -4,11 +4,12 @@ Generative Models Better Than Unconditional Ones?", arXiv:2212.00362.
     p(x) = Σ_c p(c) p(x | c),   p(x | y) = Σ_c p(c | y) p(x | c)
 
 The clusters c are found by k-means of the pixels before training; Bao clusters features of a self-supervised
-network. Those of a conditional model lie within the classes y. Its condition is the sum of a row of the class
-and one of the cluster, which starts at zero; training hides the cluster alone as often as both. Samples draw
-c by its share of the training images. An existing image has the nearest cluster, so likelihoods are of log
-p(c) + log p(x | c), a lower bound of the mixture. Guidance alone needs the network without a cluster, which
-is learned if it is hidden.
+network. The clusters of a conditional model are within the classes y. Its condition is the sum of a row of
+the class and a row of the cluster, which starts at zero; training hides only the cluster as often as both.
+Samples draw c by its share of the training images. An existing image has the nearest cluster, so likelihoods
+are of log
+p(c) + log p(x | c), a lower bound of the mixture. Only guidance needs the network without a cluster, which
+learns from hidden clusters.
 """
 
 from __future__ import annotations
@@ -262,8 +263,9 @@ class Labelled(Model):
             self.clusters.fit(batches)
 
     def begins_anew(self, earlier: DataInfo, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Clusters within other classes, and the rows of labels, which begin as the null label: so the
-        network draws what it drew without a label. One that no longer embeds labels adds it to its time."""
+        """Clusters within other classes, and the rows of labels, which start as the null label, so that the
+        network draws as it did without a label. A network that no longer embeds labels adds the null label to
+        its time."""
         if len(earlier.classes) == (len(self.data.classes) if self.conditional else 0):
             return {}
         anew: dict[str, Tensor] = {}

@@ -88,7 +88,7 @@ class Layer:
         return f"{case}{self.label}:{self.document.mark((*self.at, *path)).line}"
 
     def section(self, name: str) -> Mapping[str, Any]:
-        """The values of a section; {} if the layer has none, or something else in its place."""
+        """The values of a section; {} if the layer has none, or a value of another kind."""
         values = self.tree.get(name)
         return values if isinstance(values, Mapping) else {}
 
@@ -349,7 +349,7 @@ def mistakes(path: Path) -> list[str]:
 
 
 def _of_signature(name: str, method: ast.FunctionDef, path: Path) -> Iterator[str]:
-    """The mistakes in a signature that this very file writes."""
+    """The mistakes in a signature of this file itself."""
     at, a = f"{path}:{method.lineno}", method.args
     for star, arg in (("*", a.vararg), ("**", a.kwarg)):
         if arg:

@@ -98,7 +98,7 @@ class Resolved(Recipe):
     source: the file.
     dataset: the data set; None if it is not there yet.
     layers: what was written and typed, as far as it applies.
-    written: the recipe of the files alone, whatever was typed.
+    written: the recipe of the files, without the command line.
     """
 
     origin: Mapping[str, str]
@@ -589,8 +589,8 @@ def _reused_runs(layers: Iterable[Layer]) -> dict[str, tuple[str, str]]:
 
 
 def _fitting(layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, ModelCard]) -> Iterator[Layer]:
-    """The layers as far as the rules of the models apply that the stages have in the end: without runs in the
-    place of stages, and without keys of an earlier model that the later one does not have."""
+    """The layers as far as the rules of the models apply that the stages have in the end: without runs
+    instead of stages, and without keys of an earlier model that the later one does not have."""
     now: dict[str, str] = {}
     for layer in layers:
         stages = layer.section("stages")
@@ -623,9 +623,9 @@ def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Laye
 
 def _without_meeting(layer: Layer, problems: list[Problem]) -> Mapping[str, Any]:
     """The layer's tree without the keys of `launch` that only the command line may give; adds a mistake for
-    each that is given. A stranger's recipe or run must not decide which program is started, as `launch.extra`
-    of earlier versions could, nor which machine is trusted: processes that meet at an address accept whatever
-    is sent from there."""
+    each that is given. Someone else's recipe or run must not decide which program is started, as
+    `launch.extra` of earlier versions could, nor which machine is trusted: processes that meet at an address
+    accept whatever is sent from there."""
     launch = layer.section("launch")
     banned = ("extra",) if layer.source == "typed" else ("extra", *MEETING)
     if not set(banned) & set(launch):

@@ -279,7 +279,8 @@ _RESOLVER_1_1 = yaml.resolver.Resolver()
 
 
 def dump(tree: Mapping[str, Any]) -> str:
-    """The tree as YAML that readers of 1.1 and 1.2 take alike: a block a section, lists in one line."""
+    """The tree as YAML with the same meaning in versions 1.1 and 1.2: one block per section, lists on one
+    line."""
     return "".join(f"{line}\n" for _, line in lines(tree)) or "{}\n"
 
 

@@ -217,7 +217,7 @@ def read(place: Path) -> Results:
 
 
 def check(path: Path, result: Row) -> None:
-    """Raises DamagedError if a table of the results is none, and UsageError for one that is too long."""
+    """Raises DamagedError if a table of the results is not a table, and UsageError if it is too long."""
     tables = [(key, result.get(key)) for key in TABLES]
     curves = result.get("curves")
     tables += list(curves.items()) if isinstance(curves, dict) else []

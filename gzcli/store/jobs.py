@@ -225,5 +225,5 @@ RESULTS: dict[str, dict[str, type]] = {
 
 
 def result_of(folder: Path, verb: str) -> dict[str, Any]:
-    """What the engine has found by a job, in its `result.json`. Raises DamagedError unless it is whole."""
+    """The result of a job, from its `result.json`. Raises DamagedError unless it is complete."""
     return files.read_record(Run(folder).result_file, RESULTS.get(verb, {}))

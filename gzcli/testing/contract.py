@@ -1,5 +1,5 @@
-"""The contract that every model keeps: cases, which are models small enough to be checked in seconds; shared
-steps of the checks; and the checks, which raise Broken with a sentence on the fault."""
+"""The contract of every model: cases, which are models small enough to be checked in seconds; shared steps of
+the checks; and the checks, which raise Broken with a description of the fault."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Case:
         return dict(self.options)
 
     def build(self, info: DataInfo, seed: int = SEED) -> Model:
-        """The model with the weights that a seed gives, built on stages of the same seed."""
+        """The model with the weights of a seed, built on stages with the same seed."""
         stages = {name: stage.build(info, seed) for name, stage in self.stages.items()}
         torch.manual_seed(seed)
         for p in (p for stage in stages.values() for p in stage.parameters()):

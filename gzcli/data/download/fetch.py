@@ -282,7 +282,7 @@ def _link_folders(spec: DataSpec, folder: Path, source: str) -> bool:
 
 
 def _link(target: Path, path: Path) -> None:
-    """Makes a link at `path`, instead of what is there."""
+    """Replaces `path` by a link."""
     new = path.with_name(f"{path.name}.link")
     new.unlink(missing_ok=True)
     new.symlink_to(target.absolute())
@@ -337,8 +337,8 @@ WEIGHTS = {key: _weights(name, **_ROWS[key]) for key, name in _NAMES.items()}
 
 
 def fetch_weights(name: str, *, progress: Report = unreported, say: Say = silent) -> Path | None:
-    """The path of a file of WEIGHTS in the cache, fetched from `GZ_MIRROR` (weights/FILE) or its publisher
-    unless it is there; None if `GZ_OFFLINE` forbids that."""
+    """The path of a file of WEIGHTS in the cache, downloaded from `GZ_MIRROR` (weights/FILE) or its publisher
+    if it is missing; None if `GZ_OFFLINE` forbids that."""
     weights = WEIGHTS[name]
     file, path = weights.file, cache_dir(FOLDER, weights.file.name)
     addresses = _addresses(FOLDER, file)

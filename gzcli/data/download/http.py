@@ -157,8 +157,8 @@ def _look(url: str) -> int | None:
 
 
 def _patiently(url: str, attempt: Callable[[], T], got: Callable[[], int], say: Say) -> T:
-    """Calls `attempt` until it succeeds or is hopeless. Failures count only while no more bytes are there
-    than ever before: bytes that were dropped and came again are no progress."""
+    """Calls `attempt` until it succeeds or is hopeless. Failures count while the number of bytes does not
+    exceed its earlier maximum: repeated bytes are no progress."""
     failures, most = 0, got()
     while True:
         try:

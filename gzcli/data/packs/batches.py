@@ -202,8 +202,8 @@ class TrainImages:
 
 class TrainBatches:
     """The training batches of one rank. Batch `step` is a function of (seed, step): shuffled again each
-    epoch, the same global batch whatever the number of processes; this rank gets rows rank · B / world … of
-    it. The noise of a batch draws on the device.
+    epoch, the same global batch for any number of processes; this rank gets rows rank · B / world … of it.
+    The noise of a batch draws on the device.
 
     n: number of images of a fixed random subset, of each class if there are two domains; None: all.
     needs: what the model needs. With `second_domain` the images are those of class 0; as many of class 1, in

@@ -55,7 +55,7 @@ class Facts:
 
     @property
     def traits(self) -> tuple[str, ...]:
-        """The sections of settings for the set besides that of its shape class."""
+        """The sections of settings for the set, in addition to its shape class."""
         return (FEW_IMAGES,) if self.n <= FEW else ()
 
     @property

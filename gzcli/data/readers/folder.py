@@ -1,5 +1,5 @@
 """The user's own images at a path, and the meaning of their folders: splits and classes. Ambiguous folders
-are refused by name."""
+are refused, and the error names them."""
 
 from __future__ import annotations
 

@@ -131,7 +131,7 @@ def is_picture(name: str) -> bool:
 
 
 def may_be_picture(value: str) -> bool:
-    """Whether a text may be the name of an image, and no URL."""
+    """Whether a text may be the name of an image rather than a URL."""
     return splitext(value)[1].lower() in SUFFIXES and "://" not in value
 
 
@@ -355,7 +355,7 @@ class Encoded:
         return RawImages(self.title, tuple(classes), self.counts, labels, self.blocks(), spans=self.spans)
 
     def blocks(self, names: Mapping[str, str] | None = None) -> Blocks:
-        """The images as blocks, or in their places the other images whose names `names` gives."""
+        """The images as blocks, or the images that `names` gives for them."""
 
         def blocks() -> Iterator[Block]:
             for members, rows in self._parts:

@@ -54,7 +54,7 @@ def reference_of(data: Any) -> Any:
 
 
 def stored(data: Any) -> Path:
-    """The file of some images in the cache, which is written unless it is there."""
+    """The file of some images in the cache, which is written if it is missing."""
     if _is_table(data) or (isinstance(data, Mapping) and data and all(map(_is_table, data.values()))):
         return _tables(data)
     parts = {split: _images_of(part) for split, part in _splits(data).items()}

@@ -52,9 +52,9 @@ def npz(path: Path) -> RawImages:
 
     Images are numbers, [N, H, W], [N, H, W, C] or [N, C, H, W]: of splits by
     MedMNIST's names (`train_images`, `val_images`, …) or Keras' (`x_train`, …), or `images` alone. Labels, if
-    any, are integers [N], [N, 1] or [N, K] with names alike; names of classes [K] are `class_names`. A string
-    `layout`, "NHWC" or "NCHW", gives the layout if it is ambiguous. Three integers `bands` are the channels
-    that previews show as red, green and blue.
+    any, are integers [N], [N, 1] or [N, K] with corresponding names; names of classes [K] are `class_names`.
+    A string `layout`, "NHWC" or "NCHW", gives the layout if it is ambiguous. Three integers `bands` are the
+    channels that previews show as red, green and blue.
     """
     archive = _Npz(path)
     images, labels = archive.of_splits(IMAGES), archive.of_splits(LABELS)

@@ -244,7 +244,7 @@ def raw_dir(spec: DataSpec) -> Path:
 
 
 def is_fetched(spec: DataSpec) -> bool:
-    """Whether every file is there; or, for a linked set, the two folders or the hub's copy in their place."""
+    """Whether every file is in the cache; for a linked set, the two folders or the hub's copy suffice."""
     folder = raw_dir(spec)
     if spec.linked and ((folder / HUB).is_dir() or all((folder / name).is_dir() for name in SPLIT_FOLDERS)):
         return True
@@ -252,13 +252,13 @@ def is_fetched(spec: DataSpec) -> bool:
 
 
 def is_there(spec: DataSpec, file: DataFile) -> bool:
-    """Whether a file is there, with its size if that is known; `check_files` reads its bytes."""
+    """Whether a file is in the cache, with the right size if it is known; `check_files` reads its bytes."""
     path = raw_dir(spec) / file.name
     return path.exists() and (not file.exact or path.stat().st_size == file.size)
 
 
 def check_files(spec: DataSpec, say: Say) -> list[Path]:
-    """Reads every file of a set that is there. Raises MissingError for a wrong checksum."""
+    """Checks every file of a set in the cache. Raises MissingError for a wrong checksum."""
     paths = []
     for file in spec.files:
         path = raw_dir(spec) / file.name

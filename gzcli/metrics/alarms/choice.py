@@ -73,7 +73,7 @@ def best_name(table: Mapping[str, float]) -> str:
 
 def detection(good: np.ndarray, bad: np.ndarray, *, tails: int = 1) -> float:
     """The mean share of `bad` scores that are more unusual than each of the most unusual `good` ones, up to
-    the rate `RATES`; of both tails in the order of `conformal`."""
+    the rate `RATES`; with both tails in the order of `conformal`."""
     ordered, shares = np.sort(good), []
     for count in range(1, max(1, round(RATES * len(good))) + 1):
         low, high = (count // 2, (count + 1) // 2) if tails == 2 else (0, count)

@@ -51,7 +51,7 @@ class Calibrated:
         return conformal.cross_p_values(self.held_out, self.fold, scores, tails=self.tails)
 
     def bound(self, fpr: float) -> float:
-        """The largest share of good images that may be flagged at this rate, whatever the method."""
+        """The largest share of good images that may be flagged at this rate by any method."""
         return bound(fpr, len(self.held_out), len(self.models))
 
 

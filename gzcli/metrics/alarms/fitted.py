@@ -24,11 +24,11 @@ class Fitted:
     parameters: Mapping[str, Any]
 
     def score(self, images: np.ndarray) -> np.ndarray:
-        """float64 [N], higher if an image is stranger."""
+        """float64 [N], higher if an image is more unusual."""
         raise NotImplementedError
 
     def map(self, images: np.ndarray) -> np.ndarray | None:
-        """float32 [N, H, W] in the size of the images, higher where a place is stranger; None without one."""
+        """float32 [N, H, W] in the size of the images, higher at more unusual places; None without a map."""
         return None
 
     @cached_property

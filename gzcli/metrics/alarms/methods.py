@@ -54,7 +54,7 @@ METHODS: dict[str, Method] = {
 
 
 def is_local(score: str) -> bool:
-    """Whether a score is that of the strangest place of an image, not of the image as a whole."""
+    """Whether a score measures the most unusual place of an image, not the whole image."""
     return score in (DEFAULT, "pca_local", "pca_patch", "knn_patch", "patchcore", LOCAL)
 
 

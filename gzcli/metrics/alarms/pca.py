@@ -103,7 +103,7 @@ def fit_pca_local(
     relate: bool = False,
     even: bool = False,
 ) -> PcaLocal:
-    """`pca_local`; share: of the components that there are, at most `MOST`.
+    """`pca_local`; share: share of all components to use, at most `MOST`.
 
     The usual residual in each place is that of images that the components were not fitted on: each of `PARTS`
     parts by the components of the others."""

@@ -17,7 +17,7 @@ NEIGHBOUR, DIMENSIONS = 5, 64  # as in `baselines.knn_pca`
 
 @dataclass(frozen=True)
 class Plain(Fitted):
-    """A number of an image that no good image is needed for."""
+    """A number of an image that needs no good images."""
 
     name: str
 

@@ -186,7 +186,7 @@ class ResidualCritic(Discriminator):
 
 
 class PatchGAN(nn.Module):
-    """Images [B, C, H, W] → a map of logits [B, 1, h', w'], fp32, one a patch: 70×70 pixels for 3 layers
+    """Images [B, C, H, W] → a map of logits [B, 1, h', w'], fp32, one per patch: 70×70 pixels for 3 layers
     (Isola et al. 2016, arXiv:1611.07004, section 3.2.2). Raises UsageError for images that are too small.
 
     `layers` convolutions of stride 2 begin with `width` channels, doubled by each, at most 8-fold. The norm

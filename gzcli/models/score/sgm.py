@@ -85,7 +85,7 @@ SAMPLERS: dict[str, Callable[[SamplingOptions, Process], Sampler]] = {
 
 
 class ScoreModel(NoiseApplications):
-    """A network on an SDE that predicts ε or v, which for VP is that of Salimans 2022."""
+    """A network on an SDE that predicts ε or v (for VP, the v of Salimans 2022)."""
 
     reverse_sampler = staticmethod(samplers.dpmpp)
     ode_solver = ("rk4", 10)
