@@ -1,5 +1,5 @@
-"""`gz ood`: how well the scores of a trained model separate foreign images from those it was trained on; and
-with `--input` an alarm for each of the user's pictures."""
+"""`gz ood`: how well the scores of a trained model separate foreign images from its training set; and with
+`--input` an alarm for each of the user's images."""
 
 from __future__ import annotations
 

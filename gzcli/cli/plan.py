@@ -241,7 +241,7 @@ def calls_of(run: Run) -> float | None:
 def show_drawing(
     rows: Sequence[tuple[Run, int | None, Drawing]], further: str, judge_seconds: float | None = None
 ) -> None:
-    """Prints what samples of runs take, and what more is to be done; `judge_seconds` of that are for JSON."""
+    """Prints the cost of samples of runs and of further work, including `judge_seconds` for JSON."""
     for run, n, drawing in rows:
         images = counted(n, "image") if n else "one image per input image"
         for line in out.fitted(f"{run.id}: {images}, {drawing.in_words(n)}"):

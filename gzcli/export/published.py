@@ -2,7 +2,7 @@
 
 The network is a `UNet2DModel` or a `DiTTransformer2DModel` with the scheduler of its noise; for a DiT on
 latents the folder also contains the autoencoder. Only JSON and safetensors are read, and no code in the
-folder is run. The network is trusted after one forward pass that diffusers' own agrees with.
+folder is run. The network is trusted if one forward pass agrees with that of diffusers.
 """
 
 from __future__ import annotations

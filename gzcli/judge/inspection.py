@@ -264,7 +264,7 @@ def pixels(good: Judged, bad: Judged, defects: Defective, places: np.ndarray) ->
 
 
 def larger(each: np.ndarray, sides: tuple[int, ...]) -> np.ndarray:
-    """A map float [H, W] in the size of its mask, which is a multiple."""
+    """A map float [H, W] enlarged to the size of its mask, which is a multiple of its own."""
     from scipy import ndimage
 
     k = sides[0] // each.shape[0]

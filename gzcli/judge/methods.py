@@ -127,8 +127,8 @@ def line_of(job: AlarmJob, method: str, fpr: float) -> str:
 
 
 def line_that_reaches(job: AlarmJob, home: Pack) -> str | None:
-    """The command line by which the images of a run's set reach a rate without the model; None: they are too
-    few for it."""
+    """The command line for an alarm at this rate on the run's set without the model; None if the set has too
+    few images."""
     splits = SPLITS if is_good_test(locate(job.ins), job.verb) else SPLITS[:2]
     total = sum(home.meta.counts[split] for split in splits)
     return line_of(job, DEFAULT, job.fpr) if total >= conformal.fewest(job.fpr) else None

@@ -135,7 +135,7 @@ def by_label(labels: np.ndarray, classes: int) -> Strata:
 
 
 def by_cluster(trained: Trained) -> Strata:
-    """The clusters of a model; those of a conditional one lie within the classes."""
+    """The clusters of a model; the clusters of a conditional model are within the classes."""
     clusters: Any = trained.model.clusters
 
     def assign(images: ImageSet) -> np.ndarray:

@@ -210,7 +210,7 @@ class Forecast:
 
 
 def together(values: Sequence[float | None]) -> float | None:
-    """The sum; None if one is not known, or there are none."""
+    """The sum; None if a value is unknown, or if there are none."""
     numbers = [value for value in values if value is not None]
     return sum(numbers) if numbers and len(numbers) == len(values) else None
 

@@ -281,8 +281,7 @@ def config(p: Plan) -> str:
 
 
 def command(folder: Path, p: Plan, *, launcher: bool) -> list[str]:
-    """The command line of the engine, through accelerate's launcher or not; a run can be started by hand with
-    it."""
+    """The command line of the engine, with or without accelerate's launcher. It also starts a run by hand."""
     engine = [start.SCRIPT, "gzcli.engine", str(folder)]
     if not launcher:
         return [sys.executable, *engine]

@@ -579,7 +579,7 @@ def with_defaults(recipe: Recipe) -> Recipe:
 
 
 def trained(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a recipe's tree that decides what is trained, as JSON has it."""
+    """The part of a recipe's tree that determines the training, in JSON types."""
 
     def cut(tree: Any) -> Any:
         if not isinstance(tree, Mapping):  # a stage that is a run's id

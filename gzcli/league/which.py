@@ -186,7 +186,7 @@ def calls() -> dict[str, float]:
 
 def shortlist(table: Excesses, models: Collection[str], usual: str) -> tuple[str, ...]:
     """The models that cover every row of the table, and the usual one. If these are fewer than `FEWEST`, the
-    one with the least regrets over all rows follows, first from families that are not there yet."""
+    models with the smallest regrets over all rows are added, first from new families."""
     chosen = dict.fromkeys([*cover(table, models), *({usual} & {*models})])
     regrets = regrets_of(table, models)
 

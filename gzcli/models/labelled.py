@@ -289,8 +289,8 @@ class Labelled(Model):
         return next(self.parameters()).device
 
     def training_labels(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """The labels or clusters of a batch, and the rows [B] if they are hidden. Of equally many other
-        rows the cluster is hidden, and the class is not."""
+        """The labels or clusters of a batch, and the rows [B] if they are hidden. In as many other rows only
+        the cluster is hidden."""
         y = self.condition(batch)
         if y is None:
             return None, None

@@ -190,8 +190,8 @@ def _added(file: str) -> str:
 
 
 def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
-    """The recipe's files, those that it extends first, and the mistakes in them. Raises UsageError if one
-    is not there or not YAML."""
+    """The recipe's files, those that it extends first, and the mistakes in them. Raises UsageError if one is
+    missing or not YAML."""
     chain: list[RecipeFile] = []
     problems: list[Problem] = []
     path = find(what)

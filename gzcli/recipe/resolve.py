@@ -725,8 +725,8 @@ def _lower_batches(tree: dict[str, Any], origin: dict[str, str], n: int, ours: C
 
 
 def large_limits(recipe: Resolved) -> list[str]:
-    """A line for each limit of the gradient that is the user's own and large for a loss per dimension, as in
-    recipes from before format 3, with its value in the unit of today."""
+    """A line for each gradient limit of the user that is too large for a loss per dimension, as in recipes
+    before format 3, with its value in the current unit."""
     lines = list[str]()
     facts, marked = recipe.choice.facts, recipe.origin.get("format", "default") != "default"
     if facts is None or marked:

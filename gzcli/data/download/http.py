@@ -174,8 +174,8 @@ def _patiently(url: str, attempt: Callable[[], T], got: Callable[[], int], say: 
 
 
 def _attempt(url: str, part: Path, total: int | None, report: Callable[[int], None]) -> bool:
-    """Requests what is missing of a file; starts again if a server ignores the range. Returns whether bytes
-    of it were there before."""
+    """Requests what is missing of a file; starts again if a server ignores the range. Returns whether it
+    already had bytes of the file."""
     before = size_of(part)
     byte_range = f"bytes={before}-" if before and total is not None else None
     try:

@@ -377,7 +377,7 @@ def _taken(
 
 
 class _Rows:
-    """Rows of a split as bytes, kept on the GPU if it fits; those of a streamed split are handed in.
+    """Rows of a split as bytes, kept on the GPU if it fits; rows of a streamed split are passed in.
 
     shaped: whether images of a pack of several shapes keep their own shape.
     """

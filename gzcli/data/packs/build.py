@@ -390,7 +390,7 @@ def _write_images(
 
 
 def _refuse_further(images: RawImages) -> None:
-    """Raises UsageError for images with further images, which would have to share their shapes."""
+    """Raises UsageError for images with further images, because these would need the same shapes."""
     if images.further:
         extras = extras_in_words(images.further)
         message = f"`{images.title}` has {extras}, which `data.fit: aspect` does not support"

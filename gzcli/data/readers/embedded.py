@@ -1,5 +1,5 @@
 """The sets that need no download: made of scikit-learn's digits and photographs, of matplotlib's fonts,
-of a sheet of emoji, or of nothing."""
+of a sheet of emoji, or drawn from scratch."""
 
 from __future__ import annotations
 

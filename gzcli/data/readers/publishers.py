@@ -185,8 +185,8 @@ def notmnist(spec: DataSpec, folder: Path) -> RawImages:
 
 
 def celeba(spec: DataSpec, folder: Path) -> RawImages:
-    """A zip of `img_align_celeba/000001.jpg`; a line an image with 0, 1 or 2 for its split, and one with −1
-    or 1 for each of forty attributes, whose names are the second line."""
+    """A zip of `img_align_celeba/000001.jpg`; one file has a line per image with 0, 1 or 2 for its split,
+    another has −1 or 1 for each of forty attributes, named in its second line."""
     partition, attributes, archive = (folder / file.name for file in spec.files)
     _, header, *lines = attributes.read_text().splitlines()
     attribute = {name: np.asarray(values, np.int8) > 0 for name, *values in map(str.split, lines)}

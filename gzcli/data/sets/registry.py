@@ -174,7 +174,7 @@ class OwnSet:
 
     @property
     def key(self) -> str:
-        """Its name in run ids and in the cache, which differs for equally named folders."""
+        """The name in run ids and in the cache, which is unique for each folder."""
         if self.name:
             return self.name
         stem = self.path.name.split(".")[0] or "data"

@@ -47,7 +47,7 @@ class InstructPix2Pix(StableDiffusion):
         return prepared
 
     def conditions(self, batch: Batch) -> dict[str, Tensor]:
-        """The texts, and `before`, the latents of the images before."""
+        """The texts, and `before`, the latents of the images before the edit."""
         # one draw u an image: in [0, p) the instruction is hidden, in [p, 2p) both, in [2p, 3p) the image
         latent = batch.extra.get("before_latent")
         before = self.encode(batch.extra["before"])[0] if latent is None else latent.to(batch.x)
