@@ -353,8 +353,8 @@ def training_improves_the_model(case: Case) -> None:
             if after > before:
                 return
     raise Broken(
-        f"{TRIALS[-1]} steps of training do not help: the log-likelihood, or minus the error of the "
-        f"reconstruction, of test images went from {before:.4g} to {after:.4g}"
+        f"{TRIALS[-1]} steps of training do not improve the log-likelihood, or the reconstruction error with "
+        f"a minus sign, of test images: it went from {before:.4g} to {after:.4g}"
     )
 
 

@@ -591,7 +591,7 @@ def test_a_model_with_a_factor_starts_as_the_weights_without_and_says_what_it_ca
         torch.testing.assert_close(guided, plain.net(x, t))
     uneven = DDPM.of(DataInfo((1, 14, 14)), **keys | {"mult": (1, 1, 1)})
     for message, call in {
-        "trained to enlarge 2 times": lambda: model.upscale(x, noise=noise(3), factor=4),
+        "trained to enlarge images 2 times": lambda: model.upscale(x, noise=noise(3), factor=4),
         "cannot be reduced 3 times": lambda: DDPM.of(info, **keys, factor=3),
         "no pipeline": model.to_diffusers,
         "cannot halve 14×14 images 2 times": uneven.to_diffusers,

@@ -125,4 +125,4 @@ def test_patches_are_positions():
     x = torch.randn(2, 3, 11, 7)  # continued by zeros to 12×8
     torch.testing.assert_close(net(x, t), net(F.pad(x, (0, 1, 0, 1)), t)[..., :11, :7])
     assert UNet.of(DataInfo((3, 33, 47)), UNetOptions(patch=4)).config["block_out_channels"] == (32,)
-    refused("patches of 0", UNet.of, DataInfo((3, 8, 8)), UNetOptions(patch=0))
+    refused("cannot be 0", UNet.of, DataInfo((3, 8, 8)), UNetOptions(patch=0))

@@ -108,5 +108,5 @@ def test_cached_samples_are_those_of_whole_passes(options):
 def test_codes_of_the_wrong_kind_are_refused():
     refused("several scales", prior, VAR, hint="stages.tokenizer.model.scales")
     refused("one scale", prior, Transformer, book={"scales": SCALES}, hint="stages.tokenizer.model.scales")
-    refused("unit sphere", build, book={"scales": SCALES, "cosine": True}, hint="model.cosine")
+    refused("codes of several scales", build, book={"scales": SCALES, "cosine": True}, hint="model.cosine")
     refused("get smaller", build, book={"scales": SCALES, "levels": (4, 4)}, hint="model.levels")

@@ -91,7 +91,7 @@ class NetOptions(UNetOptions):
         if self.net == "edm2":
             if times > 1:
                 hint = "set `model.net` to `unet`, `dit` or `zigzag`"
-                raise UsageError("`net: edm2` takes one time, and this model has two", hint=hint)
+                raise UsageError("`net: edm2` supports one time, but this model has two", hint=hint)
             return MPUNet(data, options, classes, guides, outputs)
         if times == 1:
             return UNet.of(data, options, classes=classes, guides=guides, outputs=outputs)

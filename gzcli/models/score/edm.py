@@ -93,7 +93,7 @@ class EDM(LikelihoodByODE, ScoreModel):
         self.conditioned = edm.prediction == "edm"
         self.karras = self.conditioned and edm.weighting == "even" and edm.min_snr is None  # whether λ weighs
         if not self.karras and (edm.uncertainty or edm.weight_warmup or edm.boundary):
-            hint = "leave out `model.prediction`, `model.weighting` and `model.min_snr`"
+            hint = "omit `model.prediction`, `model.weighting` and `model.min_snr`"
             raise UsageError("`uncertainty`, `weight_warmup` and `boundary` need EDM's weight λ", hint=hint)
         self.measured, self.warmup = edm.sigma_data is None, edm.weight_warmup * data.steps
         self.boundary, self.log_sigma = edm.boundary, edm.noise_input == "log_sigma"
