@@ -59,7 +59,7 @@ class Race:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished race.
+    """The outcome of a finished race.
 
     rounds: the JSON of each round's league.
     order: all models, the best first.
@@ -78,7 +78,7 @@ class Outcome:
 
     @property
     def ties(self) -> list[str]:
-        """The best model and those of the last round that no judge distinguishes from it, if any."""
+        """The best model and the models of the last round that no judge distinguishes from it, if any."""
         last = self.rounds[-1]
         of_model = {row["model"]: judged(last, row) for row in last["summary"]}
         best = of_model[self.order[0]]

@@ -112,7 +112,7 @@ def test_a_method_and_a_run_judge_a_set_by_its_kinds_of_defects(tmp_path):
     assert [row["n"] for row in result["defects"]] == [5, 5, 10]
     assert result["run"] == trained.run.id and result["defects"][0]["aupro"] > 0.5
     nothing = InspectJob("", "digits", str(tmp_path / "today"), 0.03)
-    refused("no inspection set", run, nothing, tmp_path, torch.device("cpu"), Log(mode="quiet"))
+    refused("not an inspection set", run, nothing, tmp_path, torch.device("cpu"), Log(mode="quiet"))
 
 
 @pytest.mark.parametrize(
