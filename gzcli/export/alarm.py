@@ -21,7 +21,7 @@ from gzcli.engine.log import Log
 from gzcli.export import portable_alarm
 from gzcli.judge import methods
 from gzcli.judge.scores import write_csv
-from gzcli.metrics.alarms.combined import HIGHEST, Combined
+from gzcli.metrics.alarms.combined import HIGHEST, LOWEST, Combined
 from gzcli.metrics.alarms.cross import Calibrated
 from gzcli.metrics.alarms.features import STRIDE, cells_of, enlargement, network
 from gzcli.metrics.alarms.fitted import Fitted, Mapped
@@ -247,18 +247,20 @@ def mapped(g: Graph, fitted: Mapped, shape: Shape) -> tuple[str, str]:
 
 
 def combined(g: Graph, fitted: Combined, shape: Shape) -> tuple[str, str]:
-    scores, maps = [], []
+    scores: list[str] = []
+    maps: dict[bool, list[str]] = {True: [], False: []}
     for member in fitted.members:
         of, (top, level) = member.fitted, member.usual
         raw = RAW[type(of)](g, of, shape)
         cells = local(g, raw, of.local)
         scores.append(standard(g, largest(g, cells), top))
-        maps.append(standard(g, enlarged(g, cells, of.factor, shape), top))
+        shown = standard(g, enlarged(g, local(g, raw, of.local.strong()), of.factor, shape), top)
+        maps[member.is_strong].append(g("Max", shown, np.float32(LOWEST)) if member.is_strong else shown)
         if member.whole:
             z = standard(g, g.shaped(g("Log", rise(g, raw, of.local)), -1, 1), level)
             scores.append(g("Abs", z) if member.whole == 2 else z)
     highest = g("TopK", g("Concat", *scores, axis=1), np.array([HIGHEST], np.int64))
-    return g.mean(highest, 1, keep=True), g("Mean", *maps)
+    return g.mean(highest, 1, keep=True), g("Max", g("Mean", *maps[True]), *maps[False])
 
 
 def standard(g: Graph, x: str, usual: np.ndarray) -> str:

@@ -400,3 +400,19 @@ def test_a_combined_score_is_the_mean_of_its_two_highest_standardised_ones():
     noise = np.random.default_rng(0).integers(0, 256, (5, 1, 24, 24))
     for foreign in (blurred.astype(np.uint8), noise.astype(np.uint8), 255 - others[:5]):
         assert fitted.score(foreign).min() > fitted.score(others).max()
+
+
+def test_the_map_of_a_combined_method_is_highest_at_defects():
+    """Strong and smooth ones, in three sizes of an image; elsewhere a strong defect makes nothing unusual."""
+    grain = np.random.default_rng(0).normal(0, 12, (110, 1, 96, 96))
+    images = (120 + grain).clip(0, 255).astype(np.uint8)
+    fitted = combined.fit_combined(images[:100])
+    bad = images[100:].copy()
+    bad[:5, :, 30:42, 50:62] = 230
+    bad[5:, :, 30:54, 50:74] = 120
+    maps = fitted.map(bad)
+    inside = np.zeros((96, 96), bool)
+    inside[28:56, 48:76] = True
+    for each in maps:
+        assert inside.flat[each.argmax()]
+        assert np.median(each[34:40, 54:60]) > np.quantile(each[~inside], 0.99)

@@ -15,7 +15,7 @@ No choice is made among them, so that all good images calibrate.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from gzcli.metrics.alarms.local import fit_local, rise
 
 SHARE = 0.4  # of the components that there are
 FEW = 20  # components at the last size, where places that are too smooth are not those that they see
+LOWEST = -6.0  # of a standardised map in the mean of maps: far below the highest place of a good image
 HIGHEST = 2  # standardised scores of which the mean is taken
 
 
@@ -39,6 +40,11 @@ class Member:
     fitted: Mapped
     whole: int
     usual: np.ndarray
+
+    @property
+    def is_strong(self) -> bool:
+        """Whether it sees more than places that are too faint."""
+        return max(self.fitted.local.scales) > 0
 
     def scores(self, images: np.ndarray) -> list[np.ndarray]:
         """Standardised scores, float64 [N] each."""
@@ -60,11 +66,13 @@ class Combined(Fitted):
         return np.sort(every, 0)[-HIGHEST:].mean(0)
 
     def map(self, images: np.ndarray) -> np.ndarray:
-        """The mean of the standardised maps."""
-        maps = [
-            (member.fitted.map(images) - member.usual[0, 0]) / member.usual[0, 1] for member in self.members
-        ]
-        return np.mean(maps, 0)
+        """The mean of the standardised maps of strong places, or that of smooth ones where it is higher."""
+        maps: dict[bool, list[np.ndarray]] = {True: [], False: []}
+        for member in self.members:
+            shown = replace(member.fitted, local=member.fitted.local.strong())
+            maps[member.is_strong].append((shown.map(images) - member.usual[0, 0]) / member.usual[0, 1])
+        strong = np.mean([np.maximum(each, LOWEST) for each in maps[True]], 0)
+        return np.max([strong, *maps[False]], 0)
 
 
 def fit_combined(images: np.ndarray, *, factor: int | None = None) -> Combined:

@@ -20,7 +20,7 @@ are too low.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -53,6 +53,15 @@ class Local:
             top = np.maximum(top, (each - shift) / unit)
         whole = np.square(departure(ratio / self.whole[0]) / self.whole[1])
         return top + np.maximum(0, whole - top.max((1, 2)))[:, None, None]
+
+    def strong(self) -> Local:
+        """The same without scales by which places are too faint, or itself if it has no others. Beside a
+        strong defect, a relative map is too faint everywhere else."""
+        keep = np.array(self.scales) > 0
+        if not keep.any():
+            return self
+        scales = tuple(k for k in self.scales if k > 0)
+        return replace(self, scales=scales, shift=self.shift[keep], unit=self.unit[keep])
 
 
 def fit_local(
