@@ -617,12 +617,12 @@ def as_json(race: Race) -> dict[str, Any]:
 
 def show_race(outcome: Outcome) -> None:
     """Prints the longest training of each model, the best first, and how to train the winner on."""
-    from gzcli.league.which import judged
+    from gzcli.league.which import judges_of
 
-    of_model: dict[str, tuple[int, dict[str, standings.Excess]]] = {}
+    last = outcome.rounds[-1]
+    judges, of_model = judges_of(last, few=False), dict[str, tuple[int, dict[str, standings.Excess]]]()
     for i, result in enumerate(outcome.rounds):
-        of_model |= {row["model"]: (i, judged(result, row)) for row in result["summary"]}
-    judges = list(dict.fromkeys(judge for _, excesses in of_model.values() for judge in excesses))
+        of_model |= {row["model"]: (i, standings.excesses_of(row, judges)) for row in result["summary"]}
     lines = []
     for name in outcome.order:
         i, excesses = of_model[name]
@@ -632,7 +632,9 @@ def show_race(outcome: Outcome) -> None:
         ]
         lines.append([name, i + 1, *cells, duration(outcome.race.rounds[i][1])])
     out.table(("model", "round", *judges, "trained"), lines)
-    out.info(f"{', '.join(judges)}: excess over real images, lower is better; the ranking uses all of them")
+    out.info(f"{', '.join(judges)}: excess over real images, lower is better")
+    if (deciding := last["judges"]) != judges:
+        out.info(f"the ranking uses {', '.join(deciding)} alone: the other judges learned from few images")
     if outcome.ties:
         out.info(f"the judges do not distinguish {' and '.join(outcome.ties)}")
     if outcome.agreement is not None:
@@ -657,6 +659,7 @@ def show_race(outcome: Outcome) -> None:
             "budget": outcome.race.budget,
             **as_json(outcome.race),
             "order": outcome.order,
+            "judges": last["judges"],
             "ties": outcome.ties,
             "agreement": outcome.agreement,
             "run": winner.id,

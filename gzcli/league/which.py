@@ -241,10 +241,12 @@ def leagues(race: Race, outcomes: list[dict[str, Any]], how: Mapping[str, Any]) 
 def run(race: Race, *, at_once: int | None = None, say: Say = silent, mode: str = "human") -> Outcome:
     """Holds the race. Raises MissingError if the judges cannot tell models apart on this set."""
     outcomes: list[dict[str, Any]] = []
+    facts = facts_of(locate(race.terms.data))
     for i, league in enumerate(leagues(race, outcomes, {"say": say})):
         names = ", ".join(dict.fromkeys(entry.model for entry in league.entries))
         say(f"round {i + 1} of {len(race.rounds)}, {duration(league.terms.budget)} each: {names}")
         result = hold(league, at_once=at_once, say=say, mode=mode)
+        result["judges"] = judges_of(result, few=bool(facts and facts.traits))
         if result["metric"] is None:
             hint = next(iter(result["notes"]), None)
             raise MissingError(f"no judge can compare models on `{race.terms.data}`", hint=hint)
@@ -253,10 +255,17 @@ def run(race: Race, *, at_once: int | None = None, say: Say = silent, mode: str 
     return Outcome(race, tuple(outcomes), tuple(ordered), agreement(outcomes))
 
 
+def judges_of(result: Mapping[str, Any], *, few: bool) -> list[str]:
+    """The judges that order the models of a round: all, but of few images the published one alone if it is
+    there. Judges that were trained on few images see neither blurs nor checkerboards."""
+    judges = [result["metric"], standings.SECOND, PUBLISHED]
+    there = [judge for judge in judges if any(judge in row["excess"] for row in result["summary"])]
+    return [PUBLISHED] if few and PUBLISHED in there else there
+
+
 def judged(result: Mapping[str, Any], row: standings.Row) -> dict[str, standings.Excess]:
-    """The excess of a row of a round by each judge; empty for a model that failed."""
-    excesses = standings.excesses_of(row, (result["metric"], standings.SECOND, PUBLISHED))
-    return excesses if result["metric"] in excesses else {}
+    """The excess of a row of a round by each judge that orders the models; empty for a model that failed."""
+    return standings.excesses_of(row, result["judges"])
 
 
 def agreement(outcomes: Sequence[Mapping[str, Any]]) -> float | None:

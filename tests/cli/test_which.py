@@ -88,7 +88,8 @@ def summary(values: dict[str, tuple[float, float] | None]) -> dict:
         ends = {} if pair is None else {"fd": [pair[0]] * 3, "fd_second": [pair[1]] * 3}
         metrics = {key: value[0] for key, value in ends.items()}
         rows.append({"model": name, "metrics": metrics, "excess": ends, "place": "1", "run": f"run-{name}"})
-    return {"metric": "fd", "summary": rows, "rows": rows, "notes": []}
+    judges = ["fd", "fd_second"]
+    return {"metric": "fd", "summary": rows, "rows": rows, "notes": [], "judges": judges}
 
 
 def test_both_judges_count_and_a_failed_model_is_last():
@@ -96,8 +97,22 @@ def test_both_judges_count_and_a_failed_model_is_last():
     assert order(result) == ["c", "a", "b", "failed"]
 
 
+def test_of_few_images_a_published_judge_decides_alone():
+    result = summary({"a": (9.0, 9.0), "b": (1.0, 1.0), "failed": None})
+    for row, value in zip(result["summary"], (0.2, 0.9, None), strict=True):
+        row["excess"] |= {"kid_lite": [value, value - 0.1, value + 0.1]} if value else {}
+        row["metrics"] |= {"kid_lite": value} if value else {}
+    result["judges"] = which.judges_of(result, few=False)
+    assert result["judges"] == ["fd", "fd_second", "kid_lite"] and order(result) == ["b", "a", "failed"]
+    result["judges"] = which.judges_of(result, few=True)
+    assert result["judges"] == ["kid_lite"] and order(result) == ["a", "b", "failed"]
+    grey = summary({"a": (9.0, 9.0)})
+    assert which.judges_of(grey, few=True) == ["fd", "fd_second"]
+
+
 def test_a_published_judge_decides_where_those_of_the_set_do_not():
     result = summary({"a": (1.0, 1.0), "b": (1.0, 1.0), "c": (1.0, 1.0)})
+    result["judges"] = ["fd", "fd_second", "kid_lite"]
     for row, value in zip(result["summary"], (0.9, 0.2, 0.5), strict=True):
         row["metrics"]["kid_lite"], row["excess"]["kid_lite"] = value, [value, value - 0.1, value + 0.1]
     assert order(result) == ["b", "c", "a"]
