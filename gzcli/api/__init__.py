@@ -335,7 +335,9 @@ class LoadedRun:
             "lite": lambda: pretrained.lite(device),
         }
         if by not in networks:
-            raise UsageError(f"there are no features `{by}`", hint=f"choose one of {', '.join(networks)}")
+            raise UsageError(
+                f"`{by}` is not the name of a feature network", hint=f"choose one of {', '.join(networks)}"
+            )
         return networks[by]().features(np.asarray(images))
 
     @spoken

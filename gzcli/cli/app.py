@@ -190,7 +190,7 @@ def as_error(problem: BaseException) -> GzError:
     if error := system_error(problem):
         return error
     words = [type(problem).__name__, " ".join(str(problem).split())]
-    hint = "this is a bug in gz: set `GZ_DEBUG=1` to see where, and report it"
+    hint = "this is a bug in gz: set `GZ_DEBUG=1` for a traceback, and report it"
     return GzError(": ".join(filter(None, words)), hint=hint)
 
 

@@ -78,7 +78,7 @@ _MODELS = _of_league(
 )
 _Models = Annotated[str | None, _MODELS]
 _Seeds = Annotated[
-    int, _of_league("--seeds K", "Trainings per model, with seeds from `--seed` upwards.", min=1)
+    int, _of_league("--seeds K", "Number of trainings per model, with seeds counted from `--seed`.", min=1)
 ]
 _CALLS_HELP = "Also compare samplers at N network calls per image. 0: skip."
 _Calls = Annotated[int, _of_league("--calls N", _CALLS_HELP, min=0)]
@@ -122,7 +122,7 @@ def bench(
 ) -> None:
     """Compare models, or images from elsewhere, with real images.
 
-    If you name none, it compares every model that has a finished run on the data set.
+    If you name none, gz compares every model with a finished run on the data set.
     """
     from gzcli.launch.contestants import find_contestants
     from gzcli.league.league import beside_others

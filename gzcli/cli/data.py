@@ -158,7 +158,7 @@ def import_(
 def show(name: _Shown, size: _Size = None, channels: _Channels = None) -> None:
     """Show a data set: classes, counts and a contact sheet.
 
-    For a data set that is not downloaded, it shows the description.
+    If the data set is not downloaded, gz shows its description.
     """
     from gzcli.data.packs.open import facts_of, peek
     from gzcli.data.packs.source import ways_to_fetch

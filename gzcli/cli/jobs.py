@@ -56,7 +56,7 @@ def announce(run: Run, ref: str, *, data: str | None = None) -> None:
         if run.state != "finished" and weights and weights != run.serving.model_file:
             step = int(weights.parent.name)
             out.info(
-                f"note: the run is unfinished ({run.state}); using its newest checkpoint, of step {step:,}"
+                f"note: the run is unfinished ({run.state}); using its newest checkpoint, at step {step:,}"
             )
     elif is_shared(ref):
         return

@@ -122,8 +122,8 @@ def ood(
     --in ./good --input ./today --fail`. For an inspection set with defects and masks, such as MVTec's, `gz
     ood --in ./bottle` shows how well each kind of defect is detected.
 
-    A higher score is more out-of-distribution. Baselines without a model are listed beside its scores.
-    Several runs form an ensemble: `gz ood RUN RUN2 RUN3 --out mnist`.
+    A higher score is more out-of-distribution. Baselines without a model are listed beside the scores of the
+    model. Several runs form an ensemble: `gz ood RUN RUN2 RUN3 --out mnist`.
 
     The scores' own options (`--starts 8`, `--steps 20`) are the keys of the recipe's `ood` section.
     """

@@ -147,8 +147,8 @@ def export(
 def ema(run: _Ref, length: _Length = None) -> None:
     """Serve another average of a run's weights: the best by validation, or one of a given length.
 
-    It combines the snapshots of a training with `--set train.ema_snapshots=20`. Afterwards, `gz sample`, `gz
-    ood` and `gz bench` use it.
+    gz combines the snapshots of a training with `--set train.ema_snapshots=20`. Afterwards, `gz sample`,
+    `gz ood` and `gz bench` use this average.
     """
     from gzcli.store.jobs import EmaJob
 
@@ -231,7 +231,7 @@ def pull(repository: _Repository, name: _Name = None) -> None:
 
 @app.command()
 def prune(keep: _Keep = None, unfinished: _Unfinished = False, yes: opt.Yes = False) -> None:
-    """Remove old or unfinished runs. Runs that are best, named or still training stay.
+    """Remove old or unfinished runs. gz keeps runs that are best, named or still training.
 
     Incomplete runs (`--steps 10`, another image size) count as older than complete ones.
 

@@ -90,7 +90,7 @@ def train(
 ) -> None:
     """Train a model.
 
-    If you omit `--data`, it uses an embedded data set: `gz train cvae` works offline and takes about a
+    If you omit `--data`, gz uses an embedded data set: `gz train cvae` works offline and takes about a
     minute. To fine-tune trained weights, name them: `gz train pretrained:fm --data ./photos`.
     """
     from gzcli.cli import jobs, plan
@@ -220,8 +220,8 @@ def sweep(
 ) -> None:
     """Tune a model's settings within a time budget, by validation.
 
-    `--set optim.lr=1e-3,3e-3` tries values, with several keys all combinations. `--set optim.lr=1e-4..1e-2`
-    draws values from a range, log-uniformly. Re-running the command resumes a sweep.
+    `--set optim.lr=1e-3,3e-3` tries these values; several keys give all combinations. `--set
+    optim.lr=1e-4..1e-2` draws values from a range, log-uniformly. Re-running the command resumes a sweep.
     """
     from gzcli.cli.jobs import end, quoted, took
     from gzcli.league.sweep import play, sweep_of

@@ -172,7 +172,7 @@ class TrainSection:
     ema: decay per step of the averaged weights (EMA). 0: no average.
     ema_snapshots: number of points at which two more averages are saved, each the size of the weights. `gz
       runs ema` combines them into averages of any length. 0: none.
-    clip: maximum gradient norm of a phase, of its loss per dimension of an image. Default: no limit.
+    clip: maximum gradient norm of a phase, for a loss per image dimension. Default: no limit.
     skip: gradient norm of a phase, before `clip`, above which its step is skipped. Default: never.
     compile: whether to use `torch.compile`. auto: if it is known to help.
     deterministic: whether to use deterministic kernels only.
@@ -188,7 +188,7 @@ class TrainSection:
     patience: number of validations without improvement after which training stops (early stopping). Default:
       never.
     init: initial weights: a stage, a run, a safetensors file, `pretrained:NAME` or `hf://OWNER/NAME`.
-    parent: name and sha256 of the initial weights. gz writes it, and rejects other weights under that name.
+    parent: name and sha256 of the initial weights. gz writes this key and rejects other weights of that name.
     """
 
     steps: int = ranged(10_000, "1 … 1,000,000,000")
@@ -237,7 +237,7 @@ class OptimSection:
     warmup: steps over which lr rises from 0.
     schedule: learning-rate decay. wsd decays over the last fifth only, so that `--resume --steps N` continues
       at the full rate (Wen 2024, arXiv:2410.05192).
-    phases: keys with another value for one phase, by the phase's name.
+    phases: keys with a different value for one phase, by the name of the phase.
     """
 
     name: Literal["adam", "adamw", "adamw8bit", "muon", "adamax", "sgd", "rmsprop"] = "adamw"
@@ -391,7 +391,7 @@ class Part:
     about: the recipe in one line.
     scale: scale of the recipe: tiny, small, full or paper. Default: none.
     seed: seed of the initial weights, the image order and all noise.
-    format: version of the meaning of keys, noted by gz.
+    format: version of the recipe format, written by gz.
     data: the data set.
     train: length of training and batches.
     optim: the optimizer.

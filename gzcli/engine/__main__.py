@@ -182,7 +182,7 @@ def train_one(run: Run, log: Log) -> Accelerator:
     accelerator = accelerate(part)
     if len(started := {*ranks.everyone(run.owner.id)}) > 1:  # of several machines
         message = f"the machines train different runs: {', '.join(sorted(started))}"
-        raise errors.UsageError(message, hint="start the same command on all machines again")
+        raise errors.UsageError(message, hint="run the same command again on all machines")
     streams.change_spinner("reading the images")
     clock = partial(devices.clock, accelerator.device, part.train.clock)
     began = clock()

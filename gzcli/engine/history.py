@@ -85,7 +85,7 @@ class History:
     def diverged(self, reason: str, step: int) -> DivergedError:
         """The error of a run that cannot continue."""
         have = self.run.saved_steps
-        good = f"the last good checkpoint is of step {have[-1]}" if have else "there is no checkpoint yet"
+        good = f"the last good checkpoint is at step {have[-1]}" if have else "there is no checkpoint yet"
         message = f"{reason} at step {step}; {good}"
         hint = "lower `optim.lr`, raise `optim.warmup`, set `train.clip`, or `train.precision=fp32`"
         return DivergedError(message, hint=hint)

@@ -196,13 +196,13 @@ def on_latents(part: Part, info: DataInfo) -> DataInfo:
                     model: Any = build_model(tokenizer, info, {}, card).eval()
                     shape = tuple(model.to_latent(torch.zeros(1, *info.shape)).shape[1:])
                 return replace(info, shape=shape, levels=None)
-        raise MissingError(f"`data.latent`: the latent shape of `{run.id}` is unknown until it is used")
+        raise MissingError(f"`data.latent`: the latent shape of `{run.id}` is unknown until the run is used")
     cached = hub_home() / "hub" / f"models--{name.replace('/', '--')}"
     folders = [Path(name).expanduser(), *cached.glob("snapshots/*")]
     configs = (files.read_json(folder / sub / "config.json") for folder in folders for sub in ("vae", ""))
     config: Any = next(filter(None, configs), STABLE_DIFFUSION if is_id(name) and "vae" in name else None)
     if config is None:
-        message = f"`data.latent`: the latent shape of `{name}` is unknown until it is downloaded"
+        message = f"`data.latent`: the latent shape of `{name}` is unknown until the model is downloaded"
         raise MissingError(message)
     times = 2 ** (len(config["block_out_channels"]) - 1)
     shape = (config.get("latent_channels", 4), *(side // times for side in info.shape[1:]))
@@ -216,7 +216,7 @@ def is_whole(folder: Path, log: Log) -> bool:
     """Whether there is a folder of maps; a damaged one is removed with a line. Every rank must call it."""
     exists = folder.exists()
     if ranks.rank() == 0 and exists and not all(is_array(file) for file in folder.glob("*.npy")):
-        log.warn(f"`{folder}` is damaged; gz makes it again")
+        log.warn(f"`{folder}` is damaged; gz recreates it")
         remove_tree(folder)
         exists = False
     return ranks.agree(exists)

@@ -116,12 +116,12 @@ def restore_model(
         raise DamagedError(
             f"the weights are from another version of `{saved.part.model}`: "
             f"{'missing' if missing else 'unknown'} `{wrong[0]}`{others}",
-            hint="use the version of gz that wrote them, or train it again",
+            hint="use the version of gz that wrote the weights, or train the model again",
         )
     for name, _ in model.named_parameters():  # a buffer may be infinite, as a mask is
         if not saved.weights[name].isfinite().all():
             message = f"the weights `{name}` of `{saved.part.model}` are not finite"
-            raise DamagedError(message, hint="use another checkpoint, or train it again")
+            raise DamagedError(message, hint="use another checkpoint, or train the model again")
     return model
 
 
@@ -502,7 +502,7 @@ class Trained:
         channels, own = self.info.shape[0], pack.meta.values or {}
         if own.get("channels") != channels or (own["levels"] is None) != (self.values.levels is None):
             had = pack.meta.notes[-1] if own and pack.meta.notes else "8-bit images"
-            message = f"`{pack.meta.name}` has {had}; `{self.title}` was trained on {self.values.words}"
+            message = f"`{pack.meta.name}` has {had}, but `{self.title}` was trained on {self.values.words}"
             raise UsageError(message, hint="pass images of the same kind: `.npy`, `.npz` or TIFF")
         seen = pack.seen(own["levels"])
         return seen.scaled_as(self.values) if isinstance(seen, ValuePack) else seen

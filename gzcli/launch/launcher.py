@@ -487,7 +487,7 @@ def saved_state(target: Run) -> str | None:
         for step in reversed(part.saved_steps):
             if part.checkpoint(step).meta.exists():
                 of_stage = f" of stage `{part.path.name}`" if target.stages else ""
-                return f"the last checkpoint is of step {step}{of_stage}"
+                return f"the last checkpoint is at step {step}{of_stage}"
     return None
 
 

@@ -362,7 +362,7 @@ def _of_signature(name: str, method: ast.FunctionDef, path: Path) -> Iterator[st
             untyped.add(option)
             yield f"{where}: option `{option}` of `{name}` has no type; write `{option}: int = 8`"
         elif name == "__init__" and option in RESERVED:
-            yield f"{where}: `{option}` cannot be an option: in a recipe it names the model"
+            yield f"{where}: `{option}` cannot be an option: recipes use this key for the model's name"
     try:
         options = [p for p in params_of(method, path) if p.name not in ENGINE_ARGS | untyped]
     except UsageError as e:

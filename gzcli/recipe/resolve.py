@@ -231,7 +231,7 @@ def _layers(chain: Iterable[RecipeFile], choice: Choice, problems: list[Problem]
         for at in (*applying, *(at for at in ranks if ranks[at] == last)):
             layer = replace(file.sections[at], applies=ranks[at] < last)
             if not isinstance(layer.tree, Mapping):
-                message = "a section of `for` must contain what changes, such as `{train: {…}}`"
+                message = "a section of `for` must contain the keys that change, such as `{train: {…}}`"
                 problems.append(layer.problem((), message, value=True))
                 layer = replace(layer, tree={})
             yield layer

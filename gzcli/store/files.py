@@ -33,7 +33,7 @@ LARGEST = 256_000_000  # most bytes of a text that gz reads: captions of a large
 PROBED = 0.5  # seconds of trying for a lock without `wait`: another `is_locked` may hold it for a moment
 LONGEST_HEADER = 100_000_000  # bytes of a safetensors header, as the library has it
 DAY = 86_400.0
-AGAIN = "remove it: gz makes it again"
+AGAIN = "remove it: gz recreates it"
 # machine and process in the name of `part_path`; version 0.1 named no machine
 _PART = re.compile(r"\..+?\.(?:([0-9a-f]{8})\.)?(\d+)(?:\.\d+)?\.part")
 _parts = itertools.count()
@@ -322,7 +322,7 @@ def read_cached(path: Path, read: Callable[[Path], T], say: Callable[[str], None
     try:
         return read(path)
     except DamagedError as e:
-        say(f"{e.message}; gz makes it again")
+        say(f"{e.message}; gz recreates it")
         path.unlink(missing_ok=True)
         return None
 

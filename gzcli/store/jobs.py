@@ -205,8 +205,8 @@ def read(folder: Path) -> Job | None:
     file = Run(folder).job_file
     if not file.exists():
         return None
-    tree = files.read_record(file, {"verb": str, "launch": dict}, hint="start the command again")
-    with files.reading(file, hint="start the command again"):
+    tree = files.read_record(file, {"verb": str, "launch": dict}, hint="run the command again")
+    with files.reading(file, hint="run the command again"):
         return {kind.verb: kind for kind in _KINDS}[tree["verb"]].of(tree)
 
 

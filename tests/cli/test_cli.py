@@ -128,7 +128,7 @@ def test_every_exception_has_a_code_and_one_line(gz, monkeypatch):
         assert (got, stdout, stderr.splitlines()[0]) == (code, "", first)
         assert "Traceback" not in stderr, first
         if code == 1:
-            hint = "hint: this is a bug in gz: set `GZ_DEBUG=1` to see where, and report it\n"
+            hint = "hint: this is a bug in gz: set `GZ_DEBUG=1` for a traceback, and report it\n"
             assert stderr.endswith(hint)
         monkeypatch.setenv("GZ_DEBUG", "1")
         assert "Traceback" in gz("list")[2], first

@@ -211,7 +211,7 @@ MISTAKES = {
     "model: {depth: 4}": "1:1: `model.name` is missing (write `model: {name: vae}`",
     "scale: brief": "2:8: `scale` must be `tiny`, `small`, `full`, `paper` or null",
     "for: [mnist]": "2:1: `for` must contain data sets, such as `for: {mnist: {…}}`",
-    "for: {mnist: 3}": "2:14: a section of `for` must contain what changes, such as `{train: {…}}`",
+    "for: {mnist: 3}": "2:14: a section of `for` must contain the keys that change, such as `{train: {…}}`",
     "for: {mnist: {data: {name: x}}}": "2:22: `data.name` is not allowed here: a section of `for` is"
     " named by its data set",
     "for: {mnist: {extends: vae}}": "2:15: unknown key `extends`",

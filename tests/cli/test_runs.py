@@ -161,7 +161,7 @@ def test_an_unfinished_run_is_sampled_from_its_newest_checkpoint(home, capsys):
         assert run.weights == run.checkpoint(200).averaged
         jobs.announce(run, "mine")
         assert (
-            "note: the run is unfinished (running); using its newest checkpoint, of step 200\n"
+            "note: the run is unfinished (running); using its newest checkpoint, at step 200\n"
             in capsys.readouterr().err
         )
     run.update(state="finished")

@@ -501,7 +501,7 @@ def test_a_large_need_is_told_first(site, monkeypatch):
     where = re.escape(str(raw_dir(spec_at())))
     regex = rf"`toy`: downloading 100 kB to `{where}`, the pack will take 2,000 kB; [\d,.]+ [MG]B free"
     assert len(said) == 1 and re.fullmatch(regex, said[0])
-    with pytest.raises(MissingError, match="are needed"):
+    with pytest.raises(MissingError, match="of free space"):
         fetch(spec_at(), source=str(site), pack_size=10**18)
     monkeypatch.setattr(fetching, "need_space", lambda folder, size: needs.append(size))
     (raw_dir(spec_at()) / "a.bin.part").write_bytes(DATA[:25_000])

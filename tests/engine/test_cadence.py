@@ -204,7 +204,7 @@ def test_patience_ends_a_training_that_does_not_improve(monkeypatch):
     assert (longer.done, run.ended_by_patience, run.served) == (12, None, None)
     assert run.model_file.samefile(run.checkpoint(12).averaged)
     tree["train"]["best"] = "none"
-    refused("there are none", trainer, tree)
+    refused("needs validation", trainer, tree)
 
 
 def test_what_was_best_is_served_where_validation_has_risen(monkeypatch):

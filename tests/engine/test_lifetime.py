@@ -227,7 +227,7 @@ def test_what_is_told_of_an_engine_that_ended_silently(run, tmp_path):
     (run.path / "checkpoints" / "00000120").mkdir()  # half of one
     run.update(state="running", error=None)
     e = refused("", launch.outcome, run, -9, [], error=DeviceError)
-    assert e.message.endswith("the last checkpoint is of step 100")
+    assert e.message.endswith("the last checkpoint is at step 100")
     assert e.hint.startswith(f"gz train {run.id} --resume; ")
     assert run.status()["error"]["kind"] == "device" and run.status()["code"] == 4 and run.state == "failed"
     # rank 0 records a broken connection, which is a consequence of the kill; the lost rank is named

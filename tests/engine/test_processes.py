@@ -269,7 +269,7 @@ def test_kill_9_and_resume_is_the_unbroken_run(model, home, forks):
     run = run_at(45 // 7)
     os.kill(run.status()["pid"], signal.SIGKILL)
     err = child.communicate(timeout=PATIENCE)[1]
-    killed = "was killed (SIGKILL), most likely because memory ran out; the last checkpoint is of"
+    killed = "was killed (SIGKILL), most likely because memory ran out; the last checkpoint is at"
     assert child.returncode == 4 and killed in err
     assert f"gz train {run.id} --resume" in err and "Traceback" not in err
     assert run.state == "failed"

@@ -367,7 +367,7 @@ def test_bad_steps_and_weights(monkeypatch):
     assert all(torch.equal(p, q) for p, q in zip(t.model.parameters(), before, strict=True))
     for factor, good in ((math.nan, 8), (1e12, 4)):  # what is not finite has changed no weights
         t = poisoned(monkeypatch, factor, range(6, 20), "train.clip=null")
-        refused(rf"at step 11; the last good checkpoint is of step {good}", t.fit, error=DivergedError)
+        refused(rf"at step 11; the last good checkpoint is at step {good}", t.fit, error=DivergedError)
     # a loss may be finite after a step to such weights: it was computed before
     t = trainer(recipe(FIRST["vae"], steps=8, sets=("train.checkpoint_every=4",)))
     name, p = next(iter(t.model.named_parameters()))

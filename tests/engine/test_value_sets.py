@@ -34,7 +34,7 @@ KINDS = {
     "float": RNG.normal(2, 5, (N, SIDE, SIDE, 5)).astype(np.float32),
 }
 PLAIN = ("train.patience=null",)
-REFUSED = "`pixelcnn` models up to 256 grey levels, and `of-"
+REFUSED = "`pixelcnn` models up to 256 grey levels, but `of-"
 
 
 @pytest.fixture(autouse=True)

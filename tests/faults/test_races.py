@@ -290,7 +290,7 @@ def test_an_engine_is_not_killed_while_it_saves(broken, monkeypatch):
     monkeypatch.setattr(launcher, "command", lambda *_, **__: [sys.executable, "-c", SAVES, str(broken.path)])
     with pytest.raises(Interrupted, match="checkpoint saved"):
         launcher.run(broken.path, launcher.Plan(), launcher=True)
-    assert launcher.saved_state(broken) == "the last checkpoint is of step 7"
+    assert launcher.saved_state(broken) == "the last checkpoint is at step 7"
 
 
 ORPHAN = """

@@ -352,7 +352,7 @@ def test_an_alarm_is_made_once_and_again_where_its_file_is_damaged(monkeypatch, 
     for path in (tmp_path / "alarms").iterdir():
         path.write_bytes(path.read_bytes()[:100])
     stored({"images": "a"}, make, said.append)
-    assert made == [1, 1, 1] and "makes it again" in said[0]
+    assert made == [1, 1, 1] and "recreates it" in said[0]
 
 
 def test_neighbourhoods_are_turned_by_their_covariance_and_divided_by_their_deviations():

@@ -222,7 +222,7 @@ def test_a_damaged_judge_is_made_again_with_a_line(digits, tmp_path, monkeypatch
         path.write_bytes(content)
         said: list[str] = []
         assert lenet(digits, say=said.append).hash == made, how
-        assert f"`{path}` is damaged" in said[0] and "makes it again" in said[0], (how, said)
+        assert f"`{path}` is damaged" in said[0] and "recreates it" in said[0], (how, said)
         assert path.read_bytes() == whole
     (tmp_path / "judges").mkdir()
     (tmp_path / "judges" / path.name).write_bytes(path.read_bytes())
