@@ -386,7 +386,7 @@ def test_places_where_no_folder_can_be_made(gz, home, tmp_path, monkeypatch):
             assert bad >= {"cache", "runs"} or "proc" in place.parts  # root may write there, the system says
             monkeypatch.setenv("GZ_TRIAL", "1")
             code, stdout, _ = gz("train", "vae", "--dry-run")
-            assert code == 0 and re.search("/costs` can(not be written| be made)", " ".join(stdout.split()))
+            assert code == 0 and re.search("/costs` cannot be (written|created)", " ".join(stdout.split()))
     assert file.read_text() == "mine"
     assert explain(NotADirectoryError(20, "Not a directory", "/a/b")).code == 3
 
@@ -465,7 +465,7 @@ def test_a_card_that_is_too_new_is_named(monkeypatch):
     gpus = devices.tried()
     assert (gpus.there, gpus.usable) == (3, 2)
     fault = "CUDA error: no kernel image is available for execution"
-    assert gpus.lack == f"torch can use 2 of the 3 GPUs that are here: card 2: {fault}"
+    assert gpus.lack == f"torch can use 2 of the 3 GPUs on this machine: card 2: {fault}"
     monkeypatch.setattr(launcher, "usable_gpus", lambda: gpus)
     assert launcher.plan(LaunchSection(), every_gpu=True).note.endswith("; 2 are used")
     assert launcher.plan(LaunchSection(), every_gpu=False).note is None

@@ -39,7 +39,7 @@ def test_a_run_serves_the_average_that_validates_best_or_one_of_a_length(home, m
     )
     with claimed(run):
         run.update(state="running")
-        assert "has ended" in ema(code=3)["error"]["hint"], "no second training"
+        assert "the training ends" in ema(code=3)["error"]["hint"], "no second training"
         run.update(state="finished")
     result = ema()
     values = {row["length"]: row["value"] for row in result["rows"]}

@@ -128,7 +128,7 @@ def test_bits_a_dimension_where_levels_are_known(runs_of, sets):
         in Judge(open_pack(sets["uint16"]), ["bpd"], _job(), torch.device("cpu"), _log()).metrics[0].name
     )
     real = LoadedRun(load_trained(runs_of["float"], torch.device("cpu")))
-    refused("no likelihood", real.log_prob, KINDS["float"][:2].transpose(0, 3, 1, 2))
+    refused("no image likelihood", real.log_prob, KINDS["float"][:2].transpose(0, 3, 1, 2))
 
 
 def _job():
