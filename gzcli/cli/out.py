@@ -98,7 +98,7 @@ def table(
 ) -> None:
     """Human mode: prints the lines of a table that fit the terminal, under a bold head. JSON mode: nothing.
 
-    spare: headings of the columns that may leave, the first to leave first; a mapping also gives their names
+    spare: headings of the columns that may be omitted, in order of omission; a mapping also gives their names
       in the note on omitted columns.
     to_stderr: whether it is printed as `info` would.
     elsewhere: where to see the columns that did not fit.

@@ -56,7 +56,7 @@ class Training:
         return next(finished, None) or next(filter(resumable, matching), None)
 
     def is_done(self, run: Run) -> bool:
-        """Whether a run is finished, and has the steps that are asked for."""
+        """Whether a run is finished with the requested number of steps."""
         steps = self.request.flags.get("train.steps") or 0
         return run.state == "finished" and run.serving.status().get("step", 0) >= steps
 

@@ -48,7 +48,7 @@ class Case:
     """A model with hyperparameters that train in a second or two.
 
     model: name of the model.
-    options: hyperparameters, flat, as `Model.of` takes them.
+    options: hyperparameters, flat, as in `Model.of`.
     lr: learning rate of Adam, by which every check trains.
     batch: images of one step.
     levels: grey levels; None: those of the data set.

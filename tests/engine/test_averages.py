@@ -57,7 +57,7 @@ def test_a_run_serves_the_average_that_validates_best_or_one_of_a_length(home, m
     for name in parameters:
         assert served[name].allclose(snapshot[f"0.05/{name}"], rtol=1e-5, atol=1e-7), name
     assert "0.25" in ema("--length", "0.3", code=2)["error"]["message"]
-    assert "off by" in ema("--length", "0.01", code=2)["error"]["message"]
+    assert "the error of its profile" in ema("--length", "0.01", code=2)["error"]["message"]
     fit(tree | {"train": tree["train"] | {"steps": 30}}, run)
     assert [int(path.stem) for path in sorted(run.snapshots_folder.iterdir())] == [15, 20, 25, 30]
     assert run.status()["ema_length"] is None

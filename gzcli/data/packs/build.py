@@ -398,7 +398,7 @@ def _refuse_further(images: RawImages) -> None:
 
 
 def _check_sides(further: Fitted, image: list[int]) -> None:
-    """Raises UsageError if the aspect ratio of a further image is not that of its image."""
+    """Raises UsageError if a further image and its image have different aspect ratios."""
     (w, h), (w0, h0) = further.sides, image
     if w0 and h0:  # else the image did not decode
         slack = max(0.02, 1 / min(w, h, w0, h0))  # a pixel may be lost to rounding

@@ -217,7 +217,8 @@ class PixelModel(Model):
         return {"loss": nats, "bpd": bits_per_dim(nats, self.data)}
 
     def log_prob(self, x: Tensor, labels: Labels = None, *, noise: Noise | None = None) -> Tensor:
-        """[B] nats, exact. A conditional model without labels has that of the mixture of its classes."""
+        """[B] nats, exact. Without labels, a conditional model has the likelihood of the mixture of its
+        classes."""
 
         def exact(labels: Labels, noise: Noise | None) -> Tensor:
             return self._pixels_log_prob(x, labels).flatten(1).sum(1)

@@ -135,7 +135,8 @@ class Block(nn.Module):
 
 
 class MPUNet(nn.Module):
-    """x [B, in_channels, H, W], t [B] → [B, out_channels, H, W]; images are padded to what can be halved."""
+    """x [B, in_channels, H, W], t [B] → [B, out_channels, H, W]; images are padded so that they can be
+    halved."""
 
     any_size = True
 

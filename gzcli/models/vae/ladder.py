@@ -273,8 +273,8 @@ class LadderVAE(LabelledVAE):
     # ---- likelihood and out-of-distribution scores
 
     def log_prob(self, x: Tensor, labels: Labels = None, *, noise: Noise, samples: int = 1) -> Tensor:
-        """A lower bound of log p(x), [B] nats. A conditional model without labels has that of the mixture of
-        its classes.
+        """A lower bound of log p(x), [B] nats. Without labels, a conditional model has the bound of the
+        mixture of its classes.
 
         samples: samples of z. 1: the ELBO; more: the importance-weighted bound.
         """

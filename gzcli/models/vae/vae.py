@@ -153,8 +153,8 @@ class VAE(Autoencoder, LabelledVAE):
     # ---- likelihood
 
     def log_prob(self, x: Tensor, labels: Labels = None, *, noise: Noise, k: int = 1) -> Tensor:
-        """A lower bound of log p(x), [B] nats. A conditional model without labels has that of the mixture of
-        its classes.
+        """A lower bound of log p(x), [B] nats. Without labels, a conditional model has the bound of the
+        mixture of its classes.
 
         k: samples of z; 1: the ELBO, more: the importance-weighted bound.
         """
