@@ -115,7 +115,7 @@ def test_the_script_gives_gz_s_p_values_of_pictures_of_other_sizes_without_torch
     (folder / "torn.png").unlink()
     read = read_pictures(folder, size="20x16", channels=3, limit=None)
     p = alarm.p_values(alarm.score(read))
-    assert code == 6 and len(result["files"]) == 100 and "torn.png" in said and "s an image" in said
+    assert code == 6 and len(result["files"]) == 100 and "torn.png" in said and "s per image" in said
     assert np.abs(np.array([row["p"] for row in result["files"]]) - p).max() < 1e-6
     assert [row["flagged"] for row in result["files"]] == list(p <= 0.05) and 20 < result["flagged"] < 60
     # the rate is an argument; one that the held-out scores are too few for is refused with the least
