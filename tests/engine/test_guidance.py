@@ -128,7 +128,7 @@ def test_the_choice_is_kept_with_the_weights_and_shown(monkeypatch):
     assert results["guidance"] == {"guidance": 1.3, "fd": 5.0, "recall": 0.5, "agreement": 0.7}
     assert results["sample_seconds"] > 0
     figures_of_best = "guidance 1.3 (fd 5, recall 0.50, 0.70 of the right class)"
-    assert f"{figures_of_best}, of 1, 1.3 on 144 validation and 356 training images" in said
+    assert f"{figures_of_best}, chosen from 1, 1.3 by 144 validation and 356 training images" in said
     assert any(text.startswith("1,000 samples take ") for text in said)
     assert Image.open(results["picture"]).size[0] > 0
 
