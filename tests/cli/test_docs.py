@@ -226,10 +226,10 @@ def test_leagues_of_one_set_and_scale_are_joined(reference, tmp_path, monkeypatc
     league = league_of(tmp_path / "other", vae | {"metrics": {"fd": 60.0}}, budget=60)
     with pytest.raises(SystemExit, match="several terms"):
         measure.league(tmp_path / "vae", league, root=tmp_path / "measured")
-    with pytest.raises(SystemExit, match="another budget: remove it"):
+    with pytest.raises(SystemExit, match="other budget; remove it"):
         measure.league(league, root=tmp_path / "measured")
     monkeypatch.setattr(measure.devices, "cpu_name", lambda: "a faster CPU")
-    with pytest.raises(SystemExit, match="another machine"):
+    with pytest.raises(SystemExit, match="other machine"):
         measure.league(tmp_path / "vae", root=tmp_path / "measured")
     assert len(measured.standings("mnist", "tiny")) == 2
 

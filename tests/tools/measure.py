@@ -105,7 +105,7 @@ def earlier(into: Path, about: dict[str, Any]) -> tuple[list[dict[str, Any]], li
     # eight minutes of a faster processor are more training
     terms = ("budget", "metric", "judges", "machine", "instructions")
     if differing := [key for key in terms if facts.get(key) != about[key]]:
-        raise SystemExit(f"{into} holds a league of another {', '.join(differing)}: remove it to replace it")
+        raise SystemExit(f"{into} has a league with other {', '.join(differing)}; remove it to replace it")
     return json.loads((into / "rows.json").read_text()), facts["commands"]
 
 
