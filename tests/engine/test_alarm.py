@@ -257,7 +257,7 @@ def test_pictures_and_their_table(trained, tmp_path, pictures, capsys):
     assert "`broken.png` cannot be decoded" in said
     lines, said = told_of(capsys, judged(tmp_path, pictures, scores=("noisy", "nll"), fpr=0.3))
     assert lines[0].split() == ["file", "p", "noisy", "±"] and max(map(len, lines)) <= 80
-    assert "means over 4 draws" in said and "miss small defects" in said
+    assert "means over 4 noise draws" in said and "miss small defects" in said
     many = [result["files"][0] | {"file": f"{i}.png", "flagged": True} for i in range(25)]
     lines, said = told_of(capsys, result | {"files": many})
     assert len(lines) == 21 and "and 5 more" in said
