@@ -467,7 +467,7 @@ def test_a_card_that_is_too_new_is_named(monkeypatch):
     fault = "CUDA error: no kernel image is available for execution"
     assert gpus.lack == f"torch can use 2 of the 3 GPUs on this machine: card 2: {fault}"
     monkeypatch.setattr(launcher, "usable_gpus", lambda: gpus)
-    assert launcher.plan(LaunchSection(), every_gpu=True).note.endswith("; 2 are used")
+    assert launcher.plan(LaunchSection(), every_gpu=True).note.endswith("; using 2 GPUs")
     assert launcher.plan(LaunchSection(), every_gpu=False).note is None
     assert launcher.plan(LaunchSection(gpus="all"), every_gpu=True).gpus == 2
     with pytest.raises(DeviceError, match="`--gpus 3`: torch can use 2 of the 3"):

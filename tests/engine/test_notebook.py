@@ -287,7 +287,7 @@ def features(run, tmp_path):
     ready = gzcli.load("cfm", data="glyphs", pretrained=True, device="cpu")  # whose judge comes with gz
     pixels = np.array(ready.data.images("test")[:5])
     assert ready.features(pixels).shape[0] == 5
-    with pytest.raises(gzcli.UsageError, match="no features `vgg`"):
+    with pytest.raises(gzcli.UsageError, match="`vgg` is not the name"):
         ready.features(pixels, by="vgg")
 
 
