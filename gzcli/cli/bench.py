@@ -18,7 +18,7 @@ from gzcli.cli import jobs, out
 from gzcli.cli import options as opt
 from gzcli.cli.jobs import end, name_of, quoted, took
 from gzcli.cli.options import a_model, a_model_or_run, a_set, argument, choose, option
-from gzcli.cli.report import check_report, with_report
+from gzcli.cli.report import check_report, page_of, with_report
 from gzcli.core.errors import UsageError
 from gzcli.core.sections import LaunchSection
 from gzcli.core.units import BUDGETS, MOST, about, count, counted, duration, figure, seconds_of, short
@@ -174,8 +174,9 @@ def bench(
     cite(result, columns) if columns else table(result, wide=wide)
     for text in (*(f"note: {note}" for note in result["notes"]), f"files: {folder}"):
         out.info(text)
+    result = with_report(result, folder, report, columns)
     ended(result, folder, took())
-    out.data(with_report(result, folder, report, columns))
+    out.data(result)
 
 
 def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob) -> None:
@@ -223,11 +224,7 @@ def check_stats(job: BenchJob) -> None:
 
 def ended(result: Mapping[str, Any], folder: Path, time: str) -> None:
     """Prints the end of `gz bench`: the agreement of the judges, the best models, and the report."""
-    then, facts, metric = (
-        [(f"gz report {quoted(folder)}", "make a page of the results")],
-        [time],
-        result["metric"],
-    )
+    then, facts, metric = page_of(result, folder), [time], result["metric"]
     if text := judges(result["provenance"]):
         out.info(text)
     best = standings.first_of(result["places"])
@@ -380,8 +377,9 @@ def hold(
     command = f"cd {shlex.quote(str(Path.cwd()))}\n{shlex.join(['gz', *sys.argv[1:]])}\n"
     mode = "quiet" if out.is_quiet() else "human"
     result = loop.hold(league, at_once=at_once, command=command, say=out.info, mode=mode)
+    result = with_report(result, league.folder, page, columns)
     show_league(result, columns)
-    out.data(with_report(result, league.folder, page, columns))
+    out.data(result)
 
 
 def before_start(league: League, budget: str, *, yes: bool) -> None:
@@ -493,7 +491,7 @@ def show_league(result: dict[str, Any], columns: str | None = None) -> None:
     facts = [f"best by {result['metric']}: {' and '.join(best)}"] if best else []
     if failed := sum("error" in row for row in result["rows"]):
         facts.append(f"{failed} of {counted(len(result['rows']), 'training')} failed")
-    end(facts, [(f"gz report {quoted(result['folder'])}", "make a page of the results")])
+    end(facts, page_of(result, result["folder"]))
 
 
 def standings_table(result: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from gzcli.cli import options as opt
 from gzcli.cli.jobs import end, quoted, took
 from gzcli.cli.model_options import a_score
 from gzcli.cli.options import a_set, option, split
-from gzcli.cli.report import check_report, with_report
+from gzcli.cli.report import check_report, page_of, with_report
 from gzcli.core.errors import FLAGGED, MissingError, UsageError, canonical, matching
 from gzcli.core.sections import LaunchSection, part_of
 from gzcli.core.units import about, counted
@@ -266,8 +266,9 @@ def finish(
     """Prints the lines after the table, and ends with `FLAGGED` if requested."""
     for text in (*(f"note: {note}" for note in result.get("notes", [])), f"files: {folder}"):
         out.info(text)
+    result = with_report(result, folder, report)
     ending(result, folder, words, maps)
-    out.data(with_report(result, folder, report))
+    out.data(result)
     if fail and result["flagged"]:
         raise SystemExit(FLAGGED)
 
@@ -538,11 +539,8 @@ def ending(result: Mapping[str, Any], folder: Path, name: str, maps: bool) -> No
     best_score = f"best score `{best['score']}`, AUROC {best['auroc']:.3f}" if best else None
     if best and result["run"]:
         best_score = f"{best_score}{beaten_by(best, result['results'])}"
-    page = (f"gz report {quoted(folder)}", "make a page of the results")
-    end(
-        [best_score, took()],
-        [page, (f"gz ood {name} --input ./pictures", "check your own images one by one")],
-    )
+    own = (f"gz ood {name} --input ./pictures", "check your own images one by one")
+    end([best_score, took()], [*page_of(result, folder), own])
 
 
 def beaten_by(best: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:

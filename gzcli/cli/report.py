@@ -49,3 +49,8 @@ def with_report(
     made = write(folder, to, split(columns))
     out.info(f"report: {made['html']}")
     return {**result, "report": made}
+
+
+def page_of(result: Mapping[str, Any], folder: Path | str) -> list[tuple[str, str]]:
+    """The next step that makes a page of a verb's result; none if `--report` has made one."""
+    return [] if "report" in result else [(f"gz report {quoted(folder)}", "make a page of the results")]

@@ -251,7 +251,7 @@ def chosen_in_words(scoring: Scoring) -> list[str]:
     shares = ", ".join(f"`{name}` {100 * share:.0f} %" for name, share in table.items())
     text = f"synthetic defects detected on held-out images: {shares}; the last method uses no model"
     words = methods.in_words(scoring.settings)
-    return [text, f"selected: `{scoring.names[0]}`" + (f" with {words}" if words else "")]
+    return [text, f"score: `{scoring.names[0]}`" + (f" with {words}" if words else "")]
 
 
 @dataclass(frozen=True)

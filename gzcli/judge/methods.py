@@ -198,7 +198,7 @@ def choice_in_words(choice: Choice, fitted: Fitted) -> list[str]:
     lines, words = [], in_words(fitted.parameters)
     if choice.detected is not None:
         lines.append(f"synthetic defects detected on good images set aside: {100 * choice.detected:.0f} %")
-    return [*lines, f"selected: `{choice.method}`" + (f" with {words}" if words else "")]
+    return [*lines, f"method: `{choice.method}`" + (f" with {words}" if words else "")]
 
 
 def in_words(parameters: Mapping[str, Any]) -> str:

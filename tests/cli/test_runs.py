@@ -419,3 +419,5 @@ def test_the_end_of_a_verb(home, capsys, monkeypatch, tmp_path):
     result = {"rows": rows, "metric": "fd", "places": {"a": "2", "b": "1"}, "provenance": {}}
     bench.ended(result, tmp_path, "5s")
     assert f"done: best by fd: b, 5s\nnext: gz report {tmp_path}" in capsys.readouterr().err
+    bench.ended(result | {"report": {}}, tmp_path, "5s")
+    assert "gz report" not in capsys.readouterr().err, "`--report` has made the page"
