@@ -379,8 +379,8 @@ def drawn(drawers: Sequence[Drawer], kinds: Sequence[str], measure: Measure) -> 
 def judging(n: int, gpus: int) -> float:
     """Seconds in which n images of a contestant are compared with real ones, without likelihoods: as in the
     last bench on this machine, or as on a core of 90 GFLOP/s."""
-    known = files.whole_object(judged_file(gpus)).get("seconds")
-    return n * (known if isinstance(known, float) else JUDGED)
+    seconds = files.whole_object(judged_file(gpus)).get("seconds")
+    return n * (seconds if isinstance(seconds, float) else JUDGED)
 
 
 def note_judging(result: Mapping[str, Any], gpus: int) -> None:

@@ -91,7 +91,7 @@ ERRORS = [
     ("recipe show veae", 2, "there is no model `veae`", "did you mean `vae`?"),
 ]
 SIZES = "`data.size` must be 4 to 1024 pixels per side, not 2"
-ERRORS += [("data download mnist --size 2", 2, SIZES, "`--size 64`")]
+ERRORS += [("data download mnist --size 2", 2, SIZES, "use `--size 64`")]
 STRAY = ("unexpected argument `stray`", "put arguments for `accelerate launch` after `--`")
 ERRORS += [(line, 2, *STRAY) for line in ("train vae stray", "train vae stray -- --x")]
 

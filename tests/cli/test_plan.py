@@ -191,7 +191,7 @@ def test_a_batch_that_gz_chose_is_rounded_to_the_gpus(gz, planned, monkeypatch):
     )
     assert re.search(r"stages.prior.train.batch_size +\d+ +\d+, for 3 processes", stdout)
     code, _, stderr = gz(*words, "--set", "stages.prior.train.batch_size=64")
-    assert code == 2 and "`stages.prior.train.batch_size` is the global batch: 64 does not divide" in stderr
+    assert code == 2 and "`stages.prior.train.batch_size` is the global batch: 64 cannot be divided" in stderr
     assert "--set stages.prior.train.batch_size=66" in stderr
     run = runs.create("vae", "digits", alias="mine")
     run.recipe_file.write_text("model: {name: vae}\ntrain: {batch_size: 8}\n")

@@ -48,6 +48,7 @@ def bench_json(**changes) -> dict:
             "model": "vae",
             "run": "vae-digits-1",
             "params": 1_230_000,
+            "n": 200,
             "seconds": 4.5,
             "step": 60,
         }

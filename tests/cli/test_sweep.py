@@ -235,7 +235,7 @@ def test_all_that_diverge_end_with_the_code_of_it_and_no_advice(trained, capsys)
     for _ in range(2):
         assert app.run([word for word in FOUR if word != "--json"]) == 5
         said = capsys.readouterr()
-        assert "none of 4 trials has a value: all diverged" in said.err and "next:" not in said.err
+        assert "none of the 4 trials has a result: all diverged" in said.err and "next:" not in said.err
     assert len(trained) == 4, "none is tried again"
     trained.fails = {1e-5: DeviceError("no room")}
     trained.fails |= {rate: DivergedError("not finite") for rate in (1e-4, 1e-3, 1e-2)}

@@ -449,7 +449,7 @@ def test_hints_can_be_followed(gz, tmp_path):
     code, stdout, stderr = gz("import", str(wide), "--name", "wide")
     assert code == 0 and stdout == "wide\n"
     assert "import it again with `--size 64`" in stderr
-    assert "gz train fm --data wide --set data.size=64  a" in stderr
+    assert "gz train fm --data wide --set data.size=64  train" in stderr
     flag = re.search(r"`--size (\d+)`", stderr)[1]
     assert gz("import", str(wide), "--name", "wide", "--size", flag)[0] == 0
     assert run(["train", "vae", "--data", "wide", "--set", "data.size=64", "--dry-run"]) == 0

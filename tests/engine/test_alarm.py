@@ -19,7 +19,7 @@ from gzcli.core.errors import DivergedError, MissingError, UsageError
 from gzcli.core.types import DataInfo, ImageNoise
 from gzcli.data.packs.batches import quantise
 from gzcli.data.packs.open import open_pack
-from gzcli.data.sets import registry
+from gzcli.data.sets import benchmarks
 from gzcli.data.sets.benchmarks import Benchmark, find_benchmark
 from gzcli.data.sets.registry import OwnSet
 from gzcli.engine.log import Log
@@ -199,7 +199,7 @@ def test_blank_pictures_are_flagged_by_the_lower_tail(trained, tmp_path):
         result = judged(tmp_path, tmp_path / "mine.npz", scores=("nll",), fpr=fpr)
         (blank,) = [row for row in result["files"] if row["file"] == "9"]
         assert (blank["p"], blank["side"]) == (pytest.approx(2 / 376), "low") and blank["flagged"] == flags
-        assert any("`--fpr 0.6%` does" in note for note in result["notes"]) != flags
+        assert any("use `--fpr 0.6%`" in note for note in result["notes"]) != flags
         assert (result["thresholds_low"]["nll"] is None) != flags
     result = judged(tmp_path, tmp_path / "mine.npz", scores=("typicality",), fpr=0.02)
     assert {row["side"] for row in result["files"]} == {"high"}
@@ -425,7 +425,7 @@ def test_runs_together_and_seeds(trained, flat, tmp_path, pictures, monkeypatch)
 def openood(tmp_path, monkeypatch):
     """OpenOOD's `data` folder for a benchmark of the digits: twenty images of each set, in odd order."""
     toy = Benchmark("toy", "digits", ("digits-ab", "svhn"), ("dtd",))
-    monkeypatch.setitem(registry.BENCHMARKS, "toy", toy)
+    monkeypatch.setitem(benchmarks.BENCHMARKS, "toy", toy)
     lists = tmp_path / "data" / "benchmark_imglist" / "digits"
     lists.mkdir(parents=True)
     for called, images in (

@@ -105,7 +105,7 @@ def test_the_real_side_is_a_split_or_all_or_statistics(paths, digits, tmp_path):
     np.savez(tmp_path / "wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     refused("`fd` has 64 features", run, tmp_path, paths / "same.npz", stats=str(tmp_path / "wide.npz"))
     np.savez(tmp_path / "other.npz", mu=np.zeros(64), sigma=np.eye(64), features="another")
-    refused("other features", run, tmp_path, paths / "same.npz", stats=str(tmp_path / "other.npz"))
+    refused("another network", run, tmp_path, paths / "same.npz", stats=str(tmp_path / "other.npz"))
 
 
 def test_worth_is_of_labelled_samples(paths, tmp_path, monkeypatch):

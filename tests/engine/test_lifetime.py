@@ -221,7 +221,7 @@ def test_what_is_told_of_an_engine_that_ended_silently(run, tmp_path):
     killed = "the process was killed (SIGKILL), most likely because memory ran out"
     e = refused("", launch.outcome, run, 137, [], error=DeviceError)
     assert e.message == f"{killed}; there is no checkpoint yet"
-    assert e.hint.startswith("a smaller `train.batch_size`") and e.code == 4
+    assert e.hint.startswith("use a smaller `train.batch_size`") and e.code == 4
     for step in (20, 100):
         files.write_json(run.path / "checkpoints" / f"{step:08d}" / "meta.json", {})
     (run.path / "checkpoints" / "00000120").mkdir()  # half of one

@@ -188,9 +188,9 @@ def the_same_images_again(run, tmp_path):
 def what_is_no_image(run, tmp_path):
     for data, words in (
         (object(), "`object`, not images"),
-        (X[0], "uint8 of shape (16, 16)"),
+        (X[0], "type uint8 and shape (16, 16)"),
         (X.astype(complex), "complex"),
-        ((X, Y[:5]), "labels int64 of shape (5,) for 90 images"),
+        ((X, Y[:5]), "labels of type int64 and shape (5,) for 90 images"),
         ((X, Y - 1), "label below 0"),
         ({"pixels": X}, "its keys are pixels"),
         ({"test": X}, "no split `train`"),

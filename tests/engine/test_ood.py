@@ -174,7 +174,7 @@ def test_options_reach_the_scores_that_take_them_also_in_a_dataclass(trained, tm
     plain.fit([batch], [])
     assert np.allclose(plain(batch)["far"] ** 2, squared(batch)["far"], rtol=1e-5)
     assert squared.unused == ["other"]
-    refused("takes `powr`", run, tmp_path, scores=("far",), n=20, options={"powr": 0.0})
+    refused("has the option `powr`", run, tmp_path, scores=("far",), n=20, options={"powr": 0.0})
 
     def score_far(self, x, *, noise, far: FarOptions = FarOptions(scale=5.0), shift: float = 0.0):
         return torch.full((len(x),), far.scale * 2.0**far.power + shift)

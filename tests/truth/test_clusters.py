@@ -138,7 +138,7 @@ def test_guidance_goes_towards_clusters_where_there_are_some():
     labelled = build(clusters=3, conditional=True)
     assert (labelled.clusters.each, labelled.net.label.classes) == (1, 3)
     sets = replace(INFO, multilabel=True)
-    refused("several classes", catalog.load("fm").of, sets, conditional=True, clusters=3)
+    refused("one class each", catalog.load("fm").of, sets, conditional=True, clusters=3)
     for name in ("fm", "rf", "ncsnv2", "zigma"):
         refused("clusters", catalog.load(name).of, INFO, clusters=-3)
 

@@ -280,7 +280,7 @@ def test_sets_without_two_domains(folder):
     for data, said in (("mnist", "`mnist` has 10 classes"), ("cifar100", "`cifar100` has 100 classes")):
         e = refused(said, resolve, "cyclegan", data=data)
         names = "patches, digits-ab, pneumoniamnist, breastmnist, horse2zebra"
-        assert e.hint.startswith(f"sets of two classes: {names}; or a")
+        assert e.hint.startswith(f"data sets of two classes: {names}; or use a")
     for path in folder.glob("trainB/*"):
         path.rename(folder / "trainA" / path.name)
     (folder / "trainB").rmdir()

@@ -153,7 +153,7 @@ def test_weights_that_are_absent_or_damaged(monkeypatch, tmp_path):
     refused("does not contain the weights of dinov2", pretrained.dinov2)
     cache_dir("weights", CLIP).write_bytes(b"no pickle")
     refused("does not contain the weights of `openai", pretrained.clip)
-    refused("not of 2", pretrained.enlarged, np.zeros((1, 2, 8, 8), np.uint8), cut=False)
+    refused("not 2", pretrained.enlarged, np.zeros((1, 2, 8, 8), np.uint8), cut=False)
     monkeypatch.setattr(pretrained, "PACKAGE", "no_such_package_of_weights")
     assert not is_installed()
     error = refused("", lite, error=MissingError)
@@ -204,7 +204,7 @@ def test_features_of_images_of_any_kind():
     assert np.allclose(features, one_by_one, atol=1e-4)
     grey = images[:1, :1]
     assert np.allclose(net.features(grey), net.features(np.repeat(grey, 3, 1)), atol=1e-5)
-    refused("not of 2", net.features, images[:, :2])
+    refused("not 2", net.features, images[:, :2])
     # a checkerboard of one pixel's squares is grey where it is shrunk; nearest rows would keep it
     board = (torch.arange(4 * LITE_SIDE)[:, None] + torch.arange(4 * LITE_SIDE)) % 2
     made = prepared(board[None, None].float())  # the middle of the scale is 0
