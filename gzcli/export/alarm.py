@@ -237,7 +237,7 @@ def knn_pixels(g: Graph, fitted: KnnPixels, shape: Shape) -> tuple[str, str | No
 def plain(g: Graph, fitted: Plain, shape: Shape) -> tuple[str, str | None]:
     if fitted.name != "mean":
         message = f"`{fitted.name}` cannot be exported: it cannot be computed by a graph"
-        raise UsageError(message, hint="gz ood pca_local --in ./good --export ./alarm")
+        raise UsageError(message, hint="gz ood --in ./good --export ./alarm")
     return g.shaped(g.mean(g("Cast", "image", to=1), 1, 2, 3, keep=True), -1, 1), None
 
 

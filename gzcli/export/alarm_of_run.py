@@ -141,7 +141,7 @@ def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
     except Exception as e:  # maps that search by gradients, and what the exporters of torch raise
         why = str(e).strip().partition("\n")[0][:200]
         message = f"torch cannot export the map of `{trained.name}` as a graph: {why}"
-        raise UsageError(message, hint="gz ood pca_local --in ./good --export ./alarm") from e
+        raise UsageError(message, hint="gz ood --in ./good --export ./alarm") from e
     scores = scored(folder, images)
     with torch.no_grad():
         expected = net(torch.from_numpy(images[:AT_ONCE]))[0].numpy()[:, 0]

@@ -229,8 +229,7 @@ def usual_maps(name: str, images: np.ndarray, base: Mapping[str, Any]) -> np.nda
     """Maps of good images by what was not fitted to them, as the fits of the methods have them."""
     x = reduced(images, base["factor"])
     if name == "pca_local":
-        k = max(1, round(base["share"] * min(pca.MOST, len(x) - 1, x[0].size)))
-        return pca.strength(pca.left_out(x, k))
+        return pca.strength(pca.left_out(x, pca.count_of(base["share"], x)))
     return patches.remembered(patches.embed(x, base["side"], base["weight"])(x))[1]
 
 

@@ -1,10 +1,10 @@
 """Which settings of a method find most synthetic defects on held-out good images.
 
 Some of the good images are set aside for the choice: they are fitted to, but neither calibrated nor judged.
-They are dealt to parts, and fits to all parts but one score the images of this one, as
-they are and with a synthetic defect. `detection` is the share of the defects that score higher than the good
-images do, at rates up to `RATES`: the mean over the thresholds that these have. Where hardly any is, as on an
-irregular texture, plainer defects tell more.
+They are dealt to parts, and fits to all parts but one score the images of this one, as they are and with a
+synthetic defect. `detection` is the share of the defects that score higher than the good images do, at rates
+up to `RATES`: the mean over the thresholds that these have. Where hardly any is, as on an irregular texture,
+plainer defects tell more.
 """
 
 from __future__ import annotations

@@ -23,7 +23,6 @@ from gzcli.metrics.alarms import neighbourhoods, patches, pca
 from gzcli.metrics.alarms.fitted import Fitted, Mapped, reduced, sides
 from gzcli.metrics.alarms.local import fit_local, rise
 
-SHARE = 0.4  # of the components that there are
 FEW = 20  # components at the last size, where places that are too smooth are not those that they see
 LOWEST = -6.0  # of a standardised map in the mean of maps: far below the highest place of a good image
 HIGHEST = 2  # standardised scores of which the mean is taken
@@ -75,21 +74,18 @@ class Combined(Fitted):
         return np.max([strong, *maps[False]], 0)
 
 
-def fit_combined(images: np.ndarray, *, factor: int | None = None) -> Combined:
-    """`combined` of good images uint8 [N, C, H, W]; factor: by which images are reduced for all methods.
-    Default: to about 32 and 48 pixels."""
-    every = sides(images.shape[1:]) if factor is None else [factor]
+def fit_combined(images: np.ndarray) -> Combined:
+    """`combined` of good images uint8 [N, C, H, W]."""
+    every = sides(images.shape[1:])
     factors, members, components = every[:2], [], []
     for factor in factors:
         x = reduced(images, factor)
-        k = max(1, round(SHARE * min(pca.MOST, len(x) - 1, x[0].size)))
-        basis, left = pca.components(x, k), pca.left_out(x, k)
+        k = pca.count_of(neighbourhoods.SHARE, x)
+        basis, residuals = pca.components(x, k), pca.left_out(x, k)
         components.append(len(basis.rows))
-        usual = pca.strength(left)
+        usual = pca.strength(residuals)
         if factor == factors[-1]:
-            whitened, maps = neighbourhoods.fit_whitened(left)
-            local = fit_local(maps, neighbourhoods.SCALES, relate=True)
-            members.append(member(neighbourhoods.PcaPatch({}, factor, local, basis, whitened), maps, 2))
+            members.append(member(*neighbourhoods.pca_patch(basis, residuals, factor), 2))
         local = fit_local(usual, (1, 3), relate=True, even=True)
         members.append(member(pca.PcaLocal({}, factor, local, basis), usual, int(factor == factors[0])))
         if factor == factors[0]:

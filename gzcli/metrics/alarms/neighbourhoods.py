@@ -12,7 +12,6 @@ as a faint line across it, though none of its pixels is unusual by itself.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,13 +19,13 @@ import numpy as np
 from gzcli.metrics.alarms.fitted import Mapped, reduced
 from gzcli.metrics.alarms.local import SHRINK, fit_local
 from gzcli.metrics.alarms.patches import patches_of
-from gzcli.metrics.alarms.pca import MOST, Components, components, left_out
+from gzcli.metrics.alarms.pca import Components, components, count_of, left_out
 
 SIDE = 3  # of a neighbourhood, in cells
-SHARE = 0.4  # of the components that there are
+SHARE = 0.4  # of all components that are used
 SCALES = (1, 3, -9)  # of the local map
 AT_ONCE = 32  # images whose neighbourhoods are computed at a time
-OWN = 0.05  # the least share of a squared distance that is divided by, see `fit_whitened`
+LEAST = 0.05  # the least share of a squared distance that is divided by, see `fit_whitened`
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def fit_whitened(x: np.ndarray) -> tuple[Whitened, np.ndarray]:
     squares = np.empty(y.shape[:3], np.float32)
     for i, each in enumerate(y):
         z = np.square(each) / variance
-        squares[i] = (z / np.maximum(1 - z / n, OWN)).mean(-1)
+        squares[i] = (z / np.maximum(1 - z / n, LEAST)).mean(-1)
     return Whitened(rows, mean, np.sqrt(variance).astype(np.float32)), np.sqrt(squares)
 
 
@@ -82,21 +81,16 @@ class PcaPatch(Mapped):
         return self.whitened(self.components.residual(reduced(images, self.factor)))
 
 
-def fit_pca_patch(
-    images: np.ndarray,
-    *,
-    factor: int = 1,
-    share: float = SHARE,
-    scales: Sequence[int] = SCALES,
-    relate: bool = True,
-    even: bool = False,
-) -> PcaPatch:
-    """`pca_patch`; share: of the components that there are, as of `pca_local`."""
+def fit_pca_patch(images: np.ndarray, *, factor: int = 1) -> PcaPatch:
+    """`pca_patch` of good images uint8 [N, C, H, W]."""
     x = reduced(images, factor)
-    k = max(1, round(share * min(MOST, len(x) - 1, x[0].size)))
-    basis = components(x, k)
-    whitened, usual = fit_whitened(left_out(x, k))
-    parameters = {"factor": factor, "components": len(basis.rows), "scales": tuple(scales)}
-    parameters |= {"relative": relate, "even": even}
-    local = fit_local(usual, scales, relate=relate, even=even)
-    return PcaPatch(parameters, factor, local, basis, whitened)
+    k = count_of(SHARE, x)
+    return pca_patch(components(x, k), left_out(x, k), factor)[0]
+
+
+def pca_patch(basis: Components, residuals: np.ndarray, factor: int) -> tuple[PcaPatch, np.ndarray]:
+    """`pca_patch` by the components of good images and the residuals that others leave of these, and its maps
+    of them."""
+    whitened, maps = fit_whitened(residuals)
+    local = fit_local(maps, SCALES, relate=True)
+    return PcaPatch({"factor": factor, "components": len(basis.rows)}, factor, local, basis, whitened), maps

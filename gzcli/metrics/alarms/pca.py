@@ -59,6 +59,11 @@ def components(x: np.ndarray, most: int) -> Components:
     return Components(mean, np.ascontiguousarray(vectors[:, ::-1][:, :most].T.astype(np.float32)))
 
 
+def count_of(share: float, x: np.ndarray) -> int:
+    """The number of components in a share of those of images [N, …], at most `MOST`."""
+    return max(1, round(share * min(MOST, len(x) - 1, x[0].size)))
+
+
 def strength(residual: np.ndarray) -> np.ndarray:
     """The root of the mean square over the channels, [N, h, w]."""
     if residual.shape[1] == 1:
@@ -108,7 +113,7 @@ def fit_pca_local(
     The usual residual in each place is that of images that the components were not fitted on: each of `PARTS`
     parts by the components of the others."""
     x = reduced(images, factor)
-    k = max(1, round(share * min(MOST, len(x) - 1, x[0].size)))
+    k = count_of(share, x)
     basis, residuals = components(x, k), strength(left_out(x, k))
     parameters = {"factor": factor, "components": len(basis.rows), "scales": tuple(scales)}
     parameters |= {"relative": relate, "even": even}
