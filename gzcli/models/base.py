@@ -128,6 +128,26 @@ class Model(nn.Module):
         values = {key: tuple(v) if isinstance(v, list) else v for key, v in options.items()}
         return cls(data, **group_options(cls, values))
 
+    @classmethod
+    @cache
+    def variant(cls, name: str) -> type[Self]:
+        """A class with the paper, class attributes and defaults of an entry of `variants`."""
+        values = dict(cls.variants[name])
+        attributes = {key: values.pop(key) for key in values.keys() - flat_defaults(cls).keys()}
+        defaults = group_options(cls, values)
+
+        @wraps(cls.__init__)
+        def init(self: Model, data: DataInfo, **options: Any) -> None:
+            cls.__init__(self, data, **defaults | options)
+
+        signature = inspect.signature(cls.__init__)
+        parameters = [
+            p.replace(default=defaults.get(p.name, p.default)) for p in signature.parameters.values()
+        ]
+        init.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        more = {"__init__": init, "__doc__": cls.__doc__, "__module__": cls.__module__}
+        return type(name, (cls,), attributes | more)
+
     def phases(self) -> list[Phase]:
         """The updates of a step; by default one, of all trainable parameters."""
         return [Phase("main", [p for p in self.parameters() if p.requires_grad])]
@@ -203,24 +223,6 @@ def group_options(function: Callable[..., Any], options: Mapping[str, Any]) -> d
 def _is_group(default: Any) -> bool:
     """Whether a parameter is a group of options, by its default."""
     return dataclasses.is_dataclass(default) and not isinstance(default, type)
-
-
-@cache
-def variant(cls: type[Model], name: str) -> type[Model]:
-    """A class with the paper, class attributes and defaults of an entry of `cls.variants`."""
-    values = dict(cls.variants[name])
-    attributes = {key: values.pop(key) for key in values.keys() - flat_defaults(cls).keys()}
-    defaults = group_options(cls, values)
-
-    @wraps(cls.__init__)
-    def init(self: Model, data: DataInfo, **options: Any) -> None:
-        cls.__init__(self, data, **defaults | options)
-
-    signature = inspect.signature(cls.__init__)
-    parameters = [p.replace(default=defaults.get(p.name, p.default)) for p in signature.parameters.values()]
-    init.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    more = {"__init__": init, "__doc__": cls.__doc__, "__module__": cls.__module__}
-    return type(name, (cls,), attributes | more)
 
 
 def flat_defaults(function: Callable[..., Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ _ATTRIBUTES = (
     *("needs", "likelihood", "best", "latents", "takes", "square", "aspects", "shares"),
     *("sums", "labels_for", "with_labels"),
 )
-VARIANTS = "    variants = {"  # with which a class starts a table of them
+VARIANTS = "    variants = {"  # the start of such a table in a class
 _INPUTS = {"Tensor", "Module", "Noise", "Progress", "Batch", "Callable", "Iterable", "Iterator"}
 _SHAPE = re.compile(r"^\[B\]: | \[[A-Z1, ]+\]")  # as in `images [B, C, H, W]`
 _RAISES = re.compile(r" ?\bRaises \w+.*?(?:\.(?= |$)|$)")
@@ -625,8 +625,7 @@ def load_class(card: ModelCard) -> type[Model]:
 
     if card.family != OUTSIDE:
         cls = getattr(importlib.import_module(card.module), card.cls)
-        base = importlib.import_module(f"{__package__}.base")
-        return cls if card.name == card.path.stem else base.variant(cls, card.name)
+        return cls if card.name == card.path.stem else cls.variant(card.name)
     if (module := sys.modules.get(card.module)) is None:
         spec = importlib.util.spec_from_file_location(card.module, card.path)
         assert spec is not None
@@ -715,9 +714,9 @@ def variants_of(card: ModelCard) -> Iterator[ModelCard]:
     """The cards of the models that are a class of the package with other defaults."""
     table = card.lineage[0].attributes.get("variants") if card.family != OUTSIDE else None
     for name, values in (value_of(table, card.path) if table else {}).items():
-        own = {key: value for key, value in values.items() if key not in card.params}
+        attributes = {key: value for key, value in values.items() if key not in card.params}
         params = {key: replace(p, default=values.get(key, p.default)) for key, p in card.params.items()}
-        yield replace(card, name=name, params=params, **own)
+        yield replace(card, name=name, params=params, **attributes)
 
 
 def _place(path: Path) -> tuple[str, str]:

@@ -7,9 +7,8 @@ The clusters c are found by k-means of the pixels before training; Bao clusters 
 network. The clusters of a conditional model are within the classes y. Its condition is the sum of a row of
 the class and a row of the cluster, which starts at zero; training hides only the cluster as often as both.
 Samples draw c by its share of the training images. An existing image has the nearest cluster, so likelihoods
-are of log
-p(c) + log p(x | c), a lower bound of the mixture. Only guidance needs the network without a cluster, which
-learns from hidden clusters.
+are of log p(c) + log p(x | c), a lower bound of the mixture. Only guidance needs the network without a
+cluster, which learns from hidden clusters.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ class DescentOptions(GuidanceOptions):
 
 
 class EqM(Denoiser):
-    """A U-Net that predicts the gradient of an energy, or whose product with the image is the energy.
+    """A network that predicts the gradient of an energy, or whose product with the image is the energy.
 
     energy: form of the energy. implicit: the network predicts the gradient directly. dot: E(x) = x · f(x),
       whose gradient takes a second pass, and training a third.
@@ -74,7 +74,8 @@ class EqM(Denoiser):
         shift: Shift = 1.0,
         labels: ClusterOptions = ClusterOptions(),
     ):
-        net = net.twice_differentiable() if energy == "dot" else net
+        if energy == "dot":
+            net.check_twice_differentiable()
         network = net.build(data, classes=labels.kinds(data))
         super().__init__(data, network, CondOT(shift=shift_of(shift, data.shape)), labels)
         self.draw_by(times)

@@ -81,12 +81,12 @@ class Interval:
 
 
 class AverageVelocity(FlowMatching):
-    """A U-Net of the average velocity F between two times. A model defines the target of F over intervals.
+    """A network of the average velocity F between two times. A model defines the target of F over intervals.
 
     Without `trained_guidance` it acts on F of each call in sampling. That is exact only as s → t.
     """
 
-    derives: ClassVar[bool] = False  # whether the target is a derivative of F
+    differentiates: ClassVar[bool] = False  # whether the target has a derivative of F
 
     def __init__(
         self,
@@ -103,7 +103,8 @@ class AverageVelocity(FlowMatching):
                 "average velocities need straight paths and a network that predicts velocities", hint=hint
             )
         at_least(1, map_every=intervals.map_every, trained_guidance=intervals.trained_guidance)
-        net = net.twice_differentiable() if self.derives else net
+        if self.differentiates:
+            net.check_twice_differentiable()
         classes = labels.kinds(data)
         guided = intervals.trained_guidance > 1 and classes != 0 and labels.label_dropout > 0
         super().__init__(data, net.build(data, classes=classes, times=2 + guided), flow, labels)

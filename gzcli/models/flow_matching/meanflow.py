@@ -21,10 +21,10 @@ from gzcli.models.nn import is_shape_only
 
 
 class MeanFlow(AverageVelocity):
-    """A U-Net that learns the average of its own velocity by its derivative along the flow."""
+    """A network that learns the average of its own velocity by its derivative along the flow."""
 
     paper = "Geng et al. 2025, arXiv:2505.13447"
-    derives = True
+    differentiates = True
 
     def interval_target(self, interval: Interval) -> tuple[Tensor, float]:
         """v + (s − t) dF/dt, of a guided v and v_θ. The derivative, in forward mode, has no gradient, and the

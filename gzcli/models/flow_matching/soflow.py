@@ -23,7 +23,7 @@ from gzcli.models.nn.nets import NetOptions
 
 
 class SoFlow(AverageVelocity):
-    """A U-Net that learns the solution map of its own flow. Raises UsageError for shares outside 0 … 1.
+    """A network that learns the solution map of its own flow. Raises UsageError for shares outside 0 … 1.
 
     rho: ρ at the first and the last step, between which it changes geometrically. At 1 the target is the
       velocity. Smaller values blur less, and need F to be smooth in t.

@@ -51,15 +51,14 @@ class NetOptions(UNetOptions):
     expand: int = 2
     state: int = 16
 
-    def twice_differentiable(self) -> NetOptions:
-        """These options. Raises UsageError for a network without a gradient of its gradient, or a derivative
-        in forward mode."""
+    def check_twice_differentiable(self) -> None:
+        """Raises UsageError for a network without a gradient of its gradient, or a derivative in forward
+        mode."""
         if self.net == "zigzag":
             hint = "set `model.net` to `unet` or `dit`"
             raise UsageError(
                 "the loss needs second derivatives, which `net: zigzag` does not support", hint=hint
             )
-        return self
 
     def build(
         self,

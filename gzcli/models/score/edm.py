@@ -90,8 +90,9 @@ class EDM(LikelihoodByODE, ScoreModel):
         process = VE(1e-5, edm.sigma_min, shift * edm.sigma_max)
         score = replace(edm, log_mean=math.log(shift) + edm.log_mean)
         super().__init__(data, network, process, score, labels)
-        self.conditioned = edm.prediction == "edm"
-        self.karras = self.conditioned and edm.weighting == "even" and edm.min_snr is None  # whether λ weighs
+        self.preconditioned = edm.prediction == "edm"
+        # whether the weight is λ
+        self.karras = self.preconditioned and edm.weighting == "even" and edm.min_snr is None
         if not self.karras and (edm.uncertainty or edm.weight_warmup or edm.boundary):
             hint = "omit `model.prediction`, `model.weighting` and `model.min_snr`"
             raise UsageError("`uncertainty`, `weight_warmup` and `boundary` need EDM's weight λ", hint=hint)
@@ -113,10 +114,10 @@ class EDM(LikelihoodByODE, ScoreModel):
         return 250 * self.process.marginal(t)[1].log() if self.log_sigma else super().time_input(t)
 
     def inputs(self, x: Tensor, level: Level, guide: Tensor | None = None) -> Tensor:
-        return self.coefficients(level.sigma)[2] * x if self.conditioned else super().inputs(x, level)
+        return self.coefficients(level.sigma)[2] * x if self.preconditioned else super().inputs(x, level)
 
     def to_estimate(self, out: Tensor, x: Tensor, level: Level) -> Estimate:
-        if not self.conditioned:
+        if not self.preconditioned:
             return super().to_estimate(out, x, level)
         c_skip, c_out, _ = self.coefficients(level.sigma)
         x0 = c_skip * x + c_out * out
@@ -134,7 +135,7 @@ class EDM(LikelihoodByODE, ScoreModel):
 
     def target(self, x: Tensor, eps: Tensor, level: Level) -> Tensor:
         """The F for which D = x_0 (eq. 8): (x_0 − c_skip (x_0 + σ ε)) / c_out."""
-        if not self.conditioned:
+        if not self.preconditioned:
             return super().target(x, eps, level)
         c_skip, c_out, c_in = self.coefficients(level.sigma)
         if not self.boundary:
@@ -142,8 +143,9 @@ class EDM(LikelihoodByODE, ScoreModel):
         return (x - c_skip * (x + level.sigma * eps)) / c_out.clamp(min=LEAST_OUT)
 
     def image_weight(self, level: Level) -> Tensor:
-        c_out = self.coefficients(level.sigma)[1].clamp(min=LEAST_OUT)
-        return (c_out**-2).view(-1) if self.conditioned else super().image_weight(level)
+        if not self.preconditioned:
+            return super().image_weight(level)
+        return (self.coefficients(level.sigma)[1].clamp(min=LEAST_OUT) ** -2).view(-1)
 
     def objective(self, out: Tensor, target: Tensor, level: Level) -> dict[str, Tensor]:
         if not self.karras:

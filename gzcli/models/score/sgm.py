@@ -85,7 +85,7 @@ SAMPLERS: dict[str, Callable[[SamplingOptions, Process], Sampler]] = {
 
 
 class ScoreModel(NoiseApplications):
-    """A network on an SDE that predicts ε or v (for VP, the v of Salimans 2022)."""
+    """A network on an SDE."""
 
     reverse_sampler = staticmethod(samplers.dpmpp)
     ode_solver = ("rk4", 10)
@@ -126,7 +126,7 @@ class ScoreModel(NoiseApplications):
 
 
 class SGM(LikelihoodByODE, ScoreModel):
-    """A U-Net that predicts the score."""
+    """A network that predicts the score, or what determines it."""
 
     paper = "Song et al. 2021, arXiv:2011.13456"
 
