@@ -95,8 +95,7 @@ def test_a_card_is_what_the_class_and_its_signatures_are(name):
         inputs = {"self", "n", "x", "labels", "noise", "progress", "batches"}
         tensors = {key for key, (kind, *_) in options.items() if "Tensor" in str(kind)}
         assert options.keys() - params.keys() <= inputs | tensors, "an option that nobody can set"
-    facts = ("paper", "needs", "likelihood", "best", "latents", "takes", "square", "aspects", "shares", "sums")
-    for fact in (*facts, "labels_for", "with_labels"):
+    for fact in ("paper", *catalog._ATTRIBUTES):
         assert getattr(card, fact) == getattr(cls, fact), fact
     of_file = cls if name == card.path.stem else cls.__base__
     assert (card.module, card.cls) == (cls.__module__, of_file.__name__)
