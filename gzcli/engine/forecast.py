@@ -36,6 +36,7 @@ from gzcli.engine.updates import Alone, Updates
 from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
+from gzcli.store import model_files
 from gzcli.store.jobs import TrialJob
 from gzcli.store.runs import Run
 
@@ -79,6 +80,8 @@ def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str
     """{"parts": […]}: for each part `params`, `flops` and `kernels` of a step, and if a step is tried, its
     `seconds` and `bytes`; for a part that draws, the result of `try_drawing`; or the `error` of the attempt.
     `refused` is the hint of a mistake in the recipe."""
+    for file in model_files.copies(folder):
+        model_files.add(file)
     results = []
     for row in job.parts:
         result: dict[str, Any] = {"timed": row["timed"], "error": None}

@@ -410,6 +410,8 @@ def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:
         folder.mkdir()
         say(f"planning: {what_is_done(job)}")
         jobs.write(folder, job)
+        trees = [tree for row in job.parts for tree in (row["tree"], *row["stages"].values())]
+        catalog.keep(folder, (tree["model"]["name"] for tree in trees))
         with signals.noted() as received:
             try:
                 launcher.run(folder, launcher.plan(job.launch, every_gpu=False), launcher=False, mode="quiet")

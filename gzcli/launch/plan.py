@@ -482,7 +482,7 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
         "command": [Path(sys.argv[0]).name.replace("__main__.py", "gz"), *sys.argv[1:]],
         "training": before["training"] if same else training(recipe, p),
         "data": before.get("data"),  # a resume compares its data with this record
-        "models": before.get("models") or kept_models(target, recipe),
+        "models": before.get("models") or catalog.keep(target.path, (part.model for part in recipe.parts)),
     }
     files.write_json(target.environment_file, env)  # first: a run with a recipe is known by what it trains
     files.write_atomic(target.recipe_file, dump(recipe.tree()))
@@ -497,12 +497,6 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
     for name, run in recipe.reused.items():
         if not target.stage(name).status():
             runs.copy_weights(runs.find_stage(run, name), target.stage(name))
-
-
-def kept_models(target: Run, recipe: Recipe) -> list[dict[str, str]]:
-    """Copies the files of models from outside into the run. Returns their names, places and hashes."""
-    cards = {part.model: catalog.card(part.model) for part in recipe.parts}.values()
-    return [model_files.keep(target.path, card.path) for card in cards if card.family == catalog.OUTSIDE]
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -614,6 +614,13 @@ def first_words(card: ModelCard, method: str | None = None) -> str:
 # ---------------------------------------------------------------------------- the class of a card
 
 
+def keep(folder: Path, names: Iterable[str]) -> list[dict[str, str]]:
+    """Copies the files of outside models into the folder of a run or job. Returns their names, places and
+    hashes."""
+    outside = [one for name in dict.fromkeys(names) if (one := card(name)).family == OUTSIDE]
+    return [model_files.keep(folder, one.path) for one in outside]
+
+
 def load(name: str) -> type[Model]:
     """The model's class. Imports its file and therefore torch."""
     return load_class(card(name))
