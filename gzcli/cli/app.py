@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
@@ -88,9 +89,12 @@ def build(words: list[str] | None = None) -> Any:
 
 
 def _add(switches: list[Any], command: Any) -> None:
-    """Gives the commands of a group the options that set a switch of `out` and reach no verb."""
+    """Gives the commands of a group the options that set a switch of `out` and reach no verb. Joins the lines
+    of each paragraph of their help, because typer breaks them again at the width of the terminal."""
     for part in getattr(command, "commands", {}).values():
         part.params += switches
+        paragraphs = inspect.cleandoc(part.help or "").split("\n\n")
+        part.help = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
         _add(switches, part)
 
 

@@ -13,7 +13,7 @@ from gzcli.core import signals
 from gzcli.core.errors import MissingError, UsageError
 
 _RUNS_HELP = "Models or runs to choose from. Default: all runs and the pretrained models."
-_Runs = Annotated[list[str] | None, argument("[RUN]…", _RUNS_HELP, a_model_or_run)]
+_Runs = Annotated[list[str] | None, argument("RUN", _RUNS_HELP, a_model_or_run)]
 _PORT_HELP = "Server port. Default: the first free port from 7860."
 _Port = Annotated[int | None, option("--port N", _PORT_HELP, min=1, max=65535)]
 _SHARE_HELP = "Make the page public through Gradio, at a URL that contains a token."

@@ -40,7 +40,8 @@ def _a_capability(ctx: typer.Context, incomplete: str) -> Iterable[str]:
     return dict.fromkeys(can for card in cards().values() for can in card.can)
 
 
-_What = Annotated[str, argument(f"[{'|'.join(_WHAT)}]", complete=_WHAT)]
+_WHAT_HELP = "models, data, recipes, runs or pretrained. Default: models, by family."
+_What = Annotated[str, argument("LIST", _WHAT_HELP, _WHAT)]
 _Family = Annotated[str, option("--family F", "Only models of one family.", complete=_a_family)]
 _Can = Annotated[str, option("--can CAP", "Only models with a capability.", complete=_a_capability)]
 

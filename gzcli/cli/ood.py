@@ -41,7 +41,7 @@ LINES, NAME = 20, 40  # flagged images in the table, and letters of a name there
 _JUDGE_HELP = (
     f"{opt.MODEL_HELP} Or a method that needs no training: {', '.join(METHODS)}. Default: `{DEFAULT}`."
 )
-_Judge = Annotated[str | None, opt.argument("[MODEL|RUN|METHOD]", _JUDGE_HELP, opt.a_judge)]
+_Judge = Annotated[str | None, opt.argument("MODEL|RUN|METHOD", _JUDGE_HELP, opt.a_judge)]
 _IN_HELP = "In-distribution data set, scored on its test split. Default: the run's data set."
 _In = Annotated[str | None, option("--in NAME|PATH", _IN_HELP, complete=a_set)]
 _OUT_HELP = (

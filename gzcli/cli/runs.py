@@ -25,8 +25,8 @@ from gzcli.store.run_folder import Run
 app = group("runs", list_runs)
 
 _Ref = Annotated[str, argument("RUN", "Id, alias, folder or model.", a_model_or_run)]
-_Refs = Annotated[list[str], argument("RUN…", "Ids, aliases or folders.", opt.a_run)]
-_Any = Annotated[list[str], argument("RUN RUN…", "Ids, aliases, folders or models.", a_model_or_run)]
+_Refs = Annotated[list[str], argument("RUN", "Ids, aliases or folders.", opt.a_run)]
+_Any = Annotated[list[str], argument("RUN", "Ids, aliases, folders or models.", a_model_or_run)]
 _Repository = Annotated[str, argument("OWNER/NAME", "A model repository on the Hugging Face hub.")]
 _DTYPE_HELP = "Type of the weights in the file. bf16 halves its size and slightly changes samples."
 _Dtype = Annotated[Literal["fp32", "bf16"], option("--dtype", _DTYPE_HELP)]

@@ -135,10 +135,11 @@ class Page:
 def page_of(name_or_file: str, sets: Sequence[str] = ()) -> Page:
     """The page of a model by its name or file, with the loss of its recipe changed by `sets`, `model.key=v`.
     Raises UsageError with the nearest name for an unknown one."""
+    stem = name_or_file
     if model_files.is_file(name_or_file):
         find(name_or_file)  # makes its model known
-        name_or_file = Path(name_or_file).stem
-    card = catalog.card(name_or_file)
+        stem = Path(name_or_file).stem
+    card = catalog.card(stem)
     name = spelling(card.name)
     recipe, stage = (name, "") if name in recipe_names() else trained_in(name) or (name, "")
     chain, _ = read_chain(recipe)
@@ -154,11 +155,11 @@ def page_of(name_or_file: str, sets: Sequence[str] = ()) -> Page:
         recipe=recipe if chain[-1].shipped else None,
         stage=stage,
         stages=stages,
-        about="" if alone else chain[-1].tree.get("about") or catalog.first_words(card),
+        about="" if alone else chain[-1].tree.get("about") or catalog.first_words(card).rstrip("."),
         words=written(name),
         **_as_trained(card, recipe, chain, sets),
         likelihood=_LIKELIHOOD[card.likelihood] if card.likelihood else None,
-        commands=((f"gz train {recipe}", ""),) if alone else head,
+        commands=((f"gz train {recipe}", ""),) if alone else head or ((f"gz train {name_or_file}", ""),),
         can=_can(card, serving, recipe, (list(stages) or [""])[-1]),
         scores=_scores(serving),
         groups=_groups(card, serving, chain, recipe, stage),

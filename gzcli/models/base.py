@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+_EXAMPLE = "see an example with `gz model new NAME`"
 
 
 @dataclass
@@ -155,14 +158,14 @@ class Model(nn.Module):
     def loss(self, batch: Batch, phase: str = "main") -> Tensor | dict[str, Tensor]:
         """The loss of a phase, a mean over the batch; or a dict with it as "loss" and other values to log.
         The loss of an image is a mean over its dimensions, or their sum if `sums` names the phase."""
-        raise NotImplementedError
+        raise UsageError(f"`{type(self).__name__}` has no method `loss`", hint=_EXAMPLE)
 
     def sample(self, n: int, *, labels: Tensor | None = None, noise: Noise, progress: Progress) -> Tensor:
         """n images [n, C, H, W] in [-1, 1].
 
         labels: [n] int64 or [n, K]; None: image i of a conditional model has class i % K.
         """
-        raise NotImplementedError
+        raise UsageError(f"`{type(self).__name__}` has no method `sample`", hint=_EXAMPLE)
 
     def fit(self, batches: Iterable[Batch]) -> None:
         """Called once a run, before `on_start`, with a random subset of the training images."""

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from gzcli.core.errors import GzError
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, Noise, no_progress
 from gzcli.data.packs.batches import TrainBatches, TrainImages, quantise, scan
 from gzcli.data.packs.open import open_pack
@@ -126,7 +127,8 @@ def fault_of(check: Callable[[Case], None], case: Case) -> str | None:
     except Exception as e:
         file = str(catalog.card(case.model).path)
         lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == file]
-        return f"{file}:{lines[-1]}: {type(e).__name__}: {e}" if lines else f"{type(e).__name__}: {e}"
+        what = str(e) if isinstance(e, GzError) else f"{type(e).__name__}: {e}"
+        return f"{file}:{lines[-1]}: {what}" if lines else what
     return None
 
 
