@@ -323,7 +323,7 @@ class LoadedRun:
         by: "lenet" or "second", small networks that are trained once on the data set; or "inception",
           "dinov2", "clip" or "lite", whose weights must be available.
 
-        Raises UsageError for another network, MissingError without its weights.
+        Raises UsageError for another network, MissingError if its weights are missing.
         """
         device = self.trained.device
         networks: dict[str, Any] = {

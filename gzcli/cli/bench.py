@@ -390,7 +390,7 @@ def before_start(league: League, budget: str, *, yes: bool) -> None:
     seconds = sum(cost[name] or 0.0 for cost in costs for name in TIMES)
     for line in lines_of(league, budget, costs):
         out.info(line)
-    less = "to take less, use fewer models or seeds, or a smaller `--budget`"
+    less = "to save time, use fewer models or seeds, or a smaller `--budget`"
     start_or_not(seconds, most=DAY, span="a day", ways=less, yes=yes)
 
 
@@ -594,7 +594,7 @@ def which(
         out.info(text)
     if dry_run:
         return out.data({"data": name, "budget": terms.budget, **as_json(plan)})
-    ways = "to take less, use fewer `--models`, or a smaller `--budget`"
+    ways = "to save time, use fewer `--models`, or a smaller `--budget`"
     start_or_not(terms.budget, most=DAY, span="a day", ways=ways, yes=yes)
     mode = "quiet" if out.is_quiet() else "human"
     show_race(race.run(plan, at_once=at_once, say=out.info, mode=mode))
@@ -632,7 +632,10 @@ def show_race(outcome: Outcome) -> None:
     out.table(("model", "round", *judges, "trained"), lines)
     out.info(f"{', '.join(judges)}: excess over real images, lower is better")
     if (deciding := last["judges"]) != judges:
-        out.info(f"the ranking uses {', '.join(deciding)} alone: the other judges learned from few images")
+        out.info(
+            f"the ranking uses {', '.join(deciding)} alone, because "
+            "the other judges were trained on few images"
+        )
     if outcome.ties:
         out.info(f"the judges do not distinguish {' and '.join(outcome.ties)}")
     if outcome.agreement is not None:

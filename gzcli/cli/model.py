@@ -1,4 +1,4 @@
-"""`gz model`: a model of your own, from a first file to one that keeps the contract of the zoo."""
+"""`gz model`: a model of your own, from a first file to one that meets the contract of the zoo."""
 
 from __future__ import annotations
 

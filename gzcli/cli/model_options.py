@@ -282,7 +282,7 @@ def labels(word: str, model: ModelCard, part: Part) -> Row:
         advice = "to train with labels, use `--set model.conditional=true`"
         return "none", "", advice if "conditional" in model.can else "the model takes no labels"
     classes = labels_of(word, None)
-    of_set = "of the training data; a list such as A,B is used in turn"
+    of_set = "of the training data; a list such as A,B assigns them in turn"
     if len(classes) > MOST:
         return f"{classes[0]} to {classes[-1]}", "", f"{len(classes):,} classes {of_set}"
     return " ".join(classes) or "a class", "", of_set

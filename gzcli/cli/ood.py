@@ -416,8 +416,8 @@ def choose_scores(
 
 
 def split_sets(text: str) -> list[str]:
-    """The names of a list with commas; a name that contains some is the longest text that is a set or
-    path."""
+    """The names of a list with commas. A name may contain commas itself: the longest text that is a set or a
+    path is one name."""
     parts, names = text.split(","), []
     while parts:
         length = next((n for n in range(len(parts), 1, -1) if is_set(",".join(parts[:n]).strip())), 1)
@@ -564,7 +564,7 @@ def better_without(result: Mapping[str, Any]) -> tuple[str, str] | None:
         words += f" --input {quoted(result['input'])}"
     if result["fpr"] != rate(None):
         words += f" --fpr {100 * result['fpr']:g}%"
-    return words, "detects as many synthetic defects without a model"
+    return words, "detects at least as many synthetic defects without a model"
 
 
 def table(result: Mapping[str, Any]) -> None:
@@ -587,7 +587,7 @@ def table(result: Mapping[str, Any]) -> None:
     counts = {names[row["out"]]: row["n_out"] for row in rows if row["out"] in names}
     sizes = ", ".join(f"{n:,} of `{name}`" for name, n in counts.items())
     inside = f"{rows[0]['n_in']:,} of `{names[result['in']]}`"
-    out.info(f"images: {inside} (in), {sizes} (out); * baselines, which use no model")
+    out.info(f"images: {inside} (in), {sizes} (out); * marks baselines, which use no model")
 
 
 def table_of_pictures(result: Mapping[str, Any]) -> None:

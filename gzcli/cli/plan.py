@@ -46,7 +46,8 @@ class Outlook:
     def of(
         cls, recipe: Resolved, plan: Plan, facts: DataFacts, paper: Resolved | None, *, timed: bool
     ) -> Outlook:
-        """Of a recipe, and of it at the scale `paper`; `timed`: a step may be tried for that."""
+        """The outlook of a recipe, and of the same at the scale `paper`; `timed`: a step may be tried for
+        that."""
         measure = partial(forecast.measured, say=out.info) if timed else None
         rows = forecast.expect(recipe, plan, facts.info(), measure=measure, timed=timed, paper=paper)
         return cls(recipe, plan, facts, *rows)
@@ -82,7 +83,7 @@ def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
         out.info(line)
     if hint := forecast.memory_hint(outlook.models, plan, forecast.memory_of(plan)):
         out.hint(hint)
-    less = "to take less, use `--scale small`, `--minutes 60` or a GPU"
+    less = "to save time, use `--scale small`, `--minutes 60` or a GPU"
     start_or_not(outlook.seconds, most=forecast.WEEK, span="a week", ways=less, yes=yes)
 
 
@@ -221,11 +222,11 @@ class Drawing:
         return cls(seconds or None, calls or None)
 
     def in_words(self, n: int | None) -> str:
-        """Of n images, or of an unknown number of them."""
-        each = f", {counted(round(self.calls), 'call')} an image" if self.calls else ""
+        """The cost of n images, or of one if n is 0 or None."""
+        each = f", {counted(round(self.calls), 'call')} per image" if self.calls else ""
         if self.seconds is None:
             return f"an unknown time{each}"
-        return (f"about {about(n * self.seconds)}" if n else f"{short(self.seconds, 2)} s an image") + each
+        return (f"about {about(n * self.seconds)}" if n else f"{short(self.seconds, 2)} s per image") + each
 
 
 def calls_of(run: Run) -> float | None:

@@ -212,7 +212,7 @@ def ending(name: str, able: Iterable[str], do: str | None, result: Mapping[str, 
     then = [(f"gz sample {name} --do {further[0]}", "try one of its applications")] if further else []
     again = (f"gz sample {name} --do {do} --input ./pictures", "use your own images")
     then.append(again if do else (f"gz bench {name}", "compare with real images"))
-    each = f"{result['seconds'] / result['n']:.2g} s an image" if result["n"] and result["seconds"] else None
+    each = f"{result['seconds'] / result['n']:.2g} s per image" if result["n"] and result["seconds"] else None
     end([counted(result["n"], "image"), took(), each], then)
 
 

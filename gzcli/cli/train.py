@@ -152,7 +152,7 @@ def train(
 
 
 def suggested(data: str | None) -> str:
-    """The model to begin with on a set, which is printed. Raises UsageError without a set."""
+    """The model to begin with on a set, which is printed. Raises UsageError if no set is named."""
     from gzcli.data.packs.open import facts_of
 
     if data is None:

@@ -122,7 +122,7 @@ def measured(types: tuple[str, ...]) -> Rates:
 
 
 def _seconds(function: Any, x: Tensor, weight: Tensor, half: bool) -> float:
-    """Of an output and its gradients, by autocast as in a step."""
+    """The seconds of an output and its gradients, by autocast as in a step."""
     import torch
 
     since = time.thread_time()

@@ -33,7 +33,7 @@ HEADERS = (
     (b"x-content-type-options", b"nosniff"),
 )
 ANOTHER_PAGE = 403, "this request comes from another page"
-TOO_LARGE = 413, "this is too large"
+TOO_LARGE = 413, "this request is too large"
 
 
 class _TooLarge(Exception):
@@ -81,7 +81,7 @@ class Guard:
         # whatever the port: a tunnel of the user's (`ssh -L`) may have another one
         names = {urlsplit(address).netloc for address in self.addresses}
         if len(hosts) != 1 or not (_name(hosts[0]) in LOOPBACK or hosts[0] in names):
-            return 403, "this server does not have the host name of the request"
+            return 403, "the request is for another host name"
         # behind a tunnel the scheme is not known here: a host and port that are the same are enough
         origins = {*self.addresses, f"http://{hosts[0]}", f"https://{hosts[0]}"}
         if not origins.issuperset(_values(scope, b"origin")):

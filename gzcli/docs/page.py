@@ -398,7 +398,7 @@ def written(name: str) -> Written | None:
         return None
     match = _FORM.fullmatch(path.read_text(encoding="utf-8").strip())
     if match is None:
-        raise ValueError(f"{path} has another form than `page.py` says")
+        raise ValueError(f"{path} does not have the sections that `page.py` requires")
     title, text, tex, equation, source, limits, code = match.groups()
     others = tuple((name, words) for name, _, words in (item.partition(": ") for item in _items(code)))
     return Written(title, _line(text), tex, equation, _line(source), _items(limits), others)

@@ -167,7 +167,7 @@ class History:
             lines = [line for line in every_line(self.run.path) if line["step"] <= step]
             logged = {n for line in lines if (n := line["step"]) % every == 0 and not _is_validation(line)}
             if lost := step // every - len(logged):
-                text = f"`{path}` was cut off: {lost:,} of {step // every:,} loss lines are missing"
+                text = f"`{path}` was truncated: {lost:,} of {step // every:,} loss lines are missing"
                 self.log.warn(f"{text}; the weights are not affected")
             files.write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))
 

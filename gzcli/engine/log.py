@@ -151,8 +151,8 @@ class TrainBar:
             self.bar.update(self.task, completed=step)
 
     def show(self, step: int, values: dict[str, float]) -> dict[str, float]:
-        """Shows the losses at every `log_every` steps. Returns the speed since the last call: steps a second
-        (`it_s`), and what `Speed.rates_at` finds."""
+        """Shows the losses at every `log_every` steps. Returns the speed since the last call: steps per
+        second (`it_s`), and what `Speed.rates_at` finds."""
         now = time.monotonic()
         rate = (step - self.at) / max(now - self.since, 1e-9)
         self.since, self.at = now, step

@@ -151,7 +151,7 @@ def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | N
         channels, *sides = trained_on.shape
         raise UsageError(
             f"`data.latent`: `{name}` was trained on images of {by_sides(trained_on.shape)} with "
-            f"{trained_on.levels} levels, but these are {by_sides(images.shape)} with {images.levels}",
+            f"{trained_on.levels} levels, but these are {by_sides(images.shape)} with {images.levels} levels",
             hint=f"use `--set data.size={as_size(*sides)} --set data.channels={channels} "
             f"--set data.levels={trained_on.levels}`",
         )

@@ -132,8 +132,8 @@ def _check_sizes(saved: Saved) -> None:
     numbers = [*tree_leaves(saved.part.options), *saved.info.shape, len(saved.info.classes)]
     if beyond := [n for n in numbers if isinstance(n, int | float) and abs(n) > most]:
         raise DamagedError(
-            f"the recipe in the weights file does not fit the weights: it has the number {beyond[0]:g}, "
-            f"but the largest side of a tensor is {most:,}"
+            f"the recipe in the weights file does not match the weights: it contains "
+            f"the number {beyond[0]:g}, but no tensor has a side above {most:,}"
         )
 
 
@@ -180,7 +180,7 @@ def weights_file(run: Run, checkpoint: str) -> Path:
 def init_from(model: Model, part: Part, run: Run, log: Log) -> None:
     """Gives a new model of `run` the weights that `train.init` names: an earlier stage, another run, or a
     safetensors file. Layers whose shape the data decide start from scratch if these differ, and a line
-    reports it. Raises MissingError without weights, UsageError for those of another architecture."""
+    reports it. Raises MissingError if there are no weights, UsageError for those of another architecture."""
     file, present = _file_to_start_from(part, run), model.state_dict()
     try:
         values, texts = read_tensors(file)

@@ -179,7 +179,7 @@ class Trainer(Updates):
         return BatchNoise(self.part.seed, step, key, total=total, start=start, device=self.device)
 
     def seed_global(self, step: int) -> None:
-        """Seeds dropout and the like by seed, rank and step, so that a resume repeats what is drawn."""
+        """Seeds the global generators by seed, rank and step, so that dropout is repeated after a resume."""
         devices.seed(self.device, mix(self.part.seed, self.rank, step))
 
     def begin(self) -> None:
@@ -198,7 +198,7 @@ class Trainer(Updates):
             self.ema.restart()  # the average starts from the initialised model
 
     def pause(self, done: int, due: Set[str]) -> None:
-        """Validates, saves and draws, as far as it is due after `done` steps. Each is timed."""
+        """Validates, saves and draws, whichever is due after `done` steps. Each is timed."""
         before = self.cadence.intervals()
         if self.cadence.slow(due & {"eval", "sample"}) and not self.history.is_harmed():
             self.save(done)  # no step is lost if it is killed while it validates or draws
@@ -244,7 +244,7 @@ class Trainer(Updates):
                 self.trained.part = replace(self.part, sample={**self.part.sample, "guidance": scale})
 
     def catch_up(self) -> None:
-        """Does the pauses that were due at the step of the resumed checkpoint, if they were left out."""
+        """Validates and draws at the step of the resumed checkpoint, if that was due and is missing."""
         every, start = self.cadence.every, self.start
         due = {kind for kind, steps in every.items() if start and steps and start % steps == 0}
         results = self.history.validated(start), self.run.samples_picture(start).exists()

@@ -342,13 +342,13 @@ def run(job: PortableJob, folder: Path, device: Any, log: Log) -> dict[str, Any]
 
 
 def check(fit: Fit) -> None:
-    """Raises MissingError without the packages of ONNX, UsageError for a fit that the script does not
+    """Raises MissingError if the packages of ONNX are missing, UsageError for a fit that the script does not
     support."""
     if missing := [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]:
         message = f"an exported alarm needs {' and '.join(missing)}"
         raise MissingError(message, hint='pip install "gzcli[onnx]"')
     if fit not in ("crop", "stretch"):
-        message = f"an exported alarm does not resize images by `data.fit: {fit}`"
+        message = f"an exported alarm does not support `data.fit: {fit}`"
         raise UsageError(message, hint="use `data.fit: crop` or `stretch`")
 
 

@@ -123,7 +123,9 @@ def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
     alarm.check(trained.part.data.fit)
     if trained.space is not None or levels in (None, 2):
         why = "binary images, whose pixels are drawn" if levels == 2 else "latents"
-        raise UsageError(f"`{trained.name}` scores {why}: its alarm cannot be exported", hint=ELSE)
+        raise UsageError(
+            f"the alarm of `{trained.name}` cannot be exported, because it scores {why}", hint=ELSE
+        )
     assert levels is not None
     home = open_pack(trained.part.data.name, **trained.form, say=log.info)
     check_unchanged(trained.run.owner.path, home.meta)

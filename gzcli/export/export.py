@@ -174,7 +174,7 @@ def card_of(trained: Trained, job: ExportJob) -> dict[str, Any]:
     owner, name, images = trained.run.owner, trained.part.model, trained.images
     env = owner.environment
     model, noted, parts = catalog.card_of(trained.run, name), env.get("data") or {}, owner.stages or [owner]
-    about = {"title": "images of whoever trained it", "licence": "not stated", "citation": "not published"}
+    about = {"title": "the author's own images", "licence": "not stated", "citation": "not published"}
     if spec := SPECS.get(owner.data):
         about = {key: getattr(spec, key) for key in about}
     return {

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 def read(path: Path, shape: list[int], fit: str) -> np.ndarray:
     image, (channels, height, width) = ImageOps.exif_transpose(Image.open(path)), shape
     if image.mode[0] in "IF":
-        raise ValueError("more than 8 bits a pixel")
+        raise ValueError("more than 8 bits per pixel")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     image = image.convert("L" if image.mode in "1L" else "RGB").convert("L" if channels == 1 else "RGB")

@@ -170,7 +170,7 @@ def saved_of(published: Published, name: str) -> Saved:
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a network's safetensors files, in fp32. Raises MissingError without one."""
+    """The tensors of a network's safetensors files, in fp32. Raises MissingError if there are none."""
     from safetensors.torch import load_file
 
     paths = sorted(path for path in folder.glob(WEIGHTS) if ".fp16" not in path.name)

@@ -116,8 +116,8 @@ def open_pictures(job: AlarmJob, form: Mapping[str, Any], log: Log) -> Pack:
 
 
 def by_run(job: AlarmJob, device: torch.device, log: Log) -> Compared:
-    """By the scores of a run. The score of an image is the mean over several draws of noise, seeded by its
-    pixels. No score was fitted on these held-out images."""
+    """Compares by the scores of a run. The score of an image is the mean over several draws of noise, seeded
+    by its pixels. No score was fitted to these held-out images."""
     scoring = Scoring(job, device, log)
     trained = scoring.trained
     held_out, fitted = calibrate(job, scoring)
@@ -154,7 +154,7 @@ def by_run(job: AlarmJob, device: torch.device, log: Log) -> Compared:
 
 
 def by_method(job: AlarmJob, log: Log) -> Compared:
-    """By a method without training, which is fitted to the good images and calibrated on them."""
+    """Compares by a method that needs no training, which is fitted to good images and calibrated on them."""
     good = methods.open_good(job, log.info)
     alarm = methods.alarm_of(good, job, log.info)
     calibrated, name = alarm.calibrated, alarm.choice.method
@@ -237,7 +237,7 @@ def check_enough(total: int, job: AlarmJob, names: Sequence[str], home: Pack) ->
     larger = "a larger `-n`, " if total >= least_images else ""
     percent = np.ceil(1000 * len(names) / (total + 1)) / 10
     rate = f"a false-alarm rate of {100 * job.fpr:.3g} %{by}"
-    message = f"{rate} needs {least_images:,} held-out images, and there are {n:,}"
+    message = f"{rate} needs {least_images:,} held-out images, but there are only {n:,}"
     hint = f"use {fewer}{larger}`--fpr {percent:g}%` or more, or give more good images with `--calibrate DIR`"
     if (line := methods.line_that_reaches(job, home)) and not (fewer or larger):
         hint += f"; or use no model: {line}"
@@ -324,8 +324,8 @@ def notes(
         )
     if overflown := sum(not all(map(math.isfinite, verdict.scores.values())) for verdict in verdicts):
         lines.append(
-            f"the score of {counted(overflown, 'image')} is not finite, because the model overflows: "
-            "it counts as higher than the score of any held-out image"
+            f"the score of {counted(overflown, 'image')} is not finite, because the model overflows; "
+            "such a score counts as higher than every held-out score"
         )
     return lines
 

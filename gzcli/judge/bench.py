@@ -57,7 +57,7 @@ SMALL = 10_000  # number of images below which FID is biased upwards
 BANK = 50_000  # most training images that are searched for copies
 LPIPS_SIDE = 16  # shortest side in pixels, as VGG16 halves it four times
 GIVEN_LABELS = "columns with `|y` give log p(x | y), for the given label; do not compare them with log p(x)"
-MEANS = "samples that are means of pixels are compared with the grey images"
+MEANS = "samples that are pixel means are compared with the grey images instead"
 MARGINAL = "log p(x) of a conditional model is log Σ p(y) p(x | y), with p(y) from the training set"
 # suffixes of a judge's name in the provenance, and the facts that they stand for
 JUDGE_FACTS = {"": "hash", "_accuracy": "accuracy", "_rotations": "rotations", "_alive": "alive"}
@@ -507,7 +507,9 @@ class Judge:
         lines += [note for entry in contestants for note in entry.notes]
         if len(sizes) > 1:
             counts = ", ".join(f"{n:,}" for n in sizes)
-            lines.append(f"the contestants have {counts} images: compare each with the floor for its number")
+            lines.append(
+                f"the contestants have {counts} images: compare each with the floor for the same number"
+            )
         values = {name: value for row in rows for name, value in row["metrics"].items() if value < 0}
         if below := [name for name in values if column_of(name).signed]:
             lines.append(
@@ -518,7 +520,9 @@ class Judge:
             lines.append(f"`{name}` is the distance to the mean and covariance in `{file}`")
         for n, images in dict.fromkeys((floor.n, floor.images) for floor in floors):
             if images < n:
-                lines.append(f"the floor of {n:,} samples uses {images:,} real images: there are no more")
+                lines.append(
+                    f"the floor for {n:,} samples uses only {images:,} real images, because there are no more"
+                )
         unlabelled = [entry.name for entry in contestants if entry.images.labels is None]
         if unlabelled and "worth" in names:
             lines.append(f"`worth` needs labels and is omitted for `{'`, `'.join(unlabelled)}`")
@@ -585,7 +589,7 @@ def read_statistics(path: Path, metric: Metric, space: Space | None) -> tuple[Mo
                 raise ValueError("it contains numbers that are not finite")
     except MissingError as e:
         hint = "give an npz file with the arrays `mu` and `sigma`"
-        raise UsageError(f"these are not statistics: {e.message}", hint=hint) from e
+        raise UsageError(f"the statistics cannot be read: {e.message}", hint=hint) from e
     if mu.shape != (width,) or sigma.shape != (width, width):
         shapes = f"`mu` of shape {mu.shape} and `sigma` of {sigma.shape}"
         raise UsageError(f"`{path}` has {shapes}, but `{metric.name}` has {width} features")
@@ -594,7 +598,7 @@ def read_statistics(path: Path, metric: Metric, space: Space | None) -> tuple[Mo
         hashes = f"({features[:8]}, not {space.hash[:8]})"
         hint = "use the same `--data`, as each data set has its own LeNet, or compare by `fid`"
         raise UsageError(
-            f"`{path}` was computed with another network than `{metric.name}` here {hashes}", hint=hint
+            f"`{path}` was computed with a different network from that of `{metric.name}` {hashes}", hint=hint
         )
     return Moments(mu, sigma), {"file": str(path), "n": n, "features": features}
 

@@ -136,7 +136,7 @@ def run(job: InspectJob, folder: Path, device: torch.device, log: Log) -> dict[s
 
 
 def by_method(job: InspectJob, layout: Inspection, log: Log) -> Set:
-    """By a method without training, which is fitted only to the good training images."""
+    """Inspects by a method that needs no training, which is fitted only to the good training images."""
     good = methods.open_good(job, log.info)
     check_good(good.pack)
     defects = open_defective(Path(job.input), layout, good.form, log.info)
@@ -161,7 +161,7 @@ def by_method(job: InspectJob, layout: Inspection, log: Log) -> Set:
 
 
 def by_run(job: InspectJob, layout: Inspection, device: torch.device, log: Log) -> Set:
-    """By the scores of a run, such as `alarm.by_run`."""
+    """Inspects by the scores of a run, as `alarm.by_run` does."""
     scoring = Scoring(job, device, log)
     trained, home = scoring.trained, scoring.home
     check_good(home)

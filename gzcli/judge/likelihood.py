@@ -24,7 +24,7 @@ from gzcli.models.nn import full_fp32
 
 BATCH_SIZE = 100  # test images of a batch on a usual device
 CHECKED = 8  # most images that the solver is checked on
-NOTABLE = 0.01  # bits a dimension: the last digit in which tables give bpd
+NOTABLE = 0.01  # bits per dimension: the last digit in which tables give bpd
 
 
 def likelihood(

@@ -1,4 +1,4 @@
-"""Alarms by methods without training, fitted only to good images."""
+"""Alarms by methods that need no training, fitted only to good images."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def check_enough(good: Good, job: AlarmJob) -> None:
     least = np.ceil(1000 / (n + 1)) / 10
     more = f"{needed:,} images" + ("" if good.held_out else ", or more good ones with `--calibrate DIR`")
     line = line_of(job, job.method or DEFAULT, least / 100)
-    message = f"{rate} needs {needed:,} {of}, and there are {n:,}"
+    message = f"{rate} needs {needed:,} {of}, but there are only {n:,}"
     if least >= 100:
         raise UsageError(message, hint=more)
     raise UsageError(message, hint=f"use `--fpr {least:g}%` or more, as in {line}; or give {more}")

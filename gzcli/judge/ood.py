@@ -119,7 +119,7 @@ def by_run(job: OodJob, device: torch.device, log: Log) -> Scored:
 
 
 def by_method(job: OodJob, device: torch.device, log: Log) -> Scored:
-    """By a method without training, which is fitted to training images."""
+    """Scores by a method that needs no training, which is fitted to training images."""
     home, form = methods.open_home(job, log.info)
     sets = open_sets(home, form, job, log)
     train = home.images("train")
@@ -256,7 +256,7 @@ def notes(
         )
     lines += convention(benchmark, packs, job.imglists)
     lines += ["`png` and `mean` can differ in either direction: an AUROC of .1 is as good as one of .9"]
-    lines += treatment(packs, levels, but="the baselines are of the sets' own bytes")
+    lines += treatment(packs, levels, but="the baselines use the images before binarization")
     totals = {name: pack.meta.counts["test"] for name, pack in packs.items() if pack.meta.name not in SPECS}
     for row in {row["out"]: row for row in results if row["out"] in totals}.values():
         if row["n_out"] < (total := totals[row["out"]]):

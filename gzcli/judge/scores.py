@@ -339,7 +339,7 @@ def fresh_noise(seed: int, batch: Batch) -> ImageNoise:
 
 
 def check_background(trained: Trained, background: Trained | None) -> None:
-    """Raises MissingError without a background model, UsageError if it models images of another form."""
+    """Raises MissingError if there is no background model, UsageError if it models images of another form."""
     if background is None:
         run, data = trained.run, trained.part.data.name
         stages = (f"stages.{stage.path.name}={run.owner.id}" for stage in run.owner.stages[:-1])
@@ -511,7 +511,7 @@ class Scoring:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Of `local`, if it is one of the scores; otherwise {}."""
+        """The settings of `local`, if it is one of the scores; otherwise {}."""
         scorer = self.scorers[0]
         if LOCAL not in self.names or scorer.local is None:
             return {}
@@ -584,7 +584,7 @@ def afford(scorer: Scorer, trial: Batch, budget: float, sets: int, log: Log) -> 
     n = affordable(seconds, budget, sets)
     if (expected := seconds * sets * n) > 1.5 * budget:
         minutes = f"{expected / 60:.0f} minutes even for {n} images of each set"
-        log.warn(f"the scores need about {minutes}; lower `-n` to score fewer")
+        log.warn(f"the scores need about {minutes}; lower `-n` to score fewer images")
     return n
 
 

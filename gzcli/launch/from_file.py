@@ -184,7 +184,8 @@ def _check(file: Path, texts: Mapping[str, str], trees: Mapping[str, Mapping[str
 
 
 def metadata(file: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, read without its library. Raises MissingError without a recipe."""
+    """The metadata of a safetensors file, read without its library. Raises MissingError if it has no
+    recipe."""
     try:
         texts = files.safetensors_header(file).get("__metadata__", {})
     except (OSError, ValueError) as e:

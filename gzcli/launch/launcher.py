@@ -164,7 +164,7 @@ def usable_gpus() -> Gpus:
 
 @cache
 def _usable(there: int, visible: str | None, path: str | None) -> Gpus:
-    """The GPUs of the `there` available ones. The variables are keys of the cache."""
+    """As `usable_gpus`, of `there` visible GPUs. The values of both variables are keys of the cache."""
     if not there:
         return Gpus()
     from importlib.metadata import distributions

@@ -136,8 +136,8 @@ def typed_keys(recipe: Resolved) -> list[str]:
 
 
 def to_start_from(what: str, data: str | None) -> Run:
-    """The run whose weights a training on a set starts from. Raises UsageError without a set, MissingError
-    for a run without weights."""
+    """The run whose weights a training on a set starts from. Raises UsageError if no set is named,
+    MissingError for a run without weights."""
     if data is None:
         hint = f"gz train {what} --data NAME|PATH"
         raise UsageError(f"`gz train {what}` needs `--data`, the images to fine-tune on", hint=hint)

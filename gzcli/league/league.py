@@ -235,8 +235,8 @@ def code_of(run: Run) -> str:
 
 
 def syntax_of(patterns: Sequence[str], models: Sequence[Path] = (), root: Path = PACKAGE) -> str:
-    """A hash of the files of some patterns, and of files of models with what these import of their families.
-    Comments, docstrings and formatting do not count."""
+    """A hash of the files that match the patterns, and of the models' files with their imports within the
+    family. Comments, docstrings and formatting do not count."""
     shared = {path for pattern in patterns for path in root.glob(pattern)}
     return digest([_syntax(path) for path in (*sorted(shared), *family_of(models))], 12)
 

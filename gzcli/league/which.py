@@ -229,7 +229,7 @@ def cover(table: Excesses, models: Collection[str]) -> tuple[str, ...]:
 
 
 def leagues(race: Race, outcomes: list[dict[str, Any]], how: Mapping[str, Any]) -> Iterator[League]:
-    """The league of each round, of the models that the rounds before have left."""
+    """The league of each round, with the models that remain after the earlier rounds."""
     models = race.models
     for size, seconds in race.rounds:
         if outcomes:
@@ -257,7 +257,7 @@ def run(race: Race, *, at_once: int | None = None, say: Say = silent, mode: str 
 
 def judges_of(result: Mapping[str, Any], *, few: bool) -> list[str]:
     """The judges that order the models of a round: all, but of few images the published one alone if it is
-    there. Judges that were trained on few images see neither blurs nor checkerboards."""
+    there. Judges that were trained on few images detect neither blurs nor checkerboards."""
     judges = [result["metric"], standings.SECOND, PUBLISHED]
     there = [judge for judge in judges if any(judge in row["excess"] for row in result["summary"])]
     return [PUBLISHED] if few and PUBLISHED in there else there

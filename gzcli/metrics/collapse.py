@@ -35,7 +35,7 @@ def coverage(classes: np.ndarray, real: np.ndarray) -> float:
 def warning(distance: float, classes: float | None) -> str | None:
     """A warning that the generator may have collapsed; None if neither share is small."""
     if classes is not None and classes < FEW_CLASSES:
-        what = f"the entropy of its classes is {classes:.0%} of the real images'"
+        what = f"the entropy of its classes is {classes:.0%} of that of real images"
     elif distance < CLOSE:
         what = f"the distance between its images is {distance:.0%} of that between real images"
     else:

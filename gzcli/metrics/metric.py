@@ -126,7 +126,8 @@ def one_distance(chosen: Iterable[Metric]) -> Metric:
     if len(distances) != 1:
         hint = "use `--metrics fid` for files of pytorch-fid and clean-fid, or `fd` for features of the set"
         raise UsageError(
-            f"statistics need one Fréchet distance among the metrics, not {len(distances)}", hint=hint
+            f"`mu` and `sigma` need exactly one Fréchet distance among the metrics, not {len(distances)}",
+            hint=hint,
         )
     return distances[0]
 

@@ -45,7 +45,7 @@ def pixel_figures(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> di
 
 
 def region_weights(mask: np.ndarray) -> np.ndarray:
-    """1 / the number of pixels of the region that a pixel is in, float64 [H, W]; 0 outside of regions."""
+    """1 / the number of pixels of the region that a pixel is in, float64 [H, W]; 0 outside all regions."""
     from scipy import ndimage
 
     labels, _ = ndimage.label(mask, np.ones((3, 3)))

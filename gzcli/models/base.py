@@ -168,7 +168,7 @@ class Model(nn.Module):
         raise UsageError(f"`{type(self).__name__}` has no method `sample`", hint=_EXAMPLE)
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Called once a run, before `on_start`, with a random subset of the training images."""
+        """Called once per run, before `on_start`, with a random subset of the training images."""
 
     def begins_anew(self, earlier: DataInfo, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Values by name that a training from the weights of another model (`train.init`) starts from instead

@@ -193,8 +193,8 @@ def check_strategy(part: Part, card: ModelCard) -> None:
 
 
 def check_values(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts) -> None:
-    """Raises UsageError if the model does not support images beyond 8 bits, or if the recipe uses options
-    that these do not support."""
+    """Raises UsageError if the model does not support images of more than 8 bits, or if the recipe uses
+    options that do not work with such images."""
     own = getattr(data, "values", None)  # of a pack; its facts say it themselves
     if getattr(data, "valued", False):
         own = {"channels": data.shape[0], "levels": getattr(data, "levels", None)}

@@ -271,7 +271,7 @@ class Weights:
 
 
 def _tuned(own: RecipeFile, data: str | None, gpus: int, start: Weights) -> list[RecipeFile]:
-    """The recipe of some weights, with the training of the shipped recipe for few images at their scale."""
+    """The recipe of the weights; its training is that of the shipped recipe for few images at their scale."""
     layers = [Layer(dict(start.tree), start.name, "file", start.name)]
     if start.recipe:
         layers.append(
@@ -589,8 +589,8 @@ def _reused_runs(layers: Iterable[Layer]) -> dict[str, tuple[str, str]]:
 
 
 def _fitting(layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, ModelCard]) -> Iterator[Layer]:
-    """The layers as far as the rules of the models apply that the stages have in the end: without runs
-    instead of stages, and without keys of an earlier model that the later one does not have."""
+    """The layers as the final models of the stages accept them: without runs instead of stages, and without
+    keys of an earlier model that the final one lacks."""
     now: dict[str, str] = {}
     for layer in layers:
         stages = layer.section("stages")

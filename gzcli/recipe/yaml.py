@@ -311,7 +311,7 @@ def flow(value: Any) -> str:
         return (mantissa if "." in mantissa else f"{mantissa}.0") + e + exponent
     if isinstance(value, str):
         return _text(value)
-    raise TypeError(f"{type(value).__name__} has no place in a recipe: {value!r}")
+    raise TypeError(f"a recipe cannot contain a {type(value).__name__}: {value!r}")
 
 
 def _text(text: str) -> str:

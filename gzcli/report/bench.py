@@ -216,7 +216,7 @@ def cost_column(key: str, rows: Sequence[Row]) -> Column:
 
 
 def agreement(result: Row) -> str:
-    """How well the orders of two seeds agree, in a sentence; empty if that is not known."""
+    """How well the orders of two seeds agree, in a sentence; empty if that was not computed."""
     by = result.get("spearman") or {}
     if not doc.is_number(by.get("mean")):
         return ""
@@ -246,7 +246,7 @@ def league_winner(result: Row) -> str:
 
 
 def second_judge(result: Row) -> str:
-    """How far the second judge agrees with the order of the first; empty if that is not known."""
+    """How far the second judge agrees with the order of the first; empty if that was not computed."""
     second = result.get("second") or {}
     if not doc.is_number(second.get("spearman")):
         return ""

@@ -17,8 +17,8 @@ MOST = 7  # columns of metrics and facts without a choice
 LIKELIHOODS = ("bpd", "nats", "bpd|y", "nats|y")
 TITLE = "To cite"
 CAPTION = (
-    "± is half of a 95 % interval, over images or (Student's t) over several seeds. Metrics in bold cannot "
-    "be distinguished from the best."
+    "± is half of a 95 % interval: over images for one seed, over seeds (Student's t) for several. Metrics "
+    "in bold cannot be distinguished from the best."
 )
 MARK = " †"  # of a model that was trained for too long
 LATE_CAPTION = f"†: trained for over {LATE} times the budget, so without a rank."

@@ -114,7 +114,7 @@ class Results:
 
     @cached_property
     def scores(self) -> dict[str, dict[str, np.ndarray]]:
-        """Of each set, the in-distribution one first, float64 [N] of each score; empty without scores."""
+        """The scores of each set, the in-distribution one first, float64 [N]; empty without scores."""
         path = Run(self.folder).scores_file
         if not self.may_read(path):
             return {}

@@ -237,7 +237,7 @@ def safetensors_header(file: Path) -> dict[str, Any]:
     with file.open("rb") as f:
         length = int.from_bytes(f.read(8), "little")
         if not 0 < length <= min(size, LONGEST_HEADER):
-            raise ValueError("its header is cut off, or too long")
+            raise ValueError("its header is truncated, or too long")
         text = f.read(length)
     try:
         head = json.loads(text)
@@ -301,7 +301,7 @@ def first_rows(path: Path, name: str, n: int, hint: str | None = AGAIN) -> np.nd
             raise ValueError(f"`{name}` is not a uint8 array [N, H, W, 1 or 3]")
         n, row = min(n, shape[0]), math.prod(shape[1:])
         if not 0 < row * max(n, 1) <= LARGEST or len(data := f.read(n * row)) < n * row:
-            raise ValueError(f"`{name}` is cut off, or its images are too large")
+            raise ValueError(f"`{name}` is truncated, or its images are too large")
         return np.frombuffer(data, np.uint8).reshape(n, *shape[1:])
 
 

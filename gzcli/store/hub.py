@@ -160,7 +160,7 @@ def is_published(folder: Path) -> bool:
 
 def push(folder: Path, name: str, *, private: bool) -> str:
     """Puts the files of a folder into a repository of the user, as one commit. Returns its web address.
-    Raises MissingError without a token or a network, and if the hub refuses."""
+    Raises MissingError if there is no token or no network, or if the hub refuses."""
     if offline():
         raise MissingError("cannot push while `GZ_OFFLINE` is set", hint="unset `GZ_OFFLINE`")
     from huggingface_hub import HfApi, get_token

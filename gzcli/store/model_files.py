@@ -29,7 +29,7 @@ def is_file(what: str) -> bool:
 
 def add(file: str | Path) -> str:
     """Makes the model of a file known to this process, before all others of its name. Returns the name.
-    Raises MissingError without such a file, UsageError if its name cannot be a model's."""
+    Raises MissingError if there is no such file, UsageError if its name cannot be a model's."""
     path = Path(file).expanduser().absolute()
     if not path.is_file():
         raise MissingError(
@@ -105,7 +105,7 @@ def trust(file: Path) -> str:
 
 
 def _read(file: Path) -> str:
-    """The sha256 of a file, and keeps its content for `program`."""
+    """Returns the sha256 of a file, and keeps its content for `program`."""
     content = _programs[file.absolute()] = file.read_bytes()
     return hashlib.sha256(content).hexdigest()
 

@@ -85,7 +85,8 @@ FORMATS = {
 
 
 def origin_of(file: Path) -> dict[str, Any]:
-    """What made an image; raises MissingError without a file, UsageError for one that is not a PNG by gz."""
+    """What made an image; raises MissingError if there is no file, UsageError for one that is not a PNG by
+    gz."""
     from PIL import Image
 
     try:

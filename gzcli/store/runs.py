@@ -65,8 +65,8 @@ def _store_lock() -> contextlib.AbstractContextManager[bool]:
 
 
 def time_of_id(root: Path) -> str:
-    """The time in the id of a new run, later than in all others even if the clock was set back. Times more
-    than a day ahead, of a wrong clock, are ignored."""
+    """The time in the id of a new run, later than in the ids of all others even if the clock was set
+    back. Times more than a day ahead, of a wrong clock, are ignored."""
     now = latest = datetime.fromtimestamp(int(time.time()))
     for parts in filter(None, (RUN_ID.fullmatch(path.name) for path in root.iterdir())):
         with contextlib.suppress(ValueError):

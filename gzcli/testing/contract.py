@@ -286,7 +286,7 @@ def samples_are_images(case: Case) -> None:
     require(tuple(x.shape) == shape, f"`sample(4)` returns {tuple(x.shape)}, not {shape}")
     require(torch.isfinite(x).all(), "`sample` returns values that are not finite")
     low, high = float(x.min()), float(x.max())
-    require(low >= -1 and high <= 1, f"`sample` leaves [-1, 1]: {low:.3g} … {high:.3g}")
+    require(low >= -1 and high <= 1, f"`sample` returns values outside [-1, 1]: {low:.3g} … {high:.3g}")
     repeated, with_seed_1, first_two = draw(model, case), draw(model, case, seed=1), draw(model, case, n=2)
     require(
         torch.equal(x, repeated),
@@ -314,7 +314,7 @@ def weights_save_and_load(case: Case) -> None:
     lost = [key for key in missing if not key.endswith("_extra_state")]
     require(not unexpected and not lost, f"a saved model does not load: {', '.join([*unexpected, *lost])}")
     is_equal = torch.equal(draw(model.eval(), case), draw(loaded.eval(), case))
-    lost_state = "something that `sample` uses is neither parameter nor buffer"
+    lost_state = "`sample` uses a value that is neither a parameter nor a buffer"
     require(is_equal, f"a loaded model draws different images: {lost_state}")
 
 
@@ -326,8 +326,11 @@ def declared_capabilities_work(case: Case) -> None:
     for name in (*card.do, *(f"score_{score}" for score in card.scores)):
         require(callable(getattr(model, name, None)), f"`{name}` is not a method")
     alike = hasattr(model, "log_prob") == (model.likelihood is not None)
-    require(alike, '`log_prob` and the class attribute `likelihood` ("exact", "bound" or "ode") go together')
-    require(("log_prob" in card.can) == hasattr(model, "log_prob"), "the catalogue does not see `log_prob`")
+    require(
+        alike,
+        'define both `log_prob` and the class attribute `likelihood` ("exact", "bound" or "ode"), or neither',
+    )
+    require(("log_prob" in card.can) == hasattr(model, "log_prob"), "the catalogue does not list `log_prob`")
     conditional = "`self.conditional` differs from the option `conditional`; set it in `__init__`"
     require(model.conditional == case.conditional, conditional)
 

@@ -1,12 +1,12 @@
-"""Template — what it is, who made it, if it is written down.
+"""Template — the method, its authors, and the paper if there is one.
 
     train: {steps: 600, batch_size: 64, ema: 0.99}
     optim: {lr: 1e-3}
 
 The indented lines above are the model's recipe; a file `template.yaml` beside this one would replace them.
-This first version is flow matching (Lipman 2023, arXiv:2210.02747): a network v(x_t, t) learns the way
+This first version is flow matching (Lipman 2023, arXiv:2210.02747): a network v(x_t, t) learns the velocity
 x1 − x0 from noise x0 to an image x1, at x_t = (1 − t) x0 + t x1. Change what you like: `gz model check
-./template.py` tells whether the result keeps the contract, `gz train ./template.py` trains it.
+./template.py` checks whether the result meets the contract, and `gz train ./template.py` trains it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Template(Model):
     """A small convolutional network that learns a velocity.
 
     hidden: channels of its inner layers.
-    layers: how many of these there are.
+    layers: number of inner layers.
     """
 
     paper = "Lipman 2023, arXiv:2210.02747"

@@ -41,7 +41,7 @@ def test_a_change_is_found_and_a_date_is_none(tmp_path: Path):
 
 def test_seconds_are_replaced_and_figures_are_not_and_braces_give_a_command_each():
     for line, normal in (
-        ("done: 4 images, 2s, 0.0027 s an image", "done: 4 images, <time>, <time> an image"),
+        ("done: 4 images, 2s, 0.0027 s per image", "done: 4 images, <time>, <time> per image"),
         ("done: best bpd 3.101 at step 6, 1m40s", "done: best bpd 3.101 at step 6, <time>"),
         ("step 6  3.98 it/s  loss 586.4", "step 6  <time>  loss 586.4"),
         ("6 of 700 steps, 64 images, 355 test images", "6 of 700 steps, 64 images, 355 test images"),

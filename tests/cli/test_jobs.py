@@ -64,7 +64,7 @@ def test_a_dry_run_says_what_a_job_takes_and_starts_none(call, home, monkeypatch
     row = {"run": run.id, "calls": 30}
     files.write_json(folder / "result.json", {"rows": [row]})
     code, shown, _ = call("bench", "here", "here", "--data", "digits", "-n", "300", "--dry-run")
-    assert code == 0 and shown.count("300 images, about 6 seconds, 30 calls an image\n") == 2
+    assert code == 0 and shown.count("300 images, about 6 seconds, 30 calls per image\n") == 2
     assert "\ntotal: about 12 seconds\n" in shown
     value = json.loads(call("sample", "here", "--do", "reconstruct", "--dry-run", "--json")[1])
     assert value["rows"] == [{"run": run.id, "n": 64, "seconds": None, "calls": None}]
@@ -233,7 +233,7 @@ def test_what_can_be_known_is_refused_before_the_engine_starts(run, call, tmp_pa
         (f"bench mine --data digits --export-stats {tmp_path}", "is a folder"),
         (
             "bench mine --data digits --metrics swd --export-stats s.npz",
-            "need one Fréchet distance among the metrics, not 0",
+            "need exactly one Fréchet distance among the metrics, not 0",
         ),
         (
             "bench mine --data digits --metrics fd,fid --export-stats s.npz",

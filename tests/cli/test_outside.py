@@ -84,7 +84,7 @@ LOSSES = {
     "return self.speed(x0)": (LEARNS, "AttributeError"),
 }
 SAMPLES = {
-    "return x": "leaves [-1, 1]",
+    "return x": "values outside [-1, 1]",
     "return torch.rand_like(x)": "different images from the same noise",
     "return (x * len(x) / 4).clamp(-1, 1)": "how many images are drawn",
     "return x.clamp(-1, 1)[:, :, 1:]": "returns (4, 1, 15, 16), not (4, 1, 16, 16)",

@@ -172,7 +172,7 @@ def test_files_that_are_gone_and_mixed_sizes(pictures, tmp_path):
     with pytest.raises(MissingError, match=r"04\.png` is damaged: it ends before byte"):
         pictures[4]
     pictures.shape = (65, 3, 12, 13)
-    with pytest.raises(UsageError, match=r"mixed sizes: `.*00\.png` is 12×12, others are 13×12") as e:
+    with pytest.raises(UsageError, match=r"mixed sizes: `.*00\.png` is 12×12, but others are 13×12") as e:
         pictures[0]
     assert "data.size" in e.value.hint
 

@@ -511,14 +511,14 @@ def test_good_pictures_alone_make_an_alarm(good, tmp_path, pictures):
 
 
 def test_an_alarm_of_too_few_good_pictures_says_how_many_it_needs(good, tmp_path, pictures):
-    with pytest.raises(UsageError, match="good images, and there are 70") as error:
+    with pytest.raises(UsageError, match="good images, but there are only 70") as error:
         by_method(good, pictures, tmp_path, fpr=0.01)
     line = f"gz ood --in {good} --input {pictures} --fpr 1.5%"
     assert error.value.hint.startswith(f"use `--fpr 1.5%` or more, as in {line}; or give 99 images, or more")
     assert by_method(good, pictures, tmp_path, fpr=0.015)["compared"]["n"] == 70, "the line works"
     few = by_method(good, pictures, tmp_path, method="pca_local", fpr=0.015)
     assert not few["choice"], "without a choice"
-    with pytest.raises(UsageError, match="further good images, and there are 24"):
+    with pytest.raises(UsageError, match="further good images, but there are only 24"):
         np.savez(tmp_path / "few.npz", images=np.asarray(open_pack("digits").images("test"))[:24])
         by_method(good, pictures, tmp_path, calibrate=str(tmp_path / "few.npz"))
 

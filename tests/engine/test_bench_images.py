@@ -70,7 +70,7 @@ def test_a_set_against_itself_is_at_nought_and_the_floor_is_of_as_many_images(pa
         assert floor["metrics"]["fd"] == pytest.approx(np.mean(floor["draws"]["fd"]))
     assert result["provenance"]["floor_draws"] == result["floors"][0]["draws"]
     assert (same["name"], same["model"], same["run"]) == ("same.npz", None, None)
-    for said in ("260 grey images of 16×16, resized from 32×32; fewer than", "floor for its number"):
+    for said in ("260 grey images of 16×16, resized from 32×32; fewer than", "floor for the same number"):
         assert any(said in note for note in result["notes"]), said
     # copies of training images are told from images that were not trained on
     assert train["metrics"]["authenticity"] < 0.2 < result["floor"]["authenticity"]
@@ -105,7 +105,7 @@ def test_the_real_side_is_a_split_or_all_or_statistics(paths, digits, tmp_path):
     np.savez(tmp_path / "wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     refused("`fd` has 64 features", run, tmp_path, paths / "same.npz", stats=str(tmp_path / "wide.npz"))
     np.savez(tmp_path / "other.npz", mu=np.zeros(64), sigma=np.eye(64), features="another")
-    refused("another network", run, tmp_path, paths / "same.npz", stats=str(tmp_path / "other.npz"))
+    refused("a different network from", run, tmp_path, paths / "same.npz", stats=str(tmp_path / "other.npz"))
 
 
 def test_worth_is_of_labelled_samples(paths, tmp_path, monkeypatch):

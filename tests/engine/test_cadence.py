@@ -244,7 +244,7 @@ def test_a_generator_that_has_just_begun_has_not_collapsed(monkeypatch):
     assert counts == [0, 0, 1, 1]
     monkeypatch.undo()
     text = collapse.warning(1.0, collapse.coverage(np.zeros(9, int), np.arange(9)))
-    assert text.endswith("is 0% of the real images'"), "no share is less than nothing"
+    assert text.endswith("is 0% of that of real images"), "no share is less than nothing"
 
 
 @pytest.mark.parametrize("error", ["UsageError", "CommError"])

@@ -324,7 +324,7 @@ def test_what_is_worse_than_chance_is_not_called_as_good_as_a_baseline():
 def test_baselines_of_a_binary_run_are_of_the_sets_own_bytes(trained, tmp_path, monkeypatch):
     fake_run(tmp_path, monkeypatch, scores, model=fitted(levels=2), name="binary")
     result = run(tmp_path, run="binary", scores=("nll",), n=40)
-    assert any("binarized" in note and "own bytes" in note for note in result["notes"])
+    assert any("binarized" in note and "before binarization" in note for note in result["notes"])
     rows = rows_of(tmp_path)
     for role, name in (("in", "digits"), ("out", "digits-ab")):
         images = open_pack(name).images("test")[subset(355, 40)]

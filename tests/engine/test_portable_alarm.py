@@ -163,4 +163,10 @@ def test_the_map_of_a_run_becomes_a_score_that_needs_no_torch(model, draws, opti
     assert all(abs(row["p"] - p[Path(row["file"]).name]) < 1e-6 for row in result["files"]) and len(p) == 20
     assert len(set(p.values())) > 10
     binary = replace(trained, info=replace(trained.info, levels=2))
-    refused("its alarm cannot be exported", export_run.write, binary, tmp_path / "no", Log(mode="quiet"))
+    refused(
+        "cannot be exported, because it scores binary",
+        export_run.write,
+        binary,
+        tmp_path / "no",
+        Log(mode="quiet"),
+    )

@@ -145,7 +145,9 @@ def test_a_cut_record_of_losses_is_said(run, monkeypatch):
         return list(said)
 
     assert resumed(whole) == [] and resumed(whole + b'{"step": 5, "lo') == []
-    cut = f"`{run.metrics_file}` was cut off: {{}} of 4 loss lines are missing; the weights are not affected"
+    cut = (
+        f"`{run.metrics_file}` was truncated: {{}} of 4 loss lines are missing; the weights are not affected"
+    )
     assert resumed(whole[: whole.index(b"\n") + 20]) == [cut.format(3)]
     assert resumed(b"") == resumed(None) == [cut.format(4)]
 

@@ -358,15 +358,15 @@ def npz(path: Path, **arrays: bytes) -> Path:
 
 IMAGES = shaped("(20, 8, 8)", body=bytes(20 * 8 * 8))
 HEADS = {
-    "huge": (shaped("(1000000000000, 8, 8)"), "cut off"),
-    "wide": (shaped("(1, 100000000, 100000000)"), "cut off"),
+    "huge": (shaped("(1000000000000, 8, 8)"), "truncated"),
+    "wide": (shaped("(1, 100000000, 100000000)"), "truncated"),
     "negative": (shaped("(-5, 8, 8)"), "its shape is"),
     "a truth": (shaped("(True, 8, 8)"), "its shape is"),
     "no pixels": (shaped("(20, 0, 8)"), "its shape is"),
     "nested": (shaped("((5, 8), 8)"), "not a numpy array"),
     "unclosed": (shaped("(5, 8, 8" + "(" * 500), "not a numpy array"),
     "objects": (shaped("(5, 8, 8)", "|O"), "Python objects"),
-    "cut": (IMAGES[:200], "cut off"),
+    "cut": (IMAGES[:200], "truncated"),
 }
 
 

@@ -68,7 +68,7 @@ def test_chains_go_on_where_they_ended_and_keep_their_labels():
     started = 2 * batch(x, 3, y).noise.rand(*x.shape) - 1
     torch.testing.assert_close(anew.on_batch(batch(x, 3, y))["ends"], started)
     refused(
-        "`model.chains` is 64, which is fewer than a batch of 65",
+        "`model.chains` is 64, but a batch of 65 needs at least as many",
         model.on_batch,
         batch(torch.zeros(65, *INFO.shape)),
     )

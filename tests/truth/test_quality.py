@@ -259,7 +259,7 @@ def test_files_without_statistics_or_weights_are_told(net, tmp_path, monkeypatch
             path.write_bytes(wrong)
         else:
             np.savez(path, **wrong)
-        refused("these are not statistics", read_statistics, path, metrics()["fd"], net)
+        refused("the statistics cannot be read", read_statistics, path, metrics()["fd"], net)
     monkeypatch.setenv("GZ_HOME", str(tmp_path))
     error = refused("", inception, error=MissingError)
     assert INCEPTION in error.message and str(cache_dir("weights") / INCEPTION) in error.hint

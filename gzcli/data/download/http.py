@@ -33,7 +33,7 @@ class Refused(Exception):
 
 
 class Again(Exception):
-    """A fault that may pass: stalled, cut off, 5xx."""
+    """A fault that may pass: stalled, truncated, 5xx."""
 
     def __init__(self, reason: str, wait: float = 0.0):
         super().__init__(reason)
@@ -192,7 +192,7 @@ def _attempt(url: str, part: Path, total: int | None, report: Callable[[int], No
         part.unlink(missing_ok=True)
         raise
     if total is not None and (size := size_of(part)) != total:
-        raise Again(f"was cut off after {size:,} of {total:,} bytes")
+        raise Again(f"was truncated after {size:,} of {total:,} bytes")
     return resumed
 
 

@@ -159,7 +159,7 @@ def quantise(u8: Tensor, levels: int | None, noise: Noise | None = None) -> Tens
         return u8.to(torch.get_default_dtype())
     if levels == 2:
         if noise is None:
-            raise ValueError("binary images are drawn: give `noise`")
+            raise ValueError("binary images are drawn from grey levels, which needs `noise`")
         white = noise.rand(*u8.shape) < u8.to(torch.get_default_dtype()) / 255
         return white.to(torch.get_default_dtype()).mul_(2).sub_(1)
     k = u8 if levels == 256 else (u8.int() * levels) >> 8

@@ -197,7 +197,7 @@ def _native(images: RawImages, form: Form, note: Say) -> Shape:
         return images.shape
     if images.probe is None:
         if form.size is None or form.channels is None:
-            raise ValueError(f"`{images.title}` can only be packed with a given size and channels")
+            raise ValueError(f"`{images.title}` cannot be packed until a size and channels are given")
         return form.channels, *sides(form.size)
     shapes, problem = [], None
     for name, data in images.probe():
@@ -307,7 +307,7 @@ class Fit:
             return Fitted(split, start, name, self._rows(image[None]), resized, (w, h))
         if image.shape != self.shape:
             message = f"the images of `{self.title}` have mixed sizes: `{name}` is {w}×{h}"
-            raise UsageError(f"{message}, others are {w0}×{h0}", hint=self.hint)
+            raise UsageError(f"{message}, but others are {w0}×{h0}", hint=self.hint)
         before = pictures.sides_of(data) if self.with_sides else (0, 0)
         return Fitted(split, start, name, image[None], resized, before, tuple(said))
 

@@ -208,7 +208,7 @@ def facts_of(
 
 @lru_cache(maxsize=1)
 def _surveyed(data: OwnSet, made_of: str | None) -> Facts | None:
-    """The facts of a set that is not packed. Recipes that are resolved in turn ask for the same one's, and an
+    """The facts of a set that is not packed. Cached, because several recipes need the same facts, and an
     archive of many images takes seconds; `made_of` changes with its files."""
     return measure(read(data, data.form))
 

@@ -304,7 +304,7 @@ def record_data(folder: Path, meta: PackMeta) -> None:
 
 
 def check_unchanged(folder: Path, meta: PackMeta) -> None:
-    """Raises MissingError with the changes of a set since the run in `folder` recorded it."""
+    """Raises MissingError if a set has changed since the run in `folder` recorded it, with the changes."""
     before = Run(folder).environment.get("data") or {}
     if before.get("name") != meta.name or before.get("digest") == meta.digest:
         return

@@ -96,7 +96,7 @@ def _fetch_files(spec: DataSpec, say: Say) -> None:
             raise MissingError(message, hint=ways_to_fetch(spec))
         if spec.download_size > FETCHED_UNASKED:
             raise MissingError(
-                f"`{spec.name}` is not in the cache, and too large to download unasked",
+                f"`{spec.name}` is not in the cache, and is too large to download automatically",
                 hint=ways_to_fetch(spec),
             )
         say(f"downloading `{spec.name}` ({megabytes}, licence: {spec.licence})")

@@ -198,7 +198,7 @@ class Pictures:
             return image[:, y : y + self.patch, x : x + self.patch]
         if image.shape != self.shape[1:]:
             _, h0, w0 = self.shape[1:]
-            message = f"the images have mixed sizes: `{name}` is {w}×{h}, others are {w0}×{h0}"
+            message = f"the images have mixed sizes: `{name}` is {w}×{h}, but others are {w0}×{h0}"
             raise UsageError(message, hint="use `--set data.size=64` to crop them to squares and resize them")
         return image
 

@@ -215,7 +215,7 @@ class Tar:
             file.seek(archive.offset)
             end = file.read(tarfile.BLOCKSIZE)
             if end.strip(b"\0") or len(end) < tarfile.BLOCKSIZE:
-                raise tarfile.ReadError("the archive is cut off")
+                raise tarfile.ReadError("the archive is truncated")
             while block := file.read(1 << 20):
                 total += len(block)
                 refuse_bomb(path, total, packed)

@@ -159,7 +159,7 @@ def factors(n: int) -> Factors:
 
 
 def shapes(spec: DataSpec) -> RawImages:
-    """Forms of 8 kinds and colours; the class is the kind, the caption states the factors in words."""
+    """Shapes of 8 kinds and colours; the class is the kind, and the caption states the factors in words."""
     facts = factors(spec.n_train + spec.n_test)
     colours = list(COLOURS)
     words = []
@@ -336,7 +336,7 @@ def emoji(spec: DataSpec) -> RawImages:
 
 
 def emoji_font() -> Path:
-    """The installed font. Raises MissingError without it."""
+    """The installed font. Raises MissingError if there is none."""
     from matplotlib.font_manager import findSystemFonts
 
     if path := next((path for path in findSystemFonts() if Path(path).name == FONT), None):
@@ -346,8 +346,8 @@ def emoji_font() -> Path:
 
 
 def draw_emoji(texts: Sequence[str], side: int, font: Path) -> np.ndarray:
-    """Images uint8 [N, 3, side, side] of emoji on white. Raises MissingError without the library that joins
-    characters to one emoji."""
+    """Images uint8 [N, 3, side, side] of emoji on white. Raises MissingError if there is no library that
+    joins characters to one emoji."""
     from PIL import Image, ImageDraw, ImageFont, features
 
     if not features.check("raqm"):

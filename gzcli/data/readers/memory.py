@@ -346,7 +346,7 @@ def _picture(data: Any) -> Any:
     pixels = pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels
     if pixels.dtype != np.uint8 or (pixels.ndim == 3 and pixels.shape[2] != 3):
         message = f"`data` has arrays of mixed sizes that are not 8-bit images: {pixels.dtype}"
-        raise UsageError(f"{message} {pixels.shape}", hint="stack arrays of one size")
+        raise UsageError(f"{message} {pixels.shape}", hint="resize them to one size, and stack them")
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 

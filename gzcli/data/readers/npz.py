@@ -147,20 +147,21 @@ class _Npz:
                 elif len(data := f.read(size)) == size:
                     images = np.frombuffer(data, header.dtype).reshape(shape)
                 else:
-                    raise MissingError(f"`{self.path}` is cut off in `{name}`", hint=AGAIN)
+                    raise MissingError(f"`{self.path}` is truncated in `{name}`", hint=AGAIN)
                 yield start, images if header.first else images.transpose(0, 3, 1, 2)
 
     def numbers(self, name: str) -> list[int]:
         """The integers of a small array. Raises UsageError for others."""
         values = self._whole(name)
         if values.ndim != 1 or values.dtype.kind not in "iu":
-            raise UsageError(f"`{name}` in `{self.path}` is {values.dtype} of shape {values.shape}")
+            shape = f"{values.dtype} of shape {values.shape}"
+            raise UsageError(f"`{name}` in `{self.path}` must be a list of integers, not {shape}")
         return values.tolist()
 
     def labels(self, name: str, n: int) -> np.ndarray:
         """int64 [N], or uint8 [N, K] for several classes at once."""
         with self._opened(name) as (_, shape, _, dtype):
-            wrong = f"`{name}` in `{self.path}` is {dtype} of shape {shape} for {n} images"
+            wrong = f"`{name}` in `{self.path}` must be labels of {n} images, not {dtype} of shape {shape}"
         if not 1 <= len(shape) <= 2 or shape[0] != n or dtype.kind not in "iub":
             raise UsageError(wrong, hint=LABEL_HINT)
         y = self._whole(name)
@@ -174,7 +175,8 @@ class _Npz:
         texts = self._whole(name)
         if texts.ndim != 1 or texts.dtype.kind not in "US":
             hint = f"give an array of strings, one for each class: `{name}=np.array(['ant', 'bee'])`"
-            raise UsageError(f"`{name}` in `{self.path}` is {texts.dtype} of shape {texts.shape}", hint=hint)
+            shape = f"{texts.dtype} of shape {texts.shape}"
+            raise UsageError(f"`{name}` in `{self.path}` must be a list of names, not {shape}", hint=hint)
         if len(texts) < least:
             raise UsageError(
                 f"`{name}` in `{self.path}` names {len(texts)} classes, but its labels have {least}"
@@ -208,5 +210,5 @@ class _Npz:
             except (ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError) as e:
                 raise MissingError(f"`{name}` in `{self.path}` is not a numpy array: {first_line(e)}") from e
             if f.tell() + math.prod(shape) * dtype.itemsize > archive.getinfo(f"{name}.npy").file_size:
-                raise MissingError(f"`{self.path}` is cut off in `{name}`", hint=AGAIN)
+                raise MissingError(f"`{self.path}` is truncated in `{name}`", hint=AGAIN)
             yield f, shape, fortran, dtype

@@ -245,7 +245,7 @@ def decoded(data: bytes, name: str) -> tuple[np.ndarray, int | None] | None:
             return _by_tifffile(data, name, "")
         except MissingError:  # read as a picture, which notes its 16 bits
             return None
-    return _by_tifffile(data, name, f"{samples} values a pixel, {counted(pages, 'page')}")
+    return _by_tifffile(data, name, f"{samples} values per pixel, {counted(pages, 'page')}")
 
 
 def _page(image: Any, number: int) -> Any:
@@ -279,7 +279,9 @@ def _npy(data: bytes, name: str) -> tuple[np.ndarray, int | None]:
         ) from e
     title = f"`{name}` is {array.dtype} of shape {array.shape}"
     if array.ndim not in (2, 3) or not all(array.shape) or array.dtype.kind not in "iuf":
-        raise UsageError(title, hint="save one image a file: numbers of shape [H, W], [H, W, C] or [C, H, W]")
+        raise UsageError(
+            title, hint="save one image per file: numbers of shape [H, W], [H, W, C] or [C, H, W]"
+        )
     if array.ndim == 2:
         array = array[None]
     elif not axis_of(array.shape, title):

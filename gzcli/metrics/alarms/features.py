@@ -37,7 +37,7 @@ def cells_of(shape: Sequence[int], cell: int) -> tuple[int, int]:
 
 
 def features(images: np.ndarray, cell: int) -> np.ndarray:
-    """float32 [N, D, h, w] of images uint8 [N, C, H, W]. Raises MissingError without the weights."""
+    """float32 [N, D, h, w] of images uint8 [N, C, H, W]. Raises MissingError if the weights are missing."""
     keys = [(cell, hashlib.blake2b(image.tobytes(), digest_size=16).digest()) for image in images]
     lacking = {key: i for i, key in enumerate(keys) if key not in _seen}
     fresh: dict[tuple[int, bytes], np.ndarray] = {}

@@ -33,7 +33,7 @@ class Fitted:
 
     @cached_property
     def hash(self) -> str:
-        """Of the settings and every array."""
+        """A hash of the settings and every array."""
         digest = hashlib.sha256(repr(sorted(self.parameters.items())).encode())
         for field in fields(self):
             if field.name != "parameters":

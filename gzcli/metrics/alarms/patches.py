@@ -29,7 +29,7 @@ KNOWN = 120  # good images, at most, whose maps say what is usual
 
 @dataclass(frozen=True)
 class Embedding:
-    """What becomes of a patch: a convolution, and a place."""
+    """The embedding of a patch: its projection by a convolution, and its position."""
 
     side: int  # of a patch, in cells
     mean: np.ndarray  # float32 [C · p · p]
@@ -106,7 +106,7 @@ def fit_patchcore(
     relate: bool = False,
     even: bool = False,
 ) -> PatchCore:
-    """`patchcore`. Raises MissingError without the weights of the network."""
+    """`patchcore`. Raises MissingError if the weights of the network are missing."""
     cell = cell_of(images.shape[1:])
     x = features(images, cell)
     embedding = embed(x, 1, weight, stride=1, dimensions=OF_FEATURES)

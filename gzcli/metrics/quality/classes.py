@@ -90,7 +90,7 @@ LEGIBLE = (
         "up",
         keep=14,
         beside=True,
-        meaning="share of samples of a confident class; 0.95 of real images",
+        meaning="share of samples with a confident class; 0.95 for real images",
     ),
 )
 METRICS = (

@@ -4,7 +4,7 @@ or pixel by pixel; likelihood, generation in order, completion.
 Order of generation: rows from the top, pixels from the left, channels R → G → B. A vertical feature at row i
 sees rows < i of the image; a horizontal feature of channel group c at (i, j) also sees pixels < j of its row
 and channels < c of its pixel (masks A in the first layer and B above it: van den Oord 2016,
-arXiv:1601.06759). Kernels hold the unmasked taps alone, and padding shifts their input; only the channel
+arXiv:1601.06759). Kernels contain only the unmasked taps, and padding shifts their input; only the channel
 groups of the current pixel need a mask."""
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class MaskGIT(Prior):
         return to_fp32(self.head(self.trunk(h, grids=[self.grid])[:, 1:]))
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """Cross-entropy of the masked codes (eq. 1 over their number), nats a code; logs `nats`, the same
+        """Cross-entropy of the masked codes (eq. 1 over their number), nats per code; logs `nats`, the same
         without smoothing."""
         codes, (labels, drop) = batch.extra["codes"].long(), self.training_labels(batch)
         share = torch.cos(0.5 * math.pi * batch.noise.rand(len(codes)))

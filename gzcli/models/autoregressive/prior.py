@@ -126,7 +126,7 @@ class Prior(Labelled):
         return self.tokenizer.map_recon(x, noise=noise)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The tokenizer's metrics, and in nats a code: `entropy` of a single code, and `code_nats` under
+        """The tokenizer's metrics, and in nats per code: `entropy` of a single code, and `code_nats` under
         the prior, given the labels, or jointly with the clusters."""
         figures, nats, n = Figures(self.tokenizer), 0.0, 0
         for batch in batches:

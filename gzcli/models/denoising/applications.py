@@ -284,7 +284,7 @@ class Applications(Denoiser):
     ) -> Applied:
         """Restores degraded images [B, C, H, W] one by one, with a solver of deepinv. Its metrics are the
         peak signal-to-noise ratios before and after, unless the inputs are degraded already. Raises
-        MissingError without deepinv, UsageError for latents and options that do not fit."""
+        MissingError if deepinv is missing, UsageError for latents and options that do not fit."""
         at_least(1, steps=options.steps)
         degrade = Degradation(options, tuple(x.shape[1:]), mask, noise.rand(*x.shape)[:, :1])
         solver = solver_of(options, x.device)
@@ -506,7 +506,7 @@ class NoiseApplications(Applications):
 
 
 def solver_of(options: RestoreOptions, device: torch.device) -> Any:
-    """DiffPIR, without its denoiser. Raises MissingError without deepinv."""
+    """DiffPIR, without its denoiser. Raises MissingError if deepinv is missing."""
     try:
         from deepinv.optim.data_fidelity import L2
         from deepinv.sampling import DiffPIR

@@ -499,7 +499,7 @@ class LikelihoodOptions:
     solver: of the ODE: with steps of one network call and gradient (euler, adams), two (midpoint, heun) or
       four (rk4), or with steps of six that fit the image (adaptive).
     steps: number of steps of a fixed-step solver, even in log σ/α.
-    tolerance: largest error of an adaptive step, of x and of the nats a dimension.
+    tolerance: largest error of an adaptive step, of x and of the nats per dimension.
     probes: Rademacher vectors that estimate the divergence.
     """
 

@@ -477,7 +477,7 @@ class SDE(Process):
         return [*map(self.level, times.tolist()), Level(0.0, 1.0, 0.0)]
 
     def ode_times(self, steps: int, start: float = 1.0) -> list[float]:
-        """Even in the 7th root of σ/α, to the time at which samplers stop."""
+        """Times spaced evenly in the 7th root of σ/α, to the time at which samplers stop."""
         return [level.t for level in self.path(steps + 1, start=start)[:-1]]
 
     def likelihood_path(self, ratio: float, steps: int) -> list[Level]:

@@ -78,7 +78,7 @@ class Chains(nn.Module):
         images."""
         turn, total = self.begun, len(fresh) * ranks.sharing(self)
         if total > self.size:
-            raise UsageError(f"`model.chains` is {self.size}, which is fewer than a batch of {total}")
+            raise UsageError(f"`model.chains` is {self.size}, but a batch of {total} needs at least as many")
         self.begun += total
         turns = ranks.own_rows(torch.arange(turn, turn + total, device=fresh.device), self)
         images = fresh.new_zeros(self.size, *fresh.shape[1:]) if self.images is None else self.images

@@ -148,8 +148,8 @@ class EqM(Denoiser):
 def descend(
     gradient: Callable[[Tensor], Tensor], x: Tensor, options: DescentOptions, progress: Progress
 ) -> Tensor:
-    """The images at which descent from x with Nesterov's momentum ends. Each image stops by itself, so that
-    it does not depend on its batch."""
+    """The images at which descent from x with Nesterov's momentum ends. Each image stops independently
+    of the others in its batch."""
     at_least(1, steps=options.steps)
     before, moves = x, x.new_ones(len(x), dtype=torch.bool)
     last = options.step if options.last_step is None else options.last_step

@@ -208,9 +208,10 @@ def patch_side(h: int, w: int, patch: int | None, tokens: int) -> int:
 
 
 def default_patch(h: int, w: int, tokens: int) -> int:
-    """The side of PATCHES that divides h and w and makes nearly `tokens` patches, by their ratio.
+    """The side in PATCHES that divides h and w and gives a number of patches close to `tokens`, by ratio.
 
-    Raises UsageError if it makes more than TOKENS: few sides divide both, or the image is too large.
+    Raises UsageError if there are still more than TOKENS patches: few sides divide both, or the image is
+    too large.
     """
     fit = [patch for patch in PATCHES if not (h % patch or w % patch)]
     patch = min(fit, key=lambda patch: abs(math.log(h * w / (patch**2 * tokens))))

@@ -146,7 +146,8 @@ class MPUNet(nn.Module):
         widths, layers = [options.channels * m for m in mult], options.layers
         self.patch, area, features = options.patch, options.patch**2, max(widths)
         if options.head_dim and any(w % options.head_dim for w in widths):
-            message = f"`model.head_dim` is {options.head_dim}, but must divide {min(widths)}"
+            narrowest = f"the {min(widths)} channels of a level"
+            message = f"`model.head_dim` is {options.head_dim}, but must divide {narrowest}"
             raise UsageError(message, hint=f"set `model.head_dim` to {options.channels} or a divisor of it")
         self.side = self.patch * 2 ** (len(widths) - 1)
         heads = [

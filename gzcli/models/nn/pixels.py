@@ -58,7 +58,7 @@ class Pixels:
     """p(x | z) of independent pixels, whose parameters are a decoder's output [B, size, H, W]. Raises
     UsageError if `kind` does not fit the levels (None: latents).
 
-    A draw takes `uniforms` numbers a pixel. `init_bias` sets the bias [size] of the decoder's last layer if
+    A draw takes `uniforms` numbers per pixel. `init_bias` sets the bias [size] of the decoder's last layer if
     the usual initialisation is unsuitable.
     """
 
@@ -119,7 +119,7 @@ class LogisticMixture:
     mean.
 
     `size` parameters describe a pixel: M mixture logits, then [2 C + C (C − 1) / 2, M] means, log scales and
-    raw coefficients; for two levels, means and coefficients alone. A draw takes `uniforms` numbers a pixel.
+    raw coefficients; for two levels, means and coefficients alone. A draw takes `uniforms` numbers per pixel.
     """
 
     def __init__(self, channels: int, levels: int, components: int):

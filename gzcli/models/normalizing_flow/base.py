@@ -154,7 +154,8 @@ class ImageFlow(Labelled):
         raise NotImplementedError
 
     def to_unit(self, x: Tensor, noise: Noise) -> tuple[Tensor, Tensor | float]:
-        """x in [0, 1), dequantised if it has grey levels, and −D log L − log q(u | x) of log p(x)."""
+        """x in [0, 1), dequantised if it has grey levels, and the term −D log L − log q(u | x) of
+        log p(x)."""
         if self.data.levels is None:
             return x, 0.0
         if self.dequantiser is None:

@@ -397,6 +397,7 @@ def check_scales(
     if height % tall or width % wide:
         fitting = (-(-side // wide) * wide for side in (height, width))
         raise UsageError(
-            f"{height}×{width} cannot be halved as often as `model.checkerboard={list(checkerboard)}` needs",
+            f"images of {height}×{width} cannot be halved as often as "
+            f"`model.checkerboard={list(checkerboard)}` needs",
             hint=f"set `data.size={as_size(*fitting)}`, or fewer scales",
         )

@@ -245,7 +245,7 @@ class NCSNv2(ScoreModel):
         widest = float(torch.cdist(batch.x.flatten(1).float(), batch.x.flatten(1).float()).max())
         if widest > self.process.prior_std:
             self.warnings = (
-                f"images are up to {widest:.3g} apart, more than `model.sigma_max`: modes may be missed",
+                f"images are up to {widest:.3g} apart, more than `model.sigma_max`: samples may miss modes",
             )
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:

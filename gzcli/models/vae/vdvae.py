@@ -141,7 +141,7 @@ class Up(nn.Module):
 
 
 class DeepTopDown(TopDown):
-    """`TopDown` of groups, and of blocks if there are none."""
+    """`TopDown`, whose levels without groups contain blocks."""
 
     def make_up(self, inputs: int, outputs: int, size: tuple[int, int]) -> nn.Module:
         return Up(inputs, outputs, size)
