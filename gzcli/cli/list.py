@@ -139,7 +139,7 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
 
 
 def _about(name: str, card: ModelCard, *, staged: bool) -> str:
-    """What a model is, in a line: from its recipe, otherwise from its class."""
+    """A model in one line, from its recipe if it has one, otherwise from its class."""
     from gzcli.docs.page import in_a_line, written
     from gzcli.models.catalog import first_words
 

@@ -306,7 +306,7 @@ def check_options(
     *,
     alone: bool = False,
 ) -> None:
-    """Raises UsageError for options that do not go together, MissingError if there are no images.
+    """Raises UsageError for options that cannot be combined, MissingError if there are no images.
 
     alone: whether `--in` is enough, as for an inspection set.
     """

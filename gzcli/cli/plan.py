@@ -34,7 +34,7 @@ MINUTES = 60  # for which the steps are given that `--minutes` would choose
 
 @dataclass(frozen=True)
 class Outlook:
-    """What is expected of a training."""
+    """The forecast of a training."""
 
     recipe: Resolved
     plan: Plan
@@ -161,7 +161,7 @@ def resolved_tree(outlook: Outlook) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def figures(outlook: Outlook) -> dict[str, Any]:
-    """What is expected, for scripts: of all models together, and of each."""
+    """The forecast for scripts: of all models together, and of each."""
     models = outlook.models
     flops = together([one.flops for one in models])
     each = [

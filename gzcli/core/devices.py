@@ -186,7 +186,7 @@ def tried(most: int | None = None) -> Gpus:
 
 
 def pick_device(launch: LaunchSection) -> torch.device:
-    """The device of a verb that runs in one process. Raises DeviceError if a GPU was asked for and there
+    """The device of a verb that runs in one process. Raises DeviceError if a GPU was requested and there
     is none that torch can use."""
     import torch
 

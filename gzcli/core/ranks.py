@@ -78,7 +78,7 @@ def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
 
 
 class Sliceable(Protocol[T_co]):
-    """What has a length, is iterated over and has slices, as a list does."""
+    """A type with a length, iteration and slices, such as a list."""
 
     def __len__(self) -> int: ...
 

@@ -140,7 +140,7 @@ class DataSection:
     fit: how images of another shape are resized: cropped, padded with the mean colour of the border, or
       stretched. `aspect`: to the nearest aspect ratio, for models that support it.
     channels: 1 (grey) or 3 (RGB). Default: the data set's.
-    levels: grey levels, 2 … 256, or 65,536 of images with 16 bits. 2: binary images. Default: the data set's.
+    levels: grey levels, 2 … 256, or 65,536 for 16-bit images. 2: binary images. Default: the data set's.
     latent: run or diffusers `AutoencoderKL` whose latents are modelled instead of pixels.
     latent_draw: latent of an `AutoencoderKL`: the mode of the posterior, or a sample.
     augment: augmentations of training images, in this order.
@@ -315,7 +315,7 @@ class LaunchSection:
     track: tuple[Annotated[str, TRACKERS], ...] = ()
 
     def alone(self) -> LaunchSection:
-        """The section without the address where processes of several machines meet."""
+        """The section without the address at which processes of several machines meet."""
         nowhere: dict[str, Any] = dict.fromkeys(MEETING)
         return replace(self, **nowhere)
 
@@ -420,7 +420,7 @@ class Part:
 
     @property
     def in_recipe(self) -> str:
-        """What its keys begin with in a recipe: `stages.prior.`, or nothing."""
+        """The prefix of its keys in a recipe: `stages.prior.`, or nothing."""
         return f"stages.{self.stage}." if self.stage else ""
 
     @property

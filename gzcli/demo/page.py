@@ -388,7 +388,7 @@ def _verdict(result: dict[str, Any]) -> str:
 
 
 def _in_words(function: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """The function, whose errors the page shows in words."""
+    """Wraps a function so that the page shows its errors as messages."""
 
     @functools.wraps(function)
     def streamed(*values: Any) -> Iterator[Any]:

@@ -96,7 +96,7 @@ class Cadence:
         return any(self.took.get(kind, math.inf) > QUICK for kind in kinds)
 
     def intervals(self) -> dict[str, int]:
-        """The intervals in steps that are known so far, as keys of a recipe's `train` section."""
+        """The intervals in steps measured so far, as keys of a recipe's `train` section."""
         return {KEYS[kind]: every for kind, every in self.every.items() if every is not None}
 
 

@@ -94,7 +94,8 @@ def with_prepared(model: Model, batch: Batch) -> Batch:
 
 
 def with_remembered(model: Model, batch: Batch, memory: dict[int, Mapping[str, Tensor]], i: int) -> Batch:
-    """The same, computed once for batch `i` and kept in main memory; the noise of losses is not used up."""
+    """The same, computed once for batch `i` and kept in main memory; the noise of the losses does not
+    advance."""
     if hasattr(model, "prepare") and i not in memory:
         noise = ImageNoise(mix(0, "prepare"), batch.index, batch.x.device)
         memory[i] = {key: value.cpu() for key, value in model.prepare(replace(batch, noise=noise)).items()}

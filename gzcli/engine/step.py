@@ -285,7 +285,7 @@ def numbers_after(model: Model, steps: int) -> dict[str, float]:
 
 
 class Arrays(TorchFunctionMode):
-    """Lets `Tensor.numpy` of tensors without values return arrays of one half."""
+    """Lets `Tensor.numpy` of tensors without values return arrays filled with .5."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.numpy, Tensor.__array__) and isinstance(args[0], FakeTensor):

@@ -179,7 +179,7 @@ def facts_in(choice: Choice, fitted: Fitted, pack: Pack, fitted_on: int, job: Sc
 
 
 def notes(alarm: Alarm, fpr: float) -> list[str]:
-    """How the method was chosen, and what is promised."""
+    """How the method was chosen, and what its calibration guarantees."""
     calibrated = alarm.calibrated
     lines = choice_in_words(alarm.choice, calibrated.models[0])
     if len(calibrated.models) == 1:

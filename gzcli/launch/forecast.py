@@ -101,7 +101,7 @@ def check_set(recipe: Recipe, meta: PackMeta, *, batch: bool = True) -> None:
 
 
 def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
-    """What is known of the recipe's data set, and what has to be done before it can be used."""
+    """The facts of the recipe's data set, and what has to be done before it can be used."""
     data, measured = recipe.data, recipe.choice.facts
     facts = DataFacts(
         data.name, recipe.key, data.name, size=size_of(data), channels=data.channels, levels=data.levels
@@ -164,7 +164,7 @@ def in_steps(recipe: Resolved, epochs: float, say: Say = silent) -> dict[str, in
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is expected of the training of one model; None if it is not known."""
+    """The forecast of the training of one model; values are None if unknown."""
 
     part: Part  # its recipe, with the processes that train it
     params: int | None = None  # parameters of the model
@@ -177,7 +177,7 @@ class Forecast:
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Forecast:
-        """What is known of a part, a row of a `TrialJob` with its result."""
+        """The forecast of a part, from a row of a `TrialJob` with its result."""
         result, part = row["result"], part_of(row["tree"], row["stage"])
         params, flops, kernels, step, took = map(result.get, NUMBERS)
         lacking = result.get("error")

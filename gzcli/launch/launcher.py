@@ -281,7 +281,7 @@ def config(p: Plan) -> str:
 
 
 def command(folder: Path, p: Plan, *, launcher: bool) -> list[str]:
-    """The command line of the engine, with or without accelerate's launcher. It also starts a run by hand."""
+    """The command line of the engine, with or without accelerate's launcher. It also works when typed."""
     engine = [start.SCRIPT, "gzcli.engine", str(folder)]
     if not launcher:
         return [sys.executable, *engine]
@@ -534,8 +534,8 @@ def slots(most: int, *, gpus: bool) -> list[dict[str, str]]:
 def side_by_side(
     module: str, folders: Mapping[int, Path], free: list[dict[str, str]], heard: Sequence[int]
 ) -> Iterator[tuple[int, float, int]]:
-    """Runs a module of gz on folders, as many at a time as there are slots. Yields key, begin and exit code
-    of each process that has ended. Signals of `heard` are passed on, and none begins after one."""
+    """Runs a module of gz on folders, as many at a time as there are slots. Yields key, start time and exit
+    code of each process that has ended. Passes on the signals in `heard`, after which no process starts."""
     waiting, running, passed = list(folders), dict[int, tuple[Any, ...]](), 0
     try:
         while running or (waiting and not heard):

@@ -80,7 +80,7 @@ class Request:
 
     def to_resume(self, alias: str | None = None) -> Run | None:
         """The run that `--resume` means: the one named, otherwise the newest of this model and data that is
-        not finished or, if more steps are asked for, the newest; for an alias, the run of that name."""
+        not finished or, if more steps are requested, the newest; for an alias, the run of that name."""
         if self.earlier and alias is None:
             return self.earlier
         if alias is not None:

@@ -138,7 +138,7 @@ def play(
 
 def turns(held: League, at_once: int | None, heard: Sequence[int], say: Say, mode: str) -> Iterator[Turn]:
     """The entries in turn; after a signal none begins. `at_once` of them are trained and judged in processes
-    of their own before their turn, but for those with nothing left to do."""
+    of their own before their turn, except for those with nothing left to do."""
     entries = held.entries
     apart = [
         i for i, entry in enumerate(entries) if at_once and not league.is_judged(entry.run(), held.terms)

@@ -87,7 +87,7 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of a setting.
+    """The outcome of a setting.
 
     setting: `key=value` of each key that was swept.
     state: "best", "stopped" at a shorter length than the best, "diverged", or "failed" by an `error`.
@@ -238,7 +238,7 @@ def check(sweep: Sweep, progress: Report) -> None:
 
 @dataclass
 class Record:
-    """What is known of a trial.
+    """The record of a trial.
 
     steps: of its first, short training; None before that.
     values: its best validation metric at each length, infinite if it diverged.

@@ -256,8 +256,8 @@ def run(race: Race, *, at_once: int | None = None, say: Say = silent, mode: str 
 
 
 def judges_of(result: Mapping[str, Any], *, few: bool) -> list[str]:
-    """The judges that order the models of a round: all, but of few images the published one alone if it is
-    there. Judges that were trained on few images detect neither blurs nor checkerboards."""
+    """The judges that order the models of a round: all, but with few images only the published one, if it is
+    available. Judges that were trained on few images detect neither blurs nor checkerboards."""
     judges = [result["metric"], standings.SECOND, PUBLISHED]
     there = [judge for judge in judges if any(judge in row["excess"] for row in result["summary"])]
     return [PUBLISHED] if few and PUBLISHED in there else there

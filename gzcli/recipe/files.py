@@ -309,10 +309,9 @@ def layers_typed(flags: Mapping[str, Any], sets: Iterable[str], problems: list[P
 
 def read_header(path: Path) -> Document:
     """The recipe in a model's file, with the places of the file: the indented lines of its docstring that
-    begin with a section, such as `  train: {steps: 600}`, and those below it. What is indented after an empty
-      line
-    and has no key, as an equation, is none of it. Raises UsageError for a file that is no Python, or whose
-    recipe is no YAML."""
+    begin with a section, such as `  train: {steps: 600}`, and those below it. An indented line after an empty
+    one that has no key, such as an equation, does not belong to it. Raises UsageError for a file that is not
+    Python, or whose recipe is not YAML."""
     module = module_of(path)
     inside = after_empty = False
     lines = [""] * (module.line - 1)

@@ -127,7 +127,7 @@ def resolve(
 ) -> Resolved:
     """The recipe of a model, or of a file, for a data set (None: the recipe's own). Raises UsageError that
     lists everything that is wrong, each with its place. `sets` are texts `a.b=v` of `--set`, `flags` values
-    of other options by dotted key; by the number of `gpus` the scale is chosen if none is asked for.
+    of other options by dotted key. The number of `gpus` decides the scale if none is requested.
     With `start`, the recipe of its weights for another set, trained as long as few images need."""
     flags, (chain, problems) = flags or {}, read_chain(what)
     if start:

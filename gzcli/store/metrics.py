@@ -136,7 +136,7 @@ def summaries(chosen: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _facts(run: Run) -> dict[str, Any]:
-    """The summary of a run as its files have it; `created` is in seconds."""
+    """The summary of a run from its files; `created` is in seconds."""
     status = run.status()
     parts = run.stages or [run]
     current = next((stage for stage in run.stages if stage.state != "finished"), run.serving)

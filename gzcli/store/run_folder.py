@@ -285,7 +285,7 @@ class Run:
 
     @property
     def clock(self) -> str:
-        """What its length is measured in: cpu, CPU time; or wall, the time that passes."""
+        """The clock that measures its length: cpu (CPU time) or wall (wall-clock time)."""
         return "cpu" if all(part._clock == "cpu" for part in self.stages or [self]) else "wall"
 
     @property

@@ -122,7 +122,7 @@ def pictures(title: str, members: Members, form: Form) -> RawImages:
 
     Files beside an image may describe it:
     - a line of a `metadata.jsonl`, {"file_name": …, "text": …}, with names relative to it. Further images
-    in   it ("control": …, "before": …) are no images of the set themselves.
+    in it ("control": …, "before": …) are not images of the set themselves.
     - `NAME.txt`, a caption
     - `NAME.cls`, a label, which overrides the folders
     """

@@ -44,7 +44,7 @@ def reference_of(data: Any) -> Any:
     """What verbs take as a data set: names, paths and None unchanged, a `Data` by its name, and anything
     else as the path of a file in the cache.
 
-    Raises UsageError for an object that is no images.
+    Raises UsageError for an object that does not contain images.
     """
     if data is None or isinstance(data, str | Path):
         return data

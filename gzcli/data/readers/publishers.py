@@ -169,7 +169,7 @@ def places365(spec: DataSpec, folder: Path) -> RawImages:
 
 
 def notmnist(spec: DataSpec, folder: Path) -> RawImages:
-    """`notMNIST_small/A/….png`, a folder a letter. Two of the files are no images and are left out. There
+    """`notMNIST_small/A/….png`, one folder per letter. Two of the files are not images and are skipped. There
     are no official splits: of each letter's images in the order of their names every fifth is for tests."""
     members = Tar(folder / spec.files[0].name, lambda name: name.endswith(".png"))
     of_letter: dict[str, list[str]] = {}

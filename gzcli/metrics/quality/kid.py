@@ -15,10 +15,10 @@ SEED = 2020  # torch-fidelity's, so that its subsets are ours
 
 
 def kid(fake: Array, real: Array, *, subsets: int = 100, size: int = 1000, seed: int = 0) -> Interval:
-    """The mean over random subsets, torch-fidelity's for this seed, of the squared maximum mean
-    discrepancy with the kernel (x·y / D + 1)³; and its interval for all N rows of the smaller side:
-    subsets of m rows spread √((N − m) / m) times as far (Shao & Wu 1989, Ann. Statist. 17:1176), if the
-    sides differ."""
+    """The mean over random subsets of the squared maximum mean discrepancy with the kernel (x·y / D + 1)³.
+    The subsets are torch-fidelity's for this seed. The interval is for all N rows of the smaller side:
+    subsets of m rows spread √((N − m) / m) times as far (Shao & Wu 1989, Ann. Statist. 17:1176), if the sides
+    differ."""
     import numpy as np
 
     from gzcli.metrics.interval import around

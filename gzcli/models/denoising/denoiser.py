@@ -496,8 +496,8 @@ def conditions_of(teacher: Denoiser, labels: LabelOptions) -> ClusterOptions:
 class LikelihoodOptions:
     """The solution of the ODE from data to noise for a likelihood.
 
-    solver: of the ODE: with steps of one network call and gradient (euler, adams), two (midpoint, heun) or
-      four (rk4), or with steps of six that fit the image (adaptive).
+    solver: solver of the ODE, with one network call and gradient per step (euler, adams), two (midpoint,
+      heun), four (rk4), or six in adaptive steps (adaptive).
     steps: number of steps of a fixed-step solver, even in log σ/α.
     tolerance: largest error of an adaptive step, of x and of the nats per dimension.
     probes: Rademacher vectors that estimate the divergence.

@@ -218,9 +218,9 @@ class Diffusion(NoiseApplications):
         the mixture of its classes, `terms` + 1 calls each. Raises UsageError for latents.
 
         terms: number of strata; T − 1 or more: the whole sum.
-        variance: of p(x_{t−1} | x_t): β̃ (small), the tighter bound for images with flat parts, such as
-          digits; or β (large), for data that are smooth at the scale of one grey level; null: learned, and
-          small if it is not.
+        variance: variance of p(x_{t−1} | x_t). β̃ (small) gives the tighter bound for images with flat parts,
+          such as digits; β (large) suits data that are smooth at the scale of one grey level. Default: the
+          learned variance if there is one, otherwise small.
         """
         bound = partial(self.variational_bound, x, terms=terms, variance=variance)
         return self.over_classes(bound, len(x), labels, noise)

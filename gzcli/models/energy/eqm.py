@@ -38,10 +38,10 @@ class DescentOptions(GuidanceOptions):
       implicit.
     step: step size η in units of the gradient. The descent diverges above about .08.
     momentum: momentum μ (Nesterov 1983), 0 … 1.
-    stop: root-mean-square gradient at which an image is finished. About a twentieth of it is the remaining
-      distance, so .2 is one grey level of 256.
-    last_step: size of the last step; .05 is the whole remaining distance. Steps of .025 without momentum then
-      need nine before it. Default: `step`.
+    stop: root-mean-square gradient at which an image is finished. The remaining distance is about a
+      twentieth of it, so .2 is one grey level of 256.
+    last_step: size of the last step. A step of .05 covers the whole remaining distance. Then nine steps of
+      .025 before it, without momentum, are enough. Default: `step`.
     """
 
     steps: int = 30

@@ -27,7 +27,7 @@ class NetOptions(UNetOptions):
       arXiv:2403.13802), or a U-Net whose layers preserve magnitudes (edm2; Karras 2023, arXiv:2312.02696),
       which has no norms: train it with Adam at a learning rate of .01.
     layers: residual blocks of each level of a U-Net's encoder, or blocks of dit and zigzag. Default: 1, or 4
-      of dit, and 8 of zigzag.
+      for dit, and 8 for zigzag.
     patch: patch size in pixels. A U-Net pads images to a multiple of it; for dit and zigzag it must divide
       the image's height and width. Default: 1, or the size that gives about `tokens` patches.
     width: features of a token of dit and zigzag. A multiple of 4, and for dit of `heads`.
@@ -37,7 +37,7 @@ class NetOptions(UNetOptions):
       and a gated MLP (modern; Li & He 2025, arXiv:2511.13720, table 4).
     expand: inner channels of a block of zigzag as a multiple of `width`.
     state: size of the state of each inner channel.
-    norm_eps: number added to the variance in a norm. Default: 1e-5, or 1e-6 of dit.
+    norm_eps: number added to the variance in a norm. Default: 1e-5, or 1e-6 for dit.
     """
 
     net: Literal["unet", "dit", "edm2", "zigzag"] = "unet"

@@ -37,7 +37,7 @@ class PathOptions(SDEOptions):
 
     process: stochastic differential equation: variance preserving (vp), sub-VP (subvp) or variance exploding
       (ve); or that with the marginals of the cosine schedule (cosine) or of straight lines (straight).
-    shift: factor of the noise-to-signal ratio √(1 − α²)/α, but for ve. auto: side / 64, at least 1
+    shift: factor of the noise-to-signal ratio √(1 − α²)/α, except for ve. auto: side / 64, at least 1
       (Hoogeboom 2023, arXiv:2301.11093).
     """
 
