@@ -535,8 +535,7 @@ def with_interval(row: Mapping[str, Any], metric: str | None) -> str | None:
     """The excess over the floor with half of its interval."""
     if not (ends := row.get("excess", {}).get(metric)):
         return None
-    excess = standings.excess_from(ends)
-    return f"{short(excess.value)} ± {short(excess.half, 2)}"
+    return standings.excess_from(ends).words
 
 
 def with_deviation(row: dict[str, Any], metric: str | None) -> str | None:
@@ -613,8 +612,8 @@ def as_json(race: Race) -> dict[str, Any]:
     return {"models": race.models, "rounds": [{"models": n, "seconds": s} for n, s in race.rounds]}
 
 
-def show_race(outcome: Outcome) -> None:
-    """Prints the longest training of each model, the best first, and how to train the winner on."""
+def race_table(outcome: Outcome) -> None:
+    """Prints the longest training of each model, the best first."""
     from gzcli.league.which import judges_of
 
     last = outcome.rounds[-1]
@@ -624,10 +623,7 @@ def show_race(outcome: Outcome) -> None:
     lines = []
     for name in outcome.order:
         i, excesses = of_model[name]
-        cells = [
-            f"{short(excesses[key].value)} ± {short(excesses[key].half, 2)}" if key in excesses else None
-            for key in judges
-        ]
+        cells = [excesses[key].words if key in excesses else None for key in judges]
         lines.append([name, i + 1, *cells, duration(outcome.race.rounds[i][1])])
     out.table(("model", "round", *judges, "trained"), lines)
     out.info(f"{', '.join(judges)}: excess over real images, lower is better")
@@ -636,16 +632,20 @@ def show_race(outcome: Outcome) -> None:
             f"the ranking uses {', '.join(deciding)} alone, because "
             "the other judges were trained on few images"
         )
+
+
+def show_race(outcome: Outcome) -> None:
+    """Prints the outcome of a race, and how to train the winner on."""
+    race_table(outcome)
     if outcome.ties:
         out.info(f"the judges do not distinguish {' and '.join(outcome.ties)}")
     if outcome.agreement is not None:
         out.info(f"rank correlation between the first two rounds: {outcome.agreement:.2f}")
     if outcome.order[0] != outcome.favourite:
-        text = (
+        out.info(
             f"`{outcome.favourite}` led the first round; short trainings mislead here, so use a larger "
             "`--budget`"
         )
-        out.info(text)
     winner, steps = outcome.winner, outcome.winner.status()["step"]
     resume = f"gz train {quoted(name_of(winner))} --resume --steps {2 * steps}"
     data = quoted(outcome.race.terms.data)
@@ -660,7 +660,7 @@ def show_race(outcome: Outcome) -> None:
             "budget": outcome.race.budget,
             **as_json(outcome.race),
             "order": outcome.order,
-            "judges": last["judges"],
+            "judges": outcome.rounds[-1]["judges"],
             "ties": outcome.ties,
             "agreement": outcome.agreement,
             "run": winner.id,

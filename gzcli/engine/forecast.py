@@ -37,7 +37,7 @@ from gzcli.models import catalog
 from gzcli.models.base import Model
 from gzcli.models.nn import full_fp32
 from gzcli.store import model_files
-from gzcli.store.jobs import TrialJob
+from gzcli.store.jobs import IMAGE_COSTS, TrialJob
 from gzcli.store.runs import Run
 
 if TYPE_CHECKING:
@@ -51,7 +51,6 @@ FEW = 4  # images of a step whose operations are not known
 ENOUGH = 1.0  # seconds after which no further step is timed
 TIMED, MOST = 2, 12  # steps that are timed: at least, and where they are short
 SAMPLED = 20  # images of a sample that is timed on a CPU
-DRAWN = ("sample_seconds", "log_prob_seconds", "classes")  # of an image
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 _aten = torch.ops.aten
@@ -85,7 +84,8 @@ def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str
     results = []
     for row in job.parts:
         result: dict[str, Any] = {"timed": row["timed"], "error": None}
-        result |= dict.fromkeys(DRAWN if row.get("draws") else ("params", *Work._fields, "seconds", "bytes"))
+        of_step = ("params", *Work._fields, "seconds", "bytes")
+        result |= dict.fromkeys(IMAGE_COSTS if row.get("draws") else of_step)
         try:
             stages = {name: on_data(part_of(tree, name), job.info) for name, tree in row["stages"].items()}
             part, info = on_data(part_of(row["tree"], row["stage"]), job.info)

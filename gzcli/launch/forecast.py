@@ -34,7 +34,7 @@ from gzcli.recipe.recipe import Recipe, check_batch_of, check_data
 from gzcli.recipe.resolve import Resolved
 from gzcli.store import files, jobs, runs
 from gzcli.store.hub import at_hand, is_id
-from gzcli.store.jobs import TrialJob
+from gzcli.store.jobs import IMAGE_COSTS, TrialJob
 from gzcli.store.paths import cache_dir
 from gzcli.store.run_folder import Run
 from gzcli.version import __version__
@@ -54,7 +54,6 @@ STARTING = ("init", "parent")
 JUDGED = 7e-3  # seconds that an image is compared for on a core of 90 GFLOP/s, of 2,000 in a league
 STARTING_UP = 10.0  # seconds in which the two processes that train and judge a model load torch
 NUMBERS = ("params", "flops", "kernels", "seconds", "bytes")  # of a part's result
-IMAGES = ("sample_seconds", "log_prob_seconds", "classes")  # of the result of a part that draws
 DRAWING = ("model", "data", "sample")  # sections of a recipe on which the time of an image depends
 
 Measure = Callable[[TrialJob], Sequence[Mapping[str, Any]]]  # does a job and returns its rows
@@ -340,7 +339,7 @@ class Drawer:
         precision = row["tree"]["train"]["precision"]
         draws = ("samples", *kinds)
         key = key_of(catalog.card(self.part.model).path, self.plan, trees, precision, self.shape, draws)
-        return row | {"draws": draws, "key": key, "result": recall(key, IMAGES)}
+        return row | {"draws": draws, "key": key, "result": recall(key, IMAGE_COSTS)}
 
 
 def drawer_of_run(run: Run, plan: Plan) -> Drawer | None:
@@ -372,7 +371,7 @@ def drawn(drawers: Sequence[Drawer], kinds: Sequence[str], measure: Measure) -> 
                 row["result"] = dict(result)
             if not result.get("error"):
                 files.write_json(cached(same[0]["key"]), dict(result))
-    results = [[row["result"].get(name) for name in IMAGES] for row in rows]
+    results = [[row["result"].get(name) for name in IMAGE_COSTS] for row in rows]
     return [Drawn(sample, log_prob, classes or 0) for sample, log_prob, classes in results]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from gzcli.core import signals
 from gzcli.core.errors import GzError, Interrupted, UsageError
 from gzcli.core.types import Report, Say, silent, unreported
-from gzcli.core.units import counted, duration, short
+from gzcli.core.units import counted, duration
 from gzcli.data.sets.registry import locate
 from gzcli.launch import jobs, launcher
 from gzcli.league import league
@@ -258,7 +258,7 @@ def in_short(row: dict[str, Any], metric: str | None) -> str:
     if metric is None or value is None:
         return "evaluated"
     excess = standings.excess_of(row, metric)
-    over = f", {short(excess.value)} ± {short(excess.half, 2)} above real images" if excess else ""
+    over = f", {excess.words} above real images" if excess else ""
     return f"{metric} {value:.4g}{over}, {counted(row['calls'], 'call')} per image"
 
 

@@ -11,6 +11,7 @@ from itertools import combinations
 from statistics import fmean, mode, stdev
 from typing import Any, NamedTuple
 
+from gzcli.core.units import short
 from gzcli.metrics.metric import column_of, ranking
 
 AXES = {"steps": ("calls", "network calls per image"), "time": ("at_seconds", "seconds of training")}
@@ -93,6 +94,10 @@ class Excess(NamedTuple):
     def ends(self) -> list[float]:
         """The excess and the ends of its interval, as JSON has it."""
         return [self.value, self.value - self.half, self.value + self.half]
+
+    @property
+    def words(self) -> str:
+        return f"{short(self.value)} ± {short(self.half, 2)}"
 
     def differs(self, excess: Excess) -> bool:
         return abs(self.size - excess.size) > math.hypot(self.half, excess.half)

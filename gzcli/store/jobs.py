@@ -171,6 +171,9 @@ class EmaJob(Job):
     verb: str = field(default="ema", kw_only=True)
 
 
+IMAGE_COSTS = ("sample_seconds", "log_prob_seconds", "classes")  # of a part with "draws"
+
+
 @dataclass(frozen=True)
 class TrialJob(Job):
     """The cost of parts of recipes, and the time of a step or an image."""

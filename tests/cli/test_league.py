@@ -239,6 +239,21 @@ def test_a_row_has_the_commit_of_gz_s_own_clone(monkeypatch, tmp_path):
     assert league.commit_in({"code": {"commit": "abc", "dirty": True}}) == "abc with changes"
 
 
+def test_a_bench_says_what_judging_takes_here(home):
+    """The seconds of an image by the slowest row, without those of samples and of likelihoods."""
+    assert forecast.judging(500, 0) == 500 * forecast.JUDGED
+    rows = [
+        {"n": 1000, "seconds": 30.0, "metrics": {"samples_per_s": 100.0}},
+        {"n": 1000, "seconds": 15.0, "metrics": {"samples_per_s": 100.0}},
+        {"n": 1000, "seconds": 90.0, "metrics": {"samples_per_s": 100.0}, "likelihood": {}},
+        {"n": 1000, "seconds": 90.0, "metrics": {}},
+    ]
+    forecast.note_judging({"rows": rows[2:]}, 0)
+    assert forecast.judging(500, 0) == 500 * forecast.JUDGED
+    forecast.note_judging({"rows": rows}, 0)
+    assert forecast.judging(500, 0) == pytest.approx(500 * 0.02)
+
+
 def test_a_likelihood_takes_what_its_budget_allows():
     drawn = forecast.Drawn(log_prob=0.1, classes=10)
     assert drawn.of_likelihoods(400, 600.0) == pytest.approx(11 * 400 * 0.1)

@@ -83,13 +83,19 @@ def test_colours_are_by_maps_of_images_that_nothing_was_fitted_to():
     assert cross.cross(x, METHODS["png"].fit, folds=4).bright == 1
 
 
-def test_cells_and_smoothing_are_means_of_what_is_there():
-    images = np.random.default_rng(0).integers(0, 256, (2, 3, 7, 5), np.uint8)
-    cells = reduced(images, 3)
-    assert cells.shape == (2, 3, 3, 2)
-    for i, j in np.ndindex(3, 2):
-        box = images[:, :, 3 * i : 3 * i + 3, 3 * j : 3 * j + 3]
+@pytest.mark.parametrize(("height", "width", "k"), [(7, 5, 3), (6, 9, 3), (16, 32, 16), (17, 34, 17)])
+def test_cells_are_means_of_the_pixels_in_them(height, width, k):
+    """Also at the edge, and of white squares, whose sums are the largest."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, height, width), np.uint8)
+    images[1] = 255
+    cells = reduced(images, k)
+    assert cells.shape == (2, 3, -(-height // k), -(-width // k))
+    for i, j in np.ndindex(*cells.shape[2:]):
+        box = images[:, :, k * i : k * i + k, k * j : k * j + k]
         np.testing.assert_allclose(cells[:, :, i, j], box.mean((2, 3)) / 255, rtol=1e-6)
+
+
+def test_smoothing_is_the_mean_of_the_places_inside():
     maps = np.random.default_rng(1).normal(size=(2, 6, 4)).astype(np.float32)
     smoothed = local.smooth(maps, 3)
     for i, j in np.ndindex(6, 4):
@@ -143,7 +149,7 @@ def test_an_image_that_is_strange_throughout_counts_as_one_with_a_strange_place(
 
 def test_a_patch_is_as_far_as_the_nearest_of_the_memory():
     rng = np.random.default_rng(0)
-    embedded = rng.normal(size=(3, 4, 5, 6)).astype(np.float32)
+    embedded = rng.normal(size=(3, 14, 15, 6)).astype(np.float32)  # more than are compared at a time
     memory = rng.normal(size=(40, 6)).astype(np.float32)
     every = np.linalg.norm(embedded[..., None, :] - memory, axis=-1).min(-1)
     np.testing.assert_allclose(patches.distances(embedded, memory), every, rtol=1e-4)
