@@ -254,7 +254,7 @@ def combined(g: Graph, fitted: Combined, shape: Shape) -> tuple[str, str]:
         raw = RAW[type(of)](g, of, shape)
         cells = local(g, raw, of.local)
         scores.append(standard(g, largest(g, cells), top))
-        shown = standard(g, enlarged(g, local(g, raw, of.local.strong()), of.factor, shape), top)
+        shown = standard(g, enlarged(g, local(g, raw, of.local.places()), of.factor, shape), top)
         maps[member.is_strong].append(g("Max", shown, np.float32(LOWEST)) if member.is_strong else shown)
         if member.whole:
             z = standard(g, g.shaped(g("Log", rise(g, raw, of.local)), -1, 1), level)

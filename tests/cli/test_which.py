@@ -50,6 +50,17 @@ def labelled(name: str) -> bool:
     return name in {"cfm", "cvae", "cgan", "cddpm"}
 
 
+def test_excesses_are_those_of_models_trained_in_time_and_at_least_half_their_interval(monkeypatch):
+    rows = [
+        {"model": "a", "fd_excess": "5", "fd_excess_half": "2", "late": "False"},
+        {"model": "b", "fd_excess": "-1", "fd_excess_half": "3", "fd_second_excess": ""},
+        {"model": "c", "fd_excess": "1", "fd_excess_half": "1", "late": "True"},
+    ]
+    monkeypatch.setattr(which.measured, "places", lambda: [("mnist", "tiny")])
+    monkeypatch.setattr(which.measured, "standings", lambda data, scale: rows)
+    assert excesses() == {"mnist tiny fd": {"a": 5.0, "b": 3.0}}
+
+
 def test_no_smaller_set_of_the_shipped_leagues_would_do():
     table, models = excesses(), able([])
     chosen = cover(table, models)

@@ -402,6 +402,10 @@ def test_a_combined_score_is_the_mean_of_its_two_highest_standardised_ones():
     assert len(each) == 6  # of images of 24 pixels there is one size
     assert np.abs(each.mean(1)).max() < 1 and each.std(1).min() > 0.4 and each.std(1).max() < 2.5
     np.testing.assert_allclose(fitted.score(others), np.sort(each, 0)[-2:].mean(0))
+    # a mean of good images has no grain: maps are too small, which one method of two counts
+    simple = images.mean(0).astype(np.uint8)[None]
+    sizes = {member.whole: member.scores(simple)[1][0] for member in fitted.members if member.whole}
+    assert sizes.keys() == {1, 2} and sizes[2] > 3 and sizes[1] < -3
     blurred = others[:5].astype(np.float32).mean((2, 3), keepdims=True).repeat(24, 2).repeat(24, 3)
     noise = np.random.default_rng(0).integers(0, 256, (5, 1, 24, 24))
     for foreign in (blurred.astype(np.uint8), noise.astype(np.uint8), 255 - others[:5]):
@@ -422,3 +426,6 @@ def test_the_map_of_a_combined_method_is_highest_at_defects():
     for each in maps:
         assert inside.flat[each.argmax()]
         assert np.median(each[34:40, 54:60]) > np.quantile(each[~inside], 0.99)
+    far = np.ones((96, 96), bool)
+    far[12:72, 32:92] = False
+    assert maps[:, far].max() < 1 + fitted.map(images[100:]).max() < maps[:5].max((1, 2)).min() / 10

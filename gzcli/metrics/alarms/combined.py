@@ -68,7 +68,7 @@ class Combined(Fitted):
         """The mean of the standardised maps of strong places, or that of smooth ones where it is higher."""
         maps: dict[bool, list[np.ndarray]] = {True: [], False: []}
         for member in self.members:
-            shown = replace(member.fitted, local=member.fitted.local.strong())
+            shown = replace(member.fitted, local=member.fitted.local.places())
             maps[member.is_strong].append((shown.map(images) - member.usual[0, 0]) / member.usual[0, 1])
         strong = np.mean([np.maximum(each, LOWEST) for each in maps[True]], 0)
         return np.max([strong, *maps[False]], 0)

@@ -54,14 +54,14 @@ class Local:
         whole = np.square(departure(ratio / self.whole[0]) / self.whole[1])
         return top + np.maximum(0, whole - top.max((1, 2)))[:, None, None]
 
-    def strong(self) -> Local:
-        """The same without scales by which places are too faint, or itself if it has no others. Beside a
-        strong defect, a relative map is too faint everywhere else."""
+    def places(self) -> Local:
+        """The same without s_0, which a strong defect raises everywhere; and without scales by which places
+        are too faint, if it has others: beside a strong defect, a relative map is too faint everywhere."""
         keep = np.array(self.scales) > 0
-        if not keep.any():
-            return self
-        scales = tuple(k for k in self.scales if k > 0)
-        return replace(self, scales=scales, shift=self.shift[keep], unit=self.unit[keep])
+        keep = keep if keep.any() else ~keep
+        scales = tuple(np.array(self.scales)[keep].tolist())
+        whole = np.array([self.whole[0], np.inf], np.float32)
+        return replace(self, scales=scales, shift=self.shift[keep], unit=self.unit[keep], whole=whole)
 
 
 def fit_local(
