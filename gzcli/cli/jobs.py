@@ -97,9 +97,16 @@ def as_options(words: list[str], section: str) -> list[str]:
 
 
 def method_options(
-    words: list[str], params: Mapping[str, Param | Rule], what: str, section: str
+    words: list[str],
+    params: Mapping[str, Param | Rule],
+    what: str,
+    section: str,
+    others: Mapping[str, Iterable[str]] | None = None,
 ) -> dict[str, Any]:
-    """The typed keywords of a method (`what` in messages) from words such as `--rows 14 --no-clip`."""
+    """The typed keywords of a method (`what` in messages) from words such as `--rows 14 --no-clip`.
+
+    others: the names that other methods take, for hints.
+    """
     from gzcli.recipe.schema import check_value
     from gzcli.recipe.yaml import scalar
 
@@ -116,7 +123,11 @@ def method_options(
         if not word.startswith("--") or (name not in params and positive not in params):
             options = [f"--{p.replace('_', '-')}" for p in params]
             takes = f"options of {what}: {' '.join(options)}" if options else f"{what} has no options"
-            raise UsageError(f"no such option `{word}`", hint=did_you_mean(word, options) or takes)
+            owners = [f"`{other}`" for other, names in (others or {}).items() if name in names]
+            hint = (
+                f"it is an option of {', '.join(owners)}" if owners else did_you_mean(word, options) or takes
+            )
+            raise UsageError(f"no such option `{word}`", hint=hint)
         if name not in params:
             values[positive] = False
             continue

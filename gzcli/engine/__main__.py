@@ -32,7 +32,7 @@ from gzcli.engine.log import Log
 from gzcli.engine.step import accelerate, compiles, prepare_torch
 from gzcli.engine.trainer import Trainer
 from gzcli.recipe.recipe import write_train
-from gzcli.store import claims, files, jobs, png
+from gzcli.store import claims, files, jobs, model_files, png
 from gzcli.store.metrics import metric_lines
 from gzcli.store.runs import Run
 
@@ -132,8 +132,13 @@ def explain(e: BaseException) -> errors.GzError:
         names = ", ".join(f"rank {rank} (process {pid})" for rank, pid in silent.items())
         hint = "raise `launch.timeout` to wait longer"
         return errors.DeviceError(f"{names} did not respond", hint=hint)
-    message = f"{type(e).__name__}: {e}"
-    return errors.GzError(message, hint="the traceback is in the run's `log.txt`; `GZ_DEBUG=1` shows it")
+    message, hint = (
+        f"{type(e).__name__}: {e}",
+        "the traceback is in the run's `log.txt`; `GZ_DEBUG=1` shows it",
+    )
+    if place := model_files.place_of(e):
+        return errors.UsageError(f"`{place}`: {message}", hint=hint)
+    return errors.GzError(message, hint=hint)
 
 
 def train(run: Run, log: Log) -> None:

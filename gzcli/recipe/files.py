@@ -160,6 +160,10 @@ def find(what: str) -> Path:
     if model := model_files.find(what):
         return _recipe_of(model)
     names = "see the names with `gz list models`, or pass your own recipe as a path"
+    if Path(f"{what}.py").is_file():
+        raise UsageError(
+            f"there is no model `{what}`", hint=f"for the file in this folder, use `./{what}.py`"
+        )
     ours = ELSEWHERE.get(canonical(what))
     near = f"the closest model in gz is `{ours}`" if ours else as_data(what) or did_you_mean(what, recipes())
     raise UsageError(f"there is no model `{what}`", hint=near or names)

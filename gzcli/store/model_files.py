@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import re
+import traceback
 from functools import cache
 from pathlib import Path
 
@@ -92,6 +93,13 @@ def program(file: Path) -> bytes:
     """The content of a model's file, as it was when its trust was tested."""
     content = _programs.get(file.absolute())
     return file.read_bytes() if content is None else content
+
+
+def place_of(problem: BaseException) -> str | None:
+    """The last line of an outside model in the traceback, such as `maf.py:51`; None if there is none."""
+    frames = traceback.extract_tb(problem.__traceback__)
+    places = [f"{Path(x.filename).name}:{x.lineno}" for x in frames if Path(x.filename) in _programs]
+    return places[-1] if places else None
 
 
 def trust(file: Path) -> str:

@@ -424,6 +424,7 @@ def test_wrong_words(gz, tmp_path, monkeypatch):
     (tmp_path / "latin.txt").write_bytes(b"gr\xfcn\n")
     flat_pictures(tmp_path / "maps", a=3)
     silent = replace(READS, sample={}, inputs=(), do={"edit": {}})
+    edits = replace(READS, do={"edit": {"frames": None}})
     plain = replace(silent, do={}, can=("sample",))
     for card, words, message, hint in (
         (READS, "--prompts none.txt", "none.txt", ""),
@@ -433,6 +434,7 @@ def test_wrong_words(gz, tmp_path, monkeypatch):
         (READS, "--guidance much", "`--guidance` must be a number", ""),
         (READS, "--mask empty.txt", "`--mask` needs `--do`", "supports: edit"),
         (READS, "--input maps -n 2 --sise 8", "no such option `--sise`", "did you mean `--size`?"),
+        (edits, "--frames 3", "no such option `--frames`", "it is an option of `--do edit`"),
         (plain, "--prompt x", "`vae` takes no prompts", "--can prompt"),
         (silent, "--prompt x --do edit", "`--do edit` takes no prompts", "--label"),
         (silent, "--input maps", "`--input` needs `--do`", "supports: edit"),

@@ -16,7 +16,9 @@ import torch
 
 from gzcli import testing
 from gzcli.core.errors import MissingError, UsageError
+from gzcli.core.types import DataInfo
 from gzcli.docs.page import texts
+from gzcli.engine.__main__ import explain
 from gzcli.models import catalog
 from gzcli.recipe.files import mistakes, read_header
 from gzcli.recipe.resolve import resolve
@@ -266,6 +268,19 @@ def test_a_plan_tries_a_step_of_a_file(write, call, monkeypatch):
     monkeypatch.setattr("gzcli.launch.launcher.run", engine)
     code, out, err = call("train", str(write()), "--cpu", "--dry-run")
     assert code == 0 and "28.6K parameters" in out, err
+
+
+def test_an_error_in_a_file_is_told_with_its_line(write, call, tmp_path):
+    """It is no bug in gz."""
+    model_files.keep(tmp_path, write())
+    cls = catalog.load_class(catalog.card_of(Run(tmp_path), "maf"))
+    with pytest.raises(AttributeError) as caught:
+        cls(DataInfo((1, 8, 8), 256, ())).loss(None)
+    error = explain(caught.value)
+    assert error.code == 2 and re.match(r"`maf.py:\d+`: AttributeError: ", error.message)
+    assert explain(AttributeError("x")).code == 1
+    Path("maf.py").write_text(TEMPLATE)
+    assert "use `./maf.py`" in call("train", "maf")[2]
 
 
 def test_new_writes_a_file_that_check_passes(call, monkeypatch):
