@@ -192,6 +192,13 @@ def _file_of(root: Path, module: str) -> Path | None:
     return next((p for p in (file.with_suffix(".py"), file / "__init__.py") if p.is_file()), None)
 
 
+def absent_modules(path: Path) -> list[str]:
+    """The modules of gzcli that a file imports and that do not exist, as after a new version of gz."""
+    sources = {source for source, _ in module_of(path).imports.values()}
+    folder = ROOT.parent.parent
+    return sorted(s for s in sources if not (_file_of(ROOT, s) or folder.joinpath(*s.split(".")).is_dir()))
+
+
 def _value(name: str, path: Path) -> tuple[ast.expr | None, Path]:
     """The expression that is assigned to a name, or None, and the file of the assignment."""
     module = module_of(path)

@@ -337,7 +337,8 @@ def mistakes(path: Path) -> list[str]:
                 if any(cls.is_model for cls in lineage_of(path, name)):
                     needed = 'a line `paper = "…"` that names its source'
                     return [f"{path}:{node.lineno}: class `{name}` needs {needed}"]
-            return [f"{path}: no class derives from `gzcli.Model`"]
+            absent = [f"{path}: there is no module `{name}`" for name in catalog.absent_modules(path)]
+            return absent or [f"{path}: no class derives from `gzcli.Model`"]
         methods = [item for cls in lineage if cls.path == path for item in cls.methods.items()]
         public = ("__init__", "sample", *catalog.APPLICATIONS)
         wrong: list[str] = []

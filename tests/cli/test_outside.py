@@ -126,6 +126,10 @@ def test_what_is_no_model_is_told(write, tmp_path, call):
     (tmp_path / "b.py").write_text("class Maf: pass\n")
     assert mistakes(tmp_path / "a.py") == [f"{tmp_path / 'a.py'}:1: '(' was never closed"]
     assert "derives from `gzcli.Model`" in mistakes(tmp_path / "b.py")[0]
+    lines = "import gzcli\nfrom gzcli.models.flow_matching.cfm import CFM\nclass Maf(CFM): pass\n"
+    (tmp_path / "d.py").write_text(lines)
+    (mistake,) = mistakes(tmp_path / "d.py")
+    assert mistake.endswith("there is no module `gzcli.models.flow_matching.cfm`")
     assert "needs a line `paper" in mistakes(write("maf", ('    paper = "Lipman', '    source = "Lipman')))[0]
     with pytest.raises(MissingError, match="there is no model file"):
         model_files.add(tmp_path / "c.py")
