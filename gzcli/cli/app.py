@@ -15,7 +15,7 @@ import typer
 from gzcli.cli import out
 from gzcli.cli.options import PROGRAMS, SHELLS, Json, choose, option, switch
 from gzcli.core import streams
-from gzcli.core.errors import GzError, Interrupted, UsageError, system_error
+from gzcli.core.errors import GzError, Interrupted, UsageError, did_you_mean, system_error
 from gzcli.version import __version__
 
 _EXAMPLES = "gz train vae\n\ngz ood ddpm --in mnist --out fashionmnist"
@@ -218,8 +218,9 @@ def _usage(problem: Any) -> UsageError:
     for pattern, ours in _PHRASES.items():
         message = re.sub(pattern, ours, message)
     if near or suggestion:
-        options = " or ".join(f"`{option}`" for option in near or re.findall(r"'([^']*)'", suggestion))
-        hint = f"did you mean {options}?"
+        options = near or re.findall(r"'([^']*)'", suggestion)
+        nearest = did_you_mean(getattr(problem, "option_name", ""), options)
+        hint = nearest or f"did you mean {' or '.join(f'`{option}`' for option in options)}?"
     else:
         context = getattr(problem, "ctx", None)
         hint = f"`{context.command_path if context else 'gz'} --help` shows its arguments and options"

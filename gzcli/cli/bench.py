@@ -626,7 +626,8 @@ def race_table(outcome: Outcome) -> None:
         cells = [excesses[key].words if key in excesses else None for key in judges]
         lines.append([name, i + 1, *cells, duration(outcome.race.rounds[i][1])])
     out.table(("model", "round", *judges, "trained"), lines)
-    out.info(f"{', '.join(judges)}: excess over real images, lower is better")
+    ranked = "; the best model has the lowest geometric mean" if len(judges) > 1 else ""
+    out.info(f"{', '.join(judges)}: excess over real images, lower is better{ranked}")
     if (deciding := last["judges"]) != judges:
         out.info(
             f"the ranking uses {', '.join(deciding)} alone, because "

@@ -141,7 +141,7 @@ def matching(text: str, names: Iterable[str]) -> str | None:
 
 def did_you_mean(name: str, options: Iterable[str]) -> str | None:
     """The hint `did you mean `vae`?`; None if no option resembles the name."""
-    by_form, form = {canonical(option): option for option in options}, canonical(name)
+    by_form, form = {canonical(option).strip("_"): option for option in options}, canonical(name).strip("_")
     distances = {option: edits(form, option) for option in by_form}
     near = min(distances, key=lambda option: distances[option], default=None)
     if near is None or distances[near] > len(form) / 3:

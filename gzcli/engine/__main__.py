@@ -132,13 +132,11 @@ def explain(e: BaseException) -> errors.GzError:
         names = ", ".join(f"rank {rank} (process {pid})" for rank, pid in silent.items())
         hint = "raise `launch.timeout` to wait longer"
         return errors.DeviceError(f"{names} did not respond", hint=hint)
-    message, hint = (
-        f"{type(e).__name__}: {e}",
-        "the traceback is in the run's `log.txt`; `GZ_DEBUG=1` shows it",
-    )
+    message = f"{type(e).__name__}: {e}"
     if place := model_files.place_of(e):
+        hint = "test the file with `gz model check`; `GZ_DEBUG=1` shows the traceback"
         return errors.UsageError(f"`{place}`: {message}", hint=hint)
-    return errors.GzError(message, hint=hint)
+    return errors.GzError(message, hint="the traceback is in the run's `log.txt`; `GZ_DEBUG=1` shows it")
 
 
 def train(run: Run, log: Log) -> None:
