@@ -48,7 +48,6 @@ def bench_json(**changes) -> dict:
             "model": "vae",
             "run": "vae-digits-1",
             "params": 1_230_000,
-            "n": 200,
             "seconds": 4.5,
             "step": 60,
         }
@@ -500,7 +499,7 @@ def test_bench_writes_the_report_that_it_is_asked_for(call, monkeypatch, tmp_pat
     def work(folder, plan, **options):
         jobs.append(folder)
         result = bench_json()
-        result["rows"] = [result["rows"][0] | {"run": run.id}]
+        result["rows"] = [result["rows"][0] | {"run": run.id, "n": 200}]
         files.write_json(folder / "result.json", result)
 
     monkeypatch.setattr(launcher, "run", work)

@@ -287,8 +287,8 @@ BAD_ARRAYS = [
     ({"embedding": np.zeros(3)}, "has no images"),
     ({"images": np.zeros((4, 8, 8), complex)}, "complex128 of shape"),
     ({"images": np.zeros((4, 8, 8, 8), np.uint8)}, "of shape"),
-    ({"images": X, "labels": np.zeros(3, int)}, "for 4 images"),
-    ({"images": X, "labels": np.full(4, -1)}, "for 4 images"),
+    ({"images": X, "labels": np.zeros(3, int)}, "of 4 images"),
+    ({"images": X, "labels": np.full(4, -1)}, "of 4 images"),
     ({"images": np.array([{}] * 4)}, "Python objects"),
     ({"train_images": X, "train_labels": np.zeros(4, int), "test_images": X}, "some splits only"),
 ]
