@@ -288,7 +288,7 @@ BAD_ARRAYS = [
     ({"images": np.zeros((4, 8, 8), complex)}, "complex128 of shape"),
     ({"images": np.zeros((4, 8, 8, 8), np.uint8)}, "of shape"),
     ({"images": X, "labels": np.zeros(3, int)}, "of 4 images"),
-    ({"images": X, "labels": np.full(4, -1)}, "of 4 images"),
+    ({"images": X, "labels": np.full(4, -1)}, "has labels from -1 to -1"),
     ({"images": np.array([{}] * 4)}, "Python objects"),
     ({"train_images": X, "train_labels": np.zeros(4, int), "test_images": X}, "some splits only"),
 ]

@@ -167,6 +167,7 @@ class _Npz:
         y = self._whole(name)
         y = y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y
         if y.size and (y.min() < 0 or y.max() > (1 if y.ndim == 2 else MOST_CLASSES - 1)):
+            wrong = f"`{name}` in `{self.path}` has labels from {y.min()} to {y.max()}"
             raise UsageError(wrong, hint=LABEL_HINT)
         return y.astype(np.int64 if y.ndim == 1 else np.uint8)
 
