@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from gzcli.league.league import Terms
     from gzcli.league.loop import League
     from gzcli.league.which import Outcome, Race
-    from gzcli.store.jobs import BenchJob, TrialJob
+    from gzcli.store.jobs import BenchJob
     from gzcli.store.run_folder import Run
 
 ARROWS = {"down": "↓", "up": "↑"}
@@ -187,7 +187,7 @@ def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob) -> None:
     plan = launcher.plan(job.launch, every_gpu=False)
     drawers = list(filter(None, (forecast.drawer_of_run(run, plan) for run in runs)))
     budgets = [one.part.ood.budget for one in drawers]
-    drawn = forecast.drawn(drawers, kinds_of(job), measured_here)
+    drawn = forecast.drawn(drawers, kinds_of(job), partial(forecast.measured, say=out.info))
     likelihoods = sum(
         one.of_likelihoods(job.likelihoods or MOST, budget)
         for one, budget in zip(drawn, budgets, strict=True)
@@ -205,12 +205,6 @@ def kinds_of(job: BenchJob) -> tuple[str, ...]:
     if job.metrics is None:
         return ("exact", "bound")
     return ("exact", "bound", "ode") if {"bpd", "nats"} & set(job.metrics) else ()
-
-
-def measured_here(job: TrialJob) -> Sequence[Mapping[str, Any]]:
-    from gzcli.launch import forecast
-
-    return forecast.measured(job, out.info)
 
 
 def check_stats(job: BenchJob) -> None:
@@ -415,7 +409,8 @@ def costs_of(league: League) -> list[dict[str, Any]]:
     terms, rows = league.terms, []
     left = {entry.key: entry for entry in league.entries if not is_judged(entry.run(), terms)}
     drawers = [forecast.Drawer.of(entry.request.recipe, entry.plan) for entry in left.values()]
-    drawn = dict(zip(left, forecast.drawn(drawers, kinds_of(terms.job), measured_here), strict=True))
+    costs = forecast.drawn(drawers, kinds_of(terms.job), partial(forecast.measured, say=out.info))
+    drawn = dict(zip(left, costs, strict=True))
     for entry in league.entries:
         run = entry.run()
         trained = bool(run and run.state == "finished")

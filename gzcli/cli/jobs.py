@@ -101,11 +101,11 @@ def method_options(
     params: Mapping[str, Param | Rule],
     what: str,
     section: str,
-    others: Mapping[str, Iterable[str]] | None = None,
+    by_method: Mapping[str, Iterable[str]] | None = None,
 ) -> dict[str, Any]:
     """The typed keywords of a method (`what` in messages) from words such as `--rows 14 --no-clip`.
 
-    others: the names that other methods take, for hints.
+    by_method: the options of further methods, for hints.
     """
     from gzcli.recipe.schema import check_value
     from gzcli.recipe.yaml import scalar
@@ -123,7 +123,7 @@ def method_options(
         if not word.startswith("--") or (name not in params and positive not in params):
             options = [f"--{p.replace('_', '-')}" for p in params]
             takes = f"options of {what}: {' '.join(options)}" if options else f"{what} has no options"
-            owners = [f"`{other}`" for other, names in (others or {}).items() if name in names]
+            owners = [f"`{method}`" for method, names in (by_method or {}).items() if name in names]
             hint = (
                 f"it is an option of {', '.join(owners)}" if owners else did_you_mean(word, options) or takes
             )

@@ -539,8 +539,8 @@ def ending(result: Mapping[str, Any], folder: Path, name: str, maps: bool) -> No
     best_score = f"best score `{best['score']}`, AUROC {best['auroc']:.3f}" if best else None
     if best and result["run"]:
         best_score = f"{best_score}{beaten_by(best, result['results'])}"
-    own = (f"gz ood {name} --input ./pictures", "check your own images one by one")
-    end([best_score, took()], [*page_of(result, folder), own])
+    single = (f"gz ood {name} --input ./pictures", "check your own images one by one")
+    end([best_score, took()], [*page_of(result, folder), single])
 
 
 def beaten_by(best: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:

@@ -165,8 +165,8 @@ def job_of(model: str, data: str | None, typed: SampleJob, words: list[str]) -> 
         n = MANY if do else len(typed.prompts) or MANY
         if conditional and not do and not typed.prompts:  # as many of each class, where these are known
             n = in_turns(MANY, len(turns))
-    others = {f"--do {name}": params for name, params in card.do.items()}
-    options = jobs.method_options(words, takes, what, "sample", others)
+    by_method = {f"--do {name}": params for name, params in card.do.items()}
+    options = jobs.method_options(words, takes, what, "sample", by_method)
     job = replace(typed, run=str(run.path), n=n, options=options, do=do)
     job = replace(job, input_as=card.inputs[0] if from_input else None)
     return run, job, [name for name in card.do if conditional or name not in card.with_labels]

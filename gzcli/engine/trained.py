@@ -499,12 +499,12 @@ class Trained:
         """Images as the model sees them. Raises UsageError for 8-bit images if it models other values."""
         if self.values is None:
             return pack
-        channels, own = self.info.shape[0], pack.meta.values or {}
-        if own.get("channels") != channels or (own["levels"] is None) != (self.values.levels is None):
-            had = pack.meta.notes[-1] if own and pack.meta.notes else "8-bit images"
-            message = f"`{pack.meta.name}` has {had}, but `{self.title}` was trained on {self.values.words}"
+        channels, values = self.info.shape[0], pack.meta.values or {}
+        if values.get("channels") != channels or (values["levels"] is None) != (self.values.levels is None):
+            kind = pack.meta.notes[-1] if values and pack.meta.notes else "8-bit images"
+            message = f"`{pack.meta.name}` has {kind}, but `{self.title}` was trained on {self.values.words}"
             raise UsageError(message, hint="pass images of the same kind: `.npy`, `.npz` or TIFF")
-        seen = pack.seen(own["levels"])
+        seen = pack.seen(values["levels"])
         return seen.scaled_as(self.values) if isinstance(seen, ValuePack) else seen
 
     def encode(self, batch: Batch) -> Batch:

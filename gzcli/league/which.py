@@ -191,7 +191,7 @@ def shortlist(table: Excesses, models: Collection[str], usual: str) -> tuple[str
     regrets = regrets_of(table, models)
 
     def preference(name: str) -> tuple[bool, float]:
-        families = {catalog.card(other).family for other in chosen}
+        families = {catalog.card(one).family for one in chosen}
         logs = [math.log(row.get(name, max(row.values()))) for row in regrets]
         return catalog.card(name).family in families, sum(logs)
 
