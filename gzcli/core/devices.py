@@ -1,7 +1,7 @@
 """Everything that is particular to a kind of device: cpu, cuda, mps.
 
-What the command line needs (number, names and memory of GPUs) does without torch, which the other functions
-import when they are called. `python -m gzcli.core.devices` tries the GPUs in a separate process, which
+The functions that the command line needs (number, names and memory of GPUs) work without torch. The others
+import it when they are called. `python -m gzcli.core.devices` tries the GPUs in a separate process, which
 `launch.usable_gpus` starts.
 """
 
@@ -64,7 +64,7 @@ UNKNOWN = Kind(10e12, float64=False)
 
 
 def kind_of(device: torch.device | str) -> Kind:
-    """The kind of a device, such as `cuda:1`; UNKNOWN for one without a row."""
+    """The row of KINDS for a device such as `cuda:1`; UNKNOWN if it has none."""
     return KINDS.get(device.partition(":")[0] if isinstance(device, str) else device.type, UNKNOWN)
 
 
@@ -78,7 +78,7 @@ def batch_of(usual: int, device: torch.device) -> int:
 
 @dataclass(frozen=True)
 class Gpus:
-    """How many GPUs are visible, and how many of them, from the first on, torch can use."""
+    """The number of visible GPUs, and how many of them torch can use, counted from the first."""
 
     there: int = 0
     usable: int = 0
@@ -86,7 +86,7 @@ class Gpus:
 
     @property
     def lack(self) -> str | None:
-        """What torch cannot use, and why; None if it can use all."""
+        """Which GPUs torch cannot use, and why; None if it can use all."""
         if self.usable >= self.there:
             return None
         of = f"{self.usable or 'none'} of the {self.there} GPUs"
@@ -131,7 +131,7 @@ def gpu_memory() -> int | None:
 
 
 def _nvidia_smi(*words: str) -> list[str]:
-    """The lines that the tool of NVIDIA's driver prints; none without it."""
+    """The output lines of `nvidia-smi`; none if it is missing or does not answer."""
     try:
         done = subprocess.run(["nvidia-smi", *words], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
@@ -158,8 +158,8 @@ def host_memory() -> int:
 
 
 def tried(most: int | None = None) -> Gpus:
-    """The first `most` GPUs on which this process's torch computes a sum. One without free memory counts as
-    usable: the error that it ends with is a better one."""
+    """The first `most` GPUs on which this process's torch computes a sum. A GPU without free memory counts as
+    usable, because the later error is clearer."""
     import torch
 
     there, seen = count_gpus(), 0
@@ -211,8 +211,8 @@ def training_kind(launch: LaunchSection) -> str:
 
 
 def check_planned() -> None:
-    """Raises DeviceError if the `gz` that started this process planned with GPUs, and torch can use none:
-    accelerate would take the CPU without a word."""
+    """Raises DeviceError if the `gz` that started this process planned with GPUs, but torch can use none.
+    Without this check, accelerate would silently use the CPU."""
     import torch
 
     if os.environ.get("GZ_GPUS", "0") != "0" and not torch.cuda.is_available():
@@ -226,12 +226,12 @@ def trains_on_cpu(gpus: int, processes: int) -> bool:
 
 
 def environment(gpus: int, on_cpu: bool) -> dict[str, str]:
-    """The environment variables of a process that trains on this number of CUDA devices."""
+    """Environment variables for a process that trains on this number of CUDA devices."""
     return {} if gpus else {**({"ACCELERATE_USE_CPU": "true"} if on_cpu else {}), VISIBLE: ""}
 
 
 def titles(gpus: Gpus) -> list[tuple[str, str]]:
-    """(device, facts) of each GPU that torch can use, and last of the CPU, for the user."""
+    """(device, facts) to print for each GPU that torch can use, and for the CPU last."""
     import torch
 
     lines = []
@@ -245,7 +245,7 @@ def titles(gpus: Gpus) -> list[tuple[str, str]]:
 
 
 def use_of_rank(kind: str) -> None:
-    """Makes the GPU that torch's launcher gave to this process the one that it uses."""
+    """Selects the GPU that torch's launcher assigned to this process."""
     import torch
 
     if kind == "cuda":
@@ -268,7 +268,7 @@ def fast_kernels() -> None:
 
 
 def deterministic_kernels() -> None:
-    """Allows only kernels whose results are the same to the bit every time."""
+    """Allows only kernels whose results are bit-for-bit reproducible."""
     import torch
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -279,15 +279,15 @@ def deterministic_kernels() -> None:
 
 
 def _library(device: torch.device) -> Any:
-    """The module of torch for a device that queues its work, such as `torch.cuda`; None for a CPU, and for a
-    device that torch has no module for."""
+    """The torch module of a device that queues its work, such as `torch.cuda`. None for a CPU, or if torch
+    has no such module."""
     import torch
 
     return torch.get_device_module(device) if kind_of(device).queued and device.type in KINDS else None
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits until the device has finished its queued work, as a clock must before it is read."""
+    """Waits until the device has finished its queued work, which must precede every timing."""
     import torch
 
     if _library(device):
@@ -295,8 +295,8 @@ def synchronise(device: torch.device) -> None:
 
 
 def clock(device: torch.device, kind: str = "wall") -> float:
-    """Seconds of time after the device has finished its queued work; of the kind "cpu" on a CPU the work of
-    this process's cores."""
+    """The time in seconds, read after the device has finished its queued work. On a CPU, the kind "cpu" is
+    the CPU time of this process."""
     synchronise(device)
     return time.process_time() if clock_of(device, kind) == "cpu" else time.monotonic()
 
@@ -324,21 +324,23 @@ def seed(device: torch.device, number: int) -> None:
 
 
 class SideStream:
-    """A stream for copies beside the compute stream. On devices without streams, work is done at once."""
+    """A stream for copies beside the compute stream. On devices without streams, the work runs
+    immediately."""
 
     def __init__(self, device: torch.device):
         self.device = device
         self.stream = _library(device).Stream(device) if kind_of(device).streams else None
 
     def started(self, work: Callable[[], T]) -> tuple[T, Any]:
-        """The result of `work`, whose copies may still run, and the event of their end."""
+        """The result of `work`, whose copies may still be running, and the event that marks their end."""
         if self.stream is None:
             return work(), None
         with _library(self.device).stream(self.stream):
             return work(), self.stream.record_event()
 
     def ended(self, result: T, event: Any) -> T:
-        """A result of `started` for the computing stream, which waits for its copies; the host does not."""
+        """A result of `started` for the compute stream, which waits for the copies; the host does not
+        wait."""
         if event is None:
             return result
         import torch
@@ -353,8 +355,8 @@ class SideStream:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The most bytes that this process has held: of the device's memory if that is counted, otherwise of the
-    machine's, libraries included; None if the system does not report it."""
+    """The peak memory of this process in bytes; None if the system does not report it. It is device memory if
+    that is counted, otherwise the machine's, libraries included."""
     if device.type == "cuda":
         return _library(device).max_memory_allocated(device)
     try:
@@ -377,7 +379,7 @@ def memory_now(device: torch.device) -> int:
 
 
 def is_out_of_memory(e: BaseException) -> bool:
-    """Whether an exception means that a device or the machine has no memory left."""
+    """Whether an exception means that the device or the machine ran out of memory."""
     import torch
 
     return isinstance(e, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(e)
@@ -418,12 +420,13 @@ def title(device: torch.device) -> str:
 
 
 def peak(device: torch.device, precision: str) -> float | None:
-    """The dense FLOP/s of a device in "bf16", "fp16", "tf32" or "fp32"; None: not known, as of every CPU."""
+    """The dense FLOP/s of a device in "bf16", "fp16", "tf32" or "fp32"; None if unknown, which includes every
+    CPU."""
     return peak_of(title(device), precision) if device.type == "cuda" else None
 
 
 def peak_of(name: str, precision: str) -> float | None:
-    """The dense FLOP/s of a device by the name from its driver; None if unknown."""
+    """The dense FLOP/s of a device, looked up by its driver's name for it; None if unknown."""
     words = set(re.split(r"[ \-/]", name))
     device = next((device for device in PEAKS if words.issuperset(device.split())), None)
     tera = PEAKS[device].get(precision) if device and words.isdisjoint(OTHER) else None

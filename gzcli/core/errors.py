@@ -56,7 +56,7 @@ class MissingError(GzError):
 
 
 class DamagedError(MissingError):
-    """A file that gz wrote can no longer be read, or contains something else."""
+    """A file that gz wrote is unreadable or no longer contains what gz wrote."""
 
 
 class DeviceError(GzError):
@@ -105,7 +105,7 @@ _RUST = re.compile(r"\(os error (\d+)\)")
 
 
 def system_error(problem: BaseException) -> MissingError | None:
-    """The error of a full disk, or of a path that cannot be written or read; None for any other exception."""
+    """The error to show for a full disk or an unreadable or unwritable path; None for any other exception."""
     if not isinstance(problem, OSError):
         match = _RUST.search(str(problem))
         problem = OSError(int(match[1]) if match else 0, "")
@@ -140,7 +140,7 @@ def matching(text: str, names: Iterable[str]) -> str | None:
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str | None:
-    """The hint `did you mean `vae`?`; None if no option resembles the name."""
+    """A hint such as `did you mean `vae`?`; None if no option resembles the name."""
     by_form, form = {canonical(option).strip("_"): option for option in options}, canonical(name).strip("_")
     distances = {option: edits(form, option) for option in by_form}
     near = min(distances, key=lambda option: distances[option], default=None)
@@ -150,8 +150,8 @@ def did_you_mean(name: str, options: Iterable[str]) -> str | None:
 
 
 def edits(a: str, b: str) -> int:
-    """The least number of letters to insert, drop, replace or swap with the next one (Damerau 1964), so that
-    a becomes b."""
+    """The edit distance from a to b: insertions, deletions, substitutions and swaps of neighbours (Damerau
+    1964)."""
     rows = [list(range(len(b) + 1))]
     for i, letter in enumerate(a, 1):
         row = [i]

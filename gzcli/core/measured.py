@@ -1,9 +1,10 @@
 """The measurements that are shipped: leagues, and the validation curves of their runs, by set and scale.
 `docs/measured/<set>/<scale>/` holds `league.csv` and `summary.csv` of `gz bench --train-missing`,
 `about.json` with how they were made, `curves/<recipe>[.<stage>].csv` and `samples/<recipe>.png`;
-`docs/measured/<set>/peers.csv` contains what other packages' models got, `ood.csv` there how well models of
-the set recognise foreign images, `docs/measured/costs.csv` the cost of trainings, `parity.csv` beside it how
-far gz is from published code. No heavy import: the trainer reads it."""
+In `docs/measured/<set>`, `peers.csv` contains the results of other packages' models, and `ood.csv` how well
+models of the set detect foreign images. `docs/measured/costs.csv` contains the cost of trainings, and
+`parity.csv` the differences from published code. This module imports nothing heavy, because the trainer reads
+it."""
 
 from __future__ import annotations
 
@@ -29,13 +30,13 @@ CURVE = ("metric", "step", "seconds", "value")  # the columns of a curve
 
 @dataclass(frozen=True)
 class Curve:
-    """The validation of a reference run by a metric, lower is better."""
+    """The validation curve of a reference run by one metric (lower is better)."""
 
     metric: str
     points: tuple[tuple[int, float, float], ...]
 
     def at(self, step: int) -> float | None:
-        """The value at a step, on straight lines between the points; None outside of them."""
+        """The value at a step, interpolated linearly between the points; None outside their range."""
         steps = [point[0] for point in self.points]
         i = bisect_left(steps, step)
         if i == len(steps) or step < steps[0]:
@@ -63,7 +64,8 @@ class ReferenceRun:
         return read_curve(ROOT / self.data / self.scale / "curves" / f"{self.name}.csv")
 
     def stood_at(self, step: int, metric: str) -> str | None:
-        """The value at this step, in words; None without one, or if it was validated by another metric."""
+        """A sentence with the run's value at this step; None if there is none, or if its metric is another
+        one."""
         if self.curve is None or self.curve.metric != metric:
             return None
         last, _, end = self.curve.points[-1]
@@ -82,13 +84,14 @@ def read_curve(path: Path) -> Curve | None:
 
 
 def places() -> Iterator[tuple[str, str]]:
-    """(set, scale) of each shipped league, the one with the longest trainings first."""
+    """(set, scale) of each shipped league, those with the longest trainings first."""
     leagues = [(path.parent.parent.name, path.parent.name) for path in ROOT.glob("*/*/about.json")]
     yield from sorted(leagues, key=lambda place: (-about(*place)["budget"], place))
 
 
 def about(data: str, scale: str) -> dict[str, Any]:
-    """How a league was made: commands, budget, seeds, commit, machine, versions, judges, metric, floor."""
+    """How a league was produced: commands, budget, seeds, commit, machine, versions, judges, metric,
+    floor."""
     facts: dict[str, Any] = json.loads((ROOT / data / scale / "about.json").read_text())
     return facts
 
@@ -112,14 +115,14 @@ def results() -> str:
 
 
 def peers(data: str) -> list[dict[str, str]]:
-    """The results of other packages' models by gz's judge: name, version, the comparable `model` of gz,
-    seconds and steps of training, and the metrics of `summary.csv`."""
+    """The results of other packages' models, measured by gz. A row has the name, version, comparable `model`
+    of gz, seconds and steps of training, and the metrics of `summary.csv`."""
     return rows_of(ROOT / data / "peers.csv")
 
 
 def detections() -> dict[tuple[str, str, str], str]:
-    """The AUROC of each score, its 95 % interval and papers' metric, the best first, and how long the model
-    was trained, by (set, foreign set, model)."""
+    """For each (set, foreign set, model): the AUROC of each score, best first, and the length of the
+    training. Each AUROC has its 95 % interval and the metric that papers report."""
     took: dict[tuple[str, str, str], str] = {}
     cells: dict[tuple[str, str, str], list[tuple[float, str]]] = {}
     rows = (row for path in ROOT.glob("*/ood.csv") for row in rows_of(path))
@@ -138,9 +141,9 @@ def detections() -> dict[tuple[str, str, str], str]:
 
 
 def figures(row: Mapping[str, str], kind: str | None) -> dict[str, str]:
-    """The metrics of a row that pages show, in order, each with its excess over the floor and half the 95 %
-    interval of that if they are known. Likelihoods of different kinds (exact, bound, ode) are
-    different metrics.
+    """The metrics of a row that pages show, in their order. Each has its excess over the floor and half the
+    95 % interval of the excess, if known. Likelihoods of different kinds (exact, bound, ode) are different
+    metrics.
 
     kind: kind of the row's likelihoods; "" if unknown, None for a model of codes, which has none.
     """
@@ -164,7 +167,7 @@ def signed(value: float) -> str:
 
 
 def order(name: str) -> int:
-    """The position of a metric among those on pages; the number of those for any other metric."""
+    """The position of a metric among those that pages show; their number for any other metric."""
     word = re.split(r"[@| /]", name)[0]
     words = (word, word.partition("_")[0] if word.startswith(("kid_", "precision_", "recall_")) else word)
     return min((SHOWN.index(word) for word in words if word in SHOWN), default=len(SHOWN))
@@ -181,7 +184,7 @@ def costs(model: str) -> list[dict[str, str]]:
 
 
 def picture(recipe: str, data: str, scale: str) -> Path:
-    """The image of a reference run's samples, which need not exist."""
+    """The path of a reference run's image of samples; the file may be missing."""
     return ROOT / data / scale / "samples" / f"{recipe}.png"
 
 

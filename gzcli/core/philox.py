@@ -1,9 +1,10 @@
-"""Random numbers by a counter: Philox 4×32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2,
-3"), on any device, in int64 arithmetic only. It is separate from `types`, which must load without torch.
+"""A counter-based random number generator: Philox 4×32-10 (Salmon et al. 2011, "Parallel random numbers: as
+easy as 1, 2, 3"), on any device, in int64 arithmetic only. It is separate from `types`, which must load
+without torch.
 
-A number is a function of its key and counter, so it needs no state and no order. The counter is (block of
-the draw, call, image), the key is the seed. Of a draw of m numbers per image, there are b = ⌈m / 4⌉ blocks,
-and word w of block j makes number w · b + j.
+A number is a function of its key and counter, so there is no state, and the order of draws does not matter.
+The counter is (block of the draw, call, image); the key is the seed. A draw of m numbers per image has b = ⌈m
+/ 4⌉ blocks, and word w of block j gives number w · b + j.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 def philox(counters: Tensor, key: tuple[int, int]) -> Words:
     """The four 32-bit words, int64 in 0 … 2³² − 1, of each of n counters.
 
-    counters: int64 [6, n], overwritten; the words of the counters, and two rows for intermediates, as memory
-      that is not new is in the cache of a CPU.
-    key: its two words.
+    counters: int64 [6, n], overwritten: four words of the counters, and two rows for intermediates. The
+      buffer is reused because it is then already in the CPU's cache.
+    key: the two 32-bit words of the key.
     """
     c0, c1, c2, c3, p0, p1 = counters
     for i in range(ROUNDS):
@@ -56,9 +57,9 @@ def uniform(words: Words) -> Words:
 
 
 def below(high: int) -> Callable[[Words], Words]:
-    """Makes four integers in 0 … high − 1, ⌊w · high / 2³²⌋ of each word w.
+    """Returns a function that turns four words w into integers in 0 … high − 1, ⌊w · high / 2³²⌋.
 
-    The probabilities of two integers differ by less than 2⁻³² (Lemire 2019).
+    The probabilities of any two integers differ by less than 2⁻³² (Lemire 2019).
 
     high: 2³¹ at most.
     """
@@ -73,14 +74,14 @@ def below(high: int) -> Callable[[Words], Words]:
 def draw(
     seed: int, call: int, images: Tensor, count: int, numbers: Callable[[Words], Words], dtype: torch.dtype
 ) -> Tensor:
-    """[n, count] random numbers on the device of `images`, made in parts that use little memory.
+    """[n, count] random numbers on the device of `images`, computed in parts to save memory.
 
     seed: key of 64 bits.
-    call: number of the draw.
-    images: numbers of the images, int64 [n].
+    call: index of the draw.
+    images: indices of the images, int64 [n].
     count: numbers per image.
-    numbers: makes four numbers of the words of a block.
-    dtype: of the result.
+    numbers: turns the four words of a block into four numbers.
+    dtype: dtype of the result.
     """
     key, blocks, device = (seed & WORD, (seed >> 32) & WORD), math.ceil(count / 4), images.device
     out = torch.empty(len(images), 4, blocks, dtype=dtype, device=device)
@@ -102,21 +103,21 @@ def draw(
 
 
 def spread(seed: int, call: int, images: Tensor) -> Tensor:
-    """Numbers in [0, 1), [n], which are spread evenly over the images.
+    """Numbers in [0, 1), [n], spread evenly over the images.
 
         u_i = u + i (√5 − 1) / 2  mod 1
 
-    The multiples of the golden ratio from a random start u (Kronecker's sequence): how many of n images lie
-    in an interval is its expectation up to O(log n), and up to O(√n) for independent numbers.
+    These are multiples of the golden ratio from a random start u (Kronecker's sequence). The number of images
+    in an interval deviates from its expectation by O(log n); with independent numbers, by O(√n).
 
-    seed, call, images: as of `draw`.
+    seed, call, images: as in `draw`.
     """
     start = draw(seed, call, images.new_zeros(1), 1, uniform, torch.get_default_dtype())[0]
     return (start + _unit(images * GOLDEN & WORD)).remainder(1)
 
 
 def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """Two standard normal numbers of two words: √(−2 ln(1 − u)) cos 2πv, and the same with the sine."""
+    """Two standard normal numbers from two words: √(−2 ln(1 − u)) cos 2πv, and the same with the sine."""
     radius = (1 - _unit(first)).log_().mul_(-2).sqrt_()
     angle = _unit(second).mul_(2 * math.pi)
     return angle.cos().mul_(radius), angle.sin_().mul_(radius)

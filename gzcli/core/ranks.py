@@ -1,4 +1,4 @@
-"""The processes of a run or a verb, each a rank. Only this file uses `torch.distributed`. All ranks must call
+"""The processes (ranks) of a run or a verb. Only this file uses `torch.distributed`. All ranks must call
 these functions in the same order, otherwise they wait for each other forever. In a run of one process every
 function returns its argument.
 """
@@ -33,9 +33,9 @@ def world() -> int:
 
 
 def rejoin(device: str) -> None:
-    """Forms the process group again after torch's launcher has restarted the processes; the first time
-    accelerate forms it. The launcher keeps its store during a restart, with the addresses of the dead
-    processes, so each restart uses new names in the store."""
+    """Forms the process group again after torch's launcher has restarted the processes; accelerate forms the
+    first one. The launcher's store survives a restart and contains the addresses of the dead processes, so
+    each restart uses new names in it."""
     again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
     if not again or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or _several():
         return
@@ -63,7 +63,8 @@ def everyone(value: T) -> list[T]:
 
 
 def agree(value: T) -> T:
-    """Rank 0's value on every rank, for values that may differ, such as a clock's or a file's existence."""
+    """Rank 0's value on every rank. It is for values that may differ between ranks, such as the time or
+    whether a file exists."""
     return everyone(value)[0]
 
 
@@ -73,7 +74,7 @@ def gather(rows: np.ndarray) -> np.ndarray:
 
 
 def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Parts [n, …] as one; an empty one may be of another shape."""
+    """Parts [n, …] concatenated; an empty part may have another shape."""
     return np.concatenate([part for part in parts if len(part)] or parts[:1])
 
 
@@ -88,9 +89,9 @@ class Sliceable(Protocol[T_co]):
 
 
 def over(batches: Sliceable[T], work: Callable[[T], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The results of `work` for all batches, arrays [N, …] by name, on every rank; each rank does a share of
-    the batches. Raises on every rank the error of the first rank that has one, so that no rank waits for one
-    that ended."""
+    """The results of `work` for all batches on every rank, as arrays [N, …] by name. Each rank computes a
+    share of the batches. If a rank fails, every rank raises its error, so that none waits for a rank that has
+    ended."""
     start, end = (len(batches) * r // world() for r in (rank(), rank() + 1))
     share, problem = [], None
     try:
@@ -119,8 +120,9 @@ def maximum(t: Tensor) -> Tensor:
 
 
 def sharing(module: nn.Module) -> int:
-    """How many ranks have the statistics of `module` in common: all while it trains, on equal batches; in
-    eval mode one, since there the ranks have unequal numbers of batches and would wait for each other."""
+    """The number of ranks that share the statistics of `module`: all of them during training, on equal
+    batches. In eval mode it is one: the ranks have different numbers of batches there, and would wait for
+    each other."""
     return world() if module.training else 1
 
 
@@ -151,9 +153,9 @@ def own_rows(t: Tensor, module: nn.Module) -> Tensor:
 
 
 def shard(module: nn.Module, parts: Iterable[nn.Module], device: torch.device) -> None:
-    """Shards the parameters of a module: each rank keeps a part of each, gathers whole ones for a forward or
-    backward pass, and gets its part of the mean gradient (Zhao 2023, arXiv:2304.11277). Parameters become
-    `DTensor`; those of each of `parts` are gathered together."""
+    """Shards the parameters of a module over the ranks (Zhao 2023, arXiv:2304.11277). A rank gathers whole
+    parameters for a forward or backward pass, and receives its part of the mean gradient. Parameters become
+    `DTensor`; those of each module in `parts` are gathered together."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -194,13 +196,14 @@ def put_together(part: Tensor, like: Any) -> Tensor:
 
 
 def whole(value: Any) -> Any:
-    """The whole of a sharded tensor, on every rank; any other value unchanged. Every rank must call it."""
+    """The whole tensor of a sharded one, on every rank; any other value unchanged. Every rank must call
+    it."""
     return value.full_tensor() if is_sharded(value) else value
 
 
 def gathered(tree: Any) -> Any:
-    """A tree of dicts and lists with whole tensors on the CPU instead of sharded ones; ranks other than 0,
-    which do not write, get empty ones. Every rank must call it."""
+    """A tree of dicts and lists, with whole tensors on the CPU instead of sharded ones. Ranks other than 0,
+    which write no files, get empty tensors. Every rank must call it."""
 
     def one(value: Any) -> Any:
         if not is_sharded(value):
@@ -213,7 +216,8 @@ def gathered(tree: Any) -> Any:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Inside, this process is the only one, for this thread: for values that a rank computes by itself."""
+    """Within the block, this thread sees a world of one process. It is for values that a rank computes by
+    itself."""
     token = _alone.set(True)
     try:
         yield
@@ -229,8 +233,8 @@ def _several() -> bool:
 
 
 def unresponsive() -> dict[int, int]:
-    """The ranks of this machine that were stopped, or ended while others waited for them, with their process
-    numbers. They are looked up among the children of the launcher."""
+    """The ranks of this machine that were stopped, or that ended while others waited for them, with their
+    process ids. They are looked up among the launcher's children."""
     import psutil
 
     lost: dict[int, int] = {}

@@ -1,6 +1,6 @@
-"""The precision of a training, and how fast a core of this machine computes in each type, by which that is
-chosen on a CPU: measured once, and kept with the costs of trainings. Instructions for bf16 are no promise: on
-some CPUs fp32 is faster."""
+"""The precision of a training. On a CPU it is chosen by how fast a core computes in each type, measured once
+per machine and stored with the costs of trainings. Instructions for bf16 guarantee nothing: on some CPUs fp32
+is faster."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ INFO = Path("/proc/cpuinfo")
 
 @cache
 def instruction_sets() -> tuple[str, ...]:
-    """Those of the CPU that products and convolutions use, as Linux names them."""
+    """The CPU's instruction sets for products and convolutions, by their names in Linux."""
     lines = INFO.read_text().splitlines() if INFO.is_file() else []
     flags = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()}
     return tuple(name for name in SETS if name in flags)
 
 
 def chosen_precision(wanted: str, kind: str) -> str:
-    """fp32, bf16 or fp16 on a kind of device: `auto` is a 16-bit type if the device gains from it, which on a
-    CPU is measured. Raises UsageError for fp16 if the device does not compute in it."""
+    """The precision on a kind of device: fp32, bf16 or fp16. `auto` selects a 16-bit type if the device gains
+    from it; on a CPU, this is measured. Raises UsageError for fp16 if the device does not compute in it."""
     import torch
 
     if wanted == "fp16" and not kind_of(kind).fp16:
@@ -58,7 +58,7 @@ def chosen_precision(wanted: str, kind: str) -> str:
 
 
 def speed_title() -> str:
-    """For the user: the rates of a CPU core in each type, and the type that `auto` selects."""
+    """A line for the user with the rates of a CPU core in each type and the type that `auto` selects."""
     speeds = cpu_rates(cpu_name())
     cells = [f"{kind} {of['product']:.0f} and {of['convolution']:.0f}" for kind, of in speeds.items()]
     sets = " ".join(instruction_sets()) or platform.machine()
@@ -67,7 +67,7 @@ def speed_title() -> str:
 
 
 def cpu_rates(cpu: str) -> Rates:
-    """The rates of one core of the CPU of this name."""
+    """The rates of one core of the named CPU."""
     import torch
 
     # torch without oneDNN, as on Macs, lacks the operator; without instructions bf16 takes 20 times as long
@@ -77,13 +77,14 @@ def cpu_rates(cpu: str) -> Rates:
 
 
 def faster(rates: Rates) -> str:
-    """The fastest type for a step with equal parts of each kind of work."""
+    """The fastest type for a step that consists of each kind of work in equal parts."""
     return min(rates, key=lambda kind: sum(WORK[work] / rate for work, rate in rates[kind].items()))
 
 
 @cache
 def _kept(terms: tuple[str, ...], types: tuple[str, ...]) -> Rates:
-    """Measured by one process of the machine, while others wait: all ranks of a run read the same."""
+    """The stored rates, otherwise new ones. One process of the machine measures while the others wait, so all
+    ranks of a run read the same."""
     digest = hashlib.sha256("\n".join(terms).encode()).hexdigest()[:16]
     path = cache_dir("costs", f"rates-{digest}.json")
     try:
@@ -98,7 +99,7 @@ def _kept(terms: tuple[str, ...], types: tuple[str, ...]) -> Rates:
 
 
 def measured(types: tuple[str, ...]) -> Rates:
-    """The rates by the time of this thread, so that other programs hardly count."""
+    """The rates, measured in CPU time of this thread, so that other programs hardly affect them."""
     import torch
     from torch.nn import functional as F
 
@@ -122,7 +123,7 @@ def measured(types: tuple[str, ...]) -> Rates:
 
 
 def _seconds(function: Any, x: Tensor, weight: Tensor, half: bool) -> float:
-    """The seconds of an output and its gradients, by autocast as in a step."""
+    """The seconds for an output and its gradients under autocast, as in a step."""
     import torch
 
     since = time.thread_time()

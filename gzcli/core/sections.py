@@ -1,5 +1,5 @@
-"""A recipe as typed values: a `Part` for the model, or for each stage, and its sections. Their fields are the
-keys, with types, defaults and ranges, that `schema.py` checks; they are declared here and nowhere else.
+"""A recipe as typed values: a `Part` for the model, or one for each stage, and its sections. Their fields
+declare the keys, types, defaults and ranges that `schema.py` checks; nothing else declares them.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ GONE: Mapping[str, Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] 
 
 
 def without_gone(section: str, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """A section of a recipe without keys that are gone."""
+    """A section of a recipe without keys that gz no longer has."""
     gone = {key: now for key, now in GONE.get(section, {}).items() if key in keys}
     replaced = [now(keys) for now in gone.values()]
     rest = {key: value for key, value in keys.items() if key not in gone}
@@ -99,8 +99,8 @@ def without_gone(section: str, keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_fixed(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's section `model` without options that became constants. Raises UsageError if one has
-    another value than the constant."""
+    """A recipe's section `model` without options that have become constants. Raises UsageError if such an
+    option has a different value."""
     fixed = FIXED.get(canonical(str(model.get("name"))), {})
     for key in fixed.keys() & model.keys():
         if model[key] != fixed[key]:
@@ -110,19 +110,19 @@ def without_fixed(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def renamed(key: str, options: Container[str], *sections: str) -> str:
-    """The current name of an option, by some sections of RENAMED and SYNONYMS: the new name if `options`, the
-    existing names, has only that one."""
+    """The current name of an option, looked up in some sections of RENAMED and SYNONYMS. `options` are the
+    existing names: the new name is returned only if they contain it and not the old one."""
     names = (table.get(section, {}).get(key, key) for table in (RENAMED, SYNONYMS) for section in sections)
     return key if key in options else next((name for name in names if name in options), key)
 
 
 def ranged(default: Any, range: str) -> Any:
-    """A field whose numbers are in a range, in the form of `schema.limits`."""
+    """A field whose numbers must be in a range, written as in `schema.limits`."""
     return field(default=default, metadata={"range": range})
 
 
 def _further() -> Any:
-    """A field for keys that the model decides on, so that no dataclass declares them."""
+    """A field for the keys that the model declares, and no dataclass."""
     return field(default_factory=dict, metadata={"further": True})
 
 
@@ -250,7 +250,7 @@ class OptimSection:
     phases: Mapping[str, Mapping[str, Any]] = _further()
 
     def of(self, phase: str) -> OptimSection:
-        """The section with what is a phase's own."""
+        """The section with the phase's own keys applied."""
         return replace(self, phases={}, **self.phases.get(phase, {}))
 
 
@@ -315,7 +315,7 @@ class LaunchSection:
     track: tuple[Annotated[str, TRACKERS], ...] = ()
 
     def alone(self) -> LaunchSection:
-        """The section without the address at which processes of several machines meet."""
+        """The section without the settings of several machines."""
         nowhere: dict[str, Any] = dict.fromkeys(MEETING)
         return replace(self, **nowhere)
 
@@ -331,7 +331,7 @@ SECTIONS: Mapping[str, type] = {
 
 
 def plain(section: Any) -> dict[str, Any]:
-    """The section as YAML and JSON have it, with the keys that the model decides on among the others."""
+    """The section as plain values for YAML and JSON, with the model's own keys among the others."""
     values = lists(asdict(section))
     for f in fields(section):
         if f.metadata.get("further"):
@@ -340,7 +340,7 @@ def plain(section: Any) -> dict[str, Any]:
 
 
 def section_of(kind: type, tree: Mapping[str, Any]) -> Any:
-    """The section from its tree by `plain`; keys that it does not declare are those of the model."""
+    """The section from a tree that `plain` made. Keys that the section does not declare are the model's."""
     declared = {f.name for f in keys_of(kind)}
     rest = {key: value for key, value in tree.items() if key not in declared}
     further = {f.name: rest for f in fields(kind) if f.metadata.get("further")}
@@ -348,12 +348,12 @@ def section_of(kind: type, tree: Mapping[str, Any]) -> Any:
 
 
 def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as a section contains them: lists as tuples."""
+    """The values with lists turned into tuples, as in a section."""
     return {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
 
 
 def lists(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values as YAML and JSON have them: tuples as lists."""
+    """The values with tuples turned into lists, for YAML and JSON."""
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
@@ -371,12 +371,12 @@ ADDITIONS = {"clusters": "+{} clusters", "image_weight": "+image discriminator"}
 
 
 def additions(options: Mapping[str, Any]) -> dict[str, str]:
-    """What a model with these options adds to its method, by option."""
+    """What these options add to a model's method, by option."""
     return {key: text.format(options[key]) for key, text in ADDITIONS.items() if options.get(key)}
 
 
 def titled(model: str, trees: Iterable[Mapping[str, Any]]) -> str:
-    """The name of a model for the user, `fm +100 clusters`, by the recipes of its parts."""
+    """The name of a model for the user, such as `fm +100 clusters`, from the recipes of its parts."""
     added = [text for tree in trees for text in additions(tree["model"]).values()]
     return " ".join(dict.fromkeys((model, *added)))
 
@@ -387,7 +387,7 @@ class Part:
 
     model: name of the model.
     options: hyperparameters of the model, flat, as in `Model.of`.
-    stage: name of the stage; "" of a recipe without stages.
+    stage: name of the stage; "" for a recipe without stages.
     about: the recipe in one line.
     scale: scale of the recipe: tiny, small, full or paper. Default: none.
     seed: seed of the initial weights, the image order and all noise.
@@ -420,7 +420,7 @@ class Part:
 
     @property
     def in_recipe(self) -> str:
-        """The prefix of its keys in a recipe: `stages.prior.`, or nothing."""
+        """The prefix of its keys in a recipe: `stages.prior.`, or "" without stages."""
         return f"stages.{self.stage}." if self.stage else ""
 
     @property
@@ -429,7 +429,7 @@ class Part:
         return titled(self.model, [{"model": self.options}])
 
     def tree(self) -> dict[str, Any]:
-        """The part as YAML and JSON have it; `part_of` reads it back."""
+        """The part as a tree for YAML and JSON; `part_of` reads it back."""
         sections = {name: plain(getattr(self, name)) for name in SECTIONS}
         return {
             "about": self.about,
@@ -445,8 +445,8 @@ class Part:
 
 
 def part_of(tree: Mapping[str, Any], stage: str = "") -> Part:
-    """The part that the tree of a run or of a stage describes; a key that is missing has its default. Raises
-    UsageError for a value of an option that is a constant now."""
+    """The part that the tree of a run or of a stage describes. A missing key has its default. Raises
+    UsageError if an option that has become a constant has another value."""
     model, sample = without_fixed(tree["model"]), without_gone("sample", tree.get("sample") or {})
     # an old name stays where the new one is there too: then the model has both
     names = {old: new for old, new in RENAMED["sample"].items() if new not in sample}

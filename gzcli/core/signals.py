@@ -12,8 +12,8 @@ _noting: list[list[int]] = []  # the signals that each running block of `noted` 
 
 
 def hear(handler: Callable[[int, Any], Any]) -> dict[int, Any]:
-    """Installs handler(number, frame) for each signal of ENDING that is not ignored, such as `nohup` and a
-    shell's `&` ignore some; returns the previous ones for `restore`."""
+    """Installs handler(number, frame) for each signal of ENDING, and returns the previous handlers for
+    `restore`. A signal that is ignored, as under `nohup` or a shell's `&`, stays ignored."""
     heard = {signum: signal.getsignal(signum) for signum in ENDING}
     heard = {signum: before for signum, before in heard.items() if before is not signal.SIG_IGN}
     for signum in heard:
@@ -28,8 +28,9 @@ def restore(heard: dict[int, Any]) -> None:
 
 @contextmanager
 def noted() -> Iterator[list[int]]:
-    """The signals of ENDING that come while the block runs, which they do not end: the block looks at them
-    between its parts. An engine that it waits for is ended, and `launch.run` notes the signal."""
+    """Collects the signals of ENDING that arrive during the block. They do not end the block, which checks
+    them between its parts. If it waits for an engine, the engine is ended, and `launch.run` notes the
+    signal."""
     got: list[int] = []
     _noting.append(got)
     heard = hear(lambda signum, frame: note(signum))

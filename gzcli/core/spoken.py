@@ -1,4 +1,4 @@
-"""Errors for Python: the hint of a failed call names the next call instead of a command."""
+"""Errors of the Python API: their hints name calls instead of commands."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?")
 
 
 def spoken(call: Callable[P, T]) -> Callable[P, T]:
-    """A function of the Python API: the text of an error that it raises has the hint, in Python's words."""
+    """Decorates a function of the Python API: the text of an error that it raises includes the hint, written
+    as Python."""
 
     @wraps(call)
     def speaking(*words: P.args, **options: P.kwargs) -> T:
@@ -69,7 +70,7 @@ def _keyword(flag: str, value: str | None) -> str:
 
 
 def _call(command: str) -> str | None:
-    """The call that does what a command of gz does; None if there is none."""
+    """The Python call that is equivalent to a command of gz; None if there is none."""
     try:
         _, verb, *words = shlex.split(command)
     except ValueError:
@@ -102,7 +103,7 @@ def _call(command: str) -> str | None:
 
 
 def literal(text: str) -> Any:
-    """A value of a command line as Python writes it: `32`, `True`, `"mnist"`, `["hflip"]`."""
+    """A command-line value as a Python literal: `32`, `True`, `"mnist"`, `["hflip"]`."""
     if text in (constants := {"true": "True", "false": "False", "null": "None"}):
         return constants[text]
     if text.startswith('"') and text.endswith('"') and len(text) > 1:

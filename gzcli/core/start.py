@@ -4,9 +4,9 @@ A user's folder may contain a `random.py`, which Python would import instead of 
 `PYTHONSAFEPATH`, which child processes inherit, works from Python 3.11 on only. This file is run as a script
 and imports no other module before `sys.path` is cleaned.
 
-accelerate's launcher gets signal handlers here. Its own would leave processes behind or end them while they
-write a checkpoint. These write the stop file of the run, which the processes read. The exit code is that of
-the process that failed.
+accelerate's launcher gets other signal handlers here: its own would leave processes behind, or end them while
+they write a checkpoint. The new handlers write the run's stop file, which the processes read. The exit code
+is that of the process that failed.
 """
 
 import os  # imported by `site` before this file runs, like `sys`
@@ -17,13 +17,13 @@ SCRIPT = os.path.abspath(__file__)
 
 
 def clean_path() -> None:
-    """Removes the folder of this script from `sys.path`, to which Python has added it."""
+    """Removes the folder of this script from `sys.path`; Python adds it to the path of a script."""
     folder = os.path.dirname(os.path.realpath(__file__))
     sys.path[:] = [entry for entry in sys.path if entry and os.path.realpath(entry) != folder]
 
 
 def safe_children() -> None:
-    """Keeps the working folder off the `sys.path` of Python processes that this one starts."""
+    """Keeps the working folder off the `sys.path` of Python child processes."""
     os.environ["PYTHONSAFEPATH"] = "1"
     if sys.version_info < (3, 11):
         from multiprocessing import util
@@ -44,8 +44,8 @@ def cores() -> int:
 
 
 def launch(words: list[str]) -> int:
-    """Runs accelerate's launcher with a command line that ends with the folder of a run. Returns its exit
-    code, 128 + N for signal N."""
+    """Runs accelerate's launcher with this command line, which ends with the folder of a run. Returns the
+    launcher's exit code, 128 + N for signal N."""
     import runpy
     import signal
     import subprocess
@@ -85,7 +85,8 @@ def launch(words: list[str]) -> int:
 
 
 def _cause(exitcode: int) -> int:
-    """A sorting key: lower for what is more likely the cause than the consequence of another rank's end."""
+    """A sorting key for the exit codes of ranks. It is lower for a code that is more likely the cause of the
+    failure than a consequence of another rank's end."""
     import signal
 
     consequences = (-signal.SIGABRT, -signal.SIGTERM)

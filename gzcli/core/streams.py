@@ -1,5 +1,5 @@
-"""Standard streams that may be closed, full or without a reader, and a spinner on stderr for waits, such as
-the import of torch."""
+"""Standard streams that may be closed, full or without a reader, and a spinner on stderr for waiting times
+such as the import of torch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def in_a_line(text: str) -> str:
 
 
 def room(stream: TextIO) -> int | None:
-    """The columns of a terminal, or `COLUMNS`; None for any other stream, whose lines may have any length."""
+    """The columns of a terminal, or `COLUMNS`; None for any other stream, whose lines are not limited."""
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns):
         return int(columns)
@@ -70,7 +70,7 @@ def broken(text: str, columns: int | None) -> str:
 
 def hold_open() -> None:
     """Opens the null device for closed standard streams. Otherwise a file that is opened later gets the
-    number of such a stream, and with it what a library writes to stderr."""
+    number of such a stream, and a library's output to stderr ends up in that file."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)
     os.close(fd)
@@ -80,7 +80,7 @@ def hold_open() -> None:
 
 
 def mute(stream: Any) -> None:
-    """Discards what is written to the stream from now on, and what is in its buffer."""
+    """Discards the stream's buffer and everything written to it from now on."""
     try:
         number = stream.fileno()
     except (OSError, ValueError, AttributeError):  # closed, or no file behind it, as in a test
@@ -143,7 +143,7 @@ def start_spinner(text: str, stream: TextIO | None = None) -> None:
 
 
 def change_spinner(text: str) -> None:
-    """Shows another text, in a process that shows a spinner."""
+    """Changes the text of the spinner, if one is shown."""
     if _shows:
         start_spinner(text)
 
@@ -156,7 +156,7 @@ def stop_spinner() -> None:
 
 @contextmanager
 def spinner(text: str, *, shown: bool = True) -> Iterator[None]:
-    """Shows what is waited for while the block runs."""
+    """Shows a task on the spinner while the block runs."""
     global _shows
     if shown:
         start_spinner(text)

@@ -1,4 +1,4 @@
-"""The services that `--track` logs a run to: a record each, over accelerate's tracker of that name."""
+"""The services that `--track` logs a run to: one record each, based on accelerate's tracker of that name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Logged:
 
     name: name of the tracker.
     run: id of the run, which may be the path of a stage.
-    folder: of the run.
+    folder: folder of the run.
     own: folder for a service without a server.
     config: the recipe.
     start: number of steps that the run has trained before.

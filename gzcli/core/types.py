@@ -56,8 +56,8 @@ class DataInfo:
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> DataInfo:
-        """The description from its `asdict` tree. Raises ValueError or TypeError for any other tree, such as
-        one of images without pixels."""
+        """The description from its `asdict` tree. Raises ValueError or TypeError for an invalid tree, such as
+        one whose images have no pixels."""
         info = cls(**{**tree, "shape": tuple(tree["shape"]), "classes": tuple(tree.get("classes", ()))})
         numbers = (*info.shape, *([] if info.levels is None else [info.levels]))
         if len(info.shape) != 3 or not all(type(number) is int and number > 0 for number in numbers):
@@ -104,8 +104,8 @@ class Batch:
 class Applied:
     """What an application returns for the input images x [B, C, H, W].
 
-    There are two forms. Without `columns`, there is one output for each input image. With `columns`, the
-    outputs are rows of that many images, as in an interpolation.
+    There are two forms. Without `columns`, there is one output per input image. With `columns`, the outputs
+    are rows of that many images, as in an interpolation.
 
     images: the outputs [n, C, H, W] in order, in [-1, 1]; latents if the model lives on latents.
     rows: name of each row; without `columns` one name for all outputs.
@@ -119,7 +119,7 @@ class Applied:
     labels: [n] or [n, K], the labels that the outputs were conditioned on, or that the model predicted.
     metrics: metrics of the inputs, by name.
 
-    Raises ValueError if the numbers of images, rows and columns do not fit together.
+    Raises ValueError if the numbers of images, rows and columns do not match.
     """
 
     images: Tensor
@@ -218,7 +218,7 @@ class ImageNoise(Noise):
     same bits on every device (normal numbers up to the rounding of its log, sine and cosine).
 
     seed: the seed of the whole call.
-    index: the index of each image; on the device already, the host does not wait for it.
+    index: the index of each image, int64 [n]. If it is on the device already, the host does not wait for it.
     device: where the numbers are drawn.
     """
 
@@ -243,7 +243,7 @@ class ImageNoise(Noise):
         return part
 
     def _next(self) -> int:
-        """The number of this call."""
+        """The index of this call."""
         self.calls[0] += 1
         return self.calls[0] - 1
 
@@ -282,14 +282,15 @@ def moved(t: Tensor, device: torch.device | str) -> Tensor:
 
 
 def to_rows(images: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Images [B, C, h, w] at the beginnings of rows [B, *shape] with at least as many values."""
+    """Rows [B, *shape] that begin with the values of the images [B, C, h, w]; a row has at least as many
+    values as an image."""
     rows = images.new_zeros(len(images), math.prod(shape))
     rows[:, : images[0].numel()] = images.flatten(1)
     return rows.unflatten(1, shape)
 
 
 def from_rows(rows: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The images [B, *shape] at the beginnings of rows, see `to_rows`."""
+    """The images [B, *shape] from the beginnings of rows; the inverse of `to_rows`."""
     return rows.flatten(1)[:, : math.prod(shape)].unflatten(1, shape)
 
 

@@ -31,7 +31,7 @@ def figure(value: float) -> str:
 
 
 def short(value: float | None, digits: int = 3) -> str:
-    """A number in a few digits, and without a power of ten if it is large; `-` for none."""
+    """A number in a few digits, without a power of ten if it is large; `-` for None."""
     if value is None:
         return "-"
     return f"{value:.0f}" if abs(value) >= 10**digits else f"{value:.{digits}g}"
@@ -60,7 +60,7 @@ def moment(seconds: float) -> str:
 
 
 def about(seconds: float) -> str:
-    """A long time in one number: 40 seconds · 41 minutes · 8 hours · 94 days · 3 years."""
+    """A long duration in one unit: 40 seconds · 41 minutes · 8 hours · 94 days · 3 years."""
     steps = (("second", 1), ("minute", 60), ("hour", 3600), ("day", 86_400), ("year", 365 * 86_400))
     name, unit = [(name, unit) for name, unit in steps if seconds >= 2 * unit or unit == 1][-1]
     count = round(seconds / unit)
@@ -73,8 +73,8 @@ def affordable(seconds: float, budget: float, sets: int) -> int:
 
 
 def likelihoods(seconds: float, budget: float, most: int, classes: int) -> tuple[int, int]:
-    """How many test images a budget pays the likelihood of, and how often it is computed of each: for its
-    label, and for each class in turn if the budget pays for that too."""
+    """The number of test images whose likelihood fits into a budget, and how often it is computed for each.
+    It is computed for the image's label, and also for each class in turn if the budget allows."""
     n = min(affordable(seconds, budget, 1), most)
     return n, 1 + classes if seconds * n * (1 + classes) <= budget else 1
 
@@ -101,7 +101,7 @@ def sides(size: Size) -> tuple[int, int]:
 
 
 def nearest(text: str) -> Size:
-    """The probable size in a text, by its numbers."""
+    """The size that a text probably means, judged by its numbers."""
     numbers = [int(digits) for digits in re.findall(r"\d+", text) if int(digits)]
     return as_size(*reversed(numbers)) if len(numbers) == 2 else numbers[0] if len(numbers) == 1 else "48x32"
 
@@ -139,8 +139,8 @@ def number_in(variable: str, unit: str) -> int | None:
 
 
 def threads_wanted() -> int | None:
-    """The threads of a process by `OMP_NUM_THREADS`, or None. In a list with one number for each level of
-    nested regions (OpenMP 5.2, §21.2), the first counts."""
+    """The threads per process that `OMP_NUM_THREADS` sets, or None. In a list with one number per level of
+    nested regions (OpenMP 5.2, §21.2), the first one counts."""
     text = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(text) or None if text.isascii() and text.isdigit() else None
 
@@ -151,7 +151,7 @@ def counted(n: int, what: str) -> str:
 
 
 def seconds_of(budget: str) -> float:
-    """The seconds of a budget. Raises UsageError for what is not a time."""
+    """The seconds of a budget. Raises UsageError for a text that is not a duration."""
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([smhd])", budget.strip())
     if not match:
         raise UsageError(f"`--budget {budget}` is not a time", hint=BUDGETS)

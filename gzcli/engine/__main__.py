@@ -115,7 +115,7 @@ def record_status(run: Run, log: Log) -> Iterator[None]:
 
 
 def explain(e: BaseException) -> errors.GzError:
-    """The error that is shown for an exception."""
+    """The error that the user sees for an exception."""
     if isinstance(e, errors.GzError):
         return e
     if isinstance(e, KeyboardInterrupt):
@@ -165,8 +165,8 @@ def train(run: Run, log: Log) -> None:
 
 
 def results_of(run: Run) -> dict[str, Any]:
-    """Of a finished run the last image, the last and best validation, the chosen guidance with its metrics,
-    and the seconds of 1,000 samples; None for each that is missing."""
+    """The results of a finished run: last image, last and best validation, chosen guidance with its metrics,
+    and seconds for 1,000 samples. A missing one is None."""
     pictures = sorted(run.samples_folder.glob("*.png"))
     figures = [{k: v for k, v in line.items() if k.startswith("val_")} for line in metric_lines(run.path)]
     return {
@@ -221,7 +221,8 @@ def train_one(run: Run, log: Log) -> Accelerator:
 
 
 def steps_of_minutes(trial: Trainer, began: float, clock: Callable[[], float]) -> dict[str, Any]:
-    """The keys of `train` that make a run take `train.minutes`, from the timed steps of a trial."""
+    """The keys of `train` with which a run takes `train.minutes`, computed from the timed steps of a
+    trial."""
     minutes, since = trial.train.minutes or 0.0, clock()
     trial.begin()
     preparation = clock() - since  # the run begins as this trial of it does
@@ -238,8 +239,8 @@ def steps_of_minutes(trial: Trainer, began: float, clock: Callable[[], float]) -
 
 @contextlib.contextmanager
 def note_out_of_memory(trainer: Trainer) -> Iterator[None]:
-    """Notes in the status if a training runs out of GPU memory before its first step: `gz` then restarts it
-    with smaller micro-batches."""
+    """Records in the status that a training ran out of GPU memory before its first step. `gz` then restarts
+    it with smaller micro-batches."""
     try:
         yield
     except torch.OutOfMemoryError:

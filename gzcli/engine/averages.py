@@ -1,9 +1,10 @@
-"""`gz runs ema`: averages of the weights of any length, made after a training of snapshots of two others
-(Karras et al. 2024, arXiv:2312.02696, §3.2 and appendix C).
+"""`gz runs ema`: averages of the weights with any length, computed after the training from snapshots of two
+other averages (Karras et al. 2024, arXiv:2312.02696, §3.2 and appendix C).
 
-A power-function average weighs the weights of time τ by a profile p(τ) = (γ + 1) τ^γ / t^(γ + 1) up to its
-time t, and its length is the deviation of p in units of t. As averages are linear in their profiles, the
-wanted profile is fitted by those of the snapshots, and its average is the same sum of the snapshots.
+At time t, a power-function average weighs the weights of time τ ≤ t by a profile p(τ) = (γ + 1) τ^γ / t^(γ +
+1). Its length is the standard deviation of p in units of t. Averages are linear in their profiles. A
+requested profile is therefore fitted by a linear combination of the snapshots' profiles, and its average is
+the same combination of the snapshots.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ MISSED = 0.1  # largest relative error of a fitted profile
 
 
 class Snapshots:
-    """The files RUN/snapshots/00001000.safetensors with the power-function averages of a moment."""
+    """The files RUN/snapshots/00001000.safetensors, each with the power-function averages at one step."""
 
     def __init__(self, run: Run, ema: EMA, train: TrainSection):
         self.folder, self.ema = run.snapshots_folder, ema
@@ -52,8 +53,8 @@ class Snapshots:
             raise UsageError(message, hint="set `train.ema=0.999`, or omit `train.ema_snapshots`")
 
     def take(self, done: int, *, last: bool = False) -> None:
-        """Writes a file if `done` steps are a multiple of the interval or, with `last`, if they are not.
-        Every rank must call it; rank 0 writes."""
+        """Writes a file if `done` is a multiple of the interval; with `last`, if it is not. Every rank must
+        call it; rank 0 writes."""
         if not self.every or (done % self.every == 0) == last:
             return
         averages = ranks.gathered(self.ema.power_state())
@@ -65,8 +66,8 @@ class Snapshots:
             files.write_tensors(self.folder / f"{done:08d}.safetensors", tensors, facts)
 
     def trim(self, done: int) -> None:
-        """Removes files of steps after `done`, which will be written again, and superfluous ones of a run
-        that was extended, so that there are at most `train.ema_snapshots`."""
+        """Removes files of steps after `done`, which will be written again. In an extended run, it also thins
+        them out to at most `train.ema_snapshots`."""
         if ranks.rank() == 0 and self.every:
             files.sweep(self.folder)
             for step, path in snapshots_in(self.folder).items():
@@ -75,13 +76,13 @@ class Snapshots:
 
 
 def snapshots_in(folder: Path) -> dict[int, Path]:
-    """The snapshots in a folder by their steps, in order; anything else there is ignored."""
+    """The snapshots in a folder by step, in order; other files are ignored."""
     paths = [path for path in sorted(folder.glob("*.safetensors")) if path.stem.isdecimal()]
     return {int(p.stem): p for p in paths if p.is_file() and p.stem == f"{int(p.stem):08d}"}
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """The sha256 of tensors on the CPU, with their names."""
+    """The sha256 of named tensors on the CPU."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
@@ -90,8 +91,8 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_snapshot(path: Path, like: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The averages of a snapshot, by length and name of a parameter. Raises DamagedError unless it is
-    complete and has the averages of the parameters `like`."""
+    """The averages of a snapshot, by length and parameter name. Raises DamagedError if it is incomplete or
+    its parameters differ from those of `like`."""
     tensors, facts = files.read_tensors(path, OTHERS)
     with files.reading(path, OTHERS):
         shapes = {f"{length:g}/{name}": value.shape for length in LENGTHS for name, value in like.items()}
@@ -111,8 +112,8 @@ def read_snapshot(path: Path, like: Mapping[str, Tensor]) -> dict[str, dict[str,
 
 
 def whole_snapshots(run: Run, like: Mapping[str, Tensor], warn: Say) -> dict[int, Path]:
-    """The undamaged snapshots of a run, by step; `warn` gets a line about each of the others. Raises
-    MissingError if there is none."""
+    """The undamaged snapshots of a run, by step; `warn` gets a line about each damaged one. Raises
+    MissingError if none is undamaged."""
     whole = {}
     for step, path in snapshots_in(run.snapshots_folder).items():
         try:
@@ -137,8 +138,8 @@ def product(t: Any, gamma: Any, s: Any, gamma_s: Any) -> np.ndarray:
 
 
 def fitted(times: np.ndarray, lengths: np.ndarray, time: int, length: float) -> tuple[np.ndarray, float]:
-    """The factors [n] of n averages of some times and lengths whose sum is nearest to the average of another,
-    by least squares over profiles, and the relative error of its profile."""
+    """The coefficients [n] with which n averages of given times and lengths best approximate another average,
+    and the relative error of the approximated profile. The fit is least squares over profiles."""
     gammas, gamma = np.array([exponent(float(value)) for value in lengths]), exponent(length)
     gram = product(times[:, None], gammas[:, None], times, gammas)
     wanted = product(times, gammas, time, gamma)
@@ -150,8 +151,9 @@ def fitted(times: np.ndarray, lengths: np.ndarray, time: int, length: float) -> 
 def average(
     places: Mapping[int, Path], like: Mapping[str, Tensor], step: int, length: float
 ) -> tuple[dict[str, Tensor], float]:
-    """The average with a length after `step` steps, computed from snapshots for weights `like` these, and the
-    relative error of its profile. Raises UsageError if the error exceeds MISSED."""
+    """The average of a length after `step` steps, computed from snapshots, and the relative error of its
+    profile. `like` are weights with the same names and shapes. Raises UsageError if the error exceeds
+    MISSED."""
     times = np.repeat([float(step) for step in places], len(LENGTHS))
     factors, missed = fitted(times, np.tile(LENGTHS, len(places)), step, length)
     if missed > MISSED:
@@ -170,8 +172,8 @@ def average(
 
 
 def run(job: EmaJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Makes the average of `job.length` the weights of the run, or the best average by the metric of the best
-    checkpoint. Returns the JSON of `gz runs ema`."""
+    """Makes the average of `job.length` the run's weights; without a length, the average that is best by the
+    metric of the best checkpoint. Returns the JSON of `gz runs ema`."""
     run = Run(Path(job.run))
     trained = load_trained(run, device, str(run.saved_steps[-1]))
     part, model, step = trained.part, trained.model.train(), trained.step
@@ -212,20 +214,20 @@ def run(job: EmaJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
 
 
 def some_images(images: TrainImages, trained: Trained) -> Iterator[Batch]:
-    """Training images of the run, on which an average is calibrated."""
+    """Training images of the run, for the calibration of an average."""
     part = trained.part
     batches = TrainBatches(images, part.train.batch_size, n=part.data.n, needs=trained.model.needs)
     return random_images(images, batches.positions(), MANY)
 
 
 def served_by_training(run: Run) -> int:
-    """The step of a run's weights without `gz runs ema`."""
+    """The step of the weights that the run's training serves, before any `gz runs ema`."""
     step = run.status().get("served") or 0
     return step if run.checkpoint(step).averaged.exists() else run.saved_steps[-1]
 
 
 def serve(run: Run, ema: EMA, weights: Mapping[str, Tensor], length: float | None) -> None:
-    """Makes an average the run's `model.safetensors`; None: the average of the training."""
+    """Makes an average the run's `model.safetensors`; for None, the average of the training."""
     step = run.saved_steps[-1] if length else served_by_training(run)
     saved = checkpoint.read_weights(run.checkpoint(step).averaged)
     ema.load_state_dict(weights, step)

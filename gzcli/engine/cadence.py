@@ -1,9 +1,10 @@
 """The timing of a training: the steps that fit in `--minutes`, the steps between two pauses, and stopping.
 
-Each validation, checkpoint and grid of samples is a pause. If the recipe leaves the interval of a kind open,
-it is derived from the duration of the first pause and written into the recipe for a resume. It is rounded to
-the coarse series 1, 2, 5, 10 … as durations vary from run to run, and the best checkpoint depends on the
-interval."""
+Each validation, checkpoint and grid of samples is a pause. If the recipe does not set the interval of a kind,
+the duration of the first pause determines it. The interval is written into the recipe, for a resume. It is
+rounded to the coarse series 1, 2, 5, 10 …, because durations vary from run to run and the best checkpoint
+depends on the interval.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ _heard: list[int] = []  # signals that this process has received
 
 
 class Cadence:
-    """The steps between two pauses of each kind, 0 for never."""
+    """The number of steps between two pauses of each kind; 0 means never."""
 
     def __init__(
         self,
@@ -76,8 +77,8 @@ class Cadence:
 
     @contextlib.contextmanager
     def timed(self, kind: str | None = None) -> Iterator[None]:
-        """Times a pause. The first one of a kind determines the kind's interval. One-time work has no kind,
-        and is not counted as time of steps either."""
+        """Times a pause. The first pause of a kind determines the kind's interval. One-time work has no kind;
+        its time also does not count as time of steps."""
         since, (step, start, paused) = self.clock(), self.mark
         step_seconds = (since - start - (self.paused - paused)) / max(self.steps - step, 1)
         yield
@@ -101,12 +102,13 @@ class Cadence:
 
 
 def in_series(step: int) -> bool:
-    """Whether a step is 10, 20, 50, 100, …."""
+    """Whether a step is in the series 10, 20, 50, 100 …."""
     return step >= EARLIEST and int(str(step).rstrip("0")) in SERIES
 
 
 def in_proportion(usual: int, interval: float) -> int:
-    """`usual`, multiplied or divided by the number of the series that makes it closest to `interval`."""
+    """`usual`, multiplied or divided by the number of the series 1, 2, 5, 10 … that brings it closest to
+    `interval`."""
     ratio = max(interval, 1) / usual
     large = max(ratio, 1 / ratio)
     power = 10 ** int(math.log10(large))
@@ -124,9 +126,9 @@ def count_steps(
     began: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
-    """The number of steps that fit in the time without the tenth for images and validation, or in half of
-    the time if less remains. 50 steps are timed at the start, and 50 from the start of late phases on, for at
-    most a tenth of the time each. Every rank must call it."""
+    """The number of steps that fit in the time. A tenth of the time is reserved for images and validation.
+    Steps get at least half of it, even if less remains. 50 steps are timed at the start, and 50 at the start
+    of late phases, for at most a tenth of the time in total. Every rank must call it."""
     late = max(phase.start for phase in phases)
     cycle = math.lcm(*(phase.every for phase in phases))
     limit = 6 * minutes / (1 + bool(late))
@@ -158,8 +160,8 @@ def _seconds(
 
 @contextlib.contextmanager
 def listening(run: Run) -> Iterator[None]:
-    """Within the block, a signal does not end the process but is recorded for the next step. The status of
-    the run records it: `gz` then waits for a checkpoint instead of ending the process at once."""
+    """Within the block, a signal does not end the process but is noted for the next step. The run's status
+    records it too, so that `gz` waits for a checkpoint instead of ending the process at once."""
     owner, main = run.owner, ranks.rank() == 0
     if main:
         owner.update(stepping=True)
@@ -206,7 +208,7 @@ class Stop:
         return int(signal.SIGTERM) if self._orphaned() else 0
 
     def _orphaned(self) -> bool:
-        """Whether the `gz` that started us is dead, or a zombie that its own parent has not waited for."""
+        """Whether the `gz` that started this process has ended, even if it is still a zombie."""
         if "GZ_PARENT" not in os.environ or time.monotonic() - self.looked < LOOK_EVERY:
             return False
         self.looked = time.monotonic()

@@ -1,7 +1,6 @@
-"""Checkpoints: written beside and renamed, with sizes and sha256; the last few and the best are kept.
-
-A finished run can resume from its last checkpoint. Its best one is only sampled, and keeps the averaged
-weights alone. `checkpoints/00001000/` holds
+"""Checkpoints: written under a temporary name and renamed, with sizes and sha256. The last few and the best
+are kept. A finished run can resume from its last checkpoint. Its best one is only sampled, so it keeps
+nothing but the averaged weights. `checkpoints/00001000/` contains
   model.safetensors   the weights that are trained
   ema.safetensors     the averaged weights, which are sampled, with recipe and data's description as metadata
   train.pt            optimizers, scaler, counters, each rank's extra state and losses not yet logged
@@ -52,7 +51,7 @@ def extra_of(state: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SpaceRecord:
-    """The latent space that a run was trained in, as JSON has it."""
+    """The latent space in which a run was trained, as JSON values."""
 
     digest: str  # sha256 of the autoencoder's weights
     shape: list[int]  # of the images, [C, H, W]
@@ -63,7 +62,7 @@ class SpaceRecord:
 
 @dataclass
 class Saved:
-    """Weights with all that is needed to sample from them, as one safetensors file contains them."""
+    """Weights and everything needed to sample from them: the content of one safetensors file."""
 
     weights: dict[str, Tensor]  # of the model's state dict
     part: Part  # the recipe of their training
@@ -76,12 +75,12 @@ class Saved:
 
 
 def save_weights(path: Path, saved: Saved) -> None:
-    """Writes a safetensors file whose metadata has everything but the weights as JSON."""
+    """Writes a safetensors file; everything but the weights is JSON in its metadata."""
     files.write_tensors(path, saved.weights, metadata_of(saved))
 
 
 def metadata_of(saved: Saved) -> dict[str, str]:
-    """Everything but the weights, as the metadata of a safetensors file."""
+    """Everything but the weights, as metadata for a safetensors file."""
     return {
         "gz": __version__,
         "recipe": json.dumps(saved.part.tree()),
@@ -121,7 +120,7 @@ class Checkpoint:
 
 
 def write(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
-    """Writes `folder/<step>/` whole or not at all. Raises MissingError if the disk is full."""
+    """Writes `folder/<step>/` completely or not at all. Raises MissingError if the disk is full."""
     path = CheckpointFolder.of(folder, step).path
     tensors = [*checkpoint.weights.values(), *checkpoint.averaged.weights.values()]
     files.need_space(folder, 2 * sum(t.numel() * t.element_size() for t in tensors))
@@ -137,7 +136,8 @@ def write(folder: Path, step: int, checkpoint: Checkpoint) -> Path:
 
 
 def read(path: Path) -> Checkpoint:
-    """The checkpoint in a folder, which must be whole (`damage`). Raises DamagedError for one not by gz."""
+    """The checkpoint in a folder, which must be undamaged (see `damage`). Raises DamagedError if gz did not
+    write it."""
     averaged = read_weights(path / CheckpointFolder.averaged)
     try:
         train = torch.load(path / CheckpointFolder.training, map_location="cpu", weights_only=True)
@@ -152,7 +152,7 @@ def read(path: Path) -> Checkpoint:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+    """What is damaged in a checkpoint; None if nothing is."""
     if not (path / CheckpointFolder.meta).exists():
         return "`meta.json` is missing"
     try:
@@ -187,8 +187,8 @@ def newest(folder: Path, warn: Callable[[str], None]) -> Path | None:
 
 
 def prune(folder: Path, keep: int, *, finished: bool = False) -> None:
-    """Removes all but the last `keep` checkpoints and the best. Of the best checkpoint of a finished run only
-    the averaged weights stay."""
+    """Removes all but the last `keep` checkpoints and the best one. The best checkpoint of a finished run
+    keeps only its averaged weights."""
     try:
         best = files.read_object(folder.parent / Run.best_file).get("step")
     except DamagedError:
@@ -202,7 +202,7 @@ def prune(folder: Path, keep: int, *, finished: bool = False) -> None:
 
 
 def strip(path: Path) -> None:
-    """Removes all but the averaged weights of a checkpoint. A damaged checkpoint is not changed."""
+    """Reduces a checkpoint to its averaged weights. A damaged checkpoint is not changed."""
     if damage(path) is None:
         meta = files.read_object(path / CheckpointFolder.meta)
         files.write_json(path / CheckpointFolder.meta, meta | {"files": {SAMPLED: meta["files"][SAMPLED]}})
@@ -216,15 +216,16 @@ def strip(path: Path) -> None:
 
 
 def load(model: nn.Module, values: Mapping[str, Any]) -> None:
-    """Loads an unsharded state into a model; each rank takes its part. Raises RuntimeError if it does not
-    fit."""
+    """Loads an unsharded state dict into a model; each rank takes its part. Raises RuntimeError if names or
+    shapes differ."""
     present = model.state_dict()
     model.load_state_dict({name: ranks.part_like(v, present.get(name)) for name, v in values.items()})
 
 
 def finish(run: Run, keep: int | None, step: int) -> int:
-    """Makes the averaged weights of the checkpoint of a step, or of the last one if there is none, the run's
-    `model.safetensors`: one file by two names if the disk can. Returns the step. Only rank 0 calls it."""
+    """Makes the averaged weights of a checkpoint the run's `model.safetensors`, as a hard link if the disk
+    supports it. The checkpoint is that of `step`, or the last one if that is missing. Returns its step. Only
+    rank 0 calls it."""
     step = step if run.checkpoint(step).averaged.exists() else run.saved_steps[-1]
     weights, place = run.checkpoint(step).averaged, run.model_file
     if not (place.exists() and place.samefile(weights)):  # a name cannot replace another of the same file
@@ -237,9 +238,9 @@ def finish(run: Run, keep: int | None, step: int) -> int:
 
 
 def restore(optimizer: Optimizer, values: dict[str, Any]) -> None:
-    """Loads the state of an optimizer. A tensor with a parameter's shape is sharded like the parameter and
-    gets its memory format, as fused kernels require. The device of the checkpoint may have had another
-    format."""
+    """Loads the state of an optimizer. A tensor with a parameter's shape is sharded like the parameter. It
+    also gets the parameter's memory format, which fused kernels require, and which may differ on the
+    checkpoint's device."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
 
     def part(value: Any, p: Tensor) -> Any:

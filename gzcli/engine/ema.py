@@ -1,6 +1,6 @@
-"""Averages of the weights, on every rank: the exponential average, which is sampled and whose decay warms up
-to min(decay, (1 + n) / (10 + n)) after n updates; and power-function averages, from which other averages are
-made after the training (`averages`).
+"""Averages of the weights, on every rank. The exponential average is the one that is sampled; after n updates
+its decay is min(decay, (1 + n) / (10 + n)). From power-function averages, `averages` computes others after
+the training.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ SOME, MANY = 1_000, 10_000  # images that an average is calibrated on during tra
 
 @cache
 def exponent(length: float) -> float:
-    """γ of the power-function average ∝ ∫₀ᵗ τ^γ θ(τ) dτ whose deviation in τ is `length` · t, less than .288:
-    γ + 1 = length² (γ + 2)² (γ + 3) (Karras et al. 2024, arXiv:2312.02696, §3.1)."""
+    """γ of the power-function average ∝ ∫₀ᵗ τ^γ θ(τ) dτ whose standard deviation in τ is `length` · t.
+    `length` must be below 0.288: γ + 1 = length² (γ + 2)² (γ + 3) (Karras et al. 2024, arXiv:2312.02696,
+    §3.1)."""
     roots = np.roots([1, 7, 16 - length**-2, 12 - length**-2])
     return float(roots.real.max())
 
@@ -37,10 +38,10 @@ def random_images(images: TrainImages, positions: np.ndarray, n: int) -> Iterato
 
 
 class EMA:
-    """Averages the parameters of `model`; with decay 0 the average is the model. A model with `calibrate`
-    recomputes buffers such as those of batch norm for its averaged weights. If the parameters are sharded,
-    each rank averages its part, and `unsharded` is another model with whole weights, which samples and
-    scores. `lengths`: of the power-function averages beside it."""
+    """Averages the parameters of `model`; with decay 0, the average is the model itself. A model with
+    `calibrate` recomputes buffers, such as those of batch norm, for its averaged weights. If the parameters
+    are sharded, each rank averages its part, and `unsharded` is a second model, with whole weights, for
+    samples and scores. `lengths` are the lengths of the additional power-function averages."""
 
     def __init__(
         self,
@@ -67,7 +68,8 @@ class EMA:
             shadow.copy_(p)
 
     def update(self) -> None:
-        """Called after a step. Takes three multi-tensor kernels per average, for any number of parameters."""
+        """Updates the averages; called after every step. Each average takes three multi-tensor kernels, for
+        any number of parameters."""
         self.fitting = None
         if not self.params:
             return
@@ -139,11 +141,11 @@ class EMA:
             s.copy_(held)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Parameter name → average, sharded among ranks if the parameter is sharded."""
+        """The averages by parameter name, each sharded if its parameter is."""
         return self._named(self.shadow)
 
     def power_state(self) -> dict[str, dict[str, Tensor]]:
-        """The same of the power-function averages, by their lengths."""
+        """The state dicts of the power-function averages, by length."""
         return {f"{length:g}": self._named(average) for length, average in self.powers.items()}
 
     def load_state_dict(

@@ -1,8 +1,8 @@
-"""The cost of a training step of a recipe: its floating-point operations, counted on tensors without values,
-and the time and memory of a real step on this machine; or the time of a sample and of a likelihood.
+"""The cost of a recipe's training step: floating-point operations, counted on tensors without values, and
+time and memory of a real step on this machine. Also the time of a sample and of a likelihood.
 
-The images are noise: the data set is not read. Without values a net of a billion parameters takes no memory,
-and no weights are read.
+The images are noise, so the data set is not read. Without values, a net of a billion parameters takes no
+memory, and no weights are read.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ Stages = Mapping[str, PartOnData]  # earlier stages by their names
 
 
 def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """{"parts": […]}: for each part `params`, `flops` and `kernels` of a step, and if a step is tried, its
-    `seconds` and `bytes`; for a part that draws, the result of `try_drawing`; or the `error` of the attempt.
-    `refused` is the hint of a mistake in the recipe."""
+    """{"parts": […]}: for each part, the `params`, `flops` and `kernels` of a step. If a step is tried, also
+    its `seconds` and `bytes`; for a part that draws, the result of `try_drawing`. A failed attempt has an
+    `error`, and a mistake in the recipe its hint as `refused`."""
     for file in model_files.copies(folder):
         model_files.add(file)
     results = []
@@ -109,7 +109,7 @@ def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str
 
 
 def on_data(part: Part, tree: Mapping[str, Any]) -> PartOnData:
-    """A part with its model's input, for the data set that `TrialJob.info` describes."""
+    """A part with the description of its model's input, for the data set of `TrialJob.info`."""
     shape, levels = tuple(tree["shape"]), part.data.levels or tree["levels"]
     info = DataInfo(shape, levels, tuple(tree["classes"]), tree["multilabel"], tree["n"], part.train.steps)
     return PartOnData(part, on_latents(part, info))
@@ -143,7 +143,7 @@ def check_stages(run: Run) -> None:
 
 
 def params_of(part: Part, info: DataInfo, stages: Stages) -> int:
-    """The number of parameters of a model. Raises what the model raises for options that do not fit."""
+    """The number of parameters of a model. Raises the model's errors for invalid options."""
     with torch.device("meta"):
         return sum(p.numel() for p in build(part, info, stages).parameters())
 
@@ -160,7 +160,7 @@ def work_of(part: Part, info: DataInfo, stages: Stages | None = None) -> Work | 
 
 
 def count_work(model: Model, batch: Batch, part: Part) -> Work:
-    """The work of a step over the global batch, by a model and a micro-batch without values."""
+    """The work of a step over the global batch, counted with a model and a micro-batch without values."""
     with Counter() as counter:
         loss, update = Trial(model, part, batch, real=False).step(counter.read)
     flops, kernels = loss * np.array([pieces_of(part), part.train.accumulate]) + update
@@ -168,8 +168,8 @@ def count_work(model: Model, batch: Batch, part: Part) -> Work:
 
 
 class Counter(TorchDispatchMode):
-    """Counts floating-point operations by torch's formulas, and all kernels. Unlike FlopCounterMode it
-    supports gradients of gradients and the attention of CPUs."""
+    """Counts floating-point operations, by torch's formulas, and the number of kernels. Unlike
+    FlopCounterMode it supports gradients of gradients and the attention of CPUs."""
 
     flops, kernels = 0.0, 0
 
@@ -195,7 +195,7 @@ def pieces_of(part: Part) -> int:
 
 
 def micro_batch(part: Part) -> int:
-    """Images that a process computes at once."""
+    """The number of images that a process computes at once."""
     return max(1, part.train.batch_size // pieces_of(part))
 
 
@@ -211,8 +211,8 @@ def batch_of(model: Model, images: int, noise: RecordedNoise | BatchNoise) -> Ba
 
 
 class Trial(Updates):
-    """Steps of a model like those of the trainer, on one micro-batch. `real`: whether tensors have values.
-    Without values, only Muon's update has operations that count."""
+    """Steps of a model, as the trainer takes them, on one micro-batch. `real`: whether tensors have values.
+    Without values, the only updates that are run are those of Muon, because others cost next to nothing."""
 
     def __init__(self, model: Model, part: Part, batch: Batch, *, real: bool = True):
         kind = precision(part) if real else "fp32"
@@ -226,7 +226,7 @@ class Trial(Updates):
         return self.batch.noise
 
     def step(self, read: Callable[[], Any]) -> tuple[Any, Any]:
-        """Runs every phase once. Returns the increments of the counter `read`, for losses with gradients and
+        """Runs every phase once. Returns the increments of the counter `read` for losses with gradients, and
         for updates. Each phase is weighted by its share of the run's steps."""
         loss, update, steps = 0.0, 0.0, self.steps
         start = read()
@@ -253,8 +253,8 @@ class Trial(Updates):
 def try_step(
     part: Part, info: DataInfo, stages: Stages, flops: float | None, device: torch.device
 ) -> dict[str, Any]:
-    """`seconds` and `bytes` of a step of the global batch, extrapolated from a step of few images. The number
-    of images is halved while the step runs out of GPU memory."""
+    """The `seconds` and `bytes` of a step of the global batch, extrapolated from a step of few images. As
+    long as that runs out of GPU memory, the number of images is halved."""
     prepare_torch(part)
     share = micro_batch(part)
     batch = share * pieces_of(part)
@@ -275,8 +275,8 @@ def try_step(
 
 
 def measure_steps(trial: Trial, times: float, device: torch.device) -> dict[str, Any]:
-    """`seconds` and `bytes` of a step whose micro-batch has `times` the images of the trial. The fastest of
-    several steps counts, as any further delay is not the model's."""
+    """The `seconds` and `bytes` of a step whose micro-batch has `times` the images of the trial. The fastest
+    of several steps counts, because delays beyond it are not the model's."""
     # of one thread on a CPU its work is timed, so that other programs on the machine do not count
     clock = partial(devices.clock, device, "cpu" if torch.get_num_threads() == 1 else "wall")
     before = devices.memory_now(device)
@@ -296,8 +296,9 @@ def measure_steps(trial: Trial, times: float, device: torch.device) -> dict[str,
 def try_drawing(
     part: Part, info: DataInfo, stages: Stages, device: torch.device, run: Run, kinds: Sequence[str]
 ) -> dict[str, Any]:
-    """The cost of an image for an untrained model: `sample_seconds` by the sampler of the recipe; for
-    likelihoods of these kinds `log_prob_seconds`, and the `classes` that it may be computed for."""
+    """The cost of an image for an untrained model. `sample_seconds` is that of the recipe's sampler. For
+    likelihoods of these kinds, there are also `log_prob_seconds` and the number of `classes` for which it may
+    be computed."""
     prepare_torch(part)
     model = to_device(build(part, info, stages), device).eval().requires_grad_(False)
     trained = Trained(run, model, info, part, device, 0)
@@ -325,8 +326,8 @@ def try_drawing(
 
 
 def seconds_each(function: Callable[[int], None], trained: Trained) -> float:
-    """The seconds of an image in a call with many. On a CPU it is measured as the difference of two calls,
-    because a full batch shares the fixed cost of a call."""
+    """The seconds per image in a call with many images. On a CPU it is measured as the difference of two
+    calls, because a full batch shares the fixed cost of a call."""
     device = trained.device
     few, many = (FEW, SAMPLED) if device.type == "cpu" else (0, batch_size(trained, {}))
     clock = partial(devices.clock, device, "cpu" if torch.get_num_threads() == 1 else "wall")
@@ -341,7 +342,7 @@ def seconds_each(function: Callable[[int], None], trained: Trained) -> float:
 
 
 def speed_of(model: Model, batch: Batch, part: Part, accelerator: Accelerator, log: Log) -> Speed:
-    """The images of a step of a run and, if they can be counted, its floating-point operations."""
+    """The number of images in a run's step and, if they can be counted, its floating-point operations."""
     images = part.train.batch_size
     if part.train.steps < SHORT or not log.main:
         return Speed(images)

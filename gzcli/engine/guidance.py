@@ -1,6 +1,6 @@
-"""The guidance of samples, chosen for each run at the end of its training: a few hundred samples at few steps
-for each of several scales are compared with validation images (`sample.guidance: auto`), and with training
-images if these are too few. No test image is read."""
+"""The guidance scale of samples, chosen for each run at the end of its training (`sample.guidance: auto`).
+For each of several scales, a few hundred samples with few steps are compared with validation images, or with
+training images if there are too few of those. No test image is read."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ ERRORS = 0.01  # added to the share of wrong classes: the judge itself errs
 
 @dataclass(frozen=True)
 class Figures:
-    """What samples of one scale are like. `agreement` is the share whose class by the judge is their label;
-    None without labels."""
+    """The metrics of the samples at one scale. `agreement` is the share of samples that the judge classifies
+    as their label; None without labels."""
 
     guidance: float
     fd: float
@@ -42,9 +42,9 @@ class Figures:
     agreement: float | None = None
 
     def score(self, accuracy: float) -> float:
-        """Lower is better. Guidance lowers the errors of the class at first and the recall always; `fd` sees
-        both, and errors of the class too little: features of a wrong digit are those of a digit. A judge of
-        this accuracy errs so often on real images: samples that it errs on less are no better."""
+        """Lower is better. At first, guidance lowers the share of misclassified samples; it always lowers
+        recall. `fd` reflects both, but wrong classes too weakly, because a wrong digit still has the features
+        of a digit. Misclassified samples count only beyond the judge's own error rate on real images."""
         errors = 1.0 if self.agreement is None else (1 - min(self.agreement, accuracy) + ERRORS) ** 0.5
         return self.fd * errors / max(self.recall, ERRORS)
 
@@ -54,15 +54,15 @@ class Figures:
 
 
 def is_wanted(trained: Trained) -> bool:
-    """Whether the recipe leaves the guidance to this choice, and the model can be guided."""
+    """Whether the recipe requests this choice, and the model can be guided."""
     model: Any = trained.model
     can = getattr(model, "labelled", False) and model.label_dropout and not trained.info.multilabel
     return trained.part.sample.get("guidance") == AUTO and bool(can) and trained.space is None
 
 
 def reference(pack: Pack) -> tuple[np.ndarray, str]:
-    """The images that samples are compared with, and their description. All scales use one model, so training
-    images, which it has seen, favour none of them."""
+    """The images that samples are compared with, and their description. Training images favour no scale,
+    because all scales sample the same model."""
     real, training = pack.images("val")[:VALIDATION], pack.images("train")
     rows = subset(len(training), max(0, ENOUGH - len(real)))
     if not len(rows):
@@ -94,8 +94,8 @@ def choose(trained: Trained, real: np.ndarray, net: NetFeatures) -> list[Figures
 
 
 def write(run: Run, pack: Pack, device: torch.device, log: Log) -> float | None:
-    """Chooses the guidance of a run's weights, and writes it into them and into the run's status. None if
-    there is nothing to choose, or the judge distinguishes nothing. Only rank 0 calls it."""
+    """Chooses the guidance of a run, and writes it into the weights file and the status. Returns None if
+    there is nothing to choose, or if the judge has not learned its classes. Only rank 0 calls it."""
     trained = load_trained(run, device, "finished")
     if not is_wanted(trained):
         return None

@@ -1,4 +1,5 @@
-"""The losses and metrics of a run, recorded in `metrics.jsonl`, as events, and in accelerate's trackers."""
+"""The losses and metrics of a run. They go to `metrics.jsonl`, to JSON events and to accelerate's
+trackers."""
 
 from __future__ import annotations
 
@@ -48,11 +49,11 @@ class History:
         self.dropped = torch.zeros((), device=device)
 
     def gradient(self, norm: Tensor) -> None:
-        """Notes the norm of the gradients of a phase in this step."""
+        """Records the gradient norm of a phase in this step."""
         self.finite = self.finite & norm.isfinite()
 
     def add(self, losses: Mapping[str, Tensor]) -> None:
-        """Adds the losses of one step. The sums stay on the device, so that nothing waits for it."""
+        """Adds the losses of one step. The sums stay on the device, so the host does not wait."""
         good, dropped = self.finite, ~self.finite
         self.dropped, self.finite = self.dropped + dropped, torch.ones_like(good)
         for name, value in losses.items():
@@ -65,18 +66,19 @@ class History:
         self.bad = torch.where(torch.stack([good, good | dropped]), 0.0, self.bad + 1)
 
     def bad_steps(self) -> tuple[int, int]:
-        """The number of consecutive bad steps so far, and how many of them changed weights, on the worst
-        rank. Every rank must call it."""
+        """The number of consecutive bad steps so far, and the number of those that changed weights, on the
+        worst rank. Every rank must call it."""
         bad, harmful = ranks.maximum(self.bad.clone()).tolist()
         return int(bad), int(harmful)
 
     def is_harmed(self) -> bool:
-        """Whether the last step changed weights by a bad gradient. Every rank must call it."""
+        """Whether the last step changed weights with a bad gradient. Every rank must call it."""
         return self.bad_steps()[1] > 0
 
     def check_finite(self, step: int, steps: int) -> None:
-        """Raises DivergedError if the last `PATIENCE` steps had a loss or gradient that was not finite or had
-        exploded, or the final one had and changed weights. Every rank must call it."""
+        """Raises DivergedError if each of the last `PATIENCE` steps was bad: its loss or gradient was not
+        finite, or had exploded. At the final step, a single bad one that changed weights suffices. Every rank
+        must call it."""
         bad, harmful = self.bad_steps()
         if bad >= min(PATIENCE, steps) or (step == steps and harmful):
             reason = "the loss or its gradient is not finite, or grew a millionfold"
@@ -105,7 +107,7 @@ class History:
         self.record("step", step, values | bar.show(step, values))
 
     def record(self, event: str, step: int, values: Mapping[str, float]) -> None:
-        """Writes metrics of a step to `metrics.jsonl`, as an event, and to the trackers."""
+        """Records metrics of a step in `metrics.jsonl`, as an event, and in the trackers."""
         self.log.metrics(step, **values)
         self.log.event(event, step=step, **values)
         if self.trackers:
@@ -124,9 +126,9 @@ class History:
         return filter(_is_validation, lines)
 
     def risen(self, metric: str, steps: int) -> int | None:
-        """The step since which a validation metric has risen, for a fifth of `steps`; None if it has not. The
-        last three validations are then all worse, by more than a tenth of the gain from the first one to the
-        best."""
+        """The step since which a validation metric has been rising, if that is at least a fifth of `steps`
+        ago; otherwise None. Rising means that each of the last three validations is worse than the best, by
+        more than a tenth of the gain from the first to the best."""
         name = f"val_{metric}"
         points = [(line["step"], line[name]) for line in self._validations() if name in line]
         points = [(step, value) for step, value in points if math.isfinite(value)]
@@ -138,8 +140,8 @@ class History:
         return lowest if all(value > bound for value in later[-RISEN:]) else None
 
     def reference(self, part: Part, step: int, metric: str) -> str | None:
-        """The metric of this recipe's reference run at a step, in words; None if there is no reference, or if
-        the run's loss may differ."""
+        """A sentence with the metric of this recipe's reference run at a step. None if there is no reference
+        run, or if this run's loss may differ from that run's."""
         owner = self.run.owner
         if part.scale is None or not has_shipped_loss(owner):
             return None
@@ -153,8 +155,8 @@ class History:
         return {"sums": sums, "first": first, "counts": dict(self.counts), "dropped": dropped}
 
     def resume(self, step: int, pending: Mapping[str, Any] | None, every: int) -> None:
-        """Resumes from the checkpoint of `step`: restores its sums, and drops later lines. Warns if lines of
-        losses, one `every` so many steps, are missing."""
+        """Resumes from the checkpoint of `step`: restores its sums and drops later lines. Warns if lines of
+        losses are missing, one being due after each `every` steps."""
         if pending:
             device = self.bad.device
             self.sums = {name: total.to(device) for name, total in pending["sums"].items()}
@@ -191,7 +193,7 @@ class Trackers:
         self._each(lambda name, tracker: tracker.log(dict(values), step=step))
 
     def picture(self, step: int, path: Path) -> None:
-        """Logs the image of samples of a step."""
+        """Logs the sample grid of a step."""
         self._each(lambda name, tracker: TRACKERS[name].show(tracker, path, step))
 
     def close(self) -> None:
@@ -210,7 +212,7 @@ class Trackers:
 
 
 def start_tracker(name: str, run: Run, config: Mapping[str, Any], start: int) -> Any:
-    """Starts accelerate's tracker of this name, and stores the recipe in it."""
+    """Starts accelerate's tracker of this name and stores the recipe in it."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     if name not in LOGGER_TYPE_TO_CLASS:

@@ -70,7 +70,7 @@ class Log:
 
     @contextmanager
     def bar(self, title: str) -> Iterator[Progress]:
-        """A bar on a terminal, elsewhere lines at growing intervals. Yields progress(i, n, x=None)."""
+        """Shows a bar on a terminal, elsewhere lines at growing intervals. Yields progress(i, n, x=None)."""
         streams.stop_spinner()
         if not self.main or self.mode != "human":
             yield no_progress
@@ -101,7 +101,7 @@ class Log:
 
     @contextmanager
     def _rich_bar(self) -> Iterator[Any]:
-        """A bar of rich with a note at its end, above which lines are printed meanwhile."""
+        """A rich bar with a note at its end. Lines that are printed meanwhile appear above it."""
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -135,7 +135,7 @@ class Log:
 
 
 class TrainBar:
-    """The progress of a training run, as a bar or, without a terminal, as a few lines."""
+    """The progress of a training, as a bar or, without a terminal, as a few lines."""
 
     speed: Speed | None = None  # work of a step; None: only steps per second are shown
 
@@ -151,8 +151,8 @@ class TrainBar:
             self.bar.update(self.task, completed=step)
 
     def show(self, step: int, values: dict[str, float]) -> dict[str, float]:
-        """Shows the losses at every `log_every` steps. Returns the speed since the last call: steps per
-        second (`it_s`), and what `Speed.rates_at` finds."""
+        """Shows the losses; called every `log_every` steps. Returns the rates since the last call: steps per
+        second (`it_s`), and those of `Speed.rates_at`."""
         now = time.monotonic()
         rate = (step - self.at) / max(now - self.since, 1e-9)
         self.since, self.at = now, step
@@ -174,15 +174,15 @@ class TrainBar:
         return {"it_s": round(rate, 3), **speeds}
 
     def is_due(self, step: int) -> bool:
-        """Whether to print a line without a terminal: the first, and one in each part of the run. There is
-        none at the end, as the last validation has its own."""
+        """Whether to print a line if there is no terminal: the first one, and one in each part of the run.
+        None is printed at the end, because the last validation prints its own."""
         part = (step - self.start) * self.lines // (self.steps - self.start)
         due, self.part = part > self.part, part
         return due and not (step == self.steps and self.log.validated)
 
 
 def with_room(line: str, extras: Sequence[str], width: int) -> str:
-    """The line, with the `extras` that fit in `width` columns."""
+    """The line, followed by the `extras` that fit in `width` columns."""
     for text in extras:
         if len(line) + 2 + len(text) <= width:
             line = f"{line}  {text}"
@@ -194,14 +194,14 @@ def with_room(line: str, extras: Sequence[str], width: int) -> str:
 
 @dataclass(frozen=True)
 class Speed:
-    """The work of a step, which converts its rate into other rates; None: not known."""
+    """The work of a step, which converts steps per second into other rates; None if unknown."""
 
     images: int
     flops: float | None = None  # floating-point operations
     peak: float | None = None  # FLOP/s of all devices together
 
     def rates_at(self, rate: float) -> dict[str, float]:
-        """`images_s`, and if they are known `tflops` and `mfu`, a share of 1."""
+        """`images_s` and, if known, `tflops` and `mfu` (model FLOP utilisation, 0 … 1)."""
         rates = {"images_s": self.images * rate}
         if self.flops:
             rates["tflops"] = self.flops * rate / 1e12
@@ -211,6 +211,6 @@ class Speed:
 
 
 def in_words(values: Mapping[str, float]) -> list[str]:
-    """The metrics of `Speed.rates_at` as a line shows them, the most telling first."""
+    """The rates of `Speed.rates_at` as text, the most informative first."""
     formats = {"mfu": "MFU {:.0%}", "tflops": "{:.3g} TFLOP/s", "images_s": "{:.3g} images/s"}
     return [text.format(values[name]) for name, text in formats.items() if name in values]

@@ -1,4 +1,4 @@
-"""Optimizers by name and learning rates as a pure function of the step."""
+"""Optimizers by name, and learning rates as a pure function of the step."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def settings(section: OptimSection, phases: list[Phase]) -> dict[str, OptimSecti
 def build(
     phase: Phase, conf: OptimSection, model: nn.Module | None = None, precision: str = "fp32"
 ) -> Optimizer:
-    """The phase's optimizer, multi-tensor or fused, so that a step with 1,000 parameters costs as much as one
-    with 10. `precision`: precision of the run's losses, in which Muon iterates."""
+    """The phase's optimizer. It is multi-tensor or fused, so a step with 1,000 small tensors costs about as
+    much as one with 10. `precision`: the precision of the run's losses, in which Muon iterates."""
     groups = []
     for group in phase.groups():
         scale = group.get("lr_scale", 1.0)
@@ -64,7 +64,7 @@ def build(
 
 
 def adamw8bit(groups: list[dict[str, Any]], **options: Any) -> Optimizer:
-    """AdamW with moments of 8 bits (Dettmers 2022, arXiv:2110.02861): a quarter of the memory."""
+    """AdamW with 8-bit moments, a quarter of the memory (Dettmers 2022, arXiv:2110.02861)."""
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as e:
@@ -75,8 +75,8 @@ def adamw8bit(groups: list[dict[str, Any]], **options: Any) -> Optimizer:
 
 def factor(conf: OptimSection, step: int, steps: int) -> float:
     """The factor of the learning rate at `step` of `steps`: linear warm-up, then the schedule. The warm-up
-    takes at most half of the run. If that cuts it, the slope stays that of a long run, so the peak is lower:
-    at the full rate a flow diverges in its first steps."""
+    takes at most half of the run. In a shorter run it keeps its slope and stops at a lower peak, because a
+    flow diverges if it reaches the full rate too early."""
     warmup = min(conf.warmup, max(steps // 2, 1))
     if step < warmup:
         return (step + 1) / conf.warmup
@@ -93,8 +93,8 @@ def set_lr(optimizer: Optimizer, conf: OptimSection, step: int, steps: int) -> N
 
 
 def clip(params: list[nn.Parameter], limit: float | None) -> Tensor:
-    """Clips the total norm of the gradients to `limit`, if there is one; returns the norm before, without a
-    host sync."""
+    """Clips the total norm of the gradients to `limit`, if there is one. Returns the norm before clipping,
+    without a host sync."""
     if limit:
         return ranks.whole(nn.utils.clip_grad_norm_(params, limit, foreach=True))
     grads = [p.grad for p in params if p.grad is not None]
@@ -104,8 +104,9 @@ def clip(params: list[nn.Parameter], limit: float | None) -> Tensor:
 def step(
     optimizer: Optimizer, params: list[nn.Parameter], norm: Tensor, scaler: Any, most: float | None
 ) -> None:
-    """Takes a step by gradients of this total norm, unless it is above `most` or not finite: one bad batch
-    should not end a run. On a GPU the host waits for the norm only if there is a `most`, or shards."""
+    """Takes a step unless the total norm of the gradients is above `most` or not finite, so that one bad
+    batch does not end a run. On a GPU, the host waits for the norm only if there is a `most`, or if
+    parameters are sharded."""
     take = optimizer.step if scaler is None else partial(scaler.step, optimizer)
     waits = most or not kind_of(norm.device).queued or ranks.is_sharded(params[0])
     if waits and not is_shape_only():  # a trial without values has no norm
@@ -125,8 +126,8 @@ def step(
 
 
 class Muon(Optimizer):
-    """Muon for the weights of linear layers and convolutions, AdamW for all other parameters. AdamW steps
-    biases, norms, tables, first and last layers, and matrices that are narrow. Weight decay is decoupled in
+    """Muon for the weights of linear layers and convolutions, AdamW for all other parameters. AdamW updates
+    biases, norms, embedding tables, first and last layers, and narrow matrices. Weight decay is decoupled in
     both."""
 
     def __init__(
@@ -174,7 +175,8 @@ class Muon(Optimizer):
         adamw(params, grads, means, squares, [], steps, amsgrad=False, maximize=False, **values)
 
     def state_of(self, p: Tensor, name: str) -> Tensor:
-        """A moving average of p's gradients, or the number of its steps; zero at first."""
+        """A state of p: a moving average of its gradients, or the number of its steps. It is zero at
+        first."""
         state = self.state[p]
         if name not in state:
             scalar = torch.zeros((), device=p.device if self.defaults["fused"] else "cpu")
@@ -183,7 +185,8 @@ class Muon(Optimizer):
 
 
 def split_groups(groups: list[dict[str, Any]], counts: Mapping[int, int] | None) -> Iterator[dict[str, Any]]:
-    """Splits each group into `wide` parameters and others, with the number of `matrices` in each."""
+    """Splits each group into `wide` parameters and others, and records the number of `matrices` in each
+    parameter."""
     for group in groups:
         count = {id(p): 1 if counts is None else counts.get(id(p), 0) for p in group["params"]}
         for wide in (True, False):
@@ -192,7 +195,8 @@ def split_groups(groups: list[dict[str, Any]], counts: Mapping[int, int] | None)
 
 
 def matrices_of(model: nn.Module) -> dict[int, int]:
-    """The matrices in the weight of each linear layer and convolution: one, or as `nn.stacked` marks it."""
+    """The number of matrices in the weight of each linear layer and convolution: one, or what `nn.stacked`
+    marked."""
     layers = (layer for layer in model.modules() if isinstance(layer, nn.Linear | _ConvNd))
     return {id(layer.weight): getattr(layer, "matrices", 1) for layer in layers}
 
@@ -203,8 +207,8 @@ def is_wide(p: Tensor, matrices: int = 1) -> bool:
 
 
 def orthogonalised(g: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """U S′ Vᵀ, S′ near 1, of each matrix U S Vᵀ of g [N, rows, columns]. It is found by a quintic
-    Newton–Schulz iteration of this type; float64 stays float64."""
+    """For each matrix U S Vᵀ in g [N, rows, columns], the matrix U S′ Vᵀ with S′ close to 1. A quintic
+    Newton–Schulz iteration computes it in the given dtype; float64 stays float64."""
     tall = g.shape[1] > g.shape[2]
     x = (g.mT if tall else g).to(torch.float64 if g.dtype == torch.float64 else dtype)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
@@ -220,8 +224,8 @@ def orthogonalised(g: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 def newton_schulz_factor(s: Tensor, steps: int) -> Tensor:
-    """The product of p = a + b s + c s² over the steps, for s = x xᵀ, where a step takes x to p x. It stays
-    on the small side of x: all p commute, so that the next s is p s p."""
+    """The product of p = a + b s + c s² over the steps, for s = x xᵀ, where a step takes x to p x. All p
+    commute, so the next s is p s p, and every product has the size of the smaller side of x."""
     factor = p = quintic(s)
     for _ in range(steps - 1):
         s = p @ (s @ p)

@@ -1,5 +1,4 @@
-"""Figures by matplotlib: curves of losses, histograms of scores, rows of samples. Sheets are in
-`sheets.py`."""
+"""Figures by matplotlib: loss curves, histograms of scores, rows of samples. Sheets are in `sheets.py`."""
 
 from __future__ import annotations
 
@@ -24,8 +23,8 @@ APART = 12  # factor between ranges of scores from which an axis is logarithmic 
 def histograms(
     path: Path, tables: Mapping[str, Mapping[str, np.ndarray]], inside: str, results: list[dict[str, Any]]
 ) -> None:
-    """Writes a metric with a panel for each score: the share of each set's images in every bin, and below a
-    legend with the AUROC."""
+    """Writes a figure with a panel for each score. A panel shows the share of each set's images in every bin;
+    the legend below shows the AUROC."""
     auroc = {(row["out"], row["score"]): row["auroc"] for row in results}
     scores = list(dict.fromkeys(row["score"] for row in results))
     baseline = {row["score"] for row in results if row["baseline"]}
@@ -58,10 +57,10 @@ Scale = tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndar
 
 
 def score_bins(sides: Sequence[np.ndarray], count: int = 50) -> tuple[np.ndarray, Scale | None]:
-    """Edges [count + 1] of bins that show the scores of every set; and the scale of the axis with its
-    inverse, None if it is linear. The edges span the quantiles .005 … .995 of each set. If this span is more
-    than `APART` times that of one set, equal bins would show that set as a single bar. The bins are then
-    equal in arsinh((s − median) / w), w being an eighth of the span of the first set."""
+    """Edges [count + 1] of bins for the scores of every set, and the axis scale with its inverse (None if it
+    is linear). The edges span the quantiles .005 … .995 of each set. If this span is more than `APART` times
+    that of one set, equal bins would show that set as a single bar. The bins are then equal in arsinh((s −
+    median) / w), w being an eighth of the span of the first set."""
     ranges = [np.quantile(values, [0.005, 0.995]) for values in sides]
     low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
     widths = [r[1] - r[0] for r in ranges if r[1] > r[0]]
@@ -83,7 +82,8 @@ def score_bins(sides: Sequence[np.ndarray], count: int = 50) -> tuple[np.ndarray
 
 
 def _apart(ticks: Sequence[float], forward: Callable[[Any], Any], bins: np.ndarray) -> list[float]:
-    """The ticks whose labels do not overlap on an axis over the bins; the first of two that do stays."""
+    """The ticks whose labels do not overlap on an axis over the bins. Of two that overlap, the first
+    stays."""
     chosen: list[float] = []
     least = 0.18 * (forward(bins[-1]) - forward(bins[0]))
     for tick in (*ticks, bins[0], bins[-1]):
@@ -107,7 +107,7 @@ def sample_rows(path: Path, rows: Sequence[tuple[str, np.ndarray]]) -> None:
 
 
 def training_speed(folder: Path) -> dict[str, float]:
-    """The median recorded speed of a training: `it_s`, `images_s`, and if known `tflops` and `mfu`."""
+    """The median recorded speed of a training: `it_s`, `images_s` and, if known, `tflops` and `mfu`."""
     lines = metric_lines(folder)
     rates = {name: [line[name] for line in lines if name in line] for name in RATES}
     return {name: statistics.median(values) for name, values in rates.items() if values}
@@ -119,8 +119,8 @@ def loss_curve(folder: Path) -> None:
 
 
 def losses_figure(lines: Sequence[Mapping[str, Any]]) -> Any:
-    """The curves of recorded lines: losses by the left axis, validation as dots by the right one. The figure
-    belongs to no window, so that a notebook shows it once."""
+    """The figure of the recorded curves: losses on the left axis, validation as dots on the right one. It
+    belongs to no window, so that a notebook shows it only once."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -149,7 +149,7 @@ def pyplot() -> Any:
 
 
 def save_figure(figure: Any, path: Path, dpi: int = 110) -> None:
-    """Writes a metric as a PNG, whole or not at all, and closes it."""
+    """Writes a figure as a PNG, completely or not at all, and closes it."""
     from matplotlib.axis import Tick
     from matplotlib.text import Text
 

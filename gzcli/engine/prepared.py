@@ -1,13 +1,13 @@
-"""The outputs of frozen models for every image, computed once and not in every epoch.
+"""The outputs of frozen models for every image, computed once instead of in every epoch.
 
-With `data.latent` a model is trained on latents of an autoencoder instead of pixels (Rombach et al. 2022,
-arXiv:2112.10752): each image is encoded once into the cache, and samples of the model are decoded. The
+With `data.latent`, a model is trained on latents of an autoencoder instead of pixels (Rombach et al. 2022,
+arXiv:2112.10752). Each image is encoded once into the cache, and the model's samples are decoded. The
 autoencoder is a run whose model has `to_latent` and `from_latent`, or an `AutoencoderKL` of diffusers, by
-folder or id. A latent of an `AutoencoderKL` is the mode of its posterior; with `data.latent_draw: sample`, as
-DiT trains, each training and validation image has one draw of it instead.
+folder or id. The latent of an `AutoencoderKL` is the mode of its posterior. With `data.latent_draw: sample`,
+as in the training of DiT, it is one draw per training or validation image.
 
-The output of a stage's model for each image that is trained on (`Model.prepare`: codes, latents, embeddings)
-comes in `batch.extra`, and is stored in the run; that for validation images stays in memory.
+`Model.prepare` computes what a stage's model outputs for an image: codes, latents or embeddings. It is part
+of `batch.extra`. For training images it is stored in the run; for validation images it stays in memory.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def train_images(
     part: Part, pack: Pack, device: torch.device, run: Run, log: Log
 ) -> tuple[TrainImages, DataInfo, LatentSpace | None]:
     """The training images of a recipe, their description for the model, and the latent space of
-    `data.latent`."""
+    `data.latent`, if any."""
     seen = pack.seen(part.data.levels)
     info = seen.info(levels=part.data.levels, steps=part.train.steps)
     images = TrainImages(seen, info.levels, device, part.seed, part.data.augment)
@@ -71,9 +71,9 @@ def train_images(
 def prepare(
     model: Model, images: TrainImages, positions: np.ndarray, run: Run, log: Log
 ) -> dict[str, np.ndarray]:
-    """The outputs of `Model.prepare` for the training images at these positions, as memory maps {key: [N,
-    …]} with a row for each image of the set; {} without that method. All ranks write them into
-    `RUN/prepared/<key>.npy` if they are missing."""
+    """The outputs of `Model.prepare` as memory maps {key: [N, …]}, with a row for each image of the set; {}
+    for a model without that method. Rows are computed for the training images at these positions. All ranks
+    write missing maps into `RUN/prepared/<key>.npy`."""
     folder = run.path / "prepared"
     if not hasattr(model, "prepare"):
         return {}
@@ -87,15 +87,15 @@ def prepare(
 
 
 def with_prepared(model: Model, batch: Batch) -> Batch:
-    """The batch with the outputs of `Model.prepare` for its images, computed now."""
+    """The batch with the outputs of `Model.prepare` for its images, computed immediately."""
     if hasattr(model, "prepare"):
         batch.extra |= model.prepare(batch)
     return batch
 
 
 def with_remembered(model: Model, batch: Batch, memory: dict[int, Mapping[str, Tensor]], i: int) -> Batch:
-    """The same, computed once for batch `i` and kept in main memory; the noise of the losses does not
-    advance."""
+    """The batch with the outputs of `Model.prepare`, computed once for batch `i` and kept in main memory. The
+    noise of the losses does not advance."""
     if hasattr(model, "prepare") and i not in memory:
         noise = ImageNoise(mix(0, "prepare"), batch.index, batch.x.device)
         memory[i] = {key: value.cpu() for key, value in model.prepare(replace(batch, noise=noise)).items()}
@@ -118,8 +118,8 @@ class LatentPack(Pack):
 
 
 def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, log: Log) -> LatentPack:
-    """The latents of the training and validation images, which all ranks encode if they are not cached. A
-    training image is augmented by one draw before it is encoded."""
+    """The latents of the training and validation images. If they are not cached, all ranks encode them,
+    training images after one draw of the augmentations."""
     if draw and not isinstance(space.autoencoder, DiffusersVAE):
         raise UsageError(
             "`data.latent_draw: sample` needs an `AutoencoderKL`: the latents of this run have no "
@@ -145,7 +145,7 @@ def latents_of(images: TrainImages, space: LatentSpace, draw: bool, run: Run, lo
 
 
 def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | None) -> LatentSpace:
-    """The latent space of an autoencoder for the images of a data set."""
+    """The latent space of an autoencoder, scaled for the images of a data set."""
     autoencoder, trained_on, digest = find_autoencoder(name, device)
     images = pack.info(levels)
     if trained_on and (trained_on.shape, trained_on.levels) != (images.shape, images.levels):
@@ -174,7 +174,7 @@ def new_space(name: str, device: torch.device | str, pack: Pack, levels: int | N
 def _measure(
     autoencoder: Any, pack: Pack, levels: int | None, device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
-    """The mean and the inverse deviation of each channel over latents of training images."""
+    """The mean and the inverse standard deviation of each channel, over latents of training images."""
     index = np.random.default_rng(0).permutation(pack.meta.counts["train"])[:MEASURED]
     batches = scan(pack, "train", batch_size=AT_ONCE, levels=levels, device=device, index=index)
     with torch.inference_mode():
@@ -184,8 +184,8 @@ def _measure(
 
 
 def on_latents(part: Part, info: DataInfo) -> DataInfo:
-    """The description of the input of the part's model: of its latents, if it is trained on latents. Raises
-    MissingError if their shape is not known without the autoencoder."""
+    """The description of the input of a part's model: images, or latents if it is trained on them. Raises
+    MissingError if the shape of the latents is unknown until the autoencoder is available."""
     if not (name := part.data.latent):
         return info
     if run := runs.by_name(name):
@@ -214,7 +214,8 @@ def on_latents(part: Part, info: DataInfo) -> DataInfo:
 
 
 def is_whole(folder: Path, log: Log) -> bool:
-    """Whether there is a folder of maps; a damaged one is removed with a line. Every rank must call it."""
+    """Whether the folder of maps is complete. A damaged one is removed and reported. Every rank must call
+    it."""
     exists = folder.exists()
     if ranks.rank() == 0 and exists and not all(is_array(file) for file in folder.glob("*.npy")):
         log.warn(f"`{folder}` is damaged; gz recreates it")
@@ -226,8 +227,9 @@ def is_whole(folder: Path, log: Log) -> bool:
 def write_maps(
     folder: Path, images: TrainImages, positions: Mapping[str, np.ndarray], make: Make, log: Log, title: str
 ) -> None:
-    """Writes the outputs of `make` for images at some positions of each split into `folder/<key>.npy` [N, …].
-    Every rank must call it: each fills its share of the rows, and the folder appears when all are done."""
+    """Writes the outputs of `make`, for the images at some positions of each split, into `folder/<key>.npy`
+    [N, …]. Every rank must call it. Each fills its share of the rows, and the folder appears when all have
+    finished."""
     main = ranks.rank() == 0
     maps: dict[str, np.memmap] = {}
     if main:

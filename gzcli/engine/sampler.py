@@ -29,7 +29,7 @@ VALUES = 3 * 64 * 64  # values of the largest image of a full batch; a batch hol
 
 
 def draw(trained: Trained, n: int, **options: Any) -> np.ndarray:
-    """The 8-bit images of `draw_all`."""
+    """The 8-bit images that `draw_all` returns."""
     return draw_all(trained, n, **options)[0]
 
 
@@ -44,9 +44,9 @@ def draw_all(
     progress: Progress = no_progress,
     warn: Say = warnings.warn,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Images 0 … n − 1 of the model, uint8 [n, C, H, W], on every rank; each rank draws its share. If the
-    images have values beyond 8 bits, also returns all their channels. `warn` gets a line if some are not
-    finite. Raises NoneFinite if none is finite."""
+    """Samples 0 … n − 1 of the model, uint8 [n, C, H, W], on every rank; each rank draws its share. If the
+    samples have values beyond 8 bits, these are returned too, with all channels. `warn` gets a line if some
+    samples are not finite. Raises NoneFinite if none is."""
     if labels is None and trained.model.conditional:
         labels = spread_labels(None, n, trained.info, torch.device("cpu"))
     options, conditions = {**trained.part.sample, **(options or {})}, dict(conditions or {})
@@ -92,7 +92,8 @@ def draw_all(
 
 
 def to_images(x: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Images [B, C, H, W] in [-1, 1] as uint8, and whether each is finite, bool [B]. Others become black."""
+    """Images [B, C, H, W] in [-1, 1] as uint8, and whether each is finite, bool [B]. Images that are not
+    finite become black."""
     finite = x.isfinite().flatten(1).all(1)
     return to_uint8(torch.where(finite[:, None, None, None], x, -1.0)).cpu().numpy(), finite.cpu().numpy()
 
@@ -102,7 +103,8 @@ class NoneFinite(DivergedError):
 
 
 def check_finite(finite: np.ndarray, trained: Trained, warn: Say) -> None:
-    """Raises NoneFinite if none of some images is finite, bool [n]; tells `warn` how many are not."""
+    """Raises NoneFinite if no image is finite, by `finite` bool [n]. `warn` gets the number of images that
+    are not."""
     n, bad = len(finite), int((~finite).sum())
     if bad and bad == n:
         message = f"`{trained.title}` produced no finite image"
@@ -113,13 +115,13 @@ def check_finite(finite: np.ndarray, trained: Trained, warn: Say) -> None:
 
 
 def guided_away(trained: Trained, weak: Model | None) -> AbstractContextManager[None]:
-    """A context in which samples are guided away from a weaker model, if there is one."""
+    """A context in which samples are guided away from a weaker model, if the model has one."""
     model: Any = trained.model
     return model.guided_away_from(weak) if weak else nullcontext()
 
 
 def batch_size(trained: Trained, options: Mapping[str, Any]) -> int:
-    """The number of images of a first batch."""
+    """The number of images in the first batch."""
     channels, *trained_sides = trained.images.shape
     values = channels * math.prod(sides(size) if (size := options.get("size")) else trained_sides)
     most = devices.batch_of(BATCH_SIZE, trained.device)
@@ -134,8 +136,8 @@ def cycled(values: Any, rows: range, device: torch.device) -> Any:
 
 
 def parse_labels(text: str, n: int, info: DataInfo) -> Tensor:
-    """The labels of n images that take turns in the classes of `--label`: [n] int64, or [n, K] 0/1 of a
-    multi-label set. Raises UsageError for a text that names no classes."""
+    """The labels of n images that cycle through the classes of `--label`: [n] int64, or [n, K] of 0 and 1 for
+    a multi-label set. Raises UsageError for a text that does not name classes."""
     numbers = class_numbers(text, info.classes)
     y = torch.tensor([numbers[i % len(numbers)] for i in range(n)])
     return torch.nn.functional.one_hot(y, len(info.classes)).float() if info.multilabel else y

@@ -40,7 +40,7 @@ class Row:
 
 
 def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
-    """One image uint8 [H, W, C], C = 1 or 3, of blocks of rows of images of one size."""
+    """A sheet, uint8 [H, W, C], C = 1 or 3: blocks of rows of images, which all have one size."""
     from PIL import Image, ImageDraw
 
     # names may come from data: replace characters that cannot be drawn
@@ -101,8 +101,8 @@ def grid(images: np.ndarray, columns: int | None = None, caption: str = "") -> n
 
 
 def of_samples(images: np.ndarray, labels: Tensor | None, classes: Sequence[str], caption: str) -> np.ndarray:
-    """The sheet [H, W, C] of samples [n, C, H, W]: a column for each class, in bands one below the other
-    if there are many, otherwise as square as possible."""
+    """The sheet [H, W, C] of samples [n, C, H, W]. It has a column for each class, in several bands if there
+    are many classes. Samples without classes make a sheet that is as square as possible."""
     n = len(images)
     turn = turn_of(labels, n)
     if labels is not None and turn > BAND:
@@ -128,8 +128,8 @@ def blocks(kinds: Sequence[Row], columns: int, marks: Sequence[str] = (), captio
 
 
 def by_class(labels: Tensor | None, n: int, about: int, classes: Sequence[str]) -> tuple[int, Sequence[str]]:
-    """The number of columns for n images, near `about`, such that each column contains one class; and the
-    columns' names. There are no names if the labels do not repeat in a short cycle."""
+    """The number of columns for n images, close to `about`, such that each column contains one class, and the
+    names of the columns. There are no names if the labels do not repeat in a short cycle."""
     turn = turn_of(labels, n)
     columns = min(n, turn * max(1, round(about / turn)))
     once = 2 * turn > n and n > about  # no turns at all, unless every image is of another class
@@ -139,14 +139,14 @@ def by_class(labels: Tensor | None, n: int, about: int, classes: Sequence[str]) 
 
 
 def label_name(label: Tensor, classes: Sequence[str]) -> str:
-    """The name of a label, [] or [K]; the names of all classes of a multi-label one."""
+    """The name of a label, [] or [K]; for a multi-label set, the names of all its classes."""
     if label.ndim == 0:
         return classes[int(label)]
     return " + ".join(name for name, bit in zip(classes, label.tolist(), strict=True) if bit) or "none"
 
 
 def turn_of(labels: Tensor | None, n: int) -> int:
-    """The period of the labels, [n] or [n, K], of n images; n without labels."""
+    """The period of n labels, [n] or [n, K]; n without labels."""
     if labels is None:
         return n
     return next(k for k in range(1, n + 1) if (labels[k:] == labels[: n - k]).all())
@@ -167,7 +167,7 @@ def caption_of(
 
 
 def columns_of(n: int, ratio: float) -> int:
-    """The number of images in a row such that an image of n images is about square."""
+    """The number of images per row with which a grid of n images is about square."""
     ideal = math.sqrt(n * ratio)
     full = [k for k in range(1, n + 1) if n % k == 0 and 0.69 <= k / ideal <= 1.45]
     far = {k: round(abs(math.log(k / ideal)), 9) for k in full}  # of two that are equally far the wider one
@@ -189,7 +189,7 @@ def fit_text(text: str, width: int, *, end: bool = False) -> str:
 
 
 def wrap_text(text: str, width: int) -> list[str]:
-    """A text broken into lines at ` · `, none wider than `width` pixels unless a single part is."""
+    """A text broken into lines at ` · `. No line is wider than `width` pixels, unless a single part is."""
     lines: list[str] = []
     for part in text.split(" · "):
         longer = f"{lines[-1]} · {part}" if lines else part

@@ -1,8 +1,8 @@
 """The training step: a model's loss, in one process or in several, compiled if that gains.
 
-A compiled step is one graph for each phase, as its random numbers are drawn before it. To find the draws of a
-loss, a copy of the model runs on tensors without values (torch's FakeTensorMode), which takes no memory. A
-loss whose draws or branches depend on values fails in that run, and stays eager.
+A compiled step is one graph per phase, because its random numbers are drawn beforehand. To find the draws of
+a loss, a copy of the model runs on tensors without values (torch's FakeTensorMode), which takes no memory. A
+loss whose draws or branches depend on values fails in that run and stays eager.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ Draw = tuple[str, tuple[int, ...], int | None]  # method, shape and bound of `No
 
 
 def prepare_torch(part: Part) -> None:
-    """Sets threads as the recipe records them, so that a resume repeats it; deterministic kernels or TF32."""
+    """Sets the number of threads that the recipe records, so that a resume is reproducible. Selects
+    deterministic kernels or TF32."""
     if part.launch.threads:
         torch.set_num_threads(part.launch.threads)
     if part.train.deterministic:
@@ -57,8 +58,8 @@ def precision(part: Part) -> str:
 
 
 def accelerate(part: Part) -> Accelerator:
-    """The Accelerator of a recipe. Its state is reset first, as a later stage may have another precision than
-    the one before."""
+    """The Accelerator of a recipe. Its state is reset first, because a stage may have another precision than
+    the previous one."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     from accelerate.utils import InitProcessGroupKwargs
@@ -71,7 +72,7 @@ def accelerate(part: Part) -> Accelerator:
 
 
 class Step(nn.Module):
-    """The module that DDP and FSDP wrap, so that every loss goes through their `forward`."""
+    """The module that DDP and FSDP wrap. Every loss therefore goes through their `forward`."""
 
     def __init__(self, model: Model, graphs: Compiled | None = None):
         super().__init__()
@@ -84,7 +85,7 @@ class Step(nn.Module):
 
 
 def wrap_step(accelerator: Accelerator, model: Model, part: Part, log: Log, first: Batch | None) -> nn.Module:
-    """The step of a model, compiled by `train.compile`, and wrapped for the processes of the run. FSDP
+    """The step of a model, compiled if `train.compile` asks for it, and wrapped for the run's processes. FSDP
     replaces the parameters of the model by other objects."""
     graphs, device = None, accelerator.device
     if ranks.world() > 1:
@@ -119,7 +120,7 @@ def is_shared_out(part: Part) -> bool:
 
 
 def trains_all(model: Model, first: Batch) -> bool:
-    """Whether a single phase trains all trainable parameters, and every step gives each of them a gradient.
+    """Whether a single phase trains all trainable parameters, and each of them gets a gradient in every step.
     False if that depends on values or on the step."""
     phases = model.phases()
     trainable = {id(p) for p in model.parameters() if p.requires_grad}
@@ -147,7 +148,7 @@ def leaves(loss: Tensor) -> set[int]:
 
 
 def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
-    """The outermost repeated blocks of a net: elements of module lists that have parameters."""
+    """The outermost repeated blocks of a net, which are the elements of module lists with parameters."""
     for child in model.children():
         if isinstance(child, nn.ModuleList) and len(child) > 1:
             yield from (block for block in child if any(True for _ in block.parameters()))
@@ -156,7 +157,7 @@ def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def twin(model: Model) -> Model:
-    """A copy of a model, which shares attached frozen modules with it."""
+    """A copy of a model that shares the attached frozen modules."""
     trained = set(map(id, model.modules()))
     attached = vars(model).get("attached", {}).values()
     shared_modules = {id(m): m for m in attached if trained.isdisjoint(map(id, m.modules()))}
@@ -199,8 +200,8 @@ class GivenNoise(Noise):
 
 
 class Compiled:
-    """The losses of a model, compiled if possible. Each change of a number of the model by `on_step` would
-    compile it again, so it stays eager until these numbers are final."""
+    """The losses of a model, compiled if possible. Whenever `on_step` changed a number of the model, it would
+    be recompiled, so it stays eager until these numbers are final."""
 
     def __init__(
         self, model: Model, steps: int, log: Log, *, loud: bool, backend: Any = None, mode: str | None = None
@@ -250,7 +251,8 @@ class Compiled:
 def losses(
     model: Model, phase: str, batch: dict[str, Any], draws: list[Tensor], total: int
 ) -> dict[str, Tensor]:
-    """The function that is compiled: the losses of a phase by name, with all random numbers as arguments."""
+    """The function that is compiled. It returns the losses of a phase by name; all random numbers are
+    arguments."""
     noise = GivenNoise(draws, total, batch["start"])
     return named_losses(model, Batch(batch["x"], batch["y"], batch["index"], noise, batch["extra"]), phase)
 
@@ -285,7 +287,7 @@ def numbers_after(model: Model, steps: int) -> dict[str, float]:
 
 
 class Arrays(TorchFunctionMode):
-    """Lets `Tensor.numpy` of tensors without values return arrays filled with .5."""
+    """Within the block, `Tensor.numpy` of a tensor without values returns an array filled with 0.5."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.numpy, Tensor.__array__) and isinstance(args[0], FakeTensor):

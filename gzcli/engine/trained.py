@@ -1,4 +1,4 @@
-"""From a recipe, or the folder of a run, to its model: the weights, the stages that it is built on, and the
+"""Builds the model of a recipe, or loads that of a run: its weights, the stages that it is built on, and the
 latent space in which it was trained.
 """
 
@@ -68,8 +68,8 @@ def built_on(run: Run, card: ModelCard) -> dict[str, str]:
 
 def load_model(run: Run, device: torch.device | str, checkpoint: str = "finished") -> tuple[Model, Saved]:
     """The model of a run in eval mode with its averaged weights, and what was saved with them. `checkpoint`
-    is "last", the newest while the run is trained, "best", a step, or "finished": `model.safetensors`, which
-    no longer changes."""
+    is "last" (the newest, also during the training), "best", a step, or "finished" (`model.safetensors`,
+    which no longer changes)."""
     run = run.serving
     with _named(run):
         saved = checkpoints.read_weights(weights_file(run, checkpoint))
@@ -85,7 +85,7 @@ def load_model(run: Run, device: torch.device | str, checkpoint: str = "finished
 
 @contextmanager
 def _named(run: Run) -> Iterator[None]:
-    """Names the user's file in the errors of a run that came as one, instead of its copy in the cache."""
+    """In errors within the block, names the file that the user passed instead of its copy in the cache."""
     try:
         yield
     except DamagedError as e:
@@ -126,7 +126,8 @@ def restore_model(
 
 
 def _check_sizes(saved: Saved) -> None:
-    """Raises DamagedError for a number too large for a model with these weights: it would take all memory."""
+    """Raises DamagedError for a recipe's number that is too large for these weights. Building such a model
+    would take all memory."""
     shapes = [tensor.shape for tensor in saved.weights.values()]
     most = max(USUAL, len(shapes), *(side for shape in shapes for side in shape))
     numbers = [*tree_leaves(saved.part.options), *saved.info.shape, len(saved.info.classes)]
@@ -139,7 +140,7 @@ def _check_sizes(saved: Saved) -> None:
 
 def to_device(model: Model, device: torch.device | str) -> Model:
     """The model on its device. On a GPU, weights of convolutions are in channels-last format, which its
-    matrix units read."""
+    matrix units require."""
     model = model.to(device)
     if devices.kind_of(device).channels_last:
         for module in model.modules():
@@ -151,7 +152,7 @@ def to_device(model: Model, device: torch.device | str) -> Model:
 
 
 def weights_file(run: Run, checkpoint: str) -> Path:
-    """The file of the averaged weights of a checkpoint of a run that is not in stages, or of a stage. Raises
+    """The file with the averaged weights of a checkpoint, for a stage or a run without stages. Raises
     MissingError."""
     if checkpoint == "last" and run.weights:
         return run.weights
@@ -178,9 +179,10 @@ def weights_file(run: Run, checkpoint: str) -> Path:
 
 
 def init_from(model: Model, part: Part, run: Run, log: Log) -> None:
-    """Gives a new model of `run` the weights that `train.init` names: an earlier stage, another run, or a
-    safetensors file. Layers whose shape the data decide start from scratch if these differ, and a line
-    reports it. Raises MissingError if there are no weights, UsageError for those of another architecture."""
+    """Initialises a new model of `run` from the weights that `train.init` names: an earlier stage, another
+    run, or a safetensors file. If the data differ, layers whose shape depends on the data start from scratch,
+    which is reported. Raises MissingError if there are no weights, UsageError if they are of another
+    architecture."""
     file, present = _file_to_start_from(part, run), model.state_dict()
     try:
         values, texts = read_tensors(file)
@@ -226,8 +228,8 @@ def _of_other_data(
     weights: Mapping[str, Tensor],
     log: Log,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The weights of a model of earlier data that `model` can use, and the values that start anew although
-    they would fit. A line names the missing layers."""
+    """The weights of a model for earlier data that `model` can use, and the values that restart although
+    their shapes match. A log line names the missing layers."""
     present, parameters = model.state_dict(), dict(model.named_parameters())
     info = replace(earlier, classes=earlier.classes if options.get("conditional") else ())
     anew = model.begins_anew(info, weights)
@@ -247,8 +249,8 @@ def _some(names: Sequence[str]) -> str:
 def with_zero_inputs(
     weights: dict[str, Tensor], present: Mapping[str, Any]
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Weights padded with zeros for convolutions with more input channels, and the names of the padded ones.
-    A model with a condition as further channels thus starts like the model without the condition."""
+    """Weights, padded with zeros for convolutions that have more input channels now, and the names of the
+    padded ones. A model with a condition as additional channels thus starts like the unconditional one."""
     wider = {}
     for name, value in weights.items():
         shape = present[name].shape if name in present else value.shape
@@ -259,7 +261,8 @@ def with_zero_inputs(
 
 
 def _file_to_start_from(part: Part, run: Run) -> Path:
-    """The file that `train.init` names. Raises MissingError if it is not there, or not that of `parent`."""
+    """The file that `train.init` names. Raises MissingError if it is missing, or if it is not the file of
+    `parent`."""
     file, parent = Path(str(part.train.init)).expanduser(), part.train.parent
     if not file.is_file() and not parent:
         stage = next((stage for stage in run.owner.stages if stage.path.name == part.train.init), None)
@@ -273,7 +276,7 @@ def _file_to_start_from(part: Part, run: Run) -> Path:
 
 
 def _earlier(texts: Mapping[str, str]) -> tuple[Mapping[str, Any], DataInfo] | None:
-    """The options of the model of a file's weights, and its data; None in a file that is not by gz."""
+    """The model's options and data that a weights file records; None for a file that gz did not write."""
     try:
         return json.loads(texts["recipe"])["model"], DataInfo.of(json.loads(texts["data"]))
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -281,7 +284,8 @@ def _earlier(texts: Mapping[str, str]) -> tuple[Mapping[str, Any], DataInfo] | N
 
 
 def _changes(earlier: DataInfo, data: DataInfo) -> list[str]:
-    """What of the data decides the shape of layers, and differs from earlier data, in words."""
+    """In words, the properties of the data that determine the shapes of layers and differ from the earlier
+    data."""
     pairs = {
         "channels": (earlier.shape[0], data.shape[0]),
         "classes": (len(earlier.classes), len(data.classes)),
@@ -300,7 +304,8 @@ def _check_architecture(
     shapes: Mapping[str, Tensor],
     run: Run,
 ) -> None:
-    """Raises UsageError if the model, on the data of some weights, has another shape than they have."""
+    """Raises UsageError if the model, built for the data of some weights, has other shapes than these
+    weights."""
     differ = {
         key: (options[key], value)
         for key, value in {"name": part.model, **part.tree()["model"]}.items()
@@ -333,16 +338,18 @@ def _check_architecture(
 
 
 class LatentSpace:
-    """The latents (to_latent(x) − shift) · scale of images x, of about unit deviation in each channel."""
+    """The latents (to_latent(x) − shift) · scale of images x, with about unit standard deviation per
+    channel."""
 
     def __init__(self, autoencoder: Any, record: SpaceRecord):
-        """`autoencoder`: has `to_latent` [B, C, H, W] → [B, c, h, w] and `from_latent`, its inverse."""
+        """`autoencoder` has `to_latent`, [B, C, H, W] → [B, c, h, w], and its inverse `from_latent`."""
         self.autoencoder, self.record = autoencoder, record
         self.shift, self.scale = (torch.tensor(v)[:, None, None] for v in (record.shift, record.scale))
 
     @torch.no_grad()
     def encode(self, x: Tensor, noise: Noise | None = None) -> Tensor:
-        """Latents [B, c, h, w] of images x [B, C, H, W]; drawn with `noise`, for a `DiffusersVAE` only."""
+        """Latents [B, c, h, w] of images x [B, C, H, W]. With `noise` they are drawn from the posterior,
+        which only a `DiffusersVAE` supports."""
         z = self.autoencoder.to_latent(x, *([] if noise is None else [noise]))
         return (z - self.shift.to(z)) * self.scale.to(z)
 
@@ -352,7 +359,7 @@ class LatentSpace:
         return within(self.autoencoder.from_latent(z / self.scale.to(z) + self.shift.to(z)))
 
     def info(self, data: DataInfo) -> DataInfo:
-        """The description of such data for a model on latents: their shape instead of the images'."""
+        """The description of the data for a model on latents, with the latents' shape."""
         device = next(self.autoencoder.parameters()).device
         shape = tuple(self.encode(torch.zeros(1, *self.record.shape, device=device)).shape[1:])
         return replace(data, shape=shape, levels=None)
@@ -377,8 +384,8 @@ class DiffusersVAE(nn.Module):
 
 
 def find_autoencoder(name: str, device: torch.device | str) -> tuple[Any, DataInfo | None, str]:
-    """The model of a run, or the `DiffusersVAE` of a folder or a repository of the hub; the data that it was
-    trained on (None: any images); and the sha256 of its weights."""
+    """The autoencoder, the data that it was trained on (None for any images) and the sha256 of its weights.
+    It is the model of a run, or the `DiffusersVAE` of a folder or a hub repository."""
     if run := autoencoder_run(name):
         model, saved = load_model(run, device)
         return model, saved.info, checksum(run.model_file)
@@ -414,8 +421,8 @@ def autoencoder_run(name: str) -> Run | None:
 
 @dataclass
 class Trained:
-    """A model that samples and scores, with its recipe, on its device, in eval mode with its averaged
-    weights. The trainer's is in this state only within `EMA.evaluating`."""
+    """A model that samples and scores, with its recipe: on its device, in eval mode, with its averaged
+    weights. The trainer's model is in this state only within `EMA.evaluating`."""
 
     run: Run  # the run, or the stage of a run, of the model
     model: Model
@@ -441,16 +448,16 @@ class Trained:
         return self._autocast(self.precision)
 
     def applying(self) -> AbstractContextManager[None]:
-        """The autocast of applications. That of a model with an exact likelihood is fp32, as a flow must
+        """The autocast of applications. For a model with an exact likelihood it is fp32, because a flow must
         invert its latents."""
         return self._autocast("fp32" if self.model.likelihood == "exact" else self.precision)
 
     def label_keywords(self, do: str, labels: Tensor | None, y: Tensor | None) -> dict[str, Tensor]:
-        """The labels that an application takes, by their keywords.
+        """The labels for an application, by the keywords that it takes.
 
-        labels: those that were named, or None.
-        y: those of the images, or None if they are unknown. They take the place of `labels` in an
-          application that does not tell the two apart, because its outputs keep the class of their images.
+        labels: the labels that the user named, or None.
+        y: the labels of the images, or None if they are unknown. An application without a separate keyword
+          for them gets them as `labels`, because its outputs keep the class of their images.
 
         Raises UsageError for labels that the application or the model does not take.
         """
@@ -465,8 +472,8 @@ class Trained:
         return {key: value for key, value in keywords.items() if key in takes and value is not None}
 
     def scoring(self) -> AbstractContextManager[None]:
-        """The autocast of scores, fp32 unless another is requested: scores are compared over devices, and
-        bf16 changes some by 3 %."""
+        """The autocast of scores: fp32 unless another precision is requested. Scores are compared across
+        devices, and bf16 changes some by 3 %."""
         return self._autocast(self.precision if self.requested_precision else "fp32")
 
     def _autocast(self, precision: str) -> AbstractContextManager[None]:
@@ -475,7 +482,8 @@ class Trained:
 
     @property
     def images(self) -> DataInfo:
-        """The description of the images, also for a latent space; for values, of their 8-bit images."""
+        """The description of the images, even for a model on latents. For values beyond 8 bits, it describes
+        their 8-bit images."""
         if self.values is not None:
             return replace(self.info, shape=(len(self.values.bands), *self.info.shape[1:]), levels=256)
         if self.space is None:
@@ -484,7 +492,7 @@ class Trained:
 
     @property
     def form(self) -> PackOptions:
-        """The form of the training images, in which other images are read for the model."""
+        """The form of the training images. Other images are read for the model in the same form."""
         channels, *sides = self.images.shape
         data, patch = self.part.data, patch_of(self.part.data.augment)
         size = data.size if patch else as_size(*sides)
@@ -492,11 +500,13 @@ class Trained:
 
     @property
     def has_levels(self) -> bool:
-        """Whether a likelihood of the model is one of images: neither of latents nor of real numbers."""
+        """Whether the model's likelihood is one of discrete images, rather than of latents or real
+        numbers."""
         return self.space is None and self.info.levels is not None
 
     def seen(self, pack: Pack) -> Pack:
-        """Images as the model sees them. Raises UsageError for 8-bit images if it models other values."""
+        """Images in the form that the model reads. Raises UsageError for 8-bit images if it models other
+        values."""
         if self.values is None:
             return pack
         channels, values = self.info.shape[0], pack.meta.values or {}
@@ -508,36 +518,36 @@ class Trained:
         return seen.scaled_as(self.values) if isinstance(seen, ValuePack) else seen
 
     def encode(self, batch: Batch) -> Batch:
-        """A batch of images in the model's space: of latents if it has a latent space."""
+        """A batch of images in the model's space: latents if it has a latent space."""
         return batch if self.space is None else replace(batch, x=self.space.encode(batch.x))
 
     def decode(self, x: Tensor) -> Tensor:
-        """The images [B, C, H, W] in [-1, 1] of an output of the model, decoded if it has a latent space; for
-        values, their 8-bit images."""
+        """The images [B, C, H, W] in [-1, 1] of the model's output, decoded if it is latent. For values
+        beyond 8 bits, these are their 8-bit images."""
         if self.values is not None:
             return x[:, list(self.values.bands)]
         return x if self.space is None else self.space.decode(x)
 
     @property
     def name(self) -> str:
-        """The name of the model; for a stage, of the whole run's model."""
+        """The name of the model; for a stage, that of the whole run's model."""
         return self.run.owner.status().get("model") or self.part.model
 
     @property
     def title(self) -> str:
-        """The name of the model for the user: `fm +100 clusters`."""
+        """The model's name for the user, such as `fm +100 clusters`."""
         owner = self.run.owner
         return owner.title if owner.status().get("model") else self.part.title
 
     @property
     def guidance(self) -> float | None:
-        """The strength of the labels or clusters in its samples; None for a model that cannot be guided."""
+        """The guidance scale of its samples; None for a model that cannot be guided."""
         scale = getattr(self.model, "guidance_scale", None)
         return float(scale(self.part.sample.get("guidance"))) if scale else None
 
     @property
     def title_of_samples(self) -> str:
-        """The title of its samples, such as `fm +100 clusters, guided 1.3`; likelihoods are without
+        """The title of its samples, such as `fm +100 clusters, guided 1.3`. Likelihoods are computed without
         guidance."""
         return self.title if self.guidance in (None, 1.0) else f"{self.title}, guided {self.guidance:g}"
 
@@ -545,7 +555,7 @@ class Trained:
 def load_trained(
     run: Run, device: torch.device | str, checkpoint: str = "finished", precision: str | None = None
 ) -> Trained:
-    """The trained model of a run; `checkpoint` and errors as of `load_model`."""
+    """The trained model of a run; `checkpoint` and errors are those of `load_model`."""
     if precision == "fp16" and not devices.kind_of(device).fp16:
         raise UsageError(
             "precision `fp16` needs a GPU", hint="use `bf16`, which works on many CPUs, or `fp32`"

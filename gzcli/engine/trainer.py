@@ -1,4 +1,4 @@
-"""THE training loop: for step, for phase, for micro-batch. There is no other."""
+"""The only training loop: for step, for phase, for micro-batch."""
 
 from __future__ import annotations
 
@@ -98,7 +98,8 @@ class Trainer(Updates):
         self.has_collapsed = False  # whether the last validation found that the generator may have collapsed
 
     def fit(self) -> None:
-        """Trains from the newest checkpoint, or from the start, to the end; saves when it is stopped."""
+        """Trains from the newest checkpoint, or from the start, to the end. If it is stopped, it saves a
+        checkpoint."""
         self.start = self.done = self.resume()
         self.snapshots.trim(self.start)
         launch = self.part.launch
@@ -152,7 +153,7 @@ class Trainer(Updates):
             self.history.show(done, self.model, bar, lr)
 
     def step(self, step: int) -> dict[str, Tensor]:
-        """Trains on one batch, which all phases that are due share. Returns the losses by name, detached."""
+        """Trains on one batch, which all due phases share. Returns the losses by name, detached."""
         self.seed_global(step)
         batch = self.batches.at(step)
         self.extend(batch, step)
@@ -174,16 +175,17 @@ class Trainer(Updates):
         return losses
 
     def noise(self, step: int, key: str, start: int) -> BatchNoise:
-        """The noise of the rows of a global batch from `start` on."""
+        """The noise for the rows of the global batch from `start` on."""
         total = self.train.batch_size
         return BatchNoise(self.part.seed, step, key, total=total, start=start, device=self.device)
 
     def seed_global(self, step: int) -> None:
-        """Seeds the global generators by seed, rank and step, so that dropout is repeated after a resume."""
+        """Seeds the global generators by seed, rank and step, so that a resume repeats dropout."""
         devices.seed(self.device, mix(self.part.seed, self.rank, step))
 
     def begin(self) -> None:
-        """Initialises the model with the first batch; after a resume, sets what anneals to its step."""
+        """Initialises the model with the first batch; after a resume, sets annealed values to the current
+        step."""
         # alike on all ranks, as weights must be
         devices.seed(self.device, mix(self.part.seed, 0, self.start))
         with torch.no_grad():
@@ -198,7 +200,7 @@ class Trainer(Updates):
             self.ema.restart()  # the average starts from the initialised model
 
     def pause(self, done: int, due: Set[str]) -> None:
-        """Validates, saves and draws, whichever is due after `done` steps. Each is timed."""
+        """Runs the pauses that are due after `done` steps: validation, checkpoint, samples. Each is timed."""
         before = self.cadence.intervals()
         if self.cadence.slow(due & {"eval", "sample"}) and not self.history.is_harmed():
             self.save(done)  # no step is lost if it is killed while it validates or draws
@@ -227,8 +229,8 @@ class Trainer(Updates):
             loss_curve(self.run.path)
 
     def finish(self) -> None:
-        """Serves the averaged weights of the last checkpoint, or of the best if `train.patience` ended the
-        training or validation has risen."""
+        """Makes the averaged weights of the last checkpoint the run's weights. The best checkpoint replaces
+        it if `train.patience` ended the training, or if the validation metric has been rising."""
         best = self.run.best
         if self.rank == 0:
             chosen = best and (self.end < self.steps or self.risen_since(best))
@@ -244,7 +246,7 @@ class Trainer(Updates):
                 self.trained.part = replace(self.part, sample={**self.part.sample, "guidance": scale})
 
     def catch_up(self) -> None:
-        """Validates and draws at the step of the resumed checkpoint, if that was due and is missing."""
+        """Runs the validation and the samples that were due at the resumed checkpoint but are missing."""
         every, start = self.cadence.every, self.start
         due = {kind for kind, steps in every.items() if start and steps and start % steps == 0}
         results = self.history.validated(start), self.run.samples_picture(start).exists()
@@ -252,7 +254,7 @@ class Trainer(Updates):
         self.pause(start, due - ({"eval"} if validated else set()) - ({"sample"} if has_picture else set()))
 
     def save(self, step: int) -> None:
-        """Saves a checkpoint of `step` steps, unless there is one. Every rank must call it; rank 0 writes."""
+        """Saves a checkpoint of `step` steps, unless it exists. Every rank must call it; rank 0 writes."""
         if step == self.saved:
             return
         self.saved, folder, scaler = step, self.run.checkpoints_folder, self.accelerator.scaler
@@ -286,8 +288,8 @@ class Trainer(Updates):
         ranks.wait()
 
     def save_best(self, step: int, metric: str, value: float) -> None:
-        """Saves a checkpoint of `step` steps as the best, if `value` is less than at all earlier ones. Every
-        rank must call it; the value of rank 0 counts."""
+        """Saves a checkpoint of `step` steps as the best one if `value` is less than all earlier values.
+        Every rank must call it; rank 0's value counts."""
         best = self.run.best
         if ranks.agree(best is None or best.metric != metric or value < best.value):
             self.save(step)
@@ -324,8 +326,8 @@ class Trainer(Updates):
         return meta["step"]
 
     def evaluate(self, done: int, metric: str) -> None:
-        """Validates, saves a checkpoint if it is the best so far, and records the metrics last: a resumed run
-        validates again if they are missing."""
+        """Validates, saves a checkpoint if it is the best so far, and then records the metrics. They come
+        last, so that a resumed run validates again if they are missing."""
         with self.ema.evaluating():
             packs: dict[str, Pack] = {"pack": self.pack, "data": self.images.pack}
             values = validate(self.trained, metric, **packs, net=self.net, warn=self.log.warn)
@@ -358,12 +360,13 @@ class Trainer(Updates):
             self.log.info(reference)
 
     def risen_since(self, best: Best) -> int | None:
-        """The step since which the validation loss has risen, or the metric that chooses the best."""
+        """The step since which the validation loss, or the metric that selects the best checkpoint, has been
+        rising."""
         return self.history.risen(self.model.watched or best.metric, self.steps)
 
     def get_net(self) -> None:
-        """Loads the network of `fd`, or trains it on its first use for a data set, which takes a while. If it
-        fails to learn its classes, the metric changes. Every rank must call it."""
+        """Loads the network of `fd`, or trains it if this is its first use for a data set. If it fails to
+        learn its classes, another metric is used. Every rank must call it."""
         if not self.has_judge:
             self.has_judge = True
             if self.rank == 0:
@@ -371,9 +374,9 @@ class Trainer(Updates):
             self.metric = ranks.agree(self.metric)
 
     def picture(self, done: int, n: int) -> None:
-        """Writes samples/<done>.png with `train.samples` or about n samples, equally many of each class,
-        always of the same noise. Every rank draws its share. Raises NoneFinite at the end of the training if
-        no sample is finite; before that it warns."""
+        """Writes samples/<done>.png with `train.samples` samples, or about n. Each class has equally many,
+        and the noise is always the same. Every rank draws its share. If no sample is finite, it warns; at the
+        end of the training it raises NoneFinite."""
         trained = self.trained
         classes = trained.info.classes if trained.model.conditional else ()
         n = self.train.samples or in_turns(n, len(classes))
@@ -405,7 +408,8 @@ class Trainer(Updates):
         return random_images(self.images, self.batches.positions(), n)
 
     def machine(self) -> dict[str, Any]:
-        """The facts of a machine, and what it chose, that must stay the same for a bit-exact resume."""
+        """The facts of the machine, and the choices based on it, that must stay the same for a bit-exact
+        resume."""
         threads, version, device = torch.get_num_threads(), torch.__version__, self.device.type
         facts = {"world": ranks.world(), "threads": threads, "torch": version, "device": device}
         return facts | {"precision": precision(self.part)}

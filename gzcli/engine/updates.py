@@ -1,4 +1,4 @@
-"""The updates of a training step, phase by phase, for the trainer and for trials that time a recipe."""
+"""The updates of a training step, phase by phase, for the trainer and for timing trials."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gzcli.models.base import Model, Phase
 
 
 class Accelerating(Protocol):
-    """What updates use of accelerate's Accelerator."""
+    """The part of accelerate's Accelerator that updates use."""
 
     scaler: Any
 
@@ -32,7 +32,7 @@ class Updates:
     """The phases of a model, their optimizers, and the gradient and update of each.
 
     kind: precision of the losses.
-    wrapped: the module whose forward gives the losses of a batch and a phase.
+    wrapped: the module whose forward returns the losses of a batch and a phase.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Updates:
         raise NotImplementedError
 
     def extend(self, batch: Batch, step: int) -> None:
-        """Adds what the model computes of the whole batch of a step."""
+        """Adds to a batch what the model computes from the whole batch of a step."""
         if hasattr(self.model, "on_batch"):
             local_batch = batch.rows(slice(None), self.noise(step, "batch", ranks.rank() * len(batch)))
             with self.accelerator.autocast():
@@ -63,7 +63,7 @@ class Updates:
 
     def backward(self, batch: Batch, step: int, phase: Phase) -> dict[str, Tensor]:
         """The gradient of the phase's mean loss over the global batch, in micro-batches. Returns the losses
-        by name; one that is a sum over dimensions also as `loss_dim`, per dimension."""
+        by name. A loss that is a sum over dimensions also appears per dimension, as `loss_dim`."""
         parts, dims = self.parts, self.dims[phase.name]
         micro = len(batch) // parts
         first = ranks.rank() * len(batch)
@@ -81,8 +81,8 @@ class Updates:
         return losses if dims == 1 else losses | {"loss_dim": losses["loss"] / dims}
 
     def update(self, step: int, phase: Phase) -> Tensor:
-        """Takes one optimizer step, and clears all gradients. A step with a gradient norm above `train.skip`,
-        or one that is not finite, is left out: one bad batch does not end a run. Returns that norm."""
+        """Takes one optimizer step, and clears all gradients. A step whose gradient norm is above
+        `train.skip` or not finite is skipped, so that one bad batch does not end a run. Returns the norm."""
         optimizer, scaler = self.optimizers[phase.name], self.accelerator.scaler
         optim.set_lr(optimizer, self.settings[phase.name], step, self.steps)
         if scaler is not None:
@@ -97,7 +97,7 @@ class Updates:
         return norm
 
     def only(self, phase: Phase) -> None:
-        """Makes only the phase's parameters require grad."""
+        """Sets `requires_grad` for the phase's parameters alone."""
         if len(self.phases) > 1:
             for p in self.trainable:
                 p.requires_grad_(False)
@@ -106,10 +106,10 @@ class Updates:
 
 
 class Alone:
-    """The part of an Accelerator that updates need, for one process without accelerate, which takes seconds
-    to load.
+    """The part of an Accelerator that updates need, for one process. It replaces accelerate, which takes
+    seconds to load.
 
-    half: the type of losses under autocast; None: fp32.
+    half: dtype of losses under autocast. None: fp32.
     """
 
     scaler = None

@@ -33,8 +33,8 @@ PATIENT = 10.0  # minutes of a run that trains the judge of its data set, which 
 
 def best_metric(model: Model, choice: str, pack: Pack, minutes: float | None = None) -> str | None:
     """The metric that selects the best checkpoint: "bpd", "fd", "loss" or None; "auto": the model's choice.
-    A model with a `watched` metric falls back to it if its samples cannot be judged: there are fewer than
-    FEWEST validation images, or no judge yet and less than PATIENT `minutes` for the run."""
+    A model with a `watched` metric falls back to it if its samples cannot be judged. This is so with fewer
+    than FEWEST validation images, or without a judge and with less than PATIENT `minutes` for the run."""
     n = len(pack.images("val"))
     if choice == "none" or n == 0:
         return None
@@ -55,9 +55,9 @@ def usual_metric(model: Model) -> str:
 def judge_of(
     model: Model, pack: Pack, device: torch.device, log: Log
 ) -> tuple[NetFeatures | Features, str | None]:
-    """The net whose features the metric `fd` compares, and the metric. If the judge of the data set fails to
-    learn its classes, the metric is `fd_lite` with the extra `features`, otherwise the usual metric of models
-    without a judge; None for GANs, whose loss does not measure sample quality."""
+    """The net whose features the metric `fd` compares, and the metric to use. If the data set's judge fails
+    to learn its classes, the metric is `fd_lite` if the extra `features` is installed. Otherwise it is the
+    usual metric of models without a judge, or None for GANs, whose loss does not measure sample quality."""
     judge = lenet(pack, device=device, say=log.info)
     if judge.alive:
         return judge, "fd"
@@ -81,7 +81,8 @@ def validate(
     warn: Say,
 ) -> dict[str, float]:
     """The metric on the first 2,000 validation images, with metrics that explain it; lower is better. Every
-    rank must call it, and gets the same value for any number of ranks. NaN if no sample is finite."""
+    rank must call it. The value is the same on every rank, for any number of ranks. NaN if no sample is
+    finite."""
     values: dict[str, float] = {}
     if metric in ("fd", "fd_lite"):
         try:
@@ -120,10 +121,10 @@ def mean(trained: Trained, metric: str, data: Pack) -> float:
 def distances(
     trained: Trained, name: str, pack: Pack, net: NetFeatures | Features | None, warn: Say
 ) -> dict[str, float]:
-    """Metrics of samples against validation images: the Fréchet distance, under a name; `distance`, the
-    distance of pairs of samples relative to pairs of real images; and, if the net knows the classes,
-    `classes`, the entropy of the samples' classes as a share of that of real images. A model with a `watched`
-    metric draws a few hundred samples, as each takes many calls, and has `recall` too."""
+    """Metrics of samples against validation images: the Fréchet distance, under `name`, and `distance`, the
+    mean distance between samples relative to that between real images. If the net is a classifier, `classes`
+    is the entropy of the samples' classes relative to that of real images. A model with a `watched` metric
+    draws only a few hundred samples, because each takes many calls, and also gets `recall`."""
     real = pack.images("val")[:VALIDATION]
     n = min(len(real), SAMPLES) if trained.model.watched else len(real)
     images = sampler.draw(trained, n, warn=warn)

@@ -1,6 +1,7 @@
-"""One safetensors file with a whole run: every stage, and the autoencoder of its latents. A run of one model
-is its `model.safetensors` with `card` and `preview` in the metadata. Of several models each is a part: its
-tensors' names begin with the part's name and a colon, and `parts` of the metadata has its metadata."""
+"""One safetensors file with a whole run: every stage, and the autoencoder of its latents. For a run of one
+model, the file is its `model.safetensors` with `card` and `preview` in the metadata. With several models,
+each is a part: its tensors' names begin with the part's name and a colon, and its metadata is an entry of
+`parts` in the file's metadata."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ def parts(texts: Mapping[str, str]) -> dict[str, dict[str, str]]:
 
 
 def place_of(part: str, folder: Path) -> Path:
-    """The folder of a part in that of its run. Raises ValueError for a name that no part can have."""
+    """The folder of a part, relative to the folder of its run. Raises ValueError for an invalid part name."""
     kind, _, stage = part.partition("/")
     if part == MAIN:
         return folder
@@ -60,8 +61,8 @@ def extract(
 
 
 def unpack(file: Path, metadata: Mapping[str, Mapping[str, str]], folder: Path) -> None:
-    """Writes the weights of each part into its folder below `folder`, in the order of training; a part that
-    is built on others gets their present checksums, since they came together. Raises ValueError for a damaged
+    """Writes the weights of each part into its folder below `folder`, in the order of training. A part that
+    is built on others gets their new checksums, because all came in one file. Raises ValueError for a damaged
     file."""
     header = files.safetensors_header(file)
     sums: dict[str, str] = {}

@@ -1,8 +1,8 @@
-"""Who may write into a folder, and what may be removed. A run has two locks: `gz` holds the claim while it
-starts a training and waits for it, the engine holds `.lock` while it trains, even if `gz` is killed.
-Whoever wants to train, change or remove a run takes the claim, then looks at the other lock. Every folder
-that gz makes has a mark: gz removes no other folder and writes into no other. A run is marked when it is
-created in the store; a job claims a new folder below its run, or an empty one of `--out`."""
+"""Who may write into a folder, and what may be removed. A run has two locks. `gz` keeps the claim while it
+starts a training and waits for it. The engine keeps `.lock` while it trains, even if `gz` is killed. To
+train, change or remove a run, a process takes the claim and then checks the other lock. Every folder that gz
+makes has a mark; gz never removes an unmarked folder or writes into one. A run is marked when it is created
+in the store. A job claims a new folder below its run, or the empty one of `--out`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _RECORDS = {place.name for place in (*_MARKS, Run.stop_file, Run.job_file, Run.l
 @contextlib.contextmanager
 def claimed(run: Run) -> Iterator[None]:
     """Keeps other processes from training, changing or removing a run and its stages within the block. Raises
-    UsageError if another process has it, MissingError if it is gone."""
+    UsageError if another process has claimed it, MissingError if it no longer exists."""
     owner = run.owner
     gone = MissingError(f"the run `{owner.id}` no longer exists", hint="gz runs list")
     if not owner.path.is_dir():
@@ -45,12 +45,12 @@ def claimed(run: Run) -> Iterator[None]:
 
 
 def sign(run: Run) -> None:
-    """Writes this process's number into the status of a run that it has claimed."""
+    """Writes the id of this process into the status of a run that it has claimed."""
     run.owner.update(pid=os.getpid())
 
 
 def in_use(run: Run) -> UsageError:
-    """The error for a run that another process has claimed, with that process's number."""
+    """The error for a run that another process has claimed, with the id of that process."""
     import psutil
 
     deadline = time.monotonic() + PATIENCE
@@ -65,14 +65,14 @@ def in_use(run: Run) -> UsageError:
 
 
 def tidy(run: Run) -> None:
-    """Removes the leftovers of killed processes in a run and its stages; the caller holds its lock."""
+    """Removes the leftovers of killed processes in a run and its stages; the caller must have its lock."""
     for part in (run, *run.stages):
         files.sweep(part.path, part.checkpoints_folder, part.samples_folder)
 
 
 def is_removable(folder: Path) -> bool:
-    """Whether the folder is a run of the store: it is in `runs`, is no link and is marked; runs older than
-    the mark are recognised by their id and the keys of `status.json`."""
+    """Whether the folder is a run of the store: in `runs`, not a link, and marked. Runs from before the mark
+    are recognised by their id and the keys of `status.json`."""
     if folder.is_symlink() or folder.resolve().parent != user_dir("runs").resolve():
         return False
     old = {"model", "data", "created"} <= set(files.whole_object(Run(folder).status_file))
@@ -80,7 +80,8 @@ def is_removable(folder: Path) -> bool:
 
 
 def check_removable(run: Run) -> None:
-    """Raises UsageError for a stage, a run that is trained or read, and anything outside the store."""
+    """Raises UsageError for a stage, for a run that a process trains or reads, and for anything outside the
+    store."""
     if run.owner is not run:
         raise UsageError(f"`{run.id}` is a stage of a run", hint=f"gz runs remove {run.owner.id}")
     _check_in_store(run.path)
@@ -128,9 +129,9 @@ def new_folder(parent: Path, name: str = "") -> Path:
 
 @contextlib.contextmanager
 def claimed_folder(folder: Path) -> Iterator[None]:
-    """Marks a folder for a job, and keeps it from other processes in the block. It is new, empty, or left by
-    an attempt that failed without output; raises UsageError for any other, or if another process has
-    it."""
+    """Marks a folder for a job and keeps other processes out of it within the block. The folder must be new,
+    empty, or left by an attempt that failed without output. Otherwise, or if another process has claimed it,
+    raises UsageError."""
     if not _is_left_over(folder):
         check_empty(folder)
     with files.lock(folder / CLAIM, wait=False) as acquired:
@@ -153,7 +154,7 @@ def discard(folder: Path) -> None:
 
 
 def _is_left_over(folder: Path) -> bool:
-    """Whether a job's folder is that of a failed attempt without output."""
+    """Whether a job's folder was left by an attempt that failed without output."""
     job = Run(folder)
     if not folder.is_dir() or not job.is_marked("job"):
         return False

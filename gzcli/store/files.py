@@ -40,15 +40,15 @@ _parts = itertools.count()
 
 
 def part_path(path: Path) -> Path:
-    """A temporary name beside `path`, for a file or folder that is renamed to `path` when complete. `sweep`
-    recognises leftovers by the machine and process in it."""
+    """A temporary name beside `path`, for a file or folder that is renamed to `path` when complete. It
+    contains the machine and the process, by which `sweep` recognises leftovers."""
     return path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.{next(_parts)}.part")
 
 
 def sweep(*folders: Path) -> None:
     """Removes the temporary files of killed processes directly in these folders; the caller must hold the
-    folders' lock. Files of other machines, whose processes are not visible, are removed a day after their
-    last change."""
+    folders' lock. The processes of other machines are not visible, so their files are removed a day after
+    their last change."""
     for folder in folders:
         for part in folder.glob(".*.part") if folder.is_dir() else ():
             if (match := _PART.fullmatch(part.name)) and _is_left_over(part, *match.groups()):
@@ -56,7 +56,8 @@ def sweep(*folders: Path) -> None:
 
 
 def _is_left_over(part: Path, machine: str | None, pid: str) -> bool:
-    """Whether the process that wrote a part is gone, also if another process has reused its number."""
+    """Whether the process that wrote a temporary file has ended, even if another process has reused its
+    id."""
     import psutil
 
     try:
@@ -73,7 +74,7 @@ def _is_left_over(part: Path, machine: str | None, pid: str) -> bool:
 
 @cache
 def _machine() -> str:
-    """Eight digits that identify the machine or the container of process numbers."""
+    """Eight digits that identify the machine, or the container that numbers the processes."""
     import platform
 
     space = Path("/proc/self/ns/pid")
@@ -109,7 +110,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str,
 
 
 def bytes_of(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file, with the metadata in one order: the library's changes from call to call."""
+    """The bytes of a safetensors file. The metadata is sorted, because the library's order changes from call
+    to call."""
     from safetensors.torch import save
 
     data = save(tensors, metadata=dict(metadata) or None)
@@ -122,7 +124,7 @@ def bytes_of(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 
 
 def write_state(path: Path, state: Any) -> None:
-    """Writes a file for `torch.load`, like `write_atomic`, so that a disk error has its own number."""
+    """Writes a file for `torch.load`, as `write_atomic` does, so that a disk error keeps its error number."""
     import torch
 
     torch.save(state, buffer := io.BytesIO())
@@ -149,7 +151,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def readable(folder: Path) -> None:
-    """Gives the files that another library wrote the rights of gz's own: safetensors' have 0600."""
+    """Gives files of another library the permissions of gz's own files; those of safetensors have 0600."""
     for file in folder.rglob("*"):
         if file.is_file() and not file.is_symlink():
             file.chmod(file.parent.stat().st_mode & 0o666)
@@ -188,8 +190,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_record(path: Path, kinds: Mapping[str, Any], hint: str | None = AGAIN) -> dict[str, Any]:
-    """The JSON object of a file that has at least these keys with values of these types. Raises DamagedError,
-    also if the file is missing."""
+    """The JSON object of a file. Raises DamagedError if the file is missing, or if a key is missing or has a
+    value of another type."""
     record = read_object(path)
     for key, kind in kinds.items():
         if not isinstance(record.get(key), kind):
@@ -206,7 +208,7 @@ def whole_object(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def reading(path: Path, hint: str | None = AGAIN) -> Iterator[None]:
-    """Turns any error of the block, which reads and validates a file, into DamagedError."""
+    """Turns every error within the block, which reads and validates a file, into DamagedError."""
     try:
         yield
     except FileNotFoundError as e:
@@ -218,7 +220,8 @@ def reading(path: Path, hint: str | None = AGAIN) -> Iterator[None]:
 
 
 def read_tensors(path: Path, hint: str | None = AGAIN) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file and its metadata. Raises DamagedError, also for one with NaN."""
+    """The tensors and the metadata of a safetensors file. Raises DamagedError, also if a tensor contains
+    NaN."""
     from safetensors import safe_open
 
     with reading(path, hint), safe_open(path, "pt") as f:
@@ -231,8 +234,8 @@ def read_tensors(path: Path, hint: str | None = AGAIN) -> tuple[dict[str, Tensor
 
 def safetensors_header(file: Path) -> dict[str, Any]:
     """The header of a safetensors file: `__metadata__`, and dtype, shape and offsets of each tensor. Raises
-    ValueError for any other file, and unless the tensors fill the rest of the file without overlap: otherwise
-    a small file could contain any number of tensors that share bytes."""
+    ValueError for any other file, and if the tensors do not fill the rest of the file without overlap.
+    Otherwise a small file could describe any number of tensors that share bytes."""
     size = file.stat().st_size - 8
     with file.open("rb") as f:
         length = int.from_bytes(f.read(8), "little")
@@ -285,8 +288,9 @@ def read_arrays(path: Path, *names: str, hint: str | None = AGAIN) -> dict[str, 
 
 
 def first_rows(path: Path, name: str, n: int, hint: str | None = AGAIN) -> np.ndarray:
-    """The first n of the images uint8 [N, H, W, C] of a `.npz` file, without what comes after: a small file
-    may unpack to any size. Raises DamagedError, before it allocates, for other arrays and large images."""
+    """The first n images, uint8 [n, H, W, C], of a `.npz` file. The rest is not unpacked, because a small
+    file may unpack to any size. Raises DamagedError, before it allocates memory, for other arrays and for
+    large images."""
     from zipfile import ZipFile
 
     import numpy as np
@@ -306,7 +310,8 @@ def first_rows(path: Path, name: str, n: int, hint: str | None = AGAIN) -> np.nd
 
 
 def is_below(path: Path, root: Path) -> bool:
-    """Whether a regular file is in a folder, with no link on the way, and is no larger than LARGEST."""
+    """Whether `path` is a regular file below the folder, reached through no link, and at most LARGEST
+    bytes."""
     try:
         way = path.absolute().relative_to(root.absolute())
         return path.resolve() == root.resolve() / way and path.is_file() and path.stat().st_size <= LARGEST
@@ -315,8 +320,8 @@ def is_below(path: Path, root: Path) -> bool:
 
 
 def read_cached(path: Path, read: Callable[[Path], T], say: Callable[[str], None]) -> T | None:
-    """The value of `read` for a file of the cache; None without one. A damaged file is removed, and `say`
-    gets a line."""
+    """The value that `read` returns for a file of the cache; None if the file is missing. A damaged file is
+    removed and reported through `say`."""
     if not path.exists():
         return None
     try:
@@ -337,8 +342,8 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 @contextmanager
 def new_dir(path: Path, *, keep: bool = False) -> Iterator[Path]:
-    """Yields a temporary folder that is renamed to `path` at the end of the block, and removed if it raises.
-    With `keep` an existing folder, of a concurrent process, is not replaced."""
+    """Yields a temporary folder. At the end of the block it is renamed to `path`; if the block raises, it is
+    removed. With `keep`, an existing folder of a concurrent process is not replaced."""
     part = part_path(path)
     make_folder(part, exist_ok=False)
     try:
@@ -359,8 +364,8 @@ def new_dir(path: Path, *, keep: bool = False) -> Iterator[Path]:
 
 
 def remove_tree(path: Path) -> None:
-    """Removes a folder atomically: if the process is killed, no part remains under its name. Raises
-    OSError."""
+    """Removes a folder atomically: if the process is killed, no incomplete folder remains under its name.
+    Raises OSError."""
     part = part_path(path)
     os.replace(path, part)
     try:
@@ -372,8 +377,8 @@ def remove_tree(path: Path) -> None:
 
 @contextmanager
 def lock(path: Path, *, wait: bool = True, on_wait: Callable[[], None] | None = None) -> Iterator[bool]:
-    """An exclusive lock between processes, which the system releases when its holder dies. Yields whether it
-    was acquired, always True with `wait`. `on_wait` is called once before waiting."""
+    """An exclusive lock between processes, which the system releases when the owner ends. Yields whether it
+    was acquired; with `wait`, always True. `on_wait` is called once before waiting."""
     make_folder(path.parent)
     holder = _acquired(path, 0.0 if wait else PROBED)
     if holder is None and wait:
@@ -389,8 +394,8 @@ def lock(path: Path, *, wait: bool = True, on_wait: Callable[[], None] | None = 
 
 
 def is_locked(path: Path) -> bool:
-    """Whether a living process holds the lock. A lock without permission to read or write counts as
-    held."""
+    """Whether a living process holds the lock. A lock file that this process may not open counts as
+    locked."""
     if not path.exists():
         return False
     try:
@@ -413,7 +418,7 @@ def is_locked(path: Path) -> bool:
 
 
 def _acquired(path: Path, patience: float = 0.0) -> BaseFileLock | None:
-    """The lock, by flock on Unix and msvcrt on Windows; None if any process holds it, even this one."""
+    """The acquired lock (flock on Unix, msvcrt on Windows); None if any process has it, even this one."""
     from filelock import FileLock, Timeout
 
     holder = FileLock(path)
@@ -426,7 +431,7 @@ def _acquired(path: Path, patience: float = 0.0) -> BaseFileLock | None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file to write beside `path`, which replaces `path` once it is complete on the disk."""
+    """Yields a file beside `path`, which replaces `path` once it is completely on the disk."""
     part = part_path(path)
     try:
         yield part
@@ -437,7 +442,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def fsync(path: Path) -> None:
-    """Flushes a file, or the entries of a folder, to the disk; Windows has no such call for folders."""
+    """Flushes a file, or the entries of a folder, to the disk. Windows has no such call for folders, and
+    there it does nothing."""
     windows = os.name == "nt"
     if windows and path.is_dir():
         return

@@ -1,5 +1,6 @@
-"""Files from outside: weights that the user puts into the cache, repositories of the Hugging Face hub, and
-the page of a run there. The hub's variables apply: `HF_TOKEN`, `HF_HOME`, `HF_ENDPOINT`, `HF_HUB_OFFLINE`."""
+"""Files from elsewhere: weights that the user puts into the cache, repositories of the Hugging Face hub, and
+the page of a run there. The hub's environment variables apply: `HF_TOKEN`, `HF_HOME`, `HF_ENDPOINT`,
+`HF_HUB_OFFLINE`."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ _ADDRESS = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re
 
 def weights(name: str, *, path: str | Path | None = None, use: str, source: str, otherwise: str = "") -> Path:
     """The path of a weights file: the user's, or the file with this name in the cache. Raises MissingError
-    with its purpose, its publisher and where to put it."""
+    that states the file's purpose, its publisher and where to put it."""
     place = cache_dir("weights", name)
     file = Path(path).expanduser() if path else place
     if not file.is_file():
@@ -50,8 +51,9 @@ def weights(name: str, *, path: str | Path | None = None, use: str, source: str,
 
 
 def repository(name: str, *, key: str, files: Sequence[str]) -> Path:
-    """The folder of a model repository: `name` itself, or the files of these patterns, downloaded from the
-    hub if they are missing. Raises MissingError that names the recipe's `key` and the download."""
+    """The folder of a model repository: `name` itself, or a folder with the files that match `files`,
+    downloaded from the hub if they are missing. Raises MissingError that names the recipe's `key` and the
+    download."""
     if Path(name).expanduser().is_dir():
         return Path(name).expanduser()
     if not (is_id(name) and _ADDRESS.fullmatch(name)):
@@ -63,16 +65,16 @@ def repository(name: str, *, key: str, files: Sequence[str]) -> Path:
 
 
 def data_repository(name: str, files: Sequence[str] = ("*.parquet",)) -> Path:
-    """The folder of the parquet files of a data set of the hub, or of other files, fetched unless they are
-    there. Raises MissingError."""
+    """The folder with the parquet files, or other files, of a data set on the hub; missing files are
+    downloaded. Raises MissingError."""
     hint = f"run `hf download {name} --repo-type dataset` online; "
     hint += "for a gated data set, first accept its terms on its page and set `HF_TOKEN`"
     return _snapshot(name, f"the data set `{name}` from the hub is", hint, files, "dataset")
 
 
 def snapshot_of(name: str, kind: str) -> Path:
-    """The folder of a repository's files in the hub's cache, which may not be there: of its branch `main`,
-    otherwise the newest. `kind`: "models" or "datasets"."""
+    """The folder of a repository in the hub's cache, which may be missing: its branch `main`, otherwise its
+    newest snapshot. `kind`: "models" or "datasets"."""
     cache = Path(os.environ.get("HF_HUB_CACHE") or hub_home() / "hub").expanduser()
     folder = cache / f"{kind}--{name.replace('/', '--')}"
     with suppress(OSError, UnicodeDecodeError):
@@ -97,20 +99,20 @@ def _snapshot(name: str, subject: str, hint: str, files: Sequence[str], kind: st
 
 
 def is_id(name: str) -> bool:
-    """Whether a name has the form of a hub id, `owner/name`, and not of a path."""
+    """Whether a name has the form of a hub id, `owner/name`, rather than of a path."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 def at_hand(name: str) -> bool:
-    """Whether a model repository is a folder or in the hub's cache, without the hub's library."""
+    """Whether a model repository is a folder or in the hub's cache. The hub's library is not imported."""
     cache = Path(os.environ.get("HF_HUB_CACHE") or hub_home() / "hub").expanduser()
     snapshots = cache.glob(f"models--{name.replace('/', '--')}/snapshots/*")
     return Path(name).expanduser().is_dir() or any(snapshots)
 
 
 def hub_home() -> Path:
-    """The folder of Hugging Face's libraries: HF_HOME, otherwise below XDG_CACHE_HOME, otherwise below
-    ~/.cache."""
+    """The folder of Hugging Face's libraries: `HF_HOME`, otherwise a folder below `XDG_CACHE_HOME`, otherwise
+    one below `~/.cache`."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.environ.get("HF_HOME") or f"{cache}/huggingface").expanduser()
 
@@ -130,8 +132,8 @@ def name_of(ref: str) -> str:
 
 
 def fetched(ref: str) -> Path:
-    """The file of a repository by gz, or the folder of one in the layout of diffusers, in the hub's cache.
-    Raises MissingError, UsageError for no address."""
+    """The file of a repository that gz pushed, or the folder of one in the layout of diffusers, in the hub's
+    cache. Raises MissingError if it cannot be fetched, UsageError for an invalid address."""
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
@@ -153,14 +155,14 @@ def fetched(ref: str) -> Path:
 
 
 def is_published(folder: Path) -> bool:
-    """Whether a folder has a network, or a pipeline, in the layout of diffusers."""
+    """Whether a folder contains a network or a pipeline in the layout of diffusers."""
     names = ("config.json", "model_index.json")
     return any("_class_name" in files.whole_object(folder / name) for name in names)
 
 
 def push(folder: Path, name: str, *, private: bool) -> str:
-    """Puts the files of a folder into a repository of the user, as one commit. Returns its web address.
-    Raises MissingError if there is no token or no network, or if the hub refuses."""
+    """Uploads the files of a folder to a repository of the user, as one commit. Returns the repository's web
+    address. Raises MissingError if there is no token or no network, or if the hub refuses."""
     if offline():
         raise MissingError("cannot push while `GZ_OFFLINE` is set", hint="unset `GZ_OFFLINE`")
     from huggingface_hub import HfApi, get_token
@@ -176,7 +178,7 @@ def push(folder: Path, name: str, *, private: bool) -> str:
 
 
 def endpoint() -> str | None:
-    """The hub's address in `HF_ENDPOINT`; None: the usual one."""
+    """The hub's address from `HF_ENDPOINT`; None for the default one."""
     return os.environ.get("HF_ENDPOINT") or None
 
 
@@ -226,7 +228,7 @@ def _parsed(ref: str) -> dict[str, str]:
 
 
 def readme(card: Mapping[str, Any], name: str, licence: str, meanings: Mapping[str, str]) -> str:
-    """The text of a repository's README.md, by the card of `export.card_of`."""
+    """The text of a repository's README.md, from the card that `export.card_of` returns."""
     import yaml
     from jinja2 import Environment, StrictUndefined
 

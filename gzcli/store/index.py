@@ -1,6 +1,6 @@
-"""A cache of values read from runs, in files beside them, so that a list of thousands opens few files. An
-entry is valid while its files have the same times, sizes and inodes. A damaged, missing or older index is
-made again; if it cannot be written, gz works without."""
+"""A cache of values read from runs, in files beside them, so that a list of thousands of runs opens few
+files. An entry is valid while its files have the same times, sizes and inodes. A damaged, missing or older
+index is rebuilt. If it cannot be written, gz works without an index."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _open: dict[tuple[str, str], _Index] = {}  # by the folder of the runs, and kind
 
 
 class _Index:
-    """By a run's id, the marks of the files that were read, and the value that was read from them."""
+    """For each run id, the marks of the files that were read, and the value read from them."""
 
     def __init__(self, path: Path):
         self.path, self.changed = path, False
@@ -44,7 +44,8 @@ def _head(body: str) -> str:
 
 
 def begin(root: Path, kind: str) -> None:
-    """Reads the index of a kind, "status" or "summary"; without it `recall` and `keep` do nothing."""
+    """Reads the index of a kind, "status" or "summary". Unless it is called, `recall` and `keep` do
+    nothing."""
     if (str(root), kind) not in _open:
         _open[str(root), kind] = _Index(root / NAME.format(kind))
 
@@ -60,15 +61,15 @@ def save(root: Path, kind: str, names: Iterable[str]) -> None:
 
 
 def recall(folder: Path, kind: str) -> Any | None:
-    """The value kept for a run; None if there is none, or a file that it was read from has changed."""
+    """The stored value of a run; None if there is none, or if a file that it was read from has changed."""
     index = _open.get((str(folder.parent), kind))
     marks, value = index.runs.get(folder.name, ({}, None)) if index else ({}, None)
     return value if all(mark(f"{folder}/{place}") == was for place, was in marks.items()) else None
 
 
 def keep(folder: Path, kind: str, marks: Marks, value: Any) -> None:
-    """Stores a value read from a run with the earlier marks of its files, unless a file is so new that its
-    next change might not be visible."""
+    """Stores a value read from a run, with the marks that its files had before the reading. It is not stored
+    if a file is so new that its next change might not alter its time."""
     newest = max((max(was[:2]) for was in marks.values() if was), default=0)
     if (index := _open.get((str(folder.parent), kind))) and time.time_ns() - newest > SETTLED:
         index.runs[folder.name] = marks, value
@@ -76,7 +77,7 @@ def keep(folder: Path, kind: str, marks: Marks, value: Any) -> None:
 
 
 def mark(path: str) -> Mark | None:
-    """What changes with the content of a file or folder; None if there is none."""
+    """The attributes that change with the content of a file or folder; None if it does not exist."""
     try:
         stat = os.stat(path)
     except OSError:
@@ -85,8 +86,8 @@ def mark(path: str) -> Mark | None:
 
 
 def survey(folder: Path, records: Container[str]) -> tuple[Marks, int]:
-    """The marks of all folders below this one and of the files of these names, and the total size of the
-    files in bytes; a file with two names counts once."""
+    """The marks of all folders below this one and of files with these names, and the total size of all files
+    in bytes. A file with two links counts once."""
     marks: Marks = {}
     sizes: dict[int, int] = {}  # by inode
     for subfolder, _, names in os.walk(folder):

@@ -1,5 +1,4 @@
-"""The jobs of the engine other than training: the content of `job.json`, which a verb writes into a
-folder."""
+"""The engine's jobs other than training. A verb writes them into a folder, as `job.json`."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ class Job:
 
     @classmethod
     def of(cls, tree: Mapping[str, Any]) -> Self:
-        """The job that `asdict` made the tree of, by this version or an earlier one."""
+        """The job from its `asdict` tree, which this version or an earlier one wrote."""
         values = tuples({f.name: tree[f.name] for f in fields(cls) if f.name in tree})
         return cls(**values | {"launch": LaunchSection(**tuples(tree["launch"]))})
 
@@ -90,7 +89,7 @@ class OodJob(ScoreJob):
 
 @dataclass(frozen=True)
 class AlarmJob(ScoreJob):
-    """An alarm for each of the user's images; `n` and `full` are of the held-out images that they are
+    """An alarm for each of the user's images. `n` and `full` choose the held-out images that they are
     compared with."""
 
     input: str  # path of an image, or of a folder, zip, tar or npz of images
@@ -110,8 +109,8 @@ class InspectJob(AlarmJob):
 
 @dataclass(frozen=True)
 class PortableJob(AlarmJob):
-    """The alarm of a method without training as files that need neither gz nor torch. It judges no images:
-    `input` is empty, and the rate is an argument of the exported program."""
+    """The alarm of a method without training, exported as files that need neither gz nor torch. The job
+    judges no images: `input` is empty, and the rate is an argument of the exported program."""
 
     out: str = ""  # path of the folder that is written
     verb: str = field(default="portable", kw_only=True)
@@ -154,7 +153,7 @@ class ExportJob(Job):
 
 @dataclass(frozen=True)
 class PublishedJob(Job):
-    """Weights that others published, as a file of gz."""
+    """Published weights of other authors, converted to a file of gz."""
 
     folder: str  # in the layout of diffusers
     name: str  # of the data that they were trained on, as far as it is known
@@ -176,7 +175,7 @@ IMAGE_COSTS = ("sample_seconds", "log_prob_seconds", "classes")  # of a part wit
 
 @dataclass(frozen=True)
 class TrialJob(Job):
-    """The cost of parts of recipes, and the time of a step or an image."""
+    """The cost of recipes' parts: the time of a step or of an image."""
 
     # each {"stage", "tree", "stages", "timed"}: its recipe, those that it is built on by name,
     # whether a step is tried; with "draws" an image is timed instead, and likelihoods of these kinds
@@ -204,7 +203,7 @@ def write(folder: Path, job: Job) -> None:
 
 
 def read(folder: Path) -> Job | None:
-    """The job in a folder; None if there is none, as in the folder of a run."""
+    """The job in a folder; None if there is none, for example in the folder of a run."""
     file = Run(folder).job_file
     if not file.exists():
         return None

@@ -1,4 +1,4 @@
-"""The metrics that a run has recorded while it was trained, their curves in a few points, and its summary."""
+"""The metrics that a run recorded during training, their curves in a few points, and the run's summary."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Curve:
 
     @property
     def spark(self) -> str:
-        """The curve as bars, a letter a point: the least value is the lowest."""
+        """The curve as bars, one character per point; the lowest bar is the smallest value."""
         values = list(self.values)
         if min(values) > 0 and max(values) > WIDE * min(values):
             values = [math.log(value) for value in values]
@@ -50,8 +50,8 @@ class Curve:
 
 
 def metric_lines(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`, without any cut short by a kill. A large file is subsampled, as a
-    million lines take long to parse."""
+    """The lines of a run's `metrics.jsonl`, without any that a kill has cut short. A large file is
+    subsampled, because a million lines take long to parse."""
     path = Run(folder).metrics_file
     lines = path.read_bytes().splitlines() if path.is_file() else []
     if (n := len(lines)) > LARGE:
@@ -62,7 +62,7 @@ def metric_lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def every_line(folder: Path) -> Iterator[dict[str, Any]]:
-    """All lines of a run's `metrics.jsonl`, without any cut short by a kill."""
+    """All lines of a run's `metrics.jsonl`, without any that a kill has cut short."""
     path = Run(folder).metrics_file
     if path.is_file():
         with open(path, "rb") as file:
@@ -70,7 +70,7 @@ def every_line(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _values(line: bytes) -> dict[str, Any]:
-    """The metrics of a line; none of one that is cut off."""
+    """The metrics in a line; none if the line is cut short."""
     with contextlib.suppress(ValueError, RecursionError):
         values = json.loads(line)
         if isinstance(values, dict) and isinstance(values.get("step"), int):
@@ -79,8 +79,8 @@ def _values(line: bytes) -> dict[str, Any]:
 
 
 def last_figures(run: Run, step: int | None = None) -> dict[str, float]:
-    """The last value of each validation metric by name, or the value at a step; for a run in stages, of the
-    last stage."""
+    """The last value of each validation metric by name, or its value at a step. For a run in stages, these
+    are the metrics of the last stage."""
     figures: dict[str, float] = {}
     for line in metric_lines(run.serving.path):
         if step in (None, line["step"]):
@@ -89,7 +89,7 @@ def last_figures(run: Run, step: int | None = None) -> dict[str, float]:
 
 
 def curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) of each loss and each metric of validation, `val_…`, as far as it is finite."""
+    """The finite points (step, value) of each loss and each validation metric, `val_…`, by name."""
     points: dict[str, list[tuple[int, float]]] = {}
     for line in lines:
         for key, value in line.items():
@@ -100,8 +100,8 @@ def curves(lines: Iterable[Mapping[str, Any]]) -> dict[str, list[tuple[int, floa
 
 
 def curve_of(run: Run) -> Curve | None:
-    """The curve of the metric that selects the best checkpoint of a run, or of its newest started stage. It
-    is that of the loss if the metric has fewer than ENOUGH points; None without either."""
+    """The curve of the metric that selects the best checkpoint of a run, or of its newest started stage. If
+    that metric has fewer than ENOUGH points, it is the curve of the loss. None if there is neither."""
     started = [stage for stage in run.stages if stage.metrics_file.exists()]
     part = started[-1] if started else run
     points, best = curves(metric_lines(part.path)), part.best
@@ -127,7 +127,7 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def summaries(chosen: Sequence[Run]) -> list[dict[str, Any]]:
-    """The summaries of many runs, which are kept for the next time."""
+    """The summaries of many runs. They are cached for the next call."""
     root = user_dir("runs")
     index.begin(root, "summary")
     rows = [summary(run) for run in chosen]
@@ -167,7 +167,7 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def in_words(row: Mapping[str, Any]) -> dict[str, str | None]:
-    """Metrics and times of a summary in readable form."""
+    """The metrics and times of a summary, formatted for people."""
     best, curve, created = row["best"], row["curve"], row["created"]
     time_is = " CPU time" if row.get("clock") == "cpu" else ""
     return {

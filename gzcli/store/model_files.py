@@ -1,5 +1,5 @@
-"""Model files from outside the package: in folders of `GZ_MODELS`, in installed packages, on the command
-line, and the copies in a run. A model has the name of its file; no file is imported here."""
+"""Model files from outside the package: in the folders of `GZ_MODELS`, in installed packages, on the command
+line, and as copies in runs. A model has the name of its file. This module imports none of them."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def is_file(what: str) -> bool:
 
 
 def add(file: str | Path) -> str:
-    """Makes the model of a file known to this process, before all others of its name. Returns the name.
-    Raises MissingError if there is no such file, UsageError if its name cannot be a model's."""
+    """Registers the model of a file in this process, with precedence over all others of its name. Returns the
+    name. Raises MissingError if there is no such file, UsageError if its name is not a valid model name."""
     path = Path(file).expanduser().absolute()
     if not path.is_file():
         raise MissingError(
@@ -48,13 +48,13 @@ def can_be_named(name: str) -> bool:
 
 
 def typed(name: str) -> Path | None:
-    """The file of the model of that name from the command line, if any."""
+    """The file from the command line that defines the model of this name; None if there is none."""
     return _typed.get(canonical(name))
 
 
 def model_files() -> dict[str, Path]:
-    """The model files from outside by the model's name: the command line comes before `GZ_MODELS`, and that
-    before installed packages."""
+    """The outside model files by model name. The command line has precedence over `GZ_MODELS`, and
+    `GZ_MODELS` over installed packages."""
     return {**_installed(), **_of_folders(os.environ.get("GZ_MODELS", "")), **_typed}
 
 
@@ -66,7 +66,7 @@ def find(name: str) -> Path | None:
 
 
 def names_paper(text: str) -> bool:
-    """Whether a class in a file of this text may name its paper, as models do."""
+    """Whether a class in this source text may declare a paper, as models do."""
     return bool(_PAPER.search(text))
 
 
@@ -90,20 +90,20 @@ def copy_of(run: Path, name: str) -> Path | None:
 
 
 def program(file: Path) -> bytes:
-    """The content of a model's file, as it was when its trust was tested."""
+    """The content of a model's file at the time when its trust was checked."""
     content = _programs.get(file.absolute())
     return file.read_bytes() if content is None else content
 
 
 def place_of(problem: BaseException) -> str | None:
-    """The last line of an outside model in the traceback, such as `maf.py:51`; None if there is none."""
+    """The innermost line of an outside model in the traceback, such as `maf.py:51`; None if there is none."""
     frames = traceback.extract_tb(problem.__traceback__)
     places = [f"{Path(x.filename).name}:{x.lineno}" for x in frames if Path(x.filename) in _programs]
     return places[-1] if places else None
 
 
 def trust(file: Path) -> str:
-    """Remembers that the user lets gz run this file, by naming it or training with it. Returns its sha256."""
+    """Records that the user trusts this file, having named it or trained with it. Returns its sha256."""
     digest = _read(file)
     with lock(user_dir(".trusted.lock")):
         trusted = read_json(user_dir(TRUSTED)) or []
@@ -119,7 +119,8 @@ def _read(file: Path) -> str:
 
 
 def _trusted(file: Path) -> Path:
-    """The file. Raises UsageError for one that came with a run from elsewhere: it is code, not data."""
+    """The file, if it is trusted. Raises UsageError for an untrusted file that came with a run from
+    elsewhere."""
     if _read(file) not in (read_json(user_dir(TRUSTED)) or []):
         message = f"this run includes a model file, `{file}`, which gz does not run until you trust it"
         hint = f"read it, then trust it by running `gz model check {file}`"
@@ -129,7 +130,7 @@ def _trusted(file: Path) -> Path:
 
 @cache
 def _of_folders(folders: str) -> dict[str, Path]:
-    """The models in the folders of `GZ_MODELS`. Raises MissingError for a folder that is not there."""
+    """The models in the folders of `GZ_MODELS`. Raises MissingError for a missing folder."""
     paths: list[Path] = []
     for entry in filter(None, folders.split(os.pathsep)):
         folder = Path(entry).expanduser()
@@ -141,7 +142,7 @@ def _of_folders(folders: str) -> dict[str, Path]:
 
 @cache
 def _installed() -> dict[str, Path]:
-    """The models of installed packages, by their entry points; missing files are left out."""
+    """The models of installed packages, found by entry points; missing files are skipped."""
     from importlib.metadata import entry_points
     from importlib.util import find_spec
 

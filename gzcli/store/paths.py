@@ -1,5 +1,5 @@
-"""Where files are kept: below `GZ_HOME`, otherwise in the user's cache folder (data, weights) and data folder
-(runs); and the shipped recipes."""
+"""The folders of gz: below `GZ_HOME`, otherwise in the user's cache folder (data, weights) and data folder
+(runs). Also the shipped recipes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _NAME = re.compile(r"[a-z0-9_-]+")
 
 
 def cache_dir(*parts: str) -> Path:
-    """A folder for files that can be made or fetched again, such as `raw`, `packs`, `weights`, `kernels`."""
+    """A folder for files that gz can recreate or download again, such as `raw`, `packs`, `weights`,
+    `kernels`."""
     return _home("user_cache_path").joinpath(*parts)
 
 
@@ -32,7 +33,7 @@ def recipes_dir() -> Path:
 
 
 def recipe_names() -> list[str]:
-    """Names of the shipped recipes, which a user can type as models; no YAML is read."""
+    """The names of the shipped recipes, which users can type as models. No YAML is read."""
     return sorted(path.stem for path in recipes_dir().glob("*.yaml"))
 
 
@@ -60,7 +61,7 @@ def trained_in(model: str) -> tuple[str, str] | None:
 
 
 def is_name(text: str) -> bool:
-    """Whether the text may name a folder of the store: `[a-z0-9_-]+`, so no path and not `..`."""
+    """Whether the text is a valid name of a folder in the store: `[a-z0-9_-]+`, so no path and not `..`."""
     return _NAME.fullmatch(text) is not None
 
 
@@ -73,7 +74,7 @@ def inside(path: Path, root: Path) -> Path:
 
 
 def _home(kind: str) -> Path:
-    """`GZ_HOME`, otherwise the `user_cache_path` or `user_data_path` of platformdirs."""
+    """`GZ_HOME`, otherwise what platformdirs returns for `user_cache_path` or `user_data_path`."""
     if home := os.environ.get("GZ_HOME"):
         return Path(home).expanduser().absolute()
     import platformdirs

@@ -26,7 +26,7 @@ _maker: dict[str, Any] = {}  # the facts that `made_by` sets
 
 
 def made_by(**facts: Any) -> None:
-    """Sets the facts that every image of this process gets, such as `verb` and `run`."""
+    """Sets the facts that every image written by this process contains, such as `verb` and `run`."""
     _maker.clear()
     _maker.update(facts)
 
@@ -38,7 +38,7 @@ def texts(**facts: Any) -> dict[str, str]:
 
 
 def save_png(path: Path, image: np.ndarray, origin: Mapping[str, Any] | None = None) -> None:
-    """Writes an image [H, W, C] uint8, C = 1, 3 or 4, with `origin` beside the facts of `made_by`."""
+    """Writes an image [H, W, C] uint8, C = 1, 3 or 4, with `origin` added to the facts of `made_by`."""
     from PIL import Image, PngImagePlugin
 
     info = PngImagePlugin.PngInfo()
@@ -51,7 +51,8 @@ def save_png(path: Path, image: np.ndarray, origin: Mapping[str, Any] | None = N
 
 
 def save_images(folder: Path, images: np.ndarray, origin: Mapping[str, Any] | None = None) -> list[str]:
-    """Writes each image of [N, C, H, W] as `000000.png` …, with its number as `index`; returns the paths."""
+    """Writes the images [N, C, H, W] as `000000.png` …, each with its `index` in the text chunk; returns the
+    paths."""
     paths = [folder / f"{i:06d}.png" for i in range(len(images))]
     for i, (path, image) in enumerate(zip(paths, images, strict=True)):
         save_png(path, image.transpose(1, 2, 0), {**(origin or {}), "index": i})
@@ -69,7 +70,7 @@ def write_npz(job: Run, images: np.ndarray, labels: np.ndarray | None, made: Map
 
 
 class Format(NamedTuple):
-    """A format for the images of `gz sample`, in addition to the sheet; its flag is `--NAME`."""
+    """A format in which `gz sample` writes images in addition to the sheet; its flag is `--NAME`."""
 
     key: str  # of the result in JSON: what `write` returns
     help: str
@@ -85,8 +86,8 @@ FORMATS = {
 
 
 def origin_of(file: Path) -> dict[str, Any]:
-    """What made an image; raises MissingError if there is no file, UsageError for one that is not a PNG by
-    gz."""
+    """The origin of an image. Raises MissingError if there is no file, UsageError if it is not a PNG that gz
+    wrote."""
     from PIL import Image
 
     try:
@@ -108,7 +109,7 @@ def origin_of(file: Path) -> dict[str, Any]:
 
 @cache
 def font_of(height: int) -> ImageFont.FreeTypeFont:
-    """Matplotlib's font, which has the letters of most languages."""
+    """Matplotlib's font, which covers the letters of most languages."""
     from PIL import ImageFont
 
     library = find_spec("matplotlib")  # finds the library's files without the time of its import

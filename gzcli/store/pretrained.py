@@ -1,7 +1,7 @@
 """The trained models that come with gz: files of `gz runs export` in the package's folder `pretrained`, named
-MODEL-DATA.safetensors. `pretrained:cfm` is one of them in every verb; `pretrained:cfm-digits`, or `--data
-digits`, chooses the set. A wheel has one or two of each family. The others, in `more`, are only in a clone,
-and `more.json` lists them with their checksums."""
+MODEL-DATA.safetensors. Every verb accepts one as `pretrained:cfm`; `pretrained:cfm-digits`, or `--data
+digits`, also selects the data set. A wheel contains one or two models of each family. The others, in `more`,
+are only in a clone of gz; `more.json` lists them with their checksums."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class Pretrained:
 
     @property
     def figures(self) -> list[dict[str, Any]]:
-        """Its results by `gz bench`: name, value, n, drawn, the floor of as many real images that are drawn
-        alike, and the excess over it with its 95 % interval."""
+        """Its results of `gz bench`: name, value, n, way of drawing, floor (equally many real images, drawn
+        alike), and excess over the floor with its 95 % interval."""
         return [row for row in measured() if row["model"] == self.name]
 
     @property
     def cells(self) -> tuple[str, str, str, str, str]:
-        """Its cells in a table: metric, its excess over real images, parameters, seconds of training on a
-        core, and size."""
+        """Its table cells: metric, excess over real images, parameters, seconds of training on one core, and
+        size."""
         best = excess = "-"
         if self.figures:
             row = self.figures[0]
@@ -61,7 +61,7 @@ class Pretrained:
 
 @cache  # pages of all models ask for them
 def every() -> tuple[Pretrained, ...]:
-    """The models that are here, by data set, and the best first."""
+    """The installed models, grouped by data set, the best first."""
     models = []
     for name, file in names().items():
         texts = safetensors_header(file)["__metadata__"]
@@ -75,7 +75,7 @@ def every() -> tuple[Pretrained, ...]:
 
 @cache
 def measured() -> list[dict[str, Any]]:
-    """The results of `gz bench` on the files, including those that are missing here."""
+    """The results of `gz bench` on all files, including those that are not installed."""
     return read_json(FOLDER / "figures.json") or []
 
 
@@ -84,20 +84,20 @@ def is_name(ref: str) -> bool:
 
 
 def names() -> dict[str, Path]:
-    """The files that are here by their names, `cfm-digits`."""
+    """The installed files by name, such as `cfm-digits`."""
     files = [*FOLDER.glob("*.safetensors"), *FOLDER.joinpath(MORE).glob("*.safetensors")]
     return {file.stem: file for file in sorted(files, key=lambda file: file.stem)}
 
 
 def elsewhere() -> dict[str, str]:
-    """The SHA-256 checksums by name of the files that a clone of gz has and this installation lacks."""
+    """The SHA-256 checksums, by name, of the files that only a clone of gz contains."""
     listed: dict[str, str] = read_json(FOLDER / f"{MORE}.json") or {}
     return {name: checksum for name, checksum in listed.items() if name not in names()}
 
 
 def parts_of(name: str) -> tuple[str, str]:
-    """The model and the set in a file's name; both may contain a `-`, so the model is the longest one that
-    fits."""
+    """The model and the data set in a file's name. Both may contain a `-`, so the longest matching model is
+    taken."""
     fits = [m for m in recipe_names() if canonical(name).startswith(canonical(m) + "_")]
     model = max(fits, key=len, default=name.partition("-")[0])
     return model, name[len(model) + 1 :]
@@ -105,8 +105,8 @@ def parts_of(name: str) -> tuple[str, str]:
 
 def file_of(ref: str, data: str | None = None) -> Path:
     """The file of `pretrained:MODEL-DATA`, or of `pretrained:MODEL`, preferably on a set of FIRST. Raises
-    UsageError for an unknown name, MissingError for a model without a file for that set, or whose file is
-    only in a clone."""
+    UsageError for an unknown name. Raises MissingError if the model has no file for that set, or if the file
+    is only in a clone."""
     name, here = ref.removeprefix(PREFIX), names()
     every_name = [*here, *elsewhere()]
     if stem := matching(name, every_name):

@@ -37,7 +37,7 @@ NOTED: dict[str, type | tuple[type, ...]] = {
 
 
 class Place:
-    """A path below a folder: absolute when read from the object of a folder, relative from its class."""
+    """A path below a folder. Read from an object it is absolute, read from the class it is relative."""
 
     def __init__(self, name: str):
         self.name = name
@@ -120,7 +120,7 @@ class Run:
 
     @property
     def id(self) -> str:
-        """The folder's name; of a stage, its place below the owner's."""
+        """The folder's name. For a stage, its path below the folder that contains the owner."""
         return self.path.name if self.owner is self else f"{self.owner.id}/{STAGES}/{self.path.name}"
 
     @property
@@ -149,7 +149,7 @@ class Run:
         return "" if self.owner is self else f"{STAGES}.{self.path.name}."
 
     def stage(self, name: str) -> Run:
-        """The stage of this name, which need not exist yet. Raises UsageError for a name that is a path."""
+        """The stage of this name, which may not exist yet. Raises UsageError if the name is a path."""
         if not is_name(name):
             message = f"`{name}` is not a valid name for a stage"
             raise UsageError(message, hint="use lower-case letters, digits, `-` and `_`")
@@ -181,12 +181,12 @@ class Run:
 
     @property
     def lock(self) -> Path:
-        """The lock of its training; a stage has its owner's."""
+        """The lock of its training; a stage shares its owner's."""
         return self.owner.lock_file
 
     @property
     def is_held(self) -> bool:
-        """Whether a process starts its training, trains it, or waits for its end."""
+        """Whether a process is starting its training, training it, or waiting for its end."""
         return files.is_locked(self.lock) or files.is_locked(self.owner.claim_file)
 
     @property
@@ -200,14 +200,14 @@ class Run:
 
     @property
     def checkpoints(self) -> list[Path]:
-        """The folders of the checkpoints, oldest first; for a run in stages, of all stages."""
+        """The checkpoint folders, oldest first; for a run in stages, those of all its stages."""
         folders = sorted(self.checkpoints_folder.glob("[0-9]*"))
         complete = [folder for folder in folders if CheckpointFolder(folder).averaged.exists()]
         return [path for stage in self.stages for path in stage.checkpoints] or complete
 
     @property
     def saved_steps(self) -> list[int]:
-        """The steps with a checkpoint, oldest first; none for a run in stages itself."""
+        """The steps with a checkpoint, oldest first. A run in stages has none itself."""
         return steps_of(self.checkpoints_folder)
 
     def checkpoint(self, step: int) -> CheckpointFolder:
@@ -217,12 +217,12 @@ class Run:
         return self.samples_folder / f"{step:08d}.png"
 
     def launch_file_of(self, machine: int) -> Path:
-        """accelerate's configuration; machines that share a folder have one each."""
+        """The file of accelerate's configuration. Machines that share a run folder have one each."""
         return self.path / f"accelerate.{machine}.yaml" if machine else self.launch_file
 
     @property
     def has_begun(self) -> bool:
-        """Whether a step was trained and recorded: there is a checkpoint, or a line of metrics."""
+        """Whether at least one step is recorded, by a checkpoint or a line of metrics."""
         parts = [self, *(stage for stage in self.stages if "copy_of" not in stage.status())]
         return any(part.checkpoints or part.metrics_file.exists() for part in parts)
 
@@ -236,7 +236,7 @@ class Run:
 
     @property
     def shortfalls(self) -> list[str]:
-        """What the run lacks of its recipe, such as `60 steps instead of the recipe's 700`; empty for a
+        """How the run falls short of its recipe, such as `60 steps instead of the recipe's 700`. Empty for a
         complete run."""
         lacking = []
         for part in self.stages or [self]:
@@ -269,7 +269,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training over all its starts, except starts that were killed."""
+        """Seconds of training, summed over its starts except those that were killed."""
         status = self.status()
         began, ended = status.get("started"), status.get("ended")
         ended = ended or (time.time() if began and self.state == "running" else None)
@@ -277,7 +277,7 @@ class Run:
 
     @property
     def work(self) -> float:
-        """CPU seconds of its first process over all its starts, except starts that were killed."""
+        """CPU seconds of its first process, summed over its starts except those that were killed."""
         status = self.status()
         running = status.get("state") == "running" and status.get("pid") == os.getpid()
         now = time.process_time() - status.get("work_from", 0.0) if running else 0.0
@@ -314,7 +314,8 @@ class Run:
         return None
 
     def status(self) -> dict[str, Any]:
-        """The content of `status.json`; empty if it is missing, with the state "damaged" if it is damaged."""
+        """The content of `status.json`. Empty if the file is missing; if it is damaged, the state is
+        "damaged"."""
         if (status := index.recall(self.path, "status")) is not None:
             return dict(status)
         marks: index.Marks = {self.status_file.name: index.mark(str(self.status_file))}
@@ -336,7 +337,7 @@ class Run:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """The record of `env.json`, without what is damaged: nothing is trained by it."""
+        """The record in `env.json`, without damaged entries. Training does not depend on it."""
         record = files.whole_object(self.environment_file)
         return {key: value for key, value in record.items() if isinstance(value, NOTED.get(key, object))}
 
@@ -356,7 +357,8 @@ class Run:
         files.write_json(self.status_file, status | changes)
 
     def tree(self) -> dict[str, Any]:
-        """The resolved recipe of `run.yaml`; raises DamagedError if it is missing, or no recipe."""
+        """The resolved recipe in `run.yaml`. Raises DamagedError if the file is missing or is not a
+        recipe."""
         import yaml
 
         path, hint = self.recipe_file, f"restore a copy, or run `gz runs remove {self.owner.id}`"
@@ -380,7 +382,7 @@ RECORDS = {place.name for place in (Run.status_file, Run.recipe_file, Run.metric
 
 
 def _is_recipe(tree: Any) -> bool:
-    """Whether a tree has what the recipe of a model must have: the model's name, and maps for sections."""
+    """Whether a tree has what a model's recipe needs: the model's name, and maps as sections."""
     sections = ("data", "train", "optim", "sample", "ood", "bench", "launch")
     return (
         isinstance(tree, dict)

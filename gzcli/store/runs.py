@@ -1,6 +1,7 @@
-"""The store of runs, a folder each as `glow-celeba-20260131-142501-ab12`; lookup by id, alias, path or model.
-A run in stages contains a run for each in `stages/<name>/`, with the id `vqgan-mnist-…/stages/tokenizer`. The
-last one is sampled and scored. The name of a model refers to its newest complete run, see `choose`."""
+"""The store of runs, and the lookup of a run by id, alias, path or model. A run is a folder such as
+`glow-celeba-20260131-142501-ab12`. In a run with stages, each stage is a run in `stages/<name>/`, with an id
+such as `vqgan-mnist-…/stages/tokenizer`. The last stage is sampled and scored. The name of a model refers to
+its newest complete run, see `choose`."""
 
 from __future__ import annotations
 
@@ -28,9 +29,9 @@ _STAMP = "%Y%m%d-%H%M%S"
 
 
 def create(model: str, data: str, *, alias: str | None = None, held: ExitStack | None = None) -> Run:
-    """A new, empty run folder, claimed until `held` is closed. `order` in its status numbers the runs, so
-    that the newest is known even if the clock was set back. Raises UsageError for an alias that is taken or
-    is a model's name."""
+    """A new, empty run folder, claimed until `held` is closed. Its status has a running number, `order`,
+    which identifies the newest run even if the clock was set back. Raises UsageError for an alias that is
+    taken or is a model's name."""
     import psutil
 
     model, root = spelling(model), user_dir("runs")
@@ -66,7 +67,7 @@ def _store_lock() -> contextlib.AbstractContextManager[bool]:
 
 def time_of_id(root: Path) -> str:
     """The time in the id of a new run, later than in the ids of all others even if the clock was set
-    back. Times more than a day ahead, of a wrong clock, are ignored."""
+    back. Times more than a day in the future come from a wrong clock and are ignored."""
     now = latest = datetime.fromtimestamp(int(time.time()))
     for parts in filter(None, (RUN_ID.fullmatch(path.name) for path in root.iterdir())):
         with contextlib.suppress(ValueError):
@@ -88,7 +89,7 @@ def tidy() -> None:
 
 
 def _is_stillborn(run: Run) -> bool:
-    """Whether the `gz` that made a run was killed before it wrote the recipe."""
+    """Whether the `gz` that created a run was killed before it wrote the recipe."""
     import psutil
 
     if run.recipe_file.exists() or run.is_held:
@@ -123,7 +124,7 @@ def check_alias(alias: str, runs: list[Run] | None = None) -> None:
 
 
 def all_runs(*, model: str | None = None, data: str | None = None) -> list[Run]:
-    """The runs of the store, newest first; only those of this model, and on the data set of this key."""
+    """The runs of the store, newest first. `model` and `data`, the key of a data set, restrict them."""
     folder = user_dir("runs")
     if not folder.is_dir():
         return []
@@ -137,14 +138,14 @@ def all_runs(*, model: str | None = None, data: str | None = None) -> list[Run]:
 
 
 def _status(run: Run) -> dict[str, Any]:
-    """The status of a run; empty if the folder is not a run, as other programs write such files too."""
+    """The status of a run. Empty if the folder is not a run, because other programs write such files too."""
     status = run.status()
     is_valid = "model" in status and status.get("state") != "damaged"
     return status if is_valid or run.is_marked("run") else {}
 
 
 def _age(status: Mapping[str, Any]) -> tuple[int, float]:
-    """A sorting key, later for newer runs; runs without a number come first."""
+    """A sorting key: newer runs come later, runs without a number come first."""
     return status.get("order") or 0, status.get("created") or 0.0
 
 
@@ -169,22 +170,22 @@ def by_name(ref: str) -> Run | None:
 
 
 def short_names(runs: Iterable[Run], everything: Iterable[Run] | None = None) -> dict[str, str]:
-    """The short name of each run by its id; the id if two runs share the name."""
+    """The short name of each run, by run id. If two runs would share a name, it is the id."""
     counts = Counter(short_name(run.id) for run in (all_runs() if everything is None else everything))
     names = {run.id: short_name(run.id) for run in runs}
     return {id: short if counts[short] < 2 else id for id, short in names.items()}
 
 
 def choose(finished: list[Run]) -> Run | None:
-    """The run that a model name refers to: its newest complete run, otherwise its newest finished one. So a
-    quick trial does not replace a run that was trained for a night."""
+    """The run that a model name refers to: its newest complete run, otherwise its newest finished one. A
+    quick trial therefore does not replace a run that took a night to train."""
     return next((run for run in finished if not run.shortfalls), finished[0] if finished else None)
 
 
 def find(ref: str, *, data: str | None = None) -> Run:
     """The run of an id, an alias or a path, or the one that `choose` selects for a model on this data set.
-    Raises MissingError with a `gz train` line for a model without finished run, UsageError for an unknown
-    name."""
+    Raises MissingError with a `gz train` command for a model without a finished run, UsageError for an
+    unknown name."""
     if run := by_name(ref):
         if (state := run.state) == "damaged":
             error = run.status()["error"]
@@ -225,9 +226,9 @@ def _of_model(model: str, data: str | None) -> Run:
 def note_recipe(
     run: Run, steps: Mapping[str, int | None], own_size: Size | None, shipped_loss: bool, **facts: Size | None
 ) -> None:
-    """Writes a recipe's plan into a run's status, for `Run.shortfalls`: the steps of each stage ("" for a run
-    without stages; None for a given time), the size of the set's images, and `size` and `levels` of the
-    run's."""
+    """Writes the recipe's plan into a run's status, for `Run.shortfalls`. It consists of the steps of each
+    stage, the size of the set's images, and the run's own `size` and `levels`. A run without stages has the
+    stage "". The steps are None if the length is a time."""
     for name, count in steps.items():
         (run.stage(name) if name else run).update(recipe={"steps": count})
     plan = {"size": own_size, "shipped_loss": shipped_loss}
@@ -239,8 +240,8 @@ def has_shipped_loss(run: Run) -> bool:
 
 
 def find_stage(ref: str, name: str) -> Run:
-    """The run that `ref` means or, of a run in stages, its stage of this name. Raises as `find` does, and
-    MissingError if the stage is not finished."""
+    """The run that `ref` refers to; if it has stages, its stage of this name. Raises the errors of `find`,
+    and MissingError if the stage has no weights yet."""
     run = by_name(ref) or find(ref)
     part = next((stage for stage in run.stages if stage.path.name == name), run.serving)
     if not part.model_file.exists():
@@ -259,15 +260,16 @@ def copy_weights(run: Run, target: Run) -> None:
 
 
 def remove(run: Run) -> None:
-    """Deletes a run of the store; raises UsageError as `check_removable` does."""
+    """Deletes a run of the store. Raises the errors of `check_removable`."""
     check_removable(run)
     with _store_lock(), claimed(run):  # a run that is being made is not claimed yet
         remove_folder(run.path)
 
 
 def give_up(run: Run, *, keep: bool) -> bool:
-    """Removes a run whose start failed, unless something was trained; returns whether it was removed. With
-    `keep`, as after a bug in gz, the folder stays for its `log.txt`, and the run loses its alias."""
+    """Removes a run whose start failed, unless a step was trained. Returns whether it was removed. With
+    `keep`, for example after a bug in gz, the folder remains for its `log.txt`, and the run loses its
+    alias."""
     if run.has_begun or run.state == "running":
         return False
     if keep:
@@ -280,9 +282,9 @@ def give_up(run: Run, *, keep: bool) -> bool:
 
 
 def outdated(keep: int) -> list[Run]:
-    """The finished runs to remove: all but the `keep` newest of each model and data set, complete runs first,
-    and the best for each metric, image size and number of grey levels, the newest of equal ones. With 0 the
-    best is not kept either."""
+    """The finished runs to remove. The `keep` newest of each model and data set stay, complete runs first.
+    The best run for each metric, image size and number of grey levels also stays, the newest of equal ones.
+    With `keep` 0, none stays."""
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in all_runs():
         if run.state == "finished":
