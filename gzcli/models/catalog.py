@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import re
 import sys
 import traceback
@@ -43,6 +44,7 @@ _ATTRIBUTES = (
     *("sums", "labels_for", "with_labels"),
 )
 VARIANTS = "    variants = {"  # the start of such a table in a class
+RENAMED = {"ScoreOptions": "ObjectiveOptions"}  # classes that files from outside may import by their old name
 _INPUTS = {"Tensor", "Module", "Noise", "Progress", "Batch", "Callable", "Iterable", "Iterator"}
 _SHAPE = re.compile(r"^\[B\]: | \[[A-Z1, ]+\]")  # as in `images [B, C, H, W]`
 _RAISES = re.compile(r" ?\bRaises \w+.*?(?:\.(?= |$)|$)")
@@ -192,11 +194,41 @@ def _file_of(root: Path, module: str) -> Path | None:
     return next((p for p in (file.with_suffix(".py"), file / "__init__.py") if p.is_file()), None)
 
 
-def absent_modules(path: Path) -> list[str]:
-    """The modules of gzcli that a file imports and that do not exist, as after a new version of gz."""
-    sources = {source for source, _ in module_of(path).imports.values()}
-    folder = ROOT.parent.parent
-    return sorted(s for s in sources if not (_file_of(ROOT, s) or folder.joinpath(*s.split(".")).is_dir()))
+def outdated_imports(path: Path) -> list[str]:
+    """The imports of a file that gz no longer has, such as `maf.py:3: …`, with the lines to write instead."""
+    found = []
+    for node in ast.walk(ast.parse(text_of(path), str(path))):
+        module = (node.module or "") if isinstance(node, ast.ImportFrom) and not node.level else ""
+        if isinstance(node, ast.ImportFrom) and module.split(".")[0] == "gzcli":
+            absent = [alias.name for alias in node.names if not _can_import(module, alias.name)]
+            found += [f"{path}:{node.lineno}: {_successor(module, name)}" for name in absent]
+    return found
+
+
+def _can_import(module: str, name: str) -> bool:
+    """Whether a module of gz may have the name: its text contains it, or it is a submodule."""
+    file = _file_of(ROOT, module)
+    in_text = file is not None and re.search(rf"\b{name}\b", text_of(file))
+    return name == "*" or bool(in_text or _file_of(ROOT, f"{module}.{name}"))
+
+
+def _successor(module: str, name: str) -> str:
+    """A sentence about a name that is gone, with the import of its successor if there is one."""
+    gone, options, new = f"gz has no `{module}.{name}`", "", RENAMED.get(name, name)
+    if variant := _variant(name):
+        place, new = variant.module, variant.cls
+        defaults = variant.lineage[0].attributes["variants"]
+        values = value_of(defaults, variant.path)[variant.name]
+        values = {key: value for key, value in values.items() if key in variant.params}
+        options = f", and set `model: {json.dumps(values)}` in the recipe"
+    else:
+        definition = re.compile(rf"^(?:class |def ){new}\b|^{new}\b.* = ", re.MULTILINE)
+        files = [path for path in ROOT.rglob("*.py") if definition.search(text_of(path))]
+        if len(files) != 1:
+            return gone
+        place = ".".join(files[0].relative_to(ROOT.parent.parent).with_suffix("").parts)
+    alias = "" if new == name else f" as {name}"
+    return f"{gone}; write `from {place} import {new}{alias}`{options}"
 
 
 def _value(name: str, path: Path) -> tuple[ast.expr | None, Path]:
@@ -507,16 +539,20 @@ def card(name: str) -> ModelCard:
     for path in (model_files.typed(name), *_zoo(escape(canonical(name)))):
         if path and (card := read_card(path)):
             return card
-    for path in _zoo():
-        if VARIANTS in text_of(path) and (card := read_card(path)):
-            for variant in variants_of(card):
-                if variant.name == canonical(name):
-                    return variant
+    if variant := _variant(name):
+        return variant
     # installed packages are searched last: that takes longer than all else
-    if (path := model_files.find(name)) and (card := read_card(path)):
-        return card
+    if path := model_files.find(name):
+        return card_at(path)
     hint = did_you_mean(name, cards()) or "see the names with `gz list models`"
     raise UsageError(f"there is no model `{name}`", hint=hint)
+
+
+def _variant(name: str) -> ModelCard | None:
+    """The card of a model of the zoo that is another one with other defaults."""
+    firsts = (read_card(path) for path in _zoo() if VARIANTS in text_of(path))
+    variants = (variant for first in firsts if first for variant in variants_of(first))
+    return next((variant for variant in variants if variant.name == canonical(name)), None)
 
 
 def card_of(run: Run, name: str) -> ModelCard:
@@ -530,6 +566,8 @@ def card_at(path: Path) -> ModelCard:
     """The card of the model in a file. Raises UsageError if it contains none."""
     if card := read_card(path):
         return card
+    if outdated := outdated_imports(path):
+        raise UsageError("\n".join(outdated))
     hint = "define a class that derives from `gzcli.Model` and sets `paper`"
     raise UsageError(f"`{path}` contains no model", hint=hint)
 
@@ -652,6 +690,8 @@ def load_class(card: ModelCard) -> type[Model]:
             del sys.modules[card.module]
             if not isinstance(e, Exception):
                 raise
+            if isinstance(e, ImportError) and (outdated := outdated_imports(card.path)):
+                raise UsageError("\n".join(outdated)) from e
             frames = traceback.extract_tb(e.__traceback__)
             lines = [frame.lineno for frame in frames if frame.filename == str(card.path)]
             place = f"{card.path}:{lines[-1]}" if lines and lines[-1] else str(card.path)

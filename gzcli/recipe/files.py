@@ -337,8 +337,10 @@ def mistakes(path: Path) -> list[str]:
                 if any(cls.is_model for cls in lineage_of(path, name)):
                     needed = 'a line `paper = "…"` that names its source'
                     return [f"{path}:{node.lineno}: class `{name}` needs {needed}"]
-            absent = [f"{path}: there is no module `{name}`" for name in catalog.absent_modules(path)]
-            return absent or [f"{path}: no class derives from `gzcli.Model`"]
+            return catalog.outdated_imports(path) or [f"{path}: no class derives from `gzcli.Model`"]
+        if variants := lineage[0].attributes.get("variants"):
+            instead = f"write a recipe with `extends: ./{path.name}` for each"
+            return [f"{path}:{variants.lineno}: `variants` works only in models of gz; {instead}"]
         methods = [item for cls in lineage if cls.path == path for item in cls.methods.items()]
         public = ("__init__", "sample", *catalog.APPLICATIONS)
         wrong: list[str] = []

@@ -126,10 +126,12 @@ def test_what_is_no_model_is_told(write, tmp_path, call):
     (tmp_path / "b.py").write_text("class Maf: pass\n")
     assert mistakes(tmp_path / "a.py") == [f"{tmp_path / 'a.py'}:1: '(' was never closed"]
     assert "derives from `gzcli.Model`" in mistakes(tmp_path / "b.py")[0]
-    lines = "import gzcli\nfrom gzcli.models.flow_matching.cfm import CFM\nclass Maf(CFM): pass\n"
-    (tmp_path / "d.py").write_text(lines)
-    (mistake,) = mistakes(tmp_path / "d.py")
-    assert mistake.endswith("there is no module `gzcli.models.flow_matching.cfm`")
+    variants = write("many", ('    paper = "', '    variants = {"more": {"hidden": 64}}\n    paper = "'))
+    line = variants.read_text().split("variants =")[0].count("\n") + 1
+    assert mistakes(variants)[0].startswith(f"{variants}:{line}: `variants` works only in models of gz")
+    (tmp_path / "more.yaml").write_text("extends: ./maf.py\nmodel: {hidden: 64}\n")
+    write()
+    assert resolve(str(tmp_path / "more.yaml")).parts[0].options["hidden"] == 64  # as the message advises
     assert "needs a line `paper" in mistakes(write("maf", ('    paper = "Lipman', '    source = "Lipman')))[0]
     with pytest.raises(MissingError, match="there is no model file"):
         model_files.add(tmp_path / "c.py")
@@ -285,6 +287,32 @@ def test_an_error_in_a_file_is_told_with_its_line(write, call, tmp_path):
     assert explain(AttributeError("x")).code == 1
     Path("maf.py").write_text(TEMPLATE)
     assert "use `./maf.py`" in call("train", "maf")[2]
+
+
+OUTDATED = {
+    "flow_matching.cfm import CFM": "flow_matching.fm import FM as CFM`, and set",
+    "flow_matching.rf import RF": 'flow_matching.fm import FM as RF`, and set `model: {"net": "dit"}`',
+    "diffusion.dit import DiT": "diffusion.ddpm import DDPM as DiT`, and",
+    "flow_matching.zigma import zigzags": "nn.zigzag import zigzags`",
+    "score.sgm import ScoreOptions": "denoising.denoiser import ObjectiveOptions as ScoreOptions`",
+}
+
+
+def test_an_import_that_gz_no_longer_has_is_told_with_its_successor(write, tmp_path):
+    """A class based on it, a helper of a model that is read without an import, and the copy in a run."""
+    for old, new in OUTDATED.items():
+        message = f"write `from gzcli.models.{new}"
+        name = old.split()[-1]
+        (file := tmp_path / "based.py").write_text(
+            f"from gzcli.models.{old}\n\n\nclass Based({name}):\n    paper = 'Lipman'\n"
+        )
+        assert message in mistakes(file)[0] and mistakes(file)[0].startswith(f"{file}:1: gz has no ")
+        with pytest.raises(UsageError, match=re.escape(message)):
+            catalog.card_at(file)
+        helps = write("helped", ("from gzcli", f"from gzcli.models.{old}\nfrom gzcli"))
+        with pytest.raises(UsageError, match=re.escape(message)):
+            catalog.load_class(catalog.card_at(helps))
+    assert catalog.outdated_imports(Path(testing.__file__)) == []
 
 
 def test_new_writes_a_file_that_check_passes(call, monkeypatch):
