@@ -88,14 +88,19 @@ def build(words: list[str] | None = None) -> Any:
     return command
 
 
-def _add(switches: list[Any], command: Any) -> None:
-    """Gives the commands of a group the options that set a switch of `out` and reach no verb. Joins the lines
-    of each paragraph of their help, because typer breaks them again at the width of the terminal."""
+def _add(switches: list[Any], command: Any, parent: typer.Context | None = None) -> None:
+    """Gives the commands of a group the options that set a switch of `out` and reach no verb. Takes the type
+    of flags out of a command's help, `<bool>`. Joins the lines of each paragraph of their help, because typer
+    breaks them again at the width of the terminal."""
+    context = typer.Context(command, parent=parent, **command.context_settings)
+    for param in command.get_params(context):
+        if getattr(param, "is_flag", False):
+            param.metavar = ""
     for part in getattr(command, "commands", {}).values():
         part.params += switches
         paragraphs = inspect.cleandoc(part.help or "").split("\n\n")
         part.help = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
-        _add(switches, part)
+        _add(switches, part, context)
 
 
 def _print(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> None:

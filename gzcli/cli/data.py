@@ -128,6 +128,14 @@ def import_(
     new = name not in names()
     how: Any = choose("fit", fit, ("crop", "pad", "stretch"))
     row = library.import_set(path, name, Form(size, channels, skip_bad, layout, fit=how))
+    if (replaced := row["replaced"]) is not None:
+        words = {None: "automatic", True: "on", False: "off"}
+        flags = {key: key.replace("_", "-") for key in replaced} | {"form": "layout"}
+        changes = [
+            f"{flags[key]} {words.get(now, now)} instead of {words.get(before, before)}"
+            for key, (before, now) in replaced.items()
+        ]
+        out.info(f"`{name}` was imported before, now with {', '.join(changes) or 'the same settings'}")
     more, classes = "", None
     try:
         meta = _opened(locate(name), size, channels).meta

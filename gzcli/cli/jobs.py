@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +23,8 @@ from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
 
 if TYPE_CHECKING:
+    import typer
+
     from gzcli.models.catalog import Param
     from gzcli.recipe.schema import Rule
     from gzcli.store.jobs import Job
@@ -102,10 +105,12 @@ def method_options(
     what: str,
     section: str,
     by_method: Mapping[str, Iterable[str]] | None = None,
+    verb: Any = None,
 ) -> dict[str, Any]:
     """The typed keywords of a method (`what` in messages) from words such as `--rows 14 --no-clip`.
 
     by_method: the options of further methods, for hints.
+    verb: the command of Typer, whose options are also for hints.
     """
     from gzcli.recipe.schema import check_value
     from gzcli.recipe.yaml import scalar
@@ -124,10 +129,10 @@ def method_options(
             options = [f"--{p.replace('_', '-')}" for p in params]
             takes = f"options of {what}: {' '.join(options)}" if options else f"{what} has no options"
             owners = [f"`{method}`" for method, names in (by_method or {}).items() if name in names]
-            hint = (
-                f"it is an option of {', '.join(owners)}" if owners else did_you_mean(word, options) or takes
-            )
-            raise UsageError(f"no such option `{word}`", hint=hint)
+            meant = did_you_mean(f"--{name}", [*options, *flags(verb)]) or takes
+            hint = f"it is an option of {', '.join(owners)}" if owners else meant
+            kind = "no such option" if word.startswith("-") else "unexpected argument"
+            raise UsageError(f"{kind} `{word.partition('=')[0]}`", hint=hint)
         if name not in params:
             values[positive] = False
             continue
@@ -141,6 +146,29 @@ def method_options(
         value = text if annotation == "str" else scalar(text)  # `--negative 3` is a text
         values[name] = check_value(value, params[name], f"--{name.replace('_', '-')}")
     return values
+
+
+def flags(verb: Any) -> list[str]:
+    """The names of a command's own options, such as `--label`."""
+    return [name for param in verb.params for name in param.opts if name.startswith("-")] if verb else []
+
+
+def model_and_words(model: str | None, ctx: typer.Context) -> tuple[str | None, list[str]]:
+    """The model of a command line, and the words that Typer does not know. It takes an unknown option before
+    the model, or without one, for the model."""
+    return (None, [model, *ctx.args]) if model and model.startswith("-") else (model, ctx.args)
+
+
+@contextmanager
+def misspellings(words: Iterable[str], ctx: typer.Context) -> Iterator[None]:
+    """Names an option that is misspelt among these words if the command line is refused."""
+    try:
+        yield
+    except UsageError:
+        for word in (word.partition("=")[0] for word in words if word.startswith("--")):
+            if hint := did_you_mean(word, flags(ctx.command)):
+                raise UsageError(f"no such option `{word}`", hint=hint) from None
+        raise
 
 
 # ---------------------------------------------------------------------------- a job of SLURM

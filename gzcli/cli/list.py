@@ -125,7 +125,8 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
         columns, wrap = ("model", "what it is", "can", "family", "paper"), ("what it is", "can", "paper")
         cells = []
         for card, row in rows:
-            marked = " ".join(f"{can}{LABELLED}" if can in card.unlabelled_lack else can for can in card.can)
+            more = [can for can in card.can if can != "sample"]  # which every model can
+            marked = " ".join(f"{can}{LABELLED}" if can in card.unlabelled_lack else can for can in more)
             cells.append((row["name"], row["about"], marked, card.family, card.paper))
         out.table(columns, cells, spare=("paper", "family"), wrap=wrap, wide=wide)
         if any(card.unlabelled_lack for card, _ in rows):

@@ -135,7 +135,10 @@ def ood(
     of_sets = {"--out": out_, "--benchmark": benchmark, "--imglists": imglists}
     layout = inspection_at(in_) if in_ and not benchmark else None
     inspected = None if input_ or out_ else layout
-    check_options(model or "RUN", input_, of_pictures, of_sets, alone=bool(inspected or export))
+    model, unknown = jobs.model_and_words(model, ctx)
+    typed = " ".join(filter(None, [model, f"--in {quoted(in_)}" if in_ else None]))
+    with jobs.misspellings(unknown, ctx):
+        check_options(typed, input_, of_pictures, of_sets, alone=bool(inspected or export))
     method = method_of(model, in_, of_sets)
     if export and not method:
         hint = f"gz runs export {quoted(model or 'RUN')} --to alarm"
@@ -147,7 +150,8 @@ def ood(
     further = str(local(calibrate)) if calibrate and not is_set(calibrate) else calibrate
     if method:
         assert in_ and inside
-        how: dict[str, Any] = {"method": method, "seed": seed, "size": size_in(ctx.args)}
+        with jobs.misspellings(unknown, ctx):
+            how: dict[str, Any] = {"method": method, "seed": seed, "size": size_in(unknown)}
         how["launch"] = LaunchSection(opt.parse_gpus(gpus), cpu)
         if submit or slurm:
             name = f"ood-{slug(inside.key)}"
@@ -173,7 +177,7 @@ def ood(
         return finish(result, folder, words, METHODS[result["method"]].mapped, report, fail)
     assert model
     model = opt.spelled(model, pretrained)
-    run, card, data, settings = of_runs(model, ctx.args, inside, split(score))
+    run, card, data, settings = of_runs(model, ctx, inside, split(score))
     settings |= {"checkpoint": checkpoint, "n": n, "full": full, "seed": seed, "precision": precision}
     settings |= {"background": str(find_run(background).path) if background else None}
     settings |= {"launch": LaunchSection(opt.parse_gpus(gpus), cpu, processes)}
@@ -299,7 +303,7 @@ def inspection_at(name: str) -> Inspected | None:
 
 
 def check_options(
-    model: str,
+    typed: str,
     input_: str | None,
     of_pictures: Mapping[str, Any],
     of_sets: Mapping[str, Any],
@@ -308,8 +312,10 @@ def check_options(
 ) -> None:
     """Raises UsageError for options that cannot be combined, MissingError if there are no images.
 
+    typed: the model and `--in` of the command line, for hints.
     alone: whether `--in` is enough, as for an inspection set.
     """
+    of_images = f"gz ood {typed or '--in ./good'} --input ./today"
     wrong = of_pictures if input_ is None else of_sets
     allowed = ("--fpr", "--calibrate") if alone else ()
     strange = next((name for name, value in wrong.items() if value and name not in allowed), None)
@@ -323,14 +329,14 @@ def check_options(
             hint = "pass an image, or a folder, zip, tar or npz of images"
             raise MissingError(f"`{input_}` does not exist", hint=hint)
     elif strange:
-        raise UsageError(f"`{strange}` needs `--input`", hint="gz ood RUN --input ./pictures")
+        raise UsageError(f"`{strange}` needs `--input`", hint=of_images)
     elif of_sets["--imglists"] and not of_sets["--benchmark"]:
         raise UsageError("`--imglists` needs `--benchmark`", hint="--benchmark openood-cifar10")
     elif of_sets["--out"]:
         split_sets(of_sets["--out"])
     elif not of_sets["--benchmark"] and not alone:
-        hint = f"gz ood {model} --in mnist --out fashionmnist"
-        raise UsageError("`gz ood` needs `--out`, `--benchmark` or `--input`", hint=hint)
+        message = "`gz ood` needs the images to judge: `--input`, `--out` or `--benchmark`"
+        raise UsageError(message, hint=of_images)
 
 
 def method_of(model: str | None, in_: str | None, of_sets: Mapping[str, Any]) -> str | None:
@@ -367,13 +373,14 @@ def size_in(words: list[str]) -> Any:
 
 
 def of_runs(
-    model: str, words: list[str], inside: DataSet | None, scores: list[str]
+    model: str, ctx: typer.Context, inside: DataSet | None, scores: list[str]
 ) -> tuple[Run, ModelCard, DataSection, dict[str, Any]]:
     """The first of the runs, its model, its data, and the settings of a job that the runs decide."""
     from gzcli.launch.from_file import find_run
     from gzcli.models.catalog import card_of
     from gzcli.recipe.schema import score_options
 
+    words = ctx.args
     at = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
     run = find_run(model, data=inside.key if inside else None)
     home = inside or locate(part_of(run.serving.tree()).data.name)
@@ -387,7 +394,7 @@ def of_runs(
             raise UsageError(message, hint="use runs that were trained on the same data set")
     chosen = choose_scores(scores, cards, parts[0].ood.scores)
     what = f"`gz ood {cards[0].name}`"
-    options = jobs.method_options(words[at:], score_options(cards[0]), what, "ood")
+    options = jobs.method_options(words[at:], score_options(cards[0]), what, "ood", verb=ctx.command)
     paths = [str(each.path) for each in runs]
     settings = {"run": paths[0], "others": tuple(paths[1:]), "ins": home.reference}
     return run, cards[0], parts[0].data, settings | {"scores": chosen, "options": options}

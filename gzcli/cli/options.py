@@ -265,5 +265,5 @@ _SLURM_HELP = "An `sbatch` option, such as `time=2:00:00`. `array=0-4` runs five
 Slurm = Annotated[list[str] | None, _of_cluster("--slurm KEY=VALUE", _SLURM_HELP)]
 _EXTRA = argument("-- ARG", "Options for `accelerate launch`, after `--`.", callback=_after_dashes)
 Extra = Annotated[list[str] | None, _EXTRA]
-_SETS_HELP = "Change a key of the recipe; repeatable. Quote brackets: 'data.augment=[hflip]'."
+_SETS_HELP = "Change a key of the recipe; repeatable. Quote a value with brackets or spaces."
 Sets = Annotated[list[str] | None, option("--set a.b=v", _SETS_HELP, complete=a_setting)]

@@ -139,13 +139,19 @@ def line(string: str) -> None:
 
 
 def warn(string: str) -> None:
-    if not is_quiet():
-        _write(sys.stderr, f"{style('warning:', 'yellow')} {string}")
+    line(_titled("warning:", "yellow", string))
 
 
 def hint(string: str) -> None:
-    if not is_quiet():
-        _write(sys.stderr, f"{style('hint:', 'cyan')} {string}")
+    line(_titled("hint:", "cyan", string))
+
+
+def _titled(title: str, colour: str, string: str) -> str:
+    """The text after a coloured title, broken as by `info`; a command to copy stays whole."""
+    text = f"{title} {string}"
+    if not string.startswith("gz "):
+        text = streams.broken(text, room(sys.stderr))
+    return style(title, colour) + text.removeprefix(title)
 
 
 def on_terminal() -> bool:
@@ -187,9 +193,9 @@ def error(problem: GzError) -> None:
         data({"event": problem.event, "error": shown} if problem.event else {"error": shown})
         return
     title = "internal error:" if problem.kind == "bug" else "error:"
-    _write(sys.stderr, f"{style(title, 'red')} {problem.message}")
+    _write(sys.stderr, _titled(title, "red", problem.message))
     if problem.hint:
-        _write(sys.stderr, f"\n{style('hint:', 'cyan')} {problem.hint}")
+        _write(sys.stderr, "\n" + _titled("hint:", "cyan", problem.hint))
 
 
 # --- tables ---

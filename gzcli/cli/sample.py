@@ -100,9 +100,12 @@ def sample(
     """
     from gzcli.store.jobs import SampleJob
 
-    model = opt.spelled(model, pretrained)
+    word, words = jobs.model_and_words(model, ctx)
+    model = opt.spelled(word or "", pretrained)
     if not model and not like:
-        raise UsageError("`gz sample` needs a model, a run or a file", hint="gz sample vae")
+        hint = f"name it before `{words[0]}`" if words else "gz sample vae"
+        with jobs.misspellings(words, ctx):
+            raise UsageError("`gz sample` needs a model, a run or a file", hint=hint)
     typed = SampleJob(
         "",
         n,
@@ -119,7 +122,7 @@ def sample(
         launch=LaunchSection(opt.parse_gpus(gpus), cpu, processes),
     )
     key = data_key(data) if data else None
-    run, job, able = job_like(like, model, typed, ctx.args) if like else job_of(model, key, typed, ctx.args)
+    run, job, able = job_like(like, model, typed, words) if like else job_of(model, key, typed, words, ctx)
     if submit or slurm:
         subject = model or Path(str(like)).stem
         name = f"sample-{slug(subject)}"
@@ -137,7 +140,7 @@ def sample(
     ending(quoted(model) + (f" --data {quoted(data)}" if data else ""), able, job.do, result)
 
 
-def job_of(model: str, data: str | None, typed: SampleJob, words: list[str]) -> Sampling:
+def job_of(model: str, data: str | None, typed: SampleJob, words: list[str], ctx: typer.Context) -> Sampling:
     """The run of a model's name, the typed job with what follows from it, and the run's applications."""
     from gzcli.core.sections import part_of
     from gzcli.launch.from_file import find_run
@@ -166,7 +169,7 @@ def job_of(model: str, data: str | None, typed: SampleJob, words: list[str]) -> 
         if conditional and not do and not typed.prompts:  # as many of each class, where these are known
             n = in_turns(MANY, len(turns))
     by_method = {f"--do {name}": params for name, params in card.do.items()}
-    options = jobs.method_options(words, takes, what, "sample", by_method)
+    options = jobs.method_options(words, takes, what, "sample", by_method, ctx.command)
     job = replace(typed, run=str(run.path), n=n, options=options, do=do)
     job = replace(job, input_as=card.inputs[0] if from_input else None)
     return run, job, [name for name in card.do if conditional or name not in card.with_labels]

@@ -145,7 +145,7 @@ def did_you_mean(name: str, options: Iterable[str]) -> str | None:
     distances = {option: edits(form, option) for option in by_form}
     near = min(distances, key=lambda option: distances[option], default=None)
     if near is None or distances[near] > len(form) / 3:
-        near = next(iter(difflib.get_close_matches(form, by_form, n=1, cutoff=0.5)), None)
+        near = next(iter(difflib.get_close_matches(form, by_form, n=1, cutoff=0.6)), None)
     return f"did you mean `{by_form[near]}`?" if near else None
 
 

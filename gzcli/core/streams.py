@@ -58,13 +58,16 @@ def wrapped(text: str, head: str = "", width: int = 80) -> list[str]:
 
 def broken(text: str, columns: int | None) -> str:
     """The text with long lines broken at spaces, so that a terminal of this width does not break them within
-    a word. A line that is mostly a path stays whole."""
+    a word, or within a command between backticks. A line that is mostly a path stays whole."""
     if columns is None:
         return text
     lines = list[str]()
     for line in text.split("\n"):
-        whole = len(line) <= columns or max(map(len, line.split())) > columns / 2
-        lines += [line] if whole else wrapped(line, width=columns)
+        if len(line) <= columns or max(map(len, line.split())) > columns / 2:
+            lines.append(line)
+        else:
+            glued = re.sub("`[^`]*`", lambda quoted: quoted[0].replace(" ", "\0"), line)
+            lines += [part.replace("\0", " ") for part in wrapped(glued, width=columns)]
     return "\n".join(lines)
 
 

@@ -81,7 +81,11 @@ def _own_row(name: str, line: dict[str, Any]) -> dict[str, Any]:
 
 
 def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[str, Any]:
-    """Registers images under a name, after a look at their layout. Returns name, path, classes and counts."""
+    """Registers images under a name, after a look at their layout.
+
+    Returns name, path, classes and counts; and `replaced`: None, or if the same path had this name before,
+    the settings that have changed, each as [before, now].
+    """
     from gzcli.data.readers.folder import open_path
 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", name):
@@ -109,7 +113,10 @@ def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[st
             hint = f"choose another `--name`, or run `gz data remove {name}`"
             raise UsageError(f"the name `{name}` is already used for `{imported[name]['path']}`", hint=hint)
         files.write_json(user_dir(REGISTER), {**imported, name: line})
-    return {"name": name, "path": str(path), "classes": list(images.classes), "counts": images.counts}
+    row = {"name": name, "path": str(path), "classes": list(images.classes), "counts": images.counts}
+    before = imported.get(name)
+    changes = {key: [before.get(key), line[key]] for key in line if before and before.get(key) != line[key]}
+    return row | {"replaced": changes if before else None}
 
 
 def data_path(what: DataSet | str | Path) -> Path:

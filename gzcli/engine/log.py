@@ -22,7 +22,7 @@ from gzcli.store.run_folder import Run
 if TYPE_CHECKING:
     from torch import Tensor
 
-WIDTH = 80  # columns of a line of losses, which metrics of speed do not make longer
+WIDTH = 80  # columns of a line of losses; those that do not fit are in `log.txt`
 BAR = 56  # columns of a terminal that the bar takes beside its note
 FULL = 16_000_000  # bytes of `log.txt`, 150,000 lines of losses
 PLAIN_AFTER = 10.0  # seconds until the first line of a bar without a terminal; each next takes twice that
@@ -158,18 +158,20 @@ class TrainBar:
         self.since, self.at = now, step
         speeds = self.speed.rates_at(rate) if self.speed else {}
         texts = {key: f"{key} {value:.4g}" for key, value in values.items()}
-        losses = "  ".join(texts.values())
+        main = [text for key, text in texts.items() if key.rsplit(".")[-1] in ("loss", "bpd")]
         if self.bar:  # only these fit in a line beside the bar
-            main = "  ".join(text for key, text in texts.items() if key.rsplit(".")[-1] in ("loss", "bpd"))
-            note = with_room(f"{rate:.1f} it/s  {main}", in_words(speeds), self.bar.console.width - BAR)
+            line = "  ".join([f"{rate:.1f} it/s", *main])
+            note = with_room(line, in_words(speeds), self.bar.console.width - BAR)
             self.bar.update(self.task, note=note)
         elif self.log.main and self.log.mode == "human" and self.is_due(step):
             remaining = time.strftime("%H:%M:%S", time.gmtime((self.steps - step) / max(rate, 1e-9)))
             stage = f"{self.log.stage}: " if self.log.stage else ""
-            line = f"{stage}step {step}/{self.steps}  {rate:.1f} it/s  {remaining} left  {losses}"
-            if self.log.validated:
-                line = f"{line}  {self.log.validated}"
-            self.log.say(with_room(line, in_words(speeds), WIDTH))
+            line = f"{stage}step {step}/{self.steps}  {rate:.1f} it/s  {remaining} left"
+            validated = [self.log.validated] if self.log.validated else []
+            others = [text for text in texts.values() if text not in main]
+            extras = [*main[:1], *validated, *main[1:], *others, *in_words(speeds)]
+            self.log.say(with_room(line, extras, WIDTH))
+        losses = "  ".join(texts.values())
         self.log.record("  ".join([f"step {step}  {rate:.2f} it/s  {losses}", *in_words(speeds)]))
         return {"it_s": round(rate, 3), **speeds}
 

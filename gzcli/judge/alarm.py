@@ -240,7 +240,7 @@ def check_enough(total: int, job: AlarmJob, names: Sequence[str], home: Pack) ->
     message = f"{rate} needs {least_images:,} held-out images, but there are only {n:,}"
     hint = f"use {fewer}{larger}`--fpr {percent:g}%` or more, or give more good images with `--calibrate DIR`"
     if (line := methods.line_that_reaches(job, home)) and not (fewer or larger):
-        hint += f"; or use no model: {line}"
+        hint += f"; or use no model: `{line}`"
     raise UsageError(message, hint=hint)
 
 

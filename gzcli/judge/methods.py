@@ -115,7 +115,7 @@ def check_enough(good: Good, job: AlarmJob) -> None:
     message = f"{rate} needs {needed:,} {of}, but there are only {n:,}"
     if least >= 100:
         raise UsageError(message, hint=more)
-    raise UsageError(message, hint=f"use `--fpr {least:g}%` or more, as in {line}; or give {more}")
+    raise UsageError(message, hint=f"use `--fpr {least:g}%` or more, as in `{line}`; or give {more}")
 
 
 def line_of(job: AlarmJob, method: str, fpr: float) -> str:
@@ -123,7 +123,8 @@ def line_of(job: AlarmJob, method: str, fpr: float) -> str:
     words = ["gz", "ood", *([method] if method != DEFAULT else []), "--in", job.ins]
     if job.verb != "inspect":
         words += ["--input", job.input or "./today"]
-    return shlex.join([*words, "--fpr", f"{100 * fpr:.3g}%"])
+    size = ["--set", f"data.size={job.size}"] if job.size else []
+    return shlex.join([*words, "--fpr", f"{100 * fpr:.3g}%", *size])
 
 
 def line_that_reaches(job: AlarmJob, home: Pack) -> str | None:

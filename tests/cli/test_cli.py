@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -175,7 +176,7 @@ def test_version_and_help(gz, monkeypatch):
     assert json.loads(gz("--json", "runs", "list")[1]).keys() == {"schema", "runs"}
     code, stdout, stderr = gz("--help")
     assert (code, stderr) == (0, "") and gz()[:2] == (0, stdout) == gz("-h")[:2]
-    assert all(f"│ {verb} " in stdout for verb in app.VERBS)
+    assert all(f"│ {verb} " in stdout for verb in app.VERBS) and "<bool>" not in stdout
     examples = [line.strip() for line in stdout.splitlines()[-6:] if line.strip()]
     assert examples == ["gz train vae", "gz ood ddpm --in mnist --out fashionmnist"]
     monkeypatch.setattr(sys, "argv", ["/somewhere/gzcli"])  # it calls itself what the user called it
@@ -196,7 +197,9 @@ def test_every_command_has_json_quiet_and_a_line_of_help():
         assert {"--json", "--quiet", "-q"} <= options, name
         first = command.help.splitlines()[0]
         assert 10 < len(first) <= 100 and first[0].isupper() and first.endswith("."), name
-        assert all(param.help.endswith((".", "…")) for param in command.params if param.help), name
+        helps = [param.help for param in command.params if param.help]
+        assert all(text.endswith((".", "…")) for text in helps), name
+        assert not any(re.search(r"\[[a-z#/@]", text) for text in helps), f"{name}: markup of rich, not shown"
     for verb, command in app.build().commands.items():
         assert command.help.splitlines()[0] == app.VERBS[verb][1], "its line in `gz --help`"
 

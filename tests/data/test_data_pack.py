@@ -184,6 +184,8 @@ def test_import_list_verify_remove(tmp_path):
             import_set(path, name)
     with pytest.raises(MissingError):
         import_set(tmp_path / "none", "other")
+    assert import_set(path, "my-set")["replaced"] == {}, "nothing has changed"
+    assert import_set(path, "my-set", Form(fit="pad"))["replaced"] == {"fit": ["crop", "pad"]}
     remove("my-set")
     assert "my-set" not in names() and not opened.folder.exists() and path.exists()
 

@@ -514,7 +514,9 @@ def test_an_alarm_of_too_few_good_pictures_says_how_many_it_needs(good, tmp_path
     with pytest.raises(UsageError, match="good images, but there are only 70") as error:
         by_method(good, pictures, tmp_path, fpr=0.01)
     line = f"gz ood --in {good} --input {pictures} --fpr 1.5%"
-    assert error.value.hint.startswith(f"use `--fpr 1.5%` or more, as in {line}; or give 99 images, or more")
+    assert error.value.hint.startswith(
+        f"use `--fpr 1.5%` or more, as in `{line}`; or give 99 images, or more"
+    )
     assert by_method(good, pictures, tmp_path, fpr=0.015)["compared"]["n"] == 70, "the line works"
     few = by_method(good, pictures, tmp_path, method="pca_local", fpr=0.015)
     assert not few["choice"], "without a choice"

@@ -66,10 +66,13 @@ def test_peaks_and_rates_and_what_of_them_fits_in_a_line(tmp_path, capsys):
     bar = TrainBar(Log(), None, 0, 200)
     bar.speed = Speed(128, 1e12, 500e12)
     bar.show(100, {"loss": 0.1234})
-    bar.show(200, {"loss": 0.1234, **{f"part{i}": 0.5 for i in range(4)}})
+    bar.log.validated = "validation bpd 1.005"
+    bar.since -= 10  # seconds
+    bar.show(199, {"loss": 0.1234, **{f"part{i}": 0.5 for i in range(4)}, "bpd": 0.98})
     first, second = capsys.readouterr().err.splitlines()
     assert len(first) <= 80 and "MFU" in first and "loss 0.1234" in first
-    assert "part3 0.5" in second, "no loss makes way"
+    assert len(second) <= 80 and second.startswith("step 199/200  ")
+    assert "left  loss 0.1234  validation bpd 1.005" in second, "they need the room of the others"
 
 
 @pytest.mark.parametrize(("stages", "most"), [(1, 5), (2, 4)])

@@ -170,6 +170,9 @@ WRONG = {  # a command: its exit code, and what message and hint say
     "sample flowpp": (3, "no finished run of `flowpp`", "gz train flowpp"),
     "sample vaee": (2, "no model or run is called `vaee`", "did you mean `vae`?"),
     "sample first --temprature 1": (2, "no such option `--temprature`", "did you mean `--temperature`?"),
+    "sample first --lable 3": (2, "no such option `--lable`", "did you mean `--label`?"),
+    "sample --lable 3 first": (2, "no such option `--lable`", "did you mean `--label`?"),
+    "sample first 16": (2, "unexpected argument `16`", "options of `vae`: "),
     "sample first --temperature warm": (2, "`--temperature` must be", ""),
     "sample first --set sample.temperature=warm": (2, "`--temperature` must be", ""),
     "sample first --set model.latent=3": (
@@ -184,6 +187,9 @@ WRONG = {  # a command: its exit code, and what message and hint say
     "ood first --in digits --out pathces": (2, "no data set `pathces`", "did you mean `patches`?"),
     "ood first --in digits --out patches --score elbow": (2, "no score `elbow`", "did you mean `elbo`?"),
     "ood first --in digits --out patches --stesp 3": (2, "no such option `--stesp`", "`--steps`?"),
+    "ood --in digits": (2, "needs the images to judge", "gz ood --in digits --input ./today"),
+    "ood first --map": (2, "`--map` needs `--input`", "gz ood first --input ./today"),
+    "ood --in digits --inptu patches": (2, "no such option `--inptu`", "did you mean `--input`?"),
     "bench --data patches": (3, "no finished run on `patches`", "gz train vae --data patches"),
 }
 
