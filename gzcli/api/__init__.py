@@ -1,7 +1,7 @@
 """gz from Python: train, load, sample and score with numpy arrays in and out.
 
 Images are uint8 [N, C, H, W] with C = 1 or 3. As on the command line, a sample depends only on the seed and
-the number of the image. An argument `data` is the name or path of a data set, a `Data`, or images in memory
+the index of the image. An argument `data` is the name or path of a data set, a `Data`, or images in memory
 (see `gzcli.data.readers.memory`).
 """
 
@@ -87,8 +87,8 @@ def train(
     data: name or path of the data set; or images in memory: an array or tensor [N, H, W], [N, H, W, C] or
       [N, C, H, W], `(images, labels)`, a data set of torch or of `datasets`, a list of images, {"train": …,
       "test": …} of these; None: the set of the recipe.
-    scale: "tiny", "small", "full" or "paper"; None: tiny for embedded sets and up to 15 minutes of a
-      CPU, otherwise full if GPUs are used, small elsewhere.
+    scale: "tiny", "small", "full" or "paper"; None: tiny for embedded sets and for up to 15 minutes on a CPU,
+      otherwise full on GPUs and small on a CPU.
     steps: number of training steps; None: that of the recipe.
     minutes: time to train, in minutes; None: the recipe's number of steps.
     seed: seed of weights and noise; None: that of the recipe.
@@ -99,7 +99,7 @@ def train(
     cpu: whether to use the CPU even if there are GPUs.
     processes: number of processes on a CPU.
     set: new values for keys of the recipe, {"model.hidden": 16} or ["model.hidden=16"].
-    quiet: whether nothing is printed meanwhile.
+    quiet: whether to print nothing.
 
     Raises the errors of `gzcli.core.errors`: UsageError, MissingError, DeviceError, DivergedError,
     Interrupted.
@@ -121,7 +121,7 @@ def train(
 
 
 def _setting(pair: tuple[str, Any]) -> str:
-    """A key of a recipe with its value in the form of `--set`, as JSON is also YAML."""
+    """A key of a recipe with its value in the form of `--set`. JSON serves because it is also YAML."""
 
     def plain(value: Any) -> Any:
         return value.tolist() if isinstance(value, np.generic | np.ndarray) else str(value)
@@ -170,8 +170,8 @@ def datasets() -> list[dict[str, Any]]:
 
 @spoken
 def runs(model: str | None = None, *, data: Any = None) -> list[dict[str, Any]]:
-    """Each run as a dict of run, model, data, state, step, best, …, newest first, as `gz runs list --json`
-    prints it.
+    """Each run as a dict of run, model, data, state, step, best, …, as `gz runs list --json` prints it. The
+    newest comes first.
 
     model: show only runs of this model.
     data: show only runs on this data set.
@@ -182,14 +182,14 @@ def runs(model: str | None = None, *, data: Any = None) -> list[dict[str, Any]]:
 
 @spoken
 def open_data(name: Any, *, size: Size | None = None, channels: int | None = None, fit: Fit = "crop") -> Data:
-    """A data set, which is downloaded (up to 200 MB) and packed if necessary.
+    """Opens a data set. If necessary, it is downloaded (up to 200 MB) and packed first.
 
     name: name of a known or imported set, a path, or images in memory as in `train`.
     size: side of the images in pixels, or width and height such as "48x32"; None: the size of the set.
     channels: 1 or 3; None: the channels of the set.
     fit: how images of another aspect ratio are resized: "crop", "pad", "stretch" or "aspect".
 
-    Raises UsageError for an unknown name, MissingError if its files are not there.
+    Raises UsageError for an unknown name, MissingError if files are missing.
     """
     return open_pack(reference_of(name), size=size, channels=channels, fit=fit)
 
@@ -235,8 +235,8 @@ class LoadedRun:
 
     @property
     def history(self) -> Any:
-        """The losses and validation metrics recorded in training, a row for each step: a DataFrame if pandas
-        is installed, otherwise a list of dicts."""
+        """The losses and validation metrics that the training recorded, with a row for each step. This is a
+        DataFrame if pandas is installed, otherwise a list of dicts."""
         lines = metric_lines(self.trained.run.path)
         try:
             from pandas import DataFrame
@@ -246,11 +246,11 @@ class LoadedRun:
 
     @property
     def best(self) -> Best | None:
-        """Metric, value and step of the best validation; None without any validation."""
+        """The metric, value and step of the best validation; None without any validation."""
         return self.trained.run.best
 
     def plot(self) -> Figure:
-        """The curves of losses and validation, as a figure of matplotlib."""
+        """The curves of losses and validation, as a Matplotlib figure."""
         return losses_figure(metric_lines(self.trained.run.path))
 
     @spoken
@@ -268,15 +268,14 @@ class LoadedRun:
 
         n: number of images.
         seed: seed of the noise; image i is a function of (seed, i).
-        labels: classes [m] by name or number, or [m, K], that the images take in turn; None: each class in
-          turn.
-        prompts: texts that the images take in turn.
-        progress: called as progress(i, n, x) after step i of n; x are the images of the batch unchanged,
-          as the model sees them, if its sampler shows them, otherwise None.
-        options: keywords of the model's `sample`, such as `steps=20`; they replace those of the recipe.
+        labels: classes by name or number, [m] or [m, K], through which the images cycle; None: all classes.
+        prompts: texts through which the images cycle.
+        progress: called as progress(i, n, x) after step i of n. x is the batch in the model's own space, or
+          None if the sampler does not show intermediate states.
+        options: keywords of the model's `sample`, such as `steps=20`. They override the recipe's.
 
-        Raises UsageError for an unknown option, or for labels if the model is unconditional, and
-        DivergedError if no image is finite. If some images are not finite, they are black, and a warning is
+        Raises UsageError for an unknown option, and for labels if the model is unconditional. Raises
+        DivergedError if no image is finite. If only some are finite, the others are black and a warning is
         shown.
         """
         if labels is not None and not self.model.conditional:
@@ -297,7 +296,7 @@ class LoadedRun:
         """The latents of images, float32 [N, …] in the shape of the model's latents.
 
         images: uint8 [N, C, H, W].
-        seed: of the draw of binary images.
+        seed: seed for the draw of binary images.
 
         Raises UsageError if the model has no image latents.
         """
@@ -320,8 +319,8 @@ class LoadedRun:
         """The features of images, float64 [N, D], by the network of a metric.
 
         images: uint8 [N, C, H, W].
-        by: "lenet" or "second", small networks that are trained once on the data set; or "inception",
-          "dinov2", "clip" or "lite", whose weights must be available.
+        by: "lenet" or "second", which are small networks that are trained once on the data set; or
+          "inception", "dinov2", "clip" or "lite", whose weights must be installed.
 
         Raises UsageError for another network, MissingError if its weights are missing.
         """
@@ -347,9 +346,9 @@ class LoadedRun:
         """The log-likelihood of each image, float64 [N] nats of the discrete image.
 
         images: uint8 [N, C, H, W].
-        labels: class number of each image [N], or [N, K]. None: log p(x), for conditional models of the
-          mixture of the classes.
-        seed: of the noise.
+        labels: class number of each image [N], or [N, K]. None: log p(x); for a conditional model, that of
+          the mixture of its classes.
+        seed: seed of the noise.
         options: keywords of the model's `log_prob`, such as `steps=100`.
 
         Raises UsageError if the model has no image likelihood.
@@ -373,7 +372,7 @@ class LoadedRun:
 
         images: uint8 [N, C, H, W].
         name: name of the score, as in `gz ood --score`.
-        seed: of the noise.
+        seed: seed of the noise.
         options: keywords of the score.
 
         Raises UsageError if the model does not have the score or the option.
@@ -404,15 +403,15 @@ class LoadedRun:
 
         application: "reconstruct", "inpaint", …, as `gz list models` shows.
         images: uint8 [N, C, H, W].
-        seed: of the noise.
-        labels: class numbers [m] that the outputs take in turn.
-        y: class numbers [N] of the images, such as `run.data.labels("test")`; None: unknown.
-        mask: 0/1 [H, W], 1 where the images are kept.
+        seed: seed of the noise.
+        labels: class numbers [m] through which the outputs cycle.
+        y: class numbers [N] of the images, such as `run.data.labels("test")`. None: unknown.
+        mask: [H, W] of 0 and 1; 1 for the pixels to keep.
         progress: called as in `sample`.
         options: keywords of the application.
 
-        Raises UsageError if the model does not have the application or takes no labels, and DivergedError if
-        no output is finite. If some outputs are not finite, they are black, and a warning is shown.
+        Raises UsageError if the model does not have the application, or takes no labels. Raises DivergedError
+        if no output is finite. If only some are finite, the others are black and a warning is shown.
         """
         method = getattr(self.model, application, None)
         if method is None:
@@ -454,12 +453,11 @@ class LoadedRun:
         fpr: false-positive rate: the share of ordinary images that may be flagged.
         n: number of held-out images to compare with; None: as many as the recipe's time budget allows.
         scores: names of scores; None: the first score of the recipe.
-        seed: of the noise.
+        seed: seed of the noise.
         maps: whether to draw maps of the anomalous regions.
         folder: folder for the table and the images; None: in the run's folder.
 
-        Raises UsageError if the model does not have the scores or maps, or if there are too few held-out
-        images.
+        Raises UsageError if the model lacks the scores or maps, or if there are too few held-out images.
         """
         target = Path(folder) if folder else self.path / "ood" / f"input-{os.urandom(4).hex()}"
         files.make_folder(target)
@@ -501,7 +499,7 @@ class LoadedRun:
         return values
 
     def _labels(self, labels: Labels, n: int) -> Tensor:
-        """The m labels repeated to n: int64 [n], or float [n, K]."""
+        """The m labels, repeated to n of them: int64 [n], or float [n, K]."""
         if isinstance(labels, str):
             labels = class_numbers(labels, self.info.classes)
         elif len(labels) and all(isinstance(label, str) for label in labels):
@@ -514,7 +512,8 @@ class LoadedRun:
         return y.long() if y.ndim == 1 else y.float()
 
     def _pixels(self, images: np.ndarray, index: range, seed: int) -> Tensor:
-        """The images with these numbers at the model's grey levels, [B, C, H, W] in [-1, 1] on the device."""
+        """The images at these positions, with the model's grey levels: [B, C, H, W] in [-1, 1] on the
+        device."""
         if (values := self.trained.values) is not None:
             part = np.asarray(images[index.start : index.stop])
             if part.shape[1:] != self.trained.info.shape or part.dtype.kind not in "iuf":

@@ -35,7 +35,7 @@ class BenchRow:
     name: name in tables.
     run: id of the run; None for images from elsewhere.
     metrics: each metric by name, such as `fd`.
-    intervals: ends of the 95 % interval of those that have one.
+    intervals: ends of the 95 % interval of each metric that has one.
     """
 
     name: str
@@ -46,7 +46,7 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """A comparison with the real images of a data set.
+    """The result of a comparison with the real images of a data set.
 
     metric: metric of the ranking; None if nothing can be ranked.
     places: rank by row name: "1", or "1–2" if the intervals do not separate two rows.
@@ -70,7 +70,7 @@ class BenchResult:
 
 @dataclass(frozen=True)
 class OodRow:
-    """How well a score detects a foreign set. `baseline` scores use no model."""
+    """How well a score detects a foreign set. A `baseline` score uses no model."""
 
     out: str
     score: str
@@ -85,7 +85,7 @@ class OodRow:
 
 @dataclass(frozen=True)
 class OodResult:
-    """Out-of-distribution scores of a run; `folder` contains `scores.csv`, the scores of single images."""
+    """Out-of-distribution scores of a run. `scores.csv` in `folder` contains the scores of single images."""
 
     run: str
     rows: tuple[OodRow, ...]
@@ -114,14 +114,14 @@ def bench(
 
     contestants: models, ids, aliases or folders of runs; a folder, zip, tar or npz of images, or images in
       memory. None: every model that has a finished run on the data set.
-    data: name or path of the set of real images, or images in memory; None: the set of the first run.
+    data: name or path of the set of real images, or images in memory. None: the set of the first run.
     metrics: names of metrics; (): those that need no weights of Inception.
     n: number of samples of each model, and maximum number of other images.
     split: split of the real images.
     seed: seed of the noise.
     gpus: number of GPUs; None: one, if there is one.
     cpu: whether to use the CPU even if there are GPUs.
-    quiet: whether nothing is printed meanwhile.
+    quiet: whether to print nothing.
 
     Raises UsageError for an unknown name, MissingError if there is no such run.
     """
@@ -157,15 +157,16 @@ def compare(
     split: Literal["test", "train", "all"] = "all",
     seed: int = 0,
 ) -> BenchResult:
-    """Compares images with real ones, in this process and without a run: `result.metrics["fd"]`.
+    """Compares images with real ones, in this process and without a run. The metrics are in `result.metrics`,
+    such as `result.metrics["fd"]`.
 
     images: uint8 array [N, C, H, W] or [N, H, W, C], or anything else that `train` accepts as `data`.
     real: the real images in the same form, or the name of a data set.
-    metrics: names of metrics; (): those that need no weights of Inception. `fd` is by a small network that
-      is trained on the real images once.
+    metrics: names of metrics; (): those that need no weights of Inception. `fd` uses a small network that is
+      trained once on the real images.
     n: maximum number of images.
     split: split of the real images.
-    seed: seed of the choice of images.
+    seed: seed of the selection of images.
 
     Raises UsageError for fewer than 50 images and for an unknown metric.
     """
@@ -193,20 +194,20 @@ def ood(
     quiet: bool = False,
     **options: Any,
 ) -> OodResult:
-    """Scores images of other data sets by how foreign they are to a model, as `gz ood` does.
+    """Scores how foreign images of other data sets are to a model, as `gz ood` does.
 
     what: name of a model (its newest finished run), or id, alias or folder of a run.
     out: name or path of the foreign set, or a list of them.
     data: the in-distribution set; None: that of the run.
     scores: names of scores; (): those of the recipe.
     n: number of images of each set; None: as many as the recipe's time budget allows.
-    seed: of the noise.
+    seed: seed of the noise.
     cpu: whether to use the CPU even if there are GPUs.
-    quiet: whether nothing is printed meanwhile.
+    quiet: whether to print nothing.
     options: keywords of the scores, such as `starts=8`.
 
-    Raises UsageError if the model does not have the score or the option, MissingError if there is no run. For
-    single images, see `LoadedRun.judge`.
+    Raises UsageError if the model does not have the score or the option, MissingError if there is no such
+    run. For single images, use `LoadedRun.judge`.
     """
     inside = None if data is None else locate(reference_of(data))
     run = find_run(str(what), data=inside.key if inside else None)
@@ -238,7 +239,7 @@ def ood(
 
 
 def done(folder: Path, job: Job, quiet: bool) -> dict[str, Any]:
-    """The results of the engine."""
+    """Runs the request in the engine and returns its result."""
     return do_job(
         folder,
         job,

@@ -1,5 +1,5 @@
-"""Output in notebooks: progress bars of training and sampling, and a run as a table. A notebook does not see
-what other processes print, so the bar of a training follows the lines that the run records."""
+"""Output in notebooks: progress bars of training and sampling, and a run as a table. A notebook does not show
+what other processes print, so the bar of a training reads the lines that the run records."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def is_here() -> bool:
 
 
 def shown_bar() -> Callable[[str, float, float, str], None]:
-    """A bar below the cell: call it with title, done, total and a note; each call replaces the last."""
+    """Returns a bar below the cell. Call it with title, done, total and a note; each call replaces the
+    previous output."""
     from IPython.display import HTML, display
 
     handle = display(HTML(""), display_id=True)
@@ -38,7 +39,7 @@ def bar_html(title: str, done: float, total: float, note: str = "") -> str:
 
 @contextmanager
 def sampling(title: str, progress: Progress) -> Iterator[Progress]:
-    """A bar for calls `progress(i, n, x)` in a notebook, unless the caller passes a callback."""
+    """Yields the caller's callback or, in a notebook without one, a bar for calls `progress(i, n, x)`."""
     if progress is not no_progress or not is_here():
         yield progress
         return
@@ -47,8 +48,8 @@ def sampling(title: str, progress: Progress) -> Iterator[Progress]:
 
 
 class TrainingBar:
-    """The progress bar of a run that another process trains. `begin` starts it for a run; the end of the
-    block ends it."""
+    """The progress bar of a run that another process trains. `begin` starts it for a run; leaving the block
+    ends it."""
 
     def __init__(self, shown: bool):
         self.run: Run | None = None
@@ -87,7 +88,7 @@ class TrainingBar:
 
 
 def table_html(rows: Mapping[str, Any], picture: str | None = None) -> str:
-    """A table of two columns, with an image below it in base64."""
+    """A table of two columns, with an image in base64 below it."""
     cells = "".join(
         f"<tr><th style='text-align:left'>{html.escape(str(key))}</th><td>{html.escape(str(value))}</td></tr>"
         for key, value in rows.items()

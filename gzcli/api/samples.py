@@ -1,4 +1,4 @@
-"""Images that a model drew: an array with labels and seed that a notebook shows as an image."""
+"""Images that a model drew: an array with labels and seed, which a notebook displays as an image."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SHOWN = 64  # images of an image in a notebook
 
 
 class Samples(np.ndarray):
-    """Images, a numpy array uint8 [N, C, H, W], with their labels and seed.
+    """A numpy array of images, uint8 [N, C, H, W], with their labels and seed.
 
     labels: int64 [N] or 0/1 [N, K], the classes of the images; None without labels.
     classes: names of the classes.
     seed: seed of their noise; None for images that a model did not draw.
-    values: [N, C, H, W], all channels in the units of the data set, if the images are only previews of them;
-      otherwise None.
+    values: [N, C, H, W], all channels in the units of the data set; None unless the images are only previews
+      of such values.
     """
 
     labels: np.ndarray | None = None
@@ -66,7 +66,7 @@ class Samples(np.ndarray):
         return part
 
     def grid(self, columns: int | None = None) -> Image:
-        """All images as one image, a column for each class if they have labels.
+        """All images as one image; if they have labels, with a column for each class.
 
         columns: number of columns; None: one for each class, or as square as possible.
 
@@ -89,9 +89,9 @@ class Samples(np.ndarray):
         return Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture)
 
     def save(self, path: str | Path) -> Path:
-        """Writes the images: as one image if the path ends in `.png`; as `samples` [N, H, W, C] with
-        `labels` if it ends in `.npz`; otherwise as a folder with a PNG for each image. Returns the
-        path."""
+        """Writes the images and returns the path. A path that ends in `.png` gets one image, and one that
+        ends in `.npz` gets `samples` [N, H, W, C] and `labels`. Any other path becomes a folder with a PNG
+        for each image."""
         path, images = Path(path), np.asarray(self)
         if path.suffix == ".png":
             picture = np.asarray(self.grid())
@@ -106,7 +106,7 @@ class Samples(np.ndarray):
         return path
 
     def _repr_png_(self) -> bytes | None:
-        """The image that a notebook shows: of at most 64 images."""
+        """The image that a notebook displays, of at most 64 images."""
         try:
             picture = (self[:SHOWN] if self.ndim == 4 else self).grid()
         except UsageError:  # a notebook shows the numbers

@@ -1,4 +1,4 @@
-"""The Typer application: all verbs by name, and the place where an exception becomes a message and a code."""
+"""The Typer application: all verbs by name, and the conversion of exceptions into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,8 @@ OPTIONS = {"--task": "--do", "--max-steps": "--steps"}
 
 
 def build(words: list[str] | None = None) -> Any:
-    """The command that a line begins with, or every verb's line of help; without a line all verbs in full."""
+    """The Typer application for a command line. It contains only the verb with which the line begins, or one
+    line of help for every verb; without a line, all verbs in full."""
     app = typer.Typer(
         name="gz",
         help="Train, sample, score and compare image generative models.",
@@ -89,9 +90,9 @@ def build(words: list[str] | None = None) -> Any:
 
 
 def _add(switches: list[Any], command: Any, parent: typer.Context | None = None) -> None:
-    """Gives the commands of a group the options that set a switch of `out` and reach no verb. Takes the type
-    of flags out of a command's help, `<bool>`. Joins the lines of each paragraph of their help, because typer
-    breaks them again at the width of the terminal."""
+    """Adds the options that set a switch of `out` to the commands of a group; the verbs do not receive them.
+    Removes the type of flags, `<bool>`, from the help. Joins the lines of each paragraph, because Typer wraps
+    them at the width of the terminal."""
     context = typer.Context(command, parent=parent, **command.context_settings)
     for param in command.get_params(context):
         if getattr(param, "is_flag", False):
@@ -104,7 +105,7 @@ def _add(switches: list[Any], command: Any, parent: typer.Context | None = None)
 
 
 def _print(ctx: typer.Context, param: typer.CallbackParam, value: bool) -> None:
-    """Prints the output of an option that ends the program."""
+    """Prints the output of an option such as `--version`, which ends the program."""
     if not value:
         return
     out.configure(json="--json" in (ctx.obj or ()) or None)  # it may follow the option
@@ -134,7 +135,7 @@ def root(ctx: typer.Context, version: Version = False, llm: Llm = False, json: J
 
 
 def in_own_words(argv: list[str]) -> list[str]:
-    """A command line with the names of verbs and options that gz uses, up to `--`."""
+    """A command line with gz's own names instead of synonyms for verbs and options, up to `--`."""
     end = argv.index("--") if "--" in argv else len(argv)
     words = []
     for word in argv[:end]:
@@ -215,7 +216,8 @@ _PHRASES = {  # Typer's words → those of the messages about recipes, such as `
 
 
 def _usage(problem: Any) -> UsageError:
-    """Typer's message in gz's style: no capital, no full stop, backticks, the suggestion as the hint."""
+    """Typer's message in the style of gz: lower case, no full stop, backticks, and the suggestion as the
+    hint."""
     near = getattr(problem, "possibilities", None)
     text = problem.message if near else problem.format_message()
     message, _, suggestion = text.partition(" Did you mean ")

@@ -1,6 +1,6 @@
-"""`gz bench`: compares trained models, and images from anywhere, by quality, likelihood, class balance and
-speed. With `--train-missing` it is a league, which first trains the models for one budget each. `gz which` is
-a race of leagues."""
+"""`gz bench`: compares trained models, and images from elsewhere, by quality, likelihood, class balance and
+speed. With `--train-missing` it is a league: it first trains the models, each on the same budget. `gz which`
+is a series of leagues."""
 
 from __future__ import annotations
 
@@ -180,7 +180,8 @@ def bench(
 
 
 def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob) -> None:
-    """Prints the cost of sampling runs and of judging. images: number of contestants that are images."""
+    """Prints the cost of sampling runs and of evaluating them. images: number of contestants that are
+    images."""
     from gzcli.cli.plan import Drawing, show_drawing
     from gzcli.launch import forecast, launcher
 
@@ -201,14 +202,16 @@ def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob) -> None:
 
 
 def kinds_of(job: BenchJob) -> tuple[str, ...]:
-    """The kinds of likelihoods that a bench computes: that by an ODE is expensive, and has to be named."""
+    """The kinds of likelihoods that a bench computes. Those by an ODE are expensive, so they must be
+    named."""
     if job.metrics is None:
         return ("exact", "bound")
     return ("exact", "bound", "ode") if {"bpd", "nats"} & set(job.metrics) else ()
 
 
 def check_stats(job: BenchJob) -> None:
-    """Raises UsageError if statistics of real images do not fit exactly one metric, or cannot be written."""
+    """Raises UsageError if statistics of real images do not match exactly one metric, or cannot be
+    written."""
     if (job.stats or job.export_stats) and job.metrics:
         one_distance(metrics()[name] for name in job.metrics if name in metrics())
     if job.export_stats and Path(job.export_stats).is_dir():
@@ -217,7 +220,7 @@ def check_stats(job: BenchJob) -> None:
 
 
 def ended(result: Mapping[str, Any], folder: Path, time: str) -> None:
-    """Prints the end of `gz bench`: the agreement of the judges, the best models, and the report."""
+    """Prints the last lines of `gz bench`: the agreement of the judges, the best models, and the report."""
     then, facts, metric = page_of(result, folder), [time], result["metric"]
     if text := judges(result["provenance"]):
         out.info(text)
@@ -233,14 +236,14 @@ def ended(result: Mapping[str, Any], folder: Path, time: str) -> None:
 
 
 def judges(provenance: Mapping[str, Any]) -> str:
-    """The accuracy of the networks behind the features."""
+    """The accuracies of the networks whose features are compared."""
     titles = {"features_accuracy": "first judge", "second_accuracy": "second"}
     parts = [f"{title} {provenance[key]:.1%}" for key, title in titles.items() if provenance.get(key)]
     return f"accuracy on real test images: {', '.join(parts)}" if parts else ""
 
 
 def disagreement(result: Mapping[str, Any]) -> list[str]:
-    """How far the second judge agrees with the order of the first."""
+    """A note on how far the second judge agrees with the order of the first."""
     if not (second := result.get("second")):
         return []
     by = f"rank correlation between {result['metric']} and {second['metric']}"
@@ -255,7 +258,8 @@ def disagreement(result: Mapping[str, Any]) -> list[str]:
 
 
 def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
-    """Prints a line for each contestant and for real images; the metrics that can be spared leave first."""
+    """Prints a line for each contestant and for real images. If space is short, the least important metrics
+    are omitted first."""
     floors, directions = result["floors"], result["directions"]
     sizes = {floor["n"] for floor in floors} | {floor["images"] for floor in floors}
     lines = list(result["rows"])
@@ -289,7 +293,8 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
 
 
 def heading(name: str, columns: Sequence[str]) -> str:
-    """The heading of a metric by neighbours, without the name of its features if it is the only one."""
+    """The heading of a neighbour-based metric. The name of the features is omitted if there is only one
+    kind."""
     word, _, features = name.partition("_")
     several = sum(column.startswith(f"{word}_") for column in columns) > 1
     return word if word in BY_NEIGHBOURS and features and not several else name
@@ -317,7 +322,7 @@ def terms_of(
     *,
     train_missing: bool,
 ) -> Terms:
-    """The terms of the options; a budget is a time such as `8m`, `1.5h` or `90s`."""
+    """The league's terms from the options. A budget is a time such as `8m`, `1.5h` or `90s`."""
     from gzcli.league.league import SHORTEST, Terms
 
     hint = f"gz bench --train-missing --budget {budget if train_missing and budget else '8m'} --data mnist"
@@ -338,7 +343,7 @@ def terms_of(
 
 
 def submit_league(terms: Terms, at_once: int | None, options: list[str] | None, *, dry_run: bool) -> None:
-    """Submits a league as one job; with `--jobs` as an array of a task for each entry."""
+    """Submits a league as one job; with `--jobs`, as an array with a task for each entry."""
     from gzcli.launch.plan import ask
 
     name, launch = f"bench-{slug(f'league-{terms.data}')}", terms.job.launch
@@ -356,7 +361,7 @@ def submit_league(terms: Terms, at_once: int | None, options: list[str] | None, 
 def hold(
     terms: Terms, *, budget: str, yes: bool, at_once: int | None, page: Path | None, columns: str | None
 ) -> None:
-    """Holds a league and prints its table."""
+    """Runs a league and prints its table."""
     from gzcli.league import loop
 
     out.configure(lenient=True)  # a lost reader does not end what takes hours
@@ -377,7 +382,7 @@ def hold(
 
 
 def before_start(league: League, budget: str, *, yes: bool) -> None:
-    """Prints the plan, and asks on a terminal whether to start what takes more than a day."""
+    """Prints the plan. On a terminal, it asks for confirmation of what takes more than a day."""
     from gzcli.cli.plan import start_or_not
 
     costs = costs_of(league)
@@ -401,7 +406,7 @@ def show_dry(terms: Terms, budget: str) -> None:
 
 
 def costs_of(league: League) -> list[dict[str, Any]]:
-    """The remaining seconds for each entry: training, drawing (None: unknown) and judging."""
+    """The remaining seconds of each entry for training, sampling (None if unknown) and evaluation."""
     from gzcli.cli.plan import Drawing
     from gzcli.launch import forecast
     from gzcli.league.league import is_judged
@@ -457,7 +462,7 @@ def lines_of(league: League, budget: str, costs: Sequence[Mapping[str, Any]]) ->
 
 
 def cite(result: Mapping[str, Any], columns: str) -> None:
-    """Prints the table to cite, with only these columns."""
+    """Prints the table for citation, with these columns only."""
     from gzcli.report import cited
 
     if chosen := cited.table(result, opt.split(columns)):
@@ -467,7 +472,7 @@ def cite(result: Mapping[str, Any], columns: str) -> None:
 
 
 def show_league(result: dict[str, Any], columns: str | None = None) -> None:
-    """Prints the table, the best first, and where the files are."""
+    """Prints the table, the best first, and the paths of the files."""
     if columns:
         cite(result, columns)
     else:
@@ -517,7 +522,8 @@ def standings_table(result: Mapping[str, Any]) -> None:
 
 
 def floors_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, float]]:
-    """The floors of a league's rows by how their images were sampled, each with the most images."""
+    """The floors of a league's rows, one for each way in which their images were sampled. Of several, the
+    floor with the most images is returned."""
     floors = {}
     for row in sorted(rows, key=lambda row: row.get("n") or 0):
         if row.get("floor"):
@@ -527,14 +533,14 @@ def floors_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, float
 
 
 def with_interval(row: Mapping[str, Any], metric: str | None) -> str | None:
-    """The excess over the floor with half of its interval."""
+    """The excess over the floor, with half the width of its interval."""
     if not (ends := row.get("excess", {}).get(metric)):
         return None
     return standings.excess_from(ends).words
 
 
 def with_deviation(row: dict[str, Any], metric: str | None) -> str | None:
-    """The mean of a metric, with its standard deviation over seeds if there are several."""
+    """The mean of a metric, with its standard deviation if there are several seeds."""
     if metric is None or (name := standings.name_of(row, metric)) is None:
         return None
     spread = row["deviations"][name]
@@ -595,7 +601,7 @@ def which(
 
 
 def in_words(race: Race) -> list[str]:
-    """The models, and the rounds of a race."""
+    """The models and the rounds of a race, in words."""
     rounds = " → ".join(f"{n} × {duration(seconds)}" for n, seconds in race.rounds)
     return [
         *out.fitted(" ".join(race.models), f"{len(race.models)} models: "),
@@ -608,7 +614,7 @@ def as_json(race: Race) -> dict[str, Any]:
 
 
 def race_table(outcome: Outcome) -> None:
-    """Prints the longest training of each model, the best first."""
+    """Prints the result of the longest training of each model, the best first."""
     from gzcli.league.which import judges_of
 
     last = outcome.rounds[-1]
@@ -631,7 +637,7 @@ def race_table(outcome: Outcome) -> None:
 
 
 def show_race(outcome: Outcome) -> None:
-    """Prints the outcome of a race, and how to train the winner on."""
+    """Prints the outcome of a race, and the command that continues the winner's training."""
     race_table(outcome)
     if outcome.ties:
         out.info(f"the judges do not distinguish {' and '.join(outcome.ties)}")

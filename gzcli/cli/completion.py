@@ -1,6 +1,6 @@
-"""Shell completion: the answer to a TAB, and the scripts of `completions/`, which `python -m
-gzcli.cli.completion [DIR]` writes. The scripts are Typer's. The answer is not: Typer parses the words before
-the cursor with pydantic, whose import takes most of the time allowed for a TAB."""
+"""Shell completion: the answer to a TAB, and the scripts in `completions/`, which `python -m
+gzcli.cli.completion [DIR]` writes. The scripts are Typer's, but the answer is not. Typer parses the words
+before the cursor with pydantic, whose import takes most of the time allowed for a TAB."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def answer(shell: str, build: Callable[[list[str]], Any]) -> int:
 
 
 def candidates(command: Any, words: list[str], incomplete: str) -> list[tuple[str, str]]:
-    """(word, help) of everything that completes `incomplete` after these words of a command of Typer."""
+    """(word, help) for everything that completes `incomplete` after these words of a Typer command."""
     context = typer.Context(command, resilient_parsing=True)
     options = {name: p for p in command.params if p.param_type_name == "option" for name in p.opts}
     arguments = [param for param in command.params if param.param_type_name == "argument"]
@@ -92,8 +92,8 @@ def candidates(command: Any, words: list[str], incomplete: str) -> list[tuple[st
 
 
 def _typed(shell: str) -> tuple[list[str], str, str]:
-    """The whole words after the program's name, the word under the cursor, and the part of it that the shell
-    treats as a separate word: bash splits `--data=m` and `model.depth=4` in three."""
+    """The complete words after the program's name, the word under the cursor, and the part of it that the
+    shell treats as a word. Bash splits `--data=m` and `model.depth=4` into three words each."""
     line = os.environ.get("COMP_WORDS" if shell == "bash" else "_TYPER_COMPLETE_ARGS", "")
     try:
         words = shlex.split(line)
@@ -111,7 +111,8 @@ def _typed(shell: str) -> tuple[list[str], str, str]:
 
 
 def _joined(words: list[str]) -> list[str]:
-    """The typed words from those of bash, which splits at `=`; an option and its value remain two."""
+    """The typed words, rejoined from those of bash, which splits at `=`. An option and its value remain two
+    words."""
     whole: list[str] = []
     for i, word in enumerate(words):
         if word == "=":
@@ -125,12 +126,12 @@ def _joined(words: list[str]) -> list[str]:
 
 
 def _for_zsh(items: list[tuple[str, str]]) -> str:
-    """The words that the script of zsh evaluates. Values and helps may be from someone else. All of ASCII
-    except letters and digits is written as a number, so that none can be a command under any option of the
-    shell."""
+    """The words that the zsh script evaluates. Values and help texts may come from someone else. All ASCII
+    characters except letters and digits are therefore escaped as numbers, so that nothing is run as a command
+    under any shell option."""
 
     def as_number(match: re.Match[str]) -> str:
-        """A character written for `$'…'`; characters above ASCII have no special meaning in a shell."""
+        """A character escaped for `$'…'`. Characters beyond ASCII have no special meaning in a shell."""
         return f"\\x{ord(match[0]):02x}" if match[0].isascii() else match[0]
 
     lines = []

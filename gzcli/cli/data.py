@@ -29,7 +29,7 @@ app = group("data", list_data)
 
 @contextmanager
 def _flags_in_hints() -> Iterator[None]:
-    """Turns keys of a recipe in hints into the flags of this verb, `--size 32`."""
+    """Replaces recipe keys in hints by the flags of this verb, such as `--size 32`."""
     try:
         yield
     except (UsageError, MissingError) as error:
@@ -38,13 +38,13 @@ def _flags_in_hints() -> Iterator[None]:
 
 
 def _packable(text: str | None) -> Size | None:
-    """The value of `--size`. Raises UsageError for a size that cannot be packed."""
+    """The value of `--size`. Raises UsageError for a size in which images cannot be packed."""
     with _flags_in_hints():
         return packable(text) if text else None
 
 
 def _one_or_three(channels: int | None) -> int | None:
-    """The value of `--channels`. Raises UsageError for 2, which Typer's range allows."""
+    """The value of `--channels`. Raises UsageError for 2, which the range in Typer allows."""
     if channels == 2:
         raise UsageError("`--channels` must be 1 (grey) or 3 (RGB), not 2")
     return channels
@@ -73,7 +73,7 @@ _Long = Annotated[bool, option("--long -l", "Also show splits, sizes, licences a
 
 
 def _opened(data_set: DataSet, size: Size | None, channels: int | None) -> Pack:
-    """The pack of a data set, with a progress bar while it is made."""
+    """The pack of a data set. A progress bar is shown while it is created."""
     from gzcli.data.packs.open import open_pack
 
     form: dict[str, Any] = {"size": size, "channels": channels, "fit": data_set.form.fit}
@@ -210,7 +210,8 @@ def _described(
     counts: Mapping[str, int],
     facts: Facts | None,
 ) -> dict[str, Any]:
-    """Prints what a pack, or the description of a set without one, has in common; returns it for scripts."""
+    """Prints the facts that a pack shares with the description of a set without one. Returns them for
+    scripts."""
     from gzcli.data.packs.facts import settings_lines
 
     c, h, w = shape

@@ -53,7 +53,7 @@ def demo(
 
 
 def wait() -> None:
-    """Waits for Ctrl-C, or for another signal of the end, which raises KeyboardInterrupt too."""
+    """Waits for Ctrl-C or another termination signal. All of them raise KeyboardInterrupt."""
     heard = signals.hear(signal.default_int_handler)
     try:
         while True:

@@ -1,4 +1,4 @@
-"""`gz doctor`: what this machine has, what is missing, and what to do about it."""
+"""`gz doctor`: reports what this machine has, what is missing, and how to fix it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def software() -> Iterator[Check]:
 
 
 def devices() -> Iterator[Check]:
-    """GPUs as torch sees them, and the CPU."""
+    """The GPUs that torch can use, and the CPU."""
     from gzcli.core.devices import INSTALL, titles, tried
     from gzcli.core.rates import speed_title
 
@@ -117,7 +117,8 @@ def folders() -> Iterator[Check]:
 
 
 def settings() -> Iterator[Check]:
-    """The user's `GZ_…` variables without secrets, whether the mirror answers, and accelerate's own file."""
+    """The user's `GZ_…` variables without secrets, whether the mirror can be read, and accelerate's
+    configuration file."""
     for name in sorted(name for name in os.environ if name.startswith("GZ_")):
         yield Check(name, "ok", "set" if _SECRET.search(name) else redacted(os.environ[name]))
     if mirror := os.environ.get("GZ_MIRROR"):
@@ -130,7 +131,7 @@ def settings() -> Iterator[Check]:
 
 
 def unreachable(mirror: str) -> str | None:
-    """Why a mirror, a folder or a base URL, cannot be read; None if it can."""
+    """Why a mirror (a folder or base URL) cannot be read; None if it can."""
     from http.client import HTTPException
     from urllib.error import HTTPError
     from urllib.parse import urlsplit
@@ -152,7 +153,7 @@ def unreachable(mirror: str) -> str | None:
 
 
 def optional() -> Iterator[Check]:
-    """Packages and weights that some models or metrics need."""
+    """The packages and weights that some models or metrics need."""
     for package, purpose in _OPTIONAL.items():
         number = _version(package)
         yield Check(package, "ok" if number else "note", number or f"missing: {purpose} need it")

@@ -1,4 +1,5 @@
-"""What verbs share: jobs of the engine and of SLURM, options of a model's methods, the lines at the end."""
+"""Code that verbs share: jobs of the engine and of SLURM, options of a model's methods, and the final lines
+of output."""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ BEGAN = time.monotonic()
 
 
 def do_job(folder: Path, job: Job) -> dict[str, Any]:
-    """The result of the engine, whose progress is shown."""
+    """Runs a job in the engine, shows its progress and returns its result."""
     from gzcli.launch import jobs
 
     mode = "human" if out.mode() == "human" else "quiet"
@@ -46,7 +47,7 @@ def do_job(folder: Path, job: Job) -> dict[str, Any]:
 
 
 def announce(run: Run, ref: str, *, data: str | None = None) -> None:
-    """Prints which run is used, and why, if the user may have expected another one."""
+    """Prints which run is used. If the user may have expected another one, it also prints the reason."""
     from gzcli.launch.from_file import is_shared
 
     out.info(f"run: {run.id}")
@@ -73,7 +74,7 @@ def announce(run: Run, ref: str, *, data: str | None = None) -> None:
 
 
 def fetch(weights: Iterable[str]) -> None:
-    """Fetches these networks of `gzcli.data.download.fetch.WEIGHTS` if they are not in the cache."""
+    """Downloads these networks of `gzcli.data.download.fetch.WEIGHTS` if they are not in the cache."""
     from gzcli.data.download.fetch import fetch_weights
 
     for name in weights:
@@ -85,7 +86,8 @@ def fetch(weights: Iterable[str]) -> None:
 
 
 def as_options(words: list[str], section: str) -> list[str]:
-    """The words that Typer has left, with `--set sample.steps=15` of this section as `--steps=15`."""
+    """The words that Typer left over. `--set sample.steps=15`, for a key of this section, becomes
+    `--steps=15`."""
     options, rest = [], iter(words)
     for word in rest:
         if word == "--set" or word.startswith("--set="):
@@ -107,10 +109,11 @@ def method_options(
     by_method: Mapping[str, Iterable[str]] | None = None,
     verb: Any = None,
 ) -> dict[str, Any]:
-    """The typed keywords of a method (`what` in messages) from words such as `--rows 14 --no-clip`.
+    """Parses words such as `--rows 14 --no-clip` into the typed keywords of a method. Messages call the
+    method `what`.
 
-    by_method: the options of further methods, for hints.
-    verb: the command of Typer, whose options are also for hints.
+    by_method: options of other methods, for hints.
+    verb: Typer command, whose options serve hints too.
     """
     from gzcli.recipe.schema import check_value
     from gzcli.recipe.yaml import scalar
@@ -189,11 +192,11 @@ def submit(
     tasks: Sequence[str] = (),
     dry_run: bool = False,
 ) -> None:
-    """Writes the command line of this process as a job script into the folder of runs, and submits it, or
-    prints it if `dry_run` is set. Raises UsageError for all GPUs, as SLURM wants a number.
+    """Writes the command line of this process as a job script into the folder of runs and submits it; with
+    `dry_run`, prints it instead. Raises UsageError for `--gpus all`, because SLURM needs a number.
 
-    goes_on: how a job that is out of time is started again; None: it is not.
-    tasks: entries of a league, of which each task of an array takes one.
+    goes_on: how a job that has run out of time is restarted. None: it is not restarted.
+    tasks: entries of a league; each task of an array takes one.
     """
     from gzcli.launch import slurm
 
@@ -229,7 +232,8 @@ def submit(
 
 
 def words_of(argv: list[str], verb: str) -> list[str]:
-    """The command line that a job runs: without the options of OURS, and unchanged after `--`."""
+    """The command line that a job runs. The options of OURS are removed; everything after `--` is
+    unchanged."""
     words: list[str] = []
     rest = iter(argv[argv.index(verb) :] if verb in argv else argv)
     for word in rest:
@@ -247,7 +251,8 @@ def words_of(argv: list[str], verb: str) -> list[str]:
 
 
 def end(facts: Iterable[str | None], then: Iterable[tuple[str, str]] = ()) -> None:
-    """Prints on stderr `done: …` and `next: …`, a command a line with its purpose if the line has room."""
+    """Prints `done: …` and `next: …` on stderr. Each next command has its own line, with its purpose if there
+    is room."""
     if out.mode() != "human":
         return
     if words := ", ".join(filter(None, facts)):
@@ -262,18 +267,18 @@ def end(facts: Iterable[str | None], then: Iterable[tuple[str, str]] = ()) -> No
 
 
 def took() -> str:
-    """The time since the command began, as people read it."""
+    """The time since the command began, in readable form."""
     return duration(time.monotonic() - BEGAN)
 
 
 def bytes_of(path: Path) -> str:
-    """The size of a file, or of all files in a folder, as people read it."""
+    """The size of a file, or of all files in a folder, in readable form."""
     files = path.rglob("*") if path.is_dir() else [path]
     return size(sum(file.lstat().st_size for file in files if file.is_file()))
 
 
 def name_of(run: Run) -> str:
-    """The shortest word that identifies a run of the store in a command."""
+    """The shortest name that identifies a run of the store in a command."""
     return quoted(run.alias or runs.short_names([run])[run.id])
 
 
@@ -283,8 +288,8 @@ def quoted(text: object) -> str:
 
 
 def new_set(images: int | None, words: str, classes: int | None, *, show: bool) -> None:
-    """Prints the end of a verb that prepares a data set with this number of classes, with its words for
-    `--data`."""
+    """Prints the final lines of a verb that prepared a data set with this number of classes. The next
+    commands contain the words of its `--data`."""
     drawn = [(f"gz data show {words}", "show its classes and some images")] if show else []
     trained = (f"gz train {suggest(classes)} --data {words}", "train a model")
     end([counted(images, "image") if images else None, took()], [*drawn, trained])

@@ -59,7 +59,7 @@ def list_(what: _What = "", family: _Family = "", can: _Can = "", wide: opt.Wide
 
 
 def group(verb: str, show: Callable[[], None]) -> typer.Typer:
-    """The commands of a verb, which lists what there is without a word more."""
+    """The command group of a verb. Without a command, it lists its items."""
 
     def callback(ctx: typer.Context) -> None:
         if ctx.invoked_subcommand is None:
@@ -94,7 +94,7 @@ def show(model: _ShownModel, options: _Options = False, sets: opt.Sets = None) -
 
 
 def list_models(family: str = "", can: str = "", *, short: bool = False, wide: bool = False) -> None:
-    """Prints the models of a family that have a capability; `short`: only their names by family."""
+    """Prints the models of a family that have a capability. `short`: only their names, by family."""
     from gzcli.models.catalog import OUTSIDE, cards, model_count
 
     every = sorted(cards().values(), key=lambda card: (card.family, card.name))
@@ -189,7 +189,7 @@ def list_pretrained(*, wide: bool = False) -> None:
 
 
 def list_data(*, long: bool = False, wide: bool = False) -> None:
-    """Prints every data set, a line each or, if `long`, all that is known of it."""
+    """Prints one line for every data set; if `long`, everything that is known about it."""
     from gzcli.data.library import listing
 
     rows = listing()
@@ -214,7 +214,7 @@ def _images(row: dict[str, Any]) -> str | None:
 
 
 def _data_block(row: dict[str, Any], room: int | None) -> list[str]:
-    """A data set's row as text: a heading and each fact, in lines of `room` columns."""
+    """A data set's row as text: a heading, then each fact, wrapped at `room` columns."""
     from gzcli.data.sets.registry import extras_in_words
 
     images = ", ".join(f"{n:,} {split}" for split in ("train", "val", "test") if (n := row[f"n_{split}"]))
@@ -269,7 +269,7 @@ def list_runs(model: str | None = None, data: str | None = None, *, wide: bool =
 def table_of_runs(
     chosen: Sequence[Run], rows: Sequence[Mapping[str, Any]], *, wide: bool = False, to_stderr: bool = False
 ) -> None:
-    """Prints a line for each run, by its summary."""
+    """Prints a line for each run, from its summary."""
     from gzcli.store.metrics import in_words
 
     lines = []
@@ -285,7 +285,7 @@ def table_of_runs(
 
 
 def names_of(chosen: Sequence[Run], *, wide: bool = False, to_stderr: bool = False) -> list[str]:
-    """The names of the runs in a table: in full for scripts, otherwise as short as is unambiguous."""
+    """The names of the runs in a table: full for scripts, otherwise the shortest that are unambiguous."""
     from gzcli.store.runs import short_names
 
     for_scripts = wide or out.room(sys.stderr if to_stderr else sys.stdout) is None

@@ -81,7 +81,7 @@ def check(file: _File, data: _Data = "digits") -> None:
 
 
 def _contract(name: str, data: str) -> list[tuple[str, str | None]]:
-    """Each check with the fault that it finds, None if it passes."""
+    """The checks, each with the fault that it found; None if it passed."""
     from gzcli.recipe.resolve import resolve
 
     with streams.spinner("loading torch", shown=out.mode() == "human"):

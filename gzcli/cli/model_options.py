@@ -1,4 +1,4 @@
-"""What a model adds to a verb: options of its methods, keys, scores and labels, for completion and `--help`.
+"""What a model adds to a verb, for completion and `--help`: options of its methods, keys, scores and labels.
 Models are read from their files and recipes, without slow imports.
 """
 
@@ -30,7 +30,7 @@ STYLES = ("cyan", "yellow", "")  # of the columns, as Typer's own
 
 
 def recipe_for(word: str, data: str | None = None) -> Recipe | None:
-    """The recipe of a run, of a file, or of a model on a data set; None if the word refers to none."""
+    """The recipe of a run, a file, or a model on a data set; None if the word refers to none of them."""
     from gzcli.core.devices import count_gpus  # at a TAB nobody waits until torch has tried them
     from gzcli.recipe.recipe import recipe_of
     from gzcli.recipe.resolve import resolve
@@ -44,7 +44,8 @@ def recipe_for(word: str, data: str | None = None) -> Recipe | None:
 
 
 def card_for(word: str) -> ModelCard | None:
-    """The model that `gz sample` and `gz ood` use for a word: that of the recipe's last stage."""
+    """The model that `gz sample` and `gz ood` use for a word, which is the model of the recipe's last
+    stage."""
     from gzcli.models.catalog import card
     from gzcli.store.runs import by_name
 
@@ -64,14 +65,14 @@ def options_of(verb: str, card: ModelCard, do: str | None = None) -> Options:
 
 
 def values_of(annotation: str) -> list[str]:
-    """The values of a Literal type in the form of the command line; [] for any other type."""
+    """The values of a Literal type, as written on the command line; [] for any other type."""
     from gzcli.recipe.schema import listed
 
     return [written(value) for value in listed(annotation)]
 
 
 def keys_of(recipe: Recipe) -> dict[str, tuple[Any, list[str]]]:
-    """Every key of a recipe with its value, and with the values that it may have if they are listed."""
+    """Every key of a recipe with its value, and with its allowed values if they are listed."""
     from gzcli.models.catalog import card
     from gzcli.recipe.schema import LAUNCH, Rule, schema, staged
 
@@ -92,20 +93,20 @@ def keys_of(recipe: Recipe) -> dict[str, tuple[Any, list[str]]]:
 
 
 def written(value: Any) -> str:
-    """A value for `--set`, as one word of a shell."""
+    """A value for `--set`, quoted as one word of a shell."""
     if isinstance(value, bool) or value is None:
         return json.dumps(value)
     return f"[{','.join(map(written, value))}]" if isinstance(value, (list, tuple)) else str(value)
 
 
 def flag(name: str) -> str:
-    """The option of a keyword: `--top-p` of `top_p`."""
+    """The option for a keyword: `--top-p` for `top_p`."""
     return f"--{name.replace('_', '-')}"
 
 
 def labels_of(word: str | None, data: str | None) -> list[str]:
-    """The classes of `--data`, otherwise of a run's set, otherwise of the digits; [] if no pack has them
-    yet."""
+    """The classes of `--data`, otherwise those of the run's set, otherwise those of the digits; [] if they
+    are not packed yet."""
     from gzcli.data.sets.registry import locate
     from gzcli.store.runs import all_runs, by_name
 
@@ -152,7 +153,7 @@ def word_of(typed: Mapping[str, Any]) -> str:
 
 
 def settings(word: str, data: str | None, incomplete: str, section: str = "") -> list[str]:
-    """Values of `--set a.b=v`: keys with their values, and after `=` the values that the key may have."""
+    """Completions of `--set a.b=v`: keys with their values, and after `=` the allowed values of the key."""
     keys = keys_of(recipe) if (recipe := recipe_for(word, data)) else {}
     key, equals, _ = incomplete.partition("=")
     if equals:
@@ -167,7 +168,7 @@ def an_application(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def a_score(ctx: typer.Context, incomplete: str) -> list[str]:
-    """The scores of the model, with those that come from its likelihood and from several runs."""
+    """The scores of the model, including those from its likelihood and from several runs."""
     from gzcli.recipe.schema import score_names
 
     scores = {score for card in _cards(ctx) for score in score_names(card)}
@@ -181,7 +182,7 @@ def a_label(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def _cards(ctx: typer.Context) -> list[ModelCard]:
-    """The model on the command line; all models if none was typed."""
+    """The card of the model on the command line; the cards of all models if none was typed."""
     from gzcli.models.catalog import cards
 
     card = card_for(word_of(ctx.params))
@@ -192,7 +193,7 @@ def _cards(ctx: typer.Context) -> list[ModelCard]:
 
 
 def show_help(argv: Sequence[str]) -> None:
-    """Prints panels on the model of a command line with `--help`; nothing if it names none."""
+    """Prints panels on the model that a command line with `--help` names; nothing if it names none."""
     verb, *words = [word for word in argv if not word.startswith("-")] or [""]
     recipe = recipe_for(words[0]) if words and verb in ("train", *EXTENDED) else None
     if recipe is None:
@@ -213,7 +214,7 @@ def show_help(argv: Sequence[str]) -> None:
 
 
 def panels(verb: str, word: str, recipe: Recipe) -> Iterator[tuple[str, Iterable[Row]]]:
-    """(title with a place for the model's name, rows of name, value and text) of each panel."""
+    """For each panel: a title with a placeholder for the model's name, and rows of name, value and text."""
     from gzcli.models.catalog import card
 
     part = recipe.parts[-1]
@@ -277,7 +278,7 @@ def scores(model: ModelCard, part: Part) -> Iterator[Row]:
 
 
 def labels(word: str, model: ModelCard, part: Part) -> Row:
-    """Whether the model takes labels, and which."""
+    """Rows that show whether the model takes labels, and which."""
     if not part.options.get("conditional"):
         advice = "to train with labels, use `--set model.conditional=true`"
         return "none", "", advice if "conditional" in model.can else "the model takes no labels"
@@ -289,7 +290,7 @@ def labels(word: str, model: ModelCard, part: Part) -> Row:
 
 
 def applied(model: ModelCard, name: str) -> Row:
-    """An application and its options."""
+    """Rows for an application and its options."""
     takes = [flag(option) for option in model.do[name]]
     takes += ["--mask"] if name in model.masked else []
     takes += ["--label"] if name in model.labelled else []

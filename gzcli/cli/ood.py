@@ -1,5 +1,5 @@
-"""`gz ood`: how well the scores of a trained model separate foreign images from its training set; and with
-`--input` an alarm for each of the user's images."""
+"""`gz ood`: how well the scores of a trained model separate foreign images from its training set. With
+`--input`, an alarm for each of the user's images."""
 
 from __future__ import annotations
 
@@ -233,8 +233,8 @@ def show_dry(
     budget: float | None = None,
     seconds: float | None = None,
 ) -> None:
-    """Prints the sets or images that are scored, by which scores, and the time for this: at most the budget,
-    or an estimate from earlier scores of the run."""
+    """Prints the sets or images to score, the scores, and the time: at most the budget, or an estimate from
+    earlier scores of the run."""
     for label, text in (("in", home.reference), ("against", ", ".join(against)), ("by", by)):
         out.text("\n".join(out.fitted(text, f"{label:<9}")))
     many = f"{n:,}" if n else "as many as the budget allows" if budget else "all"
@@ -260,14 +260,14 @@ def seconds_each(run: Run, names: Sequence[str]) -> float | None:
 
 
 def label_of(outs: Sequence[str]) -> str:
-    """The name of a folder of scores of foreign sets."""
+    """The label of the output folder for scores of foreign sets."""
     return "-".join(slug(name.rsplit("/", 1)[-1]) for name in outs)[:80]
 
 
 def finish(
     result: dict[str, Any], folder: Path, words: str, maps: bool, report: Path | None, fail: bool
 ) -> None:
-    """Prints the lines after the table, and ends with `FLAGGED` if requested."""
+    """Prints the lines after the table. Exits with the code `FLAGGED` if that was requested."""
     for text in (*(f"note: {note}" for note in result.get("notes", [])), f"files: {folder}"):
         out.info(text)
     result = with_report(result, folder, report)
@@ -313,7 +313,7 @@ def check_options(
     """Raises UsageError for options that cannot be combined, MissingError if there are no images.
 
     typed: the model and `--in` of the command line, for hints.
-    alone: whether `--in` is enough, as for an inspection set.
+    alone: whether `--in` suffices, as for an inspection set.
     """
     of_images = f"gz ood {typed or '--in ./good'} --input ./today"
     wrong = of_pictures if input_ is None else of_sets
@@ -340,8 +340,8 @@ def check_options(
 
 
 def method_of(model: str | None, in_: str | None, of_sets: Mapping[str, Any]) -> str | None:
-    """The method without training that a command names, `DEFAULT` if it names nothing; None: it names a model
-    or a run. Raises UsageError if a method lacks its images."""
+    """The method without training that a command names. It is `DEFAULT` if the command names nothing, and
+    None if it names a model or a run. Raises UsageError if a method lacks its images."""
     method = DEFAULT if model is None else matching(model, tuple(METHODS))
     if method is None:
         return None
@@ -356,7 +356,7 @@ def method_of(model: str | None, in_: str | None, of_sets: Mapping[str, Any]) ->
 
 
 def size_in(words: list[str]) -> Any:
-    """The image size by `--set data.size=64`, the only other option of methods; None without it."""
+    """The image size from `--set data.size=64`, the only key that methods accept; None if it is not set."""
     from gzcli.core.units import canonical_size
     from gzcli.recipe.yaml import scalar
 
@@ -375,7 +375,7 @@ def size_in(words: list[str]) -> Any:
 def of_runs(
     model: str, ctx: typer.Context, inside: DataSet | None, scores: list[str]
 ) -> tuple[Run, ModelCard, DataSection, dict[str, Any]]:
-    """The first of the runs, its model, its data, and the settings of a job that the runs decide."""
+    """The first of the runs, its model, its data, and the settings of a job that depend on the runs."""
     from gzcli.launch.from_file import find_run
     from gzcli.models.catalog import card_of
     from gzcli.recipe.schema import score_options
@@ -403,7 +403,8 @@ def of_runs(
 def choose_scores(
     names: list[str], cards: Sequence[ModelCard], of_recipe: Sequence[str] | None
 ) -> tuple[str, ...] | None:
-    """The scores by their exact names; for several runs, the scores of all; None: the recipe's."""
+    """The scores by their exact names; for several runs, those that all of them have. None means the recipe's
+    scores."""
     from gzcli.recipe.schema import check_scores, score_names
 
     if [canonical(name) for name in names] == ["all"]:
@@ -423,8 +424,8 @@ def choose_scores(
 
 
 def split_sets(text: str) -> list[str]:
-    """The names of a list with commas. A name may contain commas itself: the longest text that is a set or a
-    path is one name."""
+    """The names in a comma-separated list. A name may itself contain commas, so the longest text that is a
+    set or a path counts as one name."""
     parts, names = text.split(","), []
     while parts:
         length = next((n for n in range(len(parts), 1, -1) if is_set(",".join(parts[:n]).strip())), 1)
@@ -436,7 +437,7 @@ def split_sets(text: str) -> list[str]:
 
 
 def benchmark_of(name: str, in_: str | None, out_: str | None) -> Benchmark:
-    """The benchmark with this name. Raises UsageError if other sets than its own are given."""
+    """The benchmark with this name. Raises UsageError if sets other than its own are named."""
     from gzcli.data.sets.benchmarks import find_benchmark
 
     benchmark = find_benchmark(name)
@@ -447,7 +448,7 @@ def benchmark_of(name: str, in_: str | None, out_: str | None) -> Benchmark:
 
 
 def with_lists(benchmark: Benchmark, root: Path) -> list[DataSet]:
-    """The foreign sets of a benchmark with lists in OpenOOD's `data` folder; prints the omitted ones."""
+    """The foreign sets of a benchmark whose lists are in OpenOOD's `data` folder. Prints the omitted sets."""
     from gzcli.data.library import list_of
 
     names = (*benchmark.near, *benchmark.far)
@@ -460,8 +461,8 @@ def with_lists(benchmark: Benchmark, root: Path) -> list[DataSet]:
 
 
 def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:
-    """The foreign sets of a benchmark that are in the cache or small enough to download; prints the omitted
-    ones."""
+    """The foreign sets of a benchmark that are in the cache or small enough to download. Prints the omitted
+    sets."""
     from gzcli.data.packs.open import open_pack, pack_options
 
     sets, names = [], (*benchmark.near, *benchmark.far)
@@ -478,7 +479,7 @@ def at_hand(benchmark: Benchmark, data: DataSection) -> list[DataSet]:
 
 
 def rate(text: str | None) -> float:
-    """The value of `--fpr`, `1%` or `0.01`, as a share. Raises UsageError outside 0 … 1."""
+    """The value of `--fpr`, such as `1%` or `0.01`, as a fraction. Raises UsageError outside 0 … 1."""
     word = (text or "1%").strip()
     try:
         share = float(word.removesuffix("%")) / (100 if word.endswith("%") else 1)
@@ -493,7 +494,7 @@ def rate(text: str | None) -> float:
 
 
 def write_alarm(reference: str, place: Path, how: Mapping[str, Any]) -> dict[str, Any]:
-    """Exports the alarm of a method on good images into a folder. Returns the JSON of it."""
+    """Exports the alarm of a method on good images into a folder. Returns the result as JSON."""
     from gzcli.store.jobs import PortableJob
 
     claims.check_empty(place)
@@ -525,8 +526,8 @@ def table_of_defects(result: Mapping[str, Any]) -> None:
 
 
 def ending(result: Mapping[str, Any], folder: Path, name: str, maps: bool) -> None:
-    """The end of `gz ood`: which score was best, or what was flagged, and what to do with it. maps: whether
-    what judges has maps."""
+    """Prints the final lines of `gz ood`: the best score or the flagged images, and the next commands. maps:
+    whether the run or method has maps."""
     if "defects" in result:
         mean = result["defects"][-1]
         summary = (
@@ -562,7 +563,8 @@ def beaten_by(best: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str
 
 
 def better_without(result: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The line of an alarm without a model, if it detects at least as many synthetic defects as the run."""
+    """The command for an alarm without a model, if that detects at least as many synthetic defects as the
+    run."""
     table = result["choice"] if result["run"] else {}
     if not table or max(table, key=lambda name: (table[name], name == DEFAULT)) != DEFAULT:
         return None
@@ -598,7 +600,7 @@ def table(result: Mapping[str, Any]) -> None:
 
 
 def table_of_pictures(result: Mapping[str, Any]) -> None:
-    """Prints the flagged images, the most unusual first, and their number, within 80 columns."""
+    """Prints the flagged images, the most unusual first, and their number. The table fits 80 columns."""
     flagged = [row for row in result["files"] if row["flagged"]]
     names, draws = list(result["thresholds"]), result["seeds"]
     shown = names[: 1 if draws > 1 else 2]  # as many as 80 columns hold, with their spread
@@ -622,7 +624,7 @@ def table_of_pictures(result: Mapping[str, Any]) -> None:
 
 
 def facts_of_alarm(result: Mapping[str, Any], flagged: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """The note on the flagged images below their table."""
+    """The note below the table of flagged images."""
     total, draws = len(result["files"]), result["seeds"]
     if len(flagged) > LINES:
         yield f"and {len(flagged) - LINES:,} more: `alarm.csv` lists all images, most unusual first"

@@ -29,7 +29,7 @@ Verb = Callable[..., None]
 def option(
     words: str, help: str = "", *, complete: Words | Iterable[str] | None = None, panel: str = "", **more: Any
 ) -> Any:
-    """An option of Typer. `words` are its names, and the placeholder of its value: `--seed S`."""
+    """A Typer option. `words` are its names and the placeholder of its value: `--seed S`."""
     names = [word for word in words.split() if word.startswith("-")]
     metavar = next((word for word in words.split() if word not in names), "")
     more |= {"autocompletion": completer(complete, metavar), "rich_help_panel": panel or None}
@@ -42,8 +42,8 @@ def argument(metavar: str, help: str = "", complete: Words | Iterable[str] | Non
 
 
 def with_flags(parameter: str, helps: Mapping[str, str]) -> Callable[[Verb], Verb]:
-    """Gives a verb a flag `--NAME` for each name of a table, with its help, instead of a parameter that gets
-    the names whose flags are typed."""
+    """Replaces a parameter of a verb by flags: one `--NAME` for each name of a table, with its help. The
+    parameter receives the names whose flags were typed."""
 
     def decorate(verb: Verb) -> Verb:
         @wraps(verb)
@@ -71,7 +71,7 @@ def with_flags(parameter: str, helps: Mapping[str, str]) -> Callable[[Verb], Ver
 
 
 def completer(words: Words | Iterable[str] | None, metavar: str) -> Any:
-    """A completion function for Typer; in a list such as `M[,M…]` it completes the last item."""
+    """A completion function for Typer. In a list such as `M[,M…]`, it completes the last item."""
 
     def complete(ctx: typer.Context, incomplete: str) -> list[str]:
         options = words(ctx, incomplete) if callable(words) else words or ()
@@ -102,7 +102,8 @@ def a_model(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def a_run(ctx: typer.Context, incomplete: str, *others: str) -> list[str]:
-    """Names of runs, after other words; if none fits, ids without their time, as tables show them."""
+    """The names of runs, after other words. If none matches, the ids without their times, as tables show
+    them."""
     from gzcli.store.runs import all_runs, short_names
 
     if names(incomplete, words := [*others, *run_names()]):
@@ -116,7 +117,7 @@ def a_model_or_run(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def a_judge(ctx: typer.Context, incomplete: str) -> list[str]:
-    """What `gz ood` judges by: also the methods without training."""
+    """Completions for what `gz ood` scores with: runs, models and methods without training."""
     from gzcli.metrics.alarms.methods import METHODS
 
     return [*METHODS, *a_model_or_run(ctx, incomplete)]
@@ -138,8 +139,7 @@ def a_set(ctx: typer.Context, incomplete: str) -> list[str]:
 
 
 def choose(what: str, name: str, options: Iterable[str]) -> str:
-    """The option with this name; `-` and `_` are equivalent. `what` is the kind of options, for the
-    message."""
+    """The option with this name; `-` and `_` are equivalent. The message calls the options `what`."""
     options = list(options)
     if match := matching(name, options):
         return match
@@ -166,8 +166,8 @@ def parse_precision(text: str | None) -> str | None:
 
 
 def split(text: str | None) -> list[str]:
-    """The items of a comma-separated list: `a, b` as ["a", "b"]; [] of None. Raises UsageError for commas
-    without a name."""
+    """The items of a comma-separated list: `a, b` as ["a", "b"]; [] for None. Raises UsageError for an empty
+    item."""
     items = [item for item in map(str.strip, (text or "").split(",")) if item]
     if text and not items:
         raise UsageError(f"`{text}` contains no names", hint="separate names with commas, such as `a,b`")
@@ -175,7 +175,8 @@ def split(text: str | None) -> list[str]:
 
 
 def _after_dashes(ctx: typer.Context, value: list[str] | None) -> list[str]:
-    """The words after `--`, which go to `accelerate launch`; a stray word before them is refused."""
+    """The words after `--`, which are passed to `accelerate launch`. Raises UsageError for a stray word
+    before them."""
     words, extra = ctx.obj or [], list(value or ())
     after = words[words.index("--") + 1 :] if "--" in words else []
     if extra and extra != after[-len(extra) :] and not ctx.resilient_parsing:
@@ -194,14 +195,15 @@ def _switch(param: typer.CallbackParam, value: bool) -> bool:
 
 
 def may_remove(what: str, yes: bool) -> bool:
-    """Whether `what` may be removed: by `--yes`, or by the user's answer on a terminal."""
+    """Whether `what` may be removed: `--yes` was typed, or the user agreed on a terminal."""
     if not yes and not sys.stdin.isatty():
         raise UsageError(f"removing {what} needs `--yes` if there is no terminal to ask on")
     return yes or out.confirmed(f"Remove {what}?")
 
 
 def spelled(model: str, pretrained: bool) -> str:
-    """`MODEL --pretrained`, or only `--pretrained`, in the spelling of every verb."""
+    """The name of a model in the spelling that every verb accepts, for `MODEL --pretrained` or `--pretrained`
+    alone."""
     from gzcli.store.pretrained import DEFAULT, PREFIX
 
     if not pretrained or model.startswith(PREFIX):

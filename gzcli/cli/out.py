@@ -1,6 +1,6 @@
-"""The only writer: data on stdout, everything else on stderr; it stores the `--json` and `-q` switches.
-
-Tables and texts fit the terminal: the least important columns leave first, texts are wrapped between words.
+"""The only module that writes to the terminal: data to stdout, everything else to stderr. It stores the
+switches `--json` and `-q`. Tables and texts fit the terminal: the least important columns are omitted first,
+and texts are wrapped between words.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _SEQUENCES = {_MARKS[name]: f"\033[{code}m" for name, code in _STYLES.items()} |
 
 
 def configure(**switches: bool | None) -> None:
-    """Sets `json`, `quiet`, `lenient` (a closed or full stdout does not end the verb) or `lost` (that has
-    happened, so that an error goes to stderr); None leaves a switch unchanged."""
+    """Sets the switches `json`, `quiet`, `lenient` and `lost`; None leaves one unchanged. `lenient`: a closed
+    or full stdout does not end the verb. `lost`: stdout has failed, so errors go to stderr."""
     _mode.update({key: value for key, value in switches.items() if value is not None})
 
 
@@ -66,9 +66,8 @@ def text(string: str) -> None:
 
 
 def picture(path: Path, *, opened: bool = False) -> None:
-    """Human mode: prints the path of an image, below the image itself on a terminal that can show it.
-
-    opened: whether the desktop's viewer also shows it.
+    """Human mode: prints the path of an image, preceded by the image itself if the terminal can show it.
+    opened: whether the desktop's viewer shows it too.
     """
     from gzcli.report import preview
 
@@ -100,8 +99,8 @@ def table(
 
     spare: headings of the columns that may be omitted, in order of omission; a mapping also gives their names
       in the note on omitted columns.
-    to_stderr: whether it is printed as `info` would.
-    elsewhere: where to see the columns that did not fit.
+    to_stderr: whether it is printed like a line of `info`.
+    elsewhere: command that shows the columns that did not fit.
     """
     if is_quiet() if to_stderr else is_json():
         return
@@ -115,12 +114,12 @@ def table(
 
 
 def width() -> int:
-    """The columns that texts on stderr may take, 80 at most."""
+    """The width for texts on stderr, at most 80 columns."""
     return min(80, room(sys.stderr) or 80)
 
 
 def fitted(text: str, head: str = "") -> list[str]:
-    """The text in lines that fit stderr, below a heading."""
+    """The text, wrapped to fit stderr, below a heading."""
     return wrapped(text, head, width())
 
 
@@ -128,7 +127,8 @@ def fitted(text: str, head: str = "") -> list[str]:
 
 
 def info(string: str) -> None:
-    """Prints a line unless `-q` is set, broken at spaces if the terminal would break it within a word."""
+    """Prints a line unless `-q` is set. It is broken at spaces if the terminal would break it within a
+    word."""
     line(streams.broken(string, room(sys.stderr)))
 
 
@@ -155,12 +155,12 @@ def _titled(title: str, colour: str, string: str) -> str:
 
 
 def on_terminal() -> bool:
-    """Whether somebody reads a question and can answer it."""
+    """Whether a user can see a question and answer it."""
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def confirmed(question: str) -> bool:
-    """The answer to a question on the terminal; none means no."""
+    """The answer to a yes-or-no question on the terminal; no answer means no."""
     sys.stderr.write(f"{streams.printable(question)} [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
@@ -168,7 +168,7 @@ def confirmed(question: str) -> bool:
 
 @contextmanager
 def progress(title: str, unit: str = "bytes") -> Iterator[Callable[[int, int], None]]:
-    """Yields report(done, total), which draws a bar on a terminal; bytes are shown with their rate."""
+    """Yields report(done, total), which draws a bar on a terminal. Bytes are shown with their rate."""
     if is_quiet() or is_json() or not colourful(sys.stderr):
         yield lambda done, total: None
         return
@@ -209,12 +209,13 @@ def table_lines(
     narrow: int = NARROW,
     room: int | None = None,
 ) -> tuple[list[str], list[str]]:
-    """The lines of a table that fit `room` columns (None: any number), and the headings that were left out.
+    """The lines of a table that fit `room` columns (None for any width), and the headings of the omitted
+    columns.
 
-    spare: as for `table`; among columns with one name, the last is dropped first. Columns without any value
-      are always dropped.
+    spare: as in `table`. Of columns with equal names, the last is dropped first. Columns without values are
+      always dropped.
     wrap: headings of the columns whose texts may take several lines.
-    narrow: the least width of such a text while a spare column can leave in its place.
+    narrow: minimum width of such a text as long as a spare column can be omitted instead.
     """
     cells = [["-" if cell is None or cell == "" else str(cell) for cell in row] for row in rows]
     grid = list(zip(columns, *cells, strict=False))
@@ -248,8 +249,8 @@ def table_lines(
 def _narrowed(
     widths: Sequence[int], words: Mapping[int, int], shown: Sequence[int], room: int, least: int
 ) -> dict[int, int] | None:
-    """The widths, of at least `least`, to which wrapped columns shrink so that all fit; None if
-    impossible."""
+    """The widths, at least `least`, to which the wrapped columns shrink so that the table fits; None if it
+    cannot."""
     narrowed = {i: widths[i] for i in shown if i in words}
     floors = {i: max(words[i], min(width, least)) for i, width in narrowed.items()}
     for _ in range(_total(widths, shown) - room):  # the widest gives first
@@ -274,7 +275,8 @@ def _total(widths: Sequence[int], shown: Sequence[int]) -> int:
 
 
 def colourful(stream: TextIO) -> bool:
-    """Whether the stream is a terminal that shows colour; `NO_COLOR`, `CI` and `TERM=dumb` forbid it."""
+    """Whether to use colour: the stream is a terminal, and none of `NO_COLOR`, `CI` and `TERM=dumb` forbids
+    it."""
     env = os.environ
     return stream.isatty() and not env.get("NO_COLOR") and not env.get("CI") and env.get("TERM") != "dumb"
 
@@ -286,12 +288,12 @@ def trace(problem: BaseException) -> None:
 
 
 def style(string: str, name: str, stream: TextIO | None = None) -> str:
-    """The string in a colour or weight, if the stream (stderr by default) shows it."""
+    """The string in a colour or weight, if the stream (default: stderr) supports it."""
     return f"{_MARKS[name]}{string}{_END}" if colourful(stream or sys.stderr) else string
 
 
 def _write(stream: TextIO, string: str, *, styled: bool = True) -> None:
-    """Writes a line, which may contain what `style` made if it is `styled`."""
+    """Writes a line; a `styled` line may contain the escape codes of `style`."""
     if styled and colourful(stream):
         parts = re.split(f"([{''.join(_SEQUENCES)}])", string)
         string = "".join(_SEQUENCES.get(part) or streams.printable(part) for part in parts)
@@ -301,7 +303,7 @@ def _write(stream: TextIO, string: str, *, styled: bool = True) -> None:
 
 
 def _put(stream: TextIO, string: str) -> None:
-    """Writes a line unchanged; any foreign text in it must be printable."""
+    """Writes a line unchanged; any foreign text in it must already be printable."""
     try:
         stream.write(f"{string}\n")
         stream.flush()

@@ -1,8 +1,8 @@
-"""The plan that `gz train` prints before a training: scale, set, size, memory and time; with `--dry-run` also
-everything that is missing, and with `--keys` every value with its origin. Also the cost of samples, for the
-dry runs of other verbs.
+"""The plan that `gz train` prints before a training: scale, set, size, memory and time. With `--dry-run` it
+also lists everything that is missing, and with `--keys` every value with its origin. Other verbs' dry runs
+use this module for the cost of samples.
 
-A dry run creates nothing but, in the cache, what a step costs; torch is loaded in another process alone.
+A dry run creates nothing except, in the cache, the cost of a step. torch is loaded only in another process.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ class Outlook:
     def of(
         cls, recipe: Resolved, plan: Plan, facts: DataFacts, paper: Resolved | None, *, timed: bool
     ) -> Outlook:
-        """The outlook of a recipe, and of the same at the scale `paper`; `timed`: a step may be tried for
-        that."""
+        """The outlook of a recipe, including that at the scale `paper`. `timed`: whether a step may be
+        tried."""
         measure = partial(forecast.measured, say=out.info) if timed else None
         rows = forecast.expect(recipe, plan, facts.info(), measure=measure, timed=timed, paper=paper)
         return cls(recipe, plan, facts, *rows)
 
     @property
     def seconds(self) -> float | None:
-        """Seconds of all models here; None: not known."""
+        """Seconds for all models on this machine; None if unknown."""
         return together([one.seconds for one in self.models])
 
     @property
@@ -63,10 +63,10 @@ class Outlook:
 
 
 def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
-    """Prints in short what is about to be trained, and asks about more than a week.
+    """Prints a summary of the training. Asks for confirmation if it takes more than a week.
 
-    A step is timed for the estimate, except for embedded sets, which take a minute, and if the length was
-    given. The other machines of several print nothing.
+    For the estimate, a step is timed, unless the user set the length or the set is embedded, whose trainings
+    take a minute. With several machines, only the first prints.
     """
     request, plan = start.request, start.plan
     if start.run:
@@ -88,7 +88,7 @@ def before_start(start: Start, recipe: Recipe, *, yes: bool) -> None:
 
 
 def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, yes: bool) -> None:
-    """Asks on a terminal whether to start a job of more than `most` seconds; a script only gets a note."""
+    """On a terminal, asks whether to start a job of more than `most` seconds. A script only gets a note."""
     if seconds is None or seconds <= most or yes:
         return
     long, ways = f"about {about(seconds)} on this machine", f"to start anyway, pass `--yes`; {ways}"
@@ -102,7 +102,8 @@ def start_or_not(seconds: float | None, *, most: float, span: str, ways: str, ye
 
 
 def show_plan(start: Start, *, keys: bool) -> None:
-    """Prints the plan, what is missing, the run's folder and the launch line, and with `keys` every key."""
+    """Prints the plan, what is missing, the run's folder and the launch command; with `keys`, also every
+    key."""
     recipe, plan, run = start.request.recipe, start.plan, start.run
     rounded: list[str] = []
     if run:
@@ -147,7 +148,8 @@ def show_plan(start: Start, *, keys: bool) -> None:
 
 
 def resolved_tree(outlook: Outlook) -> tuple[dict[str, Any], dict[str, str]]:
-    """The recipe as a tree, and the origin of each value, with what a real start finds out."""
+    """The recipe as a tree and the origin of each value, including values that only a real start
+    determines."""
     recipe = outlook.recipe
     of_set = {key: getattr(outlook.facts, key) for key in ("size", "channels", "levels")}
     of_set = {key: v for key, v in of_set.items() if getattr(recipe.data, key) is None and v is not None}
@@ -161,7 +163,7 @@ def resolved_tree(outlook: Outlook) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def figures(outlook: Outlook) -> dict[str, Any]:
-    """The forecast for scripts: of all models together, and of each."""
+    """The forecast for scripts, in total and for each model."""
     models = outlook.models
     flops = together([one.flops for one in models])
     each = [
@@ -204,9 +206,9 @@ class Drawing:
 
     @classmethod
     def of(cls, model: str, data: str, run: Run | None = None, steps: int | None = None) -> Drawing:
-        """As a run measured at its end and in its benches, otherwise as in a shipped league, of the set if
-        there is one. steps: those of the sampler, to which both are proportional. Default: the model's
-        own."""
+        """The cost that a run measured at its end and in its benches. Without these, that of a shipped
+        league, preferably on the same set. steps: sampler steps, to which both costs are proportional.
+        Default: the model's own."""
         if run:
             seconds = run.status().get("sample_seconds")
             usual = (run.serving.tree().get("sample") or {}).get("steps")
@@ -222,7 +224,7 @@ class Drawing:
         return cls(seconds or None, calls or None)
 
     def in_words(self, n: int | None) -> str:
-        """The cost of n images, or of one if n is 0 or None."""
+        """The cost of n images in words; of one image if n is 0 or None."""
         each = f", {counted(round(self.calls), 'call')} per image" if self.calls else ""
         if self.seconds is None:
             return f"an unknown time{each}"
@@ -230,7 +232,7 @@ class Drawing:
 
 
 def calls_of(run: Run) -> float | None:
-    """The network calls of an image as the newest bench of the run counted them."""
+    """The network calls per image, as counted by the newest bench of the run."""
     for path in sorted(run.path.glob(f"bench/*/{Run.result_file}"), reverse=True):
         with suppress(GzError):  # a damaged result counts as none
             for row in files.read_object(path).get("rows") or []:
@@ -242,7 +244,7 @@ def calls_of(run: Run) -> float | None:
 def show_drawing(
     rows: Sequence[tuple[Run, int | None, Drawing]], further: str, judge_seconds: float | None = None
 ) -> None:
-    """Prints the cost of samples of runs and of further work, including `judge_seconds` for JSON."""
+    """Prints the cost of sampling runs and of further work. The JSON also has `judge_seconds`."""
     for run, n, drawing in rows:
         images = counted(n, "image") if n else "one image per input image"
         for line in out.fitted(f"{run.id}: {images}, {drawing.in_words(n)}"):
@@ -261,7 +263,7 @@ def show_drawing(
 
 
 def starts(request: Request) -> list[str]:
-    """The weights that a training starts from, in a line."""
+    """A line on the weights from which a training starts."""
     if request.parent is None or request.recipe.parts[-1].train.parent is None:
         return []
     part, run = request.recipe.parts[-1], request.parent
@@ -273,7 +275,7 @@ def starts(request: Request) -> list[str]:
 
 
 def in_short(outlook: Outlook) -> list[str]:
-    """One or two lines on what is about to be trained."""
+    """One or two lines that summarise the training."""
     choice, params, here = outlook.recipe.choice, outlook.params, outlook.seconds
     scale = f"scale {choice.scale} ({choice.why}): " if choice.scale else ""
     model = [f"{count(params)} parameters"] if params else []
@@ -290,7 +292,7 @@ def in_short(outlook: Outlook) -> list[str]:
 
 
 def in_lines(outlook: Outlook, there: int | None) -> Iterator[tuple[str, str]]:
-    """Scale, set, model, memory and time with their labels; `there`: bytes that a process may take."""
+    """Scale, set, model, memory and time with their labels; `there`: bytes available to a process."""
     choice, models, facts, here = outlook.recipe.choice, outlook.models, outlook.facts, outlook.seconds
     yield "scale", f"{choice.scale} ({choice.why})" if choice.scale else "the recipe has no scales"
     download = f", {size(facts.download)} to download" if facts.download else ""
@@ -345,7 +347,7 @@ def _time(one: Forecast) -> str:
 
 
 def _on_h100s(forecasts: Sequence[Forecast]) -> str:
-    """The total time on as many H100s as requested GPUs; "" if gz has no estimate."""
+    """The total time on as many H100s as GPUs were requested; "" if gz has no estimate."""
     gpus = forecasts[0].gpus
     seconds = h100_seconds(forecasts, gpus)
     where = "an H100" if gpus == 1 else f"{gpus} H100s"

@@ -1,4 +1,4 @@
-"""`gz report`: the results of a `gz bench` or `gz ood` as a page, as Markdown and as tables for LaTeX."""
+"""`gz report`: the results of `gz bench` or `gz ood` as a page, as Markdown and as LaTeX tables."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def report(folder: _Folder, to: _Out = None, columns: Columns = None) -> None:
 
 
 def check_report(to: Path | None) -> None:
-    """Raises UsageError before the work if `--report DIR` names a folder that contains anything else."""
+    """Raises UsageError, before any work is done, if the folder of `--report` contains anything but a
+    report."""
     if to:
         from gzcli.report.write import check
 
@@ -41,7 +42,7 @@ def check_report(to: Path | None) -> None:
 def with_report(
     result: Mapping[str, Any], folder: Path, to: Path | None, columns: str | None = None
 ) -> dict[str, Any]:
-    """The result of a verb; if `--report DIR` was given, with the report's paths, once it is written."""
+    """The result of a verb. With `--report DIR`, writes the report and adds its paths."""
     if not to:
         return dict(result)
     from gzcli.report.write import write
@@ -52,5 +53,5 @@ def with_report(
 
 
 def page_of(result: Mapping[str, Any], folder: Path | str) -> list[tuple[str, str]]:
-    """The next step that makes a page of a verb's result; none if `--report` has made one."""
+    """The next command that makes a page of a verb's result; none if `--report` has already written one."""
     return [] if "report" in result else [(f"gz report {quoted(folder)}", "make a page of the results")]

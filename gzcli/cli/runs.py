@@ -261,7 +261,7 @@ def remove(runs: _Refs, yes: opt.Yes = False) -> None:
 
 
 def _find(ref: str) -> Run:
-    """The run with this id, alias or folder, in any state; otherwise the finished run that `ref` refers
+    """The run with this id, alias or folder, in any state. Otherwise the finished run that `ref` refers
     to."""
     from gzcli.launch.from_file import find_run
 
@@ -269,8 +269,8 @@ def _find(ref: str) -> Run:
 
 
 def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
-    """Lists the runs, asks unless `yes`, and removes them; with `skip`, a run that is in use meanwhile is
-    kept."""
+    """Lists the runs, asks for confirmation unless `yes`, and removes them. With `skip`, runs that are in use
+    by then are kept."""
     rows = summaries(runs)
     if runs:
         table_of_runs(runs, rows, to_stderr=True)
@@ -298,7 +298,8 @@ def _remove(runs: list[Run], yes: bool, *, skip: bool = False) -> None:
 
 
 def exported(source: Run, ref: str, place: Path, **fields: Any) -> dict[str, Any]:
-    """Exports a run, which the user called `ref`, to a path. Returns the JSON of `gz runs export`."""
+    """Exports a run to a path; `ref` is the name that the user typed. Returns the JSON of `gz runs
+    export`."""
     from gzcli.store.jobs import ExportJob
 
     jobs.announce(source, ref)
@@ -310,7 +311,7 @@ def exported(source: Run, ref: str, place: Path, **fields: Any) -> dict[str, Any
 
 
 def facts(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """A line about every run."""
+    """Prints a line of facts about every run."""
     columns: list[dict[str, Any]] = []
     for run, row in zip(runs, rows, strict=True):
         step, steps = row["step"], row["steps"]
@@ -327,7 +328,7 @@ def facts(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def differences(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The keys whose values differ, with the value of each run; None if a run has no such key."""
+    """The keys whose values differ, each with the values of all runs (None if a run lacks the key)."""
     keys = dict.fromkeys(key for tree in trees for key in tree)
     of_training = [key for key in keys if not key.startswith(NOT_TRAINED) and not key.endswith("_every")]
     values = {key: [tree.get(key) for tree in trees] for key in of_training}
@@ -339,8 +340,8 @@ def _differ(values: Sequence[Any]) -> bool:
 
 
 def side_by_side(names: Sequence[str], lines: Sequence[Row], *, wide: bool) -> None:
-    """Prints a column for each run, in as many tables as the terminal width requires, with at least two runs
-    each."""
+    """Prints a column for each run, in as many tables as the terminal's width requires. A table has at least
+    two runs."""
     runs, tables, room = len(names), 1, None if wide else out.room(sys.stdout)
     if room is not None:
         first = max(len(line[0]) for line in lines)

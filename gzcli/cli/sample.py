@@ -141,7 +141,7 @@ def sample(
 
 
 def job_of(model: str, data: str | None, typed: SampleJob, words: list[str], ctx: typer.Context) -> Sampling:
-    """The run of a model's name, the typed job with what follows from it, and the run's applications."""
+    """The run that a name refers to, the typed job completed from it, and the run's applications."""
     from gzcli.core.sections import part_of
     from gzcli.launch.from_file import find_run
     from gzcli.models.catalog import card_of
@@ -184,7 +184,7 @@ def show_dry(run: Run, job: SampleJob) -> None:
 
 
 def classes_of(run: Run, data: str) -> list[str]:
-    """The classes of a run's training, by its weights or its set; [] if neither records them."""
+    """The classes that a run was trained on, from its weights or its set; [] if neither records them."""
     from gzcli.launch.from_file import metadata
 
     with suppress(GzError):
@@ -209,7 +209,7 @@ def show(result: Mapping[str, Any], *, opened: bool = False) -> None:
 
 
 def ending(name: str, able: Iterable[str], do: str | None, result: Mapping[str, Any]) -> None:
-    """The end of `gz sample`: how many images in what time, and what else the run can do."""
+    """The final lines of `gz sample`: the number of images, the time, and what else the run can do."""
     further = [application for application in able if application != do]
     if further:
         out.info(f"applications (`--do`): {', '.join(further)}")
@@ -224,8 +224,8 @@ def ending(name: str, able: Iterable[str], do: str | None, result: Mapping[str, 
 
 
 def check(model: ModelCard, do: str | None, run: Run, job: SampleJob, *, conditional: bool) -> None:
-    """Raises UsageError if the application `do`, or sampling without one, does not take the images or
-    labels of the job, or needs a run that was trained with labels."""
+    """Raises UsageError if the application `do`, or plain sampling, does not accept the job's images or
+    labels, or needs a run that was trained with labels."""
     if not do and (job.mask or (job.input and not model.inputs)):
         raise UsageError(f"`{'--mask' if job.mask else '--input'}` needs `--do`", hint=abilities(model))
     if job.mask and do not in model.masked:
@@ -244,7 +244,7 @@ def check(model: ModelCard, do: str | None, run: Run, job: SampleJob, *, conditi
 
 
 def choose_application(word: str, model: ModelCard) -> str:
-    """The application of the model that the word refers to."""
+    """The application of the model that a word refers to."""
     from gzcli.models.catalog import APPLICATIONS
 
     name = canonical(word)
@@ -281,15 +281,15 @@ def read_prompts(typed: list[str], file: Path | None) -> list[str]:
 
 
 def origin_of_job(job: SampleJob, run: Run) -> dict[str, Any]:
-    """The part of the origin of images that the engine cannot know: the command without paths of files, the
-    origin of a shared run, and the hashes of the user's own images."""
+    """The part of the images' origin that the engine cannot know. It consists of the command without file
+    paths, the origin of a shared run, and the hashes of the user's own images."""
     paths = {key: Path(path) for key, path in (("input", job.input), ("mask", job.mask)) if path}
     pictures = {key: {"name": path.name, "sha256": digest(path)} for key, path in paths.items()}
     return {"command": command(job, run), "from": run.status().get("from"), **pictures}
 
 
 def command(job: SampleJob, run: Run) -> str:
-    """The command line of a job, in one form however it was typed."""
+    """The command line of a job in a canonical form."""
     words = ["gz", "sample", run.id, *(["-n", str(job.n)] if job.n else []), "--seed", str(job.seed)]
     pictures = {key: Path(path).name for key, path in (("input", job.input), ("mask", job.mask)) if path}
     checkpoint = None if job.checkpoint in ("last", "finished") else job.checkpoint
@@ -318,7 +318,7 @@ def digest(path: Path) -> str:
 
 
 def job_like(picture: Path, model: str, typed: SampleJob, words: list[str]) -> Sampling:
-    """The run of an image, by its name or its weights, and the job that draws it again."""
+    """The run that drew an image, found by name or weights, and the job that draws the image again."""
     from gzcli.launch.from_file import find_run
 
     facts = origin_of(picture)
@@ -382,7 +382,7 @@ def compare(picture: Path, result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _candidates(facts: Mapping[str, Any]) -> Iterator[Run]:
-    """Candidates for the run of an image: by its id, from a file used before, or by its weights."""
+    """Candidates for the run that drew an image: by id, from a file used before, or by weights."""
     stored = all_runs()
     yield from (run for run in stored if run.id == facts["run"])
     yield from (Run(path) for path in cache_dir("files").glob("*") if path.name == facts["run"])
@@ -390,7 +390,7 @@ def _candidates(facts: Mapping[str, Any]) -> Iterator[Run]:
 
 
 def _checkpoint_with(facts: Mapping[str, Any], run: Run) -> str | None:
-    """The checkpoint of a run that has the image's weights, in the form of `--checkpoint`."""
+    """The checkpoint of a run that has the image's weights, as a value for `--checkpoint`."""
     step = int(facts["step"])
     places = {"finished": run.serving.model_file, str(step): run.serving.checkpoint(step).averaged}
     equal = (at for at, file in places.items() if file.is_file() and checksum(file) == facts["weights"])

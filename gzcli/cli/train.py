@@ -1,5 +1,5 @@
-"""`gz train`: makes a run of a recipe, launches its training, and prints the path of an image of samples;
-and `gz sweep`, which trains several settings of a model on one budget."""
+"""`gz train`: creates a run from a recipe, launches its training, and prints the path of an image of samples.
+Also `gz sweep`, which trains several settings of a model on one budget."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def train(
 
 
 def suggested(data: str | None) -> str:
-    """The model to begin with on a set, which is printed. Raises UsageError if no set is named."""
+    """The model to begin with on a data set; prints the choice. Raises UsageError if no set is named."""
     from gzcli.data.packs.open import facts_of
 
     if data is None:
@@ -170,7 +170,7 @@ def announce(run: Run) -> None:
 
 
 def check_trackers(texts: Sequence[str]) -> list[str] | None:
-    """The trackers of `--track`, which may be lists as `wandb,mlflow`; None if there are none."""
+    """The trackers of `--track`, whose values may be lists such as `wandb,mlflow`; None if there are none."""
     trackers = [choose("tracker", word, TRACKERS) for text in texts for word in split(text)]
     for name in trackers:
         if find_spec(name) is None:
@@ -179,7 +179,7 @@ def check_trackers(texts: Sequence[str]) -> list[str] | None:
 
 
 def after_training(run: Run) -> None:
-    """Prints the best metric, time and size, and how to draw from the run and to see how good it is."""
+    """Prints the best metric, time and size, and the commands that draw from the run and evaluate it."""
     from gzcli.cli.jobs import end, name_of
     from gzcli.store.metrics import in_words, summary
     from gzcli.store.runs import all_runs

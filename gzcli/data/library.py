@@ -1,4 +1,4 @@
-"""Lists data sets, imports the user's own, checks and removes them. No heavy import at the top."""
+"""Lists, imports, checks and removes data sets. No heavy import at the top."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def listing() -> list[dict[str, Any]]:
     """A row for each set, known sets first, as dicts with these keys.
 
     name, title: the name for `--data`, and a description or the path.
-    classes: how many.
+    classes: number of classes.
     channels, size: channels and size of an image; None for an imported set that is not packed.
     larger: sizes that the publisher offers beside `size`.
     cached: whether it can be used without the network.
-    n_train, n_val, n_test: images; n_val 0: validation is carved from train.
-    licence, citation, page: the publisher's terms, the paper, and where a browser gets the files.
-    download: bytes.
+    n_train, n_val, n_test: number of images. n_val 0: validation images are split off from train.
+    licence, citation, page: the publisher's terms, the paper, and the web page of the files.
+    download: size of the download in bytes.
     multilabel, embedded, extras: as in `DataSpec`.
     path, lost: path of an imported set, and whether it no longer exists.
 
-    None of the files of an imported set is looked at: there may be millions.
+    The files of an imported set are not looked at, because there may be millions.
     """
     rows = []
     for spec in SPECS.values():
@@ -67,7 +67,7 @@ def listing() -> list[dict[str, Any]]:
 
 
 def _own_row(name: str, line: dict[str, Any]) -> dict[str, Any]:
-    """The row of an imported set, by its newest pack, even if its files have changed since."""
+    """The row of an imported set, from its newest pack even if its files have changed since."""
     own_images = own_set(name, line)
     newest = max(packs_of(own_images), key=lambda pack: pack.meta_file.stat().st_mtime, default=None)
     row = {key: line.get(key, value) for key, value in _ROW.items()}
@@ -81,10 +81,10 @@ def _own_row(name: str, line: dict[str, Any]) -> dict[str, Any]:
 
 
 def import_set(what: str | Path, name: str, form: Form | None = None) -> dict[str, Any]:
-    """Registers images under a name, after a look at their layout.
+    """Checks the layout of images and registers them under a name.
 
-    Returns name, path, classes and counts; and `replaced`: None, or if the same path had this name before,
-    the settings that have changed, each as [before, now].
+    Returns name, path, classes, counts and `replaced`. If the same path had this name before, `replaced` has
+    the changed settings, each as [before, now]; otherwise it is None.
     """
     from gzcli.data.readers.folder import open_path
 
@@ -132,7 +132,7 @@ def data_path(what: DataSet | str | Path) -> Path:
 
 
 def remove(what: DataSet | str | Path) -> list[Path]:
-    """Removes packs, downloads and the imported name, never the user's files; returns what it removed."""
+    """Removes packs, downloads and the imported name, but never the user's files. Returns what it removed."""
     data = locate(what)
     with alone(data):
         files.sweep(cache_dir("packs", data.key))
@@ -155,7 +155,7 @@ def remove(what: DataSet | str | Path) -> list[Path]:
 
 
 def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
-    """Re-reads every byte of files and packs; returns {name, files, packs}, the paths that were checked."""
+    """Verifies every byte of files and packs. Returns {name, files, packs}, the checked paths."""
     data = locate(what)
     name, packs = data.reference, packs_of(data)
     versions = data.versions if isinstance(data, DataSpec) else ()
@@ -197,7 +197,7 @@ def list_of(root: Path, benchmark: Benchmark, name: str) -> Path | None:
 
 
 def listed_images(root: Path, benchmark: Benchmark, name: str) -> OwnSet:
-    """The images of a list, in its order, as a set of links in the cache."""
+    """The images of a list, in its order, as a data set of links in the cache."""
     path = list_of(root, benchmark, name)
     if path is None:
         raise MissingError(f"`{root}` has no list of `{name}` for `{benchmark.name}`")

@@ -1,7 +1,5 @@
-"""Access control for the server of `gz demo`: only its own page. Plain ASGI, without an import of Gradio. A
-page from elsewhere can make a browser send requests to this machine: by a form, an image, a stream of events,
-or by its own name that resolves to 127.0.0.1. They are recognised by three headers that no script can
-set: Host, Origin and Sec-Fetch-Site."""
+"""Access control for the server of `gz demo`: it serves only its own page. Plain ASGI, without importing
+Gradio."""
 
 from __future__ import annotations
 
@@ -41,8 +39,9 @@ class _TooLarge(Exception):
 
 
 class Guard:
-    """Refuses what does not come from the server's own page at one of its `addresses`, which may grow later,
-    such as "https://abc.gradio.live"; with a `token`, also what lacks it in its address and as a cookie."""
+    """Refuses requests that do not come from the server's own page at one of its `addresses`, such as
+    "https://abc.gradio.live"; the list may grow later. With a `token`, also refuses requests that have it
+    neither in their address nor as a cookie."""
 
     def __init__(self, app: App, *, addresses: set[str], token: str | None = None):
         self.app, self.addresses, self.token = app, addresses, token
@@ -76,7 +75,7 @@ class Guard:
                 await _refuse(scope, answer, *TOO_LARGE)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """The status and the reason of a refusal; None if the request may pass."""
+        """The status and reason of a refusal; None if the request may pass."""
         hosts, sites = _values(scope, b"host"), _values(scope, b"sec-fetch-site")
         # whatever the port: a tunnel of the user's (`ssh -L`) may have another one
         names = {urlsplit(address).netloc for address in self.addresses}
@@ -118,7 +117,8 @@ class Guard:
 
 
 async def _refuse(scope: Scope, send: Send, status: int, reason: str) -> None:
-    """Answers a request with a status and a line of text; the server makes 403 of a websocket's close."""
+    """Answers a request with a status and a line of text. For a websocket, the server turns its close into
+    403."""
     if scope["type"] == "websocket":
         return await send({"type": "websocket.close", "code": 1008, "reason": reason})
     head = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
@@ -127,7 +127,8 @@ async def _refuse(scope: Scope, send: Send, status: int, reason: str) -> None:
 
 
 def _is_link(scope: Scope) -> bool:
-    """Whether the browser opens the page itself, as after a click on a link: no other page can read it."""
+    """Whether the browser opens the page itself, as after a click on a link. No other page can then read
+    it."""
     is_page = scope.get("method") == "GET" and scope.get("path") == "/"
     mode, target = _values(scope, b"sec-fetch-mode"), _values(scope, b"sec-fetch-dest")
     return is_page and mode == ["navigate"] and target == ["document"]

@@ -1,4 +1,5 @@
-"""The page of `gz demo`, by Gradio, and its server: only on this machine, without requests to others."""
+"""The page of `gz demo`, made with Gradio, and its server. It serves this machine only and sends no requests
+to others."""
 
 # ruff: noqa: E402
 from __future__ import annotations
@@ -64,10 +65,10 @@ def serve(
 ) -> tuple[gr.Blocks, str]:
     """Starts the server in a thread. Returns the page, whose `close` ends it, and its address.
 
-    port: None: the first free one from 7860 on.
+    port: port of the server. None: the first free one from 7860 on.
     share: whether Gradio makes it reachable from elsewhere, through a tunnel. The address then contains a
-      token, without which nothing is answered.
-    browser: whether it is opened in the browser.
+      token, which every request needs.
+    browser: whether to open it in the browser.
 
     Raises OSError if the port is taken.
     """
@@ -100,8 +101,7 @@ def serve(
 
 
 class Page:
-    """The page: on each tab what a person sets, what the studio does with it, and how the tab follows the
-    chosen run."""
+    """The page. Each tab has its controls, the studio's work for them, and its changes for the chosen run."""
 
     def __init__(self, studio: Studio, choices: Sequence[Choice]):
         self.studio = studio
@@ -134,7 +134,7 @@ class Page:
             self.run.change(lambda: gr.update(selected="draw"), outputs=tabs)
 
     def _follow(self, part: Any, change: Callable[[Any, Controls], Any]) -> Any:
-        """The part of the page, which becomes `change(run, controls)` when a run is chosen."""
+        """Registers a part of the page, which becomes `change(run, controls)` when a run is chosen."""
         self.following.append((part, change))
         return part
 
@@ -148,7 +148,7 @@ class Page:
         return self._follow(gr.Dropdown([], label="Class", visible=False, **keywords), change)
 
     def _draw_tab(self) -> dict[str, Any]:
-        """Returns the event that draws."""
+        """Builds the tab. Returns the event that draws."""
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 label = self._label(first=[EACH], elem_id="label")
@@ -216,7 +216,7 @@ class Page:
         go.click(_in_words(way), inputs, outputs)
 
     def _inpaint_tab(self) -> dict[str, Any]:
-        """Returns the event that fills in an example."""
+        """Builds the tab. Returns the event that fills in an example."""
         gr.Markdown("Paint over the area to fill in, on a sample or on your own image.")
         with gr.Row():
             with gr.Column(min_width=280):
@@ -269,7 +269,7 @@ class Page:
         return {"fn": _in_words(example), "inputs": inputs, "outputs": [editor, *outputs]}
 
     def _judge_tab(self) -> dict[str, Any]:
-        """Returns the event that opens the tab with an example, which takes a minute to judge."""
+        """Builds the tab. Returns the event that opens it with an example, whose alarm takes a minute."""
         gr.Markdown("Does an image resemble the training images? If not, where does it differ?")
         with gr.Row():
             with gr.Column(min_width=280):
@@ -315,7 +315,7 @@ class Page:
     def _request(
         self, name: str, n: int, seed: int, label: str, sampler: str | None, prompt: str, *numbers: float
     ) -> Request:
-        """The request of the page; parts that are hidden for this run are ignored."""
+        """The request from the page's controls. Controls that are hidden for this run are ignored."""
         can = self.studio.open(name)[1]
         values: dict[str, Any] = dict(zip(NUMBERS, numbers, strict=True))
         options = {key: value for key, value in values.items() if key in can.numbers}
@@ -324,7 +324,7 @@ class Page:
         return Request(name, int(n), int(seed or 0), _class(label) if can.classes else None, options)
 
     def _shown(self, pictures: Iterator[Shown]) -> Iterator[tuple[str, str, str]]:
-        """The files of images with their code, which is empty until the last one."""
+        """Yields the files of images with their code. The code is empty until the last image."""
         for picture, code in pictures:
             yield self.studio.file(picture), *(code or Code("", ""))
 
@@ -338,7 +338,7 @@ def _picture(name: str, label: str = "Images") -> gr.Image:
 
 
 def _code() -> list[gr.Code]:
-    """The command line and the Python lines that make what is shown."""
+    """The command line and the Python lines that produce what is shown."""
     look: dict[str, Any] = {"interactive": False, "lines": 1, "wrap_lines": True, "show_line_numbers": False}
     with gr.Accordion("The same with the command line and with Python"):
         names: Any = {"shell": "Command line", "python": "Python"}

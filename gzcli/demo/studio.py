@@ -1,4 +1,4 @@
-"""The work of `gz demo`: the models to choose from, and for each request images with their code."""
+"""The work of `gz demo`: the models to choose from and, for each request, images with their code."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ class Choice(NamedTuple):
 
 
 def choices(named: Sequence[Run] = ()) -> list[Choice]:
-    """The choices in the order of the menu: the named runs, otherwise every run of the store with weights,
-    newest first, followed by the models that come with gz."""
+    """The choices in the order of the menu. These are the named runs. Otherwise they are all runs of the
+    store with weights, newest first, followed by the models that come with gz."""
     menu = []
     for run in named or [run for run in runs.all_runs() if run.weights is not None]:
         status = run.serving.status()
@@ -84,15 +84,15 @@ def choices(named: Sequence[Run] = ()) -> list[Choice]:
 
 
 def opening(choices: Sequence[Choice]) -> str:
-    """The name of the choice that the page opens with: preferably a model that comes with gz, as the newest
-    run may have trained for three steps."""
+    """The name of the choice with which the page opens. It is preferably a model that comes with gz, because
+    the newest run may have been trained for only three steps."""
     best = pretrained.PREFIX + pretrained.file_of(pretrained.PREFIX + OPENS).stem
     return best if any(choice.name == best for choice in choices) else choices[0].name
 
 
 @dataclass(frozen=True)
 class Controls:
-    """The controls of the page for a run, by the signatures of its model and the values of its recipe."""
+    """The controls of the page for a run, from the signatures of its model and the values of its recipe."""
 
     classes: tuple[str, ...]  # that can be asked for; () without
     numbers: Mapping[str, float]  # the options of NUMBERS that the sampler takes, with the recipe's values
@@ -143,7 +143,7 @@ class Request:
 
 class Studio:
     """The run on the page, which is loaded once and serves one request at a time. Its `folder` is removed
-    together with it, or when the program ends."""
+    with the object, or when the program ends."""
 
     def __init__(self) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="gz-demo-", ignore_cleanup_errors=True)
@@ -154,7 +154,7 @@ class Studio:
         self._open: tuple[str, LoadedRun, Controls] | None = None
 
     def open(self, name: str) -> tuple[LoadedRun, Controls]:
-        """A run, and what the page offers for it."""
+        """Loads a run. Returns what the page offers for it."""
         with self._lock:
             if self._open is None or self._open[0] != name:
                 run = api.load(name)
@@ -162,7 +162,7 @@ class Studio:
             return self._open[1:]
 
     def words(self, request: Request) -> dict[str, Any]:
-        """The keywords of `Run.sample`, without options that have the recipe's values."""
+        """The keywords of `Run.sample`, without those that have the recipe's values."""
         run, can = self.open(request.run)
         values = {**can.numbers, "sampler": can.sampler, "prompt": None}
         label = request.label
@@ -171,7 +171,7 @@ class Studio:
         return {"seed": request.seed, **labels, **options}
 
     def draw(self, request: Request) -> Iterator[Shown]:
-        """Samples, and before them the states of the sampler."""
+        """Yields the states of the sampler, then the samples."""
         run, words = self.open(request.run)[0], self.words(request)
 
         def work(progress: Progress) -> np.ndarray:
@@ -198,7 +198,7 @@ class Studio:
         return large.repeat(3, 2) if large.shape[2] == 1 else large
 
     def inpaint(self, request: Request, picture: np.ndarray, painted: np.ndarray) -> Iterator[Shown]:
-        """An image, uint8 [H, W, C] of any size, with what was painted over, bool [H, W], filled in."""
+        """Fills in the painted part, bool [H, W], of an image, uint8 [H, W, C] of any size."""
         if not painted.any():
             raise UsageError("nothing is painted over", hint="brush over the area to fill in")
         run, words = self.open(request.run)[0], self.words(request)
@@ -213,8 +213,8 @@ class Studio:
         yield from self._pictures(run, work, inpainting(request, words), 1)
 
     def to_judge(self, run: LoadedRun) -> list[tuple[np.ndarray, str]]:
-        """An image of the run's set, or a sample if the set is not packed, and one of another set, each
-        [H, W, C] with a caption."""
+        """An image of the run's set (a sample, if the set is not packed) and one of another set, each [H, W,
+        C] with a caption."""
         home, form = locate(run.trained.part.data.name), run.trained.form
         foreign = next(name for name in FOREIGN if name != home.key)
         packed = is_packed(home, form)
@@ -225,10 +225,9 @@ class Studio:
         return [(np.asarray(images)[0].transpose(1, 2, 0), caption) for images, caption in pairs]
 
     def judge(self, name: str, picture: np.ndarray, n: int) -> tuple[dict[str, Any], np.ndarray, Code]:
-        """Whether an image, uint8 [H, W, C], belongs to the run's set, compared with n held-out images.
-
-        Returns the result of `gz ood --input`; the image as the model sees it, beside the map of the model
-        if it has one, [H, W, 3]; and the code.
+        """Judges whether an image, uint8 [H, W, C], belongs to the run's set, compared with n held-out
+        images. Returns the result of `gz ood --input`, an image and the code. The image, [H, W, 3], is the
+        model's input, beside the model's map if it has one.
         """
         run, can = self.open(name)
         with self._lock:
@@ -242,8 +241,8 @@ class Studio:
         return result, sheet(np.concatenate(pictures), len(pictures)), judging(name, n, can.maps)
 
     def file(self, picture: np.ndarray) -> str:
-        """The path of an image [H, W, C], in its own file: the browser may still be reading the file of an
-        equal image."""
+        """Writes an image [H, W, C] to a new file and returns its path. The browser may still be reading the
+        file of an equal image."""
         path = self.shown / f"{next(self._numbers):06}.png"
         save_png(path, picture)
         return str(path)
@@ -251,8 +250,8 @@ class Studio:
     def _pictures(
         self, run: LoadedRun, work: Work, code: Code, n: int, columns: int | None = None
     ) -> Iterator[Shown]:
-        """Pictures of the states of `work` without code, those that hold n images, and of its result with
-        it."""
+        """Yields images of those states of `work` that contain n images, without code, and then its result
+        with code."""
 
         def locked(progress: Progress) -> np.ndarray:
             with self._lock:
@@ -266,8 +265,8 @@ class Studio:
         yield sheet(last, columns), code
 
     def _sized(self, run: LoadedRun, picture: np.ndarray, channels: int) -> np.ndarray:
-        """An image in the form of the run's images, uint8 [1, channels, H, W]; an enlarged image at its
-        original size."""
+        """An image in the form of the run's images, uint8 [1, channels, H, W]. An enlarged image is reduced
+        to its original size."""
         picture = np.atleast_3d(picture)
         scale = max(1, picture.shape[0] // run.info.shape[1])
         small, path = picture[::scale, ::scale], self.folder / "painted.png"
@@ -283,8 +282,8 @@ def is_packed(data: DataSet, form: PackOptions) -> bool:
 
 
 def watched(work: Work, to_images: Callable[[Tensor], np.ndarray]) -> Iterator[np.ndarray]:
-    """The states of `work`, which runs in a thread, as images uint8 [n, C, H, W], at most MOST; then its
-    result. Raises what `work` raises."""
+    """Yields the states of `work`, which runs in a thread, as images uint8 [n, C, H, W], at most MOST; then
+    its result. Raises the errors of `work`."""
     states: queue.Queue[np.ndarray | BaseException | None] = queue.Queue()
     result: list[np.ndarray] = []
     last_state = -1
@@ -312,20 +311,20 @@ def watched(work: Work, to_images: Callable[[Tensor], np.ndarray]) -> Iterator[n
 
 
 def sheet(images: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """Images uint8 [N, C, H, W] as one image [H', W', C] that fills the page, in about a square unless the
-    number of columns is given; one image by itself."""
+    """Images uint8 [N, C, H, W] as one image [H', W', C] that fills the page. The grid is about square,
+    unless the number of columns is set."""
     return enlarged(images[0].transpose(1, 2, 0) if len(images) == 1 else grid(images, columns), WIDE)
 
 
 def enlarged(picture: np.ndarray, least: int) -> np.ndarray:
-    """An image [H, W, C] enlarged by a whole number to a width of about `least` pixels."""
+    """An image [H, W, C], enlarged by an integer factor to a width of about `least` pixels."""
     scale = max(1, least // picture.shape[1])
     return picture.repeat(scale, 0).repeat(scale, 1)
 
 
 def painted_example(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A layer [H, W, 4] of the editor that covers the middle third of an image [H, W, 3], and the image
-    under it."""
+    itself."""
     layer, composite = np.zeros((*image.shape[:2], 4), np.uint8), image.copy()
     third = slice(len(image) // 3, 2 * len(image) // 3)
     layer[third], composite[third] = (*PAINT, 255), PAINT
@@ -370,13 +369,13 @@ def judging(name: str, n: int, maps: bool) -> Code:
 
 
 def _line(verb: str, name: str, flags: Mapping[str, Any]) -> str:
-    """A command line; flags whose value is None are left out."""
+    """A command line; flags whose value is None are omitted."""
     words = [f"{flag} {shlex.quote(str(value))}" for flag, value in flags.items() if value is not None]
     return " ".join([verb, shlex.quote(name), *words])
 
 
 def _flags(request: Request, words: Words) -> dict[str, Any]:
-    """The flags of a drawing; a class with a comma in its name is quoted, because `--label` accepts a
+    """The flags of a drawing. A class with a comma in its name is quoted, because `--label` accepts a
     list."""
     label = f'"{request.label}"' if request.label and "," in request.label else request.label
     options = {f"--{key.replace('_', '-')}": value for key, value in words.items() if key != "labels"}

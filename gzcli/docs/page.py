@@ -1,8 +1,7 @@
-"""The manual as Markdown, for the site and for terminals: the page of a model, by its file and recipe, the
-text written by hand and measured metrics; the other pages in order; and the help of every command.
-
-The text is `models/NAME.md`: a title, a paragraph, the key equation in TeX and as a terminal shows it, a line
-that names the equation, and two lists, limits and code by others.
+"""The manual as Markdown, for the site and for terminals. It consists of a page for each model, the other
+pages in order, and the help of every command. A model's page combines its file, its recipe, measured metrics
+and a hand-written text. The text is `models/NAME.md`: a title, a paragraph, the key equation in TeX and as a
+terminal shows it, a line that names the equation, and two lists, limits and code by others.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ _LIKELIHOOD |= {"ode": "by solving an ODE, with an estimated divergence"}
 
 @dataclass(frozen=True)
 class Written:
-    """A model in words."""
+    """The hand-written text on a model."""
 
     title: str
     text: str  # what it is, in a paragraph, in Markdown
@@ -76,7 +75,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Group:
-    """Options that are set in one way."""
+    """Options that are set in the same way."""
 
     title: str
     how: str  # the words that set one
@@ -121,7 +120,7 @@ class Page:
 
     @property
     def pictures(self) -> tuple[tuple[str, str], ...]:
-        """(path from the models' pages on the site, caption) of its samples."""
+        """(path from the models' pages on the site, caption) for each image of samples."""
         league = ((place, picture_name(self.recipe or self.name, *place)) for place in self.drawn)
         return (
             *((path, f"Samples from a league, {data} at scale {scale}") for (data, scale), path in league),
@@ -180,8 +179,8 @@ def page_of(name_or_file: str, sets: Sequence[str] = ()) -> Page:
 def _as_trained(
     card: ModelCard, recipe: str, chain: Sequence[RecipeFile], sets: Sequence[str]
 ) -> dict[str, Any]:
-    """`objective` and `differs` of a page: by the recipe as it is resolved with `sets`, and as the first set
-    of its scale `paper` has it."""
+    """`objective` and `differs` of a page. They compare the recipe, resolved with `sets`, with the settings
+    of the first set at its scale `paper`."""
 
     def part_of_model(**how: Any) -> Part | None:
         parts = resolve(recipe, **how).parts
@@ -203,8 +202,8 @@ TERMS = ("image_weight", "penalty", "r1", "r2", "lecam", "min_snr", "noise_std")
 
 
 def _differences(card: ModelCard, part: Part, paper: Part) -> tuple[str, ...]:
-    """Choices of a recipe beside those of the paper, `prediction v (eps)`, and terms that one of both leaves
-    out by 0, `image_weight 150 (0)`; sizes and lengths depend on the data, and are none."""
+    """A recipe's choices beside the paper's, such as `prediction v (eps)`, and terms that one of both
+    disables by 0, such as `image_weight 150 (0)`. Sizes and lengths depend on the data and do not count."""
     pairs = [(key, part.options.get(key), paper.options.get(key)) for key in card.params]
     kinds = {key: param.words for key, param in card.params.items()}
     rows = [row for row in pairs if {"Literal", "bool"} & kinds[row[0]] or row[0] == "clusters"]
@@ -216,8 +215,8 @@ def _differences(card: ModelCard, part: Part, paper: Part) -> tuple[str, ...]:
 
 
 def objective(options: Mapping[str, Any], rescaled: bool = False) -> str:
-    """The loss of a denoiser with these options, in Unicode, whose network's input is `rescaled` to unit
-    variance or not; "" for other models."""
+    """The loss of a denoiser with these options, in Unicode; "" for other models. `rescaled`: whether the
+    network's input is scaled to unit variance."""
     prediction = options.get("prediction")
     if prediction not in TARGETS or "weighting" not in options:
         return ""
@@ -236,7 +235,7 @@ def objective(options: Mapping[str, Any], rescaled: bool = False) -> str:
 
 
 def _compared(name: str) -> Iterator[tuple[str, str, str, str]]:
-    """The metrics of the model's paper, of other packages' models of its kind, and its own."""
+    """The metrics of the model's paper, of other packages' models of its kind, and of the model itself."""
     for data, figures, source in load(ROOT / "published.yaml").get(name, ()):
         yield "paper", data, figures, source
     for data in sorted({data for data, _ in measured.places()}):
@@ -264,7 +263,8 @@ def _figures(row: Mapping[str, str]) -> str:
 
 
 def league_table(data: str, scale: str) -> tuple[list[str], list[tuple[Mapping[str, str], list[str]]]]:
-    """The metrics of a league and of peers on its set: their names, and each row with its cells."""
+    """The metrics of a league and of peers on its set: the names of the metrics, and the rows with their
+    cells."""
     lacking = ("place", "sample_seconds", "params", "n", "train_steps", "late", "sampler", "calls")
     empty = dict.fromkeys(lacking, "")
     peers = [{**empty, "train_seconds": row["seconds"], **row} for row in measured.peers(data)]
@@ -293,8 +293,8 @@ def _own(chain: Sequence[RecipeFile], stage: str) -> dict[str, Any]:
 
 
 def _head(path: Path) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
-    """The commands in the comment that a recipe begins with, each with its remark, and the comment's other
-    lines but the first."""
+    """The commands in a recipe's head comment, each with its remark, and the comment's other lines except the
+    first."""
     head = list(takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines()))
     commands, remarks = [], []
     for line in head[1:]:
@@ -309,7 +309,7 @@ def _head(path: Path) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
 
 def _can(card: ModelCard, serving: ModelCard, name: str, stage: str) -> tuple[tuple[str, str], ...]:
     """The capabilities of the recipe `name`, each with its command. `card` is the model, which may be a first
-    stage. `serving` is that of the last stage, called `stage`, which samples and scores."""
+    stage. `serving` is the model of the last stage, called `stage`, which samples and scores."""
     can, key = serving.can, f"stages.{stage}.model.conditional" if stage else "model.conditional"
     always = "conditional" in can and serving.params["conditional"].default is True
     first = "" if always or "conditional" not in can else f" (train with `--set {key}=true`)"
@@ -343,13 +343,13 @@ def _can(card: ModelCard, serving: ModelCard, name: str, stage: str) -> tuple[tu
 
 
 def _with(meaning: str, remark: str) -> str:
-    """A description with a remark in brackets at the end of its first sentence."""
+    """A description with a remark in brackets after its first sentence."""
     first, point, others = meaning.partition(". ")
     return first.rstrip(".") + remark + (point + others or "." * meaning.endswith("."))
 
 
 def _scores(card: ModelCard) -> tuple[tuple[str, str], ...]:
-    """The model's own scores, in one row those that every likelihood gives, and that of its map."""
+    """The model's own scores, one row for the scores from its likelihood, and the score of its map."""
     rows = [(name, catalog.first_words(card, f"score_{name}")) for name in card.scores]
     general = [name for name in score_names(card) if name not in card.scores]
     of_map = catalog.scores_made(log_prob=False, names=(), maps=True)
@@ -361,8 +361,8 @@ def _scores(card: ModelCard) -> tuple[tuple[str, str], ...]:
 def _groups(
     card: ModelCard, serving: ModelCard, chain: Sequence[RecipeFile], name: str, stage: str
 ) -> tuple[Group, ...]:
-    """The options of a model, which is `stage` of the recipe `name`, and those of the verbs that the recipe's
-    last stage, `serving`, answers."""
+    """The options of a model, which is `stage` of the recipe `name`, and those of the verbs, which use the
+    recipe's last stage, `serving`."""
     model_values = _own(chain, stage)
     values = model_values if serving is card else _own(chain, (list(_stages(chain)) or [""])[-1])
     texts = catalog.option_texts(serving)
@@ -392,7 +392,7 @@ def _groups(
 
 
 def written(name: str) -> Written | None:
-    """The hand-written text about a model, by the name that a user types; None without one."""
+    """The hand-written text on a model, by the name that a user types; None if there is none."""
     path = ROOT / "models" / f"{name}.md"
     if not path.is_file():
         return None
@@ -420,8 +420,8 @@ def as_markdown(page: Page, *, site: bool = False, full: bool = True) -> str:
     """The page.
 
     site: with MathML, images, and links to the pages beside it; otherwise with the equation in Unicode.
-    full: with options, costs, metrics and curves; otherwise without them, and a sentence for each thing it
-      can do.
+    full: with options, costs, metrics and curves; otherwise without them, and with one sentence per
+      capability.
     """
     return rendered("model", page=page, site=site, full=full)
 
@@ -476,7 +476,7 @@ def ready_picture(model: Pretrained) -> str:
 
 
 def mathml(tex: str) -> str:
-    """An equation that a browser draws without a script."""
+    """An equation as MathML, which a browser draws without a script."""
     from latex2mathml.converter import convert  # an optional package, which the site alone needs
 
     plain = re.sub(r"\\[bB]igg?(?![a-zA-Z])", "", " ".join(tex.split()))  # brackets of MathML stretch anyway
@@ -484,18 +484,19 @@ def mathml(tex: str) -> str:
 
 
 def thinned(points: Sequence[Any]) -> list[Any]:
-    """POINTS points of a curve at even distances, both ends among them."""
+    """POINTS evenly spaced points of a curve, including both ends."""
     return [points[i] for i in sorted({round(i * (len(points) - 1) / (POINTS - 1)) for i in range(POINTS)})]
 
 
 def phrase(text: str) -> str:
-    """The first sentence of a text as the end of another, without its full stop or what is in brackets."""
+    """The first sentence of a text in a form that can end another sentence: without its full stop and
+    brackets."""
     first: str = re.split(r"[.:;] (?=[A-Z(])|\.$", re.sub(r" \([^()]*\)", "", text))[0]
     return first[:1].lower() + first[1:] if re.match(r"[A-Z]([a-z]|\b )", first) else first
 
 
 def short(cell: str) -> str:
-    """A number of a table in three digits; other text unchanged."""
+    """A number in a table with three digits; other text unchanged."""
     try:
         value = float(cell)
     except ValueError:
@@ -504,7 +505,7 @@ def short(cell: str) -> str:
 
 
 def folded(command: str) -> str:
-    """A command in lines that a shell joins again, broken before options."""
+    """A command, wrapped before options into lines that a shell joins again."""
     first, *remainder = re.split(r" (?=--?\w)", command)
     lines = [first]
     for part in remainder:
@@ -529,7 +530,7 @@ def commands(root: Any) -> str:
 
 
 def leaves(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """Each command with what is typed for it."""
+    """Each command with the words that are typed for it."""
     children = getattr(command, "commands", {})
     if not children:
         yield " ".join(path), command
@@ -538,7 +539,7 @@ def leaves(command: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
 
 
 def in_a_line(name: str) -> str:
-    """What a model is: from its shipped recipe, otherwise from its class."""
+    """A line on what a model is, from its shipped recipe, otherwise from its class."""
     shipped = recipes().get(name)
     return str(load(shipped).get("about", "")) if shipped else catalog.first_words(catalog.card(name))
 

@@ -1,4 +1,4 @@
-"""The static site: all pages, built by MkDocs in a folder that opens from disk without a server."""
+"""The static site: all pages, built by MkDocs into a folder that a browser opens without a server."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def write(folder: Path, commands: str) -> list[Any]:
 
 
 def stacked(text: str) -> str:
-    """A page whose blocks of code fit it: if a line is too long, comments are above what they describe."""
+    """A page whose code blocks fit its width: in a block with too long a line, comments are placed above what
+    they describe."""
 
     def narrow(block: re.Match[str]) -> str:
         code = block[0].splitlines()
@@ -97,13 +98,13 @@ def stacked(text: str) -> str:
 
 
 def model_names() -> list[str]:
-    """The models that have a page: those of recipes, and those that are only stages."""
+    """The models that have a page: those with recipes, and those that are only stages."""
     names = {*recipe_names(), *(path.stem for path in (manual.ROOT / "models").glob("*.md"))}
     return sorted(names, key=lambda name: (catalog.card(name).family, canonical(name)))
 
 
 def by_family(pages: Mapping[str, Page]) -> dict[str, list[Page]]:
-    """The pages of each family, which has its name as a heading."""
+    """The pages of each family, under its name as a heading."""
     families: dict[str, list[Page]] = {}
     for page in pages.values():
         families.setdefault(heading(page.family), []).append(page)
@@ -122,7 +123,7 @@ def models_index(pages: Mapping[str, Page]) -> str:
 
 
 def settings(sources: Path, into: Path, nav: list[Any]) -> dict[str, Any]:
-    """The configuration of MkDocs: nothing is fetched, by the build or by a reader's browser."""
+    """The configuration of MkDocs. Neither the build nor a reader's browser fetches anything."""
     schemes = {"default": "light", "slate": "dark"}
     return {
         "site_name": "gz",

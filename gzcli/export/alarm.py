@@ -1,8 +1,8 @@
 """An alarm that needs neither gz nor torch: its models as one ONNX graph, its held-out scores as a table, and
 a script that judges images by them.
 
-The graph takes images uint8 [N, C, H, W] and returns `score` [N, K] of K models and, of most methods, `map`
-[N, H, W]. The false-alarm rate is in none of the files: it is an argument of the script.
+The graph takes images uint8 [N, C, H, W]. It returns `score` [N, K] for K models and, for most methods, `map`
+[N, H, W]. The false-alarm rate is not stored; it is an argument of the script.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Shape = tuple[int, int, int]
 
 
 class Graph:
-    """Nodes of ONNX that are added one after another. Values are named by numbers."""
+    """An ONNX graph to which nodes are added one by one. Values are named by numbers."""
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
@@ -68,7 +68,7 @@ class Graph:
         return self("ReduceMean", x, axes=list(axes), keepdims=int(keep))
 
     def pool(self, x: str, side: int, *, stride: int = 1, pad: int = 0) -> str:
-        """Means of squares, beyond the edge of what there is."""
+        """Means over squares of the map. At an edge, only existing places count."""
         options: dict[str, Any] = {"kernel_shape": [side] * 2, "strides": [stride] * 2, "pads": [pad] * 4}
         return self("AveragePool", x, count_include_pad=0, ceil_mode=int(stride > 1), **options)
 
@@ -80,7 +80,7 @@ class Graph:
 
 
 def reduced(g: Graph, shape: Shape, factor: int) -> tuple[str, Shape]:
-    """As `fitted.reduced`, and the shape of what it returns."""
+    """The graph of `fitted.reduced`, and the shape of its result."""
     c, h, w = shape
     x = g("Div", g("Cast", "image", to=1), np.float32(255))
     if factor == 1:
@@ -89,13 +89,13 @@ def reduced(g: Graph, shape: Shape, factor: int) -> tuple[str, Shape]:
 
 
 def coordinates(g: Graph, x: str, of: Components) -> tuple[str, str]:
-    """The coordinates of images in these components, and their differences from the mean."""
+    """The images' coordinates in these components, and their differences from the mean."""
     flat = g("Sub", g("Flatten", x), of.mean)
     return g("MatMul", flat, np.ascontiguousarray(of.rows.T)), flat
 
 
 def residual(g: Graph, shape: Shape, factor: int, of: Components) -> tuple[str, Shape]:
-    """As `Components.residual` of reduced images, and its shape. Members of a method share it."""
+    """The graph of `Components.residual` for reduced images, and its shape. Members of a method share it."""
     key = id(of), factor
     if key not in g.shared:
         x, small = reduced(g, shape, factor)
@@ -105,18 +105,18 @@ def residual(g: Graph, shape: Shape, factor: int, of: Components) -> tuple[str, 
 
 
 def strength(g: Graph, x: str) -> str:
-    """As `pca.strength` of a residual, [N, 1, h, w]."""
+    """The graph of `pca.strength` for a residual, [N, 1, h, w]."""
     return g("Sqrt", g.mean(g("Mul", x, x), 1, keep=True))
 
 
 def rise(g: Graph, maps: str, of: Local) -> str:
-    """As `local.rise` of maps [N, 1, h, w], [N, 1, 1, 1]."""
+    """The graph of `local.rise` for maps [N, 1, h, w]: [N, 1, 1, 1]."""
     share = g("Div", maps, of.level)
     return g("Sqrt", g("Add", g.mean(g("Mul", share, share), 2, 3, keep=True), np.float32(1e-12)))
 
 
 def local(g: Graph, maps: str, of: Local) -> str:
-    """As `local.Local` of maps [N, 1, h, w]."""
+    """The graph of `local.Local` for maps [N, 1, h, w]."""
     size = rise(g, maps, of)
     maps = g("Div", maps, size) if of.relate else maps
     z, tops = g("Div", g("Sub", maps, of.mean), of.deviation), []
@@ -143,7 +143,7 @@ def of_pca_local(g: Graph, fitted: PcaLocal, shape: Shape) -> str:
 
 
 def of_pca_patch(g: Graph, fitted: PcaPatch, shape: Shape) -> str:
-    """As `neighbourhoods.Whitened`, [N, 1, h, w]."""
+    """The graph of `neighbourhoods.Whitened`, [N, 1, h, w]."""
     x, (c, _, _) = residual(g, shape, fitted.factor, fitted.components)
     of, beyond = fitted.whitened, SIDE // 2
     edge = np.array([0, 0, beyond, beyond] * 2, np.int64)
@@ -165,7 +165,7 @@ def of_patchcore(g: Graph, fitted: PatchCore, shape: Shape) -> str:
 
 
 def features(g: Graph, shape: Shape, cell: int) -> str:
-    """As `features.features`."""
+    """The graph of `features.features`."""
     (h, w), (c, height, width) = cells_of(shape, cell), shape
     x = g("Div", g("Cast", "image", to=1), np.float32(255))
     beyond = np.array([0, 0, 0, 0, 0, 0, h * cell - height, w * cell - width], np.int64)
@@ -272,7 +272,7 @@ def largest(g: Graph, cells: str) -> str:
 
 
 def enlarged(g: Graph, cells: str, factor: int, shape: Shape) -> str:
-    """As `fitted.enlarged` of cells [N, 1, h, w]."""
+    """The graph of `fitted.enlarged` for cells [N, 1, h, w]."""
     if factor > 1:
         scales = np.array([1, 1, factor, factor], np.float32)
         how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
@@ -300,7 +300,7 @@ WRITERS: dict[type[Fitted], Callable[..., tuple[str, str | None]]] = {
 
 
 def graph_of(models: Sequence[Fitted], shape: Shape) -> Any:
-    """The models as one graph of ONNX, whose map is the mean of theirs."""
+    """The models as one ONNX graph, whose map is the mean of their maps."""
     from onnx import TensorProto, checker, helper
 
     g = Graph()
@@ -342,8 +342,8 @@ def run(job: PortableJob, folder: Path, device: Any, log: Log) -> dict[str, Any]
 
 
 def check(fit: Fit) -> None:
-    """Raises MissingError if the packages of ONNX are missing, UsageError for a fit that the script does not
-    support."""
+    """Raises MissingError if the packages of ONNX are missing, UsageError for a `fit` that the script does
+    not support."""
     if missing := [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]:
         message = f"an exported alarm needs {' and '.join(missing)}"
         raise MissingError(message, hint='pip install "gzcli[onnx]"')

@@ -1,7 +1,7 @@
 """`gz runs export --to alarm`: the map of a run as a local score in one graph, with its held-out scores.
 
-The graph draws no noise: a map uses the same noise for every image, so the draws are constants. Held-out
-images are scored by the graph itself, and the p-values are those of the score `local`.
+A map uses the same noise for every image, so the draws are constants of the graph. The graph itself scores
+the held-out images, and the p-values are those of the score `local`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class DrawnNoise(Noise):
 
 
 class RecordedNoise(ImageNoise):
-    """Noise of an image that records its draws."""
+    """Noise for one image that records its draws."""
 
     def __init__(self, seed: int):
         super().__init__(seed, [0])
@@ -81,7 +81,7 @@ class LocalMap(nn.Module):
         return getattr(self.model, f"map_{self.name}")(x, noise=noise, **self.options)
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """The maps of the model by each draw, [N, h, w]."""
+        """The model's map for each draw of noise, [N, h, w] each."""
         return [self.map(x, i) for i in range(max(1, len(self.draws)))]
 
     def map(self, x: Tensor, i: int) -> Tensor:
@@ -90,7 +90,7 @@ class LocalMap(nn.Module):
         return self.raw(x, DrawnNoise([v.expand(x.shape[0], *v.shape[1:]) for v in self.draws[i]]))
 
     def draw(self, i: int) -> Maps:
-        """The maps of batches by a draw."""
+        """The maps of batches with one draw of noise."""
         return lambda batch: self.map(batch.x, i).numpy()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ class LocalMap(nn.Module):
 
 
 def localised(maps: Tensor, of: Local) -> Tensor:
-    """`Local` for tensors."""
+    """The equivalent of `Local` for tensors."""
     rise = ((maps / torch.from_numpy(of.level)).square().mean((1, 2), keepdim=True) + 1e-12).sqrt()
     u = maps / rise if of.relate else maps
     z, tops = (u - torch.from_numpy(of.mean)) / torch.from_numpy(of.deviation), []
@@ -158,7 +158,7 @@ def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
 
 
 def write_graph(net: LocalMap, image: Tensor, file: Path) -> None:
-    """Writes the graph of one image at a time: some models branch on the number of images."""
+    """Writes the graph for one image at a time, because some models branch on the number of images."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporters' own code
         program = torch.export.export(net, (image,))
@@ -168,7 +168,7 @@ def write_graph(net: LocalMap, image: Tensor, file: Path) -> None:
 
 
 def scored(folder: Path, images: np.ndarray) -> np.ndarray:
-    """The scores of images by the graph in a folder, [N]."""
+    """The scores [N] that the graph in a folder gives to images."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / "alarm.onnx")

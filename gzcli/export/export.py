@@ -61,14 +61,15 @@ def run(job: ExportJob, folder: Path, device: torch.device, log: Log) -> dict[st
 
 
 def to_diffusers(trained: Trained, out: str, log: Log) -> dict[str, Any]:
-    """Writes a folder that diffusers loads. Returns the class of its pipeline and what to call next.
+    """Writes a folder that diffusers can load. Returns the class of its pipeline and the next call.
 
-    A model can be exported if it has a method `to_diffusers`. That returns a pipeline, or any object with
-    `save_pretrained`. The object may have two attributes: `loaded_by`, the call that loads it, if that is
-    not its class's `from_pretrained`; and `usage`, what to call next. Both are printed, and written into the
+    A model can be exported if it has a method `to_diffusers`. The method returns a pipeline, or any object
+    with `save_pretrained`. The object may have two attributes. `loaded_by` is the call that loads it, if that
+    is not its class's `from_pretrained`. `usage` is the next call. Both are printed and written into the
     folder's README.md.
 
-    Raises UsageError for a model without the method, and for one with clusters, which no pipeline draws.
+    Raises UsageError for a model without the method, and for a model with clusters, because no pipeline draws
+    clusters.
     """
     if not hasattr(trained.model, "to_diffusers"):
         message = f"`{trained.name}` has no counterpart in diffusers"
@@ -125,7 +126,7 @@ def write(trained: Trained, job: ExportJob) -> dict[str, Any]:
 
 
 def _parts(trained: Trained) -> dict[str, Run]:
-    """The runs in the file by the names of its parts, in the order of training."""
+    """The runs in the file by part name, in the order of training."""
     owner, part = trained.run.owner, trained.part
     parts: dict[str, Run] = {}
     outside = {"model.base": part.options.get("base")}
@@ -163,8 +164,8 @@ def _whole(owner: Run, texts: Mapping[str, Mapping[str, str]]) -> dict[str, Any]
 
 
 def _rounded(model: nn.Module, weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights with fp32 parameters in another dtype. Buffers — schedules, statistics, codebooks that are
-    averages — keep their type, because rounding would change the outputs of the model."""
+    """The weights with fp32 parameters converted to another dtype. Buffers (schedules, statistics, averaged
+    codebooks) keep their dtype, because rounding them would change the model's outputs."""
     names = {name for name, p in model.named_parameters() if p.dtype == torch.float32}
     return {k: v.to(dtype) if k in names and v.dtype == torch.float32 else v for k, v in weights.items()}
 
@@ -205,14 +206,14 @@ def card_of(trained: Trained, job: ExportJob) -> dict[str, Any]:
 
 
 def _command(words: list[str]) -> str:
-    """A command line with paths shortened to their last parts, and without options for its output."""
+    """A command line with paths shortened to their last parts and without output options."""
     words = [word for word in words if word not in ("--json", "--quiet", "-q")]
     return " ".join(Path(word).name if "/" in word or "\\" in word else word for word in words)
 
 
 def figures(trained: Trained) -> list[dict[str, Any]]:
-    """The metrics of the run by its newest `gz bench` and by the last validation of its training,
-    [{name, value, on, n, from}]."""
+    """The metrics from the run's newest `gz bench` and from the last validation of its training, [{name,
+    value, on, n, from}]."""
     owner, step = trained.run.owner, trained.step
     benched: tuple[dict[str, Any], dict[str, Any]] = {}, {}
     for file in sorted(user_dir("bench").glob("*/result.json"), key=lambda f: f.stat().st_mtime):
@@ -233,7 +234,8 @@ def figures(trained: Trained) -> list[dict[str, Any]]:
 
 
 def contact_sheet(images: np.ndarray) -> np.ndarray:
-    """Images uint8 [16, C, H, W] as 4 rows of 4, [H', W', C], enlarged by a whole number to SIDE at most."""
+    """Images uint8 [16, C, H, W] as 4 rows of 4, [H', W', C], enlarged by an integer factor to at most
+    SIDE."""
     images = np.pad(images, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=BETWEEN)
     _, c, h, w = images.shape
     rows = images.reshape(4, 4, c, h, w).transpose(0, 3, 1, 4, 2).reshape(4 * h, 4 * w, c)
@@ -242,8 +244,8 @@ def contact_sheet(images: np.ndarray) -> np.ndarray:
 
 
 def preview(trained: Trained) -> bytes | None:
-    """A PNG of samples; for a model of images or texts the last one of its training, or None without
-    one."""
+    """A PNG of samples. For a model that needs images or texts, it is the last one of its training, or None
+    if there is none."""
     from PIL import Image
 
     card = catalog.card_of(trained.run, trained.part.model)

@@ -1,8 +1,8 @@
-"""Published weights as a file of gz: converts a folder in the layout of diffusers into a model.
+"""Converts published weights, a folder in the layout of diffusers, into a file of gz.
 
-The network is a `UNet2DModel` or a `DiTTransformer2DModel` with the scheduler of its noise; for a DiT on
-latents the folder also contains the autoencoder. Only JSON and safetensors are read, and no code in the
-folder is run. The network is trusted if one forward pass agrees with that of diffusers.
+The network is a `UNet2DModel` or a `DiTTransformer2DModel` with its noise scheduler. For a DiT on latents,
+the folder also contains the autoencoder. Only JSON and safetensors are read; no code in the folder is run. A
+conversion is accepted if one forward pass agrees with that of diffusers.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ TIMES = 1000  # of a flow's network
 
 @dataclass(frozen=True)
 class Published:
-    """A folder of diffusers, read."""
+    """The content of a diffusers folder."""
 
     folder: Path
     net: Path  # the folder of the network
@@ -65,12 +65,12 @@ class Published:
 
     @property
     def flow(self) -> bool:
-        """Whether it is a flow on straight paths that predicts the velocity."""
+        """Whether the network is a flow on straight paths that predicts the velocity."""
         return "FlowMatch" in str(self.scheduler.get("_class_name"))
 
     @property
     def consistency(self) -> bool:
-        """Whether it is a consistency function of the noise of EDM."""
+        """Whether the network is a consistency function with EDM's noise."""
         return str(self.scheduler.get("_class_name")).startswith("CM")
 
     @property
@@ -80,7 +80,7 @@ class Published:
 
     @property
     def sides(self) -> tuple[int, int]:
-        """Height and width of what the network sees."""
+        """The height and width of the network's input."""
         size = self.config.get("sample_size")
         if not size:
             raise UsageError(f"`{self.net}` does not specify its image size", hint="add `sample_size` to it")
@@ -93,7 +93,7 @@ class Published:
 
 
 def run(job: PublishedJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Writes the file `job.out` of the weights in `job.folder`."""
+    """Writes the file `job.out` from the weights in `job.folder`."""
     published = read(Path(job.folder))
     saved = saved_of(published, job.name)
     files.make_folder(Path(job.out).parent)
@@ -133,8 +133,8 @@ def read(folder: Path) -> Published:
 
 
 def saved_of(published: Published, name: str) -> Saved:
-    """The weights with a recipe of gz. Raises UsageError if gz does not support the network or its noise
-    schedule, or if the outputs differ from those of diffusers."""
+    """The weights, and a recipe of gz for them. Raises UsageError if gz does not support the network or its
+    noise schedule, or if the outputs differ from those of diffusers."""
     config, (h, w) = published.config, published.sides
     latent, space = _space(published, h, w)
     info = DataInfo((config["in_channels"], h, w), None if latent else 256, published.classes)
@@ -220,7 +220,7 @@ def _dit(published: Published) -> dict[str, Any]:
 
 
 def _process(published: Published) -> dict[str, Any]:
-    """The options of the noise. Raises UsageError for a schedule that gz lacks."""
+    """The options of the noise process. Raises UsageError for a schedule that gz lacks."""
     from diffusers import DDPMScheduler
 
     scheduler = published.scheduler
@@ -252,7 +252,7 @@ def _process(published: Published) -> dict[str, Any]:
 
 
 def _space(published: Published, height: int, width: int) -> tuple[str | None, SpaceRecord | None]:
-    """The name and the record of the latents that the network models, if it has an autoencoder."""
+    """The name and the record of the latent space, if the network has an autoencoder."""
     if published.vae is None:
         return None, None
     config = files.whole_object(published.vae / "config.json")
@@ -267,7 +267,7 @@ def _space(published: Published, height: int, width: int) -> tuple[str | None, S
 
 
 def _check_config(published: Published, model: Any) -> None:
-    """Raises UsageError if the network of the folder is not the one that gz builds of its options."""
+    """Raises UsageError if the folder's network differs from the one that gz builds from its options."""
     import diffusers
 
     of_class = dict(getattr(diffusers, published.kind)().config)
@@ -285,9 +285,9 @@ def _check_config(published: Published, model: Any) -> None:
 
 
 def reversed_flow(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights of a flow from data (time 0) to noise (time 1,000) as those of a flow from noise to data:
-    the velocity has the other sign, and the waves of the time 1,000 − t are those of t turned by an angle,
-    which the layer behind them undoes."""
+    """Converts the weights of a flow from data (time 0) to noise (time 1,000) into those of a flow from noise
+    to data. The velocity changes its sign. The sinusoids of time 1,000 − t are those of t rotated by an
+    angle, which the next layer's weights undo."""
     weights = dict(tensors)
     for name in ("conv_out.weight", "conv_out.bias"):
         weights[name] = -weights[name]
@@ -304,8 +304,8 @@ def reversed_flow(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> d
 
 @torch.no_grad()
 def check(model: Any, published: Published) -> float:
-    """The largest difference of one forward pass from that of diffusers, relative to the standard deviation
-    of the outputs. Raises UsageError if it is larger than rounding errors."""
+    """The largest difference between one forward pass and that of diffusers, relative to the standard
+    deviation of the outputs. Raises UsageError if it exceeds rounding errors."""
     import diffusers
 
     reference: Any = getattr(diffusers, published.kind)

@@ -41,13 +41,14 @@ SHOWN, COLUMNS = 16, 8  # images of each kind on the sheet, and in a row of it
 
 @dataclass(frozen=True)
 class Compared:
-    """Scores of images and of the held-out images that they are compared with, by a run or by a method
-    without training.
+    """Scores of images, and of the held-out images that they are compared with. A run or a method without
+    training computes them.
 
     scores: scores of images by K models, [N, K] each; K is 1 for a run.
-    held_out: scores of held-out images [n], each by the model `fold` [n] that it was not fitted to.
-    spread: of an image's score over draws of noise, [N] each; {} of one draw.
-    maps: those of the images at some positions, in false colours, such as `heat_maps`.
+    held_out: scores of held-out images, [n] each. Each image is scored by the model that was not fitted to
+      it, whose index is in `fold` [n].
+    spread: standard deviation of an image's score over draws of noise, [N] each; {} for a single draw.
+    maps: function from positions of images to their maps in false colours, such as `heat_maps`.
     """
 
     facts: Mapping[str, Any]
@@ -110,14 +111,14 @@ def run(job: AlarmJob, folder: Path, device: torch.device, log: Log) -> dict[str
 
 
 def open_pictures(job: AlarmJob, form: Mapping[str, Any], log: Log) -> Pack:
-    """The user's images, all in the split `test`, in the form of the in-distribution set."""
+    """The user's images as one split `test`, in the form of the in-distribution set."""
     source = OwnSet(Path(job.input), form=Form(skip_bad=True, layout="flat"))
     return open_pack(source, **form, foreign=True, say=log.info)
 
 
 def by_run(job: AlarmJob, device: torch.device, log: Log) -> Compared:
-    """Compares by the scores of a run. The score of an image is the mean over several draws of noise, seeded
-    by its pixels. No score was fitted to these held-out images."""
+    """Compares images by the scores of a run. The score of an image is the mean over several draws of noise,
+    which its pixels seed. The held-out images that calibrate were not used to fit a score."""
     scoring = Scoring(job, device, log)
     trained = scoring.trained
     held_out, fitted = calibrate(job, scoring)
@@ -154,7 +155,8 @@ def by_run(job: AlarmJob, device: torch.device, log: Log) -> Compared:
 
 
 def by_method(job: AlarmJob, log: Log) -> Compared:
-    """Compares by a method that needs no training, which is fitted to good images and calibrated on them."""
+    """Compares images by a method that needs no training. The method is fitted to good images and calibrated
+    on them."""
     good = methods.open_good(job, log.info)
     alarm = methods.alarm_of(good, job, log.info)
     calibrated, name = alarm.calibrated, alarm.choice.method
@@ -190,8 +192,8 @@ def by_method(job: AlarmJob, log: Log) -> Compared:
 
 
 def calibrate(job: AlarmJob, scoring: Scoring) -> tuple[Pick, Pick]:
-    """The held-out images to compare with, in random order, and those to fit scores on; chooses the score of
-    an alarm. Raises UsageError if there are too few for the rate."""
+    """Splits the held-out images into those to compare with, in random order, and those to fit scores on.
+    Also chooses the score of an alarm. Raises UsageError if there are too few images for the rate."""
     needed = conformal.fewest(job.fpr, 1 if scoring.is_free else len(scoring.names))
     held_out, fitted = split_held_out(scoring.home, is_good_test(locate(job.ins), job.verb), needed)
     if job.calibrate:
@@ -209,10 +211,10 @@ def calibrate(job: AlarmJob, scoring: Scoring) -> tuple[Pick, Pick]:
 
 
 def split_held_out(home: Pack, with_test: bool = True, needed: int = 0) -> tuple[Pick, Pick]:
-    """The held-out images to compare with, in random order, and those to fit scores on: 500, or a quarter. If
-    fewer than `needed` would be left, scores are fitted on training images. Held out are the validation
-    images and, `with_test`, the test images; these alone of a tiny set without others. Raises UsageError for
-    a set without either."""
+    """The held-out images to compare with, in random order, and those to fit scores on (500, or a quarter).
+    If fewer than `needed` would remain to compare with, scores are fitted on training images. Held-out images
+    are the validation images and, `with_test`, the test images; a tiny set may have test images only. Raises
+    UsageError for a set without either."""
     counts = home.meta.counts
     split = "+".join(["val"] * bool(counts["val"]) + ["test"] * (with_test or not counts["val"]))
     total = count_of(home, split)
@@ -228,8 +230,8 @@ def split_held_out(home: Pack, with_test: bool = True, needed: int = 0) -> tuple
 
 
 def check_enough(total: int, job: AlarmJob, names: Sequence[str], home: Pack) -> None:
-    """Raises UsageError if there are too few held-out images for the false-alarm rate, with the line that
-    reaches it."""
+    """Raises UsageError if there are too few held-out images for the false-alarm rate. The hint is a command
+    that reaches the rate."""
     n, least_images = total if job.n is None else min(job.n, total), conformal.fewest(job.fpr, len(names))
     if n >= least_images:
         return
@@ -279,9 +281,9 @@ def finite(values: Mapping[str, float]) -> dict[str, float | None]:
 def verdicts_of(
     made: Compared, fpr: float, labels: Sequence[str]
 ) -> tuple[list[Verdict], dict[str, tuple[float, float]]]:
-    """The verdicts at a false-alarm rate, the most unusual image first, and the lower and upper threshold of
-    each score. A score that is not finite counts as higher than any other, because no held-out image has such
-    a score."""
+    """The verdicts at a false-alarm rate, the most unusual image first, and the lower and upper thresholds of
+    each score. A score that is not finite ranks above all others, because no held-out image has such a
+    score."""
     by_models = {name: np.where(np.isnan(values), np.inf, values) for name, values in made.scores.items()}
     scores = {name: values.mean(1) for name, values in by_models.items()}
     p, low, thresholds, beyond = [], [], {}, []
@@ -337,7 +339,7 @@ def shown_map(scoring: Scoring) -> str:
 
 
 def heat_maps(scoring: Scoring, name: str, pictures: Pick, usual: Pick) -> dict[int, np.ndarray]:
-    """The maps of images by their position: false colours, uint8 [3, H, W], in the images' size. Colours are
+    """Maps of the images by position, in false colours, uint8 [3, H, W], at the images' size. The colours are
     scaled so that maps of `usual` images stay dark."""
     maps_of = maps_by(scoring, name)
     bright = float(quantiles(maps_of(usual)).mean())
@@ -345,8 +347,9 @@ def heat_maps(scoring: Scoring, name: str, pictures: Pick, usual: Pick) -> dict[
 
 
 def maps_by(scoring: Scoring, name: str) -> Callable[[Pick], np.ndarray]:
-    """The local map, or a map of the model by this name, a function of images: float [N, H, W] in their
-    size and order. Each process computes its share. A local map is the mean over the draws of noise."""
+    """A function from images to the local map, or to the model's map of this name: float [N, H, W], at the
+    images' size and in their order. Each process computes its share. A local map is the mean over the draws
+    of noise."""
     trained = scoring.trained
     scorers = scoring.scorers if name == LOCAL else scoring.scorers[:1]
 
@@ -368,9 +371,9 @@ def maps_by(scoring: Scoring, name: str) -> Callable[[Pick], np.ndarray]:
 
 
 def heat(maps: np.ndarray, usual: float) -> np.ndarray:
-    """Maps [N, H, W] as images in false colours, uint8 [N, 3, H, W]. Black is 0 or less. The brightest
-    colour is the `BRIGHT` quantile of the map or `usual`, whichever is larger, and any value that is not
-    finite."""
+    """Maps [N, H, W] as images in false colours, uint8 [N, 3, H, W]. Black is 0 or less. The brightest colour
+    is reached at the `BRIGHT` quantile of the map or at `usual`, whichever is larger, and by values that are
+    not finite."""
     from matplotlib import colormaps
 
     finite = np.isfinite(maps)
@@ -381,7 +384,7 @@ def heat(maps: np.ndarray, usual: float) -> np.ndarray:
 
 
 def listed(verdicts: Sequence[Verdict], flagged: bool) -> list[Verdict]:
-    """The images of a kind on the sheet."""
+    """A row of the sheet with images of one kind."""
     return [verdict for verdict in verdicts if verdict.flagged == flagged][:SHOWN]
 
 

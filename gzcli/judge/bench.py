@@ -66,9 +66,9 @@ VERSIONS = ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")
 
 
 def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
-    """Writes samples, `bench.json` and `bench.png` into `folder`, and `neighbours.png` if `memory` is
-    among the metrics. Only rank 0 compares: it returns the JSON of `gz bench`, the others {}. All runs must
-    have images of one size and fit. Other images are resized to these."""
+    """Writes samples, `bench.json` and `bench.png` into `folder`, and `neighbours.png` if `memory` is among
+    the metrics. Only rank 0 compares and returns the JSON of `gz bench`; other ranks return {}. All runs must
+    have the same image size and `fit`. Images from elsewhere are resized to match."""
     choose(job.metrics)
     variants = job.variants or ({},) * len(job.runs)
     models = []
@@ -97,7 +97,7 @@ def run(job: BenchJob, folder: Path, device: torch.device, log: Log) -> dict[str
 
 
 def choose(names: Sequence[str] | None, pack: Pack | None = None) -> list[str]:
-    """The named metrics (`nats` is `bpd`); without names the cheap ones that need no download."""
+    """The named metrics (`nats` means `bpd`). If none is named, the cheap ones that need no download."""
     table = metrics()
     if names is None:
         photographs = pack is not None and pack.meta.shape[0] == 3 and pack.meta.values is None
@@ -119,7 +119,8 @@ def sampler_of(trained: Trained) -> dict[str, Any]:
 
 
 def refuse_photographs(chosen: Sequence[Metric], pack: Pack) -> None:
-    """Raises UsageError for metrics of networks trained on photographs if the images have other channels."""
+    """Raises UsageError for metrics of networks that were trained on photographs, if the images have other
+    channels."""
     shown = [metric.name for metric in chosen if metric.features in (*FETCHED, "lite")]
     if shown and pack.meta.values and pack.meta.values["channels"] not in (1, 3):
         has = f"`{pack.meta.name}` has {pack.meta.notes[-1]}"
@@ -144,9 +145,9 @@ class Floor:
 
 
 class Judge:
-    """The judge of a bench: the chosen metrics of images, and of the models that drew them, against a data
-    set's real images; and the floor, the same metrics of real images instead of samples. Metrics read its
-    attributes."""
+    """The judge of a bench. It computes the chosen metrics of images, and of the models that drew them,
+    against a data set's real images. It also computes the floor: the same metrics for real images instead of
+    samples. Metrics read its attributes."""
 
     def __init__(self, pack: Pack, names: Sequence[str], job: BenchJob, device: torch.device, log: Log):
         self.metrics = [metrics()[name] for name in names]
@@ -193,8 +194,8 @@ class Judge:
             self.lpips  # noqa: B018 -- absent weights are reported before the work
 
     def leave_out_the_dead(self) -> None:
-        """Drops the metrics of judges that distinguish nothing. Metrics of the extra `features`, if
-        installed, replace them unless metrics were named."""
+        """Drops the metrics of judges that have not learned their classes. If no metrics were named, those of
+        the extra `features` replace them, if that is installed."""
         self.living = {name: judge for name, judge in self.judges.items() if judge.alive}
         if self.living.keys() == self.judges.keys():
             return
@@ -265,7 +266,8 @@ class Judge:
         return figures | self._of_images(images, "draws", chosen=chosen)
 
     def of_model(self, contestant: Contestant, *, sampler_only: bool) -> Figures:
-        """The metrics of a contestant's model itself, on the first rank. Every rank must call it."""
+        """The metrics of a contestant's model itself, such as its likelihood; only rank 0 gets them. Every
+        rank must call it."""
         figures: Figures = {}
         for metric in self.metrics:
             applies = (metric.distributed or not ranks.rank()) and (metric.of_sampler or not sampler_only)
@@ -284,7 +286,7 @@ class Judge:
         return {name + self.mark(levels): value for name, value in figures.items()}
 
     def _named(self, name: str) -> str:
-        """A metric's name, with the suffix `_rot` if its LeNet was trained to classify rotations."""
+        """The metric's name, with the suffix `_rot` if its LeNet was trained to classify rotations."""
         of_lenet = name in ("fd", "fd_inf") or name.endswith("_lenet")
         rotated = of_lenet and self.lenet and self.lenet.rotations
         return f"{name.removesuffix('_lenet')}_rot" if rotated else name
@@ -292,8 +294,8 @@ class Judge:
     # ------------------------------------------------------------------------ the floor
 
     def floor(self, entry: Contestant) -> Floor:
-        """The metrics of real images sampled like those of a contestant, at the grey levels of all
-        contestants so far that were sampled in this way."""
+        """The metrics of real images that are sampled like a contestant's. They use the grey levels of all
+        earlier contestants that were sampled in the same way."""
         n, strata, levels = len(entry), entry.strata, entry.levels
         key = n, entry.layout
         if key not in self.floors:
@@ -325,7 +327,7 @@ class Judge:
 
     def _draws(self, n: int, levels: int | None, strata: Strata | None) -> dict[str, list[float]]:
         """The cheap metrics of many draws of n real images. They are cached, because every run of a league
-        needs them, and many images take minutes."""
+        needs them and large draws take minutes."""
         cheap = [metric for metric in self.metrics if metric.cheap]
         nets = [judge.hash for judge in self.living.values()]
         of = strata and [strata.name, strata.key, strata.shares.tolist()]
@@ -345,8 +347,8 @@ class Judge:
     # ------------------------------------------------------------------------ features
 
     def prepare(self, contestants: Sequence[Contestant]) -> None:
-        """Computes the features of the contestants' and of the real images, a share in each process. Every
-        rank must call it."""
+        """Computes the features of the contestants' images and of the real ones; each process computes a
+        share. Every rank must call it."""
         memory = [self.memory_space] if self.remembers else []
         for images in (self.train_images, self.real.of("test")) if memory else ():
             self._compute("the data set", images, memory)
@@ -452,7 +454,7 @@ class Judge:
         }
 
     def excesses(self, figures: Figures, floor: Floor) -> dict[str, list[float | None]]:
-        """How much worse than its floor each metric is, with its interval."""
+        """The excess of each metric over its floor (positive is worse), with its interval."""
         differences = {
             name: excess(figure, floor.figures[name], way)
             for name, figure in figures.items()
@@ -461,7 +463,7 @@ class Judge:
         return {name: [figure.value, figure.low, figure.high] for name, figure in differences.items()}
 
     def copies(self, contestants: Sequence[Contestant]) -> np.ndarray:
-        """A sheet of the samples and test images that are nearest to a training image, each above its
+        """A sheet of the samples and test images that are closest to a training image. Below each are its
         neighbours by features and by pixels."""
         train, space, blocks = self.train_images, self.memory_space, []
         sets = {entry.name: entry.images for entry in contestants} | {"test images": self.real.of("test")}
@@ -478,7 +480,7 @@ class Judge:
         return sheet(blocks)
 
     def biased(self, n: int) -> list[str]:
-        """The raw Fréchet distances that have fewer than two of n samples for each feature."""
+        """The raw Fréchet distances whose number of samples n is less than twice the number of features."""
         least = min(n, len(self.real.reference(None)))
         return [
             self._named(metric.name) for metric in self.metrics if metric.width and least < 2 * metric.width
@@ -570,15 +572,15 @@ class Judge:
 
 
 def read_draws(path: Path) -> dict[str, list[float]]:
-    """The metrics of the draws of a floor in a file of the cache."""
+    """The metrics of a floor's draws, from a file of the cache."""
     draws = files.read_json(path)
     with files.reading(path):
         return {name: list(map(float, values)) for name, values in draws.items()}
 
 
 def read_statistics(path: Path, metric: Metric, space: Space | None) -> tuple[Moments, dict[str, Any]]:
-    """`mu` and `sigma` of an npz, and its file, number of images and features. Raises UsageError for another
-    kind of file, or other features."""
+    """`mu` and `sigma` from an npz file, and the file's path, number of images and features. Raises
+    UsageError for another kind of file, or for other features."""
     width = metric.width
     try:
         arrays = files.read_arrays(path, "mu", "sigma")
@@ -604,7 +606,7 @@ def read_statistics(path: Path, metric: Metric, space: Space | None) -> tuple[Mo
 
 
 def json_figures(name: str, figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Metrics under a name, and their intervals under `intervals` or `NAME_intervals`, for JSON."""
+    """For JSON: metrics under a name, and their intervals under `intervals` or `NAME_intervals`."""
     ends = {key: [value.low, value.high] for key, value in figures.items() if value.low is not None}
     intervals = "intervals" if name == "metrics" else f"{name}_intervals"
     return {name: {key: value.value for key, value in figures.items()}, intervals: ends}

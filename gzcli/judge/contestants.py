@@ -45,7 +45,7 @@ FEW = 2000  # samples of a model that needs longer for those of a job than for i
 
 @dataclass
 class Contestant:
-    """Images that are compared with real ones, and the model that generated them, if any."""
+    """Images that are compared with real ones, and the model that drew them, if any."""
 
     name: str
     images: ImageSet  # with the labels that they were conditioned on
@@ -60,8 +60,8 @@ class Contestant:
 
     @cached_property
     def levels(self) -> int | None:
-        """Grey levels of the images. None for the levels of the set, as for images from elsewhere, and for a
-        binary model that draws pixel means."""
+        """The grey levels of the images. None means the data set's levels; images from elsewhere have None,
+        and binary models that draw pixel means."""
         levels = self.trained.images.levels if self.trained else None
         return None if levels == 2 and not np.isin(self.images.images, (0, 255)).all() else levels
 
@@ -75,9 +75,10 @@ class Contestant:
 
 
 def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log) -> Contestant:
-    """`job.n` samples of a model, which are written to a file too. Those of a conditional model have the
-    classes of training images, in the same shares. In a league a model has the samples of an earlier
-    judgement if the code that draws is still the same, and `FEW` if more take longer than `job.patience`."""
+    """`job.n` samples of a model, which are also written to a file. Those of a conditional model have the
+    classes of the training images, in the same proportions. In a league, samples of an earlier evaluation are
+    reused if the drawing code has not changed. A model draws only `FEW` if more would take longer than
+    `job.patience`."""
     owner, strata, labels = trained.run.owner, strata_of(trained, pack), sample_labels(trained, pack, job.n)
     # differs between variants
     facts = json.dumps([trained.step, dict(trained.part.sample), job.n, job.seed, job.drawing], default=str)
@@ -106,7 +107,7 @@ def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log)
 def patient_draw(
     trained: Trained, job: BenchJob, labels: Tensor | None, progress: Progress, notes: list[str]
 ) -> tuple[np.ndarray, float]:
-    """`job.n` samples, or `FEW` by `job.patience`, and the seconds that they took."""
+    """`job.n` samples, or only `FEW` if `job.patience` demands it, and the seconds that they took."""
     n, few = job.n, job.n if job.patience is None else min(FEW, job.n)
     images, seconds = timed_draw(trained, few, job.seed, labels, progress, notes)
     if few == n or ranks.agree(seconds * n / few > (job.patience or 0.0)):
@@ -135,8 +136,9 @@ def strata_of(trained: Trained, pack: Pack) -> Strata | None:
 
 
 def sample_labels(trained: Trained, pack: Pack, n: int) -> Tensor | None:
-    """The labels of n samples of a conditional model: classes in the proportions of the training images, for
-    any number of the samples; for a multi-label set the labels of random training images."""
+    """The labels of n samples of a conditional model: classes in the proportions of the training images,
+    approximately also among the first samples. For a multi-label set, the labels of random training
+    images."""
     labels = pack.labels("train") if trained.model.conditional else None
     if labels is None:
         return None
@@ -149,7 +151,7 @@ def sample_labels(trained: Trained, pack: Pack, n: int) -> Tensor | None:
 
 
 def read(name: str, pack: Pack, form: PackOptions, n: int, log: Log) -> Contestant:
-    """At most n images of a folder, an archive, an npz or a set, in the form of the other contestants."""
+    """At most n images of a folder, archive, npz file or data set, in the form of the other contestants."""
     source = locate(name)
     images_pack = open_pack(source, **form, foreign=True, say=log.info)
     total = images_pack.meta.counts["test"]
@@ -195,8 +197,8 @@ def common_form(models: list[Trained], pack: Pack | None = None) -> PackOptions:
 
 
 def tell_apart(contestants: list[Contestant]) -> None:
-    """Renames contestants with equal names to their alias, id or a longer part of their path, and numbers
-    those whose names are still equal."""
+    """Renames contestants that share a name to their alias, id or a longer part of their path. Names that are
+    still equal get numbers."""
     names = Counter(contestant.name for contestant in contestants)
     for contestant in contestants:
         if names[contestant.name] > 1 and contestant.trained:
@@ -216,7 +218,7 @@ def tell_apart(contestants: list[Contestant]) -> None:
 
 
 def varied(trained: Trained, variant: Mapping[str, Any]) -> Trained:
-    """The model with the sampler of a variant in `BenchJob.variants`."""
+    """The model with a sampler variant of `BenchJob.variants`."""
     options = dict(variant.get("sample", {}))
     if "calls" in variant:
         options["steps"] = steps_for(trained, variant["calls"])
@@ -225,8 +227,8 @@ def varied(trained: Trained, variant: Mapping[str, Any]) -> Trained:
 
 def steps_for(trained: Trained, calls: int) -> int | None:
     """The largest number of `steps` (at least 1) of the model's sampler that takes at most `calls` network
-    calls; None for a sampler without steps. Calls are linear in the steps (Euler s, midpoint 2 s, Heun
-    2 s − 1), so two counts determine them."""
+    calls; None for a sampler without steps. Calls are linear in the steps s (Euler s, midpoint 2 s, Heun 2 s
+    − 1), so two counts determine them."""
     if "steps" not in flat_defaults(trained.model.sample):
         return None
     calls_of_2, calls_of_4 = count_calls(trained, {"steps": 2}), count_calls(trained, {"steps": 4})
@@ -235,9 +237,10 @@ def steps_for(trained: Trained, calls: int) -> int | None:
 
 
 def count_calls(trained: Trained, options: Mapping[str, Any] | None = None) -> int:
-    """The network calls of one image, counted while sampling it: those of the layers that hold half of the
-    parameters, so the largest of several networks counts. Guidance doubles the batch and counts as two calls.
-    Pixel models cache activations and bypass `forward`: they count one call for each value."""
+    """The number of network calls for one image, counted while it is sampled. Only calls of the layers that
+    contain half of the parameters count, and so the largest of several networks. Guidance doubles the batch
+    and counts as two calls. Pixel models cache activations and bypass `forward`; for them, each value counts
+    as one call."""
     model = trained.model
     keywords = group_options(model.sample, {**trained.part.sample, **(options or {})})
     if hasattr(model, "incremental"):
@@ -258,7 +261,8 @@ def count_calls(trained: Trained, options: Mapping[str, Any] | None = None) -> i
 
 @contextmanager
 def counted(net: nn.Module | None) -> Iterator[Counter[nn.Module]]:
-    """Counts the calls of every module within the block, also of attached ones, while one image is drawn."""
+    """Within the block, counts the calls of every module, including attached ones, while one image is
+    drawn."""
     runs: Counter[nn.Module] = Counter()
     rows = 1
 

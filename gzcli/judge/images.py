@@ -1,4 +1,4 @@
-"""The images of a split that a verb reads: their choice, their number within a budget, their treatment."""
+"""The images of a split that a verb reads: their selection, their number and their treatment."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ BANK = 10_000  # most training images that scores are fitted on or search for ne
 
 @dataclass(frozen=True)
 class Pick:
-    """Some images of a split, as batches that can be read several times. `batches` sets grey levels and
-    device to a run's. A slice `pick[i:j]` contains the batches i … j − 1."""
+    """Some images of a split, as batches that can be read several times. `batches` applies a run's grey
+    levels and device. A slice `pick[i:j]` contains the batches i … j − 1."""
 
     pack: Pack
     split: str  # "train", "val" or "test"; of "val+test" one after the other
@@ -44,7 +44,7 @@ class Pick:
     seed: int = 0
 
     def batches(self, run: Trained, *, size: int, seed: int) -> Pick:
-        """Batches of `size` images, or of fewer so that every process has a share."""
+        """Batches of `size` images, or of fewer if some process would otherwise get none."""
         size = min(size, max(1, math.ceil(len(self.index) / ranks.world())))
         levels = run.images.levels if run.values is None else run.info.levels
         pack = run.seen(self.pack)
@@ -67,14 +67,15 @@ class Pick:
             yield from read(self.pack, split, batch_size=self.size, index=index, **options)
 
     def images(self) -> np.ndarray:
-        """uint8 [N, C, H, W]"""
+        """The images, uint8 [N, C, H, W]."""
         if self.drawn is not None:
             return self.drawn
         parts = [np.asarray(self.pack.images(split)[index]) for split, index, _ in self._splits()]
         return np.concatenate(parts) if parts else np.empty((0, *self.pack.meta.shape), np.uint8)
 
     def _splits(self) -> Iterator[tuple[str, np.ndarray, slice]]:
-        """The splits that have some of the images, their positions there, and their place among them."""
+        """For each split with some of the images: the split, their positions in it, and their places among
+        all of them."""
         splits, start = self.split.split("+"), 0
         if len(splits) == 1:
             yield self.split, self.index, slice(None)
@@ -99,8 +100,8 @@ def fitting_pick(pack: Pack) -> Pick:
 
 
 def fitting_images(run: Trained, held_out: Pick, *, size: int, seed: int) -> tuple[Pick, Pick]:
-    """These held-out images of a run's set and training images in a fixed number, that scores are fitted
-    on."""
+    """The images on which scores are fitted: these held-out images of a run's set, and a fixed number of
+    training images."""
     pack = held_out.pack
     train = Pick(pack, "train", subset(pack.meta.counts["train"], BANK))
     first, second = (pick.batches(run, size=size, seed=seed) for pick in (held_out, train))
@@ -108,7 +109,7 @@ def fitting_images(run: Trained, held_out: Pick, *, size: int, seed: int) -> tup
 
 
 def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -> list[str]:
-    """Notes on how images were read for metrics, and how they differ from those of the set."""
+    """Notes on how images were read for metrics, and on how they differ from those of the data set."""
     lines = []
     for name, pack in packs.items():
         lines += [f"`{name}`: {note}" for note in pack.meta.notes]
@@ -125,7 +126,7 @@ def treatment(packs: Mapping[str, Pack], levels: int | None, *, but: str = "") -
 
 
 def timed(function: Callable[[], Any], device: torch.device) -> float:
-    """The seconds of a call, after one that warms up."""
+    """The seconds of a call, after a warm-up call."""
     for _ in range(2):
         since = time.perf_counter()
         function()
@@ -134,7 +135,7 @@ def timed(function: Callable[[], Any], device: torch.device) -> float:
 
 
 def short_paths(names: Iterable[str]) -> dict[str, str]:
-    """A short name for each path or set: the shortest ending of a path that no other path has."""
+    """A short name for each path or set. For a path, it is the shortest ending that no other path has."""
     parts = {name: Path(name).parts for name in names}
     short = {}
     for name, path in parts.items():

@@ -1,4 +1,4 @@
-"""`gz ood` of an inspection set: how well an alarm finds each kind of defect, and where it is."""
+"""`gz ood` of an inspection set: how well an alarm detects and localises each kind of defect."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Judged:
 
     p: p-values, [N].
     score: one number for each image, higher if it is more unusual, [N].
-    maps: float [N, H, W] in the images' size; None of a score without a map.
+    maps: float [N, H, W], at the images' size; None for a score without a map.
     """
 
     p: np.ndarray
@@ -62,9 +62,9 @@ class Judged:
 class Defective:
     """The images with defects of an inspection set.
 
-    pack: the pack whose split `test` they are.
+    pack: the pack that contains them as its split `test`.
     kinds: the kind of defect of each image.
-    masks: bool [kH, kW] by position, for images with a mask; the images are [H, W].
+    masks: by position, for images with a mask: bool [kH, kW], k times the size of the images.
     """
 
     pack: Pack
@@ -81,9 +81,9 @@ class Defective:
 class Set:
     """An inspection set and the verdicts of an alarm on it.
 
-    facts: of the alarm, for JSON.
-    good: of the good test images, whose files are `names`.
-    bad: of the images with defects.
+    facts: facts of the alarm, for JSON.
+    good: verdicts on the good test images, whose files are `names`.
+    bad: verdicts on the images with defects.
     """
 
     facts: Mapping[str, Any]
@@ -136,7 +136,7 @@ def run(job: InspectJob, folder: Path, device: torch.device, log: Log) -> dict[s
 
 
 def by_method(job: InspectJob, layout: Inspection, log: Log) -> Set:
-    """Inspects by a method that needs no training, which is fitted only to the good training images."""
+    """Inspects by a method that needs no training. It is fitted to the good training images only."""
     good = methods.open_good(job, log.info)
     check_good(good.pack)
     defects = open_defective(Path(job.input), layout, good.form, log.info)
@@ -194,7 +194,7 @@ def by_run(job: InspectJob, layout: Inspection, device: torch.device, log: Log) 
 
 
 def highest(values: np.ndarray) -> np.ndarray:
-    """Scores whose values that are not finite count as higher than any other."""
+    """The scores, with values that are not finite replaced by one above all others."""
     finite = np.isfinite(values)
     return np.where(finite, values, values[finite].max(initial=0) + 1 + abs(values[finite]).max(initial=0))
 
@@ -226,10 +226,10 @@ def write(judged: Set, folder: Path, fpr: float) -> dict[str, str]:
 
 
 def figures(good: Judged, bad: Judged, defects: Defective, fpr: float) -> list[dict[str, Any]]:
-    """A row for each kind of defect, and their mean.
+    """A row for each kind of defect, and one for their mean.
 
     auroc, ci: AUROC against good test images, with its 95 % interval.
-    detected, detected_ci: share that is flagged at the rate, with its interval.
+    detected, detected_ci: share of images flagged at the rate, with its interval.
     pixel_auroc, aupro, pixel_f1: metrics of the maps of images with masks and of all good images; None
       without maps.
     """
@@ -253,7 +253,7 @@ def figures(good: Judged, bad: Judged, defects: Defective, fpr: float) -> list[d
 
 
 def pixels(good: Judged, bad: Judged, defects: Defective, places: np.ndarray) -> dict[str, float]:
-    """The metrics of maps of the images at some places that have a mask; {} without."""
+    """The metrics of the maps at the given positions whose images have a mask; {} without such an image."""
     marked = [i for i in places.tolist() if i in defects.masks]
     if not marked or good.maps is None or bad.maps is None:
         return {}
@@ -264,7 +264,7 @@ def pixels(good: Judged, bad: Judged, defects: Defective, places: np.ndarray) ->
 
 
 def larger(each: np.ndarray, sides: tuple[int, ...]) -> np.ndarray:
-    """A map float [H, W] enlarged to the size of its mask, which is a multiple of its own."""
+    """A map, float [H, W], enlarged to the size of its mask, which is a multiple of the map's."""
     from scipy import ndimage
 
     k = sides[0] // each.shape[0]

@@ -1,4 +1,4 @@
-"""The mean likelihood of test images for `gz bench`: log p(x), or log p(x | y) and its marginal log p(x)."""
+"""The mean likelihood of test images for `gz bench`: log p(x), or log p(x | y) and the marginal log p(x)."""
 
 from __future__ import annotations
 
@@ -39,9 +39,10 @@ def likelihood(
     """The mean negative log-likelihood of test images: {kind, nats, bpd, n, se (of nats), given_labels,
     marginal, solver_gap}.
 
-    n is at most 10,000, or 500 by an ODE, and no more than the recipe's `ood.budget` allows. A conditional
-    model gets the label. If the budget allows every class in turn, `marginal` is {nats, bpd, se} of
-    p(x) = Σ_y p(y) p(x | y), p(y) being the classes' frequencies in training; otherwise it is None.
+    n is at most 10,000, or 500 for likelihoods by an ODE, and no more than the recipe's `ood.budget` allows.
+    A conditional model is given the label. If the budget allows every class in turn, `marginal` is {nats,
+    bpd, se} of p(x) = Σ_y p(y) p(x | y). p(y) is the frequency of a class in training. Otherwise `marginal`
+    is None.
     """
     device, model = trained.device, trained.model
     budget, by_ode = trained.part.ood.budget, model.likelihood == "ode"
@@ -96,8 +97,8 @@ def given_label(model: Model, batch: Batch) -> Tensor:
 
 
 def log_marginal(model: Model, batch: Batch, frequencies: Tensor, seed: int) -> Tensor:
-    """float64 [B]: log Σ_y p(y) p(x | y), with the same noise for each class. Where the likelihoods are lower
-    bounds, so is this."""
+    """float64 [B]: log Σ_y p(y) p(x | y), with the same noise for each class. If the likelihoods are lower
+    bounds, the result is one too."""
     of_class = []
     for y in range(len(frequencies)):
         noise = ImageNoise(seed, batch.index, batch.x.device)
@@ -107,7 +108,7 @@ def log_marginal(model: Model, batch: Batch, frequencies: Tensor, seed: int) -> 
 
 @dataclass(frozen=True)
 class SolverGap:
-    """How much the likelihood of some images changes with twice as many steps of the solver."""
+    """The change of some images' likelihoods when the solver takes twice as many steps."""
 
     steps: int
     mean: float  # mean change in bits per dimension, above 0 if the likelihood is too high
@@ -125,7 +126,7 @@ class SolverGap:
 def solver_gap(
     trained: Trained, batch: Batch, labels: Tensor | None = None, seed: int = 0
 ) -> SolverGap | None:
-    """The gap of a batch's first images; None if the likelihood is not by an ODE in fixed steps."""
+    """The gap of a batch's first images; None unless the likelihood comes from an ODE with fixed steps."""
     model, n = trained.model, min(CHECKED, len(batch))
     if model.likelihood != "ode" or not trained.has_levels:
         return None

@@ -1,6 +1,7 @@
 """The score `local` of a run: the largest value of its model's map relative to the maps of held-out images.
 
-The scales, and whether maps are relative, are chosen to detect the most synthetic defects on these images.
+The scales, and whether maps are relative, are chosen so that it detects the most synthetic defects on these
+images.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ Maps = Callable[[Batch], np.ndarray]  # float32 [B, h, w] of images
 
 @dataclass(frozen=True)
 class RunLocal:
-    """A fitted `local`. detected: the share of synthetic defects that it detects; None: too few images to
-    draw any on."""
+    """A fitted `local`. `detected` is the share of synthetic defects that it detects; None if there were too
+    few images."""
 
     local: Local
     detected: float | None
@@ -35,18 +36,18 @@ class RunLocal:
         return self.local(maps)
 
     def score(self, maps: np.ndarray) -> np.ndarray:
-        """float64 [B]; the highest of all if a map is not finite."""
+        """float64 [B]; larger than every other score if a map is not finite."""
         tops = self.local(maps).max((1, 2)).astype(np.float64)
         return np.where(np.isfinite(maps).all((1, 2)), tops, np.inf)
 
 
 def few(held_out: Pick) -> Pick:
-    """The held-out images that define normal maps and get synthetic defects."""
+    """The held-out images that define normal maps and receive synthetic defects."""
     return replace(held_out, index=held_out.index[subset(len(held_out.index), MOST)], by_content=True)
 
 
 def with_defects(good: Pick) -> tuple[Pick, np.ndarray]:
-    """Images with a synthetic defect each, and the place among the good ones of that which it is drawn on."""
+    """Images with one synthetic defect each, and the index of the good image on which each is drawn."""
     bad, _, source = synthetic(good.images(), each=EACH)
     order = np.argsort(source, kind="stable")
     return replace(good, index=good.index[source[order]], drawn=bad[order]), source[order]
@@ -67,6 +68,6 @@ def fit_run_local(held_out: Pick, maps_of: Maps) -> RunLocal:
 
 
 def enlarged(maps: np.ndarray, sides: tuple[int, ...]) -> np.ndarray:
-    """Maps [N, h, w] in the size of the images."""
+    """Maps [N, h, w], enlarged to the size of the images."""
     tensor = torch.from_numpy(np.ascontiguousarray(maps))[:, None]
     return torch.nn.functional.interpolate(tensor, sides, mode="nearest")[:, 0].numpy()

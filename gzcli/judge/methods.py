@@ -36,9 +36,10 @@ class Good:
 
     pack: the pack of the set.
     form: the options of packs of the same form.
-    splits: splits of the images; `test` only if gz has split it off itself, because it may otherwise contain
-      anything. In an inspection set it is judged, not fitted to.
-    held_out: images for calibration that nothing is fitted to; None: the good images calibrate, by folds.
+    splits: splits of the images. `test` is among them only if gz has split it off itself, because it may
+      otherwise contain anything. In an inspection set, the test images are judged instead.
+    held_out: images for calibration, to which nothing is fitted. None: the good images calibrate, by
+      cross-validation.
     """
 
     pack: Pack
@@ -68,8 +69,7 @@ def open_good(job: AlarmJob, say: Say) -> Good:
 
 
 def open_home(job: ScoreJob, say: Say) -> tuple[Pack, PackOptions]:
-    """The in-distribution set of a method in the size that it looks at, and the options of packs of the same
-    form."""
+    """The in-distribution set at the image size of the method, and the options of packs of the same form."""
     data = locate(job.ins)
     form = PackOptions(size=job.size or reduced_size(data), channels=None, fit="crop", patch=None)
     pack = open_pack(data, **form, say=say)
@@ -78,21 +78,22 @@ def open_home(job: ScoreJob, say: Say) -> tuple[Pack, PackOptions]:
 
 
 def fit_chosen(method: str, images: np.ndarray) -> tuple[Choice, Fitted]:
-    """A method with the settings that detect most synthetic defects, fitted to images."""
+    """A method fitted to images, with the settings that detect the most synthetic defects."""
     choice = choose(images[: set_aside(len(images), method)], method)
     return choice, METHODS[method].fit(images, **choice.settings)
 
 
 def is_good_test(data: DataSet, verb: str) -> bool:
-    """Whether the test images of a set are known to be good, and may calibrate: those of a known set, and
-    those that gz has split off itself. A `test` folder may contain anything; an inspection judges them."""
+    """Whether the test images of a set are known to be good and may calibrate. This is so for data sets known
+    by name, and for test images that gz has split off itself. A `test` folder may contain anything, and an
+    inspection judges its images."""
     if verb == "inspect":
         return False
     return not isinstance(data, OwnSet) or not open_path(data.path, data.form).counts.get("test")
 
 
 def reduced_size(data: DataSet) -> Any:
-    """The size to which larger images are reduced for methods; None: no change."""
+    """The size to which methods reduce larger images; None for no change."""
     facts = facts_of(data)
     if facts is None or max(facts.height, facts.width) <= LARGEST:
         return None
@@ -101,8 +102,8 @@ def reduced_size(data: DataSet) -> Any:
 
 
 def check_enough(good: Good, job: AlarmJob) -> None:
-    """Raises UsageError if there are too few images for the false-alarm rate, with the line that reaches
-    it."""
+    """Raises UsageError if there are too few images for the false-alarm rate. The hint is a command that
+    reaches the rate."""
     needed = conformal.fewest(job.fpr)
     n = good.held_out.meta.counts["test"] if good.held_out else len(good.images)
     if n >= needed:
@@ -128,15 +129,15 @@ def line_of(job: AlarmJob, method: str, fpr: float) -> str:
 
 
 def line_that_reaches(job: AlarmJob, home: Pack) -> str | None:
-    """The command line for an alarm at this rate on the run's set without the model; None if the set has too
-    few images."""
+    """The command line for an alarm at this rate on the run's set, without the run's model; None if the set
+    has too few images."""
     splits = SPLITS if is_good_test(locate(job.ins), job.verb) else SPLITS[:2]
     total = sum(home.meta.counts[split] for split in splits)
     return line_of(job, DEFAULT, job.fpr) if total >= conformal.fewest(job.fpr) else None
 
 
 def alarm_of(good: Good, job: AlarmJob, say: Say) -> Alarm:
-    """The alarm of a job, from the cache if it was made before."""
+    """The alarm of a job, from the cache if it was fitted before."""
     name, held_out = job.method or DEFAULT, good.held_out
 
     def make() -> Alarm:
@@ -150,7 +151,8 @@ def alarm_of(good: Good, job: AlarmJob, say: Say) -> Alarm:
 
 
 def without_model(good: Pick, bad: Pick) -> dict[str, float]:
-    """The share of the defective images that `DEFAULT` of a set's other training images detects."""
+    """The share of the defective images that the method `DEFAULT`, fitted to the set's other training images,
+    detects."""
     train = good.pack.images("train")
     index = np.setdiff1d(np.arange(len(train)), good.index if good.split == "train" else [])
     _, fitted = fit_chosen(DEFAULT, np.asarray(train[index[subset(len(index), FITTED // 2)]]))
@@ -158,7 +160,7 @@ def without_model(good: Pick, bad: Pick) -> dict[str, float]:
 
 
 def facts(good: Good, alarm: Alarm, job: AlarmJob) -> dict[str, Any]:
-    """The facts of the method and its images for the result."""
+    """The facts about the method and its images, for the result."""
     return facts_in(alarm.choice, alarm.calibrated.models[0], good.pack, alarm.fitted_on, job)
 
 
@@ -180,7 +182,7 @@ def facts_in(choice: Choice, fitted: Fitted, pack: Pack, fitted_on: int, job: Sc
 
 
 def notes(alarm: Alarm, fpr: float) -> list[str]:
-    """How the method was chosen, and what its calibration guarantees."""
+    """Notes on how the method was chosen and on what its calibration guarantees."""
     calibrated = alarm.calibrated
     lines = choice_in_words(alarm.choice, calibrated.models[0])
     if len(calibrated.models) == 1:
@@ -203,7 +205,7 @@ def choice_in_words(choice: Choice, fitted: Fitted) -> list[str]:
 
 
 def in_words(parameters: Mapping[str, Any]) -> str:
-    """Settings for the user: `components 300, scales 3`."""
+    """Settings as text for the user, such as `components 300, scales 3`."""
 
     def shown(value: Any) -> str:
         if isinstance(value, bool):

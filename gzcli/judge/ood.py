@@ -46,12 +46,13 @@ FPR = {
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of the test images of the in-distribution set, the first of `sets`, and of foreign ones, by a
-    run or by a method without training.
+    """Scores of the test images of the in-distribution set, which is the first of `sets`, and of foreign
+    sets. A run or a method without training computes them.
 
     names: names of the scores.
-    levels: grey levels of the run; None: latents, or no run.
-    tables: table of each seed by the names of the sets, with baselines; {} on ranks other than 0.
+    levels: grey levels of the run. None for latents, or without a run.
+    tables: for each seed, the tables of scores by the names of the sets, with baselines; {} on ranks other
+      than 0.
     facts: facts for JSON.
     notes: notes for the user.
     """
@@ -119,7 +120,7 @@ def by_run(job: OodJob, device: torch.device, log: Log) -> Scored:
 
 
 def by_method(job: OodJob, device: torch.device, log: Log) -> Scored:
-    """Scores by a method that needs no training, which is fitted to training images."""
+    """Scores images by a method that needs no training. It is fitted to the training images."""
     home, form = methods.open_home(job, log.info)
     sets = open_sets(home, form, job, log)
     train = home.images("train")
@@ -141,7 +142,7 @@ def picks_of(sets: Mapping[str, Pack], n: int | None) -> dict[str, Pick]:
 
 
 def open_sets(home: Pack, form: PackOptions, job: OodJob, log: Log) -> dict[str, Pack]:
-    """The sets whose test images are scored by name, the in-distribution one first."""
+    """The sets whose test images are scored, by name; the in-distribution set is the first."""
     foreign = partial(open_pack, **form, foreign=True, say=log.info)
     if job.imglists and job.benchmark:
         listed = partial(listed_images, Path(job.imglists), find_benchmark(job.benchmark))
@@ -159,9 +160,10 @@ def open_sets(home: Pack, form: PackOptions, job: OodJob, log: Log) -> dict[str,
 
 
 def baseline_scores(picks: Mapping[str, Pick], home: Pack, device: torch.device) -> dict[str, Table]:
-    """The scores without a model of every pick, on its unchanged bytes for any grey levels of the model: PNG
-    size, pixel mean, the distance to neighbours in pixels, residuals of principal components and, if the
-    images have colour and its weights are installed, the distance in features of EfficientNet-Lite0."""
+    """The scores of every pick that need no model, computed from the unchanged bytes whatever the model's
+    grey levels. They are the PNG size, the pixel mean, the distance to neighbours in pixels, and residuals of
+    principal components. For colour images there is also the distance in features of EfficientNet-Lite0, if
+    its weights are installed."""
     train = home.images("train")
     index = subset(len(train), BANK if train[:1].size <= 4096 else BANK // 4)
     images = [pick.pack.images("test")[pick.index] for pick in picks.values()]
@@ -186,9 +188,9 @@ def compare(
     names: Sequence[str],
     benchmark: Benchmark | None = None,
 ) -> list[dict[str, Any]]:
-    """A row for each foreign set and score, by the conventions of a benchmark; the first table is that of the
-    in-distribution set. `beats_baselines` is whether the AUROC is above that of every baseline, each in its
-    better direction."""
+    """A row for each foreign set and score, by the conventions of a benchmark. The first table is that of the
+    in-distribution set. `beats_baselines` is true if the AUROC is above that of every baseline, each taken in
+    its better direction."""
     inside, *outside = tables
     plain = [score for score in BASELINES if score in tables[inside] and score not in names]
     rows = []
@@ -221,7 +223,7 @@ def with_group_means(results: list[dict[str, Any]], benchmark: Benchmark) -> lis
 
 
 def over_seeds(seeds: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The rows of every seed as one table of means; `spread` is the standard deviation of each metric over
+    """One table of means from the rows of every seed. `spread` is the standard deviation of each metric over
     the seeds."""
     if len(seeds) == 1:
         return seeds[0]
@@ -273,8 +275,8 @@ def notes(
 
 
 def beside_baselines(results: list[dict[str, Any]], out: str) -> list[str]:
-    """Notes on the scores of a model that do not exceed the best baseline on a foreign set, each baseline in
-    its better direction, and on those that are worse than chance."""
+    """Notes on a model's scores that do not exceed the best baseline on a foreign set, and on those that are
+    worse than chance. Each baseline is taken in its better direction."""
     rows = [row for row in results if row["out"] == out]
     reached = {row["score"]: max(row["auroc"], 1 - row["auroc"]) for row in rows if row["baseline"]}
     if not reached:
@@ -309,8 +311,9 @@ def convention(benchmark: Benchmark | None, packs: Mapping[str, Pack], lists: st
 def write_scores(
     path: Path, seeds: Sequence[Mapping[str, Table]], picks: Mapping[str, Pick], job: OodJob
 ) -> None:
-    """Writes a CSV with the columns set, role (in | out), index in the split, file (of the user's own
-    images), and one for each score; with several seeds one for each score and seed, such as `recon@1`."""
+    """Writes a CSV with the columns set, role (in | out), index in the split, file (for the user's own
+    images), and one column per score. With several seeds, there is one column per score and seed, such as
+    `recon@1`."""
     columns = {}
     for score in seeds[0][job.ins]:
         of_model = score not in BASELINES

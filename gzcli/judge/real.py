@@ -1,7 +1,7 @@
-"""The real images of a data set, and draws of them instead of samples: the floor of metrics. Models with
-labels or clusters sample them evenly. Real images sampled evenly are closer to the test split than random
-ones (digits: a Fréchet distance of 4.9 instead of 5.9), so the floor of each contestant uses images that were
-sampled like its own.
+"""The real images of a data set, and the floor of metrics, computed from draws of real images instead of
+samples. Models with labels or clusters sample these evenly. Evenly drawn real images are closer to the test
+split than random ones (digits: a Fréchet distance of 4.9 instead of 5.9). The floor of each contestant
+therefore draws real images in the same way as the contestant.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class ImageSet:
         return len(self.images)
 
     def features(self, space: Space | None) -> np.ndarray:
-        """float64 [N, D] in a space, or the pixels, uint8 [N, C·H·W], without one. Every rank must call this
-        if the features are not computed yet."""
+        """The features, float64 [N, D], in a space; without a space the pixels, uint8 [N, C·H·W]. Every rank
+        must call this if the features are not computed yet."""
         if space is None:
             return np.asarray(self.images[:]).reshape(len(self), -1)
         if not self.knows(space):
@@ -66,13 +66,13 @@ class ImageSet:
         return ImageSet(self.images[rows], labels, _features=features)
 
     def first(self, n: int) -> ImageSet:
-        """At most n of the images, always the same, whose features are cached too."""
+        """At most n of the images, always the same ones, so that their features can be cached."""
         if len(self) <= n:
             return self
         return replace(self.take(subset(len(self), n)), key=self.key and f"{self.key}-{n}", say=self.say)
 
     def _cached(self, space: Space) -> np.ndarray:
-        """The features by way of the cache, in single precision as networks compute them."""
+        """The features, read from the cache or stored there, in single precision as networks compute them."""
         path = cache_dir("features", "real") / f"{self.key}-{space.hash[:16]}-{space.device.type}.npy"
 
         def read(path: Path) -> np.ndarray:
@@ -107,7 +107,7 @@ class Strata:
     key: str = ""  # of the clusters
 
     def quotas(self, n: int) -> np.ndarray:
-        """The numbers of n samples in each stratum, [K], by largest remainders."""
+        """How many of n samples belong to each stratum, [K], by the method of largest remainders."""
         expected = n * self.shares / self.shares.sum()
         counts = expected.astype(np.int64)
         rest = np.argsort(counts - expected, kind="stable")[: n - counts.sum()]
@@ -115,8 +115,8 @@ class Strata:
         return counts
 
     def draw(self, strata: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-        """n of the images in these strata [N], without repetition. If a stratum has too few images, random
-        other images replace the missing ones."""
+        """The indices of n images, drawn without repetition from these strata [N]. If a stratum has too few
+        images, random other images replace the missing ones."""
         order, rows = rng.permutation(len(strata)), []
         for stratum, count in enumerate(self.quotas(n)):
             rows.append(order[strata[order] == stratum][:count])
@@ -166,7 +166,7 @@ class RealImages:
         return self.of(self.split, levels)
 
     def of(self, split: str, levels: int | None = None) -> ImageSet:
-        """The images of a split, quantised to a number of grey levels; binary images by a draw."""
+        """The images of a split, quantised to a number of grey levels. Binary images are drawn."""
         meta = self.pack.meta
         levels = None if levels == meta.levels else levels
         if (split, levels) not in self._sets:
@@ -190,16 +190,16 @@ class RealImages:
         return total // 2 if self.split == "all" else total
 
     def bank(self, n: int, levels: int | None) -> ImageSet:
-        """The images from which n are drawn instead of samples."""
+        """The real images of which n are drawn instead of samples."""
         source = self.of(OTHER[self.split], levels)
         return source if self.split == "all" else source.first(min(BANK, max(TIMES * n, BANK // 5)))
 
     def draws(
         self, n: int, levels: int | None, strata: Strata | None = None
     ) -> Iterator[tuple[ImageSet, ImageSet]]:
-        """Draws of n real images instead of samples, each with the images that it is compared with: training
-        images with the test split, test images with the training split, and n of all images with the
-        remaining ones. A single draw if n is the number of all images."""
+        """Draws of n real images instead of samples, each with the images that it is compared with. Training
+        images are compared with the test split, test images with the training split, and n of all images with
+        the remaining ones. There is a single draw if n is the number of all images."""
         bank, reference = self.bank(n, levels), self.reference(levels)
         of_bank = None if strata is None else strata.assign(bank)
         for i in range(DRAWS if n < len(bank) else 1):

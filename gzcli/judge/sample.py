@@ -99,7 +99,8 @@ def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[st
 
 
 def origin(trained: Trained, job: SampleJob, n: int) -> dict[str, Any]:
-    """The origin of a job's n images, stored in their PNGs: `gz sample --like` repeats the job from it."""
+    """The origin of a job's n images, which is stored in their PNGs. `gz sample --like` repeats the job from
+    it."""
     return {
         "verb": job.verb,
         "run": trained.run.owner.id,
@@ -122,7 +123,7 @@ def origin(trained: Trained, job: SampleJob, n: int) -> dict[str, Any]:
 
 
 class Frames:
-    """The states of the first images while they are sampled, for `--animate`."""
+    """The intermediate states of the first images during sampling, for `--animate`."""
 
     FIRST, MOST, MS = 16, 60, 80  # images, frames, milliseconds of a frame
 
@@ -139,7 +140,7 @@ class Frames:
         return progress
 
     def save(self, path: Path, images: np.ndarray) -> None:
-        """Writes a GIF of about 60 frames. The result stays longer."""
+        """Writes a GIF of about 60 frames, the last of which is shown longer."""
         from PIL import Image
 
         chosen = self.seen[:: max(1, len(self.seen) // self.MOST)]
@@ -154,8 +155,8 @@ class Frames:
 def samples(
     trained: Trained, job: SampleJob, progress: Progress, say: Say = silent, warn: Say = silent
 ) -> Output:
-    """Samples that take the job's labels, prompts and input images in turn. The sheet shows them below
-    their input images, or in a column for each class."""
+    """Samples that cycle through the job's labels, prompts and input images. The sheet shows them below their
+    input images, or in one column per class."""
     conditions: dict[str, Any] = {"prompt": job.prompts} if job.prompts else {}
     inputs, noise = None, None
     if job.input_as:
@@ -241,8 +242,8 @@ def apply(
 
 
 def sheet_of(trained: Trained, applied: Applied, images: np.ndarray, x: Tensor, caption: str) -> np.ndarray:
-    """The sheet [H, W, C] of outputs and of their inputs x. The output of a single input lies below the input
-    and the condition made of it. A row of outputs lies between its first and its last input."""
+    """The sheet [H, W, C] of outputs and of their inputs x. The output of a single input is below the input
+    and its condition. A row of outputs is between its first and its last input."""
     sources, inputs = applied.of, to_bytes(x)
     if applied.columns is not None:
         rows = []
@@ -273,7 +274,7 @@ def to_bytes(x: Tensor) -> np.ndarray:
 def read_inputs(
     trained: Trained, path: str | None, n: int | None, size: Size | None = None, say: Say = silent
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Images uint8 [n, C, H, W], their labels, and the same images as inputs of the model."""
+    """The images, uint8 [n, C, H, W], their labels, and the same images as inputs of the model."""
     if path is not None and trained.values is None:
         pictures = shown_pictures(trained, Path(path), trained.images.shape[0], n, size, say)
         return pictures, None, pictures
@@ -297,7 +298,7 @@ def shown_pictures(
 
 
 def seen_mask(mask: Tensor, trained: Trained) -> Tensor:
-    """A mask [1, 1, H, W], 1 for the pixels to keep, in the model's space: a latent is kept if all of its
+    """A mask [1, 1, H, W] in the model's space, 1 for the pixels to keep. A latent is kept if all of its
     pixels are."""
     if trained.space is not None:
         _, h, w = trained.info.shape

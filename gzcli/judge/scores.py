@@ -1,17 +1,18 @@
-"""Out-of-distribution scores of images: a model's own `score_<name>`, scores from its likelihood, and the
-score of its map, by one or several runs and seeds.
+"""Out-of-distribution scores of images, by one or several runs and seeds. They are the model's own
+`score_<name>`, scores from its likelihood, and the score of its map.
 
 A higher score is more out-of-distribution. It depends only on (model, image, seed, index), not on the batch.
-A model without a density of pixels may define a `score_nll`, such as the likelihood of its tokenizer's codes.
+A model without a density of pixels may define `score_nll`, for example as the likelihood of its tokenizer's
+codes.
 
 Several runs together give
 
   waic        mean of −log p + variance of log p over the runs, minus the WAIC of Choi, Jang & Alemi 2018,
               arXiv:1810.01392, eq. 1
-  any other   mean over the runs of (score − mean) / deviation, both of held-out images
+  any other mean over the runs of (score − mean) / deviation; mean and deviation of held-out images
 
-Scores of runs are standardised by mean and deviation. Ranks among the held-out images would be equal for all
-images that score higher than every held-out one.
+Ranks among the held-out images would not do: they are equal for all images that score higher than every
+held-out one.
 """
 
 from __future__ import annotations
@@ -89,8 +90,8 @@ def model_maps(model: Model) -> list[str]:
 
 
 def map_of(model: Model, scores: Sequence[str], name: str) -> str:
-    """The map of the first score that has one, otherwise the first map. Likelihood scores have the map of
-    `nll`, and `local` has the first map."""
+    """The map of the first score that has one, otherwise the first map. Likelihood scores share the map of
+    `nll`; `local` has the first map."""
     if not (maps := model_maps(model)):
         hint = "gz list models --can map"
         raise UsageError(f"`{name}` has no anomaly maps", hint=hint)
@@ -99,15 +100,15 @@ def map_of(model: Model, scores: Sequence[str], name: str) -> str:
 
 
 def computable(trained: Trained, *, background: bool) -> list[str]:
-    """Every score that can be computed, with a background model or without."""
+    """Every score that can be computed, with or without a background model."""
     lacking: list[Fact] = ["gradient_norm"] if trained.model.likelihood == "ode" else []
     lacking += [] if background else ["background_nll"]
     return [score for score in available(trained) if not any(read([score], fact) for fact in lacking)]
 
 
 def choose(trained: Trained, names: Sequence[str] | None) -> list[str]:
-    """The scores to compute: those named, all of which the model must have; otherwise the recipe's, or the
-    cheap ones, and `local`, unless its map is expensive."""
+    """The scores to compute. Named scores must all exist for the model. If none is named, they are the
+    recipe's or the cheap ones, and `local` unless its map is expensive."""
     model, options = trained.model, available(trained)
     chosen = list(names or trained.part.ood.scores or ())
     if not chosen:
@@ -132,7 +133,7 @@ def choose(trained: Trained, names: Sequence[str] | None) -> list[str]:
 
 
 def no_gradient(trained: Trained) -> UsageError:
-    """The error for a likelihood that is computed without a gradient, as that by an ODE is."""
+    """The error for a likelihood without a gradient, such as one by an ODE."""
     return UsageError(f"`gradnorm` needs a gradient, which the likelihood of `{trained.name}` does not have")
 
 
@@ -169,12 +170,12 @@ class Scorer:
         return bool(self.fits or made)
 
     def fit(self, held_out: ranks.Sliceable[Batch], train: Iterable[Batch]) -> None:
-        """held_out: of `local` a `Pick`."""
+        """held_out: a `Pick` that the score `local` is fitted on."""
         self.take(self.learn(held_out, train))
 
     def learn(self, held_out: ranks.Sliceable[Batch], train: Iterable[Batch]) -> dict[str, Any]:
-        """What `take` needs: the tensors that the model's fits set, facts of held-out images for each
-        likelihood score with a fit, and the local score."""
+        """Fits the scores and returns what `take` needs: the tensors that the model's fits set, statistics of
+        held-out images for each likelihood score with a fit, and the local score."""
         attributes: dict[str, Tensor] = {}
         for name in self.fits:
             batches = train if name in self.model.fitted_on_train else held_out
@@ -199,7 +200,7 @@ class Scorer:
         return {"attributes": attributes, "tables": tables, **parts}
 
     def take(self, learned: Mapping[str, Any]) -> None:
-        """Fits the scores by what `learn` returned."""
+        """Sets the fitted state that `learn` returned."""
         for key, value in learned["attributes"].items():
             setattr(self.model, key, value)
         for name, table in learned["tables"].items():
@@ -210,7 +211,8 @@ class Scorer:
             self.local = RunLocal(learned["local"], learned["detected"])
 
     def take_stored(self, key: Mapping[str, Any], learn: Callable[[], dict[str, Any]], say: Say) -> None:
-        """The same from the cache, if it has this key; otherwise `learn` fills it."""
+        """Takes the fitted state from the cache. If the key is missing there, `learn` computes and stores
+        it."""
 
         def make() -> dict[str, Any]:
             fresh = learn()
@@ -222,7 +224,7 @@ class Scorer:
         self.take({**learned, "attributes": tensors})
 
     def values(self, batch: Batch) -> Table:
-        """float64 [B] of each score, finite or not."""
+        """Each score as float64 [B], finite or not."""
         batch, values = self.trained.encode(batch), {}
         facts = self.facts(batch, self.names)
         for name in self.names:
@@ -235,7 +237,7 @@ class Scorer:
         return values
 
     def __call__(self, batch: Batch) -> Table:
-        """float64 [B] of each score. Raises DivergedError for a value that is not finite."""
+        """Each score as float64 [B]. Raises DivergedError for a value that is not finite."""
         values = self.values(batch)
         for name, value in values.items():
             if bad := int((~np.isfinite(value)).sum()):
@@ -244,8 +246,8 @@ class Scorer:
         return values
 
     def facts(self, batch: Batch, names: Sequence[str]) -> Table:
-        """The inputs of these likelihood scores for a batch. `statistics` are the NLL, the code length and
-        the cheap scores of the model."""
+        """The inputs of these likelihood scores for a batch. `statistics` are the NLL, the compressed size
+        and the cheap scores of the model."""
         facts, statistics = {}, read(names, "statistics")
         if read(names, "nll"):
             facts["nll"] = self._nll(self.model, batch)
@@ -266,8 +268,9 @@ class Scorer:
         return score.detach().cpu().double().numpy()
 
     def map(self, batch: Batch, name: str | None = None) -> np.ndarray:
-        """The model's map by this name, or that of `local`, float32 [B, h, w]. Every image has the same
-        noise, so that maps differ only by their images, and a graph contains the noise as constants."""
+        """The model's map of this name, or that of `local`, float32 [B, h, w]. Every image has the same
+        noise. Maps therefore differ only by their images, and an exported graph contains the noise as
+        constants."""
         method = f"map_{name or self.map_name}"
         noise = ImageNoise(self.seed, torch.zeros_like(batch.index), batch.x.device)
         with self.trained.scoring(), torch.no_grad():
@@ -308,14 +311,14 @@ class Scorer:
 
 
 def tensors_of(model: Model) -> dict[str, Tensor]:
-    """The model's own attributes and buffers that are tensors."""
+    """The model's own attributes that are tensors, and its buffers."""
     values = {**vars(model), **dict(model.named_buffers(recurse=False))}
     return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 @dataclass(frozen=True)
 class SeenBatches:
-    """Batches as the model sees them, which a fit may read several times."""
+    """Batches in the form that the model reads. A fit may read them several times."""
 
     trained: Trained
     batches: Iterable[Batch]
@@ -334,7 +337,8 @@ def log_prob(model: Model, batch: Batch, seed: int) -> Tensor:
 
 
 def fresh_noise(seed: int, batch: Batch) -> ImageNoise:
-    """The noise of a batch's images from its first draw on, so that no score depends on another one."""
+    """The noise of a batch's images, restarted at its first draw so that no score depends on another
+    score."""
     return ImageNoise(seed, batch.index, batch.x.device)
 
 
@@ -359,7 +363,8 @@ def check_background(trained: Trained, background: Trained | None) -> None:
 
 
 class Scoring:
-    """A job's runs and in-distribution set, and the scores of images by them. Each process scores a share."""
+    """A job's runs and in-distribution set, and the scores that the runs give to images. Each process scores
+    a share."""
 
     def __init__(self, job: ScoreJob, device: torch.device, log: Log):
         self.job, self.device, self.log = job, device, log
@@ -377,14 +382,14 @@ class Scoring:
 
     @property
     def is_free(self) -> bool:
-        """Whether one of the scores is to be chosen: if an alarm by one run names none."""
+        """Whether gz chooses the score: an alarm by one run that names none."""
         job = self.job
         return job.verb in ("alarm", "inspect") and not job.scores and not job.others
 
     def choose(self, held_out: Pick) -> None:
-        """Fits all scores, and selects the one that detects the most synthetic defects on these images if
-        there are enough images; otherwise the first. Residuals of principal components of the training images
-        are compared for the record."""
+        """Fits all scores. With enough images, it selects the score that detects the most synthetic defects
+        on them; otherwise the first one. Residuals of principal components of the training images are
+        compared for the record."""
         scorer = self._scorer(self.trained, self.job.seed)
         self._fit(scorer, held_out)
         good = replace(few(held_out), unbounded=True)
@@ -404,7 +409,7 @@ class Scoring:
 
     def score(self, picks: Callable[[int | None], dict[str, Pick]], held_out: Pick | None = None) -> None:
         """Scores images by every run, with every seed. `picks(n)` returns at most n images of each set.
-        Scores are fitted and standardised on the images `held_out`."""
+        Scores are fitted and standardised on `held_out`."""
         job, home, first, log = self.job, self.home, self.trained, self.log
         models = [first, *map(self._other, job.others)]
         fitted_on = held_out or fitting_pick(home)
@@ -444,7 +449,7 @@ class Scoring:
         return load_trained(Run(Path(path)), self.device, self.job.checkpoint, self.job.precision)
 
     def _other(self, path: str) -> Trained:
-        """A further run. Raises UsageError if its images have another form."""
+        """Loads a further run. Raises UsageError if its images have another form."""
         first, run = self.trained, self._load(path)
         form, other_form = ((each.images.shape, each.images.levels) for each in (first, run))
         if form != other_form:
@@ -484,8 +489,8 @@ class Scoring:
         scorer.take_stored(key, lambda: scorer.learn(*picks), self.log.info)
 
     def _key_of(self, scorer: Scorer, held_out: Pick) -> dict[str, Any] | None:
-        """A key of everything that fits depend on; None if they are not stored, as for outside models, which
-        may keep anything, several processes, and runs without a weights file."""
+        """A cache key of everything that fits depend on; None if they are not stored. That applies to outside
+        models, which may keep anything, to several processes, and to runs without a weights file."""
         trained, index = scorer.trained, hashlib.sha256(held_out.index.tobytes()).hexdigest()
         runs = [one.run for one in (trained, scorer.background) if one]
         ours = type(trained.model).__module__.startswith("gzcli.models.")
@@ -502,8 +507,8 @@ class Scoring:
         }
 
     def over_seeds(self, pick: str) -> tuple[Table, Table]:
-        """The means of a pick's scores over the seeds, and their standard deviations, {} for a single
-        seed."""
+        """The means of a pick's scores over the seeds, and their standard deviations ({} for a single
+        seed)."""
         tables = [tables[pick] for tables in self.tables]
         stacked = {name: np.stack([table[name] for table in tables]) for name in tables[0]}
         spread = {name: values.std(0, ddof=1) for name, values in stacked.items() if len(tables) > 1}
@@ -539,8 +544,8 @@ class Scoring:
 
 
 def scores_of(trained: Trained, job: ScoreJob) -> list[str]:
-    """The scores of a job: those requested, every score of the model for `all`, otherwise those of `choose`,
-    from which an alarm selects one."""
+    """The scores of a job: the requested ones, or every score of the model for `all`. Otherwise they are
+    those of `choose`, from which an alarm selects one."""
     requested = job.scores or ()
     if requested == ("all",):
         background = job.background or trained.part.ood.background
@@ -556,8 +561,8 @@ def scores_of(trained: Trained, job: ScoreJob) -> list[str]:
 
 
 def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
-    """Sets the perceptual distance of a model whose scores compare images: LPIPS, or the LeNet's distance if
-    its weights are absent. Returns the name of the distance."""
+    """Sets the perceptual distance of a model whose scores compare images. It is LPIPS, or the LeNet's
+    distance if the weights of LPIPS are missing. Returns the name of the distance."""
     if not trained.model.perceptual_scores or trained.space is not None or trained.values is not None:
         return None
     try:
@@ -570,7 +575,7 @@ def perceive(trained: Trained, home: Pack, log: Log) -> str | None:
 
 
 def draws(scorer: Scorer, trial: Batch) -> int:
-    """The number of seeds to average scores over: one if they do not depend on noise."""
+    """The number of seeds over which scores are averaged; one if they do not depend on noise."""
     reseeded = copy(scorer)
     reseeded.seed += 1
     scores, other_scores = scorer(trial), reseeded(trial)
@@ -615,7 +620,7 @@ def score_pick(scorer: Scorer, pick: Pick, log: Log) -> Table:
 def combined(
     members: Sequence[Mapping[str, Table]], names: Sequence[str], reference: str
 ) -> dict[str, Table]:
-    """The scores of every pick by all runs together, without the reference; for a single run, its own
+    """The scores of every pick by all runs together, without the reference pick. For a single run, its own
     scores."""
     picks = [pick for pick in members[0] if pick != reference]
     if len(members) == 1:
@@ -633,7 +638,7 @@ def combined(
 
 
 def write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
-    """Writes a table, with floats as by `repr`."""
+    """Writes a table, with floats written by `repr`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)

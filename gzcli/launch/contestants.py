@@ -1,4 +1,4 @@
-"""The contestants of a comparison: runs, and images from anywhere."""
+"""The contestants of a comparison: runs, and images from elsewhere."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from gzcli.store.runs import all_runs, by_name
 
 
 def find_contestants(words: list[str], data: str | None) -> tuple[DataSet, list[tuple[Run, str]], list[str]]:
-    """The set of real images, the runs with their words, and the references of the images."""
+    """The set of real images, the runs with the words that were typed for them, and the references of the
+    images."""
     data_set = locate(data) if data else None
     names = [word for word in words if is_run(word)]
     images = [images_at(word) for word in words if word not in names]
@@ -35,8 +36,8 @@ def find_contestants(words: list[str], data: str | None) -> tuple[DataSet, list[
 
 
 def is_run(word: str) -> bool:
-    """Whether a word refers to a run, a model or weights; true for an unknown name, because their search has
-    a hint."""
+    """Whether a word refers to a run, a model or weights. True for an unknown name, because the search for
+    runs gives a hint."""
     if by_name(word) is not None or is_shared(word) or matching(word, recipe_names()):
         return True
     if "/" in word or word.lower().endswith(ENDINGS) or word.endswith(".safetensors"):

@@ -1,6 +1,6 @@
 """The requirements and the forecast of a training: its data, earlier runs and weights, the size of its
-models, and the memory and time of a step measured on this machine. No data set is opened and no torch is
-loaded: what is not in the cache is found by the engine's `forecast`, in a process of its own.
+models, and the memory and time of a step on this machine. No data set is opened and torch is not loaded.
+Values that are not in the cache come from the engine's `forecast`, in a separate process.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ Measure = Callable[[TrialJob], Sequence[Mapping[str, Any]]]  # does a job and re
 
 @dataclass(frozen=True)
 class DataFacts:
-    """The facts of a data set that is not opened; None: unknown."""
+    """The facts of a data set that is not opened. None means unknown."""
 
     name: str  # in the recipe
     key: str  # in ids of runs
@@ -81,7 +81,7 @@ class DataFacts:
     valued: bool = False  # whether they are no pictures of 8 bits
 
     def info(self) -> dict[str, Any] | None:
-        """The description for which models are planned; None if size or channels are not known."""
+        """The description for which models are planned; None if size or channels are unknown."""
         if self.size is None or self.channels is None:
             return None
         # in this order, which the names of costs in the cache depend on
@@ -100,7 +100,7 @@ def check_set(recipe: Recipe, meta: PackMeta, *, batch: bool = True) -> None:
 
 
 def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
-    """The facts of the recipe's data set, and what has to be done before it can be used."""
+    """The facts of the recipe's data set, and the steps needed before it can be used."""
     data, measured = recipe.data, recipe.choice.facts
     facts = DataFacts(
         data.name, recipe.key, data.name, size=size_of(data), channels=data.channels, levels=data.levels
@@ -144,7 +144,7 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
 
 
 def in_steps(recipe: Resolved, epochs: float, say: Say = silent) -> dict[str, int]:
-    """The steps for the given number of passes over the training images, by the dotted key of each part of a
+    """The steps for a number of passes over the training images (epochs), by the dotted key of each part of a
     recipe."""
     facts, flags = of_data(recipe)[0], {}
     for part in recipe.parts:
@@ -185,46 +185,46 @@ class Forecast:
 
     @property
     def seconds(self) -> float | None:
-        """Seconds of the training here, with its pauses."""
+        """The seconds of the training on this machine, including its pauses."""
         if self.part.train.minutes:
             return 60 * self.part.train.minutes
         return None if self.step is None else self.part.train.steps * self.step / (1 - PAUSES)
 
     @property
     def gpus(self) -> int:
-        """The number of GPUs for the time on H100s: those of all machines, or one if none is used."""
+        """The number of GPUs for the estimate on H100s: those of all machines, or one if no GPU is used."""
         return (self.part.launch.processes or 1) if self.part.launch.gpus else 1
 
     def on_h100s(self, gpus: int) -> float | None:
-        """Seconds of the training on this number of H100s: at a fifth of their peak, but no faster than
-        kernels are launched, plus a minute of compilation."""
+        """The seconds of the training on this number of H100s. It assumes a fifth of their peak, but no more
+        than kernel launches allow, and adds a minute of compilation."""
         if not self.flops:
             return None
         step = max(self.flops / (gpus * H100 * SHARE), KERNEL * (self.kernels or 0))
         return COMPILING + self.part.train.steps * step / (1 - PAUSES)
 
     def steps_in(self, minutes: float) -> int | None:
-        """About how many steps `--minutes` would choose."""
+        """The approximate number of steps that `--minutes` would choose."""
         return None if self.step is None else max(1, int(60 * minutes * (1 - PAUSES) / self.step))
 
 
 def together(values: Sequence[float | None]) -> float | None:
-    """The sum; None if a value is unknown, or if there are none."""
+    """The sum; None if a value is unknown or if there are no values."""
     numbers = [value for value in values if value is not None]
     return sum(numbers) if numbers and len(numbers) == len(values) else None
 
 
 def h100_seconds(forecasts: Sequence[Forecast], gpus: int) -> float | None:
-    """Seconds of trainings on this number of H100s; None if unknown, or if compiling would dominate, because
-    the time of short, uncompiled runs on a GPU has not been measured."""
+    """The seconds of trainings on this number of H100s; None if unknown. Also None if compilation would
+    dominate, because the time of short, uncompiled runs on a GPU has not been measured."""
     seconds = together([one.on_h100s(gpus) for one in forecasts])
     return seconds if seconds and seconds >= 2 * COMPILING * len(forecasts) else None
 
 
 def shares(stages: Sequence[Forecast]) -> list[float]:
     """How a common time is split over stages, in steps of 1/20. One half is split equally, because an
-    undertrained tokenizer is bad under any prior; the other by the operations of each stage's own training
-    length. Equal parts if these are unknown."""
+    undertrained tokenizer is bad under any prior. The other half is proportional to the operations of each
+    stage's own training. If these are unknown, all parts are equal."""
     equal = 1 / len(stages)
     work = [(one.flops or 0.0) * one.part.train.steps for one in stages]
     if not all(work):
@@ -242,7 +242,7 @@ def expect(
     timed: bool,
     paper: Recipe | None = None,
 ) -> tuple[list[Forecast], list[Forecast]]:
-    """The forecasts of a recipe's parts, and of the paper's recipe, timed by extrapolation."""
+    """The forecasts of a recipe's parts and of the paper's recipe, whose time is extrapolated."""
     if shape is None:
         return [Forecast(part, lacking="the data set is not on this machine") for part in recipe.parts], []
     here = plan.gpus <= (usable_gpus().usable if plan.gpus else 0)
@@ -270,8 +270,8 @@ def expect(
 def row_of(
     part: Part, stages: Mapping[str, Part], plan: Plan, shape: Mapping[str, Any], *, timed: bool
 ) -> dict[str, Any]:
-    """A part in the form of `TrialJob.parts`, with its name and its values in the cache. stages: the recipe's
-    parts by their names."""
+    """A part in the form of `TrialJob.parts`, its cache key, and its cached values. stages: the recipe's
+    parts by name."""
     card = catalog.card(part.model)
     built_on = {name: stages[name].tree() for name in card.stages if name in stages}
     launch = replace(part.launch, processes=plan.processes, gpus=plan.gpus, threads=plan.threads)
@@ -286,7 +286,7 @@ def row_of(
 
 
 def key_of(program: Path, plan: Plan, *facts: Any) -> str:
-    """The name in the cache of what a model's file costs on this machine."""
+    """The cache key for the cost of a model's file on this machine."""
     code = hashlib.sha256(program.read_bytes()).hexdigest()
     everything = (*facts, machine_of(plan), code, __version__, version("torch"))
     return hashlib.sha256(repr(everything).encode()).hexdigest()[:20]
@@ -304,15 +304,15 @@ def stages_of(recipe: Recipe) -> dict[str, Part]:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The seconds that an image of a model takes here; None if unknown, or if the model has no such
-    likelihood."""
+    """The seconds that an image of a model takes on this machine. None if unknown, or if the model has no
+    such likelihood."""
 
     sample: float | None = None
     log_prob: float | None = None
     classes: int = 0  # for which a likelihood may be computed too
 
     def of_likelihoods(self, n: int, budget: float) -> float:
-        """Seconds of the likelihoods of at most n test images, within the budget of a recipe."""
+        """The seconds for the likelihoods of at most n test images, within the budget of a recipe."""
         if self.log_prob is None:
             return 0.0
         n, passes = likelihoods(self.log_prob, budget, n, self.classes)
@@ -353,8 +353,8 @@ def drawer_of_run(run: Run, plan: Plan) -> Drawer | None:
 
 
 def drawn(drawers: Sequence[Drawer], kinds: Sequence[str], measure: Measure) -> list[Drawn]:
-    """What images of models take here. Those that are not in the cache are measured together, in one process
-    for each description of a set."""
+    """The time that images of models take on this machine. Times that are not in the cache are measured
+    together, in one process for each description of a set."""
     rows = [one.row(kinds) for one in drawers]
     jobs_of: dict[str, dict[str, list[dict[str, Any]]]] = {}  # rows by set and name in the cache
     for one, row in zip(drawers, rows, strict=True):
@@ -376,14 +376,14 @@ def drawn(drawers: Sequence[Drawer], kinds: Sequence[str], measure: Measure) -> 
 
 
 def judging(n: int, gpus: int) -> float:
-    """Seconds in which n images of a contestant are compared with real ones, without likelihoods: as in the
-    last bench on this machine, or as on a core of 90 GFLOP/s."""
+    """The seconds to compare n images of a contestant with real ones, without likelihoods. They come from the
+    last bench on this machine, otherwise from a core of 90 GFLOP/s."""
     seconds = files.whole_object(judged_file(gpus)).get("seconds")
     return n * (seconds if isinstance(seconds, float) else JUDGED)
 
 
 def note_judging(result: Mapping[str, Any], gpus: int) -> None:
-    """Stores the values for `judging` from the result of a bench."""
+    """Stores the values that `judging` needs from the result of a bench."""
     each = [
         (row["seconds"] - row["n"] / row["metrics"]["samples_per_s"]) / row["n"]
         for row in result["rows"]
@@ -399,8 +399,8 @@ def judged_file(gpus: int) -> Path:
 
 
 def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:
-    """The rows of a job that is done in its own process. If it fails, each row has an `error`, because a
-    failed plan must not prevent a start."""
+    """The rows of a job that runs in its own process. If it fails, each row has an `error`, because a failed
+    plan must not prevent a start."""
     costs = cache_dir("costs")
     folder = files.part_path(costs / "job")
     try:
@@ -431,7 +431,7 @@ def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:
 
 
 def what_is_done(job: TrialJob) -> str:
-    """The work of a trial, in words."""
+    """A sentence on the work of a trial."""
     if drawing := sum(bool(row.get("draws")) for row in job.parts):
         return f"timing samples of {counted(drawing, 'model')} on this machine"
     tried = any(row["timed"] for row in job.parts)
@@ -444,14 +444,15 @@ def cached(key: str) -> Path:
 
 
 def recall(key: str, names: Sequence[str] = NUMBERS) -> dict[str, Any]:
-    """The numbers of these names in the cache under a key; {} if they are missing or damaged."""
+    """The numbers with these names that the cache has under a key; {} if they are missing or damaged."""
     row = files.whole_object(cached(key))
     numbers = all(isinstance(row.get(name), int | float | None) for name in names)
     return row if numbers and {"timed", *names} <= set(row) else {}
 
 
 def machine_of(plan: Plan) -> str:
-    """This machine, as far as the time of a step depends on it: its GPU, or its CPU and the threads."""
+    """A description of everything on this machine that affects the time of a step: its GPU, or its CPU and
+    the threads."""
     return gpu_name() if plan.gpus else f"{cpu_name()}, {plan.threads} threads"
 
 
@@ -459,13 +460,14 @@ def machine_of(plan: Plan) -> str:
 
 
 def memory_of(plan: Plan) -> int | None:
-    """Bytes that a process may take: of the smallest GPU, or its share of this machine; None: not known."""
+    """The bytes available to a process: those of the smallest GPU, or its share of this machine's memory.
+    None if unknown."""
     return gpu_memory() if plan.gpus else host_memory() // (plan.processes // plan.machines)
 
 
 def memory_hint(forecasts: Sequence[Forecast], plan: Plan, there: int | None) -> str | None:
-    """The hint for a model that needs more memory than available for a process; on a GPU its batch is split
-    in training."""
+    """The hint for a model that needs more memory than a process has. On a GPU, the training splits its
+    batch."""
     for forecast in forecasts:
         if there and not plan.gpus and forecast.bytes and forecast.bytes > there:
             ways = ", ".join(ways_to_save(forecast.part, plan)) or "a smaller `train.batch_size`"
@@ -475,7 +477,7 @@ def memory_hint(forecasts: Sequence[Forecast], plan: Plan, there: int | None) ->
 
 
 def ways_to_save(part: Part, plan: Plan) -> list[str]:
-    """The options that make a training step of this recipe take less memory, the cheapest first."""
+    """The options that reduce the memory of a training step of this recipe, the cheapest first."""
     cheaper = {"cache": (False, "true"), "checkpointing": (False, "true"), "dtype": ("fp32", "bf16")}
     ways = [f"`--set model.{key}={to}`" for key, (now, to) in cheaper.items() if part.options.get(key) == now]
     if plan.gpus and part.optim.name in ("adam", "adamw"):
@@ -487,14 +489,14 @@ def ways_to_save(part: Part, plan: Plan) -> list[str]:
 
 
 def absent_weights(recipe: Recipe) -> list[str]:
-    """The commands that download the models of the hub that a recipe begins with and that are not here."""
+    """The commands that download the hub models from which a recipe starts, if they are missing."""
     bases = (name for part in recipe.parts for name in (part.options.get("base"), part.data.latent))
     ids = {name for name in bases if isinstance(name, str) and is_id(name)}
     return [f"`hf download {name}`" for name in sorted(ids) if not at_hand(name) and not runs.by_name(name)]
 
 
 def absent_runs(recipe: Recipe) -> list[str]:
-    """Messages about the runs and files that a recipe is built on and that are not there, with their keys."""
+    """Messages about missing runs and files on which a recipe is built, with their keys."""
     absent = []
     for part in recipe.parts:
         latent = None if part.data.latent and is_id(part.data.latent) else part.data.latent

@@ -1,8 +1,8 @@
 """Runs from a single file: the file becomes a run in the cache, for every verb.
 
-The file is a `model.safetensors` by gz, or what `gz runs export` wrote: on disk, on the hub
-(`hf://OWNER/NAME`) or in gz itself (`pretrained:MODEL`). It is data: no code comes with it, and what it names
-outside itself is not fetched.
+The file is a `model.safetensors` that gz wrote, or the output of `gz runs export`. It is on disk, on the hub
+(`hf://OWNER/NAME`) or part of gz (`pretrained:MODEL`). It is data: it contains no code, and nothing outside
+of it that it names is fetched.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ def is_published(ref: str) -> bool:
 
 
 def file_on_hub(ref: str) -> Path:
-    """The file by gz of a repository of the hub, made of its weights if others published them."""
+    """The file of gz in a hub repository, or the file made from its weights if others published them."""
     place = hub.fetched(ref)
     return place if place.is_file() else published_file(place, hub.name_of(ref))
 
 
 def published_file(folder: Path, name: str) -> Path:
-    """The file by gz of a folder in the layout of diffusers, in the cache. The engine reads its weights, in a
-    process of its own, and compares their network with diffusers'."""
+    """The cached file of gz for a folder in the layout of diffusers. The engine converts the weights in a
+    separate process, and compares the network with that of diffusers."""
     parts = sorted(path for path in folder.rglob("*") if path.suffix in (".json", SUFFIX))
     facts = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in parts]
     stem, key = Path(name).name, hashlib.sha256(repr((str(folder.absolute()), facts)).encode()).hexdigest()
@@ -91,7 +91,7 @@ def is_weights(ref: str) -> bool:
 
 
 def is_bundle(file: Path) -> bool:
-    """Whether a file contains several models, like that of a run in stages."""
+    """Whether a file contains several models, as that of a run in stages does."""
     try:
         return bool(bundle.parts(files.safetensors_header(file).get("__metadata__", {})))
     except (OSError, ValueError):
@@ -99,8 +99,8 @@ def is_bundle(file: Path) -> bool:
 
 
 def run_of(file: Path, *, source: str | None = None) -> Run:
-    """The run of a weights file: the run whose folder it is in, otherwise a new run in the cache. `source` is
-    the origin of the file, in the form of `find_run`; None: the user's disk."""
+    """The run of a weights file: the run whose folder contains it, otherwise a new run in the cache. `source`
+    is the origin of the file, as for `find_run`; None means the user's disk."""
     on_hub = source is not None and hub.is_address(source)  # where each file is called alike
     stem, file = hub.name_of(str(source)).rpartition("/")[2] if on_hub else file.stem, file.resolve()
     if Run(file.parent).recipe_file.is_file() and Run(file.parent).status_file.is_file():
@@ -122,7 +122,7 @@ def run_of(file: Path, *, source: str | None = None) -> Run:
 
 
 def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> None:
-    """Makes a folder the run of a file, with further keys in its `status.json`."""
+    """Turns a folder into the run of a file, with additional keys in its `status.json`."""
     file = file.resolve()  # the hub's cache holds links
     texts, run = metadata(file), Run(folder)
     try:
@@ -184,8 +184,8 @@ def _check(file: Path, texts: Mapping[str, str], trees: Mapping[str, Mapping[str
 
 
 def metadata(file: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, read without its library. Raises MissingError if it has no
-    recipe."""
+    """The metadata of a safetensors file, read without the safetensors library. Raises MissingError if it has
+    no recipe."""
     try:
         texts = files.safetensors_header(file).get("__metadata__", {})
     except (OSError, ValueError) as e:

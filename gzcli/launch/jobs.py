@@ -15,7 +15,8 @@ from gzcli.store.paths import user_dir
 
 
 def do_job(folder: Path, job: Job, *, mode: str = "quiet", warn: Say = silent) -> dict[str, Any]:
-    """The `result.json` of the engine on a job; a new folder goes if an error left it without output."""
+    """The engine's `result.json` for a job. If an error leaves a new folder without output, the folder is
+    removed."""
     for_this_job = user_dir() in folder.parents
     try:
         plan = launcher.plan(job.launch, every_gpu=False)

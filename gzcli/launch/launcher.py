@@ -1,8 +1,8 @@
 """Launches a folder in processes: accelerate's configuration, the child process, signals, and the outcome.
 
-What is launched is always `python -m gzcli.engine FOLDER`; all that the engine needs is in the folder. An
-engine records its own errors in `status.json`. One that was killed could not: its exit code and its
-checkpoints tell what happened. Processes of gz run side by side, each on its own folder.
+The command is always `python -m gzcli.engine FOLDER`; the folder contains everything that the engine needs.
+An engine records its own errors in `status.json`. If it was killed, its exit code and its checkpoints show
+what happened. Several engines can run at once, each on its own folder.
 """
 
 from __future__ import annotations
@@ -122,9 +122,9 @@ class Plan:
 def plan(
     section: LaunchSection, *, every_gpu: bool, check: bool = True, job: str = "", extra: Sequence[str] = ()
 ) -> Plan:
-    """The processes for a recipe's `launch` section. A training (`every_gpu`) uses all GPUs by default, and
-    SLURM's variables; other verbs run on one machine, on one GPU. The port follows from the `job`, a hash of
-    what was typed. `extra` never comes from a recipe or a run, which may be from someone else."""
+    """The processes for a recipe's `launch` section. By default, a training (`every_gpu`) uses all GPUs and
+    SLURM's variables; other verbs use one GPU of one machine. The port follows from `job`, a hash of the
+    command line. `extra` never comes from a recipe or a run, because these may be someone else's."""
     gpus, note = _gpus(section, every_gpu=every_gpu, check=check)
     machines = section.machines or (slurm_nodes() if every_gpu else 1)
     here = gpus or section.processes or 1
@@ -141,7 +141,8 @@ def plan(
 
 
 def _gpus(section: LaunchSection, *, every_gpu: bool, check: bool) -> tuple[int, str | None]:
-    """The GPUs of this machine that are used, and by default the reason why others are not used."""
+    """The number of this machine's GPUs to use and, if the user set none, the reason why others are not
+    used."""
     number, fewer = section.gpus, "omit `--gpus`, or use `--cpu --processes 2`"
     if section.cpu and number:
         raise UsageError("`--gpus` and `--cpu` cannot be used together")
@@ -164,7 +165,7 @@ def usable_gpus() -> Gpus:
 
 @cache
 def _usable(there: int, visible: str | None, path: str | None) -> Gpus:
-    """As `usable_gpus`, of `there` visible GPUs. The values of both variables are keys of the cache."""
+    """`usable_gpus` for `there` visible GPUs. The values of both variables are part of the cache key."""
     if not there:
         return Gpus()
     from importlib.metadata import distributions
@@ -199,7 +200,7 @@ def _tried_apart(there: int) -> Gpus:
 
 
 def _meeting(section: LaunchSection, machines: int, job: str) -> dict[str, Any]:
-    """The number of this machine among several, and their rendezvous address: keys of a Plan."""
+    """The index of this machine among several, and their rendezvous address, as keys of a Plan."""
     rank = section.machine_rank
     if rank is None:
         rank = number_in("SLURM_NODEID", "nodes") or 0
@@ -224,7 +225,7 @@ def _meeting(section: LaunchSection, machines: int, job: str) -> dict[str, Any]:
 
 
 def slurm_nodes() -> int:
-    """The nodes of this job step; 1 outside SLURM. One `gz` starts all processes of a node."""
+    """The number of nodes in this job step; 1 outside SLURM. One `gz` starts all processes of a node."""
     if os.environ.get("SLURM_LOCALID", "0") != "0":
         message = "SLURM started several tasks on this node, but one `gz` starts all processes of a machine"
         raise UsageError(message, hint="srun --ntasks-per-node=1 gz train …")
@@ -232,7 +233,7 @@ def slurm_nodes() -> int:
 
 
 def slurm_host() -> str | None:
-    """The first node of the job step, from the list by `scontrol`; None outside SLURM."""
+    """The first node of the job step, as listed by `scontrol`; None outside SLURM."""
     nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")
     if not nodes:
         return None
@@ -262,7 +263,8 @@ def interface_to(host: str) -> str | None:
 
 
 def config(p: Plan) -> str:
-    """accelerate's configuration file, complete, so that the user's own default has no effect."""
+    """The text of accelerate's configuration file. It is complete, so that the user's own default has no
+    effect."""
     # MULTI_GPU without GPUs is how accelerate runs several gloo processes
     values = {
         "compute_environment": "LOCAL_MACHINE",
@@ -281,7 +283,7 @@ def config(p: Plan) -> str:
 
 
 def command(folder: Path, p: Plan, *, launcher: bool) -> list[str]:
-    """The command line of the engine, with or without accelerate's launcher. It also works when typed."""
+    """The command line of the engine, with or without accelerate's launcher. It can also be typed by hand."""
     engine = [start.SCRIPT, "gzcli.engine", str(folder)]
     if not launcher:
         return [sys.executable, *engine]
@@ -298,8 +300,8 @@ def show(folder: Path, p: Plan) -> str:
 
 
 def environment(p: Plan, mode: str) -> dict[str, str]:
-    """The child's environment variables, without those of launchers: accelerate's configuration file
-    counts."""
+    """The child's environment variables, without those of other launchers, so that accelerate's configuration
+    file decides."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHERS)}
     env |= {
         "GZ_OUTPUT": mode,
@@ -324,9 +326,9 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
 
 
 def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[str, Any]:
-    """Starts the engine on `folder`, passes signals on and waits for its end. Returns its status, or raises
-    its error. A signal becomes a stop file, and an engine that trains gets time for a checkpoint. Processes
-    are killed only after a second Ctrl-C, or if they do not end in time and write no checkpoint."""
+    """Starts the engine on `folder`, forwards signals and waits until it ends. Returns its status, or raises
+    its error. A signal becomes a stop file, so that a training can save a checkpoint. Processes are killed
+    after a second Ctrl-C, or if they do not end in time and write no checkpoint."""
     target, launcher = Run(folder), launcher or p.distributed
     if launcher:
         files.write_atomic(target.launch_file_of(p.machine_rank), config(p))
@@ -380,14 +382,15 @@ def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[s
 
 
 def left_behind(target: Run) -> bool:
-    """Whether an engine that this process started still runs, though its launcher has ended."""
+    """Whether an engine that this process started is still running although its launcher has ended."""
     status = target.status()
     ours = status.get("parent") == os.getpid() and status.get("state") == "running"
     return ours and files.is_locked(target.lock)
 
 
 def is_saving(target: Run) -> bool:
-    """Whether a checkpoint is being written, or was a moment ago: its engine still records how it ended."""
+    """Whether a checkpoint is being written, or was a moment ago, when the engine still has to record how it
+    ended."""
     latest = 0.0
     for run in (target, *target.stages):
         for folder in run.checkpoints_folder.glob("*"):
@@ -399,8 +402,8 @@ def is_saving(target: Run) -> bool:
 
 
 def end_all(child: subprocess.Popen[bytes], folder: Path | None = None) -> None:
-    """Ends the child, its descendants and its process group, and the ranks that work on the folder: torch's
-    launcher starts each in its own session, so they outlive it."""
+    """Ends the child, its descendants, its process group, and the ranks that work on the folder. Torch's
+    launcher starts each rank in its own session, so ranks may outlive it."""
     import psutil
 
     left: list[psutil.Process] = []
@@ -421,7 +424,8 @@ def end_all(child: subprocess.Popen[bytes], folder: Path | None = None) -> None:
 
 
 def _working_on(folder: Path, child: int) -> list[psutil.Process]:
-    """The processes, besides the child, that were started on a folder for this one, and their children."""
+    """The processes other than the child that were started on a folder for this process, and their
+    children."""
     import psutil
 
     mine = {"GZ_PARENT": str(os.getpid()), FOLDER: str(folder)}
@@ -434,8 +438,8 @@ def _working_on(folder: Path, child: int) -> list[psutil.Process]:
 
 
 def outcome(target: Run, returncode: int, received: list[int]) -> dict[str, Any]:
-    """The status of a finished run or job; raises the error that the engine recorded, otherwise one that is
-    deduced from the exit code, −N if signal N ended the process."""
+    """The status of a finished run or job. Otherwise raises the error that the engine recorded, or one
+    deduced from the exit code (−N if signal N ended the process)."""
     if returncode == UsageError.code and files.is_locked(target.lock):
         raise claims.in_use(target)  # by a process that another `gz` has left behind
     status = target.status()
@@ -482,7 +486,7 @@ def deduced_error(target: Run, returncode: int, received: list[int]) -> GzError:
 
 
 def saved_state(target: Run) -> str | None:
-    """Which whole checkpoint of a run is the last, in words; None if there is none."""
+    """A sentence that names the last complete checkpoint of a run; None if there is none."""
     for part in reversed(target.stages or [target]):
         for step in reversed(part.saved_steps):
             if part.checkpoint(step).meta.exists():
@@ -495,8 +499,8 @@ def saved_state(target: Run) -> str | None:
 
 
 def check_extra(words: list[str]) -> list[str]:
-    """The words after `--` for accelerate. Raises UsageError for an option outside `ALLOWED`, and for a word
-    that accelerate would interpret as the program to start."""
+    """Checks the words after `--`, which are for accelerate. Raises UsageError for an option outside
+    `ALLOWED`, and for a word that accelerate would interpret as the program to start."""
     checked, rest = [], iter(words)
     for word in rest:
         name, equals, value = word.partition("=")
@@ -524,7 +528,7 @@ def check_extra(words: list[str]) -> list[str]:
 
 
 def slots(most: int, *, gpus: bool) -> list[dict[str, str]]:
-    """The environments of at most this many processes at a time: a GPU for each, or a core."""
+    """The environments of at most this many parallel processes, each with one GPU or one core."""
     if not gpus:
         return [{"OMP_NUM_THREADS": "1"}] * most
     visible = os.environ.get(VISIBLE) or ",".join(map(str, range(usable_gpus().usable)))
@@ -534,8 +538,8 @@ def slots(most: int, *, gpus: bool) -> list[dict[str, str]]:
 def side_by_side(
     module: str, folders: Mapping[int, Path], free: list[dict[str, str]], heard: Sequence[int]
 ) -> Iterator[tuple[int, float, int]]:
-    """Runs a module of gz on folders, as many at a time as there are slots. Yields key, start time and exit
-    code of each process that has ended. Passes on the signals in `heard`, after which no process starts."""
+    """Runs a module of gz on folders, as many in parallel as there are slots. Yields key, start time and exit
+    code of each process when it has ended. Forwards the signals in `heard`; after one, no process starts."""
     waiting, running, passed = list(folders), dict[int, tuple[Any, ...]](), 0
     try:
         while running or (waiting and not heard):
@@ -562,7 +566,7 @@ def side_by_side(
 
 
 def end_with_parent() -> None:
-    """Sends this process SIGTERM when the one that has started it is gone, as after `kill -9`."""
+    """Has this process receive SIGTERM when its parent is gone, for example after `kill -9`."""
     parent = os.getppid()
 
     def watch() -> None:

@@ -52,7 +52,7 @@ NOT_TRAINED = ("about", "format", "bench", "launch", "ood", "params")
 
 @dataclass(frozen=True)
 class Request:
-    """A request: the arguments of `ask`, and the resulting recipe."""
+    """The arguments of `ask`, and the resulting recipe."""
 
     recipe: Resolved  # with absolute paths
     earlier: Run | None  # that is repeated; None if a model, a file or weights to start from were named
@@ -64,8 +64,8 @@ class Request:
 
     @property
     def at_paper(self) -> Resolved | None:
-        """The recipe at the scale `paper`, to compare times; None if it is that already or has none, or
-        if the length of the run was typed."""
+        """The recipe at the scale `paper`, to compare times. None if it is at that scale already or lacks it,
+        or if the user set the length."""
         if self.recipe.choice.scale in (None, "paper") or self.length_is_typed:
             return None
         try:
@@ -79,8 +79,9 @@ class Request:
         return any(key.endswith(("train.steps", "train.minutes")) for key in typed_keys(self.recipe))
 
     def to_resume(self, alias: str | None = None) -> Run | None:
-        """The run that `--resume` means: the one named, otherwise the newest of this model and data that is
-        not finished or, if more steps are requested, the newest; for an alias, the run of that name."""
+        """The run that `--resume` refers to: the named one, otherwise the newest unfinished run of this model
+        and data. If all are finished and more steps are requested, it is the newest one. For an alias, it is
+        the run of that name."""
         if self.earlier and alias is None:
             return self.earlier
         if alias is not None:
@@ -101,9 +102,10 @@ def ask(
     say: Say = silent,
     resume: bool = False,
 ) -> Request:
-    """The recipe of a model, a file or an earlier run, overridden by the command line: `sets` of `--set`, and
-    `flags` by dotted key, None for an omitted option; `epochs` become steps. Trained weights on other data
-    are started from; a run on its own data is repeated, and with `resume` it continues."""
+    """The recipe of a model, a file or an earlier run, overridden by the command line. `sets` are the texts
+    of `--set`; `flags` are values by dotted key, None for an omitted option. `epochs` become steps. With
+    other data, a training starts from a run's weights. On its own data, a run is repeated or, with `resume`,
+    continued."""
     earlier, sets = runs.by_name(what), tuple(sets)
     parent, source, chosen, start = None, what, data, None
     if is_shared(what) or (earlier and data and data_key(data) != earlier.owner.data and not resume):
@@ -123,7 +125,7 @@ def ask(
 
 
 def resumable(run: Run) -> bool:
-    """Whether a run did not fail before its first step, as by a bug: it would fail again."""
+    """Whether a run can be resumed. A run that failed before its first step would fail again."""
     return run.state != "failed" or run.has_begun
 
 
@@ -145,7 +147,8 @@ def to_start_from(what: str, data: str | None) -> Run:
 
 
 def start_of(name: str, run: Run) -> Weights:
-    """The weights of a run, or of each of its stages, to start from; `name` as on the command line."""
+    """The weights of a run, or of each of its stages, to start from. `name` is the word on the command
+    line."""
     tree = {key: value for key, value in run.tree().items() if key not in OF_START}
     if stages := {stage.path.name: stage for stage in run.stages}:
         parts = {  # one that was taken from another run is in the folder too
@@ -209,7 +212,7 @@ class Start:
     alias: str | None = None  # of a new run
 
     def recipe(self, *, say: Say = silent, progress: Report = unreported) -> Recipe:
-        """The recipe that is trained, with what its data decide, which are fetched and packed if need be."""
+        """The recipe to train, completed by its data set, which is downloaded and packed if necessary."""
         resolved, processes = self.request.recipe, self.plan.processes
         recipe: Recipe
         if self.run:
@@ -229,8 +232,8 @@ class Start:
         announce: Callable[[Run], None] = lambda run: None,
         say: Say = silent,
     ) -> Run:
-        """Trains their own in processes, and waits for them. Returns the run; a new one is removed again
-        if nothing was trained. `announce` is called with the run before it is launched."""
+        """Trains in separate processes and waits for them. Returns the run. A new run is removed if nothing
+        was trained. `announce` is called with the run before it is launched."""
         if self.plan.machine_rank:
             run = made_by_machine_0(self.plan, say)
             announce(run)
@@ -276,8 +279,8 @@ def prepare(
     extra: Sequence[str] = (),
     check: bool = True,
 ) -> Start:
-    """How a training starts: by which processes, and whether a run continues, as it must with `resume` and
-    may with `requeue`. Of several machines the first one decides that."""
+    """How a training starts: with which processes, and whether a run continues. With `resume` it must
+    continue, with `requeue` it may. With several machines, the first one decides."""
     typed = [value for key, value in request.flags.items() if key != "launch.machine_rank"]
     words = [request.what, request.data, *request.sets, *typed, alias]
     job = hashlib.sha256(json.dumps([*map(str, words)]).encode()).hexdigest()
@@ -302,8 +305,9 @@ def prepare(
 
 
 def made_by_machine_0(plan: Plan, say: Say, patience: float = PATIENCE) -> Run:
-    """The run of this job, for which another machine waits in the store that all share. A start of the same
-    words that ended without a trace may lie there too: the engine compares the ids of all machines."""
+    """The run that machine 0 created for this job in the shared store; the other machines wait for it. The
+    store may also contain an earlier start with the same command line, so the engine compares the run ids of
+    all machines."""
     store, begun = user_dir("runs"), time.time()
     say(f"waiting for machine 0 to create the run in `{store}`")
     while time.time() < begun + patience:
@@ -319,8 +323,7 @@ def made_by_machine_0(plan: Plan, say: Say, patience: float = PATIENCE) -> Run:
 
 
 def _launch(run: Run, plan: Plan, mode: str, say: Say) -> None:
-    """Trains a run; if the first step runs out of a GPU's memory, again with smaller parts of its
-    batch."""
+    """Trains a run. If the first step runs out of GPU memory, tries again with smaller micro-batches."""
     while True:
         try:
             launcher.run(run.path, plan, launcher=plan.launched, mode=mode)
@@ -343,8 +346,8 @@ def with_data(
     say: Say = silent,
     progress: Report = unreported,
 ) -> R:
-    """The recipe with channels, size and levels of its data set, which is fetched and packed if need be, and
-    must be the one that a run that continues was trained on."""
+    """The recipe with the channels, size and levels of its data set, which is downloaded and packed if
+    necessary. A run that continues requires the data set that it was trained on."""
     data = recipe.data
     pack = open_pack(dataset or data.name, **pack_options(data), say=say, progress=progress)
     if run is not None:
@@ -357,8 +360,8 @@ def with_data(
 
 
 def shared_out(recipe: Resolved, processes: int) -> tuple[Resolved, list[str]]:
-    """The recipe with batches that divide into the processes and their parts, and what was changed, for
-    people: only what gz itself chose."""
+    """The recipe with batches that are divisible by processes and micro-batches, and the changes in words.
+    Only values that gz itself chose are changed."""
     images = recipe.choice.facts.n if recipe.choice.facts else None
     parts, origin, changes = [], dict(recipe.origin), []
     for part in recipe.parts:
@@ -381,16 +384,16 @@ def shared_out(recipe: Resolved, processes: int) -> tuple[Resolved, list[str]]:
 
 
 def near_batch(size: int, pieces: int, most: int | None = None) -> int:
-    """The batch size closest to a size that the number of pieces divides, at most `most` if possible. The
-    images per piece have at most four significant binary digits, because a prime number could not be split
-    again."""
+    """The batch size, closest to `size`, that is divisible by the number of pieces, and at most `most` if
+    possible. The images per piece have at most four significant binary digits, because a prime number could
+    not be split again."""
     unit = pieces << max(0, (size // pieces).bit_length() - 4)
     near = unit * max(1, round(size / unit))
     return max(unit, near - unit) if most is not None and near > most else near
 
 
 def check_batches(recipe: Recipe, processes: int, *, goes_on: bool = False) -> None:
-    """Raises UsageError if a global batch does not divide into the processes and their parts."""
+    """Raises UsageError if a global batch is not divisible by its processes and micro-batches."""
     for part in recipe.parts:
         size, accumulate = part.train.batch_size, part.train.accumulate
         if size % (pieces := processes * accumulate) == 0:
@@ -407,13 +410,13 @@ def check_batches(recipe: Recipe, processes: int, *, goes_on: bool = False) -> N
 
 
 def in_words(processes: int, accumulate: int) -> str:
-    """The parts of a batch, such as `3 processes` or `3 processes × 2 parts`."""
+    """The pieces of a batch in words, such as `3 processes` or `3 processes × 2 parts`."""
     several = f"{processes} process{'es' if processes > 1 else ''}"
     return several if accumulate == 1 else f"{several} × {accumulate} parts"
 
 
 def continued(run: Run, typed: Resolved, steps: int | None) -> Recipe:
-    """The run's recipe, with more steps and other processes if requested. Raises UsageError that lists the
+    """The run's recipe, with more steps and other processes if requested. Raises UsageError that lists
     requested values that differ from the run's."""
     if run.is_held:
         raise claims.in_use(run.owner)
@@ -436,13 +439,13 @@ def continued(run: Run, typed: Resolved, steps: int | None) -> Recipe:
 
 
 def lengthened(run: Run) -> list[Run]:
-    """The stages of a run, or the run itself, to extend: the last stage if all are finished, because it was
-    trained with the others as they are."""
+    """The stages to extend, or the run itself. If all stages are finished, only the last one, because it was
+    trained on the others as they are."""
     return [stage for stage in run.stages if stage.state != "finished"] or [run.serving]
 
 
 def launched_again(run: Run, typed: Resolved) -> LaunchSection:
-    """The processes that a run resumes with: its own, except for requested changes."""
+    """The processes with which a run resumes: its own, except for requested changes."""
     section = recipe_of(run.tree()).launch
     names = [key.removeprefix("launch.") for key in typed_keys(typed) if key.startswith("launch.")]
     values = {name: getattr(typed.launch, name) for name in names}
@@ -459,8 +462,8 @@ def launched_again(run: Run, typed: Resolved) -> LaunchSection:
 
 
 def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
-    """Writes `run.yaml`, the whole recipe, and `env.json`, the machine, by which the run can be repeated;
-    each stage gets a folder of the same form."""
+    """Writes `run.yaml` (the whole recipe) and `env.json` (the machine), so that the run can be repeated.
+    Each stage gets a folder of the same form."""
     from importlib.metadata import version
 
     cpu = recipe.launch.cpu or trains_on_cpu(p.gpus, p.processes)
@@ -517,7 +520,8 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def code_state() -> dict[str, Any] | None:
-    """The same of gz's own clone; None where gz is installed otherwise, also within another repository."""
+    """The git state of gz's own clone; None if gz is installed in another way, even within another
+    repository."""
     clone = Path(__file__).resolve().parents[2]
     return git_state(clone) if (clone / ".git").exists() else None
 
@@ -529,8 +533,8 @@ def previous_words(run: Run) -> list[str]:
 
 
 def halve(run: Run, processes: int) -> str | None:
-    """Splits the batch whose first step ran out of a GPU's memory into at least twice as many parts. Returns
-    what was changed, for the user; None if nothing can be."""
+    """Splits the batch whose first step ran out of GPU memory into at least twice as many micro-batches.
+    Returns the change in words; None if nothing can be changed."""
     part = next((part for part in run.stages or [run] if part.status().get("too_large")), None)
     if part is None:
         return None
@@ -550,8 +554,8 @@ def training(recipe: Recipe, p: Plan) -> dict[str, Any]:
 
 
 def is_of_training(run: Run, recipe: Recipe, p: Plan) -> bool:
-    """Whether a run is that training. Keys that came later have their defaults in its recipe; a recipe with a
-    key that is gone is another."""
+    """Whether a run is that training. Keys that are newer than its recipe have their defaults. A recipe with
+    a removed key counts as another training."""
     before = run.environment.get("training") or {}
     try:
         filled = trained(with_defaults(recipe_of(before["recipe"])).tree())
@@ -562,7 +566,7 @@ def is_of_training(run: Run, recipe: Recipe, p: Plan) -> bool:
 
 
 def with_defaults(recipe: Recipe) -> Recipe:
-    """The recipe with all options that its models and their samples have now."""
+    """The recipe with all current options of its models and their sampling."""
 
     def filled(part: Part) -> Part:
         usual = schema.defaults(schema.schema(catalog.card(part.model)))
@@ -573,7 +577,7 @@ def with_defaults(recipe: Recipe) -> Recipe:
 
 
 def trained(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a recipe's tree that determines the training, in JSON types."""
+    """The part of a recipe's tree that determines the training, as JSON values."""
 
     def cut(tree: Any) -> Any:
         if not isinstance(tree, Mapping):  # a stage that is a run's id
@@ -589,9 +593,9 @@ def trained(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def note_whole(run: Run, request: Request, recipe: Recipe) -> None:
-    """Notes in the status of a new run the number of steps and the image size of its recipe without
-    command-line changes, and whether its loss is that of the shipped recipe. A repeated run takes over the
-    earlier one's."""
+    """Records in a new run's status the number of steps and the image size that its recipe has without
+    command-line changes. Also records whether its loss is that of the shipped recipe. A repeated run copies
+    these from the earlier run."""
     resolved, earlier = request.recipe, request.earlier
     steps = {part.stage: None if part.train.minutes else part.train.steps for part in resolved.written.parts}
     # the size of the user's own file does not count: a run of the set's own size is preferred to it

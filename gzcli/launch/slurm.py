@@ -1,8 +1,8 @@
 """Job scripts for SLURM's `sbatch`.
 
-A job starts one `gz` a node, which find each other by SLURM's variables (`launcher.py`). Three minutes before
-its time is up the script asks a training to stop: it saves a checkpoint, and the job is queued again and
-resumes.
+A job starts one `gz` per node; they find each other by SLURM's variables (see `launcher.py`). Three minutes
+before its time limit, the script asks the training to stop. The training saves a checkpoint, and the job is
+requeued and resumes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _UNQUOTED = {'"', "\\"}  # what `sbatch` takes for its own within quotes
 
 @dataclass(frozen=True)
 class Job:
-    """A command that is submitted."""
+    """A command to submit."""
 
     words: Sequence[str]  # its command line without the options about the submission, `--name` and `--seed`
     name: str  # of the job, and the beginning of a run's second name
@@ -51,8 +51,8 @@ def options(words: Iterable[str]) -> dict[str, str | None]:
 
 
 def check_printable(**values: str) -> None:
-    """Raises UsageError for a value, named by what it is, that cannot are in a script: a line break would
-    begin its own command, and whoever reads it does not see the others."""
+    """Raises UsageError for a value that is unsafe in a script; the keyword names it in the message. A line
+    break would begin another command, and a reader does not see other control characters."""
     for what, value in values.items():
         if not value.isprintable():
             message = f"the {what} {value!a} contains unprintable characters"
@@ -60,7 +60,7 @@ def check_printable(**values: str) -> None:
 
 
 def script(job: Job, chosen: Mapping[str, str | None], *, program: Sequence[str], folder: Path) -> str:
-    """The text of a job script, with options of `sbatch` instead of the defaults."""
+    """The text of a job script. Options of `sbatch` replace the defaults."""
     array = "array" in chosen
     output = str(folder / ("%x-%A_%a.out" if array else "%x-%j.out"))
     output = output.replace("%", "%%", str(folder).count("%"))
@@ -94,8 +94,8 @@ def script(job: Job, chosen: Mapping[str, str | None], *, program: Sequence[str]
 
 
 def _command(job: Job, program: Sequence[str], array: bool) -> str:
-    """The command line of a node. `--requeue` continues with the run that has the job's name, and a run that
-    is resumed has a seed already."""
+    """The command line of a node. `--requeue` continues the run that has the job's name. A resumed run
+    already has a seed."""
     at = list(job.words).index("--") if "--" in job.words else len(job.words)
     before, extra = job.words[:at], job.words[at:]
     words = [shlex.quote(word) for word in (*program, *before)]

@@ -12,7 +12,7 @@ class _Leagues(ModuleType):
     """A package that can be called."""
 
     def __call__(self, *words: Any, **options: Any) -> Any:
-        """The result of `gzcli.league.call.league`, which has the options."""
+        """Calls `gzcli.league.call.league`, whose options these are."""
         from gzcli.league.call import league
 
         return league(*words, **options)

@@ -1,5 +1,5 @@
-"""`python -m gzcli.league FOLDER`: trains and judges one entry of a league of another process. The folder
-contains its terms, and afterwards the outcome in `status.json`.
+"""`python -m gzcli.league FOLDER`: trains and judges one entry of a league that another process runs. The
+folder contains its terms and, afterwards, the outcome in `status.json`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gzcli.store.run_folder import Run
 
 
 def main(folder: Path) -> int:
-    """Does the entry of a folder. Returns the exit code."""
+    """Trains and judges the entry in a folder. Returns the exit code."""
     end_with_parent()
     error = None
     try:

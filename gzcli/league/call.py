@@ -30,7 +30,7 @@ class LeagueRow:
     """A model of a league.
 
     model: name of the model.
-    place: rank, "1", or "1–2" if the intervals do not separate it from another; None without a value.
+    place: rank, "1", or "1–2" if the intervals do not separate it from another model; None without a value.
     metrics: the mean of each metric over the seeds.
     failed: number of failed trainings.
     """
@@ -43,7 +43,7 @@ class LeagueRow:
 
 @dataclass(frozen=True)
 class Trained:
-    """A training of a league: model, seed, id of the run, metrics, and the error if it failed."""
+    """A training of a league: its model, seed, run id and metrics, and the error if it failed."""
 
     model: str
     seed: int
@@ -93,17 +93,17 @@ def league(
     cpu: bool = False,
     quiet: bool = False,
 ) -> LeagueResult:
-    """Trains models for equal time on one data set, evaluates and ranks them: `gz bench --train-missing`. The
-    same call resumes an interrupted league.
+    """Trains models for equal times on one data set, evaluates and ranks them, as `gz bench --train-missing`
+    does. The same call resumes an interrupted league.
 
     models: names of models, or paths of recipes; None: all that fit the set.
     data: name or path of the data set, or images in memory, as in `gzcli.train`.
     budget: time of each training, such as "90s", "8m" or "1.5h": CPU time, or wall-clock time on GPUs.
     seeds: trainings of each model, with the seeds from 0 on.
     n: number of samples of each run, and maximum number of images for the likelihood.
-    at_once: number of parallel trainings, each on one core or GPU; None: one at a time on all of them.
+    at_once: number of parallel trainings, each on one core or GPU. None: one at a time, on all of them.
     cpu: whether to use the CPU even if there are GPUs.
-    quiet: whether nothing is printed meanwhile.
+    quiet: whether to print nothing.
 
     Raises UsageError for a model that does not fit the set, or the error of the first training if all fail.
     """
@@ -140,8 +140,8 @@ def sweep(
     cpu: bool = False,
     quiet: bool = False,
 ) -> SweepResult:
-    """Tries settings of a model within a time budget, and finds the best by validation: `gz sweep`. The same
-    call resumes an interrupted sweep.
+    """Tries settings of a model within a time budget, and ranks them by validation, as `gz sweep` does. The
+    same call resumes an interrupted sweep.
 
     what: name of a model, or path of a recipe.
     set: keys of the recipe with a list of values to try ({"optim.lr": [1e-3, 3e-3]}), a range ("1e-4..1e-2"),
@@ -151,7 +151,7 @@ def sweep(
     trials: number of settings drawn from ranges; None: 8.
     seed: seed of the draws, weights and noise.
     cpu: whether to use the CPU even if there are GPUs.
-    quiet: whether nothing is printed meanwhile.
+    quiet: whether to print nothing.
 
     Raises UsageError before the first training for a setting that cannot be trained; DivergedError if all
     trials diverge.
@@ -166,7 +166,7 @@ def sweep(
 
 
 def as_text(value: Any) -> str:
-    """Values in the form of `--set`; the values of a list are tried in turn."""
+    """Values in the form of `--set`. The values of a list are the values to try."""
     if isinstance(value, list | tuple):
         return ",".join(one if isinstance(one, str) else json.dumps(one) for one in value)
     return value if isinstance(value, str) else json.dumps(value)

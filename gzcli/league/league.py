@@ -1,6 +1,6 @@
 """A league: models that are trained for the same time on one set, with several seeds, and evaluated in the
-same way. Runs are identified by their request, so an interrupted league resumes, and leagues share runs. Here
-are its terms, its trainings and the jobs that judge them; `loop.py` does them.
+same way. Runs are identified by their request, so an interrupted league resumes, and leagues share runs. This
+module has the terms, the trainings and the jobs that judge them; `loop.py` runs them.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Terms:
         return replace(self, models=(model,), seeds=(int(seed),))
 
     def write(self, folder: Path) -> None:
-        """Writes the terms into the folder that a process of a single entry is started on."""
+        """Writes the terms into the folder on which the process of a single entry is started."""
         Run(folder).status_file.unlink(missing_ok=True)
         files.write_json(Run(folder).job_file, asdict(self))
 
@@ -109,7 +109,7 @@ class Entry(Training):
 def entries_of(
     terms: Terms, *, say: Say = silent, progress: Report = unreported
 ) -> tuple[list[Entry], dict[str, str]]:
-    """The trainings of a league, seed by seed, and the reason for each model that is left out, by name."""
+    """The trainings of a league, seed by seed, and the reason for each omitted model, by name."""
     names = terms.models or recipe_names()
     labels = {name: Path(name).stem if Path(name).suffix else spelling(name) for name in names}
     entries, left_out = [], {}
@@ -158,7 +158,7 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
 
 
 def beside_others(launch: LaunchSection) -> LaunchSection:
-    """The devices of a training that runs in parallel with others: a GPU, or a core. The number of threads
+    """The devices of a training that runs in parallel with others: one GPU or one core. The number of threads
     does not depend on the machine, because it is part of a run's identity."""
     if (launch.gpus or 1) != 1 or launch.processes:
         message = "`--jobs` gives each training one GPU, or one core"
@@ -179,7 +179,8 @@ def shares_of(request: Request, plan: Plan, say: Say) -> list[float]:
 
 def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, Any]]]]:
     """The jobs that judge a run, by kind, each with descriptions of its rows in order. "main" judges the
-    run's sampler, also at `terms.calls` if that has `steps`; "steps" and "time" are the curves."""
+    run's sampler; if that has `steps`, also at `terms.calls` network calls. "steps" and "time" are the
+    curves."""
     rows: dict[str, list[dict[str, Any]]] = {"main": [{"setting": "default", "variant": {}}]}
     if "steps" in catalog.card_of(run, run.serving.tree()["model"]["name"]).sample:
         if terms.calls:
@@ -200,8 +201,8 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
 
 
 def judgement(run: Run, job: BenchJob) -> tuple[str, dict[str, Any] | None]:
-    """The name of the job's folder in the run's `bench`, and its result by this code; None if there is
-    none, or none that is whole."""
+    """The name of the job's folder in the run's `bench`, and its result by the current code; None without a
+    complete result."""
     terms = {key: value for key, value in asdict(job).items() if key not in ("launch", "runs")}
     key = digest([terms, syntax_of(JUDGING)], 12)
     results = sorted((run.path / "bench").glob(f"{key}-*/{Run.result_file}"), reverse=True)
@@ -209,7 +210,7 @@ def judgement(run: Run, job: BenchJob) -> tuple[str, dict[str, Any] | None]:
 
 
 def _whole(folder: Path, n: int) -> dict[str, Any] | None:
-    """The result in a folder, which has n rows; None for a damaged one."""
+    """The result in a folder, if it has n rows; None if it is damaged."""
     with suppress(DamagedError):
         result = jobs.result_of(folder, BenchJob.verb)
         rows = [row for row in result["rows"] if isinstance(row, dict) and "sample" in row]
@@ -236,13 +237,13 @@ def code_of(run: Run) -> str:
 
 def syntax_of(patterns: Sequence[str], models: Sequence[Path] = (), root: Path = PACKAGE) -> str:
     """A hash of the files that match the patterns, and of the models' files with their imports within the
-    family. Comments, docstrings and formatting do not count."""
+    family. Comments, docstrings and formatting are ignored."""
     shared = {path for pattern in patterns for path in root.glob(pattern)}
     return digest([_syntax(path) for path in (*sorted(shared), *family_of(models))], 12)
 
 
 def family_of(models: Sequence[Path]) -> list[Path]:
-    """The files of models and, in the same folders, all that these import."""
+    """The files of models, and the files in the same folders that they import."""
     files_of, left = set[Path](), list(models)
     while left:
         if (path := left.pop()) not in files_of:
@@ -264,8 +265,8 @@ def _syntax(path: Path) -> str:
 
 
 def kept_steps(run: Run) -> list[tuple[int, float]]:
-    """The steps of the checkpoints nearest to the SHARES of a training, at most a factor of √2 away, each
-    with the seconds of training until then. These include earlier stages."""
+    """The steps of the checkpoints that are closest to the SHARES of a training, within a factor of √2. Each
+    has the seconds of training until then, including earlier stages."""
     last = run.serving
     steps = int(last.status()["step"])
     checkpoints = [int(folder.name) for folder in last.checkpoints]
@@ -286,8 +287,8 @@ def commit_in(environment: Mapping[str, Any]) -> str | None:
 
 
 def facts_of(run: Run) -> dict[str, Any]:
-    """The title, commit and machine of a run; over all of its stages parameters, peak memory in bytes,
-    seconds and steps."""
+    """The title, commit and machine of a run, and its parameters, peak memory in bytes, seconds and steps
+    over all stages."""
     parts, made = [part.status() for part in run.stages or [run]], run.environment
     return {
         "run": run.id,

@@ -1,5 +1,5 @@
-"""The loop of a league: its entries are trained and judged in turn, or several at a time in processes of
-their own, and the tables are written after each. The same call resumes a league that was stopped."""
+"""The loop of a league. Its entries are trained and judged one by one, or several in parallel processes, and
+the tables are written after each. The same call resumes an interrupted league."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Point = tuple[float, float, float | None]  # x, mean over seeds, standard deviat
 
 @dataclass(frozen=True)
 class League:
-    """A league that can be held."""
+    """A league that is ready to run."""
 
     terms: Terms
     entries: Sequence[Entry]
@@ -39,8 +39,8 @@ class League:
 
     @classmethod
     def of(cls, terms: Terms, budget: str, *, say: Say = silent, progress: Report = unreported) -> League:
-        """The league of these terms; `budget` is their budget as it was typed. Raises UsageError if no
-        model can take part."""
+        """The league of these terms. `budget` is the budget as typed. Raises UsageError if no model can take
+        part."""
         entries, left_out = league.entries_of(terms, say=say, progress=progress)
         if not entries:
             hint = next(iter(left_out.values()), None)
@@ -60,12 +60,13 @@ def hold(
     say: Say = silent,
     mode: str = "human",
 ) -> dict[str, Any]:
-    """Holds a league. A model that fails is a row with its error. Returns the JSON. Raises the error of the
-    first row if all have failed.
+    """Runs a league and returns its JSON. A model that fails becomes a row with its error. Raises the error
+    of the first row if all have failed.
 
-    at_once: how many entries are trained at a time, their own in processes; None: one, in this process.
-    command: the lines of a shell that hold it again; None: there are none.
-    mode: "quiet" if those processes print nothing.
+    at_once: number of entries to train in parallel, each in its own process. None: one at a time, in this
+      process.
+    command: shell command that runs the league again. None: there is none.
+    mode: "quiet" if the processes of entries print nothing.
     """
     terms, folder = held.terms, held.folder
     with files.lock(folder / ".lock", wait=False) as locked:
@@ -105,7 +106,7 @@ Turn = tuple[int, float, GzError | None]  # an entry, when its turn began, what 
 def play(
     held: League, taken: Iterator[Turn], heard: Sequence[int], say: Say
 ) -> tuple[dict[str, Any], list[GzError]]:
-    """Trains and judges the entries in turn, and writes what is known after each. Returns the JSON, and the
+    """Trains and judges the entries one by one, and writes the tables after each. Returns the JSON and the
     errors of rows."""
     terms, entries = held.terms, held.entries
     rows: dict[int, list[dict[str, Any]]] = {}
@@ -137,8 +138,8 @@ def play(
 
 
 def turns(held: League, at_once: int | None, heard: Sequence[int], say: Say, mode: str) -> Iterator[Turn]:
-    """The entries in turn; after a signal none begins. `at_once` of them are trained and judged in processes
-    of their own before their turn, except for those with nothing left to do."""
+    """Yields the entries one by one; after a signal, none begins. If `at_once` is set, that many are trained
+    and judged in parallel processes before they are yielded, except for those with nothing left to do."""
     entries = held.entries
     apart = [
         i for i, entry in enumerate(entries) if at_once and not league.is_judged(entry.run(), held.terms)
@@ -164,7 +165,7 @@ def turns(held: League, at_once: int | None, heard: Sequence[int], say: Say, mod
 
 
 def play_one(terms: Terms, say: Say) -> None:
-    """Trains and judges an entry, for a league that another process holds or makes later."""
+    """Trains and judges an entry, for a league that another process runs now or later."""
     with signals.noted() as heard:
         (entry,), _ = league.entries_of(terms, say=say)
         judge(train(entry, terms.budget, entry.model, say), entry, terms, {"notes": []})
@@ -182,7 +183,7 @@ def train(entry: Entry, budget: float, head: str, say: Say) -> Run:
 
 
 def facts_of(entry: Entry, run: Run | None) -> dict[str, Any]:
-    """A row's model and seed, and its run's id and cost."""
+    """The model and seed of a row, and the id and cost of its run."""
     facts = {"model": entry.model, "seed": entry.seed, "command": entry.command}
     return facts | (league.facts_of(run) if run else {})
 
@@ -282,7 +283,7 @@ def draw(folder: Path, result: dict[str, Any]) -> None:
 def draw_curves(
     path: Path, curves: Mapping[str, Sequence[Point]], *, x: str, y: str, floor: float | None, title: str
 ) -> None:
-    """Writes a metric with a line for each model, on logarithmic axes, and one for real images."""
+    """Writes a figure with a line for each model and one for real images, on logarithmic axes."""
     from matplotlib.ticker import LogLocator
 
     from gzcli.engine.pictures import pyplot, save_figure

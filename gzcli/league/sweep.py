@@ -1,8 +1,7 @@
-"""A sweep: settings of a model that share a budget. All are trained for a short while, then the better half
-for twice as many steps, and so on (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943).
-
-Draws depend on the seed alone, trials are runs their own with names, and `sweep.json` records their
-values, so the same call resumes a sweep that was stopped.
+"""A sweep: settings of a model that share a budget. All are trained for a short time, then the better half
+for twice as many steps, and so on (successive halving, Jamieson and Talwalkar 2016, arXiv:1502.07943). Draws
+depend only on the seed, trials are named runs, and `sweep.json` records their values. The same call therefore
+resumes an interrupted sweep.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ State = Literal["best", "stopped", "diverged", "failed"]
 
 @dataclass(frozen=True)
 class Sweep:
-    """Which settings are tried: `key=value` for all, values by key, and ends of a range by key."""
+    """The settings to try: `key=value` for all trials, values by key, and ends of a range by key."""
 
     model: str
     data: str
@@ -56,8 +55,8 @@ class Sweep:
 
     @property
     def name(self) -> str:
-        """Equal terms have equal names. Without ranges, the settings follow from the other terms, from which
-        earlier versions derive the name."""
+        """A name that is equal for equal terms. Without ranges, it is derived from the other terms alone, as
+        in earlier versions."""
         terms = {key: value for key, value in asdict(self).items() if key != "settings" or self.ranges}
         return f"{Path(self.model).stem}-sweep-{digest(terms, 6)}"
 
@@ -67,7 +66,7 @@ class Sweep:
 
     @property
     def rungs(self) -> list[int]:
-        """The number of trials that are trained to each length, which doubles."""
+        """The number of trials trained to each length; lengths double."""
         return [self.trials >> rung for rung in range(self.trials.bit_length())]
 
     @property
@@ -76,7 +75,8 @@ class Sweep:
         return self.budget / sum(n * max(1, 2**rung // 2) for rung, n in enumerate(self.rungs))
 
     def request(self, trial: int, steps: int | None = None) -> Request:
-        """The training of a trial, for its share of the budget at first, or for this number of steps."""
+        """The training of a trial, for this number of steps; without it, for its first share of the
+        budget."""
         length = {"train.steps": steps} if steps else {"train.minutes": self.first / 60}
         sets = [*self.fixed, *self.settings[trial]]
         return ask(self.model, self.data, sets, {**self.flags, **length, "train.clock": "cpu"})
@@ -89,10 +89,10 @@ class Sweep:
 class Trial:
     """The outcome of a setting.
 
-    setting: `key=value` of each key that was swept.
-    state: "best", "stopped" at a shorter length than the best, "diverged", or "failed" by an `error`.
-    value: the best validation metric; None: there is none.
-    run: id of its run; None: it was removed.
+    setting: `key=value` for each swept key.
+    state: "best", "stopped" at a shorter length than the best, "diverged", or "failed" with an `error`.
+    value: the best validation metric, or None.
+    run: id of its run; None if the run was removed.
     """
 
     setting: Setting
@@ -106,7 +106,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """A finished sweep: its trials, the best first, by a validation metric of which less is better."""
+    """The result of a sweep: its trials, the best first, by a validation metric (lower is better)."""
 
     model: str
     data: str
@@ -134,8 +134,8 @@ def sweep_of(
     flags: Mapping[str, Any],
     progress: Report = unreported,
 ) -> Sweep:
-    """The sweep of `key=1,2,3`, all combinations, of `key=1e-4..1e-2`, of which `trials` are drawn, and of
-    `key=value`. Raises UsageError for all that is known before a training."""
+    """The sweep of settings such as `key=1,2,3` (all combinations), `key=1e-4..1e-2` (`trials` values are
+    drawn) and `key=value`. Raises UsageError for every mistake that is detectable before a training."""
     fixed, lists, ranges = parsed(sets)
     recipe = ask(model, data, fixed, flags).recipe
     if len(recipe.parts) > 1:
@@ -190,7 +190,7 @@ def parsed(
 
 
 def values_of(text: str) -> list[str]:
-    """The values between commas outside brackets."""
+    """The values that commas outside brackets separate."""
     depths = accumulate((char == "[") - (char == "]") for char in text)
     cuts = [i for i, (char, depth) in enumerate(zip(text, depths, strict=True)) if char == "," and depth <= 0]
     return [text[i + 1 : j].strip() for i, j in pairwise([-1, *cuts, len(text)])]
@@ -203,8 +203,8 @@ def drawn(
     n: int,
     seed: int,
 ) -> tuple[Setting, ...]:
-    """n settings, fewer if no more differ. They take the combinations of the lists in turn, and of ranges
-    values whose logarithm is uniform."""
+    """n different settings, or fewer if there are no more. They cycle through the combinations of the lists;
+    values of ranges are drawn log-uniformly."""
     grid = [tuple(map("=".join, zip(lists, values, strict=True))) for values in product(*lists.values())]
     if not ranges:
         return tuple(grid)
@@ -241,7 +241,7 @@ class Record:
     """The record of a trial.
 
     steps: of its first, short training; None before that.
-    values: its best validation metric at each length, infinite if it diverged.
+    values: its best validation metric at each length; infinite if it diverged.
     """
 
     steps: int | None = None
@@ -254,7 +254,7 @@ class Record:
 
 
 def read(sweep: Sweep, path: Path, say: Say) -> list[Record]:
-    """The records of the trials. A damaged file is made again from the runs."""
+    """The records of the trials. A damaged file is rebuilt from the runs."""
     fresh = [Record() for _ in sweep.settings]
     try:
         tree = files.read_json(path)
@@ -294,8 +294,9 @@ def write(sweep: Sweep, path: Path, records: Iterable[Record]) -> None:
 
 
 def play(sweep: Sweep, say: Say = silent) -> SweepResult:
-    """Trains the trials. A trial that diverges or fails loses alone. Raises the error of the first if none
-    has a value, and MissingError if what is missing is missing for all, as on a full disk."""
+    """Trains the trials. A trial that diverges or fails does not stop the others. Raises the error of the
+    first trial if none has a value, and MissingError for a fault that affects all trials, such as a full
+    disk."""
     folder = sweep.folder
     with files.lock(folder / ".lock", wait=False) as locked, signals.noted() as heard:
         if not locked:
@@ -325,8 +326,8 @@ def play(sweep: Sweep, say: Say = silent) -> SweepResult:
 
 
 def train_judge(sweep: Sweep, say: Say) -> None:
-    """Trains the judge of the data set if the trials are compared by their samples: the first trial would
-    train it in its own time, or all would go by the loss."""
+    """Trains the judge of the data set if the trials are compared by their samples. Otherwise the first trial
+    would train it in its own time, or all trials would be compared by the loss."""
     recipe = ask(sweep.model, sweep.data, sweep.fixed, sweep.flags).recipe
     (part,) = recipe.parts
     chosen = part.train.best if part.train.best != "auto" else recipe.card.best
@@ -358,8 +359,8 @@ def extend(sweep: Sweep, i: int, rung: int, record: Record, say: Say) -> None:
 
 
 def value_at(sweep: Sweep, i: int, rung: int, record: Record, say: Say) -> float:
-    """The best validation metric of a trial that has this length. One whose run was removed is trained to it
-    at once."""
+    """The best validation metric of a trial at this length. If its run was removed, the trial is trained to
+    this length again."""
     steps = (record.steps or 0) << rung if rung else 0
     run = Training.of(sweep.request(i, steps), say, alias=sweep.alias(i)).train(say)
     if not record.steps:
@@ -381,8 +382,8 @@ def value_at(sweep: Sweep, i: int, rung: int, record: Record, say: Say) -> float
 
 
 def result_of(sweep: Sweep, records: list[Record]) -> SweepResult:
-    """The trials by their last values, those that were trained longest first, and an image of their curves.
-    Raises the first trial's error if none has a value."""
+    """The trials, those with the longest training first and then by their last values, and an image of their
+    curves. Raises the first trial's error if none has a value."""
     order = sorted(range(sweep.trials), key=lambda i: (-len(records[i].values), records[i].last))
     able = [i for i in order if math.isfinite(records[i].last) and not records[i].error]
     if not able:

@@ -1,4 +1,4 @@
-"""A training that the same call runs again: what was stopped resumes, what is finished is not repeated."""
+"""A training that the same call can continue: an interrupted one resumes, a finished one is not repeated."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ class Training:
         return cls(request=request, recipe=recipe, plan=plan, **facts)
 
     def run(self) -> Run | None:
-        """The finished run of this training, otherwise the newest that can be resumed or has diverged."""
+        """The finished run of this training, otherwise the newest run that can be resumed or that
+        diverged."""
         if self.alias is not None:
             return self.request.to_resume(self.alias)
         similar = runs.all_runs(model=self.request.recipe.card.name, data=self.request.recipe.key)
@@ -61,9 +62,9 @@ class Training:
         return run.state == "finished" and run.serving.status().get("step", 0) >= steps
 
     def train(self, say: Say = silent) -> Run:
-        """The finished run. If another process trains it, this one waits: it belongs to another league, or
-        the `gz` that started it was killed, and it saves a checkpoint. Raises Interrupted for a signal that
-        `signals.noted` gets meanwhile."""
+        """Trains and returns the finished run. If another process is training it, this one waits. That
+        process may belong to another league, or its `gz` was killed and it is saving a checkpoint. Raises
+        Interrupted for a signal that `signals.noted` gets meanwhile."""
         key, waits = digest(self.alias or training(self.recipe, self.plan), 16), False
         lock = cache_dir("entries", f"{key}.lock")
         while True:
@@ -96,8 +97,8 @@ class Training:
 
 
 def train_judges(sets: Iterable[DataSection], say: Say) -> None:
-    """Trains the first judges of packed sets, those of latents aside. Otherwise the first training does so in
-    its own time."""
+    """Trains the first judge of each packed set, except for latents. Otherwise the first training would do so
+    in its own time."""
     from gzcli.metrics.features import lenet
 
     options = {tuple(pack_options(data).items()): data for data in sets if not data.latent}
@@ -106,7 +107,7 @@ def train_judges(sets: Iterable[DataSection], say: Say) -> None:
 
 
 def stopped(number: int) -> Interrupted:
-    """The end of what a signal has stopped between two trainings."""
+    """The error for work that a signal stopped between two trainings."""
     return Interrupted(f"stopped by {signals.name_of(number)}", signum=number, hint=AGAIN)
 
 

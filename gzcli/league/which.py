@@ -1,10 +1,11 @@
 """`gz which`: which model suits a set of images, by a race on the set itself.
 
-The shortlist is the smallest set of models of which one is nearly the best on every shipped league, the model
-that gz suggests without a race, and models of further families until there are four: the ranking on one set
-does not hold on another. They are trained for equal times and judged on validation images; the better half is
-trained for twice as long, until two are left (successive halving, Jamieson and Talwalkar 2016,
-arXiv:1502.07943). Each round is a league, so the same call resumes a race that was stopped.
+The ranking on one set need not hold on another, so several models compete. The shortlist is the smallest
+group of models one of which is nearly the best on every shipped league. To it are added the model that gz
+suggests without a race, and models of further families until there are four. They are trained for equal times
+and judged on validation images. The better half is trained for twice as long, until two remain (successive
+halving, Jamieson and Talwalkar 2016, arXiv:1502.07943). Each round is a league, so the same call resumes an
+interrupted race.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Race:
 
     @property
     def rounds(self) -> list[tuple[int, float]]:
-        """The number of models in each round, and seconds of each of its trainings."""
+        """The number of models in each round, and the seconds of each training."""
         sizes = [len(self.models)]
         while sizes[-1] > 2:
             sizes.append(-(-sizes[-1] // 2))
@@ -102,7 +103,7 @@ class Outcome:
 
 
 def race_of(terms: Terms, needs: Sequence[str]) -> Race:
-    """The race of the models in the terms; by default, of the shortlist and of gz's suggestion. Raises
+    """The race of the models in the terms. By default, these are the shortlist and gz's suggestion. Raises
     UsageError if no model fits the set, or if the budget is too small."""
     if terms.models:
         for name in terms.models:
@@ -123,8 +124,7 @@ def race_of(terms: Terms, needs: Sequence[str]) -> Race:
 
 
 def candidates(data: str, needs: Sequence[str]) -> tuple[str, ...]:
-    """The models of the leagues that race on a set. Those that do not fit it are left out before others are
-    chosen."""
+    """The models that race on a set. Models that do not fit the set are excluded before the choice."""
     facts = facts_of(locate(data))
     if "labels" in needs and facts and facts.classes == 0:
         message = f"`--need labels`: `{data}` has no labels"
@@ -138,7 +138,7 @@ def candidates(data: str, needs: Sequence[str]) -> tuple[str, ...]:
 
 
 def fits(name: str, data: str) -> bool:
-    """Whether a model can be trained on a set and draws without further inputs."""
+    """Whether a model can be trained on a set, and samples without further inputs."""
     try:
         recipe = planning.ask(name, data, (), {}).recipe
     except UsageError:
@@ -176,7 +176,7 @@ def excesses() -> dict[str, dict[str, float]]:
 
 @cache
 def calls() -> dict[str, float]:
-    """The most network calls for an image of each model, over the shipped leagues."""
+    """The largest number of network calls per image of each model, over the shipped leagues."""
     most: dict[str, float] = {}
     for place in measured.places():
         for row in measured.standings(*place):
@@ -185,8 +185,8 @@ def calls() -> dict[str, float]:
 
 
 def shortlist(table: Excesses, models: Collection[str], usual: str) -> tuple[str, ...]:
-    """The models that cover every row of the table, and the usual one. If these are fewer than `FEWEST`, the
-    models with the smallest regrets over all rows are added, first from new families."""
+    """The models that cover every row of the table, and the usual model. If these are fewer than `FEWEST`,
+    models with the smallest regrets over all rows are added, those of new families first."""
     chosen = dict.fromkeys([*cover(table, models), *({usual} & {*models})])
     regrets = regrets_of(table, models)
 
@@ -201,14 +201,15 @@ def shortlist(table: Excesses, models: Collection[str], usual: str) -> tuple[str
 
 
 def regrets_of(table: Excesses, models: Collection[str]) -> list[dict[str, float]]:
-    """The rows of the table with some of these models, their excesses as multiples of the row's least."""
+    """The rows of the table that have some of these models, with excesses as multiples of the row's
+    smallest."""
     rows = [{name: row[name] for name in models if name in row} for row in table.values()]
     return [{name: value / min(row.values()) for name, value in row.items()} for row in rows if row]
 
 
 def cover(table: Excesses, models: Collection[str]) -> tuple[str, ...]:
-    """The smallest set of these models whose best one has at most `REGRET` times the least excess in every
-    row of the table; of equally small ones that with the least regrets."""
+    """The smallest group of these models whose best one, in every row of the table, has at most `REGRET`
+    times the smallest excess. Of equally small groups, it is the one with the smallest regrets."""
     regrets = regrets_of(table, models)
     if not regrets:
         return tuple(models)
@@ -239,7 +240,7 @@ def leagues(race: Race, outcomes: list[dict[str, Any]], how: Mapping[str, Any]) 
 
 
 def run(race: Race, *, at_once: int | None = None, say: Say = silent, mode: str = "human") -> Outcome:
-    """Holds the race. Raises MissingError if the judges cannot tell models apart on this set."""
+    """Runs the race. Raises MissingError if the judges cannot distinguish models on this set."""
     outcomes: list[dict[str, Any]] = []
     facts = facts_of(locate(race.terms.data))
     for i, league in enumerate(leagues(race, outcomes, {"say": say})):
@@ -256,15 +257,15 @@ def run(race: Race, *, at_once: int | None = None, say: Say = silent, mode: str 
 
 
 def judges_of(result: Mapping[str, Any], *, few: bool) -> list[str]:
-    """The judges that order the models of a round: all, but with few images only the published one, if it is
-    available. Judges that were trained on few images detect neither blurs nor checkerboards."""
+    """The judges that rank the models of a round. These are all judges; for few images only the published
+    one, if it is available. Judges that were trained on few images detect neither blurs nor checkerboards."""
     judges = [result["metric"], standings.SECOND, PUBLISHED]
     there = [judge for judge in judges if any(judge in row["excess"] for row in result["summary"])]
     return [PUBLISHED] if few and PUBLISHED in there else there
 
 
 def judged(result: Mapping[str, Any], row: standings.Row) -> dict[str, standings.Excess]:
-    """The excess of a row of a round by each judge that orders the models; empty for a model that failed."""
+    """The excess of a row by each judge that ranks the models; empty for a model that failed."""
     return standings.excesses_of(row, result["judges"])
 
 
@@ -277,8 +278,8 @@ def agreement(outcomes: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def order(result: Mapping[str, Any]) -> list[str]:
-    """The models of a round, the best first, by the geometric mean of their excesses by all judges. Models
-    that a judge cannot distinguish from real images count equally. A model that failed comes last."""
+    """The models of a round, the best first, by the geometric mean of their excesses over all judges. Models
+    that a judge cannot distinguish from real images tie for it. A model that failed comes last."""
     of_model = {row["model"]: judged(result, row) for row in result["summary"]}
     judges = {judge for excesses in of_model.values() for judge in excesses}
     least = {

@@ -1,8 +1,4 @@
 """Descriptions of recipes: for people, YAML with the text of each key; for editors, a JSON schema.
-
-The schema is made from gz's rules. The keys of a model are known if the recipe names it, by `model.name` or
-`extends`. Elsewhere, as in the sections of `for` of a recipe in stages, a key is allowed if any model has it.
-`gz recipe check` tells the rest.
 """
 
 from __future__ import annotations
@@ -41,7 +37,7 @@ def section_texts(section: type) -> dict[str, str]:
 
 
 def texts(recipe: Recipe) -> dict[str, str]:
-    """The text of each key of a recipe, by dotted key, as far as there is one."""
+    """The texts of a recipe's keys, by dotted key. Keys without a text are omitted."""
     of_part, optim = section_texts(Part), section_texts(OptimSection)
     shared = {key: of_part[key] for key in ("about", "scale", "seed", "format", "params")}
     for name, section in SECTIONS.items():
@@ -59,7 +55,7 @@ def texts(recipe: Recipe) -> dict[str, str]:
 
 
 def annotated(tree: Mapping[str, Any], texts: Mapping[str, str], width: int = WIDTH) -> str:
-    """The tree as YAML with the text of each key as a comment, in `width` columns if values allow."""
+    """The tree as YAML with the text of each key as a comment, wrapped at `width` columns if values allow."""
     written = [(at[:-1], texts.get(".".join(map(str, at)), ""), line) for at, line in lines(tree)]
     columns: dict[Key, int] = {}  # where the texts of a section begin
     for section, _, line in written:
@@ -113,8 +109,8 @@ def sections_of(card: ModelCard) -> Tree:
 
 
 def _fragment(union: Tree, sections: Mapping[str, Tree], *, top: bool) -> Tree:
-    """A recipe, or a stage of one, with the rules of the model that it names: `sections` are those of
-    each model, `union` those of all together."""
+    """The schema of a recipe, or of a stage, with the rules of the model that it names. `sections` are the
+    rules of each model, `union` those of all models together."""
     rules = schema(None)
     texts = section_texts(Part)
     shared = {
@@ -149,19 +145,20 @@ def _fragment(union: Tree, sections: Mapping[str, Tree], *, top: bool) -> Tree:
 
 
 def _named(one: Tree) -> Tree:
-    """Holds if a recipe names, or extends the recipe of, one of some models."""
+    """A condition that is true if a recipe names one of these models, or extends the recipe of one."""
     model = {"type": "object", "required": ["name"], "properties": {"name": one}}
     by_name = {"required": ["model"], "properties": {"model": model}}
     return {"anyOf": [by_name, {"required": ["extends"], "properties": {"extends": one}}]}
 
 
 def _closed(sections: Tree, name: str) -> Tree:
-    """Applies if these sections have no other keys, including the sections of `for`."""
+    """A condition that these sections, including those of `for`, have no other keys."""
     return {"properties": {**sections, "for": _cases({}, name)}}
 
 
 def _cases(tree: Tree, name: str) -> Tree:
-    """`for`: a fragment for each set or shape class; a scale has its own sections, and a map of them."""
+    """The schema of `for`: a fragment for each set or shape class. A scale has its own sections, and a map of
+    such fragments."""
     one = {"$ref": f"#/definitions/{name}"}
     there = PARTS if name == "stage" else OPEN
     scales = {part: {"$ref": f"{one['$ref']}/properties/{part}"} if part in there else {} for part in PARTS}
@@ -170,7 +167,7 @@ def _cases(tree: Tree, name: str) -> Tree:
 
 
 def _section(rules: Rules, texts: Mapping[str, str]) -> Tree:
-    """A section with only these keys; null is an empty section."""
+    """The schema of a section with these keys only; null means an empty section."""
     properties = {
         key: _rule(rule, texts.get(key, "")) if isinstance(rule, Rule) else _section(rule, texts)
         for key, rule in rules.items()
@@ -193,7 +190,8 @@ def _rule(rule: Any, text: str) -> Tree:
 
 
 def _united(sections: Iterable[Tree]) -> Tree:
-    """A section with the keys of any of these; a value must be valid in one that has the key."""
+    """The schema of a section with the keys of any of these. A value must be valid in at least one that has
+    the key."""
     values: dict[str, list[Tree]] = {}
     for section in sections:
         for key, value in section["properties"].items():

@@ -1,6 +1,6 @@
-"""Recipe files, with the files that they extend, as layers: a file's own values, the sections of its `for`,
-and command-line values. A file is a shipped recipe by name, the user's by path, or the header of a model's
-file.
+"""Recipe files, and the files that they extend, as layers: a file's own values, the sections of its `for`,
+and command-line values. A file is a shipped recipe (by name), a user's recipe (by path), or the header of a
+model's file.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Layer:
     applies: bool = True  # whether it is for this data set; otherwise it is only checked
 
     def where(self, path: Key, value: bool = False) -> str:
-        """The position of a key or of its value, for messages."""
+        """The position of a key or of its value, as text for messages."""
         return self.document.where((*self.at, *path), value=value) if self.document else f"`{self.typed}`"
 
     def origin(self, path: Key) -> str:
@@ -99,7 +99,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class RecipeFile:
-    """A recipe file: its values without `for` and `extends`, what it extends, and the sections of `for`."""
+    """A recipe file: its values without `for` and `extends`, the file that it extends, and the sections of
+    `for`."""
 
     path: Path
     document: Document
@@ -122,7 +123,8 @@ def recipes() -> dict[str, Path]:
 
 
 def presets() -> list[str]:
-    """Presets that a recipe may extend: values that several recipes share, such as `presets/unet`."""
+    """Presets, which recipes may extend. They contain values that several recipes share, such as
+    `presets/unet`."""
     return [f"presets/{path.stem}" for path in sorted((recipes_dir() / "presets").glob("*.yaml"))]
 
 
@@ -132,9 +134,9 @@ def show(what: str) -> str:
 
 
 def find(what: str) -> Path:
-    """The file of a recipe: of a shipped recipe or preset by its name, of a recipe of the user by its path,
-    or of a model from outside. That is the YAML file beside it, otherwise the model's file itself. Raises
-    UsageError with the closest name."""
+    """The file of a recipe: of a shipped recipe or preset by name, of a user's recipe by path, or of an
+    outside model. An outside model's recipe is the YAML file beside it, otherwise the model's file itself.
+    Raises UsageError with the closest name."""
     if model_files.is_file(what):
         what = _added(what)
     if model := model_files.typed(what):
@@ -170,7 +172,7 @@ def find(what: str) -> Path:
 
 
 def as_data(what: str) -> str | None:
-    """The hint if a data set is named instead of a model; None for any other text."""
+    """The hint for a text that names a data set instead of a model; None for any other text."""
     return f"`{what}` is a data set: `gz train --data {shlex.quote(what)}`" if is_set(what) else None
 
 
@@ -180,7 +182,7 @@ def _recipe_of(model: Path) -> Path:
 
 
 def _added(file: str) -> str:
-    """Makes the model of a file known to this process. Returns its name."""
+    """Registers the model of a file in this process. Returns its name."""
     name = model_files.add(file)
     if canonical(name) in map(canonical, recipes()) or trained_in(name):
         hint = f"rename the file, for example to `my_{name}.py`"
@@ -194,8 +196,8 @@ def _added(file: str) -> str:
 
 
 def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
-    """The recipe's files, those that it extends first, and the mistakes in them. Raises UsageError if one is
-    missing or not YAML."""
+    """The recipe's files, beginning with those that it extends, and the mistakes in them. Raises UsageError
+    if a file is missing or is not YAML."""
     chain: list[RecipeFile] = []
     problems: list[Problem] = []
     path = find(what)
@@ -245,7 +247,8 @@ def _read(path: Path, problems: list[Problem]) -> RecipeFile:
 
 @cache
 def _parsed(text: str, label: str) -> Document:
-    """A shipped recipe, which a league or a page resolves many times; nothing writes into a document."""
+    """A parsed shipped recipe. It is cached, because a league or a page resolves it many times, and no caller
+    changes it."""
     return read_text(text, label)
 
 
@@ -280,7 +283,8 @@ def _sections(file: Layer, tree: Any, problems: list[Problem]) -> dict[Keys, Lay
 
 
 def layers_typed(flags: Mapping[str, Any], sets: Iterable[str], problems: list[Problem]) -> list[Layer]:
-    """The typed settings: flags by dotted key (None: not typed), then texts `a.b=v` of `--set`."""
+    """The layers of typed settings: flags by dotted key (None if not typed), then texts `a.b=v` of
+    `--set`."""
     layers = []
 
     def add(keys: list[str], value: Any, label: str, typed: str) -> None:
@@ -312,10 +316,10 @@ def layers_typed(flags: Mapping[str, Any], sets: Iterable[str], problems: list[P
 
 
 def read_header(path: Path) -> Document:
-    """The recipe in a model's file, with the places of the file: the indented lines of its docstring that
-    begin with a section, such as `  train: {steps: 600}`, and those below it. An indented line after an empty
-    one that has no key, such as an equation, does not belong to it. Raises UsageError for a file that is not
-    Python, or whose recipe is not YAML."""
+    """The recipe in a model's file, with positions in that file. It consists of the indented lines of the
+    docstring that begin with a section, such as ` train: {steps: 600}`, and the lines below them. An indented
+    line after an empty one that has no key, such as an equation, does not belong to it. Raises UsageError if
+    the file is not Python, or if the recipe is not YAML."""
     module = module_of(path)
     inside = after_empty = False
     lines = [""] * (module.line - 1)
@@ -328,8 +332,8 @@ def read_header(path: Path) -> Document:
 
 
 def mistakes(path: Path) -> list[str]:
-    """The mistakes in the source of a model's file, such as `maf.py:12: …`; [] if it describes a model.
-    Nothing is imported."""
+    """The mistakes in the source of a model's file, such as `maf.py:12: …`; [] if it describes a model. The
+    file is not imported."""
     try:
         lineage = catalog.model_class(path)
         if lineage is None:
@@ -355,7 +359,7 @@ def mistakes(path: Path) -> list[str]:
 
 
 def _of_signature(name: str, method: ast.FunctionDef, path: Path) -> Iterator[str]:
-    """The mistakes in a signature of this file itself."""
+    """The mistakes in a signature that this file itself defines."""
     at, a = f"{path}:{method.lineno}", method.args
     for star, arg in (("*", a.vararg), ("**", a.kwarg)):
         if arg:

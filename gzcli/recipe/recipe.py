@@ -1,4 +1,4 @@
-"""A recipe: each model to train, and what the models share. It is stored in `run.yaml`."""
+"""A recipe: the models to train, and what they share. It is stored in `run.yaml`."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ OF_STAGE = ("model", "data", "train", "optim", "sample", "ood", "params")  # key
 class Recipe:
     """A recipe with a value for every key.
 
-    parts: one for each model that is trained, in order of training.
-    stages: names of all stages in order, trained or not; () of a recipe without stages.
-    reused: the run instead of a stage, by the stage's name.
-    own_data: keys of `data` that a stage has for itself, by the stage's name.
+    parts: one part for each model to train, in order of training.
+    stages: names of all stages in order, including reused ones; () for a recipe without stages.
+    reused: runs that replace stages, by the name of the stage.
+    own_data: keys of `data` that a stage sets itself, by the name of the stage.
     """
 
     parts: tuple[Part, ...]
@@ -77,14 +77,14 @@ class Recipe:
         return replace(self, parts=tuple(parts))
 
     def value(self, key: str) -> Any:
-        """The value of a dotted key, such as `stages.prior.train.steps`; {} of one that is not there."""
+        """The value of a dotted key, such as `stages.prior.train.steps`; {} if it is missing."""
         value: Any = self.tree()
         for name in key.split("."):
             value = value[name] if isinstance(value, dict) and name in value else {}
         return value
 
     def tree(self) -> dict[str, Any]:
-        """The recipe as YAML and JSON have it; `recipe_of` reads it back."""
+        """The recipe as a tree for YAML and JSON; `recipe_of` reads it back."""
         if not self.stages:
             return self.parts[0].tree()
         stages: dict[str, Any] = dict(self.reused)
@@ -98,7 +98,7 @@ class Recipe:
 
 
 def recipe_of(tree: Mapping[str, Any]) -> Recipe:
-    """The recipe of a resolved tree, such as the content of `run.yaml`."""
+    """The recipe from a resolved tree, such as the content of `run.yaml`."""
     if "stages" not in tree:
         part = part_of(tree)
         return Recipe((part,), **_shared(part))
@@ -119,7 +119,7 @@ def recipe_of(tree: Mapping[str, Any]) -> Recipe:
 
 
 def write_train(run: Run, changes: Mapping[str, Any]) -> None:
-    """Writes keys of `train` that gz chose to `run.yaml`; for a stage, also to the run's."""
+    """Writes keys of `train` that gz chose into `run.yaml`; for a stage, also into that of the run."""
     tree = run.tree()
     files.write_atomic(run.recipe_file, dump(tree | {"train": {**tree["train"], **changes}}))
     if run.owner is not run:
@@ -136,7 +136,7 @@ def _shared(part: Part) -> dict[str, Any]:
 
 
 def anchored(recipe: R, dataset: DataSet | None) -> R:
-    """The recipe with absolute paths, because `run.yaml` is also read from other folders; names are
+    """The recipe with absolute paths, because `run.yaml` is also read from other folders. Names are
     unchanged."""
     tree = recipe.tree()
     stages = tree.get("stages", {})
@@ -162,7 +162,7 @@ def _absolute(name: str) -> str:
 
 
 def check_batch_of(part: Part, data: PackMeta) -> None:
-    """Raises UsageError if a batch has more images than the set has to train on."""
+    """Raises UsageError if a batch has more images than the training set."""
     n = min(data.counts["train"], part.data.n or data.counts["train"])
     if part.train.batch_size > n:
         fits = 1 << (n.bit_length() - 1)
@@ -222,7 +222,7 @@ def check_values(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts)
 
 
 def check_data(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts) -> None:
-    """Raises UsageError if a set lacks what a part's model needs; its hint names sets that fit."""
+    """Raises UsageError if a set lacks what a part's model needs. The hint names suitable sets."""
     check_values(part, card, data)
     name, (_, height, width) = data.name, data.shape
     if card.square and height != width:

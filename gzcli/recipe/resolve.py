@@ -1,9 +1,10 @@
 """A resolved recipe: every key of every section, and the origin of each value.
 
-The layers, of which a later one wins: defaults of the signatures and sections < a preset < the recipe < its
-sections of `for` that apply < the user's own recipe that `extends` it < its own sections < flags < `--set`.
+The layers, of which later ones override earlier ones: defaults of the signatures and sections < a preset <
+the recipe < its sections of `for` that apply < the user's own recipe that `extends` it < its own sections <
+flags < `--set`.
 
-A recipe in stages trains models one after the other, as a tokenizer and the prior of its codes:
+A recipe in stages trains several models in sequence, such as a tokenizer and the prior of its codes:
 
     data: {name: digits}
     train: {ema: 0.999}                                  # of every stage, unless it says otherwise
@@ -12,10 +13,10 @@ A recipe in stages trains models one after the other, as a tokenizer and the pri
       prior: {model: {name: transformer}, sample: {temperature: 0.9}}
       prior: vqgan-mnist-20260131-142501-ab12            # or: the stage of an earlier run
 
-Each layer gives a stage first the values that all stages share, then those of the stage itself. A model that
-is built on earlier stages takes them as parameters of type `Model`, by their names.
+In each layer, the values that all stages share come first, then those of the stage itself. A model that is
+built on earlier stages takes them as parameters of type `Model`, by name.
 
-Sections of `for` hold for some sets, at some scales:
+Sections of `for` apply to some sets, at some scales:
 
     for:
       mnist: {…}             # a set, at every scale
@@ -25,9 +26,9 @@ Sections of `for` hold for some sets, at some scales:
         few: {…}             # sets of few images
         cifar10: {…}         # a set
 
-Within a scale its own values come first, then those of the shape class, of `few`, and of the set; of one
-name, a section of all scales before that of the scale. `tiny` changes `small`, whose sections come before its
-own; a set that `tiny` names takes that section alone.
+Within a scale, its own values come first, then those of the shape class, of `few` and of the set. Of two
+sections with one name, that of all scales comes before that of the scale. `tiny` is layered on `small`, but a
+set that `tiny` names takes that section alone.
 """
 
 from __future__ import annotations
@@ -73,8 +74,8 @@ _TYPED = {
 
 @dataclass(frozen=True)
 class Choice:
-    """The scale with its reason in words, None of a recipe without scales; the sections that apply, in order,
-    which a recipe need not have; and the facts of the set, None if it is not known."""
+    """The scale and its reason in words, both None for a recipe without scales; the sections that would
+    apply, in order; and the facts of the set, None if unknown."""
 
     scale: str | None
     why: str
@@ -94,11 +95,11 @@ class Resolved(Recipe):
     origin: the place of the value of each dotted key: "default" | "recipes/glow.yaml:9" |
       "for.mnist recipes/glow.yaml:14" | "my.yaml:3" | "--steps" | "--set".
     ours: the dotted keys whose values gz itself chose.
-    card: the model that the run is called after.
+    card: the model after which the run is named.
     source: the file.
-    dataset: the data set; None if it is not there yet.
-    layers: what was written and typed, as far as it applies.
-    written: the recipe of the files, without the command line.
+    dataset: the data set; None if it does not exist yet.
+    layers: the written and typed layers that apply.
+    written: the recipe from the files, without the command line.
     """
 
     origin: Mapping[str, str]
@@ -125,10 +126,10 @@ def resolve(
     gpus: int = 0,
     start: Weights | None = None,
 ) -> Resolved:
-    """The recipe of a model, or of a file, for a data set (None: the recipe's own). Raises UsageError that
-    lists everything that is wrong, each with its place. `sets` are texts `a.b=v` of `--set`, `flags` values
-    of other options by dotted key. The number of `gpus` decides the scale if none is requested.
-    With `start`, the recipe of its weights for another set, trained as long as few images need."""
+    """The recipe of a model, or of a file, for a data set (None: the recipe's own). `sets` are texts `a.b=v`
+    of `--set`, `flags` values of other options by dotted key. If no scale is requested, the number of `gpus`
+    decides it. Raises UsageError that lists all mistakes, each with its position. With `start`, it is the
+    recipe of those weights for another set, trained as long as few images need."""
     flags, (chain, problems) = flags or {}, read_chain(what)
     if start:
         flags = _without_scale(flags, start)
@@ -221,8 +222,8 @@ def _of_import(dataset: DataSet | None) -> Iterator[Layer]:
 
 
 def _layers(chain: Iterable[RecipeFile], choice: Choice, problems: list[Problem]) -> Iterator[Layer]:
-    """The layers of each file: its own values, the sections of `for` that apply, in their order, then the
-    others. A layer that is not a map is emptied, and added to `problems`."""
+    """The layers of each file: its own values, the sections of `for` that apply, in their order, and the
+    other sections. A layer that is not a map is emptied and reported in `problems`."""
     for file in chain:
         yield file.base
         last = len(choice.order)  # the rank of sections that do not apply
@@ -246,7 +247,7 @@ class Weights:
 
     name: name on the command line.
     tree: recipe of their training.
-    changes: changes to that recipe: the weights of each stage, and the values that depend on the new data
+    changes: changes to that recipe: the initial weights of each stage, and values that depend on the new data
       set.
     """
 
@@ -256,13 +257,13 @@ class Weights:
 
     @property
     def models(self) -> dict[str, str]:
-        """The model of each stage, "" of a recipe without stages."""
+        """The model of each stage; "" is the stage of a recipe without stages."""
         parts = self.tree.get("stages") or {"": self.tree}
         return {stage: str(part["model"]["name"]) for stage, part in parts.items()}
 
     @property
     def recipe(self) -> str | None:
-        """The shipped recipe of the models; None for a model from outside."""
+        """The shipped recipe of the models; None for an outside model."""
         shipped = {canonical(name): name for name in recipe_names()}
         if named := [shipped[canonical(m)] for m in self.models.values() if canonical(m) in shipped]:
             return named[-1]
@@ -271,7 +272,7 @@ class Weights:
 
 
 def _tuned(own: RecipeFile, data: str | None, gpus: int, start: Weights) -> list[RecipeFile]:
-    """The recipe of the weights; its training is that of the shipped recipe for few images at their scale."""
+    """The recipe of the weights, with the training of the shipped recipe for few images at their scale."""
     layers = [Layer(dict(start.tree), start.name, "file", start.name)]
     if start.recipe:
         layers.append(
@@ -282,9 +283,9 @@ def _tuned(own: RecipeFile, data: str | None, gpus: int, start: Weights) -> list
 
 
 def _for_few(start: Weights, data: str | None, gpus: int) -> dict[str, Any]:
-    """The sections `train` and `optim` of the shipped recipe for few images, with a short warm-up, by stage
-    if there are stages; and no labels if the set has none and the model goes without. A set that a recipe
-    names does not count: its settings are those of a training from the beginning."""
+    """The sections `train` and `optim` of the shipped recipe for few images, with a short warm-up; if there
+    are stages, one for each. If the set has no labels and the model can do without, labels are disabled.
+    Settings for a set that the recipe names are ignored, because they are for training from scratch."""
     chain, problems = read_chain(str(start.recipe))
     scale = "full" if start.tree.get("scale") == "paper" else start.tree.get("scale")
     form = {"data.name": data, "scale": scale, "data.size": start.tree["data"].get("size")}
@@ -318,8 +319,7 @@ def _lacks_labels(dataset: DataSet | None, facts: Facts | None) -> bool:
 
 
 def _without_scale(flags: Mapping[str, Any], start: Weights) -> dict[str, Any]:
-    """The flags without `scale`, which must be the scale of the weights. Raises UsageError for another
-    scale."""
+    """The flags without `scale`. Raises UsageError for a scale other than that of the weights."""
     scale, own = flags.get("scale"), start.tree.get("scale")
     if scale not in (None, own):
         whose = f"has the scale `{own}`" if own else "has no scale"
@@ -342,8 +342,8 @@ def choice_of(
     gpus: int,
     problems: list[Problem],
 ) -> Choice:
-    """The scale and the sections that apply for a data set, None of one that is not there yet. Adds a
-    problem if the recipe lacks the scale."""
+    """The scale and the sections that apply for a data set (None: it does not exist yet). Adds a problem if
+    the recipe lacks the scale."""
     written = [(tuple(map(canonical, at)), x.tree) for file in chain for at, x in file.sections.items()]
     sections, of_set = dict(written), canonical(name)
     scaled = any(at[0] in SCALES for at in sections)
@@ -414,7 +414,8 @@ def _lack(
         return (f"{choice.why} {scale}: this recipe has no scales", hint) if typed else None
 
     def serves(scale: str) -> bool:
-        """Whether it has values for the shape class, for the set or (except for `paper`) for all sets."""
+        """Whether a scale has values for the shape class, for the set or (except for `paper`) for all
+        sets."""
         order = _order(scale, sections, of_set, choice.facts)
         if any(at in sections for at in order if at[-1] not in (FEW_IMAGES, *SCALES)):
             return True
@@ -429,13 +430,13 @@ def _lack(
 
 
 def _merged(parts: Iterable[Any]) -> dict[str, Any]:
-    """The values of all maps among the parts; later maps override earlier ones."""
+    """The merged values of all maps among the parts; later maps override earlier ones."""
     return {key: value for part in parts if isinstance(part, Mapping) for key, value in part.items()}
 
 
 def misspelt(path: Keys, sets: Iterable[str]) -> tuple[str, str] | None:
-    """The error, with a hint, for a section whose name is almost that of a set, a shape class or a scale, so
-    that it would never apply. Other unknown names may be of sets that are imported later."""
+    """The error, with a hint, for a section that would never apply, because its name is almost that of a set,
+    a shape class or a scale. Other unknown names may belong to sets that are imported later."""
     names = [*map(canonical, (*sets, *GENERAL))]
     if canonical(path[-1]) in names:
         return None
@@ -447,14 +448,15 @@ def misspelt(path: Keys, sets: Iterable[str]) -> tuple[str, str] | None:
 
 
 def _data_name(layers: Iterable[Layer]) -> str:
-    """The name of the data set, which decides which sections of `for` apply: the last one given."""
+    """The name of the data set: the last one that the layers set. It decides which sections of `for`
+    apply."""
     named = [layer.section("data").get("name") for layer in layers]
     return next((name for name in reversed(named) if isinstance(name, str)), DataSection().name)
 
 
 def _usual_set(chain: Iterable[RecipeFile], bases: Iterable[Layer]) -> str | None:
-    """The set that `GZ_DATA` puts instead of a shipped recipe's own; None if it does not: if the
-    recipe lacks settings for one of the two, or the user names a set."""
+    """The set with which `GZ_DATA` replaces a shipped recipe's own. None if it does not: the recipe lacks
+    settings for one of the two, or the user names a set."""
     usual = os.environ.get(USUAL)
     if not usual or any("name" in layer.section("data") for layer in bases if layer.source != "shipped"):
         return None
@@ -482,7 +484,7 @@ def _located(
 
 
 def _needs(recipe: Recipe, dataset: DataSet | None, facts: Facts | None) -> Iterator[Problem]:
-    """What the set or the processes lack that the models need."""
+    """The problems of a set or of processes that lack what the models need."""
     described = dataset if isinstance(dataset, DataSpec) else facts
     for part in recipe.parts:
         try:
@@ -497,7 +499,7 @@ def _needs(recipe: Recipe, dataset: DataSet | None, facts: Facts | None) -> Iter
 
 
 def _card(chain: list[RecipeFile], problems: list[Problem]) -> ModelCard | None:
-    """The model of the files: one of them at least names it, and none names another."""
+    """The model that the files name. At least one of them must name it, and none may name another."""
     card = None
     for file in chain:
         model = file.tree.get("model") or {}
@@ -520,7 +522,7 @@ def _card(chain: list[RecipeFile], problems: list[Problem]) -> ModelCard | None:
 
 
 def _stage_cards(layers: Iterable[Layer], problems: list[Problem]) -> dict[str, ModelCard] | None:
-    """The model of each stage, in order; None of a recipe without stages."""
+    """The model of each stage, in order; None for a recipe without stages."""
     named: dict[str, tuple[str, str]] = {}  # stage → its model's name, and where it stands
     staged = False
     for layer in layers:
@@ -559,7 +561,7 @@ def _stage_cards(layers: Iterable[Layer], problems: list[Problem]) -> dict[str, 
 
 
 def _named(part: Any, stage: str, layer: Layer, problems: list[Problem]) -> str | None:
-    """The name of the model that a layer gives a stage, in words or as the model of a run."""
+    """The name of the model that a layer gives a stage, either directly or as the model of a run."""
     if isinstance(part, str):
         try:
             return part_of(runs.find_stage(part, stage).tree()).model
@@ -572,15 +574,15 @@ def _named(part: Any, stage: str, layer: Layer, problems: list[Problem]) -> str 
 
 
 def _called_after(cards: Mapping[str, ModelCard]) -> ModelCard | None:
-    """The model that a run in stages is named after: the last model with its own recipe, otherwise the
-    first."""
+    """The model after which a run in stages is named: the last model with its own recipe, otherwise the first
+    model."""
     shipped = {canonical(name) for name in recipe_names()}
     named = [card for card in cards.values() if card.name in shipped]
     return named[-1] if named else next(iter(cards.values()), None)
 
 
 def _reused_runs(layers: Iterable[Layer]) -> dict[str, tuple[str, str]]:
-    """The runs that are used instead of stages, each with the origin of its name."""
+    """The runs that replace stages, each with the origin of its name."""
     applied = ((layer, item) for layer in layers if layer.applies for item in layer.section("stages").items())
     return {s: (run, layer.origin(("stages", s))) for layer, (s, run) in applied if isinstance(run, str)}
 
@@ -589,8 +591,8 @@ def _reused_runs(layers: Iterable[Layer]) -> dict[str, tuple[str, str]]:
 
 
 def _fitting(layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, ModelCard]) -> Iterator[Layer]:
-    """The layers as the final models of the stages accept them: without runs instead of stages, and without
-    keys of an earlier model that the final one lacks."""
+    """The layers in the form that the final models of the stages accept. Runs that replace stages are
+    removed, and so are keys of an earlier model that the final one lacks."""
     now: dict[str, str] = {}
     for layer in layers:
         stages = layer.section("stages")
@@ -612,7 +614,7 @@ def _fitting(layers: Iterable[Layer], rules: schema.Rules, cards: Mapping[str, M
 
 
 def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Layer:
-    """The layer with its values converted. What is wrong is left out, and added to `problems`."""
+    """The layer with its values converted. Mistakes are removed and reported in `problems`."""
     tree, wrong = schema.check(_without_meeting(layer, problems), rules, layer.where)
     problems += wrong
     if layer.case and tree.get("data", {}).pop("name", None) is not None:
@@ -622,10 +624,10 @@ def _checked(layer: Layer, rules: schema.Rules, problems: list[Problem]) -> Laye
 
 
 def _without_meeting(layer: Layer, problems: list[Problem]) -> Mapping[str, Any]:
-    """The layer's tree without the keys of `launch` that only the command line may give; adds a mistake for
-    each that is given. Someone else's recipe or run must not decide which program is started, as
-    `launch.extra` of earlier versions could, nor which machine is trusted: processes that meet at an address
-    accept whatever is sent from there."""
+    """The layer's tree without the keys of `launch` that only the command line may set; adds a mistake for
+    each of them. Someone else's recipe or run must not decide which program is started, as `launch.extra` of
+    earlier versions could. Nor may it decide which machine is trusted, because processes that meet at an
+    address accept everything sent from there."""
     launch = layer.section("launch")
     banned = ("extra",) if layer.source == "typed" else ("extra", *MEETING)
     if not set(banned) & set(launch):
@@ -643,8 +645,8 @@ def _composed(
     cards: Mapping[str, ModelCard],
     reused: Mapping[str, tuple[str, str]],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """The tree of defaults and layers, and the origin of each value by dotted key. `cards` has the model of
-    each stage, "" of a recipe without stages; `reused` the runs instead of stages, with their origin."""
+    """The tree of defaults and layers, and the origin of each value by dotted key. `cards` are the models by
+    stage ("" for a recipe without stages). `reused` are the runs that replace stages, with their origins."""
     tree: dict[str, Any] = schema.defaults({key: rules[key] for key in SHARED})
     origin = dict.fromkeys(dotted(tree), "default")
     for layer in layers:
@@ -676,8 +678,8 @@ def _composed(
 def _lay(
     tree: dict[str, Any], part: Mapping[str, Any], layer: Layer, origin: dict[str, str], *, to: Key, at: Key
 ) -> None:
-    """Replaces values of the tree, `to` of the recipe, by those of a part, `at` a key of the layer, and notes
-    the origin of each. A part that may change the number of parameters sets `params` to null."""
+    """Replaces values of the tree, at the recipe's key `to`, by those of a part, at the layer's key `at`, and
+    records their origins. A part that may change the number of parameters sets `params` to null."""
     if changes_model(part):
         tree["params"] = None
 
@@ -703,7 +705,7 @@ def changes_model(part: Mapping[str, Any]) -> bool:
 
 
 def _chosen_by_gz(origin: Mapping[str, str], chain: Iterable[RecipeFile]) -> frozenset[str]:
-    """The dotted keys whose values only gz chose: defaults, and values of its own recipes."""
+    """The dotted keys whose values gz alone chose: defaults, and values of its own recipes."""
     shipped = {file.base.label.split()[-1] for file in chain if file.shipped}
     places = ((key, place.split()[-1]) for key, place in origin.items() if place)
     files = ((key, place.rpartition(":")[0] or place) for key, place in places)
@@ -711,9 +713,9 @@ def _chosen_by_gz(origin: Mapping[str, str], chain: Iterable[RecipeFile]) -> fro
 
 
 def _lower_batches(tree: dict[str, Any], origin: dict[str, str], n: int, ours: Collection[str]) -> None:
-    """Lowers each batch that gz itself chose, and that is larger than the n images of the set, to the largest
-    power of two up to n, with parts no larger than before. A batch chosen by the user is unchanged, and
-    refused later."""
+    """Reduces each batch size that gz chose and that exceeds the set's n images to the largest power of two
+    up to n. Its micro-batches do not grow. A batch size that the user chose is unchanged and rejected
+    later."""
     stages = {f"stages.{name}.": part for name, part in tree.get("stages", {}).items()} or {"": tree}
     for prefix, part in stages.items():
         key = f"{prefix}train.batch_size"
@@ -725,8 +727,8 @@ def _lower_batches(tree: dict[str, Any], origin: dict[str, str], n: int, ours: C
 
 
 def large_limits(recipe: Resolved) -> list[str]:
-    """A line for each gradient limit of the user that is too large for a loss per dimension, as in recipes
-    before format 3, with its value in the current unit."""
+    """A line for each of the user's gradient limits that is too large for a loss per dimension, with its
+    value in the current unit. Recipes before format 3 had such limits."""
     lines = list[str]()
     facts, marked = recipe.choice.facts, recipe.origin.get("format", "default") != "default"
     if facts is None or marked:
@@ -745,8 +747,8 @@ def large_limits(recipe: Resolved) -> list[str]:
 
 
 def changes_loss(layer: Layer) -> bool:
-    """Whether a layer has keys that the loss depends on: keys of models and images except the name of the
-    set, and a run instead of a stage. The length, speed and batches of the training do not matter."""
+    """Whether a layer has keys that affect the loss: keys of models and images except the name of the set,
+    and runs that replace stages. The length, speed and batches of the training do not matter."""
     stages = layer.section("stages").values()
     keys = {*layer.section("model"), *layer.section("data")} - {"name"}
     return bool(keys) or any(isinstance(p, str) or p.get("model") or p.get("data") for p in stages)

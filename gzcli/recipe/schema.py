@@ -1,4 +1,4 @@
-"""What a recipe may contain: closed sections of closed keys; the keys of a model are read from its
+"""What a recipe may contain: closed sections with closed keys. The keys of a model are read from its
 signatures.
 
 A schema is a tree of `Rule`s in the shape of a recipe. A rule's type is written as in a signature, so that
@@ -37,8 +37,8 @@ ELSEWHERE = {
 
 @dataclass(frozen=True)
 class Rule:
-    """What a key may contain: its type as in a signature, its default, and the range of its numbers, in the
-    form of `limits`."""
+    """What a key may contain: its type, written as in a signature, its default, and the range of its numbers,
+    written as for `limits`."""
 
     annotation: str
     default: Any = None
@@ -62,7 +62,8 @@ def rules_of(section: type) -> dict[str, Rule]:
 
 
 def _typed(annotation: str) -> str:
-    """A type of `sections.py`; a choice from a table, `Annotated[str, TABLE]`, is a Literal of its keys."""
+    """A type from `sections.py`. A choice from a table, `Annotated[str, TABLE]`, becomes a Literal of its
+    keys."""
     literal = lambda choice: f"Literal[{', '.join(map(repr, vars(sections)[choice[1]]))}]"  # noqa: E731
     return _CHOICE.sub(literal, annotation)
 
@@ -73,8 +74,8 @@ FIRST = ("about", "scale", "seed", "format")
 
 
 def schema(card: ModelCard | None) -> Rules:
-    """The rules of a recipe without stages, sections in order; without a model, any key is allowed in the
-    sections whose keys it decides."""
+    """The rules of a recipe without stages, sections in order. Without a model, any key is allowed in the
+    sections whose keys a model decides."""
     anything: Rules = {ANY: Rule("")}
     phase: Rules = {key: replace(rule, default=ABSENT) for key, rule in OPTIM.items()}
     names, scores = (phases(card), score_names(card)) if card else (None, [])
@@ -108,7 +109,7 @@ def staged(cards: Mapping[str, ModelCard | None]) -> Rules:
 
 
 def _without_defaults(rules: Rules) -> Rules:
-    """The same rules without defaults: what is not given is left out."""
+    """The same rules without defaults, so that missing keys stay missing."""
     return {
         k: replace(r, default=ABSENT) if isinstance(r, Rule) else _without_defaults(r)
         for k, r in rules.items()
@@ -122,8 +123,8 @@ def _rules(params: Mapping[str, Param]) -> dict[str, Rule]:
 
 def score_options(card: ModelCard) -> dict[str, Rule]:
     """The options of a model's scores: keys of the recipe's `ood` section, and of `gz ood`. An option is
-    passed to every score that has it. If defaults differ, it has no default here, and each score keeps its
-    own.
+    passed to every score that has it. If the scores' defaults differ, it has no default here, and each score
+    uses its own.
     """
     rules: dict[str, Rule] = {}
     for options in card.scores.values():
@@ -140,7 +141,8 @@ def score_names(card: ModelCard) -> list[str]:
 
 
 def defaults(rules: Rules) -> dict[str, Any]:
-    """The tree of all default values; a required key, and a section under a phase's name, are left out."""
+    """The tree of all default values, without required keys and without sections under the name of a
+    phase."""
     tree = {}
     for key, rule in rules.items():
         if key == ANY:
@@ -156,8 +158,8 @@ def defaults(rules: Rules) -> dict[str, Any]:
 def check(
     fragment: Mapping[str, Any], rules: Rules, where: Callable[[Key, bool], str]
 ) -> tuple[dict[str, Any], list[Problem]]:
-    """A part of a recipe with converted values, such as a float from an int, and all its errors. `where`
-    returns the position of a key or, if its second argument is true, of its value."""
+    """A part of a recipe with converted values, such as floats from ints, and all its errors. `where` returns
+    the position of a key or, if its second argument is true, that of its value."""
     problems: list[Problem] = []
 
     def wrong(here: Key, message: str, hint: str | None, *, value: bool = True) -> None:
@@ -231,7 +233,7 @@ def takes_integers(rules: Rules, key: str) -> bool:
 
 
 def missing(tree: Mapping[str, Any], rules: Rules) -> list[str]:
-    """Hyperparameters of the models without a default that are missing in the recipe."""
+    """The models' hyperparameters that have no default and are missing in the recipe."""
     if "stages" in rules:
         parts = {name: part for name, part in tree["stages"].items() if isinstance(part, Mapping)}
         of_stage = below(rules, "stages")
@@ -240,8 +242,9 @@ def missing(tree: Mapping[str, Any], rules: Rules) -> list[str]:
 
 
 def _suggest(path: Key, rules: Rules, root: Rules, value: Any) -> str:
-    """The same key in another section, in one that has the keys of its value too if there is one, otherwise
-    the nearest key of this one, otherwise the keys that there are."""
+    """A suggestion for an unknown key. It is the same key in another section, preferably one that has the
+    keys of its value too. Otherwise it is the closest key of this section, otherwise all keys of this
+    section."""
     key = canonical(path[-1])
     if key in ELSEWHERE:
         return ELSEWHERE[key]
@@ -275,8 +278,8 @@ class Scalar(NamedTuple):
     """A type without brackets.
 
     accepts: whether a value is of the type.
-    words: the type in words.
-    many: a list of the type in words.
+    words: description of the type.
+    many: description of a list of the type.
     json: its name in a JSON schema.
     """
 
@@ -332,7 +335,7 @@ def _head(node: ast.expr) -> str:
 
 
 def _item_kinds(node: ast.expr, n: int) -> list[ast.expr]:
-    """The type of each of n items: n times X for list[X] and tuple[X, ...]; X, Y for tuple[X, Y]."""
+    """The types of n items: X for each item of list[X] and tuple[X, ...]; X and Y for tuple[X, Y]."""
     kinds = _arguments(node) or [parse(""), ast.Constant(...)]
     if _head(node) == "list" or (isinstance(kinds[-1], ast.Constant) and kinds[-1].value is ...):
         return kinds[:1] * n
@@ -347,7 +350,8 @@ def _choices(node: ast.expr) -> list[Any]:
 
 
 def listed(annotation: str) -> list[Any]:
-    """The values that a type lists: those of each Literal, true and false of bool; [] if it lists none."""
+    """The values that a type lists: those of each Literal, and true and false for bool; [] if it lists
+    none."""
     node = parse(annotation)
     is_bool = any(isinstance(part, ast.Name) and part.id == "bool" for part in ast.walk(node))
     return [*_choices(node), *((True, False) if is_bool else ())]
@@ -363,8 +367,8 @@ def is_storable(node: ast.expr) -> bool:
 
 
 def convert(node: ast.expr, value: Any) -> tuple[bool, Any]:
-    """Whether the value is of the type, and the converted value: a tuple from a list, a float from a whole
-    number."""
+    """Whether the value is of the type, and the converted value: a list becomes a tuple, an integer becomes a
+    float."""
     for option in _alternatives(node):
         ok, converted = _convert_one(option, value)
         if ok:
@@ -419,7 +423,7 @@ def shown(value: Any) -> str:
 
 
 def advice(node: ast.expr, value: Any) -> str | None:
-    """A hint at what to write instead; None if it cannot be guessed."""
+    """A hint on what to write instead; None if that cannot be guessed."""
 
     def suits(option: Any) -> bool:
         return convert(node, option)[0]
@@ -445,7 +449,7 @@ def advice(node: ast.expr, value: Any) -> str | None:
 
 
 def as_json_schema(node: ast.expr, limits: Mapping[str, float]) -> dict[str, Any]:
-    """The type as a JSON schema, with `limits` of its numbers, also in lists."""
+    """The type as a JSON schema, with `limits` for its numbers, including those in lists."""
     if len(options := _alternatives(node)) > 1:
         return {"anyOf": [as_json_schema(option, limits) for option in options]}
     kind = _head(node)
@@ -476,7 +480,7 @@ _KEEPS = {"minimum": ge, "maximum": le, "exclusiveMinimum": gt, "exclusiveMaximu
 
 
 def limits(range: str | None) -> Mapping[str, float]:
-    """The limits of a range: one of LIMITS, or such as `2 … 256`."""
+    """The limits of a range, which is one of LIMITS or a text such as `2 … 256`."""
     if range in LIMITS:
         return LIMITS[range]
     low, high = (int(text.replace(",", "")) for text in str(range).split(" … "))
@@ -484,6 +488,6 @@ def limits(range: str | None) -> Mapping[str, float]:
 
 
 def in_range(value: Any, range: str | None) -> bool:
-    """Whether all numbers of a value are in a range; None: any."""
+    """Whether all numbers of a value are in a range; None allows any."""
     numbers = [*filter(_number, value if isinstance(value, list) else [value])]
     return all(_KEEPS[name](number, limit) for name, limit in limits(range).items() for number in numbers)

@@ -1,4 +1,4 @@
-"""Which model to begin with: the one answer behind hints, the end of an import, and `gz train --data SET`."""
+"""The model to begin with, for hints, the end of an import, and `gz train --data SET`."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ NEEDS = {"likelihood": "log_prob", "labels": "conditional", "ood": "ood", "one-c
 
 
 def suggest(classes: int | None) -> str:
-    """The model to start with on a set with this number of classes; 0: without labels; None: unknown."""
+    """The model to begin with on a set with this number of classes. 0: no labels. None: unknown."""
     return "cfm" if classes else "fm"

@@ -1,9 +1,9 @@
-"""Reading and writing the YAML of recipes: the core schema of YAML 1.2.2 (§10.3), with the place of every key
-and value.
+"""Reads and writes the YAML of recipes, in the core schema of YAML 1.2.2 (§10.3), with the position of every
+key and value.
 
-PyYAML follows YAML 1.1, where `1e-4` is a string, `no` is false, `010` is 8, `12:30` is 750 and the last of
-two equal keys wins in silence. Here `1e-4` is a float, `no` and `12:30` are strings, `010` is 10, and equal
-keys are a mistake. Aliases, merge keys and tags are refused: a recipe is read from top to bottom.
+PyYAML follows YAML 1.1, in which `1e-4` is a string, `no` is false, `010` is 8, `12:30` is 750, and the last
+of two equal keys silently wins. Here `1e-4` is a float, `no` and `12:30` are strings, `010` is 10, and equal
+keys are a mistake. Aliases, merge keys and tags are refused, so that a recipe can be read from top to bottom.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """A mistake in a recipe; `where` is its place, such as `my.yaml:3:7` or `--steps`."""
+    """A mistake in a recipe; `where` is its position, such as `my.yaml:3:7` or `--steps`."""
 
     where: str
     message: str
@@ -62,7 +62,7 @@ LARGEST = 1_000_000  # bytes of a file that is read as a recipe; the longest of 
 
 @dataclass
 class Document:
-    """A parsed YAML text, with the place of each key and value; `name` is what messages call it."""
+    """A parsed YAML text, with the position of each key and value. `name` is its name in messages."""
 
     name: str
     tree: Any = None
@@ -71,21 +71,22 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
 
     def mark(self, path: Key, *, value: bool = False) -> Mark:
-        """The place of a key or of its value; of the nearest thing around it if it is not written out."""
+        """The position of a key or of its value; if it is not written out, that of the closest enclosing
+        value."""
         first, second = (self.values, self.keys) if value else (self.keys, self.values)
         while path and path not in first and path not in second:
             path = path[:-1]
         return first.get(path) or second.get(path) or Mark(1, 1)
 
     def where(self, path: Key, *, value: bool = False) -> str:
-        """`my.yaml:3:7`"""
+        """The position as text, such as `my.yaml:3:7`."""
         mark = self.mark(path, value=value)
         return f"{self.name}:{mark.line}:{mark.column}"
 
 
 def read_text(text: str, name: str) -> Document:
-    """Parses one document, and collects the mistakes in its content. Raises UsageError with
-    `file:line:column` if the text is not YAML."""
+    """Parses one document and collects the mistakes in its content. Raises UsageError with `file:line:column`
+    if the text is not YAML."""
     document = Document(name)
     try:
         node = yaml.compose(text, Loader=_Loader)
@@ -154,7 +155,7 @@ def refusal(problems: Iterable[Problem]) -> UsageError:
 
 
 def scalar(text: str) -> Any:
-    """What a plain scalar is by the core schema."""
+    """The value of a plain scalar in the core schema."""
     if text in _NULL:
         return None
     if text in _BOOL:
@@ -171,16 +172,17 @@ def scalar(text: str) -> Any:
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """libyaml's parser if PyYAML was built with it: ten times as fast, the same nodes and marks."""
+    """libyaml's parser, if PyYAML was built with it. It is ten times as fast and yields the same nodes and
+    marks."""
 
     def resolve(self, kind: type, value: Any, implicit: Any) -> str:
-        """Plain scalars get a tag of their own, so that `scalar` decides their type."""
+        """Plain scalars get a special tag, so that `scalar` decides their type."""
         plain = kind is yaml.ScalarNode and implicit[0]
         return f"{_TAG}plain" if plain else super().resolve(kind, value, implicit)
 
 
 class _Reader:
-    """Nodes → values, noting places and mistakes in the document."""
+    """Converts nodes to values, and records positions and mistakes in the document."""
 
     def __init__(self, document: Document):
         self.document = document
@@ -279,7 +281,7 @@ _RESOLVER_1_1 = yaml.resolver.Resolver()
 
 
 def dump(tree: Mapping[str, Any]) -> str:
-    """The tree as YAML with the same meaning in versions 1.1 and 1.2: one block per section, lists on one
+    """The tree as YAML that means the same in versions 1.1 and 1.2: one block per section, lists on one
     line."""
     return "".join(f"{line}\n" for _, line in lines(tree)) or "{}\n"
 
@@ -296,7 +298,7 @@ def lines(tree: Mapping[str, Any], at: Key = ()) -> Iterator[tuple[Key, str]]:
 
 
 def flow(value: Any) -> str:
-    """A value in one line."""
+    """A value on one line."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_text(k)}: {flow(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
@@ -315,7 +317,8 @@ def flow(value: Any) -> str:
 
 
 def _text(text: str) -> str:
-    """Plain if every reader takes it for a string, otherwise in double quotes with YAML's escapes."""
+    """A string: plain if every reader takes it for a string, otherwise in double quotes with YAML's
+    escapes."""
     plain = (
         _PLAIN.fullmatch(text)
         and text.lower() not in _BOOL_1_1

@@ -1,4 +1,4 @@
-"""The report of a `gz bench`, with the additions for a league: standings over seeds, equal network calls,
+"""The report of `gz bench`, with the additions for a league: standings over seeds, equal network calls,
 curves."""
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CAPTION = (
 def document(results: Results, columns: Sequence[str] = ()) -> doc.Document:
     """The report; missing keys of the results are skipped.
 
-    columns: columns of the table to cite; empty: the usual ones.
+    columns: columns of the table for citation; empty for the usual ones.
     """
     result, figures = results.result, Figures(results.result, rows_of(results.result))
     data, summary = str(result.get("data", "?")), rows_of(result, "summary")
@@ -64,8 +64,8 @@ def document(results: Results, columns: Sequence[str] = ()) -> doc.Document:
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
-    """The names of the rows (in a league, of the models), with seeds if there are several. Equal names are
-    numbered."""
+    """The names of the rows (in a league, those of the models), with seeds if there are several. Equal names
+    are numbered."""
     seeds = [row.get("seed") for row in rows]
     keys = ("name", "model", "run") if None in seeds else ("model", "name", "run")
     names = [str(next((row[key] for key in keys if row.get(key)), "?")) for row in rows]
@@ -162,7 +162,7 @@ class Figures:
         return charts[:DOTTED]
 
     def winner(self) -> str:
-        """The contestants that are nearest to real images, in a sentence."""
+        """A sentence on the contestants that are closest to real images."""
         best = first_of(self.places)
         if not best or len(self.places) < 2:
             return f"{len(self.rows)} contestants side by side."
@@ -216,7 +216,7 @@ def cost_column(key: str, rows: Sequence[Row]) -> Column:
 
 
 def agreement(result: Row) -> str:
-    """How well the orders of two seeds agree, in a sentence; empty if that was not computed."""
+    """A sentence on how well the rankings of two seeds agree; empty if that was not computed."""
     by = result.get("spearman") or {}
     if not doc.is_number(by.get("mean")):
         return ""
@@ -225,7 +225,7 @@ def agreement(result: Row) -> str:
 
 
 def standing(result: Row, rows: Sequence[Row]) -> list[tuple[str, Row]]:
-    """The first row with metrics of each model of a league, the best first, with its place and name."""
+    """For each model of a league, the best first: its first row with metrics, its place and its name."""
     first_rows = []
     for entry in rows_of(result, "summary"):
         rows_of_model = (row for row in rows if row.get("model") == entry.get("model") and row.get("metrics"))
@@ -240,13 +240,14 @@ def named(standing: Row) -> str:
 
 
 def league_winner(result: Row) -> str:
-    """The first of a league, in a sentence; empty if there is none."""
+    """A sentence on the winner of a league; empty if there is none."""
     best = first_of({named(row): row.get("place") for row in rows_of(result, "summary")})
     return f"First by `{result.get('metric')}`: {', '.join(best)}." if best else ""
 
 
 def second_judge(result: Row) -> str:
-    """How far the second judge agrees with the order of the first; empty if that was not computed."""
+    """A sentence on how far the second judge agrees with the ranking of the first; empty if that was not
+    computed."""
     second = result.get("second") or {}
     if not doc.is_number(second.get("spearman")):
         return ""
@@ -282,7 +283,7 @@ def excess_column(metric: str, excesses: Sequence[Excess | None]) -> Column:
 
 
 def curves(result: Row) -> list[Chart]:
-    """A chart of the metric over steps and one over seconds, with a line for each model and seed."""
+    """One chart of the metric over steps and one over seconds, with a line for each model and seed."""
     metric, of_kind, charts = result.get("metric"), result.get("curves"), []
     for kind, rows in of_kind.items() if metric and isinstance(of_kind, dict) else ():
         if not rows or kind not in AXES:

@@ -1,5 +1,5 @@
-"""The table of a bench or league to cite: a few columns, one kind of ±, and bold for every row that intervals
-do not separate from the best."""
+"""The table of a bench or league for citation: a few columns, one kind of ±, and bold for every row that
+intervals do not separate from the best one."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def models_of(result: Row) -> dict[str, Sequence[Row]]:
 
 
 def usual(figures: Sequence[str], groups: dict[str, Sequence[Row]]) -> list[str]:
-    """The usual columns: the metrics of the ranking and of the second judge, those beside them, likelihoods,
-    and costs."""
+    """The usual columns: the ranking's metric, that of the second judge, companions of both, likelihoods, and
+    costs."""
     quality = [name for name in figures if column_of(name).rank == 1 or name == SECOND]
     beside = sorted(
         (name for name in figures if column_of(name).beside and name not in quality),
@@ -84,7 +84,8 @@ def usual(figures: Sequence[str], groups: dict[str, Sequence[Row]]) -> list[str]
 
 
 def figure(name: str, groups: dict[str, Sequence[Row]]) -> Column:
-    """The mean of each model with half of its interval. One that trained for too long is never the best."""
+    """The mean of each model with half its interval. A model that was trained for too long is never the
+    best."""
     means, worse, way = dict[str, Excess](), dict[str, Excess](), column_of(name).better
     for title, rows in groups.items():
         if each := [one for row in rows if (one := estimate(row, name))]:
@@ -106,7 +107,7 @@ def figure(name: str, groups: dict[str, Sequence[Row]]) -> Column:
 
 
 def estimate(row: Row, name: str) -> Excess | None:
-    """A metric with half of its interval, 0 if none is known; None for a row without it."""
+    """A metric with half its interval, or 0 if that is unknown; None for a row without the metric."""
     if (value := value_of(row, name)) is None:
         return None
     low, high = doc.interval((row.get("intervals") or {}).get(name_of(row, name))) or (value, value)

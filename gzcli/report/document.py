@@ -1,5 +1,5 @@
-"""The content of a report in any format: sections of tables, charts, images and texts; and its numbers as
-text."""
+"""The content of a report in any format: sections with tables, charts, images and texts. Also the formatting
+of its numbers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric of something called `name`, with its 95 % interval, which may be unknown."""
+    """The metric of a row called `name`, with its 95 % interval, which may be unknown."""
 
     name: str
     value: float
@@ -81,7 +81,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Dots:
-    """Estimates of one metric below each other, with the floor as a line."""
+    """Estimates of one metric, one below the other, with the floor as a line."""
 
     name: str
     title: str
@@ -104,7 +104,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Text:
-    """A text that is shown unchanged when its title is opened."""
+    """A preformatted text that is shown when its title is opened."""
 
     title: str
     body: str
@@ -120,7 +120,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A report. In all of its sentences `…` marks code."""
+    """A report. In all its sentences, backticks mark code."""
 
     verb: str  # the command that made the results
     title: str
@@ -138,7 +138,7 @@ class Document:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether a value is a finite number, and no truth value."""
+    """Whether a value is a finite number and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -151,14 +151,14 @@ def number(value: Any) -> str:
 
 
 def cost(key: str, value: Any) -> str:
-    """Parameters or bytes in readable units; any other number as a metric."""
+    """Parameters or bytes in readable units; any other number in the form of a metric."""
     if is_number(value) and key in ("params", "peak_memory"):
         return count(value) if key == "params" else size(value)
     return number(value)
 
 
 def interval(ends: Any) -> tuple[float, float] | None:
-    """The two ends of an interval; None if they are not known."""
+    """The two ends of an interval; None if they are unknown."""
     try:
         low, high = (float(end) for end in ends)
     except (TypeError, ValueError):
@@ -167,7 +167,7 @@ def interval(ends: Any) -> tuple[float, float] | None:
 
 
 def brackets(ends: Any) -> str:
-    """An interval as text: `[1.2, 1.5]`; empty if it is not known."""
+    """An interval as text, such as `[1.2, 1.5]`; empty if it is unknown."""
     bounds = interval(ends)
     return f"[{number(bounds[0])}, {number(bounds[1])}]" if bounds else ""
 
@@ -180,7 +180,7 @@ def best_of(values: Sequence[float], direction: Direction | None) -> float | Non
 
 
 def texts(name: str, values: Sequence[str], small: Sequence[str] = ()) -> Column:
-    """A column of texts, with further texts beside them in small letters."""
+    """A column of texts, each followed by a further text in small letters."""
     cells = [Cell(*pair) for pair in zip(values, small or [""] * len(values), strict=True)]
     return Column(name, cells, numeric=False)
 
@@ -192,7 +192,7 @@ def numbers(
     small: Sequence[str] = (),
     text: Callable[[Any], str] = number,
 ) -> Column:
-    """A column of numbers, of which the best is marked."""
+    """A column of numbers whose best value is marked."""
     best = best_of([value for value in values if is_number(value)], direction)
     cells = [
         Cell(text(value), small_text, value, value is not None and value == best)

@@ -20,7 +20,7 @@ LISTED = 500  # files of single images that are listed
 
 
 def document(results: Results) -> doc.Document:
-    """The report; keys that the results lack are left out."""
+    """The report; missing keys of the results are skipped."""
     result = results.result
     rows, pictures = rows_of(result, "results"), rows_of(result, "files")
     names = {str(key): str(value) for key, value in (result.get("names") or {}).items()}
@@ -49,7 +49,7 @@ def document(results: Results) -> doc.Document:
 
 
 def winner(rows: Sequence[Row], names: Mapping[str, str]) -> str:
-    """The model's best score of each foreign set, in a sentence."""
+    """A sentence on the model's best score for each foreign set."""
     sentences = []
     detections = [row for row in rows if not row.get("baseline")]
     for out in dict.fromkeys(str(row.get("out")) for row in detections):
@@ -99,7 +99,8 @@ def detection(rows: Sequence[Row], names: Mapping[str, str]) -> list[Table]:
 
 
 def rocs(results: Results, rows: Sequence[Row], names: Mapping[str, str]) -> list[Chart]:
-    """The curve of each score on each foreign set, from the kept scores; foreign images are positive."""
+    """The ROC curve of each score on each foreign set, from the stored scores; foreign images are
+    positive."""
     from sklearn.metrics import roc_curve
 
     tables, charts = results.scores, []
@@ -142,14 +143,14 @@ def histograms(results: Results, rows: Sequence[Row], names: Mapping[str, str]) 
 
 
 def flags(result: Row, pictures: Sequence[Row]) -> str:
-    """How many images were flagged, in a sentence."""
+    """A sentence on how many images were flagged."""
     count = sum(bool(picture.get("flagged")) for picture in pictures)
     at = f" at a false-positive rate of {doc.number(result['fpr'])}" if result.get("fpr") is not None else ""
     return f"{count:,} of {len(pictures):,} images are flagged{at}."
 
 
 def all_pictures(pictures: Sequence[Row]) -> list[Table]:
-    """The images, flagged ones and the least p-values first."""
+    """The images: flagged ones first, then by ascending p-value."""
     order = sorted(pictures, key=lambda picture: (not picture.get("flagged"), picture.get("p") or 0))[:LISTED]
     paths = [Path(str(picture.get("file"))) for picture in order]
     folders = [str(path.parent) if path.parent != Path(".") else "" for path in paths]

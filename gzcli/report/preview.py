@@ -1,5 +1,5 @@
-"""An image in the terminal: by the protocol of kitty, iTerm or sixel if the terminal has one, otherwise by
-half blocks in 24-bit colour. Pipes, `NO_COLOR`, `CI` and `TERM=dumb` get only the path."""
+"""An image in the terminal, shown by the protocol of kitty, iTerm or sixel, otherwise with half blocks in
+24-bit colour. Pipes, `NO_COLOR`, `CI` and `TERM=dumb` get only the path."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ VTE = 5000  # the version from which the terminals of GNOME and Xfce show links
 
 
 def protocol() -> str | None:
-    """How this terminal can show an image, by its environment; None if it cannot."""
+    """The protocol by which this terminal can show an image, judged by its environment; None if there is
+    none."""
     env = os.environ
     program, term = env.get("TERM_PROGRAM", ""), env.get("TERM", "")
     if "TMUX" not in env and not term.startswith("screen"):
@@ -55,7 +56,7 @@ def drawn(path: Path, way: str) -> str | None:
 
 
 def link(path: Path) -> str | None:
-    """The last two parts of a path as a link to it; None if this terminal has no links."""
+    """The last two parts of a path as a link to it; None if this terminal does not support links."""
     env = os.environ
     vte = env.get("VTE_VERSION", "")
     by_version = (vte.isdigit() and int(vte) >= VTE) or "WT_SESSION" in env  # the latter: Windows Terminal
@@ -76,7 +77,8 @@ def fitted(image: Image.Image, wide: int, high: int) -> Image.Image:
 
 
 def kitty(image: Image.Image) -> str:
-    """https://sw.kovidgoyal.net/kitty/graphics-protocol: a PNG in parts, of which `m=0` is the last."""
+    """Kitty's protocol, https://sw.kovidgoyal.net/kitty/graphics-protocol: a PNG in parts; `m=0` marks the
+    last."""
     text = base64.b64encode(png(image)).decode()
     parts = [text[i : i + CHUNK] for i in range(0, len(text), CHUNK)]
     heads = ["a=T,f=100,", *[""] * (len(parts) - 1)]
@@ -85,14 +87,14 @@ def kitty(image: Image.Image) -> str:
 
 
 def iterm(image: Image.Image) -> str:
-    """https://iterm2.com/documentation-images.html"""
+    """iTerm's protocol, https://iterm2.com/documentation-images.html"""
     content = png(image)
     return f"\033]1337;File=inline=1;size={len(content)}:{base64.b64encode(content).decode()}\a"
 
 
 def sixel(image: Image.Image) -> str:
-    """Bands of six rows, each once for every colour in it: a letter has a bit for each row (DEC, VT340), and
-    `!5x` is `xxxxx`."""
+    """Sixel's protocol (DEC, VT340): bands of six rows, each written once for every colour in it. A letter
+    has a bit for each row, and `!5x` means `xxxxx`."""
     import numpy as np
 
     indexed = image.quantize(COLOURS)

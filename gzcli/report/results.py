@@ -1,5 +1,5 @@
-"""The folder of a `gz bench` or `gz ood`: its JSON, scores, samples and images, and the runs in it; and the
-sections that the reports of both verbs share."""
+"""The results folder of `gz bench` or `gz ood`: its JSON, scores, samples, images and runs. Also the sections
+that the reports of both verbs share."""
 
 from __future__ import annotations
 
@@ -67,16 +67,17 @@ class Results:
     @cached_property
     def is_own(self) -> bool:
         """Whether the folder is in the user's store. A folder from elsewhere may name any file of this
-        machine, so only files inside it are read."""
+        machine, so gz reads only files inside it."""
         return user_dir().resolve() in self.folder.resolve().parents
 
     def may_read(self, path: Path, root: Path | None = None) -> bool:
-        """Whether a file is there and is read: one below the folder (or `root`) without links on the way."""
+        """Whether a file exists and may be read: it must be below the folder (or `root`), reached through no
+        link."""
         return path.is_file() if self.is_own else files.is_below(path, root or self.folder)
 
     def run_of(self, name: str, place: str) -> tuple[Run | None, Path]:
-        """A run that the results name, and the folder that must contain its files: the run itself, a run
-        below the folder, or a run with this name in the store."""
+        """A run that the results name, and the folder that must contain its files. It is a run in the user's
+        store or, for results from elsewhere, one below their folder."""
         if self.is_own:
             return by_name(place), self.folder
         below, store = Run(self.folder / place), user_dir("runs")
@@ -86,7 +87,7 @@ class Results:
 
     @cached_property
     def runs(self) -> dict[str, Run]:
-        """The trained runs by their id, if they still exist."""
+        """The trained runs by id, if they still exist."""
         names = [self.result.get("run"), *(row.get("run") or row.get("path") for row in rows_of(self.result))]
         paths = [*listed(self.job.get("runs")), *listed(self.job.get("run"))]
         places = {Path(path).name: path for path in paths if isinstance(path, str)}
@@ -108,7 +109,7 @@ class Results:
         return files.first_rows(path, "samples", n, WITHOUT).transpose(0, 3, 1, 2) if path else None
 
     def pictures(self) -> dict[str, bytes]:
-        """The PNGs of the folder by their stem."""
+        """The PNGs in the folder, by the stem of their names."""
         pictures = filter(self.may_read, sorted(self.folder.glob("*.png")))
         return {path.stem: path.read_bytes() for path in pictures}
 
@@ -132,7 +133,7 @@ class Results:
         }
 
     def command(self) -> str:
-        """The command that reproduces the results, by the job; empty if that is lost."""
+        """The command that reproduces the results, from the job file; empty if that is lost."""
         if command := self.result.get("command") or (self.result.get("provenance") or {}).get("command"):
             return redacted(command if isinstance(command, str) else shlex.join(command))
         job, script = self.job, self.folder / "command.sh"
@@ -164,7 +165,7 @@ class Results:
         return Document(self.verb, title, lead, [*facts, ("made", day)], notes, nonempty, self.command())
 
     def training(self) -> Section:
-        """The losses of every run, and the first metrics of its validations."""
+        """Charts of the losses of every run, and of its first validation metrics."""
         charts = []
         for name, run in self.runs.items():
             for part in run.stages or [run]:
@@ -180,7 +181,7 @@ class Results:
         return Section("Training", charts[:CURVES])
 
     def behind(self) -> Section:
-        """Recipes, versions and everything else that the metrics depend on."""
+        """The recipes, versions and everything else on which the metrics depend."""
         provenance, texts = dict(self.result.get("provenance") or {}), dict[str, str]()
         for name, run in self.runs.items():
             texts[f"Recipe of {name}"] = printable(redacted(run.recipe_file.read_text(errors="replace")))
@@ -200,7 +201,7 @@ class Results:
 
 
 def read(place: Path) -> Results:
-    """The results in a folder, or in the folder of the file that is named."""
+    """The results in a folder, or in the folder of a named file."""
     folder = place.parent if place.is_file() else place
     if not folder.is_dir():
         hint = "give the folder that `gz bench` or `gz ood` prints after `files:`"
@@ -217,7 +218,7 @@ def read(place: Path) -> Results:
 
 
 def check(path: Path, result: Row) -> None:
-    """Raises DamagedError if a table of the results is not a table, and UsageError if it is too long."""
+    """Raises DamagedError if a table of the results is malformed, and UsageError if it is too long."""
     tables = [(key, result.get(key)) for key in TABLES]
     curves = result.get("curves")
     tables += list(curves.items()) if isinstance(curves, dict) else []
@@ -234,7 +235,7 @@ def check(path: Path, result: Row) -> None:
 
 
 def clean(value: Any) -> Any:
-    """The value with its texts made printable: a name may contain half a character, or a zero byte."""
+    """The value with its texts made printable, because a name may contain a lone surrogate or a zero byte."""
     if isinstance(value, Mapping):
         return {clean(key): clean(below) for key, below in value.items()}
     if isinstance(value, list):
@@ -253,20 +254,20 @@ def rows_of(result: Row, key: str = "rows") -> list[dict[str, Any]]:
 
 
 def facts_of(tree: Row, titles: Mapping[str, str]) -> list[tuple[str, str]]:
-    """(title, value) of the keys that there are, and the shape of the images."""
+    """(title, value) for the existing keys and for the shape of the images."""
     facts = [(title, number(tree[key])) for key, title in titles.items() if tree.get(key) is not None]
     return [*facts, ("images", by_sides(tree["shape"]))] if tree.get("shape") else facts
 
 
 def thinned(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The line with at most POINTS of its points, both ends among them."""
+    """The line with at most POINTS of its points, including both ends."""
     if len(line) <= POINTS:
         return list(line)
     return [line[i] for i in np.unique(np.linspace(0, len(line) - 1, POINTS).round().astype(int))]
 
 
 def aligned(values: Row) -> str:
-    """A line for each name and value."""
+    """Lines of name and value, aligned."""
     width = max(map(len, values), default=0)
     return "\n".join(f"{key:<{width}}  {value}" for key, value in values.items())
 

@@ -1,5 +1,5 @@
-"""Reports of `gz bench` and `gz ood` as files: one page that needs nothing beside it, the same as Markdown,
-its tables for LaTeX, and its charts as SVG."""
+"""Reports of `gz bench` and `gz ood` as files: one self-contained page, the same as Markdown, its tables for
+LaTeX, and its charts as SVG."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ STYLE |= {"axes.grid": True, "grid.color": "#e3e5e8"}
 
 
 def check(folder: Path) -> None:
-    """Raises UsageError unless a report may be written into the folder: it is new, empty, or of a report."""
+    """Raises UsageError unless the folder is new, empty, or contains a report."""
     if not Run(folder).is_marked("report"):
         claims.check_empty(folder)
 
@@ -91,7 +91,7 @@ def write(place: Path, folder: Path | None = None, columns: Sequence[str] = ()) 
 
 
 def document(results: Results, columns: Sequence[str] = ()) -> Document:
-    """The report. Raises DamagedError for values of other types, which results from elsewhere may contain."""
+    """The report. Raises DamagedError for values of wrong types, which results from elsewhere may contain."""
     with files.reading(results.file, ANEW):
         if results.verb == "bench":
             return bench.document(results, columns)
@@ -102,7 +102,7 @@ def document(results: Results, columns: Sequence[str] = ()) -> Document:
 
 
 def with_paths(report: Document) -> Iterator[tuple[Chart | Dots | Picture, str]]:
-    """Every drawing and image with its path below the report's folder."""
+    """Every drawing and image, with its path below the report's folder."""
     taken: set[str] = set()
     for item in chain.from_iterable(section.items for section in report.sections):
         if isinstance(item, Chart | Dots | Picture):
@@ -171,7 +171,7 @@ def _escaped(text: object) -> str:
 
 
 def fenced(text: str) -> str:
-    """A block of code of Markdown, whose fence is longer than any in the text."""
+    """A Markdown code block whose fence is longer than any in the text."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}\n{text.rstrip()}\n{fence}"
 
@@ -181,7 +181,7 @@ def latex(text: str) -> str:
 
 
 def pieces(text: str) -> list[tuple[bool, str]]:
-    """(is code, text) of the parts of a sentence; one with a mark that is not closed is a single part."""
+    """(is code, text) for the parts of a sentence. A sentence with an unclosed backtick is a single part."""
     parts = text.split("`")
     if len(parts) % 2 == 0:
         return [(False, text)]
@@ -253,5 +253,5 @@ def cut(name: str, most: int) -> str:
 
 
 def short(value: float, place: object = None) -> str:
-    """A tick label of an axis, called by matplotlib: 20k, 0.25."""
+    """A tick label such as 20k or 0.25; called by Matplotlib."""
     return f"{value / 1000:.4g}k" if abs(value) >= 10_000 else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""The contract that every model keeps, of gz or from outside. `gz model check FILE` runs it, or pytest does:
+"""The contract that every model must keep, in gz or outside. `gz model check FILE` runs it, or pytest does:
 
 from gzcli.testing import CHECKS, Case
 

@@ -1,5 +1,5 @@
-"""The contract of every model: cases, which are models small enough to be checked in seconds; shared steps of
-the checks; and the checks, which raise Broken with a description of the fault."""
+"""The contract of every model. Cases are models that are small enough to be checked in seconds. The checks
+raise Broken with a description of the fault."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ N = 6  # images of such a set
 
 @dataclass(frozen=True)
 class Case:
-    """A model with hyperparameters that train in a second or two.
+    """A model with hyperparameters with which it trains in a second or two.
 
     model: name of the model.
     options: hyperparameters, flat, as in `Model.of`.
-    lr: learning rate of Adam, by which every check trains.
-    batch: images of one step.
-    levels: grey levels; None: those of the data set.
-    sample: options of `sample`, to draw few or quick steps.
-    quiet: whether the loss of a new model may be the same for any `batch.noise`.
+    lr: learning rate of Adam, with which every check trains.
+    batch: number of images per step.
+    levels: grey levels. None: those of the data set.
+    sample: options of `sample` that keep sampling short.
+    quiet: whether the loss of a new model may be independent of `batch.noise`.
     data: name of the data set.
-    stages: the models that it is built on, by the names of its parameters.
+    stages: the models on which it is built, by the names of its parameters.
     """
 
     model: str
@@ -71,17 +71,18 @@ class Case:
 
     @property
     def conditional(self) -> bool:
-        """Whether it takes labels, by its options or by its default."""
+        """Whether the model takes labels, by its options or by default."""
         default = catalog.card(self.model).params.get("conditional")
         return bool(self.options.get("conditional", default.default if default else False))
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The options that the model is built with; a test may add a folder, as the base of a fine-tuning."""
+        """The options with which the model is built. A test may add a folder, such as the base of a
+        fine-tuning."""
         return dict(self.options)
 
     def build(self, info: DataInfo, seed: int = SEED) -> Model:
-        """The model with the weights of a seed, built on stages with the same seed."""
+        """The model with weights from a seed, built on stages with the same seed."""
         stages = {name: stage.build(info, seed) for name, stage in self.stages.items()}
         torch.manual_seed(seed)
         for p in (p for stage in stages.values() for p in stage.parameters()):
@@ -110,7 +111,7 @@ class Case:
 
 
 class Broken(AssertionError):
-    """A model does not keep the contract; the message is a sentence for whoever wrote it."""
+    """A model breaks the contract. The message is a sentence for the model's author."""
 
 
 def require(condition: object, sentence: str) -> None:
@@ -119,7 +120,7 @@ def require(condition: object, sentence: str) -> None:
 
 
 def fault_of(check: Callable[[Case], None], case: Case) -> str | None:
-    """The fault that a check finds, in a sentence; None if the model passes."""
+    """A sentence on the fault that a check finds; None if the model passes."""
     try:
         check(case)
     except Broken as e:
@@ -143,7 +144,7 @@ def started(case: Case) -> tuple[Model, Batch]:
 
 
 def fixed_noise(batch: Batch, phase: str, step: int = 0) -> Batch:
-    """The batch with the noise of a phase at a step, from its first draw on."""
+    """The batch with the noise of a phase at a step, restarted at its first draw."""
     return batch.rows(slice(None), BatchNoise(SEED, step, phase, total=len(batch)))
 
 
@@ -152,7 +153,7 @@ def loss_of(model: Model, batch: Batch, phase: str) -> Tensor:
 
 
 def only(model: Model, phase: Phase) -> list[nn.Parameter]:
-    """Makes the parameters of a phase alone require grad, and returns them."""
+    """Sets `requires_grad` for the parameters of a phase alone, and returns them."""
     model.requires_grad_(False)
     params = phase.parameters()
     for p in params:
@@ -168,7 +169,7 @@ def draw(model: Model, case: Case, seed: int = 0, n: int = 4, labels: Tensor | N
 
 
 def log_likelihood(model: Model, x: Tensor, labels: Tensor | None = None, *, noise: Noise) -> Tensor:
-    """The model's `log_prob` of images, [B] nats; over few steps if it integrates an equation."""
+    """The model's `log_prob` of images, [B] nats. If it integrates an equation, it takes few steps."""
     in_steps = model.likelihood == "ode" and "steps" in flat_defaults(model.log_prob)
     short = {"steps": ODE_STEPS} if in_steps else {}
     return model.log_prob(x, labels, noise=noise, **group_options(model.log_prob, short))
@@ -190,7 +191,8 @@ def held_out(pack: Pack, model: Model, split: str, n: int, count: int | None = N
 
 
 def each_phase_trains_its_parameters(case: Case) -> None:
-    """On one batch with fixed noise each phase's loss falls; no gradient is infinite or outside the phase."""
+    """On one batch with fixed noise, each phase's loss falls. All gradients are finite and within the
+    phase."""
     fresh, batch = started(case)
     strange = {*fresh.sums} - {phase.name for phase in fresh.phases()}
     require(not strange, f"`sums` names {', '.join(sorted(strange))}, which is not a phase")
@@ -219,7 +221,8 @@ def each_phase_trains_its_parameters(case: Case) -> None:
 
 
 def _check_gradients(model: Model, phase: str, *, solved: bool, params: list[torch.nn.Parameter]) -> None:
-    """Requires finite gradients, of the phase's own parameters alone, and of one of these at least."""
+    """Requires that gradients are finite, and that only parameters of the phase have one, at least one of
+    them."""
     for name, p in model.named_parameters():
         if p.grad is not None:
             foreign = f"phase `{phase}` gives a gradient to `{name}`, which is not among its parameters"
@@ -231,7 +234,7 @@ def _check_gradients(model: Model, phase: str, *, solved: bool, params: list[tor
 
 
 def the_loss_is_a_mean(case: Case) -> None:
-    """Twice the images, each twice, give the same loss and not twice the loss."""
+    """A batch with every image twice has the same loss, not twice the loss."""
     model, batch = started(case)
     doubled = batch.rows(slice(None), batch.noise)
     doubled.x, doubled.index = torch.cat([batch.x, batch.x]), torch.cat([batch.index, batch.index])
@@ -252,7 +255,7 @@ def the_loss_is_a_mean(case: Case) -> None:
 
 
 def the_loss_depends_only_on_the_batch(case: Case) -> None:
-    """All randomness of a loss comes from `batch.noise`; torch's global generator changes nothing."""
+    """All randomness of a loss comes from `batch.noise`. Torch's global generator does not affect it."""
     model, batch = started(case)
     for phase in model.phases():
         only(model, phase)
@@ -303,7 +306,7 @@ def samples_are_images(case: Case) -> None:
 
 
 def weights_save_and_load(case: Case) -> None:
-    """What is saved and loaded into a new model draws the same images."""
+    """A new model with the saved weights draws the same images."""
     model = started(case)[0]
     with tempfile.TemporaryDirectory() as folder:
         save_file(weights_of(model.state_dict()), Path(folder) / "w.safetensors")
@@ -319,7 +322,7 @@ def weights_save_and_load(case: Case) -> None:
 
 
 def declared_capabilities_work(case: Case) -> None:
-    """What the catalogue reads from the file without an import is what the class has."""
+    """What the catalogue reads from the file without an import agrees with the class."""
     card, model = catalog.card(case.model), case.fresh()
     require(type(model) is catalog.load(case.model), f"the catalogue reads `{card.cls}` as the model")
     require(card.paper and card.paper == model.paper, "`paper` is empty")
@@ -399,7 +402,8 @@ def scores_do_not_depend_on_the_batch(case: Case) -> None:
 
 
 def evaluation_needs_no_other_process(case: Case) -> None:
-    """In eval mode a model calls no collective: as ranks have unequal shares, one would wait for ever."""
+    """In eval mode, a model makes no collective call. Ranks have unequal shares, so one would wait
+    forever."""
     model = started(case)[0].eval()
     met: list[str] = []
     batch = with_prepared(model, next(held_out(case.pack(), model, "val", 3)))
@@ -420,7 +424,7 @@ def evaluation_needs_no_other_process(case: Case) -> None:
 
 
 def a_path_matches_its_marginal(case: Case) -> None:
-    """The derivatives, levels and paths of a denoiser's process are those of its α(t) and σ(t)."""
+    """The derivatives, levels and paths of a denoiser's process are consistent with its α(t) and σ(t)."""
     process = getattr(started(case)[0], "process", None)
     if isinstance(process, Process) and not isinstance(process, DiscreteVP):  # which has few times
         _check_levels(process)
@@ -429,7 +433,7 @@ def a_path_matches_its_marginal(case: Case) -> None:
 
 
 def _check_levels(process: Process) -> None:
-    """Requires levels, and falling paths, of the noise that is named."""
+    """Requires levels and descending paths at the named noise levels."""
     name = type(process).__name__
     for share in (0.2, 0.5, 0.8):
         ratio = math.tan(share * math.pi / 2)
@@ -448,7 +452,7 @@ def _check_levels(process: Process) -> None:
 
 
 def _check_derivatives(process: Process) -> None:
-    """Requires α′ and σ′ that are those of differences, at times of any shape."""
+    """Requires that α′ and σ′ agree with finite differences, at times of any shape."""
     name, h = type(process).__name__, 1e-6
     for share in (0.2, 0.5, 0.8):
         t = process.at_share(share)
@@ -492,7 +496,7 @@ def every_kind_of_data_set(case: Case) -> None:
 
 
 def _takes(case: Case, kind: str) -> None:
-    """Requires that the model is built for random images of this kind, and trains, samples and scores."""
+    """Requires that the model can be built for random images of this kind, and trains, samples and scores."""
     on = f"on a set that is {kind}"
     classes = () if kind == "label-free" else ("a", "b", "c")
     shape = (3 if kind == "rgb" else 1, 16, 16)

@@ -1,5 +1,5 @@
 """Files of data sets and weights of published networks, from a mirror or the publisher, under a lock. A file
-appears in the cache when it is whole and its checksum is right."""
+appears in the cache once it is complete and its checksum is right."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def fetch(
     pack_size: bytes that the pack will need beside the files.
 
     Raises MissingError if a file cannot be fetched, has a wrong checksum, or does not fit on the disk;
-    what came so far is kept for a resume unless it was wrong.
+    an incomplete file is kept for a resume.
     """
     spec = registry.find(what) if isinstance(what, str) else what
     folder = registry.raw_dir(spec)
@@ -144,15 +144,16 @@ def has_local_mirror() -> bool:
 
 
 def _addresses(folder: str, file: DataFile) -> list[str]:
-    """Where a file is: in the mirror as FOLDER/FILE, then at its publisher; under `GZ_OFFLINE` only paths."""
+    """The addresses of a file: in the mirror as FOLDER/FILE, then at its publisher. Under `GZ_OFFLINE`, only
+    paths."""
     mirror = os.environ.get("GZ_MIRROR")
     every = [*([_join(local_path(mirror), folder, file.name)] if mirror else []), *file.urls]
     return [address for address in every if not (offline() and is_url(address))]
 
 
 def _addresses_of(spec: DataSpec, file: DataFile, source: str | None) -> list[str]:
-    """The paths or URLs where a file of a set is looked for, in order. The place that the user named is a
-    folder with FILE or NAME/FILE, or the file."""
+    """The paths or URLs at which gz looks for a file of a set, in order. The user's source is a folder with
+    FILE or NAME/FILE, or the file itself."""
     if source is None:
         addresses = _addresses(spec.name, file)
         if not addresses and (file.urls or os.environ.get("GZ_MIRROR")):
@@ -195,7 +196,8 @@ class _Wrong(Refused):
 def _fetch_file(
     file: DataFile, path: Path, addresses: list[str], report: Report, say: Say, *, linked: bool = False
 ) -> None:
-    """Downloads a file from the first address with the right bytes, or links to it; raises Refused."""
+    """Downloads a file from the first address with the right bytes, or links to it. Raises Refused if there
+    is none."""
     reasons = [] if addresses else ["the publisher requires a login"]
     for address in addresses:
         try:
@@ -295,7 +297,8 @@ def _part(path: Path) -> Path:
 
 @contextmanager
 def _alone(name: str, lock_file: Path, say: Say) -> Iterator[None]:
-    """Waits for others that download the same; turns errors of a full or read-only disk into messages."""
+    """Within the block, no other process downloads the same files. Errors of a full or read-only disk become
+    messages."""
     try:
         with lock(lock_file, on_wait=lambda: say(f"waiting: another process is downloading `{name}`")):
             yield

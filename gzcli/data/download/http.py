@@ -29,11 +29,11 @@ BLOCK = 1 << 18
 
 
 class Refused(Exception):
-    """This address will not serve the file: the next one is tried."""
+    """This address does not serve the file, so the next one is tried."""
 
 
 class Again(Exception):
-    """A fault that may pass: stalled, truncated, 5xx."""
+    """A temporary fault: stalled, truncated, 5xx."""
 
     def __init__(self, reason: str, wait: float = 0.0):
         super().__init__(reason)
@@ -45,8 +45,8 @@ class BadRange(Again):
 
 
 def request(url: str, method: str = "GET") -> urllib.request.Request:
-    """A request to an address. `https://USER:PASSWORD@host/…` becomes basic authentication (RFC 7617), which
-    no redirection carries to another host and no exception shows."""
+    """A request to an address. `https://USER:PASSWORD@host/…` becomes basic authentication (RFC 7617).
+    Redirections do not forward it to another host, and exceptions do not show it."""
     parts = urllib.parse.urlsplit(url)
     user, separator, host = parts.netloc.rpartition("@")
     address = parts._replace(netloc=host).geturl()
@@ -59,7 +59,7 @@ def request(url: str, method: str = "GET") -> urllib.request.Request:
 
 @contextmanager
 def answer(url: str, byte_range: str | None) -> Iterator[http.client.HTTPResponse]:
-    """The response to a request. Errors, including those while reading it, become Refused or Again."""
+    """The response to a request. Errors, including those during reading, become Refused or Again."""
     try:
         try:
             http_request = request(url)
@@ -119,7 +119,7 @@ def split(address: str) -> urllib.parse.SplitResult:
 
 def download(url: str, part: Path, size: int, *, exact: bool, report: Report, say: Say) -> bool:
     """Downloads about `size` bytes into `part`, resuming an earlier attempt. Returns whether some bytes are
-    from an earlier request, which may have been of a different file. Raises Refused."""
+    from an earlier request, and so perhaps from a different file. Raises Refused."""
     total = size if exact else _patiently(url, lambda: _look(url), lambda: 0, say)
     if size_of(part) > (total or 0):
         part.unlink()  # of another file, or of one whose size is not known and that cannot be resumed
@@ -133,7 +133,7 @@ def download(url: str, part: Path, size: int, *, exact: bool, report: Report, sa
 
 
 def clear(part: Path) -> None:
-    """Removes folders and broken links from the path of an incomplete file, and the further pieces of one
+    """Removes folders and broken links at the path of an incomplete file. Also removes the pieces of a file
     that an earlier version fetched over several connections."""
     for piece in part.parent.glob(f"{part.name}*"):
         if piece.is_dir() and not piece.is_symlink():
@@ -151,14 +151,14 @@ def wrong_size(size: int, expected: int) -> str:
 
 
 def _look(url: str) -> int | None:
-    """The size of the file if the server reports it, by a request of one byte."""
+    """The size of the file, from a request for one byte; None if the server does not report it."""
     with answer(url, "bytes=0-0") as response:
         return content_range(response)[1] if response.status == 206 else response.length
 
 
 def _patiently(url: str, attempt: Callable[[], T], got: Callable[[], int], say: Say) -> T:
-    """Calls `attempt` until it succeeds or is hopeless. Failures count while the number of bytes does not
-    exceed its earlier maximum: repeated bytes are no progress."""
+    """Calls `attempt` until it succeeds or is hopeless. Failures are counted as long as the number of bytes
+    does not exceed its earlier maximum, because repeated bytes are no progress."""
     failures, most = 0, got()
     while True:
         try:
@@ -174,8 +174,8 @@ def _patiently(url: str, attempt: Callable[[], T], got: Callable[[], int], say: 
 
 
 def _attempt(url: str, part: Path, total: int | None, report: Callable[[int], None]) -> bool:
-    """Requests what is missing of a file; starts again if a server ignores the range. Returns whether it
-    already had bytes of the file."""
+    """Requests the missing part of a file; starts over if a server ignores the range. Returns whether the
+    file already had bytes."""
     before = size_of(part)
     byte_range = f"bytes={before}-" if before and total is not None else None
     try:

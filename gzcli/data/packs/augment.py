@@ -1,4 +1,4 @@
-"""Augmentation of whole batches of bytes on the device, by the batch's own noise. No torch at import."""
+"""Augmentation of whole batches of bytes on the device, with the batch's own noise. No torch at import."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def hflip(u8: Tensor, noise: Noise, rate: float) -> Tensor:
 
 
 def crop(u8: Tensor, noise: Noise, pad: float) -> Tensor:
-    """Shifts each image by −pad … pad pixels both ways; a mirrored border leaves no black edge to learn."""
+    """Shifts each image by −pad … pad pixels in both directions. The border is mirrored, so that there is no
+    black edge to learn."""
     import torch
 
     b, _, h, w = u8.shape
@@ -118,9 +119,9 @@ def patch_of(names: Iterable[str]) -> int | None:
 
 
 def augmenter(names: Sequence[str]) -> Callable[[dict[str, Tensor], Noise], dict[str, Tensor]] | None:
-    """The named augmentations in order, as a function of (images and further images by kind, uint8
-    [B, C, H, W] each, noise), or None. All kinds are changed by the same draws, except for the colours of
-    maps."""
+    """The named augmentations in order, as one function; None without any. Its arguments are images and
+    further images by kind, uint8 [B, C, H, W] each, and noise. All kinds share the same draws, but the
+    colours of maps are not changed."""
     steps = [(AUGMENTS[name], number) for name, number in parse_augment(names)]
 
     def augment(pictures: dict[str, Tensor], noise: Noise) -> dict[str, Tensor]:
@@ -137,14 +138,14 @@ def augmenter(names: Sequence[str]) -> Callable[[dict[str, Tensor], Noise], dict
 
 
 class ReplayedNoise(Noise):
-    """Keeps the draws of another noise and repeats them from the first after each `replay()`."""
+    """Stores the draws of another noise, and repeats them from the first one after each `replay()`."""
 
     def __init__(self, noise: Noise):
         self.noise, self.at = noise, 0
         self.draws: list[Tensor] = []
 
     def replay(self) -> ReplayedNoise:
-        """This noise, from its first draw again."""
+        """This noise, restarted at its first draw."""
         self.at = 0
         return self
 

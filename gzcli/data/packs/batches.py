@@ -1,4 +1,5 @@
-"""Batches from a pack: gathered as bytes, moved, then normalised, augmented and binarised on the device."""
+"""Batches from a pack: gathered and moved as bytes, then augmented, binarised and normalised on the
+device."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ _Taken = tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]  # what `_Rows.
 def reader(
     device: torch.device, *, on_device: bool, streamed: bool
 ) -> Callable[[Callable[[int], Any], int], Any]:
-    """A function of (read, step) that returns `read(step)`, read ahead only for a GPU."""
+    """A function of (read, step) that returns `read(step)`. For a GPU, it reads ahead."""
     if on_device or not kind_of(device).streams:
         return lambda read, step: read(step)
     if streamed:
@@ -70,9 +71,9 @@ def domains(pack: Pack) -> list[Tensor]:
 
 
 class Order:
-    """The order of training images. This rank gets the rows `part` of each global batch. `among` limits the
-    images to some positions, `n` to a random subset; `key` makes orders of one seed differ. With `kinds` [N],
-    all images of a batch are of one kind."""
+    """The order of training images. This rank gets the rows `part` of each global batch. `among` restricts
+    the images to some positions, `n` to a random subset. `key` distinguishes orders with the same seed. With
+    `kinds` [N], all images of a batch are of one kind."""
 
     def __init__(
         self,
@@ -113,8 +114,8 @@ class Order:
         return index if self.subset is None else self.subset[index]
 
     def _of_one_kind(self, step: int, kinds: np.ndarray) -> Tensor:
-        """The positions [B] of a global batch. Each image waits until a batch of its kind is full, so that
-        all are seen equally often."""
+        """The positions [B] of a global batch. An image waits until a batch of its kind is full, so that all
+        images are used equally often."""
         while len(self._batches) <= step:
             for position in self._positions(self._epoch(self._epochs)).tolist():
                 waiting = self._collected.setdefault(int(kinds[position]), [])
@@ -133,7 +134,7 @@ class Order:
         return self._orders[epoch]
 
     def spots(self, step: int) -> Tensor:
-        """Two large random numbers for each image [B / world, 2], which place its patch."""
+        """Two large random numbers per image, [B / world, 2], which determine the position of its patch."""
         noise = BatchNoise(self.seed, step, f"patch {self.key}", total=self.total, start=self.part.start)
         return noise.randint(1 << 31, self.part.stop - self.part.start, 2)
 
@@ -152,9 +153,9 @@ def rows_of(orders: Sequence[Order], patches: bool, step: int) -> np.ndarray:
 
 
 def quantise(u8: Tensor, levels: int | None, noise: Noise | None = None) -> Tensor:
-    """Bytes as x in [-1, 1], of the same shape and the default dtype: with L levels, x = 2k / (L − 1) − 1
-    where k = ⌊u8 · L / 256⌋. With 2 levels x is a draw of Bernoulli(u8 / 255), never a threshold: likelihoods
-    of binary images are defined for such draws (Salakhutdinov & Murray 2008)."""
+    """Converts bytes to x in [-1, 1], of the same shape and the default dtype. With L levels, x = 2k / (L −
+    1) − 1, where k = ⌊u8 · L / 256⌋. With 2 levels, x is a draw of Bernoulli(u8 / 255) and never thresholded,
+    because likelihoods of binary images are defined for such draws (Salakhutdinov & Murray 2008)."""
     if levels is None or u8.is_floating_point():  # latents, or values in [-1, 1]
         return u8.to(torch.get_default_dtype())
     if levels == 2:
@@ -169,7 +170,8 @@ def quantise(u8: Tensor, levels: int | None, noise: Noise | None = None) -> Tens
 def levelled(
     pictures: dict[str, Tensor], levels: int | None, noise: Noise | None = None
 ) -> dict[str, Tensor]:
-    """Bytes of images and their further images in [-1, 1]; binary images share one draw of `noise`."""
+    """Bytes of images and their further images, converted to [-1, 1]. Binary images share one draw of
+    `noise`."""
     draws = None if noise is None else ReplayedNoise(noise)
     return {kind: quantise(u8, levels, draws and draws.replay()) for kind, u8 in pictures.items()}
 
@@ -181,7 +183,7 @@ def to_uint8(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TrainImages:
-    """The training images of a run, as its model sees them."""
+    """The training images of a run, in the form that its model reads."""
 
     pack: Pack  # the images, or their latents
     levels: int | None  # number of grey levels; None: latents
@@ -192,8 +194,8 @@ class TrainImages:
     def scan(
         self, index: Sequence[int] | np.ndarray, *, purpose: str, batch_size: int, split: str = "train"
     ) -> Iterator[Batch]:
-        """Images in batches, each once. Training images are augmented, by one draw. `purpose` and the seed of
-        the run decide the noise, which is neither that of samples nor that of other scans."""
+        """Batches with each image once. Training images are augmented by one draw. `purpose` and the seed of
+        the run determine the noise, which differs from that of samples and other scans."""
         augment = self.augment if split == "train" else ()
         how: dict[str, Any] = {"levels": self.levels, "device": self.device, "augment": augment}
         seed = mix(self.seed, purpose)
@@ -201,13 +203,13 @@ class TrainImages:
 
 
 class TrainBatches:
-    """The training batches of one rank. Batch `step` is a function of (seed, step): shuffled again each
-    epoch, the same global batch for any number of processes; this rank gets rows rank · B / world … of it.
-    The noise of a batch draws on the device.
+    """The training batches of one rank. Batch `step` is a function of (seed, step). The images are reshuffled
+    in each epoch. The global batch is the same for any number of processes, and this rank gets its rows from
+    rank · B / world on. The noise of a batch is drawn on the device.
 
     n: number of images of a fixed random subset, of each class if there are two domains; None: all.
-    needs: what the model needs. With `second_domain` the images are those of class 0; as many of class 1, in
-      an order of their own, are `extra["second_domain"]`.
+    needs: what the model needs. With `second_domain`, the images are those of class 0. Equally many of class
+      1, shuffled separately, are `extra["second_domain"]`.
     """
 
     def __init__(
@@ -270,12 +272,12 @@ class TrainBatches:
         return moved(index[0], self.device), rows, prepared
 
     def positions(self) -> np.ndarray:
-        """Positions [n] in the split of the images that are trained on; of the first of two domains."""
+        """Positions [n] in the split of the training images in use; with two domains, of the first one."""
         order = self.orders[0]
         return np.arange(order.n) if order.subset is None else order.subset.numpy()
 
     def _pixels(self, pictures: dict[str, Tensor], step: int, phase: str) -> dict[str, Tensor]:
-        """Bytes augmented and brought to [-1, 1], by the noise of `phase`."""
+        """Bytes, augmented and converted to [-1, 1] with the noise of `phase`."""
         if not self.augment and self.levels != 2:
             return levelled(pictures, self.levels)
         noise = self._noise(step, phase)
@@ -296,12 +298,11 @@ def scan(
     seed: int = 0,
     augment: Sequence[str] = (),
 ) -> Iterator[Batch]:
-    """The images of a split, or of some positions in it, in order; the last batch may be smaller. Those of
-    a pack of several shapes come one shape after another.
+    """Batches of the images of a split, or of some positions in it, in order. The last batch may be smaller.
+    Images of several shapes are grouped by shape.
 
-    The noise and the augmentation of image i depend only on (seed, i). It is drawn on the CPU, so that its
-    bits do not depend on the device, and moved to the batch's device. Binary images are the same draw for
-    every seed.
+    The noise and the augmentation of image i depend only on (seed, i). The noise is drawn on the CPU, so that
+    its bits do not depend on the device, and then moved. Binary images are the same draw for every seed.
     """
     device, change = torch.device(device), augmenter(augment)
     rows = np.arange(pack.meta.counts[split]) if index is None else np.asarray(index)
@@ -333,7 +334,7 @@ def scan_by_content(
     drawn: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Like `scan`, but the noise depends only on (seed, pixels); the batch's `index` is a hash of the pixels.
-    drawn: images uint8 instead of those at these positions."""
+    drawn: images, uint8, that replace those at these positions."""
     device = torch.device(device)
     parts = torch.as_tensor(np.asarray(index), dtype=torch.int64).split(batch_size)
     others = [None] * len(parts) if drawn is None else torch.from_numpy(drawn).split(batch_size)
@@ -357,7 +358,7 @@ def _noised(
     seed: int,
     device: torch.device,
 ) -> Batch:
-    """A batch of images, uint8 [B, C, H, W] each, whose noise follows from `ids`."""
+    """A batch of images, uint8 [B, C, H, W] per kind, whose noise is seeded by `ids`."""
     pictures = levelled(pictures, levels, ImageNoise(BINARY_SEED, ids, device) if levels == 2 else None)
     where = moved(torch.tensor(ids, dtype=torch.int64), device)
     return Batch(pictures.pop("x"), y, where, ImageNoise(seed, ids, device), pictures | extra)
@@ -377,7 +378,7 @@ def _taken(
 
 
 class _Rows:
-    """Rows of a split as bytes, kept on the GPU if it fits; rows of a streamed split are passed in.
+    """The rows of a split as bytes, kept on the GPU if they fit. Rows of a streamed split are passed in.
 
     shaped: whether images of a pack of several shapes keep their own shape.
     """
@@ -411,7 +412,7 @@ class _Rows:
             self.labels = None if self.labels is None else self.labels.to(device)
 
     def take(self, index: Tensor, u8: Tensor | None = None) -> _Taken:
-        """(the images `x` and further images by kind, uint8 [B, C, H, W]; labels; captions)."""
+        """The images `x` and further images by kind, uint8 [B, C, H, W]; the labels; the captions."""
         extra = {} if self.captions is None else {"caption": [self.captions[i] for i in index.tolist()]}
         shape = None if self.shapes is None else self.shapes[index[0]].tolist()[::-1]
         if self.whole:

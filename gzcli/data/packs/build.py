@@ -40,8 +40,8 @@ def build(
     images: RawImages, folder: Path, form: Form, *, extra: dict[str, Any], limit: int | None, progress: Report
 ) -> None:
     """Writes the files of a `PackFolder`, with the keys of `extra` in its `meta.json`. For more than `limit`
-    bytes or images of several sizes, it writes an index of the images' places (`stream.py`) instead of
-    pixels."""
+    bytes, or for images of several sizes, it writes an index of the images' places instead of pixels (see
+    `stream.py`)."""
     files = PackFolder(folder)
     plan = foreign_plan(images.counts) if form.foreign else split_plan(images.title, images.counts)
     images = _of_plan(images, plan) if form.foreign else images
@@ -99,8 +99,9 @@ def build(
 
 
 def _valued(images: RawImages, form: Form, n: int, limit: int | None) -> tuple[RawImages, Values | None]:
-    """The images as 8-bit images with their values as a further kind, and how the values are read. Values of
-    one or three channels are omitted, with a note, if the form or their size requires 8-bit images."""
+    """The images as 8-bit images with their values as a further kind, and the description of these values.
+    Values of one or three channels are omitted, with a note, if the form or their size requires 8-bit
+    images."""
     if images.values is None or images.shape is None:
         return images, None
     values = measured(images)
@@ -150,8 +151,9 @@ def _in_plan(values: Mapping[str, np.ndarray], plan: Plan) -> dict[str, np.ndarr
 
 
 def split_plan(title: str, counts: Mapping[str, int]) -> Plan:
-    """The plan of a set to train on. A missing validation split is min(2000, 10 %) of train, a missing test
-    split 10 %. They are drawn by RandomState, whose stream is frozen, and keep their order."""
+    """The plan of a set to train on. A missing validation split is min(2000, 10 %) of train; a missing test
+    split is 10 %. They are drawn with RandomState, whose stream never changes, and keep the order of the
+    images."""
     n = counts.get("train", 0)
     target = np.zeros(n, np.int8)
     order = np.random.RandomState(0).permutation(n)
@@ -169,7 +171,8 @@ def split_plan(title: str, counts: Mapping[str, int]) -> Plan:
 
 
 def foreign_plan(counts: Mapping[str, int]) -> Plan:
-    """The plan of a set that is only scored: its official test images, or all, become the split `test`."""
+    """The plan of a set that is only scored: its official test images, or all if there are none, become the
+    split `test`."""
     official = ("test",) if counts.get("test") else [split for split in SPLITS if counts.get(split)]
     return {split: np.full(counts[split], SPLITS.index("test"), np.int8) for split in official}
 
@@ -233,7 +236,7 @@ def _must_stay_mixed(sizes: Sides, planes: int, limit: int | None) -> bool:
 
 
 def _target(images: RawImages, native: Shape, form: Form, mixed: bool) -> tuple[Shape, pictures.Decoding]:
-    """The packed shape, and the decoding to it. Raises UsageError if a size must be given."""
+    """The packed shape, and the decoding to it. Raises UsageError if the user must set a size."""
     c, h, w = native
     if not form.size and not mixed and max(h, w) > LARGEST:
         hint = "use `--set data.size=64` to resize them when they are packed"
@@ -247,7 +250,7 @@ def _target(images: RawImages, native: Shape, form: Form, mixed: bool) -> tuple[
 
 
 def _times(values: Values) -> int:
-    """The bytes of a set's values as a multiple of the bytes of its 8-bit images, rounded up."""
+    """The size of a set's values as a multiple of the size of its 8-bit images, rounded up."""
     return 1 + 4 * values.channels // len(values.bands)
 
 
@@ -312,7 +315,7 @@ class Fit:
         return Fitted(split, start, name, image[None], resized, before, tuple(said))
 
     def _rows(self, images: np.ndarray) -> np.ndarray:
-        """Images of any shape, whose bytes fill the beginnings of rows [n, C, H, W]; the rest is zero."""
+        """Rows [n, C, H, W] that begin with the bytes of images of any shape; the rest is zero."""
         rows = np.zeros((len(images), *self.shape), np.uint8)
         rows.reshape(len(images), -1)[:, : images[0].size] = images.reshape(len(images), -1)
         return rows
@@ -322,8 +325,8 @@ class Fit:
 
 
 class RowFile:
-    """A `.npy` file of n rows, of bytes or floats, written in any order. It is not mapped, so that resident
-    memory does not grow with the file."""
+    """A `.npy` file of n rows of bytes or floats, which may be written in any order. It is not memory-mapped,
+    so resident memory does not grow with the file."""
 
     def __init__(self, path: Path, n: int, shape: tuple[int, ...], dtype: Any = np.uint8):
         self.row = int(np.prod(shape)) * np.dtype(dtype).itemsize
@@ -343,8 +346,8 @@ class RowFile:
 def _write_images(
     images: RawImages, plan: Plan, files: PackFolder, fit: Fit, report: Callable[[int], None]
 ) -> tuple[Bad, bool, list[str], Sides]:
-    """Writes the images, then their further images with the same crop. Returns those that did not decode,
-    whether any image was resized, notes on reading images, and the sides of images."""
+    """Writes the images, then their further images with the same crop. Returns the images that did not
+    decode, whether any was resized, notes on reading, and the sides of the images."""
     count = sum(images.counts.values())
     work = count if images.shape != fit.shape else 0  # number of images that are decoded or resized
     sizes: Sides = {split: np.zeros((n, 2), np.int32) for split, n in images.counts.items()}
@@ -390,7 +393,7 @@ def _write_images(
 
 
 def _refuse_further(images: RawImages) -> None:
-    """Raises UsageError for images with further images, because these would need the same shapes."""
+    """Raises UsageError for images with further images, because further images would need the same shapes."""
     if images.further:
         extras = extras_in_words(images.further)
         message = f"`{images.title}` has {extras}, which `data.fit: aspect` does not support"

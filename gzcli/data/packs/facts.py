@@ -1,5 +1,5 @@
-"""The facts of a set that determine the settings of models: shape class, and whether there are few images.
-Those of known sets are declared; the user's own images are measured once, when they are packed."""
+"""The facts of a set that determine the settings of models: its shape class, and whether it has few images.
+The facts of known sets are declared. The user's own images are measured once, when they are packed."""
 
 from __future__ import annotations
 
@@ -60,14 +60,15 @@ class Facts:
 
     @property
     def words(self) -> str:
-        """For people: `1,600 colour images of 64×64, few`."""
+        """The facts in words: `1,600 colour images of 64×64, few`."""
         kind = "grey" if self.channels == 1 else "grey (stored as colour)" if self.grey else "colour"
         kind = kind if self.channels in (1, 3) else f"{self.channels}-channel"
         return ", ".join([f"{self.n:,} {kind} images of {self.width}×{self.height}", *self.traits])
 
 
 def settings_lines(facts: Facts | None) -> list[str]:
-    """Lines on the facts of a set and the settings chosen by them; [] for an embedded set or no facts."""
+    """Lines on the facts of a set and the settings that they select; [] for an embedded set or unknown
+    facts."""
     if facts is None or (facts.name in SPECS and SPECS[facts.name].embedded):
         return []
     settings = " ".join((facts.shape_class, *facts.traits))

@@ -1,4 +1,4 @@
-"""From a data set's name to its pack, found in the cache or fetched, read and packed now. No heavy import at
+"""Finds the pack of a data set in the cache; otherwise fetches, reads and packs the set. No heavy import at
 the top."""
 
 from __future__ import annotations
@@ -80,15 +80,17 @@ def open_pack(
     say: Say = silent,
     progress: Report = unreported,
 ) -> Pack:
-    """The pack of a set, which is fetched (up to 200 MB) and packed if necessary, under a lock. A set that
-    would be larger than `GZ_PACK_LIMIT` is streamed instead. Several processes may call it at once. Raises
-    UsageError (mixed sizes, size out of range, images smaller than the patch) and MissingError.
+    """The pack of a set. If necessary, the set is downloaded (up to 200 MB) and packed, under a lock, so
+    several processes may call this at once. A set that would be larger than `GZ_PACK_LIMIT` is streamed
+    instead. Raises UsageError (mixed sizes, size out of range, images smaller than the patch) and
+    MissingError.
 
-    size, channels: of the images, 4 … 1024 pixels per side, and 1 or 3; None: those of the set.
+    size, channels: 4 … 1024 pixels per side, and 1 or 3. None: those of the set.
     fit: how images of another shape are resized.
-    patch: side of the patches of images: random ones in training, elsewhere the middle one. Without a size
-      the images may have mixed sizes. None: whole images.
-    foreign: the user's own set is only scored: without a `test` split of its own, all images are in it.
+    patch: side of the patches, which are random in training and central elsewhere. If no size is set, the
+      images may have mixed sizes. None: whole images.
+    foreign: whether the user's own set is only scored. If it has no `test` split, all images are in that
+      split.
     """
     if channels not in (None, 1, 3):
         raise UsageError(f"`data.channels` must be 1 (grey) or 3 (RGB), not {channels}")
@@ -122,7 +124,7 @@ def open_pack(
 
 
 def _pack_now(data: DataSet, form: Form, say: Say, progress: Report) -> tuple[Pack, bool]:
-    """The new pack of a set, and whether this process made it rather than a concurrent one."""
+    """The new pack of a set, and whether this process made it, not a concurrent one."""
     folder = pack_dir(data, form)
     waiting = f"waiting: another process is packing `{data.shown}`"
     try:
@@ -140,7 +142,7 @@ def _pack_now(data: DataSet, form: Form, say: Say, progress: Report) -> tuple[Pa
 
 
 def _make(data: DataSet, folder: Path, form: Form, say: Say, progress: Report) -> Pack:
-    """Packs a set into `folder`, atomically: its images, their facts, their pack."""
+    """Packs a set into `folder` atomically: reads its images, measures their facts and writes the pack."""
     from gzcli.data.packs.build import build
 
     made_of = fingerprint(data)
@@ -179,8 +181,8 @@ def facts_of(
     patch: int | None = None,
     meta: PackMeta | None = None,
 ) -> Facts | None:
-    """The facts of a set, packed or not; None if its files are gone or not readable. `meta`: of its pack,
-    if that is known."""
+    """The facts of a set, packed or not; None if its files are missing or unreadable. `meta`: that of its
+    pack, if known."""
     if isinstance(data, DataSpec):
         spec = data.sized(size)
         facts = Facts(spec.size, spec.size, spec.channels, spec.n_train)
@@ -208,13 +210,13 @@ def facts_of(
 
 @lru_cache(maxsize=1)
 def _surveyed(data: OwnSet, made_of: str | None) -> Facts | None:
-    """The facts of a set that is not packed. Cached, because several recipes need the same facts, and an
-    archive of many images takes seconds; `made_of` changes with its files."""
+    """The facts of a set that is not packed. They are cached, because several recipes need them, and a large
+    archive takes seconds to read. `made_of` changes with the set's files."""
     return measure(read(data, data.form))
 
 
 def _packed(data: DataSet) -> PackMeta | None:
-    """A pack of the current files that has their facts."""
+    """A pack of the current files that contains their facts."""
     metas = [meta for pack in packs_of(data) if (meta := PackMeta.read(pack)) and meta.facts]
     now = fingerprint(data) if metas else None
     return next((meta for meta in metas if now in (meta.fingerprint, None)), None)
@@ -244,8 +246,8 @@ def pack_limit() -> int:
 def find_pack(data: DataSet, form: Form | None = None) -> Pack | None:
     """The pack of a form, if there is one of the current files.
 
-    A pack made without a size or channels also serves forms that ask for its own, and one without resized
-    images serves every fit.
+    A pack made without a requested size or channels also serves forms that request what it has. A pack
+    without resized images serves every `fit`.
     """
     form = form or data.form
     fits: tuple[Fit, ...] = (form.fit, "crop")
@@ -284,8 +286,9 @@ def _serves(meta: PackMeta, form: Form) -> bool:
 def is_array(file: Path) -> bool:
     """Whether the length of a `.npy` file agrees with its header.
 
-    This parses the header without numpy, which is slow to import: magic string, version in two bytes, and
-    length of a Python literal with the type, such as `|u1` or `<i8`, and the shape.
+    The header is parsed without numpy, which is slow to import. It consists of a magic string, two bytes with
+    the version, and a Python literal, preceded by its length, with the dtype (such as `|u1` or `<i8`) and the
+    shape.
     """
     try:
         with file.open("rb") as f:
@@ -301,10 +304,10 @@ def is_array(file: Path) -> bool:
 
 
 def fingerprint(data: DataSet) -> str | None:
-    """A hash of a pack's sources: the version of packing, and the checksums of a known set's files, or the
-    names, sizes and times of the user's files and their layout.
+    """A hash of a pack's sources: the version of packing, and the checksums of a known set's files. For the
+    user's files, it covers their names, sizes, times and layout.
 
-    None if the path of an imported set is gone: its pack is then used unchecked.
+    None if the path of an imported set no longer exists; its pack is then used unchecked.
     """
     digest = hashlib.sha256(str(RULE if isinstance(data, DataSpec) else OWN_RULE).encode())
     if isinstance(data, DataSpec):
@@ -352,7 +355,7 @@ class Use:
 
 
 def _end_use(held: contextlib.ExitStack, pid: int) -> None:
-    """Ends a use, but not in a child that has a copy of it."""
+    """Ends a use, unless this process is a child with a copy of it."""
     if os.getpid() == pid:
         with contextlib.suppress(OSError):
             held.close()

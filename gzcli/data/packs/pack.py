@@ -1,4 +1,5 @@
-"""Packs: data sets as uint8 memory maps, and what runs record of them. No heavy import at the top."""
+"""Packs: data sets as uint8 memory maps, and the records that runs keep of them. No heavy import at the
+top."""
 
 from __future__ import annotations
 
@@ -47,12 +48,13 @@ class PackFolder:
     sheet_picture = Place("sheet.png")
 
     def array(self, split: str, kind: str = "") -> Path:
-        """The images uint8 [N, C, H, W]; of a kind: labels, further images (`control`), `sides`, or images
-        in shapes of these sides (`aspect`), whose bytes fill the beginnings of rows of the same length."""
+        """The file of the images, uint8 [N, C, H, W]. With a kind: the file of labels, further images
+        (`control`), `sides`, or images with these sides (`aspect`), whose bytes fill the beginnings of rows
+        of equal length."""
         return self.path / (f"{split}_{kind}.npy" if kind else f"{split}.npy")
 
     def texts(self, split: str, kind: str) -> Path:
-        """A list with a text for each image: `captions`, or `names` of the user's files."""
+        """The file of a list with a text for each image: `captions`, or the `names` of the user's files."""
         return self.path / f"{split}_{kind}.json"
 
 
@@ -107,7 +109,8 @@ class PackMeta:
 
     @property
     def words(self) -> str:
-        """For people: `216 train, 24 val, 80 test; 10 classes airplane to truck; 4 files … skipped`."""
+        """The content in words: `216 train, 24 val, 80 test; 10 classes airplane to truck; 4 files …
+        skipped`."""
         splits = ", ".join(f"{n:,} {split}" for split, n in self.counts.items() if n)
         is_short = len(self.classes) < 4
         names = ", ".join(self.classes) if is_short else f"{self.classes[0]} to {self.classes[-1]}"
@@ -119,9 +122,9 @@ class PackMeta:
 
 
 class Pack:
-    """A packed data set, returned by `gzcli.open_data`. The arrays of its splits are memory-maps, which all
-    processes share. With `patch` the images are patches of that side: random patches in training, otherwise
-    the middle ones.
+    """A packed data set, returned by `gzcli.open_data`. The arrays of its splits are memory maps, which all
+    processes share. With `patch`, the images are patches of that side: random ones in training, otherwise the
+    middle ones.
 
     meta: metadata of the pack.
     """
@@ -138,12 +141,12 @@ class Pack:
 
     @property
     def name(self) -> str:
-        """Its name in ids of runs."""
+        """The set's name in ids of runs."""
         return self.meta.name
 
     @property
     def reference(self) -> str:
-        """The name or path by which verbs open it."""
+        """The name or path with which verbs open the set."""
         return self.meta.name if self.meta.name in set_names() else self.meta.title
 
     @property
@@ -153,7 +156,7 @@ class Pack:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of its classes; () if it has no labels."""
+        """The names of the classes; () if the set has no labels."""
         return self.meta.classes
 
     def __repr__(self) -> str:
@@ -174,14 +177,14 @@ class Pack:
         return Pictures(self.folder, split, self.meta.shape, Decoding(**self.meta.streamed), self.patch)
 
     def aspects(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """The rows of images in several shapes, uint8 [N, C, H, W], and the shapes (width, height), int32 [N,
-        2]; None for a pack in one shape."""
+        """For images in several shapes: their rows, uint8 [N, C, H, W], and their sides (width, height),
+        int32 [N, 2]. None for a pack in one shape."""
         if self.meta.fit != "aspect":
             return None
         return self._load(split, "aspect"), self._load(split, "sides")
 
     def labels(self, split: str = "train") -> np.ndarray | None:
-        """int64 [N], or uint8 [N, K] of a multi-label set, or None."""
+        """The labels, int64 [N], or uint8 [N, K] for a multi-label set; None without labels."""
         return self._load(split, "labels") if self.meta.classes else None
 
     def captions(self, split: str) -> list[str] | None:
@@ -193,14 +196,14 @@ class Pack:
         return read_json(self._files.texts(split, "names"))
 
     def further(self, split: str, *, uncut: bool = False) -> dict[str, np.ndarray]:
-        """Further images of each image by kind (`control`, `before`), uint8 [N, C, H, W]; {} without."""
+        """The further images by kind (`control`, `before`), uint8 [N, C, H, W]; {} if there are none."""
         arrays = {kind: self._load(split, kind) for kind in self.meta.extras if kind in FURTHER}
         return arrays if uncut else {kind: self._cut(images) for kind, images in arrays.items()}
 
     def seen(self, levels: int | None) -> Pack:
         """The pack that a model with these grey levels is trained on: the values of the set if it has any,
-        otherwise the images. If the images show all channels, at most 256 levels select the images. Raises
-        UsageError for levels that the values do not have."""
+        otherwise the images. If the images show all channels, a model with at most 256 levels is trained on
+        them. Raises UsageError for levels that the values do not have."""
         if self.meta.values is None:
             return self
         channels, own = self.meta.values["channels"], self.meta.values["levels"]
@@ -215,7 +218,8 @@ class Pack:
         )
 
     def info(self, levels: int | None = None, steps: int = 0) -> DataInfo:
-        """The description of the data for building a model, by default with the grey levels of the source."""
+        """The description of the data with which a model is built, by default with the grey levels of the
+        source."""
         m = self.meta
         return DataInfo(m.shape, levels or m.levels, m.classes, m.multilabel, m.counts["train"], steps)
 
@@ -255,7 +259,7 @@ class Pack:
 
 
 class ValuePack(Pack):
-    """The values of a set as its images: bytes, or float32 [N, C, H, W] scaled to [-1, 1]."""
+    """A pack whose images are the values of a set: bytes, or float32 [N, C, H, W] scaled to [-1, 1]."""
 
     def __init__(self, pictures: Pack):
         super().__init__(pictures.folder, pictures.meta)
@@ -265,7 +269,7 @@ class ValuePack(Pack):
         self.own, self.onto = values, values
 
     def scaled_as(self, values: Values) -> ValuePack:
-        """The same real numbers rescaled, so that −1 and 1 are those of a model's training set."""
+        """The same real numbers, rescaled so that −1 and 1 mean what they mean in a model's training set."""
         self.onto = asdict(values)
         return self
 
@@ -286,7 +290,7 @@ def _ends(values: Mapping[str, Any]) -> list[float]:
 
 
 def values_of(pack: Pack, levels: int | None) -> Values | None:
-    """What the images are that a model of some grey levels is trained on; None: images of 8 bits."""
+    """The kind of values on which a model with these grey levels is trained; None for 8-bit images."""
     from gzcli.data.readers.values import Values
 
     return None if pack.seen(levels) is pack else Values.of(pack.meta.values or {})
@@ -304,7 +308,8 @@ def record_data(folder: Path, meta: PackMeta) -> None:
 
 
 def check_unchanged(folder: Path, meta: PackMeta) -> None:
-    """Raises MissingError if a set has changed since the run in `folder` recorded it, with the changes."""
+    """Raises MissingError, which lists the changes, if a set has changed since the run in `folder` recorded
+    it."""
     before = Run(folder).environment.get("data") or {}
     if before.get("name") != meta.name or before.get("digest") == meta.digest:
         return

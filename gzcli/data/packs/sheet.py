@@ -1,4 +1,4 @@
-"""A contact sheet of a set: a row for each class, which shows whether images and labels fit."""
+"""A contact sheet of a set with a row for each class. It shows whether images and labels match."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ Row = tuple[str, str, np.ndarray]  # name, a remark below it, images uint8 [n, C
 
 
 def draw(pack: Pack, path: Path) -> Path:
-    """Writes the sheet of a set as a PNG at `path`. Rows are classes of the training images, or splits
-    without classes, followed by rows of images and their further images (`before`, `control`)."""
+    """Writes the sheet of a set as a PNG at `path`. There is a row for each class of the training images, or
+    for each split if there are no classes. Then follow rows of images and their further images (`before`,
+    `control`)."""
     every = list(_rows(pack))
     rows, omitted = every[:ROWS], len(every) - ROWS
     channels, high, wide = pack.meta.shape

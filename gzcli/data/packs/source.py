@@ -1,4 +1,4 @@
-"""From a set to its images: made, fetched and read, or read if they are. No heavy import at the top."""
+"""The images of a set, which are generated, read, or fetched and read. No heavy import at the top."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ FETCHED_UNASKED = 200_000_000  # bytes of a set, beyond which only `gz data down
 
 
 def read(data: DataSet, form: Form, say: Say = silent) -> RawImages:
-    """The images of a set, whose files are fetched if they are missing and not large. Raises MissingError."""
+    """The images of a set. Missing files are downloaded unless they are large. Raises MissingError."""
     if isinstance(data, OwnSet):
         return _own(data, form)
     return _embedded(data) if data.embedded else _known(data, say)
 
 
 def at_hand(data: DataSet, say: Say = silent) -> DataSet:
-    """The set, whose files are fetched into the hub's cache if it is one of the hub. Raises MissingError."""
+    """The set. If it is on the hub, its files are downloaded into the hub's cache. Raises MissingError."""
     if not isinstance(data, HubSet) or data.path.exists():
         return data
     folder = f"{data.config}/" if data.config else ""
@@ -86,7 +86,7 @@ def _known(spec: DataSpec, say: Say) -> RawImages:
 
 
 def _fetch_files(spec: DataSpec, say: Say) -> None:
-    """Fetches missing files unless they are large, and verifies the checksums of all."""
+    """Downloads missing files unless they are large, and verifies the checksums of all files."""
     megabytes = size_in_words(spec.download_size)
     if not is_fetched(spec):
         from gzcli.data.download.fetch import fetch, has_local_mirror
@@ -107,7 +107,7 @@ def _fetch_files(spec: DataSpec, say: Say) -> None:
 
 
 def ways_to_fetch(spec: DataSpec) -> str:
-    """The commands that fetch the files of a known set."""
+    """The commands that download the files of a known set."""
     if spec.linked:
         ways = f"run `gz data download {spec.name} --from DIR`, where DIR has the files from {spec.page}"
         return ways + (f", or `--from {HUB_SCHEME}{spec.hub}` with `HF_TOKEN`" if spec.hub else "")

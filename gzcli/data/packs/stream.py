@@ -1,5 +1,5 @@
-"""Worker processes that decode images: blocks of a set while it is packed, and batches of a set that is too
-large to pack, by an index of its images' places."""
+"""Worker processes that decode images. They decode blocks of a set while it is packed, and batches of a set
+that is too large to pack, whose images an index locates."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ _main_hidden = threading.Lock()
 
 
 def mapped(f: Callable[[Block], T], blocks: Iterable[Block], work: int) -> Iterator[T]:
-    """f(block) of each block in order; `work` is the number of images that f must decode.
+    """Yields f(block) for each block in order; `work` is the number of images that f must decode.
 
-    Threads would be no faster than one: decoding small images holds the interpreter's lock.
+    Several threads would be no faster than one, because decoding small images keeps the interpreter's lock.
     """
     count = cores() if work > FEW else 1
     if count == 1:
@@ -78,7 +78,7 @@ def mapped(f: Callable[[Block], T], blocks: Iterable[Block], work: int) -> Itera
 
 
 def cores() -> int:
-    """Worker processes that packing starts: the cores that this process may use, at most 8."""
+    """The number of worker processes for packing: the cores that this process may use, at most 8."""
     return min(MOST_WORKERS, start.cores())
 
 
@@ -101,8 +101,9 @@ def _apply(f: Callable[[Block], T], chunk: list[Block]) -> list[T]:
 
 @contextmanager
 def _without_main() -> Iterator[None]:
-    """Hides the main module from processes started within the block, which would import it. A user's script
-    without `if __name__ == "__main__"` would run again in each, and wait for the set being packed."""
+    """Hides the main module from processes that are started within the block, because they would import it. A
+    user's script without `if __name__ == "__main__"` would then run in each of them, and wait for the set
+    being packed."""
     with _main_hidden:
         main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
         try:
@@ -112,7 +113,7 @@ def _without_main() -> Iterator[None]:
 
 
 def _follow_parent() -> None:
-    """Makes a worker process leave Ctrl-C to its parent, and end when its parent does."""
+    """Makes a worker process ignore Ctrl-C, and end when its parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def follow() -> None:
@@ -141,9 +142,9 @@ def write_index(folder: Path, split: str, spans: Sequence[Span]) -> None:
 class Pictures:
     """The images of a split as an array uint8 [N, C, H, W], decoded when a row is read.
 
-    An index [B] gives whole images or middle patches. One of [B, 3] gives patches, placed by two large
-    random numbers each. Raises MissingError for an unreadable image, UsageError for one of another size
-    than `shape`."""
+    An index [B] selects whole images or middle patches. An index [B, 3] selects patches, whose positions
+    follow from two large random numbers each. Raises MissingError for an unreadable image, UsageError for one
+    of another size than `shape`."""
 
     dtype = np.dtype(np.uint8)
 
@@ -185,7 +186,7 @@ class Pictures:
         return np.load(self.folder / f"{self.split}_containers.npy", mmap_mode="r")
 
     def _decoded(self, row: np.ndarray, place: Sequence[int] | None = None) -> np.ndarray:
-        """The image of a row of the index, or a patch of it: the middle one without a `place`."""
+        """The image of a row of the index, or a patch of it; without a `place`, the middle patch."""
         container, offset, length, deflated = row.tolist()
         path = os.fsdecode(self._containers[container].item())
         name = f"{path} at byte {offset:,}" if offset else path  # an archive's member lies behind its header
@@ -204,7 +205,7 @@ class Pictures:
 
 
 def worker_count() -> int:
-    """Worker processes for this one: `GZ_WORKERS`, or its share of the cores, 1 to 8."""
+    """The number of worker processes for this one: `GZ_WORKERS`, or its share of the cores, 1 to 8."""
     if (count := number_in("GZ_WORKERS", "processes")) is not None:
         return count
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # training processes on this machine
@@ -212,8 +213,8 @@ def worker_count() -> int:
 
 
 class Prefetch:
-    """Batches of images, decoded ahead by worker processes that end with this object, or with the process.
-    `index_of` gives the rows of a batch by its step, and is called in this process."""
+    """Batches of images, decoded ahead by worker processes. The workers end with this object or with this
+    process. `index_of` returns the rows of a batch for its step, and is called in this process."""
 
     def __init__(
         self, pictures: Pictures, index_of: Callable[[int], Index], workers: int, steps: int = sys.maxsize
@@ -248,10 +249,10 @@ class Prefetch:
         self._last: tuple[int, Tensor | GzError] | None = None  # the last batch, with its step
 
     def at(self, step: int) -> Tensor:
-        """The batch of a step: uint8 [B, C, H, W] on the CPU, not to be written to. Any other step than the
-        last one and the next starts the workers again from there.
+        """The batch of a step: uint8 [B, C, H, W] on the CPU, read-only. A step other than the previous one
+        and the next restarts the workers from there.
 
-        Raises what `Pictures` raises, and DeviceError if a worker was killed.
+        Raises the errors of `Pictures`, and DeviceError if a worker was killed.
         """
         if self._last is None or self._last[0] != step:
             if "batches" not in self._open or self._last is None or step != self._last[0] + 1:
@@ -280,7 +281,7 @@ class Prefetch:
 
 
 class _Steps:
-    """A loader's batch sampler: the rows of one batch after another, from `first` on."""
+    """The batch sampler of a loader: the rows of one batch after another, from `first` on."""
 
     def __init__(self, index_of: Callable[[int], Index], steps: int):
         self.index_of, self.steps, self.first = index_of, steps, 0
@@ -290,7 +291,8 @@ class _Steps:
 
 
 class _Batches:
-    """A loader's data set. An error of an image is returned, not raised: a loader would wrap it."""
+    """The data set of a loader. The error of an image is returned rather than raised, because a loader would
+    wrap it."""
 
     def __init__(self, pictures: Pictures):
         self.pictures = pictures

@@ -85,7 +85,8 @@ def refuse_escape(path: Path, name: str) -> None:
 
 
 def refuse_bomb(path: Path, unpacked: int, packed: int) -> None:
-    """Raises MissingError for an archive that would unpack to too many bytes, or to too many for its size."""
+    """Raises MissingError for an archive that would unpack to too many bytes, in total or relative to its
+    size."""
     limit = number_in("GZ_MAX_ARCHIVE", "bytes")
     most = MAX_ARCHIVE if limit is None else limit
     if unpacked > most:
@@ -102,7 +103,7 @@ def refused(path: Path, why: str) -> MissingError:
 
 @contextmanager
 def _reading(path: Path, archive: Callable[[], Any]) -> Iterator[Any]:
-    """An archive that is opened and read; its faults become MissingError."""
+    """Turns faults of an archive that is opened and read within the block into MissingError."""
     try:
         with archive() as opened:
             yield opened
@@ -132,7 +133,7 @@ class Files:
 
 
 def open_folder(path: Path, accepts: Callable[[str], bool]) -> Files:
-    """The wanted regular files below a folder; `notes` count what is not a regular file."""
+    """The wanted regular files below a folder. `notes` count the entries that are not regular files."""
     names, others = walk(path)
     notes = []
     for kind, odd in others.items():
@@ -255,7 +256,7 @@ class Tar:
 
 
 class _Member(tarfile.TarInfo):
-    """A header of a tar whose name, which tarfile reads at once, is no longer than names are."""
+    """A tar header that refuses overlong names, because tarfile reads a name into memory at once."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
@@ -266,5 +267,5 @@ class _Member(tarfile.TarInfo):
 
 
 def _clean(name: str) -> str:
-    r"""`./cats\1.png`, as some programs of Windows write it, is `cats/1.png`."""
+    r"""The normalised name: `./cats\1.png`, as some Windows programs write it, becomes `cats/1.png`."""
     return str(PurePosixPath(name.replace("\\", "/")))

@@ -1,5 +1,5 @@
-"""The sets that need no download: made of scikit-learn's digits and photographs, of matplotlib's fonts,
-of a sheet of emoji, or drawn from scratch."""
+"""The sets that need no download. They are made from scikit-learn's digits and photographs, Matplotlib's
+fonts or a sheet of emoji, or are drawn."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ SIDE = 128  # pixels a side of the large drawing, which spans −1 … 1
 
 
 def distance(drawing: np.ndarray) -> np.ndarray:
-    """The signed distance, float32, to the outline of a drawing bool [SIDE, SIDE], in half its sides."""
+    """The signed distance, float32, to the outline of a drawing, bool [SIDE, SIDE], in units of half its
+    side."""
     from scipy.ndimage import distance_transform_edt as edt
 
     return ((edt(drawing) - edt(~drawing)) * (2 / SIDE)).astype(np.float32)
 
 
 def matrices(angle: np.ndarray, shear: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Maps [N, 2, 2] of the form's plane (x to the right, y down): sheared, then turned, then enlarged."""
+    """Matrices [N, 2, 2] of the form's plane (x to the right, y down) that shear, then rotate, then scale."""
     zero, one = np.zeros_like(angle), np.ones_like(angle)
     sheared = np.stack([one, -shear, zero, one], -1).reshape(-1, 2, 2)
     turned = np.stack([np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)], -1).reshape(-1, 2, 2)
@@ -69,7 +70,8 @@ CAPITAL, WIDEST = 18.5, 19.5  # pixels of a glyph's height and, at most, of its 
 
 
 def glyphs(spec: DataSpec) -> RawImages:
-    """Characters of 21 faces, slightly sheared, turned, enlarged, moved and bolder; classes alternate."""
+    """Characters of 21 typefaces, slightly sheared, rotated, scaled, moved and emboldened; classes
+    alternate."""
     n, classes = spec.n_train + spec.n_test, len(spec.class_names)
     draw = np.random.RandomState(0).uniform  # its stream is frozen
     maps = matrices(draw(-0.17, 0.17, n), draw(-0.15, 0.2, n), draw(0.88, 1.1, (n, 2)))
@@ -136,12 +138,13 @@ class Factors:
 
     @property
     def size(self) -> np.ndarray:
-        """Number in SIZES, [N]: thirds of the radius."""
+        """Index in SIZES, [N]: thirds of the radius."""
         return np.floor(3 * (self.radius - SMALLEST) / (LARGEST - SMALLEST)).clip(0, 2).astype(np.int64)
 
     @property
     def places(self) -> np.ndarray:
-        """Which of PLACES apply, bool [N, 5]: left, right, top and bottom from two pixels off the middle."""
+        """Which of PLACES apply, bool [N, 5]. Left, right, top and bottom begin two pixels from the
+        middle."""
         x, y = self.center.T
         off = np.stack([x < -2, x > 2, y < -2, y > 2], 1)
         return np.concatenate([off, ~off.any(1, keepdims=True)], 1)
@@ -159,7 +162,7 @@ def factors(n: int) -> Factors:
 
 
 def shapes(spec: DataSpec) -> RawImages:
-    """Shapes of 8 kinds and colours; the class is the kind, and the caption states the factors in words."""
+    """Shapes of 8 kinds and 8 colours. The class is the kind; the caption states the factors in words."""
     facts = factors(spec.n_train + spec.n_test)
     colours = list(COLOURS)
     words = []
@@ -172,7 +175,7 @@ def shapes(spec: DataSpec) -> RawImages:
 
 
 def shapes_factors(spec: DataSpec) -> RawImages:
-    """The same images, with a label for each factor instead of the class."""
+    """The images of `shapes`, with a label for each factor instead of the class."""
     facts = factors(spec.n_train + spec.n_test)
     labels = [
         np.eye(len(names), dtype=np.uint8)[which]
@@ -183,7 +186,7 @@ def shapes_factors(spec: DataSpec) -> RawImages:
 
 
 def _draw_shapes(facts: Factors, side: int) -> np.ndarray:
-    """Images uint8 [N, 3, side, side]: a form of one colour before a gradient of pale colours."""
+    """Images uint8 [N, 3, side, side]: a form in one colour on a gradient of pale colours."""
     n = len(facts.kind)
     draw = np.random.RandomState(1).uniform
     first, last = draw(205, 250, (2, n, 3, 1, 1)).astype(np.float32)
@@ -208,7 +211,8 @@ def _disc(x: np.ndarray, y: np.ndarray, radius: float = 1.0) -> np.ndarray:
 
 
 def _corners(count: int, *radii: float) -> Inside:
-    """The inside of a polygon with corners evenly around the middle, the first above, at `radii` in turn."""
+    """The inside of a polygon. Its corners are evenly spaced around the middle, beginning at the top, at
+    `radii` in turn."""
 
     def inside(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         from matplotlib.path import Path
@@ -239,7 +243,7 @@ _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 
 def digits(spec: DataSpec) -> RawImages:
-    """1,797 digits, 8×8 with 17 levels, doubled; the last fifth of each class is the test split."""
+    """1,797 digits, 8×8 with 17 levels, doubled in size. The last fifth of each class is the test split."""
     return _raw(spec, *_digits())
 
 
@@ -269,14 +273,15 @@ _EDITS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of one digit, uint8
 
 
 def _neighbours(x: np.ndarray) -> np.ndarray:
-    """Each pixel and its four neighbours, [5, 1, 16, 16]; beyond the edge all is black."""
+    """Each pixel and its four neighbours, [5, 1, 16, 16]; pixels beyond the edge are black."""
     padded = np.pad(x, ((0, 0), (1, 1), (1, 1)))
     shifts = ((0, 0), (0, 1), (0, -1), (1, 0), (-1, 0))
     return np.stack([padded[:, 1 + i : 17 + i, 1 + j : 17 + j] for i, j in shifts])
 
 
 def digits_edited(spec: DataSpec) -> RawImages:
-    """Digits that are changed by instructions, their captions, in turn; `before` are the unchanged digits."""
+    """Digits that were edited by instructions, which cycle and are the captions; `before` are the unchanged
+    digits."""
     before, labels = _digits()
     edits = list(_EDITS.items())
     chosen = {split: [edits[i % len(edits)] for i in range(len(x))] for split, x in before.items()}
@@ -290,8 +295,8 @@ def digits_edited(spec: DataSpec) -> RawImages:
 
 
 def patches(spec: DataSpec) -> RawImages:
-    """32×32 patches: the left of each photograph (overlapping by half) is train, a strip beside it
-    validation, the right fifth test; no two splits share a pixel."""
+    """32×32 patches of photographs. The left part of each (patches overlap by half) is train, a strip beside
+    it validation, and the right fifth test. No two splits share a pixel."""
     from sklearn.datasets import load_sample_images
 
     side, images, labels = 32, {}, {}
@@ -314,8 +319,8 @@ FONT = "NotoColorEmoji.ttf"
 
 
 def emoji(spec: DataSpec) -> RawImages:
-    """Noto's emoji without skin tones, on white, with their names as captions: from a sheet at 32 pixels,
-    drawn with the installed font above."""
+    """Noto's emoji without skin tones, on white, with their names as captions. Up to 32 pixels they come from
+    a sheet; above that, they are drawn with the installed font."""
     from PIL import Image
 
     rows = [line.split("\t") for line in EMOJI_TABLE.read_text("utf-8").splitlines()]
@@ -346,8 +351,8 @@ def emoji_font() -> Path:
 
 
 def draw_emoji(texts: Sequence[str], side: int, font: Path) -> np.ndarray:
-    """Images uint8 [N, 3, side, side] of emoji on white. Raises MissingError if there is no library that
-    joins characters to one emoji."""
+    """Images uint8 [N, 3, side, side] of emoji on white. Raises MissingError if no library is available that
+    joins characters into one emoji."""
     from PIL import Image, ImageDraw, ImageFont, features
 
     if not features.check("raqm"):
@@ -399,6 +404,6 @@ def _raw(spec: DataSpec, images: dict[str, np.ndarray], labels: dict[str, np.nda
 
 
 def _halved(spec: DataSpec, images: np.ndarray, labels: np.ndarray) -> RawImages:
-    """The images of a set, of which the last `n_test` are its test split."""
+    """The images of a set, the last `n_test` of which are the test split."""
     n = spec.n_train
     return _raw(spec, {"train": images[:n], "test": images[n:]}, {"train": labels[:n], "test": labels[n:]})

@@ -55,7 +55,7 @@ Places = dict[str, tuple[str, str | None]]  # name of an image → its split and
 
 
 def open_path(path: Path, form: Form | None = None) -> RawImages:
-    """The images at a path: folder, zip, tar, npz, dataset folder, or a single image that is scored."""
+    """The images at a path: a folder, zip, tar, npz, dataset folder, or a single image to score."""
     form = form or Form()
     ending = path.suffix.lower() if is_regular(path) and not path.is_dir() else ""
     if ending in ARRAYS or is_dataset_folder(path):
@@ -86,8 +86,7 @@ def read_pictures(
     patch: int | None = None,
     say: Say = silent,
 ) -> np.ndarray:
-    """The first `limit` images at a path, or their middle patches, in order of their names: uint8
-    [n, C, H, W]."""
+    """The first `limit` images at a path, or their middle patches, ordered by name: uint8 [n, C, H, W]."""
     if not path.exists():
         hint = "give an image, or a folder, zip or tar of images"
         raise MissingError(f"`{path}` does not exist", hint=hint)
@@ -167,8 +166,8 @@ def pictures(title: str, members: Members, form: Form) -> RawImages:
 
 
 def _numbered(labels: set[str], in_files: bool) -> tuple[tuple[str, ...], dict[str | None, int]]:
-    """The classes of these labels, and the number of each label. Labels in files that are numbers of up to
-    five digits are class numbers."""
+    """The classes of these labels, and the class number of each label. Labels from files that are numbers of
+    up to five digits are class numbers themselves."""
     if in_files and all(label.isdecimal() and len(label) < 6 for label in labels):
         return tuple(map(str, range(max(map(int, labels)) + 1))), {label: int(label) for label in labels}
     classes = tuple(sorted(labels))
@@ -193,8 +192,8 @@ def _label_files(title: str, members: Members, names: list[str]) -> dict[str, st
 
 
 def _annotated(members: Members) -> dict[str, str]:
-    """The classes of images `SPLIT/images/NAME` by TinyImageNet's `SPLIT/SPLIT_annotations.txt`, whose
-    lines are NAME, class and box with tabs between."""
+    """The classes of images `SPLIT/images/NAME` from TinyImageNet's `SPLIT/SPLIT_annotations.txt`, whose
+    lines contain NAME, class and box, separated by tabs."""
     lists = [name for name in members.names if name.endswith("_annotations.txt") and "/" in name]
     classes: dict[str, str] = {}
     for name, data in _texts(members, lists):
@@ -245,7 +244,7 @@ def _descriptions(title: str, members: Members, names: list[str]) -> tuple[dict[
 
 def _metadata_line(line: str, place: str) -> _Line:
     """Parses a line of `metadata.jsonl`. Keys may end in `_file_name`, as in the `datasets` library. A key of
-    FURTHER is ignored if its value names no image, as {"source": "flickr"}."""
+    FURTHER is ignored if its value is not the name of an image, as in {"source": "flickr"}."""
     hint = 'write each line like {"file_name": "0001.png", "text": "a red door"}'
     try:
         row = {key.removesuffix("_file_name"): value for key, value in json.loads(line).items()}
@@ -334,7 +333,7 @@ def _layout_of(title: str, folders: Folders) -> str:
 
 
 def _by_split(title: str, folders: Folders, annotated: Mapping[str, str]) -> tuple[Places, list[str]]:
-    """Places in the layouts SPLIT/CLASS/…, SPLIT/… and SPLITA/…, without masks, and notes."""
+    """The places in the layouts SPLIT/CLASS/…, SPLIT/… and SPLITA/…, without masks, and notes."""
     inside: dict[str, Folders] = {}  # by split folder
     masks: list[str] = []  # for each mask, its folder
     for name, f in folders.items():

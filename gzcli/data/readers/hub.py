@@ -38,8 +38,8 @@ def is_dataset_folder(path: Path) -> bool:
 
 def parquet_files(path: Path) -> dict[str, list[Path]]:
     """The parquet files at a path, or in a folder and those below it, by split. The split is in the file name
-    (`train-00000-of-00002.parquet`) or the folder name (`default/train/0000.parquet`). If no file has a
-    split, all are train. {} if there are no files."""
+    (`train-00000-of-00002.parquet`) or the folder name (`default/train/0000.parquet`). If no name has a
+    split, all files are train. {} if there are no files."""
     if path.suffix == ".parquet":
         return {"train": [path]}
     sets: dict[str, dict[str, list[Path]]] = {}
@@ -137,7 +137,7 @@ class Rows:
                 yield first + i, self._picture(file, cell)
 
     def _groups(self) -> Iterator[tuple[int, int, int]]:
-        """(index of the file, index of a row group in it, rows of the group)."""
+        """For each row group: the index of its file, its index in the file, and its number of rows."""
         for number, file in enumerate(self.files):
             if hasattr(file, "num_row_groups"):
                 for group in range(file.num_row_groups):
@@ -172,7 +172,7 @@ def _opened(path: Path) -> Any:
 
 
 def _splits(path: Path) -> dict[str, Rows]:
-    """The rows of train, and of val and test if there are."""
+    """The rows of train, and those of val and test if there are any."""
     try:
         if (path / SPLITS_FILE).exists():
             files = {split: _arrow_files(path / split) for split in read_object(path / SPLITS_FILE)["splits"]}
@@ -193,9 +193,9 @@ def _splits(path: Path) -> dict[str, Rows]:
 def dataset_folder(path: Path) -> RawImages:
     """The images of a data set of the hub.
 
-    - images: the first column of images whose name does not mean a further image
-    - further images: columns of images whose names do (`conditioning_image`, `input_image`, …)
-    - labels: the first column of class labels, otherwise of integers or texts in a column of LABELS. A split
+    - images: the first column of images whose name does not denote further images
+    - further images: columns of images whose names denote them (`conditioning_image`, `input_image`, …)
+    - labels: the first column of class labels, otherwise a column of LABELS with integers or texts. A split
     other than train whose labels are all −1 (hidden on the hub) is omitted.
     - captions: a column `text`, `caption`, `edit_prompt` or `instruction`
     """
@@ -245,7 +245,7 @@ def dataset_folder(path: Path) -> RawImages:
 
 
 def _labels(path: Path, splits: dict[str, Rows]) -> tuple[tuple[str, ...], dict[str, np.ndarray], list[str]]:
-    """The classes, the labels int64 [N] of each split, and what was left out."""
+    """The classes, the labels int64 [N] of each split, and notes on omissions."""
     kinds = splits["train"].kinds
     labelled = next((name for name, kind in kinds.items() if kind == "class"), None)
     column = labelled or next((name for name in LABELS if kinds.get(name) in ("int", "text")), None)

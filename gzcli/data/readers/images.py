@@ -1,4 +1,4 @@
-"""Shared parts of readers: the files below a folder, the meaning of their names, and the images of a set
+"""Code that readers share: the files below a folder, the meaning of their names, and the images of a set
 before packing. No heavy import at the top."""
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ Folders = dict[str, tuple[str, ...]]  # name of an image → its folders, the ou
 
 
 def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
-    """Names of the regular files below a folder (POSIX, relative, sorted), and of all others by kind:
-    "broken" links, "special" files, and "repeated": links to folders that are read already.
+    """The names of the regular files below a folder (POSIX, relative, sorted), and those of all other entries
+    by kind: "broken" links, "special" files, and "repeated" links to folders that were already read.
 
-    Links are followed. Each folder is read once, by its own name rather than a link's, so that a circle of
-    links has an end. Names that begin with a dot are left out.
+    Links are followed. Each folder is read once, under its own name rather than a link's, so circles of links
+    end. Names that begin with a dot are skipped.
     """
     files: list[str] = []
     odd: dict[str, list[str]] = {}
@@ -76,7 +76,7 @@ def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def _kind_of(entry: os.DirEntry) -> str:
-    """What an entry of a folder is or leads to: "file", "folder", "broken" or "special"."""
+    """What an entry of a folder is, or what a link points to: "file", "folder", "broken" or "special"."""
     try:
         if entry.is_file():
             return "file"
@@ -126,7 +126,7 @@ def is_hidden(name: str) -> bool:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file is an image, or the array of an image, by its name."""
+    """Whether a file is an image, or the array of an image, judging by its name."""
     return (may_be_picture(name) or name.lower().endswith(ARRAY)) and not is_hidden(name)
 
 
@@ -136,7 +136,7 @@ def may_be_picture(value: str) -> bool:
 
 
 class PictureFilter:
-    """Chooses images and files that describe them, and counts the kinds of all other files."""
+    """Selects images and the files that describe them, and counts all other files by kind."""
 
     def __init__(self) -> None:
         self.others: Counter[str] = Counter()
@@ -164,7 +164,7 @@ class PictureFilter:
 
 
 def split_of(folder: str | None) -> tuple[str, str] | None:
-    """The split and the domain that a folder's name means: `test`, `testing`, `Test Images` → ("test", "");
+    """The split and the domain that a folder's name denotes: `test`, `testing`, `Test Images` → ("test", "");
     `trainA` → ("train", "A"); None for another name."""
     if folder is None:
         return None
@@ -180,7 +180,7 @@ def split_of(folder: str | None) -> tuple[str, str] | None:
 
 
 def without_outer(names: Iterable[str], layout: str | None) -> Folders:
-    """The folders of each image, without outer folders common to all."""
+    """The folders of each image, without the outer folders that all images share."""
     folders = {name: PurePosixPath(name).parts[:-1] for name in names}
     while True:
         heads = {f[0] if f else None for f in folders.values()}
@@ -199,7 +199,7 @@ def without_outer(names: Iterable[str], layout: str | None) -> Folders:
 
 
 class Block(NamedTuple):
-    """Some images that follow one another in an official split."""
+    """Consecutive images of an official split."""
 
     split: str  # "train", "val" or "test"
     start: int  # number of the first image in the split
@@ -208,7 +208,7 @@ class Block(NamedTuple):
 
 
 class Span(NamedTuple):
-    """The position of an encoded image's bytes, to read it without opening the archive."""
+    """The position of an encoded image's bytes, with which it is read without opening the archive."""
 
     path: str  # absolute, of the file that holds them
     offset: int  # bytes before them
@@ -252,7 +252,7 @@ class Members(Protocol):
     notes: list[str]  # what was left out, and why
 
     def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
-        """(name, bytes) of all members, or of some."""
+        """Yields (name, bytes) for all members, or for some."""
 
     def spans(self) -> dict[str, Span]:
         """The positions of each member's bytes."""
@@ -263,7 +263,7 @@ Blocks = Callable[[], Iterator[Block]]
 
 @dataclass
 class RawImages:
-    """The images of a set: labels and counts at once, pixels as blocks one after another."""
+    """The images of a set: labels and counts in memory, pixels as a sequence of blocks."""
 
     title: str  # what messages call it
     classes: tuple[str, ...]  # names of the classes; () without labels
@@ -325,7 +325,7 @@ PlacedMembers = tuple[Members, Mapping[str, Place]]  # an archive, and the place
 
 
 class Encoded:
-    """The images of `parts` that have a place, numbered in each split in the order of part and name."""
+    """The images of `parts` that have a place. In each split they are numbered by part and name."""
 
     def __init__(self, title: str, parts: Sequence[PlacedMembers]):
         self.names: dict[str, list[str]] = {}  # by split
@@ -345,7 +345,7 @@ class Encoded:
         self.title, self.counts = title, {split: len(names) for split, names in self.names.items()}
 
     def images(self, classes: Sequence[str]) -> RawImages:
-        """The images, with labels int64 [N] or uint8 [N, K] (multi-label) if there are classes."""
+        """The images. If there are classes, they have labels int64 [N], or uint8 [N, K] (multi-label)."""
         import numpy as np
 
         labels = {
@@ -355,7 +355,7 @@ class Encoded:
         return RawImages(self.title, tuple(classes), self.counts, labels, self.blocks(), spans=self.spans)
 
     def blocks(self, names: Mapping[str, str] | None = None) -> Blocks:
-        """The images as blocks, or the images that `names` gives for them."""
+        """The images as blocks; with `names`, the corresponding images that it names."""
 
         def blocks() -> Iterator[Block]:
             for members, rows in self._parts:

@@ -1,11 +1,11 @@
-"""Inspection sets: good images to learn from, images of each kind of defect, and masks of the defects.
+"""Inspection sets: good training images, images with each kind of defect, and masks of the defects.
 
     train/good · test/good · test/scratch · ground_truth/scratch/000_mask.png      as MVTec's
     Data/Images/Normal · Data/Images/Anomaly · Data/Masks/Anomaly/000.png          as VisA's
     good · scratch · masks/scratch/000.png                                         plain folders
 
-Masks are optional. A mask has the name of its image, with or without an ending such as `_mask`. Several
-masks of an image are in a folder of that name.
+Masks are optional. A mask has the name of its image, with or without a suffix such as `_mask`. If an image
+has several masks, they are in a folder of that name.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Inspection:
 
     good: the folder of the good images; None if they are the split `train`.
     kinds: the kind of defect of each defective image, in the order of kinds and images.
-    masks: the images that mark the defects of an image.
+    masks: the mask images of each defective image.
     notes: omitted files, and why.
     """
 
@@ -75,7 +75,7 @@ def open_inspection(path: Path) -> Inspection | None:
 
 
 def _listed(members: Members, lists: list[str]) -> dict[str, str]:
-    """VisA's kinds by the names of images; the first of several, such as `bent` of `bent,stain`."""
+    """VisA's kinds of defects by image name; of several, the first (`bent` for `bent,stain`)."""
     rows = (
         row
         for _, data in members.read(lists)
@@ -88,7 +88,7 @@ def _listed(members: Members, lists: list[str]) -> dict[str, str]:
 
 
 def inspection(title: str, names: Sequence[str]) -> Inspection | None:
-    """The defects among images by their folders, such as `open_inspection`."""
+    """The defects among images, found by their folders; see `open_inspection`."""
     folders = {
         name: tuple(folder for folder in f if not IMAGES.fullmatch(folder))
         for name, f in without_outer(names, "splits").items()
@@ -122,7 +122,7 @@ def _stem(name: str) -> str:
 
 
 def _marks_neighbour(name: str, pictures: Folders) -> bool:
-    """Whether an image is the mask of a neighbour, such as `000_mask.png` of `000.png`."""
+    """Whether an image is the mask of a neighbour, as `000_mask.png` is of `000.png`."""
     path, stem = PurePosixPath(name), _stem(name)
     endings = {path.suffix, ".png", ".jpg", ".JPG", ".jpeg", ".bmp"}
     return stem != path.stem and any(str(path.with_name(stem + end)) in pictures for end in endings)
@@ -161,9 +161,9 @@ def _sorted(kinds: dict[str, str]) -> dict[str, str]:
 def read_masks(
     path: Path, layout: Inspection, names: Sequence[str], size: tuple[int, int], fit: Fit
 ) -> dict[str, np.ndarray]:
-    """The masks of the images that have one, bool [kH, kW], if images are scored at `size` (H, W). They are
-    cropped like the images, at about their own size, with an integer k. Raises UsageError if a mask and its
-    image differ in size."""
+    """The masks of the images that have one, for images that are scored at `size` (H, W). A mask is cropped
+    like its image and kept at about its own size: bool [kH, kW] with an integer k. Raises UsageError if a
+    mask and its image differ in size."""
     from gzcli.data.readers.pictures import Decoding, decode, sides_of
 
     marked = [name for name in names if name in layout.masks]

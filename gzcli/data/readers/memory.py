@@ -1,5 +1,5 @@
-"""Images in Python's memory: arrays, tensors, data sets of torch and of the hub's library, lists of images.
-They are written once into the cache as a file, which is named by a hash of its content."""
+"""Images in Python's memory: arrays, tensors, data sets of torch or of the hub's library, lists of images.
+They are written once into the cache, to a file that is named by a hash of its content."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Images(NamedTuple):
 
 
 def reference_of(data: Any) -> Any:
-    """What verbs take as a data set: names, paths and None unchanged, a `Data` by its name, and anything
-    else as the path of a file in the cache.
+    """The form in which verbs accept a data set. Names, paths and None are unchanged, and a `Data` becomes
+    its name. Anything else becomes the path of a file in the cache.
 
     Raises UsageError for an object that does not contain images.
     """
@@ -54,7 +54,7 @@ def reference_of(data: Any) -> Any:
 
 
 def stored(data: Any) -> Path:
-    """The file of some images in the cache, which is written if it is missing."""
+    """The cached file of some images; it is written if it is missing."""
     if _is_table(data) or (isinstance(data, Mapping) and data and all(map(_is_table, data.values()))):
         return _tables(data)
     parts = {split: _images_of(part) for split, part in _splits(data).items()}
@@ -65,7 +65,7 @@ def stored(data: Any) -> Path:
 
 
 def _splits(data: Any) -> dict[str, Any]:
-    """The parts of a mapping by official split; all else is `train`."""
+    """The parts of a mapping by official split; anything else is `train`."""
     if not isinstance(data, Mapping):
         return {"train": data}
     splits = {str(name): split_of(str(name)) for name in data}
@@ -153,7 +153,8 @@ def _of_items(data: Any) -> Images:
 
 
 def _stacked(pixels: list[Any]) -> Images:
-    """Single images and arrays as one array if they have one shape, otherwise as a list of images."""
+    """Single images and arrays stacked into one array if they share a shape, otherwise as a list of
+    images."""
     if not pixels:
         return Images(pixels)
     if all(map(_is_picture, pixels)):
@@ -183,7 +184,7 @@ def _of_array(data: Any, *, tensor: bool = False) -> Images:
 
 def _levelled(pixels: np.ndarray) -> np.ndarray:
     """Pixels as uint8 or uint16 if these represent every value: integers in their range, and floats that are
-    grey levels over 255, in [0, 1] or in [-1, 1]. Other pixels stay real numbers."""
+    multiples of 1/255 in [0, 1], or the same scaled to [-1, 1]. Other pixels stay real numbers."""
     if pixels.dtype in (np.uint8, np.uint16):
         return pixels
     if pixels.dtype.kind == "b":
@@ -274,7 +275,8 @@ def _numbered(parts: Mapping[str, Images]) -> tuple[dict[str, np.ndarray], tuple
 
 
 def _tables(data: Any) -> Path:
-    """A `Dataset` of the hub's library, or several by split, as parquet files, which its reader reads."""
+    """A `Dataset` of the hub's library, or several by split, written as parquet files for the reader of
+    those."""
     splits = _splits(data)
     digest, written = hashlib.blake2b(digest_size=8), {}
     for split, table in splits.items():

@@ -50,11 +50,11 @@ class Header(NamedTuple):
 def npz(path: Path) -> RawImages:
     """The images of an npz, by the names of its arrays.
 
-    Images are numbers, [N, H, W], [N, H, W, C] or [N, C, H, W]: of splits by
-    MedMNIST's names (`train_images`, `val_images`, …) or Keras' (`x_train`, …), or `images` alone. Labels, if
-    any, are integers [N], [N, 1] or [N, K] with corresponding names; names of classes [K] are `class_names`.
-    A string `layout`, "NHWC" or "NCHW", gives the layout if it is ambiguous. Three integers `bands` are the
-    channels that previews show as red, green and blue.
+    Images are numbers, [N, H, W], [N, H, W, C] or [N, C, H, W]. Splits have the names of MedMNIST
+    (`train_images`, `val_images`, …) or Keras (`x_train`, …); `images` alone also works. Labels, if any, are
+    integers [N], [N, 1] or [N, K] with corresponding names; `class_names` are the names of the classes [K].
+    The string `layout`, "NHWC" or "NCHW", is needed if the layout is ambiguous. The three integers `bands`
+    are the channels that previews show as red, green and blue.
     """
     archive = _Npz(path)
     images, labels = archive.of_splits(IMAGES), archive.of_splits(LABELS)
@@ -109,7 +109,7 @@ class _Npz:
         self.names = [name.removesuffix(".npy") for name in self.zip.names]
 
     def of_splits(self, words: Sequence[str]) -> dict[str, str]:
-        """By split, the name of its array: `train_images`, `x_train`, …"""
+        """The name of the array for each split: `train_images`, `x_train`, …"""
         arrays = {}
         for split, spellings in SPLIT_NAMES.items():
             pairs = [(spelling, word) for spelling in spellings for word in words]
@@ -134,7 +134,7 @@ class _Npz:
         return Header(n, (c, h, w), first, fortran, dtype, kind_of(dtype, c, description))
 
     def images(self, name: str, header: Header) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, values [n, C, H, W]) in order. An array in Fortran's order comes as one block."""
+        """Yields (first row, values [n, C, H, W]) in order. An array in Fortran order is a single block."""
         c, h, w = header.shape
         shape = (-1, c, h, w) if header.first else (-1, h, w, c)
         row = c * h * w * header.dtype.itemsize
@@ -159,7 +159,7 @@ class _Npz:
         return values.tolist()
 
     def labels(self, name: str, n: int) -> np.ndarray:
-        """int64 [N], or uint8 [N, K] for several classes at once."""
+        """The labels, int64 [N], or uint8 [N, K] for several classes at once."""
         with self._opened(name) as (_, shape, _, dtype):
             wrong = f"`{name}` in `{self.path}` must be labels of {n} images, not {dtype} of shape {shape}"
         if not 1 <= len(shape) <= 2 or shape[0] != n or dtype.kind not in "iub":
@@ -195,9 +195,9 @@ class _Npz:
 
     @contextmanager
     def _opened(self, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], bool, np.dtype]]:
-        """The file of an array after its header, with shape, whether the order is Fortran's, and dtype.
-        Raises MissingError, before anything is allocated, for a malformed header or one that claims more than
-        the file has."""
+        """The file of an array, positioned after its header, with the shape, whether it is in Fortran order,
+        and the dtype. Raises MissingError, before it allocates memory, for a malformed header, and for one
+        that declares more data than the file contains."""
         with self.zip.opened() as archive, archive.open(f"{name}.npy") as f:
             try:
                 version = np.lib.format.read_magic(f)

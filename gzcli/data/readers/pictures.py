@@ -42,13 +42,13 @@ class Decoding:
 
 def decode(data: bytes, name: str, decoding: Decoding, note: Say = silent) -> tuple[np.ndarray, bool]:
     """An encoded image as uint8 [C, H, W], and whether it had another size. `note` is called with each choice
-    in reading it, for `notes_in_words`.
+    made in reading it, for `notes_in_words`.
 
     EXIF rotation is applied; transparency is placed on white, or on black if the image would be white on
     white; palettes become RGB; grey of more than 8 bits is scaled from the range of `white_of`; RGB → grey is
-    ITU-R 601 luma; of several frames the first is taken.
+    ITU-R 601 luma; only the first of several frames is read.
 
-    Raises MissingError if it does not decode, UsageError if it has colour if only grey is allowed.
+    Raises MissingError if it does not decode, UsageError if it has colour although only grey is allowed.
     """
     try:
         image = _plain(data, note)
@@ -79,7 +79,7 @@ def look(data: bytes, name: str, note: Say = silent) -> tuple[int, int, bool]:
 
 
 def sides_of(data: bytes) -> tuple[int, int]:
-    """(width, height) of an encoded image after its EXIF rotation, read only from the header."""
+    """(width, height) of an encoded image after its EXIF rotation. Only the header is read."""
     with opened(data) as image:
         turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
         return (image.height, image.width) if turned else (image.width, image.height)
@@ -93,7 +93,7 @@ def cropping(before: tuple[int, int], after: tuple[int, int]) -> tuple[str, ...]
 
 
 def fit_array(images: np.ndarray, shape: tuple[int, int, int], fit: Fit) -> np.ndarray:
-    """uint8 [n, C, H, W] in another size or number of channels, by the rules of `decode`."""
+    """Images uint8 [n, C, H, W], converted to another size or number of channels by the rules of `decode`."""
     from PIL import Image
 
     if images.shape[1:] == shape:
@@ -129,7 +129,7 @@ def is_colour(image: Any) -> bool:
 
 
 def opened(data: bytes) -> Any:
-    """An encoded image as a Pillow image, read only in the formats of FORMATS."""
+    """An encoded image as a Pillow image. Only FORMATS are accepted."""
     from PIL import Image
 
     Image.init()
@@ -154,7 +154,7 @@ def _plain(data: bytes, note: Say) -> Any:
 
 
 def _opaque(image: Any, note: Say) -> Any:
-    """An RGBA image laid over white, or over black if nothing would be seen on white."""
+    """An RGBA image placed on white, or on black if nothing would be visible on white."""
     from PIL import Image
 
     faintest, strongest = image.getchannel("A").getextrema()
@@ -169,12 +169,12 @@ def _opaque(image: Any, note: Say) -> Any:
 
 
 def white_of(image: Any, data: bytes, note: Say) -> int:
-    """The value that is white in an image of more than 8 bits.
+    """The value of white in an image of more than 8 bits.
 
-    It is the largest value of the bits that the file declares, a TIFF in its tag and a PNG in its chunk sBIT,
-    unless the values were scaled to 16 bits, as the PNG standard requires. Otherwise it is 65,535. The
-    largest value in the image is ignored, because dark and bright images of one set would otherwise look
-    alike.
+    It is the largest value of the bits that the file declares (a TIFF in its tag, a PNG in its chunk sBIT).
+    It is 65,535 if the values were scaled to 16 bits, as the PNG standard requires, or if nothing is
+    declared. The largest value in the image is ignored, because dark and bright images of one set would
+    otherwise look alike.
     """
     bits, most = 16, 65535
     if image.format == "TIFF":
@@ -199,7 +199,7 @@ def white_of(image: Any, data: bytes, note: Say) -> int:
 
 
 def _significant(png: bytes) -> int:
-    """The significant bits of the first channel of a PNG, by its chunk sBIT; 16 without."""
+    """The significant bits of a PNG's first channel, from its chunk sBIT; 16 if it is missing."""
     at = 8
     while at + 8 < len(png):
         length, kind = struct.unpack(">I4s", png[at : at + 8])
@@ -234,8 +234,8 @@ def _fitted(image: Any, shape: tuple[int, int, int], fit: Fit, rule: str = "lanc
 
 
 def bucket(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """The height and width whose aspect ratio, in [1/2, 2], is closest to that of an image of `shape`. They
-    are multiples of a step, with as many pixels as possible but no more than `size`."""
+    """The height and width whose aspect ratio, within [1/2, 2], is closest to that of an image of `shape`.
+    They are multiples of a step, and have as many pixels as possible but no more than `size`."""
     pixels = size[0] * size[1]
     step = min(64, max(16, 1 << math.isqrt(pixels).bit_length() - 4))  # an eighth of the side, or more
     longer = ((side, pixels // side // step * step) for side in range(step, math.isqrt(2 * pixels) + 1, step))
@@ -245,7 +245,8 @@ def bucket(shape: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
 
 
 def lanczos(image: Any, height: int, width: int) -> Any:
-    """The largest middle part of the wanted shape, resized by Lanczos' filter with antialiasing."""
+    """The largest central part with the requested aspect ratio, resized with an antialiased Lanczos
+    filter."""
     from PIL import Image
 
     w = min(image.width, round(image.height * width / height))
@@ -256,9 +257,9 @@ def lanczos(image: Any, height: int, width: int) -> Any:
 
 
 def adm(image: Any, height: int, width: int) -> Any:
-    """ImageNet's crop in the diffusion literature (Dhariwal & Nichol 2021, arXiv:2105.05233): halved by box
-    averages while it is at least twice too large, then brought by bicubic interpolation to the smallest size
-    that contains the wanted one, then the middle of it."""
+    """ImageNet's crop in the diffusion literature (Dhariwal & Nichol 2021, arXiv:2105.05233). The image is
+    halved by box averages while it is at least twice too large. Bicubic interpolation then resizes it to the
+    smallest size that contains the requested one, and the middle is kept."""
     from PIL import Image
 
     while image.height >= 2 * height and image.width >= 2 * width:
@@ -270,9 +271,8 @@ def adm(image: Any, height: int, width: int) -> Any:
 
 
 def padded(image: Any, height: int, width: int) -> Any:
-    """The whole image in the middle, enlarged or reduced by Lanczos' filter until it fits, on the mean
-    colour of its border: a flat background continues, and a model does not learn black bars from
-    photographs."""
+    """The whole image, resized with a Lanczos filter until it fits, centred on the mean colour of its border.
+    A flat background thus continues, and a model does not learn black bars from photographs."""
     from PIL import Image
 
     scale = min(height / image.height, width / image.width)

@@ -68,7 +68,7 @@ def idx(spec: DataSpec, folder: Path) -> RawImages:
 
 def cifar(spec: DataSpec, folder: Path) -> RawImages:
     """CIFAR's Python layout: a tar of pickled batches {data: uint8 [n, 3072] channel by channel, labels:
-    list}; of CIFAR-100 one batch a split, `fine_labels`, and `meta` with the names of the classes."""
+    list}. CIFAR-100 has one batch per split, with `fine_labels`, and the class names in `meta`."""
     key, root = b"labels", "cifar-10-batches-py"
     batches = [("train", f"data_batch_{i}") for i in range(1, 6)] + [("test", "test_batch")]
     if spec.name == "cifar100":
@@ -97,7 +97,8 @@ def cifar(spec: DataSpec, folder: Path) -> RawImages:
 
 
 class _Arrays(pickle.Unpickler):
-    """Unpickles dicts, lists, numbers and numpy arrays; nothing else can be named, so nothing can be run."""
+    """Unpickles dicts, lists, numbers and numpy arrays only. Nothing else can be named, so no code can be
+    run."""
 
     ALLOWED = {
         ("numpy.core.multiarray", "_reconstruct"),
@@ -170,7 +171,7 @@ def places365(spec: DataSpec, folder: Path) -> RawImages:
 
 def notmnist(spec: DataSpec, folder: Path) -> RawImages:
     """`notMNIST_small/A/….png`, one folder per letter. Two of the files are not images and are skipped. There
-    are no official splits: of each letter's images in the order of their names every fifth is for tests."""
+    are no official splits. Of each letter's images, ordered by name, every fifth is a test image."""
     members = Tar(folder / spec.files[0].name, lambda name: name.endswith(".png"))
     of_letter: dict[str, list[str]] = {}
     for name, data in members.read():
@@ -185,8 +186,8 @@ def notmnist(spec: DataSpec, folder: Path) -> RawImages:
 
 
 def celeba(spec: DataSpec, folder: Path) -> RawImages:
-    """A zip of `img_align_celeba/000001.jpg`; one file has a line per image with 0, 1 or 2 for its split,
-    another has −1 or 1 for each of forty attributes, named in its second line."""
+    """A zip of `img_align_celeba/000001.jpg`, and two files with a line per image. One contains 0, 1 or 2 for
+    the split. The other contains −1 or 1 for each of forty attributes, which its second line names."""
     partition, attributes, archive = (folder / file.name for file in spec.files)
     _, header, *lines = attributes.read_text().splitlines()
     attribute = {name: np.asarray(values, np.int8) > 0 for name, *values in map(str.split, lines)}
@@ -246,8 +247,8 @@ def _lines(members: Members, *names: str) -> list[list[str]]:
 
 
 def imagenet(spec: DataSpec, folder: Path) -> RawImages:
-    """The training and validation (here: test) images in a thousand classes, in the order of their WordNet
-    numbers. Cropped as in the diffusion literature (`pictures.adm`)."""
+    """The training and validation (here: test) images of a thousand classes, which are ordered by WordNet
+    number. Images are cropped as in the diffusion literature (`pictures.adm`)."""
     if (folder / HUB).is_dir():
         return replace(_from_hub((folder / HUB).resolve()), title=spec.title, rule="adm")
     parts = _from_folders(folder) if (folder / "train").is_dir() else _from_archives(spec, folder)
@@ -302,7 +303,8 @@ def _from_folders(folder: Path) -> list[PlacedMembers]:
 
 
 def _from_archives(spec: DataSpec, folder: Path) -> list[PlacedMembers]:
-    """A tar of one tar per class to train on, and a flat one whose classes are in the development kit."""
+    """For training, a tar of one tar per class; for validation, a flat tar whose classes are in the
+    development kit."""
     from scipy.io import loadmat
 
     kit, val, train = (folder / file.name for file in spec.files)

@@ -1,5 +1,5 @@
-"""Images other than 8-bit grey and RGB: any number of channels, 16 bits, floats. A model sees their values,
-scaled to [-1, 1]. People, judges and PNGs see three bands as an 8-bit image."""
+"""Images other than 8-bit grey and RGB: any number of channels, 16 bits, floats. A model is trained on their
+values, scaled to [-1, 1]. PNGs and judges use an 8-bit image of three bands."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ INTEGERS = {np.dtype(np.uint8): 256, np.dtype(np.uint16): 65536}  # with their l
 
 @dataclass(frozen=True)
 class Values:
-    """The kind of values of a set, and how they map to x in [-1, 1] and to 8-bit images.
+    """The kind of a set's values, and how they map to x in [-1, 1] and to 8-bit images.
 
-    channels: channels of an image.
-    levels: levels of each value; None: real numbers.
-    low, high: smallest and largest value of each channel; for real numbers they map to −1 and 1.
-    bands: channels that 8-bit images show: one as grey, three as red, green and blue.
+    channels: number of channels.
+    levels: number of levels of each value. None: real numbers.
+    low, high: smallest and largest value of each channel. For real numbers, they map to −1 and 1.
+    bands: channels in 8-bit images: one as grey, or three as red, green and blue.
     """
 
     channels: int
@@ -49,7 +49,8 @@ class Values:
 
     @classmethod
     def like(cls, channels: int, levels: int | None) -> Values:
-        """Those of an array: two channels are shown as red and as green with blue."""
+        """The values of an array. Of two channels, the first is shown as red, the second as green and
+        blue."""
         bands = (0,) if channels == 1 else (0, 1, 1) if channels == 2 else (0, 1, 2)
         return cls(channels, levels, bands=bands)
 
@@ -85,7 +86,7 @@ class Values:
         return (2 * (values - low) / np.maximum(high - low, np.finfo(np.float64).tiny) - 1).astype(np.float32)
 
     def restored(self, x: np.ndarray) -> np.ndarray:
-        """The values of x [n, C, H, W] in [-1, 1], in the kind of numbers that they came in."""
+        """The values of x [n, C, H, W] in [-1, 1], restored to their original kind of numbers."""
         if self.levels is not None:
             kind = np.uint8 if self.levels <= 256 else np.uint16
             return np.clip(np.rint((x + 1.0) * ((self.levels - 1) / 2)), 0, self.levels - 1).astype(kind)
@@ -120,8 +121,9 @@ def fitted(values: np.ndarray, shape: Sequence[int], fit: Fit) -> np.ndarray:
 
 
 def axis_of(shape: Sequence[int], name: str, *, layout: str = "") -> bool:
-    """Whether the channels of images come first, by their shape [A, B, C] each: of the first and the last
-    axis the one of 1 or 3, otherwise the smaller one. Raises UsageError if it may be either."""
+    """Whether the channels come first in images of shape [A, B, C]. Of the first and the last axis, the
+    channels are the one with 1 or 3 entries, otherwise the smaller one. Raises UsageError if both are
+    possible."""
     if layout:
         return layout == "NCHW"
     first, last = shape[0] in PICTURE, shape[-1] in PICTURE
@@ -181,8 +183,8 @@ def npy(path: Path) -> RawImages:
 
 
 def of_files(images: RawImages, names: Sequence[str], *, resized: bool) -> RawImages:
-    """The values of encoded files if all are `.npy` or TIFF, and the first is not an 8-bit image; otherwise
-    the unchanged images. `resized`: whether they are resized to one size later."""
+    """The values of encoded files if all are `.npy` or TIFF and the first is not an 8-bit image. Otherwise
+    the unchanged images. `resized`: whether they will be resized to one size."""
     if images.probe is None or not all(PurePosixPath(name).suffix.lower() in FILES for name in names):
         return images
     name, data = next(iter(images.probe()), ("", b""))
@@ -304,8 +306,8 @@ def _typed(array: np.ndarray, bits: int, name: str) -> tuple[np.ndarray, int | N
 
 
 def measured(images: RawImages) -> Values:
-    """The values of a set with least and largest of each channel. Raises UsageError for one that is not
-    finite."""
+    """The values of a set, with the smallest and largest of each channel. Raises UsageError for a value that
+    is not finite."""
     kind = images.values
     assert kind is not None
     low, high = np.full(kind.channels, np.inf), np.full(kind.channels, -np.inf)

@@ -1,4 +1,4 @@
-"""Which sets the published out-of-distribution benchmarks compare. No heavy import."""
+"""The sets that published out-of-distribution benchmarks compare. No heavy import."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Benchmark:
 
     @property
     def fpr(self) -> str:
-        """The metric of `gz ood` that the benchmark's evaluator prints as FPR95: in version 1 the
-        in-distribution images are positive (its `fpr_recall`), in version 1.5 the foreign ones."""
+        """The metric of `gz ood` that the benchmark's evaluator prints as FPR95. In version 1 the
+        in-distribution images are positive (its `fpr_recall`), in version 1.5 the foreign ones are."""
         return "fpr95_id" if self.version == "v1" else "fpr95"
 
     def group(self, name: str) -> str:

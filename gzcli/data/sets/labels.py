@@ -9,8 +9,8 @@ from gzcli.core.errors import UsageError, canonical, did_you_mean
 
 
 def class_numbers(text: str, classes: Sequence[str]) -> list[int]:
-    """The class numbers of a text: `cat`, `3`, or a list `cat,"x,y"` as in CSV. A word is the name of a
-    class, otherwise one up to capitals, `-` and `_`, otherwise a number."""
+    """The class numbers of a text: `cat`, `3`, or a list `cat,"x,y"` as in CSV. A word is the exact name of a
+    class, otherwise a name that differs only in case, `-` and `_`, otherwise a number."""
     if not classes:
         raise UsageError("`--label` needs a data set with classes")
     if text in classes:

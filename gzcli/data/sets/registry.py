@@ -1,5 +1,5 @@
-"""The data sets: known ones by name, with their content, their files and their places in the cache, and the
-user's own by path. It imports nothing heavy.
+"""The data sets: known ones by name, with their content, files and places in the cache, and the user's own by
+path. No heavy import.
 
 Adding a set is one entry in `sets.json` and one reader of the same name in `readers/publishers.py` or
 `embedded.py`.
@@ -42,12 +42,13 @@ EXTRAS = ("caption", *FURTHER)
 
 
 def further_of(name: str) -> str | None:
-    """`conditioning_image` → "control"; None for a name that is not of a further image."""
+    """The kind of further image that a name denotes: `conditioning_image` → "control". None for any other
+    name."""
     return next((kind for kind, names in FURTHER.items() if name in names), None)
 
 
 def extras_in_words(extras: Iterable[str]) -> str:
-    """("caption", "before") → "captions and `before` images"."""
+    """The extras in words: ("caption", "before") → "captions and `before` images"."""
     return " and ".join("captions" if extra == "caption" else f"`{extra}` images" for extra in extras)
 
 
@@ -65,7 +66,7 @@ class Form:
 
     @property
     def folder(self) -> str:
-        """The folder of its packs, below the set's: `28x1`, `ownxown`, `48x32x3-pad`."""
+        """The name of the folder with packs of this form: `28x1`, `ownxown`, `48x32x3-pad`."""
         end = "-mixed" if self.mixed else f"-{self.fit}" if self.size and self.fit != "crop" else ""
         return f"{self.size or 'own'}x{self.channels or 'own'}{end}{'-foreign' if self.foreign else ''}"
 
@@ -114,7 +115,7 @@ class DataSpec:
 
     @property
     def key(self) -> str:
-        """Its name in run ids, in the cache, in messages, and anywhere else."""
+        """The set's name everywhere: in run ids, in the cache and in messages."""
         return self.name
 
     reference = shown = key
@@ -131,7 +132,7 @@ class DataSpec:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes; numbers if the names are only in the files."""
+        """The names of the classes; numbers if the names are only in the files."""
         return tuple(map(str, range(self.classes))) if isinstance(self.classes, int) else self.classes
 
     @property
@@ -140,14 +141,15 @@ class DataSpec:
 
     @property
     def trained_on(self) -> int:
-        """Images that `build.split_plan` will leave to train on, before anything is packed."""
+        """The number of images that `build.split_plan` will leave for training, known before anything is
+        packed."""
         tenth = max(1, self.n_train // 10)
         test, val = 0 if self.n_test else tenth, 0 if self.n_val else min(2000, tenth)
         return self.n_train - test - val
 
     @property
     def download_size(self) -> int:
-        """Bytes to fetch."""
+        """The size of the download in bytes."""
         return sum(file.size for file in self.files)
 
     @property
@@ -156,8 +158,7 @@ class DataSpec:
         return (self, *(self.sized(side) for side, _ in self.larger))
 
     def sized(self, size: Size | None) -> DataSpec:
-        """The set in the smallest size of its publisher that contains images of `size`, otherwise in the
-        largest."""
+        """The set in its publisher's smallest size that is at least `size`, otherwise in the largest."""
         if size is None or max(sides(size)) <= self.size or not self.larger:
             return self
         side, files = next((row for row in self.larger if row[0] >= max(sides(size))), self.larger[-1])
@@ -187,7 +188,7 @@ class OwnSet:
 
     @property
     def shown(self) -> str:
-        """Its name in messages."""
+        """The set's name in messages."""
         return str(self.path)
 
     title = shown
@@ -201,7 +202,7 @@ class OwnSet:
         return self.form.channels
 
     def sized(self, size: Size | None) -> OwnSet:
-        """The set itself, as only published sets have versions of several sizes."""
+        """The set itself, because only published sets have versions of several sizes."""
         return self
 
 
@@ -239,12 +240,12 @@ HUB = "hub"  # a link to the folder of its parquet files, which may be there ins
 
 
 def raw_dir(spec: DataSpec) -> Path:
-    """The folder of a set's files in all sizes."""
+    """The folder of a set's files, shared by all its sizes."""
     return cache_dir("raw") / spec.name
 
 
 def is_fetched(spec: DataSpec) -> bool:
-    """Whether every file is in the cache; for a linked set, the two folders or the hub's copy suffice."""
+    """Whether every file is in the cache. For a linked set, the two folders or the hub's copy suffice."""
     folder = raw_dir(spec)
     if spec.linked and ((folder / HUB).is_dir() or all((folder / name).is_dir() for name in SPLIT_FOLDERS)):
         return True
@@ -327,7 +328,7 @@ def locate(what: DataSet | str | Path) -> DataSet:
 
 
 def hub_set(text: str) -> HubSet:
-    """The set of an address on the hub, which is not fetched. Raises UsageError for no address."""
+    """The set at an address on the hub; nothing is downloaded. Raises UsageError for an invalid address."""
     address, _, config = text.removeprefix(HUB_SCHEME).strip("/").partition("/")
     name, _, config = config.partition("/")
     address = f"{address}/{name}"
@@ -360,7 +361,7 @@ def names() -> list[str]:
 
 
 def imports() -> dict[str, dict[str, Any]]:
-    """The imported sets by name, as the register has them."""
+    """The imported sets by name, as stored in the register."""
     register = read_object(user_dir(REGISTER))
     if all(isinstance(line, dict) and isinstance(line.get("path"), str) for line in register.values()):
         return register
@@ -381,7 +382,7 @@ def own_set(name: str, line: dict[str, Any]) -> OwnSet:
 
 
 def local(text: str) -> Path:
-    """The absolute path of a typed one. Raises UsageError for a URL."""
+    """The absolute path of a typed path. Raises UsageError for a URL."""
     if "://" in text:
         raise UsageError(f"`{text}` is a URL, not a path", hint="download it, then give the path of the file")
     return Path(text).expanduser().absolute()
