@@ -1,5 +1,10 @@
 """Access control for the server of `gz demo`: it serves only its own page. Plain ASGI, without importing
-Gradio."""
+Gradio.
+
+A page from elsewhere can make a browser send requests to this machine: by a form, an image, a stream of
+events, or under its own name that resolves to 127.0.0.1. Three headers that no script can set reveal such
+requests: Host, Origin and Sec-Fetch-Site.
+"""
 
 from __future__ import annotations
 

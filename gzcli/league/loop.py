@@ -138,8 +138,9 @@ def play(
 
 
 def turns(held: League, at_once: int | None, heard: Sequence[int], say: Say, mode: str) -> Iterator[Turn]:
-    """Yields the entries one by one; after a signal, none begins. If `at_once` is set, that many are trained
-    and judged in parallel processes before they are yielded, except for those with nothing left to do."""
+    """Yields the entries one by one; after a signal, none begins. With `at_once`, that many at a time are
+    trained and judged in parallel processes before they are yielded. Entries with nothing left to do are
+    yielded directly."""
     entries = held.entries
     apart = [
         i for i, entry in enumerate(entries) if at_once and not league.is_judged(entry.run(), held.terms)

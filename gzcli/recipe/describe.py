@@ -1,4 +1,8 @@
 """Descriptions of recipes: for people, YAML with the text of each key; for editors, a JSON schema.
+
+The schema is derived from gz's rules. The keys of a model are known if the recipe names it, by `model.name`
+or `extends`. Elsewhere, as in the sections of `for` in a recipe with stages, a key is allowed if any model
+has it. `gz recipe check` finds the remaining mistakes.
 """
 
 from __future__ import annotations

@@ -74,8 +74,8 @@ _TYPED = {
 
 @dataclass(frozen=True)
 class Choice:
-    """The scale and its reason in words, both None for a recipe without scales; the sections that would
-    apply, in order; and the facts of the set, None if unknown."""
+    """The scale (None for a recipe without scales), the reason for it, the sections that would apply, in
+    order, and the facts of the set (None if unknown)."""
 
     scale: str | None
     why: str

@@ -76,8 +76,9 @@ class Results:
         return path.is_file() if self.is_own else files.is_below(path, root or self.folder)
 
     def run_of(self, name: str, place: str) -> tuple[Run | None, Path]:
-        """A run that the results name, and the folder that must contain its files. It is a run in the user's
-        store or, for results from elsewhere, one below their folder."""
+        """A run that the results name, and the folder that must contain its files. For the user's own results
+        it is a run of the store. For results from elsewhere, it is a run below their folder, otherwise the
+        run of this name in the store."""
         if self.is_own:
             return by_name(place), self.folder
         below, store = Run(self.folder / place), user_dir("runs")
