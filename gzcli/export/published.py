@@ -270,7 +270,8 @@ def _check_config(published: Published, model: Any) -> None:
     """Raises UsageError if the folder's network differs from the one that gz builds from its options."""
     import diffusers
 
-    of_class = dict(getattr(diffusers, published.kind)().config)
+    with torch.device("meta"):  # no weights are drawn: by default, a DiT has 700 million
+        of_class = dict(getattr(diffusers, published.kind)().config)
     built = {**of_class, **model.net.config}
     for key, value in published.config.items():
         value = tuple(value) if isinstance(value, list) else value
