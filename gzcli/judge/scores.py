@@ -9,10 +9,10 @@ Several runs together give
 
   waic        mean of −log p + variance of log p over the runs, minus the WAIC of Choi, Jang & Alemi 2018,
               arXiv:1810.01392, eq. 1
-  any other mean over the runs of (score − mean) / deviation; mean and deviation of held-out images
+  any other   mean over the runs of (score − mean) / deviation, with those of held-out images
 
-Ranks among the held-out images would not do: they are equal for all images that score higher than every
-held-out one.
+Scores of runs are not replaced by ranks among the held-out images: these would be equal for all images that
+score higher than every held-out one.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ class _Zoo(ModuleType):
     """A package that can be called."""
 
     def __call__(self) -> dict[str, ModelCard]:
-        """The card of every model by name, those of `GZ_MODELS` and of installed packages included."""
+        """The card of every model by name, including those from `GZ_MODELS` and from installed packages."""
         from gzcli.models.catalog import cards  # whoever imports a sampler alone needs no catalog
 
         return cards()

@@ -134,7 +134,7 @@ class Model(nn.Module):
     @classmethod
     @cache
     def variant(cls, name: str) -> type[Self]:
-        """A class with the paper, class attributes and defaults of an entry of `variants`."""
+        """A subclass with the paper, class attributes and defaults of an entry of `variants`."""
         values = dict(cls.variants[name])
         attributes = {key: values.pop(key) for key in values.keys() - flat_defaults(cls).keys()}
         defaults = group_options(cls, values)
@@ -152,12 +152,13 @@ class Model(nn.Module):
         return type(name, (cls,), attributes | more)
 
     def phases(self) -> list[Phase]:
-        """The updates of a step; by default one, of all trainable parameters."""
+        """The updates of a step. By default, a single update of all trainable parameters."""
         return [Phase("main", [p for p in self.parameters() if p.requires_grad])]
 
     def loss(self, batch: Batch, phase: str = "main") -> Tensor | dict[str, Tensor]:
-        """The loss of a phase, a mean over the batch; or a dict with it as "loss" and other values to log.
-        The loss of an image is a mean over its dimensions, or their sum if `sums` names the phase."""
+        """The loss of a phase, a mean over the batch. It may be a dict with the loss as "loss" and other
+        values to log. The loss of an image is a mean over its dimensions, or their sum if `sums` names the
+        phase."""
         raise UsageError(f"`{type(self).__name__}` has no method `loss`", hint=_EXAMPLE)
 
     def sample(self, n: int, *, labels: Tensor | None = None, noise: Noise, progress: Progress) -> Tensor:
@@ -171,9 +172,9 @@ class Model(nn.Module):
         """Called once per run, before `on_start`, with a random subset of the training images."""
 
     def begins_anew(self, earlier: DataInfo, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Values by name that a training from the weights of another model (`train.init`) starts from instead
-        of those weights, because they have another meaning on this data. `earlier` describes the data of that
-        model; it has classes if the model was conditioned on them."""
+        """For a training from another model's weights (`train.init`): values, by name, that replace weights
+        whose meaning differs on this data. `earlier` describes that model's data; it has classes if the model
+        was conditioned on them."""
         return {}
 
     def on_start(self, batch: Batch) -> None:
@@ -181,13 +182,13 @@ class Model(nn.Module):
         resume it is called again, and must then change nothing."""
 
     def on_format(self, format: int) -> None:
-        """Called after `__init__` for recipes of an earlier format, in which keys had another meaning."""
+        """Called after `__init__` for recipes of an earlier format, in which keys had other meanings."""
 
     def on_step(self, step: int) -> None:
         """Called after each step, and after a resume, for annealing as a function of the step."""
 
     def attach(self, name: str, module: nn.Module) -> None:
-        """Attaches a frozen module. It moves with the model and stays in eval mode, but is not part of the
+        """Attaches a frozen module. It moves with the model and stays in eval mode. It is not part of the
         parameters, the state dict, the averaged weights or DDP."""
         module.eval().requires_grad_(False)
         self.__dict__.setdefault("attached", {})[name] = module
@@ -211,8 +212,8 @@ def named_losses(model: Model, batch: Batch, phase: str = "main") -> dict[str, T
 def group_options(function: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Flat options as keywords of `function`: those that are fields of a dataclass are grouped in it.
 
-    A parameter is a group if its default is an instance of a dataclass, as in
-    `unet: UNetOptions = UNetOptions(channels=32)`. Fields without an option keep the value of that default.
+    A parameter is a group if its default is an instance of a dataclass, as in `unet: UNetOptions =
+    UNetOptions(channels=32)`. Fields without an option keep their value in that default.
     """
     flat, keywords = dict(options), {}
     for name, parameter in inspect.signature(function).parameters.items():
@@ -224,7 +225,7 @@ def group_options(function: Callable[..., Any], options: Mapping[str, Any]) -> d
 
 
 def _is_group(default: Any) -> bool:
-    """Whether a parameter is a group of options, by its default."""
+    """Whether a parameter is a group of options, judged by its default."""
     return dataclasses.is_dataclass(default) and not isinstance(default, type)
 
 

@@ -150,10 +150,10 @@ _QUOTE = re.compile(r"""\s*[rR]?(\"\"\"|'''|"|')""")
 
 
 def outline(text: str) -> str:
-    """The text without the bodies of its functions, but with their docstrings and the whole of `phases`; line
-    numbers stay. It is parsed in a third of the time.
+    """The text without the bodies of functions, except for docstrings and the whole of `phases`. Line numbers
+    stay the same. It parses in a third of the time.
 
-    A multi-line string may mislead it. The result then does not parse, and the caller parses all the text.
+    A multi-line string may confuse it. The result then does not parse, and the caller parses the full text.
     """
     lines: list[str] = []
     open_brackets, indent, quote = 0, 0, ""
@@ -195,7 +195,7 @@ def _file_of(root: Path, module: str) -> Path | None:
 
 
 def outdated_imports(path: Path) -> list[str]:
-    """The imports of a file that gz no longer has, such as `maf.py:3: …`, with the lines to write instead."""
+    """The imports of a file that gz no longer has, as lines such as `maf.py:3: …`, with the replacements."""
     found = []
     for node in ast.walk(ast.parse(text_of(path), str(path))):
         module = (node.module or "") if isinstance(node, ast.ImportFrom) and not node.level else ""
@@ -206,14 +206,14 @@ def outdated_imports(path: Path) -> list[str]:
 
 
 def _can_import(module: str, name: str) -> bool:
-    """Whether a module of gz may have the name: its text contains it, or it is a submodule."""
+    """Whether a module of gz may define a name: its text contains the name, or a submodule has it."""
     file = _file_of(ROOT, module)
     in_text = file is not None and re.search(rf"\b{name}\b", text_of(file))
     return name == "*" or bool(in_text or _file_of(ROOT, f"{module}.{name}"))
 
 
 def _successor(module: str, name: str) -> str:
-    """A sentence about a name that is gone, with the import of its successor if there is one."""
+    """A sentence on a removed name, with the import of its successor if there is one."""
     gone, options, new = f"gz has no `{module}.{name}`", "", RENAMED.get(name, name)
     if variant := _variant(name):
         place, new = variant.module, variant.cls
@@ -232,7 +232,7 @@ def _successor(module: str, name: str) -> str:
 
 
 def _value(name: str, path: Path) -> tuple[ast.expr | None, Path]:
-    """The expression that is assigned to a name, or None, and the file of the assignment."""
+    """The expression assigned to a name, or None, and the file of the assignment."""
     module = module_of(path)
     if name in module.imports:
         source, original = module.imports[name]
@@ -270,8 +270,7 @@ class Class:
 
 
 def lineage_of(path: Path, name: str) -> list[Class]:
-    """The class and its bases, nearest first, in the order in which Python looks up a method; without bases
-    from outside gzcli."""
+    """The class and its bases in Python's method resolution order, without bases from outside gzcli."""
     module = module_of(path)
     if name not in module.classes:
         source, original = module.imports.get(name, ("", ""))
@@ -350,7 +349,7 @@ class Param:
 @cache  # models share most of their methods
 def params_of(function: ast.FunctionDef, path: Path) -> tuple[Param, ...]:
     """The parameters of a signature; a dataclass of options is replaced by its fields. Raises UsageError for
-    options of one name, as recipes are flat."""
+    options with equal names, because recipes are flat."""
     params: dict[str, Param] = {}
     source: dict[str, str] = {}  # of an option the parameter that it is part of
     a, from_gz = function.args, ROOT in path.parents
@@ -522,7 +521,7 @@ class ModelCard:
 
 
 def cards() -> dict[str, ModelCard]:
-    """Every model by name: the zoo in order of family and name, then models from outside the package."""
+    """Every model by name: the zoo, ordered by family and name, then models from outside the package."""
     zoo = [card for path in _zoo() if (first := read_card(path)) for card in (first, *variants_of(first))]
     by_name = {card.name: card for card in sorted(zoo, key=lambda card: (card.family, card.name))}
     for path in model_files.model_files().values():
@@ -549,15 +548,15 @@ def card(name: str) -> ModelCard:
 
 
 def _variant(name: str) -> ModelCard | None:
-    """The card of a model of the zoo that is another one with other defaults."""
+    """The card of a variant: a model of the zoo that is another one with other defaults."""
     firsts = (read_card(path) for path in _zoo() if VARIANTS in text_of(path))
     variants = (variant for first in firsts if first for variant in variants_of(first))
     return next((variant for variant in variants if variant.name == canonical(name)), None)
 
 
 def card_of(run: Run, name: str) -> ModelCard:
-    """The card of the model that a run, or a stage of it, has trained. For a model from outside the package,
-    it is read from the run's copy of the file."""
+    """The card of the model that a run, or a stage of it, has trained. For an outside model, it is read from
+    the run's copy of the file."""
     copy = model_files.copy_of(run.owner.path, name)
     return card_at(copy) if copy else card(name)
 
@@ -573,7 +572,7 @@ def card_at(path: Path) -> ModelCard:
 
 
 def model_count(trained: int, staged: int) -> str:
-    """The number of models in words: those that are trained by name, then those that are only stages."""
+    """A phrase with the number of models that can be trained by name, and of those that are only stages."""
     stages = f", and {staged} that only {'serves as a stage' if staged == 1 else 'serve as stages'}"
     return f"{trained} model{'' if trained == 1 else 's'}{stages if staged else ''}"
 
@@ -616,7 +615,7 @@ def phases(model: ModelCard) -> tuple[str, ...] | None:
 
 
 def option_texts(card: ModelCard) -> dict[str, dict[str, str]]:
-    """The text of each option, by the section of a recipe: `model`, `sample`, `ood` and each application.
+    """The text of each option, by section of a recipe (`model`, `sample`, `ood`) or application.
 
     Docstrings of classes document `__init__`, those of dataclasses their fields, those of methods their
     keywords. An option without a text in its method takes that in `sample`, otherwise that in the class.
@@ -648,8 +647,8 @@ def option_texts(card: ModelCard) -> dict[str, dict[str, str]]:
 
 
 def first_words(card: ModelCard, method: str | None = None) -> str:
-    """The first paragraph of the docstring of the class, or of a method, in one line, without shapes and the
-    errors that it raises; "" if there is none."""
+    """The first paragraph of the docstring of the class, or of a method, in one line, without shapes and
+    errors; "" if there is none."""
     nodes = (cls.methods.get(method) if method else cls.node for cls in card.lineage)
     node = next((node for node in nodes if node), None)
     paragraph = (ast.get_docstring(node) or "" if node else "").split("\n\n")[0]
@@ -784,8 +783,8 @@ def _place(path: Path) -> tuple[str, str]:
 
 @cached_by_file
 def model_class(path: Path) -> list[Class] | None:
-    """The lineage of the file's model class; of several classes, the one named like the file, otherwise the
-    last."""
+    """The lineage of the file's model class. Of several classes, it is the one named like the file, otherwise
+    the last."""
     if not model_files.names_paper(text_of(path)):
         return None  # a file of helpers need not be parsed
     lineages = [lineage_of(path, name) for name in module_of(path).classes]

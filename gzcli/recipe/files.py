@@ -317,7 +317,7 @@ def layers_typed(flags: Mapping[str, Any], sets: Iterable[str], problems: list[P
 
 def read_header(path: Path) -> Document:
     """The recipe in a model's file, with positions in that file. It consists of the indented lines of the
-    docstring that begin with a section, such as ` train: {steps: 600}`, and the lines below them. An indented
+    docstring that begin with a section, such as `train: {steps: 600}`, and the lines below them. An indented
     line after an empty one that has no key, such as an equation, does not belong to it. Raises UsageError if
     the file is not Python, or if the recipe is not YAML."""
     module = module_of(path)

@@ -1,9 +1,9 @@
 """The core of autoregressive models of pixels: causal convolutions, with caches that compute them row by row
-or pixel by pixel; likelihood, generation in order, completion.
+or pixel by pixel, and likelihood, ordered generation and completion.
 
 Order of generation: rows from the top, pixels from the left, channels R → G → B. A vertical feature at row i
-sees rows < i of the image; a horizontal feature of channel group c at (i, j) also sees pixels < j of its row
-and channels < c of its pixel (masks A in the first layer and B above it: van den Oord 2016,
+depends on the image's rows < i. A horizontal feature of channel group c at (i, j) also depends on pixels < j
+of its row and on channels < c of its pixel. The first layer has mask A, the others mask B (van den Oord 2016,
 arXiv:1601.06759). Kernels contain only the unmasked taps, and padding shifts their input; only the channel
 groups of the current pixel need a mask."""
 
@@ -33,8 +33,8 @@ def gate(y: Tensor, dim: int = 1) -> Tensor:
 
 
 def group_mask(n_out: int, n_in: int, groups: int, *, parts: int = 1, strict: bool = False) -> Tensor | None:
-    """0/1 [n_out, n_in]: 1 where output o sees input i of the same pixel: groups ≤ its own (mask B), or < its
-    own if `strict` (mask A); None if all outputs see all inputs."""
+    """A mask [n_out, n_in]: 1 if output o depends on input i of the same pixel. Groups up to its own are
+    visible (mask B), or only earlier ones if `strict` (mask A). None if all are visible."""
     if groups == 1 and not strict:
         return None
     out = output_groups(n_out, groups, parts)[:, None]
@@ -48,7 +48,8 @@ def output_groups(n_out: int, groups: int, parts: int = 1) -> Tensor:
 
 
 class VerticalConv(nn.Conv2d):
-    """A convolution over the rows up to the current one, or if `strict`, as in the first layer, above it."""
+    """A convolution over the rows up to the current one; if `strict`, as in the first layer, over those above
+    it."""
 
     bias: Tensor
 
@@ -73,12 +74,12 @@ class VerticalConv(nn.Conv2d):
 
 
 class HorizontalConv(nn.Module):
-    """A 1 × (left + 1) convolution over the pixels up to the current one, masked by channel group at the
-    current one.
+    """A 1 × (left + 1) convolution over the pixels up to the current one. At the current pixel it is masked
+    by channel group.
 
-    strict: whether group c sees only groups < c of the current pixel (mask A, of the first layer); with one
-      group the current pixel then has no tap.
-    parts: 2 if `gate` follows.
+    strict: whether group c depends only on groups < c of the current pixel (mask A, for the first layer).
+      With a single group, the current pixel then has no tap.
+    parts: 2 if a `gate` follows, otherwise 1.
     """
 
     weight: Tensor
@@ -126,8 +127,8 @@ class RowCache:
         self.i = -1
 
     def __call__(self, row: Tensor) -> Any:
-        """Output row i [n, n_out, W] from input row i; of a strict convolution from row i − 1, or zeros. None
-        for a row that the stride skips."""
+        """Output row i [n, n_out, W] from input row i. For a strict convolution, the input is row i − 1, or
+        zeros. None for a row that the stride skips."""
         conv = self.conv
         self.rows.append(F.pad(row, (conv.side, conv.side)))
         self.i += 1
@@ -139,8 +140,8 @@ class RowCache:
 
 
 class PixelCache:
-    """Computes a `HorizontalConv` pixel by pixel within a row, with the weights by tap and group: group c is
-    columns c·w … (c + 1)·w of the outputs, w = n_out / groups, each [parts, w / parts].
+    """Computes a `HorizontalConv` pixel by pixel within a row. Weights are stored by tap and group: group c
+    has the output columns c·w … (c + 1)·w, w = n_out / groups, each [parts, w / parts].
     """
 
     def __init__(self, conv: HorizontalConv, n: int, width: int):
@@ -178,11 +179,12 @@ class PixelCache:
 
 
 class PixelModel(Model):
-    """p(x) = Π p(part_i | parts before it): rows from the top, pixels from the left, each of `parts` equal
-    groups of channels.
+    """p(x) = Π p(part_i | parts before it): rows from the top, pixels from the left, and in each pixel
+    `parts` equal groups of channels.
 
     A subclass defines the three methods below, and forward(x, labels) [B, parts, H, W, outputs], the
-    network's outputs for every part given the parts before it. A draw of a part takes `uniforms` numbers.
+    network's outputs for every part given the parts before it. Drawing a part takes `uniforms` random
+    numbers.
 
     conditional: whether labels condition every factor.
     """
@@ -207,9 +209,10 @@ class PixelModel(Model):
         raise NotImplementedError
 
     def incremental(self, n: int, labels: Labels) -> Any:
-        """The net for n images position by position. Its methods are called in this order: `row(above)` for
-        the image's row above [n, C, W], zeros for the first; then for a known row `keep(row)`, or for each
-        pixel j and part `outputs(j, part)` [n, outputs] and `put(j, part, value)`, value [n, C / parts]."""
+        """The net for n images, computed position by position. For each row, `row(above)` is called first,
+        with the image's row above [n, C, W] (zeros for the first). For a known row, `keep(row)` follows.
+        Otherwise `outputs(j, part)` [n, outputs] and `put(j, part, value)`, value [n, C / parts], follow for
+        each pixel j and part."""
         raise NotImplementedError
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
@@ -217,8 +220,8 @@ class PixelModel(Model):
         return {"loss": nats, "bpd": bits_per_dim(nats, self.data)}
 
     def log_prob(self, x: Tensor, labels: Labels = None, *, noise: Noise | None = None) -> Tensor:
-        """[B] nats, exact. Without labels, a conditional model has the likelihood of the mixture of its
-        classes."""
+        """The exact log-likelihood, [B] nats. Without labels, a conditional model has that of the mixture of
+        its classes."""
 
         def exact(labels: Labels, noise: Noise | None) -> Tensor:
             return self._pixels_log_prob(x, labels).flatten(1).sum(1)
@@ -226,8 +229,8 @@ class PixelModel(Model):
         return over_classes(self, exact, len(x), labels, noise)
 
     def map_nll(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """−log p(pixel | pixels before it) in nats, [B, H, W]; it sums to −log p(x). For a conditional model
-        p is the mixture over its classes, with the posterior weights given the pixels before."""
+        """−log p(pixel | pixels before it) in nats, [B, H, W]; it sums to −log p(x). For a conditional model,
+        p is the mixture over its classes, weighted by their posterior given the earlier pixels."""
         if not self.conditional:
             return -self._pixels_log_prob(x, None).sum(1)
         every = every_label(self.data, len(x), x.device)
@@ -299,7 +302,7 @@ class PixelModel(Model):
         progress: Progress,
         temperature: float,
     ) -> Tensor:
-        """x with the values below its first `rows` rows drawn in order."""
+        """x with its first `rows` rows kept and all later values drawn in order."""
         if temperature <= 0:
             raise UsageError(f"`temperature` must be above 0, not {temperature}")
         n, _, height, width = x.shape
@@ -331,5 +334,5 @@ def grey_levels(data: DataInfo) -> int:
 
 
 def first_rows(x: Tensor, rows: int) -> Tensor:
-    """[B, 1, H, W]: 1 in the first `rows` rows of the images x [B, C, H, W], 0 below."""
+    """A mask [B, 1, H, W]: 1 in the first `rows` rows of the images x [B, C, H, W], 0 below."""
     return (torch.arange(x.shape[2], device=x.device) < rows).to(x)[:, None].expand(len(x), 1, -1, x.shape[3])

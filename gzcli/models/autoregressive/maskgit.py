@@ -1,8 +1,8 @@
 """MaskGIT — Chang et al. 2022, "Masked Generative Image Transformer", arXiv:2202.04200.
 
-Training masks the share cos(πr/2) of the codes, r uniform, and predicts them from the rest (section 3.3).
-Sampling begins with all codes masked. Each pass keeps the most confident predictions, as many as the same
-schedule gives (section 3.2).
+Training masks the fraction cos(πr/2) of the codes, with r uniform, and predicts them from the rest (section
+3.3). Sampling begins with all codes masked. Each pass keeps the most confident predictions, as many as the
+same schedule gives (section 3.2).
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class MaskGIT(Prior):
         return to_fp32(self.head(self.trunk(h, grids=[self.grid])[:, 1:]))
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """Cross-entropy of the masked codes (eq. 1 over their number), nats per code; logs `nats`, the same
-        without smoothing."""
+        """The cross-entropy of the masked codes (eq. 1 over their number) in nats per code. Also logs `nats`,
+        the same without smoothing."""
         codes, (labels, drop) = batch.extra["codes"].long(), self.training_labels(batch)
         share = torch.cos(0.5 * math.pi * batch.noise.rand(len(codes)))
         masked = self.mask((share * self.length).ceil().long().clamp(1, self.length), batch.noise)
@@ -89,13 +89,14 @@ class MaskGIT(Prior):
         return {"loss": masked_mean(masked, smooth), "nats": masked_mean(masked, nats.detach())}
 
     def mask(self, count: Tensor, noise: Noise) -> Tensor:
-        """[B, T], true at `count` [B] random places."""
+        """A mask [B, T] that is true at `count` [B] random places."""
         rank = noise.rand(len(count), self.length).argsort(1).argsort(1)
         return rank < count[:, None]
 
     def nll(self, codes: Tensor, labels: Labels, noise: Noise, terms: int = 8) -> Tensor:
-        """An upper bound of −log p(codes | labels), [B] nats: E over m = 1 … T of T/m · Σ −log p(a masked
-        code | the others), m codes masked (Hoogeboom 2021, arXiv:2110.02037, eq. 5), by `terms` passes."""
+        """An upper bound of −log p(codes | labels), [B] nats, estimated by `terms` passes. It is the mean
+        over m = 1 … T, with m codes masked, of T/m · Σ −log p(masked code | the others) (Hoogeboom 2021,
+        arXiv:2110.02037, eq. 5)."""
         return self.bound(codes, labels, self.masks(codes, noise, terms))
 
     def masks(self, codes: Tensor, noise: Noise, terms: int = 8) -> list[Tensor]:
@@ -129,7 +130,7 @@ class MaskGIT(Prior):
         progress: Progress = no_progress,
         options: FillOptions = FillOptions(),
     ) -> Tensor:
-        """n images [n, C, H, W], all codes at once, refined pass by pass."""
+        """Draws n images [n, C, H, W]. All codes are drawn at once and refined pass by pass."""
         guidance, labels = self.guidance_scale(options.guidance), self.draw_labels(labels, n, noise)
         self.check_guidance(guidance, labels)
         options = replace(options, guidance=guidance)
@@ -177,7 +178,7 @@ class MaskGIT(Prior):
         progress: Progress,
         options: FillOptions,
     ) -> Tensor:
-        """codes [n, T], with the masked ones drawn given the rest (algorithm of section 3.2)."""
+        """The codes [n, T], with the masked ones drawn given the rest (algorithm of section 3.2)."""
         steps = options.steps
         if options.temperature <= 0 or steps < 1:
             raise UsageError("`temperature` must be above 0, and `steps` must be at least 1")
@@ -199,7 +200,7 @@ class MaskGIT(Prior):
         return codes
 
     def _logits(self, codes: Tensor, masked: Tensor, labels: Labels, guidance: float | None) -> Tensor:
-        """`forward`, extrapolated from the logits without labels by the scale `guidance`."""
+        """The logits of `forward`, extrapolated away from those without labels by the scale `guidance`."""
         if guidance is None or guidance == 1 or labels is None:
             return self(codes, masked, labels)
         hidden = torch.arange(2 * len(codes), device=codes.device) >= len(codes)

@@ -1,8 +1,8 @@
 """Gated PixelCNN — van den Oord et al. 2016, "Conditional Image Generation with PixelCNN Decoders",
 arXiv:1606.05328.
 
-p(x) = Π p(x_i | x_<i); two stacks of gated causal convolutions compute each factor, a softmax over grey
-levels.
+p(x) = Π p(x_i | x_<i). Two stacks of gated causal convolutions compute each factor, which is a softmax over
+grey levels.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class GatedBlock(nn.Module):
         self.out = HorizontalConv(hidden, hidden, 0, groups=groups)
 
     def forward(self, v: Tensor, h: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-        """v, h [B, hidden, H, W]; bias [B, 2, 2·hidden, 1, 1], the label's, for the gates of either stack
-        (eq. 4)."""
+        """The new v and h [B, hidden, H, W]. `bias` [B, 2, 2·hidden, 1, 1] is that of the label for the gates
+        of both stacks (eq. 4)."""
         a = self.vertical(v)
         v = v + gate(a if bias is None else a + bias[:, 0])
         a = self.horizontal(h) + self.across(v)
@@ -53,8 +53,8 @@ class PixelCNN(PixelModel):
 
     Each channel of the image has an equal part of `hidden` and of `head`, which are rounded up to multiples
     of the channels. RGB is generated in the order R → G → B, each channel conditioned on those before it.
-    Images of two levels have one Bernoulli logit a channel. The vertical stack has a learned map of
-    positions, which costs no time and shows the border.
+    Images of two levels have one Bernoulli logit per channel. The vertical stack has a learned map of
+    positions, which takes no time and reveals the border.
 
     hidden: channels of each stack. Multiples of 32 are fast in bf16.
     dilations: dilation of the kernel of each layer.
@@ -112,8 +112,8 @@ class PixelCNN(PixelModel):
         self.logits.bias.copy_(bias.flatten())
 
     def forward(self, x: Tensor, labels: Labels = None) -> Tensor:
-        """The logits of every value given the values before it, [B, C, H, W, outputs]: one for each level, or
-        only that of level 1 for two levels."""
+        """The logits of every value given the values before it, [B, C, H, W, outputs]. There is one per
+        level; with two levels, only that of level 1."""
         bias = self._bias(labels, x.shape[0])
         v, h = self.first_vertical(x), self.first_horizontal(x)
         # channels_last is faster on a CPU; it is set here, since images of one channel lose it. In bf16
@@ -142,7 +142,8 @@ class PixelCNN(PixelModel):
         return -nats.view(k.shape).movedim(3, 1)
 
     def draw(self, outputs: Tensor, u: Tensor, temperature: float) -> Tensor:
-        """The number of grey levels k with P(level ≤ k) ≤ u, as a value [n, 1]."""
+        """The grey level drawn by inversion, as a value [n, 1]: the number of levels k with P(level ≤ k) ≤
+        u."""
         logits = outputs / temperature
         if self.outputs == 1:
             k = u >= torch.sigmoid(-logits)
@@ -155,7 +156,7 @@ class PixelCNN(PixelModel):
 
 
 class IncrementalPixelCNN:
-    """The vertical stack row by row, the horizontal one by pixel and channel."""
+    """Computes the vertical stack row by row, and the horizontal one by pixel and channel."""
 
     def __init__(self, net: PixelCNN, n: int, labels: Labels):
         width = net.data.shape[2]
@@ -183,7 +184,8 @@ class IncrementalPixelCNN:
         self.i += 1
 
     def keep(self, row: Tensor) -> None:
-        """Does nothing: the horizontal stack sees only the current row; `row` feeds the vertical stack."""
+        """Does nothing, because the horizontal stack depends only on the current row; `row` feeds the
+        vertical stack."""
 
     def outputs(self, j: int, c: int) -> Tensor:
         """The logits of channel c at pixel j of the row, [n, outputs]."""

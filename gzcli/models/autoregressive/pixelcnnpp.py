@@ -1,13 +1,14 @@
 """PixelCNN++ — Salimans, Karpathy, Chen & Kingma 2017, arXiv:1701.05517.
 
-p(x) = Π p(pixel | pixels before it); each factor is a mixture of discretised logistics over the whole pixel,
-and a causal U-net of gated ResNet blocks in two streams computes its parameters (figure 2).
+p(x) = Π p(pixel | pixels before it). Each factor is a mixture of discretised logistics over the whole pixel.
+A causal U-net of gated ResNet blocks in two streams computes its parameters (figure 2).
 
-The vertical stream at row i sees the image's rows < i, the corner stream at (i, j) also the pixels < j of row
-i: a corner convolution has 2×2 taps of which the last is the current position. Each coarser scale has every
-second row and column of the next finer one, and sees what position (2i, 2j) there sees. A feature of a stream
-is a pair (h, e) with e = [elu(h), elu(−h)], because several convolutions take the same e. For sampling, each
-class `Incremental…` computes a module row by row and pixel by pixel, from caches of its earlier inputs.
+The vertical stream at row i depends on the image's rows < i; the corner stream at (i, j) also depends on the
+pixels < j of row i. A corner convolution has 2×2 taps, the last of which is the current position. A coarser
+scale has every second row and column of the next finer one; its position (i, j) depends on the same pixels as
+(2i, 2j) there. A feature of a stream is a pair (h, e) with e = [elu(h), elu(−h)], because several
+convolutions take the same e. For sampling, each class `Incremental…` computes a module row by row and pixel
+by pixel, from caches of its earlier inputs.
 """
 
 from __future__ import annotations
@@ -72,7 +73,8 @@ def vertical_conv(n_in: int, n_out: int, *, stride: int = 1) -> VerticalConv:
 
 
 class GatedResNet(nn.Module, Generic[Conv]):
-    """h + a σ(b), [a, b] = conv_out(elus(y)) + label bias, y = conv_in(e) + Σ 1×1(side), of one stream."""
+    """A block of one stream: h + a σ(b), where [a, b] = conv_out(elus(y)) + label bias and y = conv_in(e) + Σ
+    1×1(side)."""
 
     def __init__(
         self, conv: Callable[[int, int], Conv], hidden: int, sides: int, classes: int, dropout: float
@@ -135,7 +137,7 @@ class Grow(nn.Module):
         self.corner = nn.ConvTranspose2d(hidden, hidden, 2, stride=2)
 
     def forward(self, x: Streams, finer: Streams) -> Streams:
-        """x of the coarser scale at the size of the finer one."""
+        """x of the coarser scale, enlarged to the size of the finer one."""
         height, width = finer[0][0].shape[2:]
         v, h = (
             grow(s[0])[:, :, :height, :width] for grow, s in zip((self.vertical, self.corner), x, strict=True)
@@ -144,8 +146,8 @@ class Grow(nn.Module):
 
 
 class Scale(nn.Module):
-    """The blocks of one resolution, towards coarser ones (`up` in the paper) and back (`down`), and the
-    layers between this resolution and the next coarser one."""
+    """The blocks of one resolution, towards coarser ones (`up` in the paper) and back (`down`). It includes
+    the layers between this resolution and the next coarser one."""
 
     def __init__(self, hidden: int, blocks: int, *, coarsest: bool, classes: int, dropout: float):
         super().__init__()
@@ -159,8 +161,9 @@ class Scale(nn.Module):
 def u_net(
     x: Any, scales: Iterable[Any], *labels: Any, call: Callable[..., Any] = lambda layer, *x: layer(*x)
 ) -> Any:
-    """x through the scales, finest first, and back, with shortcuts between the blocks of one scale. `call`
-    applies a layer to the image, a row or a pixel; a coarser scale may then have no new position."""
+    """Passes x through the scales, finest first, and back, with shortcuts between the blocks of one scale.
+    `call` applies a layer to the image, a row or a pixel. For a row or a pixel, a coarser scale may have no
+    new position."""
     scale, *coarser = scales
     skips = [x]
     for block in scale.up:
@@ -266,7 +269,7 @@ class IncrementalGrow:
         self.pixels: dict[int, Tensor] = {}  # column of the coarser scale → [n, hidden]
 
     def row(self, x: Feature | None, finer: Feature) -> Feature:
-        """The next row, given the coarser scale's if there is a new one."""
+        """The next row, given the coarser scale's new row, if any."""
         self.i, self.j = self.i + 1, -1
         self.v = self.v if x is None else x[0]
         weight = self.v_weight[:, :, self.i % 2]
@@ -274,7 +277,7 @@ class IncrementalGrow:
         return feature(v[..., : finer[0].shape[-1]])
 
     def pixel(self, x: Feature | None, finer: Feature) -> Feature:
-        """The next pixel, given the coarser scale's if there is a new one."""
+        """The next pixel, given the coarser scale's new pixel, if any."""
         self.j += 1
         if x is not None:
             self.pixels[self.j // 2] = x[0]
@@ -294,8 +297,8 @@ class IncrementalScale:
 class PixelCNNpp(PixelModel):
     """PixelCNN++ with exact likelihood.
 
-    Images of two levels have one Bernoulli logit a channel. The vertical stream gets a learned map of
-    positions; the paper's channel of ones shows the border only.
+    Images of two levels have one Bernoulli logit per channel. The vertical stream gets a learned map of
+    positions; the paper's channel of ones reveals only the border.
 
     hidden: channels of each stream. Multiples of 32 are fast in bf16.
     blocks: gated ResNet blocks of each scale of the encoder, finest first. Each scale of the decoder except
@@ -363,7 +366,7 @@ class PixelCNNpp(PixelModel):
 
 
 class IncrementalPixelCNNpp:
-    """The vertical stream row by row, the corner one pixel by pixel."""
+    """Computes the vertical stream row by row, and the corner stream pixel by pixel."""
 
     def __init__(self, net: PixelCNNpp, n: int, labels: Labels):
         width = net.data.shape[2]

@@ -1,4 +1,4 @@
-"""The core of second stages, distributions over the codes of a trained tokenizer by a transformer."""
+"""The core of second stages: transformers that model the codes of a trained tokenizer."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from gzcli.models.nn.transformer import Position, TransformerOptions, Trunk, ini
 
 
 class Prior(Labelled):
-    """A distribution over the codes [B, T] that `tokenizer` gives to images, in raster order of its grid.
+    """A distribution over the codes [B, T] to which `tokenizer` maps images, in raster order of its grid.
 
     The codes of the training set are computed once (`prepare`). The label or cluster of the image is a token
-    before the codes. With `mask` the last token stands for an unknown code. Raises UsageError for a stage
-    `tokenizer` that makes no codes, or none of the kind that the prior reads.
+    before the codes. With `mask` the last token stands for an unknown code. Raises UsageError if the stage
+    `tokenizer` has no codes, or codes of another kind than the prior reads.
     """
 
     best = "loss"
@@ -94,16 +94,16 @@ class Prior(Labelled):
         return self.tokenizer.reconstruct(x, noise=noise, progress=progress)
 
     def score_nll(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """−log p(codes of x) [B] in nats; for a conditional model under the mixture of its classes. With
-        clusters it is an upper bound."""
+        """−log p(codes of x) [B] in nats; for a conditional model, under the mixture of its classes. With
+        clusters, it is an upper bound."""
         codes = self.tokenizer.encode(x).flatten(1)
         if self.clusters is not None or not self.conditional:
             return self.joint_nll(codes, x, None, noise)
         return -mixture(self.class_log_prob(codes, noise))
 
     def joint_nll(self, codes: Tensor, x: Tensor, labels: Labels, noise: Noise) -> Tensor:
-        """−log p(codes | labels) [B] in nats, or with the clusters c of images x −log p(codes, c | labels);
-        labels None: without the condition on labels."""
+        """−log p(codes | labels) [B] in nats or, with the clusters c of images x, −log p(codes, c | labels).
+        For labels None, the condition is omitted."""
         c = self.clusters(x, labels) if self.clusters is not None else labels
         return self.nll(codes, c, noise) - self.condition_log_prob(c, labels)
 
@@ -112,7 +112,7 @@ class Prior(Labelled):
         return -torch.stack([self.nll(codes, y, noise) for y in self.each_class(codes)], 1)
 
     def each_class(self, codes: Tensor) -> list[Tensor]:
-        """For every class, or cluster, its labels for all rows of codes [B, T]."""
+        """Yields, for every class or cluster, its label repeated for all rows of codes [B, T]."""
         if self.clusters is not None:
             return list(torch.arange(len(self.clusters), device=codes.device)[:, None].expand(-1, len(codes)))
         return every_label(self.data, len(codes), codes.device)
@@ -126,8 +126,8 @@ class Prior(Labelled):
         return self.tokenizer.map_recon(x, noise=noise)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The tokenizer's metrics, and in nats per code: `entropy` of a single code, and `code_nats` under
-        the prior, given the labels, or jointly with the clusters."""
+        """The tokenizer's metrics, and two metrics in nats per code. `entropy` is that of a single code;
+        `code_nats` is the NLL under the prior, given the labels or jointly with the clusters."""
         figures, nats, n = Figures(self.tokenizer), 0.0, 0
         for batch in batches:
             codes = figures.add(batch.x).flatten(1)
@@ -147,14 +147,14 @@ class OrderedPrior(Prior):
         return {"loss": nats, "bits": nats.detach() / math.log(2)}
 
     def guided(self, labels: Labels, n: int, guidance: float) -> tuple[int, Tensor]:
-        """The number of copies of n rows (2 if guidance needs a copy with hidden labels), and the embeddings
-        of the labels of all rows."""
+        """The number of copies of the n rows (2 if guidance needs a copy with hidden labels), and the label
+        embeddings of all rows."""
         if guidance == 1 or labels is None:
             return 1, self.label(labels, n, None)
         drop = torch.arange(2 * n, device=self.device) >= n
         return 2, self.label(torch.cat([labels, labels]), 2 * n, drop)
 
     def nll(self, codes: Tensor, labels: Labels, noise: Noise | None = None) -> Tensor:
-        """−log p(codes | labels) [B] in nats, exact; codes [B, T] may be fewer than the whole grid."""
+        """The exact −log p(codes | labels), [B] nats; the codes [B, T] may be a beginning of the grid."""
         nats = F.cross_entropy(self(codes, labels).mT, codes, reduction="none")
         return nats.sum(1)

@@ -21,12 +21,12 @@ from gzcli.models.nn import full_fp32, to_fp32
 
 
 class ScaledCodebook(Codebook):
-    """Replaces z [B, dim, h, w] by the sum of a part from each scale. Its codes [B, T] are those of all
+    """Replaces z [B, dim, h, w] by a sum of parts, one from each scale. Its codes [B, T] are those of all
     scales, each in raster order. The last scale is the grid h × w.
 
-    The loss is that of `Codebook` for the sums up to each scale, on average (eq. 5). By its first term φ_k =
-    1 + a convolution learns, also if codes follow averages. Raises UsageError for codes on the unit
-    sphere."""
+    The loss is that of `Codebook` for the sums up to each scale, on average (eq. 5). φ_k is the identity plus
+    a convolution, which learns by the first term even if codes follow averages. Raises UsageError for codes
+    on the unit sphere."""
 
     down: Tensor  # [h · w, T], means over blocks
     up: Tensor  # [T, h · w], bicubic interpolation
@@ -59,8 +59,8 @@ class ScaledCodebook(Codebook):
         return z + (sums[-1] - z).detach(), {"loss": torch.stack(of_sum).mean(), **logged}
 
     def split(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-        """z in full precision, its codes [B, T], the vectors [B, dim, T] that they replace, and the sums
-        [B, dim, h, w] up to each scale."""
+        """Returns z in full precision, its codes [B, T], the vectors [B, dim, T] that these replace, and the
+        sums [B, dim, h, w] up to each scale."""
         z = to_fp32(z)
         codes, rests, sums = [], [], [torch.zeros_like(z)]
         for k in range(len(self.scales)):
@@ -78,13 +78,13 @@ class ScaledCodebook(Codebook):
         return total
 
     def sums(self, codes: Tensor) -> Iterator[Tensor]:
-        """The sums [B, dim, h, w] of the parts before each scale, and at last of all."""
+        """The sums [B, dim, h, w] of the parts before each scale, and finally that of all parts."""
         parts = (self.part(codes[:, scale], k) for k, scale in enumerate(self.scales))
         zero = self.embedding.new_zeros(len(codes), self.options.dim, *self.grid)
         return accumulate(parts, initial=zero)
 
     def part(self, codes: Tensor, k: int) -> Tensor:
-        """p_k [B, dim, h, w] of the codes [B, T_k] of scale k."""
+        """p_k [B, dim, h, w] for the codes [B, T_k] of scale k."""
         e = super().lookup(codes)  # [B, dim, T_k]
         with full_fp32(e.device):
             h = (e @ self.up[self.scales[k]]).unflatten(2, self.grid)
@@ -97,7 +97,7 @@ class ScaledCodebook(Codebook):
 
 
 def codebook_of(options: CodebookOptions, grid: tuple[int, int]) -> Codebook:
-    """Raises UsageError for several scales of levels."""
+    """The codebook, of one scale or several. Raises UsageError for several scales of levels."""
     if not options.levels:
         return ScaledCodebook(options, grid) if options.scales else Codebook(options)
     if options.scales:

@@ -54,7 +54,7 @@ class CodebookOptions:
 
     @property
     def width(self) -> int:
-        """Numbers in a vector."""
+        """The size of a code's vector."""
         return len(self.levels) or self.dim
 
 
@@ -62,10 +62,11 @@ class Codebook(nn.Module):
     """Replaces each vector of z [B, dim, h, w] by the nearest vector of the codebook (van den Oord et al.
     2017, arXiv:1711.00937, section 3), with the loss ‖sg[z_e] − e_k‖² + β ‖z_e − sg[e_k]‖² (eq. 3).
 
-    A `gradient` codebook learns by the first term. The codes of an `ema` codebook, which needs the second
-    term alone, follow the mean of the encoder's vectors that they replace (appendix A.1). Its buffers are
-    running averages, of the sum of each code's vectors (`total`) and of their number (`usage`), as shares of
-    the global batch, so that they depend neither on the number of vectors nor on that of processes."""
+    A `gradient` codebook learns by the first term. The codes of an `ema` codebook follow the mean of the
+    encoder's vectors that they replace (appendix A.1), so its loss is only the second term. Its buffers are
+    running averages of the sum of each code's vectors (`total`) and of their number (`usage`). Both are
+    fractions of the global batch, so they depend neither on the number of vectors nor on that of
+    processes."""
 
     embedding: Tensor
     total: Tensor
@@ -87,7 +88,8 @@ class Codebook(nn.Module):
         self.register_buffer("started", torch.tensor(False))
 
     def forward(self, z: Tensor, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """z_q with a straight-through gradient, and the loss, with values to log; training updates codes."""
+        """z_q with a straight-through gradient, and the loss with values to log. Training updates the
+        codes."""
         z, codes, e = self.nearest(z)
         loss = self.options.beta * F.mse_loss(z, e.detach())
         if self.options.codebook == "gradient":
@@ -95,7 +97,8 @@ class Codebook(nn.Module):
         return z + (e - z).detach(), {"loss": loss, **self.learn(z.detach(), codes, noise)}
 
     def learn(self, z: Tensor, codes: Tensor, noise: Noise) -> dict[str, Tensor]:
-        """Values to log of `codes` in use; in training moves codes to the vectors z that they replace."""
+        """Values to log on the use of `codes`. In training, moves the codes to the vectors z that they
+        replace."""
         share = ranks.mean(self._count(codes), self)
         if self.training:
             self._update(z, codes, share, noise)
@@ -123,7 +126,8 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def init_codes(self, z: Tensor, noise: Noise) -> None:
-        """Moves all codes to vectors of the first batch, once, so that a resume changes nothing."""
+        """Moves all codes to vectors of the first batch. This happens only once, so a resume changes
+        nothing."""
         self._restart(~self.started.expand_as(self.usage), self._normal(to_fp32(z), dim=1), noise)
         self.started.fill_(True)
 
@@ -151,7 +155,7 @@ class Codebook(nn.Module):
             self._restart(self._dead(), z, noise)
 
     def _restart(self, selected: Tensor, z: Tensor, noise: Noise) -> None:
-        """Moves the codes where `selected` [codes] is true to vectors drawn from the global batch z."""
+        """Moves the `selected` codes, bool [codes], to vectors drawn from the global batch z."""
         # always drawn, so that the host need not wait for the device
         z = z.movedim(1, -1).flatten(1, 2)  # [B, h · w, dim]
         u, z = noise.rand(*z.shape[:2]).flatten(), z.flatten(0, 1)
@@ -169,13 +173,13 @@ class Codebook(nn.Module):
 
 class FiniteScalar(Codebook):
     """Finite scalar quantisation (Mentzer et al. 2023, arXiv:2309.15505): f(z) = tanh((z − m) / s) of each
-    number is rounded to the nearest of L values, the middles of L equal parts of (−1, 1), with a
-    straight-through gradient, that of f. Nothing is learned of the values, so there is no loss. The code of
-    digits k_i is Σ_i k_i Π_{j<i} L_j.
+    number is rounded to the nearest of L values, the midpoints of L equal parts of (−1, 1). The
+    straight-through gradient is that of f. The values are fixed, so there is no loss. The code of digits k_i
+    is Σ_i k_i Π_{j<i} L_j.
 
-    The paper's parts at both ends of (−1, 1) are half as wide for odd L, and it has no m and s, the running
-    mean and standard deviation of vectors. Without them those of a new encoder share one code, or drift to
-    where tanh has no gradient, and small encoders stay there."""
+    In the paper, for odd L the parts at both ends of (−1, 1) are half as wide, and there are no m and s, the
+    running mean and standard deviation of vectors. Without these, the vectors of a new encoder share one
+    code, or drift into the flat tails of tanh, and small encoders stay there."""
 
     mean: Tensor  # m [dim, 1, 1]
     std: Tensor  # s [dim, 1, 1]
@@ -213,7 +217,7 @@ class FiniteScalar(Codebook):
         return super().forward(z, noise)
 
     def init_codes(self, z: Tensor, noise: Noise) -> None:
-        """Sets mean and standard deviation, once."""
+        """Sets the mean and the standard deviation, once."""
         self.track(z, (~self.started).to(self.mean))
         self.started.fill_(True)
 
@@ -235,7 +239,8 @@ SIDE = 16  # the most codes along a side by default
 
 
 def default_halvings(shape: tuple[int, ...]) -> int:
-    """How often sides of images (C, H, W) are halved: twice, or until neither has more than SIDE codes."""
+    """The number of times that the sides of images (C, H, W) are halved: twice, or more until neither side
+    has more than SIDE codes."""
     return max(2, math.ceil(math.log2(max(shape[1:]) / SIDE)))
 
 
@@ -244,8 +249,8 @@ class Tokenizer(Model):
 
     A tokenizer is the first stage of a prior (`transformer`, `maskgit`, or of several scales `var`). Its own
     samples draw every code independently by its frequency in training, so they have colours and strokes but
-    no composition. An `ema` codebook is an average already: averaged weights (`train.ema`) with a longer
-    memory do not fit it.
+    no composition. An `ema` codebook is an average already; averaged weights (`train.ema`) with a longer
+    memory do not match it.
     """
 
     best = "loss"
@@ -280,12 +285,12 @@ class Tokenizer(Model):
         return to_fp32(self.encoder(x))
 
     def from_latent(self, z: Tensor) -> Tensor:
-        """The images of vectors, by their nearest codes."""
+        """The images of vectors, decoded from their nearest codes."""
         return self.decode(self.codebook.nearest(z)[1])
 
     @torch.no_grad()
     def sample(self, n: int, *, labels: Tensor | None = None, noise: Noise, progress: Progress) -> Tensor:
-        """n images [n, C, H, W] of codes drawn by their frequencies in training."""
+        """Draws n images [n, C, H, W] from codes that are drawn by their frequencies in training."""
         u = noise.rand(n, *self.shape)
         x = self.decode(draw(self.codebook.usage.expand(*u.shape, -1), u))
         progress(1, 1, x)
@@ -320,7 +325,7 @@ class Tokenizer(Model):
 
 
 class Figures:
-    """Running sums of a tokenizer's reconstruction error and of the use of its codes."""
+    """Running sums of a tokenizer's reconstruction errors and code frequencies."""
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer

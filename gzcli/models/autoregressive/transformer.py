@@ -55,8 +55,7 @@ class Transformer(OrderedPrior):
         super().__init__(data, tokenizer, condition, net)
 
     def forward(self, codes: Tensor, labels: Labels = None, drop: Tensor | None = None) -> Tensor:
-        """The logits [B, T, codes] of each of the first codes of the grid [B, T], given the codes before
-        it."""
+        """The logits [B, T, codes] of each of the grid's first codes [B, T], given the codes before it."""
         n, t = codes.shape
         first = self.label(labels, n, drop)[:, None]
         h = torch.cat([first, self.embed(codes[:, :-1])], 1) + self.position()[:t]
@@ -75,7 +74,7 @@ class Transformer(OrderedPrior):
         options: DrawOptions = DrawOptions(),
         guidance: float | None = None,
     ) -> Tensor:
-        """n images [n, C, H, W], code by code; keys and values of earlier codes are cached.
+        """Draws n images [n, C, H, W], code by code; keys and values of earlier codes are cached.
 
         guidance: classifier-free guidance scale, at twice the cost (Ho 2022, arXiv:2207.12598). 1: no
           guidance; above 1: sharper. Default: 1, or 1.3 for models with clusters.
@@ -99,7 +98,7 @@ class Transformer(OrderedPrior):
         """Keeps the first rows of x and samples the others, given their codes.
 
         A conditional model without labels takes the class that makes the kept codes most probable. With
-        clusters, one is drawn given these codes, of the class if it is given.
+        clusters, one is drawn given these codes, from the class if that is given.
 
         rows: number of rows of pixels that are kept, a multiple of the rows that a code covers. Default:
           about half.
@@ -165,7 +164,7 @@ class Transformer(OrderedPrior):
 
 
 def truncated_probs(logits: Tensor, options: DrawOptions) -> Tensor:
-    """The distribution [..., K], up to a factor, that codes are drawn from, given logits [..., K]."""
+    """The unnormalised distribution [..., K] from which codes are drawn, for logits [..., K]."""
     temperature, top_k, top_p = options.temperature, options.top_k, options.top_p
     if temperature <= 0 or (top_k is not None and top_k < 1) or not 0 < top_p <= 1:
         raise UsageError(

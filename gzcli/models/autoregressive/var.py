@@ -3,8 +3,8 @@ Prediction", arXiv:2404.02905.
 
     p(q) = Π_k p(q_k | q_1 … q_{k−1})                                                                 (eq. 6)
 
-The codes of a scale are drawn at once. Their input is down(Σ_{j<k} φ_j(up(C[q_j])), h_k), what the tokenizer
-makes of the scales before.
+The codes of a scale are drawn at once. Their input is down(Σ_{j<k} φ_j(up(C[q_j])), h_k), the tokenizer's sum
+over the earlier scales.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class VAR(OrderedPrior):
         return to_fp32(self.head(self.trunk(h, visible=self.visible, grids=self.book.grids)))
 
     def inputs(self, f: Tensor, k: int) -> Tensor:
-        """[B, T_k, width] of the sum f [B, dim, h, w] of the scales before k."""
+        """The inputs [B, T_k, width] of scale k, from the sum f [B, dim, h, w] of the scales before it."""
         place = self.position().mT.unflatten(1, self.grid)[None]
         return self.embed(self.book.shrink(f, k).mT) + self.book.shrink(place, k).mT + self.level[k]
 
@@ -83,7 +83,7 @@ class VAR(OrderedPrior):
         options: DrawOptions = DrawOptions(),
         guidance: float | None = None,
     ) -> Tensor:
-        """n images [n, C, H, W], scale by scale; keys and values of coarser scales are cached.
+        """Draws n images [n, C, H, W], scale by scale; keys and values of coarser scales are cached.
 
         guidance: classifier-free guidance scale at the last scale, at twice the cost. It grows linearly from
           1 at the first scale. 1: no guidance; above 1: sharper. Default: 1, or 2 for models with clusters.

@@ -5,8 +5,8 @@ arXiv:2012.09841.
                    λ = ‖∇ L_rec‖ / (‖∇ L_GAN‖ + δ), gradients at the decoder's last layer             (eq. 7)
     discriminator: E max(0, 1 − D(x)) / 2 + E max(0, 1 + D(x̂)) / 2
 
-L_rec is a distance of pixels plus a perceptual one, L_GAN = −E D(x̂), and L_VQ that of the codebook.
-Encoder and decoder are those of table 7.
+L_rec is a distance of pixels plus a perceptual distance, L_GAN = −E D(x̂), and L_VQ is the loss of the
+codebook. Encoder and decoder are those of table 7.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z [B, dim, h, w] → [B, channels, H, W]; one block more at each level than the encoder."""
+    """z [B, dim, h, w] → [B, channels, H, W]. Each level has one block more than in the encoder."""
 
     def __init__(
         self,
@@ -192,7 +192,8 @@ class VQGAN(Tokenizer):
 
     @torch.no_grad()
     def on_start(self, batch: Batch) -> None:
-        """Moves the codes to the first batch, and reads the weights of LPIPS, which only training needs."""
+        """Moves the codes to vectors of the first batch, and loads the weights of LPIPS, which only training
+        needs."""
         super().on_start(batch)
         if self.perceptual_loss == "none" or self.lpips is not None:
             return
@@ -207,7 +208,8 @@ class VQGAN(Tokenizer):
         self.step = step + 1
 
     def loss(self, batch: Batch, phase: str = "generator") -> dict[str, Tensor]:
-        """The loss of the generator, in evaluation without its adversarial term, or of the discriminator."""
+        """The loss of the generator or of the discriminator. In evaluation, the generator's has no
+        adversarial term."""
         if phase == "discriminator":
             return self.discriminator_loss(batch.x)
         z, logged = self.codebook(self.encoder(batch.x), batch.noise)

@@ -2,7 +2,7 @@
 
     L = −log p(x | z_q(x)) + ‖sg[z_e(x)] − e‖² + β ‖z_e(x) − sg[e]‖²                               (eq. 3)
 
-with a Gaussian p(x | z) of fixed variance, so a mean squared error.
+p(x | z) is a Gaussian of fixed variance, so the first term is a mean squared error.
 """
 
 from __future__ import annotations

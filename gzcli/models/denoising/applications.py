@@ -94,7 +94,7 @@ class Applications(Denoiser):
     # ---- to noise and back
 
     def path(self, steps: int, **options: Any) -> list[Level]:
-        """A path of at most `steps` steps; start: its first noise level as a share of the way to pure
+        """A path of at most `steps` steps. `start`: its first noise level, as a share of the way to pure
         noise."""
         strength = options.get("start", 1.0)
         if not 0 < strength <= 1:
@@ -112,7 +112,7 @@ class Applications(Denoiser):
     def denoise_path(
         self, x: Tensor, path: Path, y: Tensor | None, guidance: float, randn: Randn, progress: Progress
     ) -> Tensor:
-        """Images noised to path[0], denoised along the path given labels y."""
+        """Images that are noised to path[0] and then denoised along the path, given labels y."""
         denoise = self.denoiser(y, WalkOptions(guidance))
         return self.into_range(self.reverse_sampler(denoise, x, path, randn=randn, progress=progress))
 
@@ -127,8 +127,8 @@ class Applications(Denoiser):
         guidance: float = 1.0,
         progress: Progress = no_progress,
     ) -> tuple[Tensor, Tensor]:
-        """x noised at the share `strength` of the way to pure noise, and the noised images denoised in at
-        most `steps` steps given labels y (SDEdit, Meng 2022, arXiv:2108.01073)."""
+        """Noises x up to the share `strength` of the way to pure noise, and denoises it in at most `steps`
+        steps, given labels y (SDEdit, Meng 2022, arXiv:2108.01073). Returns the denoised images."""
         path, randn = self.path(steps, start=strength), partial(noise.randn, *x.shape)
         x_t = path[0].alpha * x + path[0].sigma * randn()
         return x_t, self.denoise_path(x_t, path, self.image_condition(x, y), guidance, randn, progress)
@@ -219,8 +219,8 @@ class Applications(Denoiser):
         centre, half as high and wide as the image.
 
         RePaint (Lugmayr 2022, arXiv:2201.09865; for scores Song 2021, appendix I.2) replaces the known pixels
-        at each level by noised ones, which is not exactly the distribution of the hidden pixels given the
-        known ones; the method `moments` is exact for Gaussian data.
+        at each level by noised ones. It samples the hidden pixels given the known ones only approximately.
+        The method `moments` is exact for Gaussian data.
         """
         method, steps = options.method or self.completion[0], options.steps or self.completion[1]
         at_least(1, steps=options.steps, resample=options.resample, jump=options.jump)
@@ -311,7 +311,8 @@ class Applications(Denoiser):
         return replace(applied, condition=2 * rough - 1, how=options.operator)
 
     def on_unit_range(self, y: Tensor | None) -> Callable[..., Tensor]:
-        """The denoiser of deepinv: x, images in 0 … 1 with noise of deviation σ → images without."""
+        """The denoiser for deepinv: maps x, images in 0 … 1 with noise of standard deviation σ, to denoised
+        images."""
 
         def denoise(x: Tensor, sigma: Tensor | float, **_: Any) -> Tensor:
             level = self.process.ratio_level(2 * float(torch.as_tensor(sigma).flatten()[0]))
@@ -322,10 +323,10 @@ class Applications(Denoiser):
     def condition_on(
         self, denoise: Denoise, y: Tensor, measurement: Measurement, iterations: int = 0
     ) -> Denoise:
-        """The denoiser of images x_0 with known y = A x_0. Without iterations x̂_0 is moved to the nearest
-        image with A x_0 = y (DDNM, Wang 2022, arXiv:2212.00490, eq. 13); with them E[x_0 | x_t, y] is first
-        estimated by the first two moments of x_0 given x_t (Rozet 2024, arXiv:2405.13712, section 4), from
-        the gradient of a `denoise` that does not clip.
+        """The denoiser of images x_0 with known y = A x_0. It moves x̂_0 to the nearest image with A x_0 = y
+        (DDNM, Wang 2022, arXiv:2212.00490, eq. 13). With iterations, it first estimates E[x_0 | x_t, y] by
+        the first two moments of x_0 given x_t (Rozet 2024, arXiv:2405.13712, section 4). These use the
+        gradient of a `denoise` that does not clip.
 
             Cov[x_0 | x_t] = (σ²/α) ∂x̂_0/∂x_t
             x̂_0 + Cov Aᵀ (A Cov Aᵀ + σ_y² I)⁻¹ (y − A x̂_0)
@@ -357,7 +358,7 @@ class Applications(Denoiser):
     # ---- applications of labels
 
     def error(self, x: Tensor, eps: Tensor, level: Level, y: Tensor | None) -> Tensor:
-        """[B]: the mean squared error of the predicted velocity, or of ε, for x noised by eps."""
+        """The mean squared error [B] of the predicted velocity, or of ε, for x noised with eps."""
         x_t = level.alpha * x + level.sigma * eps
         image_level = self.process.batch_level(x, level.t)
         out = self.output(x_t, image_level, y)
@@ -368,14 +369,14 @@ class Applications(Denoiser):
         return difference.square().flatten(1).mean(1)
 
     def errors(self, x: Tensor, y: Tensor | None, noise: Noise, times: int) -> Tensor:
-        """[B]: the mean error over `times` noise levels, each with its own noise."""
+        """The mean error [B] over `times` noise levels, each with its own noise."""
         levels = self.process.error_levels(times)
         return torch.stack([self.error(x, noise.randn(*x.shape), level, y) for level in levels]).mean(0)
 
     def class_errors(
         self, x: Tensor, noise: Noise, times: int = TIMES, progress: Progress = no_progress
     ) -> Tensor:
-        """[B, K]: the error given each class, with the same noise for every class (Li 2023, "Your Diffusion
+        """The error [B, K] given each class, with the same noise for every class (Li 2023, "Your Diffusion
         Model is Secretly a Zero-Shot Classifier", arXiv:2303.16203)."""
         classes = [self.image_condition(x, y) for y in every_label(self.data, len(x), x.device)]
         total = x.new_zeros(len(x), len(classes))
@@ -470,7 +471,7 @@ class Applications(Denoiser):
     def fit_recon(
         self, batches: Iterable[Batch], *, starts: int = 4, steps: int = 2, pixels: bool = False
     ) -> None:
-        """Mean and deviation of each error over held-out images."""
+        """Fits the mean and standard deviation of each error over held-out images."""
         errors = torch.cat([self.recon_errors(b.x, b.noise, starts, steps, pixels) for b in batches])
         self.recon_mean, self.recon_std = errors.mean(0), errors.std(0).clamp(min=1e-8)
 
@@ -481,7 +482,8 @@ class Applications(Denoiser):
         return torch.stack([(x - x_hat).abs().mean(1) for x_hat in rebuilt]).mean(0)
 
     def recon_errors(self, x: Tensor, noise: Noise, starts: int, steps: int, pixels: bool) -> Tensor:
-        """[B, starts or 2 · starts]: mean squared errors of rebuilt images, then perceptual distances."""
+        """The mean squared errors of rebuilt images, followed by perceptual distances: [B, starts or 2 ·
+        starts]."""
         rebuilt = self.reconstructions(x, noise, starts, steps)
         errors = [(x - x_hat).square().flatten(1).mean(1) for x_hat in rebuilt]
         if self.perceptual is not None and not pixels:
@@ -494,7 +496,7 @@ class Applications(Denoiser):
 
 
 class NoiseApplications(Applications):
-    """The applications of a model whose estimate of the noise scores per image."""
+    """Applications, and a score per image by the error of the estimated noise."""
 
     @torch.no_grad()
     def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
@@ -506,7 +508,7 @@ class NoiseApplications(Applications):
 
 
 def solver_of(options: RestoreOptions, device: torch.device) -> Any:
-    """DiffPIR, without its denoiser. Raises MissingError if deepinv is missing."""
+    """The DiffPIR solver, still without a denoiser. Raises MissingError if deepinv is missing."""
     try:
         from deepinv.optim.data_fidelity import L2
         from deepinv.sampling import DiffPIR
@@ -519,7 +521,7 @@ def solver_of(options: RestoreOptions, device: torch.device) -> Any:
 
 
 class Degradation:
-    """What images in 0 … 1 lose. Raises UsageError for options that do not fit.
+    """A degradation of images in 0 … 1. Raises UsageError for invalid options.
 
     draws: [B, 1, H, W], uniform; the pixels below `share` are shown.
     """
@@ -537,7 +539,8 @@ class Degradation:
             )
 
     def __call__(self, x: Tensor, noise: Tensor, i: int) -> tuple[Any, Tensor, Tensor]:
-        """The operator, the measurement, and an image of full size that shows it, of image i."""
+        """For image i: the operator, the measurement, and an image of full size that shows the
+        measurement."""
         import deepinv as dinv
 
         options, device = self.options, x.device
@@ -589,8 +592,8 @@ def centre_mask(x: Tensor) -> Tensor:
 
 
 def downscale(x: Tensor, factor: int, size: tuple[int, ...]) -> tuple[Tensor, int]:
-    """Small images, and the ratio of `size` (H, W) to theirs: x itself, or x of full size reduced by
-    `factor`. Raises UsageError for sizes that do not fit."""
+    """Small images, and the ratio of `size` (H, W) to their size. They are x itself or, for x of full size, x
+    reduced by `factor`. Raises UsageError for sizes that do not divide."""
     if x.shape[2:] == size:
         if any(side % factor for side in size):
             raise UsageError(f"`factor` {factor} does not divide images of {size[0]}×{size[1]}")
@@ -604,12 +607,13 @@ def downscale(x: Tensor, factor: int, size: tuple[int, ...]) -> tuple[Tensor, in
 
 
 def interpolate_images(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
-    """Interpolations from image 0 to 1, 2 to 3, … of z, ends included; noises keep their norm by `slerp`."""
+    """Interpolations from image 0 to 1, 2 to 3, … of z, including both ends. They use `slerp`, which keeps
+    the norm of noise."""
     return mix_codes(z.flatten(1), frames, mix).unflatten(1, z.shape[1:])
 
 
 class Measurement(NamedTuple):
-    """A linear map A of images: A x, Aᵀ y, and A⁺ y, the image of least norm with A A⁺ y = y."""
+    """A linear map A of images: A x, Aᵀ y, and A⁺ y, the image of minimum norm with A A⁺ y = y."""
 
     apply: Callable[[Tensor], Tensor]
     adjoint: Callable[[Tensor], Tensor]

@@ -2,7 +2,7 @@
 
 The inputs of the network net(x, t, y, drop) are the noised image x [B, C, H, W]; its time t [B], or [B, 2]
 for a network of two times; labels y [B] or [B, K], None if they are unknown; and drop [B], the rows whose
-label is hidden. It predicts one of four functions of x_t = α x_0 + σ ε, and each gives x_0 and ε:
+label is hidden. It predicts one of four functions of x_t = α x_0 + σ ε, each of which determines x_0 and ε:
 
     eps       ε
     x0        x_0
@@ -162,8 +162,8 @@ class Denoiser(Labelled):
         self.register_buffer("quantiles", None, persistent=False)
 
     def train_by(self, options: ObjectiveOptions) -> None:
-        """Takes the options of training. Raises UsageError for weights that exclude each other, and for a
-        prediction that a process does not determine."""
+        """Sets the options of training. Raises UsageError for incompatible weights, and for a prediction that
+        the process does not determine."""
         if options.weighting != "even" and options.min_snr is not None:
             hint = "omit one of them"
             raise UsageError(
@@ -178,7 +178,7 @@ class Denoiser(Labelled):
         self.draw_by(options)
 
     def draw_by(self, options: TimeOptions) -> None:
-        """Takes the distribution of times."""
+        """Sets the distribution of training times."""
         self.time_sampling, u = options.time_sampling, np.linspace(0, 1, QUANTILES)
         with np.errstate(divide="ignore"):
             if options.time_sampling == "cosine":
@@ -201,7 +201,7 @@ class Denoiser(Labelled):
     # ---- training
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """The error of the network's prediction at one random time an image."""
+        """The error of the network's prediction at one random time per image."""
         t = self.draw_times(batch.noise, len(batch))
         eps, x = self.noise_and_images(batch)
         y, drop = self.training_labels(batch)
@@ -212,7 +212,7 @@ class Denoiser(Labelled):
         return self.objective(out, self.target(x, eps, level), level)
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
-        """The times of a batch, [n]; logit_normal: with standard normal logits of the uniform draws (Esser
+        """The times of a batch, [n]. For logit_normal, the uniform draws get standard normal logits (Esser
         2024, arXiv:2403.03206, section 3.1)."""
         u = noise.rand(n)
         if self.time_sampling != "uniform":
@@ -253,7 +253,7 @@ class Denoiser(Labelled):
         return {"loss": (weight * error).mean(), "unweighted": error.detach().mean()}
 
     def loss_weight(self, level: Level) -> Tensor | None:
-        """[B]: the weight of the error of the prediction; None: 1."""
+        """The weight [B] of the prediction's error; None means 1."""
         if self.min_snr is not None:
             return self.process.snr(level).clamp(max=self.min_snr) / self.image_weight(level)
         if self.weighting == "even":
@@ -270,7 +270,7 @@ class Denoiser(Labelled):
         return weight
 
     def image_weight(self, level: Level) -> Tensor:
-        """[B]: the weight of the squared error of x_0 in that of the prediction."""
+        """The factor [B] by which the squared error of x_0 enters that of the prediction."""
         snr = self.process.snr(level)
         if self.prediction == "velocity":
             d_alpha, d_sigma = self.process.derivatives(level.t)
@@ -312,8 +312,9 @@ class Denoiser(Labelled):
         return self.within(torch.lerp(weak, self.raw_output(inputs, time, y), scale), x, level)
 
     def guided_output(self, x: Tensor, t: Tensor, y: Tensor | None, scale: float) -> Tensor:
-        """The output u + scale · (c − u) in fp32, of c with labels and u without (Ho & Salimans 2022,
-        arXiv:2207.12598, eq. 6): one pass of a doubled batch; at scales 1 and 0, of the batch itself."""
+        """The output u + scale · (c − u) in fp32, where c is the output with labels and u that without (Ho &
+        Salimans 2022, arXiv:2207.12598, eq. 6). It takes one pass of a doubled batch; at scales 1 and 0, one
+        pass of the batch itself."""
         if y is None or scale in (0, 1):
             return self.raw_output(x, t, y if scale else None)
         n = x.shape[0]
@@ -322,9 +323,8 @@ class Denoiser(Labelled):
         return torch.lerp(out[n:], out[:n], scale)
 
     def within(self, out: Tensor, x: Tensor, level: Level) -> Tensor:
-        """The output at x whose estimate of x_0 is clamped, if the model is `bounded`. In training the
-        gradient is that of `out` itself, so that an estimate outside the range moves back if the image is
-        inside."""
+        """The output at x; if the model is `bounded`, that whose estimate of x_0 is clamped. In training, the
+        gradient is that of `out` itself, so that an estimate outside the range can move back."""
         if not self.bounded or self.data.levels is None:
             return out
         x0 = self.into_range(self.to_estimate(out, x, level).x0)
@@ -371,7 +371,7 @@ class Denoiser(Labelled):
         self, y: Tensor | None = None, guidance: float = 1.0, interval: Sequence[float] = (0.0, 1.0)
     ) -> Velocity:
         """The right-hand side of the probability-flow ODE, for solvers, given labels y. Rows whose time is
-        outside the interval take half the passes of the network."""
+        outside the guidance interval take half the network passes."""
         self.check_guidance(guidance, y)
         low, high = interval
 
@@ -404,21 +404,21 @@ class Denoiser(Labelled):
         return x0.clamp(-s, s) / s
 
     def learn_from(self, teacher: Denoiser) -> None:
-        """Attaches the teacher, whose clusters are the student's."""
+        """Attaches the teacher, whose clusters become the student's."""
         if self.clusters is not None:
             self.clusters.load_state_dict(teacher.get_submodule("clusters").state_dict())
         self.attach("teacher", teacher)
 
     @property
     def weak(self) -> Denoiser | None:
-        """The weaker model that guides samples now, in this thread."""
+        """The weaker model that currently guides samples in this thread."""
         guided, weak = _GUIDED.get()
         return weak if guided is self else None
 
     @contextmanager
     def guided_away_from(self, weak: Model) -> Iterator[None]:
-        """Inside, samples are guided away from a weaker model. Raises UsageError for one that predicts
-        something else, or has other images, noise, labels or clusters."""
+        """Within the block, samples are guided away from a weaker model. Raises UsageError for a model with
+        another prediction, or with other images, noise, labels or clusters."""
         form = lambda m: (m.prediction, m.data.shape, m.data.classes, m.labelled, m.process.path(4))  # noqa: E731
         if not isinstance(weak, Denoiser) or form(weak) != form(self):
             hint = "train it with the same recipe, for fewer steps or with a smaller network"
@@ -453,7 +453,8 @@ class Denoiser(Labelled):
     def draw(
         self, n: int, labels: Tensor | None, noise: Noise, progress: Progress, options: Any, sampler: Sampler
     ) -> Tensor:
-        """n images [n, C, H, W] by a sampler; options: `WalkOptions` with `steps` and `spacing`."""
+        """Draws n images [n, C, H, W] with a sampler; the options are `WalkOptions` with `steps` and
+        `spacing`."""
         x, y = self.initial_noise(n, labels, noise, options.size)
         denoise, randn = self.denoiser(y, options), partial(noise.randn, *x.shape)
         path = self.process.path(options.steps, options.spacing)
@@ -522,10 +523,10 @@ class LikelihoodByODE(Denoiser):
         noise: Noise,
         ode: LikelihoodOptions = LikelihoodOptions(),
     ) -> Tensor:
-        """[B] nats of the discrete image by the change of density along the ODE to noise (Song 2021,
-        arXiv:2011.13456, eq. 39), jointly with the cluster of x if there are clusters. A conditional model
-        without labels has the mixture of its classes, each of which takes a solution. Raises UsageError for
-        latents, and for a mixture of more than 10 classes.
+        """The log-likelihood of the discrete image, [B] nats, by the change of density along the ODE to noise
+        (Song 2021, arXiv:2011.13456, eq. 39). With clusters, it is the joint one of x and its cluster. A
+        conditional model without labels has the mixture of its classes, which takes one solution per class.
+        Raises UsageError for latents, and for a mixture of more than 10 classes.
 
         Grey levels are dequantised uniformly, so the value is a bound. The dequantised images replace α x + σ
         ε at the time where σ/α is the deviation of the uniform noise, or at the nearest time of the model.
@@ -538,7 +539,7 @@ class LikelihoodByODE(Denoiser):
     def log_density(
         self, x: Tensor, labels: Tensor | None, noise: Noise, *, ode: LikelihoodOptions
     ) -> Tensor:
-        """log p(x | labels), [B] nats, or with clusters of x and its cluster."""
+        """log p(x | labels), [B] nats; with clusters, the joint log-density of x and its cluster."""
         n, size, width = len(x), x[0].numel(), 2 / (self.grey_levels - 1)  # of a grey level
         path = self.process.likelihood_path(1 / (self.grey_levels - 1) / math.sqrt(3), ode.steps)
         c = self.image_condition(x, labels)

@@ -38,15 +38,15 @@ ERROR_STEPS = 200  # steps in log σ/α to which noise levels for errors of an S
 
 
 def at_one(function: Callable[[Tensor], Iterable[Tensor]], t: float) -> list[float]:
-    """The values of a function at one time, in float64; also while nets are built without values. There the
-    constants of torch 2.13 corrupted memory: a process ended by a signal some tests later."""
+    """The values of a function at one time, in float64, even while nets are built without values. In that
+    mode, constants of torch 2.13 corrupted memory, and the process was killed by a signal later."""
     with unset_fake_temporarily():
         return [float(value) for value in function(torch.tensor(t, dtype=torch.float64, device="cpu"))]
 
 
 class Level(NamedTuple):
-    """The noise of x = alpha x_0 + sigma ε at time t: numbers on a sampler's path, and of a batch tensors, t
-    [B] and the others [B, 1, 1, 1]."""
+    """The noise of x = alpha x_0 + sigma ε at time t. On a sampler's path the values are numbers. For a batch
+    they are tensors: t [B], the others [B, 1, 1, 1]."""
 
     t: Any
     alpha: Any
@@ -54,19 +54,18 @@ class Level(NamedTuple):
 
 
 class Process(nn.Module):
-    """A path from data to noise. It is its `marginal`: α(t) and σ(t), of which σ/α rises from `clean` to
-    `noisy`. All else follows by autograd and bisection, and closed forms override it.
+    """A path from data to noise. Its `marginal` defines it: α(t) and σ(t), with σ/α rising from `clean` to
+    `noisy`. Everything else follows by autograd and bisection; closed forms may override it.
 
-    Times are numbers, [B], or of any shape that images broadcast with; what is returned at times [B] is
-    [B, 1, 1, 1]. A share of the way from data to noise is 2/π · arctan(σ/α), on any path: .5 is as much noise
-    as image.
+    Times are numbers, [B], or of any shape that broadcasts with images. Values at times [B] are [B, 1, 1, 1].
+    A share of the way from data to noise is 2/π · arctan(σ/α), on any path: .5 is as much noise as image.
 
     scale: the factor of times t as the network's input; most networks are designed for 0 … 1000.
     clean: the time of data.
     noisy: the time of noise.
-    least_alpha: least α, for a network of which it divides the output.
-    least_sigma: least σ, likewise.
-    clock: what a share is of: the noise; or the process's own `time`, as in runs of format 1.
+    least_alpha: smallest α, if a network's output is divided by it.
+    least_sigma: smallest σ, if a network's output is divided by it.
+    clock: quantity that a share measures: the noise, or the process's own `time`, as in runs of format 1.
     """
 
     scale: ClassVar[float] = 1000
@@ -121,7 +120,7 @@ class Process(nn.Module):
         return d_alpha * x0 + d_sigma * eps
 
     def batch_level(self, x: Tensor, t: float) -> Level:
-        """The level at one time for the batch x, from which estimates are computed."""
+        """The level at one time, as tensors for the batch x, from which estimates are computed."""
         return self.level(t)
 
     @property
@@ -153,7 +152,8 @@ class Process(nn.Module):
         return math.log(ratio) if ratio else -math.inf
 
     def times_at(self, log_ratio: np.ndarray) -> np.ndarray:
-        """The times at which log σ/α has these values, or the nearest ends, by bisection."""
+        """The times at which log σ/α has these values, or the nearest ends of the path, found by
+        bisection."""
         wanted = torch.from_numpy(np.asarray(log_ratio, dtype=np.float64))
         low, high = torch.full_like(wanted, self.clean), torch.full_like(wanted, self.noisy)
         for _ in range(HALVINGS):
@@ -164,7 +164,7 @@ class Process(nn.Module):
         return ((low + high) / 2).numpy()
 
     def ratio_level(self, ratio: float) -> Level:
-        """The level whose noise-to-signal ratio σ/α is this, or the nearest one of the path."""
+        """The level with this noise-to-signal ratio σ/α, or the nearest one of the path."""
         log_ratio = math.log(ratio) if ratio else -math.inf
         return self.level(float(self.times_at(np.array([log_ratio]))[0]))
 
@@ -181,7 +181,7 @@ class Process(nn.Module):
         return math.atan2(level.sigma, level.alpha) * (2 / math.pi)
 
     def time_share(self, t: Any) -> Any:
-        """The share by the clock of time."""
+        """The share measured by time."""
         return t
 
     def at_share(self, share: float) -> float:
@@ -201,12 +201,12 @@ class Process(nn.Module):
     # ---- paths
 
     def most_steps(self, start: float = 1.0) -> Any:
-        """The most steps of a path from a share of the way to noise."""
+        """The maximum number of steps of a path that begins at this share of the way to noise."""
         return math.inf
 
     def path(self, steps: int, spacing: str = "logsnr", start: float = 1.0) -> list[Level]:
-        """A sampler's path of `steps` levels from a share `start` of the way to noise, then the clean image;
-        uniform: even in t; others as in `spaced_log_ratios`."""
+        """A sampler's path: `steps` levels from the share `start` of the way to noise, then the clean image.
+        uniform: evenly spaced in t. Other spacings are those of `spaced_log_ratios`."""
         at_least(1, steps=steps)
         least, most = math.log(END_RATIO), math.log(START_RATIO)
         high = min(self.log_ratio_at(self.at_share(start)), most)
@@ -226,8 +226,8 @@ class Process(nn.Module):
         return [first + (self.clean - first) * i / steps for i in range(steps + 1)]
 
     def likelihood_path(self, ratio: float, steps: int) -> list[Level]:
-        """Levels even in log σ/α from about the ratio of data to noise, the last step to noise beyond
-        `LIKELIHOOD_RATIO`."""
+        """Levels evenly spaced in log σ/α, from about the ratio of data to noise. The last step leads to
+        noise beyond `LIKELIHOOD_RATIO`."""
         at_least(1, steps=steps)
         low, high = max(math.log(ratio), self.log_ratio_at(self.clean)), self.log_ratio_at(self.noisy)
         count = steps + (high <= math.log(LIKELIHOOD_RATIO))
@@ -236,21 +236,21 @@ class Process(nn.Module):
 
 
 def stratified(u: Tensor, noise: Noise) -> Tensor:
-    """Uniform draws u [B], moved so that each equal share of [0, 1) has one image of the global batch (Kingma
-    2021, arXiv:2107.00630, appendix I.1); unchanged for a `noise` without a global batch."""
+    """Uniform draws u [B], stratified so that each equal part of [0, 1) has one image of the global batch
+    (Kingma 2021, arXiv:2107.00630, appendix I.1). Unchanged for a `noise` without a global batch."""
     total, start = getattr(noise, "total", None), getattr(noise, "start", 0)
     return (u + (start + torch.arange(len(u), device=u.device))) / total if total else u
 
 
 def normal_draws(u: Tensor) -> Tensor:
-    """The standard normal draws of uniform ones in [0, 1)."""
+    """Standard normal draws from uniform draws in [0, 1)."""
     return torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6))
 
 
 def shift_of(shift: Shift, shape: Sequence[int]) -> float:
-    """The factor of the noise-to-signal ratio σ/α for images of a shape; auto: side / 64 and at least 1, as
-    neighbouring pixels of larger images are more alike (Hoogeboom 2023, arXiv:2301.11093, eq. 3; Esser 2024,
-    arXiv:2403.03206, eq. 23)."""
+    """The factor of the noise-to-signal ratio σ/α for images of a shape. auto: side / 64 and at least 1,
+    because neighbouring pixels of larger images are more alike (Hoogeboom 2023, arXiv:2301.11093, eq. 3;
+    Esser 2024, arXiv:2403.03206, eq. 23)."""
     if shift == "auto":
         return max(1.0, math.sqrt(shape[1] * shape[2]) / UNSHIFTED)
     if not shift > 0:
@@ -277,7 +277,7 @@ def spaced_log_ratios(high: float, low: float, steps: int, spacing: str) -> np.n
 
 
 class DiscreteVP(Process):
-    """The tables alpha and sigma, float64 [T]; shift: the factor of σ/α."""
+    """A process by the tables alpha and sigma, float64 [T]. shift: factor of σ/α."""
 
     scale = 1
     prior_std = 1.0
@@ -316,10 +316,10 @@ class DiscreteVP(Process):
             self.register_buffer(key, torch.as_tensor(table, dtype=torch.float32), persistent=False)
 
     def kl(self, t: Tensor, error: Tensor, share: Tensor | float) -> Tensor:
-        """KL(q(x_{t−1} | x_t, x_0) ‖ p(x_{t−1} | x_t)) of each element, given the squared errors of x_0
-        [B, C, H, W] at times t [B]; 0 at t = 0. The variance of p is β̃^(1 − share) β^share. The means are
-        those of Ho 2020, eq. 7: their squared distance over β̃ is that of x_0 times the fall of the SNR
-        (Kingma 2021, eq. 14)."""
+        """KL(q(x_{t−1} | x_t, x_0) ‖ p(x_{t−1} | x_t)) of each element, given the squared errors of x_0 [B,
+        C, H, W] at times t [B]; 0 at t = 0. The variance of p is β̃^(1 − share) β^share. The means are those
+        of Ho 2020, eq. 7. Their squared distance over β̃ is the squared error of x_0 times the decrease of
+        the SNR (Kingma 2021, eq. 14)."""
         wider = share * per_image(self.growths[t])  # log of the variance over β̃
         return 0.5 * (per_image(self.falls[t]) * error * (-wider).exp() + wider + (-wider).expm1())
 
@@ -367,7 +367,7 @@ class DiscreteVP(Process):
         )
 
     def log_ratios(self) -> tuple[np.ndarray, np.ndarray]:
-        """log σ/α at the times if it is finite, and these times."""
+        """log σ/α at the times at which it is finite, and these times."""
         with np.errstate(divide="ignore"):  # +inf at zero SNR
             log_ratio = np.log(self.sigma) - np.log(self.alpha)
         finite = np.isfinite(log_ratio)
@@ -382,12 +382,13 @@ class DiscreteVP(Process):
         return 1 + round(self.at_share(start))
 
     def path_over(self, times: Sequence[float]) -> list[Level]:
-        """A sampler's path: the levels of falling times, then the clean image."""
+        """A sampler's path: the levels at decreasing times, then the clean image."""
         return [*(self.level(t) for t in times), Level(-1.0, 1.0, 0.0)]
 
     def path(self, steps: int, spacing: str = "trailing", start: float = 1.0) -> list[Level]:
-        """A path of 1 … T steps; trailing: every T/steps-th time from the noisiest on; leading: from the
-        cleanest on; linspace: both ends included (Lin 2023, table 2); others as in `spaced_log_ratios`."""
+        """A path of 1 … T steps (Lin 2023, table 2). trailing: every T/steps-th time, counted from the
+        noisiest. leading: counted from the cleanest. linspace: including both ends. Other spacings are those
+        of `spaced_log_ratios`."""
         top = self.most_steps(start)  # times 0 … top − 1
         if not 1 <= steps <= top:
             raise UsageError(
@@ -419,7 +420,7 @@ def cosine_betas(timesteps: int) -> np.ndarray:
 
 
 def straight_betas(timesteps: int) -> np.ndarray:
-    """Those of σ/α = t / (1 − t), as on straight lines; the last at most .999."""
+    """The β for which σ/α = t / (1 − t), as on straight lines; the last is at most .999."""
     t = np.arange(timesteps + 1) / timesteps
     alpha_bar = (1 - t) ** 2 / ((1 - t) ** 2 + t**2)
     return (1 - alpha_bar[1:] / alpha_bar[:-1]).clip(max=0.999)
@@ -433,8 +434,8 @@ ScheduleName = Annotated[str, BETAS]
 
 
 class SDE(Process):
-    """dx = f(t) x dt + g(t) dw; start: the first time of training, since at t = 0 the score diverges. Raises
-    UsageError for a time outside 0 … 1."""
+    """The SDE dx = f(t) x dt + g(t) dw. start: first time of training, because the score diverges at t = 0.
+    Raises UsageError for a time outside 0 … 1."""
 
     def __init__(self, start: float):
         super().__init__()
@@ -447,7 +448,7 @@ class SDE(Process):
         return self.levels_at(x.new_full((len(x),), t))
 
     def derivatives(self, t: Any) -> tuple[Any, Any]:
-        """α′ = f α, σ′ = f σ + g² / 2σ (eq. 30 – 33), where f and g are known."""
+        """α′ = f α and σ′ = f σ + g² / 2σ (eq. 30 – 33), because f and g are known."""
         if not isinstance(t, Tensor) or type(self).rates is Process.rates:
             return super().derivatives(t)
         f, g2 = self.rates(per_image(t))
@@ -465,7 +466,7 @@ class SDE(Process):
         return np.interp(log_ratio, (sigma / alpha).log().numpy(), t)
 
     def path(self, steps: int, spacing: str = "karras", start: float = 1.0) -> list[Level]:
-        """From the unmodified α and σ at t = 1 to the time at which samplers stop."""
+        """The path from the unmodified α and σ at t = 1 to the time at which samplers stop."""
         at_least(1, steps=steps)
         top = max(start if self.clock == "time" else self.at_share(start), self.stop)
         if spacing == "uniform":
@@ -481,7 +482,7 @@ class SDE(Process):
         return [level.t for level in self.path(steps + 1, start=start)[:-1]]
 
     def likelihood_path(self, ratio: float, steps: int) -> list[Level]:
-        """To the unmodified α and σ at t = 1."""
+        """The path that ends at the unmodified α and σ at t = 1."""
         at_least(1, steps=steps)
         low, high = max(math.log(ratio), self.log_ratio_at(self.clean)), self.log_ratio_at(1.0)
         return [*map(self.level, self.times_at(np.linspace(low, high, steps + 1)).tolist())]
@@ -560,7 +561,7 @@ class SubVP(VP):
 
 class CondOT(Process):
     """α = t, σ = 1 − (1 − σ_min) t, whose velocity is x_0 − (1 − σ_min) ε (Lipman 2022, eq. 22, 23); shift:
-    the factor of the noise-to-signal ratio at times of training and of solvers."""
+    factor of the noise-to-signal ratio at the times of training and solvers."""
 
     clean, noisy = 1.0, 0.0
 
@@ -578,15 +579,16 @@ class CondOT(Process):
         return shift_times(u, self.shift)
 
     def path(self, steps: int, spacing: str = "logsnr", start: float | None = None) -> list[Level]:
-        """Levels even in log σ/α from nearly pure noise, then the clean image; or those of `ode_times` from a
-        share `start` of the way to noise."""
+        """Levels evenly spaced in log σ/α from nearly pure noise, then the clean image. With a share `start`
+        of the way to noise, the levels of `ode_times` from there."""
         if start is not None:
             return [*map(self.level, self.ode_times(steps, start))]
         ratios = np.geomspace(START_RATIO, max(END_RATIO, self.sigma_min), steps)
         return [*map(self.level, self._of(ratios).tolist()), Level(1.0, 1.0, 0.0)]
 
     def ode_times(self, steps: int, start: float = 1.0) -> list[float]:
-        """Times from a share `start` of the way to noise to 1, of equal steps before the shift."""
+        """Times from the share `start` of the way to noise up to 1, in steps that are equal before the
+        shift."""
         at_least(1, steps=steps)
         first = 1 - start if self.clock == "time" else shift_times(self.at_share(start), 1 / self.shift)
         return [shift_times(first + (1 - first) * i / steps, self.shift) for i in range(steps + 1)]
@@ -604,13 +606,13 @@ class CondOT(Process):
         return self._of(np.exp(log_ratio)).clip(0, 1)
 
     def _of(self, ratio: Any) -> Any:
-        """The time of a noise-to-signal ratio."""
+        """The time at which the noise-to-signal ratio has this value."""
         return 1 / (ratio + 1 - self.sigma_min)
 
 
 class Cosine(Process):
-    """α = cos, σ = sin of π t / 2, as the continuous limit of the cosine schedule (Nichol 2021) and of
-    trigonometric flows (Albergo 2023, arXiv:2303.08797); shift: the factor of σ/α."""
+    """α = cos(π t / 2), σ = sin(π t / 2): the continuous limit of the cosine schedule (Nichol 2021), and the
+    path of trigonometric flows (Albergo 2023, arXiv:2303.08797). shift: factor of σ/α."""
 
     def __init__(self, shift: float = 1.0):
         super().__init__()

@@ -1,13 +1,13 @@
 """From noise to images: samplers along a path of noise levels, and solvers of an ODE.
 
-A sampler goes from noise x at path[0] along the levels of `path` to the clean image at its end:
+A sampler moves noise x at path[0] along the levels of `path` to the clean image at its end:
 
     denoise(x, t)        the estimates of x_0 and ε, each [B, C, H, W], at one time t for the whole batch
     randn()              standard normal noise of x's shape; deterministic samplers draw none
-    progress(i, n, x)    is called after each step, of one call of `denoise`, or two in Heun's method
+    progress(i, n, x)    is called after each step (one call of `denoise`, two in Heun's method)
 
-A solver goes along dx/dt = f(x, t), where f(x [B, …], t [B]) → [B, …]. Every image has its own time, and in
-the adaptive solver its own steps, so that its solution does not depend on the batch.
+A solver integrates dx/dt = f(x, t), where f(x [B, …], t [B]) → [B, …]. Every image has its own time and, in
+the adaptive solver, its own steps, so that its solution does not depend on the batch.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from gzcli.models.denoising.process import SIGMA_MAX, Level, Process
 
 
 class Estimate(NamedTuple):
-    """A network's estimates from a noised image. `share` interpolates a step's log variance between β̃ (0)
-    and β (1) (Nichol 2021, arXiv:2102.09672, eq. 15)."""
+    """A network's estimates from a noised image. `share` interpolates the log variance of a step between that
+    of β̃ (0) and that of β (1) (Nichol 2021, arXiv:2102.09672, eq. 15)."""
 
     x0: Tensor
     eps: Tensor
@@ -43,7 +43,8 @@ Sampler = Callable[..., Tensor]
 
 
 def sampler(steps: Callable[..., Steps]) -> Sampler:
-    """The sampler with these steps; it passes all keywords except `progress` on to them."""
+    """Decorates a generator of steps into a sampler, which passes all keywords except `progress` to the
+    generator."""
 
     @wraps(steps)
     def run(
@@ -58,8 +59,8 @@ def sampler(steps: Callable[..., Steps]) -> Sampler:
 
 @sampler
 def ancestral(denoise: Denoise, x: Tensor, path: Path, randn: Randn, share: float | None = None) -> Steps:
-    """Ho 2020, algorithm 2, for steps of any length, with the variance β̃^(1 − share) β^share; None: the
-    network's share."""
+    """Ancestral sampling (Ho 2020, algorithm 2) for steps of any length, with the variance β̃^(1 − share)
+    β^share. For None, the share is the network's."""
     for s, u in pairwise(path):
         estimate = denoise(x, s.t)
         x, small = posterior(estimate.x0, x, s, u)
@@ -71,7 +72,8 @@ def ancestral(denoise: Denoise, x: Tensor, path: Path, randn: Randn, share: floa
 
 @sampler
 def ddim(denoise: Denoise, x: Tensor, path: Path, randn: Randn, eta: float = 0.0) -> Steps:
-    """Song 2021, eq. 12: eta = 0 is deterministic, eta = 1 is ancestral with the small variance."""
+    """DDIM (Song 2021, eq. 12): eta = 0 is deterministic, eta = 1 is ancestral sampling with the small
+    variance."""
     for s, u in pairwise(path):
         x0, eps, _ = denoise(x, s.t)
         var = eta**2 * transition(s, u)[1] * (u.sigma / s.sigma) ** 2  # eq. 16
@@ -97,8 +99,8 @@ def renoise(denoise: Denoise, x: Tensor, path: Path, randn: Randn) -> Steps:
 def ddim_inverse(denoise: Denoise, x: Tensor, path: Path, randn: Randn) -> Steps:
     """The noise at path[0] from which DDIM along `path` generates x (Preechakul 2022, eq. 8).
 
-    It takes DDIM's steps backwards, each with the ε at its start instead of its end, an error of first order
-    in the length of the step.
+    It takes DDIM's steps backwards. Each step uses the ε at its start instead of its end, which is an error
+    of first order in the step length.
     """
     for u, s in pairwise(reversed(path)):
         x0, eps, _ = denoise(x, max(u.t, 0.0))  # the clean image has no time and takes that of least noise
@@ -108,8 +110,8 @@ def ddim_inverse(denoise: Denoise, x: Tensor, path: Path, randn: Randn) -> Steps
 
 @sampler
 def dpmpp(denoise: Denoise, x: Tensor, path: Path, randn: Randn, noisy: bool = False) -> Steps:
-    """DPM-Solver++(2M) (Lu 2022b, algorithm 2): of second order in λ = log α/σ, by the previous x_0; noisy:
-    of the reverse SDE, SDE-DPM-Solver++(2M) (eq. 19)."""
+    """DPM-Solver++(2M) (Lu 2022b, algorithm 2): of second order in λ = log α/σ, using the previous x_0.
+    noisy: for the reverse SDE, SDE-DPM-Solver++(2M) (eq. 19)."""
     before, h_before = None, 0.0
     for s, u in pairwise(path):
         x0 = denoise(x, s.t).x0
@@ -173,7 +175,7 @@ def _lambda(level: Level) -> float:
 
 
 def ratio_decay(s: Level, u: Level) -> float:
-    """The ratio of σ/α at u to that at s, e^−h; 0 if u is clean, or s is of zero SNR."""
+    """The ratio of σ/α at u to that at s, e^−h; 0 if u is clean or s has zero SNR."""
     return s.alpha * u.sigma / (s.sigma * u.alpha)
 
 
@@ -188,9 +190,9 @@ def heun(
 ) -> Steps:
     """Karras 2022, algorithm 1 and 2: trapezoidal steps of d(x/α)/d(σ/α) = ε; at most 2 N − 1 calls.
 
-    Steps from above σ/α = 80, where EDM starts, are Euler's: there ε hardly changes, but σ/α may fall by
-    thousands. By S_churn noise first grows by the factor 1 + churn / N, at most by √2; `level` is that of a
-    value of σ/α.
+    Steps from above σ/α = 80, EDM's start, are Euler steps, because ε hardly changes there, but σ/α may fall
+    by thousands. S_churn first raises the noise by the factor 1 + churn / N, at most √2. `level` returns the
+    level for a value of σ/α.
     """
     growth = min(churn / (len(path) - 1), math.sqrt(2) - 1)
     for s, u in pairwise(path):
@@ -225,8 +227,8 @@ def predictor_corrector(
     denoise: Denoise, x: Tensor, path: Path, randn: Randn, corrector: int, snr: float
 ) -> Steps:
     """Song 2021, algorithm 1: the reverse diffusion predictor (eq. 46), then `corrector` Langevin steps at
-    the new level. Their length is that of algorithms 4 and 5 with ‖z‖/‖score‖ = σ, as for pure noise; with
-    the norms of actual draws per image would depend on its batch."""
+    the new level. Their length is that of algorithms 4 and 5 with ‖z‖/‖score‖ = σ, as for pure noise. With
+    the norms of the actual draws, an image would depend on its batch."""
     for s, u in pairwise(path):
         x0, eps, _ = denoise(x, s.t)
         if u.sigma > 0:
@@ -244,8 +246,8 @@ def predictor_corrector(
 def annealed_langevin(
     denoise: Denoise, x: Tensor, path: Path, randn: Randn, repeats: int, step: float
 ) -> Steps:
-    """Song & Ermon 2020, algorithm 1: at every level σ `repeats` Langevin steps of length step · σ², and at
-    the end of the path a call that denoises."""
+    """Song & Ermon 2020, algorithm 1: `repeats` Langevin steps of length step · σ² at every level σ, and a
+    denoising call at the end of the path."""
     for s, u in pairwise(path):
         for _ in range(repeats):
             eps = denoise(x, s.t).eps
@@ -270,8 +272,8 @@ def repaint(denoise: Denoise, x: Tensor, path: Path, randn: Randn, image: Tensor
 
 
 def repeat_stretches(path: Path, resample: int, jump: int) -> list[Level]:
-    """The path that repeats each stretch of `jump` steps `resample` times, so that known and generated pixels
-    agree."""
+    """The path that repeats each segment of `jump` steps `resample` times, so that known and generated pixels
+    become consistent."""
     walk = [path[0]]
     for start in range(0, len(path) - 1, jump):
         stretch = path[start + 1 : start + jump + 1]
@@ -345,8 +347,8 @@ def solve(
     norm: Norm = root_mean_square,
     progress: Progress = no_progress,
 ) -> Tensor:
-    """The solution at the last time from x at times[0], by one step of the solver between neighbouring times,
-    or by the adaptive one, which chooses its times so that the norm of errors over 1 + |x| is below
+    """The solution at the last time, from x at times[0]. The solver takes one step between neighbouring
+    times. The adaptive one chooses its own times, so that the norm of errors over 1 + |x| is below
     `tolerance`."""
     if solver == "adaptive":
         return solve_adaptive(f, x, times[0], times[-1], tolerance, norm, progress)
@@ -365,8 +367,8 @@ def solve(
 
 
 def solve_adams(f: Velocity, x: Tensor, times: Sequence[float], progress: Progress) -> Tensor:
-    """The solution by Adams–Bashforth steps of second order, of one call each: the velocity is continued on
-    the line through its last two values (Hairer, Nørsett & Wanner 1993, III.1 and III.5). The first step is
+    """The solution by Adams–Bashforth steps of second order, with one call each. The velocity is extrapolated
+    linearly through its last two values (Hairer, Nørsett & Wanner 1993, III.1 and III.5). The first step is
     Euler's, whose error is of the same order."""
     before, h_before = None, 1.0
     for i, (start, end) in enumerate(pairwise(times)):
@@ -411,8 +413,8 @@ def solve_adaptive(
 def _first_step(
     f: Velocity, x: Tensor, t: Tensor, first: Tensor, span: float, tolerance: float, norm: Norm
 ) -> Tensor:
-    """The length [B] of the first step, after Hairer, Nørsett & Wanner 1993, II.4, p. 169, where first is
-    f(x, t) and span is end − start, beyond which f may not be defined."""
+    """The length [B] of the first step, after Hairer, Nørsett & Wanner 1993, II.4, p. 169. first: f(x, t).
+    span: end − start, beyond which f may not be defined."""
     scale, sign = tolerance + tolerance * x.abs(), math.copysign(1.0, span)
     d0, d1 = norm(x / scale), norm(first / scale)
     h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).clamp(max=abs(span))
@@ -441,7 +443,8 @@ def with_divergence(f: Velocity, shape: Sequence[int], probe: Tensor) -> Velocit
     """The equation of states [x, ℓ], [B, D + 1], of images x [B, *shape] with D elements.
 
     With v the probe, −vᵀ (∂f/∂x) v estimates d log p / dt without bias (Grathwohl 2019, FFJORD,
-    arXiv:1810.01367, eq. 7). ℓ is log p over D, of the size of x, so that one tolerance fits both.
+    arXiv:1810.01367, eq. 7). ℓ is log p divided by D, which has the magnitude of x, so that one tolerance
+    fits both.
     """
 
     def g(state: Tensor, t: Tensor) -> Tensor:

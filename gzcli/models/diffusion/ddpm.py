@@ -66,7 +66,7 @@ class DiffusionOptions(ObjectiveOptions):
 
     @property
     def outputs(self) -> int:
-        """Output channels of the network for each channel of the image."""
+        """The number of output channels of the network per image channel."""
         return 2 if self.learned_variance else 1
 
 
@@ -108,10 +108,10 @@ SAMPLERS: dict[str, Callable[[SamplingOptions, DiscreteVP], Sampler]] = {
 
 
 class Diffusion(NoiseApplications):
-    """A network on the discrete process. With a `factor` it is also conditioned on a small image, which it
-    enlarges by the factor (SR3, Saharia 2021, arXiv:2104.07636). Training hides a share HIDDEN of the small
-    images, so that the network also works without. Where it learns variances, as many more output channels
-    are their shares of log β/β̃, from −1 for β̃ to 1 for β."""
+    """A network on the discrete process. With a `factor`, it is also conditioned on a small image, which it
+    enlarges by the factor (SR3, Saharia 2021, arXiv:2104.07636). Training hides the fraction HIDDEN of the
+    small images, so that the network also works without them. If it learns variances, equally many additional
+    output channels are their shares of log β/β̃, from −1 for β̃ to 1 for β."""
 
     likelihood = "bound"
     reverse_sampler = staticmethod(samplers.ddim)
@@ -147,14 +147,15 @@ class Diffusion(NoiseApplications):
         return estimate._replace(share=(out[:, x.shape[1] :] + 1) / 2) if self.learned_variance else estimate
 
     def training_guide(self, batch: Batch) -> Tensor | None:
-        """The small images of a model with a `factor`; hidden ones are zero."""
+        """The small images for a model with a `factor`; hidden ones are zero."""
         if not self.factor:
             return None
         visible = batch.noise.rand(len(batch)) >= HIDDEN
         return visible[:, None, None, None] * F.avg_pool2d(batch.x, self.factor)
 
     def inputs(self, x: Tensor, level: Level, guide: Tensor | None = None) -> Tensor:
-        """x; for a model with a `factor` followed by the enlarged small images, or zeros."""
+        """The input x. For a model with a `factor`, it is followed by the enlarged small images, or by
+        zeros."""
         if not self.factor:
             return x
         if guide is None:
@@ -185,7 +186,8 @@ class Diffusion(NoiseApplications):
         return samplers.ddim(denoise, z, self.path(steps), progress=progress)
 
     def to_scheduler(self) -> Any:
-        """diffusers' DPM-Solver++(2M), equivalent to `sample` by dpmpp on trailing steps."""
+        """A scheduler of diffusers for DPM-Solver++(2M), equivalent to `sample` with dpmpp and trailing
+        steps."""
         from diffusers import DPMSolverMultistepScheduler
 
         if self.prediction not in DIFFUSERS_PREDICTIONS:
@@ -212,13 +214,14 @@ class Diffusion(NoiseApplications):
         terms: int = 50,
         variance: Variance | None = None,
     ) -> Tensor:
-        """[B] nats: the variational bound (Ho 2020, eq. 5), by `terms` + 1 network calls. L_T and L_0 are
-        exact; of the T − 1 other terms one is drawn from each of `terms` strata and weighted by the stratum's
-        width. With clusters the bound is of x and its cluster; a conditional model without labels has that of
-        the mixture of its classes, `terms` + 1 calls each. Raises UsageError for latents.
+        """The variational bound (Ho 2020, eq. 5), [B] nats, by `terms` + 1 network calls. L_T and L_0 are
+        exact. Of the T − 1 other terms, one is drawn from each of `terms` strata and weighted by the
+        stratum's width. With clusters, the bound is that of x and its cluster. A conditional model without
+        labels has the bound of the mixture of its classes, with `terms` + 1 calls for each. Raises UsageError
+        for latents.
 
-        terms: number of strata; T − 1 or more: the whole sum.
-        variance: variance of p(x_{t−1} | x_t). β̃ (small) gives the tighter bound for images with flat parts,
+        terms: number of strata. T − 1 or more: the whole sum.
+        variance: variance of p(x_{t−1} | x_t). β̃ (small) has the tighter bound for images with flat parts,
           such as digits; β (large) suits data that are smooth at the scale of one grey level. Default: the
           learned variance if there is one, otherwise small.
         """
@@ -228,7 +231,7 @@ class Diffusion(NoiseApplications):
     def variational_bound(
         self, x: Tensor, labels: Tensor | None, noise: Noise, *, terms: int, variance: Variance | None
     ) -> Tensor:
-        """`log_prob` given labels; for multi-label data None hides them."""
+        """`log_prob` given labels. For multi-label data, None hides the labels."""
         levels, n, process = self.grey_levels, len(x), self.process
         y = self.image_condition(x, labels)
         alpha_T, sigma_T = process.alpha[-1], process.sigma[-1]
@@ -250,7 +253,7 @@ class Diffusion(NoiseApplications):
         self, x: Tensor, t: Tensor, y: Tensor | None, noise: Noise
     ) -> tuple[Tensor, Tensor | float]:
         """The estimate of x from a draw of q(x_t | x_0 = x) at integer times t [B] (Ho 2020, eq. 4), and the
-        share of the variance."""
+        variance share."""
         level = self.process.levels_at(t)
         x_t = level.alpha * x + level.sigma * noise.randn(*x.shape)
         estimate = self.estimate(x_t, level, y)
@@ -332,13 +335,14 @@ def mix_noises(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
 
 
 def strata(timesteps: int, terms: int) -> list[int]:
-    """Edges, from 1 to T, of at most `terms` strata of the times 1 … T − 1, with widths that grow with t."""
+    """The edges, from 1 to T, of at most `terms` strata of the times 1 … T − 1. Their widths grow with t."""
     terms = min(terms, timesteps - 1)
     return [1 + max(k, round((timesteps - 1) * (k / terms) ** 2)) for k in range(terms + 1)]
 
 
 def discretised_gaussian(x: Tensor, mean: Tensor, sigma: float, levels: int) -> Tensor:
-    """log mass of N(mean, σ²) in the bin of each grey level x, the end bins up to ±∞ (Ho 2020, eq. 13)."""
+    """The log mass of N(mean, σ²) in the bin of each grey level x; the end bins extend to ±∞ (Ho 2020, eq.
+    13)."""
     half_bin = 1 / (levels - 1)
     low = torch.where(x < -1 + half_bin, -math.inf, (x - half_bin - mean) / sigma)
     high = torch.where(x > 1 - half_bin, math.inf, (x + half_bin - mean) / sigma)
@@ -390,9 +394,9 @@ class DDPM(Diffusion):
         self.factor = factor
 
     def to_diffusers(self) -> Any:
-        """A `DDPMPipeline` with the same weights and schedule, equivalent to `sample` by dpmpp on trailing
-        steps, or of a transformer a `DiTPipeline`. With labels, or a transformer, only its parts can be
-        used."""
+        """A `DDPMPipeline` (for a transformer, a `DiTPipeline`) with the same weights and schedule,
+        equivalent to `sample` with dpmpp and trailing steps. With labels, or for a transformer, only its
+        parts can be used."""
         from diffusers import DDPMPipeline
 
         if self.factor:

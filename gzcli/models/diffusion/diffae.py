@@ -1,7 +1,7 @@
 """Diffusion autoencoder — Preechakul et al. 2022, arXiv:2111.15640.
 
-An image has two codes: the semantic code z_sem = E(x), a vector, and the stochastic code x_T, the noise from
-which the diffusion given z_sem generates x, found by DDIM run backwards.
+An image has two codes. The semantic code z_sem = E(x) is a vector. The stochastic code x_T is the noise from
+which the diffusion given z_sem generates x; it is found by running DDIM backwards.
 
     L = E ‖ε_θ(x_t, t, E(x)) − ε‖²                                    (eq. 6; or of the image, or of v)
 """
@@ -90,8 +90,9 @@ class CodedUNet(UNet):
 
 
 class Modulation(nn.Module):
-    """Scale and shift of the normalised h by time and code: z_s (t_s h + t_b) (eq. 7), z_s and t_s near 1 at
-    the start: [B, dim + latent] → [B, 2 · channels], the scale less 1 before the shift, as in `ResBlock`."""
+    """The scale and shift of the normalised h by time and code: z_s (t_s h + t_b) (eq. 7), with z_s and t_s
+    close to 1 at first. It maps [B, dim + latent] to [B, 2 · channels]: the scale minus 1, then the shift, as
+    in `ResBlock`."""
 
     def __init__(self, dim: int, latent: int, channels: int):
         super().__init__()
@@ -106,7 +107,7 @@ class Modulation(nn.Module):
 
 
 class CodeApplications(Model):
-    """Applications of the autoencoder, and of the prior of its codes, through codes."""
+    """Applications by codes, for the autoencoder and for the prior of its codes."""
 
     labels_for = ("edit",)
     coder: Any  # the autoencoder, a `DiffAE`
@@ -182,7 +183,7 @@ class CodeApplications(Model):
 
     @torch.no_grad()
     def score_recon(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
-        """[B]: mean squared error of images rebuilt from z_sem, with random x_T.
+        """The mean squared error [B] of images rebuilt from z_sem, with random x_T.
 
         steps: network calls.
         """
@@ -191,20 +192,20 @@ class CodeApplications(Model):
 
     @torch.no_grad()
     def map_recon(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
-        """[B, H, W]: |x − x̂| at each pixel, of images rebuilt only from z_sem, averaged over channels."""
+        """|x − x̂| at each pixel [B, H, W] for images rebuilt from z_sem alone, averaged over channels."""
         return (x - self.reconstruct(x, noise=noise, steps=steps, stochastic=False).images).abs().mean(1)
 
     @torch.no_grad()
     def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
-        """[B]: mean squared error of the network's estimate of ε given z_sem.
+        """The mean squared error [B] of the network's estimate of ε given z_sem.
 
         times: number of evenly spaced noise levels that the error is averaged over.
         """
         return self.coder.diffusion.errors(x, self.coder.encode(x), noise, times)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The `mse` of the first images rebuilt from both codes in 50 steps, for images in [0, 1];
-        `mse_semantic`, only from z_sem; and the `accuracy` of the classifier."""
+        """`mse`: the mean squared error of the first images rebuilt from both codes in 50 steps, for images
+        in [0, 1]. `mse_semantic`: the same from z_sem alone. `accuracy`: that of the classifier."""
         sums: dict[str, float] = defaultdict(float)
         n = 0
         for batch in batches:
@@ -226,7 +227,8 @@ def half_progress(progress: Progress, which: int) -> Progress:
 
 
 class DiffAE(CodeApplications):
-    """An encoder of z_sem [B, latent] and a U-Net that denoises given z_sem; a first stage of `latent_prior`.
+    """An encoder of z_sem [B, latent] and a U-Net that denoises given z_sem; the first stage of
+    `latent_prior`.
 
     Without a prior it samples z_sem from a Gaussian with the running moments of the training codes.
     If the data have labels, a linear classifier of the normalised z_sem is trained in its own phase, without
@@ -278,8 +280,8 @@ class DiffAE(CodeApplications):
         return [main] if self.head is None else [main, Phase("classifier", list(self.head.parameters()))]
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """The error of the denoiser given the code; in the phase `classifier`, the cross-entropy of the
-        classifier, by softmax, or by a sigmoid for each label of multi-label data."""
+        """The error of the denoiser given the code. In the phase `classifier`, it is the classifier's
+        cross-entropy, by softmax or, for multi-label data, by one sigmoid per label."""
         if phase == "classifier" and self.head is not None and batch.y is not None:
             with torch.no_grad():
                 z = self.encode(batch.x)
@@ -305,8 +307,8 @@ class DiffAE(CodeApplications):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Recomputes the moments of z_sem, because the running moments are those of the encoder in training,
-        not of the averaged weights."""
+        """Recomputes the moments of z_sem for the averaged weights; the running moments are those of the
+        encoder in training."""
         z = torch.cat([self.encode(batch.x) for batch in batches])
         self.mean.copy_(z.mean(0))
         with full_fp32(z.device):
@@ -327,7 +329,7 @@ class DiffAE(CodeApplications):
         return self.diffusion.into_range(self.diffusion.to_data(x_T, z, steps, 1.0, progress))
 
     def normalise(self, z: Tensor) -> Tensor:
-        """z_sem, of mean 0 and variance 1 in every coordinate."""
+        """z_sem, normalised to mean 0 and variance 1 in every coordinate."""
         return (z - self.mean) / self.std
 
     def denormalise(self, z: Tensor) -> Tensor:
@@ -351,11 +353,11 @@ class DiffAE(CodeApplications):
         return z + strength * along / (w * along).sum(1, keepdim=True).clamp(min=1e-12).sqrt()
 
     def predicted_labels(self, logits: Tensor) -> Tensor:
-        """The labels [B, K] 0/1 that the classifier predicts."""
+        """The labels that the classifier predicts, [B, K] of 0 and 1."""
         return (logits > 0).long() if self.data.multilabel else self.one_hot(logits.argmax(1))
 
     def one_hot(self, y: Tensor) -> Tensor:
-        """Labels as [B, K] 0/1."""
+        """Labels as [B, K] of 0 and 1."""
         return y if self.data.multilabel else F.one_hot(y, len(self.data.classes))
 
     @torch.no_grad()
@@ -380,7 +382,7 @@ class DiffAE(CodeApplications):
 
     @torch.no_grad()
     def score_code(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """[B]: squared Mahalanobis distance of z_sem to the Gaussian of the training codes."""
+        """The squared Mahalanobis distance [B] of z_sem to the Gaussian of the training codes."""
         d = self.encode(x) - self.mean
         floor = 1e-4 * self.cov.diagonal().mean()  # against rounding in directions without variance
         cov = self.cov + floor * torch.eye(self.latent, dtype=d.dtype, device=d.device)

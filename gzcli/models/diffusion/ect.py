@@ -5,8 +5,9 @@ denoiser becomes a consistency function f(x, σ), which maps every point of a pa
     E ‖f(x_t, t) − sg f(x_r, r)‖ / (t − r),   f(x, 0) = x                                  (eq. 7, 12)
     1 − r/t = q^−(s + 1) n(t),   n(t) = 1 + 8 sigmoid(−t),   at r = 0 if that is above 1    (eq. 14)
 
-The stages s = 0, 1, … bring r nearer to t. σ is the noise-to-signal ratio of the teacher's process, whose
-estimate of x_0 is where f starts. Images take one call, or more, between which noise is added again.
+The stages s = 0, 1, … bring r closer to t. σ is the noise-to-signal ratio of the teacher's process; f is
+initialised as the teacher's estimate of x_0. Sampling takes one call, or several with noise added again in
+between.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class ECT(Denoiser):
         self.on_step(-1)
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Nothing: the clusters are the teacher's."""
+        """Does nothing, because the clusters are the teacher's."""
 
     # ---- the function
 
@@ -116,7 +117,7 @@ class ECT(Denoiser):
         return Level(t, per_image(alpha), per_image(alpha * sigma))
 
     def consistent(self, x: Tensor, sigma: Tensor, y: Tensor | None) -> Tensor:
-        """f(x, σ) of x = x_0 + σ ε, sigma [B] from LEAST on."""
+        """f(x, σ) for x = x_0 + σ ε, with sigma [B] at least LEAST."""
         level = self.level_of(sigma)
         return self.estimate(level.alpha * x, level, y).x0
 
@@ -153,7 +154,7 @@ class ECT(Denoiser):
     # ---- sampling
 
     def guidance_scale(self, guidance: Guidance) -> float:
-        """1: the paths are guided already."""
+        """Always 1, because the paths are guided already."""
         return 1.0
 
     @torch.no_grad()

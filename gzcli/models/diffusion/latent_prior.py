@@ -1,5 +1,5 @@
-"""The latent diffusion of the diffusion autoencoder — Preechakul 2022, arXiv:2111.15640, section 4: of the
-normalised codes z_sem of the training images. Sampled codes are decoded from x_T ~ N(0, I)."""
+"""The latent diffusion of the diffusion autoencoder — Preechakul 2022, arXiv:2111.15640, section 4. It models
+the normalised codes z_sem of the training images. Sampled codes are decoded from x_T ~ N(0, I)."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class LatentPrior(CodeApplications):
 
     @torch.no_grad()
     def score_code(self, x: Tensor, *, noise: Noise, times: int = 50) -> Tensor:
-        """[B]: mean squared error of the prior's ε for z_sem.
+        """The mean squared error [B] of the prior's ε for z_sem.
 
         times: number of evenly spaced noise levels that the error is averaged over.
         """

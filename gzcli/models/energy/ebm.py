@@ -2,10 +2,10 @@
 
     p(x) ∝ e^−E(x),   loss = E[E(x)] − E[E(x̃)] + α E[E(x)² + E(x̃)²]
 
-x̃ are the ends of chains of Langevin's steps, which continue from one training step to the next (Tieleman
-2008, doi:10.1145/1390156.1390290), but for a share that starts again from uniform noise:
+x̃ are the ends of Langevin chains, which continue from one training step to the next (Tieleman 2008,
+doi:10.1145/1390156.1390290). A fraction of them restarts from uniform noise:
 
-    x ← x + σ ε,   x ← x − η ∇E(x),   each clamped to [-1, 1], the slope of a pixel to ±.03
+    x ← x + σ ε,   x ← x − η ∇E(x),   each clamped to [-1, 1]; the gradient of a pixel to ±.03
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class ChainOptions:
 
 
 class EnergyNet(Discriminator):
-    """−E(x), or −E(x, y): strided convolutions, whose activations are smooth as slopes are followed."""
+    """−E(x), or −E(x, y): strided convolutions with smooth activations, because chains follow the
+    gradient."""
 
     def __init__(self, shape: tuple[int, ...], width: int, classes: int):
         super().__init__()
@@ -65,7 +66,7 @@ class EnergyNet(Discriminator):
 
 
 class Chains(nn.Module):
-    """The ends of the chains of all ranks. Each training step continues the next ones in turn."""
+    """The ends of the chains of all ranks. Each training step continues the next chains in turn."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -154,7 +155,7 @@ class EBM(Model):
     # ---- the energy
 
     def energy(self, x: Tensor, y: Labels = None) -> Tensor:
-        """E(x, y), [B]; without labels of a conditional model E(x) = −log Σ_y e^−E(x, y)."""
+        """E(x, y), [B]. For a conditional model without labels, E(x) = −log Σ_y e^−E(x, y)."""
         if y is not None or not self.conditional:
             return -self.net(x, y)
         each = [self.net(x, y) for y in every_label(self.data, len(x), x.device)]
@@ -203,9 +204,9 @@ class EBM(Model):
     # ---- out-of-distribution scores
 
     def score_energy(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """[B]: E(x), which is low for the training data."""
+        """E(x) [B], which is low for the training data."""
         return self.energy(x)
 
     def score_gradient(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """[B]: ‖∇E(x)‖, which is small for the training data."""
+        """‖∇E(x)‖ [B], which is small for the training data."""
         return self.slope(x).flatten(1).norm(dim=1)

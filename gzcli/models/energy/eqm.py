@@ -1,10 +1,10 @@
-"""Equilibrium Matching — Wang & Du 2025, arXiv:2510.02300: one energy without a time, whose gradient leads
+"""Equilibrium Matching — Wang & Du 2025, arXiv:2510.02300: one time-independent energy, whose gradient leads
 from any mixture of noise and data to the data.
 
     x_γ = γ x + (1 − γ) ε,   E ‖∇E(x_γ) − c(γ) (ε − x)‖²,   c(γ) = λ min(1, (1 − γ) / (1 − a))
 
-The gradient vanishes at the data, so images are made by gradient descent from noise. γ runs from noise at 0
-to data at 1. A network f is the gradient of an energy that stays implicit (EqM); or the energy is E(x) = x ·
+The gradient vanishes at the data, so gradient descent from noise generates images. γ runs from noise at 0 to
+data at 1. A network f is the gradient of an energy that stays implicit (EqM); or the energy is E(x) = x ·
 f(x) (EqM-E, "dot").
 """
 
@@ -87,16 +87,16 @@ class EqM(Denoiser):
         return SCALE * (level.sigma / (1 - KNEE)).clamp(max=1) * (eps - x)
 
     def time_input(self, t: Tensor) -> Tensor:
-        """The network sees no time."""
+        """Zeros, because the energy does not depend on time."""
         return torch.zeros_like(t)
 
     def raw_output(self, x: Tensor, t: Tensor, y: Tensor | None, drop: Tensor | None = None) -> Tensor:
-        """∇E(x) of the batch, in fp32."""
+        """∇E(x) for the batch, in fp32."""
         return self.slope(x, y, drop) if self.explicit else super().raw_output(x, t, y, drop)
 
     @torch.compiler.disable  # torch compiles no gradient of a gradient
     def slope(self, x: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
-        """The gradient of `energy`, in training with its graph, which fused attention does not have."""
+        """The gradient of `energy`; in training, with its graph, which fused attention does not support."""
         trains = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             x = x.clone().requires_grad_()  # a copy is no inference tensor
@@ -105,7 +105,7 @@ class EqM(Denoiser):
             return torch.autograd.grad(energy.sum(), x, create_graph=trains)[0]
 
     def energy(self, x: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        """[B]: E(x) = x · f(x); for an implicit energy, its rise ∫ x · f(s x) ds along the ray from 0 to
+        """E(x) = x · f(x), [B]. For an implicit energy, its increase ∫ x · f(s x) ds along the ray from 0 to
         x."""
         shares = [1.0] if self.explicit else [(i + 0.5) / NODES for i in range(NODES)]
         slopes = [to_fp32(self.net(s * x, x.new_zeros(len(x)), y, drop)) for s in shares]
@@ -137,19 +137,19 @@ class EqM(Denoiser):
     # ---- out-of-distribution scores
 
     def score_energy(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """[B]: the energy of an image, which is low for the training data."""
+        """The energy [B] of an image, which is low for the training data."""
         return self.energy(x, self.image_condition(x))
 
     def score_gradient(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """[B]: the norm of the energy's gradient, which vanishes at the training data."""
+        """The norm [B] of the energy's gradient, which vanishes at the training data."""
         return self.gradient(self.image_condition(x))(x).flatten(1).norm(dim=1)
 
 
 def descend(
     gradient: Callable[[Tensor], Tensor], x: Tensor, options: DescentOptions, progress: Progress
 ) -> Tensor:
-    """The images at which descent from x with Nesterov's momentum ends. Each image stops independently
-    of the others in its batch."""
+    """The images at which gradient descent from x with Nesterov's momentum ends. Each image stops
+    independently of the others in its batch."""
     at_least(1, steps=options.steps)
     before, moves = x, x.new_ones(len(x), dtype=torch.bool)
     last = options.step if options.last_step is None else options.last_step
