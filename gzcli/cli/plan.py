@@ -128,7 +128,9 @@ def show_plan(start: Start, *, keys: bool) -> None:
         out.text("\n".join(out.fitted(text, f"{label:<8}")))
     on = counted(plan.gpus, "GPU") if plan.gpus else "no GPUs"
     out.text(f"run     {'resumes ' if run else ''}{path}")
-    out.text(f"launch  {plan.processes} × {plan.threads} threads, {on}: {launch}")
+    processes = f"{plan.processes} process{'' if plan.processes == 1 else 'es'}"
+    threads = f"{counted(plan.threads, 'thread')}{'' if plan.processes == 1 else ' each'}"
+    out.text(f"launch  {processes}, {threads}, {on}: {launch}")
     if keys:
         rows = [
             (key, value if isinstance(value, str) else flow(value), origin.get(key, ""))
@@ -332,18 +334,18 @@ def _model(one: Forecast) -> str:
     train = one.part.train
     if one.params is None:
         return f"{one.part.title}: size unknown: {one.lacking or 'no trial step was run (GZ_TRIAL=0)'}"
-    steps = f"--minutes {train.minutes:g}" if train.minutes else f"{train.steps:,} steps"
+    steps = "batches" if train.minutes else f"{train.steps:,} steps"
     giga = (one.flops or 0) / 1e9
-    cost = f" at {giga:{',.0f' if giga >= 100 else '.3g'}} GFLOP" if giga else ""
-    return f"{one.part.title}, {count(one.params)} parameters, {steps} of {train.batch_size}{cost}"
+    cost = f"; {giga:{',.0f' if giga >= 100 else '.3g'}} GFLOP per step" if giga else ""
+    return f"{one.part.title}, {count(one.params)} parameters, {steps} of {train.batch_size} images{cost}"
 
 
 def _time(one: Forecast) -> str:
     if one.part.train.minutes:
-        return about(60 * one.part.train.minutes)
+        return f"{about(60 * one.part.train.minutes)}; the start measures how many steps fit"
     here = f"about {about(one.seconds)} here" if one.seconds else "unknown here"
     steps = one.steps_in(MINUTES)
-    return here + _on_h100s([one]) + (f"; --minutes {MINUTES}: {steps:,} steps" if steps else "")
+    return here + _on_h100s([one]) + (f"; `--minutes {MINUTES}` makes {steps:,} steps" if steps else "")
 
 
 def _on_h100s(forecasts: Sequence[Forecast]) -> str:

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 
 from gzcli.core import devices, errors, ranks, streams
@@ -26,7 +27,7 @@ from gzcli.core.sections import part_of
 from gzcli.core.units import duration
 from gzcli.data.packs.open import open_pack, pack_options
 from gzcli.data.packs.pack import check_unchanged, record_data
-from gzcli.engine.cadence import KEPT, LEAST, count_steps
+from gzcli.engine.cadence import KEPT, KEYS, LEAST, count_steps
 from gzcli.engine.forecast import check_stages
 from gzcli.engine.log import Log
 from gzcli.engine.step import accelerate, compiles, prepare_torch
@@ -147,6 +148,7 @@ def train(run: Run, log: Log) -> None:
     if sum(stage.state != "finished" for stage in run.stages) > 1:
         check_stages(run)
     accelerator: Accelerator | None = None
+    since = psutil.Process().create_time()  # imports are part of the time of the first training
     for stage in run.stages:
         if stage.state == "finished":
             log.info(f"stage `{stage.path.name}` is finished")
@@ -154,9 +156,10 @@ def train(run: Run, log: Log) -> None:
         part = Log(stage.path, rank=log.rank, stage=stage.path.name)
         part.info(f"stage `{stage.path.name}`", sparse=True)
         with record_status(stage, part):
-            accelerator = train_one(stage, part)
+            accelerator = train_one(stage, part, since)
+            since = time.time()
     if not run.stages:
-        accelerator = train_one(run, log)
+        accelerator = train_one(run, log, since)
     step = run.serving.status().get("step")
     log.event("done", run=run.id, path=str(run.path), step=step, **results_of(run.serving))
     if accelerator is not None:
@@ -178,8 +181,9 @@ def results_of(run: Run) -> dict[str, Any]:
     }
 
 
-def train_one(run: Run, log: Log) -> Accelerator:
-    """Trains one model, from its newest checkpoint if it has one."""
+def train_one(run: Run, log: Log, since: float | None = None) -> Accelerator:
+    """Trains one model, from its newest checkpoint if it has one. `since`: when its time began, by default
+    now."""
     part = part_of(run.tree())
     prepare_torch(part)
     accelerator = accelerate(part)
@@ -189,6 +193,8 @@ def train_one(run: Run, log: Log) -> Accelerator:
     streams.change_spinner("reading the images")
     clock = partial(devices.clock, accelerator.device, part.train.clock)
     began = clock()
+    if since and devices.clock_of(accelerator.device, part.train.clock) == "wall":
+        began -= time.time() - since
     pack = open_pack(part.data.name, **pack_options(part.data), say=log.info)
     check_unchanged(run.owner.path, pack.meta)
     if log.main:
@@ -227,14 +233,18 @@ def steps_of_minutes(trial: Trainer, began: float, clock: Callable[[], float]) -
     trial.begin()
     preparation = clock() - since  # the run begins as this trial of it does
     trial.get_net()
-    ready = clock() - began + preparation
+    judged = trial.metric
     with note_out_of_memory(trial):
-        steps = ranks.agree(count_steps(trial.step, trial.phases, minutes, clock() - ready, clock))
+        pauses = trial.pauses(60 * minutes, clock)
+        ready = clock() - began + preparation
+        steps = ranks.agree(count_steps(trial.step, trial.phases, pauses, clock() - ready, clock))
     if ready > (1 - LEAST - KEPT) * 60 * minutes:
         trial.log.warn(f"preparation took {duration(ready)} of the {duration(60 * minutes)}")
     # the run is compiled as the steps were that were timed
     compiled = compiles(trial.part, trial.model, trial.device)
-    return {"steps": steps, "minutes": None, "compile": compiled}
+    chosen: dict[str, Any] = {"steps": steps, "minutes": None, "compile": compiled}
+    chosen |= {KEYS[kind]: steps for kind in pauses.last_only}
+    return chosen if trial.metric == judged else chosen | {"best": trial.metric}
 
 
 @contextlib.contextmanager

@@ -13,7 +13,9 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -35,7 +37,7 @@ EARLIEST = 10  # step before which no clock is read
 KEYS = {"eval": "eval_every", "checkpoint": "checkpoint_every", "sample": "sample_every"}
 KINDS = frozenset(KEYS)
 WARM_UP, TIMED = 5, 50  # steps; the first ones choose kernels and compile
-KEPT = 0.1  # share of the time for images and validation
+KEPT = 0.02  # share of the time for checkpoints, logs and errors of the plan
 LEAST = 0.5  # least share of the time for training, however long the preparation took
 AGREE_EVERY = 10  # steps between two agreements of the ranks, which cost a collective; 1 where steps are slow
 SLOW = 0.1  # seconds
@@ -119,23 +121,65 @@ def in_proportion(usual: int, interval: float) -> int:
 # ---------------------------------------------------------------------------- how many steps
 
 
+@dataclass(frozen=True)
+class Pauses:
+    """The pauses of a run of `length` seconds.
+
+    took: seconds of a pause of each kind.
+    end: seconds of further work at the end of a run of so many steps.
+    """
+
+    train: TrainSection
+    length: float
+    took: Mapping[str, float]
+    end: Callable[[int], float] = lambda steps: 0.0
+
+    @property
+    def last_only(self) -> list[str]:
+        """The kinds with fewer than two pauses in their share of the time: only the last one remains."""
+        return [
+            kind
+            for kind, took in self.took.items()
+            if getattr(self.train, KEYS[kind]) is None
+            and not self.train.patience
+            and 2 * took > SHARE * self.length
+        ]
+
+    def seconds(self, steps: int) -> float:
+        """The time that a run of so many steps spends outside of them."""
+        total = self.end(steps)
+        for kind, took in self.took.items():
+            every = getattr(self.train, KEYS[kind])
+            if every:
+                total += took * (steps // every)
+            elif every is None and kind not in self.last_only:
+                total += min(9 * took, max(took, SHARE * self.length))
+            total += took
+        return total
+
+
 def count_steps(
     step: Callable[[int], object],
     phases: Sequence[Phase],
-    minutes: float,
+    pauses: Pauses,
     began: float,
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
-    """The number of steps that fit in the time. A tenth of the time is reserved for images and validation.
-    Steps get at least half of it, even if less remains. 50 steps are timed at the start, and 50 at the start
-    of late phases, for at most a tenth of the time in total. Every rank must call it."""
+    """The largest number of steps that fit in the time together with the pauses. Steps get at least half of
+    the time, even if less remains. 50 steps are timed at the start, and 50 at the start of late phases, for
+    at most a tenth of the time in total. Every rank must call it."""
     late = max(phase.start for phase in phases)
     cycle = math.lcm(*(phase.every for phase in phases))
-    limit = 6 * minutes / (1 + bool(late))
-    seconds = [_seconds(step, first, limit, cycle, clock) for first in sorted({0, late})]
-    budget = max(LEAST * 60 * minutes, (1 - KEPT) * 60 * minutes - (clock() - began))
-    early = min(late, int(budget / seconds[0]))
-    return max(1, early + int((budget - early * seconds[0]) / seconds[-1]))
+    limit = pauses.length / 10 / (1 + bool(late))
+    each = [_seconds(step, first, limit, cycle, clock) for first in sorted({0, late})]
+    left = (1 - KEPT) * pauses.length - (clock() - began)
+    counts = range(1, int(pauses.length / min(each)) + 2)
+
+    def late_by(steps: int) -> bool:
+        seconds = min(steps, late) * each[0] + max(0, steps - late) * each[-1]
+        return seconds > LEAST * pauses.length and seconds + pauses.seconds(steps) > left
+
+    return max(1, bisect_left(counts, True, key=late_by))
 
 
 def _seconds(

@@ -51,6 +51,7 @@ FEW = 4  # images of a step whose operations are not known
 ENOUGH = 1.0  # seconds after which no further step is timed
 TIMED, MOST = 2, 12  # steps that are timed: at least, and where they are short
 SAMPLED = 20  # images of a sample that is timed on a CPU
+SLOW = 0.5  # seconds of an image there that is not timed again
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 _aten = torch.ops.aten
@@ -303,11 +304,7 @@ def try_drawing(
     model = to_device(build(part, info, stages), device).eval().requires_grad_(False)
     trained = Trained(run, model, info, part, device, 0)
 
-    def sample(n: int) -> None:
-        with suppress(NoneFinite):
-            draw(trained, n, warn=silent)
-
-    result: dict[str, Any] = {"sample_seconds": seconds_each(sample, trained)}
+    result: dict[str, Any] = {"sample_seconds": sample_seconds(trained)}
     if model.likelihood in kinds and trained.has_levels:
         y = torch.zeros(SAMPLED, dtype=torch.int64, device=device) if model.conditional else None
         y = one_hot(y, len(info.classes)).float() if y is not None and info.multilabel else y
@@ -325,13 +322,29 @@ def try_drawing(
     return result
 
 
-def seconds_each(function: Callable[[int], None], trained: Trained) -> float:
+def sample_seconds(trained: Trained, clock: Callable[[], float] | None = None) -> float:
+    """The seconds of a sample."""
+
+    def sample(n: int) -> None:
+        with suppress(NoneFinite):
+            draw(trained, n, warn=silent)
+
+    return seconds_each(sample, trained, clock)
+
+
+def seconds_each(
+    function: Callable[[int], object], trained: Trained, clock: Callable[[], float] | None = None
+) -> float:
     """The seconds per image in a call with many images. On a CPU it is measured as the difference of two
-    calls, because a full batch shares the fixed cost of a call."""
+    calls, because a full batch shares the fixed cost of a call. Slow images are timed once. Every rank must
+    call it."""
     device = trained.device
     few, many = (FEW, SAMPLED) if device.type == "cpu" else (0, batch_size(trained, {}))
-    clock = partial(devices.clock, device, "cpu" if torch.get_num_threads() == 1 else "wall")
+    clock = clock or partial(devices.clock, device, "cpu" if torch.get_num_threads() == 1 else "wall")
+    since = clock()
     function(FEW)
+    if few and ranks.agree((first := (clock() - since) / FEW) > SLOW):
+        return first
     times = []
     for n in filter(None, (few, many)):
         since = clock()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from gzcli.core.sections import TrainSection
 from gzcli.data.packs.pack import Pack
 from gzcli.engine import checkpoint, sampler
 from gzcli.engine.log import Log
@@ -24,8 +25,12 @@ from gzcli.store.run_folder import Run
 
 AUTO = "auto"
 SCALES = (1.0, 1.15, 1.3, 1.5, 2.0, 3.0)  # in this order, until one is worse than the one before it
-SAMPLES = 200  # of each scale
+SAMPLES = 200  # of each scale, at most
+FEWEST = 50  # of a short training
 SHARE, LEAST = 0.6, 5  # of the recipe's steps, and the fewest
+# Training images for each sample of a scale, so that the choice takes about a tenth of the training. A
+# training image costs three network calls. At six steps of two calls, a sample of each scale costs 72.
+IMAGES = 240
 VALIDATION = 2_000  # validation images, at most
 ENOUGH = 500  # images with which samples are compared; training images make up what validation lacks
 ERRORS = 0.01  # added to the share of wrong classes: the judge itself errs
@@ -60,6 +65,16 @@ def is_wanted(trained: Trained) -> bool:
     return trained.part.sample.get("guidance") == AUTO and bool(can) and trained.space is None
 
 
+def samples_of(train: TrainSection) -> int:
+    """The samples of each scale for a training."""
+    return min(SAMPLES, max(FEWEST, train.steps * train.batch_size // IMAGES))
+
+
+def seconds_of(trained: Trained, train: TrainSection, each: float) -> float:
+    """The most seconds that the choice takes after a training, if a sample takes `each`."""
+    return len(SCALES) * SHARE * samples_of(train) * each if is_wanted(trained) else 0.0
+
+
 def reference(pack: Pack) -> tuple[np.ndarray, str]:
     """The images that samples are compared with, and their description. Training images favour no scale,
     because all scales sample the same model."""
@@ -73,9 +88,9 @@ def reference(pack: Pack) -> tuple[np.ndarray, str]:
 
 def choose(trained: Trained, real: np.ndarray, net: NetFeatures) -> list[Figures]:
     """The metrics of each scale that was tried, in order."""
-    of_real, labels = net.features(real), None
+    of_real, labels, n = net.features(real), None, samples_of(trained.part.train)
     if trained.model.conditional:
-        labels = spread_labels(None, SAMPLES, trained.info, torch.device("cpu"))
+        labels = spread_labels(None, n, trained.info, torch.device("cpu"))
     options: dict[str, Any] = dict(trained.part.sample)
     if steps := options.get("steps"):
         options["steps"] = min(steps, max(LEAST, round(SHARE * steps)))
@@ -83,7 +98,7 @@ def choose(trained: Trained, real: np.ndarray, net: NetFeatures) -> list[Figures
     scores: list[float] = []
     while len(tried) < len(SCALES) and (len(tried) < 2 or scores[-1] <= scores[-2]):
         options["guidance"] = scale = SCALES[len(tried)]
-        fake = net.features(sampler.draw(trained, SAMPLES, labels=labels, options=options))
+        fake = net.features(sampler.draw(trained, n, labels=labels, options=options))
         agreement = None
         if labels is not None and not net.rotations:
             agreement = float(np.mean(net.logits_of(fake).argmax(1) == labels.numpy()))

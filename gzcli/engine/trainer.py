@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,9 @@ from gzcli.data.packs.pack import Pack, values_of
 from gzcli.data.sets.labels import in_turns
 from gzcli.engine import checkpoint, guidance, sampler, sheets
 from gzcli.engine.averages import Snapshots
-from gzcli.engine.cadence import KINDS, Cadence, Stop, listening
+from gzcli.engine.cadence import KINDS, SHARE, Cadence, Pauses, Stop, listening
 from gzcli.engine.ema import EMA, LENGTHS, MANY, SOME, random_images
-from gzcli.engine.forecast import speed_of
+from gzcli.engine.forecast import sample_seconds, speed_of
 from gzcli.engine.history import History, Trackers
 from gzcli.engine.log import Log, TrainBar
 from gzcli.engine.pictures import loss_curve
@@ -31,7 +31,7 @@ from gzcli.engine.prepared import prepare, train_images
 from gzcli.engine.step import is_shared_out, precision, twin, wrap_step
 from gzcli.engine.trained import Trained, build_model, built_on, init_from, stages_for, to_device
 from gzcli.engine.updates import Updates
-from gzcli.engine.validate import best_metric, judge_of, validate
+from gzcli.engine.validate import best_metric, judge_of, seconds_of, validate
 from gzcli.metrics import collapse
 from gzcli.metrics.classifier import NetFeatures
 from gzcli.metrics.pretrained import Features
@@ -372,6 +372,26 @@ class Trainer(Updates):
             if self.rank == 0:
                 self.net, self.metric = judge_of(self.model, self.pack, self.device, self.log)
             self.metric = ranks.agree(self.metric)
+
+    def pauses(self, length: float, clock: Callable[[], float]) -> Pauses:
+        """The pauses of a run of `length` seconds, from the times of a few images. If samples take too long
+        to be validated, the metric becomes the loss. Every rank must call it."""
+        trained, train, took = self.trained, self.train, dict[str, float]()
+        packs: dict[str, Pack] = {"pack": self.pack, "data": self.images.pack}
+        with self.ema.evaluating():
+            each = sample_seconds(trained, clock)
+            cheaper = self.model.watched if self.metric and train.best == "auto" else None
+            for metric in filter(None, (self.metric, cheaper)):
+                self.metric = metric
+                took["eval"] = seconds_of(trained, metric, **packs, net=self.net, each=each, clock=clock)
+                if ranks.agree(took["eval"] <= 2 * SHARE * length):
+                    break
+        took["sample"] = (train.samples or LAST_GRID) * each
+
+        def end(steps: int) -> float:
+            return guidance.seconds_of(trained, replace(train, steps=steps), each)
+
+        return Pauses(train, length, took, end)
 
     def picture(self, done: int, n: int) -> None:
         """Writes samples/<done>.png with `train.samples` samples, or about n. Each class has equally many,

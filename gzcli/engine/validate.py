@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from gzcli.core.types import Say
 from gzcli.data.packs.batches import scan
 from gzcli.data.packs.pack import Pack
 from gzcli.engine import sampler
+from gzcli.engine.forecast import seconds_each
 from gzcli.engine.log import Log
 from gzcli.engine.prepared import with_remembered
 from gzcli.engine.trained import Trained
@@ -96,11 +99,33 @@ def validate(
     return values
 
 
-def mean(trained: Trained, metric: str, data: Pack) -> float:
+def seconds_of(
+    trained: Trained,
+    metric: str,
+    *,
+    pack: Pack,
+    data: Pack,
+    net: NetFeatures | Features | None,
+    each: float,
+    clock: Callable[[], float],
+) -> float:
+    """The seconds of `validate`, extrapolated from few images, if a sample takes `each`. Every rank must call
+    it."""
+    real, total = pack.images("val")[:VALIDATION], 0.0
+    if metric in ("fd", "fd_lite"):
+        n = drawn(trained, len(real))
+        features = seconds_each(lambda n: net and net.features(real[:n]), trained, clock)
+        total += n * each + (n + len(real)) * features
+    for name in {metric, trained.model.watched} - {"fd", "fd_lite", None}:
+        total += len(real) * seconds_each(partial(mean, trained, name, data), trained, clock)
+    return total
+
+
+def mean(trained: Trained, metric: str, data: Pack, most: int = VALIDATION) -> float:
     """The mean over validation images of the bits per dimension, or of the loss of the first phase. Every
     rank has its share of the same batches."""
     model, info, device = trained.model, trained.info, trained.device
-    n = min(VALIDATION, len(data.images("val")))
+    n = min(most, len(data.images("val")))
     firsts = range(ranks.rank() * EVAL_BATCH, n, ranks.world() * EVAL_BATCH)
     index = [i for first in firsts for i in range(first, min(first + EVAL_BATCH, n))]
     total = double(torch.zeros((), device=device))
@@ -118,6 +143,11 @@ def mean(trained: Trained, metric: str, data: Pack) -> float:
     return float(ranks.total(total)) / n
 
 
+def drawn(trained: Trained, real: int) -> int:
+    """The number of samples that are compared with validation images."""
+    return min(real, SAMPLES) if trained.model.watched else real
+
+
 def distances(
     trained: Trained, name: str, pack: Pack, net: NetFeatures | Features | None, warn: Say
 ) -> dict[str, float]:
@@ -126,8 +156,7 @@ def distances(
     is the entropy of the samples' classes relative to that of real images. A model with a `watched` metric
     draws only a few hundred samples, because each takes many calls, and also gets `recall`."""
     real = pack.images("val")[:VALIDATION]
-    n = min(len(real), SAMPLES) if trained.model.watched else len(real)
-    images = sampler.draw(trained, n, warn=warn)
+    images = sampler.draw(trained, drawn(trained, len(real)), warn=warn)
     if net is None:
         return {name: 0.0}
     classifier = net if isinstance(net, NetFeatures) and not trained.info.multilabel else None

@@ -83,10 +83,11 @@ def test_the_first_lines_of_a_dry_run_and_its_plan_for_scripts(gz, dry_run, plan
     assert code == 0 and max(map(len, lines[:6])) <= 80
     assert lines[0] == "scale   small (no GPU is used)"
     assert lines[1] == "set     cifar10: 50,000 colour images of 32×32 (not cached, 170 MB to download)"
-    assert lines[2].startswith("model   ddpm, 35.7M parameters, ") and lines[2].endswith(" at 6,000 GFLOP")
+    assert lines[2].startswith("model   ddpm, 35.7M parameters, ")
+    assert lines[2].endswith(" images; 6,000 GFLOP per step")
     assert lines[3].startswith("memory  900 MB per process, measured for one step here; this machine has ")
     assert lines[4].startswith("time    about 65 minutes here, ")
-    assert "on an H100; --minutes 60: 6,480 steps" in " ".join(map(str.strip, lines[4:6]))
+    assert "on an H100; `--minutes 60` makes 6,480 steps" in " ".join(map(str.strip, lines[4:6]))
     assert "\npaper   --scale paper: " in stdout
     assert len(jobs) == 1 and not runs.all_runs()
     result = dry_run(*words)

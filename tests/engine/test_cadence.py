@@ -15,11 +15,12 @@ from gzcli.core.errors import Interrupted, MissingError
 from gzcli.core.sections import OptimSection, TrainSection
 from gzcli.engine import optim, sampler, validate
 from gzcli.engine.__main__ import results_of
-from gzcli.engine.cadence import KEYS, Cadence, Stop, in_proportion, in_series
+from gzcli.engine.cadence import KEYS, Cadence, Pauses, Stop, count_steps, in_proportion, in_series
 from gzcli.engine.log import Log
 from gzcli.engine.trained import load_trained
 from gzcli.engine.trainer import Trainer
 from gzcli.metrics import collapse
+from gzcli.models.base import Phase
 from gzcli.store.metrics import summary
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -66,6 +67,24 @@ def test_pauses_come_every_tenth_or_as_the_recipe_says():
     assert life.intervals == {"eval_every": 1000, "checkpoint_every": 1000, "sample_every": 800}
     dear = Life(20_000, 0.5, CHEAP | {"sample": 300.0})
     assert dear.intervals["sample_every"] == 2 * 4000  # near the 12,000 of a share of 1/20
+
+
+@pytest.mark.parametrize("minutes", [1, 4, 60])
+@pytest.mark.parametrize("took", [{"eval": 0.01, "sample": 0.02}, {"eval": 4.0, "sample": 2.0}])
+@pytest.mark.parametrize("typed", [{}, {"eval_every": 200}, {"patience": 5}])
+def test_a_run_of_minutes_ends_in_that_time(minutes, took, typed):
+    """Its pauses and what follows the last step included. With 8 seconds of preparation, and 6 at the end."""
+    now, length = [8.0], 60.0 * minutes
+    pauses = Pauses(TrainSection(**typed), length, took, lambda steps: 6.0)
+    takes = lambda step: now.__setitem__(0, now[0] + 0.1)  # noqa: E731
+    steps = count_steps(takes, [Phase("main", [])], pauses, 0.0, lambda: now[0])
+    train = typed | {KEYS[kind]: steps for kind in pauses.last_only}
+    costs = took | {"checkpoint": 0.1}
+    life = Life(steps, 0.1, costs, **train)
+    last = sum(cost for kind, cost in costs.items() if steps not in life.steps(kind))
+    assert 0.9 * length < now[0] + life.now + last + 6.0 < 1.1 * length
+    short = minutes == 1 and took["eval"] > 1 and "patience" not in typed
+    assert pauses.last_only == [kind for kind in took if short and f"{kind}_every" not in typed]
 
 
 def test_a_machine_that_is_a_little_slower_validates_at_the_same_steps():

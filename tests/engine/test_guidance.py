@@ -10,6 +10,7 @@ from helpers import fit, recipe
 from PIL import Image
 from zoo import FIRST
 
+from gzcli.core.sections import TrainSection
 from gzcli.data.packs.open import open_pack
 from gzcli.engine import guidance
 from gzcli.engine.__main__ import results_of
@@ -69,7 +70,8 @@ def chosen(monkeypatch):
             return real[:n] + np.uint8(10 * abs(options["guidance"] - best))
 
         monkeypatch.setattr(guidance.sampler, "draw", draw)
-        part = SimpleNamespace(sample={"guidance": "auto", "steps": 10, "sampler": "adams"})
+        train = TrainSection(steps=10_000, batch_size=64)
+        part = SimpleNamespace(sample={"guidance": "auto", "steps": 10, "sampler": "adams"}, train=train)
         model = SimpleNamespace(conditional=False)
         trained = SimpleNamespace(part=part, model=model, device=CPU)
         return guidance.choose(trained, real, Judge()), asked
@@ -84,6 +86,12 @@ def test_scales_are_tried_until_one_is_worse(chosen):
     assert all((one["steps"], one["sampler"]) == (6, "adams") for one in asked), "few steps"
     assert [one.guidance for one in chosen(1.0)[0]] == list(SCALES[:2])
     assert [one.guidance for one in chosen(9.0)[0]] == list(SCALES)
+
+
+def test_a_short_training_chooses_by_fewer_samples():
+    """The choice may take a tenth of its work; 50 samples are the fewest."""
+    counts = [guidance.samples_of(TrainSection(steps=n, batch_size=64)) for n in (10, 300, 750, 9000)]
+    assert counts == [50, 80, 200, 200]
 
 
 def test_training_images_make_up_what_validation_lacks():

@@ -19,11 +19,12 @@ from zoo import FIRST, Case
 
 from gzcli.core.devices import peak, peak_of
 from gzcli.core.errors import UsageError
+from gzcli.core.sections import TrainSection
 from gzcli.data.packs.batches import Ahead, TrainBatches, reader
 from gzcli.data.packs.open import open_pack
 from gzcli.engine import forecast
 from gzcli.engine import step as steps
-from gzcli.engine.cadence import TIMED, WARM_UP, count_steps
+from gzcli.engine.cadence import KEPT, TIMED, WARM_UP, Pauses, count_steps
 from gzcli.engine.log import Log, Speed, TrainBar, in_words, with_room
 from gzcli.engine.pictures import training_speed
 from gzcli.launch import launcher
@@ -112,9 +113,10 @@ def test_minutes_wait_for_the_device_at_both_ends():
         readings.append(len(done))
         return base + len(done)  # a step takes a second
 
-    count = count_steps(done.append, [Phase("main", [])], 1000.0, base, clock)
+    pauses = Pauses(TrainSection(), 60_000.0, {})
+    count = count_steps(done.append, [Phase("main", [])], pauses, base, clock)
     assert readings == [0, WARM_UP, WARM_UP + TIMED, WARM_UP + TIMED]
-    assert count == pytest.approx(0.9 * 60 * 1000 - WARM_UP - TIMED, rel=1e-4)
+    assert count == int((1 - KEPT) * 60_000 - WARM_UP - TIMED)
 
 
 def batches() -> TrainBatches:

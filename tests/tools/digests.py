@@ -27,7 +27,7 @@ RULES = [
     (r"\bcosts/[0-9a-f]{20}\b", "costs/<hash>"),
     (r"\d+ GB free|\b\d+ kB\b", "<size>"),
     (r"^memory(?: +[\d,.]+ [kMG]B)+$", "memory <memory>"),
-    (r"--minutes 60: [\d,]+ steps", "--minutes 60: <time>"),
+    (r"`--minutes 60` makes [\d,]+ steps", "`--minutes 60` makes <time>"),
     (r"\b\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d)?)?", "<date>"),
     (r"\b\d\d:\d\d:\d\d\b", "<time>"),
     (rf"\b(?:\d+m)?\d[\d,.]*(?:e[+-]\d+)?(?: {UNIT}|s)\b(?! steps)", "<time>"),
