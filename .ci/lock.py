@@ -14,10 +14,9 @@ import platform
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
-
-import tomllib
 
 HERE = Path(__file__).resolve().parent
 EXTRAS = ("demo",)

@@ -10,6 +10,7 @@ import runpy
 import stat
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -148,7 +149,6 @@ def test_the_lock_pins_all_that_gz_needs_with_checksums():
     lines = (ROOT / ".ci" / "lock.txt").read_text().splitlines()[1:]
     pinned = {match[1] for line in lines if (match := LINE.fullmatch(line))}
     assert len(pinned) == len(lines)
-    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
     assert {re.split(r"[<>=\[]", name)[0] for name in needed} <= pinned

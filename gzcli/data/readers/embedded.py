@@ -98,7 +98,7 @@ def _glyph(face: str, character: str) -> tuple[np.ndarray, float, float]:
     from PIL import Image, ImageDraw, ImageFont
 
     path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{face}.ttf")
-    font = ImageFont.truetype(path, LETTERS, layout_engine=ImageFont.Layout.BASIC)
+    font = ImageFont.truetype(str(path), LETTERS, layout_engine=ImageFont.Layout.BASIC)
     left, top, right, bottom = font.getbbox(character)
     canvas = Image.new("L", (SIDE, SIDE))
     corner = ((SIDE - left - right) / 2, (SIDE - top - bottom) / 2)
@@ -358,7 +358,7 @@ def draw_emoji(texts: Sequence[str], side: int, font: Path) -> np.ndarray:
     if not features.check("raqm"):
         hint = "install `libfribidi0`, or train at `data.size=32`"
         raise MissingError("Pillow has no text shaping here: a flag would be drawn as letters", hint=hint)
-    noto = ImageFont.truetype(font, STRIKE, layout_engine=ImageFont.Layout.RAQM)
+    noto = ImageFont.truetype(str(font), STRIKE, layout_engine=ImageFont.Layout.RAQM)
     wide, high = BITMAP
     left = (wide - high) // 2  # no bitmap has ink in the columns that are cut off
     images = np.empty((len(texts), 3, side, side), np.uint8)
