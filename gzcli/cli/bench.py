@@ -264,9 +264,9 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
     sizes = {floor["n"] for floor in floors} | {floor["images"] for floor in floors}
     lines = list(result["rows"])
     for floor in floors:
-        count = f", {floor['images']:,}" if len(sizes) > 1 else ""
+        images = f", {floor['images']:,}" if len(sizes) > 1 else ""
         evenly = "" if floor["drawn"] == "random" else f", by {floor['drawn']}"
-        lines.append({**floor, "name": f"(real images{count}{evenly})"})
+        lines.append({**floor, "name": f"(real images{images}{evenly})"})
     names = list(dict.fromkeys(name for line in lines for name in line["metrics"]))
     has = {key: any(line.get(key) is not None for line in lines) for key in KEEP}
     columns = [*["params"] * has["params"], *names, *["seconds"] * has["seconds"]]
@@ -282,7 +282,7 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
         halves = [half(line, name) for line in lines]
         for row, line in zip(cells, lines, strict=True):
             value = line["metrics"].get(name, line.get(name))
-            row.append(figure(value) if isinstance(value, float) else value)
+            row.append(cell(name, value))
         if (wide or name == first) and any(halves):
             heads.append("±")
             spare["±"] = spare[heads[-2]]  # it leaves before its metric
@@ -290,6 +290,12 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
                 row.append(text)
     leaving = sorted(spare, key=lambda head: (spare[head], -heads.index(head)))
     out.table(heads, cells, spare={head: called.get(head, head) for head in leaving}, wide=wide)
+
+
+def cell(name: str, value: Any) -> Any:
+    if name == "params" and value is not None:
+        return count(value)
+    return figure(value) if isinstance(value, float) else value
 
 
 def heading(name: str, columns: Sequence[str]) -> str:

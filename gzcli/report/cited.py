@@ -4,6 +4,7 @@ intervals do not separate from the best one."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from gzcli.core.errors import UsageError, did_you_mean
 from gzcli.metrics.metric import column_of
@@ -119,4 +120,4 @@ def fact(name: str, groups: dict[str, Sequence[Row]]) -> Column:
     for rows in groups.values():
         numbers = [row[FACTS[name]] for row in rows if doc.is_number(row.get(FACTS[name]))]
         values.append(round(sum(numbers) / len(numbers)) if numbers else None)
-    return doc.numbers(name, values)
+    return doc.numbers(name, values, text=partial(doc.cost, FACTS[name]))

@@ -148,7 +148,7 @@ def league_json() -> dict:
     rows = [
         {"model": name, "title": f"{name}, guided 1.3", "seed": seed, "n": 50 if name == "b" else 200}
         | {"metrics": {"fd": fd, "bpd": fd / 10}, "excess": {"fd": [fd - 2 * (name == "b"), fd - 3, fd + 3]}}
-        | {"intervals": {"fd": [fd - 1, fd + 1]}, "train_seconds": 60.4, "train_steps": 100, "params": 5}
+        | {"intervals": {"fd": [fd - 1, fd + 1]}, "train_seconds": 60.4, "train_steps": 100, "params": 1e5}
         for name, pair in values.items()
         for seed, fd in enumerate(pair)
     ]
@@ -165,6 +165,7 @@ def test_the_table_to_cite_has_one_kind_of_error_and_ties_are_bold(call, tmp_pat
     # Student's t of two seeds that differ by 2, whose mean has a deviation of 1, is 12.706
     assert [cell.small for cell in figures] == ["± 13", "± 6.4", "± 6.4"]
     assert [cell.best for cell in figures] == [True, True, False]
+    assert [cell.text for cell in cited.table(league_json(), ("params",)).columns[1].cells] == ["100K"] * 3
     twins = league_json()
     for row in twins["summary"]:
         row["title"] = "vae"

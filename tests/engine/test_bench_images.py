@@ -202,5 +202,6 @@ def test_the_table_fits_and_names_what_it_leaves_out(capsys, monkeypatch):
     assert "precision↑" in head and "recall↑" in head and "(real images, 150)" in lines[-1]
     assert "omitted to save space" in told_ and "seconds" in told_ and "density_lenet" in told_
     bench_verb.table(result, wide=True)
-    head = capsys.readouterr().out.splitlines()[0]
+    head, line, *_ = capsys.readouterr().out.splitlines()
+    assert "params" in head and " 12.3K " in line
     assert head.count("±") == len(names) and "recon " in head and "samples_per_s↑" in head
