@@ -164,8 +164,9 @@ class TrainSection:
 
     steps: number of training steps.
     minutes: training time in minutes. `steps` becomes the number of steps that fit.
-    clock: clock of `minutes`: wall-clock time (wall), or CPU time (cpu), which other programs do not
-      lengthen. GPUs always use wall-clock time.
+    clock: clock of `minutes`. wall: wall-clock time, the minutes that you wait. cpu: CPU time, the sum over
+      threads, which other programs do not lengthen, for comparisons on a busy machine. GPUs always use
+      wall-clock time.
     batch_size: images per step, in total over all processes.
     accumulate: number of micro-batches per step (gradient accumulation). The result is the same.
     precision: precision of a step. auto: bf16 if the device gains from it.

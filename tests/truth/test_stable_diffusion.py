@@ -37,7 +37,7 @@ from gzcli.models import catalog
 from gzcli.models.base import group_options
 from gzcli.models.stable_diffusion import tiny
 from gzcli.models.stable_diffusion.base import PromptOptions, to_bytes, to_text
-from gzcli.models.stable_diffusion.controlnet import ControlNet, canny, edges
+from gzcli.models.stable_diffusion.controlnet import ControlNet, canny
 from gzcli.models.stable_diffusion.instructpix2pix import InstructPix2Pix, widen
 from gzcli.models.stable_diffusion.pretrained import load_base
 from gzcli.models.stable_diffusion.sd_lora import SDLoRA
@@ -474,15 +474,15 @@ def test_progress_ends_at_the_number_of_images_and_captions_are_kept_as_bytes(mo
         assert caption.startswith(text) and len(text.encode()) >= min(len(caption.encode()), 290)
 
 
-def test_edges_are_those_of_scikit_image():
-    """To the pixel, on photographs, noise, and plateaus that meet in straight lines, with their borders."""
-    reference = pytest.importorskip("skimage.feature").canny
-    rng = np.random.default_rng(0)
-    photographs = [image.mean(2) / 255 for image in load_sample_images().images]
-    squares = [np.kron(rng.integers(4, size=(12, 9)) / 3, np.ones((4, 4))) for _ in range(8)]
-    noise = [rng.random((rng.integers(1, 60), 40)) for _ in range(8)]
-    for grey in (image.astype(np.float32) for image in (*photographs, *squares, *noise)):
-        assert np.array_equal(edges(grey), reference(grey))
+def test_edges_are_found_in_photographs_and_without_scikit_image_it_says_what_to_install(monkeypatch):
+    """White on black, on a twentieth of a photograph's pixels and around a square."""
+    photographs = [image.mean(2) / 127.5 - 1 for image in load_sample_images().images]
+    square = np.pad(np.ones((8, 8)), 8) * 2 - 1
+    for grey, least, most in (*((image, 0.02, 0.3) for image in photographs), (square, 0.04, 0.08)):
+        maps = canny(torch.from_numpy(grey)[None, None].float())
+        assert maps.unique().tolist() == [-1, 1] and least < (maps == 1).float().mean() < most
+    monkeypatch.setitem(sys.modules, "skimage.feature", None)
+    refused("need the package `scikit-image`", canny, batch(2).x, error=MissingError)
 
 
 def test_bases_that_are_not_whole_or_of_another_kind(tmp_path):

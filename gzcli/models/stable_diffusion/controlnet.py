@@ -17,56 +17,24 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, StableDiffusionXLControlNetPipeline
 from torch import Tensor, nn
 
+from gzcli.core.errors import MissingError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress
 from gzcli.core.units import Size
 from gzcli.models.stable_diffusion.base import PromptOptions, StableDiffusion, TuningOptions, resize, to_rgb
 from gzcli.models.stable_diffusion.kinds import XL, Kind
 
-SIGMA = 1.0  # of the Gaussian that smooths the grey image first, in pixels
-WEAK, STRONG = 0.1, 0.2  # strengths of a gradient: of an edge's pixels, and of the strongest of them at least
-
 
 def canny(x: Tensor) -> Tensor:
-    """White edges (1) of images in [-1, 1] on black (−1), [B, 3, H, W] (doi:10.1109/TPAMI.1986.4767851)."""
+    """White edges (1) of images in [-1, 1] on black (−1), [B, 3, H, W] (doi:10.1109/TPAMI.1986.4767851).
+    Raises MissingError if scikit-image is missing."""
+    try:
+        from skimage.feature import canny as edges
+    except ImportError as e:
+        message = "Canny edges need the package `scikit-image`"
+        raise MissingError(message, hint="pip install 'gzcli[edges]'") from e
     grey = ((x.detach().float().mean(1) + 1) / 2).cpu().numpy()
     maps = np.stack([edges(image) for image in grey])
     return torch.from_numpy(maps).to(x).mul_(2).sub_(1)[:, None].expand(-1, 3, -1, -1)
-
-
-def edges(grey: np.ndarray) -> np.ndarray:
-    """Edges of an image float32 [H, W] in [0, 1], bool [H, W], like those of `skimage.feature.canny`."""
-    from scipy import ndimage
-
-    def blurred(image: np.ndarray) -> np.ndarray:
-        return ndimage.gaussian_filter(image, SIGMA, mode="constant")
-
-    # near the border the Gaussian has less than its weight within the image
-    smooth = blurred(grey) / (blurred(np.ones_like(grey)) + np.finfo(grey.dtype).eps)
-    down, right = ndimage.sobel(smooth, axis=0), ndimage.sobel(smooth, axis=1)
-    strength = np.sqrt(down * down + right * right)
-    weak = ridges(down, right, strength) & (strength >= np.float32(WEAK))
-    weak[[0, -1]] = weak[:, [0, -1]] = False
-    lines, count = ndimage.label(weak, np.ones((3, 3)))
-    strong = np.zeros(count + 1, bool)
-    strong[lines[weak & (strength >= np.float32(STRONG))]] = True
-    return strong[lines]
-
-
-def ridges(down: np.ndarray, right: np.ndarray, strength: np.ndarray) -> np.ndarray:
-    """Where the gradient is not weaker than one pixel further along it, interpolated, in either direction."""
-    tall, wide = np.abs(down), np.abs(right)
-    steep, same_sign = tall > wide, (down > 0) == (right > 0)
-    share = np.divide(
-        np.minimum(tall, wide), np.maximum(tall, wide), where=strength > 0, out=np.zeros_like(tall)
-    )
-    rows, columns = np.indices(strength.shape) + 1
-    turn = np.where(same_sign, 1, -1)  # rows down for a column to the right
-    padded, ridge = np.pad(strength, 1), np.ones(strength.shape, bool)
-    for direction in (1, -1):
-        diagonal = padded[rows + direction * turn, columns + direction]
-        straight = padded[rows + direction * turn * steep, columns + direction * ~steep]
-        ridge &= diagonal * share + straight * (1 - share.astype(np.float64)) <= strength
-    return ridge
 
 
 WIDTHS = (16, 32, 96, 256)  # channels of e; the resolution is halved between two of them
