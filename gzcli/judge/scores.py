@@ -46,7 +46,7 @@ from gzcli.judge.likelihood import SolverGap, solver_gap
 from gzcli.judge.local import RunLocal, few, fit_run_local, with_defects
 from gzcli.judge.methods import without_model
 from gzcli.metrics import conformal
-from gzcli.metrics.alarms.choice import FEWEST, best_name, detection
+from gzcli.metrics.alarms.choice import FEWEST, detection
 from gzcli.metrics.alarms.methods import LOCAL
 from gzcli.metrics.alarms.stored import code, stored
 from gzcli.metrics.baselines import code_length
@@ -65,6 +65,7 @@ DRAWS = 4  # draws of the noise that an image's score is averaged over
 TRIAL = 16  # held-out images on which scores are timed, and the likelihood by an ODE is checked
 REFERENCE = "held-out"  # the pick of the images by which the runs of an ensemble are made comparable
 WAIC = "waic"
+APART = 0.06  # of shares of detected defects that count as equal: the first such score is taken
 
 Table = dict[str, np.ndarray]  # float64 [N] of each score
 
@@ -402,7 +403,8 @@ class Scoring:
                 self.choice[name] = detection(of_good, of_bad, tails=tails_of(name))
             if scorer.local and scorer.local.detected is not None:
                 self.choice[LOCAL] = scorer.local.detected
-            self.names = [best_name(self.choice)]
+            least = max(self.choice.values()) - APART
+            self.names = [next(name for name, detected in self.choice.items() if detected >= least)]
             self.choice |= without_model(good, bad)
         scorer.names = self.names
         self.scorers = [scorer]

@@ -252,19 +252,32 @@ def expect(
         stages = stages_of(paper)
         rows += [row_of(part, stages, plan, shape, timed=False) for part in paper.parts]
     unknown = [row for row in rows if not row["result"] or (row["timed"] and not row["result"]["timed"])]
-    if unknown and measure and os.environ.get("GZ_TRIAL") != "0":
+    if measure:
         gpus = min(1, plan.gpus) if here else 0
-        launch = LaunchSection(gpus=gpus or None, cpu=not gpus, threads=plan.threads)
-        for row, result in zip(unknown, measure(TrialJob(tuple(unknown), shape, launch=launch)), strict=True):
-            row["result"] = dict(result)
-            if result["params"] is not None:
-                files.write_json(cached(row["key"]), row["result"])
+        fill(unknown, shape, LaunchSection(gpus=gpus or None, cpu=not gpus, threads=plan.threads), measure)
     forecasts = [Forecast.of(row) for row in rows]
     ours, others = forecasts[: len(recipe.parts)], forecasts[len(recipe.parts) :]
     if ours[-1].step and ours[-1].flops:
         speed = ours[-1].step / ours[-1].flops
         others = [replace(x, step=speed * x.flops) if x.flops and x.step is None else x for x in others]
     return ours, others
+
+
+def fill(
+    rows: Sequence[dict[str, Any]], shape: Mapping[str, Any], launch: LaunchSection, measure: Measure
+) -> None:
+    """Measures rows in one process, those of one name in the cache once, and stores what is measured."""
+    if not rows or os.environ.get("GZ_TRIAL") == "0":
+        return
+    alike: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        alike.setdefault(row["key"], []).append(row)
+    job = TrialJob(tuple(same[0] for same in alike.values()), shape, launch=launch)
+    for (key, same), result in zip(alike.items(), measure(job), strict=True):
+        for row in same:
+            row["result"] = dict(result)
+        if result.get("params") is not None or not result.get("error"):
+            files.write_json(cached(key), dict(result))
 
 
 def row_of(
@@ -356,21 +369,14 @@ def drawn(drawers: Sequence[Drawer], kinds: Sequence[str], measure: Measure) -> 
     """The time that images of models take on this machine. Times that are not in the cache are measured
     together, in one process for each description of a set."""
     rows = [one.row(kinds) for one in drawers]
-    jobs_of: dict[str, dict[str, list[dict[str, Any]]]] = {}  # rows by set and name in the cache
+    unknown: dict[str, list[tuple[Drawer, dict[str, Any]]]] = {}
     for one, row in zip(drawers, rows, strict=True):
-        if not row["result"] and one.shape and os.environ.get("GZ_TRIAL") != "0":
-            jobs_of.setdefault(repr((one.shape, one.plan)), {}).setdefault(row["key"], []).append(row)
-    of_place = {repr((one.shape, one.plan)): one for one in drawers}
-    for place, by_key in jobs_of.items():
-        one, alike = of_place[place], list(by_key.values())
+        if not row["result"] and one.shape:
+            unknown.setdefault(repr((one.shape, one.plan)), []).append((one, row))
+    for pairs in unknown.values():
+        one = pairs[0][0]
         launch = LaunchSection(gpus=1 if one.plan.gpus else None, cpu=not one.plan.gpus)
-        launch = replace(launch, threads=one.plan.threads)
-        job = TrialJob(tuple(same[0] for same in alike), one.shape or {}, launch=launch)
-        for same, result in zip(alike, measure(job), strict=True):
-            for row in same:
-                row["result"] = dict(result)
-            if not result.get("error"):
-                files.write_json(cached(same[0]["key"]), dict(result))
+        fill([row for _, row in pairs], one.shape or {}, replace(launch, threads=one.plan.threads), measure)
     results = [[row["result"].get(name) for name in IMAGE_COSTS] for row in rows]
     return [Drawn(sample, log_prob, classes or 0) for sample, log_prob, classes in results]
 

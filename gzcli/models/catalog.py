@@ -44,7 +44,8 @@ _ATTRIBUTES = (
     *("sums", "labels_for", "with_labels"),
 )
 VARIANTS = "    variants = {"  # the start of such a table in a class
-RENAMED = {"ScoreOptions": "ObjectiveOptions"}  # classes that files from outside may import by their old name
+# classes that files from outside may import by their old names
+RENAMED = {"ScoreOptions": "ObjectiveOptions", "ZigzagOptions": "DiTOptions"}
 _INPUTS = {"Tensor", "Module", "Noise", "Progress", "Batch", "Callable", "Iterable", "Iterator"}
 _SHAPE = re.compile(r"^\[B\]: | \[[A-Z1, ]+\]")  # as in `images [B, C, H, W]`
 _RAISES = re.compile(r" ?\bRaises \w+.*?(?:\.(?= |$)|$)")

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from gzcli.core.types import DataInfo
 from gzcli.models.nn.dit import DiTNet, DiTOptions
 from gzcli.models.nn.unet import DIFFUSERS_NAMES, Levels, UNet, UNetOptions, attended, renamed, widths_of
-from gzcli.models.nn.zigzag import ZigzagNet, ZigzagOptions
+from gzcli.models.nn.zigzag import ZigzagNet
 
 A, D = True, False
 CASES = {
@@ -67,7 +67,7 @@ def net_of(kind: str, side: int, classes: int = 0) -> torch.nn.Module:
         return UNet(1, 1, Levels((8, 16), (D, A), layers=1), classes=classes)
     if kind == "dit":
         return DiTNet(shape, DiTOptions(32, 2, 4, min(4, side // 4)), classes=classes)
-    return ZigzagNet(shape, ZigzagOptions(16, 8, 2, state=4), classes=classes)
+    return ZigzagNet(shape, DiTOptions(16, 8, patch=2, state=4), classes=classes)
 
 
 @pytest.mark.parametrize("kind", ["unet", "dit", "zigma"])

@@ -13,7 +13,8 @@ from gzcli.core.types import DataInfo
 from gzcli.models import catalog
 from gzcli.models.denoising.samplers import with_divergence
 from gzcli.models.nn import zigzag as scans
-from gzcli.models.nn.zigzag import Block, Mamba, ZigzagNet, ZigzagOptions, zigzags
+from gzcli.models.nn.dit import DiTOptions
+from gzcli.models.nn.zigzag import Block, Mamba, ZigzagNet, zigzags
 
 selective_scan = scans.selective_scan
 SMALL = {"width": 16, "layers": 8, "patch": 2, "state": 4}
@@ -112,7 +113,7 @@ def test_the_kernel_of_mamba_ssm_is_used_where_it_is(monkeypatch):
     assert scans.fused_scan(torch.device("cpu")) is None
     scans.fused_scan.cache_clear()
 
-    net = awake(ZigzagNet((1, 8, 8), ZigzagOptions(**SMALL)), 0.1)
+    net = awake(ZigzagNet((1, 8, 8), DiTOptions(**SMALL)), 0.1)
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([3.0, 400.0])
     want = net(x, t)
     gradients = torch.autograd.grad(want.sum(), list(net.parameters()))
@@ -145,7 +146,7 @@ def test_mamba_is_that_of_transformers_and_the_paper():
     torch.testing.assert_close(-mamba.A_log.exp(), -torch.arange(1.0, 17).expand(512, 16))
     assert torch.equal(mamba.D, torch.ones(512))
     with torch.device("meta"):
-        net = ZigzagNet((4, 32, 32), ZigzagOptions(width=768, layers=24, patch=1))
+        net = ZigzagNet((4, 32, 32), DiTOptions(width=768, layers=24, patch=1))
     assert len(net.position) == 1024 and sum(p.numel() for p in net.parameters()) == 134_999_812
 
 
@@ -176,12 +177,12 @@ def test_a_block_reads_in_its_order(order):
 
 
 def test_blocks_take_turns_in_the_orders_and_few_images_change_nothing(monkeypatch):
-    net = ZigzagNet((1, 8, 8), ZigzagOptions(**SMALL | {"layers": 10}))
+    net = ZigzagNet((1, 8, 8), DiTOptions(**SMALL | {"layers": 10}))
     for i, block in enumerate(net.blocks):
         assert torch.equal(block.order, zigzags(4, 4)[i % 8])
         assert torch.equal(block.order[block.back], torch.arange(16))
     assert not any("order" in key or "back" in key for key in net.state_dict())
-    net = awake(ZigzagNet((1, 8, 8), ZigzagOptions(**SMALL)), 0.1).eval()
+    net = awake(ZigzagNet((1, 8, 8), DiTOptions(**SMALL)), 0.1).eval()
     x, t = torch.randn(5, 1, 8, 8), torch.rand(5) * 1000
     with torch.no_grad():
         want = net(x, t)

@@ -27,7 +27,6 @@ FEWEST = 12  # good images that a choice needs; with fewer the first settings ar
 SHARE, MOST = 0.28, 140  # of good images that are set aside: 50 of 70 are left for a rate of 2 %
 EACH = 16  # defects of each kind
 MARGIN = 0.03  # by which others must find more than settings that are tried earlier
-APART = 0.06  # and scores: they agree less on which of few good images is the strangest
 TELLING = 0.25  # share of the defects that the best must find; otherwise plainer ones are drawn
 # scales of which one group is taken; the first is the default
 SCALES = ((1, 3, 5), (1,), (3, -9), (3,), (5,))
@@ -64,11 +63,6 @@ def choose(images: np.ndarray, name: str, *, seed: int = 0) -> Choice:
         if detected >= TELLING:
             break
     return Choice(name, settings, detected)
-
-
-def best_name(table: Mapping[str, float]) -> str:
-    """The first score that detects about as much as the best one."""
-    return next(name for name, value in table.items() if value >= max(table.values()) - APART)
 
 
 def detection(good: np.ndarray, bad: np.ndarray, *, tails: int = 1) -> float:

@@ -27,17 +27,19 @@ TOKENS = 1024  # the most tokens by a default patch; attention costs their squar
 
 @dataclass(frozen=True)
 class DiTOptions:
-    """The sizes of the transformer.
+    """The sizes of a network over patches: of the transformer, or of `ZigzagNet`.
 
-    width: features of a token, a multiple of `heads` and of 4.
-    layers: transformer blocks.
-    heads: attention heads of each block.
+    width: features of a token of dit and zigzag. A multiple of 4, and for dit of `heads`.
+    layers: blocks.
+    heads: attention heads of each block of dit.
     patch: patch size in pixels, one token each. Must divide the image's height and width. Default: the size
       that gives about `tokens` patches.
-    tokens: approximate number of patches from which `patch` is derived if it is not set. The paper uses 256.
-    block: transformer block: as in DiT (plain), or with RMS norm, rotary positions, normalized queries and
-      keys, and a gated MLP (modern; Li & He 2025, arXiv:2511.13720, table 4).
+    tokens: approximate number of patches of dit and zigzag if `patch` is not set. The papers use 256.
+    block: block of dit: that of DiT (plain), or with RMS norm, rotary positions, normalized queries and keys,
+      and a gated MLP (modern; Li & He 2025, arXiv:2511.13720, table 4).
     norm_eps: number added to the variance in the norm before each plain MLP.
+    expand: inner channels of a block of zigzag as a multiple of `width`.
+    state: size of the state of each inner channel.
     """
 
     width: int = 128
@@ -47,6 +49,8 @@ class DiTOptions:
     tokens: int = 256
     block: Literal["plain", "modern"] = "plain"
     norm_eps: float = 1e-6
+    expand: int = 2
+    state: int = 16
 
 
 class DiTNet(nn.Module):

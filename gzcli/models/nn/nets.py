@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -13,13 +13,13 @@ from gzcli.models.nn import Classes
 from gzcli.models.nn.dit import DiTNet, DiTOptions
 from gzcli.models.nn.magnitude import MPUNet
 from gzcli.models.nn.unet import TimesUNet, UNet, UNetOptions
-from gzcli.models.nn.zigzag import ZigzagNet, ZigzagOptions
+from gzcli.models.nn.zigzag import ZigzagNet
 
 LAYERS = {"unet": 1, "dit": 4, "edm2": 1, "zigzag": 8}  # by default
 
 
 @dataclass(frozen=True)
-class NetOptions(UNetOptions):
+class NetOptions(DiTOptions, UNetOptions):
     """The network and its sizes.
 
     net: architecture: a U-Net (unet), a transformer over patches (dit; Peebles & Xie 2023,
@@ -30,13 +30,6 @@ class NetOptions(UNetOptions):
       for dit, and 8 for zigzag.
     patch: patch size in pixels. A U-Net pads images to a multiple of it; for dit and zigzag it must divide
       the image's height and width. Default: 1, or the size that gives about `tokens` patches.
-    width: features of a token of dit and zigzag. A multiple of 4, and for dit of `heads`.
-    heads: attention heads of each block of dit.
-    tokens: approximate number of patches of dit and zigzag if `patch` is not set. The papers use 256.
-    block: block of dit: that of DiT (plain), or with RMS norm, rotary positions, normalized queries and keys,
-      and a gated MLP (modern; Li & He 2025, arXiv:2511.13720, table 4).
-    expand: inner channels of a block of zigzag as a multiple of `width`.
-    state: size of the state of each inner channel.
     norm_eps: number added to the variance in a norm. Default: 1e-5, or 1e-6 for dit.
     """
 
@@ -44,12 +37,6 @@ class NetOptions(UNetOptions):
     layers: int | None = None  # type: ignore[assignment]
     patch: int | None = None  # type: ignore[assignment]
     norm_eps: float | None = None  # type: ignore[assignment]
-    width: int = 128
-    heads: int = 4
-    tokens: int = 256
-    block: Literal["plain", "modern"] = "plain"
-    expand: int = 2
-    state: int = 16
 
     def check_twice_differentiable(self) -> None:
         """Raises UsageError for a network without a gradient of its gradient, or a derivative in forward
@@ -78,12 +65,10 @@ class NetOptions(UNetOptions):
                 hint = "set `model.net` to `unet`, or `model.factor` to null"
                 raise UsageError("a transformer cannot be conditioned on small images", hint=hint)
             how: dict[str, Any] = {"outputs": outputs, "times": times, "freq_shift": freq_shift}
-            if self.net == "zigzag":
-                tokens = ZigzagOptions(self.width, layers, self.patch, self.tokens, self.expand, self.state)
-                return ZigzagNet(data.shape, tokens, classes=classes, **how)
+            network = ZigzagNet if self.net == "zigzag" else DiTNet
             eps = 1e-6 if self.norm_eps is None else self.norm_eps
-            sizes = DiTOptions(self.width, layers, self.heads, self.patch, self.tokens, self.block, eps)
-            return DiTNet(data.shape, sizes, classes=classes, **how)
+            sizes = replace(self, layers=layers, norm_eps=eps)
+            return network(data.shape, sizes, classes=classes, **how)
         fields = {key: getattr(self, key) for key in UNetOptions.__dataclass_fields__} | {"layers": layers}
         usual = {"patch": 1, "norm_eps": 1e-5}
         options = UNetOptions(**fields | {key: v for key, v in usual.items() if fields[key] is None})

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -31,38 +31,16 @@ DELTA = (1e-3, 1e-1)  # the range of Δ at the start
 CACHE_ELEMENTS = 2**18  # elements of a chunk's states on a CPU
 
 
-@dataclass(frozen=True)
-class ZigzagOptions:
-    """The sizes of the network.
-
-    width: features of a token. A multiple of 4.
-    layers: number of blocks.
-    patch: patch size in pixels, one token each. Must divide the image's height and width. Default: the size
-      that gives about `tokens` patches.
-    tokens: approximate number of patches from which `patch` is derived if it is not set.
-    expand: inner channels of a block as a multiple of `width`.
-    state: size of the state of each inner channel.
-    """
-
-    width: int = 128
-    layers: int = 8
-    patch: int | None = None
-    tokens: int = 256
-    expand: int = 2
-    state: int = 16
-
-
 class ZigzagNet(DiTNet):
     """`DiTNet`, with its keywords `how`, and blocks of state-space models. Raises UsageError if sizes do not
     fit."""
 
-    def __init__(self, shape: tuple[int, ...], options: ZigzagOptions, **how: Any):
+    def __init__(self, shape: tuple[int, ...], options: DiTOptions, **how: Any):
         width, expand, state = options.width, options.expand, options.state
         if width % 4:
             hint = f"set `model.width` to {width // 4 * 4 + 4}"
             raise UsageError(f"`model.width` is {width}, but must be divisible by 4", hint=hint)
-        empty = DiTOptions(width=width, layers=0, heads=1, patch=options.patch, tokens=options.tokens)
-        super().__init__(shape, empty, **how)
+        super().__init__(shape, replace(options, layers=0, heads=1, block="plain"), **how)
         self.plain = False
         orders = zigzags(*self.grid)
         self.blocks = nn.ModuleList(
