@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import in_process
 from PIL import Image
 
 import gzcli
 from gzcli.core.spoken import in_python
 from gzcli.data.readers import memory
+from gzcli.launch import launcher
 from gzcli.store import model_files
 
 NAMES = ("ant", "bee", "cow")
@@ -43,8 +45,11 @@ def _home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(_home) -> gzcli.Run:
+    """By a training in this process; that of tests/engine/test_api.py is one of its own."""
     labels = np.array(NAMES)[Y]
-    return gzcli.train("vae", data=(X, labels), steps=20, name="mine", cpu=True, set=SMALL, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launcher, "run", in_process)
+        return gzcli.train("vae", data=(X, labels), steps=20, name="mine", cpu=True, set=SMALL, quiet=True)
 
 
 def packed(data, split="train") -> np.ndarray:
