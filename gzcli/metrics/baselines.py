@@ -14,12 +14,13 @@ from gzcli.metrics.quality.neighbours import nearest
 
 
 def png_size(images: np.ndarray) -> np.ndarray:
-    """Bytes of each image as an optimised PNG, with one bit a pixel if all are black or white."""
+    """The size in bytes of each image as an optimised PNG, with one bit per pixel if all pixels are black or
+    white."""
     return np.array([_png(image) for image in images], np.float64)
 
 
 def code_length(images: np.ndarray) -> np.ndarray:
-    """Bits of each image under the best of the lossless coders PNG, JPEG 2000 and deflate.
+    """The bits of each image with the best of the lossless coders PNG, JPEG 2000 and deflate.
 
     The L(x) of Serrà et al. 2020, arXiv:1909.11480, eq. 3 and the minimum over coders of its §3.
     """
@@ -28,7 +29,7 @@ def code_length(images: np.ndarray) -> np.ndarray:
 
 
 def coders() -> dict[str, Callable[[np.ndarray], int]]:
-    """The lossless coders of this machine by name; each returns the bytes of one image [C, H, W]."""
+    """The lossless coders available here, by name. Each returns the size in bytes of one image [C, H, W]."""
     from PIL import features
 
     sizes = {"png": _png, "deflate": lambda image: len(zlib.compress(image.tobytes(), 9))}
@@ -56,8 +57,8 @@ def knn_pca(train: np.ndarray, images: list[np.ndarray], *, k: int = 5, dims: in
 
 
 def knn_features(train: np.ndarray, features: list[np.ndarray], *, k: int = 1) -> list[np.ndarray]:
-    """For each array of `features`, the distances to the k-th neighbour in `train`, all divided by their
-    lengths (Sun et al. 2022, arXiv:2204.06507, §3)."""
+    """For each array of `features`, the distances to the k-th neighbour in `train`, with all features
+    normalised to length 1 (Sun et al. 2022, arXiv:2204.06507, §3)."""
     bank, *queries = (f / np.linalg.norm(f, axis=1, keepdims=True).clip(1e-12) for f in (train, *features))
     return [nearest(f, bank, k=min(k, len(bank)))[0][:, -1] for f in queries]
 

@@ -1,9 +1,10 @@
-"""Small classifiers of the data set itself, in whose features samples are compared: trained once, cached,
-checked.
+"""Small classifiers of the data set itself, whose features are used to compare samples. They are trained
+once, cached and checked.
 
-Features of an ImageNet network say little about grey 28×28 digits, and its weights must be downloaded. For a
-set without labels, or with labels that cannot be learned, a network classifies four rotations (Gidaris et al.
-2018, arXiv:1803.07728); of images that are not square the two that keep their shape.
+Features of an ImageNet network are hardly informative about grey 28×28 digits, and its weights must be
+downloaded. For a set without labels, or with labels that cannot be learned, a network classifies four
+rotations (Gidaris et al. 2018, arXiv:1803.07728). Images that are not square have only the two rotations that
+keep their shape.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Classifier(nn.Module):
             raise UsageError(f"{small} for the feature network, which needs 8×8")
 
     def features(self, x: Tensor) -> Tensor:
-        """[B, 64]"""
+        """The features, [B, 64]."""
         raise NotImplementedError
 
     def logits(self, features: Tensor) -> Tensor:
@@ -61,8 +62,8 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Training:
-    """How a network is built and trained. `recipe` must change with any change of the weights: it is part of
-    the cache's key."""
+    """How a network is built and trained. `recipe` is part of the cache key, so it must change with any
+    change of the weights."""
 
     recipe: str
     network: Callable[[int, Size, int], Classifier]  # of channels, size, number of outputs
@@ -91,37 +92,37 @@ class NetFeatures:
 
     @property
     def alive(self) -> bool:
-        """Whether it has learned its task. The features of a dead network are useless."""
+        """Whether the network has learned its task. The features of a dead network are useless."""
         return self.accuracy - self.chance >= SKILL * (1 - self.chance)
 
     def is_dead(self, name: str) -> str:
-        """The sentence that it distinguishes nothing."""
+        """The message that the network has not learned its classes."""
         what = f"accuracy {self.accuracy:.0%} on test images, {self.chance:.0%} by chance"
         return f"the judge network `{name}` did not learn its classes ({what})"
 
     @torch.no_grad()
     def features(self, images: np.ndarray | Pictures) -> np.ndarray:
-        """float64 [N, 64] of uint8 [N, C, H, W]."""
+        """The features float64 [N, 64] of images uint8 [N, C, H, W]."""
         batches = (images[i : i + self.batch] for i in range(0, len(images), self.batch))
         parts = [self.net.features(_to_input(batch).to(self.device)).cpu() for batch in batches]
         return torch.cat(parts).double().numpy()
 
     @torch.no_grad()
     def logits_of(self, features: np.ndarray) -> np.ndarray:
-        """float64 [N, K] of features [N, 64]."""
+        """The logits float64 [N, K] of features [N, 64]."""
         rows = torch.from_numpy(np.asarray(features, np.float32)).to(self.device)
         return self.net.logits(rows).cpu().double().numpy()
 
     def predict(self, images: np.ndarray | Pictures) -> np.ndarray:
-        """int64 [N]: the predicted classes (or rotations) of uint8 [N, C, H, W]."""
+        """The predicted classes (or rotations) int64 [N] of images uint8 [N, C, H, W]."""
         return self.logits_of(self.features(images)).argmax(1)
 
 
 def once(
     pack: Pack, training: Training, *, device: torch.device | str = "cpu", say: Say = silent
 ) -> NetFeatures:
-    """The network of a data set. It comes with gz, or is trained once: on one CPU thread, so that equal
-    machines get equal weights, and so equal hashes."""
+    """The network of a data set, which comes with gz or is trained once. Training uses one CPU thread, so
+    that equal machines get equal weights and hashes."""
     kind, shipped, path = training.recipe.partition("-")[0], *_places(pack, training)
     read = partial(_load, pack=pack, training=training, device=torch.device(device))
     if shipped.is_file():
@@ -139,12 +140,12 @@ def once(
 
 
 def at_hand(pack: Pack, training: Training) -> bool:
-    """Whether `once` need not train the network of a data set."""
+    """Whether `once` has the network of a data set without training it."""
     return any(path.is_file() for path in _places(pack, training))
 
 
 def _places(pack: Pack, training: Training) -> tuple[Path, Path]:
-    """Where the network of a data set is if it comes with gz, and in the cache."""
+    """The paths of a data set's network: in gz, and in the cache."""
     channels, *shape = pack.meta.shape
     text = f"{training.recipe}:{pack.meta.digest}:{as_size(*shape)}:{channels}"
     kind, key = training.recipe.partition("-")[0], hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -153,7 +154,7 @@ def _places(pack: Pack, training: Training) -> tuple[Path, Path]:
 
 
 def _living(pack: Pack, training: Training, say: Say) -> NetFeatures:
-    """A network of the classes, or of rotations if it learns no classes, on the CPU."""
+    """A network trained on the classes or, if it does not learn them, on rotations. It is on the CPU."""
     images, labels = pack.images("train"), pack.labels("train")
     training, classes = training.sized(len(images)), len(pack.meta.classes) > 1 and labels is not None
     for rotations in (False, True) if classes else (True,):
@@ -172,8 +173,8 @@ def _living(pack: Pack, training: Training, say: Say) -> NetFeatures:
 def trained(
     images: np.ndarray | Pictures, labels: np.ndarray | None, outputs: int, training: Training
 ) -> Classifier:
-    """A network trained reproducibly, of rotations without labels: on one CPU thread, with its own random
-    numbers."""
+    """Trains a network reproducibly, on one CPU thread and with its own random numbers. Without labels it
+    classifies rotations."""
     rng, order = np.random.default_rng(training.seed), np.empty(0, np.int64)
     with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(training.seed)
@@ -195,7 +196,7 @@ def trained(
 
 
 def _rate(step: int, steps: int) -> float:
-    """The learning rate's factor: a warm-up, and half a cosine."""
+    """The factor of the learning rate: a warm-up, followed by half a cosine."""
     return min(1, (step + 1) / (WARMUP * steps)) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
@@ -213,7 +214,7 @@ def _task(pack: Pack, rotations: bool) -> dict[str, Any]:
 
 
 def _load(path: Path, pack: Pack, training: Training, device: torch.device) -> NetFeatures:
-    """The network in a file. Raises DamagedError unless `once` wrote the file for this set."""
+    """The network in a file. Raises DamagedError unless `once` wrote it for this set."""
     state, texts = files.read_tensors(path)
     with files.reading(path):
         meta = json.loads(texts["judge"])
@@ -245,16 +246,16 @@ def turns(shape: Sequence[int]) -> tuple[int, ...]:
 
 
 def _rotated(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Images [B, C, H, W], each rotated by a random one of `turns`, and the numbers of these [B]."""
+    """Images [B, C, H, W], each rotated by a random one of `turns`, and the indices [B] of the rotations."""
     quarters = turns(x.shape[2:])
     y = torch.randint(len(quarters), (len(x),))
     return torch.stack([torch.rot90(image, quarters[i], (1, 2)) for image, i in zip(x, y, strict=True)]), y
 
 
 def _skill(net: NetFeatures, pack: Pack) -> tuple[float, float]:
-    """The accuracy on the test split, and that by chance. For attributes it is the balanced accuracy (½ by
-    chance), averaged over the attributes with both values. Most images lack most attributes, so a network
-    that finds none would have a high plain accuracy."""
+    """The accuracy on the test split, and the accuracy by chance. For attributes, it is the balanced accuracy
+    (½ by chance), averaged over the attributes that have both values. Most images lack most attributes, so a
+    network that detects none would have a high plain accuracy."""
     images, labels = pack.images("test"), pack.labels("test")
     if net.rotations or labels is None:
         quarters, upright = turns(images.shape[2:]), np.asarray(images)

@@ -1,4 +1,4 @@
-"""Whether a generator has collapsed: the diversity of its images as a share of that of real ones. It is
+"""Detects a collapsed generator, by the diversity of its images relative to that of real ones. The module is
 separate from the trainer, its only caller, because it needs only features."""
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ CLOSE = 0.5  # a smaller share of the distance between images is a collapse
 
 
 def entropy(classes: np.ndarray) -> float:
-    """The entropy of the frequencies of integers [N], nats."""
+    """The entropy of the frequencies of integers [N], in nats."""
     p = np.bincount(classes) / len(classes)
     return float((p[p > 0] * np.log(1 / p[p > 0])).sum())  # one class gives 0, not −0
 
 
 def spread(features: np.ndarray, classes: np.ndarray) -> float:
-    """The root mean square distance of two rows of one class, √(2 tr Cov)."""
+    """The root mean square distance between two rows of one class, √(2 tr Cov)."""
     groups = [features[classes == k] for k in np.unique(classes)]
     variances = (len(g) * np.asarray(g, np.float64).var(0).sum() for g in groups)
     return float(np.sqrt(2 * sum(variances) / len(features)))
 
 
 def diversity(features: np.ndarray, classes: np.ndarray, real: np.ndarray, real_classes: np.ndarray) -> float:
-    """The distance between generated images of one class as a share of that between real ones: a
-    conditional generator may have collapsed to one image for each class."""
+    """The distance between generated images of one class, relative to that between real ones. It is within
+    classes, because a conditional generator may have collapsed to one image per class."""
     return spread(features, classes) / max(spread(real, real_classes), 1e-12)
 
 

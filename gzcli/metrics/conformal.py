@@ -1,14 +1,14 @@
 """Conformal p-values: how surprising a score is among those of held-out in-distribution images.
 
-If an image is exchangeable with the n held-out ones, its p-value is at most u with a probability of at most
-u, for any score (Vovk et al. 2005, Algorithmic Learning in a Random World, §2; Bates et al. 2023,
-arXiv:2104.08279, eq. 2). No score may have been fitted on the held-out images, and all are scored by one
-rule. A higher score is more out-of-distribution.
+If an image is exchangeable with the n held-out ones, P(p-value ≤ u) ≤ u for any score (Vovk et al. 2005,
+Algorithmic Learning in a Random World, §2; Bates et al. 2023, arXiv:2104.08279, eq. 2). The held-out images
+must not have been used to fit the score, and all images must be scored by the same rule. A higher score is
+more out-of-distribution.
 
-A score may be unusual by being low, too: a blank image has less to explain than any image of the set. Of
-both tails an image is ordered by its place: the highest score is the most surprising, then the lowest, then
-the second highest, the second lowest, and so on. This is an order of n + 1 scores as any other, so its
-p-values are valid and reach down to 1 / (n + 1), which 2 · min(p_high, p_low) does not.
+A low score may be unusual too: a blank image has less to explain than any image of the set. With both tails,
+scores are ordered by rank: the highest is the most surprising, then the lowest, then the second highest, the
+second lowest, and so on. This is an ordinary ordering of n + 1 scores, so its p-values are valid. They also
+reach down to 1 / (n + 1), which 2 · min(p_high, p_low) does not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TIE = 1e-5  # relative: scores of one image in different batches differ by less
 
 
 def p_values(calibration: np.ndarray, scores: np.ndarray, *, tails: int = 1) -> np.ndarray:
-    """The p-value of each score, float64 [N]. Equal scores count as more surprising ones do; an infinite one
+    """The p-value of each score, float64 [N]. Equal scores count like more surprising ones; an infinite score
     equals no other.
 
       one tail    h / (n + 1)
@@ -37,8 +37,8 @@ def p_values(calibration: np.ndarray, scores: np.ndarray, *, tails: int = 1) -> 
 def cross_p_values(
     calibration: np.ndarray, fold: np.ndarray, scores: np.ndarray, *, tails: int = 1
 ) -> np.ndarray:
-    """The p-value of each row of scores [N, K] by K models, float64 [N]: `p_values`, where each held-out
-    score is compared with the score by the same model, `fold` [n]."""
+    """The p-value of each row of scores [N, K] by K models, float64 [N]. It is that of `p_values`, with each
+    held-out score compared with the score by the same model, `fold` [n]."""
     n, scores = len(calibration), np.asarray(scores, np.float64)
     near = np.where(np.isfinite(scores), TIE * np.abs(scores), 0)
     high, low = (np.ones(len(scores), np.int64) for _ in range(2))
@@ -50,7 +50,8 @@ def cross_p_values(
 
 
 def bonferroni(p: np.ndarray) -> np.ndarray:
-    """One p-value of K for each image, however they depend on each other: min(1, K · the least)."""
+    """One p-value per image from K p-values, valid for any dependence between them: min(1, K · the
+    smallest)."""
     return np.minimum(1, len(p) * p.min(0))
 
 
@@ -68,7 +69,7 @@ def thresholds(calibration: np.ndarray, fpr: float, *, tails: int = 1) -> tuple[
 
 
 def fewest(fpr: float, scores: int = 1) -> int:
-    """How many held-out images a p-value of `fpr` needs: scores / fpr − 1, rounded up."""
+    """The number of held-out images that a p-value of `fpr` requires: scores / fpr − 1, rounded up."""
     return math.ceil(scores / fpr - 1 - ROUNDING)
 
 

@@ -1,8 +1,7 @@
-"""How well a score separates out-of-distribution (OOD) images, the positive class, from in-distribution
-ones: a higher score is more OOD. `fpr95`, as in OpenOOD v1.5 (arXiv:2306.09301), is the share of
-in-distribution images that are flagged when 95 % of the OOD images are; `fpr95_id`, the older convention
-(ODIN, arXiv:1706.02690), the share of OOD images that are accepted when 95 % of the in-distribution images
-are."""
+"""How well a score separates out-of-distribution (OOD) images, the positive class, from in-distribution ones.
+A higher score is more OOD. `fpr95`, as in OpenOOD v1.5 (arXiv:2306.09301), is the share of in-distribution
+images that are flagged when 95 % of the OOD images are. `fpr95_id` is the older convention (ODIN,
+arXiv:1706.02690): the share of OOD images that are accepted when 95 % of the in-distribution images are."""
 
 from __future__ import annotations
 
@@ -71,17 +70,18 @@ def detection(s_in: np.ndarray, s_out: np.ndarray, *, trapezoid: bool = False) -
 
 
 def wilson(share: Any, n: Any, chi2: Any = CHI2) -> tuple[Any, Any]:
-    """Wilson's interval (1927) of a share of n, which need not be an integer; also for arrays."""
+    """Wilson's interval (1927) of a proportion of n, which need not be an integer. Also works on arrays."""
     middle, half = share + chi2 / (2 * n), np.sqrt(chi2 * (share * (1 - share) / n + chi2 / (4 * n * n)))
     scale = 1 + chi2 / n
     return np.clip((middle - half) / scale, 0, 1), np.clip((middle + half) / scale, 0, 1)
 
 
 def auroc_interval(negative: np.ndarray, positive: np.ndarray) -> Ends:
-    """Wilson's interval of the AUROC as a share of as many images as give it DeLong's variance (1988). That
-    number has two bounds: the smaller side, as no scores vary more (Birnbaum & Klose 1957), and where
-    Newcombe's score interval (2006) tends to near perfect separation, as the few misplaced images of a
-    good detector do not show how much their number varies. Both sides are counts by ascending rank."""
+    """Wilson's interval of the AUROC, as a proportion of the number of images for which it has DeLong's
+    variance (1988). That number has two bounds. The first is the smaller side, because no scores vary more
+    (Birnbaum & Klose 1957). The second is the limit of Newcombe's score interval (2006) near perfect
+    separation, because the few misplaced images of a good detector do not reveal how much their number
+    varies. Both sides are counts by ascending rank."""
     area, variance = delong(negative, positive)
     n, m = int(negative.sum()), int(positive.sum())
     least, most = min(n, m), 4 * n * m / (n + m)
@@ -91,9 +91,9 @@ def auroc_interval(negative: np.ndarray, positive: np.ndarray) -> Ends:
 
 
 def aupr_interval(area: float, negative: np.ndarray, positive: np.ndarray) -> Ends:
-    """Wilson's interval of an area under precision and recall as a share of as many images as give it the
-    variance of its influence function. These are at most as many as near perfect separation of the AUROC.
-    Both sides are counts by ascending rank."""
+    """Wilson's interval of an area under the precision–recall curve, as a proportion of the number of images
+    for which it has the variance of its influence function. That number is at most the AUROC's near perfect
+    separation. Both sides are counts by ascending rank."""
     n, m = int(negative.sum()), int(positive.sum())
     variance, most = precision_variance(negative, positive), 4 * n * m / (n + m)
     size = min(area * (1 - area) / variance, most) if variance and 0 < area < 1 else min(n, m)
@@ -118,7 +118,8 @@ def precision_variance(negative: np.ndarray, positive: np.ndarray) -> float:
 
 
 def delong(negative: np.ndarray, positive: np.ndarray) -> Ends:
-    """The AUROC and its variance (DeLong, DeLong & Clarke-Pearson 1988), by ranks as Sun & Xu 2014 do."""
+    """The AUROC and its variance (DeLong, DeLong & Clarke-Pearson 1988), computed from ranks (Sun & Xu
+    2014)."""
     n, m = negative.sum(), positive.sum()
     below = (np.cumsum(negative) - negative / 2) / n  # negatives below each rank; ties count one half
     above = 1 - (np.cumsum(positive) - positive / 2) / m  # positives above it
@@ -129,11 +130,11 @@ def delong(negative: np.ndarray, positive: np.ndarray) -> Ends:
 
 
 def fpr_interval(negative: np.ndarray, positive: np.ndarray) -> Ends:
-    """An interval of the false-positive rate where the true-positive rate is 95 %, whose threshold is itself
-    an estimate. A threshold whose own true-positive rate is some χ² away from 95 % leaves the rest of χ² to
-    Wilson's interval of its false-positive rate; the interval is all of these together (a profile, as that
-    of Claeskens et al. 2003 by likelihood). With fewer than 73 positive images no threshold is too low, so
-    it ends at 1. Both sides are counts by ascending rank."""
+    """An interval of the false-positive rate at a true-positive rate of 95 %, whose threshold is itself an
+    estimate. A threshold whose own true-positive rate is some χ² away from 95 % leaves the rest of χ² to
+    Wilson's interval of its false-positive rate. The interval is the union of these (a profile, like the
+    likelihood profile of Claeskens et al. 2003). With fewer than 73 positive images, no threshold is too low,
+    so it ends at 1. Both sides are counts by ascending rank."""
     fpr, tpr = (np.append(np.cumsum(c[::-1])[::-1], 0) / c.sum() for c in (negative, positive))
     above = np.append(tpr[1:], 0)  # the rate at the next higher threshold, which falls short of 95 %
     gap = np.maximum(0, np.maximum(0.95 - tpr, above - 0.95))

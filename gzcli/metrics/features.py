@@ -22,7 +22,7 @@ CONTRAST, BRIGHTNESS = 0.2, 0.1  # of colour images
 
 
 class LeNet(Classifier):
-    """5×5 convolutions and pooling down to a side of at most 7, 64 features, a linear head."""
+    """5×5 convolutions and pooling down to a side of at most 7, then 64 features and a linear head."""
 
     def __init__(self, channels: int, size: Size, outputs: int):
         super().__init__(size)
@@ -46,8 +46,8 @@ class LeNet(Classifier):
 
 
 def moved(x: Tensor) -> Tensor:
-    """Images [B, C, H, W] in [0, 1], each rotated, scaled and shifted a little; colour ones also of other
-    brightness and contrast. The border is continued."""
+    """Images [B, C, H, W] in [0, 1], each slightly rotated, scaled and shifted. Colour images also change in
+    brightness and contrast. The border is repeated."""
     b, channels, height, width = x.shape
     angle, scale, *shift = (2 * torch.rand(4, b) - 1) * torch.tensor([ANGLE, SCALE, SHIFT, SHIFT])[:, None]
     cos, sin = (1 + scale) * angle.cos(), (1 + scale) * angle.sin()
@@ -67,17 +67,17 @@ LENET = Training("lenet-2", LeNet, partial(torch.optim.AdamW, lr=LR, weight_deca
 
 
 class LeNetFeatures(NetFeatures):
-    """The first judge. Its features also say how far apart two images look."""
+    """The first judge. Its features also define a perceptual distance."""
 
     @torch.no_grad()
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
-        """The mean squared difference of the features of images x and y [B, C, H, W] in [-1, 1], [B]."""
+        """The mean squared difference [B] between the features of images x and y [B, C, H, W] in [-1, 1]."""
         a, b = (self.net.features((images + 1) / 2) for images in (x, y))
         return (a - b).square().mean(1)
 
 
 def lenet(pack: Pack, *, device: torch.device | str = "cpu", say: Say = silent) -> LeNetFeatures:
-    """The first judge of a data set, as by `once`."""
+    """The first judge of a data set, from `once`."""
     return LeNetFeatures(**vars(once(pack, LENET, device=device, say=say)))
 
 

@@ -1,5 +1,5 @@
 """The Fréchet distance of Gaussians that are fitted to two sets of features (Heusel et al. 2017,
-arXiv:1706.08500, eq. 6). Training reads it too, and waits for no metric: no heavy import at the top."""
+arXiv:1706.08500, eq. 6). Training imports it too, so there is no heavy import at the top."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def moments(features: Array) -> Moments:
 
 
 def rows_of(features: Array) -> Array:
-    """Features [N, D] in float64. Raises UsageError if they have fewer than two rows or are not finite."""
+    """Features [N, D] in float64. Raises UsageError if there are fewer than two rows, or if values are not
+    finite."""
     import numpy as np
 
     features = np.asarray(features, np.float64)

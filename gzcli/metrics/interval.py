@@ -16,9 +16,9 @@ Function = Callable[..., float]
 
 
 def half_samples(function: Function, *samples: np.ndarray, draws: int = 100, seed: int = 0) -> Interval:
-    """A metric of samples with an interval from random halves of their rows, which repeat no row: the
-    delete-d jackknife with d = N/2, whose halves spread as far as the whole (Shao & Wu 1989, Ann. Statist.
-    17:1176). Its middle is the metric, because a half is more biased than the whole."""
+    """A metric of samples with an interval from random halves of their rows, without repetition. This is the
+    delete-d jackknife with d = N/2, whose halves vary as much as the whole (Shao & Wu 1989, Ann. Statist.
+    17:1176). The interval is centred on the metric, because a half is more biased than the whole."""
     check_rows(samples, 4)
     rng = np.random.default_rng(seed)
 
@@ -30,10 +30,10 @@ def half_samples(function: Function, *samples: np.ndarray, draws: int = 100, see
 
 
 def around(value: float, draws: Sequence[float] | np.ndarray, scale: float = 1.0) -> Interval:
-    """value ± t·s·scale, where s is the standard deviation of draws and t is Student's quantile of their
-    number. Percentiles of few draws are too narrow: with 12 draws they contain the mean in 82 % of cases.
+    """value ± t·s·scale, where s is the standard deviation of the draws and t is Student's quantile for their
+    number. Percentiles of few draws are too narrow: with 12 draws, they contain the mean in 82 % of cases.
 
-    scale: deviation of the metric in units of the deviation of a draw.
+    scale: standard deviation of the metric in units of that of a draw.
     """
     from scipy.stats import t
 
@@ -49,7 +49,7 @@ def check_rows(samples: Sequence[np.ndarray], least: int) -> None:
 def halves(
     function: Function, fake: np.ndarray, real: Any, *, intervals: bool = True, **how: Any
 ) -> Interval:
-    """A metric of samples against real images, with the interval over the samples only, because all
+    """A metric of samples against real images. The interval covers only the samples' variation, because all
     contestants share the real images."""
     if not intervals:
         return Interval(function(fake, real))
@@ -57,19 +57,20 @@ def halves(
 
 
 def moved(figure: Interval, value: float, unit: float = 1.0) -> Interval:
-    """An interval of another value with the spread of a metric, which is in units of 1 / `unit`."""
+    """The interval of a metric, moved to another value. The metric is in units of 1 / `unit`."""
     ends = (figure.value if end is None else end for end in (figure.low, figure.high))
     return Interval(value, *(value + unit * (end - figure.value) for end in ends))
 
 
 def not_negative(figure: Interval) -> Interval:
-    """The metric and its interval. Its value may be below zero by rounding, for example for equal images."""
+    """The metric and its interval, at least 0. Rounding may make a value negative, for example for equal
+    images."""
     figure = replace(figure, value=0.0) if figure.value < 0 else figure  # NaN stays
     return figure if figure.low is None else replace(figure, low=max(0.0, figure.low))
 
 
 def share(value: float, n: int) -> Interval:
-    """A share of n images that were drawn independently, with Wilson's interval (1927)."""
+    """A proportion of n independently drawn images, with Wilson's interval (1927)."""
     from scipy.stats import binomtest
 
     ends = binomtest(round(value * n), n).proportion_ci(method="wilson")
@@ -77,13 +78,13 @@ def share(value: float, n: int) -> Interval:
 
 
 def subset(total: int, n: int) -> np.ndarray:
-    """Sorted positions of min(n, total) images, drawn with seed 0: a larger subset contains every smaller
+    """The sorted positions of min(n, total) images, drawn with seed 0. A larger subset contains every smaller
     one."""
     return np.sort(np.random.default_rng(0).permutation(total)[:n])
 
 
 def parts(rows: np.ndarray, n: int, most: int) -> list[np.ndarray]:
-    """At most `most` disjoint parts of n rows each, the first of them `subset`'s."""
+    """At most `most` disjoint parts of n rows each. The first is that of `subset`."""
     order = np.random.default_rng(0).permutation(len(rows))
     return [rows[np.sort(order[i * n : (i + 1) * n])] for i in range(min(most, len(rows) // n))]
 
@@ -96,8 +97,8 @@ def mean_of_draws(draws: Sequence[float] | np.ndarray, *, signed: bool = False) 
 
 
 def excess(figure: Interval, floor: Interval, better: Literal["down", "up"]) -> Interval:
-    """How much worse a metric is than the floor. Both are compared with the same real images, so that their
-    errors are those of the drawn images, and independent."""
+    """How much worse a metric is than the floor. Both are compared with the same real images, so their errors
+    come only from the drawn images and are independent."""
     sign, squares = (1 if better == "down" else -1), 0.0
     for side in (figure, floor):
         ends = (side.low, side.high) if side.low is not None and side.high is not None else [side.value] * 2

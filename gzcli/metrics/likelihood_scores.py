@@ -1,4 +1,4 @@
-"""Out-of-distribution scores that are computed from the likelihood of any model. A new score is an entry of
+"""Out-of-distribution scores that can be computed from any model's likelihood. A new score is an entry of
 `SCORES`.
 
   nll         −log p(x), nats
@@ -14,7 +14,8 @@
               densities being kernel estimates on held-out images
               Morningstar et al. 2021, arXiv:2006.09273
 
-A higher score is more out-of-distribution. This module imports no numpy, as the command line reads the names.
+A higher score is more out-of-distribution. This module does not import numpy, because the command line reads
+the names.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ Fact = Literal["nll", "background_nll", "code_length", "gradient_norm", "statist
 
 @dataclass(frozen=True)
 class LikelihoodScore:
-    """A score as a function of facts about B images, float64 [B] each by the names of `Fact`; `statistics`
-    are the NLL, the code length and more facts, each by its own name."""
+    """A score as a function of facts about B images: float64 [B] each, by the names of `Fact`. `statistics`
+    are the NLL, the code length and further facts, each by its own name."""
 
     compute: Callable[[Arrays, Any], np.ndarray]  # of the facts, and of what was fitted
     reads: tuple[Fact, ...]  # which decide for which models the score exists
@@ -46,7 +47,7 @@ class LikelihoodScore:
 
 
 def densities(held_out: Arrays) -> dict[str, Any]:
-    """A Gaussian kernel density estimate of each statistic that varies."""
+    """A Gaussian kernel density estimate for each statistic that varies."""
     from scipy.stats import gaussian_kde
 
     return {name: gaussian_kde(values) for name, values in held_out.items() if values.std() > 0}
@@ -81,10 +82,10 @@ SCORES: dict[str, LikelihoodScore] = {
 
 
 def tails_of(name: str) -> int:
-    """How many tails of a score are unusual; a model's own scores have two, its local score has one."""
+    """How many tails of a score count as unusual. A model's own scores have two, its local score has one."""
     return SCORES[name].tails if name in SCORES else methods.tails_of(name) or 2
 
 
 def read(names: Iterable[str], fact: Fact) -> bool:
-    """Whether one of the scores reads the fact; names that are not in `SCORES` read none."""
+    """Whether one of the scores reads the fact. Names that are not in `SCORES` read none."""
     return any(fact in SCORES[name].reads for name in names if name in SCORES)

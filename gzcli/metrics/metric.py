@@ -1,7 +1,5 @@
-"""The metrics of `gz bench`: one record each, in a file of `quality/`, which bench, tables, leagues, reports,
-help, completion and the page of a shared model read. A new metric is a new file there.
-
-Neither this module nor those files import numpy or torch at their top, as the command line reads the records.
+"""The metrics of `gz bench`: one record each, in a file of `quality/`. Bench, tables, leagues, reports, help,
+completion and the page of a shared model read these records. A new metric is a new file there.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ Figures = dict[str, Interval]
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a metric in tables. A name that ends in `*` is a prefix of several columns."""
+    """A column of a metric in tables. A name that ends in `*` stands for all columns with that prefix."""
 
     name: str
     better: Literal["down", "up"] | None = None  # direction of better values; None: neither
@@ -74,7 +72,8 @@ class Metric:
 
     @property
     def cheap(self) -> bool:
-        """Whether the floor is averaged over many draws: by features of the set's own networks, or none."""
+        """Whether the floor is averaged over many draws. This holds for metrics without features, or with
+        those of the set's own networks."""
         return self.features in ("", "pixels", "lenet", "second") and not self.weights
 
     @property
@@ -97,8 +96,8 @@ def columns() -> dict[str, Column]:
 
 
 def column_of(figure: str) -> Column:
-    """The column of a value: `fd` for `fd@32`, `kid_lenet` for `kid_rot` of a LeNet trained on rotations; an
-    empty column for metrics of a model itself."""
+    """The column of a value: `fd` for `fd@32`; `kid_lenet` for `kid_rot`, whose LeNet was trained on
+    rotations. An empty column for metrics of a model itself."""
     name, table = re.split(r"[@/]", figure)[0], columns()
     base = name.partition("|")[0]
     plain = base.removesuffix("_rot")
@@ -119,8 +118,8 @@ def weights_of(names: Iterable[str]) -> list[str]:
 
 
 def one_distance(chosen: Iterable[Metric]) -> Metric:
-    """The metric that statistics of real images are for; the second judge's only if it is the only one.
-    Raises UsageError unless there is exactly one."""
+    """The metric for which statistics of real images are read or written. That of the second judge counts
+    only if it is the only one. Raises UsageError unless there is exactly one."""
     of_both = [metric for metric in chosen if metric.width]
     distances = [metric for metric in of_both if metric.features != "second"] or of_both
     if len(distances) != 1:

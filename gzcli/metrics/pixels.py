@@ -1,5 +1,5 @@
-"""How well maps show where the defects of images are, against masks of the defects. A higher value of a map
-is more anomalous. The pixels of defects are the positive class."""
+"""How well maps localise the defects of images, compared with masks of the defects. A higher map value is
+more anomalous. Pixels of defects are the positive class."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ LIMIT = 0.3  # false-positive rate up to which regions are integrated
 
 
 def pixel_figures(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> dict[str, float] | None:
-    """The metrics of maps float [H, W] against masks bool [H, W] of the same sizes; None if no pixel or every
-    pixel is of a defect. A value of a map that is not a number counts as the highest.
+    """The metrics of maps, float [H, W], against masks, bool [H, W] of the same sizes. None if no pixel or
+    every pixel belongs to a defect. NaN in a map counts as the highest value.
 
     pixel_auroc: area under the ROC curve of all pixels.
-    aupro: area under the curve of the mean overlap with a defect's region over the false-positive rate of
-      pixels up to `LIMIT`, divided by `LIMIT` (Bergmann et al. 2021, doi:10.1007/s11263-020-01400-4). Regions
-      are pixels that touch, also at corners.
-    pixel_f1: the F1 of pixels by the best threshold.
+    aupro: area under the curve of the mean overlap with defect regions over the false-positive rate of
+      pixels, up to `LIMIT` and divided by it (Bergmann et al. 2021, doi:10.1007/s11263-020-01400-4). A region
+      consists of pixels that touch, including at corners.
+    pixel_f1: F1 of pixels at the best threshold.
     """
     from sklearn.metrics import auc
 

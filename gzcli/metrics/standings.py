@@ -1,5 +1,5 @@
 """The standings of a bench or a league: places by the excess over the floor, means and deviations over seeds,
-how well seeds and judges agree, and tables of them as CSV. It does not depend on runs."""
+the agreement of seeds and of judges, and CSV tables of all these. The module does not depend on runs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ ORIGIN = ("commit", "machine")
 def ranking_metric(
     rows: Sequence[Row], requested: Sequence[str] | None, directions: Mapping[str, Any]
 ) -> str | None:
-    """The metric that models are ranked by: the first requested metric (or the first of all) that a row has
-    and whose judge is alive."""
+    """The metric by which models are ranked: the first requested metric (otherwise the first of all) that a
+    row has and whose judge is alive."""
     names = [name for row in rows for name in row["metrics"]]
     available, ranked = {base(name) for name in names if directions.get(name)}, ranking()
     return next(
@@ -45,7 +45,7 @@ def base(name: str) -> str:
 
 def comparable(rows: Sequence[Row], metric: str, floor: Mapping[str, Any]) -> list[list[Row]]:
     """The rows in groups with comparable values of a metric, the largest group first. Distances are larger
-    for fewer images, so the rows of a group have one number of images if the metric has a floor."""
+    for fewer images, so if the metric has a floor, the rows of a group have equally many images."""
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.get("n") if metric in floor else None, []).append(row)
@@ -64,8 +64,8 @@ def value_of(row: Row, metric: str) -> float | None:
 
 
 def excess_of(row: Row, metric: str) -> Excess | None:
-    """How much worse a row is than real images that were sampled in the same way, which makes all rows
-    comparable; for a metric without a floor, its value."""
+    """How much worse a row is than real images that were sampled in the same way. This makes all rows
+    comparable. For a metric without a floor, it is the metric's value."""
     if (name := name_of(row, metric)) is None:
         return None
     if name in row.get("excess", {}):
@@ -92,7 +92,7 @@ class Excess(NamedTuple):
 
     @property
     def ends(self) -> list[float]:
-        """The excess and the ends of its interval, as JSON has it."""
+        """The excess and the ends of its interval, as JSON values."""
         return [self.value, self.value - self.half, self.value + self.half]
 
     @property
@@ -104,8 +104,8 @@ class Excess(NamedTuple):
 
 
 def over_seeds(excesses: Sequence[Excess]) -> Excess:
-    """The mean over trainings. Its interval is by their spread (Student's t), but no narrower than the
-    interval over images."""
+    """The mean over trainings. Its interval comes from their spread (Student's t), but is no narrower than
+    the interval over images."""
     from scipy.stats import t
 
     n = len(excesses)
@@ -135,8 +135,8 @@ def first_of(places: Mapping[str, str | None]) -> list[str]:
 
 
 def second_order(excesses: Mapping[str, Mapping[str, Excess]], metric: str) -> dict[str, Any] | None:
-    """Compares the rankings by the two judges: Spearman's rank correlation, and the models whose ranks do not
-    overlap. None with fewer than three models that both have judged."""
+    """Compares the rankings of the two judges: Spearman's rank correlation, and the models whose ranks do not
+    overlap. None if both have judged fewer than three models."""
     first, second = (
         {name: by[judge] for name, by in excesses.items() if metric in by and SECOND in by}
         for judge in (metric, SECOND)
@@ -169,7 +169,7 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
 def two_judges(
     rows: Sequence[Row], requested: Sequence[str] | None, directions: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The metric that ranks contestants, their places, and the order by the second judge."""
+    """The metric that ranks contestants, their places, and the ranking by the second judge."""
     metric = ranking_metric(rows, requested, directions)
     if metric is None:
         return {"metric": None, "places": {}, "second": None}
@@ -179,7 +179,7 @@ def two_judges(
 
 
 def second_of(summaries: Sequence[Row], metric: str) -> dict[str, Any] | None:
-    """`second_order` of the rows of a summary."""
+    """The result of `second_order` for the rows of a summary."""
     tables = {row["model"]: row["excess"] for row in summaries}
     excesses = {
         name: {key: excess_from(ends) for key, ends in table.items()} for name, table in tables.items()
@@ -197,11 +197,11 @@ def of_seed(rows: Sequence[Row], seed: int, metric: str) -> dict[str, float]:
 
 
 def summary(rows: Sequence[Row], metric: str | None, budget: float | None = None) -> list[dict[str, Any]]:
-    """A row for each model, the best first and those without a place last: NUMBERS and metrics as means over
-    its seeds, standard deviations (None for one seed), excesses with their intervals, its place, the numbers
-    of complete and failed seeds, and the details of SAMPLER and ORIGIN.
+    """A row for each model, the best first and those without a place last. It has NUMBERS and metrics as
+    means over the seeds, standard deviations (None for one seed), and excesses with their intervals. It also
+    has the place, the numbers of complete and failed seeds, and the details of SAMPLER and ORIGIN.
 
-    budget: seconds of training that each model had. One that took over `LATE` times as long has no place.
+    budget: seconds of training for each model. A model that took over `LATE` times as long has no place.
     """
     summaries, of_metric = [], {}
     for model in dict.fromkeys(row["model"] for row in rows):
@@ -268,7 +268,7 @@ def deviation(values: Sequence[float]) -> float | None:
 
 
 def curve(rows: Sequence[Row], metric: str, key: str) -> dict[str, list[tuple[float, float, float | None]]]:
-    """The points of each model's curve: x, mean and deviation over seeds of the metric."""
+    """The points of each model's curve: x, and the mean and standard deviation of the metric over seeds."""
     curves = {}
     for model in dict.fromkeys(row["model"] for row in rows):
         lines: dict[int, list[tuple[float, float]]] = {}
@@ -283,7 +283,8 @@ def curve(rows: Sequence[Row], metric: str, key: str) -> dict[str, list[tuple[fl
 
 
 def of_one_size(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows. An image size other than the most frequent one is added to metrics' names (`fd/64×64`)."""
+    """The rows, with image sizes other than the most frequent one added to the names of metrics
+    (`fd/64×64`)."""
     shapes = [tuple(row["shape"]) for row in rows if row.get("shape")]
     usual = mode(shapes) if shapes else None
 
@@ -298,8 +299,8 @@ def of_one_size(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def agreement(rows: Sequence[Row], metric: str) -> dict[str, float] | None:
-    """How well the rankings of any two seeds agree: Spearman's rank correlation, {"mean", "min"} over the
-    pairs, each over the models that both have. None if no two seeds have three models in common."""
+    """The agreement of the rankings of any two seeds: Spearman's rank correlation over the models that both
+    have, as {"mean", "min"} over the pairs. None if no two seeds have three models in common."""
     correlations = []
     for pair in combinations(dict.fromkeys(row["seed"] for row in rows), 2):
         first, second = (of_seed(rows, seed, metric) for seed in pair)
@@ -314,8 +315,8 @@ def agreement(rows: Sequence[Row], metric: str) -> dict[str, float] | None:
 
 
 def table_of(rows: Sequence[Row], *extra: str) -> str:
-    """Rows as CSV: facts, then each metric with the ends of its interval, if it has one, its floor and its
-    excess over that."""
+    """Rows as CSV: facts, then each metric with the ends of its interval, if it has one, its floor, and its
+    excess over the floor."""
     names = list(dict.fromkeys(name for row in rows for name in row["metrics"]))
     lines = []
     for row in rows:

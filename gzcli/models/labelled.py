@@ -3,12 +3,12 @@ Generative Models Better Than Unconditional Ones?", arXiv:2212.00362.
 
     p(x) = Σ_c p(c) p(x | c),   p(x | y) = Σ_c p(c | y) p(x | c)
 
-The clusters c are found by k-means of the pixels before training; Bao clusters features of a self-supervised
-network. The clusters of a conditional model are within the classes y. Its condition is the sum of a row of
-the class and a row of the cluster, which starts at zero; training hides only the cluster as often as both.
-Samples draw c by its share of the training images. An existing image has the nearest cluster, so likelihoods
-are of log p(c) + log p(x | c), a lower bound of the mixture. Only guidance needs the network without a
-cluster, which learns from hidden clusters.
+Before training, k-means clusters the images by their pixels; Bao clusters features of a self-supervised
+network. A conditional model has clusters within each class y. Its condition is the sum of a row for the class
+and a row for the cluster, which starts at zero. Training hides the cluster alone as often as both. Sampling
+draws c by its share of the training images. An existing image is assigned to the nearest cluster, so its
+likelihood is log p(c) + log p(x | c), a lower bound of the mixture's. Only guidance needs the network without
+a cluster, which learns from hidden clusters.
 """
 
 from __future__ import annotations
@@ -87,18 +87,18 @@ class ClusterOptions(LabelOptions):
         return max(self.clusters, classes) if self.clusters else classes
 
     def kinds(self, data: DataInfo) -> Classes:
-        """The sizes for `nn.ClassEmbedding`: the number of classes or of clusters, or of clusters and of
-        their classes if a class has several clusters."""
+        """The sizes for `nn.ClassEmbedding`: the number of classes or of clusters. If a class has several
+        clusters, the numbers of clusters and of their classes."""
         count, classes = self.count(data), len(data.classes) if self.conditional else 0
         return (count, classes) if classes and count >= 2 * classes else count
 
 
 class Clusters(nn.Module):
-    """Clusters of images, `each` within every class, in the order of the classes. Before `fit` all images of
-    a class are in its first one.
+    """Clusters of images, `each` of them within every class, in the order of the classes. Before `fit`, all
+    images of a class are in its first cluster.
 
     shape: (C, H, W) of images.
-    count: number of clusters; clusters beyond `each` · `classes` have no share.
+    count: number of clusters. Clusters beyond `each` · `classes` have no share.
     classes: number of classes; 1 for an unconditional model.
     """
 
@@ -117,10 +117,10 @@ class Clusters(nn.Module):
         return len(self.shares)
 
     def forward(self, x: Tensor, y: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """The cluster of each image, [B] int64: the nearest one, of those of class y [B] if it is given.
+        """The nearest cluster of each image, [B] int64; if y [B] is given, only among those of class y.
 
-        x: images [B, C, H, W], or smaller ones, with which the block means of the centres are compared.
-        mask: [B, 1, H, W], 1 at the pixels that are compared; None: all.
+        x: images [B, C, H, W], or smaller ones, which are compared with block means of the centres.
+        mask: [B, 1, H, W], 1 at the pixels to compare. None: all.
         """
         grid = min(self.grid[0], x.shape[2]), min(self.grid[1], x.shape[3])
         centres = self.points(self.centres.unflatten(1, (x.shape[1], *self.grid)), grid)
@@ -136,7 +136,7 @@ class Clusters(nn.Module):
             return distance.masked_fill(never, torch.inf).argmin(1)
 
     def outside(self, y: Tensor) -> Tensor:
-        """Whether each cluster belongs to a class other than y [B]: [B, count]."""
+        """A mask [B, count] of the clusters that belong to a class other than y [B]."""
         return torch.arange(len(self), device=y.device) // self.each != y[:, None]
 
     def points(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
@@ -145,8 +145,8 @@ class Clusters(nn.Module):
 
     def fit(self, batches: Iterable[Batch]) -> None:
         """Fits the clusters to images by k-means within each class: at most one for every `MIN_CLUSTER`
-        images. Clusters beyond that number have no share. A class without images has one cluster, the mean
-        of all, as if it had this image."""
+        images. Clusters beyond that number have no share. A class without images has one cluster at the mean
+        of all images, as if it had this image."""
         single = self.classes == 1
         if self.centres.any():  # of earlier weights, whose network knows these clusters
             return self.share_out(batches, single)
@@ -164,7 +164,7 @@ class Clusters(nn.Module):
         self.shares.copy_(torch.from_numpy(shares))
 
     def share_out(self, batches: Iterable[Batch], single: bool) -> None:
-        """Sets the shares of these centres among other images."""
+        """Recomputes the clusters' shares from other images."""
         self.shares.fill_(1 / len(self))  # any cluster may be the nearest
         labels = [self(b.x, None if single else b.y) for b in batches]
         counts = torch.cat(labels).bincount(minlength=len(self)).cpu().double()
@@ -181,8 +181,8 @@ class Clusters(nn.Module):
         return log_p if y is None else log_p - self.class_shares.sum(1)[y].log()
 
     def draw(self, n: int, noise: Noise, y: Tensor | None = None) -> Tensor:
-        """n clusters [n] int64 in proportion to their shares, of classes y [n] for a conditional model, by
-        stratified draws."""
+        """Draws n clusters, [n] int64, in proportion to their shares, by stratified draws. For a conditional
+        model, they are clusters of the classes y [n]."""
         u, ends = noise.spread(n), self.class_shares.cumsum(1)
         y = torch.zeros(n, dtype=torch.long, device=u.device) if y is None else y
         ends = ends[y]
@@ -191,7 +191,7 @@ class Clusters(nn.Module):
 
 
 def k_means(points: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The centres of at most `count` clusters of points [n, dim], and how many points each has."""
+    """The centres of at most `count` clusters of points [n, dim], and the number of points in each."""
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
@@ -220,14 +220,13 @@ def over_classes(
     *,
     of_each: Callable[[], Tensor] | None = None,
 ) -> Tensor:
-    """log p(x | labels) [B] of n images. For a conditional model without labels, log 1/K Σ_y p(x | y), the
-    mixture of classes that it samples, with the same noise for each class; for lower bounds, a lower bound.
+    """log p(x | labels) [B] of n images. For a conditional model without labels, it is log 1/K Σ_y p(x | y),
+    the mixture of classes that it samples, with the same noise for each class. From lower bounds, it is a
+    lower bound. Multi-label data have 2^K sets of labels, which cannot be summed. If the model has a null
+    label, the result is then the density learned from images with hidden labels. Raises UsageError for more
+    classes than can be summed.
 
-    For multi-label data, whose 2^K sets of labels cannot be summed, it is the density that the model learned
-    from images with hidden labels, if it has a null label. Raises UsageError for more classes than can be
-    summed.
-
-    of_each: log p(x | y) [B, K] of every class at once, if that takes fewer than K passes.
+    of_each: function for log p(x | y) [B, K] of all classes at once, if that takes fewer than K passes.
     """
     if labels is not None or not model.conditional or (model.data.multilabel and model.null_label):
         return log_prob(labels, noise)
@@ -262,9 +261,9 @@ class Labelled(Model):
             self.clusters.fit(batches)
 
     def begins_anew(self, earlier: DataInfo, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Clusters within other classes, and the rows of labels, which start as the null label, so that the
-        network draws as it did without a label. A network that no longer embeds labels adds the null label to
-        its time."""
+        """New values for clusters within other classes, and for the embeddings of labels. Labels start as the
+        null label, so that the network initially draws as without a label. If the network no longer embeds
+        labels, the null label is added to the time embedding."""
         if len(earlier.classes) == (len(self.data.classes) if self.conditional else 0):
             return {}
         anew: dict[str, Tensor] = {}
@@ -288,8 +287,8 @@ class Labelled(Model):
         return next(self.parameters()).device
 
     def training_labels(self, batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-        """The labels or clusters of a batch, and the rows [B] if they are hidden. In as many other rows only
-        the cluster is hidden."""
+        """The labels or clusters of a batch, and a mask [B] of the rows in which they are hidden. In equally
+        many other rows, only the cluster is hidden."""
         y = self.condition(batch)
         if y is None:
             return None, None
@@ -308,7 +307,7 @@ class Labelled(Model):
         return y if self.clusters is None else self.clusters(batch.x, y)
 
     def draw_labels(self, labels: Tensor | None, n: int, noise: Noise) -> Tensor | None:
-        """The labels of n samples: `requested_labels`, or clusters that are drawn within them."""
+        """The conditions of n samples: `requested_labels`, or clusters that are drawn within these."""
         y = self.requested_labels(labels, n)
         return y if self.clusters is None else self.clusters.draw(n, noise, y)
 
@@ -340,8 +339,8 @@ class Labelled(Model):
         noise: Noise,
         of_each: Callable[[], Tensor] | None = None,
     ) -> Tensor:
-        """`over_classes` of a model that may have clusters: with them the joint likelihood of an image and
-        its nearest cluster of any class, a lower bound of the mixture over clusters."""
+        """`over_classes` for a model that may have clusters. With clusters, it is the joint likelihood of an
+        image and its nearest cluster of any class, a lower bound of the mixture over clusters."""
         if self.clusters:
             return log_prob(labels, noise)
         return over_classes(self, log_prob, n, labels, noise, of_each=of_each)
@@ -353,13 +352,14 @@ class Labelled(Model):
         return self.clusters.log_prob(condition, labels if self.conditional else None)
 
     def guidance_scale(self, guidance: Guidance) -> float:
-        """The guidance of samples, by default and before it is chosen 1, or `towards_clusters`."""
+        """The guidance of samples. By default, and until it is chosen, it is 1, or `towards_clusters` for a
+        model with clusters."""
         if guidance is not None and guidance != "auto":
             return guidance
         return self.towards_clusters if self.clusters is not None and self.label_dropout else 1.0
 
     def check_guidance(self, guidance: float, y: Tensor | None) -> None:
-        """Raises UsageError for guidance of a model that cannot be guided, or without labels."""
+        """Raises UsageError for guidance without labels, or of a model that cannot be guided."""
         if guidance != 1 and not (self.labelled and self.label_dropout):
             hint = "train with `--set model.conditional=true`, or set `guidance` to 1"
             message = f"`guidance` {guidance:g} needs a conditional model trained with label dropout"

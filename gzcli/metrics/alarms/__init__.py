@@ -1,1 +1,1 @@
-"""Alarms without training: methods that are fitted to good images in seconds, and what calibrates them."""
+"""Alarms without training: methods that are fitted to good images in seconds, and their calibration."""

@@ -30,10 +30,10 @@ def calibrate(
     held_out: np.ndarray | None = None,
     needed: int = 0,
 ) -> Alarm:
-    """A method for good images uint8 [N, C, H, W], calibrated on these by folds, on `held_out` images instead
-    if there are any, or on a share of very many images. The images that its settings are chosen by calibrate
-    nothing, so that the choice may depend on them in any way; none is made where fewer than `needed` images
-    would be left to calibrate."""
+    """A method fitted to good images, uint8 [N, C, H, W], and calibrated. It is calibrated on `held_out`
+    images if there are any, otherwise by cross-validation, or on a share of very many images. The images by
+    which its settings are chosen do not calibrate, so the choice may depend on them in any way. If fewer than
+    `needed` images would be left to calibrate, no choice is made."""
     order = np.random.default_rng(0).permutation(len(images))
     images = images[order]
     aside = set_aside(len(images), name, needed if held_out is None else 0)

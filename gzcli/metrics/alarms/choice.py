@@ -1,10 +1,10 @@
-"""Which settings of a method find most synthetic defects on held-out good images.
+"""The choice of a method's settings: those that detect the most synthetic defects on held-out good images.
 
-Some of the good images are set aside for the choice: they are fitted to, but neither calibrated nor judged.
-They are dealt to parts, and fits to all parts but one score the images of this one, as they are and with a
-synthetic defect. `detection` is the share of the defects that score higher than the good images do, at rates
-up to `RATES`: the mean over the thresholds that these have. Where hardly any is, as on an irregular texture,
-plainer defects tell more.
+Some of the good images are set aside for the choice: they are used for fitting, but neither for calibration
+nor for judgement. They are split into parts. A fit to all parts but one scores the images of that part, with
+and without a synthetic defect. `detection` is the share of defects that score above the good images, averaged
+over the thresholds at rates up to `RATES`. If hardly any defect is detected, as on an irregular texture,
+plainer defects are more informative.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class Choice:
 
 
 def set_aside(n: int, name: str, needed: int = 0) -> int:
-    """The number of n good images that the choice of a method's settings takes; 0 if fewer than `needed`
-    would be left."""
+    """How many of n good images the choice of a method's settings uses; 0 if fewer than `needed` would be
+    left."""
     count = min(MOST, round(SHARE * n))
     return count if name in SEARCHES and count >= FEWEST and n - count >= needed else 0
 
 
 def choose(images: np.ndarray, name: str, *, seed: int = 0) -> Choice:
-    """The best settings of a method for good images uint8 [N, C, H, W], none of which is scored by what it
-    was fitted to; the default ones if there are none."""
+    """The best settings of a method for good images uint8 [N, C, H, W]; the default ones if there are no
+    images. No image is scored by a fit to itself."""
     factors = sides(images.shape[1:])
     if not len(images):
         return Choice(name, defaults(name, factors), None)
@@ -66,8 +66,8 @@ def choose(images: np.ndarray, name: str, *, seed: int = 0) -> Choice:
 
 
 def detection(good: np.ndarray, bad: np.ndarray, *, tails: int = 1) -> float:
-    """The mean share of `bad` scores that are more unusual than each of the most unusual `good` ones, up to
-    the rate `RATES`; with both tails in the order of `conformal`."""
+    """The share of `bad` scores that are more unusual than a `good` score, averaged over the most unusual
+    `good` scores up to the rate `RATES`. Two tails are ordered as in `conformal`."""
     ordered, shares = np.sort(good), []
     for count in range(1, max(1, round(RATES * len(good))) + 1):
         low, high = (count // 2, (count + 1) // 2) if tails == 2 else (0, count)
@@ -82,8 +82,8 @@ def defaults(name: str, factors: Sequence[int]) -> dict[str, Any]:
 def tried(
     name: str, factors: Sequence[int], good: np.ndarray, bad: np.ndarray, source: np.ndarray
 ) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
-    """Settings of a method, and the scores of good and of defective images by each; `source` is the good
-    image that a defective one was drawn on."""
+    """Yields settings of a method, and the scores of good and of defective images with each. `source` is the
+    good image on which a defective one was drawn."""
     parts = [(part, part[source]) for part in pca.parts_of(len(good))]
     searches = [SEARCHES[name](good[~part], factors) for part, _ in parts]
     for candidates in zip(*searches, strict=True):
@@ -102,8 +102,9 @@ def tried(
 def tried_scales(
     maps: Sequence[np.ndarray], parts: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> Iterator[tuple[dict[str, Any], np.ndarray, np.ndarray]]:
-    """Settings of a local score, and the scores of good and of defective images by each from their maps.
-    parts: of the good and of the defective images, each normalised by the others."""
+    """Yields settings of a local score, and the scores of good and of defective images with each, computed
+    from their maps.
+    parts: parts of the good and of the defective images, each of which the others normalise."""
     for relate, even in product((False, True), repeat=2):
         how = {"relate": relate, "even": even}
         # a local score of each scale by itself, of which any group is the maximum
@@ -114,14 +115,15 @@ def tried_scales(
 
 
 def best_scales(good: np.ndarray, bad: np.ndarray, source: np.ndarray) -> tuple[float, dict[str, Any]]:
-    """The settings of a local score that detect most defects by the maps of good and of defective images, and
-    the share detected."""
+    """The settings of a local score that detect the most defects, given the maps of good and of defective
+    images, and the share detected."""
     parts = [(part, part[source]) for part in pca.parts_of(len(good))]
     return best_of(tried_scales([good, bad], parts))
 
 
 def best_of(scored: Iterable[tuple[dict[str, Any], np.ndarray, np.ndarray]]) -> tuple[float, dict[str, Any]]:
-    """The share of defects that the best settings detect, and the first settings that do about as well."""
+    """The share of defects that the best settings detect, and the first settings that detect about as
+    many."""
     every = [(detection(of_good, of_bad), settings) for settings, of_good, of_bad in scored]
     least = max(value for value, _ in every) - MARGIN
     return next(row for row in every if row[0] >= least)
@@ -133,8 +135,8 @@ def tops_of(
     k: int,
     how: Mapping[str, bool],
 ) -> list[np.ndarray]:
-    """The local scores, at one scale, of good and of defective images by their maps; what is usual in a part
-    is what the good images of the others have."""
+    """The local scores of good and of defective images at one scale, from their maps. The good images of the
+    other parts define the usual map of a part."""
     scores = [np.empty(len(each), np.float32) for each in maps]
     for part in parts:
         local = fit_local(maps[0][~part[0]], (k,), **how)
@@ -145,7 +147,8 @@ def tops_of(
 
 
 def search_pca(images: np.ndarray, factors: Sequence[int]) -> Iterator[tuple[dict[str, Any], Maps]]:
-    """Numbers of components, in shares of the images, as more images bear more."""
+    """Tries numbers of components, as shares of the number of images, because more images support more
+    components."""
     for factor in factors:
         x = pca.reduced(images, factor)
         every = pca.components(x, pca.MOST)
@@ -159,7 +162,7 @@ def search_pca(images: np.ndarray, factors: Sequence[int]) -> Iterator[tuple[dic
 
 
 def search_patches(images: np.ndarray, factors: Sequence[int]) -> Iterator[tuple[dict[str, Any], Maps]]:
-    """Sides of the patch and weights of their place, at the smallest size."""
+    """Tries sides of the patch and weights of its place, at the smallest size."""
     factor = factors[0]
     x = patches.reduced(images, factor)
     for side in (3, 5):
@@ -176,7 +179,7 @@ def search_patches(images: np.ndarray, factors: Sequence[int]) -> Iterator[tuple
 
 
 def search_features(images: np.ndarray, factors: Sequence[int]) -> Iterator[tuple[dict[str, Any], Maps]]:
-    """Weights of the place of a patch."""
+    """Tries weights of the place of a patch."""
     cell = cell_of(images.shape[1:])
     x = features(images, cell)
     for weight in (0.0, 1.0):

@@ -1,7 +1,6 @@
-"""Several methods as one: a defect that one of them cannot see is seen by another.
-
-Each score is standardised by its mean and deviation over good images that the method was not fitted to, and
-the score of an image is the mean of its two highest. These are
+"""Several methods as one: a defect that one of them misses, another detects. Each score is standardised by
+its mean and standard deviation over good images to which the method was not fitted. The score of an image is
+the mean of its two highest. The methods are
 
   pca_patch   at the second size: faint structure, and what is too smooth
   pca_local   at two sizes, relative and even: what is strong in its place or out of it
@@ -10,7 +9,7 @@ the score of an image is the mean of its two highest. These are
   knn_patch   of 3 × 3 cells of any place: pieces that no good image has
   ℓ           of the first two, the size of a whole map (see `local`): foreign images
 
-No choice is made among them, so that all good images calibrate.
+No choice is made among them, so all good images calibrate.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ HIGHEST = 2  # standardised scores of which the mean is taken
 
 @dataclass(frozen=True)
 class Member:
-    """A method, and what its scores are on good images.
+    """A method, and the usual scores of good images.
 
-    whole: the tails of log ℓ that count: 0 none, 1 the upper one, 2 both.
-    usual: the mean and the deviation of its score, and of log ℓ, float32 [2, 2].
+    whole: number of tails of log ℓ that count: 0, 1 (the upper one) or 2.
+    usual: mean and standard deviation of its score, and of log ℓ, float32 [2, 2].
     """
 
     fitted: Mapped
@@ -42,11 +41,11 @@ class Member:
 
     @property
     def is_strong(self) -> bool:
-        """Whether it sees more than places that are too faint."""
+        """Whether the member detects more than places that are too faint."""
         return max(self.fitted.local.scales) > 0
 
     def scores(self, images: np.ndarray) -> list[np.ndarray]:
-        """Standardised scores, float64 [N] each."""
+        """The standardised scores, float64 [N] each."""
         raw = self.fitted.raw(images)
         (mean, deviation), (level, spread) = self.usual.astype(np.float64)
         scores = [(self.fitted.local(raw).max((1, 2)) - mean) / deviation]
@@ -65,7 +64,8 @@ class Combined(Fitted):
         return np.sort(every, 0)[-HIGHEST:].mean(0)
 
     def map(self, images: np.ndarray) -> np.ndarray:
-        """The mean of the standardised maps of strong places, or that of smooth ones where it is higher."""
+        """At each place, the mean of the standardised maps of strong places, or that of smooth places if it
+        is higher."""
         maps: dict[bool, list[np.ndarray]] = {True: [], False: []}
         for member in self.members:
             shown = replace(member.fitted, local=member.fitted.local.places())
@@ -75,7 +75,7 @@ class Combined(Fitted):
 
 
 def fit_combined(images: np.ndarray) -> Combined:
-    """`combined` of good images uint8 [N, C, H, W]."""
+    """`combined`, fitted to good images uint8 [N, C, H, W]."""
     every = sides(images.shape[1:])
     factors, members, components = every[:2], [], []
     for factor in factors:
@@ -111,7 +111,7 @@ def near_patches(images: np.ndarray, factor: int) -> Member:
 
 
 def member(fitted: Mapped, usual: np.ndarray, whole: int = 0) -> Member:
-    """A member by the maps of good images that it was not fitted to."""
+    """A member, standardised by the maps of good images to which it was not fitted."""
     each = [fitted.local(usual).max((1, 2)), np.log(rise(usual, fitted.local.level))]
     rows = [[scores.mean(), max(float(scores.std()), 1e-6)] for scores in each]
     return Member(fitted, whole, np.array(rows, np.float32))

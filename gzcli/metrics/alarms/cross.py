@@ -1,15 +1,15 @@
 """Held-out scores of few images: each image is scored by a model that was not fitted on it.
 
-The images are dealt to K folds; model k is fitted on all folds but k, and scores the images of fold k. A
-image is scored by every model, and its p-value counts the images whose score is at least as high as that
-of the image *by the same model* (cross-conformal prediction: Vovk 2015, arXiv:1208.0806; CV+: Barber et al.
-2021, arXiv:1905.02928). Of images like the n images at most
+The images are split into K folds. Model k is fitted to all folds but k, and scores the images of fold k. A
+new image is scored by every model. Its p-value counts the held-out images whose score is at least as high as
+the new image's *by the same model* (cross-conformal prediction: Vovk 2015, arXiv:1208.0806; CV+: Barber et
+al. 2021, arXiv:1905.02928). Among images like these n images, a fraction of at most
 
   2 α + min(2 (1 − 1/K) / (n/K + 1), (1 − K/n) / (K + 1))
 
-are flagged at the rate α, whatever the method (Barber et al., theorem 4 and its remark, and Vovk & Wang 2020,
-arXiv:1212.4966, by which the factor 2 is the price of averaging p-values); about α if models differ
-little. One model and images that it never saw (split conformal) flag at most α.
+is flagged at the rate α, for any method (Barber et al., theorem 4 and its remark; by Vovk & Wang 2020,
+arXiv:1212.4966, the factor 2 is the price of averaging p-values). If models differ little, it is about α. One
+model and images to which it was not fitted (split conformal) flag at most α.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ Fit = Callable[[np.ndarray], Fitted]
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Models of all folds, and the score of each held-out image by the model that did not see it."""
+    """The models of all folds, and the score of each held-out image by the model that was not fitted to
+    it."""
 
     models: tuple[Fitted, ...]  # K; a single one where held-out images are not fitted on at all
     fold: np.ndarray  # int64 [n], the model that scored each held-out image
@@ -38,7 +39,7 @@ class Calibrated:
     bright: float = 1.0  # the brightest colour of the maps of images that the first model did not see
 
     def score(self, images: np.ndarray) -> np.ndarray:
-        """float64 [N, K] of images uint8 [N, C, H, W]."""
+        """The scores float64 [N, K] of images uint8 [N, C, H, W]."""
         return np.stack([model.score(images) for model in self.models], 1)
 
     def map(self, images: np.ndarray) -> np.ndarray | None:
@@ -69,8 +70,8 @@ def folds_of(n: int) -> int:
 def cross(
     images: np.ndarray, fit: Fit, *, spare: np.ndarray | None = None, folds: int | None = None, tails: int = 1
 ) -> Calibrated:
-    """Calibrates a method on the images that it is fitted on. `spare` images are in every fit, and calibrate
-    nothing. The folds are drawn with a fixed seed."""
+    """Calibrates a method on the images to which it is fitted. `spare` images are part of every fit but do
+    not calibrate. The folds are drawn with a fixed seed."""
     n = len(images)
     k = folds or folds_of(n)
     fold = np.random.default_rng(0).permutation(np.arange(n) % k)
@@ -84,18 +85,19 @@ def cross(
 
 
 def split(fitted: Fitted, held_out: np.ndarray, *, tails: int = 1) -> Calibrated:
-    """Calibrates a fitted method on images that it was not fitted on."""
+    """Calibrates a fitted method on images to which it was not fitted."""
     scores = fitted.score(held_out)
     fold = np.zeros(len(scores), np.int64)
     return Calibrated((fitted,), fold, scores, tails, brightest(fitted, held_out))
 
 
 def brightest(fitted: Fitted, held_out: np.ndarray) -> float:
-    """The value of maps that is the brightest colour of images that nothing was fitted to; 1 without maps."""
+    """The map value that gets the brightest colour, measured on images to which nothing was fitted; 1 without
+    maps."""
     maps = fitted.map(held_out[:USUAL])
     return 1.0 if maps is None else max(float(quantiles(maps).mean()), 1e-6)
 
 
 def quantiles(maps: np.ndarray) -> np.ndarray:
-    """The `BRIGHT` quantile of each map of [N, H, W]."""
+    """The `BRIGHT` quantile of each of the maps [N, H, W]."""
     return np.quantile(maps.reshape(len(maps), -1), BRIGHT, axis=1)

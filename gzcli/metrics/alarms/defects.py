@@ -1,8 +1,7 @@
-"""Small synthetic defects, by which methods and their settings are compared if no real defect was seen.
-
-A piece of an image is pasted elsewhere, whole or as a thin scar (after CutPaste: Li et al. 2021,
-arXiv:2104.04015), a blot covers a region (after DRAEM: Zavrtanik et al. 2021, arXiv:2108.07610), a line is
-scratched, a region is blurred, filled with what surrounds it, or brighter or darker than it should be.
+"""Small synthetic defects, with which methods and their settings are compared if no real defects are
+available. A piece of an image is pasted elsewhere, whole or as a thin scar (after CutPaste: Li et al. 2021,
+arXiv:2104.04015). A blot covers a region (after DRAEM: Zavrtanik et al. 2021, arXiv:2108.07610). A line is
+scratched. A region is blurred, filled with its surroundings, or made brighter or darker.
 """
 
 from __future__ import annotations
@@ -24,10 +23,11 @@ SEEN = 6  # grey levels by which a pixel of a defect differs at least
 def synthetic(
     images: np.ndarray, *, each: int = 1, seed: int = 0, plain: bool = False
 ) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Images uint8 [N, C, H, W] with one defect each, [kinds · each, C, H, W], the kind of each, and the
-    number of the image it was drawn on. A defect that cannot be seen is drawn again.
+    """Draws `each` defects of every kind on images uint8 [N, C, H, W], one per image. Returns the images
+    [kinds · each, C, H, W], their kinds, and the indices of the images on which they were drawn. An invisible
+    defect is drawn again.
 
-    plain: whether they are opaque, and differ from the image by `PLAIN` times as much.
+    plain: whether defects are opaque and differ from the image `PLAIN` times as much.
     """
     out, kinds, source = [], [], []
     for i in range(each * len(DRAWERS)):
@@ -59,7 +59,7 @@ def _side(image: np.ndarray, rng: Rng, scale: float = 1.0) -> int:
 
 
 def _place(image: np.ndarray, h: int, w: int, rng: Rng) -> tuple[slice, slice]:
-    """A box of the image; one of two times the one of three that has most to see in it."""
+    """A random box of the image. In half of the cases, it is the one with the most structure out of three."""
     _, height, width = image.shape
     boxes = []
     for _ in range(3):
@@ -71,7 +71,7 @@ def _place(image: np.ndarray, h: int, w: int, rng: Rng) -> tuple[slice, slice]:
 
 
 def _level(image: np.ndarray, rng: Rng, strength: tuple[float, float]) -> np.ndarray:
-    """A change of the colour, [C, 1, 1], by a share of the contrast of the image."""
+    """A change of colour, [C, 1, 1], proportional to the contrast of the image."""
     contrast = max(20.0, float(np.quantile(image, 0.98) - np.quantile(image, 0.02)))
     tint = 1 + 0.4 * rng.uniform(-1, 1, (len(image), 1, 1)) * (len(image) > 1)
     return (rng.choice([-1, 1]) * rng.uniform(*strength) * contrast * tint).astype(np.float32)
@@ -96,7 +96,7 @@ def paste(image: np.ndarray, rng: Rng) -> Change:
 
 
 def scar(image: np.ndarray, rng: Rng) -> Change:
-    """A long thin piece, turned by a quarter."""
+    """Pastes a long thin piece, rotated by 90 degrees."""
     long, thin = _side(image, rng, 2), max(1, _side(image, rng, 0.3))
     source, target = _place(image, thin, long, rng), _place(image, long, thin, rng)
     out = image.copy()
@@ -105,7 +105,7 @@ def scar(image: np.ndarray, rng: Rng) -> Change:
 
 
 def scratch(image: np.ndarray, rng: Rng) -> Change:
-    """A bent line of a pixel or a little more."""
+    """Draws a bent line, a pixel wide or slightly more."""
     _, height, width = image.shape
     y, x = np.mgrid[:height, :width].astype(np.float32)
     top, left = _place(image, 2, 2, rng)
@@ -133,7 +133,7 @@ def blur(image: np.ndarray, rng: Rng) -> Change:
 
 
 def missing(image: np.ndarray, rng: Rng) -> Change:
-    """A region that is filled with the colour round it."""
+    """Fills a region with the colour around it."""
     rows, columns = _place(image, _side(image, rng, 1.3), _side(image, rng, 1.3), rng)
     ring = image[:, max(0, rows.start - 2) : rows.stop + 2, max(0, columns.start - 2) : columns.stop + 2]
     colour = np.median(ring, (1, 2))[:, None, None]
@@ -141,7 +141,7 @@ def missing(image: np.ndarray, rng: Rng) -> Change:
 
 
 def step(image: np.ndarray, rng: Rng) -> Change:
-    """A box that is brighter or darker."""
+    """Makes a box brighter or darker."""
     box = _place(image, _side(image, rng, 1.5), _side(image, rng, 1.5), rng)
     return image + _level(image, rng, (0.08, 0.3)), _mask(image, box, oval=False)
 

@@ -1,8 +1,8 @@
-"""Features of patches by EfficientNet-Lite0, for `patchcore`: activations in the middle of the network, which
-see shapes and materials, yet not the classes of ImageNet (Roth et al. 2022, arXiv:2106.08265, §3.1).
-
-An image is enlarged so that a cell of the map has `cell` pixels of it. Activations at strides of 8 and 16 are
-averaged over 3 × 3 places, the latter enlarged, and joined.
+"""Features of patches from EfficientNet-Lite0, for `patchcore`. They are activations from the middle of the
+network, which represent shapes and materials rather than the classes of ImageNet (Roth et al. 2022,
+arXiv:2106.08265, §3.1). The image is enlarged so that a cell of the map covers `cell` of its pixels.
+Activations at strides 8 and 16 are averaged over 3 × 3 places; those at stride 16 are then enlarged, and both
+are concatenated.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _seen: dict[tuple[int, bytes], np.ndarray] = {}
 
 
 def cell_of(shape: Sequence[int]) -> int:
-    """The pixels of a cell of images [C, H, W]."""
+    """The side, in pixels, of a cell of images [C, H, W]."""
     return max(1, round(min(shape[1:]) / SIDE))
 
 
 def cells_of(shape: Sequence[int], cell: int) -> tuple[int, int]:
-    """The sides of the map: even, as the coarser activations have half as many places."""
+    """The sides of the map. They are even, because the coarser activations have half as many places."""
     height, width = (2 * -(-side // (2 * cell)) for side in shape[1:])
     return height, width
 
@@ -75,7 +75,7 @@ def computed(images: np.ndarray, cell: int) -> np.ndarray:
 
 
 def resized(x: Tensor, rows: np.ndarray, columns: np.ndarray) -> Tensor:
-    """Images [N, C, H, W] by the matrices of both axes."""
+    """Images [N, C, H, W], resized by a matrix for each axis."""
     import torch
 
     return torch.from_numpy(rows) @ x @ torch.from_numpy(columns).mT
@@ -93,7 +93,7 @@ def enlargement(before: int, after: int) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def network() -> tuple[Any, ...]:
-    """The layers up to the finer activations, and those from there to the coarser ones."""
+    """The network's layers up to the finer activations, and the layers from there to the coarser ones."""
     from gzcli.metrics.pretrained import lite_net, lite_weights
 
     return tuple(lite_net(lite_weights()[0]).tapped())

@@ -1,4 +1,4 @@
-"""A fitted method without training: a score of an image and, for most methods, a map."""
+"""Fitted methods without training. Each has a score of an image and, in most cases, a map."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from gzcli.metrics.alarms.local import Local
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fitted method. Its fields are all that it computes with: numbers, arrays, and groups of these.
-
-    `parameters` are the settings that it was fitted with. Images are uint8 [N, C, H, W] of one shape.
+    """A fitted method. Its fields are its whole state: numbers, arrays, and groups of these. `parameters` are
+    the settings with which it was fitted. Images are uint8 [N, C, H, W] of one shape.
     """
 
     parameters: Mapping[str, Any]
 
     def score(self, images: np.ndarray) -> np.ndarray:
-        """float64 [N], higher if an image is more unusual."""
+        """The scores, float64 [N]; higher means more unusual."""
         raise NotImplementedError
 
     def map(self, images: np.ndarray) -> np.ndarray | None:
-        """float32 [N, H, W] in the size of the images, higher at more unusual places; None without a map."""
+        """The maps, float32 [N, H, W], at the size of the images, higher at more unusual places; None without
+        a map."""
         return None
 
     @cached_property
     def hash(self) -> str:
-        """A hash of the settings and every array."""
+        """A hash of the settings and all arrays."""
         digest = hashlib.sha256(repr(sorted(self.parameters.items())).encode())
         for field in fields(self):
             if field.name != "parameters":
@@ -43,18 +43,18 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Mapped(Fitted):
-    """A fitted method whose score is the maximum of its map, which has a cell for `factor` × `factor` pixels
-    of the image."""
+    """A fitted method whose score is the maximum of its map. The map has a cell for every `factor` × `factor`
+    pixels of the image."""
 
     factor: int
     local: Local
 
     def raw(self, images: np.ndarray) -> np.ndarray:
-        """What the map is the local map of, float32 [N, h, w]."""
+        """The values float32 [N, h, w] of which the map is the local map."""
         raise NotImplementedError
 
     def cells(self, images: np.ndarray) -> np.ndarray:
-        """The map, float32 [N, h, w], a value for each cell."""
+        """The map, float32 [N, h, w], with a value for each cell."""
         return self.local(self.raw(images))
 
     def score(self, images: np.ndarray) -> np.ndarray:
@@ -78,14 +78,15 @@ def _feed(digest: Any, value: Any) -> None:
 
 
 def sides(shape: Sequence[int]) -> list[int]:
-    """The factors by which images [C, H, W] are reduced: to about 32, 48 and 96 pixels, as far as they go."""
+    """The factors by which images [C, H, W] are reduced, to about 32, 48 and 96 pixels if the images are
+    large enough."""
     side = min(shape[1:])
     return sorted({max(1, round(side / size)) for size in (32, 48, 96)}, reverse=True)
 
 
 def reduced(images: np.ndarray, factor: int) -> np.ndarray:
-    """uint8 [N, C, H, W] as float32 in [0, 1], [N, C, ⌈H / f⌉, ⌈W / f⌉]: the means of f × f pixels, and at
-    the right and lower edge of as many as there are."""
+    """Reduces images uint8 [N, C, H, W] to float32 [N, C, ⌈H / f⌉, ⌈W / f⌉] in [0, 1], by means of f × f
+    pixels. At the right and lower edge, the means cover the remaining pixels."""
     x = np.asarray(images)
     n, c, height, width = x.shape
     if factor == 1:
@@ -102,6 +103,6 @@ def reduced(images: np.ndarray, factor: int) -> np.ndarray:
 
 
 def enlarged(cells: np.ndarray, factor: int, sides: tuple[int, ...]) -> np.ndarray:
-    """A map [N, h, w] in the size of the images: each cell repeated."""
+    """A map [N, h, w] at the size of the images, with each cell repeated."""
     height, width = sides
     return cells.repeat(factor, 1).repeat(factor, 2)[:, :height, :width]

@@ -1,5 +1,6 @@
-"""Where a map differs from what it is on good images: the map normalised in each place, smoothed at several
-scales, and the maximum of all. A defect covers few pixels, whose part in the mean of a whole image is lost.
+"""A local score: where a map differs from the maps of good images. The map is normalised at each place and
+smoothed at several scales; the score is the maximum. A defect covers few pixels, so it would be lost in a
+mean over the image.
 
   u      m / (the root of the mean of (m / μ)² over the image), or m itself if `relative` is not set
   z      (u − μ) / σ, by the mean and deviation of u over good images in this place
@@ -10,11 +11,11 @@ scales, and the maximum of all. A defect covers few pixels, whose part in the me
          by the largest s_k
   local  max over k of s_k, and over places, or s_0, whichever is larger
 
-A relative map does not rise where all of an image is unusual, as a part that lies askew is. A foreign image
-may have no place that is stranger than the strangest of a good one, but it is strange throughout, or too
-simple throughout: s_0 sees that. It hardly ever decides on a good image, so that the threshold of small
-defects stays where it is. Maps of the good images must be of images that the method was not fitted on: others
-are too low.
+A relative map does not rise if a whole image is unusual, such as a part at another angle. No place of a
+foreign image need be more unusual than the most unusual place of a good one, but the image is unusual, or too
+simple, throughout. s_0 detects that. It hardly ever determines the score of a good image, so the threshold
+for small defects does not change. The good images must be images to which the method was not fitted, because
+maps of others are too low.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class Local:
     whole: np.ndarray  # a, and 3 q / √t, float32 [2]
 
     def __call__(self, maps: np.ndarray) -> np.ndarray:
-        """The largest s_k of each place, float32 of maps [N, h, w]; raised everywhere if the largest of
-        all is below s_0, by as much."""
+        """The largest s_k at each place, float32, for maps [N, h, w]. If the largest of all is below s_0, the
+        difference is added everywhere."""
         ratio = rise(maps, self.level)
         u = maps / ratio[:, None, None] if self.relate else maps
         z = (u - self.mean) / self.deviation
@@ -55,8 +56,9 @@ class Local:
         return top + np.maximum(0, whole - top.max((1, 2)))[:, None, None]
 
     def places(self) -> Local:
-        """The same without s_0, which a strong defect raises everywhere; and without scales by which places
-        are too faint, if it has others: beside a strong defect, a relative map is too faint everywhere."""
+        """The local map without s_0, which a strong defect raises everywhere. If there are other scales,
+        those for places that are too faint are also excluded, because beside a strong defect a relative map
+        is too faint everywhere."""
         keep = np.array(self.scales) > 0
         keep = keep if keep.any() else ~keep
         scales = tuple(np.array(self.scales)[keep].tolist())
@@ -70,8 +72,8 @@ def fit_local(
     """Fits the local map on maps [N, h, w] of good images.
 
     relate: whether maps are relative.
-    even: whether one mean and deviation of all places is that of each. Where edges lie elsewhere in each
-      image, those of a place hide what is strange at an edge.
+    even: whether all places share one mean and deviation. If edges are at other places in each image, the
+      statistics of a place would hide what is unusual at an edge.
     """
     maps = np.asarray(maps, np.float32)
     level = maps.mean(0)
@@ -94,18 +96,18 @@ def fit_local(
 
 
 def rise(maps: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """ℓ of maps [N, h, w], float32 [N]."""
+    """ℓ for maps [N, h, w], float32 [N]."""
     return np.sqrt(np.square(maps / level).mean((1, 2)) + np.float32(1e-12))
 
 
 def departure(share: np.ndarray) -> np.ndarray:
-    """u_0 of ℓ / a."""
+    """u_0 for ℓ / a."""
     return np.maximum(share, 1 / share) - 1
 
 
 def smooth(maps: np.ndarray, k: int) -> np.ndarray:
-    """The mean over the k × k places around each one, float32; beyond the edge there is nothing to
-    average."""
+    """The mean over the k × k places around each one, float32. At an edge, only existing places are
+    averaged."""
     from scipy.ndimage import uniform_filter1d
 
     maps = np.asarray(maps, np.float32)

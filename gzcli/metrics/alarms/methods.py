@@ -1,5 +1,5 @@
-"""The methods without training by name. A new one is an entry of `METHODS`. No heavy import at the top, as
-the command line reads the names."""
+"""The methods without training, by name. A new one is an entry of `METHODS`. No heavy import at the top,
+because the command line reads the names."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ METHODS: dict[str, Method] = {
 
 
 def is_local(score: str) -> bool:
-    """Whether a score measures the most unusual place of an image, not the whole image."""
+    """Whether a score measures the most unusual place of an image rather than the whole image."""
     return score in (DEFAULT, "pca_local", "pca_patch", "knn_patch", "patchcore", LOCAL)
 
 
 def tails_of(score: str) -> int | None:
-    """How many tails of a method's score, or of `local`, are unusual; None of any other score."""
+    """How many tails of a method's score, or of `local`, count as unusual; None for any other score."""
     return 1 if score == LOCAL else METHODS[score].tails if score in METHODS else None

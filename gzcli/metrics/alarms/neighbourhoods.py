@@ -1,9 +1,8 @@
-"""The residual of principal components around each place, by its covariance.
-
-A neighbourhood of p × p cells of all channels is turned to coordinates that are uncorrelated over all places
-of good images, and each is divided by its deviation in its place. Their root mean square is a Mahalanobis
-distance whose covariance is diagonal in these coordinates: what is unusual for the grain of a surface counts,
-as a faint line across it, though none of its pixels is unusual by itself.
+"""The residual of principal components around each place, whitened by its covariance. A neighbourhood of p ×
+p cells of all channels is rotated to coordinates that are uncorrelated over all places of good images. Each
+coordinate is divided by its standard deviation at its place. Their root mean square is a Mahalanobis distance
+whose covariance is diagonal in these coordinates. It detects what is unusual for the grain of a surface, such
+as a faint line across it, although none of the line's pixels is unusual by itself.
 
   v      the neighbourhood of a place in the residual
   y      U (v − the mean), by the eigenvectors U of the covariance of v over all places
@@ -35,7 +34,7 @@ class Whitened:
     deviation: np.ndarray  # σ, float32 [h, w, D]
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """m of residuals float32 [N, C, h, w], float32 [N, h, w]."""
+        """m for residuals float32 [N, C, h, w]: float32 [N, h, w]."""
         out = np.empty((len(x), *self.mean.shape[:2]), np.float32)
         for i in range(0, len(x), AT_ONCE):
             y = coordinates(x[i : i + AT_ONCE], self.rows)
@@ -46,13 +45,14 @@ class Whitened:
 
 
 def coordinates(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """U v, float32 [N, h, w, D] of residuals [N, C, h, w]."""
+    """U v for residuals [N, C, h, w]: float32 [N, h, w, D]."""
     return patches_of(x, SIDE, 1) @ rows.T
 
 
 def fit_whitened(x: np.ndarray) -> tuple[Whitened, np.ndarray]:
-    """By residuals float32 [N, C, h, w] of good images, and the maps of these as if each was not among them:
-    without y_i, the variance of n values is (1 − y_i² / n σ²) of what it is with it."""
+    """A `Whitened` fitted to residuals float32 [N, C, h, w] of good images, and the maps of these images as
+    if each had been left out of the fit. Without y_i, the variance of n values is (1 − y_i² / n σ²) times
+    that with it."""
     some = patches_of(x[:: max(1, len(x) // 64)], SIDE, 1)
     _, vectors = np.linalg.eigh(np.cov(some.reshape(-1, some.shape[-1]).T.astype(np.float64)))
     rows = np.ascontiguousarray(vectors.T.astype(np.float32))
@@ -82,15 +82,15 @@ class PcaPatch(Mapped):
 
 
 def fit_pca_patch(images: np.ndarray, *, factor: int = 1) -> PcaPatch:
-    """`pca_patch` of good images uint8 [N, C, H, W]."""
+    """`pca_patch`, fitted to good images uint8 [N, C, H, W]."""
     x = reduced(images, factor)
     k = count_of(SHARE, x)
     return pca_patch(components(x, k), left_out(x, k), factor)[0]
 
 
 def pca_patch(basis: Components, residuals: np.ndarray, factor: int) -> tuple[PcaPatch, np.ndarray]:
-    """`pca_patch` by the components of good images and the residuals that others leave of these, and its maps
-    of them."""
+    """`pca_patch` from the components of good images and their held-out residuals, and its maps of these
+    images."""
     whitened, maps = fit_whitened(residuals)
     local = fit_local(maps, SCALES, relate=True)
     return PcaPatch({"factor": factor, "components": len(basis.rows)}, factor, local, basis, whitened), maps

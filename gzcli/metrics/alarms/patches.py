@@ -1,10 +1,9 @@
 """The distance of each patch of an image to the nearest one in a memory of patches of good images (PatchCore:
-Roth et al. 2022, arXiv:2106.08265): `patchcore` of features of a network, `knn_patch` of raw patches.
-
-A patch is p × p cells of all channels, or the features of a place, in its first principal components, and its
-place times a weight: with a weight a patch is compared with those of its neighbourhood, without one with
-those of all places, as of a texture. The memory is a greedy coreset: the patch that is farthest from those
-taken is taken next.
+Roth et al. 2022, arXiv:2106.08265). `patchcore` uses features of a network, `knn_patch` raw patches. A patch
+is p × p cells of all channels, or the features of a place. It is reduced to its first principal components,
+and its place times a weight is appended. With a weight, a patch is compared with patches of its
+neighbourhood; without one, with those of all places, as suits a texture. The memory is a greedy coreset: the
+next patch is always the one that is farthest from those chosen before.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class Embedding:
     stride: int = STRIDE
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """float32 [N, h, w, dimensions + 2] of images float32 [N, C, H, W]."""
+        """The embedding float32 [N, h, w, dimensions + 2] of images float32 [N, C, H, W]."""
         patches = patches_of(x, self.side, self.stride)
         n, h, w, d = patches.shape
         projected = (patches.reshape(-1, d) - self.mean) @ self.rows.T
@@ -48,8 +47,8 @@ class Embedding:
 
 
 def patches_of(x: np.ndarray, side: int, stride: int = STRIDE) -> np.ndarray:
-    """The patches of float32 [N, C, H, W] round every `stride`-th cell, [N, h, w, C · p · p]; beyond the edge
-    the nearest cell continues."""
+    """The patches of float32 [N, C, H, W] around every `stride`-th cell, [N, h, w, C · p · p]. Edge cells are
+    repeated beyond the edge."""
     before, after = side // 2, side - 1 - side // 2
     x = np.pad(x, ((0, 0), (0, 0), (before, after), (before, after)), mode="edge")
     view = np.lib.stride_tricks.sliding_window_view(x, (side, side), (2, 3))[:, :, ::stride, ::stride]
@@ -64,7 +63,7 @@ class KnnPatch(Mapped):
     memory: np.ndarray  # float32 [M, dimensions + 2]
 
     def seen(self, images: np.ndarray) -> np.ndarray:
-        """What is embedded, float32 [N, C, h, w]."""
+        """The values to embed, float32 [N, C, h, w]."""
         return reduced(images, self.cell)
 
     def raw(self, images: np.ndarray) -> np.ndarray:
@@ -87,7 +86,7 @@ def fit_knn_patch(
     relate: bool = False,
     even: bool = False,
 ) -> KnnPatch:
-    """`knn_patch`. Each of a few parts of the images has its own memory; the usual distances are those
+    """Fits `knn_patch`. Each of a few parts of the images has its own memory. The usual distances are those
     of each part to the memories of the others."""
     x = reduced(images, factor)
     embedding = embed(x, side, weight)
@@ -106,7 +105,7 @@ def fit_patchcore(
     relate: bool = False,
     even: bool = False,
 ) -> PatchCore:
-    """`patchcore`. Raises MissingError if the weights of the network are missing."""
+    """Fits `patchcore`. Raises MissingError if the weights of the network are missing."""
     cell = cell_of(images.shape[1:])
     x = features(images, cell)
     embedding = embed(x, 1, weight, stride=1, dimensions=OF_FEATURES)
@@ -118,7 +117,7 @@ def fit_patchcore(
 
 
 def remembered(embedded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The memory of good patches [n, h, w, D], and distances that are usual, of each part of the images to
+    """The memory of good patches [n, h, w, D], and the usual distances: those of each part of the images to
     the memories of the others."""
     usual, parts = [], list(parts_of(len(embedded)))
     memories = [coreset(embedded[part], MEMORY // len(parts)) for part in parts]
@@ -131,8 +130,8 @@ def remembered(embedded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def embed(
     x: np.ndarray, side: int, weight: float, *, stride: int = STRIDE, dimensions: int = DIMENSIONS
 ) -> Embedding:
-    """The embedding of patches of good images. A weight of 1 makes a whole side of the image as far as the
-    largest component of patches deviates, times ten."""
+    """The embedding of patches of good images. With a weight of 1, the side of the image is as long as ten
+    standard deviations of the patches' largest component."""
     some = patches_of(x[:: max(1, len(x) // 64)], side, stride)
     flat = some.reshape(-1, some.shape[-1])
     flat = flat[:: max(1, len(flat) // 8000)]
@@ -143,7 +142,7 @@ def embed(
 
 
 def coreset(embedded: np.ndarray, size: int) -> np.ndarray:
-    """A greedy coreset of the patches [n, h, w, D], of at most `size`, [M, D]."""
+    """A greedy coreset [M, D] of at most `size` of the patches [n, h, w, D]."""
     patches = embedded.reshape(-1, embedded.shape[-1])
     rng = np.random.default_rng(0)
     if len(patches) > CANDIDATES // 4:

@@ -1,7 +1,6 @@
-"""Principal components of good images: the residual of an image is what is new in it.
-
-`pca` is the mean of the squared residual over an image, `pca_local` the residual of each place against that
-of good images (see `local`), at its largest.
+"""Principal components of good images, whose residual contains what is new in an image. `pca` is the mean of
+the squared residual over an image. `pca_local` compares the residual at each place with that of good images
+(see `local`) and takes the maximum.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class Components:
         return replace(self, rows=self.rows[:k])
 
     def residual(self, x: np.ndarray) -> np.ndarray:
-        """What the components leave of images float32 [N, C, h, w], in their shape."""
+        """The residual of images float32 [N, C, h, w] without their components, in the same shape."""
         flat = x.reshape(len(x), -1) - self.mean
         return (flat - (flat @ self.rows.T) @ self.rows).reshape(x.shape)
 
@@ -60,12 +59,12 @@ def components(x: np.ndarray, most: int) -> Components:
 
 
 def count_of(share: float, x: np.ndarray) -> int:
-    """The number of components in a share of those of images [N, …], at most `MOST`."""
+    """The number of components that a share of those of images [N, …] amounts to, at most `MOST`."""
     return max(1, round(share * min(MOST, len(x) - 1, x[0].size)))
 
 
 def strength(residual: np.ndarray) -> np.ndarray:
-    """The root of the mean square over the channels, [N, h, w]."""
+    """The root mean square over the channels, [N, h, w]."""
     if residual.shape[1] == 1:
         return np.abs(residual[:, 0])
     return np.sqrt(np.square(residual).mean(1))
@@ -94,7 +93,7 @@ class PcaLocal(Mapped):
 
 
 def fit_pca(images: np.ndarray, *, factor: int = 1, k: int = COMPONENTS) -> Pca:
-    """`pca` of good images uint8 [N, C, H, W]; k: the number of components."""
+    """Fits `pca` to good images uint8 [N, C, H, W]. k: number of components."""
     basis = components(reduced(images, factor), k)
     return Pca({"factor": factor, "components": len(basis.rows)}, factor, basis)
 
@@ -110,8 +109,8 @@ def fit_pca_local(
 ) -> PcaLocal:
     """`pca_local`; share: share of all components to use, at most `MOST`.
 
-    The usual residual in each place is that of images that the components were not fitted on: each of `PARTS`
-    parts by the components of the others."""
+    The usual residual at each place is that of images to which the components were not fitted: each of
+    `PARTS` parts is reduced by the components of the others."""
     x = reduced(images, factor)
     k = count_of(share, x)
     basis, residuals = components(x, k), strength(left_out(x, k))
@@ -121,10 +120,12 @@ def fit_pca_local(
 
 
 def left_out(x: np.ndarray, k: int) -> np.ndarray:
-    """The residual of each image after k components of the images of all other parts, in the shape of x.
+    """The residual of each image without its first k components of the other parts' images, in the shape of
+    x.
 
-    Where images R have the components u_i Xᵣ / √λ_i, an image is left with x − m − aᵀ Xᵣ, where m is their
-    mean, a = U Λ⁻¹ Uᵀ Xᵣ (x − m), and Xᵣ is centred: all follow from the products of the images."""
+    Images R have the components u_i Xᵣ / √λ_i, where Xᵣ is centred. The residual of an image is x − m − aᵀ
+    Xᵣ, where m is their mean and a = U Λ⁻¹ Uᵀ Xᵣ (x − m). All of these follow from the products of the
+    images."""
     flat = x.reshape(len(x), -1)
     if flat.shape[1] < len(x) - len(x) // PARTS:  # then `components` decomposes a smaller matrix
         return left_by_components(x, k)
@@ -153,6 +154,6 @@ def left_by_components(x: np.ndarray, k: int) -> np.ndarray:
 
 
 def parts_of(n: int) -> Iterator[np.ndarray]:
-    """Which of n images are in each of `PARTS` parts."""
+    """For each of `PARTS` parts, which of n images are in it."""
     for part in range(min(PARTS, n)):
         yield np.arange(n) % PARTS == part

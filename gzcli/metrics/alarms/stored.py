@@ -1,5 +1,5 @@
-"""Alarms, and other fits of dataclasses and arrays, in the cache by the hash of the images, of the settings
-and of this folder's code."""
+"""A cache of alarms, and of other fits that consist of dataclasses and arrays. The key is a hash of the
+images, the settings and the code of this folder."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 
 def stored(key: Mapping[str, Any], make: Callable[[], T], say: Say, folder: str = "alarms") -> T:
-    """The fit of this key from the cache; otherwise a new one, which is stored. Processes that make the same
-    at once each write a whole file."""
+    """The fit of this key from the cache; otherwise a new one, which is stored. Processes that fit the same
+    at once each write a complete file."""
     text = json.dumps({"code": code(), **key}, sort_keys=True, default=str)
     path = cache_dir(folder, f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.npz")
     fit: T | None = files.read_cached(path, read, say)
@@ -37,7 +37,7 @@ def stored(key: Mapping[str, Any], make: Callable[[], T], say: Say, folder: str 
 
 
 def code(root: Path = Path(__file__).parent) -> str:
-    """The hash of the code of a folder, by default that by which alarms are made."""
+    """The hash of the code in a folder, by default the folder of the alarms."""
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Methods that look at an image as a whole, the baselines of `gz ood`: see `metrics.baselines`."""
+"""Methods that score an image as a whole: the baselines of `gz ood`, see `metrics.baselines`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEIGHBOUR, DIMENSIONS = 5, 64  # as in `baselines.knn_pca`
 
 @dataclass(frozen=True)
 class Plain(Fitted):
-    """A number of an image that needs no good images."""
+    """A score of an image that needs no good images."""
 
     name: str
 

@@ -1,1 +1,1 @@
-"""The metrics of `gz bench`, a file each, whose records are `METRICS`."""
+"""The metrics of `gz bench`, one file each. `METRICS` are their records."""

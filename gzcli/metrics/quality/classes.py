@@ -1,6 +1,6 @@
-"""The classes of samples: `classes`, their frequencies and agreement with labels by the set's LeNet;
-`legible`, whether it is sure of them; and `is`, the inception score (Salimans et al. 2016, arXiv:1606.03498,
-§4)."""
+"""The classes of samples, predicted by the set's LeNet: `classes`, their frequencies and their agreement with
+labels; `legible`, the LeNet's confidence. Also `is`, the inception score (Salimans et al. 2016,
+arXiv:1606.03498, §4)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ T = 2.262  # Student's t of nine degrees of freedom
 
 
 def of_images(judge: Any, images: Any) -> Figures:
-    """`tv`, the total variation between the classes of these and of training images, and the share of images
-    whose class by the LeNet is their label; {} for a set without classes."""
+    """`tv`, the total variation between the classes of these images and of training images, and the share of
+    images whose predicted class is their label. {} for a set without classes."""
     import numpy as np
 
     from gzcli.metrics.interval import half_samples, not_negative, share
@@ -44,18 +44,19 @@ def legible(judge: Any, images: Any) -> Figures:
 
 
 def of_classes(judge: Any) -> Any:
-    """The judge's LeNet if it was trained on classes, one per image; otherwise None."""
+    """The judge's LeNet if it was trained on single-label classes; otherwise None."""
     net = judge.lenet
     return net if net and net.alive and not net.rotations and not judge.pack.meta.multilabel else None
 
 
 def logits(images: Any, net: Any) -> Array:
-    """[N, K], by way of the features if they have been computed."""
+    """The logits [N, K], from the features if these have been computed."""
     return net.logits_of(images.features(net) if images.knows(net) else net.features(images.images))
 
 
 def sureness(logits: Array) -> Array:
-    """The logarithm of the largest class probability [N]: probabilities near 1 would be rounded to it."""
+    """The logarithm of the largest class probability, [N]. The logarithm avoids rounding of probabilities
+    close to 1."""
     import numpy as np
 
     rest = np.sort(logits - logits.max(1, keepdims=True), 1)[:, :-1]
@@ -71,7 +72,7 @@ def total_variation(predicted: Array, labels: Array, classes: int) -> float:
 
 
 def inception_score(fake: Array, real: Array, intervals: bool) -> Figures:
-    """exp E KL(p(y | x) ‖ p(y)) of the logits, with the interval of a mean of ten."""
+    """exp E KL(p(y | x) ‖ p(y)) from the logits, as a mean over ten parts with its interval."""
     import torch
     from torch_fidelity.metric_isc import isc_features_to_metric
 

@@ -1,5 +1,5 @@
 """`fd…` and `fid`: the Fréchet distance of Gaussians fitted to two sets of features (Heusel et al. 2017,
-arXiv:1706.08500, eq. 6), two forms of it for few images, and one within classes."""
+arXiv:1706.08500, eq. 6). Also two variants for few images, and one within classes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INFINITY_DRAWS = CLASS_DRAWS = 20
 
 def pca_frechet(fake: Array, real: Array, *, dims: int = 64) -> float:
     """The Fréchet distance in the first principal components of the real features. The noise of a covariance
-    grows with its width: with fewer images than features it hides the differences."""
+    grows with the number of features. With fewer images than features, it hides the differences."""
     import numpy as np
     from scipy.linalg import eigh
 
@@ -36,9 +36,9 @@ def pca_frechet(fake: Array, real: Array, *, dims: int = 64) -> float:
 
 
 def frechet_infinity(fake: Array, real: Array, *, points: int = 15, seed: int = 0) -> float:
-    """The Fréchet distance of infinitely many images: the intercept of the line that is fitted to the
-    distances of n rows over 1/n (Chong & Forsyth 2020, arXiv:1911.07023, §3). The subsets take the same
-    share of both sides, because the bias of both falls as 1/n; the paper keeps the real side whole."""
+    """The Fréchet distance for infinitely many images: the intercept of a line fitted to the distances of n
+    rows over 1/n (Chong & Forsyth 2020, arXiv:1911.07023, §3). Subsets take the same fraction of both sides,
+    because the bias of both decreases as 1/n. The paper uses all real images each time."""
     import numpy as np
 
     n = min(len(fake), len(real))
@@ -55,9 +55,9 @@ def frechet_infinity(fake: Array, real: Array, *, points: int = 15, seed: int = 
 
 
 def within_classes(fake: Array, real: Array, fake_classes: Array, real_classes: Array) -> float:
-    """Σ_k share_k · FD(samples of class k, real images of class k), with the shares of the real images, so
-    that an even draw of the classes gains nothing. A class with fewer than two samples is compared with all
-    samples; one with fewer than two real images has no distance, and no share."""
+    """Σ_k share_k · FD(samples of class k, real images of class k). The shares are those of the real images,
+    so drawing the classes evenly is no advantage. For a class with fewer than two samples, all samples are
+    compared. A class with fewer than two real images is ignored."""
     import numpy as np
 
     total, count = 0.0, 0
@@ -95,7 +95,7 @@ def compare(
 
 
 def to_moments(metric: Metric, real: Moments, fake: Array) -> Figures:
-    """The distance of features [N, D] to given moments of real images."""
+    """The Fréchet distance of features [N, D] to given moments of real images."""
     from gzcli.metrics.interval import halves, not_negative
 
     fake = fake[:, : metric.width]

@@ -1,5 +1,5 @@
-"""`kid…`: the kernel distance KID (Bińkowski et al. 2018, arXiv:1801.01401): unbiased, so it holds at
-small n."""
+"""`kid…`: the kernel distance KID (Bińkowski et al. 2018, arXiv:1801.01401): It is unbiased, and so valid for
+few images."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ SEED = 2020  # torch-fidelity's, so that its subsets are ours
 
 def kid(fake: Array, real: Array, *, subsets: int = 100, size: int = 1000, seed: int = 0) -> Interval:
     """The mean over random subsets of the squared maximum mean discrepancy with the kernel (x·y / D + 1)³.
-    The subsets are torch-fidelity's for this seed. The interval is for all N rows of the smaller side:
-    subsets of m rows spread √((N − m) / m) times as far (Shao & Wu 1989, Ann. Statist. 17:1176), if the sides
-    differ."""
+    The subsets are those of torch-fidelity for this seed. The interval is for all N rows of the smaller side:
+    values of subsets of m rows vary √((N − m) / m) times as much (Shao & Wu 1989, Ann. Statist. 17:1176), if
+    the sides differ."""
     import numpy as np
 
     from gzcli.metrics.interval import around
@@ -39,7 +39,7 @@ def kid(fake: Array, real: Array, *, subsets: int = 100, size: int = 1000, seed:
 
 
 def _mmd2(fake: Array, real: Array, draws: list[list[Array]]) -> Array:
-    """The unbiased estimate of MMD² (Gretton et al. 2012, JMLR 13, eq. 3) of each of S subsets, [S]."""
+    """The unbiased estimate of MMD² for each of S subsets, [S] (Gretton et al. 2012, JMLR 13, eq. 3)."""
     import numpy as np
 
     m = len(draws[0][0])
@@ -74,8 +74,8 @@ def _kernel(products: Array, width: int) -> Array:
 
 
 def standardised(fake: Array, real: Array) -> tuple[Array, Array]:
-    """Both sides in units of the real features' deviations from their means. The features of a network that
-    is trained on the set have no scale of their own, and the kernel is of the third degree."""
+    """Both sides, standardised by the mean and standard deviation of the real features. The features of a
+    network trained on the set have no natural scale, and the kernel is a cubic polynomial."""
     import numpy as np
 
     fake, real = (np.asarray(side, np.float64) for side in (fake, real))

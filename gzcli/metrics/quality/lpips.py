@@ -1,5 +1,5 @@
-"""`lpips`: the perceptual distance of reconstructions to their images, and between samples (Zhang et al.
-2018, arXiv:1801.03924)."""
+"""`lpips`: the perceptual distance between reconstructions and their images, and between samples (Zhang et
+al. 2018, arXiv:1801.03924)."""
 
 from __future__ import annotations
 

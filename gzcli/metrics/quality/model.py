@@ -13,8 +13,8 @@ IMAGES = 10_000  # most test images for `measure`
 
 
 def bpd(judge: Any, contestant: Any) -> Figures:
-    """The likelihood, in nats for binary images. Models of latents have none of pixels; the expensive one by
-    an ODE is computed only if metrics are named."""
+    """The likelihood, in nats for binary images. Models of latents have no likelihood of pixels. The
+    expensive likelihood by an ODE is computed only if metrics are named."""
     trained = contestant.trained
     kind = trained.model.likelihood if trained.has_levels else None
     if kind not in ("exact", "bound") and not (kind == "ode" and judge.named):
@@ -25,8 +25,8 @@ def bpd(judge: Any, contestant: Any) -> Figures:
 
 
 def likelihood_figures(likelihood: Mapping[str, Any], mark: str, values: int, *, binary: bool) -> Figures:
-    """The metrics of a likelihood of images with `values` values, in nats for binary ones. The name of
-    log p(x | y) ends in `|y`, that of log p(x) is the unit."""
+    """The metrics of a likelihood of images with `values` values, in nats for binary images. The name of log
+    p(x | y) ends in `|y`; that of log p(x) is the unit alone."""
     import numpy as np
 
     unit, mark = ("nats", "") if binary else ("bpd", mark)
@@ -42,7 +42,7 @@ def likelihood_figures(likelihood: Mapping[str, Any], mark: str, values: int, *,
 
 
 def measured_figures(judge: Any, contestant: Any) -> Figures:
-    """The metrics of the model's `measure`; {} of a model without one."""
+    """The metrics of the model's `measure`; {} for a model without that method."""
     import torch
 
     trained = contestant.trained

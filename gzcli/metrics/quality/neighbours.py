@@ -22,9 +22,10 @@ CELLS = 2**24  # distances that are held in memory at once
 
 
 def compare(features: str, fake: Array, real: Array, intervals: bool) -> Figures:
-    """The means over disjoint parts of both sides, of equal numbers of images, as these metrics depend on
-    them: with a single part, its real images move precision by .02. Three are shares of the images, with
-    intervals for fixed neighbours; the interval of the density is by halves of a part's samples."""
+    """The means over disjoint parts of both sides. All parts have equally many images, because these metrics
+    depend on the numbers. With a single part, its choice of real images changes precision by .02. Three
+    metrics are proportions of images, with intervals for fixed neighbours; the interval of density comes from
+    halves of a part's samples."""
     from gzcli.metrics.interval import halves, moved, not_negative, parts, share
 
     n = min(len(fake), len(real), MOST)
@@ -43,7 +44,7 @@ def compare(features: str, fake: Array, real: Array, intervals: bool) -> Figures
 
 
 def memory(judge: Any, images: Any) -> Figures:
-    """`authenticity` and `duplicates` of samples. The floor of `duplicates` is 1 %, the value for test
+    """`authenticity` and `duplicates` of samples. The floor of `duplicates` is 1 %, its value for test
     images."""
     from gzcli.metrics.interval import share
 
@@ -55,8 +56,8 @@ def memory(judge: Any, images: Any) -> Figures:
 
 def prdc(fake: Array, real: Array, *, near: int = NEAR, far: int = FAR) -> dict[str, float]:
     """Precision and recall by the `near` neighbour (Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 1–3), and
-    density and coverage by the `far` one (Naeem et al. 2020, arXiv:2002.09797, eq. 3 and 5), each a share but
-    density, which may exceed 1."""
+    density and coverage by the `far` one (Naeem et al. 2020, arXiv:2002.09797, eq. 3 and 5), each a
+    proportion except density, which may exceed 1."""
     import numpy as np
 
     fake, real = paired(fake, real)
@@ -82,7 +83,8 @@ def prdc(fake: Array, real: Array, *, near: int = NEAR, far: int = FAR) -> dict[
 
 
 def nearest(queries: Array, bank: Array, *, k: int = 1) -> tuple[Array, Array]:
-    """Euclidean distances [N, k] to the nearest rows in ascending order, and their numbers, int64 [N, k]."""
+    """The Euclidean distances [N, k] to the nearest rows, in ascending order, and the rows' indices, int64
+    [N, k]."""
     import numpy as np
 
     queries, bank = paired(queries, bank)
@@ -99,8 +101,8 @@ def nearest(queries: Array, bank: Array, *, k: int = 1) -> tuple[Array, Array]:
 
 
 def authenticity(fake: Array, train: Array) -> float:
-    """The share of samples that are farther from their nearest training image than this one is from its own
-    nearest other training image (Alaa et al. 2022, arXiv:2102.08921, §4.3). Copies give 0."""
+    """The share of samples that are farther from their nearest training image than that image is from its
+    nearest other training image (Alaa et al. 2022, arXiv:2102.08921, §4.3). Copies have the value 0."""
     import numpy as np
 
     distances, places = nearest(fake, train)
@@ -113,7 +115,7 @@ def authenticity(fake: Array, train: Array) -> float:
 
 def duplicates(fake: Array, train: Array, held_out: Array) -> float:
     """The share of samples that are as close to a training image as the closest 1 % of held-out real images
-    are. Held-out images give 0.01."""
+    are. Held-out images have the value 0.01."""
     import numpy as np
 
     threshold = np.quantile(nearest(held_out, train)[0], CLOSE)
@@ -121,7 +123,7 @@ def duplicates(fake: Array, train: Array, held_out: Array) -> float:
 
 
 def paired(a: Array, b: Array) -> tuple[Array, Array]:
-    """Both sides as rows of floats, of single precision for bytes: images [N, C, H, W] are flattened."""
+    """Both sides as rows of floats (single precision for bytes). Images [N, C, H, W] are flattened."""
     import numpy as np
 
     if not len(a) or not len(b):
@@ -134,7 +136,7 @@ def paired(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def _blocks(queries: Array, bank: Array) -> Iterator[tuple[slice, Array]]:
-    """The distances of some queries at a time to all of the bank: which queries, and [B, M]."""
+    """Yields the distances [B, M] of a block of queries to the whole bank, with the rows of the queries."""
     import numpy as np
 
     squares, size = np.square(bank).sum(1), max(1, CELLS // len(bank))

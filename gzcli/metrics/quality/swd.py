@@ -11,7 +11,8 @@ DRAWS, PROJECTIONS = 20, 64  # halves of the images for the interval, and direct
 
 
 def compare(fake: Array, real: Array, intervals: bool) -> Figures:
-    """In units of a pixel's range: images that are all lighter by a fraction s have distance s."""
+    """The distance in units of a pixel's range: images that are all lighter by a fraction s have distance
+    s."""
     from gzcli.metrics.interval import halves, moved, not_negative
 
     value = sliced_wasserstein(fake, real) / 255
@@ -22,8 +23,8 @@ def compare(fake: Array, real: Array, intervals: bool) -> Figures:
 
 
 def sliced_wasserstein(fake: Array, real: Array, *, projections: int = 512, seed: int = 0) -> float:
-    """The root of the mean, over random directions, of W₂² of the projections of rows [N, D] and [M, D] or
-    of images, which are flattened, in the rows' own unit."""
+    """The square root of the mean W₂² of projections of rows [N, D] and [M, D], over random directions, in
+    the unit of the rows. Images are flattened."""
     import numpy as np
 
     rows = paired(fake, real)

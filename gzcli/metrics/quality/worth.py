@@ -1,5 +1,5 @@
-"""`worth`: what samples are worth as training data, the accuracy on real test images of a small classifier
-that is trained with them (Ravuri & Vinyals 2019, arXiv:1905.10887)."""
+"""`worth`: the value of samples as training data. It is the accuracy, on real test images, of a small
+classifier that is trained with them (Ravuri & Vinyals 2019, arXiv:1905.10887)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ STEPS = 500  # the same for all training sets, so that more images are not more 
 
 
 def of_images(judge: Any, images: Any) -> Figures:
-    """The metrics of `worth` after `worth_`; {} for images without labels, or of sets without classes."""
+    """The metrics of `worth`, with names that begin with `worth_`; {} for images without labels, or of sets
+    without classes."""
     import numpy as np
 
     sets, meta = (judge.real.of("train"), images, judge.real.of("test")), judge.pack.meta
@@ -37,10 +38,10 @@ def worth(
     steps: int = STEPS,
     say: Say = silent,
 ) -> Figures:
-    """The accuracy of a LeNet on the test images, 0 … 1, by what it was trained on: `real` images,
-    `samples`, `both`, or real images whose rarest class is `filled` up with samples to the size of the
-    largest, if there are any. `NAME_balanced` is averaged over classes; `…_gain` is the difference to
-    `real` at equal seeds."""
+    """The accuracy of a LeNet on the test images, 0 … 1, by its training data: `real` images, `samples`,
+    `both`, or `filled`. `filled` are real images whose rarest class is filled up with samples to the size of
+    the largest, if there are any samples of it. `NAME_balanced` is averaged over classes; `…_gain` is the
+    difference from `real` at equal seeds."""
     import numpy as np
     import torch
 
@@ -78,7 +79,7 @@ def worth(
 
 def filling(real: Array, samples: Array, classes: int) -> Array:
     """The samples that fill up the rarest class of `real` to the size of the largest, as far as there are
-    any."""
+    enough."""
     import numpy as np
 
     counts = np.bincount(real, minlength=classes)
@@ -90,7 +91,7 @@ def _mean(rows: Array) -> float:
 
 
 def _balanced(rows: Array) -> float:
-    """The mean over classes, the second column of rows [N, 2], of the mean of the first in each."""
+    """The mean over classes of the mean in each class. Rows [N, 2] contain values and classes."""
     import numpy as np
 
     classes = rows[:, 1].astype(np.int64)
@@ -99,8 +100,8 @@ def _balanced(rows: Array) -> float:
 
 
 def _interval(average: Callable[[Array], float], values: Array, classes: Array, least: float) -> Interval:
-    """The average, of `least` … 1, of the values of each classifier and test image, [S, N]. Its interval is
-    for both draws, of the test images and of the classifiers, whose halves are added in squares."""
+    """The average, within `least` … 1, of values [S, N] for each classifier and test image. Its interval
+    accounts for both draws, of test images and of classifiers, whose half-widths are added in quadrature."""
     import numpy as np
 
     from gzcli.metrics.interval import half_samples, mean_of_draws

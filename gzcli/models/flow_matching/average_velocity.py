@@ -2,17 +2,17 @@
 
     f(x, t, s) = x + (s − t) F(x, t, s)
 
-takes x at time t along the flow to time s in one network call. F(x, t, t) is the velocity of `fm`, so that
-its applications, scores and likelihood apply here. Times run from noise at t = 0 to data at t = 1.
+moves x from time t along the flow to time s in one network call. F(x, t, t) is the velocity of `fm`, so its
+applications, scores and likelihood apply here. Times run from noise at t = 0 to data at t = 1.
 
 Guidance ω is an input of the network (Geng 2025, arXiv:2512.02012), whose targets over intervals are those of
-the guided velocity, so that a guided sample takes one call, too:
+the guided velocity. A guided sample then takes one call, too:
 
     v + (ω − 1) (F(x, t, t | c) − F(x, t, t | ∅))
 
 MeanFlow (arXiv:2505.13447) mixes ω′ v + κ F(c) + (1 − ω′ − κ) F(∅). Here ω′ = 1, so that guidance adds no
-noise to the target, and κ = ω − 1. The mean is the guided velocity ω v(x | c) + (1 − ω) v(x). At ω = 1 F is
-that of the data.
+noise to the target, and κ = ω − 1. The mean of the target is the guided velocity ω v(x | c) + (1 − ω) v(x);
+at ω = 1 it is that of the data.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class IntervalOptions:
 
 @dataclass(frozen=True)
 class Interval:
-    """Images x [B, C, H, W] at times t [B] on paths of velocity v, the times s > t, and labels as the network
-    takes them; guidance: ω of each image, [B], or None."""
+    """Images x [B, C, H, W] at times t [B] on paths of velocity v, the times s > t, and the network's labels.
+    guidance: ω of each image, [B], or None."""
 
     x: Tensor
     t: Tensor
@@ -83,7 +83,8 @@ class Interval:
 class AverageVelocity(FlowMatching):
     """A network of the average velocity F between two times. A model defines the target of F over intervals.
 
-    Without `trained_guidance` it acts on F of each call in sampling. That is exact only as s → t.
+    Without `trained_guidance`, guidance is applied to F in each call of sampling, which is exact only as s →
+    t.
     """
 
     differentiates: ClassVar[bool] = False  # whether the target has a derivative of F
@@ -113,8 +114,8 @@ class AverageVelocity(FlowMatching):
         self.trained_guidance = intervals.trained_guidance if guided else 1.0
 
     def time_input(self, t: Tensor, guidance: Tensor | float = 1.0) -> Tensor:
-        """The network's second input, t and s − t, at times t and s [B, 2]; of t [B], s is t. 1 − 1/ω is the
-        third, if guidance ω, of each image [B] or of all, is learned: [B, 2 or 3]."""
+        """The network's second input: t and s − t, for times t and s [B, 2]; for t [B], s is t. If guidance ω
+        is learned, of each image [B] or of all, 1 − 1/ω is a third number: [B, 2 or 3]."""
         t, s = (t, t) if t.ndim == 1 else t.unbind(1)
         times = [t, s - t]
         if self.trained_guidance > 1:
@@ -122,7 +123,7 @@ class AverageVelocity(FlowMatching):
         return self.time_scale * torch.stack(times, 1)
 
     def guided_output(self, x: Tensor, t: Tensor, y: Tensor | None, scale: float) -> Tensor:
-        """That of one pass of the batch at the scales of the training."""
+        """The guided output. At scales of the training it takes one pass of the batch."""
         if y is None or not 1 < scale <= self.trained_guidance:
             return super().guided_output(x, t, y, scale)
         share = torch.full_like(t[:, :1], self.time_scale * (1 - 1 / scale))
@@ -131,8 +132,8 @@ class AverageVelocity(FlowMatching):
     # ---- training
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """The error of F at s = t towards the velocity, and of `interval_rows` at s > t towards
-        `interval_target`; each image's is weighted."""
+        """The weighted error of F: at s = t from the velocity, and for `interval_rows` at s > t from
+        `interval_target`."""
         n, noise = len(batch), batch.noise
         t, rows = self.draw_times(noise, n), self.interval_rows(noise, n)
         s, ends = t.clone(), torch.stack([noise.rand(n), noise.rand(n)])[:, rows].sort(0).values
@@ -158,21 +159,21 @@ class AverageVelocity(FlowMatching):
         return {"loss": (weight * error / rho).mean(), "error": error.detach().mean()}
 
     def interval_rows(self, noise: Noise, n: int) -> Tensor:
-        """Every `map_every`-th row of the global batch, for any number of ranks, among the n rows of this
-        process."""
+        """The indices of this process's n rows that are every `map_every`-th row of the global batch, for any
+        number of ranks."""
         start, every = getattr(noise, "start", 0), self.map_every
         return (-start % every + every * torch.arange(-(-n // every), device=noise.device)) % n
 
     def draw_guidance(self, noise: Noise, n: int, drop: Tensor | None) -> Tensor:
-        """The guidance of n images: 1 for a share `UNGUIDED` and if the label is hidden, otherwise
-        log-uniform in 1 … `trained_guidance`."""
+        """The guidance of n images, log-uniform in 1 … `trained_guidance`. It is 1 for the fraction
+        `UNGUIDED`, and if the label is hidden."""
         share = (noise.rand(n) - UNGUIDED).clamp(min=0) / (1 - UNGUIDED)
         guidance = self.trained_guidance**share
         return guidance if drop is None else guidance.masked_fill(drop, 1.0)
 
     def interval_target(self, interval: Interval) -> tuple[Tensor, Tensor | float]:
-        """The target of F over an interval, and ρ, by which an error of F is divided: the share of the
-        interval over which F is compared with itself, or 1."""
+        """The target of F over an interval, and the divisor ρ of F's error. ρ is the fraction of the interval
+        over which F is compared with itself, or 1."""
         raise NotImplementedError
 
     def average(self, of: Interval, x: Tensor, t: Tensor) -> Tensor:
@@ -202,7 +203,7 @@ class AverageVelocity(FlowMatching):
         progress: Progress = no_progress,
         options: MapOptions = MapOptions(),
     ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1] by solution maps from noise at t = 0 to data at t = 1."""
+        """Draws n images [n, C, H, W] in [-1, 1] by solution maps from noise at t = 0 to data at t = 1."""
         x, y = self.initial_noise(n, labels, noise, options.size)
         f = self.velocity(y, self.guidance_scale(options.guidance))
         for i, (t, s) in enumerate(pairwise(self.process.ode_times(options.steps))):

@@ -4,7 +4,7 @@ learns the velocity from noise to data.
     x_t = (1 − (1 − σ) t) x_0 + t x_1,   x_0 ~ N(0, I),   u_t = x_1 − (1 − σ) x_0           (eq. 22, 23)
     E ‖v(x_t, t) − u_t‖²                                                                    (eq. 9)
 
-Times run from noise at t = 0 to data at t = 1; images are made by solving dx/dt = v(x, t).
+Times run from noise at t = 0 to data at t = 1; solving dx/dt = v(x, t) generates images.
 """
 
 from __future__ import annotations
@@ -108,7 +108,8 @@ class FlowMatching(LikelihoodByODE, Applications):
     # ---- training
 
     def on_batch(self, batch: Batch) -> dict[str, Tensor]:
-        """With `coupling` ot, the noise paired over the whole batch, before it is cut into micro-batches."""
+        """With `coupling` ot, the noise, paired over the whole batch before that is split into
+        micro-batches."""
         return {"x0": self.noise_and_images(batch)[0]} if self.coupling == "ot" else {}
 
     def noise_and_images(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -172,14 +173,14 @@ class FlowMatching(LikelihoodByODE, Applications):
 
     @torch.no_grad()
     def fit_path(self, batches: Iterable[Batch], *, steps: int = 10) -> None:
-        """Mean and precision of the statistics over held-out images."""
+        """Fits mean and precision of the statistics over held-out images."""
         statistics = torch.cat([self.path_statistics(batch.x, steps) for batch in batches]).cpu().double()
         covariance = torch.cov(statistics.T) + 1e-6 * torch.eye(3, dtype=torch.float64)
         self.path_mean, self.path_precision = statistics.mean(0), torch.linalg.inv(covariance)
 
     @torch.no_grad()
     def score_path(self, x: Tensor, *, noise: Noise, steps: int = 10) -> Tensor:
-        """[B]: the squared Mahalanobis distance of statistics of an image's path to noise (after DiffPath,
+        """The squared Mahalanobis distance [B] of the statistics of an image's path to noise (after DiffPath,
         Heng 2024, arXiv:2405.15342). Raises UsageError before `fit_path`.
 
         steps: Euler steps of the path.
@@ -192,8 +193,8 @@ class FlowMatching(LikelihoodByODE, Applications):
 
 @torch.no_grad()
 def couple_noise(x0: Tensor, x1: Tensor, y: Tensor | None, module: nn.Module) -> Tensor:
-    """The noise x0 [B, …], reordered to the least total squared distance to the data x1 [B, …]: paths between
-    near pairs cross less, and are straighter (Tong 2023, arXiv:2302.00482).
+    """The noise x0 [B, …], reordered so that its total squared distance to the data x1 [B, …] is minimal.
+    Paths between close pairs cross less and are straighter (Tong 2023, arXiv:2302.00482).
 
     Noise is paired within the images of each label or cluster y, [B] or [B, K]. Otherwise the noise of a
     class would not be N(0, I), from which its samples start (Cheng & Schwing 2025, arXiv:2503.10636). While
@@ -242,8 +243,8 @@ class FM(FlowMatching):
 
     @torch.no_grad()
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """The `accuracy` of the model as a classifier of the first images; nothing for an unconditional
-        model, for multi-label data and for more than `MOST_CLASSES` classes."""
+        """The `accuracy` of the model as a classifier of the first images. {} for an unconditional model, for
+        multi-label data and for more than `MOST_CLASSES` classes."""
         if not self.conditional or self.data.multilabel or len(self.data.classes) > MOST_CLASSES:
             return {}
         correct, n = 0, 0

@@ -3,8 +3,8 @@ arXiv:2512.02012.
 
     F(x_t, t, s) = v + (s − t) d/dt F(x_t, t, s),   d/dt = v_θ ∂_x + ∂_t,   v_θ = F(x_t, t, t)
 
-The average velocity F over [t, s] is that at t, where time passes along the flow. The right-hand side, with
-v = x_0 − ε, is taken as a constant target of F. The papers' times run from data to noise.
+F is the average velocity over [t, s]; d/dt is its derivative along the flow. The right-hand side, with v =
+x_0 − ε, is a constant target for F. The papers' times run from data to noise.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from gzcli.models.nn import is_shape_only
 
 
 class MeanFlow(AverageVelocity):
-    """A network that learns the average of its own velocity by its derivative along the flow."""
+    """A network that learns its average velocity from that velocity's derivative along the flow."""
 
     paper = "Geng et al. 2025, arXiv:2505.13447"
     differentiates = True
 
     def interval_target(self, interval: Interval) -> tuple[Tensor, float]:
-        """v + (s − t) dF/dt, of a guided v and v_θ. The derivative, in forward mode, has no gradient, and the
-        pass of F that has one is an ordinary one, so that its gradients are synchronised."""
+        """v + (s − t) dF/dt, with guided v and v_θ. The derivative is computed in forward mode, without a
+        gradient. F itself is computed in an ordinary pass, so that its gradients are synchronised."""
         x, t, average = interval.x, interval.t, partial(self.average, interval)
         velocity, guided = self.velocity_and_guidance(interval)
         if is_shape_only():  # where torch's derivatives of some layers fail

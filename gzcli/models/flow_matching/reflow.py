@@ -1,5 +1,5 @@
-"""Reflow — Liu et al. 2022, arXiv:2209.03003, section 2.2: a flow trained on the pairs of noise and image
-that a teacher generates is straighter than the teacher, and needs fewer steps."""
+"""Reflow — Liu et al. 2022, arXiv:2209.03003, section 2.2: a flow that is trained on a teacher's pairs of
+noise and image is straighter than the teacher and needs fewer steps."""
 
 from __future__ import annotations
 
@@ -68,18 +68,18 @@ class Reflow(FlowMatching):
         self.pair_guidance = teacher.guidance_scale(pair_guidance)
 
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Nothing: the clusters are the teacher's."""
+        """Does nothing, because the clusters are the teacher's."""
 
     def guidance_scale(self, guidance: Guidance) -> float:
-        """By default 1: the pairs are guided already."""
+        """By default 1, because the pairs are guided already."""
         return 1.0 if guidance is None or guidance == "auto" else guidance
 
     @torch.no_grad()
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
-        """Noise, and the images that the teacher generates from it given the labels of the batch, both [B, C,
+        """Noise, and the images that the teacher generates from it given the labels of the batch: both [B, C,
         H, W], or [B, pairs, C, H, W] for several pairs. With clusters, also the clusters of the training
-        images, [B]. The error of half precision, 1/2000, is small against the distance of grey levels,
-        1/128."""
+        images, [B]. Half precision suffices: its error, 1/2000, is small compared with the distance of grey
+        levels, 1/128."""
         y = super().condition(batch)
         f, times = self.teacher.velocity(y, self.pair_guidance), self.process.ode_times(self.pair_steps)
         noises, images = [], []

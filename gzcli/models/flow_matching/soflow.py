@@ -4,8 +4,8 @@ without derivatives of the network.
     l = t + ρ (s − t),   x_l = x_t + (l − t) v,   v = x_0 − ε
     Δ = (f(x_t, t, s) − f(x_l, l, s)) / (l − t) = (F(x_t, t, s) − [ρ v + (1 − ρ) F(x_l, l, s)]) / ρ
 
-The solution map f is the same from x_t and from x_l, a little further on the same path, so Δ is 0 in the mean
-as l → t. The bracket is taken as a constant target of F. The paper's times run from data to noise.
+The solution map f has the same value from x_t and from x_l, a little further on the same path, so the mean of
+Δ is 0 as l → t. The bracket is a constant target for F. The paper's times run from data to noise.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gzcli.models.nn.nets import NetOptions
 class SoFlow(AverageVelocity):
     """A network that learns the solution map of its own flow. Raises UsageError for shares outside 0 … 1.
 
-    rho: ρ at the first and the last step, between which it changes geometrically. At 1 the target is the
+    rho: ρ at the first and the last step; it changes geometrically in between. At 1 the target is the
       velocity. Smaller values blur less, and need F to be smooth in t.
     """
 
@@ -53,8 +53,8 @@ class SoFlow(AverageVelocity):
         self.rho.fill_(first * (last / first) ** min(1.0, (step + 1) / max(1, self.data.steps)))
 
     def interval_target(self, interval: Interval) -> tuple[Tensor, Tensor]:
-        """ρ v + (1 − ρ) F(x_l, l, s), with a guided v. In evaluation ρ is the last one, so that losses are
-        comparable."""
+        """ρ v + (1 − ρ) F(x_l, l, s), with a guided v. In evaluation, ρ has its last value, so that losses
+        are comparable."""
         rho = self.rho if self.training else torch.full_like(self.rho, self.ends[1])
         x, t, v = interval.x, interval.t, interval.v
         if interval.guidance is not None:

@@ -1,4 +1,4 @@
-"""The core of GANs: two networks, their training, and the score by the critic."""
+"""The core of GANs: the two networks, their training, and the critic's score."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class ConvGenerator(Generator):
 
 
 class ResNetGenerator(Generator):
-    """Pre-activated residual blocks, each after doubling the sides by nearest neighbours (Miyato 2018,
+    """Pre-activated residual blocks, each after an upsampling by nearest neighbours (Miyato 2018,
     arXiv:1802.05957, appendix B.4)."""
 
     def __init__(self, shape: tuple[int, ...], options: GeneratorOptions, classes: int = 0):
@@ -141,9 +141,9 @@ def diff_augment(x: Tensor, policy: tuple[str, ...], noise: Noise, p: Tensor | N
 
 
 class AdaptiveProbability(nn.Module):
-    """The probability of each augmentation, at first 0. It rises after a step whose E[sign f(x)] of real
-    images is above the target, which indicates that the critic memorizes them, and otherwise falls (Karras
-    2020, arXiv:2006.06676, section 3)."""
+    """The probability of each augmentation, at first 0 (Karras 2020, arXiv:2006.06676, section 3). It rises
+    after a step whose E[sign f(x)] of real images is above the target, because the critic then memorizes
+    them. Otherwise it falls."""
 
     p: Tensor
     signs: Tensor
@@ -161,8 +161,8 @@ class AdaptiveProbability(nn.Module):
         self.signs = self.signs + ranks.mean(counted, self) * ranks.sharing(self)
 
     def adjust(self, steps: int) -> None:
-        """Moves p by the signs since the last call: from 0 to 1 in 500,000 images, as in the paper, or in a
-        tenth of a shorter run."""
+        """Adjusts p by the signs since the last call. p may rise from 0 to 1 within 500,000 images, as in the
+        paper, or within a tenth of a shorter run."""
         total, n = self.signs
         pace = (n / 500_000).clamp(min=10 / steps if steps else 0.0)
         change = torch.where(n > 0, (total / n - self.target).sign() * pace, 0.0)  # a resume has none
@@ -171,7 +171,8 @@ class AdaptiveProbability(nn.Module):
 
 
 def color(x: Tensor, u: Tensor) -> Tensor:
-    """Brightness moved by up to ±0.5, saturation times 0 … 2, contrast times 0.5 … 1.5, by uniform u."""
+    """Shifts brightness by up to ±0.5, and scales saturation by 0 … 2 and contrast by 0.5 … 1.5, by uniform
+    u."""
     brightness, saturation, contrast = u[:, :, None, None, None].unbind(1)
     x = x + (brightness - 0.5)
     grey = x.mean(1, keepdim=True)
@@ -181,7 +182,7 @@ def color(x: Tensor, u: Tensor) -> Tensor:
 
 
 def translation(x: Tensor, u: Tensor) -> Tensor:
-    """Images moved by up to an eighth of each side; uncovered pixels are -1, an empty background."""
+    """Images shifted by up to an eighth of each side. Uncovered pixels are -1, an empty background."""
     b, _, height, width = x.shape
     dy, dx = (((2 * u[:, i] - 1) * side / 8).round().long() for i, side in enumerate((height, width)))
     rows = torch.arange(height, device=x.device) + dy[:, None]  # [B, H]
@@ -272,7 +273,7 @@ Nets = Callable[[int], tuple[nn.Module, Discriminator]]  # generator and discrim
 def conv_nets(
     data: DataInfo, generator: GeneratorOptions, critic: CriticOptions, label_as: LabelAs = "channel"
 ) -> Nets:
-    """The networks of convolutions, plain or residual."""
+    """The convolutional networks, plain or residual."""
     at_least(1, patch=generator.patch)
     if generator.net == "residual":
         return lambda classes: (
@@ -334,11 +335,11 @@ class GAN(ImplicitModel):
         return self.critic_loss(batch, self.real_images(batch), fake, y)
 
     def real_images(self, batch: Batch) -> Tensor:
-        """The real images that are set against generated ones."""
+        """The real images that are compared with generated ones."""
         return batch.x
 
     def augment_images(self, x: Tensor, noise: Noise) -> Tensor:
-        """Images [B, C, H, W] as the critic sees them."""
+        """Images [B, C, H, W], augmented for the critic."""
         return diff_augment(x, self.options.augment, noise, None if self.ada is None else self.ada.p)
 
     def adversarial_loss(self, batch: Batch, fake: Tensor, y: Labels) -> Tensor:
@@ -385,7 +386,7 @@ class GAN(ImplicitModel):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Recomputes the statistics of batch norm, if there is any, for the present weights."""
+        """Recomputes the statistics of batch norm, if any, for the current weights."""
         with fresh_statistics(self) as count:
             for batch in islice(batches, count):
                 y = batch.y if self.conditional else None
@@ -397,7 +398,7 @@ class GAN(ImplicitModel):
     # ---- out-of-distribution scores
 
     def score_disc(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """−f(x), because f is large for real images; for a conditional critic the mean over the classes."""
+        """−f(x), because f is large for real images. For a conditional critic, the mean over the classes."""
         if not self.conditional:
             return -self.critic(x)
         return -torch.stack([self.critic(x, y) for y in every_label(self.data, len(x), x.device)]).mean(0)

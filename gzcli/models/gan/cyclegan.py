@@ -30,9 +30,9 @@ from gzcli.models.nn.perceptual import gaussian_window, ssim_parts
 
 
 class ImagePool(nn.Module):
-    """Up to `size` previous fakes of all ranks, for the discriminator (Shrivastava et al. 2016,
-    arXiv:1612.07828, section 2.3). Once the pool is full, it returns a new image, or swaps it for a
-    stored one and returns that."""
+    """Up to `size` earlier fakes of all ranks, for the discriminator (Shrivastava et al. 2016,
+    arXiv:1612.07828, section 2.3). Once the pool is full, it returns a new image, or stores it and returns an
+    earlier one instead."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -42,7 +42,7 @@ class ImagePool(nn.Module):
     @torch.compiler.disable  # it would recompile for every count
     @torch.no_grad()
     def forward(self, images: Tensor, noise: Noise) -> Tensor:
-        """The images for the discriminator instead of images [B, C, H, W]; the host never waits for the
+        """The discriminator's images, which replace images [B, C, H, W]. The host never waits for the
         device."""
         if not self.size:
             return images
@@ -126,8 +126,8 @@ Direction = Literal["auto", "AtoB", "BtoA"]
 class CycleGAN(Model):
     """Two translators and two discriminators, for a set of two classes: A is the first, B the second.
 
-    A step takes a batch of each domain. The generators that were just updated generate the discriminators'
-    fakes. Raises UsageError for images that are too small.
+    A step takes a batch of each domain. The just updated generators draw the discriminators' fakes. Raises
+    UsageError for images that are too small.
 
     width: channels of a translator at full resolution, doubled at each halving.
     halvings: number of times that a translator halves the resolution.
@@ -206,7 +206,8 @@ class CycleGAN(Model):
         return to_levels(torch.stack([ranks.rows(a, self), ranks.rows(b, self)]), 256).byte()
 
     def loss(self, batch: Batch, phase: str = "generator") -> dict[str, Tensor]:
-        """The loss of a phase; for a held-out batch, which mixes both domains, the generators' cycle loss."""
+        """The loss of a phase. For a held-out batch, which mixes both domains, it is the generators' cycle
+        loss."""
         if "second_domain" not in batch.extra:
             return {"loss": self.cycle * self.cycle_error(batch.x, self.is_from_a(batch.x, batch.y)).mean()}
         a, b = batch.x, batch.extra["second_domain"]
@@ -233,7 +234,7 @@ class CycleGAN(Model):
     # ---- translation
 
     def to_other_domain(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
-        """Each image translated to the other domain, [B, C, H, W]; from_a: whether all images, or each image
+        """Each image translated to the other domain, [B, C, H, W]. from_a: whether all images, or each image
         [B], are from A."""
         # with [B] both networks translate every image: selecting rows would make the host wait
         if isinstance(from_a, bool):
@@ -246,7 +247,7 @@ class CycleGAN(Model):
         return self.to_other_domain(self.to_other_domain(x, from_a), back)
 
     def cycle_error(self, x: Tensor, from_a: Tensor | bool) -> Tensor:
-        """Mean absolute difference of each image and its translation there and back, [B]."""
+        """The mean absolute difference between each image and its translation there and back, [B]."""
         return (self.there_and_back(x, from_a) - x).abs().flatten(1).mean(1)
 
     def is_from_a(self, x: Tensor, y: Labels) -> Tensor:
@@ -267,7 +268,7 @@ class CycleGAN(Model):
         progress: Progress,
         direction: SampleDirection = "both",
     ) -> Tensor:
-        """Translations of training images, drawn at random from those that the model keeps.
+        """Translates training images that are drawn at random from those that the model keeps.
 
         direction: direction of translation. `AtoB` and `BtoA` use images of one domain, `both` uses either.
         """
@@ -312,7 +313,8 @@ class CycleGAN(Model):
     def translation(
         self, x: Tensor, y: Labels, direction: Direction, progress: Progress, back: bool
     ) -> Applied:
-        """The images that can be translated in a direction, translated, and with `back` translated back."""
+        """The translations of the images that can be translated in a direction; with `back`, translated
+        back."""
         rows = torch.arange(len(x), device=x.device)
         from_a: Tensor | bool = direction == "AtoB"
         if direction == "auto":
@@ -346,7 +348,8 @@ class CycleGAN(Model):
     # ---- out-of-distribution scores
 
     def score_disc(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """−max(D_A(x), D_B(x)), each a mean over patches: large if both discriminators consider x fake."""
+        """−max(D_A(x), D_B(x)), each a mean over patches. It is large if both discriminators consider x
+        fake."""
         return -torch.maximum(*(net(x).flatten(1).mean(1) for net in (self.disc_a, self.disc_b)))
 
     def score_cycle(self, x: Tensor, *, noise: Noise) -> Tensor:

@@ -1,7 +1,7 @@
 """DCGAN — Radford, Metz & Chintala 2015, arXiv:1511.06434.
 
 Both networks have strided convolutions, without pooling and without dense hidden layers. Options add later
-means of stable training: other objectives, spectral norm, R1, augmentation.
+methods for stable training: other objectives, spectral norm, R1, augmentation.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Drifting — Deng, Li, Li, Du & He 2026, "Generative Modeling via Drifting", arXiv:2602.04770.
 
-In training the images x of a generator drift along a field V towards real images y and away from each other,
-as seen by features φ of several scales. In one call the generator learns where they drift:
+During training, a generator's images x drift along a field V towards real images y and away from each other,
+in features φ of several scales. The one-step generator learns where they drift:
 
     loss = Σ_φ ‖φ(x) − sg(φ(x) + V(x))‖²,   V(x) = Σ_y Σ_x' A(x, y) A(x, x') (φ(y) − φ(x'))
 
-A is the geometric mean of two softmaxes of −‖φ(a) − φ(b)‖ / τ, over the b and over the a. V is antisymmetric
+A is the geometric mean of two softmaxes of −‖φ(a) − φ(b)‖ / τ, one over b and one over a. V is antisymmetric
 in the two distributions, and so 0 if they are equal. The paper's φ is a masked autoencoder that is trained
-before; here it is one that is trained beside the generator.
+beforehand; here it is trained along with the generator.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class MaskedAutoencoder(nn.Module):
         self.hidden = options.hidden
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """The images [B, C, H, W] and the map of each scale, finest first, and the code, each [B, D]."""
+        """The images [B, C, H, W], the map of each scale, finest first, and the code, each as [B, D]."""
         features = [x]
         for conv in self.convs:
             features.append(F.silu(conv(features[-1])))
@@ -76,15 +76,15 @@ class MaskedAutoencoder(nn.Module):
         return x
 
     def forward(self, x: Tensor, noise: Noise) -> Tensor:
-        """The mean squared error of images that are completed from a part of their patches."""
+        """The mean squared error of images that are completed from some of their patches."""
         seen = (noise.rand(len(x), 1, GRID, GRID) >= self.hidden).to(x)
         code = self.code(self.maps(x * F.interpolate(seen, x.shape[2:])).flatten(1))
         return (self.decoder(code) - x).square().mean()
 
 
 def field(x: Tensor, y: Tensor, apart: Tensor, temperatures: tuple[float, ...]) -> Tensor:
-    """V [N, D] at the features x [N, D] of generated images for those y [M, D] of real ones (algorithm 2).
-    `apart` [N, M + N] marks which of y and x do not act on an x."""
+    """V [N, D] at the features x [N, D] of generated images, given the features y [M, D] of real ones
+    (algorithm 2). `apart` [N, M + N] marks the y and x that do not act on an x."""
     distance = torch.cdist(x, torch.cat([y, x])) / x.shape[1] ** 0.5
     total = torch.zeros_like(x)
     for tau in temperatures:
@@ -151,8 +151,8 @@ class Drifting(ImplicitModel):
         return F.mse_loss(f, f.detach() + ranks.own_rows(v, self))
 
     def apart(self, n: int, y: Tensor | None) -> Tensor:
-        """Which of the real and the generated images of all ranks do not act on a generated one, [N, 2 N]:
-        itself, and those of another label. This rank has n of the N, with labels y."""
+        """A mask [N, 2 N] of the real and generated images of all ranks that do not act on a generated one:
+        itself, and those with another label. This rank has n of the N, with labels y."""
         itself = torch.eye(n * ranks.sharing(self), device=self.autoencoder.code.weight.device).bool()
         unlike = torch.zeros_like(itself)
         if y is not None:

@@ -1,4 +1,5 @@
-"""Images from a generator of z ~ N(0, I): sampling, the search for the z of an image and its applications."""
+"""Images from a generator of z ~ N(0, I): sampling, and the search for the z of an image with its
+applications."""
 
 from __future__ import annotations
 
@@ -50,7 +51,7 @@ class Search:
 
 
 class ImplicitModel(Model):
-    """A generator of z ~ N(0, I) and a net whose `maps` are features of images, by which they are compared.
+    """A generator of z ~ N(0, I), and a net whose `maps` are the features by which images are compared.
 
     Raises UsageError for a conditional model of data without labels.
     """
@@ -102,9 +103,9 @@ class ImplicitModel(Model):
         several starts (AnoGAN, Schlegl et al. 2017, arXiv:1703.05921, section 2.2): (1 − feature)·‖x − G(z)‖²
         + feature·‖φ(x) − φ(G(z))‖², where φ is the net's coarsest feature map.
 
-        Without labels a conditional model starts from every class (multi-label: also from no class), and at
-        half the steps takes the labels of the least distance. Adam works elementwise on the sum over images,
-        in double if the device can, so that z does not depend on the batch."""
+        Without labels, a conditional model starts from every class (multi-label: also from no class). After
+        half of the steps it keeps the labels with the smallest distance. Adam works elementwise on the sum
+        over images, in double precision if the device supports it, so that z does not depend on the batch."""
         n, tries, feature = len(x), self.first_labels(x, labels, search.starts), search.feature
         with torch.inference_mode(False), torch.enable_grad():
             exact, z = double(x.detach()).clone(), double(noise.randn(n, len(tries) * self.latent)).clone()
@@ -143,7 +144,7 @@ class ImplicitModel(Model):
         return best_z.to(x.dtype), y, best.to(x.dtype)
 
     def first_labels(self, x: Tensor, labels: Labels, starts: int) -> list[Tensor | None]:
-        """Labels of x for each of at least `starts` draws of z: [B] or [B, K], None without classes."""
+        """The labels of x for each of at least `starts` draws of z: [B] or [B, K]; None without classes."""
         if not self.conditional:
             return [None] * starts
         if labels is not None:
@@ -156,7 +157,7 @@ class ImplicitModel(Model):
     def reconstruct(
         self, x: Tensor, *, labels: Labels = None, noise: Noise, progress: Progress, steps: int = 100
     ) -> Applied:
-        """Finds the generator's nearest image to each image, given `labels` or the best-fitting ones.
+        """Finds the generated image that is closest to each image, given `labels` or the best-fitting ones.
 
         steps: gradient steps of the search for z.
         """
@@ -175,9 +176,9 @@ class ImplicitModel(Model):
         frames: int = 8,
         search: int = 100,
     ) -> Applied:
-        """Interpolates between the generator's nearest images to image 0 and 1, 2 and 3, …, along great
-        circles of z. Labels are `labels` or the best-fitting ones. Each frame has the label of the nearer
-        image.
+        """Interpolates between the generated images that are closest to image 0 and 1, 2 and 3, …, along
+        great circles of z. Labels are `labels` or the best-fitting ones. Each frame has the label of the
+        nearer image.
 
         frames: images of an interpolation, both ends included.
         search: gradient steps of the search for z.
@@ -203,8 +204,8 @@ class ImplicitModel(Model):
         span: float = 3.0,
         search: int = 100,
     ) -> Applied:
-        """Changes the generator's nearest image to the first one along the coordinates of z that change it
-        most.
+        """Changes the generated image that is closest to the first image, along the coordinates of z that
+        change it most.
 
         dims: number of coordinates, one per row.
         frames: images per row.
@@ -224,16 +225,16 @@ class ImplicitModel(Model):
     # ---- out-of-distribution scores
 
     def score_inversion(self, x: Tensor, *, noise: Noise, search: Search = Search()) -> Tensor:
-        """The distance of x to the generator's nearest image (AnoGAN, eq. 4)."""
+        """The distance of x to the closest generated image (AnoGAN, eq. 4)."""
         return self.invert(x, noise, search)[2]
 
     def map_inversion(self, x: Tensor, *, noise: Noise, search: Search = Search()) -> Tensor:
-        """|x − G(z)| at each pixel for the generator's nearest image, averaged over channels: [B, H, W]."""
+        """|x − G(z)| at each pixel for the closest generated image, averaged over channels: [B, H, W]."""
         z, y, _ = self.invert(x, noise, search)
         return (x - self.generator(z, y)).abs().mean(1)
 
     def unit_features(self, x: Tensor) -> Tensor:
-        """Features on a 2×2 grid, of norm 1: [B, 4·C']."""
+        """The features on a 2×2 grid, normalised to 1: [B, 4·C']."""
         return F.normalize(F.adaptive_avg_pool2d(to_fp32(self.comparer.maps(x)), 2).flatten(1), dim=1)
 
     @torch.no_grad()

@@ -1,13 +1,14 @@
 """Prescribed GAN — Dieng, Ruiz, Blei & Titsias 2019, "Prescribed Generative Adversarial Networks",
 arXiv:1910.04302.
 
-The generator's image has noise of its own, x = G(z) + σ ε, ε ~ N(0, I). So p(x | z) = N(G(z), σ²) is a
-density, and the entropy of p(x), which is small for a collapsed generator, can be raised:
+The generator adds noise to its image, x = G(z) + σ ε, ε ~ N(0, I). Therefore p(x | z) = N(G(z), σ²) is a
+density, and the entropy of p(x), which is small for a collapsed generator, can be increased:
 
     min over G, σ:  E −log D(x)  −  λ H(p)                                                   (eq. 6)
     ∇ H = −E[∇ₓ log p(x) · ∂x],    ∇ₓ log p(x) = −E over p(z' | x) of (x − G(z')) / σ²       (eq. 9, 11)
 
-z' ~ p(z | x) comes from Hamiltonian Monte Carlo through the generator, started at the z that made x.
+z' ~ p(z | x) comes from Hamiltonian Monte Carlo through the generator, started at the z from which x was
+generated.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Potential = Callable[[Tensor], Tensor]  # z [B, D] → U [B], differentiable
 
 
 def gradient(potential: Potential, z: Tensor) -> tuple[Tensor, Tensor]:
-    """U [B] and ∂U/∂z [B, D], where the U of each chain depends only on its own z."""
+    """U [B] and ∂U/∂z [B, D]. The U of each chain depends only on its own z."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         u = potential(z)
@@ -67,8 +68,8 @@ def hmc_step(
 class PresGAN(GAN):
     """A DCGAN whose pixels have learned noise, trained with the entropy of its images.
 
-    The other keys are those of `dcgan`. The generator should not have batch norm, with which the likelihood
-    of an image would depend on its batch.
+    The other keys are those of `dcgan`. The generator should not have batch norm, because the likelihood of
+    an image would then depend on its batch.
 
     sigma: initial standard deviation of every pixel's noise, for images in [-1, 1].
     sigma_min: smallest standard deviation of a pixel's noise.
@@ -152,7 +153,8 @@ class PresGAN(GAN):
         }
 
     def density_gradient(self, x: Tensor, z: Tensor, y: Labels, noise: Noise) -> tuple[Tensor, Tensor]:
-        """∇ₓ log p(x) by chains from z, and their mean acceptance, which adapts their step size."""
+        """∇ₓ log p(x), estimated by chains from z, and their mean acceptance rate, which adapts their step
+        size."""
         sigma, potential = self.sigma().detach(), self.potential(x, y)
         accepted, score = [], torch.zeros_like(x)
         with torch.autocast(x.device.type, enabled=False):
@@ -169,7 +171,7 @@ class PresGAN(GAN):
         return score, rate
 
     def potential(self, x: Tensor, y: Labels) -> Potential:
-        """−log p(x | z) − log p(z) as a function of z, without its constants: [B]."""
+        """−log p(x | z) − log p(z) as a function of z, up to constants: [B]."""
         sigma = self.sigma().detach()
 
         def energy(z: Tensor) -> Tensor:
@@ -191,7 +193,7 @@ class PresGAN(GAN):
         temperature: float = 1.0,
         mean: bool = True,
     ) -> Tensor:
-        """G(z) for z ~ N(0, temperature²), and the noise of the pixels.
+        """G(z) for z ~ N(0, temperature²), plus the noise of the pixels.
 
         temperature: standard deviation of z.
         mean: whether the image is G(z) without noise.

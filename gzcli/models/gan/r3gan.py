@@ -4,7 +4,7 @@ Baseline", arXiv:2501.05441.
     discriminator: min  E log(1 + exp(f(G(z)) − f(x))) + γ/2 E ‖∇f(x)‖² + γ/2 E ‖∇f(G(z))‖²      (eq. 2, 4, 5)
     generator:     min  E log(1 + exp(f(x) − f(G(z))))
 
-Both penalties together make the game converge locally, so that no net needs a norm or another trick.
+With both penalties the game converges locally, so the nets need no norms or other tricks.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ class ResidualOptions:
 
 
 def conv(i: int, o: int, kernel: int = 1, groups: int = 1, gain: float = 1.0) -> nn.Conv2d:
-    """A convolution whose outputs at first have gain² times the mean square of its inputs."""
+    """A convolution whose outputs initially have gain² times the mean square of its inputs."""
     layer = zero_init(nn.Conv2d(i, o, kernel, padding=kernel // 2, groups=groups))
     nn.init.normal_(layer.weight, std=gain * layer.weight[0].numel() ** -0.5)
     return layer
 
 
 class Block(nn.Module):
-    """x + a 1×1, a grouped 3×3 and a 1×1 convolution without norms, the identity at first.
+    """x plus the output of a 1×1, a grouped 3×3 and a 1×1 convolution without norms; initially the identity.
 
-    The first two layers have a gain of L^(−1/4), L the number of blocks in the net, so that one step changes
-    the output of the net equally at any depth (Fixup, Zhang 2019, arXiv:1901.09321, section 3).
+    The first two layers have a gain of L^(−1/4), where L is the number of blocks in the net. One step thus
+    changes the net's output equally at any depth (Fixup, Zhang 2019, arXiv:1901.09321, section 3).
     """
 
     def __init__(self, width: int, options: ResidualOptions, depth: int):
@@ -78,7 +78,7 @@ class Block(nn.Module):
 
 
 def scales(shape: tuple[int, ...], options: ResidualOptions) -> tuple[list[tuple[int, int]], list[int]]:
-    """(height, width) and channels of the feature maps, finest first."""
+    """The (height, width) and the channels of the feature maps, finest first."""
     sizes = patch_sizes(shape, options.patch)
     return sizes, [options.width * options.mult[min(i, len(options.mult) - 1)] for i in range(len(sizes))]
 

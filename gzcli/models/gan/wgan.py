@@ -3,8 +3,8 @@
     critic:    max  E f(x) − E f(G(z)) − λ E (‖∇ f(x̂)‖ − 1)²                      (eq. 3)
     generator: max  E f(G(z))
 
-with x̂ uniform on the line from G(z) to x. The critic's output is unbounded, so it has no sigmoid. It has no
-batch norm either, as the penalty is defined for each image by itself (section 4).
+x̂ is uniform on the line from G(z) to x. The critic's output is unbounded, so it has no sigmoid. It has no
+batch norm either, because the penalty is defined for each image separately (section 4).
 """
 
 from __future__ import annotations

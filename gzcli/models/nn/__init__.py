@@ -38,9 +38,9 @@ def zero_init(module: Layer) -> Layer:
 
 
 def stacked(layer: Layer, matrices: int) -> Layer:
-    """The layer, marked for an optimizer of whole matrices (Muon).
+    """Marks a layer for an optimizer of whole matrices (Muon), and returns it.
 
-    matrices: number of matrices of equal height in its weight, such as 3 for queries, keys and values; 0
+    matrices: number of matrices of equal height in the weight, such as 3 for queries, keys and values. 0
       excludes first and last layers, whose rows or columns are pixels, codes or classes.
     """
     layer.matrices = matrices  # type: ignore[assignment]  # torch declares tensors and modules alone
@@ -54,11 +54,11 @@ class ClassEmbedding(nn.Module):
     """Embeds labels: [B] integers, [B, K] multi-hot, or None, which is the null label, row K of the table.
     Multi-hot labels are embedded as the sum of their classes' rows, so zeros stand for no class.
 
-    Of clusters within classes the embedding is the sum of the row of the class and that of the cluster, which
-    starts at zero. Label K + 1 + i is the i-th class without a cluster.
+    For clusters within classes, the embedding is the sum of a row for the class and a row for the cluster,
+    which starts at zero. Label K + 1 + i is the i-th class without a cluster.
 
-    classes: number of classes or clusters K; or K clusters and the number of classes in which they lie,
-      equally many in each and in their order.
+    classes: number K of classes or clusters; or K clusters and the number of their classes, which have
+      equally many clusters each, in order.
     dim: size of the embedding.
     """
 
@@ -73,7 +73,7 @@ class ClassEmbedding(nn.Module):
             nn.init.zeros_(self.table.weight.data[: self.classes])
 
     def init_weights(self, std: float) -> None:
-        """Normal draws, and zeros of clusters within classes."""
+        """Sets the rows to normal draws, and those of clusters within classes to zero."""
         nn.init.normal_(self.table.weight, std=std)
         self.clear_clusters()
 
@@ -93,7 +93,8 @@ class ClassEmbedding(nn.Module):
         return self.rows[: self.classes + 1]
 
     def forward(self, y: Tensor | None, n: int, drop: Tensor | None = None) -> Tensor:
-        """The embeddings of n labels, [n, dim]; of the null label where the boolean `drop` [n] is true."""
+        """The embeddings of n labels, [n, dim]. Rows in which the boolean `drop` [n] is true get the null
+        label's."""
         null = self.table.weight[self.classes]
         if y is None:
             return null.expand(n, -1)
@@ -115,7 +116,8 @@ def with_rows(t: Tensor, like: Tensor) -> Tensor:
 
 
 def needs_labels(conditional: bool, data: DataInfo) -> bool:
-    """The option `conditional`. Raises UsageError if it is true and the data have no labels."""
+    """The value of the option `conditional`. Raises UsageError if it is true although the data have no
+    labels."""
     if conditional and not data.classes:
         hint = "set `model.conditional` to `false`, or choose a set with classes from `gz list data`"
         raise UsageError("`model.conditional` needs a data set with labels", hint=hint)
@@ -138,8 +140,8 @@ def every_label(data: DataInfo, n: int, device: torch.device) -> list[Tensor]:
 
 @torch.no_grad()
 def best_labels(distance: Callable[[Tensor], Tensor], y: Tensor, data: DataInfo) -> tuple[Tensor, Tensor]:
-    """Labels that lower the distance [B] from that of y, and this distance, by coordinate descent: each class
-    in turn replaces a row's label, or is toggled in its set, if that lowers the distance."""
+    """Labels whose distance [B] is at most that of y, and this distance, found by coordinate descent. Each
+    class in turn replaces a row's label, or is toggled in its set, if that reduces the distance."""
     y, best = y.clone(), distance(y)
     for k in range(len(data.classes)):
         changed = y.clone()
@@ -158,7 +160,7 @@ def best_labels(distance: Callable[[Tensor], Tensor], y: Tensor, data: DataInfo)
 
 
 def halved_sizes(shape: tuple[int, ...], times: int) -> list[tuple[int, int]]:
-    """(height, width) of images (C, H, W), then halved `times` times, rounded up."""
+    """The (height, width) of images (C, H, W), and of their 1 … `times` halvings, rounded up."""
     sizes = [(shape[1], shape[2])]
     for _ in range(times):
         h, w = sizes[-1]
@@ -175,14 +177,16 @@ def pyramid(shape: tuple[int, ...], coarsest: int = 4) -> list[tuple[int, int]]:
 
 
 def at_least(minimum: int, **values: float | None) -> None:
-    """Raises UsageError for an option below `minimum`. Each keyword is an option; None: it is not set."""
+    """Raises UsageError for an option below `minimum`. Each keyword is an option; None means that it is not
+    set."""
     for name, value in values.items():
         if value is not None and value < minimum:
             raise UsageError(f"`{name}` must be {minimum} or more, not {value}")
 
 
 def within(x: Tensor, low: float = -1, high: float = 1) -> Tensor:
-    """x clamped to [low, high]; NaN if it is not finite, so that `gz` still sees what has overflowed."""
+    """x clamped to [low, high]. Values that are not finite become NaN, so that `gz` still detects an
+    overflow."""
     return torch.where(x.isfinite(), x.clamp(low, high), math.nan)
 
 
@@ -210,14 +214,14 @@ def bits_per_dim(nats: Tensor, data: DataInfo) -> Tensor:
 
 
 def to_fp32(t: Tensor) -> Tensor:
-    """At least fp32: half precision, as autocast makes it, is raised; fp64 stays."""
+    """t in at least fp32: half precision, as from autocast, is converted; fp64 is unchanged."""
     return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def double(t: Tensor) -> Tensor:
     """float64 if the device has it, otherwise (MPS) at least fp32. For sums over pixels and images.
 
-    A value that is read on the host is exact on every device by `t.cpu().double()`.
+    For a value that the host reads, `t.cpu().double()` is exact on every device.
     """
     return t.double() if kind_of(t.device).float64 else to_fp32(t)
 
@@ -230,9 +234,9 @@ def is_shape_only() -> bool:
 
 @contextmanager
 def full_fp32(device: torch.device) -> Iterator[None]:
-    """A context of full fp32: no autocast, no TF32, so that results do not depend on the device. torch has
-    one setting of TF32 for all threads: the first that enters changes it, and the last that leaves restores
-    it."""
+    """A context of full fp32, without autocast and TF32, so that results do not depend on the device. torch
+    has one TF32 setting for all threads: the first thread that enters changes it, and the last that leaves
+    restores it."""
     with _precise:
         if not _precise_before:
             before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
@@ -261,9 +265,9 @@ CALIBRATION = 20  # batches from which the statistics of batch norm are computed
 
 @contextmanager
 def fresh_statistics(model: nn.Module) -> Iterator[int]:
-    """A context in which batch norms, modules with buffers and a `momentum`, are in training mode, and their
-    running statistics become the means over all images that pass. Yields how many batches to pass, 0 without
-    batch norms."""
+    """A context in which batch norms (modules with buffers and a `momentum`) are in training mode. Their
+    running statistics become the means over all images that pass. Yields the number of batches to pass; 0
+    without batch norms."""
     norms = [m for m in model.modules() if hasattr(m, "momentum") and list(m.buffers(recurse=False))]
     before, rows = [(m, m.momentum, m.training) for m in norms], dict.fromkeys(norms, 0)
 
@@ -293,7 +297,7 @@ def slerp(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
 
 
 def complete_pairs(x: Tensor) -> Tensor:
-    """x [n, …] without an odd last image. Raises UsageError for fewer than two."""
+    """x [n, …] without the last image if n is odd. Raises UsageError for fewer than two images."""
     if len(x) < 2:
         hint = "give a folder of two or more images"
         raise UsageError("`interpolate` needs pairs of images, not one image", hint=hint)
@@ -304,7 +308,8 @@ Mix = Callable[[Tensor, Tensor, Tensor], Tensor]  # (a, b, t) → a for t = 0, b
 
 
 def mix_codes(z: Tensor, frames: int, mix: Mix = torch.lerp) -> Tensor:
-    """Codes [n // 2 · frames, D] from code 0 to 1, 2 to 3, … of z [n, D], ends included, pair by pair."""
+    """Codes [n // 2 · frames, D] that lead from code 0 to 1, 2 to 3, … of z [n, D], pair by pair, including
+    both ends."""
     at_least(2, frames=frames)
     a, b = complete_pairs(z).unflatten(0, (-1, 2)).unsqueeze(2).unbind(1)  # [pairs, 1, D] each
     return mix(a, b, torch.linspace(0, 1, frames, dtype=z.dtype, device=z.device)[:, None]).flatten(0, 1)
@@ -328,8 +333,9 @@ def as_interpolations(images: Tensor, frames: int, labels: Labels = None) -> App
 
 
 def traversal(decode: Callable[[Tensor], Tensor], z: Tensor, dims: int, frames: int, span: float) -> Applied:
-    """Images of z [1, D] with one coordinate moved from −span to span, a row for each of the `dims`
-    coordinates that change the image most, in falling order; decode: codes [n, D] → images [n, C, H, W]."""
+    """Images of z [1, D] with one coordinate moved from −span to span. There is a row for each of the `dims`
+    coordinates that change the image most, the strongest first. decode: codes [n, D] → images [n, C, H,
+    W]."""
     at_least(1, dims=dims, frames=frames)
     size, dims = z.shape[1], min(dims, z.shape[1])
     t = torch.linspace(-span, span, frames, device=z.device)

@@ -39,7 +39,7 @@ class CriticOptions:
 
 
 def widths(width: int, scales: int) -> list[int]:
-    """Channels of the scales below the image, finest first: width, 2·width, 4·width, then 8·width."""
+    """The channels of the scales below the image, finest first: width, 2·width, 4·width, then 8·width."""
     return [width * 2 ** min(i, 3) for i in range(scales)]
 
 
@@ -63,7 +63,7 @@ class Discriminator(nn.Module):
         raise NotImplementedError
 
     def add_head(self, features: int, classes: int = 0) -> None:
-        """Adds the last layer, for `features` = C'·h·w inputs, and the embedding of labels, if any."""
+        """Adds the last layer, with `features` = C'·h·w inputs, and the embedding of labels, if any."""
         self.features, self.head = features, nn.Linear(features, 1)
         self.embed = ClassEmbedding(classes, features) if classes else None
         self.scale = features**-0.5  # the norm of an embedding is about √features
@@ -79,7 +79,7 @@ class Discriminator(nn.Module):
         return torch.cat([x, self.channel(y, len(x)).view(-1, 1, *x.shape[2:])], 1)
 
     def normalise(self) -> None:
-        """Divides every weight by its largest singular value (Miyato 2018, arXiv:1802.05957), but not a
+        """Divides every weight by its largest singular value (Miyato 2018, arXiv:1802.05957), except for a
         channel of labels."""
         self.scale = 1.0  # each embedding gets the norm 1
         for name, layer in list(self.named_modules()):
@@ -97,8 +97,8 @@ class Discriminator(nn.Module):
 class Critic(Discriminator):
     """Strided convolutions, after DCGAN (arXiv:1511.06434).
 
-    A label enters by `projection`, or as a `channel`, an embedding of the size of the image beside it (after
-    Mirza 2014). `width` are the channels of the finest scale.
+    A label enters by `projection`, or as a `channel` beside the image: an embedding of the image's size
+    (after Mirza 2014). `width` is the number of channels of the finest scale.
     """
 
     def __init__(
@@ -136,8 +136,8 @@ class Critic(Discriminator):
 
 
 def patch_sizes(shape: tuple[int, ...], patch: int) -> list[tuple[int, int]]:
-    """(height, width) of the feature maps of images (C, H, W), finest first, whose finest positions are
-    squares of `patch` pixels."""
+    """The (height, width) of the feature maps of images (C, H, W), finest first. A position of the finest map
+    is a square of `patch` pixels."""
     return pyramid((shape[0], *(-(-side // patch) for side in shape[1:])))
 
 
@@ -216,15 +216,15 @@ class PatchGAN(nn.Module):
 
 
 def critic_outputs(disc: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> tuple[Tensor, ...]:
-    """A discriminator's outputs for real and for generated inputs, by one pass."""
+    """A discriminator's outputs for real and for generated inputs, computed in one pass."""
     return disc(torch.cat([real, fake])).chunk(2)
 
 
 class AdversarialLoss(NamedTuple):
-    """Losses of the critic, of f(x) and f(G(z)), and of the generator, of f(G(z)), all means.
+    """The losses of the critic, from f(x) and f(G(z)), and of the generator, from f(G(z)). All are means.
 
     relative: whether the generator's loss depends on f(G(z)) − f(x).
-    signed: whether f(x) > 0 means that x is real; otherwise the losses do not determine a constant of f.
+    signed: whether f(x) > 0 means that x is real. Otherwise the losses determine f only up to a constant.
     """
 
     critic: Callable[[Tensor, Tensor], Tensor]
@@ -277,8 +277,8 @@ def gradient_penalty(
 
 
 def penalised(critic: Outputs, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """f(x) and ½ ‖∇ f(x)‖₂² of each image, [B] each, in fp32. Their means are R1 of real images and R2 of
-    generated ones (Mescheder 2018, arXiv:1801.04406, eq. 9 and 10)."""
+    """f(x) and ½ ‖∇ f(x)‖₂² of each image, [B] each, in fp32. The mean of the latter is R1 for real images
+    and R2 for generated ones (Mescheder 2018, arXiv:1801.04406, eq. 9 and 10)."""
     f, gradient = _gradient(critic, x.detach().clone(), y)
     return f, 0.5 * gradient.square().sum(1)
 
@@ -287,8 +287,8 @@ LECAM_DECAY = 0.99  # of the averages at each step
 
 
 class LeCam(nn.Module):
-    """E ‖f(x) − α_F‖² + E ‖f(G(z)) − α_R‖², of moving averages α_R and α_F of f(x) and f(G(z)) (Tseng 2021,
-    arXiv:2104.03310, section 3): it restrains a critic that memorizes few images."""
+    """E ‖f(x) − α_F‖² + E ‖f(G(z)) − α_R‖², where α_R and α_F are moving averages of f(x) and f(G(z)) (Tseng
+    2021, arXiv:2104.03310, section 3). It restrains a critic that memorizes a small data set."""
 
     averages: Tensor
 
@@ -303,7 +303,8 @@ class LeCam(nn.Module):
 
 
 def _gradient(critic: Outputs, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor]:
-    """f(x) [B] and ∂f/∂x [B, C·H·W]: the gradient of Σ f, as no output depends on another sample."""
+    """f(x) [B] and ∂f/∂x [B, C·H·W], computed as the gradient of Σ f, because no output depends on another
+    sample."""
     train = torch.is_grad_enabled()
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         f = critic(x.requires_grad_(), y)

@@ -54,9 +54,9 @@ class DiTOptions:
 
 
 class DiTNet(nn.Module):
-    """x [B, C, H, W], t [B] or [B, times] → [B, outputs · C, H, W], with one token per patch. If there are
-    classes, the embedding of the label or of a null label is added to that of the time. Raises UsageError if
-    sizes do not fit."""
+    """x [B, C, H, W], t [B] or [B, times] → [B, outputs · C, H, W], with one token per patch. With classes,
+    the embedding of the label, or of a null label, is added to that of the time. Raises UsageError for
+    incompatible sizes."""
 
     position: Tensor  # [T, width]
 
@@ -109,7 +109,7 @@ class DiTNet(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """The paper's initial weights: every block the identity, and the output zero."""
+        """Sets the paper's initial weights: every block is the identity, and the output is zero."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(layer.weight.flatten(1))
@@ -127,8 +127,8 @@ class DiTNet(nn.Module):
             zero_init(layer)
 
     def to_diffusers(self) -> nn.Module:
-        """A `DiTTransformer2DModel` of the same weights; without labels, the embedding of its one label is
-        zero. Raises UsageError if it cannot be built."""
+        """A `DiTTransformer2DModel` with the same weights. Without labels, it has one label, whose embedding
+        is zero. Raises UsageError if it cannot be built."""
         from diffusers import DiTTransformer2DModel
 
         rows, columns = self.grid
@@ -151,8 +151,8 @@ class DiTNet(nn.Module):
         return net.to(self.position.device).eval()
 
     def load_diffusers(self, state: Mapping[str, Tensor]) -> None:
-        """Loads the weights of a `DiTTransformer2DModel`. Its blocks have equal time embeddings, of which the
-        first is used. Raises RuntimeError if the weights do not fit."""
+        """Loads the weights of a `DiTTransformer2DModel`. Its blocks have equal time embeddings, so the first
+        one is used. Raises RuntimeError if the weights do not match."""
         weights: dict[str, Tensor] = {}
         stacks: dict[str, dict[str, Tensor]] = {}
         for key, value in state.items():
@@ -167,7 +167,7 @@ class DiTNet(nn.Module):
         self.load_state_dict(weights)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        """The output for times t [B], real or integer, and y and `drop` as in `ClassEmbedding`."""
+        """The output at times t [B], real or integer; y and `drop` are those of `ClassEmbedding`."""
         c = self.time(time_embedding(t, FREQUENCIES, freq_shift=self.freq_shift))  # [B, width]
         if self.label is not None:
             c = c + self.label(y, x.shape[0], drop)
@@ -199,7 +199,7 @@ DIFFUSERS_NAMES = (  # patterns of the weights of `DiTTransformer2DModel`, and t
 
 
 def patch_side(h: int, w: int, patch: int | None, tokens: int) -> int:
-    """The side of a patch, by default `default_patch`. Raises UsageError if it does not divide h and w."""
+    """The side of a patch; by default, `default_patch`. Raises UsageError if it does not divide h and w."""
     patch = default_patch(h, w, tokens) if patch is None else patch
     at_least(1, patch=patch)
     if h % patch or w % patch:
@@ -212,10 +212,9 @@ def patch_side(h: int, w: int, patch: int | None, tokens: int) -> int:
 
 
 def default_patch(h: int, w: int, tokens: int) -> int:
-    """The side in PATCHES that divides h and w and gives a number of patches close to `tokens`, by ratio.
-
-    Raises UsageError if there are still more than TOKENS patches: few sides divide both, or the image is
-    too large.
+    """The side in PATCHES that divides h and w and whose number of patches is closest in ratio to `tokens`.
+    Raises UsageError if there are still more than TOKENS patches, because few sides divide both or the image
+    is too large.
     """
     fit = [patch for patch in PATCHES if not (h % patch or w % patch)]
     patch = min(fit, key=lambda patch: abs(math.log(h * w / (patch**2 * tokens))))
@@ -250,8 +249,8 @@ class Block(nn.Module):
 
 
 class ModernBlock(nn.Module):
-    """`Block` on a grid of patches with the parts of today's language models: norms by the root mean square,
-    queries and keys that are normalised and then rotated by the position of their patch, and a gated MLP."""
+    """`Block` on a grid of patches, with the parts of current language models: RMS norms, a gated MLP, and
+    queries and keys that are normalised and then rotated by the position of their patch."""
 
     cos: Tensor  # [T, width / heads / 2]
     sin: Tensor
@@ -278,15 +277,15 @@ class ModernBlock(nn.Module):
         return h + gate2 * self.down(F.silu(gate) * value)
 
     def rotate(self, x: Tensor) -> Tensor:
-        """Each pair of x [B, heads, T, D] turned by its angle (Su 2021, arXiv:2104.09864, eq. 34)."""
+        """x [B, heads, T, D] with each pair rotated by its angle (Su 2021, arXiv:2104.09864, eq. 34)."""
         a, b = x.chunk(2, -1)
         cos, sin = self.cos.to(x.dtype), self.sin.to(x.dtype)
         return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
 
 
 def rotations(grid: tuple[int, int], size: int) -> Tensor:
-    """The angles of the pairs of a head, [rows · columns, size / 2]: half of them turn with the row and half
-    with the column, by frequencies from 1 to about 1/100 (Heo 2024, arXiv:2403.13298, section 3.2)."""
+    """The angles of the pairs of a head, [rows · columns, size / 2]. Half of them follow the row and half the
+    column, with frequencies from 1 to about 1/100 (Heo 2024, arXiv:2403.13298, section 3.2)."""
     freq = 100.0 ** (-torch.arange(size // 4, dtype=torch.float64) / (size // 4))
     rows, columns = (torch.arange(side, dtype=torch.float64)[:, None] * freq for side in grid)
     angles = [rows[:, None].expand(-1, len(columns), -1), columns.expand(len(rows), -1, -1)]

@@ -1,6 +1,6 @@
-"""Norms that do not double the traffic of autocast, and attention.
+"""Norms that save memory traffic under autocast, and attention.
 
-A GPU's autocast runs norms on an fp32 copy of a 16-bit input, and everything up to the next product is in
+On a GPU, autocast runs norms on an fp32 copy of a 16-bit input. Everything up to the next product is then in
 fp32 and kept for the backward pass. These norms compute mean and variance in fp32 inside the kernel, but read
 and write 16 bits.
 """
@@ -50,7 +50,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class RMSNorm(nn.RMSNorm):
-    """RMS norm whose output has the same type as that of `LayerNorm`."""
+    """RMS norm, with the output type of `LayerNorm`."""
 
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
@@ -63,7 +63,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 def cast_weights(x: Tensor, *weights: Tensor | None) -> list[Tensor | None]:
-    """The weights in the type of the input, which kernels of GPUs require."""
+    """The weights in the type of the input, as GPU kernels require."""
     return [None if p is None else p.to(x.dtype) for p in weights]
 
 
@@ -77,7 +77,7 @@ class ResBlock(nn.Module):
     """A residual block of two pre-activated 3×3 convolutions; the shortcut is a 1×1 convolution if the width
     changes.
 
-    hidden: channels between the two; by default `o`.
+    hidden: channels between the two convolutions. Default: `o`.
     """
 
     def __init__(
@@ -119,8 +119,8 @@ class Attention(nn.Module):
 def softmax_attention(
     q: Tensor, k: Tensor, v: Tensor, causal: bool = False, visible: Tensor | None = None
 ) -> Tensor:
-    """Softmax attention of q, k, v [B, heads, N, D]; causal: no position sees a later one; visible: [N, N],
-    which positions each one sees."""
+    """Softmax attention of q, k, v [B, heads, N, D]. causal: no position attends to a later one. visible:
+    mask [N, N] of the positions to which each one attends."""
     if q.dtype == torch.bfloat16 and q.device.type == "cpu" and torch.is_grad_enabled():
         # on a CPU the backward pass of the fused kernel takes three times as long (49 positions, AMX)
         scores = q @ k.mT * q.shape[-1] ** -0.5

@@ -24,7 +24,7 @@ FREQUENCY = 2.65 / 1000  # of ¼ ln σ, which rises by that from the least σ, .
 
 
 def normalised(x: Tensor, dims: int | tuple[int, ...] = 1) -> Tensor:
-    """x with a root mean square of 1 over these dimensions."""
+    """x, normalised to a root mean square of 1 over these dimensions."""
     return x / (EPS + to_fp32(x).square().mean(dims, keepdim=True).sqrt().to(x.dtype))
 
 
@@ -37,15 +37,15 @@ def mp_sum(a: Tensor, b: Tensor, t: float) -> Tensor:
 
 
 def mp_cat(a: Tensor, b: Tensor) -> Tensor:
-    """Both contribute equally to what follows (eq. 103, t = ½)."""
+    """The concatenation, scaled so that both parts contribute equally to the next layer (eq. 103, t = ½)."""
     n, m = a.shape[1], b.shape[1]
     return torch.cat([a * ((n + m) / (2 * n)) ** 0.5, b * ((n + m) / (2 * m)) ** 0.5], 1)
 
 
 class MPWeight(nn.Module):
-    """A linear layer, or a convolution with a `kernel`. The weights of each output are used with the norm 1
-    (eq. 47). In training they are reset to the magnitude 1, so that the effective learning rate is the
-    optimizer's (eq. 66)."""
+    """A linear layer, or a convolution with a `kernel`. The weights of each output are normalised to 1 (eq.
+    47). In training, they are reset to magnitude 1, so that the effective learning rate is the optimizer's
+    (eq. 66)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int = 0):
         super().__init__()
@@ -90,10 +90,10 @@ class Uncertainty(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block of x [B, inputs, H, W] and an embedding [B, features], with cosine attention of some
-    heads; 0: none.
+    """A residual block of x [B, inputs, H, W] and an embedding [B, features], with cosine attention unless
+    `heads` is 0.
 
-    scale: factor of the sides, before the block.
+    scale: factor by which the sides are resized before the block.
     cats: channels of the encoder that are concatenated to x.
     """
 
@@ -135,7 +135,7 @@ class Block(nn.Module):
 
 
 class MPUNet(nn.Module):
-    """x [B, in_channels, H, W], t [B] → [B, out_channels, H, W]; images are padded so that they can be
+    """x [B, in_channels, H, W], t [B] → [B, out_channels, H, W]. Images are padded so that they can be
     halved."""
 
     any_size = True

@@ -39,7 +39,7 @@ class NetOptions(DiTOptions, UNetOptions):
     norm_eps: float | None = None  # type: ignore[assignment]
 
     def check_twice_differentiable(self) -> None:
-        """Raises UsageError for a network without a gradient of its gradient, or a derivative in forward
+        """Raises UsageError for a network without second derivatives, or without derivatives in forward
         mode."""
         if self.net == "zigzag":
             hint = "set `model.net` to `unet` or `dit`"
@@ -57,8 +57,8 @@ class NetOptions(DiTOptions, UNetOptions):
         times: int = 1,
         freq_shift: float = 0.0,
     ) -> nn.Module:
-        """The network of images like `data`, with `guides` more channels of input, `outputs` channels of
-        output for each of the image, and several `times`. Raises UsageError for a transformer with guides."""
+        """The network for images like `data`, with `guides` additional input channels, `outputs` output
+        channels per image channel, and `times` times. Raises UsageError for a transformer with guides."""
         layers = LAYERS[self.net] if self.layers is None else self.layers
         if self.net in ("dit", "zigzag"):
             if guides:

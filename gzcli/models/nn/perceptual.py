@@ -1,8 +1,8 @@
 """Perceptual distances of images: LPIPS and MS-SSIM.
 
 LPIPS — Zhang et al. 2018, "The Unreasonable Effectiveness of Deep Features", arXiv:1801.03924, version 0.1 on
-VGG16. The network is torchvision's and the linear layers are those that the package `lpips` brings. The
-package's own class builds all of VGG16 at random first, and computes in half precision under autocast.
+VGG16. The network is torchvision's; the linear layers come from the package `lpips`. The package's own class
+is not used: it first builds all of VGG16 at random, and computes in half precision under autocast.
 
 SSIM at one scale and at several: Wang et al. 2003, "Multi-scale structural similarity for image quality
 assessment".
@@ -27,8 +27,8 @@ WIDTHS = (64, 128, 256, 512, 512)  # channels of the features that LPIPS compare
 
 
 class LPIPS(nn.Module):
-    """The distance [B] of images x, y [B, 1 or 3, H, W] in [-1, 1], with sides of at least 16 pixels (eq.
-    1)."""
+    """The distance [B] of images x and y [B, 1 or 3, H, W] in [-1, 1] (eq. 1). Their sides must be at least
+    16 pixels."""
 
     shift: Tensor  # mean of ImageNet's colours, [3, 1, 1]
     scale: Tensor  # their standard deviation, [3, 1, 1]
@@ -82,7 +82,7 @@ class LPIPS(nn.Module):
 
 
 def vgg_file() -> Path:
-    """The file of VGG16's weights in the user's cache. Raises MissingError with the place for it."""
+    """The file of VGG16's weights in the user's cache. Raises MissingError that states where to put it."""
     place = cache_dir("weights", VGG)
     if not place.is_file():
         hint = f"copy torchvision's `{VGG}` into `{place.parent}`, or download it with "
@@ -93,7 +93,7 @@ def vgg_file() -> Path:
 
 
 def linear_file() -> Path:
-    """The file of the authors' linear layers, which is a part of their package. Raises MissingError."""
+    """The file of the authors' linear layers, which is part of their package. Raises MissingError."""
     package = find_spec("lpips")
     if package is None or not package.submodule_search_locations:
         raise MissingError("perceptual distances (LPIPS) need the package `lpips`", hint="pip install lpips")
@@ -133,9 +133,9 @@ def ssim_parts(x: Tensor, y: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
 def ms_ssim(x: Tensor, y: Tensor) -> Tensor:
     """MS-SSIM [B] of images x and y [B, C, H, W] in [-1, 1], computed in fp32; at most 1.
 
-    The window is a Gaussian of 11 pixels and deviation 1.5. Images below 64 pixels get one of at most 7, and
-    only the scales that are as large as the window count, their exponents divided by their sum. A negative
-    contrast term, which has no fractional power, is raised to 1e-4.
+    The window is a Gaussian of 11 pixels and deviation 1.5. Images below 64 pixels have one of at most 7
+    pixels. Only scales that are at least as large as the window count, with exponents renormalised to their
+    sum. A negative contrast term, which has no fractional power, is clamped to 1e-4.
     """
     with torch.autocast(x.device.type, enabled=False):
         x, y = (to_fp32(x) + 1) / 2, (to_fp32(y) + 1) / 2

@@ -1,8 +1,8 @@
 """Distributions of pixels over grey levels.
 
-Grey level k of L lies at x = 2k / (L − 1) − 1; its bin is x ± 1 / (L − 1), and the first and the last bin
-extend to ∓∞, so that the masses of the L levels sum to 1 and −log p is in nats of the discrete image
-(Salimans et al. 2017, PixelCNN++, arXiv:1701.05517, sections 2.1 and 2.2).
+Grey level k of L is at x = 2k / (L − 1) − 1; its bin is x ± 1 / (L − 1). The first and the last bin extend to
+∓∞, so that the masses of the L levels sum to 1 and −log p is in nats of the discrete image (Salimans et al.
+2017, PixelCNN++, arXiv:1701.05517, sections 2.1 and 2.2).
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ PixelKind = Literal["auto", "bernoulli", "gaussian", "logistic", "mixture"]
 
 
 class Pixels:
-    """p(x | z) of independent pixels, whose parameters are a decoder's output [B, size, H, W]. Raises
-    UsageError if `kind` does not fit the levels (None: latents).
+    """p(x | z) for independent pixels, whose parameters are a decoder's output [B, size, H, W]. Raises
+    UsageError if `kind` is incompatible with the levels (None: latents).
 
     A draw takes `uniforms` numbers per pixel. `init_bias` sets the bias [size] of the decoder's last layer if
     the usual initialisation is unsuitable.
@@ -90,7 +90,7 @@ class Pixels:
         return log_p.flatten(1).sum(1)
 
     def mean_scale(self, out: Tensor) -> tuple[Tensor, Tensor]:
-        """Locations and log scales, [B, C, H, W] each."""
+        """The locations and log scales, [B, C, H, W] each."""
         mean, log_scale = out.chunk(2, dim=1)
         return mean, log_scale.clamp(*LOG_SCALE)
 
@@ -114,12 +114,12 @@ class Pixels:
 
 
 class LogisticMixture:
-    """A mixture over whole pixels of C channels, of discretised logistics of R, of G given R, and of B given
-    R and G (eq. 3): the mean of channel c is μ_c + Σ_{d<c} coef_cd x_d. Of two levels P(x_c = 1) = σ of that
-    mean.
+    """A mixture over whole pixels of C channels: discretised logistics of R, of G given R, and of B given R
+    and G (eq. 3). The mean of channel c is μ_c + Σ_{d<c} coef_cd x_d. For two levels, P(x_c = 1) is the
+    sigmoid of that mean.
 
     `size` parameters describe a pixel: M mixture logits, then [2 C + C (C − 1) / 2, M] means, log scales and
-    raw coefficients; for two levels, means and coefficients alone. A draw takes `uniforms` numbers per pixel.
+    raw coefficients; for two levels, only means and coefficients. A draw takes `uniforms` numbers per pixel.
     """
 
     def __init__(self, channels: int, levels: int, components: int):
@@ -145,8 +145,9 @@ class LogisticMixture:
         return (logits.log_softmax(-1) + log_mass).logsumexp(-1)
 
     def draw(self, params: Tensor, u: Tensor, temperature: float = 1.0) -> Tensor:
-        """Pixels [..., C] in [-1, 1] by inversion at u [..., C + 1] in [0, 1): the component by the first,
-        then channel by channel; the temperature divides the logits and multiplies the scales."""
+        """Pixels [..., C] in [-1, 1], drawn by inversion at u [..., C + 1] in [0, 1). The first number
+        determines the component, the others the channels. The temperature divides the logits and multiplies
+        the scales."""
         logits, mean, log_scale, coef = self._unpack(to_fp32(params))
         share = (logits / temperature).softmax(-1).cumsum(-1)[..., :-1]
         m = (share <= u[..., :1]).sum(-1)[..., None, None]  # [..., 1, 1]
@@ -175,7 +176,7 @@ class LogisticMixture:
 
 
 class MixturePixels:
-    """`Pixels` of a `LogisticMixture`."""
+    """`Pixels` for a `LogisticMixture`."""
 
     def __init__(self, channels: int, levels: int, components: int):
         self.mixture = mixture = LogisticMixture(channels, levels, components)
@@ -188,14 +189,15 @@ class MixturePixels:
         return self.mixture.draw(out.movedim(1, -1), u.movedim(1, -1), temperature).movedim(-1, 1)
 
     def mean(self, out: Tensor) -> Tensor:
-        """The location of each pixel's most probable component [B, C, H, W]: a draw at temperature 0."""
+        """The location of each pixel's most probable component, [B, C, H, W], which is a draw at temperature
+        0."""
         shape = len(out), self.mixture.uniforms, *out.shape[2:]
         return self.draw(out, out.new_full(shape, 0.5, dtype=torch.float32), temperature=1e-4)
 
 
 def distribution(kind: str, channels: int, levels: int | None, components: int) -> Pixels | MixturePixels:
-    """The distribution of the option `pixels`: of whole pixels for `mixture`, otherwise of each channel.
-    Raises UsageError for one of grey levels if there are none, as of latents."""
+    """The distribution for the option `pixels`: over whole pixels for `mixture`, otherwise over each channel.
+    Raises UsageError for a distribution over grey levels if there are none, as for latents."""
     at_least(1, **{"model.mixture": components})
     if levels is None and kind in ("mixture", "logistic"):
         message = f"`model.pixels: {kind}` needs grey levels, which latents do not have"

@@ -1,7 +1,7 @@
-"""Batch norm over the batch of all ranks, so that two processes compute the same as one.
+"""Batch norm over the batch of all ranks, so that several processes compute the same as one.
 
 torch's batch norm uses only the images of its rank. Its `SyncBatchNorm` works only on GPUs, and has no second
-derivative. Models are written with torch's layers; `share_batch_norm` replaces these in a run of several
+derivative. Models are written with torch's layers, which `share_batch_norm` converts in a run of several
 ranks. Each rank draws its own dropout.
 """
 
@@ -18,7 +18,7 @@ from gzcli.models.nn import to_fp32
 
 
 class AllMean(torch.autograd.Function):
-    """`ranks.mean` with a gradient of any order: each rank's loss depends on the inputs of all."""
+    """`ranks.mean` with gradients of any order, because each rank's loss depends on the inputs of all."""
 
     @staticmethod
     def forward(ctx: Any, t: Tensor, module: nn.Module) -> Tensor:
@@ -31,7 +31,7 @@ class AllMean(torch.autograd.Function):
 
 
 class SharedBatchNorm(_BatchNorm):
-    """Batch norm by the mean and the variance of the images of all ranks, with their exact gradient."""
+    """Batch norm with the mean and the variance of the images of all ranks, and their exact gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
         count = ranks.sharing(self)

@@ -1,4 +1,4 @@
-"""A transformer with a cache of keys and values (Vaswani 2017, arXiv:1706.03762); pre-norm, as GPT-2."""
+"""A pre-norm transformer, like GPT-2, with a cache of keys and values (Vaswani 2017, arXiv:1706.03762)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ class TransformerOptions:
 
 
 def initial_std(width: int) -> float:
-    """The deviation of initial weights: GPT-2's .02 at its width of 768, more at smaller widths."""
+    """The standard deviation of initial weights: GPT-2's .02 at its width of 768, larger at smaller
+    widths."""
     return 0.02 * math.sqrt(768 / width)
 
 
@@ -71,8 +72,9 @@ class TransformerBlock(nn.Module):
         cache: KVCache | None = None,
         grids: Grids = (),
     ) -> Tensor:
-        """h [B, T, width] after the positions in the cache, if any; causal: none attends to a later one;
-        visible: [T, T], to which each one attends; grids: of the last positions, for `near`."""
+        """h [B, T, width], which follows the positions in the cache, if any. causal: no position attends to a
+        later one. visible: mask [T, T] of the positions to which each one attends. grids: grids of the last
+        positions, for `near`."""
         if self.near is not None:
             sizes = [rows * columns for rows, columns in grids]
             first, *codes = h.split([h.shape[1] - sum(sizes), *sizes], 1)

@@ -29,11 +29,11 @@ LARGEST = 22  # the largest such side
 
 @dataclass(frozen=True, kw_only=True)
 class Constants:
-    """What published U-Nets do in several ways.
+    """Details in which published U-Nets differ.
 
     downsample_padding: zero padding of strided convolutions: 1 on each side, or 0: only one row and one
       column at the end, as in DDPM's code.
-    flip_sin_to_cos: whether the embedding of the time has its cosines first.
+    flip_sin_to_cos: whether cosines come first in the embedding of the time.
     freq_shift: number that is subtracted from the number of frequencies in their exponents.
     norm_eps: number added to the variance in group normalisation.
     resnet_time_scale_shift: how the embedding of time and label enters a residual block: added before the
@@ -81,11 +81,11 @@ class UNetOptions(Constants):
 class Levels:
     """The resolutions of a U-Net, the finest first.
 
-    channels: width of each.
-    attention: whether each has self-attention.
-    layers: residual blocks of each in the encoder; the decoder has one more.
+    channels: width of each resolution.
+    attention: whether each resolution has self-attention.
+    layers: residual blocks of each resolution in the encoder; the decoder has one more.
     head_dim: channels of an attention head; None: one head.
-    constants: those of its layers.
+    constants: constants of the layers.
     """
 
     channels: tuple[int, ...] = (32, 64, 64)
@@ -99,9 +99,9 @@ class UNet(nn.Module):
     """x [B, in_channels, H, W], t [B] → [B, out_channels, H, W]; any H and W, odd ones included.
 
     The last convolution of each residual branch and the output start at zero, so that a new network returns
-    zero. With `classes` the embedding of a label, or of a null label, is added to that of the time; with
-    `scale_shift` the embedding scales and shifts the second norm, instead of being added before it. Raises
-    UsageError if sizes do not fit."""
+    zero. With `classes`, the embedding of a label, or of a null label, is added to that of the time. With
+    `scale_shift`, the embedding scales and shifts the second norm instead of being added before it. Raises
+    UsageError for incompatible sizes."""
 
     any_size = True  # one trained on images of one size draws others too: no weight belongs to a place
 
@@ -177,8 +177,8 @@ class UNet(nn.Module):
         outputs: int = 1,
         **more: Any,
     ) -> Self:
-        """The network of images like `data`, with `guides` more channels of input, and `outputs` channels of
-        output for each of the image."""
+        """The network for images like `data`, with `guides` additional input channels and `outputs` output
+        channels per image channel."""
         c, mult = data.shape[0], widths_of(data.shape, options)
         widths, attention = (
             tuple(options.channels * m for m in mult),
@@ -191,8 +191,7 @@ class UNet(nn.Module):
 
     def to_diffusers(self, size: tuple[int, ...], channels: int, *, null: bool = True) -> nn.Module:
         """A `UNet2DModel` with the same weights, for images of that size and the first channels of the
-        output; its labels include the null label, which is the last. Raises UsageError if it cannot be
-        built."""
+        output. Its last label is the null label. Raises UsageError if it cannot be built."""
         from diffusers import UNet2DModel
 
         if self.patch > 1:
@@ -215,20 +214,20 @@ class UNet(nn.Module):
         return net.to(next(self.parameters()).device).eval()
 
     def load_diffusers(self, state: Mapping[str, Tensor]) -> None:
-        """Takes the weights of a `UNet2DModel`, whose null label, if it has none, becomes zero. Raises
-        RuntimeError if they do not fit."""
+        """Loads the weights of a `UNet2DModel`. If it has no null label, that becomes zero. Raises
+        RuntimeError if the weights do not match."""
         weights = {renamed(key, (*DIFFUSERS_NAMES, *OLD_NAMES)): value for key, value in state.items()}
         if self.label is not None:
             weights["label.table.weight"] = with_rows(weights["label.table.weight"], self.label.table.weight)
         self.load_state_dict(weights)
 
     def embedding(self, t: Tensor, y: Tensor | None, drop: Tensor | None) -> Tensor:
-        """The embedding of time and label that every block is conditioned on: [B, 4 C]."""
+        """The embedding of time and label on which every block is conditioned: [B, 4 C]."""
         emb = self.time(self.embed_time(t))
         return emb if self.label is None else emb + self.label(y, t.shape[0], drop)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None, drop: Tensor | None = None) -> Tensor:
-        """The output for times t [B], real or integer, and y and `drop` as in `ClassEmbedding`."""
+        """The output at times t [B], real or integer; y and `drop` are those of `ClassEmbedding`."""
         emb = F.silu(self.embedding(t, y, drop))
         skips = [self.conv_in(patched(x, self.patch))]
         for stage in self.down:
@@ -293,14 +292,15 @@ OLD_NAMES = (
 
 
 def renamed(key: str, names: Sequence[tuple[str, str]]) -> str:
-    """The name in this package of the weight that diffusers calls `key`."""
+    """This package's name for the weight that diffusers calls `key`."""
     for pattern, name in names:
         key = re.sub(pattern, name, key)
     return key
 
 
 def positions(shape: tuple[int, ...], patch: int) -> int:
-    """Positions on the shorter side of images of a shape [C, H, W]. Raises UsageError for a patch below 1."""
+    """The number of positions on the shorter side of images of a shape [C, H, W]. Raises UsageError for a
+    patch below 1."""
     if patch < 1:
         raise UsageError(f"`model.patch` cannot be {patch}", hint="set `model.patch` to 1 or more")
     return math.ceil(min(shape[1:]) / patch)
@@ -318,7 +318,7 @@ def widths_of(shape: tuple[int, ...], options: UNetOptions) -> tuple[int, ...]:
 
 
 def attended(shape: tuple[int, ...], levels: int, options: UNetOptions) -> tuple[bool, ...]:
-    """For each of a number of levels whether it has self-attention, for images of a shape [C, H, W]."""
+    """Whether each of these levels has self-attention, for images of a shape [C, H, W]."""
     sides = [positions(shape, options.patch)]
     for _ in range(levels - 1):
         sides.append((sides[-1] + 1) // 2)
@@ -330,15 +330,16 @@ def attended(shape: tuple[int, ...], levels: int, options: UNetOptions) -> tuple
 
 
 def patched(x: Tensor, patch: int) -> Tensor:
-    """[B, C, H, W] → [B, C p², H / p, W / p], the pixels of each patch side by side. Zeros continue a side to
-    a multiple of p."""
+    """[B, C, H, W] → [B, C p², H / p, W / p], with the pixels of each patch as channels. Sides are padded
+    with zeros to a multiple of p."""
     if patch == 1:
         return x
     return F.pixel_unshuffle(F.pad(x, (0, -x.shape[-1] % patch, 0, -x.shape[-2] % patch)), patch)
 
 
 class Stage(nn.Module):
-    """The residual blocks of one resolution, the attention after each, and what leads to the next one."""
+    """The residual blocks of one resolution, the attention after each, and the layer that leads to the next
+    one."""
 
     def __init__(
         self, blocks: list[ResBlock], attentions: list[Attention | None], resample: nn.Module | None = None
@@ -349,7 +350,7 @@ class Stage(nn.Module):
         self.resample = resample
 
     def forward(self, h: Tensor, emb: Tensor | None = None) -> list[Tensor]:
-        """The outputs of each block, and of the change of resolution, in order, from h [B, C, H, W]."""
+        """The outputs, for h [B, C, H, W], of each block and of the change of resolution, in order."""
         outputs = []
         for block, attend in zip(self.blocks, self.attentions, strict=True):
             h = attend(block(h, emb))
@@ -358,7 +359,7 @@ class Stage(nn.Module):
 
 
 class UpStage(Stage):
-    """A stage of the decoder, whose blocks also see the outputs of the encoder at their resolution."""
+    """A stage of the decoder. Its blocks also receive the encoder's outputs at their resolution."""
 
     def forward(self, h: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:  # type: ignore[override]
         """The output of the stage; each block removes the last output of the encoder from `skips`."""
@@ -439,8 +440,8 @@ class Up(nn.Module):
 
 
 def time_embedding(t: Tensor, dim: int, *, freq_shift: float = 0.0, cos_first: bool = True) -> Tensor:
-    """[B] → [B, dim] cosines, then sines, of wavelengths 2π … 20,000π (Vaswani 2017), or the sines first;
-    [B, k] → [B, k · dim], those of each time."""
+    """Embeds times: [B] → [B, dim], cosines, then sines, with wavelengths 2π … 20,000π (Vaswani 2017);
+    optionally sines first. For several times, [B, k] → [B, k · dim]."""
     half = dim // 2
     freq = torch.exp(torch.arange(half, device=t.device) * (-math.log(10_000) / (half - freq_shift)))
     angle = t.float()[..., None] * freq

@@ -2,8 +2,8 @@
 
     h ← h + gate · Mamba(LN(h) (1 + scale) + shift)[in the block's order]
 
-Shift, scale and gate are functions of time and label. A state-space model reads tokens one after another. The
-blocks alternate between eight continuous orders of the image, which together cover every direction.
+Shift, scale and gate are functions of time and label. A state-space model reads tokens in sequence. The
+blocks cycle through eight continuous orders of the image, which together cover every direction.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ CACHE_ELEMENTS = 2**18  # elements of a chunk's states on a CPU
 
 
 class ZigzagNet(DiTNet):
-    """`DiTNet`, with its keywords `how`, and blocks of state-space models. Raises UsageError if sizes do not
-    fit."""
+    """`DiTNet` with blocks of state-space models; `how` are its keywords. Raises UsageError for incompatible
+    sizes."""
 
     def __init__(self, shape: tuple[int, ...], options: DiTOptions, **how: Any):
         width, expand, state = options.width, options.expand, options.state
@@ -98,7 +98,8 @@ class Mamba(nn.Module):
         return self.out_proj(y * F.silu(z))
 
     def causal_conv(self, x: Tensor) -> Tensor:
-        """The causal convolution of each channel, as a sum: PyTorch's own is slow in bf16 on a CPU."""
+        """The causal convolution of each channel, written as a sum because PyTorch's own is slow in bf16 on a
+        CPU."""
         padded = F.pad(x, (0, 0, KERNEL - 1, 0))
         weight, bias = self.conv1d.weight, self.conv1d.bias
         out = x.new_zeros(()) if bias is None else bias
@@ -109,8 +110,8 @@ class Mamba(nn.Module):
 
 def zigzags(rows: int, columns: int) -> list[Tensor]:
     """The eight orders [rows · columns] in which each token follows a neighbour: from each corner, by rows
-    and by columns. Any four consecutive orders start at four corners, so that four blocks cover every
-    direction too."""
+    and by columns. Any four consecutive orders start at different corners, so four blocks also cover every
+    direction."""
     grid = torch.arange(rows * columns).view(rows, columns)
     corners = [(), (0, 1), (1,), (0,)]  # axes to flip to start there: each corner follows the opposite one
     by_columns = [False, False, True, True, True, True, False, False]
@@ -134,8 +135,9 @@ def selective_scan(x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) ->
 
     The recurrence runs token by token, with one fused multiply-add each: a quotient of cumulative products
     would overflow for long sequences. Terms without the state are computed for a chunk of about √T tokens at
-    once; on a CPU, for so few images that they fit in the cache. The forward pass keeps the states between
-    chunks, and the backward pass recomputes those inside. If installed, `mamba-ssm` provides the kernel.
+    once. On a CPU, they are computed for as few images as fit into the cache. The forward pass keeps the
+    states between chunks, and the backward pass recomputes those inside. If installed, `mamba-ssm` provides
+    the kernel.
     """
     x, delta, A, B, C = map(to_fp32, (x, delta, A, B, C))
     if x.dtype == torch.float32 and (kernel := fused_scan(x.device)):
@@ -160,7 +162,8 @@ def fused_scan(device: torch.device) -> Callable[..., Tensor] | None:
 
 
 class Scan(Function):
-    """The recurrence over tensors [T, batch, N, D]: a token, and the row of a channel, are contiguous."""
+    """The recurrence over tensors [T, batch, N, D], in which a token, and the row of a channel, are
+    contiguous."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
@@ -204,7 +207,8 @@ class Scan(Function):
 
 
 def chunks(u: Tensor) -> Iterator[slice]:
-    """The tokens of u [T, batch, D] in about √T chunks of √T tokens, which keeps the fewest states."""
+    """Splits the tokens of u [T, batch, D] into about √T chunks of √T tokens, which minimises the number of
+    stored states."""
     size = math.isqrt(len(u))
     return (slice(i, min(i + size, len(u))) for i in range(0, len(u), size))
 

@@ -1,9 +1,9 @@
 """The core of image flows: x → dequantise → v → bijection → z, so that log p(x) = log p(z) + log |det
 dz/dv| minus the log density of the noise.
 
-There are two kinds of flows. A `MultiscaleFlow` defines the steps of each scale in its `__init__`.
-Any other bijection overrides `encode` and `decode`, begins and ends them with `preprocess` and `postprocess`,
-and calls `build_top(shapes)` with the shapes (C, H, W) of its latents, the top one last.
+There are two kinds of flows. A `MultiscaleFlow` defines the steps of each scale in its `__init__`. Any other
+bijection overrides `encode`, which begins with `preprocess`, and `decode`, which ends with `postprocess`. It
+also calls `build_top(shapes)` with the shapes (C, H, W) of its latents, the top one last.
 """
 
 from __future__ import annotations
@@ -103,11 +103,11 @@ LABEL_DROP = 0.1  # share of null labels in training on multi-label sets; a sum 
 
 
 class ImageFlow(Labelled):
-    """A flow with the exact likelihood of the dequantised image, and so a bound for the discrete image by one
-    draw of the noise. The prior of its top latent may depend on the class, unless the bijection does.
+    """A flow with the exact likelihood of the dequantised image, and so, by one draw of the noise, a bound
+    for the discrete image. The prior of its top latent may depend on the class, unless the bijection does.
 
     `dequantiser` builds the module of variational dequantisation, such as `VariationalDequantiser`. `labels`
-    are those of a bijection that takes a condition.
+    are the label options of a bijection that takes a condition.
     """
 
     likelihood: ClassVar[str] = "bound"
@@ -131,7 +131,8 @@ class ImageFlow(Labelled):
         self.dequantiser = dequantiser(data) if options.dequant == "variational" else None
 
     def build_top(self, shapes: list[tuple[int, int, int]]) -> None:
-        """Builds the prior of the top latent, the last of `shapes`; that of the other latents is N(0, 1)."""
+        """Builds the prior of the top latent, the last of `shapes`. The prior of the other latents is N(0,
+        1)."""
         self.shapes = shapes
         self.top = nn.Parameter(torch.zeros(2, *shapes[-1]))  # mean and log std
         classes, size = len(self.data.classes), self.top.numel()
@@ -173,7 +174,7 @@ class ImageFlow(Labelled):
         return self.from_unit(self.decode(z, progress))
 
     def top_prior(self, labels: Labels, n: int) -> tuple[Tensor, Tensor]:
-        """Mean and log std of the top latent, [n, C, H, W] each, or [1, C, H, W] without labels."""
+        """The mean and log std of the top latent, [n, C, H, W] each, or [1, C, H, W] without labels."""
         if self.classes is None:
             return self.top[:1], self.top[1:]
         with torch.autocast(self.top.device.type, enabled=False):
@@ -211,7 +212,7 @@ class ImageFlow(Labelled):
         return log_p + top_log_prob(top, *self.top_prior(labels, len(x)))
 
     def log_prob(self, x: Tensor, labels: Labels = None, *, noise: Noise, samples: int = 1) -> Tensor:
-        """A bound of log p(x), or of log p(x | labels), [B] nats.
+        """A lower bound of log p(x), or of log p(x | labels), [B] nats.
 
         A conditional model without labels gives that of the mixture of its classes (multi-label: the null
         label).
@@ -227,10 +228,10 @@ class ImageFlow(Labelled):
         return self.over_classes(averaged, len(x), labels, noise, of_each=of_each)
 
     def map_nll(self, x: Tensor, *, noise: Noise, draws: int = 8) -> Tensor:
-        """½ z² − ½ of the latents over each pixel, the mean over 3 × 3 pixels, [B, H, W]: the excess in nats
-        of the local part of −log p(x) over its expectation, for the most probable class.
+        """The excess in nats of the local part of −log p(x) over its expectation, [B, H, W], for the most
+        probable class. It is ½ z² − ½ of the latents over each pixel, averaged over 3 × 3 pixels.
 
-        draws: draws of the noise in the average, because the latents of a uniform background are only noise.
+        draws: draws of the noise to average over, because the latents of a uniform background are only noise.
         """
         single = self.classes is not None and not self.data.multilabel
         surprise = x.new_zeros(len(x), 1, *x.shape[2:])
@@ -244,7 +245,7 @@ class ImageFlow(Labelled):
         return F.avg_pool2d(surprise, 3, 1, 1, count_include_pad=False)[:, 0]
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
-        """−log p(x | y) in nats, with −log p(y | x) by Bayes' rule if labels are single."""
+        """−log p(x | y) in nats; unless the data are multi-label, plus −log p(y | x) by Bayes' rule."""
         y = batch.y
         if self.classes is None or self.data.multilabel or y is None:
             if self.classes is None or y is None:
@@ -259,7 +260,7 @@ class ImageFlow(Labelled):
         return {"loss": nll + cross_entropy, "bpd": bits_per_dim(nll, self.data), "accuracy": accuracy}
 
     def on_start(self, batch: Batch) -> None:
-        """Initialises the layers by the first batch, one after another in one pass."""
+        """Initialises the layers with the first batch, one after another in a single pass."""
         with initialising(self) as fresh, torch.no_grad():
             if fresh:
                 self.codes(batch.x, batch.noise)
@@ -281,7 +282,7 @@ class ImageFlow(Labelled):
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor, *, noise: Noise, progress: Progress = no_progress) -> Applied:
-        """Encodes and decodes x, which is exact up to rounding if the flow is well conditioned."""
+        """Encodes and decodes x. The result is exact up to rounding if the flow is well conditioned."""
         return Applied(self.images(self.codes(x, noise), progress), rows=("reconstruction",))
 
     @torch.no_grad()
@@ -313,7 +314,7 @@ class ImageFlow(Labelled):
         progress: Progress = no_progress,
         strength: float = 1.0,
     ) -> Applied:
-        """Moves the top latent of x from the prior of its class, or of the most probable one (multi-label:
+        """Moves the top latent of x from the prior of its class, or of the most probable class (multi-label:
         none), to that of `labels` (after Glow, fig. 6). The other latents stay the same. Without labels, the
         images get all classes in turn. Raises UsageError for an unconditional model.
 
@@ -340,10 +341,9 @@ class MultiscaleFlow(ImageFlow):
     """[squeeze → steps → split] × scales (Dinh 2017, §3.6); the last scale is the top latent."""
 
     def build(self, scales: int | None, steps: Callable[[int, bool], Iterable[Bijection]]) -> None:
-        """Builds the scales of steps(channels, last), each on squeezed images of that many channels.
-
-        Without a number of scales the image is halved while both sides are even and the smaller one is above
-        4, at least once. Raises UsageError if the image cannot be halved so often.
+        """Builds the scales from steps(channels, last), each on squeezed images of that many channels.
+        Without a number of scales, the image is halved at least once, and as long as both sides are even and
+        the smaller one is above 4. Raises UsageError if the image cannot be halved that often.
         """
         C, H, W = self.data.shape
         if scales is None:

@@ -3,7 +3,7 @@
 
 x → dequantise → depth × (ActNorm → coupling) → z. Each coupling changes the squares of one colour given those
 of the other, so that log p(x) = log p(z) + Σ log |det| (Rezende 2015, eq. 13) with triangular Jacobians. With
-`scales` > 1 half of the channels leave the flow after each scale.
+`scales` > 1, half of the channels leave the flow after each scale.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@ Architecture Design", arXiv:1902.00275).
 
 x → u ~ q(u | x) → logit → [squeeze → couplings over channels → couplings over columns] × scales → z. A
 coupling transforms one half of the values by the CDF of a mixture of logistics. A network of gated
-convolutions and self-attention (§3.3) computes its parameters from the other half; its features are
+convolutions and self-attention (§3.3) computes its parameters from the other half. The network's features are
 [B, H, W, C], the layout of layer norm and attention. No latents are split off.
 
 The CDF F(x) = Σ_k π_k σ((x − μ_k) / s_k) gives y = logit F(x), which is monotone and onto the reals (§3.2).
@@ -38,7 +38,7 @@ class CouplingOptions:
     blocks: blocks of a coupling's network, each of a gated convolution and attention.
     components: number of logistics in a coupling's mixture.
     heads: attention heads.
-    attention: largest number of positions of a feature map with attention; 0: no attention.
+    attention: largest number of positions of a feature map with attention. 0: no attention.
     dropout: probability of dropout in a coupling's network.
     """
 
@@ -87,7 +87,7 @@ class GatedAttention(nn.Module):
 
 class CouplingNet(nn.Module):
     """x₁ [B, channels, H, W] → [B, out, H, W], by blocks of a gated convolution and, on small maps,
-    attention; an embedding of positions is added once, at the start."""
+    attention. An embedding of positions is added once, at the start."""
 
     def __init__(
         self, channels: int, out: int, size: tuple[int, int], options: CouplingOptions, context: int = 0
@@ -121,7 +121,7 @@ def concat_elu(h: Tensor) -> Tensor:
 
 @torch.no_grad()
 def shrink_init(module: Layer) -> Layer:
-    """The module with a tenth of its initial parameters (`init_scale` of the paper's code)."""
+    """The module with its initial parameters scaled by a tenth (`init_scale` of the paper's code)."""
     for p in module.parameters():
         p.mul_(0.1)
     return module
@@ -155,7 +155,7 @@ class LogisticCDF:
         return log_cdf - log_tail, density.logsumexp(1) - log_cdf - log_tail
 
     def inverse_logit_cdf(self, y: Tensor) -> Tensor:
-        """x with logit F(x) = y, by Newton's method inside a bracket, with bisection if a step leaves it.
+        """The x with logit F(x) = y, by Newton's method inside a bracket, with bisection if a step leaves it.
 
         The solution for a single component k is x_k = μ_k + s_k y; that of the mixture is between the
         smallest and the largest x_k. The number of iterations is fixed, so that the host need not wait.
@@ -214,7 +214,8 @@ COLUMNS, CHANNELS = (3, 1), (1, 2)
 
 
 def split(x: Tensor, way: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """The two halves of x [B, C, H, W]: even and odd columns, or by channels even and odd rows."""
+    """The two halves of x [B, C, H, W]: even and odd columns or, of channels from `squeeze`, those of even
+    and odd rows."""
     dim, run = way
     x1, x2 = x.unflatten(dim, (-1, 2, run)).unbind(dim + 1)
     return x1.flatten(dim, dim + 1).contiguous(), x2.flatten(dim, dim + 1).contiguous()
@@ -226,7 +227,7 @@ def join(x1: Tensor, x2: Tensor, way: tuple[int, int]) -> Tensor:
 
 
 class Step(nn.Module):
-    """ActNorm and 1×1 convolution of each half, a coupling that changes the second, then a swap."""
+    """ActNorm and a 1×1 convolution of each half, a coupling that changes the second half, then a swap."""
 
     def __init__(self, shape: Shape, options: CouplingOptions, context: int = 0):
         super().__init__()
@@ -287,7 +288,7 @@ class Dequantiser(nn.Module):
         self.couplings = Couplings((C, H, W), COLUMNS, depth, options, width)
 
     def context(self, x: Tensor) -> Tensor:
-        """The features of x for the couplings, [B, height, width, channels], of the size of a half."""
+        """The features of x for the couplings, [B, height, width, channels], at the size of a half."""
         for _ in range(self.squeezes):
             x = layers.squeeze(x)
         h = self.first(torch.cat(split(x, COLUMNS), 1)).permute(0, 2, 3, 1)
@@ -309,9 +310,9 @@ class Dequantiser(nn.Module):
 
 
 class FlowPP(ImageFlow):
-    """Flow++, with a bound on the likelihood that variational dequantisation tightens.
+    """Flow++, whose bound on the likelihood is tightened by variational dequantisation.
 
-    Latents are continuous and are not dequantised. Raises UsageError if the image cannot be halved so
+    Latents are continuous and are not dequantised. Raises UsageError if the image cannot be halved that
     often.
 
     channel: number of channel couplings at each image size, squeezed 0, 1, 2 … times.
@@ -380,7 +381,8 @@ def check_scales(
     checkerboard: tuple[int, ...],
     couplings: CouplingOptions,
 ) -> None:
-    """Raises UsageError unless the lists fit together, the heads the channels, and the scales the image."""
+    """Raises UsageError unless the lists are consistent, the heads divide the channels, and the scales suit
+    the image."""
     if len(channel) != len(checkerboard) or not any(channel + checkerboard) or channel[0]:
         raise UsageError(
             "`model.channel` and `model.checkerboard` must list the couplings of each scale, and "

@@ -19,7 +19,7 @@ from gzcli.models.normalizing_flow.layers import ActNorm, ActNormConv, Bijection
 
 
 class ResidualNet(nn.Module):
-    """Glow's network with a residual block for the 1×1 convolution, which sees more pixels."""
+    """Glow's network with a residual block instead of the 1×1 convolution, for a larger receptive field."""
 
     def __init__(self, channels: int, out: int, hidden: int):
         super().__init__()

@@ -31,7 +31,7 @@ class Bijection(nn.Module):
 
 
 class Initialised(nn.Module):
-    """A layer that is initialised by the first batch that passes while `initialising` is true."""
+    """A layer that the first batch initialises that passes through it while `initialising` is true."""
 
     initialized: Tensor  # boolean scalar, a buffer
     initialising: bool = False
@@ -39,7 +39,7 @@ class Initialised(nn.Module):
 
 @contextmanager
 def initialising(model: nn.Module) -> Iterator[bool]:
-    """A context in which the first batch initialises fresh layers; yields whether there are any."""
+    """A context in which the first batch initialises new layers. Yields whether there are any."""
     fresh = [m for m in model.modules() if isinstance(m, Initialised) and not m.initialized]
     for m in fresh:
         m.initialising = True
@@ -77,7 +77,7 @@ class ActNorm(Bijection, Initialised):
 
     @torch.no_grad()
     def initialise(self, x: Tensor) -> None:
-        """Fits scale and bias to the batch of all ranks, once."""
+        """Fits the scale and the bias to the batch of all ranks, once."""
         mean, std = moments(x, self)
         self.bias.copy_(-mean)
         self.log_scale.copy_(-torch.where(std > MIN_STD, std, 1.0).log())
@@ -89,14 +89,14 @@ def per_channel(t: Tensor) -> Tensor:
 
 
 def dequantise(x: Tensor, levels: int, u: Tensor) -> tuple[Tensor, float]:
-    """Images [B, C, H, W] in [-1, 1] as v = (k + u) / levels in [0, 1), with u uniform on [0, 1); and −D·log
-    levels, as E_u[log p_v(v)] − D log L bounds log P(k) from below (Theis 2016, eq. 4)."""
+    """Images [B, C, H, W] in [-1, 1] as v = (k + u) / levels in [0, 1), with u uniform on [0, 1); and the
+    term −D·log levels, because E_u[log p_v(v)] − D log L is a lower bound of log P(k) (Theis 2016, eq. 4)."""
     k = (x + 1) * ((levels - 1) / 2)
     return (k + u) / levels, -math.log(levels) * x[0].numel()
 
 
 def quantise(v: Tensor, levels: int) -> Tensor:
-    """The inverse of `dequantise`: v as the image in [-1, 1] of the grey level whose bin it is in."""
+    """The inverse of `dequantise`: the image in [-1, 1] of the grey levels whose bins contain v."""
     return from_levels(within((v * levels).floor(), 0, levels - 1), levels)
 
 
@@ -177,7 +177,7 @@ class InvertibleConv1x1(Bijection):
         return torch.linalg.solve_triangular(upper, inverse, upper=True)
 
     def forward(self, x: Tensor, norm: ActNorm | None = None) -> tuple[Tensor, Tensor]:
-        """W x, or W norm(x), with ActNorm folded into W, which saves two passes over the pixels."""
+        """W x; or W norm(x), with ActNorm folded into W, which saves two passes over the pixels."""
         if norm is not None and norm.initialising:
             norm.initialise(x)
         with full_fp32(x.device):
@@ -204,8 +204,8 @@ class AffineCoupling(Bijection):
     """y₁ = x₁, y₂ = (x₂ + t(x₁)) · exp(s(x₁)) on halves of the channels (Glow, table 1), the first changed if
     `flip`.
 
-    s = a · tanh(raw) has a learned range a for each channel. The bound stabilises training; a can grow to the
-    scales of 1e3 for dequantised constant pixels.
+    s = a · tanh(raw) has a learned range a for each channel. The bound stabilises training; a can still grow
+    to the scales of 1e3 that dequantised constant pixels need.
     """
 
     outputs = 2  # of the network, for each channel that is changed
@@ -275,7 +275,7 @@ class SplitPrior(nn.Module):
 
 
 class Permute(Bijection):
-    """The channels of x permuted."""
+    """A permutation of the channels of x."""
 
     order: Tensor
     back: Tensor
@@ -293,8 +293,8 @@ class Permute(Bijection):
 
 
 def checkerboard(channels: int) -> list[int]:
-    """The order of squeezed channels that puts the black squares of a checkerboard in the first half. Of a
-    square (a b / c d) a and d are black, so a split in halves is a checkerboard mask."""
+    """The order of squeezed channels with the black squares of a checkerboard in the first half. In a square
+    (a b / c d), a and d are black, so a split into halves is a checkerboard mask."""
     return sorted(range(channels), key=lambda i: i % 4 in (1, 2))
 
 

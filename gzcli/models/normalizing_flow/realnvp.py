@@ -1,8 +1,8 @@
 """RealNVP: Density Estimation Using Real NVP (Dinh et al. 2017, arXiv:1605.08803).
 
 x → dequantise → [checkerboard couplings → squeeze → channel-wise couplings → split] × scales → checkerboard
-couplings → z, with batch norm after each coupling (§3.4–3.7). The prior of the split channels starts as the
-paper's N(0, 1) and is learned.
+couplings → z, with batch norm after each coupling (§3.4–3.7). The prior of the split channels is learned; it
+starts as the paper's N(0, 1).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from gzcli.models.normalizing_flow.layers import Bijection, Initialised, per_cha
 
 
 class BatchNorm(Bijection, Initialised):
-    """y = (x − m) / √(v + ε) for each channel (RealNVP, §3.7 and appendix E): in training by the statistics
-    of the batch of all ranks, with their gradient (without it, training scales activations up); in
-    evaluation by running averages."""
+    """y = (x − m) / √(v + ε) for each channel (RealNVP, §3.7 and appendix E). In training, m and v are the
+    statistics of the batch of all ranks, with their gradient, without which training would inflate
+    activations. In evaluation, they are running averages."""
 
     mean: Tensor
     var: Tensor
@@ -44,11 +44,13 @@ class BatchNorm(Bijection, Initialised):
         return (x - per_channel(mean)) * per_channel(log_scale.exp()), log_scale.sum() * x[0, 0].numel()
 
     def inverse(self, y: Tensor) -> Tensor:
-        """The inverse by the running averages, as outputs do not determine the statistics of their batch."""
+        """The inverse, with the running averages, because outputs do not determine the statistics of their
+        batch."""
         return y * per_channel((self.var + self.eps).sqrt()) + per_channel(self.mean)
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the batch. The first batch sets the running averages, later ones move them."""
+        """The mean and variance of the batch. The first batch sets the running averages, later ones move
+        them."""
         mean = AllMean.apply(x.mean((0, 2, 3)), self)
         var = AllMean.apply((x - per_channel(mean)).square().mean((0, 2, 3)), self)
         weight = 1.0 if self.initialising else self.momentum
@@ -153,7 +155,7 @@ class RealNVP(MultiscaleFlow):
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Batch]) -> None:
-        """Recomputes the statistics of batch norm for the present weights."""
+        """Recomputes the statistics of batch norm for the current weights."""
         with fresh_statistics(self) as count:
             for batch in islice(batches, count):
                 self.codes(batch.x, batch.noise)

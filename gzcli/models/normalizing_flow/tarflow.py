@@ -5,12 +5,12 @@ An image is a sequence x_1 … x_T of patches. Each of `depth` flows maps it to
 
     z_1 = x_1,   z_i = (x_i − μ(x_<i)) · exp(−α(x_<i)),   log |det dz/dx| = −Σ α
 
-with μ and α of a causal transformer that starts at zero. The order of the patches is reversed from flow to
-flow. Images are encoded in one pass; they are decoded patch by patch, x_i = z_i · exp(α) + μ, with the keys
+μ and α come from a causal transformer that starts at zero. The order of the patches is reversed from flow to
+flow. Images are encoded in one pass. They are decoded patch by patch, x_i = z_i · exp(α) + μ, with the keys
 and values of earlier patches in a cache.
 
-Jet (Kolesnikov et al. 2024, arXiv:2412.15129) has couplings instead of these flows, each of which sees one
-half of the numbers, x_1, and transforms the other, in one pass in both directions:
+Jet (Kolesnikov et al. 2024, arXiv:2412.15129) has couplings instead of these flows. A coupling reads one half
+of the numbers, x_1, and transforms the other, with one pass in either direction:
 
     z_1 = x_1,   z_2 = (x_2 + b(x_1)) · 2 sigmoid(s(x_1))
 """
@@ -60,8 +60,8 @@ class PatchNet(nn.Module):
 
 
 class PatchFlow(PatchNet):
-    """The flow number `index` over patches x [B, T, D]; odd ones go backwards. The condition c [B, 1, width]
-    is added to every token."""
+    """The flow with this `index` over patches x [B, T, D]; odd ones run backwards. The condition c [B, 1,
+    width] is added to every token."""
 
     def __init__(self, grid: tuple[int, int], dim: int, options: TransformerOptions, index: int):
         super().__init__(grid, dim, options)
@@ -79,8 +79,8 @@ class PatchFlow(PatchNet):
         return self.ordered(z), -alpha.flatten(1).sum(1)
 
     def inverse(self, z: Tensor, c: Tensor, guidance: float = 1.0) -> Tensor:
-        """x [B, T, D]. With guidance c is [2B, 1, width], in its second half of the null label, and μ and α
-        are extrapolated from the null label's."""
+        """x [B, T, D]. With guidance, c is [2B, 1, width], its second half being the null label's, and μ and
+        α are extrapolated away from those of the null label."""
         x, position = self.ordered(z).clone(), self.position()
         passes = len(c) // len(z)
         caches = self.trunk.caches(len(c), len(position) - 1)
@@ -95,8 +95,8 @@ class PatchFlow(PatchNet):
 
 
 class Coupling(PatchNet):
-    """The coupling number `index` over patches x [B, T, D]. It sees half of the numbers of every patch, in
-    random order, or, as every fifth coupling does, every other patch."""
+    """The coupling with this `index` over patches x [B, T, D]. It reads a random half of the numbers of every
+    patch; every fifth coupling reads every other patch instead."""
 
     sees: Tensor  # [T, D], 1 or 0
 
@@ -109,7 +109,7 @@ class Coupling(PatchNet):
         self.register_buffer("sees", (sees ^ (index % 2 == 1)).float(), persistent=False)
 
     def shift_and_scale(self, x: Tensor, c: Tensor, guidance: float = 1.0) -> tuple[Tensor, Tensor]:
-        """b and log(2 sigmoid(s)), [B, T, D], both 0 for what the coupling sees."""
+        """b and log(2 sigmoid(s)), [B, T, D], both 0 for the half that the coupling reads."""
         h = self.embed(self.sees * x).repeat(len(c) // len(x), 1, 1)
         out = to_fp32(self.out(self.trunk(h + self.position() + c)))
         if len(out) > len(x):
@@ -230,7 +230,7 @@ class TarFlow(ImageFlow):
         return log_p + self.condition_log_prob(y, labels)
 
     def middle(self, x: Tensor) -> Tensor:
-        """x in [0, 1), in the middle of the bins of its grey levels."""
+        """x in [0, 1), at the middle of the bins of its grey levels."""
         levels = self.data.levels
         return x if levels is None else layers.dequantise(x, levels, torch.full_like(x, 0.5))[0]
 
@@ -258,7 +258,8 @@ class TarFlow(ImageFlow):
         temperature: float = 1.0,
         guidance: float | None = None,
     ) -> Tensor:
-        """n images [n, C, H, W], patch by patch; images of a model of noisy images are denoised.
+        """Draws n images [n, C, H, W], patch by patch. If the model was trained on noisy images, they are
+        denoised.
 
         temperature: factor of the standard deviation of every latent.
         guidance: guidance scale of μ and α, at twice the cost. 1: no guidance; above 1: sharper. Default: 1,

@@ -6,10 +6,10 @@ arXiv:2206.00364: a denoiser D of x = x_0 + σ ε whose network F has inputs and
     E λ(σ) ‖D(x, σ) − x_0‖²,   ln σ ~ N(−1.2, 1.2²),   λ = 1 / c_out²                       (eq. 2)
 
 Its successor EDM2 (Karras 2023, arXiv:2312.02696) is `net: edm2` with `uncertainty`: E λ/e^u ‖D − x_0‖² + u.
-By another `prediction` than edm the network and its loss are those of `sgm` on the same noise.
+With a `prediction` other than edm, the network and its loss are those of `sgm` on the same noise.
 
-The process is VE's, whose time t in 0 … 1 is even in ln σ. The network gets 1000 t, affine in the paper's
-c_noise = ¼ ln σ, since its embedding is made for times of that range.
+The process is VE, whose time t in 0 … 1 is linear in ln σ. The network's input is 1000 t, which is affine in
+the paper's c_noise = ¼ ln σ, because its embedding is designed for times of that range.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class EDMOptions(ObjectiveOptions):
 
 
 class EDM(LikelihoodByODE, ScoreModel):
-    """A network with EDM's preconditioning. Raises UsageError for weights that exclude each other."""
+    """A network with EDM's preconditioning. Raises UsageError for incompatible loss weights."""
 
     paper = "Karras et al. 2022, arXiv:2206.00364"
     sigma_data: Tensor  # scalar
@@ -163,6 +163,6 @@ class EDM(LikelihoodByODE, ScoreModel):
         return {"loss": (error / u.exp() + u).mean(), "unweighted": error.detach().mean()}
 
     def on_step(self, step: int) -> None:
-        """The bound of λ at the next step."""
+        """Sets the bound of λ for the next step."""
         share = (step + 1) / self.warmup if self.warmup else 1.0
         self.bound = FIRST_BOUND * GROWTH**share if share < 1 else math.inf

@@ -3,9 +3,9 @@ arXiv:2006.09011.
 
     score(x, σ) = −net(x) / σ,   E ½ ‖net(x + σ ε) − ε‖² over a ladder σ_1 > … > σ_L   (eq. 1 with λ = σ²)
 
-The network is not conditioned on the noise level, which the image shows (technique 3). The ladder is that of
-the VE SDE at t = 0, 1/(L − 1), …, 1, so that every sampler of score models works. The network may predict v
-instead of ε, from x / √(1 + σ²): its error of x_0 then stays bounded as σ grows (Karras 2022, eq. 7).
+The network is not conditioned on the noise level, which it infers from the image (technique 3). The ladder is
+that of the VE SDE at t = 0, 1/(L − 1), …, 1, so every sampler of score models works. The network may predict
+v instead of ε, from x / √(1 + σ²). Its error of x_0 then stays bounded as σ grows (Karras 2022, eq. 7).
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class RefineNetOptions:
 
 
 class RefineNet(nn.Module):
-    """x [B, C, H, W], labels as in `ClassEmbedding` → [B, C, H, W]; times are ignored. Raises UsageError
-    if `mult` and `dilation` are not of one length."""
+    """x [B, C, H, W], labels as in `ClassEmbedding` → [B, C, H, W]; times are ignored. Raises UsageError if
+    `mult` and `dilation` differ in length."""
 
     def __init__(self, channels: int, options: RefineNetOptions, *, classes: Classes):
         width, mult, dilation = options.width, options.mult, options.dilation
@@ -93,9 +93,9 @@ class RefineNet(nn.Module):
 
 
 class InstanceNormPlus(nn.Module):
-    """InstanceNorm++ (Song & Ermon 2019, appendix A.1): adds, normalised over the channels, the means that
-    instance normalisation removes, without which scores shift colours. The embedding of a label is added to
-    γ, α and β."""
+    """InstanceNorm++ (Song & Ermon 2019, appendix A.1): adds back the means that instance normalisation
+    removes, normalised over the channels. Without them, scores shift colours. The embedding of a label is
+    added to γ, α and β."""
 
     def __init__(self, c: int, classes: Classes):
         super().__init__()
@@ -165,7 +165,7 @@ class RefineBlock(nn.Module):
 
 
 def max_pool(x: Tensor) -> Tensor:
-    """5×5 max pooling; on a CPU with channels last, in a quarter of the time."""
+    """5×5 max pooling. On a CPU it runs with channels last, in a quarter of the time."""
     if x.device.type != "cpu":
         return F.max_pool2d(x, 5, stride=1, padding=2)
     last = x.contiguous(memory_format=torch.channels_last)
@@ -249,7 +249,7 @@ class NCSNv2(ScoreModel):
             )
 
     def draw_times(self, noise: Noise, n: int) -> Tensor:
-        """Times of levels of the ladder: one in each of `rungs` equal shares of time."""
+        """Times of levels of the ladder, one in each of `rungs` equal parts of the time."""
         share = (self.rungs * super().draw_times(noise, n)).floor()
         return (share / (self.rungs - 1)).clamp(max=1.0)
 
@@ -263,7 +263,7 @@ class NCSNv2(ScoreModel):
         progress: Progress = no_progress,
         options: NCSNSampling = NCSNSampling(),
     ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1] from noise."""
+        """Draws n images [n, C, H, W] in [-1, 1] from noise."""
         if options.sampler != "langevin":
             return super().sample(n, labels=labels, noise=noise, progress=progress, options=options)
         at_least(1, repeats=options.repeats)
@@ -278,10 +278,10 @@ class NCSNv2(ScoreModel):
 
 
 def overlap_ratio(size: int, overlap: float = 0.5) -> float:
-    """The ratio γ of neighbouring σ (technique 2): a share `overlap` of one level's images lies within three
-    deviations of the other level's mean radius.
+    """The ratio γ of neighbouring σ (technique 2), for which a fraction `overlap` of one level's images is
+    within three standard deviations of the other level's mean radius.
 
-    size: D, the elements of an image, whose radius is distributed as N(√D σ, σ²/2).
+    size: D, the number of elements of an image. The image's radius is distributed as N(√D σ, σ²/2).
     """
     from scipy.optimize import brentq
 
@@ -293,8 +293,8 @@ def overlap_ratio(size: int, overlap: float = 0.5) -> float:
 
 
 def steady_step(gamma: float, repeats: int) -> float:
-    """The step ε/σ² for which `repeats` steps bring the variance of samples closest from that of the level γ
-    σ to that of the level σ (eq. 7, technique 4)."""
+    """The step ε/σ² with which `repeats` steps best change the variance of samples from that of the level γ σ
+    to that of the level σ (eq. 7, technique 4)."""
     eta = np.geomspace(1e-4, 1, 100_000)[:-1]
     stationary = 2 * eta / (1 - (1 - eta) ** 2)  # the variance after many steps, in units of σ²
     ratio = (1 - eta) ** (2 * repeats) * (gamma**2 - stationary) + stationary

@@ -4,8 +4,8 @@
     x_t = α(t) x_0 + σ(t) ε,   score(x_t, t) = −ε̂(x_t, t) / σ(t)
     E λ(t) ‖score(x_t, t) + ε/σ(t)‖²                                                        (eq. 7)
 
-Times run from data at t = 0 to noise at t = 1; images are made by the reverse SDE (eq. 6), or by the ODE of
-the same marginals, dx/dt = f x − ½ g² score (eq. 13).
+Times run from data at t = 0 to noise at t = 1; the reverse SDE (eq. 6) generates images, and so does the ODE
+with the same marginals, dx/dt = f x − ½ g² score (eq. 13).
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class ScoreModel(NoiseApplications):
         progress: Progress = no_progress,
         options: SamplingOptions = SamplingOptions(),
     ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1] from noise."""
+        """Draws n images [n, C, H, W] in [-1, 1] from noise."""
         if options.sampler == "ode":
             x, y = self.initial_noise(n, labels, noise, options.size)
             f = self.velocity(y, self.guidance_scale(options.guidance), options.interval)
@@ -126,7 +126,7 @@ class ScoreModel(NoiseApplications):
 
 
 class SGM(LikelihoodByODE, ScoreModel):
-    """A network that predicts the score, or what determines it."""
+    """A network that predicts the score, or a quantity that determines it."""
 
     paper = "Song et al. 2021, arXiv:2011.13456"
 

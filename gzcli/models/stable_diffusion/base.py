@@ -91,7 +91,8 @@ def to_rgb(x: Tensor) -> Tensor:
 
 
 def slices(x: Tensor, positions: int) -> list[slice]:
-    """Slices of the rows of x [B, C, H, W]; a slice has at most `positions` pixels a channel, or one row."""
+    """Slices of the rows of x [B, C, H, W]. A slice has at most `positions` pixels per channel, or one
+    row."""
     size = max(1, positions // x[0, 0].numel())
     return [slice(i, min(i + size, len(x))) for i in range(0, len(x), size)]
 
@@ -102,15 +103,15 @@ def resize(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def per_row(mask: Tensor, value: Tensor) -> Tensor:
-    """mask [B] in the shape [B, 1, …], with as many dimensions as `value`."""
+    """The mask [B], reshaped to [B, 1, …] with as many dimensions as `value`."""
     return mask.view(-1, *[1] * (value.ndim - 1))
 
 
 class StableDiffusion(Model):
-    """The loss, examples stored in training, and sampling by a pipeline of diffusers with frozen parts.
+    """The loss, the examples stored in training, and sampling by a diffusers pipeline with frozen parts.
 
-    Raises UsageError for a base of a kind that the model cannot tune, for a base that predicts neither the
-    noise nor v, and for an unsupported image size.
+    Raises UsageError for an unsupported kind of base, for a base that predicts neither the noise nor v, and
+    for an unsupported image size.
 
     caption_dropout: probability of hiding a caption in training, which guidance needs.
     """
@@ -162,7 +163,7 @@ class StableDiffusion(Model):
             self.register_buffer("pictures", torch.zeros(EXAMPLES, 3, *data.shape[1:], dtype=torch.uint8))
 
     def frozen(self, part: nn.Module) -> nn.Module:
-        """A frozen part in its dtype; the `to` of diffusers would warn needlessly."""
+        """A frozen part in its dtype. The `to` of diffusers would print a needless warning."""
         return nn.Module.to(part, DTYPES[self.dtype])
 
     def check_size(self, height: int, width: int, key: str) -> None:
@@ -192,7 +193,8 @@ class StableDiffusion(Model):
 
     @torch.no_grad()
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation [B, c, h, w] of the VAE's posterior of images [B, C, H, W], not scaled."""
+        """The mean and standard deviation [B, c, h, w] of the VAE's posterior for images [B, C, H, W],
+        unscaled."""
         with torch.autocast(x.device.type, enabled=False):
             x = to_rgb(x).to(self.vae.dtype)
             posteriors = [self.vae.encode(x[part]).latent_dist for part in slices(x, PIXELS)]
@@ -215,8 +217,8 @@ class StableDiffusion(Model):
             return self.kind.embed(captions, self.device)
 
     def embed_once(self, text: str) -> dict[str, Tensor]:
-        """The embedding of a text, one row, which is cached unless a text encoder is trained. That of no text
-        is zeros if XL's pipeline requires them."""
+        """The embedding of a text, one row, which is cached unless a text encoder is trained. The embedding
+        of an empty text is zero if XL's pipeline requires that."""
         if text in self.embedded:
             return self.embedded[text]
         # tensors made in inference mode could not be kept for training
@@ -231,7 +233,8 @@ class StableDiffusion(Model):
     # ---- pipelines
 
     def pipeline(self, cls: Any, **parts: Any) -> Any:
-        """A pipeline of the class `cls` from the parts of the base and `parts`, without a safety checker."""
+        """A pipeline of the class `cls`, built from the base's parts and `parts`, without a safety
+        checker."""
         return cls(**self.pipe.components, **parts, **self.kind.options())
 
     # ---- training
@@ -253,7 +256,7 @@ class StableDiffusion(Model):
         return self.embed_captions(batch, batch.noise.rand(len(batch)) < self.caption_dropout)
 
     def embed_captions(self, batch: Batch, hidden: Tensor) -> dict[str, Tensor]:
-        """The embeddings of the captions; in the rows `hidden` [B], of an empty text."""
+        """The embeddings of the captions. In the rows `hidden` [B], they are those of an empty text."""
         cached = {key: batch.extra[key].to(batch.x) for key in ("text", "pooled") if key in batch.extra}
         embedded = cached or self.embed(batch.extra["caption"])
         none = self.embed_once("")
@@ -277,7 +280,7 @@ class StableDiffusion(Model):
         return self.scaled(mean + std * batch.noise.randn(*mean.shape))
 
     def scaled(self, z: Tensor) -> Tensor:
-        """Latents of the VAE, [B, c, h, w], as the net sees them."""
+        """The VAE's latents, [B, c, h, w], scaled for the net."""
         return (z - (self.vae.config.shift_factor or 0)) * self.vae.config.scaling_factor
 
     def loss(self, batch: Batch, phase: str = "main") -> dict[str, Tensor]:
@@ -366,7 +369,7 @@ class StableDiffusion(Model):
 
     def initial_latents(self, n: int, noise: Noise, size: Size | None) -> tuple[Tensor, tuple[int, int]]:
         """Latents of pure noise [n, c, h, w], and the size (H, W) of their images. This must be the first
-        draw, so that a seed has the same latents under all options."""
+        draw, so that a seed leads to the same latents with all options."""
         height, width = sides(size) if size else self.data.shape[1:]
         self.check_size(height, width, key="size")
         return noise.randn(n, *self.latent_shape(height, width)), (height, width)
@@ -383,8 +386,8 @@ class StableDiffusion(Model):
         pictures: Mapping[str, Tensor],
         **options: Any,
     ) -> Tensor:
-        """Images [n, C, H, W] by a pipeline of diffusers from the noise z [n, c, h, w], a few at a time;
-        `images` have a row for each."""
+        """Images [n, C, H, W], drawn by a diffusers pipeline from the noise z [n, c, h, w], a few at a time.
+        `images` has a row for each."""
         if prompting.steps < 1:
             raise UsageError(f"{prompting.steps} sampling steps are too few", hint="set `steps` to 1 or more")
         pipe.set_progress_bar_config(disable=True)
@@ -414,7 +417,7 @@ class StableDiffusion(Model):
 
 
 def to_bytes(caption: str) -> Tensor:
-    """A caption's first bytes in UTF-8 and an end mark, uint8 [CAPTION]."""
+    """A caption's first bytes in UTF-8, followed by an end mark, uint8 [CAPTION]."""
     text = caption.encode()[: CAPTION - 1] + b"\n"
     return torch.frombuffer(bytearray(text.ljust(CAPTION, b"\0")), dtype=torch.uint8)
 

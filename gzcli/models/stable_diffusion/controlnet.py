@@ -62,7 +62,7 @@ class ControlNet(StableDiffusion):
             self.controlnet.enable_gradient_checkpointing()
 
     def prepare(self, batch: Batch) -> dict[str, Tensor]:
-        """As in `StableDiffusion`, and edges, as bytes of one channel, if they are the maps."""
+        """The outputs of `StableDiffusion`, and, if edges are the maps, the edges as bytes of one channel."""
         prepared = super().prepare(batch)
         if prepared and "control" not in batch.extra:
             prepared["edges"] = self.picture(batch)[:, :1].gt(0).byte()
@@ -99,8 +99,8 @@ class ControlNet(StableDiffusion):
         control_scale: float = 1.0,
         edges: bool = False,
     ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1] of the prompts that follow the maps `control` [n, C, H, W] in [-1,
-        1], by default remembered maps.
+        """Draws n images [n, C, H, W] in [-1, 1] of the prompts that follow the maps `control` [n, C, H, W]
+        in [-1, 1]. By default, these are stored maps.
 
         control_scale: factor of the ControlNet's outputs. 0: the base only.
         edges: whether the inputs are photographs, whose edges become the maps.

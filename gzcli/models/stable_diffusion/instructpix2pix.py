@@ -3,9 +3,9 @@
     ε̂(z_t, t, c, y) = U-Net([z_t, E(y)], t, c)
     ε̃ = ε̂(z_t, ∅, ∅) + s_y (ε̂(z_t, ∅, y) − ε̂(z_t, ∅, ∅)) + s_c (ε̂(z_t, c, y) − ε̂(z_t, ∅, y))          (eq. 3)
 
-c is the instruction, y the image before, E(y) the mean of the VAE's posterior, not scaled. The whole U-Net is
-trained, with new input channels that start at zero. The instruction, the image, and both are each hidden in 5
-% of the cases (section 3.2.1).
+c is the instruction, y the image before the edit, and E(y) the unscaled mean of the VAE's posterior. The
+whole U-Net is trained, with new input channels that start at zero. The instruction, the image, and both are
+each hidden in 5 % of the cases (section 3.2.1).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class InstructPix2Pix(StableDiffusion):
         return prepared
 
     def conditions(self, batch: Batch) -> dict[str, Tensor]:
-        """The texts, and `before`, the latents of the images before the edit."""
+        """The texts, and `before`: the latents of the images before the edit."""
         # one draw u an image: in [0, p) the instruction is hidden, in [p, 2p) both, in [2p, 3p) the image
         latent = batch.extra.get("before_latent")
         before = self.encode(batch.extra["before"])[0] if latent is None else latent.to(batch.x)
@@ -71,8 +71,7 @@ class InstructPix2Pix(StableDiffusion):
         prompting: PromptOptions = PromptOptions(),
         image_guidance: float = 1.5,
     ) -> Tensor:
-        """The images `before` [n, C, H, W] in [-1, 1], by default remembered ones, edited by the prompts.
-
+        """Edits the images `before` [n, C, H, W] in [-1, 1] (by default, stored ones) by the prompts.
         `guidance` is s_c of eq. 3.
 
         image_guidance: image guidance scale, s_I of eq. 3. 1: no guidance.

@@ -2,7 +2,7 @@
 2022, arXiv:2112.10752), XL (Podell et al. 2023, arXiv:2307.01952), and two that predict the velocity of a
 flow, 3.x (Esser et al. 2024, arXiv:2403.03206) and FLUX.1 (Black Forest Labs 2024).
 
-A kind says how texts become conditions and how its net is called. Its loss and its sampling are in `base`.
+A kind defines how texts become conditions and how its net is called. The loss and the sampling are in `base`.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Kind:
     label: name of the kind in messages.
     cls: diffusers' pipeline.
     encoders: the pipeline's text encoders with their classes.
-    net: the pipeline's part that denoises; it is of the class `net_class`.
+    net: the denoising part of the pipeline, of the class `net_class`.
     scheduler_class: class of its schedule.
     scale_key: the pipeline's keyword for the scale of an adapter.
     multiple: the sides of latents are multiples of it.
-    packing: latents that the net takes as one.
+    packing: number of latents that the net takes as one.
     flow: whether the net predicts the velocity ε − z_0 of z_t = (1 − t) z_0 + t ε.
     """
 
@@ -83,7 +83,7 @@ class Kind:
         return cls(cls.cls(**parts, **cls.absent))
 
     def options(self) -> dict[str, Any]:
-        """What another pipeline of the same parts is built with."""
+        """Options with which another pipeline of the same parts is built."""
         return {"requires_safety_checker": False}
 
     def embed(self, captions: list[str], device: torch.device) -> dict[str, Tensor]:
@@ -96,7 +96,7 @@ class Kind:
         return {"encoder_hidden_states": conditions["text"]}
 
     def predict(self, net: Any, z_t: Tensor, t: Tensor, conditions: Mapping[str, Tensor]) -> Tensor:
-        """The net's output for latents z_t [B, c, h, w] at times t [B]: 0 … 999, or of a flow in [0, 1]."""
+        """The net's output for latents z_t [B, c, h, w] at times t [B]: 0 … 999, or in [0, 1] for a flow."""
         return net(z_t, timestep=t, **self.inputs(z_t, conditions)).sample
 
     def to_pipeline(self, z: Tensor, negative: list[str] | None, guidance: float) -> dict[str, Any]:
@@ -240,7 +240,8 @@ KINDS: tuple[type[Kind], ...] = (Kind, XL, SD3, Flux)
 
 
 def kind_of(config: Config, name: str) -> type[Kind]:
-    """The kind of the base `name` by its configs. Raises UsageError for one that no model tunes."""
+    """The kind of the base `name`, recognised by its configs. Raises UsageError for one that no model can
+    tune."""
     cls = config["model_index"].get("_class_name")
     kind = next((kind for kind in KINDS if kind.cls.__name__ == cls), None)
     if kind is None:

@@ -1,5 +1,5 @@
-"""The bases, from a folder, from the hub, or made by gz: VAE, text encoders with their tokenizers, net and
-noise schedule."""
+"""The bases: VAE, text encoders with their tokenizers, net and noise schedule. They come from a folder or the
+hub, or gz makes them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ FILES = (
 
 
 def load_base(name: str) -> Kind:
-    """The pipeline of a base, on the CPU, by its kind; without values if new tensors have none."""
+    """The pipeline of a base on the CPU, according to its kind. It has no values if new tensors have none."""
     if is_shape_only():
         base = tiny.made(name) if name in TINY else _build_empty(name)
     else:
@@ -119,8 +119,8 @@ LIBRARIES = {"diffusers": diffusers, "transformers": transformers}
 
 
 def is_known(entry: Any) -> bool:
-    """Whether an entry of `model_index.json`, such as ["diffusers", "DDIMScheduler"], names a part that is
-    absent, or of a class of diffusers or transformers themselves."""
+    """Whether an entry of `model_index.json`, such as ["diffusers", "DDIMScheduler"], is harmless: it names
+    no part, or a class of diffusers or transformers themselves."""
     if entry == [None, None] or isinstance(entry, int | float | None):
         return True
     if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)):
@@ -130,7 +130,7 @@ def is_known(entry: Any) -> bool:
 
 
 def is_skipped(entry: Any) -> bool:
-    """Whether an entry is a part that is not loaded, by its libraries."""
+    """Whether an entry is a part that is not loaded, judged by its library."""
     return isinstance(entry, list) and entry[:1] in ([name] for name in (*LIBRARIES, "stable_diffusion"))
 
 

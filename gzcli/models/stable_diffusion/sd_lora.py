@@ -4,10 +4,12 @@ arXiv:2106.09685.
     W x + (α / r) · B A x,   A [r, in] ~ N(0, 1/r²),  B [out, r] = 0 at first
 
 W are the frozen linear maps in the attention of the net and, with `text_lora`, of CLIP's text encoders. A
-checkpoint holds A and B alone; `gz runs export` writes the file that `load_lora_weights` of diffusers reads.
+checkpoint contains only A and B; `gz runs export` writes the file that `load_lora_weights` of diffusers
+reads.
 
-A few photos of one dog teach that all dogs look like it. Prior preservation (Ruiz et al. 2022, DreamBooth,
-arXiv:2208.12242, eq. 2) adds the loss on images of `a dog` that the base itself has drawn before training.
+From a few photos of one dog, the model learns that all dogs look like it. Prior preservation (Ruiz et al.
+2022, DreamBooth, arXiv:2208.12242, eq. 2) adds the loss on images of `a dog` that the base has drawn before
+training.
 """
 
 from __future__ import annotations
@@ -134,7 +136,7 @@ class SDLoRA(StableDiffusion):
         prompting: PromptOptions = PromptOptions(),
         lora_scale: float = 1.0,
     ) -> Tensor:
-        """n images [n, C, H, W] in [-1, 1] of the prompts.
+        """Draws n images [n, C, H, W] in [-1, 1] of the prompts.
 
         lora_scale: factor of the adapter's output. 0: the base only.
         """

@@ -1,8 +1,8 @@
 """Tiny bases made by gz, one of each kind, so that the first steps need no download.
 
-By construction the VAE is exact, and a U-Net's output is linear in its last features. The text encoders
-distinguish words without training. All else is random: tuning teaches the nets what they know. A base is
-saved once, in the user's cache.
+By construction, the VAE is exact, a U-Net's output is linear in its last features, and the text encoders
+distinguish words without training. Everything else is random, so the nets learn all they know by tuning. A
+base is saved once in the user's cache.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def made(name: str) -> Kind:
 
 
 def make_linear(unet: Any) -> None:
-    """Makes the output linear in the features of the first level, to which a ControlNet adds, by the means of
-    `make_exact`: each of the first four groups of GroupNorm is (x, −x, ±LARGE)."""
+    """Makes the output linear in the features of the first level, to which a ControlNet adds. It uses the
+    method of `make_exact`: each of the first four groups of GroupNorm is (x, −x, ±LARGE)."""
     last = unet.up_blocks[-1].resnets[-1].conv_shortcut
     unet.conv_norm_out.weight[:16] = LARGE / 2**0.5  # the deviation of a group
     for channel in range(4):
@@ -80,11 +80,11 @@ def make_linear(unet: Any) -> None:
 
 
 def make_exact(vae: Any) -> None:
-    """Makes the VAE exact: latents are the mean colours of 2×2 blocks and the mean of these, and are decoded
-    to such blocks. diffusers' InstructPix2Pix requires four channels.
+    """Makes the VAE exact: latents are the mean colours of 2×2 blocks and the mean of these colours, and are
+    decoded to such blocks. The fourth channel is there because diffusers' InstructPix2Pix requires four.
 
-    h = (x, −x, ±LARGE) passes all residual blocks unchanged. As LARGE alone makes the variance of h,
-    GroupNorm is a constant factor, and SiLU(x) − SiLU(−x) = x.
+    h = (x, −x, ±LARGE) passes all residual blocks unchanged. The variance of h comes almost only from LARGE,
+    so GroupNorm is a constant factor, and SiLU(x) − SiLU(−x) = x.
     """
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv2d):
@@ -107,7 +107,8 @@ def make_exact(vae: Any) -> None:
 
 
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Tokens of a byte-pair encoding and its merges: every word grows from its letters, left to right."""
+    """The tokens of a byte-pair encoding and its merges. Every word is merged from its letters, left to
+    right."""
     letters = [chr(c) for c in range(33, 127)]
     tokens = dict.fromkeys([*letters, *(f"{c}</w>" for c in letters)])
     merges: dict[tuple[str, str], None] = {}
@@ -122,7 +123,7 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def tokenizer(encoder: type, config: Any) -> Any:
-    """That of CLIP, or of T5: words, or letters."""
+    """The tokenizer of CLIP (words) or of T5 (letters)."""
     if encoder is not T5EncoderModel:
         vocab, merges = vocabulary()
         cls: Any = CLIPTokenizer

@@ -1,7 +1,7 @@
 """Adversarial autoencoder — Makhzani et al. 2015, arXiv:1511.05644.
 
 Encoder and decoder minimise the reconstruction error. A discriminator learns to distinguish codes from draws
-of the prior N(0, I), and the encoder learns to deceive it, so that codes get the prior's distribution
+of the prior N(0, I), and the encoder learns to deceive it, so that codes become distributed as the prior
 (section 2). The encoder has one update for both losses; the paper has two. A variant also has a discriminator
 of images (after Larsen 2015, arXiv:1512.09300), which trains the decoder on draws of the prior.
 """
@@ -25,7 +25,7 @@ LOSS = OBJECTIVES["nonsaturating"]
 class AAE(Autoencoder):
     """An autoencoder whose codes a discriminator makes N(0, I).
 
-    A conditional decoder gets the label (section 4), so that the code need not encode it.
+    A conditional decoder receives the label (section 4), so that the code need not contain it.
 
     posterior: code of an image: a function of it (`deterministic`), or a sample of a Gaussian (`gaussian`).
     disc_hidden: widths of the layers of the discriminator of codes.
@@ -64,14 +64,14 @@ class AAE(Autoencoder):
             self.critic = Critic(data.shape, image_width, options=CriticOptions(spectral=True))
 
     def encode(self, x: Tensor, eps: Tensor | None = None) -> Tensor:
-        """Codes [B, latent]; for a Gaussian posterior, a sample by eps [B, latent], or the mean."""
+        """The codes [B, latent]; for a Gaussian posterior, a sample with eps [B, latent], or the mean."""
         if self.posterior == "deterministic":
             return to_fp32(self.encoder(x))
         mu, logvar = to_fp32(self.encoder(x)).chunk(2, dim=1)
         return mu if eps is None else reparameterise(mu, logvar.clamp(*LOGVAR), eps)
 
     def decode(self, z: Tensor, y: Labels = None) -> Tensor:
-        """Images in [-1, 1] of codes [B, latent]; without labels y with the mean embedding."""
+        """The images in [-1, 1] of codes [B, latent]. Without labels y, the mean embedding is used."""
         if self.labels is None:
             return torch.tanh(to_fp32(self.decoder(z)))
         e = self.labels.table.weight[:-1].mean(0).expand(len(z), -1) if y is None else self.labels(y, len(z))
@@ -119,7 +119,7 @@ class AAE(Autoencoder):
         return {"loss": loss, **parts}
 
     def prior_logits(self, z: Tensor) -> Tensor:
-        """Logits [B] that codes [B, latent] are draws of the prior."""
+        """The logits [B] that codes [B, latent] are draws of the prior."""
         return to_fp32(self.discriminator(z)).squeeze(1)
 
     def distance(self, x: Tensor, x_hat: Tensor) -> Tensor:
@@ -156,11 +156,11 @@ class AAE(Autoencoder):
         return self.distance(x, self.best_reconstruction(x))
 
     def map_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """|x − x̂| at each pixel, over channels, with the same labels: [B, H, W]."""
+        """|x − x̂| at each pixel, averaged over channels, with the labels of `score_recon`: [B, H, W]."""
         return (x - self.best_reconstruction(x)).abs().mean(1)
 
     def best_reconstruction(self, x: Tensor) -> Tensor:
-        """x̂ [B, C, H, W], for a conditional model with the labels that minimise ‖x − x̂‖²."""
+        """x̂ [B, C, H, W]; for a conditional model, with the labels that minimise ‖x − x̂‖²."""
         z, K = self.encode(x), len(self.data.classes)
         if not self.conditional:
             return self.decode(z)

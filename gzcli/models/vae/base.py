@@ -1,4 +1,4 @@
-"""The core of the VAE family: encoders and decoders, diagonal Gaussians, applications of codes, and label
+"""The core of the VAE family: encoders, decoders, diagonal Gaussians, applications of codes, and label
 dropout.
 
 An encoder maps images [B, C, H, W], and label embeddings e [B, E] or None, to [B, outputs]. A decoder maps
@@ -94,7 +94,7 @@ class NetOptions:
 
 
 def join(h: Tensor, e: Tensor | None) -> Tensor:
-    """h [B, D] with the embeddings e [B, E] appended, if there are any."""
+    """h [B, D], followed by the embeddings e [B, E] if there are any."""
     return h if e is None else torch.cat([h, e], dim=1)
 
 
@@ -105,7 +105,7 @@ def mlp(inputs: int, hidden: tuple[int, ...], outputs: int) -> nn.Sequential:
 
 
 class MLPEncoder(nn.Module):
-    """An MLP of the pixels; without residual blocks."""
+    """An MLP over the pixels, without residual blocks."""
 
     def __init__(self, shape: Sizes, hidden: Sizes, outputs: int, embed: int = 0, blocks: int = 0):
         super().__init__()
@@ -116,7 +116,7 @@ class MLPEncoder(nn.Module):
 
 
 class MLPDecoder(nn.Module):
-    """The mirror image of the encoder: the last of `widths` comes first."""
+    """An MLP with the encoder's layers in reverse: the last of `widths` comes first."""
 
     def __init__(self, shape: Sizes, widths: Sizes, z: int, outputs: int, embed: int = 0, blocks: int = 0):
         super().__init__()
@@ -246,7 +246,7 @@ class Autoencoder(Model):
 
 class LabelledVAE(Model):
     """A model with an ELBO whose KL weight rises from 0 to 1 over `kl_warmup` steps. Training hides labels at
-    random, so that images without labels have a likelihood, by the null label."""
+    random, so that images without labels have a likelihood, that of the null label."""
 
     likelihood = "bound"
     pixels: Pixels | MixturePixels
@@ -259,7 +259,7 @@ class LabelledVAE(Model):
         self.kl_warmup, self.kl_factor = kl_warmup, 0.0 if kl_warmup else 1.0
 
     def embed(self, labels: Labels, n: int, drop: Tensor | None = None) -> Tensor | None:
-        """The embeddings of n labels, the null label if they are None or `drop` [n] is true."""
+        """The embeddings of n labels; those of the null label if labels are None or `drop` [n] is true."""
         if self.labels is None:
             return None
         if labels is None and not self.label_dropout:
@@ -281,7 +281,7 @@ class LabelledVAE(Model):
         return None if self.labels is None else self.labels(spread_labels(labels, n, self.data, device), n)
 
     def to_images(self, out: Tensor, mean: bool, noise: Noise, progress: Progress) -> Tensor:
-        """The images of the decoder's outputs: the mean of each pixel, or a draw."""
+        """The images of the decoder's outputs: the means of the pixels, or draws."""
         if mean:
             x = self.pixels.mean(out)
         else:

@@ -3,8 +3,8 @@ Generative Models":
 
     log p(x | y) ≥ E_q(z|x,y) [log p(x | z, y)] − KL(q(z | x, y) ‖ p(z))          (eq. 4)
 
-with x and y as the paper's output and input. p(z | y) is N(0, I). The paper's learned Gaussian for each label
-is the same model, since the decoder, which is given y, can map N(0, I) to it by an affine map.
+x and y are the paper's output and input. p(z | y) is N(0, I). The paper's learned Gaussian for each label is
+the same model, because the decoder knows y and can map N(0, I) to that Gaussian by an affine map.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     log p(x) ≥ ELBO = E_q [log p(x | z)] − Σ_l E_q(z_<l | x) KL(q(z_l | z_<l, x) ‖ p(z_l | z_<l))
 
 (Sønderby 2016, arXiv:1602.02282). Two towers compute features bottom-up from the image, and latents top-down
-from the coarsest group, so that posteriors know the coarser latents. A model gives the towers' layers. Tuples
-hold one entry a resolution, finest first, and group 0 is the coarsest.
+from the coarsest group, so that posteriors know the coarser latents. A model defines the towers' layers.
+Tuples have one entry per resolution, finest first; group 0 is the coarsest.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from gzcli.models.vae.base import LabelledVAE, kl_normal, log_normal
 
 @dataclass(frozen=True)
 class LadderOptions:
-    """The ladder of latents. Lists have an entry for each resolution, the image's first; each is half of the
-    one before.
+    """The ladder of latents. Lists have an entry for each resolution, beginning with the image's; each
+    resolution is half the previous one.
 
     channels: channels of the feature maps at each resolution, the finest first.
     groups: groups of latents at each resolution. The coarsest needs at least one.
@@ -97,16 +97,16 @@ class Code(NamedTuple):
         return kl_normal(self.mu, 2 * self.log_sigma)
 
     def log_ratio(self) -> Tensor:
-        """log p − log q of the draw, [B]. The scale of the prior, which is the unit of t, cancels."""
+        """log p − log q of the draw, [B]. The scale of the prior is the unit of t, so it cancels."""
         return log_normal(self.t) - log_normal(self.t, self.mu, 2 * self.log_sigma)
 
 
 def draw_latents(
     eps: Tensor, mu: Tensor, log_sigma: Tensor, posterior: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Code | None]:
-    """A draw z = mu + sigma·t of a group's latents [B, latent, h, w], and its code, by standard normal eps.
-
-    The prior is t ~ N(0, I), the posterior t ~ N(shift, ratio²) by its (shift, log ratio); None: the prior.
+    """A draw z = mu + sigma·t of a group's latents [B, latent, h, w], from standard normal eps, and its code.
+    The prior is t ~ N(0, I). The posterior is t ~ N(shift, ratio²), given as (shift, log ratio); None means
+    the prior.
     """
     t, code = eps, None
     if posterior is not None:
@@ -122,7 +122,8 @@ def kl_of(codes: list[Code]) -> Tensor:
 
 
 def soft_clamp(h: Tensor) -> Tensor:
-    """h within ±5, fp32. It bounds the KL of any image, also of images unlike the training images."""
+    """h, softly clamped to ±5, in fp32. This bounds the KL of any image, even of images unlike the training
+    images."""
     return 5 * torch.tanh(to_fp32(h) / 5)
 
 
@@ -139,7 +140,7 @@ class Cell(nn.Module):
 
 @torch.no_grad()
 def shrink_init(conv: nn.Conv2d, factor: float = 0.1) -> nn.Conv2d:
-    """The convolution with its initial weights times a factor."""
+    """The convolution with its initial weights multiplied by a factor."""
     conv.weight.mul_(factor)
     return conv
 
@@ -151,8 +152,9 @@ class Group(nn.Module):
 
 
 class TopDown(nn.Module):
-    """The parameters of the pixels [B, outputs, H, W], from a learned state that the groups change, the
-    coarsest first. A label is added at each resolution, so that all priors and posteriors depend on it."""
+    """Computes the parameters of the pixels [B, outputs, H, W] from a learned state, which the groups change,
+    the coarsest first. A label is added at each resolution, so that all priors and posteriors depend on
+    it."""
 
     def __init__(self, shape: tuple[int, ...], ladder: LadderOptions, outputs: int, embed: int):
         super().__init__()
@@ -171,7 +173,8 @@ class TopDown(nn.Module):
         self.head = nn.Conv2d(channels[-1], outputs, 3, padding=1)
 
     def make_up(self, inputs: int, outputs: int, size: tuple[int, int]) -> nn.Module:
-        """From one resolution to the next, whose size is `size` or one row or column more."""
+        """The layer from one resolution to the next, whose size is `size`, or up to one row and column
+        more."""
         raise NotImplementedError
 
     def make_scale(self, ladder: Any, i: int, size: tuple[int, int]) -> list[nn.Module]:
@@ -184,7 +187,8 @@ class TopDown(nn.Module):
         """The parameters of the pixels, and the posteriors' draws of the groups that have features.
 
         eps: standard normal [B, latent, h, w] of every group, coarsest first.
-        features: of the coarsest groups, of all, some or none; the finer groups are drawn from the prior.
+        features: features of the coarsest groups: of all, some or none. The finer groups are drawn from the
+          prior.
         """
         h = self.start.expand(len(eps[0]), -1, -1, -1).contiguous(memory_format=torch.channels_last)
         draws, of_group = iter(eps), iter(features)
@@ -207,8 +211,8 @@ ACTIVE = 0.05  # nats of KL from which on a group counts as active
 
 
 class LadderVAE(LabelledVAE):
-    """A VAE with a ladder of Gaussian latents. A model gives the two towers, built from (shape, ladder) and
-    from (shape, ladder, outputs, embed)."""
+    """A VAE with a ladder of Gaussian latents. A model defines the two towers, which are built from (shape,
+    ladder) and from (shape, ladder, outputs, embed)."""
 
     sums = ("main",)
     bottom_up: ClassVar[Any]
@@ -262,9 +266,9 @@ class LadderVAE(LabelledVAE):
         return {name: value if name == "loss" else value.detach() for name, value in parts.items()}
 
     def kl_weights(self, kl: Tensor) -> Tensor | float:
-        """The weight in the loss of each group's KL [groups]: 1, or during warm-up γ_l ∝ E[KL_l] / s_l with
-        mean 1, where s_l is the group's latents per groups of its resolution. A group with almost no weight
-        then becomes used."""
+        """The loss weight of each group's KL, [groups]. It is 1 or, during warm-up, γ_l ∝ E[KL_l] / s_l with
+        mean 1, where s_l is the number of latents divided by the number of groups at its resolution. A group
+        with a small KL thus has almost no weight, so that it becomes used."""
         if not self.training or self.kl_factor == 1:
             return 1.0
         gamma = (ranks.mean(kl, self).abs() + 0.01) / self.share.to(kl)
@@ -294,7 +298,7 @@ class LadderVAE(LabelledVAE):
     def bound(
         self, x: Tensor, features: Sequence[Tensor], e: Tensor | None, draws: list[list[Tensor]]
     ) -> Tensor:
-        """The bound of log p(x), [B], by draws of eps; groups without features are drawn from the prior."""
+        """The bound of log p(x), [B], for draws eps. Groups without features are drawn from the prior."""
         log_w = []
         for eps in draws:
             out, codes = self.decoder(eps, features, e)

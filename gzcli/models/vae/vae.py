@@ -2,7 +2,7 @@
 
     log p(x) ≥ ELBO = E_q(z|x) [log p(x | z)] − KL(q(z | x) ‖ N(0, I))          (eq. 3)
 
-in nats per discrete image: the first term is a sum over pixels, never a mean.
+The unit is nats per discrete image: the first term is a sum over pixels, never a mean.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class VAE(Autoencoder, LabelledVAE):
         """A lower bound of log p(x), [B] nats. Without labels, a conditional model has the bound of the
         mixture of its classes.
 
-        k: samples of z; 1: the ELBO, more: the importance-weighted bound.
+        k: samples of z. 1: the ELBO; more: the importance-weighted bound.
         """
 
         def bound(labels: Labels, noise: Noise) -> Tensor:
@@ -175,7 +175,7 @@ class VAE(Autoencoder, LabelledVAE):
         return -self.pixels.log_prob(x, out), kl_normal(mu, logvar)
 
     def iwae_bound(self, x: Tensor, noise: Noise, k: int, labels: Labels = None) -> Tensor:
-        """log 1/k Σ p(x, z_i) / q(z_i | x), z_i ~ q (Burda 2015, eq. 8), in chunks of 16 samples. [B]"""
+        """log 1/k Σ p(x, z_i) / q(z_i | x), z_i ~ q, [B] (Burda 2015, eq. 8), in chunks of 16 samples."""
         e = self.embed(labels, len(x))
         mu, logvar = self.encode(x, e)
         parts = (self.weights(x, mu, logvar, eps, e) for eps in self.draws(len(x), noise, k).split(16, dim=1))
@@ -183,9 +183,9 @@ class VAE(Autoencoder, LabelledVAE):
         return torch.logsumexp(torch.cat(log_w, dim=1), dim=1) - math.log(k)
 
     def measure(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Metrics of held-out images, in nats per image: the terms `recon` and `kl` of the ELBO, `iwae100`,
-        −IWAE-100 of the first 1,000 images, and `active_units`, those whose posterior mean has a variance
-        above 0.01 (Burda 2015, section 5.2)."""
+        """Metrics of held-out images. In nats per image: `recon` and `kl`, the terms of the ELBO, and
+        `iwae100`, −IWAE-100 of the first 1,000 images. `active_units` is the number of dimensions whose
+        posterior mean has a variance above 0.01 (Burda 2015, section 5.2)."""
         sums, means, bounds, images = [], [], [], 0
         for batch in batches:
             labels = batch.y if self.conditional else None
@@ -202,17 +202,17 @@ class VAE(Autoencoder, LabelledVAE):
     # ---- out-of-distribution scores
 
     def score_elbo(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """−ELBO, one sample of z."""
+        """−ELBO, with one sample of z."""
         return -self.log_prob(x, noise=noise)
 
     def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """The reconstruction loss at the posterior's mean; for a conditional model with the hidden label, in
-        one pass, whereas `score_elbo` needs one pass for each class."""
+        """The reconstruction loss at the posterior's mean. A conditional model uses the hidden label, which
+        takes one pass; `score_elbo` takes one pass for each class."""
         e = self.embed(None, len(x))
         return self.distance(x, self.decoder(self.encode(x, e)[0], e))
 
     def score_kl(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """KL(q(z | x) ‖ p(z)); for a conditional model with the hidden label, like `score_recon`."""
+        """KL(q(z | x) ‖ p(z)). A conditional model uses the hidden label, like `score_recon`."""
         return kl_normal(*self.encode(x, self.embed(None, len(x))))
 
     def score_iwae(self, x: Tensor, *, noise: Noise, k: int = 100) -> Tensor:

@@ -2,9 +2,9 @@
 Images", arXiv:2011.10650.
 
 A ladder of latents (`LadderVAE`) of many groups down to a grid of 1×1, in two towers of bottleneck blocks
-without norms (figure 3). What keeps depth trainable: the last layers of blocks start scaled by 1/√depth,
-latents come to a finer grid by nearest neighbours and a learned bias, and steps whose gradient is huge are
-skipped (section 3; the key `train.skip`). Unlike the paper, means and log sigmas are held within ±5.
+without norms (figure 3). Three measures keep great depth trainable (section 3). The last layers of blocks
+start scaled by 1/√depth. Latents are upsampled by nearest neighbours with a learned bias. Steps with a huge
+gradient are skipped (the key `train.skip`). Unlike in the paper, means and log sigmas are bounded to ±5.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class BlockOptions(LadderOptions):
 
 
 def conv(inputs: int, outputs: int, kernel: int = 1) -> nn.Conv2d:
-    """A convolution whose start keeps the variance of its input behind a GELU, as there are no norms."""
+    """A convolution whose initial weights preserve the variance of an input that passed a GELU, because there
+    are no norms."""
     layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
     return layer
@@ -70,7 +71,7 @@ def residual_block(width: int, inner: int, depth: int, size: tuple[int, int]) ->
 
 
 def change_width(inputs: int, outputs: int) -> nn.Module:
-    """Nothing if widths are equal, as the paper's are."""
+    """A layer that changes the width; the identity if widths are equal, as in the paper."""
     return nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
 
