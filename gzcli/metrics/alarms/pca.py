@@ -107,7 +107,7 @@ def fit_pca_local(
     relate: bool = False,
     even: bool = False,
 ) -> PcaLocal:
-    """`pca_local`; share: share of all components to use, at most `MOST`.
+    """Fits `pca_local`. share: share of all components to use, at most `MOST`.
 
     The usual residual at each place is that of images to which the components were not fitted: each of
     `PARTS` parts is reduced by the components of the others."""
