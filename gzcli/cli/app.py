@@ -207,11 +207,13 @@ def as_error(problem: BaseException) -> GzError:
 _PHRASES = {  # Typer's words → those of the messages about recipes, such as `must be 1 or more`
     r"'([^']*)'": r"`\1`",
     r"Input should be ": "must be ",
+    r"Value error, ": "",
     r"must be a valid integer.*": "must be an integer",
     r"must be a valid number.*": "must be a number",
     r"must be greater than or equal to (\S+)": r"must be \1 or more",
     r"must be less than or equal to (\S+)": r"must be \1 or less",
     r"^No such option: (\S+)": r"no such option `\1`",
+    r"^Got unexpected extra argument\S* \((\S+).*\)": r"unexpected argument `\1`",
 }
 
 

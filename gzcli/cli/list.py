@@ -58,13 +58,16 @@ def list_(what: _What = "", family: _Family = "", can: _Can = "", wide: opt.Wide
     lists[kind](wide=wide)
 
 
-def group(verb: str, show: Callable[[], None]) -> typer.Typer:
+def group(verb: str, show: Callable[..., None]) -> typer.Typer:
     """The command group of a verb. Without a command, it lists its items."""
 
-    def callback(ctx: typer.Context) -> None:
+    def callback(ctx: typer.Context, wide: opt.Wide = False) -> None:
         if ctx.invoked_subcommand is None:
-            show()
+            show(wide=wide)
             out.hint(f"`gz {verb} --help` shows its commands")
+        elif wide:
+            message = f"`--wide` before `{ctx.invoked_subcommand}` has no effect"
+            raise UsageError(message, hint=f"gz {verb} --wide")
 
     return typer.Typer(callback=callback, invoke_without_command=True)
 

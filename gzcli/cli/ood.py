@@ -486,7 +486,8 @@ def rate(text: str | None) -> float:
     except ValueError:
         share = 0.0
     if not 0 < share < 1:
-        raise UsageError(f"`--fpr {text}` is not a rate between 0 and 1", hint="`--fpr 1%`, or `--fpr 0.01`")
+        hint = f"`--fpr {word}%`" if 1 <= share < 100 and "%" not in word else "`--fpr 1%`, or `--fpr 0.01`"
+        raise UsageError(f"`--fpr {text}` is not a rate between 0 and 1", hint=hint)
     return share
 
 

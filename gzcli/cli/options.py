@@ -180,7 +180,7 @@ def _after_dashes(ctx: typer.Context, value: list[str] | None) -> list[str]:
     words, extra = ctx.obj or [], list(value or ())
     after = words[words.index("--") + 1 :] if "--" in words else []
     if extra and extra != after[-len(extra) :] and not ctx.resilient_parsing:
-        hint = "put arguments for `accelerate launch` after `--`"
+        hint = "name one model; put arguments for `accelerate launch` after `--`"
         raise UsageError(f"unexpected argument `{extra[0]}`", hint=hint)
     if not extra:
         return extra

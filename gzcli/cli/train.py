@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from gzcli.cli import options as opt
 from gzcli.cli import out
@@ -38,6 +38,7 @@ _Minutes = Annotated[float | None, _MINUTES]
 _Epochs = Annotated[float | None, option("--epochs N", min=0.001, hidden=True)]
 _Batch = Annotated[int | None, option("--batch-size N", min=1, hidden=True)]
 _Rate = Annotated[float | None, option("--lr --learning-rate X", hidden=True)]
+_Size = Annotated[str | None, option("--size --resolution S", hidden=True)]
 _Name = Annotated[str | None, option("--name ALIAS", "A second name for the run.")]
 _Resume = Annotated[bool, option("--resume", "Resume the newest unfinished run, or the given RUN.")]
 _Requeue = Annotated[bool, option("--requeue", "Resume if possible, otherwise start.")]
@@ -67,6 +68,7 @@ def train(
     epochs: _Epochs = None,
     batch_size: _Batch = None,
     lr: _Rate = None,
+    size: _Size = None,
     seed: opt.Seed = None,
     name: _Name = None,
     sets: opt.Sets = None,
@@ -95,6 +97,7 @@ def train(
     """
     from gzcli.cli import jobs, plan
     from gzcli.launch.plan import ask, prepare
+    from gzcli.recipe.yaml import scalar
     from gzcli.store.runs import check_alias
 
     out.configure(lenient=True)  # a lost reader never stops a training
@@ -110,6 +113,7 @@ def train(
         "train.minutes": minutes,
         "train.batch_size": batch_size,
         "optim.lr": lr,
+        "data.size": scalar(size) if size else None,
         "seed": seed,
         "launch.gpus": opt.parse_gpus(gpus),
         "launch.cpu": cpu or None,
@@ -217,6 +221,7 @@ def sweep(
     seed: opt.SeedOrZero = 0,
     gpus: opt.Gpus = None,
     cpu: opt.Cpu = False,
+    dry_run: opt.DryRun = False,
 ) -> None:
     """Tune a model's settings within a time budget, by validation.
 
@@ -229,9 +234,16 @@ def sweep(
     out.configure(lenient=True)  # a lost reader never stops a training
     flags = {"scale": scale, "launch.gpus": opt.parse_gpus(gpus), "launch.cpu": cpu or None, "seed": seed}
     seconds = seconds_of(budget)
+    how: dict[str, Any] = {"budget": seconds, "trials": trials, "flags": flags, "dry_run": dry_run}
     with out.progress("packing", unit="images") as report:
-        plan = sweep_of(what, data, sets or (), budget=seconds, trials=trials, flags=flags, progress=report)
-    out.info(f"{' → '.join(map(str, plan.rungs))} trials, {duration(plan.first)} each in the first round")
+        plan = sweep_of(what, data, sets or (), progress=report, **how)
+    rounds = f"{' → '.join(map(str, plan.rungs))} trials, {duration(plan.first)} each in the first round"
+    if dry_run:
+        out.table(("trial", "setting"), [(i, " ".join(setting)) for i, setting in enumerate(plan.settings)])
+        out.text(f"rounds  {rounds}")
+        out.text(f"time    {duration(seconds)} of training")
+        return out.data({"settings": plan.settings, "rounds": plan.rungs, "first": plan.first})
+    out.info(rounds)
     result = play(plan, out.info)
     rows = [
         (" ".join(row.setting), row.steps, "-" if row.value is None else figure(row.value), row.state)

@@ -133,9 +133,11 @@ def sweep_of(
     trials: int | None = None,
     flags: Mapping[str, Any],
     progress: Report = unreported,
+    dry_run: bool = False,
 ) -> Sweep:
     """The sweep of settings such as `key=1,2,3` (all combinations), `key=1e-4..1e-2` (`trials` values are
-    drawn) and `key=value`. Raises UsageError for every mistake that is detectable before a training."""
+    drawn) and `key=value`. Raises UsageError for every mistake that is detectable before a training. With
+    `dry_run` no images are fetched, so they are not checked."""
     fixed, lists, ranges = parsed(sets)
     recipe = ask(model, data, fixed, flags).recipe
     if len(recipe.parts) > 1:
@@ -161,7 +163,7 @@ def sweep_of(
             f"the budget gives each of {sweep.trials} trials only {sweep.first:.1g} s in the first round"
         )
         raise UsageError(message, hint=f"each needs {SHORTEST:g} s: pass a larger `--budget` or fewer values")
-    check(sweep, progress)
+    check(sweep, progress, dry_run)
     return sweep
 
 
@@ -218,11 +220,12 @@ def drawn(
     return tuple(settings)
 
 
-def check(sweep: Sweep, progress: Report) -> None:
+def check(sweep: Sweep, progress: Report, dry_run: bool) -> None:
     """Raises UsageError for a setting that cannot be trained, and for two equal ones."""
     seen: dict[str, Setting] = {}
     for i, setting in enumerate(sweep.settings):
-        recipe = Training.of(sweep.request(i), progress=progress).recipe
+        request = sweep.request(i)
+        recipe = request.recipe if dry_run else Training.of(request, progress=progress).recipe
         if recipe.parts[0].train.best == "none":
             raise UsageError(
                 "the sweep needs a validation metric to compare settings", hint="--set train.best=loss"

@@ -300,7 +300,8 @@ def layers_typed(flags: Mapping[str, Any], sets: Iterable[str], problems: list[P
         name, equals, value = text.partition("=")
         keys, where = [part.strip() for part in name.split(".")], f"`--set {text}`"
         if not equals or not all(keys):
-            problems.append(Problem(where, "not of the form `a.b=v`", "write it as `--set train.steps=1000`"))
+            like = f"{name}=VALUE" if "." in name and not equals else "train.steps=1000"
+            problems.append(Problem(where, "not of the form `a.b=v`", f"write it as `--set {like}`"))
             continue
         try:
             document = read_text(value, where)

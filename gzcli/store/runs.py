@@ -200,6 +200,11 @@ def find(ref: str, *, data: str | None = None) -> Run:
         if place := trained_in(ref):
             message = f"`{ref}` has no runs: it is a stage of other models"
             raise UsageError(message, hint=f"gz sample {place[0]}")
+        if "/" in ref or Path(ref).suffix[1:].isalpha():
+            exists = Path(ref).expanduser().exists()
+            message = f"`{ref}` is not a run or a weights file" if exists else f"`{ref}` does not exist"
+            hint = "give the folder of a run, its `model.safetensors`, or a name from `gz runs list`"
+            raise MissingError(message, hint=hint)
         options = [*recipe_names(), *(name for run in all_runs() for name in (run.id, run.alias) if name)]
         hint = did_you_mean(ref, options) or "gz list models · gz runs list"
         raise UsageError(f"no model or run is called `{ref}`", hint=hint)
@@ -214,7 +219,10 @@ def _of_model(model: str, data: str | None) -> Run:
     message = f"no finished run of `{model}`" + (f" on `{data}`" if data else "")
     newest = next((run for run in of_model if run.state == "running" or run.weights), None)
     if newest is None:
-        raise MissingError(message, hint=f"gz train {model}" + (f" --data {data}" if data else ""))
+        hint = f"gz train {model}" + (f" --data {data}" if data else "")
+        if other := choose([run for run in all_runs(data=data) if data and run.state == "finished"]):
+            hint += f", or use your run `{other.alias or short_names([other])[other.id]}`"
+        raise MissingError(message, hint=hint)
     name = newest.alias or short_names([newest])[newest.id]
     state = "being trained" if newest.state == "running" else newest.state
     ways = [f"to use its newest checkpoint, pass `{name}`" if newest.weights else "it has no checkpoint yet"]

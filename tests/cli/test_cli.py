@@ -91,9 +91,14 @@ ERRORS = [
     ),
     ("recipe show veae", 2, "there is no model `veae`", "did you mean `vae`?"),
 ]
+RUN = "give the folder of a run, its `model.safetensors`, or a name from `gz runs list`"
 SIZES = "`data.size` must be 4 to 1024 pixels per side, not 2"
 ERRORS += [("data download mnist --size 2", 2, SIZES, "use `--size 64`")]
-STRAY = ("unexpected argument `stray`", "put arguments for `accelerate launch` after `--`")
+ERRORS += [("data import a.png b.png", 2, "unexpected argument `b.png`", HELP.format("data import"))]
+ERRORS += [("runs --wide path vae", 2, "`--wide` before `path` has no effect", "gz runs --wide")]
+ERRORS += [("sample a/b.pt", 3, "`a/b.pt` does not exist", RUN)]
+ERRORS += [("sample ./README.md", 3, "`./README.md` is not a run or a weights file", RUN)]
+STRAY = ("unexpected argument `stray`", "name one model; put arguments for `accelerate launch` after `--`")
 ERRORS += [(line, 2, *STRAY) for line in ("train vae stray", "train vae stray -- --x")]
 
 

@@ -419,9 +419,10 @@ def test_set_takes_yaml(write):
     assert (tree["model"]["mult"], tree["optim"]["betas"], tree["about"]) == ([1, 2], [0.0, 0.9], "no")
     assert (tree["train"]["clip"], tree["optim"]["main"], tree["ood"]["budget"]) == (None, {"lr": 1e-5}, 5.0)
     assert resolve(path, sets=["about=c=d"]).about == "c=d"
-    wrong = ["train.stepz=5", "x", "train.keep=[", "seed=1_0", "model.name=vae"]
+    wrong = ["train.stepz=5", "x", "optim.lr", "train.keep=[", "seed=1_0", "model.name=vae"]
     assert problems(resolve, path, sets=wrong) == [
         "`--set x`: not of the form `a.b=v` (write it as `--set train.steps=1000`)",
+        "`--set optim.lr`: not of the form `a.b=v` (write it as `--set optim.lr=VALUE`)",
         "`--set train.keep=[`: `[` is not valid YAML (quote it: `--set 'a.b=\"…\"'`)",
         "`--set seed=1_0`: `1_0` is not a number (write 10)",
         "`--set train.stepz=5`: unknown key `stepz` in `train` (did you mean `steps`?)",

@@ -14,7 +14,7 @@ from torch import nn
 
 from gzcli.cli.app import build
 from gzcli.cli.completion import candidates
-from gzcli.core.errors import DamagedError, UsageError
+from gzcli.core.errors import DamagedError, MissingError, UsageError
 from gzcli.core.sections import Part, TrainSection
 from gzcli.engine.log import Log
 from gzcli.engine.trained import init_from
@@ -129,7 +129,7 @@ def test_a_name_can_be_typed_and_is_checked_before_anything_is_done(call):
 
 def test_a_run_is_read_wherever_it_lies_and_no_weights_by_a_path_that_is_none(call, tmp_path):
     run = runs.create("vae", "digits")
-    with pytest.raises(UsageError, match="no model or run is called"):  # no stage of that name either
+    with pytest.raises(MissingError, match="does not exist"):  # no stage of that name either
         init_from(nn.Linear(1, 1), Part("vae", train=TrainSection(init="../../elsewhere")), run, Log())
     run.update(state="finished")
     run.recipe_file.write_text("model: {name: vae}\n")

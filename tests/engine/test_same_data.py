@@ -126,7 +126,7 @@ def test_a_run_whose_data_has_changed_does_not_go_on_and_names_what(gz, tmp_path
 def test_a_dry_run_knows_the_set_and_what_is_not_here(gz, tmp_path, monkeypatch):
     for key, name, said in (
         ("data.latent", "vqvae", "no finished run of `vqvae` (gz train vqvae)"),
-        ("train.init", "nowhere.safetensors", "no model or run is called `nowhere.safetensors`"),
+        ("train.init", "nowhere.safetensors", "`nowhere.safetensors` does not exist"),
         ("ood.background", "glow", "no finished run of `glow` (gz train glow)"),
     ):
         model = "fm" if key == "data.latent" else "glow"

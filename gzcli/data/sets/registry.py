@@ -324,7 +324,9 @@ def locate(what: DataSet | str | Path) -> DataSet:
         hint = "give the path of a folder, zip, tar or npz of images"
         raise MissingError(f"`{text}` does not exist", hint=hint)
     ways = "see the names with `gz data list`, or give a path such as `./my_photos`"
-    raise UsageError(f"there is no data set `{text}`", hint=did_you_mean(text, names()) or ways)
+    here = [f"./{path.name}" for path in Path().iterdir() if path.is_dir() or path.suffix.lower() in ENDINGS]
+    near = did_you_mean(text, names()) or did_you_mean(f"./{text}", here)
+    raise UsageError(f"there is no data set `{text}`", hint=near or ways)
 
 
 def hub_set(text: str) -> HubSet:
