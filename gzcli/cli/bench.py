@@ -555,8 +555,9 @@ def with_deviation(row: dict[str, Any], metric: str | None) -> str | None:
 
 # ---------------------------------------------------------------------------- a race
 
+USUAL_RACE = "20m"
 _RACE_HELP = "Total training time: CPU time on CPUs, wall-clock time on GPUs."
-_RaceBudget = Annotated[str, option("--budget 20m|1h", _RACE_HELP)]
+_RaceBudget = Annotated[str | None, option("--budget 20m|1h", _RACE_HELP)]
 _NEED_HELP = f"Capabilities that the model needs: {', '.join(NEEDS)}."
 _Need = Annotated[str | None, option("--need A[,B…]", _NEED_HELP, complete=NEEDS)]
 _RACED_HELP = "Models to race. Default: a shortlist from the shipped leagues."
@@ -568,7 +569,7 @@ _Dry = Annotated[bool, option("--dry-run", "Print the rounds without training.")
 
 def which(
     data: _RaceData,
-    budget: _RaceBudget,
+    budget: _RaceBudget = None,
     need: _Need = None,
     models: _Raced = None,
     at_once: _Jobs = None,
@@ -589,6 +590,9 @@ def which(
     from gzcli.store.jobs import BenchJob
 
     out.configure(lenient=True)  # a lost reader does not end what takes hours
+    if budget is None:
+        hint = f"gz which --data {quoted(data)} --budget {USUAL_RACE}"
+        raise UsageError("missing option `--budget`", hint=hint)
     needs = [choose("need", word, NEEDS) for word in opt.split(need)]
     launch = LaunchSection(opt.parse_gpus(gpus), cpu)
     launch = beside_others(launch) if at_once else launch

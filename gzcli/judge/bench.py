@@ -55,6 +55,7 @@ SHOWN = 16  # images of a contestant in the image of all
 COPIES = 10  # samples of a contestant in the image of those nearest to a training image
 SMALL = 10_000  # number of images below which FID is biased upwards
 BANK = 50_000  # most training images that are searched for copies
+TIMES_DRAWN = 4  # images of a bank for each of a draw, up to which networks of photographs see all of them
 LPIPS_SIDE = 16  # shortest side in pixels, as VGG16 halves it four times
 GIVEN_LABELS = "columns with `|y` give log p(x | y), for the given label; do not compare them with log p(x)"
 MEANS = "samples that are pixel means are compared with the grey images instead"
@@ -194,20 +195,21 @@ class Judge:
             self.lpips  # noqa: B018 -- absent weights are reported before the work
 
     def leave_out_the_dead(self) -> None:
-        """Drops the metrics of judges that have not learned their classes. If no metrics were named, those of
-        the extra `features` replace them, if that is installed."""
+        """Drops the metrics of judges that have not learned their classes. If no metrics were named, or none
+        of the named ones compares images without these judges, those of the extra `features` replace them, if
+        that is installed."""
         self.living = {name: judge for name, judge in self.judges.items() if judge.alive}
         if self.living.keys() == self.judges.keys():
             return
-        if not self.named and pretrained.is_installed():
-            self.spaces.setdefault("lite", pretrained.lite(self.device))
-            self.metrics += [
-                metric
-                for metric in metrics().values()
-                if metric.default == "colour" and metric not in self.metrics
-            ]
         dead = self.judges.keys() - self.living.keys()
-        self.metrics = [metric for metric in self.metrics if metric.features not in dead]
+        left = [metric for metric in self.metrics if metric.features not in dead]
+        enough = self.named and any(metric.compare for metric in left)
+        if not enough and pretrained.is_installed():
+            self.spaces.setdefault("lite", pretrained.lite(self.device))
+            left += [
+                metric for metric in metrics().values() if metric.default == "colour" and metric not in left
+            ]
+        self.metrics = left
 
     # ------------------------------------------------------------------------ what metrics read
 
@@ -362,7 +364,10 @@ class Judge:
             self._compute("the data set", self.real.reference(levels), of_real)
             for entry in contestants:
                 n = min(len(entry), self.real.at_most)
-                self._compute("the floor", self.real.bank(n, levels), list(self.living.values()))
+                bank = self.real.bank(n, levels)
+                # models of a league share the features of a small bank
+                of_bank = spaces if len(bank) <= TIMES_DRAWN * n else list(self.living.values())
+                self._compute("the floor", bank, of_bank)
                 if self.large and entry.levels == levels:
                     fake, real = self.first_draw(entry)
                     self._compute("the floor", fake, spaces)

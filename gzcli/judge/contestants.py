@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from gzcli.core import ranks
-from gzcli.core.devices import synchronise
+from gzcli.core.devices import clock, synchronise
 from gzcli.core.errors import UsageError
 from gzcli.core.types import ImageNoise, Progress, no_progress
 from gzcli.core.units import as_size, by_sides
@@ -40,7 +40,6 @@ from gzcli.store.jobs import BenchJob
 from gzcli.store.runs import Run
 
 FEWEST = 50  # images of a contestant
-FEW = 2000  # samples of a model that needs longer for those of a job than for its training
 
 
 @dataclass
@@ -77,7 +76,7 @@ class Contestant:
 def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log) -> Contestant:
     """`job.n` samples of a model, which are also written to a file. Those of a conditional model have the
     classes of the training images, in the same proportions. In a league, samples of an earlier evaluation are
-    reused if the drawing code has not changed. A model draws only `FEW` if more would take longer than
+    reused if the drawing code has not changed. A model draws only `job.few` if more would take longer than
     `job.patience`."""
     owner, strata, labels = trained.run.owner, strata_of(trained, pack), sample_labels(trained, pack, job.n)
     # differs between variants
@@ -96,9 +95,7 @@ def sampled(trained: Trained, pack: Pack, job: BenchJob, folder: Path, log: Log)
         arrays = {"samples": images.transpose(0, 2, 3, 1), "seconds": np.float64(seconds)}
         files.write_arrays(path, arrays | {"notes": np.array(notes, str)})
     if (n := len(images)) < job.n:
-        notes.append(
-            f"`{trained.title}` drew only {n:,} samples, as more would take longer than its training"
-        )
+        notes.append(f"`{trained.title}` drew only {n:,} samples, as {job.n:,} would take too long")
     image_set = ImageSet(images, None if labels is None else labels[:n].numpy())
     title = trained.title_of_samples
     return Contestant(title, image_set, str(owner.path), trained, seconds, str(path), notes, strata=strata)
@@ -108,9 +105,11 @@ def patient_draw(
     trained: Trained, job: BenchJob, labels: Tensor | None, progress: Progress, notes: list[str]
 ) -> tuple[np.ndarray, float]:
     """`job.n` samples, or only `FEW` if `job.patience` demands it, and the seconds that they took."""
-    n, few = job.n, job.n if job.patience is None else min(FEW, job.n)
+    n, few = job.n, job.n if job.patience is None else min(job.few, job.n)
+    since = clock(trained.device, "cpu")
     images, seconds = timed_draw(trained, few, job.seed, labels, progress, notes)
-    if few == n or ranks.agree(seconds * n / few > (job.patience or 0.0)):
+    took = clock(trained.device, "cpu") - since
+    if few == n or ranks.agree(took * n / few > (job.patience or 0.0)):
         return images, seconds
     notes.clear()
     return timed_draw(trained, n, job.seed, labels, progress, notes)

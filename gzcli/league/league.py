@@ -192,7 +192,8 @@ def jobs_of(run: Run, terms: Terms) -> dict[str, tuple[BenchJob, list[dict[str, 
     if "time" in terms.curves:
         saved = ((seconds, {"checkpoint": str(step), "quick": True}) for step, seconds in kept_steps(run))
         rows["time"] = [{"setting": "time", "seconds": seconds, "variant": v} for seconds, v in saved]
-    judged, job = {}, replace(terms.job, patience=run.training_seconds, drawing=code_of(run))
+    patience = run.training_seconds if terms.job.patience is None else terms.job.patience
+    judged, job = {}, replace(terms.job, patience=patience, drawing=code_of(run))
     for kind, settings in rows.items():
         if settings:
             variants = tuple(row["variant"] for row in settings)

@@ -21,6 +21,7 @@ from gzcli.core import measured
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.types import Say, silent
 from gzcli.core.units import duration
+from gzcli.data.packs.facts import Facts
 from gzcli.data.packs.open import facts_of
 from gzcli.data.sets.registry import locate
 from gzcli.launch import plan as planning
@@ -33,7 +34,9 @@ from gzcli.store.runs import Run, by_name
 
 REGRET = 1.1  # times the least excess that the shortlist may have on a shipped league
 FEWEST = 4  # models of the shortlist, if as many fit
-SAMPLES = 1000  # of each model, that the judges compare
+SAMPLES = 1000  # of each model of the last round, that the judges compare; of earlier ones in proportion
+FEW = 100  # of a model that needs longer than `SHARE` of its training to draw them
+SHARE = 0.1
 JUDGES = ("fd", standings.SECOND)  # of the shipped leagues
 PUBLISHED = "kid_lite"  # of colour images: a judge that needs no training on the set, which may be small
 
@@ -121,6 +124,15 @@ def race_of(terms: Terms, needs: Sequence[str]) -> Race:
         message = f"the budget gives each of {len(models)} models only {least:.1g} s in the first round"
         raise UsageError(message, hint=f"each needs {SHORTEST:g} s: pass a larger `--budget`")
     return race
+
+
+def metrics_of(facts: Facts | None) -> tuple[str, ...]:
+    """The metrics of a race: those of its judges. With few images the published judge decides alone, so the
+    second judge is not trained."""
+    from gzcli.metrics import pretrained  # loads torch
+
+    published = (PUBLISHED,) if facts and facts.channels == 3 and pretrained.is_installed() else ()
+    return published if facts and facts.traits and published else (*JUDGES, *published)
 
 
 def candidates(data: str, needs: Sequence[str]) -> tuple[str, ...]:
@@ -235,7 +247,9 @@ def leagues(race: Race, outcomes: list[dict[str, Any]], how: Mapping[str, Any]) 
     for size, seconds in race.rounds:
         if outcomes:
             models = tuple(order(outcomes[-1])[:size])
-        terms = replace(race.terms, models=models, budget=seconds)
+        n = max(FEW, round(SAMPLES * seconds / race.rounds[-1][1]))
+        job = replace(race.terms.job, n=n, few=FEW, patience=SHARE * seconds)
+        terms = replace(race.terms, models=models, budget=seconds, job=job)
         yield League.of(terms, f"{seconds:.0f}s", **how)
 
 
@@ -243,6 +257,7 @@ def run(race: Race, *, at_once: int | None = None, say: Say = silent, mode: str 
     """Runs the race. Raises MissingError if the judges cannot distinguish models on this set."""
     outcomes: list[dict[str, Any]] = []
     facts = facts_of(locate(race.terms.data))
+    race = replace(race, terms=replace(race.terms, job=replace(race.terms.job, metrics=metrics_of(facts))))
     for i, league in enumerate(leagues(race, outcomes, {"say": say})):
         names = ", ".join(dict.fromkeys(entry.model for entry in league.entries))
         say(f"round {i + 1} of {len(race.rounds)}, {duration(league.terms.budget)} each: {names}")

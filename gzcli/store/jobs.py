@@ -131,6 +131,7 @@ class BenchJob(RunJob):
     export_stats: str | None = None  # path to which those of the real images are written
     likelihoods: int | None = None  # most test images whose likelihood is computed; None: as many as usual
     patience: float | None = None  # seconds of sampling from which a model draws fewer images
+    few: int = 2000  # number of these
     drawing: str | None = None  # hash of the code that draws: a league takes samples by the same code again
     # how each of the runs is taken, {"checkpoint", "sample", "calls", "quick"}, all of them optional: weights
     # of a step, options of its sampler, at most how many network calls per image, and whether metrics that do

@@ -9,9 +9,11 @@ from itertools import combinations, pairwise
 import pytest
 
 from gzcli.core.errors import MissingError, UsageError
+from gzcli.data.packs.facts import Facts
 from gzcli.league import which
 from gzcli.league.league import Terms
 from gzcli.league.which import Outcome, Race, able, calls, cover, excesses, order, shortlist
+from gzcli.metrics import pretrained
 from gzcli.models import catalog
 from gzcli.store.jobs import BenchJob
 
@@ -136,12 +138,12 @@ def test_a_published_judge_decides_where_those_of_the_set_do_not():
 
 @pytest.fixture
 def held(monkeypatch):
-    """The leagues of a race, (models, seconds) in turn; a model is as bad as its letter is late."""
+    """The leagues of a race, (models, seconds, job) in turn; a model is as bad as its letter is late."""
     leagues = []
 
     def hold(league, **how):
         models = league.terms.models
-        leagues.append((models, league.terms.budget))
+        leagues.append((models, league.terms.budget, league.terms.job))
         return summary({name: (float(ord(name)), float(ord(name))) for name in models})
 
     class Named:
@@ -159,12 +161,27 @@ def held(monkeypatch):
 
 def test_the_better_half_goes_to_the_next_round(held):
     outcome = which.run(Race(("d", "a", "c", "b", "e"), terms(), 120.0))
-    assert [set(models) for models, _ in held] == [{*"abcde"}, {*"abc"}, {*"ab"}]
+    assert [set(models) for models, *_ in held] == [{*"abcde"}, {*"abc"}, {*"ab"}]
     assert outcome.order == tuple("abcde") and outcome.agreement == 1
     assert held[1][1] == 2 * held[0][1]
     three = which.run(Race(("c", "a", "b"), terms(), 120.0))
     assert three.order == tuple("abc") and len(three.rounds) == 2
     assert three.agreement is None
+
+
+def test_judging_is_in_proportion_to_the_training(held):
+    """Samples, and the time after which fewer are drawn."""
+    which.run(Race(tuple("abcde"), terms(), 190.0))
+    assert [job.n for *_, job in held] == [250, 500, 1000]
+    assert [job.patience for *_, job in held] == pytest.approx([1, 2, 4])
+    assert {(job.few, job.metrics) for *_, job in held} == {(which.FEW, ("fd", "fd_second"))}
+
+
+def test_few_colour_images_are_judged_by_the_published_network_alone(monkeypatch):
+    few, many = (Facts(64, 64, 3, n) for n in (1440, 50_000))
+    for there, metrics in ((True, [("kid_lite",), (*which.JUDGES, "kid_lite")]), (False, [which.JUDGES] * 2)):
+        monkeypatch.setattr(pretrained, "is_installed", lambda there=there: there)
+        assert [which.metrics_of(facts) for facts in (few, many)] == metrics
 
 
 def test_judges_at_chance_compare_nobody(held, monkeypatch):
@@ -183,6 +200,8 @@ def test_a_dry_run_tells_the_rounds(call):
     assert "rounds: " in stderr
     code, _, stderr = call("which", "--data", "digits", "--budget", "5s", "--models", "vae,cvae", "--dry-run")
     assert code == 2 and "gives each of 2 models" in stderr
+    code, _, stderr = call("which", "--data", "digits", "--cpu")
+    assert code == 2 and "hint: gz which --data digits --budget 20m" in stderr
     assert call("which", "--data", "digits", "--budget", "3m", "--need", "speed")[0] == 2
     assert call("which", "--data", "digits", "--budget", "3m", "--models", "vaee")[0] == 2
 
