@@ -217,6 +217,10 @@ class Start:
         recipe: Recipe
         if self.run:
             recipe = continued(self.run, resolved, self.request.flags.get("train.steps"))
+            for old, new in zip(recipe_of(self.run.tree()).parts, recipe.parts, strict=True):
+                if new.train.steps < old.train.steps:
+                    fewer = f"{new.train.steps:,} instead of {old.train.steps:,}"
+                    say(f"`{new.in_recipe}train.steps` becomes {fewer}: the run ends earlier")
             check_batches(recipe, processes, goes_on=True)
         else:
             recipe, changes = shared_out(with_parents(resolved), processes)

@@ -488,3 +488,18 @@ def test_that_gpus_can_be_used_is_remembered(home, tmp_path, monkeypatch):
         launcher._usable.cache_clear()
         assert (launcher.usable_gpus().usable, len(tries)) == (usable, times)
     launcher._usable.cache_clear()
+
+
+def test_fewer_steps_than_a_resumed_run_was_to_have_are_announced(home):
+    """It has none yet; fewer than are done are refused."""
+    run, said = runs.create("vae", "digits"), []
+    write_run(run, planning.ask("vae", "digits", (), {"train.steps": 100}).recipe, Plan(threads=1))
+    for steps in (100, 200, 50):
+        request = planning.ask(run.id, None, (), {"train.steps": steps}, resume=True)
+        planning.Start(request, Plan(threads=1), run).recipe(say=said.append)
+    assert [text for text in said if "steps" in text] == [
+        "`train.steps` becomes 50 instead of 100: the run ends earlier"
+    ]
+    run.update(step=60)
+    with pytest.raises(UsageError, match="has done 60, 50 requested"):
+        planning.Start(request, Plan(threads=1), run).recipe()
