@@ -45,7 +45,9 @@ _ATTRIBUTES = (
 )
 VARIANTS = "    variants = {"  # the start of such a table in a class
 # classes that files from outside may import by their old names
-RENAMED = {"ScoreOptions": "ObjectiveOptions", "ZigzagOptions": "DiTOptions"}
+RENAMED = dict.fromkeys(("EstimateOptions", "ScoreOptions"), "ObjectiveOptions") | {
+    "ZigzagOptions": "DiTOptions"
+}
 _INPUTS = {"Tensor", "Module", "Noise", "Progress", "Batch", "Callable", "Iterable", "Iterator"}
 _SHAPE = re.compile(r"^\[B\]: | \[[A-Z1, ]+\]")  # as in `images [B, C, H, W]`
 _RAISES = re.compile(r" ?\bRaises \w+.*?(?:\.(?= |$)|$)")

@@ -31,7 +31,7 @@ from gzcli.core.units import Size, sides
 from gzcli.models.base import Model
 from gzcli.models.denoising import samplers
 from gzcli.models.denoising.process import Level, Process, normal_draws, stratified
-from gzcli.models.denoising.samplers import Denoise, Estimate, Sampler, Solver, Velocity, solve
+from gzcli.models.denoising.samplers import Denoise, Estimate, Path, Sampler, Solver, Velocity, solve
 from gzcli.models.labelled import GUIDANCE, ClusterOptions, Guidance, Labelled, LabelOptions
 from gzcli.models.nn import double, to_fp32
 
@@ -39,17 +39,6 @@ Times = Literal["uniform", "stratified", "logit_normal", "cosine", "log_normal"]
 Prediction = Literal["eps", "x0", "v", "velocity"]
 
 LEAST_SIGMA = 0.05  # by which the error of a predicted image is divided (Li & He 2025, arXiv:2511.13720)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EstimateOptions:
-    """How the image is estimated from a noised one.
-
-    bounded: whether predicted images are clamped to [-1, 1], in training and sampling. Gives clean black
-      backgrounds and a higher likelihood. Not for latents.
-    """
-
-    bounded: bool = False
 
 
 @dataclass(frozen=True)
@@ -117,9 +106,11 @@ class TimeOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ObjectiveOptions(TimeOptions, EstimateOptions):
+class ObjectiveOptions(TimeOptions):
     """What the network predicts, and how it is trained.
 
+    bounded: whether predicted images are clamped to [-1, 1], in training and sampling. Gives clean black
+      backgrounds and a higher likelihood. Not for latents.
     prediction: prediction target: the noise (eps), v = (α ε − σ x_0) / √(α² + σ²) (Salimans 2022), the
       velocity α′ x_0 + σ′ ε, or the image (x0), with the error weighted as for v or the velocity (Li & He
       2025, arXiv:2511.13720).
@@ -129,6 +120,7 @@ class ObjectiveOptions(TimeOptions, EstimateOptions):
     min_snr: γ of min-SNR-γ loss weights (Hang 2023, arXiv:2303.09556). Default: see `weighting`.
     """
 
+    bounded: bool = False
     prediction: Prediction = "v"
     loss_type: Annotated[str, LOSSES] = "l2"
     weighting: Literal["even", "score", "likelihood"] = "even"
@@ -184,14 +176,13 @@ class Denoiser(Labelled):
             if options.time_sampling == "cosine":
                 ends = (self.process.level(t) for t in (self.process.clean, self.process.noisy))
                 low, high = (math.atan2(level.sigma, level.alpha) for level in ends)
-                self.take_quantiles(np.log(np.tan(low + u * (high - low))))
+                log_ratio = np.log(np.tan(low + u * (high - low)))
             elif options.time_sampling == "log_normal":
                 from scipy.special import ndtri  # a tenth of a second that other models need not wait
 
-                self.take_quantiles(options.log_mean + options.log_std * ndtri(u))
-
-    def take_quantiles(self, log_ratio: np.ndarray) -> None:
-        """Sets the quantiles of log σ/α for training times."""
+                log_ratio = options.log_mean + options.log_std * ndtri(u)
+            else:
+                return
         self.quantiles = torch.from_numpy(self.process.times_at(log_ratio)).float()
 
     def on_format(self, format: int) -> None:
@@ -451,13 +442,20 @@ class Denoiser(Labelled):
         return x, self.draw_labels(labels, n, noise)
 
     def draw(
-        self, n: int, labels: Tensor | None, noise: Noise, progress: Progress, options: Any, sampler: Sampler
+        self,
+        n: int,
+        labels: Tensor | None,
+        noise: Noise,
+        progress: Progress,
+        options: Any,
+        sampler: Sampler,
+        path: Path | None = None,
     ) -> Tensor:
-        """Draws n images [n, C, H, W] with a sampler; the options are `WalkOptions` with `steps` and
-        `spacing`."""
+        """Draws n images [n, C, H, W] with a sampler; the options are `WalkOptions`, with `steps` and
+        `spacing` if no path is given."""
         x, y = self.initial_noise(n, labels, noise, options.size)
         denoise, randn = self.denoiser(y, options), partial(noise.randn, *x.shape)
-        path = self.process.path(options.steps, options.spacing)
+        path = self.process.path(options.steps, options.spacing) if path is None else path
         return self.into_range(sampler(denoise, x, path, randn=randn, progress=progress))
 
     def shape_of(self, size: Size | None) -> tuple[int, ...]:

@@ -133,12 +133,11 @@ class FlowMatching(LikelihoodByODE, Applications):
         options: SamplingOptions = SamplingOptions(),
     ) -> Tensor:
         """n images [n, C, H, W] in [-1, 1], by the ODE or SDE from noise at t = 0 to data at t = 1."""
-        x, y = self.initial_noise(n, labels, noise, options.size)
         if options.sampler == "sde":
-            denoise = self.denoiser(y, WalkOptions(options.guidance, interval=options.interval))
-            path, randn = self.process.path(options.steps), partial(noise.randn, *x.shape)
-            x = samplers.dpmpp(denoise, x, path, noisy=True, randn=randn, progress=progress)
-            return self.into_range(x)
+            walk = WalkOptions(options.guidance, options.size, options.interval)
+            sampler, path = partial(samplers.dpmpp, noisy=True), self.process.path(options.steps)
+            return self.draw(n, labels, noise, progress, walk, sampler, path)
+        x, y = self.initial_noise(n, labels, noise, options.size)
         f = self.velocity(y, self.guidance_scale(options.guidance), options.interval)
         times, solver = self.process.ode_times(options.steps), options.sampler
         how: dict[str, Any] = {"tolerance": options.tolerance, "progress": progress}

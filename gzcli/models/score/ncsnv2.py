@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from functools import partial
+from typing import Annotated, cast
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch, DataInfo, Noise, Progress, no_progress
 from gzcli.models.denoising.denoiser import ObjectiveOptions
 from gzcli.models.denoising.process import VE, Level
-from gzcli.models.denoising.samplers import Denoise, Path, annealed_langevin
+from gzcli.models.denoising.samplers import annealed_langevin
 from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import ClassEmbedding, Classes, at_least, stacked, to_fp32
 from gzcli.models.score.sgm import SAMPLERS, SamplingOptions, ScoreModel, Spacing
@@ -270,11 +271,8 @@ class NCSNv2(ScoreModel):
         ladder = [self.process.level(t) for t in np.linspace(1, 0, self.rungs).tolist()]
         step = options.step or steady_step(ladder[0].sigma / ladder[1].sigma, options.repeats)
         ladder.append(Level(0.0, 1.0, 0.0))
-
-        def langevin(denoise: Denoise, x: Tensor, _: Path, **keywords: Any) -> Tensor:
-            return annealed_langevin(denoise, x, ladder, repeats=options.repeats, step=step, **keywords)
-
-        return self.draw(n, labels, noise, progress, options, langevin)
+        sampler = partial(annealed_langevin, repeats=options.repeats, step=step)
+        return self.draw(n, labels, noise, progress, options, sampler, ladder)
 
 
 def overlap_ratio(size: int, overlap: float = 0.5) -> float:
