@@ -210,7 +210,7 @@ def _described(
     counts: Mapping[str, int],
     facts: Facts | None,
 ) -> dict[str, Any]:
-    """Prints the facts that a pack shares with the description of a set without one. Returns them for
+    """Prints the facts that a pack shares with the description of an unpacked set. Returns them for
     scripts."""
     from gzcli.data.packs.facts import settings_lines
 

@@ -342,7 +342,7 @@ def _model(one: Forecast) -> str:
 
 def _time(one: Forecast) -> str:
     if one.part.train.minutes:
-        return f"{about(60 * one.part.train.minutes)}; the start measures how many steps fit"
+        return f"{about(60 * one.part.train.minutes)}; gz measures at the start how many steps fit"
     here = f"about {about(one.seconds)} here" if one.seconds else "unknown here"
     steps = one.steps_in(MINUTES)
     return here + _on_h100s([one]) + (f"; `--minutes {MINUTES}` makes {steps:,} steps" if steps else "")

@@ -15,7 +15,7 @@ _URL = re.compile(r"(?<![A-Za-z0-9+.-])(?!file:)([A-Za-z][A-Za-z0-9+.-]+:/+)([^\
 
 
 def redacted(text: str) -> str:
-    """The text with user-info, query and fragment of every URL in it replaced by `…`, as they may contain
+    """The text with the user-info, query and fragment of every URL replaced by `…`, because they may contain
     passwords and tokens. User-info is everything before an `@`, including a slash, which an unquoted password
     may contain."""
 
@@ -30,7 +30,7 @@ def redacted(text: str) -> str:
 
 class GzError(Exception):
     """An error that is shown as a message (what is wrong and where) and a hint (what to do next), without a
-    traceback; secrets in them are hidden."""
+    traceback. Secrets in both are hidden."""
 
     code = 1  # the exit code of `gz`
     kind = "bug"  # the name of the class in JSON

@@ -13,7 +13,7 @@ PROJECT = "gz"  # project of the runs at a service
 
 @dataclass(frozen=True)
 class Logged:
-    """What a tracker is started with.
+    """Arguments with which a tracker is started.
 
     name: name of the tracker.
     run: id of the run, which may be the path of a stage.
@@ -40,13 +40,13 @@ class Logged:
 
 @dataclass(frozen=True)
 class Tracker:
-    """A tracker.
+    """A service that a run can be logged to.
 
     hint: what to do if it does not start: no key, no network, no server.
-    make: accelerate's class, and what it is started with → its instance.
+    make: function of accelerate's class and `Logged` that returns the tracker.
     show: logs an image of a step.
-    to_store: what a resume needs; None: nothing.
-    recipe: when the recipe is logged by itself: at each start, or at the first; "": `make` does it.
+    to_store: returns what a resume needs. None: nothing.
+    recipe: when the recipe is logged automatically: at each start, or at the first. "": `make` logs it.
     """
 
     hint: str
@@ -66,7 +66,7 @@ def _wandb(make: Any, run: Logged) -> Any:
 
 
 def _tensorboard(make: Any, run: Logged) -> Any:
-    """A resumed run hides what was logged after its checkpoint."""
+    """Starts TensorBoard's tracker. A resumed run hides entries after its checkpoint."""
     return make(run.name, run.folder, **({"purge_step": run.start} if run.start else {}))
 
 

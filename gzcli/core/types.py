@@ -183,13 +183,13 @@ class Noise:
 class BatchNoise(Noise):
     """Noise of training: the rows of this process and micro-batch out of a draw for the global batch.
 
-    The draw depends on the key and on the number of calls before it, so accumulation and any number of
-    processes see the numbers that one process with the whole batch sees.
+    The draw depends only on the key and on the number of earlier calls. Accumulation and several processes
+    therefore get the same numbers as one process with the whole batch.
 
     key: seed, step and phase.
     total: number of images in the global batch.
     start: position of this batch's first image in the global batch.
-    device: where the numbers are drawn; a GPU's generator gives other numbers than the CPU's.
+    device: device of the generator. A GPU's generator draws other numbers than the CPU's.
     """
 
     def __init__(self, *key: int | str, total: int, start: int = 0, device: torch.device | str = "cpu"):
@@ -219,7 +219,7 @@ class ImageNoise(Noise):
 
     seed: the seed of the whole call.
     index: the index of each image, int64 [n]. If it is on the device already, the host does not wait for it.
-    device: where the numbers are drawn.
+    device: device of the draws.
     """
 
     def __init__(self, seed: int, index: Sequence[int] | Tensor, device: torch.device | str = "cpu"):

@@ -1,5 +1,5 @@
-"""Numbers as people read and write them: sizes of images, shapes, bytes, durations, environment variables.
-The size of an image is its side in pixels, `64`, or width and height, `48x32`."""
+"""Numbers in the form in which people read and write them: sizes of images, shapes, bytes, durations,
+environment variables. The size of an image is its side in pixels, `64`, or width and height, `48x32`."""
 
 from __future__ import annotations
 

@@ -354,7 +354,7 @@ def _cleared(empty: str | None, run: Any, can: Controls) -> str | None:
 
 
 def _shown_by(control: str, run: Any, can: Controls) -> Any:
-    """Shows a tab if the run has what it controls."""
+    """Shows a tab if the run supports its controls."""
     return gr.update(visible=getattr(can, control))
 
 

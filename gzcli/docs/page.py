@@ -202,8 +202,9 @@ TERMS = ("image_weight", "penalty", "r1", "r2", "lecam", "min_snr", "noise_std")
 
 
 def _differences(card: ModelCard, part: Part, paper: Part) -> tuple[str, ...]:
-    """A recipe's choices beside the paper's, such as `prediction v (eps)`, and terms that one of both
-    disables by 0, such as `image_weight 150 (0)`. Sizes and lengths depend on the data and do not count."""
+    """A recipe's choices, followed by the paper's, such as `prediction v (eps)`. Also terms that one of the
+    two disables by 0, such as `image_weight 150 (0)`. Sizes and lengths depend on the data and do not
+    count."""
     pairs = [(key, part.options.get(key), paper.options.get(key)) for key in card.params]
     kinds = {key: param.words for key, param in card.params.items()}
     rows = [row for row in pairs if {"Literal", "bool"} & kinds[row[0]] or row[0] == "clusters"]
@@ -283,7 +284,7 @@ def _stages(chain: Sequence[RecipeFile]) -> dict[str, str]:
 
 
 def _own(chain: Sequence[RecipeFile], stage: str) -> dict[str, Any]:
-    """The sections that a recipe gives a model on every set, or one of its stages."""
+    """The sections of a recipe that apply to a model, or to one of its stages, on every data set."""
     sections: dict[str, Any] = {}
     for file in chain:
         tree = file.tree.get("stages", {}).get(stage) or {} if stage else file.tree

@@ -136,7 +136,7 @@ class Pauses:
 
     @property
     def last_only(self) -> list[str]:
-        """The kinds with fewer than two pauses in their share of the time: only the last one remains."""
+        """The kinds whose share of the time allows fewer than two pauses. They pause only at the end."""
         return [
             kind
             for kind, took in self.took.items()

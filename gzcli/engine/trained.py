@@ -438,7 +438,7 @@ class Trained:
 
     @property
     def precision(self) -> str:
-        """The precision of samples: fp32, bf16 or fp16. On a CPU, which lacks fp16, that becomes `auto`."""
+        """The precision of samples: fp32, bf16 or fp16. On a CPU, which lacks fp16, fp16 becomes `auto`."""
         requested, kind = self.requested_precision or self.part.train.precision, self.device.type
         lacks = requested == "fp16" and not devices.kind_of(kind).fp16
         return rates.chosen_precision("auto" if lacks else requested, kind)

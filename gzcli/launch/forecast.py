@@ -266,7 +266,7 @@ def expect(
 def fill(
     rows: Sequence[dict[str, Any]], shape: Mapping[str, Any], launch: LaunchSection, measure: Measure
 ) -> None:
-    """Measures rows in one process, those of one name in the cache once, and stores what is measured."""
+    """Measures rows in one process and stores the results. Rows with one cache key are measured once."""
     if not rows or os.environ.get("GZ_TRIAL") == "0":
         return
     alike: dict[str, list[dict[str, Any]]] = {}

@@ -156,8 +156,8 @@ def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> Non
 
 
 def _check(file: Path, texts: Mapping[str, str], trees: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises MissingError for a file that needs what is not available: other stages of a run, a model's
-    program, or weights on the hub, which gz does not download for a file from someone else."""
+    """Raises MissingError for a file that needs something unavailable: other stages of a run, a model's
+    program, or weights on the hub. gz does not download these for a file from someone else."""
     if stages := json.loads(texts.get("built_on") or "{}") or json.loads(texts["recipe"]).get("built_on"):
         named = ", ".join(f"`{stage}`" for stage in stages)
         message = f"`{file}` needs the weights of {named}, which are stored in its run"

@@ -190,7 +190,7 @@ def facts_of(entry: Entry, run: Run | None) -> dict[str, Any]:
 
 
 def judge(run: Run, entry: Entry, terms: Terms, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows of a run, first with its own sampler. If a curve cannot be drawn, a note says so."""
+    """The rows of a run, first with its own sampler. If a curve cannot be drawn, a note is printed."""
     rows: list[dict[str, Any]] = []
     if "time" in terms.curves and len(league.kept_steps(run)) < 2:
         facts["notes"].append(

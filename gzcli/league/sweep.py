@@ -75,7 +75,7 @@ class Sweep:
         return self.budget / sum(n * max(1, 2**rung // 2) for rung, n in enumerate(self.rungs))
 
     def request(self, trial: int, steps: int | None = None) -> Request:
-        """The training of a trial, for this number of steps; without it, for its first share of the
+        """The training of a trial, for this number of steps or, by default, for its first share of the
         budget."""
         length = {"train.steps": steps} if steps else {"train.minutes": self.first / 60}
         sets = [*self.fixed, *self.settings[trial]]

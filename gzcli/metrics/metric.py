@@ -36,7 +36,7 @@ Figures = dict[str, Interval]
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a metric in tables. A name that ends in `*` stands for all columns with that prefix."""
+    """A column of a metric in tables. A name that ends in `*` matches all columns with that prefix."""
 
     name: str
     better: Literal["down", "up"] | None = None  # direction of better values; None: neither

@@ -251,7 +251,7 @@ def detail(row: Row, key: str) -> Any:
 
 
 def joined(values: Iterable[Any]) -> str:
-    """Different values in words."""
+    """The different values, joined in words."""
     return "; ".join(dict.fromkeys(str(value) for value in values if value is not None))
 
 

@@ -402,8 +402,8 @@ MOST_PARTS = 400  # names, unions and brackets of a type
 
 
 def type_of(node: ast.expr | None, path: Path) -> str:
-    """The text of a type, with aliases (`Spacing = Literal[…]`) replaced by the types, and a choice from a
-    table, `Annotated[str, TABLE, "more"]`, by the `Literal` of the table's keys and the texts after it.
+    """The text of a type, with aliases (`Spacing = Literal[…]`) replaced by their types. A choice from a
+    table, `Annotated[str, TABLE, "more"]`, becomes the `Literal` of the table's keys and the texts after it.
     Another such choice may replace `str`.
 
     Raises UsageError for a type with too many parts.

@@ -484,7 +484,7 @@ def _located(
 
 
 def _needs(recipe: Recipe, dataset: DataSet | None, facts: Facts | None) -> Iterator[Problem]:
-    """The problems of a set or of processes that lack what the models need."""
+    """The problems of a set, or of processes, that do not meet the models' needs."""
     described = dataset if isinstance(dataset, DataSpec) else facts
     for part in recipe.parts:
         try:

@@ -51,7 +51,7 @@ Rules = Mapping[str, "Rule | Rules"]  # key → its rule, or those of the keys b
 
 
 def below(rules: Rules, key: str) -> Rules:
-    """The rules of the keys below a key."""
+    """The rules of the keys inside a section or map."""
     rule = rules[key]
     return {} if isinstance(rule, Rule) else rule
 

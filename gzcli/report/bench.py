@@ -258,7 +258,7 @@ def second_judge(result: Row) -> str:
 
 
 def standings(summary: Sequence[Row], of_rows: Figures) -> Table:
-    """A row for each model, the best first, with the standard deviation over its seeds beside each mean."""
+    """A row for each model, the best first. Each mean is followed by the standard deviation over seeds."""
     numbers = dict.fromkeys(key for row in summary for key, value in row.items() if doc.is_number(value))
     columns = [doc.texts("model", list(map(named, summary)))]
     columns.append(doc.texts("place", [str(row.get("place") or "–") for row in summary]))

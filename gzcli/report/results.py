@@ -32,7 +32,7 @@ POINTS = 240  # most points of a curve
 VALIDATED = 2  # most metrics of validation in the charts of a run
 LONGEST = 2_000  # rows of a table: of 60 models 33 seeds
 TABLES = ("rows", "summary", "equal_calls", "floors", "defects")
-ANEW = "run the command that made it again"
+ANEW = "repeat the command that wrote it"
 CURVES = 36  # most charts of training
 WITHOUT = "remove it, and the report will omit these samples"
 # keys of a job → options of its command, in the order in which they are written

@@ -322,7 +322,7 @@ def weights_save_and_load(case: Case) -> None:
 
 
 def declared_capabilities_work(case: Case) -> None:
-    """What the catalogue reads from the file without an import agrees with the class."""
+    """The facts that the catalogue reads from the file without an import agree with the class."""
     card, model = catalog.card(case.model), case.fresh()
     require(type(model) is catalog.load(case.model), f"the catalogue reads `{card.cls}` as the model")
     require(card.paper and card.paper == model.paper, "`paper` is empty")

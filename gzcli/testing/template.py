@@ -53,7 +53,7 @@ class Template(Model):
     def sample(
         self, n: int, *, labels: Tensor | None = None, noise: Noise, progress: Progress, steps: int = 50
     ) -> Tensor:
-        """n images [n, C, H, W] by Euler's method.
+        """Draws n images [n, C, H, W] by Euler's method.
 
         steps: evaluations of the network.
         """

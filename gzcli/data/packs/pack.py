@@ -269,7 +269,8 @@ class ValuePack(Pack):
         self.own, self.onto = values, values
 
     def scaled_as(self, values: Values) -> ValuePack:
-        """The same real numbers, rescaled so that −1 and 1 mean what they mean in a model's training set."""
+        """The same real numbers, rescaled so that −1 and 1 have the meaning that they have in a model's
+        training set."""
         self.onto = asdict(values)
         return self
 

@@ -128,7 +128,7 @@ Inside = Callable[[np.ndarray, np.ndarray], np.ndarray]  # x and y of points →
 
 @dataclass(frozen=True)
 class Factors:
-    """The factors of each image."""
+    """The factors of each image, as arrays."""
 
     kind: np.ndarray  # number in KINDS, [N]
     colour: np.ndarray  # number in COLOURS, [N]

@@ -78,7 +78,7 @@ class Form:
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file of a publisher."""
+    """A publisher's file."""
 
     name: str  # its name there and in the cache
     urls: tuple[str, ...]  # addresses, tried in order; () if the publisher asks for a log-in

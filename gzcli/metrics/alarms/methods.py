@@ -34,7 +34,7 @@ METHODS: dict[str, Method] = {
     "combined": Method("the mean of the two highest of several scores", "combined.fit_combined", True),
     "pca_local": Method("the residual of a PCA where it is most unusual", "pca.fit_pca_local", True),
     "pca_patch": Method(
-        "like `pca_local`, around each place, by its covariance", "neighbourhoods.fit_pca_patch", True
+        "like `pca_local` around each place, relative to its covariance", "neighbourhoods.fit_pca_patch", True
     ),
     "knn_patch": Method(
         "the distance of the patch that is farthest from patches of good images",

@@ -23,7 +23,7 @@ class Prior(Labelled):
     """A distribution over the codes [B, T] to which `tokenizer` maps images, in raster order of its grid.
 
     The codes of the training set are computed once (`prepare`). The label or cluster of the image is a token
-    before the codes. With `mask` the last token stands for an unknown code. Raises UsageError if the stage
+    before the codes. With `mask`, the last token represents an unknown code. Raises UsageError if the stage
     `tokenizer` has no codes, or codes of another kind than the prior reads.
     """
 

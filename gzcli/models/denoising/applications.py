@@ -451,7 +451,7 @@ class Applications(Denoiser):
     def score_recon(
         self, x: Tensor, *, noise: Noise, starts: int = 4, steps: int = 2, pixels: bool = False
     ) -> Tensor:
-        """[B]: the mean z-score of the errors of images rebuilt from several noise levels (Graham 2023,
+        """The mean z-score [B] of the errors of images rebuilt from several noise levels (Graham 2023,
         arXiv:2211.07740). Before `fit_recon` it is the mean error. Raises UsageError if the fit had a
         different number of errors.
 
@@ -500,7 +500,7 @@ class NoiseApplications(Applications):
 
     @torch.no_grad()
     def score_denoise(self, x: Tensor, *, noise: Noise, times: int = 10) -> Tensor:
-        """[B]: mean squared error of the network's estimate of ε.
+        """The mean squared error [B] of the network's estimate of ε.
 
         times: number of noise levels that the error is averaged over, evenly spaced.
         """

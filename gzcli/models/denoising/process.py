@@ -1,8 +1,8 @@
 """Gaussian processes x_t = α(t) x_0 + σ(t) ε between data and noise, on which all denoisers are trained.
 
 DiscreteVP: times 0 … T − 1 from the least to the most noise, α² + σ² = 1 (Ho 2020, arXiv:2006.11239), as in
-  diffusers, t − 1 of the paper; real times lie between. Its tables are float64 numpy, as differences such as
-  1 − ᾱ_t/ᾱ_{t−1} ≈ 1e-4 do not survive float32.
+  diffusers, t − 1 of the paper; real times are in between. Its tables are float64 numpy, because differences
+  such as 1 − ᾱ_t/ᾱ_{t−1} ≈ 1e-4 do not survive float32.
 VP, SubVP, VE: times from data at 0 to noise at 1, by an SDE dx = f x dt + g dw (Song 2021, arXiv:2011.13456).
 CondOT: times from noise at 0 to data at 1, on straight lines (Lipman 2022, arXiv:2210.02747).
 """

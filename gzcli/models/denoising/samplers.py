@@ -85,8 +85,8 @@ def ddim(denoise: Denoise, x: Tensor, path: Path, randn: Randn, eta: float = 0.0
 
 @sampler
 def renoise(denoise: Denoise, x: Tensor, path: Path, randn: Randn) -> Steps:
-    """Song 2023, arXiv:2303.01469, algorithm 1: each estimate of x_0 is noised anew, for a consistency
-    function that is the identity at the last noise of the path."""
+    """Song 2023, arXiv:2303.01469, algorithm 1: each estimate of x_0 gets new noise. For a consistency
+    function that is the identity at the last noise level of the path."""
     least = path[-2].sigma if len(path) > 2 else 0.0
     for s, u in pairwise(path):
         x = u.alpha * denoise(x, s.t).x0

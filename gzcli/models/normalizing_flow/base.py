@@ -214,7 +214,7 @@ class ImageFlow(Labelled):
     def log_prob(self, x: Tensor, labels: Labels = None, *, noise: Noise, samples: int = 1) -> Tensor:
         """A lower bound of log p(x), or of log p(x | labels), [B] nats.
 
-        A conditional model without labels gives that of the mixture of its classes (multi-label: the null
+        A conditional model without labels has that of the mixture of its classes (multi-label: of the null
         label).
 
         samples: draws of the noise over which the density is averaged.

@@ -146,9 +146,9 @@ def shrink_init(conv: nn.Conv2d, factor: float = 0.1) -> nn.Conv2d:
 
 
 class Group(nn.Module):
-    """One group of latents: maps a state h [B, width, h, w], standard normal eps [B, latent, h, w], and the
-    image's features [B, width, h, w] or None, to the state after this group, and the code of the posterior's
-    draw. Without features the latents are a draw of the prior."""
+    """One group of latents. It maps a state h [B, width, h, w], standard normal eps [B, latent, h, w] and the
+    image's features [B, width, h, w], or None, to the next state and the code of the posterior's draw.
+    Without features, the latents are drawn from the prior."""
 
 
 class TopDown(nn.Module):

@@ -128,7 +128,7 @@ class DeepGroup(Group):
 
 
 class Up(nn.Module):
-    """Nearest neighbours, cropped to `size`, and a learned bias of each value."""
+    """Upsamples by nearest neighbours, crops to `size` and adds a learned bias to each value."""
 
     def __init__(self, inputs: int, outputs: int, size: tuple[int, int]):
         super().__init__()
