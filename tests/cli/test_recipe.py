@@ -519,7 +519,7 @@ NAMES = st.sampled_from([word for word in WORDS if word])
 SIGNS = st.characters(codec="utf-8", exclude_categories=("Cs",))
 LEAVES = st.none() | st.booleans() | st.sampled_from(EDGES + WORDS) | st.text(SIGNS, max_size=8)
 VALUES = st.recursive(
-    LEAVES | st.floats(allow_nan=False) | st.integers(),
+    LEAVES | st.floats(allow_nan=False) | st.integers(-(2**80), 2**80),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
     max_leaves=9,
 )

@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from scipy.integrate import trapezoid
 from sklearn.metrics import roc_auc_score
 
 from gzcli.cli.bench import ended
@@ -260,7 +261,7 @@ def test_curves_are_those_of_the_scores(ood):
     ((fpr, tpr),) = [np.array(line.points).T for line in roc.series]
     inside, outside = scores.values()
     auroc = roc_auc_score(np.repeat([0, 1], [700, 500]), np.concatenate([inside, outside]))
-    assert np.trapezoid(tpr, fpr) == pytest.approx(auroc, abs=2e-3) and auroc < 0.95
+    assert trapezoid(tpr, fpr) == pytest.approx(auroc, abs=2e-3) and auroc < 0.95
     first, second = charts["scores-nll"].series
     assert first.name == "digits (in)"
     for line, values in ((first, inside), (second, outside)):
