@@ -186,19 +186,23 @@ def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob) -> None:
     from gzcli.launch import forecast, launcher
 
     plan = launcher.plan(job.launch, every_gpu=False)
-    drawers = list(filter(None, (forecast.drawer_of_run(run, plan) for run in runs)))
-    budgets = [one.part.ood.budget for one in drawers]
-    drawn = forecast.drawn(drawers, kinds_of(job), partial(forecast.measured, say=out.info))
+    drawers = {run.path: drawer for run in runs if (drawer := forecast.drawer_of_run(run, plan))}
+    costs = forecast.drawn([*drawers.values()], kinds_of(job), partial(forecast.measured, say=out.info))
+    drawn = dict(zip(drawers, costs, strict=True))
     likelihoods = sum(
-        one.of_likelihoods(job.likelihoods or MOST, budget)
-        for one, budget in zip(drawn, budgets, strict=True)
+        drawn[run.path].of_likelihoods(job.likelihoods or MOST, drawers[run.path].part.ood.budget)
+        for run in runs
+        if run.path in drawn
     )
     sets = f"{counted(images, 'set')} of images, " if images else ""
     judged = forecast.judging(job.n, plan.gpus) * (len(runs) + images)
     further = f"then {sets}about {about(judged)} of evaluation"
     further += f", and about {about(likelihoods)} of test likelihoods" if likelihoods else ""
-    rows = [(run, job.n, Drawing.of(run.model, run.data, run)) for run in runs]
-    show_drawing(rows, further, judged + likelihoods)
+    unknown = forecast.Drawn()
+    rows = [
+        (run, job.n, Drawing.of(run.model, run.data, run).or_as(drawn.get(run.path, unknown))) for run in runs
+    ]
+    show_drawing(rows, [further], judge_seconds=judged + likelihoods)
 
 
 def kinds_of(job: BenchJob) -> tuple[str, ...]:
@@ -428,7 +432,7 @@ def costs_of(league: League) -> list[dict[str, Any]]:
         drawing = Drawing.of(entry.model, locate(terms.data).key, run if trained else None)
         here = drawn.get(entry.key) or forecast.Drawn()
         if here.sample and not trained:
-            drawing = Drawing(here.sample)
+            drawing = Drawing(here.sample, here.calls)
         n, each = terms.job.n, drawing.seconds
         if each and n * each > terms.budget:
             n = min(n, OF_BENCH)

@@ -225,6 +225,10 @@ class Drawing:
         seconds, calls = (float(row.get(key) or 0.0) for key in ("sample_seconds", "calls"))
         return cls(seconds or None, calls or None)
 
+    def or_as(self, tried: forecast.Drawn) -> Drawing:
+        """These costs, and those of a trial on this machine for what is unknown."""
+        return Drawing(self.seconds or tried.sample, self.calls or tried.calls)
+
     def in_words(self, n: int | None) -> str:
         """The cost of n images in words; of one image if n is 0 or None."""
         each = f", {counted(round(self.calls), 'call')} per image" if self.calls else ""
@@ -244,9 +248,9 @@ def calls_of(run: Run) -> float | None:
 
 
 def show_drawing(
-    rows: Sequence[tuple[Run, int | None, Drawing]], further: str, judge_seconds: float | None = None
+    rows: Sequence[tuple[Run, int | None, Drawing]], further: Sequence[str], **facts: Any
 ) -> None:
-    """Prints the cost of sampling runs and of further work. The JSON also has `judge_seconds`."""
+    """Prints the cost of sampling runs, and further lines. The JSON also has the facts."""
     for run, n, drawing in rows:
         images = counted(n, "image") if n else "one image per input image"
         for line in out.fitted(f"{run.id}: {images}, {drawing.in_words(n)}"):
@@ -254,11 +258,10 @@ def show_drawing(
     seconds = together([n and one.seconds and n * one.seconds for _, n, one in rows])
     if seconds and len(rows) > 1:
         out.text(f"total: about {about(seconds)}")
-    if further:
-        out.text(further)
+    for text in further:
+        out.text(text)
     values = [{"run": run.id, "n": n, **asdict(one)} for run, n, one in rows]
-    judged = {} if judge_seconds is None else {"judge_seconds": judge_seconds}
-    out.data({"rows": values, "seconds": seconds, **judged})
+    out.data({"rows": values, "seconds": seconds, **facts})
 
 
 # ---------------------------------------------------------------------------- in words

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +34,7 @@ from gzcli.store.run_folder import Run
 from gzcli.store.runs import all_runs
 
 if TYPE_CHECKING:
+    from gzcli.cli.plan import Drawing
     from gzcli.models.catalog import ModelCard
     from gzcli.store.jobs import SampleJob
 
@@ -128,9 +130,10 @@ def sample(
         name = f"sample-{slug(subject)}"
         return jobs.submit("sample", name, seed, job.launch, slurm, dry_run=dry_run)
     jobs.announce(run, str(run.path) if like else model, data=key)
-    if dry_run:
-        return show_dry(run, job)
     name = "like" if like else job.do or (f"n{job.n}" if job.n else "from-input")
+    if dry_run:
+        planned = run.path / "sampled" / f"{name}-<time>-<id>"
+        return show_dry(run, job, out_dir.absolute() if out_dir else planned)
     folder = out_dir.absolute() if out_dir else claims.new_folder(run.path / "sampled", name)
     result = jobs.do_job(folder, replace(job, origin=origin_of_job(job, run)))
     show(result, opened=opened)
@@ -175,12 +178,30 @@ def job_of(model: str, data: str | None, typed: SampleJob, words: list[str], ctx
     return run, job, [name for name in card.do if conditional or name not in card.with_labels]
 
 
-def show_dry(run: Run, job: SampleJob) -> None:
-    """Prints the cost of the job."""
+def show_dry(run: Run, job: SampleJob, folder: Path) -> None:
+    """Prints the cost of the job and its folder. The cost of an application is unknown."""
     from gzcli.cli.plan import Drawing, show_drawing
 
-    drawing = Drawing.of(run.model, run.data, run, job.options.get("steps")) if not job.do else Drawing()
-    show_drawing([(run, job.n, drawing)], f"application: `{job.do}`" if job.do else "")
+    lines = [f"application: `{job.do}`"] * bool(job.do)
+    drawing = Drawing() if job.do else cost_of(run, job)
+    show_drawing([(run, job.n, drawing)], [*lines, f"files: {folder}"], out=folder)
+
+
+def cost_of(run: Run, job: SampleJob) -> Drawing:
+    """The cost of an image with the job's options, as the run measured it if these are only its steps, and
+    otherwise as an untrained copy takes on this machine."""
+    from gzcli.cli.plan import Drawing
+    from gzcli.launch import forecast, launcher
+
+    measured = job.options.keys() <= {"steps"}
+    drawing = Drawing.of(run.model, run.data, run, job.options.get("steps")) if measured else Drawing()
+    plan = launcher.plan(job.launch, every_gpu=False)
+    if None not in (drawing.seconds, drawing.calls):
+        return drawing
+    if not (drawer := forecast.drawer_of_run(run, plan, job.options)):
+        return drawing
+    (tried,) = forecast.drawn([drawer], (), partial(forecast.measured, say=out.info))
+    return drawing.or_as(tried)
 
 
 def classes_of(run: Run, data: str) -> list[str]:

@@ -29,7 +29,7 @@ from gzcli.data.packs.open import open_pack, pack_options
 from gzcli.engine.ema import EMA, LENGTHS
 from gzcli.engine.log import Log, Speed
 from gzcli.engine.prepared import on_latents, with_prepared
-from gzcli.engine.sampler import NoneFinite, batch_size, draw
+from gzcli.engine.sampler import NoneFinite, batch_size, count_calls, draw
 from gzcli.engine.step import RecordedNoise, Step, precision, prepare_torch, shapes_only, without_values
 from gzcli.engine.trained import Trained, build_model, to_device
 from gzcli.engine.updates import Alone, Updates
@@ -297,14 +297,14 @@ def measure_steps(trial: Trial, times: float, device: torch.device) -> dict[str,
 def try_drawing(
     part: Part, info: DataInfo, stages: Stages, device: torch.device, run: Run, kinds: Sequence[str]
 ) -> dict[str, Any]:
-    """The cost of an image for an untrained model. `sample_seconds` is that of the recipe's sampler. For
-    likelihoods of these kinds, there are also `log_prob_seconds` and the number of `classes` for which it may
-    be computed."""
+    """The cost of an image for an untrained model. `sample_seconds` and the network `calls` are those of the
+    recipe's sampler. For likelihoods of these kinds, there are also `log_prob_seconds` and the number of
+    `classes` for which it may be computed."""
     prepare_torch(part)
     model = to_device(build(part, info, stages), device).eval().requires_grad_(False)
     trained = Trained(run, model, info, part, device, 0)
 
-    result: dict[str, Any] = {"sample_seconds": sample_seconds(trained)}
+    result: dict[str, Any] = {"sample_seconds": sample_seconds(trained), "calls": count_calls(trained)}
     if model.likelihood in kinds and trained.has_levels:
         y = torch.zeros(SAMPLED, dtype=torch.int64, device=device) if model.conditional else None
         y = one_hot(y, len(info.classes)).float() if y is not None and info.multilabel else y

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gzcli.core import devices, ranks
 from gzcli.core.errors import DeviceError, DivergedError
@@ -141,3 +142,46 @@ def parse_labels(text: str, n: int, info: DataInfo) -> Tensor:
     numbers = class_numbers(text, info.classes)
     y = torch.tensor([numbers[i % len(numbers)] for i in range(n)])
     return torch.nn.functional.one_hot(y, len(info.classes)).float() if info.multilabel else y
+
+
+def count_calls(trained: Trained, options: Mapping[str, Any] | None = None) -> int:
+    """The number of network calls for one image, counted while it is sampled. Only calls of the layers that
+    contain half of the parameters count, and so the largest of several networks. Guidance doubles the batch
+    and counts as two calls. Pixel models cache activations and bypass `forward`; for them, each value counts
+    as one call."""
+    model = trained.model
+    keywords = group_options(model.sample, {**trained.part.sample, **(options or {})})
+    if hasattr(model, "incremental"):
+        return int(getattr(model, "parts")) * math.prod(trained.info.shape[1:])  # noqa: B009
+    noise = ImageNoise(0, range(1), trained.device)
+    labels = spread_labels(None, 1, trained.info, trained.device) if model.conditional else None
+    net = getattr(model, "net", getattr(model, "trunk", None))  # a denoiser's, a prior's
+    with torch.inference_mode(), trained.sampling(), counted(net) as runs:
+        model.sample(1, labels=labels, noise=noise, progress=no_progress, **keywords)
+    weights = {layer: sum(p.numel() for p in layer.parameters(recurse=False)) for layer in runs}
+    half, reached = sum(weights.values()) / 2, 0
+    for layer, count in sorted(runs.items(), key=lambda item: item[1], reverse=True):
+        reached += weights[layer]
+        if weights[layer] and reached >= half:
+            return count
+    return 0
+
+
+@contextmanager
+def counted(net: nn.Module | None) -> Iterator[Counter[nn.Module]]:
+    """Within the block, counts the calls of every module, including attached ones, while one image is
+    drawn."""
+    runs: Counter[nn.Module] = Counter()
+    rows = 1
+
+    def note(module: nn.Module, inputs: Any) -> None:
+        nonlocal rows
+        if module is net:
+            rows = len(inputs[0])
+        runs[module] += rows
+
+    handle = nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        yield runs
+    finally:
+        handle.remove()

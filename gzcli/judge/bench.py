@@ -22,12 +22,12 @@ from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack, check_unchanged
 from gzcli.engine.log import Log
 from gzcli.engine.pictures import sample_rows, training_speed
+from gzcli.engine.sampler import count_calls
 from gzcli.engine.sheets import Row, sheet
 from gzcli.engine.trained import Trained, load_trained
 from gzcli.judge.contestants import (
     Contestant,
     common_form,
-    count_calls,
     read,
     sampled,
     tell_apart,

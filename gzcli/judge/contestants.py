@@ -5,11 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,24 +15,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gzcli.core import ranks
 from gzcli.core.devices import clock, synchronise
 from gzcli.core.errors import UsageError
-from gzcli.core.types import ImageNoise, Progress, no_progress
+from gzcli.core.types import Progress
 from gzcli.core.units import as_size, by_sides
 from gzcli.data.packs.open import PackOptions, facts_of, open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.data.sets.registry import locate
 from gzcli.engine.log import Log
-from gzcli.engine.sampler import draw
+from gzcli.engine.sampler import count_calls, draw
 from gzcli.engine.trained import Trained
 from gzcli.judge.images import short_paths
 from gzcli.judge.real import ImageSet, Strata, by_cluster, by_label
 from gzcli.metrics.metric import Figures
-from gzcli.models.base import flat_defaults, group_options
-from gzcli.models.nn import spread_labels
+from gzcli.models.base import flat_defaults
 from gzcli.store import files
 from gzcli.store.jobs import BenchJob
 from gzcli.store.runs import Run
@@ -233,46 +230,3 @@ def steps_for(trained: Trained, calls: int) -> int | None:
     calls_of_2, calls_of_4 = count_calls(trained, {"steps": 2}), count_calls(trained, {"steps": 4})
     slope = (calls_of_4 - calls_of_2) / 2
     return max(1, int(2 + (calls - calls_of_2) / slope) if slope > 0 else calls)
-
-
-def count_calls(trained: Trained, options: Mapping[str, Any] | None = None) -> int:
-    """The number of network calls for one image, counted while it is sampled. Only calls of the layers that
-    contain half of the parameters count, and so the largest of several networks. Guidance doubles the batch
-    and counts as two calls. Pixel models cache activations and bypass `forward`; for them, each value counts
-    as one call."""
-    model = trained.model
-    keywords = group_options(model.sample, {**trained.part.sample, **(options or {})})
-    if hasattr(model, "incremental"):
-        return int(getattr(model, "parts")) * math.prod(trained.info.shape[1:])  # noqa: B009
-    noise = ImageNoise(0, range(1), trained.device)
-    labels = spread_labels(None, 1, trained.info, trained.device) if model.conditional else None
-    net = getattr(model, "net", getattr(model, "trunk", None))  # a denoiser's, a prior's
-    with torch.inference_mode(), trained.sampling(), counted(net) as runs:
-        model.sample(1, labels=labels, noise=noise, progress=no_progress, **keywords)
-    weights = {layer: sum(p.numel() for p in layer.parameters(recurse=False)) for layer in runs}
-    half, reached = sum(weights.values()) / 2, 0
-    for layer, count in sorted(runs.items(), key=lambda item: item[1], reverse=True):
-        reached += weights[layer]
-        if weights[layer] and reached >= half:
-            return count
-    return 0
-
-
-@contextmanager
-def counted(net: nn.Module | None) -> Iterator[Counter[nn.Module]]:
-    """Within the block, counts the calls of every module, including attached ones, while one image is
-    drawn."""
-    runs: Counter[nn.Module] = Counter()
-    rows = 1
-
-    def note(module: nn.Module, inputs: Any) -> None:
-        nonlocal rows
-        if module is net:
-            rows = len(inputs[0])
-        runs[module] += rows
-
-    handle = nn.modules.module.register_module_forward_pre_hook(note)
-    try:
-        yield runs
-    finally:
-        handle.remove()

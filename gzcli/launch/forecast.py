@@ -317,10 +317,11 @@ def stages_of(recipe: Recipe) -> dict[str, Part]:
 
 @dataclass(frozen=True)
 class Drawn:
-    """The seconds that an image of a model takes on this machine. None if unknown, or if the model has no
-    such likelihood."""
+    """The seconds that an image of a model takes on this machine, and its network calls. None if unknown, or
+    if the model has no such likelihood."""
 
     sample: float | None = None
+    calls: float | None = None
     log_prob: float | None = None
     classes: int = 0  # for which a likelihood may be computed too
 
@@ -355,12 +356,13 @@ class Drawer:
         return row | {"draws": draws, "key": key, "result": recall(key, IMAGE_COSTS)}
 
 
-def drawer_of_run(run: Run, plan: Plan) -> Drawer | None:
-    """The drawer of a run's recipe; None if its weights do not record the training data, or if it draws
-    latents."""
+def drawer_of_run(run: Run, plan: Plan, options: Mapping[str, Any] | None = None) -> Drawer | None:
+    """The drawer of a run's recipe with these options of its sampler; None if its weights do not record the
+    training data, or if it draws latents."""
     with suppress(GzError, KeyError, ValueError):
         stages = {part.path.name: part_of(part.tree(), part.path.name) for part in run.stages}
         part, shape = part_of(run.serving.tree()), json.loads(metadata(run.serving.model_file)["data"])
+        part = replace(part, sample={**part.sample, **(options or {})})
         return None if part.data.latent else Drawer(part, stages, plan, shape)
     return None
 
@@ -378,7 +380,7 @@ def drawn(drawers: Sequence[Drawer], kinds: Sequence[str], measure: Measure) -> 
         launch = LaunchSection(gpus=1 if one.plan.gpus else None, cpu=not one.plan.gpus)
         fill([row for _, row in pairs], one.shape or {}, replace(launch, threads=one.plan.threads), measure)
     results = [[row["result"].get(name) for name in IMAGE_COSTS] for row in rows]
-    return [Drawn(sample, log_prob, classes or 0) for sample, log_prob, classes in results]
+    return [Drawn(*costs, classes or 0) for *costs, classes in results]
 
 
 def judging(n: int, gpus: int) -> float:

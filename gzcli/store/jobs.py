@@ -171,7 +171,7 @@ class EmaJob(Job):
     verb: str = field(default="ema", kw_only=True)
 
 
-IMAGE_COSTS = ("sample_seconds", "log_prob_seconds", "classes")  # of a part with "draws"
+IMAGE_COSTS = ("sample_seconds", "calls", "log_prob_seconds", "classes")  # of a part with "draws"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from gzcli.engine import sampler
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
 from gzcli.judge import sample
-from gzcli.launch import launcher
+from gzcli.launch import forecast, launcher
 from gzcli.launch.jobs import do_job
 from gzcli.models import catalog
 from gzcli.models.base import Model
@@ -59,7 +59,8 @@ def test_a_dry_run_says_what_a_job_takes_and_starts_none(call, home, monkeypatch
     with run.recipe_file.open("a") as file:
         file.write("sample: {steps: 10}\n")
     code, shown, _ = call("sample", "here", "-n", "500", "--dry-run")
-    assert (code, shown) == (0, f"{run.id}: 500 images, about 10 seconds\n")
+    files_of_it = f"files: {run.path / 'sampled' / 'n500-<time>-<id>'}\n"
+    assert (code, shown) == (0, f"{run.id}: 500 images, about 10 seconds\n{files_of_it}")
     folder = run.path / "bench" / "one"
     row = {"run": run.id, "calls": 30}
     files.write_json(folder / "result.json", {"rows": [row]})
@@ -68,6 +69,7 @@ def test_a_dry_run_says_what_a_job_takes_and_starts_none(call, home, monkeypatch
     assert "\ntotal: about 12 seconds\n" in shown
     value = json.loads(call("sample", "here", "--do", "reconstruct", "--dry-run", "--json")[1])
     assert value["rows"] == [{"run": run.id, "n": 64, "seconds": None, "calls": None}]
+    assert value["out"] == str(run.path / "sampled" / "reconstruct-<time>-<id>")
     code, shown, _ = call("ood", "here", "--out", "patches", "-n", "40", "--score", "elbo", "--dry-run")
     lines = [line.split(maxsplit=1) for line in shown.splitlines()]
     assert code == 0 and dict(lines) == {
@@ -77,6 +79,28 @@ def test_a_dry_run_says_what_a_job_takes_and_starts_none(call, home, monkeypatch
         "images": "40 per data set",
     }
     assert not (run.path / "ood").exists() and not (run.path / "sampled").exists()
+
+
+def test_a_dry_run_times_what_a_run_did_not_measure(call, home, monkeypatch):
+    """By an untrained copy with the options of the sampler, once."""
+    jobs_done, no_likelihood = [], {"log_prob_seconds": None, "classes": 0, "error": None}
+
+    def measure(job, say):
+        jobs_done.append(job)
+        steps = job.parts[0]["tree"]["sample"]["steps"]
+        return [{"sample_seconds": 0.02 * steps, "calls": 2 * steps, "timed": False, **no_likelihood}]
+
+    monkeypatch.setenv("GZ_TRIAL", "1")
+    monkeypatch.setattr(forecast, "measured", measure)
+    words = ("sample", "pretrained:fm-glyphs", "-n", "100", "--steps", "5", "--dry-run")
+    first, again = call(*words)[1], call(*words)[1]
+    assert first == again and ": 100 images, about 10 seconds, 10 calls per image\nfiles: " in first
+    (job,) = jobs_done
+    assert job.parts[0]["draws"] == ("samples",)
+    folder = call(*words, "--out", "here", "--json")[1]
+    assert json.loads(folder)["out"] == str(Path("here").absolute())
+    call("bench", "pretrained:fm-glyphs", "-n", "100", "--dry-run")
+    assert jobs_done[-1].parts[0]["draws"] == ("samples", "exact", "bound")
 
 
 def test_a_job_is_read_as_it_was_written(tmp_path):

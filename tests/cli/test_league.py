@@ -208,7 +208,7 @@ def test_a_plan_times_the_images_of_each_model_once(call, home, trained, judged,
 
     def measure(job, say):
         jobs.append(job)
-        values = {"sample_seconds": 0.01, "log_prob_seconds": 0.002, "classes": 10, "error": None}
+        values = {"sample_seconds": 0.01, "calls": 1, "log_prob_seconds": 0.002, "classes": 10, "error": None}
         return [{**values, "timed": False} for _ in job.parts]
 
     monkeypatch.setenv("GZ_TRIAL", "1")

@@ -87,6 +87,7 @@ def test_an_image_and_a_likelihood_of_an_untrained_model_are_timed(home, tmp_pat
     results = forecast.run(TrialJob(tuple(rows), INFO), tmp_path, CPU, None)["parts"]
     assert [one["error"] for one in results] == [None] * 4
     assert all(0 < one["sample_seconds"] < 5 for one in results)
+    assert [one["calls"] > 1 for one in results] == [True, False, True, False]
     assert [one["log_prob_seconds"] is not None for one in results] == [False, True, False, False]
     assert [one["classes"] for one in results] == [None, 10, None, None]
 
