@@ -66,8 +66,9 @@ def is_wanted(trained: Trained) -> bool:
 
 
 def samples_of(train: TrainSection) -> int:
-    """The samples of each scale for a training."""
-    return min(SAMPLES, max(FEWEST, train.steps * train.batch_size // IMAGES))
+    """The samples of each scale for a training; 0 if half of the fewest would already take too long."""
+    n = int(train.steps * train.batch_size / IMAGES)
+    return min(SAMPLES, max(FEWEST, n)) if 2 * n >= FEWEST else 0
 
 
 def seconds_of(trained: Trained, train: TrainSection, each: float) -> float:
@@ -113,6 +114,9 @@ def write(run: Run, pack: Pack, device: torch.device, log: Log) -> float | None:
     there is nothing to choose, or if the judge has not learned its classes. Only rank 0 calls it."""
     trained = load_trained(run, device, "finished")
     if not is_wanted(trained):
+        return None
+    if not samples_of(trained.part.train):
+        log.info(f"guidance {trained.guidance:g} is kept: the training is too short to choose it")
         return None
     net = lenet(pack, device=device, say=log.info)
     if not net.alive:

@@ -89,9 +89,9 @@ def test_scales_are_tried_until_one_is_worse(chosen):
 
 
 def test_a_short_training_chooses_by_fewer_samples():
-    """The choice may take a tenth of its work; 50 samples are the fewest."""
-    counts = [guidance.samples_of(TrainSection(steps=n, batch_size=64)) for n in (10, 300, 750, 9000)]
-    assert counts == [50, 80, 200, 200]
+    """The choice may take a tenth of its work. 50 samples are the fewest, unless they take twice as much."""
+    counts = [guidance.samples_of(TrainSection(steps=n, batch_size=64)) for n in (90, 100, 300, 750, 9000)]
+    assert counts == [0, 50, 80, 200, 200]
 
 
 def test_training_images_make_up_what_validation_lacks():
@@ -118,6 +118,10 @@ def test_a_judge_that_distinguishes_nothing_chooses_nothing(monkeypatch):
     monkeypatch.setattr(Log, "info", lambda self, text, **_: said.append(text))
     run = fit(recipe(FIRST["fm"], steps=2, sets=LABELLED)).run
     assert run.status().get("guidance") is None
+    assert "guidance 1 is kept: the training is too short to choose it" in said
+    monkeypatch.setattr(guidance, "IMAGES", 0.1)
+    run = fit(recipe(FIRST["fm"], steps=2, sets=LABELLED)).run
+    assert run.status().get("guidance") is None
     dead = "the judge network `lenet` did not learn its classes (accuracy 11% on test images, 10% by chance)"
     assert f"guidance 1 is kept: {dead}" in said
 
@@ -125,6 +129,7 @@ def test_a_judge_that_distinguishes_nothing_chooses_nothing(monkeypatch):
 def test_the_choice_is_kept_with_the_weights_and_shown(monkeypatch):
     figures = [Figures(1.0, 9.0, 0.5, 0.5), Figures(1.3, 5.0, 0.5, 0.7)]
     monkeypatch.setattr(guidance, "choose", lambda *_: figures)
+    monkeypatch.setattr(guidance, "IMAGES", 0.1)
     said = []
     monkeypatch.setattr(Log, "info", lambda self, text, **_: said.append(text))
     run = fit(recipe(FIRST["fm"], steps=3, sets=LABELLED)).run
