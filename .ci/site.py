@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from pathlib import Path
 
@@ -10,4 +11,5 @@ from gzcli.docs import page, site
 
 if len(sys.argv) != 2:
     raise SystemExit(__doc__)
+logging.basicConfig(level=logging.WARNING)  # what ends a strict build
 print(site.build(Path(sys.argv[1]), page.commands(build())))

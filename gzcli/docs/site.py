@@ -46,8 +46,11 @@ def write(folder: Path, commands: str) -> list[Any]:
         (folder / name).mkdir()
     pages = {name: page_of(name) for name in model_names()}
     ready, leagues = every(), list(measured.places())
-    # the folder `static` is beside the pages here
-    files = {name: stacked(text.replace("](../static/", "](")) for name, text in manual.texts().items()}
+    # the folders `static` and `models` are beside the pages here
+    files = {
+        name: stacked(text.replace("](../static/", "](").replace("](../models/", "](models/"))
+        for name, text in manual.texts().items()
+    }
     heads = {name: text.partition("\n")[0] for name, text in files.items()}
     titles = {name: head.split(": ")[-1].removeprefix("# ") for name, head in heads.items()}
     files |= {f"models/{name}": as_markdown(page, site=True) for name, page in pages.items()}
