@@ -34,8 +34,9 @@ from gzcli.models.nn import ClassEmbedding
 
 SEED = 0
 CPU = torch.device("cpu")
-# Few steps suffice for integrated likelihoods and for scores: the checks test dependences, not values.
+# Few steps suffice for likelihoods and for scores: the checks test dependences, not values.
 ODE_STEPS = 4
+SCORE_STEPS = 2  # where no value matters, only on what it depends
 FEW = {"steps": 3, "times": 3, "starts": 2}
 FALL = 0.10  # share by which a phase's loss on one batch must fall
 STEPS = 30  # steps in which it must fall so far
@@ -168,10 +169,13 @@ def draw(model: Model, case: Case, seed: int = 0, n: int = 4, labels: Tensor | N
         return model.sample(n, labels=labels, noise=noise, progress=no_progress, **options)
 
 
-def log_likelihood(model: Model, x: Tensor, labels: Tensor | None = None, *, noise: Noise) -> Tensor:
-    """The model's `log_prob` of images, [B] nats. If it integrates an equation, it takes few steps."""
-    in_steps = model.likelihood == "ode" and "steps" in flat_defaults(model.log_prob)
-    short = {"steps": ODE_STEPS} if in_steps else {}
+def log_likelihood(
+    model: Model, x: Tensor, labels: Tensor | None = None, *, noise: Noise, steps: int | None = None
+) -> Tensor:
+    """`log_prob` of images, [B] nats, by few steps of an equation, or few terms of a bound."""
+    options, few = flat_defaults(model.log_prob), steps or ODE_STEPS
+    short = {"steps": few} if model.likelihood == "ode" and "steps" in options else {}
+    short |= {"terms": few} if "terms" in options else {}
     return model.log_prob(x, labels, noise=noise, **group_options(model.log_prob, short))
 
 
@@ -386,7 +390,7 @@ def scores_do_not_depend_on_the_batch(case: Case) -> None:
     batch = next(held_out(pack, model, "test", 4))
     methods = {f"score_{name}": quick(getattr(model, f"score_{name}")) for name in card.scores}
     if hasattr(model, "log_prob"):
-        methods["log_prob"] = partial(log_likelihood, model)
+        methods["log_prob"] = partial(log_likelihood, model, steps=SCORE_STEPS)
     for name, method in methods.items():
         index = batch.index.tolist()
         with torch.no_grad():
@@ -416,7 +420,7 @@ def evaluation_needs_no_other_process(case: Case) -> None:
     }
     with mock.patch.multiple("torch.distributed", **distributed), torch.no_grad():
         if hasattr(model, "log_prob"):
-            log_likelihood(model, batch.x, noise=batch.noise)
+            log_likelihood(model, batch.x, noise=batch.noise, steps=SCORE_STEPS)
         if model.best != "fd":  # such a model is validated by its samples alone
             model.loss(batch, model.phases()[0].name)
         draw(model, case, n=2)

@@ -32,6 +32,28 @@ def run(*words: object, **options) -> str:
     return done.stdout
 
 
+def wanted() -> list[Path]:
+    """Files of the checkout that an installed gz needs."""
+    # the samples of leagues are for the site, which a clone builds
+    docs = [path for path in (ROOT / "gzcli/docs").rglob("*.*") if path.parent.name != "samples"]
+    others = [*(ROOT / "gzcli/report/templates").iterdir(), *docs, *(ROOT / "gzcli/data/sets").glob("*.*")]
+    return [*(ROOT / "gzcli").rglob("*.py"), *(path for path in others if path.suffix != ".pyc")]
+
+
+def test_pyproject_lists_all_that_an_installed_gz_needs():
+    """The wheel itself is built each night."""
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {"gzcli._recipes": ROOT / setup["package-dir"]["gzcli._recipes"]}
+    folders = {name: ROOT / name.replace(".", "/") for name in setup["packages"]} | folders
+    listed = {path for folder in folders.values() for path in folder.glob("*.py")}
+    for name, patterns in setup["package-data"].items():
+        listed |= {path for pattern in patterns for path in folders[name].glob(pattern)}
+    assert [path for path in wanted() if path not in listed] == []
+    assert {ROOT / "gzcli/py.typed", *(ROOT / "recipes").rglob("*.yaml")} <= listed
+    assert {file_of(name) for name in WHEEL if file_of(name).exists()} <= listed
+
+
+@pytest.mark.slow
 def test_the_wheel_works_away_from_the_checkout(tmp_path):
     copy = tmp_path / "source"
     subprocess.run(["git", "clone", "-q", "--depth", "1", f"file://{ROOT}", copy], check=True)
@@ -39,10 +61,7 @@ def test_the_wheel_works_away_from_the_checkout(tmp_path):
     (wheel,) = tmp_path.glob("gzcli-*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     assert wheel.stat().st_size <= 12_000_000
-    # the samples of leagues are for the site, which a clone builds
-    docs = [path for path in (ROOT / "gzcli/docs").rglob("*.*") if path.parent.name != "samples"]
-    others = [*(ROOT / "gzcli/report/templates").iterdir(), *docs, *(ROOT / "gzcli/data/sets").glob("*.*")]
-    for path in (*(ROOT / "gzcli").rglob("*.py"), *(path for path in others if path.suffix != ".pyc")):
+    for path in wanted():
         assert (tmp_path / "site" / path.relative_to(ROOT)).exists(), path
     assert (tmp_path / "site" / "gzcli" / "py.typed").exists()
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}

@@ -67,7 +67,7 @@ def test_contract(check, case):
 def test_scores_over_all_their_steps_know_nothing_of_their_batch(case, monkeypatch):
     """The check itself takes few."""
     monkeypatch.setattr(tools, "FEW", {})
-    monkeypatch.setattr(tools, "ODE_STEPS", 8)
+    monkeypatch.setattr(tools, "SCORE_STEPS", 8)
     CHECKS["scores_do_not_depend_on_the_batch"](case)
 
 
