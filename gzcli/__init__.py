@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gzcli.league.call import sweep
     from gzcli.models.base import Model, Phase
 
-# name → its module, and its name there if that is another one
+# name → its module, and its name there if it differs
 _PLACES = {
     **dict.fromkeys(("Data", "datasets", "load", "open_data", "runs", "train"), "gzcli.api"),
     **dict.fromkeys(("bench", "compare", "ood"), "gzcli.api.compare"),

@@ -174,7 +174,8 @@ def run(argv: list[str]) -> int:
             show_help(argv)
         return code if isinstance(code, int) else 0
     except SystemExit as stop:
-        if isinstance(stop.__context__, BrokenPipeError):  # Typer and rich say 1 where `head` has read enough
+        # Typer and rich exit with 1 when `head` has read enough
+        if isinstance(stop.__context__, BrokenPipeError):
             return out.UNREAD
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BrokenPipeError:

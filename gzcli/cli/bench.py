@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     from gzcli.store.run_folder import Run
 
 ARROWS = {"down": "↓", "up": "↑"}
-DAY = 86_400  # seconds of training after which it is asked whether to start
-KEEP = {"seconds": 2, "params": 5}  # as `Column.keep`, of what is no figure of a metric
-TIMES = ("train_seconds", "sample_seconds", "judge_seconds")  # of an entry of a league
+DAY = 86_400  # seconds of training above which gz asks before it starts
+KEEP = {"seconds": 2, "params": 5}  # like `Column.keep`, for columns that are not metrics
+TIMES = ("train_seconds", "sample_seconds", "judge_seconds")  # key of an entry of a league
 OF_BENCH, OF_LEAGUE = 2000, 10_000  # samples of each model
 BY_NEIGHBOURS = ("precision", "recall", "density", "coverage")
 
@@ -277,7 +277,7 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
     biased = {name for of_size in result["biased"].values() for name in of_size}
     first = next((name for name in columns if name in directions), None)
     heads, cells = ["name"], [[line["name"]] for line in lines]
-    spare: dict[str, int] = {}  # heading → the least leaves first
+    spare: dict[str, int] = {}  # heading → priority; the lowest is omitted first
     called: dict[str, str] = {}  # heading → the metric's name
     for name in columns:
         mark = "~" if name in biased else ""
@@ -289,7 +289,7 @@ def table(result: Mapping[str, Any], *, wide: bool = False) -> None:
             row.append(cell(name, value))
         if (wide or name == first) and any(halves):
             heads.append("±")
-            spare["±"] = spare[heads[-2]]  # it leaves before its metric
+            spare["±"] = spare[heads[-2]]  # omitted before its metric
             for row, text in zip(cells, halves, strict=True):
                 row.append(text)
     leaving = sorted(spare, key=lambda head: (spare[head], -heads.index(head)))
@@ -358,7 +358,7 @@ def submit_league(terms: Terms, at_once: int | None, options: list[str] | None, 
 
     name, launch = f"bench-{slug(f'league-{terms.data}')}", terms.job.launch
     for model in terms.models or ():
-        ask(model, terms.data, (), {})  # what is wrong is told before
+        ask(model, terms.data, (), {})  # mistakes are reported before that
     models = (terms.models or recipe_names()) if at_once else ()
     tasks = [f"{model}:{number}" for number in terms.seeds for model in models]
     array = [f"array=0-{len(tasks) - 1}%{at_once}"] if tasks else []
@@ -512,7 +512,7 @@ def standings_table(result: Mapping[str, Any]) -> None:
     at = [f"at {result['equal_calls'][0]['setting']}"] if equal else []
     names = {standings.base(name) for row in result["summary"] for name in row["metrics"]} - {metric}
     beside = [name for name in names if column_of(name).beside]
-    beside.sort(key=lambda name: -column_of(name).keep)  # the least to spare first
+    beside.sort(key=lambda name: -column_of(name).keep)  # the most dispensable first
     titles = [name.removesuffix("_lenet") for name in beside]
     head = ["", "model", metric or "", "excess", *titles, *at, "trained", "params", "calls", "s/image"]
     lines = []

@@ -39,7 +39,7 @@ def new(name: _Name, force: opt.Force = False) -> None:
     if stem in cards():
         raise UsageError(f"gz already has a model `{name}`", hint=f"choose another name, such as `{stem}2`")
     title = "".join(part.capitalize() for part in stem.split("_"))
-    # it is not imported, for it loads torch
+    # not imported, because that would load torch
     template = (files("gzcli") / "testing" / "template.py").read_text(encoding="utf-8")
     imports = [node for node in ast.walk(ast.parse(template)) if isinstance(node, ast.alias)]
     if title in {*keyword.kwlist, *(node.asname or node.name for node in imports)}:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     Options = Mapping[str, Param | Rule]
 
 Row = Sequence[str]
-EXTENDED = ("sample", "ood")  # to whose options a model adds
-MOST = 6  # labels that are all named
+EXTENDED = ("sample", "ood")  # verbs to whose options a model adds
+MOST = 6  # up to so many labels are all named
 PLAIN = (bool, int, float, str, list, tuple, type(None))  # types of values that a help shows
 STYLES = ("cyan", "yellow", "")  # of the columns, as Typer's own
 
@@ -224,7 +224,8 @@ def panels(verb: str, word: str, recipe: Recipe) -> Iterator[tuple[str, Iterable
         yield "Keys of {}: --set KEY=VALUE", keys(recipe)
         of_pictures = "--set data.size=32 --set 'data.augment=[hflip]'"
         lines = ["train {} --data mnist --minutes 20"]
-        if model.family != "gan":  # few minutes of a CPU leave a GAN's samples of photographs alike
+        # after a few minutes on a CPU, a GAN's samples of photographs are all alike
+        if model.family != "gan":
             lines.append(f"train {{}} --data ./pictures {of_pictures}")
     elif verb == "ood":
         yield "Scores of {}: --score", scores(model, part)

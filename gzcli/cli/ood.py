@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from gzcli.models.catalog import ModelCard
 
 SETTINGS = jobs.OWN_OPTIONS
-ANY_RATE = 0.5  # of an alarm that is exported: who uses it says the rate
+ANY_RATE = 0.5  # rate of an exported alarm, whose user sets it
 LINES, NAME = 20, 40  # flagged images in the table, and letters of a name there, at most
 
 _JUDGE_HELP = (
@@ -604,7 +604,7 @@ def table_of_pictures(result: Mapping[str, Any]) -> None:
     """Prints the flagged images, the most unusual first, and their number. The table fits 80 columns."""
     flagged = [row for row in result["files"] if row["flagged"]]
     names, draws = list(result["thresholds"]), result["seeds"]
-    shown = names[: 1 if draws > 1 else 2]  # as many as 80 columns hold, with their spread
+    shown = names[: 1 if draws > 1 else 2]  # as many as fit into 80 columns, with their spread
     heads = ["file", "p", *(head for name in shown for head in ([name, "±"] if draws > 1 else [name]))]
     lines = []
     for row in flagged[:LINES]:

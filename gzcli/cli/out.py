@@ -22,7 +22,7 @@ from gzcli.core.streams import room, wrapped
 _mode = {"json": False, "quiet": False, "lenient": False, "lost": False}
 ELSEWHERE = "see `--wide` or `--json`"  # the columns that did not fit
 GAP, NARROW = "  ", 24
-UNREAD = 128 + 13  # the exit code where nobody reads stdout any longer, as after `| head`
+UNREAD = 128 + 13  # the exit code if nobody reads stdout any longer, as after `| head`
 _STYLES = {"red": "31", "yellow": "33", "cyan": "36", "bold": "1", "dim": "2"}
 # Marks of the beginning of each style and of the end of any in a text before it is written. They are no
 # characters, so that only gz itself can colour a text, and no sequence in a name reaches a terminal.
@@ -253,7 +253,7 @@ def _narrowed(
     cannot."""
     narrowed = {i: widths[i] for i in shown if i in words}
     floors = {i: max(words[i], min(width, least)) for i, width in narrowed.items()}
-    for _ in range(_total(widths, shown) - room):  # the widest gives first
+    for _ in range(_total(widths, shown) - room):  # the widest shrinks first
         able = [i for i in narrowed if narrowed[i] > floors[i]]
         if not able:
             return None

@@ -29,7 +29,7 @@ from gzcli.store import files
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
 
-MINUTES = 60  # for which the steps are given that `--minutes` would choose
+MINUTES = 60  # minutes for which the plan prints the steps
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Outlook:
     plan: Plan
     facts: DataFacts
     models: Sequence[Forecast]  # in order
-    paper: Sequence[Forecast]  # at the scale `paper`; () if that is its models, or is not known
+    paper: Sequence[Forecast]  # at the scale `paper`; () if that is the same, or unknown
 
     @classmethod
     def of(

@@ -47,7 +47,7 @@ def show(
     try:
         result = resolve(recipe, data=data, sets=sets or (), flags={"scale": scale}, gpus=gpus)
     except UsageError:
-        if as_file:  # `gz recipe check` tells what is wrong with it
+        if as_file:  # `gz recipe check` reports its mistakes
             return
         raise
     tree, docs = result.tree(), texts(result)

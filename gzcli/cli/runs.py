@@ -48,7 +48,7 @@ _Unfinished = Annotated[bool, option("--unfinished", "Remove unfinished runs.")]
 
 Row = Sequence[Any]
 FACTS = ("name", "state", "step", "best", "at step", "curve", "time", "params", "memory", "size", "made")
-NARROW = 18  # columns that a run has at least in a table of several
+NARROW = 18  # minimum width of a run's column in a table of several runs
 # Keys that do not say what is trained: a description, a count, where it ran, and how often it was looked at,
 # which each run finds out for itself.
 NOT_TRAINED = ("about", "params", "launch.")

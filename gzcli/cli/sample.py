@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     Sampling = tuple[Run, SampleJob, list[str]]  # a run, a job on it, and applications of the run
 
-MANY = 64  # images, if no other number is asked for
+MANY = 64  # images, unless another number is requested
 # what an image decides by itself: key of the job → the option that would change it
 DECIDED = {"n": "-n", "labels": "--label", "prompts": "--prompt", "do": "--do"}
 SETTINGS = jobs.OWN_OPTIONS
@@ -167,9 +167,10 @@ def job_of(model: str, data: str | None, typed: SampleJob, words: list[str], ctx
     classes = classes_of(run, part.data.name)
     turns = class_numbers(typed.labels, classes) if typed.labels and classes else classes
     n, from_input = typed.n, typed.input and not do
-    if n is None and not from_input:  # from images, only the engine knows how many there are
+    if n is None and not from_input:  # only the engine knows how many input images there are
         n = MANY if do else len(typed.prompts) or MANY
-        if conditional and not do and not typed.prompts:  # as many of each class, where these are known
+        # equally many of each class, if the classes are known
+        if conditional and not do and not typed.prompts:
             n = in_turns(MANY, len(turns))
     by_method = {f"--do {name}": params for name, params in card.do.items()}
     options = jobs.method_options(words, takes, what, "sample", by_method, ctx.command)
@@ -375,7 +376,7 @@ def job_like(picture: Path, model: str, typed: SampleJob, words: list[str]) -> S
         raise MissingError(f"`{run.id}` does not have the weights that drew the image", hint=hint)
     drawn = {key: facts[key] for key in ("n", "seed", "labels", "options", "do", "input_as", "precision")}
     drawn |= {"prompts": tuple(facts["prompts"]), "checkpoint": checkpoint}
-    if facts.get("index") is not None:  # of the image, which is drawn as a file again
+    if facts.get("index") is not None:  # option of the image, which is drawn to a file again
         drawn["formats"] = (*typed.formats, "png")
     return run, replace(typed, run=str(run.path), **drawn), []
 

@@ -130,7 +130,7 @@ def train(
         out.info(f"learning rate {lr:g}: {' '.join(f'--set {place}optim.lr={lr:g}' for place in places)}")
     if submit or slurm:
         if name is not None:
-            check_alias(f"{name}-1")  # a job's number follows
+            check_alias(f"{name}-1")  # the job's number follows
         seed, launch = request.recipe.seed, request.recipe.launch
         job = partial(jobs.submit, "train", name or request.recipe.card.name, seed, launch, slurm)
         return job("resumed" if resume else "named", dry_run=dry_run)

@@ -39,9 +39,9 @@ OTHER_GPUS = ("/dev/kfd", "/dev/nvhost-gpu", "/dev/dxg")  # AMD's, Jetson's, WSL
 class Kind:
     """How gz uses a kind of device."""
 
-    flops: float  # operations in a second of a trial, roughly
+    flops: float  # operations in a second of a trial, approximately
     batch: float = 1.0  # how many images are drawn or scored together, as a multiple of the usual number
-    queued: bool = True  # whether work is queued, so that the host waits where it reads a result
+    queued: bool = True  # whether work is queued, so that the host waits when it reads a result
     shared: bool = False  # whether its memory is the host's
     fused: bool = False  # whether torch has fused optimizers for it
     float64: bool = True
@@ -49,7 +49,7 @@ class Kind:
     channels_last: bool = False  # whether convolutions gain from channels last
     compiled: bool = False  # whether steps gain from `torch.compile`
     streams: bool = False  # whether copies run beside the computation
-    kernels: bool = False  # whether it runs the kernels of other libraries, as `mamba-ssm`'s
+    kernels: bool = False  # whether it runs kernels of other libraries, such as `mamba-ssm`
     backend: str = "gloo"  # of torch.distributed
 
 

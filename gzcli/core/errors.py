@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterable
 
-FLAGGED = 6  # the exit code of `gz ood --input --fail` where an image is flagged, which is no error
+FLAGGED = 6  # the exit code of `gz ood --input --fail` if an image is flagged, which is not an error
 
 _URL = re.compile(r"(?<![A-Za-z0-9+.-])(?!file:)([A-Za-z][A-Za-z0-9+.-]+:/+)([^\s`'\"<>]+)")
 
@@ -83,7 +83,7 @@ class Interrupted(GzError):
 
 PLACE = "use another path, or set `GZ_HOME` to a folder"
 SPACE = "free some space, or set `GZ_HOME` to a folder on a larger disk"
-# full, or not to be written
+# full or not writable
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 _RIGHTS = "`gz doctor` shows the folders that gz uses; set `GZ_HOME` to move them"
 _SYSTEM = {  # error of a file or folder → what to do

@@ -24,7 +24,7 @@ from gzcli.core.units import figure
 ROOT = Path(__file__).resolve().parents[1] / "docs" / "measured"
 LIKELIHOODS = ("bpd", "nats")
 SHOWN = ("fd", "fd_second", "kid", "precision", "recall", "legible", *LIKELIHOODS)  # metrics on pages
-PARTS = ("_sd", "_excess", "_half")  # columns about the metric of the name before them
+PARTS = ("_sd", "_excess", "_half")  # suffixes of columns about a metric
 CURVE = ("metric", "step", "seconds", "value")  # the columns of a curve
 
 

@@ -125,4 +125,5 @@ def _box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
 
 def _unit(word: Tensor) -> Tensor:
     """The upper 24 bits of a word as a fraction in [0, 1), exact in fp32."""
-    return (word >> 8).to(torch.int32).to(torch.float32).mul_(2.0**-24)  # straight from int64 it is slower
+    # a direct conversion from int64 is slower
+    return (word >> 8).to(torch.int32).to(torch.float32).mul_(2.0**-24)

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 Rates = dict[str, dict[str, float]]  # type → kind of work → GFLOP/s
 
-MAPS, SIDE, BATCH = 32, 28, 16  # of a 3×3 convolution between as many feature maps
-TOKENS, WIDTH = 1024, 256  # of a product [TOKENS, WIDTH] · [WIDTH, WIDTH]
+MAPS, SIDE, BATCH = 32, 28, 16  # side of a 3×3 convolution between equally many feature maps
+TOKENS, WIDTH = 1024, 256  # sides of a product [TOKENS, WIDTH] · [WIDTH, WIDTH]
 WORK = {  # GFLOP of an output and its two gradients
     "convolution": 6e-9 * 9 * MAPS**2 * SIDE**2 * BATCH,
     "product": 6e-9 * TOKENS * WIDTH**2,
 }
-ROUNDS = 4  # the fastest of which counts
+ROUNDS = 4  # repetitions, the fastest of which counts
 SETS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
 INFO = Path("/proc/cpuinfo")
 
@@ -105,7 +105,7 @@ def measured(types: tuple[str, ...]) -> Rates:
 
     draws = torch.Generator().manual_seed(0)
     randn = partial(torch.randn, generator=draws)
-    with torch.inference_mode(False):  # whose tensors have no gradients
+    with torch.inference_mode(False):  # its tensors have no gradients
         image, kernel = randn(BATCH, MAPS, SIDE, SIDE), randn(MAPS, MAPS, 3, 3)
         rows, matrix = randn(TOKENS, WIDTH), randn(WIDTH, WIDTH)
     works = {

@@ -16,7 +16,8 @@ from gzcli.core.units import Size
 Fit: TypeAlias = Literal["crop", "pad", "stretch", "aspect"]
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-SCALES = ("tiny", "small", "full", "paper")  # minutes on a core, an hour on two, a day on a GPU, the paper's
+# minutes on one core, an hour on two, a day on a GPU, the paper's training
+SCALES = ("tiny", "small", "full", "paper")
 
 MEETING = ("machines", "machine_rank", "main_ip", "main_port")  # where processes of several machines meet
 
@@ -86,7 +87,7 @@ def _tracked(launch: Mapping[str, Any]) -> dict[str, Any]:
 # Keys that are gone, by section, with what a section that has one says now: older recipes and runs are read.
 GONE: Mapping[str, Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
     "launch": {"wandb": _tracked},
-    "sample": {"naive": lambda sample: {}},  # slower, with the same images
+    "sample": {"naive": lambda sample: {}},  # they were slower, with the same images
 }
 
 

@@ -22,7 +22,7 @@ CONTROL = re.compile(
 LONG = 1.5  # seconds of one wait, after which a line is printed if there is no terminal
 ERASE = "\r\033[K"  # clears the line of a spinner
 
-_spinners: list[Any] = []  # what is shown now: rich's status, or the timer of a line
+_spinners: list[Any] = []  # what is currently shown: rich's status, or the timer of a line
 _shows = False  # whether this process shows what it waits for
 
 

@@ -11,9 +11,9 @@ from typing import TypeAlias
 
 from gzcli.core.errors import UsageError
 
-Size: TypeAlias = int | str  # as `as_size` writes it
+Size: TypeAlias = int | str  # in the form of `as_size`
 
-FEWEST, MOST = 500, 10_000  # images of a split that a budget of seconds pays for
+FEWEST, MOST = 500, 10_000  # minimum and maximum number of images of a split that fit into a budget
 BY_ODE = 500  # most test images of a likelihood by an ODE, which takes hundreds of network calls for each
 SIDES = range(4, 1025)  # pixels a side of images that are packed
 BUDGETS = "a number with its unit, at least 3s: `--budget 8m`, `--budget 1.5h`"

@@ -33,7 +33,7 @@ from gzcli.store import files
 from gzcli.store.hub import HUB_SCHEME
 from gzcli.store.paths import cache_dir, user_dir
 
-LOCK = ".data.lock"  # in the user's folder: held while the register is written
+LOCK = ".data.lock"  # in the user's folder: locked while the register is written
 KEYS = "name title classes channels size larger cached n_train n_val n_test licence citation download"
 KEYS += " multilabel extras embedded page path lost"
 _ROW: dict[str, Any] = dict.fromkeys(KEYS.split()) | {"larger": [], "cached": False, "download": 0}
@@ -184,7 +184,7 @@ def verify(what: DataSet | str | Path, *, say: Say = silent) -> dict[str, Any]:
 # the images below `images_classic`.
 
 LISTS, PICTURES = "benchmark_imglist", "images_classic"
-CALLED = {"tinyimagenet": "tin", "dtd": "texture"}  # sets that OpenOOD names otherwise
+CALLED = {"tinyimagenet": "tin", "dtd": "texture"}  # sets that have other names in OpenOOD
 
 
 def list_of(root: Path, benchmark: Benchmark, name: str) -> Path | None:

@@ -19,8 +19,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-LARGEST_FILE = 20_000_000  # bytes of an image that is dropped
-LARGEST_BODY = LARGEST_FILE + 1_000_000  # of a request, which contains a file and its head
+LARGEST_FILE = 20_000_000  # maximum bytes of a dropped image
+LARGEST_BODY = LARGEST_FILE + 1_000_000  # maximum bytes of a request, which contains a file and its header
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 COOKIE = "gz-demo"
 # gradio asks itself for this while it starts, without a token; it runs what is to run at the start, once
@@ -63,7 +63,7 @@ class Guard:
                 message["headers"] = [*message["headers"], *HEADERS, *self._cookie(scope)]
             await send(message)
 
-        async def limited() -> Message:  # a body that is sent in chunks does not say how long it is
+        async def limited() -> Message:  # a body sent in chunks does not state its length
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
@@ -148,5 +148,5 @@ def _name(host: str) -> str | None:
     """The name in a Host header, without the port."""
     try:
         return urlsplit(f"//{host}").hostname
-    except ValueError:  # brackets that do not close
+    except ValueError:  # unclosed brackets
         return None

@@ -41,8 +41,8 @@ from gzcli.demo.studio import (
 
 TITLE = "# gz demo\n\nImages that a model draws from noise. Choose a model, and press **Draw**."
 EACH = "each in turn"  # the label that asks for none
-SOURCES: Any = ["upload", "clipboard"]  # of a person's images
-# least, most and step of the slider of each of NUMBERS
+SOURCES: Any = ["upload", "clipboard"]  # name of the user's images
+# minimum, maximum and step of the slider of each of NUMBERS
 RANGES = {"steps": (1, 250, 1), "guidance": (0.0, 8.0, 0.1), "temperature": (0.0, 1.5, 0.05)}
 SERVER: dict[str, Any] = {"server_name": "127.0.0.1", "max_file_size": LARGEST_FILE, "show_error": True}
 SERVER |= {"quiet": True, "prevent_thread_lock": True, "footer_links": []}
@@ -75,13 +75,13 @@ def serve(
     studio = Studio()
     os.environ["GRADIO_TEMP_DIR"] = str(studio.folder / "gradio")  # so that dropped images are removed too
     gr.set_static_paths(studio.shown)  # served as they are, without a copy
-    system: Any = ["system-ui", "sans-serif"]  # fonts of the machine: none is fetched
+    system: Any = ["system-ui", "sans-serif"]  # fonts of the machine, so that none is fetched
     mono: Any = ["ui-monospace", "monospace"]
     blocks = Page(studio, choices).blocks
     blocks.queue(default_concurrency_limit=1)
     token, addresses = secrets.token_urlsafe(32) if share else None, set[str]()
     guard = Middleware(Guard, addresses=addresses, token=token)
-    with contextlib.redirect_stdout(sys.stderr):  # what Gradio says of its tunnel is no data
+    with contextlib.redirect_stdout(sys.stderr):  # Gradio's messages on its tunnel are not data
         _, local, public = blocks.launch(
             server_port=port,
             share=share,
@@ -91,7 +91,7 @@ def serve(
             css=CSS,
             **SERVER,
         )
-    blocks.share = False  # else the page takes its scripts from a server of Gradio's
+    blocks.share = False  # otherwise the page loads its scripts from one of Gradio's servers
     if public:
         addresses.add(public.rstrip("/"))
     url = (public or local) + (f"?token={token}" if token else "")

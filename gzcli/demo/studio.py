@@ -34,13 +34,13 @@ from gzcli.store import pretrained, runs
 from gzcli.store.png import save_png
 from gzcli.store.run_folder import Run
 
-OPENS = "cfm"  # the model that comes with gz and draws best
+OPENS = "cfm"  # the best of the models that come with gz
 NUMBERS = ("steps", "guidance", "temperature")  # options with a slider, if the sampler takes them
-FOREIGN = ("patches", "digits")  # embedded sets of which an image is offered to be judged
-WIDE = 900  # pixels to which images are enlarged
-MOST = 48  # most states shown of one sampling
+FOREIGN = ("patches", "digits")  # embedded sets that offer an image to judge
+WIDE = 900  # side in pixels to which images are enlarged
+MOST = 48  # maximum number of states shown of one sampling
 PAINT = (232, 89, 12)  # colour of the brush
-PAUSE = 0.05  # least seconds between two states, so that a fast sampler can be watched
+PAUSE = 0.05  # minimum seconds between two states, so that a fast sampler can be watched
 
 
 class Code(NamedTuple):
@@ -60,8 +60,8 @@ Work = Callable[[Progress], np.ndarray]  # draws images and calls progress(i, n,
 class Choice(NamedTuple):
     """A model that can be chosen."""
 
-    name: str  # as `gz sample` and `gzcli.load` take it
-    title: str  # as a person reads it
+    name: str  # in the form that `gz sample` and `gzcli.load` accept
+    title: str  # its name for the user
 
 
 def choices(named: Sequence[Run] = ()) -> list[Choice]:
@@ -94,15 +94,15 @@ def opening(choices: Sequence[Choice]) -> str:
 class Controls:
     """The controls of the page for a run, from the signatures of its model and the values of its recipe."""
 
-    classes: tuple[str, ...]  # that can be asked for; () without
+    classes: tuple[str, ...]  # classes to choose from; () without labels
     numbers: Mapping[str, float]  # the options of NUMBERS that the sampler takes, with the recipe's values
     samplers: tuple[str, ...]  # () if there is only one
-    sampler: str | None  # that of the recipe
-    prompts: bool  # whether it draws what a text says
-    way: bool  # whether it goes from image to image
+    sampler: str | None  # value in the recipe
+    prompts: bool  # whether it draws from a text
+    way: bool  # whether it interpolates
     inpaints: bool
     maps: bool  # whether it shows where an image is anomalous
-    scores: bool  # whether it judges images at all
+    scores: bool  # whether it can judge images
 
     @classmethod
     def of(cls, run: LoadedRun) -> Controls:
@@ -148,7 +148,7 @@ class Studio:
     def __init__(self) -> None:
         self._temporary = tempfile.TemporaryDirectory(prefix="gz-demo-", ignore_cleanup_errors=True)
         self.folder = Path(self._temporary.name)
-        self.shown = self.folder / "shown"  # what the page shows: none of its files is written twice
+        self.shown = self.folder / "shown"  # folder of the images on the page; no file in it is written twice
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._open: tuple[str, LoadedRun, Controls] | None = None
@@ -333,7 +333,8 @@ def painted_example(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 # ---------------------------------------------------------------------------- code
 
-Words = Mapping[str, Any]  # of `Run.sample`: the seed, labels, and options that differ from the recipe's
+# arguments of `Run.sample`: seed, labels, and options that differ from the recipe's
+Words = Mapping[str, Any]
 
 
 def drawing(request: Request, words: Words) -> Code:

@@ -36,7 +36,7 @@ GUIDES = (
     *("latents", "stable-diffusion", "share", "demo", "adding", "own-method", "python", "questions"),
 )
 ORDER = (*TUTORIALS, *GUIDES)
-COLUMNS = 72  # of a command, before it is broken
+COLUMNS = 72  # columns of a command before it is wrapped
 POINTS = 6  # of a curve
 
 TARGETS = {"eps": "ε", "x0": "x₀", "v": "(α ε − σ x₀)/√(α² + σ²)", "velocity": "(α′ x₀ + σ′ ε)"}
@@ -45,7 +45,7 @@ _FORM = re.compile(  # the fields of `Written` in their order
     r"# (.+?)\n\n(.+?)\n\n\$\$(.+?)\$\$\n\n```\n(.+?)\n```\n\n(.+?)\n\n## Limits\n\n(.+?)\n\n## Code\n\n(.+)",
     re.DOTALL,
 )
-_REMARK = re.compile(r"\s{2,}\((.+)\)$")  # what is in brackets behind a command in the head of a recipe
+_REMARK = re.compile(r"\s{2,}\((.+)\)$")  # remark in brackets after a command in the head of a recipe
 _LIKELIHOOD = {"exact": "exact", "bound": "a lower bound"}
 _LIKELIHOOD |= {"ode": "by solving an ODE, with an estimated divergence"}
 
@@ -58,9 +58,9 @@ class Written:
     text: str  # what it is, in a paragraph, in Markdown
     tex: str  # the key equation in TeX
     equation: str  # the same in Unicode, in one line or more
-    source: str  # where it is from, and what its symbols mean
-    limits: tuple[str, ...]  # what it cannot do, a sentence or two each
-    code: tuple[tuple[str, str], ...]  # (owner/name on GitHub, what it is) of code by others
+    source: str  # its source, and the meaning of its symbols
+    limits: tuple[str, ...]  # its limits, a sentence or two each
+    code: tuple[tuple[str, str], ...]  # (owner/name on GitHub, description) of code by others
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Option:
     """An option of a model."""
 
     name: str
-    default: Any  # that of the recipe, if it has one
+    default: Any  # the recipe's value, if it has one
     kind: str  # its type in words
     text: str  # what it means
 
@@ -78,7 +78,7 @@ class Group:
     """Options that are set in the same way."""
 
     title: str
-    how: str  # the words that set one
+    how: str  # the words with which one is set
     options: tuple[Option, ...]
 
 
@@ -88,7 +88,7 @@ class Reference:
 
     data: str
     scale: str
-    stage: str  # "" of a recipe without stages
+    stage: str  # "" for a recipe without stages
     curve: Curve
 
 
@@ -96,27 +96,28 @@ class Reference:
 class Page:
     """A model."""
 
-    name: str  # as the user types it
+    name: str  # in the form that the user types
     family: str
     paper: str
     recipe: str | None  # name of the recipe that trains it; None: a model from outside
-    stage: str  # name of the stage that it is in that recipe; "" of a recipe without stages
+    stage: str  # name of its stage in that recipe; "" for a recipe without stages
     stages: Mapping[str, str]  # the model of each stage of the recipe
-    about: str  # the recipe in one line, else what the class says; "" of a model that is only ever a stage
-    words: Written | None  # what is written about it; None for a model from outside
-    objective: str  # the loss of a denoiser by its recipe, in Unicode; "" of other models
-    differs: tuple[str, ...]  # where the recipe by itself differs from the paper's settings
-    likelihood: str | None  # what its likelihood is; None: it has none
+    about: str  # the recipe in one line, otherwise the class's line; "" for a model that is only a stage
+    words: Written | None  # the hand-written text; None for a model from outside
+    objective: str  # the loss of a denoiser, from its recipe, in Unicode; "" for other models
+    differs: tuple[str, ...]  # differences of the recipe itself from the paper's settings
+    likelihood: str | None  # kind of its likelihood; None: it has none
     commands: tuple[tuple[str, str], ...]  # (command, remark) to try
     can: tuple[tuple[str, str], ...]  # (command, what it does) of sampling and of each application
-    scores: tuple[tuple[str, str], ...]  # (score or scores, what they are): its own, then of its likelihood
+    # (score or scores, description): its own, then those of its likelihood
+    scores: tuple[tuple[str, str], ...]
     groups: tuple[Group, ...]
-    remarks: tuple[str, ...]  # the further lines of the recipe's head
+    remarks: tuple[str, ...]  # the other lines of the recipe's head
     references: tuple[Reference, ...]
     drawn: tuple[tuple[str, str], ...]  # (set, scale) of the leagues that have an image of its samples
-    ready: tuple[Pretrained, ...]  # those that come with gz, trained
+    ready: tuple[Pretrained, ...]  # its pretrained files that come with gz
     compared: tuple[tuple[str, str, str, str], ...]  # (whose, set, metrics, source): paper, peers, gz
-    costs: tuple[Mapping[str, str], ...]  # what its trainings cost, by set and scale
+    costs: tuple[Mapping[str, str], ...]  # cost of its trainings, by set and scale
 
     @property
     def pictures(self) -> tuple[tuple[str, str], ...]:
@@ -136,7 +137,7 @@ def page_of(name_or_file: str, sets: Sequence[str] = ()) -> Page:
     Raises UsageError with the nearest name for an unknown one."""
     stem = name_or_file
     if model_files.is_file(name_or_file):
-        find(name_or_file)  # makes its model known
+        find(name_or_file)  # registers its model
         stem = Path(name_or_file).stem
     card = catalog.card(stem)
     name = spelling(card.name)
@@ -144,7 +145,7 @@ def page_of(name_or_file: str, sets: Sequence[str] = ()) -> Page:
     chain, _ = read_chain(recipe)
     stages = _stages(chain)
     stage = stage or next((key for key, model in stages.items() if model == name), "")
-    alone = recipe != name  # a model that is only ever a stage
+    alone = recipe != name  # a model that is only a stage
     serving = catalog.card(list(stages.values())[-1]) if stages and not alone else card
     head, remarks = _head(chain[-1].path)
     return Page(
@@ -197,7 +198,7 @@ def _as_trained(
     return {"objective": loss, "differs": _differences(card, part, paper or part)}
 
 
-# weights of terms of a loss, which 0 or null leaves out
+# weights of terms of a loss, which 0 or null disables
 TERMS = ("image_weight", "penalty", "r1", "r2", "lecam", "min_snr", "noise_std")
 
 
@@ -478,7 +479,7 @@ def ready_picture(model: Pretrained) -> str:
 
 def mathml(tex: str) -> str:
     """An equation as MathML, which a browser draws without a script."""
-    from latex2mathml.converter import convert  # an optional package, which the site alone needs
+    from latex2mathml.converter import convert  # an optional package, which only the site needs
 
     plain = re.sub(r"\\[bB]igg?(?![a-zA-Z])", "", " ".join(tex.split()))  # brackets of MathML stretch anyway
     return f'<div class="equation">{convert(plain, display="block")}</div>'

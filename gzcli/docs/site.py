@@ -21,7 +21,7 @@ from gzcli.models import catalog
 from gzcli.store.paths import recipe_names
 from gzcli.store.pretrained import every
 
-WIDE = 84  # columns of a block of code on a laptop's screen
+WIDE = 84  # columns of a code block on a laptop's screen
 
 
 def build(into: Path, commands: str) -> Path:

@@ -231,7 +231,7 @@ def steps_of_minutes(trial: Trainer, began: float, clock: Callable[[], float]) -
     trial."""
     minutes, since = trial.train.minutes or 0.0, clock()
     trial.begin()
-    preparation = clock() - since  # the run begins as this trial of it does
+    preparation = clock() - since  # the run begins as its trial does
     trial.get_net()
     judged = trial.metric
     with note_out_of_memory(trial):
@@ -240,7 +240,7 @@ def steps_of_minutes(trial: Trainer, began: float, clock: Callable[[], float]) -
         steps = ranks.agree(count_steps(trial.step, trial.phases, pauses, clock() - ready, clock))
     if ready > (1 - LEAST - KEPT) * 60 * minutes:
         trial.log.warn(f"preparation took {duration(ready)} of the {duration(60 * minutes)}")
-    # the run is compiled as the steps were that were timed
+    # the run is compiled in the same way as the timed steps
     compiled = compiles(trial.part, trial.model, trial.device)
     chosen: dict[str, Any] = {"steps": steps, "minutes": None, "compile": compiled}
     chosen |= {KEYS[kind]: steps for kind in pauses.last_only}
@@ -263,7 +263,7 @@ def work(run: Run, job: jobs.Job, log: Log) -> None:
     """Does a job and writes its `result.json`."""
     state = None
     if "RANK" in os.environ:
-        from accelerate import PartialState  # which a process alone does not wait for
+        from accelerate import PartialState  # a single process does not wait
 
         # rank 0 judges the images of all ranks alone, which may take longer than NCCL's ten minutes
         state = PartialState(cpu=job.launch.cpu, timeout=timedelta(hours=2))

@@ -37,7 +37,8 @@ from gzcli.store import files
 from gzcli.store.jobs import EmaJob
 from gzcli.store.runs import Run
 
-TRIED = (0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25)  # lengths of which the best is chosen
+# candidate lengths, of which the best is chosen
+TRIED = (0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25)
 OTHERS = "remove it to average the others"
 MISSED = 0.1  # largest relative error of a fitted profile
 
@@ -186,7 +187,7 @@ def run(job: EmaJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     if metric is None and job.length is None:
         message = "no metric can choose the length: `train.best` is `none`, or there are no validation images"
         raise UsageError(message, hint="choose it yourself: `--length 0.05`")
-    model.on_step(step - 1)  # what anneals is where the training has left it
+    model.on_step(step - 1)  # annealed values are those at the end of the training
     ema = EMA(model, part.train.ema, partial(some_images, images, trained))
     usual = checkpoint.read_weights(run.checkpoint(served_by_training(run)).averaged).weights
     usual, rows, best = {name: usual[name] for name in ema.state_dict()}, [], None
@@ -207,7 +208,7 @@ def run(job: EmaJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
         rows.append(row)
         if best is None or row["value"] < best[0]["value"]:
             best = row, weights
-    assert best is not None  # of the training itself, or of `job.length`
+    assert best is not None  # average of the training itself, or of `job.length`
     serve(run, ema, best[1], best[0]["length"])
     facts = {"run": run.owner.id, "metric": metric, "decay": part.train.ema, "length": best[0]["length"]}
     return facts | {"snapshots": len(places), "rows": rows}

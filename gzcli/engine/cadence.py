@@ -27,12 +27,12 @@ from gzcli.models.base import Phase
 from gzcli.store.run_folder import Run
 
 FIRST = 60.0  # seconds until the first pause, which then comes at the next step of the series
-LONGEST = 600.0  # seconds from one pause to the next, as far as its share of the time allows
+LONGEST = 600.0  # seconds between two pauses, if their share of the time allows
 SHARE = 0.05  # share of the time for pauses of one kind
 QUICK = 10.0  # longest pause in seconds after which a signal is still answered in time
-UNTIMED = 2  # first steps, which are not timed as they compile and choose kernels
+UNTIMED = 2  # first steps, which are not timed because they compile and choose kernels
 SERIES = (1, 2, 5)  # times powers of ten
-EARLIEST = 10  # step before which no clock is read
+EARLIEST = 10  # step before which the clock is not read
 # kind → key of `train`
 KEYS = {"eval": "eval_every", "checkpoint": "checkpoint_every", "sample": "sample_every"}
 KINDS = frozenset(KEYS)
@@ -194,7 +194,7 @@ def _seconds(
     while count < TIMED and (count == 0 or ranks.agree(time.monotonic() < until)):
         step(first + WARM_UP + count)
         count += 1
-    if count < cycle:  # with the first steps, or a phase might be left out
+    if count < cycle:  # with the first steps, otherwise a phase might be missing
         since, count = began, count + WARM_UP
     return (clock() - since) / count
 

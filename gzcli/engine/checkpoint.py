@@ -54,7 +54,7 @@ class SpaceRecord:
     """The latent space in which a run was trained, as JSON values."""
 
     digest: str  # sha256 of the autoencoder's weights
-    shape: list[int]  # of the images, [C, H, W]
+    shape: list[int]  # shape of the images, [C, H, W]
     levels: int | None  # grey levels of the images
     shift: list[float]  # subtracted from each of the c channels of a latent
     scale: list[float]  # factor of each channel after that
@@ -64,14 +64,14 @@ class SpaceRecord:
 class Saved:
     """Weights and everything needed to sample from them: the content of one safetensors file."""
 
-    weights: dict[str, Tensor]  # of the model's state dict
+    weights: dict[str, Tensor]  # tensors of the model's state dict
     part: Part  # the recipe of their training
-    info: DataInfo  # of the data that the model was built for
-    step: int  # number of steps that they were trained for
+    info: DataInfo  # description of the data for which the model was built
+    step: int  # number of steps of their training
     # sha256 of the weights of each stage that the model is built on, by the stage's name
     built_on: Mapping[str, str] = field(default_factory=dict)
     space: SpaceRecord | None = None  # latent space of the model; None: pixels
-    values: Values | None = None  # of its images, where these are no pictures of 8 bits
+    values: Values | None = None  # values of its images, if these are not 8-bit images
 
 
 def save_weights(path: Path, saved: Saved) -> None:
@@ -142,7 +142,7 @@ def read(path: Path) -> Checkpoint:
     try:
         train = torch.load(path / CheckpointFolder.training, map_location="cpu", weights_only=True)
         missing = {"optimizers", "scaler", "ema_updates", "extra"} - set(train)
-    except Exception as e:  # of pickle, zip and torch, which advises to load it without safety
+    except Exception as e:  # errors of pickle, zip and torch, which advises to load it unsafely
         raise DamagedError(f"`{path / 'train.pt'}` is not a training state from gz", hint=OTHER) from e
     if missing:
         raise DamagedError(f"`{path / 'train.pt'}` has no {', '.join(sorted(missing))}", hint=OTHER)
@@ -228,10 +228,11 @@ def finish(run: Run, keep: int | None, step: int) -> int:
     rank 0 calls it."""
     step = step if run.checkpoint(step).averaged.exists() else run.saved_steps[-1]
     weights, place = run.checkpoint(step).averaged, run.model_file
-    if not (place.exists() and place.samefile(weights)):  # a name cannot replace another of the same file
+    # a link cannot replace another link to the same file
+    if not (place.exists() and place.samefile(weights)):
         with files.replacing(place) as part:
             files.link_or_copy(weights, part)
-        run.update(ema_length=None)  # of a shorter training, by `gz runs ema`
+        run.update(ema_length=None)  # from a shorter training, by `gz runs ema`
     run.update(served=step)
     prune(run.checkpoints_folder, keep or KEPT_AT_THE_END, finished=True)
     return step

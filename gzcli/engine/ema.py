@@ -18,8 +18,8 @@ from gzcli.core.types import Batch
 from gzcli.data.packs.batches import TrainImages
 from gzcli.models.nn import with_rows
 
-LENGTHS = (0.05, 0.1)  # of the power-function averages, as Karras et al. 2024 keep them
-SOME, MANY = 1_000, 10_000  # images that an average is calibrated on during training, and at its ends
+LENGTHS = (0.05, 0.1)  # lengths of the power-function averages, as in Karras et al. 2024
+SOME, MANY = 1_000, 10_000  # images for the calibration of an average: during training, and at its end
 
 
 @cache
@@ -60,7 +60,7 @@ class EMA:
         self.powers = {length: [p.clone() for p in self.params] for length in lengths}
         self.images = images
         self.calibrate: Callable[[Iterable[Batch]], None] | None = getattr(model, "calibrate", None)
-        self.fitting: dict[str, Tensor] | None = None  # buffers that fit the average; None: not known yet
+        self.fitting: dict[str, Tensor] | None = None  # buffers for the average; None: not computed yet
 
     def restart(self) -> None:
         """Sets the average to the current weights of the model."""
@@ -99,7 +99,7 @@ class EMA:
             if self.calibrate and self.fitting is None:
                 training = self.model.training
                 self.model.eval()
-                with torch.no_grad(), ranks.alone():  # all ranks have the same images
+                with torch.no_grad(), ranks.alone():  # all ranks use the same images
                     self.calibrate(self.images())
                 self.model.train(training)
                 now = self.model.named_buffers()

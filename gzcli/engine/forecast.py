@@ -43,27 +43,27 @@ from gzcli.store.runs import Run
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-PREPARING = ("pair_steps",)  # options of `prepare` that a step does not depend on, so that it is short here
+PREPARING = ("pair_steps",)  # options of `prepare` that do not affect a step, so it is kept short here
 # Steps of a run whose operations are not worth being counted, which takes a second: demonstrations of a
 # minute, on the embedded sets, have so few.
 SHORT = 1_500
-FEW = 4  # images of a step whose operations are not known
+FEW = 4  # images of a step whose operations are unknown
 ENOUGH = 1.0  # seconds after which no further step is timed
 TIMED, MOST = 2, 12  # steps that are timed: at least, and where they are short
 SAMPLED = 20  # images of a sample that is timed on a CPU
-SLOW = 0.5  # seconds of an image there that is not timed again
+SLOW = 0.5  # seconds of an image above which it is not timed again
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 _aten = torch.ops.aten
 NO_KERNEL = {_aten.detach, _aten._unsafe_view, _aten.empty, _aten.empty_like, _aten.empty_strided}
-LARGE = 100_000_000  # parameters of a net that is not tried on a CPU, where that takes long
+LARGE = 100_000_000  # parameters above which a net is not tried on a CPU, because that takes long
 
 
 class Work(NamedTuple):
     """The work of a step of the global batch."""
 
     flops: float  # floating-point operations, on all processes
-    kernels: float  # that a process launches one after another
+    kernels: float  # kernels that a process launches one after another
 
 
 class PartOnData(NamedTuple):
@@ -102,7 +102,7 @@ def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str
             result["error"] = e.message
             if isinstance(e, UsageError):
                 result["refused"] = e.hint or ""
-        except Exception as e:  # a model of others may do anything, and a net may not fit the memory
+        except Exception as e:  # a user's model may do anything, and a net may not fit into memory
             result["error"] = f"{type(e).__name__}: {first_line(e)}"
         finally:
             results.append(result)
@@ -138,7 +138,7 @@ def check_stages(run: Run) -> None:
                 build(part, info, stages)
         except UsageError:
             raise
-        except Exception:  # a model of others may do anything with a net that has no values
+        except Exception:  # a user's model may do anything with a net without values
             return
         stages[stage.path.name] = PartOnData(part, info)
 
@@ -156,7 +156,7 @@ def work_of(part: Part, info: DataInfo, stages: Stages | None = None) -> Work | 
             noise = RecordedNoise(part.train.batch_size, torch.zeros((), dtype=torch.int64))
             model = build(part, info, stages or {})
             return count_work(model, batch_of(model, micro_batch(part), noise), part)
-    except Exception:  # what a model, or its own library, does with tensors without values
+    except Exception:  # errors of a model, or its library, with tensors without values
         return None
 
 
@@ -363,7 +363,7 @@ def speed_of(model: Model, batch: Batch, part: Part, accelerator: Accelerator, l
         blank, fake, mode = without_values(model, batch)
         with ranks.alone(), shapes_only(mode):
             work = count_work(blank.train(), fake.rows(slice(micro_batch(part)), fake.noise), part)
-    except Exception as e:  # a metric that cannot be found must not end a training
+    except Exception as e:  # a metric that cannot be computed must not end a training
         log.record(f"the cost of a step is unknown: {type(e).__name__}: {e}")
         return Speed(images)
     plain = "fp32" if part.train.deterministic else "tf32"

@@ -24,15 +24,15 @@ from gzcli.store import files
 from gzcli.store.run_folder import Run
 
 AUTO = "auto"
-SCALES = (1.0, 1.15, 1.3, 1.5, 2.0, 3.0)  # in this order, until one is worse than the one before it
-SAMPLES = 200  # of each scale, at most
-FEWEST = 50  # of a short training
-SHARE, LEAST = 0.6, 5  # of the recipe's steps, and the fewest
+SCALES = (1.0, 1.15, 1.3, 1.5, 2.0, 3.0)  # tried in this order, until one is worse than the previous one
+SAMPLES = 200  # maximum number of samples for each scale
+FEWEST = 50  # samples after a short training
+SHARE, LEAST = 0.6, 5  # fraction of the recipe's steps, and the minimum
 # Training images for each sample of a scale, so that the choice takes about a tenth of the training. A
 # training image costs three network calls. At six steps of two calls, a sample of each scale costs 72.
 IMAGES = 240
 VALIDATION = 2_000  # validation images, at most
-ENOUGH = 500  # images with which samples are compared; training images make up what validation lacks
+ENOUGH = 500  # images for comparison; training images supplement too few validation images
 ERRORS = 0.01  # added to the share of wrong classes: the judge itself errs
 
 

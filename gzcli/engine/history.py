@@ -25,8 +25,8 @@ from gzcli.store.metrics import every_line, metric_lines
 from gzcli.store.paths import user_dir
 from gzcli.store.runs import Run, has_shipped_loss
 
-PATIENCE = 5  # bad steps in a row after which the run is stopped
-RISEN, GAIN = 3, 0.1  # validations, and share of the gain, by which a metric has risen
+PATIENCE = 5  # consecutive bad steps after which the run is stopped
+RISEN, GAIN = 3, 0.1  # validations, and share of the gain, that count as a rise of a metric
 EXPLODED = 1e6  # factor of the first loss (at least 1) beyond which a step is bad
 WATCHED = ("loss", "grad_norm")  # metrics that must be finite
 
@@ -35,11 +35,11 @@ class History:
     """The losses of a run, summed on the device until they are logged, and its other metrics."""
 
     trackers: Trackers | None = None
-    said = False  # whether a warning has told of dropped gradients
+    said = False  # whether a warning on dropped gradients was shown
 
     def __init__(self, run: Run, log: Log, device: torch.device):
         self.run, self.log = run, log
-        self.sums: dict[str, Tensor] = {}  # of each loss since the last log
+        self.sums: dict[str, Tensor] = {}  # sum of each loss since the last log
         self.counts: dict[str, int] = {}  # number of terms of each sum
         self.first: dict[str, Tensor] = {}  # absolute value of each loss at the first step, at least 1
         # steps in a row whose loss or gradient was bad, and those of them that changed weights
@@ -225,7 +225,7 @@ def start_tracker(name: str, run: Run, config: Mapping[str, Any], start: int) ->
     logged = Logged(name, run.id, run.path, user_dir(name), config, start, stored or {})
     try:
         tracker = kind.make(LOGGER_TYPE_TO_CLASS[name], logged)
-        with redirect_stdout(sys.stderr):  # what packages say of themselves is no data
+        with redirect_stdout(sys.stderr):  # messages of packages are not data
             tracker.start()
         if kind.to_store:
             files.write_json(run.tracker_file, kind.to_store(tracker))
@@ -233,7 +233,7 @@ def start_tracker(name: str, run: Run, config: Mapping[str, Any], start: int) ->
             tracker.store_init_configuration(flat(config))
     except ImportError as e:
         raise MissingError(f"`--track {name}` needs the package `{name}`", hint=f"pip install {name}") from e
-    except Exception as e:  # no key, a wrong one, no network, no server: each package has errors of its own
+    except Exception as e:  # no key, a wrong key, no network, no server: each package has its own errors
         raise MissingError(f"`--track {name}`: {first_line(e)}", hint=kind.hint) from e
     return tracker
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WIDTH = 80  # columns of a line of losses; those that do not fit are in `log.txt`
-BAR = 56  # columns of a terminal that the bar takes beside its note
+BAR = 56  # columns of a terminal that the bar needs besides its note
 FULL = 16_000_000  # bytes of `log.txt`, 150,000 lines of losses
-PLAIN_AFTER = 10.0  # seconds until the first line of a bar without a terminal; each next takes twice that
+PLAIN_AFTER = 10.0  # seconds until the first line without a terminal; each further one takes twice as long
 LINES = 3  # parts of a run that have a line of losses if there is no terminal: `log.txt` has them all
 
 
@@ -41,7 +41,7 @@ class Log:
         terminal = sys.stderr.isatty() and "CI" not in os.environ and os.environ.get("TERM") != "dumb"
         self.fancy = self.main and self.mode == "human" and terminal
         self._bar: Any = None
-        self.validated = ""  # the metrics of the last validation, which are in the next line of losses
+        self.validated = ""  # the metrics of the last validation, for the next line of losses
 
     def info(self, text: str, *, sparse: bool = False) -> None:
         """A line for the user, in `log.txt` too."""
@@ -141,7 +141,7 @@ class TrainBar:
 
     def __init__(self, log: Log, bar: Any, start: int, steps: int, lines: int = LINES):
         self.log, self.bar, self.start, self.steps, self.lines = log, bar, start, steps, lines
-        self.part = -1  # of the run's `lines` parts, the one of the last line
+        self.part = -1  # index of the last line's part, of the run's `lines` parts
         self.since, self.at = time.monotonic(), start
         self.task = bar.add_task(log.stage or "train", total=steps, completed=start, note="") if bar else None
 
@@ -159,7 +159,7 @@ class TrainBar:
         speeds = self.speed.rates_at(rate) if self.speed else {}
         texts = {key: f"{key} {value:.4g}" for key, value in values.items()}
         main = [text for key, text in texts.items() if key.rsplit(".")[-1] in ("loss", "bpd")]
-        if self.bar:  # only these fit in a line beside the bar
+        if self.bar:  # only these fit beside the bar
             line = "  ".join([f"{rate:.1f} it/s", *main])
             note = with_room(line, in_words(speeds), self.bar.console.width - BAR)
             self.bar.update(self.task, note=note)

@@ -19,11 +19,11 @@ from gzcli.core.sections import SCHEDULES, OptimSection
 from gzcli.models.base import Phase
 from gzcli.models.nn import is_shape_only
 
-NARROW = 32  # matrices of fewer rows or columns are left to AdamW
+NARROW = 32  # matrices with fewer rows or columns are updated by AdamW
 MOMENTUM = 0.95
 QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at 0, and keeps singular values between .5 and 1.5
-GRAM_STEPS = (3, 2)  # of iterating x xᵀ: with all 5 at once, small singular values are off by 1e-4
-STEPS = sum(GRAM_STEPS)  # of the Newton–Schulz iteration
+GRAM_STEPS = (3, 2)  # steps of iterating x xᵀ; with all 5 at once, small singular values are off by 1e-4
+STEPS = sum(GRAM_STEPS)  # steps of the Newton–Schulz iteration
 LONG = 3  # columns for each row from which x xᵀ is faster: 1.2 times on a CPU, by 9 1.8 times, by 18 2.1
 RMS = 0.2  # root mean square of an update by AdamW, roughly (Liu 2025, section 2.2)
 
@@ -113,7 +113,7 @@ def step(
         if scaler is not None or bool(norm <= most if most else norm.isfinite()):
             take()
         return
-    if scaler is None:  # which drops such gradients itself
+    if scaler is None:  # the scaler drops such gradients itself
         if isinstance(optimizer, Adam | AdamW | SGD) and optimizer.defaults.get("fused"):
             optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[union-attr]  # as a GradScaler does
         else:

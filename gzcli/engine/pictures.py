@@ -154,12 +154,12 @@ def save_figure(figure: Any, path: Path, dpi: int = 110) -> None:
     from matplotlib.text import Text
 
     numbers = {label for tick in figure.findobj(Tick) for label in (tick.label1, tick.label2)}
-    for text in set(figure.findobj(Text)) - numbers:  # names are no formulas, and may not be printable
+    for text in set(figure.findobj(Text)) - numbers:  # names are not formulas, and may not be printable
         if content := text.get_text():
             text.set_parse_math(False)
             text.set_text(printable(content))
     make_folder(path.parent)
     with replacing(path) as part, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph ")  # a letter that the font does not have becomes a box
+        warnings.filterwarnings("ignore", "Glyph ")  # a letter that the font lacks becomes a box
         figure.savefig(part, dpi=dpi, metadata=texts(), format="png")
     pyplot().close(figure)

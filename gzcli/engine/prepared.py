@@ -46,8 +46,8 @@ from gzcli.store.hub import hub_home, is_id
 from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run
 
-AT_ONCE = 64  # images that a model prepares, or an autoencoder encodes
-MEASURED = 2000  # training images by whose latents mean and deviation are measured
+AT_ONCE = 64  # images per batch that a model prepares, or an autoencoder encodes
+MEASURED = 2000  # training images on whose latents mean and deviation are measured
 # The autoencoders of Stable Diffusion: `stabilityai/sd-vae-ft-ema`, `-mse`, and those of its versions.
 STABLE_DIFFUSION = {"latent_channels": 4, "block_out_channels": [128, 256, 512, 512]}
 Make = Callable[[str, Batch], Mapping[str, Tensor]]  # (split, batch of B) → {key: rows [B, …]}
@@ -246,7 +246,7 @@ def write_maps(
                     open_memmap(part / f"{key}.npy", "w+", row.dtype, (n, *row.shape[1:])).flush()
             ranks.wait()
             share = np.array_split(index, ranks.world())[ranks.rank()]
-            if not len(share) or not any(part.glob("*.npy")):  # nothing was made of the first image
+            if not len(share) or not any(part.glob("*.npy")):  # there is no output for the first image
                 continue
             done = 0
             with log.bar(title) as progress:

@@ -26,7 +26,7 @@ from gzcli.models.nn import spread_labels
 from gzcli.store import runs
 
 BATCH_SIZE = 256  # images of VALUES values in a batch on a usual device
-VALUES = 3 * 64 * 64  # values of the largest image of a full batch; a batch holds fewer of larger images
+VALUES = 3 * 64 * 64  # values of the largest image in a full batch; batches of larger images are smaller
 
 
 def draw(trained: Trained, n: int, **options: Any) -> np.ndarray:

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
     from gzcli.engine.trained import Trained
 
-CELL = 96  # side in pixels up to which small images are enlarged, by whole numbers
+CELL = 96  # side in pixels up to which small images are enlarged, by integer factors
 SMOOTH = "BICUBIC"  # Pillow's filter for images that are looked at
 PAPER = 236  # grey level of the background, against which white images have an edge
 GAP, BETWEEN, MARGIN = 3, 14, 8  # pixels between images, between blocks of rows, around all
 FONT = 13  # height of letters in pixels
 HEAD = FONT + MARGIN  # pixels of a line of headings
 LINE = FONT + 2  # pixels of a line of text below an image
-BAND = 12  # classes side by side, at most
+BAND = 12  # maximum number of classes side by side
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def by_class(labels: Tensor | None, n: int, about: int, classes: Sequence[str]) 
     names of the columns. There are no names if the labels do not repeat in a short cycle."""
     turn = turn_of(labels, n)
     columns = min(n, turn * max(1, round(about / turn)))
-    once = 2 * turn > n and n > about  # no turns at all, unless every image is of another class
+    once = 2 * turn > n and n > about  # the labels do not repeat, unless every image has a different class
     if labels is None or columns > 3 * about or (once and len(labels[:turn].unique(dim=0)) < turn):
         return min(about, n), ()
     return columns, [label_name(label, classes) for label in labels[:columns]]
@@ -170,7 +170,8 @@ def columns_of(n: int, ratio: float) -> int:
     """The number of images per row with which a grid of n images is about square."""
     ideal = math.sqrt(n * ratio)
     full = [k for k in range(1, n + 1) if n % k == 0 and 0.69 <= k / ideal <= 1.45]
-    far = {k: round(abs(math.log(k / ideal)), 9) for k in full}  # of two that are equally far the wider one
+    # of two that are equally close, the wider one
+    far = {k: round(abs(math.log(k / ideal)), 9) for k in full}
     return min(full, key=lambda k: (far[k], -k), default=min(n, math.ceil(ideal)))
 
 

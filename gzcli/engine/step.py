@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 LONG = 2_000  # steps of a run that gains from `torch.compile`: a U-Net takes about a minute to compile
-LONG_MINUTES = 10.0  # the same of a run whose length is given in minutes
+LONG_MINUTES = 10.0  # the same for a run whose length is given in minutes
 SMALL = 200e6  # parameters up to which a step may be bound by the launches of its kernels
 FOR_EVER = 1 << 40  # number of steps after which all annealing has ended
 BACKEND = "inductor"
@@ -234,7 +234,8 @@ class Compiled:
         try:
             drawn = [noise._draw(*draw) for draw in draws]
             values = self.graph(self.model, phase, inputs, drawn, noise.total)
-        except RuntimeError as e:  # what torch cannot compile: no compiler, a gradient of a gradient
+        # errors of what torch cannot compile: no compiler, a gradient of a gradient
+        except RuntimeError as e:
             if key in self.tried:
                 raise
             self.leave_eager(key, e)

@@ -38,7 +38,7 @@ from gzcli.store.hub import repository
 from gzcli.store.paths import recipe_names
 from gzcli.store.runs import Run
 
-NAMED = 4  # layers that a line names
+NAMED = 4  # maximum number of layers that a log line names
 USUAL = 16_384  # largest number of a recipe that needs no check against its weights
 
 
@@ -106,7 +106,7 @@ def restore_model(
         keys = model.load_state_dict(saved.weights, strict=False)
     except GzError:
         raise
-    except Exception as e:  # a model may do anything with a value that makes no sense
+    except Exception as e:  # a model may do anything with a nonsensical value
         message = f"the recipe in the weights file does not build a `{saved.part.model}`: {first_line(e)}"
         raise DamagedError(message, hint="use another checkpoint, or the original file") from e
     # per-rank extra state is not part of the weights
@@ -236,7 +236,7 @@ def _of_other_data(
     if dropped := [name for name in weights if name not in present and not name.endswith(checkpoints.EXTRA)]:
         log.info(f"`train.init`: unused layers of the weights: {_some(dropped)}")
     fit = {n: v for n, v in weights.items() if n in present and v.shape == present[n].shape}
-    changed = {n: v for n, v in anew.items() if n in fit and n in parameters}  # on account of what is lacking
+    changed = {n: v for n, v in anew.items() if n in fit and n in parameters}  # because of missing layers
     taken = {n: v for n, v in fit.items() if n not in anew} | changed
     return taken, {n: v for n, v in anew.items() if n not in changed}
 
@@ -424,14 +424,14 @@ class Trained:
     """A model that samples and scores, with its recipe: on its device, in eval mode, with its averaged
     weights. The trainer's model is in this state only within `EMA.evaluating`."""
 
-    run: Run  # the run, or the stage of a run, of the model
+    run: Run  # the model's run, or the stage of a run
     model: Model
-    info: DataInfo  # of the images or latents that the model was built for
+    info: DataInfo  # description of the images or latents for which the model was built
     part: Part
     device: torch.device
     step: int  # number of steps of its training; 0 during the training
     space: LatentSpace | None = None  # None: pixels
-    values: Values | None = None  # what its images are, if no pictures of 8 bits; the model sees all channels
+    values: Values | None = None  # kind of its images, if these are not 8-bit; the model reads all channels
     # None: the precision of the training for samples, fp32 for scores. Likelihoods are always in fp32.
     requested_precision: str | None = None
     memory: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)  # `prepare` of validation images

@@ -46,7 +46,7 @@ from gzcli.store.runs import Run
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-GRID, LAST_GRID = 36, 64  # samples of an image during training, and at its end
+GRID, LAST_GRID = 36, 64  # samples per grid during training, and at its end
 CHECK = 50  # steps between two checks whether the loss is finite, if a check waits for other ranks or a GPU
 
 
@@ -88,13 +88,14 @@ class Trainer(Updates):
                 message = "`train.patience` needs validation, but `train.best` is `none`"
                 raise UsageError(message, hint=hint)
             log.warn("`train.patience` has no effect: there are no validation images")
-        # rank 0's, whose features are compared by the metric `fd`
+        # rank 0's network, whose features the metric `fd` compares
         self.net: NetFeatures | Features | None = None
         self.has_judge = self.metric != "fd"
-        self.start = self.done = 0  # steps that were done before this process, and by now
-        self.end = self.steps  # step of the last one: by `train.patience` less than the length in schedules
+        self.start = self.done = 0  # steps done before this process, and so far
+        # the last step; with `train.patience`, earlier than the length used in schedules
+        self.end = self.steps
         self.saved = 0  # step of the newest checkpoint
-        self.has_risen = False  # whether it was said that validation has risen
+        self.has_risen = False  # whether the rise of validation was reported
         self.has_collapsed = False  # whether the last validation found that the generator may have collapsed
 
     def fit(self) -> None:
@@ -186,7 +187,7 @@ class Trainer(Updates):
     def begin(self) -> None:
         """Initialises the model with the first batch; after a resume, sets annealed values to the current
         step."""
-        # alike on all ranks, as weights must be
+        # equal on all ranks, as weights must be
         devices.seed(self.device, mix(self.part.seed, 0, self.start))
         with torch.no_grad():
             if not self.start:
@@ -210,7 +211,7 @@ class Trainer(Updates):
             if self.metric:
                 with self.cadence.timed("eval"):
                     self.evaluate(done, self.metric)
-            else:  # its judge distinguishes nothing
+            else:  # its judge has not learned its classes
                 self.cadence.every["eval"] = 0
         if last := done == self.end:
             due = due | KINDS
@@ -319,7 +320,8 @@ class Trainer(Updates):
         sums = pending[rank if len(pending) == ranks.world() else 0]
         self.history.resume(meta["step"], sums, self.train.log_every)
         self.saved = meta["step"]
-        here = {key: value for key, value in self.machine().items() if key in meta}  # older ones have less
+        # older checkpoints have fewer
+        here = {key: value for key, value in self.machine().items() if key in meta}
         if changed := [f"{key} {meta[key]} → {value}" for key, value in here.items() if meta[key] != value]:
             self.log.warn(f"the resumed run will not be bit-identical: {', '.join(changed)}")
         self.log.info(f"resumed at step {meta['step']}")
@@ -331,7 +333,7 @@ class Trainer(Updates):
         with self.ema.evaluating():
             packs: dict[str, Pack] = {"pack": self.pack, "data": self.images.pack}
             values = validate(self.trained, metric, **packs, net=self.net, warn=self.log.warn)
-        spread_out = "distance" in values and 4 * done >= self.steps  # not yet at the first steps
+        spread_out = "distance" in values and 4 * done >= self.steps  # not at the first steps
         collapsed = collapse.warning(values["distance"], values.get("classes")) if spread_out else None
         if collapsed and not self.has_collapsed:
             self.log.warn(f"step {done}: {collapsed}")

@@ -27,11 +27,11 @@ from gzcli.metrics.quality.neighbours import FAR, prdc
 from gzcli.models.base import Model, named_losses
 from gzcli.models.nn import double, full_fp32
 
-VALIDATION = 2000  # validation images that metrics are computed of, at most
-EVAL_BATCH = 100  # images of a batch of them
-SAMPLES = 200  # of a model that draws by many calls, as are compared with them
-FEWEST = 200  # of them, with which samples are compared; a distance to fewer is mostly noise
-PATIENT = 10.0  # minutes of a run that trains the judge of its data set, which takes about one
+VALIDATION = 2000  # maximum number of validation images for metrics
+EVAL_BATCH = 100  # images per batch
+SAMPLES = 200  # samples for comparison, for a model with expensive sampling
+FEWEST = 200  # minimum number of validation images to compare with; a distance to fewer is mostly noise
+PATIENT = 10.0  # minimum minutes of a run that trains the judge of its data set, which takes about one
 
 
 def best_metric(model: Model, choice: str, pack: Pack, minutes: float | None = None) -> str | None:
@@ -45,7 +45,7 @@ def best_metric(model: Model, choice: str, pack: Pack, minutes: float | None = N
     if choice == "auto" and metric == "fd" and model.watched:
         judged = (minutes or 0.0) >= PATIENT or has_lenet(pack)
         return metric if n >= FEWEST and judged else model.watched
-    if metric == "bpd" and model.data.levels is None:  # real numbers have densities, and no bits
+    if metric == "bpd" and model.data.levels is None:  # real numbers have densities, not bits
         metric = "loss"
     return None if metric == "fd" and n < 2 else metric
 

@@ -44,7 +44,7 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
-        self.features = ""  # of the network that several models share, once they are there
+        self.features = ""  # outputs of the network that several models share, once they exist
         self.shared: dict[tuple[int, int], tuple[str, Shape]] = {}  # residuals, and their shape
 
     def __call__(self, kind: str, *inputs: str | np.ndarray, name: str = "", **attributes: Any) -> str:

@@ -31,9 +31,9 @@ from gzcli.judge.scores import DRAWS, map_of
 from gzcli.metrics.alarms.local import Local
 from gzcli.models.base import flat_defaults, group_options
 
-HELD_OUT = 2000  # held-out scores, at most
-AT_ONCE = 32  # images that are scored together
-TOLERANCE = 1e-3  # by which scores of the graph may differ, relative
+HELD_OUT = 2000  # maximum number of held-out scores
+AT_ONCE = 32  # images scored together
+TOLERANCE = 1e-3  # relative tolerance for scores of the graph
 ELSE = "use `--to file` for any run, or `--to diffusers` for those of `gz list models --can export`"
 
 
@@ -69,7 +69,7 @@ class LocalMap(nn.Module):
         keys = flat_defaults(method)
         self.options = group_options(method, {k: v for k, v in trained.part.ood.options.items() if k in keys})
         self.draws = [values for seed in range(DRAWS) if (values := self.recorded(trained, seed))]
-        self.locals: list[Local] = []  # of each draw, one without draws
+        self.locals: list[Local] = []  # one map for each draw of noise; a single one without draws
 
     def recorded(self, trained: Trained, seed: int) -> list[Tensor]:
         """The noise that the map of an image draws with this seed."""
@@ -140,7 +140,7 @@ def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
             net.locals = [fit_run_local(usual, net.draw(i)).local for i in range(max(1, len(net.draws)))]
             images = held_out.images()
             write_graph(net, torch.from_numpy(images[:1]), folder / "alarm.onnx")
-    except Exception as e:  # maps that search by gradients, and what the exporters of torch raise
+    except Exception as e:  # maps that search by gradients, and errors of torch's exporters
         why = str(e).strip().partition("\n")[0][:200]
         message = f"torch cannot export the map of `{trained.name}` as a graph: {why}"
         raise UsageError(message, hint="gz ood --in ./good --export ./alarm") from e
@@ -160,7 +160,7 @@ def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:
 def write_graph(net: LocalMap, image: Tensor, file: Path) -> None:
     """Writes the graph for one image at a time, because some models branch on the number of images."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporters' own code
+        warnings.simplefilter("ignore")  # errors in the exporters' own code
         program = torch.export.export(net, (image,))
         how: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
         how |= {"input_names": ["image"], "output_names": ["score", "map"]}

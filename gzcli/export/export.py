@@ -42,7 +42,7 @@ from gzcli.version import __version__
 FORMAT = "1"
 SHOWN = 16  # samples of the preview
 BETWEEN = 224  # grey level of the lines between the samples
-SIDE = 256  # pixels of the preview at most, unless the images are larger
+SIDE = 256  # maximum pixels of the preview's side, unless the images are larger
 HALVES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -217,7 +217,7 @@ def figures(trained: Trained) -> list[dict[str, Any]]:
     owner, step = trained.run.owner, trained.step
     benched: tuple[dict[str, Any], dict[str, Any]] = {}, {}
     for file in sorted(user_dir("bench").glob("*/result.json"), key=lambda f: f.stat().st_mtime):
-        with suppress(DamagedError), files.reading(file):  # the metrics of a damaged one are left out
+        with suppress(DamagedError), files.reading(file):  # a damaged one is skipped
             result = jobs.result_of(file.parent, "bench")
             for row in result["rows"]:
                 if row.get("run") == owner.id and row.get("step") == step:

@@ -30,12 +30,12 @@ from gzcli.store import files
 from gzcli.store.jobs import PublishedJob
 
 UNET, DIT = "UNet2DModel", "DiTTransformer2DModel"
-NETS = {UNET: UNET, DIT: DIT, "Transformer2DModel": DIT}  # a class, and that by which it is read
+NETS = {UNET: UNET, DIT: DIT, "Transformer2DModel": DIT}  # a class of diffusers, and gz's class that reads it
 PLACES = ("", "unet", "transformer")  # the folder of the network in that of the pipeline
 WEIGHTS = "diffusion_pytorch_model*.safetensors"
 PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 LABELS = "num_class_embeds"
-# keys of a network's configuration that change nothing of what it computes
+# keys of a network's configuration that do not affect its outputs
 IDLE = {
     "sample_size",
     "num_train_timesteps",
@@ -45,8 +45,8 @@ IDLE = {
     "activation_fn",
 }
 IDLE |= {"attn_norm_num_groups", LABELS, "num_embeds_ada_norm", "norm_type", "attention_bias"}
-DIFFERENCE = 1e-4  # of outputs, as a share of their deviation, up to which two networks are the same
-TIMES = 1000  # of a flow's network
+DIFFERENCE = 1e-4  # maximum difference of outputs, relative to their deviation, of equal networks
+TIMES = 1000  # keys of a flow's network
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ def _check_config(published: Published, model: Any) -> None:
     """Raises UsageError if the folder's network differs from the one that gz builds from its options."""
     import diffusers
 
-    with torch.device("meta"):  # no weights are drawn: by default, a DiT has 700 million
+    with torch.device("meta"):  # without drawing weights: by default, a DiT has 700 million
         of_class = dict(getattr(diffusers, published.kind)().config)
     built = {**of_class, **model.net.config}
     for key, value in published.config.items():

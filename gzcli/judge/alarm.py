@@ -36,7 +36,7 @@ from gzcli.store.jobs import AlarmJob
 from gzcli.store.png import save_images, save_png
 from gzcli.store.runs import Run
 
-SHOWN, COLUMNS = 16, 8  # images of each kind on the sheet, and in a row of it
+SHOWN, COLUMNS = 16, 8  # images of each kind on the sheet, and per row
 
 
 @dataclass(frozen=True)
@@ -263,7 +263,7 @@ class Verdict:
     i: int  # position among the images
     file: str
     scores: dict[str, float]  # infinite where the model overflows
-    spread: dict[str, float]  # standard deviations over the draws of noise; {} of one draw
+    spread: dict[str, float]  # standard deviations over the draws of noise; {} for a single draw
     p: float  # p-value of all scores together
     low: bool  # whether the deciding score is unusually low, not high
     flagged: bool

@@ -51,18 +51,18 @@ from gzcli.store.paths import cache_dir
 from gzcli.store.png import save_png
 from gzcli.store.runs import Run
 
-SHOWN = 16  # images of a contestant in the image of all
-COPIES = 10  # samples of a contestant in the image of those nearest to a training image
+SHOWN = 16  # images per contestant on the sheet
+COPIES = 10  # samples per contestant on the sheet of those closest to a training image
 SMALL = 10_000  # number of images below which FID is biased upwards
-BANK = 50_000  # most training images that are searched for copies
-TIMES_DRAWN = 4  # images of a bank for each of a draw, up to which networks of photographs see all of them
+BANK = 50_000  # maximum number of training images that are searched for copies
+TIMES_DRAWN = 4  # networks of photographs read the whole bank up to so many times the size of a draw
 LPIPS_SIDE = 16  # shortest side in pixels, as VGG16 halves it four times
 GIVEN_LABELS = "columns with `|y` give log p(x | y), for the given label; do not compare them with log p(x)"
 MEANS = "samples that are pixel means are compared with the grey images instead"
 MARGINAL = "log p(x) of a conditional model is log Σ p(y) p(x | y), with p(y) from the training set"
 # suffixes of a judge's name in the provenance, and the facts that they stand for
 JUDGE_FACTS = {"": "hash", "_accuracy": "accuracy", "_rotations": "rotations", "_alive": "alive"}
-VERSION = 2  # of the floors in the cache
+VERSION = 2  # version of the floors in the cache
 VERSIONS = ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")
 
 
@@ -138,10 +138,10 @@ class Floor:
     """The metrics of real images instead of samples."""
 
     n: int  # of the samples
-    images: int  # of the real ones, which may be fewer
+    images: int  # number of real images, which may be smaller
     drawn: str  # "random", or evenly by "label" or "cluster"
     figures: Figures = field(default_factory=dict)
-    draws: dict[str, list[float]] = field(default_factory=dict)  # of each metric that has many
+    draws: dict[str, list[float]] = field(default_factory=dict)  # draws of each metric that has many
     levels: list[int | None] = field(default_factory=list)  # grey levels so far
 
 
@@ -154,7 +154,7 @@ class Judge:
         self.metrics = [metrics()[name] for name in names]
         refuse_photographs(self.metrics, pack)
         if job.stats or job.export_stats:
-            one_distance(self.metrics)  # is refused before the networks are prepared
+            one_distance(self.metrics)  # refused before the networks are prepared
         self.pack, self.job, self.device, self.log, self.say = pack, job, device, log, log.info
         self.seed, self.named = job.seed, job.metrics is not None
         self.real = RealImages(pack, job.split, self.say)
@@ -183,9 +183,11 @@ class Judge:
         if self.remembers and self.memory_space is None:
             self.remembers = False
             self.metrics = [metric for metric in self.metrics if metric.name != "memory"]
-        self.floors: dict[tuple[int, str], Floor] = {}  # by number of images and what they lie evenly over
+        # by number of images, and classes or clusters that are drawn evenly
+        self.floors: dict[tuple[int, str], Floor] = {}
         self.first_draws: dict[tuple[int, int | None, str], tuple[ImageSet, ImageSet]] = {}
-        self.stats: tuple[Metric, Moments] | None = None  # of other real images, for a Fréchet distance
+        # moments of other real images, for a Fréchet distance
+        self.stats: tuple[Metric, Moments] | None = None
         self.stats_facts: dict[str, Any] | None = None
         if job.stats:
             metric = one_distance(self.metrics)
@@ -395,7 +397,7 @@ class Judge:
             figures, images = brief(rows[-1]["metrics"]), entry.images.images
             if figures:
                 self.say(f"{entry.name}: {figures}")
-            # images of a folder often are in the order of their classes
+            # images in a folder are often ordered by class
             n, rng = len(images), np.random.default_rng(0)
             order = np.arange(n) if entry.trained else rng.permutation(n)
             lines.append((f"{entry.name}   {figures}", images[order[:SHOWN]]))

@@ -36,7 +36,7 @@ from gzcli.store import files
 from gzcli.store.jobs import BenchJob
 from gzcli.store.runs import Run
 
-FEWEST = 50  # images of a contestant
+FEWEST = 50  # minimum number of images of a contestant
 
 
 @dataclass
@@ -44,15 +44,15 @@ class Contestant:
     """Images that are compared with real ones, and the model that drew them, if any."""
 
     name: str
-    images: ImageSet  # with the labels that they were conditioned on
-    path: str  # of the run, or of the images
+    images: ImageSet  # with the labels on which they were conditioned
+    path: str  # path of the run or of the images
     trained: Trained | None = None
     seconds: float | None = None  # duration of sampling
     file: str | None = None  # npz of the samples
     notes: list[str] = field(default_factory=list)  # what was done to the images
-    figures: Figures = field(default_factory=dict)  # of the model itself
+    figures: Figures = field(default_factory=dict)  # metrics of the model itself
     facts: dict[str, Any] = field(default_factory=dict)  # further columns of its row
-    strata: Strata | None = None  # what the images lie evenly over; None: drawn at random
+    strata: Strata | None = None  # classes or clusters that are drawn evenly; None: drawn at random
 
     @cached_property
     def levels(self) -> int | None:

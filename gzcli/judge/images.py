@@ -22,8 +22,8 @@ from gzcli.data.packs.pack import Pack
 from gzcli.engine.trained import Trained
 from gzcli.metrics.interval import subset
 
-FIT = FEWEST  # held-out images that scores are fitted on: as many as the smallest budget pays for
-BANK = 10_000  # most training images that scores are fitted on or search for neighbours
+FIT = FEWEST  # held-out images on which scores are fitted: as many as the smallest budget allows
+BANK = 10_000  # maximum number of training images on which scores are fitted, or searched for neighbours
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Pick:
     levels and device. A slice `pick[i:j]` contains the batches i … j − 1."""
 
     pack: Pack
-    split: str  # "train", "val" or "test"; of "val+test" one after the other
+    split: str  # "train", "val" or "test"; or "val+test", one after the other
     index: np.ndarray  # positions in the split, or in the splits together, ascending, [N]
     by_content: bool = False  # whether an image's noise is seeded by its pixels, not by its position
     unbounded: bool = False  # whether scores may be infinite
-    # uint8 [N, C, H, W] in the place of the images at these positions; noise is then seeded by their pixels
+    # uint8 [N, C, H, W] instead of the images at these positions; their pixels then seed the noise
     drawn: np.ndarray | None = None
-    size: int = 1  # number of images of a batch
+    size: int = 1  # number of images per batch
     levels: int | None = None  # number of grey levels; None: latents
     device: torch.device | str = "cpu"
     seed: int = 0

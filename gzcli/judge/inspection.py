@@ -38,7 +38,7 @@ from gzcli.store.jobs import InspectJob
 from gzcli.store.png import save_png
 from gzcli.store.runs import Run
 
-AT_ONCE = 64  # images that are scored together
+AT_ONCE = 64  # images scored together
 SHOWN = 8  # images of each kind on the sheet
 PIXELS = ("pixel_auroc", "aupro", "pixel_f1")
 GOOD, MEAN = "good", "mean"

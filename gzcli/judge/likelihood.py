@@ -22,8 +22,8 @@ from gzcli.judge.images import Pick, timed
 from gzcli.models.base import Model, flat_defaults, group_options
 from gzcli.models.nn import full_fp32
 
-BATCH_SIZE = 100  # test images of a batch on a usual device
-CHECKED = 8  # most images that the solver is checked on
+BATCH_SIZE = 100  # test images per batch on a usual device
+CHECKED = 8  # maximum number of images on which the solver is checked
 NOTABLE = 0.01  # bits per dimension: the last digit in which tables give bpd
 
 

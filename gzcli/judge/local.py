@@ -20,8 +20,8 @@ from gzcli.metrics.alarms.defects import synthetic
 from gzcli.metrics.alarms.local import Local, fit_local
 from gzcli.metrics.interval import subset
 
-MOST = 200  # held-out images whose maps are normal
-Maps = Callable[[Batch], np.ndarray]  # float32 [B, h, w] of images
+MOST = 200  # held-out images whose maps count as normal
+Maps = Callable[[Batch], np.ndarray]  # a batch → its maps, float32 [B, h, w]
 
 
 @dataclass(frozen=True)

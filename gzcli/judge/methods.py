@@ -26,7 +26,7 @@ from gzcli.metrics.alarms.stored import stored
 from gzcli.metrics.interval import subset
 from gzcli.store.jobs import AlarmJob, ScoreJob
 
-LARGEST = 128  # pixels of the longer side to which larger images are reduced
+LARGEST = 128  # length in pixels to which the longer side of larger images is reduced
 SPLITS = ("train", "val", "test")
 
 

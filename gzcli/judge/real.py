@@ -26,10 +26,10 @@ from gzcli.metrics.pretrained import Features
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
-DRAWS = 20  # of real images over which the floor is averaged
-BANK = 50_000  # most real images from which they are drawn
-BATCH_SIZE = 1000  # images whose clusters are found at once
-TIMES = 10  # the same for fewer samples: so many times their number
+DRAWS = 20  # draws of real images over which the floor is averaged
+BANK = 50_000  # maximum number of real images from which they are drawn
+BATCH_SIZE = 1000  # images whose clusters are computed at once
+TIMES = 10  # the same for fewer samples, as a multiple of their number
 # The split whose images stand instead of samples, by the one that they are compared with.
 OTHER = {"test": "train", "val": "train", "train": "test", "all": "all"}
 Space = Features | NetFeatures
@@ -102,7 +102,7 @@ class Strata:
     """The classes or clusters that are sampled evenly."""
 
     name: str  # "label" or "cluster"
-    shares: np.ndarray  # of the samples, [K]
+    shares: np.ndarray  # shares of the samples, [K]
     assign: Callable[[ImageSet], np.ndarray]  # the stratum of each of some images, [N]
     key: str = ""  # of the clusters
 
@@ -176,7 +176,7 @@ class RealImages:
             labels = [y for part in parts if (y := self.pack.labels(part)) is not None]
             joined = images[0] if len(images) == 1 else np.concatenate([part[:] for part in images])
             if levels is not None:
-                noise = ImageNoise(BINARY_SEED, range(len(joined)))  # the draw of likelihoods, too
+                noise = ImageNoise(BINARY_SEED, range(len(joined)))  # the same draw as for likelihoods
                 joined = to_uint8(quantise(torch.from_numpy(np.array(joined)), levels, noise)).numpy()
             classes = np.concatenate(labels) if len(labels) == len(parts) else None
             shape = "x".join(map(str, meta.shape))  # a pack may be cut into patches

@@ -42,10 +42,11 @@ HIDDEN = 127  # grey level of pixels that a model did not see
 @dataclass
 class Output:
     images: np.ndarray  # uint8 [n, C, H, W]
-    labels: np.ndarray | None  # [n] or [n, K] that samples are conditioned on, or those of the outputs
-    sheet: np.ndarray  # image of the images and of any inputs, uint8 [H, W, C]
+    # [n] or [n, K]: labels on which samples are conditioned, or those of the outputs
+    labels: np.ndarray | None
+    sheet: np.ndarray  # sheet of the images and of any inputs, uint8 [H, W, C]
     applied: Applied | None = None
-    values: np.ndarray | None = None  # all channels [n, C, H, W], where the images are only pictures of them
+    values: np.ndarray | None = None  # all channels [n, C, H, W], if the images are only previews of them
 
 
 def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def run(job: SampleJob, folder: Path, device: torch.device, log: Log) -> dict[st
     trained = load_trained(Run(Path(job.run)), device, job.checkpoint, job.precision)
     since, frames = time.monotonic(), Frames(trained.decode) if job.animate else None
     read: list[str] = []  # how images were read
-    notes: list[str] = []  # what is wrong with images
+    notes: list[str] = []  # notes on faulty images
 
     def say(text: str) -> None:
         read.append(text)
@@ -125,7 +126,7 @@ def origin(trained: Trained, job: SampleJob, n: int) -> dict[str, Any]:
 class Frames:
     """The intermediate states of the first images during sampling, for `--animate`."""
 
-    FIRST, MOST, MS = 16, 60, 80  # images, frames, milliseconds of a frame
+    FIRST, MOST, MS = 16, 60, 80  # number of images, of frames, and milliseconds per frame
 
     def __init__(self, decode: Callable[[Tensor], Tensor]):
         self.shown = decode

@@ -60,14 +60,14 @@ from gzcli.store import files
 from gzcli.store.jobs import ScoreJob
 from gzcli.store.runs import Run, find
 
-BATCH_SIZE = 128  # images that are scored together, of the usual device
-DRAWS = 4  # draws of the noise that an image's score is averaged over
+BATCH_SIZE = 128  # images scored together on a usual device
+DRAWS = 4  # draws of noise over which an image's score is averaged
 TRIAL = 16  # held-out images on which scores are timed, and the likelihood by an ODE is checked
-REFERENCE = "held-out"  # the pick of the images by which the runs of an ensemble are made comparable
+REFERENCE = "held-out"  # name of the pick on which the runs of an ensemble are standardised
 WAIC = "waic"
-APART = 0.06  # of shares of detected defects that count as equal: the first such score is taken
+APART = 0.06  # difference of detected shares that counts as equal; the first such score is chosen
 
-Table = dict[str, np.ndarray]  # float64 [N] of each score
+Table = dict[str, np.ndarray]  # each score, float64 [N]
 
 
 def model_scores(model: Model) -> list[str]:
@@ -155,7 +155,7 @@ class Scorer:
         self.fitted: dict[str, Any] = {}  # what the fit of a likelihood score returned, by its name
         if read(self.names, "background_nll"):
             check_background(trained, background)
-        # the model's own scores that are computed: those named, and the cheap ones as statistics
+        # the model's own scores to compute: the named ones, and the cheap ones as statistics
         self.statistics = cheap_scores(self.model) if read(self.names, "statistics") else []
         every = dict.fromkeys((*self.names, *self.statistics))
         self.of_model = [name for name in every if hasattr(self.model, f"score_{name}")]
@@ -374,11 +374,11 @@ class Scoring:
         check_unchanged(self.trained.run.owner.path, self.home.meta)
         self.names = scores_of(self.trained, job)
         self.picks: dict[str, Pick] = {}
-        self.tables: list[dict[str, Table]] = []  # of each seed, by the names of the picks
+        self.tables: list[dict[str, Table]] = []  # tables of each seed, by the names of the picks
         self.perceptual: str | None = None  # the distance by which scores compare images
         self.background: str | None = None  # id of the run that `ratio` divides by
         self.gap: SolverGap | None = None
-        self.scorers: list[Scorer] = []  # of the first run, one of each seed
+        self.scorers: list[Scorer] = []  # scorers of the first run, one per seed
         self.choice: dict[str, float] = {}  # the share of synthetic defects that each score detects
 
     @property
@@ -633,7 +633,7 @@ def combined(
             nll = np.stack([member[pick]["nll"] for member in members])
             return nll.mean(0) + nll.var(0)
         pairs = ((member[pick][name], member[reference][name]) for member in members)
-        # 0 if the held-out scores are all alike
+        # 0 if all held-out scores are equal
         return np.mean([(scores - usual.mean()) / (usual.std() or np.inf) for scores, usual in pairs], 0)
 
     return {pick: {name: together(pick, name) for name in names} for pick in picks}

@@ -39,9 +39,9 @@ from gzcli.store.paths import cache_dir
 from gzcli.store.run_folder import Run
 from gzcli.version import __version__
 
-UNKNOWN = 10  # classes that are planned for where a conditional model's set is not packed yet
-WEEK = 7 * 86_400  # seconds after which a plan asks before it starts
-PAUSES = 0.1  # share of the time that images, validation and checkpoints take; `--minutes` counts so too
+UNKNOWN = 10  # assumed number of classes if a conditional model's set is not packed yet
+WEEK = 7 * 86_400  # seconds above which a plan asks before it starts
+PAUSES = 0.1  # share of the time for images, validation and checkpoints, as with `--minutes`
 # The share of an H100's peak that a net of this zoo is taken to reach, the seconds that each of its kernels
 # takes at least, and those of compiling a model, or of getting ready at all.
 SHARE, H100 = 0.2, 1e12 * PEAKS["H100"]["bf16"]
@@ -51,12 +51,12 @@ APART = ("seed", "about", "scale", "sample", "ood", "bench", "params")
 PAUSING = ("log_every", "sample_every", "samples", "eval_every", "checkpoint_every", "keep", "best")
 STARTING = ("init", "parent")
 
-JUDGED = 7e-3  # seconds that an image is compared for on a core of 90 GFLOP/s, of 2,000 in a league
-STARTING_UP = 10.0  # seconds in which the two processes that train and judge a model load torch
-NUMBERS = ("params", "flops", "kernels", "seconds", "bytes")  # of a part's result
-DRAWING = ("model", "data", "sample")  # sections of a recipe on which the time of an image depends
+JUDGED = 7e-3  # seconds to compare an image on a core of 90 GFLOP/s, with 2,000 images in a league
+STARTING_UP = 10.0  # seconds for loading torch in the two processes that train and judge a model
+NUMBERS = ("params", "flops", "kernels", "seconds", "bytes")  # keys of a part's result
+DRAWING = ("model", "data", "sample")  # sections of a recipe that affect the time of an image
 
-Measure = Callable[[TrialJob], Sequence[Mapping[str, Any]]]  # does a job and returns its rows
+Measure = Callable[[TrialJob], Sequence[Mapping[str, Any]]]  # runs a job and returns its rows
 
 
 # ---------------------------------------------------------------------------- the data set
@@ -72,19 +72,19 @@ class DataFacts:
     cached: bool = False  # whether its files are on this machine
     packed: bool = False  # whether its pack is
     download: int = 0  # bytes
-    size: Size | None = None  # of the images that a model sees
+    size: Size | None = None  # shape of the images that a model reads
     channels: int | None = None
     levels: int | None = None
-    classes: tuple[str, ...] = ()  # made up if they are not known; () without labels
+    classes: tuple[str, ...] = ()  # placeholders if they are unknown; () without labels
     multilabel: bool = False
     n: int = 0  # training images; 0: not known
-    valued: bool = False  # whether they are no pictures of 8 bits
+    valued: bool = False  # whether they are not 8-bit images
 
     def info(self) -> dict[str, Any] | None:
         """The description for which models are planned; None if size or channels are unknown."""
         if self.size is None or self.channels is None:
             return None
-        # in this order, which the names of costs in the cache depend on
+        # in this order, on which cache keys of costs depend
         info = {"shape": [self.channels, *sides(self.size)], "classes": list(self.classes)}
         levels = self.levels if self.packed or self.valued else self.levels or 256
         return {**info, "levels": levels, "multilabel": self.multilabel, "n": self.n}
@@ -165,14 +165,14 @@ def in_steps(recipe: Resolved, epochs: float, say: Say = silent) -> dict[str, in
 class Forecast:
     """The forecast of the training of one model; values are None if unknown."""
 
-    part: Part  # its recipe, with the processes that train it
+    part: Part  # its recipe, with the processes of its training
     params: int | None = None  # parameters of the model
     flops: float | None = None  # floating-point operations of a step of the global batch
-    kernels: float | None = None  # that a process launches in a step
+    kernels: float | None = None  # kernels that a process launches in a step
     step: float | None = None  # seconds of a step on this machine
-    bytes: int | None = None  # the most that a process took in a step here, scaled to the recipe's batch
-    lacking: str | None = None  # why something is not known
-    refused: UsageError | None = None  # the mistake in the recipe by which the model cannot be built
+    bytes: int | None = None  # peak memory of a process in a step here, scaled to the recipe's batch
+    lacking: str | None = None  # why something is unknown
+    refused: UsageError | None = None  # the mistake in the recipe because of which the model cannot be built
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Forecast:
@@ -423,7 +423,7 @@ def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:
             try:
                 launcher.run(folder, launcher.plan(job.launch, every_gpu=False), launcher=False, mode="quiet")
             finally:
-                if received:  # whatever the engine made of it: what is planned must not start
+                if received:  # a plan stopped by a signal is not a failed plan, whatever the engine did
                     number = received[0]
                     raise Interrupted(f"stopped by {signals.name_of(number)}", signum=number)
         return jobs.result_of(folder, job.verb)["parts"]

@@ -101,7 +101,7 @@ def is_bundle(file: Path) -> bool:
 def run_of(file: Path, *, source: str | None = None) -> Run:
     """The run of a weights file: the run whose folder contains it, otherwise a new run in the cache. `source`
     is the origin of the file, as for `find_run`; None means the user's disk."""
-    on_hub = source is not None and hub.is_address(source)  # where each file is called alike
+    on_hub = source is not None and hub.is_address(source)  # there, all files have the same name
     stem, file = hub.name_of(str(source)).rpartition("/")[2] if on_hub else file.stem, file.resolve()
     if Run(file.parent).recipe_file.is_file() and Run(file.parent).status_file.is_file():
         return Run(file.parent)
@@ -116,7 +116,7 @@ def run_of(file: Path, *, source: str | None = None) -> Run:
         with files.new_dir(folder) as part:
             write(file, part, source=source)
     run, named = Run(folder), source or str(file)
-    if run.status().get("file") != named:  # as errors name it; equal files are one run
+    if run.status().get("file") != named:  # name in errors; equal files are one run
         run.update(file=named)
     return run
 
@@ -146,7 +146,7 @@ def write(file: Path, folder: Path, *, source: str | None, **status: Any) -> Non
         run.recipe_file.write_text(dump(tree), encoding="utf-8")
         size = as_size(*DataInfo.of(json.loads(texts["data"])).shape[1:])
         model = str(card.get("model") or next(reversed(trees.values()))["model"]["name"])
-        data = tree["data"]["name"]  # of a stranger; the last part of a path
+        data = tree["data"]["name"]  # origin from a stranger: only the last part of a path
         facts = {"data": data if is_name(data) else Path(data).stem or "?", "model": model, "size": size}
         facts |= {"state": "finished", "step": int(texts["step"]), "from": source}
         files.write_json(run.status_file, (files.read_json(run.status_file) or {}) | facts | status)

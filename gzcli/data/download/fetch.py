@@ -28,7 +28,7 @@ from gzcli.store.paths import cache_dir
 
 # Bytes from which the user is told how much disk a download takes, and that a checksum is computed.
 LARGE = 200_000_000
-BLOCK_BYTES = 1 << 20  # bytes that are read at a time
+BLOCK_BYTES = 1 << 20  # bytes read at a time
 
 
 def fetch(
@@ -234,7 +234,7 @@ def _copy(address: str, file: DataFile, path: Path, report: Report, say: Say) ->
             part.unlink(missing_ok=True)
             if anew or not resumed:
                 raise
-            anew = True  # it came in parts, of which one may be of another file: once more, from zero
+            anew = True  # it came in parts, one of which may be from another file: download again from zero
     fsync(part)
     os.replace(part, path)
     part.unlink(missing_ok=True)
@@ -316,7 +316,7 @@ def _alone(name: str, lock_file: Path, say: Say) -> Iterator[None]:
 
 # --- weights of published networks ---
 
-FOLDER = "weights"  # in the cache, and in a mirror
+FOLDER = "weights"  # its name in the cache and in a mirror
 
 
 @dataclass(frozen=True)
@@ -324,9 +324,9 @@ class Weights:
     """A file of weights."""
 
     file: DataFile
-    title: str  # what it holds, in a line
+    title: str  # its content, in a line
     licence: str  # the publisher's terms, in a line
-    otherwise: str = ""  # what else a user may do, for the hint
+    otherwise: str = ""  # alternatives for the user, for the hint
 
 
 def _weights(name: str, *, urls: list[str], size: int, sha256: str, **further: str) -> Weights:

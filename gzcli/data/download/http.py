@@ -22,8 +22,8 @@ from gzcli.core.errors import DISK, UsageError, redacted
 from gzcli.core.types import Report, Say
 
 T = TypeVar("T")
-TIMEOUT = 30.0  # seconds without a byte until a connection counts as stalled
-TRIES = 4  # attempts in a row that bring nothing new, with back-off
+TIMEOUT = 30.0  # seconds without a byte after which a connection counts as stalled
+TRIES = 4  # consecutive attempts without progress, with back-off
 BACKOFF = 1.0  # seconds before the second attempt; doubled each time
 BLOCK = 1 << 18
 
@@ -122,7 +122,7 @@ def download(url: str, part: Path, size: int, *, exact: bool, report: Report, sa
     from an earlier request, and so perhaps from a different file. Raises Refused."""
     total = size if exact else _patiently(url, lambda: _look(url), lambda: 0, say)
     if size_of(part) > (total or 0):
-        part.unlink()  # of another file, or of one whose size is not known and that cannot be resumed
+        part.unlink()  # from another file, or from one of unknown size that cannot be resumed
     if total is not None and size_of(part) == total:
         return True
 
@@ -188,7 +188,7 @@ def _attempt(url: str, part: Path, total: int | None, report: Callable[[int], No
                 raise Refused(wrong_size(length, total))
             with open(part, "ab" if resumed else "wb") as out:
                 _pour(response, out, total, report)
-    except BadRange:  # what came does not fit this server's file
+    except BadRange:  # the received bytes do not match this server's file
         part.unlink(missing_ok=True)
         raise
     if total is not None and (size := size_of(part)) != total:

@@ -72,12 +72,12 @@ class Augmentation(NamedTuple):
 
     # (images uint8 [B, C, H, W], noise, number) → changed images uint8 [B, C, H, W]
     step: Callable[[Tensor, Noise, float], Tensor]
-    default: float  # the number if a recipe gives none
+    default: float  # the number if a recipe omits it
     most: float  # the largest allowed number
     what: str  # meaning of the number, for messages
     whole: bool = False  # whether the number is an integer
     moves: bool = False  # whether it only moves pixels, and so applies to maps (MAPS) too
-    least: float = 0  # the least allowed number
+    least: float = 0  # the smallest allowed number
 
 
 AUGMENTS = {

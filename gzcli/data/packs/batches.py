@@ -22,8 +22,9 @@ from gzcli.data.packs.pack import Pack
 from gzcli.data.packs.stream import Pictures, Prefetch, worker_count
 
 ON_DEVICE = 2 << 30  # bytes: a split up to this size is kept whole on a GPU
-FEW = 4  # batches of a streamed split up to which workers would take longer to start than decoding takes
-BINARY_SEED = mix(0, "binarise")  # of the draw that makes a test set binary; models draw by other seeds
+FEW = 4  # up to so many batches of a streamed split, workers take longer to start than decoding takes
+# seed of the draw that makes a test set binary; models draw with other seeds
+BINARY_SEED = mix(0, "binarise")
 
 T = TypeVar("T")
 _Taken = tuple[dict[str, Tensor], Tensor | None, dict[str, Any]]  # what `_Rows.take` returns
@@ -94,8 +95,8 @@ class Order:
             self.subset = chosen if among is None else among[chosen]
         self.n = count if n is None else min(n, count)
         self._orders: dict[int, Tensor] = {}
-        self._batches: list[Tensor] = []  # of one kind each, from the first step on
-        self._collected: dict[int, list[int]] = {}  # positions by kind, fewer than a batch has
+        self._batches: list[Tensor] = []  # batches of one kind each, from the first step on
+        self._collected: dict[int, list[int]] = {}  # waiting positions by kind, fewer than a batch
         self._epochs = 0  # that are collected
 
     def at(self, step: int) -> Tensor:

@@ -25,7 +25,7 @@ from gzcli.store.files import checksum, need_space, write_array, write_json
 
 LARGEST = 512  # largest side in pixels that is packed without `data.size`
 ASPECT = "aspect"  # a further image of each image: itself, in a shape near its own (`pictures.bucket`)
-NAMED = 5  # most images that a message names
+NAMED = 5  # maximum number of images that a message names
 
 Shape = tuple[int, int, int]  # (C, H, W)
 # by official split: int32 [N, 2], width and height of each image before packing
@@ -48,7 +48,7 @@ def build(
     if form.fit == "aspect":
         _refuse_further(images)
         images = replace(images, further={ASPECT: images.blocks})
-    notes: list[str] = []  # of how images were read
+    notes: list[str] = []  # notes on how images were read
     images, values = _valued(images, form, sum(rows_of(plan).values()), limit)
     native = _native(images, form, notes.append)
     total = sum(rows_of(plan).values()) * (1 + len(images.further))
@@ -282,7 +282,7 @@ class Fit:
     decoding: pictures.Decoding
     hint: str  # remedy for images of mixed sizes
     with_sides: bool  # whether the original sides of an image are measured
-    values: Values | None = None  # of the arrays, where the set has any
+    values: Values | None = None  # values of the arrays, if the set has any
     of_values: bool = False  # whether these are what is packed
 
     def __call__(self, block: Block) -> Fitted:
@@ -403,7 +403,7 @@ def _refuse_further(images: RawImages) -> None:
 def _check_sides(further: Fitted, image: list[int]) -> None:
     """Raises UsageError if a further image and its image have different aspect ratios."""
     (w, h), (w0, h0) = further.sides, image
-    if w0 and h0:  # else the image did not decode
+    if w0 and h0:  # otherwise the image did not decode
         slack = max(0.02, 1 / min(w, h, w0, h0))  # a pixel may be lost to rounding
         if abs(w * h0 / (h * w0) - 1) > slack:
             message = f"`{further.name}` is {w}×{h}, but its image is {w0}×{h0}: their aspect ratios differ"

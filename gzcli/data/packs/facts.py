@@ -30,16 +30,16 @@ LOOKED_AT = 64  # images that are measured
 class Facts:
     """The facts of a set that determine its settings."""
 
-    height: int  # of an image, in pixels
-    width: int  # of an image, in pixels
-    channels: int  # 1 or 3, or those of values
+    height: int  # side of an image in pixels
+    width: int  # side of an image in pixels
+    channels: int  # channels: 1 or 3, or those of the values
     n: int  # number of training images
     grey: bool = False  # whether the images are grey and stored as colour
     classes: int | None = None  # number of classes; 0: no labels, None: not known
-    extras: tuple[str, ...] = ()  # what comes with each image, of EXTRAS
+    extras: tuple[str, ...] = ()  # extras of each image, from EXTRAS
     name: str = ""  # of the set
     levels: int | None = 256  # grey levels; None: real numbers
-    valued: bool = False  # whether they are no images of 8 bits
+    valued: bool = False  # whether they are not 8-bit images
 
     @property
     def shape(self) -> tuple[int, int, int]:

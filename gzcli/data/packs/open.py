@@ -29,9 +29,10 @@ from gzcli.data.sets.registry import DataSet, DataSpec, Form, OwnSet, is_fetched
 from gzcli.store.files import is_locked, lock, new_dir, sweep
 from gzcli.store.paths import cache_dir
 
-RULE, OWN_RULE = 2, 8  # versions of packing, of known sets and of the user's images: older packs are remade
-LONGEST_HEAD = 4096  # bytes of the head of an array
-PACK_LIMIT = 32_000_000_000  # bytes: larger sets stream, unless `GZ_PACK_LIMIT` says otherwise
+# versions of packing, for known sets and for the user's images; older packs are rebuilt
+RULE, OWN_RULE = 2, 8
+LONGEST_HEAD = 4096  # bytes at the beginning of an array
+PACK_LIMIT = 32_000_000_000  # bytes above which sets are streamed, unless `GZ_PACK_LIMIT` is set
 WAIT = "stop that process, or wait until it ends"
 _uses = itertools.count()
 
@@ -39,8 +40,8 @@ _uses = itertools.count()
 class PackOptions(TypedDict):
     """Keywords of `open_pack` and `peek`."""
 
-    size: Size | None  # of the images; None: the set's own
-    channels: int | None  # 1 or 3; None: the set's own
+    size: Size | None  # size of the images; None: the set's
+    channels: int | None  # channels: 1 or 3; None: the set's
     fit: Fit  # how images of another shape are resized
     patch: int | None  # side of the patches of images; None: whole images
 
@@ -105,7 +106,7 @@ def open_pack(
     form = replace(form, foreign=foreign and isinstance(data, OwnSet))
     with Use(data) as use:
         if pack := find_pack(data, form):
-            if form.foreign and pack.meta.notes:  # of images that are judged it is said each time
+            if form.foreign and pack.meta.notes:  # for images to judge, it is printed each time
                 say(f"`{data.shown}`: {pack.meta.words}")
         else:
             data = at_hand(data, say)
@@ -191,15 +192,15 @@ def facts_of(
         if meta is None and not (meta := _packed(data)):
             try:
                 surveyed = _surveyed(data, fingerprint(data))
-            except GzError:  # packing says what is wrong with them
+            except GzError:  # packing reports what is wrong with them
                 return None
             values = surveyed and vars(surveyed)
-        else:  # the pack counts what could be read
+        else:  # the pack counts the readable images
             values = {**(meta.facts or {}), "n": meta.counts["train"]}
         if not values:
             return None
         facts = Facts(**{key: values[key] for key in Facts.__dataclass_fields__ if key in values})
-        facts = replace(facts, extras=tuple(facts.extras))  # a list in JSON
+        facts = replace(facts, extras=tuple(facts.extras))  # it is a list in JSON
         size, channels = size or data.size, channels or data.channels
     size = patch or size
     height, width = (facts.height, facts.width) if size is None else sides(size)

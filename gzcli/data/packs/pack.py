@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gzcli.data.readers.values import Values
 
 SPLITS = ("train", "val", "test")
-META_TYPES: dict[str, type] = {  # of the keys that `meta.json` must have
+META_TYPES: dict[str, type] = {  # types of the keys that `meta.json` must have
     **dict.fromkeys(("fingerprint", "title"), str),
     **dict.fromkeys(("shape", "classes"), list),
     **dict.fromkeys(("counts", "sha256"), dict),
@@ -34,7 +34,7 @@ META_TYPES: dict[str, type] = {  # of the keys that `meta.json` must have
 }
 
 
-NAMED = 5  # most classes that a message names
+NAMED = 5  # maximum number of classes that a message names
 RECORDED = ("name", "digest", "shape", "classes", "counts", "extras")  # keys of a run's data record
 
 
@@ -44,7 +44,7 @@ class PackFolder:
 
     path: Path
 
-    meta_file = Place("meta.json")  # what the pack holds; written last
+    meta_file = Place("meta.json")  # description of the content; written last
     sheet_picture = Place("sheet.png")
 
     def array(self, split: str, kind: str = "") -> Path:
@@ -63,10 +63,10 @@ class PackMeta:
     """The content of a pack, as in its `meta.json`."""
 
     name: str  # the set's key
-    title: str  # what it shows, or the path of the user's own
-    fingerprint: str  # of its sources, by `fingerprint`
-    shape: tuple[int, int, int]  # (C, H, W) of an image; of images of several sizes the least H and W
-    classes: tuple[str, ...]  # their names; () without labels
+    title: str  # description of the set, or the path of the user's own
+    fingerprint: str  # `fingerprint` of its sources
+    shape: tuple[int, int, int]  # (C, H, W) of an image; for images of several sizes, the smallest H and W
+    classes: tuple[str, ...]  # names of the classes; () without labels
     multilabel: bool  # whether an image may have any number of the classes
     counts: dict[str, int]  # images of "train", "val" and "test"
     levels: int  # grey levels of the source, 2 … 256
@@ -78,7 +78,7 @@ class PackMeta:
     streamed: dict[str, Any] | None = None  # the `Decoding` of a pack that contains only the places of images
     skipped: tuple[str, ...] = ()  # messages of images that do not decode
     extras: tuple[str, ...] = ()  # companions of each image, of EXTRAS
-    notes: tuple[str, ...] = ()  # further omissions from the set, with reasons
+    notes: tuple[str, ...] = ()  # other omissions from the set, with reasons
     mixed: bool = False  # whether the images have several sizes
     facts: dict[str, Any] | None = None  # `open.Facts` of the user's own set
     values: dict[str, Any] | None = None  # `readers.values.Values` of a set that is not of 8-bit images
@@ -95,7 +95,7 @@ class PackMeta:
         values = meta.get("values") or {}
         beside = ["_names.json"]
         if values.get("levels") and values["channels"] in (1, 3):
-            beside.append("_values.npy")  # older packs had images of 8 bits alone
+            beside.append("_values.npy")  # older packs had only 8-bit images
         content = sorted(item for item in meta["sha256"].items() if not item[0].endswith(tuple(beside)))
         name = pack.path.parent.name
         channels = SPECS[name].channels if name in SPECS else meta.get("source_channels")

@@ -14,10 +14,10 @@ from gzcli.core.streams import in_a_line
 from gzcli.data.packs.pack import Pack
 from gzcli.store.png import font_of, save_png
 
-COLUMNS, ROWS = 10, 40  # images of a row, and rows at most
-SIDE = 64  # pixels a side to which smaller images are enlarged, by a whole factor
+COLUMNS, ROWS = 10, 40  # images per row, and maximum number of rows
+SIDE = 64  # side in pixels to which smaller images are enlarged, by an integer factor
 PAD, TEXT = 3, 14  # pixels between images, and of a line of text
-LETTERS = 26  # letters of a name, at most
+LETTERS = 26  # maximum number of letters of a name
 
 Row = tuple[str, str, np.ndarray]  # name, a remark below it, images uint8 [n, C, H, W]
 

@@ -25,9 +25,10 @@ from gzcli.store.hub import HUB_SCHEME, data_repository, offline
 if TYPE_CHECKING:
     from gzcli.data.readers.images import RawImages
 
-HUB_FILES = (".parquet", ".zip", ".tar", ".tar.gz", ".npz", METADATA, *SUFFIXES)  # endings that are fetched
+# endings of the files to fetch
+HUB_FILES = (".parquet", ".zip", ".tar", ".tar.gz", ".npz", METADATA, *SUFFIXES)
 HUB_PAGES = "https://huggingface.co/datasets"
-FETCHED_UNASKED = 200_000_000  # bytes of a set, beyond which only `gz data download` downloads it
+FETCHED_UNASKED = 200_000_000  # bytes above which only `gz data download` downloads a set
 
 
 def read(data: DataSet, form: Form, say: Say = silent) -> RawImages:

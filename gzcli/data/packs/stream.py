@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Index = Sequence[int] | np.ndarray
 
-FEW = 4000  # images up to which packing in this process is faster than starting others
-CHUNK = 64  # most blocks of a chunk for a worker
+FEW = 4000  # up to so many images, packing in this process is faster than starting others
+CHUNK = 64  # maximum number of blocks in a worker's chunk
 CHUNK_BYTES = 1 << 22  # bytes at which a chunk is complete earlier
 CHUNKS_AHEAD = 3  # chunks in flight for each worker
 MOST_WORKERS = 8  # of one process
@@ -64,7 +64,7 @@ def mapped(f: Callable[[Block], T], blocks: Iterable[Block], work: int) -> Itera
     flying: deque[Future[list[T]]] = deque()
     try:
         for chunk in _chunks(blocks):
-            with _without_main():  # which may start a process
+            with _without_main():  # this may start a process
                 flying.append(pool.submit(_apply, f, chunk))
             if len(flying) >= CHUNKS_AHEAD * count:
                 yield from flying.popleft().result()

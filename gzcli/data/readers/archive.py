@@ -21,12 +21,12 @@ from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.units import counted, number_in, size
 from gzcli.data.readers.images import Members, Span, damaged, is_regular, read_regular, refuse_large, walk
 
-MAX_ARCHIVE = 200_000_000_000  # unpacked bytes, unless `GZ_MAX_ARCHIVE` says otherwise
+MAX_ARCHIVE = 200_000_000_000  # maximum of unpacked bytes, unless `GZ_MAX_ARCHIVE` is set
 # An archive of more than DENSE unpacked bytes, and more than RATIO for each packed one, is taken for a bomb.
 # Images of one colour, as a collapsed sampler makes them, have any ratio: DENSE contains 50,000 of 256×256.
 RATIO = 200
 DENSE = 10_000_000_000
-LONGEST_NAME = 1 << 17  # bytes of a name or of further facts about a member of a tar
+LONGEST_NAME = 1 << 17  # maximum bytes of a name, or of other facts about a member of a tar
 _NAMING = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
@@ -204,7 +204,7 @@ class Tar:
                     raise refused(path, f"`{member.name}` is a link")
                 if not (member.isfile() or member.isdir()):
                     raise refused(path, f"`{member.name}` is a device")
-                if member.issparse():  # its bytes are not all there
+                if member.issparse():  # some of its bytes are missing
                     raise refused(path, f"`{member.name}` is a sparse file")
                 total += member.size
                 refuse_bomb(path, total, packed)

@@ -39,10 +39,10 @@ def pictures(
     """Images [N, side, side] of one form, float32: the fraction of each pixel that the form covers."""
     from scipy.ndimage import map_coordinates
 
-    back = np.linalg.inv(maps) * (SIDE / 2)  # from pixels of the image to those of the drawing, (x, y)
+    back = np.linalg.inv(maps) * (SIDE / 2)  # maps pixels of the image to those of the drawing, (x, y)
     first = (SIDE - 1) / 2 - np.einsum("nij,nj->ni", back, center)
     across = np.arange(side) - (side - 1) / 2
-    column, row = (  # in the drawing, of each pixel of each picture: [N, side, side]
+    column, row = (  # coordinates in the drawing for each pixel of each image: [N, side, side]
         first[:, i, None, None]
         + back[:, i, 0, None, None] * across
         + back[:, i, 1, None, None] * across[:, None]
@@ -134,7 +134,7 @@ class Factors:
     colour: np.ndarray  # number in COLOURS, [N]
     radius: np.ndarray  # pixels from the middle of the form to its farthest point, [N]
     center: np.ndarray  # pixels to the right of and below the middle of the image, [N, 2]
-    angle: np.ndarray  # degrees clockwise, [N]; 0 if a turn shows nothing
+    angle: np.ndarray  # degrees clockwise, [N]; 0 if a rotation is invisible
 
     @property
     def size(self) -> np.ndarray:
@@ -195,7 +195,7 @@ def _draw_shapes(facts: Factors, side: int) -> np.ndarray:
     ink = np.array(list(COLOURS.values()), np.float32)[facts.colour][:, :, None, None]
     maps = matrices(np.deg2rad(facts.angle), np.zeros(n), np.repeat(facts.radius[:, None] / REACH, 2, 1))
     grid = (2 * np.arange(SIDE) + 1) / SIDE - 1
-    x, y = (axis / REACH for axis in np.meshgrid(grid, -grid))  # of the large drawing, y upwards
+    x, y = (axis / REACH for axis in np.meshgrid(grid, -grid))  # coordinates of the large drawing, y upwards
     images = np.empty((n, 3, side, side), np.uint8)
     for i, name in enumerate(KINDS):
         rows = facts.kind == i
@@ -262,7 +262,7 @@ def digits_captioned(spec: DataSpec) -> RawImages:
     return replace(_raw(spec, images, labels), captions=captions)
 
 
-_EDITS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of one digit, uint8 [1, 16, 16]
+_EDITS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # edit of one digit, uint8 [1, 16, 16]
     "invert the colours": lambda x: 255 - x,
     "mirror it": lambda x: x[..., ::-1],
     "turn it upside down": lambda x: x[..., ::-1, ::-1],

@@ -292,7 +292,7 @@ def places_of(
     if not any(split == "train" for split, _ in places.values()):
         raise UsageError(f"`{title}` has splits but no `train`", hint=HINT)
     if layout != "class-splits" and len({label for _, label in places.values()}) == 1:
-        # a lone folder, such as `train/images` or `train/good`, is no class
+        # a single folder, such as `train/images` or `train/good`, is not a class
         places = {name: (split, None) for name, (split, _) in places.items()}
     return places, notes
 

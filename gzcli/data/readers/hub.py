@@ -18,13 +18,13 @@ from gzcli.data.readers.images import PROBES, Block, Blocks, RawImages, is_regul
 from gzcli.data.sets.registry import CAPTIONS, further_of
 from gzcli.store.files import read_object
 
-BATCH_ROWS = 64  # rows that are read at a time
-MOST_FOLDERS = 30  # folders in a folder, beyond which it is taken for one of classes
+BATCH_ROWS = 64  # rows read at a time
+MOST_FOLDERS = 30  # with more subfolders than this, a folder is one of classes
 NAMED_AS_IMAGES = ("image", "img", "picture", "photo", "jpg", "png")
 SPLITS_FILE, STATE_FILE = "dataset_dict.json", "state.json"  # of a folder of `save_to_disk`
 # Columns that may contain labels as plain numbers or texts; the first that is there counts.
 LABELS = ("label", "labels", "fine_label", "class", "class_label", "target", "category", "cls", "y")
-MOST_CLASSES = 10_000  # classes of a column of numbers, at most
+MOST_CLASSES = 10_000  # maximum number of classes in a column of numbers
 
 
 def is_dataset_folder(path: Path) -> bool:
@@ -91,7 +91,8 @@ class Rows:
         self.paths = paths
         schema = getattr(self.files[0], "schema_arrow", None) or self.files[0].schema
         noted = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-        features = noted.get("info", {}).get("features") or {}  # as the `datasets` library describes columns
+        # description of columns, as in the `datasets` library
+        features = noted.get("info", {}).get("features") or {}
         self.classes: dict[str, tuple[str, ...]] = {}  # names of the classes, by column of class labels
         # What each column holds: "image", "class" (class labels), "int", "text" or "" (anything else).
         self.kinds = {field.name: self._kind(field, features.get(field.name)) for field in schema}

@@ -21,14 +21,14 @@ from gzcli.data.sets.registry import DataSpec
 if TYPE_CHECKING:
     import numpy as np
 
-LARGEST_FILE = 1 << 30  # bytes: no image is larger
+LARGEST_FILE = 1 << 30  # maximum bytes of an image
 # Pillow's names of the formats that are read. Other readers of Pillow are never tried: some start another
 # program (EPS: Ghostscript). TGA comes last: such a file has no mark at its beginning, so that its reader
 # tries every file that no other reader takes.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA")
 PICTURE_KINDS = "png apng jpg jpeg jpe jfif webp bmp dib gif tif tiff ppm pgm pbm pnm avif jp2 j2k tga"
 SUFFIXES = tuple(f".{kind}" for kind in PICTURE_KINDS.split())
-ARRAY = ".npy"  # of an image that is no picture
+ARRAY = ".npy"  # ending of an image that is an array
 METADATA = "metadata.jsonl"
 LABEL = ".cls"  # what WebDataset calls the file of an image's label
 _SPLIT = re.compile(r"(train|val|test)(ing|id|idation)?(set|images?|imgs?|data|split)?|dev(set)?")
@@ -49,7 +49,7 @@ def walk(root: Path) -> tuple[list[str], dict[str, list[str]]]:
     files: list[str] = []
     odd: dict[str, list[str]] = {}
     seen: set[tuple[int, int]] = set()
-    plain, linked = deque([""]), deque[str]()  # folders yet to be read, and links to folders
+    plain, linked = deque([""]), deque[str]()  # folders still to read, and links to folders
     while plain or linked:
         folder = plain.popleft() if plain else linked.popleft()
         path = os.path.join(root, folder)
@@ -204,15 +204,15 @@ class Block(NamedTuple):
     split: str  # "train", "val" or "test"
     start: int  # number of the first image in the split
     data: np.ndarray | bytes  # uint8 [n, C, H, W], or values of this shape, or one encoded image
-    name: str  # file that held it, for messages
+    name: str  # file that contained it, for messages
 
 
 class Span(NamedTuple):
     """The position of an encoded image's bytes, with which it is read without opening the archive."""
 
-    path: str  # absolute, of the file that holds them
+    path: str  # absolute path of the file that contains them
     offset: int  # bytes before them
-    length: int  # bytes as they lie there
+    length: int  # number of bytes in the file
     deflated: bool  # whether they are a raw deflate stream
 
 
@@ -249,7 +249,7 @@ class Members(Protocol):
     """The wanted files of a folder or an archive."""
 
     names: list[str]  # POSIX, relative, in the order of reading
-    notes: list[str]  # what was left out, and why
+    notes: list[str]  # notes on omissions
 
     def read(self, some: list[str] | None = None) -> Iterator[tuple[str, bytes]]:
         """Yields (name, bytes) for all members, or for some."""
@@ -265,9 +265,9 @@ Blocks = Callable[[], Iterator[Block]]
 class RawImages:
     """The images of a set: labels and counts in memory, pixels as a sequence of blocks."""
 
-    title: str  # what messages call it
+    title: str  # its name in messages
     classes: tuple[str, ...]  # names of the classes; () without labels
-    counts: dict[str, int]  # images of the official splits: train, and val and test if there are
+    counts: dict[str, int]  # images of the official splits: train, and val and test if they exist
     # by split, int64 [N], or uint8 [N, K] where an image may have any number of the classes; {} without
     labels: dict[str, np.ndarray]
     blocks: Blocks  # the images, each once
@@ -276,7 +276,7 @@ class RawImages:
     # a few encoded images (name, bytes) that tell size and channels; without it and `shape` these must be
     # asked for
     probe: Callable[[], Iterator[tuple[str, bytes]]] | None = None
-    # by split, where each encoded image lies; without it the set cannot be streamed
+    # by split, the place of each encoded image; without it, the set cannot be streamed
     spans: Callable[[], dict[str, list[Span]]] | None = None
     levels: int = 256  # grey levels, 2 … 256
     captions: dict[str, list[str]] = field(default_factory=dict)  # by split, a text for each image
@@ -284,7 +284,7 @@ class RawImages:
     # further images of each image by kind, of FURTHER, as blocks in the same places
     further: dict[str, Blocks] = field(default_factory=dict)
     rule: str = "lanczos"  # how images are resized, as in `Decoding`
-    notes: list[str] = field(default_factory=list)  # what was left out of the set, and why
+    notes: list[str] = field(default_factory=list)  # notes on omissions from the set
     # `values.Values` of the arrays of blocks, where they are no pictures of 8 bits
     values: Any = None
 
@@ -300,7 +300,7 @@ class RawImages:
 
 
 Arrays = Iterator[tuple[str, "np.ndarray", str]]  # split, images uint8 [n, C, H, W], file that held them
-BLOCK_IMAGES = 256  # images that are packed at a time
+BLOCK_IMAGES = 256  # images packed at a time
 
 
 def from_arrays(spec: DataSpec, labels: dict[str, np.ndarray], arrays: Callable[[], Arrays]) -> RawImages:
@@ -318,7 +318,7 @@ def from_arrays(spec: DataSpec, labels: dict[str, np.ndarray], arrays: Callable[
     return RawImages(spec.title, spec.class_names, counts, labels, blocks, **more)
 
 
-PROBES = 16  # images by which size and channels of a set are found
+PROBES = 16  # images from which size and channels of a set are inferred
 
 Place = tuple[str, Any]  # official split; label: a class's number, 0/1 for each class (multi-label), or None
 PlacedMembers = tuple[Members, Mapping[str, Place]]  # an archive, and the place of each member that is used

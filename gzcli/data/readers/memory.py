@@ -26,8 +26,8 @@ TAKEN = (
     "torch or of `datasets`, lists of images, `{'train': …, 'test': …}`, and names and paths of data sets"
 )
 IMAGE_KEYS = ("images", "image", "x", "X", *NAMED_AS_IMAGES, "pixel_values")
-WHOLE_RANGE = 1e-3  # of a grey level, by which a float may differ from one
-PLAIN = ("L", "RGB")  # modes of Pillow that are arrays as they stand
+WHOLE_RANGE = 1e-3  # tolerance of a float, in grey levels
+PLAIN = ("L", "RGB")  # modes of Pillow that are arrays directly
 IN_PNG = ("1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA")  # modes that PNG keeps
 
 
@@ -37,7 +37,7 @@ class Images(NamedTuple):
     pixels: Any  # an array [N, …], or a list of images of several sizes
     layout: str = ""  # "NHW", "NHWC" or "NCHW"; "" of a list
     labels: Any = None  # integers [N], 0/1 [N, K] or texts [N]
-    classes: tuple[str, ...] = ()  # names of the classes, where the data say them
+    classes: tuple[str, ...] = ()  # names of the classes, if the data contain them
 
 
 def reference_of(data: Any) -> Any:

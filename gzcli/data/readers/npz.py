@@ -24,9 +24,9 @@ IMAGES, LABELS = ("images", "x", "X"), ("labels", "y", "Y")
 # Names of arrays of a set without splits; `gz sample --npz` writes `samples`, `np.savez` writes `arr_0`.
 LONE_IMAGES, LONE_LABELS = ("images", "x", "X", "samples", "arr_0"), ("labels", "y", "Y", "arr_1")
 CLASS_NAMES = ("class_names", "classes", "label_names")
-BANDS = "bands"  # of an array with the channels that pictures show
-LAYOUT = "layout"  # of an array whose text, "NHWC" or "NCHW", says where channels are
-WHOLE = 8_000_000_000  # bytes of an array that is read at once: labels, or images in Fortran's order
+BANDS = "bands"  # name of the array with the channels that previews show
+LAYOUT = "layout"  # name of the array with the layout, "NHWC" or "NCHW"
+WHOLE = 8_000_000_000  # maximum bytes of an array that is read at once: labels, or images in Fortran order
 LABEL_HINT = "labels must be integers from 0 of shape [N] or [N, 1], or 0s and 1s of shape [N, K]"
 AGAIN = "download or create the file again"
 SPLIT_NAMES = {
@@ -75,7 +75,7 @@ def npz(path: Path) -> RawImages:
     counts = {split: header.n for split, header in headers.items()}
     y = {split: archive.labels(name, counts[split]) for split, name in labels.items()}
     most = [rows.shape[1] if rows.ndim == 2 else int(rows.max()) + 1 for rows in y.values() if len(rows)]
-    least = max(most, default=0)  # classes that there must be
+    least = max(most, default=0)  # minimum number of classes
     names = archive.first(CLASS_NAMES) if y else None
     classes = archive.class_names(names, least) if names else tuple(map(str, range(least)))
 

@@ -21,22 +21,22 @@ from gzcli.data.readers.images import FORMATS
 ORIENTATION = 0x0112  # number of this EXIF tag; its values 5 … 8 are quarter turns
 BITS = 258  # number of TIFF's tag of the bits of a value
 DARK = 4095  # largest value of 12 bits
-FAINT = 240  # grey level from which ink does not show on white
+FAINT = 240  # grey level from which ink is invisible on white
 
 
 CROPPED = "cropped to {}, which cuts away {} % of each (`data.fit=pad` keeps them whole)"
-STEP = 5  # in per cent: a smaller share that is cut away is no note, and shares are rounded to it
+STEP = 5  # per cent: a smaller crop is not reported, and shares are rounded to it
 
 
 @dataclass(frozen=True)
 class Decoding:
     """How an encoded image becomes an array uint8 [channels, height, width]."""
 
-    size: Size | None  # to which the image is resized; None: it keeps its height and width
+    size: Size | None  # size after resizing; None: unchanged
     channels: int  # 1 (grey) or 3 (RGB)
     grey_only: bool = False  # whether an image with colour is an error
-    rule: str = "lanczos"  # by which it is cropped and resized: "lanczos", or "adm" (see `adm`)
-    fit: Fit = "crop"  # how an image of another shape comes to the size; "aspect": as "crop"
+    rule: str = "lanczos"  # rule of cropping and resizing: "lanczos", or "adm" (see `adm`)
+    fit: Fit = "crop"  # how an image of another shape is resized; "aspect": like "crop"
     bucketed: bool = False  # whether the size is that of the image's `bucket`
 
 
@@ -180,7 +180,7 @@ def white_of(image: Any, data: bytes, note: Say) -> int:
     if image.format == "TIFF":
         bits = image.tag_v2.get(BITS, (8,))[0]
     elif image.format == "PNG":
-        bits = data[24]  # of the header, which comes first
+        bits = data[24]  # byte of the header, which comes first
     if not image.mode.startswith("I"):
         if bits == 16 and image.format in ("TIFF", "PNG"):
             note("of 16 bits, read as 0 … 65,535")

@@ -17,7 +17,7 @@ from gzcli.core.units import counted
 from gzcli.data.readers.images import Block, RawImages
 from gzcli.data.readers.pictures import BITS, DARK, lanczos, opened
 
-VALUES = "values"  # the kind of a pack's arrays that hold them
+VALUES = "values"  # the kind of a pack's arrays that contain values
 PICTURE = (1, 3)  # channels of a picture
 FILES = (".npy", ".tif", ".tiff")  # endings of files that may hold values
 SAMPLES, PLANES = 277, 339  # numbers of TIFF's tags: channels of a pixel, and whether these are floats
@@ -264,7 +264,7 @@ def _by_tifffile(data: bytes, name: str, why: str) -> tuple[np.ndarray, int | No
         with tifffile.TiffFile(io.BytesIO(data)) as file:
             series = file.series[0]
             array, axes, bits = series.asarray(), series.axes, file.pages.first.bitspersample
-    except Exception as e:  # of a damaged file it raises anything
+    except Exception as e:  # for a damaged file, it may raise anything
         raise MissingError(f"`{name}` cannot be decoded: {first_line(e)}", hint="replace or remove it") from e
     if not {"Y", "X"} <= set(axes):
         raise MissingError(f"`{name}` has the axes {axes}, but no height and width")
@@ -294,7 +294,7 @@ def _npy(data: bytes, name: str) -> tuple[np.ndarray, int | None]:
 def _typed(array: np.ndarray, bits: int, name: str) -> tuple[np.ndarray, int | None]:
     """Values as bytes, integers of 16 bits or floats, and their levels."""
     if array.dtype.kind == "i" and array.size and array.min() >= 0 and 8 < bits <= 16:
-        array = array.astype(np.uint16)  # as Pillow has them
+        array = array.astype(np.uint16)  # as in Pillow
     if array.dtype in INTEGERS:
         return array, 256 if array.dtype == np.uint8 else 1 << max(9, bits)
     if array.dtype.kind not in "iufb":

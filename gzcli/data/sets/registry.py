@@ -25,7 +25,7 @@ from gzcli.store.paths import cache_dir, user_dir
 
 REGISTER = "data.json"  # in the user's folder: the imported sets, {name: {"path": …, "size": …, …}}
 _ADDRESS = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-# by which a text is taken for a path
+# marks that make a text a path
 ENDINGS = (".zip", ".npz", ".npy", ".tar", ".tgz", ".gz", ".zst", ".parquet")
 
 # Companions of an image besides its label, by keys of `metadata.jsonl` or columns, the first of which counts.
@@ -58,7 +58,7 @@ class Form:
 
     size: Size | None = None  # size of the packed images; None: their own
     channels: int | None = None  # channels of the packed images, 1 (grey) or 3 (RGB); None: their own
-    skip_bad: bool = False  # whether images that do not decode are left out instead of raising an error
+    skip_bad: bool = False  # whether images that do not decode are skipped instead of raising an error
     layout: str | None = None  # meaning of the folders, of the folder reader's LAYOUTS; None: by their names
     foreign: bool = False  # whether images are only scored: one split `test`, any folders, no classes
     fit: Fit = "crop"  # how images of another shape are resized
@@ -80,11 +80,11 @@ class Form:
 class DataFile:
     """A publisher's file."""
 
-    name: str  # its name there and in the cache
+    name: str  # its name at the publisher and in the cache
     urls: tuple[str, ...]  # addresses, tried in order; () if the publisher asks for a log-in
-    size: int  # bytes; an estimate where the publisher states none
-    md5: str | None = None  # checksum in hexadecimal digits, where the publisher states this one
-    sha256: str | None = None  # checksum in hexadecimal digits, where the publisher states this one
+    size: int  # bytes; an estimate if the publisher states none
+    md5: str | None = None  # checksum in hexadecimal digits, if the publisher states this kind
+    sha256: str | None = None  # checksum in hexadecimal digits, if the publisher states this kind
     exact: bool = True  # whether `size` is exact; if not, the checksum alone decides
 
 
@@ -93,7 +93,7 @@ class DataSpec:
     """A data set that gz knows by name: images [channels, size, size]."""
 
     name: str  # what `--data` takes
-    title: str  # what it shows, in a line
+    title: str  # its description, in a line
     classes: tuple[str, ...] | int  # names, or their number if the files hold the names; () without labels
     channels: int  # 1 (grey) or 3 (RGB)
     size: int  # pixels a side; images of many sizes are packed to it unless `data.size` asks for another
@@ -101,15 +101,15 @@ class DataSpec:
     n_test: int  # images of the official test split
     licence: str  # the publisher's terms, in a line
     citation: str  # the paper, or the page
-    n_val: int = 0  # images of the official validation split; 0: validation is carved from train
+    n_val: int = 0  # images of the official validation split; 0: split off from train
     levels: int = 256  # grey levels, 2 … 256
     multilabel: bool = False  # whether an image may have any number of the classes
     files: tuple[DataFile, ...] = ()  # what is downloaded
     # (size, files) of the sizes that the publisher offers beside `size`, ascending
     larger: tuple[tuple[int, tuple[DataFile, ...]], ...] = ()
-    extras: tuple[str, ...] = ()  # what comes with each image, of EXTRAS
+    extras: tuple[str, ...] = ()  # extras of each image, from EXTRAS
     embedded: bool = False  # whether it is made from an installed package, without a download
-    page: str = ""  # where a browser gets the files, if their host may refuse a program
+    page: str = ""  # web page of the files, if their host may refuse a program
     hub: str = ""  # its id on the Hugging Face hub, if it is available by agreement
     linked: bool = False  # whether `--from` links the user's files instead of copying them
 
@@ -264,7 +264,7 @@ def check_files(spec: DataSpec, say: Say) -> list[Path]:
     for file in spec.files:
         path = raw_dir(spec) / file.name
         if not path.exists():
-            continue  # a linked set may have folders in the place of files
+            continue  # a linked set may have folders instead of files
         say(f"checking `{path}`")
         kind = "sha256" if file.sha256 else "md5"
         if not is_there(spec, file) or checksum(path, kind) != (file.sha256 or file.md5):
