@@ -23,7 +23,7 @@ from torch import Tensor
 from gzcli.api import notebook
 from gzcli.api.samples import Samples
 from gzcli.core.devices import pick_device
-from gzcli.core.errors import UsageError
+from gzcli.core.errors import UsageError, did_you_mean
 from gzcli.core.sections import PRECISIONS, Fit, LaunchSection, renamed
 from gzcli.core.spoken import spoken
 from gzcli.core.types import Batch, DataInfo, ImageNoise, Progress, no_progress
@@ -495,7 +495,9 @@ class LoadedRun:
         params = flat_defaults(getattr(self.model, method))
         values = {renamed(name, params, "sample", "do"): value for name, value in options.items()}
         if strange := [name for name in values if name not in params]:
-            raise UsageError(f"`{method}` of `{self.trained.name}` has no option `{strange[0]}`")
+            takes = [*params, "seed", "labels"] if method == "sample" else list(params)
+            hint = did_you_mean(strange[0], takes) or f"options: {', '.join(takes) or 'none'}"
+            raise UsageError(f"`{method}` of `{self.trained.name}` has no option `{strange[0]}`", hint=hint)
         return values
 
     def _labels(self, labels: Labels, n: int) -> Tensor:

@@ -26,9 +26,11 @@ def document(results: Results) -> doc.Document:
     names = {str(key): str(value) for key, value in (result.get("names") or {}).items()}
     inside = names.get(str(result.get("in")), str(result.get("in", "?")))
     of_method = bool(result.get("method"))  # without a run
-    names_of = ("name",) if of_method else ("run", "name")
-    facts = [*((key, str(result.get(key, "?"))) for key in names_of), ("in-distribution", inside)]
-    titles = {"step": "step", "seed": "seed", "likelihood": "likelihood", "fpr": "requested FPR"}
+    names_of = {"name": "method"} if of_method else {"run": "run", "name": "name"}
+    facts = [*((title, str(result.get(key, "?"))) for key, title in names_of.items())]
+    facts += [("in-distribution", inside)]
+    facts += [("requested FPR", percent(result["fpr"]))] if result.get("fpr") is not None else []
+    titles = {"step": "step", "seed": "seed", "likelihood": "likelihood"}
     of_files = isinstance(result.get("files"), list)
     kinds = rows_of(result, "defects")
     sections = [
@@ -39,13 +41,18 @@ def document(results: Results) -> doc.Document:
         Section("ROC", rocs(results, rows, names)),
         Section("Scores", histograms(results, rows, names)),
     ]
-    title = f"Anomalies against {inside}" if of_files else f"Out-of-distribution detection: {inside}"
+    home = Path(inside).name
+    title = f"Anomalies against {home}" if of_files else f"Out-of-distribution detection: {home}"
     lead = flags(result, pictures) if of_files else winner(rows, names)
     if kinds:
         title, mean = f"Defects of {Path(str(result.get('inspection'))).name}", kinds[-1]
         lead = f"{mean.get('detected_n')} of {mean.get('n')} defects detected, mean AUROC "
         lead += f"{doc.number(mean.get('auroc'))}."
     return results.document(title, lead, facts + facts_of(result, titles), sections)
+
+
+def percent(rate: float) -> str:
+    return f"{100 * rate:.3g} %"
 
 
 def winner(rows: Sequence[Row], names: Mapping[str, str]) -> str:
@@ -145,7 +152,7 @@ def histograms(results: Results, rows: Sequence[Row], names: Mapping[str, str]) 
 def flags(result: Row, pictures: Sequence[Row]) -> str:
     """A sentence on how many images were flagged."""
     count = sum(bool(picture.get("flagged")) for picture in pictures)
-    at = f" at a false-positive rate of {doc.number(result['fpr'])}" if result.get("fpr") is not None else ""
+    at = f" at a false-positive rate of {percent(result['fpr'])}" if result.get("fpr") is not None else ""
     return f"{count:,} of {len(pictures):,} images are flagged{at}."
 
 

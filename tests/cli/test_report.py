@@ -284,7 +284,7 @@ def test_what_results_lack_is_left_out(call, tmp_path):
     ):
         (tmp_path / "old" / "result.json").write_text(json.dumps(result))
         page = written(call, tmp_path / "old")["report.html"]
-    assert "1 of 2 images are flagged at a false-positive rate of 0.01" in page
+    assert "1 of 2 images are flagged at a false-positive rate of 1 %" in page
     assert [cell.strip() for cell in Page(page).cells][4:8] == ["a.png", "yes", "0.01", "2.5"]
 
 
