@@ -14,9 +14,10 @@ import platform
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 from typing import Any
+
+import tomllib
 
 HERE = Path(__file__).resolve().parent
 EXTRAS = ("demo",)

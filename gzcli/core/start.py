@@ -1,8 +1,8 @@
 """`python …/gzcli/core/start.py MODULE …` runs `python -m MODULE …` without the working folder on `sys.path`.
 
 A user's folder may contain a `random.py`, which Python would import instead of its own with `-m` and `-c`.
-Child processes inherit `PYTHONSAFEPATH`, which prevents that. This file is run as a script and imports no
-other module before `sys.path` is cleaned.
+`PYTHONSAFEPATH`, which child processes inherit, works from Python 3.11 on only. This file is run as a script
+and imports no other module before `sys.path` is cleaned.
 
 accelerate's launcher gets other signal handlers here: its own would leave processes behind, or end them while
 they write a checkpoint. The new handlers write the run's stop file, which the processes read. The exit code
@@ -25,6 +25,17 @@ def clean_path() -> None:
 def safe_children() -> None:
     """Keeps the working folder off the `sys.path` of Python child processes."""
     os.environ["PYTHONSAFEPATH"] = "1"
+    if sys.version_info < (3, 11):
+        from multiprocessing import util
+
+        # the interpreter's flags for spawned processes, the fork server and the resource tracker
+        flags = util._args_from_interpreter_flags  # type: ignore[attr-defined]
+        if getattr(flags, "__name__", "") != "isolated":
+
+            def isolated() -> list[str]:
+                return [*flags(), "-I"]  # this process hands its `sys.path` over to them
+
+            util._args_from_interpreter_flags = isolated  # type: ignore[attr-defined]
 
 
 def cores() -> int:

@@ -23,7 +23,7 @@ from gzcli.store.paths import cache_dir
 from gzcli.store.runs import Run
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 AGAIN = "run the same command to resume"
 LOOK_EVERY = 0.5  # seconds between looks at a training of another process

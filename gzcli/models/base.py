@@ -15,7 +15,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 _EXAMPLE = "see an example with `gz model new NAME`"
 

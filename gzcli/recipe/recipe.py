@@ -21,7 +21,7 @@ from gzcli.store.paths import spelling
 from gzcli.store.run_folder import Run
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
     from gzcli.data.packs.facts import Facts
     from gzcli.data.packs.pack import PackMeta

@@ -455,8 +455,11 @@ def fsync(path: Path) -> None:
 
 
 def checksum(path: Path, kind: str = "sha256") -> str:
+    digest = hashlib.new(kind)  # `hashlib.file_digest` came with Python 3.11
     with open(path, "rb") as f:
-        return hashlib.file_digest(f, kind).hexdigest()
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def need_space(folder: Path, size: int) -> None:

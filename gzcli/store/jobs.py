@@ -12,7 +12,7 @@ from gzcli.store import files
 from gzcli.store.run_folder import Run
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ import runpy
 import stat
 import subprocess
 import sys
-import tomllib
 import zipfile
 from pathlib import Path
 
@@ -40,9 +39,14 @@ def wanted() -> list[Path]:
     return [*(ROOT / "gzcli").rglob("*.py"), *(path for path in others if path.suffix != ".pyc")]
 
 
+def pyproject():
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
 def test_pyproject_lists_all_that_an_installed_gz_needs():
     """The wheel itself is built each night."""
-    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    setup = pyproject()["tool"]["setuptools"]
     folders = {"gzcli._recipes": ROOT / setup["package-dir"]["gzcli._recipes"]}
     folders = {name: ROOT / name.replace(".", "/") for name in setup["packages"]} | folders
     listed = {path for folder in folders.values() for path in folder.glob("*.py")}
@@ -168,7 +172,7 @@ def test_the_lock_pins_all_that_gz_needs_with_checksums():
     lines = (ROOT / ".ci" / "lock.txt").read_text().splitlines()[1:]
     pinned = {match[1] for line in lines if (match := LINE.fullmatch(line))}
     assert len(pinned) == len(lines)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = pyproject()["project"]
     needed = [*project["dependencies"], *project["optional-dependencies"]["demo"]]
     assert {re.split(r"[<>=\[]", name)[0] for name in needed} <= pinned
 

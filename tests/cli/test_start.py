@@ -51,8 +51,13 @@ def test_a_module_is_started_without_the_working_folder(bare):
     assert "vae" in python("-m", "gzcli", "list", "models")
 
 
+@pytest.mark.parametrize("version", [(3, 10), sys.version_info])
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_worker_processes(bare, monkeypatch, method):
+def test_worker_processes(bare, monkeypatch, version, method):
+    """Python 3.10 does not know `PYTHONSAFEPATH`: there it is unset again before they start."""
+    util = pytest.importorskip("multiprocessing.util")
+    monkeypatch.setattr(util, "_args_from_interpreter_flags", util._args_from_interpreter_flags)
+    monkeypatch.setattr(sys, "version_info", version)
     if method == "forkserver":
         from multiprocessing import forkserver
 
@@ -60,6 +65,10 @@ def test_worker_processes(bare, monkeypatch, method):
         monkeypatch.setattr(forkserver, "ensure_running", server.ensure_running)
         monkeypatch.setattr(forkserver, "connect_to_new_process", server.connect_to_new_process)
     start.safe_children()
+    start.safe_children()  # once is enough
+    if version == (3, 10):
+        assert util._args_from_interpreter_flags().count("-I") == 1
+        monkeypatch.delenv("PYTHONSAFEPATH")
     child = multiprocessing.get_context(method).Process(target=os.getpid)
     child.start()
     child.join(30)

@@ -53,6 +53,7 @@ def pictures(
     return (depth * scale[:, None, None] + np.reshape(bolder, (-1, 1, 1)) + 0.5).clip(0, 1)
 
 
+ITALIC = Path(registry.__file__).with_name("cmti10.ttf")  # matplotlib has it from 3.11 on only
 # Faces with all 36 characters, each drawn as a reader expects it.
 _DEJAVU = ("Sans", "SansMono", "Serif")
 _SLANTED = {"Sans": "Oblique", "SansMono": "Oblique", "Serif": "Italic"}
@@ -63,7 +64,7 @@ FACES = (
         for style in ("", "-Bold", f"-{_SLANTED[family]}", f"-Bold{_SLANTED[family]}")
     ),
     *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
-    *("cmr10", "cmb10", "cmti10", "cmss10", "cmtt10"),
+    *("cmr10", "cmb10", ITALIC.stem, "cmss10", "cmtt10"),
 )
 LETTERS = 88  # pixels of an em in the large drawing, so that the widest letter fits into it
 CAPITAL, WIDEST = 18.5, 19.5  # pixels of a glyph's height and, at most, of its width
@@ -97,7 +98,7 @@ def _glyph(face: str, character: str) -> tuple[np.ndarray, float, float]:
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 
-    path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{face}.ttf")
+    path = ITALIC if face == ITALIC.stem else Path(matplotlib.get_data_path(), "fonts", "ttf", f"{face}.ttf")
     font = ImageFont.truetype(str(path), LETTERS, layout_engine=ImageFont.Layout.BASIC)
     left, top, right, bottom = font.getbbox(character)
     canvas = Image.new("L", (SIDE, SIDE))

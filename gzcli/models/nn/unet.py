@@ -19,7 +19,7 @@ from gzcli.models.nn import ClassEmbedding, Classes, Modules, stacked, with_rows
 from gzcli.models.nn.layers import Attention, GroupNorm
 
 if TYPE_CHECKING:
-    from typing import Self
+    from typing_extensions import Self
 
 LOWEST = 7  # the least side, in positions, of the last level
 MULT = (1, 2, 2, 2, 4, 4)  # widths of the levels, the last for all further ones
