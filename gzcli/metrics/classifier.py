@@ -96,9 +96,10 @@ class NetFeatures:
         return self.accuracy - self.chance >= SKILL * (1 - self.chance)
 
     def is_dead(self, name: str) -> str:
-        """The message that the network has not learned its classes."""
+        """The message that the network has not learned its task."""
+        task = "to recognize rotations" if self.rotations else "its classes"
         what = f"accuracy {self.accuracy:.0%} on test images, {self.chance:.0%} by chance"
-        return f"the judge network `{name}` did not learn its classes ({what})"
+        return f"the judge network `{name}` did not learn {task} ({what})"
 
     @torch.no_grad()
     def features(self, images: np.ndarray | Pictures) -> np.ndarray:
@@ -165,8 +166,9 @@ def _living(pack: Pack, training: Training, say: Say) -> NetFeatures:
             judge.accuracy, judge.chance = _skill(judge, pack)
         if judge.alive:
             break
-        task, score = "rotations" if rotations else "classes", f"accuracy {judge.accuracy:.0%}"
-        say(f"the feature network did not learn its {task}: {score}, {judge.chance:.0%} by chance")
+        if not rotations:  # whoever uses a network that learned neither says so
+            score = f"accuracy {judge.accuracy:.0%}, {judge.chance:.0%} by chance"
+            say(f"the feature network did not learn its classes ({score}); training it on rotations instead")
     return judge
 
 

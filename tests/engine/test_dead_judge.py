@@ -8,6 +8,7 @@ from helpers import fit, lines, recipe
 from pixelwise import fake_run, fitted
 from zoo import FIRST
 
+from gzcli.data.packs.open import open_pack
 from gzcli.engine import validate
 from gzcli.engine.log import Log
 from gzcli.judge import bench
@@ -38,6 +39,13 @@ def extra(request, monkeypatch) -> bool:
     net = pretrained.Features(lambda x: x[:, 0, ::4, ::4].flatten(1).float(), "tiny", CPU)
     monkeypatch.setattr(pretrained, "lite", lambda device="cpu": net)
     return request.param
+
+
+def test_a_dead_judge_of_unlabelled_images_names_its_task():
+    net = replace(lenet(open_pack("digits")), rotations=True, accuracy=0.26, chance=0.25)
+    assert net.is_dead("lenet") == f"the judge network `lenet` {DEAD}".replace(
+        "its classes", "to recognize rotations"
+    )
 
 
 def test_a_bench_leaves_out_what_a_dead_judge_says(extra, tmp_path, monkeypatch):
