@@ -37,19 +37,19 @@ if TYPE_CHECKING:
     import psutil
 
 FIRST_PORT, PORTS = 20_000, 10_000  # below the ports that systems give to outgoing connections
-RESTARTS = 2  # of the processes of several machines, where the recipe does not say
+RESTARTS = 2  # restarts of the processes by default, on several machines
 # prefixes of the variables by which launchers tell a process its rank
 LAUNCHERS = ("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_", "PMI_", "OMPI_", "MV2_", "MPI_")
 DRIVER = Path("/proc/driver/nvidia/version")
-TRYING = 120.0  # seconds in which torch says which GPUs it can use
+TRYING = 120.0  # most seconds that torch may take to list usable GPUs
 _GPUS = {0: "are no GPUs", 1: "is 1 GPU"}
 GRACE = 120.0  # seconds for a checkpoint after a signal, before the processes are killed
-SETTLING = 60.0  # seconds for the main process on another machine, which saves and draws after the others
+SETTLING = 60.0  # most seconds for a main process on another machine to save and draw after the others
 PATIENCE = 5.0  # seconds between SIGTERM and SIGKILL
-SAVING = 30.0  # seconds after the last byte of a checkpoint, in which its engine is not killed
-FOLDER = "GZ_FOLDER"  # the variable of an engine, and of all that it starts, that names its folder
+SAVING = 30.0  # seconds after the last byte of a checkpoint before its engine may be killed
+FOLDER = "GZ_FOLDER"  # variable with the folder of an engine, inherited by every process that it starts
 LOOK_EVERY = 0.1  # seconds between looks at processes side by side
-KILLED = 128 + 9  # the exit code of a process that SIGKILL has ended
+KILLED = 128 + 9  # exit code of a process ended by SIGKILL
 ERRORS = {cls.kind: cls for cls in (UsageError, MissingError, DeviceError, DivergedError)}
 # Environment variables that make a step on a CPU faster; those that the user has set stay. glibc returns
 # large blocks to the system at every free and faults them in again at the next step: keeping them saves
@@ -85,7 +85,7 @@ OURS = {  # option of accelerate, or how several begin → the option of gz for 
     "--dynamo_backend": "--set train.compile=true",
     "--gradient_accumulation_steps": "--set train.accumulate=N",
     "--gradient_clipping": "--set train.clip=1.0",
-    # what cuts the model into pieces: the trainer builds its optimizers before accelerate would wrap it
+    # these shard the model, but the trainer builds its optimizers before accelerate wraps it
     **dict.fromkeys(("--use_fsdp", "--fsdp_", "--use_deepspeed", "--deepspeed_"), STRATEGY),
     **dict.fromkeys(("--zero", "--use_megatron_lm", "--megatron_lm_"), STRATEGY),
     **dict.fromkeys(("--use_parallelism_config", "--parallelism_config_"), STRATEGY),
@@ -97,16 +97,16 @@ class Plan:
     """The processes that are started."""
 
     processes: int = 1  # on all machines
-    gpus: int = 0  # of this machine; 0: the processes run on the CPU
+    gpus: int = 0  # GPUs of this machine; 0: the processes run on the CPU
     threads: int = 1  # of each process
     machines: int = 1
     machine_rank: int = 0
     main_ip: str | None = None  # address of machine 0; None: this machine
-    main_port: int | None = None  # of machine 0; None on one machine, if one is chosen
-    job: str | None = None  # by which the other machines find the run that machine 0 makes
-    restarts: int = 0  # of all processes, after one of them has died
+    main_port: int | None = None  # port of machine 0; None on one machine, where a free one is chosen
+    job: str | None = None  # identifies the run that machine 0 makes for the other machines
+    restarts: int = 0  # restarts of all processes after one of them has died
     extra: tuple[str, ...] = ()  # options for `accelerate launch`
-    note: str | None = None  # why GPUs that are here are not used, though nobody said so
+    note: str | None = None  # why this machine's GPUs are unused although the user did not ask for that
 
     @property
     def distributed(self) -> bool:
@@ -180,7 +180,7 @@ def _usable(there: int, visible: str | None, path: str | None) -> Gpus:
     with streams.spinner("testing the GPU" + "s" * (there > 1)):
         gpus = _tried_apart(there)
     if key and gpus.lack is None:
-        with contextlib.suppress(OSError):  # a home that nobody may write
+        with contextlib.suppress(OSError):  # a home that is not writable
             files.write_json(remembered, key)
     return gpus
 
@@ -194,7 +194,7 @@ def _tried_apart(there: int) -> Gpus:
         return Gpus(there, 0, f"it did not respond within {TRYING:.0f} s")
     try:
         return Gpus(**json.loads(done.stdout.splitlines()[-1]))
-    except (IndexError, TypeError, ValueError):  # no torch, or one that does not load
+    except (IndexError, TypeError, ValueError):  # torch is missing or does not load
         said = done.stderr.strip().splitlines() or [f"it exited with code {done.returncode}"]
         return Gpus(there, 0, said[-1])
 
@@ -218,7 +218,7 @@ def _meeting(section: LaunchSection, machines: int, job: str) -> dict[str, Any]:
     else:
         words = [ip, machines, job]
     digest = hashlib.sha256(json.dumps([str(word) for word in words]).encode()).digest()
-    # of two trainings with one first machine each needs its own port
+    # two trainings with the same first machine need different ports
     port = section.main_port or FIRST_PORT + int.from_bytes(digest[:4], "big") % PORTS
     meeting = {"machines": machines, "machine_rank": rank, "main_ip": ip, "main_port": port}
     return meeting | {"job": digest.hex()[:16]}
@@ -276,7 +276,7 @@ def config(p: Plan) -> str:
         "main_process_ip": p.main_ip or "null",
         "main_process_port": p.main_port or 0,
         "use_cpu": str(not p.distributed and trains_on_cpu(p.gpus, p.processes)).lower(),
-        "rdzv_backend": "static",  # rank 0 is of machine 0, and no other port is needed
+        "rdzv_backend": "static",  # rank 0 runs on machine 0, so no other port is needed
         "same_network": "true",
     }
     return "".join(f"{key}: {value}\n" for key, value in values.items())
@@ -321,7 +321,7 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
     for key, value in {**TUNING, **places}.items():
         env.setdefault(key, str(value))
     if p.main_ip and (interface := interface_to(p.main_ip)):
-        env.setdefault("GLOO_SOCKET_IFNAME", interface)  # gloo's own guess is often the loopback
+        env.setdefault("GLOO_SOCKET_IFNAME", interface)  # gloo often picks the loopback
     return env | devices.environment(p.gpus, trains_on_cpu(p.gpus, p.processes))
 
 
@@ -341,7 +341,7 @@ def run(folder: Path, p: Plan, *, launcher: bool, mode: str = "human") -> dict[s
         received.append(signum)
         if len(received) == 1:
             files.write_atomic(target.stop_file, str(signum))
-        signals.note(signum)  # for a caller that would continue where this engine had finished by then
+        signals.note(signum)  # the engine may have finished, and then the caller would continue
 
     heard = signals.hear(on_signal)
     # its own group: Ctrl-C in a terminal reaches every process of the group
@@ -396,7 +396,7 @@ def is_saving(target: Run) -> bool:
         for folder in run.checkpoints_folder.glob("*"):
             try:
                 latest = max(latest, *(path.stat().st_mtime for path in (folder, *folder.glob("*"))))
-            except FileNotFoundError:  # renamed meanwhile: it is whole
+            except FileNotFoundError:  # it was renamed meanwhile, so it is complete
                 return True
     return time.time() - latest < SAVING
 
@@ -441,16 +441,16 @@ def outcome(target: Run, returncode: int, received: list[int]) -> dict[str, Any]
     """The status of a finished run or job. Otherwise raises the error that the engine recorded, or one
     deduced from the exit code (−N if signal N ended the process)."""
     if returncode == UsageError.code and files.is_locked(target.lock):
-        raise claims.in_use(target)  # by a process that another `gz` has left behind
+        raise claims.in_use(target)  # by a process left behind by another `gz`
     status = target.status()
     if status.get("state") == "finished":
         return status
-    # where one rank was killed, the others record the lost connection as an error of their own
+    # if one rank is killed, the others record the lost connection as their own error
     killed = returncode in (KILLED, 128 - KILLED) or status.get("lost")
     consequence = killed and (status.get("error") or {}).get("kind") == GzError.kind
     if (recorded := status.get("error")) and not consequence:
         message, hint = recorded["message"], recorded["hint"]
-        if recorded["kind"] == Interrupted.kind:  # by the signal that this process received
+        if recorded["kind"] == Interrupted.kind:  # with the signal that this process received
             signum = received[0] if received else status["code"] - 128
             raise Interrupted(message, signum=signum, hint=hint)
         raise ERRORS.get(recorded["kind"], GzError)(message, hint=hint)

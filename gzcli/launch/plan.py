@@ -41,8 +41,9 @@ from gzcli.store.run_folder import STAGES
 from gzcli.store.runs import Run
 
 R = TypeVar("R", bound=Recipe)
-OF_START = ("seed", "launch", "params")  # keys that a training from its weights does not take over
-PATIENCE = 1800.0  # seconds that machines wait for each other: images may be packed, somebody still be typing
+OF_START = ("seed", "launch", "params")  # keys that a training from a run's weights does not adopt
+# seconds that machines wait for each other: one may be packing images, or its user may still be typing
+PATIENCE = 1800.0
 # keys of a recipe that do not change a training
 NOT_TRAINED = ("about", "format", "bench", "launch", "ood", "params")
 
@@ -55,12 +56,12 @@ class Request:
     """The arguments of `ask`, and the resulting recipe."""
 
     recipe: Resolved  # with absolute paths
-    earlier: Run | None  # that is repeated; None if a model, a file or weights to start from were named
+    earlier: Run | None  # the run to repeat; None if a model, a file or initial weights were named
     what: str
     data: str | None
     sets: Sequence[str]
     flags: Mapping[str, Any]
-    parent: Run | None = None  # whose weights the training starts from
+    parent: Run | None = None  # the run whose weights the training starts from
 
     @property
     def at_paper(self) -> Resolved | None:
@@ -151,11 +152,11 @@ def start_of(name: str, run: Run) -> Weights:
     line."""
     tree = {key: value for key, value in run.tree().items() if key not in OF_START}
     if stages := {stage.path.name: stage for stage in run.stages}:
-        parts = {  # one that was taken from another run is in the folder too
+        parts = {  # a stage from another run is in the folder too
             stage: part if isinstance(part := tree[STAGES][stage], dict) else one.tree()
             for stage, one in stages.items()
         }
-        shared = tree["data"].items()  # the file of a whole run repeats it in each stage
+        shared = tree["data"].items()  # the file of a run repeats it in each stage
         tree[STAGES] = {
             stage: {key: value for key, value in part.items() if key in OF_STAGE}
             | {"data": {k: v for k, v in (part.get("data") or {}).items() if (k, v) not in shared}}
@@ -163,7 +164,8 @@ def start_of(name: str, run: Run) -> Weights:
         }
     data: dict[str, Any] = {"channels": None, "n": None}
     spec = SPECS.get(str(tree["data"].get("name")))
-    if tree["data"].get("levels") == (spec.levels if spec else 256):  # of the set, not of the recipe
+    # these are keys of the data set, not of the recipe
+    if tree["data"].get("levels") == (spec.levels if spec else 256):
         data["levels"] = None
     if run.owner.latent_folder.is_dir():
         data["latent"] = str(run.owner.latent_folder)
@@ -192,7 +194,7 @@ def _parent_of(part: Part, recipe: Resolved) -> dict[str, Any]:
     if is_weights(init) and not is_bundle(Path(init).expanduser()):
         file = Path(init).expanduser().absolute()
         return {"init": str(file), "parent": f"{init} sha256:{files.checksum(file)}"}
-    run = find_run(init)  # of which a stage starts from the stage of its name
+    run = find_run(init)  # a run whose stages are the initial weights of the stages of the same names
     return weights_of(
         init, next((stage for stage in run.stages if stage.path.name == part.stage), run.serving)
     )
@@ -207,9 +209,9 @@ class Start:
 
     request: Request
     plan: Plan
-    # that continues; None: a new one is made, or that of machine 0 joined by the others
+    # the run to continue; None: make a new one, or join that of machine 0
     run: Run | None = None
-    alias: str | None = None  # of a new run
+    alias: str | None = None  # name of a new run
 
     def recipe(self, *, say: Say = silent, progress: Report = unreported) -> Recipe:
         """The recipe to train, completed by its data set, which is downloaded and packed if necessary."""
@@ -257,7 +259,7 @@ class Start:
         try:
             if self.run and run.environment_file.exists() and not run.environment:
                 say(f"`{run.environment_file}` was damaged; gz rewrote it without its record of the data set")
-            with held:  # nobody else trains or removes it meanwhile, or its data
+            with held:  # so that no other process trains it, or removes it or its data, meanwhile
                 held.callback(Use(locate(recipe.data.name)).end)
                 write_run(run, recipe, self.plan)
                 if self.run is None or "recipe" not in run.status():
@@ -373,7 +375,7 @@ def shared_out(recipe: Resolved, processes: int) -> tuple[Resolved, list[str]]:
         share = max(1, size // processes)
         if f"{part.in_recipe}train.accumulate" in recipe.ours and size % (processes * accumulate):
             accumulate = min(accumulate, share)
-            if size % processes == 0:  # in parts no larger than before
+            if size % processes == 0:  # a part keeps its size or shrinks
                 accumulate = next(k for k in range(accumulate, share + 1) if share % k == 0)
         batch, key = size, f"{part.in_recipe}train.batch_size"
         if key in recipe.ours and size % (processes * accumulate):
@@ -428,7 +430,8 @@ def continued(run: Run, typed: Resolved, steps: int | None) -> Recipe:
     for key in typed_keys(typed):
         if not key.startswith("launch.") and not key.endswith("train.steps"):
             old, new = recipe.value(key), typed.value(key)
-            counted = key.endswith("train.minutes") and old is None  # they have become a number of steps
+            # they were converted to a number of steps
+            counted = key.endswith("train.minutes") and old is None
             if old != new and not counted:
                 differ.append(f"  {key}: {old} in the run, {new} requested")
     if steps is not None:
@@ -491,7 +494,8 @@ def write_run(target: Run, recipe: Recipe, p: Plan) -> None:
         "data": before.get("data"),  # a resume compares its data with this record
         "models": before.get("models") or catalog.keep(target.path, (part.model for part in recipe.parts)),
     }
-    files.write_json(target.environment_file, env)  # first: a run with a recipe is known by what it trains
+    # first, because the list names a run by what its recipe trains
+    files.write_json(target.environment_file, env)
     files.write_atomic(target.recipe_file, dump(recipe.tree()))
     start = {"state": "planned", "error": None, "code": None}
     target.update(**start)
@@ -584,7 +588,7 @@ def trained(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a recipe's tree that determines the training, as JSON values."""
 
     def cut(tree: Any) -> Any:
-        if not isinstance(tree, Mapping):  # a stage that is a run's id
+        if not isinstance(tree, Mapping):  # a stage given as a run's id
             return tree
         keys = {key: value for key, value in tree.items() if key not in NOT_TRAINED}
         if "train" in keys:
@@ -602,7 +606,7 @@ def note_whole(run: Run, request: Request, recipe: Recipe) -> None:
     these from the earlier run."""
     resolved, earlier = request.recipe, request.earlier
     steps = {part.stage: None if part.train.minutes else part.train.steps for part in resolved.written.parts}
-    # the size of the user's own file does not count: a run of the set's own size is preferred to it
+    # the size of the user's file is ignored: a run at the set's own size is preferred
     sizes = [layer.section("data").get("size") for layer in resolved.layers if layer.source == "shipped"]
     size = next(filter(None, reversed(sizes)), None)
     changing = {layer.source for layer in filter(changes_loss, resolved.layers)} - {"shipped"}
@@ -613,10 +617,10 @@ def note_whole(run: Run, request: Request, recipe: Recipe) -> None:
         steps = {name: note.get("steps", steps[name]) for name, note in notes.items()}
         if earlier.data == run.data:
             size = (earlier.status().get("recipe") or {}).get("size")
-    if request.parent:  # the size of the weights is that of the plan
+    if request.parent:  # the weights have the plan's size
         size = size_of(recipe.data)
     elif size is None and resolved.dataset:
         size = resolved.dataset.size
     if patch_of(recipe.data.augment):
-        size = size_of(recipe.data)  # patches of whatever size are no smaller version of the set
+        size = size_of(recipe.data)  # patches are not a smaller version of the set, whatever their size
     runs.note_recipe(run, steps, size, shipped, size=size_of(recipe.data), levels=recipe.data.levels)

@@ -16,26 +16,26 @@ from typing import Literal
 
 from gzcli.core.errors import UsageError
 
-WARNING = 180  # seconds between the signal and the end of the time, for a checkpoint
-CORES_OF_A_PROCESS = 2  # that a job asks for, where nothing else is said
+WARNING = 180  # seconds between the signal and the time limit, enough for a checkpoint
+CORES_OF_A_PROCESS = 2  # CPU cores per process that a job asks for by default
 _KEY = re.compile(r"[a-z][a-z0-9-]*")
-_UNQUOTED = {'"', "\\"}  # what `sbatch` takes for its own within quotes
+_UNQUOTED = {'"', "\\"}  # characters that `sbatch` interprets even within quotes
 
 
 @dataclass(frozen=True)
 class Job:
     """A command to submit."""
 
-    words: Sequence[str]  # its command line without the options about the submission, `--name` and `--seed`
-    name: str  # of the job, and the beginning of a run's second name
-    seed: int  # to which an array's task adds its number
+    words: Sequence[str]  # the command line without `--name`, `--seed` and the options of the submission
+    name: str  # name of the job, and prefix of a run's second name
+    seed: int  # the seed to which a task of an array adds its number
     gpus: int  # of each node
     cores: int  # of each node
     machines: int = 1
-    # when it was out of time: the run of the job's name continues, or the one that its words resume, or they
-    # are run again; None: it would begin again
+    # after the time limit, the requeued job continues the run of its name, resumes the run in `words`, or runs
+    # the same command again; None: it would start from scratch, so it is not requeued
     goes_on: Literal["named", "resumed", "same"] | None = None
-    tasks: Sequence[str] = ()  # entries of a league, of which each task of an array takes one
+    tasks: Sequence[str] = ()  # entries of a league, one for each task of an array
 
 
 def options(words: Iterable[str]) -> dict[str, str | None]:

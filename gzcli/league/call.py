@@ -20,9 +20,9 @@ from gzcli.league.league import Terms, beside_others
 from gzcli.league.sweep import SweepResult, play, sweep_of
 from gzcli.store.jobs import BenchJob
 
-CALLS = 20  # network calls per image at which samplers are compared too, as `gz bench` has it
+CALLS = 20  # network calls per image at which samplers are also compared, as in `gz bench`
 
-USUAL = 10_000  # images that are drawn of each run
+USUAL = 10_000  # images drawn from each run
 
 
 @dataclass(frozen=True)

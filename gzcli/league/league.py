@@ -32,13 +32,13 @@ from gzcli.store.jobs import BenchJob
 from gzcli.store.paths import recipe_names, spelling
 from gzcli.store.runs import Run
 
-STEPS = (1, 2, 4, 8, 16, 32)  # of samplers, for the curve of quality against them
-SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # of the training, for the curve of quality against its time
-KEPT = 100  # checkpoints that a run keeps for that curve, instead of the trainer's ten
-SHORTEST = 3.0  # seconds, the least of `gz train --minutes` too
+STEPS = (1, 2, 4, 8, 16, 32)  # numbers of network calls, for the curve of quality over them
+SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # shares of the training, for the curve of quality over time
+KEPT = 100  # checkpoints kept for that curve, instead of the trainer's ten
+SHORTEST = 3.0  # least seconds, as for `gz train --minutes`
 EXTRA = {"caption": "captions", "before": "pictures", "second_domain": "pictures"}  # what samples start from
 PACKAGE = Path(__file__).resolve().parents[1]
-# the files that make samples, and those that make a row of them
+# the files that draw samples, and those that compute a row from them
 DRAWING = ["models/denoising/*.py", "models/nn/*.py", "models/labelled.py", "engine/sampler.py"]
 DRAWING += ["judge/contestants.py"]
 JUDGING = [
@@ -54,11 +54,11 @@ class Terms:
     """What all models of a league have in common."""
 
     data: str  # name or path of the data set
-    budget: float  # seconds of training of each model and seed, over all of its stages
+    budget: float  # seconds of training for each model and seed, all stages together
     models: tuple[str, ...] | None
     seeds: tuple[int, ...]
-    job: BenchJob  # the job that judges a run, without the run
-    calls: int  # network calls per image at which samplers with `steps` are compared too; 0: not compared
+    job: BenchJob  # the job that judges a run, without its `run`
+    calls: int  # network calls per image at which samplers with `steps` are also compared; 0: none
     curves: tuple[str, ...] = ()  # "steps", "time", or both: x axes of the curves of quality
 
     @property
@@ -143,7 +143,7 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
 
     if needs := [need for part in parts for need in catalog.card(part.model).needs if need in EXTRA]:
         raise UsageError(f"`{label}` needs {EXTRA[needs[0]]} as input, so its samples are not compared")
-    flags["train.clock"] = "cpu"  # the work of cores: the machine may be busy
+    flags["train.clock"] = "cpu"  # CPU time, because the machine may be busy
     flags["train.minutes"] = minutes(terms.budget / len(parts))
     request = planning.ask(name, terms.data, (), flags)
     if request.earlier:

@@ -24,7 +24,7 @@ from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
 
 MARKERS = "osD^vP*X"
-SECONDS_COUNT = 600.0  # a budget below which the end of a training has seconds
+SECONDS_COUNT = 600.0  # budget below which times of day are printed with seconds
 Point = tuple[float, float, float | None]  # x, mean over seeds, standard deviation over seeds
 
 
@@ -34,7 +34,7 @@ class League:
 
     terms: Terms
     entries: Sequence[Entry]
-    left_out: Mapping[str, str]  # the reason for each model that does not take part, by name
+    left_out: Mapping[str, str]  # model → why it does not take part
     folder: Path
 
     @classmethod
@@ -100,7 +100,7 @@ def hold(
 
 # ---------------------------------------------------------------------------- training and judging
 
-Turn = tuple[int, float, GzError | None]  # an entry, when its turn began, what went wrong in its process
+Turn = tuple[int, float, GzError | None]  # an entry, when its turn began, and what failed in its process
 
 
 def play(
@@ -122,7 +122,7 @@ def play(
             error.hint = AGAIN
             raise
         except GzError as error:
-            if heard:  # by which what the entry ran was ended
+            if heard:  # the signal that ended the entry's command
                 raise stopped(heard[0]) from error
             failed = {"setting": "default", "metrics": {}, "floor": {}, "error": error.message}
             rows[i] = [facts_of(entry, entry.run()) | failed]

@@ -29,13 +29,13 @@ from gzcli.store.metrics import curves, metric_lines
 from gzcli.store.paths import user_dir
 from gzcli.store.runs import Run
 
-USUAL = 8  # settings that are drawn of a range
-MOST = 1000  # settings of a sweep
-TRIES = 100  # draws for each setting that is to differ from the others
+USUAL = 8  # settings drawn from a range
+MOST = 1000  # most settings of a sweep
+TRIES = 100  # draws tried for each setting until it differs from the others
 _NUMBER = r"(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+)"
 _RANGE = re.compile(rf"{_NUMBER}\.\.{_NUMBER}")
-_LENGTH = ("train.steps", "train.minutes")  # keys that the budget decides
-Setting = tuple[str, ...]  # `key=value` of each key that is swept
+_LENGTH = ("train.steps", "train.minutes")  # keys set by the budget
+Setting = tuple[str, ...]  # `key=value` of each swept key
 State = Literal["best", "stopped", "diverged", "failed"]
 
 
@@ -249,7 +249,7 @@ class Record:
 
     steps: int | None = None
     values: list[float] = field(default_factory=list)
-    error: GzError | None = None  # that it failed by in this process; the next one tries it again
+    error: GzError | None = None  # it failed in this process; the next one tries it again
 
     @property
     def last(self) -> float:
@@ -352,7 +352,7 @@ def extend(sweep: Sweep, i: int, rung: int, record: Record, say: Say) -> None:
     except MissingError:
         raise
     except GzError as error:
-        if number := signals.heard():  # by which what it ran was ended
+        if number := signals.heard():  # the signal that ended its command
             raise stopped(number) from error
         record.error = error
         say(f"{words}: failed: {error.message}")
@@ -367,7 +367,7 @@ def value_at(sweep: Sweep, i: int, rung: int, record: Record, say: Say) -> float
     steps = (record.steps or 0) << rung if rung else 0
     run = Training.of(sweep.request(i, steps), say, alias=sweep.alias(i)).train(say)
     if not record.steps:
-        # of a run that was trained further, as by a sweep whose record is lost
+        # of a run trained further, for example by a sweep whose record is lost
         record.steps = run.status().get("first_steps") or run.status()["step"]
     run.update(first_steps=record.steps)
     if (best := run.best) is None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 AGAIN = "run the same command to resume"
-LOOK_EVERY = 0.5  # seconds between looks at a training of another process
+LOOK_EVERY = 0.5  # seconds between checks of another process's training
 
 
 @dataclass(frozen=True)

@@ -32,13 +32,13 @@ from gzcli.models import catalog
 from gzcli.recipe.suggest import NEEDS, suggest
 from gzcli.store.runs import Run, by_name
 
-REGRET = 1.1  # times the least excess that the shortlist may have on a shipped league
-FEWEST = 4  # models of the shortlist, if as many fit
-SAMPLES = 1000  # of each model of the last round, that the judges compare; of earlier ones in proportion
-FEW = 100  # of a model that needs longer than `SHARE` of its training to draw them
+REGRET = 1.1  # largest excess of the shortlist on a shipped league, as a multiple of the least
+FEWEST = 4  # models of the shortlist, if that many fit
+SAMPLES = 1000  # samples compared for each model of the last round; earlier rounds take proportionally fewer
+FEW = 100  # fewest samples, for a model that draws for longer than `SHARE` of its training
 SHARE = 0.1
-JUDGES = ("fd", standings.SECOND)  # of the shipped leagues
-PUBLISHED = "kid_lite"  # of colour images: a judge that needs no training on the set, which may be small
+JUDGES = ("fd", standings.SECOND)  # judges of the shipped leagues
+PUBLISHED = "kid_lite"  # judge of colour images: it needs no training on the set, which may be small
 
 Excesses = Mapping[str, Mapping[str, float]]  # league and judge → model → excess over real images
 
@@ -48,7 +48,7 @@ class Race:
     """Models that compete for a budget."""
 
     models: tuple[str, ...]
-    terms: Terms  # of its rounds, but for models and budget
+    terms: Terms  # the league of its rounds, except for models and budget
     budget: float  # seconds of training of all rounds together
 
     @property
@@ -175,11 +175,11 @@ def excesses() -> dict[str, dict[str, float]]:
     table: dict[str, dict[str, float]] = {}
     for data, scale in measured.places():
         for row in measured.standings(data, scale):
-            if row.get("late") == "True":  # it had more training than the others
+            if row.get("late") == "True":  # it was trained for longer than the others
                 continue
             for judge in JUDGES:
                 if value := row.get(f"{judge}_excess"):
-                    # below half its interval an excess cannot be told from 0
+                    # an excess below half its interval cannot be distinguished from 0
                     least = float(row[f"{judge}_excess_half"])
                     of_judge = table.setdefault(f"{data} {scale} {judge}", {})
                     of_judge[row["model"]] = max(float(value), least)
@@ -225,7 +225,7 @@ def cover(table: Excesses, models: Collection[str]) -> tuple[str, ...]:
     regrets = regrets_of(table, models)
     if not regrets:
         return tuple(models)
-    # a model that no row puts within the bound serves nobody
+    # a model must be within the bound in at least one row
     useful = [name for name in models if any(row.get(name, math.inf) <= REGRET for row in regrets)]
 
     def worst(chosen: Sequence[str]) -> list[float]:

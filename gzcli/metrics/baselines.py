@@ -48,7 +48,7 @@ def knn_pca(train: np.ndarray, images: list[np.ndarray], *, k: int = 5, dims: in
 
     flat, *queries = (np.asarray(a).reshape(len(a), -1).astype(np.float32) / 255 for a in (train, *images))
     count, values = flat.shape
-    # of few images the covariance is larger than their own matrix
+    # for few images, the covariance is larger than their matrix
     exact = "full" if 4 * count <= values else "covariance_eigh"
     solver = exact if values <= 4096 else "randomized"
     pca = PCA(min(dims, *flat.shape), svd_solver=solver, random_state=0)

@@ -31,12 +31,13 @@ from gzcli.data.packs.stream import Pictures
 from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
-SHIPPED = Path(__file__).parent / "judges"  # of MNIST, digits and glyphs: every machine has its metrics
+# for MNIST, digits and glyphs, so that every machine computes the same metrics
+SHIPPED = Path(__file__).parent / "judges"
 FEATURES = 64
 STEPS, BATCH = 1500, 128
-EPOCHS, SMALLEST = 30, 32  # a small set has smaller batches: of about so many epochs, but not below
-WARMUP = 0.07  # share of the steps
-SKILL = 0.25  # what a living network has learned, of what there is to learn beyond chance
+EPOCHS, SMALLEST = 30, 32  # small sets use smaller batches, to get about this many epochs; least batch
+WARMUP = 0.07  # warm-up, as a share of the steps
+SKILL = 0.25  # least accuracy beyond chance of a network that trains, as a share of the possible gain
 
 
 class Classifier(nn.Module):
@@ -66,7 +67,7 @@ class Training:
     change of the weights."""
 
     recipe: str
-    network: Callable[[int, Size, int], Classifier]  # of channels, size, number of outputs
+    network: Callable[[int, Size, int], Classifier]  # by channels, size and number of outputs
     optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
     augment: Callable[[Tensor], Tensor] | None
     smoothing: float = 0.0  # of the labels
@@ -83,8 +84,8 @@ class NetFeatures:
     """A trained network. Metrics in the features of different networks are not comparable."""
 
     net: Classifier
-    hash: str  # of the weights; it names the feature space
-    accuracy: float  # on the test split: of the classes, or the rotations; balanced, of attributes
+    hash: str  # hash of the weights; identifies the feature space
+    accuracy: float  # accuracy on the test split, for classes or rotations; for attributes, balanced
     rotations: bool  # whether it classifies rotations
     device: torch.device
     batch: int = field(default=500, repr=False)  # number of images in a forward pass
@@ -224,7 +225,7 @@ def _load(path: Path, pack: Pack, training: Training, device: torch.device) -> N
         task = _task(pack, bool(meta["rotations"]))
         if meta != json.loads(json.dumps(task)):
             raise ValueError("it was trained on other images")
-        with torch.device("meta"):  # no draw from the global generator
+        with torch.device("meta"):  # leaves the global generator untouched
             net = training.network(task["channels"], task["size"], task["outputs"])
         expected = {name: (value.shape, value.dtype) for name, value in net.state_dict().items()}
         if {name: (value.shape, value.dtype) for name, value in state.items()} != expected:

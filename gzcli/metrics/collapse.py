@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import numpy as np
 
-FEW_CLASSES = 0.7  # a smaller share of the entropy of classes is a collapse; five of ten classes have 0.7
-CLOSE = 0.5  # a smaller share of the distance between images is a collapse
+# a smaller share of the entropy of the classes means collapse; five of ten classes have 0.7
+FEW_CLASSES = 0.7
+CLOSE = 0.5  # a smaller share of the distance between images means collapse
 
 
 def entropy(classes: np.ndarray) -> float:

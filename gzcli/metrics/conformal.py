@@ -17,8 +17,8 @@ import math
 
 import numpy as np
 
-ROUNDING = 1e-9  # that products as .01 · 100 may be off by
-TIE = 1e-5  # relative: scores of one image in different batches differ by less
+ROUNDING = 1e-9  # rounding error of products such as .01 · 100
+TIE = 1e-5  # relative; scores of the same image in different batches differ by less
 
 
 def p_values(calibration: np.ndarray, scores: np.ndarray, *, tails: int = 1) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from gzcli.core.errors import DivergedError, UsageError
 
-# of each figure: its heading, and where better values lie
+# metric → heading with the direction of better values
 FIGURES: dict[str, tuple[str, Literal["down", "up"]]] = {
     "auroc": ("AUROC", "up"),
     "fpr95": ("FPR95", "down"),
@@ -64,7 +64,7 @@ def detection(s_in: np.ndarray, s_out: np.ndarray, *, trapezoid: bool = False) -
         "fpr95": fpr_interval(in_, out),
         "fpr95_id": fpr_interval(out[::-1], in_[::-1]),
     }
-    # the value itself is inside, whatever rounding does
+    # rounding must not put the value outside
     ci = {name: [min(low, figures[name]), max(high, figures[name])] for name, (low, high) in ends.items()}
     return {**figures, "n_in": len(s_in), "n_out": len(s_out), "ci": ci}
 
@@ -136,7 +136,7 @@ def fpr_interval(negative: np.ndarray, positive: np.ndarray) -> Ends:
     likelihood profile of Claeskens et al. 2003). With fewer than 73 positive images, no threshold is too low,
     so it ends at 1. Both sides are counts by ascending rank."""
     fpr, tpr = (np.append(np.cumsum(c[::-1])[::-1], 0) / c.sum() for c in (negative, positive))
-    above = np.append(tpr[1:], 0)  # the rate at the next higher threshold, which falls short of 95 %
+    above = np.append(tpr[1:], 0)  # the rate at the next higher threshold, which is below 95 %
     gap = np.maximum(0, np.maximum(0.95 - tpr, above - 0.95))
     left = CHI2 - positive.sum() * gap**2 / (0.95 * 0.05)
     low, high = wilson(fpr[left >= 0], negative.sum(), left[left >= 0])

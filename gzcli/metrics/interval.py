@@ -11,7 +11,7 @@ import numpy as np
 from gzcli.core.errors import UsageError
 from gzcli.metrics.metric import Interval
 
-QUANTILE = 0.975  # of the upper end of an interval
+QUANTILE = 0.975  # quantile of the upper end of an interval
 Function = Callable[..., float]
 
 

@@ -39,11 +39,11 @@ class LikelihoodScore:
     """A score as a function of facts about B images: float64 [B] each, by the names of `Fact`. `statistics`
     are the NLL, the code length and further facts, each by its own name."""
 
-    compute: Callable[[Arrays, Any], np.ndarray]  # of the facts, and of what was fitted
-    reads: tuple[Fact, ...]  # which decide for which models the score exists
-    fit: Callable[[Arrays], Any] | None = None  # of the same facts of held-out images
+    compute: Callable[[Arrays, Any], np.ndarray]  # function of the facts and of what was fitted
+    reads: tuple[Fact, ...]  # names of the facts; a model without one of them does not have the score
+    fit: Callable[[Arrays], Any] | None = None  # function that fits to the same facts of held-out images
     default: bool = False  # whether the score is computed if no score is named
-    tails: int = 2  # 2 where a low value is unusual, too; 1 where low values are the most usual ones
+    tails: int = 2  # 2 if low values are unusual too; 1 if low values are the most usual
 
 
 def densities(held_out: Arrays) -> dict[str, Any]:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 else:
     Array = Any
 
-FETCHED = ("inception", "dinov2", "clip")  # feature spaces whose weights are fetched, by the weights' name
+# feature spaces with downloaded weights, each named like its weights
+FETCHED = ("inception", "dinov2", "clip")
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,12 @@ class Column:
 
     name: str
     better: Literal["down", "up"] | None = None  # direction of better values; None: neither
-    keep: int = 10  # priority in a narrow table, which drops the column with the least first
-    rank: int | None = None  # its place among the metrics that a league is ranked by
+    keep: int = 10  # priority in a narrow table; the column with the least is dropped first
+    rank: int | None = None  # its place among the metrics that rank a league
     signed: bool = False  # whether it is unbiased and may be below 0
-    beside: bool = False  # whether it is in the table of a league beside the metric of the places
+    beside: bool = False  # whether the table of a league shows it beside the ranking metric
     cost: bool = False  # whether it is a cost of a model, not a quality
-    meaning: str = ""  # for the page of a shared model
+    meaning: str = ""  # its definition for the page of a shared model
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,10 @@ class Metric:
     width: int | None = None  # number of features of a raw Fréchet distance
     weights: str = ""  # downloaded weights besides those of its features
     default: Literal["", "always", "colour"] = ""  # the sets for which it is a default metric
-    floor: Literal["draws", "test", "train"] = "draws"  # real images that stand instead of samples
+    floor: Literal["draws", "test", "train"] = "draws"  # real images used instead of samples
     of_sampler: bool = False  # whether `of_model` depends on the sampler
-    distributed: bool = False  # whether every rank computes a share of `of_model`, not the first one all
+    # whether every rank computes a share of `of_model`, instead of the first rank everything
+    distributed: bool = False
     compare: Callable[[Array, Array, bool], Figures] | None = None
     within: Callable[[Array, Array, Array, Array, bool], Figures] | None = None
     of_images: Callable[[Any, Any], Figures] | None = None

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-LIMIT = 0.3  # false-positive rate up to which regions are integrated
+LIMIT = 0.3  # the overlap of regions is integrated up to this false-positive rate
 
 
 def pixel_figures(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> dict[str, float] | None:

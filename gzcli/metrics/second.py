@@ -13,12 +13,12 @@ from gzcli.core.units import Size, sides
 from gzcli.data.packs.pack import Pack
 from gzcli.metrics.classifier import FEATURES, Classifier, NetFeatures, Training, once
 
-WIDTH = 24  # of the first block; the second has FEATURES
-SIDE = 16  # from this on the stem halves images
-BATCH = 64  # a step takes twice as long as the LeNet's
+WIDTH = 24  # channels of the first block; the second has FEATURES
+SIDE = 16  # from this side, the stem halves images
+BATCH = 64  # half that of the LeNet, because a step takes twice as long
 LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
 SHIFT, HOLE = 0.08, 0.35  # shares of the sides: the largest shift, and the square that is erased
-ERASED = 0.5  # share of the images with one
+ERASED = 0.5  # share of the images with an erased square
 
 
 def convolution(channels: int, filters: int, stride: int = 1) -> nn.Sequential:

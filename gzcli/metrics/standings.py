@@ -17,12 +17,12 @@ from gzcli.metrics.metric import column_of, ranking
 AXES = {"steps": ("calls", "network calls per image"), "time": ("at_seconds", "seconds of training")}
 Row = Mapping[str, Any]
 SECOND = "fd_second"  # the metric of the second judge
-LATE = 1.25  # times the budget, above which a training took too long to have a place
+LATE = 1.25  # a training that took longer than this multiple of the budget has no place
 
 NUMBERS = ("params", "train_seconds", "train_steps", "sample_seconds", "steps", "calls", "peak_memory")
 IDENTITY = ("model", "title", "seed", "setting", "run", "n", "drawn")
-FACTS = (*IDENTITY, *NUMBERS)  # `sample_seconds` are of an image
-SAMPLER = ("sampler", "guidance")  # of the resolved options of the sampler
+FACTS = (*IDENTITY, *NUMBERS)  # `sample_seconds` is per image
+SAMPLER = ("sampler", "guidance")  # keys of the resolved sampler options
 ORIGIN = ("commit", "machine")
 
 

@@ -145,7 +145,7 @@ def started(case: Case) -> tuple[Model, Batch]:
 
 
 def fixed_noise(batch: Batch, phase: str, step: int = 0) -> Batch:
-    """The batch with the noise of a phase at a step, restarted at its first draw."""
+    """The batch with the noise of a phase at a step; its next draw is the first."""
     return batch.rows(slice(None), BatchNoise(SEED, step, phase, total=len(batch)))
 
 

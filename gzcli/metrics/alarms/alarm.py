@@ -11,16 +11,16 @@ from gzcli.metrics.alarms.cross import Calibrated, cross, split
 from gzcli.metrics.alarms.fitted import Fitted
 from gzcli.metrics.alarms.methods import METHODS
 
-MANY = 2000  # good images from which a share is calibrated on alone, without folds
-FITTED = 2000  # images that methods are fitted to, at most
-CALIBRATING = 10_000  # images that calibrate, at most
+MANY = 2000  # from this number of good images, some are only used to calibrate, without folds
+FITTED = 2000  # most images to fit methods to
+CALIBRATING = 10_000  # most images to calibrate with
 
 
 @dataclass(frozen=True)
 class Alarm:
     choice: Choice
     calibrated: Calibrated
-    fitted_on: int  # images that each model was fitted to, about
+    fitted_on: int  # approximate number of images that each model was fitted to
 
 
 def calibrate(

@@ -22,24 +22,25 @@ from gzcli.metrics.alarms.features import cell_of, features
 from gzcli.metrics.alarms.fitted import sides
 from gzcli.metrics.alarms.local import fit_local
 
-RATES = 0.06  # of good images, up to which thresholds count
-FEWEST = 12  # good images that a choice needs; with fewer the first settings are taken
-SHARE, MOST = 0.28, 140  # of good images that are set aside: 50 of 70 are left for a rate of 2 %
+RATES = 0.06  # largest false-alarm rate of a threshold that counts
+FEWEST = 12  # fewest good images for a choice; with fewer, the first settings are used
+SHARE, MOST = 0.28, 140  # share of good images set aside: for a rate of 2 %, 50 of 70 are left
 EACH = 16  # defects of each kind
-MARGIN = 0.03  # by which others must find more than settings that are tried earlier
-TELLING = 0.25  # share of the defects that the best must find; otherwise plainer ones are drawn
-# scales of which one group is taken; the first is the default
+MARGIN = 0.03  # the first settings whose share is at most this much below the best are chosen
+TELLING = 0.25  # share of the defects that the best settings must find; otherwise plainer defects are drawn
+# groups of scales to choose from; the first is the default
 SCALES = ((1, 3, 5), (1,), (3, -9), (3,), (5,))
 SINGLE = tuple(dict.fromkeys(k for group in SCALES for k in group))
-SIZED = ("pca_local", "pca_patch", "knn_patch", "pca")  # methods that see images reduced by a factor
-Maps = Callable[[np.ndarray], np.ndarray]  # of images: the maps [N, h, w] that a local score is made of
+SIZED = ("pca_local", "pca_patch", "knn_patch", "pca")  # methods that take images reduced by a factor
+Maps = Callable[[np.ndarray], np.ndarray]  # images → the maps [N, h, w] from which a local score is computed
 
 
 @dataclass(frozen=True)
 class Choice:
     method: str
-    settings: Mapping[str, Any]  # keywords of its fit
-    detected: float | None  # the share of the synthetic defects that they find; None: nothing was chosen
+    settings: Mapping[str, Any]  # keywords for its fit
+    # share of the synthetic defects that these settings find; None: nothing was chosen
+    detected: float | None
 
 
 def set_aside(n: int, name: str, needed: int = 0) -> int:
@@ -107,7 +108,7 @@ def tried_scales(
     parts: parts of the good and of the defective images, each of which the others normalise."""
     for relate, even in product((False, True), repeat=2):
         how = {"relate": relate, "even": even}
-        # a local score of each scale by itself, of which any group is the maximum
+        # a local score for each single scale; that of a group is their maximum
         tops = {k: tops_of(maps, parts, k, how) for k in SINGLE}
         for scales in SCALES:
             of_good, of_bad = (np.max([tops[k][side] for k in scales], 0) for side in (0, 1))

@@ -22,9 +22,9 @@ from gzcli.metrics.alarms import neighbourhoods, patches, pca
 from gzcli.metrics.alarms.fitted import Fitted, Mapped, reduced, sides
 from gzcli.metrics.alarms.local import fit_local, rise
 
-FEW = 20  # components at the last size, where places that are too smooth are not those that they see
-LOWEST = -6.0  # of a standardised map in the mean of maps: far below the highest place of a good image
-HIGHEST = 2  # standardised scores of which the mean is taken
+FEW = 20  # components for places that are too smooth
+LOWEST = -6.0  # bound of a standardised map in the mean of maps, far below the maximum of a good image
+HIGHEST = 2  # standardised scores that are averaged
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ import numpy as np
 from gzcli.metrics import conformal
 from gzcli.metrics.alarms.fitted import Fitted
 
-FEW, FOLDS_OF_FEW, FOLDS = 180, 20, 5  # up to so many images 20 folds have the lower bound, above them 5
-USUAL, BRIGHT = 32, 0.995  # held-out images whose maps say what is usual, and the quantile that does
+# up to this number of images, 20 folds give the lower bound; above it, 5 folds
+FEW, FOLDS_OF_FEW, FOLDS = 180, 20, 5
+USUAL, BRIGHT = 32, 0.995  # held-out images whose maps define the usual value, and its quantile
 Fit = Callable[[np.ndarray], Fitted]
 
 
@@ -32,7 +33,7 @@ class Calibrated:
     """The models of all folds, and the score of each held-out image by the model that was not fitted to
     it."""
 
-    models: tuple[Fitted, ...]  # K; a single one where held-out images are not fitted on at all
+    models: tuple[Fitted, ...]  # K models; a single one if no held-out image is used for fitting
     fold: np.ndarray  # int64 [n], the model that scored each held-out image
     held_out: np.ndarray  # float64 [n], their scores
     tails: int = 1

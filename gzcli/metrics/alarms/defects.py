@@ -11,13 +11,14 @@ from collections.abc import Callable
 import numpy as np
 
 Rng = np.random.Generator
-Change = tuple[np.ndarray, np.ndarray]  # what an image becomes, float32 [C, H, W], and where, 0 … 1 [H, W]
-Drawer = Callable[[np.ndarray, Rng], Change]  # of an image float32 [C, H, W], 0 … 255
+# the pixels of the defect, float32 [C, H, W], and its mask, 0 … 1 [H, W]
+Change = tuple[np.ndarray, np.ndarray]
+Drawer = Callable[[np.ndarray, Rng], Change]  # draws a defect for an image float32 [C, H, W], 0 … 255
 LEAST, MOST = 0.03, 0.16  # side of a defect as a share of the image's
-OPAQUE = 0.3  # the least opacity of a defect; contrasts are drawn of their own
+OPAQUE = 0.3  # least opacity of a defect; contrasts are drawn separately
 PLAIN = 1.5  # contrast of plain defects, relative to opaque ones
-SOFT = (0.003, 0.012)  # deviation by which its edges are blurred, as a share of the side, as by a lens
-SEEN = 6  # grey levels by which a pixel of a defect differs at least
+SOFT = (0.003, 0.012)  # standard deviation of the blur of its edges, like a lens's, as a share of the side
+SEEN = 6  # least difference of a pixel of a defect, in grey levels
 
 
 def synthetic(

@@ -17,10 +17,10 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-SIDE = 24  # cells of a side of the map, about
-STRIDE = 8  # of the finer activations, in pixels of the enlarged image
-AT_ONCE = 16  # images that pass the network together
-ROOM = 400_000_000  # bytes of features that are remembered: folds see the same images again and again
+SIDE = 24  # approximate number of cells along a side of the map
+STRIDE = 8  # stride of the finer activations, in pixels of the enlarged image
+AT_ONCE = 16  # images in a forward pass
+ROOM = 400_000_000  # bytes of features kept in memory, because folds reuse the same images
 
 _seen: dict[tuple[int, bytes], np.ndarray] = {}
 

@@ -26,9 +26,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 SCALES = (1, 3, 5)  # sides of the squares over which maps are averaged
-RARE, BEYOND = 0.98, 3.0  # the quantile of good images, and the multiple of it that counts as one of places
-FLOOR = 0.2  # share of its mean over all places that is added to μ in m / μ
-SHRINK = 8.0  # number of images as which the deviation over all places counts in that of each
+# the quantile of good images, and the multiple of it that counts as a quantile of places
+RARE, BEYOND = 0.98, 3.0
+FLOOR = 0.2  # in m / μ, this share of the mean of μ over all places is added to μ
+SHRINK = 8.0  # weight, in images, of the deviation over all places in that of each place
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Local:
     relate: bool  # whether maps are relative
     mean: np.ndarray  # μ of u, float32 [h, w]
     deviation: np.ndarray  # σ, float32 [h, w]
-    scales: tuple[int, ...]  # k, odd; negative where what is too faint counts
+    scales: tuple[int, ...]  # k, odd; negative if values that are too low count
     shift: np.ndarray  # a of s_k, float32 [scales]
     unit: np.ndarray  # b of s_k, float32 [scales]
     whole: np.ndarray  # a, and 3 q / √t, float32 [2]

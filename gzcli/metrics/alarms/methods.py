@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Method:
     about: str  # what it says of an image, for help and tables
-    function: str  # that fits it, such as `pca.fit_pca`: of images uint8 [N, C, H, W] and settings → `Fitted`
-    mapped: bool = False  # whether it says where an image is strange
+    # function that fits it, such as `pca.fit_pca`: images uint8 [N, C, H, W] and settings → `Fitted`
+    function: str
+    mapped: bool = False  # whether it maps where an image is unusual
     fits: bool = True  # whether it depends on good images at all
-    tails: int = 1  # 2 where a low value is unusual, too
+    tails: int = 1  # 2 if low values are unusual too
 
     @property
     def fit(self) -> Callable[..., Fitted]:
@@ -27,8 +28,8 @@ class Method:
         return function
 
 
-DEFAULT = "combined"  # the method of an alarm without a model, with which that of a model is compared
-LOCAL = "local"  # the score of a run that is the maximum of its map, as `local.Local` of these methods
+DEFAULT = "combined"  # method of an alarm without a model, the baseline for those with one
+LOCAL = "local"  # scores of a run that are the maximum of a map, like `local.Local`
 
 METHODS: dict[str, Method] = {
     "combined": Method("the mean of the two highest of several scores", "combined.fit_combined", True),

@@ -20,11 +20,11 @@ from gzcli.metrics.alarms.local import SHRINK, fit_local
 from gzcli.metrics.alarms.patches import patches_of
 from gzcli.metrics.alarms.pca import Components, components, count_of, left_out
 
-SIDE = 3  # of a neighbourhood, in cells
-SHARE = 0.4  # of all components that are used
-SCALES = (1, 3, -9)  # of the local map
-AT_ONCE = 32  # images whose neighbourhoods are computed at a time
-LEAST = 0.05  # the least share of a squared distance that is divided by, see `fit_whitened`
+SIDE = 3  # side of a neighbourhood, in cells
+SHARE = 0.4  # share of the components that are used
+SCALES = (1, 3, -9)  # scale of the local map
+AT_ONCE = 32  # images whose neighbourhoods are computed together
+LEAST = 0.05  # least divisor, as a share of a squared distance (see `fit_whitened`)
 
 
 @dataclass(frozen=True)

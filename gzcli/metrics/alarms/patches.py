@@ -18,22 +18,22 @@ from gzcli.metrics.alarms.fitted import Mapped, reduced
 from gzcli.metrics.alarms.local import SCALES, fit_local
 from gzcli.metrics.alarms.pca import parts_of
 
-DIMENSIONS, OF_FEATURES = 16, 64  # principal components of a patch, and of the features of a place
+DIMENSIONS, OF_FEATURES = 16, 64  # principal components of a patch, and of the features at a place
 STRIDE = 2  # cells from one patch to the next
-MEMORY = 1200  # patches that are remembered
-CANDIDATES = 16_000  # patches of which these are taken
-AT_ONCE = 512  # patches that are compared at a time, so many that the distances stay in the cache
-KNOWN = 120  # good images, at most, whose maps say what is usual
+MEMORY = 1200  # patches in the memory
+CANDIDATES = 16_000  # patches from which the memory is chosen
+AT_ONCE = 512  # patches compared together; their distances fit in the CPU's cache
+KNOWN = 120  # most good images whose maps define the usual value
 
 
 @dataclass(frozen=True)
 class Embedding:
     """The embedding of a patch: its projection by a convolution, and its position."""
 
-    side: int  # of a patch, in cells
+    side: int  # side of a patch, in cells
     mean: np.ndarray  # float32 [C · p · p]
     rows: np.ndarray  # float32 [dimensions, C · p · p], orthonormal
-    weight: float  # of the place, whose coordinates are shares of the sides
+    weight: float  # weight of the place, whose coordinates are shares of the sides
     stride: int = STRIDE
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
@@ -58,7 +58,7 @@ def patches_of(x: np.ndarray, side: int, stride: int = STRIDE) -> np.ndarray:
 
 @dataclass(frozen=True)
 class KnnPatch(Mapped):
-    cell: int  # pixels of the image that a cell of what is embedded has
+    cell: int  # side of an embedded cell in pixels of the image
     embedding: Embedding
     memory: np.ndarray  # float32 [M, dimensions + 2]
 

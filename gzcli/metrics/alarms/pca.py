@@ -14,10 +14,10 @@ from gzcli.metrics.alarms.fitted import Fitted, Mapped, enlarged, reduced
 from gzcli.metrics.alarms.local import SCALES, fit_local
 
 COMPONENTS = 60  # of `pca`
-MOST = 300  # components of `pca_local`, if there are as many images
-SHARES = (1.0, 0.4)  # of these, of which the search takes one
-EVEN = 1e-4  # share of the largest variance that the least one has where rows need no second pass
-PARTS = 4  # of the good images, each of which the others' components leave residuals of
+MOST = 300  # components of `pca_local`, if there are that many images
+SHARES = (1.0, 0.4)  # shares of these components that the search tries
+EVEN = 1e-4  # rows need no second pass if the least variance is at least this share of the largest
+PARTS = 4  # parts of the good images; each is reduced by the components of the others
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from gzcli.store import files
 from gzcli.store.paths import cache_dir
 
 TREE = "tree"  # name of the array that contains all but arrays, as JSON
-LARGEST = 400_000_000  # bytes: larger alarms are made again; 5 folds of 300 components of 128 px have 295 MB
+# bytes; larger alarms are fitted again. 5 folds of 300 components at 128 px have 295 MB
+LARGEST = 400_000_000
 ROOM = "gzcli.metrics.alarms."
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ def code(root: Path = Path(__file__).parent) -> str:
 
 def write(path: Path, fit: Any) -> None:
     arrays: dict[str, np.ndarray] = {}
-    names: dict[int, str] = {}  # by the identity of arrays that several parts of a fit share
+    names: dict[int, str] = {}  # keyed by identity, because several parts of a fit share arrays
 
     def plain(value: Any) -> Any:
         if isinstance(value, np.ndarray):

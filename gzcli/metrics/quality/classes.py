@@ -10,8 +10,8 @@ from typing import Any
 from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
 SPLITS = 10  # parts of the samples over which the inception score is averaged, as torch-fidelity does
-UNSURE = 0.05  # the share of real images that are less sure than what counts as legible
-T = 2.262  # Student's t of nine degrees of freedom
+UNSURE = 0.05  # share of real images with less confidence than counts as legible
+T = 2.262  # Student's t with nine degrees of freedom
 
 
 def of_images(judge: Any, images: Any) -> Figures:

@@ -17,8 +17,8 @@ from gzcli.metrics.frechet import (
 )
 from gzcli.metrics.metric import Array, Column, Figures, Metric
 
-WIDE = 256  # features from which an interval has fewer draws: each takes about a second
-DRAWS, FEW_DRAWS = 50, 12  # halves of the images for the interval
+WIDE = 256  # from this number of features, an interval has fewer draws, because each takes about a second
+DRAWS, FEW_DRAWS = 50, 12  # splits of the images into halves, for the interval
 INFINITY_DRAWS = CLASS_DRAWS = 20
 
 
@@ -78,7 +78,7 @@ def within(fake: Array, real: Array, fake_classes: Array, real_classes: Array, i
 
     from gzcli.metrics.interval import halves, not_negative
 
-    def distance(a: Array, b: Array) -> float:  # rows with their classes in the last column
+    def distance(a: Array, b: Array) -> float:  # rows with their class in the last column
         return within_classes(a[:, :-1], b[:, :-1], a[:, -1], b[:, -1])
 
     sides = (np.column_stack(side) for side in ((fake, fake_classes), (real, real_classes)))

@@ -10,8 +10,8 @@ from gzcli.core.errors import UsageError
 from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
 ROWS = 1000  # rows of the kernel matrix that are held in memory at once
-WIDTH = 2048  # features at most: behind Inception's stand its logits
-SEED = 2020  # torch-fidelity's, so that its subsets are ours
+WIDTH = 2048  # most features: Inception's logits follow its features
+SEED = 2020  # torch-fidelity's seed, so that the subsets are the same
 
 
 def kid(fake: Array, real: Array, *, subsets: int = 100, size: int = 1000, seed: int = 0) -> Interval:
@@ -45,8 +45,8 @@ def _mmd2(fake: Array, real: Array, draws: list[list[Array]]) -> Array:
     m = len(draws[0][0])
     sides = []
     for i, features in enumerate((fake, real)):
-        rows = np.unique([subset[i] for subset in draws])  # that some subset uses
-        uses = np.zeros((len(draws), len(rows)))  # which of them each uses, 0 or 1
+        rows = np.unique([subset[i] for subset in draws])  # rows used by any subset
+        uses = np.zeros((len(draws), len(rows)))  # which rows each subset uses, 0 or 1
         for line, subset in zip(uses, draws, strict=True):
             line[np.searchsorted(rows, subset[i])] = 1
         sides.append((features[rows], uses))
@@ -70,7 +70,7 @@ def _sums(a: tuple[Array, Array], b: tuple[Array, Array]) -> Array:
 
 def _kernel(products: Array, width: int) -> Array:
     base = products / width + 1
-    return base * base * base  # a power takes ten times as long
+    return base * base * base  # `**` takes ten times as long
 
 
 def standardised(fake: Array, real: Array) -> tuple[Array, Array]:

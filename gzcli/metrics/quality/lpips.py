@@ -8,7 +8,7 @@ from typing import Any
 from gzcli.core.types import Batch, ImageNoise, no_progress
 from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
-REBUILT = 200  # test images that are reconstructed, which takes a search for each with a GAN
+REBUILT = 200  # test images to reconstruct; with a GAN, each takes a search
 PAIRS = 500  # pairs of samples
 BATCH = 50  # pairs in a forward pass
 
@@ -31,7 +31,7 @@ def reconstruction(judge: Any, contestant: Any) -> Figures:
             nonlocal count
             labels = trained.label_keywords("reconstruct", None, batch.y)
             with trained.applying():
-                noise = ImageNoise(judge.seed, batch.index, batch.x.device)  # from its first draw on
+                noise = ImageNoise(judge.seed, batch.index, batch.x.device)  # restarted at its first draw
                 applied = method(trained.encode(batch).x, noise=noise, progress=no_progress, **labels)
                 rebuilt = trained.decode(applied.images)
             count += len(batch)

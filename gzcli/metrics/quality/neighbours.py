@@ -10,15 +10,15 @@ from typing import Any
 from gzcli.core.errors import UsageError
 from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
-NEAR, FAR = 3, 5  # neighbour whose distance is the radius of precision and recall, of density and coverage
-DRAWS = 12  # halves of a part's samples for the interval of the density
+NEAR, FAR = 3, 5  # number of the neighbour that sets the radius: precision and recall, density and coverage
+DRAWS = 12  # splits of a part's samples into halves, for the interval of the density
 KEEP = {"precision": 16, "recall": 15, "coverage": 6, "density": 3}
-LEAST = 10  # what is kept for longer is in the table of a league
-CLOSE = 0.01  # the share of held-out images that count as duplicates of training images
+LEAST = 10  # the table of a league shows metrics whose priority is higher
+CLOSE = 0.01  # share of held-out images that counts as duplicates of training images
 INSIDE = 1 - 1e-9  # rows on a ball's surface are outside, however their distances were rounded
-MOST = 5000  # images of a part: the distances of all pairs are computed
-PARTS = 3  # of a side, at most
-CELLS = 2**24  # distances that are held in memory at once
+MOST = 5000  # images in a part, for which the distances of all pairs are computed
+PARTS = 3  # most parts of the samples, and of the real images
+CELLS = 2**24  # distances in memory at a time
 
 
 def compare(features: str, fake: Array, real: Array, intervals: bool) -> Figures:
@@ -64,9 +64,10 @@ def prdc(fake: Array, real: Array, *, near: int = NEAR, far: int = FAR) -> dict[
     most = max(near, far)
     if min(len(fake), len(real)) <= most:
         raise UsageError(f"precision and recall need more than {most} images in each set")
-    # the first of its neighbours is a row itself
+    # the first neighbour of a row is the row itself
     of_real, of_fake = (nearest(rows, rows, k=most + 1)[0] * INSIDE for rows in (real, fake))
-    precise, inside = np.zeros(len(fake), bool), np.empty(len(fake), np.int64)  # the balls that hold a sample
+    # the balls that contain a sample
+    precise, inside = np.zeros(len(fake), bool), np.empty(len(fake), np.int64)
     recalled, covered = np.zeros(len(real), bool), np.zeros(len(real), bool)
     for rows, distances in _blocks(fake, real):
         in_far = distances < of_real[:, far]

@@ -7,7 +7,7 @@ from functools import partial
 from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 from gzcli.metrics.quality.neighbours import paired
 
-DRAWS, PROJECTIONS = 20, 64  # halves of the images for the interval, and directions for each
+DRAWS, PROJECTIONS = 20, 64  # splits of the images into halves, for the interval, and directions for each
 
 
 def compare(fake: Array, real: Array, intervals: bool) -> Figures:

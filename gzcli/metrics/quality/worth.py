@@ -12,7 +12,7 @@ from gzcli.core.types import Say, silent
 from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
 Labelled = tuple[Array, Array]  # images uint8 [N, C, H, W] and their classes [N]
-STEPS = 500  # the same for all training sets, so that more images are not more training
+STEPS = 500  # the same for all training sets, so that more images do not mean more training
 
 
 def of_images(judge: Any, images: Any) -> Figures:
@@ -62,7 +62,7 @@ def worth(
     sets = {"real": real, "samples": samples, "both": with_samples(slice(None))}
     if len(fill := filling(real[1], samples[1], classes)):
         sets["filled"] = with_samples(fill)
-    right = {}  # of each classifier and test image, float64 [seeds, K]
+    right = {}  # by classifier and test image, float64 [seeds, K]
     for name, (x, y) in sets.items():
         say(f"training {seeds} classifiers on {len(x)} images ({name})")
         ways = [replace(LENET, augment=None, steps=steps, seed=seed) for seed in range(seeds)]
