@@ -32,8 +32,8 @@ class Job:
     gpus: int  # of each node
     cores: int  # of each node
     machines: int = 1
-    # after the time limit, the requeued job continues the run of its name, resumes the run in `words`, or runs
-    # the same command again; None: it would start from scratch, so it is not requeued
+    # after the time limit, the requeued job continues the run of its name, resumes the run in `words`, or
+    # repeats the command; None: it would start from scratch, so it is not requeued
     goes_on: Literal["named", "resumed", "same"] | None = None
     tasks: Sequence[str] = ()  # entries of a league, one for each task of an array
 

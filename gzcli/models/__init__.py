@@ -15,7 +15,7 @@ class _Zoo(ModuleType):
 
     def __call__(self) -> dict[str, ModelCard]:
         """The card of every model by name, including those from `GZ_MODELS` and from installed packages."""
-        from gzcli.models.catalog import cards  # whoever imports a sampler alone needs no catalog
+        from gzcli.models.catalog import cards  # an import of a sampler alone must not load the catalog
 
         return cards()
 

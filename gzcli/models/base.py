@@ -79,29 +79,29 @@ class Model(nn.Module):
     paper: ClassVar[str]
     # models that are this class with other defaults: by name their paper, other class attributes and options
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    needs: ClassVar[tuple[str, ...]] = ()  # inputs beside the image, such as a caption
+    needs: ClassVar[tuple[str, ...]] = ()  # inputs besides the image, such as a caption
     conditional: bool = False  # whether this instance was built to take labels
     null_label: ClassVar[bool] = True  # whether a conditional model has a label for images without one
     # applications that take labels though the model is not conditional
     labels_for: ClassVar[tuple[str, ...]] = ()
-    with_labels: ClassVar[tuple[str, ...]] = ()  # applications that a conditional model alone has
+    with_labels: ClassVar[tuple[str, ...]] = ()  # applications that only a conditional model has
     latents: ClassVar[bool] = False  # whether it can be trained on latents (`data.latent`)
-    # images of any kind; "levels": no real numbers; "bytes": 256 levels at most; "pictures": of 8 bits
+    # "values": any images; "levels": no real numbers; "bytes": at most 256 levels; "pictures": 8 bits
     takes: ClassVar[str] = "values"
     square: ClassVar[bool] = False  # whether it needs square images
     aspects: ClassVar[bool] = False  # whether it trains on images of several shapes (`data.fit: aspect`)
-    shares: ClassVar[bool] = False  # whether GPUs can share its weights out (`launch.strategy: fsdp`)
+    shares: ClassVar[bool] = False  # whether its weights can be sharded over GPUs (`launch.strategy: fsdp`)
     likelihood: ClassVar[str | None] = None  # what log_prob is: "exact" | "bound" | "ode"
     # the metric of the best checkpoint: "bpd" | "fd" | "loss"; auto: bpd where log_prob is cheap, else loss
     best: ClassVar[str] = "auto"
     # phases whose loss is a sum over the dimensions of an image, such as its nats; training divides their
     # gradient by the number of dimensions, so that its norm is alike for images of any size
     sums: ClassVar[tuple[str, ...]] = ()
-    # a loss that is validated beside `best`: its rise shows that training images are memorised
+    # a loss validated besides `best`: its rise shows that the model memorises training images
     watched: ClassVar[str | None] = None
-    # scores that take an optimisation for each image, computed only when named
+    # scores with an optimisation for each image, computed only if named
     costly: ClassVar[tuple[str, ...]] = ()
-    fitted_on_train: ClassVar[tuple[str, ...]] = ()  # scores whose fit takes training images
+    fitted_on_train: ClassVar[tuple[str, ...]] = ()  # scores that are fitted to training images
     # scores that compare images by `perceptual` too, unless their option `pixels` is true
     perceptual_scores: ClassVar[tuple[str, ...]] = ()
     # distance [B] of two batches, set by `gz ood`
@@ -192,7 +192,7 @@ class Model(nn.Module):
         parameters, the state dict, the averaged weights or DDP."""
         module.eval().requires_grad_(False)
         self.__dict__.setdefault("attached", {})[name] = module
-        self.__dict__[name] = module  # past nn.Module.__setattr__, which would register it
+        self.__dict__[name] = module  # bypasses nn.Module.__setattr__, which would register it
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         for module in self.__dict__.get("attached", {}).values():

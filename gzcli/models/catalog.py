@@ -38,12 +38,12 @@ APPLICATIONS = (
 )
 OUTSIDE = "outside"  # the family of models from outside the package
 
-# class attributes of `Model` that a card has
+# class attributes of `Model` that are also on a card
 _ATTRIBUTES = (
     *("needs", "likelihood", "best", "latents", "takes", "square", "aspects", "shares"),
     *("sums", "labels_for", "with_labels"),
 )
-VARIANTS = "    variants = {"  # the start of such a table in a class
+VARIANTS = "    variants = {"  # start of a table in a class
 # classes that files from outside may import by their old names
 RENAMED = dict.fromkeys(("EstimateOptions", "ScoreOptions"), "ObjectiveOptions") | {
     "ZigzagOptions": "DiTOptions"
@@ -83,7 +83,7 @@ def cached_by_file(function: Callable[[Path], T]) -> Callable[[Path], T]:
             raise UsageError(f"{path}:{e.lineno or 1}: {e.msg}") from e
         except (RecursionError, MemoryError) as e:  # of Python's parser, for 5,000 signs in a row
             raise UsageError(f"`{path}` is nested too deeply for Python") from e
-        except ValueError as e:  # bytes that are no UTF-8
+        except ValueError as e:  # bytes that are not UTF-8
             raise UsageError(f"`{path}` is not a Python file: {e}") from e
         except OSError as e:
             raise MissingError(f"`{path}` cannot be read: {e.strerror}") from e
@@ -500,7 +500,7 @@ class ModelCard:
     takes: str  # the images that it models: "values", "levels", "bytes" or "pictures", as in `Model`
     square: bool  # whether it needs square images
     aspects: bool  # whether it trains on images of several shapes
-    shares: bool  # whether GPUs can share its weights out
+    shares: bool  # whether its weights can be sharded over GPUs
     sums: tuple[str, ...]  # the phases with a loss that is a sum over the dimensions of an image
     params: dict[str, Param]  # hyperparameters: the keys of the recipe's `model`
     stages: tuple[str, ...]  # earlier stages of the recipe, whose trained models `__init__` takes

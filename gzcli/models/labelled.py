@@ -41,9 +41,10 @@ from gzcli.models.nn import (
 
 SIDE = 32  # images of a larger side are averaged to it before they are compared
 TABLE = ".table.weight"  # of a `ClassEmbedding`
-ROUNDS = 20  # of k-means, at most
-SUMMED, SUMMED_BY_ODE = 100, 10  # classes of a likelihood without labels, each of which takes its passes
-MIN_CLUSTER = 20  # least images a cluster on average: the network would memorise smaller ones
+ROUNDS = 20  # most iterations of k-means
+# most classes in a likelihood without labels, because each needs its own passes
+SUMMED, SUMMED_BY_ODE = 100, 10
+MIN_CLUSTER = 20  # least average size of a cluster: the network would memorise smaller clusters
 Guidance = float | Literal["auto"] | None
 # guidance of samples towards their cluster. On MNIST after 8 CPU-minutes, of 1,000 samples against validation
 # images, fm by 1.15 and 1.3: fd 9.3, 8.8, precision .82, .86, recall .86, .83, legible .87, .91, KID alike.
@@ -124,7 +125,7 @@ class Clusters(nn.Module):
         """
         grid = min(self.grid[0], x.shape[2]), min(self.grid[1], x.shape[3])
         centres = self.points(self.centres.unflatten(1, (x.shape[1], *self.grid)), grid)
-        # no inference tensor, which an embedding cannot keep where a gradient is taken
+        # not an inference tensor, which an embedding cannot save for a gradient
         with torch.inference_mode(False), torch.no_grad(), full_fp32(x.device):
             # Σ mask (x − c)² without mask x², which all clusters share
             if mask is None:
@@ -148,7 +149,7 @@ class Clusters(nn.Module):
         images. Clusters beyond that number have no share. A class without images has one cluster at the mean
         of all images, as if it had this image."""
         single = self.classes == 1
-        if self.centres.any():  # of earlier weights, whose network knows these clusters
+        if self.centres.any():  # clusters of earlier weights, whose network was trained with them
             return self.share_out(batches, single)
         rows = [(self.points(b.x), b.index.new_zeros(len(b)) if single else b.y) for b in batches]
         points, labels = (torch.cat(part).cpu().numpy() for part in zip(*rows, strict=True))
@@ -165,7 +166,7 @@ class Clusters(nn.Module):
 
     def share_out(self, batches: Iterable[Batch], single: bool) -> None:
         """Recomputes the clusters' shares from other images."""
-        self.shares.fill_(1 / len(self))  # any cluster may be the nearest
+        self.shares.fill_(1 / len(self))  # no cluster is ruled out as the nearest
         labels = [self(b.x, None if single else b.y) for b in batches]
         counts = torch.cat(labels).bincount(minlength=len(self)).cpu().double()
         self.shares.copy_(torch.from_numpy(ranks.agree((counts / counts.sum()).float().numpy())))
@@ -196,14 +197,14 @@ def k_means(points: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     from threadpoolctl import threadpool_limits
 
     count = min(count, max(1, len(points) // MIN_CLUSTER))
-    # one thread: it is done in seconds, and ten times as slow where threads wait for a busy core
+    # one thread takes seconds; more are ten times as slow if they wait for a busy core
     with warnings.catch_warnings(), threadpool_limits(1):
-        warnings.simplefilter("ignore")  # equal images are one cluster
+        warnings.simplefilter("ignore")  # equal images belong to one cluster
         kmeans = KMeans(count, n_init=1, max_iter=ROUNDS, random_state=0).fit(points)
     return kmeans.cluster_centers_, np.bincount(kmeans.labels_, minlength=count)
 
 
-LogProb = Callable[[Tensor | None, Any], Tensor]  # of labels, by draws of a `Noise`: [B] nats
+LogProb = Callable[[Tensor | None, Any], Tensor]  # nats [B] given labels, by draws of a `Noise`
 
 
 def mixture(of_class: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ class HorizontalConv(nn.Module):
         self.groups, self.parts, self.strict = groups, parts, strict
         self.current = not (strict and groups == 1)  # whether the current pixel has a tap
         for name, p in nn.Conv2d(n_in, n_out, (1, left + self.current)).named_parameters():
-            self.register_parameter(name, p)  # with the initial values of a convolution
+            self.register_parameter(name, p)  # initialised like a convolution
         mask = group_mask(n_out, n_in, groups, parts=parts, strict=strict) if self.current else None
         if mask is not None:
             taps = torch.ones(n_out, n_in, left, device=mask.device)

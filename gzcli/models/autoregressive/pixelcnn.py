@@ -63,7 +63,7 @@ class PixelCNN(PixelModel):
     head: channels before the softmax.
     """
 
-    takes: ClassVar[str] = "bytes"  # a softmax over 65,536 levels would take the memory
+    takes: ClassVar[str] = "bytes"  # a softmax over 65,536 levels would fill the memory
 
     paper = "van den Oord et al. 2016, arXiv:1606.05328"
 
@@ -107,7 +107,7 @@ class PixelCNN(PixelModel):
         k = to_levels(batch.x, levels).transpose(0, 1).flatten(1)  # [C, B · H · W]
         count = torch.stack([channel.bincount(minlength=levels) for channel in k]).to(self.logits.bias)
         share = ranks.mean(count / k.shape[1], self)
-        log_p = (0.999 * share + 0.001 / levels).log()  # no level is impossible
+        log_p = (0.999 * share + 0.001 / levels).log()  # every level keeps a positive probability
         bias = log_p if self.outputs > 1 else log_p[:, 1:] - log_p[:, :1]
         self.logits.bias.copy_(bias.flatten())
 

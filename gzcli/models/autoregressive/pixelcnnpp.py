@@ -35,7 +35,7 @@ from gzcli.models.nn import ClassEmbedding, Labels, Modules, to_fp32
 from gzcli.models.nn.pixels import LogisticMixture
 
 Feature = tuple[Tensor, Tensor]
-Streams = tuple[Feature, Feature]  # the vertical and the corner one
+Streams = tuple[Feature, Feature]  # vertical and corner streams
 Conv = TypeVar("Conv", bound=nn.Conv2d)
 
 

@@ -41,7 +41,7 @@ class ScaledCodebook(Codebook):
         grids.append(grid)
         ends = accumulate((h * w for h, w in grids), initial=0)
         self.grid, self.grids, self.scales = grid, grids, tuple(slice(*span) for span in pairwise(ends))
-        # as matrices, which are deterministic on every device, and of any ratio
+        # matrices are deterministic on every device, and allow any ratio
         fine = torch.eye(grid[0] * grid[1]).unflatten(1, grid)[:, None]
         coarse = [torch.eye(h * w).unflatten(1, (h, w))[:, None] for h, w in grids]
         down = [F.adaptive_avg_pool2d(fine, size).flatten(1) for size in grids]

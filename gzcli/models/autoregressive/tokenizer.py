@@ -17,10 +17,10 @@ from gzcli.models.base import Model
 from gzcli.models.nn import at_least, full_fp32, to_fp32, within
 
 EPS = 1e-8  # Laplace smoothing of the shares of codes
-DEAD = 0.03  # a code is dead below this part of an equal share, 1 / codes
-REBORN = 0.1  # a restarted code gets this part of an equal share, which lasts one averaging time
+DEAD = 0.03  # a code with less than this fraction of an equal share, 1 / codes, is dead
+REBORN = 0.1  # a restarted code gets this fraction of an equal share, enough for one averaging time
 TRACKED = 0.1  # weight of a step in the running statistics of vectors that are rounded to levels
-DISTANCES = 1 << 24  # distances that are held in memory at once
+DISTANCES = 1 << 24  # distances in memory at a time
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class Codebook(nn.Module):
     total: Tensor
     usage: Tensor
     started: Tensor
-    scales: tuple[slice, ...] = ()  # of each scale in the codes [B, T] of images; empty: they are [B, h, w]
+    # sides of the scales in the codes [B, T] of images; empty: codes are [B, h, w]
+    scales: tuple[slice, ...] = ()
 
     def __init__(self, options: CodebookOptions):
         super().__init__()
@@ -160,7 +161,8 @@ class Codebook(nn.Module):
         z = z.movedim(1, -1).flatten(1, 2)  # [B, h · w, dim]
         u, z = noise.rand(*z.shape[:2]).flatten(), z.flatten(0, 1)
         count = min(len(selected), len(z))
-        first = u.topk(count).indices  # the first of the global batch are among the first of each rank
+        # the first vectors of the global batch are among the first of each rank
+        first = u.topk(count).indices
         u, z = ranks.rows(u[first], self), ranks.rows(z[first], self)
         z = z[u.topk(min(len(selected), len(z))).indices].to(self.embedding)
         z = z[(selected.cumsum(0) - 1).clamp(min=0) % len(z)]  # the i-th of these codes gets the i-th vector
@@ -265,7 +267,7 @@ class Tokenizer(Model):
     ):
         super().__init__(data)
         self.grid, self.codes, scales = grid, len(codebook.usage), codebook.scales
-        self.shape = (scales[-1].stop,) if scales else grid  # of an image's codes
+        self.shape = (scales[-1].stop,) if scales else grid  # shape of an image's codes
         self.encoder, self.codebook, self.decoder = encoder, codebook, decoder
 
     @torch.no_grad()

@@ -29,8 +29,8 @@ from gzcli.models.nn import (
 )
 
 TIMES = 4  # noise levels by which translation classifies an unlabelled image
-MEASURED, JPEG_SIGMA = 0.01, 0.05  # deviation of the noise of degraded images in 0 … 1
-SIGMA_Y = 0.05  # standard deviation of measurements, which stands for the error of the network's estimates
+MEASURED, JPEG_SIGMA = 0.01, 0.05  # standard deviation of the noise of degraded images, whose range is 0 … 1
+SIGMA_Y = 0.05  # standard deviation assumed for measurements, for the error of the network's estimates
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,11 @@ class Applications(Denoiser):
 
     with_labels = ("translate", "classify")
     perceptual_scores = ("recon",)
-    reverse_sampler: ClassVar[Sampler]  # takes noised images back to the clean ones
-    ode_solver: ClassVar[tuple[Any, int]] = ("midpoint", 20)  # to noise and back, and its steps by default
-    completion: ClassVar[tuple[str, int]] = ("repaint", 50)  # method and steps of inpainting by default
-    recon_mean: Tensor | None = None  # of each error of an image, set by `fit_recon`
+    reverse_sampler: ClassVar[Sampler]  # returns from noised images to clean ones
+    # sampler to noise and back, and its default steps
+    ode_solver: ClassVar[tuple[Any, int]] = ("midpoint", 20)
+    completion: ClassVar[tuple[str, int]] = ("repaint", 50)  # default method and steps of inpainting
+    recon_mean: Tensor | None = None  # mean and deviation of each error of an image, set by `fit_recon`
     recon_std: Tensor | None = None
 
     # ---- to noise and back
@@ -556,7 +557,7 @@ class Degradation:
         else:
             shown = self.mask[i : i + 1].expand(1, *self.shape)
             physics = dinv.physics.Inpainting(img_size=self.shape, mask=shown[0], device=device)
-        is_measured = options.degraded and options.operator != "super"  # else it comes at full size
+        is_measured = options.degraded and options.operator != "super"  # for `super`, it comes at full size
         y = x if is_measured else physics.A(x)
         if not options.degraded:
             y = y + (options.sigma or MEASURED) * noise[..., : y.shape[2], : y.shape[3]]

@@ -38,7 +38,7 @@ from gzcli.models.nn import double, to_fp32
 Times = Literal["uniform", "stratified", "logit_normal", "cosine", "log_normal"]
 Prediction = Literal["eps", "x0", "v", "velocity"]
 
-LEAST_SIGMA = 0.05  # by which the error of a predicted image is divided (Li & He 2025, arXiv:2511.13720)
+LEAST_SIGMA = 0.05  # least divisor of the error of a predicted image (Li & He 2025, arXiv:2511.13720)
 
 
 @dataclass(frozen=True)
@@ -142,11 +142,11 @@ class Denoiser(Labelled):
     watched: ClassVar[str | None] = "loss"
     prediction: Prediction = "velocity"  # what the network predicts
     time_sampling: str = "stratified"  # how a batch draws its times
-    quantiles: Tensor | None  # of the distribution of times, where it is none of `Process.times`
+    quantiles: Tensor | None  # quantiles of the distribution of times, unless it is from `Process.times`
     loss_type, weighting = "l2", "even"
     min_snr: float | None = None
     rescale = False  # whether the network sees x / √(α² + σ²) instead of x
-    bounded = False  # whether estimates of x_0 are clamped to [-1, 1], if it is of images
+    bounded = False  # whether estimates of x_0 are clamped to [-1, 1] if they are images
 
     def __init__(self, data: DataInfo, net: nn.Module, process: Process, labels: ClusterOptions):
         super().__init__(data, labels)
@@ -178,7 +178,7 @@ class Denoiser(Labelled):
                 low, high = (math.atan2(level.sigma, level.alpha) for level in ends)
                 log_ratio = np.log(np.tan(low + u * (high - low)))
             elif options.time_sampling == "log_normal":
-                from scipy.special import ndtri  # a tenth of a second that other models need not wait
+                from scipy.special import ndtri  # saves other models a tenth of a second
 
                 log_ratio = options.log_mean + options.log_std * ndtri(u)
             else:

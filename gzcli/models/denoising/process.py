@@ -33,7 +33,7 @@ STOP_TIME = 1e-3  # the time at which samplers of an SDE stop (appendix C); Twee
 # σ/α at the ends of a CondOT path: nearly pure noise, and invisible noise
 START_RATIO, END_RATIO = 80.0, 0.02
 LIKELIHOOD_RATIO = 20.0  # σ/α from which a likelihood takes one step to pure noise, where σ/α is infinite
-HALVINGS = 64  # of the range of times, in which bisection finds one
+HALVINGS = 64  # number of bisections that find a time in its range
 ERROR_STEPS = 200  # steps in log σ/α to which noise levels for errors of an SDE are rounded
 
 
@@ -286,7 +286,7 @@ class DiscreteVP(Process):
     snrs: Tensor
     falls: Tensor  # of α²/σ² from t − 1 to t, 0 at t = 0
     growths: Tensor  # of log σ² from t − 1 to t, which is log β/β̃, 0 at t = 0
-    d_alphas: Tensor  # α′ and σ′, of a time that is T long
+    d_alphas: Tensor  # α′ and σ′ with respect to a time in 0 … T
     d_sigmas: Tensor
 
     def __init__(self, name: ScheduleName, timesteps: int, *, zero_snr: bool = False, shift: float = 1.0):
@@ -294,7 +294,7 @@ class DiscreteVP(Process):
         if timesteps < 2:
             raise UsageError(f"a diffusion needs at least 2 timesteps, not {timesteps}")
         self.alpha = np.sqrt(np.cumprod(1 - BETAS[name](timesteps)))
-        if zero_snr:  # the last exactly 0, and the first as it is (Lin 2023, algorithm 1)
+        if zero_snr:  # the last becomes exactly 0 and the first is unchanged (Lin 2023, algorithm 1)
             first, last = self.alpha[0], self.alpha[-1]
             self.alpha = (self.alpha - last) * (first / (first - last))
         self.sigma = np.sqrt(1 - self.alpha**2)

@@ -103,7 +103,8 @@ def ddim_inverse(denoise: Denoise, x: Tensor, path: Path, randn: Randn) -> Steps
     of first order in the step length.
     """
     for u, s in pairwise(reversed(path)):
-        x0, eps, _ = denoise(x, max(u.t, 0.0))  # the clean image has no time and takes that of least noise
+        # the clean image has no time, so it takes the time of least noise
+        x0, eps, _ = denoise(x, max(u.t, 0.0))
         x = s.alpha * x0 + s.sigma * eps
         yield x
 
@@ -330,7 +331,7 @@ DOPRI_A = (
 )
 # the weights of the fifth order minus those of the fourth, for the error
 DOPRI_E = (71 / 57600, 0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
-LIMIT = 1000  # adaptive steps, at most
+LIMIT = 1000  # most adaptive steps
 
 
 def root_mean_square(x: Tensor) -> Tensor:
@@ -396,7 +397,7 @@ def solve_adaptive(
             stages.append(f(new, t + sign * node * step))
         error = _advance(torch.zeros_like(x), signed, DOPRI_E, stages)
         size = norm(error / (tolerance + tolerance * torch.maximum(x.abs(), new.abs())))
-        taken = size <= 1  # a NaN is refused, and its step shortened
+        taken = size <= 1  # a NaN counts as refused, so the step is shortened
         x, slope = torch.where(_per_row(taken, x), new, x), torch.where(_per_row(taken, x), stages[-1], slope)
         t = torch.where(taken, t + sign * step, t)
         factor = (0.9 * size.clamp(min=1e-10) ** -0.2).nan_to_num(0.2).clamp(0.2, 10)
@@ -450,7 +451,7 @@ def with_divergence(f: Velocity, shape: Sequence[int], probe: Tensor) -> Velocit
     def g(state: Tensor, t: Tensor) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():
             x, v = state[:, :-1].detach().clone().requires_grad_(), probe.clone()
-            out = f(x.view(-1, *shape), t.clone()).flatten(1)  # a clone is no inference tensor
+            out = f(x.view(-1, *shape), t.clone()).flatten(1)  # a clone is not an inference tensor
             (row,) = torch.autograd.grad(out, x, v)
         return torch.cat([out.detach(), -(row * v).sum(1, keepdim=True) / x.shape[1]], 1)
 

@@ -42,7 +42,7 @@ SHARES: dict[Variance | None, float] = {"small": 0.0, "large": 1.0}  # of log β
 BOUND_WEIGHT = 1e-3  # λ of the bound in the loss of learned variances (Nichol 2021, eq. 16)
 
 DIFFUSERS_PREDICTIONS = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}
-HIDDEN = 0.1  # share of the small images that training with a `factor` hides
+HIDDEN = 0.1  # share of the small images hidden in training with a `factor`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -411,7 +411,7 @@ class DDPM(Diffusion):
                 "the pipeline itself cannot draw images without an autoencoder"
             )
             return pipeline
-        null = self.label_dropout > 0 or self.clusters is not None  # else nothing is known of it
+        null = self.label_dropout > 0 or self.clusters is not None  # otherwise nothing is known of it
         unet = self.net.to_diffusers(self.data.shape[1:], self.data.shape[0], null=null)  # without variances
         pipeline = DDPMPipeline(unet=unet, scheduler=self.to_scheduler())
         pipeline.usage = (

@@ -39,8 +39,8 @@ from gzcli.models.nn.layers import Attention, GroupNorm
 from gzcli.models.nn.unet import Down, ResBlock, Stage, UNet, UNetOptions, attended, patched, widths_of
 
 EPS = 1e-5
-DECAY = 0.95  # of the running mean and covariance of z_sem
-MEASURED_IMAGES = 256  # images that `measure` takes
+DECAY = 0.95  # decay of the running mean and covariance of z_sem
+MEASURED_IMAGES = 256  # images for `measure`
 
 
 class Encoder(nn.Module):
@@ -384,6 +384,6 @@ class DiffAE(CodeApplications):
     def score_code(self, x: Tensor, *, noise: Noise) -> Tensor:
         """The squared Mahalanobis distance [B] of z_sem to the Gaussian of the training codes."""
         d = self.encode(x) - self.mean
-        floor = 1e-4 * self.cov.diagonal().mean()  # against rounding in directions without variance
+        floor = 1e-4 * self.cov.diagonal().mean()  # guards against rounding in directions without variance
         cov = self.cov + floor * torch.eye(self.latent, dtype=d.dtype, device=d.device)
         return (d * torch.linalg.solve(cov, d.mT).mT).sum(1)

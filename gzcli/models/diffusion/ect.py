@@ -32,9 +32,9 @@ from gzcli.models.labelled import Guidance, LabelOptions
 from gzcli.models.nn import at_least
 
 LEAST = 0.005  # σ below which an image is clean
-SMOOTH = 1e-3  # of ‖f(x_t, t) − f(x_r, r)‖ / (t − r), whose root has no gradient at 0
+SMOOTH = 1e-3  # added under the root of ‖f(x_t, t) − f(x_r, r)‖ / (t − r), which has no gradient at 0
 K = 8.0  # of n(t)
-CELLS = 512  # of the table of times, even in ln σ
+CELLS = 512  # cells of the table of times, equally spaced in ln σ
 
 
 @dataclass(frozen=True)

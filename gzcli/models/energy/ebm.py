@@ -70,7 +70,7 @@ class Chains(nn.Module):
 
     def __init__(self, size: int):
         super().__init__()
-        self.size, self.begun = size, 0  # begun: how many turns there have been
+        self.size, self.begun = size, 0  # number of turns begun
         self.images: Tensor | None = None  # [size, C, H, W]
 
     def starts(self, fresh: Tensor, restart: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from gzcli.models.nn import at_least, to_fp32
 from gzcli.models.nn.nets import NetOptions
 
 SCALE, KNEE = 4.0, 0.8  # λ of the gradient, and a, the γ from which it decays
-NODES = 16  # of the integral of an implicit energy
+NODES = 16  # steps of the integral of an implicit energy
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class EqM(Denoiser):
         """The gradient of `energy`; in training, with its graph, which fused attention does not support."""
         trains = torch.is_grad_enabled()
         with torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            x = x.clone().requires_grad_()  # a copy is no inference tensor
+            x = x.clone().requires_grad_()  # a copy is not an inference tensor
             y, drop = (v if v is None else v.clone() for v in (y, drop))
             energy = self.energy(x, y, drop)
             return torch.autograd.grad(energy.sum(), x, create_graph=trains)[0]

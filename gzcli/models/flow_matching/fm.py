@@ -38,7 +38,8 @@ from gzcli.models.labelled import ClusterOptions
 from gzcli.models.nn import full_fp32, to_fp32
 from gzcli.models.nn.nets import NetOptions
 
-CLASSIFIED_IMAGES, MOST_CLASSES = 200, 100  # images that `measure` classifies; a class is a network call
+# images that `measure` classifies, with one network call per class
+CLASSIFIED_IMAGES, MOST_CLASSES = 200, 100
 END_SIGMA = 0.002  # by which an estimated image becomes a velocity at the end, where a likelihood starts
 
 

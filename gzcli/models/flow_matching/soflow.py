@@ -30,7 +30,7 @@ class SoFlow(AverageVelocity):
     """
 
     paper = "Luo et al. 2025, arXiv:2512.15657"
-    rho: Tensor  # a tensor, as a compiled step would keep a number
+    rho: Tensor  # a tensor, because a compiled step would freeze a number
 
     def __init__(
         self,

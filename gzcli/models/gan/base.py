@@ -152,7 +152,7 @@ class AdaptiveProbability(nn.Module):
         super().__init__()
         self.target = target
         self.register_buffer("p", torch.zeros(()))
-        self.register_buffer("signs", torch.zeros(2))  # of this step: their sum and number, over all ranks
+        self.register_buffer("signs", torch.zeros(2))  # their sum and number in this step, over all ranks
 
     def observe(self, f: Tensor) -> None:
         """Counts the signs of the outputs f [B] for real images."""
@@ -165,7 +165,7 @@ class AdaptiveProbability(nn.Module):
         paper, or within a tenth of a shorter run."""
         total, n = self.signs
         pace = (n / 500_000).clamp(min=10 / steps if steps else 0.0)
-        change = torch.where(n > 0, (total / n - self.target).sign() * pace, 0.0)  # a resume has none
+        change = torch.where(n > 0, (total / n - self.target).sign() * pace, 0.0)  # a resumed run has none
         self.p = (self.p + change).clamp(0, 1)
         self.signs = torch.zeros_like(self.signs)
 
@@ -267,7 +267,7 @@ class GANOptions:
         return {name: factor * weight for name, weight in weights.items() if weight and step % every == 0}
 
 
-Nets = Callable[[int], tuple[nn.Module, Discriminator]]  # generator and discriminator for a number of classes
+Nets = Callable[[int], tuple[nn.Module, Discriminator]]  # number of classes → generator and discriminator
 
 
 def conv_nets(

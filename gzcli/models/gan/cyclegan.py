@@ -194,7 +194,7 @@ class CycleGAN(Model):
     @torch.no_grad()
     def remember(self, a: Tensor, b: Tensor) -> None:
         """Fills the memory with the training images of the first steps on all ranks."""
-        if self.step >= MEMORY:  # every step adds one image at least, so it is full
+        if self.step >= MEMORY:  # every step adds at least one image, so the memory is full
             return
         images = self.domain_bytes(a, b)
         first = self.step * images.shape[1]

@@ -28,7 +28,7 @@ from gzcli.models.gan.r3gan import ResidualGenerator, ResidualOptions
 from gzcli.models.nn import pyramid, to_fp32
 from gzcli.models.nn.adversarial import widths
 
-GRID = 7  # squares along a side, of which the autoencoder sees some
+GRID = 7  # squares along a side; the autoencoder sees some of them
 FAR = -1e9  # of pairs that do not act on each other, where the softmax is 0
 
 

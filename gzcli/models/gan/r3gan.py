@@ -22,7 +22,7 @@ from gzcli.models.gan.base import GAN, GANOptions
 from gzcli.models.nn import ClassEmbedding, Labels, to_fp32, zero_init
 from gzcli.models.nn.adversarial import Discriminator, patch_sizes, to_patches
 
-SLOPE = 0.2  # of leaky ReLU below 0
+SLOPE = 0.2  # slope of the leaky ReLU below 0
 RELU = math.sqrt(2 / (1 + SLOPE**2))  # what it takes of the deviation of an N(0, 1)
 
 
@@ -116,7 +116,7 @@ class ResidualGenerator(nn.Module):
                 h = F.interpolate(self.changes[i - 1](h), self.sizes[i], mode="bilinear", align_corners=False)
             h = stage(h)
         x = to_fp32(F.pixel_shuffle(self.pixels(h), self.patch))[:, :, : self.shape[1], : self.shape[2]]
-        # not tanh, whose gradient vanishes faster: it stays where all is black
+        # not tanh, whose gradient vanishes faster, so that training gets stuck at black images
         return x * torch.rsqrt(1 + x.square())
 
 

@@ -257,7 +257,7 @@ def full_fp32(device: torch.device) -> Iterator[None]:
 
 
 _precise = Lock()
-_precise_before: list[tuple[str, bool]] = []  # torch's settings before, once for each context that is open
+_precise_before: list[tuple[str, bool]] = []  # torch's earlier settings, once for each open context
 
 
 CALIBRATION = 20  # batches from which the statistics of batch norm are computed

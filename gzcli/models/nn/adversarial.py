@@ -56,7 +56,7 @@ class Discriminator(nn.Module):
     features, plus its projection on an embedding of the label (Miyato 2018, arXiv:1802.05637, eq. 3)."""
 
     independent = True  # whether in training each output depends on its own image alone
-    channel: ClassEmbedding | None  # of labels, as a channel of the input
+    channel: ClassEmbedding | None  # embedding of labels, as a channel of the input
 
     def maps(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """The coarsest feature map [B, C', h, w]."""
@@ -129,7 +129,7 @@ class Critic(Discriminator):
     def maps(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         x = self.with_channel(x, y)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            if self.kernel % 2 == 0:  # an even kernel would around the half of an odd side down
+            if self.kernel % 2 == 0:  # an even kernel would round down half of an odd side
                 x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
             x = F.leaky_relu(norm(conv(x)), 0.2)
         return x
@@ -283,7 +283,7 @@ def penalised(critic: Outputs, x: Tensor, y: Tensor | None = None) -> tuple[Tens
     return f, 0.5 * gradient.square().sum(1)
 
 
-LECAM_DECAY = 0.99  # of the averages at each step
+LECAM_DECAY = 0.99  # decay of the averages at each step
 
 
 class LeCam(nn.Module):

@@ -22,7 +22,7 @@ from gzcli.models.nn.unet import renamed, time_embedding
 
 FREQUENCIES = 256  # sinusoids of the time
 PATCHES = range(1, 9)  # sides of a default patch
-TOKENS = 1024  # the most tokens by a default patch; attention costs their square
+TOKENS = 1024  # most tokens with a default patch; the cost of attention is quadratic
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class DiTNet(nn.Module):
             name = renamed(key, DIFFUSERS_NAMES)
             if part := re.search(r"\.attn1\.to_([qkv])\.", name):
                 state[key] = weights[name.replace(part[0], ".qkv.")].chunk(3)["qkv".index(part[1])]
-            elif name in weights:  # only tables of positions are not
+            elif name in weights:  # the others are tables of positions
                 state[key] = weights[name]
         net.load_state_dict(state)
         return net.to(self.position.device).eval()

@@ -19,7 +19,7 @@ from gzcli.models.nn.unet import UNetOptions, attended, widths_of
 
 EPS = 1e-4
 RESIDUAL = 0.3  # t of the sum of a residual branch (table 6)
-LARGEST = 256.0  # activations are clamped to it (section 2.4)
+LARGEST = 256.0  # activations are clamped to ± this value (section 2.4)
 FREQUENCY = 2.65 / 1000  # of ¼ ln σ, which rises by that from the least σ, .002, to the largest, 80, per time
 
 
@@ -54,7 +54,7 @@ class MPWeight(nn.Module):
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
         dims = tuple(range(1, self.weight.ndim))
         if self.training:
-            with torch.no_grad():  # past the version counter: the values stay but for rounding
+            with torch.no_grad():  # bypasses the version counter: the values only change by rounding
                 self.weight.data.copy_(normalised(self.weight, dims))
         w = normalised(self.weight, dims) * (gain / math.sqrt(self.weight[0].numel()))
         return F.linear(x, w) if len(dims) == 1 else F.conv2d(x, w, padding=w.shape[-1] // 2)
@@ -156,7 +156,7 @@ class MPUNet(nn.Module):
         ]
         self.fourier, self.time = MPFourier(widths[0]), MPWeight(widths[0], features)
         self.label = ClassEmbedding(classes, features) if classes else None
-        # with a channel of ones, in place of biases
+        # a channel of ones replaces biases
         self.input = MPWeight((c + guides) * area + 1, width := widths[0], 3)
         block, skips = partial(Block, features=features, dropout=options.dropout), [width]
         self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()

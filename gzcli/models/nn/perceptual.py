@@ -72,7 +72,7 @@ class LPIPS(nn.Module):
             if isinstance(layer, nn.MaxPool2d):
                 f = to_fp32(h)
                 features.append(f / (f.square().sum(1, keepdim=True).sqrt() + 1e-10))
-            if len(features) < len(WIDTHS):  # the last pooling would shrink a pixel
+            if len(features) < len(WIDTHS):  # the last pooling would shrink a single pixel
                 h = layer(h)
         return features
 

@@ -21,7 +21,7 @@ from gzcli.models.nn.layers import Attention, GroupNorm
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-LOWEST = 7  # the least side, in positions, of the last level
+LOWEST = 7  # least side of the last level, in positions
 MULT = (1, 2, 2, 2, 4, 4)  # widths of the levels, the last for all further ones
 ATTENDED = (16, 8)  # sides, in positions, near which levels have self-attention
 LARGEST = 22  # the largest such side
@@ -103,7 +103,7 @@ class UNet(nn.Module):
     `scale_shift`, the embedding scales and shifts the second norm instead of being added before it. Raises
     UsageError for incompatible sizes."""
 
-    any_size = True  # one trained on images of one size draws others too: no weight belongs to a place
+    any_size = True  # a U-Net trained at one size draws other sizes too, because no weight belongs to a place
 
     def __init__(
         self,
@@ -268,7 +268,7 @@ class TimesUNet(UNet):
         self.time[0] = nn.Linear(times * self.dim, 4 * self.dim)
 
 
-DIFFUSERS_NAMES = (  # of the weights of `UNet2DModel`, as patterns, and of those here
+DIFFUSERS_NAMES = (  # patterns of the names of weights of `UNet2DModel`, and the names here
     (r"^time_embedding\.linear_1", "time.0"),
     (r"^time_embedding\.linear_2", "time.2"),
     (r"^class_embedding", "label.table"),

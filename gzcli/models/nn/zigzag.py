@@ -26,7 +26,7 @@ from gzcli.models.nn import is_shape_only, stacked, to_fp32, zero_init
 from gzcli.models.nn.dit import DiTNet, DiTOptions, modulate
 from gzcli.models.nn.layers import LayerNorm
 
-KERNEL = 4  # tokens that the convolution sees, itself included
+KERNEL = 4  # tokens that the convolution covers, including the current one
 DELTA = (1e-3, 1e-1)  # the range of Δ at the start
 CACHE_ELEMENTS = 2**18  # elements of a chunk's states on a CPU
 
@@ -78,7 +78,7 @@ class Mamba(nn.Module):
         inner, self.rank, self.state = expand * width, math.ceil(width / 16), state
         self.in_proj = stacked(nn.Linear(width, 2 * inner, bias=False), 2)
         self.conv1d = nn.Conv1d(inner, inner, KERNEL, groups=inner)
-        # it stacks three matrices of unequal heights
+        # it stacks three matrices of different heights
         self.x_proj = stacked(nn.Linear(inner, self.rank + 2 * state, bias=False), 0)
         self.dt_proj = nn.Linear(self.rank, inner)
         self.A_log = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(inner, 1))  # [D, N], A = −1 … −N

@@ -113,7 +113,7 @@ class ImageFlow(Labelled):
     likelihood: ClassVar[str] = "bound"
     with_labels = ("edit",)
     sums = ("main",)
-    shapes: list[tuple[int, int, int]]  # of the latents, the top one last
+    shapes: list[tuple[int, int, int]]  # shapes of the latents, the top one last
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class ImageFlow(Labelled):
     ):
         conditional = isinstance(options, ImageFlowOptions) and options.conditional
         super().__init__(data, labels or ClusterOptions(conditional, label_dropout=0.0))
-        self.prior_of_class = conditional  # else the bijection itself is told the class, if anything is
+        self.prior_of_class = conditional  # otherwise the bijection gets the class, if anything does
         if not 0 <= options.logit < 1:
             raise UsageError(f"`model.logit` must be in [0, 1), not {options.logit}")
         self.logit = layers.Logit(options.logit) if options.logit else None
@@ -240,7 +240,7 @@ class ImageFlow(Labelled):
             mean, log_std = self.top_prior(self.class_log_probs(top).argmax(1) if single else None, len(x))
             for z in (*eps, (top - mean) * (-log_std).exp()):
                 nats = 0.5 * (to_fp32(z).square() - 1).sum(1, keepdim=True)
-                area = (x.shape[2] / z.shape[2]) * (x.shape[3] / z.shape[3])  # pixels under a place
+                area = (x.shape[2] / z.shape[2]) * (x.shape[3] / z.shape[3])  # pixels of a position
                 surprise = surprise + F.interpolate(nats / (area * draws), x.shape[2:])
         return F.avg_pool2d(surprise, 3, 1, 1, count_include_pad=False)[:, 0]
 

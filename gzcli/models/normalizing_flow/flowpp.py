@@ -128,7 +128,7 @@ def shrink_init(module: Layer) -> Layer:
 
 
 MIN_LOG_SCALE = -7.0  # the least log scale of a component, as in the paper's code
-# iterations of the inverse; 2,000 random mixtures of 32 logistics, of scales from e^-7 on, took 32 at most
+# iterations of the inverse; 2,000 random mixtures of 32 logistics with scales ≥ e^-7 took at most 32
 ITERATIONS = 40
 
 
@@ -171,7 +171,7 @@ class LogisticCDF:
             best, least_error = torch.where(closer, x, best), torch.where(closer, error.abs(), least_error)
             low, high = torch.where(error < 0, x, low), torch.where(error > 0, x, high)
             newton = x - error * (-log_slope).exp()
-            # bisection also where Newton's step is more than half of the previous one
+            # also bisects if Newton's step is more than half of the previous one
             good = (newton > low) & (newton < high) & ((newton - x).abs() < step / 2)
             after = torch.where(good, newton, (low + high) / 2)
             x, step = after, (after - x).abs()

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from gzcli.core import ranks
 from gzcli.models.nn import from_levels, full_fp32, to_fp32, within, zero_init
 
-# a channel of a smaller standard deviation is constant and keeps its scale; dequantised 8-bit noise has
-# 1.1e-3
+# a channel with a smaller standard deviation counts as constant and keeps its scale; dequantised 8-bit noise
+# has 1.1e-3
 MIN_STD = 1e-4
 
 
@@ -208,7 +208,7 @@ class AffineCoupling(Bijection):
     to the scales of 1e3 that dequantised constant pixels need.
     """
 
-    outputs = 2  # of the network, for each channel that is changed
+    outputs = 2  # outputs of the network for each changed channel
 
     def __init__(self, channels: int, net: nn.Module, *, flip: bool = False):
         super().__init__()
@@ -316,7 +316,7 @@ class ZeroConv(nn.Conv2d):
         self.log_scale = nn.Parameter(torch.zeros(out))
 
     def forward(self, h: Tensor) -> Tensor:
-        scale = (3 * self.log_scale).exp()  # applied to the weights, which costs nothing per pixel
+        scale = (3 * self.log_scale).exp()  # scales the weights, so that it costs nothing per pixel
         return F.conv2d(h, self.weight * scale[:, None, None, None], self.bias * scale, padding=1)
 
 

@@ -210,7 +210,7 @@ class TarFlow(ImageFlow):
     ) -> Tensor:
         x, null = self.to_patches(z[0]), self.embedding(None, len(z[0]))
         c = null if c is None else c if guidance == 1 else torch.cat([c, null])
-        # without autocast: an error of a patch grows in those after it
+        # without autocast: an error in a patch grows in later ones
         with torch.autocast(x.device.type, enabled=False):
             for i, flow in enumerate(reversed(self.flows), 1):
                 x = flow.inverse(x, c, guidance)

@@ -34,7 +34,7 @@ from gzcli.models.nn.magnitude import Uncertainty
 from gzcli.models.nn.nets import NetOptions
 from gzcli.models.score.sgm import ScoreModel
 
-MEASURED = 8  # batches of training images whose deviation is σ_d
+MEASURED = 8  # batches of training images that determine σ_d
 LEAST_OUT = 1e-4  # c_out by which targets are divided; at a `boundary` it is 0, and so is their weight
 FIRST_BOUND, GROWTH = 5.0, 100.0  # the bound of λ at the start of its warm-up, and how much it grows
 
@@ -152,7 +152,7 @@ class EDM(LikelihoodByODE, ScoreModel):
             return super().objective(out, target, level)
         c_out = self.coefficients(level.sigma)[1]
         bound = self.bound if self.training else math.inf
-        weight = (bound * c_out**2).clamp(max=1)  # λ c_out²; below 1 where λ is bounded
+        weight = (bound * c_out**2).clamp(max=1)  # λ c_out²; below 1 if λ is bounded
         if self.boundary:  # λ is that of a denoiser
             weight = weight * (1 - self.boundary / level.sigma) ** 2
         errors = weight * LOSSES[self.loss_type](out, target, reduction="none")

@@ -36,10 +36,10 @@ from gzcli.models.stable_diffusion.kinds import KINDS, Kind
 from gzcli.models.stable_diffusion.pretrained import load_base
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-PIXELS = 2 * 512**2  # most pixels that pass the VAE at once, unless a single image has more
-LATENTS = 8 * 64**2  # positions of the latents that pass the U-Net at once where no gradient is needed
-EXAMPLES = 8  # training images whose captions and conditions are stored
-CAPTION = 300  # bytes of a stored caption
+PIXELS = 2 * 512**2  # most pixels in one pass of the VAE, unless a single image has more
+LATENTS = 8 * 64**2  # positions of latents in one pass of the U-Net without gradients
+EXAMPLES = 8  # most training images with stored captions and conditions
+CAPTION = 300  # most bytes of a stored caption
 
 
 @dataclass(frozen=True)
@@ -119,12 +119,12 @@ class StableDiffusion(Model):
     best: ClassVar[str] = "loss"
     shares: ClassVar[bool] = True
     takes: ClassVar[str] = "pictures"
-    condition: ClassVar[str] = ""  # the key of the image that the model takes beside the text; "": none
+    condition: ClassVar[str] = ""  # key of the image that the model takes besides the text; "": none
     trains_unet: ClassVar[bool] = False  # whether the U-Net is trained and saved in checkpoints
-    kinds: ClassVar[tuple[type[Kind], ...]] = KINDS  # of the bases that it tunes
+    kinds: ClassVar[tuple[type[Kind], ...]] = KINDS  # kinds of bases that it tunes
     captions: Tensor  # uint8 [EXAMPLES, CAPTION]
     pictures: Tensor  # uint8 [EXAMPLES, 3, H, W], if there is a condition
-    # the types are not known: diffusers adds the parts of a pipeline at run time
+    # types unknown: diffusers adds the parts of a pipeline at run time
     pipe: Any
     vae: Any
     unet: Any
@@ -245,7 +245,7 @@ class StableDiffusion(Model):
         # half precision moves a latent by less than a hundredth of its deviation
         if not self.tuning.cache:
             return {}
-        shape = self.latent_shape(*self.data.shape[1:])  # of other shapes the latents have no more values
+        shape = self.latent_shape(*self.data.shape[1:])  # latents of other shapes do not have more values
         mean, std = self.encode(batch.x)
         prepared = {"latent_mean": to_rows(mean, shape), "latent_std": to_rows(std, shape)}
         prepared |= {} if self.text_trains else self.embed(batch.extra["caption"])
@@ -391,7 +391,7 @@ class StableDiffusion(Model):
         if prompting.steps < 1:
             raise UsageError(f"{prompting.steps} sampling steps are too few", hint="set `steps` to 1 or more")
         pipe.set_progress_bar_config(disable=True)
-        n, seeds = len(z), noise.randint(2**31, len(z)).tolist()  # for schedulers that draw
+        n, seeds = len(z), noise.randint(2**31, len(z)).tolist()  # for schedulers that draw noise
         images = []
         for part in slices(z, LATENTS):
             count = len(prompts[part])

@@ -30,7 +30,7 @@ from gzcli.core.errors import UsageError
 from gzcli.core.types import moved
 
 Config = dict[str, dict[str, Any]]  # part → its config.json; with `model_index`
-FLUX_GUIDANCE = 3.5  # that the net is told in training, the default of diffusers' examples
+FLUX_GUIDANCE = 3.5  # guidance given to the net in training, the default of diffusers' examples
 
 
 class Kind:
@@ -62,7 +62,7 @@ class Kind:
         "feature_extractor": None,
         "requires_safety_checker": False,
     }
-    empty_is_zero: bool = False  # whether no text is embedded as zeros
+    empty_is_zero: bool = False  # whether an empty text is embedded as zeros
 
     def __init__(self, pipe: Any):
         self.pipe = pipe

@@ -108,7 +108,7 @@ def _load_folder(folder: Path, name: str) -> Kind:
         raise MissingError(message, hint=f"{hint}; its weights must be safetensors") from e
     for part in pipe.components.values():
         if isinstance(part, nn.Module):
-            nn.Module.to(part, torch.get_default_dtype())  # some are kept in half precision on disk
+            nn.Module.to(part, torch.get_default_dtype())  # some files are in half precision
     return kind(pipe)
 
 

@@ -28,7 +28,7 @@ from gzcli.core.types import Batch, DataInfo, ImageNoise, Noise, Progress, no_pr
 from gzcli.models.nn import at_least
 from gzcli.models.stable_diffusion.base import PromptOptions, StableDiffusion, TuningOptions
 
-PRIOR_SEED = 0  # of the images that the base draws
+PRIOR_SEED = 0  # seed of the images drawn by the base
 TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 

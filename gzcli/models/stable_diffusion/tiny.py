@@ -21,15 +21,15 @@ from gzcli.models.stable_diffusion.kinds import Kind, kind_of
 from gzcli.store.files import part_path, readable
 from gzcli.store.paths import cache_dir
 
-EDITION = 1  # of the weights that `made` makes; the next one where any of them changes
+EDITION = 1  # version of the weights from `made`; to be increased if any of them changes
 # The words in the captions of the embedded sets; each is one token. All else is spelt by letters.
 WORDS = (
     "a handwritten zero one two three four five six seven eight nine "
     "invert the colours mirror it turn upside down make bold thin smaller"
 )
-LENGTH = 32  # tokens of a text
+LENGTH = 32  # most tokens of a text
 START, END = "<|startoftext|>", "<|endoftext|>"
-LARGE = 1e3  # constant beside which GroupNorm sees nothing of an image
+LARGE = 1e3  # constant so large that GroupNorm removes an image added to it
 
 
 def folder(name: str) -> Path:
@@ -41,7 +41,7 @@ def folder(name: str) -> Path:
         readable(part)
         try:
             os.replace(part, place)
-        except OSError:  # another process was first
+        except OSError:  # another process made it first
             shutil.rmtree(part)
     return place
 

@@ -164,7 +164,7 @@ class ConvDecoder(nn.Module):
 
 NETS: dict[str, tuple[Any, Any]] = {"mlp": (MLPEncoder, MLPDecoder), "conv": (ConvEncoder, ConvDecoder)}
 
-LABEL_SIZE = 32  # of a label's embedding
+LABEL_SIZE = 32  # width of a label's embedding
 
 # ---- models
 

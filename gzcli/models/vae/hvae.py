@@ -72,7 +72,7 @@ class SpectralNorms(nn.Module):
         for layer in net.modules():
             if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
                 by_shape.setdefault(layer.weight.shape, []).append(layer)
-        self.layers = list(by_shape.values())  # plain lists, as the parameters belong to the network
+        self.layers = list(by_shape.values())  # plain lists, because the parameters belong to the network
         for i, (shape, layers) in enumerate(by_shape.items()):
             self.register_buffer(f"u{i}", F.normalize(torch.randn(len(layers), shape[0], 1), dim=1))
 

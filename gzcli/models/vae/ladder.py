@@ -207,7 +207,7 @@ class TopDown(nn.Module):
         return self.head(F.silu(h)), codes
 
 
-ACTIVE = 0.05  # nats of KL from which on a group counts as active
+ACTIVE = 0.05  # nats of KL above which a group counts as active
 
 
 class LadderVAE(LabelledVAE):

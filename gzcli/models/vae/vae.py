@@ -236,7 +236,7 @@ class VAE(Autoencoder, LabelledVAE):
         e = self.embed(None, len(x))
         e = None if e is None else e.detach()
         eps = self.draws(len(x), noise, samples)
-        with torch.inference_mode(False):  # inference tensors have no gradients, their copies do
+        with torch.inference_mode(False):  # inference tensors have no gradients, but their copies do
             images, eps = x.detach().clone(), eps.clone()
 
         def elbo(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -247,7 +247,7 @@ class VAE(Autoencoder, LabelledVAE):
         # Adam works elementwise on the sum over images, so a score does not depend on its batch
         with torch.inference_mode(False), torch.enable_grad():
             mu, logvar = (t.detach().clone().requires_grad_() for t in start)
-            # gradients are in nats: an eps far above rounding keeps unused dimensions from a random walk
+            # gradients are in nats; an eps far above rounding prevents a random walk of unused dimensions
             adam = torch.optim.Adam([mu, logvar], lr=lr, eps=1e-2)
             value = elbo(mu, logvar)
             first = best = value.detach()
