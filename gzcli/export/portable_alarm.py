@@ -42,7 +42,7 @@ def main(here: Path = Path(__file__).resolve().parent) -> int:
         try:
             score = graph.run(["score"], {"image": read(path, spec["shape"], spec["fit"])})[0][0][by]
         except (OSError, SyntaxError, ValueError) as e:
-            print(f"skipped: {path}: {e}", file=sys.stderr)
+            print(f"skipped: {path}: {'no PNG or JPEG in it' if path.is_dir() else e}", file=sys.stderr)
             continue
         near = np.where(np.isfinite(score), 1e-5 * abs(score), 0)  # scores are equal up to rounding
         high, low = 1 + (~(usual < score - near)).sum(), 1 + (usual <= score + near).sum()

@@ -20,7 +20,7 @@ from gzcli.data.packs.stream import mapped, write_index
 from gzcli.data.readers import pictures
 from gzcli.data.readers.images import Block, RawImages
 from gzcli.data.readers.values import VALUES, Values, fitted, measured, with_pictures
-from gzcli.data.sets.registry import Form, extras_in_words
+from gzcli.data.sets.registry import Form, extras_in_words, import_line
 from gzcli.store.files import checksum, need_space, write_array, write_json
 
 LARGEST = 512  # largest side in pixels that is packed without `data.size`
@@ -417,7 +417,7 @@ def _leave_out(images: RawImages, plan: Plan, bad: Bad, skip_bad: bool, files: P
         messages = [e.message for e in bad.values()]
         listed = "; ".join(messages[:NAMED]) + ("; …" if len(messages) > NAMED else "")
         count = f"{len(messages):,} images of `{title}` cannot be decoded: " if len(messages) > 1 else ""
-        hint = "replace or remove them, or skip them with `gz data import PATH --name NAME --skip-bad`"
+        hint = f"replace or remove them, or import the others: {import_line(title, '--skip-bad')}"
         raise MissingError(count + listed, hint=hint)
     targets = {split: target.copy() for split, target in plan.items()}
     for split, i in bad:

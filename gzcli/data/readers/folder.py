@@ -40,18 +40,25 @@ from gzcli.data.readers.inspection import inspection
 from gzcli.data.readers.npz import npz
 from gzcli.data.readers.pictures import Decoding, decode, notes_in_words
 from gzcli.data.readers.values import npy, of_files
-from gzcli.data.sets.registry import CAPTIONS, TARGETS, Form, further_of
+from gzcli.data.sets.registry import CAPTIONS, TARGETS, Form, further_of, import_line
 
 ARRAYS = {".npz": npz, ".npy": npy}  # readers of files that hold all images, by their ending
 LAYOUTS = ("flat", "classes", "splits", "class-splits")  # values of `--layout`
 DEFECTS = "defects"  # a layout that takes the images of an inspection set that have a defect, to score them
-LAYOUT = "`gz data import PATH --name NAME --layout flat|classes|splits|class-splits`"
-ASK = f"choose the layout with {LAYOUT}"
-HINT = "give a flat folder, class folders, `train` and `test` of these, or `trainA trainB testA testB`"
-HINT += f"; or {ASK}"
 KINDS_HINT = f"give images in a format that gz reads: {PICTURE_KINDS}"
 
 Places = dict[str, tuple[str, str | None]]  # name of an image → its split and its class, if any
+
+
+def ask(title: str) -> str:
+    """The hint that says how the meaning of a set's folders is chosen."""
+    others = f"{', '.join(LAYOUTS[1:-1])} or {LAYOUTS[-1]}"
+    return f"choose a layout, with {others} instead of flat: {import_line(title, '--layout flat')}"
+
+
+def hint_of(title: str) -> str:
+    layouts = "a flat folder, class folders, `train` and `test` of these, or `trainA trainB testA testB`"
+    return f"give {layouts}; or {ask(title)}"
 
 
 def open_path(path: Path, form: Form | None = None) -> RawImages:
@@ -283,14 +290,18 @@ def places_of(
         places, notes = _by_split(title, folders, annotated or {})
     for name, f in folders.items() if layout == "classes" else ():
         if not f:
-            raise UsageError(f"`{title}` has images beside its class folders, such as `{name}`", hint=HINT)
+            raise UsageError(
+                f"`{title}` has images beside its class folders, such as `{name}`", hint=hint_of(title)
+            )
         places[name] = "train", f[0]
     for name, f in folders.items() if layout == "class-splits" else ():
         if len(f) < 2 or not (split := split_of(f[1])):
-            raise UsageError(f"`{title}` contains `{name}`, which is in a class but not in a split", hint=ASK)
+            raise UsageError(
+                f"`{title}` contains `{name}`, which is in a class but not in a split", hint=ask(title)
+            )
         places[name] = split[0], f[0]
     if not any(split == "train" for split, _ in places.values()):
-        raise UsageError(f"`{title}` has splits but no `train`", hint=HINT)
+        raise UsageError(f"`{title}` has splits but no `train`", hint=hint_of(title))
     if layout != "class-splits" and len({label for _, label in places.values()}) == 1:
         # a single folder, such as `train/images` or `train/good`, is not a class
         places = {name: (split, None) for name, (split, _) in places.items()}
@@ -316,19 +327,19 @@ def _layout_of(title: str, folders: Folders) -> str:
         mixes = f"`{title}` has images outside its splits"
         if others:
             message = f"{mixes}: `{splits[0]}` is a split, or a class like `{others[0]}`"
-            raise UsageError(message, hint=HINT)
+            raise UsageError(message, hint=hint_of(title))
         if loose := sorted(name for name, f in folders.items() if not f):
-            raise UsageError(f"{mixes}, such as `{loose[0]}`", hint=HINT)
+            raise UsageError(f"{mixes}, such as `{loose[0]}`", hint=hint_of(title))
         return "splits"
     if marks and any(map(IMAGES.fullmatch, heads)):
         message = f"`{title}` has `{marks[0]}` beside its images, which is either a class or annotations"
-        raise UsageError(message, hint=f"give only the folder of images, or {ASK}")
+        raise UsageError(message, hint=f"give only the folder of images, or {ask(title)}")
     inside = [name for name, f in folders.items() if len(f) > 1 and split_of(f[1])]
     outside = next((name for name, f in folders.items() if len(f) <= 1 or not split_of(f[1])), None)
     if inside and outside:
         split = PurePosixPath(inside[0]).parent
         message = f"`{title}` has a split `{split}`, but `{outside}` is outside any split"
-        raise UsageError(message, hint=ASK)
+        raise UsageError(message, hint=ask(title))
     return "class-splits" if inside else "classes" if heads else "flat"
 
 
@@ -342,7 +353,7 @@ def _by_split(title: str, folders: Folders, annotated: Mapping[str, str]) -> tup
         elif f and MARKS.fullmatch(f[0]):
             masks.append(f[0])
         else:
-            raise UsageError(f"`{title}` contains `{name}`, which is not in a split", hint=ASK)
+            raise UsageError(f"`{title}` contains `{name}`, which is not in a split", hint=ask(title))
     notes = (
         [f"{counted(len(masks), 'image')} of `{masks[0]}` skipped: they annotate other images"]
         if masks
@@ -391,7 +402,9 @@ def _of_split(
     labels = set(classes.values())
     if None in labels and len(labels) > 1:
         loose = next(name for name, label in sorted(classes.items()) if label is None)
-        raise UsageError(f"`{title}` has images beside its class folders, such as `{loose}`", hint=HINT)
+        raise UsageError(
+            f"`{title}` has images beside its class folders, such as `{loose}`", hint=hint_of(title)
+        )
     if split_of(head) == ("train", ""):
         return classes, ""
     images = {label for label in labels if label and IMAGES.fullmatch(label)}
@@ -402,7 +415,7 @@ def _of_split(
         return classes, ""
     if len(train) != 1 or None in train:
         message = f"`{head}/{unknown[0]}` of `{title}` is a class that `train` lacks"
-        raise UsageError(message, hint=f"remove it, or rename it as in `train`; or {ASK}")
+        raise UsageError(message, hint=f"remove it, or rename it as in `train`; or {ask(title)}")
     used = {name: label for name, label in classes.items() if label in train}
     classes_text = f"`{head}/{unknown[0]}`" + (f" and {len(unknown) - 1} others" if len(unknown) > 1 else "")
     left_out = counted(len(classes) - len(used), "image")

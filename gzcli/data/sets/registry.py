@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -226,6 +227,11 @@ class HubSet(OwnSet):
 
 
 DataSet = DataSpec | OwnSet  # both have key, title, reference, shown, form, size, channels and sized()
+
+
+def import_line(path: str, option: str) -> str:
+    """The command line that imports images with an option."""
+    return f"gz data import {shlex.quote(path)} --name {slug(Path(path).stem)} {option}"
 
 
 def slug(text: str) -> str:
