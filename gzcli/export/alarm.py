@@ -25,7 +25,7 @@ from gzcli.metrics.alarms.combined import HIGHEST, LOWEST, Combined
 from gzcli.metrics.alarms.cross import Calibrated
 from gzcli.metrics.alarms.features import STRIDE, cells_of, enlargement, network
 from gzcli.metrics.alarms.fitted import Fitted, Mapped
-from gzcli.metrics.alarms.local import Local
+from gzcli.metrics.alarms.local import Local, one_of
 from gzcli.metrics.alarms.neighbourhoods import SIDE, PcaPatch
 from gzcli.metrics.alarms.patches import KnnPatch, PatchCore
 from gzcli.metrics.alarms.pca import Components, Pca, PcaLocal
@@ -44,6 +44,7 @@ class Graph:
     def __init__(self) -> None:
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
+        self.held: dict[int, tuple[np.ndarray, str]] = {}  # constants by identity, each written once
         self.features = ""  # outputs of the network that several models share, once they exist
         self.shared: dict[tuple[int, int], tuple[str, Shape]] = {}  # residuals, and their shape
 
@@ -59,10 +60,12 @@ class Graph:
     def constant(self, value: np.ndarray) -> str:
         from onnx import numpy_helper
 
-        value = np.asarray(value)
-        value = value.astype(np.float32) if value.dtype == np.float64 else value
-        self.constants.append(numpy_helper.from_array(value, f"c{len(self.constants)}"))
-        return self.constants[-1].name
+        if id(value) not in self.held:
+            self.held[id(value)] = value, f"c{len(self.constants)}"
+            plain = np.asarray(value)
+            plain = plain.astype(np.float32) if plain.dtype == np.float64 else plain
+            self.constants.append(numpy_helper.from_array(plain, self.held[id(value)][1]))
+        return self.held[id(value)][1]
 
     def mean(self, x: str, *axes: int, keep: bool = False) -> str:
         return self("ReduceMean", x, axes=list(axes), keepdims=int(keep))
@@ -91,7 +94,7 @@ def reduced(g: Graph, shape: Shape, factor: int) -> tuple[str, Shape]:
 def coordinates(g: Graph, x: str, of: Components) -> tuple[str, str]:
     """The images' coordinates in these components, and their differences from the mean."""
     flat = g("Sub", g("Flatten", x), of.mean)
-    return g("MatMul", flat, np.ascontiguousarray(of.rows.T)), flat
+    return g("Gemm", flat, of.rows, transB=1), flat
 
 
 def residual(g: Graph, shape: Shape, factor: int, of: Components) -> tuple[str, Shape]:
@@ -118,19 +121,42 @@ def rise(g: Graph, maps: str, of: Local) -> str:
 def local(g: Graph, maps: str, of: Local) -> str:
     """The graph of `local.Local` for maps [N, 1, h, w]."""
     size = rise(g, maps, of)
-    maps = g("Div", maps, size) if of.relate else maps
-    z, tops = g("Div", g("Sub", maps, of.mean), of.deviation), []
-    for k, shift, unit in zip(of.scales, of.shift, of.unit, strict=True):
-        side = abs(k)
-        signed = z if k > 0 else g("Neg", z)
-        smooth = signed if side == 1 else g.pool(signed, side, pad=side // 2)
-        tops.append(g("Div", g("Sub", smooth, np.float32(shift)), np.float32(unit)))
-    top = g("Max", *tops) if len(tops) > 1 else tops[0]
+    top = strangest(g, maps, size, of, of.scales)
     ratio = g("Div", size, of.whole[0])
     either = g("Sub", g("Max", ratio, g("Reciprocal", ratio)), np.float32(1))
     share = g("Div", either, of.whole[1])
     lacking = g("Sub", g("Mul", share, share), g("ReduceMax", top, axes=[2, 3]))
     return g("Add", top, g("Relu", lacking))
+
+
+def strangest(g: Graph, maps: str, size: str, of: Local, scales: Sequence[int]) -> str:
+    """As `Local.largest`."""
+    maps = g("Div", maps, size) if of.relate else maps
+    z, tops = g("Div", g("Sub", maps, of.mean), of.deviation), []
+    for k, shift, unit in zip(of.scales, of.shift, of.unit, strict=True):
+        if k in scales:
+            signed, side = z if k > 0 else g("Neg", z), abs(k)
+            smooth = signed if side == 1 else g.pool(signed, side, pad=side // 2)
+            tops.append(g("Div", g("Sub", smooth, np.float32(shift)), np.float32(unit)))
+    return g("Max", *tops) if len(tops) > 1 else tops[0]
+
+
+def strong_and_faint(g: Graph, maps: str, of: Local) -> tuple[str | None, str | None]:
+    """As `Local.strong_and_faint`."""
+    size = rise(g, maps, of)
+    strong, faint = of.signed(1), of.signed(-1)
+    return (
+        strangest(g, maps, size, of, strong) if strong else None,
+        strangest(g, maps, g("Min", size, of.whole[0]), of, faint) if faint else None,
+    )
+
+
+def decisive(g: Graph, strong: str | None, faint: str | None) -> str:
+    """As `local.decisive`, of maps [N, ..., h, w]."""
+    if strong is None or faint is None:
+        return one_of(strong, faint)
+    highest = (g("ReduceMax", each, axes=[-2, -1]) for each in (faint, strong))
+    return g("Where", g("Greater", *highest), g("Max", strong, faint), strong)
 
 
 def pca(g: Graph, fitted: Pca, shape: Shape) -> tuple[str, str | None]:
@@ -242,8 +268,9 @@ def plain(g: Graph, fitted: Plain, shape: Shape) -> tuple[str, str | None]:
 
 
 def mapped(g: Graph, fitted: Mapped, shape: Shape) -> tuple[str, str]:
-    cells = local(g, RAW[type(fitted)](g, fitted, shape), fitted.local)
-    return largest(g, cells), enlarged(g, cells, fitted.factor, shape)
+    raw = RAW[type(fitted)](g, fitted, shape)
+    shown = decisive(g, *strong_and_faint(g, raw, fitted.local))
+    return largest(g, local(g, raw, fitted.local)), enlarged(g, shown, fitted.factor, shape)
 
 
 def combined(g: Graph, fitted: Combined, shape: Shape) -> tuple[str, str]:
@@ -252,15 +279,16 @@ def combined(g: Graph, fitted: Combined, shape: Shape) -> tuple[str, str]:
     for member in fitted.members:
         of, (top, level) = member.fitted, member.usual
         raw = RAW[type(of)](g, of, shape)
-        cells = local(g, raw, of.local)
-        scores.append(standard(g, largest(g, cells), top))
-        shown = standard(g, enlarged(g, local(g, raw, of.local.places()), of.factor, shape), top)
-        maps[member.is_strong].append(g("Max", shown, np.float32(LOWEST)) if member.is_strong else shown)
+        scores.append(standard(g, largest(g, local(g, raw, of.local)), top))
+        strong, faint = strong_and_faint(g, raw, of.local)
+        cells = enlarged(g, one_of(strong, faint), of.factor, shape)
+        maps[strong is not None].append(g("Max", standard(g, cells, top), np.float32(LOWEST)))
         if member.whole:
             z = standard(g, g.shaped(g("Log", rise(g, raw, of.local)), -1, 1), level)
             scores.append(g("Abs", z) if member.whole == 2 else z)
     highest = g("TopK", g("Concat", *scores, axis=1), np.array([HIGHEST], np.int64))
-    return g.mean(highest, 1, keep=True), g("Max", g("Mean", *maps[True]), *maps[False])
+    shown = decisive(g, g("Mean", *maps[True]), next(iter(maps[False]), None))
+    return g.mean(highest, 1, keep=True), shown
 
 
 def standard(g: Graph, x: str, usual: np.ndarray) -> str:

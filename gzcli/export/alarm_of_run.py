@@ -7,6 +7,7 @@ the held-out images, and the p-values are those of the score `local`.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from gzcli.judge.alarm import split_held_out
 from gzcli.judge.local import Maps, fit_run_local
 from gzcli.judge.methods import is_good_test
 from gzcli.judge.scores import DRAWS, map_of
-from gzcli.metrics.alarms.local import Local
+from gzcli.metrics.alarms.local import Local, one_of
 from gzcli.models.base import flat_defaults, group_options
 
 HELD_OUT = 2000  # maximum number of held-out scores
@@ -95,26 +96,42 @@ class LocalMap(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         maps = self.maps(quantise(image, self.levels))
-        cells = torch.stack([localised(each, of) for each, of in zip(maps, self.locals, strict=True)])
-        shown, sides = cells.mean(0)[:, None], image.shape[2:]
+        both = [localised(each, of) for each, of in zip(maps, self.locals, strict=True)]
+        score, cells = (torch.stack(each).mean(0) for each in zip(*both, strict=True))
+        shown, sides = cells[:, None], image.shape[2:]
         shown = shown if shown.shape[2:] == sides else nn.functional.interpolate(shown, sides)
-        return cells.amax((2, 3)).mean(0)[:, None], shown[:, 0]
+        return score[:, None], shown[:, 0]
 
 
-def localised(maps: Tensor, of: Local) -> Tensor:
-    """The equivalent of `Local` for tensors."""
+def localised(maps: Tensor, of: Local) -> tuple[Tensor, Tensor]:
+    """The largest value of `Local` [N], and its `shown` [N, h, w], for tensors."""
     rise = ((maps / torch.from_numpy(of.level)).square().mean((1, 2), keepdim=True) + 1e-12).sqrt()
+    middle = float(of.whole[0])
+    top, ratio = strangest(maps, rise, of, of.scales).amax((1, 2)), rise[:, 0, 0] / middle
+    whole = ((torch.maximum(ratio, 1 / ratio) - 1) / float(of.whole[1])).square()
+    strong, faint = (
+        strangest(maps, size, of, scales) if (scales := of.signed(sign)) else None
+        for sign, size in ((1, rise), (-1, rise.clamp(max=middle)))
+    )
+    if strong is None or faint is None:
+        return torch.maximum(top, whole), one_of(strong, faint)
+    counts = faint.amax((1, 2), keepdim=True) > strong.amax((1, 2), keepdim=True)
+    return torch.maximum(top, whole), torch.where(counts, torch.maximum(strong, faint), strong)
+
+
+def strangest(maps: Tensor, rise: Tensor, of: Local, scales: Sequence[int]) -> Tensor:
+    """`Local.largest` for tensors."""
     u = maps / rise if of.relate else maps
     z, tops = (u - torch.from_numpy(of.mean)) / torch.from_numpy(of.deviation), []
     for k, shift, unit in zip(of.scales, of.shift, of.unit, strict=True):
+        if k not in scales:
+            continue
         side, signed = abs(k), z if k > 0 else -z
         if side > 1:
             how: dict[str, Any] = {"stride": 1, "padding": side // 2, "count_include_pad": False}
             signed = nn.functional.avg_pool2d(signed[:, None], side, **how)[:, 0]
         tops.append((signed - float(shift)) / float(unit))
-    top, ratio = torch.stack(tops).amax(0), rise / float(of.whole[0])
-    whole = ((torch.maximum(ratio, 1 / ratio) - 1) / float(of.whole[1])).square()
-    return top + (whole - top.amax((1, 2), keepdim=True)).relu()
+    return torch.stack(tops).amax(0)
 
 
 def write(trained: Trained, folder: Path, log: Log) -> dict[str, Any]:

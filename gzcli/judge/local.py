@@ -32,9 +32,6 @@ class RunLocal:
     local: Local
     detected: float | None
 
-    def cells(self, maps: np.ndarray) -> np.ndarray:
-        return self.local(maps)
-
     def score(self, maps: np.ndarray) -> np.ndarray:
         """float64 [B]; larger than every other score if a map is not finite."""
         tops = self.local(maps).max((1, 2)).astype(np.float64)

@@ -122,7 +122,7 @@ def test_the_script_gives_gz_s_p_values_of_pictures_of_other_sizes_without_torch
     p = alarm.p_values(alarm.score(read))
     assert code == 6 and len(result["files"]) == 100 and "torn.png" in said and "s per image" in said
     assert np.abs(np.array([row["p"] for row in result["files"]]) - p).max() < 1e-6
-    assert [row["flagged"] for row in result["files"]] == list(p <= 0.05) and 20 < result["flagged"] < 60
+    assert [row["flagged"] for row in result["files"]] == list(p <= 0.05) and 20 < result["flagged"] < 70
     # the rate is an argument; one that the held-out scores are too few for is refused with the least
     assert judge(tmp_path / "alarm", folder / "001.png", "--fpr", "2%")[0] == 0
     code, _, said = judge(tmp_path / "alarm", folder, "--fpr", "1%")

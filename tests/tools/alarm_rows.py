@@ -128,7 +128,7 @@ def fit_plain_60(images: np.ndarray) -> Plain60:
 
 def fit_normalised_150(images: np.ndarray) -> Normalised150:
     x = side_32(images)
-    left = pca.strength(pca.left_out(x, 150))
+    left = pca.strength(pca.left_out(x[None], 150))
     return Normalised150({}, pca.components(x, 150), left.mean(0), left.std(0) + 1e-6)
 
 
@@ -229,7 +229,7 @@ def usual_maps(name: str, images: np.ndarray, base: Mapping[str, Any]) -> np.nda
     """Maps of good images by what was not fitted to them, as the fits of the methods have them."""
     x = reduced(images, base["factor"])
     if name == "pca_local":
-        return pca.strength(pca.left_out(x, pca.count_of(base["share"], x)))
+        return pca.strength(pca.with_moved(images, base["factor"], base["share"])[1])
     return patches.remembered(patches.embed(x, base["side"], base["weight"])(x))[1]
 
 

@@ -1,9 +1,9 @@
-"""Writes five inspection sets in MVTec's layout, with drawn defects and their masks, the same from the same
+"""Writes seven inspection sets in MVTec's layout, with drawn defects and their masks, the same from the same
 seed:
 
-    python tests/tools/inspection_sets.py FOLDER [--set parts|textures|digits|labels|meshes] [--good 70 …]
-        [--textures textures64.zip] [--canvas NAME] [--part plate|bracket] [--mnist DIR] [--seed 0]
-        [--kinds 20] [--test 200]
+    python tests/tools/inspection_sets.py FOLDER [--good 70 …]
+        [--set parts|textures|digits|labels|meshes|gears|wood] [--textures textures64.zip]
+        [--canvas NAME] [--part plate|bracket] [--mnist DIR] [--seed 0] [--kinds 20] [--test 200]
 
   parts     a plate with a bore and four holes, 96 px, turned, shifted, lit and noisy; or a square bracket of
             cast metal with six
@@ -11,6 +11,8 @@ seed:
   digits    handwritten digits, 28 px of MNIST, or of scikit-learn where `--mnist` is absent
   labels    printed labels, 96 px, whose ink, place and turn vary; most defects are misprints
   meshes    wire meshes, 96 px, of any phase; most defects are out of shape
+  gears     gears of twelve teeth, 96 px, turned by up to 4 degrees, under a light from any side
+  wood      planed boards, 96 px, whose grain is never the same
 
 FOLDER then contains a set for each number of good training pictures, such as `parts-70` and `parts-500`.
 Their test pictures are the same: 200 good ones, and 20 of each kind of defect. A mask is white where a pixel
@@ -381,6 +383,97 @@ def mesh(seed: int, kind: str | None) -> Picture:
     return image[..., None] * np.array([0.95, 1.0, 1.04]) + rng.normal(0, 4, (SIDE, SIDE, 3))
 
 
+# ---------------------------------------------------------------------------- gears
+
+GEARS = ("tooth", "burr", "crack", "rust", "pit", "keyway")
+
+
+def gear(seed: int, kind: str | None) -> Picture:
+    """A gear from above. Its place, turn, light and noise go by the seed."""
+    rng, hurt = rng_of(seed, "gear"), rng_of(seed, "hurt")
+    centre, turn, side = SIDE / 2 - 0.5 + rng.normal(0, 1, 2), rng.uniform(-4, 4), rng.uniform(0, 2 * np.pi)
+    light, steel = rng.normal(1, 0.04), rng.normal(165, 4)
+    fine = SIDE * 2
+    y, x = (np.mgrid[:fine, :fine] + 0.5) / 2 - 0.5
+    x, y = x - centre[0], y - centre[1]
+    r, angle = np.hypot(x, y), np.arctan2(y, x) - np.deg2rad(turn)
+    tooth = hurt.integers(12)
+    phase = angle * 12 / (2 * np.pi)
+    at_tooth = np.round(phase) % 12 == tooth
+    profile = np.clip(np.cos(2 * np.pi * phase) * 3, -1, 1)  # 1 on a tooth, -1 between two
+    outer = 36 + 4 * profile
+    if kind == "tooth":
+        outer = np.where(at_tooth & (profile > -1), 32 + hurt.uniform(0, 3), outer)
+    if kind == "burr":
+        near = np.abs(phase - np.round(phase)) < 0.25
+        outer = outer + np.where(at_tooth & near, hurt.uniform(1.2, 2.2), 0)
+    metal = np.clip(0.5 + 2 * (outer - r), 0, 1) * np.clip(0.5 + 2 * (r - 9), 0, 1)
+    if kind != "keyway":
+        u, v = r * np.cos(angle), r * np.sin(angle)
+        slot = np.clip(0.5 + 2 * (2.5 - np.abs(v)), 0, 1) * np.clip(0.5 + 2 * (12.5 - u), 0, 1) * (u > 0)
+        metal = metal * (1 - slot)
+    ring = 14 * np.exp(-np.square((r - 26) / 2)) * np.cos(np.arctan2(y, x) - side)  # a turned groove
+    gloss = 10 * np.cos(2 * (np.arctan2(y, x) - side))
+    image = 40 + metal * (steel + ring + gloss - 40)
+    image = (image * light).reshape(SIDE, 2, SIDE, 2).mean((1, 3))
+    colour = image[..., None] * np.array([1.0, 1.0, 0.98])
+    radius, way = hurt.uniform(15, 30), hurt.uniform(0, 2 * np.pi)
+    at = centre[::-1] + radius * np.array([np.sin(way), np.cos(way)])  # (y, x) on the metal
+    shape, size = (SIDE, SIDE), hurt.uniform(0.8, 1.2)
+    if kind == "crack":
+        mark = line(shape, wander(hurt, at[::-1], 15 * size, 0.35), 0.9)
+        colour = colour * (1 - 0.35 * mark[..., None])
+    if kind == "rust":
+        mark = shifted(blot(hurt, shape, 5 * size), *at)
+        colour = colour * (1 - mark[..., None] * np.array([0.06, 0.2, 0.34]))
+    if kind == "pit":
+        mark = shifted(blot(hurt, shape, 2.2 * size), *at)
+        colour = colour * (1 - 0.4 * mark[..., None])
+    return colour + rng.normal(0, 3, colour.shape)
+
+
+# ---------------------------------------------------------------------------- wood
+
+WOOD = ("knot", "scratch", "stain", "hole", "dent", "glue")
+
+
+def wood(seed: int, kind: str | None) -> Picture:
+    """A board. Its grain, light and noise go by the seed."""
+    rng, hurt = rng_of(seed, "wood"), rng_of(seed, "hurt")
+    shape, size = (SIDE, SIDE), hurt.uniform(0.8, 1.2)
+    at = hurt.uniform(16, SIDE - 16, 2)
+    y, x = np.mgrid[:SIDE, :SIDE].astype(np.float64)
+    bend = ndimage.gaussian_filter(rng.standard_normal(shape), (20, 30))
+    across = x + 5 * bend / bend.std() + rng.uniform(0, 40)
+    if kind == "knot":
+        dy, dx = y - at[0], x - at[1]
+        far = np.hypot(dy / 2, dx) / (5 * size)
+        across = across + np.sign(dx) * 6 * np.exp(-far)
+    rings = np.sin(2 * np.pi * across / rng.uniform(8, 11)) + 0.5 * np.sin(2 * np.pi * across / 3.7)
+    fibre = ndimage.gaussian_filter(rng.standard_normal(shape), (9, 0.6))
+    image = 150 + 12 * rings + 9 * fibre / fibre.std()
+    if kind == "knot":
+        image = image - 70 * np.exp(-np.square(far))
+    if kind == "dent":
+        mark = shifted(blot(hurt, shape, 6 * size), *at)
+        image = image + 45 * (np.roll(mark, 2, 0) - np.roll(mark, -2, 0))
+    colour = image[..., None] * np.array([1.12, 0.88, 0.62])
+    if kind == "scratch":
+        mark = line(shape, wander(hurt, at[::-1], 26 * size, 0.1), 1.0)
+        colour = colour * (1 + hurt.choice([-1, 1]) * 0.22 * mark[..., None])
+    if kind == "stain":
+        mark = shifted(blot(hurt, shape, 9 * size), *at)
+        colour = colour * (1 - mark[..., None] * np.array([0.14, 0.12, 0.06]))
+    if kind == "hole":
+        mark = shifted(blot(hurt, shape, 2 * size), *at)
+        colour = colour * (1 - 0.7 * mark[..., None])
+    if kind == "glue":
+        mark = shifted(blot(hurt, shape, 7 * size), *at)
+        smooth = ndimage.gaussian_filter(colour, (3, 3, 0)) * 1.06
+        colour = colour + 0.8 * mark[..., None] * (smooth - colour)
+    return colour * rng.normal(1, 0.03) + rng.normal(0, 3, colour.shape)
+
+
 # ---------------------------------------------------------------------------- files
 
 
@@ -441,7 +534,8 @@ def drawers(
         rows["textures"] = texture_drawer(cloth), TEXTURES
     numbers = mnist(digits) if digits else small_digits()
     rows["digits"] = digit_drawer(numbers[rng_of(seed, "digits").permutation(len(numbers))]), DIGITS
-    return rows | {"labels": (label, LABELS), "meshes": (mesh, MESHES)}
+    rows |= {"labels": (label, LABELS), "meshes": (mesh, MESHES)}
+    return rows | {"gears": (gear, GEARS), "wood": (wood, WOOD)}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -462,7 +556,7 @@ def main() -> None:
     plain = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--set", action="append", dest="sets", help="one of the five; else all")
+    parser.add_argument("--set", action="append", dest="sets", help="one of the seven; else all")
     parser.add_argument("--good", type=int, action="append", help="good training pictures; else 70 and 500")
     add_options(parser)
     parser.add_argument("--kinds", type=int, default=20, help="pictures of each kind of defect")

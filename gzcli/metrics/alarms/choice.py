@@ -151,8 +151,8 @@ def search_pca(images: np.ndarray, factors: Sequence[int]) -> Iterator[tuple[dic
     """Tries numbers of components, as shares of the number of images, because more images support more
     components."""
     for factor in factors:
-        x = pca.reduced(images, factor)
-        every = pca.components(x, pca.MOST)
+        moved = pca.moved(images)
+        every = pca.components(pca.reduced(moved.reshape(-1, *images.shape[1:]), factor), pca.MOST)
         for share in pca.SHARES:
             first = every.first(max(1, round(share * len(every.rows))))
 

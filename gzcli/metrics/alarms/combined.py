@@ -14,13 +14,13 @@ No choice is made among them, so all good images calibrate.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from gzcli.metrics.alarms import neighbourhoods, patches, pca
-from gzcli.metrics.alarms.fitted import Fitted, Mapped, reduced, sides
-from gzcli.metrics.alarms.local import fit_local, rise
+from gzcli.metrics.alarms.fitted import Fitted, Mapped, enlarged, reduced, sides
+from gzcli.metrics.alarms.local import decisive, fit_local, one_of, rise
 
 FEW = 20  # components for places that are too smooth
 LOWEST = -6.0  # bound of a standardised map in the mean of maps, far below the maximum of a good image
@@ -38,11 +38,6 @@ class Member:
     fitted: Mapped
     whole: int
     usual: np.ndarray
-
-    @property
-    def is_strong(self) -> bool:
-        """Whether the member detects more than places that are too faint."""
-        return max(self.fitted.local.scales) > 0
 
     def scores(self, images: np.ndarray) -> list[np.ndarray]:
         """The standardised scores, float64 [N] each."""
@@ -64,14 +59,15 @@ class Combined(Fitted):
         return np.sort(every, 0)[-HIGHEST:].mean(0)
 
     def map(self, images: np.ndarray) -> np.ndarray:
-        """At each place, the mean of the standardised maps of strong places, or that of smooth places if it
-        is higher."""
+        """At each place, the mean of the standardised maps of places that are too strong. If the most unusual
+        place of an image is too faint, the map of the member for such places is shown where it is higher."""
         maps: dict[bool, list[np.ndarray]] = {True: [], False: []}
         for member in self.members:
-            shown = replace(member.fitted, local=member.fitted.local.places())
-            maps[member.is_strong].append((shown.map(images) - member.usual[0, 0]) / member.usual[0, 1])
-        strong = np.mean([np.maximum(each, LOWEST) for each in maps[True]], 0)
-        return np.max([strong, *maps[False]], 0)
+            of, (mean, deviation) = member.fitted, member.usual[0]
+            strong, faint = of.local.strong_and_faint(of.raw(images))
+            cells = enlarged(one_of(strong, faint), of.factor, images.shape[2:])
+            maps[strong is not None].append(np.maximum((cells - mean) / deviation, LOWEST))
+        return decisive(np.mean(maps[True], 0), next(iter(maps[False]), None))
 
 
 def fit_combined(images: np.ndarray) -> Combined:
@@ -79,9 +75,7 @@ def fit_combined(images: np.ndarray) -> Combined:
     every = sides(images.shape[1:])
     factors, members, components = every[:2], [], []
     for factor in factors:
-        x = reduced(images, factor)
-        k = pca.count_of(neighbourhoods.SHARE, x)
-        basis, residuals = pca.components(x, k), pca.left_out(x, k)
+        basis, residuals = pca.with_moved(images, factor, neighbourhoods.SHARE)
         components.append(len(basis.rows))
         usual = pca.strength(residuals)
         if factor == factors[-1]:
@@ -97,7 +91,7 @@ def fit_combined(images: np.ndarray) -> Combined:
 
 def smooth_places(images: np.ndarray, factor: int) -> Member:
     x = reduced(images, factor)
-    usual = pca.strength(pca.left_out(x, FEW))
+    usual = pca.strength(pca.left_out(x[None], FEW))
     local = fit_local(usual, (-9,), even=True)
     return member(pca.PcaLocal({}, factor, local, pca.components(x, FEW)), usual)
 

@@ -43,8 +43,8 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Mapped(Fitted):
-    """A fitted method whose score is the maximum of its map. The map has a cell for every `factor` × `factor`
-    pixels of the image."""
+    """A fitted method whose score is the maximum of a local map. The map has a cell for every `factor` ×
+    `factor` pixels of the image."""
 
     factor: int
     local: Local
@@ -53,15 +53,11 @@ class Mapped(Fitted):
         """The values float32 [N, h, w] of which the map is the local map."""
         raise NotImplementedError
 
-    def cells(self, images: np.ndarray) -> np.ndarray:
-        """The map, float32 [N, h, w], with a value for each cell."""
-        return self.local(self.raw(images))
-
     def score(self, images: np.ndarray) -> np.ndarray:
-        return self.cells(images).max((1, 2)).astype(np.float64)
+        return self.local(self.raw(images)).max((1, 2)).astype(np.float64)
 
     def map(self, images: np.ndarray) -> np.ndarray:
-        return enlarged(self.cells(images), self.factor, images.shape[2:])
+        return enlarged(self.local.shown(self.raw(images)), self.factor, images.shape[2:])
 
 
 def _feed(digest: Any, value: Any) -> None:

@@ -16,12 +16,17 @@ foreign image need be more unusual than the most unusual place of a good one, bu
 simple, throughout. s_0 detects that. It hardly ever determines the score of a good image, so the threshold
 for small defects does not change. The good images must be images to which the method was not fitted, because
 maps of others are too low.
+
+The map that people see (`Local.shown`) excludes s_0, which a strong defect raises everywhere. Such a defect
+also raises ℓ, and all other places of a relative map would be too faint. Therefore places that are too faint
+are shown only if one of them is the most unusual place of the image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -30,6 +35,7 @@ SCALES = (1, 3, 5)  # sides of the squares over which maps are averaged
 RARE, BEYOND = 0.98, 3.0
 FLOOR = 0.2  # in m / μ, this share of the mean of μ over all places is added to μ
 SHRINK = 8.0  # weight, in images, of the deviation over all places in that of each place
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,24 +53,52 @@ class Local:
         """The largest s_k at each place, float32, for maps [N, h, w]. If the largest of all is below s_0, the
         difference is added everywhere."""
         ratio = rise(maps, self.level)
-        u = maps / ratio[:, None, None] if self.relate else maps
-        z = (u - self.mean) / self.deviation
-        tops = (smooth(z if k > 0 else -z, abs(k)) for k in self.scales)
-        top = np.full(z.shape, -np.inf, np.float32)
-        for each, shift, unit in zip(tops, self.shift, self.unit, strict=True):
-            top = np.maximum(top, (each - shift) / unit)
+        top = self.largest(maps, ratio, self.scales)
         whole = np.square(departure(ratio / self.whole[0]) / self.whole[1])
         return top + np.maximum(0, whole - top.max((1, 2)))[:, None, None]
 
-    def places(self) -> Local:
-        """The local map without s_0, which a strong defect raises everywhere. If there are other scales,
-        those for places that are too faint are also excluded, because beside a strong defect a relative map
-        is too faint everywhere."""
-        keep = np.array(self.scales) > 0
-        keep = keep if keep.any() else ~keep
-        scales = tuple(np.array(self.scales)[keep].tolist())
-        whole = np.array([self.whole[0], np.inf], np.float32)
-        return replace(self, scales=scales, shift=self.shift[keep], unit=self.unit[keep], whole=whole)
+    def largest(self, maps: np.ndarray, ratio: np.ndarray, scales: Sequence[int]) -> np.ndarray:
+        """The largest s_k of each place among these scales; ratio: ℓ, [N]."""
+        u = maps / ratio[:, None, None] if self.relate else maps
+        z = (u - self.mean) / self.deviation
+        standard = {k: each for k, *each in zip(self.scales, self.shift, self.unit, strict=True)}
+        top = np.full(z.shape, -np.inf, np.float32)
+        for k in scales:
+            shift, unit = standard[k]
+            top = np.maximum(top, (smooth(z if k > 0 else -z, abs(k)) - shift) / unit)
+        return top
+
+    def shown(self, maps: np.ndarray) -> np.ndarray:
+        """The map for people, float32 [N, h, w] of maps [N, h, w]."""
+        return decisive(*self.strong_and_faint(maps))
+
+    def strong_and_faint(self, maps: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """The largest s_k of each place among the scales for places that are too strong, and among those for
+        places that are too faint. The latter use the mean ℓ of good images if ℓ is larger."""
+        ratio, strong, faint = rise(maps, self.level), self.signed(1), self.signed(-1)
+        return (
+            self.largest(maps, ratio, strong) if strong else None,
+            self.largest(maps, np.minimum(ratio, self.whole[0]), faint) if faint else None,
+        )
+
+    def signed(self, sign: int) -> tuple[int, ...]:
+        """The scales with this sign."""
+        return tuple(k for k in self.scales if k * sign > 0)
+
+
+def decisive(strong: np.ndarray | None, faint: np.ndarray | None) -> np.ndarray:
+    """The map [N, h, w] of both. Places that are too faint count if one is the most unusual of its image."""
+    if strong is None or faint is None:
+        return one_of(strong, faint)
+    counts = faint.max((1, 2)) > strong.max((1, 2))
+    return np.where(counts[:, None, None], np.maximum(strong, faint), strong)
+
+
+def one_of(strong: T | None, faint: T | None) -> T:
+    """The map of places that are too strong if there is one, otherwise that of those that are too faint."""
+    only = faint if strong is None else strong
+    assert only is not None
+    return only
 
 
 def fit_local(

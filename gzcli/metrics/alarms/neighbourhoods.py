@@ -18,7 +18,7 @@ import numpy as np
 from gzcli.metrics.alarms.fitted import Mapped, reduced
 from gzcli.metrics.alarms.local import SHRINK, fit_local
 from gzcli.metrics.alarms.patches import patches_of
-from gzcli.metrics.alarms.pca import Components, components, count_of, left_out
+from gzcli.metrics.alarms.pca import Components, with_moved
 
 SIDE = 3  # side of a neighbourhood, in cells
 SHARE = 0.4  # share of the components that are used
@@ -83,9 +83,7 @@ class PcaPatch(Mapped):
 
 def fit_pca_patch(images: np.ndarray, *, factor: int = 1) -> PcaPatch:
     """`pca_patch`, fitted to good images uint8 [N, C, H, W]."""
-    x = reduced(images, factor)
-    k = count_of(SHARE, x)
-    return pca_patch(components(x, k), left_out(x, k), factor)[0]
+    return pca_patch(*with_moved(images, factor, SHARE), factor)[0]
 
 
 def pca_patch(basis: Components, residuals: np.ndarray, factor: int) -> tuple[PcaPatch, np.ndarray]:

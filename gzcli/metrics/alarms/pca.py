@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
@@ -18,6 +19,9 @@ MOST = 300  # components of `pca_local`, if there are that many images
 SHARES = (1.0, 0.4)  # shares of these components that the search tries
 EVEN = 1e-4  # rows need no second pass if the least variance is at least this share of the largest
 PARTS = 4  # parts of the good images; each is reduced by the components of the others
+MOVED, MANY = 400, 1000  # approximate number of moved copies; more images than `MANY` have none
+STEP = 96  # copies of an image with this side are moved by one pixel
+AROUND = tuple(step for step in product((-1, 0, 1), repeat=2) if any(step))
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,24 @@ class Components:
         return (x.reshape(len(x), -1) - self.mean) @ self.rows.T
 
 
+def moved(images: np.ndarray) -> np.ndarray:
+    """Images uint8 [N, C, H, W] and their copies, [copies + 1, N, C, H, W], each moved by about 1 % of the
+    side in one of eight directions. A few images do not show every position of a part or every phase of a
+    texture. A few images have up to eight copies each, and many have none."""
+    n, _, height, width = images.shape
+    copies = min(len(AROUND), max(1, MOVED // n)) if n <= MANY else 0
+    step = max(1, round(min(height, width) / STEP))
+    rng, edge = np.random.default_rng(0), ((0, 0), (step, step), (step, step))
+    ways = rng.permuted(np.tile(np.arange(len(AROUND)), (n, 1)), axis=1)
+    out = np.repeat(images[None], copies + 1, 0)
+    for i, image in enumerate(images if copies else ()):
+        wide = np.pad(image, edge, mode="edge")
+        for copy, way in enumerate(ways[i, :copies], 1):
+            top, left = (step + step * each for each in AROUND[way])
+            out[copy, i] = wide[:, top : top + height, left : left + width]
+    return out
+
+
 def components(x: np.ndarray, most: int) -> Components:
     """The first principal components of float32 [N, ...], at most N − 1."""
     flat = x.reshape(len(x), -1)
@@ -45,8 +67,7 @@ def components(x: np.ndarray, most: int) -> Components:
     flat = flat - mean
     most = min(most, max(1, len(flat) - 1), flat.shape[1])
     if len(flat) <= flat.shape[1]:
-        values, vectors = np.linalg.eigh((flat @ flat.T).astype(np.float64))
-        values, vectors = values[::-1][:most], vectors[:, ::-1][:, :most]
+        values, vectors = largest((flat @ flat.T).astype(np.float64), most)
         if values[-1] > EVEN * values[0]:
             # u_i X / √λ_i, orthonormal up to the rounding of X Xᵀ, which is at most about 1e-7 λ_1 / λ_k
             return Components(mean, (vectors / np.sqrt(values)).astype(np.float32).T @ flat)
@@ -54,8 +75,17 @@ def components(x: np.ndarray, most: int) -> Components:
         keep = values > 1e-9 * max(values[0], 1e-30)
         return Components(mean, np.ascontiguousarray(rows[keep]))
     exact = flat.astype(np.float64)
-    _, vectors = np.linalg.eigh(exact.T @ exact)
-    return Components(mean, np.ascontiguousarray(vectors[:, ::-1][:, :most].T.astype(np.float32)))
+    vectors = largest(exact.T @ exact, most)[1]
+    return Components(mean, np.ascontiguousarray(vectors.T.astype(np.float32)))
+
+
+def largest(matrix: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """The largest eigenvalues of a symmetric matrix, in descending order, and their vectors as columns."""
+    from scipy.linalg import eigh
+
+    n = len(matrix)
+    values, vectors = eigh(matrix, subset_by_index=(n - most, n - 1), check_finite=False)
+    return values[::-1], vectors[:, ::-1]
 
 
 def count_of(share: float, x: np.ndarray) -> int:
@@ -111,45 +141,54 @@ def fit_pca_local(
 
     The usual residual at each place is that of images to which the components were not fitted: each of
     `PARTS` parts is reduced by the components of the others."""
-    x = reduced(images, factor)
-    k = count_of(share, x)
-    basis, residuals = components(x, k), strength(left_out(x, k))
+    basis, left = with_moved(images, factor, share)
+    residuals = strength(left)
     parameters = {"factor": factor, "components": len(basis.rows), "scales": tuple(scales)}
     parameters |= {"relative": relate, "even": even}
     return PcaLocal(parameters, factor, fit_local(residuals, scales, relate=relate, even=even), basis)
 
 
-def left_out(x: np.ndarray, k: int) -> np.ndarray:
-    """The residual of each image without its first k components of the other parts' images, in the shape of
-    x.
+def with_moved(images: np.ndarray, factor: int, share: float) -> tuple[Components, np.ndarray]:
+    """A share of the components of reduced images, from uint8 [N, C, H, W] and their moved copies. Also the
+    residual of each image without as many components of the other parts."""
+    every = moved(images)
+    x = reduced(every.reshape(-1, *images.shape[1:]), factor)
+    k = count_of(share, x)
+    return components(x, k), left_out(x.reshape(*every.shape[:2], *x.shape[1:]), k)
+
+
+def left_out(every: np.ndarray, k: int) -> np.ndarray:
+    """The residual [N, …] of each image without its first k components of the other parts' images and their
+    copies. `every` is [copies + 1, N, …], and its first N are the images.
 
     Images R have the components u_i Xᵣ / √λ_i, where Xᵣ is centred. The residual of an image is x − m − aᵀ
     Xᵣ, where m is their mean and a = U Λ⁻¹ Uᵀ Xᵣ (x − m). All of these follow from the products of the
     images."""
-    flat = x.reshape(len(x), -1)
-    if flat.shape[1] < len(x) - len(x) // PARTS:  # then `components` decomposes a smaller matrix
-        return left_by_components(x, k)
+    n = every.shape[1]
+    flat = every.reshape(len(every) * n, -1)
+    if flat.shape[1] < len(flat) - len(flat) // PARTS:  # then `components` decomposes a smaller matrix
+        return left_by_components(every, k)
     flat = flat - flat.mean(0)
-    products, left = (flat @ flat.T).astype(np.float64), np.eye(len(x))
-    for part in parts_of(len(x)):
-        rest = ~part
-        within, across = products[np.ix_(rest, rest)], products[np.ix_(rest, part)]
+    products, left = (flat @ flat.T).astype(np.float64), np.eye(n, len(flat))
+    for part in parts_of(n):
+        rest = np.flatnonzero(np.tile(~part, len(every)))
+        within, across = products[np.ix_(rest, rest)], products[np.ix_(rest, np.flatnonzero(part))]
         means = within.mean(0)
         across = across - means[:, None]
         across -= across.mean(0)
-        values, vectors = np.linalg.eigh(within - means - means[:, None] + means.mean())
-        most = max(1, min(k, len(values) - 1))
-        values, vectors = values[::-1][:most], vectors[:, ::-1][:, :most]
+        centred = within - means - means[:, None] + means.mean()
+        values, vectors = largest(centred, max(1, min(k, len(rest) - 1)))
         if values[-1] <= EVEN * values[0]:
-            return left_by_components(x, k)
-        left[np.ix_(part, rest)] = -1 / rest.sum() - ((vectors / values) @ (vectors.T @ across)).T
-    return (left.astype(np.float32) @ flat).reshape(x.shape)
+            return left_by_components(every, k)
+        left[np.ix_(part, rest)] = -1 / len(rest) - ((vectors / values) @ (vectors.T @ across)).T
+    return (left.astype(np.float32) @ flat).reshape(every.shape[1:])
 
 
-def left_by_components(x: np.ndarray, k: int) -> np.ndarray:
-    residuals = np.empty_like(x)
-    for part in parts_of(len(x)):
-        residuals[part] = components(x[~part], k).residual(x[part])
+def left_by_components(every: np.ndarray, k: int) -> np.ndarray:
+    residuals = np.empty_like(every[0])
+    for part in parts_of(len(residuals)):
+        rest = every[:, ~part]
+        residuals[part] = components(rest.reshape(-1, *rest.shape[2:]), k).residual(every[0, part])
     return residuals
 
 
