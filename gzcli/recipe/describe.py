@@ -23,11 +23,11 @@ from gzcli.store.paths import recipe_names, spelling
 
 WIDTH = 80  # columns of a terminal
 COLUMN = 31  # where texts begin, unless all values of a section are shorter
-LEAST = 24  # columns that a text has at least, however far a section is indented
+LEAST = 24  # least columns of a text, however far its section is indented
 
 Tree = dict[str, Any]
 
-DIALECT = "http://json-schema.org/draft-07/schema#"  # the newest one that editors know
+DIALECT = "http://json-schema.org/draft-07/schema#"  # the newest draft that editors support
 OPEN = ("model", "optim", "sample", "ood")  # sections whose keys depend on the model
 
 
@@ -61,7 +61,7 @@ def texts(recipe: Recipe) -> dict[str, str]:
 def annotated(tree: Mapping[str, Any], texts: Mapping[str, str], width: int = WIDTH) -> str:
     """The tree as YAML with the text of each key as a comment, wrapped at `width` columns if values allow."""
     written = [(at[:-1], texts.get(".".join(map(str, at)), ""), line) for at, line in lines(tree)]
-    columns: dict[Key, int] = {}  # where the texts of a section begin
+    columns: dict[Key, int] = {}  # column where the texts of a section begin
     for section, _, line in written:
         if not line.endswith(":"):
             columns[section] = max(columns.get(section, 0), min(COLUMN, len(line) + 2))
@@ -125,7 +125,7 @@ def _fragment(union: Tree, sections: Mapping[str, Tree], *, top: bool) -> Tree:
         if key not in OPEN
     }
     properties: Tree = {**shared, **{key: {"type": ["object", "null"]} for key in OPEN}}
-    for section in OPEN:  # an editor completes by these, and what follows forbids the rest
+    for section in OPEN:  # editors complete these; the rule below forbids the rest
         properties[section]["properties"] = union[section]["properties"]
     properties["stages"] = {
         "type": "object",

@@ -24,9 +24,9 @@ from gzcli.recipe.yaml import Document, Key, Problem, read_file, read_text
 from gzcli.store import model_files
 from gzcli.store.paths import recipes_dir, trained_in
 
-PARTS = ("model", "sample", "stages", *SECTIONS)  # below a scale these hold for all its sets
+PARTS = ("model", "sample", "stages", *SECTIONS)  # below a scale, these apply to all its sets
 STORABLE = "int, float, bool, str, None, Literal[…], tuple[…], list[…]"
-RESERVED = {"name"}  # the key of a recipe's `model` that names the model
+RESERVED = {"name"}  # key in a recipe's `model` with the model's name
 _HEADER = re.compile(rf" +({'|'.join([*schema(None), 'stages', 'for', 'extends'])}):")
 _ENTRY = re.compile(r" +(#|- |[^\s:]+:( |$))")  # a line of YAML that can come after an empty one
 # Flags with another name than the last part of their key.
@@ -60,7 +60,7 @@ ELSEWHERE = {
     "visual_autoregressive": "var",
     **dict.fromkeys(("nvae", "very_deep_vae"), "vdvae"),
 }
-Keys = tuple[str, ...]  # below `for`, of a section: ("small",), ("mnist",), ("small", "grey")
+Keys = tuple[str, ...]  # keys of a section below `for`: ("small",), ("mnist",), ("small", "grey")
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Layer:
     """Values of a recipe from one place: a file, a section of its `for`, or the command line."""
 
     tree: dict[str, Any]
-    label: str  # the file, of a shipped one `recipes/glow.yaml` wherever gz is installed; or the flag
+    label: str  # the file (if shipped, `recipes/glow.yaml` wherever gz is installed), or the flag
     source: str = "typed"  # "shipped", "file" (of the user) or "typed"
-    typed: str = ""  # as it was typed
+    typed: str = ""  # the option as typed
     document: Document | None = None  # of the file
-    at: Key = ()  # the keys in the document that lead to the tree
+    at: Key = ()  # keys in the document that lead to the tree
     case: Keys = ()  # the section of `for`: of `128px, 256px`, which is one in the document, one of the two
     applies: bool = True  # whether it is for this data set; otherwise it is only checked
 
@@ -211,7 +211,7 @@ def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:
             return chain, [*problems, Problem(where, "`extends` must be a recipe's name or path")]
         is_name = "/" not in base and not base.endswith((".yaml", ".yml"))
         is_preset = (recipes_dir() / f"{base}.yaml").is_file()
-        try:  # a path is relative to the file that holds it
+        try:  # a path is relative to the file that contains it
             path = find(base if is_name or is_preset else str(path.parent / base))
         except UsageError as e:
             return chain, [*problems, Problem(where, e.message, e.hint)]

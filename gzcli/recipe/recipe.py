@@ -30,7 +30,7 @@ R = TypeVar("R", bound="Recipe")
 
 # Files that tell a folder of a run, or of a model of diffusers, from one that only has the same name.
 MARKS = ("status.json", "config.json", "model_index.json")
-# section and key of what is a file or a run
+# section and key of values that are a file or a run
 REFERENCES = (("model", "base"), ("data", "latent"), ("train", "init"), ("ood", "background"))
 SHARED = ("about", "scale", "seed", "format", "data", "bench", "launch")  # keys that all parts share
 OF_STAGE = ("model", "data", "train", "optim", "sample", "ood", "params")  # keys of a stage

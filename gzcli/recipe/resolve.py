@@ -56,13 +56,13 @@ from gzcli.recipe.yaml import Key, Problem, in_order, refusal
 from gzcli.store import runs
 from gzcli.store.paths import is_name, recipe_names, trained_in
 
-USUAL = "GZ_DATA"  # the environment variable that names the set to train on if none is named
-INHERITED = ("train", "optim")  # sections at the top of a recipe that every stage begins with
-OF_MODEL = ("model", "sample", "ood")  # sections whose keys the model decides
-MINUTES = 15.0  # up to which a training on a CPU is of the scale `tiny`
-WARMUP = 10  # most steps of warm-up of weights that are trained; a longer one spares random weights
-LARGE_LIMIT = 20.0  # norm of a gradient that a limit per dimension rarely reaches, and one per image does
-GENERAL = (*SHAPES, FEW_IMAGES, *SCALES)  # sections of `for` of no single set
+USUAL = "GZ_DATA"  # environment variable with the data set to train on by default
+INHERITED = ("train", "optim")  # sections at the top of a recipe that apply to every stage
+OF_MODEL = ("model", "sample", "ood")  # sections whose keys depend on the model
+MINUTES = 15.0  # minutes up to which a training on a CPU has the scale `tiny`
+WARMUP = 10  # most warm-up steps for trained weights; a longer warm-up protects random weights
+LARGE_LIMIT = 20.0  # norm of a gradient: rarely reached per dimension, but reached per image
+GENERAL = (*SHAPES, FEW_IMAGES, *SCALES)  # sections of `for` that are not about a single set
 _TYPED = {
     "extra": "options after `--`",
     "machines": "`--num-machines N`",
@@ -361,7 +361,7 @@ def choice_of(
         form |= {"channels": data.get("channels"), "n": data.get("n")}
         try:
             facts = facts_of(dataset, **form, patch=patch_of(data.get("augment") or ()))
-        except (UsageError, TypeError, ValueError):  # a wrong size is told with its place
+        except (UsageError, TypeError, ValueError):  # the error for a wrong size names its place
             return Choice(scale, "", ((of_set,),))
     choice = Choice(scale, why, tuple(_order(scale if scaled else None, sections, of_set, facts)), facts)
     if layer and (problem := _lack(choice, sections, of_set, facts.words if facts else f"`{name}`")):
@@ -523,7 +523,7 @@ def _card(chain: list[RecipeFile], problems: list[Problem]) -> ModelCard | None:
 
 def _stage_cards(layers: Iterable[Layer], problems: list[Problem]) -> dict[str, ModelCard] | None:
     """The model of each stage, in order; None for a recipe without stages."""
-    named: dict[str, tuple[str, str]] = {}  # stage → its model's name, and where it stands
+    named: dict[str, tuple[str, str]] = {}  # stage → its model's name, and its place in the file
     staged = False
     for layer in layers:
         stages = layer.tree.get("stages")
@@ -532,7 +532,7 @@ def _stage_cards(layers: Iterable[Layer], problems: list[Problem]) -> dict[str, 
             message = "`stages` must contain stages, such as `stages: {prior: {model: …}}`"
             problems.append(layer.problem(("stages",), message, value=True))
         for stage, part in layer.section("stages").items():
-            if not is_name(stage):  # it is a folder of the run
+            if not is_name(stage):  # the stage is a folder of the run
                 hint = "use lower-case letters, digits, `-` and `_`"
                 problems.append(
                     layer.problem(("stages", stage), f"`{stage}` is not a valid name for a stage", hint)
@@ -664,7 +664,7 @@ def _composed(
             part["data"] = {}
         origin |= dict.fromkeys(dotted(part, "".join(f"{key}." for key in at)), "default")
         for layer in layers:
-            if changes_model(layer.tree):  # another size of the images
+            if changes_model(layer.tree):  # a different size of the images
                 part["params"] = None
             shared = {key: layer.tree[key] for key in INHERITED if key in layer.tree}
             _lay(part, shared, layer, origin, to=at, at=())

@@ -24,9 +24,9 @@ from gzcli.core.units import WORDS, canonical_size, nearest
 from gzcli.models.catalog import ModelCard, Param, phases, scores_made
 from gzcli.recipe.yaml import WRONG, Key, Problem, scalar
 
-ABSENT = object()  # the default of a key that is left out of the resolved recipe unless it is given
-ANY = "*"  # stands for every other key of a section whose keys cannot be known
-# what other programs call otherwise, or do not have
+ABSENT = object()  # default of a key that is only in the resolved recipe if it is given
+ANY = "*"  # represents every other key of a section whose keys are not known
+# keys of other programs → what to use here
 ELSEWHERE = {
     "epochs": "use `train.steps`; `gz train MODEL --epochs N` converts epochs to steps",
 }
@@ -117,7 +117,7 @@ def _without_defaults(rules: Rules) -> Rules:
 
 
 def _rules(params: Mapping[str, Param]) -> dict[str, Rule]:
-    # a required parameter has no default: `missing` finds if it is not given
+    # a required parameter has no default; `missing` finds it if it is not given
     return {n: Rule(p.annotation, ABSENT if p.required else p.default, p.range) for n, p in params.items()}
 
 
@@ -307,7 +307,7 @@ def parse(annotation: str) -> ast.expr:
     return ast.parse(annotation or "Any", mode="eval").body
 
 
-# the trees that `parse` has made stay, so that what is read off their nodes can be kept
+# trees from `parse` do not change, so results from their nodes can be cached
 
 
 @cache
@@ -387,7 +387,7 @@ def _convert_one(node: ast.expr, value: Any) -> tuple[bool, Any]:
         return all(ok for ok, _ in items), [item for _, item in items]
     if kind not in SCALARS or not SCALARS[kind].accepts(value):
         return False, value
-    try:  # a size may have any value, which a range holds
+    try:  # a size may have any value within a range
         return True, float(value) if kind == "float" else canonical_size(value) if kind == "Size" else value
     except UsageError:
         return False, value

@@ -22,7 +22,7 @@ import yaml
 from gzcli.core.errors import UsageError
 
 Key = tuple[Any, ...]  # ("train", "steps"), ("optim", "betas", 0)
-WRONG = object()  # is in a tree for a value whose problem is already recorded
+WRONG = object()  # replaces a value whose problem is already recorded
 
 _TAG = "tag:yaml.org,2002:"
 _NULL = {"null", "Null", "NULL", "~", ""}
@@ -57,7 +57,7 @@ class Problem:
         return self.text + (f" ({self.hint})" if self.hint else "")
 
 
-LARGEST = 1_000_000  # bytes of a file that is read as a recipe; the longest of the zoo has 5,000
+LARGEST = 1_000_000  # most bytes of a recipe; the longest of the zoo has 5,000
 
 
 @dataclass
@@ -242,7 +242,7 @@ def _mark(node: yaml.Node) -> Mark:
 
 
 TAB = "a tab where only spaces are allowed"
-# What libyaml says (and PyYAML's own parser, in other words) → what is meant.
+# A message of libyaml (PyYAML's own parser words it differently) → what it means.
 _WORDS = {
     r"found a tab character.*": TAB,
     r"found character (that|'.' that) cannot start any token": "a value cannot begin with this character",
@@ -273,7 +273,7 @@ _HINTS = {
 
 # --- writing ---
 
-# Words that need no quotes in any place of any YAML: no sign, no colon, no comma, no bracket.
+# Words that need no quotes anywhere in any YAML: without signs, colons, commas and brackets.
 _PLAIN = re.compile(r"[A-Za-z_/]([A-Za-z0-9_./+ -]*[A-Za-z0-9_./+-])?")
 # Words that the specification of YAML 1.1 takes for other values; PyYAML takes some of them for texts.
 _BOOL_1_1 = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}

@@ -18,9 +18,9 @@ from gzcli.report import document as doc
 from gzcli.report.document import Cell, Chart, Column, Dots, Estimate, Picture, Section, Series, Table
 from gzcli.report.results import Results, Row, facts_of, rows_of, words
 
-GRID, COLUMNS = 32, 8  # samples of a model, and in a row
-DOTTED = 9  # most metrics that are drawn
-# keys of a row that are no costs
+GRID, COLUMNS = 32, 8  # samples shown for a model, and in a row
+DOTTED = 9  # most metrics in charts
+# keys of a row that are not costs
 OTHERS = ("model", "name", "run", "path", "error", "precision", "conditional", "levels")
 # (key of a row, name of the axis) of each curve
 # keys of a standing before its metrics
@@ -83,7 +83,7 @@ class Figures:
         self.floor: Row = result.get("floor") or {}
         self.foot = [("real images", self.floor, result.get("floor_intervals") or {})] if self.floor else []
         floors = rows_of(result, "floors")
-        if len(floors) > 1:  # contestants of fewer images, or drawn otherwise, have their own
+        if len(floors) > 1:  # contestants with fewer images, or drawn differently, have their own
             self.foot = [
                 (title_of(floor), floor.get("metrics") or {}, floor.get("intervals") or {})
                 for floor in floors
@@ -91,7 +91,8 @@ class Figures:
         self.directions: Row = result.get("directions") or {}
         self.places, self.metric = result.get("places") or {}, str(result.get("metric"))
         names = dict.fromkeys(name for row in rows for name in row.get("metrics") or {})
-        with_floor = [name for name in self.floor if name in names]  # these compare images, the rest models
+        # these compare images; the others compare models
+        with_floor = [name for name in self.floor if name in names]
         self.names = [name for name in dict.fromkeys([*with_floor, *names]) if not column_of(name).cost]
 
     def direction(self, name: str) -> doc.Direction | None:

@@ -21,7 +21,7 @@ CAPTION = (
     "± is half of a 95 % interval: over images for one seed, over seeds (Student's t) for several. Metrics "
     "in bold cannot be distinguished from the best."
 )
-MARK = " †"  # of a model that was trained for too long
+MARK = " †"  # mark of a model that was trained for too long
 LATE_CAPTION = f"†: trained for over {LATE} times the budget, so without a rank."
 
 
@@ -52,7 +52,7 @@ def models_of(result: Row) -> dict[str, Sequence[Row]]:
     rows = [row for row in rows_of(result) if row.get("metrics")]
     if not (summary := rows_of(result, "summary")):
         places = result.get("places") or {}
-        names = {str(row.get("name")): [row] for row in rows}  # told apart by the bench
+        names = {str(row.get("name")): [row] for row in rows}  # the bench made these names distinct
 
         def first(name: str) -> int:
             place = str(places.get(name) or "")
@@ -63,7 +63,7 @@ def models_of(result: Row) -> dict[str, Sequence[Row]]:
     for entry in summary:
         title, model = str(entry.get("title") or entry.get("model")), entry.get("model")
         if some := [row for row in rows if row.get("model") == model]:
-            # two recipes of one model have one title
+            # two recipes of a model have the same title
             title = f"{title} ({model})" if title in groups or title + MARK in groups else title
             groups[title + (MARK if entry.get("late") else "")] = some
     return groups
@@ -91,7 +91,7 @@ def figure(name: str, groups: dict[str, Sequence[Row]]) -> Column:
     for title, rows in groups.items():
         if each := [one for row in rows if (one := estimate(row, name))]:
             means[title] = over_seeds(each)
-            # above the floor, which makes rows of other numbers of samples comparable
+            # above the floor, so that rows with other numbers of samples are comparable
             excesses = [over for row in rows if (over := excess_of(row, name))]
             if title.endswith(MARK):
                 continue

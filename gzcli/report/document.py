@@ -10,14 +10,14 @@ from typing import Any, Literal, TypeGuard
 
 from gzcli.core.units import count, figure, size
 
-Direction = Literal["down", "up"]  # where better values of a metric lie
+Direction = Literal["down", "up"]  # direction of better values of a metric
 
 
 @dataclass(frozen=True)
 class Cell:
     text: str
-    small: str = ""  # what is beside the text in small letters, as an interval
-    value: float | None = None  # the number by which its column is sorted; None: the text is
+    small: str = ""  # small print beside the text, such as an interval
+    value: float | None = None  # number to sort its column by; None: the text is used
     best: bool = False  # whether it is the best of its column
 
 
@@ -26,7 +26,7 @@ class Column:
     name: str
     cells: Sequence[Cell]
     direction: Direction | None = None
-    numeric: bool = True  # whether it holds numbers, which are aligned to the right
+    numeric: bool = True  # whether it contains numbers, which are aligned to the right
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Table:
 
     title: str
     columns: Sequence[Column]
-    foot: Sequence[Sequence[Cell]] = ()  # rows that stay below, as the floor
+    foot: Sequence[Sequence[Cell]] = ()  # rows that stay at the bottom, such as the floor
     caption: str = ""  # what the metrics mean
-    cited: bool = False  # whether it is the one that LaTeX gets, if there is one
+    cited: bool = False  # whether it is the only table written as LaTeX
     kind: str = "table"
 
     @property
@@ -51,7 +51,7 @@ class Series:
 
     name: str
     points: Sequence[tuple[float, float]]  # (x, y), in order
-    dashed: bool = False  # whether it is a line to compare with
+    dashed: bool = False  # whether it is a reference line
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Dots:
 class Picture:
     """A PNG."""
 
-    name: str  # of its file, without the ending
+    name: str  # name of its file, without the extension
     title: str
     png: bytes
     wide: bool = False  # whether it takes the page's width
@@ -122,13 +122,13 @@ class Section:
 class Document:
     """A report. In all its sentences, backticks mark code."""
 
-    verb: str  # the command that made the results
+    verb: str  # command that made the results
     title: str
     lead: str
     facts: Sequence[tuple[str, str]]  # (name, value) of what the metrics depend on
-    notes: Sequence[str] = ()  # without which the metrics could be misread
+    notes: Sequence[str] = ()  # facts without which the metrics could be misread
     sections: Sequence[Section] = field(default_factory=list)
-    command: str = ""  # the line that makes the results again
+    command: str = ""  # command that makes the results again
 
     @property
     def tables(self) -> list[Table]:

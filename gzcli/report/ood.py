@@ -14,9 +14,9 @@ from gzcli.report import document as doc
 from gzcli.report.document import Chart, Section, Series, Table
 from gzcli.report.results import Results, Row, facts_of, rows_of, thinned
 
-# figures of a kind of defect, and the keys of their intervals
+# metrics of a kind of defect, and the keys of their intervals
 OF_DEFECTS = {"auroc": "ci", "detected": "detected_ci", "pixel_auroc": "", "aupro": "", "pixel_f1": ""}
-LISTED = 500  # files of single images that are listed
+LISTED = 500  # most files of single images in a list
 
 
 def document(results: Results) -> doc.Document:

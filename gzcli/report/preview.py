@@ -17,12 +17,12 @@ from gzcli.core import streams
 if TYPE_CHECKING:
     from PIL import Image
 
-WIDEST, HIGHEST, ROWS = 640, 480, 24  # pixels of a picture, and rows of blocks, at most
-CHUNK = 4096  # letters of a part of kitty's protocol, at most
-COLOURS = 64  # of a sixel picture
+WIDEST, HIGHEST, ROWS = 640, 480, 24  # most pixels of a picture, and most rows of blocks
+CHUNK = 4096  # most characters in a part of kitty's protocol
+COLOURS = 64  # colours of a sixel picture
 # programs of terminals that show a link by another text
 LINKING = ("iTerm.app", "WezTerm", "vscode", "ghostty", "Hyper")
-VTE = 5000  # the version from which the terminals of GNOME and Xfce show links
+VTE = 5000  # first version in which the terminals of GNOME and Xfce show links
 
 
 def protocol() -> str | None:
@@ -59,7 +59,7 @@ def link(path: Path) -> str | None:
     """The last two parts of a path as a link to it; None if this terminal does not support links."""
     env = os.environ
     vte = env.get("VTE_VERSION", "")
-    by_version = (vte.isdigit() and int(vte) >= VTE) or "WT_SESSION" in env  # the latter: Windows Terminal
+    by_version = (vte.isdigit() and int(vte) >= VTE) or "WT_SESSION" in env  # `WT_SESSION`: Windows Terminal
     if env.get("TERM_PROGRAM") not in LINKING and ("TMUX" in env or not by_version):
         return None
     text = streams.printable("/".join(path.parts[-2:]))

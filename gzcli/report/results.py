@@ -52,7 +52,7 @@ class Results:
 
     file: Path  # of the results
     result: dict[str, Any]  # the JSON that the verb printed
-    job: dict[str, Any]  # what was asked for; empty where the folder does not say
+    job: dict[str, Any]  # the request; empty if the folder does not record it
     time: float  # when the results were written, in seconds since 1970
 
     @property
@@ -123,7 +123,7 @@ class Results:
         with path.open(newline="", errors="surrogateescape") as file:
             lines = (printable(line.replace("\0", "")) for line in file)
             rows = [row for row in csv.DictReader(lines) if row.get("role") in ("in", "out")]
-        rows.sort(key=lambda row: row["role"])  # "in" comes first; the order of the sets stays
+        rows.sort(key=lambda row: row["role"])  # "in" comes first; the sets keep their order
         columns = [name for name in (rows[0] if rows else {}) if name not in NOT_SCORES]
         sets: dict[str, list[dict[str, str]]] = {}
         for row in rows:

@@ -26,8 +26,8 @@ from gzcli.store.run_folder import Run
 from gzcli.version import __version__
 
 FORMS = {"html": "report.html", "markdown": "report.md", "latex": "report.tex"}
-FIGURES = "figures"  # folder of the images that Markdown names
-# the marks of a template of LaTeX, where braces are the text's own
+FIGURES = "figures"  # folder of the images in Markdown
+# delimiters of a LaTeX template, whose text contains braces
 TEX: dict[str, Any] = {"variable_start_string": "<<", "variable_end_string": ">>"}
 TEX |= {"comment_start_string": "<#", "comment_end_string": "#>"}
 ARROWS = {"down": "↓", "up": "↑", None: ""}
@@ -47,11 +47,12 @@ _SIGNS = {
 _SIGNS |= {"≤": "leq", "≥": "geq", "Σ": "Sigma", "σ": "sigma", "β": "beta", "½": "frac12"}
 _LATEX |= {"−": "$-$"} | {sign: f"$\\{name}$" for sign, name in _SIGNS.items()}
 
-WIDTH, HEIGHT, LINE = 5.3, 3.2, 0.3  # inches of a drawing, and of a line of its legend or of an estimate
-NAME, LEGEND = 22, 44  # letters of a name at most: beside an estimate, and in the legend
+# height in inches of a drawing, and of a line of its legend or of an estimate
+WIDTH, HEIGHT, LINE = 5.3, 3.2, 0.3
+NAME, LEGEND = 22, 44  # most characters of a name beside an estimate, and in the legend
 COLOURS = ("#1f5fbf", "#c2500c", "#0a7a5c", "#8a3fa8", "#9a7500", "#0f7f95", "#b52a62", "#5b6472")
 INK, SOFT, FLOOR = "#1b202a", "#5a6372", "#b3261e"
-# text stays text, a name is no formula, and the same results make the same file
+# text stays text, names are not formulas, and the same results give the same file
 STYLE: dict[Any, Any] = {"svg.fonttype": "none", "text.parse_math": False, "svg.hashsalt": "gz"}
 STYLE |= {"font.size": 11, "text.color": INK, "axes.labelcolor": SOFT, "axes.edgecolor": SOFT}
 STYLE |= {"xtick.color": INK, "ytick.color": INK, "axes.spines.top": False, "axes.spines.right": False}
@@ -78,7 +79,7 @@ def write(place: Path, folder: Path | None = None, columns: Sequence[str] = ()) 
         Run(folder).mark("report")
     if (folder / FIGURES).is_symlink():
         (folder / FIGURES).unlink()
-    shutil.rmtree(folder / FIGURES, ignore_errors=True)  # of the earlier report
+    shutil.rmtree(folder / FIGURES, ignore_errors=True)  # files of the earlier report
     images = {
         id(item): (path, item.png if isinstance(item, Picture) else svg(item))
         for item, path in with_paths(report)
@@ -202,7 +203,8 @@ def svg(drawing: Chart | Dots) -> bytes:
     else:
         height = 0.8 + LINE * len(drawing.rows)
     with rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # only measured: the browser's fonts show it
+        # only measured, because the browser's fonts draw it
+        warnings.filterwarnings("ignore", "Glyph .* missing")
         figure = Figure((WIDTH, height), layout="constrained")
         axes = figure.add_subplot()
         draw_chart(axes, drawing, columns) if isinstance(drawing, Chart) else draw_dots(axes, drawing)
@@ -225,7 +227,7 @@ def draw_chart(axes: Any, drawing: Chart, columns: int) -> None:
     axes.yaxis.set_major_formatter(short)
     if drawing.ticks:
         axes.set_xticks(*zip(*drawing.ticks, strict=True))
-    # a label that starts with `_` would be left out, so that the names are put in afterwards
+    # a label that starts with `_` would be left out, so names are inserted afterwards
     place = {"loc": "outside lower left", "ncols": columns, "frameon": False}
     legend = axes.figure.legend(lines, ["x"] * len(lines), **place)
     for text, line in zip(legend.get_texts(), drawing.series, strict=True):

@@ -36,7 +36,7 @@ def claimed(run: Run) -> Iterator[None]:
     with files.lock(owner.claim_file, wait=False) as acquired:
         if not acquired or files.is_locked(owner.lock):
             raise in_use(owner)
-        if not any(file.name != CLAIM for file in owner.path.glob("*")):  # it was removed meanwhile
+        if not any(file.name != CLAIM for file in owner.path.glob("*")):  # the run was removed meanwhile
             with contextlib.suppress(OSError):
                 owner.claim_file.unlink()
                 owner.path.rmdir()

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LARGEST = 256_000_000  # most bytes of a text that gz reads: captions of a large set; recipes have a few kB
-PROBED = 0.5  # seconds of trying for a lock without `wait`: another `is_locked` may hold it for a moment
+# most bytes of a text file, enough for the captions of a large set; recipes have a few kB
+LARGEST = 256_000_000
+PROBED = 0.5  # seconds to try for a lock without `wait`, because another `is_locked` may hold it briefly
 LONGEST_HEADER = 100_000_000  # bytes of a safetensors header, as the library has it
 DAY = 86_400.0
 AGAIN = "remove it: gz recreates it"
@@ -177,7 +178,7 @@ def read_json(path: Path) -> Any:
         return None
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as e:  # cut short, no JSON, or nested too deeply
+    except (ValueError, RecursionError) as e:  # truncated, not JSON, or nested too deeply
         raise DamagedError(f"`{path}` is damaged: it is not JSON ({e})") from e
 
 
@@ -315,7 +316,7 @@ def is_below(path: Path, root: Path) -> bool:
     try:
         way = path.absolute().relative_to(root.absolute())
         return path.resolve() == root.resolve() / way and path.is_file() and path.stat().st_size <= LARGEST
-    except (OSError, ValueError, RuntimeError):  # a name that no file has, another folder, a circle of links
+    except (OSError, ValueError, RuntimeError):  # an impossible name, another folder, or a circle of links
         return False
 
 
@@ -370,7 +371,7 @@ def remove_tree(path: Path) -> None:
     os.replace(path, part)
     try:
         shutil.rmtree(part)
-    except OSError:  # what cannot be removed keeps its name
+    except OSError:  # a file that cannot be removed keeps its name
         os.replace(part, path)
         raise
 

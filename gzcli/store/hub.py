@@ -17,14 +17,14 @@ from gzcli.store.paths import cache_dir
 from gzcli.store.run_folder import Run
 
 PREFIX = "hf://"
-HUB_SCHEME = "hf://datasets/"  # before the id of a data set of the hub
+HUB_SCHEME = "hf://datasets/"  # prefix of the id of a data set on the hub
 FILE = Run.model_file.name  # of a repository
 # torch-fidelity's port of the TensorFlow network of 2015-12-05
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 VGG = "vgg16-397923af.pth"  # torchvision's
 DINOV2 = "dinov2_vitl14_pretrain.pth"  # its authors'
 CLIP = "clip-vit-base-patch32.bin"  # OpenAI's, as `pytorch_model.bin` of their repository on the hub
-TINY = ("tiny", "tiny-xl", "tiny-sd3", "tiny-flux")  # values of `model.base` that gz makes itself
+TINY = ("tiny", "tiny-xl", "tiny-sd3", "tiny-flux")  # values of `model.base` whose weights gz makes itself
 # Our name of a set → its id on the hub.
 HUB_SETS = {
     "mnist": "ylecun/mnist",
@@ -35,7 +35,7 @@ HUB_SETS = {
     "imagenet": "ILSVRC/imagenet-1k",
     "tinyimagenet": "zh-plus/tiny-imagenet",
 }
-TASK = "unconditional-image-generation"  # as the hub names it
+TASK = "unconditional-image-generation"  # the task's name on the hub
 _ADDRESS = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.ASCII)
 
 
@@ -191,7 +191,7 @@ def explained(name: str) -> Iterator[None]:
     get = f"run `hf download {name}` online"
     gated = f"`{name}` is gated", "request access on its page, then set `HF_TOKEN`"
     none_such = f"the hub has no `{name}`, or it is private", "check the spelling, or set `HF_TOKEN`"
-    # of an error's classes the first that is listed; a gated repository is one that is not found
+    # the first match counts, because the error of a gated repository is a subclass of "not found"
     texts: dict[type[Exception], tuple[str, str | None]] = {
         errors.LocalEntryNotFoundError: (f"`{name}` is not on this machine, and {absent}", get),
         errors.GatedRepoError: gated,

@@ -18,12 +18,12 @@ from gzcli.store import files
 from gzcli.version import __version__
 
 NAME = ".index-{}.json"
-SETTLED = 2e9  # nanoseconds after which a rewritten file surely has another time
+SETTLED = 2e9  # nanoseconds after which a rewritten file is certain to have another time
 
 Mark = list[int]  # mtime, ctime, size, inode
-Marks = dict[str, Mark | None]  # of files by their place below the run; None: there is none
+Marks = dict[str, Mark | None]  # path below the run → fingerprint of the file; None: no such file
 
-_open: dict[tuple[str, str], _Index] = {}  # by the folder of the runs, and kind
+_open: dict[tuple[str, str], _Index] = {}  # by folder of runs, and kind
 
 
 class _Index:
@@ -34,7 +34,7 @@ class _Index:
         self.runs: dict[str, tuple[Marks, Any]] = {}
         with contextlib.suppress(DamagedError):
             head, _, body = (files.read_text(path) or "").partition("\n")
-            if head == _head(body):  # it is whole, and of this version of gz
+            if head == _head(body):  # it is complete, and written by this version of gz
                 self.runs = json.loads(body)
 
 
@@ -55,7 +55,7 @@ def save(root: Path, kind: str, names: Iterable[str]) -> None:
     index = _open.get((str(root), kind))
     if index and index.changed:
         body = json.dumps({name: index.runs[name] for name in names if name in index.runs})
-        with contextlib.suppress(OSError):  # a store that may only be read
+        with contextlib.suppress(OSError):  # the store is read-only
             files.write_atomic(index.path, f"{_head(body)}\n{body}")
         index.changed = False
 

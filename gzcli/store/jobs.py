@@ -43,17 +43,20 @@ class SampleJob(RunJob):
     """Samples of a run, or one of its applications."""
 
     run: str  # folder of the run
-    n: int | None = None  # images; None: as many as there are prompts or input images
-    labels: str | None = None  # class names or numbers, separated by commas; the images take turns
-    prompts: tuple[str, ...] = ()  # texts; the images take turns
-    options: Mapping[str, Any] = field(default_factory=dict)  # of the model's `sample`, or the application
+    n: int | None = None  # number of images; None: one for each prompt or input image
+    labels: str | None = None  # class names or numbers, separated by commas; images use them in turn
+    prompts: tuple[str, ...] = ()  # texts; images use them in turn
+    # options of the model's `sample`, or of the application
+    options: Mapping[str, Any] = field(default_factory=dict)
     do: str | None = None  # name of the application; None: samples are drawn
     input: str | None = None  # path of an image or of a folder of images
-    input_as: str | None = None  # the keyword of `sample` that gets the input images
-    mask: str | None = None  # path of an image that is white where the input is kept
-    formats: tuple[str, ...] = ()  # in which images are written beside the sheet; a few are always PNGs too
+    input_as: str | None = None  # keyword of `sample` for the input images
+    mask: str | None = None  # path of an image whose white pixels mark what is kept of the input
+    # format of the images besides the sheet; a few are always written as PNGs too
+    formats: tuple[str, ...] = ()
     animate: bool = False  # whether the sampler's intermediate states are written as an animation
-    origin: Mapping[str, Any] = field(default_factory=dict, compare=False)  # that the images tell besides
+    # facts written into the images besides
+    origin: Mapping[str, Any] = field(default_factory=dict, compare=False)
     verb: str = field(default="sample", kw_only=True)
 
 
@@ -61,19 +64,19 @@ class SampleJob(RunJob):
 class ScoreJob(RunJob):
     """The fields of both jobs with out-of-distribution scores."""
 
-    run: str  # folder of the run; "" if a method without training takes its place
+    run: str  # folder of the run; "" for a method without training
     ins: str  # name or path of the in-distribution set
     _: KW_ONLY
     scores: tuple[str, ...] | None = None  # None: those of the recipe, for an alarm the first of them
-    n: int | None = None  # images scored of each set; None: as many as the recipe's time budget allows
-    full: bool = False  # whether every image is scored
+    n: int | None = None  # images to score in each set; None: as many as the recipe's time budget allows
+    full: bool = False  # whether to score every image
     options: Mapping[str, Any] = field(default_factory=dict)  # keywords of the scores
     background: str | None = None  # folder of the run that `ratio` divides by; None: that of the recipe
     others: tuple[str, ...] = ()  # folders of further runs, which make an ensemble with `run`
-    # number of seeds, from `seed` on, whose scores are averaged; None: an alarm takes a few if noise matters
+    # number of seeds, from `seed` on, for the mean score; None: one, or a few if an alarm draws noise
     seeds: int | None = None
     method: str | None = None  # name of a method without training; None: the run's scores
-    size: Any = None  # of the images that a method sees; None: their own, or as large as it looks at
+    size: Any = None  # size of the images for a method; None: their own, up to the largest that it uses
 
 
 @dataclass(frozen=True)
@@ -92,11 +95,11 @@ class AlarmJob(ScoreJob):
     """An alarm for each of the user's images. `n` and `full` choose the held-out images that they are
     compared with."""
 
-    input: str  # path of an image, or of a folder, zip, tar or npz of images
+    input: str  # path of an image, or of a folder, zip, tar or npz with images
     fpr: float = 0.01  # share of in-distribution images that may be flagged
-    maps: bool = False  # whether maps show where the images are anomalous
-    png: bool = False  # whether the map of every image is written as a file
-    calibrate: str | None = None  # name or path of further good images, with which images are compared
+    maps: bool = False  # whether to compute maps of where images are anomalous
+    png: bool = False  # whether to write the map of every image as a file
+    calibrate: str | None = None  # name or path of further good images to compare with
     verb: str = field(default="alarm", kw_only=True)
 
 
@@ -112,7 +115,7 @@ class PortableJob(AlarmJob):
     """The alarm of a method without training, exported as files that need neither gz nor torch. The job
     judges no images: `input` is empty, and the rate is an argument of the exported program."""
 
-    out: str = ""  # path of the folder that is written
+    out: str = ""  # path of the folder to write
     verb: str = field(default="portable", kw_only=True)
 
 
@@ -123,16 +126,16 @@ class BenchJob(RunJob):
     runs: tuple[str, ...]  # folders of the runs
     data: str  # name or path of the data set
     metrics: tuple[str, ...] | None = None  # None: those that need no weights of Inception
-    n: int = 2000  # number of samples drawn of each run, and of images that are taken at most
+    n: int = 2000  # number of samples from each run, and most images of a folder
     weights: str | None = None  # path of Inception's weights; None: the file in the cache
-    images: tuple[str, ...] = ()  # paths or names of images that are compared as samples are
+    images: tuple[str, ...] = ()  # paths or names of images to compare like samples
     split: str = "test"  # the real images: "test", "val", "train" or "all"
     stats: str | None = None  # path of the mean and covariance of other real images, for Fréchet distances
-    export_stats: str | None = None  # path to which those of the real images are written
+    export_stats: str | None = None  # path to write the mean and covariance of the real images to
     likelihoods: int | None = None  # most test images whose likelihood is computed; None: as many as usual
-    patience: float | None = None  # seconds of sampling from which a model draws fewer images
+    patience: float | None = None  # seconds of sampling; a model that needs longer draws fewer images
     few: int = 2000  # number of these
-    drawing: str | None = None  # hash of the code that draws: a league takes samples by the same code again
+    drawing: str | None = None  # hash of the code that draws; a league reuses samples drawn by the same code
     # how each of the runs is taken, {"checkpoint", "sample", "calls", "quick"}, all of them optional: weights
     # of a step, options of its sampler, at most how many network calls per image, and whether metrics that do
     # not depend on samples are left out; (): all as the job and the runs say
@@ -146,9 +149,9 @@ class ExportJob(Job):
 
     run: str  # folder of the run
     to: str  # "file", or name of the library
-    out: str  # path of the folder, or of the file, that is written
+    out: str  # path of the folder or file to write
     checkpoint: str = "finished"  # "last", "best", "finished" or a step
-    dtype: Literal["fp32", "bf16"] = "fp32"  # of the parameters in a file
+    dtype: Literal["fp32", "bf16"] = "fp32"  # dtype of the parameters in a file
     verb: str = field(default="export", kw_only=True)
 
 
@@ -156,9 +159,9 @@ class ExportJob(Job):
 class PublishedJob(Job):
     """Published weights of other authors, converted to a file of gz."""
 
-    folder: str  # in the layout of diffusers
-    name: str  # of the data that they were trained on, as far as it is known
-    out: str  # path of the file that is written
+    folder: str  # folder in the layout of diffusers
+    name: str  # name of the data that they were trained on, if known
+    out: str  # path of the file to write
     verb: str = field(default="published", kw_only=True)
 
 
@@ -166,12 +169,14 @@ class PublishedJob(Job):
 class EmaJob(Job):
     """An average of the weights of a finished run, to replace its current one."""
 
-    run: str  # folder of the run, of a stage the stage's
-    length: float | None = None  # deviation of its profile as a share of the training; None: the best one
+    run: str  # folder of the run, or of a stage
+    # standard deviation of the averaging profile, as a share of the training; None: the best one
+    length: float | None = None
     verb: str = field(default="ema", kw_only=True)
 
 
-IMAGE_COSTS = ("sample_seconds", "calls", "log_prob_seconds", "classes")  # of a part with "draws"
+# keys of the result of a part with "draws"
+IMAGE_COSTS = ("sample_seconds", "calls", "log_prob_seconds", "classes")
 
 
 @dataclass(frozen=True)
@@ -213,7 +218,7 @@ def read(folder: Path) -> Job | None:
         return {kind.verb: kind for kind in _KINDS}[tree["verb"]].of(tree)
 
 
-# verb of a job → the keys of its result that others read, and their types
+# verb of a job → the keys of its result that other modules read, and their types
 RESULTS: dict[str, dict[str, type]] = {
     "bench": {
         "data": str,

@@ -17,9 +17,10 @@ from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import RECORDS, Run
 
 POINTS = 12  # of a curve
-ENOUGH = 4  # points of a validation metric that make a curve; with fewer, the loss is shown
+ENOUGH = 4  # least points of a curve of a validation metric; with fewer, the loss is shown
 BARS = "▁▂▃▄▅▆▇█"
-LARGE = 15_000  # lines that are read; of more, SOME at even distances, the LAST, and up to MANY of validation
+# most lines to read; of a longer file, SOME evenly spaced ones, the LAST, and up to MANY of validation
+LARGE = 15_000
 SOME, LAST, MANY = 2_000, 40, 5_000
 WIDE = 10.0  # a curve that spans more than this factor is drawn on a logarithmic scale
 
@@ -28,9 +29,9 @@ WIDE = 10.0  # a curve that spans more than this factor is drawn on a logarithmi
 class Curve:
     """The course of a metric in a few points."""
 
-    name: str  # of the figure in `metrics.jsonl`
+    name: str  # name of the metric in `metrics.jsonl`
     steps: tuple[int, ...]  # the last step of each point
-    values: tuple[float, ...]  # each the mean of the lines since the previous point
+    values: tuple[float, ...]  # values, each the mean of the lines since the previous point
 
     @classmethod
     def of(cls, name: str, points: Sequence[tuple[int, float]]) -> Curve:

@@ -16,11 +16,11 @@ from gzcli.store.files import lock, read_json, write_atomic, write_json
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
 
-GROUP = "gzcli.models"  # of entry points: `maf = "my_package.maf"` names the module of a model
-TRUSTED = "trusted_models.json"  # of the user's folder, with the sha256 of model files
+GROUP = "gzcli.models"  # group of entry points: `maf = "my_package.maf"` gives the module of a model
+TRUSTED = "trusted_models.json"  # file in the user's folder, with the sha256 of model files
 _PAPER = re.compile(r"^[ \t]+paper\b[^=\n]*=", re.MULTILINE)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_typed: dict[str, Path] = {}  # files from the command line, by the model's name
+_typed: dict[str, Path] = {}  # model's name → file from the command line
 _programs: dict[Path, bytes] = {}  # contents as they were when their trust was set or tested
 
 
@@ -61,7 +61,7 @@ def model_files() -> dict[str, Path]:
 def find(name: str) -> Path | None:
     """The file of the outside model with this name (`-` and `_` are equivalent); None if there is none."""
     models = model_files()
-    stem = matching(name, reversed(models))  # the last one counts
+    stem = matching(name, reversed(models))  # if several match, the last one counts
     return models[stem] if stem else None
 
 
@@ -108,7 +108,8 @@ def trust(file: Path) -> str:
     with lock(user_dir(".trusted.lock")):
         trusted = read_json(user_dir(TRUSTED)) or []
         if digest not in trusted:
-            write_json(user_dir(TRUSTED), [*trusted, digest], mode=0o600)  # it decides what code is run
+            # because it decides what code is run
+            write_json(user_dir(TRUSTED), [*trusted, digest], mode=0o600)
     return digest
 
 

@@ -53,7 +53,7 @@ def trained_in(model: str) -> tuple[str, str] | None:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     for name in recipe_names():
         text = (recipes_dir() / f"{name}.yaml").read_text(encoding="utf-8")
-        # the loader in C, as this is asked for each name that is none of a recipe
+        # the loader in C, because this runs for every name that is not a recipe's
         for stage, part in stages(yaml.load(text, loader)) if "stages:" in text else ():
             if canonical(str((part.get("model") or {}).get("name", ""))) == canonical(model):
                 return name, stage

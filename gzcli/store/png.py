@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import ImageFont
 
-KEY = "gz"  # of the text chunk
-_maker: dict[str, Any] = {}  # the facts that `made_by` sets
+KEY = "gz"  # keyword of the text chunk
+_maker: dict[str, Any] = {}  # facts that `made_by` sets
 
 
 def made_by(**facts: Any) -> None:
@@ -72,7 +72,7 @@ def write_npz(job: Run, images: np.ndarray, labels: np.ndarray | None, made: Map
 class Format(NamedTuple):
     """A format in which `gz sample` writes images in addition to the sheet; its flag is `--NAME`."""
 
-    key: str  # of the result in JSON: what `write` returns
+    key: str  # key of the result in JSON, with what `write` returns
     help: str
     # the folder of the job, images uint8 [N, C, H, W], labels [N] or [N, K], origin → the path, or the paths
     write: Callable[[Run, np.ndarray, np.ndarray | None, Mapping[str, Any]], Any]

@@ -24,7 +24,7 @@ PREFIX = "pretrained:"
 FOLDER = Path(__file__).resolve().parents[1] / "pretrained"
 MORE = "more"
 FIRST = ("emoji", "glyphs", "shapes", "digits")  # the preferred sets, in this order, if none is named
-DEFAULT = f"{PREFIX}cfm"  # where no model is named
+DEFAULT = f"{PREFIX}cfm"  # model used if none is named
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ class Pretrained:
     file: Path
     model: str  # as the user types it
     title: str  # as people call it: `fm +100 clusters`
-    data: str  # key of its set
-    card: dict[str, Any]  # what `gz runs export` says of a run
+    data: str  # key of its data set
+    card: dict[str, Any]  # what `gz runs export` records about a run
     preview: bytes  # a PNG of its samples
 
     @property
@@ -59,7 +59,7 @@ class Pretrained:
         return best, excess, params, seconds, size(self.file.stat().st_size)
 
 
-@cache  # pages of all models ask for them
+@cache  # cached, because the pages of all models ask for them
 def every() -> tuple[Pretrained, ...]:
     """The installed models, grouped by data set, the best first."""
     models = []

@@ -18,12 +18,12 @@ from gzcli.store import files, index
 from gzcli.store.paths import inside, is_name
 
 RUN_ID = re.compile(r"(.+)-(\d{8}-\d{6})-([0-9a-f]{4})")  # model and data, time, random digits
-STAGES = "stages"  # the key of a recipe, and the folder of a run
+STAGES = "stages"  # key in a recipe, and folder in a run
 # types of values of `status.json`; any may be null
 KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("state", "model", "data", "alias", "copy_of", "clock"), str),
     **dict.fromkeys(("step", "steps", "order", "pid", "parent", "params", "code", "levels"), int),
-    # step at which `train.patience` ended a training, and step of the weights that it serves
+    # step at which `train.patience` ended training, and step of the weights in use
     **dict.fromkeys(("ended_by_patience", "served"), int),
     **dict.fromkeys(("created", "started", "ended", "process_began"), (int, float)),
     **dict.fromkeys(("seconds", "work", "work_from", "peak_memory"), (int, float)),
@@ -83,12 +83,12 @@ class Run:
     path: Path
 
     mark_file = Place(".gz")  # says that gz made the folder
-    lock_file = Place(".lock")  # held by the engine while it trains or does a job
-    claim_file = Place(".claim")  # held by `gz` from before it starts an engine until that has ended
+    lock_file = Place(".lock")  # lock held by the engine while it trains or runs a job
+    claim_file = Place(".claim")  # lock held by `gz` from before an engine starts until it has ended
     status_file = Place("status.json")  # state, identity and error
     log_file = Place("log.txt")
     earlier_log_file = Place("log.1.txt")
-    stop_file = Place("stop")  # the number of the signal that the engine is to stop for
+    stop_file = Place("stop")  # number of the signal that stops the engine
     launch_file = Place("accelerate.yaml")
     # of a training
     recipe_file = Place("run.yaml")  # the whole recipe
@@ -97,14 +97,15 @@ class Run:
     model_file = Place("model.safetensors")  # averaged weights of a finished run
     checkpoints_folder = Place("checkpoints")
     best_file = Place("checkpoints/best.json")
-    snapshots_folder = Place("snapshots")  # power-function averages of the weights, of which others are made
+    # power-function averages of the weights, from which others are computed
+    snapshots_folder = Place("snapshots")
     samples_folder = Place("samples")  # grids of a training; images that a `gz bench` drew
     losses_picture = Place("loss.png")
-    tracker_file = Place("mlflow.json")  # the run's id there
+    tracker_file = Place("mlflow.json")  # the run's id in MLflow
     stages_folder = Place(STAGES)
-    latent_folder = Place("latent")  # the autoencoder of a run that came as one file
+    latent_folder = Place("latent")  # autoencoder of a run imported from one file
     programs_folder = Place("models")  # copies of model files from outside
-    card_file = Place("card.json")  # of a run that came as one file
+    card_file = Place("card.json")  # card of a run imported from one file
     preview_picture = Place("preview.png")
     # of a job
     job_file = Place("job.json")
@@ -133,7 +134,7 @@ class Run:
     def stages(self) -> list[Run]:
         """The stages in order of training; empty for a run without stages."""
         if self.recipe_file.exists() and self.stages_folder.is_dir():
-            # a verb that needs the recipe reads it again, and says what is wrong with it
+            # a verb that needs the recipe reads it again and reports its error
             with contextlib.suppress(DamagedError, UsageError):
                 return [self.stage(name) for name in self.tree().get(STAGES, ())]
         return []
@@ -162,7 +163,7 @@ class Run:
     @property
     def title(self) -> str:
         """The model's name for the user: `fm +100 clusters`."""
-        # a verb that needs the recipe reads it again, and says what is wrong with it
+        # a verb that needs the recipe reads it again and reports its error
         with contextlib.suppress(DamagedError, UsageError):
             tree, stage = self.owner.tree(), self.owner.stage
             parts = (tree.get(STAGES) or {"": tree}).items()
@@ -348,7 +349,7 @@ class Run:
 
     def is_marked(self, kind: str) -> bool:
         """Whether gz made the folder as a "run", "job" or "report"."""
-        return files.whole_object(self.mark_file).get("kind") == kind  # `.gz` may be another program's
+        return files.whole_object(self.mark_file).get("kind") == kind  # `.gz` may belong to another program
 
     def update(self, **changes: Any) -> None:
         status = self.status()
@@ -371,7 +372,7 @@ class Run:
         staged = isinstance(tree, dict) and STAGES in tree
         parts = tree[STAGES] if staged else {"only": tree}
         has_names = isinstance(parts, dict) and all(is_name(str(name)) for name in parts)
-        # a stage that is taken from another run is that run's id
+        # a stage from another run is recorded as that run's id
         if not has_names or not all(isinstance(part, str) or _is_recipe(part) for part in parts.values()):
             raise DamagedError(f"`{path}` is damaged: it is not a recipe", hint=hint)
         return tree

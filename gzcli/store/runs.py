@@ -151,7 +151,7 @@ def _age(status: Mapping[str, Any]) -> tuple[int, float]:
 
 def by_name(ref: str) -> Run | None:
     """The run of this id, alias, short name or path; None if there is none."""
-    if "\0" in ref:  # which no path can hold
+    if "\0" in ref:  # which no path can contain
         return None
     path = Path(ref).expanduser()
     if _status(Run(path)):
@@ -159,7 +159,7 @@ def by_name(ref: str) -> Run | None:
     ref, below, stage = ref.partition(f"/{STAGES}/")
     of_id = Run(user_dir("runs") / ref)
     match: Run | None = of_id
-    if not (is_name(ref) and _status(of_id)):  # for an id no other run is read
+    if not (is_name(ref) and _status(of_id)):  # for an id, no other run is read
         runs = all_runs()
         match = next((run for run in runs if ref in (run.path.name, run.alias)), None)
         short = [] if match else [run for run in runs if short_name(run.id) == ref]
@@ -270,7 +270,7 @@ def copy_weights(run: Run, target: Run) -> None:
 def remove(run: Run) -> None:
     """Deletes a run of the store. Raises the errors of `check_removable`."""
     check_removable(run)
-    with _store_lock(), claimed(run):  # a run that is being made is not claimed yet
+    with _store_lock(), claimed(run):  # a run in the making is not claimed yet
         remove_folder(run.path)
 
 
@@ -283,7 +283,7 @@ def give_up(run: Run, *, keep: bool) -> bool:
     if keep:
         run.update(state="failed", alias=None)
         return False
-    with contextlib.suppress(UsageError):  # another process has it by now
+    with contextlib.suppress(UsageError):  # another process has claimed it meanwhile
         remove(run)
         return True
     return False

@@ -36,13 +36,13 @@ SEED = 0
 CPU = torch.device("cpu")
 # Few steps suffice for likelihoods and for scores: the checks test dependences, not values.
 ODE_STEPS = 4
-SCORE_STEPS = 2  # where no value matters, only on what it depends
+SCORE_STEPS = 2  # for checks of dependences, where the values do not matter
 FEW = {"steps": 3, "times": 3, "starts": 2}
-FALL = 0.10  # share by which a phase's loss on one batch must fall
-STEPS = 30  # steps in which it must fall so far
+FALL = 0.10  # relative fall of a phase's loss on one batch that is required
+STEPS = 30  # steps for that fall
 TRIALS = (8, 25, 75, 200)  # steps after which a trained copy is compared with an untrained one
-KINDS = ("rgb", "multi-label", "label-free")  # of data sets that every model takes
-N = 6  # images of such a set
+KINDS = ("rgb", "multi-label", "label-free")  # properties of data sets that every model accepts
+N = 6  # number of images in such a set
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ class Case:
         stages = {name: stage.build(info, seed) for name, stage in self.stages.items()}
         torch.manual_seed(seed)
         for p in (p for stage in stages.values() for p in stage.parameters()):
-            p.data += 0.1 * torch.randn_like(p)  # a layer that starts at zero would hide what the stage does
+            # a layer initialised with zeros would hide the effect of the stage
+            p.data += 0.1 * torch.randn_like(p)
         torch.manual_seed(seed)
         return catalog.load(self.model).of(info, **self.settings, **stages)
 
@@ -286,7 +287,7 @@ def _value(model: Model, batch: Batch, phase: str, step: int = 0) -> float:
 def samples_are_images(case: Case) -> None:
     """Samples have the data's shape and range, repeat with their seed, and change with seed and label."""
     model = started(case)[0]
-    for p in model.parameters():  # outputs that start at zero would hide the inputs
+    for p in model.parameters():  # outputs initialised with zeros would hide the inputs
         p.data += 0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
     model.eval()
     x, shape = draw(model, case), (4, *case.pack().info().shape)
@@ -374,7 +375,7 @@ def goodness(model: Model, batch: Batch) -> float:
     """The mean log-likelihood of test images, otherwise minus the error of their reconstruction."""
     noise = ImageNoise(0, batch.index.tolist())
     with torch.inference_mode():
-        if hasattr(model, "prepare"):  # a later stage models what an earlier one makes of the images
+        if hasattr(model, "prepare"):  # a later stage models the output of an earlier one
             return -float(loss_of(model, with_prepared(model, fixed_noise(batch, "main")), "main"))
         if hasattr(model, "log_prob"):
             return float(log_likelihood(model, batch.x, noise=noise).mean())
@@ -421,7 +422,7 @@ def evaluation_needs_no_other_process(case: Case) -> None:
     with mock.patch.multiple("torch.distributed", **distributed), torch.no_grad():
         if hasattr(model, "log_prob"):
             log_likelihood(model, batch.x, noise=batch.noise, steps=SCORE_STEPS)
-        if model.best != "fd":  # such a model is validated by its samples alone
+        if model.best != "fd":  # such a model is only validated by its samples
             model.loss(batch, model.phases()[0].name)
         draw(model, case, n=2)
     require(not met, f"in eval mode the model calls `{next(iter(met), '')}`; see `gzcli.core.ranks`")
