@@ -173,7 +173,8 @@ def list_pretrained(*, wide: bool = False) -> None:
 
     models, lacking = every(), list(elsewhere())
     columns = ("pretrained", "data", "metric", "above real", "params", "CPU time", "size")
-    out.table(columns, [(PREFIX + one.name, one.data, *one.cells) for one in models], wide=wide)
+    lines = [(PREFIX + one.name, one.data, *one.cells) for one in models]
+    out.table(columns, lines, spare=("size", "CPU time", "params"), wide=wide)
     if models:
         out.hint(f"gz sample {PREFIX}{models[0].name}")
     if lacking:

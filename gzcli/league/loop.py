@@ -80,12 +80,12 @@ def hold(
         train_judges((entry.recipe.parts[0].data for entry in left), say)
         with signals.noted() as heard:
             result, failed = play(held, turns(held, at_once, heard, say, mode), heard, say)
-        took = [row.get("train_seconds") or 0 for row in result["rows"]]
-        if longer := [seconds for seconds in took if seconds > standings.LATE * terms.budget]:
+        took = [(row.get("train_seconds") or 0, row["model"]) for row in result["rows"]]
+        if longer := [(seconds, name) for seconds, name in took if seconds > standings.LATE * terms.budget]:
             result["notes"].append(
-                f"{len(longer)} of {len(took)} trainings took up to {duration(max(longer))} instead of "
-                f"{duration(terms.budget)}, and are not ranked: "
-                "validation, sample grids or preparation took too long"
+                f"no rank for {', '.join(dict.fromkeys(name for _, name in longer))}: "
+                f"{len(longer)} of {len(took)} trainings took up to {duration(max(longer)[0])} instead of "
+                f"{duration(terms.budget)}, for validation, sample grids or preparation"
             )
         if len(terms.seeds) == 1:
             result["notes"].append("1 seed: ± covers the images only; another seed may differ by more")

@@ -347,8 +347,8 @@ def test_what_fits_is_asked_of_the_stream(monkeypatch, capsys):
 
 def test_every_list_fits(call, monkeypatch):
     made(best=1.0)
-    lists = ("list", "list models", "list data", "list recipes", "runs list", "data list --long")
-    for columns, line in product((60, 80), (*lists, "train vae --dry-run --keys")):
+    lists = ("list", "list models", "list data", "list recipes", "list pretrained", "runs list")
+    for columns, line in product((60, 80), (*lists, "data list --long", "train vae --dry-run --keys")):
         monkeypatch.setenv("COLUMNS", str(columns))
         code, stdout, _ = call(*line.split())
         long = [text for text in stdout.splitlines() if len(text) > columns]
