@@ -203,8 +203,10 @@ class Trainer(Updates):
     def pause(self, done: int, due: Set[str]) -> None:
         """Runs the pauses that are due after `done` steps: validation, checkpoint, samples. Each is timed."""
         before = self.cadence.intervals()
-        if self.cadence.slow(due & {"eval", "sample"}) and not self.history.is_harmed():
-            self.save(done)  # no step is lost if it is killed while it validates or draws
+        # before the validation, which would save the best one in its own time: that of a checkpoint decides
+        # how often there is one. Nor is a step lost if the run is killed while it validates or draws
+        if "checkpoint" in due or self.cadence.slow(due & {"eval", "sample"}):
+            self.save_timed(done)
         if "eval" in due and self.metric:
             with self.cadence.timed():
                 self.get_net()
@@ -216,10 +218,7 @@ class Trainer(Updates):
         if last := done == self.end:
             due = due | KINDS
             self.snapshots.take(done, last=True)
-        if "checkpoint" in due and not self.history.is_harmed():
-            with self.cadence.timed("checkpoint"):
-                self.save(done)
-        if last:
+            self.save_timed(done)  # also where patience has just ended the training
             self.finish()
         if "sample" in due:
             with self.cadence.timed("sample"):
@@ -228,6 +227,12 @@ class Trainer(Updates):
             write_train(self.run, every)
         if "sample" in due and self.rank == 0 and self.run.metrics_file.exists():
             loss_curve(self.run.path)
+
+    def save_timed(self, done: int) -> None:
+        """Saves a checkpoint and times it, unless it exists or the last step harmed the weights."""
+        if done != self.saved and not self.history.is_harmed():
+            with self.cadence.timed("checkpoint"):
+                self.save(done)
 
     def finish(self) -> None:
         """Makes the averaged weights of the last checkpoint the run's weights. The best checkpoint replaces

@@ -1,5 +1,6 @@
 """How often a run validates, saves and draws: in steps, found from how long that takes."""
 
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -152,6 +153,15 @@ def test_what_was_found_is_in_the_recipe():
     out = results_of(t.run)
     assert out["picture"].endswith("00000006.png") and out["figures"].keys() == {"val_bpd"}
     assert out["best"]["metric"] == "bpd"
+
+
+def test_a_checkpoint_that_a_validation_would_save_is_timed_as_one(monkeypatch):
+    """The first validation is always the best. A slow disk gets two checkpoints of 20 quick steps."""
+    save = Trainer.save
+    monkeypatch.setattr(Trainer, "save", lambda self, step: (time.sleep(0.02), save(self, step)))
+    keys = "train.eval_every=null train.checkpoint_every=null train.best=loss train.log_every=20"
+    t = fit(recipe(FIRST["vae"], steps=20, sets=tuple(keys.split())))
+    assert t.run.tree()["train"]["checkpoint_every"] > 20
 
 
 def test_a_run_that_is_stopped_between_two_lines_and_at_a_validation(monkeypatch):
