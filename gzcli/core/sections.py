@@ -184,7 +184,7 @@ class TrainSection:
     eval_every: steps between validations. 0: none. Default: derived from the time that a validation takes.
     checkpoint_every: steps between checkpoints. 0: only the last. Default: derived from the time that a
       checkpoint takes.
-    keep: number of newest checkpoints to keep, beside the best one. Default: 2, or 1 after the run has
+    keep: number of newest checkpoints to keep, besides the best one. Default: 2, or 1 after the run has
       finished.
     best: validation metric that selects the best checkpoint (lower is better). auto: the model's default.
     patience: number of validations without improvement after which training stops (early stopping). Default:

@@ -46,7 +46,7 @@ def listing() -> list[dict[str, Any]]:
     name, title: the name for `--data`, and a description or the path.
     classes: number of classes.
     channels, size: channels and size of an image; None for an imported set that is not packed.
-    larger: sizes that the publisher offers beside `size`.
+    larger: sizes that the publisher offers besides `size`.
     cached: whether it can be used without the network.
     n_train, n_val, n_test: number of images. n_val 0: validation images are split off from train.
     licence, citation, page: the publisher's terms, the paper, and the web page of the files.

@@ -171,7 +171,7 @@ class Scorer:
         return bool(self.fits or made)
 
     def fit(self, held_out: ranks.Sliceable[Batch], train: Iterable[Batch]) -> None:
-        """held_out: a `Pick` that the score `local` is fitted on."""
+        """held_out: a `Pick` to which the score `local` is fitted."""
         self.take(self.learn(held_out, train))
 
     def learn(self, held_out: ranks.Sliceable[Batch], train: Iterable[Batch]) -> dict[str, Any]:

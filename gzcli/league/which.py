@@ -1,8 +1,8 @@
 """`gz which`: which model suits a set of images, by a race on the set itself.
 
 The ranking on one set need not hold on another, so several models compete. The shortlist is the smallest
-group of models one of which is nearly the best on every shipped league. To it are added the model that gz
-suggests without a race, and models of further families until there are four. They are trained for equal times
+group of models one of which is nearly the best on every shipped league. gz adds the model that it would
+suggest without a race, and models of further families until there are four. They are trained for equal times
 and judged on validation images. The better half is trained for twice as long, until two remain (successive
 halving, Jamieson and Talwalkar 2016, arXiv:1502.07943). Each round is a league, so the same call resumes an
 interrupted race.

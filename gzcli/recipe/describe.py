@@ -101,7 +101,7 @@ def recipe_schema() -> Tree:
 
 
 def sections_of(card: ModelCard) -> Tree:
-    """The sections whose keys a model decides on."""
+    """The sections of a recipe whose keys depend on the model."""
     rules, texts = schema(card), catalog.option_texts(card)
     texts["optim"] = section_texts(SECTIONS["optim"])
     texts["ood"] = {**section_texts(SECTIONS["ood"]), **texts["ood"]}

@@ -173,7 +173,7 @@ def draw(model: Model, case: Case, seed: int = 0, n: int = 4, labels: Tensor | N
 def log_likelihood(
     model: Model, x: Tensor, labels: Tensor | None = None, *, noise: Noise, steps: int | None = None
 ) -> Tensor:
-    """`log_prob` of images, [B] nats, by few steps of an equation, or few terms of a bound."""
+    """`log_prob` of images, [B] nats, with few steps of an equation or few terms of a bound."""
     options, few = flat_defaults(model.log_prob), steps or ODE_STEPS
     short = {"steps": few} if model.likelihood == "ode" and "steps" in options else {}
     short |= {"terms": few} if "terms" in options else {}

@@ -46,7 +46,7 @@ _FOREIGN = {
     b"Rar!": ("rar", "unrar x"),
     b"\x04\x22\x4d\x18": ("lz4", "lz4 -d"),
 }
-# What `walk` finds beside files, as notes call it.
+# What `walk` finds besides files, as notes call it.
 _BESIDE = {"broken": "broken link", "special": "pipe or device file", "repeated": "link"}
 
 

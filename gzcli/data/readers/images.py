@@ -295,7 +295,7 @@ class RawImages:
 
     @property
     def extras(self) -> tuple[str, ...]:
-        """The kinds of data beside each image, from EXTRAS."""
+        """The kinds of data besides each image, from EXTRAS."""
         return (*(["caption"] if self.captions else []), *self.further)
 
 

@@ -19,7 +19,7 @@ from gzcli.data.readers.values import HINT, Values, axis_of, kind_of, with_bands
 
 BLOCK_BYTES = 1 << 18
 MOST_CLASSES = 100_000
-# Names of arrays beside the name of a split: `train_images`, `x_train`, `train_x`.
+# Names of arrays besides the name of a split: `train_images`, `x_train`, `train_x`.
 IMAGES, LABELS = ("images", "x", "X"), ("labels", "y", "Y")
 # Names of arrays of a set without splits; `gz sample --npz` writes `samples`, `np.savez` writes `arr_0`.
 LONE_IMAGES, LONE_LABELS = ("images", "x", "X", "samples", "arr_0"), ("labels", "y", "Y", "arr_1")

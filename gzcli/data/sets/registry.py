@@ -106,7 +106,7 @@ class DataSpec:
     levels: int = 256  # grey levels, 2 … 256
     multilabel: bool = False  # whether an image may have any number of the classes
     files: tuple[DataFile, ...] = ()  # what is downloaded
-    # (size, files) of the sizes that the publisher offers beside `size`, ascending
+    # (size, files) of the sizes that the publisher offers besides `size`, ascending
     larger: tuple[tuple[int, tuple[DataFile, ...]], ...] = ()
     extras: tuple[str, ...] = ()  # extras of each image, from EXTRAS
     embedded: bool = False  # whether it is made from an installed package, without a download

@@ -324,7 +324,7 @@ class Denoiser(Labelled):
         return out + (inside - out).detach() if self.training else inside
 
     def to_estimate(self, out: Tensor, x: Tensor, level: Level) -> Estimate:
-        """The estimates of x_0 and ε by an output at x."""
+        """The estimates of x_0 and ε from the network's output at x."""
         alpha, sigma = level.alpha, level.sigma
         if self.prediction == "eps":
             return Estimate((x - sigma * out) / alpha, out)

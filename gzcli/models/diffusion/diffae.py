@@ -107,7 +107,7 @@ class Modulation(nn.Module):
 
 
 class CodeApplications(Model):
-    """Applications by codes, for the autoencoder and for the prior of its codes."""
+    """Applications that use codes, shared by the autoencoder and the prior of its codes."""
 
     labels_for = ("edit",)
     coder: Any  # the autoencoder, a `DiffAE`

@@ -14,8 +14,8 @@ from gzcli.models.nn.adversarial import CriticOptions
 class DCGAN(GAN):
     """A convolutional GAN. The paper has `norm` and `disc_norm` batch, `spectral` false and `kernel` 4.
 
-    conditional: whether the networks are conditioned on labels: the generator beside z, the discriminator as
-      an input channel.
+    conditional: whether the networks are conditioned on labels. The generator gets them with z, the
+      discriminator as an input channel.
     """
 
     paper = "Radford 2015, arXiv:1511.06434"

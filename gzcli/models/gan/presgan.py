@@ -79,8 +79,8 @@ class PresGAN(GAN):
     draws: number of averaged moves of the chain.
     leapfrog: leapfrog steps per move.
     accept: target acceptance rate for the adaptive leapfrog step size, in [0, 1].
-    conditional: whether the networks are conditioned on labels: the generator beside z, the discriminator as
-      an input channel.
+    conditional: whether the networks are conditioned on labels. The generator gets them with z, the
+      discriminator as an input channel.
     """
 
     paper = "Dieng 2019, arXiv:1910.04302"

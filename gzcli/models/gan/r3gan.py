@@ -143,8 +143,8 @@ class ResidualDiscriminator(Discriminator):
 class R3GAN(GAN):
     """A GAN of residual networks without norms, trained by the relativistic loss with R1 and R2.
 
-    conditional: whether the networks are conditioned on labels: the generator beside z, the discriminator by
-      projection.
+    conditional: whether the networks are conditioned on labels. The generator gets them with z, the
+      discriminator by projection.
     """
 
     paper = "Huang 2025, arXiv:2501.05441"

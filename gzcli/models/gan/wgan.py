@@ -17,8 +17,8 @@ from gzcli.models.nn.adversarial import CriticOptions
 class WGAN(GAN):
     """A convolutional WGAN-GP. Other objectives need another `penalty`; `relativistic` needs none.
 
-    conditional: whether the networks are conditioned on labels: the generator beside z, the critic by
-      projection.
+    conditional: whether the networks are conditioned on labels. The generator gets them with z, the
+      critic by projection.
     """
 
     paper = "Gulrajani 2017, arXiv:1704.00028"

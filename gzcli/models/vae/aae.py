@@ -29,7 +29,7 @@ class AAE(Autoencoder):
 
     posterior: code of an image: a function of it (`deterministic`), or a sample of a Gaussian (`gaussian`).
     disc_hidden: widths of the layers of the discriminator of codes.
-    code_weight: weight of the encoder's adversarial loss, beside the squared error summed over pixels.
+    code_weight: weight of the encoder's adversarial loss, besides the squared error summed over pixels.
     image_weight: weight of the decoder's adversarial loss by a discriminator of images. 0: no such
       discriminator, as in the paper.
     image_width: channels of the finest scale of the discriminator of images.

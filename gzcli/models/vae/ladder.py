@@ -3,7 +3,7 @@
     log p(x) ≥ ELBO = E_q [log p(x | z)] − Σ_l E_q(z_<l | x) KL(q(z_l | z_<l, x) ‖ p(z_l | z_<l))
 
 (Sønderby 2016, arXiv:1602.02282). Two towers compute features bottom-up from the image, and latents top-down
-from the coarsest group, so that posteriors know the coarser latents. A model defines the towers' layers.
+from the coarsest group, so that posteriors depend on the coarser latents. A model defines the towers' layers.
 Tuples have one entry per resolution, finest first; group 0 is the coarsest.
 """
 
