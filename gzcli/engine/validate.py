@@ -116,8 +116,9 @@ def seconds_of(
         n = drawn(trained, len(real))
         features = seconds_each(lambda n: net and net.features(real[:n]), trained, clock)
         total += n * each + (n + len(real)) * features
-    for name in {metric, trained.model.watched} - {"fd", "fd_lite", None}:
-        total += len(real) * seconds_each(partial(mean, trained, name, data), trained, clock)
+    for name in {metric, trained.model.watched} - {"fd", "fd_lite"}:
+        if name:
+            total += len(real) * seconds_each(partial(mean, trained, name, data), trained, clock)
     return total
 
 
