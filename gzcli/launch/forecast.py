@@ -380,7 +380,7 @@ def drawn(drawers: Sequence[Drawer], kinds: Sequence[str], measure: Measure) -> 
         launch = LaunchSection(gpus=1 if one.plan.gpus else None, cpu=not one.plan.gpus)
         fill([row for _, row in pairs], one.shape or {}, replace(launch, threads=one.plan.threads), measure)
     results = [[row["result"].get(name) for name in IMAGE_COSTS] for row in rows]
-    return [Drawn(*costs, classes=classes or 0) for *costs, classes in results]
+    return [Drawn(each, calls, log_prob, classes or 0) for each, calls, log_prob, classes in results]
 
 
 def judging(n: int, gpus: int) -> float:
