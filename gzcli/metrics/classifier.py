@@ -134,7 +134,7 @@ def once(
         if cached := files.read_cached(path, read, say):
             return cached
         files.sweep(path.parent)
-        say(f"training the feature network `{kind}` of `{pack.meta.name}` (once, about a minute)")
+        say(f"training the feature network `{kind}` of `{pack.meta.name}` (once, a minute or more)")
         net = _living(pack, training, say)
         meta = _task(pack, net.rotations) | {"accuracy": net.accuracy, "chance": net.chance}
         files.write_tensors(path, net.net.state_dict(), {"judge": json.dumps(meta)})

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import shutil
+import time
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -294,6 +295,18 @@ def test_denoisers_are_chosen_by_their_samples(monkeypatch):
     values = validation.validate(t.trained, "fd", **packs)
     assert sizes == [12] and {"fd", "recall", "loss"} <= values.keys() and 0 <= values["recall"] <= 1
     assert values["loss"] == validation.validate(t.trained, "loss", **packs)["loss"]
+
+
+def test_validation_by_samples_needs_a_tenth_of_the_time_at_most(monkeypatch):
+    """Else the loss chooses the best, unless the metric was typed."""
+    costs = {"fd": 8.0, "loss": 0.5}
+    monkeypatch.setattr("gzcli.engine.trainer.seconds_of", lambda trained, metric, **_: costs[metric])
+    monkeypatch.setattr("gzcli.engine.trainer.sample_seconds", lambda *_: 0.1)
+    for length, best, chosen in ((60.0, "auto", "loss"), (600.0, "auto", "fd"), (60.0, "fd", "fd")):
+        t = trainer(recipe(FIRST["fm"], steps=1, sets=(f"train.best={best}", "train.samples=null")))
+        t.metric = "fd"
+        pauses = t.pauses(length, time.monotonic)
+        assert t.metric == chosen and pauses.took == {"eval": costs[chosen], "sample": pytest.approx(6.4)}
 
 
 def test_a_loss_that_rises_is_told_whatever_chooses_the_best(monkeypatch):
