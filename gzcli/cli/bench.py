@@ -664,6 +664,11 @@ def show_race(outcome: Outcome) -> None:
             f"`{outcome.favourite}` led the first round; short trainings mislead here, so use a larger "
             "`--budget`"
         )
+    if outcome.dropped_alike:
+        out.info(
+            f"the first round dropped {' and '.join(outcome.dropped_alike)}, which the judges did not "
+            "distinguish from a model that it kept; a larger `--budget` may"
+        )
     winner, steps = outcome.winner, outcome.winner.status()["step"]
     resume = f"gz train {quoted(name_of(winner))} --resume --steps {2 * steps}"
     data = quoted(outcome.race.terms.data)

@@ -94,6 +94,24 @@ class Outcome:
         return alike if len(alike) > 1 else []
 
     @property
+    def dropped_alike(self) -> list[str]:
+        """The models that did not pass the first round, though no judge distinguishes them from one that
+        did."""
+        first, later = (
+            self.rounds[0],
+            {row["model"] for result in self.rounds[1:] for row in result["summary"]},
+        )
+        of_model = {row["model"]: judged(first, row) for row in first["summary"]}
+        passed = [own for name, own in of_model.items() if own and name in later]
+
+        def is_alike(excesses: Mapping[str, standings.Excess]) -> bool:
+            return any(
+                not any(one[key].differs(excesses[key]) for key in excesses if key in one) for one in passed
+            )
+
+        return [name for name, own in of_model.items() if own and name not in later and is_alike(own)]
+
+    @property
     def winner(self) -> Run:
         """The longest training of the best model."""
         row = next(row for row in self.rounds[-1]["rows"] if row["model"] == self.order[0])

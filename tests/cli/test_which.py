@@ -4,6 +4,7 @@ import io
 import json
 import math
 import zipfile
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import pytest
@@ -134,6 +135,17 @@ def test_a_published_judge_decides_where_those_of_the_set_do_not():
     for row in result["summary"]:
         row["excess"]["kid_lite"] = [row["excess"]["kid_lite"][0], -9.0, 9.0]
     assert {*outcome.ties} == {*"abc"}
+
+
+def test_a_first_round_that_drops_by_chance_is_named():
+    """c is as good as b by both judges, d is worse by one, and e failed."""
+    pairs = {"a": (1.0, 1.0), "b": (3.0, 3.0), "c": (3.1, 3.1), "d": (3.0, 9.0), "e": None}
+    first, last = summary(pairs), summary({"a": (1.0, 1.0), "b": (2.0, 2.0)})
+    for row in first["summary"]:
+        row["excess"] = {key: [v[0], v[0] - 0.2, v[0] + 0.2] for key, v in row["excess"].items()}
+    outcome = Outcome(Race(tuple(pairs), terms(), 120.0), (first, last), tuple(pairs), None)
+    assert outcome.dropped_alike == ["c"]
+    assert replace(outcome, rounds=(first,)).dropped_alike == []
 
 
 @pytest.fixture
