@@ -37,6 +37,7 @@ CPU = torch.device("cpu")
 # Few steps suffice for likelihoods and for scores: the checks test dependences, not values.
 ODE_STEPS = 4
 SCORE_STEPS = 2  # for checks of dependences, where the values do not matter
+SEARCH_STEPS = 25  # gradient steps of the search for the latent code of an image
 FEW = {"steps": 3, "times": 3, "starts": 2}
 FALL = 0.10  # relative fall of a phase's loss on one batch that is required
 STEPS = 30  # steps for that fall
@@ -349,7 +350,7 @@ def training_improves_the_model(case: Case) -> None:
     if not hasattr(model, "log_prob") and not hasattr(model, "reconstruct"):
         return
     untrained = copy.deepcopy(model).eval()
-    batch = next(held_out(case.pack(), model, "test", 16))
+    batch = next(held_out(case.pack(), model, "test", 8))
     before = goodness(untrained, batch)
     optimizers = {phase.name: torch.optim.Adam(phase.parameters(), lr=case.lr) for phase in model.phases()}
     for step in range(TRIALS[-1]):
@@ -379,7 +380,9 @@ def goodness(model: Model, batch: Batch) -> float:
             return -float(loss_of(model, with_prepared(model, fixed_noise(batch, "main")), "main"))
         if hasattr(model, "log_prob"):
             return float(log_likelihood(model, batch.x, noise=noise).mean())
-        rebuilt = model.reconstruct(batch.x, noise=noise, progress=no_progress).images
+        few = {"steps": SEARCH_STEPS} if "steps" in flat_defaults(model.reconstruct) else {}
+        few = group_options(model.reconstruct, few)
+        rebuilt = model.reconstruct(batch.x, noise=noise, progress=no_progress, **few).images
         return -float((rebuilt - batch.x).square().mean())
 
 

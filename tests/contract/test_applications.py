@@ -198,11 +198,14 @@ def test_what_is_refused_says_what_there_is(shop):
     assert len(LoadedRun(gz.trained).do("interpolate", few, steps=5)) == 5
 
 
-# one of each way in which labels enter
-CONDITIONAL = [FIRST[name] for name in ("cvae", "cddpm", "cfm", "cgan", "pixelcnn", "tarflow", "hvae", "aae")]
+# one of each way in which labels enter; the applications of cfm are those of cddpm
+WAYS_IN = ("cvae", "cddpm", "cfm", "cgan", "pixelcnn", "tarflow", "hvae", "aae")
 
 
-@pytest.mark.parametrize("case", CONDITIONAL, ids=lambda case: case.model)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(FIRST[x], id=x, marks=pytest.mark.slow if x == "cfm" else ()) for x in WAYS_IN],
+)
 def test_the_images_of_a_set_bring_their_labels(shop, case):
     """An application that keeps the class of an image takes it from the set, unless one is named."""
     gz, pack = shop(replace(case, options={**case.options, "conditional": True})), open_pack(case.data)
