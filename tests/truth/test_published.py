@@ -301,6 +301,7 @@ def test_a_folder_is_a_run_and_a_start(tmp_path, monkeypatch, capfd):
         assert images.shape[1:] == ((3, 32, 32) if name == "cifar10" else (3, 64, 64))
     sets = (
         "train.sample_every=0",
+        "train.samples=2",
         "train.eval_every=0",
         "train.best=none",
         "train.patience=null",
