@@ -60,9 +60,11 @@ def test_the_residual_normal_is_that_of_the_paper():
 
 
 def test_kl_is_the_mean_of_the_log_ratio_and_logged_by_groups(trained):
-    x, n = squares(1, INFO).expand(4000, -1, -1, -1), 4000
-    _, codes = trained.decoder(trained.draw(n, noise(n)), trained.encoder(x))
-    sampled, kl = -torch.stack([code.log_ratio() for code in codes], 1), kl_of(codes)
+    n = 4000  # of one image
+    with torch.no_grad():
+        features = [feature.expand(n, -1, -1, -1) for feature in trained.encoder(squares(1, INFO))]
+        _, codes = trained.decoder(trained.draw(n, noise(n)), features)
+        sampled, kl = -torch.stack([code.log_ratio() for code in codes], 1), kl_of(codes)
     error = 5 * (sampled - kl).std(0) / math.sqrt(n)
     assert ((sampled - kl).mean(0).abs() < error).all()
     assert kl.mean(0).max() > 0.5  # it has learned something to say
