@@ -45,7 +45,7 @@ class Components:
 def moved(images: np.ndarray) -> np.ndarray:
     """Images uint8 [N, C, H, W] and their copies, [copies + 1, N, C, H, W], each moved by about 1 % of the
     side in one of eight directions. A few images do not show every position of a part or every phase of a
-    texture. A few images have up to eight copies each, and many have none."""
+    texture. So each of a few images has up to eight copies, and more than `MANY` images have none."""
     n, _, height, width = images.shape
     copies = min(len(AROUND), max(1, MOVED // n)) if n <= MANY else 0
     step = max(1, round(min(height, width) / STEP))
