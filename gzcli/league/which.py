@@ -97,10 +97,8 @@ class Outcome:
     def dropped_alike(self) -> list[str]:
         """The models that did not pass the first round, though no judge distinguishes them from one that
         did."""
-        first, later = (
-            self.rounds[0],
-            {row["model"] for result in self.rounds[1:] for row in result["summary"]},
-        )
+        first = self.rounds[0]
+        later = {row["model"] for result in self.rounds[1:] for row in result["summary"]}
         of_model = {row["model"]: judged(first, row) for row in first["summary"]}
         passed = [own for name, own in of_model.items() if own and name in later]
 
