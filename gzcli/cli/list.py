@@ -138,7 +138,7 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
             )
     out.info(model_count(len(rows) - len(staged), len(staged)))
     if short:
-        out.hint("`gz list models` describes them; see also `gz list data|recipes|runs|pretrained`")
+        out.hint("`gz list models` describes them; also: data, recipes, runs, pretrained")
     out.data({"models": [row for _, row in rows]})
 
 

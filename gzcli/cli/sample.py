@@ -124,7 +124,7 @@ def sample(
         launch=LaunchSection(opt.parse_gpus(gpus), cpu, processes),
     )
     key = data_key(data) if data else None
-    run, job, able = job_like(like, model, typed, words) if like else job_of(model, key, typed, words, ctx)
+    run, job, able = job_like(like, model, typed, words) if like else job_of(model, data, typed, words, ctx)
     if submit or slurm:
         subject = model or Path(str(like)).stem
         name = f"sample-{slug(subject)}"
@@ -150,7 +150,7 @@ def job_of(model: str, data: str | None, typed: SampleJob, words: list[str], ctx
     from gzcli.models.catalog import card_of
 
     try:
-        run = find_run(model, data=data)
+        run = find_run(model, data=data_key(data) if data else None, typed=data)
     except MissingError as error:
         if data is None and spelling(model) in {ready.parts_of(name)[0] for name in ready.names()}:
             error.hint = f"gz sample {model} --pretrained, or {error.hint}"

@@ -27,7 +27,8 @@ def find_contestants(words: list[str], data: str | None) -> tuple[DataSet, list[
             raise MissingError(f"no finished run on `{name}`", hint=f"gz train vae --data {name}")
     runs: list[tuple[Run, str]] = []
     for word in names:
-        runs.append((find_run(word, data=data_set.key if data_set else None), word))
+        key, typed = (data_set.key, data_set.reference) if data_set else (None, None)
+        runs.append((find_run(word, data=key, typed=typed), word))
         data_set = data_set or locate(data_of(runs[0][0]))
     if data_set is None:
         hint = f"gz bench {words[0]} --data mnist · gz bench {words[0]} --data ./real"

@@ -32,7 +32,7 @@ from gzcli.launch.launcher import Plan, usable_gpus
 from gzcli.models import catalog
 from gzcli.recipe.recipe import Recipe, check_batch_of, check_data
 from gzcli.recipe.resolve import Resolved
-from gzcli.store import files, jobs, runs
+from gzcli.store import files, jobs, model_files, runs
 from gzcli.store.hub import at_hand, is_id
 from gzcli.store.jobs import IMAGE_COSTS, TrialJob
 from gzcli.store.paths import cache_dir
@@ -359,6 +359,8 @@ class Drawer:
 def drawer_of_run(run: Run, plan: Plan, options: Mapping[str, Any] | None = None) -> Drawer | None:
     """The drawer of a run's recipe with these options of its sampler; None if its weights do not record the
     training data, or if it draws latents."""
+    for file in model_files.copies(run.owner.path):
+        model_files.add(file)
     with suppress(GzError, KeyError, ValueError):
         stages = {part.path.name: part_of(part.tree(), part.path.name) for part in run.stages}
         part, shape = part_of(run.serving.tree()), json.loads(metadata(run.serving.model_file)["data"])

@@ -31,7 +31,7 @@ from gzcli.store.run_folder import Run
 SUFFIX = ".safetensors"
 
 
-def find_run(ref: str, *, data: str | None = None) -> Run:
+def find_run(ref: str, *, data: str | None = None, typed: str | None = None) -> Run:
     """The run of a file, of `hf://OWNER/NAME` or of `pretrained:MODEL`, otherwise the result of
     `runs.find`."""
     if hub.is_address(ref):
@@ -40,7 +40,7 @@ def find_run(ref: str, *, data: str | None = None) -> Run:
         return run_of(published_file(Path(ref).expanduser(), ref))
     if pretrained.is_name(ref):
         return run_of(pretrained.file_of(ref, data), source=ref)
-    return run_of(Path(ref).expanduser()) if is_weights(ref) else runs.find(ref, data=data)
+    return run_of(Path(ref).expanduser()) if is_weights(ref) else runs.find(ref, data=data, typed=typed)
 
 
 def is_shared(ref: str) -> bool:

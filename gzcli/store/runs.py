@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import secrets
+import shlex
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -182,10 +183,14 @@ def choose(finished: list[Run]) -> Run | None:
     return next((run for run in finished if not run.shortfalls), finished[0] if finished else None)
 
 
-def find(ref: str, *, data: str | None = None) -> Run:
+def find(ref: str, *, data: str | None = None, typed: str | None = None) -> Run:
     """The run of an id, an alias or a path, or the one that `choose` selects for a model on this data set.
     Raises MissingError with a `gz train` command for a model without a finished run, UsageError for an
-    unknown name."""
+    unknown name.
+
+    data: key of the data set.
+    typed: the data set as a command names it.
+    """
     if run := by_name(ref):
         if (state := run.state) == "damaged":
             error = run.status()["error"]
@@ -208,18 +213,18 @@ def find(ref: str, *, data: str | None = None) -> Run:
         options = [*recipe_names(), *(name for run in all_runs() for name in (run.id, run.alias) if name)]
         hint = did_you_mean(ref, options) or "gz list models · gz runs list"
         raise UsageError(f"no model or run is called `{ref}`", hint=hint)
-    return _of_model(model, data)
+    return _of_model(model, data, typed or data)
 
 
-def _of_model(model: str, data: str | None) -> Run:
+def _of_model(model: str, data: str | None, typed: str | None) -> Run:
     """The run by `choose`. Raises MissingError with the command that trains one."""
     of_model = all_runs(model=model, data=data)
     if run := choose([run for run in of_model if run.state == "finished"]):
         return run
-    message = f"no finished run of `{model}`" + (f" on `{data}`" if data else "")
+    message = f"no finished run of `{model}`" + (f" on `{typed}`" if typed else "")
     newest = next((run for run in of_model if run.state == "running" or run.weights), None)
     if newest is None:
-        hint = f"gz train {model}" + (f" --data {data}" if data else "")
+        hint = f"gz train {model}" + (f" --data {shlex.quote(typed)}" if typed else "")
         if other := choose([run for run in all_runs(data=data) if data and run.state == "finished"]):
             hint += f", or use your run `{other.alias or short_names([other])[other.id]}`"
         raise MissingError(message, hint=hint)

@@ -181,6 +181,16 @@ def test_a_run_s_copy_is_run_as_it_was_when_its_trust_was_tested(write, tmp_path
         catalog.card_of(run, "maf")
 
 
+def test_a_dry_run_reads_the_copy_of_a_run(write, tmp_path, home, monkeypatch):
+    from gzcli.launch.forecast import drawer_of_run
+
+    run = Run(tmp_path / "run")
+    model_files.keep(run.path, write())
+    monkeypatch.setattr(model_files, "_typed", {})
+    drawer_of_run(run, None)
+    assert catalog.card("maf").path == run.programs_folder / "maf.py"
+
+
 CONTENTS = {
     "5000 brackets": "class A:\n    paper = " + "(" * 5000,
     "50000 signs": "class A:\n    paper = " + "-" * 50000 + "1",

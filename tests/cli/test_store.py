@@ -139,6 +139,16 @@ def test_a_run_is_read_wherever_it_lies_and_no_weights_by_a_path_that_is_none(ca
     assert call("runs", "remove", str(moved), "--yes")[0] == 2 and Run(moved).state == "finished"
 
 
+def test_a_missing_run_is_told_with_the_set_as_it_was_typed_and_with_a_run_on_it(home):
+    hints = []
+    for alias in ("mine", "other"):
+        with pytest.raises(MissingError, match=r"no finished run of `fm` on `\./my photos`") as error:
+            runs.find("fm", data="photos-abc", typed="./my photos")
+        hints.append(error.value.hint)
+        runs.create("cfm", "photos-abc", alias=alias).update(state="finished")
+    assert hints == [(line := "gz train fm --data './my photos'"), f"{line}, or use your run `mine`"]
+
+
 def test_ids_are_in_order_and_the_newest_is_the_last_one_made_whatever_the_clock_says(home, monkeypatch):
     made = []
     for clock in (1_700_000_000, 1_700_000_000, 1_699_996_400, 1_700_000_001):  # an hour back
