@@ -68,13 +68,13 @@ class Cadence:
     def due(self, step: int) -> set[str]:
         """The kinds that are due after `step` steps. Every rank must call it after every step."""
         self.steps += 1
-        if self.steps <= UNTIMED:
-            self.mark = (self.steps, self.clock(), self.paused)
         kinds = {kind for kind, every in self.every.items() if every and step % every == 0}
         if unknown := [kind for kind, every in self.every.items() if every is None]:
             # only at steps of the series, since it costs a collective too
             late = in_series(step) and self.agree([self.clock() - self.began])[0] >= FIRST
             kinds |= {kind for kind in unknown if late or step >= self.usual[kind]}
+        if self.steps <= UNTIMED and not kinds:  # a pause after them needs the time of one step at least
+            self.mark = (self.steps, self.clock(), self.paused)
         return kinds
 
     @contextlib.contextmanager
