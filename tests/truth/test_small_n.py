@@ -1,5 +1,8 @@
 """Metrics that hold at few images, against torch-fidelity, SciPy, scikit-learn and known Gaussians."""
 
+from types import SimpleNamespace
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,7 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from gzcli.metrics.interval import Interval, half_samples
+from gzcli.metrics.interval import Interval, excess, half_samples, mean_of_draws
 from gzcli.metrics.metric import metrics
 from gzcli.metrics.quality import fd
 from gzcli.metrics.quality import kid as kernel_distance
@@ -56,6 +59,18 @@ def test_half_samples_cover_a_frechet_distance(draws):
 
 
 COVERED = ("fd", "fd_second", "fd_inf", "prc_lenet", "kid_lenet", "swd")
+OF_IMAGES = ("fd_class", "classes", "legible", "memory")
+CLASSES, WIDTH = 10, 16
+
+
+def coverages(drawn: list[dict[str, Interval]]) -> dict[str, float]:
+    """How often the interval of each figure contains its mean over all draws."""
+    rows = {figure: [row[figure] for row in drawn] for figure in drawn[0]}
+    means = {figure: np.mean([one.value for one in ends]) for figure, ends in rows.items()}
+    return {
+        figure: np.mean([one.low <= means[figure] <= one.high for one in ends])
+        for figure, ends in rows.items()
+    }
 
 
 @pytest.mark.slow
@@ -67,10 +82,75 @@ def test_the_interval_of_every_metric_of_features_covers(name):
     drawn = [
         metric.compare(gaussian(rng, 300, width=16, shift=0.1, scale=0.9), real, True) for _ in range(300)
     ]
-    for figure in drawn[0]:
-        ends = [row[figure] for row in drawn]
-        expected = np.mean([one.value for one in ends])
-        assert np.mean([one.low <= expected <= one.high for one in ends]) >= 0.93, figure
+    covered = coverages(drawn)
+    assert min(covered.values()) >= 0.93, covered
+
+
+class Rows(NamedTuple):
+    """Images whose features and logits are these rows [N, D]."""
+
+    images: np.ndarray
+    labels: np.ndarray | None = None
+
+    def knows(self, net) -> bool:
+        return True
+
+    def features(self, net) -> np.ndarray:
+        return self.images
+
+
+def judge_of(train: Rows, test: Rows) -> SimpleNamespace:
+    """A judge whose networks return their input."""
+    net = SimpleNamespace(alive=True, rotations=False, logits_of=lambda rows: rows)
+    meta = SimpleNamespace(multilabel=False, classes=tuple("0123456789"))
+    sides = {"train": train, "test": test}
+    pack = SimpleNamespace(meta=meta, labels=lambda split: sides[split].labels)
+    real = SimpleNamespace(of=sides.get)
+    return SimpleNamespace(lenet=net, memory_space=net, pack=pack, real=real, train_images=train)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [300, 1000])
+@pytest.mark.parametrize("uneven", [0.0, 0.5])
+@pytest.mark.parametrize("name", OF_IMAGES)
+def test_the_interval_of_every_metric_of_classes_and_copies_covers(name, uneven, n):
+    """Of samples whose classes are as frequent as those of real images, or are not."""
+    rng, metric = np.random.default_rng(9), metrics()[name]
+    centres = 3 * np.eye(CLASSES, WIDTH)
+    shares = np.exp(uneven * rng.normal(size=CLASSES))
+
+    def draw(n: int, shares: np.ndarray, scale: float) -> Rows:
+        labels = rng.choice(CLASSES, n, p=shares / shares.sum())
+        return Rows(centres[labels] + gaussian(rng, n, width=WIDTH, scale=scale), labels)
+
+    def figures() -> dict[str, Interval]:
+        fake = draw(n, shares, 0.9)
+        if name == "fd_class":
+            return metric.within(*(fake.images, real.images), *(fake.labels, real.labels), True)
+        copied = rng.random(n) < 0.05
+        fake.images[copied] = real.images[rng.integers(0, len(real.images), copied.sum())]
+        logits = fake.images if name == "memory" else fake.images[:, :CLASSES]
+        return metric.of_images(judge, Rows(logits, fake.labels))
+
+    even = np.ones(CLASSES)
+    real, test = draw(1500, even, 1.0), draw(1000, even, 1.0)
+    judge = judge_of(real, test if name == "memory" else Rows(test.images[:, :CLASSES]))
+    covered = coverages([figures() for _ in range(300)])
+    assert min(covered.values()) >= 0.93, covered
+
+
+@pytest.mark.slow
+def test_the_interval_of_an_excess_covers():
+    """Of a distance over that of real images, which is the mean of 20 draws."""
+    rng, metric = np.random.default_rng(10), metrics()["fd"]
+    real = gaussian(rng, 1000, width=16)
+
+    def figures() -> dict[str, Interval]:
+        fake = metric.compare(gaussian(rng, 300, width=16, shift=0.1, scale=0.9), real, True)["fd"]
+        draws = (metric.compare(gaussian(rng, 300, width=16), real, False)["fd"] for _ in range(20))
+        return {"excess": excess(fake, mean_of_draws([one.value for one in draws]), "down")}
+
+    assert coverages([figures() for _ in range(300)])["excess"] >= 0.93
 
 
 @pytest.mark.parametrize("sizes, subsets, size", [((90, 60), 30, 20), ((400, 300), 4, 50)])
