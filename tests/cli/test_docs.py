@@ -408,6 +408,20 @@ def test_the_league_of_the_readme_is_the_measured_one():
         assert per_image == f"{1000 * float(row['sample_seconds']):.2g} ms"
 
 
+def test_figures_on_pages_are_the_measured_ones():
+    """By how much an even draw lowers the floor of a league, and what `eqm` detects."""
+    league = measured.rows_of(measured.ROOT / "glyphs" / "tiny" / "league.csv")
+    floors = {(row["drawn"], float(row["fd_floor"])) for row in league}
+    (random,) = (floor for drawn, floor in floors if drawn == "random")
+    lower = [round(100 * (1 - floor / random)) for drawn, floor in floors if drawn != "random"]
+    assert {row["n"] for row in league} == {"2000"}
+    assert f"by {min(lower)} to {max(lower)} % for\n2,000 images of `glyphs`" in TEXTS["bench"]
+    rows = measured.rows_of(measured.ROOT / "fashionmnist" / "ood.csv")
+    areas = {row["score"]: row["auroc"] for row in rows if (row["model"], row["out"]) == ("eqm", "mnist")}
+    ours = [f"{float(areas[score]):.2f}".removeprefix("0") for score in ("gradient", "energy")]
+    assert f"AUROC for MNIST is {' and '.join(ours)}." in (DOCS / "models" / "eqm.md").read_text()
+
+
 @pytest.mark.skipif(not shutil.which("make"), reason="needs make")
 def test_an_installation_shows_what_it_fetches(tmp_path):
     """By what pip and the program write: `make -n` shows the lines."""
