@@ -189,7 +189,7 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference):
     assert lines[-2:] == [f"| [glow] | {cell} |", "| baseline | 0.950 by png |"]
     head = r"|  | model | fd | bpd (ode) | bpd (bound) | nats\|y (bound) | samples | training | steps |"
     assert f"{head} parameters | sampler | calls | ms/image |" in lines
-    row = "| 1–2 | [fm] | 75 (+45 ± 8) | 1.5 | – | – | 2,000 | 480 s | 70 | 1,000 | adams | 20 | 10 |"
+    row = "| 1–2 | [fm] | 75 (+45 ± 8) | 1.5 | – | – | 2,000 | 480 s | 70 | 1.00K | adams | 20 | 10 |"
     assert row in lines
     row = "| – | [cvae] † | – | – | – | 87 | 10,000 | 610 s | 90 | 9 | – | 1 | – |"
     assert row in lines, "too late for a place"
