@@ -156,7 +156,7 @@ def train(
 
 
 def suggested(data: str | None) -> str:
-    """The model to begin with on a data set; prints the choice. Raises UsageError if no set is named."""
+    """The model suggested for a data set, which is printed. Raises UsageError if no set is named."""
     from gzcli.data.packs.open import facts_of
 
     if data is None:

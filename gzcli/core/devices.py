@@ -368,8 +368,8 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def memory_now(device: torch.device) -> int:
-    """The bytes of the same memory in use by this process now. `peak_memory` restarts its count if the device
-    counts it."""
+    """The bytes of that memory that this process uses now. On a device that counts its peak, the peak starts
+    again."""
     if device.type == "cuda":
         _library(device).reset_peak_memory_stats(device)
         return _library(device).memory_allocated(device)
