@@ -235,7 +235,11 @@ def show_dry(
 ) -> None:
     """Prints the sets or images to score, the scores, and the time: at most the budget, or an estimate from
     earlier scores of the run."""
-    for label, text in (("in", home.reference), ("against", ", ".join(against)), ("by", by)):
+    for label, text in (
+        ("in", home.reference),
+        ("against", ", ".join(against)),
+        ("by", by or "the model's default scores"),
+    ):
         out.text("\n".join(out.fitted(text, f"{label:<9}")))
     many = f"{n:,}" if n else "as many as the budget allows" if budget else "all"
     out.text(f"images   {many} per data set")
@@ -243,6 +247,8 @@ def show_dry(
         out.text(f"time     at most {about(budget)}, the recipe's `ood.budget`")
     elif seconds:
         out.text(f"time     about {about(seconds)}, like the last scores of this run")
+    else:
+        out.text("time     unknown")
     facts = {"in": home.reference, "against": list(against), "by": by, "n": n, "budget": budget}
     out.data(facts | {"seconds": seconds})
 

@@ -77,6 +77,7 @@ def test_a_dry_run_says_what_a_job_takes_and_starts_none(call, home, monkeypatch
         "against": "patches",
         "by": "elbo",
         "images": "40 per data set",
+        "time": "unknown",
     }
     assert not (run.path / "ood").exists() and not (run.path / "sampled").exists()
 
