@@ -28,7 +28,9 @@ from gzcli.cli.bench import TIMES
 from gzcli.core import devices, start
 from gzcli.core.errors import DivergedError, GzError, Interrupted, UsageError
 from gzcli.core.sections import LaunchSection, Part
+from gzcli.core.types import ImageNoise
 from gzcli.data.packs.open import open_pack
+from gzcli.engine.sampler import count_calls, counted
 from gzcli.engine.trained import Trained
 from gzcli.judge import contestants
 from gzcli.judge.contestants import varied
@@ -575,7 +577,7 @@ def entry(model, **options):
 
 def test_network_calls_are_counted():
     """Guidance doubles them; pixel models count as without their cache."""
-    count, fm, ddpm, wgan = contestants.count_calls, entry("fm", **FM), entry("ddpm", **DDPM), entry("wgan")
+    count, fm, ddpm, wgan = count_calls, entry("fm", **FM), entry("ddpm", **DDPM), entry("wgan")
     calls = [count(fm, {"sampler": s, "steps": 3}) for s in ("euler", "midpoint", "rk4")]
     assert calls == [3, 6, 12]
     assert count(ddpm, {"sampler": "heun", "steps": 4}) == 7 and count(wgan) == 1
@@ -591,8 +593,8 @@ def test_network_calls_are_counted():
         guided = trained_of(replace(plain, options=plain.options | {"clusters": 3, "label_dropout": 0.1}))
         assert count(guided, few) == 2 * passes and count(guided, few | {"guidance": 1.0}) == passes
     pixelcnn = entry("pixelcnn", hidden=4, head=4, dilations=(1,))
-    with torch.inference_mode(), contestants.counted(None) as counter:
-        uncached_samples(pixelcnn.model, 1, contestants.ImageNoise(0, range(1)))
+    with torch.inference_mode(), counted(None) as counter:
+        uncached_samples(pixelcnn.model, 1, ImageNoise(0, range(1)))
     assert count(pixelcnn) == counter[pixelcnn.model] == 256
 
 

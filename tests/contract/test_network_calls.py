@@ -9,7 +9,7 @@ import zoo
 from draws import noise
 
 from gzcli.core.types import DataInfo, no_progress
-from gzcli.judge.contestants import counted
+from gzcli.engine.sampler import counted
 from gzcli.models import catalog
 from gzcli.models.base import group_options
 from gzcli.models.denoising.denoiser import Denoiser
