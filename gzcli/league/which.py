@@ -290,7 +290,7 @@ def run(race: Race, *, at_once: int | None = None, say: Say = silent, mode: str 
 def judges_of(result: Mapping[str, Any], *, few: bool) -> list[str]:
     """The judges that rank the models of a round. These are all judges; for few images only the published
     one, if it is available. Judges that were trained on few images detect neither blurs nor checkerboards."""
-    judges = [result["metric"], standings.SECOND, PUBLISHED]
+    judges = dict.fromkeys([result["metric"], standings.SECOND, PUBLISHED])
     there = [judge for judge in judges if any(judge in row["excess"] for row in result["summary"])]
     return [PUBLISHED] if few and PUBLISHED in there else there
 

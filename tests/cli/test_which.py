@@ -120,6 +120,11 @@ def test_of_few_images_a_published_judge_decides_alone():
     assert result["judges"] == ["fd", "fd_second", "kid_lite"] and order(result) == ["b", "a", "failed"]
     result["judges"] = which.judges_of(result, few=True)
     assert result["judges"] == ["kid_lite"] and order(result) == ["a", "b", "failed"]
+    alone = result | {
+        "metric": "kid_lite",
+        "summary": [{**row, "excess": {"kid_lite": [1.0] * 3}} for row in result["summary"]],
+    }
+    assert which.judges_of(alone, few=False) == ["kid_lite"], "one column"
     grey = summary({"a": (9.0, 9.0)})
     assert which.judges_of(grey, few=True) == ["fd", "fd_second"]
 
