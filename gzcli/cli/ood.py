@@ -388,7 +388,7 @@ def of_runs(
 
     words = ctx.args
     at = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
-    run = find_run(model, data=inside.key if inside else None, typed=inside and inside.reference)
+    run = find_run(model, data=inside.key if inside else None, typed=inside.reference if inside else None)
     home = inside or locate(part_of(run.serving.tree()).data.name)
     runs = [run, *(find_run(word, data=home.key) for word in words[:at])]
     parts = [part_of(each.serving.tree()) for each in runs]
