@@ -499,7 +499,7 @@ def show_league(result: dict[str, Any], columns: str | None = None) -> None:
             out.info(text)
     best = standings.first_of({row["title"]: row["place"] for row in result["summary"]})
     facts = [f"best by {result['metric']}: {' and '.join(best)}"] if best else []
-    if unranked := [row["title"] for row in result["summary"] if row["place"] is None]:
+    if unranked := [row["title"] for row in result["summary"] if row["metrics"] and row["place"] is None]:
         facts.append(f"no rank: {' and '.join(unranked)}")
     if failed := sum("error" in row for row in result["rows"]):
         facts.append(f"{failed} of {counted(len(result['rows']), 'training')} failed")

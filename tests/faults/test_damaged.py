@@ -311,7 +311,7 @@ def test_train_init_of_a_file_of_something_else_is_told(run, tmp_path):
         file = tmp_path / f"{how}.safetensors"
         if content is not None:
             file.write_bytes(content)
-        with pytest.raises(GzError, match=r"train\.init|no model or run") as e:
+        with pytest.raises(GzError, match=r"train\.init|no model or run|does not exist") as e:
             part = replace(whole.part, train=replace(whole.part.train, init=str(file)))
             init_from(restore_model(whole), part, run, Log(tmp_path, rank=0))
         assert e.value.code in (2, 3), how

@@ -52,8 +52,8 @@ Places = dict[str, tuple[str, str | None]]  # name of an image → its split and
 
 def ask(title: str) -> str:
     """The hint that says how the meaning of a set's folders is chosen."""
-    others = f"{', '.join(LAYOUTS[1:-1])} or {LAYOUTS[-1]}"
-    return f"choose a layout, with {others} instead of flat: {import_line(title, '--layout flat')}"
+    layouts = f"{', '.join(LAYOUTS[1:-1])} or {LAYOUTS[-1]}"
+    return f"choose a layout ({layouts} instead of flat): {import_line(title, '--layout flat')}"
 
 
 def hint_of(title: str) -> str:
