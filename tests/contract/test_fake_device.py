@@ -96,7 +96,7 @@ TRAINED = {
 }
 
 CHEAP = {"k": 1, "samples": 1, "iterations": 1, "jump": 1, "rows": 15}
-CHEAP |= dict.fromkeys(("steps", "starts", "times", "search", "dims", "frames", "resample"), 2)
+CHEAP |= dict.fromkeys(("steps", "starts", "terms", "times", "search", "dims", "frames", "resample"), 2)
 FLUX = "diffusers.models.transformers.transformer_flux"
 GRADNORM = ("vae", "glow", "pixelcnn")  # it is the engine's, over any likelihood
 # the line that is put through all paths, where a model has several
@@ -243,7 +243,8 @@ class Paths:
             if f"map_{name}" in self.without:
                 continue
             yield f"map {name}", TRAINED, lambda name=name: self.map(f"map_{name}")
-        if self.model.likelihood == "ode":  # a score would take all of its steps
+        in_steps = self.model.likelihood and {"steps", "terms"} & {*flat_defaults(self.model.log_prob)}
+        if in_steps:  # a score would take all of them
             yield "log_prob", TRAINED, self.log_prob
         elif self.whole and self.model.likelihood:
             yield "score complexity", TRAINED, lambda: self.score("complexity")
