@@ -99,7 +99,7 @@ def coordinates(g: Graph, x: str, of: Components) -> tuple[str, str]:
 
 def residual(g: Graph, shape: Shape, factor: int, of: Components) -> tuple[str, Shape]:
     """The graph of `Components.residual` for reduced images, and its shape. Members of a method share it."""
-    key = id(of), factor
+    key = id(of.rows), factor
     if key not in g.shared:
         x, small = reduced(g, shape, factor)
         inside, flat = coordinates(g, x, of)

@@ -32,12 +32,13 @@ def main(here: Path = Path(__file__).resolve().parent) -> int:
     parser.add_argument("--fpr", default="1%", help="share of good images that may be flagged")
     parser.add_argument("--json", action="store_true")
     chosen, spec = parser.parse_args(), json.loads((here / "alarm.json").read_text())
-    fpr = float(chosen.fpr.rstrip("%")) / (100 if chosen.fpr.endswith("%") else 1)
+    number = chosen.fpr.removesuffix("%")
+    fpr = float(number) / 100 ** (number != chosen.fpr) if number.replace(".", "", 1).isdecimal() else 1.0
     model, usual = np.loadtxt(here / "held_out.csv", delimiter=",", skiprows=1, ndmin=2).T
     graph, by, n = onnxruntime.InferenceSession(here / "alarm.onnx"), model.astype(int), len(usual)
-    if fpr * (n + 1) < 1 - 1e-9:
-        sys.exit(print(f"{n} held-out scores allow --fpr {100 / (n + 1):.3g}% or more", file=sys.stderr) or 2)
-    files, count, began = [], 0, time.perf_counter()
+    if not (1 - 1e-9) / (n + 1) <= fpr <= 0.99:
+        sys.exit(print(f"{n} held-out scores allow --fpr {100 / (n + 1):.3g}% to 99%", file=sys.stderr) or 2)
+    files, began = [], time.perf_counter()
     for path in sorted(chosen.pictures.rglob("*.[pPjJ]*[gG]")) or [chosen.pictures]:  # png, jpg, jpeg
         try:
             score = graph.run(["score"], {"image": read(path, spec["shape"], spec["fit"])})[0][0][by]
@@ -47,10 +48,9 @@ def main(here: Path = Path(__file__).resolve().parent) -> int:
         near = np.where(np.isfinite(score), 1e-5 * abs(score), 0)  # scores are equal up to rounding
         high, low = 1 + (~(usual < score - near)).sum(), 1 + (usual <= score + near).sum()
         p = float(min(1, (high if spec["tails"] == 1 else min(2 * high - 1, 2 * low)) / (n + 1)))
-        count += (flagged := p <= fpr * (1 + 1e-9))
-        files.append({"file": str(path), "p": p, "flagged": flagged})
+        files.append({"file": str(path), "p": p, "flagged": (flagged := p <= fpr * (1 + 1e-9))})
         print(*([] if chosen.json else [f"{p:.4f} {' !'[flagged]} {path}\n"]), end="")
-    seconds = (time.perf_counter() - began) / max(1, len(files))
+    seconds, count = (time.perf_counter() - began) / max(1, len(files)), sum(x["flagged"] for x in files)
     print(f"{count} of {len(files)} flagged (!), {seconds:.4f} s per image", file=sys.stderr)
     print(*([json.dumps({"fpr": fpr, "flagged": count, "files": files})] if chosen.json else []), end="")
     return 2 if not files else 6 if count else 0

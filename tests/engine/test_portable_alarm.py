@@ -128,6 +128,9 @@ def test_the_script_gives_gz_s_p_values_of_pictures_of_other_sizes_without_torch
     code, _, said = judge(tmp_path / "alarm", folder, "--fpr", "1%")
     assert code == 2 and "60 held-out scores allow --fpr 1.64%" in said
     assert judge(tmp_path / "alarm", tmp_path / "alarm", "--fpr", "5%")[0] == 2  # no picture there
+    for text in ("much", "150%"):
+        code, _, said = judge(tmp_path / "alarm", folder, "--fpr", text)
+        assert code == 2 and said == "60 held-out scores allow --fpr 1.64% to 99%\n"
     assert len((tmp_path / "alarm" / "judge.py").read_text().splitlines()) <= 60
 
 

@@ -229,7 +229,7 @@ def usual_maps(name: str, images: np.ndarray, base: Mapping[str, Any]) -> np.nda
     """Maps of good images by what was not fitted to them, as the fits of the methods have them."""
     x = reduced(images, base["factor"])
     if name == "pca_local":
-        return pca.strength(pca.with_moved(images, base["factor"], base["share"])[1])
+        return pca.strength(pca.with_moved(pca.moved(images), base["factor"], base["share"])[1])
     return patches.remembered(patches.embed(x, base["side"], base["weight"])(x))[1]
 
 

@@ -81,7 +81,7 @@ def test_components_are_also_of_copies_moved_by_a_pixel(n, copies):
         ways = [[(copy[0] == way).all() for way in around] for copy in every[1:, i]]
         assert np.sum(ways, 1).tolist() == [1] * copies and np.sum(ways, 0).max() == 1
     assert len(pca.moved(parts(1001, side=8))) == 1
-    basis, left = pca.with_moved(images, 1, 0.04)
+    basis, left = pca.with_moved(pca.moved(images), 1, 0.04)
     assert len(basis.rows) == round(0.04 * min(300, n * (copies + 1) - 1))
     for part in pca.parts_of(n):
         others = every[:, ~part].reshape(-1, 24 * 24) / 255
@@ -421,13 +421,13 @@ def test_a_combined_score_is_the_mean_of_its_two_highest_standardised_ones():
     """Each score has mean 0 and deviation 1 on good images; a foreign one is seen by the size of its maps."""
     images, others = parts(120), parts(60, seed=3)
     fitted = combined.fit_combined(images)
-    each = np.stack([scores for member in fitted.members for scores in member.scores(others)])
+    each = np.stack([scores for of in fitted.members for scores in of.scores(of.fitted.raw(others))])
     assert len(each) == 6  # of images of 24 pixels there is one size
     assert np.abs(each.mean(1)).max() < 1 and each.std(1).min() > 0.4 and each.std(1).max() < 2.5
     np.testing.assert_allclose(fitted.score(others), np.sort(each, 0)[-2:].mean(0))
     # a mean of good images has no grain: maps are too small, which one method of two counts
     simple = images.mean(0).astype(np.uint8)[None]
-    sizes = {member.whole: member.scores(simple)[1][0] for member in fitted.members if member.whole}
+    sizes = {of.whole: of.scores(of.fitted.raw(simple))[1][0] for of in fitted.members if of.whole}
     assert sizes.keys() == {1, 2} and sizes[2] > 3 and sizes[1] < -3
     blurred = others[:5].astype(np.float32).mean((2, 3), keepdims=True).repeat(24, 2).repeat(24, 3)
     noise = np.random.default_rng(0).integers(0, 256, (5, 1, 24, 24))

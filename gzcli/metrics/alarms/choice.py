@@ -150,8 +150,8 @@ def tops_of(
 def search_pca(images: np.ndarray, factors: Sequence[int]) -> Iterator[tuple[dict[str, Any], Maps]]:
     """Tries numbers of components, as shares of the number of images, because more images support more
     components."""
+    moved = pca.moved(images)
     for factor in factors:
-        moved = pca.moved(images)
         every = pca.components(pca.reduced(moved.reshape(-1, *images.shape[1:]), factor), pca.MOST)
         for share in pca.SHARES:
             first = every.first(max(1, round(share * len(every.rows))))

@@ -14,6 +14,7 @@ No choice is made among them, so all good images calibrate.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,9 +40,8 @@ class Member:
     whole: int
     usual: np.ndarray
 
-    def scores(self, images: np.ndarray) -> list[np.ndarray]:
-        """The standardised scores, float64 [N] each."""
-        raw = self.fitted.raw(images)
+    def scores(self, raw: np.ndarray) -> list[np.ndarray]:
+        """The standardised scores of raw values, float64 [N] each."""
         (mean, deviation), (level, spread) = self.usual.astype(np.float64)
         scores = [(self.fitted.local(raw).max((1, 2)) - mean) / deviation]
         if self.whole:
@@ -54,17 +54,30 @@ class Member:
 class Combined(Fitted):
     members: tuple[Member, ...]
 
+    def raws(self, images: np.ndarray) -> Iterator[tuple[Member, np.ndarray]]:
+        """Each member and its raw values. Members with the same components share their residual."""
+        residuals: dict[int, np.ndarray] = {}
+        for member in self.members:
+            of = member.fitted
+            if not isinstance(of, pca.PcaLocal):
+                yield member, of.raw(images)
+                continue
+            key = id(of.components.rows)
+            if key not in residuals:
+                residuals[key] = of.residual(images)
+            yield member, of.of_residual(residuals[key])
+
     def score(self, images: np.ndarray) -> np.ndarray:
-        every = np.stack([each for member in self.members for each in member.scores(images)])
+        every = np.stack([each for member, raw in self.raws(images) for each in member.scores(raw)])
         return np.sort(every, 0)[-HIGHEST:].mean(0)
 
     def map(self, images: np.ndarray) -> np.ndarray:
         """At each place, the mean of the standardised maps of places that are too strong. If the most unusual
         place of an image is too faint, the map of the member for such places is shown where it is higher."""
         maps: dict[bool, list[np.ndarray]] = {True: [], False: []}
-        for member in self.members:
+        for member, raw in self.raws(images):
             of, (mean, deviation) = member.fitted, member.usual[0]
-            strong, faint = of.local.strong_and_faint(of.raw(images))
+            strong, faint = of.local.strong_and_faint(raw)
             cells = enlarged(one_of(strong, faint), of.factor, images.shape[2:])
             maps[strong is not None].append(np.maximum((cells - mean) / deviation, LOWEST))
         return decisive(np.mean(maps[True], 0), next(iter(maps[False]), None))
@@ -74,8 +87,9 @@ def fit_combined(images: np.ndarray) -> Combined:
     """`combined`, fitted to good images uint8 [N, C, H, W]."""
     every = sides(images.shape[1:])
     factors, members, components = every[:2], [], []
+    moved = pca.moved(images)
     for factor in factors:
-        basis, residuals = pca.with_moved(images, factor, neighbourhoods.SHARE)
+        basis, residuals = pca.with_moved(moved, factor, neighbourhoods.SHARE)
         components.append(len(basis.rows))
         usual = pca.strength(residuals)
         if factor == factors[-1]:

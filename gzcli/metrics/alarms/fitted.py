@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import product
@@ -12,6 +14,9 @@ from typing import Any
 import numpy as np
 
 from gzcli.metrics.alarms.local import Local
+
+# the images whose reductions are shared, and these reductions by factor
+SHARED: ContextVar[tuple[Any, dict[int, np.ndarray]]] = ContextVar("SHARED", default=(None, {}))
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,28 @@ def sides(shape: Sequence[int]) -> list[int]:
     return sorted({max(1, round(side / size)) for size in (32, 48, 96)}, reverse=True)
 
 
+@contextmanager
+def shared_reductions(images: np.ndarray) -> Iterator[None]:
+    """Within this context, `reduced` computes each reduction of these images once, for all models."""
+    token = SHARED.set((images, {}))
+    try:
+        yield
+    finally:
+        SHARED.reset(token)
+
+
 def reduced(images: np.ndarray, factor: int) -> np.ndarray:
+    """The means of `factor` × `factor` pixels, as by `means`. They are read-only if they are shared."""
+    of, every = SHARED.get()
+    if images is not of:
+        return means(images, factor)
+    if factor not in every:
+        every[factor] = means(images, factor)
+        every[factor].flags.writeable = False
+    return every[factor]
+
+
+def means(images: np.ndarray, factor: int) -> np.ndarray:
     """Reduces images uint8 [N, C, H, W] to float32 [N, C, ⌈H / f⌉, ⌈W / f⌉] in [0, 1], by means of f × f
     pixels. At the right and lower edge, the means cover the remaining pixels."""
     x = np.asarray(images)

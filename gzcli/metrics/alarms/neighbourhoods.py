@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gzcli.metrics.alarms.fitted import Mapped, reduced
 from gzcli.metrics.alarms.local import SHRINK, fit_local
 from gzcli.metrics.alarms.patches import patches_of
-from gzcli.metrics.alarms.pca import Components, with_moved
+from gzcli.metrics.alarms.pca import Components, PcaLocal, moved, with_moved
 
 SIDE = 3  # side of a neighbourhood, in cells
 SHARE = 0.4  # share of the components that are used
@@ -44,6 +43,12 @@ class Whitened:
         return np.sqrt(out / len(self.rows))
 
 
+def covariance(x: np.ndarray) -> np.ndarray:
+    """The covariance, float64 [D, D], of float32 [N, D]."""
+    x = x - x.mean(0, dtype=np.float64).astype(np.float32)
+    return (x.T @ x).astype(np.float64) / (len(x) - 1)
+
+
 def coordinates(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """U v for residuals [N, C, h, w]: float32 [N, h, w, D]."""
     return patches_of(x, SIDE, 1) @ rows.T
@@ -54,7 +59,7 @@ def fit_whitened(x: np.ndarray) -> tuple[Whitened, np.ndarray]:
     if each had been left out of the fit. Without y_i, the variance of n values is (1 − y_i² / n σ²) times
     that with it."""
     some = patches_of(x[:: max(1, len(x) // 64)], SIDE, 1)
-    _, vectors = np.linalg.eigh(np.cov(some.reshape(-1, some.shape[-1]).T.astype(np.float64)))
+    _, vectors = np.linalg.eigh(covariance(some.reshape(-1, some.shape[-1])))
     rows = np.ascontiguousarray(vectors.T.astype(np.float32))
     y = np.empty((len(x), *x.shape[2:], len(rows)), np.float32)
     for i in range(0, len(x), AT_ONCE):
@@ -73,17 +78,16 @@ def fit_whitened(x: np.ndarray) -> tuple[Whitened, np.ndarray]:
 
 
 @dataclass(frozen=True)
-class PcaPatch(Mapped):
-    components: Components
+class PcaPatch(PcaLocal):
     whitened: Whitened
 
-    def raw(self, images: np.ndarray) -> np.ndarray:
-        return self.whitened(self.components.residual(reduced(images, self.factor)))
+    def of_residual(self, residual: np.ndarray) -> np.ndarray:
+        return self.whitened(residual)
 
 
 def fit_pca_patch(images: np.ndarray, *, factor: int = 1) -> PcaPatch:
     """`pca_patch`, fitted to good images uint8 [N, C, H, W]."""
-    return pca_patch(*with_moved(images, factor, SHARE), factor)[0]
+    return pca_patch(*with_moved(moved(images), factor, SHARE), factor)[0]
 
 
 def pca_patch(basis: Components, residuals: np.ndarray, factor: int) -> tuple[PcaPatch, np.ndarray]:

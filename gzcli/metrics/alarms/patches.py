@@ -162,9 +162,12 @@ def coreset(embedded: np.ndarray, size: int) -> np.ndarray:
 def distances(embedded: np.ndarray, memory: np.ndarray) -> np.ndarray:
     """The distance of each patch [N, h, w, D] to the nearest one of the memory [M, D], float32 [N, h, w]."""
     n, h, w, d = embedded.shape
-    flat, squares, out = embedded.reshape(-1, d), np.square(memory).sum(1), np.empty(n * h * w, np.float32)
+    flat, out = embedded.reshape(-1, d), np.empty(n * h * w, np.float32)
+    longer = np.concatenate([flat, np.ones((len(flat), 1), np.float32)], 1)
+    # |m|² − 2 x · m as one product, of (x, 1) and (−2 m, |m|²)
+    factors = np.concatenate([-2 * memory, np.square(memory).sum(1, keepdims=True)], 1).T
     for i in range(0, len(flat), AT_ONCE):
         some = flat[i : i + AT_ONCE]
-        nearest = (squares - 2 * some @ memory.T).min(1)
+        nearest = (longer[i : i + AT_ONCE] @ factors).min(1)
         out[i : i + AT_ONCE] = np.sqrt((np.square(some).sum(1) + nearest).clip(0))
     return out.reshape(n, h, w)

@@ -18,6 +18,7 @@ COMPONENTS = 60  # of `pca`
 MOST = 300  # components of `pca_local`, if there are that many images
 SHARES = (1.0, 0.4)  # shares of these components that the search tries
 EVEN = 1e-4  # rows need no second pass if the least variance is at least this share of the largest
+FEW_OF = 4  # a solver of a share of the eigenvectors is faster for less than 1 / `FEW_OF` of them
 PARTS = 4  # parts of the good images; each is reduced by the components of the others
 MOVED, MANY = 400, 1000  # approximate number of moved copies; more images than `MANY` have none
 STEP = 96  # copies of an image with this side are moved by one pixel
@@ -52,22 +53,23 @@ def moved(images: np.ndarray) -> np.ndarray:
     rng, edge = np.random.default_rng(0), ((0, 0), (step, step), (step, step))
     ways = rng.permuted(np.tile(np.arange(len(AROUND)), (n, 1)), axis=1)
     out = np.repeat(images[None], copies + 1, 0)
-    for i, image in enumerate(images if copies else ()):
-        wide = np.pad(image, edge, mode="edge")
+    every = np.pad(images, ((0, 0), *edge), mode="edge") if copies else ()
+    for i, wide in enumerate(every):
         for copy, way in enumerate(ways[i, :copies], 1):
             top, left = (step + step * each for each in AROUND[way])
             out[copy, i] = wide[:, top : top + height, left : left + width]
     return out
 
 
-def components(x: np.ndarray, most: int) -> Components:
-    """The first principal components of float32 [N, ...], at most N − 1."""
+def components(x: np.ndarray, most: int, products: np.ndarray | None = None) -> Components:
+    """The first principal components of float32 [N, ...], at most N − 1. products: `products_of` the centred
+    images."""
     flat = x.reshape(len(x), -1)
     mean = flat.mean(0)
     flat = flat - mean
     most = min(most, max(1, len(flat) - 1), flat.shape[1])
     if len(flat) <= flat.shape[1]:
-        values, vectors = largest((flat @ flat.T).astype(np.float64), most)
+        values, vectors = largest(products_of(flat) if products is None else products, most)
         if values[-1] > EVEN * values[0]:
             # u_i X / √λ_i, orthonormal up to the rounding of X Xᵀ, which is at most about 1e-7 λ_1 / λ_k
             return Components(mean, (vectors / np.sqrt(values)).astype(np.float32).T @ flat)
@@ -79,12 +81,21 @@ def components(x: np.ndarray, most: int) -> Components:
     return Components(mean, np.ascontiguousarray(vectors.T.astype(np.float32)))
 
 
+def products_of(centred: np.ndarray) -> np.ndarray:
+    """The inner products of centred images, float64 [N, N]."""
+    flat = centred.reshape(len(centred), -1)
+    return (flat @ flat.T).astype(np.float64)
+
+
 def largest(matrix: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """The largest eigenvalues of a symmetric matrix, in descending order, and their vectors as columns."""
     from scipy.linalg import eigh
 
     n = len(matrix)
-    values, vectors = eigh(matrix, subset_by_index=(n - most, n - 1), check_finite=False)
+    if FEW_OF * most < n:
+        values, vectors = eigh(matrix, subset_by_index=(n - most, n - 1), check_finite=False)
+    else:
+        values, vectors = (each[..., n - most :] for each in np.linalg.eigh(matrix))
     return values[::-1], vectors[:, ::-1]
 
 
@@ -119,7 +130,14 @@ class PcaLocal(Mapped):
     components: Components
 
     def raw(self, images: np.ndarray) -> np.ndarray:
-        return strength(self.components.residual(reduced(images, self.factor)))
+        return self.of_residual(self.residual(images))
+
+    def residual(self, images: np.ndarray) -> np.ndarray:
+        return self.components.residual(reduced(images, self.factor))
+
+    def of_residual(self, residual: np.ndarray) -> np.ndarray:
+        """The raw values of images with this residual."""
+        return strength(residual)
 
 
 def fit_pca(images: np.ndarray, *, factor: int = 1, k: int = COMPONENTS) -> Pca:
@@ -141,23 +159,24 @@ def fit_pca_local(
 
     The usual residual at each place is that of images to which the components were not fitted: each of
     `PARTS` parts is reduced by the components of the others."""
-    basis, left = with_moved(images, factor, share)
+    basis, left = with_moved(moved(images), factor, share)
     residuals = strength(left)
     parameters = {"factor": factor, "components": len(basis.rows), "scales": tuple(scales)}
     parameters |= {"relative": relate, "even": even}
     return PcaLocal(parameters, factor, fit_local(residuals, scales, relate=relate, even=even), basis)
 
 
-def with_moved(images: np.ndarray, factor: int, share: float) -> tuple[Components, np.ndarray]:
-    """A share of the components of reduced images, from uint8 [N, C, H, W] and their moved copies. Also the
-    residual of each image without as many components of the other parts."""
-    every = moved(images)
-    x = reduced(every.reshape(-1, *images.shape[1:]), factor)
+def with_moved(every: np.ndarray, factor: int, share: float) -> tuple[Components, np.ndarray]:
+    """A share of the components of reduced images, from images and their copies as `moved` returns them. Also
+    the residual of each image without as many components of the other parts."""
+    x = reduced(every.reshape(-1, *every.shape[2:]), factor)
     k = count_of(share, x)
-    return components(x, k), left_out(x.reshape(*every.shape[:2], *x.shape[1:]), k)
+    products = products_of(x - x.mean(0)) if len(x) <= x[0].size else None
+    left = left_out(x.reshape(*every.shape[:2], *x.shape[1:]), k, products)
+    return components(x, k, products), left
 
 
-def left_out(every: np.ndarray, k: int) -> np.ndarray:
+def left_out(every: np.ndarray, k: int, products: np.ndarray | None = None) -> np.ndarray:
     """The residual [N, …] of each image without its first k components of the other parts' images and their
     copies. `every` is [copies + 1, N, …], and its first N are the images.
 
@@ -169,7 +188,7 @@ def left_out(every: np.ndarray, k: int) -> np.ndarray:
     if flat.shape[1] < len(flat) - len(flat) // PARTS:  # then `components` decomposes a smaller matrix
         return left_by_components(every, k)
     flat = flat - flat.mean(0)
-    products, left = (flat @ flat.T).astype(np.float64), np.eye(n, len(flat))
+    products, left = products_of(flat) if products is None else products, np.eye(n, len(flat))
     for part in parts_of(n):
         rest = np.flatnonzero(np.tile(~part, len(every)))
         within, across = products[np.ix_(rest, rest)], products[np.ix_(rest, np.flatnonzero(part))]
