@@ -15,18 +15,24 @@ QUANTILE = 0.975  # quantile of the upper end of an interval
 Function = Callable[..., float]
 
 
-def half_samples(function: Function, *samples: np.ndarray, draws: int = 100, seed: int = 0) -> Interval:
+def half_samples(
+    function: Function, *samples: np.ndarray, draws: int = 100, seed: int = 0, fraction: float = 0.5
+) -> Interval:
     """A metric of samples with an interval from random halves of their rows, without repetition. This is the
     delete-d jackknife with d = N/2, whose halves vary as much as the whole (Shao & Wu 1989, Ann. Statist.
-    17:1176). The interval is centred on the metric, because a half is more biased than the whole."""
+    17:1176). The interval is centred on the metric, because a half is more biased than the whole.
+
+    fraction: share q of the rows in a draw, whose deviation is multiplied by √(q / (1 - q)). The jackknife
+        overestimates the variance of terms of two rows, by (1 + q) / q: 3 for halves, 2.1 for q = 0.9.
+    """
     check_rows(samples, 4)
     rng = np.random.default_rng(seed)
 
-    def half(rows: np.ndarray) -> np.ndarray:
-        return rows[np.sort(rng.choice(len(rows), len(rows) // 2, replace=False))]
+    def part(rows: np.ndarray) -> np.ndarray:
+        return rows[np.sort(rng.choice(len(rows), int(len(rows) * fraction), replace=False))]
 
-    values = [float(function(*map(half, samples))) for _ in range(draws)]
-    return around(float(function(*samples)), values)
+    values = [float(function(*map(part, samples))) for _ in range(draws)]
+    return around(float(function(*samples)), values, (fraction / (1 - fraction)) ** 0.5)
 
 
 def around(value: float, draws: Sequence[float] | np.ndarray, scale: float = 1.0) -> Interval:

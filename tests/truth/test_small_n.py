@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from refused import refused
 from scipy.optimize import linear_sum_assignment
@@ -56,6 +57,19 @@ def test_half_samples_cover_a_frechet_distance(draws):
     expected = np.mean([i.value for i in halves])
     assert often_enough(sum(i.low <= expected <= i.high for i in halves), 80)
     assert all(i.low < i.value < i.high for i in halves)
+
+
+@pytest.mark.parametrize("q", [0.5, fd.CLASS_FRACTION])
+def test_a_larger_part_of_the_rows_is_less_too_wide(q):
+    """The variance of |mean|², which has terms of two rows alone, is (1 + q) / q times too large."""
+    rng, unit = np.random.default_rng(3), scipy.stats.t.ppf(0.975, 29)
+    square = lambda rows: float((rows.mean(0) ** 2).sum())  # noqa: E731
+    drawn = [
+        half_samples(square, gaussian(rng, 100, width=20), draws=30, seed=seed, fraction=q)
+        for seed in range(250)
+    ]
+    estimated = np.mean([((i.high - i.value) / unit) ** 2 for i in drawn])
+    assert estimated / np.var([i.value for i in drawn], ddof=1) == pytest.approx((1 + q) / q, rel=0.2)
 
 
 COVERED = ("fd", "fd_second", "fd_inf", "prc_lenet", "kid_lenet", "swd")
