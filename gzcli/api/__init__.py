@@ -420,8 +420,8 @@ class LoadedRun:
         x = x if self.trained.space is None else self.trained.space.encode(x)
         keywords = dict(self._options(application, options))
         n, device = len(images), self.trained.device
-        wanted, present = (None if v is None else self._labels(v, n).to(device) for v in (labels, y))
-        keywords |= self.trained.label_keywords(application, wanted, present)
+        targets, present = (None if v is None else self._labels(v, n).to(device) for v in (labels, y))
+        keywords |= self.trained.label_keywords(application, targets, present)
         if mask is not None:
             whole = torch.from_numpy(np.asarray(mask, np.float32))[None, None]
             keywords["mask"] = seen_mask(whole, self.trained).expand(len(images), -1, -1, -1)

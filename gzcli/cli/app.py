@@ -15,7 +15,7 @@ import typer
 from gzcli.cli import out
 from gzcli.cli.options import PROGRAMS, SHELLS, Json, choose, option, switch
 from gzcli.core import streams
-from gzcli.core.errors import GzError, Interrupted, UsageError, did_you_mean, system_error
+from gzcli.core.errors import GzError, Interrupted, MissingError, UsageError, did_you_mean, system_error
 from gzcli.version import __version__
 
 _EXAMPLES = "gz train vae\n\ngz ood ddpm --in mnist --out fashionmnist"
@@ -214,11 +214,12 @@ _PHRASES = {  # Typer's words → those of the messages about recipes, such as `
     r"must be greater than or equal to (\S+)": r"must be \1 or more",
     r"must be less than or equal to (\S+)": r"must be \1 or less",
     r"^No such option: (\S+)": r"no such option `\1`",
+    r"(?i)^invalid value for (.*): (?:path|file|directory) (.* does not exist)": r"\1: \2",
     r"^Got unexpected extra argument\S* \((\S+).*\)": r"unexpected argument `\1`",
 }
 
 
-def _usage(problem: Any) -> UsageError:
+def _usage(problem: Any) -> GzError:
     """Typer's message in the style of gz: lower case, no full stop, backticks, and the suggestion as the
     hint."""
     near = getattr(problem, "possibilities", None)
@@ -234,4 +235,5 @@ def _usage(problem: Any) -> UsageError:
     else:
         context = getattr(problem, "ctx", None)
         hint = f"`{context.command_path if context else 'gz'} --help` shows its arguments and options"
-    return UsageError(message[:1].lower() + message[1:], hint=hint)
+    kind = MissingError if message.endswith("does not exist") else UsageError
+    return kind(message[:1].lower() + message[1:], hint=hint)

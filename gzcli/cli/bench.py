@@ -188,11 +188,11 @@ def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob) -> None:
     plan = launcher.plan(job.launch, every_gpu=False)
     drawers = {run.path: drawer for run in runs if (drawer := forecast.drawer_of_run(run, plan))}
     costs = forecast.drawn([*drawers.values()], kinds_of(job), partial(forecast.measured, say=out.info))
-    drawn = dict(zip(drawers, costs, strict=True))
+    cost_of = dict(zip(drawers, costs, strict=True))
     likelihoods = sum(
-        drawn[run.path].of_likelihoods(job.likelihoods or MOST, drawers[run.path].part.ood.budget)
+        cost_of[run.path].of_likelihoods(job.likelihoods or MOST, drawers[run.path].part.ood.budget)
         for run in runs
-        if run.path in drawn
+        if run.path in cost_of
     )
     sets = f"{counted(images, 'set')} of images, " if images else ""
     judged = forecast.judging(job.n, plan.gpus) * (len(runs) + images)
@@ -200,7 +200,8 @@ def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob) -> None:
     further += f", and about {about(likelihoods)} of test likelihoods" if likelihoods else ""
     unknown = forecast.Drawn()
     rows = [
-        (run, job.n, Drawing.of(run.model, run.data, run).or_as(drawn.get(run.path, unknown))) for run in runs
+        (run, job.n, Drawing.of(run.model, run.data, run).or_as(cost_of.get(run.path, unknown)))
+        for run in runs
     ]
     show_drawing(rows, [further], judge_seconds=judged + likelihoods)
 
@@ -422,15 +423,15 @@ def costs_of(league: League) -> list[dict[str, Any]]:
     from gzcli.league.league import is_judged
 
     terms, rows = league.terms, []
-    left = {entry.key: entry for entry in league.entries if not is_judged(entry.run(), terms)}
-    drawers = [forecast.Drawer.of(entry.request.recipe, entry.plan) for entry in left.values()]
+    unjudged = {entry.key: entry for entry in league.entries if not is_judged(entry.run(), terms)}
+    drawers = [forecast.Drawer.of(entry.request.recipe, entry.plan) for entry in unjudged.values()]
     costs = forecast.drawn(drawers, kinds_of(terms.job), partial(forecast.measured, say=out.info))
-    drawn = dict(zip(left, costs, strict=True))
+    cost_of = dict(zip(unjudged, costs, strict=True))
     for entry in league.entries:
         run = entry.run()
         trained = bool(run and run.state == "finished")
         drawing = Drawing.of(entry.model, locate(terms.data).key, run if trained else None)
-        here = drawn.get(entry.key) or forecast.Drawn()
+        here = cost_of.get(entry.key) or forecast.Drawn()
         if here.sample and not trained:
             drawing = Drawing(here.sample, here.calls)
         n, each = terms.job.n, drawing.seconds
@@ -442,7 +443,7 @@ def costs_of(league: League) -> list[dict[str, Any]]:
         facts = {"model": entry.model, "seed": entry.seed, "n": n, "calls": drawing.calls}
         facts |= {"train_seconds": 0.0 if trained else terms.budget}
         facts |= {"sample_seconds": each and n * each, "judge_seconds": judged}
-        rows.append(facts if entry.key in drawn else facts | dict.fromkeys(TIMES, 0.0))
+        rows.append(facts if entry.key in cost_of else facts | dict.fromkeys(TIMES, 0.0))
     return rows
 
 

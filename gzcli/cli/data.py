@@ -190,9 +190,10 @@ def show(name: _Shown, size: _Size = None, channels: _Channels = None) -> None:
     from gzcli.data.packs.pack import PackFolder
     from gzcli.data.packs.sheet import class_counts, draw
 
+    is_new = peek(data_set, size=size, channels=channels) is None
     pack = _opened(data_set, size, channels)
     facts, meta, classes = facts_of(data_set, size=size, channels=channels), pack.meta, class_counts(pack)
-    row = _described(meta, meta.shape, meta.counts, facts)
+    row = _described(meta, meta.shape, meta.counts, facts, is_new=is_new)
     lines = [(each["name"], *(each[split] for split in meta.counts)) for each in classes]
     out.table(("class", *meta.counts), [*lines, ("images", *meta.counts.values())])
     for message in meta.skipped:
@@ -209,14 +210,16 @@ def _described(
     shape: Sequence[int],
     counts: Mapping[str, int],
     facts: Facts | None,
+    *,
+    is_new: bool = False,
 ) -> dict[str, Any]:
     """Prints the facts that a pack shares with the description of an unpacked set. Returns them for
-    scripts."""
+    scripts. `is_new`: whether the pack was just made, which printed the settings."""
     from gzcli.data.packs.facts import settings_lines
 
     c, h, w = shape
     out.info(f"{described.title}: {w}×{h} pixels, {'grey' if c == 1 else 'RGB'}, {described.levels} levels")
-    for note in (*settings_lines(facts), *getattr(described, "notes", ())):
+    for note in (*([] if is_new else settings_lines(facts)), *getattr(described, "notes", ())):
         out.info(note.replace("--set data.channels=", "--channels "))
     row = {key: getattr(described, key) for key in ("name", "title", "levels", "multilabel", "extras")}
     row |= {"shape_class": facts and facts.shape_class, "traits": facts.traits if facts else ()}

@@ -193,9 +193,9 @@ def after_training(run: Run) -> None:
     best_one = f"best {shown['best']} at step {best['step']:,}" if best else None
     params = f"{shown['params']} parameters" if shown["params"] else None
     second = (f"gz bench {name}", "compare with real images")
-    others = [r for r in all_runs(data=run.data) if r.state == "finished" and r.path != run.path]
-    if others:
-        like = next((r for r in others if r.model == run.model), others[0])
+    finished = [r for r in all_runs(data=run.data) if r.state == "finished" and r.path != run.path]
+    if finished:
+        like = next((r for r in finished if r.model == run.model), finished[0])
         second = (f"gz runs compare {name} {name_of(like)}", "compare the two runs")
     end([best_one, shown["time"], params, shown["size"]], [(f"gz sample {name}", "draw images"), second])
 

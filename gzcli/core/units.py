@@ -38,12 +38,14 @@ def short(value: float | None, digits: int = 3) -> str:
 
 
 def size(count: float) -> str:
-    """A number of bytes in two digits or more: 1.7 GB, 12 MB, 1,730 kB, 300 bytes."""
+    """A number of bytes in two digits or more: 1.7 GB, 12 MB, 1.3 MB, 730 kB, 300 bytes."""
     if count < 1000:
         return f"{count:.0f} bytes"
     if count >= 1e9:
         return f"{count / 1e9:.1f} GB"
-    return f"{count / 1e6:,.0f} MB" if count >= 1e7 else f"{count / 1e3:,.0f} kB"
+    if count >= 999_500:
+        return f"{count / 1e6:.{1 if count < 1e7 else 0}f} MB"
+    return f"{count / 1e3:.0f} kB"
 
 
 def duration(seconds: float) -> str:

@@ -143,9 +143,9 @@ def fitted(times: np.ndarray, lengths: np.ndarray, time: int, length: float) -> 
     and the relative error of the approximated profile. The fit is least squares over profiles."""
     gammas, gamma = np.array([exponent(float(value)) for value in lengths]), exponent(length)
     gram = product(times[:, None], gammas[:, None], times, gammas)
-    wanted = product(times, gammas, time, gamma)
-    factors = np.linalg.lstsq(gram, wanted, rcond=None)[0]
-    missed = 1 - factors @ wanted / product(time, gamma, time, gamma)
+    target = product(times, gammas, time, gamma)
+    factors = np.linalg.lstsq(gram, target, rcond=None)[0]
+    missed = 1 - factors @ target / product(time, gamma, time, gamma)
     return factors, float(np.sqrt(max(0.0, missed)))
 
 

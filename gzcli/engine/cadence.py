@@ -172,12 +172,12 @@ def count_steps(
     cycle = math.lcm(*(phase.every for phase in phases))
     limit = pauses.length / 10 / (1 + bool(late))
     each = [_seconds(step, first, limit, cycle, clock) for first in sorted({0, late})]
-    left = (1 - KEPT) * pauses.length - (clock() - began)
+    available = (1 - KEPT) * pauses.length - (clock() - began)
     counts = range(1, int(pauses.length / min(each)) + 2)
 
     def late_by(steps: int) -> bool:
         seconds = min(steps, late) * each[0] + max(0, steps - late) * each[-1]
-        return seconds > LEAST * pauses.length and seconds + pauses.seconds(steps) > left
+        return seconds > LEAST * pauses.length and seconds + pauses.seconds(steps) > available
 
     return max(1, bisect_left(counts, True, key=late_by))
 

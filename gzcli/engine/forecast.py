@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from gzcli.core import devices, ranks
-from gzcli.core.errors import GzError, UsageError, first_line
+from gzcli.core.errors import GzError, MissingError, UsageError, first_line
 from gzcli.core.sections import Part, part_of
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, Noise, silent
 from gzcli.data.packs.open import open_pack, pack_options
@@ -100,6 +100,7 @@ def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str
                 result |= try_step(part, info, stages, result["flops"], device)
         except GzError as e:
             result["error"] = e.message
+            result["missing"] = isinstance(e, MissingError)  # then the result is not stored
             if isinstance(e, UsageError):
                 result["refused"] = e.hint or ""
         except Exception as e:  # a user's model may do anything, and a net may not fit into memory
@@ -156,6 +157,8 @@ def work_of(part: Part, info: DataInfo, stages: Stages | None = None) -> Work | 
             noise = RecordedNoise(part.train.batch_size, torch.zeros((), dtype=torch.int64))
             model = build(part, info, stages or {})
             return count_work(model, batch_of(model, micro_batch(part), noise), part)
+    except MissingError:  # an optional package
+        raise
     except Exception:  # errors of a model, or its library, with tensors without values
         return None
 

@@ -77,7 +77,12 @@ class Log:
         elif self.fancy:
             with self._rich_bar() as bar:
                 task = bar.add_task(printable(title), total=None, note="")
-                yield lambda i, n, x=None: bar.update(task, completed=i, total=n)
+                try:
+                    yield lambda i, n, x=None: bar.update(task, completed=i, total=n)
+                except BaseException:
+                    if bar.tasks[0].total is None:  # no `0/?` above the error
+                        bar.update(task, visible=False)
+                    raise
         else:
             began, after = time.monotonic(), PLAIN_AFTER
 

@@ -112,10 +112,10 @@ def restore_model(
     # per-rank extra state is not part of the weights
     missing = [name for name in keys.missing_keys if not name.endswith("_extra_state")]
     if wrong := [*missing, *keys.unexpected_keys]:
-        others = f" and {len(wrong) - 1:,} more" if len(wrong) > 1 else ""
+        further = f" and {len(wrong) - 1:,} more" if len(wrong) > 1 else ""
         raise DamagedError(
             f"the weights are from another version of `{saved.part.model}`: "
-            f"{'missing' if missing else 'unknown'} `{wrong[0]}`{others}",
+            f"{'missing' if missing else 'unknown'} `{wrong[0]}`{further}",
             hint="use the version of gz that wrote the weights, or train the model again",
         )
     for name, _ in model.named_parameters():  # a buffer may be infinite, as a mask is
@@ -203,8 +203,8 @@ def init_from(model: Model, part: Part, run: Run, log: Log) -> None:
             weights = {name: value for name, value in weights.items() if name in present}
     if wider:
         log.info(f"`train.init`: inputs that are new to these weights start at zero: {', '.join(wider)}")
-    own = {name: value for name, value in present.items() if earlier and name not in weights} | anew
-    if fresh := [name for name in own if not name.endswith(checkpoints.EXTRA)]:
+    initial = {name: value for name, value in present.items() if earlier and name not in weights} | anew
+    if fresh := [name for name in initial if not name.endswith(checkpoints.EXTRA)]:
         numbers = {name: p.numel() for name, p in model.named_parameters()}
         share = sum(numbers.get(name, 0) for name in fresh) / max(1, sum(numbers.values()))
         if share == 1:
@@ -215,7 +215,7 @@ def init_from(model: Model, part: Part, run: Run, log: Log) -> None:
             f"{_some(fresh)}"
         )
     try:
-        checkpoints.load(model, weights | own | checkpoints.extra_of(present))
+        checkpoints.load(model, weights | initial | checkpoints.extra_of(present))
     except RuntimeError as e:
         message = f"`train.init`: the weights of `{file}` do not fit this model"
         raise UsageError(message, hint=str(e).splitlines()[-1].strip()) from e

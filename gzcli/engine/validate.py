@@ -113,7 +113,7 @@ def seconds_of(
     it."""
     real, total = pack.images("val")[:VALIDATION], 0.0
     if metric in ("fd", "fd_lite"):
-        n = drawn(trained, len(real))
+        n = sample_count(trained, len(real))
         features = seconds_each(lambda n: net and net.features(real[:n]), trained, clock)
         total += n * each + (n + len(real)) * features
     for name in {metric, trained.model.watched} - {"fd", "fd_lite"}:
@@ -144,7 +144,7 @@ def mean(trained: Trained, metric: str, data: Pack, most: int = VALIDATION) -> f
     return float(ranks.total(total)) / n
 
 
-def drawn(trained: Trained, real: int) -> int:
+def sample_count(trained: Trained, real: int) -> int:
     """The number of samples that are compared with validation images."""
     return min(real, SAMPLES) if trained.model.watched else real
 
@@ -157,7 +157,7 @@ def distances(
     is the entropy of the samples' classes relative to that of real images. A model with a `watched` metric
     draws only a few hundred samples, because each takes many calls, and also gets `recall`."""
     real = pack.images("val")[:VALIDATION]
-    images = sampler.draw(trained, drawn(trained, len(real)), warn=warn)
+    images = sampler.draw(trained, sample_count(trained, len(real)), warn=warn)
     if net is None:
         return {name: 0.0}
     classifier = net if isinstance(net, NetFeatures) and not trained.info.multilabel else None

@@ -326,8 +326,8 @@ def check(model: Any, published: Published) -> float:
     )
     want = theirs(x, t, **named).sample
     model.eval()
-    got = model.net(x, TIMES - t, y) * -1 if published.flow else model.net(x, t, y)
-    differs = float((want - got).abs().max() / want.std().clamp(min=1e-6))
+    ours = model.net(x, TIMES - t, y) * -1 if published.flow else model.net(x, t, y)
+    differs = float((want - ours).abs().max() / want.std().clamp(min=1e-6))
     if not differs <= DIFFERENCE:
         raise UsageError(
             f"gz reads the network of `{published.net}` wrongly: its outputs differ from those of "

@@ -204,14 +204,14 @@ class Judge:
         if self.living.keys() == self.judges.keys():
             return
         dead = self.judges.keys() - self.living.keys()
-        left = [metric for metric in self.metrics if metric.features not in dead]
-        enough = self.named and any(metric.compare for metric in left)
+        usable = [metric for metric in self.metrics if metric.features not in dead]
+        enough = self.named and any(metric.compare for metric in usable)
         if not enough and pretrained.is_installed():
             self.spaces.setdefault("lite", pretrained.lite(self.device))
-            left += [
-                metric for metric in metrics().values() if metric.default == "colour" and metric not in left
+            usable += [
+                metric for metric in metrics().values() if metric.default == "colour" and metric not in usable
             ]
-        self.metrics = left
+        self.metrics = usable
 
     # ------------------------------------------------------------------------ what metrics read
 

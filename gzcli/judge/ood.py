@@ -257,19 +257,21 @@ def notes(
             "`scores.csv` has a column for each seed, and the histograms show the first"
         )
     lines += convention(benchmark, packs, job.imglists)
-    lines += ["`png` and `mean` can differ in either direction: an AUROC of .1 is as good as one of .9"]
+    if any(row["score"] in ("png", "mean") and row["auroc"] < 0.5 for row in results):
+        lines.append(
+            "`png` and `mean` can differ in either direction: an AUROC of .1 is as good as one of .9"
+        )
     lines += treatment(packs, levels, but="the baselines use the images before binarization")
     totals = {name: pack.meta.counts["test"] for name, pack in packs.items() if pack.meta.name not in SPECS}
     for row in {row["out"]: row for row in results if row["out"] in totals}.values():
         if row["n_out"] < (total := totals[row["out"]]):
             of = f"of the {total:,} images of `{row['out']}`"
             lines.append(f"{row['n_out']:,} {of} were scored; use `--full` to score all")
-    if plain := [row for row in results if row["score"] in PLAIN]:
-        failed = sorted({f"`{row['out']}`" for row in plain if row["auroc"] < 0.5})
-        here = f", as on {', '.join(failed)}" if failed else ""
+    failed = {f"`{row['out']}`" for row in results if row["score"] in PLAIN and row["auroc"] < 0.5}
+    if failed:
         lines.append(
-            f"likelihood fails in the hard direction (foreign images that are simpler){here}; `complexity` "
-            "or `ratio` correct for it"
+            f"likelihood fails in the hard direction (foreign images that are simpler), as on "
+            f"{', '.join(sorted(failed))}; `complexity` or `ratio` correct for it"
         )
     return [*lines, *(line for out in packs for line in beside_baselines(results, out))]
 

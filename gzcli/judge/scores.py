@@ -500,7 +500,8 @@ class Scoring:
         if ranks.world() > 1 or not ours or len(stats) < len(runs):
             return None
         return {
-            "code": [code(Path(__file__).parents[1]), torch.__version__, str(self.device)],
+            # bytes: to parse the whole package takes seconds
+            "code": [code(files.checksum, Path(__file__).parents[1]), torch.__version__, str(self.device)],
             "runs": [str(run.path) for run in runs],
             "weights": [[one.st_mtime_ns, one.st_size] for one in stats],
             "step": [trained.step, trained.requested_precision],

@@ -276,7 +276,8 @@ def fill(
     for (key, same), result in zip(alike.items(), measure(job), strict=True):
         for row in same:
             row["result"] = dict(result)
-        if result.get("params") is not None or not result.get("error"):
+        has_size = result.get("params") is not None
+        if not result.get("missing") and (has_size or not result.get("error")):
             files.write_json(cached(key), dict(result))
 
 

@@ -5,8 +5,6 @@ module has the terms, the trainings and the jobs that judge them; `loop.py` runs
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import math
 import re
 import shlex
@@ -46,7 +44,6 @@ JUDGING = [
     *(f"judge/{name}.py" for name in ("bench", "images", "likelihood", "real")),
 ]
 JUDGING += [f"metrics/{name}.py" for name in ("classifier", "features", "second", "frechet", "interval")]
-_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @dataclass(frozen=True)
@@ -255,14 +252,7 @@ def family_of(models: Sequence[Path]) -> list[Path]:
     return sorted(files_of)
 
 
-@catalog.cached_by_file
-def _syntax(path: Path) -> str:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(node, _DOCUMENTED) and ast.get_docstring(node):
-            del body[0]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+_syntax = catalog.cached_by_file(files.syntax)
 
 
 def kept_steps(run: Run) -> list[tuple[int, float]]:

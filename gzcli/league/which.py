@@ -100,14 +100,17 @@ class Outcome:
         first = self.rounds[0]
         later = {row["model"] for result in self.rounds[1:] for row in result["summary"]}
         of_model = {row["model"]: judged(first, row) for row in first["summary"]}
-        passed = [own for name, own in of_model.items() if own and name in later]
+        passed = [of_model[name] for name in of_model if name in later]
 
-        def is_alike(excesses: Mapping[str, standings.Excess]) -> bool:
-            return any(
-                not any(one[key].differs(excesses[key]) for key in excesses if key in one) for one in passed
-            )
+        def is_alike(one: Mapping[str, standings.Excess], two: Mapping[str, standings.Excess]) -> bool:
+            common = one.keys() & two.keys()
+            return bool(common) and not any(one[key].differs(two[key]) for key in common)
 
-        return [name for name, own in of_model.items() if own and name not in later and is_alike(own)]
+        return [
+            name
+            for name, excesses in of_model.items()
+            if name not in later and any(is_alike(one, excesses) for one in passed)
+        ]
 
     @property
     def winner(self) -> Run:

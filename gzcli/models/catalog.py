@@ -199,13 +199,13 @@ def _file_of(root: Path, module: str) -> Path | None:
 
 def outdated_imports(path: Path) -> list[str]:
     """The imports of a file that gz no longer has, as lines such as `maf.py:3: …`, with the replacements."""
-    found = []
+    lines = []
     for node in ast.walk(ast.parse(text_of(path), str(path))):
         module = (node.module or "") if isinstance(node, ast.ImportFrom) and not node.level else ""
         if isinstance(node, ast.ImportFrom) and module.split(".")[0] == "gzcli":
             absent = [alias.name for alias in node.names if not _can_import(module, alias.name)]
-            found += [f"{path}:{node.lineno}: {_successor(module, name)}" for name in absent]
-    return found
+            lines += [f"{path}:{node.lineno}: {_successor(module, name)}" for name in absent]
+    return lines
 
 
 def _can_import(module: str, name: str) -> bool:

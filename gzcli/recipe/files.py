@@ -236,11 +236,11 @@ def _read(path: Path, problems: list[Problem]) -> RecipeFile:
         message = "a recipe is a map of sections, such as `model: {name: vae}`"
         problems.append(Problem(document.where(()), message))
         tree = {}
-    own = {key: value for key, value in tree.items() if key not in ("for", "extends")}
+    general = {key: value for key, value in tree.items() if key not in ("for", "extends")}
     model = path.absolute().with_suffix(".py")
     if not shipped and model.is_file() and model_files.find(path.stem) == model:
-        own["model"] = {"name": path.stem, **(own.get("model") or {})}
-    base = Layer(own, label, "shipped" if shipped else "file", document=document)
+        general["model"] = {"name": path.stem, **(general.get("model") or {})}
+    base = Layer(general, label, "shipped" if shipped else "file", document=document)
     sections = _sections(base, tree.get("for") or {}, problems)
     return RecipeFile(path, document, base, tree.get("extends"), sections)
 

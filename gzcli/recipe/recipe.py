@@ -195,23 +195,23 @@ def check_strategy(part: Part, card: ModelCard) -> None:
 def check_values(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts) -> None:
     """Raises UsageError if the model does not support images of more than 8 bits, or if the recipe uses
     options that do not work with such images."""
-    own = getattr(data, "values", None)  # of a pack; its facts say it themselves
+    facts = getattr(data, "values", None)  # of a pack; its facts say it themselves
     if getattr(data, "valued", False):
-        own = {"channels": data.shape[0], "levels": getattr(data, "levels", None)}
+        facts = {"channels": data.shape[0], "levels": getattr(data, "levels", None)}
     levels = part.data.levels
-    if own is None or (own["channels"] in (1, 3) and levels is not None and levels <= 256):
+    if facts is None or (facts["channels"] in (1, 3) and levels is not None and levels <= 256):
         return
     name, spelt = data.name, spelling(card.name)
-    kind = "real numbers" if own["levels"] is None else f"{own['levels']:,} levels"
-    what = f"`{name}` has images with {own['channels']} channels of {kind}"
-    as_pictures = "; `--set data.levels=256` trains on 8 bits" if own["channels"] in (1, 3) else ""
+    kind = "real numbers" if facts["levels"] is None else f"{facts['levels']:,} levels"
+    what = f"`{name}` has images with {facts['channels']} channels of {kind}"
+    as_pictures = "; `--set data.levels=256` trains on 8 bits" if facts["channels"] in (1, 3) else ""
     most, kinds = {
         "values": (math.inf, ""),
         "levels": (65536, "grey levels"),
         "bytes": (256, "up to 256 grey levels"),
         "pictures": (0, "8-bit images"),
     }[card.takes]
-    if (own["levels"] or math.inf) > most:
+    if (facts["levels"] or math.inf) > most:
         hint = f"use fm, ddpm, vae, dcgan or vqvae{as_pictures}"
         raise UsageError(f"`{spelt}` models {kinds}, but {what}", hint=hint)
     if part.data.latent:

@@ -96,6 +96,7 @@ SIZES = "`data.size` must be 4 to 1024 pixels per side, not 2"
 ERRORS += [("data download mnist --size 2", 2, SIZES, "use `--size 64`")]
 ERRORS += [("data import a.png b.png", 2, "unexpected argument `b.png`", HELP.format("data import"))]
 ERRORS += [("runs --wide path vae", 2, "`--wide` before `path` has no effect", "gz runs --wide")]
+ERRORS += [("sample vae --input ./no.png", 3, "`--input`: `./no.png` does not exist", HELP.format("sample"))]
 ERRORS += [("sample a/b.pt", 3, "`a/b.pt` does not exist", RUN)]
 ERRORS += [("sample ./README.md", 3, "`./README.md` is not a run or a weights file", RUN)]
 STRAY = ("unexpected argument `stray`", "name one model; put arguments for `accelerate launch` after `--`")

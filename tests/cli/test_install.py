@@ -222,7 +222,7 @@ def test_compiled_code_lies_in_gz_s_cache(home, monkeypatch, capsys):
     assert env["TRITON_CACHE_DIR"] == str(home / "kernels" / "triton")
     (home / "kernels").mkdir(parents=True)
     (home / "kernels" / "a.so").write_bytes(bytes(5_000_000))
-    assert any(c.name == "kernels" and f"{home / 'kernels'}, 5,000 kB" in c.detail for c in folders())
+    assert any(c.name == "kernels" and f"{home / 'kernels'}, 5.0 MB" in c.detail for c in folders())
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/my/own")
     assert environment(Plan(), "human")["TORCHINDUCTOR_CACHE_DIR"] == "/my/own"
     assert any(c.name == "kernels" and "/my/own, empty" in c.detail for c in folders())

@@ -499,7 +499,7 @@ def test_a_large_need_is_told_first(site, monkeypatch):
     with serve(site, "404") as server, pytest.raises(MissingError):
         fetch(spec_at(server.url), pack_size=2 * 10**6, say=said.append)
     where = re.escape(str(raw_dir(spec_at())))
-    regex = rf"`toy`: downloading 100 kB to `{where}`, the pack will take 2,000 kB; [\d,.]+ [MG]B free"
+    regex = rf"`toy`: downloading 100 kB to `{where}`, the pack will take 2.0 MB; [\d,.]+ [MG]B free"
     assert len(said) == 1 and re.fullmatch(regex, said[0])
     with pytest.raises(MissingError, match="of free space"):
         fetch(spec_at(), source=str(site), pack_size=10**18)

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from zoo import FIRST, Case, one_a_family
 
 from gzcli.core import devices
-from gzcli.core.errors import DeviceError
+from gzcli.core.errors import DeviceError, MissingError
 from gzcli.core.sections import Part, TrainSection, part_of
 from gzcli.engine import forecast
 from gzcli.engine.forecast import PartOnData
@@ -159,3 +159,12 @@ def test_a_batch_whose_first_step_does_not_fit_is_split(home, monkeypatch):
     most = 0
     refused("out of memory", trained, "train.batch_size=2", error=DeviceError)
     assert halve(split, 1) is None, "its first step has been done"
+
+
+def test_an_absent_package_of_a_step_without_values_is_named(monkeypatch):
+    def step(*_, **__):
+        raise MissingError("the package `x` is missing")
+
+    monkeypatch.setattr(forecast, "count_work", step)
+    with pytest.raises(MissingError, match="package `x`"):
+        forecast.work_of(*on_data(FIRST["vae"]))

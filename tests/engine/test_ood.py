@@ -91,7 +91,8 @@ def test_result_files_and_figures_agree(trained, tmp_path):
         again = detection(*sides)
         assert {key: entry[key] for key in again} == again
     assert result["run"] == "model" and result["in"] == "digits" and result["positive"] == "out"
-    assert any("hard direction" in note for note in result["notes"])
+    nll = next(row["auroc"] for row in result["results"] if row["score"] == "nll")
+    assert any("hard direction" in note for note in result["notes"]) == (nll < 0.5)
 
 
 def test_nll_typicality_complexity_and_gradnorm_are_what_they_say(trained, tmp_path):
@@ -305,6 +306,14 @@ def test_a_benchmark_has_groups_a_version_and_names_what_is_missing(trained, tmp
         notes = ood.notes([row], {}, 17, find_benchmark(benchmark) if benchmark else None, job())
         (line,) = (note for note in notes if "OpenOOD v1" in note)
         assert all(word in line for word in words), benchmark
+
+
+def test_notes_on_directions_are_printed_only_where_they_apply():
+    for auroc, count in ((0.9, 0), (0.1, 1)):
+        for score, words in (("nll", "hard direction"), ("mean", "either direction")):
+            row = {"out": "b", "score": score, "auroc": auroc, "n_out": 9, "baseline": score == "mean"}
+            notes = ood.notes([row], {}, 17, None, job())
+            assert sum(words in note for note in notes) == count
 
 
 def test_what_is_worse_than_chance_is_not_called_as_good_as_a_baseline():

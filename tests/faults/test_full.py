@@ -146,7 +146,7 @@ def test_a_working_folder_that_was_removed_is_a_message(call, tmp_path, monkeypa
 
 
 def test_small_sizes_are_shown_in_kilobytes(tmp_path):
-    assert [size(n) for n in (300, 4_321_000, 12e6, 3e9)] == ["300 bytes", "4,321 kB", "12 MB", "3.0 GB"]
+    assert [size(n) for n in (300, 4_321_000, 12e6, 3e9)] == ["300 bytes", "4.3 MB", "12 MB", "3.0 GB"]
     with pytest.raises(files.MissingError) as caught:
         files.need_space(tmp_path, 10**18)
     assert "GB of free space" in caught.value.message

@@ -25,7 +25,7 @@ RULES = [
     (r"<id>-[0-9a-f]{8}\b", "<id>-<hash>"),  # of the weights, too
     (r"\b(photos|scans)-[0-9a-f]{6}\b", r"\1-<hash>"),  # of where the pictures lie
     (r"\bcosts/[0-9a-f]{20}\b", "costs/<hash>"),
-    (r"\d+ GB free|\b\d+ kB\b", "<size>"),
+    (r"\d+ GB free|\b[\d.]+ [kM]B\b", "<size>"),
     (r"^memory(?: +[\d,.]+ [kMG]B)+$", "memory <memory>"),
     (r"`--minutes 60` makes [\d,]+ steps", "`--minutes 60` makes <time>"),
     (r"\b\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d)?)?", "<date>"),

@@ -300,9 +300,9 @@ class Fit:
             cropped = pictures.cropping((height, width), (h, w)) if self.decoding.fit == "crop" else ()
             notes = len(images) * cropped
             return Fitted(split, start, name, images, (height, width) != (h, w), (width, height), notes)
-        said: list[str] = []
+        messages: list[str] = []
         try:
-            image, resized = pictures.decode(data, name, self.decoding, said.append)
+            image, resized = pictures.decode(data, name, self.decoding, messages.append)
         except MissingError as e:
             return Fitted(split, start, name, e)
         (_, h, w), (_, h0, w0) = image.shape, self.shape
@@ -312,7 +312,7 @@ class Fit:
             message = f"the images of `{self.title}` have mixed sizes: `{name}` is {w}×{h}"
             raise UsageError(f"{message}, but others are {w0}×{h0}", hint=self.hint)
         before = pictures.sides_of(data) if self.with_sides else (0, 0)
-        return Fitted(split, start, name, image[None], resized, before, tuple(said))
+        return Fitted(split, start, name, image[None], resized, before, tuple(messages))
 
     def _rows(self, images: np.ndarray) -> np.ndarray:
         """Rows [n, C, H, W] that begin with the bytes of images of any shape; the rest is zero."""

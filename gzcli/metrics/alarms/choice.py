@@ -56,8 +56,8 @@ def choose(images: np.ndarray, name: str, *, seed: int = 0) -> Choice:
     factors = sides(images.shape[1:])
     if not len(images):
         return Choice(name, defaults(name, factors), None)
-    drawn = [synthetic(images, each=EACH, seed=seed, plain=plain) for plain in (False, True)]
-    bad, source = (np.concatenate([each[i] for each in drawn]) for i in (0, 2))
+    defects = [synthetic(images, each=EACH, seed=seed, plain=plain) for plain in (False, True)]
+    bad, source = (np.concatenate([each[i] for each in defects]) for i in (0, 2))
     rows = list(tried(name, factors, images, bad, source))
     for half in np.split(np.arange(len(bad)), 2):
         detected, settings = best_of((how, of_good, of_bad[half]) for how, of_good, of_bad in rows)

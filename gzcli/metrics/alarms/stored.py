@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,11 +38,12 @@ def stored(key: Mapping[str, Any], make: Callable[[], T], say: Say, folder: str 
     return fit
 
 
-def code(root: Path = Path(__file__).parent) -> str:
+@cache
+def code(hash_of: Callable[[Path], str] = files.syntax, root: Path = Path(__file__).parent) -> str:
     """The hash of the code in a folder, by default the folder of the alarms."""
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
-        digest.update(path.read_bytes())
+        digest.update(hash_of(path).encode())
     return digest.hexdigest()[:16]
 
 

@@ -154,12 +154,12 @@ class Process(nn.Module):
     def times_at(self, log_ratio: np.ndarray) -> np.ndarray:
         """The times at which log σ/α has these values, or the nearest ends of the path, found by
         bisection."""
-        wanted = torch.from_numpy(np.asarray(log_ratio, dtype=np.float64))
-        low, high = torch.full_like(wanted, self.clean), torch.full_like(wanted, self.noisy)
+        target = torch.from_numpy(np.asarray(log_ratio, dtype=np.float64))
+        low, high = torch.full_like(target, self.clean), torch.full_like(target, self.noisy)
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             alpha, sigma = self.marginal(middle)
-            noisier = sigma.log() - alpha.log() > wanted
+            noisier = sigma.log() - alpha.log() > target
             low, high = torch.where(noisier, low, middle), torch.where(noisier, middle, high)
         return ((low + high) / 2).numpy()
 
