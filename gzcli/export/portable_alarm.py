@@ -50,8 +50,8 @@ def main(here: Path = Path(__file__).resolve().parent) -> int:
         p = float(min(1, (high if spec["tails"] == 1 else min(2 * high - 1, 2 * low)) / (n + 1)))
         files.append({"file": str(path), "p": p, "flagged": (flagged := p <= fpr * (1 + 1e-9))})
         print(*([] if chosen.json else [f"{p:.4f} {' !'[flagged]} {path}\n"]), end="")
-    seconds, count = (time.perf_counter() - began) / max(1, len(files)), sum(x["flagged"] for x in files)
-    print(f"{count} of {len(files)} flagged (!), {seconds:.4f} s per image", file=sys.stderr)
+    each, count = (time.perf_counter() - began) / max(1, len(files)), len([x for x in files if x["flagged"]])
+    print(f"{count} of {len(files)} flagged (!), {each:.4f} s per image", file=sys.stderr)
     print(*([json.dumps({"fpr": fpr, "flagged": count, "files": files})] if chosen.json else []), end="")
     return 2 if not files else 6 if count else 0
 
