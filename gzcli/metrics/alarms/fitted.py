@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields
 from functools import cached_property
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -114,9 +113,12 @@ def means(images: np.ndarray, factor: int) -> np.ndarray:
     if factor == 1:
         return x.astype(np.float32) / 255
     if height % factor == 0 and width % factor == 0:
-        cells = np.zeros((n, c, height // factor, width // factor), np.uint16 if factor <= 16 else np.int32)
-        for i, j in product(range(factor), repeat=2):
-            cells += x[:, :, i::factor, j::factor]
+        kind = np.uint16 if factor <= 16 else np.int32
+        rows, cells = (np.zeros((n, c, height // factor, w), kind) for w in (width, width // factor))
+        for i in range(factor):
+            rows += x[:, :, i::factor]
+        for j in range(factor):
+            cells += rows[..., j::factor]
         return cells.astype(np.float32) / (255 * factor * factor)
     for axis, side in ((2, height), (3, width)):
         x = np.add.reduceat(x.astype(np.int32), np.arange(0, side, factor), axis=axis)
