@@ -20,7 +20,7 @@ from gzcli.cli.options import a_set, option, split
 from gzcli.cli.report import check_report, page_of, with_report
 from gzcli.core.errors import FLAGGED, MissingError, UsageError, canonical, matching
 from gzcli.core.sections import LaunchSection, part_of
-from gzcli.core.units import about, counted
+from gzcli.core.units import about, counted, percent
 from gzcli.data.readers.inspection import open_inspection
 from gzcli.data.sets.registry import OwnSet, data_key, is_set, local, locate, slug
 from gzcli.metrics.alarms.methods import DEFAULT, METHODS, is_local
@@ -518,7 +518,7 @@ def write_alarm(reference: str, place: Path, how: Mapping[str, Any]) -> dict[str
 
 def table_of_defects(result: Mapping[str, Any]) -> None:
     """Prints a line for each kind of defect, then their mean, and the number of flagged good images."""
-    rate, lines = f"at {100 * result['fpr']:.3g} %", []
+    rate, lines = f"at {percent(result['fpr'])}", []
     for row in result["defects"]:
         interval = "–".join(f"{end:.3f}".removeprefix("0") for end in row["ci"] or ())
         line = [row["defect"], f"{row['auroc']:.4f}", interval, f"{row['detected_n']} of {row['n']}"]
@@ -643,7 +643,7 @@ def facts_of_alarm(result: Mapping[str, Any], flagged: Sequence[Mapping[str, Any
         yield f"{low:,} have an unusually low score, which is typical of very simple images"
     of_set, expected = Path(result["in"]).name, result["fpr"] * total
     most = "about" if result["compared"].get("folds", 1) > 1 else "at most"  # the bound by folds is a note
-    share = f"on average, {most} {100 * result['fpr']:.3g} % of images like those of `{of_set}` are flagged"
+    share = f"on average, {most} {percent(result['fpr'])} of images like those of `{of_set}` are flagged"
     yield f"{share}: {expected:.2g} of {total:,}" if expected >= 1 else share
     if len(flagged) < total and not any(map(is_local, result["thresholds"])):
         yield "the others may still be anomalous: whole-image scores miss small defects"

@@ -196,9 +196,9 @@ def cost_of(run: Run, job: SampleJob) -> Drawing:
 
     measured = job.options.keys() <= {"steps"}
     drawing = Drawing.of(run.model, run.data, run, job.options.get("steps")) if measured else Drawing()
-    plan = launcher.plan(job.launch, every_gpu=False)
     if None not in (drawing.seconds, drawing.calls):
         return drawing
+    plan = launcher.plan(job.launch, every_gpu=False)
     if not (drawer := forecast.drawer_of_run(run, plan, job.options)):
         return drawing
     (tried,) = forecast.drawn([drawer], (), partial(forecast.measured, say=out.info))

@@ -152,6 +152,11 @@ def counted(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
+def percent(share: float) -> str:
+    """A share as `2 %` or `0.14 %`."""
+    return f"{100 * share:.3g} %"
+
+
 def seconds_of(budget: str) -> float:
     """The seconds of a budget. Raises UsageError for a text that is not a duration."""
     match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)([smhd])", budget.strip())

@@ -25,6 +25,7 @@ from starlette.middleware import Middleware
 
 from gzcli.core.devices import short_title
 from gzcli.core.errors import GzError
+from gzcli.core.units import percent
 from gzcli.demo.guard import LARGEST_FILE, Guard
 from gzcli.demo.studio import (
     NUMBERS,
@@ -383,7 +384,7 @@ def _verdict(result: dict[str, Any]) -> str:
         f"### This image {verdict}\n\n"
         f"p = {row['p']:.3g}: {row['p'] * (n + 1) - 1:.0f} of {n:,} held-out images of `{result['in']}` are "
         f"at least as unusual. Its `{score}` is {value_text}; images {below}above {result['threshold']:.4g} "
-        f"are flagged, which happens to {100 * result['fpr']:.3g} % of ordinary images."
+        f"are flagged, which happens to {percent(result['fpr'])} of ordinary images."
     )
 
 

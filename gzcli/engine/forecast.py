@@ -80,8 +80,7 @@ def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str
     """{"parts": […]}: for each part, the `params`, `flops` and `kernels` of a step. If a step is tried, also
     its `seconds` and `bytes`; for a part that draws, the result of `try_drawing`. A failed attempt has an
     `error`, and a mistake in the recipe its hint as `refused`."""
-    for file in model_files.copies(folder):
-        model_files.add(file)
+    model_files.add_copies(folder)
     results = []
     for row in job.parts:
         result: dict[str, Any] = {"timed": row["timed"], "error": None}

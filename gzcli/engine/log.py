@@ -173,8 +173,8 @@ class TrainBar:
             stage = f"{self.log.stage}: " if self.log.stage else ""
             line = f"{stage}step {step}/{self.steps}  {rate:.1f} it/s  {remaining} left"
             validated = [self.log.validated] if self.log.validated else []
-            others = [text for text in texts.values() if text not in main]
-            extras = [*main[:1], *validated, *main[1:], *others, *in_words(speeds)]
+            further = [text for text in texts.values() if text not in main]
+            extras = [*main[:1], *validated, *main[1:], *further, *in_words(speeds)]
             self.log.say(with_room(line, extras, WIDTH))
         losses = "  ".join(texts.values())
         self.log.record("  ".join([f"step {step}  {rate:.2f} it/s  {losses}", *in_words(speeds)]))

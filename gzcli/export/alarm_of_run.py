@@ -109,10 +109,9 @@ def localised(maps: Tensor, of: Local) -> tuple[Tensor, Tensor]:
     middle = float(of.whole[0])
     top, ratio = strangest(maps, rise, of, of.scales).amax((1, 2)), rise[:, 0, 0] / middle
     whole = ((torch.maximum(ratio, 1 / ratio) - 1) / float(of.whole[1])).square()
-    strong, faint = (
-        strangest(maps, size, of, scales) if (scales := of.signed(sign)) else None
-        for sign, size in ((1, rise), (-1, rise.clamp(max=middle)))
-    )
+    above, below = of.signed(1), of.signed(-1)
+    strong = strangest(maps, rise, of, above) if above else None
+    faint = strangest(maps, rise.clamp(max=middle), of, below) if below else None
     if strong is None or faint is None:
         return torch.maximum(top, whole), one_of(strong, faint)
     counts = faint.amax((1, 2), keepdim=True) > strong.amax((1, 2), keepdim=True)

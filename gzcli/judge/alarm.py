@@ -15,7 +15,7 @@ import torch
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Batch
-from gzcli.core.units import counted
+from gzcli.core.units import counted, percent
 from gzcli.data.packs.open import open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.data.sets.registry import Form, OwnSet, locate
@@ -237,10 +237,10 @@ def check_enough(total: int, job: AlarmJob, names: Sequence[str], home: Pack) ->
         return
     by, fewer = (f" with {len(names)} scores", "one score with `--score`, ") if len(names) > 1 else ("", "")
     larger = "a larger `-n`, " if total >= least_images else ""
-    percent = np.ceil(1000 * len(names) / (total + 1)) / 10
-    rate = f"a false-alarm rate of {100 * job.fpr:.3g} %{by}"
+    least = np.ceil(1000 * len(names) / (total + 1)) / 10
+    rate = f"a false-alarm rate of {percent(job.fpr)}{by}"
     message = f"{rate} needs {least_images:,} held-out images, but there are only {n:,}"
-    hint = f"use {fewer}{larger}`--fpr {percent:g}%` or more, or give more good images with `--calibrate DIR`"
+    hint = f"use {fewer}{larger}`--fpr {least:g}%` or more, or give more good images with `--calibrate DIR`"
     if (line := methods.line_that_reaches(job, home)) and not (fewer or larger):
         hint += f"; or use no model: `{line}`"
     raise UsageError(message, hint=hint)
@@ -316,13 +316,13 @@ def notes(
     if count > 1:
         lines.append(
             f"the p-value is the smallest of {count} scores, times {count} (Bonferroni), so each "
-            f"score flags at {100 * job.fpr / count:.3g} %"
+            f"score flags at {percent(job.fpr / count)}"
         )
     if any(tails_of(name) == 2 and not math.isfinite(low) for name, (low, _) in thresholds.items()):
         least = np.ceil(1000 * 2 * count / (n + 1)) / 10
         lines.append(
             f"{n:,} held-out images are too few to flag unusually simple images, such as blank ones, "
-            f"at {100 * job.fpr:.3g} %; use `--fpr {least:g}%`"
+            f"at {percent(job.fpr)}; use `--fpr {least:g}%`"
         )
     if overflown := sum(not all(map(math.isfinite, verdict.scores.values())) for verdict in verdicts):
         lines.append(

@@ -11,7 +11,7 @@ import numpy as np
 
 from gzcli.core.errors import UsageError
 from gzcli.core.types import Say
-from gzcli.core.units import as_size, counted
+from gzcli.core.units import as_size, counted, percent
 from gzcli.data.packs.open import PackOptions, facts_of, open_pack
 from gzcli.data.packs.pack import Pack
 from gzcli.data.readers.folder import open_path
@@ -109,7 +109,7 @@ def check_enough(good: Good, job: AlarmJob) -> None:
     if n >= needed:
         return
     of = "further good images" if good.held_out else "good images"
-    rate = f"a false-alarm rate of {100 * job.fpr:.3g} %"
+    rate = f"a false-alarm rate of {percent(job.fpr)}"
     least = np.ceil(1000 / (n + 1)) / 10
     more = f"{needed:,} images" + ("" if good.held_out else ", or more good ones with `--calibrate DIR`")
     line = line_of(job, job.method or DEFAULT, least / 100)
@@ -186,12 +186,12 @@ def notes(alarm: Alarm, fpr: float) -> list[str]:
     calibrated = alarm.calibrated
     lines = choice_in_words(alarm.choice, calibrated.models[0])
     if len(calibrated.models) == 1:
-        lines.append(f"calibrated on images not used for fitting: at most {100 * fpr:.3g} % are flagged")
+        lines.append(f"calibrated on images not used for fitting: at most {percent(fpr)} are flagged")
     else:
         folds, bound = len(calibrated.models), calibrated.bound(fpr)
         lines.append(
-            f"calibrated by {counted(folds, 'fold')} (CV+): about {100 * fpr:.3g} % of good images are "
-            f"flagged; the bound for any distribution is {100 * bound:.3g} %"
+            f"calibrated by {counted(folds, 'fold')} (CV+): about {percent(fpr)} of good images are "
+            f"flagged; the bound for any distribution is {percent(bound)}"
         )
     return lines
 

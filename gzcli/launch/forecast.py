@@ -360,8 +360,7 @@ class Drawer:
 def drawer_of_run(run: Run, plan: Plan, options: Mapping[str, Any] | None = None) -> Drawer | None:
     """The drawer of a run's recipe with these options of its sampler; None if its weights do not record the
     training data, or if it draws latents."""
-    for file in model_files.copies(run.owner.path):
-        model_files.add(file)
+    model_files.add_copies(run.owner.path)
     with suppress(GzError, KeyError, ValueError):
         stages = {part.path.name: part_of(part.tree(), part.path.name) for part in run.stages}
         part, shape = part_of(run.serving.tree()), json.loads(metadata(run.serving.model_file)["data"])

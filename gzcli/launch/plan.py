@@ -113,8 +113,7 @@ def ask(
         parent, earlier = to_start_from(what, data), None
         start = start_of(what, parent)
     if run := earlier or parent:
-        for file in model_files.copies(run.path):
-            model_files.add(file)
+        model_files.add_copies(run.path)
         source, chosen = str(run.recipe_file), data or recipe_of(run.tree()).data.name
     there = 0 if flags.get("launch.cpu") else launcher.usable_gpus().usable
     recipe = resolve(source, data=chosen, sets=sets, flags=flags, gpus=there, start=start)

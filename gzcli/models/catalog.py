@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, wraps
@@ -694,9 +693,8 @@ def load_class(card: ModelCard) -> type[Model]:
                 raise
             if isinstance(e, ImportError) and (outdated := outdated_imports(card.path)):
                 raise UsageError("\n".join(outdated)) from e
-            frames = traceback.extract_tb(e.__traceback__)
-            lines = [frame.lineno for frame in frames if frame.filename == str(card.path)]
-            place = f"{card.path}:{lines[-1]}" if lines and lines[-1] else str(card.path)
+            line = model_files.line_in(e, [card.path])
+            place = f"{card.path}:{line[1]}" if line else str(card.path)
             raise UsageError(f"`{place}` cannot be imported: {type(e).__name__}: {e}") from e
     return getattr(module, card.cls)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from gzcli.core.units import percent
 from gzcli.engine.pictures import score_bins
 from gzcli.metrics.detection import FIGURES
 from gzcli.report import document as doc
@@ -49,10 +50,6 @@ def document(results: Results) -> doc.Document:
         lead = f"{mean.get('detected_n')} of {mean.get('n')} defects detected, mean AUROC "
         lead += f"{doc.number(mean.get('auroc'))}."
     return results.document(title, lead, facts + facts_of(result, titles), sections)
-
-
-def percent(rate: float) -> str:
-    return f"{100 * rate:.3g} %"
 
 
 def winner(rows: Sequence[Row], names: Mapping[str, str]) -> str:

@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import traceback
+from collections.abc import Container
 from functools import cache
 from pathlib import Path
 
@@ -78,9 +79,11 @@ def keep(run: Path, file: Path) -> dict[str, str]:
     return {"name": file.stem, "file": str(file), "sha256": trust(target)}
 
 
-def copies(run: Path) -> list[Path]:
-    """The run's copies of model files. Raises UsageError for one that is not trusted."""
-    return [_trusted(path) for path in sorted(Run(run).programs_folder.glob("*.py")) if path.is_file()]
+def add_copies(run: Path) -> None:
+    """Registers the run's copies of model files. Raises UsageError for one that is not trusted."""
+    for path in sorted(Run(run).programs_folder.glob("*.py")):
+        if path.is_file():
+            add(_trusted(path))
 
 
 def copy_of(run: Path, name: str) -> Path | None:
@@ -95,11 +98,17 @@ def program(file: Path) -> bytes:
     return file.read_bytes() if content is None else content
 
 
+def line_in(problem: BaseException, files: Container[Path]) -> tuple[Path, int] | None:
+    """The innermost line of the traceback in one of these files, and its file; None if there is none."""
+    frames = traceback.extract_tb(problem.__traceback__)
+    lines = [(Path(x.filename), x.lineno) for x in frames if x.lineno and Path(x.filename) in files]
+    return lines[-1] if lines else None
+
+
 def place_of(problem: BaseException) -> str | None:
     """The innermost line of an outside model in the traceback, such as `maf.py:51`; None if there is none."""
-    frames = traceback.extract_tb(problem.__traceback__)
-    places = [f"{Path(x.filename).name}:{x.lineno}" for x in frames if Path(x.filename) in _programs]
-    return places[-1] if places else None
+    line = line_in(problem, _programs)
+    return f"{line[0].name}:{line[1]}" if line else None
 
 
 def trust(file: Path) -> str:

@@ -7,7 +7,6 @@ import copy
 import itertools
 import math
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,6 +30,7 @@ from gzcli.models.base import Model, Phase, flat_defaults, group_options, named_
 from gzcli.models.denoising.process import DiscreteVP, Process
 from gzcli.models.denoising.samplers import solve
 from gzcli.models.nn import ClassEmbedding
+from gzcli.store import model_files
 
 SEED = 0
 CPU = torch.device("cpu")
@@ -130,10 +130,10 @@ def fault_of(check: Callable[[Case], None], case: Case) -> str | None:
     except Broken as e:
         return str(e)
     except Exception as e:
-        file = str(catalog.card(case.model).path)
-        lines = [f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == file]
+        file = catalog.card(case.model).path
+        line = model_files.line_in(e, [file])
         what = str(e) if isinstance(e, GzError) else f"{type(e).__name__}: {e}"
-        return f"{file}:{lines[-1]}: {what}" if lines else what
+        return f"{file}:{line[1]}: {what}" if line else what
     return None
 
 
