@@ -383,7 +383,7 @@ def training_improves_the_model(case: Case) -> None:
 def goodness(model: Model, batch: Batch) -> float:
     """The mean log-likelihood of test images, otherwise minus the error of their reconstruction."""
     noise = ImageNoise(0, batch.index.tolist())
-    with torch.inference_mode():
+    with torch.no_grad():  # the divergence of an ODE needs gradients of labelled networks too
         if hasattr(model, "prepare"):  # a later stage models the output of an earlier one
             return -float(loss_of(model, with_prepared(model, fixed_noise(batch, "main")), "main"))
         if hasattr(model, "log_prob"):
