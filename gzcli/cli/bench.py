@@ -610,9 +610,11 @@ def which(
     for text in in_words(plan):
         out.info(text)
     if dry_run:
-        return out.data({"data": name, "budget": terms.budget, **as_json(plan)})
+        return out.data(
+            {"data": name, "budget": terms.budget, "evaluation": plan.evaluation, **as_json(plan)}
+        )
     ways = "to save time, use fewer `--models`, or a smaller `--budget`"
-    start_or_not(terms.budget, most=DAY, span="a day", ways=ways, yes=yes)
+    start_or_not(terms.budget + plan.evaluation, most=DAY, span="a day", ways=ways, yes=yes)
     mode = "quiet" if out.is_quiet() else "human"
     show_race(race.run(plan, at_once=at_once, say=out.info, mode=mode))
 
@@ -622,7 +624,8 @@ def in_words(race: Race) -> list[str]:
     rounds = " → ".join(f"{n} × {duration(seconds)}" for n, seconds in race.rounds)
     return [
         *out.fitted(" ".join(race.models), f"{len(race.models)} models: "),
-        f"rounds: {rounds}; about {about(race.budget)} of training, plus sampling and evaluation",
+        f"rounds: {rounds}",
+        f"training: about {about(race.budget)}; sampling and evaluation: up to {about(race.evaluation)}",
     ]
 
 

@@ -385,7 +385,9 @@ class Trainer(Updates):
         to be validated, the metric becomes the loss. Every rank must call it."""
         trained, train, took = self.trained, self.train, dict[str, float]()
         packs: dict[str, Pack] = {"pack": self.pack, "data": self.images.pack}
+        since = clock()
         with self.ema.evaluating():
+            averaging = clock() - since  # statistics of batch norm for the averaged weights take seconds
             each = sample_seconds(trained, clock)
             cheaper = self.model.watched if self.metric and train.best == "auto" else None
             for metric in filter(None, (self.metric, cheaper)):
@@ -394,6 +396,8 @@ class Trainer(Updates):
                 if ranks.agree(took["eval"] <= 2 * SHARE * length):
                     break
         took["sample"] = (train.samples or LAST_GRID) * each
+        if self.ema.calibrate:  # in each pause, and in no other model a checkpoint takes as long
+            took = {kind: averaging + took.get(kind, 0.0) for kind in (*took, "checkpoint")}
 
         def end(steps: int) -> float:
             return guidance.seconds_of(trained, replace(train, steps=steps), each)

@@ -24,6 +24,7 @@ from gzcli.core.units import duration
 from gzcli.data.packs.facts import Facts
 from gzcli.data.packs.open import facts_of
 from gzcli.data.sets.registry import locate
+from gzcli.launch import forecast, launcher
 from gzcli.launch import plan as planning
 from gzcli.league.league import EXTRA, SHORTEST, Terms
 from gzcli.league.loop import League, hold
@@ -37,6 +38,7 @@ FEWEST = 4  # models of the shortlist, if that many fit
 SAMPLES = 1000  # samples compared for each model of the last round; earlier rounds take proportionally fewer
 FEW = 100  # fewest samples, for a model that draws for longer than `SHARE` of its training
 SHARE = 0.1
+NEW_JUDGE = 60.0  # seconds of a core for training a judge of the set
 JUDGES = ("fd", standings.SECOND)  # judges of the shipped leagues
 PUBLISHED = "kid_lite"  # judge of colour images: it needs no training on the set, which may be small
 
@@ -59,6 +61,20 @@ class Race:
             sizes.append(-(-sizes[-1] // 2))
         first = self.budget / sum(n * 2**i for i, n in enumerate(sizes))
         return [(n, first * 2**i) for i, n in enumerate(sizes)]
+
+    def samples(self, seconds: float) -> int:
+        """The number of samples compared for each model of a round with trainings of so many seconds."""
+        return max(FEW, round(SAMPLES * seconds / self.rounds[-1][1]))
+
+    @property
+    def evaluation(self) -> float:
+        """The most seconds for sampling and evaluation, and for training the judges."""
+        gpus = launcher.plan(self.terms.job.launch, every_gpu=True).gpus
+        each = (
+            n * (forecast.STARTING_UP + forecast.judging(self.samples(seconds), gpus))
+            for n, seconds in self.rounds
+        )
+        return SHARE * self.budget + sum(each) + len(JUDGES) * NEW_JUDGE
 
 
 @dataclass(frozen=True)
@@ -266,7 +282,7 @@ def leagues(race: Race, outcomes: list[dict[str, Any]], how: Mapping[str, Any]) 
     for size, seconds in race.rounds:
         if outcomes:
             models = tuple(order(outcomes[-1])[:size])
-        n = max(FEW, round(SAMPLES * seconds / race.rounds[-1][1]))
+        n = race.samples(seconds)
         job = replace(race.terms.job, n=n, few=FEW, patience=SHARE * seconds)
         terms = replace(race.terms, models=models, budget=seconds, job=job)
         yield League.of(terms, f"{seconds:.0f}s", **how)

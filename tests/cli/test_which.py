@@ -214,7 +214,8 @@ def test_a_dry_run_tells_the_rounds(call):
     plan = json.loads(stdout)
     assert code == 0 and "cfm" in plan["models"]  # what gz suggests takes part
     assert sum(row["models"] * row["seconds"] for row in plan["rounds"]) == pytest.approx(180)
-    assert "rounds: " in stderr
+    assert "rounds: " in stderr and "training: about 3 minutes; sampling and evaluation: up to " in stderr
+    assert 0.1 * 180 + 120 < plan["evaluation"] < 10 * 60, "sampling, the judges, and each model's turn"
     code, _, stderr = call("which", "--data", "digits", "--budget", "5s", "--models", "vae,cvae", "--dry-run")
     assert code == 2 and "gives each of 2 models" in stderr
     code, _, stderr = call("which", "--data", "digits", "--cpu")

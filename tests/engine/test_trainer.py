@@ -309,6 +309,15 @@ def test_validation_by_samples_needs_a_tenth_of_the_time_at_most(monkeypatch):
         assert t.metric == chosen and pauses.took == {"eval": costs[chosen], "sample": pytest.approx(6.4)}
 
 
+def test_each_pause_recomputes_the_statistics_of_batch_norm(monkeypatch):
+    """For the averaged weights; also a checkpoint does, which takes next to nothing otherwise."""
+    monkeypatch.setattr("gzcli.engine.trainer.seconds_of", lambda *_, **__: 2.0)
+    monkeypatch.setattr("gzcli.engine.trainer.sample_seconds", lambda *_: 0.1)
+    t, now = trainer(recipe(FIRST["dcgan"], steps=1, sets=("train.samples=10",))), [0.0]
+    t.metric, t.ema.calibrate = "fd", lambda batches: now.__setitem__(0, now[0] + 5.0)
+    assert t.pauses(600.0, lambda: now[0]).took == {"eval": 7.0, "sample": 6.0, "checkpoint": 5.0}
+
+
 def test_a_loss_that_rises_is_told_whatever_chooses_the_best(monkeypatch):
     """The weights that are best by their samples are then served."""
     losses = iter([3.0, 1.0, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0])
