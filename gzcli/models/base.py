@@ -97,6 +97,8 @@ class Model(nn.Module):
     # phases whose loss is a sum over the dimensions of an image, such as its nats; training divides their
     # gradient by the number of dimensions, so that its norm is alike for images of any size
     sums: ClassVar[tuple[str, ...]] = ()
+    # phases whose loss is normalised, so that it does not fall as samples improve
+    normalised: ClassVar[tuple[str, ...]] = ()
     # a loss validated besides `best`: its rise shows that the model memorises training images
     watched: ClassVar[str | None] = None
     # scores with an optimisation for each image, computed only if named

@@ -205,33 +205,44 @@ def held_out(pack: Pack, model: Model, split: str, n: int, count: int | None = N
 
 
 def each_phase_trains_its_parameters(case: Case) -> None:
-    """On one batch with fixed noise, each phase's loss falls. All gradients are finite and within the
-    phase."""
+    """On one batch with fixed noise, each phase's loss falls. If the loss is normalised, samples approach the
+    batch. All gradients are finite and within the phase."""
     fresh, batch = started(case)
-    strange = {*fresh.sums} - {phase.name for phase in fresh.phases()}
-    require(not strange, f"`sums` names {', '.join(sorted(strange))}, which is not a phase")
+    for attribute in ("sums", "normalised"):
+        strange = {*getattr(fresh, attribute)} - {phase.name for phase in fresh.phases()}
+        require(not strange, f"`{attribute}` names {', '.join(sorted(strange))}, which is not a phase")
     for phase in fresh.phases():
         model = copy.deepcopy(fresh)
         params = only(model, next(p for p in model.phases() if p.name == phase.name))
         require(params, f"phase `{phase.name}` has no parameters")
-        optimizer, losses = torch.optim.Adam(params, lr=case.lr), []
+        optimizer, values = torch.optim.Adam(params, lr=case.lr), []
+        normalised = phase.name in model.normalised
         for _ in range(STEPS + 1):
             loss = loss_of(model, fixed_noise(batch, phase.name), phase.name)
             loss_name = f"`loss` of phase `{phase.name}`"
             require(loss.ndim == 0, f"{loss_name} has shape {tuple(loss.shape)} and is not a scalar")
             require(loss.requires_grad, f"{loss_name} has no gradient")
-            losses.append(float(loss.detach()))
-            if has_fallen := losses[0] - losses[-1] >= FALL * abs(losses[0]) > 0:
+            values.append(_energy_distance(model, case, batch) if normalised else float(loss.detach()))
+            if has_fallen := values[0] - values[-1] >= FALL * abs(values[0]) > 0:
                 break
             loss.backward()
-            _check_gradients(model, phase.name, solved=losses[-1] == 0, params=params)
+            _check_gradients(model, phase.name, solved=values[-1] == 0, params=params)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        what = "the energy distance of samples to its images" if normalised else "its loss"
         require(
             has_fallen,
-            f"phase `{phase.name}` does not learn: on one batch, with fixed noise, its loss went from "
-            f"{losses[0]:.4g} to {losses[-1]:.4g} in {STEPS} steps of Adam at {case.lr:g}",
+            f"phase `{phase.name}` does not learn: on one batch, with fixed noise, {what} went from "
+            f"{values[0]:.4g} to {values[-1]:.4g} in {STEPS} steps of Adam at {case.lr:g}",
         )
+
+
+def _energy_distance(model: Model, case: Case, batch: Batch) -> float:
+    """2 E‖x − y‖ − E‖x − x'‖ − E‖y − y'‖ of samples x, with the labels of a batch, and its images y."""
+    labels = batch.y if case.conditional else None
+    x, y = draw(model, case, n=len(batch), labels=labels).flatten(1), batch.x.flatten(1)
+    within = (torch.cdist(z, z).sum() / (len(z) * (len(z) - 1)) for z in (x, y))
+    return float(2 * torch.cdist(x, y).mean() - sum(within))
 
 
 def _check_gradients(model: Model, phase: str, *, solved: bool, params: list[torch.nn.Parameter]) -> None:

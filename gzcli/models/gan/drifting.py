@@ -105,6 +105,7 @@ class Drifting(ImplicitModel):
     """
 
     paper = "Deng 2026, arXiv:2602.04770"
+    normalised = ("generator",)
 
     def __init__(
         self,
