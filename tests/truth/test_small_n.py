@@ -217,14 +217,19 @@ def test_a_frechet_distance_within_classes_by_hand():
 
 
 def test_kid_is_unbiased_and_its_interval_covers():
-    """One and the same distribution has the distance 0, whatever the numbers of rows and of subset rows."""
+    """One and the same distribution has the distance 0, whatever the numbers of rows and of subset rows. The
+    interval covers the mean over samples for the same real images, which may be few."""
     rng = np.random.default_rng(4)
-    for size, wide in ((1000, 8), (8, 12)):  # half of the rows, and far fewer
-        intervals = [kid(gaussian(rng, 60), gaussian(rng, 50), subsets=60, size=size) for _ in range(80)]
-        values = np.array([i.value for i in intervals])
+    for size in (1000, 8):  # half of the rows, and far fewer
+        of_pairs = [(gaussian(rng, 60), gaussian(rng, 50)) for _ in range(80)]
+        values = np.array([kid(*pair, subsets=60, size=size, intervals=False).value for pair in of_pairs])
         assert abs(values.mean()) < 4 * values.std() / np.sqrt(80)
-        assert often_enough(sum(i.low <= 0 <= i.high for i in intervals), 80)
-        assert np.mean([i.high - i.low for i in intervals]) < wide * values.std()
+    for n, few, size, shift in ((200, 12, 1000, 0.3), (60, 50, 8, 0.0)):
+        real = gaussian(rng, few)
+        intervals = [kid(gaussian(rng, n, shift=shift), real, subsets=60, size=size) for _ in range(50)]
+        values = np.array([i.value for i in intervals])
+        assert often_enough(sum(i.low <= values.mean() <= i.high for i in intervals), 50)
+        assert np.mean([i.high - i.low for i in intervals]) < 8 * values.std()
     for a, b in ((np.ones((3, 2)), np.ones((9, 2))), (np.ones((9, 2)), np.ones((9, 3)))):
         refused("", kid, a, b)
 

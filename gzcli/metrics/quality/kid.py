@@ -3,6 +3,7 @@ few images."""
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -10,18 +11,20 @@ from gzcli.core.errors import UsageError
 from gzcli.metrics.metric import Array, Column, Figures, Interval, Metric
 
 ROWS = 1000  # rows of the kernel matrix that are held in memory at once
+DRAWS, MOST = 100, 2000  # random halves for an interval, and rows of each side that they come from
 WIDTH = 2048  # most features: Inception's logits follow its features
 SEED = 2020  # torch-fidelity's seed, so that the subsets are the same
 
 
-def kid(fake: Array, real: Array, *, subsets: int = 100, size: int = 1000, seed: int = 0) -> Interval:
+def kid(
+    fake: Array, real: Array, *, subsets: int = 100, size: int = 1000, seed: int = 0, intervals: bool = True
+) -> Interval:
     """The mean over random subsets of the squared maximum mean discrepancy with the kernel (x·y / D + 1)³.
-    The subsets are those of torch-fidelity for this seed. The interval is for all N rows of the smaller side:
-    values of subsets of m rows vary √((N − m) / m) times as much (Shao & Wu 1989, Ann. Statist. 17:1176), if
-    the sides differ."""
+    The subsets are those of torch-fidelity for this seed. The interval covers the variation of the samples
+    and of the subsets, but not that of the real images, which all contestants share."""
     import numpy as np
 
-    from gzcli.metrics.interval import around
+    from gzcli.metrics.interval import mean_of_draws
 
     fake, real = (np.asarray(f, np.float64) for f in (fake, real))
     if fake.ndim != 2 or real.ndim != 2 or fake.shape[1] != real.shape[1]:
@@ -35,7 +38,31 @@ def kid(fake: Array, real: Array, *, subsets: int = 100, size: int = 1000, seed:
     # All subsets share one kernel matrix if it is smaller than theirs together, else each has its own.
     groups = 1 if len(fake) * len(real) <= subsets * size**2 else subsets
     values = np.concatenate([_mmd2(fake, real, draws[i::groups]) for i in range(groups)])
-    return around(float(values.mean()), values, (size / (n - size)) ** 0.5)
+    value = float(values.mean())
+    if not intervals:
+        return Interval(value)
+    half = math.hypot(
+        *(one.high - one.value for one in (mean_of_draws(values, signed=True), _of_halves(fake, real, seed)))
+    )
+    return Interval(value, value - half, value + half)
+
+
+def _of_halves(fake: Array, real: Array, seed: int) -> Interval:
+    """MMD², but for the constant of the real images, with an interval from halves of the samples as in
+    `half_samples`."""
+    import numpy as np
+
+    from gzcli.metrics.interval import around, subset
+
+    n, (fake, real) = len(fake), (f[subset(len(f), MOST)] for f in (fake, real))
+    rng, half = np.random.default_rng(seed), len(fake) // 2
+    uses = np.zeros((DRAWS, len(fake)))  # which samples each half has, 0 or 1
+    for line in uses:
+        line[rng.choice(len(fake), half, replace=False)] = 1
+    pairs = _sums((fake, uses), (fake, uses)) - uses @ _kernel(np.square(fake).sum(1), fake.shape[1])
+    across = _sums((fake, uses), (real, np.ones((DRAWS, len(real)))))
+    values = pairs / (half * (half - 1)) - 2 * across / (half * len(real))
+    return around(float(values.mean()), values, (len(fake) / n) ** 0.5)
 
 
 def _mmd2(fake: Array, real: Array, draws: list[list[Array]]) -> Array:
@@ -87,7 +114,8 @@ def standardised(fake: Array, real: Array) -> tuple[Array, Array]:
 def compare(name: str, subsets: int, fake: Array, real: Array, intervals: bool) -> Figures:
     if name == "kid_lenet":
         fake, real = standardised(fake, real)
-    return {name: kid(fake[:, :WIDTH], real[:, :WIDTH], subsets=subsets, seed=SEED)}
+    fake, real = fake[:, :WIDTH], real[:, :WIDTH]
+    return {name: kid(fake, real, subsets=subsets, seed=SEED, intervals=intervals)}
 
 
 def metric(name: str, order: int, features: str, rank: int, *, subsets: int = 40, **options: Any) -> Metric:
