@@ -132,10 +132,9 @@ def detections() -> dict[tuple[str, str, str], str]:
         text = f"{float(row['auroc']):.3f} by {row['score']} ({'; '.join(notes)})".removesuffix(" ()")
         key = row["in"], row["out"], row["model"]
         cells.setdefault(key, []).append((float(row["auroc"]), text))
-        if row.get("clock") == "cpu":
-            took[key] = f"; trained for {float(row['train_seconds']):.0f} s of CPU time"
-        elif row.get("clock"):
-            took[key] = "; timed by the wall clock"
+        if row.get("train_seconds"):
+            clock = "CPU time" if row["clock"] == "cpu" else "wall-clock time"
+            took[key] = f"; trained for {float(row['train_seconds']):.0f} s of {clock}"
     joined = {key: ", ".join(text for _, text in sorted(texts, reverse=True)) for key, texts in cells.items()}
     return {key: text + took.get(key, "") for key, text in joined.items()}
 

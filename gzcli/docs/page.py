@@ -446,7 +446,7 @@ def environment() -> Any:
     env.filters |= {"ms": lambda seconds: short(str(1000 * float(seconds)) if seconds else "")}
     env.filters |= {
         "arxiv": lambda text: re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[\g<0>](https://arxiv.org/abs/\1)", text),
-        "hashes": lambda text: re.sub(r"[0-9a-f]{40}", lambda match: match[0][:12], text),
+        "commits": commits,
         "cell": lambda text: text.replace("|", "\\|"),
         "own_scores": lambda scores: ", ".join(name for name, _ in scores if "," not in name) or "–",
     }
@@ -483,6 +483,13 @@ def mathml(tex: str) -> str:
 
     plain = re.sub(r"\\[bB]igg?(?![a-zA-Z])", "", " ".join(tex.split()))  # brackets of MathML stretch anyway
     return f'<div class="equation">{convert(plain, display="block")}</div>'
+
+
+def commits(text: str) -> str:
+    """The commit of a league in words; the number of commits if its rows name different ones."""
+    count = len(text.split("; "))
+    one = re.sub(r"([0-9a-f]{12})[0-9a-f]{28}", r"\1", f"commit {text}")
+    return f"{count} commits, listed in `results.csv`" if count > 1 else one
 
 
 def thinned(points: Sequence[Any]) -> list[Any]:

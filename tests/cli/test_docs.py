@@ -40,6 +40,7 @@ from gzcli.docs.page import (
 )
 from gzcli.docs.page import ROOT as DOCS
 from gzcli.launch import plan
+from gzcli.metrics import standings
 from gzcli.models.catalog import OUTSIDE, cards
 from gzcli.recipe.resolve import resolve
 from gzcli.recipe.yaml import dump
@@ -394,6 +395,24 @@ def test_a_league_is_small_in_git():
         assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 1.5e6, place
 
 
+def test_the_tables_of_a_league_are_those_of_its_rows():
+    """Each row also names its code, its machine and the options of its sampler."""
+    for place in measured.places():
+        folder, about = measured.ROOT.joinpath(*place), measured.about(*place)
+        rows = json.loads((folder / "rows.json").read_text())
+        joined = standings.of_one_size(rows)
+        assert (folder / "league.csv").read_text() == standings.table_of(joined)
+        summary = standings.summary(joined, about["metric"], about["budget"])
+        assert (folder / "summary.csv").read_text() == standings.summary_table(summary)
+        for row in rows:
+            assert {"commit", "machine", "sample", "n", "train_seconds", "train_steps"} <= row.keys()
+            guidance = row["sample"].get("guidance") or 1.0
+            assert row["title"].endswith(f", guided {guidance:g}") == (guidance != 1), row["title"]
+        assert {row["machine"] for row in rows} == {about["machine"]}
+        assert about["seeds"] == sorted({row["seed"] for row in rows})
+        assert set(about["commit"].split("; ")) == {row["commit"] for row in rows}
+
+
 def test_the_league_of_the_readme_is_the_measured_one():
     standings = measured.standings("mnist", "tiny")
     rows = {row["model"]: row for row in standings}
@@ -416,6 +435,9 @@ def test_figures_on_pages_are_the_measured_ones():
     lower = [round(100 * (1 - floor / random)) for drawn, floor in floors if drawn != "random"]
     assert {row["n"] for row in league} == {"2000"}
     assert f"by {min(lower)} to {max(lower)} % for\n2,000 images of `glyphs`" in TEXTS["bench"]
+    emoji = next(model for model in pretrained.every() if model.name == "cfm-emoji")
+    size, minutes = round(emoji.file.stat().st_size / 1e6), round(emoji.card["work"] / 60)
+    assert f"a model of {size} MB that comes with gz. It was trained for {minutes} min" in TEXTS["README"]
     rows = measured.rows_of(measured.ROOT / "fashionmnist" / "ood.csv")
     areas = {row["score"]: row["auroc"] for row in rows if (row["model"], row["out"]) == ("eqm", "mnist")}
     ours = [f"{float(areas[score]):.2f}".removeprefix("0") for score in ("gradient", "energy")]
