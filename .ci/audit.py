@@ -21,16 +21,16 @@ def main(python: str, tools: str) -> int:
     """Writes build/sbom.json and build/audit.json; returns the exit code."""
     build = ROOT / "build"
     build.mkdir(exist_ok=True)
-    sbom, found = build / "sbom.json", build / "audit.json"
+    sbom, report = build / "sbom.json", build / "audit.json"
     how = ("--pyproject", str(ROOT / "pyproject.toml"), "--of", "JSON", "--output-reproducible")
     subprocess.run([f"{tools}/cyclonedx-py", "environment", *how, "-o", str(sbom), python], check=True)
     print(f"{sbom}: {len(json.loads(sbom.read_text())['components'])} packages")
     paths = json.loads(subprocess.check_output([python, "-c", PATHS]))
     where = [word for path in paths for word in ("--path", path)]
-    found.unlink(missing_ok=True)
-    words = [f"{tools}/pip-audit", *where, "--format", "json", "--progress-spinner", "off", "-o", str(found)]
-    asked = subprocess.run(words, stderr=subprocess.PIPE, text=True)
-    text, code = verdict(found.read_text() if found.exists() else "", asked.stderr)
+    report.unlink(missing_ok=True)
+    words = [f"{tools}/pip-audit", *where, "--format", "json", "--progress-spinner", "off", "-o", str(report)]
+    process = subprocess.run(words, stderr=subprocess.PIPE, text=True)
+    text, code = verdict(report.read_text() if report.exists() else "", process.stderr)
     print(text, file=sys.stderr if code else sys.stdout)
     return code
 
@@ -42,17 +42,17 @@ def verdict(answer: str, said: str) -> tuple[str, int]:
     said: what it said on stderr.
     """
     rows = json.loads(answer)["dependencies"] if answer.strip() else []
-    known = [row for row in rows if "skip_reason" not in row]  # it skips what its database does not have
-    if not known or 2 * len(known) < len(rows):
+    listed = [row for row in rows if "skip_reason" not in row]  # it skips what its database does not have
+    if not listed or 2 * len(listed) < len(rows):
         last = (said.strip().splitlines() or ["no answer"])[-1]
-        why = f"it knows {len(known)} of {len(rows)} packages" if rows else last
+        why = f"it knows {len(listed)} of {len(rows)} packages" if rows else last
         hint = "try again on a network that reaches it; build/sbom.json can be checked anywhere"
         return f"error: the database of known faults cannot be asked: {why}\n\nhint: {hint}", 3
     bad = {
-        f"{row['name']} {row['version']}": [v["id"] for v in row["vulns"]] for row in known if row["vulns"]
+        f"{row['name']} {row['version']}": [v["id"] for v in row["vulns"]] for row in listed if row["vulns"]
     }
     if not bad:
-        return f"no fault is known of {len(known)} packages", 0
+        return f"no fault is known of {len(listed)} packages", 0
     lines = [f"{name}: {' '.join(ids)}" for name, ids in bad.items()]
     hint = "build/audit.json says which versions mend them; then `make lock`"
     return "\n".join([f"error: {len(bad)} packages have known faults", *lines, "", f"hint: {hint}"]), 1

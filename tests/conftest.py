@@ -61,8 +61,8 @@ def pytest_collection_modifyitems(config, items):
         one that is of no model is of every family."""
         values = item.callspec.params.values() if hasattr(item, "callspec") else ()
         models = [str(getattr(value, "model", value)) for value in values]
-        if known := [families[model] for model in models if model in families]:
-            return family in known
+        if chosen := [families[model] for model in models if model in families]:
+            return family in chosen
         folder = item.path.parent.name
         if folder == "truth":
             return f"gzcli.models.{family}" in item.path.read_text(encoding="utf-8")

@@ -97,18 +97,18 @@ def _cast(name: str) -> Any:
 def _set_up() -> list[torch.library.Library]:
     """Once in a process, before its first backward pass, which starts a thread for every device there is."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, module, Hook())
-    others = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
-    others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+    fallthrough = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
+    fallthrough.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
     library = torch.library.Library("aten", "IMPL", "AutocastPrivateUse1")
     for name in torch._C._dispatch_get_registrations_for_dispatch_key("AutocastCUDA"):
         name = name.removeprefix("aten::")
         with contextlib.suppress(AttributeError):  # an operator without a place in Python
             library.impl(name, _cast(name), "AutocastPrivateUse1")
-    return [others, library]
+    return [fallthrough, library]
 
 
 module = Module()
-_kept = _set_up()
+_libraries = _set_up()
 DEVICE = torch.device(NAME, 0)
 
 

@@ -95,7 +95,7 @@ def check_log_prob(model: ImageFlow, x: torch.Tensor) -> None:
     torch.testing.assert_close(model.log_prob(x, noise=noise(1)), expected)
 
 
-class Given(Noise):
+class FixedNoise(Noise):
     """One draw, which is what a test says."""
 
     def __init__(self, value: torch.Tensor):

@@ -101,12 +101,12 @@ def a_model(ctx: typer.Context, incomplete: str) -> list[str]:
     return recipe_names()
 
 
-def a_run(ctx: typer.Context, incomplete: str, *others: str) -> list[str]:
+def a_run(ctx: typer.Context, incomplete: str, *candidates: str) -> list[str]:
     """The names of runs, after other words. If none matches, the ids without their times, as tables show
     them."""
     from gzcli.store.runs import all_runs, short_names
 
-    if names(incomplete, words := [*others, *run_names()]):
+    if names(incomplete, words := [*candidates, *run_names()]):
         return words
     every = all_runs()
     return list(short_names(every, every).values())

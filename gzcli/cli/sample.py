@@ -251,8 +251,8 @@ def check(model: ModelCard, do: str | None, run: Run, job: SampleJob, *, conditi
     if not do and (job.mask or (job.input and not model.inputs)):
         raise UsageError(f"`{'--mask' if job.mask else '--input'}` needs `--do`", hint=abilities(model))
     if job.mask and do not in model.masked:
-        others = "`gz list models --can inpaint` shows models that take one"
-        hint = f"these applications do: {', '.join(model.masked)}" if model.masked else others
+        search = "`gz list models --can inpaint` shows models that take one"
+        hint = f"these applications do: {', '.join(model.masked)}" if model.masked else search
         raise UsageError(f"`--do {do}` of `{model.name}` takes no mask", hint=hint)
     train = f"gz train {run.model} --data {run.data} --set {run.serving.in_owner}model.conditional=true"
     if do in model.with_labels and not conditional:

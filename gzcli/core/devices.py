@@ -407,7 +407,7 @@ PEAKS: Mapping[str, Mapping[str, float]] = {
     "T4": {"fp16": 65, "fp32": 8.1},
 }
 # words in the names of devices that are not in the table
-OTHER = ("SUPER", "Ti", "Laptop", "D", "MIG", "Ada")
+VARIANTS = ("SUPER", "Ti", "Laptop", "D", "MIG", "Ada")
 
 
 def short_title(device: torch.device) -> str:
@@ -429,7 +429,7 @@ def peak_of(name: str, precision: str) -> float | None:
     """The dense FLOP/s of a device, looked up by its driver's name for it; None if unknown."""
     words = set(re.split(r"[ \-/]", name))
     device = next((device for device in PEAKS if words.issuperset(device.split())), None)
-    tera = PEAKS[device].get(precision) if device and words.isdisjoint(OTHER) else None
+    tera = PEAKS[device].get(precision) if device and words.isdisjoint(VARIANTS) else None
     return None if tera is None else 1e12 * tera
 
 

@@ -73,7 +73,7 @@ def cpu_rates(cpu: str) -> Rates:
     # torch without oneDNN, as on Macs, lacks the operator; without instructions bf16 takes 20 times as long
     bf16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     types = ("fp32", "bf16") if bf16 else ("fp32",)
-    return _kept((cpu, *instruction_sets(), torch.__version__, *types), types)
+    return _stored((cpu, *instruction_sets(), torch.__version__, *types), types)
 
 
 def faster(rates: Rates) -> str:
@@ -82,7 +82,7 @@ def faster(rates: Rates) -> str:
 
 
 @cache
-def _kept(terms: tuple[str, ...], types: tuple[str, ...]) -> Rates:
+def _stored(terms: tuple[str, ...], types: tuple[str, ...]) -> Rates:
     """The stored rates, otherwise new ones. One process of the machine measures while the others wait, so all
     ranks of a run read the same."""
     digest = hashlib.sha256("\n".join(terms).encode()).hexdigest()[:16]

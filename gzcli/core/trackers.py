@@ -18,7 +18,7 @@ class Logged:
     name: name of the tracker.
     run: id of the run, which may be the path of a stage.
     folder: folder of the run.
-    own: folder for a service without a server.
+    local: folder for a service without a server.
     config: the recipe.
     start: number of steps that the run has trained before.
     stored: what the tracker's `to_store` returned when the run began.
@@ -27,7 +27,7 @@ class Logged:
     name: str
     run: str
     folder: Path
-    own: Path
+    local: Path
     config: Mapping[str, Any]
     start: int
     stored: Mapping[str, Any]
@@ -71,10 +71,10 @@ def _tensorboard(make: Any, run: Logged) -> Any:
 
 
 def _mlflow(make: Any, run: Logged) -> Any:
-    run.own.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{run.own / 'runs.db'}")
+    run.local.mkdir(parents=True, exist_ok=True)
+    os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{run.local / 'runs.db'}")
     identity = dict(run.stored) or {"run_name": run.id}
-    return make(PROJECT, logging_dir=run.own.as_uri(), **identity)
+    return make(PROJECT, logging_dir=run.local.as_uri(), **identity)
 
 
 def _show_array(tracker: Any, path: Path, step: int, **order: str) -> None:

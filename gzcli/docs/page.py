@@ -284,7 +284,7 @@ def _stages(chain: Sequence[RecipeFile]) -> dict[str, str]:
     return models
 
 
-def _own(chain: Sequence[RecipeFile], stage: str) -> dict[str, Any]:
+def _common(chain: Sequence[RecipeFile], stage: str) -> dict[str, Any]:
     """The sections of a recipe that apply to a model, or to one of its stages, on every data set."""
     sections: dict[str, Any] = {}
     for file in chain:
@@ -346,8 +346,8 @@ def _can(card: ModelCard, serving: ModelCard, name: str, stage: str) -> tuple[tu
 
 def _with(meaning: str, remark: str) -> str:
     """A description with a remark in brackets after its first sentence."""
-    first, point, others = meaning.partition(". ")
-    return first.rstrip(".") + remark + (point + others or "." * meaning.endswith("."))
+    first, point, rest = meaning.partition(". ")
+    return first.rstrip(".") + remark + (point + rest or "." * meaning.endswith("."))
 
 
 def _scores(card: ModelCard) -> tuple[tuple[str, str], ...]:
@@ -365,8 +365,8 @@ def _groups(
 ) -> tuple[Group, ...]:
     """The options of a model, which is `stage` of the recipe `name`, and those of the verbs, which use the
     recipe's last stage, `serving`."""
-    model_values = _own(chain, stage)
-    values = model_values if serving is card else _own(chain, (list(_stages(chain)) or [""])[-1])
+    model_values = _common(chain, stage)
+    values = model_values if serving is card else _common(chain, (list(_stages(chain)) or [""])[-1])
     texts = catalog.option_texts(serving)
     key = f"stages.{stage}.model.KEY" if stage else "model.KEY"
     scored = {key: param for options in serving.scores.values() for key, param in options.items()}
@@ -402,8 +402,8 @@ def written(name: str) -> Written | None:
     if match is None:
         raise ValueError(f"{path} does not have the sections that `page.py` requires")
     title, text, tex, equation, source, limits, code = match.groups()
-    others = tuple((name, words) for name, _, words in (item.partition(": ") for item in _items(code)))
-    return Written(title, _line(text), tex, equation, _line(source), _items(limits), others)
+    code_of = tuple((name, words) for name, _, words in (item.partition(": ") for item in _items(code)))
+    return Written(title, _line(text), tex, equation, _line(source), _items(limits), code_of)
 
 
 def _line(text: str) -> str:

@@ -27,7 +27,7 @@ from gzcli.core.sections import part_of
 from gzcli.core.units import duration
 from gzcli.data.packs.open import open_pack, pack_options
 from gzcli.data.packs.pack import check_unchanged, record_data
-from gzcli.engine.cadence import KEPT, KEYS, LEAST, count_steps
+from gzcli.engine.cadence import KEYS, LEAST, RESERVE, count_steps
 from gzcli.engine.forecast import check_stages
 from gzcli.engine.log import Log
 from gzcli.engine.step import accelerate, compiles, prepare_torch
@@ -238,7 +238,7 @@ def steps_of_minutes(trial: Trainer, began: float, clock: Callable[[], float]) -
         pauses = trial.pauses(60 * minutes, clock)
         ready = clock() - began + preparation
         steps = ranks.agree(count_steps(trial.step, trial.phases, pauses, clock() - ready, clock))
-    if ready > (1 - LEAST - KEPT) * 60 * minutes:
+    if ready > (1 - LEAST - RESERVE) * 60 * minutes:
         trial.log.warn(f"preparation took {duration(ready)} of the {duration(60 * minutes)}")
     # the run is compiled in the same way as the timed steps
     compiled = compiles(trial.part, trial.model, trial.device)

@@ -39,7 +39,7 @@ from gzcli.store.runs import Run
 
 # candidate lengths, of which the best is chosen
 TRIED = (0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25)
-OTHERS = "remove it to average the others"
+REMOVE = "remove it to average the others"
 MISSED = 0.1  # largest relative error of a fitted profile
 
 
@@ -94,8 +94,8 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 def read_snapshot(path: Path, like: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """The averages of a snapshot, by length and parameter name. Raises DamagedError if it is incomplete or
     its parameters differ from those of `like`."""
-    tensors, facts = files.read_tensors(path, OTHERS)
-    with files.reading(path, OTHERS):
+    tensors, facts = files.read_tensors(path, REMOVE)
+    with files.reading(path, REMOVE):
         shapes = {f"{length:g}/{name}": value.shape for length in LENGTHS for name, value in like.items()}
         if {name: value.shape for name, value in tensors.items()} != shapes:
             raise ValueError("its tensors are not those of this run")

@@ -37,7 +37,7 @@ EARLIEST = 10  # step before which the clock is not read
 KEYS = {"eval": "eval_every", "checkpoint": "checkpoint_every", "sample": "sample_every"}
 KINDS = frozenset(KEYS)
 WARM_UP, TIMED = 5, 50  # steps; the first ones choose kernels and compile
-KEPT = 0.02  # share of the time for checkpoints, logs and errors of the plan
+RESERVE = 0.02  # share of the time for checkpoints, logs and errors of the plan
 LEAST = 0.5  # least share of the time for training, however long the preparation took
 AGREE_EVERY = 10  # steps between two agreements of the ranks, which cost a collective; 1 where steps are slow
 SLOW = 0.1  # seconds
@@ -172,7 +172,7 @@ def count_steps(
     cycle = math.lcm(*(phase.every for phase in phases))
     limit = pauses.length / 10 / (1 + bool(late))
     each = [_seconds(step, first, limit, cycle, clock) for first in sorted({0, late})]
-    available = (1 - KEPT) * pauses.length - (clock() - began)
+    available = (1 - RESERVE) * pauses.length - (clock() - began)
     counts = range(1, int(pauses.length / min(each)) + 2)
 
     def late_by(steps: int) -> bool:

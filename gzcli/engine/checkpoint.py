@@ -29,10 +29,10 @@ from gzcli.store import files
 from gzcli.store.run_folder import CheckpointFolder, Run, steps_of
 from gzcli.version import __version__
 
-KEPT, KEPT_AT_THE_END = 2, 1  # default number of newest checkpoints of a training and of a finished run
+NEWEST, NEWEST_AT_THE_END = 2, 1  # default number of newest checkpoints of a training and of a finished run
 SAMPLED = CheckpointFolder.averaged.name  # the file that the best checkpoint of a finished run keeps
 FILES = (CheckpointFolder.weights.name, SAMPLED, CheckpointFolder.training.name)  # with checksums in `meta`
-OTHER = "remove the folder to resume from the checkpoint before it"
+EARLIER = "remove the folder to resume from the checkpoint before it"
 ALONE = "it contains only the averaged weights"
 EXTRA = "_extra_state"  # nn.Module.get_extra_state: per-rank state
 
@@ -143,11 +143,11 @@ def read(path: Path) -> Checkpoint:
         train = torch.load(path / CheckpointFolder.training, map_location="cpu", weights_only=True)
         missing = {"optimizers", "scaler", "ema_updates", "extra"} - set(train)
     except Exception as e:  # errors of pickle, zip and torch, which advises to load it unsafely
-        raise DamagedError(f"`{path / 'train.pt'}` is not a training state from gz", hint=OTHER) from e
+        raise DamagedError(f"`{path / 'train.pt'}` is not a training state from gz", hint=EARLIER) from e
     if missing:
-        raise DamagedError(f"`{path / 'train.pt'}` has no {', '.join(sorted(missing))}", hint=OTHER)
+        raise DamagedError(f"`{path / 'train.pt'}` has no {', '.join(sorted(missing))}", hint=EARLIER)
     meta = files.read_object(path / CheckpointFolder.meta)
-    weights, _ = files.read_tensors(path / CheckpointFolder.weights, OTHER)
+    weights, _ = files.read_tensors(path / CheckpointFolder.weights, EARLIER)
     return Checkpoint(weights, averaged, train, meta)
 
 
@@ -234,7 +234,7 @@ def finish(run: Run, keep: int | None, step: int) -> int:
             files.link_or_copy(weights, part)
         run.update(ema_length=None)  # from a shorter training, by `gz runs ema`
     run.update(served=step)
-    prune(run.checkpoints_folder, keep or KEPT_AT_THE_END, finished=True)
+    prune(run.checkpoints_folder, keep or NEWEST_AT_THE_END, finished=True)
     return step
 
 

@@ -149,8 +149,8 @@ class Trainer(Updates):
         if done % (1 if alone else min(CHECK, self.train.log_every)) == 0 or last:
             self.history.check_finite(done, self.steps)
         if done % self.train.log_every == 0 or last:
-            first, *others = self.optimizers.values()
-            lr = None if others else first.param_groups[0]["lr"]
+            first, *rest = self.optimizers.values()
+            lr = None if rest else first.param_groups[0]["lr"]
             self.history.show(done, self.model, bar, lr)
 
     def step(self, step: int) -> dict[str, Tensor]:
@@ -288,7 +288,7 @@ class Trainer(Updates):
             facts = (self.info, step, self.built_on, space, self.values)
             saved = checkpoint.Saved(averaged, self.part, *facts)
             checkpoint.write(folder, step, checkpoint.Checkpoint(weights, saved, train, self.machine()))
-            checkpoint.prune(folder, self.train.keep or checkpoint.KEPT)
+            checkpoint.prune(folder, self.train.keep or checkpoint.NEWEST)
             self.run.update(step=step)
             self.log.event("checkpoint", step=step)
         ranks.wait()
@@ -301,7 +301,7 @@ class Trainer(Updates):
             self.save(step)
             if ranks.rank() == 0:
                 files.write_json(self.run.best_file, {"step": step, "metric": metric, "value": value})
-                checkpoint.prune(self.run.checkpoints_folder, self.train.keep or checkpoint.KEPT)
+                checkpoint.prune(self.run.checkpoints_folder, self.train.keep or checkpoint.NEWEST)
 
     def resume(self) -> int:
         """Restores the newest undamaged checkpoint and returns its step. Without one, returns 0 and loads

@@ -179,8 +179,8 @@ def common_form(models: list[Trained], pack: Pack | None = None) -> PackOptions:
     if not models:
         channels, *sides = pack.meta.shape if pack else (None,)
         return PackOptions(size=as_size(*sides) if sides else None, channels=channels, fit="crop", patch=None)
-    first, *others = models
-    for run in others:
+    first, *rest = models
+    for run in rest:
         size, first_size = by_sides(run.images.shape), by_sides(first.images.shape)
         why, criterion = f"`{run.run.id}` has images of {size}, but `{first.run.id}` of {first_size}", "size"
         if run.images.shape == first.images.shape:

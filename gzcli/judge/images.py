@@ -139,8 +139,8 @@ def short_paths(names: Iterable[str]) -> dict[str, str]:
     parts = {name: Path(name).parts for name in names}
     short = {}
     for name, path in parts.items():
-        others, depth = [path_b for key, path_b in parts.items() if key != name], 1
-        while depth < len(path) and any(path[-depth:] == path_b[-depth:] for path_b in others):
+        remaining, depth = [path_b for key, path_b in parts.items() if key != name], 1
+        while depth < len(path) and any(path[-depth:] == path_b[-depth:] for path_b in remaining):
             depth += 1
         short[name] = str(Path(*path[-depth:])) if path else name
     return short

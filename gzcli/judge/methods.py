@@ -141,8 +141,8 @@ def alarm_of(good: Good, job: AlarmJob, say: Say) -> Alarm:
     name, held_out = job.method or DEFAULT, good.held_out
 
     def make() -> Alarm:
-        others = None if held_out is None else np.asarray(held_out.images("test"))
-        return calibrate(good.images, name, held_out=others, needed=needed)
+        held_out_images = None if held_out is None else np.asarray(held_out.images("test"))
+        return calibrate(good.images, name, held_out=held_out_images, needed=needed)
 
     needed = conformal.fewest(job.fpr)
     aside = set_aside(len(good.images), name, needed if held_out is None else 0)

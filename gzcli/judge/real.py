@@ -31,7 +31,7 @@ BANK = 50_000  # maximum number of real images from which they are drawn
 BATCH_SIZE = 1000  # images whose clusters are computed at once
 TIMES = 10  # the same for fewer samples, as a multiple of their number
 # The split whose images stand instead of samples, by the one that they are compared with.
-OTHER = {"test": "train", "val": "train", "train": "test", "all": "all"}
+COUNTERPART = {"test": "train", "val": "train", "train": "test", "all": "all"}
 Space = Features | NetFeatures
 
 
@@ -186,12 +186,12 @@ class RealImages:
 
     @property
     def at_most(self) -> int:
-        total = len(self.of(OTHER[self.split]))
+        total = len(self.of(COUNTERPART[self.split]))
         return total // 2 if self.split == "all" else total
 
     def bank(self, n: int, levels: int | None) -> ImageSet:
         """The real images of which n are drawn instead of samples."""
-        source = self.of(OTHER[self.split], levels)
+        source = self.of(COUNTERPART[self.split], levels)
         return source if self.split == "all" else source.first(min(BANK, max(TIMES * n, BANK // 5)))
 
     def draws(

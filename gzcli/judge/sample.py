@@ -146,8 +146,8 @@ class Frames:
 
         chosen = self.seen[:: max(1, len(self.seen) // self.MOST)]
         grids = [sheets.grid(x, 4).squeeze() for x in [*chosen, *[images[: self.FIRST]] * 10]]
-        first, *others = [Image.fromarray(picture) for picture in grids]
-        first.save(path, save_all=True, append_images=others, duration=self.MS, loop=0)
+        first, *rest = [Image.fromarray(picture) for picture in grids]
+        first.save(path, save_all=True, append_images=rest, duration=self.MS, loop=0)
 
 
 # ---------------------------------------------------------------------------- samples

@@ -114,12 +114,12 @@ def of_data(recipe: Resolved) -> tuple[DataFacts, list[str]]:
     if meta:
         check_set(recipe, meta)
         channels, height, width = meta.shape
-        own = meta.values if data.levels in (None, (meta.values or {}).get("levels")) else None
-        own = own or {"channels": channels, "levels": meta.levels}
+        source = meta.values if data.levels in (None, (meta.values or {}).get("levels")) else None
+        source = source or {"channels": channels, "levels": meta.levels}
         values = {
             "packed": True,
             "size": as_size(height, width),
-            **{key: own[key] for key in ("channels", "levels")},
+            **{key: source[key] for key in ("channels", "levels")},
         }
         values |= {"classes": meta.classes, "multilabel": meta.multilabel, "n": meta.counts["train"]}
     elif isinstance(dataset, DataSpec):
@@ -256,11 +256,11 @@ def expect(
         gpus = min(1, plan.gpus) if here else 0
         fill(unknown, shape, LaunchSection(gpus=gpus or None, cpu=not gpus, threads=plan.threads), measure)
     forecasts = [Forecast.of(row) for row in rows]
-    ours, others = forecasts[: len(recipe.parts)], forecasts[len(recipe.parts) :]
+    ours, of_paper = forecasts[: len(recipe.parts)], forecasts[len(recipe.parts) :]
     if ours[-1].step and ours[-1].flops:
         speed = ours[-1].step / ours[-1].flops
-        others = [replace(x, step=speed * x.flops) if x.flops and x.step is None else x for x in others]
-    return ours, others
+        of_paper = [replace(x, step=speed * x.flops) if x.flops and x.step is None else x for x in of_paper]
+    return ours, of_paper
 
 
 def fill(

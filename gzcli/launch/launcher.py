@@ -313,8 +313,8 @@ def environment(p: Plan, mode: str) -> dict[str, str]:
     # the working folder is left out of the path; an empty entry, as in `:/opt/lib`, means it too
     here, package = os.path.realpath(os.curdir), str(Path(__file__).resolve().parents[2])
     entries = env.get("PYTHONPATH", "").split(os.pathsep)
-    others = [entry for entry in entries if entry and os.path.realpath(entry) != here]
-    env |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join([package, *others])}
+    folders = [entry for entry in entries if entry and os.path.realpath(entry) != here]
+    env |= {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join([package, *folders])}
     # what torch compiles would else are in the system's folder for temporary files, which others write too
     kernels = cache_dir("kernels")
     places = {"TORCHINDUCTOR_CACHE_DIR": kernels, "TRITON_CACHE_DIR": kernels / "triton"}

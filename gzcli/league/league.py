@@ -32,7 +32,7 @@ from gzcli.store.runs import Run
 
 STEPS = (1, 2, 4, 8, 16, 32)  # numbers of network calls, for the curve of quality over them
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)  # shares of the training, for the curve of quality over time
-KEPT = 100  # checkpoints kept for that curve, instead of the trainer's ten
+CHECKPOINTS = 100  # checkpoints kept for that curve, instead of the trainer's ten
 SHORTEST = 3.0  # least seconds, as for `gz train --minutes`
 EXTRA = {"caption": "captions", "before": "pictures", "second_domain": "pictures"}  # what samples start from
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -129,7 +129,7 @@ def entry_of(name: str, label: str, seed: int, terms: Terms, *, say: Say, progre
     section = terms.job.launch
     flags: dict[str, Any] = {"seed": seed, "launch.gpus": section.gpus, "launch.cpu": section.cpu or None}
     flags |= {"launch.processes": section.processes, "launch.threads": section.threads}
-    flags["train.keep"] = KEPT if "time" in terms.curves else None
+    flags["train.keep"] = CHECKPOINTS if "time" in terms.curves else None
     parts = planning.ask(name, terms.data, (), flags).recipe.parts
 
     def minutes(seconds: float) -> float:

@@ -271,7 +271,7 @@ class Weights:
         return place and place[0]
 
 
-def _tuned(own: RecipeFile, data: str | None, gpus: int, start: Weights) -> list[RecipeFile]:
+def _tuned(recipe: RecipeFile, data: str | None, gpus: int, start: Weights) -> list[RecipeFile]:
     """The recipe of the weights, with the training of the shipped recipe for few images at their scale."""
     layers = [Layer(dict(start.tree), start.name, "file", start.name)]
     if start.recipe:
@@ -279,7 +279,7 @@ def _tuned(own: RecipeFile, data: str | None, gpus: int, start: Weights) -> list
             Layer(_for_few(start, data, gpus), f"few images: recipes/{start.recipe}.yaml", "shipped")
         )
     layers.append(Layer(dict(start.changes), start.name, "file", start.name))
-    return [replace(own, base=layer, sections={}) for layer in layers]
+    return [replace(recipe, base=layer, sections={}) for layer in layers]
 
 
 def _for_few(start: Weights, data: str | None, gpus: int) -> dict[str, Any]:
@@ -320,9 +320,9 @@ def _lacks_labels(dataset: DataSet | None, facts: Facts | None) -> bool:
 
 def _without_scale(flags: Mapping[str, Any], start: Weights) -> dict[str, Any]:
     """The flags without `scale`. Raises UsageError for a scale other than that of the weights."""
-    scale, own = flags.get("scale"), start.tree.get("scale")
-    if scale not in (None, own):
-        whose = f"has the scale `{own}`" if own else "has no scale"
+    scale, trained_scale = flags.get("scale"), start.tree.get("scale")
+    if scale not in (None, trained_scale):
+        whose = f"has the scale `{trained_scale}`" if trained_scale else "has no scale"
         hint = "omit it, and set the length with `--steps` or `--minutes`"
         raise UsageError(
             f"`--scale {scale}` does not apply: the network comes from `{start.name}`, which {whose}",

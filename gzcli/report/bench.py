@@ -21,7 +21,7 @@ from gzcli.report.results import Results, Row, facts_of, rows_of, words
 GRID, COLUMNS = 32, 8  # samples shown for a model, and in a row
 DOTTED = 9  # most metrics in charts
 # keys of a row that are not costs
-OTHERS = ("model", "name", "run", "path", "error", "precision", "conditional", "levels")
+NOT_COSTS = ("model", "name", "run", "path", "error", "precision", "conditional", "levels")
 # (key of a row, name of the axis) of each curve
 # keys of a standing before its metrics
 FIRST = ("seeds", "failed", "n")
@@ -202,7 +202,7 @@ def costs(figures: Figures) -> list[Table]:
     values: list[dict[str, Any]] = []
     for row in figures.rows:
         metrics = {key: value for key, value in (row.get("metrics") or {}).items() if column_of(key).cost}
-        facts = {key: value for key, value in row.items() if key not in OTHERS} | metrics
+        facts = {key: value for key, value in row.items() if key not in NOT_COSTS} | metrics
         values.append({key: value for key, value in facts.items() if doc.is_number(value)})
     columns = [doc.texts("model", [name for name, _ in figures.titled])]
     columns += [cost_column(key, values) for key in dict.fromkeys(key for row in values for key in row)]

@@ -189,8 +189,8 @@ class Results:
         texts["Versions that computed the metrics"] = aligned(provenance.pop("versions", None) or {})
         for name, run in self.runs.items():
             facts = run.environment if self.may_read(run.environment_file, run.path) else {}
-            others = {key: facts[key] for key in ("python", "platform", "processes", "gpus") if key in facts}
-            texts[f"Versions that trained {name}"] = aligned((facts.get("packages") or {}) | others)
+            system = {key: facts[key] for key in ("python", "platform", "processes", "gpus") if key in facts}
+            texts[f"Versions that trained {name}"] = aligned((facts.get("packages") or {}) | system)
         filled = {key: value for key, value in provenance.items() if value not in (None, {}, [])}
         texts["Provenance"] = aligned(filled)
         return Section("Recipes and versions", [Text(title, text) for title, text in texts.items() if text])

@@ -225,8 +225,8 @@ def _of_model(model: str, data: str | None, typed: str | None) -> Run:
     newest = next((run for run in of_model if run.state == "running" or run.weights), None)
     if newest is None:
         hint = f"gz train {model}" + (f" --data {shlex.quote(typed)}" if typed else "")
-        if other := choose([run for run in all_runs(data=data) if data and run.state == "finished"]):
-            hint += f", or use your run `{other.alias or short_names([other])[other.id]}`"
+        if alternative := choose([run for run in all_runs(data=data) if data and run.state == "finished"]):
+            hint += f", or use your run `{alternative.alias or short_names([alternative])[alternative.id]}`"
         raise MissingError(message, hint=hint)
     name = newest.alias or short_names([newest])[newest.id]
     state = "being trained" if newest.state == "running" else newest.state

@@ -134,11 +134,11 @@ def test_a_picture_is_judged_as_by_the_verb(studio, monkeypatch):
 def test_a_picture_of_the_set_and_a_foreign_one_are_offered_in_their_own_pixels(studio, monkeypatch, here):
     show, name = studio("fm")
     monkeypatch.setattr("gzcli.demo.studio.is_packed", lambda *_: here)
-    (own, own_words), (foreign, words) = show.to_judge(show.open(name)[0])
-    assert own.shape == foreign.shape == (16, 16, 1) and own.dtype == np.uint8
+    (familiar, own_words), (foreign, words) = show.to_judge(show.open(name)[0])
+    assert familiar.shape == foreign.shape == (16, 16, 1) and familiar.dtype == np.uint8
     assert (own_words, words) == ("one of digits" if here else "a sample", "one of patches")
     held_out = open_pack("digits").images("test")[0].transpose(1, 2, 0)
-    assert np.array_equal(own, held_out) == here
+    assert np.array_equal(familiar, held_out) == here
 
 
 def test_the_example_to_fill_in_covers_the_middle_third():
@@ -212,11 +212,11 @@ def test_without_gradio_or_with_a_model_that_comes_with_gz(call, home, monkeypat
 
 
 PAGE = {"host": "127.0.0.1:7860"}
-OWN = {**PAGE, "sec-fetch-site": "same-origin"}
+SAME_ORIGIN = {**PAGE, "sec-fetch-site": "same-origin"}
 LINK = {**PAGE, "sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
 
 
-def answered(headers=OWN, *, path="/", query="", method="GET", kind="http", chunks=(b"",), **guarded):
+def answered(headers=SAME_ORIGIN, *, path="/", query="", method="GET", kind="http", chunks=(b"",), **guarded):
     """The status that a guard answers a request with, and its headers; the app behind it answers 200."""
     sent, parts = {}, list(chunks)
 
@@ -279,8 +279,8 @@ def test_its_own_page_is_answered():
 
 def test_a_body_that_is_too_large_is_not_read():
     for length in (str(LARGEST_BODY + 1), "9" * 5000, "x"):
-        assert status(OWN | {"content-length": length}, method="POST") == 413
-    assert status(OWN | {"content-length": str(LARGEST_BODY)}, method="POST") == 200
+        assert status(SAME_ORIGIN | {"content-length": length}, method="POST") == 413
+    assert status(SAME_ORIGIN | {"content-length": str(LARGEST_BODY)}, method="POST") == 200
     chunks = [bytes(LARGEST_BODY // 2)] * 2
     assert status(method="POST", chunks=chunks) == 200
     assert status(method="POST", chunks=[*chunks, bytes(2), bytes(2)]) == 413
@@ -289,12 +289,12 @@ def test_a_body_that_is_too_large_is_not_read():
 def test_beyond_this_machine_every_request_has_the_token():
     public = {"addresses": {"https://abc.gradio.live"}, "token": "s3cret"}
     page = {"host": "abc.gradio.live", "origin": "https://abc.gradio.live"}
-    for headers in (page, OWN):
+    for headers in (page, SAME_ORIGIN):
         assert status(headers, **public) == status(headers, **public, query="token=wrong&token=") == 401
         assert status(headers | {"cookie": f"{COOKIE}=wrong; a=s3cret"}, **public) == 401
         assert status(headers | {"cookie": f"a=b; {COOKIE}=s3cret"}, **public) == 200
         assert status(headers, **public, query="a=b&token=s3cret") == 200
-    assert status(OWN, **public, path="/gradio_api/startup-events") == 200, "gradio asks itself"
+    assert status(SAME_ORIGIN, **public, path="/gradio_api/startup-events") == 200, "gradio asks itself"
     assert status(LINK | {"host": "abc.gradio.live"}, **public, query="token=s3cret") == 200
     for headers in (page | {"host": "abd.gradio.live"}, page | {"origin": "https://abd.gradio.live"}):
         assert status(headers, **public, query="token=s3cret") == 403

@@ -360,13 +360,13 @@ def test_the_readme_names_every_model_in_its_family():
     lines = [set(re.findall(r"`([a-z0-9-]+)`", line)) for line in models.splitlines() if line.startswith("*")]
     assert {cards()[canonical(name)].family for name in lines[0]} == {"autoregressive"}
     assert sorted(name for line in lines for name in line) == sorted(recipe_names())
-    others = [ROOT / name for name in ("CITATION.cff", "pyproject.toml", ".github/CONTRIBUTING.md")]
-    pages = [*TEXTS.values(), *(path.read_text() for path in (*others, DOCS / "static" / "index.md"))]
+    files = [ROOT / name for name in ("CITATION.cff", "pyproject.toml", ".github/CONTRIBUTING.md")]
+    pages = [*TEXTS.values(), *(path.read_text() for path in (*files, DOCS / "static" / "index.md"))]
     counts = re.compile(r"(?<!of )\b([34]\d)(?= (?:\w+ ){0,2}models\b)")
     numbers = [number for text in pages for number in counts.findall(text)]
     assert f"gz has {len(recipe_names())} models" in TEXTS["README"]
     assert set(numbers) == {str(len(recipe_names()))}
-    cited = yaml.safe_load(others[0].read_text())
+    cited = yaml.safe_load(files[0].read_text())
     assert cited["cff-version"] == "1.2.0" and cited["title"].startswith("gz: ") and cited["authors"]
     pytest.importorskip("mkdocs")
     from gzcli.docs.site import models_index

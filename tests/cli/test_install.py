@@ -35,8 +35,12 @@ def wanted() -> list[Path]:
     """Files of the checkout that an installed gz needs."""
     # the samples of leagues are for the site, which a clone builds
     docs = [path for path in (ROOT / "gzcli/docs").rglob("*.*") if path.parent.name != "samples"]
-    others = [*(ROOT / "gzcli/report/templates").iterdir(), *docs, *(ROOT / "gzcli/data/sets").glob("*.*")]
-    return [*(ROOT / "gzcli").rglob("*.py"), *(path for path in others if path.suffix != ".pyc")]
+    shipped = [
+        *(ROOT / "gzcli/report/templates").iterdir(),
+        *docs,
+        *(ROOT / "gzcli/data/sets").glob("*.*"),
+    ]
+    return [*(ROOT / "gzcli").rglob("*.py"), *(path for path in shipped if path.suffix != ".pyc")]
 
 
 def pyproject():

@@ -41,8 +41,8 @@ def port(section: LaunchSection = TWO, job: str = "vae mnist") -> int | None:
 
 def test_the_port_follows_from_the_job(monkeypatch):
     assert port() == port(replace(TWO, machine_rank=1)), "all machines know it"
-    others = {port(job=f"vae {i}") for i in range(20)}
-    assert len(others) > 15 and all(20_000 <= p < 30_000 for p in others if p)
+    ports = {port(job=f"vae {i}") for i in range(20)}
+    assert len(ports) > 15 and all(20_000 <= p < 30_000 for p in ports if p)
     assert port(replace(TWO, main_port=1234)) == 1234
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     first = port()

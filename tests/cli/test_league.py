@@ -173,13 +173,13 @@ def test_rows_without_a_place_are_last_and_in_order():
             ("c", 1, 32.0, 60, "y"),
         )
     ]
-    found = standings.summary(rows, "fd", 60.0)
-    assert [(row["model"], row["place"], row["late"]) for row in found] == [
+    result = standings.summary(rows, "fd", 60.0)
+    assert [(row["model"], row["place"], row["late"]) for row in result] == [
         ("c", "1", False),
         ("b", None, True),
         ("a", None, True),
     ]
-    details = [found[0][key] for key in ("sampler", "guidance", "commit", "machine")]
+    details = [result[0][key] for key in ("sampler", "guidance", "commit", "machine")]
     assert details == ["heun", "2.0", "x; y", ""]
 
 
@@ -364,8 +364,8 @@ def test_a_judgement_that_is_damaged_is_made_again(call, home, trained, judged):
         ("", whole[:99], "[]", "{}", whole.replace('"rows"', '"r"'), '{"rows": [3]}'), 2
     ):
         path.write_text(text)
-        for other in set(home.glob("runs/*/bench/*/result.json")) - {path}:
-            other.unlink()
+        for result_file in set(home.glob("runs/*/bench/*/result.json")) - {path}:
+            result_file.unlink()
         assert call(*words)[:2] == (0, shown) and len(judged) == i, text
 
 

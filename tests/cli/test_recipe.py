@@ -773,7 +773,7 @@ def check_averages(recipe, shape) -> None:
         assert part.optim.warmup <= 0.1 * steps, (shape, part.stage)
 
 
-OTHERS = {  # shapes that a class also holds
+FURTHER_SHAPES = {  # shapes that a class also holds
     "48x32": ("colour", {"data_size": "48x32"}),
     "96x64": ("64px", {"data_size": "96x64"}),
     "grey 64": ("64px", {"data_channels": 1}),
@@ -801,7 +801,7 @@ def test_few_images_and_other_shapes_of_a_class(name, scale, built, chosen):
         check_averages(few, shape)
         for part, few_part in zip(many.parts, few.parts, strict=True):
             assert few_part.train.steps < part.train.steps, (shape, part.stage)
-    for case, (shape, typed) in OTHERS.items():
+    for case, (shape, typed) in FURTHER_SHAPES.items():
         recipe = chosen(name, scale, shape, **typed)
         assert "caption" in needs(name) or (scale, shape) in recipe.choice.order
         if built == "one" and case != "48x32":

@@ -398,8 +398,8 @@ def test_the_end_of_a_verb(home, capsys, monkeypatch, tmp_path):
     able = ["inpaint", "upscale", "reconstruct", "interpolate", "translate", "edit", "classify"]
     sample.ending("fm-photos-1234", able, "edit", {"n": 4, "seconds": 2.0})
     messages = capsys.readouterr().err
-    others = "inpaint, upscale, reconstruct, interpolate, translate, classify"
-    assert f"applications (`--do`): {others}" in " ".join(messages.split()), "all, on however many lines"
+    tasks = "inpaint, upscale, reconstruct, interpolate, translate, classify"
+    assert f"applications (`--do`): {tasks}" in " ".join(messages.split()), "all, on however many lines"
     assert "next: gz sample fm-photos-1234 --do inpaint\n" in messages
     assert max(map(len, messages.splitlines())) <= 60
     monkeypatch.setenv("COLUMNS", "80")

@@ -93,7 +93,7 @@ def test_sentences_are_short_and_constructions_only_fall(kind):
 def test_what_show_prints_has_no_names_of_python():
     for name in recipe_names():
         text = re.sub(r"(?ms)^```.*?^```$|`[^`]*`|https?://\S+", "", manual.as_markdown(manual.page_of(name)))
-        found = re.findall(
+        matches = re.findall(
             r"\bRaises\b|\w+Error\b|\bself\.|\b(?:fit_\w+|score_\w+|log_prob)|\.\.(?!\.)|\.,|,,|\.;|;;", text
         )
-        assert not found, f"{name}: {found}"
+        assert not matches, f"{name}: {matches}"

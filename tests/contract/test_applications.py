@@ -38,7 +38,7 @@ WAYS = {  # rows, columns, images that a row is of
     "traverse": (8, 8, 1),
     "analogies": (FEW, 10, 1),
 }
-GIVEN = {"inpaint": "masked", "complete": "kept", "upscale": "small, 1/2"}
+INPUTS = {"inpaint": "masked", "complete": "kept", "upscale": "small, 1/2"}
 
 # the first build of each model, and conditional ones of those whose applications ask for labels
 LABELLED = [case for case in CASES if case.conditional and case.model in ("glow", "maskgit", "fm", "sgm")]
@@ -150,7 +150,7 @@ def test_the_plain_call_of_every_application(shop, case, do):
         return
     assert (result["n"], result["columns"], len(result["rows"])) == (FEW, None, 1)
     assert saved["labels"].shape == (FEW,) and saved["labels"].max() < len(gz.trained.info.classes)
-    between = do in GIVEN or (do in ("reconstruct", "edit") and hasattr(gz.trained.model, "round_trip"))
+    between = do in INPUTS or (do in ("reconstruct", "edit") and hasattr(gz.trained.model, "round_trip"))
     binary = case.levels == 2
     marked = bool((grid[MARGIN + HEAD - 2] == PAPER).all())  # no image there: below headings
     high = grid.shape[0] - 2 * MARGIN + GAP - HEAD * marked  # with a caption of a line or two
@@ -211,23 +211,23 @@ def test_the_images_of_a_set_bring_their_labels(shop, case):
     gz, pack = shop(replace(case, options={**case.options, "conditional": True})), open_pack(case.data)
     model = awake(gz.trained.model.requires_grad_(False))
     run, card = LoadedRun(gz.trained), catalog.card(case.model)
-    images, own = pack.images("test")[:FEW], pack.labels("test")[:FEW]
-    wrong = (own + 1) % 10
-    kept = [do for do in card.labelled if "y" not in signature(getattr(model, do)).parameters]
-    kept = [do for do in kept if do != "restore" or find_spec("deepinv")]  # an extra
-    assert kept
-    for do in kept:
+    images, labels = pack.images("test")[:FEW], pack.labels("test")[:FEW]
+    wrong = (labels + 1) % 10
+    tasks = [do for do in card.labelled if "y" not in signature(getattr(model, do)).parameters]
+    tasks = [do for do in tasks if do != "restore" or find_spec("deepinv")]  # an extra
+    assert tasks
+    for do in tasks:
         few = {name: 4 for name in ("steps", "search") if name in card.do[do]}
 
         def drawn(*words: str, do=do, few=few) -> np.ndarray:
             words = ("--do", do, "--npz", *words, *(f"--{name}={value}" for name, value in few.items()))
             return np.load(gz(*words)["npz"])["samples"].transpose(0, 3, 1, 2)
 
-        of_set, named, others = drawn(), *(drawn("--label", ",".join(map(str, y))) for y in (own, wrong))
+        of_set, named, unlike = drawn(), *(drawn("--label", ",".join(map(str, y))) for y in (labels, wrong))
         sees_labels = (case.model, do) != ("aae", "analogies")  # whose encoder sees none
-        assert (of_set == named).all() and (of_set != others).any() == sees_labels, do
-        assert (run.do(do, images, y=own, **few) == of_set).all(), do
-        assert (run.do(do, images, y=own, labels=wrong, **few) == others).all(), do
+        assert (of_set == named).all() and (of_set != unlike).any() == sees_labels, do
+        assert (run.do(do, images, y=labels, **few) == of_set).all(), do
+        assert (run.do(do, images, y=labels, labels=wrong, **few) == unlike).all(), do
 
 
 def test_labels_that_an_application_does_not_take_are_refused(shop):

@@ -465,7 +465,7 @@ def test_hints_can_be_followed(gz, tmp_path):
     assert gz(*words, "--layout", "flat", "--channels", "2")[0] == 2
 
 
-FOUND = [
+SPELLINGS = [
     ("A", ("a", "A"), [1]),
     ("a", ("A", "a"), [1]),
     ("B", ("a", "b"), [1]),
@@ -481,7 +481,7 @@ FOUND = [
 
 
 def test_names_as_they_are_spelt_come_first():
-    for text, classes, numbers in FOUND:
+    for text, classes, numbers in SPELLINGS:
         assert class_numbers(text, classes) == numbers, text
         labels = parse_labels(text, 2 * len(numbers), DataInfo((1, 8, 8), 256, classes))
         assert labels.tolist() == numbers * 2, text

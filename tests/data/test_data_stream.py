@@ -198,10 +198,10 @@ def test_workers_end_at_once_with_who_uses_them(pictures, request, monkeypatch):
     gc.freeze()  # what the tests before have left, which takes seconds to look through
     request.addfinalizer(gc.unfreeze)
     for way in ("close", "last reference", "cycle"):
-        others = set(multiprocessing.active_children())  # another test's that was not collected yet
+        children = set(multiprocessing.active_children())  # another test's that was not collected yet
         ahead = Prefetch(pictures, lambda step: [step], 1)
         ahead.at(0)
-        (worker,) = set(multiprocessing.active_children()) - others
+        (worker,) = set(multiprocessing.active_children()) - children
         started = time.monotonic()
         if way == "close":
             ahead.close()

@@ -49,34 +49,34 @@ def test_the_layout_of_mvtec_in_a_folder_a_zip_and_a_tar(tmp_path):
     wrapped = {f"bottle/{name}": data for name, data in MVTEC.items()}
     paths.append(as_tar(tmp_path / "bottle.tar.gz", wrapped))
     for path in paths:
-        found = open_inspection(path)
+        opened = open_inspection(path)
         outer = "bottle/" if path.suffix == ".gz" else ""
         expected = [masked(kind, i) for kind in ("chip", "scratch") for i in range(2)]
-        assert list(found.masks.items()) == [(outer + a, (outer + b[0],)) for a, b in expected]
-        assert list(found.kinds.values()) == ["chip", "chip", "scratch", "scratch"]
-        assert found.good is None and not found.notes
+        assert list(opened.masks.items()) == [(outer + a, (outer + b[0],)) for a, b in expected]
+        assert list(opened.kinds.values()) == ["chip", "chip", "scratch", "scratch"]
+        assert opened.good is None and not opened.notes
         # an ordinary pack has the good pictures alone; what is scored are the pictures with defects
         assert open_pack(path).meta.counts == {"train": 11, "val": 1, "test": 3}
         scored = open_pack(OwnSet(path, form=Form(layout=DEFECTS)), foreign=True)
-        assert sorted(scored.names("test")) == sorted(found.kinds) and scored.meta.counts["test"] == 4
-        assert len(read_masks(path, found, list(found.kinds), (8, 8), "crop")) == 4
+        assert sorted(scored.names("test")) == sorted(opened.kinds) and scored.meta.counts["test"] == 4
+        assert len(read_masks(path, opened, list(opened.kinds), (8, 8), "crop")) == 4
 
 
 def test_the_layout_of_visa_and_its_list_of_kinds(tmp_path):
-    found = open_inspection(write(tmp_path / "candle", VISA))
+    opened = open_inspection(write(tmp_path / "candle", VISA))
     pictures = [f"Data/Images/Anomaly/{i}.JPG" for i in range(2)]
-    assert found.good == "Data/Images/Normal"
-    assert found.kinds == {pictures[1]: "a", pictures[0]: "bent"}
-    assert found.masks == {name: (f"Data/Masks/Anomaly/{i}.png",) for i, name in enumerate(pictures)}
+    assert opened.good == "Data/Images/Normal"
+    assert opened.kinds == {pictures[1]: "a", pictures[0]: "bent"}
+    assert opened.masks == {name: (f"Data/Masks/Anomaly/{i}.png",) for i, name in enumerate(pictures)}
     (tmp_path / "candle" / "image_anno.csv").unlink()
     assert set(open_inspection(tmp_path / "candle").kinds.values()) == {"Anomaly"}
 
 
 def test_plain_folders_with_masks_beside_or_in_folders_and_several_masks_of_a_picture(tmp_path):
-    found = open_inspection(write(tmp_path / "parts", PLAIN))
-    assert found.good == "good"
-    assert found.kinds == {"dent/0.png": "dent", "hole/0.png": "hole", "hole/1.png": "hole"}
-    assert found.masks == {"dent/0.png": ("dent/0_mask.png",), "hole/1.png": ("masks/hole/1.png",)}
+    opened = open_inspection(write(tmp_path / "parts", PLAIN))
+    assert opened.good == "good"
+    assert opened.kinds == {"dent/0.png": "dent", "hole/0.png": "hole", "hole/1.png": "hole"}
+    assert opened.masks == {"dent/0.png": ("dent/0_mask.png",), "hole/1.png": ("masks/hole/1.png",)}
     loco = {name for name in MVTEC if "ground" not in name} | {f"ground_truth/chip/001/{i}.png" for i in "01"}
     both = "ground_truth/chip/001/0.png", "ground_truth/chip/001/1.png"
     assert inspection("x", sorted(loco)).masks == {"test/chip/001.png": both}
@@ -104,18 +104,18 @@ def test_masks_are_cropped_as_their_pictures_at_about_their_own_size(tmp_path):
     files = MVTEC | {"test/chip/000.png": png(RED, size=(64, 48))}
     files["ground_truth/chip/000_mask.png"] = encoded(marked)
     path = write(tmp_path / "wide", files)
-    found = open_inspection(path)
-    masks = read_masks(path, found, ["test/chip/000.png"], (16, 16), "crop")
+    opened = open_inspection(path)
+    masks = read_masks(path, opened, ["test/chip/000.png"], (16, 16), "crop")
     (mask,) = masks.values()
     assert mask.shape == (48, 48) and mask[:23, :23].all() and not mask[25:].any() and not mask[:, 25:].any()
-    assert read_masks(path, found, ["test/good/000.png"], (16, 16), "crop") == {}
+    assert read_masks(path, opened, ["test/good/000.png"], (16, 16), "crop") == {}
 
 
 def test_masks_that_fit_nothing(tmp_path):
     lost = {name: data for name, data in MVTEC.items() if "ground" not in name}
     one = lost | {"ground_truth/chip/000_mask.png": MASK, "ground_truth/chip/099_mask.png": MASK}
-    found = open_inspection(write(tmp_path / "one", one))
-    assert found.notes == ("1 mask without an image, such as `ground_truth/chip/099_mask.png`",)
+    opened = open_inspection(write(tmp_path / "one", one))
+    assert opened.notes == ("1 mask without an image, such as `ground_truth/chip/099_mask.png`",)
     none = write(tmp_path / "none", lost | {"ground_truth/chip/099_mask.png": MASK})
     with pytest.raises(
         UsageError, match=r"no mask of .* matches an image, for example `ground_truth/chip/099_mask.png`"
@@ -123,5 +123,5 @@ def test_masks_that_fit_nothing(tmp_path):
         open_inspection(none)
     small = write(tmp_path / "small", lost | {"ground_truth/chip/000_mask.png": png(255, (6, 6), "L")})
     message = "the mask `ground_truth/chip/000_mask.png` is 6×6, but its image is 8×8"
-    found = open_inspection(small)
-    refused(message, read_masks, small, found, list(found.kinds), (8, 8), "crop")
+    opened = open_inspection(small)
+    refused(message, read_masks, small, opened, list(opened.kinds), (8, 8), "crop")

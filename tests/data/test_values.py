@@ -103,9 +103,9 @@ def test_eight_bits_of_sixteen_are_those_of_before(tmp_path):
     array = ARRAYS["16 bits"]
     pack = gzcli.open_data(array)
     assert pack.seen(256) is pack and pack.seen(None) is not pack
-    found = np.concatenate([np.asarray(pack.images(split)) for split in ("train", "val", "test")])
+    pixels = np.concatenate([np.asarray(pack.images(split)) for split in ("train", "val", "test")])
     assert np.array_equal(
-        order(found), order(((array.astype(np.uint32) + 128) // 257).astype(np.uint8)[:, None])
+        order(pixels), order(((array.astype(np.uint32) + 128) // 257).astype(np.uint8)[:, None])
     )
     refused("whose values have 65,536 levels", pack.seen, 4096)
     refused("are real numbers", gzcli.open_data(ARRAYS["floats"]).seen, 256)
@@ -157,21 +157,21 @@ def test_what_a_float_cannot_be(tmp_path):
 
 def tiff(*pages: np.ndarray, bits: int | None = None) -> bytes:
     buffer = io.BytesIO()
-    first, *others = [Image.fromarray(page) for page in pages]
-    first.save(buffer, "TIFF", save_all=True, append_images=others, tiffinfo={258: bits} if bits else {})
+    first, *rest = [Image.fromarray(page) for page in pages]
+    first.save(buffer, "TIFF", save_all=True, append_images=rest, tiffinfo={258: bits} if bits else {})
     return buffer.getvalue()
 
 
 def test_a_tiff_of_many_pages_floats_or_sixteen_bits(tmp_path):
     byte, wide = ARRAYS["4 channels"][0, :, :, 0], ARRAYS["16 bits"][0]
     assert decoded(tiff(byte), "a.tif") is None, "a picture"
-    found, levels = decoded(tiff(byte, byte[::-1], byte), "a.tif")
-    assert found.shape == (3, 10, 8) and levels == 256 and np.array_equal(found[1], byte[::-1])
-    found, levels = decoded(tiff(wide), "a.tif")
-    assert levels == 65536 and np.array_equal(found[0], wide)
+    values, levels = decoded(tiff(byte, byte[::-1], byte), "a.tif")
+    assert values.shape == (3, 10, 8) and levels == 256 and np.array_equal(values[1], byte[::-1])
+    values, levels = decoded(tiff(wide), "a.tif")
+    assert levels == 65536 and np.array_equal(values[0], wide)
     real = ARRAYS["floats"][0, :, :, 0]
-    found, levels = decoded(tiff(real, real * 2), "a.tif")
-    assert levels is None and np.array_equal(found[1], real * 2)
+    values, levels = decoded(tiff(real, real * 2), "a.tif")
+    assert levels is None and np.array_equal(values[1], real * 2)
     refused("cannot be decoded", decoded, b"II*\0", "a.tif", error=MissingError)
 
 
@@ -180,8 +180,8 @@ def test_a_tiff_of_many_values_a_pixel(tmp_path):
     for array, levels in ((ARRAYS["12 bands"][0], 65536), (ARRAYS["floats"][0], None)):
         buffer = io.BytesIO()
         tifffile.imwrite(buffer, array.transpose(2, 0, 1), photometric="minisblack")
-        found, own = decoded(buffer.getvalue(), "a.tif")
-        assert own == levels and np.array_equal(found, array.transpose(2, 0, 1))
+        values, depth = decoded(buffer.getvalue(), "a.tif")
+        assert depth == levels and np.array_equal(values, array.transpose(2, 0, 1))
 
 
 def test_a_folder_of_tiffs_is_of_one_kind(tmp_path):

@@ -116,9 +116,9 @@ def test_every_picture_has_a_p_value_by_images_that_no_score_saw(trained, tmp_pa
     assert [float(row["nll"]) for row in rows] == [row["scores"]["nll"] for row in result["files"]]
     assert result["seeds"] == 1 and all("spread" not in row for row in result["files"]), "it has no noise"
     assert min(Image.open(tmp_path / "alarm.png").size) > 100
-    (flagged, others), n = shown[0], result["flagged"]
-    assert flagged[0].name == f"flagged: {n}" and others[0].name == f"not flagged: 16 of {30 - n}"
-    words = [tuple(words) for block in (flagged, others) for row in block for words in row.under]
+    (flagged, rest), n = shown[0], result["flagged"]
+    assert flagged[0].name == f"flagged: {n}" and rest[0].name == f"not flagged: 16 of {30 - n}"
+    words = [tuple(words) for block in (flagged, rest) for row in block for words in row.under]
     assert words == [(row["file"], f"p {row['p']:.2g}") for row in result["files"][: n + 16]]
 
 
@@ -206,8 +206,8 @@ def test_blank_pictures_are_flagged_by_the_lower_tail(trained, tmp_path):
     assert result["thresholds_low"] == {"typicality": None}
 
 
-@pytest.mark.parametrize("others", [(), ("flat",)])
-def test_a_model_that_overflows_flags_the_picture(trained, flat, tmp_path, monkeypatch, capsys, others):
+@pytest.mark.parametrize("members", [(), ("flat",)])
+def test_a_model_that_overflows_flags_the_picture(trained, flat, tmp_path, monkeypatch, capsys, members):
     """By one draw that is not finite, alone and in an ensemble. A held-out image must have finite scores."""
     bad = torch.tensor([math.inf, math.nan, -math.inf])  # of a black, a grey and a white picture
 
@@ -220,7 +220,7 @@ def test_a_model_that_overflows_flags_the_picture(trained, flat, tmp_path, monke
     images = np.array(open_pack("digits").images("test")[:9])
     images[:3] = np.array([0, 127, 255], np.uint8)[:, None, None, None]
     np.savez(tmp_path / "mine.npz", images=images)
-    request = job(tmp_path / "mine.npz", scores=("noisy",), others=others)
+    request = job(tmp_path / "mine.npz", scores=("noisy",), others=members)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         result = alarm.run(request, tmp_path, CPU, Log())
@@ -273,9 +273,9 @@ def test_maps_show_the_strangest(trained, tmp_path, pictures, monkeypatch):
     for png in (False, True):
         result = judged(tmp_path, pictures, scores=("typicality",), fpr=0.15, maps=True, png=png)
         sides = ([row["file"] for row in result["files"] if row["flagged"] == side] for side in (True, False))
-        flagged, others = sides
-        assert len(flagged) > 5 and len(others) > 5  # the sheet has some of each, with their maps
-        mapped = [row["file"] for row in result["files"]] if png else flagged[:5] + others[:5]
+        flagged, unflagged = sides
+        assert len(flagged) > 5 and len(unflagged) > 5  # the sheet has some of each, with their maps
+        mapped = [row["file"] for row in result["files"]] if png else flagged[:5] + unflagged[:5]
         assert result["map"] == "nll" and list(result["outputs"]["maps"]) == mapped
         assert Image.open(next(iter(result["outputs"]["maps"].values()))).size == (16, 16)
     # `local` is the maximum of this map against those of held-out images

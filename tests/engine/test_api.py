@@ -223,7 +223,7 @@ def test_bench_and_ood_are_jobs_with_typed_results(run, monkeypatch, tmp_path):
     made = gzcli.bench("mine", data="digits", metrics=["swd"], n=100, cpu=True, quiet=True)
     assert jobs[0].runs == (str(run.path),) and (jobs[0].metrics, jobs[0].n) == (("swd",), 100)
     assert made.rows[0].metrics == {"fd": 3.0} and made.places == {"mine": "1"} and made.folder.is_dir()
-    told = gzcli.ood("mine", out="glyphs", scores=["elbo"], n=5, cpu=True, quiet=True)
+    result = gzcli.ood("mine", out="glyphs", scores=["elbo"], n=5, cpu=True, quiet=True)
     assert (jobs[1].ins, jobs[1].outs, jobs[1].scores) == ("digits", ("glyphs",), ("elbo",))
-    assert told.best.score == "elbo" and told.best.auroc == 0.9 and told.run == run.id
+    assert result.best.score == "elbo" and result.best.auroc == 0.9 and result.run == run.id
     refused("no score of `vae` has the option `strats`", gzcli.ood, "mine", out="glyphs", strats=3)

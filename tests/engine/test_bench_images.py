@@ -196,11 +196,11 @@ def test_the_table_fits_and_names_what_it_leaves_out(capsys, monkeypatch):
     way = {name: column_of(name).better for name in names}
     result = {"rows": [row], "floors": [floor], "directions": way, "biased": {"200": ["fd_lite"]}}
     bench_verb.table(result)
-    printed, told_ = capsys.readouterr()
+    printed, progress = capsys.readouterr()
     head, *lines = printed.splitlines()
     assert max(map(len, printed.splitlines())) <= 80 and head.split()[:3] == ["name", "fd_lite~↓", "±"]
     assert "precision↑" in head and "recall↑" in head and "(real images, 150)" in lines[-1]
-    assert "omitted to save space" in told_ and "seconds" in told_ and "density_lenet" in told_
+    assert "omitted to save space" in progress and "seconds" in progress and "density_lenet" in progress
     bench_verb.table(result, wide=True)
     head, line, *_ = capsys.readouterr().out.splitlines()
     assert "params" in head and " 12.3K " in line

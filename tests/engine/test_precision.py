@@ -80,21 +80,21 @@ def test_rates_are_measured_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("GZ_HOME", str(tmp_path))
     calls = []
     monkeypatch.setattr(rates, "measured", lambda types: calls.append(types) or RATES)
-    rates._kept.cache_clear()
+    rates._stored.cache_clear()
     try:
         assert rates.cpu_rates("a CPU") == RATES
-        rates._kept.cache_clear()  # as another process
+        rates._stored.cache_clear()  # as another process
         assert rates.cpu_rates("a CPU") == RATES and len(calls) == 1
         assert rates.cpu_rates("another") == RATES and len(calls) == 2
     finally:
-        rates._kept.cache_clear()
+        rates._stored.cache_clear()
 
 
 def test_measured_rates_are_plausible():
     before = torch.get_num_threads()
     with torch.inference_mode():  # as a sampler asks for them
-        found = rates.measured(("fp32",))["fp32"]
-    assert found.keys() == rates.WORK.keys() and all(0.05 < rate < 5_000 for rate in found.values())
+        speeds = rates.measured(("fp32",))["fp32"]
+    assert speeds.keys() == rates.WORK.keys() and all(0.05 < rate < 5_000 for rate in speeds.values())
     assert torch.get_num_threads() == before
 
 

@@ -155,8 +155,8 @@ def test_more_ranks_than_batches_share_smaller_ones(tmp_path, monkeypatch):
     job = replace(OOD, n=11)
     one = ood.run(job, tmp_path, CPU, Log())
     many = Ranks(monkeypatch, 4)
-    first, *others = many(lambda rank: ood.run(job, tmp_path, CPU, Log(rank=rank)))
-    assert others == [{}] * 3
+    first, *rest = many(lambda rank: ood.run(job, tmp_path, CPU, Log(rank=rank)))
+    assert rest == [{}] * 3
     for a, b in zip(one["results"], first["results"], strict=True):
         assert (a["score"], a["n_out"]) == (b["score"], b["n_out"])
         assert a["auroc"] == pytest.approx(b["auroc"], abs=1e-9)

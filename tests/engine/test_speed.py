@@ -24,7 +24,7 @@ from gzcli.data.packs.batches import Ahead, TrainBatches, reader
 from gzcli.data.packs.open import open_pack
 from gzcli.engine import forecast
 from gzcli.engine import step as steps
-from gzcli.engine.cadence import KEPT, TIMED, WARM_UP, Pauses, count_steps
+from gzcli.engine.cadence import RESERVE, TIMED, WARM_UP, Pauses, count_steps
 from gzcli.engine.log import Log, Speed, TrainBar, in_words, with_room
 from gzcli.engine.pictures import training_speed
 from gzcli.launch import launcher
@@ -116,7 +116,7 @@ def test_minutes_wait_for_the_device_at_both_ends():
     pauses = Pauses(TrainSection(), 60_000.0, {})
     count = count_steps(done.append, [Phase("main", [])], pauses, base, clock)
     assert readings == [0, WARM_UP, WARM_UP + TIMED, WARM_UP + TIMED]
-    assert count == int((1 - KEPT) * 60_000 - WARM_UP - TIMED)
+    assert count == int((1 - RESERVE) * 60_000 - WARM_UP - TIMED)
 
 
 def batches() -> TrainBatches:

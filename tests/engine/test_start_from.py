@@ -46,8 +46,8 @@ def weights(name):
 def test_net_and_preprocessing_are_of_the_weights_and_the_length_is_of_few_images():
     run = find_run("pretrained:vae-glyphs")
     there, part = run.tree(), ask("pretrained:vae-glyphs", "patches", (), CPU).recipe.parts[0]
-    own = part.tree()["model"]
-    assert own == {key: there["model"].get(key, value) for key, value in own.items()}
+    options = part.tree()["model"]
+    assert options == {key: there["model"].get(key, value) for key, value in options.items()}
     assert (part.data.size, part.data.channels, part.data.levels) == (28, None, None)
     few = ask("vae", "patches", ("data.size=28", "data.n=200"), {"scale": "small", **CPU}).recipe.parts[0]
     assert part.train.steps == few.train.steps != there["train"]["steps"] and part.train.ema == few.train.ema
@@ -73,8 +73,8 @@ def test_layers_of_other_classes_begin_anew_and_a_line_says_so(capfd):
         float((old[n] - v).abs().max()) for n, v in new.items() if n not in rows and v.is_floating_point()
     )
     assert 0 < near < 0.2  # two steps away from the weights, where new ones would be far
-    other = ask(run.id, "digits-ab", (), CPU)  # other images: its weights
-    assert other.parent and other.recipe.parts[0].train.parent.startswith(f"{run.id} sha256:")
+    recipe = ask(run.id, "digits-ab", (), CPU)  # other images: its weights
+    assert recipe.parent and recipe.recipe.parts[0].train.parent.startswith(f"{run.id} sha256:")
     assert ask(run.id, "digits", (), CPU).earlier == run  # its own: the same training again
     assert ask(run.id, "digits-ab", (), CPU, resume=True).earlier == run
 

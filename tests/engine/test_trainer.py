@@ -328,8 +328,8 @@ def test_a_loss_that_rises_is_told_whatever_chooses_the_best(monkeypatch):
     monkeypatch.setattr(Trainer, "get_net", lambda self: None)
     monkeypatch.setattr(Log, "warn", lambda self, text: said.append(text))
     run = fit(recipe(FIRST["fm"], steps=10, sets=("train.eval_every=1", "train.best=fd"))).run
-    (told,) = [text for text in said if "has worsened" in text]
-    assert told.startswith("validation has worsened since step 2") and next(losses, None) is None
+    (message,) = [text for text in said if "has worsened" in text]
+    assert message.startswith("validation has worsened since step 2") and next(losses, None) is None
     assert run.model_file.samefile(run.checkpoint(4).averaged)
 
 

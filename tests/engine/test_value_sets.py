@@ -72,15 +72,15 @@ def steps_of(case: zoo.Case, data: str, kind: str) -> str:
         assert case.model in e.message.replace("-", "_") and e.hint
         return e.message
     t = fit(tree)
-    own = pack.seen(None).info()
-    assert t.info.shape == own.shape and t.info.levels == own.levels
+    info = pack.seen(None).info()
+    assert t.info.shape == info.shape and t.info.levels == info.levels
     t.run.update(state="finished")
     trained = load_trained(t.run, "cpu")
     options = {"options": dict(case.sample)} if case.sample else {}
     pictures, values = sampler.draw_all(trained, 3, **options)
     array = KINDS[kind]
     assert pictures.shape == (3, *pack.shape) and pictures.dtype == np.uint8
-    assert values.shape == (3, *own.shape) and values.dtype == array.dtype and np.isfinite(values).all()
+    assert values.shape == (3, *info.shape) and values.dtype == array.dtype and np.isfinite(values).all()
     again = fit(recipe(small, steps=4, data=data, sets=PLAIN), run=t.run)
     assert again.start == 2 and again.done == 4
     return "ok"

@@ -122,9 +122,9 @@ def test_a_damaged_record_is_named(run, name, capsys):
 def test_a_record_of_the_machine_does_not_stop_a_training(run, how, capsys):
     """Nothing is trained by `env.json`."""
     garbage: dict[str, Any] = {"packages": 3, "training": [], "data": "x", "command": {}, "models": 1}
-    other = {"data": {"name": "digits", "digest": "x", "counts": 5}, "training": {"recipe": 5}}
+    metadata = {"data": {"name": "digits", "digest": "x", "counts": 5}, "training": {"recipe": 5}}
     content = {**DAMAGES, "half": b'{"packages": {', "other types": json.dumps(garbage).encode()}
-    content["other data"] = json.dumps(other).encode()
+    content["other data"] = json.dumps(metadata).encode()
     status = run.status_file.read_bytes()
     with damaged(run.path / "env.json", content[how]), damaged(run.status_file, status):
         code, text = outcome(run, ("train", "RUN", "--resume", "--steps", "9"), capsys)
@@ -252,12 +252,12 @@ def test_a_file_that_fails_on_loading_is_named_as_the_user_typed_it(run, tmp_pat
     """And not by its copy in the cache; a copy of the file is named by its own path."""
     whole = checkpoints.read_weights(run.path / "model.safetensors")
     first = next(iter(whole.weights))
-    other = replace(whole.part, options=dict(whole.part.options) | {"latent": 3})
+    wrong = replace(whole.part, options=dict(whole.part.options) | {"latent": 3})
     changes: dict[str, dict[str, Any]] = {
         "nan": {"weights": {**whole.weights, first: whole.weights[first] * float("nan")}},
         "inf": {"weights": {**whole.weights, first: whole.weights[first] + float("inf")}},
         "lacks": {"weights": {k: v for k, v in whole.weights.items() if k != first}},
-        "other": {"part": other},
+        "other": {"part": wrong},
     }
     for how, change in changes.items():
         file = tmp_path / f"{how}.safetensors"

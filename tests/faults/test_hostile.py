@@ -315,9 +315,9 @@ ood vae --in WORD --out WORD; runs list --data WORD; runs list --model WORD; lis
 NAMED = st.tuples(st.sampled_from([tuple(line.split()) for line in LINES.split(";")]), WORDS).map(
     lambda two: [two[1] if part == "WORD" else part for part in two[0]]
 )
-KNOWN = """train sample vae fm --data digits --set train.steps=1 --json list runs show --label 3 -n 0
+VOCABULARY = """train sample vae fm --data digits --set train.steps=1 --json list runs show --label 3 -n 0
 --steps x recipe ood --out bench data --help"""
-COMMANDS = st.lists(st.sampled_from(KNOWN.split()) | st.text(max_size=12), max_size=7)
+COMMANDS = st.lists(st.sampled_from(VOCABULARY.split()) | st.text(max_size=12), max_size=7)
 
 
 def test_any_command_line_is_met(place, tmp_path, monkeypatch):

@@ -192,14 +192,14 @@ def hindsight(of: Inspected) -> Iterator[Row]:
     every = [(share(*scores), name, how) for name, how, scores in every_score(of)]
     best, name, settings = max(every, key=lambda row: row[0])
     default = METHODS[DEFAULT].fit(of.train)
-    found = share(default.score(of.good), default.score(of.bad))
+    detected = share(default.score(of.good), default.score(of.bad))
     yield {
         "set": of.name,
-        "default": round(found, 1),
+        "default": round(detected, 1),
         "best": name,
         "best_settings": dict(settings),
         "best_detected": round(best, 1),
-        "regret": round(best - found, 1),
+        "regret": round(best - detected, 1),
         "settings": len(every),
         "best_of": {
             key: round(max(s for s, n, _ in every if n == key), 1) for key in {n for _, n, _ in every}

@@ -206,9 +206,9 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[str
         if one is None or two is None:
             figures.append(f"{name} is written by {'AFTER' if one is None else 'BEFORE'} alone")
             continue
-        bits, others = one.get("bits", {}), two.get("bits", {})
+        bits, later = one.get("bits", {}), two.get("bits", {})
         figures += [
-            f"{name} {key}" for key in sorted(bits.keys() | others.keys()) if bits.get(key) != others.get(key)
+            f"{name} {key}" for key in sorted(bits.keys() | later.keys()) if bits.get(key) != later.get(key)
         ]
         kind = figures if Path(name).suffix in FIGURES else messages
         kind += [f"{name} {line}" for line in changed(one.get("text"), two.get("text"))]

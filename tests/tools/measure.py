@@ -44,7 +44,7 @@ BESIDE = {"torchcfm": "cfm", "denoising-diffusion-pytorch": "ddpm", "pythae": "v
 
 
 # what is kept of a row, so that further models and seeds can join it
-KEPT = (
+FIELDS = (
     *standings.FACTS,
     "commit",
     "machine",
@@ -80,7 +80,7 @@ def league(*folders: Path, root: Path = measured.ROOT, commit: str | None = None
         new = [row for one in leagues for row in one.result["rows"]]
         for row in (*before, *({**row, "commit": row.get("commit") or commit} for row in new)):
             if not row.get("error") or (row["model"], row["seed"]) not in rows:
-                rows[row["model"], row["seed"]] = {key: row[key] for key in KEPT if key in row}
+                rows[row["model"], row["seed"]] = {key: row[key] for key in FIELDS if key in row}
         (into / "rows.json").write_text(json.dumps(list(rows.values())) + "\n")
         joined = standings.of_one_size(list(rows.values()))
         (into / "league.csv").write_text(standings.table_of(joined))

@@ -71,7 +71,7 @@ def git(of: str, *words: str) -> bytes:
 @contextmanager
 def checkout(of: str, under: str = "") -> Iterator[None]:
     """Inside, the modules of a repository are imported; `under`: from this folder of it."""
-    known = set(sys.modules)
+    modules = set(sys.modules)
     with tempfile.TemporaryDirectory() as folder:
         paths = git(of, "ls-tree", "-r", "HEAD", "--name-only").decode().split("\n")
         for path in (path for path in paths if path.endswith(".py")):
@@ -83,7 +83,7 @@ def checkout(of: str, under: str = "") -> Iterator[None]:
             yield
         finally:
             sys.path.remove(str(Path(folder, under)))
-            for name in set(sys.modules) - known:
+            for name in set(sys.modules) - modules:
                 module = sys.modules[name]
                 where = [getattr(module, "__file__", None), *getattr(module, "__path__", [])]
                 if any(str(path).startswith(folder) for path in where):

@@ -29,8 +29,8 @@ QUIET = ("train.sample_every=0", "train.samples=2", "train.patience=null", "trai
 def after(weights: str, data: str, sets: tuple[str, ...], steps: int, *, scratch: bool) -> float:
     """The validation loss of a training."""
     flags = {"launch.cpu": True, "train.steps": steps}
-    own = ("train.best=loss", f"train.eval_every={steps}", *sets)
-    start = prepare(ask(weights, data, (*QUIET, *own, *("train.init=null",) * scratch), flags))
+    options = ("train.best=loss", f"train.eval_every={steps}", *sets)
+    start = prepare(ask(weights, data, (*QUIET, *options, *("train.init=null",) * scratch), flags))
     run = start.train(start.recipe())
     figures = {key: value for line in lines(run.path / "metrics.jsonl") for key, value in line.items()}
     runs.remove(run)

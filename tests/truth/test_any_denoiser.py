@@ -67,7 +67,7 @@ def test_each_prediction_inverts_to_image_and_noise(kind, options):
 def test_one_function_is_one_denoiser_and_one_ode_by_any_prediction(kind, options):
     """A network whose image is sin x / 2, by each of its four or five outputs: the same estimates, the same
     right-hand side of the ODE, which for a velocity is the output itself, and the same step."""
-    x, found = images(4, INFO.shape).double(), []
+    x, estimates = images(4, INFO.shape).double(), []
     for prediction in (*PREDICTIONS, *(["edm"] if kind is EDM else [])):
         model = kind.of(INFO, **SMALL, **options, prediction=prediction).eval()
         time = round(model.process.at_share(0.5)) if kind is DDPM else model.process.at_share(0.5)
@@ -80,12 +80,12 @@ def test_one_function_is_one_denoiser_and_one_ode_by_any_prediction(kind, option
         model.output = output
         level, slope = model.process.levels_at(t), model.velocity()(x, t)
         estimate = model.estimate(x, level)
-        found.append((estimate.x0, estimate.eps, slope, x + 0.01 * slope))
+        estimates.append((estimate.x0, estimate.eps, slope, x + 0.01 * slope))
     near = {"rtol": 1e-4, "atol": 1e-5} if kind is DDPM else {"rtol": 1e-9, "atol": 1e-9}  # of fp32 tables
-    for values in found:
-        for value, first in zip(values, found[0], strict=True):
+    for values in estimates:
+        for value, first in zip(values, estimates[0], strict=True):
             torch.testing.assert_close(value, first, **near)
-    torch.testing.assert_close(found[0][0], x.sin() / 2, **near)
+    torch.testing.assert_close(estimates[0][0], x.sin() / 2, **near)
 
 
 @pytest.mark.parametrize(("kind", "options"), CHOSEN, ids=str)

@@ -363,16 +363,16 @@ def test_learned_variances_are_those_of_the_reverse_process():
     process, std = DiscreteVP("linear", 30), 0.5
     t = torch.arange(1, 30)
     levels = [process.level(i) for i in range(30)]
-    given = [std**2 * b.sigma**2 / (b.alpha**2 * std**2 + b.sigma**2) for b in levels]  # of x_0 given x_t
+    posterior = [std**2 * b.sigma**2 / (b.alpha**2 * std**2 + b.sigma**2) for b in levels]  # of x_0 given x_t
     share = []
-    for s, u, error in zip(levels[1:], levels, given[1:], strict=False):
+    for s, u, error in zip(levels[1:], levels, posterior[1:], strict=False):
         var = samplers.posterior(0.0, 0.0, s, u)[1]
         pull = samplers.posterior(1.0, 0.0, s, u)[0]
         large = samplers.transition(s, u)[1]
         share.append(math.log((var + pull**2 * error) / var) / math.log(large / var))
     share = torch.tensor(share)[:, None, None, None].requires_grad_()
     assert share.min() > 0 and share.max() < 1
-    process.kl(t, torch.tensor(given[1:])[:, None, None, None], share).sum().backward()
+    process.kl(t, torch.tensor(posterior[1:])[:, None, None, None], share).sum().backward()
     torch.testing.assert_close(share.grad, torch.zeros_like(share), atol=1e-5, rtol=0)
 
 

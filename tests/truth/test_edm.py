@@ -89,8 +89,8 @@ def test_a_weaker_model_whose_error_is_known_guides_to_the_exact_estimate_and_be
             x0 = model.to_estimate(model.output(x, level, None, scale), x, level).x0
             torch.testing.assert_close(x0 - truth, torch.full_like(x0, (3 - 2 * scale) * 0.1 * 0.5))
         assert (model.guidance_scale(None), right.guidance_scale(None)) == (1.3, 1.0)
-        with ThreadPoolExecutor(1) as other:  # another thread draws from the model as it is
-            assert other.submit(model.guidance_scale, None).result() == 1.0
+        with ThreadPoolExecutor(1) as pool:  # another thread draws from the model as it is
+            assert pool.submit(model.guidance_scale, None).result() == 1.0
     assert model.guidance_scale(None) == 1.0
     other_images = model.guided_away_from(EDM.of(DataInfo((1, 4, 5)), **SMALL))
     with pytest.raises(UsageError, match="`weak` has different images"), other_images:

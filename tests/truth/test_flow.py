@@ -3,7 +3,7 @@
 import pytest
 import torch
 from draws import fitted
-from flows import DIGITS, Given, batch, images, log_det_by_autograd, noise, roughen
+from flows import DIGITS, FixedNoise, batch, images, log_det_by_autograd, noise, roughen
 from refused import refused
 
 from gzcli.core.types import BatchNoise, DataInfo, no_progress
@@ -27,8 +27,8 @@ def test_a_coupling_changes_the_squares_of_one_colour_given_those_of_the_other()
     jac = torch.autograd.functional.jacobian(flat, v).view(64, 64)
     black = (torch.arange(8)[:, None] + torch.arange(8) + 1).remainder(2).flatten().bool()  # (0, 0) is black
     assert torch.equal(jac[black], torch.eye(64, dtype=torch.float64)[black])
-    others = jac[~black][:, ~black]
-    assert torch.equal(others, torch.diag(others.diagonal())) and (others.diagonal() != 1).all()
+    white = jac[~black][:, ~black]
+    assert torch.equal(white, torch.diag(white.diagonal())) and (white.diagonal() != 1).all()
     assert (jac[~black][:, black] != 0).any(1).all()
 
 
@@ -71,8 +71,8 @@ def test_log_q_is_the_density_of_the_dequantisation_noise():
     """The noise starts uniform, so log q(u | x) = −log |det du / d noise|."""
     made, x = dequantiser(), images(1, (1, 2, 2), 17).double()
     start = 0.1 + 0.8 * torch.rand(1, 1, 2, 2, dtype=torch.float64)
-    v, log_q = made(x, Given(start))
-    log_det = log_det_by_autograd(lambda r: made(x, Given(r))[0] * 17, start)
+    v, log_q = made(x, FixedNoise(start))
+    log_det = log_det_by_autograd(lambda r: made(x, FixedNoise(r))[0] * 17, start)
     torch.testing.assert_close(log_q, -log_det)
     u = v * 17 - (x + 1) * 8
     assert (u > 0).all() and (u < 1).all() and not torch.allclose(u, start, atol=0.01)
@@ -87,7 +87,7 @@ def test_log_q_is_the_density_of_the_dequantisation_noise():
             y, context = layers.squeeze(u.logit()), made.context(layers.squeeze(one)).relu()
             for step in reversed(made.steps):
                 y = step.inverse(y, context)
-            v, log_q = made(one, Given(layers.unsqueeze(y).sigmoid()))
+            v, log_q = made(one, FixedNoise(layers.unsqueeze(y).sigmoid()))
             torch.testing.assert_close(v * 17 - (one + 1) * 8, u)
             densities.append(log_q.exp())
             assert densities[-1].mean().item() == pytest.approx(1, abs=0.03) and densities[-1].std() > 0.1

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from draws import fitted
-from flows import DIGITS, Given, batch, images, log_det_by_autograd, roughen
+from flows import DIGITS, FixedNoise, batch, images, log_det_by_autograd, roughen
 
 from gzcli.core.types import BatchNoise, DataInfo
 from gzcli.models.nn import from_levels
@@ -114,11 +114,11 @@ def dequantiser(levels=4) -> flowpp.Dequantiser:
 def test_densities_of_noise_and_image_are_those_of_their_jacobians():
     q, x = dequantiser(), from_levels(torch.tensor([[[[1, 3]]]]), 4).double()
     eps = torch.randn(1, 1, 1, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    v, log_q = q(x, Given(eps))
+    v, log_q = q(x, FixedNoise(eps))
     u = 4 * v - torch.tensor([1.0, 3.0])
     assert ((u > 0) & (u < 1)).all()
     log_normal = torch.distributions.Normal(0.0, 1.0).log_prob(eps).sum()
-    log_det = log_det_by_autograd(lambda e: 4 * q(x, Given(e))[0], eps)
+    log_det = log_det_by_autograd(lambda e: 4 * q(x, FixedNoise(e))[0], eps)
     torch.testing.assert_close(log_q, log_normal - log_det)
     # ∫ q(u | x) du over the square of two pixels, on a grid of y = logit u, where `forward` states q
     q, means = dequantiser(), []
@@ -128,7 +128,7 @@ def test_densities_of_noise_and_image_are_those_of_their_jacobians():
     du = (u * (1 - u) / 3).prod(-1).flatten()
     for k in (torch.tensor([0, 0]), torch.tensor([1, 3])):
         x = (k.double() * 2 / 3 - 1).expand(len(y), 1, 1, 2)
-        v, log_q = q(x, Given(q.couplings.inverse(y, q.context(x))))
+        v, log_q = q(x, FixedNoise(q.couplings.inverse(y, q.context(x))))
         torch.testing.assert_close(4 * v - k, u, atol=1e-9, rtol=0)
         mass = log_q.exp() * du
         assert mass.sum().item() == pytest.approx(1, abs=1e-3)
@@ -136,12 +136,12 @@ def test_densities_of_noise_and_image_are_those_of_their_jacobians():
     assert (means[0] - means[1]).abs().max() > 0.01
     model, x = model_of(levels=17).double(), images(1, (1, 4, 8), 17).double()
     eps = torch.randn(1, 1, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    v, log_q = model.dequantiser(x, Given(eps))
+    v, log_q = model.dequantiser(x, FixedNoise(eps))
     mean, log_std = model.top
     standard = lambda t: (model.encode(t)[0][0] - mean) * (-log_std).exp()  # noqa: E731
     log_p = torch.distributions.Normal(0.0, 1.0).log_prob(standard(v)).sum()
     want = log_p + log_det_by_autograd(standard, v) - log_q - 32 * math.log(17)
-    torch.testing.assert_close(model.log_prob(x, noise=Given(eps)), want)
+    torch.testing.assert_close(model.log_prob(x, noise=FixedNoise(eps)), want)
 
 
 @pytest.mark.slow

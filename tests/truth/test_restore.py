@@ -37,10 +37,10 @@ def test_each_operator_loses_what_the_model_knows(name):
         x[:1], labels=labels[:1] if model.conditional else None, noise=noise(1), options=options
     )
     torch.testing.assert_close(one.images, applied.images[:1], atol=1e-3, rtol=0)  # alone or in a batch
-    given = RestoreOptions(operator="inpaint", degraded=True, steps=5)
+    options = RestoreOptions(operator="inpaint", degraded=True, steps=5)
     mask = torch.ones(2, 1, *x.shape[2:])
-    kept = model.restore(x, mask=mask, labels=labels, noise=noise(2), options=given)
-    assert not kept.figures and float((kept.images - x).abs().mean()) < 0.1  # all pixels are seen
+    restored = model.restore(x, mask=mask, labels=labels, noise=noise(2), options=options)
+    assert not restored.figures and float((restored.images - x).abs().mean()) < 0.1  # all pixels are seen
 
 
 def test_without_deepinv_it_says_what_to_install(monkeypatch):

@@ -46,8 +46,8 @@ def test_fresh_real_images_gain_what_they_gain_and_duplicates_gain_nothing(sides
     way = replace(LENET, augment=None, batch=64, steps=STEPS, seed=11)
     nets = [trained(*data, CLASSES, way) for data in (both, few)]
     judges = [NetFeatures(net, "", 0, False, torch.device("cpu")) for net in nets]
-    others = [(judge.predict(test[0]) == test[1]).mean() for judge in judges]
-    assert 0 < fresh["both_gain"].low <= others[0] - others[1] <= fresh["both_gain"].high
+    accuracies = [(judge.predict(test[0]) == test[1]).mean() for judge in judges]
+    assert 0 < fresh["both_gain"].low <= accuracies[0] - accuracies[1] <= fresh["both_gain"].high
     for figures in (doubled, fresh):
         assert "filled" not in figures  # the classes are equally frequent
         for name in ("samples", "both"):

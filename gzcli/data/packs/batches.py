@@ -255,9 +255,9 @@ class TrainBatches:
         A streamed set is read ahead, so steps should follow one another.
         """
         index, rows, prepared = self.reader(self._read, step)
-        (pictures, y, extra), *others = rows
+        (pictures, y, extra), *rest = rows
         pictures = self._pixels(pictures, step, "data")
-        for further, _, _ in others:
+        for further, _, _ in rest:
             extra["second_domain"] = self._pixels(further, step, "data of b")["x"]
         return Batch(pictures.pop("x"), y, index, self._noise(step, "main"), pictures | extra | prepared)
 
@@ -338,9 +338,9 @@ def scan_by_content(
     drawn: images, uint8, that replace those at these positions."""
     device = torch.device(device)
     parts = torch.as_tensor(np.asarray(index), dtype=torch.int64).split(batch_size)
-    others = [None] * len(parts) if drawn is None else torch.from_numpy(drawn).split(batch_size)
+    replacements = [None] * len(parts) if drawn is None else torch.from_numpy(drawn).split(batch_size)
     taken = _taken(pack, split, parts, device, uncut=False, shaped=False)
-    for (pictures, y, extra), replaced in zip(taken, others, strict=True):
+    for (pictures, y, extra), replaced in zip(taken, replacements, strict=True):
         if replaced is not None:
             pictures = pictures | {"x": moved(replaced, device)}
         images = pictures["x"].cpu().numpy()

@@ -367,8 +367,8 @@ def alone(data: DataSet) -> Iterator[None]:
     """Keeps other processes from using the set within the block. Raises UsageError if one uses it already."""
     raw = cache_dir("raw", f".{data.key}.lock") if isinstance(data, DataSpec) else None
     with lock(_gate(data)):
-        if others := _other_users(data):
-            raise UsageError(f"`{data.reference}` is being used by process {others[0]}", hint=WAIT)
+        if users := _other_users(data):
+            raise UsageError(f"`{data.reference}` is being used by process {users[0]}", hint=WAIT)
         with lock(raw, wait=False) if raw else contextlib.nullcontext(True) as acquired:
             if not acquired:
                 raise UsageError(f"`{data.reference}` is being downloaded by another process", hint=WAIT)

@@ -206,12 +206,12 @@ class Pack:
         them. Raises UsageError for levels that the values do not have."""
         if self.meta.values is None:
             return self
-        channels, own = self.meta.values["channels"], self.meta.values["levels"]
-        if levels in (None, own) or (own == 256 and levels and levels < own):
+        channels, depth = self.meta.values["channels"], self.meta.values["levels"]
+        if levels in (None, depth) or (depth == 256 and levels and levels < depth):
             return ValuePack(self)
         if channels in (1, 3) and levels and levels <= 256:
             return self
-        have = "are real numbers" if own is None else f"have {own:,} levels"
+        have = "are real numbers" if depth is None else f"have {depth:,} levels"
         hint = "use `--set data.levels=null`"
         raise UsageError(
             f"`data.levels: {levels}` does not fit `{self.meta.name}`, whose values {have}", hint=hint
@@ -243,8 +243,8 @@ class Pack:
             if len(small) and names is not None:
                 width, height = sides[small[0]].tolist()
                 more = len(small) - 1
-                others = f" and {more:,} more {split} images are" if more else " is"
-                small_ones = f"`{names[small[0]]}` of `{self.meta.title}` ({width}×{height}){others}"
+                remainder = f" and {more:,} more {split} images are" if more else " is"
+                small_ones = f"`{names[small[0]]}` of `{self.meta.title}` ({width}×{height}){remainder}"
                 break
         hint = f"use `--set 'data.augment=[patch={least}]'`, or enlarge them by `--set data.size={patch}`"
         raise UsageError(f"{small_ones} smaller than the patch of {patch}×{patch}", hint=hint)
@@ -266,20 +266,20 @@ class ValuePack(Pack):
         values, (_, *sides) = pictures.meta.values or {}, pictures.meta.shape
         self.meta = replace(pictures.meta, shape=(values["channels"], *sides), values=None)
         self.patch, self.use, self.levels = pictures.patch, pictures.use, values["levels"]
-        self.own, self.onto = values, values
+        self.stored, self.shown_as = values, values
 
     def scaled_as(self, values: Values) -> ValuePack:
         """The same real numbers, rescaled so that −1 and 1 have the meaning that they have in a model's
         training set."""
-        self.onto = asdict(values)
+        self.shown_as = asdict(values)
         return self
 
     def images(self, split: str = "train", *, uncut: bool = False) -> np.ndarray:
-        values, (own, onto) = self._load(split, "values"), map(_ends, (self.own, self.onto))
-        if self.levels is None and own != onto:
+        values, (source, target) = self._load(split, "values"), map(_ends, (self.stored, self.shown_as))
+        if self.levels is None and source != target:
             from gzcli.data.readers.values import Values
 
-            values = Values.of(self.onto).scaled(Values.of(self.own).restored(values))
+            values = Values.of(self.shown_as).scaled(Values.of(self.stored).restored(values))
         return values if uncut else self._cut(values)
 
     def info(self, levels: int | None = None, steps: int = 0) -> DataInfo:
@@ -330,8 +330,8 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     added = [name for name in now["classes"] if name not in before["classes"]]
     for change, names in (("missing", gone), ("new", added)):
         if names:
-            others = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            changes.append(f"{change} classes {' '.join(f'`{name}`' for name in names[:NAMED])}{others}")
+            remainder = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            changes.append(f"{change} classes {' '.join(f'`{name}`' for name in names[:NAMED])}{remainder}")
     for split in SPLITS:
         if before["counts"][split] != now["counts"][split]:
             changes.append(f"{now['counts'][split]:,} {split} images instead of {before['counts'][split]:,}")

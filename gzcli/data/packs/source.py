@@ -34,8 +34,8 @@ FETCHED_UNASKED = 200_000_000  # bytes above which only `gz data download` downl
 def read(data: DataSet, form: Form, say: Say = silent) -> RawImages:
     """The images of a set. Missing files are downloaded unless they are large. Raises MissingError."""
     if isinstance(data, OwnSet):
-        return _own(data, form)
-    return _embedded(data) if data.embedded else _known(data, say)
+        return _imported(data, form)
+    return _embedded(data) if data.embedded else _published(data, say)
 
 
 def at_hand(data: DataSet, say: Say = silent) -> DataSet:
@@ -55,7 +55,7 @@ def at_hand(data: DataSet, say: Say = silent) -> DataSet:
     return data_set
 
 
-def _own(data: OwnSet, form: Form) -> RawImages:
+def _imported(data: OwnSet, form: Form) -> RawImages:
     from gzcli.data.readers.folder import open_path
 
     if not data.path.exists():
@@ -70,7 +70,7 @@ def _embedded(spec: DataSpec) -> RawImages:
     return MAKERS[spec.name](spec)
 
 
-def _known(spec: DataSpec, say: Say) -> RawImages:
+def _published(spec: DataSpec, say: Say) -> RawImages:
     """The images of a publisher's files."""
     import tarfile
 

@@ -134,9 +134,9 @@ class Files:
 
 def open_folder(path: Path, accepts: Callable[[str], bool]) -> Files:
     """The wanted regular files below a folder. `notes` count the entries that are not regular files."""
-    names, others = walk(path)
+    names, irregular = walk(path)
     notes = []
-    for kind, odd in others.items():
+    for kind, odd in irregular.items():
         place = " to folders already read" if kind == "repeated" else ""
         notes.append(f"{counted(len(odd), _BESIDE[kind])}{place} skipped (`{odd[0]}`)")
     return Files(path, [name for name in names if accepts(name)], notes)

@@ -73,7 +73,7 @@ def open_path(path: Path, form: Form | None = None) -> RawImages:
     chosen = PictureFilter()
     single = form.foreign and is_picture(path.name) and path.is_file()
     members: Members = Files(path.parent, [path.name]) if single else open_members(path, chosen)
-    archives = [kind for kind in (".tar", ".zip", ".npz") if kind in chosen.others]
+    archives = [kind for kind in (".tar", ".zip", ".npz") if kind in chosen.ignored]
     if archives and not any(map(is_picture, members.names)):
         hint = "give one of them; if the set is in several archives, unpack them into one folder"
         raise MissingError(f"`{path}` contains archives ({' '.join(archives)}) but no images", hint=hint)
@@ -323,10 +323,10 @@ def _layout_of(title: str, folders: Folders) -> str:
     splits = [head for head in heads if split_of(head)]
     marks = [head for head in heads if MARKS.fullmatch(head)]
     if splits:
-        others = [head for head in heads if head not in (*splits, *marks)]
+        strays = [head for head in heads if head not in (*splits, *marks)]
         mixes = f"`{title}` has images outside its splits"
-        if others:
-            message = f"{mixes}: `{splits[0]}` is a split, or a class like `{others[0]}`"
+        if strays:
+            message = f"{mixes}: `{splits[0]}` is a split, or a class like `{strays[0]}`"
             raise UsageError(message, hint=hint_of(title))
         if loose := sorted(name for name, f in folders.items() if not f):
             raise UsageError(f"{mixes}, such as `{loose[0]}`", hint=hint_of(title))

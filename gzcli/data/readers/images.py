@@ -139,7 +139,7 @@ class PictureFilter:
     """Selects images and the files that describe them, and counts all other files by kind."""
 
     def __init__(self) -> None:
-        self.others: Counter[str] = Counter()
+        self.ignored: Counter[str] = Counter()
 
     def __call__(self, name: str) -> bool:
         if is_picture(name):
@@ -149,17 +149,17 @@ class PictureFilter:
         path = PurePosixPath(name)
         if path.name == METADATA or path.suffix in (".txt", LABEL):
             return True
-        self.others[path.suffix.lower() or path.name] += 1
+        self.ignored[path.suffix.lower() or path.name] += 1
         return False
 
     @property
     def notes(self) -> list[str]:
         """["4 files of unknown kinds skipped (.heic .md)"], or []."""
-        if not (n := sum(self.others.values())):
+        if not (n := sum(self.ignored.values())):
             return []
-        kinds = [kind for kind, _ in self.others.most_common(4)]
-        examples = " ".join([*kinds, *(["…"] if len(self.others) > len(kinds) else [])])
-        plural = "s" if len(self.others) > 1 else ""
+        kinds = [kind for kind, _ in self.ignored.most_common(4)]
+        examples = " ".join([*kinds, *(["…"] if len(self.ignored) > len(kinds) else [])])
+        plural = "s" if len(self.ignored) > 1 else ""
         return [f"{counted(n, 'file')} of unknown kind{plural} skipped ({examples})"]
 
 

@@ -23,7 +23,7 @@ STRIDE = 2  # cells from one patch to the next
 MEMORY = 1200  # patches in the memory
 CANDIDATES = 16_000  # patches from which the memory is chosen
 AT_ONCE = 512  # patches compared together; their distances fit in the CPU's cache
-KNOWN = 120  # most good images whose maps define the usual value
+USUAL = 120  # most good images whose maps define the usual value
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def remembered(embedded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     usual, parts = [], list(parts_of(len(embedded)))
     memories = [coreset(embedded[part], MEMORY // len(parts)) for part in parts]
     for i, part in enumerate(parts):
-        others = [memory for j, memory in enumerate(memories) if j != i] or memories
-        usual.append(distances(embedded[part][: KNOWN // len(parts)], np.concatenate(others)))
+        rest = [memory for j, memory in enumerate(memories) if j != i] or memories
+        usual.append(distances(embedded[part][: USUAL // len(parts)], np.concatenate(rest)))
     return np.concatenate(memories), np.concatenate(usual)
 
 
