@@ -55,6 +55,8 @@ def announce(run: Run, ref: str, *, data: str | None = None) -> None:
         last = run.serving.status()["step"]
         best = f"using the weights of step {run.served:,}, the best by validation"
         out.info(f"note: {best}; `--checkpoint {last}` selects the last")
+    if length := run.serving.status().get("ema_length"):
+        out.info(f"note: using the average of EMA length {length:g}, made by `gz runs ema`")
     if runs.by_name(ref) is not None:
         weights = run.weights
         if run.state != "finished" and weights and weights != run.serving.model_file:

@@ -212,7 +212,7 @@ def check_values(part: Part, card: ModelCard, data: DataSpec | PackMeta | Facts)
         "pictures": (0, "8-bit images"),
     }[card.takes]
     if (facts["levels"] or math.inf) > most:
-        hint = f"use fm, ddpm, vae, dcgan or vqvae{as_pictures}"
+        hint = f"use fm, ddpm, vae or vqvae{as_pictures}"
         raise UsageError(f"`{spelt}` models {kinds}, but {what}", hint=hint)
     if part.data.latent:
         raise UsageError(f"`data.latent` needs 8-bit images, but {what}", hint="omit `data.latent`")

@@ -10,7 +10,8 @@ from refused import refused
 from safetensors.torch import load_file, save_file
 from zoo import FIRST
 
-from gzcli.cli import app
+from gzcli.cli import app, out
+from gzcli.cli.jobs import announce
 from gzcli.engine.trained import load_trained
 from gzcli.launch import launcher
 from gzcli.store import files
@@ -53,6 +54,9 @@ def test_a_run_serves_the_average_that_validates_best_or_one_of_a_length(home, m
     statistics = [name for name in served.keys() - parameters if name.endswith("mean")]
     assert statistics and not any(served[name].equal(usual[name]) for name in statistics)
     assert ema("--length", "0.05")["length"] == 0.05
+    out.configure(json=False)
+    announce(run, run.id)
+    assert "using the average of EMA length 0.05, made by `gz runs ema`" in capsys.readouterr().err
     snapshot, served = load_file(run.snapshots_folder / "00000018.safetensors"), load_file(run.model_file)
     for name in parameters:
         assert served[name].allclose(snapshot[f"0.05/{name}"], rtol=1e-5, atol=1e-7), name
