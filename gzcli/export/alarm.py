@@ -174,8 +174,7 @@ def of_pca_patch(g: Graph, fitted: PcaPatch, shape: Shape) -> str:
     of, beyond = fitted.whitened, SIDE // 2
     edge = np.array([0, 0, beyond, beyond] * 2, np.int64)
     y = g("Conv", g("Pad", x, edge, mode="edge"), of.rows.reshape(len(of.rows), c, SIDE, SIDE))
-    mean, deviation = (np.ascontiguousarray(each.transpose(2, 0, 1)) for each in (of.mean, of.deviation))
-    return strength(g, g("Div", g("Sub", y, mean), deviation))
+    return strength(g, g("Div", g("Sub", y, of.mean), of.deviation))
 
 
 def of_knn_patch(g: Graph, fitted: KnnPatch, shape: Shape) -> str:

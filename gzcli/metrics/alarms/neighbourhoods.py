@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gzcli.metrics.alarms.local import SHRINK, fit_local
-from gzcli.metrics.alarms.patches import patches_of
+from gzcli.metrics.alarms.patches import patches_of, projected_on
 from gzcli.metrics.alarms.pca import Components, PcaLocal, moved, with_moved
 
 SIDE = 3  # side of a neighbourhood, in cells
@@ -29,51 +29,52 @@ LEAST = 0.05  # least divisor, as a share of a squared distance (see `fit_whiten
 @dataclass(frozen=True)
 class Whitened:
     rows: np.ndarray  # U, float32 [D, C · p · p]
-    mean: np.ndarray  # float32 [h, w, D]
-    deviation: np.ndarray  # σ, float32 [h, w, D]
+    mean: np.ndarray  # float32 [D, h, w]
+    deviation: np.ndarray  # σ, float32 [D, h, w]
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """m for residuals float32 [N, C, h, w]: float32 [N, h, w]."""
-        out = np.empty((len(x), *self.mean.shape[:2]), np.float32)
+        out = np.empty((len(x), *self.mean.shape[1:]), np.float32)
         for i in range(0, len(x), AT_ONCE):
             y = coordinates(x[i : i + AT_ONCE], self.rows)
             y -= self.mean
             y /= self.deviation
-            out[i : i + AT_ONCE] = np.einsum("nhwd,nhwd->nhw", y, y)
-        return np.sqrt(out / len(self.rows))
+            np.square(y, out=y).mean(1, out=out[i : i + AT_ONCE])
+        return np.sqrt(out)
 
 
 def covariance(x: np.ndarray) -> np.ndarray:
-    """The covariance, float64 [D, D], of float32 [N, D]."""
-    x = x - x.mean(0, dtype=np.float64).astype(np.float32)
-    return (x.T @ x).astype(np.float64) / (len(x) - 1)
+    """The covariance, float64 [D, D], of float32 [N, D, h, w] over all images and places."""
+    n, d, h, w = x.shape
+    x = x.reshape(n, d, h * w)
+    x = x - x.mean((0, 2), dtype=np.float64, keepdims=True).astype(np.float32)
+    return (x @ x.transpose(0, 2, 1)).sum(0, dtype=np.float64) / (n * h * w - 1)
 
 
 def coordinates(x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """U v for residuals [N, C, h, w]: float32 [N, h, w, D]."""
-    return patches_of(x, SIDE, 1) @ rows.T
+    """U v for residuals [N, C, h, w]: float32 [N, D, h, w]."""
+    return projected_on(rows, patches_of(x, SIDE, 1))
 
 
 def fit_whitened(x: np.ndarray) -> tuple[Whitened, np.ndarray]:
     """A `Whitened` fitted to residuals float32 [N, C, h, w] of good images, and the maps of these images as
     if each had been left out of the fit. Without y_i, the variance of n values is (1 − y_i² / n σ²) times
     that with it."""
-    some = patches_of(x[:: max(1, len(x) // 64)], SIDE, 1)
-    _, vectors = np.linalg.eigh(covariance(some.reshape(-1, some.shape[-1])))
+    _, vectors = np.linalg.eigh(covariance(patches_of(x[:: max(1, len(x) // 64)], SIDE, 1)))
     rows = np.ascontiguousarray(vectors.T.astype(np.float32))
-    y = np.empty((len(x), *x.shape[2:], len(rows)), np.float32)
+    y = np.empty((len(x), len(rows), *x.shape[2:]), np.float32)
     for i in range(0, len(x), AT_ONCE):
         y[i : i + AT_ONCE] = coordinates(x[i : i + AT_ONCE], rows)
     mean = y.mean(0)
     y -= mean
-    variance = np.einsum("nhwd,nhwd->hwd", y, y) / len(y)
-    pooled = variance.mean((0, 1))
+    variance = np.einsum("ndhw,ndhw->dhw", y, y) / len(y)
+    pooled = variance.mean((1, 2), keepdims=True)
     n = len(y) + SHRINK
     variance = (len(y) * variance + SHRINK * pooled) / n + 1e-4 * pooled.mean() + 1e-12
-    squares = np.empty(y.shape[:3], np.float32)
+    squares = np.empty((len(y), *y.shape[2:]), np.float32)
     for i, each in enumerate(y):
         z = np.square(each) / variance
-        squares[i] = (z / np.maximum(1 - z / n, LEAST)).mean(-1)
+        squares[i] = (z / np.maximum(1 - z / n, LEAST)).mean(0)
     return Whitened(rows, mean, np.sqrt(variance).astype(np.float32)), np.sqrt(squares)
 
 

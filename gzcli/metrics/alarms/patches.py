@@ -39,21 +39,28 @@ class Embedding:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """The embedding float32 [N, h, w, dimensions + 2] of images float32 [N, C, H, W]."""
         patches = patches_of(x, self.side, self.stride)
-        n, h, w, d = patches.shape
-        projected = (patches.reshape(-1, d) - self.mean) @ self.rows.T
+        n, _, h, w = patches.shape
+        projected = projected_on(self.rows, patches) - (self.rows @ self.mean)[:, None, None]
         y, x = np.meshgrid(np.arange(h) / h, np.arange(w) / w, indexing="ij")
         places = np.broadcast_to(np.stack([y, x], -1).astype(np.float32) * self.weight, (n, h, w, 2))
-        return np.concatenate([projected.reshape(n, h, w, -1), places], -1, dtype=np.float32)
+        return np.concatenate([np.moveaxis(projected, 1, -1), places], -1, dtype=np.float32)
 
 
 def patches_of(x: np.ndarray, side: int, stride: int = STRIDE) -> np.ndarray:
-    """The patches of float32 [N, C, H, W] around every `stride`-th cell, [N, h, w, C · p · p]. Edge cells are
+    """The patches of float32 [N, C, H, W] around every `stride`-th cell, [N, C · p · p, h, w]. Edge cells are
     repeated beyond the edge."""
     before, after = side // 2, side - 1 - side // 2
     x = np.pad(x, ((0, 0), (0, 0), (before, after), (before, after)), mode="edge")
     view = np.lib.stride_tricks.sliding_window_view(x, (side, side), (2, 3))[:, :, ::stride, ::stride]
     n, c, h, w, _, _ = view.shape
-    return view.transpose(0, 2, 3, 1, 4, 5).reshape(n, h, w, c * side * side)
+    # rows of a plane are copied whole, which is several times faster than patch by patch
+    return view.transpose(0, 1, 4, 5, 2, 3).reshape(n, c * side * side, h, w)
+
+
+def projected_on(rows: np.ndarray, patches: np.ndarray) -> np.ndarray:
+    """The products of rows [K, D] with patches [N, D, h, w], [N, K, h, w]."""
+    n, d, h, w = patches.shape
+    return (rows @ patches.reshape(n, d, h * w)).reshape(n, len(rows), h, w)
 
 
 @dataclass(frozen=True)
@@ -133,7 +140,7 @@ def embed(
     """The embedding of patches of good images. With a weight of 1, the side of the image is as long as ten
     standard deviations of the patches' largest component."""
     some = patches_of(x[:: max(1, len(x) // 64)], side, stride)
-    flat = some.reshape(-1, some.shape[-1])
+    flat = np.moveaxis(some, 1, -1).reshape(-1, some.shape[1])
     flat = flat[:: max(1, len(flat) // 8000)]
     mean = flat.mean(0)
     values, vectors = np.linalg.eigh(((flat - mean).T @ (flat - mean) / len(flat)).astype(np.float64))

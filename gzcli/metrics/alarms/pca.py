@@ -188,7 +188,7 @@ def left_out(every: np.ndarray, k: int, products: np.ndarray | None = None) -> n
     if flat.shape[1] < len(flat) - len(flat) // PARTS:  # then `components` decomposes a smaller matrix
         return left_by_components(every, k)
     flat = flat - flat.mean(0)
-    products, left = products_of(flat) if products is None else products, np.eye(n, len(flat))
+    products, residual = products_of(flat) if products is None else products, np.empty_like(flat[:n])
     for part in parts_of(n):
         rest = np.flatnonzero(np.tile(~part, len(every)))
         within, across = products[np.ix_(rest, rest)], products[np.ix_(rest, np.flatnonzero(part))]
@@ -199,8 +199,12 @@ def left_out(every: np.ndarray, k: int, products: np.ndarray | None = None) -> n
         values, vectors = largest(centred, max(1, min(k, len(rest) - 1)))
         if values[-1] <= EVEN * values[0]:
             return left_by_components(every, k)
-        left[np.ix_(part, rest)] = -1 / len(rest) - ((vectors / values) @ (vectors.T @ across)).T
-    return (left.astype(np.float32) @ flat).reshape(every.shape[1:])
+        # the rows of components and mean, and the coordinates of the part's images in them
+        rows, inside = np.zeros((len(values) + 1, len(flat)), np.float32), vectors.T @ across
+        rows[:, rest] = np.concatenate([(vectors / values).T, np.full((1, len(rest)), 1 / len(rest))])
+        inside = np.concatenate([inside, np.ones_like(inside[:1])]).astype(np.float32)
+        residual[part] = flat[:n][part] - np.linalg.multi_dot([inside.T, rows, flat])  # in the cheaper order
+    return residual.reshape(every.shape[1:])
 
 
 def left_by_components(every: np.ndarray, k: int) -> np.ndarray:
