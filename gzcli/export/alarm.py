@@ -35,6 +35,8 @@ from gzcli.store import files
 from gzcli.store.jobs import PortableJob
 
 OPSET = 17
+# rounding errors of an eigenvalue, as a share of the largest, and of a row of length 1
+NOISE, EXACT = 1e-10, 1e-5
 Shape = tuple[int, int, int]
 
 
@@ -47,6 +49,7 @@ class Graph:
         self.held: dict[int, tuple[np.ndarray, str]] = {}  # constants by identity, each written once
         self.features = ""  # outputs of the network that several models share, once they exist
         self.shared: dict[tuple[int, int], tuple[str, Shape]] = {}  # residuals, and their shape
+        self.rows: dict[int, str] = {}  # rows of components by identity, if they share a basis
 
     def __call__(self, kind: str, *inputs: str | np.ndarray, name: str = "", **attributes: Any) -> str:
         """Adds a node. Returns the name of its first output."""
@@ -94,7 +97,39 @@ def reduced(g: Graph, shape: Shape, factor: int) -> tuple[str, Shape]:
 def coordinates(g: Graph, x: str, of: Components) -> tuple[str, str]:
     """The images' coordinates in these components, and their differences from the mean."""
     flat = g("Sub", g("Flatten", x), of.mean)
-    return g("Gemm", flat, of.rows, transB=1), flat
+    return g("Gemm", flat, rows_of(g, of), transB=1), flat
+
+
+def rows_of(g: Graph, of: Components) -> str | np.ndarray:
+    return g.rows.get(id(of.rows), of.rows)
+
+
+def share_bases(g: Graph, models: Sequence[Fitted]) -> None:
+    """Writes the components of the models as products with bases that they share, if that is much smaller.
+    The runtime multiplies them once, when it loads the graph."""
+    parts = [m.fitted for model in models for m in (model.members if isinstance(model, Combined) else ())]
+    bases = [each.components for each in (*models, *parts) if isinstance(each, Pca | PcaLocal | KnnPixels)]
+    every = {id(of.rows): of.rows for of in bases}
+    for side in {rows.shape[1] for rows in every.values()}:
+        group = {key: rows for key, rows in every.items() if rows.shape[1] == side}
+        if len(group) > 1 and (basis := common_basis(list(group.values()))) is not None:
+            g.rows |= {key: g("MatMul", rows @ basis.T, basis) for key, rows in group.items()}
+
+
+def common_basis(every: Sequence[np.ndarray]) -> np.ndarray | None:
+    """An orthonormal basis of the span of all these rows [k, D], if together with the rows in its coordinates
+    it is less than half as large as the rows. The components of 20 folds of 70 images are combinations of
+    these images. The basis is that of random mixtures of the rows (Halko et al. 2011, arXiv:0909.4061)."""
+    stacked = np.concatenate(every)
+    n, d = stacked.shape
+    most = max(1, n * d // (2 * (n + d)))
+    some = np.random.default_rng(0).normal(size=(most, n)).astype(np.float32) @ stacked
+    basis = np.linalg.qr(some.T)[0].T
+    inside = (stacked @ basis.T).astype(np.float64)
+    values, turn = np.linalg.eigh(inside.T @ inside)
+    basis = turn[:, values > NOISE * values[-1]].T.astype(np.float32) @ basis
+    missing = np.linalg.norm(stacked - (stacked @ basis.T) @ basis, axis=1)
+    return basis if missing.max() < EXACT else None
 
 
 def residual(g: Graph, shape: Shape, factor: int, of: Components) -> tuple[str, Shape]:
@@ -103,7 +138,7 @@ def residual(g: Graph, shape: Shape, factor: int, of: Components) -> tuple[str, 
     if key not in g.shared:
         x, small = reduced(g, shape, factor)
         inside, flat = coordinates(g, x, of)
-        g.shared[key] = g.shaped(g("Sub", flat, g("MatMul", inside, of.rows)), -1, *small), small
+        g.shared[key] = g.shaped(g("Sub", flat, g("MatMul", inside, rows_of(g, of))), -1, *small), small
     return g.shared[key]
 
 
@@ -331,6 +366,7 @@ def graph_of(models: Sequence[Fitted], shape: Shape) -> Any:
     from onnx import TensorProto, checker, helper
 
     g = Graph()
+    share_bases(g, models)
     pairs = [WRITERS[type(model)](g, model, shape) for model in models]
     g("Concat", *(score for score, _ in pairs), name="score", axis=1)
     outputs = [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n", len(models)])]

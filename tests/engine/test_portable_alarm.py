@@ -96,6 +96,19 @@ def test_a_graph_computes_what_its_method_does(name, shape):
             assert np.allclose(outputs["map"], fitted.map(foreign), rtol=1e-3, atol=2e-3)
 
 
+def test_folds_of_few_images_share_a_basis_of_their_components():
+    """The graph is less than half as large as the components that it contains, and its scores are equal."""
+    good, others = parts(24), parts(9, seed=1)
+    models = cross.cross(good, methods.METHODS["pca_local"].fit, folds=12).models
+    graph = export.graph_of(models, good.shape[1:]).SerializeToString()
+    assert len(graph) < 0.5 * sum(model.components.rows.nbytes for model in models)
+    scores = onnxruntime.InferenceSession(graph).run(["score"], {"image": others})[0]
+    expected = np.stack([model.score(others) for model in models], 1)
+    assert np.allclose(scores, expected, rtol=2e-4, atol=1e-4)
+    rows = np.linalg.qr(np.random.default_rng(0).normal(size=(60, 60)))[0].astype(np.float32)
+    assert export.common_basis([rows[:20], rows[20:40], rows[40:]]) is None  # they share nothing
+
+
 def test_png_has_no_graph():
     fitted = methods.METHODS["png"].fit(parts(3))
     refused("`png` cannot be exported", export.graph_of, [fitted], (3, 16, 20))
