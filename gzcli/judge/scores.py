@@ -413,7 +413,7 @@ class Scoring:
         """Scores images by every run, with every seed. `picks(n)` returns at most n images of each set.
         Scores are fitted and standardised on `held_out`."""
         job, home, first, log = self.job, self.home, self.trained, self.log
-        models = [first, *map(self._other, job.others)]
+        models = [first, *map(self._further, job.others)]
         fitted_on = held_out or fitting_pick(home)
         since = time.perf_counter()
         if self.scorers:
@@ -450,12 +450,12 @@ class Scoring:
     def _load(self, path: str) -> Trained:
         return load_trained(Run(Path(path)), self.device, self.job.checkpoint, self.job.precision)
 
-    def _other(self, path: str) -> Trained:
+    def _further(self, path: str) -> Trained:
         """Loads a further run. Raises UsageError if its images have another form."""
         first, run = self.trained, self._load(path)
-        form, other_form = ((each.images.shape, each.images.levels) for each in (first, run))
-        if form != other_form:
-            detail = f"`{run.run.owner.id}` has images of {other_form[0]} and {other_form[1]} levels"
+        form, run_form = ((each.images.shape, each.images.levels) for each in (first, run))
+        if form != run_form:
+            detail = f"`{run.run.owner.id}` has images of {run_form[0]} and {run_form[1]} levels"
             message = f"{detail}, but `{first.run.owner.id}` of {form[0]} and {form[1]}"
             raise UsageError(message, hint="choose runs whose images have the same shape and levels")
         return run

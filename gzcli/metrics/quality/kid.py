@@ -41,9 +41,8 @@ def kid(
     value = float(values.mean())
     if not intervals:
         return Interval(value)
-    half = math.hypot(
-        *(one.high - one.value for one in (mean_of_draws(values, signed=True), _of_halves(fake, real, seed)))
-    )
+    parts = mean_of_draws(values, signed=True), _of_halves(fake, real, seed)
+    half = math.hypot(*(one.high - one.value for one in parts if one.high is not None))
     return Interval(value, value - half, value + half)
 
 
