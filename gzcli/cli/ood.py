@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -20,11 +19,11 @@ from gzcli.cli.options import a_set, option, split
 from gzcli.cli.report import check_report, page_of, with_report
 from gzcli.core.errors import FLAGGED, MissingError, UsageError, canonical, matching
 from gzcli.core.sections import LaunchSection, part_of
-from gzcli.core.units import about, counted, percent
+from gzcli.core.units import about, affordable, counted, percent, short
 from gzcli.data.readers.inspection import open_inspection
 from gzcli.data.sets.registry import OwnSet, data_key, is_set, local, locate, slug
-from gzcli.metrics.alarms.methods import DEFAULT, METHODS, is_local
-from gzcli.store import claims, files
+from gzcli.metrics.alarms.methods import DEFAULT, LOCAL, METHODS, is_local
+from gzcli.store import claims
 from gzcli.store.paths import user_dir
 from gzcli.store.run_folder import Run
 
@@ -32,7 +31,9 @@ if TYPE_CHECKING:
     from gzcli.core.sections import DataSection
     from gzcli.data.sets.benchmarks import Benchmark
     from gzcli.data.sets.registry import DataSet
+    from gzcli.launch.forecast import Scored
     from gzcli.models.catalog import ModelCard
+    from gzcli.store.jobs import AlarmJob, OodJob
 
 SETTINGS = jobs.OWN_OPTIONS
 ANY_RATE = 0.5  # rate of an exported alarm, whose user sets it
@@ -158,7 +159,7 @@ def ood(
             return jobs.submit("ood", name, seed, how["launch"], slurm, dry_run=dry_run)
         of_alarm: dict[str, Any] = {"calibrate": further, "maps": True, "png": png}
         if dry_run:
-            return show_dry(inside, split_sets(out_) if out_ else [input_ or str(in_)], n, method)
+            return show_dry(inside, split_sets(out_) if out_ else [input_ or str(in_)], n, by=method)
         if export:
             exported = write_alarm(inside.reference, local(export), how | of_alarm)
             if not input_:
@@ -210,13 +211,7 @@ def ood(
         return jobs.submit("ood", f"ood-{slug(model)}", seed, job.launch, slurm, dry_run=dry_run)
     jobs.announce(run, model, data=inside.key if inside else None)
     if dry_run:
-        against = list(job.outs) if isinstance(job, OodJob) else [job.input]
-        part = part_of(run.serving.tree())
-        names = job.scores or part.ood.scores or ()
-        budget = None if n or full else part.ood.budget
-        each = seconds_each(run, names)
-        seconds = each * n * (1 + len(against)) if each and n and isinstance(job, OodJob) else None
-        return show_dry(locate(job.ins), against, None if full else n, ", ".join(names), budget, seconds)
+        return show_dry_run(run, job)
     folder = claims.new_folder(run.path / "ood", label)
     result = jobs.do_job(folder, job)
     shown = table_of_defects if inspected else table if input_ is None else table_of_pictures
@@ -225,44 +220,69 @@ def ood(
     finish(result, folder, words, bool(card.maps), report, fail)
 
 
+def show_dry_run(run: Run, job: OodJob | AlarmJob) -> None:
+    """Prints what a run would score, and the time: images × the cost of their scores, and of the fits. The
+    time of single images is unknown, as gz chooses their score."""
+    from gzcli.launch import forecast
+    from gzcli.store.jobs import OodJob
+
+    part, n = part_of(run.serving.tree()), None if job.full else job.n
+    names, home = job.scores or part.ood.scores or (), locate(job.ins)
+    show = partial(show_dry, home, by=", ".join(names))
+    if not isinstance(job, OodJob):
+        return show([job.input], n)
+    cost, budget, free = cost_of(run, job, names), part.ood.budget, not (n or job.full)
+    passes = job.seeds * (1 + len(job.others))
+    sets = passes * (1 + len(job.outs))
+    if cost.each is None or cost.fit is None:
+        return show(job.outs, n, f"at most {about(budget)}, the recipe's `ood.budget`" if free else "", free)
+    if job.full:
+        return show(job.outs, n, f"{short(sets * cost.each, 2)} s for an image of each data set")
+    n = n or affordable(cost.each, budget - cost.fit, sets)
+    seconds = forecast.STARTING_UP + passes * cost.fit + sets * n * cost.each
+    calls = f" × {counted(round(cost.calls), 'network call')}" if cost.calls else ""
+    fits = f"; {about(passes * cost.fit)} of it to fit the scores" if cost.fit else ""
+    time = f"about {about(seconds)} for {counted(sets * n, 'image')}{calls}{fits}"
+    show(job.outs, n, time, free, seconds=seconds, calls=cost.calls)
+
+
+def cost_of(run: Run, job: OodJob, names: Sequence[str]) -> Scored:
+    """The cost of the scores of an image, as an untrained copy of the run takes on this machine."""
+    from gzcli.launch import forecast, launcher
+
+    plan = launcher.plan(job.launch, every_gpu=False)
+    drawer = forecast.drawer_of_run(run, plan, score_options=job.options)
+    if not names or not drawer:
+        return forecast.Scored()
+    # `local` is added to scores that are not named
+    every = names if job.scores else (*names, LOCAL)
+    return forecast.scored(drawer, every, partial(forecast.measured, say=out.info))
+
+
 def show_dry(
     home: DataSet,
     against: Sequence[str],
     n: int | None,
+    time: str = "",
+    free: bool = False,
+    *,
     by: str,
-    budget: float | None = None,
-    seconds: float | None = None,
+    **facts: Any,
 ) -> None:
-    """Prints the sets or images to score, the scores, and the time: at most the budget, or an estimate from
-    earlier scores of the run."""
+    """Prints the sets or images to score, the scores and the time. The JSON also has the facts.
+
+    free: whether the budget determines the number of images.
+    """
+    many = f"{n:,} per data set" if n else "as many as the budget allows" if free else "all"
     for label, text in (
         ("in", home.reference),
         ("against", ", ".join(against)),
         ("by", by or "the model's default scores"),
+        ("images", f"up to {many}" if n and free else many),
+        ("time", time or "unknown"),
     ):
         out.text("\n".join(out.fitted(text, f"{label:<9}")))
-    many = f"{n:,}" if n else "as many as the budget allows" if budget else "all"
-    out.text(f"images   {many} per data set")
-    if budget:
-        out.text(f"time     at most {about(budget)}, the recipe's `ood.budget`")
-    elif seconds:
-        out.text(f"time     about {about(seconds)}, like the last scores of this run")
-    else:
-        out.text("time     unknown")
-    facts = {"in": home.reference, "against": list(against), "by": by, "n": n, "budget": budget}
-    out.data(facts | {"seconds": seconds})
-
-
-def seconds_each(run: Run, names: Sequence[str]) -> float | None:
-    """The seconds per image in the run's newest result with these scores."""
-    for path in sorted(run.path.glob(f"ood/*/{Run.ood_file}"), reverse=True):
-        result = files.whole_object(path)
-        with suppress(KeyError, TypeError, ZeroDivisionError):
-            rows = [row for row in result["results"] if not row["baseline"]]
-            if set(names) <= {row["score"] for row in rows}:
-                outs = {row["out"]: row["n_out"] for row in rows}
-                return float(result["seconds"]) / (rows[0]["n_in"] + sum(outs.values()))
-    return None
+    out.data({"in": home.reference, "against": list(against), "by": by, "n": n, "seconds": None} | facts)
 
 
 def label_of(outs: Sequence[str]) -> str:

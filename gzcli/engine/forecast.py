@@ -1,5 +1,5 @@
 """The cost of a recipe's training step: floating-point operations, counted on tensors without values, and
-time and memory of a real step on this machine. Also the time of a sample and of a likelihood.
+time and memory of a real step on this machine. Also the time of a sample, of a likelihood and of scores.
 
 The images are noise, so the data set is not read. Without values, a net of a billion parameters takes no
 memory, and no weights are read.
@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import one_hot
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from gzcli.core import devices, ranks
+from gzcli.core import devices, ranks, units
 from gzcli.core.errors import GzError, MissingError, UsageError, first_line
 from gzcli.core.sections import Part, part_of
 from gzcli.core.types import Batch, BatchNoise, DataInfo, ImageNoise, Noise, silent
@@ -29,15 +30,17 @@ from gzcli.data.packs.open import open_pack, pack_options
 from gzcli.engine.ema import EMA, LENGTHS
 from gzcli.engine.log import Log, Speed
 from gzcli.engine.prepared import on_latents, with_prepared
-from gzcli.engine.sampler import NoneFinite, batch_size, count_calls, draw
+from gzcli.engine.sampler import NoneFinite, batch_size, calls_in, count_calls, draw
 from gzcli.engine.step import RecordedNoise, Step, precision, prepare_torch, shapes_only, without_values
 from gzcli.engine.trained import Trained, build_model, to_device
 from gzcli.engine.updates import Alone, Updates
+from gzcli.metrics.alarms.methods import LOCAL
+from gzcli.metrics.likelihood_scores import SCORES
 from gzcli.models import catalog
-from gzcli.models.base import Model
+from gzcli.models.base import Model, flat_defaults, group_options
 from gzcli.models.nn import full_fp32
 from gzcli.store import model_files
-from gzcli.store.jobs import IMAGE_COSTS, TrialJob
+from gzcli.store.jobs import IMAGE_COSTS, SCORE_COSTS, TrialJob
 from gzcli.store.runs import Run
 
 if TYPE_CHECKING:
@@ -51,6 +54,7 @@ FEW = 4  # images of a step whose operations are unknown
 ENOUGH = 1.0  # seconds after which no further step is timed
 TIMED, MOST = 2, 12  # steps that are timed: at least, and where they are short
 SAMPLED = 20  # images of a sample that is timed on a CPU
+LOCAL_MAPS = 300  # approximate number of maps to which the score `local` is fitted
 SLOW = 0.5  # seconds of an image above which it is not timed again
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -78,19 +82,21 @@ Stages = Mapping[str, PartOnData]  # earlier stages by their names
 
 def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str, Any]:
     """{"parts": […]}: for each part, the `params`, `flops` and `kernels` of a step. If a step is tried, also
-    its `seconds` and `bytes`; for a part that draws, the result of `try_drawing`. A failed attempt has an
-    `error`, and a mistake in the recipe its hint as `refused`."""
+    its `seconds` and `bytes`; for a part that draws, the result of `try_drawing`, and for one that scores, of
+    `try_scoring`. A failed attempt has an `error`, and a mistake in the recipe its hint as `refused`."""
     model_files.add_copies(folder)
     results = []
     for row in job.parts:
         result: dict[str, Any] = {"timed": row["timed"], "error": None}
         of_step = ("params", *Work._fields, "seconds", "bytes")
-        result |= dict.fromkeys(IMAGE_COSTS if row.get("draws") else of_step)
+        scores, kinds = row.get("scores"), row.get("draws")
+        result |= dict.fromkeys(SCORE_COSTS if scores else IMAGE_COSTS if kinds else of_step)
         try:
             stages = {name: on_data(part_of(tree, name), job.info) for name, tree in row["stages"].items()}
             part, info = on_data(part_of(row["tree"], row["stage"]), job.info)
-            if row.get("draws"):
-                result |= try_drawing(part, info, stages, device, Run(folder), row["draws"])
+            if scores or kinds:
+                trained = untrained(part, info, stages, device, Run(folder))
+                result |= try_scoring(trained, scores) if scores else try_drawing(trained, kinds)
                 continue
             result["params"] = params_of(part, info, stages)
             if work := work_of(part, info, stages):
@@ -296,22 +302,22 @@ def measure_steps(trial: Trial, times: float, device: torch.device) -> dict[str,
     return {"seconds": loss * times * trial.part.train.accumulate + update, "bytes": size}
 
 
-def try_drawing(
-    part: Part, info: DataInfo, stages: Stages, device: torch.device, run: Run, kinds: Sequence[str]
-) -> dict[str, Any]:
+def untrained(part: Part, info: DataInfo, stages: Stages, device: torch.device, run: Run) -> Trained:
+    prepare_torch(part)
+    model = to_device(build(part, info, stages), device).eval().requires_grad_(False)
+    return Trained(run, model, info, part, device, 0)
+
+
+def try_drawing(trained: Trained, kinds: Sequence[str]) -> dict[str, Any]:
     """The cost of an image for an untrained model. `sample_seconds` and the network `calls` are those of the
     recipe's sampler. For likelihoods of these kinds, there are also `log_prob_seconds` and the number of
     `classes` for which it may be computed."""
-    prepare_torch(part)
-    model = to_device(build(part, info, stages), device).eval().requires_grad_(False)
-    trained = Trained(run, model, info, part, device, 0)
-
+    model, info, device = trained.model, trained.info, trained.device
     result: dict[str, Any] = {"sample_seconds": sample_seconds(trained), "calls": count_calls(trained)}
     if model.likelihood in kinds and trained.has_levels:
         y = torch.zeros(SAMPLED, dtype=torch.int64, device=device) if model.conditional else None
         y = one_hot(y, len(info.classes)).float() if y is not None and info.multilabel else y
-        levels = info.levels or 256
-        x = torch.randint(levels, (SAMPLED, *info.shape), device=device) * 2 / (levels - 1) - 1
+        x = random_images(trained)
 
         def log_prob(n: int) -> None:
             with torch.no_grad(), full_fp32(device):
@@ -322,6 +328,57 @@ def try_drawing(
         turns = model.conditional and not info.multilabel and model.likelihood != "ode"
         result["classes"] = len(info.classes) if turns else 0
     return result
+
+
+def random_images(trained: Trained) -> Tensor:
+    """[SAMPLED, C, H, W] of uniform grey levels."""
+    levels = trained.info.levels or 256
+    shape = (SAMPLED, *trained.info.shape)
+    return torch.randint(levels, shape, device=trained.device) * 2 / (levels - 1) - 1
+
+
+def try_scoring(trained: Trained, names: Sequence[str]) -> dict[str, Any]:
+    """The cost of these scores of an image for an untrained model: `score_seconds`, `score_calls`, and the
+    `fit_seconds` of all fits. `local` is skipped if the model has no cheap map. {} if the cost of a score is
+    unknown."""
+    model, device = trained.model, trained.device
+    maps = [name for name in dir(type(model)) if name.startswith("map_")][:1]
+    maps = [] if {name.removeprefix("map_") for name in maps} & set(model.costly) else maps
+    of_model = [f"score_{name}" for name in names if hasattr(model, f"score_{name}")]
+    derived = [name for name in names if name in SCORES and f"score_{name}" not in of_model]
+    unknown = set(names) - {LOCAL, *derived, *(name.removeprefix("score_") for name in of_model)}
+    if unknown or {fact for name in derived for fact in SCORES[name].reads} - {"nll", "code_length"}:
+        return {}
+    methods = [*of_model, *(["log_prob"] if derived else []), *(maps if LOCAL in names else [])]
+    x, options = random_images(trained), trained.part.ood.options
+
+    def keywords(method: str) -> dict[str, Any]:
+        function = getattr(model, method)
+        flat = flat_defaults(function)
+        return group_options(function, {key: options[key] for key in flat.keys() & options.keys()})
+
+    def score(n: int, only: Sequence[str] = methods) -> None:
+        for method in only:
+            with trained.scoring(), torch.no_grad():
+                getattr(model, method)(x[:n], noise=ImageNoise(0, range(n), device), **keywords(method))
+
+    def fit(n: int, method: str) -> None:
+        index = torch.arange(n, device=device)
+        with trained.scoring():
+            getattr(model, method)(
+                [Batch(x[:n], None, index, ImageNoise(0, index, device), {})], **keywords(method)
+            )
+
+    fitting = 0.0
+    for name in (name for name in names if hasattr(model, f"fit_{name}")):
+        images = units.MOST if name in model.fitted_on_train else units.FEWEST
+        fitting += images * seconds_each(partial(fit, method=f"fit_{name}"), trained)
+    if any(SCORES[name].fit for name in derived):
+        fitting += units.FEWEST * seconds_each(partial(score, only=["log_prob"]), trained)
+    if LOCAL in names and maps:
+        fitting += LOCAL_MAPS * seconds_each(partial(score, only=maps), trained)
+    calls = calls_in(partial(score, 1), model)
+    return {"score_seconds": seconds_each(score, trained), "score_calls": calls, "fit_seconds": fitting}
 
 
 def sample_seconds(trained: Trained, clock: Callable[[], float] | None = None) -> float:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -155,9 +155,19 @@ def count_calls(trained: Trained, options: Mapping[str, Any] | None = None) -> i
         return int(getattr(model, "parts")) * math.prod(trained.info.shape[1:])  # noqa: B009
     noise = ImageNoise(0, range(1), trained.device)
     labels = spread_labels(None, 1, trained.info, trained.device) if model.conditional else None
+
+    def sample() -> None:
+        with torch.inference_mode(), trained.sampling():
+            model.sample(1, labels=labels, noise=noise, progress=no_progress, **keywords)
+
+    return calls_in(sample, model)
+
+
+def calls_in(function: Callable[[], object], model: Model) -> int:
+    """The network calls of a model while `function` processes one image."""
     net = getattr(model, "net", getattr(model, "trunk", None))  # a denoiser's, a prior's
-    with torch.inference_mode(), trained.sampling(), counted(net) as runs:
-        model.sample(1, labels=labels, noise=noise, progress=no_progress, **keywords)
+    with counted(net) as runs:
+        function()
     weights = {layer: sum(p.numel() for p in layer.parameters(recurse=False)) for layer in runs}
     half, reached = sum(weights.values()) / 2, 0
     for layer, count in sorted(runs.items(), key=lambda item: item[1], reverse=True):
@@ -169,8 +179,7 @@ def count_calls(trained: Trained, options: Mapping[str, Any] | None = None) -> i
 
 @contextmanager
 def counted(net: nn.Module | None) -> Iterator[Counter[nn.Module]]:
-    """Within the block, counts the calls of every module, including attached ones, while one image is
-    drawn."""
+    """Within the block, counts the calls of every module, including attached ones, for one image."""
     runs: Counter[nn.Module] = Counter()
     rows = 1
 

@@ -34,7 +34,7 @@ from gzcli.recipe.recipe import Recipe, check_batch_of, check_data
 from gzcli.recipe.resolve import Resolved
 from gzcli.store import files, jobs, model_files, runs
 from gzcli.store.hub import at_hand, is_id
-from gzcli.store.jobs import IMAGE_COSTS, TrialJob
+from gzcli.store.jobs import IMAGE_COSTS, SCORE_COSTS, TrialJob
 from gzcli.store.paths import cache_dir
 from gzcli.store.run_folder import Run
 from gzcli.version import __version__
@@ -55,6 +55,7 @@ JUDGED = 7e-3  # seconds to compare an image on a core of 90 GFLOP/s, with 2,000
 STARTING_UP = 10.0  # seconds for loading torch in the two processes that train and judge a model
 NUMBERS = ("params", "flops", "kernels", "seconds", "bytes")  # keys of a part's result
 DRAWING = ("model", "data", "sample")  # sections of a recipe that affect the time of an image
+SCORING = ("model", "data", "ood")  # and of its scores
 
 Measure = Callable[[TrialJob], Sequence[Mapping[str, Any]]]  # runs a job and returns its rows
 
@@ -313,7 +314,7 @@ def stages_of(recipe: Recipe) -> dict[str, Part]:
     return parts | {name: part_of(run.serving.tree(), name) for name, run in reused.items() if run}
 
 
-# ---------------------------------------------------------------------------- time of an image
+# ---------------------------------------------------------------------------- time of an image and its scores
 
 
 @dataclass(frozen=True)
@@ -335,8 +336,18 @@ class Drawn:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """The seconds and network calls that the scores of an image take on this machine, and the seconds to fit
+    them. None if unknown."""
+
+    each: float | None = None
+    calls: float | None = None
+    fit: float | None = None
+
+
+@dataclass(frozen=True)
 class Drawer:
-    """A model whose images are timed untrained."""
+    """A model whose images, or their scores, are timed untrained."""
 
     part: Part
     stages: Mapping[str, Part]
@@ -349,22 +360,35 @@ class Drawer:
 
     def row(self, kinds: Sequence[str]) -> dict[str, Any]:
         """Like `row_of`, for images and for likelihoods of these kinds."""
+        return self._row(DRAWING, IMAGE_COSTS, draws=("samples", *kinds))
+
+    def score_row(self, names: Sequence[str]) -> dict[str, Any]:
+        """Like `row_of`, for these scores."""
+        return self._row(SCORING, SCORE_COSTS, scores=tuple(names))
+
+    def _row(self, sections: Sequence[str], costs: Sequence[str], **timed: Any) -> dict[str, Any]:
         row = row_of(self.part, self.stages, self.plan, self.shape or {}, timed=False)
-        trees = [{key: tree[key] for key in DRAWING} for tree in (row["tree"], *row["stages"].values())]
+        trees = [{key: tree[key] for key in sections} for tree in (row["tree"], *row["stages"].values())]
         precision = row["tree"]["train"]["precision"]
-        draws = ("samples", *kinds)
-        key = key_of(catalog.card(self.part.model).path, self.plan, trees, precision, self.shape, draws)
-        return row | {"draws": draws, "key": key, "result": recall(key, IMAGE_COSTS)}
+        what = tuple(timed.values())
+        key = key_of(catalog.card(self.part.model).path, self.plan, trees, precision, self.shape, *what)
+        return row | timed | {"key": key, "result": recall(key, costs)}
 
 
-def drawer_of_run(run: Run, plan: Plan, options: Mapping[str, Any] | None = None) -> Drawer | None:
-    """The drawer of a run's recipe with these options of its sampler; None if its weights do not record the
-    training data, or if it draws latents."""
+def drawer_of_run(
+    run: Run,
+    plan: Plan,
+    options: Mapping[str, Any] | None = None,
+    score_options: Mapping[str, Any] | None = None,
+) -> Drawer | None:
+    """The drawer of a run's recipe with these options of its sampler and of its scores; None if its weights
+    do not record the training data, or if it draws latents."""
     model_files.add_copies(run.owner.path)
     with suppress(GzError, KeyError, ValueError):
         stages = {part.path.name: part_of(part.tree(), part.path.name) for part in run.stages}
         part, shape = part_of(run.serving.tree()), json.loads(metadata(run.serving.model_file)["data"])
-        part = replace(part, sample={**part.sample, **(options or {})})
+        ood = replace(part.ood, options={**part.ood.options, **(score_options or {})})
+        part = replace(part, sample={**part.sample, **(options or {})}, ood=ood)
         return None if part.data.latent else Drawer(part, stages, plan, shape)
     return None
 
@@ -373,6 +397,20 @@ def drawn(drawers: Sequence[Drawer], kinds: Sequence[str], measure: Measure) -> 
     """The time that images of models take on this machine. Times that are not in the cache are measured
     together, in one process for each description of a set."""
     rows = [one.row(kinds) for one in drawers]
+    measure_rows(drawers, rows, measure)
+    results = [[row["result"].get(name) for name in IMAGE_COSTS] for row in rows]
+    return [Drawn(each, calls, log_prob, classes or 0) for each, calls, log_prob, classes in results]
+
+
+def scored(drawer: Drawer, names: Sequence[str], measure: Measure) -> Scored:
+    """The time that these scores of a model's images take on this machine."""
+    row = drawer.score_row(names)
+    measure_rows([drawer], [row], measure)
+    return Scored(*(row["result"].get(name) for name in SCORE_COSTS))
+
+
+def measure_rows(drawers: Sequence[Drawer], rows: Sequence[dict[str, Any]], measure: Measure) -> None:
+    """Measures the rows of drawers that are not in the cache."""
     unknown: dict[str, list[tuple[Drawer, dict[str, Any]]]] = {}
     for one, row in zip(drawers, rows, strict=True):
         if not row["result"] and one.shape:
@@ -381,8 +419,6 @@ def drawn(drawers: Sequence[Drawer], kinds: Sequence[str], measure: Measure) -> 
         one = pairs[0][0]
         launch = LaunchSection(gpus=1 if one.plan.gpus else None, cpu=not one.plan.gpus)
         fill([row for _, row in pairs], one.shape or {}, replace(launch, threads=one.plan.threads), measure)
-    results = [[row["result"].get(name) for name in IMAGE_COSTS] for row in rows]
-    return [Drawn(each, calls, log_prob, classes or 0) for each, calls, log_prob, classes in results]
 
 
 def judging(n: int, gpus: int) -> float:
@@ -442,6 +478,8 @@ def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:
 
 def what_is_done(job: TrialJob) -> str:
     """A sentence on the work of a trial."""
+    if any(row.get("scores") for row in job.parts):
+        return "timing scores on this machine"
     if drawing := sum(bool(row.get("draws")) for row in job.parts):
         return f"timing samples of {counted(drawing, 'model')} on this machine"
     tried = any(row["timed"] for row in job.parts)

@@ -177,14 +177,16 @@ class EmaJob(Job):
 
 # keys of the result of a part with "draws"
 IMAGE_COSTS = ("sample_seconds", "calls", "log_prob_seconds", "classes")
+SCORE_COSTS = ("score_seconds", "score_calls", "fit_seconds")
 
 
 @dataclass(frozen=True)
 class TrialJob(Job):
-    """The cost of recipes' parts: the time of a step or of an image."""
+    """The cost of recipes' parts: the time of a step, of an image or of its scores."""
 
     # each {"stage", "tree", "stages", "timed"}: its recipe, those that it is built on by name,
-    # whether a step is tried; with "draws" an image is timed instead, and likelihoods of these kinds
+    # whether a step is tried; with "draws" an image is timed instead, and likelihoods of these kinds; with
+    # "scores", these scores of an image
     parts: tuple[Mapping[str, Any], ...]
     info: Mapping[str, Any]  # description of the data set: {"shape", "levels", "classes", "multilabel", "n"}
     verb: str = field(default="trial", kw_only=True)

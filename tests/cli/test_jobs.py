@@ -104,6 +104,28 @@ def test_a_dry_run_times_what_a_run_did_not_measure(call, home, monkeypatch):
     assert jobs_done[-1].parts[0]["draws"] == ("samples", "exact", "bound")
 
 
+def test_a_dry_run_of_scores_names_images_calls_and_time(call, home, monkeypatch):
+    costs, jobs_done = {"score_seconds": 0.02, "score_calls": 5, "fit_seconds": 10.0, "error": None}, []
+
+    def measure(job, say):
+        jobs_done.append(job)
+        return [{**costs, "timed": False}]
+
+    monkeypatch.setenv("GZ_TRIAL", "1")
+    monkeypatch.setattr(forecast, "measured", measure)
+    words = ("ood", "pretrained:vae-glyphs", "--out", "digits,patches", "--dry-run")
+    first, again = (call(*words, "-n", "100")[1] for _ in range(2))
+    assert first == again and "\nimages   100 per data set\n" in first
+    # 10 s to start, 10 s to fit, 3 · 100 · .02 s
+    time = "time     about 26 seconds for 300 images × 5 network calls; 10 seconds of it to\n"
+    assert first.endswith(f"{time}         fit the scores\n")
+    (job,) = jobs_done
+    assert job.parts[0]["scores"] == ("elbo", "recon", "kl", "complexity", "local")
+    value = json.loads(call(*words, "--json")[1])
+    assert (value["n"], value["seconds"]) == (4800, 10 + 10 + 3 * 4800 * 0.02), "300 s, less the fits"
+    assert "\nimages   up to 4,800 per data set\n" in call(*words)[1]
+
+
 def test_a_job_is_read_as_it_was_written(tmp_path):
     assert jobs.read(tmp_path) is None, "a run is no job"
     for job in JOBS:

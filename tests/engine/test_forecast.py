@@ -92,6 +92,22 @@ def test_an_image_and_a_likelihood_of_an_untrained_model_are_timed(home, tmp_pat
     assert [one["classes"] for one in results] == [None, 10, None, None]
 
 
+def test_scores_of_an_untrained_model_are_timed(home, tmp_path, monkeypatch):
+    """With their fits and the map of `local`; `ratio` needs a background run, so its cost is unknown."""
+    monkeypatch.setattr(forecast, "SAMPLED", 12)
+    names = {"vae": ("elbo", "typicality", "local"), "fm": ("recon", "path", "local"), "dcgan": ("knn",)}
+    names["glow"] = ("ratio",)
+    rows = [
+        {"stage": "", "tree": on_data(FIRST[name]).part.tree(), "stages": {}, "timed": False, "scores": each}
+        for name, each in names.items()
+    ]
+    results = forecast.run(TrialJob(tuple(rows), INFO), tmp_path, CPU, None)["parts"]
+    assert [one["error"] for one in results] == [None] * 4
+    assert all(one["score_seconds"] > 0 and one["fit_seconds"] > 0 for one in results[:3])
+    # fm: four round trips of two steps there and back for `recon` and again for `local`, ten for `path`
+    assert results[1]["score_calls"] == 42 and results[3]["score_seconds"] is None
+
+
 def test_a_trial_finds_size_time_and_memory_by_few_images(home, tmp_path, monkeypatch):
     """Of a recipe in stages: each part by itself, the second one on the first."""
     case = FIRST["transformer"]
