@@ -22,8 +22,12 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     # `python -m` puts the working folder first, which may contain a `random.py`; it stays if it is the clone
     # itself, which may not be installed
-    here, clone = os.getcwd(), os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    clone = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:  # it was removed, so nothing is imported from it
+        here = clone
     sys.path[:] = [
-        entry for entry in sys.path if entry and (os.path.realpath(entry) != here or here == clone)
+        entry for entry in sys.path if entry and (here == clone or os.path.realpath(entry) != here)
     ]
     sys.exit(main())

@@ -6,6 +6,8 @@ from __future__ import annotations
 import os
 import resource
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,6 +145,8 @@ def test_a_working_folder_that_was_removed_is_a_message(call, tmp_path, monkeypa
     ):
         code, _, stderr = call(*words)
         assert (code, stderr.splitlines()[0]) == (3, "error: the working folder was removed"), words
+    words = [sys.executable, "-m", "gzcli", "--version"]
+    assert subprocess.run(words, capture_output=True).returncode == 0
 
 
 def test_small_sizes_are_shown_in_kilobytes(tmp_path):
