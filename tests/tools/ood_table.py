@@ -58,7 +58,7 @@ def trained(run: Run | None) -> dict[str, Any]:
     if run is None:
         return {"machine": cpu_name(), "clock": "", "train_seconds": "", "train_steps": ""}
     return {
-        "machine": run.environment().get("machine", ""),
+        "machine": run.environment.get("machine", ""),
         "clock": run.clock,
         "train_seconds": round(run.training_seconds, 1),
         "train_steps": run.status().get("steps", ""),
