@@ -204,7 +204,10 @@ def calibrate(job: AlarmJob, scoring: Scoring) -> tuple[Pick, Pick]:
             fitted = replace(fitted, index=both[subset(len(both), FIT)])
         held_out = Pick(pack, "test", order, by_content=True)
     names = scoring.names[:1] if scoring.is_free else scoring.names
-    check_enough(len(held_out.index), job, names, scoring.home)
+    total = len(held_out.index)
+    if not job.calibrate and fitted.split == held_out.split:  # at a lower rate, these would calibrate too
+        total += len(fitted.index)
+    check_enough(total, job, names, scoring.home)
     if scoring.is_free:
         scoring.choose(fitted)
     return held_out, fitted
