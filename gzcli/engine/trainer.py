@@ -402,7 +402,7 @@ class Trainer(Updates):
         def end(steps: int) -> float:
             return guidance.seconds_of(trained, replace(train, steps=steps), each)
 
-        return Pauses(train, length, took, end)
+        return Pauses(train, length, ranks.agree(took), end)  # which pauses there are must not differ
 
     def picture(self, done: int, n: int) -> None:
         """Writes samples/<done>.png with `train.samples` samples, or about n. Each class has equally many,
