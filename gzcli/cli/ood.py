@@ -241,7 +241,7 @@ def show_dry_run(run: Run, job: OodJob | AlarmJob) -> None:
     n = n or affordable(cost.each, budget - cost.fit, sets)
     seconds = forecast.STARTING_UP + passes * cost.fit + sets * n * cost.each
     calls = f" × {counted(round(cost.calls), 'network call')}" if cost.calls else ""
-    fits = f"; {about(passes * cost.fit)} of it to fit the scores" if cost.fit else ""
+    fits = f"; {about(passes * cost.fit)} of it to fit the scores" if passes * cost.fit >= 1 else ""
     time = f"about {about(seconds)} for {counted(sets * n, 'image')}{calls}{fits}"
     show(job.outs, n, time, free, seconds=seconds, calls=cost.calls)
 

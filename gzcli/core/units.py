@@ -65,7 +65,7 @@ def about(seconds: float) -> str:
     """A long duration in one unit: 40 seconds · 41 minutes · 8 hours · 94 days · 3 years."""
     steps = (("second", 1), ("minute", 60), ("hour", 3600), ("day", 86_400), ("year", 365 * 86_400))
     name, unit = [(name, unit) for name, unit in steps if seconds >= 2 * unit or unit == 1][-1]
-    count = round(seconds / unit)
+    count = max(1, round(seconds / unit))
     return f"{count:,} {name}{'s' if count != 1 else ''}"
 
 

@@ -212,7 +212,8 @@ def excesses() -> dict[str, dict[str, float]]:
         for row in measured.standings(data, scale):
             if row.get("late") == "True":  # it was trained for longer than the others
                 continue
-            for judge in JUDGES:
+            # with few images, the other judges miss blur
+            for judge in (PUBLISHED,) if row.get(f"{PUBLISHED}_excess") else JUDGES:
                 if value := row.get(f"{judge}_excess"):
                     # an excess below half its interval cannot be distinguished from 0
                     least = float(row[f"{judge}_excess_half"])

@@ -138,6 +138,8 @@ def reference(tmp_path, monkeypatch, home):
 
 
 def test_a_league_becomes_files_that_pages_and_trainings_read(reference):
+    import measure
+
     curve = measured.ReferenceRun("vae", "mnist", "tiny").curve
     assert curve.metric == "bpd" and curve.points == ((100, 20.0, 1.75), (200, 40.0, 1.5), (400, 80.0, 1.0))
     assert [curve.at(step) for step in (50, 100, 150, 400, 401)] == [None, 1.75, 1.625, 1.0, None]
@@ -150,6 +152,10 @@ def test_a_league_becomes_files_that_pages_and_trainings_read(reference):
     assert run.stood_at(300, "fd") is run.stood_at(50, "bpd") is None
     with Image.open(measured.picture("vqvae", "mnist", "tiny")) as picture:
         assert picture.size == (420, 210)
+    measure.small(DOCS / "static" / "assets" / "cfm-emoji.png", reference / "colour.png")
+    with Image.open(reference / "colour.png") as picture:
+        assert picture.width == 270 and len(picture.getcolors()) <= 32
+    assert measured.order("fd_rot@32") == measured.order("fd") < measured.order("fd_lite")
     text = as_text(as_markdown(page_of("vae")), 100)
     assert re.search(r"mnist +small +1.38M +100,000 +90 minutes +81 seconds", text) and "CPU: a CPU." in text
     assert "8m00s of training" in text

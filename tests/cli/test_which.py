@@ -62,6 +62,8 @@ def test_excesses_are_those_of_models_trained_in_time_and_at_least_half_their_in
     monkeypatch.setattr(which.measured, "places", lambda: [("mnist", "tiny")])
     monkeypatch.setattr(which.measured, "standings", lambda data, scale: rows)
     assert excesses() == {"mnist tiny fd": {"a": 5.0, "b": 3.0}}
+    rows[0] |= {"kid_lite_excess": ".2", "kid_lite_excess_half": ".3"}
+    assert excesses() == {"mnist tiny kid_lite": {"a": 0.3}, "mnist tiny fd": {"b": 3.0}}
 
 
 def test_no_smaller_set_of_the_shipped_leagues_would_do():

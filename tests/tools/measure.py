@@ -57,7 +57,8 @@ FIELDS = (
     "shape",
     "error",
 )
-WIDEST, COLOURS, GREYS = 420, 48, 12  # of a picture of samples
+# width and number of shades of a picture of samples, in grey and in colour
+GREY, COLOUR = (420, 12), (270, 32)
 
 
 def league(*folders: Path, root: Path = measured.ROOT, commit: str | None = None) -> list[Path]:
@@ -193,13 +194,14 @@ def picture_and_curves(into: Path, model: str, run: Run) -> None:
 
 
 def small(picture: Path, target: Path) -> None:
-    """Saves a picture of samples in at most WIDEST pixels of width and few colours, for the wheel."""
+    """Saves a picture of samples in few pixels and shades, for the wheel."""
     with Image.open(picture) as image:
-        high = max(1, round(image.height * min(1.0, WIDEST / image.width)))
-        resized = image.convert("RGB").resize((min(image.width, WIDEST), high), Image.Resampling.LANCZOS)
-    red, green, blue = resized.split()
-    grey = red.tobytes() == green.tobytes() == blue.tobytes()
-    resized.quantize(GREYS if grey else COLOURS).save(target, optimize=True)
+        whole = image.convert("RGB")
+    red, green, blue = whole.split()
+    widest, shades = GREY if red.tobytes() == green.tobytes() == blue.tobytes() else COLOUR
+    high = max(1, round(whole.height * min(1.0, widest / whole.width)))
+    resized = whole.resize((min(whole.width, widest), high), Image.Resampling.LANCZOS)
+    resized.quantize(shades).save(target, optimize=True)
 
 
 def spent(run: Run) -> float:
