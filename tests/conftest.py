@@ -77,6 +77,7 @@ def pytest_collection_finish():
     """What has been imported and collected is no garbage, and need not be looked through again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000)  # of short-lived objects, the tests make many; a search at each 700 costs 3 %
 
 
 @pytest.fixture(autouse=True, scope="session")
