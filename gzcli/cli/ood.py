@@ -82,7 +82,7 @@ _Map = Annotated[bool, _of_pictures("--map", "Write anomaly maps of the most unu
 _Png = Annotated[bool, _of_pictures("--png", "Write the map of every image, not just the most unusual.")]
 _EXPORT_HELP = "Export a method's alarm as an ONNX graph and a script that need neither gz nor torch."
 _Export = Annotated[str | None, option("--export DIR", _EXPORT_HELP)]
-_FAIL_HELP = "Exit with code 6 if any image is flagged, for scripts."
+_FAIL_HELP = "Exit with code 6 if any image is flagged or unreadable, for scripts."
 _Fail = Annotated[bool, _of_pictures("--fail", _FAIL_HELP)]
 
 
@@ -299,7 +299,7 @@ def finish(
     result = with_report(result, folder, report)
     ending(result, folder, words, maps)
     out.data(result)
-    if fail and result["flagged"]:
+    if fail and (result["flagged"] or result["unreadable"]):
         raise SystemExit(FLAGGED)
 
 

@@ -1,4 +1,4 @@
-"""python judge.py FOLDER [--fpr 1%] [--json]: exit code 6 if an image is flagged, otherwise 0; 2: an error"""
+"""python judge.py FOLDER [--fpr 1%] [--json]: exit code 6 if any is flagged or skipped, else 0; 2: error"""
 
 import argparse
 import json
@@ -38,12 +38,12 @@ def main(here: Path = Path(__file__).resolve().parent) -> int:
     graph, by, n = onnxruntime.InferenceSession(here / "alarm.onnx"), model.astype(int), len(usual)
     if not (1 - 1e-9) / (n + 1) <= fpr <= 0.99:
         sys.exit(print(f"{n} held-out scores allow --fpr {100 / (n + 1):.3g}% to 99%", file=sys.stderr) or 2)
-    files, began = [], time.perf_counter()
+    files, skipped, began = [], [], time.perf_counter()
     for path in sorted(chosen.pictures.rglob("*.[pPjJ]*[gG]")) or [chosen.pictures]:  # png, jpg, jpeg
         try:
             score = graph.run(["score"], {"image": read(path, spec["shape"], spec["fit"])})[0][0][by]
         except (OSError, SyntaxError, ValueError) as e:
-            print(f"skipped: {path}: {'no PNG or JPEG in it' if path.is_dir() else e}", file=sys.stderr)
+            skipped.append(f"skipped: {path}: {'no PNG or JPEG in it' if path.is_dir() else e}\n")
             continue
         near = np.where(np.isfinite(score), 1e-5 * abs(score), 0)  # scores are equal up to rounding
         high, low = 1 + (~(usual < score - near)).sum(), 1 + (usual <= score + near).sum()
@@ -51,9 +51,9 @@ def main(here: Path = Path(__file__).resolve().parent) -> int:
         files.append({"file": str(path), "p": p, "flagged": (flagged := p <= fpr * (1 + 1e-9))})
         print(*([] if chosen.json else [f"{p:.4f} {' !'[flagged]} {path}\n"]), end="")
     each, count = (time.perf_counter() - began) / max(1, len(files)), len([x for x in files if x["flagged"]])
-    print(f"{count} of {len(files)} flagged (!), {each:.4f} s per image", file=sys.stderr)
+    print(*skipped, f"{count} of {len(files)} flagged (!), {each:.4f} s per image", sep="", file=sys.stderr)
     print(*([json.dumps({"fpr": fpr, "flagged": count, "files": files})] if chosen.json else []), end="")
-    return 2 if not files else 6 if count else 0
+    return 2 if not files else 6 if count or skipped else 0
 
 
 if __name__ == "__main__":

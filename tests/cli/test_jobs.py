@@ -217,10 +217,10 @@ def test_samples_of_classes_fill_whole_rows(call, monkeypatch):
 def test_a_flagged_picture_is_an_exit_code_on_demand(order, call, monkeypatch):
     one = {"file": "a.png", "p": 0.001, "side": "high", "scores": {"elbo": 1.0}}
     result = {"in": "digits", "input": "here", "fpr": 0.01, "thresholds": {"elbo": 0.5}}
-    result |= {"run": None, "seeds": 1, "unreadable": [], "compared": {"n": 200}}
-    for count, code in ((0, 0), (2, 6)):
+    result |= {"run": None, "seeds": 1, "compared": {"n": 200}}
+    for count, unreadable, code in ((0, [], 0), (2, [], 6), (0, ["`b.png` cannot be decoded"], 6)):
         rows = [one | {"flagged": i < count} for i in range(3)]
-        verdict = result | {"files": rows, "flagged": count}
+        verdict = result | {"files": rows, "flagged": count, "unreadable": unreadable}
         monkeypatch.setattr("gzcli.cli.jobs.do_job", lambda folder, job, verdict=verdict: verdict)
         plain, failing = (call("ood", "mine", "--input", ".", "--json", *more) for more in ((), ("--fail",)))
         assert (plain[0], failing[0]) == (0, code) and plain[1] == failing[1]

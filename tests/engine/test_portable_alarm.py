@@ -138,6 +138,11 @@ def test_the_script_gives_gz_s_p_values_of_pictures_of_other_sizes_without_torch
     assert [row["flagged"] for row in result["files"]] == list(p <= 0.05) and 20 < result["flagged"] < 70
     # the rate is an argument; one that the held-out scores are too few for is refused with the least
     assert judge(tmp_path / "alarm", folder / "001.png", "--fpr", "2%")[0] == 0
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    (torn / "a.png").write_bytes((folder / "001.png").read_bytes())
+    (torn / "b.png").write_bytes((folder / "001.png").read_bytes()[:90])
+    assert judge(tmp_path / "alarm", torn, "--fpr", "2%")[0] == 6, "an image that nobody judged"
     code, _, said = judge(tmp_path / "alarm", folder, "--fpr", "1%")
     assert code == 2 and "60 held-out scores allow --fpr 1.64%" in said
     assert judge(tmp_path / "alarm", tmp_path / "alarm", "--fpr", "5%")[0] == 2  # no picture there
