@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -28,11 +28,16 @@ LONG = 3  # columns for each row from which x xᵀ is faster: 1.2 times on a CPU
 RMS = 0.2  # root mean square of an update by AdamW, roughly (Liu 2025, section 2.2)
 
 
-def settings(section: OptimSection, phases: list[Phase]) -> dict[str, OptimSection]:
-    """The settings of each phase: the section, overridden by the keys under the phase's name."""
+def settings(
+    section: OptimSection, phases: list[Phase], possible: Collection[str] = ()
+) -> dict[str, OptimSection]:
+    """The settings of each phase: the section, overridden by the keys under the phase's name.
+
+    possible: phases that the model has on other data, such as the classifier of `diffae` with labels.
+    """
     names = [phase.name for phase in phases]
     for name in section.phases:
-        if name not in names:
+        if name not in (*names, *possible):
             hint = did_you_mean(name, names) or f"its phases are: {', '.join(names)}"
             raise UsageError(f"this model has no phase `{name}` for `optim.{name}`", hint=hint)
     return {name: section.of(name) for name in names}

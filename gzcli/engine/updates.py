@@ -15,6 +15,7 @@ from gzcli.core.sections import PER_DIMENSION, Part
 from gzcli.core.types import Batch, Noise
 from gzcli.engine import optim
 from gzcli.engine.step import precision
+from gzcli.models import catalog
 from gzcli.models.base import Model, Phase
 
 
@@ -43,7 +44,8 @@ class Updates:
         self.phases: list[Phase] = model.phases()
         self.params = {phase.name: phase.parameters() for phase in self.phases}
         self.trainable = list({id(p): p for params in self.params.values() for p in params}.values())
-        self.settings = optim.settings(part.optim, self.phases)
+        possible = catalog.phases(catalog.card(part.model)) or ()
+        self.settings = optim.settings(part.optim, self.phases, possible)
         shared: dict[str, Any] = {"model": model, "precision": kind or precision(part)}
         self.optimizers = {p.name: optim.build(p, self.settings[p.name], **shared) for p in self.phases}
         # number of dimensions over which the loss of a phase is a sum, by which its gradient is divided

@@ -34,6 +34,7 @@ from gzcli.engine.trained import load_trained
 from gzcli.engine.trainer import Trainer
 from gzcli.launch.plan import with_data
 from gzcli.metrics.features import lenet
+from gzcli.models import catalog
 from gzcli.models.base import Phase
 from gzcli.models.nn import shared_batch_norm
 from gzcli.models.normalizing_flow.realnvp import BatchNorm as FlowNorm
@@ -201,6 +202,10 @@ def test_rates_and_settings_of_phases():
     settings = optim.settings(replace(common, phases={"critic": {"lr": 2.0}}), phases)
     assert (settings["critic"].lr, settings["generator"].lr) == (2.0, 1.0)
     refused("has no phase", optim.settings, replace(common, phases={"critc": {"lr": 2.0}}), phases)
+    # the recipe of `diffae` sets the rate of a classifier, which it lacks without labels
+    possible = catalog.phases(catalog.card("diffae"))
+    section = replace(common, phases={"classifier": {"lr": 2.0}})
+    assert optim.settings(section, phases[:1], possible).keys() == {"critic"}
 
 
 def shipped(model: str, *sets: str):
