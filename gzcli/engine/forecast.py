@@ -89,7 +89,7 @@ def run(job: TrialJob, folder: Path, device: torch.device, log: Log) -> dict[str
     for row in job.parts:
         result: dict[str, Any] = {"timed": row["timed"], "error": None}
         of_step = ("params", *Work._fields, "seconds", "bytes")
-        scores, kinds = row.get("scores"), row.get("draws")
+        scores, kinds = row.get("scores", ()), row.get("draws", ())
         result |= dict.fromkeys(SCORE_COSTS if scores else IMAGE_COSTS if kinds else of_step)
         try:
             stages = {name: on_data(part_of(tree, name), job.info) for name, tree in row["stages"].items()}
