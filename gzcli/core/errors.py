@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterable
 
-FLAGGED = 6  # the exit code of `gz ood --input --fail` if an image is flagged, which is not an error
+FLAGGED = 6  # the exit code of `gz ood --input --fail` if an image is flagged or unreadable; not an error
 
 _URL = re.compile(r"(?<![A-Za-z0-9+.-])(?!file:)([A-Za-z][A-Za-z0-9+.-]+:/+)([^\s`'\"<>]+)")
 
