@@ -97,7 +97,8 @@ class Model(nn.Module):
     # phases whose loss is a sum over the dimensions of an image, such as its nats; training divides their
     # gradient by the number of dimensions, so that its norm is alike for images of any size
     sums: ClassVar[tuple[str, ...]] = ()
-    # phases whose loss is normalised, so that it does not fall as samples improve
+    # phases whose loss is normalised, so that it does not fall as samples improve; `gz model check` requires
+    # instead that samples approach a batch, by their energy distance
     normalised: ClassVar[tuple[str, ...]] = ()
     # a loss validated besides `best`: its rise shows that the model memorises training images
     watched: ClassVar[str | None] = None
@@ -160,7 +161,7 @@ class Model(nn.Module):
     def loss(self, batch: Batch, phase: str = "main") -> Tensor | dict[str, Tensor]:
         """The loss of a phase, a mean over the batch. It may be a dict with the loss as "loss" and other
         values to log. The loss of an image is a mean over its dimensions, or their sum if `sums` names the
-        phase."""
+        phase. It falls as the model learns, unless `normalised` names the phase."""
         raise UsageError(f"`{type(self).__name__}` has no method `loss`", hint=_EXAMPLE)
 
     def sample(self, n: int, *, labels: Tensor | None = None, noise: Noise, progress: Progress) -> Tensor:
