@@ -247,7 +247,7 @@ def show_dry_run(run: Run, job: OodJob | AlarmJob) -> None:
 
 
 def cost_of(run: Run, job: OodJob, names: Sequence[str]) -> Scored:
-    """The cost of the scores of an image, as an untrained copy of the run takes on this machine."""
+    """The cost of the scores of an image on this machine, measured on an untrained copy of the run."""
     from gzcli.launch import forecast, launcher
 
     plan = launcher.plan(job.launch, every_gpu=False)
@@ -267,11 +267,13 @@ def show_dry(
     free: bool = False,
     *,
     by: str,
-    **facts: Any,
+    seconds: float | None = None,
+    calls: float | None = None,
 ) -> None:
-    """Prints the sets or images to score, the scores and the time. The JSON also has the facts.
+    """Prints the sets or images to score, the scores and the time.
 
     free: whether the budget determines the number of images.
+    calls: network calls of an image.
     """
     many = f"{n:,} per data set" if n else "as many as the budget allows" if free else "all"
     for label, text in (
@@ -282,7 +284,8 @@ def show_dry(
         ("time", time or "unknown"),
     ):
         out.text("\n".join(out.fitted(text, f"{label:<9}")))
-    out.data({"in": home.reference, "against": list(against), "by": by, "n": n, "seconds": None} | facts)
+    facts = {"in": home.reference, "against": list(against), "by": by, "n": n}
+    out.data(facts | {"seconds": seconds, "calls": calls})
 
 
 def label_of(outs: Sequence[str]) -> str:

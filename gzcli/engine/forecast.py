@@ -342,14 +342,14 @@ def try_scoring(trained: Trained, names: Sequence[str]) -> dict[str, Any]:
     `fit_seconds` of all fits. `local` is skipped if the model has no cheap map. {} if the cost of a score is
     unknown."""
     model, device = trained.model, trained.device
-    maps = [name for name in dir(type(model)) if name.startswith("map_")][:1]
-    maps = [] if {name.removeprefix("map_") for name in maps} & set(model.costly) else maps
+    maps = [name for name in dir(type(model)) if name.startswith("map_")] if LOCAL in names else []
+    maps = [name for name in maps[:1] if name.removeprefix("map_") not in model.costly]
     of_model = [f"score_{name}" for name in names if hasattr(model, f"score_{name}")]
     derived = [name for name in names if name in SCORES and f"score_{name}" not in of_model]
     unknown = set(names) - {LOCAL, *derived, *(name.removeprefix("score_") for name in of_model)}
     if unknown or {fact for name in derived for fact in SCORES[name].reads} - {"nll", "code_length"}:
         return {}
-    methods = [*of_model, *(["log_prob"] if derived else []), *(maps if LOCAL in names else [])]
+    methods = [*of_model, *(["log_prob"] if derived else []), *maps]
     x, options = random_images(trained), trained.part.ood.options
 
     def keywords(method: str) -> dict[str, Any]:
@@ -364,18 +364,18 @@ def try_scoring(trained: Trained, names: Sequence[str]) -> dict[str, Any]:
 
     def fit(n: int, method: str) -> None:
         index = torch.arange(n, device=device)
+        batch = Batch(x[:n], None, index, ImageNoise(0, index, device), {})
         with trained.scoring():
-            getattr(model, method)(
-                [Batch(x[:n], None, index, ImageNoise(0, index, device), {})], **keywords(method)
-            )
+            getattr(model, method)([batch], **keywords(method))
 
     fitting = 0.0
-    for name in (name for name in names if hasattr(model, f"fit_{name}")):
-        images = units.MOST if name in model.fitted_on_train else units.FEWEST
-        fitting += images * seconds_each(partial(fit, method=f"fit_{name}"), trained)
+    for name in names:
+        if hasattr(model, f"fit_{name}"):
+            images = units.MOST if name in model.fitted_on_train else units.FEWEST
+            fitting += images * seconds_each(partial(fit, method=f"fit_{name}"), trained)
     if any(SCORES[name].fit for name in derived):
         fitting += units.FEWEST * seconds_each(partial(score, only=["log_prob"]), trained)
-    if LOCAL in names and maps:
+    if maps:
         fitting += LOCAL_MAPS * seconds_each(partial(score, only=maps), trained)
     calls = calls_in(partial(score, 1), model)
     return {"score_seconds": seconds_each(score, trained), "score_calls": calls, "fit_seconds": fitting}
