@@ -139,7 +139,7 @@ def main() -> None:
                     os.dup2((err if "err" in job else said).fileno(), 2)
                 with open(os.devnull) as nothing:
                     os.dup2(nothing.fileno(), 0)
-                # made anew: those of this process take a pipe for the file in which they began
+                # the parent's streams remember that their descriptor was a file, but it may be a pipe now
                 sys.stdout, sys.stderr = (open(fd, "w", 1, closefd=False) for fd in (1, 2))  # noqa: SIM115
                 code = work(job)
             finally:

@@ -166,9 +166,8 @@ def signed(value: float) -> str:
 
 
 def order(name: str) -> int:
-    """The position of a metric among those that pages show; their number for any other metric. `_rot` marks a
-    judge that was trained on rotations."""
-    word = re.split(r"[@| /]", name)[0].removesuffix("_rot")
+    """The position of a metric among those that pages show; their number for any other metric."""
+    word = re.split(r"[@| /]", name)[0].removesuffix("_rot")  # of a judge that was trained on rotations
     words = (word, word.partition("_")[0] if word.startswith(("kid_", "precision_", "recall_")) else word)
     return min((SHOWN.index(word) for word in words if word in SHOWN), default=len(SHOWN))
 

@@ -396,13 +396,13 @@ class Trainer(Updates):
                 if ranks.agree(took["eval"] <= 2 * SHARE * length):
                     break
         took["sample"] = (train.samples or LAST_GRID) * each
-        if self.ema.calibrate:  # in each pause, and in no other model a checkpoint takes as long
+        if self.ema.calibrate:  # each pause recomputes them; a checkpoint takes little else
             took = {kind: averaging + took.get(kind, 0.0) for kind in (*took, "checkpoint")}
 
         def end(steps: int) -> float:
             return guidance.seconds_of(trained, replace(train, steps=steps), each)
 
-        return Pauses(train, length, ranks.agree(took), end)  # which pauses there are must not differ
+        return Pauses(train, length, ranks.agree(took), end)  # all ranks pause at the same steps
 
     def picture(self, done: int, n: int) -> None:
         """Writes samples/<done>.png with `train.samples` samples, or about n. Each class has equally many,

@@ -98,12 +98,12 @@ def test_a_graph_computes_what_its_method_does(name, shape):
 
 def test_folds_of_few_images_share_a_basis_of_their_components():
     """The graph is less than half as large as the components that it contains, and its scores are equal."""
-    good, others = parts(24), parts(9, seed=1)
+    good, foreign = parts(24), parts(9, seed=1)
     models = cross.cross(good, methods.METHODS["pca_local"].fit, folds=12).models
     graph = export.graph_of(models, good.shape[1:]).SerializeToString()
     assert len(graph) < 0.5 * sum(model.components.rows.nbytes for model in models)
-    scores = onnxruntime.InferenceSession(graph).run(["score"], {"image": others})[0]
-    expected = np.stack([model.score(others) for model in models], 1)
+    scores = onnxruntime.InferenceSession(graph).run(["score"], {"image": foreign})[0]
+    expected = np.stack([model.score(foreign) for model in models], 1)
     assert np.allclose(scores, expected, rtol=2e-4, atol=1e-4)
     rows = np.linalg.qr(np.random.default_rng(0).normal(size=(60, 60)))[0].astype(np.float32)
     assert export.common_basis([rows[:20], rows[20:40], rows[40:]]) is None  # they share nothing

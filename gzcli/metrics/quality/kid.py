@@ -47,8 +47,8 @@ def kid(
 
 
 def _of_halves(fake: Array, real: Array, seed: int) -> Interval:
-    """MMD², but for the constant of the real images, with an interval from halves of the samples as in
-    `half_samples`."""
+    """MMD² without the term of the real images, which is constant. The interval is that of `half_samples`, by
+    one kernel matrix for all halves."""
     import numpy as np
 
     from gzcli.metrics.interval import around, subset
