@@ -73,8 +73,8 @@ def test_layers_of_other_classes_begin_anew_and_a_line_says_so(capfd):
         float((old[n] - v).abs().max()) for n, v in new.items() if n not in rows and v.is_floating_point()
     )
     assert 0 < near < 0.2  # two steps away from the weights, where new ones would be far
-    recipe = ask(run.id, "digits-ab", (), CPU)  # other images: its weights
-    assert recipe.parent and recipe.recipe.parts[0].train.parent.startswith(f"{run.id} sha256:")
+    start = ask(run.id, "digits-ab", (), CPU)  # other images: its weights
+    assert start.parent and start.recipe.parts[0].train.parent.startswith(f"{run.id} sha256:")
     assert ask(run.id, "digits", (), CPU).earlier == run  # its own: the same training again
     assert ask(run.id, "digits-ab", (), CPU, resume=True).earlier == run
 
