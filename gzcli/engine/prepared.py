@@ -93,13 +93,16 @@ def with_prepared(model: Model, batch: Batch) -> Batch:
     return batch
 
 
-def with_remembered(model: Model, batch: Batch, memory: dict[int, Mapping[str, Tensor]], i: int) -> Batch:
-    """The batch with the outputs of `Model.prepare`, computed once for batch `i` and kept in main memory. The
-    noise of the losses does not advance."""
-    if hasattr(model, "prepare") and i not in memory:
+def with_remembered(model: Model, batch: Batch, memory: dict[tuple[int, int], Mapping[str, Tensor]]) -> Batch:
+    """The batch of consecutive images with the outputs of `Model.prepare`, computed once and kept in main
+    memory by the first image and their number. The noise of the losses does not advance."""
+    place = int(batch.index[0]), len(batch)
+    if hasattr(model, "prepare") and place not in memory:
         noise = ImageNoise(mix(0, "prepare"), batch.index, batch.x.device)
-        memory[i] = {key: value.cpu() for key, value in model.prepare(replace(batch, noise=noise)).items()}
-    batch.extra |= {key: moved(value, batch.x.device) for key, value in memory.get(i, {}).items()}
+        memory[place] = {
+            key: value.cpu() for key, value in model.prepare(replace(batch, noise=noise)).items()
+        }
+    batch.extra |= {key: moved(value, batch.x.device) for key, value in memory.get(place, {}).items()}
     return batch
 
 

@@ -434,7 +434,8 @@ class Trained:
     values: Values | None = None  # kind of its images, if these are not 8-bit; the model reads all channels
     # None: the precision of the training for samples, fp32 for scores. Likelihoods are always in fp32.
     requested_precision: str | None = None
-    memory: dict[int, Mapping[str, Tensor]] = field(default_factory=dict)  # `prepare` of validation images
+    # outputs of `prepare` for validation images, by the first one of a batch and their number
+    memory: dict[tuple[int, int], Mapping[str, Tensor]] = field(default_factory=dict)
 
     @property
     def precision(self) -> str:

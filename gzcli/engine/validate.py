@@ -133,13 +133,13 @@ def mean(trained: Trained, metric: str, data: Pack, most: int = VALIDATION) -> f
     phase = model.phases()[0].name
     nats = torch.Size(info.shape).numel() * math.log(2)  # nats of one bit per dimension
     batches = scan(data, "val", batch_size=EVAL_BATCH, levels=info.levels, device=device, index=index)
-    for i, batch in enumerate(batches if index else ()):
+    for batch in batches if index else ():
         if metric == "bpd":
             labels = batch.y if model.conditional else None
             with full_fp32(device):
                 total += -double(model.log_prob(batch.x, labels, noise=batch.noise)).sum() / nats
         else:
-            batch = with_remembered(model, batch, trained.memory, i)
+            batch = with_remembered(model, batch, trained.memory)
             total += double(named_losses(model, batch, phase)["loss"]) * len(batch)
     return float(ranks.total(total)) / n
 

@@ -78,9 +78,11 @@ def test_every_check_draws_the_same_noise_beside_the_same_pairs():
     model, memory, losses = gaussian(pair_steps=2), {}, []
     for _ in range(3):
         b = replace(batch(16, double=True), noise=ImageNoise(0, range(16)))
-        losses.append(model.loss(with_remembered(model, b, memory, 0))["loss"].detach().item())
-    assert losses[0] == losses[1] == losses[2] and list(memory) == [0]
-    pairs = memory[0]["noise"].double()
+        losses.append(model.loss(with_remembered(model, b, memory))["loss"].detach().item())
+    assert losses[0] == losses[1] == losses[2] and list(memory) == [(0, 16)]
+    fewer = with_remembered(model, batch(4, double=True), memory)
+    assert len(fewer.extra["noise"]) == 4, "its own pairs, as of a timed validation of few images"
+    pairs = memory[0, 16]["noise"].double()
     assert not torch.isclose(pairs, ImageNoise(0, range(16)).randn(*pairs.shape).double(), atol=1e-3).any()
 
 
