@@ -24,8 +24,9 @@ CELLS = 2**24  # distances in memory at a time
 def compare(features: str, fake: Array, real: Array, intervals: bool) -> Figures:
     """The means over disjoint parts of both sides. All parts have equally many images, because these metrics
     depend on the numbers. With a single part, its choice of real images changes precision by .02. Three
-    metrics are proportions of images, with intervals for fixed neighbours; the interval of density comes from
-    halves of a part's samples."""
+    metrics are proportions, with intervals for as many images as there are samples: parts of the real images
+    that meet the same samples do not vary independently. The interval of density comes from halves of a
+    part's samples."""
     from gzcli.metrics.interval import halves, moved, not_negative, parts, share
 
     n = min(len(fake), len(real), MOST)
@@ -38,8 +39,7 @@ def compare(features: str, fake: Array, real: Array, intervals: bool) -> Figures
     if intervals:
         spread = halves(lambda a, b: prdc(a, b)["density"], *pairs[0], draws=DRAWS)
         density = not_negative(moved(spread, density.value))
-    images = {name: n * len(of_fake if name == "precision" else of_real) for name in values}
-    shares = {f"{name}_{features}": share(value, images[name]) for name, value in values.items()}
+    shares = {f"{name}_{features}": share(value, n * len(of_fake)) for name, value in values.items()}
     return shares | {f"density_{features}": density}
 
 
