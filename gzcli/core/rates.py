@@ -92,6 +92,7 @@ def _stored(terms: tuple[str, ...], types: tuple[str, ...]) -> Rates:
         with files.lock(path.with_suffix(".lock")):
             rates: Any = files.whole_object(path)
             if not rates:
+                files.sweep(path.parent)
                 files.write_json(path, rates := measured(types))
             return rates
     except (OSError, GzError):  # a cache that cannot be written
