@@ -342,8 +342,8 @@ def try_scoring(trained: Trained, names: Sequence[str]) -> dict[str, Any]:
     `fit_seconds` of all fits. `local` is skipped if the model has no cheap map. {} if the cost of a score is
     unknown."""
     model, device = trained.model, trained.device
-    maps = [name for name in dir(type(model)) if name.startswith("map_")] if LOCAL in names else []
-    maps = [name for name in maps[:1] if name.removeprefix("map_") not in model.costly]
+    first = catalog.card(trained.part.model).maps[:1] if LOCAL in names else ()
+    maps = [f"map_{name}" for name in first if name not in model.costly]
     of_model = [f"score_{name}" for name in names if hasattr(model, f"score_{name}")]
     derived = [name for name in names if name in SCORES and f"score_{name}" not in of_model]
     unknown = set(names) - {LOCAL, *derived, *(name.removeprefix("score_") for name in of_model)}
