@@ -199,15 +199,19 @@ def train_one(run: Run, log: Log, since: float | None = None) -> Accelerator:
     check_unchanged(run.owner.path, pack.meta)
     if log.main:
         record_data(run.owner.path, pack.meta)
+    judge = None
     if part.train.minutes and not run.checkpoints_folder.exists():
-        chosen = steps_of_minutes(Trainer(run, part, pack, accelerator, log), began, clock)
+        trial = Trainer(run, part, pack, accelerator, log)
+        chosen = steps_of_minutes(trial, began, clock)
+        judge = trial.net, trial.metric
+        del trial  # its memory is needed
         part = replace(part, train=replace(part.train, **chosen))
         if log.main:
             write_train(run, chosen)
         ranks.wait()
         log.info(f"{part.train.steps} steps fit into the time")
     streams.change_spinner("building the model")
-    trainer = Trainer(run, part, pack, accelerator, log)
+    trainer = Trainer(run, part, pack, accelerator, log, judge)
     if log.main:
         run.update(
             steps=trainer.steps,

@@ -51,9 +51,17 @@ CHECK = 50  # steps between two checks whether the loss is finite, if a check wa
 
 
 class Trainer(Updates):
-    """Trains a model."""
+    """Trains a model. `judge`: the network of `fd` and the metric that an earlier trainer of the run got."""
 
-    def __init__(self, run: Run, part: Part, pack: Pack, accelerator: Accelerator, log: Log):
+    def __init__(
+        self,
+        run: Run,
+        part: Part,
+        pack: Pack,
+        accelerator: Accelerator,
+        log: Log,
+        judge: tuple[NetFeatures | Features | None, str | None] | None = None,
+    ):
         self.run, self.part, self.pack, self.log = run, part, pack, log
         self.accelerator, self.device = accelerator, accelerator.device
         self.rank, self.world = ranks.rank(), ranks.world()
@@ -91,6 +99,9 @@ class Trainer(Updates):
         # rank 0's network, whose features the metric `fd` compares
         self.net: NetFeatures | Features | None = None
         self.has_judge = self.metric != "fd"
+        if judge and not self.has_judge:
+            self.net, self.metric = judge
+            self.has_judge = True
         self.start = self.done = 0  # steps done before this process, and so far
         # the last step; with `train.patience`, earlier than the length used in schedules
         self.end = self.steps

@@ -12,6 +12,7 @@ import torch
 from gzcli.core import ranks
 from gzcli.core.types import Say
 from gzcli.data.packs.batches import scan
+from gzcli.data.packs.facts import FEW
 from gzcli.data.packs.pack import Pack
 from gzcli.engine import sampler
 from gzcli.engine.forecast import seconds_each
@@ -60,7 +61,12 @@ def judge_of(
 ) -> tuple[NetFeatures | Features, str | None]:
     """The net whose features the metric `fd` compares, and the metric to use. If the data set's judge fails
     to learn its classes, the metric is `fd_lite` if the extra `features` is installed. Otherwise it is the
-    usual metric of models without a judge, or None for GANs, whose loss does not measure sample quality."""
+    usual metric of models without a judge, or None for GANs, whose loss does not measure sample quality. Few
+    colour images without labels do not train a judge, so `fd_lite` is used at once."""
+    few = not pack.classes and pack.shape[0] == 3 and len(pack.images("train")) <= FEW
+    if few and pretrained.is_installed():
+        log.info("few colour images without labels: `train.best` uses features of EfficientNet-Lite0")
+        return pretrained.lite(device), "fd_lite"
     judge = lenet(pack, device=device, say=log.info)
     if judge.alive:
         return judge, "fd"

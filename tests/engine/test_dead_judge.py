@@ -1,6 +1,7 @@
 """A judge that stands at chance shows and chooses nothing: what to install for another one is said."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -82,3 +83,17 @@ def test_a_training_chooses_its_best_without_a_dead_judge(extra, monkeypatch):
         assert [line["step"] for line in lines(gan.run.metrics_file) if "val_fd_lite" in line] == [2, 4]
     else:
         assert "val_fd" not in gan.run.metrics_file.read_text() and gan.cadence.every["eval"] == 0
+
+
+@pytest.mark.parametrize(
+    "n,channels,classes", [(240, 3, ()), (240, 3, ("a", "b")), (240, 1, ()), (6000, 3, ())]
+)
+def test_few_colour_images_without_labels_train_no_judge(n, channels, classes, extra, monkeypatch):
+    """Their judge would mostly stand at chance, after half of a run of four minutes."""
+    trained: list[object] = []
+    judge = replace(lenet(open_pack("digits")), accuracy=0.9)
+    monkeypatch.setattr(validate, "lenet", lambda pack, **how: trained.append(pack) or judge)
+    pack = SimpleNamespace(classes=classes, shape=(channels, 64, 64), images=lambda split: range(n))
+    net, metric = validate.judge_of(fitted(), pack, CPU, Log())
+    at_once = extra and (n, channels, classes) == (240, 3, ())
+    assert (metric == "fd_lite", trained == [], net is not judge) == (at_once,) * 3
