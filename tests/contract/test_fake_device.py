@@ -71,7 +71,7 @@ TRAINED = {
     "models/stable_diffusion/base.py::StableDiffusion.draw": "diffusers' pipeline",
     "models/stable_diffusion/base.py::StableDiffusion.examples": "remembered captions, which are text",
     "models/stable_diffusion/controlnet.py::canny": "edges are found on the host",
-    "engine/sampler.py::draw": "labels there, once a batch",
+    "engine/sampler.py::draw_all": "labels there, once a batch",
     "engine/sampler.py::to_images": "images back, and which of them are finite, once a batch",
     "engine/sampler.py::cycled": "images there, once a batch",
     "judge/sample.py": "images there and back",
