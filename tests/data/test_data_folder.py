@@ -410,6 +410,52 @@ def test_tiny_imagenet_by_path(tmp_path):
     assert notes == ["4 images of `test` skipped: they have no labels"]
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        "file,label\nimg/0.png,cat\nimg/1.png,dog\nimg/2.png,cat\nimg/3.png,dog\n",
+        "id;breed\r\n0;cat\r\n1;dog\r\n2;cat\r\n3;dog\r\n",
+        "\ufeffn\tpath\tClass\n0\tx\\0.png\tcat\n1\tx\\1.png\tdog\n2\tx\\2.png\tcat\n3\tx\\3.png\tdog",
+        "y,id\n0,0\n1,1\n0,2\n1,3\n",
+        '0.png,"cat"\n1.png,dog\n2.png,cat\n3.png,dog\n',
+    ],
+    ids=["head", "stems", "paths", "numbers", "bare"],
+)
+def test_a_table_gives_labels(tmp_path, table):
+    files = {f"img/{i}.png": png((i, 0, 9)) for i in range(4)} | {"list.csv": table.encode()}
+    classes, counts, notes = read(tmp_path, files)
+    cat, dog = ("0", "1") if table.startswith("y") else ("cat", "dog")
+    assert classes == (cat, dog) and counts == {"train": Counter({cat: 2, dog: 2})}
+    assert notes == ["labels from `list.csv`"]
+
+
+@pytest.mark.parametrize(
+    ("table", "why"),
+    [
+        ("file,label\n0.png,cat\n1.png,dog\n", "it has no label for 2 images, such as `img/2.png`"),
+        ("a,label\nx,cat\n", "it has no column of image files"),
+        ("file,x,z\n0.png,1,2\n", "it has no column `label`"),
+        ("file,text\n0.png,a door\n", "it has no column `label`"),
+        ("file,age\n0.png,1\n1.png,2\n2.png,3\n3.png,4\n", "its labels do not repeat"),
+        ("file,label\n0.png,cat\n0.png,dog\n", "it has several labels for `img/0.png`"),
+        ("", "it has no column of image files"),
+    ],
+)
+def test_a_table_without_labels_is_skipped_with_a_reason(tmp_path, table, why):
+    files = {f"img/{i}.png": png((i, 0, 9)) for i in range(4)} | {"list.csv": table.encode()}
+    classes, _, notes = read(tmp_path, files)
+    assert classes == () and notes == [f"`list.csv` skipped: {why}"]
+
+
+def test_a_class_of_a_handful_of_images_is_reported(tmp_path):
+    files = images("rare", n=3) | images("usual", n=90)
+    assert open_pack(write(tmp_path / "set", files)).meta.notes == (
+        "`rare` has 2 training images, `usual` has 73",
+    )
+    files = images("rare", n=3) | images("usual", n=20)
+    assert open_pack(write(tmp_path / "even", files)).meta.notes == ()
+
+
 def test_mvtec(tmp_path):
     marks = ("ground_truth/cut", "ground_truth/hole")
     files = images("train/good", "test/good", "test/cut", "test/hole", *marks)
@@ -457,11 +503,11 @@ def test_a_class_called_train(tmp_path):
 def test_skipped_files_are_told_when_a_set_is_opened_first(tmp_path):
     files = {f"train/{c}/{i}.png": png(RED) for c in ("airplane", "bird", "cat", "truck") for i in range(10)}
     files |= {f"test/cat/{i}.png": png(BLUE) for i in range(3)}
-    unknown = ("train/cat/a.heic", "train/cat/b.heic", "index.csv")
+    unknown = ("train/cat/a.heic", "train/cat/b.heic", "index.rst")
     files |= dict.fromkeys((*unknown, ".DS_Store", "Thumbs.db"), b"x")
     said: list[str] = []
     path = write(tmp_path / "set", files)
-    opened, note = open_pack(path, say=said.append), "3 files of unknown kinds skipped (.heic .csv)"
+    opened, note = open_pack(path, say=said.append), "3 files of unknown kinds skipped (.heic .rst)"
     assert said[1].endswith(f": 36 train, 4 val, 3 test; 4 classes airplane to truck; {note}")
     assert opened.meta.notes == (note,)
     said.clear()

@@ -28,7 +28,7 @@ from gzcli.data.packs.open import facts_of, open_pack, pack_options, peek, size_
 from gzcli.data.readers.embedded import MAKERS
 from gzcli.data.readers.folder import open_path, read_pictures
 from gzcli.data.readers.images import FORMATS
-from gzcli.data.readers.pictures import Decoding, bucket, decode, look
+from gzcli.data.readers.pictures import Decoding, bucket, cropping, decode, look, notes_in_words
 from gzcli.data.readers.publishers import PARSERS
 from gzcli.data.sets.registry import SPECS, locate
 from gzcli.engine.sheets import columns_of, grid
@@ -456,6 +456,11 @@ def test_the_share_that_a_crop_cuts_away_is_said(tmp_path):
     lines = []
     read_pictures(folder, size="24x72", channels=3, limit=None, say=lines.append)
     assert lines == [f"`{folder}`: {words}"]
+    (folder / "wide.png").write_bytes(encoded(np.zeros((24, 36, 3), np.uint8)))
+    assert open_pack(folder, size="24x72").meta.notes == (words.replace("12", "13").replace("65", "65–80"),)
+    assert notes_in_words(cropping((64, 64), (72, 24))) == [
+        "1 image cropped to 24×72, which cuts away 65 % of it (`data.fit=pad` keeps it whole)"
+    ]
 
 
 def test_an_import_says_how_images_are_resized(tmp_path, call):

@@ -128,6 +128,7 @@ def floats_that_are_grey_levels(run, tmp_path):
     same(torch.from_numpy(X)[:, None] / 255, X[:, None])
     same(X.astype(np.float32) / 127.5 - 1, X[:, None])
     same(X.astype(np.int64), X[:, None])
+    same(X.astype(np.float64), X[:, None])
 
 
 def images_and_labels(run, tmp_path):

@@ -25,6 +25,7 @@ from gzcli.store.files import checksum, need_space, write_array, write_json
 
 LARGEST = 512  # largest side in pixels that is packed without `data.size`
 ASPECT = "aspect"  # a further image of each image: itself, in a shape near its own (`pictures.bucket`)
+HANDFUL, MANY = 10, 20  # a class of fewer images is reported if another one has so many times more
 NAMED = 5  # maximum number of images that a message names
 
 Shape = tuple[int, int, int]  # (C, H, W)
@@ -88,7 +89,7 @@ def build(
         "mixed": mixed,
         "streamed": asdict(decoding) if streamed else None,
         "skipped": [e.message for e in bad.values()],
-        "notes": [*images.notes, *notes],
+        "notes": [*images.notes, *notes, *_uneven(images, plan)],
         "extras": [kind for kind in images.extras if kind not in (ASPECT, VALUES)],
         "values": asdict(values) if values else None,
         **extra,
@@ -137,6 +138,19 @@ def _write_values(images: RawImages, sizes: Sides, plan: Plan, files: PackFolder
     for kind, texts in (("captions", images.captions), ("names", images.names)):
         for split, rows in _in_plan({s: np.array(t, object) for s, t in texts.items()}, plan).items():
             write_json(files.texts(split, kind), rows.tolist())
+
+
+def _uneven(images: RawImages, plan: Plan) -> list[str]:
+    """A note on the smallest class if it has a handful of training images and another has far more."""
+    labels = _in_plan(images.labels, plan).get("train")
+    if labels is None or labels.ndim > 1 or not len(labels):
+        return []
+    counts = np.bincount(labels, minlength=len(images.classes)).tolist()
+    low, high = min(counts), max(counts)
+    if low >= HANDFUL or high < MANY * max(low, 1):
+        return []
+    small, large = (images.classes[counts.index(n)] for n in (low, high))
+    return [f"`{small}` has {counted(low, 'training image')}, `{large}` has {high:,}"]
 
 
 def _in_plan(values: Mapping[str, np.ndarray], plan: Plan) -> dict[str, np.ndarray]:
@@ -223,7 +237,7 @@ def _sides_in(images: RawImages) -> Sides:
         try:
             sizes[split][start] = pictures.sides_of(data)
         except Exception as e:  # as in `decode`
-            raise pictures.undecodable(name, e) from e
+            raise pictures.undecodable(name, e, data) from e
     return sizes
 
 

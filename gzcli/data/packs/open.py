@@ -30,7 +30,7 @@ from gzcli.store.files import is_locked, lock, new_dir, sweep
 from gzcli.store.paths import cache_dir
 
 # versions of packing, for known sets and for the user's images; older packs are rebuilt
-RULE, OWN_RULE = 2, 8
+RULE, OWN_RULE = 2, 9
 LONGEST_HEAD = 4096  # bytes at the beginning of an array
 PACK_LIMIT = 32_000_000_000  # bytes above which sets are streamed, unless `GZ_PACK_LIMIT` is set
 WAIT = "stop that process, or wait until it ends"

@@ -19,7 +19,16 @@ from typing import Any
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.units import counted, number_in, size
-from gzcli.data.readers.images import Members, Span, damaged, is_regular, read_regular, refuse_large, walk
+from gzcli.data.readers.images import (
+    TABLES,
+    Members,
+    Span,
+    damaged,
+    is_regular,
+    read_regular,
+    refuse_large,
+    walk,
+)
 
 MAX_ARCHIVE = 200_000_000_000  # maximum of unpacked bytes, unless `GZ_MAX_ARCHIVE` is set
 # An archive of more than DENSE unpacked bytes, and more than RATIO for each packed one, is taken for a bomb.
@@ -62,7 +71,10 @@ def open_members(path: Path, accepts: Callable[[str], bool]) -> Members:
         return Zip(path, accepts)
     if re.search(r"\.(tar|tgz|tar\.\w+)$", name) or tarfile.is_tarfile(path):
         return Tar(path, accepts)
-    raise UsageError(f"`{path}` is not a set of images", hint="give a folder, a zip, a tar or an npz")
+    hint = "give a folder, a zip, a tar or an npz"
+    if path.suffix.lower() in TABLES:
+        hint = "give the folder that contains it and the images"
+    raise UsageError(f"`{path}` is not a set of images", hint=hint)
 
 
 # --- what is refused ---

@@ -3,7 +3,9 @@ are refused, and the error names them."""
 
 from __future__ import annotations
 
+import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -17,13 +19,14 @@ from gzcli.core.sections import Fit
 from gzcli.core.types import Say, silent
 from gzcli.core.units import Size, counted, middle
 from gzcli.data.readers.archive import Files, open_members
-from gzcli.data.readers.hub import dataset_folder, is_dataset_folder
+from gzcli.data.readers.hub import LABELS, dataset_folder, is_dataset_folder
 from gzcli.data.readers.images import (
     IMAGES,
     LABEL,
     MARKS,
     METADATA,
     PICTURE_KINDS,
+    TABLES,
     Encoded,
     Folders,
     Members,
@@ -131,6 +134,7 @@ def pictures(title: str, members: Members, form: Form) -> RawImages:
     in it ("control": …, "before": …) are not images of the set themselves.
     - `NAME.txt`, a caption
     - `NAME.cls`, a label, which overrides the folders
+    - a row of a table `*.csv` with its name and its label, which override the folders, too
     """
     names = [name for name in members.names if is_picture(name)]
     if not names:
@@ -150,14 +154,17 @@ def pictures(title: str, members: Members, form: Form) -> RawImages:
     labels = {} if form.foreign else _label_files(title, members, names)
     layout: Places
     notes: list[str] = []
+    listed, about = ({}, []) if form.foreign or labels else _listed(members, names)
     if form.layout == DEFECTS:
         inspected = inspection(title, names)
         layout = dict.fromkeys(inspected.kinds if inspected else (), ("test", None))
     elif form.foreign and form.layout != "flat":
         layout = scored(names)
     else:  # with `flat`, images that are scored are all of them, whatever their folders say
-        layout, notes = places_of(title, names, form.layout, {} if labels else _annotated(members))
-    layout = {name: (split, labels.get(name, label)) for name, (split, label) in layout.items()}
+        annotated = {} if labels or listed else _annotated(members)
+        layout, notes = places_of(title, names, form.layout, annotated)
+    labels_of = labels or listed
+    layout = {name: (split, labels_of.get(name, label)) for name, (split, label) in layout.items()}
     classes, number = _numbered({label for _, label in layout.values() if label is not None}, bool(labels))
     places = {name: (split, number.get(label)) for name, (split, label) in layout.items()}
     images = Encoded(title, [(members, places)])
@@ -168,7 +175,7 @@ def pictures(title: str, members: Members, form: Form) -> RawImages:
         captions=texts if captions else {},
         names=images.names,
         further={kind: images.blocks(pairs) for kind, pairs in further.items()},
-        notes=[*members.notes, *notes],
+        notes=[*members.notes, *about, *notes],
     )
 
 
@@ -196,6 +203,62 @@ def _label_files(title: str, members: Members, names: list[str]) -> dict[str, st
         hint = "give every image a label file, or none"
         raise UsageError(f"`{title}` has no label file (`{LABEL}`) for `{lacking}`", hint=hint)
     return labels
+
+
+def _listed(members: Members, names: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The labels of images by the tables that list them, for all images or none, and notes on the tables."""
+    tables = [name for name in members.names if splitext(name)[1].lower() in TABLES]
+    labels: dict[str, str] = {}
+    used: list[str] = []
+    notes: list[str] = []
+    for table, data in _texts(members, tables):
+        rows, why = _labels_in(table, data.decode("utf-8-sig", "replace"), names)
+        double = next((name for name, label in rows.items() if labels.get(name, label) != label), None)
+        why = f"it has another label for `{double}` than `{used[0]}`" if double else why
+        labels |= {} if why else rows
+        (notes if why else used).append(f"`{table}` skipped: {why}" if why else table)
+    if used and (lacking := [name for name in names if name not in labels]):
+        few = f"{counted(len(lacking), 'image')}, such as `{lacking[0]}`"
+        return {}, [*notes, f"`{used[0]}` skipped: it has no label for {few}"]
+    return labels, [*notes, *(f"labels from `{table}`" for table in used)]
+
+
+def _labels_in(table: str, text: str, names: list[str]) -> tuple[dict[str, str], str]:
+    """The labels of images by a table, and why there are none. The column of names is the one that contains
+    most images, possibly without ending or with other folders. Labels are in a column of LABELS, or in the
+    only other column, if they repeat."""
+    delimiter = max(",;\t", key=text.partition("\n")[0].count)
+    try:
+        rows = [row for row in csv.reader(text.splitlines(), delimiter=delimiter) if row]
+    except csv.Error as e:
+        return {}, f"it is not a table ({e})"
+    alike = Counter(key for name in names for key in {PurePosixPath(name).name, PurePosixPath(name).stem})
+    image_of = {key: name for name in names for key in (PurePosixPath(name).stem, PurePosixPath(name).name)}
+    image_of = {key: name for key, name in image_of.items() if alike[key] == 1}
+    image_of |= {key: name for name in names for key in (splitext(name)[0], name)}
+
+    def image(cell: str) -> str | None:
+        cell = cell.strip().replace("\\", "/")
+        places = (normpath(f"{PurePosixPath(table).parent}/{cell}"), normpath(cell), PurePosixPath(cell).name)
+        return next((image_of[place] for place in places if place in image_of), None) if cell else None
+
+    width = min(map(len, rows), default=0)
+    counts = [len({image(row[i]) for row in rows} - {None}) for i in range(width)]
+    if not any(counts):
+        return {}, "it has no column of image files"
+    at = counts.index(max(counts))
+    heads = ["" if image(rows[0][at]) else cell.strip().lower() for cell in rows[0][:width]]
+    column = next((heads.index(key) for key in LABELS if key in heads and heads.index(key) != at), None)
+    if column is None and width == 2 and heads[1 - at] not in CAPTIONS:
+        column = 1 - at
+        if 2 * len({row[column] for row in rows if image(row[at])}) > counts[at]:
+            return {}, "its labels do not repeat"
+    if column is None:
+        return {}, f"it has no column `{LABELS[0]}`"
+    pairs = {(name, row[column].strip()) for row in rows if (name := image(row[at])) and row[column].strip()}
+    if double := next((name for name, n in Counter(name for name, _ in pairs).items() if n > 1), None):
+        return {}, f"it has several labels for `{double}`"
+    return dict(pairs), ""
 
 
 def _annotated(members: Members) -> dict[str, str]:

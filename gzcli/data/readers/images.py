@@ -31,6 +31,7 @@ SUFFIXES = tuple(f".{kind}" for kind in PICTURE_KINDS.split())
 ARRAY = ".npy"  # ending of an image that is an array
 METADATA = "metadata.jsonl"
 LABEL = ".cls"  # what WebDataset calls the file of an image's label
+TABLES = (".csv", ".tsv")  # files that may list the labels of images
 _SPLIT = re.compile(r"(train|val|test)(ing|id|idation)?(set|images?|imgs?|data|split)?|dev(set)?")
 # folders that hold images of any kind, and folders of images that mark others
 IMAGES = re.compile(r"(images?|imgs?|pictures?|photos?|jpe?g(images)?|rgb|png)", re.IGNORECASE)
@@ -147,7 +148,7 @@ class PictureFilter:
         if is_hidden(name):
             return False
         path = PurePosixPath(name)
-        if path.name == METADATA or path.suffix in (".txt", LABEL):
+        if path.name == METADATA or path.suffix in (".txt", LABEL) or path.suffix.lower() in TABLES:
             return True
         self.ignored[path.suffix.lower() or path.name] += 1
         return False

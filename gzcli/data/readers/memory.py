@@ -99,6 +99,9 @@ def _images_of(data: Any) -> Images:
     if hasattr(data, "batch_sampler") and hasattr(data, "dataset"):
         message = "`data` is a data loader, which returns batches in random order"
         raise UsageError(message, hint="pass its data set: `data=loader.dataset`")
+    if hasattr(data, "iloc"):  # a table of pandas
+        hint = f"pass its images and its labels as `(images, labels)`; it takes {TAKEN}"
+        raise UsageError(f"`data` is a {_kind(data)}, not images", hint=hint)
     if isinstance(data, str | bytes) or not (hasattr(data, "__getitem__") or hasattr(data, "__iter__")):
         raise UsageError(f"`data` is a {_kind(data)}, not images", hint=f"it takes {TAKEN}")
     return _of_items(data)
@@ -184,7 +187,8 @@ def _of_array(data: Any, *, tensor: bool = False) -> Images:
 
 def _levelled(pixels: np.ndarray) -> np.ndarray:
     """Pixels as uint8 or uint16 if these represent every value: integers in their range, and floats that are
-    multiples of 1/255 in [0, 1], or the same scaled to [-1, 1]. Other pixels stay real numbers."""
+    multiples of 1/255 in [0, 1], the same scaled to [-1, 1], or whole numbers from 0 to exactly 255. Other
+    pixels stay real numbers."""
     if pixels.dtype in (np.uint8, np.uint16):
         return pixels
     if pixels.dtype.kind == "b":
@@ -195,6 +199,8 @@ def _levelled(pixels: np.ndarray) -> np.ndarray:
         return pixels.astype(kind if low >= 0 else np.float64)
     if pixels.dtype.kind != "f":
         raise UsageError(f"`data` is an array of {pixels.dtype}", hint=f"it takes {TAKEN}")
+    if pixels.size and pixels.min() >= 0 and pixels.max() == 255 and (pixels == np.round(pixels)).all():
+        return pixels.astype(np.uint8)
     for scale, shift in ((255.0, 0.0), (127.5, 127.5)):
         levels = pixels.astype(np.float32) * np.float32(scale) + np.float32(shift)
         whole = levels.round()

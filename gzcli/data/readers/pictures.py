@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -21,10 +22,13 @@ from gzcli.data.readers.images import FORMATS
 ORIENTATION = 0x0112  # number of this EXIF tag; its values 5 … 8 are quarter turns
 BITS = 258  # number of TIFF's tag of the bits of a value
 DARK = 4095  # largest value of 12 bits
+HEIC = re.compile(rb"....ftyp(hei|hev|mif1|msf1)", re.DOTALL)  # how a photo of many phones begins
+FRAMES = ("GIF", "WEBP", "PNG")  # formats of animations
 FAINT = 240  # grey level from which ink is invisible on white
 
 
-CROPPED = "cropped to {}, which cuts away {} % of each (`data.fit=pad` keeps them whole)"
+CROPPED = "cropped to {}, which cuts away {} %"
+CROP = re.compile(CROPPED.format("(.+)", r"(\d+)"))
 STEP = 5  # per cent: a smaller crop is not reported, and shares are rounded to it
 
 
@@ -66,7 +70,7 @@ def decode(data: bytes, name: str, decoding: Decoding, note: Say = silent) -> tu
     except GzError:
         raise
     except Exception as e:  # Pillow raises OSError, SyntaxError, ValueError, DecompressionBombError, …
-        raise undecodable(name, e) from e
+        raise undecodable(name, e, data) from e
 
 
 def look(data: bytes, name: str, note: Say = silent) -> tuple[int, int, bool]:
@@ -75,7 +79,7 @@ def look(data: bytes, name: str, note: Say = silent) -> tuple[int, int, bool]:
         image = _plain(data, note)
         return image.height, image.width, is_colour(image)
     except Exception as e:  # as in `decode`
-        raise undecodable(name, e) from e
+        raise undecodable(name, e, data) from e
 
 
 def sides_of(data: bytes) -> tuple[int, int]:
@@ -106,14 +110,29 @@ def fit_array(images: np.ndarray, shape: tuple[int, int, int], fit: Fit) -> np.n
 
 
 def notes_in_words(notes: Iterable[str] | Mapping[str, int]) -> list[str]:
-    """The counts of `decode`'s notes in words: `24 images of 12 bits, read as 0 … 4,095`."""
-    return [f"{counted(n, 'image')} {note}" for note, n in Counter(notes).most_common()]
+    """The counts of `decode`'s notes in words: `24 images of 12 bits, read as 0 … 4,095`. Crops to the same
+    size are one note with the range of what they cut away."""
+    words: Counter[str] = Counter()
+    crops: dict[str, Counter[int]] = {}  # by size, how many images lose which share
+    for note, n in Counter(notes).items():
+        if crop := CROP.fullmatch(note):
+            crops.setdefault(crop[1], Counter())[int(crop[2])] += n
+        else:
+            words[note] = n
+    for size, shares in crops.items():
+        n, low, high = shares.total(), min(shares), max(shares)
+        each, them = ("each", "them") if n > 1 else ("it", "it")
+        share = f"{low}–{high}" if low < high else low
+        words[f"{CROPPED.format(size, share)} of {each} (`data.fit=pad` keeps {them} whole)"] = n
+    return [f"{counted(n, 'image')} {note}" for note, n in words.most_common()]
 
 
-def undecodable(name: str, e: Exception) -> MissingError:
+def undecodable(name: str, e: Exception, data: bytes = b"") -> MissingError:
     """The error for an image that does not decode."""
     reason = str(e) if "cannot identify" not in str(e) else "not a readable image"
     hint = "replace or remove it"
+    if HEIC.match(data):
+        reason, hint = "it is in HEIC, whatever its name says", "convert it to JPEG or PNG"
     return MissingError(f"`{name}` cannot be decoded: {reason or type(e).__name__}", hint=hint)
 
 
@@ -142,6 +161,10 @@ def _plain(data: bytes, note: Say) -> Any:
 
     with opened(data) as encoded:
         white = white_of(encoded, data, note)
+        if encoded.format in FRAMES and getattr(encoded, "is_animated", False):
+            note("animated, of which the first frame is read")
+        if encoded.mode == "CMYK":
+            note("in CMYK, converted to RGB")
         image = ImageOps.exif_transpose(encoded)
     if image.mode.startswith("I") or image.mode == "F":
         pixels = np.asarray(image)
