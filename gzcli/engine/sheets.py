@@ -56,6 +56,8 @@ def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
     names = max(round(font.getlength(row.name)) for row in rows)
     left = MARGIN + (names + MARGIN if names else 0)
     across = left + max(len(row.images) for row in rows) * wide - GAP + MARGIN
+    parts = [math.ceil(small.getlength(part)) for part in caption.split(" · ")]
+    across = max(across, max(parts) + 2 * MARGIN)
     lines = wrap_text(caption, across - 2 * MARGIN) if caption else []
     texts = sum(HEAD for row in rows if row.marks) + sum(under(row) for row in rows)
     down = 2 * MARGIN + texts + len(rows) * high - GAP + (len(blocks) - 1) * BETWEEN
@@ -79,7 +81,7 @@ def sheet(blocks: Sequence[Sequence[Row]], caption: str = "") -> np.ndarray:
             y += high + under(row)
         y += BETWEEN
     for i, line in enumerate(lines):
-        draw.text((left, down + i * HEAD + FONT), line, "dimgray", small, "ls")
+        draw.text((MARGIN, down + i * HEAD + FONT), line, "dimgray", small, "ls")
     picture = np.asarray(canvas)
     return picture[:, :, None] if channels == 1 else picture
 
