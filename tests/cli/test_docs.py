@@ -537,7 +537,9 @@ def follow(lines: list[str], tmp_path: Path) -> None:
     """Does what lines say, with a few steps where they train."""
     folder = with_pictures(tmp_path / "here")
     for line in lines:
-        words = re.sub(r" --minutes \S+", "", line).replace("--budget 10s", "--budget 3s")
+        words = re.sub(r" --minutes \S+", "", line)
+        shortest = "10s" if words.startswith("gz sweep ") else "3s"  # of two trials, or of one training
+        words = re.sub(r"--budget \S+", f"--budget {shortest}", words)
         quick = ["--steps", "20"] if words.startswith("gz train ") and "--steps" not in words else []
         command = [sys.executable, "-m", "gzcli", *shlex.split(words)[1:], *quick]
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
