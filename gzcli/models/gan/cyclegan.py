@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from gzcli.core import ranks
 from gzcli.core.errors import UsageError
-from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress
+from gzcli.core.types import Applied, Batch, DataInfo, Noise, Progress, moved
 from gzcli.models.base import Model, Phase
 from gzcli.models.nn import Labels, from_levels, to_fp32, to_levels
 from gzcli.models.nn.adversarial import LEAST_SQUARES, PatchGAN, critic_outputs
@@ -338,6 +338,7 @@ class CycleGAN(Model):
         window = gaussian_window(min(11, *self.data.shape[1:]), 1.5)
         for batch in batches:
             x, from_a = batch.x, self.is_from_a(batch.x, batch.y)
+            window = moved(window, x.device)
             identity = (self.to_other_domain(x, ~from_a) - x).abs().flatten(1).mean(1)
             ssim = ssim_parts((x + 1) / 2, (self.to_other_domain(x, from_a) + 1) / 2, window)[0].mean(1)
             for i, value in enumerate((self.cycle_error(x, from_a) / 2, identity / 2, ssim)):
