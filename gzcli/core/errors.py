@@ -92,7 +92,7 @@ _SYSTEM = {  # error of a file or folder → what to do
     errno.EFBIG: f"{SPACE}; `ulimit -f` shows the largest file that you may write",
     errno.ENAMETOOLONG: "use a shorter name",
     errno.EIO: "check that the disk or the terminal is still connected",
-    errno.EROFS: "set `GZ_HOME` to a writable folder",
+    errno.EROFS: "use another path, or set `GZ_HOME` to a writable folder",
     errno.EACCES: _RIGHTS,
     errno.EPERM: _RIGHTS,
     errno.ENOTDIR: f"a file has the name of a folder that gz needs: {PLACE}",

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TypedDict
 
-from gzcli.core.errors import DISK, GzError, MissingError, UsageError
+from gzcli.core.errors import DISK, GzError, MissingError, UsageError, system_error
 from gzcli.core.sections import DataSection, Fit
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.core.units import Size, as_size, canonical_size, counted, number_in, packable, sides
@@ -137,9 +137,9 @@ def _pack_now(data: DataSet, form: Form, say: Say, progress: Report) -> tuple[Pa
     except OSError as e:
         if e.errno not in DISK:
             raise
-        hint = "free some space, or set `GZ_HOME` to a folder on another disk"
+        problem = system_error(e)
         message = f"`{data.shown}` could not be packed into `{folder}`: {e.strerror}"
-        raise MissingError(message, hint=hint) from e
+        raise MissingError(message, hint=problem and problem.hint) from e
 
 
 def _make(data: DataSet, folder: Path, form: Form, say: Say, progress: Report) -> Pack:
