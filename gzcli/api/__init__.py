@@ -48,6 +48,7 @@ from gzcli.launch.plan import ask, prepare
 from gzcli.metrics import features as judges
 from gzcli.metrics import pretrained, second
 from gzcli.models.base import Model, flat_defaults, group_options
+from gzcli.models.catalog import APPLICATIONS
 from gzcli.models.nn import full_fp32, spread_labels
 from gzcli.store import files
 from gzcli.store.jobs import AlarmJob
@@ -415,7 +416,9 @@ class LoadedRun:
         """
         method = getattr(self.model, application, None)
         if method is None:
-            raise UsageError(f"`{self.trained.name}` does not {application}", hint="gz list models")
+            able = [name for name in APPLICATIONS if hasattr(self.model, name)]
+            hint = f"choose one of {', '.join(able)}" if able else "gz list models"
+            raise UsageError(f"`{self.trained.name}` does not {application}", hint=hint)
         x = self._pixels(images, range(len(images)), seed)
         x = x if self.trained.space is None else self.trained.space.encode(x)
         keywords = dict(self._options(application, options))

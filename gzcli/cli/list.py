@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LABELLED = "°"  # marks what needs a run that was trained with labels
 _WHAT = ("models", "data", "recipes", "runs", "pretrained")
 COLUMNS = ("run", "name", "state", "step", "best", "curve", "time", "size", "params", "made")
-SPARE = ("params", "name", "made", "size", "curve", "state")  # omitted first if a table is too wide
+SPARE = ("params", "made", "size", "curve", "state", "name")  # omitted first if a table is too wide
 NARROWEST, WIDEST = 40, 100  # columns of a page
 
 
