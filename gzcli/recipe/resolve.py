@@ -362,6 +362,7 @@ def choice_of(
         try:
             facts = facts_of(dataset, **form, patch=patch_of(data.get("augment") or ()))
         except (UsageError, TypeError, ValueError):  # the error for a wrong size names its place
+            facts_of(dataset)  # raises if the files are wrong
             return Choice(scale, "", ((of_set,),))
     choice = Choice(scale, why, tuple(_order(scale if scaled else None, sections, of_set, facts)), facts)
     if layer and (problem := _lack(choice, sections, of_set, facts.words if facts else f"`{name}`")):

@@ -149,3 +149,6 @@ def test_a_dry_run_knows_the_set_and_what_is_not_here(gz, tmp_path, monkeypatch)
     assert "packed)" not in out and "data.size" in out and "\nparams" not in out
     section = json.loads(gz(*words, "--json")[1])["recipe"]["data"]
     assert (section["size"], section["channels"]) == (8, 3)
+    mixed = classes(tmp_path / "mixed", "a", ".")  # the plan refuses what the training does
+    code, _, stderr = gz("train", "vae", "--data", str(mixed), "--dry-run")
+    assert code == 2 and "images beside its class folders" in stderr

@@ -182,8 +182,8 @@ def facts_of(
     patch: int | None = None,
     meta: PackMeta | None = None,
 ) -> Facts | None:
-    """The facts of a set, packed or not; None if its files are missing or unreadable. `meta`: that of its
-    pack, if known."""
+    """The facts of a set, packed or not; None if its files are missing. `meta`: that of its pack, if known.
+    Raises GzError for files that cannot be packed."""
     if isinstance(data, DataSpec):
         spec = data.sized(size)
         facts = Facts(spec.size, spec.size, spec.channels, spec.n_train)
@@ -192,7 +192,9 @@ def facts_of(
         if meta is None and not (meta := _packed(data)):
             try:
                 surveyed = _surveyed(data, fingerprint(data))
-            except GzError:  # packing reports what is wrong with them
+            except GzError:
+                if data.path.exists():  # packing would refuse them, too
+                    raise
                 return None
             values = surveyed and vars(surveyed)
         else:  # the pack counts the readable images
