@@ -276,7 +276,8 @@ def starts(request: Request) -> list[str]:
     step, title = run.serving.status().get("step", 0), run.title
     less = run.serving.tree()["model"].get("conditional") and not part.options.get("conditional")
     without = ", without its labels" if less else ""
-    return [f"the weights of {name}: {title}, {step:,} steps on {run.data}{without} (sha256 {digest[:12]})"]
+    trained = f"{title}, {counted(step, 'step')} on {run.data}{without}"
+    return [f"the weights of {name}: {trained} (sha256 {digest[:12]})"]
 
 
 def in_short(outlook: Outlook) -> list[str]:
@@ -285,7 +286,7 @@ def in_short(outlook: Outlook) -> list[str]:
     scale = f"scale {choice.scale} ({choice.why}): " if choice.scale else ""
     model = [f"{count(params)} parameters"] if params else []
     if not any(part.train.minutes for part in outlook.recipe.parts):
-        model.append(f"{sum(one.part.train.steps for one in outlook.models):,} steps")
+        model.append(counted(sum(one.part.train.steps for one in outlook.models), "step"))
     times = [f"about {about(here)} here", *_in_paper(outlook)] if here else []
     words = ": ".join(filter(None, [", ".join(model), "; ".join(times)]))
     added = [
@@ -337,7 +338,7 @@ def _model(one: Forecast) -> str:
     train = one.part.train
     if one.params is None:
         return f"{one.part.title}: size unknown: {one.lacking or 'no trial step was run (GZ_TRIAL=0)'}"
-    steps = "batches" if train.minutes else f"{train.steps:,} steps"
+    steps = "batches" if train.minutes else counted(train.steps, "step")
     giga = (one.flops or 0) / 1e9
     cost = f"; {giga:{',.0f' if giga >= 100 else '.3g'}} GFLOP per step" if giga else ""
     return f"{one.part.title}, {count(one.params)} parameters, {steps} of {train.batch_size} images{cost}"

@@ -139,7 +139,7 @@ def _pack_now(data: DataSet, form: Form, say: Say, progress: Report) -> tuple[Pa
             raise
         problem = system_error(e)
         message = f"`{data.shown}` could not be packed into `{folder}`: {e.strerror}"
-        raise MissingError(message, hint=problem and problem.hint) from e
+        raise MissingError(message, hint=problem.hint if problem else None) from e
 
 
 def _make(data: DataSet, folder: Path, form: Form, say: Say, progress: Report) -> Pack:
