@@ -400,6 +400,7 @@ def _fields(group: list[Class], default: ast.Call, path: Path) -> Iterator[Param
 MOST_PARTS = 400  # names, unions and brackets of a type
 
 
+@cache
 def type_of(node: ast.expr | None, path: Path) -> str:
     """The text of a type, with aliases (`Spacing = Literal[…]`) replaced by their types. A choice from a
     table, `Annotated[str, TABLE, "more"]`, becomes the `Literal` of the table's keys and the texts after it.
