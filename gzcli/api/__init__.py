@@ -48,7 +48,7 @@ from gzcli.launch.plan import ask, prepare
 from gzcli.metrics import features as judges
 from gzcli.metrics import pretrained, second
 from gzcli.models.base import Model, flat_defaults, group_options
-from gzcli.models.catalog import APPLICATIONS
+from gzcli.models.catalog import card_of
 from gzcli.models.nn import full_fp32, spread_labels
 from gzcli.store import files
 from gzcli.store.jobs import AlarmJob
@@ -416,7 +416,7 @@ class LoadedRun:
         """
         method = getattr(self.model, application, None)
         if method is None:
-            able = [name for name in APPLICATIONS if hasattr(self.model, name)]
+            able = card_of(self.trained.run, self.trained.part.model).do
             hint = f"choose one of {', '.join(able)}" if able else "gz list models"
             raise UsageError(f"`{self.trained.name}` does not {application}", hint=hint)
         x = self._pixels(images, range(len(images)), seed)

@@ -32,7 +32,7 @@ from gzcli.engine.ema import EMA, LENGTHS, MANY, exponent, random_images
 from gzcli.engine.log import Log
 from gzcli.engine.prepared import train_images
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.engine.validate import best_metric, judge_of, validate
+from gzcli.engine.validate import best_metric, chosen_by, judge_of, validate
 from gzcli.store import files
 from gzcli.store.jobs import EmaJob
 from gzcli.store.runs import Run
@@ -183,7 +183,7 @@ def run(job: EmaJob, folder: Path, device: torch.device, log: Log) -> dict[str, 
     images, _, _ = train_images(part, pack, device, run, log)
     net, metric = None, best_metric(model, part.train.best, pack)
     if metric == "fd":
-        net, metric = judge_of(model, pack, device, log)
+        net, metric = judge_of(model, pack, device, log, chosen_by(run, part.train))
     if metric is None and job.length is None:
         message = "no metric can choose the length: `train.best` is `none`, or there are no validation images"
         raise UsageError(message, hint="choose it yourself: `--length 0.05`")

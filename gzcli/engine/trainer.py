@@ -31,7 +31,7 @@ from gzcli.engine.prepared import prepare, train_images
 from gzcli.engine.step import is_shared_out, precision, twin, wrap_step
 from gzcli.engine.trained import Trained, build_model, built_on, init_from, stages_for, to_device
 from gzcli.engine.updates import Updates
-from gzcli.engine.validate import best_metric, judge_of, seconds_of, validate
+from gzcli.engine.validate import best_metric, chosen_by, judge_of, seconds_of, validate
 from gzcli.metrics import collapse
 from gzcli.metrics.classifier import NetFeatures
 from gzcli.metrics.pretrained import Features
@@ -87,8 +87,7 @@ class Trainer(Updates):
             run, unsharded or self.model, self.info, part, self.device, 0, self.space, self.values
         )
         self.built_on = built_on(run, card)  # sha256 of the weights of each stage below this one
-        # a resumed run keeps its metric
-        chosen = self.run.best.metric.removesuffix("_lite") if self.run.best else self.train.best
+        chosen = chosen_by(run, self.train).removesuffix("_lite")
         self.metric = ranks.agree(best_metric(self.model, chosen, pack, self.train.minutes))
         if self.train.patience and not self.metric:
             if self.train.best == "none":
@@ -388,7 +387,9 @@ class Trainer(Updates):
         if not self.has_judge:
             self.has_judge = True
             if self.rank == 0:
-                self.net, self.metric = judge_of(self.model, self.pack, self.device, self.log)
+                self.net, self.metric = judge_of(
+                    self.model, self.pack, self.device, self.log, chosen_by(self.run, self.train)
+                )
             self.metric = ranks.agree(self.metric)
 
     def pauses(self, length: float, clock: Callable[[], float]) -> Pauses:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from gzcli.core import ranks
+from gzcli.core.sections import TrainSection
 from gzcli.core.types import Say
 from gzcli.data.packs.batches import scan
 from gzcli.data.packs.facts import FEW
@@ -27,6 +28,7 @@ from gzcli.metrics.pretrained import Features
 from gzcli.metrics.quality.neighbours import FAR, prdc
 from gzcli.models.base import Model, named_losses
 from gzcli.models.nn import double, full_fp32
+from gzcli.store.runs import Run
 
 VALIDATION = 2000  # maximum number of validation images for metrics
 EVAL_BATCH = 100  # images per batch
@@ -56,15 +58,20 @@ def usual_metric(model: Model) -> str:
     return model.watched or ("bpd" if has_bits else "loss")
 
 
+def chosen_by(run: Run, train: TrainSection) -> str:
+    """The metric of the best checkpoint, which a resumed run keeps. Without one it is the recipe's choice."""
+    return run.best.metric if run.best else train.best
+
+
 def judge_of(
-    model: Model, pack: Pack, device: torch.device, log: Log
+    model: Model, pack: Pack, device: torch.device, log: Log, choice: str = "auto"
 ) -> tuple[NetFeatures | Features, str | None]:
     """The net whose features the metric `fd` compares, and the metric to use. If the data set's judge fails
     to learn its classes, the metric is `fd_lite` if the extra `features` is installed. Otherwise it is the
     usual metric of models without a judge, or None for GANs, whose loss does not measure sample quality. Few
-    colour images without labels do not train a judge, so `fd_lite` is used at once."""
+    colour images without labels do not train a judge: unless `choice` is "fd", `fd_lite` is used at once."""
     few = not pack.classes and pack.shape[0] == 3 and len(pack.images("train")) <= FEW
-    if few and pretrained.is_installed():
+    if few and choice != "fd" and pretrained.is_installed():
         log.info("few colour images without labels: `train.best` uses features of EfficientNet-Lite0")
         return pretrained.lite(device), "fd_lite"
     judge = lenet(pack, device=device, say=log.info)

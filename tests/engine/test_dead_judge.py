@@ -97,3 +97,5 @@ def test_few_colour_images_without_labels_train_no_judge(n, channels, classes, e
     net, metric = validate.judge_of(fitted(), pack, CPU, Log())
     at_once = extra and (n, channels, classes) == (240, 3, ())
     assert (metric == "fd_lite", trained == [], net is not judge) == (at_once,) * 3
+    # a run that was judged by `fd` so far keeps it
+    assert validate.judge_of(fitted(), pack, CPU, Log(), "fd") == (judge, "fd")
