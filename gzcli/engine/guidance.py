@@ -15,7 +15,8 @@ from gzcli.data.packs.pack import Pack
 from gzcli.engine import checkpoint, sampler
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained, load_trained
-from gzcli.metrics.features import NetFeatures, lenet
+from gzcli.metrics import pretrained
+from gzcli.metrics.features import LENET, NetFeatures, has_lenet, lenet
 from gzcli.metrics.frechet import frechet_distance
 from gzcli.metrics.interval import subset
 from gzcli.metrics.quality.neighbours import prdc
@@ -33,6 +34,7 @@ SHARE, LEAST = 0.6, 5  # fraction of the recipe's steps, and the minimum
 IMAGES = 240
 VALIDATION = 2_000  # validation images, at most
 ENOUGH = 500  # images for comparison; training images supplement too few validation images
+TENTH = 10  # least images of a training of few, as a multiple of those of the judge that it would train
 ERRORS = 0.01  # added to the share of wrong classes: the judge itself errs
 
 
@@ -87,6 +89,15 @@ def reference(pack: Pack) -> tuple[np.ndarray, str]:
     return both, f"{len(real)} validation and {len(rows)} training images"
 
 
+def affords_judge(train: TrainSection, pack: Pack) -> bool:
+    """Whether a training is long enough to train the judge of its set, which few colour images do without
+    until then."""
+    if has_lenet(pack) or not pretrained.judges(pack):
+        return True
+    judge = LENET.sized(len(pack.images("train")))
+    return train.steps * train.batch_size >= TENTH * judge.steps * judge.batch
+
+
 def choose(trained: Trained, real: np.ndarray, net: NetFeatures) -> list[Figures]:
     """The metrics of each scale that was tried, in order."""
     of_real, labels, n = net.features(real), None, samples_of(trained.part.train)
@@ -111,12 +122,16 @@ def choose(trained: Trained, real: np.ndarray, net: NetFeatures) -> list[Figures
 
 def write(run: Run, pack: Pack, device: torch.device, log: Log) -> float | None:
     """Chooses the guidance of a run, and writes it into the weights file and the status. Returns None if
-    there is nothing to choose, or if the judge has not learned its classes. Only rank 0 calls it."""
+    there is nothing to choose, if the training is too short to choose, or if the judge has not learned its
+    classes. Only rank 0 calls it."""
     trained = load_trained(run, device, "finished")
     if not is_wanted(trained):
         return None
     if not samples_of(trained.part.train):
         log.info(f"guidance {trained.guidance:g} is kept: the training is too short to choose it")
+        return None
+    if not affords_judge(trained.part.train, pack):
+        log.info(f"guidance {trained.guidance:g} is kept: the training is too short to train a judge for it")
         return None
     net = lenet(pack, device=device, say=log.info)
     if not net.alive:

@@ -13,7 +13,6 @@ from gzcli.core import ranks
 from gzcli.core.sections import TrainSection
 from gzcli.core.types import Say
 from gzcli.data.packs.batches import scan
-from gzcli.data.packs.facts import FEW
 from gzcli.data.packs.pack import Pack
 from gzcli.engine import sampler
 from gzcli.engine.forecast import seconds_each
@@ -40,13 +39,14 @@ PATIENT = 10.0  # minimum minutes of a run that trains the judge of its data set
 def best_metric(model: Model, choice: str, pack: Pack, minutes: float | None = None) -> str | None:
     """The metric that selects the best checkpoint: "bpd", "fd", "loss" or None; "auto": the model's choice.
     A model with a `watched` metric falls back to it if its samples cannot be judged. This is so with fewer
-    than FEWEST validation images, or without a judge and with less than PATIENT `minutes` for the run."""
+    than FEWEST validation images, or without a judge and with less than PATIENT `minutes` for the run. Few
+    colour images always have a judge, a published network."""
     n = len(pack.images("val"))
     if choice == "none" or n == 0:
         return None
     metric = next(name for name in (choice, model.best, usual_metric(model)) if name != "auto")
     if choice == "auto" and metric == "fd" and model.watched:
-        judged = (minutes or 0.0) >= PATIENT or has_lenet(pack)
+        judged = (minutes or 0.0) >= PATIENT or has_lenet(pack) or pretrained.judges(pack)
         return metric if n >= FEWEST and judged else model.watched
     if metric == "bpd" and model.data.levels is None:  # real numbers have densities, not bits
         metric = "loss"
@@ -69,10 +69,9 @@ def judge_of(
     """The net whose features the metric `fd` compares, and the metric to use. If the data set's judge fails
     to learn its classes, the metric is `fd_lite` if the extra `features` is installed. Otherwise it is the
     usual metric of models without a judge, or None for GANs, whose loss does not measure sample quality. Few
-    colour images without labels do not train a judge: unless `choice` is "fd", `fd_lite` is used at once."""
-    few = not pack.classes and pack.shape[0] == 3 and len(pack.images("train")) <= FEW
-    if few and choice != "fd" and pretrained.is_installed():
-        log.info("few colour images without labels: `train.best` uses features of EfficientNet-Lite0")
+    colour images do not train a judge: unless `choice` is "fd", `fd_lite` is used at once."""
+    if choice != "fd" and pretrained.judges(pack):
+        log.info("few colour images: `train.best` uses features of EfficientNet-Lite0")
         return pretrained.lite(device), "fd_lite"
     judge = lenet(pack, device=device, say=log.info)
     if judge.alive:

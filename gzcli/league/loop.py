@@ -77,7 +77,7 @@ def hold(
         if command:
             files.write_atomic(folder / "command.sh", command)
         left = [entry for entry in held.entries if not ((run := entry.run()) and run.state == "finished")]
-        train_judges((entry.recipe.parts[0].data for entry in left), say)
+        train_judges((entry.recipe.parts[0] for entry in left), say, terms.job.metrics)
         with signals.noted() as heard:
             result, failed = play(held, turns(held, at_once, heard, say, mode), heard, say)
         took = [(row.get("train_seconds") or 0, row["model"]) for row in result["rows"]]

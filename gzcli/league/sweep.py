@@ -335,7 +335,7 @@ def train_judge(sweep: Sweep, say: Say) -> None:
     (part,) = recipe.parts
     chosen = part.train.best if part.train.best != "auto" else recipe.card.best
     if chosen == "fd":
-        train_judges([part.data], say)
+        train_judges([part], say)
 
 
 def extend(sweep: Sweep, i: int, rung: int, record: Record, say: Say) -> None:

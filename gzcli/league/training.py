@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Any
 
 from gzcli.core import signals
 from gzcli.core.errors import DivergedError, Interrupted
-from gzcli.core.sections import DataSection
+from gzcli.core.sections import Part
 from gzcli.core.types import Report, Say, silent, unreported
 from gzcli.data.packs.open import open_pack, pack_options
 from gzcli.launch import launcher
 from gzcli.launch.launcher import Plan
 from gzcli.launch.plan import Request, Start, is_of_training, launched_again, resumable, training
+from gzcli.metrics.metric import metrics
 from gzcli.recipe.recipe import Recipe
 from gzcli.store import files, runs
 from gzcli.store.paths import cache_dir
@@ -96,14 +97,23 @@ class Training:
         return Start(self.request, plan, run, self.alias).train(recipe, say=say)
 
 
-def train_judges(sets: Iterable[DataSection], say: Say) -> None:
+def train_judges(parts: Iterable[Part], say: Say, by: Sequence[str] | None = ()) -> None:
     """Trains the first judge of each packed set, except for latents. Otherwise the first training would do so
-    in its own time."""
+    in its own time. A published network judges few colour images: they get a judge only if a recipe requests
+    `fd`, or if one of the metrics `by` (None: the default ones) uses it."""
+    from gzcli.metrics import pretrained
     from gzcli.metrics.features import lenet
 
-    options = {tuple(pack_options(data).items()): data for data in sets if not data.latent}
-    for data in options.values():
-        lenet(open_pack(data.name, **pack_options(data), say=say), say=say)
+    always = by is None or any(metrics()[name].features == "lenet" for name in by if name in metrics())
+    different = {
+        (*pack_options(part.data).items(), part.train.best == "fd"): part.data
+        for part in parts
+        if not part.data.latent
+    }
+    for (*_, by_fd), data in different.items():
+        pack = open_pack(data.name, **pack_options(data), say=say)
+        if always or by_fd or not pretrained.judges(pack):
+            lenet(pack, say=say)
 
 
 def stopped(number: int) -> Interrupted:

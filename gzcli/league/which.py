@@ -74,7 +74,8 @@ class Race:
             n * (forecast.STARTING_UP + forecast.judging(self.samples(seconds), gpus))
             for n, seconds in self.rounds
         )
-        return SHARE * self.budget + sum(each) + len(JUDGES) * NEW_JUDGE
+        trained = len(set(JUDGES).intersection(metrics_of(facts_of(locate(self.terms.data)))))
+        return SHARE * self.budget + sum(each) + trained * NEW_JUDGE
 
 
 @dataclass(frozen=True)
@@ -164,10 +165,12 @@ def race_of(terms: Terms, needs: Sequence[str]) -> Race:
 def metrics_of(facts: Facts | None) -> tuple[str, ...]:
     """The metrics of a race: those of its judges. With few images the published judge decides alone, so the
     second judge is not trained."""
+    if not facts or facts.channels != 3:
+        return JUDGES
     from gzcli.metrics import pretrained  # loads torch
 
-    published = (PUBLISHED,) if facts and facts.channels == 3 and pretrained.is_installed() else ()
-    return published if facts and facts.traits and published else (*JUDGES, *published)
+    published = (PUBLISHED,) if pretrained.is_installed() else ()
+    return published if facts.traits and published else (*JUDGES, *published)
 
 
 def candidates(data: str, needs: Sequence[str]) -> tuple[str, ...]:

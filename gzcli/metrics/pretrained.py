@@ -23,10 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gzcli.core.errors import MissingError, UsageError
+from gzcli.data.packs.facts import FEW
 from gzcli.store import files
 from gzcli.store.hub import CLIP, DINOV2, INCEPTION, weights
 
 if TYPE_CHECKING:
+    from gzcli.data.packs.pack import Pack
     from gzcli.data.packs.stream import Pictures
 
 State = Mapping[str, Tensor]
@@ -94,6 +96,12 @@ STAGES = ((1, 1, 1), (2, 2, 6), (2, 2, 6), (3, 2, 6), (3, 1, 6), (4, 2, 6), (1, 
 
 def is_installed() -> bool:
     return find_spec(PACKAGE) is not None
+
+
+def judges(pack: Pack) -> bool:
+    """Whether EfficientNet-Lite0 judges a set, so that no network is trained on it: few colour images, which
+    teach a network little in a minute or more."""
+    return pack.shape[0] == 3 and len(pack.images("train")) <= FEW and is_installed()
 
 
 def lite(device: torch.device | str = "cpu") -> Features:

@@ -76,7 +76,7 @@ def trained(monkeypatch):
         return run
 
     monkeypatch.setattr(planning.Start, "train", train)
-    monkeypatch.setattr(loop, "train_judges", lambda sets, say: list(sets))
+    monkeypatch.setattr(loop, "train_judges", lambda parts, say, by: list(parts))
     return log
 
 

@@ -9,10 +9,13 @@ from helpers import fit, lines, recipe
 from pixelwise import fake_run, fitted
 from zoo import FIRST
 
+from gzcli.core.sections import DataSection, TrainSection
+from gzcli.core.types import silent
 from gzcli.data.packs.open import open_pack
-from gzcli.engine import validate
+from gzcli.engine import guidance, validate
 from gzcli.engine.log import Log
 from gzcli.judge import bench
+from gzcli.league import training
 from gzcli.metrics import pretrained
 from gzcli.metrics.features import lenet
 from gzcli.metrics.metric import metrics
@@ -86,16 +89,52 @@ def test_a_training_chooses_its_best_without_a_dead_judge(extra, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "n,channels,classes", [(240, 3, ()), (240, 3, ("a", "b")), (240, 1, ()), (6000, 3, ())]
+    "n,channels,classes", [(240, 3, ()), (240, 3, ("a", "b")), (240, 1, ()), (6000, 3, ("a", "b"))]
 )
-def test_few_colour_images_without_labels_train_no_judge(n, channels, classes, extra, monkeypatch):
-    """Their judge would mostly stand at chance, after half of a run of four minutes."""
+def test_few_colour_images_train_no_judge(n, channels, classes, extra, monkeypatch):
+    """Their judge would learn little, after more time than a race has."""
     trained: list[object] = []
     judge = replace(lenet(open_pack("digits")), accuracy=0.9)
     monkeypatch.setattr(validate, "lenet", lambda pack, **how: trained.append(pack) or judge)
     pack = SimpleNamespace(classes=classes, shape=(channels, 64, 64), images=lambda split: range(n))
     net, metric = validate.judge_of(fitted(), pack, CPU, Log())
-    at_once = extra and (n, channels, classes) == (240, 3, ())
+    at_once = extra and (n, channels) == (240, 3)
     assert (metric == "fd_lite", trained == [], net is not judge) == (at_once,) * 3
     # a run that was judged by `fd` so far keeps it
     assert validate.judge_of(fitted(), pack, CPU, Log(), "fd") == (judge, "fd")
+
+
+def test_a_league_trains_the_judge_that_its_trainings_or_its_metrics_need(extra, monkeypatch):
+    trained: list[int] = []
+    monkeypatch.setattr("gzcli.metrics.features.lenet", lambda pack, say: trained.append(pack.channels))
+
+    def opened(name, channels, **how):
+        return SimpleNamespace(channels=channels, shape=(channels, 64, 64), images=lambda split: range(240))
+
+    monkeypatch.setattr(training, "open_pack", opened)
+
+    def part(channels, best="auto"):
+        data = DataSection(name="photos", channels=channels)
+        return SimpleNamespace(data=data, train=TrainSection(best=best))
+
+    def judges(*parts, **by):
+        trained.clear()
+        training.train_judges(parts, silent, **by)
+        return sorted(trained)
+
+    assert judges(part(3), part(1)) == ([1] if extra else [1, 3])
+    assert judges(part(3, "fd"), part(3)) == ([3] if extra else [3, 3]), "as a recipe asks for it"
+    assert judges(part(3), by=("kid_lite", "fd_second")) == ([] if extra else [3])
+    assert judges(part(3), by=("kid_lite", "fd")) == judges(part(3), by=None) == [3]
+
+
+@pytest.mark.parametrize("steps,affords", [(400, False), (40_000, True)])
+def test_a_short_training_of_few_colour_images_trains_no_judge_for_its_guidance(
+    steps, affords, extra, monkeypatch
+):
+    pack, train = open_pack("emoji"), TrainSection(steps=steps, batch_size=32)
+    monkeypatch.setattr(guidance, "has_lenet", lambda pack: False)
+    assert guidance.affords_judge(train, pack) == (affords or not extra)
+    assert guidance.affords_judge(train, open_pack("digits")), "grey images have no other judge"
+    monkeypatch.setattr(guidance, "has_lenet", lambda pack: True)
+    assert guidance.affords_judge(train, pack)

@@ -276,8 +276,8 @@ def test_denoisers_are_chosen_by_their_samples(monkeypatch):
     """Where there is a judge and enough validation images; else by the loss, which is validated beside it."""
     judged, sizes = [True], []
 
-    def chosen(model, n, choice="auto", minutes=None):
-        pack = SimpleNamespace(images=lambda split: range(n))
+    def chosen(model, n, choice="auto", minutes=None, channels=1):
+        pack = SimpleNamespace(images=lambda split: range(n), shape=(channels, 32, 32))
         return validation.best_metric(model, choice, pack, minutes)
 
     monkeypatch.setattr(validation, "has_lenet", lambda pack: judged[0])
@@ -291,6 +291,8 @@ def test_denoisers_are_chosen_by_their_samples(monkeypatch):
         "loss",
         "fd",
     )
+    monkeypatch.setattr(validation.pretrained, "is_installed", lambda: True)
+    assert chosen(fm, 200, channels=3) == "fd", "few colour images have a published judge"
     draw = validation.sampler.draw
     monkeypatch.setattr(
         validation.sampler, "draw", lambda t, n, **how: (sizes.append(n), draw(t, n, **how))[1]
