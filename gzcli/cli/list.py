@@ -29,9 +29,9 @@ NARROWEST, WIDEST = 40, 100  # columns of a page
 
 
 def _a_family(ctx: typer.Context, incomplete: str) -> Iterable[str]:
-    from gzcli.models.catalog import cards
+    from gzcli.models.catalog import families
 
-    return dict.fromkeys(card.family for card in cards().values())
+    return dict.fromkeys(families().values())
 
 
 def _a_capability(ctx: typer.Context, incomplete: str) -> Iterable[str]:
@@ -98,30 +98,33 @@ def show(model: _ShownModel, options: _Options = False, sets: opt.Sets = None) -
 
 def list_models(family: str = "", can: str = "", *, short: bool = False, wide: bool = False) -> None:
     """Prints the models of a family that have a capability. `short`: only their names, by family."""
-    from gzcli.models.catalog import OUTSIDE, cards, model_count
+    from gzcli.models.catalog import OUTSIDE, cards, families, model_count
 
-    every = sorted(cards().values(), key=lambda card: (card.family, card.name))
+    family_of = families()
+    every = cards() if can or not short or out.is_json() else {}  # names alone are read far sooner
     if family:
-        family = choose("family", family, sorted({card.family for card in every}))
+        family = choose("family", family, sorted({*family_of.values()}))
     if can:
-        can = choose("capability", can, sorted({able for card in every for able in card.can}))
+        can = choose("capability", can, sorted({able for card in every.values() for able in card.can}))
     recipes = {canonical(name): name for name in recipe_names()}
     rows, staged = [], set()
-    families: dict[str, list[str]] = {}
-    for card in every:
-        if (family and card.family != family) or (can and can not in card.can):
+    by_family: dict[str, list[str]] = {}
+    for model, of in sorted(family_of.items(), key=lambda item: item[::-1]):
+        if (family and of != family) or (can and can not in every[model].can):
             continue
-        recipe = recipes.get(canonical(card.name))
-        name = recipe or card.name
-        if recipe or card.family == OUTSIDE:
-            families.setdefault(card.family, []).append(name)
+        recipe = recipes.get(canonical(model))
+        name = recipe or model
+        if recipe or of == OUTSIDE:
+            by_family.setdefault(of, []).append(name)
         else:
             staged.add(name)
+        if (card := every.get(model)) is None:
+            continue
         about = _about(name, card, staged=name in staged) if not short or out.is_json() else None
         row = {"name": name, "family": card.family, "about": about, "can": list(card.can)}
         rows.append((card, row | {"paper": card.paper, "recipe": recipe}))
     if short:
-        lines = [(name, " ".join(models)) for name, models in families.items()]
+        lines = [(name, " ".join(models)) for name, models in by_family.items()]
         out.table(("family", "models"), lines, wrap=("models",), wide=wide)
         out.info("")
     else:
@@ -136,7 +139,7 @@ def list_models(family: str = "", can: str = "", *, short: bool = False, wide: b
             out.hint(
                 f"{LABELLED} marks capabilities that need a run trained with `--set model.conditional=true`"
             )
-    out.info(model_count(len(rows) - len(staged), len(staged)))
+    out.info(model_count(sum(map(len, by_family.values())), len(staged)))
     if short:
         out.hint("`gz list models` describes them; also: data, recipes, runs, pretrained")
     out.data({"models": [row for _, row in rows]})

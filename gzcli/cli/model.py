@@ -29,14 +29,14 @@ _Data = Annotated[str, option("--data NAME|PATH", "The data set used for the che
 @app.command()
 def new(name: _Name, force: opt.Force = False) -> None:
     """Write NAME.py: a complete model of 60 lines that trains and passes `gz model check`."""
-    from gzcli.models.catalog import cards
+    from gzcli.models.catalog import families
 
     stem = canonical(name.removesuffix(".py"))
     if not model_files.can_be_named(stem):
         raise UsageError(
             f"`{name}` is not a valid name for a model", hint="use lower-case letters, digits and `_`"
         )
-    if stem in cards():
+    if stem in families():
         raise UsageError(f"gz already has a model `{name}`", hint=f"choose another name, such as `{stem}2`")
     title = "".join(part.capitalize() for part in stem.split("_"))
     # not imported, because that would load torch

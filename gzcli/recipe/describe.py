@@ -14,7 +14,7 @@ from typing import Any
 
 from gzcli.core.sections import SCALES, SECTIONS, OptimSection, Part, keys_of
 from gzcli.models import catalog
-from gzcli.models.catalog import OUTSIDE, ModelCard, cards, parameter_texts
+from gzcli.models.catalog import OUTSIDE, ModelCard, cards, families, parameter_texts
 from gzcli.recipe.files import PARTS, presets
 from gzcli.recipe.recipe import Recipe
 from gzcli.recipe.schema import ABSENT, ANY, Rule, Rules, as_json_schema, below, limits, parse, schema
@@ -106,7 +106,7 @@ def sections_of(card: ModelCard) -> Tree:
     texts["optim"] = section_texts(SECTIONS["optim"])
     texts["ood"] = {**section_texts(SECTIONS["ood"]), **texts["ood"]}
     sections = {section: _section(below(rules, section), texts[section]) for section in OPEN}
-    names = [spelling(name) for name, model in cards().items() if model.family != OUTSIDE]
+    names = [spelling(name) for name, family in families().items() if family != OUTSIDE]
     either = [{"enum": names}, {"type": "string"}]
     sections["model"]["properties"]["name"] = {"description": "name of the model.", "anyOf": either}
     return sections

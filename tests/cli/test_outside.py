@@ -241,7 +241,8 @@ def test_folders_and_packages_add_models(write, tmp_path, monkeypatch):
     monkeypatch.setenv("GZ_MODELS", str(folder))
     model_files._of_folders.cache_clear()
     assert [name for name, path in model_files.model_files().items() if path.parent == folder] == ["maf"]
-    assert catalog.cards()["maf"].family == catalog.OUTSIDE and "helper" not in catalog.cards()
+    assert catalog.cards()["maf"].family == catalog.families()["maf"] == catalog.OUTSIDE
+    assert list(catalog.cards()) == list(catalog.families()) and "helper" not in catalog.cards()
     monkeypatch.setenv("GZ_MODELS", str(tmp_path / "nowhere"))
     with pytest.raises(MissingError, match="GZ_MODELS"):
         catalog.cards()

@@ -129,6 +129,8 @@ def test_no_model_escapes_the_catalogue():
         for cls in vars(importlib.import_module(module.name)).values():
             if isinstance(cls, type) and issubclass(cls, models.base.Model) and cls.__module__ == module.name:
                 assert cls in classes, f"{cls.__module__}.{cls.__name__} names no paper"
+    families = [(name, card.family) for name, card in catalog.cards().items()]
+    assert [*catalog.families().items()] == families, "the text of a file says what its syntax says"
 
 
 def heads(tree: ast.AST) -> list[str]:
@@ -179,7 +181,7 @@ def test_bases_in_other_files_are_followed(zoo):
     zoo("gan/nets.py", '"""The paper = a net."""\nclass Net: ...\n')
     zoo("nn/common.py", "from gzcli.models.base import Model\nclass Block(Model):\n    paper = 'none'\n")
     cards = catalog.cards()
-    assert list(cards) == ["gan", "cvae", "vae"]
+    assert list(cards) == list(catalog.families()) == ["gan", "cvae", "vae"]
     vae, cvae, gan = cards["vae"], cards["cvae"], cards["gan"]
     assert vae.params["mult"] == catalog.Param("mult", "tuple[int, ...]", (1, 2), False)
     assert vae.params["rate"].default == -1e-3
@@ -238,6 +240,14 @@ def test_outlines_keep_signatures_and_names_are_compared_loosely():
         assert heads(ast.parse(catalog.outline(text))) == heads(ast.parse(text)), path
 
 
+def test_names_and_families_need_no_card(zoo):
+    table = "".join(f"\n        '{name}': {{\n            'paper': '',\n        }}," for name in "ca")
+    for variants in ("{'a': {'paper': ''}, 'c': {'paper': ''}}", f"{{{table}\n    }}"):
+        zoo("vae/vae.py", f"{HEAD}k: int = 1): ...\n    variants = {variants}\n    takes = 'bytes'\n")
+        assert list(catalog.cards()) == list(catalog.families()) == ["a", "c", "vae"]
+        assert catalog.card("C").family == "vae"
+
+
 def test_reading_the_zoo_is_quick_and_imports_nothing_heavy():
     code = (
         "import sys; from gzcli.models.catalog import cards; cards();"
@@ -263,4 +273,4 @@ def test_the_zoo_is_read_in_little_more_than_parsing_it_takes():
         reading = min(reading, time.process_time() - since)
         if reading <= 4 * parsing:
             return
-    pytest.fail(f"{1e3 * reading:.0f} ms, {1e3 * parsing:.0f} to parse the files; `gz list` reads all")
+    pytest.fail(f"{1e3 * reading:.0f} ms, {1e3 * parsing:.0f} to parse the files; `gz list models` reads all")
