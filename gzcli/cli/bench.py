@@ -122,7 +122,7 @@ def bench(
 ) -> None:
     """Compare models, or images from elsewhere, with real images.
 
-    If you name none, gz compares every model with a finished run on the data set.
+    If you name no model, gz compares every model with a finished run on the data set.
     """
     from gzcli.launch.contestants import find_contestants
     from gzcli.league.league import beside_others

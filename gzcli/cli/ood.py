@@ -46,8 +46,8 @@ _Judge = Annotated[str | None, opt.argument("MODEL|RUN|METHOD", _JUDGE_HELP, opt
 _IN_HELP = "In-distribution data set, scored on its test split. Default: the run's data set."
 _In = Annotated[str | None, option("--in NAME|PATH", _IN_HELP, complete=a_set)]
 _OUT_HELP = (
-    "Out-of-distribution data sets, or your own images. Uses the test split, or else all images. A path "
-    "may contain a comma."
+    "Out-of-distribution data sets, or your own images. Uses the test split, or all images if "
+    "there is none. A path may contain a comma."
 )
 _Outs = Annotated[str | None, option("--out NAME|PATH[,…]", _OUT_HELP, complete=a_set)]
 _BENCHMARK_HELP = "Data sets of openood-mnist, openood-cifar10 or openood-cifar100."

@@ -145,9 +145,9 @@ def export(
 
 @app.command()
 def ema(run: _Ref, length: _Length = None) -> None:
-    """Serve another average of a run's weights: the best by validation, or one of a given length.
+    """Use another average of a run's weights: the best by validation, or one of a given length.
 
-    gz combines the snapshots of a training with `--set train.ema_snapshots=20`. Afterwards, `gz sample`,
+    gz combines the snapshots that `--set train.ema_snapshots=20` saved in training. Afterwards, `gz sample`,
     `gz ood` and `gz bench` use this average.
     """
     from gzcli.store.jobs import EmaJob
@@ -231,7 +231,7 @@ def pull(repository: _Repository, name: _Name = None) -> None:
 
 @app.command()
 def prune(keep: _Keep = None, unfinished: _Unfinished = False, yes: opt.Yes = False) -> None:
-    """Remove old or unfinished runs. gz keeps runs that are best, named or still training.
+    """Remove old or unfinished runs. gz keeps the best runs, and runs that are named or still training.
 
     Incomplete runs (`--steps 10`, another image size) count as older than complete ones.
 

@@ -98,7 +98,7 @@ def sample(
     """Draw images from a trained model, or apply it to images (`--do`).
 
     The model's own options (`--steps 50`, `--temperature 0.7`) are the keys of its recipe's `sample` section,
-    or of the method.
+    or of the application.
     """
     from gzcli.store.jobs import SampleJob
 

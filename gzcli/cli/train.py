@@ -49,7 +49,7 @@ _Dry = Annotated[bool, option("--dry-run", "Print the plan without training.")]
 _Keys = Annotated[
     bool, option("--keys", "With `--dry-run`: also print every key and the origin of its value.")
 ]
-_Yes = Annotated[bool, option("--yes", "Start without asking, even if it takes more than a week.")]
+_Yes = Annotated[bool, option("--yes", "Start without asking, even if training takes more than a week.")]
 _several = partial(option, panel="Several machines")
 _Machines = Annotated[int | None, _several("--num-machines N", "Number of machines.", min=1)]
 _Rank = Annotated[int | None, _several("--machine-rank R", "Index of this machine, from 0.", min=0)]

@@ -59,7 +59,7 @@ def stored(data: Any) -> Path:
         return _tables(data)
     parts = {split: _images_of(part) for split, part in _splits(data).items()}
     if any(not len(part.pixels) for part in parts.values()):
-        raise UsageError("there are no images in `data`", hint=f"it takes {TAKEN}")
+        raise UsageError("there are no images in `data`", hint=f"`data` accepts {TAKEN}")
     encoded = any(part.layout == "" for part in parts.values())
     return _zip(parts) if encoded else _npz(parts)
 
@@ -79,7 +79,7 @@ def _splits(data: Any) -> dict[str, Any]:
     image, label = _first(data, IMAGE_KEYS), _first(data, LABELS)
     if image is None:
         names = ", ".join(map(str, data)) or "none"
-        raise UsageError(f"`data` has no images: its keys are {names}", hint=f"it takes {TAKEN}")
+        raise UsageError(f"`data` has no images: its keys are {names}", hint=f"`data` accepts {TAKEN}")
     return {"train": data[image] if label is None else (data[image], data[label])}
 
 
@@ -100,10 +100,10 @@ def _images_of(data: Any) -> Images:
         message = "`data` is a data loader, which returns batches in random order"
         raise UsageError(message, hint="pass its data set: `data=loader.dataset`")
     if hasattr(data, "iloc"):  # a table of pandas
-        hint = f"pass its images and its labels as `(images, labels)`; it takes {TAKEN}"
+        hint = f"pass its images and its labels as `(images, labels)`; `data` accepts {TAKEN}"
         raise UsageError(f"`data` is a {_kind(data)}, not images", hint=hint)
     if isinstance(data, str | bytes) or not (hasattr(data, "__getitem__") or hasattr(data, "__iter__")):
-        raise UsageError(f"`data` is a {_kind(data)}, not images", hint=f"it takes {TAKEN}")
+        raise UsageError(f"`data` is a {_kind(data)}, not images", hint=f"`data` accepts {TAKEN}")
     return _of_items(data)
 
 
@@ -141,7 +141,7 @@ def _of_items(data: Any) -> Images:
             row, label = row
         if not (_is_picture(row) or _is_array(row)):
             message = f"item {len(pixels)} of `data` is a {_kind(row)}, not an image"
-            raise UsageError(message, hint=f"it takes {TAKEN}")
+            raise UsageError(message, hint=f"`data` accepts {TAKEN}")
         pixels.append(row)
         labels.append(_as_numpy(label)[()] if _is_array(label) else label)
     images = _stacked(pixels)
@@ -198,7 +198,7 @@ def _levelled(pixels: np.ndarray) -> np.ndarray:
         kind = np.uint8 if high <= 255 else np.uint16 if high <= 65535 else np.float64
         return pixels.astype(kind if low >= 0 else np.float64)
     if pixels.dtype.kind != "f":
-        raise UsageError(f"`data` is an array of {pixels.dtype}", hint=f"it takes {TAKEN}")
+        raise UsageError(f"`data` is an array of {pixels.dtype}", hint=f"`data` accepts {TAKEN}")
     if pixels.size and pixels.min() >= 0 and pixels.max() == 255 and (pixels == np.round(pixels)).all():
         return pixels.astype(np.uint8)
     for scale, shift in ((255.0, 0.0), (127.5, 127.5)):
