@@ -70,7 +70,7 @@ format: $(VENV)/.tested
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-readme: $(VENV)/.installed  ## Update the list of models in README.md
+readme: $(VENV)/.installed  ## Update the models and the league in README.md
 	$(BIN)/python .ci/readme.py
 
 completions: $(VENV)/.installed  ## completions/gz.bash, _gz and gz.fish

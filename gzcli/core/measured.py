@@ -101,6 +101,11 @@ def standings(data: str, scale: str) -> list[dict[str, str]]:
     return rows_of(ROOT / data / scale / "summary.csv")
 
 
+def league(data: str, scale: str) -> list[dict[str, str]]:
+    """The rows of a league's `league.csv`, one for each model and seed."""
+    return rows_of(ROOT / data / scale / "league.csv")
+
+
 def results() -> str:
     """The rows of every league as one CSV, each with the set, scale, machine, commit and budget."""
     rows = []
@@ -116,14 +121,14 @@ def results() -> str:
 
 def peers(data: str) -> list[dict[str, str]]:
     """The results of other packages' models, measured by gz. A row has the name, version, comparable `model`
-    of gz, seconds and steps of training, and the metrics of `summary.csv`."""
+    of gz, seconds, steps and machine of training, the number of samples, and the metrics of `summary.csv`."""
     return rows_of(ROOT / data / "peers.csv")
 
 
 def detections() -> dict[tuple[str, str, str], str]:
-    """For each (set, foreign set, model): the AUROC of each score, best first, and the length of the
-    training. Each AUROC has its 95 % interval and the metric that papers report."""
-    took: dict[tuple[str, str, str], str] = {}
+    """For each (set, foreign set, model): the AUROC of each score, best first, the number of images of both
+    sets, and the length of the training. Each AUROC has its 95 % interval and the one that papers report."""
+    facts: dict[tuple[str, str, str], str] = {}
     cells: dict[tuple[str, str, str], list[tuple[float, str]]] = {}
     rows = (row for path in ROOT.glob("*/ood.csv") for row in rows_of(path))
     for row in sorted(rows, key=lambda row: (row["in"], row["out"])):
@@ -132,11 +137,12 @@ def detections() -> dict[tuple[str, str, str], str]:
         text = f"{float(row['auroc']):.3f} by {row['score']} ({'; '.join(notes)})".removesuffix(" ()")
         key = row["in"], row["out"], row["model"]
         cells.setdefault(key, []).append((float(row["auroc"]), text))
+        facts[key] = f"; {row['n_in']} and {row['n_out']} images"
         if row.get("train_seconds"):
             clock = "CPU time" if row["clock"] == "cpu" else "wall-clock time"
-            took[key] = f"; trained for {float(row['train_seconds']):.0f} s of {clock}"
+            facts[key] += f", trained for {float(row['train_seconds']):.0f} s of {clock}"
     joined = {key: ", ".join(text for _, text in sorted(texts, reverse=True)) for key, texts in cells.items()}
-    return {key: text + took.get(key, "") for key, text in joined.items()}
+    return {key: text + facts[key] for key, text in joined.items()}
 
 
 def figures(row: Mapping[str, str], kind: str | None) -> dict[str, str]:
@@ -152,9 +158,7 @@ def figures(row: Mapping[str, str], kind: str | None) -> dict[str, str]:
             continue
         if value and order(name) < len(SHOWN) and not name.endswith(PARTS):
             excess, half = (row.get(f"{name}_excess{end}") for end in ("", "_half"))
-            title = name.removesuffix("_lenet")
-            if kind and name.startswith(LIKELIHOODS):
-                title = f"{name} ({kind})"
+            title = f"{name} ({kind})" if kind and name.startswith(LIKELIHOODS) else name
             cells[title] = figure(float(value))
             if excess and half:
                 cells[title] += f" ({signed(float(excess))} ± {figure(float(f'{float(half):.2g}'))})"

@@ -46,6 +46,10 @@ _FORM = re.compile(  # the fields of `Written` in their order
     re.DOTALL,
 )
 _REMARK = re.compile(r"\s{2,}\((.+)\)$")  # remark in brackets after a command in the head of a recipe
+_EXCESS = (
+    "In parentheses: how much worse the value is than that of real images (the excess), ± half of the 95 % "
+    "interval."
+)
 _LIKELIHOOD = {"exact": "exact", "bound": "a lower bound"}
 _LIKELIHOOD |= {"ode": "by solving an ODE, with an estimated divergence"}
 
@@ -244,12 +248,15 @@ def _compared(name: str) -> Iterator[tuple[str, str, str, str]]:
         for row in (row for row in measured.peers(data) if row["model"] == name):
             steps = f"{int(row['train_steps']):,} steps"
             how = f"trained for {duration(float(row['seconds']))}, {steps}, with its own settings"
+            how += f" on {row['machine']}" if row.get("machine") else ""
             yield f"{row['name']} {row['version']}", data, _figures(row), how
     for data, scale in measured.places():
         for row in (row for row in measured.standings(data, scale) if row["model"] == name):
             place = f"rank {row['place']} in the league" if row["place"] else "the league"
             took = f", {duration(float(row['train_seconds']))} of training" if row["train_seconds"] else ""
-            yield "gz", f"{data}, {scale}", _figures(row), place + took
+            named = (row.get("title") or name).removeprefix(name).strip()
+            whose = f"gz, {named}" if named else "gz"
+            yield whose, f"{data}, {scale}", _figures(row), place + took
     for (data, out, model), cell in measured.detections().items():
         if model == name:
             yield "gz", f"{out} with a model of {data}", f"AUROC {cell}", "the league"
@@ -269,10 +276,47 @@ def league_table(data: str, scale: str) -> tuple[list[str], list[tuple[Mapping[s
     cells."""
     lacking = ("place", "sample_seconds", "params", "n", "train_steps", "late", "sampler", "calls")
     empty = dict.fromkeys(lacking, "")
-    peers = [{**empty, "train_seconds": row["seconds"], **row} for row in measured.peers(data)]
+    peers = [{"train_seconds": row["seconds"], **row} for row in measured.peers(data)]
     rows = [(empty | row, _cells(row)) for row in (*measured.standings(data, scale), *peers)]
     names = sorted(dict.fromkeys(name for _, cells in rows for name in cells), key=measured.order)
     return names, [(row, [cells.get(name, "–") for name in names]) for row, cells in rows]
+
+
+def league_facts(data: str, scale: str) -> tuple[Any, ...]:
+    """What the page of leagues prints of one, in the order of its template."""
+    made, named = measured.about(data, scale), (league_seeds(data, scale), league_tuned(data, scale))
+    return data, scale, made, *named, *league_table(data, scale)
+
+
+def league_seeds(data: str, scale: str) -> str:
+    """What the intervals of a league cover: images, or also trainings."""
+    models: dict[int, list[str]] = {}  # by their number of seeds
+    for row in measured.standings(data, scale):
+        models.setdefault(int(row.get("seeds") or 1), []).append(row["model"])
+    if set(models) <= {1}:
+        return "1 seed for each model: ± covers only the choice of images."
+    names = {n: ", ".join(f"`{name}`" for name in some) for n, some in models.items()}
+    several = [f"{some}: {n} seeds" for n, some in names.items() if n > 1]
+    single = ["the other models: 1 seed, so their ± covers only the choice of images"] if 1 in models else []
+    return "; ".join([*several, *single]) + "."
+
+
+def league_tuned(data: str, scale: str) -> str:
+    """The recipes that were chosen by trials on a league's data set, and the seeds of their rows; "" for
+    none."""
+    seeds: dict[str, list[str]] = {}
+    for row in measured.league(data, scale):
+        seeds.setdefault(row["model"], []).append(row["seed"])
+
+    def words(name: str, trials: int | None) -> str:
+        number = f"{trials} trial{'s' * (trials > 1)}" if trials else "several trials"
+        return f"`{name}` ({number}; row of seed {', '.join(seeds[name])})"
+
+    tuned = measured.about(data, scale).get("tuned", {})
+    tried = {name: trials for name, trials in tuned.items() if name in seeds}
+    listed = ", ".join(words(name, trials) for name, trials in tried.items())
+    best = " A row of seed 0 is the best of its trials." if any("0" in seeds[name] for name in tried) else ""
+    return f"These recipes were tuned on this data set with seed 0: {listed}.{best}" if tried else ""
 
 
 def _stages(chain: Sequence[RecipeFile]) -> dict[str, str]:
@@ -450,7 +494,7 @@ def environment() -> Any:
         "cell": lambda text: text.replace("|", "\\|"),
         "own_scores": lambda scores: ", ".join(name for name, _ in scores if "," not in name) or "–",
     }
-    env.globals |= {"ready_picture": ready_picture}
+    env.globals |= {"ready_picture": ready_picture, "excess_text": _EXCESS}
     return env
 
 

@@ -58,7 +58,7 @@ def write(folder: Path, commands: str) -> list[Any]:
     files["pretrained"] = rendered("pretrained", ready=ready)
     files["parity"] = rendered("parity", rows=measured.parity())
     if leagues:
-        facts = [(*place, measured.about(*place), *manual.league_table(*place)) for place in leagues]
+        facts = [manual.league_facts(*place) for place in leagues]
         files["league"] = rendered("league", leagues=facts, detections=measured.detections())
         (folder / "results.csv").write_text(measured.results())
     for name, text in files.items():

@@ -28,8 +28,8 @@ FIRST = ("seeds", "failed", "n")
 
 CAPTION = (
     "Means over seeds, ± one standard deviation. The excess is a metric minus its value for real images "
-    "sampled the same way, ± half of its 95 % interval. Ranks are by excess. Models that the "
-    "intervals do not separate share a rank."
+    "sampled the same way, ± half of its 95 % interval. Ranks are by excess. A rank such as 1–3 "
+    "is a range, because some differences may be chance."
 )
 
 

@@ -19,7 +19,7 @@ LIKELIHOODS = ("bpd", "nats", "bpd|y", "nats|y")
 TITLE = "To cite"
 CAPTION = (
     "± is half of a 95 % interval: over images for one seed, over seeds (Student's t) for several. Metrics "
-    "in bold cannot be distinguished from the best."
+    "in bold cannot be distinguished from the best; values better than those of real images count as equal."
 )
 MARK = " †"  # mark of a model that was trained for too long
 LATE_CAPTION = f"†: trained for over {LATE} times the budget, so without a rank."
@@ -35,7 +35,7 @@ def table(result: Row, columns: Sequence[str] = ()) -> Table | None:
         return None
     every = [row for rows in groups.values() for row in rows]
     figures = list(dict.fromkeys(base(name) for row in every for name in row["metrics"]))
-    names = list(columns) or usual(figures, groups)
+    names = list(columns) or usual(figures, groups, base(str(result.get("metric"))))
     for name in names:
         if name not in figures and name not in FACTS:
             hint = did_you_mean(name, [*figures, *FACTS]) or f"choose from {', '.join([*figures, *FACTS])}"
@@ -69,10 +69,10 @@ def models_of(result: Row) -> dict[str, Sequence[Row]]:
     return groups
 
 
-def usual(figures: Sequence[str], groups: dict[str, Sequence[Row]]) -> list[str]:
-    """The usual columns: the ranking's metric, that of the second judge, companions of both, likelihoods, and
-    costs."""
-    quality = [name for name in figures if column_of(name).rank == 1 or name == SECOND]
+def usual(figures: Sequence[str], groups: dict[str, Sequence[Row]], metric: str) -> list[str]:
+    """The usual columns: the metric of the ranking, that of the second judge, companions of both,
+    likelihoods, and costs."""
+    quality = [name for name in figures if name in (metric, SECOND) or column_of(name).rank == 1]
     beside = sorted(
         (name for name in figures if column_of(name).beside and name not in quality),
         key=lambda name: -column_of(name).keep,

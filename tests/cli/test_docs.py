@@ -31,7 +31,7 @@ from gzcli.docs.page import (
     TUTORIALS,
     as_markdown,
     as_text,
-    league_table,
+    league_facts,
     objective,
     page_of,
     rendered,
@@ -164,12 +164,14 @@ def test_a_league_becomes_files_that_pages_and_trainings_read(reference):
 
 def test_figures_stand_beside_those_of_papers_and_peers(reference):
     """Likelihoods of several kinds are several columns."""
-    head = "place,late,model,n,train_seconds,train_steps,sample_seconds,params,sampler,calls,fd,fd_sd,"
-    head += "fd_excess,fd_excess_half,bpd,nats|y,nats,swd\n"
-    rows = "1–2,False,fm,2000,480,70,.01,1000,adams,20.0,75,,45,8,1.5,,,9\n"
-    rows += "1–2,False,glow,10000,480,80,,1000,,1.0,80,2,50.2,8,1.2,,,9\n"
-    rows += ",True,cvae,10000,610,90,,9,,1.0,,,,,,87,,\n"
-    rows += ",False,vqvae,10000,480,90,,9,,1.0,,,,,,,1.8,\n"  # nats of a code, as earlier code named them
+    head = "place,late,model,title,seeds,n,train_seconds,train_steps,sample_seconds,params,sampler,calls,"
+    head += "fd,fd_sd,fd_excess,fd_excess_half,bpd,nats|y,nats,swd\n"
+    rows = '1–2,False,fm,"fm +9 clusters, guided 2",2,2000,480,70,.01,1000,adams,20.0,75,,45,8,1.5,,,9\n'
+    rows += "1–2,False,glow,glow,1,10000,480,80,,1000,,1.0,80,2,50.2,8,1.2,,,9\n"
+    rows += ",True,cvae,cvae,1,10000,610,90,,9,,1.0,,,,,,87,,\n"
+    rows += (
+        ",False,vqvae,vqvae,1,10000,480,90,,9,,1.0,,,,,,,1.8,\n"  # nats of a code, as earlier code named them
+    )
     (reference / "summary.csv").write_text(head + rows)
     head = "name,version,model,seconds,train_steps,fd,fd_excess,fd_excess_half\n"
     peers = head + "normflows,1.7,glow,480,62,90,60,9\n"
@@ -188,16 +190,18 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference):
         "\n| normflows 1.7 | mnist | fd 90 (+60 ± 9) | trained for 8m00s, 62 steps, with its own settings |"
         in text
     )
-    cell = "0.900 by complexity (0.880–0.920; papers .998), 0.100 by nll (0.080–0.120)"
+    assert "\n| gz, +9 clusters, guided 2 | mnist, tiny | fd 75 (" in as_markdown(page_of("fm"), site=True)
+    cell = "0.900 by complexity (0.880–0.920; papers .998), 0.100 by nll (0.080–0.120); 500 and 500 images"
     assert f"\n| gz | mnist with a model of fashionmnist | AUROC {cell} | [the league]" in text
-    facts = ("mnist", "tiny", measured.about("mnist", "tiny"), *league_table("mnist", "tiny"))
-    league = rendered("league", leagues=[facts], detections=measured.detections())
+    league = rendered("league", leagues=[league_facts("mnist", "tiny")], detections=measured.detections())
     lines = [re.sub(r"\(models/\w+.md\)", "", line) for line in league.splitlines()]
-    assert lines[-2:] == [f"| [glow] | {cell} |", "| baseline | 0.950 by png |"]
+    assert lines[-2:] == [f"| [glow] | {cell} |", "| baseline | 0.950 by png; 500 and 500 images |"]
     head = r"|  | model | fd | bpd (ode) | bpd (bound) | nats\|y (bound) | samples | training | steps |"
     assert f"{head} parameters | sampler | calls | ms/image |" in lines
-    row = "| 1–2 | [fm] | 75 (+45 ± 8) | 1.5 | – | – | 2,000 | 480 s | 70 | 1.00K | adams | 20 | 10 |"
-    assert row in lines
+    seeds = "* `fm`: 2 seeds; the other models: 1 seed, so their ± covers only the choice of images."
+    assert seeds in lines and "trained on a machine that was not recorded." in league
+    row = "| 75 (+45 ± 8) | 1.5 | – | – | 2,000 | 480 s | 70 | 1.00K | adams | 20 | 10 |"
+    assert f"| 1–2 | [fm +9 clusters, guided 2] {row}" in lines
     row = "| – | [cvae] † | – | – | – | 87 | 10,000 | 610 s | 90 | 9 | – | 1 | – |"
     assert row in lines, "too late for a place"
     assert "| – | [vqvae] | – | – | – | – | 10,000 | 480 s | 90 | 9 | – | 1 | – |" in lines
@@ -214,6 +218,10 @@ def test_leagues_of_one_set_and_scale_are_joined(reference, tmp_path, monkeypatc
     assert about["judges"] == {"first": {"hash": "ab", "accuracy": 0.99}} and about["torch"] == "2.13"
     assert about["seeds"] == [0] and about["budget"] == 480 and about["cores"] > 0 and "commit" in about
     assert [row["model"] for row in measured.standings("mnist", "tiny")] == ["vae", "vqvae"]
+    assert league_facts("mnist", "tiny")[3:5] == (
+        "1 seed for each model: ± covers only the choice of images.",
+        "",
+    )
     (shorter := reference.parents[1] / "digits" / "tiny").mkdir(parents=True)
     (shorter / "about.json").write_text('{"budget": 60}')
     assert list(measured.places()) == [("mnist", "tiny"), ("digits", "tiny")]
@@ -224,6 +232,10 @@ def test_leagues_of_one_set_and_scale_are_joined(reference, tmp_path, monkeypatc
     again = league_of(tmp_path / "again", vae | {"metrics": {"fd": 60.0}, "seed": 1, "commit": "0" * 40})
     measure.league(again, root=tmp_path / "measured", commit="1" * 40)
     assert measured.about("mnist", "tiny")["commit"] == "0" * 40
+    about = measured.about("mnist", "tiny") | {"tuned": {"vae": 1, "vqvae": None, "fm": 2}}
+    (reference / "about.json").write_text(json.dumps(about))
+    tuned = "`vae` (1 trial; row of seed 0, 1), `vqvae` (several trials; row of seed 0)"
+    assert f"seed 0: {tuned}. A row of seed 0 is the best" in league_facts("mnist", "tiny")[4]
     (best, *_) = measured.standings("mnist", "tiny")
     assert best["commit"] == "0" * 40
     assert [(r["model"], r["seeds"]) for r in measured.standings("mnist", "tiny")] == [
@@ -427,8 +439,9 @@ def test_the_league_of_the_readme_is_the_measured_one():
     for line in lines:
         rank, model, _, excess, training, per_image = line.strip("| ").split(" | ")
         row = rows[model.strip("`")]
-        half = f"{float(row['fd_excess_half']):#.2g}"
-        assert (rank, excess) == (row["place"], f"{float(row['fd_excess']):.3g} ± {half}"), line
+        value, half = map(float, excess.replace(",", "").split(" ± "))
+        assert value == pytest.approx(float(row["fd_excess"]), rel=0.005), line
+        assert half == pytest.approx(float(row["fd_excess_half"]), rel=0.05) and rank == row["place"], line
         assert training == duration(float(row["train_seconds"]))
         assert per_image == f"{1000 * float(row['sample_seconds']):.2g} ms"
 

@@ -167,6 +167,8 @@ def test_the_table_to_cite_has_one_kind_of_error_and_ties_are_bold(call, tmp_pat
     assert [cell.small for cell in figures] == ["± 13", "± 6.4", "± 6.4"]
     assert [cell.best for cell in figures] == [True, True, False]
     assert [cell.text for cell in cited.table(league_json(), ("params",)).columns[1].cells] == ["100K"] * 3
+    rotated = json.loads(json.dumps(league_json()).replace('"fd"', '"fd_rot"'))
+    assert cited.table(rotated).columns[1].name == "fd_rot", "the metric that ranks it"
     twins = league_json()
     for row in twins["summary"]:
         row["title"] = "vae"

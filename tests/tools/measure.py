@@ -236,6 +236,8 @@ def peers(folder: Path) -> Path:
                 "model": BESIDE[facts["package"]],
                 "seconds": facts["train_cpu_seconds"],
                 "train_steps": facts["steps"],
+                "n": facts["n"],
+                "machine": facts["machine"],
                 **row["metrics"],
                 **{f"{name}_excess": one.value for name, one in excess.items()},
                 **{f"{name}_excess_half": one.half for name, one in excess.items()},

@@ -280,6 +280,8 @@ def train(name: str, images, labels, seconds: float, n: int, out: Path) -> None:
     import numpy as np
     import torch
 
+    from gzcli.core import devices
+
     torch.manual_seed(SEED)
     peer, clock = PEERS[name], Clock(seconds)
     with tempfile.TemporaryDirectory() as folder:
@@ -291,6 +293,7 @@ def train(name: str, images, labels, seconds: float, n: int, out: Path) -> None:
         **{key: value for key, value in asdict(peer).items() if key != "train"},
         "version": version(peer.package),
         "torch": torch.__version__,
+        "machine": devices.cpu_name(),
         "images": len(images),
         "n": n,
         "steps": clock.steps,
