@@ -374,12 +374,12 @@ def _can(card: ModelCard, serving: ModelCard, name: str, stage: str) -> tuple[tu
             )
             for do, meaning in does.items()
         ),
-        ("ood" in can, f"gz ood {name} {sets}", "measures how well it detects foreign images"),
+        ("ood" in can, f"gz ood {name} {sets}", "measures how well the model detects foreign images"),
         ("map" in can, f"gz ood {name} --in mnist --input DIR --map", "shows where images are unusual"),
         (
             not {"prompt", "translate"} & {*can},
             f"gz bench {name} --data mnist",
-            "evaluates its samples",
+            "evaluates the model's samples",
         ),
         ("prompt" not in can, "gz train RUN --data ./photos", "fine-tunes a run on other images"),
         ("latent" in card.can, f"gz train fm --set data.latent={name}", "trains a model on its latents"),
@@ -400,7 +400,7 @@ def _scores(card: ModelCard) -> tuple[tuple[str, str], ...]:
     general = [name for name in score_names(card) if name not in card.scores]
     of_map = catalog.scores_made(log_prob=False, names=(), maps=True)
     kinds = {"derived from the likelihood": [name for name in general if name not in of_map]}
-    kinds["the largest deviation in its map"] = [*{*general} & {*of_map}]
+    kinds["the largest deviation in the model's map"] = [*{*general} & {*of_map}]
     return (*rows, *((", ".join(names), what) for what, names in kinds.items() if names))
 
 

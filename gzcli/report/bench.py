@@ -120,7 +120,7 @@ class Figures:
             small.append(f"failed: {row['error']}" if row.get("error") else run * (run != name))
         columns = [doc.texts("model", names, small)]
         if len(self.places) > 1:
-            columns.append(doc.texts("place", [str(self.places.get(name, "–")) for name in names]))
+            columns.append(doc.texts("rank", [str(self.places.get(name, "–")) for name in names]))
             columns.append(excess_column(self.metric, [excess_of(row, self.metric) for row in self.rows]))
         for name in self.names:
             best = {id(row): value for group, value in self.groups(name) for row in group}
@@ -262,7 +262,7 @@ def standings(summary: Sequence[Row], of_rows: Figures) -> Table:
     """A row for each model, the best first. Each mean is followed by the standard deviation over seeds."""
     numbers = dict.fromkeys(key for row in summary for key, value in row.items() if doc.is_number(value))
     columns = [doc.texts("model", list(map(named, summary)))]
-    columns.append(doc.texts("place", [str(row.get("place") or "–") for row in summary]))
+    columns.append(doc.texts("rank", [str(row.get("place") or "–") for row in summary]))
     columns += [cost_column(key, summary) for key in FIRST if key in numbers]
     for name in dict.fromkeys(name for row in summary for name in row.get("metrics") or {}):
         values, spreads = (

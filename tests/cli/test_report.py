@@ -413,7 +413,7 @@ def test_a_league_has_standings_and_curves(call, home):
     (league / "command.sh").write_text("cd /\ngz bench --train-missing --budget 8m\n")
     texts = written(call, league)
     cells = {cell.strip() for cell in Page(texts["report.html"]).cells}
-    assert {"fm", "fm, seed 0", "fm, seed 1", "20.5± 0.5", "10.5± 1.5", "fd↓", "place"} <= cells
+    assert {"fm", "fm, seed 0", "fm, seed 1", "20.5± 0.5", "10.5± 1.5", "fd↓", "rank"} <= cells
     for text in (
         "First by `fd`: fm.",
         "`fd` and `fd_second` have a rank correlation of 0.75. Ranks that differ: fm (1 and 3–4).",

@@ -453,7 +453,7 @@ class Applications(Denoiser):
         self, x: Tensor, *, noise: Noise, starts: int = 4, steps: int = 2, pixels: bool = False
     ) -> Tensor:
         """The mean z-score [B] of the errors of images rebuilt from several noise levels (Graham 2023,
-        arXiv:2211.07740). Before `fit_recon` it is the mean error. Raises UsageError if the fit had a
+        arXiv:2211.07740). Without fitted statistics, it is the mean error. Raises UsageError if the fit had a
         different number of errors.
 
         starts: noise levels from which images are rebuilt.

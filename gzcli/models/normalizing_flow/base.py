@@ -289,7 +289,7 @@ class ImageFlow(Labelled):
     def interpolate(
         self, x: Tensor, *, noise: Noise, progress: Progress = no_progress, frames: int = 8
     ) -> Applied:
-        """Interpolates between image 0 and 1, 2 and 3, … along straight lines of latents (Glow, fig. 5).
+        """Interpolates between image 0 and 1, 2 and 3, … along straight lines of latents (Glow, figure 5).
 
         frames: images of an interpolation, both ends included.
         """
@@ -314,9 +314,9 @@ class ImageFlow(Labelled):
         progress: Progress = no_progress,
         strength: float = 1.0,
     ) -> Applied:
-        """Moves the top latent of x from the prior of its class, or of the most probable class (multi-label:
-        none), to that of `labels` (after Glow, fig. 6). The other latents stay the same. Without labels, the
-        images get all classes in turn. Raises UsageError for an unconditional model.
+        """Moves the top latent of x from the prior of its class to the prior of `labels` (after Glow, figure 6).
+        The other latents stay the same. If the class of x is unknown, it is the most probable one (multi-label:
+        none). Without labels, the images get all classes in turn. Raises UsageError for an unconditional model.
 
         strength: how far the latent is moved. 1: to the prior of the labels; below 0: away from it.
         """

@@ -207,12 +207,12 @@ class VAE(Autoencoder, LabelledVAE):
 
     def score_recon(self, x: Tensor, *, noise: Noise) -> Tensor:
         """The reconstruction loss at the posterior's mean. A conditional model uses the hidden label, which
-        takes one pass; `score_elbo` takes one pass for each class."""
+        takes one pass; the score `elbo` takes one pass for each class."""
         e = self.embed(None, len(x))
         return self.distance(x, self.decoder(self.encode(x, e)[0], e))
 
     def score_kl(self, x: Tensor, *, noise: Noise) -> Tensor:
-        """KL(q(z | x) ‖ p(z)). A conditional model uses the hidden label, like `score_recon`."""
+        """KL(q(z | x) ‖ p(z)). A conditional model uses the hidden label, as for `recon`."""
         return kl_normal(*self.encode(x, self.embed(None, len(x))))
 
     def score_iwae(self, x: Tensor, *, noise: Noise, k: int = 100) -> Tensor:
