@@ -189,7 +189,7 @@ def _cards(ctx: typer.Context) -> list[ModelCard]:
     return [card] if card else list(cards().values())
 
 
-# --- `gz VERB MODEL --help`: what stands below what it says of the verb ---
+# --- `gz VERB MODEL --help`: the model's part, below the help of the verb ---
 
 
 def show_help(argv: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from gzcli.store.paths import recipe_names
 
 PROGRAMS = ("gz", "gzcli")  # what the command is called
 SHELLS = {"bash": "gz.bash", "zsh": "_gz", "fish": "gz.fish"}  # with the files of their completions
-# (what is typed before it, the beginning of a word) → words, of which those are offered that begin so
+# (context of the command line, beginning of a word) → candidates for its completion
 Words = Callable[[typer.Context, str], Iterable[str]]
 Verb = Callable[..., None]
 

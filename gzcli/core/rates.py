@@ -29,7 +29,7 @@ WORK = {  # GFLOP of an output and its two gradients
     "convolution": 6e-9 * 9 * MAPS**2 * SIDE**2 * BATCH,
     "product": 6e-9 * TOKENS * WIDTH**2,
 }
-ROUNDS = 4  # repetitions, the fastest of which counts
+ROUNDS = 4  # repetitions; the fastest one counts
 SETS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd", "bf16", "sve")
 INFO = Path("/proc/cpuinfo")
 

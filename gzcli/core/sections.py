@@ -84,7 +84,7 @@ def _tracked(launch: Mapping[str, Any]) -> dict[str, Any]:
     return {"track": [*track, *({"wandb"} - {*track})]} if launch["wandb"] else {}
 
 
-# Keys that are gone, by section, with what a section that has one says now: older recipes and runs are read.
+# Removed keys by section, with the keys that replace them, so that older recipes and runs can be read.
 GONE: Mapping[str, Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
     "launch": {"wandb": _tracked},
     "sample": {"naive": lambda sample: {}},  # they were slower, with the same images
@@ -368,7 +368,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return rows
 
 
-# options that add to the method of a model's name, and what its name for the user then says
+# options that add to the method of a model → suffix of the model's name in tables
 ADDITIONS = {"clusters": "+{} clusters", "image_weight": "+image discriminator"}
 
 

@@ -59,7 +59,7 @@ class Written:
     """The hand-written text on a model."""
 
     title: str
-    text: str  # what it is, in a paragraph, in Markdown
+    text: str  # the idea of the model, a paragraph of Markdown
     tex: str  # the key equation in TeX
     equation: str  # the same in Unicode, in one line or more
     source: str  # its source, and the meaning of its symbols

@@ -37,7 +37,7 @@ from gzcli.store import files
 from gzcli.store.jobs import EmaJob
 from gzcli.store.runs import Run
 
-# candidate lengths, of which the best is chosen
+# candidate lengths; the best one is chosen
 TRIED = (0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.25)
 REMOVE = "remove it to average the others"
 MISSED = 0.1  # largest relative error of a fitted profile

@@ -65,7 +65,7 @@ class Updates:
 
     def backward(self, batch: Batch, step: int, phase: Phase) -> dict[str, Tensor]:
         """The gradient of the phase's mean loss over the global batch, in micro-batches. Returns the losses
-        by name. A loss that is a sum over dimensions also appears per dimension, as `loss_dim`."""
+        by name. A loss that is a sum over dimensions also appears per dimension under the name `loss_dim`."""
         parts, dims = self.parts, self.dims[phase.name]
         micro = len(batch) // parts
         first = ranks.rank() * len(batch)

@@ -60,7 +60,7 @@ LPIPS_SIDE = 16  # shortest side in pixels, as VGG16 halves it four times
 GIVEN_LABELS = "columns with `|y` give log p(x | y), for the given label; do not compare them with log p(x)"
 MEANS = "samples that are pixel means are compared with the grey images instead"
 MARGINAL = "log p(x) of a conditional model is log Σ p(y) p(x | y), with p(y) from the training set"
-# suffixes of a judge's name in the provenance, and the facts that they stand for
+# suffixes of a judge's name in the provenance → facts of the judge
 JUDGE_FACTS = {"": "hash", "_accuracy": "accuracy", "_rotations": "rotations", "_alive": "alive"}
 VERSION = 2  # version of the floors in the cache
 VERSIONS = ("gzcli", "torch", "torch-fidelity", "numpy", "scikit-learn")

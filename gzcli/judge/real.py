@@ -30,7 +30,7 @@ DRAWS = 20  # draws of real images over which the floor is averaged
 BANK = 50_000  # maximum number of real images from which they are drawn
 BATCH_SIZE = 1000  # images whose clusters are computed at once
 TIMES = 10  # the same for fewer samples, as a multiple of their number
-# The split whose images stand instead of samples, by the one that they are compared with.
+# Split to compare with → split whose images replace samples.
 COUNTERPART = {"test": "train", "val": "train", "train": "test", "all": "all"}
 Space = Features | NetFeatures
 
@@ -190,7 +190,7 @@ class RealImages:
         return total // 2 if self.split == "all" else total
 
     def bank(self, n: int, levels: int | None) -> ImageSet:
-        """The real images of which n are drawn instead of samples."""
+        """The real images from which n are drawn instead of samples."""
         source = self.of(COUNTERPART[self.split], levels)
         return source if self.split == "all" else source.first(min(BANK, max(TIMES * n, BANK // 5)))
 

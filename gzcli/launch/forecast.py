@@ -173,7 +173,7 @@ class Forecast:
     step: float | None = None  # seconds of a step on this machine
     bytes: int | None = None  # peak memory of a process in a step here, scaled to the recipe's batch
     lacking: str | None = None  # why something is unknown
-    refused: UsageError | None = None  # the mistake in the recipe because of which the model cannot be built
+    refused: UsageError | None = None  # the mistake in the recipe that prevents building the model
 
     @classmethod
     def of(cls, row: Mapping[str, Any]) -> Forecast:

@@ -32,7 +32,7 @@ def do_job(folder: Path, job: Job, *, mode: str = "quiet", warn: Say = silent) -
             jobs.write(folder, replace(job, launch=replace(job.launch, threads=plan.threads)))
             launcher.run(folder, plan, launcher=False, mode=mode)
     except GzError as error:
-        if new and error.kind != "bug":  # whose log may tell more
+        if new and error.kind != "bug":  # whose log may contain the cause
             claims.discard(folder)
         raise
     result = jobs.result_of(folder, job.verb)

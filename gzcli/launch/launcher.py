@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 FIRST_PORT, PORTS = 20_000, 10_000  # below the ports that systems give to outgoing connections
 RESTARTS = 2  # restarts of the processes by default, on several machines
-# prefixes of the variables by which launchers tell a process its rank
+# prefixes of the variables in which launchers pass a process its rank
 LAUNCHERS = ("ACCELERATE_", "RANK", "WORLD_SIZE", "LOCAL_", "PMI_", "OMPI_", "MV2_", "MPI_")
 DRIVER = Path("/proc/driver/nvidia/version")
 TRYING = 120.0  # most seconds that torch may take to list usable GPUs

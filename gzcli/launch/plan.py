@@ -48,7 +48,7 @@ PATIENCE = 1800.0
 NOT_TRAINED = ("about", "format", "bench", "launch", "ood", "params")
 
 
-# ---------------------------------------------------------------------------- what was asked for
+# ---------------------------------------------------------------------------- the request
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ LOOK_EVERY = 0.5  # seconds between checks of another process's training
 
 @dataclass(frozen=True)
 class Training:
-    """A training. It is identified by its alias or, without one, by what it trains."""
+    """A training. Its alias identifies it or, without an alias, its recipe."""
 
     _: KW_ONLY
     request: Request

@@ -167,7 +167,7 @@ def _living(pack: Pack, training: Training, say: Say) -> NetFeatures:
             judge.accuracy, judge.chance = _skill(judge, pack)
         if judge.alive:
             break
-        if not rotations:  # whoever uses a network that learned neither says so
+        if not rotations:  # the user of a network that learned neither prints a note
             score = f"accuracy {judge.accuracy:.0%}, {judge.chance:.0%} by chance"
             say(f"the feature network did not learn its classes ({score}); training it on rotations instead")
     return judge

@@ -192,7 +192,7 @@ def _added(file: str) -> str:
     return name
 
 
-# --- a recipe with what it extends ---
+# --- a recipe with the recipes that it extends ---
 
 
 def read_chain(what: str) -> tuple[list[RecipeFile], list[Problem]]:

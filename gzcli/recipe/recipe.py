@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound="Recipe")
 
-# Files that tell a folder of a run, or of a model of diffusers, from one that only has the same name.
+# Files that distinguish a folder of a run, or of a diffusers model, from one that only has the same name.
 MARKS = ("status.json", "config.json", "model_index.json")
 # section and key of values that are a file or a run
 REFERENCES = (("model", "base"), ("data", "latent"), ("train", "init"), ("ood", "background"))

@@ -7,7 +7,7 @@ flags < `--set`.
 A recipe in stages trains several models in sequence, such as a tokenizer and the prior of its codes:
 
     data: {name: digits}
-    train: {ema: 0.999}                                  # of every stage, unless it says otherwise
+    train: {ema: 0.999}                                  # of every stage, unless it is overridden
     stages:
       tokenizer: {model: {name: vqgan}, train: {steps: 2000}}
       prior: {model: {name: transformer}, sample: {temperature: 0.9}}

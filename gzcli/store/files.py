@@ -217,7 +217,7 @@ def reading(path: Path, hint: str | None = AGAIN) -> Iterator[None]:
         raise MissingError(f"`{path}` does not exist") from e
     except GzError:
         raise
-    except Exception as e:  # of zip, pickle, numpy, safetensors and torch, each with errors of its own
+    except Exception as e:  # of zip, pickle, numpy, safetensors and torch, which share no error class
         raise DamagedError(f"`{path}` is damaged, or not from gz: {first_line(e)}", hint=hint) from e
 
 

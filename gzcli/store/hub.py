@@ -23,7 +23,7 @@ FILE = Run.model_file.name  # of a repository
 INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 VGG = "vgg16-397923af.pth"  # torchvision's
 DINOV2 = "dinov2_vitl14_pretrain.pth"  # its authors'
-CLIP = "clip-vit-base-patch32.bin"  # OpenAI's, as `pytorch_model.bin` of their repository on the hub
+CLIP = "clip-vit-base-patch32.bin"  # OpenAI's `pytorch_model.bin` on the hub
 TINY = ("tiny", "tiny-xl", "tiny-sd3", "tiny-flux")  # values of `model.base` whose weights gz makes itself
 # Our name of a set → its id on the hub.
 HUB_SETS = {

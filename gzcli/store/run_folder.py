@@ -82,7 +82,7 @@ class Run:
 
     path: Path
 
-    mark_file = Place(".gz")  # says that gz made the folder
+    mark_file = Place(".gz")  # marks a folder that gz made
     lock_file = Place(".lock")  # lock held by the engine while it trains or runs a job
     claim_file = Place(".claim")  # lock held by `gz` from before an engine starts until it has ended
     status_file = Place("status.json")  # state, identity and error
@@ -196,7 +196,7 @@ class Run:
         state = self.status().get("state", "planned")
         if state in ("finished", "damaged"):
             return state
-        # a training is held before its status says so; if nobody holds it, it was killed
+        # a training claims its run before it writes the status; without a claim, it was killed
         return "running" if self.is_held else "killed" if state == "running" else state
 
     @property

@@ -26,7 +26,7 @@ from gzcli.store.files import fsync, lock, make_folder, need_space
 from gzcli.store.hub import CLIP, DINOV2, HUB_SCHEME, INCEPTION, VGG, data_repository, offline
 from gzcli.store.paths import cache_dir
 
-# Bytes from which the user is told how much disk a download takes, and that a checksum is computed.
+# From this size in bytes, gz prints the disk space of a download, and that it computes a checksum.
 LARGE = 200_000_000
 BLOCK_BYTES = 1 << 20  # bytes read at a time
 

@@ -29,7 +29,7 @@ BLOCK = 1 << 18
 
 
 class Refused(Exception):
-    """This address does not serve the file, so the next one is tried."""
+    """The file is not at this address, so the next one is tried."""
 
 
 class Again(Exception):

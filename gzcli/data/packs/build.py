@@ -284,7 +284,7 @@ class Fitted(NamedTuple):
     resized: bool = False
     # original (width, height) in pixels, (0, 0) if not measured; of `aspect`, those of its images
     sides: tuple[int, int] = (0, 0)
-    notes: tuple[str, ...] = ()  # choices in reading it, as `pictures.decode` notes them
+    notes: tuple[str, ...] = ()  # choices in reading it, noted by `pictures.decode`
 
 
 @dataclass(frozen=True)

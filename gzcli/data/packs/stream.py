@@ -189,7 +189,7 @@ class Pictures:
         """The image of a row of the index, or a patch of it; without a `place`, the middle patch."""
         container, offset, length, deflated = row.tolist()
         path = os.fsdecode(self._containers[container].item())
-        name = f"{path} at byte {offset:,}" if offset else path  # an archive's member lies behind its header
+        name = f"{path} at byte {offset:,}" if offset else path  # an archive's member follows its header
         image, _ = decode(read_span(Span(path, offset, length, bool(deflated))), name, self.decoding)
         _, h, w = image.shape
         if self.patch and min(h, w) >= self.patch:

@@ -54,7 +54,7 @@ Places = dict[str, tuple[str, str | None]]  # name of an image → its split and
 
 
 def ask(title: str) -> str:
-    """The hint that says how the meaning of a set's folders is chosen."""
+    """The hint that shows how to choose the meaning of a set's folders."""
     layouts = f"{', '.join(LAYOUTS[1:-1])} or {LAYOUTS[-1]}"
     return f"choose a layout ({layouts} instead of flat): {import_line(title, '--layout flat')}"
 

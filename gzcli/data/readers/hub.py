@@ -94,7 +94,7 @@ class Rows:
         # description of columns, as in the `datasets` library
         features = noted.get("info", {}).get("features") or {}
         self.classes: dict[str, tuple[str, ...]] = {}  # names of the classes, by column of class labels
-        # What each column holds: "image", "class" (class labels), "int", "text" or "" (anything else).
+        # The kind of each column: "image", "class" (class labels), "int", "text" or "" (anything else).
         self.kinds = {field.name: self._kind(field, features.get(field.name)) for field in schema}
 
     def _kind(self, field: Any, feature: Any) -> str:

@@ -269,13 +269,13 @@ class RawImages:
     title: str  # its name in messages
     classes: tuple[str, ...]  # names of the classes; () without labels
     counts: dict[str, int]  # images of the official splits: train, and val and test if they exist
-    # by split, int64 [N], or uint8 [N, K] where an image may have any number of the classes; {} without
+    # by split, int64 [N], or uint8 [N, K] if an image may have any number of classes; {} without
     labels: dict[str, np.ndarray]
     blocks: Blocks  # the images, each once
-    # (C, H, W) where every block is an array of it; None if they are encoded images
+    # (C, H, W) if every block is an array of this shape; None if blocks are encoded images
     shape: tuple[int, int, int] | None = None
-    # a few encoded images (name, bytes) that tell size and channels; without it and `shape` these must be
-    # asked for
+    # a few encoded images (name, bytes), from which size and channels follow; without `probe` and `shape`,
+    # the user must set them
     probe: Callable[[], Iterator[tuple[str, bytes]]] | None = None
     # by split, the place of each encoded image; without it, the set cannot be streamed
     spans: Callable[[], dict[str, list[Span]]] | None = None

@@ -122,7 +122,7 @@ def _stem(name: str) -> str:
 
 
 def _marks_neighbour(name: str, pictures: Folders) -> bool:
-    """Whether an image is the mask of a neighbour, as `000_mask.png` is of `000.png`."""
+    """Whether an image is the mask of a neighbour, such as `000_mask.png` of `000.png`."""
     path, stem = PurePosixPath(name), _stem(name)
     endings = {path.suffix, ".png", ".jpg", ".JPG", ".jpeg", ".bmp"}
     return stem != path.stem and any(str(path.with_name(stem + end)) in pictures for end in endings)

@@ -303,7 +303,7 @@ def _place(digest: Any, ending: str) -> Path:
     return cache_dir("arrays", f"array-{digest.hexdigest()}{ending}")
 
 
-# --- kinds of objects, told without an import of their libraries ---
+# --- kinds of objects, recognized without importing their libraries ---
 
 
 def _is_tensor(data: Any) -> bool:

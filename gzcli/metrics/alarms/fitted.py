@@ -54,7 +54,7 @@ class Mapped(Fitted):
     local: Local
 
     def raw(self, images: np.ndarray) -> np.ndarray:
-        """The values float32 [N, h, w] of which the map is the local map."""
+        """The values float32 [N, h, w] from which the local map is computed."""
         raise NotImplementedError
 
     def score(self, images: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Method:
-    about: str  # what it says of an image, for help and tables
+    about: str  # the meaning of its score, for help and tables
     # function that fits it, such as `pca.fit_pca`: images uint8 [N, C, H, W] and settings → `Fitted`
     function: str
     mapped: bool = False  # whether it maps where an image is unusual

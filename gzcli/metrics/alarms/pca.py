@@ -216,6 +216,6 @@ def left_by_components(every: np.ndarray, k: int) -> np.ndarray:
 
 
 def parts_of(n: int) -> Iterator[np.ndarray]:
-    """For each of `PARTS` parts, which of n images are in it."""
+    """For each of `PARTS` parts, the images that it contains, of n."""
     for part in range(min(PARTS, n)):
         yield np.arange(n) % PARTS == part

@@ -109,7 +109,7 @@ def authenticity(fake: Array, train: Array) -> float:
     distances, places = nearest(fake, train)
     closest, inverse = np.unique(places[:, 0], return_inverse=True)
     train = paired(train, train)[0]
-    # Its nearest other row is at 0 if it stands twice, or the second of the two nearest, itself the first.
+    # the second of the two nearest rows, because the first is the image itself; a duplicate is at 0
     apart = nearest(train[closest], train, k=2)[0][:, 1]
     return float((distances[:, 0] > apart[inverse]).mean())
 

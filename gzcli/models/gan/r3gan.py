@@ -23,7 +23,7 @@ from gzcli.models.nn import ClassEmbedding, Labels, to_fp32, zero_init
 from gzcli.models.nn.adversarial import Discriminator, patch_sizes, to_patches
 
 SLOPE = 0.2  # slope of the leaky ReLU below 0
-RELU = math.sqrt(2 / (1 + SLOPE**2))  # what it takes of the deviation of an N(0, 1)
+RELU = math.sqrt(2 / (1 + SLOPE**2))  # gain of weights after it (He 2015, arXiv:1502.01852)
 
 
 @dataclass(frozen=True)

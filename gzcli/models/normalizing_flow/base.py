@@ -314,9 +314,10 @@ class ImageFlow(Labelled):
         progress: Progress = no_progress,
         strength: float = 1.0,
     ) -> Applied:
-        """Moves the top latent of x from the prior of its class to the prior of `labels` (after Glow, figure 6).
-        The other latents stay the same. If the class of x is unknown, it is the most probable one (multi-label:
-        none). Without labels, the images get all classes in turn. Raises UsageError for an unconditional model.
+        """Moves the top latent of x from the prior of its class to the prior of `labels` (after Glow, figure
+        6). The other latents stay the same. If the class of x is unknown, the most probable class is used
+        (multi-label: none). Without labels, the images get all classes in turn. Raises UsageError for an
+        unconditional model.
 
         strength: how far the latent is moved. 1: to the prior of the labels; below 0: away from it.
         """

@@ -100,7 +100,7 @@ def _load_folder(folder: Path, name: str) -> Kind:
             )
     try:
         pipe = kind.cls.from_pretrained(folder, use_safetensors=True, local_files_only=True, **absent)
-    except Exception as e:  # of diffusers, transformers, safetensors and torch, each with errors of its own
+    except Exception as e:  # of diffusers, transformers, safetensors and torch, which share no error class
         first = first_line(e)
         is_folder = Path(name).expanduser().is_dir()
         hint = "save it with `pipeline.save_pretrained`" if is_folder else f"run `hf download {name}`"
