@@ -75,9 +75,7 @@ def group(verb: str, show: Callable[..., None]) -> typer.Typer:
 _ShownModel = Annotated[str, argument("MODEL", "Name of a model from `gz list`.", a_model)]
 
 
-_Options = Annotated[
-    bool, option("--options", "Also show every option, costs, metrics and reference curves.")
-]
+_Options = Annotated[bool, option("--options", "Also show every option, metrics and reference curves.")]
 
 
 def show(model: _ShownModel, options: _Options = False, sets: opt.Sets = None) -> None:
@@ -89,7 +87,7 @@ def show(model: _ShownModel, options: _Options = False, sets: opt.Sets = None) -
     out.text(as_text(as_markdown(page, full=options), columns))
     if not options:
         count = sum(len(group.options) for group in page.groups)
-        out.hint(f"`gz show {model} --options` adds {count} options, costs, metrics and curves")
+        out.hint(f"`gz show {model} --options` adds {count} options, metrics and curves")
     out.data(asdict(page))
 
 

@@ -46,6 +46,13 @@ class Pretrained:
         return [row for row in measured() if row["model"] == self.name]
 
     @property
+    def variant(self) -> str:
+        """How the samples of its metric were drawn, such as `+100 clusters, guided 1.3`; "" for the model
+        alone."""
+        title: str = self.figures[0]["title"] if self.figures else self.title
+        return title.removeprefix(self.model).strip(" ,")
+
+    @property
     def cells(self) -> tuple[str, str, str, str, str]:
         """Its table cells: metric, excess over real images, parameters, seconds of training on one core, and
         size."""
