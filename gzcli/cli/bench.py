@@ -20,11 +20,12 @@ from gzcli.cli.jobs import end, name_of, quoted, took
 from gzcli.cli.options import a_model, a_model_or_run, a_set, argument, choose, option
 from gzcli.cli.report import check_report, page_of, with_report
 from gzcli.core.errors import UsageError
-from gzcli.core.sections import LaunchSection
+from gzcli.core.sections import LaunchSection, part_of
 from gzcli.core.units import BUDGETS, MOST, about, count, counted, duration, figure, seconds_of, short
+from gzcli.data.packs.open import pack_options, peek
 from gzcli.data.sets.registry import locate, slug
 from gzcli.launch.slurm import check_printable
-from gzcli.metrics import standings
+from gzcli.metrics import networks, standings
 from gzcli.metrics.metric import column_of, help_text, metrics, one_distance, weights_of
 from gzcli.recipe.suggest import NEEDS
 from gzcli.store import claims
@@ -32,6 +33,7 @@ from gzcli.store.paths import recipe_names, user_dir
 from gzcli.store.runs import by_name
 
 if TYPE_CHECKING:
+    from gzcli.data.packs.open import PackOptions
     from gzcli.league.league import Terms
     from gzcli.league.loop import League
     from gzcli.league.which import Outcome, Race
@@ -42,6 +44,7 @@ ARROWS = {"down": "↓", "up": "↑"}
 DAY = 86_400  # seconds of training above which gz asks before it starts
 KEEP = {"seconds": 2, "params": 5}  # like `Column.keep`, for columns that are not metrics
 TIMES = ("train_seconds", "sample_seconds", "judge_seconds")  # key of an entry of a league
+JUDGES_TRAINED = "to train judge networks of the data set"
 OF_BENCH, OF_LEAGUE = 2000, 10_000  # samples of each model
 BY_NEIGHBOURS = ("precision", "recall", "density", "coverage")
 
@@ -166,6 +169,7 @@ def bench(
     for run, word in runs:
         jobs.announce(run, word, data=data_set.key)
     if dry_run:
+        job = replace(job, data=data_set.reference)
         return show_dry_bench([run for run, _ in runs], len(images), job)
     paths = tuple(str(run.path) for run, _ in runs)
     jobs.fetch(networks)
@@ -189,21 +193,31 @@ def show_dry_bench(runs: Sequence[Run], images: int, job: BenchJob) -> None:
     drawers = {run.path: drawer for run in runs if (drawer := forecast.drawer_of_run(run, plan))}
     costs = forecast.drawn([*drawers.values()], kinds_of(job), partial(forecast.measured, say=out.info))
     cost_of = dict(zip(drawers, costs, strict=True))
+    form = pack_options(part_of(runs[0].serving.tree()).data) if runs else None
     likelihoods = sum(
-        cost_of[run.path].of_likelihoods(job.likelihoods or MOST, drawers[run.path].part.ood.budget)
+        cost_of[run.path].of_likelihoods(most_likelihoods(job, form), drawers[run.path].part.ood.budget)
         for run in runs
         if run.path in cost_of
     )
-    sets = f"{counted(images, 'set')} of images, " if images else ""
     judged = forecast.judging(job.n, plan.gpus) * (len(runs) + images)
-    further = f"then {sets}about {about(judged)} of evaluation"
-    further += f", and about {about(likelihoods)} of test likelihoods" if likelihoods else ""
+    untrained = networks.TRAINING * len(networks.untrained(job.metrics, locate(job.data), form))
+    sets = f"{counted(images, 'set')} of images, " if images else ""
+    times = ((likelihoods, "of test likelihoods"), (untrained, JUDGES_TRAINED))
+    more = [f"about {about(seconds)} {what}" for seconds, what in times if seconds]
     unknown = forecast.Drawn()
     rows = [
         (run, job.n, Drawing.of(run.model, run.data, run).or_as(cost_of.get(run.path, unknown)))
         for run in runs
     ]
-    show_drawing(rows, [further], judge_seconds=judged + likelihoods)
+    further = out.fitted(", ".join([f"then {sets}about {about(judged)} of evaluation", *more]))
+    seconds = judged + likelihoods + untrained
+    show_drawing(rows, further, evaluation=seconds, judge_seconds=seconds)
+
+
+def most_likelihoods(job: BenchJob, form: PackOptions | None) -> int:
+    """The most test images whose likelihood is computed, in a form of the set."""
+    most, meta = job.likelihoods or MOST, peek(job.data, **form or {})
+    return min(most, meta.counts["test"]) if meta else most
 
 
 def kinds_of(job: BenchJob) -> tuple[str, ...]:
@@ -397,7 +411,7 @@ def before_start(league: League, budget: str, *, yes: bool) -> None:
     from gzcli.cli.plan import start_or_not
 
     costs = costs_of(league)
-    seconds = sum(cost[name] or 0.0 for cost in costs for name in TIMES)
+    seconds = judges_of(league, costs) + sum(cost[name] or 0.0 for cost in costs for name in TIMES)
     for line in lines_of(league, budget, costs):
         out.info(line)
     less = "to save time, use fewer models or seeds, or a smaller `--budget`"
@@ -413,7 +427,20 @@ def show_dry(terms: Terms, budget: str) -> None:
     costs = costs_of(league)
     for line in lines_of(league, budget, costs):
         out.text(line)
-    out.data({"data": terms.data, "budget": terms.budget, "rows": costs, "left_out": dict(league.left_out)})
+    facts = {"data": terms.data, "budget": terms.budget, "judges_seconds": judges_of(league, costs)}
+    out.data(facts | {"rows": costs, "left_out": dict(league.left_out)})
+
+
+def form_of(league: League) -> PackOptions:
+    return pack_options(league.entries[0].recipe.parts[-1].data)
+
+
+def judges_of(league: League, costs: Sequence[Mapping[str, Any]]) -> float:
+    """The seconds to train the judges of a league with these costs, if anything is left to judge."""
+    left = any(cost["judge_seconds"] for cost in costs)
+    terms = league.terms
+    untrained = networks.untrained(terms.job.metrics, locate(terms.data), form_of(league))
+    return left * networks.TRAINING * len(untrained)
 
 
 def costs_of(league: League) -> list[dict[str, Any]]:
@@ -423,6 +450,7 @@ def costs_of(league: League) -> list[dict[str, Any]]:
     from gzcli.league.league import is_judged
 
     terms, rows = league.terms, []
+    likelihoods = most_likelihoods(terms.job, form_of(league))
     unjudged = {entry.key: entry for entry in league.entries if not is_judged(entry.run(), terms)}
     drawers = [forecast.Drawer.of(entry.request.recipe, entry.plan) for entry in unjudged.values()]
     costs = forecast.drawn(drawers, kinds_of(terms.job), partial(forecast.measured, say=out.info))
@@ -439,7 +467,7 @@ def costs_of(league: League) -> list[dict[str, Any]]:
             n = min(n, OF_BENCH)
         budget = entry.request.recipe.parts[-1].ood.budget
         judged = forecast.STARTING_UP + forecast.judging(n, entry.plan.gpus)
-        judged += here.of_likelihoods(terms.job.likelihoods or MOST, budget)
+        judged += here.of_likelihoods(likelihoods, budget)
         facts = {"model": entry.model, "seed": entry.seed, "n": n, "calls": drawing.calls}
         facts |= {"train_seconds": 0.0 if trained else terms.budget}
         facts |= {"sample_seconds": each and n * each, "judge_seconds": judged}
@@ -455,9 +483,9 @@ def lines_of(league: League, budget: str, costs: Sequence[Mapping[str, Any]]) ->
     lines = out.fitted(" ".join(models), f"{len(models)} models: ")
     lines.append(f"{budget} each{seeds}: {left} to train, {len(costs) - left} already trained")
     unknown = list(dict.fromkeys(cost["model"] for cost in costs if cost["sample_seconds"] is None))
-    times = [sum(cost[name] or 0.0 for cost in costs) for name in TIMES]
-    words = zip(times, ("training", "sampling", "evaluation"), strict=True)
-    parts = [f"about {about(seconds)} of {what}" for seconds, what in words if seconds]
+    times = [sum(cost[name] or 0.0 for cost in costs) for name in TIMES] + [judges_of(league, costs)]
+    words = zip(times, ("of training", "of sampling", "of evaluation", JUDGES_TRAINED), strict=True)
+    parts = [f"about {about(seconds)} {what}" for seconds, what in words if seconds]
     parts = [*parts[:-2], " and ".join(parts[-2:])] if parts else ["nothing to do"]
     lines += out.fitted(", ".join(parts))
     if sum(map(bool, times)) > 1:
@@ -626,6 +654,7 @@ def in_words(race: Race) -> list[str]:
         *out.fitted(" ".join(race.models), f"{len(race.models)} models: "),
         f"rounds: {rounds}",
         f"training: about {about(race.budget)}; sampling and evaluation: up to {about(race.evaluation)}",
+        f"total: up to {about(race.budget + race.evaluation)}",
     ]
 
 

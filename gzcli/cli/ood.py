@@ -19,9 +19,9 @@ from gzcli.cli.options import a_set, option, split
 from gzcli.cli.report import check_report, page_of, with_report
 from gzcli.core.errors import FLAGGED, MissingError, UsageError, canonical, matching
 from gzcli.core.sections import LaunchSection, part_of
-from gzcli.core.units import about, affordable, counted, percent, short
+from gzcli.core.units import MOST, about, affordable, counted, percent, short
 from gzcli.data.readers.inspection import open_inspection
-from gzcli.data.sets.registry import OwnSet, data_key, is_set, local, locate, slug
+from gzcli.data.sets.registry import Form, OwnSet, data_key, is_set, local, locate, slug
 from gzcli.metrics.alarms.methods import DEFAULT, LOCAL, METHODS, is_local
 from gzcli.store import claims
 from gzcli.store.paths import user_dir
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 
 SETTINGS = jobs.OWN_OPTIONS
 ANY_RATE = 0.5  # rate of an exported alarm, whose user sets it
+# Of an alarm: most draws of noise, most held-out images on which scores are fitted, and approximate number
+# of images by which it chooses its score.
+SEEDS, FITTED, CHOOSING = 4, 500, 300
+MOST_FITTED = 2000  # most images to which a method is fitted
 LINES, NAME = 20, 40  # flagged images in the table, and letters of a name there, at most
 
 _JUDGE_HELP = (
@@ -159,7 +163,8 @@ def ood(
             return jobs.submit("ood", name, seed, how["launch"], slurm, dry_run=dry_run)
         of_alarm: dict[str, Any] = {"calibrate": further, "maps": True, "png": png}
         if dry_run:
-            return show_dry(inside, split_sets(out_) if out_ else [input_ or str(in_)], n, by=method)
+            outs = split_sets(out_) if out_ else None
+            return show_dry_method(inside, outs, input_, n, method)
         if export:
             exported = write_alarm(inside.reference, local(export), how | of_alarm)
             if not input_:
@@ -221,29 +226,128 @@ def ood(
 
 
 def show_dry_run(run: Run, job: OodJob | AlarmJob) -> None:
-    """Prints what a run would score, and the time: images × the cost of their scores, and of the fits. The
-    time of single images is unknown, as gz chooses their score."""
+    """Prints what a run would score, and the time: images × the cost of their scores, and of the fits."""
     from gzcli.launch import forecast
+    from gzcli.metrics.alarms.choice import FEWEST
     from gzcli.store.jobs import OodJob
 
-    part, n = part_of(run.serving.tree()), None if job.full else job.n
-    names, home = job.scores or part.ood.scores or (), locate(job.ins)
-    show = partial(show_dry, home, by=", ".join(names))
-    if not isinstance(job, OodJob):
-        return show([job.input], n)
-    cost, budget, free = cost_of(run, job, names), part.ood.budget, not (n or job.full)
-    passes = job.seeds * (1 + len(job.others))
-    sets = passes * (1 + len(job.outs))
-    if cost.each is None or cost.fit is None:
-        return show(job.outs, n, f"at most {about(budget)}, the recipe's `ood.budget`" if free else "", free)
-    if job.full:
-        return show(job.outs, n, f"{short(sets * cost.each, 2)} s for an image of each data set")
-    n = n or affordable(cost.each, budget - cost.fit, sets)
-    seconds = forecast.STARTING_UP + passes * cost.fit + sets * n * cost.each
-    calls = f" × {counted(round(cost.calls), 'network call')}" if cost.calls else ""
-    fits = f"; {about(passes * cost.fit)} of it to fit the scores" if passes * cost.fit >= 1 else ""
-    time = f"about {about(seconds)} for {counted(sets * n, 'image')}{calls}{fits}"
-    show(job.outs, n, time, free, seconds=seconds, calls=cost.calls)
+    part = part_of(run.serving.tree())
+    names = job.scores or part.ood.scores or ()
+    cost, budget, seeds = cost_of(run, job, names), part.ood.budget, job.seeds
+    known, free = cost.each is not None and cost.fit is not None, not (job.n or job.full)
+    if isinstance(job, OodJob):
+        against, counts, most, further = job.outs, counts_of_sets(job), "about", 0
+    else:
+        against, counts, most, further = (job.input,), counts_of_alarm(job), "up to about", 0
+        seeds = seeds or SEEDS
+        further = CHOOSING if not (job.scores or job.others) and (counts[0] or 0) >= FEWEST else 0
+    passes = (seeds or 1) * (1 + len(job.others))
+    n = None if job.full else job.n
+    if free and known:
+        n = affordable(cost.each or 0.0, budget - (cost.fit or 0.0), passes * len(counts))
+    # an alarm scores every image of its input
+    limits = [n if isinstance(job, OodJob) or not i else None for i in range(len(counts))]
+    sizes = [
+        limit if size is None else min(size, limit or size)
+        for size, limit in zip(counts, limits, strict=True)
+    ]
+    every = forecast.together(sizes)
+    scored = None if every is None else passes * int(every) + further
+    facts: dict[str, Any] = {"n": n, "scored": scored, "seconds": None, "calls": cost.calls}
+    if not known:
+        time = f"at most {about(budget)}, the recipe's `ood.budget`" if free and not further else "unknown"
+    elif scored is None:
+        time = f"{short(passes * len(counts) * (cost.each or 0.0), 2)} s for an image of each data set"
+    else:
+        fit, each = cost.fit or 0.0, cost.each or 0.0
+        facts["seconds"] = seconds = forecast.STARTING_UP + passes * fit + scored * each
+        calls = f" × {counted(round(cost.calls), 'network call')}" if cost.calls else ""
+        fits = f"; {about(passes * fit)} of it to fit the scores" if passes * fit >= 1 else ""
+        time = f"{most} {about(seconds)} for {counted(scored, 'image')}{calls}{fits}"
+    if isinstance(job, OodJob):
+        enough = n is None or all(size is not None and size <= n for size in counts)
+        images = "all" if enough else f"{'up to ' * free}{n:,} per data set"
+    else:
+        images = f"{in_words(sizes[1])}, compared with {in_words(sizes[0])} held-out images"
+    show_dry(locate(job.ins), against, by=", ".join(names), images=images, time=time, **facts)
+
+
+def show_dry_method(
+    home: DataSet, outs: Sequence[str] | None, input_: str | None, n: int | None, method: str
+) -> None:
+    """Prints what a method without training is fitted to and what it checks, and the time. Without `outs` and
+    `input_`, it checks the test images of an inspection set."""
+    from gzcli.data.packs.open import counts_of
+    from gzcli.launch import forecast
+
+    good, official = counts_of(home) or {}, official_test(home)
+    if outs:
+        fitted = good.get("train")
+        tests = [good, *(counts_of(locate(name), foreign=True) or {} for name in outs)]
+        checked = forecast.together([min(one["test"], n or MOST) if one else None for one in tests])
+        images = f"{n:,} per data set" if n else "all"
+    else:
+        fitted = sum(good.values()) - (official or 0) if good else None
+        checked = official if input_ is None else inputs(input_)
+        images = f"{in_words(checked)}, compared with {in_words(fitted)} good images"
+    of_all = forecast.together([fitted and min(fitted, MOST_FITTED if outs else MOST), checked])
+    seconds = of_all and forecast.STARTING_UP + forecast.checking(int(of_all), method)
+    time = f"about {about(seconds)}" if seconds else "unknown"
+    against = outs or [input_ or home.reference]
+    show_dry(home, against, by=method, images=images, time=time, n=n, seconds=seconds, calls=None)
+
+
+def in_words(n: int | None) -> str:
+    return "all" if n is None else f"{n:,}"
+
+
+def official_test(data: DataSet) -> int | None:
+    """The number of images of the user's own folder `test`, which may show anything."""
+    from gzcli.data.readers.folder import open_path
+
+    own = isinstance(data, OwnSet) and data.path.exists()
+    return open_path(data.path, data.form).counts.get("test") if own else None
+
+
+def inputs(path: str) -> int | None:
+    """The number of images to check one by one."""
+    from gzcli.data.packs.open import counts_of
+
+    form = Form(skip_bad=True, layout="flat")
+    counts = counts_of(OwnSet(local(path), form=form), foreign=True)
+    return counts and counts["test"]
+
+
+def counts_of_sets(job: OodJob) -> list[int | None]:
+    """The test images of each set that is scored. None: unknown."""
+    from gzcli.data.packs.open import counts_of
+
+    if job.imglists:
+        return [None] * (1 + len(job.outs))
+    sets = [counts_of(locate(job.ins)), *(counts_of(locate(name), foreign=True) for name in job.outs)]
+    return [counts and counts["test"] for counts in sets]
+
+
+def counts_of_alarm(job: AlarmJob) -> list[int | None]:
+    """The held-out images of an alarm, without those on which scores are fitted, and the images that it
+    checks. None: unknown. Warns if the former are too few for the rate."""
+    from gzcli.data.packs.open import counts_of
+    from gzcli.metrics.conformal import fewest
+
+    home, held_out, used = locate(job.ins), counts_of(locate(job.ins)), 0
+    official = official_test(home)
+    if job.calibrate:
+        more = counts_of(locate(job.calibrate), foreign=True)
+        total = more and more["test"]
+    else:
+        total = held_out and held_out["val"] + (0 if official else held_out["test"])
+        used = min(FITTED, (total or 0) // 4)
+    scores = len(job.scores or ()) if job.scores or job.others else 1
+    needed, enough = fewest(job.fpr, scores), total if job.n is None else min(job.n, total or job.n)
+    if enough is not None and enough < needed:
+        rate = f"a false-alarm rate of {percent(job.fpr)}"
+        out.warn(f"{rate} needs {needed:,} held-out images, but there are only {enough:,}")
+    return [total and total - used, official if job.verb == "inspect" else inputs(job.input)]
 
 
 def cost_of(run: Run, job: OodJob, names: Sequence[str]) -> Scored:
@@ -259,33 +363,17 @@ def cost_of(run: Run, job: OodJob, names: Sequence[str]) -> Scored:
     return forecast.scored(drawer, every, partial(forecast.measured, say=out.info))
 
 
-def show_dry(
-    home: DataSet,
-    against: Sequence[str],
-    n: int | None,
-    time: str = "",
-    free: bool = False,
-    *,
-    by: str,
-    seconds: float | None = None,
-    calls: float | None = None,
-) -> None:
-    """Prints the sets or images to score, the scores and the time.
-
-    free: whether the budget determines the number of images.
-    calls: network calls of an image.
-    """
-    many = f"{n:,} per data set" if n else "as many as the budget allows" if free else "all"
+def show_dry(home: DataSet, against: Sequence[str], *, by: str, images: str, time: str, **facts: Any) -> None:
+    """Prints the sets or images to score, the scores and the time. The JSON also has the facts."""
     for label, text in (
         ("in", home.reference),
         ("against", ", ".join(against)),
         ("by", by or "the model's default scores"),
-        ("images", f"up to {many}" if n and free else many),
-        ("time", time or "unknown"),
+        ("images", images),
+        ("time", time),
     ):
         out.text("\n".join(out.fitted(text, f"{label:<9}")))
-    facts = {"in": home.reference, "against": list(against), "by": by, "n": n}
-    out.data(facts | {"seconds": seconds, "calls": calls})
+    out.data({"in": home.reference, "against": list(against), "by": by, **facts})
 
 
 def label_of(outs: Sequence[str]) -> str:

@@ -248,18 +248,22 @@ def calls_of(run: Run) -> float | None:
 
 
 def show_drawing(
-    rows: Sequence[tuple[Run, int | None, Drawing]], further: Sequence[str], **facts: Any
+    rows: Sequence[tuple[Run, int | None, Drawing]],
+    further: Sequence[str],
+    evaluation: float = 0.0,
+    **facts: Any,
 ) -> None:
-    """Prints the cost of sampling runs, and further lines. The JSON also has the facts."""
+    """Prints the cost of sampling runs, further lines, and the total with the seconds of evaluation. The JSON
+    also has the facts."""
     for run, n, drawing in rows:
         images = counted(n, "image") if n else "one image per input image"
         for line in out.fitted(f"{run.id}: {images}, {drawing.in_words(n)}"):
             out.text(line)
     seconds = together([n and one.seconds and n * one.seconds for _, n, one in rows])
-    if seconds and len(rows) > 1:
-        out.text(f"total: about {about(seconds)}")
     for text in further:
         out.text(text)
+    if seconds and (evaluation or len(rows) > 1):
+        out.text(f"total: about {about(seconds + evaluation)}")
     values = [{"run": run.id, "n": n, **asdict(one)} for run, n, one in rows]
     out.data({"rows": values, "seconds": seconds, **facts})
 

@@ -15,7 +15,7 @@ from gzcli.cli import out
 from gzcli.cli.options import a_model_or_run, argument, choose, option, split
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.trackers import TRACKERS
-from gzcli.core.units import duration, figure, seconds_of
+from gzcli.core.units import about, duration, figure, seconds_of
 from gzcli.data.sets.registry import locate
 from gzcli.recipe.suggest import suggest
 
@@ -229,7 +229,7 @@ def sweep(
     optim.lr=1e-4..1e-2` draws values from a range, log-uniformly. Re-running the command resumes a sweep.
     """
     from gzcli.cli.jobs import end, quoted, took
-    from gzcli.league.sweep import play, sweep_of
+    from gzcli.league.sweep import judging, play, sweep_of
 
     out.configure(lenient=True)  # a lost reader never stops a training
     flags = {"scale": scale, "launch.gpus": opt.parse_gpus(gpus), "launch.cpu": cpu or None, "seed": seed}
@@ -241,8 +241,15 @@ def sweep(
     if dry_run:
         out.table(("trial", "setting"), [(i, " ".join(setting)) for i, setting in enumerate(plan.settings)])
         out.text(f"rounds  {rounds}")
-        out.text(f"time    {duration(seconds)} of training")
-        return out.data({"settings": plan.settings, "rounds": plan.rungs, "first": plan.first})
+        extra = judging(plan)
+        time = f"{duration(seconds)} of training"
+        if extra:
+            time += f", about {about(extra)} to train a judge network of the data set"
+            time += f"; total: about {about(seconds + extra)}"
+        for line in out.fitted(time, "time    "):
+            out.text(line)
+        facts = {"settings": plan.settings, "rounds": plan.rungs, "first": plan.first}
+        return out.data(facts | {"judges_seconds": extra})
     out.info(rounds)
     result = play(plan, out.info)
     rows = [

@@ -52,6 +52,7 @@ PAUSING = ("log_every", "sample_every", "samples", "eval_every", "checkpoint_eve
 STARTING = ("init", "parent")
 
 JUDGED = 7e-3  # seconds to compare an image on a core of 90 GFLOP/s, with 2,000 images in a league
+CHECKED = 5e-2  # seconds to fit a method without training to an image, or to check one, on such a core
 STARTING_UP = 10.0  # seconds for loading torch in the two processes that train and judge a model
 NUMBERS = ("params", "flops", "kernels", "seconds", "bytes")  # keys of a part's result
 DRAWING = ("model", "data", "sample")  # sections of a recipe that affect the time of an image
@@ -424,8 +425,7 @@ def measure_rows(drawers: Sequence[Drawer], rows: Sequence[dict[str, Any]], meas
 def judging(n: int, gpus: int) -> float:
     """The seconds to compare n images of a contestant with real ones, without likelihoods. They come from the
     last bench on this machine, otherwise from a core of 90 GFLOP/s."""
-    seconds = files.whole_object(judged_file(gpus)).get("seconds")
-    return n * (seconds if isinstance(seconds, float) else JUDGED)
+    return n * noted("judged", gpus, JUDGED)
 
 
 def note_judging(result: Mapping[str, Any], gpus: int) -> None:
@@ -436,12 +436,34 @@ def note_judging(result: Mapping[str, Any], gpus: int) -> None:
         if row.get("seconds") and row["metrics"].get("samples_per_s") and "likelihood" not in row
     ]
     if each:
-        files.write_json(judged_file(gpus), {"seconds": max(0.0, *each)})
+        note("judged", gpus, max(0.0, *each))
 
 
-def judged_file(gpus: int) -> Path:
+def checking(n: int, method: str) -> float:
+    """The seconds for an alarm by a method without training, with n good and checked images in total. They
+    come from its last alarm on this machine, otherwise from a core of 90 GFLOP/s."""
+    return n * noted(f"checked-{method}", 0, CHECKED)
+
+
+def note_checking(result: Mapping[str, Any]) -> None:
+    """Stores the values that `checking` needs from the result of an alarm."""
+    if n := result["compared"]["n"] + len(result["files"]):
+        note(f"checked-{result['method']}", 0, result["seconds"] / n)
+
+
+def noted(what: str, gpus: int, usual: float) -> float:
+    """The seconds of an image that `note` has stored on this machine, or the usual ones."""
+    seconds = files.whole_object(noted_file(what, gpus)).get("seconds")
+    return seconds if isinstance(seconds, float) else usual
+
+
+def note(what: str, gpus: int, seconds: float) -> None:
+    files.write_json(noted_file(what, gpus), {"seconds": seconds})
+
+
+def noted_file(what: str, gpus: int) -> Path:
     name = gpu_name() if gpus else cpu_name()
-    return cache_dir("costs", f"judged-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json")
+    return cache_dir("costs", f"{what}-{hashlib.sha256(name.encode()).hexdigest()[:16]}.json")
 
 
 def measured(job: TrialJob, say: Say) -> Sequence[Mapping[str, Any]]:

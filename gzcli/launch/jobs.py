@@ -10,7 +10,7 @@ from gzcli.core.errors import GzError
 from gzcli.core.types import Say, silent
 from gzcli.launch import forecast, launcher
 from gzcli.store import claims, jobs
-from gzcli.store.jobs import BenchJob, Job
+from gzcli.store.jobs import AlarmJob, BenchJob, Job
 from gzcli.store.paths import user_dir
 
 
@@ -38,4 +38,6 @@ def do_job(folder: Path, job: Job, *, mode: str = "quiet", warn: Say = silent) -
     result = jobs.result_of(folder, job.verb)
     if isinstance(job, BenchJob):
         forecast.note_judging(result, plan.gpus)
+    if isinstance(job, AlarmJob) and job.method and job.verb == "alarm":
+        forecast.note_checking(result)
     return result

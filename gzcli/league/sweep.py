@@ -18,11 +18,15 @@ from typing import Any, Literal
 
 from gzcli.core import signals
 from gzcli.core.errors import DamagedError, DivergedError, GzError, Interrupted, MissingError, UsageError
+from gzcli.core.sections import Part
 from gzcli.core.types import Report, Say, silent, unreported
+from gzcli.data.packs.open import facts_of, pack_options
+from gzcli.data.sets.registry import locate
 from gzcli.launch.plan import Request, ask, trained
 from gzcli.league.league import SHORTEST
 from gzcli.league.loop import Point, draw_curves
 from gzcli.league.training import AGAIN, Training, digest, stopped, train_judges
+from gzcli.metrics import networks
 from gzcli.recipe import schema
 from gzcli.store import files, runs
 from gzcli.store.metrics import curves, metric_lines
@@ -328,14 +332,32 @@ def play(sweep: Sweep, say: Say = silent) -> SweepResult:
         return result_of(sweep, records)
 
 
-def train_judge(sweep: Sweep, say: Say) -> None:
-    """Trains the judge of the data set if the trials are compared by their samples. Otherwise the first trial
-    would train it in its own time, or all trials would be compared by the loss."""
+def judged_part(sweep: Sweep) -> Part | None:
+    """The part to train if the trials are compared by their samples, otherwise None."""
     recipe = ask(sweep.model, sweep.data, sweep.fixed, sweep.flags).recipe
     (part,) = recipe.parts
     chosen = part.train.best if part.train.best != "auto" else recipe.card.best
-    if chosen == "fd":
+    return part if chosen == "fd" and not part.data.latent else None
+
+
+def train_judge(sweep: Sweep, say: Say) -> None:
+    """Trains the judge of the data set if the trials are compared by their samples. Otherwise the first trial
+    would train it in its own time, or all trials would be compared by the loss."""
+    if part := judged_part(sweep):
         train_judges([part], say)
+
+
+def judging(sweep: Sweep) -> float:
+    """The seconds in which `train_judge` trains a judge."""
+    if not (part := judged_part(sweep)):
+        return 0.0
+    data = part.data
+    data_set = locate(data.name)
+    facts = facts_of(data_set, size=data.size, channels=data.channels)
+    published = facts and facts.channels == 3 and facts.traits and networks.is_installed()
+    if published and part.train.best != "fd":
+        return 0.0
+    return networks.TRAINING * len(networks.untrained(("fd",), data_set, pack_options(data)))
 
 
 def extend(sweep: Sweep, i: int, rung: int, record: Record, say: Say) -> None:

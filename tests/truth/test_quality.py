@@ -20,7 +20,7 @@ from gzcli.core.errors import MissingError
 from gzcli.data.packs.open import open_pack
 from gzcli.judge.bench import read_statistics
 from gzcli.judge.real import RealImages
-from gzcli.metrics import classifier, features
+from gzcli.metrics import classifier, features, networks
 from gzcli.metrics import second as second_judge
 from gzcli.metrics.classifier import NetFeatures
 from gzcli.metrics.features import LENET, LeNet, lenet, moved
@@ -213,7 +213,7 @@ def judges(path: Path) -> dict[str, bytes]:
 
 def test_a_damaged_judge_is_made_again_with_a_line(digits, tmp_path, monkeypatch):
     monkeypatch.setattr(features, "LENET", replace(LENET, steps=2))
-    monkeypatch.setattr(classifier, "SHIPPED", tmp_path / "judges")
+    monkeypatch.setattr(networks, "SHIPPED", tmp_path / "judges")
     monkeypatch.setenv("GZ_HOME", str(tmp_path))
     made = lenet(digits).hash
     (path,) = tmp_path.glob("features/lenet-*.safetensors")

