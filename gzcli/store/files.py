@@ -265,21 +265,21 @@ def safetensors_header(file: Path) -> dict[str, Any]:
     return head
 
 
-def read_array(path: Path, hint: str | None = AGAIN) -> np.ndarray:
+def read_array(path: Path) -> np.ndarray:
     """The array of a `.npy` file. Raises DamagedError."""
     import numpy as np
 
-    with reading(path, hint):
+    with reading(path):
         if not isinstance(array := np.load(path, allow_pickle=False), np.ndarray):
             raise ValueError("it is not an array")
         return array
 
 
-def read_arrays(path: Path, *names: str, hint: str | None = AGAIN) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, *names: str) -> dict[str, np.ndarray]:
     """The arrays of a `.npz` file. Raises DamagedError, also if one of `names` is missing."""
     import numpy as np
 
-    with reading(path, hint):
+    with reading(path):
         if isinstance(archive := np.load(path, allow_pickle=False), np.ndarray):
             raise ValueError("it is a single array, not an archive")
         with archive:
