@@ -22,6 +22,7 @@ from typing import Any
 from gzcli.core.units import figure
 
 ROOT = Path(__file__).resolve().parents[1] / "docs" / "measured"
+ADDED = ROOT.parents[2] / ".github" / "rows"  # rows by others, only in a clone: SET/NAME.json
 LIKELIHOODS = ("bpd", "nats")
 SHOWN = ("fd", "fd_second", "kid", "precision", "recall", "legible", *LIKELIHOODS)  # metrics on pages
 PARTS = ("_sd", "_excess", "_half")  # suffixes of columns about a metric
@@ -123,6 +124,20 @@ def peers(data: str) -> list[dict[str, str]]:
     """The results of other packages' models, measured by gz. A row has the name, version, comparable `model`
     of gz, seconds, steps and machine of training, the number of samples, and the metrics of `summary.csv`."""
     return rows_of(ROOT / data / "peers.csv")
+
+
+def added(data: str) -> list[dict[str, str]]:
+    """The rows that others added to the leagues of a set. A row has its author's name for it, the model, the
+    title, the numbers of samples and parameters, and the metrics of `summary.csv`."""
+    rows = []
+    for path in sorted((ADDED / data).glob("*.json")):
+        row = json.loads(path.read_text(encoding="utf-8"))["rows"][0]
+        line = {"by": path.stem} | {key: row[key] for key in ("model", "title", "n", "params")}
+        line |= row["metrics"]
+        for name, (value, low, high) in row["excess"].items():
+            line |= {f"{name}_excess": value, f"{name}_excess_half": (high - low) / 2}
+        rows.append({key: "" if value is None else str(value) for key, value in line.items()})
+    return rows
 
 
 def detections() -> dict[tuple[str, str, str], str]:

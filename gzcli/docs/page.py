@@ -272,14 +272,24 @@ def _figures(row: Mapping[str, str]) -> str:
 
 
 def league_table(data: str, scale: str) -> tuple[list[str], list[tuple[Mapping[str, str], list[str]]]]:
-    """The metrics of a league and of peers on its set: the names of the metrics, and the rows with their
-    cells."""
-    lacking = ("place", "sample_seconds", "params", "n", "train_steps", "late", "sampler", "calls")
+    """The metrics of a league, of rows by others, and of peers on its set: the names of the metrics, and the
+    rows with their cells."""
+    lacking = ("place", "sample_seconds", "params", "n", "train_seconds", "train_steps", "sampler", "calls")
     empty = dict.fromkeys(lacking, "")
     peers = [{"train_seconds": row["seconds"], **row} for row in measured.peers(data)]
-    rows = [(empty | row, _cells(row)) for row in (*measured.standings(data, scale), *peers)]
+    every_row = (*measured.standings(data, scale), *measured.added(data), *peers)
+    rows = [(empty | row | {"link": _link(row)}, _cells(row)) for row in every_row]
     names = sorted(dict.fromkeys(name for _, cells in rows for name in cells), key=measured.order)
     return names, [(row, [cells.get(name, "–") for name in names]) for row, cells in rows]
+
+
+def _link(row: Mapping[str, str]) -> str:
+    """The first cell of a row of a league: its title with a link to the model's page, and whose it is."""
+    title = row.get("title") or row["model"]
+    link = f"[{title}](models/{row['model']}.md)" if written(row["model"]) else title
+    if "version" in row:
+        return f"{row['name']} {row['version']}, as {link}"
+    return f"{link}, added as `{row['by']}`" if "by" in row else link + " †" * (row.get("late") == "True")
 
 
 def league_facts(data: str, scale: str) -> tuple[Any, ...]:

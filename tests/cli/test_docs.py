@@ -162,7 +162,7 @@ def test_a_league_becomes_files_that_pages_and_trainings_read(reference):
     assert "REFERENCE CURVE, MNIST AT SCALE TINY" in text
 
 
-def test_figures_stand_beside_those_of_papers_and_peers(reference):
+def test_figures_stand_beside_those_of_papers_and_peers(reference, tmp_path, monkeypatch):
     """Likelihoods of several kinds are several columns."""
     head = "place,late,model,title,seeds,n,train_seconds,train_steps,sample_seconds,params,sampler,calls,"
     head += "fd,fd_sd,fd_excess,fd_excess_half,bpd,nats|y,nats,swd\n"
@@ -180,6 +180,11 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference):
         "glow,fashionmnist,mnist,nll,.1,.08,.12,500,500,\n"
         "glow,fashionmnist,mnist,complexity,.9,.88,.92,500,500,.998\nbaseline,fashionmnist,mnist,png,.95,,,500,500,\n"
     )
+    row = {"model": "glow", "title": "glow", "n": 2000, "params": 9, "metrics": {"fd": 85.0}}
+    added = json.dumps({"rows": [row | {"excess": {"fd": [55.0, 47.0, 63.0]}}]})
+    (tmp_path / "rows" / "mnist").mkdir(parents=True)
+    (tmp_path / "rows" / "mnist" / "deep.json").write_text(added)
+    monkeypatch.setattr(measured, "ADDED", tmp_path / "rows")
     (foreign := reference.parents[1] / "fashionmnist").mkdir()
     (foreign / "ood.csv").write_text(detections)
     text = as_markdown(page_of("glow"), site=True)
@@ -205,6 +210,8 @@ def test_figures_stand_beside_those_of_papers_and_peers(reference):
     row = "| – | [cvae] † | – | – | – | 87 | 10,000 | 610 s | 90 | 9 | – | 1 | – |"
     assert row in lines, "too late for a place"
     assert "| – | [vqvae] | – | – | – | – | 10,000 | 480 s | 90 | 9 | – | 1 | – |" in lines
+    row = "| – | [glow], added as `deep` | 85 (+55 ± 8) | – | – | – | 2,000 | – | – | 9 | – | – | – |"
+    assert row in lines and "Rows that others added have no rank." in league
     row = "| – | normflows 1.7, as [glow] | 90 (+60 ± 9) | – | – | – | – | 480 s | 62 | – | – | – | – |"
     assert row in lines
 
