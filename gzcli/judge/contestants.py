@@ -162,7 +162,7 @@ def read(name: str, pack: Pack, form: PackOptions, n: int, log: Log) -> Contesta
     if total > n:
         text += f"; {n:,} of them are compared"
     elif total < n:
-        text += f"; fewer than the {n:,} of `-n`, so the floor also uses {total:,}"
+        text += f"; fewer than the {n:,} of `-n`, so its floor is for {total:,} samples"
     labels = images_pack.labels("test")
     if labels is not None and (
         pack.meta.multilabel or labels.ndim > 1 or labels.max() >= len(pack.meta.classes)
