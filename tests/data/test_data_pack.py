@@ -23,14 +23,16 @@ from gzcli.core.errors import MissingError, UsageError
 from gzcli.core.types import DataInfo, unreported
 from gzcli.data.library import data_path, import_set, listing, remove, verify
 from gzcli.data.packs import build, source
-from gzcli.data.packs.build import rows_of, split_plan
+from gzcli.data.packs.build import covering, rows_of, split_plan
 from gzcli.data.packs.open import open_pack, peek
+from gzcli.data.packs.pack import record_data
 from gzcli.data.readers import embedded
 from gzcli.data.readers.embedded import MAKERS, SIDE, distance, matrices, pictures
 from gzcli.data.readers.images import Block, RawImages
 from gzcli.data.sets.labels import class_numbers
 from gzcli.data.sets.registry import SPECS, Form, data_key, find, names
 from gzcli.engine.sampler import parse_labels
+from gzcli.store import runs
 
 pytestmark = pytest.mark.usefixtures("home")
 
@@ -100,11 +102,33 @@ def test_validation_is_carved_from_train_by_a_fixed_seed(tmp_path):
     assert all(i == sorted(i) for i in ids.values())
     for split, rows in ids.items():
         assert opened.labels(split).tolist() == [i % 5 for i in rows]
-    assert ids["test"] == [2, 10, 11, 28, 41]  # the carving must never change: scores would not compare
+    # the carving must never change, as scores would not compare; 4 is the class that it left out
+    plan = split_plan("a", {"train": 50})["train"]
+    assert np.flatnonzero(plan == 2).tolist() == [2, 10, 11, 28, 41] and ids["test"] == [2, 9, 10, 11, 28]
     for spec in SPECS.values():  # what is left to train on is known before packing
         if spec.n_train < 100_000:
             counts = {"train": spec.n_train, "val": spec.n_val, "test": spec.n_test}
             assert rows_of(split_plan(spec.name, counts))["train"] == spec.trained_on, spec.name
+
+
+def test_a_rare_class_is_in_each_split_unless_a_run_had_another(tmp_path):
+    """Of a pack that is made again, an earlier run would resume on other images."""
+    colours = {f"b/{i}.png": png((i, 0, 0)) for i in range(60)}
+    folder = write(tmp_path / "own", colours | {f"a/{i}.png": png((0, i, 0)) for i in range(3)})
+    opened = open_pack(folder)
+    assert opened.meta.counts == {"train": 51, "val": 6, "test": 6} and opened.meta.covered
+    assert [opened.labels(split).tolist().count(0) for split in SPLITS] == [1, 1, 1]
+    plain, labels = split_plan("own", {"train": 63})["train"], np.repeat([0, 1], [3, 60])
+    assert [int((plain[labels == 0] == code).sum()) for code in range(3)] != [1, 1, 1]
+    covered = covering(plain, labels)
+    assert covering(covered, labels).tolist() == covered.tolist(), "what covers the classes stays"
+    assert covering(plain, np.arange(63)).tolist() == plain.tolist(), "a class of one image is trained on"
+    run = runs.create("vae", opened.meta.name)
+    record_data(run.path, replace(opened.meta, covered=False))
+    remove_tree(opened.folder)
+    earlier = open_pack(folder)
+    assert earlier.labels("test").tolist() == labels[plain == 2].tolist() and not earlier.meta.covered
+    assert earlier.meta.counts == opened.meta.counts and earlier.meta.digest != opened.meta.digest
 
 
 def test_splits_given_are_kept(tmp_path):

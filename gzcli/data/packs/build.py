@@ -40,11 +40,11 @@ Plan = dict[str, np.ndarray]
 def build(
     images: RawImages, folder: Path, form: Form, *, extra: dict[str, Any], limit: int | None, progress: Report
 ) -> None:
-    """Writes the files of a `PackFolder`, with the keys of `extra` in its `meta.json`. For more than `limit`
-    bytes, or for images of several sizes, it writes an index of the images' places instead of pixels (see
-    `stream.py`)."""
+    """Writes the files of a `PackFolder`, with the keys of `extra` in its `meta.json`. If `covered` is among
+    them, each split that is drawn covers the classes. For more than `limit` bytes, or for images of several
+    sizes, it writes an index of the images' places instead of pixels (see `stream.py`)."""
     files = PackFolder(folder)
-    plan = foreign_plan(images.counts) if form.foreign else split_plan(images.title, images.counts)
+    plan = foreign_plan(images.counts) if form.foreign else _plan(images, covered=bool(extra.get("covered")))
     images = _of_plan(images, plan) if form.foreign else images
     if form.fit == "aspect":
         _refuse_further(images)
@@ -182,6 +182,29 @@ def split_plan(title: str, counts: Mapping[str, int]) -> Plan:
         )
     official = {s: np.full(counts[s], i, np.int8) for i, s in enumerate(SPLITS) if i and counts.get(s)}
     return {"train": target, **official}
+
+
+def _plan(images: RawImages, *, covered: bool) -> Plan:
+    """The plan of a set to train on; `covered`: whether its splits cover the classes, if an image has one."""
+    plan, labels = split_plan(images.title, images.counts), images.labels.get("train")
+    if covered and labels is not None and labels.ndim == 1:
+        plan["train"] = covering(plan["train"], labels)
+    return plan
+
+
+def covering(target: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The codes of a plan, int8 [N], with an image of each class in each split, as far as a class has images
+    besides one to train on. A split gives an image of its most frequent class in exchange, so its size
+    stays, and a plan that covers the classes is not changed."""
+    target = target.copy()
+    for code in np.unique(target[target > 0])[::-1]:
+        for label in np.setdiff1d(labels, labels[target == code]):
+            spare = np.flatnonzero((labels == label) & (target == 0))
+            counts = np.bincount(labels[target == code])
+            if len(spare) > 1 and counts.max() > 1:
+                target[np.flatnonzero((labels == counts.argmax()) & (target == code))[-1]] = 0
+                target[spare[0]] = code
+    return target
 
 
 def foreign_plan(counts: Mapping[str, int]) -> Plan:

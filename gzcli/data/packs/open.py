@@ -28,6 +28,7 @@ from gzcli.data.readers.images import walk
 from gzcli.data.sets.registry import DataSet, DataSpec, Form, OwnSet, is_fetched, locate
 from gzcli.store.files import is_locked, lock, new_dir, sweep
 from gzcli.store.paths import cache_dir
+from gzcli.store.runs import all_runs
 
 # versions of packing, for known sets and for the user's images; older packs are rebuilt
 RULE, OWN_RULE = 2, 9
@@ -153,12 +154,23 @@ def _make(data: DataSet, folder: Path, form: Form, say: Say, progress: Report) -
     say(f"packing `{name}`: {counted(sum(images.counts.values()), 'image')}")
     with new_dir(folder) as part:
         extra = {"fingerprint": made_of, "rule": RULE, "facts": facts and asdict(facts)}
+        extra["covered"] = isinstance(data, OwnSet) and not has_earlier_runs(data)
         build(images, part, form, limit=pack_limit(), progress=progress, extra=extra)
     meta = PackMeta.read(PackFolder(folder))
     if meta is None or fingerprint(data) != made_of:
         hint = "try again when its files no longer change"
         raise MissingError(f"`{data.shown}` changed while it was being packed", hint=hint)
     return Pack(folder, meta)
+
+
+def has_earlier_runs(data: OwnSet) -> bool:
+    """Whether a run was trained on a split of the set that need not cover the classes. The set keeps that
+    split: a run must not resume, or be judged, on other images."""
+    for run in all_runs(data=data.key):
+        record = run.environment.get("data") or {}
+        if not record.get("covered") and (record or run.serving.status().get("step")):
+            return True
+    return False
 
 
 def is_here(data: DataSet) -> bool:

@@ -35,7 +35,15 @@ META_TYPES: dict[str, type] = {  # types of the keys that `meta.json` must have
 
 
 NAMED = 5  # maximum number of classes that a message names
-RECORDED = ("name", "digest", "shape", "classes", "counts", "extras")  # keys of a run's data record
+RECORDED = (
+    "name",
+    "digest",
+    "shape",
+    "classes",
+    "counts",
+    "extras",
+    "covered",
+)  # keys of a run's data record
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class PackMeta:
     skipped: tuple[str, ...] = ()  # messages of images that do not decode
     extras: tuple[str, ...] = ()  # companions of each image, of EXTRAS
     notes: tuple[str, ...] = ()  # other omissions from the set, with reasons
+    covered: bool = False  # whether the splits that gz drew cover the classes
     mixed: bool = False  # whether the images have several sizes
     facts: dict[str, Any] | None = None  # `open.Facts` of the user's own set
     values: dict[str, Any] | None = None  # `readers.values.Values` of a set that is not of 8-bit images
